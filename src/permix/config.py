@@ -1,0 +1,314 @@
+"""Every configuration class: declared once, frozen, importable without torch.
+
+A stage's configuration is one class made of sections; a TOML file mirrors it (`[train] lr = 1e-5`), a flag names the same field
+(`--train.lr 1e-5`), and the resolved whole is written to the run directory. Unknown keys are refused with the nearest known one.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from permix.errors import ConfigError
+from permix.types import Sampling, Scope, Split
+
+
+class Section(BaseModel):
+    """Base of every configuration class."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    name: str = "bundled"
+    """"bundled" (SmolLM2-135M-Instruct), a model folder, a hub id, or the name an endpoint serves."""
+    backend: Literal["transformers", "openai"] = "transformers"
+    """Where completions come from: in this process, or an OpenAI-compatible HTTP endpoint."""
+    base_url: str | None = None
+    """The endpoint's address up to /v1 (backend "openai")."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the endpoint's key; the key itself is never in a file."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Weights' precision; auto is bfloat16 where the machine multiplies it natively, else float32."""
+    batch_size: int = Field(default=64, gt=0)
+    """Requests decoded together (backend "transformers")."""
+    concurrency: int = Field(default=16, gt=0)
+    """Requests in flight (backend "openai")."""
+    timeout_s: float = Field(default=120, gt=0)
+    """Seconds one HTTP request may take."""
+    retries: int = Field(default=6, ge=0)
+    """How often a request is tried again after 429, 5xx or a timeout."""
+
+    @model_validator(mode="after")
+    def _endpoint(self) -> "ModelConfig":
+        if self.backend == "openai" and not self.base_url:
+            raise ValueError('base_url is missing: backend "openai" needs one, such as http://127.0.0.1:8000/v1')
+        return self
+
+
+class TaskConfig(Section):
+    name: Literal["arithmetic", "gsm8k", "math500", "math"] = "arithmetic"
+    """Which task asks the questions."""
+    path: Path | None = None
+    """A local file or folder in the published format, instead of the hub."""
+    split: Split = "heldout"
+    """Which side of the task; training takes train, evaluation heldout."""
+    n: int = Field(default=100, gt=0)
+    """How many questions."""
+    levels: tuple[str, ...] = ()
+    """Only these levels (arithmetic: see `permix.tasks.arithmetic`; math: 1 to 5); empty means the task's default."""
+    seed: int = Field(default=0, ge=0)
+    """Which questions are drawn."""
+
+
+class PersonasConfig(Section):
+    pool: str = "builtin"
+    """"builtin", or a TOML, JSONL or CSV file of personas."""
+    split: Literal["train", "heldout", "all"] = "heldout"
+    """Which side of the pool."""
+    include: tuple[str, ...] = ()
+    """Only personas with one of these tags."""
+    exclude: tuple[str, ...] = ()
+    """No persona with one of these tags."""
+    n: int | None = Field(default=None, gt=0)
+    """How many, spread over the kinds; all when not given."""
+    seed: int = Field(default=0, ge=0)
+    """Which personas are drawn when `n` is given."""
+    template: str = "you_are"
+    """Wording of the system message: you_are, adopt, second_person, or a text with {persona} in it."""
+    bare: bool = False
+    """Without persona, send an empty system message instead of none."""
+    tag_weights: dict[str, float] = {}
+    """Multiplies the chance of personas with a tag (plans only)."""
+
+
+class PlanConfig(Section):
+    mix: float = Field(default=0.8, ge=0, le=1)
+    """Probability that a question is asked under a persona; 0 is plain RLVR."""
+    scope: Scope = "group"
+    """Whether a group shares one persona, or each of its rollouts draws its own."""
+    steps: int = Field(default=100, gt=0)
+    """Optimizer steps."""
+    questions_per_step: int = Field(default=8, gt=0)
+    """Groups in one step."""
+    group_size: int = Field(default=8, ge=2)
+    """Rollouts of one question (G)."""
+    seed: int = Field(default=0, ge=0)
+    """Seeds every row of the plan. Plans that differ only in `mix` ask the same questions in the same order."""
+
+
+class TrainConfig(Section):
+    lr: float = Field(default=1e-5, gt=0)
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the learning rate after warm-up."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    beta: float = Field(default=0.0, ge=0)
+    """Weight of the KL to the reference model under the same persona; 0 loads no reference."""
+    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"
+    """How token losses are averaged (TRL's names)."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Standard deviation the advantages are divided by."""
+    clip_low: float = Field(default=0.2, gt=0)
+    """Lower clip range of the probability ratio."""
+    clip_high: float | None = Field(default=None, gt=0)
+    """Upper clip range; the lower one when not given."""
+    iterations: int = Field(default=1, gt=0)
+    """Optimizer passes over one batch of rollouts."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature of the rollouts."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus of the rollouts' sampling."""
+    max_new_tokens: int = Field(default=256, gt=0)
+    """Longest completion."""
+    max_prompt_tokens: int = Field(default=1024, gt=0)
+    """A longer prompt is refused before training starts."""
+    micro_batch: int = Field(default=8, gt=0)
+    """Sequences in one forward and backward pass."""
+    lora_rank: int = Field(default=0, ge=0)
+    """Rank of LoRA adapters on every linear layer; 0 trains all weights."""
+    lora_alpha: int = Field(default=32, gt=0)
+    """LoRA's scale."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast of the forward pass; weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Trade a second forward pass for memory."""
+    save_every: int = Field(default=10, gt=0)
+    """Steps between checkpoints."""
+    keep_checkpoints: bool = False
+    """Keep the last checkpoint (weights and optimizer state) after the final model is written."""
+    samples_every: int = Field(default=5, gt=0)
+    """Steps between readable samples in samples.md."""
+    seed: int = Field(default=0, ge=0)
+    """Seeds everything the plan does not (LoRA's initial weights, dropout)."""
+    report_to: tuple[str, ...] = ()
+    """Trackers besides the log file (wandb, tensorboard, mlflow, trackio ...)."""
+
+
+class Stage(Section):
+    """What every verb that makes a run directory shares."""
+
+    out: Path
+    """The run directory."""
+    label: str | None = None
+    """The model's name in tables ("base", "RLVR"); the model's own name when not given."""
+    threads: int | None = Field(default=None, gt=0)
+    """CPU threads for torch; the machine's cores when not given."""
+
+
+class PlanStage(Section):
+    stage: Literal["plan"] = "plan"
+    out: Path = Path("runs/plan.parquet")
+    """The Parquet file to write."""
+    task: TaskConfig = TaskConfig(split="train", n=1000)
+    personas: PersonasConfig = PersonasConfig(split="train")
+    plan: PlanConfig = PlanConfig()
+
+
+class TrainStage(Stage):
+    stage: Literal["train"] = "train"
+    out: Path = Path("runs/train")
+    """The run directory."""
+    model: ModelConfig = ModelConfig()
+    plan_file: Path | None = None
+    """A plan to train from; when not given, one is compiled from the sections task, personas and plan."""
+    task: TaskConfig = TaskConfig(split="train", n=1000)
+    personas: PersonasConfig = PersonasConfig(split="train")
+    plan: PlanConfig = PlanConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _in_process(self) -> "TrainStage":
+        if self.model.backend != "transformers":
+            raise ValueError(f'model.backend = "{self.model.backend}": training needs "transformers"')
+        if (self.plan.questions_per_step * self.plan.group_size) % self.train.micro_batch:
+            raise ValueError(
+                f"train.micro_batch = {self.train.micro_batch}: must divide plan.questions_per_step × plan.group_size "
+                f"= {self.plan.questions_per_step * self.plan.group_size}"
+            )
+        return self
+
+
+class StabilityStage(Stage):
+    stage: Literal["stability"] = "stability"
+    out: Path = Path("runs/stability")
+    """The run directory."""
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    personas: PersonasConfig = PersonasConfig()
+    sampling: Sampling = Sampling()
+    samples: int = Field(default=1, gt=0)
+    """Completions of one persona × question."""
+    seed: int = Field(default=0, ge=0)
+    """Seeds every cell's sampling, and the resampling of the intervals."""
+    resamples: int = Field(default=2000, ge=100)
+    """Bootstrap resamples and permutations."""
+    exclude_plans: tuple[Path, ...] = ()
+    """Plans whose questions must not be asked."""
+
+
+class FidelityStage(Stage):
+    stage: Literal["fidelity"] = "fidelity"
+    out: Path = Path("runs/fidelity")
+    """The run directory."""
+    model: ModelConfig = ModelConfig()
+    personas: PersonasConfig = PersonasConfig()
+    questions: str = "builtin"
+    """"builtin", or a file of open-ended questions (TOML, JSONL, or one a line)."""
+    n_questions: int | None = Field(default=None, gt=0)
+    """How many of them; all when not given."""
+    reference: Path | None = None
+    """The base model's fidelity run, whose answers train the classifier; this run's own answers when not given."""
+    folds: int = Field(default=5, ge=2)
+    """Questions are held out in this many parts."""
+    sampling: Sampling = Sampling(temperature=0.7, max_new_tokens=48)
+    seed: int = Field(default=0, ge=0)
+    """Seeds every cell's sampling, the folds and the resampling of the intervals."""
+    resamples: int = Field(default=2000, ge=100)
+    """Bootstrap resamples."""
+
+
+class ReportStage(Section):
+    stage: Literal["report"] = "report"
+    runs: tuple[Path, ...] = ()
+    """Run directories, or folders that hold some."""
+    out: Path = Path("runs/report")
+    """Where report.md, table.json and the figures go."""
+
+
+class QuickstartStage(Section):
+    stage: Literal["quickstart"] = "quickstart"
+    out: Path = Path("runs/quickstart")
+    """Where the runs and the report go."""
+    fast: bool = False
+    """About five minutes instead of thirty: fewer steps, questions and personas."""
+    seed: int = Field(default=0, ge=0)
+    """Seeds plans, evaluations and training alike."""
+    threads: int | None = Field(default=None, gt=0)
+    """CPU threads for torch; the machine's cores when not given."""
+
+
+AnyStage = PlanStage | TrainStage | StabilityStage | FidelityStage | ReportStage | QuickstartStage
+STAGES: dict[str, type[AnyStage]] = {
+    "plan": PlanStage,
+    "train": TrainStage,
+    "stability": StabilityStage,
+    "fidelity": FidelityStage,
+    "report": ReportStage,
+    "quickstart": QuickstartStage,
+}
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def load(cls: type[T], path: Path) -> T:
+    """Read a TOML file into `cls`. Raises ConfigError naming the file, the field, the value and what would be valid."""
+    return build(cls, read_toml(path), source=str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such configuration file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+
+
+def build(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
+    """Validate a plain mapping, as read from TOML or JSON, into `cls`."""
+    refuse_unknown(cls, values, source=source)
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {explain(error)}") from error
+
+
+def refuse_unknown(cls: type[BaseModel], values: Mapping[str, Any], *, source: str, prefix: str = "") -> None:
+    """Raise ConfigError for the first key that `cls` does not have, naming the nearest one that it has."""
+    for key, value in values.items():
+        if key not in cls.model_fields:
+            near = difflib.get_close_matches(key, cls.model_fields, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(cls.model_fields)}"
+            raise ConfigError(f"{source}: unknown key {prefix}{key}; {hint}")
+        inner = cls.model_fields[key].annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, Mapping):
+            refuse_unknown(inner, value, source=source, prefix=f"{prefix}{key}.")
+
+
+def explain(error: ValidationError) -> str:
+    """A pydantic error as one line a field: its path, the value, what is wrong."""
+    lines = []
+    for one in error.errors():
+        where = ".".join(str(part) for part in one["loc"]) or "configuration"
+        shown = "" if isinstance(one["input"], (dict, BaseModel)) else f" = {one['input']!r}"
+        lines.append(f"{where}{shown}: {one['msg'].removeprefix('Value error, ')}")
+    return "; ".join(lines)

@@ -1,0 +1,25 @@
+"""The errors a person can act on. The command line prints their message alone and exits with their code."""
+
+
+class PermixError(Exception):
+    """Base: a failure with a message that names what was wrong, the value seen, and what would be valid."""
+
+    exit_code = 1
+
+
+class ConfigError(PermixError):
+    """Bad input, found before anything expensive started."""
+
+    exit_code = 2
+
+
+class DataError(PermixError):
+    """A file that cannot be used; the message names file and line."""
+
+    exit_code = 2
+
+
+class OwedCells(PermixError):
+    """The run ended with cells that have no score; run the same command again to fill them."""
+
+    exit_code = 3

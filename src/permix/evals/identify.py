@@ -1,0 +1,371 @@
+"""Identifiability: can a classifier tell which persona wrote an answer, on neutral questions that all personas share?
+
+Its contract: texts in, one record out; no language model, no files, no global random state. It measures distinctness, not
+correctness: eight personas that are all played wrongly, each in its own way, score 1. It is never a PersonaScore.
+
+Suffixes name axes: P personas, Q questions, L labellings of the training answers, S shuffles of them, R bootstrap resamples.
+
+- *Held out by question.* Questions are dealt into folds. For each fold a classifier is trained on the reference answers to the
+  questions outside the fold and names the persona of every answer to the questions in it. No question stands on both sides
+  and every answer is scored exactly once. To compare checkpoints, train on the base model's answers (`reference_P_Q`):
+  the question is then whether the character is still *that* character, and no checkpoint brings its own ruler.
+- *Persona words masked.* Every content word of any persona's text becomes one and the same token in all answers, trained on or
+  scored. The union is masked, so what is masked depends on no label and masking can only take signal away. How often an answer
+  falls on a masked word stays visible.
+- *Never alone.* The accuracy stands beside four controls under the same folds: question text only, length only, labels shuffled
+  within the question, and chance. With no answer missing, question-only is exactly 1 / P, since it must say the same of all P.
+- *Missing is not wrong.* None is no answer: left out and counted. "" is an answer: a model with nothing to say as that persona.
+
+Result and intervals do not depend on the order of personas or questions, only on their content and the seed. Intervals
+resample questions and hold the trained classifiers fixed; `permuted` resamples its shuffles too.
+
+Features and classifier were chosen by sense and never tuned on a result: words and word pairs for diction, character n-grams
+within words for spelling, dialect and punctuation (case kept: shouting is manner), an opening mark for how an answer begins,
+and a linear SVM, which is steady with more features than answers.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from permix.errors import DataError
+from permix.evals.stats import Array, estimate, permute_within_question
+from permix.types import Estimate, Record, normalise, require_unique, seed_from
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+Answers = Sequence[Sequence[str | None]]
+Grid = NDArray[np.object_]  # str or None
+Mask = NDArray[np.bool_]
+Labels = NDArray[np.int64]
+
+CLASSIFIER = "linear SVM on TF-IDF of word 1–2-grams and character 2–4-grams, persona words masked, {folds} folds by question"
+MASK = "[persona]"
+OPENING = "^"
+MIN_ANSWERS = 10  # per persona: below that a persona's recall is an anecdote
+SHUFFLES = 5
+
+WORD = re.compile(r"[^\W_]+")
+STEM = re.compile(r"(.{4,}?)(?:ies|ians?|ists?|ings?|ers?|ors?|ed|ly|es|s|y|e)?")
+FUNCTION_WORDS = """
+    a about after all also am an and any are as at be because been before being but by can could d did do does doing for from had
+    has have he her hers him his how i if in into is it its ll m may me might more most must my no nor not of on one only or our
+    out over re s shall she should so some such t than that the their them then there these they this those to under up us ve very
+    was we were what when where which while who whom whose why will with without would you your
+"""
+STOP_WORDS = frozenset(FUNCTION_WORDS.split())
+
+
+class Identifiability(Record):
+    """How often the persona behind an answer is told, beside what must be at chance if the test is sound.
+
+    `n` of each estimate is the number of answers scored. `confusion[true][said]` counts answers, in the order of `persona_ids`.
+    """
+
+    accuracy: Estimate
+    chance: float
+    question_only: Estimate
+    length_only: Estimate
+    permuted: Estimate
+    persona_ids: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    per_persona: tuple[Estimate, ...]
+    n_asked: int
+    n_answered: int
+    n_questions: int
+    classifier: str
+    reference: str
+
+
+class Features(Protocol):
+    """What turns texts into the rows a classifier reads; fitted on training texts only."""
+
+    def fit_transform(self, texts: Any) -> Any: ...
+    def transform(self, texts: Any) -> Any: ...
+
+
+class Classifier(Protocol):
+    """What is trained on rows and labels and then says a label for each row."""
+
+    def fit(self, rows: Any, labels: Any) -> Any: ...
+    def predict(self, rows: Any) -> Any: ...
+
+
+class Split(NamedTuple):
+    """Which cells (P, Q) are trained on, which are scored, and the fold of each question (Q)."""
+
+    trained: Mask
+    scored: Mask
+    fold: Labels
+
+
+def identifiability(
+    answers_P_Q: Answers,
+    persona_texts: Sequence[str],
+    *,
+    persona_ids: Sequence[str],
+    question_texts: Sequence[str],
+    reference_P_Q: Answers | None = None,
+    reference_name: str = "own answers",
+    folds: int = 5,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Identifiability:
+    """Score `answers_P_Q` (None = no answer) with classifiers trained on `reference_P_Q`, or on the answers themselves when None.
+
+    Raises DataError for anything that would make the number meaningless: fewer than two personas, repeated ids or questions,
+    fewer questions than folds, fewer than MIN_ANSWERS answers of a persona on either side, a persona absent from a training fold,
+    or a grid of another shape.
+    """
+    _check_names(persona_ids, persona_texts, question_texts, folds)
+    P, Q = len(persona_ids), len(question_texts)
+    personas = sorted(range(P), key=lambda p: persona_ids[p])
+    questions = sorted(range(Q), key=lambda q: seed_from(seed, normalise(question_texts[q])))
+
+    answer_P_Q = _grid(answers_P_Q, "answers", (P, Q))[np.ix_(personas, questions)]
+    taught_P_Q = answer_P_Q if reference_P_Q is None else _grid(reference_P_Q, "reference", (P, Q))[np.ix_(personas, questions)]
+    split = Split(_present(taught_P_Q), _present(answer_P_Q), np.arange(Q) % folds)
+    _check_answers(split, [persona_ids[p] for p in personas])
+
+    rng = np.random.default_rng(seed_from(seed, "identify"))
+    true_P_Q = np.repeat(np.arange(P)[:, None], Q, axis=1)
+    shuffled_S_P_Q = [_shuffled(true_P_Q, split.trained, rng) for _ in range(SHUFFLES)]
+    mask = partial(mask_persona_words, persona_texts=persona_texts)
+    masked_P_Q, masked_taught_P_Q = _each(mask, answer_P_Q), _each(mask, taught_P_Q)
+    asked_P_Q = _each(mask, np.array([[question_texts[q] for q in questions]] * P, dtype=object))
+
+    said_L_P_Q = cross_said(masked_taught_P_Q, masked_P_Q, [true_P_Q, *shuffled_S_P_Q], split, text_features, linear_classifier)
+    asked_said_P_Q = cross_said(asked_P_Q, asked_P_Q, [true_P_Q], split, text_features, linear_classifier)[0]
+    length_said_P_Q = cross_said(taught_P_Q, answer_P_Q, [true_P_Q], split, length_features, length_classifier)[0]
+
+    right_L_P_Q = [_right(said_P_Q, true_P_Q) for said_P_Q in said_L_P_Q]
+    counts_R_Q = rng.multinomial(Q, np.full(Q, 1 / Q), size=resamples).astype(float)
+    accuracy = partial(_accuracy, counts_R_Q=counts_R_Q, rng=rng)
+    recall_P = [accuracy([right_Q[None]]) for right_Q in right_L_P_Q[0]]
+    caller = np.argsort(personas)
+    return Identifiability(
+        accuracy=accuracy(right_L_P_Q[:1]),
+        chance=1 / P,
+        question_only=accuracy([_right(asked_said_P_Q, true_P_Q)]),
+        length_only=accuracy([_right(length_said_P_Q, true_P_Q)]),
+        permuted=accuracy(right_L_P_Q[1:]),
+        persona_ids=tuple(persona_ids),
+        confusion=_rows(_confusion(said_L_P_Q[0])[np.ix_(caller, caller)]),
+        per_persona=tuple(recall_P[p] for p in caller),
+        n_asked=P * Q,
+        n_answered=int(split.scored.sum()),
+        n_questions=Q,
+        classifier=CLASSIFIER.format(folds=folds),
+        reference=reference_name,
+    )
+
+
+def mask_persona_words(text: str, persona_texts: Sequence[str]) -> str:
+    """`text` with every content word of any persona's text replaced by MASK; everything else as it stands (after NFKC).
+
+    Words are compared case-folded. A persona word of four letters or more masks every word that begins with its stem: the word
+    less one common ending, never under four letters. "sailor" (sail-) masks sailors, sailing and sail; "nurse" masks nursing.
+    Shorter words mask only themselves. Stop words stay. Prefixes mask too much rather than too little ("care" masks "career"),
+    which errs towards chance. Made for languages that put spaces between words.
+    """
+    words, stems = _persona_words(tuple(persona_texts))
+
+    def replace(match: re.Match[str]) -> str:
+        word = match[0].casefold()
+        return MASK if word in words or word.startswith(stems) else match[0]
+
+    return WORD.sub(replace, unicodedata.normalize("NFKC", text))
+
+
+@lru_cache(maxsize=32)
+def _persona_words(persona_texts: tuple[str, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
+    """(words masked as they stand, stems that mask whatever begins with them) of all personas together."""
+    words = set(WORD.findall(unicodedata.normalize("NFKC", " ".join(persona_texts)).casefold())) - STOP_WORDS
+    stems = {match[1] for word in words if (match := STEM.fullmatch(word))}
+    return frozenset(words), tuple(sorted(stems))
+
+
+def fit(answers: Sequence[str], labels: Sequence[str], persona_texts: Sequence[str] = ()) -> "Pipeline":
+    """The same classifier trained once on raw answers, to keep: masks by itself, `predict(answers)` says labels.
+
+    `decision_function(answers)` gives margins, one column a label in the order of `classes_` (one column in all for two labels).
+    It pickles. The caller holds questions apart.
+    """
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    mask = FunctionTransformer(_mask_all, kw_args={"persona_texts": tuple(persona_texts)})
+    return make_pipeline(mask, text_features(), linear_classifier()).fit(list(answers), list(labels))
+
+
+def _mask_all(texts: Sequence[str], persona_texts: Sequence[str]) -> list[str]:
+    return [mask_persona_words(text, persona_texts) for text in texts]
+
+
+def text_features() -> Features:
+    """TF-IDF of words and marks (1–2-grams, case-folded) beside characters within words (2–4-grams, case kept), unfitted."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import FeatureUnion
+
+    word = TfidfVectorizer(preprocessor=_opened_folded, token_pattern=r"\w+|[^\w\s]", ngram_range=(1, 2), sublinear_tf=True)
+    character = TfidfVectorizer(preprocessor=_opened, analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
+    union: Features = FeatureUnion([("word", word), ("character", character)])
+    return union
+
+
+def _opened(text: str) -> str:
+    """The text behind an opening mark: how it begins becomes a feature, and an empty answer is not an empty vocabulary."""
+    return f"{OPENING} {text}"
+
+
+def _opened_folded(text: str) -> str:
+    return _opened(text).casefold()
+
+
+def linear_classifier() -> Classifier:
+    """One linear SVM per persona against the rest. Its solver visits the rows in a random order, the same each time."""
+    from sklearn.svm import LinearSVC
+
+    classifier: Classifier = LinearSVC(dual=True, random_state=0)
+    return classifier
+
+
+def length_features() -> Features:
+    """(log characters, log words), standardised."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+    features: Features = make_pipeline(FunctionTransformer(_lengths), StandardScaler())
+    return features
+
+
+def _lengths(texts: Sequence[str]) -> Array:
+    return np.log1p([[len(text), len(text.split())] for text in texts])
+
+
+def length_classifier() -> Classifier:
+    """An SVM with a Gaussian kernel: on two numbers a linear one could not tell a middling length from the rest."""
+    from sklearn.svm import SVC
+
+    classifier: Classifier = SVC(kernel="rbf")
+    return classifier
+
+
+def cross_said(
+    taught_P_Q: Grid,
+    text_P_Q: Grid,
+    labels_L_P_Q: Sequence[Labels],
+    split: Split,
+    features: Callable[[], Features],
+    classifier: Callable[[], Classifier],
+) -> list[Labels]:
+    """said_L_P_Q: the label each scored text is given, −1 where none is scored, after training on each of the L labellings.
+
+    The texts in a fold are read by features and classifiers that were fitted on the taught texts outside it.
+    """
+    said_L_P_Q = [np.full(text_P_Q.shape, -1) for _ in labels_L_P_Q]
+    for fold in np.unique(split.fold):
+        train_P_Q = split.trained & (split.fold != fold)
+        held_P_Q = split.scored & (split.fold == fold)
+        if not held_P_Q.any():
+            continue
+        reader = features()
+        train_rows = reader.fit_transform(taught_P_Q[train_P_Q])
+        held_rows = reader.transform(text_P_Q[held_P_Q])
+        for labels_P_Q, said_P_Q in zip(labels_L_P_Q, said_L_P_Q, strict=True):
+            learner = classifier()
+            learner.fit(train_rows, labels_P_Q[train_P_Q])
+            said_P_Q[held_P_Q] = learner.predict(held_rows)
+    return said_L_P_Q
+
+
+def _shuffled(true_P_Q: Labels, trained_P_Q: Mask, rng: np.random.Generator) -> Labels:
+    """The labels dealt anew among the trained answers of each question; elsewhere −1, never read."""
+    dealt_P_Q = permute_within_question(np.where(trained_P_Q, true_P_Q, np.nan), rng)
+    return np.where(trained_P_Q, dealt_P_Q, -1).astype(np.int64)
+
+
+def _right(said_P_Q: Labels, true_P_Q: Labels) -> Array:
+    """right_P_Q: 1 or 0, NaN where nothing was scored."""
+    return np.where(said_P_Q < 0, np.nan, (said_P_Q == true_P_Q).astype(float))
+
+
+def _accuracy(right_S_P_Q: Sequence[Array], counts_R_Q: Array, rng: np.random.Generator) -> Estimate:
+    """Share of the scored answers that were told right, averaged over S trainings; resampled over questions and trainings.
+
+    Σ_q c_q right_q / Σ_q c_q answers_q for a question drawn c_q times: all answers to a question travel together.
+    """
+    S, R = len(right_S_P_Q), len(counts_R_Q)
+    told_Q = np.nansum(right_S_P_Q, axis=(0, 1)) / S
+    told_Q_S = np.nansum(right_S_P_Q, axis=1).T
+    answers_Q = (~np.isnan(right_S_P_Q[0])).sum(axis=0)
+    trainings_R_S = rng.multinomial(S, np.full(S, 1 / S), size=R) / S
+    answers_R = counts_R_Q @ answers_Q
+    told_R = (trainings_R_S * (counts_R_Q @ told_Q_S)).sum(axis=1)
+    replicate_R = told_R / np.where(answers_R > 0, answers_R, np.nan)
+    return estimate(float(told_Q.sum() / answers_Q.sum()), replicate_R, int(answers_Q.sum()))
+
+
+def _confusion(said_P_Q: Labels) -> Labels:
+    """counts[true][said] over the scored answers."""
+    P = len(said_P_Q)
+    return np.stack([np.bincount(said_Q[said_Q >= 0], minlength=P) for said_Q in said_P_Q])
+
+
+def _rows(counts: Labels) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(map(int, row)) for row in counts)
+
+
+def _each(mask: Callable[[str], str], text_P_Q: Grid) -> Grid:
+    return np.array([[None if text is None else mask(text) for text in text_Q] for text_Q in text_P_Q], dtype=object)
+
+
+def _present(text_P_Q: Grid) -> Mask:
+    return np.array([[text is not None for text in text_Q] for text_Q in text_P_Q])
+
+
+def _grid(text_P_Q: Answers, what: str, shape: tuple[int, int]) -> Grid:
+    """The texts as an array; DataError unless every persona has one entry (a string or None) for every question."""
+    lengths = [len(text_Q) for text_Q in text_P_Q]
+    if len(lengths) != shape[0] or set(lengths) != {shape[1]}:
+        raise DataError(f"{what}: rows of {lengths} entries; expected {shape[0]} personas × {shape[1]} questions")
+    for p, text_Q in enumerate(text_P_Q):
+        for q, text in enumerate(text_Q):
+            if not isinstance(text, str | None):
+                raise DataError(f"{what}: entry [{p}][{q}] is {type(text).__name__}; expected a string, or None for no answer")
+    return np.array([list(text_Q) for text_Q in text_P_Q], dtype=object)
+
+
+def _check_names(persona_ids: Sequence[str], persona_texts: Sequence[str], question_texts: Sequence[str], folds: int) -> None:
+    if len(persona_ids) < 2:
+        raise DataError(f"identifiability needs at least 2 personas to tell apart, got {len(persona_ids)}")
+    if len(persona_texts) != len(persona_ids):
+        raise DataError(f"{len(persona_texts)} persona texts for {len(persona_ids)} persona ids; expected one each")
+    if not 2 <= folds <= len(question_texts):
+        raise DataError(
+            f"{len(question_texts)} questions in {folds} folds; expected at least 2 folds and as many questions as folds"
+        )
+    try:
+        require_unique(persona_ids, "persona")
+        require_unique([normalise(text) for text in question_texts], "question")  # a repeated one could stand in two folds
+    except ValueError as err:
+        raise DataError(str(err)) from err
+
+
+def _check_answers(split: Split, persona_ids: Sequence[str]) -> None:
+    for what, present_P_Q in (("answers", split.scored), ("reference answers", split.trained)):
+        for persona_id, present_Q in zip(persona_ids, present_P_Q, strict=True):
+            if present_Q.sum() < MIN_ANSWERS:
+                raise DataError(f"persona {persona_id!r}: {present_Q.sum()} {what} of {len(present_Q)}; needs {MIN_ANSWERS}")
+    for persona_id, trained_Q in zip(persona_ids, split.trained, strict=True):
+        for fold in np.unique(split.fold):
+            if not trained_Q[split.fold != fold].any():
+                raise DataError(
+                    f"persona {persona_id!r} has no reference answer outside fold {fold}; answer more or use other folds"
+                )

@@ -1,0 +1,226 @@
+"""What one model's accuracy does under personas, as one frozen record of estimates.
+
+Its contract: `summarize` takes scores by persona, question and sample (and the same questions asked without a persona) and
+answers with numbers, 95 % intervals over questions, and counts. It does no arithmetic of its own: each formula stands in
+`permix.evals.stats`, each reading in docs/measures.md. A missing score stays missing: NaN cells are left out and counted, and a
+number that cannot be computed is None. The same input and seed give the same record.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from permix.evals import stats
+from permix.evals.stats import Array, Bootstrapped
+from permix.types import Estimate, Record, require_unique
+
+SPLITS = 100  # random half splits behind pss_crossfit, the same ones in every resample
+BLOCK_FLOATS = 2_000_000  # floats in the largest array of one bootstrap block: 16 MB
+
+
+class PersonaSummary(Record):
+    """One persona. `difference` and its test use the questions scored both with and without the persona."""
+
+    id: str
+    accuracy: Estimate
+    difference: Estimate
+    mcnemar_p: float | None
+    holm_p: float | None
+    n: int
+
+
+class StabilitySummary(Record):
+    """Every measure of docs/measures.md. `Estimate.n` counts questions; n_scored and n_asked count persona cells.
+
+    `lottery[k-1]` is the expected best accuracy of k personas. `pss_null` carries the 2.5 and 97.5 percentiles of its permutation
+    distribution instead of an interval; `permutation_p` has none.
+    """
+
+    pss: Estimate
+    pss_null: Estimate
+    pss_crossfit: Estimate
+    worst: Estimate
+    best: Estimate
+    mean: Estimate
+    baseline: Estimate
+    shift: Estimate
+    worst_minus_baseline: Estimate
+    spread: Estimate
+    persona_sd: Estimate
+    case_worst: Estimate
+    permutation_p: Estimate
+    lottery: tuple[Estimate, ...]
+    personas: tuple[PersonaSummary, ...]
+    n_scored: int
+    n_asked: int
+    n_questions: int
+    n_personas: int
+
+
+def summarize(
+    correct_P_Q_S: ArrayLike,
+    baseline_Q_S: ArrayLike | None = None,
+    *,
+    persona_ids: Sequence[str] | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> StabilitySummary:
+    """Measure how accuracy depends on the persona.
+
+    `correct_P_Q_S` holds the score in [0, 1] of persona × question × sample, NaN where there is none; `baseline_Q_S` the same
+    questions without a persona (its S may differ). Without `persona_ids` personas are called "0", "1", ... `resamples` is the
+    number of bootstrap draws, of permutations and of sign flips.
+
+    ValueError: an empty or misshapen array, a score outside [0, 1], ids that do not fit or repeat.
+    """
+    correct = _checked(correct_P_Q_S, 3, "correct_P_Q_S")
+    P, Q, S = correct.shape
+    baseline = np.full((Q, 1), np.nan) if baseline_Q_S is None else _checked(baseline_Q_S, 2, "baseline_Q_S")
+    if len(baseline) != Q:
+        raise ValueError(f"baseline_Q_S has {len(baseline)} questions and correct_P_Q_S has {Q}; they must be the same questions")
+    ids = _checked_ids(persona_ids, P)
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; it must be at least 1")
+
+    mean_P_Q, baseline_Q = stats.sample_mean(correct), stats.sample_mean(baseline)
+    draws, labels, signs = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3))
+    measured = _bootstrapped(mean_P_Q, baseline_Q, draws, resamples)
+    permuted = _permuted(_scored_personas(mean_P_Q), labels, resamples)
+    scored_Q = ~np.isnan(mean_P_Q).all(axis=0)
+    n, n_baseline, n_both = (int(one.sum()) for one in (scored_Q, ~np.isnan(baseline_Q), scored_Q & ~np.isnan(baseline_Q)))
+    return StabilitySummary(
+        pss=_estimate(measured["pss"], n),
+        pss_null=permuted.pss_null,
+        pss_crossfit=_estimate(measured["pss_crossfit"], n),
+        worst=_estimate(measured["worst"], n),
+        best=_estimate(measured["best"], n),
+        mean=_estimate(measured["mean"], n),
+        baseline=_estimate(measured["baseline"], n_baseline),
+        shift=_estimate(measured["shift"], n_both),
+        worst_minus_baseline=_estimate(measured["worst_minus_baseline"], n_both),
+        spread=_estimate(measured["spread"], n),
+        persona_sd=_estimate(measured["persona_sd"], n),
+        case_worst=_estimate(measured["case_worst"], n),
+        permutation_p=permuted.p,
+        lottery=tuple(_estimates(measured["lottery"], [n] * measured["lottery"].value.size)) if n else (),
+        personas=_personas(ids, mean_P_Q, mean_P_Q - baseline_Q, measured, signs, resamples),
+        n_scored=int((~np.isnan(correct)).sum()),
+        n_asked=P * Q * S,
+        n_questions=Q,
+        n_personas=P,
+    )
+
+
+def _bootstrapped(mean_P_Q: Array, baseline_Q: Array, rng: np.random.Generator, resamples: int) -> dict[str, Bootstrapped]:
+    """Every measure, all on the same draws of questions."""
+    P, Q = mean_P_Q.shape
+    compared_P_Q = _scored_personas(mean_P_Q)
+    halves_K_Q = stats.half_splits(Q, SPLITS, rng)
+
+    def measures(counts_R_Q: Array) -> dict[str, Array]:
+        accuracy_R_P = stats.question_mean(compared_P_Q, counts_R_Q)
+        baseline_R = stats.question_mean(baseline_Q[None], counts_R_Q)[:, 0]
+        worst_R, best_R, mean_R = accuracy_R_P.min(axis=1), accuracy_R_P.max(axis=1), accuracy_R_P.mean(axis=1)
+        return {
+            "pss": stats.pss(accuracy_R_P),
+            "pss_crossfit": stats.pss_crossfit(compared_P_Q, halves_K_Q, counts_R_Q),
+            "worst": worst_R,
+            "best": best_R,
+            "mean": mean_R,
+            "baseline": baseline_R,
+            "shift": mean_R - baseline_R,
+            "worst_minus_baseline": worst_R - baseline_R,
+            "spread": best_R - worst_R,
+            "persona_sd": stats.persona_sd(compared_P_Q, counts_R_Q),
+            "case_worst": stats.case_worst(compared_P_Q, counts_R_Q),
+            "lottery": stats.expected_best_of_k(accuracy_R_P),
+            "accuracy": stats.question_mean(mean_P_Q, counts_R_Q),
+            "difference": stats.question_mean(mean_P_Q - baseline_Q, counts_R_Q),
+        }
+
+    return stats.bootstrap(measures, Q, rng, resamples, block=max(1, BLOCK_FLOATS // (SPLITS * max(P, Q))))
+
+
+class _Permuted(NamedTuple):
+    pss_null: Estimate
+    p: Estimate
+
+
+def _permuted(mean_P_Q: Array, rng: np.random.Generator, permutations: int) -> _Permuted:
+    """PSS if personas did nothing, and the test that they do; its statistic is the variance of A_p. p is None for one persona."""
+    n = int((~np.isnan(mean_P_Q).all(axis=0)).sum())
+    if not n:
+        return _Permuted(Estimate(value=None, n=0), Estimate(value=None, n=0))
+    null_R_P = stats.null_accuracies(mean_P_Q, rng, permutations)
+    pss_R = stats.pss(null_R_P)
+    low, high = np.quantile(pss_R, (0.025, 0.975))
+    variance = stats.question_mean(mean_P_Q, np.ones((1, mean_P_Q.shape[1]))).var()
+    p = stats.permutation_p(float(variance), null_R_P.var(axis=1)) if len(mean_P_Q) > 1 else None
+    null = Estimate(value=float(pss_R.mean()), low=float(low), high=float(high), n=n)
+    return _Permuted(null, Estimate(value=p, n=n))
+
+
+def _personas(
+    ids: Sequence[str],
+    mean_P_Q: Array,
+    difference_P_Q: Array,
+    measured: dict[str, Bootstrapped],
+    rng: np.random.Generator,
+    flips: int,
+) -> tuple[PersonaSummary, ...]:
+    """The per-persona table, in the order given."""
+    p_P = np.array([stats.paired_p(difference_Q, rng, flips) for difference_Q in difference_P_Q])
+    n_P, paired_P = (~np.isnan(mean_P_Q)).sum(axis=1).tolist(), (~np.isnan(difference_P_Q)).sum(axis=1).tolist()
+    columns = zip(
+        ids,
+        _estimates(measured["accuracy"], n_P),
+        _estimates(measured["difference"], paired_P),
+        p_P.tolist(),
+        stats.holm(p_P).tolist(),
+        n_P,
+        strict=True,
+    )
+    return tuple(
+        PersonaSummary(id=id, accuracy=accuracy, difference=difference, mcnemar_p=_known(p), holm_p=_known(holm_p), n=n)
+        for id, accuracy, difference, p, holm_p, n in columns
+    )
+
+
+def _scored_personas(mean_P_Q: Array) -> Array:
+    """The rows that can be compared: personas with at least one score; all rows when there is no score at all."""
+    scored_P = ~np.isnan(mean_P_Q).all(axis=1)
+    return mean_P_Q[scored_P] if scored_P.any() else mean_P_Q
+
+
+def _estimate(measure: Bootstrapped, n: int) -> Estimate:
+    return stats.estimate(float(measure.value), measure.replicates, n)
+
+
+def _estimates(measure: Bootstrapped, n_N: Sequence[int]) -> list[Estimate]:
+    return [stats.estimate(v, replicate_R, n) for v, replicate_R, n in zip(measure.value, measure.replicates.T, n_N, strict=True)]
+
+
+def _known(p: float) -> float | None:
+    return None if np.isnan(p) else p
+
+
+def _checked(scores: ArrayLike, ndim: int, name: str) -> Array:
+    """The scores as floats; ValueError naming the shape or the first bad value."""
+    array = np.asarray(scores, dtype=float)
+    if array.ndim != ndim or not array.size:
+        raise ValueError(f"{name} has shape {array.shape}; it needs {ndim} axes, none of them empty")
+    bad = np.argwhere(~np.isnan(array) & ~((array >= 0) & (array <= 1)))
+    if len(bad):
+        where = tuple(int(i) for i in bad[0])
+        raise ValueError(f"{name}{list(where)} is {array[where]}; a score is in [0, 1], or NaN where there is none")
+    return array
+
+
+def _checked_ids(persona_ids: Sequence[str] | None, personas: int) -> Sequence[str]:
+    ids = [str(p) for p in range(personas)] if persona_ids is None else persona_ids
+    if len(ids) != personas:
+        raise ValueError(f"persona_ids has {len(ids)} ids and correct_P_Q_S has {personas} personas")
+    require_unique(ids, "persona")
+    return ids

@@ -1,0 +1,240 @@
+"""The arithmetic of persona stability: measures, exact tests and the bootstrap, on plain arrays.
+
+Its contract: pure functions; no files, no records but `Estimate`, no global random state. A NaN cell is a cell without a score
+and is left out, never read as zero; a NaN result means "cannot be computed". Suffixes name axes: P personas, Q questions,
+S samples, R resamples, K random half splits, N anything. A measure of `accuracy_P` works on the last axis, so it also takes
+`accuracy_R_P`. A measure of `counts_R_Q` weighs every question of replicate r by how often it was drawn; a row of ones is the
+data itself, so a value and its replicates come from the same code.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+from scipy.stats import binomtest
+
+from permix.types import Estimate
+
+Array = NDArray[np.float64]
+
+TIE = 1e-9  # accuracies closer than this are equal: the order of a floating-point sum must not break a tie
+Z_95 = 1.959963984540054
+Z_BIAS_MAX = 0.5  # the most the interval is moved for bias, in standard normal units; docs/measures.md has the simulation
+
+
+def sample_mean(correct_P_Q_S: Array) -> Array:
+    """Mean over the scored samples of each cell; NaN where none is scored. Takes any leading axes."""
+    scored = ~np.isnan(correct_P_Q_S)
+    return _ratio(np.where(scored, correct_P_Q_S, 0.0).sum(axis=-1), scored.sum(axis=-1).astype(float))
+
+
+def question_mean(mean_P_Q: Array, counts_R_Q: Array) -> Array:
+    """accuracy_R_P: A_p = Σ_q c_q x_pq / Σ_q c_q over the questions where persona p has a score; NaN where it has none."""
+    value_Q_P, scored_Q_P = _split(mean_P_Q)
+    return _ratio(counts_R_Q @ value_Q_P, counts_R_Q @ scored_Q_P)
+
+
+def pss(accuracy_P: Array) -> Array:
+    """Persona stability score: min_p A_p / max_p A_p, 0/0 := 0. Our definition; the plug-in is biased down by noise."""
+    best = accuracy_P.max(axis=-1)
+    return np.where(best == 0, 0.0, _ratio(accuracy_P.min(axis=-1), best))
+
+
+def expected_best_of_k(accuracy_P: Array) -> Array:
+    """The persona lottery: E[max A over k of the P personas, drawn without replacement], for k = 1..P on the last axis.
+
+    Σ_i A_(i) C(i-1, k-1) / C(P, k) over the sorted accuracies: the i-th smallest is the best of k in C(i-1, k-1) draws. Exact.
+    """
+    P = accuracy_P.shape[-1]
+    k_K = np.arange(1, P + 1)
+    weight_K_P = np.zeros((P, P))
+    weight_K_P[:, P - 1] = k_K / P
+    for i in range(P, 1, -1):  # C(i-2, k-1) = C(i-1, k-1) (i-k) / (i-1)
+        weight_K_P[:, i - 2] = weight_K_P[:, i - 1] * np.maximum(i - k_K, 0) / (i - 1)
+    return np.asarray(np.sort(accuracy_P, axis=-1) @ weight_K_P.T)
+
+
+def case_worst(mean_P_Q: Array, counts_R_Q: Array) -> Array:
+    """mean_q min_p x_pq: the accuracy if every question met its own worst persona (over the personas scored on it)."""
+    min_Q = np.where(np.isnan(mean_P_Q), np.inf, mean_P_Q).min(axis=0)
+    return question_mean(np.where(np.isinf(min_Q), np.nan, min_Q)[None], counts_R_Q)[:, 0]
+
+
+def persona_sd(mean_P_Q: Array, counts_R_Q: Array) -> Array:
+    """Standard deviation of the personas' true accuracies: what is left of their spread when the noise is taken off.
+
+    The two-way persona × question variance component, questions random: sd² = max(0, (MS_persona − MS_residual) / Q)
+    = max(0, var_p(A_p) − MS_residual / Q), with var_p dividing by P−1, MS_persona = Q var_p(A_p) and
+    MS_residual = Σ (x_pq − x_p. − x_.q + x..)² / ((P−1)(Q−1)). With one sample a cell, interaction and error are one.
+    Missing cells: the same by least squares (Henderson's method 3), so a persona is not praised for easy questions. With m the
+    0/1 mask, d = x − x_.q and L = diag(Σ_q m_pq) − Σ_q m_q m_qᵀ / m_.q, the effects are a = L⁺ Σ_q d_q, the residual has
+    N − Q − P + 1 degrees of freedom, and sd² = (|a|² − MS_residual tr L⁺) / (P−1). Memory R × P × Q.
+    NaN for one persona, without residual degrees of freedom, or if a persona shares no question with another.
+    """
+    P = len(mean_P_Q)
+    scored_P_Q = ~np.isnan(mean_P_Q) & ((~np.isnan(mean_P_Q)).sum(axis=0) > 1)
+    personas_Q = scored_P_Q.sum(axis=0).astype(float)
+    centred_P_Q = np.where(scored_P_Q, mean_P_Q - sample_mean(mean_P_Q.T), 0.0)
+    seen_R_P = counts_R_Q @ scored_P_Q.T
+    share_R_P_Q = scored_P_Q * (counts_R_Q / np.maximum(personas_Q, 1))[:, None, :]
+    inverse_R_P_P = np.linalg.pinv(np.eye(P) * seen_R_P[:, None, :] - share_R_P_Q @ scored_P_Q.T, rcond=TIE, hermitian=True)
+    total_R_P = counts_R_Q @ centred_P_Q.T
+    effect_R_P = (inverse_R_P_P @ total_R_P[:, :, None])[:, :, 0]
+    freedom_R = seen_R_P.sum(axis=1) - counts_R_Q @ (personas_Q > 1) - P + 1
+    residual_R = _ratio(counts_R_Q @ (centred_P_Q**2).sum(axis=0) - (effect_R_P * total_R_P).sum(axis=1), freedom_R)
+    excess_R = (effect_R_P**2).sum(axis=1) - residual_R * np.trace(inverse_R_P_P, axis1=1, axis2=2)
+    variance_R = np.where((seen_R_P > 0).all(axis=1), _ratio(excess_R, np.float64(P - 1)), np.nan)
+    return np.asarray(np.sqrt(np.maximum(variance_R, 0.0)))
+
+
+def half_splits(questions: int, splits: int, rng: np.random.Generator) -> Array:
+    """halves_K_Q: 1 where a question is in the first half of split k. An odd question falls to the second half."""
+    half_Q = (np.arange(questions) < questions // 2).astype(float)
+    return rng.permuted(np.tile(half_Q, (splits, 1)), axis=1)
+
+
+def pss_crossfit(mean_P_Q: Array, halves_K_Q: Array, counts_R_Q: Array) -> Array:
+    """PSS without the winner's curse: choose worst and best persona on one half of the questions, score them on the other.
+
+    Mean other-half accuracy of the worst / mean other-half accuracy of the best, each over splits and both directions; tied
+    personas are averaged; 0/0 := 0. Ours. Not clipped: noise can take it above 1. Copies of a question stay in one half.
+    NaN where no split scores both choices (one question) or where only the best one's mean is 0.
+    """
+    (R, Q), K = counts_R_Q.shape, len(halves_K_Q)
+    value_Q_P, scored_Q_P = _split(mean_P_Q)
+    first_RK_Q = (counts_R_Q[:, None, :] * halves_K_Q).reshape(R * K, Q)
+    right_RK_P, seen_RK_P = first_RK_Q @ value_Q_P, first_RK_Q @ scored_Q_P
+    other_right_RK_P = np.repeat(counts_R_Q @ value_Q_P, K, axis=0) - right_RK_P
+    other_seen_RK_P = np.repeat(counts_R_Q @ scored_Q_P, K, axis=0) - seen_RK_P
+    half_RK_P, other_RK_P = _ratio(right_RK_P, seen_RK_P), _ratio(other_right_RK_P, other_seen_RK_P)
+    pairs_RK_2 = [_worst_and_best(half_RK_P, other_RK_P), _worst_and_best(other_RK_P, half_RK_P)]
+    worst_R, best_R = sample_mean(np.concatenate([pair.reshape(2, R, K) for pair in pairs_RK_2], axis=2))
+    return np.where((best_R == 0) & (worst_R <= TIE), 0.0, _ratio(worst_R, best_R))
+
+
+def _worst_and_best(choose_N_P: Array, score_N_P: Array) -> Array:
+    """score_2_N: the score of the lowest and of the highest persona by `choose`; both NaN unless both have one."""
+    absent_N_P = np.isnan(choose_N_P)
+    low_N_P, high_N_P = np.where(absent_N_P, np.inf, choose_N_P), np.where(absent_N_P, -np.inf, choose_N_P)
+    chosen = (
+        low_N_P <= low_N_P.min(axis=1, keepdims=True) + TIE,
+        high_N_P >= high_N_P.max(axis=1, keepdims=True) - TIE,
+    )
+    scored_N_P = ~(absent_N_P | np.isnan(score_N_P))
+    filled_N_P = np.where(scored_N_P, score_N_P, 0.0)
+    pair_2_N = np.stack([_ratio((filled_N_P * one).sum(axis=1), (scored_N_P & one).sum(axis=1).astype(float)) for one in chosen])
+    return np.where(np.isnan(pair_2_N).any(axis=0), np.nan, pair_2_N)
+
+
+def permute_within_question(mean_P_Q: Array, rng: np.random.Generator) -> Array:
+    """The same scores with the persona labels shuffled inside every question; unscored cells stay where they are."""
+    shuffled_Q_P = rng.permuted(mean_P_Q.T, axis=1)
+    permuted_Q_P = np.full_like(shuffled_Q_P, np.nan)
+    permuted_Q_P[~np.isnan(mean_P_Q.T)] = shuffled_Q_P[~np.isnan(shuffled_Q_P)]
+    return permuted_Q_P.T
+
+
+def null_accuracies(mean_P_Q: Array, rng: np.random.Generator, permutations: int) -> Array:
+    """accuracy_R_P under "personas do nothing": A_p after each of R within-question permutations of the labels."""
+    counts_1_Q = np.ones((1, mean_P_Q.shape[1]))
+    rows = [question_mean(permute_within_question(mean_P_Q, rng), counts_1_Q) for _ in range(permutations)]
+    return np.concatenate(rows)
+
+
+def permutation_p(statistic: float, null_R: Array) -> float:
+    """(1 + #{null ≥ statistic}) / (1 + R): valid at any R, never 0."""
+    return float((1 + (null_R >= statistic * (1 - TIE)).sum()) / (1 + len(null_R)))
+
+
+def mcnemar_exact(wins: int, losses: int) -> float:
+    """Exact two-sided McNemar test: the binomial(wins + losses, ½) test on the discordant pairs; 1 where there are none."""
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+
+
+def paired_p(difference_Q: Array, rng: np.random.Generator, flips: int) -> float:
+    """Two-sided sign-flip test of mean difference 0, questions as units; NaN where no question is paired.
+
+    Where every difference is −1, 0 or 1 (one sample a cell) this is McNemar's test and is computed exactly. Otherwise the signs
+    are flipped at random `flips` times: p = (1 + #{|Σ ±d| ≥ |Σ d|}) / (1 + flips).
+    """
+    paired_Q = difference_Q[~np.isnan(difference_Q)]
+    if not len(paired_Q):
+        return float("nan")
+    if np.isin(paired_Q, (-1.0, 0.0, 1.0)).all():
+        return mcnemar_exact(int((paired_Q > 0).sum()), int((paired_Q < 0).sum()))
+    sign_R_Q = rng.integers(0, 2, size=(flips, len(paired_Q))) * 2.0 - 1.0
+    return permutation_p(abs(paired_Q.sum()), np.abs(sign_R_Q @ paired_Q))
+
+
+def holm(p_N: Array) -> Array:
+    """Holm's step-down correction: max over the smaller p of (N − rank) p, at most 1. NaN entries are not tests and stay NaN."""
+    tested = np.flatnonzero(~np.isnan(p_N))
+    ordered = tested[np.argsort(p_N[tested], kind="stable")]
+    adjusted_N = np.full_like(p_N, np.nan)
+    adjusted_N[ordered] = np.minimum(np.maximum.accumulate(p_N[ordered] * np.arange(len(ordered), 0, -1)), 1.0)
+    return adjusted_N
+
+
+class Bootstrapped(NamedTuple):
+    """A measure of the data itself, and of every resample of its questions (axes: R, then the measure's own)."""
+
+    value: Array
+    replicates: Array
+
+
+def bootstrap(
+    measures: Callable[[Array], dict[str, Array]], questions: int, rng: np.random.Generator, resamples: int, block: int
+) -> dict[str, Bootstrapped]:
+    """Every array of `measures(counts_R_Q)` on the data itself and on R draws of Q questions, `block` draws at a time.
+
+    All measures see the same draws. All cells of a question travel together, since they are not independent.
+    """
+    counts_R_Q = rng.multinomial(questions, np.full(questions, 1 / questions), size=resamples).astype(float)
+    values = measures(np.ones((1, questions)))
+    blocks = [measures(counts_R_Q[start : start + block]) for start in range(0, resamples, block)]
+    return {name: Bootstrapped(value[0], np.concatenate([one[name] for one in blocks])) for name, value in values.items()}
+
+
+def estimate(value: float, replicate_R: Array, n: int) -> Estimate:
+    """The value with its 95 % bias-corrected percentile interval (Efron's BC, with the correction bounded).
+
+    z0 = Φ⁻¹(share of replicates below the value + half the ties), within ±Z_BIAS_MAX; ends = the Φ(2 z0 ± 1.96) quantiles,
+    stretched to the value where they would leave it out. No interval for n < 2 or when under half of the replicates could be
+    computed.
+    """
+    if np.isnan(value):
+        return Estimate(value=None, n=n)
+    finite_R = replicate_R[~np.isnan(replicate_R)]
+    if n < 2 or 2 * len(finite_R) < len(replicate_R):
+        return Estimate(value=float(value), n=n)
+    share = (finite_R < value - TIE).mean() + (np.abs(finite_R - value) <= TIE).mean() / 2
+    z0 = np.clip(ndtri(share), -Z_BIAS_MAX, Z_BIAS_MAX)
+    low, high = np.quantile(finite_R, ndtr(2 * z0 + np.array([-Z_95, Z_95])))
+    return Estimate(value=float(value), low=float(min(low, value)), high=float(max(high, value)), n=n)
+
+
+def bootstrap_mean(values_N: Array, seed: int, resamples: int) -> Estimate:
+    """Mean of the scored values with its interval over the N units; NaN values are left out, none left gives None."""
+    scored_N = values_N[~np.isnan(values_N)]
+    n = len(scored_N)
+    if not n:
+        return Estimate(value=None, n=0)
+    rng = np.random.default_rng(seed)
+    mean = bootstrap(lambda counts_R_N: {"mean": counts_R_N @ scored_N / n}, n, rng, resamples, block=resamples)["mean"]
+    return estimate(float(mean.value), mean.replicates, n)
+
+
+def _split(mean_P_Q: Array) -> tuple[Array, Array]:
+    """(value_Q_P with 0 for NaN, scored_Q_P as 0/1); scored has one column when no cell is missing, which saves a product."""
+    scored_Q_P = ~np.isnan(mean_P_Q.T)
+    if scored_Q_P.all():
+        return mean_P_Q.T, np.ones((len(scored_Q_P), 1))
+    return np.where(scored_Q_P, mean_P_Q.T, 0.0), scored_Q_P.astype(float)
+
+
+def _ratio(top: Array, bottom: Array | np.float64) -> Array:
+    """top / bottom, NaN where bottom is not positive."""
+    top, bottom = np.broadcast_arrays(top, bottom)
+    return np.asarray(np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0))

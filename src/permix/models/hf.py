@@ -1,0 +1,219 @@
+"""A model run in this process by transformers: batched, left-padded, sorted by length.
+
+Every request is sampled from its own stream of uniform numbers, so a cell's draws do not depend on the batch it travels in. What can
+still differ with the batch is the last bit of the logits (another padding means another order of floating-point additions), which
+flips a token only when a draw, or two equal logits, stand within that bit.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from permix.config import ModelConfig
+from permix.errors import ConfigError
+from permix.models.base import Answer
+from permix.models.bundled import bundled_folder
+from permix.models.machine import pick_device, pick_dtype
+from permix.types import Completion, Failure, Message, Request, Sampling, digest
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+def resolve(name: str) -> str:
+    """The folder or hub id behind a model name; "bundled" is converted on first use."""
+    return str(bundled_folder()) if name == "bundled" else name
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Hash of a model folder's weights, configuration, tokenizer and chat template."""
+    sha = hashlib.sha256()
+    for file in sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)}):
+        with file.open("rb") as content:
+            sha.update(f"{file.name}:{hashlib.file_digest(content, 'sha256').hexdigest()};".encode())
+    return sha.hexdigest()[:16]
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer, padding on the left. Raises ConfigError when it has no chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = _load(AutoTokenizer, source)
+    if not tokenizer.chat_template:
+        raise ConfigError(f"model.name = {source!r}: its tokenizer has no chat template, so it cannot be given a persona")
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_weights(source: str, dtype: "torch.dtype", device: str) -> Any:
+    """The causal language model, in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return _load(AutoModelForCausalLM, source, dtype=dtype).to(device).eval()
+
+
+def _load(cls: Any, source: str, **options: Any) -> Any:
+    try:
+        return cls.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.name = {source!r}: cannot be loaded: {error}") from error
+
+
+def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Token ids of the chat up to where the answer begins."""
+    return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"])
+
+
+def default_system_text(tokenizer: Any) -> str | None:
+    """The system text a chat template inserts by itself: what stands before the user's turn beyond an explicit empty one's frame."""
+    probe = "\x00probe\x00"
+    alone = tokenizer.apply_chat_template([{"role": "user", "content": probe}], tokenize=False)
+    marked = tokenizer.apply_chat_template(
+        [{"role": "system", "content": "\x01"}, {"role": "user", "content": probe}], tokenize=False
+    )
+    if "\x01" not in marked:
+        return None
+    before, after = marked.split("\x01", 1)
+    frame_end = after[: after.index(probe)]
+    head = alone[: alone.index(probe)]
+    if not (head.startswith(before) and head.endswith(frame_end)) or len(head) < len(before) + len(frame_end):
+        return None
+    return head[len(before) : len(head) - len(frame_end)] or None
+
+
+class HFModel:
+    """`permix.models.base.Model` over a local folder or hub id."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.source = resolve(config.name)
+        self.device = pick_device()
+        self.dtype = pick_dtype(config.dtype, self.device)
+        self.tokenizer = load_tokenizer(self.source)
+        self.network = load_weights(self.source, self.dtype, self.device)
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        folder = Path(self.source)
+        content = folder_fingerprint(folder) if folder.is_dir() else f"{self.source}@{self.network.config._commit_hash}"
+        return digest(content, str(self.dtype))
+
+    @cached_property
+    def default_system(self) -> str | None:
+        return default_system_text(self.tokenizer)
+
+    def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answer]:
+        prompts = [encode_chat(self.tokenizer, request.messages) for request in requests]
+        limit = self.network.config.max_position_embeddings - sampling.max_new_tokens
+        fitting = []
+        for index, prompt in enumerate(prompts):
+            if len(prompt) > limit:
+                message = f"the prompt has {len(prompt)} tokens; {limit} fit beside {sampling.max_new_tokens} new ones"
+                yield Answer(index, Failure(type="PromptTooLong", message=message))
+            else:
+                fitting.append(index)
+        fitting.sort(key=lambda index: len(prompts[index]), reverse=True)
+        for start in range(0, len(fitting), self.config.batch_size):
+            batch = fitting[start : start + self.config.batch_size]
+            completions = self._decode([prompts[i] for i in batch], [requests[i].seed for i in batch], sampling)
+            yield from map(Answer, batch, completions)
+
+    def _decode(self, prompts: list[list[int]], seeds: list[int], sampling: Sampling) -> list[Completion]:
+        completions = decode(self.network, self.tokenizer, prompts, seeds, sampling)
+        return [self._completion(len(prompt), ids) for prompt, ids in zip(prompts, completions, strict=True)]
+
+    def _completion(self, prompt_tokens: int, ids: list[int]) -> Completion:
+        stopped = bool(ids) and ids[-1] in stop_ids(self.network, self.tokenizer)
+        text = self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
+        return Completion(
+            text=text, prompt_tokens=prompt_tokens, completion_tokens=len(ids), finish="stop" if stopped else "length"
+        )
+
+
+def stop_ids(network: Any, tokenizer: Any) -> list[int]:
+    """Token ids that end a completion: the generation config's, and the tokenizer's own."""
+    configured = network.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({one for one in (*ids, tokenizer.eos_token_id) if one is not None})
+
+
+def decode(
+    network: Any, tokenizer: Any, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling
+) -> list[list[int]]:
+    """Complete token-id prompts in one batch. Each completion ends with its stop token, or has `max_new_tokens` tokens."""
+    import torch
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    batch = tokenizer.pad({"input_ids": list(prompts)}, padding=True, return_tensors="pt").to(network.device)
+    width = batch["input_ids"].shape[1]
+    processors = LogitsProcessorList([SeededSampler(seeds, sampling, width)] if sampling.temperature > 0 else [])
+    stops = stop_ids(network, tokenizer)
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=sampling.max_new_tokens, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
+    )
+    with torch.inference_mode():
+        output_B_T = network.generate(**batch, generation_config=settings, logits_processor=processors)
+    return [_until_stop(ids, set(stops)) for ids in output_B_T[:, width:].tolist()]
+
+
+def _until_stop(ids: list[int], stops: set[int]) -> list[int]:
+    """Cut after the first stop token: padding is often that same token, so counting pads would miscount."""
+    end = next((place for place, one in enumerate(ids) if one in stops), None)
+    return ids if end is None else ids[: end + 1]
+
+
+class SeededSampler:
+    """A logits processor that draws each row's next token from that row's own uniform stream, by inverting the distribution.
+
+    It leaves only the drawn token possible, so greedy decoding after it picks exactly that one.
+    """
+
+    def __init__(self, seeds: Sequence[int], sampling: Sampling, prompt_width: int) -> None:
+        import torch
+
+        self.sampling, self.prompt_width = sampling, prompt_width
+        streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.uniform_B_T = torch.stack(
+            [torch.rand(sampling.max_new_tokens, generator=stream, dtype=torch.float64) for stream in streams]
+        )
+
+    def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
+        uniform_B = self.uniform_B_T[:, input_ids.shape[1] - self.prompt_width].to(scores.device)
+        chosen_B = draw(torch.softmax(scores.float() / self.sampling.temperature, dim=-1), uniform_B, self.sampling.top_p)
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen_B[:, None], 0.0)
+
+
+def draw(probs_B_V: "torch.Tensor", uniform_B: "torch.Tensor", top_p: float) -> "torch.Tensor":
+    """The token whose share of the (nucleus-cut) cumulative distribution each uniform number falls into; shape [B]."""
+    import torch
+
+    if top_p >= 1:
+        return _invert(probs_B_V, uniform_B)
+    ordered_B_V, order_B_V = probs_B_V.sort(dim=-1, descending=True, stable=True)
+    # A token stays when the mass before it is still short of top_p: the first one always does.
+    before_B_V = ordered_B_V.cumsum(-1) - ordered_B_V
+    rank_B = _invert(torch.where(before_B_V < top_p, ordered_B_V, 0.0), uniform_B)
+    return order_B_V.gather(1, rank_B[:, None])[:, 0]
+
+
+def _invert(mass_B_V: "torch.Tensor", uniform_B: "torch.Tensor") -> "torch.Tensor":
+    import torch
+
+    cumulative_B_V = mass_B_V.double().cumsum(-1)
+    target_B = uniform_B * cumulative_B_V[:, -1]
+    place_B = torch.searchsorted(cumulative_B_V, target_B[:, None], right=True)[:, 0]
+    return place_B.clamp(max=mass_B_V.shape[1] - 1)

@@ -1,0 +1,406 @@
+"""Completions from any OpenAI-compatible chat endpoint: vLLM, SGLang, llama.cpp, Ollama, a hosted API.
+
+Callers see an ordinary generator; requests run on an event loop in a thread of its own, so it works in a notebook too. At most
+`concurrency` requests are in flight, and about `AHEAD` times as many answers wait until the caller takes some. Closing the
+generator cancels what is in flight. What may heal (408, 429, 5xx, a lost connection, no reply in time, a reply that cannot be
+read) is tried again; what does not heal is a `Failure` of that request alone. ConfigError is for an endpoint that can answer
+nothing: no such host, a refused key, a model it does not know.
+
+The key is read from the environment when it is needed and is in no file, message, log or repr.
+"""
+
+import asyncio
+import base64
+import email.utils
+import json
+import os
+import queue
+import re
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from pydantic import BaseModel, Field, ValidationError
+
+from permix.config import ModelConfig, explain
+from permix.errors import ConfigError
+from permix.models.base import Answer
+from permix.types import Completion, Failure, Request, Sampling, digest
+
+if TYPE_CHECKING:
+    import openai
+    import tenacity
+
+AHEAD = 4
+"""Answers that wait for the caller, per request in flight, before the next request is sent."""
+MAX_WAIT_S = 60.0
+"""Longest wait before a retry, whatever the server asks for."""
+REFUSALS = 8
+"""So many refusals (401, 403, 404) before any answer mean that the endpoint refuses everything."""
+MESSAGE_CHARS = 500
+
+T = TypeVar("T")
+Emit = Callable[[T], Awaitable[None]]
+
+
+class MalformedReplyError(Exception):
+    """A reply with status 200 and no completion in it."""
+
+
+class _ChatMessage(BaseModel):
+    content: str
+
+
+class _Choice(BaseModel):
+    message: _ChatMessage
+    finish_reason: str | None = None
+
+
+class _Reply(BaseModel):
+    """The part of a chat completion that is read; everything else is ignored."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    usage: Any = None
+
+
+class _Served(BaseModel):
+    """One entry of `GET /models`, without what changes from call to call or from start to start (`created`, permission ids)."""
+
+    id: str
+    root: Any = None
+    parent: Any = None
+    meta: Any = None
+
+
+class _Listing(BaseModel):
+    data: list[_Served]
+
+
+class OpenAIModel:
+    """Implements `Model` over HTTP. `backoff_s` is the first wait before a retry; it doubles with every further one."""
+
+    default_system: str | None = None
+    """Not knowable over HTTP: the endpoint applies its own chat template."""
+
+    def __init__(self, config: ModelConfig, *, backoff_s: float = 0.5) -> None:
+        self.config = config
+        self.name = config.name
+        self._url = _parse_url(config.base_url or "")
+        self._shown_url = f"{self._url.scheme}://{self._url.netloc.rpartition('@')[2]}{self._url.path}"
+        self._backoff_s = backoff_s
+        self._served: tuple[_Served, ...] | None = None
+        self._answered = False
+        self._refused = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of address, model name and what `GET /models` says of its weights.
+
+        Best effort: most servers say nothing of them, and then a swapped model under an old name goes unseen. Asks the endpoint
+        on first use, and raises ConfigError as `check` does.
+        """
+        where = f"{self._url.netloc.rpartition('@')[2].lower()}{self._url.path.rstrip('/')}"
+        own = [_weights(served) for served in self._models() if served.id == self.name]
+        return digest("openai", where, self.name, *own)
+
+    def check(self) -> None:
+        """Raise ConfigError unless the endpoint can be reached and accepts the key; asks it once, then remembers.
+
+        An endpoint without `GET /models`, or with a key that may not list models, passes: its first requests decide.
+        """
+        self._models()
+
+    def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answer]:
+        """Yield one `Answer` per request as it arrives. Raises ConfigError when the endpoint refuses everything.
+
+        Token counts are the endpoint's own, 0 where it reports none. Only the low 31 bits of a seed are sent.
+        """
+        if not requests:
+            return
+        self.check()
+
+        async def work(emit: Emit[Answer]) -> None:
+            await self._ask_all(requests, sampling, emit)
+
+        yield from _in_background(work, ahead=AHEAD * self.config.concurrency)
+
+    async def _ask_all(self, requests: Sequence[Request], sampling: Sampling, emit: Emit[Answer]) -> None:
+        pending = iter(enumerate(requests))
+
+        async def worker(client: "openai.AsyncOpenAI") -> None:
+            for index, request in pending:
+                await emit(Answer(index, await self._answer(client, request, sampling, len(requests))))
+
+        try:
+            async with self._client() as client, asyncio.TaskGroup() as group:
+                for _ in range(min(self.config.concurrency, len(requests))):
+                    group.create_task(worker(client))
+        except ExceptionGroup as many:
+            raise many.exceptions[0] from None
+
+    async def _answer(
+        self, client: "openai.AsyncOpenAI", request: Request, sampling: Sampling, n_requests: int
+    ) -> Completion | Failure:
+        """The one boundary: whatever goes wrong with one request is a Failure of that request."""
+        try:
+            completion: Completion = await self._retrying(_may_heal)(self._ask, client, request, sampling)
+        except Exception as error:
+            self._raise_if_hopeless(error, n_requests)
+            return Failure(type=type(error).__name__, message=self._clean(_words(error)))
+        self._answered = True
+        return completion
+
+    async def _ask(self, client: "openai.AsyncOpenAI", request: Request, sampling: Sampling) -> Completion:
+        raw = await self._in_time(
+            client.chat.completions.with_raw_response.create(
+                model=self.config.name,
+                messages=list[Any](request.messages),
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_new_tokens,
+                seed=request.seed & 0x7FFFFFFF,
+            )
+        )
+        return _read(raw.content)
+
+    async def _in_time(self, reply: Awaitable[T]) -> T:
+        """The HTTP client's own timeouts start anew with every byte; this one bounds the whole reply."""
+        try:
+            async with asyncio.timeout(self.config.timeout_s):
+                return await reply
+        except TimeoutError:
+            raise TimeoutError(f"no complete reply within model.timeout_s = {self.config.timeout_s:g}") from None
+
+    def _retrying(self, worth_it: Callable[[BaseException], bool]) -> "tenacity.AsyncRetrying":
+        """A fresh one per request: tenacity keeps the state of an attempt on the object, and tasks would share it."""
+        import tenacity
+
+        jitter = tenacity.wait_random(0, self._backoff_s)
+        backoff = tenacity.wait_exponential(multiplier=self._backoff_s, max=MAX_WAIT_S)
+
+        def wait(state: "tenacity.RetryCallState") -> float:
+            error = state.outcome.exception() if state.outcome else None
+            return min(max(backoff(state), _retry_after_s(error)) + jitter(state), MAX_WAIT_S)
+
+        return tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(self.config.retries + 1),
+            wait=wait,
+            retry=tenacity.retry_if_exception(worth_it),
+            reraise=True,
+        )
+
+    def _models(self) -> tuple[_Served, ...]:
+        if self._served is None:
+
+            async def work(emit: Emit[tuple[_Served, ...]]) -> None:
+                await emit(await self._list_models())
+
+            (self._served,) = _in_background(work, ahead=1)
+        return self._served
+
+    async def _list_models(self) -> tuple[_Served, ...]:
+        """What the endpoint serves; empty where it does not say."""
+        import openai
+
+        try:
+            async with self._client() as client:
+                body: bytes = await self._retrying(_is_busy)(self._get_models, client)
+            return tuple(_Listing.model_validate_json(body).data)
+        except (openai.APIConnectionError, TimeoutError) as error:
+            raise ConfigError(f"model.base_url = {self._shown_url}: no endpoint there: {self._clean(_words(error))}") from None
+        except openai.APIStatusError as error:
+            if error.status_code == 401:
+                raise self._refusal(error) from None
+            if _is_busy(error):
+                raise ConfigError(
+                    f"model.base_url = {self._shown_url}: not ready to serve: {self._clean(_words(error))}"
+                ) from None
+            return ()
+        except ValidationError:
+            return ()
+
+    async def _get_models(self, client: "openai.AsyncOpenAI") -> bytes:
+        return (await self._in_time(client.models.with_raw_response.list())).content
+
+    def _raise_if_hopeless(self, error: Exception, n_requests: int) -> None:
+        """Raise ConfigError once nothing was answered yet and `REFUSALS` requests, or all there are, were refused."""
+        if self._answered or _status(error) not in (401, 403, 404):
+            return
+        self._refused += 1
+        if self._refused >= min(REFUSALS, n_requests):
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: Exception) -> ConfigError:
+        words = self._clean(_words(error))
+        if _status(error) == 404:
+            known = ", ".join(served.id for served in self._served or ()) or "unknown; base_url usually ends in /v1"
+            return ConfigError(
+                f"model.name = {self.name!r}: not served at {self._shown_url} (served: {self._clean(known)}): {words}"
+            )
+        key = f"the key in the environment variable {self.config.api_key_env}"
+        state = "was not accepted" if self._key() else "is missing: the variable is not set"
+        return ConfigError(f"model.base_url = {self._shown_url}: {key} {state} (model.api_key_env names the variable): {words}")
+
+    def _client(self) -> "openai.AsyncOpenAI":
+        """Credentials in the address travel as a header, so that no log of an address shows them."""
+        import openai
+
+        basic = self._basic_auth()
+        return openai.AsyncOpenAI(
+            base_url=self._shown_url,
+            api_key=self._key() or "none",
+            default_headers={"Authorization": f"Basic {basic}"} if basic else None,
+            max_retries=0,
+            timeout=None,
+        )
+
+    def _key(self) -> str:
+        key = os.environ.get(self.config.api_key_env, "").strip()
+        if not re.fullmatch(r"[!-~]*", key) or set(key) & set("\"'\\"):
+            raise ConfigError(
+                f"environment variable {self.config.api_key_env}: not a key: it holds spaces, quotes, backslashes or "
+                "characters outside ASCII, none of which an HTTP header can carry"
+            )
+        return key
+
+    def _basic_auth(self) -> str:
+        if self._url.username is None:
+            return ""
+        pair = f"{unquote(self._url.username)}:{unquote(self._url.password or '')}"
+        return base64.b64encode(pair.encode()).decode()
+
+    def _secrets(self) -> list[str]:
+        """Whatever must not be shown, longest first, so that no part of one is left standing."""
+        in_url = self._url.password or self._url.username or ""
+        userinfo = self._url.netloc.rpartition("@")[0]
+        secrets = {self._key(), self._basic_auth(), userinfo, in_url, unquote(in_url)}
+        return sorted(secrets - {""}, key=len, reverse=True)
+
+    def _clean(self, text: str) -> str:
+        """Text fit for a record or a terminal: no secrets, no control characters, bounded. Cut last, or half a key would pass."""
+        for secret in self._secrets():
+            text = text.replace(secret, "[redacted]")
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: MESSAGE_CHARS + 1])
+        return shown if len(shown) <= MESSAGE_CHARS else f"{shown[: MESSAGE_CHARS - 1]}…"
+
+
+def _in_background(work: Callable[[Emit[T]], Coroutine[Any, Any, None]], ahead: int) -> Iterator[T]:
+    """Run `work` on an event loop in a thread of its own and yield what it emits; then raise what it raised.
+
+    Emitting waits while `ahead` items are not yet taken. Closing the iterator cancels `work` and ends the thread.
+    """
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="permix-openai", daemon=True)
+    slots = asyncio.Semaphore(ahead)
+    arrived: queue.SimpleQueue[tuple[T] | None] = queue.SimpleQueue()
+
+    async def emit(item: T) -> None:
+        arrived.put((item,))
+        await slots.acquire()
+
+    thread.start()
+    try:
+        done = asyncio.run_coroutine_threadsafe(work(emit), loop)
+        done.add_done_callback(lambda _: arrived.put(None))
+        while (item := arrived.get()) is not None:
+            loop.call_soon_threadsafe(slots.release)
+            yield item[0]
+        done.result()
+    finally:
+        # A generator still open when the interpreter exits: its thread is frozen and must not be waited for.
+        if not sys.is_finalizing():
+            asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+def _parse_url(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not (parts.query or parts.fragment)
+    except ValueError:
+        valid = False
+    if not valid:
+        shown = url.rpartition("@")[2].partition("?")[0]
+        raise ConfigError(f"model.base_url = {shown!r}: must be an http or https address such as http://127.0.0.1:8000/v1")
+    return parts
+
+
+def _read(body: bytes) -> Completion:
+    """The first choice of a chat completion. Raises MalformedReplyError, also for a blank text that no token accounts for."""
+    try:
+        reply = _Reply.model_validate_json(body)
+    except ValidationError as error:
+        raise MalformedReplyError(f"{explain(error)}; the reply was {body.decode(errors='replace')}") from None
+    choice, generated = reply.choices[0], _count(reply.usage, "completion_tokens")
+    text = choice.message.content
+    if not text.strip() and not generated:
+        raise MalformedReplyError(f"empty completion without a generated token; finish_reason = {choice.finish_reason!r}")
+    return Completion(
+        text=text,
+        prompt_tokens=_count(reply.usage, "prompt_tokens"),
+        completion_tokens=generated,
+        finish="length" if choice.finish_reason == "length" else "stop",
+    )
+
+
+def _count(usage: Any, field: str) -> int:
+    value = usage.get(field) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+def _weights(served: _Served) -> str:
+    """What an entry of `GET /models` says of the weights: vLLM's root and parent, llama.cpp's size."""
+    meta = served.meta if isinstance(served.meta, dict) else {}
+    kept = {field: meta.get(field) for field in ("n_params", "size", "n_vocab", "n_embd")}
+    return json.dumps({"root": served.root, "parent": served.parent, **kept}, sort_keys=True)
+
+
+def _status(error: BaseException | None) -> int | None:
+    return getattr(error, "status_code", None)
+
+
+def _words(error: BaseException) -> str:
+    """What an error says; of an HTTP status, the body's own message."""
+    status, body, cause = _status(error), getattr(error, "body", None), error.__cause__
+    if status is not None:
+        message = body.get("message") if isinstance(body, dict) else None
+        return f"HTTP {status}: {message or body}"
+    return f"{error} ({type(cause).__name__}: {cause})" if cause else str(error)
+
+
+def _is_busy(error: BaseException) -> bool:
+    """A status that may be another one soon. A spent quota is a 429 that waiting does not heal."""
+    status = _status(error)
+    if status is None or getattr(error, "code", None) == "insufficient_quota":
+        return False
+    return status in (408, 429) or status >= 500
+
+
+def _may_heal(error: BaseException) -> bool:
+    import openai
+
+    return _is_busy(error) or isinstance(error, (openai.APIConnectionError, TimeoutError, MalformedReplyError))
+
+
+def _retry_after_s(error: BaseException | None) -> float:
+    """Seconds the server asks to wait, given as a number or a date; 0 when it does not ask."""
+    response = getattr(error, "response", None)
+    asked = response.headers.get("retry-after", "") if response is not None else ""
+    if re.fullmatch(r"\d{1,9}(\.\d*)?", asked):
+        return float(asked)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0

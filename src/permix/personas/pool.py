@@ -1,0 +1,159 @@
+"""The persona pool: load it, choose from it, weigh it, split it.
+
+A pool is a set: its personas always stand in the order of their ids, so nothing downstream can depend on the order of a file.
+A loaded pool has been checked: no persona, and no near-duplicate of one, stands on both sides of its split. Every choice
+(`select`, `split_pool`) depends on content and seed alone.
+"""
+
+import heapq
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
+from fractions import Fraction
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from permix.errors import ConfigError
+from permix.personas.load import KINDS, load_roleplay, read_personas
+from permix.personas.rows import nearest, show
+from permix.personas.split import NEAR, Near, assign_sides, check_sides, kind, near_duplicates, near_pairs
+from permix.types import Persona, Record, Split, digest, require_unique, seed_from
+
+__all__ = [
+    "KINDS", "NEAR", "Near", "PersonaPool", "check_split", "describe", "kind", "load_pool", "load_roleplay", "near_duplicates",
+    "split_pool",
+]  # fmt: skip
+
+
+class PersonaPool(Record):
+    """Personas with unique ids, at least one, in the order of their ids."""
+
+    personas: tuple[Persona, ...] = Field(min_length=1)
+
+    @field_validator("personas")
+    @classmethod
+    def _in_order(cls, personas: tuple[Persona, ...]) -> tuple[Persona, ...]:
+        require_unique([persona.id for persona in personas], "persona")
+        return tuple(sorted(personas, key=lambda persona: persona.id))
+
+    def __len__(self) -> int:
+        return len(self.personas)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content: equal for equal sets of personas, whatever file they came from."""
+        return digest(*(persona.model_dump_json() for persona in self.personas))
+
+    @property
+    def tags(self) -> frozenset[str]:
+        return frozenset(tag for persona in self.personas for tag in persona.tags)
+
+    def side(self, split: Split) -> "PersonaPool":
+        """The personas of one side. ConfigError when there are none."""
+        found = tuple(persona for persona in self.personas if persona.split == split)
+        if not found:
+            unsplit = sum(persona.split is None for persona in self.personas)
+            raise ConfigError(
+                f"split = {split!r}: no persona of {len(self)} stands on that side and {unsplit} have no split; "
+                'sides are "train" and "heldout", and split_pool gives one to personas that have none'
+            )
+        return PersonaPool(personas=found)
+
+    def select(
+        self, include_tags: Collection[str] = (), exclude_tags: Collection[str] = (), n: int | None = None, seed: int = 0
+    ) -> "PersonaPool":
+        """Personas with any of `include_tags` (all, if empty) and none of `exclude_tags`; `n` of them, stratified by kind.
+
+        Each kind gets its proportional share of `n`, to within rounding. With the same seed a smaller selection is part of a
+        larger one. ConfigError for an unknown tag and for an `n` that cannot be met.
+        """
+        for tag in (*include_tags, *exclude_tags):
+            self._require_tag(tag)
+        found = [
+            persona
+            for persona in self.personas
+            if (not include_tags or set(include_tags) & set(persona.tags)) and not set(exclude_tags) & set(persona.tags)
+        ]
+        if not found:
+            raise ConfigError(f"include_tags = {list(include_tags)}, exclude_tags = {list(exclude_tags)}: no persona is left")
+        if n is not None and not 1 <= n <= len(found):
+            raise ConfigError(f"n = {n}: must lie between 1 and {len(found)}, the number of personas available")
+        return PersonaPool(personas=tuple(_interleaved(found, seed)[:n]))
+
+    def weights(self, tag_weights: Mapping[str, float] | None = None) -> tuple[float, ...]:
+        """The chance of each persona to be drawn, in order of `personas`; sums to 1.
+
+        A persona's weight is multiplied by that of each of its tags named in `tag_weights`; 0 takes a tag out of the draw.
+        """
+        factors = tag_weights or {}
+        for tag, factor in factors.items():
+            self._require_tag(tag)
+            if not 0 <= factor < math.inf:
+                raise ConfigError(f"tag_weights.{tag} = {factor}: must be a finite number, 0 or above")
+        raw = [persona.weight * math.prod(factors.get(tag, 1.0) for tag in persona.tags) for persona in self.personas]
+        largest = max(raw)
+        if not 0 < largest < math.inf:
+            raise ConfigError(f"tag_weights = {dict(factors)}: the largest weight is {largest}; it must be finite and above 0")
+        scaled = [weight / largest for weight in raw]
+        return tuple(weight / math.fsum(scaled) for weight in scaled)
+
+    def _require_tag(self, tag: str) -> None:
+        if tag not in self.tags:
+            raise ConfigError(f"unknown tag {show(tag)}; {nearest(tag, self.tags)}")
+
+
+def _interleaved(personas: Collection[Persona], seed: int) -> list[Persona]:
+    """All personas, ordered so that any first `n` hold each kind in proportion; seeded within a kind and among kinds."""
+    by_kind: defaultdict[str, list[tuple[int, str, Persona]]] = defaultdict(list)
+    for persona in personas:
+        by_kind[kind(persona)].append((seed_from(seed, "select", persona.text), persona.id, persona))
+    placed = [
+        (Fraction(2 * rank + 1, 2 * len(drawn)), seed_from(seed, "kind", name), rank, persona)
+        for name, drawn in by_kind.items()
+        for rank, (_, _, persona) in enumerate(sorted(drawn, key=lambda one: one[:2]))
+    ]
+    return [persona for *_, persona in sorted(placed, key=lambda one: one[:3])]
+
+
+def load_pool(source: str | Path = "builtin") -> PersonaPool:
+    """The pool "builtin", or that of a .toml ([[persona]] tables), .jsonl or .csv file; fields are listed in `load.py`.
+
+    DataError when a row is bad or the split given in the file is violated. Personas without a split keep none: `split_pool`.
+    """
+    pool = PersonaPool(personas=read_personas(source))
+    check_split(pool)
+    return pool
+
+
+def check_split(pool: PersonaPool) -> None:
+    """Raise DataError, naming the most similar pair, when near-duplicates stand on both sides of the split."""
+    check_sides(pool.personas)
+
+
+def split_pool(pool: PersonaPool, heldout_share: float = 1 / 3, seed: int = 0) -> PersonaPool:
+    """The pool with every persona on a side: stratified by kind, near-duplicates together, explicit sides kept."""
+    return PersonaPool(personas=tuple(assign_sides(pool.personas, heldout_share, seed)))
+
+
+def describe(pool: PersonaPool, listed: int = 20) -> str:
+    """What `permix personas` prints: personas by kind and split, and the most similar near-duplicates."""
+    counts = Counter((kind(persona), persona.split) for persona in pool.personas)
+    kinds = sorted({name for name, _ in counts})
+    width = max(len(name) for name in (*kinds, "total"))
+    rows = [(name, [counts[name, split] for split in ("train", "heldout", None)]) for name in kinds]
+    rows.append(("total", [sum(column) for column in zip(*(row for _, row in rows), strict=True)]))
+    lines = [f"{len(pool)} personas, fingerprint {pool.fingerprint}", "", f"{'kind':{width}}  train  heldout  no split  total"]
+    lines += [f"{name:{width}}  {a:5}  {b:7}  {c:8}  {a + b + c:5}" for name, (a, b, c) in rows]
+    return "\n".join([*lines, "", *_near_lines(pool, listed)])
+
+
+def _near_lines(pool: PersonaPool, listed: int) -> list[str]:
+    total, top = 0, list[tuple[float, str, str]]()
+    for a, b, value in near_pairs(pool.personas):
+        total += 1
+        top.append((-value, a.id, b.id))
+        if len(top) > 50 * listed:
+            top = heapq.nsmallest(listed, top)
+    head = f"near-duplicates (similarity {NEAR} or more): {total or 'none'}"
+    return [head, *(f"  {-value:.2f}  {a}  {b}" for value, a, b in heapq.nsmallest(listed, top))]

@@ -1,0 +1,189 @@
+"""Read a TOML, JSONL, CSV or plain-text file into rows that know the line they came from.
+
+A row is a mapping of fields, not yet checked; what a field may hold is `load.py`'s business. Whatever cannot be read is a
+`DataError` that names file and line: a missing path, a directory, an unknown suffix, bytes that are not UTF-8, bad syntax.
+A byte-order mark and Windows line ends are accepted.
+"""
+
+import csv
+import difflib
+import io
+import json
+import re
+import tomllib
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from permix.errors import DataError
+
+
+class Row(NamedTuple):
+    """One record of a file; `where` is "file:line", ready for an error message."""
+
+    where: str
+    fields: dict[str, object]
+
+
+def show(value: object) -> str:
+    """The value as an error message may print it: escaped, and cut when long."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+def nearest(word: str, valid: Collection[str]) -> str:
+    """The hint that ends an "unknown name" error: the closest valid name if there is one, and the valid names."""
+    close = difflib.get_close_matches(word, valid, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    listed = sorted(valid)
+    more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
+    return f"{hint}valid: {', '.join(listed[:20]) or 'none'}{more}"
+
+
+def read_rows(path: Path, table: str, suffixes: Collection[str]) -> list[Row]:
+    """Rows of the file at `path`; `table` is the name of its TOML tables, `suffixes` the formats accepted here."""
+    name, suffix = _printable(str(path)), path.suffix.lower()
+    if not path.exists():
+        raise DataError(f'{name}: no such file; give "builtin" or a path to a {" / ".join(suffixes)} file')
+    if not path.is_file():
+        raise DataError(f"{name}: not a file{' but a directory' if path.is_dir() else ''}; give a {' / '.join(suffixes)} file")
+    if suffix not in suffixes:
+        raise DataError(f"{name}: unknown suffix {suffix!r}; valid: {', '.join(suffixes)}")
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror}") from error
+    return parse_rows(name, suffix, raw, table)
+
+
+def parse_rows(name: str, suffix: str, raw: bytes, table: str) -> list[Row]:
+    """Rows of a file's bytes. A file without rows is refused."""
+    text = _decode(name, raw)
+    match suffix:
+        case ".toml":
+            rows = _toml_rows(name, text, table)
+        case ".jsonl":
+            rows = _jsonl_rows(name, text)
+        case ".csv":
+            rows = _csv_rows(name, text)
+        case _:
+            rows = [Row(f"{name}:{n}", {"text": line}) for n, line in _lines(text)]
+    if not rows:
+        raise DataError(f"{name}:1: the file holds no {table}; it needs at least one")
+    return rows
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
+
+
+def _lines(text: str) -> Iterable[tuple[int, str]]:
+    """Numbered lines that are not blank. Only newlines part them: a JSON string may hold other separators."""
+    return ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _decode(name: str, raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        byte = f"0x{raw[error.start]:02x}"
+        raise DataError(f"{name}:{line}: byte {byte} is not UTF-8; save the file with the encoding UTF-8") from error
+
+
+def _toml_rows(name: str, text: str, table: str) -> list[Row]:
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        at = re.search(r"at line (\d+)", str(error))
+        line = int(at[1]) if at else len(text.rstrip().split("\n"))
+        raise DataError(f"{name}:{line}: not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # an endless number, endless nesting: tomllib does not say where
+        raise DataError(f"{name}:1: not usable TOML: {error}") from error
+    for key in data:
+        if key != table:
+            raise DataError(f"{name}:{_line_of(key, text)}: unknown key {key!r} outside a [[{table}]]; {nearest(key, [table])}")
+    tables, lines = data.get(table, []), _table_lines(text, table)
+    if not isinstance(tables, list) or len(tables) != len(lines):
+        raise DataError(f"{name}:{_line_of(table, text)}: {table!r} must be given as [[{table}]] tables, one for each {table}")
+    return [Row(f"{name}:{line}", fields) for line, fields in zip(lines, tables, strict=True)]
+
+
+def _line_of(key: str, text: str) -> int:
+    found = re.search(rf"^[ \t]*\[*[ \t]*[\"']?{re.escape(key)}", text, re.MULTILINE)
+    return text.count("\n", 0, found.start()) + 1 if found else 1
+
+
+def _table_lines(text: str, table: str) -> list[int]:
+    """Line numbers of the [[table]] headers, which `tomllib` does not tell.
+
+    A line that looks like a header may stand inside a multi-line string: it is one only if all since the last header parses.
+    """
+    header = re.compile(rf"[ \t]*\[\[[ \t]*([\"']?){re.escape(table)}\1[ \t]*\]\]")
+    lines, found, start = text.split("\n"), [], 0
+    for index, line in enumerate(lines):
+        if header.match(line) and _parses("\n".join(lines[start:index])):
+            found.append(index + 1)
+            start = index
+    return found
+
+
+def _parses(text: str) -> bool:
+    try:
+        tomllib.loads(f"{text}\n")
+    except tomllib.TOMLDecodeError:
+        return False
+    return True
+
+
+def _jsonl_rows(name: str, text: str) -> list[Row]:
+    return [Row(f"{name}:{n}", _json_object(f"{name}:{n}", line)) for n, line in _lines(text)]
+
+
+def _json_object(where: str, line: str) -> dict[str, object]:
+    try:
+        found = json.loads(line, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not valid JSON: {error}; every line must hold one object") from error
+    if not isinstance(found, dict):
+        raise DataError(f'{where}: {show(found)} is not an object; write {{"text": ...}}')
+    return found
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return fields
+
+
+def _csv_rows(name: str, text: str) -> list[Row]:
+    """Rows of a CSV file with a header; an empty cell is an absent field, a cell may hold line breaks."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] = []
+    rows: list[Row] = []
+    line = 1
+    try:
+        for cells in reader:
+            where, line = f"{name}:{line}", reader.line_num + 1
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not header:
+                header = _csv_header(where, cells)
+                continue
+            if len(cells) != len(header):
+                raise DataError(f"{where}: {len(cells)} cells under {len(header)} columns; quote a cell that holds a comma")
+            rows.append(Row(where, {key: cell for key, cell in zip(header, cells, strict=True) if cell.strip()}))
+    except csv.Error as error:
+        raise DataError(f"{name}:{line}: not valid CSV: {error}") from error
+    return rows
+
+
+def _csv_header(where: str, cells: list[str]) -> list[str]:
+    header = [cell.strip() for cell in cells]
+    if "text" not in header:
+        raise DataError(f"{where}: the first row {show(cells)} names no column 'text'; write a header such as id,text,tags")
+    if len(set(header)) < len(header):
+        raise DataError(f"{where}: a column stands twice in {show(header)}")
+    return header

@@ -1,0 +1,236 @@
+"""The run directory: what a stage was asked to do, on what, and every cell it produced.
+
+    config.json        the resolved configuration
+    provenance.json    versions, revision, fingerprints, command: where the numbers were born
+    records.jsonl      one `Cell` a line, appended as each is finished
+    metrics.json       the stage's result
+
+`records.jsonl` survives a kill at any moment: a torn last line is dropped when the run is opened again, and only cells without a
+result are owed. One process at a time may write a run.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import BaseModel, ValidationError
+
+from permix import __version__
+from permix.errors import ConfigError, DataError
+from permix.types import Cell, CellKey
+
+PACKAGES = ("permix", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "numpy", "scipy", "scikit-learn", "math-verify")
+
+
+def write_json(path: Path, value: BaseModel | Mapping[str, Any]) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of either."""
+    text = value.model_dump_json(indent=1) if isinstance(value, BaseModel) else json.dumps(value, indent=1, ensure_ascii=False)
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_json` for text. Lone surrogates, which a model's output may hold, are written as "?"."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises DataError naming the file when it is missing or broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; is this a run directory?") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds {type(value).__name__}, not an object")
+    return value
+
+
+def read_cells(path: Path) -> dict[CellKey, Cell]:
+    """The last record of every cell, in order of first appearance; a torn last line is passed over.
+
+    Raises DataError naming file and line when a whole line is not a cell.
+    """
+    cells: dict[CellKey, Cell] = {}
+    if not path.exists():
+        return cells
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                cell = Cell.model_validate_json(line)
+            except ValidationError as error:
+                raise DataError(f"{path}:{number}: not a cell record: {error.errors()[0]['msg']}") from error
+            cells[cell.key] = cell
+    return cells
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut the file after its last newline."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                file.truncate(start + newline + 1)
+                return
+            end = start
+        file.truncate(0)
+
+
+class RunDir:
+    """A run directory held by this process. Open it with `RunDir.open`, as a context manager."""
+
+    def __init__(self, path: Path, lock: IO[str]) -> None:
+        self.path = path
+        self._lock = lock
+        self._records: IO[bytes] | None = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: Path, config: BaseModel, identity: Mapping[str, Any]) -> Iterator["RunDir"]:
+        """Create the run, or go on with it.
+
+        `identity` is what every record of a run has in common (model fingerprint, sampling, wording ...). Raises ConfigError
+        when another process holds the run, or when the run on disk has another identity.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        with _locked(path) as lock:
+            run = cls(path, lock)
+            run._claim(config, identity)
+            try:
+                yield run
+            finally:
+                if run._records is not None:
+                    run._records.close()
+
+    def _claim(self, config: BaseModel, identity: Mapping[str, Any]) -> None:
+        settled = json.loads(json.dumps(identity))
+        known = self.path / "provenance.json"
+        if known.exists():
+            _refuse_other_identity(self.path, read_json(known)["identity"], settled)
+        else:
+            write_json(known, provenance() | {"identity": settled})
+        write_json(self.path / "config.json", config)
+
+    @property
+    def records_path(self) -> Path:
+        return self.path / "records.jsonl"
+
+    def cells(self) -> dict[CellKey, Cell]:
+        return read_cells(self.records_path)
+
+    @contextlib.contextmanager
+    def accounted(self) -> Iterator[None]:
+        """Add the CPU and wall seconds of the block to usage.json, also when it ends by an error or Ctrl-C."""
+        cpu, wall = _cpu_seconds(), time.monotonic()
+        try:
+            yield
+        finally:
+            path = self.path / "usage.json"
+            before = read_json(path) if path.exists() else {"cpu_seconds": 0.0, "wall_seconds": 0.0, "sessions": 0}
+            used = {"cpu_seconds": _cpu_seconds() - cpu, "wall_seconds": time.monotonic() - wall, "sessions": 1}
+            write_json(path, {key: round(before[key] + value, 2) for key, value in used.items()})
+
+    def append(self, cells: Iterable[Cell]) -> None:
+        """Add cells; they are with the operating system when this returns, so a killed process loses none of them."""
+        if self._records is None:
+            _drop_torn_line(self.records_path)
+            self._records = self.records_path.open("ab")
+        self._records.write(b"".join(_encode(cell) for cell in cells))
+        self._records.flush()
+
+
+def _encode(cell: Cell) -> bytes:
+    """One line. Lone surrogates cannot be UTF-8, so such a (rare, hostile) text is written with "?" in their place."""
+    return (json.dumps(cell.model_dump(mode="python"), ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[IO[str]]:
+    with (path / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            raise ConfigError(f"out = {path}: process {owner} is writing this run; wait for it or give another folder") from None
+        lock.seek(0)
+        lock.truncate()
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield lock
+
+
+def _refuse_other_identity(path: Path, known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    for key in sorted(known.keys() | asked.keys()):
+        if known.get(key) != asked.get(key):
+            raise ConfigError(
+                f"out = {path}: this run was made with {key} = {known.get(key)!r}, not {asked.get(key)!r}; "
+                "give another folder, or the same settings to go on with it"
+            )
+
+
+def _cpu_seconds() -> float:
+    """CPU seconds of this process and of the workers it has waited for."""
+    now = os.times()
+    return now.user + now.system + now.children_user + now.children_system
+
+
+def provenance() -> dict[str, Any]:
+    """Where a number was born: versions, source revision, command, machine and time."""
+    return {
+        "permix": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": dict(_versions()),
+        "revision": source_revision(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            yield package, importlib.metadata.version(package)
+
+
+def source_revision() -> str | None:
+    """The git revision permix runs from ("+" when files are changed), or None when it is installed as a package."""
+    here = Path(__file__).resolve().parent
+    try:
+        revision = _git(here, "rev-parse", "--short=12", "HEAD")
+        return revision + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True, text=True).stdout.strip()

@@ -1,0 +1,192 @@
+"""The figures: each function draws one from summaries or arrays alone and writes one PNG, the same bytes for the same input.
+
+Contract: intervals are those of the estimates handed in; what cannot be computed is left out, what was not scored is hatched, and
+neither is drawn as zero. Pass the same `styles` to give a model one look in every figure. Titles and names may be hostile text.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
+
+from permix.evals.stability_summary import StabilitySummary
+from permix.report import canvas
+from permix.report.canvas import INTERVAL, Array, Style
+from permix.report.escape import figure as safe
+from permix.types import Estimate
+
+Styles = Mapping[str, Style]
+Log = Sequence[Mapping[str, Any]]
+
+NO_PERSONA = (0, (6, 3))
+PANELS = (("reward", "mean reward"), ("completion_tokens", "completion tokens"), ("signal_groups", "groups with signal"))
+
+
+def persona_accuracy(summaries: Mapping[str, StabilitySummary], path: Path, styles: Styles | None = None) -> None:
+    """Accuracy under each persona, the first model's best at the top; dashed line and band: the same model without persona."""
+    styles = styles or canvas.styles_for(summaries)
+    row_of = {id: row for row, id in enumerate(_persona_order(list(summaries.values())))}
+    note = f"n = {_questions(summaries)}; bars: {INTERVAL}; dashed line and band: no persona, with its interval"
+    fig = canvas.sheet(1.2 + len(row_of) * (0.14 + 0.13 * len(summaries)), "Accuracy under each persona", note)
+    (ax,) = canvas.panels(fig, 1)
+    for place, (label, summary) in enumerate(summaries.items()):
+        style, offset = styles[label], (place - (len(summaries) - 1) / 2) * 0.72 / len(summaries)
+        _no_persona(ax, summary.baseline, style)
+        for persona in summary.personas:
+            _bar(ax, persona.accuracy, row_of[persona.id] + offset, style)
+    ax.set_yticks(range(len(row_of)), [safe(id, 30) for id in row_of])
+    ax.set_ylim(len(row_of) - 0.4, -0.6)
+    ax.grid(visible=False, axis="y")
+    ax.set_xlabel("accuracy")
+    canvas.legend(fig, list(summaries), styles)
+    canvas.save(fig, path)
+
+
+def heatmap(mean_P_Q: Array, persona_ids: Sequence[str], path: Path, title: str, baseline_Q: Array | None = None) -> None:
+    """Mean score of persona × question: easiest question left, best persona at the top, unscored cells hatched."""
+    rows = np.argsort(-np.nan_to_num(_mean(mean_P_Q, axis=1), nan=-1.0), kind="stable")
+    columns = np.argsort(-np.nan_to_num(_mean(mean_P_Q, axis=0), nan=-1.0), kind="stable")
+    P, Q = mean_P_Q.shape
+    note = f"{P} personas × {Q} questions; {int((~np.isnan(mean_P_Q)).sum())} of {P * Q} cells scored; hatched: no score"
+    fig = canvas.sheet(1.1 + 0.24 * (P + (baseline_Q is not None)), title, note)
+    heights = [P] if baseline_Q is None else [1, P]
+    axes = list(fig.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0])
+    if baseline_Q is not None:
+        _cells(axes[0], baseline_Q[None, columns], ["no persona"])
+        axes[0].tick_params(bottom=False)
+    image = _cells(axes[-1], mean_P_Q[rows][:, columns], [safe(persona_ids[row], 30) for row in rows])
+    axes[-1].set_xlabel("questions, easiest first (by mean over personas)")
+    fig.colorbar(image, ax=axes, label="mean score", fraction=0.04, pad=0.02)
+    canvas.save(fig, path)
+
+
+def lottery(summaries: Mapping[str, StabilitySummary], path: Path, styles: Styles | None = None) -> None:
+    """Expected accuracy of the best of k personas drawn at random; dashed line: the same model without persona."""
+    styles = styles or canvas.styles_for(summaries)
+    note = f"n = {_questions(summaries)}; bands: {INTERVAL}; thin dashed lines without markers: no persona"
+    fig = canvas.sheet(4.2, "The persona lottery: expected best of k personas", note)
+    (ax,) = canvas.panels(fig, 1)
+    for label, summary in summaries.items():
+        style = styles[label]
+        known = [(k, one) for k, one in enumerate(summary.lottery, start=1) if one.value is not None]
+        k_K, value_K = np.array([k for k, _ in known]), np.array([one.value for _, one in known])
+        band_K_2 = np.array([canvas.ends(one) for _, one in known]).reshape(-1, 2)
+        ax.plot(k_K, value_K, color=style.colour, marker=style.marker, ms=5, lw=1.6, ls=style.line)
+        ax.fill_between(k_K, *band_K_2.T, color=style.colour, alpha=0.15, lw=0)
+        if summary.baseline.value is not None:
+            ax.axhline(summary.baseline.value, color=style.colour, lw=1.0, ls=NO_PERSONA, zorder=1)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("k, personas tried")
+    ax.set_ylabel("expected best accuracy")
+    canvas.legend(fig, list(summaries), styles)
+    canvas.save(fig, path)
+
+
+def learning_curves(logs: Mapping[str, Log], path: Path, styles: Styles | None = None) -> None:
+    """Training logs: reward, completion length and share of groups with signal by step; a step without a value leaves a gap."""
+    styles = styles or canvas.styles_for(logs)
+    window = max(1, max((len(log) for log in logs.values()), default=0) // 20 * 2 + 1)
+    steps = canvas.counts(len(log) for log in logs.values())
+    note = f"n = {steps} steps, one run each, so no interval; thin: each step; bold: centred mean of {window} steps"
+    fig = canvas.sheet(7.0, "Training", note)
+    axes = canvas.panels(fig, len(PANELS))
+    for ax, (key, name) in zip(axes, PANELS, strict=True):
+        for label, log in logs.items():
+            step_N = [line["step"] for line in log]
+            value_N = np.array([math.nan if line.get(key) is None else float(line[key]) for line in log])
+            ax.plot(step_N, value_N, color=styles[label].colour, lw=0.7, alpha=0.45)
+            ax.plot(step_N, moving_average(value_N, window), color=styles[label].colour, lw=2.2, ls=styles[label].line)
+        ax.set_ylabel(name)
+        ax.set_ylim(bottom=0)
+    axes[-1].set_xlabel("step")
+    canvas.legend(fig, list(logs), styles, marker=False)
+    canvas.save(fig, path)
+
+
+def tradeoff(points: Mapping[str, tuple[Estimate, Estimate]], chance: float, path: Path, styles: Styles | None = None) -> None:
+    """(PSS, identifiability) of each model: stability upwards, distinctness to the right; arrows from the first model."""
+    styles = styles or canvas.styles_for(points)
+    known = {label: pair for label, pair in points.items() if pair[0].value is not None and pair[1].value is not None}
+    at = {label: (float(distinct.value or 0), float(stable.value or 0)) for label, (stable, distinct) in known.items()}
+    asked = f"{canvas.counts(one.n for one, _ in known.values())} questions (PSS)"
+    open_ended = f"{canvas.counts(one.n for _, one in known.values())} answers (identifiability)"
+    fig = canvas.sheet(5.2, "Stability against distinctness", f"n = {asked}, {open_ended}; bars: {INTERVAL}")
+    (ax,) = canvas.panels(fig, 1)
+    for label, (stable, distinct) in known.items():
+        style = styles[label]
+        x, y = canvas.sides(distinct), canvas.sides(stable)
+        ax.errorbar(*at[label], xerr=x, yerr=y, fmt=style.marker, color=style.colour, ms=8, capsize=3, lw=1.4)
+    for label in list(at)[1:]:
+        arrow = {"arrowstyle": "-|>", "color": "0.45", "lw": 1.1, "shrinkA": 8, "shrinkB": 8, "ls": (0, (4, 3))}
+        ax.annotate("", xy=at[label], xytext=next(iter(at.values())), arrowprops=arrow, zorder=1)
+    ax.axvline(chance, color="0.4", lw=1.2, ls=":")
+    ax.annotate(
+        "chance", (chance, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", color="0.3"
+    )
+    ax.set_xlabel("identifiability: how often a classifier tells which persona wrote an answer")
+    ax.set_ylabel("PSS: worst / best persona's accuracy")
+    ax.margins(0.15)
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(0.0, low), min(1.06, high))
+    canvas.name_points(ax, at, [bar for label, pair in known.items() for bar in _cross(*at[label], *pair)], styles)
+    canvas.save(fig, path)
+
+
+def moving_average(value_N: Array, window: int) -> Array:
+    """Centred mean over `window` (odd) neighbours; shorter at both ends, missing values left out, NaN where all are missing."""
+    half = window // 2
+    return np.array([_mean(value_N[max(0, i - half) : i + half + 1], axis=0) for i in range(len(value_N))], dtype=float)
+
+
+def _persona_order(summaries: Sequence[StabilitySummary]) -> list[str]:
+    """Every persona once, the first model's best first; then those only others met; those without a score last."""
+    value: dict[str, float] = {}
+    for one in reversed(summaries):
+        value |= {persona.id: -1.0 if persona.accuracy.value is None else persona.accuracy.value for persona in one.personas}
+    first = {persona.id for one in summaries[:1] for persona in one.personas}
+    return sorted(value, key=lambda id: (id not in first, -value[id], id))
+
+
+def _bar(ax: Axes, estimate: Estimate, row: float, style: Style) -> None:
+    if estimate.value is not None:
+        ax.errorbar(estimate.value, row, xerr=canvas.sides(estimate), fmt=style.marker, color=style.colour, ms=4.5, lw=1.3)
+
+
+def _cross(x: float, y: float, stable: Estimate, distinct: Estimate) -> tuple[Bbox, Bbox]:
+    """The two interval bars through a point of the trade-off, as boxes without width."""
+    (left, right), (low, high) = canvas.ends(distinct), canvas.ends(stable)
+    return Bbox([[left, y], [right, y]]), Bbox([[x, low], [x, high]])
+
+
+def _no_persona(ax: Axes, estimate: Estimate, style: Style) -> None:
+    if estimate.value is not None:
+        ax.axvline(estimate.value, color=style.colour, lw=1.0, ls=NO_PERSONA, zorder=1)
+        ax.axvspan(*canvas.ends(estimate), color=style.colour, alpha=0.08, lw=0, zorder=0)
+
+
+def _cells(ax: Axes, value_R_Q: Array, names: Sequence[str]) -> Any:
+    """One block of cells; where there is no value the hatched ground shows."""
+    R, Q = value_R_Q.shape
+    ax.add_patch(Rectangle((-0.5, -0.5), Q, R, facecolor="0.85", edgecolor="0.55", hatch="/////", lw=0))
+    cells = np.ma.masked_invalid(value_R_Q)
+    image = ax.imshow(cells, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest", zorder=2)
+    ax.set_yticks(range(R), names, fontsize=9)
+    ax.tick_params(left=False)
+    return image
+
+
+def _mean(values: Array, axis: int) -> Array:
+    """Mean of what is not NaN; NaN where nothing is left, without a warning."""
+    scored = ~np.isnan(values)
+    total, count = np.where(scored, values, 0.0).sum(axis=axis), scored.sum(axis=axis)
+    return np.asarray(np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0))
+
+
+def _questions(summaries: Mapping[str, StabilitySummary]) -> str:
+    return f"{canvas.counts(one.n_questions for one in summaries.values())} questions"

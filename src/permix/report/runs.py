@@ -1,0 +1,188 @@
+"""From folders to results: find the run directories, group them by model, measure each from its records.
+
+Contract: every number comes from `records.jsonl` (or a training run's `log.jsonl`), never from a stage's `metrics.json`. Models keep
+the order in which they first appear. DataError says what cannot be used: a folder without runs, two runs of one stage and label.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from permix.errors import DataError
+from permix.evals import fidelity, stability
+from permix.evals.identify import Identifiability
+from permix.evals.stability import StabilityGrid
+from permix.evals.stability_summary import StabilitySummary
+from permix.records import read_cells, read_json
+from permix.report.tables import Row
+from permix.types import Cell, CellKey
+
+STAGES = ("stability", "fidelity", "train")
+
+
+class Run:
+    """One run directory, read when asked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = read_json(path / "config.json")
+        self.stage: str = self.config["stage"]
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        path = self.path / "provenance.json"
+        return read_json(path) if path.exists() else {}
+
+    @cached_property
+    def cells(self) -> dict[CellKey, Cell]:
+        return read_cells(self.path / "records.jsonl")
+
+    @cached_property
+    def log(self) -> list[dict[str, Any]]:
+        """A training run's steps; a step done again after a resume counts once, a torn last line not at all."""
+        path = self.path / "log.jsonl"
+        steps: dict[int, dict[str, Any]] = {}
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else (), start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                step = json.loads(line)
+                steps[int(step["step"])] = step
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{path}:{number}: not a training step: {error!r}") from error
+        return [steps[number] for number in sorted(steps)]
+
+    @property
+    def model_name(self) -> str:
+        return str(self.config.get("model", {}).get("name", self.path.name))
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens generated in training; tokens read and written in an evaluation. None when nothing is recorded."""
+        if self.stage == "train":
+            return self.log[-1].get("tokens") if self.log else None
+        done = [cell.completion for cell in self.cells.values() if cell.completion is not None]
+        return sum(one.prompt_tokens + one.completion_tokens for one in done) if done else None
+
+    @property
+    def cpu_seconds(self) -> float | None:
+        path = self.path / "usage.json"
+        return read_json(path).get("cpu_seconds") if path.exists() else None
+
+
+class ModelRuns(NamedTuple):
+    """One model of the report: its runs by stage, and what they measure."""
+
+    label: str
+    runs: dict[str, Run]
+    stability: StabilitySummary | None
+    grid: StabilityGrid | None
+    fidelity: Identifiability | None
+
+    @property
+    def row(self) -> Row:
+        stable, distinct, train = self.stability, self.fidelity, self.runs.get("train")
+        evaluations = [self.runs[stage] for stage in ("stability", "fidelity") if stage in self.runs]
+        measured = ("baseline", "mean", "worst", "pss", "pss_null", "pss_crossfit", "n_questions", "n_personas", "n_scored", "n_asked")
+        return Row(
+            label=self.label,
+            **({} if stable is None else {name: getattr(stable, name) for name in measured}),
+            identifiability=distinct and distinct.accuracy,
+            chance=distinct and distinct.chance,
+            n_answers=distinct and distinct.n_answered,
+            n_answers_asked=distinct and distinct.n_asked,
+            train_tokens=train and train.tokens,
+            train_cpu_s=train and train.cpu_seconds,
+            eval_tokens=_total([run.tokens for run in evaluations]),
+            eval_cpu_s=_total([run.cpu_seconds for run in evaluations]),
+        )
+
+
+def collect(paths: Sequence[Path]) -> list[ModelRuns]:
+    """Every model found in `paths`, measured."""
+    if not paths:
+        raise DataError("no runs: give run directories, or folders that hold some")
+    found = {run.path.resolve(): run for path in paths for run in find(path)}
+    return [_measure(label, runs) for label, runs in _by_label(list(found.values())).items()]
+
+
+def find(path: Path) -> Iterator[Run]:
+    """The run at `path`, or all runs below it, by name. Raises DataError when there is none."""
+    if is_run(path):
+        yield Run(path)
+        return
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder")
+    if (path / "config.json").exists():
+        stage = read_json(path / "config.json").get("stage")
+        raise DataError(f"{path}: config.json has stage {stage!r}; a report reads runs of {', '.join(STAGES)}")
+    inside = list(_below(path))
+    if not inside:
+        raise DataError(f"{path}: neither a run directory (no config.json with a stage) nor a folder that holds one")
+    yield from (Run(one) for one in inside)
+
+
+def is_run(path: Path) -> bool:
+    return (path / "config.json").is_file() and read_json(path / "config.json").get("stage") in STAGES
+
+
+def _below(path: Path) -> Iterator[Path]:
+    for folder, names, _ in os.walk(path):
+        names.sort()
+        if is_run(Path(folder)):
+            names.clear()  # a run's own folders (model, checkpoints) hold no runs
+            yield Path(folder)
+
+
+def _by_label(runs: Sequence[Run]) -> dict[str, dict[str, Run]]:
+    models: dict[str, dict[str, Run]] = {}
+    for run in runs:
+        stages = models.setdefault(label_of(run, runs), {})
+        if run.stage in stages:
+            raise DataError(
+                f'{run.path} and {stages[run.stage].path}: two {run.stage} runs of one label, "{label_of(run, runs)}"; '
+                "give each its own --label, or report them apart"
+            )
+        stages[run.stage] = run
+    return models
+
+
+def label_of(run: Run, runs: Sequence[Run]) -> str:
+    """The run's label; else the model's name; for a training run without one, that of the run that evaluated its model."""
+    if run.config.get("label"):
+        return str(run.config["label"])
+    if run.stage != "train":
+        return run.model_name
+    trained = (run.path / "model").resolve()
+    return next((label_of(one, runs) for one in runs if one.stage != "train" and Path(one.model_name).resolve() == trained), run.path.name)
+
+
+def _measure(label: str, runs: dict[str, Run]) -> ModelRuns:
+    stable, distinct = runs.get("stability"), runs.get("fidelity")
+    return ModelRuns(
+        label=label,
+        runs=runs,
+        stability=None if stable is None else stability.measure(stable.path),
+        grid=None if stable is None else stability.grids(stable.path),
+        fidelity=None if distinct is None else fidelity.measure(distinct.path, reference_of(distinct)),
+    )
+
+
+def reference_of(run: Run) -> Path | None:
+    """The run whose answers train the classifier: where the configuration says, or beside this run when both were moved."""
+    named = run.config.get("reference")
+    if named is None:
+        return None
+    places = (Path(named), run.path.parent / Path(named).name, run.path.parent.parent / Path(named).parent.name / Path(named).name)
+    for place in places:
+        if is_run(place):
+            return place
+    raise DataError(f"{run.path}: its reference run {named} is gone; identifiability cannot be measured without it")
+
+
+def _total(parts: Sequence[Any]) -> Any:
+    """The sum, or None when there is no part or one of them is not known: half a sum would mislead."""
+    return sum(parts) if parts and all(part is not None for part in parts) else None

@@ -1,0 +1,25 @@
+"""Tasks: questions whose answers can be checked. One file a task, one line here."""
+
+from permix.config import TaskConfig
+from permix.tasks.arithmetic import ARITHMETIC
+from permix.tasks.base import Task, verify
+from permix.tasks.gsm8k import GSM8K
+from permix.tasks.math import MATH
+from permix.tasks.math500 import MATH500
+from permix.tasks.overlap import refuse_overlap
+from permix.types import Question
+
+__all__ = ["TASKS", "Task", "load_questions", "refuse_overlap", "verify"]
+
+TASKS: dict[str, Task] = {
+    "arithmetic": ARITHMETIC,
+    "gsm8k": GSM8K,
+    "math500": MATH500,
+    "math": MATH,
+}
+
+
+def load_questions(config: TaskConfig) -> tuple[Task, tuple[Question, ...]]:
+    """The task that `config` names, and its questions. Raises ConfigError or DataError."""
+    task = TASKS[config.name]
+    return task, task.questions(config)

@@ -1,0 +1,86 @@
+"""What a task is: questions with gold answers, a wording, and one verification that training and evaluation share.
+
+A task is one file that ends in one `Task(...)`, and one line of the registry in `permix.tasks`. `questions` gives exactly
+`config.n` distinct questions, the same ones for the same config on any machine, or raises ConfigError that names how many there
+are. Which side of a split a question falls on depends on its content alone, never on a seed or on file order, so what one run
+trains on is never what another run holds out.
+"""
+
+import difflib
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from permix.config import TaskConfig
+from permix.errors import ConfigError, DataError
+from permix.types import Question, Split, Verdict, digest, require_unique
+from permix.verify import Verifier, extract_boxed
+
+
+@dataclass(frozen=True)
+class Task:
+    """`wording` holds `{question}`; `unboxed` finds the answer of a completion in which nothing is boxed, or gives None."""
+
+    name: str
+    wording: str
+    questions: Callable[[TaskConfig], tuple[Question, ...]]
+    unboxed: Callable[[str], str | None]
+
+    @property
+    def prompt_hash(self) -> str:
+        """Identity of the wording: runs are compared only when they asked in the same words."""
+        return digest(self.wording)
+
+    def prompt(self, question: Question) -> str:
+        # str.format would choke on the braces of LaTeX.
+        return self.wording.replace("{question}", question.text)
+
+    def extract(self, completion: str) -> str | None:
+        """The answer in a completion: its last box if that holds anything, else the task's own extraction. None: no answer."""
+        boxed = extract_boxed(completion)
+        return boxed if boxed and boxed.strip() else self.unboxed(completion)
+
+
+def verify(task: Task, completion: str, gold: str, verifier: Verifier) -> Verdict:
+    """The one judgement of a completion: the training reward and the evaluation's score are both this."""
+    return verifier.check(task.extract(completion), gold)
+
+
+def side(content: str) -> Split:
+    """The side a question's content falls on, for every seed: one in four is held out."""
+    return "heldout" if int(digest("side", content), 16) % 4 == 0 else "train"
+
+
+def choose(questions: Iterable[Question], config: TaskConfig) -> tuple[Question, ...]:
+    """`config.n` of the distinct questions, shuffled by `config.seed`, whatever order they came in.
+
+    A larger n begins with the questions of a smaller one. Questions with equal content are one; the one with the smallest gold
+    stands for it. Raises ConfigError, naming how many there are, when n is more.
+    """
+    distinct: dict[str, Question] = {}
+    for question in sorted(questions, key=lambda one: (one.gold, one.id, one.tags)):
+        distinct.setdefault(question.content_hash, question)
+    _refuse_shared_ids(distinct.values(), config)
+    if config.n > len(distinct):
+        of_levels = f" of the levels {', '.join(config.levels)}" if config.levels else ""
+        raise ConfigError(
+            f"task.n = {config.n}: {config.name} has {len(distinct)} distinct questions{of_levels} on the {config.split} side; "
+            f"give task.n = {len(distinct)} or less"
+        )
+    order = sorted(distinct, key=lambda content: digest("choose", str(config.seed), content))
+    return tuple(distinct[content] for content in order[: config.n])
+
+
+def _refuse_shared_ids(questions: Iterable[Question], config: TaskConfig) -> None:
+    try:
+        require_unique([question.id for question in questions], "question")
+    except ValueError as error:
+        raise DataError(f"{config.path or config.name}: {error}") from error
+
+
+def refuse_unknown_levels(levels: Sequence[str], known: Collection[str], task: str) -> None:
+    """Raise ConfigError for the first level that the task does not have, naming the nearest one that it has."""
+    for level in levels:
+        if level not in known:
+            near = difflib.get_close_matches(level, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(f"task.levels: {task} has no level {level!r}; {hint}levels: {', '.join(known) or 'none'}")

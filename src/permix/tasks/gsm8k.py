@@ -1,0 +1,51 @@
+r"""GSM8K (openai/gsm8k, MIT): grade-school word problems with whole-number answers.
+
+A row, as published (7,473 train, 1,319 test):
+
+    {"question": "Weng earns $12 an hour for babysitting. Yesterday, she just did 50 minutes of babysitting. How much did she
+     earn?", "answer": "Weng earns 12/60 = $<<12/60=0.2>>0.2 per minute.\nWorking 50 minutes, she earned 0.2 x 50 =
+     $<<0.2*50=10>>10.\n#### 10"}
+
+The gold is what follows the last `####`, without commas. Split train is the published train split, heldout the published test.
+The answer of a completion is its last box, else the number after its last `####`, else its last number.
+"""
+
+import re
+
+from permix.config import TaskConfig
+from permix.tasks.base import Task, choose, refuse_unknown_levels
+from permix.tasks.rows import Hub, Row, published_rows
+from permix.types import Question, digest, normalise
+from permix.verify import last_number
+
+HUB = Hub("openai/gsm8k", "main")
+
+
+def questions(config: TaskConfig) -> tuple[Question, ...]:
+    refuse_unknown_levels(config.levels, (), "gsm8k")
+    rows = published_rows(HUB, "train" if config.split == "train" else "test", config.path)
+    return choose(map(question, rows), config)
+
+
+def question(row: Row) -> Question:
+    """Raises DataError naming the row's file and line."""
+    text = row.text("question")
+    _, mark, gold = row.text("answer").rpartition("####")
+    gold = gold.replace(",", "").strip()
+    if not mark or not re.fullmatch(r"-?\d+(\.\d+)?", gold):
+        raise row.error("answer", "must end in a line such as '#### 72'")
+    return Question(id=f"gsm8k:{digest(normalise(text))}", task="gsm8k", text=text, gold=gold)
+
+
+def unboxed(completion: str) -> str | None:
+    _, mark, tail = completion.rpartition("####")
+    marked = last_number(tail.strip().partition("\n")[0]) if mark else None
+    return marked if marked is not None else last_number(completion)
+
+
+GSM8K = Task(
+    name="gsm8k",
+    wording="{question}\n\nSolve this step by step. End with the final number inside \\boxed{}.",
+    questions=questions,
+    unboxed=unboxed,
+)

@@ -1,0 +1,185 @@
+"""PerMix-RLVR's trainer: TRL's GRPOTrainer fed from a plan, in the plan's order. The only module that imports trl.
+
+What it changes in TRL, and why:
+- rows come in plan order and each as often as the plan says, so that groups are the plan's and a persona is never drawn here;
+- rollouts are decoded by `permix.models.hf.decode` from a copy of the weights in the forward pass's precision (TRL casts all float32
+  weights again at every decode step), each from its own seed, so a rollout depends on the plan and the weights alone;
+- one reward, the verifier's; its None stays None.
+"""
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from permix.models.hf import decode
+from permix.train.plan import Plan
+from permix.train.reward import mean_by_tag, verdicts
+from permix.types import Sampling, Verdict, seed_from
+from permix.verify import Verifier
+
+
+class Rollout(NamedTuple):
+    """One completion of one training step, as it is logged."""
+
+    step: int
+    group: int
+    persona_id: str | None
+    question_id: str
+    prompt: str
+    completion: str
+    tokens: int
+    gold: str
+    verdict: Verdict
+
+
+class Recorder(Protocol):
+    """Where a step's rollouts and figures go."""
+
+    def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None: ...
+
+    def step(self, step: int, figures: dict[str, Any]) -> None: ...
+
+
+def dataset_of(plan: Plan) -> Dataset:
+    """One row a rollout, in plan order: row `i` of a step belongs to group `i // G`."""
+    return Dataset.from_list(
+        [
+            {
+                "prompt": [dict(message) for message in row.messages],
+                "task": row.task,
+                "gold": row.gold,
+                "group": row.group,
+                "question_id": row.question_id,
+                "persona_id": row.persona_id,
+                "persona_tags": list(row.persona_tags),
+                "rollout_seed": seed_from(row.seed, number),
+            }
+            for row in plan.rows
+            for number in range(row.rollouts)
+        ]
+    )
+
+
+class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
+    """`GRPOTrainer` over the rows of a plan."""
+
+    def __init__(self, *, plan: Plan, verifier: Verifier, recorder: Recorder, args: GRPOConfig, **options: Any) -> None:
+        self._verifier, self._recorder = verifier, recorder
+        self._seeds: list[int] = []
+        self._sampler_network: Any = None
+        self._seconds: dict[str, float] = {"generation": 0.0, "verification": 0.0}
+        self._step_started = time.perf_counter()
+        self._figures: dict[str, Any] = {}
+        super().__init__(reward_funcs=self._reward, train_dataset=dataset_of(plan), args=args, **options)
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
+        """Each step's rows once per forward pass that uses them; TRL's own would repeat every row G times and shuffle."""
+        return RepeatSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=1,
+            batch_size=self.args.generation_batch_size,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=False,
+        )
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._seeds = [row["rollout_seed"] for row in inputs]
+        # TRL shuffles the scored batch with the global generator: seeding it here makes a step depend on nothing before it.
+        torch.manual_seed(self._seeds[0])
+        return dict(super()._generate_and_score_completions(inputs))
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *rest: Any, **more: Any) -> tuple[list[list[int]], None]:
+        if self.use_vllm or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            with self._timed("generation"):
+                return super()._generate_single_turn(prompt_ids, *rest, **more)  # type: ignore[no-any-return]
+        sampling = Sampling(
+            temperature=self.args.temperature, top_p=self.args.top_p, max_new_tokens=self.args.max_completion_length
+        )
+        with self._timed("generation"), self._rollout_network() as network:
+            return decode(network, self.processing_class, prompt_ids, self._seeds, sampling), None
+
+    @contextmanager
+    def _rollout_network(self) -> Iterator[Any]:
+        """The network that decodes: a bfloat16 copy brought up to date, or the trained one where a copy would not help."""
+        trained = self.accelerator.unwrap_model(self.model)
+        if self.args.bf16 and not hasattr(trained, "peft_config"):
+            if self._sampler_network is None:
+                self._sampler_network = copy.deepcopy(trained).to(torch.bfloat16).eval().requires_grad_(False)
+            with torch.no_grad():
+                for ours, theirs in zip(self._sampler_network.parameters(), trained.parameters(), strict=True):
+                    ours.copy_(theirs)
+            yield self._sampler_network
+        else:
+            trained.eval()
+            try:
+                yield trained
+            finally:
+                trained.train()
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[part] += time.perf_counter() - started
+
+    def _reward(self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[Any]:
+        texts = [completion[0]["content"] for completion in completions]
+        with self._timed("verification"):
+            found = verdicts(texts, columns["task"], columns["gold"], self._verifier)
+        rewards = [verdict.reward for verdict in found]
+        step = self.state.global_step + 1
+        self._recorder.rollouts(
+            step,
+            [
+                Rollout(step, *place, prompt[-1]["content"], text, len(ids), gold, verdict)
+                for *place, prompt, text, ids, gold, verdict in zip(
+                    columns["group"], columns["persona_id"], columns["question_id"], prompts, texts, completion_ids,
+                    columns["gold"], found, strict=True,
+                )
+            ],
+        )  # fmt: skip
+        self._figures = {
+            "reward_by_tag": mean_by_tag(rewards, columns["persona_tags"]),
+            "unscored": rewards.count(None),
+            "tokens": sum(map(len, completion_ids)),
+        }
+        return rewards
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if "loss" in logs:
+            self._recorder.step(self.state.global_step, self._step_figures(logs))
+
+    def _step_figures(self, logs: dict[str, float]) -> dict[str, Any]:
+        """TRL's metrics under this project's names, with the step's wall seconds split into its parts."""
+        now = time.perf_counter()
+        parts, self._seconds = self._seconds, {"generation": 0.0, "verification": 0.0}
+        training = now - self._step_started - sum(parts.values())
+        self._step_started = now
+        figures = {ours: logs.get(theirs) for ours, theirs in METRICS.items()}
+        flat = figures.pop("flat_groups")
+        figures["signal_groups"] = None if flat is None else 1 - flat
+        fresh, self._figures = self._figures, {}
+        return figures | fresh | {"seconds": parts | {"training": training}}
+
+
+METRICS = {
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "flat_groups": "frac_reward_zero_std",
+    "completion_tokens": "completions/mean_length",
+    "truncated": "completions/clipped_ratio",
+    "entropy": "entropy",
+    "kl": "kl",
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "lr": "learning_rate",
+}

@@ -1,0 +1,82 @@
+"""What a training run leaves for people: log.jsonl (a line a step), rollouts.jsonl (a line a rollout), samples.md (for reading)."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from permix.progress import Meter
+from permix.report.escape import clip, visible
+from permix.train.grpo import Rollout
+
+SAMPLES_A_STEP = 4
+
+
+class StepLog:
+    """`permix.train.grpo.Recorder` into a run directory. Lines after step `done` are of a process that died, and are dropped."""
+
+    def __init__(self, out: Path, done: int, samples_every: int, shown: Meter) -> None:
+        self.out, self.samples_every, self.shown = out, samples_every, shown
+        self._tokens = _keep_until(out / "log.jsonl", done)
+        _keep_until(out / "rollouts.jsonl", done)
+        _rewrite_samples(out, samples_every)
+
+    def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        lines = [rollout._asdict() | {"verdict": rollout.verdict.model_dump()} for rollout in rollouts]
+        _append(self.out / "rollouts.jsonl", lines)
+        if (step - 1) % self.samples_every == 0:
+            with (self.out / "samples.md").open("a", encoding="utf-8", errors="replace") as file:
+                file.write(samples_text(step, lines))
+
+    def step(self, step: int, figures: Mapping[str, Any]) -> None:
+        self._tokens += figures.get("tokens", 0)
+        _append(self.out / "log.jsonl", [{"step": step, **figures, "tokens": self._tokens}])
+        reward = figures.get("reward")
+        self.shown.advance(note="" if reward is None else f"reward {reward:.2f}")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; a torn last line is passed over."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("ab") as file:
+        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "replace"))
+
+
+def _keep_until(path: Path, done: int) -> int:
+    """Drop lines of later steps; returns the tokens counted on the last line kept."""
+    kept = [line for line in read_log(path) if line["step"] <= done]
+    scratch = path.with_name(f".{path.name}.part")
+    scratch.unlink(missing_ok=True)
+    _append(scratch, kept)
+    os.replace(scratch, path)
+    return int(kept[-1].get("tokens", 0)) if kept else 0
+
+
+def _rewrite_samples(out: Path, every: int) -> None:
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for line in read_log(out / "rollouts.jsonl"):
+        by_step.setdefault(line["step"], []).append(line)
+    texts = [samples_text(step, lines) for step, lines in by_step.items() if (step - 1) % every == 0]
+    (out / "samples.md").write_text("# Samples of the rollouts\n" + "".join(texts), encoding="utf-8", errors="replace")
+
+
+def samples_text(step: int, lines: Sequence[Mapping[str, Any]]) -> str:
+    """A few rollouts of one step, spread over its groups, as text a person can read and a browser cannot run."""
+    stride = max(1, len(lines) // SAMPLES_A_STEP)
+    parts = [f"\n## Step {step}\n"]
+    for line in lines[::stride][:SAMPLES_A_STEP]:
+        said = {True: "right", False: "wrong", None: "not scored"}[line["verdict"]["correct"]]
+        parts.append(f"\n**{line['persona_id'] or 'no persona'}** · gold {line['gold']} · {said}\n\n")
+        parts.append(_indented(f"{line['prompt']}\n→ {line['completion']}"))
+    return "".join(parts)
+
+
+def _indented(text: str) -> str:
+    """A Markdown code block, which shows text and does nothing else."""
+    return "".join(f"    {line}\n" for line in clip(visible(text), width=400, lines=40).split("\n"))

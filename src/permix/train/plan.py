@@ -1,0 +1,198 @@
+"""The plan: who asks what, as whom, in which step. Compiled before training, engine-neutral, seeded per row, hashable.
+
+Every draw depends on the plan's seed and the row's own place (step, group, rollout) and on nothing else. So two plans that differ only
+in `mix` ask the same questions in the same order, and a persona drawn at a small `mix` is still there at a larger one.
+"""
+
+import json
+import random
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from permix.config import PersonasConfig, PlanConfig
+from permix.errors import ConfigError, DataError
+from permix.prompting import build_messages, template_hash
+from permix.types import Persona, PlanRow, Question, digest, seed_from
+
+FORMAT = "permix-plan-1"
+
+
+class Plan(NamedTuple):
+    """Rows in training order, and how they came about (`about`: configuration and fingerprints, not part of the hash)."""
+
+    rows: tuple[PlanRow, ...]
+    about: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """The same on every machine for the same rows."""
+        return digest(FORMAT, *(row.model_dump_json() for row in self.rows))
+
+    @property
+    def steps(self) -> int:
+        return self.rows[-1].step + 1
+
+    @property
+    def group_size(self) -> int:
+        """Rollouts of one group (G)."""
+        first = self.rows[0]
+        return sum(row.rollouts for row in self.rows if (row.step, row.group) == (first.step, first.group))
+
+    @property
+    def groups_per_step(self) -> int:
+        return len({row.group for row in self.rows if row.step == 0})
+
+
+class Mixture(NamedTuple):
+    """Personas and the chance of each."""
+
+    personas: tuple[Persona, ...]
+    weights: tuple[float, ...]
+
+    def draw(self, rng: random.Random) -> Persona:
+        cumulative = list(accumulate(self.weights))
+        place = bisect_right(cumulative, rng.random() * cumulative[-1])
+        return self.personas[min(place, len(self.personas) - 1)]
+
+
+def compile_plan(
+    questions: Sequence[Question],
+    prompt: Callable[[Question], str],
+    mixture: Mixture,
+    config: PlanConfig,
+    wording: PersonasConfig,
+) -> Plan:
+    """Lay out `config.steps` steps. `prompt` words a question; `wording` gives the system message's template.
+
+    Raises ConfigError when a step would hold the same question twice, or when there are personas to mix in and none to draw.
+    """
+    if len(questions) < config.questions_per_step:
+        raise ConfigError(
+            f"plan.questions_per_step = {config.questions_per_step}: the task has only {len(questions)} questions; "
+            "ask for more questions or fewer a step"
+        )
+    if config.mix > 0 and not mixture.personas:
+        raise ConfigError(f"plan.mix = {config.mix}: the pool has no personas to draw from; widen personas.include or set mix to 0")
+    rows = tuple(_rows(questions, prompt, mixture, config, wording))
+    about = {
+        "format": FORMAT,
+        "plan": config.model_dump(mode="json"),
+        "template": template_hash(wording.template),
+        "bare": wording.bare,
+        "personas": len(mixture.personas),
+        "questions": len(questions),
+    }
+    return Plan(rows, about)
+
+
+def _rows(
+    questions: Sequence[Question],
+    prompt: Callable[[Question], str],
+    mixture: Mixture,
+    config: PlanConfig,
+    wording: PersonasConfig,
+) -> Iterator[PlanRow]:
+    order = question_order(questions, config)
+    rows_a_group = 1 if config.scope == "group" else config.group_size
+    for step in range(config.steps):
+        for group in range(config.questions_per_step):
+            question = next(order)
+            for place in range(rows_a_group):
+                seed = seed_from("plan", config.seed, step, group, place)
+                persona = _draw(seed, mixture, config.mix)
+                yield PlanRow(
+                    step=step, group=group, rollouts=config.group_size // rows_a_group, task=question.task,
+                    question_id=question.id, question_hash=question.content_hash,
+                    persona_id=persona.id if persona else None, persona_tags=persona.tags if persona else (), seed=seed,
+                    messages=build_messages(persona, prompt(question), template=wording.template, bare=wording.bare),
+                    gold=question.gold,
+                )  # fmt: skip
+
+
+def question_order(questions: Sequence[Question], config: PlanConfig) -> Iterator[Question]:
+    """Endless passes over the questions, each in its own seeded order; what does not fill a step is left to the next pass."""
+    by_hash = sorted(questions, key=lambda question: question.content_hash)
+    whole = len(by_hash) - len(by_hash) % config.questions_per_step
+    for epoch in range(config.steps):
+        shuffled = by_hash.copy()
+        random.Random(seed_from("order", config.seed, epoch)).shuffle(shuffled)
+        yield from shuffled[:whole]
+
+
+def _draw(seed: int, mixture: Mixture, mix: float) -> Persona | None:
+    rng = random.Random(seed)
+    mixed_in = rng.random() < mix
+    return mixture.draw(rng) if mixed_in else None
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """One Parquet file; messages as JSON text, so that any reader can show them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [row.model_dump(mode="json") | {"messages": json.dumps(row.messages, ensure_ascii=False)} for row in plan.rows]
+    about = plan.about | {"hash": plan.hash}
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA).replace_schema_metadata({"permix": json.dumps(about)})
+    scratch = path.with_name(f".{path.name}.part")
+    pq.write_table(table, scratch)
+    scratch.replace(path)
+
+
+def read_plan(path: Path) -> Plan:
+    """Raises DataError when the file is no plan, or when its rows are not those that were hashed."""
+    try:
+        table = pq.read_table(path)
+        about = json.loads(table.schema.metadata[b"permix"])
+        rows = tuple(PlanRow.model_validate(row | {"messages": json.loads(row["messages"])}) for row in table.to_pylist())
+    except FileNotFoundError as error:
+        raise DataError(f"plan {path}: no such file; `permix plan` makes one") from error
+    except (pa.ArrowInvalid, KeyError, TypeError, ValidationError, json.JSONDecodeError) as error:
+        raise DataError(f"plan {path}: not a plan file: {error}") from error
+    if not rows:
+        raise DataError(f"plan {path}: has no rows")
+    plan = Plan(rows, about)
+    if plan.hash != about.get("hash"):
+        raise DataError(f"plan {path}: its rows hash to {plan.hash}, not to the recorded {about.get('hash')}; it was edited or cut")
+    return plan
+
+
+_SCHEMA = pa.schema(
+    [
+        ("step", pa.int32()),
+        ("group", pa.int32()),
+        ("rollouts", pa.int32()),
+        ("task", pa.string()),
+        ("question_id", pa.string()),
+        ("question_hash", pa.string()),
+        ("persona_id", pa.string()),
+        ("persona_tags", pa.list_(pa.string())),
+        ("seed", pa.int64()),
+        ("messages", pa.string()),
+        ("gold", pa.string()),
+    ]
+)
+
+
+def describe(plan: Plan) -> dict[str, str]:
+    """What a person wants to know of a plan before paying for it."""
+    rollouts = sum(row.rollouts for row in plan.rows)
+    without = sum(row.rollouts for row in plan.rows if row.persona_id is None)
+    seen = Counter(row.persona_id for row in plan.rows if row.persona_id)
+    characters = sum(row.rollouts * sum(len(message["content"]) for message in row.messages) for row in plan.rows)
+    spread = f", each in {min(seen.values())} to {max(seen.values())} rows" if seen else ""
+    return {
+        "hash": plan.hash,
+        "steps": str(plan.steps),
+        "rows": str(len(plan.rows)),
+        "rollouts": f"{rollouts} in groups of {plan.group_size}",
+        "questions": str(len({row.question_hash for row in plan.rows})),
+        "personas": f"{len(seen)}{spread}",
+        "without persona": f"{without / rollouts:.1%} of rollouts",
+        "prompt tokens": f"about {characters // 4} over all rollouts (4 characters a token)",
+    }

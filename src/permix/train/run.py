@@ -1,0 +1,175 @@
+"""`permix train`: a plan and a model in, a trained model folder and its log out.
+
+    plan.parquet       what was trained on
+    log.jsonl          one line a step
+    rollouts.jsonl     one line a rollout: everything the run generated
+    samples.md         some of them, for reading
+    checkpoints/       the newest one, until the run has ended
+    model/             the result: a plain Hugging Face folder with its card
+
+Started again, the run goes on after its newest whole checkpoint; what was logged after that is dropped and done again.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from permix.config import PersonasConfig, PlanConfig, TaskConfig, TrainConfig, TrainStage
+from permix.errors import ConfigError, PermixError
+from permix.models.hf import encode_chat, folder_fingerprint, load_tokenizer, load_weights, resolve
+from permix.models.machine import pick_device, pick_dtype, pin_threads
+from permix.personas.choose import choose_personas
+from permix.progress import Meter, meter
+from permix.records import RunDir, read_json, write_json
+from permix.tasks import load_questions
+from permix.train.card import SEEN, seen_questions, write_card
+from permix.train.log import StepLog
+from permix.train.plan import Mixture, Plan, compile_plan, read_plan, write_plan
+from permix.types import digest
+from permix.verify import Verifier
+
+if TYPE_CHECKING:
+    from trl import GRPOConfig
+
+
+def plan_from(task: TaskConfig, personas: PersonasConfig, plan: PlanConfig) -> Plan:
+    """Compile the plan that these sections describe."""
+    asked, questions = load_questions(task)
+    pool = choose_personas(personas)
+    mixture = Mixture(pool.personas, pool.weights(personas.tag_weights))
+    compiled = compile_plan(questions, asked.prompt, mixture, plan, personas)
+    return Plan(compiled.rows, compiled.about | {"task": task.model_dump(mode="json"), "pool": pool.fingerprint})
+
+
+def train(config: TrainStage) -> Path:
+    """Run or go on with the training; returns the folder of the trained model."""
+    plan = read_plan(config.plan_file) if config.plan_file else plan_from(config.task, config.personas, config.plan)
+    pin_threads(config.threads)
+    source = resolve(config.model.name)
+    identity = {"plan": plan.hash, "model": _fingerprint(source), "train": config.train.model_dump(mode="json")}
+    with RunDir.open(config.out, config, identity) as run:
+        target = run.path / "model"
+        if not (target / "config.json").exists():
+            write_plan(plan, run.path / "plan.parquet")
+            with run.accounted():
+                _optimise(config, plan, source, run.path, target)
+        return target
+
+
+def _fingerprint(source: str) -> str:
+    return folder_fingerprint(Path(source)) if Path(source).is_dir() else source
+
+
+def _optimise(config: TrainStage, plan: Plan, source: str, out: Path, target: Path) -> None:
+    from permix.train.grpo import PlanTrainer
+
+    tokenizer = load_tokenizer(source)
+    longest_prompt(plan, tokenizer, config.train.max_prompt_tokens)
+    checkpoint = newest_checkpoint(out / "checkpoints")
+    done = _step_of(checkpoint)
+    arguments = grpo_arguments(config.train, plan, out / "checkpoints")
+    with Verifier() as verifier, meter(f"train {config.label or out.name}", plan.steps, "steps") as shown:
+        shown.start_at(done)
+        log = StepLog(out, done, config.train.samples_every, shown)
+        trainer = PlanTrainer(
+            plan=plan, verifier=verifier, recorder=log, args=arguments, model=_network(source),
+            processing_class=tokenizer, peft_config=_lora(config.train),
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    _write_model(trainer, tokenizer, plan, config, out, target)
+    if not config.train.keep_checkpoints:
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+def _network(source: str) -> Any:
+    import torch
+
+    return load_weights(source, torch.float32, pick_device()).train()
+
+
+def _lora(config: TrainConfig) -> Any:
+    if config.lora_rank == 0:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def longest_prompt(plan: Plan, tokenizer: Any, limit: int) -> int:
+    """Tokens of the plan's longest prompt. Raises ConfigError when it is over the limit, naming the row."""
+    longest = 0
+    for row in {row.messages.__repr__(): row for row in plan.rows}.values():
+        count = len(encode_chat(tokenizer, row.messages))
+        if count > limit:
+            raise ConfigError(
+                f"train.max_prompt_tokens = {limit}: the prompt of step {row.step}, group {row.group} (question {row.question_id}, "
+                f"persona {row.persona_id}) has {count} tokens; raise the limit or drop the question"
+            )
+        longest = max(longest, count)
+    return longest
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: its trainer_state.json, written last, is whole."""
+    found = sorted(folder.glob("checkpoint-*"), key=_number, reverse=True)
+    return next((path for path in found if _is_whole(path)), None)
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        return bool(read_json(checkpoint / "trainer_state.json")["global_step"] == _number(checkpoint))
+    except (PermixError, KeyError):
+        return False
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return _number(checkpoint) if checkpoint else 0
+
+
+def grpo_arguments(config: TrainConfig, plan: Plan, out: Path) -> "GRPOConfig":
+    """TRL's arguments for this plan on this machine. One generation feeds exactly one optimizer step (per iteration)."""
+    import torch
+    from trl import GRPOConfig
+
+    device = pick_device()
+    rows = plan.groups_per_step * plan.group_size
+    if rows % config.micro_batch:
+        raise ConfigError(f"train.micro_batch = {config.micro_batch}: must divide the plan's {rows} rollouts a step")
+    return GRPOConfig(
+        output_dir=str(out), max_steps=plan.steps * config.iterations, num_iterations=config.iterations,
+        per_device_train_batch_size=config.micro_batch, gradient_accumulation_steps=rows // config.micro_batch,
+        num_generations=plan.group_size, shuffle_dataset=False, remove_unused_columns=False,
+        learning_rate=config.lr, lr_scheduler_type=_schedule(config), warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, beta=config.beta, loss_type=config.loss,
+        scale_rewards=config.scale_rewards, epsilon=config.clip_low, epsilon_high=config.clip_high,
+        temperature=config.temperature, top_p=config.top_p, max_completion_length=config.max_new_tokens,
+        use_cpu=device == "cpu", bf16=pick_dtype(config.precision, device) == torch.bfloat16,
+        gradient_checkpointing=config.gradient_checkpointing, seed=config.seed, data_seed=config.seed,
+        save_steps=config.save_every * config.iterations, save_total_limit=1, logging_steps=1, disable_tqdm=True,
+        report_to=list(config.report_to) or "none", dataloader_pin_memory=False,
+    )  # fmt: skip
+
+
+def _schedule(config: TrainConfig) -> str:
+    return "constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule
+
+
+def _write_model(trainer: Any, tokenizer: Any, plan: Plan, config: TrainStage, out: Path, target: Path) -> None:
+    """Write the model beside its final place, then move it there, so that a folder named `model` is always whole."""
+    network = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(network, "merge_and_unload"):
+        network = network.merge_and_unload()
+    scratch = target.with_name(".model.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    network.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    write_json(scratch / SEEN, seen_questions(plan))
+    write_card(scratch, config, plan, out / "log.jsonl")
+    scratch.rename(target)

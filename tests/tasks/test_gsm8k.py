@@ -1,0 +1,102 @@
+"""GSM8K as published: golds, answers of completions, splits, bad rows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from permix.config import TaskConfig
+from permix.errors import ConfigError, DataError
+from permix.tasks import TASKS, load_questions
+from permix.tasks.gsm8k import question
+from permix.tasks.rows import Row
+
+ROW = {
+    "question": "Weng earns $12 an hour for babysitting. Yesterday, she did 50 minutes of it. How much did she earn?",
+    "answer": "Weng earns 12/60 = $<<12/60=0.2>>0.2 per minute.\nShe earned 0.2 x 50 = $<<0.2*50=10>>10.\n#### 10",
+}
+
+
+def one(**fields: Any) -> Row:
+    return Row("test.jsonl:7", {**ROW, **fields})
+
+
+def folder(tmp_path: Path) -> Path:
+    for name, numbers in (("train", range(6)), ("test", range(6, 10))):
+        lines = [json.dumps({"question": f"{i} plus none?", "answer": f"It stays.\n#### {i}"}) for i in numbers]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [(ROW["answer"], "10"), ("so\n#### 109,200,000", "109200000"), ("#### -3", "-3"), ("a #### 1\n#### 2.5 \n", "2.5")],
+)
+def test_the_gold_follows_the_last_mark_without_commas(answer: str, gold: str) -> None:
+    assert question(one(answer=answer)).gold == gold
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"answer": "It is 10."}, r"test\.jsonl:7: answer = 'It is 10\.': must end in a line such as '#### 72'"),
+        ({"answer": "#### ten"}, r"test\.jsonl:7: answer = '#### ten': must end in"),
+        ({"answer": 10}, r"test\.jsonl:7: answer = 10: must be a text that is not blank"),
+        ({"question": " "}, r"test\.jsonl:7: question = ' ': must be a text"),
+        ({"question": "half \ud800 pair"}, r"test\.jsonl:7: question = .* surrogate"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_field(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        question(one(**fields))
+
+
+def test_a_missing_field_is_named_with_those_there_are() -> None:
+    with pytest.raises(DataError, match=r"test\.jsonl:7: field 'question' is missing; this row has prompt, answer"):
+        question(Row("test.jsonl:7", {"prompt": "?", "answer": "#### 1"}))
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("She earned \\boxed{10} in 50 minutes.\n#### 7", "10"),
+        ("0.2 x 50\n#### $10\nThat is 3 coins.", "10"),
+        ("#### 10 dollars, not 11", "11"),
+        ("#### ten\nor 10", "10"),
+        ("Aye, 12/60 an minute, so she earned $10.", "10"),
+        ("She earned \\boxed{10", "10"),
+        ("No idea", None),
+    ],
+)
+def test_the_answer_is_the_last_box_else_after_the_mark_else_the_last_number(completion: str, answer: str | None) -> None:
+    assert TASKS["gsm8k"].extract(completion) == answer
+
+
+def test_the_prompt_asks_for_a_box() -> None:
+    assert TASKS["gsm8k"].prompt(question(one())) == (
+        f"{ROW['question']}\n\nSolve this step by step. End with the final number inside \\boxed{{}}."
+    )
+
+
+def test_the_splits_are_the_published_ones(tmp_path: Path) -> None:
+    config = TaskConfig(name="gsm8k", path=folder(tmp_path), split="heldout", n=4)
+    assert sorted(one.gold for one in load_questions(config)[1]) == ["6", "7", "8", "9"]
+    train = config.model_copy(update={"split": "train", "n": 6})
+    assert sorted(one.gold for one in load_questions(train)[1]) == ["0", "1", "2", "3", "4", "5"]
+    assert load_questions(config.model_copy(update={"path": tmp_path / "test.jsonl"})) == load_questions(config)
+    with pytest.raises(DataError, match="is named as the test split"):
+        load_questions(train.model_copy(update={"path": tmp_path / "test.jsonl"}))
+
+
+def test_an_id_is_the_contents_not_the_lines(tmp_path: Path) -> None:
+    config = TaskConfig(name="gsm8k", path=folder(tmp_path), n=4)
+    before = load_questions(config)[1]
+    lines = (tmp_path / "test.jsonl").read_text().splitlines()
+    (tmp_path / "test.jsonl").write_text("\n".join(reversed(lines)))
+    assert load_questions(config)[1] == before
+
+
+def test_levels_are_refused() -> None:
+    with pytest.raises(ConfigError, match="gsm8k has no level '5'; levels: none"):
+        load_questions(TaskConfig(name="gsm8k", levels=("5",)))

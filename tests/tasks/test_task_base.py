@@ -1,0 +1,108 @@
+"""What all tasks share: one verification, sides by content, and a choice that does not depend on file order."""
+
+import random
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from permix.config import TaskConfig
+from permix.errors import ConfigError, DataError
+from permix.tasks import TASKS, load_questions, refuse_overlap, verify
+from permix.tasks.base import choose, side
+from permix.types import Question, Verdict
+from permix.verify import Verifier
+
+TEN = [Question(id=f"q{i}", task="gsm8k", text=f"Question {i}?", gold=str(i)) for i in range(10)]
+
+
+def gsm8k(**fields: object) -> TaskConfig:
+    return TaskConfig.model_validate({"name": "gsm8k", **fields})
+
+
+def test_the_registry_holds_every_task_that_a_config_can_name() -> None:
+    assert set(TASKS) == set(TaskConfig.model_json_schema()["properties"]["name"]["enum"])
+    assert all(task.name == name for name, task in TASKS.items())
+
+
+def test_load_questions_gives_the_task_and_its_questions() -> None:
+    task, questions = load_questions(TaskConfig(n=3))
+    assert task is TASKS["arithmetic"]
+    assert len(questions) == 3
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_prompt_holds_the_question_and_changes_with_the_wording_alone(name: str) -> None:
+    task = TASKS[name]
+    text = "What is {x} in $\\frac{1}{2}$?"
+    assert text in task.prompt(Question(id="a", task=name, text=text, gold="1"))
+    assert "{question}" not in task.prompt(TEN[0])
+    assert len(task.prompt_hash) == 16
+
+
+def test_verify_extracts_then_checks() -> None:
+    with Verifier() as verifier:
+        assert verify(TASKS["arithmetic"], "7 + 5 is 12.", "12", verifier) == Verdict(correct=True, extracted="12")
+        assert verify(TASKS["arithmetic"], "Perhaps 13?", "12", verifier) == Verdict(correct=False, extracted="13")
+        assert verify(TASKS["arithmetic"], "Who knows", "12", verifier) == Verdict(correct=False, extracted=None)
+        assert verify(TASKS["math"], "\\boxed{\\frac{1}{2}}", "0.5", verifier).reward == 1.0
+
+
+@given(st.text())
+def test_a_side_is_one_of_two(content: str) -> None:
+    assert side(content) in ("train", "heldout")
+
+
+def test_one_in_four_is_held_out() -> None:
+    heldout = sum(side(f"question {i}") == "heldout" for i in range(10_000))
+    assert 2300 < heldout < 2700  # 2500 expected, standard deviation 43
+
+
+@given(order=st.permutations(TEN), n=st.integers(1, 10), seed=st.integers(0, 5))
+def test_the_choice_does_not_depend_on_order_and_grows_with_n(order: list[Question], n: int, seed: int) -> None:
+    chosen = choose(order, gsm8k(n=n, seed=seed))
+    assert len(chosen) == n
+    assert chosen == choose(TEN, gsm8k(n=10, seed=seed))[:n]
+
+
+def test_the_seed_chooses() -> None:
+    assert len({choose(TEN, gsm8k(n=3, seed=seed)) for seed in range(20)}) > 10
+
+
+def test_equal_content_is_one_question_whatever_the_order() -> None:
+    again = Question(id="zz", task="gsm8k", text="  question\n3? ", gold="99")
+    for questions in ([*TEN, again], [again, *TEN]):
+        assert set(choose(questions, gsm8k(n=10))) == set(TEN)
+
+
+def test_more_than_there_are_is_refused_with_the_number_there_is() -> None:
+    with pytest.raises(
+        ConfigError, match=r"task.n = 11: gsm8k has 10 distinct questions on the heldout side; give task.n = 10 or"
+    ):
+        choose(TEN, gsm8k(n=11))
+
+
+def test_two_questions_of_one_id_are_refused() -> None:
+    with pytest.raises(DataError, match="question id 'q1' occurs twice"):
+        choose([*TEN, TEN[1].model_copy(update={"text": "Another?"})], gsm8k(n=5))
+
+
+def test_overlap_names_how_many_the_first_and_what_to_do() -> None:
+    seen = {TEN[4].content_hash, TEN[7].content_hash}
+    with pytest.raises(ConfigError, match=r"2 of 10 questions .* first q4: 'Question 4\?'; evaluate with task.split"):
+        refuse_overlap(TEN, seen)
+    refuse_overlap(TEN[:4], seen)
+    refuse_overlap(TEN, ())
+
+
+def test_overlap_sees_the_same_question_under_another_task_and_id() -> None:
+    other = Question(id="math:1", task="math", text=f" {TEN[0].text.upper()}\n", gold="0")
+    with pytest.raises(ConfigError, match="1 of 1"):
+        refuse_overlap([other], random.Random(0).sample([one.content_hash for one in TEN], 10))
+
+
+def test_importing_tasks_imports_no_heavy_library() -> None:
+    code = "import sys, permix.tasks; print([m for m in ('datasets', 'pyarrow', 'torch', 'sympy', 'pandas') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
