@@ -1,6 +1,6 @@
 """A scripted OpenAI-compatible server on 127.0.0.1, to see how a client behaves when everything that can go wrong does.
 
-A script is a function (request body, number of the call from 0, headers in Title-Case) -> what to do: a text, or one of these actions.
+A script is a function (request body, number of the call from 0, headers in Title-Case) -> what to do: a text, or an action.
 Calls are numbered and scripted one at a time, so a script may keep state without a lock; the actions then run in parallel.
 """
 
@@ -66,6 +66,7 @@ Script = Callable[[dict[str, Any], int, Mapping[str, str]], str | Action]
 
 HALF_JSON = Raw(Reply("never to be seen").body[:40])
 EMPTY_CHOICES = Raw(b'{"choices": []}')
+CUT_OFF = Raw(Reply("never to be seen").body[:40], headers={"Content-Length": "500", "Connection": "close"})
 WRONG_TYPES = Raw(b'{"choices": "none", "usage": [1]}')
 
 

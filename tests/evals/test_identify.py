@@ -21,6 +21,7 @@ from permix.evals.identify import (
     identifiability,
     mask_persona_words,
 )
+from permix.types import normalise, seed_from
 
 P, Q = 4, 12
 IDS = ("sailor", "nurse", "monk", "clerk")
@@ -28,6 +29,7 @@ TEXTS = ("a retired sailor who distrusts numbers", "a cheerful nurse", "a silent
 WEATHER = ("rain", "snow", "fog", "hail", "sun", "wind", "heat", "cold", "dew", "ice", "mud", "dust")
 QUESTIONS = tuple(f"What do you make of {weather}?" for weather in WEATHER)
 NOISE = ("river", "stone", "lamp", "chair", "bread", "paper", "cloud", "glass")
+FIRST_TWO: dict[str, Any] = {"persona_ids": IDS[:2], "persona_texts": TEXTS[:2]}
 Grid = list[list[str | None]]
 
 
@@ -95,6 +97,12 @@ def test_a_signal_in_the_length_alone_is_shown_by_its_control() -> None:
     assert (found.question_only.value, found.chance) == (0.25, 0.25)
 
 
+def test_the_length_control_needs_no_straight_line() -> None:
+    """One persona is terse or long-winded by turns, the other always in between."""
+    found = score(grid(lambda p, q: filler(0, q, words=10 if p else (2, 60)[q % 2]), personas=2), **FIRST_TWO)
+    assert found.length_only.value == 1.0
+
+
 def test_a_length_that_differs_by_question_is_no_signal() -> None:
     found = score(grid(lambda p, q: " ".join(["lamp"] * (q + 1))))
     assert found.length_only.value == 0.25
@@ -112,6 +120,20 @@ def test_an_answer_is_never_recognised_from_training() -> None:
         return "".join(chr(97 + letter) for letter in np.random.default_rng([p, q]).integers(0, 26, 12))
 
     assert score(grid(own_word)).accuracy.value == pytest.approx(0.25, abs=0.18)
+
+
+def test_that_a_masked_word_was_there_stays_visible() -> None:
+    """The limit the docstring states: one persona names a persona, whichever, and the other never does."""
+    answers = grid(lambda p, q: f"{'' if p else ('sailor', 'nurse')[q % 2]} {filler(0, q)}", personas=2)
+    assert score(answers, **FIRST_TWO).accuracy.value == 1.0
+
+
+def test_who_answers_what_is_a_signal_that_question_only_shows() -> None:
+    """24 questions: one persona only ever answers about rain, the other about snow. The answers themselves say nothing."""
+    questions = [f"What of the {('rain', 'snow')[q % 2]} in {chr(97 + q)} town?" for q in range(24)]
+    answers = grid(lambda p, q: "lamp" if q % 2 == p else None, personas=2, questions=24)
+    found = score(answers, **FIRST_TWO, question_texts=questions)
+    assert (found.question_only.value, found.n_answered) == (1.0, 24)
 
 
 class SpyFeatures:
@@ -194,7 +216,7 @@ def test_missing_answers_are_counted_and_left_out() -> None:
 @given(st.sets(st.tuples(st.integers(0, 1), st.integers(0, Q - 1)), max_size=4).filter(lambda gone: len(gone) < 3))
 def test_the_record_adds_up_whatever_is_missing(gone: set[tuple[int, int]]) -> None:
     answers = grid(lambda p, q: None if (p, q) in gone else filler(p, q, words=2), personas=2)
-    found = score(answers, persona_ids=IDS[:2], persona_texts=TEXTS[:2], resamples=20)
+    found = score(answers, **FIRST_TWO, resamples=20)
     answered = [sum(text is not None for text in row) for row in answers]
     right = sum(found.confusion[p][p] for p in range(2))
     assert [sum(row) for row in found.confusion] == answered
@@ -317,13 +339,11 @@ def test_a_persona_absent_from_a_training_fold_is_refused() -> None:
     inside = {q for q in range(20) if _fold(questions, q) == 0}
     answers = grid(lambda p, q: None if p == 0 and q not in inside else "x", personas=2, questions=20)
     with pytest.raises(DataError, match="'sailor' has no reference answer outside fold 0"):
-        score(answers, persona_ids=IDS[:2], persona_texts=TEXTS[:2], question_texts=questions, folds=2)
+        score(answers, **FIRST_TWO, question_texts=questions, folds=2)
 
 
 def _fold(questions: list[str], q: int) -> int:
     """Fold of a question, from the contract: dealt in the order of the seeded hash of its text."""
-    from permix.types import normalise, seed_from
-
     order = sorted(questions, key=lambda text: seed_from(0, normalise(text)))
     return order.index(questions[q]) % 2
 

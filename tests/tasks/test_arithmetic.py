@@ -115,7 +115,13 @@ def test_seeds_draw_different_questions() -> None:
 
 def test_the_questions_of_a_published_config_never_change() -> None:
     config = TaskConfig(levels=("add-1", "sub-1", "mul-1", "add-1x3", "add-2"), seed=0, split="heldout", n=5)
-    assert [question.text for question in questions(config)] == []
+    assert [question.text for question in questions(config)] == [
+        "What is 5 + 3?",
+        "What is 2 - 0?",
+        "What is 3 * 8?",
+        "What is 6 + 3 + 1?",
+        "What is 86 + 15?",
+    ]
 
 
 def test_more_than_there_are_is_refused_with_the_number_there_is() -> None:
@@ -138,3 +144,9 @@ def test_a_path_is_refused() -> None:
 @given(size=st.integers(0, 60), seed=seeds)
 def test_shuffled_gives_every_number_once(size: int, seed: int) -> None:
     assert sorted(shuffled(size, seed)) == list(range(size))
+
+
+def test_shuffled_gives_every_order_alike() -> None:
+    orders = Counter(tuple(shuffled(3, seed)) for seed in range(6000))
+    assert len(orders) == 6
+    assert all(850 < n < 1150 for n in orders.values())  # 1000 expected, standard deviation 29

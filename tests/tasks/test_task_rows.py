@@ -1,6 +1,7 @@
 """Rows from files and folders as published, and errors that name file, line and what would be valid."""
 
 import json
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -110,3 +111,13 @@ def test_the_hub_is_read_through_datasets_in_silence(
 def test_a_hub_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be read from the hub: .*; give task\.path"):
         list(published_rows(Hub(str(tmp_path / "nothing here")), "test", None))
+
+
+def test_without_datasets_the_hub_asks_for_the_extra_and_a_file_is_still_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigError, match=r"nobody/nothing from the hub needs `pip install permix\[local\]`; or give task\.path"):
+        list(published_rows(NOWHERE, "test", None))
+    (tmp_path / "test.jsonl").write_text(JSONL)
+    assert read(tmp_path) == ROWS

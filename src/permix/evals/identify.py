@@ -250,7 +250,7 @@ def _lengths(texts: Sequence[str]) -> Array:
 
 
 def length_classifier() -> Classifier:
-    """An SVM with a Gaussian kernel: on two numbers a linear one could not tell a middling length from the rest."""
+    """An SVM with a Gaussian kernel: on two numbers a linear one could not tell "short or long" from "middling"."""
     from sklearn.svm import SVC
 
     classifier: Classifier = SVC(kernel="rbf")

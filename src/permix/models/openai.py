@@ -102,8 +102,9 @@ class OpenAIModel:
         Best effort: most servers say nothing of them, and then a swapped model under an old name goes unseen. Asks the endpoint
         on first use, and raises ConfigError as `check` does.
         """
+        self.check()
         where = f"{self._url.netloc.rpartition('@')[2].lower()}{self._url.path.rstrip('/')}"
-        own = [_weights(served) for served in self._models() if served.id == self.name]
+        own = [_weights(served) for served in self._served or () if served.id == self.name]
         return digest("openai", where, self.name, *own)
 
     def check(self) -> None:
@@ -111,7 +112,13 @@ class OpenAIModel:
 
         An endpoint without `GET /models`, or with a key that may not list models, passes: its first requests decide.
         """
-        self._models()
+
+        async def work(_: Emit[None]) -> None:
+            async with self._client() as client:
+                await self._look(client)
+
+        if self._served is None:
+            list(_in_background(work, ahead=1))
 
     def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answer]:
         """Yield one `Answer` per request as it arrives. Raises ConfigError when the endpoint refuses everything.
@@ -120,7 +127,6 @@ class OpenAIModel:
         """
         if not requests:
             return
-        self.check()
 
         async def work(emit: Emit[Answer]) -> None:
             await self._ask_all(requests, sampling, emit)
@@ -135,9 +141,11 @@ class OpenAIModel:
                 await emit(Answer(index, await self._answer(client, request, sampling, len(requests))))
 
         try:
-            async with self._client() as client, asyncio.TaskGroup() as group:
-                for _ in range(min(self.config.concurrency, len(requests))):
-                    group.create_task(worker(client))
+            async with self._client() as client:
+                await self._look(client)
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(self.config.concurrency, len(requests))):
+                        group.create_task(worker(client))
         except ExceptionGroup as many:
             raise many.exceptions[0] from None
 
@@ -192,22 +200,16 @@ class OpenAIModel:
             reraise=True,
         )
 
-    def _models(self) -> tuple[_Served, ...]:
+    async def _look(self, client: "openai.AsyncOpenAI") -> None:
         if self._served is None:
+            self._served = await self._list_models(client)
 
-            async def work(emit: Emit[tuple[_Served, ...]]) -> None:
-                await emit(await self._list_models())
-
-            (self._served,) = _in_background(work, ahead=1)
-        return self._served
-
-    async def _list_models(self) -> tuple[_Served, ...]:
+    async def _list_models(self, client: "openai.AsyncOpenAI") -> tuple[_Served, ...]:
         """What the endpoint serves; empty where it does not say."""
         import openai
 
         try:
-            async with self._client() as client:
-                body: bytes = await self._retrying(_is_busy)(self._get_models, client)
+            body: bytes = await self._retrying(_is_busy)(self._get_models, client)
             return tuple(_Listing.model_validate_json(body).data)
         except (openai.APIConnectionError, TimeoutError) as error:
             raise ConfigError(f"model.base_url = {self._shown_url}: no endpoint there: {self._clean(_words(error))}") from None

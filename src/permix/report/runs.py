@@ -1,7 +1,8 @@
 """From folders to results: find the run directories, group them by model, measure each from its records.
 
-Contract: every number comes from `records.jsonl` (or a training run's `log.jsonl`), never from a stage's `metrics.json`. Models keep
-the order in which they first appear. DataError says what cannot be used: a folder without runs, two runs of one stage and label.
+Contract: every number comes from `records.jsonl` (or a training run's `log.jsonl`), never from a stage's `metrics.json`. Models
+keep the order in which they first appear. DataError says what cannot be used: a folder without runs, two runs of one stage and
+label.
 """
 
 import json
@@ -21,6 +22,9 @@ from permix.report.tables import Row
 from permix.types import Cell, CellKey
 
 STAGES = ("stability", "fidelity", "train")
+STABILITY_COLUMNS = (
+    "baseline", "mean", "worst", "pss", "pss_null", "pss_crossfit", "n_questions", "n_personas", "n_scored", "n_asked",
+)  # fmt: skip
 
 
 class Run:
@@ -84,21 +88,19 @@ class ModelRuns(NamedTuple):
 
     @property
     def row(self) -> Row:
-        stable, distinct, train = self.stability, self.fidelity, self.runs.get("train")
         evaluations = [self.runs[stage] for stage in ("stability", "fidelity") if stage in self.runs]
-        measured = ("baseline", "mean", "worst", "pss", "pss_null", "pss_crossfit", "n_questions", "n_personas", "n_scored", "n_asked")
-        return Row(
-            label=self.label,
-            **({} if stable is None else {name: getattr(stable, name) for name in measured}),
-            identifiability=distinct and distinct.accuracy,
-            chance=distinct and distinct.chance,
-            n_answers=distinct and distinct.n_answered,
-            n_answers_asked=distinct and distinct.n_asked,
-            train_tokens=train and train.tokens,
-            train_cpu_s=train and train.cpu_seconds,
-            eval_tokens=_total([run.tokens for run in evaluations]),
-            eval_cpu_s=_total([run.cpu_seconds for run in evaluations]),
-        )
+        values: dict[str, Any] = {
+            "eval_tokens": _total([run.tokens for run in evaluations]),
+            "eval_cpu_s": _total([run.cpu_seconds for run in evaluations]),
+        }
+        if self.stability is not None:
+            values |= {name: getattr(self.stability, name) for name in STABILITY_COLUMNS}
+        if self.fidelity is not None:
+            values |= {"identifiability": self.fidelity.accuracy, "chance": self.fidelity.chance}
+            values |= {"n_answers": self.fidelity.n_answered, "n_answers_asked": self.fidelity.n_asked}
+        if "train" in self.runs:
+            values |= {"train_tokens": self.runs["train"].tokens, "train_cpu_s": self.runs["train"].cpu_seconds}
+        return Row(label=self.label, **values)
 
 
 def collect(paths: Sequence[Path]) -> list[ModelRuns]:
@@ -157,7 +159,9 @@ def label_of(run: Run, runs: Sequence[Run]) -> str:
     if run.stage != "train":
         return run.model_name
     trained = (run.path / "model").resolve()
-    return next((label_of(one, runs) for one in runs if one.stage != "train" and Path(one.model_name).resolve() == trained), run.path.name)
+    return next(
+        (label_of(one, runs) for one in runs if one.stage != "train" and Path(one.model_name).resolve() == trained), run.path.name
+    )
 
 
 def _measure(label: str, runs: dict[str, Run]) -> ModelRuns:
@@ -176,9 +180,9 @@ def reference_of(run: Run) -> Path | None:
     named = run.config.get("reference")
     if named is None:
         return None
-    places = (Path(named), run.path.parent / Path(named).name, run.path.parent.parent / Path(named).parent.name / Path(named).name)
-    for place in places:
-        if is_run(place):
+    away, here = Path(named), run.path.parent
+    for place in (away, here.parent / away.parent.name / away.name, here / away.name):
+        if is_run(place) and place.resolve() != run.path.resolve():
             return place
     raise DataError(f"{run.path}: its reference run {named} is gone; identifiability cannot be measured without it")
 

@@ -1,7 +1,7 @@
 """The tables: one row a model, one row a persona, the controls of identifiability; as GitHub Markdown, and for a terminal.
 
-Contract: a number is shown as measured, with its interval and its n; what is missing is "–" and never 0. Pure functions of records.
-Labels and persona ids may be hostile text and are escaped for the medium.
+Contract: a number is shown as measured, with its interval and its n; what is missing is "–" and never 0. Pure functions of
+records. Labels and persona ids may be hostile text and are escaped for the medium.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ LABEL_WIDTH = 48
 
 
 class Row(Record):
-    """One model of the main table. Counts of cells are persona cells; tokens and CPU seconds are None when not recorded in full."""
+    """One model of the main table. `n_scored` of `n_asked` counts persona cells. Tokens and CPU seconds: None unless recorded."""
 
     label: str
     baseline: Estimate | None = None
@@ -130,7 +130,16 @@ def persona_table(summaries: Mapping[str, StabilitySummary]) -> str:
 
 def controls_table(results: Mapping[str, Identifiability]) -> str:
     """Identifiability beside what must be at chance if the test is sound."""
-    headings = ["model", "identifiability", "chance", "question only", "length only", "labels permuted", "answers of asked", "trained on"]
+    headings = [
+        "model",
+        "identifiability",
+        "chance",
+        "question only",
+        "length only",
+        "labels permuted",
+        "answers of asked",
+        "trained on",
+    ]
     lines = [
         [
             label(model),

@@ -25,7 +25,8 @@ HUB = Hub("rasbt/math_full_minus_math500")
 LEVELS = ("1", "2", "3", "4", "5")
 WORDING = "{question}\n\nReason step by step. End with the final answer inside \\boxed{}."
 
-_ANSWER_IS = re.compile(r"(?i)\banswer(?: is|:)[ \t*:]*([^\n]+)")
+# Inline LaTeX, else up to the end of the sentence or line.
+_ANSWER_IS = re.compile(r"\b[Aa]nswer(?: is|:)[ \t*:]*(\$[^$\n]+\$|.+?(?=[.!?]\s|[.!?]?$))", re.MULTILINE)
 
 
 def questions(config: TaskConfig) -> tuple[Question, ...]:

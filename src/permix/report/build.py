@@ -1,0 +1,131 @@
+"""The report: run directories in; report.md, table.json and the figures out.
+
+Contract: everything is computed anew from the runs' records, so a report can be rebuilt anywhere, and rebuilding writes the same
+bytes. Models keep the order of their first run: the first is the one that others are held against. Only `out` is written to.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from permix.config import ReportStage
+from permix.evals import stats
+from permix.records import write_json, write_text
+from permix.report import canvas, plots, reading, sections, tables
+from permix.report.reading import Comparison
+from permix.report.runs import ModelRuns, collect
+from permix.report.tables import Row
+
+
+def report_stage(config: ReportStage) -> None:
+    """The command: build the report, print its table and where it stands."""
+    rows = build_report(config.runs, config.out)
+    console = Console()
+    console.print(tables.terminal_table(rows))
+    console.print(str(config.out / "report.md"), markup=False, highlight=False, soft_wrap=True)
+
+
+def build_report(runs: Sequence[Path], out: Path, caption: str = "") -> list[Row]:
+    """Write the report on `runs` (run directories, or folders that hold some) into `out`; return the rows of its main table.
+
+    `caption` is a paragraph of the caller's own, in Markdown. Raises DataError when there is no run, a folder is none and holds
+    none, or two runs of one stage have one label.
+    """
+    models = collect(runs)
+    comparisons = [reading.compare(models[0], other) for other in models[1:]]
+    rows = [model.row for model in models]
+    figures = draw(models, out)
+    write_text(out / "report.md", _document(models, comparisons, figures, caption))
+    write_json(out / "table.json", _data(models, comparisons, caption))
+    return rows
+
+
+def draw(models: Sequence[ModelRuns], out: Path) -> dict[str, str]:
+    """Draw every figure that the runs allow; {file name: what it shows}, in the order of the report."""
+    styles = canvas.styles_for(model.label for model in models)
+    summaries = {model.label: model.stability for model in models if model.stability is not None}
+    points = {
+        model.label: (model.stability.pss, model.fidelity.accuracy)
+        for model in models
+        if model.stability is not None and model.fidelity is not None
+    }
+    logs = {model.label: model.runs["train"].log for model in models if "train" in model.runs and model.runs["train"].log}
+    figures: dict[str, str] = {}
+    if points:
+        chances = [model.fidelity.chance for model in models if model.fidelity is not None and model.stability is not None]
+        plots.tradeoff(points, chances[0], out / "tradeoff.png", styles)
+        figures["tradeoff.png"] = "PSS against identifiability"
+    if summaries:
+        plots.persona_accuracy(summaries, out / "personas.png", styles)
+        plots.lottery(summaries, out / "lottery.png", styles)
+        figures |= {"personas.png": "accuracy under each persona", "lottery.png": "expected best of k personas"}
+    for place, model in enumerate(models, start=1):
+        if model.grid is not None:
+            name = f"heatmap-{place}.png"
+            _heatmap(model, out / name)
+            figures[name] = f"persona × question, {tables.label(model.label)}"
+    if logs:
+        plots.learning_curves(logs, out / "training.png", styles)
+        figures["training.png"] = "learning curves"
+    return figures
+
+
+def _heatmap(model: ModelRuns, path: Path) -> None:
+    grid = model.grid
+    assert grid is not None
+    mean_P_Q, baseline_Q = stats.sample_mean(grid.correct_P_Q_S), stats.sample_mean(grid.baseline_Q_S)
+    plots.heatmap(mean_P_Q, grid.persona_ids, path, f"{model.label}: who answers what", baseline_Q)
+
+
+def _document(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], figures: dict[str, str], caption: str) -> str:
+    """report.md; a section without content is left out."""
+    summaries = {model.label: model.stability for model in models if model.stability is not None}
+    controls = {model.label: model.fidelity for model in models if model.fidelity is not None}
+    headline, *details = reading.readings(models, comparisons)
+    images = {name: f"![{what}]({name})" for name, what in figures.items()}
+    training = images.pop("training.png", "")
+    parts = [
+        "# Personas: what they cost, and what is left of them",
+        caption,
+        headline,
+        "\n".join(details),
+        "\n>\n".join(reading.warnings(comparisons)),
+        tables.main_table([model.row for model in models]),
+        sections.caption(models),
+        *images.values(),
+        *_section("Each persona", tables.persona_table(summaries) if summaries else "", PERSONA_NOTE),
+        *_section("Identifiability and its controls", tables.controls_table(controls) if controls else "", CONTROLS_NOTE),
+        *_section("Training", training),
+        *_section("What they say", "\n\n".join(filter(None, (sections.completions(models, stage) for stage in sections.KINDS)))),
+        *_section("Where the numbers come from", sections.provenance(models)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+PERSONA_NOTE = (
+    "Accuracy; below it the difference to no persona on the questions scored both ways, and the p of an exact McNemar test "
+    "(sign flips where there are several samples), Holm-adjusted over the personas of one model."
+)
+CONTROLS_NOTE = (
+    "How often a classifier, held out by question and with persona words masked, tells which persona wrote an answer. The "
+    "controls stand at chance if the test is sound; length only may lie above it, since personas may differ in length."
+)
+
+
+def _section(title: str, body: str, note: str = "") -> list[str]:
+    return [f"## {title}", note, body] if body else []
+
+
+def _data(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], caption: str) -> dict[str, object]:
+    """table.json: every number of the report, by label."""
+    return {
+        "caption": caption,
+        "rows": [model.row.model_dump(mode="json") for model in models],
+        "stability": {model.label: model.stability.model_dump(mode="json") for model in models if model.stability is not None},
+        "identifiability": {
+            model.label: model.fidelity.model_dump(mode="json") for model in models if model.fidelity is not None
+        },
+        "comparisons": [one.model_dump(mode="json") for one in comparisons],
+        "runs": {model.label: {stage: str(run.path) for stage, run in model.runs.items()} for model in models},
+    }

@@ -1,0 +1,192 @@
+"""What the numbers say, in words: models compared where they may be, and plainly not where they may not.
+
+Contract: a difference is called higher or lower only when its 95 % interval leaves out 0 (stability: paired by persona and
+question, bootstrapped over questions) or when two intervals do not meet (identifiability); everything else is "no difference
+shown". Models that were not asked the same are not compared, and the reason is said. Markdown out, labels escaped.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from permix.evals import stats
+from permix.evals.stability import StabilityGrid
+from permix.evals.stats import Array
+from permix.report.runs import ModelRuns, Run, reference_of
+from permix.report.tables import estimate, label, number, probability, signed
+from permix.types import Estimate, Record
+
+NAMES = {"pss": "PSS", "worst": "worst persona's accuracy", "mean": "mean accuracy over personas"}
+UNSHOWN = "no difference shown"
+ALPHA = 0.05
+
+
+class Comparison(Record):
+    """One model against the first. The differences are None, and `reasons` say why, where the two may not be compared."""
+
+    label: str
+    against: str
+    pss: Estimate | None = None
+    worst: Estimate | None = None
+    mean: Estimate | None = None
+    reasons: tuple[str, ...] = ()
+    fidelity_reasons: tuple[str, ...] = ()
+
+
+def compare(first: ModelRuns, other: ModelRuns) -> Comparison:
+    reasons, fidelity_reasons = _stability_reasons(first, other), _fidelity_reasons(first, other)
+    differences: dict[str, Estimate] = {}
+    if first.grid is not None and other.grid is not None and not reasons:
+        config = first.runs["stability"].config
+        differences = differences_of(first.grid, other.grid, int(config.get("seed", 0)), int(config.get("resamples", 2000)))
+    return Comparison(
+        label=other.label, against=first.label, reasons=reasons, fidelity_reasons=fidelity_reasons,
+        pss=differences.get("pss"), worst=differences.get("worst"), mean=differences.get("mean"),
+    )  # fmt: skip
+
+
+def differences_of(first: StabilityGrid, other: StabilityGrid, seed: int, resamples: int) -> dict[str, Estimate]:
+    """Other − first in PSS, worst and mean accuracy, over the personas that both have a score for; same draws of questions."""
+    pair = [stats.sample_mean(np.asarray(first.correct_P_Q_S, dtype=float)), _in_order_of(first, other)]
+    both_P = ~(np.isnan(pair[0]).all(axis=1) | np.isnan(pair[1]).all(axis=1))
+    Q = pair[0].shape[1]
+
+    def measures(counts_R_Q: Array) -> dict[str, Array]:
+        one, two = (stats.question_mean(mean_P_Q[both_P], counts_R_Q) for mean_P_Q in pair)
+        return {
+            "pss": stats.pss(two) - stats.pss(one),
+            "worst": two.min(axis=1) - one.min(axis=1),
+            "mean": two.mean(axis=1) - one.mean(axis=1),
+        }
+
+    if not both_P.any():
+        return {}
+    measured = stats.bootstrap(measures, Q, np.random.default_rng(seed), resamples, block=max(1, 2_000_000 // Q))
+    return {name: stats.estimate(float(value), replicate_R, Q) for name, (value, replicate_R) in measured.items()}
+
+
+def readings(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> list[str]:
+    """The headline, one sentence; then a sentence with numbers for each model and each comparison."""
+    effects = [_effect(model) for model in models if model.stability is not None]
+    against = [_against(one, models) for one in comparisons]
+    return [_headline(models, comparisons), *(f"- {line}" for line in [*effects, *against] if line)]
+
+
+def warnings(comparisons: Sequence[Comparison]) -> list[str]:
+    """Why some models must not be held against the first."""
+    return [
+        f"> **{reason}: do not compare** {label(one.label)} with {label(one.against)} in {what}."
+        for one in comparisons
+        for what, reasons in (("accuracy or PSS", one.reasons), ("identifiability", one.fidelity_reasons))
+        for reason in reasons
+    ]
+
+
+def word(difference: Estimate | None) -> str:
+    """ "higher", "lower" or "no difference shown"; "not measured" without an interval."""
+    if difference is None or difference.low is None or difference.high is None:
+        return "not measured"
+    return "higher" if difference.low > 0 else "lower" if difference.high < 0 else UNSHOWN
+
+
+def word_apart(one: Estimate, other: Estimate) -> str:
+    """The same for two measures that are not paired: where their intervals meet, no difference is shown."""
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return "not measured"
+    return "higher" if other.low > one.high else "lower" if other.high < one.low else UNSHOWN
+
+
+def _headline(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
+    """One sentence, words only."""
+    said = [f"{label(one.label)}: {', '.join(words)}" for one in comparisons if (words := _words(one, models))]
+    if said:
+        return f"**Against {label(models[0].label)}, {'; '.join(said)}.**"
+    shown = [model for model in models if model.stability is not None]
+    if not shown:
+        return "**Nothing here measures accuracy under personas.**"
+    return "**" + "; ".join(f"{label(model.label)}: {_effect_word(model)}" for model in shown) + ".**"
+
+
+def _words(one: Comparison, models: Sequence[ModelRuns]) -> list[str]:
+    said = [f"{NAMES[name]} {word(getattr(one, name))}" for name in NAMES if getattr(one, name) is not None]
+    pair = _distinct_pair(one, models)
+    return said + ([f"identifiability {word_apart(*pair)}"] if pair else [])
+
+
+def _effect(model: ModelRuns) -> str:
+    """A model by itself."""
+    one = model.stability
+    assert one is not None
+    return (
+        f"**{label(model.label)}**: accuracy {estimate(one.baseline).text} without persona, {estimate(one.mean).text} on average "
+        f"over {one.n_personas} personas, {estimate(one.worst).text} under the worst; PSS {estimate(one.pss).text}, and "
+        f"{number(one.pss_null.value)} would be seen if personas did nothing; {_effect_word(model)} "
+        f"(permutation test, p {_p(one.permutation_p.value)}); n = {one.n_questions} questions."
+    )
+
+
+def _effect_word(model: ModelRuns) -> str:
+    p = None if model.stability is None else model.stability.permutation_p.value
+    return "no test of a persona effect" if p is None else f"{'a' if p < ALPHA else 'no'} persona effect shown"
+
+
+def _against(one: Comparison, models: Sequence[ModelRuns]) -> str:
+    parts = [f"{NAMES[name]} {word(got)} ({signed(got)})" for name in NAMES if (got := getattr(one, name)) is not None]
+    pair = _distinct_pair(one, models)
+    if pair:
+        parts.append(f"identifiability {word_apart(*pair)} ({pair[1]} and {pair[0]})")
+    return f"**{label(one.label)}** against {label(one.against)}: {'; '.join(parts)}." if parts else ""
+
+
+def _distinct_pair(one: Comparison, models: Sequence[ModelRuns]) -> tuple[Estimate, Estimate] | None:
+    """Identifiability of the first model and of the other, when both have it and may be compared."""
+    found = {model.label: model.fidelity for model in models}
+    first, other = found[one.against], found[one.label]
+    return None if first is None or other is None or one.fidelity_reasons else (first.accuracy, other.accuracy)
+
+
+def _stability_reasons(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
+    if first.grid is None or other.grid is None:
+        return ()
+    return _asked_differently(first.runs["stability"], other.runs["stability"])
+
+
+def _fidelity_reasons(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
+    if first.fidelity is None or other.fidelity is None:
+        return ()
+    one, two = first.runs["fidelity"], other.runs["fidelity"]
+    taught = [(reference_of(run) or run.path).resolve() for run in (one, two)]
+    return _asked_differently(one, two) + (
+        () if taught[0] == taught[1] else ("Not the same classifier (trained on other answers)",)
+    )
+
+
+def _asked_differently(one: Run, two: Run) -> tuple[str, ...]:
+    """What differs between two runs that should have been asked the same; read from the records and the sampling."""
+    keys = [list(run.cells) for run in (one, two)]
+    shared = one.cells.keys() & two.cells.keys()
+    checks = (
+        ("Not the same questions", len({frozenset(key.question_id for key in some) for some in keys}) > 1),
+        ("Not the same personas", len({frozenset(key.persona_id for key in some) for some in keys}) > 1),
+        ("Not asked in the same words", any(one.cells[key].messages != two.cells[key].messages for key in shared)),
+        ("Not the same sampling", _setting(one) != _setting(two)),
+    )
+    return tuple(reason for reason, differs in checks if differs)
+
+
+def _setting(run: Run) -> tuple[Any, ...]:
+    return (run.config.get("sampling"), run.config.get("samples"))
+
+
+def _in_order_of(first: StabilityGrid, other: StabilityGrid) -> Array:
+    """The other grid's sample means with personas and questions in the first one's order."""
+    persona_at = {id: place for place, id in enumerate(other.persona_ids)}
+    question_at = {id: place for place, id in enumerate(other.question_ids)}
+    rows, columns = [persona_at[id] for id in first.persona_ids], [question_at[id] for id in first.question_ids]
+    return stats.sample_mean(np.asarray(other.correct_P_Q_S, dtype=float)[np.ix_(rows, columns)])
+
+
+def _p(p: float | None) -> str:
+    shown = probability(p)
+    return shown if shown.startswith("<") else f"= {shown}"

@@ -1,0 +1,137 @@
+"""The parts of report.md that quote the runs: what the numbers rest on, completions side by side, where everything was born.
+
+Contract: Markdown out; whatever came from a model, a persona pool, a task or a command line is escaped and cut, so it is shown
+and never acts. Order and wording depend on the runs alone.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from permix.report.escape import clip, markdown, visible
+from permix.report.runs import ModelRuns, Run
+from permix.report.tables import count, grid, label
+from permix.types import Cell, CellKey, digest
+
+T = TypeVar("T")
+
+PERSONAS = 3
+QUESTIONS = 2
+COLUMN = 200  # characters of a line of a completion
+LINES = 8
+KINDS = {"fidelity": "open-ended questions", "stability": "questions with checkable answers"}
+
+
+def caption(models: Sequence[ModelRuns]) -> str:
+    """n, what the intervals are, seeds, and what "no persona" means."""
+    lines = [
+        "Cells: value [95 % interval]; n is what was counted: questions for accuracy and PSS, answers for identifiability.",
+        "Intervals are bootstraps over questions (the cells of one question are not independent); they do not cover another "
+        "training seed, and a difference is judged by its own paired interval above, not by two columns.",
+        "PSS is our definition: worst / best persona's accuracy; noise alone pulls it down, so read it beside its value if "
+        "personas did nothing (with the middle 95 % of its permutations). Identifiability is distinctness, not correctness.",
+        "A cell without a score is left out and counted, never 0; – is not measured.",
+        *_sizes(models),
+        *_no_persona(models),
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def completions(models: Sequence[ModelRuns], stage: str) -> str:
+    """A few answers of every model to the same questions as the same personas; empty when no model has this stage."""
+    asked = {model.label: model.runs[stage].cells for model in models if stage in model.runs}
+    if not asked:
+        return ""
+    keys = _shared(list(asked.values()))
+    parts = [f"### As the same persona: {KINDS[stage]}"]
+    for persona_id in _spread(dict.fromkeys(key.persona_id for key in keys), PERSONAS):
+        mine = _spread((key for key in keys if key.persona_id == persona_id), QUESTIONS)
+        cells = next(iter(asked.values()))
+        lines = [[_quote(_message(cells[key], "user")), *(_answer(run.get(key)) for run in asked.values())] for key in mine]
+        parts += [f"**{label(persona_id or '')}** – {_quote(_message(cells[mine[0]], 'system'))}"]
+        parts += [grid(["asked", *map(label, asked)], lines)]
+    return "\n\n".join(parts)
+
+
+def provenance(models: Sequence[ModelRuns]) -> str:
+    """Every run behind the report: how it was made and what it cost."""
+    headings = ["model", "stage", "run", "command", "seed", "configuration", "revision", "packages", "tokens", "CPU s"]
+    return grid(headings, [_origin(model.label, run) for model in models for run in model.runs.values()])
+
+
+def _origin(name: str, run: Run) -> list[str]:
+    packages = " ".join(f"{package} {version}" for package, version in run.provenance.get("packages", {}).items())
+    command = shlex.join(map(str, run.provenance.get("command", [])))
+    settings = digest(json.dumps(run.config, sort_keys=True), length=12)
+    cells = [str(run.path), command, _seed(run), settings, str(run.provenance.get("revision") or ""), packages]
+    return [label(name), run.stage, *(_quote(one) or "–" for one in cells), count(run.tokens), count(run.cpu_seconds)]
+
+
+def _seed(run: Run) -> str:
+    if run.stage == "train":
+        return f"plan {run.config.get('plan', {}).get('seed', '–')}, training {run.config.get('train', {}).get('seed', '–')}"
+    return str(run.config.get("seed", "–"))
+
+
+def _sizes(models: Sequence[ModelRuns]) -> Iterable[str]:
+    for model in models:
+        one, two = model.stability, model.fidelity
+        parts = (
+            [f"{one.n_questions} questions × {one.n_personas} personas, {one.n_scored} of {one.n_asked} cells scored"]
+            if one
+            else []
+        )
+        parts += [f"{two.n_questions} open-ended questions, {two.n_answered} of {two.n_asked} answers"] if two else []
+        seeds = [f"{run.stage} seed {_seed(run)}" for run in model.runs.values()]
+        yield f"{label(model.label)}: {'; '.join([*parts, *seeds])}."
+
+
+def _no_persona(models: Sequence[ModelRuns]) -> Iterable[str]:
+    """What a prompt without persona carried, said once for models that agree."""
+    said: dict[str, list[str]] = {}
+    for model in models:
+        if "stability" in model.runs:
+            said.setdefault(_default_system(model.runs["stability"]), []).append(label(model.label))
+    for what, names in said.items():
+        yield f"Without persona, the prompt of {', '.join(names)} carries {what}."
+
+
+def _default_system(run: Run) -> str:
+    identity = run.provenance.get("identity", {})
+    if run.config.get("personas", {}).get("bare"):
+        return "an empty system message"
+    if "default_system" not in identity:
+        return "whatever its chat template inserts (not recorded)"
+    text = identity["default_system"]
+    return f"the chat template's own default system text: “{_quote(text)}”" if text else "no default system text that is known"
+
+
+def _shared(runs: Sequence[dict[CellKey, Cell]]) -> list[CellKey]:
+    """Persona cells of the first sample that every run has; those of the first run when they share none."""
+    mine = [key for key in runs[0] if key.persona_id is not None and key.sample == 0]
+    return [key for key in mine if all(key in run for run in runs)] or mine
+
+
+def _spread(items: Iterable[T], wanted: int) -> list[T]:
+    """The first, the last and evenly between."""
+    every = list(items)
+    if len(every) <= wanted:
+        return every
+    return [every[place * (len(every) - 1) // (wanted - 1)] for place in range(wanted)]
+
+
+def _message(cell: Cell, role: str) -> str:
+    return "\n".join(message["content"] for message in cell.messages if message["role"] == role)
+
+
+def _answer(cell: Cell | None) -> str:
+    """The completion as text, and what the verifier said of it."""
+    if cell is None or cell.completion is None:
+        return f"– ({label(cell.failure.type)})" if cell and cell.failure else "–"
+    said = "" if cell.verdict is None else {True: "right", False: "wrong", None: "not scored"}[cell.verdict.correct]
+    return (_quote(cell.completion.text) or "*(empty)*") + (f"<br><sub>{said}</sub>" if said else "")
+
+
+def _quote(text: str) -> str:
+    return markdown(clip(visible(text).strip(), COLUMN, LINES))

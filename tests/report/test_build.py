@@ -1,0 +1,256 @@
+"""The report on run directories: what it refuses, what it says, and that it comes from the records alone.
+
+Runs are written here cell by cell: personas "p0" ..., questions "q0" ..., right where `right` says so.
+"""
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from permix.config import ReportStage
+from permix.errors import DataError
+from permix.report.build import build_report, report_stage
+from permix.report.runs import Run, reference_of
+from permix.report.tables import Row
+from permix.types import Cell, Completion, Message, Verdict
+
+Right = Callable[[int, int], bool | None]
+VOICES = ("arr matey", "beep boop", "purr hiss", "thee thou")
+
+
+def cell(p: int | None, q: int, text: str, correct: bool | None = None, *, checked: bool = True) -> Cell:
+    user = Message(role="user", content=f"What is {q} + {q}?" if checked else f"What did you do on day {q}?")
+    system = [] if p is None else [Message(role="system", content=f"You are persona {p}.")]
+    done = Completion(text=text, prompt_tokens=10, completion_tokens=5, finish="stop")
+    verdict = Verdict(correct=correct, error=None if correct is not None else "timed out") if checked else None
+    name = None if p is None else f"p{p}"
+    return Cell(persona_id=name, question_id=f"q{q}", seed=1, messages=(*system, user), completion=done, verdict=verdict)
+
+
+def write_run(path: Path, config: dict[str, Any], cells: Iterable[Cell] = (), identity: dict[str, Any] | None = None) -> Path:
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(config))
+    born = {
+        "command": ["permix", str(config["stage"])],
+        "packages": {"permix": "0.1.0"},
+        "revision": "abc",
+        "identity": identity or {},
+    }
+    (path / "provenance.json").write_text(json.dumps(born))
+    (path / "records.jsonl").write_text("".join(one.model_dump_json() + "\n" for one in cells))
+    (path / "usage.json").write_text(json.dumps({"cpu_seconds": 12.4, "wall_seconds": 9.0, "sessions": 1}))
+    return path
+
+
+def stability_run(
+    path: Path, label: str | None, right: Right, personas: int = 4, questions: int = 20, text: str = "4", **config: Any
+) -> Path:
+    cells = [cell(p, q, text, right(-1 if p is None else p, q)) for p in (None, *range(personas)) for q in range(questions)]
+    settings = {"stage": "stability", "label": label, "model": {"name": "tiny"}, "seed": 3, "resamples": 100, "samples": 1}
+    return write_run(path, settings | config, cells, {"default_system": "You are a helpful AI."})
+
+
+def fidelity_run(path: Path, label: str, reference: Path | None = None, noise: float = 0.1) -> Path:
+    rng = random.Random(7)
+    cells = [
+        cell(p, q, f"{VOICES[p if rng.random() > noise else rng.randrange(4)]} day {q}", checked=False)
+        for p in range(4)
+        for q in range(20)
+    ]
+    settings = {"stage": "fidelity", "label": label, "model": {"name": "tiny"}, "seed": 3, "resamples": 100, "folds": 5}
+    return write_run(path, settings | {"reference": None if reference is None else str(reference)}, cells)
+
+
+def train_run(path: Path, label: str | None, steps: int = 30) -> Path:
+    write_run(path, {"stage": "train", "label": label, "model": {"name": "tiny"}, "plan": {"seed": 1}, "train": {"seed": 2}})
+    log = [
+        {"step": n, "reward": n / 40, "completion_tokens": 20.0, "signal_groups": 0.5, "kl": None, "tokens": 100 * n}
+        for n in range(1, steps + 1)
+    ]
+    (path / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in log))
+    return path
+
+
+def weak(p: int, q: int) -> bool:
+    """Accuracy .8 without persona and as p3, .6 as p2, .4 as p1, .2 as p0."""
+    return q % 5 < (4 if p < 0 else p + 1)
+
+
+def strong(p: int, q: int) -> bool:
+    return q % 5 < 4
+
+
+def write_tree(runs: Path) -> Path:
+    """Base and RLVR, as a training session leaves them."""
+    stability_run(runs / "0-base" / "stability", "base", weak)
+    fidelity_run(runs / "0-base" / "fidelity", "base")
+    train_run(runs / "1-rlvr" / "train", "RLVR")
+    stability_run(runs / "1-rlvr" / "stability", "RLVR", strong)
+    fidelity_run(runs / "1-rlvr" / "fidelity", "RLVR", runs / "0-base" / "fidelity", noise=0.15)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], Path]:
+    """(rows, folder of the report) on the tree."""
+    folder = tmp_path_factory.mktemp("built")
+    return build_report([write_tree(folder / "runs")], folder / "out", caption="One seed."), folder / "out"
+
+
+def test_numbers_of_a_tree_of_runs(built: tuple[list[Row], Path]) -> None:
+    base, rlvr = built[0]
+    assert (base.label, rlvr.label) == ("base", "RLVR")
+    measured = (base.baseline, base.worst, base.mean, base.pss, rlvr.pss)
+    assert [one and one.value for one in measured] == pytest.approx([0.8, 0.2, 0.5, 0.25, 1.0])
+    assert (base.n_questions, base.n_personas, base.n_scored, base.n_asked) == (20, 4, 80, 80)
+    assert (base.chance, base.n_answers, base.n_answers_asked) == (0.25, 80, 80)
+    assert (base.eval_tokens, base.eval_cpu_s) == (15 * (100 + 80), 24.8)
+    assert (base.train_tokens, base.train_cpu_s) == (None, None)
+    assert (rlvr.train_tokens, rlvr.train_cpu_s) == (3000, 12.4)
+
+
+def test_report_says_what_the_numbers_say(built: tuple[list[Row], Path]) -> None:
+    out = built[1]
+    report = (out / "report.md").read_text()
+    assert "**Against base, RLVR: PSS higher, worst persona's accuracy higher" in report
+    assert "identifiability no difference shown" in report
+    assert "RLVR**: accuracy 0.800" in report
+    assert "no persona effect shown (permutation test, p = 1.000)" in report
+    assert "One seed." in report
+    assert "“You are a helpful AI.”" in report
+    assert "plan 1, training 2" in report
+    assert "3 000" in report
+    for name in ("tradeoff", "personas", "lottery", "heatmap-1", "heatmap-2", "training"):
+        assert f"({name}.png)" in report
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rebuilding_from_records_writes_the_same_bytes(built: tuple[list[Row], Path], tmp_path: Path) -> None:
+    out = built[1]
+    metrics = out.parent / "runs" / "0-base" / "stability" / "metrics.json"
+    metrics.write_text('{"pss": 99}')  # a stage's own summary is not a source
+    build_report([out.parent / "runs"], tmp_path, caption="One seed.")
+    for name in ("report.md", "table.json", "personas.png", "tradeoff.png"):
+        assert (out / name).read_bytes() == (tmp_path / name).read_bytes()
+    data = json.loads((out / "table.json").read_text())
+    assert data["stability"]["base"]["pss"]["value"] == 0.25
+    assert data["comparisons"][0]["pss"]["value"] == 0.75
+
+
+def test_stability_alone(tmp_path: Path) -> None:
+    run = stability_run(tmp_path / "run", None, weak)
+    (run / "usage.json").unlink()
+    (row,) = build_report([run], tmp_path / "out")
+    assert (row.label, row.identifiability, row.eval_cpu_s, row.train_tokens) == ("tiny", None, None, None)
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "**tiny: a persona effect shown.**" in report
+    assert "Identifiability and its controls" not in report
+    assert "training.png" not in report
+    assert not (tmp_path / "out" / "tradeoff.png").exists()
+
+
+def test_an_unscored_cell_is_counted_and_not_zero(tmp_path: Path) -> None:
+    run = stability_run(tmp_path / "run", "m", lambda p, q: None if (p, q) == (0, 0) else True)
+    (row,) = build_report([run], tmp_path / "out")
+    assert row.pss
+    assert (row.n_scored, row.n_asked, row.pss.value) == (79, 80, 1.0)
+    assert "79 of 80 cells scored" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_training_alone_has_dashes_and_curves(tmp_path: Path) -> None:
+    (row,) = build_report([train_run(tmp_path / "run", "RLVR")], tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert row.pss is None
+    assert "| RLVR | – | – | – | – | – | – | – | – | – | 3 000 | 12 | – | – |" in report
+    assert "![learning curves](training.png)" in report
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"questions": 19}, "Not the same questions"),
+        ({"personas": 3}, "Not the same personas"),
+        ({"sampling": {"temperature": 1.0}}, "Not the same sampling"),
+    ],
+)
+def test_what_was_not_asked_the_same_is_not_compared(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    one = stability_run(tmp_path / "one", "base", weak)
+    two = stability_run(tmp_path / "two", "RLVR", strong, **change)
+    build_report([one, two], tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert f"**{reason}: do not compare** RLVR with base" in report
+    assert "PSS higher" not in report
+    assert json.loads((tmp_path / "out" / "table.json").read_text())["comparisons"][0]["pss"] is None
+
+
+def test_fidelity_with_its_own_classifier_is_not_compared(tmp_path: Path) -> None:
+    runs = [fidelity_run(tmp_path / "one", "base"), fidelity_run(tmp_path / "two", "RLVR")]
+    build_report(runs, tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "Not the same classifier (trained on other answers): do not compare** RLVR with base in identifiability" in report
+
+
+def test_runs_moved_together_still_find_their_reference(tmp_path: Path) -> None:
+    base = fidelity_run(tmp_path / "runs" / "base" / "fidelity", "base")
+    fidelity_run(tmp_path / "runs" / "rlvr" / "fidelity", "RLVR", base)
+    moved = (tmp_path / "runs").rename(tmp_path / "moved")
+    assert reference_of(Run(moved / "rlvr" / "fidelity")) == moved / "base" / "fidelity"
+    shutil.rmtree(moved / "base")
+    with pytest.raises(DataError, match=r"its reference run .* is gone"):  # and never the run itself, of the same name
+        build_report([moved], tmp_path / "out")
+
+
+def test_hostile_completions_are_shown_as_text(tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script> | ![x](http://evil.example) \x1b[31mred\x1b]0;t\x07 \u202eevil\n```\n# head" + "z" * 5000
+    run = stability_run(tmp_path / "run", "<b>m|`x`</b>", strong, text=hostile)
+    build_report([run], tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text()
+    for raw in ("<script", "![x]", "http://", "\x1b", "\x07", "\u202e", "```", "<b>", "z" * 300):
+        assert raw not in report
+    assert "&#60;script&#62;" in report
+    assert "&#92;u202eevil" in report
+
+
+def test_a_training_run_without_label_belongs_to_the_model_made_from_it(tmp_path: Path) -> None:
+    train = train_run(tmp_path / "train", None)
+    evaluated = stability_run(tmp_path / "eval", "RLVR", strong, model={"name": str(train / "model")})
+    (row,) = build_report([train, evaluated], tmp_path / "out")
+    assert (row.label, row.train_tokens) == ("RLVR", 3000)
+
+
+def test_a_resumed_step_counts_once_and_a_torn_line_not_at_all(tmp_path: Path) -> None:
+    run = train_run(tmp_path / "run", "RLVR", steps=2)
+    with (run / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 2, "reward": 0.1, "tokens": 250}) + "\n" + '{"step": 3, "tok')
+    (row,) = build_report([run], tmp_path / "out")
+    assert row.train_tokens == 250
+
+
+def test_refusals(tmp_path: Path) -> None:
+    one = stability_run(tmp_path / "a" / "one", "base", strong)
+    stability_run(tmp_path / "a" / "two", "base", strong)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    for runs, message in (
+        ([], "no runs"),
+        ([tmp_path / "empty"], "neither a run directory"),
+        ([tmp_path / "absent"], "no such folder"),
+        ([tmp_path / "model"], "stage None"),
+        ([tmp_path / "a"], 'two stability runs of one label, "base"'),
+    ):
+        with pytest.raises(DataError, match=message):
+            build_report(runs, tmp_path / "out")
+    assert len(build_report([one, one, tmp_path / "a" / "one"], tmp_path / "out")) == 1  # the same run given twice is one run
+
+
+def test_the_command_prints_the_table_and_the_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report_stage(ReportStage(runs=(stability_run(tmp_path / "run", "base", weak),), out=tmp_path / "out"))
+    printed = capsys.readouterr().out
+    assert "PSS (worst / best)" in printed
+    assert printed.rstrip().endswith(str(tmp_path / "out" / "report.md"))
