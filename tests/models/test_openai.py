@@ -205,7 +205,7 @@ def test_retry_after_may_be_a_date_is_bounded_and_nonsense_is_ignored(monkeypatc
     script: Script = lambda body, nth, headers: "fine" if nth % 2 else error(429, retry_after=asked[nth // 2])  # noqa: E731
     with openai_server(script) as server:
         only(model_at(server.base_url, concurrency=1), n=len(asked))
-        assert [wait >= 0.5 for wait in waits_s(server)[::2]] == [True, True, False, False, False, False, False]
+        assert [0.5 <= wait < 2.5 for wait in waits_s(server)[::2]] == [True, True, False, False, False, False, False]
 
 
 def test_waits_double() -> None:
@@ -365,8 +365,8 @@ def test_no_secret_in_any_message_log_or_repr(caplog: pytest.LogCaptureFixture) 
     with openai_server(lambda body, nth, headers: echoing[nth]) as server:
         model = model_at(server.base_url, retries=0)
         for _ in echoing:
-            assert "sk-secret" not in f"{failure(model)} {model!r}"
-    assert "sk-secret" not in caplog.text
+            assert "sk-s" not in f"{failure(model)} {model!r}"
+    assert "sk-s" not in caplog.text
 
 
 def test_credentials_in_the_address_are_sent_and_never_shown(caplog: pytest.LogCaptureFixture) -> None:

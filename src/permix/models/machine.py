@@ -1,5 +1,7 @@
 """What this machine can do: threads, device and precision, decided in one place. Imports torch only when asked."""
 
+import contextlib
+import ctypes
 import os
 from typing import TYPE_CHECKING, Literal
 
@@ -19,9 +21,26 @@ def quiet_threads() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep freed blocks instead of giving every large tensor back to the kernel and faulting it in again.
+
+    Without it a fifth of a CPU training step is spent in the kernel. Elsewhere than on glibc it does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_M_TOP_PAD, 256 << 20)
+
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
 def pin_threads(threads: int | None) -> int:
     """Give torch a fixed number of threads (the cores this process may use, when not given) and return it."""
     quiet_threads()
+    keep_freed_memory()
     import torch
 
     count = threads or len(os.sched_getaffinity(0))

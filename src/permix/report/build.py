@@ -35,26 +35,27 @@ def build_report(runs: Sequence[Path], out: Path, caption: str = "") -> list[Row
     models = collect(runs)
     comparisons = [reading.compare(models[0], other) for other in models[1:]]
     rows = [model.row for model in models]
-    figures = draw(models, out)
+    figures = draw(models, comparisons, out)
     write_text(out / "report.md", _document(models, comparisons, figures, caption))
     write_json(out / "table.json", _data(models, comparisons, caption))
     return rows
 
 
-def draw(models: Sequence[ModelRuns], out: Path) -> dict[str, str]:
-    """Draw every figure that the runs allow; {file name: what it shows}, in the order of the report."""
+def draw(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], out: Path) -> dict[str, str]:
+    """Draw every figure that the runs allow; {file name: what it shows}, in the order of the report.
+
+    The trade-off leaves out models that may not be held against the first: an arrow to them would do just that.
+    """
     styles = canvas.styles_for(model.label for model in models)
     summaries = {model.label: model.stability for model in models if model.stability is not None}
-    points = {
-        model.label: (model.stability.pss, model.fidelity.accuracy)
-        for model in models
-        if model.stability is not None and model.fidelity is not None
-    }
+    apart = {one.label for one in comparisons if one.reasons or one.fidelity_reasons}
+    both = [(one.label, one.stability, one.fidelity) for one in models if one.label not in apart]
+    points = {label: (stable.pss, distinct.accuracy) for label, stable, distinct in both if stable and distinct}
     logs = {model.label: model.runs["train"].log for model in models if "train" in model.runs and model.runs["train"].log}
     figures: dict[str, str] = {}
     if points:
-        chances = [model.fidelity.chance for model in models if model.fidelity is not None and model.stability is not None]
-        plots.tradeoff(points, chances[0], out / "tradeoff.png", styles)
+        chance = next(distinct.chance for _, stable, distinct in both if stable and distinct)
+        plots.tradeoff(points, chance, out / "tradeoff.png", styles)
         figures["tradeoff.png"] = "PSS against identifiability"
     if summaries:
         plots.persona_accuracy(summaries, out / "personas.png", styles)

@@ -149,7 +149,9 @@ def _distinct_pair(one: Comparison, models: Sequence[ModelRuns]) -> tuple[Estima
 def _stability_reasons(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
     if first.grid is None or other.grid is None:
         return ()
-    return _asked_differently(first.runs["stability"], other.runs["stability"])
+    reasons = _asked_differently(first.runs["stability"], other.runs["stability"])
+    one, two = ((set(grid.persona_ids), set(grid.question_ids)) for grid in (first.grid, other.grid))
+    return reasons or (() if one == two else ("Not the same personas and questions",))
 
 
 def _fidelity_reasons(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:

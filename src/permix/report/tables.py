@@ -7,6 +7,7 @@ records. Labels and persona ids may be hostile text and are escaped for the medi
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -108,7 +109,7 @@ def main_table(rows: Sequence[Row]) -> str:
 
 def terminal_table(rows: Sequence[Row]) -> Table:
     """For a terminal: measures as lines, models as columns; measures that no model has are left out."""
-    table = Table(pad_edge=False)
+    table = Table(box=SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     for row in rows:
         table.add_column(Text(clip(visible(row.label), LABEL_WIDTH)), justify="left", overflow="fold")

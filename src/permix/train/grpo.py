@@ -4,7 +4,8 @@ What it changes in TRL, and why:
 - rows come in plan order and each as often as the plan says, so that groups are the plan's and a persona is never drawn here;
 - rollouts are decoded by `permix.models.hf.decode` from a copy of the weights in the forward pass's precision (TRL casts all float32
   weights again at every decode step), each from its own seed, so a rollout depends on the plan and the weights alone;
-- one reward, the verifier's; its None stays None.
+- one reward, the verifier's; its None stays None;
+- rows without advantage cost no forward and no backward where the loss has no KL term (the gradient is the same).
 """
 
 import copy
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -79,6 +81,7 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         self._step_started = time.perf_counter()
         self._figures: dict[str, Any] = {}
         super().__init__(reward_funcs=self._reward, train_dataset=dataset_of(plan), args=args, **options)
+        self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         """Each step's rows once per forward pass that uses them; TRL's own would repeat every row G times and shuffle."""
@@ -123,6 +126,18 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
                 yield trained
             finally:
                 trained.train()
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        # Several processes gather per-row metrics, so there every one must keep all its rows.
+        if self.beta != 0.0 or self.loss_type == "bnpo" or self.accelerator.num_processes > 1:
+            return super()._compute_loss(model, inputs)
+        live = live_rows(inputs)
+        rows, kept = len(inputs["advantages"]), len(live["advantages"])
+        if kept == 0:
+            return torch.zeros((), device=self.accelerator.device, requires_grad=True)
+        loss = super()._compute_loss(model, live)
+        # "dapo" divides by the tokens of the whole step, the others by the rows they were given.
+        return loss if self.loss_type == "dapo" else loss * (kept / rows)
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -169,6 +184,33 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         figures["signal_groups"] = None if flat is None else 1 - flat
         fresh, self._figures = self._figures, {}
         return figures | fresh | {"seconds": parts | {"training": training}}
+
+
+def live_rows(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The rows of a micro-batch that have a gradient, without the columns that only pad.
+
+    At beta 0 a row whose advantage is 0 adds nothing to the gradient of the loss, so it needs no forward and no backward.
+    """
+    keep_B = inputs["advantages"] != 0
+    live = {name: value[keep_B] if _has_rows(value, keep_B) else value for name, value in inputs.items()}
+    for part, side in (("prompt", "left"), ("completion", "right")):
+        mask_B_T = live[f"{part}_mask"]
+        width = int(mask_B_T.sum(1).max()) if len(mask_B_T) else 0
+        whole = mask_B_T.shape[1]
+        columns = slice(whole - width, whole) if side == "left" else slice(0, width)
+        for name, value in live.items():
+            if isinstance(value, torch.Tensor) and value.dim() == 2 and (name.startswith(part) or _is_token_wise(name, part)):
+                live[name] = value[:, columns]
+    return live
+
+
+def _has_rows(value: Any, keep_B: torch.Tensor) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == len(keep_B)
+
+
+def _is_token_wise(name: str, part: str) -> bool:
+    """TRL's per-token columns that lie over the completion."""
+    return part == "completion" and (name.endswith("per_token_logps") or name in ("tool_mask", "importance_sampling_ratio"))
 
 
 METRICS = {

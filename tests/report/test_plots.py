@@ -1,0 +1,82 @@
+"""Figures are written, of the expected size, the same each time, and survive what is missing or hostile."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from permix.evals.stability_summary import StabilitySummary, summarize
+from permix.report import canvas, plots
+from permix.types import Estimate
+
+NAN = float("nan")
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    data = path.read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert len(data) > 5000
+    width, height = struct.unpack(">II", data[16:24])
+    return width, height
+
+
+@pytest.fixture(scope="module")
+def summaries() -> dict[str, StabilitySummary]:
+    rng = np.random.default_rng(0)
+    one = (rng.random((3, 12, 1)) < 0.5).astype(float)
+    two = one.copy()
+    two[2] = NAN
+    ids = ["poet", "$cost$ of a very long persona identifier", "_x"]
+    return {
+        "_base $1$": summarize(one, one[0], persona_ids=ids, resamples=100),
+        "RLVR": summarize(two, None, persona_ids=ids, resamples=100),
+    }
+
+
+def test_persona_figures(summaries: dict[str, StabilitySummary], tmp_path: Path) -> None:
+    plots.persona_accuracy(summaries, tmp_path / "a.png")
+    plots.lottery(summaries, tmp_path / "b.png")
+    assert png_size(tmp_path / "a.png")[0] == png_size(tmp_path / "b.png")[0] == 1200
+    plots.lottery(summaries, tmp_path / "again.png")
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_heatmap_with_unscored_cells(tmp_path: Path) -> None:
+    mean_P_Q = np.array([[1.0, 0.0, NAN], [0.5, NAN, NAN]])
+    plots.heatmap(mean_P_Q, ["a", "b"], tmp_path / "with.png", "base", np.array([1.0, NAN, 0.0]))
+    plots.heatmap(mean_P_Q, ["a", "b"], tmp_path / "without.png", "base")
+    assert png_size(tmp_path / "with.png")[1] - png_size(tmp_path / "without.png")[1] == pytest.approx(0.24 * 150, abs=1)
+
+
+def test_learning_curves_of_runs_of_different_length_with_gaps(tmp_path: Path) -> None:
+    log: list[dict[str, Any]] = [{"step": n, "reward": None if n == 3 else 0.1 * n, "completion_tokens": 20} for n in range(1, 8)]
+    plots.learning_curves({"RLVR": log, "PerMix": log[:4]}, tmp_path / "a.png")
+    assert png_size(tmp_path / "a.png")[0] == 1200
+
+
+def test_tradeoff_leaves_out_what_was_not_measured(tmp_path: Path) -> None:
+    at = Estimate(value=0.5, low=0.4, high=0.6, n=20)
+    points = {"base": (at, at), "one": (at, Estimate(value=None, n=0)), "two": (Estimate(value=0.9, n=1), at)}
+    plots.tradeoff(points, 0.25, tmp_path / "a.png")
+    plots.tradeoff({}, 0.25, tmp_path / "none.png")
+    assert png_size(tmp_path / "a.png")[0] == 1200
+
+
+def test_moving_average_leaves_out_missing_values() -> None:
+    assert plots.moving_average(np.array([1.0, NAN, 5.0, 3.0]), 3).tolist() == [1.0, 3.0, 4.0, 4.0]
+    assert np.isnan(plots.moving_average(np.array([NAN]), 3)).all()
+
+
+def test_personas_are_sorted_by_the_first_model_and_the_unscored_stand_last() -> None:
+    right = [[[0.0]] * 4, [[1.0]] * 4, [[NAN]] * 4]
+    first = summarize(right, persona_ids=["low", "high", "unscored"], resamples=100)
+    second = summarize(right[:1], persona_ids=["other"], resamples=100)
+    assert plots._persona_order([first, second]) == ["high", "low", "unscored", "other"]
+
+
+def test_models_differ_in_colour_marker_and_line() -> None:
+    styles = canvas.styles_for("abcdefg").values()
+    for look in zip(*styles, strict=True):
+        assert len(set(map(str, look))) == 7

@@ -1,0 +1,55 @@
+"""What the report dares to say, from numbers a person can check."""
+
+import numpy as np
+import pytest
+
+from permix.evals.stability import StabilityGrid
+from permix.report.reading import differences_of, word, word_apart
+from permix.types import Estimate
+
+
+def at(value: float, low: float | None, high: float | None) -> Estimate:
+    return Estimate(value=value, low=low, high=high, n=20)
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [
+        (at(0.1, 0.01, 0.2), "higher"),
+        (at(-0.1, -0.2, -0.01), "lower"),
+        (at(0.1, 0.0, 0.2), "no difference shown"),
+        (at(0.0, 0.0, 0.0), "no difference shown"),
+        (at(0.9, None, None), "not measured"),
+        (None, "not measured"),
+    ],
+)
+def test_a_difference_is_said_only_when_its_interval_leaves_out_zero(difference: Estimate | None, said: str) -> None:
+    assert word(difference) == said
+
+
+def test_unpaired_measures_differ_only_when_intervals_do_not_meet() -> None:
+    base = at(0.5, 0.4, 0.6)
+    assert word_apart(base, at(0.7, 0.6, 0.8)) == "no difference shown"
+    assert word_apart(base, at(0.7, 0.61, 0.8)) == "higher"
+    assert word_apart(base, at(0.3, 0.2, 0.39)) == "lower"
+    assert word_apart(base, at(0.9, None, None)) == "not measured"
+
+
+def test_differences_pair_personas_and_questions_by_name() -> None:
+    right_P_Q = np.array([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])  # A = .5 and .25
+    other_P_Q = np.array([[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]])  # A = .75 and .5
+    none_Q_S = np.full((4, 1), np.nan)
+    first = StabilityGrid(right_P_Q[..., None], none_Q_S, ("a", "b"), ("1", "2", "3", "4"))
+    other = StabilityGrid(other_P_Q[::-1, ::-1, None], none_Q_S, ("b", "a"), ("4", "3", "2", "1"))
+    measured = differences_of(first, other, seed=0, resamples=200)
+    values = {name: one.value for name, one in measured.items()}
+    assert values == pytest.approx({"pss": 2 / 3 - 1 / 2, "worst": 0.25, "mean": 0.25})
+    same = differences_of(first, first, seed=0, resamples=200)
+    assert {(one.value, one.low, one.high) for one in same.values()} == {(0.0, 0.0, 0.0)}
+
+
+def test_personas_that_only_one_model_has_scores_for_are_left_out() -> None:
+    scored = np.array([[1.0, 0.0], [0.0, 0.0]])
+    missing = np.array([[1.0, 0.0], [np.nan, np.nan]])
+    grids = [StabilityGrid(one[..., None], np.full((2, 1), np.nan), ("a", "b"), ("1", "2")) for one in (scored, missing)]
+    assert differences_of(grids[0], grids[1], seed=0, resamples=100)["worst"].value == 0.0

@@ -1,0 +1,81 @@
+"""Tables as literals: numbers, intervals, n, and dashes for what is missing."""
+
+from rich.console import Console
+
+from permix.evals.identify import Identifiability
+from permix.evals.stability_summary import summarize
+from permix.report.tables import Row, controls_table, main_table, persona_table, probability, terminal_table
+from permix.types import Estimate
+
+PSS = Estimate(value=0.8124, low=0.75, high=0.874, n=200)
+FULL = Row(
+    label="PerMix | RLVR", baseline=PSS, mean=PSS, worst=PSS, pss=PSS, pss_null=PSS, pss_crossfit=Estimate(value=0.9, n=1),
+    identifiability=Estimate(value=0.4, low=0.34, high=0.47, n=210), chance=1 / 7, train_tokens=1234567, train_cpu_s=59.6,
+    eval_tokens=0, eval_cpu_s=3.2, n_questions=200, n_personas=16, n_scored=3199, n_asked=3200,
+    n_answers=210, n_answers_asked=216,
+)  # fmt: skip
+
+
+def cells(line: str) -> list[str]:
+    return line.strip("| ").split(" | ")
+
+
+def test_main_table_one_line_a_model() -> None:
+    heading, _, full, empty = main_table([FULL, Row(label="base")]).split("\n")
+    number = "0.812 [0.75, 0.87]<br><sub>n = 200</sub>"
+    assert cells(full) == [
+        "PerMix &#124; RLVR", number, number, number, number, number, "0.900<br><sub>n = 1</sub>",
+        "0.400 [0.34, 0.47]<br><sub>n = 210, chance 0.143</sub>", "3 199 of 3 200", "210 of 216", "1 234 567", "60", "0", "3",
+    ]  # fmt: skip
+    assert cells(empty) == ["base", *["–"] * 13]
+    assert len(cells(heading)) == 14
+
+
+def test_a_value_that_cannot_be_computed_is_a_dash() -> None:
+    row = Row(label="m", pss=Estimate(value=None, n=0))
+    assert cells(main_table([row]).split("\n")[2])[4] == "–"
+
+
+def test_terminal_table_has_models_as_columns_and_no_empty_lines() -> None:
+    console = Console(width=120, record=True, color_system=None)
+    with console.capture() as capture:
+        console.print(terminal_table([FULL, Row(label="[red]base\x1b[0m", pss=PSS)]))
+    shown = capture.get()
+    assert "[red]base\\x1b[0m" in shown  # neither markup nor an escape
+    assert "0.812 [0.75, 0.87]" in shown
+    assert "n = 210, chance 0.143" in shown
+    assert max(map(len, shown.splitlines())) <= 120
+    with console.capture() as capture:
+        console.print(terminal_table([Row(label="base", pss=PSS)]))
+    assert "identifiability" not in capture.get()
+
+
+def test_persona_table() -> None:
+    right = [[[1.0]] * 10, [[1.0]] * 2 + [[0.0]] * 8, [[float("nan")]] * 10]
+    summary = summarize(right, [[1.0]] * 10, persona_ids=["poet", "<b>", "unscored"], resamples=100)
+    lines = persona_table({"base": summary}).split("\n")
+    assert lines[0] == "| persona | base |"
+    assert lines[2] == "| *no persona* | 1.000 [1.00, 1.00]<br><sub>n = 10</sub> |"
+    assert lines[3] == "| poet | 1.000 [1.00, 1.00]<br><sub>+0.000 [+0.00, +0.00], p = 1.000, n = 10</sub> |"
+    assert lines[4].startswith("| &#60;b&#62; | 0.200 [")
+    assert "<sub>−0.800 [−" in lines[4]
+    assert "p = 0.016, n = 10" in lines[4]  # eight losses, no win: 2 / 2^8, times two personas
+    assert lines[5] == "| unscored | – |"
+
+
+def test_controls_table() -> None:
+    chance = Estimate(value=0.5, low=0.5, high=0.5, n=40)
+    result = Identifiability(
+        accuracy=Estimate(value=0.75, low=0.6, high=0.85, n=40), chance=0.5,
+        question_only=chance, length_only=chance, permuted=chance,
+        persona_ids=("a", "b"), confusion=((15, 5), (5, 15)), per_persona=(chance, chance),
+        n_asked=42, n_answered=40, n_questions=21, classifier="linear", reference="own answers",
+    )  # fmt: skip
+    half = "0.500 [0.50, 0.50]<br><sub>n = 40</sub>"
+    assert cells(controls_table({"base": result}).split("\n")[2]) == [
+        "base", "0.750 [0.60, 0.85]<br><sub>n = 40</sub>", "0.500", half, half, half, "40 of 42", "own answers",
+    ]  # fmt: skip
+
+
+def test_small_probabilities_are_not_zero() -> None:
+    assert [probability(p) for p in (0.0004, 0.001, 0.25, None)] == ["< 0.001", "0.001", "0.250", "–"]
