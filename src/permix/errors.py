@@ -19,7 +19,7 @@ class DataError(PermixError):
     exit_code = 2
 
 
-class OwedCells(PermixError):
+class OwedCellsError(PermixError):
     """The run ended with cells that have no score; run the same command again to fill them."""
 
     exit_code = 3

@@ -3,12 +3,49 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_EVERY_S = 10.0
+
+
+class Journey:
+    """Several pieces of work in a row. `weights` are their expected shares of the time, in any unit."""
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self._weights = weights
+        self._number, self._gained, self._began = 0, 0.0, time.monotonic()
+
+    @contextlib.contextmanager
+    def part(self, number: int, name: str) -> Iterator[None]:
+        """Do part `number` (from 0). Meters inside it say which part it is and what is left of the whole."""
+        global _journey
+        self._number, outer, _journey = number, _journey, self
+        print(f"[{number + 1}/{len(self._weights)}] {name}", file=sys.stderr, flush=True)
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            _journey = outer
+        if time.monotonic() - started < DONE_BEFORE_S:
+            self._began = time.monotonic() if self._gained == 0 else self._began
+        else:
+            self._gained += self._weights[number]
+
+    def left(self, share: float, fresh: float) -> str:
+        """Time left of the whole, when this part is done to `share` and this process did `fresh` of it itself."""
+        weight = self._weights[self._number]
+        done = self._gained + weight * fresh
+        ahead = weight * (1 - share) + sum(self._weights[self._number + 1 :])
+        seconds = (time.monotonic() - self._began) * ahead / done if done > 0 else None
+        place = f"step {self._number + 1} of {len(self._weights)}"
+        return place if seconds is None else f"{place}, {clock(seconds)} left in all"
+
+
+DONE_BEFORE_S = 2.0  # a part this quick was done by an earlier process and says nothing of the speed
+_journey: Journey | None = None
 
 
 class Meter:
@@ -37,6 +74,12 @@ class Meter:
         """Units a second since this process began."""
         return (self.done - self._already_done) / max(time.monotonic() - self._started, 1e-9)
 
+    def note(self, own: str) -> str:
+        """What is shown beside the count: the caller's own word, and the place in the whole journey."""
+        fresh = (self.done - self._already_done) / max(self.total, 1)
+        parts = [own, _journey.left(self.done / max(self.total, 1), fresh) if _journey else ""]
+        return "; ".join(filter(None, parts))
+
     @property
     def seconds_left(self) -> float | None:
         return (self.total - self.done) / self.rate if self.done > self._already_done else None
@@ -49,7 +92,7 @@ class _Bar(Meter):
         self._task = progress.add_task(what, total=total, note="")
 
     def show(self, note: str) -> None:
-        self._progress.update(self._task, completed=self.done, note=f"{self.rate:.2f} {self.unit}/s {note}".strip())
+        self._progress.update(self._task, completed=self.done, note=f"{self.rate:.2f} {self.unit}/s {self.note(note)}".strip())
 
 
 class _Lines(Meter):
@@ -64,7 +107,7 @@ class _Lines(Meter):
         self._last = now
         left = self.seconds_left
         ahead = "" if not left else f", about {clock(left)} left"
-        line = f"{self.what}: {self.done}/{self.total} {self.unit} ({self.rate:.2f}/s{ahead}) {note}".rstrip()
+        line = f"{self.what}: {self.done}/{self.total} {self.unit} ({self.rate:.2f}/s{ahead}) {self.note(note)}".rstrip()
         print(line, file=sys.stderr, flush=True)
 
 

@@ -10,7 +10,9 @@ from permix.types import Message, Persona, digest
 TEMPLATES = {
     "you_are": "You are {persona}.",
     "adopt": "Adopt the identity of {persona}. Answer every message as this person would.",
-    "second_person": "This is who you are: {persona}. What you know, how you speak and what you feel are theirs, and you stay in that role.",
+    "second_person": (
+        "This is who you are: {persona}. What you know, how you speak and what you feel are theirs, and you stay in that role."
+    ),
 }
 
 
@@ -20,7 +22,9 @@ def template_text(template: str) -> str:
         return TEMPLATES[template]
     if "{persona}" in template:
         return template
-    raise ConfigError(f"personas.template = {template!r}: give one of {', '.join(TEMPLATES)}, or a text that contains {{persona}}")
+    raise ConfigError(
+        f"personas.template = {template!r}: give one of {', '.join(TEMPLATES)}, or a text that contains {{persona}}"
+    )
 
 
 def template_hash(template: str) -> str:

@@ -30,7 +30,19 @@ from permix import __version__
 from permix.errors import ConfigError, DataError
 from permix.types import Cell, CellKey
 
-PACKAGES = ("permix", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "numpy", "scipy", "scikit-learn", "math-verify")
+PACKAGES = (
+    "permix",
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "peft",
+    "datasets",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "math-verify",
+)
 
 
 def write_json(path: Path, value: BaseModel | Mapping[str, Any]) -> None:

@@ -69,8 +69,8 @@ def first(action: Action, times: int = 1) -> Script:
 
 def only(model: Model, n: int = 1) -> Completion | Failure:
     """The answer to the first of n questions."""
-    answers = sorted(model.complete(questions(n), Sampling()), key=lambda answer: answer.index)
-    assert [answer.index for answer in answers] == list(range(n))
+    answers = sorted(model.complete(questions(n), Sampling()), key=lambda answer: answer.place)
+    assert [answer.place for answer in answers] == list(range(n))
     return answers[0].result
 
 
@@ -93,8 +93,8 @@ def test_every_request_is_answered_once_with_its_own_answer_in_any_order() -> No
 
     with openai_server(slow_first) as server:
         answers = list(model_at(server.base_url).complete(questions(40), Sampling()))
-    assert answers[0].index != 0, "answers come as they finish"
-    assert sorted(answer.index for answer in answers) == list(range(40))
+    assert answers[0].place != 0, "answers come as they finish"
+    assert sorted(answer.place for answer in answers) == list(range(40))
     for index, result in answers:
         assert isinstance(result, Completion)
         assert result.text == f"to q{index}"

@@ -11,9 +11,9 @@ from permix.types import Completion, Failure, Request, Sampling
 
 
 class Answer(NamedTuple):
-    """What came back for the request at `index` of the sequence that was asked."""
+    """What came back for the request at `place` of the sequence that was asked."""
 
-    index: int
+    place: int
     result: Completion | Failure
 
 

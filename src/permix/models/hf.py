@@ -1,8 +1,8 @@
 """A model run in this process by transformers: batched, left-padded, sorted by length.
 
-Every request is sampled from its own stream of uniform numbers, so a cell's draws do not depend on the batch it travels in. What can
-still differ with the batch is the last bit of the logits (another padding means another order of floating-point additions), which
-flips a token only when a draw, or two equal logits, stand within that bit.
+Every request is sampled from its own stream of uniform numbers, so a cell's draws do not depend on the batch it travels in. What
+can still differ with the batch is the last bits of the logits (another padding means another order of floating-point additions),
+which flips a token only when a draw, or two nearly equal logits, stand within them.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 
 
 def default_system_text(tokenizer: Any) -> str | None:
-    """The system text a chat template inserts by itself: what stands before the user's turn beyond an explicit empty one's frame."""
+    """The system text a chat template inserts by itself: what stands where an explicit one would."""
     probe = "\x00probe\x00"
     alone = tokenizer.apply_chat_template([{"role": "user", "content": probe}], tokenize=False)
     marked = tokenizer.apply_chat_template(
@@ -211,9 +211,30 @@ def draw(probs_B_V: "torch.Tensor", uniform_B: "torch.Tensor", top_p: float) -> 
 
 
 def _invert(mass_B_V: "torch.Tensor", uniform_B: "torch.Tensor") -> "torch.Tensor":
+    """Find each target first among blocks of the vocabulary, then inside its block: a running sum over all of it is slow."""
     import torch
 
-    cumulative_B_V = mass_B_V.double().cumsum(-1)
-    target_B = uniform_B * cumulative_B_V[:, -1]
-    place_B = torch.searchsorted(cumulative_B_V, target_B[:, None], right=True)[:, 0]
-    return place_B.clamp(max=mass_B_V.shape[1] - 1)
+    padded_B_V = torch.nn.functional.pad(mass_B_V, (0, -mass_B_V.shape[1] % BLOCK))
+    blocks_B_N_K = padded_B_V.double().view(len(mass_B_V), -1, BLOCK)
+    cumulative_B_N = blocks_B_N_K.sum(-1).cumsum(-1)
+    target_B = uniform_B * cumulative_B_N[:, -1]
+    block_B = _first_above(cumulative_B_N, target_B)
+    row_B = torch.arange(len(block_B), device=block_B.device)
+    before_B = torch.where(block_B > 0, cumulative_B_N[row_B, (block_B - 1).clamp(min=0)], 0.0)
+    inside_B = _first_above(blocks_B_N_K[row_B, block_B].cumsum(-1), target_B - before_B)
+    return block_B * BLOCK + inside_B
+
+
+def _first_above(cumulative_B_N: "torch.Tensor", target_B: "torch.Tensor") -> "torch.Tensor":
+    """Index of the first running sum above the target; by rounding a target may reach the last one, which then it is.
+
+    The last one that grew, that is: an entry of no mass, such as padding or a token cut from the nucleus, is never drawn.
+    """
+    import torch
+
+    place_B = torch.searchsorted(cumulative_B_N, target_B[:, None], right=True)[:, 0]
+    last_B = torch.searchsorted(cumulative_B_N, cumulative_B_N[:, -1:].contiguous(), right=False)[:, 0]
+    return torch.minimum(place_B, last_B)
+
+
+BLOCK = 256

@@ -19,7 +19,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from permix.report.escape import figure as safe
+from permix.escape import figure as safe
 from permix.types import Estimate
 
 Array = NDArray[np.float64]

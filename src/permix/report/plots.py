@@ -15,10 +15,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
+from permix.escape import figure as safe
 from permix.evals.stability_summary import StabilitySummary
 from permix.report import canvas
 from permix.report.canvas import INTERVAL, Array, Style
-from permix.report.escape import figure as safe
 from permix.types import Estimate
 
 Styles = Mapping[str, Style]

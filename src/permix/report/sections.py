@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from permix.report.escape import clip, markdown, visible
+from permix.escape import clip, markdown, visible
 from permix.report.runs import ModelRuns, Run
 from permix.report.tables import count, grid, label
 from permix.types import Cell, CellKey, digest

@@ -11,9 +11,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from permix.escape import clip, markdown, visible
 from permix.evals.identify import Identifiability
 from permix.evals.stability_summary import PersonaSummary, StabilitySummary
-from permix.report.escape import clip, markdown, visible
 from permix.types import Estimate, Record
 
 MISSING = "–"

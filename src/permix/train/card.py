@@ -1,34 +1,15 @@
-"""What travels with a trained model: its card, and the questions it has seen, so that no evaluation asks them again."""
+"""The card of a trained model: method, plan, settings, figures of the run."""
 
 from pathlib import Path
-from typing import Any
 
 from permix.config import TrainStage
-from permix.errors import DataError
-from permix.records import read_json, write_text
+from permix.records import write_text
+from permix.train.log import read_log
 from permix.train.plan import Plan, describe
-
-SEEN = "permix_seen_questions.json"
-
-
-def seen_questions(plan: Plan) -> dict[str, Any]:
-    return {"plan": plan.hash, "content_hashes": sorted({row.question_hash for row in plan.rows})}
-
-
-def read_seen(folder: Path) -> frozenset[str]:
-    """Content hashes of the questions a model folder was trained on; empty for a model that permix did not train."""
-    if not (folder / SEEN).exists():
-        return frozenset()
-    hashes = read_json(folder / SEEN).get("content_hashes")
-    if not isinstance(hashes, list):
-        raise DataError(f"{folder / SEEN}: content_hashes is not a list; train the model again or remove the file")
-    return frozenset(hashes)
 
 
 def write_card(folder: Path, config: TrainStage, plan: Plan, log: Path) -> None:
     """README.md of the model: method, plan, figures of the training run."""
-    from permix.train.log import read_log
-
     method = "RLVR (no personas)" if all(row.persona_id is None for row in plan.rows) else "PerMix-RLVR (persona-mixed RLVR)"
     lines = read_log(log)
     facts = "\n".join(f"| {name} | {value} |" for name, value in describe(plan).items())

@@ -2,8 +2,8 @@
 
 What it changes in TRL, and why:
 - rows come in plan order and each as often as the plan says, so that groups are the plan's and a persona is never drawn here;
-- rollouts are decoded by `permix.models.hf.decode` from a copy of the weights in the forward pass's precision (TRL casts all float32
-  weights again at every decode step), each from its own seed, so a rollout depends on the plan and the weights alone;
+- rollouts are decoded by `permix.models.hf.decode` from a copy of the weights in the forward pass's precision (TRL casts all
+  float32 weights again at every decode step), each from its own seed, so a rollout depends on the plan and the weights alone;
 - one reward, the verifier's; its None stays None;
 - rows without advantage cost no forward and no backward where the loss has no KL term (the gradient is the same).
 """
@@ -12,7 +12,7 @@ import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from datasets import Dataset
@@ -23,23 +23,9 @@ from trl.trainer.utils import RepeatSampler
 
 from permix.models.hf import decode
 from permix.train.plan import Plan
-from permix.train.reward import mean_by_tag, verdicts
-from permix.types import Sampling, Verdict, seed_from
+from permix.train.reward import Rollout, mean_by_tag, verdicts
+from permix.types import Sampling, seed_from
 from permix.verify import Verifier
-
-
-class Rollout(NamedTuple):
-    """One completion of one training step, as it is logged."""
-
-    step: int
-    group: int
-    persona_id: str | None
-    question_id: str
-    prompt: str
-    completion: str
-    tokens: int
-    gold: str
-    verdict: Verdict
 
 
 class Recorder(Protocol):
@@ -85,13 +71,14 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         """Each step's rows once per forward pass that uses them; TRL's own would repeat every row G times and shuffle."""
-        return RepeatSampler(
+        sampler: Sampler[int] = RepeatSampler(
             data_source=self.train_dataset if dataset is None else dataset,
             mini_repeat_count=1,
             batch_size=self.args.generation_batch_size,
             repeat_count=self.num_iterations * self.args.steps_per_generation,
             shuffle=False,
         )
+        return sampler
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._seeds = [row["rollout_seed"] for row in inputs]
@@ -130,14 +117,18 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         # Several processes gather per-row metrics, so there every one must keep all its rows.
         if self.beta != 0.0 or self.loss_type == "bnpo" or self.accelerator.num_processes > 1:
-            return super()._compute_loss(model, inputs)
+            return self._whole_loss(model, inputs)
         live = live_rows(inputs)
         rows, kept = len(inputs["advantages"]), len(live["advantages"])
         if kept == 0:
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
-        loss = super()._compute_loss(model, live)
+        loss = self._whole_loss(model, live)
         # "dapo" divides by the tokens of the whole step, the others by the rows they were given.
         return loss if self.loss_type == "dapo" else loss * (kept / rows)
+
+    def _whole_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        loss: torch.Tensor = super()._compute_loss(model, inputs)
+        return loss
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -154,8 +145,8 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         self._recorder.rollouts(
             step,
             [
-                Rollout(step, *place, prompt[-1]["content"], text, len(ids), gold, verdict)
-                for *place, prompt, text, ids, gold, verdict in zip(
+                Rollout(step, group, persona, question, prompt[-1]["content"], text, len(ids), gold, verdict)
+                for group, persona, question, prompt, text, ids, gold, verdict in zip(
                     columns["group"], columns["persona_id"], columns["question_id"], prompts, texts, completion_ids,
                     columns["gold"], found, strict=True,
                 )

@@ -1,4 +1,4 @@
-"""What a training run leaves for people: log.jsonl (a line a step), rollouts.jsonl (a line a rollout), samples.md (for reading)."""
+"""What a training run leaves for people: log.jsonl (a line a step), rollouts.jsonl (a line a rollout), samples.md (to read)."""
 
 import json
 import os
@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from permix.escape import clip, visible
 from permix.progress import Meter
-from permix.report.escape import clip, visible
-from permix.train.grpo import Rollout
+from permix.train.reward import Rollout
 
 SAMPLES_A_STEP = 4
 

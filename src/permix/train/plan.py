@@ -1,7 +1,7 @@
 """The plan: who asks what, as whom, in which step. Compiled before training, engine-neutral, seeded per row, hashable.
 
-Every draw depends on the plan's seed and the row's own place (step, group, rollout) and on nothing else. So two plans that differ only
-in `mix` ask the same questions in the same order, and a persona drawn at a small `mix` is still there at a larger one.
+Every draw depends on the plan's seed and the row's own place (step, group, rollout) and on nothing else. So two plans that differ
+only in `mix` ask the same questions in the same order, and a persona drawn at a small `mix` is still there at a larger one.
 """
 
 import json
@@ -17,9 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from permix.config import PersonasConfig, PlanConfig
+from permix.config import PersonasConfig, PlanConfig, TaskConfig
 from permix.errors import ConfigError, DataError
+from permix.personas.choose import choose_personas
 from permix.prompting import build_messages, template_hash
+from permix.tasks import load_questions
 from permix.types import Persona, PlanRow, Question, digest, seed_from
 
 FORMAT = "permix-plan-1"
@@ -63,6 +65,15 @@ class Mixture(NamedTuple):
         return self.personas[min(place, len(self.personas) - 1)]
 
 
+def compile_from(task: TaskConfig, personas: PersonasConfig, plan: PlanConfig) -> Plan:
+    """The plan that these sections describe."""
+    asked, questions = load_questions(task)
+    pool = choose_personas(personas)
+    mixture = Mixture(pool.personas, pool.weights(personas.tag_weights))
+    compiled = compile_plan(questions, asked.prompt, mixture, plan, personas)
+    return Plan(compiled.rows, compiled.about | {"task": task.model_dump(mode="json"), "pool": pool.fingerprint})
+
+
 def compile_plan(
     questions: Sequence[Question],
     prompt: Callable[[Question], str],
@@ -80,7 +91,7 @@ def compile_plan(
             "ask for more questions or fewer a step"
         )
     if config.mix > 0 and not mixture.personas:
-        raise ConfigError(f"plan.mix = {config.mix}: the pool has no personas to draw from; widen personas.include or set mix to 0")
+        raise ConfigError(f"plan.mix = {config.mix}: there are no personas to draw from; widen personas.include or set mix to 0")
     rows = tuple(_rows(questions, prompt, mixture, config, wording))
     about = {
         "format": FORMAT,
@@ -158,7 +169,9 @@ def read_plan(path: Path) -> Plan:
         raise DataError(f"plan {path}: has no rows")
     plan = Plan(rows, about)
     if plan.hash != about.get("hash"):
-        raise DataError(f"plan {path}: its rows hash to {plan.hash}, not to the recorded {about.get('hash')}; it was edited or cut")
+        raise DataError(
+            f"plan {path}: its rows hash to {plan.hash}, not to the recorded {about.get('hash')}; it was edited or cut"
+        )
     return plan
 
 

@@ -4,6 +4,7 @@ A None leaves its rollout out of the group's baseline and gives it no advantage;
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from permix.tasks import TASKS
 from permix.tasks.base import verify
@@ -11,11 +12,24 @@ from permix.types import Verdict
 from permix.verify import Verifier
 
 
+class Rollout(NamedTuple):
+    """One completion of one training step, as it is logged."""
+
+    step: int
+    group: int
+    persona_id: str | None
+    question_id: str
+    prompt: str
+    completion: str
+    tokens: int
+    gold: str
+    verdict: Verdict
+
+
 def verdicts(completions: Sequence[str], tasks: Sequence[str], golds: Sequence[str], verifier: Verifier) -> list[Verdict]:
     """One verdict a rollout, in order."""
     return [
-        verify(TASKS[task], completion, gold, verifier)
-        for completion, task, gold in zip(completions, tasks, golds, strict=True)
+        verify(TASKS[task], completion, gold, verifier) for completion, task, gold in zip(completions, tasks, golds, strict=True)
     ]
 
 

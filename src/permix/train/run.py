@@ -10,43 +10,29 @@
 Started again, the run goes on after its newest whole checkpoint; what was logged after that is dropped and done again.
 """
 
-import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permix.config import PersonasConfig, PlanConfig, TaskConfig, TrainConfig, TrainStage
+from permix.config import TrainConfig, TrainStage
 from permix.errors import ConfigError, PermixError
 from permix.models.hf import encode_chat, folder_fingerprint, load_tokenizer, load_weights, resolve
 from permix.models.machine import pick_device, pick_dtype, pin_threads
-from permix.personas.choose import choose_personas
-from permix.progress import Meter, meter
-from permix.records import RunDir, read_json, write_json
-from permix.tasks import load_questions
-from permix.train.card import SEEN, seen_questions, write_card
+from permix.progress import meter
+from permix.records import RunDir, read_json
+from permix.tasks.overlap import write_seen
+from permix.train.card import write_card
 from permix.train.log import StepLog
-from permix.train.plan import Mixture, Plan, compile_plan, read_plan, write_plan
-from permix.types import digest
+from permix.train.plan import Plan, compile_from, read_plan, write_plan
 from permix.verify import Verifier
 
 if TYPE_CHECKING:
     from trl import GRPOConfig
 
 
-def plan_from(task: TaskConfig, personas: PersonasConfig, plan: PlanConfig) -> Plan:
-    """Compile the plan that these sections describe."""
-    asked, questions = load_questions(task)
-    pool = choose_personas(personas)
-    mixture = Mixture(pool.personas, pool.weights(personas.tag_weights))
-    compiled = compile_plan(questions, asked.prompt, mixture, plan, personas)
-    return Plan(compiled.rows, compiled.about | {"task": task.model_dump(mode="json"), "pool": pool.fingerprint})
-
-
 def train(config: TrainStage) -> Path:
     """Run or go on with the training; returns the folder of the trained model."""
-    plan = read_plan(config.plan_file) if config.plan_file else plan_from(config.task, config.personas, config.plan)
+    plan = read_plan(config.plan_file) if config.plan_file else compile_from(config.task, config.personas, config.plan)
     pin_threads(config.threads)
     source = resolve(config.model.name)
     identity = {"plan": plan.hash, "model": _fingerprint(source), "train": config.train.model_dump(mode="json")}
@@ -105,8 +91,8 @@ def longest_prompt(plan: Plan, tokenizer: Any, limit: int) -> int:
         count = len(encode_chat(tokenizer, row.messages))
         if count > limit:
             raise ConfigError(
-                f"train.max_prompt_tokens = {limit}: the prompt of step {row.step}, group {row.group} (question {row.question_id}, "
-                f"persona {row.persona_id}) has {count} tokens; raise the limit or drop the question"
+                f"train.max_prompt_tokens = {limit}: the prompt of step {row.step}, group {row.group} "
+                f"(question {row.question_id}, persona {row.persona_id}) has {count} tokens; raise the limit or drop the question"
             )
         longest = max(longest, count)
     return longest
@@ -170,6 +156,6 @@ def _write_model(trainer: Any, tokenizer: Any, plan: Plan, config: TrainStage, o
     shutil.rmtree(scratch, ignore_errors=True)
     network.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
-    write_json(scratch / SEEN, seen_questions(plan))
+    write_seen(scratch, plan.hash, {row.question_hash for row in plan.rows})
     write_card(scratch, config, plan, out / "log.jsonl")
     scratch.rename(target)

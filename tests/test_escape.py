@@ -2,7 +2,7 @@
 
 import pytest
 
-from permix.report.escape import clip, figure, markdown, visible
+from permix.escape import clip, figure, markdown, visible
 
 
 @pytest.mark.parametrize(

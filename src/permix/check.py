@@ -1,0 +1,69 @@
+"""`permix check`: everything about a configuration that can be found wrong without a model."""
+
+from pathlib import Path
+
+from permix import config
+from permix.errors import ConfigError
+from permix.evals.fidelity import open_questions
+from permix.personas.choose import choose_personas
+from permix.prompting import template_text
+from permix.records import read_json
+from permix.tasks import load_questions, refuse_overlap
+from permix.train.plan import compile_from, describe, read_plan
+
+
+def check_config(path: Path) -> dict[str, str]:
+    """Facts about a valid configuration; raises ConfigError or DataError for the first thing that is wrong."""
+    stage = stage_of(path)
+    facts: dict[str, str] = {"stage": stage.stage}
+    match stage:
+        case config.PlanStage() | config.TrainStage():
+            facts |= _check_plan(stage)
+        case config.StabilityStage():
+            facts |= _check_stability(stage)
+        case config.FidelityStage():
+            facts |= _check_fidelity(stage)
+        case config.ReportStage():
+            for run in stage.runs:
+                read_json(run / "config.json")
+        case config.QuickstartStage():
+            pass
+    return facts | {"result": "valid"}
+
+
+def stage_of(path: Path) -> config.AnyStage:
+    """The configuration in a TOML file, of the class that its `stage` names."""
+    values = config.read_toml(path)
+    name = values.get("stage")
+    if name not in config.STAGES:
+        raise ConfigError(f"{path}: stage = {name!r}: must be one of {', '.join(config.STAGES)}")
+    return config.build(config.STAGES[name], values, source=str(path))
+
+
+def _check_plan(stage: config.PlanStage | config.TrainStage) -> dict[str, str]:
+    template_text(stage.personas.template)
+    if isinstance(stage, config.TrainStage) and stage.plan_file:
+        return describe(read_plan(stage.plan_file))
+    return describe(compile_from(stage.task, stage.personas, stage.plan))
+
+
+def _check_stability(stage: config.StabilityStage) -> dict[str, str]:
+    template_text(stage.personas.template)
+    _, questions = load_questions(stage.task)
+    personas = choose_personas(stage.personas)
+    for plan in stage.exclude_plans:
+        refuse_overlap(questions, [row.question_hash for row in read_plan(plan).rows])
+    cells = (len(personas) + 1) * len(questions) * stage.samples
+    return {
+        "questions": str(len(questions)),
+        "personas": f"{len(personas)}, and none",
+        "cells": f"{cells}, at most {cells * stage.sampling.max_new_tokens} new tokens",
+    }
+
+
+def _check_fidelity(stage: config.FidelityStage) -> dict[str, str]:
+    template_text(stage.personas.template)
+    personas, questions = choose_personas(stage.personas), open_questions(stage)
+    if stage.reference is not None:
+        read_json(stage.reference / "config.json")
+    return {"personas": str(len(personas)), "questions": str(len(questions)), "answers": str(len(personas) * len(questions))}

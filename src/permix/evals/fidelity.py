@@ -1,0 +1,97 @@
+"""`permix fidelity`: how recognisable a model's characters are.
+
+Asks every persona the same open-ended questions and measures identifiability from the answers. That is distinctness, not
+correctness: it does not say that an answer is what the persona would have said.
+"""
+
+from pathlib import Path
+
+from permix.config import FidelityStage
+from permix.errors import ConfigError, DataError, OwedCellsError
+from permix.evals.grid import Wording, fill, lay_out
+from permix.evals.identify import Identifiability, identifiability
+from permix.models import open_model
+from permix.personas.choose import choose_personas
+from permix.personas.pool import load_roleplay
+from permix.prompting import template_hash
+from permix.records import RunDir, read_cells, read_json, write_json
+from permix.types import Cell, Question
+
+
+def fidelity(config: FidelityStage) -> Identifiability:
+    """Run, or go on with, an evaluation; writes metrics.json and returns it.
+
+    Raises OwedCellsError when answers are missing, DataError when there are too few to measure.
+    """
+    pool = choose_personas(config.personas)
+    questions = open_questions(config)
+    wording = Wording(lambda question: question.text, config.personas.template, config.personas.bare)
+    asked = lay_out(pool.personas, questions, wording, samples=1, seed=config.seed)
+    model = open_model(config.model, config.threads)
+    identity = {
+        "model": model.fingerprint,
+        "template": template_hash(config.personas.template),
+        "sampling": config.sampling.model_dump(),
+        "seed": config.seed,
+    }
+    with RunDir.open(config.out, config, identity) as run:
+        with run.accounted():
+            owed = fill(model, asked, config.sampling, run, None, f"fidelity {config.label or model.name}")
+        if owed:
+            raise OwedCellsError(
+                f"{config.out}: {owed} of {len(asked)} answers are missing; run the same command again to fill them"
+            )
+        result = measure(run.path, config.reference)
+        write_json(run.path / "metrics.json", result)
+    return result
+
+
+def open_questions(config: FidelityStage) -> tuple[Question, ...]:
+    """The first `n_questions` of the configured file. ConfigError when there are fewer, or fewer than folds."""
+    questions = load_roleplay(config.questions)
+    count = config.n_questions or len(questions)
+    if not config.folds <= count <= len(questions):
+        raise ConfigError(
+            f"n_questions = {count}: give {config.folds} (one a fold) to {len(questions)}, the number in {config.questions!r}"
+        )
+    return questions[:count]
+
+
+def measure(run: Path, reference: Path | None) -> Identifiability:
+    """Identifiability of a run's answers, from its records; the classifier learns from `reference`'s, or from the run's own."""
+    config = read_json(run / "config.json")
+    answers, known = _answers(run), _answers(reference) if reference else None
+    personas = list(dict.fromkeys(persona for persona, _ in answers))
+    questions = list(dict.fromkeys(question for _, question in answers))
+    if known is not None and not set(answers) <= set(known):
+        raise DataError(f"{run}: its reference {reference} did not answer the same questions as the same personas")
+    return identifiability(
+        [[_text(answers.get((persona, question))) for question in questions] for persona in personas],
+        [_said_by(answers, "system", persona=persona) for persona in personas],
+        persona_ids=personas,
+        question_texts=[_said_by(answers, "user", question=question) for question in questions],
+        reference_P_Q=None if known is None else [[_text(known.get((one, asked))) for asked in questions] for one in personas],
+        reference_name=_name(reference) if reference else "own answers",
+        folds=config["folds"],
+        seed=config["seed"],
+        resamples=config["resamples"],
+    )
+
+
+def _answers(run: Path) -> dict[tuple[str, str], Cell]:
+    cells = read_cells(run / "records.jsonl")
+    return {(key.persona_id, key.question_id): cell for key, cell in cells.items() if key.persona_id is not None}
+
+
+def _text(cell: Cell | None) -> str | None:
+    return cell.completion.text if cell is not None and cell.completion is not None else None
+
+
+def _said_by(answers: dict[tuple[str, str], Cell], role: str, *, persona: str | None = None, question: str | None = None) -> str:
+    """The text of the first message of this role in a persona's, or a question's, cells."""
+    cell = next(cell for (own, asked), cell in answers.items() if own == persona or asked == question)
+    return next(message["content"] for message in cell.messages if message["role"] == role)
+
+
+def _name(reference: Path) -> str:
+    return f"answers of {read_json(reference / 'config.json').get('label') or reference}"

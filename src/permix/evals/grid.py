@@ -1,0 +1,103 @@
+"""The grid: every persona and no persona × every question × every sample, asked once, kept for ever.
+
+A cell on disk is used again when it was asked in the same words with the same seed. A cell whose completion is there but whose
+verdict is missing is judged again, not generated again. What could not be answered or judged stays owed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from permix.errors import ConfigError
+from permix.models.base import Model
+from permix.progress import Meter, meter
+from permix.prompting import build_messages
+from permix.records import RunDir
+from permix.types import Cell, CellKey, Failure, Persona, Question, Request, Sampling, Verdict, seed_from
+
+Judge = Callable[[str, str], Verdict]
+"""(completion, gold) -> verdict."""
+
+
+class Wording(NamedTuple):
+    """How questions are put."""
+
+    prompt: Callable[[Question], str]
+    template: str
+    bare: bool
+
+
+def lay_out(
+    personas: Sequence[Persona | None], questions: Sequence[Question], wording: Wording, *, samples: int, seed: int
+) -> list[Cell]:
+    """Every cell of the grid, unanswered, personas outermost, each with a seed of its own."""
+    return [
+        Cell(
+            persona_id=persona.id if persona else None, question_id=question.id, sample=sample,
+            seed=seed_from("cell", seed, persona.id if persona else "", question.id, sample),
+            messages=build_messages(persona, wording.prompt(question), template=wording.template, bare=wording.bare),
+            gold=question.gold or None,
+        )
+        for persona in personas
+        for question in questions
+        for sample in range(samples)
+    ]  # fmt: skip
+
+
+def fill(model: Model, asked: Sequence[Cell], sampling: Sampling, run: RunDir, judge: Judge | None, what: str) -> int:
+    """Answer and judge what is owed of `asked`; returns how many cells are still owed at the end.
+
+    `judge=None` for open-ended questions, which have no verdict. Raises ConfigError when the run on disk asked a cell in other
+    words.
+    """
+    known = run.cells()
+    owed = [cell for cell in asked if not _is_done(_known_as(cell, known), judge)]
+    unjudged = [known[cell.key] for cell in owed if _has_completion(known.get(cell.key))]
+    unanswered = [cell for cell in owed if not _has_completion(known.get(cell.key))]
+    left = 0
+    with meter(what, len(asked), "cells") as shown:
+        shown.start_at(len(asked) - len(owed))
+        for cell in _answered(model, unanswered, unjudged, sampling):
+            done = _judged(cell, judge)
+            run.append([done])
+            left += not _is_done(done, judge)
+            _advance(shown, left)
+    return left
+
+
+def _advance(shown: Meter, failed: int) -> None:
+    shown.advance(note=f"{failed} without a result" if failed else "")
+
+
+def _known_as(cell: Cell, known: dict[CellKey, Cell]) -> Cell | None:
+    found = known.get(cell.key)
+    if found is not None and (found.messages, found.seed, found.gold) != (cell.messages, cell.seed, cell.gold):
+        raise ConfigError(
+            f"cell {tuple(cell.key)}: this run asked it in other words, with another seed or for another answer; "
+            "give another folder, or the settings it was made with"
+        )
+    return found
+
+
+def _has_completion(cell: Cell | None) -> bool:
+    return cell is not None and cell.completion is not None
+
+
+def _is_done(cell: Cell | None, judge: Judge | None) -> bool:
+    if cell is None or cell.completion is None:
+        return False
+    return judge is None or (cell.verdict is not None and cell.verdict.correct is not None)
+
+
+def _answered(model: Model, unanswered: Sequence[Cell], unjudged: Sequence[Cell], sampling: Sampling) -> Iterator[Cell]:
+    yield from unjudged
+    if not unanswered:
+        return
+    for index, result in model.complete([Request(cell.messages, cell.seed) for cell in unanswered], sampling):
+        part = "failure" if isinstance(result, Failure) else "completion"
+        yield unanswered[index].model_copy(update={part: result})
+
+
+def _judged(cell: Cell, judge: Judge | None) -> Cell:
+    if judge is None or cell.completion is None:
+        return cell
+    return cell.model_copy(update={"verdict": judge(cell.completion.text, cell.gold or "")})

@@ -1,0 +1,153 @@
+"""`permix quickstart`: the whole story on a laptop, on a real model.
+
+Measures the bundled model, trains it twice from the same plan seed (plain RLVR: mix 0; PerMix-RLVR: personas mixed in), measures
+both on personas and questions that neither saw, and reports. Every part is a stage of its own with its own run directory, so an
+interrupted quickstart goes on where it was, and each part can be run again alone from the config.json it left.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+
+from permix.config import (
+    FidelityStage,
+    ModelConfig,
+    PersonasConfig,
+    PlanConfig,
+    QuickstartStage,
+    StabilityStage,
+    TaskConfig,
+    TrainConfig,
+    TrainStage,
+)
+from permix.progress import Journey
+from permix.types import Sampling
+
+LEVELS = ("add-1", "sub-1", "mul-1", "add-1x3", "add-2")
+MIX = 0.8
+BASE, RLVR, PERMIX = "base", "RLVR", "PerMix-RLVR"
+
+
+class Size(NamedTuple):
+    """How much of everything."""
+
+    steps: int
+    personas: int
+    questions: int
+    roleplay_questions: int
+    minutes: int
+
+
+class Part(NamedTuple):
+    """One thing to do; `weight` is about its share of the time, counted in tokens read and written."""
+
+    name: str
+    weight: float
+    act: Callable[[], object]
+
+
+FULL = Size(steps=20, personas=9, questions=60, roleplay_questions=30, minutes=30)
+FAST = Size(steps=3, personas=4, questions=20, roleplay_questions=10, minutes=5)
+
+
+def stages(config: QuickstartStage) -> tuple[list[StabilityStage], list[FidelityStage], list[TrainStage]]:
+    """Every stage of the quickstart: evaluations of base, RLVR and PerMix-RLVR, and the two trainings."""
+    size = FAST if config.fast else FULL
+    trained = [_training(config, size, RLVR, mix=0.0), _training(config, size, PERMIX, mix=MIX)]
+    models = {BASE: "bundled", RLVR: str(trained[0].out / "model"), PERMIX: str(trained[1].out / "model")}
+    stable = [_stability(config, size, label, model) for label, model in models.items()]
+    distinct = [_fidelity(config, size, label, model) for label, model in models.items()]
+    return stable, distinct, trained
+
+
+def _folder(config: QuickstartStage, label: str, stage: str) -> Path:
+    return config.out / f"{label.lower()}-{stage}"
+
+
+def _training(config: QuickstartStage, size: Size, label: str, mix: float) -> TrainStage:
+    return TrainStage(
+        out=_folder(config, label, "train"), label=label, threads=config.threads,
+        task=TaskConfig(split="train", levels=LEVELS, n=300, seed=config.seed),
+        personas=PersonasConfig(split="train"),
+        plan=PlanConfig(mix=mix, steps=size.steps, questions_per_step=6, group_size=8, seed=config.seed),
+        train=TrainConfig(lr=3e-5, temperature=0.7, max_new_tokens=28, micro_batch=8, save_every=5, seed=config.seed),
+    )  # fmt: skip
+
+
+def _stability(config: QuickstartStage, size: Size, label: str, model: str) -> StabilityStage:
+    return StabilityStage(
+        out=_folder(config, label, "stability"), label=label, threads=config.threads, model=ModelConfig(name=model),
+        task=TaskConfig(split="heldout", levels=LEVELS, n=size.questions, seed=config.seed),
+        personas=PersonasConfig(split="heldout", n=size.personas, seed=config.seed),
+        sampling=Sampling(temperature=0, max_new_tokens=28), seed=config.seed,
+    )  # fmt: skip
+
+
+def _fidelity(config: QuickstartStage, size: Size, label: str, model: str) -> FidelityStage:
+    return FidelityStage(
+        out=_folder(config, label, "fidelity"), label=label, threads=config.threads, model=ModelConfig(name=model),
+        personas=PersonasConfig(split="heldout", include=("character",), n=size.personas, seed=config.seed),
+        n_questions=size.roleplay_questions, seed=config.seed,
+        reference=None if label == BASE else _folder(config, BASE, "fidelity"),
+    )  # fmt: skip
+
+
+def quickstart(config: QuickstartStage) -> None:
+    """Run, or go on with, the quickstart; prints the table and writes `report/` under `config.out`."""
+    from permix.evals.fidelity import fidelity
+    from permix.evals.stability import stability
+    from permix.models.bundled import bundled_folder
+    from permix.train.run import train
+
+    stable, distinct, trained = stages(config)
+    size = FAST if config.fast else FULL
+    grid, talk, steps = size.personas * size.questions * 10, size.personas * size.roleplay_questions * 40, size.steps * 2500
+    parts = [
+        Part("get the bundled model", 500, bundled_folder),
+        Part(f"accuracy of {BASE}", grid, partial(stability, stable[0])),
+        Part(f"characters of {BASE}", talk, partial(fidelity, distinct[0])),
+        *(Part(f"train {one.label}", steps, partial(train, one)) for one in trained),
+    ]
+    for one, two in zip(stable[1:], distinct[1:], strict=True):
+        parts.append(Part(f"accuracy of {one.label}", grid, partial(stability, one)))
+        parts.append(Part(f"characters of {two.label}", talk, partial(fidelity, two)))
+    Console(stderr=True).print(
+        f"permix quickstart: {len(parts)} steps, about {size.minutes} minutes on 2 cores; "
+        f"interrupt it at any time and start it again to go on. Everything goes to {config.out}/", soft_wrap=True,
+    )  # fmt: skip
+    journey = Journey([part.weight for part in parts])
+    for number, part in enumerate(parts):
+        with journey.part(number, part.name):
+            part.act()
+    report(config, stable, distinct, trained)
+
+
+def report(
+    config: QuickstartStage, stable: list[StabilityStage], distinct: list[FidelityStage], trained: list[TrainStage]
+) -> None:
+    """Write the report on the quickstart's runs and print its table."""
+    from permix.report.build import build_report
+    from permix.report.tables import terminal_table
+
+    out = config.out / "report"
+    rows = build_report([one.out for one in (*stable, *distinct, *trained)], out, caption(config))
+    console = Console()
+    console.print(terminal_table(rows))
+    console.print(caption(config), markup=False, highlight=False)
+    console.print(f"report: {out / 'report.md'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def caption(config: QuickstartStage) -> str:
+    """What was done, in a paragraph that travels with the table."""
+    size = FAST if config.fast else FULL
+    kind = "Fast quickstart (too small to conclude from)" if config.fast else "Quickstart"
+    return (
+        f"{kind}: SmolLM2-135M-Instruct on one- and two-digit arithmetic ({', '.join(LEVELS)}), seed {config.seed}. "
+        f"{RLVR} and {PERMIX} were trained for {size.steps} steps of 6 questions × 8 rollouts from one plan seed; they differ in "
+        f"the share of questions asked under a persona, 0 and {MIX}. Evaluated greedily on {size.questions} held-out questions "
+        f"under {size.personas} held-out personas; identifiability on {size.roleplay_questions} open-ended questions answered by "
+        f"{size.personas} held-out characters at temperature 0.7."
+    )
