@@ -4,7 +4,9 @@ from pathlib import Path
 
 from permix import config
 from permix.errors import ConfigError
-from permix.evals.fidelity import open_questions
+from permix.evals.fidelity import choose_voices, open_questions, refuse_unanswered
+from permix.evals.stability import seen_hashes
+from permix.models import open_model
 from permix.personas.choose import choose_personas
 from permix.prompting import template_text
 from permix.records import read_json
@@ -32,8 +34,8 @@ def check_config(path: Path) -> dict[str, str]:
 
 
 def stage_of(path: Path) -> config.AnyStage:
-    """The configuration in a TOML file, of the class that its `stage` names."""
-    values = config.read_toml(path)
+    """The configuration in a file, of the class that its `stage` names."""
+    values = config.read_values(path)
     name = values.get("stage")
     if name not in config.STAGES:
         raise ConfigError(f"{path}: stage = {name!r}: must be one of {', '.join(config.STAGES)}")
@@ -51,8 +53,8 @@ def _check_stability(stage: config.StabilityStage) -> dict[str, str]:
     template_text(stage.personas.template)
     _, questions = load_questions(stage.task)
     personas = choose_personas(stage.personas)
-    for plan in stage.exclude_plans:
-        refuse_overlap(questions, [row.question_hash for row in read_plan(plan).rows])
+    refuse_overlap(questions, seen_hashes(stage.model, stage.exclude_plans))
+    _check_model(stage.model)
     cells = (len(personas) + 1) * len(questions) * stage.samples
     return {
         "questions": str(len(questions)),
@@ -63,7 +65,14 @@ def _check_stability(stage: config.StabilityStage) -> dict[str, str]:
 
 def _check_fidelity(stage: config.FidelityStage) -> dict[str, str]:
     template_text(stage.personas.template)
-    personas, questions = choose_personas(stage.personas), open_questions(stage)
+    personas, questions = choose_voices(stage), open_questions(stage)
     if stage.reference is not None:
-        read_json(stage.reference / "config.json")
+        refuse_unanswered(stage.reference, {(persona.id, question.id) for persona in personas.personas for question in questions})
+    _check_model(stage.model)
     return {"personas": str(len(personas)), "questions": str(len(questions)), "answers": str(len(personas) * len(questions))}
+
+
+def _check_model(model: config.ModelConfig) -> None:
+    """An endpoint's address and key, without asking it anything."""
+    if model.backend == "openai":
+        open_model(model)

@@ -2,8 +2,8 @@
 
     permix VERB [CONFIG.toml] [--section.field VALUE ...]
 
-A flag wins over the file, the file over the default. Exit codes: 0 done, 1 failed, 2 bad input, 3 cells are still owed (run the
-same again), 130 interrupted (run the same again).
+The file may also be the config.json of a run. A flag wins over the file, the file over the default. Exit codes: 0 done, 1 failed,
+2 bad input, 3 cells are still owed (run the same again), 130 interrupted (run the same again).
 """
 
 import sys
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from permix import __version__, config
-from permix.errors import ConfigError, PermixError
+from permix.errors import ConfigError, OwedCellsError, PermixError
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -25,6 +25,7 @@ T = TypeVar("T", bound=BaseModel)
 def quickstart(args: Sequence[str]) -> None:
     """Measure the bundled model, train it with and without personas, measure again, report."""
     settings = parse("quickstart", config.QuickstartStage, args)
+    quiet()
     from permix.quickstart import quickstart as run
 
     run(settings)
@@ -57,8 +58,10 @@ def stability(args: Sequence[str]) -> None:
 
     try:
         run(settings)
-    finally:
+    except OwedCellsError:
         _report_alone(settings.out)
+        raise
+    _report_alone(settings.out)
 
 
 def fidelity(args: Sequence[str]) -> None:
@@ -82,7 +85,7 @@ def _report_alone(run: Path) -> None:
 def report(args: Sequence[str]) -> None:
     """Rebuild tables and figures from the records of runs: permix report RUN... [--out DIR]."""
     runs = list(args[: next((place for place, word in enumerate(args) if word.startswith("-")), len(args))])
-    if runs and not runs[0].endswith(".toml"):
+    if runs and not runs[0].endswith(config.SUFFIXES):
         args = ["--runs", *runs, *args[len(runs) :]]
     settings = parse("report", config.ReportStage, args)
     from permix.report.build import report_stage
@@ -203,12 +206,12 @@ def find_verb(name: str) -> Verb:
 
 
 def parse(verb: str, cls: type[T], args: Sequence[str]) -> T:
-    """The stage's configuration from an optional TOML file and flags. Bad flags print their own help and exit with 2."""
+    """The stage's configuration from an optional file and flags. Bad flags print their own help and exit with 2."""
     rest = list(args)
     base: T | None = None
-    if rest and rest[0].endswith(".toml"):
+    if rest and rest[0].endswith(config.SUFFIXES):
         path = Path(rest.pop(0))
-        values = config.read_toml(path)
+        values = config.read_values(path)
         stage = values.get("stage", verb)
         if stage != verb:
             raise ConfigError(f'{path}: is a configuration for "permix {stage}", not for "permix {verb}"')

@@ -5,6 +5,8 @@ A stage's configuration is one class made of sections; a TOML file mirrors it (`
 """
 
 import difflib
+import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +21,9 @@ from permix.types import Sampling, Scope, Split
 class Section(BaseModel):
     """Base of every configuration class."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
 
 class ModelConfig(Section):
@@ -46,6 +50,15 @@ class ModelConfig(Section):
     def _endpoint(self) -> "ModelConfig":
         if self.backend == "openai" and not self.base_url:
             raise ValueError('base_url is missing: backend "openai" needs one, such as http://127.0.0.1:8000/v1')
+        return self
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> "ModelConfig":
+        # The configuration is written to the run directory, so the messages do not repeat the values either.
+        if "@" in (self.base_url or ""):
+            raise ValueError("base_url holds credentials; put the key into the environment variable that api_key_env names")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            raise ValueError("api_key_env is not the name of an environment variable; the key itself must not be in a file")
         return self
 
 
@@ -189,7 +202,8 @@ class TrainStage(Stage):
     def _in_process(self) -> "TrainStage":
         if self.model.backend != "transformers":
             raise ValueError(f'model.backend = "{self.model.backend}": training needs "transformers"')
-        if (self.plan.questions_per_step * self.plan.group_size) % self.train.micro_batch:
+        # A plan from a file has sizes of its own, checked when it is read.
+        if self.plan_file is None and (self.plan.questions_per_step * self.plan.group_size) % self.train.micro_batch:
             raise ValueError(
                 f"train.micro_batch = {self.train.micro_batch}: must divide plan.questions_per_step × plan.group_size "
                 f"= {self.plan.questions_per_step * self.plan.group_size}"
@@ -248,6 +262,8 @@ class QuickstartStage(Section):
     stage: Literal["quickstart"] = "quickstart"
     out: Path = Path("runs/quickstart")
     """Where the runs and the report go."""
+    model: str = "bundled"
+    """The model to measure and train: "bundled" (SmolLM2-135M-Instruct), a model folder, or a hub id."""
     fast: bool = False
     """About five minutes instead of thirty: fewer steps, questions and personas."""
     seed: int = Field(default=0, ge=0)
@@ -269,18 +285,27 @@ STAGES: dict[str, type[AnyStage]] = {
 T = TypeVar("T", bound=BaseModel)
 
 
+SUFFIXES = (".toml", ".json")
+
+
 def load(cls: type[T], path: Path) -> T:
-    """Read a TOML file into `cls`. Raises ConfigError naming the file, the field, the value and what would be valid."""
-    return build(cls, read_toml(path), source=str(path))
+    """Read a file into `cls`. Raises ConfigError naming the file, the field, the value and what would be valid."""
+    return build(cls, read_values(path), source=str(path))
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_values(path: Path) -> dict[str, Any]:
+    """The content of a TOML file, or of the config.json that a run left."""
+    kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such configuration file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"{path}: not a {kind} file: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds {type(values).__name__}, not an object")
+    return values
 
 
 def build(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:

@@ -1,8 +1,9 @@
 """`permix quickstart`: the whole story on a laptop, on a real model.
 
-Measures the bundled model, trains it twice from the same plan seed (plain RLVR: mix 0; PerMix-RLVR: personas mixed in), measures
-both on personas and questions that neither saw, and reports. Every part is a stage of its own with its own run directory, so an
-interrupted quickstart goes on where it was, and each part can be run again alone from the config.json it left.
+Measures a model (the bundled one, unless told otherwise), trains it twice from the same plan seed (plain RLVR: mix 0; PerMix-RLVR:
+personas mixed in), measures both on personas and questions that neither saw, and reports. Every part is a stage of its own with
+its own run directory, so an interrupted quickstart goes on where it was, and each part can be run again alone from the
+config.json it left.
 """
 
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def stages(config: QuickstartStage) -> tuple[list[StabilityStage], list[Fidelity
     """Every stage of the quickstart: evaluations of base, RLVR and PerMix-RLVR, and the two trainings."""
     size = FAST if config.fast else FULL
     trained = [_training(config, size, RLVR, mix=0.0), _training(config, size, PERMIX, mix=MIX)]
-    models = {BASE: "bundled", RLVR: str(trained[0].out / "model"), PERMIX: str(trained[1].out / "model")}
+    models = {BASE: config.model, RLVR: str(trained[0].out / "model"), PERMIX: str(trained[1].out / "model")}
     stable = [_stability(config, size, label, model) for label, model in models.items()]
     distinct = [_fidelity(config, size, label, model) for label, model in models.items()]
     return stable, distinct, trained
@@ -69,7 +70,7 @@ def _folder(config: QuickstartStage, label: str, stage: str) -> Path:
 
 def _training(config: QuickstartStage, size: Size, label: str, mix: float) -> TrainStage:
     return TrainStage(
-        out=_folder(config, label, "train"), label=label, threads=config.threads,
+        out=_folder(config, label, "train"), label=label, threads=config.threads, model=ModelConfig(name=config.model),
         task=TaskConfig(split="train", levels=LEVELS, n=300, seed=config.seed),
         personas=PersonasConfig(split="train"),
         plan=PlanConfig(mix=mix, steps=size.steps, questions_per_step=6, group_size=8, seed=config.seed),
@@ -99,14 +100,14 @@ def quickstart(config: QuickstartStage) -> None:
     """Run, or go on with, the quickstart; prints the table and writes `report/` under `config.out`."""
     from permix.evals.fidelity import fidelity
     from permix.evals.stability import stability
-    from permix.models.bundled import bundled_folder
+    from permix.models.hf import resolve
     from permix.train.run import train
 
     stable, distinct, trained = stages(config)
     size = FAST if config.fast else FULL
     grid, talk, steps = size.personas * size.questions * 10, size.personas * size.roleplay_questions * 40, size.steps * 2500
     parts = [
-        Part("get the bundled model", 500, bundled_folder),
+        Part(f"get the model ({model_name(config)})", 500, partial(resolve, config.model)),
         Part(f"accuracy of {BASE}", grid, partial(stability, stable[0])),
         Part(f"characters of {BASE}", talk, partial(fidelity, distinct[0])),
         *(Part(f"train {one.label}", steps, partial(train, one)) for one in trained),
@@ -123,6 +124,10 @@ def quickstart(config: QuickstartStage) -> None:
         with journey.part(number, part.name):
             part.act()
     report(config, stable, distinct, trained)
+
+
+def model_name(config: QuickstartStage) -> str:
+    return "SmolLM2-135M-Instruct" if config.model == "bundled" else config.model
 
 
 def report(
@@ -145,7 +150,7 @@ def caption(config: QuickstartStage) -> str:
     size = FAST if config.fast else FULL
     kind = "Fast quickstart (too small to conclude from)" if config.fast else "Quickstart"
     return (
-        f"{kind}: SmolLM2-135M-Instruct on one- and two-digit arithmetic ({', '.join(LEVELS)}), seed {config.seed}. "
+        f"{kind}: {model_name(config)} on one- and two-digit arithmetic ({', '.join(LEVELS)}), seed {config.seed}. "
         f"{RLVR} and {PERMIX} were trained for {size.steps} steps of 6 questions × 8 rollouts from one plan seed; they differ in "
         f"the share of questions asked under a persona, 0 and {MIX}. Evaluated greedily on {size.questions} held-out questions "
         f"under {size.personas} held-out personas; identifiability on {size.roleplay_questions} open-ended questions answered by "

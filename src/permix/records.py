@@ -47,8 +47,8 @@ PACKAGES = (
 
 def write_json(path: Path, value: BaseModel | Mapping[str, Any]) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of either."""
-    text = value.model_dump_json(indent=1) if isinstance(value, BaseModel) else json.dumps(value, indent=1, ensure_ascii=False)
-    write_text(path, text + "\n")
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    write_text(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -125,27 +125,29 @@ class RunDir:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, path: Path, config: BaseModel, identity: Mapping[str, Any]) -> Iterator["RunDir"]:
+    def open(cls, path: Path, config: BaseModel, identity: Mapping[str, Any], asked: Iterable[Cell] = ()) -> Iterator["RunDir"]:
         """Create the run, or go on with it.
 
-        `identity` is what every record of a run has in common (model fingerprint, sampling, wording ...). Raises ConfigError
-        when another process holds the run, or when the run on disk has another identity.
+        `identity` is what every record of a run has in common (model fingerprint, sampling, wording ...); `asked` are the cells
+        that it is going to hold. Raises ConfigError when another process holds the run, or when the run on disk has another
+        identity or asked one of these cells otherwise; nothing on disk has changed then.
         """
         path.mkdir(parents=True, exist_ok=True)
         with _locked(path) as lock:
             run = cls(path, lock)
-            run._claim(config, identity)
+            run._claim(config, identity, asked)
             try:
                 yield run
             finally:
                 if run._records is not None:
                     run._records.close()
 
-    def _claim(self, config: BaseModel, identity: Mapping[str, Any]) -> None:
+    def _claim(self, config: BaseModel, identity: Mapping[str, Any], asked: Iterable[Cell]) -> None:
         settled = json.loads(json.dumps(identity))
         known = self.path / "provenance.json"
         if known.exists():
             _refuse_other_identity(self.path, read_json(known)["identity"], settled)
+            refuse_other_words(self.cells(), asked)
         else:
             write_json(known, provenance() | {"identity": settled})
         write_json(self.path / "config.json", config)
@@ -205,6 +207,17 @@ def _refuse_other_identity(path: Path, known: Mapping[str, Any], asked: Mapping[
             raise ConfigError(
                 f"out = {path}: this run was made with {key} = {known.get(key)!r}, not {asked.get(key)!r}; "
                 "give another folder, or the same settings to go on with it"
+            )
+
+
+def refuse_other_words(known: Mapping[CellKey, Cell], asked: Iterable[Cell]) -> None:
+    """Raise ConfigError for the first cell that the run knows in other words, with another seed or with another answer."""
+    for cell in asked:
+        found = known.get(cell.key, cell)
+        if (found.messages, found.seed, found.gold) != (cell.messages, cell.seed, cell.gold):
+            raise ConfigError(
+                f"cell {tuple(cell.key)}: this run asked it in other words, with another seed or for another answer; "
+                "give another folder, or the settings it was made with"
             )
 
 

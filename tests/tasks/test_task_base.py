@@ -106,3 +106,19 @@ def test_overlap_sees_the_same_question_under_another_task_and_id() -> None:
 def test_importing_tasks_imports_no_heavy_library() -> None:
     code = "import sys, permix.tasks; print([m for m in ('datasets', 'pyarrow', 'torch', 'sympy', 'pandas') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "gsm8k"])
+@pytest.mark.parametrize(
+    ("completion", "right"),
+    [
+        ("\\boxed{12*13}", False),  # the question's own expression is no answer
+        ("\\boxed{100 + 56}", False),
+        ("\\boxed{156}", True),
+        ("\\boxed{\\$156.00}", True),
+        ("\\boxed{x = 156}", True),  # no plain number, so the completion's last number counts
+    ],
+)
+def test_where_answers_are_numbers_an_expression_in_the_box_earns_nothing(name: str, completion: str, right: bool) -> None:
+    with Verifier() as verifier:
+        assert verify(TASKS[name], completion, "156", verifier).correct is right

@@ -4,15 +4,16 @@ Asks every persona the same open-ended questions and measures identifiability fr
 correctness: it does not say that an answer is what the persona would have said.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 from permix.config import FidelityStage
 from permix.errors import ConfigError, DataError, OwedCellsError
 from permix.evals.grid import Wording, fill, lay_out
-from permix.evals.identify import Identifiability, identifiability
+from permix.evals.identify import MIN_ANSWERS, Identifiability, identifiability
 from permix.models import open_model
 from permix.personas.choose import choose_personas
-from permix.personas.pool import load_roleplay
+from permix.personas.pool import PersonaPool, load_roleplay
 from permix.prompting import template_hash
 from permix.records import RunDir, read_cells, read_json, write_json
 from permix.types import Cell, Question
@@ -23,10 +24,11 @@ def fidelity(config: FidelityStage) -> Identifiability:
 
     Raises OwedCellsError when answers are missing, DataError when there are too few to measure.
     """
-    pool = choose_personas(config.personas)
-    questions = open_questions(config)
+    pool, questions = choose_voices(config), open_questions(config)
     wording = Wording(lambda question: question.text, config.personas.template, config.personas.bare)
     asked = lay_out(pool.personas, questions, wording, samples=1, seed=config.seed)
+    if config.reference is not None:
+        refuse_unanswered(config.reference, {(cell.persona_id, cell.question_id) for cell in asked})
     model = open_model(config.model, config.threads)
     identity = {
         "model": model.fingerprint,
@@ -34,7 +36,9 @@ def fidelity(config: FidelityStage) -> Identifiability:
         "sampling": config.sampling.model_dump(),
         "seed": config.seed,
     }
-    with RunDir.open(config.out, config, identity) as run:
+    with RunDir.open(config.out, config, identity, asked) as run:
+        names = {"persona_ids": [persona.id for persona in pool.personas], "question_ids": [one.id for one in questions]}
+        write_json(run.path / "asked.json", names | {"samples": 1})
         with run.accounted():
             owed = fill(model, asked, config.sampling, run, None, f"fidelity {config.label or model.name}")
         if owed:
@@ -46,15 +50,35 @@ def fidelity(config: FidelityStage) -> Identifiability:
     return result
 
 
+def choose_voices(config: FidelityStage) -> PersonaPool:
+    """The personas to tell apart. ConfigError when there is only one."""
+    pool = choose_personas(config.personas)
+    if len(pool) < 2:
+        raise ConfigError(f"personas: only {pool.personas[0].id!r} is left to choose, and one voice cannot be told from another")
+    return pool
+
+
 def open_questions(config: FidelityStage) -> tuple[Question, ...]:
-    """The first `n_questions` of the configured file. ConfigError when there are fewer, or fewer than folds."""
+    """The first `n_questions` of the configured file. ConfigError when there are fewer, or too few to measure."""
     questions = load_roleplay(config.questions)
-    count = config.n_questions or len(questions)
-    if not config.folds <= count <= len(questions):
+    count, least = config.n_questions or len(questions), max(config.folds, MIN_ANSWERS)
+    if not least <= count <= len(questions):
         raise ConfigError(
-            f"n_questions = {count}: give {config.folds} (one a fold) to {len(questions)}, the number in {config.questions!r}"
+            f"n_questions = {count}: give {least} (one a fold, and {MIN_ANSWERS} answers of a persona) to {len(questions)}, "
+            f"the number in {config.questions!r}"
         )
     return questions[:count]
+
+
+def refuse_unanswered(reference: Path, asked: Collection[tuple[str | None, str]]) -> None:
+    """Raise DataError when the reference is no run, or has no record of a (persona, question) that is asked."""
+    read_json(reference / "config.json")
+    missing = set(asked) - set(_answers(reference))
+    if missing:
+        raise DataError(
+            f"reference = {reference}: did not answer the same questions as the same personas: "
+            f"{len(missing)} of {len(asked)} are missing, such as {min(missing, key=str)}"
+        )
 
 
 def measure(run: Path, reference: Path | None) -> Identifiability:
@@ -63,8 +87,8 @@ def measure(run: Path, reference: Path | None) -> Identifiability:
     answers, known = _answers(run), _answers(reference) if reference else None
     personas = list(dict.fromkeys(persona for persona, _ in answers))
     questions = list(dict.fromkeys(question for _, question in answers))
-    if known is not None and not set(answers) <= set(known):
-        raise DataError(f"{run}: its reference {reference} did not answer the same questions as the same personas")
+    if reference is not None:
+        refuse_unanswered(reference, answers)
     return identifiability(
         [[_text(answers.get((persona, question))) for question in questions] for persona in personas],
         [_said_by(answers, "system", persona=persona) for persona in personas],
@@ -79,8 +103,14 @@ def measure(run: Path, reference: Path | None) -> Identifiability:
 
 
 def _answers(run: Path) -> dict[tuple[str, str], Cell]:
+    """The run's cells; of a run that was made smaller, those that it still asks."""
     cells = read_cells(run / "records.jsonl")
-    return {(key.persona_id, key.question_id): cell for key, cell in cells.items() if key.persona_id is not None}
+    found = {(key.persona_id, key.question_id): cell for key, cell in cells.items() if key.persona_id is not None}
+    if not (run / "asked.json").exists():
+        return found
+    asked = read_json(run / "asked.json")
+    personas, questions = set(asked["persona_ids"]), set(asked["question_ids"])
+    return {key: cell for key, cell in found.items() if key[0] in personas and key[1] in questions}
 
 
 def _text(cell: Cell | None) -> str | None:

@@ -7,12 +7,11 @@ verdict is missing is judged again, not generated again. What could not be answe
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from permix.errors import ConfigError
 from permix.models.base import Model
-from permix.progress import Meter, meter
+from permix.progress import meter
 from permix.prompting import build_messages
-from permix.records import RunDir
-from permix.types import Cell, CellKey, Failure, Persona, Question, Request, Sampling, Verdict, seed_from
+from permix.records import RunDir, refuse_other_words
+from permix.types import Cell, Failure, Persona, Question, Request, Sampling, Verdict, seed_from
 
 Judge = Callable[[str, str], Verdict]
 """(completion, gold) -> verdict."""
@@ -50,32 +49,20 @@ def fill(model: Model, asked: Sequence[Cell], sampling: Sampling, run: RunDir, j
     words.
     """
     known = run.cells()
-    owed = [cell for cell in asked if not _is_done(_known_as(cell, known), judge)]
+    refuse_other_words(known, asked)
+    owed = [cell for cell in asked if not _is_done(known.get(cell.key), judge)]
     unjudged = [known[cell.key] for cell in owed if _has_completion(known.get(cell.key))]
     unanswered = [cell for cell in owed if not _has_completion(known.get(cell.key))]
-    left = 0
+    finished = failed = 0
     with meter(what, len(asked), "cells") as shown:
         shown.start_at(len(asked) - len(owed))
         for cell in _answered(model, unanswered, unjudged, sampling):
-            done = _judged(cell, judge)
-            run.append([done])
-            left += not _is_done(done, judge)
-            _advance(shown, left)
-    return left
-
-
-def _advance(shown: Meter, failed: int) -> None:
-    shown.advance(note=f"{failed} without a result" if failed else "")
-
-
-def _known_as(cell: Cell, known: dict[CellKey, Cell]) -> Cell | None:
-    found = known.get(cell.key)
-    if found is not None and (found.messages, found.seed, found.gold) != (cell.messages, cell.seed, cell.gold):
-        raise ConfigError(
-            f"cell {tuple(cell.key)}: this run asked it in other words, with another seed or for another answer; "
-            "give another folder, or the settings it was made with"
-        )
-    return found
+            tried = _judged(cell, judge)
+            run.append([tried])
+            finished += _is_done(tried, judge)
+            failed += not _is_done(tried, judge)
+            shown.advance(note=f"{failed} without a result" if failed else "")
+    return len(owed) - finished
 
 
 def _has_completion(cell: Cell | None) -> bool:

@@ -61,7 +61,9 @@ def _publish(scratch: Path, folder: Path) -> None:
 def _convert(target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     gguf = bundled_gguf()
     source, extra = (str(gguf.parent), {"gguf_file": gguf.name}) if gguf else (HUB_ID, {})
     try:

@@ -7,12 +7,13 @@ which flips a token only when a draw, or two nearly equal logits, stand within t
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from permix.config import ModelConfig
-from permix.errors import ConfigError
+from permix.errors import ConfigError, PermixError
 from permix.models.base import Answer
 from permix.models.bundled import bundled_folder
 from permix.models.machine import pick_device, pick_dtype
@@ -39,12 +40,14 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def load_tokenizer(source: str) -> Any:
-    """The tokenizer, padding on the left. Raises ConfigError when it has no chat template."""
+    """The tokenizer, padding on the left. Raises ConfigError when its chat template is missing or drops system messages."""
     from transformers import AutoTokenizer
 
     tokenizer = _load(AutoTokenizer, source)
     if not tokenizer.chat_template:
         raise ConfigError(f"model.name = {source!r}: its tokenizer has no chat template, so it cannot be given a persona")
+    if _system_frame(tokenizer) is None:
+        raise ConfigError(f"model.name = {source!r}: its chat template takes no system message, so it cannot be given a persona")
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -72,21 +75,39 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"])
 
 
+class _Frame(NamedTuple):
+    """What a chat template writes before the system text, and between it and the user's."""
+
+    before: str
+    after: str
+
+
+def _system_frame(tokenizer: Any) -> _Frame | None:
+    """None when the template refuses a system message or leaves its text out."""
+    from jinja2 import TemplateError
+
+    messages = [{"role": "system", "content": "\x01"}, {"role": "user", "content": PROBE}]
+    try:
+        marked = tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError:
+        return None
+    before, found, rest = marked.partition("\x01")
+    return _Frame(before, rest[: rest.index(PROBE)]) if found else None
+
+
 def default_system_text(tokenizer: Any) -> str | None:
     """The system text a chat template inserts by itself: what stands where an explicit one would."""
-    probe = "\x00probe\x00"
-    alone = tokenizer.apply_chat_template([{"role": "user", "content": probe}], tokenize=False)
-    marked = tokenizer.apply_chat_template(
-        [{"role": "system", "content": "\x01"}, {"role": "user", "content": probe}], tokenize=False
-    )
-    if "\x01" not in marked:
+    frame = _system_frame(tokenizer)
+    if frame is None:
         return None
-    before, after = marked.split("\x01", 1)
-    frame_end = after[: after.index(probe)]
-    head = alone[: alone.index(probe)]
-    if not (head.startswith(before) and head.endswith(frame_end)) or len(head) < len(before) + len(frame_end):
+    alone = tokenizer.apply_chat_template([{"role": "user", "content": PROBE}], tokenize=False)
+    head = alone[: alone.index(PROBE)]
+    if not (head.startswith(frame.before) and head.endswith(frame.after)) or len(head) < len(frame.before) + len(frame.after):
         return None
-    return head[len(before) : len(head) - len(frame_end)] or None
+    return head[len(frame.before) : len(head) - len(frame.after)] or None
+
+
+PROBE = "\x00probe\x00"
 
 
 class HFModel:
@@ -163,9 +184,21 @@ def decode(
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=sampling.max_new_tokens, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
     )
-    with torch.inference_mode():
+    with torch.inference_mode(), _without_defaults(network):
         output_B_T = network.generate(**batch, generation_config=settings, logits_processor=processors)
     return [_until_stop(ids, set(stops)) for ids in output_B_T[:, width:].tolist()]
+
+
+@contextmanager
+def _without_defaults(network: Any) -> Iterator[None]:
+    """Only what is asked for counts: a model's own generation defaults (a repetition penalty, say) would change what is drawn."""
+    from transformers import GenerationConfig
+
+    own, network.generation_config = network.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        network.generation_config = own
 
 
 def _until_stop(ids: list[int], stops: set[int]) -> list[int]:
@@ -217,6 +250,8 @@ def _invert(mass_B_V: "torch.Tensor", uniform_B: "torch.Tensor") -> "torch.Tenso
     padded_B_V = torch.nn.functional.pad(mass_B_V, (0, -mass_B_V.shape[1] % BLOCK))
     blocks_B_N_K = padded_B_V.double().view(len(mass_B_V), -1, BLOCK)
     cumulative_B_N = blocks_B_N_K.sum(-1).cumsum(-1)
+    if not bool((cumulative_B_N[:, -1] > 0).all()):
+        raise PermixError("the model's probabilities are not numbers: its weights have diverged, or its precision is too low")
     target_B = uniform_B * cumulative_B_N[:, -1]
     block_B = _first_above(cumulative_B_N, target_B)
     row_B = torch.arange(len(block_B), device=block_B.device)

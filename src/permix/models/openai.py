@@ -10,7 +10,6 @@ The key is read from the environment when it is needed and is in no file, messag
 """
 
 import asyncio
-import base64
 import email.utils
 import json
 import os
@@ -21,7 +20,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -89,7 +88,7 @@ class OpenAIModel:
         self.config = config
         self.name = config.name
         self._url = _parse_url(config.base_url or "")
-        self._shown_url = f"{self._url.scheme}://{self._url.netloc.rpartition('@')[2]}{self._url.path}"
+        self._shown_url = self._url.geturl()
         self._backoff_s = backoff_s
         self._served: tuple[_Served, ...] | None = None
         self._answered = False
@@ -103,7 +102,7 @@ class OpenAIModel:
         on first use, and raises ConfigError as `check` does.
         """
         self.check()
-        where = f"{self._url.netloc.rpartition('@')[2].lower()}{self._url.path.rstrip('/')}"
+        where = f"{self._url.netloc.lower()}{self._url.path.rstrip('/')}"
         own = [_weights(served) for served in self._served or () if served.id == self.name]
         return digest("openai", where, self.name, *own)
 
@@ -247,14 +246,11 @@ class OpenAIModel:
         return ConfigError(f"model.base_url = {self._shown_url}: {key} {state} (model.api_key_env names the variable): {words}")
 
     def _client(self) -> "openai.AsyncOpenAI":
-        """Credentials in the address travel as a header, so that no log of an address shows them."""
         import openai
 
-        basic = self._basic_auth()
         return openai.AsyncOpenAI(
             base_url=self._shown_url,
             api_key=self._key() or "none",
-            default_headers={"Authorization": f"Basic {basic}"} if basic else None,
             max_retries=0,
             timeout=None,
         )
@@ -268,23 +264,10 @@ class OpenAIModel:
             )
         return key
 
-    def _basic_auth(self) -> str:
-        if self._url.username is None:
-            return ""
-        pair = f"{unquote(self._url.username)}:{unquote(self._url.password or '')}"
-        return base64.b64encode(pair.encode()).decode()
-
-    def _secrets(self) -> list[str]:
-        """Whatever must not be shown, longest first, so that no part of one is left standing."""
-        in_url = self._url.password or self._url.username or ""
-        userinfo = self._url.netloc.rpartition("@")[0]
-        secrets = {self._key(), self._basic_auth(), userinfo, in_url, unquote(in_url)}
-        return sorted(secrets - {""}, key=len, reverse=True)
-
     def _clean(self, text: str) -> str:
-        """Text fit for a record or a terminal: no secrets, no control characters, bounded. Cut last, or half a key would pass."""
-        for secret in self._secrets():
-            text = text.replace(secret, "[redacted]")
+        """Text fit for a record or a terminal: no key, no control characters, bounded. Cut last, or half a key would pass."""
+        if key := self._key():
+            text = text.replace(key, "[redacted]")
         shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: MESSAGE_CHARS + 1])
         return shown if len(shown) <= MESSAGE_CHARS else f"{shown[: MESSAGE_CHARS - 1]}…"
 
@@ -334,7 +317,7 @@ def _parse_url(url: str) -> SplitResult:
     except ValueError:
         valid = False
     if not valid:
-        shown = url.rpartition("@")[2].partition("?")[0]
+        shown = url.partition("?")[0]
         raise ConfigError(f"model.base_url = {shown!r}: must be an http or https address such as http://127.0.0.1:8000/v1")
     return parts
 

@@ -124,4 +124,4 @@ def make(level: str, operands: tuple[int, ...]) -> Question:
     return Question(id=name, task="arithmetic", text=f"What is {text}?", gold=str(gold), tags=(level,))
 
 
-ARITHMETIC = Task(name="arithmetic", wording="{question}", questions=questions, unboxed=last_number)
+ARITHMETIC = Task(name="arithmetic", wording="{question}", questions=questions, unboxed=last_number, numbers=True)

@@ -13,17 +13,22 @@ from dataclasses import dataclass
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
 from permix.types import Question, Split, Verdict, digest, require_unique
-from permix.verify import Verifier, extract_boxed
+from permix.verify import Verifier, extract_boxed, numbers_equal
 
 
 @dataclass(frozen=True)
 class Task:
-    """`wording` holds `{question}`; `unboxed` finds the answer of a completion in which nothing is boxed, or gives None."""
+    """`wording` holds `{question}`; `unboxed` finds the answer of a completion in which nothing is boxed, or gives None.
+
+    `numbers`: answers are plain numbers, so a box that holds an expression holds no answer. The symbolic engine would work
+    `12*13` out, and a model could earn 156 by boxing the question.
+    """
 
     name: str
     wording: str
     questions: Callable[[TaskConfig], tuple[Question, ...]]
     unboxed: Callable[[str], str | None]
+    numbers: bool = False
 
     @property
     def prompt_hash(self) -> str:
@@ -37,7 +42,9 @@ class Task:
     def extract(self, completion: str) -> str | None:
         """The answer in a completion: its last box if that holds anything, else the task's own extraction. None: no answer."""
         boxed = extract_boxed(completion)
-        return boxed if boxed and boxed.strip() else self.unboxed(completion)
+        if boxed is None or not boxed.strip() or (self.numbers and numbers_equal(boxed, boxed) is None):
+            return self.unboxed(completion)
+        return boxed
 
 
 def verify(task: Task, completion: str, gold: str, verifier: Verifier) -> Verdict:

@@ -48,4 +48,5 @@ GSM8K = Task(
     wording="{question}\n\nSolve this step by step. End with the final number inside \\boxed{}.",
     questions=questions,
     unboxed=unboxed,
+    numbers=True,
 )

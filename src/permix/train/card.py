@@ -1,5 +1,6 @@
 """The card of a trained model: method, plan, settings, figures of the run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from permix.config import TrainStage
@@ -13,9 +14,6 @@ def write_card(folder: Path, config: TrainStage, plan: Plan, log: Path) -> None:
     method = "RLVR (no personas)" if all(row.persona_id is None for row in plan.rows) else "PerMix-RLVR (persona-mixed RLVR)"
     lines = read_log(log)
     facts = "\n".join(f"| {name} | {value} |" for name, value in describe(plan).items())
-    rewards = [line["reward"] for line in lines if line.get("reward") is not None]
-    edge = max(1, len(rewards) // 5)
-    first, last = (sum(part) / len(part) for part in (rewards[:edge], rewards[-edge:])) if rewards else (0.0, 0.0)
     settings = "\n".join(f"| {name} | {value} |" for name, value in config.train.model_dump(mode="json").items())
     write_text(
         folder / "README.md",
@@ -27,7 +25,7 @@ tags: [permix, reinforcement-learning, grpo]
 
 {method}, trained by permix from `{config.model.name}`.
 
-Mean reward of the rollouts: {first:.3f} over the first {edge} steps, {last:.3f} over the last {edge}
+Mean reward of the rollouts: {_reward([line["reward"] for line in lines if line.get("reward") is not None])}
 (sampled at temperature {config.train.temperature}; {lines[-1]["tokens"] if lines else 0} tokens generated).
 Rewards on training questions are no evaluation: run `permix stability` on held-out personas and questions.
 
@@ -44,3 +42,12 @@ Rewards on training questions are no evaluation: run `permix stability` on held-
 {settings}
 """,
     )
+
+
+def _reward(rewards: Sequence[float]) -> str:
+    """How it began and how it ended, over a fifth of the steps each."""
+    if not rewards:
+        return "no rollout was scored"
+    edge = max(1, len(rewards) // 5)
+    first, last = (sum(part) / edge for part in (rewards[:edge], rewards[-edge:]))
+    return f"{first:.3f} over the first {edge} steps, {last:.3f} over the last {edge}"

@@ -9,7 +9,6 @@ What it changes in TRL, and why:
 """
 
 import copy
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from permix.models.hf import decode
+from permix.train.clock import StepClock
 from permix.train.plan import Plan
 from permix.train.reward import Rollout, mean_by_tag, verdicts
 from permix.types import Sampling, seed_from
@@ -63,8 +63,8 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         self._verifier, self._recorder = verifier, recorder
         self._seeds: list[int] = []
         self._sampler_network: Any = None
-        self._seconds: dict[str, float] = {"generation": 0.0, "verification": 0.0}
-        self._step_started = time.perf_counter()
+        self._clock = StepClock()
+        self._trained_tokens = 0
         self._figures: dict[str, Any] = {}
         super().__init__(reward_funcs=self._reward, train_dataset=dataset_of(plan), args=args, **options)
         self.remove_callback(PrinterCallback)
@@ -88,12 +88,12 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *rest: Any, **more: Any) -> tuple[list[list[int]], None]:
         if self.use_vllm or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            with self._timed("generation"):
+            with self._clock.part("generation"):
                 return super()._generate_single_turn(prompt_ids, *rest, **more)  # type: ignore[no-any-return]
         sampling = Sampling(
             temperature=self.args.temperature, top_p=self.args.top_p, max_new_tokens=self.args.max_completion_length
         )
-        with self._timed("generation"), self._rollout_network() as network:
+        with self._clock.part("generation"), self._rollout_network() as network:
             return decode(network, self.processing_class, prompt_ids, self._seeds, sampling), None
 
     @contextmanager
@@ -110,7 +110,8 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         else:
             trained.eval()
             try:
-                yield trained
+                # Adapters sit inside the base model; generating through peft would overwrite its generation settings.
+                yield trained.get_base_model() if hasattr(trained, "peft_config") else trained
             finally:
                 trained.train()
 
@@ -127,18 +128,13 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         return loss if self.loss_type == "dapo" else loss * (kept / rows)
 
     def _whole_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        self._trained_tokens += int(inputs["prompt_mask"].sum() + inputs["completion_mask"].sum())
         loss: torch.Tensor = super()._compute_loss(model, inputs)
         return loss
 
-    @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._seconds[part] += time.perf_counter() - started
-
     def _reward(self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[Any]:
         texts = [completion[0]["content"] for completion in completions]
-        with self._timed("verification"):
+        with self._clock.part("verification"):
             found = verdicts(texts, columns["task"], columns["gold"], self._verifier)
         rewards = [verdict.reward for verdict in found]
         step = self.state.global_step + 1
@@ -160,21 +156,19 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         return rewards
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log(logs, start_time)
+        by_tag = self._figures.get("reward_by_tag", {})
+        super().log(logs | {f"reward_by_tag/{tag}": mean for tag, mean in by_tag.items()}, start_time)
         if "loss" in logs:
-            self._recorder.step(self.state.global_step, self._step_figures(logs))
+            self._recorder.step(self.state.global_step, self._step_figures(self.state.log_history[-1]))
 
     def _step_figures(self, logs: dict[str, float]) -> dict[str, Any]:
-        """TRL's metrics under this project's names, with the step's wall seconds split into its parts."""
-        now = time.perf_counter()
-        parts, self._seconds = self._seconds, {"generation": 0.0, "verification": 0.0}
-        training = now - self._step_started - sum(parts.values())
-        self._step_started = now
+        """TRL's metrics under this project's names, our own, and where the step's time went."""
         figures = {ours: logs.get(theirs) for ours, theirs in METRICS.items()}
         flat = figures.pop("flat_groups")
         figures["signal_groups"] = None if flat is None else 1 - flat
         fresh, self._figures = self._figures, {}
-        return figures | fresh | {"seconds": parts | {"training": training}}
+        trained, self._trained_tokens = self._trained_tokens, 0
+        return figures | fresh | {"trained_tokens": trained} | self._clock.lap()
 
 
 def live_rows(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from permix.escape import clip, visible
+from permix.escape import clip, markdown, visible
 from permix.progress import Meter
 from permix.train.reward import Rollout
 
@@ -72,7 +72,7 @@ def samples_text(step: int, lines: Sequence[Mapping[str, Any]]) -> str:
     parts = [f"\n## Step {step}\n"]
     for line in lines[::stride][:SAMPLES_A_STEP]:
         said = {True: "right", False: "wrong", None: "not scored"}[line["verdict"]["correct"]]
-        parts.append(f"\n**{line['persona_id'] or 'no persona'}** · gold {line['gold']} · {said}\n\n")
+        parts.append(f"\n**{markdown(line['persona_id'] or 'no persona')}** · gold {markdown(line['gold'])} · {said}\n\n")
         parts.append(_indented(f"{line['prompt']}\n→ {line['completion']}"))
     return "".join(parts)
 

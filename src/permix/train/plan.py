@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from permix.config import PersonasConfig, PlanConfig, TaskConfig
 from permix.errors import ConfigError, DataError
@@ -163,7 +162,7 @@ def read_plan(path: Path) -> Plan:
         rows = tuple(PlanRow.model_validate(row | {"messages": json.loads(row["messages"])}) for row in table.to_pylist())
     except FileNotFoundError as error:
         raise DataError(f"plan {path}: no such file; `permix plan` makes one") from error
-    except (pa.ArrowInvalid, KeyError, TypeError, ValidationError, json.JSONDecodeError) as error:
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise DataError(f"plan {path}: not a plan file: {error}") from error
     if not rows:
         raise DataError(f"plan {path}: has no rows")

@@ -42,6 +42,8 @@ def train(config: TrainStage) -> Path:
             write_plan(plan, run.path / "plan.parquet")
             with run.accounted():
                 _optimise(config, plan, source, run.path, target)
+        if not config.train.keep_checkpoints:
+            shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
         return target
 
 
@@ -53,21 +55,20 @@ def _optimise(config: TrainStage, plan: Plan, source: str, out: Path, target: Pa
     from permix.train.grpo import PlanTrainer
 
     tokenizer = load_tokenizer(source)
-    longest_prompt(plan, tokenizer, config.train.max_prompt_tokens)
+    network = _network(source)
+    _refuse_too_long(longest_prompt(plan, tokenizer, config.train.max_prompt_tokens), config.train, network)
     checkpoint = newest_checkpoint(out / "checkpoints")
     done = _step_of(checkpoint)
     arguments = grpo_arguments(config.train, plan, out / "checkpoints")
-    with Verifier() as verifier, meter(f"train {config.label or out.name}", plan.steps, "steps") as shown:
+    with Verifier() as verifier, meter(f"train {config.label or out.name}", arguments.max_steps, "steps") as shown:
         shown.start_at(done)
         log = StepLog(out, done, config.train.samples_every, shown)
         trainer = PlanTrainer(
-            plan=plan, verifier=verifier, recorder=log, args=arguments, model=_network(source),
+            plan=plan, verifier=verifier, recorder=log, args=arguments, model=network,
             processing_class=tokenizer, peft_config=_lora(config.train),
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _write_model(trainer, tokenizer, plan, config, out, target)
-    if not config.train.keep_checkpoints:
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
 def _network(source: str) -> Any:
@@ -96,6 +97,15 @@ def longest_prompt(plan: Plan, tokenizer: Any, limit: int) -> int:
             )
         longest = max(longest, count)
     return longest
+
+
+def _refuse_too_long(longest: int, config: TrainConfig, network: Any) -> None:
+    window = network.config.max_position_embeddings
+    if longest + config.max_new_tokens > window:
+        raise ConfigError(
+            f"train.max_new_tokens = {config.max_new_tokens}: the plan's longest prompt has {longest} tokens and the model reads "
+            f"{window}; give train.max_new_tokens = {max(window - longest, 0)} or less, or shorter prompts"
+        )
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

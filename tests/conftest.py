@@ -1,0 +1,21 @@
+"""What every test shares: quiet threads, no model hub, and one tiny model on disk."""
+
+import os
+
+# Before anything imports torch or transformers.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["GOMP_SPINCOUNT"] = "0"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import make_folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder that a test may read but not change."""
+    return make_folder(tmp_path_factory.mktemp("models") / "tiny")

@@ -1,0 +1,118 @@
+"""Every shipped configuration says what it is for, is valid, and mirrors the quickstart where it says so.
+
+What a configuration needs and a test must not have (a data set of the hub, a file of the user's, earlier runs) is replaced:
+by rows made here in the published format, and by empty runs. So all of it is checked but the data themselves.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from permix import config
+from permix.check import check_config, stage_of
+from permix.quickstart import stages
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+HUB = ("gsm8k", "math", "math500")
+
+by_name = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+
+
+def header(path: Path) -> str:
+    """The comment before the first setting."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    end = next(place for place, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(lines[:end])
+
+
+def needed(stage: config.AnyStage) -> list[str]:
+    """What the stage reads besides itself: a data set of the hub, a local file, earlier runs."""
+    task = getattr(stage, "task", None)
+    found = []
+    if task is not None and task.name in HUB:
+        found.append(str(task.path or "hub"))
+    return found + [str(run) for run in (*getattr(stage, "runs", ()), getattr(stage, "reference", None)) if run]
+
+
+def rows(task: config.TaskConfig) -> Iterator[dict[str, str]]:
+    """Twice as many rows as asked, in the task's published format; of MATH a quarter falls to the other side."""
+    levels = task.levels or ("1",)
+    for n in range(2 * task.n):
+        if task.name == "gsm8k":
+            yield {"question": f"{n} plus none?", "answer": f"#### {n}"}
+        else:
+            level = f"Level {levels[n % len(levels)]}"
+            yield {"problem": f"{n} plus none?", "answer": str(n), "level": level, "type": "Algebra", "subject": "Algebra"} | {
+                "unique_id": str(n)
+            }
+
+
+def with_stand_ins(path: Path, folder: Path) -> Path:
+    """A copy of the configuration in `folder`, and there what it reads: run the check from inside it."""
+    stage, text = stage_of(path), path.read_text(encoding="utf-8")
+    task = getattr(stage, "task", None)
+    if task is not None and task.name in HUB:
+        file = task.path or Path(f"{'train' if task.split == 'train' or task.name == 'math' else 'test'}.jsonl")
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows(task)), encoding="utf-8")
+        if task.path is None:
+            text = re.sub(r"^\[task\]$", f'[task]\npath = "{file}"', text, flags=re.MULTILINE)
+    for run in (*getattr(stage, "runs", ()), getattr(stage, "reference", None)):
+        if run:
+            (folder / run).mkdir(parents=True)
+            (folder / run / "config.json").write_text("{}", encoding="utf-8")
+    copy = folder / path.name
+    copy.write_text(text, encoding="utf-8")
+    return copy
+
+
+@by_name
+def test_the_header_says_purpose_hardware_time_and_needs(path: Path) -> None:
+    said = re.findall(r"^# (\w+):", header(path), re.MULTILINE)
+    assert said[:3] == ["Purpose", "Hardware", "Time"]
+    assert ("Needs" in said) == bool(needed(stage_of(path))), needed(stage_of(path))
+
+
+@by_name
+def test_the_configuration_is_valid(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert check_config(with_stand_ins(path, tmp_path))["result"] == "valid"
+
+
+@by_name
+def test_what_was_not_run_says_so_and_nothing_asks_for_an_unlisted_gpu(path: Path) -> None:
+    gpu = "GPU" in header(path)
+    assert gpu == path.stem.endswith("-gpu")
+    assert not gpu or path.name in (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+
+
+def test_the_arithmetic_configurations_are_the_quickstarts() -> None:
+    stable, distinct, trained = stages(config.QuickstartStage())
+    mirrored = {
+        "arithmetic-rlvr": trained[0], "arithmetic-permix": trained[1],
+        "stability-arithmetic": stable[0], "fidelity-builtin": distinct[0],
+    }  # fmt: skip
+    for name, theirs in mirrored.items():
+        ours = stage_of(ROOT / "configs" / f"{name}.toml")
+        assert ours.model_dump(exclude={"out"}) == theirs.model_dump(exclude={"out"}), name
+
+
+def test_rlvr_and_permix_differ_in_one_number() -> None:
+    one, two = (tomllib.loads((ROOT / "configs" / f"arithmetic-{name}.toml").read_text()) for name in ("rlvr", "permix"))
+    assert (one["plan"].pop("mix"), two["plan"].pop("mix")) == (0.0, 0.8)
+    for run in (one, two):
+        del run["out"], run["label"]
+    assert one == two
+
+
+def test_the_report_names_the_runs_that_the_configurations_make() -> None:
+    report = stage_of(ROOT / "configs" / "report-arithmetic.toml")
+    assert isinstance(report, config.ReportStage)
+    made = [stage_of(ROOT / "configs" / f"{name}.toml").out for name in ("stability-arithmetic", "fidelity-builtin")]
+    made += [stage_of(ROOT / "configs" / f"arithmetic-{name}.toml").out for name in ("rlvr", "permix")]
+    assert set(made) <= set(report.runs)
+    assert list(report.runs[:2]) == made[:2]

@@ -1,0 +1,140 @@
+"""The documents do not drift: their Python runs and prints what it says, their commands parse, their links and names exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from permix import cli, config
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SETTINGS: dict[str, type[BaseModel]] = {**config.STAGES, "models": cli.ModelsCommand, "personas": cli.PersonasCommand}
+
+by_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def prose(path: Path) -> str:
+    """The document without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def snippets() -> Iterator[tuple[str, str]]:
+    for path in DOCUMENTS:
+        for number, code in enumerate(blocks(path, "python")):
+            yield f"{path.stem}-{number}", code
+
+
+SNIPPETS = list(snippets())
+
+
+def expected(code: str) -> list[str]:
+    """What a snippet says it prints: the comment behind a print, or comment lines of their own, in order."""
+    return [found[1] for line in code.splitlines() if (found := re.search(r"(?:^print\(.*\)  |^)# (.+)$", line))]
+
+
+def commands(path: Path) -> list[list[str]]:
+    """Every shell command that a document gives, in a block or inline; of a configuration, those in its header."""
+    if path.suffix == ".toml":
+        text = re.sub(r"^#\s*", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        lines = [line for line in text.replace("\\\n", " ").splitlines() if line.startswith("permix ")]
+    else:
+        lines = "\n".join(blocks(path, "sh")).replace("\\\n", " ").splitlines()
+        lines += re.findall(r"`((?:permix|make) [^`]+)`", prose(path))
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+def test_there_is_something_to_test() -> None:
+    assert {name.rpartition("-")[0] for name, _ in SNIPPETS} >= {"README", "CONTRIBUTING", "design"}
+    assert sum(len(commands(path)) for path in DOCUMENTS) > 20
+
+
+@pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
+def test_python_runs_and_prints_what_it_says(name: str, code: str, tmp_path: Path) -> None:
+    script = tmp_path / f"{name}.py"
+    script.write_text(code, encoding="utf-8")
+    done = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == expected(code)
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *sorted((ROOT / "configs").glob("*.toml"))], ids=lambda path: path.stem)
+def test_commands_are_make_targets_or_parse_as_permix_verbs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for program, *words in commands(path):
+        if program == "make":
+            assert words[0] in targets
+        elif program == "permix" and words[0] != "VERB":
+            assert words[0] in cli.VERBS
+            refuse_bad_flags(words[0], words[1:])
+        else:
+            assert (program, words[0]) in (("pip", "install"), ("permix", "VERB"))
+
+
+def refuse_bad_flags(verb: str, words: list[str]) -> None:
+    """Parse as the command line does, and run nothing. A bad flag exits, a bad value raises."""
+    if verb == "check":
+        assert all((ROOT / word).is_file() for word in words)
+        return
+    if verb == "report" and words and not words[0].endswith(".toml"):
+        words = ["--runs", *words]
+    cli.parse(verb, SETTINGS[verb], words)
+
+
+@by_document
+def test_relative_links_resolve(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if not re.match(r"[a-z]+:", target):
+            assert (path.parent / target.partition("#")[0]).exists(), target
+
+
+@by_document
+def test_files_and_the_names_in_them_exist(path: Path) -> None:
+    text = prose(path)
+    for named in re.findall(r"`((?:src|tests|configs|docs|bench)/[\w./-]+)`", text):
+        assert "NAME" in named or (ROOT / named).exists(), named
+    for name, file in re.findall(r"`(\w+)`\s+in\s+\[?`?([\w/]+\.py)`?", text):
+        assert re.search(rf"^(?:def |class )?{name}\b", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), (name, file)
+
+
+def tree() -> set[str]:
+    """Every path of the README's tree. A line is names, two spaces or more, and a phrase; a folder opens an indented part."""
+    lines = next(block for block in blocks(ROOT / "README.md", "text") if "src/permix/" in block).splitlines()
+    folders: list[str] = []
+    found = set()
+    for line in lines:
+        depth = (len(line) - len(line.lstrip())) // 4
+        names = [name for name in re.split(r" {2,}", line.strip())[0].split(" ") if name]
+        folders = folders[:depth]
+        found |= {"".join([*folders, name]) for name in names}
+        if names[0].endswith("/"):
+            folders.append(names[0])
+    return found
+
+
+def test_the_tree_names_what_exists_and_every_module() -> None:
+    named = tree()
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    package = {str(path.relative_to(ROOT)) for path in (ROOT / "src").rglob("*") if path.suffix in (".py", ".toml")}
+    assert {path for path in package - named if not path.endswith("__init__.py")} == set()
+
+
+def test_the_project_speaks_of_itself_alone() -> None:
+    for path in [*DOCUMENTS, *(ROOT / "configs").glob("*.toml")]:
+        assert not re.search(r"(?<![\w.])/(?:work|tmp|root|home)/", path.read_text(encoding="utf-8")), path.name
+
+
+def test_results_hold_no_number_without_its_command() -> None:
+    sections = re.split(r"^## ", (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    assert sections
+    assert all("```sh\n" in section for section in sections)

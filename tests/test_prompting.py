@@ -1,0 +1,71 @@
+"""Prompts: the exact messages of every template, and that no text of a user's own can break them."""
+
+import pytest
+
+from permix.errors import ConfigError
+from permix.prompting import TEMPLATES, build_messages, system_message, template_hash, template_text
+from permix.types import Message, Persona
+
+SAILOR = Persona(id="sailor", text="a retired sailor")
+
+
+@pytest.mark.parametrize(
+    ("template", "system"),
+    [
+        ("you_are", "You are a retired sailor."),
+        ("adopt", "Adopt the identity of a retired sailor. Answer every message as this person would."),
+        (
+            "second_person",
+            "This is who you are: a retired sailor. What you know, how you speak and what you feel are theirs, "
+            "and you stay in that role.",
+        ),
+        ("Speak like {persona}!", "Speak like a retired sailor!"),
+        ("{persona} and {persona} {0} {", "a retired sailor and a retired sailor {0} {"),
+    ],
+)
+def test_a_persona_becomes_the_system_message(template: str, system: str) -> None:
+    assert build_messages(SAILOR, "What is 7 + 5?", template=template) == (
+        Message(role="system", content=system),
+        Message(role="user", content="What is 7 + 5?"),
+    )
+
+
+def test_every_named_template_is_tested_above() -> None:
+    assert set(TEMPLATES) == {"you_are", "adopt", "second_person"}
+
+
+def test_without_persona_nothing_is_sent_and_bare_sends_an_empty_system_message() -> None:
+    user = Message(role="user", content="What is 7 + 5?")
+    assert build_messages(None, "What is 7 + 5?") == (user,)
+    assert build_messages(None, "What is 7 + 5?", bare=True) == (Message(role="system", content=""), user)
+    assert build_messages(SAILOR, "x", bare=True) == build_messages(SAILOR, "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "system"),
+    [
+        ("a retired sailor.", "You are a retired sailor."),
+        ("a robot {who} says {persona} and %s", "You are a robot {who} says {persona} and %s."),
+        ("a captain who says arr!", "You are a captain who says arr!."),
+        (r"a \1 of \g<0>", r"You are a \1 of \g<0>."),
+    ],
+)
+def test_a_persona_text_is_put_in_as_it_stands_but_for_its_full_stop(text: str, system: str) -> None:
+    assert system_message(Persona(id="x", text=text), "you_are") == system
+
+
+def test_a_template_without_a_place_for_the_persona_is_refused() -> None:
+    for template in ("you_aer", "", "You are {Persona}."):
+        with pytest.raises(ConfigError, match=r"give one of you_are, adopt, second_person, or a text that contains \{persona\}"):
+            template_text(template)
+
+
+def test_the_hash_is_of_the_wording_and_never_moves() -> None:
+    # SHA-256 of the text behind its length. Should one move, runs made before could no longer be gone on with.
+    assert {name: template_hash(name) for name in TEMPLATES} == {
+        "you_are": "55c574aa38cb198d",
+        "adopt": "06ebe0eae731ae7c",
+        "second_person": "d4421c36336a2085",
+    }
+    assert template_hash("You are {persona}.") == template_hash("you_are")  # the same words by another name
+    assert template_hash("You are {persona}!") != template_hash("you_are")

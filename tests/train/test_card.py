@@ -1,0 +1,54 @@
+"""The card of a trained model states its method, plan, settings and figures."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from permix.config import ModelConfig, PersonasConfig, PlanConfig, TrainConfig, TrainStage
+from permix.train.card import write_card
+from permix.train.plan import Mixture, Plan, compile_plan
+from permix.types import Persona, Question
+
+QUESTIONS = tuple(Question(id=f"q{n}", task="arithmetic", text=f"What is {n} + {n}?", gold=str(2 * n)) for n in range(4))
+SAILORS = Mixture((Persona(id="sailor", text="a sailor"),), (1.0,))
+
+
+def card(tmp_path: Path, plan: Plan, rewards: list[float | None]) -> str:
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps({"step": n, "reward": r, "tokens": 7 * n}) + "\n" for n, r in enumerate(rewards, 1)))
+    config = TrainStage(
+        out=tmp_path / "run", label="PerMix", model=ModelConfig(name="base-model"),
+        train=TrainConfig(lr=3e-5, temperature=0.7, beta=0.04),
+    )  # fmt: skip
+    write_card(tmp_path, config, plan, log)
+    return (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def plan_of(mix: float) -> Plan:
+    config = PlanConfig(mix=mix, steps=10, questions_per_step=2, group_size=2)
+    return compile_plan(QUESTIONS, lambda question: question.text, SAILORS, config, PersonasConfig(split="train"))
+
+
+def test_figures_are_means_over_the_first_and_last_fifth(tmp_path: Path) -> None:
+    plan = plan_of(0.8)
+    text = card(tmp_path, plan, [0.1, 0.3, None, 0.5, 0.5, 0.5, 0.5, 0.5, 0.6, 0.8, 0.9])
+    assert "# PerMix\n" in text
+    assert "PerMix-RLVR (persona-mixed RLVR), trained by permix from `base-model`" in text
+    assert "Mean reward of the rollouts: 0.200 over the first 2 steps, 0.850 over the last 2" in text
+    assert "temperature 0.7; 77 tokens generated" in text
+    assert f"| hash | {plan.hash} |" in text
+    for setting in ("| lr | 3e-05 |", "| beta | 0.04 |", "| loss | dapo |", "| max_new_tokens | 256 |"):
+        assert setting in text
+    assert "no evaluation" in text
+
+
+def test_without_personas_it_is_plain_rlvr(tmp_path: Path) -> None:
+    assert "RLVR (no personas), trained" in card(tmp_path, plan_of(0.0), [0.5])
+
+
+@pytest.mark.parametrize("rewards", [[], [None, None]])
+def test_a_run_without_scores_claims_no_reward(tmp_path: Path, rewards: list[float | None]) -> None:
+    text = card(tmp_path, plan_of(0.8), rewards)
+    assert "0.000" not in text
+    assert "no rollout was scored" in text

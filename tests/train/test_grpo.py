@@ -1,0 +1,258 @@
+"""The trainer: the plan's rows in the plan's order, one gradient with and without its dead rows, and no score is not zero."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trl import GRPOTrainer
+
+from permix.config import ModelConfig, PersonasConfig, PlanConfig, TrainConfig
+from permix.models.hf import HFModel, load_tokenizer, load_weights
+from permix.train.grpo import PlanTrainer, live_rows
+from permix.train.plan import Mixture, Plan, compile_plan
+from permix.train.reward import Rollout
+from permix.train.run import grpo_arguments
+from permix.types import Completion, Persona, Question, Request, Sampling, Verdict, seed_from
+from permix.verify import Verifier
+
+PERSONAS = Mixture(tuple(Persona(id=one, text=f"a {one}", tags=(one,)) for one in ("sailor", "tutor", "poet")), (1.0,) * 3)
+QUICK = TrainConfig(lr=1e-2, max_new_tokens=8, micro_batch=4, precision="float32", save_every=1000)
+
+
+class Notes:
+    """A recorder that keeps everything."""
+
+    def __init__(self) -> None:
+        self.kept: list[Rollout] = []
+        self.figures: list[dict[str, Any]] = []
+
+    def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        assert {rollout.step for rollout in rollouts} == {step}
+        self.kept.extend(rollouts)
+
+    def step(self, step: int, figures: dict[str, Any]) -> None:
+        assert step == len(self.figures) + 1
+        self.figures.append(figures)
+
+
+class Watched(PlanTrainer):
+    """Keeps what every generation handed to the loss."""
+
+    scored: list[dict[str, Any]]
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        self.scored = [*getattr(self, "scored", []), output]
+        return output
+
+
+class OddVerifier(Verifier):
+    """Breaks on odd answers."""
+
+    def check(self, answer: str | None, gold: str) -> Verdict:
+        if answer is not None and answer in {"1", "3", "5", "7", "9"}:
+            return Verdict(correct=None, extracted=answer, error="broken")
+        return super().check(answer, gold)
+
+
+def plan_of(gold: str | None = None, **options: object) -> Plan:
+    """A plan over 1 + 1, 2 + 2 ...; `gold` replaces every right answer."""
+    questions = [
+        Question(id=f"q{n}", task="arithmetic", text=f"What is {n} + {n}?", gold=gold or str(2 * n)) for n in range(1, 7)
+    ]
+    values = {"mix": 0.6, "steps": 2, "questions_per_step": 2, "group_size": 4} | options
+    config = PlanConfig.model_validate(values)
+    return compile_plan(questions, lambda question: question.text, PERSONAS, config, PersonasConfig(split="train"))
+
+
+def trainer_of(
+    tiny_model: Path, out: Path, plan: Plan, config: TrainConfig = QUICK, verifier: Verifier | None = None
+) -> tuple[Watched, Notes]:
+    torch.set_num_threads(1)
+    notes = Notes()
+    trainer = Watched(
+        plan=plan, verifier=verifier or Verifier(), recorder=notes, args=grpo_arguments(config, plan, out),
+        model=load_weights(str(tiny_model), torch.float32, "cpu").train(), processing_class=load_tokenizer(str(tiny_model)),
+    )  # fmt: skip
+    return trainer, notes
+
+
+@pytest.mark.parametrize("scope", ["group", "rollout"])
+def test_rows_come_in_plan_order_and_a_group_stays_together(tiny_model: Path, tmp_path: Path, scope: str) -> None:
+    plan = plan_of(steps=3, scope=scope)
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan)
+    trainer.train()
+    asked = [(rollout.step, rollout.group, rollout.persona_id, rollout.question_id, rollout.gold) for rollout in notes.kept]
+    assert asked == [
+        (row.step + 1, row.group, row.persona_id, row.question_id, row.gold) for row in plan.rows for _ in range(row.rollouts)
+    ]
+    personas = [{row.persona_id for row in notes.kept[start : start + 4]} for start in range(0, len(asked), 4)]
+    assert max(map(len, personas)) == (1 if scope == "group" else 4)
+    assert [figures["tokens"] for figures in notes.figures] == [
+        sum(rollout.tokens for rollout in notes.kept if rollout.step == step) for step in (1, 2, 3)
+    ]
+
+
+def test_rollouts_are_the_evaluations_completions_of_the_same_prompts_and_seeds(tiny_model: Path, tmp_path: Path) -> None:
+    plan = plan_of(steps=1)
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan)
+    trainer.train()
+    requests = [Request(row.messages, seed_from(row.seed, number)) for row in plan.rows for number in range(row.rollouts)]
+    model = HFModel(ModelConfig(name=str(tiny_model), dtype="float32"))
+    answered = {answer.place: answer.result for answer in model.complete(requests, Sampling(temperature=1, max_new_tokens=8))}
+    for place, rollout in enumerate(notes.kept):
+        completion = answered[place]
+        assert isinstance(completion, Completion)
+        assert (rollout.completion, rollout.tokens) == (completion.text, completion.completion_tokens)
+    assert len({rollout.completion for rollout in notes.kept}) > 4
+
+
+def test_personas_reach_the_prompt_and_none_leaves_the_template_its_own(tiny_model: Path, tmp_path: Path) -> None:
+    plan = plan_of(steps=1)
+    trainer, _ = trainer_of(tiny_model, tmp_path, plan)
+    trainer.train()
+    (scored,) = trainer.scored
+    prompts = trainer.processing_class.batch_decode(scored["prompt_ids"])
+    for prompt, row in zip(prompts[::4], plan.rows, strict=True):
+        assert (f"You are a {row.persona_id}." in prompt) == (row.persona_id is not None)
+        assert ("You are a tiny assistant." in prompt) == (row.persona_id is None)
+
+
+def test_unscored_rollouts_leave_the_baseline_and_have_no_advantage(tiny_model: Path, tmp_path: Path) -> None:
+    plan = plan_of(steps=1, gold="4", group_size=8)
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan, verifier=OddVerifier())
+    trainer.train()
+    (scored,) = trainer.scored
+    rewards = [rollout.verdict.reward for rollout in notes.kept]
+    assert {None, 0.0, 1.0} <= set(rewards), "the tiny model said too little to test with"
+    for group in (slice(0, 8), slice(8, 16)):
+        known = [reward for reward in rewards[group] if reward is not None]
+        mean = sum(known) / len(known)
+        deviation = (sum((reward - mean) ** 2 for reward in known) / (len(known) - 1)) ** 0.5
+        expected = [0.0 if reward is None else (reward - mean) / (deviation + 1e-4) for reward in rewards[group]]
+        assert scored["advantages"][group].tolist() == pytest.approx(expected, abs=1e-5)
+    known = [reward for reward in rewards if reward is not None]
+    assert notes.figures[0]["unscored"] == rewards.count(None)
+    assert notes.figures[0]["reward"] == pytest.approx(sum(known) / len(known))
+
+
+def test_a_step_without_any_score_has_no_reward_and_leaves_the_weights(tiny_model: Path, tmp_path: Path) -> None:
+    class Broken(Verifier):
+        def check(self, answer: str | None, gold: str) -> Verdict:
+            return Verdict(correct=None, error="broken")
+
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan_of(), verifier=Broken())
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    assert [(figures["reward"], figures["unscored"]) for figures in notes.figures] == [(None, 8), (None, 8)]
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
+
+
+def test_groups_that_agree_teach_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan_of(gold="999"))
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    assert [(figures["reward"], figures["signal_groups"]) for figures in notes.figures] == [(0.0, 0.0), (0.0, 0.0)]
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
+
+
+def test_figures_by_tag_are_means_of_the_rollouts(tiny_model: Path, tmp_path: Path) -> None:
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan_of(steps=4, gold="4"))
+    trainer.train()
+    for step, figures in enumerate(notes.figures, start=1):
+        by_persona: dict[str, list[float]] = {}
+        for rollout in notes.kept:
+            if rollout.step == step:
+                by_persona.setdefault(rollout.persona_id or "none", []).append(rollout.verdict.reward or 0.0)
+        assert figures["reward_by_tag"] == {tag: sum(rewards) / len(rewards) for tag, rewards in sorted(by_persona.items())}
+        assert set(figures["seconds"]) == {"generation", "verification", "training"}
+        assert min(figures["seconds"].values()) >= 0
+
+
+def micro_batch(network: Any, advantages: Sequence[float], *, old: bool) -> dict[str, Any]:
+    """Four rows of unequal prompts and completions, padded as TRL pads them."""
+    random = torch.Generator().manual_seed(3)
+    lengths = [(12, 2), (9, 6), (5, 8), (7, 3)]
+    prompt_ids, prompt_mask = torch.ones(4, 14, dtype=torch.long), torch.zeros(4, 14, dtype=torch.long)
+    completion_ids, completion_mask = torch.ones(4, 10, dtype=torch.long), torch.zeros(4, 10, dtype=torch.long)
+    for row, (prompt, completion) in enumerate(lengths):
+        prompt_ids[row, 14 - prompt :] = torch.randint(2, 320, (prompt,), generator=random)
+        completion_ids[row, :completion] = torch.randint(2, 320, (completion,), generator=random)
+        prompt_mask[row, 14 - prompt :] = 1
+        completion_mask[row, :completion] = 1
+    inputs: dict[str, Any] = {
+        "prompt_ids": prompt_ids, "prompt_mask": prompt_mask, "completion_ids": completion_ids,
+        "completion_mask": completion_mask, "advantages": torch.tensor(advantages), "num_items_in_batch": torch.tensor(31),
+    }  # fmt: skip
+    if old:
+        inputs["old_per_token_logps"] = -6 + torch.rand(4, 10, generator=random)
+    return inputs
+
+
+def gradient(trainer: PlanTrainer, loss: torch.Tensor) -> torch.Tensor:
+    trainer.model.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return torch.cat(
+        [(torch.zeros_like(one) if one.grad is None else one.grad).flatten() for one in trainer.model.parameters()]
+    )
+
+
+@pytest.fixture(scope="module", params=["dapo", "grpo", "dr_grpo", "bnpo"])
+def trainer(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlanTrainer]:
+    config = QUICK.model_copy(update={"loss": request.param})
+    made, _ = trainer_of(tiny_model, tmp_path_factory.mktemp("grpo"), plan_of(), config)
+    made.current_gradient_accumulation_steps = 2
+    yield made
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("advantages", [(1.0, 0.0, -0.5, 0.0), (0.0, 0.7, 0.0, 0.0), (1.0, -1.0, 0.3, 0.2)])
+def test_the_gradient_without_dead_rows_is_trls_own(trainer: PlanTrainer, advantages: Sequence[float], old: bool) -> None:
+    inputs = micro_batch(trainer.model, advantages, old=old)
+    whole_loss = GRPOTrainer._compute_loss(trainer, trainer.model, dict(inputs))
+    whole = gradient(trainer, whole_loss)
+    loss = trainer._compute_loss(trainer.model, dict(inputs))
+    ours = gradient(trainer, loss)
+    assert float(whole.abs().max()) > 1e-3
+    assert float((ours - whole).abs().max()) <= 1e-6
+    assert float(loss) == pytest.approx(float(whole_loss), abs=1e-6)
+
+
+def test_a_micro_batch_of_dead_rows_has_no_gradient(trainer: PlanTrainer) -> None:
+    loss = trainer._compute_loss(trainer.model, micro_batch(trainer.model, (0.0,) * 4, old=False))
+    assert float(loss) == 0
+    assert float(gradient(trainer, loss).abs().max()) == 0
+
+
+def test_with_a_kl_term_every_row_counts(tiny_model: Path, tmp_path: Path) -> None:
+    trainer, _ = trainer_of(tiny_model, tmp_path, plan_of(), QUICK.model_copy(update={"beta": 0.5}))
+    trainer.current_gradient_accumulation_steps = 2
+    inputs = micro_batch(trainer.model, (0.0,) * 4, old=False)
+    inputs["ref_per_token_logps"] = torch.full((4, 10), -5.0)
+    ours = gradient(trainer, trainer._compute_loss(trainer.model, dict(inputs)))
+    whole = gradient(trainer, GRPOTrainer._compute_loss(trainer, trainer.model, dict(inputs)))
+    assert float(whole.abs().max()) > 1e-4
+    assert torch.equal(ours, whole)
+
+
+def test_live_rows_drop_dead_rows_and_idle_columns_and_nothing_else() -> None:
+    inputs = micro_batch(None, (0.0, 1.0, 0.0, -1.0), old=True)
+    live = live_rows(inputs)
+    assert live["prompt_mask"].tolist() == [[1] * 9, [0] * 2 + [1] * 7]
+    assert live["completion_mask"].tolist() == [[1] * 6, [1] * 3 + [0] * 3]
+    assert torch.equal(live["prompt_ids"], inputs["prompt_ids"][[1, 3], 5:])
+    assert torch.equal(live["completion_ids"], inputs["completion_ids"][[1, 3], :6])
+    assert torch.equal(live["old_per_token_logps"], inputs["old_per_token_logps"][[1, 3], :6])
+    assert live["advantages"].tolist() == [1.0, -1.0]
+    assert int(live["num_items_in_batch"]) == 31
+
+
+@pytest.mark.slow
+def test_a_reward_that_can_be_learnt_is_learnt(tiny_model: Path, tmp_path: Path) -> None:
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan_of(gold="7", steps=25, group_size=8))
+    trainer.train()
+    rewards = [figures["reward"] for figures in notes.figures]
+    assert sum(rewards[:3]) / 3 < 0.4
+    assert sum(rewards[-5:]) / 5 > 0.8
