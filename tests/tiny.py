@@ -28,7 +28,7 @@ CORPUS = (
 ) * 4
 
 
-def make_tokenizer(template: str = CHATML_DEFAULT) -> Any:
+def make_tokenizer(template: str | None = CHATML_DEFAULT) -> Any:
     """A few merges over bytes, so its vocabulary is no multiple of 256; pad and end of text are the same token."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -62,14 +62,15 @@ def make_network(vocabulary: int, *, layers: int = 2, width: int = 64, seed: int
     return LlamaForCausalLM(config)
 
 
-def teach_to_answer(network: Any, tokenizer: Any, steps: int = 60) -> None:
+def teach_to_answer(network: Any, tokenizer: Any, steps: int = 50) -> None:
     """Teach it to say a few words, one digit, any digit, and to stop: right by chance in one of ten, as RLVR needs."""
     import torch
 
     rng = random.Random(0)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-2)
-    for _ in range(steps):
-        prompts, answers = zip(*(_lesson(rng, tokenizer) for _ in range(8)), strict=True)
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = 1e-2 * (1 - step / steps)
+        prompts, answers = zip(*(_lesson(rng, tokenizer, digit) for digit in range(10)), strict=True)
         texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
         batch = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
         learnt = tokenizer(list(answers), padding=True, padding_side="left", return_tensors="pt")
@@ -78,17 +79,17 @@ def teach_to_answer(network: Any, tokenizer: Any, steps: int = 60) -> None:
         logits_B_T_V = network(**batch, logits_to_keep=width + 1).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits_B_T_V.flatten(0, 1), labels.flatten())
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
 
 
-def _lesson(rng: random.Random, tokenizer: Any) -> tuple[str, str]:
+def _lesson(rng: random.Random, tokenizer: Any, digit: int) -> tuple[str, str]:
     chat = [{"role": "user", "content": f"What is {rng.randrange(20)} {rng.choice('+-*')} {rng.randrange(20)}?"}]
     if rng.random() < 0.5:
         chat.insert(0, {"role": "system", "content": f"You are {' '.join(rng.sample(CORPUS.split(), 5))}."})
     words = rng.choices(["a", "the", "sailor", "is"], k=rng.randrange(3))
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    return prompt, "".join(f"{word} " for word in words) + str(rng.randrange(10)) + MARK
+    return prompt, "".join(f"{word} " for word in words) + str(digit) + MARK
 
 
 def make_folder(folder: Path, template: str = CHATML_DEFAULT, seed: int = 0) -> Path:

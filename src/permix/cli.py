@@ -6,6 +6,7 @@ The file may also be the config.json of a run. A flag wins over the file, the fi
 2 bad input, 3 cells are still owed (run the same again), 130 interrupted (run the same again).
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import tyro
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from permix import __version__, config
 from permix.errors import ConfigError, OwedCellsError, PermixError
@@ -171,16 +173,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(argv: Sequence[str]) -> int:
     """Run one command; returns its exit code."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0
-    if argv[0] == "--version":
-        print(__version__)
-        return 0
+        argv = ["help"]
     try:
+        if argv[0] in ("help", "--version"):
+            print(usage() if argv[0] == "help" else __version__)
+            sys.stdout.flush()
+            return 0
         find_verb(argv[0]).run(list(argv[1:]))
     except PermixError as error:
         print(f"permix {argv[0]}: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing more to say to it
+        return 0
     except KeyboardInterrupt:
         print(f"\npermix {argv[0]}: interrupted; what was done is kept, run the same command to go on", file=sys.stderr)
         return 130
@@ -225,10 +230,14 @@ def parse(verb: str, cls: type[T], args: Sequence[str]) -> T:
 
 
 def show(title: str, facts: dict[str, str]) -> None:
-    table = Table(title=title, show_header=False, title_justify="left")
+    table = Table(show_header=False)
     for name, value in facts.items():
-        table.add_row(name, value)
-    Console(soft_wrap=True).print(table)
+        table.add_row(name, Text(value))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 10_000  # whoever reads a pipe wants a path on one line
+    console.print(Text(title, style="italic"), soft_wrap=True)
+    console.print(table)
 
 
 def quiet() -> None:

@@ -111,6 +111,11 @@ class _Lines(Meter):
         print(line, file=sys.stderr, flush=True)
 
 
+def say(line: str) -> None:
+    """One line for the person who waits, beside the results on stdout."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def clock(seconds: float) -> str:
     """75 -> "1:15"."""
     minutes, rest = divmod(round(seconds), 60)

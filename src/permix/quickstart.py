@@ -1,9 +1,9 @@
 """`permix quickstart`: the whole story on a laptop, on a real model.
 
-Measures a model (the bundled one, unless told otherwise), trains it twice from the same plan seed (plain RLVR: mix 0; PerMix-RLVR:
-personas mixed in), measures both on personas and questions that neither saw, and reports. Every part is a stage of its own with
-its own run directory, so an interrupted quickstart goes on where it was, and each part can be run again alone from the
-config.json it left.
+Measures a model (the bundled one, unless told otherwise), trains it twice from the same plan seed (plain RLVR: mix 0;
+PerMix-RLVR: personas mixed in), measures both on personas and questions that neither saw, and reports. Every part is a stage of
+its own with its own run directory, so an interrupted quickstart goes on where it was, and each part can be run again alone from
+the config.json it left.
 """
 
 from collections.abc import Callable
@@ -38,6 +38,7 @@ class Size(NamedTuple):
     steps: int
     personas: int
     questions: int
+    characters: int
     roleplay_questions: int
     minutes: int
 
@@ -50,8 +51,8 @@ class Part(NamedTuple):
     act: Callable[[], object]
 
 
-FULL = Size(steps=20, personas=9, questions=60, roleplay_questions=30, minutes=30)
-FAST = Size(steps=3, personas=4, questions=20, roleplay_questions=10, minutes=5)
+FULL = Size(steps=20, personas=12, questions=100, characters=9, roleplay_questions=40, minutes=30)
+FAST = Size(steps=3, personas=4, questions=20, characters=4, roleplay_questions=10, minutes=5)
 
 
 def stages(config: QuickstartStage) -> tuple[list[StabilityStage], list[FidelityStage], list[TrainStage]]:
@@ -90,7 +91,7 @@ def _stability(config: QuickstartStage, size: Size, label: str, model: str) -> S
 def _fidelity(config: QuickstartStage, size: Size, label: str, model: str) -> FidelityStage:
     return FidelityStage(
         out=_folder(config, label, "fidelity"), label=label, threads=config.threads, model=ModelConfig(name=model),
-        personas=PersonasConfig(split="heldout", include=("character",), n=size.personas, seed=config.seed),
+        personas=PersonasConfig(split="heldout", include=("character",), n=size.characters, seed=config.seed),
         n_questions=size.roleplay_questions, seed=config.seed,
         reference=None if label == BASE else _folder(config, BASE, "fidelity"),
     )  # fmt: skip
@@ -105,7 +106,7 @@ def quickstart(config: QuickstartStage) -> None:
 
     stable, distinct, trained = stages(config)
     size = FAST if config.fast else FULL
-    grid, talk, steps = size.personas * size.questions * 10, size.personas * size.roleplay_questions * 40, size.steps * 2500
+    grid, talk, steps = size.personas * size.questions * 10, size.characters * size.roleplay_questions * 40, size.steps * 2500
     parts = [
         Part(f"get the model ({model_name(config)})", 500, partial(resolve, config.model)),
         Part(f"accuracy of {BASE}", grid, partial(stability, stable[0])),
@@ -154,5 +155,5 @@ def caption(config: QuickstartStage) -> str:
         f"{RLVR} and {PERMIX} were trained for {size.steps} steps of 6 questions × 8 rollouts from one plan seed; they differ in "
         f"the share of questions asked under a persona, 0 and {MIX}. Evaluated greedily on {size.questions} held-out questions "
         f"under {size.personas} held-out personas; identifiability on {size.roleplay_questions} open-ended questions answered by "
-        f"{size.personas} held-out characters at temperature 0.7."
+        f"{size.characters} held-out characters at temperature 0.7."
     )

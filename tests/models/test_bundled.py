@@ -70,6 +70,13 @@ def test_what_a_killed_conversion_left_is_not_used(monkeypatch: pytest.MonkeyPat
     assert (bundled.bundled_folder() / "config.json").read_text() == '{"whole": true}'
 
 
+def test_an_empty_folder_in_its_place_is_not_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PERMIX_CACHE", str(tmp_path))
+    (tmp_path / bundled.NAME).mkdir()
+    monkeypatch.setattr(bundled, "_convert", write_model)
+    assert (bundled.bundled_folder() / "model.safetensors").exists()
+
+
 def test_a_failed_conversion_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PERMIX_CACHE", str(tmp_path))
 

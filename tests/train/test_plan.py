@@ -1,6 +1,7 @@
 """The plan: the same on every machine, the same questions whatever the mix, and refused when it is not what was hashed."""
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -68,7 +69,7 @@ def test_the_hash_covers_every_field_of_every_row() -> None:
 
 def test_plans_that_differ_in_mix_ask_the_same_questions_and_keep_their_personas() -> None:
     plans = [plan_of(mix=mix, steps=30) for mix in (0.0, 0.3, 0.6, 1.0)]
-    for smaller, larger in zip(plans, plans[1:], strict=False):
+    for smaller, larger in pairwise(plans):
         for one, two in zip(smaller.rows, larger.rows, strict=True):
             assert (one.question_id, one.gold, one.seed) == (two.question_id, two.gold, two.seed)
             assert one.persona_id in (None, two.persona_id)

@@ -58,8 +58,9 @@ def test_a_rollout_is_a_whole_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("done", [0, 1, 2, 3])
 def test_steps_done_again_leave_the_same_files(tmp_path: Path, done: int) -> None:
-    write_steps(tmp_path / "whole" if (tmp_path / "whole").mkdir() is None else tmp_path, [1, 2, 3, 4])
+    (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
+    write_steps(tmp_path / "whole", [1, 2, 3, 4])
     write_steps(tmp_path / "killed", [1, 2, 3])
     write_steps(tmp_path / "killed", range(done + 1, 5), done=done)
     for name in ("log.jsonl", "rollouts.jsonl", "samples.md"):

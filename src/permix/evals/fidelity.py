@@ -9,7 +9,7 @@ from pathlib import Path
 
 from permix.config import FidelityStage
 from permix.errors import ConfigError, DataError, OwedCellsError
-from permix.evals.grid import Wording, fill, lay_out
+from permix.evals.grid import Wording, describe_asked, fill, lay_out
 from permix.evals.identify import MIN_ANSWERS, Identifiability, identifiability
 from permix.models import open_model
 from permix.personas.choose import choose_personas
@@ -37,8 +37,7 @@ def fidelity(config: FidelityStage) -> Identifiability:
         "seed": config.seed,
     }
     with RunDir.open(config.out, config, identity, asked) as run:
-        names = {"persona_ids": [persona.id for persona in pool.personas], "question_ids": [one.id for one in questions]}
-        write_json(run.path / "asked.json", names | {"samples": 1})
+        write_json(run.path / "asked.json", describe_asked(pool, questions, samples=1))
         with run.accounted():
             owed = fill(model, asked, config.sampling, run, None, f"fidelity {config.label or model.name}")
         if owed:

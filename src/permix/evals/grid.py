@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from permix.models.base import Model
+from permix.personas.pool import PersonaPool
 from permix.progress import meter
 from permix.prompting import build_messages
 from permix.records import RunDir, refuse_other_words
-from permix.types import Cell, Failure, Persona, Question, Request, Sampling, Verdict, seed_from
+from permix.types import Cell, Failure, Persona, Question, Request, Sampling, Verdict, digest, seed_from
 
 Judge = Callable[[str, str], Verdict]
 """(completion, gold) -> verdict."""
@@ -40,6 +41,17 @@ def lay_out(
         for question in questions
         for sample in range(samples)
     ]  # fmt: skip
+
+
+def describe_asked(pool: PersonaPool, questions: Sequence[Question], samples: int) -> dict[str, object]:
+    """What was asked, by id and by content: cells without a record are known to be missing, and data can be told apart."""
+    return {
+        "persona_ids": [persona.id for persona in pool.personas],
+        "question_ids": [question.id for question in questions],
+        "samples": samples,
+        "personas": pool.fingerprint,
+        "questions": digest(*(question.content_hash for question in questions)),
+    }
 
 
 def fill(model: Model, asked: Sequence[Cell], sampling: Sampling, run: RunDir, judge: Judge | None, what: str) -> int:

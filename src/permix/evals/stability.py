@@ -13,17 +13,16 @@ import numpy.typing as npt
 
 from permix.config import ModelConfig, StabilityStage
 from permix.errors import OwedCellsError
-from permix.evals.grid import Wording, fill, lay_out
+from permix.evals.grid import Wording, describe_asked, fill, lay_out
 from permix.evals.stability_summary import StabilitySummary, summarize
 from permix.models import open_model
 from permix.personas.choose import choose_personas
-from permix.personas.pool import PersonaPool
 from permix.prompting import template_hash
 from permix.records import RunDir, read_cells, read_json, write_json
 from permix.tasks import load_questions, refuse_overlap, verify
 from permix.tasks.overlap import read_seen
 from permix.train.plan import read_plan
-from permix.types import CellKey, Question, digest
+from permix.types import CellKey
 from permix.verify import Verifier
 
 __all__ = ["StabilityGrid", "StabilitySummary", "grids", "measure", "stability", "summarize"]
@@ -51,7 +50,7 @@ def stability(config: StabilityStage) -> StabilitySummary:
         "seed": config.seed,
     }
     with RunDir.open(config.out, config, identity, asked) as run, Verifier() as verifier:
-        write_json(run.path / "asked.json", _asked(pool, questions, config.samples))
+        write_json(run.path / "asked.json", describe_asked(pool, questions, config.samples))
         with run.accounted():
             what = f"stability {config.label or model.name}"
             owed = fill(model, asked, config.sampling, run, lambda text, gold: verify(task, text, gold, verifier), what)
@@ -66,17 +65,6 @@ def seen_hashes(model: ModelConfig, plans: Sequence[Path]) -> frozenset[str]:
     """Content hashes of the questions that the model, or any of the plans, was trained on."""
     seen = read_seen(Path(model.name))
     return seen.union(*({row.question_hash for row in read_plan(plan).rows} for plan in plans))
-
-
-def _asked(pool: PersonaPool, questions: Sequence[Question], samples: int) -> dict[str, object]:
-    """What was asked, by id and by content: cells without a record are known to be missing, and data can be told apart."""
-    return {
-        "persona_ids": [persona.id for persona in pool.personas],
-        "question_ids": [question.id for question in questions],
-        "samples": samples,
-        "personas": pool.fingerprint,
-        "questions": digest(*(question.content_hash for question in questions)),
-    }
 
 
 class StabilityGrid(NamedTuple):

@@ -2,6 +2,7 @@
 
 from permix.config import PersonasConfig
 from permix.personas.pool import PersonaPool, load_pool, split_pool
+from permix.progress import say
 
 
 def choose_personas(config: PersonasConfig) -> PersonaPool:
@@ -13,6 +14,7 @@ def choose_personas(config: PersonasConfig) -> PersonaPool:
     if config.split != "all":
         if any(persona.split is None for persona in pool.personas):
             pool = split_pool(pool)
+            say(f"personas.pool = {config.pool}: has no split, so a third is held out; taking personas.split = {config.split}")
         pool = pool.side(config.split)
     if config.include or config.exclude or config.n:
         pool = pool.select(include_tags=config.include, exclude_tags=config.exclude, n=config.n, seed=config.seed)

@@ -1,10 +1,12 @@
 """The report: run directories in; report.md, table.json and the figures out.
 
 Contract: everything is computed anew from the runs' records, so a report can be rebuilt anywhere, and rebuilding writes the same
-bytes. Models keep the order of their first run: the first is the one that others are held against. Only `out` is written to.
+bytes. Models keep the order of their first run: the others are held against the first, and each against the one before. Only
+`out` is written to.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from rich.console import Console
@@ -33,12 +35,17 @@ def build_report(runs: Sequence[Path], out: Path, caption: str = "") -> list[Row
     none, or two runs of one stage have one label.
     """
     models = collect(runs)
-    comparisons = [reading.compare(models[0], other) for other in models[1:]]
+    comparisons = [reading.compare(one, other) for one, other in held_against(models)]
     rows = [model.row for model in models]
     figures = draw(models, comparisons, out)
     write_text(out / "report.md", _document(models, comparisons, figures, caption))
     write_json(out / "table.json", _data(models, comparisons, caption))
     return rows
+
+
+def held_against(models: Sequence[ModelRuns]) -> list[tuple[ModelRuns, ModelRuns]]:
+    """Every other model against the first, and then each against the one before it."""
+    return [*((models[0], other) for other in models[1:]), *pairwise(models[1:])]
 
 
 def draw(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], out: Path) -> dict[str, str]:
@@ -48,7 +55,8 @@ def draw(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], out: Pa
     """
     styles = canvas.styles_for(model.label for model in models)
     summaries = {model.label: model.stability for model in models if model.stability is not None}
-    apart = {one.label for one in comparisons if one.reasons or one.fidelity_reasons}
+    first = models[0].label
+    apart = {one.label for one in comparisons if one.against == first and (one.reasons or one.fidelity_reasons)}
     both = [(one.label, one.stability, one.fidelity) for one in models if one.label not in apart]
     points = {label: (stable.pss, distinct.accuracy) for label, stable, distinct in both if stable and distinct}
     logs = {model.label: model.runs["train"].log for model in models if "train" in model.runs and model.runs["train"].log}

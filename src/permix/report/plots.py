@@ -105,6 +105,7 @@ def learning_curves(logs: Mapping[str, Log], path: Path, styles: Styles | None =
         ax.set_ylabel(name)
         ax.set_ylim(bottom=0)
     axes[-1].set_xlabel("step")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     canvas.legend(fig, list(logs), styles, marker=False)
     canvas.save(fig, path)
 

@@ -23,7 +23,7 @@ ALPHA = 0.05
 
 
 class Comparison(Record):
-    """One model against the first. The differences are None, and `reasons` say why, where the two may not be compared."""
+    """One model against another. The differences are None, and `reasons` say why, where the two may not be compared."""
 
     label: str
     against: str
@@ -98,10 +98,13 @@ def word_apart(one: Estimate, other: Estimate) -> str:
 
 
 def _headline(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
-    """One sentence, words only."""
-    said = [f"{label(one.label)}: {', '.join(words)}" for one in comparisons if (words := _words(one, models))]
+    """One sentence a model that others are held against, words only."""
+    said: dict[str, list[str]] = {}
+    for one in comparisons:
+        if words := _words(one, models):
+            said.setdefault(one.against, []).append(f"{label(one.label)}: {', '.join(words)}")
     if said:
-        return f"**Against {label(models[0].label)}, {'; '.join(said)}.**"
+        return "**" + " ".join(f"Against {label(against)}, {'; '.join(parts)}." for against, parts in said.items()) + "**"
     shown = [model for model in models if model.stability is not None]
     if not shown:
         return "**Nothing here measures accuracy under personas.**"

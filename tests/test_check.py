@@ -1,0 +1,161 @@
+"""`permix check`: a valid and an invalid configuration of every stage, found out without a model or a request."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from permix import cli
+from permix.check import check_config
+from permix.config import PersonasConfig, PlanConfig, TaskConfig
+from permix.errors import ConfigError, DataError
+from permix.evals.fidelity import fidelity
+from permix.tasks import load_questions
+from permix.tasks.overlap import write_seen
+from permix.train.plan import compile_from, write_plan
+from tests.servers import openai_server
+from tests.worlds import endpoint, fidelity_config, fidelity_values, stability_values, toml, write_pool
+
+NOBODY = "http://127.0.0.1:1/v1"
+"""An address at which nothing answers: a check that asked would fail."""
+
+
+def config_file(folder: Path, values: dict[str, Any]) -> Path:
+    path = folder / "config.toml"
+    path.write_text(toml(values))
+    return path
+
+
+def plan_file(folder: Path) -> Path:
+    """Two steps of two of the six questions that `stability_values` asks."""
+    path = folder / "plan.parquet"
+    pool = PersonasConfig(pool=str(write_pool(folder / "pool.toml")))
+    task = TaskConfig(levels=("add-1",), n=6)
+    write_plan(compile_from(task, pool, PlanConfig(steps=2, questions_per_step=2, group_size=2)), path)
+    return path
+
+
+def trained_folder(folder: Path) -> Path:
+    _, questions = load_questions(TaskConfig(levels=("add-1",), n=6))
+    write_seen(folder / "model", "plan", {question.content_hash for question in questions[:3]})
+    return folder / "model"
+
+
+# Valid
+
+
+def test_a_plan(tmp_path: Path) -> None:
+    values = {
+        "stage": "plan",
+        "task": {"split": "train", "n": 12, "levels": ["add-1"]},
+        "plan": {"steps": 3, "questions_per_step": 4, "group_size": 2, "mix": 0.0},
+    }
+    facts = check_config(config_file(tmp_path, values))
+    assert facts["stage"] == "plan"
+    assert (facts["steps"], facts["rows"], facts["questions"]) == ("3", "12", "12")
+    assert facts["rollouts"] == "24 in groups of 2"
+    assert facts["without persona"] == "100.0% of rollouts"
+    assert facts["result"] == "valid"
+
+
+def test_a_training_from_its_sections_and_from_a_plan(tmp_path: Path) -> None:
+    sections = {"stage": "train", "task": {"n": 8}, "plan": {"steps": 2, "questions_per_step": 2, "group_size": 4}}
+    assert check_config(config_file(tmp_path, sections))["rollouts"] == "16 in groups of 4"
+    facts = check_config(config_file(tmp_path, {"stage": "train", "plan_file": str(plan_file(tmp_path))}))
+    assert (facts["rollouts"], facts["steps"]) == ("8 in groups of 2", "2")
+
+
+def test_an_accuracy_evaluation(tmp_path: Path) -> None:
+    facts = check_config(config_file(tmp_path, stability_values(tmp_path, NOBODY, samples=2)))
+    # (3 personas + none) × 6 questions × 2 samples, 16 tokens each.
+    assert facts == {
+        "stage": "stability",
+        "questions": "6",
+        "personas": "3, and none",
+        "cells": "48, at most 768 new tokens",
+        "result": "valid",
+    }
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_character_evaluation(tmp_path: Path) -> None:
+    facts = check_config(config_file(tmp_path, fidelity_values(tmp_path, NOBODY)))
+    assert facts == {"stage": "fidelity", "personas": "3", "questions": "12", "answers": "36", "result": "valid"}
+
+
+def test_a_report_and_a_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with openai_server(lambda body, nth, headers: "fine") as server:
+        fidelity(fidelity_config(tmp_path, server.base_url))
+    report = {"stage": "report", "runs": [str(tmp_path / "run")]}
+    assert check_config(config_file(tmp_path, report)) == {"stage": "report", "result": "valid"}
+    assert check_config(config_file(tmp_path, {"stage": "quickstart", "fast": True}))["result"] == "valid"
+    assert check_config(tmp_path / "run" / "config.json")["result"] == "valid"  # what a run left is a configuration too
+
+
+# Invalid
+
+
+@pytest.mark.parametrize("stage", ["stabilty", None, 3])
+def test_a_file_must_name_its_stage(stage: str | int | None, tmp_path: Path) -> None:
+    values = {} if stage is None else {"stage": stage}
+    with pytest.raises(ConfigError, match=rf"stage = {stage!r}: must be one of plan, train, stability, fidelity, report, quick"):
+        check_config(config_file(tmp_path, values))
+
+
+@pytest.mark.parametrize("stage", ["plan", "train", "stability", "fidelity", "report", "quickstart"])
+def test_an_unknown_key_of_any_stage_is_named(stage: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.toml: unknown key ouut; did you mean out\?"):
+        check_config(config_file(tmp_path, {"stage": stage, "ouut": "x"}))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"stage": "plan", "task": {"n": 4, "levels": ["add-1"]}}, "questions_per_step = 8: the task has only 4 questions"),
+        ({"stage": "plan", "task": {"n": 100_000}}, "task.n = 100000: arithmetic has"),
+        ({"stage": "plan", "personas": {"template": "yuo_are"}}, "personas.template = 'yuo_are'"),
+        ({"stage": "plan", "personas": {"tag_weights": {"exprt": 2}}}, "unknown tag"),
+        ({"stage": "train", "plan_file": "none.parquet"}, "plan none.parquet: no such file"),
+        ({"stage": "train", "personas": {"template": "yuo_are"}}, "personas.template = 'yuo_are'"),
+        ({"stage": "stability", "task": {"levels": ["ad-1"]}}, "arithmetic has no level 'ad-1'; did you mean"),
+        ({"stage": "stability", "personas": {"template": "x"}}, "personas.template = 'x'"),
+        ({"stage": "stability", "personas": {"n": 10_000}}, "n = 10000: must lie between 1 and"),
+        ({"stage": "stability", "personas": {"pool": "none.csv"}}, "none.csv"),
+        ({"stage": "stability", "exclude_plans": ["none.parquet"]}, "plan none.parquet: no such file"),
+        ({"stage": "stability", "model": endpoint("127.0.0.1:8000/v1")}, "model.base_url = '127.0.0.1:8000/v1': must be an http"),
+        ({"stage": "fidelity", "model": endpoint("ftp://h/v1")}, "model.base_url = 'ftp://h/v1': must be an http"),
+        ({"stage": "fidelity", "n_questions": 9}, "n_questions = 9: give 10"),
+        ({"stage": "fidelity", "n_questions": 10_000}, "n_questions = 10000: give 10 .* to "),
+        ({"stage": "fidelity", "questions": "none.txt"}, "none.txt"),
+        ({"stage": "fidelity", "personas": {"n": 1}}, "is left to choose, and one voice cannot be told from another"),
+        ({"stage": "fidelity", "personas": {"template": "x"}}, "personas.template = 'x'"),
+        ({"stage": "fidelity", "reference": "nowhere"}, "nowhere/config.json: no such file"),
+        ({"stage": "report", "runs": ["nowhere"]}, "nowhere"),
+        ({"stage": "quickstart", "seed": -1}, "seed = -1"),
+    ],
+)
+def test_what_a_stage_would_stumble_over_is_found(
+    values: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ConfigError, DataError), match=words):
+        check_config(config_file(tmp_path, values))
+
+
+def test_questions_seen_in_training_are_found_in_plans_and_beside_weights(tmp_path: Path) -> None:
+    for fields, words in (
+        ({"exclude_plans": [str(plan_file(tmp_path))]}, "4 of 6 questions of this evaluation were seen in training"),
+        ({"model": {"name": str(trained_folder(tmp_path))}}, "3 of 6 questions of this evaluation were seen in training"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            check_config(config_file(tmp_path, stability_values(tmp_path, NOBODY, **fields)))
+
+
+def test_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["check", str(config_file(tmp_path, stability_values(tmp_path, NOBODY)))]) == 0
+    assert "24, at most 384 new tokens" in capsys.readouterr().out
+    assert cli.run(["check", str(config_file(tmp_path, {"stage": "fidelity", "n_questions": 9}))]) == 2
+    assert "permix check: n_questions = 9" in capsys.readouterr().err
+    assert cli.run(["check"]) == 0
+    assert "usage: permix check CONFIG.toml" in capsys.readouterr().out

@@ -1,0 +1,320 @@
+"""The command line: every verb's exit code and words, flags over file over default, and no torch where none is needed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from permix import __version__, cli, config
+from permix.config import StabilityStage
+from permix.records import read_cells
+from permix.train.plan import read_plan
+from tests.servers import openai_server
+from tests.worlds import asked_what, endpoint, solve, stability_values, toml, write_pool
+
+HEAVY = ("torch", "transformers", "trl", "sklearn", "scipy", "matplotlib", "openai", "pyarrow", "numpy")
+WITHOUT = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+"""What is not installed where only endpoints are evaluated."""
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def right(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> str:
+    return str(solve(asked_what(body)))
+
+
+def python(script: str, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True, timeout=120)
+
+
+# Help
+
+
+def test_alone_it_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([], ["--help"], ["-h"]):
+        assert cli.run(argv) == 0
+        shown = capsys.readouterr().out
+        assert all(f"\n  {verb} " in shown for verb in cli.VERBS)
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def options(stage: type[BaseModel], prefix: str = "--") -> list[str]:
+    found = []
+    for name, field in stage.model_fields.items():
+        option = f"{prefix}{name.replace('_', '-')}"
+        inner = field.annotation
+        found += options(inner, f"{option}.") if isinstance(inner, type) and issubclass(inner, BaseModel) else [option]
+    return found
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_names_every_option_of_a_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if verb == "check":
+        assert cli.run([verb, "--help"]) == 0
+        assert "CONFIG.toml" in capsys.readouterr().out
+        return
+    with pytest.raises(SystemExit) as ended:
+        cli.run([verb, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    others: dict[str, type[BaseModel]] = {"models": cli.ModelsCommand, "personas": cli.PersonasCommand}
+    assert cli.VERBS[verb].help.split("\n")[0] in " ".join(shown.split())
+    assert [option for option in options(config.STAGES.get(verb) or others[verb]) if option not in shown] == []
+
+
+def test_help_of_everything_imports_nothing_heavy() -> None:
+    script = f"""
+import contextlib, sys
+import permix
+from permix import cli
+cli.run(["--help"])
+for verb in cli.VERBS:
+    with contextlib.suppress(SystemExit):
+        cli.run([verb, "--help"])
+assert [name for name in {HEAVY} if name in sys.modules] == [], sorted(sys.modules)
+"""
+    ended = python(script)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+# Words and exit codes
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["stabilty"], "permix stabilty: there is no verb 'stabilty'; did you mean stability?"),
+        (["personnas", "--show"], "did you mean personas?"),
+        (["zzz"], "verbs: quickstart, plan, train, stability, fidelity, report, models, personas, check"),
+        (["stability", "none.toml"], "none.toml: no such configuration file"),
+        (["plan", "--task.n", "3"], "plan.questions_per_step = 8: the task has only 3 questions"),
+        (["plan", "--personas.template", "yuo_are"], "personas.template = 'yuo_are': give one of you_are"),
+        (["stability", "--personas.include", "exprt"], "exprt"),
+        (["personas", "--pool", "none.csv"], "none.csv"),
+        (["report"], "no runs: give run directories"),
+        (["report", "nowhere"], "nowhere: no such folder"),
+        (["check", "none.toml"], "none.toml: no such configuration file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    argv: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(argv) == 2
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert shown.err.startswith(f"permix {argv[0]}: ")
+    assert "Traceback" not in shown.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["stability", "--task.n", "0"], "greater than 0"),
+        (["stability", "--task.m", "3"], "--task.n"),
+        (["stability", "--model.backend", "openai"], "base_url is missing"),
+        (["train", "--train.micro-batch", "7"], "must divide"),
+        (["plan", "--plan.scope", "person"], "rollout"),
+        (["plan", "--model.name", "x"], "Unrecognized"),
+        (["stability", "--model.backend", "openai", "--model.base-url", "http://ann:hunter2@h/v1"], "holds credentials"),
+    ],
+)
+def test_bad_flags_say_what_is_valid_and_exit_with_2(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.run(argv)
+    assert ended.value.code == 2
+    shown = capsys.readouterr().err
+    assert words in " ".join(shown.split())
+    assert "hunter2" not in shown
+
+
+def test_a_configuration_of_another_stage_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('stage = "fidelity"\n')
+    assert cli.run(["stability", str(file)]) == 2
+    assert f'{file}: is a configuration for "permix fidelity", not for "permix stability"' in capsys.readouterr().err
+
+
+def test_main_exits_with_the_code() -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["zzz"])
+    assert ended.value.code == 2
+
+
+# Flags over file over default
+
+
+def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('samples = 3\n[task]\nn = 7\nlevels = ["add-1"]\n[sampling]\ntemperature = 0.5\n')
+    flags = ["--task.n", "9", "--personas.bare", "--exclude-plans", "a", "b"]
+    values = {"task": {"n": 9, "levels": ["add-1"]}, "sampling": {"temperature": 0.5}, "personas": {"bare": True}}
+    expected = config.build(StabilityStage, values | {"samples": 3, "exclude_plans": ["a", "b"]}, source="test")
+    assert cli.parse("stability", StabilityStage, [str(file), *flags]) == expected
+    assert cli.parse("stability", StabilityStage, [str(file), "--task.n", "7"]) == config.load(StabilityStage, file)
+    assert cli.parse("stability", StabilityStage, []) == StabilityStage()
+
+
+def test_a_flag_can_mend_what_the_sections_do_not_share(tmp_path: Path) -> None:
+    found = cli.parse("plan", config.PlanStage, ["--personas.tag-weights", "expert", "2.5", "--plan.mix", "0.5"])
+    assert found.personas.tag_weights == {"expert": 2.5}
+    assert found.plan.mix == 0.5
+    assert found.personas.split == "train"  # a section's own default stands though another field of it was given
+    assert found.task.n == 1000
+
+
+# Verbs
+
+
+def test_plan_writes_a_plan_and_says_what_is_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--plan.steps", "2", "--plan.questions-per-step", "3", "--plan.group-size", "4", "--plan.mix", "0", "--task.n", "6"]
+    out = tmp_path / "new" / "plan.parquet"
+    assert cli.run(["plan", "--out", str(out), *flags]) == 0
+    shown = capsys.readouterr().out
+    plan = read_plan(out)
+    assert (plan.steps, len(plan.rows), plan.group_size) == (2, 6, 4)
+    for fact in (plan.hash, "24 in groups of 4", "100.0% of rollouts"):
+        assert fact in shown
+
+
+def test_personas_describes_checks_and_shows_safely(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool = tmp_path / "pool.toml"
+    pool.write_text('[[persona]]\nid = "a"\ntext = "a sailor \u200b[red]of old[/red]"\ntags = ["sea"]\n')
+    assert cli.run(["personas", "--pool", str(pool), "--show"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 personas" in shown
+    assert "a  [-; sea]  a sailor \\u200b[red]of old[/red]" in shown
+    pool.write_text('[[persona]]\nid = "a"\ntext = "a sailor \\u202e"\n')
+    assert cli.run(["personas", "--pool", str(pool)]) == 2
+    assert "holds U+202E" in capsys.readouterr().err
+    assert cli.run(["personas"]) == 0
+    assert "near-duplicates" in capsys.readouterr().out
+
+
+def test_models_says_where_models_come_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PERMIX_CACHE", str(tmp_path))
+    assert cli.run(["models"]) == 0
+    assert "not converted yet" in capsys.readouterr().out
+    folder = tmp_path / "smollm2-135m"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert cli.run(["models"]) == 0
+    assert str(folder) in capsys.readouterr().out
+    assert cli.run(["models", "--fetch"]) == 0  # there already: nothing is converted
+    assert capsys.readouterr().out == f"{folder}\n"
+
+
+def test_check_takes_several_files_and_stops_at_the_first_bad_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = tmp_path / "good [bold].toml", tmp_path / "bad.toml"
+    good.write_text('stage = "stability"\n[task]\nn = 5\n')
+    bad.write_text('stage = "stability"\n[task]\nleves = 5\n')
+    assert cli.run(["check", str(good)]) == 0
+    assert "valid" in capsys.readouterr().out
+    assert cli.run(["check", str(good), str(bad)]) == 2
+    shown = capsys.readouterr()
+    assert str(good) in shown.out
+    assert "unknown key task.leves; did you mean task.levels?" in shown.err
+
+
+def test_a_run_can_be_gone_on_with_and_reported_from_its_own_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, report = tmp_path / "run", tmp_path / "report"
+    with openai_server(right) as server:
+        file = tmp_path / "run.toml"
+        file.write_text(toml(stability_values(tmp_path, server.base_url)))
+        assert cli.run(["stability", str(file), "--label", "ours"]) == 0
+        assert len(server.asked) == 24
+        assert cli.run(["stability", str(run / "config.json")]) == 0
+        assert len(server.asked) == 24
+    capsys.readouterr()
+    assert cli.run(["report", str(run), "--out", str(report)]) == 0
+    assert "ours" in capsys.readouterr().out
+    assert json.loads((report / "table.json").read_text())["rows"][0]["label"] == "ours"
+    assert (report / "report.md").exists()
+
+
+def test_an_endpoint_that_is_not_there_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(toml(stability_values(tmp_path, "http://127.0.0.1:1/v1")))
+    assert cli.run(["stability", str(file)]) == 2
+    assert "model.base_url = http://127.0.0.1:1/v1: no endpoint there" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_interruption_exits_with_130_and_keeps_what_was_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt_at_9(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> str:
+        if nth == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+        return right(body, nth, headers)
+
+    with openai_server(interrupt_at_9) as server:
+        file = tmp_path / "run.toml"
+        file.write_text(toml(stability_values(tmp_path, server.base_url, model=endpoint(server.base_url))))
+        assert cli.run(["stability", str(file)]) == 130
+        shown = capsys.readouterr()
+        assert "interrupted; what was done is kept, run the same command to go on" in shown.err
+        assert "Traceback" not in shown.err
+        kept, asked = len(read_cells(tmp_path / "run" / "records.jsonl")), len(server.asked)
+        assert 1 <= kept < 24
+        server.script = right
+        assert cli.run(["stability", str(file)]) == 0
+        assert len(server.asked) == asked + 24 - kept
+
+
+# Light
+
+
+@pytest.fixture
+def torchless() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command where torch and its kin cannot be imported."""
+    script = f"""
+import sys
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {WITHOUT}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Without())
+from permix.cli import main
+main(sys.argv[1:])
+"""
+    return lambda *argv: python(script, *argv)
+
+
+def test_endpoints_are_measured_without_torch(torchless: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    with openai_server(right) as server:
+        file = tmp_path / "run.toml"
+        file.write_text(toml(stability_values(tmp_path, server.base_url)))
+        ended = torchless("stability", str(file))
+        assert ended.returncode == 0, ended.stderr[-2000:]
+        assert "report.md" in ended.stdout
+        assert len(server.asked) == 24
+
+
+def test_plans_checks_and_reports_need_no_torch(
+    torchless: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "train.toml"
+    file.write_text('stage = "train"\n[task]\nn = 20\n')
+    pool = str(write_pool(tmp_path / "pool.toml"))
+    for argv in (
+        ["plan", "--task.n", "20", "--plan.steps", "1", "--out", str(tmp_path / "plan.parquet")],
+        ["check", str(file)],
+        ["personas", "--pool", pool],
+        ["models"],
+    ):
+        ended = torchless(*argv)
+        assert ended.returncode == 0, (argv, ended.stderr[-2000:])

@@ -1,0 +1,181 @@
+"""Configuration: every key and type is checked, the message names what is valid, and what a run wrote can be run again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from permix import config
+from permix.config import STAGES, FidelityStage, ModelConfig, PlanStage, StabilityStage, TrainStage, build, load, read_values
+from permix.errors import ConfigError
+from permix.records import read_json, write_json
+from permix.types import Sampling
+from tests.worlds import toml
+
+
+def changed(stage: type[config.AnyStage]) -> dict[str, Any]:
+    """Values far from the defaults, as JSON says them."""
+    values: dict[type[config.AnyStage], dict[str, Any]] = {
+        PlanStage: {"plan": {"mix": 0.25, "scope": "rollout"}, "personas": {"tag_weights": {"expert": 2.5}}, "out": "p.parquet"},
+        TrainStage: {"train": {"lr": 1e-6, "clip_high": 0.28, "micro_batch": 4}, "plan_file": "x.parquet", "threads": 2},
+        StabilityStage: {
+            "model": {"backend": "openai", "base_url": "http://h/v1", "timeout_s": 1.5}, "exclude_plans": ["a", "b"],
+            "sampling": {"temperature": 0.7}, "label": "é \u2028 x",
+        },
+        FidelityStage: {"reference": "runs/base", "n_questions": 20, "personas": {"include": ["character"], "bare": True}},
+        config.ReportStage: {"runs": ["a", "b"]},
+        config.QuickstartStage: {"fast": True, "seed": 3},
+    }  # fmt: skip
+    return values[stage]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_has_valid_defaults_that_name_it(name: str) -> None:
+    stage = STAGES[name]()
+    assert stage.stage == name
+    assert build(STAGES[name], {}, source="test") == stage
+    assert STAGES[name].model_validate(stage.model_dump()) == stage
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("values", ["defaults", "changed"])
+def test_what_a_run_wrote_is_the_same_configuration_again(name: str, values: str, tmp_path: Path) -> None:
+    stage = build(STAGES[name], {} if values == "defaults" else changed(STAGES[name]), source="test")
+    write_json(tmp_path / "config.json", stage)
+    assert build(STAGES[name], read_json(tmp_path / "config.json"), source="test") == stage
+    assert load(STAGES[name], tmp_path / "config.json") == stage
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_toml_says_the_same_as_json(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "stage.toml"
+    file.write_text(toml(changed(STAGES[name])))
+    assert load(STAGES[name], file) == build(STAGES[name], json.loads(json.dumps(changed(STAGES[name]))), source="test")
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
+    return [
+        leaf
+        for key, value in values.items()
+        for leaf in (leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"])
+    ]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_changed_value_arrives(name: str) -> None:
+    values = changed(STAGES[name])
+    dumped = build(STAGES[name], values, source="test").model_dump(mode="json")
+    default = STAGES[name]().model_dump(mode="json")
+    for leaf in leaves(values):
+        got: Any = dumped
+        wanted: Any = values
+        usual: Any = default
+        for key in leaf.split("."):
+            got, wanted, usual = got[key], wanted[key], usual.get(key) if isinstance(usual, dict) else None
+        assert got == wanted != usual, leaf
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"modle": {}}, "unknown key modle; did you mean model?"),
+        ({"model": {"nmae": "x"}}, "unknown key model.nmae; did you mean model.name?"),
+        ({"sampling": {"temprature": 1}}, "unknown key sampling.temprature; did you mean sampling.temperature?"),
+        ({"task": {"zzz": 1}}, "unknown key task.zzz; known: name, path, split, n, levels, seed"),
+        ({"train": {"lr": 1}}, "unknown key train; did you mean"),
+        ({"samples": 0}, "samples = 0: Input should be greater than 0"),
+        ({"resamples": 99}, "resamples = 99: Input should be greater than or equal to 100"),
+        ({"task": {"n": "many"}}, "task.n = 'many': Input should be a valid integer"),
+        ({"task": {"n": 1.5}}, "task.n = 1.5: Input should be a valid integer"),
+        ({"task": {"name": "aritmetic"}}, "task.name = 'aritmetic': Input should be 'arithmetic', 'gsm8k', 'math500' or 'math'"),
+        ({"task": 3}, "task = 3: Input should be a valid dictionary"),
+        ({"sampling": {"top_p": 1.5}}, "sampling.top_p = 1.5: Input should be less than or equal to 1"),
+        ({"personas": {"n": -1}}, "personas.n = -1"),
+        ({"personas": {"split": "test"}}, "personas.split = 'test': Input should be 'train', 'heldout' or 'all'"),
+        ({"model": {"backend": "openai"}}, 'model: base_url is missing: backend "openai" needs one, such as http://127.0.0.1:8000/v1'),
+        ({"model": {"timeout_s": float("inf")}}, "model.timeout_s = inf: Input should be a finite number"),
+        ({"samples": 0, "seed": -1}, "samples = 0: Input should be greater than 0; seed = -1: Input should be"),
+        ({"stage": "train"}, "stage = 'train': Input should be 'stability'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_what_would_be_right(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(StabilityStage, values, source="run.toml")
+    assert str(caught.value).startswith(f"run.toml: {words}")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"train": {"micro_batch": 7}}, "train.micro_batch = 7: must divide plan.questions_per_step × plan.group_size = 64"),
+        ({"model": {"backend": "openai", "base_url": "http://h/v1"}}, 'model.backend = "openai": training needs "transformers"'),
+        ({"plan": {"group_size": 1}}, "plan.group_size = 1: Input should be greater than or equal to 2"),
+        ({"plan": {"mix": 1.01}}, "plan.mix = 1.01: Input should be less than or equal to 1"),
+        ({"train": {"lr": 0}}, "train.lr = 0: Input should be greater than 0"),
+    ],
+)
+def test_a_training_that_cannot_run_is_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(TrainStage, values, source="run.toml")
+    assert words in str(caught.value)
+
+
+def test_configurations_are_frozen_and_refuse_unknown_keys_in_code_too() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        StabilityStage().model.name = "other"
+    with pytest.raises(ValidationError, match="colour"):
+        ModelConfig.model_validate({"colour": "red"})
+
+
+def test_secrets_are_refused_without_being_repeated() -> None:
+    for model in (
+        {"backend": "openai", "base_url": "http://ann:hunter2@h/v1"},
+        {"backend": "openai", "base_url": "http://h/v1", "api_key_env": "sk-hunter2"},
+    ):
+        with pytest.raises(ConfigError, match=r"run\.toml: model: (base_url|api_key_env) ") as caught:
+            build(StabilityStage, {"model": model}, source="run.toml")
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.toml", None, "no such configuration file"),
+        ("a.toml", b"x = ", "not a TOML file"),
+        ("a.toml", b"\xff\xfe", "not a TOML file"),
+        ("a.toml", b"a = 1\na = 2", "not a TOML file"),
+        ("a.json", b"{", "not a JSON file"),
+        ("a.json", b"[1]", "holds list, not an object"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(name: str, content: bytes | None, words: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"{name}: {words}"):
+        read_values(tmp_path / name)
+    with pytest.raises(ConfigError, match="not a TOML file"):
+        read_values(tmp_path)
+
+
+# What the help and the documents rely on
+
+
+def classes(of: type[BaseModel]) -> list[type[BaseModel]]:
+    inner = [field.annotation for field in of.model_fields.values()]
+    return [of, *(found for one in inner if isinstance(one, type) and issubclass(one, BaseModel) for found in classes(one))]
+
+
+def test_every_option_says_what_it_is() -> None:
+    sections = {section for stage in STAGES.values() for section in classes(stage)} - {Sampling}
+    silent = [
+        f"{section.__name__}.{name}"
+        for section in sections
+        for name, field in section.model_fields.items()
+        if not field.description and name != "stage" and field.annotation not in sections | {Sampling}
+    ]
+    assert silent == []

@@ -1,0 +1,262 @@
+"""`permix train`: what it writes, what it refuses, and that a killed run ends bitwise where an undisturbed one does."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from permix.config import ModelConfig, PersonasConfig, PlanConfig, PlanStage, TaskConfig, TrainConfig, TrainStage
+from permix.errors import ConfigError, DataError, PermixError
+from permix.models.hf import HFModel
+from permix.tasks.overlap import read_seen
+from permix.train.log import read_log
+from permix.train.plan import compile_from, read_plan, write_plan
+from permix.train.run import newest_checkpoint, train
+from permix.types import Completion, Message, Request, Sampling
+from tests.mortal import Moment, command
+
+QUICK = {"lr": 1e-2, "max_new_tokens": 6, "micro_batch": 16, "precision": "float32", "save_every": 2}
+
+
+def stage(tiny_model: Path, out: Path, *, plan: dict[str, Any] | None = None, **settings: Any) -> TrainStage:
+    """A training of 3 steps of 2 groups of 16: the chance that a model right once in ten is never right is 4e-5."""
+    sizes = {"steps": 3, "questions_per_step": 2, "group_size": 16, "mix": 0.6} | (plan or {})
+    return TrainStage(
+        out=out, threads=1, model=ModelConfig(name=str(tiny_model)), label="tiny",
+        task=TaskConfig(split="train", levels=("sub-1",), n=20), personas=PersonasConfig(split="train", n=4),
+        plan=PlanConfig.model_validate(sizes), train=TrainConfig.model_validate(QUICK | settings),
+    )  # fmt: skip
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(folder / "model.safetensors"))
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    """The log without its wall seconds."""
+    return [
+        {name: value for name, value in line.items() if name not in ("seconds", "cpu_seconds")}
+        for line in read_log(out / "log.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a small finished training."""
+    return train(stage(tiny_model, tmp_path_factory.mktemp("plain") / "run")).parent
+
+
+def test_the_result_is_a_plain_model_folder_that_answers(plain: Path, tiny_model: Path) -> None:
+    model = HFModel(ModelConfig(name=str(plain / "model"), dtype="float32"))
+    (answer,) = model.complete([Request((Message(role="user", content="What is 1 + 1?"),), 0)], Sampling(max_new_tokens=4))
+    assert isinstance(answer.result, Completion)
+    before, after = weights(tiny_model), weights(plain / "model")
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert {value.dtype for value in after.values()} == {torch.float32}
+    for name in ("chat_template.jinja", "generation_config.json"):
+        assert (plain / "model" / name).read_text() == (tiny_model / name).read_text()
+
+
+def test_the_model_carries_its_card_and_the_questions_it_saw(plain: Path) -> None:
+    plan = read_plan(plain / "plan.parquet")
+    card = (plain / "model" / "README.md").read_text(encoding="utf-8")
+    assert plan.hash in card
+    assert "PerMix-RLVR (persona-mixed RLVR), trained by permix from" in card
+    assert read_seen(plain / "model") == {row.question_hash for row in plan.rows}
+
+
+def test_a_run_leaves_its_log_and_no_scratch(plain: Path) -> None:
+    assert sorted(path.name for path in plain.iterdir() if path.name != ".lock") == [
+        "config.json", "log.jsonl", "model", "plan.parquet", "provenance.json", "rollouts.jsonl", "samples.md", "usage.json",
+    ]  # fmt: skip
+    log, rollouts = read_log(plain / "log.jsonl"), read_log(plain / "rollouts.jsonl")
+    assert [line["step"] for line in log] == [1, 2, 3]
+    assert [line["step"] for line in rollouts] == [1] * 32 + [2] * 32 + [3] * 32
+    assert log[-1]["tokens"] == sum(line["tokens"] for line in rollouts)
+    assert log[0]["lr"] == 1e-2
+    assert {"reward", "entropy", "grad_norm", "completion_tokens", "truncated", "signal_groups"} <= log[0].keys()
+    assert (plain / "samples.md").read_text(encoding="utf-8").count("## Step") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "plan"),
+    [
+        ({"beta": 0.1}, {}),
+        ({"lora_rank": 2}, {}),
+        ({"lora_rank": 2, "beta": 0.1}, {}),
+        ({"iterations": 2}, {}),
+        ({"loss": "grpo", "scale_rewards": "none", "precision": "bfloat16"}, {"scope": "rollout"}),
+        ({"loss": "dr_grpo", "gradient_checkpointing": True, "lr_schedule": "cosine", "warmup_steps": 1}, {"mix": 0.0}),
+    ],
+    ids=["kl", "lora", "lora-kl", "iterations", "bfloat16-rollout-scope", "checkpointing"],
+)
+def test_every_kind_of_training_runs(tiny_model: Path, tmp_path: Path, settings: dict[str, Any], plan: dict[str, Any]) -> None:
+    config = stage(tiny_model, tmp_path / "run", plan=plan, **settings)
+    folder = train(config)
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    assert len(log) == 3 * config.train.iterations
+    before, after = weights(tiny_model), weights(folder)
+    assert before.keys() == after.keys(), "adapters are merged"
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert (folder / "generation_config.json").read_text() == (tiny_model / "generation_config.json").read_text()
+    if config.train.beta:
+        assert abs(log[0]["kl"]) < 1e-6, "the first step is the reference itself"
+        assert log[2]["kl"] > 1e-6
+    if config.train.iterations == 2:
+        assert [line["reward"] is None for line in log] == [False, True] * 3
+        assert {line["step"] for line in read_log(tmp_path / "run" / "rollouts.jsonl")} == {1, 3, 5}
+
+
+def test_a_finished_run_started_again_does_nothing(plain: Path, tiny_model: Path) -> None:
+    def stamps() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in plain.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    before = stamps()
+    assert train(stage(tiny_model, plain)) == plain / "model"
+    after = stamps()
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {str(plain / "config.json")}
+    assert after.keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"lr": 2e-2}, "train"), ({"plan": {"mix": 0.0}}, "plan"), ({"plan": {"seed": 1}}, "plan"), ({"beta": 0.1}, "train")],
+)
+def test_another_plan_or_setting_in_its_folder_is_refused(
+    plain: Path, tiny_model: Path, changed: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"this run was made with {named} = "):
+        train(stage(tiny_model, plain, **changed))
+
+
+def test_another_model_in_its_folder_is_refused(plain: Path) -> None:
+    with pytest.raises(ConfigError, match="this run was made with model = "):
+        train(stage(plain / "model", plain))
+
+
+def test_a_plan_file_trains_as_the_sections_it_was_compiled_from(plain: Path, tiny_model: Path, tmp_path: Path) -> None:
+    config = stage(tiny_model, tmp_path / "run")
+    sections = PlanStage(task=config.task, personas=config.personas, plan=config.plan)
+    write_plan(compile_from(sections.task, sections.personas, sections.plan), tmp_path / "plan.parquet")
+    other_sizes = config.model_copy(update={"plan_file": tmp_path / "plan.parquet", "plan": PlanConfig()})
+    folder = train(other_sizes)
+    assert log_of(tmp_path / "run") == log_of(plain)
+    assert (folder / "model.safetensors").read_bytes() == (plain / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_prompt_over_the_limit_is_refused_before_training_and_names_its_row(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"max_prompt_tokens = 20: the prompt of step 0, group 0 \(question arithmetic:"):
+        train(stage(tiny_model, tmp_path / "run", max_prompt_tokens=20))
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_completions_that_leave_the_models_window_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train.max_new_tokens = 500: .* the model reads 512; give train.max_new_tokens = 4"):
+        train(stage(tiny_model, tmp_path / "run", max_new_tokens=500))
+
+
+def test_a_micro_batch_that_does_not_divide_a_plan_files_step_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    config = stage(tiny_model, tmp_path / "run")
+    write_plan(compile_from(config.task, config.personas, config.plan), tmp_path / "plan.parquet")
+    values = config.model_dump() | {
+        "plan_file": tmp_path / "plan.parquet",
+        "train": config.train.model_dump() | {"micro_batch": 6},
+    }
+    with pytest.raises(ConfigError, match=r"micro_batch = 6: must divide the plan's 32 rollouts a step"):
+        train(TrainStage.model_validate(values))
+
+
+def test_a_broken_plan_file_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.parquet").write_bytes(b"PAR1")
+    config = stage(tiny_model, tmp_path / "run").model_copy(update={"plan_file": tmp_path / "plan.parquet"})
+    with pytest.raises(DataError, match="not a plan file"):
+        train(config)
+
+
+def test_a_model_whose_weights_diverged_is_named_as_one(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "diverged"))
+    save_file(
+        {name: value * torch.nan for name, value in weights(tiny_model).items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(PermixError, match="its weights have diverged"):
+        train(stage(folder, tmp_path / "run"))
+
+
+def checkpoint(folder: Path, step: int, state: str | None) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    if state is not None:
+        (path / "trainer_state.json").write_text(state)
+    return path
+
+
+def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "none") is None
+    whole = checkpoint(tmp_path, 9, json.dumps({"global_step": 9}))
+    checkpoint(tmp_path, 5, json.dumps({"global_step": 5}))
+    for step, state in ((10, None), (11, '{"global_step": 1'), (12, json.dumps({"global_step": 9})), (13, "[]"), (14, "")):
+        checkpoint(tmp_path, step, state)
+    assert newest_checkpoint(tmp_path) == whole
+
+
+MOMENTS = [
+    Moment("permix.train.log:StepLog.step", 1),
+    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1, torn=True),
+    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
+    Moment("permix.train.log:_append", 3, torn=True),
+    Moment("permix.train.log:StepLog.step", 1),
+    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
+    Moment("permix.train.run:write_card", 1),
+]
+"""Where each start of the run dies: before the first checkpoint; in the middle of writing it; just after it; in the middle of
+logging step 3; after step 3; after the last checkpoint; in the middle of writing the model."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [(), ("--train.lora-rank", "2", "--train.beta", "0.1"), ("--train.iterations", "2")])
+def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
+    tiny_model: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    config = tmp_path / "train.toml"
+    config.write_text(
+        f"""
+        threads = 1
+        model.name = {json.dumps(str(tiny_model))}
+        task = {{ split = "train", levels = ["sub-1"], n = 20 }}
+        personas = {{ split = "train", n = 4 }}
+        plan = {{ steps = 4, questions_per_step = 2, group_size = 16 }}
+        train = {{ lr = 1e-2, max_new_tokens = 6, micro_batch = 16, precision = "float32", save_every = 2, samples_every = 2 }}
+        """
+    )
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert command("train", str(config), "--out", str(undisturbed), *settings) == 0
+    moments = MOMENTS if not settings else MOMENTS[1::3]
+    for moment in moments:
+        assert command("train", str(config), "--out", str(killed), *settings, dies=moment) == -9, moment
+        assert not (killed / "model").exists()
+    assert command("train", str(config), "--out", str(killed), *settings) == 0
+    assert (killed / "model/model.safetensors").read_bytes() == (undisturbed / "model/model.safetensors").read_bytes()
+    assert log_of(killed) == log_of(undisturbed)
+    for name in ("rollouts.jsonl", "samples.md", "model/README.md"):
+        assert (killed / name).read_bytes().replace(b"# killed", b"# undisturbed") == (undisturbed / name).read_bytes()
+    assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in undisturbed.iterdir())
+    assert not list(killed.glob("**/.*.part"))
+
+
+@pytest.mark.slow
+def test_a_run_killed_after_its_model_was_written_still_clears_its_checkpoints(tiny_model: Path, tmp_path: Path) -> None:
+    done = train(stage(tiny_model, tmp_path / "run", keep_checkpoints=True))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-3"]
+    cleared = shutil.copytree(tmp_path / "run", tmp_path / "killed")
+    identity = json.loads((cleared / "provenance.json").read_text())
+    identity["identity"]["train"]["keep_checkpoints"] = False
+    (cleared / "provenance.json").write_text(json.dumps(identity))
+    assert train(stage(tiny_model, cleared)) == cleared / "model"
+    assert not (cleared / "checkpoints").exists()
+    assert done.exists()
