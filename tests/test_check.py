@@ -11,7 +11,7 @@ from permix.config import PersonasConfig, PlanConfig, TaskConfig
 from permix.errors import ConfigError, DataError
 from permix.evals.fidelity import fidelity
 from permix.tasks import load_questions
-from permix.tasks.overlap import write_seen
+from permix.tasks.overlap import Seen, write_seen
 from permix.train.plan import compile_from, write_plan
 from tests.servers import openai_server
 from tests.worlds import endpoint, fidelity_config, fidelity_values, stability_values, toml, write_pool
@@ -37,7 +37,7 @@ def plan_file(folder: Path) -> Path:
 
 def trained_folder(folder: Path) -> Path:
     _, questions = load_questions(TaskConfig(levels=("add-1",), n=6))
-    write_seen(folder / "model", "plan", {question.content_hash for question in questions[:3]})
+    write_seen(folder / "model", Seen(frozenset(question.content_hash for question in questions[:3])))
     return folder / "model"
 
 
@@ -115,7 +115,7 @@ def test_an_unknown_key_of_any_stage_is_named(stage: str, tmp_path: Path) -> Non
         ({"stage": "plan", "task": {"n": 4, "levels": ["add-1"]}}, "questions_per_step = 8: the task has only 4 questions"),
         ({"stage": "plan", "task": {"n": 100_000}}, "task.n = 100000: arithmetic has"),
         ({"stage": "plan", "personas": {"template": "yuo_are"}}, "personas.template = 'yuo_are'"),
-        ({"stage": "plan", "personas": {"tag_weights": {"exprt": 2}}}, "unknown tag"),
+        ({"stage": "plan", "plan": {"tag_weights": {"exprt": 2}}}, "unknown tag"),
         ({"stage": "train", "plan_file": "none.parquet"}, "plan none.parquet: no such file"),
         ({"stage": "train", "personas": {"template": "yuo_are"}}, "personas.template = 'yuo_are'"),
         ({"stage": "stability", "task": {"levels": ["ad-1"]}}, "arithmetic has no level 'ad-1'; did you mean"),

@@ -169,8 +169,8 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path)
 
 
 def test_a_flag_can_mend_what_the_sections_do_not_share(tmp_path: Path) -> None:
-    found = cli.parse("plan", config.PlanStage, ["--personas.tag-weights", "expert", "2.5", "--plan.mix", "0.5"])
-    assert found.personas.tag_weights == {"expert": 2.5}
+    found = cli.parse("plan", config.PlanStage, ["--plan.tag-weights", "expert", "2.5", "--plan.mix", "0.5"])
+    assert found.plan.tag_weights == {"expert": 2.5}
     assert found.plan.mix == 0.5
     assert found.personas.split == "train"  # a section's own default stands though another field of it was given
     assert found.task.n == 1000

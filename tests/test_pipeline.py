@@ -87,7 +87,8 @@ def test_no_question_of_the_evaluation_was_trained_on(done: Path) -> None:
         plan = read_plan(folder.parent / "plan.parquet")
         asked = {cell.question_id for cell in cells(done, label, "stability")}
         assert not asked & {row.question_id for row in plan.rows}
-        assert read_seen(folder) == {row.question_hash for row in plan.rows}
+        assert read_seen(folder).questions == {row.question_hash for row in plan.rows}
+        assert read_seen(folder).personas == {row.persona_id for row in plan.rows if row.persona_id}
         assert [line["step"] for line in read_log(folder.parent / "log.jsonl")] == list(range(1, FAST.steps + 1))
 
 

@@ -217,7 +217,7 @@ def test_provenance_is_json() -> None:
     assert json.loads(json.dumps(provenance()))["cpus"] == os.cpu_count()
 
 
-def test_usage_adds_up_over_sessions_and_counts_one_that_fails(tmp_path: Path) -> None:
+def test_usage_adds_up_over_starts_and_counts_one_that_fails(tmp_path: Path) -> None:
     for session in range(3):
         with RunDir.open(tmp_path, CONFIG, IDENTITY) as run:
             try:
@@ -229,7 +229,7 @@ def test_usage_adds_up_over_sessions_and_counts_one_that_fails(tmp_path: Path) -
             except KeyboardInterrupt:
                 pass
         usage = read_json(tmp_path / "usage.json")
-        assert usage["sessions"] == session + 1
+        assert usage["starts"] == session + 1
         assert usage["wall_seconds"] >= 0.1 * (session + 1)
         assert usage["cpu_seconds"] > 0.01 * session  # the clock ticks in hundredths
 

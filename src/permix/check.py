@@ -7,11 +7,13 @@ from permix.errors import ConfigError
 from permix.evals.fidelity import choose_voices, open_questions, refuse_unanswered
 from permix.evals.stability import seen_hashes
 from permix.models import open_model
+from permix.models.hf import refuse_missing_folder
 from permix.personas.choose import choose_personas
 from permix.prompting import template_text
+from permix.quickstart import stages as quickstart_stages
 from permix.records import read_json
 from permix.tasks import load_questions, refuse_overlap
-from permix.train.plan import compile_from, describe, read_plan
+from permix.train.plan import compile_from, describe, micro_batches, read_plan
 
 
 def check_config(path: Path) -> dict[str, str]:
@@ -29,8 +31,22 @@ def check_config(path: Path) -> dict[str, str]:
             for run in stage.runs:
                 read_json(run / "config.json")
         case config.QuickstartStage():
-            pass
+            for parts in quickstart_stages(stage):
+                for part in parts:
+                    _check_part(part)
     return facts | {"result": "valid"}
+
+
+def _check_part(part: config.Stage) -> None:
+    """One stage of the quickstart; what it takes from an earlier one is not there yet."""
+    if isinstance(part, config.TrainStage):
+        _check_plan(part)
+    elif isinstance(part, config.FidelityStage):
+        choose_voices(part)
+        open_questions(part)
+    elif isinstance(part, config.StabilityStage):
+        load_questions(part.task)
+        choose_personas(part.personas)
 
 
 def stage_of(path: Path) -> config.AnyStage:
@@ -44,8 +60,12 @@ def stage_of(path: Path) -> config.AnyStage:
 
 def _check_plan(stage: config.PlanStage | config.TrainStage) -> dict[str, str]:
     template_text(stage.personas.template)
+    if isinstance(stage, config.TrainStage):
+        refuse_missing_folder(stage.model.name)
     if isinstance(stage, config.TrainStage) and stage.plan_file:
-        return describe(read_plan(stage.plan_file))
+        known = read_plan(stage.plan_file)
+        micro_batches(known, stage.train)
+        return describe(known)
     return describe(compile_from(stage.task, stage.personas, stage.plan))
 
 
@@ -73,6 +93,8 @@ def _check_fidelity(stage: config.FidelityStage) -> dict[str, str]:
 
 
 def _check_model(model: config.ModelConfig) -> None:
-    """An endpoint's address and key, without asking it anything."""
+    """An endpoint's address and key, without asking it anything; a model folder that is named as one."""
+    if model.backend == "transformers":
+        refuse_missing_folder(model.name)
     if model.backend == "openai":
         open_model(model)

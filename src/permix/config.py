@@ -99,13 +99,13 @@ class PersonasConfig(Section):
     """Wording of the system message: you_are, adopt, second_person, or a text with {persona} in it."""
     bare: bool = False
     """Without persona, send an empty system message instead of none."""
-    tag_weights: dict[str, float] = {}
-    """Multiplies the chance of personas with a tag (plans only)."""
 
 
 class PlanConfig(Section):
     mix: float = Field(default=0.8, ge=0, le=1)
     """Probability that a question is asked under a persona; 0 is plain RLVR."""
+    tag_weights: dict[str, float] = {}
+    """Multiplies the chance that personas with a tag are drawn."""
     scope: Scope = "group"
     """Whether a group shares one persona, or each of its rollouts draws its own."""
     steps: int = Field(default=100, gt=0)
@@ -191,11 +191,16 @@ class PlanStage(Section):
     plan: PlanConfig = PlanConfig()
 
 
+class TrainedModel(Section):
+    name: str = "bundled"
+    """"bundled" (SmolLM2-135M-Instruct), a model folder or a hub id; its weights are trained in float32."""
+
+
 class TrainStage(Stage):
     stage: Literal["train"] = "train"
     out: Path = Path("runs/train")
     """The run directory."""
-    model: ModelConfig = ModelConfig()
+    model: TrainedModel = TrainedModel()
     plan_file: Path | None = None
     """A plan to train from; when not given, one is compiled from the sections task, personas and plan."""
     task: TaskConfig = TaskConfig(split="train", n=1000)
@@ -204,9 +209,7 @@ class TrainStage(Stage):
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
-    def _in_process(self) -> "TrainStage":
-        if self.model.backend != "transformers":
-            raise ValueError(f'model.backend = "{self.model.backend}": training needs "transformers"')
+    def _whole_micro_batches(self) -> "TrainStage":
         # A plan from a file has sizes of its own, checked when it is read.
         if self.plan_file is None and (self.plan.questions_per_step * self.plan.group_size) % self.train.micro_batch:
             raise ValueError(
@@ -265,8 +268,8 @@ class ReportStage(Section):
 
 class QuickstartStage(Section):
     stage: Literal["quickstart"] = "quickstart"
-    out: Path = Path("runs/quickstart")
-    """Where the runs and the report go."""
+    out: Path | None = None
+    """Where the runs and the report go; runs/quickstart, or runs/quickstart-fast with --fast, when not given."""
     model: str = "bundled"
     """The model to measure and train: "bundled" (SmolLM2-135M-Instruct), a model folder, or a hub id."""
     fast: bool = False
@@ -275,6 +278,10 @@ class QuickstartStage(Section):
     """Seeds plans, evaluations and training alike."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads for torch; the machine's cores when not given."""
+
+    @property
+    def folder(self) -> Path:
+        return self.out or Path("runs/quickstart-fast" if self.fast else "runs/quickstart")
 
 
 AnyStage = PlanStage | TrainStage | StabilityStage | FidelityStage | ReportStage | QuickstartStage

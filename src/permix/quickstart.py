@@ -22,6 +22,7 @@ from permix.config import (
     StabilityStage,
     TaskConfig,
     TrainConfig,
+    TrainedModel,
     TrainStage,
 )
 from permix.progress import Journey
@@ -66,12 +67,12 @@ def stages(config: QuickstartStage) -> tuple[list[StabilityStage], list[Fidelity
 
 
 def _folder(config: QuickstartStage, label: str, stage: str) -> Path:
-    return config.out / f"{label.lower()}-{stage}"
+    return config.folder / f"{label.lower()}-{stage}"
 
 
 def _training(config: QuickstartStage, size: Size, label: str, mix: float) -> TrainStage:
     return TrainStage(
-        out=_folder(config, label, "train"), label=label, threads=config.threads, model=ModelConfig(name=config.model),
+        out=_folder(config, label, "train"), label=label, threads=config.threads, model=TrainedModel(name=config.model),
         task=TaskConfig(split="train", levels=LEVELS, n=300, seed=config.seed),
         personas=PersonasConfig(split="train"),
         plan=PlanConfig(mix=mix, steps=size.steps, questions_per_step=6, group_size=8, seed=config.seed),
@@ -98,7 +99,7 @@ def _fidelity(config: QuickstartStage, size: Size, label: str, model: str) -> Fi
 
 
 def quickstart(config: QuickstartStage) -> None:
-    """Run, or go on with, the quickstart; prints the table and writes `report/` under `config.out`."""
+    """Run, or go on with, the quickstart; prints the table and writes `report/` under `config.folder`."""
     from permix.evals.fidelity import fidelity
     from permix.evals.stability import stability
     from permix.models.hf import resolve
@@ -118,7 +119,7 @@ def quickstart(config: QuickstartStage) -> None:
         parts.append(Part(f"characters of {two.label}", talk, partial(fidelity, two)))
     Console(stderr=True).print(
         f"permix quickstart: {len(parts)} steps, about {size.minutes} minutes on 2 cores; "
-        f"interrupt it at any time and start it again to go on. Everything goes to {config.out}/", soft_wrap=True,
+        f"interrupt it at any time and start it again to go on. Everything goes to {config.folder}/", soft_wrap=True,
     )  # fmt: skip
     journey = Journey([part.weight for part in parts])
     for number, part in enumerate(parts):
@@ -138,7 +139,7 @@ def report(
     from permix.report.build import build_report
     from permix.report.tables import terminal_table
 
-    out = config.out / "report"
+    out = config.folder / "report"
     rows = build_report([one.out for one in (*stable, *distinct, *trained)], out, caption(config))
     console = Console()
     console.print(terminal_table(rows))

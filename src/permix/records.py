@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -167,9 +168,10 @@ class RunDir:
             yield
         finally:
             path = self.path / "usage.json"
-            before = read_json(path) if path.exists() else {"cpu_seconds": 0.0, "wall_seconds": 0.0, "sessions": 0}
-            used = {"cpu_seconds": _cpu_seconds() - cpu, "wall_seconds": time.monotonic() - wall, "sessions": 1}
-            write_json(path, {key: round(before[key] + value, 2) for key, value in used.items()})
+            before = read_json(path) if path.exists() else {}
+            used = {"cpu_seconds": _cpu_seconds() - cpu, "wall_seconds": time.monotonic() - wall, "starts": 1}
+            totals = {key: round(before.get(key, 0) + value, 2) for key, value in used.items()}
+            write_json(path, totals | {"peak_mb": max(before.get("peak_mb", 0), _peak_mb())})
 
     def append(self, cells: Iterable[Cell]) -> None:
         """Add cells; they are with the operating system when this returns, so a killed process loses none of them."""
@@ -219,6 +221,11 @@ def refuse_other_words(known: Mapping[CellKey, Cell], asked: Iterable[Cell]) -> 
                 f"cell {tuple(cell.key)}: this run asked it in other words, with another seed or for another answer; "
                 "give another folder, or the settings it was made with"
             )
+
+
+def _peak_mb() -> int:
+    """The largest resident memory this process has had, in MB (Linux counts it in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def _cpu_seconds() -> float:

@@ -40,7 +40,7 @@ def grid(
 def run_grid(
     path: Path, reply: Callable[[Request], Reply], asked: Sequence[Cell], judge: Judge | None = right
 ) -> tuple[int, list[Request], dict[CellKey, Cell]]:
-    """(cells owed, what the model was asked in this session, what is on disk)."""
+    """(cells owed, what the model was asked by this process, what is on disk)."""
     model = ScriptedModel(reply)
     with RunDir.open(path, StabilityStage(), {"model": model.fingerprint}) as run:
         left = fill(model, asked, Sampling(), run, judge, "test")

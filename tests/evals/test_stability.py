@@ -18,7 +18,7 @@ from permix.evals.stability import grids, measure, stability
 from permix.models.openai import AHEAD
 from permix.records import RunDir, read_cells, read_json
 from permix.tasks import load_questions
-from permix.tasks.overlap import write_seen
+from permix.tasks.overlap import Seen, write_seen
 from permix.train.plan import compile_from, write_plan
 from permix.types import Cell, CellKey, Verdict
 from tests.servers import Action, Hang, error, openai_server
@@ -80,7 +80,7 @@ def test_what_was_asked_is_what_is_recorded(tmp_path: Path) -> None:
     born = read_json(config.out / "provenance.json")["identity"]
     assert born["task"] == "arithmetic"
     assert born["sampling"] == {"temperature": 0.5, "top_p": 0.9, "max_new_tokens": 16}
-    assert read_json(config.out / "usage.json")["sessions"] == 1
+    assert read_json(config.out / "usage.json")["starts"] == 1
 
 
 def test_a_finished_run_asks_nothing_more_and_measures_the_same(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_persona_of_another_text_is_refused_and_the_run_stays_as_it_was(tmp_pa
 def seen_questions(folder: Path) -> Path:
     """A model folder that was trained on one of the six questions."""
     _, (first, *_) = load_questions(TaskConfig(levels=("add-1",), n=6))
-    write_seen(folder, "plan", {first.content_hash})
+    write_seen(folder, Seen(frozenset({first.content_hash})))
     return folder
 
 

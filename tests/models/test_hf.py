@@ -249,7 +249,7 @@ def test_a_tokenizer_that_cannot_be_given_a_persona_is_refused(tmp_path: Path, t
 
 
 def test_a_name_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.name = .*nowhere.*cannot be loaded"):
+    with pytest.raises(ConfigError, match=r"model\.name = .*nowhere.*no such folder"):
         open_model(ModelConfig(name=str(tmp_path / "nowhere")))
 
 

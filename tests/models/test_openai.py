@@ -162,7 +162,7 @@ def test_import_is_light() -> None:
     [
         *(error(status) for status in (408, 429, 500, 502, 503, 504)),
         HALF_JSON, EMPTY_CHOICES, WRONG_TYPES, Raw(b""), Raw(b"[]"), Raw(b"\xff\xfe"), Raw(b'{"error": {"message": "busy"}}'),
-        Reply(None), Reply("", usage=None), Reply(" \n", usage={"completion_tokens": 0}),
+        Reply(None, usage=None), Reply("", usage=None), Reply(" \n", usage={"completion_tokens": 0}),
         Drop(), CUT_OFF,
     ],
     ids=lambda action: str(action)[:60],

@@ -44,7 +44,7 @@ def write_run(path: Path, config: dict[str, Any], cells: Iterable[Cell] = (), id
     }
     (path / "provenance.json").write_text(json.dumps(born))
     (path / "records.jsonl").write_text("".join(one.model_dump_json() + "\n" for one in cells))
-    (path / "usage.json").write_text(json.dumps({"cpu_seconds": 12.4, "wall_seconds": 9.0, "sessions": 1}))
+    (path / "usage.json").write_text(json.dumps({"cpu_seconds": 12.4, "wall_seconds": 9.0, "starts": 1}))
     return path
 
 
@@ -87,7 +87,7 @@ def strong(p: int, q: int) -> bool:
 
 
 def write_tree(runs: Path) -> Path:
-    """Base and RLVR, as a training session leaves them."""
+    """Base and RLVR, as a training run leaves them."""
     stability_run(runs / "0-base" / "stability", "base", weak)
     fidelity_run(runs / "0-base" / "fidelity", "base")
     train_run(runs / "1-rlvr" / "train", "RLVR")
@@ -110,7 +110,7 @@ def test_numbers_of_a_tree_of_runs(built: tuple[list[Row], Path]) -> None:
     assert [one and one.value for one in measured] == pytest.approx([0.8, 0.2, 0.5, 0.25, 1.0])
     assert (base.n_questions, base.n_personas, base.n_scored, base.n_asked) == (20, 4, 80, 80)
     assert (base.chance, base.n_answers, base.n_answers_asked) == (0.25, 80, 80)
-    assert (base.eval_tokens, base.eval_cpu_s) == (15 * (100 + 80), 24.8)
+    assert (base.eval_tokens, base.eval_cpu_s) == (5 * (100 + 80), 24.8)  # five tokens generated in each cell
     assert (base.train_tokens, base.train_cpu_s) == (None, None)
     assert (rlvr.train_tokens, rlvr.train_cpu_s) == (3000, 12.4)
 

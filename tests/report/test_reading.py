@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from permix.evals.identify import Identifiability
 from permix.evals.stability import StabilityGrid
-from permix.report.reading import differences_of, word, word_apart
+from permix.report.reading import differences_of, distinctness, word
 from permix.types import Estimate
 
 
@@ -27,12 +28,23 @@ def test_a_difference_is_said_only_when_its_interval_leaves_out_zero(difference:
     assert word(difference) == said
 
 
-def test_unpaired_measures_differ_only_when_intervals_do_not_meet() -> None:
-    base = at(0.5, 0.4, 0.6)
-    assert word_apart(base, at(0.7, 0.6, 0.8)) == "no difference shown"
-    assert word_apart(base, at(0.7, 0.61, 0.8)) == "higher"
-    assert word_apart(base, at(0.3, 0.2, 0.39)) == "lower"
-    assert word_apart(base, at(0.9, None, None)) == "not measured"
+def told(right: dict[str, tuple[int, int]]) -> Identifiability:
+    some = at(0.5, 0.4, 0.6)
+    return Identifiability(
+        accuracy=some, chance=0.5, question_only=some, length_only=some, permuted=some, persona_ids=("a", "b"),
+        confusion=((1, 1), (1, 1)), per_persona=(some, some), n_asked=8, n_answered=8, n_questions=4,
+        classifier="linear", reference="own answers", right_by_question=right,
+    )  # fmt: skip
+
+
+def test_distinctness_is_paired_by_question_whatever_the_order() -> None:
+    base = told({"q1": (2, 2), "q2": (1, 2), "q3": (2, 2), "q4": (1, 2)})  # 6 of 8
+    less = told({"q4": (0, 2), "q3": (1, 2), "q2": (0, 2), "q1": (1, 2)})  # 2 of 8: one less in every question
+    difference = distinctness(base, less, seed=0, resamples=200)
+    assert (difference.value, difference.low, difference.high) == pytest.approx((-0.5, -0.5, -0.5))
+    assert difference.n == 4
+    assert word(difference) == "lower"
+    assert word(distinctness(base, base, seed=0, resamples=200)) == "no difference shown"
 
 
 def test_differences_pair_personas_and_questions_by_name() -> None:

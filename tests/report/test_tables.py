@@ -70,6 +70,7 @@ def test_controls_table() -> None:
         question_only=chance, length_only=chance, permuted=chance,
         persona_ids=("a", "b"), confusion=((15, 5), (5, 15)), per_persona=(chance, chance),
         n_asked=42, n_answered=40, n_questions=21, classifier="linear", reference="own answers",
+        right_by_question={},
     )  # fmt: skip
     half = "0.500 [0.50, 0.50]<br><sub>n = 40</sub>"
     assert cells(controls_table({"base": result}).split("\n")[2]) == [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from permix.config import ModelConfig, PersonasConfig, PlanConfig, TrainConfig, TrainStage
+from permix.config import PersonasConfig, PlanConfig, TrainConfig, TrainedModel, TrainStage
 from permix.train.card import write_card
 from permix.train.plan import Mixture, Plan, compile_plan
 from permix.types import Persona, Question
@@ -18,7 +18,7 @@ def card(tmp_path: Path, plan: Plan, rewards: list[float | None]) -> str:
     log = tmp_path / "log.jsonl"
     log.write_text("".join(json.dumps({"step": n, "reward": r, "tokens": 7 * n}) + "\n" for n, r in enumerate(rewards, 1)))
     config = TrainStage(
-        out=tmp_path / "run", label="PerMix", model=ModelConfig(name="base-model"),
+        out=tmp_path / "run", label="PerMix", model=TrainedModel(name="base-model"),
         train=TrainConfig(lr=3e-5, temperature=0.7, beta=0.04),
     )  # fmt: skip
     write_card(tmp_path, config, plan, log)

@@ -10,7 +10,7 @@ from trl import GRPOTrainer
 
 from permix.config import ModelConfig, PersonasConfig, PlanConfig, TrainConfig
 from permix.models.hf import HFModel, load_tokenizer, load_weights
-from permix.train.grpo import PlanTrainer, live_rows
+from permix.train.grpo import PlanTrainer, bfloat16_copy, live_rows
 from permix.train.plan import Mixture, Plan, compile_plan
 from permix.train.reward import Rollout
 from permix.train.run import grpo_arguments
@@ -166,7 +166,7 @@ def test_figures_by_tag_are_means_of_the_rollouts(tiny_model: Path, tmp_path: Pa
             if rollout.step == step:
                 by_persona.setdefault(rollout.persona_id or "none", []).append(rollout.verdict.reward or 0.0)
         assert figures["reward_by_tag"] == {tag: sum(rewards) / len(rewards) for tag, rewards in sorted(by_persona.items())}
-        assert set(figures["seconds"]) == {"generation", "verification", "training"}
+        assert set(figures["seconds"]) == {"generation", "verification", "saving", "training"}
         assert min(figures["seconds"].values()) >= 0
 
 
@@ -265,3 +265,24 @@ def test_a_reward_that_can_be_learnt_is_learnt(tiny_model: Path, tmp_path: Path)
     rewards = [figures["reward"] for figures in notes.figures]
     assert rewards[0] < 0.8, "five digits of ten are right"
     assert sum(rewards[-5:]) / 5 > 0.9
+
+
+def test_the_rollout_copy_keeps_its_rotary_frequencies(tiny_model: Path) -> None:
+    """In bfloat16 they would turn far positions by wrong angles: another policy than the one that is trained."""
+    network = load_weights(str(tiny_model), torch.float32, "cpu")
+    twin = bfloat16_copy(network)
+    assert {parameter.dtype for parameter in twin.parameters()} == {torch.bfloat16}
+    assert not any(parameter.requires_grad for parameter in twin.parameters())
+    for (name, ours), (_, theirs) in zip(twin.named_buffers(), network.named_buffers(), strict=True):
+        assert ours.dtype == theirs.dtype, name
+        assert torch.equal(ours, theirs), name
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_a_step_of_dead_rows_still_moves_by_momentum(trainer: PlanTrainer) -> None:
+    """As a backward of zeros would: gradients are zero, not missing, or AdamW would pass the weights over."""
+    trainer.model.zero_grad()
+    loss = trainer._compute_loss(trainer.model, micro_batch((0.0, 0.0, 0.0, 0.0)))
+    torch.autograd.backward(loss)
+    gradients = [parameter.grad for parameter in trainer.model.parameters() if parameter.requires_grad]
+    assert all(one is not None and not one.any() for one in gradients)

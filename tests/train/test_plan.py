@@ -91,8 +91,8 @@ def test_personas_are_drawn_by_weight() -> None:
 
 
 def test_tag_weights_reach_the_plan() -> None:
-    personas = PersonasConfig(split="train", include=("expert", "character"), tag_weights={"expert": 0.001})
-    plan = compile_from(TaskConfig(split="train", n=50), personas, PlanConfig(mix=1, steps=20))
+    personas = PersonasConfig(split="train", include=("expert", "character"))
+    plan = compile_from(TaskConfig(split="train", n=50), personas, PlanConfig(mix=1, steps=20, tag_weights={"expert": 0.001}))
     experts = sum("expert" in row.persona_tags for row in plan.rows)
     assert experts <= 3 < len(plan.rows) - experts
 

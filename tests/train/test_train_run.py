@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from permix.config import ModelConfig, PersonasConfig, PlanConfig, PlanStage, TaskConfig, TrainConfig, TrainStage
+from permix.config import ModelConfig, PersonasConfig, PlanConfig, PlanStage, TaskConfig, TrainConfig, TrainedModel, TrainStage
 from permix.errors import ConfigError, DataError, PermixError
 from permix.models.hf import HFModel
-from permix.tasks.overlap import read_seen
+from permix.tasks.overlap import Seen, read_seen, write_seen
 from permix.train.log import read_log
 from permix.train.plan import compile_from, read_plan, write_plan
-from permix.train.run import newest_checkpoint, train
+from permix.train.run import newest_checkpoint, seen_after, train
 from permix.types import Completion, Message, Request, Sampling
 from tests.mortal import Moment, command
 
@@ -26,7 +26,7 @@ def stage(tiny_model: Path, out: Path, *, plan: dict[str, Any] | None = None, **
     """A training of 3 steps of 2 groups of 16: the chance that a model right once in ten is never right is 4e-5."""
     sizes = {"steps": 3, "questions_per_step": 2, "group_size": 16, "mix": 0.6} | (plan or {})
     return TrainStage(
-        out=out, threads=1, model=ModelConfig(name=str(tiny_model)), label="tiny",
+        out=out, threads=1, model=TrainedModel(name=str(tiny_model)), label="tiny",
         task=TaskConfig(split="train", levels=("sub-1",), n=20), personas=PersonasConfig(split="train", n=4),
         plan=PlanConfig.model_validate(sizes), train=TrainConfig.model_validate(QUICK | settings),
     )  # fmt: skip
@@ -67,7 +67,7 @@ def test_the_model_carries_its_card_and_the_questions_it_saw(plain: Path) -> Non
     card = (plain / "model" / "README.md").read_text(encoding="utf-8")
     assert plan.hash in card
     assert "PerMix-RLVR (persona-mixed RLVR), trained by permix from" in card
-    assert read_seen(plain / "model") == {row.question_hash for row in plan.rows}
+    assert read_seen(plain / "model").questions == {row.question_hash for row in plan.rows}
 
 
 def test_a_run_leaves_its_log_and_no_scratch(plain: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_run_leaves_its_log_and_no_scratch(plain: Path) -> None:
     assert [line["step"] for line in rollouts] == [1] * 32 + [2] * 32 + [3] * 32
     assert log[-1]["tokens"] == sum(line["tokens"] for line in rollouts)
     assert log[0]["lr"] == 1e-2
-    assert {"reward", "entropy", "grad_norm", "completion_tokens", "truncated", "signal_groups"} <= log[0].keys()
+    assert {"reward", "grad_norm", "completion_tokens", "truncated", "signal_groups"} <= log[0].keys()
     assert (plain / "samples.md").read_text(encoding="utf-8").count("## Step") == 1
 
 
@@ -260,3 +260,14 @@ def test_a_run_killed_after_its_model_was_written_still_clears_its_checkpoints(t
     assert train(stage(tiny_model, cleared)) == cleared / "model"
     assert not (cleared / "checkpoints").exists()
     assert done.exists()
+
+
+def test_a_model_trained_on_has_seen_all_that_its_beginning_had(tmp_path: Path) -> None:
+    """Also a checkpoint, whose file lies in the folder above it."""
+    plan = compile_from(TaskConfig(split="train", n=20), PersonasConfig(split="train", n=4), PlanConfig(mix=1, steps=2))
+    before = Seen(frozenset({"an earlier question"}), frozenset({"an earlier persona"}))
+    write_seen(tmp_path / "checkpoints", before)
+    (tmp_path / "checkpoints" / "checkpoint-5").mkdir()
+    seen = seen_after(plan, str(tmp_path / "checkpoints" / "checkpoint-5"))
+    assert seen.questions == {row.question_hash for row in plan.rows} | {"an earlier question"}
+    assert seen.personas == {row.persona_id for row in plan.rows} | {"an earlier persona"}

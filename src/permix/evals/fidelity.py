@@ -9,7 +9,7 @@ from pathlib import Path
 
 from permix.config import FidelityStage
 from permix.errors import ConfigError, DataError, OwedCellsError
-from permix.evals.grid import Wording, describe_asked, fill, lay_out
+from permix.evals.grid import Wording, describe_asked, fill, lay_out, note_seen_personas
 from permix.evals.identify import MIN_ANSWERS, Identifiability, identifiability
 from permix.models import open_model
 from permix.personas.choose import choose_personas
@@ -29,6 +29,7 @@ def fidelity(config: FidelityStage) -> Identifiability:
     asked = lay_out(pool.personas, questions, wording, samples=1, seed=config.seed)
     if config.reference is not None:
         refuse_unanswered(config.reference, {(cell.persona_id, cell.question_id) for cell in asked})
+    note_seen_personas(config.model, pool)
     model = open_model(config.model, config.threads)
     identity = {
         "model": model.fingerprint,
@@ -40,12 +41,14 @@ def fidelity(config: FidelityStage) -> Identifiability:
         write_json(run.path / "asked.json", describe_asked(pool, questions, samples=1))
         with run.accounted():
             owed = fill(model, asked, config.sampling, run, None, f"fidelity {config.label or model.name}")
-        if owed:
-            raise OwedCellsError(
-                f"{config.out}: {owed} of {len(asked)} answers are missing; run the same command again to fill them"
-            )
-        result = measure(run.path, config.reference)
+        missing = f"{config.out}: {owed} of {len(asked)} answers are missing; run the same command again to fill them"
+        try:
+            result = measure(run.path, config.reference)
+        except DataError as error:
+            raise (OwedCellsError(missing) if owed else error) from error
         write_json(run.path / "metrics.json", result)
+    if owed:
+        raise OwedCellsError(missing)
     return result
 
 

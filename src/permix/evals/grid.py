@@ -5,13 +5,16 @@ verdict is missing is judged again, not generated again. What could not be answe
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from permix.config import ModelConfig
 from permix.models.base import Model
 from permix.personas.pool import PersonaPool
-from permix.progress import meter
+from permix.progress import meter, say
 from permix.prompting import build_messages
 from permix.records import RunDir, refuse_other_words
+from permix.tasks.overlap import read_seen
 from permix.types import Cell, Failure, Persona, Question, Request, Sampling, Verdict, digest, seed_from
 
 Judge = Callable[[str, str], Verdict]
@@ -41,6 +44,13 @@ def lay_out(
         for question in questions
         for sample in range(samples)
     ]  # fmt: skip
+
+
+def note_seen_personas(model: ModelConfig, pool: PersonaPool) -> None:
+    """Say when some of the personas are not held out: allowed, but another measurement."""
+    known = read_seen(Path(model.name)).personas & {persona.id for persona in pool.personas}
+    if known:
+        say(f"note: the model was trained under {len(known)} of these {len(pool)} personas, such as {min(known)}")
 
 
 def describe_asked(pool: PersonaPool, questions: Sequence[Question], samples: int) -> dict[str, object]:

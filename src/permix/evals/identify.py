@@ -66,6 +66,8 @@ class Identifiability(Record):
     """How often the persona behind an answer is told, beside what must be at chance if the test is sound.
 
     `n` of each estimate is the number of answers scored. `confusion[true][said]` counts answers, in the order of `persona_ids`.
+    `right_by_question` holds, by the question's text, how many of its answers were told right and how many were scored: what a
+    paired comparison of two models resamples.
     """
 
     accuracy: Estimate
@@ -81,6 +83,7 @@ class Identifiability(Record):
     n_questions: int
     classifier: str
     reference: str
+    right_by_question: dict[str, tuple[int, int]]
 
 
 class Features(Protocol):
@@ -163,7 +166,13 @@ def identifiability(
         n_questions=Q,
         classifier=CLASSIFIER.format(folds=folds),
         reference=reference_name,
+        right_by_question=_by_question(right_L_P_Q[0], [question_texts[q] for q in questions]),
     )
+
+
+def _by_question(right_P_Q: NDArray[np.float64], question_texts: Sequence[str]) -> dict[str, tuple[int, int]]:
+    counts = zip(np.nansum(right_P_Q, axis=0), (~np.isnan(right_P_Q)).sum(axis=0), strict=True)
+    return {text: (int(right), int(answered)) for text, (right, answered) in zip(question_texts, counts, strict=True)}
 
 
 def mask_persona_words(text: str, persona_texts: Sequence[str]) -> str:

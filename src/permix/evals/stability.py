@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from permix.config import ModelConfig, StabilityStage
 from permix.errors import OwedCellsError
-from permix.evals.grid import Wording, describe_asked, fill, lay_out
+from permix.evals.grid import Wording, describe_asked, fill, lay_out, note_seen_personas
 from permix.evals.stability_summary import StabilitySummary, summarize
 from permix.models import open_model
 from permix.personas.choose import choose_personas
@@ -36,6 +36,7 @@ def stability(config: StabilityStage) -> StabilitySummary:
     task, questions = load_questions(config.task)
     pool = choose_personas(config.personas)
     refuse_overlap(questions, seen_hashes(config.model, config.exclude_plans))
+    note_seen_personas(config.model, pool)
     wording = Wording(task.prompt, config.personas.template, config.personas.bare)
     asked = lay_out([None, *pool.personas], questions, wording, samples=config.samples, seed=config.seed)
     model = open_model(config.model, config.threads)
@@ -49,9 +50,9 @@ def stability(config: StabilityStage) -> StabilitySummary:
         "sampling": config.sampling.model_dump(),
         "seed": config.seed,
     }
-    with RunDir.open(config.out, config, identity, asked) as run, Verifier() as verifier:
+    with RunDir.open(config.out, config, identity, asked) as run:
         write_json(run.path / "asked.json", describe_asked(pool, questions, config.samples))
-        with run.accounted():
+        with run.accounted(), Verifier() as verifier:
             what = f"stability {config.label or model.name}"
             owed = fill(model, asked, config.sampling, run, lambda text, gold: verify(task, text, gold, verifier), what)
         summary = measure(run.path)
@@ -63,7 +64,7 @@ def stability(config: StabilityStage) -> StabilitySummary:
 
 def seen_hashes(model: ModelConfig, plans: Sequence[Path]) -> frozenset[str]:
     """Content hashes of the questions that the model, or any of the plans, was trained on."""
-    seen = read_seen(Path(model.name))
+    seen = read_seen(Path(model.name)).questions
     return seen.union(*({row.question_hash for row in read_plan(plan).rows} for plan in plans))
 
 

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from permix.config import ModelConfig
 from permix.errors import ConfigError, PermixError
 from permix.models.base import Answer
@@ -25,8 +27,15 @@ if TYPE_CHECKING:
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
 
 
+def refuse_missing_folder(name: str) -> None:
+    """Raise ConfigError for a name that can only be a folder and is none: hub ids have at most one slash and none in front."""
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+        raise ConfigError(f"model.name = {name!r}: no such folder")
+
+
 def resolve(name: str) -> str:
     """The folder or hub id behind a model name; "bundled" is converted on first use."""
+    refuse_missing_folder(name)
     return str(bundled_folder()) if name == "bundled" else name
 
 
@@ -217,10 +226,9 @@ class SeededSampler:
         import torch
 
         self.sampling, self.prompt_width = sampling, prompt_width
-        streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.uniform_B_T = torch.stack(
-            [torch.rand(sampling.max_new_tokens, generator=stream, dtype=torch.float64) for stream in streams]
-        )
+        # NumPy's generators take all 63 bits of a seed; torch's on the CPU would keep 32.
+        draws_B_T = np.stack([np.random.default_rng(seed).random(sampling.max_new_tokens) for seed in seeds])
+        self.uniform_B_T = torch.from_numpy(draws_B_T)
 
     def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
         import torch

@@ -50,7 +50,7 @@ class MalformedReplyError(Exception):
 
 
 class _ChatMessage(BaseModel):
-    content: str
+    content: str | None
 
 
 class _Choice(BaseModel):
@@ -329,7 +329,8 @@ def _read(body: bytes) -> Completion:
     except ValidationError as error:
         raise MalformedReplyError(f"{explain(error)}; the reply was {body.decode(errors='replace')}") from None
     choice, generated = reply.choices[0], _count(reply.usage, "completion_tokens")
-    text = choice.message.content
+    # A reasoning model that was cut off while it thought says nothing, and has been paid for it: that is its answer.
+    text = choice.message.content or ""
     if not text.strip() and not generated:
         raise MalformedReplyError(f"empty completion without a generated token; finish_reason = {choice.finish_reason!r}")
     return Completion(

@@ -1,8 +1,8 @@
 """What the numbers say, in words: models compared where they may be, and plainly not where they may not.
 
 Contract: a difference is called higher or lower only when its 95 % interval leaves out 0 (stability: paired by persona and
-question, bootstrapped over questions) or when two intervals do not meet (identifiability); everything else is "no difference
-shown". Models that were not asked the same are not compared, and the reason is said. Markdown out, labels escaped.
+question; identifiability: paired by question; both bootstrapped over questions); everything else is "no difference shown". Models
+that were not asked the same are not compared, and the reason is said. Markdown out, labels escaped.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,19 @@ from typing import Any
 import numpy as np
 
 from permix.evals import stats
+from permix.evals.identify import Identifiability
 from permix.evals.stability import StabilityGrid
 from permix.evals.stats import Array
 from permix.report.runs import ModelRuns, Run, reference_of
 from permix.report.tables import estimate, label, number, probability, signed
 from permix.types import Estimate, Record
 
-NAMES = {"pss": "PSS", "worst": "worst persona's accuracy", "mean": "mean accuracy over personas"}
+NAMES = {
+    "pss": "PSS",
+    "worst": "worst persona's accuracy",
+    "mean": "mean accuracy over personas",
+    "identifiability": "identifiability",
+}
 UNSHOWN = "no difference shown"
 ALPHA = 0.05
 
@@ -30,6 +36,7 @@ class Comparison(Record):
     pss: Estimate | None = None
     worst: Estimate | None = None
     mean: Estimate | None = None
+    identifiability: Estimate | None = None
     reasons: tuple[str, ...] = ()
     fidelity_reasons: tuple[str, ...] = ()
 
@@ -40,9 +47,14 @@ def compare(first: ModelRuns, other: ModelRuns) -> Comparison:
     if first.grid is not None and other.grid is not None and not reasons:
         config = first.runs["stability"].config
         differences = differences_of(first.grid, other.grid, int(config.get("seed", 0)), int(config.get("resamples", 2000)))
+    if first.fidelity is not None and other.fidelity is not None and not fidelity_reasons:
+        config = first.runs["fidelity"].config
+        seed, resamples = int(config.get("seed", 0)), int(config.get("resamples", 2000))
+        differences["identifiability"] = distinctness(first.fidelity, other.fidelity, seed, resamples)
     return Comparison(
         label=other.label, against=first.label, reasons=reasons, fidelity_reasons=fidelity_reasons,
         pss=differences.get("pss"), worst=differences.get("worst"), mean=differences.get("mean"),
+        identifiability=differences.get("identifiability"),
     )  # fmt: skip
 
 
@@ -66,10 +78,24 @@ def differences_of(first: StabilityGrid, other: StabilityGrid, seed: int, resamp
     return {name: stats.estimate(float(value), replicate_R, Q) for name, (value, replicate_R) in measured.items()}
 
 
+def distinctness(first: Identifiability, other: Identifiability, seed: int, resamples: int) -> Estimate:
+    """Other − first in identifiability; n is the questions, which are drawn alike for both."""
+    questions = sorted(first.right_by_question.keys() & other.right_by_question.keys())
+    tables = [np.array([one.right_by_question[question] for question in questions], dtype=float) for one in (first, other)]
+
+    def measures(counts_R_Q: Array) -> dict[str, Array]:
+        one, two = (counts_R_Q @ right_Q / (counts_R_Q @ answered_Q) for right_Q, answered_Q in (table.T for table in tables))
+        return {"identifiability": two - one}
+
+    drawn = stats.bootstrap(measures, len(questions), np.random.default_rng(seed), resamples, block=resamples)
+    value, replicate_R = drawn["identifiability"]
+    return stats.estimate(float(value), replicate_R, len(questions))
+
+
 def readings(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> list[str]:
     """The headline, one sentence; then a sentence with numbers for each model and each comparison."""
     effects = [_effect(model) for model in models if model.stability is not None]
-    against = [_against(one, models) for one in comparisons]
+    against = [_against(one) for one in comparisons]
     return [_headline(models, comparisons), *(f"- {line}" for line in [*effects, *against] if line)]
 
 
@@ -90,18 +116,11 @@ def word(difference: Estimate | None) -> str:
     return "higher" if difference.low > 0 else "lower" if difference.high < 0 else UNSHOWN
 
 
-def word_apart(one: Estimate, other: Estimate) -> str:
-    """The same for two measures that are not paired: where their intervals meet, no difference is shown."""
-    if one.low is None or one.high is None or other.low is None or other.high is None:
-        return "not measured"
-    return "higher" if other.low > one.high else "lower" if other.high < one.low else UNSHOWN
-
-
 def _headline(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
     """One sentence a model that others are held against, words only."""
     said: dict[str, list[str]] = {}
     for one in comparisons:
-        if words := _words(one, models):
+        if words := _words(one):
             said.setdefault(one.against, []).append(f"{label(one.label)}: {', '.join(words)}")
     if said:
         return "**" + " ".join(f"Against {label(against)}, {'; '.join(parts)}." for against, parts in said.items()) + "**"
@@ -111,10 +130,8 @@ def _headline(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) ->
     return "**" + "; ".join(f"{label(model.label)}: {_effect_word(model)}" for model in shown) + ".**"
 
 
-def _words(one: Comparison, models: Sequence[ModelRuns]) -> list[str]:
-    said = [f"{NAMES[name]} {word(getattr(one, name))}" for name in NAMES if getattr(one, name) is not None]
-    pair = _distinct_pair(one, models)
-    return said + ([f"identifiability {word_apart(*pair)}"] if pair else [])
+def _words(one: Comparison) -> list[str]:
+    return [f"{NAMES[name]} {word(getattr(one, name))}" for name in NAMES if getattr(one, name) is not None]
 
 
 def _effect(model: ModelRuns) -> str:
@@ -134,19 +151,9 @@ def _effect_word(model: ModelRuns) -> str:
     return "no test of a persona effect" if p is None else f"{'a' if p < ALPHA else 'no'} persona effect shown"
 
 
-def _against(one: Comparison, models: Sequence[ModelRuns]) -> str:
+def _against(one: Comparison) -> str:
     parts = [f"{NAMES[name]} {word(got)} ({signed(got)})" for name in NAMES if (got := getattr(one, name)) is not None]
-    pair = _distinct_pair(one, models)
-    if pair:
-        parts.append(f"identifiability {word_apart(*pair)} ({pair[1]} and {pair[0]})")
     return f"**{label(one.label)}** against {label(one.against)}: {'; '.join(parts)}." if parts else ""
-
-
-def _distinct_pair(one: Comparison, models: Sequence[ModelRuns]) -> tuple[Estimate, Estimate] | None:
-    """Identifiability of the first model and of the other, when both have it and may be compared."""
-    found = {model.label: model.fidelity for model in models}
-    first, other = found[one.against], found[one.label]
-    return None if first is None or other is None or one.fidelity_reasons else (first.accuracy, other.accuracy)
 
 
 def _stability_reasons(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:

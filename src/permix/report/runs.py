@@ -65,11 +65,11 @@ class Run:
 
     @property
     def tokens(self) -> int | None:
-        """Tokens generated in training; tokens read and written in an evaluation. None when nothing is recorded."""
+        """Tokens generated. None when nothing is recorded."""
         if self.stage == "train":
             return self.log[-1].get("tokens") if self.log else None
         done = [cell.completion for cell in self.cells.values() if cell.completion is not None]
-        return sum(one.prompt_tokens + one.completion_tokens for one in done) if done else None
+        return sum(one.completion_tokens for one in done) if done else None
 
     @property
     def cpu_seconds(self) -> float | None:

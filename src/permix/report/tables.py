@@ -107,12 +107,12 @@ def main_table(rows: Sequence[Row]) -> str:
     return grid(["model", *(column.heading for column in COLUMNS)], lines)
 
 
-NAME_WIDTH, VALUE_WIDTH = 16, len("0.123 [0.12, 0.12]")  # three models fit into 80 columns, their intervals unbroken
+NAME_WIDTH, VALUE_WIDTH = 19, len("0.123 [0.12, 0.12]")  # three models fit into 80 columns, their intervals unbroken
 
 
 def terminal_table(rows: Sequence[Row]) -> Table:
     """For a terminal: measures as lines, models as columns; measures that no model has are left out."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", width=NAME_WIDTH)
     for row in rows:
         table.add_column(Text(clip(visible(row.label), LABEL_WIDTH)), justify="left", overflow="fold", min_width=VALUE_WIDTH)

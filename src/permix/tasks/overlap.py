@@ -6,6 +6,7 @@ question. A model that permix trained carries the hashes of its questions in a f
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from permix.errors import ConfigError, DataError
 from permix.records import read_json, write_json
@@ -29,16 +30,34 @@ def refuse_overlap(evaluation: Sequence[Question], seen_hashes: Collection[str])
 SEEN = "permix_seen_questions.json"
 
 
-def write_seen(folder: Path, plan_hash: str, content_hashes: Collection[str]) -> None:
-    """Leave beside a model's weights what it was trained on."""
-    write_json(folder / SEEN, {"plan": plan_hash, "content_hashes": sorted(content_hashes)})
+class Seen(NamedTuple):
+    """What a model was trained on: content hashes of questions, and ids of personas."""
+
+    questions: frozenset[str] = frozenset()
+    personas: frozenset[str] = frozenset()
+
+    def __or__(self, other: "Seen") -> "Seen":
+        return Seen(self.questions | other.questions, self.personas | other.personas)
 
 
-def read_seen(folder: Path) -> frozenset[str]:
-    """Content hashes of the questions a model folder was trained on; empty for a model that permix did not train."""
-    if not (folder / SEEN).exists():
-        return frozenset()
-    hashes = read_json(folder / SEEN).get("content_hashes")
-    if not isinstance(hashes, list):
-        raise DataError(f"{folder / SEEN}: content_hashes is not a list; train the model again or remove the file")
-    return frozenset(hashes)
+def write_seen(folder: Path, seen: Seen) -> None:
+    """Leave beside a model's weights, or above its checkpoints, what it was trained on."""
+    write_json(folder / SEEN, {"content_hashes": sorted(seen.questions), "persona_ids": sorted(seen.personas)})
+
+
+def read_seen(folder: Path) -> Seen:
+    """What a model folder was trained on; nothing for a model that permix did not train.
+
+    A checkpoint has its file in the folder above it.
+    """
+    found = Seen()
+    for place in (folder / SEEN, folder.parent / SEEN):
+        if place.exists():
+            content = read_json(place)
+            lists = [content.get("content_hashes"), content.get("persona_ids", [])]
+            if not all(isinstance(one, list) for one in lists):
+                raise DataError(
+                    f"{place}: content_hashes and persona_ids must be lists; train the model again or remove the file"
+                )
+            found |= Seen(*map(frozenset, lists))
+    return found

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PARTS = ("generation", "verification")
+PARTS = ("generation", "verification", "saving")
 
 
 class StepClock:

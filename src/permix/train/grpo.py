@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -56,6 +56,16 @@ def dataset_of(plan: Plan) -> Dataset:
     )
 
 
+class _ClockStarter(TrainerCallback):  # type: ignore[misc]
+    """Keeps setting up and loading a checkpoint out of the first step's time."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self._clock = clock
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._clock.restart()
+
+
 class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
     """`GRPOTrainer` over the rows of a plan."""
 
@@ -68,6 +78,7 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         self._figures: dict[str, Any] = {}
         super().__init__(reward_funcs=self._reward, train_dataset=dataset_of(plan), args=args, **options)
         self.remove_callback(PrinterCallback)
+        self.add_callback(_ClockStarter(self._clock))
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         """Each step's rows once per forward pass that uses them; TRL's own would repeat every row G times and shuffle."""
@@ -102,7 +113,7 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         trained = self.accelerator.unwrap_model(self.model)
         if self.args.bf16 and not hasattr(trained, "peft_config"):
             if self._sampler_network is None:
-                self._sampler_network = copy.deepcopy(trained).to(torch.bfloat16).eval().requires_grad_(False)
+                self._sampler_network = bfloat16_copy(trained)
             with torch.no_grad():
                 for ours, theirs in zip(self._sampler_network.parameters(), trained.parameters(), strict=True):
                     ours.copy_(theirs)
@@ -111,7 +122,8 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
             trained.eval()
             try:
                 # Adapters sit inside the base model; generating through peft would overwrite its generation settings.
-                yield trained.get_base_model() if hasattr(trained, "peft_config") else trained
+                with self.accelerator.autocast():
+                    yield trained.get_base_model() if hasattr(trained, "peft_config") else trained
             finally:
                 trained.train()
 
@@ -122,6 +134,7 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         live = live_rows(inputs)
         rows, kept = len(inputs["advantages"]), len(live["advantages"])
         if kept == 0:
+            _give_zero_gradients(model)
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
         loss = self._whole_loss(model, live)
         # "dapo" divides by the tokens of the whole step, the others by the rows they were given.
@@ -155,6 +168,10 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         }
         return rewards
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with self._clock.part("saving"):
+            super()._save_checkpoint(model, trial)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         by_tag = self._figures.get("reward_by_tag", {})
         super().log(logs | {f"reward_by_tag/{tag}": mean for tag, mean in by_tag.items()}, start_time)
@@ -169,6 +186,21 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         fresh, self._figures = self._figures, {}
         trained, self._trained_tokens = self._trained_tokens, 0
         return figures | fresh | {"trained_tokens": trained} | self._clock.lap()
+
+
+def bfloat16_copy(network: Any) -> Any:
+    """A frozen copy with its weights in bfloat16. Buffers stay as they are: rotary frequencies in bfloat16 are wrong ones."""
+    twin = copy.deepcopy(network).eval().requires_grad_(False)
+    for parameter in twin.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return twin
+
+
+def _give_zero_gradients(model: Any) -> None:
+    """What a backward of nothing leaves: without it a step of only dead rows would also skip AdamW's momentum."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def live_rows(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -204,7 +236,6 @@ METRICS = {
     "flat_groups": "frac_reward_zero_std",
     "completion_tokens": "completions/mean_length",
     "truncated": "completions/clipped_ratio",
-    "entropy": "entropy",
     "kl": "kl",
     "loss": "loss",
     "grad_norm": "grad_norm",

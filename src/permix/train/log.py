@@ -1,6 +1,7 @@
 """What a training run leaves for people: log.jsonl (a line a step), rollouts.jsonl (a line a rollout), samples.md (to read)."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,9 +32,15 @@ class StepLog:
 
     def step(self, step: int, figures: Mapping[str, Any]) -> None:
         self._tokens += figures.get("tokens", 0)
-        _append(self.out / "log.jsonl", [{"step": step, **figures, "tokens": self._tokens}])
+        finite = {name: None if _is_lost(value) else value for name, value in figures.items()}
+        _append(self.out / "log.jsonl", [{"step": step, **finite, "tokens": self._tokens}])
         reward = figures.get("reward")
         self.shown.advance(note="" if reward is None else f"reward {reward:.2f}")
+
+
+def _is_lost(value: object) -> bool:
+    """NaN and infinity are no JSON, and no measurement either."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from permix.config import PersonasConfig, PlanConfig, TaskConfig
+from permix.config import PersonasConfig, PlanConfig, TaskConfig, TrainConfig
 from permix.errors import ConfigError, DataError
 from permix.personas.choose import choose_personas
 from permix.prompting import build_messages, template_hash
@@ -68,7 +68,7 @@ def compile_from(task: TaskConfig, personas: PersonasConfig, plan: PlanConfig) -
     """The plan that these sections describe."""
     asked, questions = load_questions(task)
     pool = choose_personas(personas)
-    mixture = Mixture(pool.personas, pool.weights(personas.tag_weights))
+    mixture = Mixture(pool.personas, pool.weights(plan.tag_weights))
     compiled = compile_plan(questions, asked.prompt, mixture, plan, personas)
     return Plan(compiled.rows, compiled.about | {"task": task.model_dump(mode="json"), "pool": pool.fingerprint})
 
@@ -143,6 +143,14 @@ def _draw(seed: int, mixture: Mixture, mix: float) -> Persona | None:
     return mixture.draw(rng) if mixed_in else None
 
 
+def micro_batches(plan: Plan, config: TrainConfig) -> int:
+    """Forward passes in one step. ConfigError when a step does not divide into whole ones."""
+    rows = plan.groups_per_step * plan.group_size
+    if rows % config.micro_batch:
+        raise ConfigError(f"train.micro_batch = {config.micro_batch}: must divide the plan's {rows} rollouts a step")
+    return rows // config.micro_batch
+
+
 def write_plan(plan: Plan, path: Path) -> None:
     """One Parquet file; messages as JSON text, so that any reader can show them."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,4 +215,5 @@ def describe(plan: Plan) -> dict[str, str]:
         "personas": f"{len(seen)}{spread}",
         "without persona": f"{without / rollouts:.1%} of rollouts",
         "prompt tokens": f"about {characters // 4} over all rollouts (4 characters a token)",
+        "completion tokens": f"at most {rollouts} × train.max_new_tokens",
     }

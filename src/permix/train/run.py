@@ -20,10 +20,10 @@ from permix.models.hf import encode_chat, folder_fingerprint, load_tokenizer, lo
 from permix.models.machine import pick_device, pick_dtype, pin_threads
 from permix.progress import meter
 from permix.records import RunDir, read_json
-from permix.tasks.overlap import write_seen
+from permix.tasks.overlap import Seen, read_seen, write_seen
 from permix.train.card import write_card
 from permix.train.log import StepLog
-from permix.train.plan import Plan, compile_from, read_plan, write_plan
+from permix.train.plan import Plan, compile_from, micro_batches, read_plan, write_plan
 from permix.verify import Verifier
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def _optimise(config: TrainStage, plan: Plan, source: str, out: Path, target: Pa
     tokenizer = load_tokenizer(source)
     network = _network(source)
     _refuse_too_long(longest_prompt(plan, tokenizer, config.train.max_prompt_tokens), config.train, network)
+    seen = seen_after(plan, source)
+    write_seen(out / "checkpoints", seen)
     checkpoint = newest_checkpoint(out / "checkpoints")
     done = _step_of(checkpoint)
     arguments = grpo_arguments(config.train, plan, out / "checkpoints")
@@ -68,7 +70,7 @@ def _optimise(config: TrainStage, plan: Plan, source: str, out: Path, target: Pa
             processing_class=tokenizer, peft_config=_lora(config.train),
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _write_model(trainer, tokenizer, plan, config, out, target)
+    _write_model(trainer, tokenizer, plan, seen, config, out, target)
 
 
 def _network(source: str) -> Any:
@@ -135,12 +137,9 @@ def grpo_arguments(config: TrainConfig, plan: Plan, out: Path) -> "GRPOConfig":
     from trl import GRPOConfig
 
     device = pick_device()
-    rows = plan.groups_per_step * plan.group_size
-    if rows % config.micro_batch:
-        raise ConfigError(f"train.micro_batch = {config.micro_batch}: must divide the plan's {rows} rollouts a step")
     return GRPOConfig(
         output_dir=str(out), max_steps=plan.steps * config.iterations, num_iterations=config.iterations,
-        per_device_train_batch_size=config.micro_batch, gradient_accumulation_steps=rows // config.micro_batch,
+        per_device_train_batch_size=config.micro_batch, gradient_accumulation_steps=micro_batches(plan, config),
         num_generations=plan.group_size, shuffle_dataset=False, remove_unused_columns=False,
         learning_rate=config.lr, lr_scheduler_type=_schedule(config), warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, beta=config.beta, loss_type=config.loss,
@@ -157,7 +156,13 @@ def _schedule(config: TrainConfig) -> str:
     return "constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule
 
 
-def _write_model(trainer: Any, tokenizer: Any, plan: Plan, config: TrainStage, out: Path, target: Path) -> None:
+def seen_after(plan: Plan, source: str) -> Seen:
+    """What the trained model has seen: this plan's questions and personas, and all that the model it starts from had seen."""
+    personas = frozenset(row.persona_id for row in plan.rows if row.persona_id)
+    return Seen(frozenset(row.question_hash for row in plan.rows), personas) | read_seen(Path(source))
+
+
+def _write_model(trainer: Any, tokenizer: Any, plan: Plan, seen: Seen, config: TrainStage, out: Path, target: Path) -> None:
     """Write the model beside its final place, then move it there, so that a folder named `model` is always whole."""
     network = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(network, "merge_and_unload"):
@@ -166,6 +171,6 @@ def _write_model(trainer: Any, tokenizer: Any, plan: Plan, config: TrainStage, o
     shutil.rmtree(scratch, ignore_errors=True)
     network.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
-    write_seen(scratch, plan.hash, {row.question_hash for row in plan.rows})
+    write_seen(scratch, seen)
     write_card(scratch, config, plan, out / "log.jsonl")
     scratch.rename(target)
