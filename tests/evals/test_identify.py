@@ -12,15 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from permix.errors import DataError
-from permix.evals.identify import (
-    MASK,
-    Identifiability,
-    Split,
-    cross_said,
-    fit,
-    identifiability,
-    mask_persona_words,
-)
+from permix.evals.identify import Identifiability, Split, cross_said, identifiability
+from permix.evals.voices import MASK, fit, mask_persona_words
 from permix.types import normalise, seed_from
 
 P, Q = 4, 12

@@ -391,7 +391,7 @@ def test_fingerprint_ignores_what_changes_at_every_start_and_follows_the_weights
 
 
 def live_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "permix-openai"]
+    return [thread.name for thread in threading.enumerate() if thread.name == "permix-background"]
 
 
 def test_closing_early_cancels_what_is_in_flight_and_ends_the_thread() -> None:
@@ -418,7 +418,7 @@ threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 try:
     list(model.complete([Request(({"role": "user", "content": "q"},), 0)] * 50, Sampling()))
 except KeyboardInterrupt:
-    sys.exit(8 if "permix-openai" in [thread.name for thread in threading.enumerate()] else 7)
+    sys.exit(8 if "permix-background" in [thread.name for thread in threading.enumerate()] else 7)
 """
     with openai_server(lambda body, nth, headers: Hang(60)) as server:
         assert subprocess.run([sys.executable, "-c", code, server.base_url], timeout=20).returncode == 7

@@ -10,23 +10,20 @@ The key is read from the environment when it is needed and is in no file, messag
 """
 
 import asyncio
-import email.utils
 import json
 import os
-import queue
 import re
-import sys
-import threading
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from permix.config import ModelConfig, explain
+from permix.config import ModelConfig
 from permix.errors import ConfigError
+from permix.models.background import Emit, in_background
 from permix.models.base import Answer
+from permix.models.reply import is_busy, may_heal, read_reply, retry_after_s, status_of, words_of
 from permix.types import Completion, Failure, Request, Sampling, digest
 
 if TYPE_CHECKING:
@@ -42,27 +39,6 @@ REFUSALS = 8
 MESSAGE_CHARS = 500
 
 T = TypeVar("T")
-Emit = Callable[[T], Awaitable[None]]
-
-
-class MalformedReplyError(Exception):
-    """A reply with status 200 and no completion in it."""
-
-
-class _ChatMessage(BaseModel):
-    content: str | None
-
-
-class _Choice(BaseModel):
-    message: _ChatMessage
-    finish_reason: str | None = None
-
-
-class _Reply(BaseModel):
-    """The part of a chat completion that is read; everything else is ignored."""
-
-    choices: list[_Choice] = Field(min_length=1)
-    usage: Any = None
 
 
 class _Served(BaseModel):
@@ -117,7 +93,7 @@ class OpenAIModel:
                 await self._look(client)
 
         if self._served is None:
-            list(_in_background(work, ahead=1))
+            list(in_background(work, ahead=1))
 
     def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answer]:
         """Yield one `Answer` per request as it arrives. Raises ConfigError when the endpoint refuses everything.
@@ -130,7 +106,7 @@ class OpenAIModel:
         async def work(emit: Emit[Answer]) -> None:
             await self._ask_all(requests, sampling, emit)
 
-        yield from _in_background(work, ahead=AHEAD * self.config.concurrency)
+        yield from in_background(work, ahead=AHEAD * self.config.concurrency)
 
     async def _ask_all(self, requests: Sequence[Request], sampling: Sampling, emit: Emit[Answer]) -> None:
         pending = iter(enumerate(requests))
@@ -153,10 +129,10 @@ class OpenAIModel:
     ) -> Completion | Failure:
         """The one boundary: whatever goes wrong with one request is a Failure of that request."""
         try:
-            completion: Completion = await self._retrying(_may_heal)(self._ask, client, request, sampling)
+            completion: Completion = await self._retrying(may_heal)(self._ask, client, request, sampling)
         except Exception as error:
             self._raise_if_hopeless(error, n_requests)
-            return Failure(type=type(error).__name__, message=self._clean(_words(error)))
+            return Failure(type=type(error).__name__, message=self._clean(words_of(error)))
         self._answered = True
         return completion
 
@@ -171,7 +147,7 @@ class OpenAIModel:
                 seed=request.seed & 0x7FFFFFFF,
             )
         )
-        return _read(raw.content)
+        return read_reply(raw.content)
 
     async def _in_time(self, reply: Awaitable[T]) -> T:
         """The HTTP client's own timeouts start anew with every byte; this one bounds the whole reply."""
@@ -190,7 +166,7 @@ class OpenAIModel:
 
         def wait(state: "tenacity.RetryCallState") -> float:
             error = state.outcome.exception() if state.outcome else None
-            return min(max(backoff(state), _retry_after_s(error)) + jitter(state), MAX_WAIT_S)
+            return min(max(backoff(state), retry_after_s(error)) + jitter(state), MAX_WAIT_S)
 
         return tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self.config.retries + 1),
@@ -208,16 +184,16 @@ class OpenAIModel:
         import openai
 
         try:
-            body: bytes = await self._retrying(_is_busy)(self._get_models, client)
+            body: bytes = await self._retrying(is_busy)(self._get_models, client)
             return tuple(_Listing.model_validate_json(body).data)
         except (openai.APIConnectionError, TimeoutError) as error:
-            raise ConfigError(f"model.base_url = {self._shown_url}: no endpoint there: {self._clean(_words(error))}") from None
+            raise ConfigError(f"model.base_url = {self._shown_url}: no endpoint there: {self._clean(words_of(error))}") from None
         except openai.APIStatusError as error:
             if error.status_code == 401:
                 raise self._refusal(error) from None
-            if _is_busy(error):
+            if is_busy(error):
                 raise ConfigError(
-                    f"model.base_url = {self._shown_url}: not ready to serve: {self._clean(_words(error))}"
+                    f"model.base_url = {self._shown_url}: not ready to serve: {self._clean(words_of(error))}"
                 ) from None
             return ()
         except ValidationError:
@@ -228,15 +204,15 @@ class OpenAIModel:
 
     def _raise_if_hopeless(self, error: Exception, n_requests: int) -> None:
         """Raise ConfigError once nothing was answered yet and `REFUSALS` requests, or all there are, were refused."""
-        if self._answered or _status(error) not in (401, 403, 404):
+        if self._answered or status_of(error) not in (401, 403, 404):
             return
         self._refused += 1
         if self._refused >= min(REFUSALS, n_requests):
             raise self._refusal(error) from None
 
     def _refusal(self, error: Exception) -> ConfigError:
-        words = self._clean(_words(error))
-        if _status(error) == 404:
+        words = self._clean(words_of(error))
+        if status_of(error) == 404:
             known = ", ".join(served.id for served in self._served or ()) or "unknown; base_url usually ends in /v1"
             return ConfigError(
                 f"model.name = {self.name!r}: not served at {self._shown_url} (served: {self._clean(known)}): {words}"
@@ -272,44 +248,6 @@ class OpenAIModel:
         return shown if len(shown) <= MESSAGE_CHARS else f"{shown[: MESSAGE_CHARS - 1]}…"
 
 
-def _in_background(work: Callable[[Emit[T]], Coroutine[Any, Any, None]], ahead: int) -> Iterator[T]:
-    """Run `work` on an event loop in a thread of its own and yield what it emits; then raise what it raised.
-
-    Emitting waits while `ahead` items are not yet taken. Closing the iterator cancels `work` and ends the thread.
-    """
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="permix-openai", daemon=True)
-    slots = asyncio.Semaphore(ahead)
-    arrived: queue.SimpleQueue[tuple[T] | None] = queue.SimpleQueue()
-
-    async def emit(item: T) -> None:
-        arrived.put((item,))
-        await slots.acquire()
-
-    thread.start()
-    try:
-        done = asyncio.run_coroutine_threadsafe(work(emit), loop)
-        done.add_done_callback(lambda _: arrived.put(None))
-        while (item := arrived.get()) is not None:
-            loop.call_soon_threadsafe(slots.release)
-            yield item[0]
-        done.result()
-    finally:
-        # A generator still open when the interpreter exits: its thread is frozen and must not be waited for.
-        if not sys.is_finalizing():
-            asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result()
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
-
-
-async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-
-
 def _parse_url(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
@@ -322,71 +260,8 @@ def _parse_url(url: str) -> SplitResult:
     return parts
 
 
-def _read(body: bytes) -> Completion:
-    """The first choice of a chat completion. Raises MalformedReplyError, also for a blank text that no token accounts for."""
-    try:
-        reply = _Reply.model_validate_json(body)
-    except ValidationError as error:
-        raise MalformedReplyError(f"{explain(error)}; the reply was {body.decode(errors='replace')}") from None
-    choice, generated = reply.choices[0], _count(reply.usage, "completion_tokens")
-    # A reasoning model that was cut off while it thought says nothing, and has been paid for it: that is its answer.
-    text = choice.message.content or ""
-    if not text.strip() and not generated:
-        raise MalformedReplyError(f"empty completion without a generated token; finish_reason = {choice.finish_reason!r}")
-    return Completion(
-        text=text,
-        prompt_tokens=_count(reply.usage, "prompt_tokens"),
-        completion_tokens=generated,
-        finish="length" if choice.finish_reason == "length" else "stop",
-    )
-
-
-def _count(usage: Any, field: str) -> int:
-    value = usage.get(field) if isinstance(usage, dict) else None
-    return value if isinstance(value, int) and value >= 0 else 0
-
-
 def _weights(served: _Served) -> str:
     """What an entry of `GET /models` says of the weights: vLLM's root and parent, llama.cpp's size."""
     meta = served.meta if isinstance(served.meta, dict) else {}
     kept = {field: meta.get(field) for field in ("n_params", "size", "n_vocab", "n_embd")}
     return json.dumps({"root": served.root, "parent": served.parent, **kept}, sort_keys=True)
-
-
-def _status(error: BaseException | None) -> int | None:
-    return getattr(error, "status_code", None)
-
-
-def _words(error: BaseException) -> str:
-    """What an error says; of an HTTP status, the body's own message."""
-    status, body, cause = _status(error), getattr(error, "body", None), error.__cause__
-    if status is not None:
-        message = body.get("message") if isinstance(body, dict) else None
-        return f"HTTP {status}: {message or body}"
-    return f"{error} ({type(cause).__name__}: {cause})" if cause else str(error)
-
-
-def _is_busy(error: BaseException) -> bool:
-    """A status that may be another one soon. A spent quota is a 429 that waiting does not heal."""
-    status = _status(error)
-    if status is None or getattr(error, "code", None) == "insufficient_quota":
-        return False
-    return status in (408, 429) or status >= 500
-
-
-def _may_heal(error: BaseException) -> bool:
-    import openai
-
-    return _is_busy(error) or isinstance(error, (openai.APIConnectionError, TimeoutError, MalformedReplyError))
-
-
-def _retry_after_s(error: BaseException | None) -> float:
-    """Seconds the server asks to wait, given as a number or a date; 0 when it does not ask."""
-    response = getattr(error, "response", None)
-    asked = response.headers.get("retry-after", "") if response is not None else ""
-    if re.fullmatch(r"\d{1,9}(\.\d*)?", asked):
-        return float(asked)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return 0.0
