@@ -105,7 +105,7 @@ def _document(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], fi
         *images.values(),
         *_section("Each persona", tables.persona_table(summaries) if summaries else "", PERSONA_NOTE),
         *_section("Identifiability and its controls", tables.controls_table(controls) if controls else "", CONTROLS_NOTE),
-        *_section("Training", training),
+        *_section("Training", "\n\n".join(filter(None, (training, sections.step_times(models))))),
         *_section("What they say", "\n\n".join(filter(None, (sections.completions(models, stage) for stage in sections.KINDS)))),
         *_section("Where the numbers come from", sections.provenance(models)),
     ]

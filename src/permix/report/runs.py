@@ -71,10 +71,19 @@ class Run:
         done = [cell.completion for cell in self.cells.values() if cell.completion is not None]
         return sum(one.completion_tokens for one in done) if done else None
 
+    @cached_property
+    def usage(self) -> dict[str, Any]:
+        path = self.path / "usage.json"
+        return read_json(path) if path.exists() else {}
+
     @property
     def cpu_seconds(self) -> float | None:
-        path = self.path / "usage.json"
-        return read_json(path).get("cpu_seconds") if path.exists() else None
+        return self.usage.get("cpu_seconds")
+
+    @property
+    def peak_mb(self) -> int | None:
+        """Largest resident memory of the process so far, which may have made other runs before."""
+        return self.usage.get("peak_mb")
 
 
 class ModelRuns(NamedTuple):

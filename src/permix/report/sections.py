@@ -6,8 +6,8 @@ and never acts. Order and wording depend on the runs alone.
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from permix.escape import clip, markdown, visible
 from permix.report.runs import ModelRuns, Run
@@ -17,7 +17,7 @@ from permix.types import Cell, CellKey, digest
 T = TypeVar("T")
 
 PERSONAS = 3
-QUESTIONS = 2
+QUESTIONS = 4
 COLUMN = 200  # characters of a line of a completion
 LINES = 8
 KINDS = {"fidelity": "open-ended questions", "stability": "questions with checkable answers"}
@@ -54,9 +54,25 @@ def completions(models: Sequence[ModelRuns], stage: str) -> str:
     return "\n\n".join(parts)
 
 
+def step_times(models: Sequence[ModelRuns]) -> str:
+    """Where a training step's time went: mean wall seconds of each part, CPU seconds in brackets; empty without such a log."""
+    logs = {model.label: model.runs["train"].log for model in models if "train" in model.runs}
+    timed = {name: log for name, log in logs.items() if log and all("cpu_seconds" in step for step in log)}
+    if not timed:
+        return ""
+    parts = list(dict.fromkeys(part for log in timed.values() for step in log for part in step["seconds"]))
+    lines = [[label(name), *(_mean_time(log, part) for part in parts), count(len(log))] for name, log in timed.items()]
+    return grid(["seconds a step [CPU]", *parts, "steps"], lines)
+
+
+def _mean_time(log: Sequence[Mapping[str, Any]], part: str) -> str:
+    wall, cpu = (sum(step[clock].get(part, 0.0) for step in log) / len(log) for clock in ("seconds", "cpu_seconds"))
+    return f"{wall:.2f} [{cpu:.2f}]"
+
+
 def provenance(models: Sequence[ModelRuns]) -> str:
     """Every run behind the report: how it was made and what it cost."""
-    headings = ["model", "stage", "run", "command", "seed", "configuration", "revision", "packages", "tokens", "CPU s"]
+    headings = ["model", "stage", "run", "command", "seed", "configuration", "revision", "packages", "tokens", "CPU s", "peak MB"]
     return grid(headings, [_origin(model.label, run) for model in models for run in model.runs.values()])
 
 
@@ -65,7 +81,8 @@ def _origin(name: str, run: Run) -> list[str]:
     command = shlex.join(map(str, run.provenance.get("command", [])))
     settings = digest(json.dumps(run.config, sort_keys=True), length=12)
     cells = [str(run.path), command, _seed(run), settings, str(run.provenance.get("revision") or ""), packages]
-    return [label(name), run.stage, *(_quote(one) or "–" for one in cells), count(run.tokens), count(run.cpu_seconds)]
+    spent = [count(run.tokens), count(run.cpu_seconds), count(run.peak_mb)]
+    return [label(name), run.stage, *(_quote(one) or "–" for one in cells), *spent]
 
 
 def _seed(run: Run) -> str:
