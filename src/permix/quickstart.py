@@ -107,6 +107,7 @@ def quickstart(config: QuickstartStage) -> None:
     from permix.evals.fidelity import fidelity
     from permix.evals.stability import stability
     from permix.models.hf import resolve
+    from permix.models.machine import release_memory
     from permix.train.run import train
 
     stable, distinct, trained = stages(config)
@@ -130,6 +131,7 @@ def quickstart(config: QuickstartStage) -> None:
     for number, part in enumerate(parts):
         with journey.part(number, part.name):
             part.act()
+        release_memory()
     report(config, stable, distinct, trained)
 
 

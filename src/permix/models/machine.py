@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 from typing import TYPE_CHECKING, Literal
 
@@ -31,6 +32,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_TOP_PAD, 256 << 20)
+
+
+def release_memory() -> None:
+    """Drop what only reference cycles hold (a trainer, its optimizer) and give the freed blocks back to the kernel."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 # From glibc's malloc.h.
