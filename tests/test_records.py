@@ -218,20 +218,20 @@ def test_provenance_is_json() -> None:
 
 
 def test_usage_adds_up_over_starts_and_counts_one_that_fails(tmp_path: Path) -> None:
-    for session in range(3):
+    for start in range(3):
         with RunDir.open(tmp_path, CONFIG, IDENTITY) as run:
             try:
                 with run.accounted():
                     time.sleep(0.1)
                     sum(range(3_000_000))
-                    if session == 1:
+                    if start == 1:
                         raise KeyboardInterrupt
             except KeyboardInterrupt:
                 pass
         usage = read_json(tmp_path / "usage.json")
-        assert usage["starts"] == session + 1
-        assert usage["wall_seconds"] >= 0.1 * (session + 1)
-        assert usage["cpu_seconds"] > 0.01 * session  # the clock ticks in hundredths
+        assert usage["starts"] == start + 1
+        assert usage["wall_seconds"] >= 0.1 * (start + 1)
+        assert usage["cpu_seconds"] > 0.01 * start  # the clock ticks in hundredths
 
 
 def test_a_failing_write_leaves_the_old_file_and_no_scratch(tmp_path: Path) -> None:
