@@ -23,7 +23,7 @@ class Journey:
         """Do part `number` (from 0). Meters inside it say which part it is and what is left of the whole."""
         global _journey
         self._number, outer, _journey = number, _journey, self
-        print(f"[{number + 1}/{len(self._weights)}] {name}", file=sys.stderr, flush=True)
+        say(f"[{number + 1}/{len(self._weights)}] {name}")
         started = time.monotonic()
         try:
             yield
@@ -108,7 +108,7 @@ class _Lines(Meter):
         left = self.seconds_left
         ahead = "" if not left else f", about {clock(left)} left"
         line = f"{self.what}: {self.done}/{self.total} {self.unit} ({self.rate:.2f}/s{ahead}) {self.note(note)}".rstrip()
-        print(line, file=sys.stderr, flush=True)
+        say(line)
 
 
 def say(line: str) -> None:
