@@ -19,7 +19,7 @@ def changed(stage: type[config.AnyStage]) -> dict[str, Any]:
     """Values far from the defaults, as JSON says them."""
     values: dict[type[config.AnyStage], dict[str, Any]] = {
         PlanStage: {"plan": {"mix": 0.25, "scope": "rollout", "tag_weights": {"expert": 2.5}}, "out": "p.parquet"},
-        TrainStage: {"train": {"lr": 1e-6, "clip_high": 0.28, "micro_batch": 4}, "plan_file": "x.parquet", "threads": 2},
+        TrainStage: {"train": {"lr": 1e-6, "clip_high": 0.28, "micro_tokens": 4}, "plan_file": "x.parquet", "threads": 2},
         StabilityStage: {
             "model": {"backend": "openai", "base_url": "http://h/v1", "timeout_s": 1.5}, "exclude_plans": ["a", "b"],
             "sampling": {"temperature": 0.7}, "label": "é \u2028 x",
@@ -112,7 +112,7 @@ def test_what_is_wrong_is_named_with_what_would_be_right(values: dict[str, Any],
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"train": {"micro_batch": 7}}, "train.micro_batch = 7: must divide plan.questions_per_step × plan.group_size = 64"),
+        ({"train": {"micro_tokens": 0}}, "train.micro_tokens = 0: Input should be greater than 0"),
         ({"model": {"backend": "openai", "base_url": "http://h/v1"}}, "unknown key model.backend; known: name"),
         ({"plan": {"group_size": 1}}, "plan.group_size = 1: Input should be greater than or equal to 2"),
         ({"plan": {"mix": 1.01}}, "plan.mix = 1.01: Input should be less than or equal to 1"),

@@ -13,7 +13,7 @@ from permix.prompting import template_text
 from permix.quickstart import stages as quickstart_stages
 from permix.records import read_json
 from permix.tasks import load_questions, refuse_overlap
-from permix.train.plan import compile_from, describe, micro_batches, read_plan
+from permix.train.plan import compile_from, describe, read_plan
 
 
 def check_config(path: Path) -> dict[str, str]:
@@ -64,7 +64,6 @@ def _check_plan(stage: config.PlanStage | config.TrainStage) -> dict[str, str]:
         refuse_missing_folder(stage.model.name)
     if isinstance(stage, config.TrainStage) and stage.plan_file:
         known = read_plan(stage.plan_file)
-        micro_batches(known, stage.train)
         return describe(known)
     return describe(compile_from(stage.task, stage.personas, stage.plan))
 

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from permix.errors import ConfigError
 from permix.types import Sampling, Scope, Split
 
+LossName = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
+
 
 class Section(BaseModel):
     """Base of every configuration class."""
@@ -131,7 +133,7 @@ class TrainConfig(Section):
     """Gradients are clipped to this norm."""
     beta: float = Field(default=0.0, ge=0)
     """Weight of the KL to the reference model under the same persona; 0 loads no reference."""
-    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"
+    loss: LossName = "dapo"
     """How token losses are averaged (TRL's names)."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Standard deviation the advantages are divided by."""
@@ -149,8 +151,10 @@ class TrainConfig(Section):
     """Longest completion."""
     max_prompt_tokens: int = Field(default=1024, gt=0)
     """A longer prompt is refused before training starts."""
-    micro_batch: int = Field(default=8, gt=0)
-    """Sequences in one forward and backward pass."""
+    micro_tokens: int = Field(default=2048, gt=0)
+    """Tokens in one forward and backward pass: what bounds memory. A group's prompt counts once."""
+    importance_cap: float | None = Field(default=2.0, gt=1)
+    """Largest weight a token gets for being likelier to the trainer than to the engine that sampled it; None: no correction."""
     lora_rank: int = Field(default=0, ge=0)
     """Rank of LoRA adapters on every linear layer; 0 trains all weights."""
     lora_alpha: int = Field(default=32, gt=0)
@@ -207,16 +211,6 @@ class TrainStage(Stage):
     personas: PersonasConfig = PersonasConfig(split="train")
     plan: PlanConfig = PlanConfig()
     train: TrainConfig = TrainConfig()
-
-    @model_validator(mode="after")
-    def _whole_micro_batches(self) -> "TrainStage":
-        # A plan from a file has sizes of its own, checked when it is read.
-        if self.plan_file is None and (self.plan.questions_per_step * self.plan.group_size) % self.train.micro_batch:
-            raise ValueError(
-                f"train.micro_batch = {self.train.micro_batch}: must divide plan.questions_per_step × plan.group_size "
-                f"= {self.plan.questions_per_step * self.plan.group_size}"
-            )
-        return self
 
 
 class StabilityStage(Stage):

@@ -80,7 +80,7 @@ def _training(config: QuickstartStage, size: Size, label: str, mix: float) -> Tr
         task=TaskConfig(split="train", levels=LEVELS, n=300, seed=config.seed),
         personas=PersonasConfig(split="train"),
         plan=PlanConfig(mix=mix, steps=size.steps, questions_per_step=6, group_size=8, seed=config.seed),
-        train=TrainConfig(lr=3e-5, temperature=0.7, max_new_tokens=28, micro_batch=8, save_every=5, seed=config.seed),
+        train=TrainConfig(lr=3e-5, temperature=0.7, max_new_tokens=28, save_every=5, seed=config.seed),
     )  # fmt: skip
 
 

@@ -9,8 +9,9 @@ import torch
 from trl import GRPOTrainer
 
 from permix.config import ModelConfig, PersonasConfig, PlanConfig, TrainConfig
+from permix.errors import PermixError
 from permix.models.hf import HFModel, load_tokenizer, load_weights
-from permix.train.grpo import PlanTrainer, bfloat16_copy, live_rows
+from permix.train.grpo import PlanTrainer, bfloat16_copy, samples_of
 from permix.train.plan import Mixture, Plan, compile_plan
 from permix.train.reward import Rollout
 from permix.train.run import grpo_arguments
@@ -18,7 +19,7 @@ from permix.types import Completion, Persona, Question, Request, Sampling, Verdi
 from permix.verify import Verifier
 
 PERSONAS = Mixture(tuple(Persona(id=one, text=f"a {one}", tags=(one,)) for one in ("sailor", "tutor", "poet")), (1.0,) * 3)
-QUICK = TrainConfig(lr=1e-2, max_new_tokens=8, micro_batch=4, precision="float32", save_every=1000)
+QUICK = TrainConfig(lr=1e-2, max_new_tokens=8, micro_tokens=64, precision="float32", save_every=1000)
 
 
 class Notes:
@@ -73,7 +74,7 @@ def trainer_of(
     torch.set_num_threads(1)
     notes = Notes()
     trainer = Watched(
-        plan=plan, verifier=verifier or Verifier(), recorder=notes, args=grpo_arguments(config, plan, out),
+        plan=plan, verifier=verifier or Verifier(), recorder=notes, config=config, args=grpo_arguments(config, plan, out),
         model=load_weights(str(tiny_model), torch.float32, "cpu").train(), processing_class=load_tokenizer(str(tiny_model)),
     )  # fmt: skip
     return trainer, notes
@@ -170,87 +171,146 @@ def test_figures_by_tag_are_means_of_the_rollouts(tiny_model: Path, tmp_path: Pa
         assert min(figures["seconds"].values()) >= 0
 
 
-def micro_batch(advantages: Sequence[float]) -> dict[str, Any]:
-    """Four rows of unequal prompts and completions, padded as TRL pads them."""
+def batch(advantages: Sequence[float]) -> dict[str, Any]:
+    """Five rows of three prompts, with completions of unlike lengths, padded as TRL pads them."""
     random = torch.Generator().manual_seed(3)
-    lengths = [(12, 2), (9, 6), (5, 8), (7, 3)]
-    prompt_ids, prompt_mask = torch.ones(4, 14, dtype=torch.long), torch.zeros(4, 14, dtype=torch.long)
-    completion_ids, completion_mask = torch.ones(4, 10, dtype=torch.long), torch.zeros(4, 10, dtype=torch.long)
+    lengths = [(12, 2), (12, 6), (5, 8), (7, 3), (12, 1)]
+    prompt_ids, prompt_mask = torch.ones(5, 14, dtype=torch.long), torch.zeros(5, 14, dtype=torch.long)
+    completion_ids, completion_mask = torch.ones(5, 10, dtype=torch.long), torch.zeros(5, 10, dtype=torch.long)
+    first = torch.randint(2, 320, (12,), generator=random)
     for row, (prompt, completion) in enumerate(lengths):
-        prompt_ids[row, 14 - prompt :] = torch.randint(2, 320, (prompt,), generator=random)
+        prompt_ids[row, 14 - prompt :] = first if prompt == 12 else torch.randint(2, 320, (prompt,), generator=random)
         completion_ids[row, :completion] = torch.randint(2, 320, (completion,), generator=random)
         prompt_mask[row, 14 - prompt :] = 1
         completion_mask[row, :completion] = 1
     return {
         "prompt_ids": prompt_ids, "prompt_mask": prompt_mask, "completion_ids": completion_ids,
-        "completion_mask": completion_mask, "advantages": torch.tensor(advantages), "num_items_in_batch": torch.tensor(31),
+        "completion_mask": completion_mask, "advantages": torch.tensor(advantages), "num_items_in_batch": torch.tensor(20),
     }  # fmt: skip
 
 
-def of_an_older_policy(trainer: PlanTrainer, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The same micro-batch, drawn by a policy whose log-probabilities were up to 0.4 off: some ratios are clipped."""
+def plain_logps(trainer: PlanTrainer, inputs: dict[str, Any]) -> torch.Tensor:
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
     with torch.no_grad():
-        now, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 10)
-    return inputs | {"old_per_token_logps": now + torch.linspace(-0.4, 0.4, 40).view(4, 10)}
+        logps, _, _ = GRPOTrainer._get_per_token_logps_and_entropies(trainer, trainer.model, ids, mask, 10)
+    return torch.as_tensor(logps)
 
 
-def gradient(trainer: PlanTrainer, loss: torch.Tensor) -> torch.Tensor:
+def gradient(trainer: PlanTrainer) -> torch.Tensor:
+    grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in trainer.model.parameters()]
+    return torch.cat([one.flatten() for one in grads])
+
+
+def trls_own(trainer: PlanTrainer, inputs: dict[str, Any]) -> tuple[float, torch.Tensor]:
+    """Loss and gradient of the same batch by TRL's code: padded, one row a completion, dead rows and all."""
+
+    def logps(model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int, **more: Any) -> Any:
+        return GRPOTrainer._get_per_token_logps_and_entropies(trainer, model, ids, mask, keep, **more)
+
     trainer.model.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    return torch.cat([(torch.zeros_like(one) if one.grad is None else one.grad).flatten() for one in trainer.model.parameters()])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(trainer, "_get_per_token_logps_and_entropies", logps)
+        loss = trainer._compute_loss(trainer.model, dict(inputs))
+    loss.backward()
+    return loss.item(), gradient(trainer)
+
+
+def ours(trainer: PlanTrainer, inputs: dict[str, Any]) -> tuple[float, torch.Tensor]:
+    samples = samples_of(inputs)
+    if "old_per_token_logps" in inputs:
+        for sample, logps in zip(samples, inputs["old_per_token_logps"].tolist(), strict=True):
+            sample.old = logps[: len(sample.completion)]
+    trainer.model.zero_grad()
+    loss, _ = trainer.accumulate(trainer.model, samples)
+    return loss.item(), gradient(trainer)
 
 
 @pytest.fixture(scope="module", params=["dapo", "grpo", "dr_grpo", "bnpo"])
 def trainer(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> PlanTrainer:
-    config = QUICK.model_copy(update={"loss": request.param})
+    config = QUICK.model_copy(update={"loss": request.param, "micro_tokens": 30})
     made, _ = trainer_of(tiny_model, tmp_path_factory.mktemp("grpo"), plan_of(), config)
-    made.current_gradient_accumulation_steps = 2
+    made.current_gradient_accumulation_steps = 1
     return made
 
 
+@pytest.mark.parametrize("way", ["shared", "plain"])
 @pytest.mark.parametrize("old", [False, True])
-@pytest.mark.parametrize("advantages", [(1.0, 0.0, -0.5, 0.0), (0.0, 0.7, 0.0, 0.0), (1.0, -1.0, 0.3, 0.2)])
-def test_the_gradient_without_dead_rows_is_trls_own(trainer: PlanTrainer, advantages: Sequence[float], old: bool) -> None:
-    inputs = micro_batch(advantages)
-    inputs = of_an_older_policy(trainer, inputs) if old else inputs
-    whole_loss = GRPOTrainer._compute_loss(trainer, trainer.model, dict(inputs))
-    whole = gradient(trainer, whole_loss)
-    loss = trainer._compute_loss(trainer.model, dict(inputs))
-    ours = gradient(trainer, loss)
-    assert float(whole.abs().max()) > 1e-3
-    assert float((ours - whole).abs().max()) <= 1e-6
-    assert loss.item() == pytest.approx(whole_loss.item(), abs=1e-6)
+@pytest.mark.parametrize("advantages", [(1.0, 0.0, -0.5, 0.0, 2.0), (0.0, 0.7, 0.0, 0.0, 0.0), (1.0, -1.0, 0.3, 0.2, -0.4)])
+def test_loss_and_gradient_are_trls_own(
+    trainer: PlanTrainer, advantages: Sequence[float], old: bool, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = batch(advantages)
+    if old:  # drawn by a policy whose log-probabilities were up to 0.4 off: some ratios are clipped
+        inputs["old_per_token_logps"] = plain_logps(trainer, inputs) + torch.linspace(-0.4, 0.4, 50).view(5, 10)
+    monkeypatch.setattr(trainer.model, "shares_prompts", way == "shared")
+    expected_loss, expected = trls_own(trainer, inputs)
+    loss, found = ours(trainer, inputs)
+    assert float(expected.norm()) > 1e-2
+    assert float((found - expected).norm() / expected.norm()) <= 1e-4
+    assert loss == pytest.approx(expected_loss, abs=1e-6)
 
 
-def test_a_micro_batch_of_dead_rows_has_no_gradient(trainer: PlanTrainer) -> None:
-    loss = trainer._compute_loss(trainer.model, micro_batch((0.0,) * 4))
-    assert loss.item() == 0
-    assert float(gradient(trainer, loss).abs().max()) == 0
+def test_a_batch_of_dead_rows_has_gradients_of_zero_so_that_momentum_still_moves(trainer: PlanTrainer) -> None:
+    loss, _ = ours(trainer, batch((0.0,) * 5))
+    assert loss == 0
+    gradients = [parameter.grad for parameter in trainer.model.parameters() if parameter.requires_grad]
+    assert all(one is not None and not one.any() for one in gradients)
 
 
 def test_with_a_kl_term_every_row_counts(tiny_model: Path, tmp_path: Path) -> None:
     trainer, _ = trainer_of(tiny_model, tmp_path, plan_of(), QUICK.model_copy(update={"beta": 0.5}))
-    trainer.current_gradient_accumulation_steps = 2
-    inputs = micro_batch((0.0,) * 4)
-    inputs["ref_per_token_logps"] = torch.full((4, 10), -5.0)
-    ours = gradient(trainer, trainer._compute_loss(trainer.model, dict(inputs)))
-    whole = gradient(trainer, GRPOTrainer._compute_loss(trainer, trainer.model, dict(inputs)))
-    assert float(whole.abs().max()) > 1e-4
-    assert torch.equal(ours, whole)
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = batch((0.0,) * 5)
+    inputs["ref_per_token_logps"] = torch.linspace(-6, -4, 50).view(5, 10)
+    expected_loss, expected = trls_own(trainer, inputs)
+    loss, found = ours(trainer, inputs)
+    assert float(expected.norm()) > 1e-2
+    assert float((found - expected).norm() / expected.norm()) <= 1e-4
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
 
 
-def test_live_rows_drop_dead_rows_and_idle_columns_and_nothing_else() -> None:
-    inputs = micro_batch((0.0, 1.0, 0.0, -1.0)) | {"old_per_token_logps": torch.arange(40.0).view(4, 10)}
-    live = live_rows(inputs)
-    assert live["prompt_mask"].tolist() == [[1] * 9, [0] * 2 + [1] * 7]
-    assert live["completion_mask"].tolist() == [[1] * 6, [1] * 3 + [0] * 3]
-    assert torch.equal(live["prompt_ids"], inputs["prompt_ids"][[1, 3], 5:])
-    assert torch.equal(live["completion_ids"], inputs["completion_ids"][[1, 3], :6])
-    assert torch.equal(live["old_per_token_logps"], inputs["old_per_token_logps"][[1, 3], :6])
-    assert live["advantages"].tolist() == [1.0, -1.0]
-    assert int(live["num_items_in_batch"]) == 31
+def test_the_references_log_probabilities_are_the_plain_ones(tiny_model: Path, tmp_path: Path) -> None:
+    trainer, _ = trainer_of(tiny_model, tmp_path, plan_of())
+    inputs = batch((0.0,) * 5)
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+    found, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 10)
+    real = inputs["completion_mask"].bool()
+    assert float((found - plain_logps(trainer, inputs))[real].abs().max()) <= 1e-4
+    assert not bool(found[~real].any())
+
+
+def test_the_size_of_packs_changes_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    found = []
+    for tokens in (1, 25, 10_000):
+        trainer, _ = trainer_of(tiny_model, tmp_path, plan_of(), QUICK.model_copy(update={"micro_tokens": tokens}))
+        found.append(ours(trainer, batch((1.0, -1.0, 0.3, 0.2, -0.4))))
+    for loss, gradients in found[1:]:
+        assert loss == pytest.approx(found[0][0], abs=1e-6)
+        assert float((gradients - found[0][1]).norm() / found[0][1].norm()) <= 1e-5
+
+
+def test_a_token_the_sampler_thought_too_likely_weighs_less_and_one_too_unlikely_no_more_than_the_cap(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """Every weight is e^-1 in one batch and the cap in the other: so is the whole gradient."""
+    trainer, _ = trainer_of(tiny_model, tmp_path, plan_of(), QUICK.model_copy(update={"importance_cap": 1.5}))
+    inputs = batch((1.0, -1.0, 0.3, 0.2, -0.4))
+    now = plain_logps(trainer, inputs)
+    _, plain = ours(trainer, inputs)
+    for shift, expected in ((1.0, 0.367879), (-3.0, 1.5)):
+        _, weighted = ours(trainer, inputs | {"sampling_per_token_logps": now + shift})
+        assert float((weighted - expected * plain).norm() / plain.norm()) <= 1e-4
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_says_so(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, _ = trainer_of(tiny_model, tmp_path, plan_of(), verifier=OddVerifier())
+    monkeypatch.setattr(trainer, "accumulate", lambda *_: (torch.tensor(float("nan")), {}))
+    with pytest.raises(PermixError, match=r"step 1: the loss is nan; training has diverged.*smaller train\.lr"):
+        trainer.train()
 
 
 @pytest.mark.slow
@@ -277,12 +337,3 @@ def test_the_rollout_copy_keeps_its_rotary_frequencies(tiny_model: Path) -> None
         assert ours.dtype == theirs.dtype, name
         assert torch.equal(ours, theirs), name
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
-
-
-def test_a_step_of_dead_rows_still_moves_by_momentum(trainer: PlanTrainer) -> None:
-    """As a backward of zeros would: gradients are zero, not missing, or AdamW would pass the weights over."""
-    trainer.model.zero_grad()
-    loss = trainer._compute_loss(trainer.model, micro_batch((0.0, 0.0, 0.0, 0.0)))
-    torch.autograd.backward(loss)
-    gradients = [parameter.grad for parameter in trainer.model.parameters() if parameter.requires_grad]
-    assert all(one is not None and not one.any() for one in gradients)

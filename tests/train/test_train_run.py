@@ -19,7 +19,7 @@ from permix.train.run import newest_checkpoint, seen_after, train
 from permix.types import Completion, Message, Request, Sampling
 from tests.mortal import Moment, command
 
-QUICK = {"lr": 1e-2, "max_new_tokens": 6, "micro_batch": 16, "precision": "float32", "save_every": 2}
+QUICK = {"lr": 1e-2, "max_new_tokens": 6, "micro_tokens": 256, "precision": "float32", "save_every": 2}
 
 
 def stage(tiny_model: Path, out: Path, *, plan: dict[str, Any] | None = None, **settings: Any) -> TrainStage:
@@ -161,17 +161,6 @@ def test_completions_that_leave_the_models_window_are_refused(tiny_model: Path, 
         train(stage(tiny_model, tmp_path / "run", max_new_tokens=500))
 
 
-def test_a_micro_batch_that_does_not_divide_a_plan_files_step_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    config = stage(tiny_model, tmp_path / "run")
-    write_plan(compile_from(config.task, config.personas, config.plan), tmp_path / "plan.parquet")
-    values = config.model_dump() | {
-        "plan_file": tmp_path / "plan.parquet",
-        "train": config.train.model_dump() | {"micro_batch": 6},
-    }
-    with pytest.raises(ConfigError, match=r"micro_batch = 6: must divide the plan's 32 rollouts a step"):
-        train(TrainStage.model_validate(values))
-
-
 def test_a_broken_plan_file_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.parquet").write_bytes(b"PAR1")
     config = stage(tiny_model, tmp_path / "run").model_copy(update={"plan_file": tmp_path / "plan.parquet"})
@@ -231,7 +220,7 @@ def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
         task = {{ split = "train", levels = ["sub-1"], n = 20 }}
         personas = {{ split = "train", n = 4 }}
         plan = {{ steps = 4, questions_per_step = 2, group_size = 16 }}
-        train = {{ lr = 1e-2, max_new_tokens = 6, micro_batch = 16, precision = "float32", save_every = 2, samples_every = 2 }}
+        train = {{ lr = 1e-2, max_new_tokens = 6, micro_tokens = 256, precision = "float32", save_every = 2, samples_every = 2 }}
         """
     )
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"

@@ -1,16 +1,18 @@
 """PerMix-RLVR's trainer: TRL's GRPOTrainer fed from a plan, in the plan's order. The only module that imports trl.
 
-What it changes in TRL, and why:
-- rows come in plan order and each as often as the plan says, so that groups are the plan's and a persona is never drawn here;
-- rollouts are decoded by `permix.models.hf.decode` from a copy of the weights in the forward pass's precision (TRL casts all
+TRL keeps the loop, the advantages, the optimizer, the logs, the checkpoints and the distributed machinery. What is ours, and why:
+- a step's rows are the plan's, in its order, so that groups are the plan's and a persona is never drawn here;
+- rollouts are decoded by `permix.models.decoding` from a copy of the weights in the forward pass's precision (TRL casts all
   float32 weights again at every decode step), each from its own seed, so a rollout depends on the plan and the weights alone;
 - one reward, the verifier's; its None stays None;
-- rows without advantage cost no forward and no backward where the loss has no KL term (the gradient is the same).
+- one optimizer step is one `training_step`: its rollouts are packed without padding, each prompt is read once for all of its
+  completions (`permix.models.shared`), and rollouts without advantage are left out where the loss has no KL term. The gradient
+  is the same.
 """
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -20,10 +22,16 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from permix.models.hf import decode
+from permix.config import TrainConfig
+from permix.errors import PermixError
+from permix.models.decoding import decode
+from permix.models.shared import Branches, Scores, completion_logits, plain_logits, score, shares_prompts
+from permix.progress import say
 from permix.train.clock import StepClock
+from permix.train.losses import importance, token_losses, token_weights
 from permix.train.plan import Plan
 from permix.train.reward import Rollout, mean_by_tag, verdicts
+from permix.train.samples import Pack, Sample, family, pack
 from permix.types import Sampling, seed_from
 from permix.verify import Verifier
 
@@ -36,24 +44,22 @@ class Recorder(Protocol):
     def step(self, step: int, figures: dict[str, Any]) -> None: ...
 
 
-def dataset_of(plan: Plan) -> Dataset:
+def rollout_rows(plan: Plan) -> list[dict[str, Any]]:
     """One row a rollout, in plan order: row `i` of a step belongs to group `i // G`."""
-    return Dataset.from_list(
-        [
-            {
-                "prompt": [dict(message) for message in row.messages],
-                "task": row.task,
-                "gold": row.gold,
-                "group": row.group,
-                "question_id": row.question_id,
-                "persona_id": row.persona_id,
-                "persona_tags": list(row.persona_tags),
-                "rollout_seed": seed_from(row.seed, number),
-            }
-            for row in plan.rows
-            for number in range(row.rollouts)
-        ]
-    )
+    return [
+        {
+            "prompt": [dict(message) for message in row.messages],
+            "task": row.task,
+            "gold": row.gold,
+            "group": row.group,
+            "question_id": row.question_id,
+            "persona_id": row.persona_id,
+            "persona_tags": list(row.persona_tags),
+            "rollout_seed": seed_from(row.seed, number),
+        }
+        for row in plan.rows
+        for number in range(row.rollouts)
+    ]
 
 
 class _ClockStarter(TrainerCallback):  # type: ignore[misc]
@@ -69,81 +75,85 @@ class _ClockStarter(TrainerCallback):  # type: ignore[misc]
 class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
     """`GRPOTrainer` over the rows of a plan."""
 
-    def __init__(self, *, plan: Plan, verifier: Verifier, recorder: Recorder, args: GRPOConfig, **options: Any) -> None:
+    def __init__(
+        self, *, plan: Plan, verifier: Verifier, recorder: Recorder, config: TrainConfig, args: GRPOConfig, **options: Any
+    ) -> None:
+        self.config = config
         self._verifier, self._recorder = verifier, recorder
+        self._rows = rollout_rows(plan)
         self._seeds: list[int] = []
+        self._samples: list[Sample] = []
         self._sampler_network: Any = None
         self._clock = StepClock()
-        self._trained_tokens = 0
         self._figures: dict[str, Any] = {}
-        super().__init__(reward_funcs=self._reward, train_dataset=dataset_of(plan), args=args, **options)
+        # The loader hands out places in the plan; what stands there is looked up when it is needed.
+        places = Dataset.from_dict({"place": range(len(self._rows))})
+        super().__init__(reward_funcs=self._reward, train_dataset=places, args=args, **options)
         self.remove_callback(PrinterCallback)
         self.add_callback(_ClockStarter(self._clock))
+        for network in (self.model, self.ref_model):
+            if network is not None and not shares_prompts(_inner(network)):
+                say("note: this model cannot read a prompt once for many completions; every copy of a prompt is read in full")
+                break
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
-        """Each step's rows once per forward pass that uses them; TRL's own would repeat every row G times and shuffle."""
+        """Each step's rows once per iteration over them; TRL's own would repeat every row G times and shuffle."""
         sampler: Sampler[int] = RepeatSampler(
             data_source=self.train_dataset if dataset is None else dataset,
             mini_repeat_count=1,
             batch_size=self.args.generation_batch_size,
-            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            repeat_count=self.num_iterations,
             shuffle=False,
         )
         return sampler
 
+    # Rollouts
+
+    def _prepare_inputs(self, places: list[dict[str, int]]) -> list[Sample]:
+        """The rollouts of this optimizer step: fresh ones, or the last ones again while `iterations` asks for them."""
+        if self.state.global_step % self.num_iterations == 0 or not self._samples:
+            rows = [self._rows[one["place"]] for one in places]
+            # What is drawn from torch's global generator (dropout) depends on this step and on nothing before it.
+            torch.manual_seed(rows[0]["rollout_seed"])
+            self._samples = samples_of(self._generate_and_score_completions(rows))
+        return self._samples
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._seeds = [row["rollout_seed"] for row in inputs]
-        # TRL shuffles the scored batch with the global generator: seeding it here makes a step depend on nothing before it.
-        torch.manual_seed(self._seeds[0])
         return dict(super()._generate_and_score_completions(inputs))
 
-    def _generate_single_turn(self, prompt_ids: list[list[int]], *rest: Any, **more: Any) -> tuple[list[list[int]], None]:
-        if self.use_vllm or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            with self._clock.part("generation"):
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], *rest: Any, **more: Any
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        with self._clock.part("generation"):
+            if self.use_vllm:
                 return super()._generate_single_turn(prompt_ids, *rest, **more)  # type: ignore[no-any-return]
-        sampling = Sampling(
-            temperature=self.args.temperature, top_p=self.args.top_p, max_new_tokens=self.args.max_completion_length
-        )
-        with self._clock.part("generation"), self._rollout_network() as network:
-            return decode(network, self.processing_class, prompt_ids, self._seeds, sampling), None
+            sampling = Sampling(
+                temperature=self.args.temperature, top_p=self.args.top_p, max_new_tokens=self.args.max_completion_length
+            )
+            with self._rollout_network() as network:
+                drawn = decode(network, self.processing_class, prompt_ids, self._seeds, sampling)
+            return [one.ids for one in drawn], [one.logps for one in drawn]
 
     @contextmanager
     def _rollout_network(self) -> Iterator[Any]:
         """The network that decodes: a bfloat16 copy brought up to date, or the trained one where a copy would not help."""
-        trained = self.accelerator.unwrap_model(self.model)
-        if self.args.bf16 and not hasattr(trained, "peft_config"):
-            if self._sampler_network is None:
-                self._sampler_network = bfloat16_copy(trained)
-            with torch.no_grad():
-                for ours, theirs in zip(self._sampler_network.parameters(), trained.parameters(), strict=True):
-                    ours.copy_(theirs)
-            yield self._sampler_network
-        else:
+        trained = _inner(self.accelerator.unwrap_model(self.model))
+        if not self.args.bf16:
+            was = trained.training
             trained.eval()
             try:
-                # Adapters sit inside the base model; generating through peft would overwrite its generation settings.
-                with self.accelerator.autocast():
-                    yield trained.get_base_model() if hasattr(trained, "peft_config") else trained
+                yield trained
             finally:
-                trained.train()
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        # Several processes gather per-row metrics, so there every one must keep all its rows.
-        if self.beta != 0.0 or self.loss_type == "bnpo" or self.accelerator.num_processes > 1:
-            return self._whole_loss(model, inputs)
-        live = live_rows(inputs)
-        rows, kept = len(inputs["advantages"]), len(live["advantages"])
-        if kept == 0:
-            _give_zero_gradients(model)
-            return torch.zeros((), device=self.accelerator.device, requires_grad=True)
-        loss = self._whole_loss(model, live)
-        # "dapo" divides by the tokens of the whole step, the others by the rows they were given.
-        return loss if self.loss_type == "dapo" else loss * (kept / rows)
-
-    def _whole_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        self._trained_tokens += int(inputs["prompt_mask"].sum() + inputs["completion_mask"].sum())
-        loss: torch.Tensor = super()._compute_loss(model, inputs)
-        return loss
+                trained.train(was)
+            return
+        if self._sampler_network is None:
+            self._sampler_network = bfloat16_copy(trained)
+        with torch.no_grad():
+            for ours, theirs in zip(self._sampler_network.parameters(), trained.parameters(), strict=True):
+                if theirs.requires_grad:
+                    ours.copy_(theirs)
+        yield self._sampler_network
 
     def _reward(self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[Any]:
         texts = [completion[0]["content"] for completion in completions]
@@ -161,12 +171,125 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
                 )
             ],
         )  # fmt: skip
-        self._figures = {
+        self._figures |= {
             "reward_by_tag": mean_by_tag(rewards, columns["persona_tags"]),
             "unscored": rewards.count(None),
             "tokens": sum(map(len, completion_ids)),
         }
         return rewards
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, None, None]:
+        """What TRL asks of the reference model: log-probabilities [B, T], right-padded with 0."""
+        real_B_T = attention_mask.bool()
+        parts = [(ids[:-logits_to_keep][real[:-logits_to_keep]], ids[-logits_to_keep:][real[-logits_to_keep:]])
+                 for ids, real in zip(input_ids, real_B_T, strict=True)]  # fmt: skip
+        samples = [Sample(tuple(prompt.tolist()), completion.tolist(), 0.0) for prompt, completion in parts]
+        logp_B_T = torch.zeros(len(samples), logits_to_keep, device=input_ids.device)
+        row = {id(sample): number for number, sample in enumerate(samples)}
+        for one in pack(samples, self.config.micro_tokens):
+            ordered = [sample for own in one for sample in own]
+            for sample, logps in zip(ordered, self._split(self._scores(model, one).logp_N, ordered), strict=True):
+                logp_B_T[row[id(sample)], : len(logps)] = logps
+        return logp_B_T, None, None
+
+    # The optimizer step
+
+    def training_step(self, model: Any, inputs: list[dict[str, int]], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of one whole optimizer step; returns its loss. Raises PermixError when that is not a number."""
+        model.train()
+        total, figures = self.accumulate(model, self._prepare_inputs(inputs))
+        if not bool(torch.isfinite(total)):
+            raise PermixError(
+                f"step {self.state.global_step + 1}: the loss is {total.item()}; training has diverged. The last checkpoint is "
+                "whole: go on from it with a smaller train.lr or train.max_grad_norm, or in a higher train.precision"
+            )
+        self._figures |= figures
+        self._step += 1
+        return total
+
+    def accumulate(self, model: Any, samples: Sequence[Sample]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Add the gradient of these rollouts' loss, pack by pack; returns the loss and figures."""
+        tokens, rows = self._over_processes(sum(len(sample.completion) for sample in samples), len(samples))
+        live = [sample for sample in samples if sample.advantage != 0 or self.beta != 0.0]
+        packs = pack(live, self.config.micro_tokens)
+        passes = self._most(len(packs))
+        tally = Tally()
+        total = torch.zeros((), device=self.accelerator.device)
+        for number in range(passes):
+            # Gradients travel between processes once a step, after the last pack.
+            with nullcontext() if number + 1 == passes else self.accelerator.no_sync(model):
+                chosen = packs[number] if number < len(packs) else [[_bystander(samples)]]
+                loss = self._loss(model, chosen, rows=rows, tokens=tokens, tally=tally, counts=number < len(packs))
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            total += loss.detach()
+        if passes == 0:
+            _give_zero_gradients(model)
+        return total, tally.figures() | {"live_rollouts": len(live)}
+
+    def _loss(self, model: Any, chosen: Pack, *, rows: int, tokens: int, tally: "Tally", counts: bool) -> torch.Tensor:
+        ordered = [sample for own in chosen for sample in own]
+        scores = self._scores(model, chosen)
+        if not counts:
+            return scores.logp_N.sum() * 0.0
+        device = scores.logp_N.device
+        lengths = [len(sample.completion) for sample in ordered]
+        for sample, logps in zip(ordered, self._split(scores.logp_N.detach(), ordered), strict=True):
+            if sample.old is None:
+                sample.old = logps.tolist()
+
+        def by_token(values: Sequence[float]) -> torch.Tensor:
+            return torch.tensor(values, device=device).repeat_interleave(torch.tensor(lengths, device=device))
+
+        def flat(name: str) -> torch.Tensor | None:
+            if getattr(ordered[0], name) is None:
+                return None
+            return torch.tensor([value for sample in ordered for value in getattr(sample, name)], device=device)
+
+        old_N, sampler_N, reference_N = flat("old"), flat("sampler"), flat("reference")
+        assert old_N is not None
+        cap = self.config.importance_cap
+        correction_N = None if sampler_N is None or cap is None else importance(old_N, sampler_N, cap)
+        terms = token_losses(
+            scores.logp_N, old_N, by_token([sample.advantage for sample in ordered]), clip_low=self.epsilon_low,
+            clip_high=self.epsilon_high, correction_N=correction_N, reference_N=reference_N, beta=self.beta,
+        )  # fmt: skip
+        weights = token_weights(self.config.loss, lengths, rows=rows, tokens=tokens, longest=self.args.max_completion_length)
+        tally.add(
+            entropy=scores.entropy_N, clipped=terms.clipped_N, kl=terms.kl_N,
+            sampler_gap=None if sampler_N is None else (old_N - sampler_N).abs(),
+        )  # fmt: skip
+        tally.trained += sum(family(own).cost for own in chosen)
+        return (terms.loss_N * by_token(weights)).sum()
+
+    def _scores(self, model: Any, chosen: Pack) -> Scores:
+        """Log-probabilities of a pack's completion tokens, by prompt, rollout and place."""
+        families = [family(own) for own in chosen]
+        with self.accelerator.autocast():
+            if shares_prompts(_inner(self.accelerator.unwrap_model(model))):
+                branches = Branches.of(families, self.accelerator.device)
+                logits_M_V, source_N, target_N = completion_logits(model, branches), branches.source_N, branches.target_N
+            else:
+                logits_M_V = plain_logits(model, families, pad=self.processing_class.pad_token_id, device=self.accelerator.device)
+                source_N = torch.arange(len(logits_M_V), device=logits_M_V.device)
+                target_N = torch.tensor(
+                    [one for each in families for own in each.completions for one in own], device=source_N.device
+                )
+        return score(logits_M_V, source_N, target_N, self.temperature)
+
+    def _split(self, flat_N: torch.Tensor, ordered: Sequence[Sample]) -> Sequence[torch.Tensor]:
+        return torch.split(flat_N, [len(sample.completion) for sample in ordered])
+
+    def _over_processes(self, *numbers: int) -> list[int]:
+        """Sums over all processes."""
+        return [int(one) for one in self.accelerator.reduce(torch.tensor(numbers, device=self.accelerator.device)).tolist()]
+
+    def _most(self, number: int) -> int:
+        """The largest over all processes: each must run as many passes as the others."""
+        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
+
+    # Records
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with self._clock.part("saving"):
@@ -184,8 +307,39 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         flat = figures.pop("flat_groups")
         figures["signal_groups"] = None if flat is None else 1 - flat
         fresh, self._figures = self._figures, {}
-        trained, self._trained_tokens = self._trained_tokens, 0
-        return figures | fresh | {"trained_tokens": trained} | self._clock.lap()
+        return figures | fresh | self._clock.lap()
+
+
+class Tally:
+    """Means over the completion tokens that a step trained on."""
+
+    def __init__(self) -> None:
+        self.trained = 0
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def add(self, **each_N: torch.Tensor | None) -> None:
+        known = {name: values.detach().float() for name, values in each_N.items() if values is not None}
+        for name, values in known.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(values.nansum())
+        self._count += len(next(iter(known.values())))
+
+    def figures(self) -> dict[str, float]:
+        means = {name: total / self._count for name, total in self._sums.items()}
+        return {"trained_tokens": self.trained, **means}
+
+
+def samples_of(scored: dict[str, Any]) -> list[Sample]:
+    """TRL's padded batch as rollouts without padding."""
+    prompt_B_T, completion_B_T = scored["prompt_mask"].bool(), scored["completion_mask"].bool()
+    columns = {name: scored.get(f"{theirs}_per_token_logps") for name, theirs in (("sampler", "sampling"), ("reference", "ref"))}
+    samples = []
+    for row, advantage in enumerate(scored["advantages"].tolist()):
+        own = completion_B_T[row]
+        logps = {name: None if values is None else values[row][own].tolist() for name, values in columns.items()}
+        prompt = tuple(scored["prompt_ids"][row][prompt_B_T[row]].tolist())
+        samples.append(Sample(prompt, scored["completion_ids"][row][own].tolist(), advantage, **logps))
+    return samples
 
 
 def bfloat16_copy(network: Any) -> Any:
@@ -196,38 +350,21 @@ def bfloat16_copy(network: Any) -> Any:
     return twin
 
 
+def _inner(network: Any) -> Any:
+    """The causal language model inside an adapter's wrapping."""
+    return network.get_base_model() if hasattr(network, "peft_config") else network
+
+
+def _bystander(samples: Sequence[Sample]) -> Sample:
+    """The least a process can run while others still have packs."""
+    return Sample(samples[0].prompt[:1], samples[0].completion[:1], 0.0)
+
+
 def _give_zero_gradients(model: Any) -> None:
     """What a backward of nothing leaves: without it a step of only dead rows would also skip AdamW's momentum."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-
-
-def live_rows(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The rows of a micro-batch that have a gradient, without the columns that only pad.
-
-    At beta 0 a row whose advantage is 0 adds nothing to the gradient of the loss, so it needs no forward and no backward.
-    """
-    keep_B = inputs["advantages"] != 0
-    live = {name: value[keep_B] if _has_rows(value, keep_B) else value for name, value in inputs.items()}
-    for part, side in (("prompt", "left"), ("completion", "right")):
-        mask_B_T = live[f"{part}_mask"]
-        width = int(mask_B_T.sum(1).max()) if len(mask_B_T) else 0
-        whole = mask_B_T.shape[1]
-        columns = slice(whole - width, whole) if side == "left" else slice(0, width)
-        for name, value in live.items():
-            if isinstance(value, torch.Tensor) and value.dim() == 2 and (name.startswith(part) or _is_token_wise(name, part)):
-                live[name] = value[:, columns]
-    return live
-
-
-def _has_rows(value: Any, keep_B: torch.Tensor) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == len(keep_B)
-
-
-def _is_token_wise(name: str, part: str) -> bool:
-    """TRL's per-token columns that lie over the completion."""
-    return part == "completion" and (name.endswith("per_token_logps") or name in ("tool_mask", "importance_sampling_ratio"))
 
 
 METRICS = {
@@ -236,7 +373,6 @@ METRICS = {
     "flat_groups": "frac_reward_zero_std",
     "completion_tokens": "completions/mean_length",
     "truncated": "completions/clipped_ratio",
-    "kl": "kl",
     "loss": "loss",
     "grad_norm": "grad_norm",
     "lr": "learning_rate",

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from permix.config import PersonasConfig, PlanConfig, TaskConfig, TrainConfig
+from permix.config import PersonasConfig, PlanConfig, TaskConfig
 from permix.errors import ConfigError, DataError
 from permix.personas.choose import choose_personas
 from permix.prompting import build_messages, template_hash
@@ -141,14 +141,6 @@ def _draw(seed: int, mixture: Mixture, mix: float) -> Persona | None:
     rng = random.Random(seed)
     mixed_in = rng.random() < mix
     return mixture.draw(rng) if mixed_in else None
-
-
-def micro_batches(plan: Plan, config: TrainConfig) -> int:
-    """Forward passes in one step. ConfigError when a step does not divide into whole ones."""
-    rows = plan.groups_per_step * plan.group_size
-    if rows % config.micro_batch:
-        raise ConfigError(f"train.micro_batch = {config.micro_batch}: must divide the plan's {rows} rollouts a step")
-    return rows // config.micro_batch
 
 
 def write_plan(plan: Plan, path: Path) -> None:

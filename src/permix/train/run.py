@@ -23,7 +23,7 @@ from permix.records import RunDir, read_json
 from permix.tasks.overlap import Seen, read_seen, write_seen
 from permix.train.card import write_card
 from permix.train.log import StepLog
-from permix.train.plan import Plan, compile_from, micro_batches, read_plan, write_plan
+from permix.train.plan import Plan, compile_from, read_plan, write_plan
 from permix.verify import Verifier
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _optimise(config: TrainStage, plan: Plan, source: str, out: Path, target: Pa
         shown.start_at(done)
         log = StepLog(out, done, config.train.samples_every, shown)
         trainer = PlanTrainer(
-            plan=plan, verifier=verifier, recorder=log, args=arguments, model=network,
+            plan=plan, verifier=verifier, recorder=log, config=config.train, args=arguments, model=network,
             processing_class=tokenizer, peft_config=_lora(config.train),
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -139,7 +139,7 @@ def grpo_arguments(config: TrainConfig, plan: Plan, out: Path) -> "GRPOConfig":
     device = pick_device()
     return GRPOConfig(
         output_dir=str(out), max_steps=plan.steps * config.iterations, num_iterations=config.iterations,
-        per_device_train_batch_size=config.micro_batch, gradient_accumulation_steps=micro_batches(plan, config),
+        per_device_train_batch_size=plan.groups_per_step * plan.group_size,
         num_generations=plan.group_size, shuffle_dataset=False, remove_unused_columns=False,
         learning_rate=config.lr, lr_scheduler_type=_schedule(config), warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, beta=config.beta, loss_type=config.loss,

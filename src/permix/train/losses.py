@@ -1,0 +1,67 @@
+"""The loss of a step, as a weighted sum over the completion tokens `N` of its rollouts.
+
+Per token: −min(r A, clip(r) A) · w + β r (e^d − d − 1), where r = π(token) / π_old(token), A is the rollout's advantage,
+w = min(π_old / π_sampler, cap) corrects for an engine that generates with other numerics than the one that trains (truncated
+importance sampling, Yao et al. 2025), and d = log π_ref − log π: the k3 estimate of the KL to the reference (Schulman 2020),
+times r, so that its gradient is that of the reverse KL without bias (DeepSeek-V3.2, 2025; TRL's default).
+
+How tokens are averaged is `token_weights`, under TRL's names: `grpo` (Shao et al. 2024) averages each rollout and then rollouts;
+`bnpo` and `dapo` (Yu et al. 2025) average all tokens; `dr_grpo` (Liu et al. 2025) divides by the longest length allowed, so that
+length has no weight. The sum over the packs of a step is the loss of the step, whatever the packs.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from permix.config import LossName
+
+
+def token_weights(loss: LossName, length_B: Sequence[int], *, rows: int, tokens: int, longest: int) -> list[float]:
+    """Weight of one token of each rollout. `rows` and `tokens` count the whole step, over all processes and dead rows too."""
+    match loss:
+        case "grpo":
+            return [1 / (rows * length) for length in length_B]
+        case "dapo" | "bnpo":
+            return [1 / tokens] * len(length_B)
+        case "dr_grpo":
+            return [1 / (rows * longest)] * len(length_B)
+
+
+class TokenTerms(NamedTuple):
+    """One number a completion token; `kl_N` is None without a reference."""
+
+    loss_N: torch.Tensor
+    ratio_N: torch.Tensor
+    clipped_N: torch.Tensor
+    kl_N: torch.Tensor | None
+
+
+def token_losses(
+    logp_N: torch.Tensor,
+    old_N: torch.Tensor,
+    advantage_N: torch.Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    correction_N: torch.Tensor | None = None,
+    reference_N: torch.Tensor | None = None,
+    beta: float = 0.0,
+) -> TokenTerms:
+    """Unweighted loss of every token; gradients flow through `logp_N` alone."""
+    ratio_N = torch.exp(logp_N - old_N)
+    clamped_N = ratio_N.clamp(1 - clip_low, 1 + clip_high)
+    loss_N = -torch.minimum(ratio_N * advantage_N, clamped_N * advantage_N)
+    clipped_N = ((ratio_N < 1 - clip_low) & (advantage_N < 0)) | ((ratio_N > 1 + clip_high) & (advantage_N > 0))
+    if correction_N is not None:
+        loss_N = loss_N * correction_N
+    if reference_N is None:
+        return TokenTerms(loss_N, ratio_N, clipped_N, None)
+    kl_N = torch.exp(reference_N - logp_N) - (reference_N - logp_N) - 1
+    return TokenTerms(loss_N + beta * ratio_N * kl_N, ratio_N, clipped_N, kl_N)
+
+
+def importance(old_N: torch.Tensor, sampler_N: torch.Tensor, cap: float) -> torch.Tensor:
+    """min(π_old / π_sampler, cap) of each token, no gradient. A token the sampler gave no number for (NaN) keeps weight 1."""
+    return torch.exp((old_N - sampler_N).detach().nan_to_num(nan=0.0)).clamp(max=cap)
