@@ -115,6 +115,11 @@ def test_an_unknown_key_of_any_stage_is_named(stage: str, tmp_path: Path) -> Non
     [
         ({"stage": "plan", "task": {"n": 4, "levels": ["add-1"]}}, "questions_per_step = 8: the task has only 4 questions"),
         ({"stage": "plan", "task": {"n": 100_000}}, "task.n = 100000: arithmetic has"),
+        ({"stage": "plan", "task": {"split": "heldout"}}, 'task: split = "heldout": training takes split = "train"'),
+        ({"stage": "train", "personas": {"split": "dev"}}, 'personas: split = "dev": training takes split = "train"'),
+        ({"stage": "stability", "task": {"name": "math500", "split": "dev"}}, "math500 is for evaluation only"),
+        ({"stage": "fidelity", "questions_split": "dev", "n_questions": 21}, "n_questions = 21: give 10 .* to 20, the number in"),
+        ({"stage": "fidelity", "questions_split": "test"}, "questions_split = 'test': Input should be"),
         ({"stage": "plan", "personas": {"template": "yuo_are"}}, "personas.template = 'yuo_are'"),
         ({"stage": "plan", "plan": {"tag_weights": {"exprt": 2}}}, "unknown tag"),
         ({"stage": "train", "plan_file": "none.parquet"}, "plan none.parquet: no such file"),

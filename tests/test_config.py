@@ -24,7 +24,10 @@ def changed(stage: type[config.AnyStage]) -> dict[str, Any]:
             "model": {"backend": "openai", "base_url": "http://h/v1", "timeout_s": 1.5}, "exclude_plans": ["a", "b"],
             "sampling": {"temperature": 0.7}, "label": "é \u2028 x",
         },
-        FidelityStage: {"reference": "runs/base", "n_questions": 20, "personas": {"include": ["character"], "bare": True}},
+        FidelityStage: {
+            "reference": "runs/base", "n_questions": 20, "questions_split": "dev",
+            "personas": {"include": ["character"], "bare": True},
+        },
         config.ReportStage: {"runs": ["a", "b"]},
         config.QuickstartStage: {"fast": True, "seed": 3},
     }  # fmt: skip
@@ -96,7 +99,8 @@ def test_every_changed_value_arrives(name: str) -> None:
         ({"task": 3}, "task = 3: Input should be a valid dictionary"),
         ({"sampling": {"top_p": 1.5}}, "sampling.top_p = 1.5: Input should be less than or equal to 1"),
         ({"personas": {"n": -1}}, "personas.n = -1"),
-        ({"personas": {"split": "test"}}, "personas.split = 'test': Input should be 'train', 'heldout' or 'all'"),
+        ({"personas": {"split": "test"}}, "personas.split = 'test': Input should be 'train', 'dev', 'heldout' or 'all'"),
+        ({"task": {"split": "all"}}, "task.split = 'all': Input should be 'train', 'dev' or 'heldout'"),
         ({"model": {"backend": "openai"}}, 'model: base_url is missing: backend "openai" needs one, such as http://127.0.0.1:8000/v1'),
         ({"model": {"timeout_s": float("inf")}}, "model.timeout_s = inf: Input should be a finite number"),
         ({"samples": 0, "seed": -1}, "samples = 0: Input should be greater than 0; seed = -1: Input should be"),
@@ -114,6 +118,7 @@ def test_what_is_wrong_is_named_with_what_would_be_right(values: dict[str, Any],
     [
         ({"train": {"micro_tokens": 0}}, "train.micro_tokens = 0: Input should be greater than 0"),
         ({"model": {"backend": "openai", "base_url": "http://h/v1"}}, "unknown key model.backend; known: name"),
+        ({"task": {"splt": "train"}}, "unknown key task.splt; did you mean task.split?"),
         ({"plan": {"group_size": 1}}, "plan.group_size = 1: Input should be greater than or equal to 2"),
         ({"plan": {"mix": 1.01}}, "plan.mix = 1.01: Input should be less than or equal to 1"),
         ({"train": {"lr": 0}}, "train.lr = 0: Input should be greater than 0"),
@@ -123,6 +128,36 @@ def test_a_training_that_cannot_run_is_refused(values: dict[str, Any], words: st
     with pytest.raises(ConfigError) as caught:
         build(TrainStage, values, source="run.toml")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("stage", [PlanStage, TrainStage])
+@pytest.mark.parametrize(
+    ("section", "side", "words"),
+    [
+        ("task", "dev", 'task: split = "dev": training takes split = "train"; dev is there to choose on'),
+        ("task", "heldout", 'task: split = "heldout": training takes split = "train"'),
+        ("personas", "dev", 'personas: split = "dev": training takes split = "train" of the built-in pool'),
+        ("personas", "heldout", 'personas: split = "heldout": training takes'),
+        ("personas", "all", 'personas: split = "all": training takes'),
+    ],
+)
+def test_training_on_another_side_is_refused(stage: type[config.AnyStage], section: str, side: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(stage, {section: {"split": side}}, source="run.toml")
+    assert str(caught.value).startswith(f"run.toml: {words}")
+
+
+@pytest.mark.parametrize("stage", [PlanStage, TrainStage])
+def test_a_section_of_a_training_that_names_no_side_is_on_the_train_side(stage: type[PlanStage | TrainStage]) -> None:
+    found = build(stage, {"task": {"n": 20}, "personas": {"pool": "my.csv"}}, source="run.toml")
+    assert (found.task.split, found.personas.split) == ("train", "train")
+    assert StabilityStage.model_validate({"task": {"n": 20}}).task.split == "heldout"
+
+
+@pytest.mark.parametrize("side", ["train", "dev", "heldout", "all"])
+def test_a_pool_of_ones_own_may_be_trained_on_whole(side: str) -> None:
+    found = build(TrainStage, {"personas": {"pool": "my.csv", "split": side}}, source="run.toml")
+    assert found.personas.split == side
 
 
 def test_configurations_are_frozen_and_refuse_unknown_keys_in_code_too() -> None:

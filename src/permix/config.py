@@ -10,9 +10,9 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from permix.errors import ConfigError
 from permix.types import Sampling, Scope, Split
@@ -75,7 +75,7 @@ class TaskConfig(Section):
     path: Path | None = None
     """A local file or folder in the published format, instead of the hub."""
     split: Split = "heldout"
-    """Which side of the task; training takes train, evaluation heldout."""
+    """Which side of the task: train to train on, dev to choose on, heldout to measure on."""
     n: int = Field(default=100, gt=0)
     """How many questions."""
     levels: tuple[str, ...] = ()
@@ -87,8 +87,8 @@ class TaskConfig(Section):
 class PersonasConfig(Section):
     pool: str = "builtin"
     """"builtin", or a TOML, JSONL or CSV file of personas."""
-    split: Literal["train", "heldout", "all"] = "heldout"
-    """Which side of the pool."""
+    split: Literal[Split, "all"] = "heldout"
+    """Which side of the pool: train, dev, heldout, or all."""
     include: tuple[str, ...] = ()
     """Only personas with one of these tags."""
     exclude: tuple[str, ...] = ()
@@ -186,12 +186,38 @@ class Stage(Section):
     """CPU threads for torch; the machine's cores when not given."""
 
 
+def _train_side(section: Any) -> Any:
+    """A section that names no side is on the train side here, not on the one it has elsewhere."""
+    return {"split": "train", **section} if isinstance(section, Mapping) else section
+
+
+def _no_other_side(section: TaskConfig) -> TaskConfig:
+    if section.split != "train":
+        raise ValueError(
+            f'split = "{section.split}": training takes split = "train"; dev is there to choose on, heldout to measure on'
+        )
+    return section
+
+
+def _no_other_builtin_side(section: PersonasConfig) -> PersonasConfig:
+    if section.pool == "builtin" and section.split != "train":
+        raise ValueError(
+            f'split = "{section.split}": training takes split = "train" of the built-in pool; dev is there to choose on, heldout '
+            "to measure on. A pool of your own may be trained on whole"
+        )
+    return section
+
+
+TrainingTask = Annotated[TaskConfig, BeforeValidator(_train_side), AfterValidator(_no_other_side)]
+TrainingPersonas = Annotated[PersonasConfig, BeforeValidator(_train_side), AfterValidator(_no_other_builtin_side)]
+
+
 class PlanStage(Section):
     stage: Literal["plan"] = "plan"
     out: Path = Path("runs/plan.parquet")
     """The Parquet file to write."""
-    task: TaskConfig = TaskConfig(split="train", n=1000)
-    personas: PersonasConfig = PersonasConfig(split="train")
+    task: TrainingTask = TaskConfig(split="train", n=1000)
+    personas: TrainingPersonas = PersonasConfig(split="train")
     plan: PlanConfig = PlanConfig()
 
 
@@ -207,8 +233,8 @@ class TrainStage(Stage):
     model: TrainedModel = TrainedModel()
     plan_file: Path | None = None
     """A plan to train from; when not given, one is compiled from the sections task, personas and plan."""
-    task: TaskConfig = TaskConfig(split="train", n=1000)
-    personas: PersonasConfig = PersonasConfig(split="train")
+    task: TrainingTask = TaskConfig(split="train", n=1000)
+    personas: TrainingPersonas = PersonasConfig(split="train")
     plan: PlanConfig = PlanConfig()
     train: TrainConfig = TrainConfig()
 
@@ -239,6 +265,8 @@ class FidelityStage(Stage):
     personas: PersonasConfig = PersonasConfig()
     questions: str = "builtin"
     """"builtin", or a file of open-ended questions (TOML, JSONL, or one a line)."""
+    questions_split: Split = "heldout"
+    """Which side of them, where the file gives them sides; a file without sides is asked whole."""
     n_questions: int | None = Field(default=None, gt=0)
     """How many of them; all when not given."""
     reference: Path | None = None

@@ -9,12 +9,14 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
-Split = Literal["train", "heldout"]
+Split = Literal["train", "dev", "heldout"]
+"""The sides of personas and questions: train to train on, dev to choose on, heldout to measure on once all is chosen."""
+SPLITS: tuple[Split, ...] = get_args(Split)
 Scope = Literal["group", "rollout"]
 
 

@@ -143,6 +143,13 @@ def test_too_few_or_too_many_questions_are_refused(fields: dict[str, Any], words
         fidelity(config)
 
 
+@pytest.mark.parametrize(("split", "count"), [("train", 48), ("dev", 20), ("heldout", 52)])
+def test_the_built_in_questions_are_asked_by_side_and_a_file_without_sides_whole(split: str, count: int, tmp_path: Path) -> None:
+    builtin = build(FidelityStage, {"questions_split": split}, source="test")
+    assert len(open_questions(builtin)) == count
+    assert len(open_questions(fidelity_config(tmp_path, "http://127.0.0.1:1/v1", questions_split=split))) == 12
+
+
 def test_a_single_persona_is_refused(tmp_path: Path) -> None:
     values = fidelity_values(tmp_path, "http://127.0.0.1:1/v1")
     write_pool(tmp_path / "pool.toml", "troll")

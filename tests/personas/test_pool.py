@@ -15,8 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from permix.config import PersonasConfig
 from permix.errors import ConfigError, DataError
 from permix.personas import pool as pools
+from permix.personas.choose import choose_personas
+from permix.personas.load import read_personas
 from permix.personas.pool import (
     KINDS,
     NEAR,
@@ -29,7 +32,7 @@ from permix.personas.pool import (
     near_duplicates,
     split_pool,
 )
-from permix.types import Persona, Split, normalise
+from permix.types import SPLITS, Persona, Split, digest, normalise
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +58,32 @@ def trades(tag: str, count: int) -> list[Persona]:
 def test_builtin_counts_by_kind_and_split(builtin: PersonaPool) -> None:
     assert len(builtin) == 108
     assert Counter((kind(persona), persona.split) for persona in builtin.personas) == Counter(
-        {(name, split): count for name in KINDS for split, count in (("train", 18), ("heldout", 9))}
+        {(name, split): count for name in KINDS for split, count in (("train", 12), ("dev", 6), ("heldout", 9))}
     )
+
+
+HELDOUT = """
+    astronomer land-surveyor schoolteacher meteorologist archaeologist painting-restorer beekeeper perfumer mountain-guide
+    carpenters-apprentice bicycle-renter video-knitter cinema-usher call-centre-worker weekend-hiker car-mechanic laundry-owner
+    window-bird-watcher cave-dweller rounding-shopkeeper self-styled-genius vague-poet evasive-spokesman bored-bureaucrat
+    toothache-sufferer panicking-contestant copycat rhyming-bard excited-puppy melting-snowman shouting-commentator
+    leonardo-da-vinci cockney-chimney-sweep giggling-gnome bubbly-cheerleader riddling-hermit
+"""
+
+
+def test_builtin_held_out_personas_never_change(builtin: PersonaPool) -> None:
+    assert [persona.id for persona in read_personas("builtin") if persona.split == "heldout"] == HELDOUT.split()
+    assert builtin.side("heldout").fingerprint == "0e95800b03f71217"
+
+
+def test_builtin_dev_side_is_spread_over_each_kind_like_the_others(builtin: PersonaPool) -> None:
+    for name in KINDS:
+        known = [one.split for one in read_personas("builtin") if kind(one) == name and one.split != "heldout"]
+        assert len(known) == 18
+        assert [known[third : third + 6].count("dev") for third in (0, 6, 12)] == [2, 2, 2]
+    for tag, least in (("numbers", 2), ("wrong", 1), ("unwilling", 2), ("distracted", 2), ("work", 4), ("historical", 1)):
+        for split in SPLITS:
+            assert len(builtin.side(split).select(include_tags=[tag])) >= least, (tag, split)
 
 
 def test_builtin_personas_have_exactly_one_kind_and_kebab_ids(builtin: PersonaPool) -> None:
@@ -80,17 +107,35 @@ def test_builtin_personas_are_far_from_near_duplicates(builtin: PersonaPool) -> 
     assert near_duplicates(builtin.personas, threshold=0.45) == []
 
 
-def test_builtin_has_experts_with_numbers_on_both_sides(builtin: PersonaPool) -> None:
-    for split in ("train", "heldout"):
-        assert len(builtin.side(split).select(include_tags=["numbers"])) >= 3
+def test_a_third_of_the_experts_of_every_side_reckons(builtin: PersonaPool) -> None:
+    counts = {split: Counter(tag for one in builtin.side(split).personas for tag in one.tags) for split in SPLITS}
+    assert {split: (count["numbers"], count["expert"]) for split, count in counts.items()} == {
+        "train": (4, 12), "dev": (2, 6), "heldout": (3, 9)
+    }  # fmt: skip
 
 
 def test_roleplay_questions_are_distinct_open_and_without_gold() -> None:
-    questions = load_roleplay()
-    assert len(questions) >= 48
-    assert [question.id for question in questions] == [f"r{n:02}" for n in range(1, len(questions) + 1)]
-    assert len({normalise(question.text) for question in questions}) == len(questions)
+    heldout, train, dev = (load_roleplay(split=split) for split in ("heldout", "train", "dev"))
+    assert (len(heldout), len(train), len(dev)) == (52, 48, 20)
+    questions = (*heldout, *train, *dev)
+    assert [question.id for question in questions] == [f"r{n:02}" for n in range(1, 121)]
+    assert len({normalise(question.text) for question in questions}) == 120
     assert {(question.task, question.gold) for question in questions} == {("roleplay", "")}
+
+
+def test_the_held_out_roleplay_questions_never_change() -> None:
+    questions = load_roleplay()
+    assert (questions[0].text, questions[-1].text) == ("What did you do this morning?", "Tell me a secret.")
+    assert digest(*(question.id + question.text for question in questions)) == "8dbd8371f946c704"
+
+
+def test_no_roleplay_question_rewords_one_of_another_side() -> None:
+    asked = [
+        Persona(id=question.id, text=question.text, split=split) for split in SPLITS for question in load_roleplay(split=split)
+    ]
+    near = {one[:2] for one in near_duplicates(asked, threshold=0.6)}
+    # All four among the held-out ones: "What makes you laugh?" and "What makes you angry?", and three such pairs.
+    assert near == {("r17", "r35"), ("r02", "r11"), ("r05", "r30"), ("r13", "r47")}
 
 
 # --- loading: what is accepted
@@ -131,6 +176,24 @@ def test_toml_lines_survive_a_header_inside_a_string(tmp_path: Path) -> None:
     path = write(tmp_path / "p.toml", '[[persona]]\ntext = """\na baker\n[[persona]]\n"""\n\n[[ persona ]]\ntext = 3\n')
     with pytest.raises(DataError, match=r"p\.toml:7: text = 3"):
         load_pool(path)
+
+
+SIDED = [{"text": "Who?", "split": "train"}, {"text": "Where?", "split": "dev"}, {"text": "Why?", "split": "train"}]
+
+
+@pytest.mark.parametrize("name", ["q.toml", "q.jsonl"])
+def test_a_file_of_questions_may_have_sides(tmp_path: Path, name: str) -> None:
+    tables = "".join(f"[[question]]\ntext = '{row['text']}'\nsplit = '{row['split']}'\n" for row in SIDED)
+    path = write(tmp_path / name, tables if name == "q.toml" else "\n".join(map(json.dumps, SIDED)))
+    assert [question.text for question in load_roleplay(path, "train")] == ["Who?", "Why?"]
+    assert [question.text for question in load_roleplay(path, "dev")] == ["Where?"]
+    with pytest.raises(ConfigError, match=r"'heldout': no question of 3 stands on that side \(train 2, dev 1, heldout 0\)"):
+        load_roleplay(path)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_file_of_questions_without_sides_is_asked_whole(tmp_path: Path, split: Split) -> None:
+    assert len(load_roleplay(write(tmp_path / "q.txt", "Who?\nWhere?\n"), split)) == 2
 
 
 def test_roleplay_from_text_lines_and_tables(tmp_path: Path) -> None:
@@ -193,7 +256,7 @@ BAD = [
     ("p.toml", ROW + "weight = true\n", 1, "weight = True"),
     ("p.toml", ROW + "tags = 'x'\n", 1, "tags = 'x': must be a list"),
     ("p.toml", ROW + "tags = ['x', 'x']\n", 1, "distinct"),
-    ("p.toml", ROW + "split = 'test'\n", 1, 'split = \'test\': must be "train" or "heldout"'),
+    ("p.toml", ROW + "split = 'test'\n", 1, 'split = \'test\': must be "train", "dev" or "heldout"'),
     ("p.toml", ROW + "[[persona]]\ntext = \n", 4, "not valid TOML"),
     ("p.toml", ROW + "[[personas]]\ntext = 'a nurse'\n", 3, "unknown key 'personas'.*did you mean 'persona'"),
     ("p.toml", "\npersona = [{text = 'a baker'}]\n", 2, r"\[\[persona\]\] tables"),
@@ -245,6 +308,9 @@ def test_bad_paths(tmp_path: Path, name: str, message: str) -> None:
         ("q.txt", "Who are you?\n\nwho  are you?\n", 3, "asked before at .*q.txt:1"),
         ("q.toml", "[[question]]\ntext = 'Who?'\ngold = '3'\n", 1, "unknown key 'gold'"),
         ("q.toml", "[[persona]]\ntext = 'Who?'\n", 1, "unknown key 'persona'"),
+        ("q.toml", "[[question]]\ntext = 'Who?'\nsplit = 'test'\n", 1, "split = 'test': must be"),
+        ("q.jsonl", '{"text": "Who?"}\n{"text": "Why?", "split": "dev"}\n', 1, "split is missing, and other questions have one"),
+        ("q.jsonl", '{"text": "Who?", "split": "dev"}\n{"text": "Why?"}\n', 2, "split is missing, and other questions have one"),
         ("q.txt", " \n", 1, "holds no question"),
     ],
 )
@@ -253,12 +319,13 @@ def test_bad_roleplay_files(tmp_path: Path, name: str, content: str, line: int, 
         load_roleplay(write(tmp_path / name, content))
 
 
-def test_load_refuses_a_violated_split(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sides", [("train", "heldout"), ("train", "dev"), ("dev", "heldout")])
+def test_load_refuses_a_violated_split(tmp_path: Path, sides: tuple[Split, Split]) -> None:
     rows = [
-        {"id": "old", "text": "a grumpy old pirate who hates all numbers", "split": "train"},
-        {"id": "new", "text": "a grumpy pirate who hates numbers", "split": "heldout"},
+        {"id": "old", "text": "a grumpy old pirate who hates all numbers", "split": sides[0]},
+        {"id": "new", "text": "a grumpy pirate who hates numbers", "split": sides[1]},
     ]
-    with pytest.raises(DataError, match=r"'new'.*'old'.*near-duplicates.*both sides"):
+    with pytest.raises(DataError, match=rf"'new'.*{sides[1]}.*'old'.*{sides[0]}.*near-duplicates.*different sides"):
         load_pool(write(tmp_path / "p.jsonl", "\n".join(map(json.dumps, rows))))
 
 
@@ -400,6 +467,34 @@ def test_split_is_stratified_and_independent_of_order() -> None:
     assert sides(split_pool(PersonaPool(personas=tuple(personas)), seed=6).personas) != sides(split.personas)
 
 
+@pytest.mark.parametrize(
+    ("seed", "heldout"),
+    [(0, "q2 q3 q6 q11 q12 v1 v2 w3 w6 w7"), (5, "q1 q5 q9 q10 q11 v3 v4 w3 w6 w7")],
+)
+def test_who_is_held_out_never_changes(seed: int, heldout: str) -> None:
+    split = split_pool(PersonaPool(personas=(*trades("q", 15), *trades("v", 6), *trades("w", 9))), seed=seed)
+    assert {persona.id for persona in split.side("heldout").personas} == set(heldout.split())
+
+
+def test_one_in_four_that_are_not_held_out_is_dev_over_all_kinds() -> None:
+    split = split_pool(PersonaPool(personas=(*trades("q", 15), *trades("v", 6), *trades("w", 9))), seed=5)
+    assert Counter(persona.split for persona in split.personas) == {"train": 15, "dev": 5, "heldout": 10}
+    assert Counter(map(kind, split.side("dev").personas)) == {"q": 3, "v": 1, "w": 1}
+    check_split(split)
+
+
+@pytest.mark.parametrize(("size", "dev"), [(2, 0), (5, 0), (6, 1), (11, 1), (12, 2)])
+def test_a_pool_of_a_few_has_no_dev_side_and_says_so(size: int, dev: int) -> None:
+    # Held out are 1 of 2, 2 of 5, 2 of 6, 4 of 11 and 4 of 12; a quarter of the others is 0.25, 0.75, 1, 1.75 and 2.
+    split = split_pool(PersonaPool(personas=tuple(trades("q", size))))
+    assert sum(persona.split == "dev" for persona in split.personas) == dev
+    if not dev:
+        with pytest.raises(
+            ConfigError, match=rf"'dev': no persona of {size} stands on that side \(train .* when there are about six"
+        ):
+            split.side("dev")
+
+
 def test_split_meets_the_share_when_every_kind_has_one_persona() -> None:
     personas = [Persona(id=trade, text=f"a {trade}", tags=(trade,)) for trade in TRADES[:15]]
     assert len(split_pool(PersonaPool(personas=tuple(personas))).side("heldout")) == 5
@@ -420,7 +515,27 @@ def test_split_keeps_explicit_sides_and_draws_their_kin_along() -> None:
     kin = people("a grumpy old pirate who hates all numbers", tag="kin")
     split = sides(split_pool(PersonaPool(personas=(*fixed, *kin, *trades("q", 12)))).personas)
     assert split["fix0"] == split["kin0"] == "heldout"
-    assert Counter(side for name, side in split.items() if name.startswith("q")) == {"train": 8, "heldout": 4}
+    assert Counter(side for name, side in split.items() if name.startswith("q")) == {"train": 6, "dev": 2, "heldout": 4}
+
+
+def test_an_explicit_dev_side_is_accepted_and_draws_its_kin_along(tmp_path: Path) -> None:
+    rows = [{"id": "fix", "text": "a grumpy pirate who hates numbers", "split": "dev"}]
+    rows += [{"id": "kin", "text": "a grumpy old pirate who hates all numbers"}]
+    rows += [{"id": one.id, "text": one.text} for one in trades("q", 3)]
+    path = write(tmp_path / "p.jsonl", "\n".join(map(json.dumps, rows)))
+    assert [persona.id for persona in load_pool(path).side("dev").personas] == ["fix"]
+    split = sides(split_pool(load_pool(path)).personas)
+    assert {name for name, side in split.items() if side == "dev"} == {"fix", "kin"}  # and of three others none
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 6), ("dev", 2), ("heldout", 4), ("all", 12)])
+def test_a_users_pool_without_sides_is_asked_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str, count: int
+) -> None:
+    path = write(tmp_path / "p.csv", "text\n" + "".join(f"{one.text}\n" for one in trades("q", 12)))
+    assert len(choose_personas(PersonasConfig.model_validate({"pool": str(path), "split": split}))) == count
+    told = "a third of those is held out and a quarter of the others is dev"
+    assert (told in capsys.readouterr().err) == (split != "all")
 
 
 def test_split_refuses_a_violation_and_an_empty_side() -> None:
@@ -428,7 +543,7 @@ def test_split_refuses_a_violation_and_an_empty_side() -> None:
     held = people("a grumpy old pirate who hates all numbers", tag="h", split="heldout")
     with pytest.raises(DataError, match=r"'h0'.*'t0'"):
         split_pool(PersonaPool(personas=(*train, *held)))
-    with pytest.raises(ConfigError, match="one side of the split empty"):
+    with pytest.raises(ConfigError, match="1 personas leave the heldout side empty"):
         split_pool(PersonaPool(personas=tuple(people("a baker"))))
     with pytest.raises(ConfigError, match="heldout_share = 1"):
         split_pool(PersonaPool(personas=tuple(people("a baker"))), heldout_share=1)
@@ -443,7 +558,11 @@ def test_side_of_an_unsplit_pool_points_to_split_pool() -> None:
 
 
 def test_describe_counts_and_lists_near_duplicates(builtin: PersonaPool) -> None:
-    assert "total         72       36         0    108" in describe(builtin)
+    table = [line.split() for line in describe(builtin).splitlines()[2:8]]
+    assert table[0] == ["kind", "train", "dev", "heldout", "no", "split", "total"]
+    assert table[1] == ["character", "12", "6", "9", "0", "27"]
+    assert table[-1] == ["total", "48", "24", "36", "0", "108"]
+    assert "total         48     24       36         0    108" in describe(builtin)
     assert describe(builtin).endswith("near-duplicates (similarity 0.8 or more): none")
     text = describe(PersonaPool(personas=tuple(people("a toddler", "a toddler", "the toddler"))), listed=2)
     assert text.endswith(f"near-duplicates (similarity {NEAR} or more): 3\n  1.00  x0  x1\n  1.00  x0  x2")

@@ -131,6 +131,18 @@ def test_report_says_what_the_numbers_say(built: tuple[list[Row], Path]) -> None
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_that_was_not_held_out_is_called_so(built: tuple[list[Row], Path], tmp_path: Path) -> None:
+    run = fidelity_run(tmp_path / "run", "tuned")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"personas": {"split": "train"}, "questions_split": "dev"}))
+    checked = stability_run(tmp_path / "checked", "tuned", strong, task={"split": "dev"})
+    build_report([run, checked], tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "- tuned, fidelity: personas.split = train, questions_split = dev; not held out: to choose by, not to" in report
+    assert "- tuned, stability: task.split = dev; not held out: to choose by, not to conclude from." in report
+    assert "not held out" not in (built[1] / "report.md").read_text()
+
+
 def test_rebuilding_from_records_writes_the_same_bytes(built: tuple[list[Row], Path], tmp_path: Path) -> None:
     out = built[1]
     metrics = out.parent / "runs" / "0-base" / "stability" / "metrics.json"

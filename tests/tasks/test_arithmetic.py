@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from permix.config import PlanStage, StabilityStage, TaskConfig, TrainStage
 from permix.errors import ConfigError
 from permix.tasks.arithmetic import ARITHMETIC, DEFAULT_LEVELS, LEVELS, level_questions, make, questions, shuffled
-from permix.types import Question, Split
+from permix.types import SPLITS, Question, Split, digest
 
 SMALL = tuple(level for level in LEVELS if LEVELS[level].size <= 10_000)
 levels = st.lists(st.sampled_from(sorted(LEVELS)), min_size=1, max_size=3).map(tuple)
 seeds = st.integers(0, 2**31)
-splits = st.sampled_from(["train", "heldout"])
+splits = st.sampled_from(SPLITS)
+FEWEST: dict[Split, int] = {"train": 37, "dev": 5, "heldout": 13}  # what sub-1, the smallest level, has
 
 
 def operands(question: Question) -> list[int]:
@@ -56,42 +57,54 @@ def test_the_answer_is_the_last_box_else_the_last_number(completion: str, answer
 def test_item_i_does_not_depend_on_how_many_are_drawn(
     levels: tuple[str, ...], seed: int, split: Split, few: int, more: int
 ) -> None:
+    few = min(few, FEWEST[split])
     config = TaskConfig(levels=levels, seed=seed, split=split, n=few)
-    longer = questions(config.model_copy(update={"n": few + (more if few + more <= 13 else 0)}))
+    longer = questions(config.model_copy(update={"n": min(few + more, FEWEST[split])}))
     assert longer[:few] == questions(config)
 
 
 @settings(max_examples=30, deadline=None)
 @given(levels=levels, seed=seeds, split=splits)
 def test_gold_is_the_value_of_the_expression(levels: tuple[str, ...], seed: int, split: Split) -> None:
-    for question in questions(TaskConfig(levels=levels, seed=seed, split=split, n=12)):
+    for question in questions(TaskConfig(levels=levels, seed=seed, split=split, n=FEWEST[split])):
         expression = question.text.removeprefix("What is ").removesuffix("?")
         assert int(question.gold) == eval(expression) >= 0
         assert question.tags[0] in levels
 
 
 @settings(max_examples=10, deadline=None)
-@given(one=seeds, other=seeds)
-def test_the_sides_share_nothing_not_even_mirrored_under_any_seeds(one: int, other: int) -> None:
+@given(one=seeds, other=seeds, third=seeds)
+def test_the_sides_share_nothing_not_even_mirrored_under_any_seeds(one: int, other: int, third: int) -> None:
     levels = ("add-1", "sub-1", "mul-1", "add-1x3", "add-2")
     train = questions(TaskConfig(levels=levels, seed=one, split="train", n=1000))
     heldout = questions(TaskConfig(levels=levels, seed=other, split="heldout", n=200))
+    dev = questions(TaskConfig(levels=levels, seed=third, split="dev", n=200))
 
     def content(question: Question) -> tuple[str, ...]:
         numbers = operands(question) if "-" in question.text else sorted(operands(question))
         return (question.text.split()[3], *map(str, numbers))
 
-    assert not {content(question) for question in train} & {content(question) for question in heldout}
+    asked = [{content(question) for question in side} for side in (train, heldout, dev)]
+    assert len(asked[0] | asked[1] | asked[2]) == sum(map(len, asked))
 
 
 @pytest.mark.parametrize("level", SMALL)
-def test_the_two_sides_together_are_the_whole_level(level: str) -> None:
-    train, heldout = ([one.id for one in level_questions(level, 0, side)] for side in ("train", "heldout"))
+def test_the_three_sides_together_are_the_whole_level(level: str) -> None:
+    train, dev, heldout = ([one.id for one in level_questions(level, 0, side)] for side in SPLITS)
     size = LEVELS[level].size
     if level.startswith("sub"):
         size = (size + len(LEVELS[level].ranges[0])) // 2  # half of the pairs that differ, and all that do not
-    assert len(set(train) | set(heldout)) == len(train) + len(heldout) == size
+    assert len({*train, *dev, *heldout}) == len(train) + len(dev) + len(heldout) == size
     assert 0.15 < len(heldout) / size < 0.35
+    assert 0.05 < len(dev) / size < 0.15  # an eighth of three quarters is 0.09
+
+
+HELDOUT = {"add-1": "e5af64c9dee9f5b4", "sub-1": "65541792a8b7a548", "mul-1": "9e9145115326dd1f", "add-1x3": "16c90faa22645d9c"}
+
+
+@pytest.mark.parametrize("level", HELDOUT)
+def test_which_questions_are_held_out_never_changes(level: str) -> None:
+    assert digest(*sorted(question.id for question in level_questions(level, 0, "heldout"))) == HELDOUT[level]
 
 
 def test_levels_take_turns_and_a_used_up_level_is_passed_over() -> None:
@@ -122,6 +135,22 @@ def test_the_questions_of_a_published_config_never_change() -> None:
         "What is 6 + 3 + 1?",
         "What is 86 + 15?",
     ]
+    other = questions(config.model_copy(update={"seed": 1, "n": 200}))
+    assert [question.text for question in other[:5]] == [
+        "What is 1 + 1?",
+        "What is 8 - 2?",
+        "What is 1 * 3?",
+        "What is 3 + 8 + 6?",
+        "What is 37 + 96?",
+    ]
+    assert digest(*(question.id for question in other)) == "910229ad2f17ae66"
+
+
+def test_the_dev_side_of_a_level_can_be_used_up() -> None:
+    config = TaskConfig(levels=("add-1", "sub-1"), split="dev", n=17)
+    assert len(questions(config)) == 17
+    with pytest.raises(ConfigError, match=r"task.n = 18: .* 17 distinct .* dev side .*\(add-1 12, sub-1 5\)"):
+        questions(config.model_copy(update={"n": 18}))
 
 
 def test_more_than_there_are_is_refused_with_the_number_there_is() -> None:

@@ -82,11 +82,26 @@ def test_the_prompt_asks_for_a_box() -> None:
 def test_the_splits_are_the_published_ones(tmp_path: Path) -> None:
     config = TaskConfig(name="gsm8k", path=folder(tmp_path), split="heldout", n=4)
     assert sorted(one.gold for one in load_questions(config)[1]) == ["6", "7", "8", "9"]
-    train = config.model_copy(update={"split": "train", "n": 6})
-    assert sorted(one.gold for one in load_questions(train)[1]) == ["0", "1", "2", "3", "4", "5"]
+    train = config.model_copy(update={"split": "train", "n": 5})
+    assert sorted(one.gold for one in load_questions(train)[1]) == ["0", "1", "2", "4", "5"]
+    dev = config.model_copy(update={"split": "dev", "n": 1})
+    assert [one.gold for one in load_questions(dev)[1]] == ["3"]  # of the published train split; 9 stands in the test split
     assert load_questions(config.model_copy(update={"path": tmp_path / "test.jsonl"})) == load_questions(config)
-    with pytest.raises(DataError, match="is named as the test split"):
-        load_questions(train.model_copy(update={"path": tmp_path / "test.jsonl"}))
+    for one in (train, dev):
+        with pytest.raises(
+            DataError, match=r"is named as the published test split, .* asks for questions of the published train"
+        ):
+            load_questions(one.model_copy(update={"path": tmp_path / "test.jsonl"}))
+
+
+def test_one_in_ten_of_the_published_train_split_is_dev_whatever_the_seed(tmp_path: Path) -> None:
+    lines = [json.dumps({"question": f"{i} plus none?", "answer": f"#### {i}"}) for i in range(40)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    config = TaskConfig(name="gsm8k", path=tmp_path, split="dev", n=5, seed=3)
+    dev = {one.gold for one in load_questions(config)[1]}
+    train = {one.gold for one in load_questions(config.model_copy(update={"split": "train", "n": 35, "seed": 4}))[1]}
+    assert dev == {"3", "9", "12", "20", "27"}
+    assert train == {str(i) for i in range(40)} - dev
 
 
 def test_an_id_is_the_contents_not_the_lines(tmp_path: Path) -> None:

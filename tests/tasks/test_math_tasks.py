@@ -97,18 +97,20 @@ def test_the_answer_is_the_last_box_else_what_is_called_the_answer(completion: s
 
 def test_the_sides_of_math_are_disjoint_and_whole_whatever_the_seed(tmp_path: Path) -> None:
     path = write(tmp_path / "train.json", train_rows(100))
-    with pytest.raises(ConfigError, match="math has 74 distinct questions on the train side"):
+    with pytest.raises(ConfigError, match="math has 66 distinct questions on the train side"):
         load_questions(TaskConfig(name="math", path=path, split="train", n=100))
-    train = load_questions(TaskConfig(name="math", path=path, split="train", n=74, seed=3))[1]
+    train = load_questions(TaskConfig(name="math", path=path, split="train", n=66, seed=3))[1]
+    dev = load_questions(TaskConfig(name="math", path=path, split="dev", n=8, seed=5))[1]
     heldout = load_questions(TaskConfig(name="math", path=path, split="heldout", n=26, seed=4))[1]
-    assert {one.gold for one in train} | {one.gold for one in heldout} == {str(i) for i in range(100)}
+    assert {one.gold for one in dev} == {"4", "19", "24", "55", "69", "76", "93", "94"}
+    assert {one.gold for one in (*train, *dev, *heldout)} == {str(i) for i in range(100)}
 
 
 def test_levels_are_chosen_and_unknown_ones_asked_only_when_none_is(tmp_path: Path) -> None:
     path = write(tmp_path / "train.json", train_rows(100))
     config = TaskConfig(name="math", path=path, split="train", n=20, levels=("4", "5"))
     assert {one.tags[0] for one in load_questions(config)[1]} == {"level-4", "level-5"}
-    everything = load_questions(config.model_copy(update={"levels": (), "n": 74}))[1]
+    everything = load_questions(config.model_copy(update={"levels": (), "n": 66}))[1]
     assert {one.tags[0] for one in everything} == {f"level-{level}" for level in "12345?"}
     with pytest.raises(ConfigError, match="math has no level 'Level 5'"):
         load_questions(config.model_copy(update={"levels": ("Level 5",)}))
@@ -120,7 +122,7 @@ def test_a_problem_published_without_an_answer_is_left_out(tmp_path: Path) -> No
     rows = train_rows(100)
     rows[0]["answer"], rows[1]["answer"] = None, ""
     path = write(tmp_path / "train.json", rows)
-    golds = {one.gold for split, n in (("train", 73), ("heldout", 25)) for one in of(path, split, n)}
+    golds = {one.gold for split, n in (("train", 65), ("dev", 8), ("heldout", 25)) for one in of(path, split, n)}
     assert golds == {str(i) for i in range(2, 100)}
 
 
@@ -156,5 +158,8 @@ def test_math500_by_level_and_never_to_train_on(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     config = TaskConfig(name="math500", path=tmp_path, n=2, levels=("1", "5"))
     assert {one.id for one in load_questions(config)[1]} == {"math500:test/1.json", "math500:test/5.json"}
-    with pytest.raises(ConfigError, match="math500 is for evaluation only"):
-        load_questions(config.model_copy(update={"split": "train"}))
+    for split in ("train", "dev"):
+        with pytest.raises(
+            ConfigError, match=rf'task.split = "{split}": math500 is for evaluation only.* take the {split} side of'
+        ):
+            load_questions(config.model_copy(update={"split": split}))

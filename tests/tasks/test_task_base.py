@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
 from permix.tasks import TASKS, load_questions, refuse_overlap, verify
-from permix.tasks.base import choose, side
-from permix.types import Question, Verdict
+from permix.tasks.base import choose, dev_or_train, side
+from permix.types import SPLITS, Question, Verdict
 from permix.verify import Verifier
 
 TEN = [Question(id=f"q{i}", task="gsm8k", text=f"Question {i}?", gold=str(i)) for i in range(10)]
@@ -51,13 +52,16 @@ def test_verify_extracts_then_checks() -> None:
 
 
 @given(st.text())
-def test_a_side_is_one_of_two(content: str) -> None:
-    assert side(content) in ("train", "heldout")
+def test_a_side_is_one_of_three(content: str) -> None:
+    assert side(content) in SPLITS
+    assert dev_or_train(content, one_in=1) == "dev"
 
 
-def test_one_in_four_is_held_out() -> None:
-    heldout = sum(side(f"question {i}") == "heldout" for i in range(10_000))
-    assert 2300 < heldout < 2700  # 2500 expected, standard deviation 43
+def test_one_in_four_is_held_out_and_one_in_eight_of_the_others_dev() -> None:
+    counts = Counter(side(f"question {i}") for i in range(10_000))
+    assert 2300 < counts["heldout"] < 2700  # 2500 expected, standard deviation 43
+    assert 820 < counts["dev"] < 1055  # 937.5 expected, standard deviation 29
+    assert [i for i in range(30) if side(f"question {i}") == "heldout"] == [0, 2, 4, 7, 11, 15, 24, 27, 29]  # for ever
 
 
 @given(order=st.permutations(TEN), n=st.integers(1, 10), seed=st.integers(0, 5))

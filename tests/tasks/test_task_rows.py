@@ -74,7 +74,7 @@ def test_a_row_knows_its_line(tmp_path: Path) -> None:
         ("a.json", b'[{"question": "1?"}, 7]', r"a\.json: row 2: must be a JSON object with named fields, not int"),
         ("a.parquet", b"PAR1 not really", r"a\.parquet: not a Parquet file"),
         ("a.csv", b"question,answer\n", r"a\.csv: a file must end in \.jsonl, \.json, \.parquet"),
-        ("train.jsonl", JSONL.encode(), r"train\.jsonl: is named as the train split, but task\.split asks for test"),
+        ("train.jsonl", JSONL.encode(), r"train\.jsonl: is named as the published train split, but .* of the published test"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -61,13 +61,13 @@ def choose_voices(config: FidelityStage) -> PersonaPool:
 
 
 def open_questions(config: FidelityStage) -> tuple[Question, ...]:
-    """The first `n_questions` of the configured file. ConfigError when there are fewer, or too few to measure."""
-    questions = load_roleplay(config.questions)
+    """The first `n_questions` of the configured file and side. ConfigError when there are fewer, or too few to measure."""
+    questions = load_roleplay(config.questions, config.questions_split)
     count, least = config.n_questions or len(questions), max(config.folds, MIN_ANSWERS)
     if not least <= count <= len(questions):
         raise ConfigError(
             f"n_questions = {count}: give {least} (one a fold, and {MIN_ANSWERS} answers of a persona) to {len(questions)}, "
-            f"the number in {config.questions!r}"
+            f"the number in {config.questions!r} for questions_split = {config.questions_split!r}"
         )
     return questions[:count]
 

@@ -14,7 +14,10 @@ def choose_personas(config: PersonasConfig) -> PersonaPool:
     if config.split != "all":
         if any(persona.split is None for persona in pool.personas):
             pool = split_pool(pool)
-            say(f"personas.pool = {config.pool}: has no split, so a third is held out; taking personas.split = {config.split}")
+            say(
+                f"personas.pool = {config.pool}: has personas without a split, so a third of those is held out and a quarter of "
+                f"the others is dev; taking personas.split = {config.split}"
+            )
         pool = pool.side(config.split)
     if config.include or config.exclude or config.n:
         pool = pool.select(include_tags=config.include, exclude_tags=config.exclude, n=config.n, seed=config.seed)

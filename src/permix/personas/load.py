@@ -3,26 +3,27 @@
     text    a noun phrase that completes "You are ..."        needed
     id      any printable name                                else: a slug of the text and a short digest of it
     tags    a list of names; the first one is the kind        else: none (in CSV parted by ; or |)
-    split   "train" or "heldout"                              else: none
+    split   "train", "dev" or "heldout"                       else: none
     weight  a finite number above 0                           else: 1
 
-Questions have `text`, `id` and `tags`. The first bad row is a `DataError` that names file and line, the field, the value and
-what would be valid. Text may hold newlines and tabs; every other control character, lone surrogate, line separator and
-bidirectional override is refused, so that what is loaded can be printed on a terminal.
+Questions have `text`, `id`, `tags` and `split`, which all of a file have or none. The first bad row is a `DataError` that names
+file and line, the field, the value and what would be valid. Text may hold newlines and tabs; every other control character, lone
+surrogate, line separator and bidirectional override is refused, so that what is loaded can be printed on a terminal.
 """
 
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
 
-from permix.errors import DataError
+from permix.errors import ConfigError, DataError
 from permix.personas.rows import Row, nearest, parse_rows, read_rows, show
-from permix.types import Persona, Question, digest, normalise
+from permix.types import SPLITS, Persona, Question, Split, digest, normalise
 
 KINDS = ("expert", "neutral", "harmful", "character")
 POOL_SUFFIXES = (".toml", ".jsonl", ".csv")
@@ -45,18 +46,41 @@ def read_personas(source: str | Path) -> tuple[Persona, ...]:
     return _unique(rows, [Persona.model_validate(_fields(row, _PERSONA_CHECKS)) for row in rows])
 
 
-def load_roleplay(source: str | Path = "builtin") -> tuple[Question, ...]:
-    """Open-ended questions without a gold answer: "builtin", or a .toml, .jsonl or .txt file (one question per line)."""
+def load_roleplay(source: str | Path = "builtin", split: Split = "heldout") -> tuple[Question, ...]:
+    """Open-ended questions without a gold answer: "builtin", or a .toml, .jsonl or .txt file (one question per line).
+
+    Those of one side, in the order of the file; all of them, whatever `split`, when the file gives no sides. DataError for a bad
+    row, ConfigError when the file has sides and no question on this one.
+    """
     if str(source) == "builtin":
         rows = _builtin_rows("roleplay.toml", "question")
     else:
         rows = read_rows(Path(source), "question", QUESTION_SUFFIXES)
-    found = [Question.model_validate({"task": "roleplay", "gold": "", **_fields(row, _QUESTION_CHECKS)}) for row in rows]
+    fields = [_fields(row, _QUESTION_CHECKS) for row in rows]
+    sides = [one.pop("split", None) for one in fields]
+    found = [Question.model_validate({"task": "roleplay", "gold": "", **one}) for one in fields]
     first: dict[str, str] = {}
     for row, question in zip(rows, found, strict=True):
         if (earlier := first.setdefault(question.content_hash, row.where)) != row.where:
             raise DataError(f"{row.where}: text = {show(question.text)}: asked before at {earlier}; questions must be distinct")
-    return _unique(rows, found)
+    questions = _unique(rows, found)
+    if not any(sides):
+        return questions
+    _refuse_half_a_split(rows, sides)
+    chosen = tuple(question for question, side in zip(questions, sides, strict=True) if side == split)
+    if not chosen:
+        counts = Counter(sides)
+        raise ConfigError(
+            f"{source}: split = {split!r}: no question of {len(questions)} stands on that side "
+            f"({', '.join(f'{side} {counts[side]}' for side in SPLITS)})"
+        )
+    return chosen
+
+
+def _refuse_half_a_split(rows: Sequence[Row], sides: Sequence[object]) -> None:
+    for row, side in zip(rows, sides, strict=True):
+        if side is None:
+            raise DataError(f"{row.where}: split is missing, and other questions have one; give every question a side, or none")
 
 
 def _builtin_rows(name: str, table: str) -> list[Row]:
@@ -148,8 +172,8 @@ def _name(value: object, valid: str) -> str:
 
 
 def _split(value: object) -> object:
-    if value not in ("train", "heldout"):
-        raise ValueError('must be "train" or "heldout"')
+    if value not in SPLITS:
+        raise ValueError('must be "train", "dev" or "heldout"')
     return value
 
 
@@ -159,5 +183,5 @@ def _weight(value: object) -> float:
     return float(value)
 
 
-_QUESTION_CHECKS: dict[str, Check] = {"id": _id, "text": _text, "tags": _tags}
+_QUESTION_CHECKS: dict[str, Check] = {"id": _id, "text": _text, "tags": _tags, "split": _split}
 _PERSONA_CHECKS: dict[str, Check] = {"id": _id, "text": _persona_text, "tags": _tags, "split": _split, "weight": _weight}

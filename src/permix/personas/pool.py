@@ -1,7 +1,7 @@
 """The persona pool: load it, choose from it, weigh it, split it.
 
 A pool is a set: its personas always stand in the order of their ids, so nothing downstream can depend on the order of a file.
-A loaded pool has been checked: no persona, and no near-duplicate of one, stands on both sides of its split. Every choice
+A loaded pool has been checked: no persona, and no near-duplicate of one, stands on two sides of its split. Every choice
 (`select`, `split_pool`) depends on content and seed alone.
 """
 
@@ -18,7 +18,7 @@ from permix.errors import ConfigError
 from permix.personas.load import KINDS, load_roleplay, read_personas
 from permix.personas.rows import nearest, show
 from permix.personas.split import NEAR, Near, assign_sides, check_sides, kind, near_duplicates, near_pairs
-from permix.types import Persona, Record, Split, digest, require_unique, seed_from
+from permix.types import SPLITS, Persona, Record, Split, digest, require_unique, seed_from
 
 __all__ = [
     "KINDS", "NEAR", "Near", "PersonaPool", "check_split", "describe", "kind", "load_pool", "load_roleplay", "near_duplicates",
@@ -53,10 +53,11 @@ class PersonaPool(Record):
         """The personas of one side. ConfigError when there are none."""
         found = tuple(persona for persona in self.personas if persona.split == split)
         if not found:
-            unsplit = sum(persona.split is None for persona in self.personas)
+            counts = Counter(persona.split for persona in self.personas)
             raise ConfigError(
-                f"split = {split!r}: no persona of {len(self)} stands on that side and {unsplit} have no split; "
-                'sides are "train" and "heldout", and split_pool gives one to personas that have none'
+                f"split = {split!r}: no persona of {len(self)} stands on that side "
+                f"({', '.join(f'{side} {counts[side]}' for side in SPLITS)}) and {counts[None]} have no split; "
+                "name the side in the file, or let split_pool give one to those that have none (dev when there are about six)"
             )
         return PersonaPool(personas=found)
 
@@ -127,12 +128,15 @@ def load_pool(source: str | Path = "builtin") -> PersonaPool:
 
 
 def check_split(pool: PersonaPool) -> None:
-    """Raise DataError, naming the most similar pair, when near-duplicates stand on both sides of the split."""
+    """Raise DataError, naming the most similar pair, when near-duplicates stand on different sides of the split."""
     check_sides(pool.personas)
 
 
 def split_pool(pool: PersonaPool, heldout_share: float = 1 / 3, seed: int = 0) -> PersonaPool:
-    """The pool with every persona on a side: stratified by kind, near-duplicates together, explicit sides kept."""
+    """The pool with every persona on a side: stratified by kind, near-duplicates together, explicit sides kept.
+
+    Of those that had none, `heldout_share` is held out; of the others one in `DEV_ONE_IN` is dev, rounded down, the rest train.
+    """
     return PersonaPool(personas=tuple(assign_sides(pool.personas, heldout_share, seed)))
 
 
@@ -141,10 +145,13 @@ def describe(pool: PersonaPool, listed: int = 20) -> str:
     counts = Counter((kind(persona), persona.split) for persona in pool.personas)
     kinds = sorted({name for name, _ in counts})
     width = max(len(name) for name in (*kinds, "total"))
-    rows = [(name, [counts[name, split] for split in ("train", "heldout", None)]) for name in kinds]
+    rows = [(name, [counts[name, split] for split in (*SPLITS, None)]) for name in kinds]
     rows.append(("total", [sum(column) for column in zip(*(row for _, row in rows), strict=True)]))
-    lines = [f"{len(pool)} personas, fingerprint {pool.fingerprint}", "", f"{'kind':{width}}  train  heldout  no split  total"]
-    lines += [f"{name:{width}}  {a:5}  {b:7}  {c:8}  {a + b + c:5}" for name, (a, b, c) in rows]
+    heads = [f"{head:>5}" for head in (*SPLITS, "no split", "total")]
+    lines = [f"{len(pool)} personas, fingerprint {pool.fingerprint}", "", "  ".join([f"{'kind':{width}}", *heads])]
+    for name, row in rows:
+        cells = (f"{n:{len(head)}}" for head, n in zip(heads, (*row, sum(row)), strict=True))
+        lines.append("  ".join([f"{name:{width}}", *cells]))
     return "\n".join([*lines, "", *_near_lines(pool, listed)])
 
 

@@ -1,4 +1,4 @@
-"""Which personas are nearly the same, and which side of the train / held-out split each one stands on.
+"""Which personas are nearly the same, and which side of the split, train, dev or held out, each one stands on.
 
 Similarity is a pure function of two texts, so a verdict never depends on who else is in the pool. The split depends on texts,
 kinds and the seed, never on the order of a file.
@@ -21,6 +21,8 @@ that differ in one word score 0.36 to 0.82: two kinds of biologist count as one,
 falls below (0.73 to 0.78), and so does everything else: it sees letters, not meaning, and a buccaneer is a stranger to a pirate.
 No two built-in personas reach 0.4.
 """
+DEV_ONE_IN = 4
+"""Of the personas that are given a side and are not held out, one in four is dev: with a third held out, a sixth of the pool."""
 
 _BLOCK = 256
 _DROPPED = """
@@ -83,7 +85,7 @@ def near_duplicates(personas: Sequence[Persona], threshold: float = NEAR) -> lis
 
 
 def check_sides(personas: Sequence[Persona]) -> None:
-    """Raise DataError, naming the most similar pair, when near-duplicates stand on both sides of the split."""
+    """Raise DataError, naming the most similar pair, when near-duplicates stand on different sides of the split."""
     if len({persona.split for persona in personas} - {None}) < 2:
         return
     count, worst = 0, None
@@ -95,7 +97,7 @@ def check_sides(personas: Sequence[Persona]) -> None:
         a, b, value = worst
         raise DataError(
             f"personas {a.id!r} ({show(a.text)}, {a.split}) and {b.id!r} ({show(b.text)}, {b.split}) are near-duplicates "
-            f"(similarity {value:.2f}, limit {NEAR}) on both sides of the split; pairs like this: {count}; "
+            f"(similarity {value:.2f}, limit {NEAR}) on different sides of the split; pairs like this: {count}; "
             "put such personas on one side, or drop one of them"
         )
 
@@ -125,23 +127,29 @@ def assign_sides(personas: Sequence[Persona], heldout_share: float, seed: int) -
     """The personas, each with a side: whole clusters, stratified by kind; a side given explicitly is kept.
 
     Clusters are taken kind by kind in seeded order; one goes to the held-out side when that brings the share held out so far
-    nearer to `heldout_share`. What a kind owes is carried to the next, so that many small kinds also meet the share.
+    nearer to `heldout_share`. What a kind owes is carried to the next, so that many small kinds also meet the share. The others
+    train, but for every `DEV_ONE_IN` personas among them one is dev: at most that share, so a pool of a few has no dev side.
     """
     if not 0 < heldout_share < 1:
         raise ConfigError(f"heldout_share = {heldout_share}: must lie between 0 and 1")
     sides: dict[str, Split] = {}
-    owed = 0.0
+    owed, others = 0.0, 0
     for group in sorted(clusters(personas), key=lambda group: _draw_order(group, seed)):
         side = next((persona.split for persona in group if persona.split), None)
         if side is None:
             owed += heldout_share * len(group)
             side = "heldout" if owed >= len(group) / 2 else "train"
             owed -= len(group) * (side == "heldout")
+            if side == "train":
+                others += len(group)
+                side = "dev" if others >= DEV_ONE_IN * len(group) else "train"
+                others -= DEV_ONE_IN * len(group) * (side == "dev")
         sides |= {persona.id: persona.split or side for persona in group}
-    if len(set(sides.values())) < 2:
-        raise ConfigError(
-            f"heldout_share = {heldout_share}: {len(personas)} personas leave one side of the split empty; add personas"
-        )
+    for needed in ("train", "heldout"):
+        if needed not in sides.values():
+            raise ConfigError(
+                f"heldout_share = {heldout_share}: {len(personas)} personas leave the {needed} side empty; add personas"
+            )
     split = [persona.model_copy(update={"split": sides[persona.id]}) for persona in personas]
     check_sides(split)
     return split

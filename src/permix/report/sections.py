@@ -24,7 +24,7 @@ KINDS = {"fidelity": "open-ended questions", "stability": "questions with checka
 
 
 def caption(models: Sequence[ModelRuns]) -> str:
-    """n, what the intervals are, seeds, and what "no persona" means."""
+    """n, what the intervals are, seeds, what was not held out, and what "no persona" means."""
     lines = [
         "Cells: value [95 % interval]; n is what was counted: questions for accuracy and PSS, answers for identifiability.",
         "Intervals are bootstraps over questions (the cells of one question are not independent); they do not cover another "
@@ -33,6 +33,7 @@ def caption(models: Sequence[ModelRuns]) -> str:
         "personas did nothing (with the middle 95 % of its permutations). Identifiability is distinctness, not correctness.",
         "A cell without a score is left out and counted, never 0; – is not measured.",
         *_sizes(models),
+        *_not_held_out(models),
         *_no_persona(models),
     ]
     return "\n".join(f"- {line}" for line in lines)
@@ -102,6 +103,17 @@ def _sizes(models: Sequence[ModelRuns]) -> Iterable[str]:
         parts += [f"{two.n_questions} open-ended questions, {two.n_answered} of {two.n_asked} answers"] if two else []
         seeds = [f"{run.stage} seed {_seed(run)}" for run in model.runs.values()]
         yield f"{label(model.label)}: {'; '.join([*parts, *seeds])}."
+
+
+def _not_held_out(models: Sequence[ModelRuns]) -> Iterable[str]:
+    """The runs that asked on a side which is there to train or to choose on."""
+    for model in models:
+        for run in model.runs.values():
+            sides = {f"{part}.split": run.config.get(part, {}).get("split") for part in ("task", "personas")}
+            sides["questions_split"] = run.config.get("questions_split")
+            named = [f"{field} = {side}" for field, side in sides.items() if side in ("train", "dev")]
+            if named and run.stage != "train":
+                yield f"{label(model.label)}, {run.stage}: {', '.join(named)}; not held out: to choose by, not to conclude from."
 
 
 def _no_persona(models: Sequence[ModelRuns]) -> Iterable[str]:

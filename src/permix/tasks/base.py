@@ -53,8 +53,13 @@ def verify(task: Task, completion: str, gold: str, verifier: Verifier) -> Verdic
 
 
 def side(content: str) -> Split:
-    """The side a question's content falls on, for every seed: one in four is held out."""
-    return "heldout" if int(digest("side", content), 16) % 4 == 0 else "train"
+    """The side a question's content falls on, for every seed: one in four is held out, one in eight of the others is dev."""
+    return "heldout" if int(digest("side", content), 16) % 4 == 0 else dev_or_train(content, one_in=8)
+
+
+def dev_or_train(content: str, one_in: int) -> Split:
+    """The side of content that is not held out, by a hash of its own: one in `one_in` is dev."""
+    return "dev" if int(digest("dev", content), 16) % one_in == 0 else "train"
 
 
 def choose(questions: Iterable[Question], config: TaskConfig) -> tuple[Question, ...]:

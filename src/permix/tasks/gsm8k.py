@@ -6,14 +6,15 @@ A row, as published (7,473 train, 1,319 test):
      earn?", "answer": "Weng earns 12/60 = $<<12/60=0.2>>0.2 per minute.\nWorking 50 minutes, she earned 0.2 x 50 =
      $<<0.2*50=10>>10.\n#### 10"}
 
-The gold is what follows the last `####`, without commas. Split train is the published train split, heldout the published test.
+The gold is what follows the last `####`, without commas. Split heldout is the published test; of the published train split one in
+ten, by content, is dev (716), the others are train (6,757).
 The answer of a completion is its last box, else the number after its last `####`, else its last number.
 """
 
 import re
 
 from permix.config import TaskConfig
-from permix.tasks.base import Task, choose, refuse_unknown_levels
+from permix.tasks.base import Task, choose, dev_or_train, refuse_unknown_levels
 from permix.tasks.rows import Hub, Row, published_rows
 from permix.types import Question, digest, normalise
 from permix.verify import last_number
@@ -23,8 +24,10 @@ HUB = Hub("openai/gsm8k", "main")
 
 def questions(config: TaskConfig) -> tuple[Question, ...]:
     refuse_unknown_levels(config.levels, (), "gsm8k")
-    rows = published_rows(HUB, "train" if config.split == "train" else "test", config.path)
-    return choose(map(question, rows), config)
+    if config.split == "heldout":
+        return choose(map(question, published_rows(HUB, "test", config.path)), config)
+    known = map(question, published_rows(HUB, "train", config.path))
+    return choose((one for one in known if dev_or_train(one.content_hash, one_in=10) == config.split), config)
 
 
 def question(row: Row) -> Question:

@@ -5,7 +5,7 @@ A row of a local file:
     {"problem": "Evaluate $\\log_432$.", "answer": "\\frac{5}{2}", "difficulty": 3.0, "type": "Algebra"}
 
 The hub's rows (12,000: all of MATH without MATH-500) have "level": "Level 3" instead of a difficulty; copies with "level": 3 and
-"subject" are read too. One in four problems, by content, is the held-out side.
+"subject" are read too. One in four problems, by content, is held out; one in eight of the others is dev.
 A problem published without an answer, or with an empty one, cannot be checked and is left out. One whose level is unknown
 ("Level ?", 0.0) is asked unless levels are chosen.
 

@@ -19,9 +19,10 @@ HUB = Hub("HuggingFaceH4/MATH-500")
 
 
 def questions(config: TaskConfig) -> tuple[Question, ...]:
-    if config.split == "train":
+    if config.split != "heldout":
         raise ConfigError(
-            'task.split = "train": math500 is for evaluation only; train on task.name = "math", or ask for "heldout"'
+            f'task.split = "{config.split}": math500 is for evaluation only, all of it held out; '
+            f'take the {config.split} side of task.name = "math", or ask for "heldout"'
         )
     refuse_unknown_levels(config.levels, LEVELS, "math500")
     rows = published_rows(HUB, "test", config.path)

@@ -95,7 +95,9 @@ def _files(path: Path, published: Published) -> list[Path]:
         raise DataError(f"{path}: a file must end in {', '.join(SUFFIXES)}")
     other = "test" if published == "train" else "train"
     if path.stem.split("-")[0] == other:
-        raise DataError(f"{path}: is named as the {other} split, but task.split asks for {published} questions")
+        raise DataError(
+            f"{path}: is named as the published {other} split, but task.split asks for questions of the published {published}"
+        )
     return [path]
 
 
