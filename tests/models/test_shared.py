@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from permix.models.prefix import Branching, Tree
+from permix.models.score import score
 from permix.models.shared import (
     NAME,
     Branches,
@@ -16,7 +17,6 @@ from permix.models.shared import (
     attention,
     completion_logits,
     plain_logits,
-    score,
     shares_prompts,
 )
 from tests.networks import NETWORKS, SHAPE
@@ -110,16 +110,6 @@ def test_one_completion_cannot_see_another() -> None:
         for branches in (Branches.of([Family(prompt, each)], "cpu") for each in ([own], [[11, 12], own]))
     )
     assert float((alone - beside[2:]).abs().max()) <= 1e-5
-
-
-def test_entropy_and_log_probability_by_hand() -> None:
-    # softmax of log(1, 1, 2) / 1 is (1/4, 1/4, 1/2): entropy 1.5 ln 2, log-probabilities -ln 4 and -ln 2.
-    logits_M_V = torch.log(torch.tensor([[1.0, 1.0, 2.0]]))
-    scores = score(logits_M_V, torch.tensor([0, 0]), torch.tensor([0, 2]), 1.0)
-    assert scores.logp_N.tolist() == pytest.approx([-1.386294, -0.693147], abs=1e-5)
-    assert scores.entropy_N.tolist() == pytest.approx([1.039721] * 2, abs=1e-5)
-    # At temperature 1/2 the weights are squared: (1, 1, 4) / 6.
-    assert score(logits_M_V, torch.tensor([0]), torch.tensor([2]), 0.5).logp_N.item() == pytest.approx(-0.405465, abs=1e-5)
 
 
 def _soft_capped() -> Any:

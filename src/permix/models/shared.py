@@ -158,24 +158,6 @@ def completion_logits(network: Any, branches: Branches) -> torch.Tensor:
     return forward(network, branches.token_L, branches.tree.position_N, branches.scored_M, Branching(branches.tree))
 
 
-class Scores(NamedTuple):
-    """Of each completion token: its log-probability, and the entropy (nats, no gradient) of what it was drawn from."""
-
-    logp_N: torch.Tensor
-    entropy_N: torch.Tensor
-
-
-def score(logits_M_V: torch.Tensor, source_N: torch.Tensor, target_N: torch.Tensor, temperature: float) -> Scores:
-    """Scores of targets under softmax(logits / temperature), in float32."""
-    scaled_M_V = logits_M_V.float() / temperature
-    norm_M = scaled_M_V.logsumexp(-1)
-    logp_N = scaled_M_V[source_N, target_N] - norm_M[source_N]
-    with torch.no_grad():
-        shifted_M_V = scaled_M_V - norm_M[:, None]
-        entropy_M = -(shifted_M_V.exp() * shifted_M_V).sum(-1)
-    return Scores(logp_N, entropy_M[source_N])
-
-
 def plain_logits(network: Any, families: Sequence[Family], *, pad: int, device: Any) -> torch.Tensor:
     """Logits [N, V] of every completion token by the ordinary way: one left-padded row a completion."""
     rows = [[*family.prompt, *completion] for family in families for completion in family.completions]

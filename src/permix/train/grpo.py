@@ -25,7 +25,8 @@ from trl.trainer.utils import RepeatSampler
 from permix.config import TrainConfig
 from permix.errors import PermixError
 from permix.models.decoding import decode
-from permix.models.shared import Branches, Scores, completion_logits, plain_logits, score, shares_prompts
+from permix.models.score import Scores, score
+from permix.models.shared import Branches, completion_logits, plain_logits, shares_prompts
 from permix.progress import say
 from permix.train.clock import StepClock
 from permix.train.losses import importance, token_losses, token_weights

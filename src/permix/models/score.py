@@ -1,0 +1,61 @@
+"""Log-probabilities of chosen tokens, without ever holding a whole batch's distributions in float32."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+ROWS_AT_ONCE = 64
+
+
+class Scores(NamedTuple):
+    """Of each completion token: its log-probability, and the entropy (nats, no gradient) of what it was drawn from."""
+
+    logp_N: torch.Tensor
+    entropy_N: torch.Tensor
+
+
+def score(logits_M_V: torch.Tensor, source_N: torch.Tensor, target_N: torch.Tensor, temperature: float) -> Scores:
+    """Scores of the targets under softmax(logits[source] / temperature), in float32; several may share a source."""
+    logp_N, entropy_M = _Score.apply(logits_M_V, source_N, target_N, temperature)  # type: ignore[no-untyped-call]
+    return Scores(logp_N, entropy_M[source_N])
+
+
+class _Score(torch.autograd.Function):
+    """Works through the rows in blocks, and again in the backward pass: softmax is cheaper made twice than kept.
+
+    d logp_n / d logits[m] = (one-hot of the target - softmax) / temperature where m is n's source, else 0.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits_M_V: torch.Tensor, source_N: torch.Tensor, target_N: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        norm_M = logits_M_V.new_empty(len(logits_M_V), dtype=torch.float32)
+        entropy_M = torch.empty_like(norm_M)
+        for rows in _blocks(len(logits_M_V)):
+            scaled = logits_M_V[rows].float() / temperature
+            norm_M[rows] = scaled.logsumexp(-1)
+            weight = (scaled - norm_M[rows, None]).exp_()
+            # H = -sum p log p = norm - sum p z; a z of minus infinity has p = 0 and adds nothing.
+            entropy_M[rows] = norm_M[rows] - weight.mul_(scaled).nan_to_num_(nan=0.0).sum(-1)
+        chosen_N = logits_M_V[source_N, target_N].float() / temperature
+        ctx.save_for_backward(logits_M_V, source_N, target_N, norm_M)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropy_M)
+        return chosen_N - norm_M[source_N], entropy_M
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        logits_M_V, source_N, target_N, norm_M = ctx.saved_tensors
+        grad_N = grad_N / ctx.temperature
+        grad_M = torch.zeros_like(norm_M).index_add_(0, source_N, grad_N)
+        out_M_V = torch.empty_like(logits_M_V)
+        for rows in _blocks(len(logits_M_V)):
+            weight = (logits_M_V[rows].float() / ctx.temperature).sub_(norm_M[rows, None]).exp_()
+            out_M_V[rows] = weight.mul_(-grad_M[rows, None])
+        out_M_V.index_put_((source_N, target_N), grad_N.to(out_M_V.dtype), accumulate=True)
+        return out_M_V, None, None, None
+
+
+def _blocks(rows: int) -> list[slice]:
+    return [slice(start, start + ROWS_AT_ONCE) for start in range(0, rows, ROWS_AT_ONCE)]
