@@ -126,7 +126,6 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["stability", "--task.n", "0"], "greater than 0"),
         (["stability", "--task.m", "3"], "--task.n"),
         (["stability", "--model.backend", "openai"], "base_url is missing"),
-        (["train", "--train.micro-batch", "7"], "must divide"),
         (["plan", "--plan.scope", "person"], "rollout"),
         (["plan", "--model.name", "x"], "Unrecognized"),
         (["stability", "--model.backend", "openai", "--model.base-url", "http://ann:hunter2@h/v1"], "holds credentials"),

@@ -214,3 +214,10 @@ def test_every_option_says_what_it_is() -> None:
         if not field.description and name != "stage" and field.annotation not in sections | {Sampling}
     ]
     assert silent == []
+
+
+def test_a_section_given_in_part_keeps_what_its_stage_sets_otherwise() -> None:
+    stage = build(TrainStage, {"task": {"levels": ["add-1"]}}, source="run.toml")
+    assert (stage.task.n, stage.task.split, stage.task.levels) == (1000, "train", ("add-1",))
+    fidelity = build(FidelityStage, {"sampling": {"temperature": 0.9}}, source="run.toml")
+    assert (fidelity.sampling.temperature, fidelity.sampling.max_new_tokens) == (0.9, 48)

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from permix.errors import ConfigError
 from permix.types import Sampling, Scope, Split
@@ -31,6 +32,21 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         hide_input_in_errors=True,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kept_defaults(cls, values: Any) -> Any:
+        """A section given in part keeps what its stage sets otherwise: a training [task] without `n` has training's `n`."""
+        if not isinstance(values, Mapping):
+            return values
+        return {name: _over_default(cls.model_fields.get(name), value) for name, value in values.items()}
+
+
+def _over_default(field: FieldInfo | None, value: Any) -> Any:
+    default = field.default if field else None
+    if isinstance(default, BaseModel) and isinstance(value, Mapping):
+        return default.model_dump(exclude_unset=True) | dict(value)
+    return value
 
 
 class ModelConfig(Section):
@@ -186,11 +202,6 @@ class Stage(Section):
     """CPU threads for torch; the machine's cores when not given."""
 
 
-def _train_side(section: Any) -> Any:
-    """A section that names no side is on the train side here, not on the one it has elsewhere."""
-    return {"split": "train", **section} if isinstance(section, Mapping) else section
-
-
 def _no_other_side(section: TaskConfig) -> TaskConfig:
     if section.split != "train":
         raise ValueError(
@@ -208,8 +219,8 @@ def _no_other_builtin_side(section: PersonasConfig) -> PersonasConfig:
     return section
 
 
-TrainingTask = Annotated[TaskConfig, BeforeValidator(_train_side), AfterValidator(_no_other_side)]
-TrainingPersonas = Annotated[PersonasConfig, BeforeValidator(_train_side), AfterValidator(_no_other_builtin_side)]
+TrainingTask = Annotated[TaskConfig, AfterValidator(_no_other_side)]
+TrainingPersonas = Annotated[PersonasConfig, AfterValidator(_no_other_builtin_side)]
 
 
 class PlanStage(Section):

@@ -35,9 +35,9 @@ class _Score(torch.autograd.Function):
         for rows in _blocks(len(logits_M_V)):
             scaled = logits_M_V[rows].float() / temperature
             norm_M[rows] = scaled.logsumexp(-1)
-            weight = (scaled - norm_M[rows, None]).exp_()
-            # H = -sum p log p = norm - sum p z; a z of minus infinity has p = 0 and adds nothing.
-            entropy_M[rows] = norm_M[rows] - weight.mul_(scaled).nan_to_num_(nan=0.0).sum(-1)
+            logp = scaled.sub_(norm_M[rows, None])
+            # A log-probability of minus infinity has no weight and adds nothing.
+            entropy_M[rows] = -logp.exp().mul_(logp).nan_to_num_(nan=0.0).sum(-1)
         chosen_N = logits_M_V[source_N, target_N].float() / temperature
         ctx.save_for_backward(logits_M_V, source_N, target_N, norm_M)
         ctx.temperature = temperature
