@@ -148,7 +148,9 @@ class TrainConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     beta: float = Field(default=0.0, ge=0)
-    """Weight of the KL to the reference model under the same persona; 0 loads no reference."""
+    """Weight of the KL to the reference model (the one training starts from); 0 loads no reference."""
+    anchor: Literal["same-persona", "no-persona"] = "same-persona"
+    """Which prompt the reference reads: the rollout's own, or the question without its persona (an ablation)."""
     loss: LossName = "dapo"
     """How token losses are averaged (TRL's names)."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -189,6 +191,31 @@ class TrainConfig(Section):
     """Seeds everything the plan does not (LoRA's initial weights, dropout)."""
     report_to: tuple[str, ...] = ()
     """Trackers besides the log file (wandb, tensorboard, mlflow, trackio ...)."""
+
+
+class CharacterConfig(Section):
+    """What keeps a model able to play characters while it learns to be right; every part is off at 0."""
+
+    replay: float = Field(default=0.0, ge=0)
+    """Weight of character replay: KL per token to the base model, on personas answering open-ended questions."""
+    replay_policy: Literal["off", "on"] = "off"
+    """Whose answers: the base model's own with KL(base || trained), or fresh ones of the trained with KL(trained || base)."""
+    replay_answers: int = Field(default=12, gt=0)
+    """In-character answers replayed in one step."""
+    expressivity: float = Field(default=0.0, ge=0)
+    """Largest bonus a right answer earns by sounding like its persona, as judged by what the base model says in character."""
+    personas: int = Field(default=24, gt=0)
+    """How many of the training personas the base model answers as, spread over the kinds; all of them for expressivity."""
+    questions: int = Field(default=10, gt=0)
+    """How many open-ended training questions each of them is asked."""
+    temperature: float = Field(default=0.7, gt=0)
+    """Sampling temperature of those answers."""
+    max_new_tokens: int = Field(default=48, gt=0)
+    """Longest in-character answer."""
+
+    @property
+    def needs_answers(self) -> bool:
+        return self.replay > 0 or self.expressivity > 0
 
 
 class Stage(Section):
@@ -248,6 +275,7 @@ class TrainStage(Stage):
     personas: TrainingPersonas = PersonasConfig(split="train")
     plan: PlanConfig = PlanConfig()
     train: TrainConfig = TrainConfig()
+    character: CharacterConfig = CharacterConfig()
 
 
 class StabilityStage(Stage):

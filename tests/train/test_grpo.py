@@ -8,7 +8,7 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
-from permix.config import ModelConfig, PersonasConfig, PlanConfig, TrainConfig
+from permix.config import ModelConfig, PersonasConfig, PlanConfig, TrainConfig, TrainStage
 from permix.errors import PermixError
 from permix.models.hf import HFModel, load_tokenizer, load_weights
 from permix.train.grpo import PlanTrainer, bfloat16_copy, samples_of
@@ -74,7 +74,7 @@ def trainer_of(
     torch.set_num_threads(1)
     notes = Notes()
     trainer = Watched(
-        plan=plan, verifier=verifier or Verifier(), recorder=notes, config=config, args=grpo_arguments(config, plan, out),
+        plan=plan, verifier=verifier or Verifier(), recorder=notes, config=config, args=grpo_arguments(TrainStage(train=config), plan, out),
         model=load_weights(str(tiny_model), torch.float32, "cpu").train(), processing_class=load_tokenizer(str(tiny_model)),
     )  # fmt: skip
     return trainer, notes
@@ -222,7 +222,7 @@ def ours(trainer: PlanTrainer, inputs: dict[str, Any]) -> tuple[float, torch.Ten
         for sample, logps in zip(samples, inputs["old_per_token_logps"].tolist(), strict=True):
             sample.old = logps[: len(sample.completion)]
     trainer.model.zero_grad()
-    loss, _ = trainer.accumulate(trainer.model, samples)
+    loss, _ = trainer._objective.accumulate(trainer.model, samples)
     return loss.item(), gradient(trainer)
 
 
@@ -271,7 +271,7 @@ def test_with_a_kl_term_every_row_counts(tiny_model: Path, tmp_path: Path) -> No
 
 
 def test_the_references_log_probabilities_are_the_plain_ones(tiny_model: Path, tmp_path: Path) -> None:
-    trainer, _ = trainer_of(tiny_model, tmp_path, plan_of())
+    trainer, _ = trainer_of(tiny_model, tmp_path, plan_of(), QUICK.model_copy(update={"beta": 0.5}))
     inputs = batch((0.0,) * 5)
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
@@ -308,7 +308,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_so(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer, _ = trainer_of(tiny_model, tmp_path, plan_of(), verifier=OddVerifier())
-    monkeypatch.setattr(trainer, "accumulate", lambda *_: (torch.tensor(float("nan")), {}))
+    monkeypatch.setattr(trainer._objective, "accumulate", lambda *_: (torch.tensor(float("nan")), {}))
     with pytest.raises(PermixError, match=r"step 1: the loss is nan; training has diverged.*smaller train\.lr"):
         trainer.train()
 

@@ -90,10 +90,11 @@ def test_a_run_leaves_its_log_and_no_scratch(plain: Path) -> None:
         ({"lora_rank": 2}, {}),
         ({"lora_rank": 2, "beta": 0.1}, {}),
         ({"iterations": 2}, {}),
+        ({"beta": 0.1, "anchor": "no-persona"}, {}),
         ({"loss": "grpo", "scale_rewards": "none", "precision": "bfloat16"}, {"scope": "rollout"}),
         ({"loss": "dr_grpo", "gradient_checkpointing": True, "lr_schedule": "cosine", "warmup_steps": 1}, {"mix": 0.0}),
     ],
-    ids=["kl", "lora", "lora-kl", "iterations", "bfloat16-rollout-scope", "checkpointing"],
+    ids=["kl", "lora", "lora-kl", "iterations", "no-persona-anchor", "bfloat16-rollout-scope", "checkpointing"],
 )
 def test_every_kind_of_training_runs(tiny_model: Path, tmp_path: Path, settings: dict[str, Any], plan: dict[str, Any]) -> None:
     config = stage(tiny_model, tmp_path / "run", plan=plan, **settings)
@@ -105,7 +106,8 @@ def test_every_kind_of_training_runs(tiny_model: Path, tmp_path: Path, settings:
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert (folder / "generation_config.json").read_text() == (tiny_model / "generation_config.json").read_text()
     if config.train.beta:
-        assert abs(log[0]["kl"]) < 1e-6, "the first step is the reference itself"
+        same = config.train.anchor == "same-persona"
+        assert (abs(log[0]["kl"]) < 1e-6) == same, "the first step is the reference itself, when it reads the same prompt"
         assert log[2]["kl"] > 1e-6
     if config.train.iterations == 2:
         assert [line["reward"] is None for line in log] == [False, True] * 3

@@ -5,14 +5,14 @@ TRL keeps the loop, the advantages, the optimizer, the logs, the checkpoints and
 - rollouts are decoded by `permix.models.decoding` from a copy of the weights in the forward pass's precision (TRL casts all
   float32 weights again at every decode step), each from its own seed, so a rollout depends on the plan and the weights alone;
 - one reward, the verifier's; its None stays None;
-- one optimizer step is one `training_step`: its rollouts are packed without padding, each prompt is read once for all of its
-  completions (`permix.models.shared`), and rollouts without advantage are left out where the loss has no KL term. The gradient
-  is the same.
+- one optimizer step is one `training_step`, whose arithmetic is `permix.train.objective`: rollouts packed without padding, each
+  prompt read once for all of its completions, those without advantage left out where the loss has no KL term.
 """
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -20,20 +20,22 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import RepeatSampler, use_adapter
 
 from permix.config import TrainConfig
 from permix.errors import PermixError
 from permix.models.decoding import decode
-from permix.models.score import Scores, score
-from permix.models.shared import Branches, completion_logits, plain_logits, shares_prompts
+from permix.models.hf import encode_chat
+from permix.models.shared import shares_prompts
 from permix.progress import say
 from permix.train.clock import StepClock
-from permix.train.losses import importance, token_losses, token_weights
+from permix.train.expressivity import Expressivity
+from permix.train.objective import Objective, Replayed, inner
 from permix.train.plan import Plan
-from permix.train.reward import Rollout, mean_by_tag, verdicts
-from permix.train.samples import Pack, Sample, family, pack
-from permix.types import Sampling, seed_from
+from permix.train.replay import Replay
+from permix.train.reward import Rollout, mean_by_tag, mean_of, verdicts
+from permix.train.samples import Sample
+from permix.types import Message, Sampling, seed_from
 from permix.verify import Verifier
 
 
@@ -77,11 +79,14 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
     """`GRPOTrainer` over the rows of a plan."""
 
     def __init__(
-        self, *, plan: Plan, verifier: Verifier, recorder: Recorder, config: TrainConfig, args: GRPOConfig, **options: Any
-    ) -> None:
-        self.config = config
+        self, *, plan: Plan, verifier: Verifier, recorder: Recorder, config: TrainConfig, args: GRPOConfig,
+        replay: Replay | None = None, expressivity: Expressivity | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        self.config, self._replay, self._expressivity = config, replay, expressivity
         self._verifier, self._recorder = verifier, recorder
         self._rows = rollout_rows(plan)
+        self._bare = bool(plan.about.get("bare"))
+        self._current: list[dict[str, Any]] = []
         self._seeds: list[int] = []
         self._samples: list[Sample] = []
         self._sampler_network: Any = None
@@ -90,10 +95,11 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         # The loader hands out places in the plan; what stands there is looked up when it is needed.
         places = Dataset.from_dict({"place": range(len(self._rows))})
         super().__init__(reward_funcs=self._reward, train_dataset=places, args=args, **options)
+        self._objective = Objective(config, self.accelerator, self.processing_class.pad_token_id)
         self.remove_callback(PrinterCallback)
         self.add_callback(_ClockStarter(self._clock))
         for network in (self.model, self.ref_model):
-            if network is not None and not shares_prompts(_inner(network)):
+            if network is not None and not shares_prompts(inner(network)):
                 say("note: this model cannot read a prompt once for many completions; every copy of a prompt is read in full")
                 break
 
@@ -113,7 +119,7 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
     def _prepare_inputs(self, places: list[dict[str, int]]) -> list[Sample]:
         """The rollouts of this optimizer step: fresh ones, or the last ones again while `iterations` asks for them."""
         if self.state.global_step % self.num_iterations == 0 or not self._samples:
-            rows = [self._rows[one["place"]] for one in places]
+            rows = self._current = [self._rows[one["place"]] for one in places]
             # What is drawn from torch's global generator (dropout) depends on this step and on nothing before it.
             torch.manual_seed(rows[0]["rollout_seed"])
             self._samples = samples_of(self._generate_and_score_completions(rows))
@@ -139,7 +145,7 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
     @contextmanager
     def _rollout_network(self) -> Iterator[Any]:
         """The network that decodes: a bfloat16 copy brought up to date, or the trained one where a copy would not help."""
-        trained = _inner(self.accelerator.unwrap_model(self.model))
+        trained = inner(self.accelerator.unwrap_model(self.model))
         if not self.args.bf16:
             was = trained.training
             trained.eval()
@@ -161,6 +167,13 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         with self._clock.part("verification"):
             found = verdicts(texts, columns["task"], columns["gold"], self._verifier)
         rewards = [verdict.reward for verdict in found]
+        paid = rewards
+        if self._expressivity is not None:
+            shares = self._expressivity.of(texts, columns["persona_id"])
+            paid = self._expressivity.bonus(rewards, shares)
+            self._figures["expressivity"] = mean_of(
+                [share for share, one in zip(shares, columns["persona_id"], strict=True) if one]
+            )
         step = self.state.global_step + 1
         self._recorder.rollouts(
             step,
@@ -176,31 +189,41 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
             "reward_by_tag": mean_by_tag(rewards, columns["persona_tags"]),
             "unscored": rewards.count(None),
             "tokens": sum(map(len, completion_ids)),
+            "reward": mean_of([reward for reward in rewards if reward is not None]),
         }
-        return rewards
+        return paid
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, None, None]:
-        """What TRL asks of the reference model: log-probabilities [B, T], right-padded with 0."""
+        """What TRL asks of the reference model about the rollouts: log-probabilities [B, T], right-padded with 0."""
+        logp_B_T = torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device)
+        if self.config.beta == 0.0:  # the reference is there for character replay alone
+            return logp_B_T, None, None
         real_B_T = attention_mask.bool()
         parts = [(ids[:-logits_to_keep][real[:-logits_to_keep]], ids[-logits_to_keep:][real[-logits_to_keep:]])
                  for ids, real in zip(input_ids, real_B_T, strict=True)]  # fmt: skip
-        samples = [Sample(tuple(prompt.tolist()), completion.tolist(), 0.0) for prompt, completion in parts]
-        logp_B_T = torch.zeros(len(samples), logits_to_keep, device=input_ids.device)
-        row = {id(sample): number for number, sample in enumerate(samples)}
-        for one in pack(samples, self.config.micro_tokens):
-            ordered = [sample for own in one for sample in own]
-            for sample, logps in zip(ordered, self._split(self._scores(model, one).logp_N, ordered), strict=True):
-                logp_B_T[row[id(sample)], : len(logps)] = logps
+        prompts = [tuple(prompt.tolist()) for prompt, _ in parts]
+        if self.config.anchor == "no-persona":
+            prompts = self._without_persona()
+        samples = [Sample(prompt, completion.tolist(), 0.0) for prompt, (_, completion) in zip(prompts, parts, strict=True)]
+        for row, logps in enumerate(self._objective.logps(model, samples)):
+            logp_B_T[row, : len(logps)] = torch.tensor(logps)
         return logp_B_T, None, None
+
+    def _without_persona(self) -> list[tuple[int, ...]]:
+        """The prompts of the current rollouts as they are without persona."""
+        questions = [[message for message in row["prompt"] if message["role"] != "system"] for row in self._current]
+        empty = [Message(role="system", content="")] if self._bare else []
+        return [tuple(encode_chat(self.processing_class, [*empty, *messages])) for messages in questions]
 
     # The optimizer step
 
     def training_step(self, model: Any, inputs: list[dict[str, int]], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one whole optimizer step; returns its loss. Raises PermixError when that is not a number."""
         model.train()
-        total, figures = self.accumulate(model, self._prepare_inputs(inputs))
+        samples = self._prepare_inputs(inputs)
+        total, figures = self._objective.accumulate(model, samples, self._replayed())
         if not bool(torch.isfinite(total)):
             raise PermixError(
                 f"step {self.state.global_step + 1}: the loss is {total.item()}; training has diverged. The last checkpoint is "
@@ -210,85 +233,39 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         self._step += 1
         return total
 
-    def accumulate(self, model: Any, samples: Sequence[Sample]) -> tuple[torch.Tensor, dict[str, float]]:
-        """Add the gradient of these rollouts' loss, pack by pack; returns the loss and figures."""
-        tokens, rows = self._over_processes(sum(len(sample.completion) for sample in samples), len(samples))
-        live = [sample for sample in samples if sample.advantage != 0 or self.beta != 0.0]
-        packs = pack(live, self.config.micro_tokens)
-        passes = self._most(len(packs))
-        tally = Tally()
-        total = torch.zeros((), device=self.accelerator.device)
-        for number in range(passes):
-            # Gradients travel between processes once a step, after the last pack.
-            with nullcontext() if number + 1 == passes else self.accelerator.no_sync(model):
-                chosen = packs[number] if number < len(packs) else [[_bystander(samples)]]
-                loss = self._loss(model, chosen, rows=rows, tokens=tokens, tally=tally, counts=number < len(packs))
-                self.accelerator.backward(loss * self.accelerator.num_processes)
-            total += loss.detach()
-        if passes == 0:
-            _give_zero_gradients(model)
-        return total, tally.figures() | {"live_rollouts": len(live)}
+    # Character replay
 
-    def _loss(self, model: Any, chosen: Pack, *, rows: int, tokens: int, tally: "Tally", counts: bool) -> torch.Tensor:
-        ordered = [sample for own in chosen for sample in own]
-        scores = self._scores(model, chosen)
-        if not counts:
-            return scores.logp_N.sum() * 0.0
-        device = scores.logp_N.device
-        lengths = [len(sample.completion) for sample in ordered]
-        for sample, logps in zip(ordered, self._split(scores.logp_N.detach(), ordered), strict=True):
-            if sample.old is None:
-                sample.old = logps.tolist()
+    def _replayed(self) -> Replayed | None:
+        """This process's part of the answers that the step replays."""
+        if self._replay is None:
+            return None
+        places = self._replay.chosen(self.state.global_step)[self.accelerator.process_index :: self.accelerator.num_processes]
+        # Copies: what a step learns of an answer (its log-probabilities) is not the next step's.
+        answers = [replace(self._replay.answers[place]) for place in places]
+        if self._replay.teachers:
+            return Replayed(self._replay.weight, answers, [self._replay.teachers[place] for place in places])
+        return Replayed(self._replay.weight, self._answers_now(answers, self._replay.longest), ())
 
-        def by_token(values: Sequence[float]) -> torch.Tensor:
-            return torch.tensor(values, device=device).repeat_interleave(torch.tensor(lengths, device=device))
+    def _answers_now(self, asked: Sequence[Sample], longest: int) -> list[Sample]:
+        """What the model in training says to the same prompts, scored by the reference."""
+        step, rank = self.state.global_step, self.accelerator.process_index
+        with self._clock.part("generation"), self._rollout_network() as network:
+            seeds = [seed_from("replay", self.config.seed, step, rank, place) for place in range(len(asked))]
+            sampling = Sampling(temperature=self.temperature, max_new_tokens=longest)
+            drawn = decode(network, self.processing_class, [list(one.prompt) for one in asked], seeds, sampling)
+        samples = [Sample(one.prompt, said.ids, 0.0, sampler=said.logps) for one, said in zip(asked, drawn, strict=True)]
+        with self._reference() as reference:
+            for sample, logps in zip(samples, self._objective.logps(reference, samples), strict=True):
+                sample.reference = logps
+        return samples
 
-        def flat(name: str) -> torch.Tensor | None:
-            if getattr(ordered[0], name) is None:
-                return None
-            return torch.tensor([value for sample in ordered for value in getattr(sample, name)], device=device)
-
-        old_N, sampler_N, reference_N = flat("old"), flat("sampler"), flat("reference")
-        assert old_N is not None
-        cap = self.config.importance_cap
-        correction_N = None if sampler_N is None or cap is None else importance(old_N, sampler_N, cap)
-        terms = token_losses(
-            scores.logp_N, old_N, by_token([sample.advantage for sample in ordered]), clip_low=self.epsilon_low,
-            clip_high=self.epsilon_high, correction_N=correction_N, reference_N=reference_N, beta=self.beta,
-        )  # fmt: skip
-        weights = token_weights(self.config.loss, lengths, rows=rows, tokens=tokens, longest=self.args.max_completion_length)
-        tally.add(
-            entropy=scores.entropy_N, clipped=terms.clipped_N, kl=terms.kl_N,
-            sampler_gap=None if sampler_N is None else (old_N - sampler_N).abs(),
-        )  # fmt: skip
-        tally.trained += sum(family(own).cost for own in chosen)
-        return (terms.loss_N * by_token(weights)).sum()
-
-    def _scores(self, model: Any, chosen: Pack) -> Scores:
-        """Log-probabilities of a pack's completion tokens, by prompt, rollout and place."""
-        families = [family(own) for own in chosen]
-        with self.accelerator.autocast():
-            if shares_prompts(_inner(self.accelerator.unwrap_model(model))):
-                branches = Branches.of(families, self.accelerator.device)
-                logits_M_V, source_N, target_N = completion_logits(model, branches), branches.source_N, branches.target_N
-            else:
-                logits_M_V = plain_logits(model, families, pad=self.processing_class.pad_token_id, device=self.accelerator.device)
-                source_N = torch.arange(len(logits_M_V), device=logits_M_V.device)
-                target_N = torch.tensor(
-                    [one for each in families for own in each.completions for one in own], device=source_N.device
-                )
-        return score(logits_M_V, source_N, target_N, self.temperature)
-
-    def _split(self, flat_N: torch.Tensor, ordered: Sequence[Sample]) -> Sequence[torch.Tensor]:
-        return torch.split(flat_N, [len(sample.completion) for sample in ordered])
-
-    def _over_processes(self, *numbers: int) -> list[int]:
-        """Sums over all processes."""
-        return [int(one) for one in self.accelerator.reduce(torch.tensor(numbers, device=self.accelerator.device)).tolist()]
-
-    def _most(self, number: int) -> int:
-        """The largest over all processes: each must run as many passes as the others."""
-        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
+    @contextmanager
+    def _reference(self) -> Iterator[Any]:
+        if self.ref_model is not None:
+            yield self.ref_model
+        else:
+            with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None):
+                yield self.model
 
     # Records
 
@@ -309,25 +286,6 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         figures["signal_groups"] = None if flat is None else 1 - flat
         fresh, self._figures = self._figures, {}
         return figures | fresh | self._clock.lap()
-
-
-class Tally:
-    """Means over the completion tokens that a step trained on."""
-
-    def __init__(self) -> None:
-        self.trained = 0
-        self._sums: dict[str, float] = {}
-        self._count = 0
-
-    def add(self, **each_N: torch.Tensor | None) -> None:
-        known = {name: values.detach().float() for name, values in each_N.items() if values is not None}
-        for name, values in known.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(values.nansum())
-        self._count += len(next(iter(known.values())))
-
-    def figures(self) -> dict[str, float]:
-        means = {name: total / self._count for name, total in self._sums.items()}
-        return {"trained_tokens": self.trained, **means}
 
 
 def samples_of(scored: dict[str, Any]) -> list[Sample]:
@@ -351,25 +309,7 @@ def bfloat16_copy(network: Any) -> Any:
     return twin
 
 
-def _inner(network: Any) -> Any:
-    """The causal language model inside an adapter's wrapping."""
-    return network.get_base_model() if hasattr(network, "peft_config") else network
-
-
-def _bystander(samples: Sequence[Sample]) -> Sample:
-    """The least a process can run while others still have packs."""
-    return Sample(samples[0].prompt[:1], samples[0].completion[:1], 0.0)
-
-
-def _give_zero_gradients(model: Any) -> None:
-    """What a backward of nothing leaves: without it a step of only dead rows would also skip AdamW's momentum."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-
-
 METRICS = {
-    "reward": "reward",
     "reward_std": "reward_std",
     "flat_groups": "frac_reward_zero_std",
     "completion_tokens": "completions/mean_length",

@@ -41,3 +41,8 @@ def mean_by_tag(rewards: Sequence[float | None], tags: Sequence[Sequence[str]]) 
             for tag in own or ("none",):
                 scored.setdefault(tag, []).append(reward)
     return {tag: sum(values) / len(values) for tag, values in sorted(scored.items())}
+
+
+def mean_of(values: Sequence[float]) -> float | None:
+    """None of nothing."""
+    return sum(values) / len(values) if values else None

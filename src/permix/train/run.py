@@ -11,6 +11,7 @@ Started again, the run goes on after its newest whole checkpoint; what was logge
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,18 @@ from permix.models.machine import pick_device, pick_dtype, pin_threads
 from permix.progress import meter
 from permix.records import RunDir, read_json
 from permix.tasks.overlap import Seen, read_seen, write_seen
+from permix.train.bank import fill_bank
 from permix.train.card import write_card
+from permix.train.expressivity import Expressivity
 from permix.train.log import StepLog
 from permix.train.plan import Plan, compile_from, read_plan, write_plan
+from permix.types import Cell
 from permix.verify import Verifier
 
 if TYPE_CHECKING:
     from trl import GRPOConfig
+
+    from permix.train.replay import Replay
 
 
 def train(config: TrainStage) -> Path:
@@ -36,6 +42,7 @@ def train(config: TrainStage) -> Path:
     pin_threads(config.threads)
     source = resolve(config.model.name)
     identity = {"plan": plan.hash, "model": _fingerprint(source), "train": config.train.model_dump(mode="json")}
+    identity["character"] = config.character.model_dump(mode="json")
     with RunDir.open(config.out, config, identity) as run:
         target = run.path / "model"
         if not (target / "config.json").exists():
@@ -54,6 +61,7 @@ def _fingerprint(source: str) -> str:
 def _optimise(config: TrainStage, plan: Plan, source: str, out: Path, target: Path) -> None:
     from permix.train.grpo import PlanTrainer
 
+    cells = fill_bank(config) if config.character.needs_answers else []
     tokenizer = load_tokenizer(source)
     network = _network(source)
     _refuse_too_long(longest_prompt(plan, tokenizer, config.train.max_prompt_tokens), config.train, network)
@@ -61,13 +69,15 @@ def _optimise(config: TrainStage, plan: Plan, source: str, out: Path, target: Pa
     write_seen(out / "checkpoints", seen)
     checkpoint = newest_checkpoint(out / "checkpoints")
     done = _step_of(checkpoint)
-    arguments = grpo_arguments(config.train, plan, out / "checkpoints")
+    arguments = grpo_arguments(config, plan, out / "checkpoints")
+    replay = _replay(config, cells, tokenizer, network)
+    expressivity = Expressivity(cells, config.character.expressivity) if config.character.expressivity > 0 else None
     with Verifier() as verifier, meter(f"train {config.label or out.name}", arguments.max_steps, "steps") as shown:
         shown.start_at(done)
         log = StepLog(out, done, config.train.samples_every, shown)
         trainer = PlanTrainer(
             plan=plan, verifier=verifier, recorder=log, config=config.train, args=arguments, model=network,
-            processing_class=tokenizer, peft_config=_lora(config.train),
+            processing_class=tokenizer, peft_config=_lora(config.train), replay=replay, expressivity=expressivity,
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _write_model(trainer, tokenizer, plan, seen, config, out, target)
@@ -77,6 +87,30 @@ def _network(source: str) -> Any:
     import torch
 
     return load_weights(source, torch.float32, pick_device()).train()
+
+
+def _replay(config: TrainStage, cells: Sequence[Cell], tokenizer: Any, network: Any) -> "Replay | None":
+    """Character replay as configured. Off-policy it learns here what the base model would have said: `network` still is that."""
+    from permix.models.shared import evaluating
+    from permix.train.replay import Replay, samples_of
+
+    character = config.character
+    if character.replay == 0:
+        return None
+    replay = Replay(samples_of(cells, tokenizer), character.replay_answers, character.replay, config.train.seed)
+    if character.replay_policy == "off":
+        with evaluating(network), autocast(config.train):
+            replay.learn_base(network, tokenizer.pad_token_id, config.train.micro_tokens)
+    return replay
+
+
+def autocast(config: TrainConfig) -> Any:
+    """The precision in which the trainer runs its forward passes."""
+    import torch
+
+    device = pick_device()
+    dtype = pick_dtype(config.precision, device)
+    return torch.autocast(device, dtype=dtype, enabled=dtype == torch.bfloat16)
 
 
 def _lora(config: TrainConfig) -> Any:
@@ -131,18 +165,21 @@ def _step_of(checkpoint: Path | None) -> int:
     return _number(checkpoint) if checkpoint else 0
 
 
-def grpo_arguments(config: TrainConfig, plan: Plan, out: Path) -> "GRPOConfig":
+def grpo_arguments(stage: TrainStage, plan: Plan, out: Path) -> "GRPOConfig":
     """TRL's arguments for this plan on this machine. One generation feeds exactly one optimizer step (per iteration)."""
     import torch
     from trl import GRPOConfig
 
-    device = pick_device()
+    config, device = stage.train, pick_device()
+    # TRL makes (and shards) a reference model when beta is not 0; on-policy replay needs one too.
+    anchored = stage.character.replay > 0 and stage.character.replay_policy == "on"
     return GRPOConfig(
         output_dir=str(out), max_steps=plan.steps * config.iterations, num_iterations=config.iterations,
         per_device_train_batch_size=plan.groups_per_step * plan.group_size,
         num_generations=plan.group_size, shuffle_dataset=False, remove_unused_columns=False,
         learning_rate=config.lr, lr_scheduler_type=_schedule(config), warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, beta=config.beta, loss_type=config.loss,
+        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
+        beta=config.beta or float(anchored), loss_type=config.loss,
         scale_rewards=config.scale_rewards, epsilon=config.clip_low, epsilon_high=config.clip_high,
         temperature=config.temperature, top_p=config.top_p, max_completion_length=config.max_new_tokens,
         use_cpu=device == "cpu", bf16=pick_dtype(config.precision, device) == torch.bfloat16,
