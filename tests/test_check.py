@@ -79,6 +79,20 @@ def test_an_accuracy_evaluation(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("strategy", "cells"),
+    [
+        ("persona-search", "27, then at most 6, at most 528 new tokens"),  # 3 × 7 to choose by and 6; then 6 as the chosen one
+        ("persona-vote", "24, at most 384 new tokens"),
+        ("persona-plus-neutral", "24, then at most 18, at most 672 new tokens"),
+    ],
+)
+def test_an_evaluation_of_a_strategy(strategy: str, cells: str, tmp_path: Path) -> None:
+    facts = check_config(config_file(tmp_path, stability_values(tmp_path, NOBODY, strategy=strategy, strategy_questions=7)))
+    assert facts["strategy"] == strategy
+    assert facts["cells"] == cells
+
+
 def test_a_character_evaluation(tmp_path: Path) -> None:
     facts = check_config(config_file(tmp_path, fidelity_values(tmp_path, NOBODY)))
     assert facts == {"stage": "fidelity", "personas": "3", "questions": "12", "answers": "36", "result": "valid"}
@@ -128,6 +142,11 @@ def test_an_unknown_key_of_any_stage_is_named(stage: str, tmp_path: Path) -> Non
         ({"stage": "stability", "personas": {"template": "x"}}, "personas.template = 'x'"),
         ({"stage": "stability", "personas": {"n": 10_000}}, "n = 10000: must lie between 1 and"),
         ({"stage": "stability", "personas": {"pool": "none.csv"}}, "none.csv"),
+        ({"stage": "stability", "strategy": "best-of-k"}, "strategy = 'best-of-k': Input should be 'none', 'persona-search'"),
+        (
+            {"stage": "stability", "strategy": "persona-search", "strategy_questions": 100_000},
+            "strategy_questions = 100000: questio",
+        ),
         ({"stage": "stability", "exclude_plans": ["none.parquet"]}, "plan none.parquet: no such file"),
         ({"stage": "stability", "model": endpoint("127.0.0.1:8000/v1")}, "model.base_url = '127.0.0.1:8000/v1': must be an http"),
         ({"stage": "fidelity", "model": endpoint("ftp://h/v1")}, "model.base_url = 'ftp://h/v1': must be an http"),

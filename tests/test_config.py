@@ -22,7 +22,7 @@ def changed(stage: type[config.AnyStage]) -> dict[str, Any]:
         TrainStage: {"train": {"lr": 1e-6, "clip_high": 0.28, "micro_tokens": 4}, "plan_file": "x.parquet", "threads": 2},
         StabilityStage: {
             "model": {"backend": "openai", "base_url": "http://h/v1", "timeout_s": 1.5}, "exclude_plans": ["a", "b"],
-            "sampling": {"temperature": 0.7}, "label": "é \u2028 x",
+            "sampling": {"temperature": 0.7}, "label": "é \u2028 x", "strategy": "persona-search", "strategy_questions": 7,
         },
         FidelityStage: {
             "reference": "runs/base", "n_questions": 20, "questions_split": "dev",
@@ -92,6 +92,8 @@ def test_every_changed_value_arrives(name: str) -> None:
         ({"task": {"zzz": 1}}, "unknown key task.zzz; known: name, path, split, n, levels, seed"),
         ({"train": {"lr": 1}}, "unknown key train; did you mean"),
         ({"samples": 0}, "samples = 0: Input should be greater than 0"),
+        ({"strategy": "persona-serch"}, "strategy = 'persona-serch': Input should be 'none', 'persona-search', "),
+        ({"strategy_questions": 0}, "strategy_questions = 0: Input should be greater than 0"),
         ({"resamples": 99}, "resamples = 99: Input should be greater than or equal to 100"),
         ({"task": {"n": "many"}}, "task.n = 'many': Input should be a valid integer"),
         ({"task": {"n": 1.5}}, "task.n = 1.5: Input should be a valid integer"),

@@ -3,7 +3,7 @@
 import pytest
 
 from permix.errors import ConfigError
-from permix.prompting import TEMPLATES, build_messages, system_message, template_hash, template_text
+from permix.prompting import TEMPLATES, build_messages, choice_prompt, system_message, template_hash, template_text
 from permix.types import Message, Persona
 
 SAILOR = Persona(id="sailor", text="a retired sailor")
@@ -69,3 +69,10 @@ def test_the_hash_is_of_the_wording_and_never_moves() -> None:
     }
     assert template_hash("You are {persona}.") == template_hash("you_are")  # the same words by another name
     assert template_hash("You are {persona}!") != template_hash("you_are")
+
+
+def test_a_choice_shows_the_question_and_both_replies_whatever_they_hold() -> None:
+    assert choice_prompt("What is 7 + 5?", " {second} \n", "It is {12}.") == (
+        "What is 7 + 5?\n\nTwo answers were given to this question.\n\nAnswer A:\n{second}\n\nAnswer B:\nIt is {12}.\n\n"
+        "Which of the two is right? Reply with A or B and nothing else."
+    )

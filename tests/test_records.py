@@ -171,6 +171,30 @@ def test_another_identity_is_refused_by_name_and_both_values(other: dict[str, An
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
 
 
+def test_a_run_is_given_a_key_that_it_may_gain_and_keeps_it(tmp_path: Path) -> None:
+    write(tmp_path, answered("q1"))
+    born = read_json(tmp_path / "provenance.json")
+    with RunDir.open(tmp_path, CONFIG, IDENTITY | {"strategy": "vote"}, gains=("strategy",)) as run:
+        assert list(run.cells().values()) == [answered("q1")]
+    assert read_json(tmp_path / "provenance.json") == born | {"identity": IDENTITY | {"strategy": "vote"}}
+    for other, named in (({}, "'vote', not None"), ({"strategy": "search"}, "'vote', not 'search'")):
+        with (
+            pytest.raises(ConfigError, match=f"strategy = {named}"),
+            RunDir.open(tmp_path, CONFIG, IDENTITY | other, gains=("strategy",)),
+        ):
+            pass
+
+
+def test_a_run_that_is_refused_gains_nothing(tmp_path: Path) -> None:
+    write(tmp_path, answered("q1"))
+    before = (tmp_path / "provenance.json").read_bytes()
+    gains = IDENTITY | {"strategy": "vote"}
+    for identity, asked in ((gains | {"seed": 1}, []), (gains, [cell("q1", seed=8)])):
+        with pytest.raises(ConfigError), RunDir.open(tmp_path, CONFIG, identity, asked, gains=("strategy",)):
+            pass
+        assert (tmp_path / "provenance.json").read_bytes() == before
+
+
 def test_an_identity_is_compared_as_json_reads_it(tmp_path: Path) -> None:
     for _ in range(2):
         write(tmp_path, identity={"levels": ("a", "b"), "of": {1: 0.5}})  # a tuple comes back as a list, 1 as "1"

@@ -102,6 +102,13 @@ def test_an_estimate_is_ordered_and_readable() -> None:
     assert str(Estimate(value=None, n=0)) == "–"
 
 
+def test_a_difference_carries_its_sign_and_nothing_has_none() -> None:
+    assert Estimate(value=-0.25, low=-0.5, high=0.125, n=3).signed() == "−0.250 [−0.50, +0.12]"
+    assert Estimate(value=0.5, n=1).signed() == "+0.500"
+    assert Estimate(value=-1e-17, n=1).signed() == "+0.000"
+    assert Estimate(value=None, n=0).signed() == "–"
+
+
 def test_the_first_repeated_id_is_named() -> None:
     require_unique(["a", "b"], "persona")
     with pytest.raises(ValueError, match="persona id 'b' occurs twice"):

@@ -3,16 +3,17 @@
 from pathlib import Path
 
 from permix import config
+from permix.baselines import STRATEGIES
 from permix.errors import ConfigError
 from permix.evals.fidelity import choose_voices, open_questions, refuse_unanswered
-from permix.evals.stability import seen_hashes
+from permix.evals.stability import set_up
 from permix.models import open_model
 from permix.models.hf import refuse_missing_folder
 from permix.personas.choose import choose_personas
 from permix.prompting import template_text
 from permix.quickstart import stages as quickstart_stages
 from permix.records import read_json
-from permix.tasks import load_questions, refuse_overlap
+from permix.tasks import load_questions
 from permix.train.plan import compile_from, describe, read_plan
 
 
@@ -70,16 +71,16 @@ def _check_plan(stage: config.PlanStage | config.TrainStage) -> dict[str, str]:
 
 def _check_stability(stage: config.StabilityStage) -> dict[str, str]:
     template_text(stage.personas.template)
-    _, questions = load_questions(stage.task)
-    personas = choose_personas(stage.personas)
-    refuse_overlap(questions, seen_hashes(stage.model, stage.exclude_plans))
+    strategy, (_, setup) = STRATEGIES[stage.strategy], set_up(stage)
     _check_model(stage.model)
-    cells = (len(personas) + 1) * len(questions) * stage.samples
-    return {
-        "questions": str(len(questions)),
-        "personas": f"{len(personas)}, and none",
-        "cells": f"{cells}, at most {cells * stage.sampling.max_new_tokens} new tokens",
+    cells, then = len(strategy.first(setup)), strategy.most(setup)
+    more = f", then at most {then}" if then else ""
+    facts = {
+        "questions": str(len(setup.questions)),
+        "personas": f"{len(setup.pool)}, and none",
+        "cells": f"{cells}{more}, at most {(cells + then) * stage.sampling.max_new_tokens} new tokens",
     }
+    return facts if stage.strategy == "none" else {"strategy": stage.strategy} | facts
 
 
 def _check_fidelity(stage: config.FidelityStage) -> dict[str, str]:

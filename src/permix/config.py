@@ -294,6 +294,10 @@ class StabilityStage(Stage):
     """Bootstrap resamples and permutations."""
     exclude_plans: tuple[Path, ...] = ()
     """Plans whose questions must not be asked."""
+    strategy: Literal["none", "persona-search", "persona-vote", "persona-plus-neutral"] = "none"
+    """A way to use personas at inference, measured with what it costs: see `permix.baselines`."""
+    strategy_questions: int = Field(default=50, gt=0)
+    """By how many questions of the task's dev side a persona is chosen (strategy "persona-search")."""
 
 
 class FidelityStage(Stage):

@@ -36,6 +36,14 @@ def system_message(persona: Persona, template: str) -> str:
     return template_text(template).replace("{persona}", persona.text.rstrip("."))
 
 
+def choice_prompt(question: str, first: str, second: str) -> str:
+    """The question again, and two replies to it, one of which is to be chosen by its letter."""
+    return (
+        f"{question}\n\nTwo answers were given to this question.\n\nAnswer A:\n{first.strip()}\n\nAnswer B:\n{second.strip()}\n\n"
+        "Which of the two is right? Reply with A or B and nothing else."
+    )
+
+
 def build_messages(persona: Persona | None, prompt: str, *, template: str = "you_are", bare: bool = False) -> tuple[Message, ...]:
     """The chat for one cell.
 

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -126,29 +126,41 @@ class RunDir:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, path: Path, config: BaseModel, identity: Mapping[str, Any], asked: Iterable[Cell] = ()) -> Iterator["RunDir"]:
+    def open(
+        cls,
+        path: Path,
+        config: BaseModel,
+        identity: Mapping[str, Any],
+        asked: Iterable[Cell] = (),
+        gains: Collection[str] = (),
+    ) -> Iterator["RunDir"]:
         """Create the run, or go on with it.
 
         `identity` is what every record of a run has in common (model fingerprint, sampling, wording ...); `asked` are the cells
-        that it is going to hold. Raises ConfigError when another process holds the run, or when the run on disk has another
-        identity or asked one of these cells otherwise; nothing on disk has changed then.
+        that it is going to hold. A run on disk whose identity lacks one of the keys `gains` is given it, and keeps it. Raises
+        ConfigError when another process holds the run, or when the run on disk has another identity or asked one of these cells
+        otherwise; nothing on disk has changed then.
         """
         path.mkdir(parents=True, exist_ok=True)
         with _locked(path) as lock:
             run = cls(path, lock)
-            run._claim(config, identity, asked)
+            run._claim(config, identity, asked, gains)
             try:
                 yield run
             finally:
                 if run._records is not None:
                     run._records.close()
 
-    def _claim(self, config: BaseModel, identity: Mapping[str, Any], asked: Iterable[Cell]) -> None:
+    def _claim(self, config: BaseModel, identity: Mapping[str, Any], asked: Iterable[Cell], gains: Collection[str]) -> None:
         settled = json.loads(json.dumps(identity))
         known = self.path / "provenance.json"
         if known.exists():
-            _refuse_other_identity(self.path, read_json(known)["identity"], settled)
+            born = read_json(known)
+            gained = {key: settled[key] for key in gains if key in settled and born["identity"].get(key) is None}
+            _refuse_other_identity(self.path, born["identity"] | gained, settled)
             refuse_other_words(self.cells(), asked)
+            if gained:
+                write_json(known, born | {"identity": born["identity"] | gained})
         else:
             write_json(known, provenance() | {"identity": settled})
         write_json(self.path / "config.json", config)

@@ -194,6 +194,14 @@ class Estimate(Record):
         interval = "" if self.low is None else f" [{self.low:.2f}, {self.high:.2f}]"
         return f"{self.value:.3f}{interval}"
 
+    def signed(self) -> str:
+        """As a difference: "+0.120 [+0.05, +0.19]"."""
+        if self.value is None:
+            return "–"
+        value = round(self.value, 9) + 0.0  # what a floating-point sum leaves of nothing has no sign
+        interval = "" if self.low is None or self.high is None else f" [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{value:+.3f}{interval}".replace("-", "−")
+
 
 def require_unique(ids: Sequence[str], what: str) -> None:
     """Raise ValueError naming the first id that occurs twice."""

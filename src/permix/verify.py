@@ -188,6 +188,14 @@ def quick(answer: str, gold: str) -> bool | None:
     return None
 
 
+def same_answer(a: str, b: str) -> bool:
+    """Whether two extracted answers are one, as far as can be said without the symbolic engine.
+
+    0.5, 1/2 and .50 are one, so are 12 and $12, Paris and paris; 2x and x*2 are two.
+    """
+    return quick(clean(a), clean(b)) is True
+
+
 class Verifier:
     """Checks answers against golds, from any thread. A context manager; `close` leaves no process behind.
 

@@ -5,14 +5,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from permix.config import StabilityStage
 from permix.errors import ConfigError
-from permix.evals.grid import Judge, Wording, fill, lay_out
+from permix.evals.grid import Judge, Wording, describe_asked, fill, lay_out, read_answers
 from permix.models.base import Answer
 from permix.models.scripted import Reply, ScriptedModel
-from permix.records import RunDir
+from permix.records import RunDir, write_json
 from permix.types import Cell, CellKey, Failure, Persona, Question, Request, Sampling, Verdict
 from tests.worlds import persona, solve
 
@@ -148,6 +149,27 @@ def test_without_a_judge_an_answer_is_a_result(tmp_path: Path) -> None:
     assert all(cell.verdict is None for cell in cells.values())
     assert run_grid(tmp_path, never, grid(), judge=None)[0] == 0
     assert run_grid(tmp_path, never, grid())[0] == 0  # and a judge that comes later needs no new answers
+
+
+def test_a_cell_without_gold_is_open_ended_beside_cells_that_are_judged(tmp_path: Path) -> None:
+    asked = [*grid()[:2], grid()[2].model_copy(update={"gold": None})]
+    left, _, cells = run_grid(tmp_path, answer, asked)
+    assert left == 0
+    assert [cell.verdict is None for cell in cells.values()] == [False, False, True]
+    assert run_grid(tmp_path, never, asked)[0] == 0
+
+
+def test_the_grid_of_a_run_is_what_it_asked_and_not_what_else_it_holds(tmp_path: Path) -> None:
+    _, _, cells = run_grid(tmp_path, answer, grid(samples=2))
+    assert read_answers(tmp_path).grid == cells  # without a word on what was asked, everything
+    write_json(tmp_path / "asked.json", describe_asked([persona("troll"), persona("nurse")], QUESTIONS[:2], 1))
+    answers = read_answers(tmp_path)
+    assert set(answers.grid) == {CellKey(id, question, 0) for id in (None, "troll") for question in ("1+2", "3+4")}
+    scores = answers.scores(answers.persona_ids, answers.question_ids)
+    assert scores.shape == (2, 2, 1)
+    assert scores[0].tolist() == [[1.0], [1.0]]
+    assert np.isnan(scores[1]).all()  # the nurse was asked and has not answered
+    assert answers.scores([], ["1+2"]).shape == (0, 1, 1)
 
 
 @pytest.mark.parametrize("answered", [0, 1, 5, 8])

@@ -270,3 +270,92 @@ def test_the_command_prints_the_table_and_the_path(tmp_path: Path, capsys: pytes
     printed = capsys.readouterr().out
     assert "PSS (worst / best)" in printed
     assert printed.rstrip().endswith(str(tmp_path / "out" / "report.md"))
+
+
+# Strategies
+
+
+def strategy_run(path: Path, label: str, strategy: str, more: Iterable[Cell] = (), personas: int = 3, **asked: Any) -> Path:
+    """No persona is right on three of five questions, p0 on all of them, p1 on none; whoever is wrong says "5", p2 always."""
+    right = {None: 3, 0: 5, 1: 0, 2: 0}
+    cells = [
+        one.model_copy(update={"verdict": Verdict(correct=q < right[p], extracted="4" if q < right[p] else "5")})
+        for p in (None, *range(personas))
+        for q in range(5)
+        for one in [cell(p, q, "so")]
+    ]
+    settings = {"stage": "stability", "label": label, "model": {"name": "tiny"}, "seed": 3, "resamples": 100, "samples": 1}
+    run = write_run(path, settings | {"strategy": strategy}, [*cells, *more], {"strategy": strategy})
+    grid = {"persona_ids": [f"p{p}" for p in range(personas)], "question_ids": [f"q{q}" for q in range(5)], "samples": 1}
+    (run / "asked.json").write_text(json.dumps(grid | asked))
+    return run
+
+
+def search_run(path: Path, label: str, chosen: bool = True) -> Path:
+    tried = [cell(p, q, "4", p == 0) for p in range(3) for q in range(7, 9 if chosen else 8)]
+    choosing = {"choosing_persona_ids": ["p0", "p1", "p2"], "choosing_question_ids": ["q7", "q8"]}
+    return strategy_run(path, label, "persona-search", tried, personas=1 if chosen else 0, **choosing)
+
+
+def test_a_strategy_stands_beside_plain_stability_of_the_same_label(tmp_path: Path) -> None:
+    plain = stability_run(tmp_path / "plain", "base", strong, personas=3, questions=5)
+    runs = [strategy_run(tmp_path / "vote", "base", "persona-vote"), plain, search_run(tmp_path / "search", "base")]
+    (row,) = build_report(runs, tmp_path / "out")
+    assert row.pss is not None
+    assert row.pss.value == 1.0  # of the plain run, whatever came first
+    report = (tmp_path / "out" / "report.md").read_text()
+    table = report.partition("## Inference-time strategies")[2]
+    # Two of three personas say 5 in every question; no persona joins p0 in three of five: a tie, and none's answer wins.
+    vote = next(line for line in table.splitlines() if line.startswith("| base | persona-vote |")).split(" | ")
+    assert vote[2].startswith("0.600 [")
+    assert vote[4] == "+0.000 [+0.00, +0.00]<br><sub>n = 5</sub>"
+    assert vote[5:8] == ["60<br><sub>40 read, 20 written</sub>", "15<br><sub>10 read, 5 written</sub>", "4.00 ×"]
+    search = next(line for line in table.splitlines() if line.startswith("| base | persona-search |")).split(" | ")
+    assert search[2].startswith("1.000 [")
+    assert search[4].startswith("+0.400 [")
+    assert search[8] == "90<br><sub>60 read, 30 written</sub>"
+    assert "as p0, the best of 3 on 2 other questions, 1.000" in search[10]
+    assert "- **base with persona-search**: accuracy 1.000 [1.00, 1.00], " in report
+    assert "15 tokens an answer, 1.00 times the cost of asking once, and 90 tokens before the first; n = 5 questions." in report
+    data = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [one["strategy"] for one in data["strategies"]["base"]] == ["persona-vote", "persona-search"]
+    assert set(data["runs"]["base"]) == {"stability", "stability, persona-vote", "stability, persona-search"}
+    assert "| base | stability, persona-vote | " in report  # where the numbers come from
+
+
+def test_a_run_that_asked_the_whole_grid_stands_for_plain_stability_too(tmp_path: Path) -> None:
+    choice = cell(None, 99, "A").model_copy(update={"question_id": 'choice:["p0", "q4"]', "verdict": None})
+    both = strategy_run(tmp_path / "both", "RLVR", "persona-plus-neutral", [choice])
+    plain = strategy_run(tmp_path / "plain", "base", "none")
+    base, other = build_report([plain, both], tmp_path / "out")
+    assert base.pss == other.pss
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "do not compare" not in report  # its choices are no questions of the evaluation
+    assert "RLVR with persona-plus-neutral" in report
+    assert json.loads((tmp_path / "out" / "table.json").read_text())["comparisons"][0]["pss"]["value"] == 0.0
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_a_search_alone_is_no_measurement_of_stability(chosen: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report_stage(ReportStage(runs=(search_run(tmp_path / "run", "base", chosen),), out=tmp_path / "out"))
+    shown, report = capsys.readouterr().out, (tmp_path / "out" / "report.md").read_text()
+    assert "PSS" not in shown
+    assert "base, persona-search" in shown
+    assert ("**base with persona-search: accuracy not measured against no persona.**" in report) == (not chosen)
+    assert ("nobody chosen yet of 3" in report) == (not chosen)
+
+
+def test_two_runs_of_one_strategy_and_label_are_refused(tmp_path: Path) -> None:
+    runs = [strategy_run(tmp_path / name, "base", "persona-vote") for name in ("one", "two")]
+    with pytest.raises(DataError, match='two stability, persona-vote runs of one label, "base"'):
+        build_report(runs, tmp_path / "out")
+
+
+def test_a_strategy_with_a_hostile_persona_is_shown_as_text(tmp_path: Path) -> None:
+    run = search_run(tmp_path / "run", "base")
+    for name in ("records.jsonl", "asked.json"):
+        (run / name).write_text((run / name).read_text().replace('"p0"', '"<b>p|0"'))
+    build_report([run], tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "<b>" not in report
+    assert "as &#60;b&#62;p&#124;0, the best" in report

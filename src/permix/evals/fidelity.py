@@ -38,7 +38,7 @@ def fidelity(config: FidelityStage) -> Identifiability:
         "seed": config.seed,
     }
     with RunDir.open(config.out, config, identity, asked) as run:
-        write_json(run.path / "asked.json", describe_asked(pool, questions, samples=1))
+        write_json(run.path / "asked.json", describe_asked(pool.personas, questions, samples=1))
         with run.accounted():
             owed = fill(model, asked, config.sampling, run, None, f"fidelity {config.label or model.name}")
         missing = f"{config.out}: {owed} of {len(asked)} answers are missing; run the same command again to fill them"

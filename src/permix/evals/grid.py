@@ -4,18 +4,21 @@ A cell on disk is used again when it was asked in the same words with the same s
 verdict is missing is judged again, not generated again. What could not be answered or judged stays owed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from permix.config import ModelConfig
+from permix.evals.stats import Array
 from permix.models.base import Model
 from permix.personas.pool import PersonaPool
 from permix.progress import meter, say
 from permix.prompting import build_messages
-from permix.records import RunDir, refuse_other_words
+from permix.records import RunDir, read_cells, read_json, refuse_other_words
 from permix.tasks.overlap import read_seen
-from permix.types import Cell, Failure, Persona, Question, Request, Sampling, Verdict, digest, seed_from
+from permix.types import Cell, CellKey, Failure, Persona, Question, Request, Sampling, Verdict, digest, seed_from
 
 Judge = Callable[[str, str], Verdict]
 """(completion, gold) -> verdict."""
@@ -53,22 +56,74 @@ def note_seen_personas(model: ModelConfig, pool: PersonaPool) -> None:
         say(f"note: the model was trained under {len(known)} of these {len(pool)} personas, such as {min(known)}")
 
 
-def describe_asked(pool: PersonaPool, questions: Sequence[Question], samples: int) -> dict[str, object]:
+def describe_asked(personas: Sequence[Persona], questions: Sequence[Question], samples: int) -> dict[str, object]:
     """What was asked, by id and by content: cells without a record are known to be missing, and data can be told apart."""
     return {
-        "persona_ids": [persona.id for persona in pool.personas],
+        "persona_ids": [persona.id for persona in personas],
         "question_ids": [question.id for question in questions],
         "samples": samples,
-        "personas": pool.fingerprint,
+        "personas": digest(*(persona.model_dump_json() for persona in personas)),
         "questions": digest(*(question.content_hash for question in questions)),
     }
+
+
+class Answers(NamedTuple):
+    """The records of a run, and which of them are its grid. `choosing_...`: whom and by what a persona was searched for."""
+
+    cells: Mapping[CellKey, Cell]
+    persona_ids: tuple[str, ...]
+    question_ids: tuple[str, ...]
+    samples: int
+    choosing_persona_ids: tuple[str, ...] = ()
+    choosing_question_ids: tuple[str, ...] = ()
+
+    @property
+    def grid(self) -> dict[CellKey, Cell]:
+        """The recorded cells of the grid alone."""
+        personas, questions = {None, *self.persona_ids}, set(self.question_ids)
+        return {
+            key: cell
+            for key, cell in self.cells.items()
+            if key.persona_id in personas and key.question_id in questions and key.sample < self.samples
+        }
+
+    def get(self, persona_id: str | None, question_id: str, sample: int) -> Cell | None:
+        return self.cells.get(CellKey(persona_id, question_id, sample))
+
+    def scores(self, persona_ids: Sequence[str | None], question_ids: Sequence[str]) -> Array:
+        """correct_P_Q_S: 1 right, 0 wrong, NaN without a score."""
+        score = {key: cell.verdict.reward for key, cell in self.cells.items() if cell.verdict is not None}
+        table = [
+            score.get(CellKey(persona, question, sample))
+            for persona in persona_ids
+            for question in question_ids
+            for sample in range(self.samples)
+        ]
+        return np.array(table, dtype=np.float64).reshape(len(persona_ids), len(question_ids), self.samples)  # None becomes NaN
+
+
+def read_answers(run: Path) -> Answers:
+    """The records of a run directory; cells that were asked but have no record lie in its grid all the same."""
+    cells = read_cells(run / "records.jsonl")
+    if not (run / "asked.json").exists():
+        return Answers(
+            cells,
+            tuple(dict.fromkeys(key.persona_id for key in cells if key.persona_id is not None)),
+            tuple(dict.fromkeys(key.question_id for key in cells)),
+            1 + max((key.sample for key in cells), default=0),
+        )
+    asked = read_json(run / "asked.json")
+    lists = [
+        tuple(asked.get(name, ())) for name in ("persona_ids", "question_ids", "choosing_persona_ids", "choosing_question_ids")
+    ]
+    return Answers(cells, lists[0], lists[1], asked["samples"], lists[2], lists[3])
 
 
 def fill(model: Model, asked: Sequence[Cell], sampling: Sampling, run: RunDir, judge: Judge | None, what: str) -> int:
     """Answer and judge what is owed of `asked`; returns how many cells are still owed at the end.
 
-    `judge=None` for open-ended questions, which have no verdict. Raises ConfigError when the run on disk asked a cell in other
-    words.
+    A cell without gold, or any with `judge=None`, is open-ended: its answer is its result, without a verdict. Raises ConfigError
+    when the run on disk asked a cell in other words.
     """
     known = run.cells()
     refuse_other_words(known, asked)
@@ -94,7 +149,7 @@ def _has_completion(cell: Cell | None) -> bool:
 def _is_done(cell: Cell | None, judge: Judge | None) -> bool:
     if cell is None or cell.completion is None:
         return False
-    return judge is None or (cell.verdict is not None and cell.verdict.correct is not None)
+    return judge is None or cell.gold is None or (cell.verdict is not None and cell.verdict.correct is not None)
 
 
 def _answered(model: Model, unanswered: Sequence[Cell], unjudged: Sequence[Cell], sampling: Sampling) -> Iterator[Cell]:
@@ -107,6 +162,6 @@ def _answered(model: Model, unanswered: Sequence[Cell], unjudged: Sequence[Cell]
 
 
 def _judged(cell: Cell, judge: Judge | None) -> Cell:
-    if judge is None or cell.completion is None:
+    if judge is None or cell.gold is None or cell.completion is None:
         return cell
-    return cell.model_copy(update={"verdict": judge(cell.completion.text, cell.gold or "")})
+    return cell.model_copy(update={"verdict": judge(cell.completion.text, cell.gold)})

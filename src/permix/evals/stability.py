@@ -1,46 +1,81 @@
 """`permix stability`: how much accuracy personas cost a model, and whether the difference is noise.
 
 Asks every question under every persona and without one, keeps each cell, and measures from the records alone: `measure(run)`
-gives the same numbers wherever the run directory is.
+gives the same numbers wherever the run directory is. With a strategy it asks what that strategy asks, and measures that too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from permix.baselines import STRATEGIES, Setup, measure_strategy
+from permix.baselines.persona_search import choosing_questions
 from permix.config import ModelConfig, StabilityStage
 from permix.errors import OwedCellsError
-from permix.evals.grid import Wording, describe_asked, fill, lay_out, note_seen_personas
+from permix.evals.grid import Wording, fill, note_seen_personas, read_answers
 from permix.evals.stability_summary import StabilitySummary, summarize
-from permix.models import open_model
+from permix.models import Model, open_model
 from permix.personas.choose import choose_personas
 from permix.prompting import template_hash
-from permix.records import RunDir, read_cells, read_json, write_json
-from permix.tasks import load_questions, refuse_overlap, verify
+from permix.records import RunDir, read_json, write_json
+from permix.tasks import Task, load_questions, refuse_overlap, verify
 from permix.tasks.overlap import read_seen
 from permix.train.plan import read_plan
-from permix.types import CellKey
+from permix.types import Cell
 from permix.verify import Verifier
 
-__all__ = ["StabilityGrid", "StabilitySummary", "grids", "measure", "stability", "summarize"]
+__all__ = ["StabilityGrid", "StabilitySummary", "grids", "measure", "set_up", "stability", "summarize"]
 
 
 def stability(config: StabilityStage) -> StabilitySummary:
-    """Run, or go on with, an evaluation; writes metrics.json and returns it.
+    """Run, or go on with, an evaluation; writes metrics.json and returns what it says of the grid.
 
     Raises OwedCellsError at the end when cells have no score: run the same again to fill them.
     """
+    strategy, (task, setup) = STRATEGIES[config.strategy], set_up(config)
+    first = strategy.first(setup)
+    note_seen_personas(config.model, setup.pool)
+    model = open_model(config.model, config.threads)
+    gains = ("strategy",) if strategy.asks_whole_grid else ()
+    with RunDir.open(config.out, config, identity(config, task, model), first, gains) as run:
+        what = f"stability {config.label or model.name}"
+        write_json(run.path / "asked.json", strategy.describe(setup, ()))
+        with run.accounted(), Verifier() as verifier:
+
+            def answer(cells: Sequence[Cell], what: str) -> int:
+                return fill(model, cells, config.sampling, run, lambda text, gold: verify(task, text, gold, verifier), what)
+
+            owed = answer(first, what)
+            if then := strategy.then(setup, run.cells()):
+                write_json(run.path / "asked.json", strategy.describe(setup, then))
+                owed += answer(then, f"{what}, {config.strategy}")
+        missing = f"{config.out}: {owed} of {len(first) + len(then)} cells have no score; run the same command again to fill them"
+        if strategy.chooses and not then:
+            raise OwedCellsError(f"{missing}; no persona can be chosen before")
+        summary = measure(run.path)
+        write_json(run.path / "metrics.json", _metrics(summary, run.path))
+    if owed:
+        raise OwedCellsError(missing)
+    return summary
+
+
+def set_up(config: StabilityStage) -> tuple[Task, Setup]:
+    """What is going to be asked. Raises ConfigError or DataError for everything that is wrong with it."""
     task, questions = load_questions(config.task)
     pool = choose_personas(config.personas)
-    refuse_overlap(questions, seen_hashes(config.model, config.exclude_plans))
-    note_seen_personas(config.model, pool)
+    seen = seen_hashes(config.model, config.exclude_plans)
+    refuse_overlap(questions, seen)
+    choosing = choosing_questions(config, questions, seen) if STRATEGIES[config.strategy].chooses else ()
     wording = Wording(task.prompt, config.personas.template, config.personas.bare)
-    asked = lay_out([None, *pool.personas], questions, wording, samples=config.samples, seed=config.seed)
-    model = open_model(config.model, config.threads)
-    identity = {
+    return task, Setup(questions, pool, wording, config.samples, config.seed, choosing)
+
+
+def identity(config: StabilityStage, task: Task, model: Model) -> dict[str, Any]:
+    """What all records of a run have in common."""
+    plain = {
         "model": model.fingerprint,
         "task": task.name,
         "prompt": task.prompt_hash,
@@ -50,16 +85,13 @@ def stability(config: StabilityStage) -> StabilitySummary:
         "sampling": config.sampling.model_dump(),
         "seed": config.seed,
     }
-    with RunDir.open(config.out, config, identity, asked) as run:
-        write_json(run.path / "asked.json", describe_asked(pool, questions, config.samples))
-        with run.accounted(), Verifier() as verifier:
-            what = f"stability {config.label or model.name}"
-            owed = fill(model, asked, config.sampling, run, lambda text, gold: verify(task, text, gold, verifier), what)
-        summary = measure(run.path)
-        write_json(run.path / "metrics.json", summary)
-    if owed:
-        raise OwedCellsError(f"{config.out}: {owed} of {len(asked)} cells have no score; run the same command again to fill them")
-    return summary
+    return plain if config.strategy == "none" else plain | {"strategy": config.strategy}
+
+
+def _metrics(summary: StabilitySummary, run: Path) -> Mapping[str, Any]:
+    """The summary's fields and, of a run with one, its strategy's under "strategy"."""
+    strategy = measure_strategy(run)
+    return summary.model_dump(mode="json") | ({} if strategy is None else {"strategy": strategy.model_dump(mode="json")})
 
 
 def seen_hashes(model: ModelConfig, plans: Sequence[Path]) -> frozenset[str]:
@@ -79,21 +111,9 @@ class StabilityGrid(NamedTuple):
 
 def grids(run: Path) -> StabilityGrid:
     """The scores of a run directory. Cells that were asked but have no record are there, unscored."""
-    cells = read_cells(run / "records.jsonl")
-    if (run / "asked.json").exists():
-        asked = read_json(run / "asked.json")
-        personas, questions, samples = asked["persona_ids"], asked["question_ids"], asked["samples"]
-    else:
-        personas = list(dict.fromkeys(key.persona_id for key in cells if key.persona_id is not None))
-        questions = list(dict.fromkeys(key.question_id for key in cells))
-        samples = 1 + max((key.sample for key in cells), default=0)
-    score = {key: cell.verdict.reward for key, cell in cells.items() if cell.verdict is not None}
-    table = [
-        [[score.get(CellKey(persona, question, sample)) for sample in range(samples)] for question in questions]
-        for persona in (None, *personas)
-    ]
-    scores = np.array(table, dtype=np.float64)  # None becomes NaN
-    return StabilityGrid(scores[1:], scores[0], tuple(personas), tuple(questions))
+    answers = read_answers(run)
+    personas, questions = answers.persona_ids, answers.question_ids
+    return StabilityGrid(answers.scores(personas, questions), answers.scores([None], questions)[0], personas, questions)
 
 
 def measure(run: Path) -> StabilitySummary:

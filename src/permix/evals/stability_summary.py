@@ -113,6 +113,28 @@ def summarize(
     )
 
 
+def differences(first_P_Q: Array, other_P_Q: Array, seed: int, resamples: int) -> dict[str, Estimate]:
+    """Other − first in "pss", "worst" and "mean" accuracy, over the personas that both have a score for; same draws of questions.
+
+    Empty when there is no such persona.
+    """
+    both_P = ~(np.isnan(first_P_Q).all(axis=1) | np.isnan(other_P_Q).all(axis=1))
+    Q = first_P_Q.shape[1]
+
+    def measures(counts_R_Q: Array) -> dict[str, Array]:
+        one, two = (stats.question_mean(mean_P_Q[both_P], counts_R_Q) for mean_P_Q in (first_P_Q, other_P_Q))
+        return {
+            "pss": stats.pss(two) - stats.pss(one),
+            "worst": two.min(axis=1) - one.min(axis=1),
+            "mean": two.mean(axis=1) - one.mean(axis=1),
+        }
+
+    if not both_P.any():
+        return {}
+    measured = stats.bootstrap(measures, Q, np.random.default_rng(seed), resamples, block=max(1, BLOCK_FLOATS // Q))
+    return {name: stats.estimate(float(value), replicate_R, Q) for name, (value, replicate_R) in measured.items()}
+
+
 def _bootstrapped(mean_P_Q: Array, baseline_Q: Array, rng: np.random.Generator, resamples: int) -> dict[str, Bootstrapped]:
     """Every measure, all on the same draws of questions."""
     P, Q = mean_P_Q.shape

@@ -17,14 +17,18 @@ from permix.records import write_json, write_text
 from permix.report import canvas, plots, reading, sections, tables
 from permix.report.reading import Comparison
 from permix.report.runs import ModelRuns, collect
-from permix.report.tables import Row
+from permix.report.tables import Row, Strategic
 
 
 def report_stage(config: ReportStage) -> None:
     """The command: build the report, print its table and where it stands."""
-    rows = build_report(config.runs, config.out)
-    console = Console()
-    console.print(tables.terminal_table(rows))
+    models = collect(config.runs)
+    rows = _write(models, config.out)
+    console, strategies = Console(), _strategies(models)
+    if any(model.stability or model.fidelity or "train" in model.runs for model in models):
+        console.print(tables.terminal_table(rows))
+    if strategies:
+        console.print(tables.terminal_strategy_table(strategies))
     console.print(str(config.out / "report.md"), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -34,13 +38,20 @@ def build_report(runs: Sequence[Path], out: Path, caption: str = "") -> list[Row
     `caption` is a paragraph of the caller's own, in Markdown. Raises DataError when there is no run, a folder is none and holds
     none, or two runs of one stage have one label.
     """
-    models = collect(runs)
+    return _write(collect(runs), out, caption)
+
+
+def _write(models: Sequence[ModelRuns], out: Path, caption: str = "") -> list[Row]:
     comparisons = [reading.compare(one, other) for one, other in held_against(models)]
     rows = [model.row for model in models]
     figures = draw(models, comparisons, out)
     write_text(out / "report.md", _document(models, comparisons, figures, caption))
     write_json(out / "table.json", _data(models, comparisons, caption))
     return rows
+
+
+def _strategies(models: Sequence[ModelRuns]) -> list[Strategic]:
+    return [Strategic(model.label, found) for model in models for found in model.strategies]
 
 
 def held_against(models: Sequence[ModelRuns]) -> list[tuple[ModelRuns, ModelRuns]]:
@@ -93,7 +104,7 @@ def _document(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], fi
     controls = {model.label: model.fidelity for model in models if model.fidelity is not None}
     headline, *details = reading.readings(models, comparisons)
     images = {name: f"![{what}]({name})" for name, what in figures.items()}
-    training = images.pop("training.png", "")
+    training, strategies = images.pop("training.png", ""), _strategies(models)
     parts = [
         "# Personas: what they cost, and what is left of them",
         caption,
@@ -104,6 +115,7 @@ def _document(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], fi
         sections.caption(models),
         *images.values(),
         *_section("Each persona", tables.persona_table(summaries) if summaries else "", PERSONA_NOTE),
+        *_section("Inference-time strategies", tables.strategy_table(strategies) if strategies else "", STRATEGY_NOTE),
         *_section("Identifiability and its controls", tables.controls_table(controls) if controls else "", CONTROLS_NOTE),
         *_section("Training", "\n\n".join(filter(None, (training, sections.step_times(models))))),
         *_section("What they say", "\n\n".join(filter(None, (sections.completions(models, stage) for stage in sections.KINDS)))),
@@ -115,6 +127,10 @@ def _document(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], fi
 PERSONA_NOTE = (
     "Accuracy; below it the difference to no persona on the questions scored both ways, and the p of an exact McNemar test "
     "(sign flips where there are several samples), Holm-adjusted over the personas of one model."
+)
+STRATEGY_NOTE = (
+    "What personas buy without any training, and what that costs. The gain is paired by question. Tokens are those of every call "
+    "behind one answer, read and written, beside those of asking the same question once without a persona."
 )
 CONTROLS_NOTE = (
     "How often a classifier, held out by question and with persona words masked, tells which persona wrote an answer. The "
@@ -134,6 +150,9 @@ def _data(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], captio
         "stability": {model.label: model.stability.model_dump(mode="json") for model in models if model.stability is not None},
         "identifiability": {
             model.label: model.fidelity.model_dump(mode="json") for model in models if model.fidelity is not None
+        },
+        "strategies": {
+            model.label: [found.model_dump(mode="json") for found in model.strategies] for model in models if model.strategies
         },
         "comparisons": [one.model_dump(mode="json") for one in comparisons],
         "runs": {model.label: {stage: str(run.path) for stage, run in model.runs.items()} for model in models},

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from permix.baselines.base import StrategySummary
 from permix.evals import stats
 from permix.evals.identify import Identifiability
 from permix.evals.stability import StabilityGrid
+from permix.evals.stability_summary import differences
 from permix.evals.stats import Array
 from permix.report.runs import ModelRuns, Run, reference_of
-from permix.report.tables import estimate, label, number, probability, signed
+from permix.report.tables import count, estimate, label, number, probability
 from permix.types import Estimate, Record
 
 NAMES = {
@@ -60,22 +62,8 @@ def compare(first: ModelRuns, other: ModelRuns) -> Comparison:
 
 def differences_of(first: StabilityGrid, other: StabilityGrid, seed: int, resamples: int) -> dict[str, Estimate]:
     """Other − first in PSS, worst and mean accuracy, over the personas that both have a score for; same draws of questions."""
-    pair = [stats.sample_mean(np.asarray(first.correct_P_Q_S, dtype=float)), _in_order_of(first, other)]
-    both_P = ~(np.isnan(pair[0]).all(axis=1) | np.isnan(pair[1]).all(axis=1))
-    Q = pair[0].shape[1]
-
-    def measures(counts_R_Q: Array) -> dict[str, Array]:
-        one, two = (stats.question_mean(mean_P_Q[both_P], counts_R_Q) for mean_P_Q in pair)
-        return {
-            "pss": stats.pss(two) - stats.pss(one),
-            "worst": two.min(axis=1) - one.min(axis=1),
-            "mean": two.mean(axis=1) - one.mean(axis=1),
-        }
-
-    if not both_P.any():
-        return {}
-    measured = stats.bootstrap(measures, Q, np.random.default_rng(seed), resamples, block=max(1, 2_000_000 // Q))
-    return {name: stats.estimate(float(value), replicate_R, Q) for name, (value, replicate_R) in measured.items()}
+    mean_P_Q = stats.sample_mean(np.asarray(first.correct_P_Q_S, dtype=float))
+    return differences(mean_P_Q, _in_order_of(first, other), seed, resamples)
 
 
 def distinctness(first: Identifiability, other: Identifiability, seed: int, resamples: int) -> Estimate:
@@ -95,8 +83,9 @@ def distinctness(first: Identifiability, other: Identifiability, seed: int, resa
 def readings(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> list[str]:
     """The headline, one sentence; then a sentence with numbers for each model and each comparison."""
     effects = [_effect(model) for model in models if model.stability is not None]
+    strategies = [_strategy(model.label, found) for model in models for found in model.strategies]
     against = [_against(one) for one in comparisons]
-    return [_headline(models, comparisons), *(f"- {line}" for line in [*effects, *against] if line)]
+    return [_headline(models, comparisons), *(f"- {line}" for line in [*effects, *strategies, *against] if line)]
 
 
 def warnings(comparisons: Sequence[Comparison]) -> list[str]:
@@ -124,10 +113,15 @@ def _headline(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) ->
             said.setdefault(one.against, []).append(f"{label(one.label)}: {', '.join(words)}")
     if said:
         return "**" + " ".join(f"Against {label(against)}, {'; '.join(parts)}." for against, parts in said.items()) + "**"
-    shown = [model for model in models if model.stability is not None]
-    if not shown:
+    effects = [f"{label(model.label)}: {_effect_word(model)}" for model in models if model.stability is not None]
+    strategies = [
+        f"{label(model.label)} with {found.strategy}: accuracy {word(found.gain)} against no persona"
+        for model in models
+        for found in model.strategies
+    ]
+    if not effects and not strategies:
         return "**Nothing here measures accuracy under personas.**"
-    return "**" + "; ".join(f"{label(model.label)}: {_effect_word(model)}" for model in shown) + ".**"
+    return "**" + "; ".join([*effects, *strategies]) + ".**"
 
 
 def _words(one: Comparison) -> list[str]:
@@ -146,13 +140,25 @@ def _effect(model: ModelRuns) -> str:
     )
 
 
+def _strategy(name: str, found: StrategySummary) -> str:
+    """A strategy by itself: what it gained, and what it cost."""
+    price = "its cost is not known"
+    if found.spent is not None and found.times is not None:
+        price = f"{count(found.spent.total)} tokens an answer, {found.times:.2f} times the cost of asking once"
+    before = "" if found.choosing is None else f", and {count(found.choosing.total)} tokens before the first"
+    return (
+        f"**{label(name)} with {found.strategy}**: accuracy {estimate(found.accuracy).text}, {word(found.gain)} against no "
+        f"persona ({found.gain.signed()}); {price}{before}; n = {found.gain.n} questions."
+    )
+
+
 def _effect_word(model: ModelRuns) -> str:
     p = None if model.stability is None else model.stability.permutation_p.value
     return "no test of a persona effect" if p is None else f"{'a' if p < ALPHA else 'no'} persona effect shown"
 
 
 def _against(one: Comparison) -> str:
-    parts = [f"{NAMES[name]} {word(got)} ({signed(got)})" for name in NAMES if (got := getattr(one, name)) is not None]
+    parts = [f"{NAMES[name]} {word(got)} ({got.signed()})" for name in NAMES if (got := getattr(one, name)) is not None]
     return f"**{label(one.label)}** against {label(one.against)}: {'; '.join(parts)}." if parts else ""
 
 
@@ -176,12 +182,12 @@ def _fidelity_reasons(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
 
 def _asked_differently(one: Run, two: Run) -> tuple[str, ...]:
     """What differs between two runs that should have been asked the same; read from the records and the sampling."""
-    keys = [list(run.cells) for run in (one, two)]
-    shared = one.cells.keys() & two.cells.keys()
+    keys = [list(run.grid) for run in (one, two)]
+    shared = one.grid.keys() & two.grid.keys()
     checks = (
         ("Not the same questions", len({frozenset(key.question_id for key in some) for some in keys}) > 1),
         ("Not the same personas", len({frozenset(key.persona_id for key in some) for some in keys}) > 1),
-        ("Not asked in the same words", any(one.cells[key].messages != two.cells[key].messages for key in shared)),
+        ("Not asked in the same words", any(one.grid[key].messages != two.grid[key].messages for key in shared)),
         ("Not the same sampling", _setting(one) != _setting(two)),
     )
     return tuple(reason for reason, differs in checks if differs)

@@ -12,8 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from permix.baselines import STRATEGIES, StrategySummary, measure_strategy
 from permix.errors import DataError
 from permix.evals import fidelity, stability
+from permix.evals.grid import read_answers
 from permix.evals.identify import Identifiability
 from permix.evals.stability import StabilityGrid
 from permix.evals.stability_summary import StabilitySummary
@@ -22,6 +24,7 @@ from permix.report.tables import Row
 from permix.types import Cell, CellKey
 
 STAGES = ("stability", "fidelity", "train")
+WHOLE_GRID = frozenset(name for name, strategy in STRATEGIES.items() if strategy.asks_whole_grid)
 STABILITY_COLUMNS = (
     "baseline", "mean", "worst", "pss", "pss_null", "pss_crossfit", "n_questions", "n_personas", "n_scored", "n_asked",
 )  # fmt: skip
@@ -34,6 +37,7 @@ class Run:
         self.path = path
         self.config = read_json(path / "config.json")
         self.stage: str = self.config["stage"]
+        self.strategy: str = self.config.get("strategy", "none")
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -43,6 +47,16 @@ class Run:
     @cached_property
     def cells(self) -> dict[CellKey, Cell]:
         return read_cells(self.path / "records.jsonl")
+
+    @cached_property
+    def grid(self) -> dict[CellKey, Cell]:
+        """The cells that the measures of stability or identifiability stand on."""
+        return read_answers(self.path).grid
+
+    @property
+    def kind(self) -> str:
+        """Its stage, and its strategy if it has one: a model has one run of each kind."""
+        return self.stage if self.strategy == "none" else f"{self.stage}, {self.strategy}"
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
@@ -87,13 +101,15 @@ class Run:
 
 
 class ModelRuns(NamedTuple):
-    """One model of the report: its runs by stage, and what they measure."""
+    """One model of the report: its runs, and what they measure. Under the name of a stage stands the run it is measured by;
+    runs of a strategy that are not that stand under their kind."""
 
     label: str
     runs: dict[str, Run]
     stability: StabilitySummary | None
     grid: StabilityGrid | None
     fidelity: Identifiability | None
+    strategies: tuple[StrategySummary, ...]
 
     @property
     def row(self) -> Row:
@@ -151,14 +167,22 @@ def _below(path: Path) -> Iterator[Path]:
 def _by_label(runs: Sequence[Run]) -> dict[str, dict[str, Run]]:
     models: dict[str, dict[str, Run]] = {}
     for run in runs:
-        stages = models.setdefault(label_of(run, runs), {})
-        if run.stage in stages:
+        kinds = models.setdefault(label_of(run, runs), {})
+        if run.kind in kinds:
             raise DataError(
-                f'{run.path} and {stages[run.stage].path}: two {run.stage} runs of one label, "{label_of(run, runs)}"; '
+                f'{run.path} and {kinds[run.kind].path}: two {run.kind} runs of one label, "{label_of(run, runs)}"; '
                 "give each its own --label, or report them apart"
             )
-        stages[run.stage] = run
-    return models
+        kinds[run.kind] = run
+    return {name: _with_stability(kinds) for name, kinds in models.items()}
+
+
+def _with_stability(kinds: dict[str, Run]) -> dict[str, Run]:
+    """Without a run of plain stability, the first one of a strategy that asks the whole grid stands for it."""
+    whole = [kind for kind, run in kinds.items() if run.stage == "stability" and run.strategy in WHOLE_GRID]
+    if "stability" in kinds or not whole:
+        return kinds
+    return {"stability" if kind == whole[0] else kind: run for kind, run in kinds.items()}
 
 
 def label_of(run: Run, runs: Sequence[Run]) -> str:
@@ -181,6 +205,7 @@ def _measure(label: str, runs: dict[str, Run]) -> ModelRuns:
         stability=None if stable is None else stability.measure(stable.path),
         grid=None if stable is None else stability.grids(stable.path),
         fidelity=None if distinct is None else fidelity.measure(distinct.path, reference_of(distinct)),
+        strategies=tuple(found for run in runs.values() if (found := measure_strategy(run.path)) is not None),
     )
 
 

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from permix.baselines.base import Spent, StrategySummary
 from permix.escape import clip, markdown, visible
 from permix.evals.identify import Identifiability
 from permix.evals.stability_summary import PersonaSummary, StabilitySummary
@@ -18,6 +19,7 @@ from permix.types import Estimate, Record
 
 MISSING = "–"
 LABEL_WIDTH = 48
+DETAILS_WIDTH = 400
 
 
 class Row(Record):
@@ -158,6 +160,70 @@ def controls_table(results: Mapping[str, Identifiability]) -> str:
     return grid(headings, lines)
 
 
+class Strategic(NamedTuple):
+    """A model under a strategy."""
+
+    label: str
+    found: StrategySummary
+
+
+class StrategyColumn(NamedTuple):
+    heading: str
+    cell: Callable[[StrategySummary], Cell]
+
+
+STRATEGY_COLUMNS = (
+    StrategyColumn("accuracy", lambda one: estimate(one.accuracy)),
+    StrategyColumn("no persona", lambda one: estimate(one.baseline)),
+    StrategyColumn("gain over no persona", lambda one: Cell(one.gain.signed(), f"n = {one.gain.n}")),
+    StrategyColumn("tokens an answer", lambda one: tokens(one.spent)),
+    StrategyColumn("tokens of asking once", lambda one: tokens(one.once)),
+    StrategyColumn("times the cost of asking once", lambda one: Cell(MISSING if one.times is None else f"{one.times:.2f} ×")),
+    StrategyColumn("tokens spent before the first answer", lambda one: tokens(one.choosing)),
+    StrategyColumn("scored of asked", lambda one: Cell(of(one.n_scored, one.n_asked))),
+)
+
+
+def tokens(spent: Spent | None) -> Cell:
+    """ "812" over "700 read, 112 written"."""
+    if spent is None:
+        return Cell(MISSING)
+    return Cell(count(spent.total), f"{count(spent.prompt)} read, {count(spent.completion)} written")
+
+
+def strategy_table(found: Sequence[Strategic]) -> str:
+    """GitHub Markdown, one line a model and strategy."""
+    lines = [
+        [
+            label(one.label),
+            label(one.found.strategy),
+            *(_small(column.cell(one.found)) for column in STRATEGY_COLUMNS),
+            markdown(_details(one.found)),
+        ]
+        for one in found
+    ]
+    return grid(["model", "strategy", *(column.heading for column in STRATEGY_COLUMNS), "in detail"], lines)
+
+
+def terminal_strategy_table(found: Sequence[Strategic]) -> Table:
+    """For a terminal: measures as lines, strategies as columns; measures that no strategy has are left out."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("", width=NAME_WIDTH)
+    for one in found:
+        heading = clip(visible(f"{one.label}, {one.found.strategy}"), LABEL_WIDTH)
+        table.add_column(Text(heading), justify="left", overflow="fold", min_width=VALUE_WIDTH)
+    for column in STRATEGY_COLUMNS:
+        cells = [column.cell(one.found) for one in found]
+        if any(cell.text != MISSING for cell in cells):
+            table.add_row(Text(column.heading), *(_two_tone(cell) for cell in cells))
+    table.add_row(Text("in detail"), *(Text(_details(one.found)) for one in found))
+    return table
+
+
+def _details(found: StrategySummary) -> str:
+    return clip(visible(found.details).replace("\n", " "), DETAILS_WIDTH)
+
+
 def grid(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table of cells that are Markdown already."""
     ruled = [headings, ["---"] * len(headings), *lines]
@@ -173,16 +239,7 @@ def _persona(one: PersonaSummary | None) -> Cell:
     if one is None or one.accuracy.value is None:
         return Cell(MISSING)
     accuracy = estimate(one.accuracy)
-    difference = MISSING if one.difference.value is None else signed(one.difference)
-    return Cell(accuracy.text, f"{difference}, p = {probability(one.holm_p)}, {accuracy.note}".replace("= <", "<"))
-
-
-def signed(one: Estimate) -> str:
-    """A difference, "+0.120 [+0.05, +0.19]"; "–" where there is none."""
-    if one.value is None:
-        return MISSING
-    interval = "" if one.low is None or one.high is None else f" [{one.low:+.2f}, {one.high:+.2f}]"
-    return f"{one.value:+.3f}{interval}".replace("-", "−")
+    return Cell(accuracy.text, f"{one.difference.signed()}, p = {probability(one.holm_p)}, {accuracy.note}".replace("= <", "<"))
 
 
 def _small(cell: Cell) -> str:
