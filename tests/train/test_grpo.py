@@ -74,7 +74,8 @@ def trainer_of(
     torch.set_num_threads(1)
     notes = Notes()
     trainer = Watched(
-        plan=plan, verifier=verifier or Verifier(), recorder=notes, config=config, args=grpo_arguments(TrainStage(train=config), plan, out),
+        plan=plan, verifier=verifier or Verifier(), recorder=notes, config=config,
+        args=grpo_arguments(TrainStage(train=config), plan, out),
         model=load_weights(str(tiny_model), torch.float32, "cpu").train(), processing_class=load_tokenizer(str(tiny_model)),
     )  # fmt: skip
     return trainer, notes

@@ -285,7 +285,8 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         flat = figures.pop("flat_groups")
         figures["signal_groups"] = None if flat is None else 1 - flat
         fresh, self._figures = self._figures, {}
-        return figures | fresh | self._clock.lap()
+        # Only a step that generated has a reward: a second pass over the same rollouts has none of its own.
+        return {"reward": None} | figures | fresh | self._clock.lap()
 
 
 def samples_of(scored: dict[str, Any]) -> list[Sample]:
