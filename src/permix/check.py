@@ -14,6 +14,7 @@ from permix.prompting import template_text
 from permix.quickstart import stages as quickstart_stages
 from permix.records import read_json
 from permix.tasks import load_questions
+from permix.train.fit import refuse_unfit
 from permix.train.plan import compile_from, describe, read_plan
 
 
@@ -61,12 +62,12 @@ def stage_of(path: Path) -> config.AnyStage:
 
 def _check_plan(stage: config.PlanStage | config.TrainStage) -> dict[str, str]:
     template_text(stage.personas.template)
-    if isinstance(stage, config.TrainStage):
-        refuse_missing_folder(stage.model.name)
-    if isinstance(stage, config.TrainStage) and stage.plan_file:
-        known = read_plan(stage.plan_file)
-        return describe(known)
-    return describe(compile_from(stage.task, stage.personas, stage.plan))
+    if not isinstance(stage, config.TrainStage):
+        return describe(compile_from(stage.task, stage.personas, stage.plan))
+    refuse_missing_folder(stage.model.name)
+    plan = read_plan(stage.plan_file) if stage.plan_file else compile_from(stage.task, stage.personas, stage.plan)
+    refuse_unfit(plan, stage.train)
+    return describe(plan)
 
 
 def _check_stability(stage: config.StabilityStage) -> dict[str, str]:

@@ -5,18 +5,23 @@ TRL keeps the loop, the advantages, the optimizer, the logs, the checkpoints and
 - rollouts are decoded by `permix.models.decoding` from a copy of the weights in the forward pass's precision (TRL casts all
   float32 weights again at every decode step), each from its own seed, so a rollout depends on the plan and the weights alone;
 - one reward, the verifier's; its None stays None;
+- several processes train as one: each has whole groups of a step, figures and records are those of all, in the plan's order;
+- a checkpoint may fall between two optimizer steps on the same rollouts, and then holds them;
 - one optimizer step is one `training_step`, whose arithmetic is `permix.train.objective`: rollouts packed without padding, each
   prompt read once for all of its completions, those without advantage left out where the loss has no KL term.
 """
 
-import copy
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -26,15 +31,20 @@ from permix.config import TrainConfig
 from permix.errors import PermixError
 from permix.models.decoding import decode
 from permix.models.hf import encode_chat
-from permix.models.shared import shares_prompts
+from permix.models.shared import NAME, ORDINARY, shares_prompts
 from permix.progress import say
+from permix.records import unwritten
+from permix.train import processes
+from permix.train.buffer import read_buffer, write_buffer
 from permix.train.clock import StepClock
 from permix.train.expressivity import Expressivity
+from permix.train.fit import refuse_raw_logprobs, sharding
 from permix.train.objective import Objective, Replayed, inner
 from permix.train.plan import Plan
 from permix.train.replay import Replay
 from permix.train.reward import Rollout, mean_by_tag, mean_of, verdicts
 from permix.train.samples import Sample
+from permix.train.sharded import bring_up_to_date, rollout_copy
 from permix.types import Message, Sampling, seed_from
 from permix.verify import Verifier
 
@@ -90,6 +100,7 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         self._seeds: list[int] = []
         self._samples: list[Sample] = []
         self._sampler_network: Any = None
+        self._sampler_filled = False
         self._clock = StepClock()
         self._figures: dict[str, Any] = {}
         # The loader hands out places in the plan; what stands there is looked up when it is needed.
@@ -99,9 +110,13 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
         self.add_callback(_ClockStarter(self._clock))
         for network in (self.model, self.ref_model):
-            if network is not None and not shares_prompts(inner(network)):
+            if network is not None and not share_prompts_alike(inner(network)):
                 say("note: this model cannot read a prompt once for many completions; every copy of a prompt is read in full")
                 break
+        if sharding() != "none" and not self.use_vllm:
+            self._sampler_network = rollout_copy(inner(self.model), self._precision, self.accelerator.device)
+        if self.use_vllm and config.vllm_mode == "server" and config.importance_cap and self.accelerator.is_main_process:
+            refuse_raw_logprobs(self.vllm_generation.vllm_client.get_server_info())
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         """Each step's rows once per iteration over them; TRL's own would repeat every row G times and shuffle."""
@@ -118,7 +133,7 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _prepare_inputs(self, places: list[dict[str, int]]) -> list[Sample]:
         """The rollouts of this optimizer step: fresh ones, or the last ones again while `iterations` asks for them."""
-        if self.state.global_step % self.num_iterations == 0 or not self._samples:
+        if self.state.global_step % self.num_iterations == 0:
             rows = self._current = [self._rows[one["place"]] for one in places]
             # What is drawn from torch's global generator (dropout) depends on this step and on nothing before it.
             torch.manual_seed(rows[0]["rollout_seed"])
@@ -142,11 +157,19 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
                 drawn = decode(network, self.processing_class, prompt_ids, self._seeds, sampling)
             return [one.ids for one in drawn], [one.logps for one in drawn]
 
+    @property
+    def _precision(self) -> torch.dtype:
+        return torch.bfloat16 if self.args.bf16 else torch.float32
+
     @contextmanager
     def _rollout_network(self) -> Iterator[Any]:
-        """The network that decodes: a bfloat16 copy brought up to date, or the trained one where a copy would not help."""
+        """The network that decodes: a copy brought up to date, or the trained one where a copy would not help.
+
+        A copy helps in bfloat16, and where weights are shared out: processes decode for different lengths, and a network whose
+        every pass needs all of them would wait for ever.
+        """
         trained = inner(self.accelerator.unwrap_model(self.model))
-        if not self.args.bf16:
+        if self._sampler_network is None and not self.args.bf16:
             was = trained.training
             trained.eval()
             try:
@@ -155,11 +178,9 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
                 trained.train(was)
             return
         if self._sampler_network is None:
-            self._sampler_network = bfloat16_copy(trained)
-        with torch.no_grad():
-            for ours, theirs in zip(self._sampler_network.parameters(), trained.parameters(), strict=True):
-                if theirs.requires_grad:
-                    ours.copy_(theirs)
+            self._sampler_network = rollout_copy(trained, self._precision)
+        bring_up_to_date(self._sampler_network, trained, frozen_too=not self._sampler_filled)
+        self._sampler_filled = True
         yield self._sampler_network
 
     def _reward(self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[Any]:
@@ -168,30 +189,36 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
             found = verdicts(texts, columns["task"], columns["gold"], self._verifier)
         rewards = [verdict.reward for verdict in found]
         paid = rewards
+        shares: Sequence[float | None] = [None] * len(rewards)
         if self._expressivity is not None:
-            shares = self._expressivity.of(texts, columns["persona_id"])
-            paid = self._expressivity.bonus(rewards, shares)
-            self._figures["expressivity"] = mean_of(
-                [share for share, one in zip(shares, columns["persona_id"], strict=True) if one]
-            )
+            shares = expressive = self._expressivity.of(texts, columns["persona_id"])
+            paid = self._expressivity.bonus(rewards, expressive)
         step = self.state.global_step + 1
-        self._recorder.rollouts(
-            step,
-            [
-                Rollout(step, group, persona, question, prompt[-1]["content"], text, len(ids), gold, verdict)
-                for group, persona, question, prompt, text, ids, gold, verdict in zip(
-                    columns["group"], columns["persona_id"], columns["question_id"], prompts, texts, completion_ids,
-                    columns["gold"], found, strict=True,
-                )
-            ],
-        )  # fmt: skip
+        rollouts = [
+            Rollout(step, group, persona, question, prompt[-1]["content"], text, len(ids), gold, verdict)
+            for group, persona, question, prompt, text, ids, gold, verdict in zip(
+                columns["group"], columns["persona_id"], columns["question_id"], prompts, texts, completion_ids,
+                columns["gold"], found, strict=True,
+            )
+        ]  # fmt: skip
+        self._note(step, list(zip(rollouts, columns["persona_tags"], shares, strict=True)))
+        return paid
+
+    def _note(self, step: int, own: list[tuple[Rollout, list[str], float | None]]) -> None:
+        """Record the rollouts of all processes and their figures; `own` are this one's, with tags and expressivity."""
+        rollouts, tags, shares = zip(*chain.from_iterable(processes.gathered(own)), strict=True)
+        self._recorder.rollouts(step, rollouts)
+        rewards = [rollout.verdict.reward for rollout in rollouts]
+        if self._expressivity is not None:
+            self._figures["expressivity"] = mean_of(
+                [share for share, rollout in zip(shares, rollouts, strict=True) if rollout.persona_id]
+            )
         self._figures |= {
-            "reward_by_tag": mean_by_tag(rewards, columns["persona_tags"]),
+            "reward_by_tag": mean_by_tag(rewards, tags),
             "unscored": rewards.count(None),
-            "tokens": sum(map(len, completion_ids)),
+            "tokens": sum(rollout.tokens for rollout in rollouts),
             "reward": mean_of([reward for reward in rewards if reward is not None]),
         }
-        return paid
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, *_: Any, **__: Any
@@ -239,20 +266,22 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         """This process's part of the answers that the step replays."""
         if self._replay is None:
             return None
-        places = self._replay.chosen(self.state.global_step)[self.accelerator.process_index :: self.accelerator.num_processes]
+        own = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        places = self._replay.chosen(self.state.global_step)[own]
         # Copies: what a step learns of an answer (its log-probabilities) is not the next step's.
         answers = [replace(self._replay.answers[place]) for place in places]
         if self._replay.teachers:
             return Replayed(self._replay.weight, answers, [self._replay.teachers[place] for place in places])
-        return Replayed(self._replay.weight, self._answers_now(answers, self._replay.longest), ())
+        numbers = range(own.start, own.start + own.step * len(places), own.step)
+        seeds = [seed_from("replay", self.config.seed, self.state.global_step, number) for number in numbers]
+        return Replayed(self._replay.weight, self._answers_now(answers, seeds, self._replay.longest), ())
 
-    def _answers_now(self, asked: Sequence[Sample], longest: int) -> list[Sample]:
+    def _answers_now(self, asked: Sequence[Sample], seeds: Sequence[int], longest: int) -> list[Sample]:
         """What the model in training says to the same prompts, scored by the reference."""
-        step, rank = self.state.global_step, self.accelerator.process_index
         with self._clock.part("generation"), self._rollout_network() as network:
-            seeds = [seed_from("replay", self.config.seed, step, rank, place) for place in range(len(asked))]
             sampling = Sampling(temperature=self.temperature, max_new_tokens=longest)
-            drawn = decode(network, self.processing_class, [list(one.prompt) for one in asked], seeds, sampling)
+            prompts = [list(one.prompt) for one in asked]
+            drawn = decode(network, self.processing_class, prompts, seeds, sampling) if prompts else []
         samples = [Sample(one.prompt, said.ids, 0.0, sampler=said.logps) for one, said in zip(asked, drawn, strict=True)]
         with self._reference() as reference:
             for sample, logps in zip(samples, self._objective.logps(reference, samples), strict=True):
@@ -270,8 +299,28 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
     # Records
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Raises PermixError where the system refuses to write; what was begun is then taken away, and the last one is whole."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with self._clock.part("saving"):
-            super()._save_checkpoint(model, trial)
+            try:
+                super()._save_checkpoint(model, trial)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                if processes.peer_lost(error):
+                    raise
+                shutil.rmtree(folder, ignore_errors=True)
+                raise unwritten(folder, error) from error
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The last that each process saves before the main one writes trainer_state.json, which makes the checkpoint count."""
+        super()._save_rng_state(output_dir)
+        unfinished = self.state.global_step % self.num_iterations != 0
+        rank, count = self.accelerator.process_index, self.accelerator.num_processes
+        write_buffer(Path(output_dir), self._samples if unfinished else [], rank, count)
+        processes.wait()
+
+    def _load_rng_state(self, checkpoint: str) -> None:
+        super()._load_rng_state(checkpoint)
+        self._samples = read_buffer(Path(checkpoint), self.accelerator.process_index, self.accelerator.num_processes)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         by_tag = self._figures.get("reward_by_tag", {})
@@ -286,7 +335,13 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         figures["signal_groups"] = None if flat is None else 1 - flat
         fresh, self._figures = self._figures, {}
         # Only a step that generated has a reward: a second pass over the same rollouts has none of its own.
-        return {"reward": None} | figures | fresh | self._clock.lap()
+        return {"reward": None} | figures | fresh | self._laps()
+
+    def _laps(self) -> dict[str, dict[str, float]]:
+        """Wall seconds of this process, CPU seconds of all."""
+        laps = processes.gathered(self._clock.lap())
+        cpu = {part: round(sum(lap["cpu_seconds"][part] for lap in laps), 3) for part in laps[0]["cpu_seconds"]}
+        return {"seconds": laps[processes.rank()]["seconds"], "cpu_seconds": cpu}
 
 
 def samples_of(scored: dict[str, Any]) -> list[Sample]:
@@ -302,12 +357,13 @@ def samples_of(scored: dict[str, Any]) -> list[Sample]:
     return samples
 
 
-def bfloat16_copy(network: Any) -> Any:
-    """A frozen copy with its weights in bfloat16. Buffers stay as they are: rotary frequencies in bfloat16 are wrong ones."""
-    twin = copy.deepcopy(network).eval().requires_grad_(False)
-    for parameter in twin.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16)
-    return twin
+def share_prompts_alike(network: Any) -> bool:
+    """Whether all processes' networks can share prompts: the main one's trial counts, for others may hold no weights yet."""
+    found = processes.agreed(shares_prompts(network))
+    if found != network.shares_prompts:
+        network.shares_prompts = found
+        network.set_attn_implementation(NAME if found else ORDINARY)
+    return found
 
 
 METRICS = {

@@ -7,25 +7,30 @@
     checkpoints/       the newest one, until the run has ended
     model/             the result: a plain Hugging Face folder with its card
 
-Started again, the run goes on after its newest whole checkpoint; what was logged after that is dropped and done again.
+Started again, the run goes on after its newest whole checkpoint; what was logged after that is dropped and done again. Several
+processes train as one (`permix.train.processes`): the main one holds the run directory and writes, the others compute.
 """
 
+import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permix.config import TrainConfig, TrainStage
+from permix.config import PLACES, TrainConfig, TrainStage
 from permix.errors import ConfigError, PermixError
-from permix.models.hf import encode_chat, folder_fingerprint, load_tokenizer, load_weights, resolve
+from permix.models.hf import context_window, encode_chat, folder_fingerprint, load_tokenizer, load_weights, resolve
 from permix.models.machine import pick_device, pick_dtype, pin_threads
 from permix.progress import meter
-from permix.records import RunDir, read_json
+from permix.records import RunDir, cpu_seconds, read_json, writing
 from permix.tasks.overlap import Seen, read_seen, write_seen
+from permix.train import processes
 from permix.train.bank import fill_bank
+from permix.train.buffer import refuse_other_count
 from permix.train.card import write_card
 from permix.train.expressivity import Expressivity
-from permix.train.log import StepLog
+from permix.train.fit import launch, refuse_launch, refuse_unfit, sharding
+from permix.train.log import NoLog, StepLog
 from permix.train.plan import Plan, compile_from, read_plan, write_plan
 from permix.types import Cell
 from permix.verify import Verifier
@@ -33,25 +38,54 @@ from permix.verify import Verifier
 if TYPE_CHECKING:
     from trl import GRPOConfig
 
+    from permix.train.grpo import Recorder
     from permix.train.replay import Replay
 
 
 def train(config: TrainStage) -> Path:
-    """Run or go on with the training; returns the folder of the trained model."""
-    plan = read_plan(config.plan_file) if config.plan_file else compile_from(config.task, config.personas, config.plan)
-    pin_threads(config.threads)
-    source = resolve(config.model.name)
-    identity = {"plan": plan.hash, "model": _fingerprint(source), "train": config.train.model_dump(mode="json")}
+    """Run or go on with the training, together with the processes started beside this one; returns the trained model's folder."""
+    with processes.together():
+        pin_threads(config.threads)
+        plan = read_plan(config.plan_file) if config.plan_file else compile_from(config.task, config.personas, config.plan)
+        refuse_unfit(plan, config.train)
+        refuse_launch(plan, config.train, launch())
+        with processes.main_first():
+            source = resolve(config.model.name)
+        target = config.out / "model"
+        with _held(config, plan, source) as run:
+            if not processes.agreed((target / "config.json").exists()):
+                with _accounted(run):
+                    _optimise(config, plan, source, config.out, target)
+            if run is not None and not config.train.keep_checkpoints:
+                shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
+        return target
+
+
+@contextlib.contextmanager
+def _held(config: TrainStage, plan: Plan, source: str) -> Iterator[RunDir | None]:
+    """The run directory, for the main process; the others wait until it has it, and get None."""
+    if not processes.is_main():
+        processes.wait()
+        yield None
+        return
+    settings = config.train.model_dump(mode="json", exclude=set(PLACES))
+    identity = {"plan": plan.hash, "model": _fingerprint(source), "train": settings}
     identity["character"] = config.character.model_dump(mode="json")
     with RunDir.open(config.out, config, identity) as run:
-        target = run.path / "model"
-        if not (target / "config.json").exists():
-            write_plan(plan, run.path / "plan.parquet")
-            with run.accounted():
-                _optimise(config, plan, source, run.path, target)
-        if not config.train.keep_checkpoints:
-            shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-        return target
+        processes.wait()
+        yield run
+
+
+@contextlib.contextmanager
+def _accounted(run: RunDir | None) -> Iterator[None]:
+    """The CPU seconds of all processes go into the main one's usage.json; after an error, only its own."""
+    if run is not None:
+        with run.accounted(processes.summed):
+            yield
+        return
+    before = cpu_seconds()
+    yield
+    processes.summed(cpu_seconds() - before)
 
 
 def _fingerprint(source: str) -> str:
@@ -61,46 +95,70 @@ def _fingerprint(source: str) -> str:
 def _optimise(config: TrainStage, plan: Plan, source: str, out: Path, target: Path) -> None:
     from permix.train.grpo import PlanTrainer
 
-    cells = fill_bank(config) if config.character.needs_answers else []
     tokenizer = load_tokenizer(source)
-    network = _network(source)
-    _refuse_too_long(longest_prompt(plan, tokenizer, config.train.max_prompt_tokens), config.train, network)
+    _refuse_too_long(longest_prompt(plan, tokenizer, config.train.max_prompt_tokens), config.train, source)
+    checkpoint = processes.agreed(newest_checkpoint(out / "checkpoints"))
+    if checkpoint:
+        refuse_other_count(checkpoint, processes.count())
     seen = seen_after(plan, source)
-    write_seen(out / "checkpoints", seen)
-    checkpoint = newest_checkpoint(out / "checkpoints")
-    done = _step_of(checkpoint)
+    if processes.is_main():
+        write_plan(plan, out / "plan.parquet")
+        write_seen(out / "checkpoints", seen)
+    cells = processes.agreed(fill_bank(config) if config.character.needs_answers and processes.is_main() else [])
+    # Before the weights: the arguments say whether those are shared out over processes, and so how they are loaded.
     arguments = grpo_arguments(config, plan, out / "checkpoints")
+    network = _network(source)
     replay = _replay(config, cells, tokenizer, network)
     expressivity = Expressivity(cells, config.character.expressivity) if config.character.expressivity > 0 else None
-    with Verifier() as verifier, meter(f"train {config.label or out.name}", arguments.max_steps, "steps") as shown:
-        shown.start_at(done)
-        log = StepLog(out, done, config.train.samples_every, shown)
+    with Verifier() as verifier, _recorder(config, out, _step_of(checkpoint), arguments.max_steps) as recorder:
+        _seed(config.train.seed)
         trainer = PlanTrainer(
-            plan=plan, verifier=verifier, recorder=log, config=config.train, args=arguments, model=network,
+            plan=plan, verifier=verifier, recorder=recorder, config=config.train, args=arguments, model=network,
             processing_class=tokenizer, peft_config=_lora(config.train), replay=replay, expressivity=expressivity,
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _write_model(trainer, tokenizer, plan, seen, config, out, target)
 
 
+@contextlib.contextmanager
+def _recorder(config: TrainStage, out: Path, done: int, steps: int) -> "Iterator[Recorder]":
+    """The run's log, kept by the main process."""
+    if not processes.is_main():
+        yield NoLog()
+        return
+    with meter(f"train {config.label or out.name}", steps, "steps") as shown:
+        shown.start_at(done)
+        yield StepLog(out, done, config.train.samples_every * config.train.iterations, shown)
+
+
 def _network(source: str) -> Any:
+    """The weights to train, in float32; on the CPU where they are going to be shared out, since whole they may not fit a GPU."""
     import torch
 
-    return load_weights(source, torch.float32, pick_device()).train()
+    return load_weights(source, torch.float32, pick_device() if sharding() == "none" else "cpu").train()
+
+
+def _seed(seed: int) -> None:
+    """What the trainer draws as it is made (LoRA's first weights) depends on the seed alone, and is the same in every process."""
+    import torch
+
+    torch.manual_seed(seed)
 
 
 def _replay(config: TrainStage, cells: Sequence[Cell], tokenizer: Any, network: Any) -> "Replay | None":
     """Character replay as configured. Off-policy it learns here what the base model would have said: `network` still is that."""
     from permix.models.shared import evaluating
-    from permix.train.replay import Replay, samples_of
+    from permix.train.replay import Replay, Teacher, samples_of
 
     character = config.character
     if character.replay == 0:
         return None
     replay = Replay(samples_of(cells, tokenizer), character.replay_answers, character.replay, config.train.seed)
     if character.replay_policy == "off":
-        with evaluating(network), autocast(config.train):
-            replay.learn_base(network, tokenizer.pad_token_id, config.train.micro_tokens)
+        if processes.is_main():  # where weights are shared out, the others hold none of them yet
+            with evaluating(network), autocast(config.train):
+                replay.learn_base(network, tokenizer.pad_token_id, config.train.micro_tokens)
+        replay.teachers = processes.agreed([Teacher(*(one.cpu() for one in own)) for own in replay.teachers])
     return replay
 
 
@@ -135,8 +193,8 @@ def longest_prompt(plan: Plan, tokenizer: Any, limit: int) -> int:
     return longest
 
 
-def _refuse_too_long(longest: int, config: TrainConfig, network: Any) -> None:
-    window = network.config.max_position_embeddings
+def _refuse_too_long(longest: int, config: TrainConfig, source: str) -> None:
+    window = context_window(source)
     if longest + config.max_new_tokens > window:
         raise ConfigError(
             f"train.max_new_tokens = {config.max_new_tokens}: the plan's longest prompt has {longest} tokens and the model reads "
@@ -166,7 +224,10 @@ def _step_of(checkpoint: Path | None) -> int:
 
 
 def grpo_arguments(stage: TrainStage, plan: Plan, out: Path) -> "GRPOConfig":
-    """TRL's arguments for this plan on this machine. One generation feeds exactly one optimizer step (per iteration)."""
+    """TRL's arguments for this plan on this machine, for one of its processes.
+
+    One generation feeds exactly one optimizer step (per iteration); its groups are dealt to the processes whole, in their order.
+    """
     import torch
     from trl import GRPOConfig
 
@@ -175,7 +236,7 @@ def grpo_arguments(stage: TrainStage, plan: Plan, out: Path) -> "GRPOConfig":
     anchored = stage.character.replay > 0 and stage.character.replay_policy == "on"
     return GRPOConfig(
         output_dir=str(out), max_steps=plan.steps * config.iterations, num_iterations=config.iterations,
-        per_device_train_batch_size=plan.groups_per_step * plan.group_size,
+        per_device_train_batch_size=plan.groups_per_step // processes.count() * plan.group_size,
         num_generations=plan.group_size, shuffle_dataset=False, remove_unused_columns=False,
         learning_rate=config.lr, lr_scheduler_type=_schedule(config), warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
@@ -184,9 +245,26 @@ def grpo_arguments(stage: TrainStage, plan: Plan, out: Path) -> "GRPOConfig":
         temperature=config.temperature, top_p=config.top_p, max_completion_length=config.max_new_tokens,
         use_cpu=device == "cpu", bf16=pick_dtype(config.precision, device) == torch.bfloat16,
         gradient_checkpointing=config.gradient_checkpointing, seed=config.seed, data_seed=config.seed,
-        save_steps=config.save_every * config.iterations, save_total_limit=1, logging_steps=1, disable_tqdm=True,
-        report_to=list(config.report_to) or "none", dataloader_pin_memory=False,
+        save_steps=config.save_every, save_total_limit=1, logging_steps=1, disable_tqdm=True,
+        report_to=list(config.report_to) or "none", dataloader_pin_memory=False, **vllm_arguments(config),
     )  # fmt: skip
+
+
+def vllm_arguments(config: TrainConfig) -> dict[str, Any]:
+    """TRL's arguments for rollouts by vLLM. The correction for its numerics is ours (train.importance_cap), so TRL's is off."""
+    if not config.use_vllm:
+        return {}
+    return {
+        "use_vllm": True,
+        "vllm_mode": config.vllm_mode,
+        "vllm_server_base_url": config.vllm_server_base_url,
+        "vllm_server_host": config.vllm_server_host,
+        "vllm_server_port": config.vllm_server_port,
+        "vllm_gpu_memory_utilization": config.vllm_gpu_memory_utilization,
+        "vllm_tensor_parallel_size": config.vllm_tensor_parallel_size,
+        "vllm_max_model_length": config.max_prompt_tokens + config.max_new_tokens,
+        "vllm_importance_sampling_correction": False,
+    }
 
 
 def _schedule(config: TrainConfig) -> str:
@@ -201,13 +279,32 @@ def seen_after(plan: Plan, source: str) -> Seen:
 
 def _write_model(trainer: Any, tokenizer: Any, plan: Plan, seen: Seen, config: TrainStage, out: Path, target: Path) -> None:
     """Write the model beside its final place, then move it there, so that a folder named `model` is always whole."""
-    network = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(network, "merge_and_unload"):
-        network = network.merge_and_unload()
+    network, state = _trained(trainer, config.train, resolve(config.model.name))
+    if not processes.is_main():
+        return
+    from safetensors import SafetensorError
+
     scratch = target.with_name(".model.part")
     shutil.rmtree(scratch, ignore_errors=True)
-    network.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
-    write_seen(scratch, seen)
-    write_card(scratch, config, plan, out / "log.jsonl")
-    scratch.rename(target)
+    with writing(scratch, SafetensorError):
+        network.save_pretrained(scratch, state_dict=state)
+        tokenizer.save_pretrained(scratch)
+        write_seen(scratch, seen)
+        write_card(scratch, config, plan, out / "log.jsonl")
+        scratch.rename(target)
+
+
+def _trained(trainer: Any, config: TrainConfig, source: str) -> tuple[Any, dict[str, Any] | None]:
+    """The trained network with its adapters merged, and its weights where it does not hold them itself: the main process's."""
+    network, state = trainer.accelerator.unwrap_model(trainer.model), None
+    if sharding() != "none":
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        if not processes.is_main():
+            return None, None
+        if hasattr(network, "merge_and_unload"):  # a part of a weight cannot be merged: put the whole ones into a new network
+            from peft import get_peft_model
+
+            network, whole = get_peft_model(_network(source), _lora(config)), state
+            network.load_state_dict(whole, assign=True)
+            state = None
+    return (network.merge_and_unload() if hasattr(network, "merge_and_unload") else network), state
