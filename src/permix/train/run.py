@@ -246,7 +246,9 @@ def grpo_arguments(stage: TrainStage, plan: Plan, out: Path) -> "GRPOConfig":
         use_cpu=device == "cpu", bf16=pick_dtype(config.precision, device) == torch.bfloat16,
         gradient_checkpointing=config.gradient_checkpointing, seed=config.seed, data_seed=config.seed,
         save_steps=config.save_every, save_total_limit=1, logging_steps=1, disable_tqdm=True,
-        report_to=list(config.report_to) or "none", dataloader_pin_memory=False, **vllm_arguments(config),
+        report_to=list(config.report_to) or "none", dataloader_pin_memory=False,
+        use_cache=True,  # else the trained model's configuration would say that it keeps none
+        **vllm_arguments(config),
     )  # fmt: skip
 
 
@@ -306,5 +308,6 @@ def _trained(trainer: Any, config: TrainConfig, source: str) -> tuple[Any, dict[
 
             network, whole = get_peft_model(_network(source), _lora(config)), state
             network.load_state_dict(whole, assign=True)
+            network.get_base_model().tie_weights()
             state = None
     return (network.merge_and_unload() if hasattr(network, "merge_and_unload") else network), state
