@@ -29,7 +29,7 @@ from permix.train.bank import fill_bank
 from permix.train.buffer import refuse_other_count
 from permix.train.card import write_card
 from permix.train.expressivity import Expressivity
-from permix.train.fit import launch, refuse_launch, refuse_unfit, sharding
+from permix.train.fit import launch, refuse_launch, refuse_unfit, weights_are_spread
 from permix.train.log import NoLog, StepLog
 from permix.train.plan import Plan, compile_from, read_plan, write_plan
 from permix.types import Cell
@@ -48,7 +48,7 @@ def train(config: TrainStage) -> Path:
         pin_threads(config.threads)
         plan = read_plan(config.plan_file) if config.plan_file else compile_from(config.task, config.personas, config.plan)
         refuse_unfit(plan, config.train)
-        refuse_launch(plan, config.train, launch())
+        refuse_launch(plan, config, launch())
         with processes.main_first():
             source = resolve(config.model.name)
         target = config.out / "model"
@@ -135,7 +135,7 @@ def _network(source: str) -> Any:
     """The weights to train, in float32; on the CPU where they are going to be shared out, since whole they may not fit a GPU."""
     import torch
 
-    return load_weights(source, torch.float32, pick_device() if sharding() == "none" else "cpu").train()
+    return load_weights(source, torch.float32, "cpu" if weights_are_spread() else pick_device()).train()
 
 
 def _seed(seed: int) -> None:
@@ -299,7 +299,7 @@ def _write_model(trainer: Any, tokenizer: Any, plan: Plan, seen: Seen, config: T
 def _trained(trainer: Any, config: TrainConfig, source: str) -> tuple[Any, dict[str, Any] | None]:
     """The trained network with its adapters merged, and its weights where it does not hold them itself: the main process's."""
     network, state = trainer.accelerator.unwrap_model(trainer.model), None
-    if sharding() != "none":
+    if weights_are_spread():
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if not processes.is_main():
             return None, None
