@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from permix import cli
 from tests.mortal import PRELOAD, Moment, arm, float32_everywhere
 
-PATIENCE_S = 120
+PATIENCE_S = 90
 
 
 class Ended(NamedTuple):
@@ -64,7 +64,7 @@ def started(
 
 
 def ended(folder: Path, processes: list[Any]) -> list[Ended]:
-    """Wait for all of them. When one has failed, the others have some seconds to notice."""
+    """Wait for all of them, but not for ever."""
     until = time.monotonic() + PATIENCE_S
     for process in processes:
         process.join(timeout=max(until - time.monotonic(), 0))

@@ -1,5 +1,6 @@
 """The run directory: what was written is read back, whatever it holds and whenever the process was killed."""
 
+import errno
 import json
 import os
 import subprocess
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 
 from permix.config import ModelConfig, StabilityStage
-from permix.errors import ConfigError, DataError
-from permix.records import RunDir, provenance, read_cells, read_json, source_revision, write_json, write_text
+from permix.errors import ConfigError, DataError, PermixError
+from permix.records import RunDir, provenance, read_cells, read_json, source_revision, write_json, write_text, writing
 from permix.types import Cell, CellKey, Failure
 from tests.worlds import answered, cell
 
@@ -256,6 +257,32 @@ def test_usage_adds_up_over_starts_and_counts_one_that_fails(tmp_path: Path) -> 
         assert usage["starts"] == start + 1
         assert usage["wall_seconds"] >= 0.1 * (start + 1)
         assert usage["cpu_seconds"] > 0.01 * start  # the clock ticks in hundredths
+
+
+def test_usage_counts_those_who_worked_together_and_never_hides_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RunDir.open(tmp_path, CONFIG, IDENTITY) as run:
+        with run.accounted(lambda own: own + 100):
+            pass
+        assert 100 <= read_json(tmp_path / "usage.json")["cpu_seconds"] < 110
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("permix.records.write_json", full)
+        with pytest.raises(KeyError, match="the error itself"), run.accounted(lambda own: own + 100):
+            raise KeyError("the error itself")
+        with pytest.raises(OSError, match="No space left"), run.accounted():
+            pass
+
+
+def test_what_cannot_be_written_says_where_and_why(tmp_path: Path) -> None:
+    with pytest.raises(PermixError) as refused, writing(tmp_path / "log", ArithmeticError):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+    assert str(refused.value).startswith(f"{tmp_path / 'log'}: cannot be written: Disk quota exceeded; make room, then run")
+    with pytest.raises(PermixError, match="cannot be written: out of room;"), writing(tmp_path / "log", ArithmeticError):
+        raise ArithmeticError("out of room\nand a long tail")
+    with pytest.raises(ValueError, match="another matter"), writing(tmp_path / "log"):
+        raise ValueError("another matter")
 
 
 def test_a_failing_write_leaves_the_old_file_and_no_scratch(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from permix.config import ModelConfig
 from permix.errors import ConfigError
@@ -15,7 +16,9 @@ from permix.models.hf import (
     default_system_text,
     encode_chat,
     folder_fingerprint,
+    load_skeleton,
     load_tokenizer,
+    load_weights,
 )
 from permix.types import Completion, Failure, Message, Request, Sampling
 from tests.tiny import (
@@ -136,6 +139,17 @@ def test_a_folder_with_a_tokenizer_and_no_weights_is_refused(tiny_model: Path, t
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="cannot be loaded"):
         open_model(ModelConfig(name=str(folder)))
+
+
+def test_a_skeleton_is_the_network_but_for_its_weights(tiny_model: Path) -> None:
+    whole, bare = load_weights(str(tiny_model), torch.float32, "cpu"), load_skeleton(str(tiny_model), torch.float32)
+    shapes = [{name: (one.shape, one.dtype) for name, one in network.named_parameters()} for network in (whole, bare)]
+    assert shapes[0] == shapes[1]
+    assert bare.lm_head.weight is bare.model.embed_tokens.weight, "tied as the whole one's are"
+    for (name, ours), (_, theirs) in zip(bare.named_buffers(), whole.named_buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert bare.generation_config.to_dict() == whole.generation_config.to_dict()
+    assert bare.name_or_path == whole.name_or_path
 
 
 def test_fingerprint_changes_with_weights_and_template_and_with_nothing_else(tiny_model: Path, tmp_path: Path) -> None:

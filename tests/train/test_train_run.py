@@ -138,6 +138,17 @@ def test_another_plan_or_setting_in_its_folder_is_refused(
         train(stage(tiny_model, plain, **changed))
 
 
+def test_where_an_engine_stands_is_not_what_a_run_is_but_that_there_is_one_is(plain: Path, tiny_model: Path) -> None:
+    places: dict[str, Any] = {
+        "vllm_server_port": 9001,
+        "vllm_server_base_url": "http://elsewhere:8000",
+        "vllm_gpu_memory_utilization": 0.5,
+    }
+    assert train(stage(tiny_model, plain, **places)) == plain / "model"
+    with pytest.raises(ConfigError, match="this run was made with train = "):
+        train(stage(tiny_model, plain, vllm_mode="server"))
+
+
 def test_another_model_in_its_folder_is_refused(plain: Path) -> None:
     with pytest.raises(ConfigError, match="this run was made with model = "):
         train(stage(plain / "model", plain))

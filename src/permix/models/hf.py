@@ -5,6 +5,7 @@ can still differ with the batch is the last bits of the logits (another padding 
 which flips a token only when a draw, or two nearly equal logits, stand within them.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -74,6 +75,26 @@ def context_window(source: str) -> int:
     from transformers import AutoConfig
 
     return int(_load(AutoConfig, source).get_text_config().max_position_embeddings)
+
+
+def load_skeleton(source: str, dtype: "torch.dtype") -> Any:
+    """`load_weights` without the weights: for a process that is going to be sent its part of them.
+
+    Each has its place, whose memory the system does not give before it is written; there is no value to be read in it.
+    """
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    with init_empty_weights(include_buffers=False):
+        network = AutoModelForCausalLM.from_config(_load(AutoConfig, source), dtype=dtype)
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            module.register_parameter(name, torch.nn.Parameter(torch.empty_like(parameter, device="cpu")))
+    network.tie_weights()
+    with contextlib.suppress(OSError):  # not every model has one
+        network.generation_config = GenerationConfig.from_pretrained(source)
+    return network.eval()
 
 
 def _load(cls: Any, source: str, **options: Any) -> Any:

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -363,11 +364,13 @@ def samples_of(scored: dict[str, Any]) -> list[Sample]:
 
 
 def share_prompts_alike(network: Any) -> bool:
-    """Whether all processes' networks can share prompts: the main one's trial counts, for others may hold no weights yet."""
-    found = processes.agreed(shares_prompts(network))
-    if found != network.shares_prompts:
-        network.shares_prompts = found
+    """Whether all processes' networks can share prompts. The main one's trial counts: others may hold no weights yet."""
+    blank = sharding() == "fsdp2" and not processes.is_main() and not isinstance(next(network.parameters()), DTensor)
+    tried = not blank and shares_prompts(network)
+    found = processes.agreed(tried)
+    if found != tried:
         network.set_attn_implementation(NAME if found else ORDINARY)
+    network.shares_prompts = found
     return found
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from permix.config import PLACES, TrainConfig, TrainStage
 from permix.errors import ConfigError, PermixError
-from permix.models.hf import context_window, encode_chat, folder_fingerprint, load_tokenizer, load_weights, resolve
+from permix.models.hf import context_window, encode_chat, folder_fingerprint, load_skeleton, load_tokenizer, load_weights, resolve
 from permix.models.machine import pick_device, pick_dtype, pin_threads
 from permix.progress import meter
 from permix.records import RunDir, cpu_seconds, read_json, writing
@@ -29,7 +29,7 @@ from permix.train.bank import fill_bank
 from permix.train.buffer import refuse_other_count
 from permix.train.card import write_card
 from permix.train.expressivity import Expressivity
-from permix.train.fit import launch, refuse_launch, refuse_unfit, weights_are_spread
+from permix.train.fit import launch, refuse_launch, refuse_unfit, sharding, weights_are_spread
 from permix.train.log import NoLog, StepLog
 from permix.train.plan import Plan, compile_from, read_plan, write_plan
 from permix.types import Cell
@@ -132,9 +132,11 @@ def _recorder(config: TrainStage, out: Path, done: int, steps: int) -> "Iterator
 
 
 def _network(source: str) -> Any:
-    """The weights to train, in float32; on the CPU where they are going to be shared out, since whole they may not fit a GPU."""
+    """The weights to train, in float32. Where FSDP2 is going to share them out, only the main process has them until then."""
     import torch
 
+    if sharding() == "fsdp2" and not processes.is_main():
+        return load_skeleton(source, torch.float32).train()
     return load_weights(source, torch.float32, "cpu" if weights_are_spread() else pick_device()).train()
 
 
