@@ -9,9 +9,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from permix.config import ModelConfig, PersonasConfig, PlanConfig, PlanStage, TaskConfig, TrainConfig, TrainedModel, TrainStage
+from permix.config import (
+    CharacterConfig,
+    ModelConfig,
+    PersonasConfig,
+    PlanConfig,
+    PlanStage,
+    TaskConfig,
+    TrainConfig,
+    TrainedModel,
+    TrainStage,
+)
 from permix.errors import ConfigError, DataError, PermixError
 from permix.models.hf import HFModel
+from permix.records import read_cells
 from permix.tasks.overlap import Seen, read_seen, write_seen
 from permix.train.log import read_log
 from permix.train.plan import compile_from, read_plan, write_plan
@@ -22,13 +33,19 @@ from tests.mortal import Moment, command
 QUICK = {"lr": 1e-2, "max_new_tokens": 6, "micro_tokens": 256, "precision": "float32", "save_every": 2}
 
 
-def stage(tiny_model: Path, out: Path, *, plan: dict[str, Any] | None = None, **settings: Any) -> TrainStage:
+CHARACTER = {"personas": 3, "questions": 4, "max_new_tokens": 6, "replay_answers": 5}
+
+
+def stage(
+    tiny_model: Path, out: Path, *, plan: dict[str, Any] | None = None, character: dict[str, Any] | None = None, **settings: Any
+) -> TrainStage:
     """A training of 3 steps of 2 groups of 16: the chance that a model right once in ten is never right is 4e-5."""
     sizes = {"steps": 3, "questions_per_step": 2, "group_size": 16, "mix": 0.6} | (plan or {})
     return TrainStage(
         out=out, threads=1, model=TrainedModel(name=str(tiny_model)), label="tiny",
         task=TaskConfig(split="train", levels=("sub-1",), n=20), personas=PersonasConfig(split="train", n=4),
         plan=PlanConfig.model_validate(sizes), train=TrainConfig.model_validate(QUICK | settings),
+        character=CharacterConfig.model_validate(CHARACTER | (character or {})),
     )  # fmt: skip
 
 
@@ -112,6 +129,45 @@ def test_every_kind_of_training_runs(tiny_model: Path, tmp_path: Path, settings:
     if config.train.iterations == 2:
         assert [line["reward"] is None for line in log] == [False, True] * 3
         assert {line["step"] for line in read_log(tmp_path / "run" / "rollouts.jsonl")} == {1, 3, 5}
+
+
+@pytest.mark.parametrize(
+    ("character", "settings"),
+    [
+        ({"replay": 2.0}, {}),
+        ({"replay": 2.0, "replay_policy": "on"}, {}),
+        ({"replay": 2.0, "replay_policy": "on"}, {"lora_rank": 2}),
+        ({"replay": 2.0, "expressivity": 0.5}, {"precision": "bfloat16", "beta": 0.1}),
+    ],
+    ids=["off-policy", "on-policy", "on-policy-lora", "all-together"],
+)
+def test_what_keeps_the_character_composes(
+    tiny_model: Path, tmp_path: Path, character: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    config = stage(tiny_model, tmp_path / "run", character=character, **settings)
+    train(config)
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    tolerance = 1e-2 if config.train.precision == "bfloat16" else 1e-4
+    assert abs(log[0]["replay_kl"]) < tolerance, "before the first step nothing has moved"
+    assert log[2]["replay_kl"] > abs(log[0]["replay_kl"])
+    assert ("expressivity" in log[0]) == ("expressivity" in character)
+    bank = read_cells(tmp_path / "run" / "character" / "records.jsonl")
+    assert len(bank) == (4 if "expressivity" in character else 3) * 4
+    assert all(cell.completion is not None for cell in bank.values())
+
+
+def test_replay_holds_the_model_nearer_to_its_base(tiny_model: Path, tmp_path: Path) -> None:
+    divergences = []
+    for weight in (1e-9, 5.0):
+        config = stage(tiny_model, tmp_path / str(weight), character={"replay": weight, "replay_answers": 12}, plan={"steps": 8})
+        train(config)
+        divergences.append(read_log(tmp_path / str(weight) / "log.jsonl")[-1]["replay_kl"])
+    assert divergences[1] < 0.5 * divergences[0]
+
+
+def test_a_bank_that_cannot_be_filled_is_refused_before_it_begins(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"character\.questions = 500: the training side has 48 open-ended questions"):
+        train(stage(tiny_model, tmp_path / "run", character={"replay": 1.0, "questions": 500}))
 
 
 def test_a_finished_run_started_again_does_nothing(plain: Path, tiny_model: Path) -> None:
