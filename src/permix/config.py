@@ -132,6 +132,14 @@ class PlanConfig(Section):
     """Groups in one step."""
     group_size: int = Field(default=8, ge=2)
     """Rollouts of one question (G)."""
+    spares: int = Field(default=0, ge=0)
+    """Groups a step holds ready to replace those whose rollouts all earn the same (dynamic sampling); at most so many are."""
+    adaptive: float = Field(default=0.0, ge=0)
+    """Strength with which personas are drawn more often where accuracy is lost under them; 0 keeps the pool's weights."""
+    adaptive_every: int = Field(default=5, gt=0)
+    """Steps that one set of adapted weights holds."""
+    adaptive_floor: float = Field(default=0.25, gt=0, le=1)
+    """Share of its plain chance that every persona keeps, however right the model is under it."""
     seed: int = Field(default=0, ge=0)
     """Seeds every row of the plan. Plans that differ only in `mix` ask the same questions in the same order."""
 

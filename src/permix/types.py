@@ -172,6 +172,8 @@ class PlanRow(Record):
     seed: int = Field(ge=0)
     messages: tuple[Message, ...]
     gold: str
+    spare: bool = False
+    """Asked only in place of a group of its step whose rollouts all earned the same."""
 
 
 class Estimate(Record):

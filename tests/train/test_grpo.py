@@ -12,7 +12,7 @@ from permix.config import ModelConfig, PersonasConfig, PlanConfig, TrainConfig, 
 from permix.errors import PermixError
 from permix.models.hf import HFModel, load_tokenizer, load_weights
 from permix.train.grpo import PlanTrainer, bfloat16_copy, samples_of
-from permix.train.plan import Mixture, Plan, compile_plan
+from permix.train.plan import Mixture, Plan, Recipe, compile_plan
 from permix.train.reward import Rollout
 from permix.train.run import grpo_arguments
 from permix.types import Completion, Persona, Question, Request, Sampling, Verdict, seed_from
@@ -65,7 +65,7 @@ def plan_of(gold: str | None = None, **options: object) -> Plan:
     ]
     values = {"mix": 0.6, "steps": 2, "questions_per_step": 2, "group_size": 4} | options
     config = PlanConfig.model_validate(values)
-    return compile_plan(questions, lambda question: question.text, PERSONAS, config, PersonasConfig(split="train"))
+    return compile_plan(Recipe(questions, lambda question: question.text, PERSONAS, config, PersonasConfig(split="train")))
 
 
 def trainer_of(

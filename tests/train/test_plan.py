@@ -10,7 +10,7 @@ import pytest
 
 from permix.config import PersonasConfig, PlanConfig, TaskConfig
 from permix.errors import ConfigError, DataError
-from permix.train.plan import Mixture, Plan, compile_from, compile_plan, describe, read_plan, write_plan
+from permix.train.plan import Mixture, Plan, Recipe, compile_from, compile_plan, describe, read_plan, write_plan
 from permix.types import Message, Persona, PlanRow, Question
 
 QUESTIONS = tuple(Question(id=f"q{n}", task="arithmetic", text=f"What is {n} + {n}?", gold=str(2 * n)) for n in range(10))
@@ -21,7 +21,7 @@ EVEN = Mixture((SAILOR, TUTOR, POET), (1.0, 1.0, 1.0))
 
 
 def compiled(config: PlanConfig, mixture: Mixture = EVEN, questions: tuple[Question, ...] = QUESTIONS) -> Plan:
-    return compile_plan(questions, lambda question: question.text, mixture, config, PersonasConfig(split="train"))
+    return compile_plan(Recipe(questions, lambda question: question.text, mixture, config, PersonasConfig(split="train")))
 
 
 def plan_of(mix: float = 0.8, steps: int = 2, **options: object) -> Plan:
@@ -30,7 +30,7 @@ def plan_of(mix: float = 0.8, steps: int = 2, **options: object) -> Plan:
 
 
 def test_the_hash_is_the_same_on_every_machine() -> None:
-    assert plan_of().hash == "70b930c0efde3e4e"
+    assert plan_of().hash == "d0236788f9bb184c"
 
 
 def test_a_small_plan_read_by_eye() -> None:
@@ -59,12 +59,35 @@ def test_the_hash_covers_every_field_of_every_row() -> None:
     changes = {
         "step": 9, "group": 9, "rollouts": 9, "task": "gsm8k", "question_id": "x", "question_hash": "x", "persona_id": "x",
         "persona_tags": ("x",), "seed": 9, "messages": (Message(role="user", content="x"),), "gold": "x",
+        "spare": True,
     }  # fmt: skip
     assert changes.keys() == PlanRow.model_fields.keys()
     for field, value in changes.items():
         other = (*plan.rows[:-1], plan.rows[-1].model_copy(update={field: value}))
         assert Plan(other, plan.about).hash != plan.hash, field
     assert Plan(plan.rows[::-1], {}).hash != plan.hash
+
+
+def test_spare_groups_ask_other_questions_and_leave_the_rest_as_it_was() -> None:
+    plain, spared = plan_of(steps=12), plan_of(steps=12, spares=2)
+    assert tuple(row for row in spared.rows if not row.spare) == plain.rows
+    assert (spared.groups_per_step, spared.spares, spared.group_size) == (3, 2, 4)
+    for step in range(12):
+        rows = [row for row in spared.rows if row.step == step]
+        assert [(row.group, row.spare) for row in rows] == [(0, False), (1, False), (2, False), (3, True), (4, True)]
+        assert len({row.question_id for row in rows}) == 5
+    assert len({row.seed for row in spared.rows}) == len(spared.rows)
+    assert "96 of them spare" in describe(spared)["rollouts"]
+    with pytest.raises(ConfigError, match=r"plan.questions_per_step = 3 and plan.spares = 8: the task has only 10 questions"):
+        plan_of(spares=8)
+
+
+def test_a_plan_of_another_format_is_named_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "plan.parquet"
+    plan = plan_of()
+    write_plan(Plan(plan.rows, plan.about | {"format": "permix-plan-1"}), path)
+    with pytest.raises(DataError, match=r"is of format 'permix-plan-1', this version reads 'permix-plan-2'; compile it again"):
+        read_plan(path)
 
 
 def test_plans_that_differ_in_mix_ask_the_same_questions_and_keep_their_personas() -> None:
