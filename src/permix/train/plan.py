@@ -88,15 +88,15 @@ class Recipe(NamedTuple):
         order, spares = question_order(self.questions, config), self._spare_order()
         for step in range(steps.stop):
             asked = list(islice(order, config.questions_per_step))
-            extra = list(islice((one for one in spares if one not in asked), config.spares))
+            while len(asked) < config.questions_per_step + config.spares:
+                asked += [one for one in islice(spares, 1) if one not in asked]
             if step in steps:
-                for group, question in enumerate([*asked, *extra]):
+                for group, question in enumerate(asked):
                     yield from self._group(step, group, question, mixture or self.mixture)
 
     def _spare_order(self) -> Iterator[Question]:
         """Questions for spare groups, in orders of their own: with and without spares the others are the same."""
-        if self.config.spares:
-            yield from question_order(self.questions, self.config, "spare")
+        return question_order(self.questions, self.config, "spare")
 
     def _group(self, step: int, group: int, question: Question, mixture: Mixture) -> Iterator[PlanRow]:
         config = self.config
