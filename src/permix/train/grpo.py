@@ -1,4 +1,4 @@
-"""PerMix-RLVR's trainer: TRL's GRPOTrainer fed from a plan, in the plan's order. The only module that imports trl.
+"""PerMix-RLVR's trainer: TRL's GRPOTrainer fed from a plan, in the plan's order. trl is imported here and in `sft.py`.
 
 What it changes in TRL, and why:
 - rows come in plan order and each as often as the plan says, so that groups are the plan's and a persona is never drawn here;
