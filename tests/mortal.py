@@ -24,7 +24,7 @@ class Moment(NamedTuple):
 def command(*argv: str, dies: Moment | None = None) -> int | None:
     """Run `permix ARGV`; its exit code, or -9 when it was killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["permix.train.grpo", "permix.evals.fidelity", "permix.report.build"])
+    context.set_forkserver_preload(["permix.train.grpo", "permix.train.sft", "permix.evals.fidelity", "permix.report.build"])
     process = context.Process(target=_run, args=(argv, dies))
     process.start()
     process.join(timeout=120)

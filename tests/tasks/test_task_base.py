@@ -81,6 +81,14 @@ def test_equal_content_is_one_question_whatever_the_order() -> None:
         assert set(choose(questions, gsm8k(n=10))) == set(TEN)
 
 
+def test_of_equal_questions_the_solution_does_not_depend_on_the_order_either() -> None:
+    twins = [TEN[3].model_copy(update={"solution": text}) for text in ("by counting", "by adding", None)]
+    for questions in ([*TEN, *twins], [*twins[::-1], *TEN]):
+        assert next(one for one in choose(questions, gsm8k(n=10)) if one.id == "q3").solution is None
+    for questions in (twins[:2], twins[1::-1]):
+        assert choose(questions, gsm8k(n=1))[0].solution == "by adding"
+
+
 def test_more_than_there_are_is_refused_with_the_number_there_is() -> None:
     with pytest.raises(
         ConfigError, match=r"task.n = 11: gsm8k has 10 distinct questions on the heldout side; give task.n = 10 or"

@@ -1,4 +1,4 @@
-"""PerMix-RLVR's trainer: TRL's GRPOTrainer fed from a plan, in the plan's order. The only module that imports trl.
+"""PerMix-RLVR's trainer: TRL's GRPOTrainer fed from a plan, in the plan's order. trl is imported here and in `sft.py`.
 
 TRL keeps the loop, the advantages, the optimizer, the logs, the checkpoints and the distributed machinery. What is ours, and why:
 - a step's rows are the plan's, in its order, so that groups are the plan's and a persona is never drawn here;

@@ -14,12 +14,30 @@ from permix.train.reward import Rollout
 SAMPLES_A_STEP = 4
 
 
-class StepLog:
-    """`permix.train.grpo.Recorder` into a run directory. Lines after step `done` are of a process that died, and are dropped."""
+class FigureLog:
+    """A line a step in log.jsonl. Lines after step `done` are of a process that died, and are dropped."""
+
+    def __init__(self, out: Path, done: int, shown: Meter) -> None:
+        self.out, self.shown = out, shown
+        self._tokens = _keep_until(out / "log.jsonl", done)
+
+    def step(self, step: int, figures: Mapping[str, Any]) -> None:
+        self._tokens += figures.get("tokens", 0)
+        finite = {name: None if _is_lost(value) else value for name, value in figures.items()}
+        _append(self.out / "log.jsonl", [{"step": step, **finite, "tokens": self._tokens}])
+        self.shown.advance(note=self.note(figures))
+
+    def note(self, figures: Mapping[str, Any]) -> str:
+        """What progress shows beside the count."""
+        return "" if figures.get("loss") is None else f"loss {figures['loss']:.3f}"
+
+
+class StepLog(FigureLog):
+    """`permix.train.grpo.Recorder` into a run directory: rollouts.jsonl and samples.md too."""
 
     def __init__(self, out: Path, done: int, samples_every: int, shown: Meter) -> None:
-        self.out, self.samples_every, self.shown = out, samples_every, shown
-        self._tokens = _keep_until(out / "log.jsonl", done)
+        super().__init__(out, done, shown)
+        self.samples_every = samples_every
         _keep_until(out / "rollouts.jsonl", done)
         _rewrite_samples(out, samples_every)
 
@@ -30,12 +48,8 @@ class StepLog:
             with (self.out / "samples.md").open("a", encoding="utf-8", errors="replace") as file:
                 file.write(samples_text(step, lines))
 
-    def step(self, step: int, figures: Mapping[str, Any]) -> None:
-        self._tokens += figures.get("tokens", 0)
-        finite = {name: None if _is_lost(value) else value for name, value in figures.items()}
-        _append(self.out / "log.jsonl", [{"step": step, **finite, "tokens": self._tokens}])
-        reward = figures.get("reward")
-        self.shown.advance(note="" if reward is None else f"reward {reward:.2f}")
+    def note(self, figures: Mapping[str, Any]) -> str:
+        return "" if figures.get("reward") is None else f"reward {figures['reward']:.2f}"
 
 
 def _is_lost(value: object) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from permix.config import PersonasConfig, PlanConfig, TaskConfig
+from permix.config import WITHOUT_PERSONAS, PersonasConfig, PlanConfig, TaskConfig, TrainStage, mix_of
 from permix.errors import ConfigError, DataError
 from permix.personas.choose import choose_personas
 from permix.prompting import build_messages, template_hash
@@ -103,7 +103,7 @@ class Recipe(NamedTuple):
         rows = 1 if config.scope == "group" else config.group_size
         for place in range(rows):
             seed = seed_from("plan", config.seed, step, group, place)
-            persona = _draw(seed, mixture, config.mix)
+            persona = _draw(seed, mixture, mix_of(config))
             yield PlanRow(
                 step=step, group=group, rollouts=config.group_size // rows, task=question.task,
                 question_id=question.id, question_hash=question.content_hash,
@@ -111,8 +111,22 @@ class Recipe(NamedTuple):
                 messages=build_messages(
                     persona, self.prompt(question), template=self.wording.template, bare=self.wording.bare
                 ),
-                gold=question.gold, spare=group >= config.questions_per_step,
+                gold=question.gold, solution=question.solution, spare=group >= config.questions_per_step,
             )  # fmt: skip
+
+
+def plan_for(config: TrainStage) -> Plan:
+    """The plan that a training follows. Raises ConfigError when a file's rows hold personas and the method has none."""
+    if config.plan_file is None:
+        return compile_from(config.task, config.personas, config.plan)
+    plan = read_plan(config.plan_file)
+    asked = next((row for row in plan.rows if row.persona_id is not None), None)
+    if config.method in WITHOUT_PERSONAS and asked is not None:
+        raise ConfigError(
+            f"plan_file = {config.plan_file}: its rows hold personas (the first, {asked.persona_id}, in step {asked.step}), and "
+            f'method = "{config.method}" has none; give a plan made with --plan.mix 0, or another method'
+        )
+    return plan
 
 
 def recipe_from(task: TaskConfig, personas: PersonasConfig, plan: PlanConfig) -> tuple[Recipe, dict[str, Any]]:
@@ -145,11 +159,12 @@ def compile_plan(recipe: Recipe) -> Plan:
             f"plan.questions_per_step = {config.questions_per_step}{spares}: the task has only {len(questions)} questions; "
             "ask for more questions or fewer a step"
         )
-    if config.mix > 0 and not recipe.mixture.personas:
-        raise ConfigError(f"plan.mix = {config.mix}: there are no personas to draw from; widen personas.include or set mix to 0")
+    mix = mix_of(config)
+    if mix > 0 and not recipe.mixture.personas:
+        raise ConfigError(f"plan.mix = {mix}: there are no personas to draw from; widen personas.include or set mix to 0")
     about = {
         "format": FORMAT,
-        "plan": config.model_dump(mode="json"),
+        "plan": config.model_dump(mode="json") | {"mix": mix},
         "template": template_hash(recipe.wording.template),
         "bare": recipe.wording.bare,
         "personas": len(recipe.mixture.personas),
@@ -178,7 +193,7 @@ def write_plan(plan: Plan, path: Path) -> None:
     """One Parquet file; messages as JSON text, so that any reader can show them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [row.model_dump(mode="json") | {"messages": json.dumps(row.messages, ensure_ascii=False)} for row in plan.rows]
-    about = plan.about | {"hash": plan.hash}
+    about = plan.about | {"format": FORMAT, "hash": plan.hash}
     table = pa.Table.from_pylist(rows, schema=_SCHEMA).replace_schema_metadata({"permix": json.dumps(about)})
     scratch = path.with_name(f".{path.name}.part")
     pq.write_table(table, scratch)
@@ -186,12 +201,12 @@ def write_plan(plan: Plan, path: Path) -> None:
 
 
 def read_plan(path: Path) -> Plan:
-    """Raises DataError when the file is no plan, or when its rows are not those that were hashed."""
+    """Raises DataError when the file is no plan or one of another format, or when its rows are not those that were hashed."""
     try:
         table = pq.read_table(path)
         about = json.loads(table.schema.metadata[b"permix"])
         if about["format"] != FORMAT:
-            raise DataError(f"plan {path}: is of format {about['format']!r}, this version reads {FORMAT!r}; compile it again")
+            raise DataError(f"plan {path}: is of format {about['format']}, not {FORMAT}; `permix plan` makes it anew")
         rows = tuple(PlanRow.model_validate(row | {"messages": json.loads(row["messages"])}) for row in table.to_pylist())
     except FileNotFoundError as error:
         raise DataError(f"plan {path}: no such file; `permix plan` makes one") from error
@@ -221,6 +236,7 @@ _SCHEMA = pa.schema(
         ("messages", pa.string()),
         ("gold", pa.string()),
         ("spare", pa.bool_()),
+        ("solution", pa.string()),
     ]
 )
 

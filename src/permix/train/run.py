@@ -7,6 +7,7 @@
     checkpoints/       the newest one, until the run has ended
     model/             the result: a plain Hugging Face folder with its card
 
+(The supervised methods have no rollouts.jsonl; `permix.train.supervised` says what they leave.)
 Started again, the run goes on after its newest whole checkpoint; what was logged after that is dropped and done again.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permix.config import TrainConfig, TrainStage
+from permix.config import SUPERVISED, TrainConfig, TrainStage
 from permix.errors import ConfigError, PermixError
 from permix.models.hf import encode_chat, folder_fingerprint, load_tokenizer, load_weights, resolve
 from permix.models.machine import pick_device, pick_dtype, pin_threads
@@ -24,9 +25,10 @@ from permix.records import RunDir, read_json
 from permix.tasks.overlap import Seen, read_seen, write_seen
 from permix.train.bank import fill_bank
 from permix.train.card import write_card
+from permix.train.distill import refuse_absent, teacher_identity
 from permix.train.expressivity import Expressivity
 from permix.train.log import StepLog
-from permix.train.plan import Plan, compile_from, read_plan, write_plan
+from permix.train.plan import Plan, plan_for, write_plan
 from permix.types import Cell
 from permix.verify import Verifier
 
@@ -38,20 +40,32 @@ if TYPE_CHECKING:
 
 def train(config: TrainStage) -> Path:
     """Run or go on with the training; returns the folder of the trained model."""
-    plan = read_plan(config.plan_file) if config.plan_file else compile_from(config.task, config.personas, config.plan)
+    plan = plan_for(config)
     pin_threads(config.threads)
     source = resolve(config.model.name)
-    identity = {"plan": plan.hash, "model": _fingerprint(source), "train": config.train.model_dump(mode="json")}
-    identity["character"] = config.character.model_dump(mode="json")
-    with RunDir.open(config.out, config, identity) as run:
+    if config.method == "seqkd":
+        refuse_absent(config)
+    with RunDir.open(config.out, config, _identity(config, plan, source)) as run:
         target = run.path / "model"
         if not (target / "config.json").exists():
             write_plan(plan, run.path / "plan.parquet")
             with run.accounted():
-                _optimise(config, plan, source, run.path, target)
+                if config.method in SUPERVISED:
+                    from permix.train.supervised import supervise
+
+                    supervise(config, plan, source, run, target)
+                else:
+                    _optimise(config, plan, source, run.path, target)
         if not config.train.keep_checkpoints:
             shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
         return target
+
+
+def _identity(config: TrainStage, plan: Plan, source: str) -> dict[str, Any]:
+    common = {"plan": plan.hash, "model": _fingerprint(source), "train": config.train.model_dump(mode="json")}
+    common["character"] = config.character.model_dump(mode="json")
+    teacher = {"teacher": teacher_identity(config)} if config.method == "seqkd" else {}
+    return common | {"method": config.method} | teacher
 
 
 def _fingerprint(source: str) -> str:
