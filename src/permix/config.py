@@ -107,6 +107,14 @@ class TaskConfig(Section):
     """Only these levels (arithmetic: see `permix.tasks.arithmetic`; math: 1 to 5); empty means the task's default."""
     seed: int = Field(default=0, ge=0)
     """Which questions are drawn."""
+    wording: str | None = None
+    """How a question is put, with {question} in it ("Think aloud, then answer. {question}"); the task's own when not given."""
+
+    @model_validator(mode="after")
+    def _asks_the_question(self) -> "TaskConfig":
+        if self.wording is not None and "{question}" not in self.wording:
+            raise ValueError(f"wording = {self.wording!r}: has no {{question}} in it, so nothing would be asked")
+        return self
 
 
 class PersonasConfig(Section):

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
@@ -134,3 +135,14 @@ def test_importing_tasks_imports_no_heavy_library() -> None:
 def test_where_answers_are_numbers_an_expression_in_the_box_earns_nothing(name: str, completion: str, right: bool) -> None:
     with Verifier() as verifier:
         assert verify(TASKS[name], completion, "156", verifier).correct is right
+
+
+def test_a_wording_of_ones_own_changes_the_prompt_its_identity_and_nothing_else() -> None:
+    plain, questions = load_questions(TaskConfig(n=3))
+    task, same = load_questions(TaskConfig(n=3, wording="Think aloud. {question} {x}"))
+    assert same == questions
+    assert task.prompt(questions[0]) == f"Think aloud. {questions[0].text} {{x}}"
+    assert task.prompt_hash != plain.prompt_hash
+    assert (task.extract("so it is 12"), task.name) == ("12", plain.name)
+    with pytest.raises(ValidationError, match=r"has no \{question\} in it, so nothing would be asked"):
+        TaskConfig(wording="What?")
