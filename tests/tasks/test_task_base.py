@@ -31,7 +31,7 @@ def test_the_registry_holds_every_task_that_a_config_can_name() -> None:
 
 def test_load_questions_gives_the_task_and_its_questions() -> None:
     task, questions = load_questions(TaskConfig(n=3))
-    assert task is TASKS["arithmetic"]
+    assert task == TASKS["arithmetic"]
     assert len(questions) == 3
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from permix.config import PersonasConfig, PlanConfig
-from permix.train.adaptive import Curriculum, Outcome, accuracies, adapted
+from permix.train.adaptive import Curriculum, Outcome, accuracies, adapted, recorded
 from permix.train.plan import Mixture, Recipe, compile_plan
 from permix.types import Persona, Question
 
@@ -78,5 +78,34 @@ def test_a_block_depends_on_earlier_steps_alone() -> None:
 
 def test_blocks_begin_where_they_should_and_the_last_may_be_short() -> None:
     curriculum = Curriculum(recipe(steps=7))
-    assert [step for step in range(7) if curriculum.first_step(step)] == [3, 6]
-    assert {row.step for row in curriculum.block(2).rows} == {6}
+    plan = compile_plan(curriculum.recipe)
+    laid = [curriculum.lay(plan, step) is not None for step in range(7)]
+    assert laid == [False, False, False, True, False, False, True]
+    assert [block.record["first_step"] for block in curriculum.blocks] == [4, 7]
+    assert {row.step for row in curriculum.blocks[1].rows} == {6}
+
+
+def test_a_plan_resumed_late_is_the_plan_laid_block_by_block() -> None:
+    first, late = Curriculum(recipe()), Curriculum(recipe())
+    plan = compile_plan(first.recipe)
+    grown = plan
+    for step in range(9):
+        grown = first.lay(grown, step) or grown
+        for curriculum in (first, late):
+            curriculum.note(told(step, poet=[1.0, 1.0], sailor=[0.0, step % 2], tutor=[0.0, 0.0]))
+    resumed = late.lay(plan, 8)
+    assert resumed is not None
+    assert resumed.hash == grown.hash != plan.hash
+    assert [(row.step, row.group, row.question_id) for row in resumed.rows] == [
+        (row.step, row.group, row.question_id) for row in plan.rows
+    ]
+    assert resumed.rows[:12] == plan.rows[:12]
+
+
+def test_only_scored_rollouts_under_a_persona_count() -> None:
+    def line(step: int, persona: str | None, correct: bool | None) -> dict[str, object]:
+        return {"step": step, "persona_id": persona, "verdict": {"correct": correct}}
+
+    lines = [line(1, "poet", True), line(1, None, True), line(3, "poet", None), line(3, "tutor", False)]
+    assert recorded(lines, iterations=1) == [Outcome(0, "poet", 1.0), Outcome(2, "tutor", 0.0)]
+    assert recorded(lines, iterations=2) == [Outcome(0, "poet", 1.0), Outcome(1, "tutor", 0.0)]

@@ -27,7 +27,7 @@ from permix.tasks.overlap import Seen, read_seen, write_seen
 from permix.train.log import read_log
 from permix.train.plan import compile_from, read_plan, write_plan
 from permix.train.run import newest_checkpoint, seen_after, train
-from permix.types import Completion, Message, Request, Sampling
+from permix.types import Completion, Message, Request, Sampling, digest
 from tests.mortal import Moment, command
 
 QUICK = {"lr": 1e-2, "max_new_tokens": 6, "micro_tokens": 256, "precision": "float32", "save_every": 2}
@@ -156,6 +156,22 @@ def test_what_keeps_the_character_composes(
     assert all(cell.completion is not None for cell in bank.values())
 
 
+def test_a_curriculum_asks_more_often_as_those_under_whom_it_fails_and_can_be_audited(tiny_model: Path, tmp_path: Path) -> None:
+    plan = {"steps": 4, "adaptive": 5.0, "adaptive_every": 2, "mix": 1.0}
+    train(stage(tiny_model, tmp_path / "run", plan=plan))
+    (block,) = read_log(tmp_path / "run" / "plan_blocks.jsonl")
+    lines = [line for line in read_log(tmp_path / "run" / "rollouts.jsonl") if line["step"] <= 2]
+    for persona, count in block["rollouts"].items():
+        assert count == sum(line["persona_id"] == persona for line in lines)
+    by_accuracy = sorted(block["accuracy"], key=lambda name: block["accuracy"][name])
+    assert block["chance"][by_accuracy[0]] > block["chance"][by_accuracy[-1]]
+    rows = read_plan(tmp_path / "run" / "plan.parquet").rows
+    assert block["rows"] == digest(*(row.model_dump_json() for row in rows if row.step >= 2))
+    asked = {(row.step + 1, row.group, row.persona_id) for row in rows}
+    assert {(line["step"], line["group"], line["persona_id"]) for line in read_log(tmp_path / "run" / "rollouts.jsonl")} == asked
+    assert read_seen(tmp_path / "run" / "model").personas >= set(block["chance"])
+
+
 def test_replay_holds_the_model_nearer_to_its_base(tiny_model: Path, tmp_path: Path) -> None:
     divergences = []
     for weight in (1e-9, 5.0):
@@ -266,7 +282,18 @@ logging step 3; after step 3; after the last checkpoint; in the middle of writin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [(), ("--train.lora-rank", "2", "--train.beta", "0.1"), ("--train.iterations", "2")])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("--train.lora-rank", "2", "--train.beta", "0.1"),
+        ("--train.iterations", "2"),
+        ("--plan.adaptive", "4", "--plan.adaptive-every", "1", "--plan.spares", "2", "--plan.group-size", "6"),
+        ("--character.replay", "1", "--character.replay-policy", "on", "--character.personas", "3", "--character.questions", "4"),
+        ("--character.replay", "1", "--character.expressivity", "0.5", "--character.questions", "4"),
+    ],
+    ids=["plain", "lora-kl", "iterations", "adaptive-spares", "replay-on", "replay-off-expressivity"],
+)
 def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
     tiny_model: Path, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
@@ -290,7 +317,9 @@ def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
     assert command("train", str(config), "--out", str(killed), *settings) == 0
     assert (killed / "model/model.safetensors").read_bytes() == (undisturbed / "model/model.safetensors").read_bytes()
     assert log_of(killed) == log_of(undisturbed)
-    for name in ("rollouts.jsonl", "samples.md", "model/README.md"):
+    laid = ["plan_blocks.jsonl"] if "--plan.adaptive" in settings else []
+    assert read_plan(killed / "plan.parquet").hash == read_plan(undisturbed / "plan.parquet").hash
+    for name in ("rollouts.jsonl", "samples.md", "model/README.md", *laid):
         assert (killed / name).read_bytes().replace(b"# killed", b"# undisturbed") == (undisturbed / name).read_bytes()
     assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in undisturbed.iterdir())
     assert not list(killed.glob("**/.*.part"))

@@ -13,7 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from permix.train.plan import Mixture, Recipe
+from permix.train.plan import Mixture, Plan, Recipe
+from permix.train.reward import Rollout
 from permix.types import PlanRow, digest
 
 FADE = 0.5
@@ -21,11 +22,29 @@ FADE = 0.5
 
 
 class Outcome(NamedTuple):
-    """One scored rollout: its step, from 0; its persona; its reward by the verifier alone."""
+    """One scored rollout: its step of the plan, from 0; its persona; its reward by the verifier alone."""
 
     step: int
     persona_id: str
     reward: float
+
+
+def outcomes(rollouts: Iterable[Rollout], iterations: int) -> list[Outcome]:
+    """Of the rollouts under a persona that have a verdict. They count optimizer steps, `iterations` to a step of the plan."""
+    return [
+        Outcome((rollout.step - 1) // iterations, rollout.persona_id, rollout.verdict.reward)
+        for rollout in rollouts
+        if rollout.persona_id is not None and rollout.verdict.reward is not None
+    ]
+
+
+def recorded(lines: Iterable[Mapping[str, Any]], iterations: int) -> list[Outcome]:
+    """The same, from the lines of rollouts.jsonl."""
+    return [
+        Outcome((line["step"] - 1) // iterations, line["persona_id"], float(line["verdict"]["correct"]))
+        for line in lines
+        if line["persona_id"] is not None and line["verdict"]["correct"] is not None
+    ]
 
 
 class Block(NamedTuple):
@@ -54,14 +73,25 @@ class Curriculum:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.blocks: list[Block] = []
         self._outcomes: list[Outcome] = []
 
     def note(self, outcomes: Iterable[Outcome]) -> None:
         self._outcomes.extend(outcomes)
 
-    def first_step(self, step: int) -> bool:
-        """Whether a block begins here. The first one is the plan's own."""
-        return step > 0 and step % self.recipe.config.adaptive_every == 0
+    def lay(self, plan: Plan, step: int) -> Plan | None:
+        """The plan with every block drawn up to that of `step` (from 0), or None when there is none to draw.
+
+        The first block is the plan's own.
+        """
+        begun = range(len(self.blocks) + 1, step // self.recipe.config.adaptive_every + 1)
+        if not begun:
+            return None
+        self.blocks += [self.block(number) for number in begun]
+        drawn = [row for block in self.blocks for row in block.rows]
+        steps = {row.step for row in drawn}
+        kept = [row for row in plan.rows if row.step not in steps]
+        return Plan(tuple(sorted([*kept, *drawn], key=lambda row: (row.step, row.group))), plan.about)
 
     def block(self, number: int) -> Block:
         """The block that begins at step `number × adaptive_every`."""

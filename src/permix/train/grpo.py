@@ -10,10 +10,10 @@ TRL keeps the loop, the advantages, the optimizer, the logs, the checkpoints and
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from datasets import Dataset
@@ -28,6 +28,7 @@ from permix.models.decoding import decode
 from permix.models.hf import encode_chat
 from permix.models.shared import shares_prompts
 from permix.progress import say
+from permix.train.adaptive import Curriculum, outcomes
 from permix.train.clock import StepClock
 from permix.train.expressivity import Expressivity
 from permix.train.objective import Objective, Replayed, inner
@@ -35,8 +36,10 @@ from permix.train.plan import Plan
 from permix.train.replay import Replay
 from permix.train.reward import Rollout, mean_by_tag, mean_of, verdicts
 from permix.train.samples import Sample
-from permix.types import Message, Sampling, seed_from
+from permix.types import Message, PlanRow, Sampling, seed_from
 from permix.verify import Verifier
+
+T = TypeVar("T")
 
 
 class Recorder(Protocol):
@@ -46,8 +49,10 @@ class Recorder(Protocol):
 
     def step(self, step: int, figures: dict[str, Any]) -> None: ...
 
+    def plan(self, plan: Plan, blocks: Sequence[dict[str, Any]]) -> None: ...
 
-def rollout_rows(plan: Plan) -> list[dict[str, Any]]:
+
+def rollout_rows(rows: Iterable[PlanRow]) -> list[dict[str, Any]]:
     """One row a rollout, in plan order: row `i` of a step belongs to group `i // G`."""
     return [
         {
@@ -60,7 +65,7 @@ def rollout_rows(plan: Plan) -> list[dict[str, Any]]:
             "persona_tags": list(row.persona_tags),
             "rollout_seed": seed_from(row.seed, number),
         }
-        for row in plan.rows
+        for row in rows
         for number in range(row.rollouts)
     ]
 
@@ -80,11 +85,13 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def __init__(
         self, *, plan: Plan, verifier: Verifier, recorder: Recorder, config: TrainConfig, args: GRPOConfig,
-        replay: Replay | None = None, expressivity: Expressivity | None = None, **options: Any,
+        replay: Replay | None = None, expressivity: Expressivity | None = None, curriculum: Curriculum | None = None,
+        **options: Any,
     ) -> None:  # fmt: skip
         self.config, self._replay, self._expressivity = config, replay, expressivity
         self._verifier, self._recorder = verifier, recorder
-        self._rows = rollout_rows(plan)
+        self._plan, self._curriculum = plan, curriculum
+        self._told: list[tuple[Rollout, Sequence[str], float | None]] = []
         self._bare = bool(plan.about.get("bare"))
         self._current: list[dict[str, Any]] = []
         self._seeds: list[int] = []
@@ -93,7 +100,8 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         self._clock = StepClock()
         self._figures: dict[str, Any] = {}
         # The loader hands out places in the plan; what stands there is looked up when it is needed.
-        places = Dataset.from_dict({"place": range(len(self._rows))})
+        rollouts = plan.steps * plan.groups_per_step * plan.group_size
+        places = Dataset.from_dict({"place": range(rollouts)})
         super().__init__(reward_funcs=self._reward, train_dataset=places, args=args, **options)
         self._objective = Objective(config, self.accelerator, self.processing_class.pad_token_id)
         self.remove_callback(PrinterCallback)
@@ -118,12 +126,48 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _prepare_inputs(self, places: list[dict[str, int]]) -> list[Sample]:
         """The rollouts of this optimizer step: fresh ones, or the last ones again while `iterations` asks for them."""
-        if self.state.global_step % self.num_iterations == 0 or not self._samples:
-            rows = self._current = [self._rows[one["place"]] for one in places]
-            # What is drawn from torch's global generator (dropout) depends on this step and on nothing before it.
-            torch.manual_seed(rows[0]["rollout_seed"])
-            self._samples = samples_of(self._generate_and_score_completions(rows))
+        step, again = divmod(self.state.global_step, self.num_iterations)
+        if again == 0 or not self._samples:
+            self._lay_block(step)
+            size = self._plan.groups_per_step * self._plan.group_size
+            rows = rollout_rows(row for row in self._plan.of_step(step) if not row.spare)
+            self._told = []
+            samples = self._sampled([rows[one["place"] % size] for one in places])
+            self._samples = self._with_signal(samples, step)
+            self._record()
         return self._samples
+
+    def _lay_block(self, step: int) -> None:
+        """Where personas adapt: draw the block of this step, if it has not been drawn."""
+        drawn = self._curriculum.lay(self._plan, step) if self._curriculum is not None else None
+        if self._curriculum is not None and drawn is not None:
+            self._plan = drawn
+            self._recorder.plan(drawn, [block.record for block in self._curriculum.blocks])
+
+    def _sampled(self, rows: list[dict[str, Any]]) -> list[Sample]:
+        """One rollout of each row, scored."""
+        self._current = rows
+        # What is drawn from torch's global generator (dropout) depends on these rows and on nothing before them.
+        torch.manual_seed(rows[0]["rollout_seed"])
+        return samples_of(self._generate_and_score_completions(rows))
+
+    def _with_signal(self, samples: list[Sample], step: int) -> list[Sample]:
+        """Groups whose rollouts all earn the same give way to the step's spare ones, in the plan's order, until none is left."""
+        size, count = self._plan.group_size, self.accelerator.num_processes
+        groups = in_groups(samples, size)
+        spare = in_groups(rollout_rows(row for row in self._plan.of_step(step) if row.spare), size)
+        spare = spare[self.accelerator.process_index :: count][: len(spare) // count]
+        while spare:
+            flat = [place for place, group in enumerate(groups) if not has_signal(group)]
+            # Every process asks as many: what they earn is compared over all of them.
+            wanted = min(self._objective.most(len(flat)), len(spare))
+            if wanted == 0:
+                break
+            asked, spare = spare[:wanted], spare[wanted:]
+            fresh = in_groups(self._sampled([row for group in asked for row in group]), size)
+            for place, group in zip(flat, filter(has_signal, fresh), strict=False):
+                groups[place] = group
+        return [sample for group in groups for sample in group]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._seeds = [row["rollout_seed"] for row in inputs]
@@ -168,30 +212,40 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
             found = verdicts(texts, columns["task"], columns["gold"], self._verifier)
         rewards = [verdict.reward for verdict in found]
         paid = rewards
+        shares: Sequence[float | None] = [None] * len(rewards)
         if self._expressivity is not None:
-            shares = self._expressivity.of(texts, columns["persona_id"])
-            paid = self._expressivity.bonus(rewards, shares)
-            self._figures["expressivity"] = mean_of(
-                [share for share, one in zip(shares, columns["persona_id"], strict=True) if one]
-            )
+            shares = expressive = self._expressivity.of(texts, columns["persona_id"])
+            paid = self._expressivity.bonus(rewards, expressive)
         step = self.state.global_step + 1
-        self._recorder.rollouts(
-            step,
-            [
-                Rollout(step, group, persona, question, prompt[-1]["content"], text, len(ids), gold, verdict)
-                for group, persona, question, prompt, text, ids, gold, verdict in zip(
-                    columns["group"], columns["persona_id"], columns["question_id"], prompts, texts, completion_ids,
-                    columns["gold"], found, strict=True,
-                )
-            ],
-        )  # fmt: skip
+        rollouts = [
+            Rollout(step, group, persona, question, prompt[-1]["content"], text, len(ids), gold, verdict)
+            for group, persona, question, prompt, text, ids, gold, verdict in zip(
+                columns["group"], columns["persona_id"], columns["question_id"], prompts, texts, completion_ids,
+                columns["gold"], found, strict=True,
+            )
+        ]  # fmt: skip
+        self._told += zip(rollouts, columns["persona_tags"], shares, strict=True)
+        return paid
+
+    def _record(self) -> None:
+        """Write down what was generated, spare groups and all, and let the curriculum know."""
+        rollouts = [rollout for rollout, _, _ in self._told]
+        rewards = [rollout.verdict.reward for rollout in rollouts]
+        self._recorder.rollouts(self.state.global_step + 1, rollouts)
         self._figures |= {
-            "reward_by_tag": mean_by_tag(rewards, columns["persona_tags"]),
+            "reward_by_tag": mean_by_tag(rewards, [tags for _, tags, _ in self._told]),
             "unscored": rewards.count(None),
-            "tokens": sum(map(len, completion_ids)),
+            "tokens": sum(rollout.tokens for rollout in rollouts),
             "reward": mean_of([reward for reward in rewards if reward is not None]),
         }
-        return paid
+        if self._expressivity is not None:
+            self._figures["expressivity"] = mean_of(
+                [share for rollout, _, share in self._told if share is not None and rollout.persona_id is not None]
+            )
+        if self._plan.spares:
+            self._figures["spare_rollouts"] = len(rollouts) - len(self._samples) * self.accelerator.num_processes
+        if self._curriculum is not None:
+            self._curriculum.note(outcomes(rollouts, self.num_iterations))
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, *_: Any, **__: Any
@@ -287,6 +341,15 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         fresh, self._figures = self._figures, {}
         # Only a step that generated has a reward: a second pass over the same rollouts has none of its own.
         return {"reward": None} | figures | fresh | self._clock.lap()
+
+
+def in_groups(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def has_signal(group: Sequence[Sample]) -> bool:
+    """Whether any rollout of the group has an advantage."""
+    return any(sample.advantage != 0 for sample in group)
 
 
 def samples_of(scored: dict[str, Any]) -> list[Sample]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from permix.escape import clip, markdown, visible
 from permix.progress import Meter
+from permix.records import write_text
+from permix.train.plan import Plan, write_plan
 from permix.train.reward import Rollout
 
 SAMPLES_A_STEP = 4
@@ -47,6 +49,11 @@ class StepLog(FigureLog):
         if (step - 1) % self.samples_every == 0:
             with (self.out / "samples.md").open("a", encoding="utf-8", errors="replace") as file:
                 file.write(samples_text(step, lines))
+
+    def plan(self, plan: Plan, blocks: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the rows as they are drawn now, and how each block of them was weighted."""
+        write_plan(plan, self.out / "plan.parquet")
+        write_text(self.out / "plan_blocks.jsonl", "".join(json.dumps(block, ensure_ascii=False) + "\n" for block in blocks))
 
     def note(self, figures: Mapping[str, Any]) -> str:
         return "" if figures.get("reward") is None else f"reward {figures['reward']:.2f}"

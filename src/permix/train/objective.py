@@ -52,7 +52,7 @@ class Objective:
         ]
         if replayed is not None:
             jobs += self._replay_jobs(model, replayed, tally)
-        passes = self._most(len(jobs))
+        passes = self.most(len(jobs))
         jobs += [partial(self._nothing, model, samples)] * (passes - len(jobs))
         total = torch.zeros((), device=self.accelerator.device)
         for number, job in enumerate(jobs, start=1):
@@ -158,7 +158,7 @@ class Objective:
         """Sums over all processes."""
         return [int(one) for one in self.accelerator.reduce(torch.tensor(numbers, device=self.accelerator.device)).tolist()]
 
-    def _most(self, number: int) -> int:
+    def most(self, number: int) -> int:
         """The largest over all processes: each must run as many passes as the others."""
         return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
 

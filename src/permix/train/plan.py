@@ -6,7 +6,7 @@ only in `mix` ask the same questions in the same order, and a persona drawn at a
 
 import json
 import random
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, count, islice
@@ -46,6 +46,11 @@ class Plan(NamedTuple):
         """Rollouts of one group (G)."""
         first = self.rows[0]
         return sum(row.rollouts for row in self.rows if (row.step, row.group) == (first.step, first.group))
+
+    def of_step(self, step: int) -> tuple[PlanRow, ...]:
+        """The rows of one step, in order."""
+        first, end = (bisect_left(self.rows, one, key=lambda row: row.step) for one in (step, step + 1))
+        return self.rows[first:end]
 
     @property
     def groups_per_step(self) -> int:

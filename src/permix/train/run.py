@@ -20,15 +20,17 @@ from permix.config import SUPERVISED, TrainConfig, TrainStage
 from permix.errors import ConfigError, PermixError
 from permix.models.hf import encode_chat, folder_fingerprint, load_tokenizer, load_weights, resolve
 from permix.models.machine import pick_device, pick_dtype, pin_threads
+from permix.personas.choose import choose_personas
 from permix.progress import meter
 from permix.records import RunDir, read_json
 from permix.tasks.overlap import Seen, read_seen, write_seen
+from permix.train.adaptive import Curriculum, recorded
 from permix.train.bank import fill_bank
 from permix.train.card import write_card
 from permix.train.distill import refuse_absent, teacher_identity
 from permix.train.expressivity import Expressivity
-from permix.train.log import StepLog
-from permix.train.plan import Plan, plan_for, write_plan
+from permix.train.log import StepLog, read_log
+from permix.train.plan import Plan, plan_for, recipe_from, write_plan
 from permix.types import Cell
 from permix.verify import Verifier
 
@@ -79,7 +81,7 @@ def _optimise(config: TrainStage, plan: Plan, source: str, out: Path, target: Pa
     tokenizer = load_tokenizer(source)
     network = _network(source)
     _refuse_too_long(longest_prompt(plan, tokenizer, config.train.max_prompt_tokens), config.train, network)
-    seen = seen_after(plan, source)
+    seen = seen_after(plan, source) | _may_be_drawn(config)
     write_seen(out / "checkpoints", seen)
     checkpoint = newest_checkpoint(out / "checkpoints")
     done = _step_of(checkpoint)
@@ -89,9 +91,11 @@ def _optimise(config: TrainStage, plan: Plan, source: str, out: Path, target: Pa
     with Verifier() as verifier, meter(f"train {config.label or out.name}", arguments.max_steps, "steps") as shown:
         shown.start_at(done)
         log = StepLog(out, done, config.train.samples_every, shown)
+        curriculum = _curriculum(config, out)
         trainer = PlanTrainer(
             plan=plan, verifier=verifier, recorder=log, config=config.train, args=arguments, model=network,
             processing_class=tokenizer, peft_config=_lora(config.train), replay=replay, expressivity=expressivity,
+            curriculum=curriculum,
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _write_model(trainer, tokenizer, plan, seen, config, out, target)
@@ -116,6 +120,16 @@ def _replay(config: TrainStage, cells: Sequence[Cell], tokenizer: Any, network: 
         with evaluating(network), autocast(config.train):
             replay.learn_base(network, tokenizer.pad_token_id, config.train.micro_tokens)
     return replay
+
+
+def _curriculum(config: TrainStage, out: Path) -> Curriculum | None:
+    """Adaptive personas as configured, knowing what has been recorded."""
+    if config.plan.adaptive == 0 or config.plan_file is not None:
+        return None
+    recipe, _ = recipe_from(config.task, config.personas, config.plan)
+    curriculum = Curriculum(recipe)
+    curriculum.note(recorded(read_log(out / "rollouts.jsonl"), config.train.iterations))
+    return curriculum
 
 
 def autocast(config: TrainConfig) -> Any:
@@ -211,6 +225,12 @@ def seen_after(plan: Plan, source: str) -> Seen:
     """What the trained model has seen: this plan's questions and personas, and all that the model it starts from had seen."""
     personas = frozenset(row.persona_id for row in plan.rows if row.persona_id)
     return Seen(frozenset(row.question_hash for row in plan.rows), personas) | read_seen(Path(source))
+
+
+def _may_be_drawn(config: TrainStage) -> Seen:
+    """Personas that a plan which adapts may still draw: all of the pool."""
+    adapts = config.plan.adaptive > 0 and config.plan_file is None
+    return Seen(frozenset(), frozenset(persona.id for persona in choose_personas(config.personas).personas if adapts))
 
 
 def _write_model(trainer: Any, tokenizer: Any, plan: Plan, seen: Seen, config: TrainStage, out: Path, target: Path) -> None:
