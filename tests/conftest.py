@@ -7,6 +7,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["GOMP_SPINCOUNT"] = "0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 
 from pathlib import Path
 

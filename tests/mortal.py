@@ -21,10 +21,13 @@ class Moment(NamedTuple):
     torn: bool = False
 
 
+PRELOAD = ["permix.train.grpo", "permix.evals.fidelity", "permix.report.build"]
+
+
 def command(*argv: str, dies: Moment | None = None) -> int | None:
     """Run `permix ARGV`; its exit code, or -9 when it was killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["permix.train.grpo", "permix.train.sft", "permix.evals.fidelity", "permix.report.build"])
+    context.set_forkserver_preload(PRELOAD)
     process = context.Process(target=_run, args=(argv, dies))
     process.start()
     process.join(timeout=120)
@@ -32,14 +35,18 @@ def command(*argv: str, dies: Moment | None = None) -> int | None:
 
 
 def _run(argv: Sequence[str], dies: Moment | None) -> None:
-    # bfloat16 rounds with the shape of a batch, which a restart changes; in float32 a flipped token is too rare to meet.
-    machine.multiplies_bfloat16 = lambda device: False
+    float32_everywhere()
     if dies is not None:
-        _arm(dies)
+        arm(dies)
     cli.main(argv)
 
 
-def _arm(moment: Moment) -> None:
+def float32_everywhere() -> None:
+    """bfloat16 rounds with the shape of a batch, which a restart changes; in float32 a flipped token is too rare to meet."""
+    machine.multiplies_bfloat16 = lambda device: False
+
+
+def arm(moment: Moment) -> None:
     module, _, path = moment.function.partition(":")
     *owners, name = path.split(".")
     owner = functools.reduce(getattr, owners, importlib.import_module(module))

@@ -16,6 +16,7 @@ from permix.records import read_json
 from permix.tasks import load_questions
 from permix.train.distill import as_teacher, teacher_of
 from permix.train.examples import gold_examples, words
+from permix.train.fit import refuse_unfit
 from permix.train.plan import Plan, compile_from, describe, plan_for
 from permix.verify import Verifier
 
@@ -75,6 +76,7 @@ def _check_method(stage: config.TrainStage, plan: Plan) -> dict[str, str]:
     """What a method asks of a plan, besides the plan itself."""
     match stage.method:
         case "permix" | "rlvr":
+            refuse_unfit(plan, stage.train)
             return {}
         case "sft" | "sft-personas":
             with Verifier() as verifier:

@@ -45,11 +45,17 @@ def plan(args: Sequence[str]) -> None:
 
 def train(args: Sequence[str]) -> None:
     """Train a model from a plan: PerMix-RLVR, or with --method plain RLVR, SFT or distillation."""
-    settings = parse("train", config.TrainStage, args)
     quiet()
-    from permix.train.run import train as run
+    from permix.train import processes
 
-    print(run(settings))
+    with processes.together():
+        with processes.heard_once():
+            settings = parse("train", config.TrainStage, args)
+        from permix.train.run import train as run
+
+        folder = run(settings)
+        if processes.is_main():
+            print(folder)
 
 
 def stability(args: Sequence[str]) -> None:
@@ -248,5 +254,6 @@ def quiet() -> None:
     from permix.models.machine import quiet_threads
 
     quiet_threads()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -152,9 +152,9 @@ class PlanConfig(Section):
     scope: Scope = "group"
     """Whether a group shares one persona, or each of its rollouts draws its own."""
     steps: int = Field(default=100, gt=0)
-    """Optimizer steps."""
+    """Generations. Each serves one optimizer step, or as many as train.iterations says."""
     questions_per_step: int = Field(default=8, gt=0)
-    """Groups in one step."""
+    """Groups in one step; several processes share them out evenly."""
     group_size: int = Field(default=8, ge=2)
     """Rollouts of one question (G)."""
     spares: int = Field(default=0, ge=0)
@@ -198,7 +198,7 @@ class TrainConfig(Section):
     clip_high: float | None = Field(default=None, gt=0)
     """Upper clip range; the lower one when not given."""
     iterations: int = Field(default=1, gt=0)
-    """Optimizer passes over one batch of rollouts."""
+    """Optimizer steps that one generation serves."""
     epochs: int = Field(default=1, gt=0)
     """Passes over the plan's examples (sft, sft-personas, seqkd)."""
     temperature: float = Field(default=1.0, gt=0)
@@ -222,15 +222,39 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = False
     """Trade a second forward pass for memory."""
     save_every: int = Field(default=10, gt=0)
-    """Steps between checkpoints."""
+    """Optimizer steps between checkpoints; with iterations above 1 they may fall amid a generation's steps."""
     keep_checkpoints: bool = False
     """Keep the last checkpoint (weights and optimizer state) after the final model is written."""
     samples_every: int = Field(default=5, gt=0)
-    """Steps between readable samples in samples.md."""
+    """Generations between readable samples in samples.md."""
     seed: int = Field(default=0, ge=0)
     """Seeds everything the plan does not (LoRA's initial weights, dropout)."""
     report_to: tuple[str, ...] = ()
     """Trackers besides the log file (wandb, tensorboard, mlflow, trackio ...)."""
+    use_vllm: bool = False
+    """Rollouts by vLLM, as TRL runs it, instead of by this program; they are then not repeatable bit for bit."""
+    vllm_mode: Literal["colocate", "server"] = "colocate"
+    """vLLM on the GPUs that train, or a server of its own (see docs/scale.md for its command)."""
+    vllm_server_base_url: str | None = None
+    """The server's address ("http://HOST:PORT"), in place of host and port."""
+    vllm_server_host: str = "0.0.0.0"
+    """The server's host."""
+    vllm_server_port: int = Field(default=8000, gt=0, lt=65536)
+    """The server's port."""
+    vllm_gpu_memory_utilization: float = Field(default=0.3, gt=0, lt=1)
+    """Share of each GPU's memory for vLLM (mode "colocate")."""
+    vllm_tensor_parallel_size: int = Field(default=1, gt=0)
+    """Over how many processes vLLM spreads its weights (mode "colocate")."""
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> "TrainConfig":
+        if "@" in (self.vllm_server_base_url or ""):
+            raise ValueError("vllm_server_base_url holds credentials; it is written to the run directory, so it must not")
+        return self
+
+
+PLACES = ("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_gpu_memory_utilization")
+"""Settings of [train] that say where something runs and not what it computes: a run may go on with others."""
 
 
 class CharacterConfig(Section):
@@ -277,7 +301,7 @@ class Stage(Section):
     label: str | None = None
     """The model's name in tables ("base", "RLVR"); the model's own name when not given."""
     threads: int | None = Field(default=None, gt=0)
-    """CPU threads for torch; the machine's cores when not given."""
+    """CPU threads for torch, in each process; the machine's cores, shared out among its processes, when not given."""
 
 
 def _no_other_side(section: TaskConfig) -> TaskConfig:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -28,7 +28,7 @@ from typing import IO, Any
 from pydantic import BaseModel, ValidationError
 
 from permix import __version__
-from permix.errors import ConfigError, DataError
+from permix.errors import ConfigError, DataError, PermixError
 from permix.types import Cell, CellKey
 
 PACKAGES = (
@@ -116,6 +116,25 @@ def _drop_torn_line(path: Path) -> None:
         file.truncate(0)
 
 
+@contextlib.contextmanager
+def writing(path: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Where the system refuses to write (a full disk, a quota), say so, and that the run can go on.
+
+    `kinds` are the errors by which libraries that write files of their own report that.
+    """
+    try:
+        yield
+    except (OSError, *kinds) as error:  # type: ignore[misc]
+        raise unwritten(path, error) from error
+
+
+def unwritten(path: Path, error: Exception) -> PermixError:
+    reason = (isinstance(error, OSError) and error.strerror) or str(error).strip().partition("\n")[0]
+    return PermixError(
+        f"{path}: cannot be written: {reason}; make room, then run the same command: it goes on from what is whole"
+    )
+
+
 class RunDir:
     """A run directory held by this process. Open it with `RunDir.open`, as a context manager."""
 
@@ -173,17 +192,26 @@ class RunDir:
         return read_cells(self.records_path)
 
     @contextlib.contextmanager
-    def accounted(self) -> Iterator[None]:
-        """Add the CPU and wall seconds of the block to usage.json, also when it ends by an error or Ctrl-C."""
-        cpu, wall = _cpu_seconds(), time.monotonic()
+    def accounted(self, team: Callable[[float], float] = float) -> Iterator[None]:
+        """Add the CPU and wall seconds of the block to usage.json, also when it ends by an error or Ctrl-C.
+
+        `team` turns this process's CPU seconds into those of all that worked with it; it is asked when the block ends by itself.
+        """
+        cpu, wall = cpu_seconds(), time.monotonic()
         try:
             yield
-        finally:
-            path = self.path / "usage.json"
-            before = read_json(path) if path.exists() else {}
-            used = {"cpu_seconds": _cpu_seconds() - cpu, "wall_seconds": time.monotonic() - wall, "starts": 1}
-            totals = {key: round(before.get(key, 0) + value, 2) for key, value in used.items()}
-            write_json(path, totals | {"peak_mb": max(before.get("peak_mb", 0), _peak_mb())})
+        except BaseException:
+            with contextlib.suppress(OSError):  # the error itself may be a full disk
+                self._account(cpu_seconds() - cpu, time.monotonic() - wall)
+            raise
+        self._account(team(cpu_seconds() - cpu), time.monotonic() - wall)
+
+    def _account(self, cpu: float, wall: float) -> None:
+        path = self.path / "usage.json"
+        before = read_json(path) if path.exists() else {}
+        used = {"cpu_seconds": cpu, "wall_seconds": wall, "starts": 1}
+        totals = {key: round(before.get(key, 0) + value, 2) for key, value in used.items()}
+        write_json(path, totals | {"peak_mb": max(before.get("peak_mb", 0), _peak_mb())})
 
     def append(self, cells: Iterable[Cell]) -> None:
         """Add cells; they are with the operating system when this returns, so a killed process loses none of them."""
@@ -240,7 +268,7 @@ def _peak_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     """CPU seconds of this process and of the workers it has waited for."""
     now = os.times()
     return now.user + now.system + now.children_user + now.children_system
@@ -253,6 +281,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "packages": dict(_versions()),
         "revision": source_revision(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],

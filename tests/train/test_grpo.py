@@ -11,11 +11,11 @@ from trl import GRPOTrainer
 from permix.config import ModelConfig, PersonasConfig, PlanConfig, TrainConfig, TrainStage
 from permix.errors import PermixError
 from permix.models.hf import HFModel, load_tokenizer, load_weights
-from permix.train.grpo import PlanTrainer, bfloat16_copy, has_signal, samples_of
+from permix.train.grpo import PlanTrainer, grpo_arguments, has_signal, samples_of
 from permix.train.plan import Mixture, Plan, Recipe, compile_plan
 from permix.train.reward import Rollout
-from permix.train.run import grpo_arguments
 from permix.train.samples import Sample
+from permix.train.sharded import bring_up_to_date, rollout_copy
 from permix.types import Completion, Persona, Question, Request, Sampling, Verdict, seed_from
 from permix.verify import Verifier
 
@@ -371,10 +371,13 @@ def test_a_reward_that_can_be_learnt_is_learnt(tiny_model: Path, tmp_path: Path)
 def test_the_rollout_copy_keeps_its_rotary_frequencies(tiny_model: Path) -> None:
     """In bfloat16 they would turn far positions by wrong angles: another policy than the one that is trained."""
     network = load_weights(str(tiny_model), torch.float32, "cpu")
-    twin = bfloat16_copy(network)
+    twin = rollout_copy(network, torch.bfloat16)
+    bring_up_to_date(twin, network, frozen_too=True)
     assert {parameter.dtype for parameter in twin.parameters()} == {torch.bfloat16}
     assert not any(parameter.requires_grad for parameter in twin.parameters())
     for (name, ours), (_, theirs) in zip(twin.named_buffers(), network.named_buffers(), strict=True):
         assert ours.dtype == theirs.dtype, name
         assert torch.equal(ours, theirs), name
+    for ours, theirs in zip(twin.parameters(), network.parameters(), strict=True):
+        assert torch.equal(ours, theirs.bfloat16())
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}

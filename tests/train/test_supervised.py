@@ -278,7 +278,7 @@ LEARNING = [
     Moment(SAVED, 1),
     Moment("permix.train.log:_append", 3, torn=True),
     Moment(STEP, 1),
-    Moment("permix.train.run:write_card", 1),
+    Moment("permix.train.weights:write_card", 1),
 ]
 """Before the first checkpoint; in the middle of writing it; just after it; in the middle of logging step 3; after step 3; in the
 middle of writing the model."""

@@ -24,9 +24,10 @@ from permix.errors import ConfigError, DataError, PermixError
 from permix.models.hf import HFModel
 from permix.records import read_cells
 from permix.tasks.overlap import Seen, read_seen, write_seen
+from permix.train.checkpoints import newest_checkpoint
 from permix.train.log import read_log
 from permix.train.plan import compile_from, read_plan, write_plan
-from permix.train.run import newest_checkpoint, seen_after, train
+from permix.train.run import seen_after, train
 from permix.types import Completion, Message, Request, Sampling, digest
 from tests.mortal import Moment, command
 
@@ -275,7 +276,7 @@ MOMENTS = [
     Moment("permix.train.log:_append", 3, torn=True),
     Moment("permix.train.log:StepLog.step", 1),
     Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
-    Moment("permix.train.run:write_card", 1),
+    Moment("permix.train.weights:write_card", 1),
 ]
 """Where each start of the run dies: before the first checkpoint; in the middle of writing it; just after it; in the middle of
 logging step 3; after step 3; after the last checkpoint; in the middle of writing the model."""

@@ -69,6 +69,13 @@ def load_weights(source: str, dtype: "torch.dtype", device: str) -> Any:
     return _load(AutoModelForCausalLM, source, dtype=dtype).to(device).eval()
 
 
+def context_window(source: str) -> int:
+    """Tokens that the model reads at most, by its configuration alone."""
+    from transformers import AutoConfig
+
+    return int(_load(AutoConfig, source).get_text_config().max_position_embeddings)
+
+
 def _load(cls: Any, source: str, **options: Any) -> Any:
     try:
         return cls.from_pretrained(source, **options)

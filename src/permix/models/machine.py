@@ -46,14 +46,19 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def pin_threads(threads: int | None) -> int:
-    """Give torch a fixed number of threads (the cores this process may use, when not given) and return it."""
+    """Give torch a fixed number of threads and return it; when not given, this process's share of the cores it may use."""
     quiet_threads()
     keep_freed_memory()
     import torch
 
-    count = threads or len(os.sched_getaffinity(0))
+    count = threads or share_of_cores(len(os.sched_getaffinity(0)))
     torch.set_num_threads(count)
     return count
+
+
+def share_of_cores(cores: int) -> int:
+    """Cores for each of the processes that a launcher started on this machine: whole ones, and at least one."""
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def pick_device() -> str:

@@ -5,41 +5,54 @@ TRL keeps the loop, the advantages, the optimizer, the logs, the checkpoints and
 - rollouts are decoded by `permix.models.decoding` from a copy of the weights in the forward pass's precision (TRL casts all
   float32 weights again at every decode step), each from its own seed, so a rollout depends on the plan and the weights alone;
 - one reward, the verifier's; its None stays None;
+- several processes train as one: each has whole groups of a step, figures and records are those of all, in the plan's order;
+- a checkpoint may fall between two optimizer steps on the same rollouts, and then holds them;
 - one optimizer step is one `training_step`, whose arithmetic is `permix.train.objective`: rollouts packed without padding, each
   prompt read once for all of its completions, those without advantage left out where the loss has no KL term.
 """
 
-import copy
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, use_adapter
 
-from permix.config import TrainConfig
+from permix.config import TrainConfig, TrainStage
 from permix.errors import PermixError
 from permix.models.decoding import decode
 from permix.models.hf import encode_chat
-from permix.models.shared import shares_prompts
+from permix.models.shared import NAME, ORDINARY, shares_prompts
 from permix.progress import say
+from permix.records import unwritten
+from permix.train import processes
 from permix.train.adaptive import Curriculum, outcomes
+from permix.train.buffer import read_buffer, write_buffer
 from permix.train.clock import StepClock
+from permix.train.common import ClockStarter, common_arguments
 from permix.train.expressivity import Expressivity
+from permix.train.fit import refuse_raw_logprobs, sharding
 from permix.train.objective import Objective, Replayed, inner
 from permix.train.plan import Plan
 from permix.train.replay import Replay
 from permix.train.reward import Rollout, mean_by_tag, mean_of, verdicts
 from permix.train.samples import Sample
+from permix.train.sharded import bring_up_to_date, rollout_copy
 from permix.types import Message, PlanRow, Sampling, seed_from
 from permix.verify import Verifier
 
 T = TypeVar("T")
+Told = tuple[Rollout, Sequence[str], float | None]
+"""A rollout, the tags of its persona, and its expressivity."""
 
 
 class Recorder(Protocol):
@@ -70,16 +83,6 @@ def rollout_rows(rows: Iterable[PlanRow]) -> list[dict[str, Any]]:
     ]
 
 
-class _ClockStarter(TrainerCallback):  # type: ignore[misc]
-    """Keeps setting up and loading a checkpoint out of the first step's time."""
-
-    def __init__(self, clock: StepClock) -> None:
-        self._clock = clock
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._clock.restart()
-
-
 class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
     """`GRPOTrainer` over the rows of a plan."""
 
@@ -91,12 +94,13 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         self.config, self._replay, self._expressivity = config, replay, expressivity
         self._verifier, self._recorder = verifier, recorder
         self._plan, self._curriculum = plan, curriculum
-        self._told: list[tuple[Rollout, Sequence[str], float | None]] = []
+        self._told: list[Told] = []
         self._bare = bool(plan.about.get("bare"))
         self._current: list[dict[str, Any]] = []
         self._seeds: list[int] = []
         self._samples: list[Sample] = []
         self._sampler_network: Any = None
+        self._sampler_filled = False
         self._clock = StepClock()
         self._figures: dict[str, Any] = {}
         # The loader hands out places in the plan; what stands there is looked up when it is needed.
@@ -105,11 +109,15 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         super().__init__(reward_funcs=self._reward, train_dataset=places, args=args, **options)
         self._objective = Objective(config, self.accelerator, self.processing_class.pad_token_id)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_ClockStarter(self._clock))
+        self.add_callback(ClockStarter(self._clock))
         for network in (self.model, self.ref_model):
-            if network is not None and not shares_prompts(inner(network)):
+            if network is not None and not share_prompts_alike(inner(network)):
                 say("note: this model cannot read a prompt once for many completions; every copy of a prompt is read in full")
                 break
+        if sharding() != "none" and not self.use_vllm:
+            self._sampler_network = rollout_copy(inner(self.model), self._precision, self.accelerator.device)
+        if self.use_vllm and config.vllm_mode == "server" and config.importance_cap and self.accelerator.is_main_process:
+            refuse_raw_logprobs(self.vllm_generation.vllm_client.get_server_info())
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         """Each step's rows once per iteration over them; TRL's own would repeat every row G times and shuffle."""
@@ -127,7 +135,7 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
     def _prepare_inputs(self, places: list[dict[str, int]]) -> list[Sample]:
         """The rollouts of this optimizer step: fresh ones, or the last ones again while `iterations` asks for them."""
         step, again = divmod(self.state.global_step, self.num_iterations)
-        if again == 0 or not self._samples:
+        if again == 0:
             self._lay_block(step)
             size = self._plan.groups_per_step * self._plan.group_size
             rows = rollout_rows(row for row in self._plan.of_step(step) if not row.spare)
@@ -186,11 +194,19 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
                 drawn = decode(network, self.processing_class, prompt_ids, self._seeds, sampling)
             return [one.ids for one in drawn], [one.logps for one in drawn]
 
+    @property
+    def _precision(self) -> torch.dtype:
+        return torch.bfloat16 if self.args.bf16 else torch.float32
+
     @contextmanager
     def _rollout_network(self) -> Iterator[Any]:
-        """The network that decodes: a bfloat16 copy brought up to date, or the trained one where a copy would not help."""
+        """The network that decodes: a copy brought up to date, or the trained one where a copy would not help.
+
+        A copy helps in bfloat16, and where weights are shared out: processes decode for different lengths, and a network whose
+        every pass needs all of them would wait for ever.
+        """
         trained = inner(self.accelerator.unwrap_model(self.model))
-        if not self.args.bf16:
+        if self._sampler_network is None and not self.args.bf16:
             was = trained.training
             trained.eval()
             try:
@@ -199,11 +215,9 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
                 trained.train(was)
             return
         if self._sampler_network is None:
-            self._sampler_network = bfloat16_copy(trained)
-        with torch.no_grad():
-            for ours, theirs in zip(self._sampler_network.parameters(), trained.parameters(), strict=True):
-                if theirs.requires_grad:
-                    ours.copy_(theirs)
+            self._sampler_network = rollout_copy(trained, self._precision)
+        bring_up_to_date(self._sampler_network, trained, frozen_too=not self._sampler_filled)
+        self._sampler_filled = True
         yield self._sampler_network
 
     def _reward(self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[Any]:
@@ -228,19 +242,19 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         return paid
 
     def _record(self) -> None:
-        """Write down what was generated, spare groups and all, and let the curriculum know."""
-        rollouts = [rollout for rollout, _, _ in self._told]
+        """Write down what all processes generated, spare groups and all, and let the curriculum know."""
+        rollouts, tags, shares = zip(*in_plan_order(processes.gathered(self._told)), strict=True)
         rewards = [rollout.verdict.reward for rollout in rollouts]
         self._recorder.rollouts(self.state.global_step + 1, rollouts)
         self._figures |= {
-            "reward_by_tag": mean_by_tag(rewards, [tags for _, tags, _ in self._told]),
+            "reward_by_tag": mean_by_tag(rewards, tags),
             "unscored": rewards.count(None),
             "tokens": sum(rollout.tokens for rollout in rollouts),
             "reward": mean_of([reward for reward in rewards if reward is not None]),
         }
         if self._expressivity is not None:
             self._figures["expressivity"] = mean_of(
-                [share for rollout, _, share in self._told if share is not None and rollout.persona_id is not None]
+                [share for share, rollout in zip(shares, rollouts, strict=True) if rollout.persona_id is not None]
             )
         if self._plan.spares:
             self._figures["spare_rollouts"] = len(rollouts) - len(self._samples) * self.accelerator.num_processes
@@ -293,20 +307,22 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         """This process's part of the answers that the step replays."""
         if self._replay is None:
             return None
-        places = self._replay.chosen(self.state.global_step)[self.accelerator.process_index :: self.accelerator.num_processes]
+        own = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        places = self._replay.chosen(self.state.global_step)[own]
         # Copies: what a step learns of an answer (its log-probabilities) is not the next step's.
         answers = [replace(self._replay.answers[place]) for place in places]
         if self._replay.teachers:
             return Replayed(self._replay.weight, answers, [self._replay.teachers[place] for place in places])
-        return Replayed(self._replay.weight, self._answers_now(answers, self._replay.longest), ())
+        numbers = range(own.start, own.start + own.step * len(places), own.step)
+        seeds = [seed_from("replay", self.config.seed, self.state.global_step, number) for number in numbers]
+        return Replayed(self._replay.weight, self._answers_now(answers, seeds, self._replay.longest), ())
 
-    def _answers_now(self, asked: Sequence[Sample], longest: int) -> list[Sample]:
+    def _answers_now(self, asked: Sequence[Sample], seeds: Sequence[int], longest: int) -> list[Sample]:
         """What the model in training says to the same prompts, scored by the reference."""
-        step, rank = self.state.global_step, self.accelerator.process_index
         with self._clock.part("generation"), self._rollout_network() as network:
-            seeds = [seed_from("replay", self.config.seed, step, rank, place) for place in range(len(asked))]
             sampling = Sampling(temperature=self.temperature, max_new_tokens=longest)
-            drawn = decode(network, self.processing_class, [list(one.prompt) for one in asked], seeds, sampling)
+            prompts = [list(one.prompt) for one in asked]
+            drawn = decode(network, self.processing_class, prompts, seeds, sampling) if prompts else []
         samples = [Sample(one.prompt, said.ids, 0.0, sampler=said.logps) for one, said in zip(asked, drawn, strict=True)]
         with self._reference() as reference:
             for sample, logps in zip(samples, self._objective.logps(reference, samples), strict=True):
@@ -324,8 +340,28 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
     # Records
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Raises PermixError where the system refuses to write; what was begun is then taken away, and the last one is whole."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with self._clock.part("saving"):
-            super()._save_checkpoint(model, trial)
+            try:
+                super()._save_checkpoint(model, trial)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                if processes.peer_lost(error):
+                    raise
+                shutil.rmtree(folder, ignore_errors=True)
+                raise unwritten(folder, error) from error
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The last that each process saves before the main one writes trainer_state.json, which makes the checkpoint count."""
+        super()._save_rng_state(output_dir)
+        unfinished = self.state.global_step % self.num_iterations != 0
+        rank, count = self.accelerator.process_index, self.accelerator.num_processes
+        write_buffer(Path(output_dir), self._samples if unfinished else [], rank, count)
+        processes.wait()
+
+    def _load_rng_state(self, checkpoint: str) -> None:
+        super()._load_rng_state(checkpoint)
+        self._samples = read_buffer(Path(checkpoint), self.accelerator.process_index, self.accelerator.num_processes)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         by_tag = self._figures.get("reward_by_tag", {})
@@ -340,11 +376,22 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         figures["signal_groups"] = None if flat is None else 1 - flat
         fresh, self._figures = self._figures, {}
         # Only a step that generated has a reward: a second pass over the same rollouts has none of its own.
-        return {"reward": None} | figures | fresh | self._clock.lap()
+        return {"reward": None} | figures | fresh | self._laps()
+
+    def _laps(self) -> dict[str, dict[str, float]]:
+        """Wall seconds of this process, CPU seconds of all."""
+        laps = processes.gathered(self._clock.lap())
+        cpu = {part: round(sum(lap["cpu_seconds"][part] for lap in laps), 3) for part in laps[0]["cpu_seconds"]}
+        return {"seconds": laps[processes.rank()]["seconds"], "cpu_seconds": cpu}
 
 
 def in_groups(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def in_plan_order(told: Iterable[Iterable[Told]]) -> list[Told]:
+    """What all processes tell, group by group: each has told of its own."""
+    return sorted(chain.from_iterable(told), key=lambda one: one[0].group)
 
 
 def has_signal(group: Sequence[Sample]) -> bool:
@@ -365,12 +412,48 @@ def samples_of(scored: dict[str, Any]) -> list[Sample]:
     return samples
 
 
-def bfloat16_copy(network: Any) -> Any:
-    """A frozen copy with its weights in bfloat16. Buffers stay as they are: rotary frequencies in bfloat16 are wrong ones."""
-    twin = copy.deepcopy(network).eval().requires_grad_(False)
-    for parameter in twin.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16)
-    return twin
+def share_prompts_alike(network: Any) -> bool:
+    """Whether all processes' networks can share prompts: the main one's trial counts, for others may hold no weights yet."""
+    found = processes.agreed(shares_prompts(network))
+    if found != network.shares_prompts:
+        network.shares_prompts = found
+        network.set_attn_implementation(NAME if found else ORDINARY)
+    return found
+
+
+def grpo_arguments(stage: TrainStage, plan: Plan, out: Path) -> GRPOConfig:
+    """TRL's arguments for this plan on this machine, for one of its processes.
+
+    One generation feeds exactly one optimizer step (per iteration); its groups are dealt to the processes whole, in their order.
+    """
+    config = stage.train
+    # TRL makes (and shards) a reference model when beta is not 0; on-policy replay needs one too.
+    anchored = stage.character.replay > 0 and stage.character.replay_policy == "on"
+    return GRPOConfig(
+        **common_arguments(config, plan.steps * config.iterations, out), **vllm_arguments(config),
+        num_iterations=config.iterations, num_generations=plan.group_size,
+        per_device_train_batch_size=plan.groups_per_step // processes.count() * plan.group_size,
+        beta=config.beta or float(anchored), loss_type=config.loss, scale_rewards=config.scale_rewards,
+        epsilon=config.clip_low, epsilon_high=config.clip_high,
+        temperature=config.temperature, top_p=config.top_p, max_completion_length=config.max_new_tokens,
+    )  # fmt: skip
+
+
+def vllm_arguments(config: TrainConfig) -> dict[str, Any]:
+    """TRL's arguments for rollouts by vLLM. The correction for its numerics is ours (train.importance_cap), so TRL's is off."""
+    if not config.use_vllm:
+        return {}
+    return {
+        "use_vllm": True,
+        "vllm_mode": config.vllm_mode,
+        "vllm_server_base_url": config.vllm_server_base_url,
+        "vllm_server_host": config.vllm_server_host,
+        "vllm_server_port": config.vllm_server_port,
+        "vllm_gpu_memory_utilization": config.vllm_gpu_memory_utilization,
+        "vllm_tensor_parallel_size": config.vllm_tensor_parallel_size,
+        "vllm_max_model_length": config.max_prompt_tokens + config.max_new_tokens,
+        "vllm_importance_sampling_correction": False,
+    }
 
 
 METRICS = {

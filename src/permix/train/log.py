@@ -1,4 +1,8 @@
-"""What a training run leaves for people: log.jsonl (a line a step), rollouts.jsonl (a line a rollout), samples.md (to read)."""
+"""What a training run leaves for people: log.jsonl (a line a step), rollouts.jsonl (a line a rollout), samples.md (to read).
+
+`step` counts optimizer steps from 1 in all of them. A rollout stands under the first step that trains on it; with
+`train.iterations` above 1 the steps that train on it again have lines in log.jsonl, without a reward, and no rollouts.
+"""
 
 import json
 import math
@@ -9,19 +13,36 @@ from typing import Any
 
 from permix.escape import clip, markdown, visible
 from permix.progress import Meter
-from permix.records import write_text
+from permix.records import write_text, writing
 from permix.train.plan import Plan, write_plan
 from permix.train.reward import Rollout
 
 SAMPLES_A_STEP = 4
 
 
+class NoLog:
+    """The recorder of a process that does not write."""
+
+    def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        pass
+
+    def plan(self, plan: Plan, blocks: Sequence[Mapping[str, Any]]) -> None:
+        pass
+
+    def step(self, step: int, figures: Mapping[str, Any]) -> None:
+        pass
+
+
 class FigureLog:
-    """A line a step in log.jsonl. Lines after step `done` are of a process that died, and are dropped."""
+    """A line a step in log.jsonl. Lines after step `done` are of a process that died, and are dropped.
+
+    Raises PermixError naming the file where the system refuses to write.
+    """
 
     def __init__(self, out: Path, done: int, shown: Meter) -> None:
         self.out, self.shown = out, shown
-        self._tokens = _keep_until(out / "log.jsonl", done)
+        with writing(out):
+            self._tokens = _keep_until(out / "log.jsonl", done)
 
     def step(self, step: int, figures: Mapping[str, Any]) -> None:
         self._tokens += figures.get("tokens", 0)
@@ -40,14 +61,16 @@ class StepLog(FigureLog):
     def __init__(self, out: Path, done: int, samples_every: int, shown: Meter) -> None:
         super().__init__(out, done, shown)
         self.samples_every = samples_every
-        _keep_until(out / "rollouts.jsonl", done)
-        _rewrite_samples(out, samples_every)
+        with writing(out):
+            _keep_until(out / "rollouts.jsonl", done)
+            _rewrite_samples(out, samples_every)
 
     def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
         lines = [rollout._asdict() | {"verdict": rollout.verdict.model_dump()} for rollout in rollouts]
         _append(self.out / "rollouts.jsonl", lines)
         if (step - 1) % self.samples_every == 0:
-            with (self.out / "samples.md").open("a", encoding="utf-8", errors="replace") as file:
+            path = self.out / "samples.md"
+            with writing(path), path.open("a", encoding="utf-8", errors="replace") as file:
                 file.write(samples_text(step, lines))
 
     def plan(self, plan: Plan, blocks: Sequence[Mapping[str, Any]]) -> None:
@@ -72,7 +95,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("ab") as file:
+    with writing(path), path.open("ab") as file:
         file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "replace"))
 
 

@@ -5,7 +5,7 @@ the gradient of the step's whole loss (`permix.train.losses`) and of character r
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +14,8 @@ import torch
 from permix.config import TrainConfig
 from permix.models.score import Scores, score
 from permix.models.shared import Branches, completion_logits, plain_logits, shares_prompts
+from permix.train import processes
+from permix.train.fit import sharding
 from permix.train.losses import TokenTerms, importance, token_losses, token_weights
 from permix.train.replay import Teacher, forward_kl
 from permix.train.samples import Pack, Sample, family, pack
@@ -41,7 +43,9 @@ class Objective:
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """Add the gradient of these rollouts' loss and of character replay, pack by pack; returns the loss and figures.
 
-        A rollout's `old` log-probabilities are filled in when they are not known.
+        Rollouts and answers are this process's, loss and figures those of all: each process adds its packs' share of the step's
+        one loss, and the processes' gradients are averaged, so a share counts as often as there are processes. A rollout's `old`
+        log-probabilities are filled in when they are not known.
         """
         tokens, rows = self._over_processes(sum(len(sample.completion) for sample in samples), len(samples))
         live = [sample for sample in samples if sample.advantage != 0 or self.config.beta != 0.0]
@@ -53,17 +57,24 @@ class Objective:
         if replayed is not None:
             jobs += self._replay_jobs(model, replayed, tally)
         passes = self.most(len(jobs))
-        jobs += [partial(self._nothing, model, samples)] * (passes - len(jobs))
+        jobs += [partial(self._nothing, model)] * (passes - len(jobs))
         total = torch.zeros((), device=self.accelerator.device)
         for number, job in enumerate(jobs, start=1):
-            # Gradients travel between processes once a step, after the last pack.
-            with nullcontext() if number == passes else self.accelerator.no_sync(model):
+            with self._travelling(model, last=number == passes):
                 loss = job()
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             total += loss.detach()
         if passes == 0:
             _give_zero_gradients(model)
-        return total, tally.figures() | {"live_rollouts": len(live)}
+        tally.live = len(live)
+        return self.accelerator.reduce(total), Tally.of(processes.gathered(tally)).figures()
+
+    def _travelling(self, model: Any, last: bool) -> AbstractContextManager[None]:
+        """Gradients travel between processes once a step, after the last pack; where weights are shared out, after every pack:
+        gradients of whole weights would not fit."""
+        if last or sharding() != "none":
+            return nullcontext()
+        return self.accelerator.no_sync(model)  # type: ignore[no-any-return]
 
     def _policy_loss(self, model: Any, chosen: Pack, *, sizes: Mapping[str, int], tally: "Tally") -> torch.Tensor:
         """The loss of one pack of rollouts."""
@@ -93,10 +104,9 @@ class Objective:
         )  # fmt: skip
         return terms, scores
 
-    def _nothing(self, model: Any, samples: Sequence[Sample]) -> torch.Tensor:
+    def _nothing(self, model: Any) -> torch.Tensor:
         """The least a process can run while others still have packs."""
-        least = Sample(samples[0].prompt[:1], samples[0].completion[:1], 0.0)
-        return self._scores(model, [[least]]).logp_N.sum() * 0.0
+        return self._scores(model, [[Sample((self.pad,), [self.pad], 0.0)]]).logp_N.sum() * 0.0
 
     def _replay_jobs(self, model: Any, replayed: Replayed, tally: "Tally") -> list[Callable[[], torch.Tensor]]:
         """One job a pack of in-character answers; the term is a mean over the step's tokens, of all processes."""
@@ -129,10 +139,13 @@ class Objective:
         return terms.kl_N, terms.loss_N
 
     def logps(self, model: Any, samples: Sequence[Sample]) -> list[list[float]]:
-        """Log-probabilities of each rollout's tokens, without gradient."""
+        """Log-probabilities of each rollout's tokens, without gradient. Every process must ask at once, if only about nothing."""
         found: dict[int, list[float]] = {}
+        packs = pack(samples, self.config.micro_tokens)
         with torch.no_grad():
-            for one in pack(samples, self.config.micro_tokens):
+            for _ in range(self.most(len(packs)) - len(packs)):
+                self._nothing(model)
+            for one in packs:
                 ordered = [sample for own in one for sample in own]
                 for sample, logps in zip(ordered, split(self._scores(model, one).logp_N, ordered), strict=True):
                     found[id(sample)] = logps.tolist()
@@ -167,7 +180,7 @@ class Tally:
     """Means over the completion tokens that a step trained on."""
 
     def __init__(self) -> None:
-        self.trained = 0
+        self.live, self.trained = 0, 0
         self._sums: dict[str, float] = {}
         self._count = 0
         self.has_replay, self.replay_kl = False, 0.0
@@ -178,10 +191,24 @@ class Tally:
             self._sums[name] = self._sums.get(name, 0.0) + float(values.nansum())
         self._count += len(next(iter(known.values())))
 
+    @classmethod
+    def of(cls, parts: Sequence["Tally"]) -> "Tally":
+        """What several processes counted, as if one had."""
+        whole = cls()
+        for part in parts:
+            whole.live += part.live
+            whole.trained += part.trained
+            whole._count += part._count
+            whole.has_replay |= part.has_replay
+            whole.replay_kl += part.replay_kl
+            for name, value in part._sums.items():
+                whole._sums[name] = whole._sums.get(name, 0.0) + value
+        return whole
+
     def figures(self) -> dict[str, float]:
         means = {name: total / self._count for name, total in self._sums.items()}
         replay = {"replay_kl": self.replay_kl} if self.has_replay else {}
-        return {"trained_tokens": self.trained, **means, **replay}
+        return {"live_rollouts": self.live, "trained_tokens": self.trained, **means, **replay}
 
 
 def split(flat_N: torch.Tensor, ordered: Sequence[Sample]) -> Sequence[torch.Tensor]:

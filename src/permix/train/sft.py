@@ -15,15 +15,15 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from permix.config import TrainConfig
 from permix.models.decoding import stop_ids
 from permix.models.hf import PROBE, completion_ids, encode_chat
-from permix.models.machine import pick_device, pick_dtype
 from permix.train.clock import StepClock
+from permix.train.common import ClockStarter, common_arguments
 from permix.train.examples import Example
 
 IGNORED = -100
@@ -91,16 +91,6 @@ def micro_batches(inputs: Mapping[str, torch.Tensor], budget: int) -> Iterator[d
         start = end
 
 
-class _ClockStarter(TrainerCallback):  # type: ignore[misc]
-    """Keeps setting up and loading a checkpoint out of the first step's time."""
-
-    def __init__(self, clock: StepClock) -> None:
-        self._clock = clock
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._clock.restart()
-
-
 class ExampleTrainer(SFTTrainer):  # type: ignore[misc]
     """`SFTTrainer` over the steps of a plan; up to `micro_tokens` tokens in one forward and backward pass."""
 
@@ -117,7 +107,7 @@ class ExampleTrainer(SFTTrainer):  # type: ignore[misc]
             data_collator=_StepCollator(processing_class.pad_token_id), **options,
         )  # fmt: skip
         self.remove_callback(PrinterCallback)
-        self.add_callback(_ClockStarter(self._clock))
+        self.add_callback(ClockStarter(self._clock))
 
     def training_step(self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward over the whole step; the loss of each part is its share of the step's mean."""
@@ -150,18 +140,7 @@ METRICS = {"loss": "loss", "grad_norm": "grad_norm", "lr": "learning_rate"}
 
 def sft_arguments(config: TrainConfig, steps: int, out: Path) -> SFTConfig:
     """TRL's arguments for `steps` steps an epoch on this machine. A row of the data set is a step, and so is a batch."""
-    device = pick_device()
     return SFTConfig(
-        output_dir=str(out), max_steps=steps * config.epochs, per_device_train_batch_size=1, gradient_accumulation_steps=1,
-        train_sampling_strategy="sequential", shuffle_dataset=False, remove_unused_columns=False, max_length=None,
-        learning_rate=config.lr, lr_scheduler_type=_schedule(config), warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
-        use_cpu=device == "cpu", bf16=pick_dtype(config.precision, device) == torch.bfloat16,
-        gradient_checkpointing=config.gradient_checkpointing, seed=config.seed, data_seed=config.seed,
-        save_steps=config.save_every, save_total_limit=1, logging_steps=1, disable_tqdm=True,
-        report_to=list(config.report_to) or "none", dataloader_pin_memory=False,
+        **common_arguments(config, steps * config.epochs, out), per_device_train_batch_size=1, gradient_accumulation_steps=1,
+        train_sampling_strategy="sequential", max_length=None,
     )  # fmt: skip
-
-
-def _schedule(config: TrainConfig) -> str:
-    return "constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule

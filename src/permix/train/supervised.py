@@ -10,51 +10,29 @@ besides the files of every training:
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from permix.config import TrainStage
 from permix.errors import ConfigError
-from permix.models.hf import completion_ids, encode_chat, load_tokenizer
+from permix.models.hf import completion_ids, context_window, encode_chat, load_tokenizer
 from permix.models.machine import release_memory
 from permix.progress import meter, say
 from permix.records import RunDir
-from permix.tasks.overlap import write_seen
+from permix.train.checkpoints import step_of
 from permix.train.distill import teacher_examples
 from permix.train.examples import Chosen, Example, gold_examples, keep, kept, steps_of, words
 from permix.train.log import FigureLog
 from permix.train.plan import Plan
-from permix.train.run import (
-    _lora,
-    _network,
-    _refuse_too_long,
-    _step_of,
-    _write_model,
-    longest_prompt,
-    newest_checkpoint,
-    seen_after,
-)
+from permix.train.weights import lora, network_of, seed_trainer
 from permix.verify import Verifier
 
 
-def supervise(config: TrainStage, plan: Plan, source: str, run: RunDir, target: Path) -> None:
-    """Run or go on with a supervised training; writes the model to `target`."""
-    tokenizer, unloaded = load_tokenizer(source), _Unloaded.of(source)
-    _refuse_too_long(longest_prompt(plan, tokenizer, config.train.max_prompt_tokens), config.train, unloaded)
-    chosen = kept(run.path) or _choose(config, plan, run, tokenizer, unloaded.config.max_position_embeddings)
+def supervise(config: TrainStage, plan: Plan, source: str, run: RunDir, checkpoint: Path | None) -> Any:
+    """Run or go on with a supervised training; returns the trainer, which holds the trained network."""
+    tokenizer = load_tokenizer(source)
+    chosen = kept(run.path) or _choose(config, plan, run, tokenizer, context_window(source))
     release_memory()  # a teacher in this process is not needed any more
-    _learn(config, plan, chosen, tokenizer, source, run.path, target)
-
-
-class _Unloaded(NamedTuple):
-    """A network of which only the configuration has been read."""
-
-    config: Any
-
-    @classmethod
-    def of(cls, source: str) -> "_Unloaded":
-        from transformers import AutoConfig
-
-        return cls(AutoConfig.from_pretrained(source))
+    return _learn(config, chosen, tokenizer, source, run.path, checkpoint)
 
 
 def _choose(config: TrainStage, plan: Plan, run: RunDir, tokenizer: Any, window: int) -> Chosen:
@@ -98,20 +76,18 @@ def length(example: Example, tokenizer: Any) -> int:
     return len(completion_ids(example.completion, tokenizer)) + example.ended
 
 
-def _learn(config: TrainStage, plan: Plan, chosen: Chosen, tokenizer: Any, source: str, out: Path, target: Path) -> None:
+def _learn(config: TrainStage, chosen: Chosen, tokenizer: Any, source: str, out: Path, checkpoint: Path | None) -> Any:
     from permix.train.sft import ExampleTrainer, sft_arguments
 
-    seen = seen_after(plan, source)
-    write_seen(out / "checkpoints", seen)
-    checkpoint = newest_checkpoint(out / "checkpoints")
-    done = _step_of(checkpoint)
-    steps = steps_of(chosen.examples)
+    done, steps = step_of(checkpoint), steps_of(chosen.examples)
     arguments = sft_arguments(config.train, len(steps), out / "checkpoints")
     with meter(f"train {config.label or config.out.name}", arguments.max_steps, "steps") as shown:
         shown.start_at(done)
+        network = network_of(source)
+        seed_trainer(config.train.seed)
         trainer = ExampleTrainer(
             steps=steps, micro_tokens=config.train.micro_tokens, recorder=FigureLog(out, done, shown), args=arguments,
-            model=_network(source), processing_class=tokenizer, peft_config=_lora(config.train),
+            model=network, processing_class=tokenizer, peft_config=lora(config.train),
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _write_model(trainer, tokenizer, plan, seen, config, out, target)
+    return trainer

@@ -1,0 +1,166 @@
+"""Whether a plan, its settings and the processes at hand fit together: asked before anything is loaded.
+
+`refuse_unfit` is about the plan and the settings alone, `refuse_launch` about how the processes were started. Both raise
+ConfigError naming what was found and what would do.
+"""
+
+import importlib.util
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from permix.config import SUPERVISED, TrainConfig, TrainStage
+from permix.errors import ConfigError
+from permix.models.hf import context_window, encode_chat
+from permix.train import processes
+from permix.train.plan import Plan
+
+Sharding = Literal["none", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
+
+
+class Launch(NamedTuple):
+    """How this process was started: among how many, and whether they share out the weights."""
+
+    processes: int = 1
+    sharding: Sharding = "none"
+    visible_gpus: int = 0
+
+
+def launch() -> Launch:
+    """As `accelerate launch` and torchrun say in the environment. Imports torch only to count GPUs for a process alone."""
+    count = processes.count()
+    return Launch(count, sharding(), _visible_gpus() if count == 1 else 1)
+
+
+def sharding() -> Sharding:
+    """What `accelerate launch --config_file` chose; none under torchrun."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        return "fsdp1" if os.environ.get("FSDP_VERSION", "1") == "1" else "fsdp2"
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        return _ZERO.get(_zero_stage(), "zero2")
+    return "none"
+
+
+_ZERO: dict[str, Sharding] = {"0": "none", "1": "zero1", "2": "zero2", "3": "zero3"}
+
+
+def _zero_stage() -> str:
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if file == "none":
+        return os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    return str(json.loads(Path(file).read_text(encoding="utf-8"))["zero_optimization"]["stage"])
+
+
+def _visible_gpus() -> int:
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
+def refuse_unfit(plan: Plan, config: TrainConfig) -> None:
+    """A plan whose groups the trainer could not take apart, or whose rollouts the chosen engine would get wrong."""
+    sizes = Counter[tuple[int, int]]()
+    prompts = Counter[tuple[int, int]]()
+    for row in plan.rows:
+        sizes[row.step, row.group] += row.rollouts
+        prompts[row.step, row.group] += 1
+    (_, group), size = next(iter(sizes.items()))
+    if size < 2:
+        raise ConfigError(f"plan: group {group} has {size} rollout; a group's baseline needs 2 or more (plan.group_size)")
+    for (step, group), other in sizes.items():
+        if other != size:
+            raise ConfigError(f"plan: group {group} of step {step} has {other} rollouts, others {size}; all groups must be alike")
+    always = {(row.step, row.group) for row in plan.rows if not row.spare}
+    for step, groups in Counter(step for step, _ in always).items():
+        if groups != plan.groups_per_step:
+            raise ConfigError(f"plan: step {step} has {groups} groups, step 0 has {plan.groups_per_step}; all must be alike")
+    if config.use_vllm and config.vllm_mode == "server" and max(prompts.values()) > 1:
+        raise ConfigError(
+            'train.vllm_mode = "server": TRL\'s server mode generates for the first prompt of each group alone, so with '
+            'plan.scope = "rollout" every rollout of a group would be its first persona\'s; give plan.scope = "group", '
+            'train.vllm_mode = "colocate" or train.use_vllm = false'
+        )
+
+
+def refuse_launch(plan: Plan, stage: TrainStage, started: Launch) -> None:
+    """Processes that the step cannot be dealt to, or that hold no weights to generate with; vLLM where it is not there."""
+    config = stage.train
+    if stage.method in SUPERVISED and started.processes > 1:
+        raise ConfigError(
+            f'method = "{stage.method}": the supervised methods train in one process, and {started.processes} were started; '
+            "start one, or give method permix or rlvr"
+        )
+    groups, count = plan.groups_per_step, started.processes
+    if groups % count:
+        raise ConfigError(
+            f"plan.questions_per_step = {groups}: the groups of a step are dealt to processes whole, and {count} cannot share "
+            f"{groups} evenly; start {_divisors(groups)}, or give plan.questions_per_step a multiple of {count}"
+        )
+    if started.visible_gpus > 1:
+        raise ConfigError(
+            f"{started.visible_gpus} GPUs are visible to one process, which trains on one; start a process for each (torchrun "
+            f"--nproc_per_node {started.visible_gpus} -m permix train ...), or show it one (CUDA_VISIBLE_DEVICES=0)"
+        )
+    if started.sharding == "fsdp1":
+        raise ConfigError("fsdp_version: 1 is not supported: launch with fsdp_version: 2, as configs/launch/fsdp2.yaml does")
+    if started.sharding == "zero3" and not config.use_vllm:
+        raise ConfigError(
+            "train.use_vllm = false: under DeepSpeed ZeRO-3 every process holds a part of each weight and none a network that "
+            "could generate; give train.use_vllm = true, or launch with configs/launch/fsdp2.yaml, whose weights are gathered "
+            "into a copy for rollouts"
+        )
+    if config.use_vllm:
+        _refuse_without_vllm(config, count)
+
+
+def _refuse_without_vllm(config: TrainConfig, count: int) -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError("train.use_vllm = true: vllm is not installed; pip install 'trl[vllm]', or give train.use_vllm = false")
+    if config.vllm_mode == "colocate" and count % config.vllm_tensor_parallel_size:
+        raise ConfigError(
+            f"train.vllm_tensor_parallel_size = {config.vllm_tensor_parallel_size}: it must divide the number of processes, "
+            f"{count}; give {_divisors(count)}"
+        )
+
+
+def _divisors(number: int) -> str:
+    """6 -> "1, 2, 3 or 6"."""
+    *first, last = [str(one) for one in range(1, number + 1) if number % one == 0]
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def refuse_raw_logprobs(server: Mapping[str, Any]) -> None:
+    """A vLLM server that reports log-probabilities before temperature and nucleus, which the importance weights would misread."""
+    mode = server["model_config"]["logprobs_mode"]
+    if mode != "processed_logprobs":
+        raise ConfigError(
+            f"the vLLM server runs with --logprobs-mode {mode}; start it with --logprobs-mode processed_logprobs, or train "
+            "without train.importance_cap"
+        )
+
+
+def longest_prompt(plan: Plan, tokenizer: Any, limit: int) -> int:
+    """Tokens of the plan's longest prompt. Raises ConfigError when it is over the limit, naming the row."""
+    longest = 0
+    for row in {row.messages.__repr__(): row for row in plan.rows}.values():
+        count = len(encode_chat(tokenizer, row.messages))
+        if count > limit:
+            raise ConfigError(
+                f"train.max_prompt_tokens = {limit}: the prompt of step {row.step}, group {row.group} "
+                f"(question {row.question_id}, persona {row.persona_id}) has {count} tokens; raise the limit or drop the question"
+            )
+        longest = max(longest, count)
+    return longest
+
+
+def refuse_too_long(longest: int, config: TrainConfig, source: str) -> None:
+    """Prompt and completion together are longer than what the model reads."""
+    window = context_window(source)
+    if longest + config.max_new_tokens > window:
+        raise ConfigError(
+            f"train.max_new_tokens = {config.max_new_tokens}: the plan's longest prompt has {longest} tokens and the model reads "
+            f"{window}; give train.max_new_tokens = {max(window - longest, 0)} or less, or shorter prompts"
+        )

@@ -1,0 +1,35 @@
+"""Weights that lie spread over processes, made whole again: for the copy that generates, and for the model that is saved.
+
+What touches a parameter that is shared out (a DTensor of FSDP2) is collective: every process must do it, in the same order.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+
+def rollout_copy(network: Any, dtype: torch.dtype, device: Any = None) -> Any:
+    """A frozen twin without values yet, its weights in `dtype`; buffers stay as they are: bfloat16 would spoil rotary ones.
+
+    Make it before the network is shared out, while its parameters still have their whole shapes.
+    """
+    blank = {
+        id(one): torch.nn.Parameter(torch.empty_like(one, dtype=dtype, device=device), requires_grad=False)
+        for one in network.parameters()
+    }
+    twin = copy.deepcopy(network, blank).eval()
+    return twin if device is None else twin.to(device)
+
+
+@torch.no_grad()
+def bring_up_to_date(twin: Any, trained: Any, *, frozen_too: bool) -> None:
+    """Copy the trained weights into the twin; those that are not trained change once, with `frozen_too`."""
+    for ours, theirs in zip(twin.parameters(), trained.parameters(), strict=True):
+        if frozen_too or theirs.requires_grad:
+            ours.copy_(whole(theirs))
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

@@ -1,0 +1,103 @@
+"""Several processes that work as one, started as torchrun starts them: named in their environment, meeting at a port."""
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from permix import cli
+from tests.mortal import PRELOAD, Moment, arm, float32_everywhere
+
+PATIENCE_S = 120
+
+
+class Ended(NamedTuple):
+    """How one process ended: its exit code (negative: the signal), and what it printed."""
+
+    code: int | None
+    said: str
+
+
+def team(folder: Path, *argv: str, size: int = 2, dies: Mapping[int, Moment] | None = None, **settings: str) -> list[Ended]:
+    """Run `permix ARGV` in `size` processes; `dies` kills some of them, `settings` are more of the environment."""
+    with started(folder, _command, (argv, dict(dies or {})), size, settings) as processes:
+        return ended(folder, processes)
+
+
+def each(folder: Path, act: Callable[..., None], *arguments: Any, size: int = 2, **settings: str) -> list[Ended]:
+    """Call `act(*arguments)`, a module's function, in `size` processes."""
+    with started(folder, act, arguments, size, settings) as processes:
+        return ended(folder, processes)
+
+
+@contextmanager
+def started(
+    folder: Path, act: Callable[..., None], arguments: tuple[Any, ...], size: int, settings: Mapping[str, str]
+) -> Iterator[list[Any]]:
+    """The processes, running. None of them outlives the block."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    processes = [
+        context.Process(
+            target=_one, args=(folder / f"said-{rank}", shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | dict(settings),
+                               act, arguments),
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+    for process in processes:
+        process.start()
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def ended(folder: Path, processes: list[Any]) -> list[Ended]:
+    """Wait for all of them. When one has failed, the others have some seconds to notice."""
+    until = time.monotonic() + PATIENCE_S
+    for process in processes:
+        process.join(timeout=max(until - time.monotonic(), 0))
+    return [Ended(process.exitcode, (folder / f"said-{rank}").read_text()) for rank, process in enumerate(processes)]
+
+
+def free_port() -> str:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
+
+
+def _one(said: Path, environment: Mapping[str, str], act: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(environment)
+    with said.open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - for the process's life
+    code = 1
+    try:
+        act(*arguments)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _command(argv: tuple[str, ...], dies: Mapping[int, Moment]) -> None:
+    float32_everywhere()
+    moment = dies.get(int(os.environ["RANK"]))
+    if moment is not None:
+        arm(moment)
+    cli.main(argv)
