@@ -24,15 +24,16 @@ class Ended(NamedTuple):
     said: str
 
 
-def team(folder: Path, *argv: str, size: int = 2, dies: Mapping[int, Moment] | None = None, **settings: str) -> list[Ended]:
-    """Run `permix ARGV` in `size` processes; `dies` kills some of them, `settings` are more of the environment."""
-    with started(folder, _command, (argv, dict(dies or {})), size, settings) as processes:
-        return ended(folder, processes)
+def team(folder: Path, *argv: str, size: int = 2, dies: Mapping[int, Moment] | None = None) -> list[Ended]:
+    """Run `permix ARGV` in `size` processes, of which `dies` kills some."""
+    return each(folder, command, argv, dict(dies or {}), size=size)
 
 
-def each(folder: Path, act: Callable[..., None], *arguments: Any, size: int = 2, **settings: str) -> list[Ended]:
-    """Call `act(*arguments)`, a module's function, in `size` processes."""
-    with started(folder, act, arguments, size, settings) as processes:
+def each(
+    folder: Path, act: Callable[..., None], *arguments: Any, size: int = 2, settings: Mapping[str, str] | None = None
+) -> list[Ended]:
+    """Call `act(*arguments)`, a module's function, in `size` processes; `settings` are more of their environment."""
+    with started(folder, act, arguments, size, settings or {}) as processes:
         return ended(folder, processes)
 
 
@@ -95,7 +96,7 @@ def _one(said: Path, environment: Mapping[str, str], act: Callable[..., None], a
     os._exit(code)
 
 
-def _command(argv: tuple[str, ...], dies: Mapping[int, Moment]) -> None:
+def command(argv: tuple[str, ...], dies: Mapping[int, Moment]) -> None:
     float32_everywhere()
     moment = dies.get(int(os.environ["RANK"]))
     if moment is not None:

@@ -368,6 +368,17 @@ def test_a_reward_that_can_be_learnt_is_learnt(tiny_model: Path, tmp_path: Path)
     assert sum(rewards[-5:]) / 5 > 0.9
 
 
+def test_the_rollout_copy_answers_by_its_own_weights(tiny_model: Path, tmp_path: Path) -> None:
+    trainer, _ = trainer_of(tiny_model, tmp_path, plan_of(), QUICK.model_copy(update={"precision": "bfloat16"}))
+    ids = torch.tensor([[5, 6, 7]])
+    with trainer._rollout_network() as network:
+        assert network(input_ids=ids).logits.dtype == torch.bfloat16
+        for parameter in network.parameters():
+            parameter.zero_()
+        assert not network(input_ids=ids).logits.any()
+    assert trainer.model(input_ids=ids).logits.any()
+
+
 def test_the_rollout_copy_keeps_its_rotary_frequencies(tiny_model: Path) -> None:
     """In bfloat16 they would turn far positions by wrong angles: another policy than the one that is trained."""
     network = load_weights(str(tiny_model), torch.float32, "cpu")

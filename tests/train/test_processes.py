@@ -26,7 +26,7 @@ from permix.train.objective import Objective, Replayed
 from permix.train.samples import Sample
 from tests import mortal
 from tests.mortal import Moment
-from tests.team import Ended, _command, each, ended, started, team
+from tests.team import Ended, command, each, ended, started, team
 
 SETTINGS = {
     "dapo": (),
@@ -232,7 +232,7 @@ def breaks(rank: int, argv: tuple[str, ...], error: type[BaseException]) -> None
         return original(*arguments, **columns)
 
     PlanTrainer._reward = reward  # type: ignore[method-assign]
-    _command(argv, {})
+    command(argv, {})
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -261,7 +261,7 @@ def slowly(argv: tuple[str, ...]) -> None:
         time.sleep(0.1)
 
     StepLog.step = step  # type: ignore[method-assign,assignment]
-    _command(argv, {})
+    command(argv, {})
 
 
 def test_ctrl_c_ends_all_and_the_run_goes_on(config: Path, tiny_model: Path, tmp_path: Path) -> None:

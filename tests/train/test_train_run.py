@@ -76,7 +76,7 @@ def test_the_result_is_a_plain_model_folder_that_answers(plain: Path, tiny_model
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert {value.dtype for value in after.values()} == {torch.float32}
-    for name in ("chat_template.jinja", "generation_config.json"):
+    for name in ("chat_template.jinja", "generation_config.json", "config.json"):
         assert (plain / "model" / name).read_text() == (tiny_model / name).read_text()
 
 

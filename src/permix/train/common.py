@@ -36,6 +36,7 @@ def common_arguments(config: TrainConfig, steps: int, out: Path) -> dict[str, An
         "disable_tqdm": True,
         "report_to": list(config.report_to) or "none",
         "dataloader_pin_memory": False,
+        "use_cache": True,  # else the trained model's configuration would say that it keeps none
     }
 
 

@@ -20,6 +20,8 @@ def rollout_copy(network: Any, dtype: torch.dtype, device: Any = None) -> Any:
         for one in network.parameters()
     }
     twin = copy.deepcopy(network, blank).eval()
+    # TRL puts a function in place of `forward` that holds on to the first network: the twin would run that one's weights.
+    vars(twin).pop("forward", None)
     return twin if device is None else twin.to(device)
 
 

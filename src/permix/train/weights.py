@@ -76,5 +76,6 @@ def _trained(trainer: Any, config: TrainConfig, source: str) -> tuple[Any, dict[
 
             network, whole = get_peft_model(network_of(source), lora(config)), state
             network.load_state_dict(whole, assign=True)
+            network.get_base_model().tie_weights()
             state = None
     return (network.merge_and_unload() if hasattr(network, "merge_and_unload") else network), state

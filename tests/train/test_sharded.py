@@ -1,0 +1,82 @@
+"""FSDP2 over two processes on CPUs: it trains, generates, saves and goes on as one process does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import mortal
+from tests.launches import environment, shard_on_cpu
+from tests.mortal import Moment
+from tests.team import Ended, command, each
+from tests.train.test_processes import close, config, relative_distance, untimed
+
+__all__ = ["config"]
+
+
+def sharded(argv: tuple[str, ...], dies: dict[int, Moment]) -> None:
+    shard_on_cpu()
+    command(argv, dies)
+
+
+def train(folder: Path, *argv: str, dies: dict[int, Moment] | None = None) -> list[Ended]:
+    return each(folder, sharded, ("train", *argv), dies or {}, settings=environment("fsdp2"))
+
+
+SETTINGS = {
+    "kl": ("--train.beta", "0.1"),
+    "lora-kl": ("--train.lora-rank", "2", "--train.beta", "0.1"),
+    "replay": ("--character.replay", "0.5"),
+    "on-policy replay": ("--character.replay", "0.5", "--character.replay-policy", "on"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_shared_out_weights_train_like_whole_ones(
+    config: Path, tiny_model: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert mortal.command("train", str(config), "--out", str(one), *settings) == 0
+    found = train(tmp_path / "team", str(config), "--out", str(two), *settings)
+    assert [end.code for end in found] == [0, 0], found
+    noisy = "--character.replay" in settings  # as in test_processes.py
+    assert relative_distance(one / "model", two / "model", tiny_model) <= (1e-3 if noisy else 1e-5)
+    for name in ("rollouts.jsonl", "model/config.json", "model/generation_config.json", "model/tokenizer.json"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    for ours, theirs in zip(untimed(two / "log.jsonl"), untimed(one / "log.jsonl"), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            assert close(ours[name], theirs[name], 1e-2 if noisy else 2e-4), (name, ours[name], theirs[name])
+
+
+@pytest.mark.slow
+def test_shared_out_weights_generate_from_a_whole_bfloat16_copy(config: Path, tmp_path: Path) -> None:
+    """Only the first step: bfloat16 rounds with the shape of a batch, so tokens differ soon."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    settings = ("--train.precision", "bfloat16", "--plan.steps", "1")
+    assert mortal.command("train", str(config), "--out", str(one), *settings) == 0
+    found = train(tmp_path / "team", str(config), "--out", str(two), *settings)
+    assert [end.code for end in found] == [0, 0], found
+    assert (one / "rollouts.jsonl").read_bytes() == (two / "rollouts.jsonl").read_bytes()
+    (ours,), (theirs,) = untimed(two / "log.jsonl"), untimed(one / "log.jsonl")
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
+    assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-2)
+    assert {value.dtype for value in load_file(two / "model" / "model.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [(), ("--train.lora-rank", "2")], ids=["all weights", "lora"])
+def test_a_run_over_shared_out_weights_goes_on_where_it_was_killed(
+    config: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    argv = (str(config), "--train.iterations", "2", "--train.save-every", "3", *settings)
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert [end.code for end in train(tmp_path / "team", *argv, "--out", str(undisturbed))] == [0, 0]
+    dies = {0: Moment("transformers.trainer_callback:TrainerState.save_to_json", 1)}
+    assert train(tmp_path / "kill", *argv, "--out", str(killed), dies=dies)[0].code == -9
+    assert [path.name for path in (killed / "checkpoints").glob("checkpoint-*")] == ["checkpoint-3"]
+    assert [end.code for end in train(tmp_path / "again", *argv, "--out", str(killed))] == [0, 0]
+    assert (killed / "model/model.safetensors").read_bytes() == (undisturbed / "model/model.safetensors").read_bytes()
+    assert untimed(killed / "log.jsonl") == untimed(undisturbed / "log.jsonl")
