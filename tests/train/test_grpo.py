@@ -392,3 +392,10 @@ def test_the_rollout_copy_keeps_its_rotary_frequencies(tiny_model: Path) -> None
     for ours, theirs in zip(twin.parameters(), network.parameters(), strict=True):
         assert torch.equal(ours, theirs.bfloat16())
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_the_configuration_says_the_precision_whatever_an_earlier_run_left_behind(tiny_model: Path, tmp_path: Path) -> None:
+    for precision, expected in (("bfloat16", "bf16"), ("float32", "no"), ("bfloat16", "bf16")):
+        config = QUICK.model_copy(update={"precision": precision})
+        trainer, _ = trainer_of(tiny_model, tmp_path / expected, plan_of(), config)
+        assert trainer.accelerator.mixed_precision == expected

@@ -1,5 +1,6 @@
 """What TRL's trainers are told alike, whichever of them runs."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ def common_arguments(config: TrainConfig, steps: int, out: Path) -> dict[str, An
     import torch
 
     device = pick_device()
+    bf16 = pick_dtype(config.precision, device) == torch.bfloat16
+    # transformers leaves its choice in the environment, where a later run of this process, or a child's, would find it.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if bf16 else "no"
     return {
         "output_dir": str(out),
         "max_steps": steps,
@@ -26,7 +30,7 @@ def common_arguments(config: TrainConfig, steps: int, out: Path) -> dict[str, An
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "use_cpu": device == "cpu",
-        "bf16": pick_dtype(config.precision, device) == torch.bfloat16,
+        "bf16": bf16,
         "gradient_checkpointing": config.gradient_checkpointing,
         "seed": config.seed,
         "data_seed": config.seed,

@@ -44,6 +44,11 @@ def sharding() -> Sharding:
     return "none"
 
 
+def weights_are_spread() -> bool:
+    """Whether each process holds but a part of every weight."""
+    return sharding() in ("fsdp2", "zero3")
+
+
 _ZERO: dict[str, Sharding] = {"0": "none", "1": "zero1", "2": "zero2", "3": "zero3"}
 
 
@@ -62,22 +67,9 @@ def _visible_gpus() -> int:
 
 def refuse_unfit(plan: Plan, config: TrainConfig) -> None:
     """A plan whose groups the trainer could not take apart, or whose rollouts the chosen engine would get wrong."""
-    sizes = Counter[tuple[int, int]]()
-    prompts = Counter[tuple[int, int]]()
-    for row in plan.rows:
-        sizes[row.step, row.group] += row.rollouts
-        prompts[row.step, row.group] += 1
-    (_, group), size = next(iter(sizes.items()))
-    if size < 2:
-        raise ConfigError(f"plan: group {group} has {size} rollout; a group's baseline needs 2 or more (plan.group_size)")
-    for (step, group), other in sizes.items():
-        if other != size:
-            raise ConfigError(f"plan: group {group} of step {step} has {other} rollouts, others {size}; all groups must be alike")
-    always = {(row.step, row.group) for row in plan.rows if not row.spare}
-    for step, groups in Counter(step for step, _ in always).items():
-        if groups != plan.groups_per_step:
-            raise ConfigError(f"plan: step {step} has {groups} groups, step 0 has {plan.groups_per_step}; all must be alike")
-    if config.use_vllm and config.vllm_mode == "server" and max(prompts.values()) > 1:
+    _refuse_uneven(plan)
+    mixed = len({(row.step, row.group) for row in plan.rows}) < len(plan.rows)
+    if config.use_vllm and config.vllm_mode == "server" and mixed:
         raise ConfigError(
             'train.vllm_mode = "server": TRL\'s server mode generates for the first prompt of each group alone, so with '
             'plan.scope = "rollout" every rollout of a group would be its first persona\'s; give plan.scope = "group", '
@@ -85,9 +77,23 @@ def refuse_unfit(plan: Plan, config: TrainConfig) -> None:
         )
 
 
+def _refuse_uneven(plan: Plan) -> None:
+    sizes = Counter[tuple[int, int]]()
+    for row in plan.rows:
+        sizes[row.step, row.group] += row.rollouts
+    if plan.group_size < 2:
+        raise ConfigError(f"plan: a group has {plan.group_size} rollout; its baseline needs 2 or more (plan.group_size)")
+    for (step, group), size in sizes.items():
+        if size != plan.group_size:
+            raise ConfigError(f"plan: group {group} of step {step} has {size} rollouts, the first one has {plan.group_size}")
+    always = {(row.step, row.group) for row in plan.rows if not row.spare}
+    for step, groups in Counter(step for step, _ in always).items():
+        if groups != plan.groups_per_step:
+            raise ConfigError(f"plan: step {step} has another number of groups, {groups}, than step 0, {plan.groups_per_step}")
+
+
 def refuse_launch(plan: Plan, stage: TrainStage, started: Launch) -> None:
     """Processes that the step cannot be dealt to, or that hold no weights to generate with; vLLM where it is not there."""
-    config = stage.train
     if stage.method in SUPERVISED and started.processes > 1:
         raise ConfigError(
             f'method = "{stage.method}": the supervised methods train in one process, and {started.processes} were started; '
@@ -106,14 +112,26 @@ def refuse_launch(plan: Plan, stage: TrainStage, started: Launch) -> None:
         )
     if started.sharding == "fsdp1":
         raise ConfigError("fsdp_version: 1 is not supported: launch with fsdp_version: 2, as configs/launch/fsdp2.yaml does")
-    if started.sharding == "zero3" and not config.use_vllm:
+    if started.sharding == "zero3":
+        _refuse_zero3(stage)
+    if stage.train.use_vllm:
+        _refuse_without_vllm(stage.train, count)
+
+
+def _refuse_zero3(stage: TrainStage) -> None:
+    """What needs a network that runs outside a training step, or whole weights: no process has them, and none can make them."""
+    instead = "or launch with configs/launch/fsdp2.yaml, where whole weights can be had"
+    if not stage.train.use_vllm:
         raise ConfigError(
             "train.use_vllm = false: under DeepSpeed ZeRO-3 every process holds a part of each weight and none a network that "
-            "could generate; give train.use_vllm = true, or launch with configs/launch/fsdp2.yaml, whose weights are gathered "
-            "into a copy for rollouts"
+            f"could generate; give train.use_vllm = true, {instead}"
         )
-    if config.use_vllm:
-        _refuse_without_vllm(config, count)
+    if stage.train.lora_rank:
+        raise ConfigError(f"train.lora_rank = {stage.train.lora_rank}: under ZeRO-3 adapters cannot be merged; give 0, {instead}")
+    if stage.character.replay:
+        raise ConfigError(
+            f"character.replay = {stage.character.replay}: under ZeRO-3 the base model cannot be asked; give 0, {instead}"
+        )
 
 
 def _refuse_without_vllm(config: TrainConfig, count: int) -> None:

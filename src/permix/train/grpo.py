@@ -110,14 +110,19 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         self._objective = Objective(config, self.accelerator, self.processing_class.pad_token_id)
         self.remove_callback(PrinterCallback)
         self.add_callback(ClockStarter(self._clock))
-        for network in (self.model, self.ref_model):
-            if network is not None and not share_prompts_alike(inner(network)):
-                say("note: this model cannot read a prompt once for many completions; every copy of a prompt is read in full")
-                break
-        if sharding() != "none" and not self.use_vllm:
+        if sharding() != "zero3":  # DeepSpeed's networks run once training has begun: there the first pass tries
+            self._try_to_share_prompts()
+        if sharding() == "fsdp2" and not self.use_vllm:
             self._sampler_network = rollout_copy(inner(self.model), self._precision, self.accelerator.device)
         if self.use_vllm and config.vllm_mode == "server" and config.importance_cap and self.accelerator.is_main_process:
             refuse_raw_logprobs(self.vllm_generation.vllm_client.get_server_info())
+
+    def _try_to_share_prompts(self) -> None:
+        for network in (self.model, self.ref_model):
+            if network is not None and not share_prompts_alike(inner(network)):
+                if processes.is_main():
+                    say("note: this model cannot read a prompt once for many completions; every copy of it is read in full")
+                break
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         """Each step's rows once per iteration over them; TRL's own would repeat every row G times and shuffle."""

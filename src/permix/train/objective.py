@@ -56,7 +56,8 @@ class Objective:
         ]
         if replayed is not None:
             jobs += self._replay_jobs(model, replayed, tally)
-        passes = self.most(len(jobs))
+        # DeepSpeed steps inside a backward pass, so there must be one.
+        passes = max(self.most(len(jobs)), int(sharding().startswith("zero")))
         jobs += [partial(self._nothing, model)] * (passes - len(jobs))
         total = torch.zeros((), device=self.accelerator.device)
         for number, job in enumerate(jobs, start=1):
@@ -72,6 +73,8 @@ class Objective:
     def _travelling(self, model: Any, last: bool) -> AbstractContextManager[None]:
         """Gradients travel between processes once a step, after the last pack; where weights are shared out, after every pack:
         gradients of whole weights would not fit."""
+        if sharding().startswith("zero"):
+            self.accelerator.gradient_state._set_sync_gradients(last)  # the backward pass that ends in DeepSpeed's step
         if last or sharding() != "none":
             return nullcontext()
         return self.accelerator.no_sync(model)  # type: ignore[no-any-return]

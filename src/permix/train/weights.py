@@ -11,7 +11,7 @@ from permix.records import writing
 from permix.tasks.overlap import Seen, write_seen
 from permix.train import processes
 from permix.train.card import write_card
-from permix.train.fit import sharding
+from permix.train.fit import weights_are_spread
 from permix.train.plan import Plan
 
 
@@ -19,7 +19,7 @@ def network_of(source: str) -> Any:
     """The weights to train, in float32; on the CPU where they are going to be shared out, since whole they may not fit a GPU."""
     import torch
 
-    return load_weights(source, torch.float32, pick_device() if sharding() == "none" else "cpu").train()
+    return load_weights(source, torch.float32, "cpu" if weights_are_spread() else pick_device()).train()
 
 
 def seed_trainer(seed: int) -> None:
@@ -67,7 +67,7 @@ def write_model(trainer: Any, tokenizer: Any, plan: Plan, seen: Seen, config: Tr
 def _trained(trainer: Any, config: TrainConfig, source: str) -> tuple[Any, dict[str, Any] | None]:
     """The trained network with its adapters merged, and its weights where it does not hold them itself: the main process's."""
     network, state = trainer.accelerator.unwrap_model(trainer.model), None
-    if sharding() != "none":
+    if weights_are_spread():
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if not processes.is_main():
             return None, None
