@@ -6,6 +6,7 @@ The file may also be the config.json of a run. A flag wins over the file, the fi
 2 bad input, 3 cells are still owed (run the same again), 130 interrupted (run the same again).
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from rich.text import Text
 
 from permix import __version__, config
 from permix.errors import ConfigError, OwedCellsError, PermixError
+from permix.records import unwritten
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -192,6 +194,11 @@ def run(argv: Sequence[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing more to say to it
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"permix {argv[0]}: {unwritten(Path(error.filename or 'a file'), error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"\npermix {argv[0]}: interrupted; what was done is kept, run the same command to go on", file=sys.stderr)
         return 130

@@ -1,6 +1,7 @@
 """`permix train`: what it writes, what it refuses, and that a killed run ends bitwise where an undisturbed one does."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -324,6 +325,74 @@ def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
         assert (killed / name).read_bytes().replace(b"# killed", b"# undisturbed") == (undisturbed / name).read_bytes()
     assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in undisturbed.iterdir())
     assert not list(killed.glob("**/.*.part"))
+
+
+AMID = [
+    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
+    Moment("permix.train.grpo:write_buffer", 1),
+    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
+    Moment("permix.train.log:StepLog.step", 1),
+]
+"""Generations serve steps 1 to 3, 4 to 6 and 7 to 9; checkpoints fall after every second step. The starts die: just after
+checkpoint 2; in the middle of checkpoint 4, which does not count; just after checkpoint 4; after step 5, whose rollouts were
+those of checkpoint 4."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("--train.beta", "0.1", "--train.lora-rank", "2", "--character.replay", "0.5", "--character.replay-policy", "on")],
+    ids=["all weights", "lora, kl and replay"],
+)
+def test_a_run_killed_amid_the_steps_of_a_generation_ends_where_an_undisturbed_one_does(
+    tiny_model: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    config = tmp_path / "train.toml"
+    config.write_text(
+        f"""
+        threads = 1
+        model.name = {json.dumps(str(tiny_model))}
+        task = {{ split = "train", levels = ["sub-1"], n = 20 }}
+        personas = {{ split = "train", n = 4 }}
+        plan = {{ steps = 3, questions_per_step = 2, group_size = 16 }}
+        character = {{ personas = 2, questions = 2, max_new_tokens = 6, replay_answers = 3 }}
+        train = {{ lr = 1e-2, max_new_tokens = 6, micro_tokens = 256, precision = "float32", iterations = 3, save_every = 2 }}
+        """
+    )
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert command("train", str(config), "--out", str(undisturbed), *settings) == 0
+    found = []
+    for moment in AMID:
+        assert command("train", str(config), "--out", str(killed), *settings, dies=moment) == -9, moment
+        found.append(newest_checkpoint(killed / "checkpoints"))
+    assert [path and path.name for path in found] == ["checkpoint-2", "checkpoint-2", "checkpoint-4", "checkpoint-4"]
+    assert command("train", str(config), "--out", str(killed), *settings) == 0
+    assert (killed / "model/model.safetensors").read_bytes() == (undisturbed / "model/model.safetensors").read_bytes()
+    assert log_of(killed) == log_of(undisturbed)
+    for name in ("rollouts.jsonl", "samples.md"):
+        assert (killed / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}], ids=["all weights", "lora"])
+def test_a_plan_and_a_seed_say_every_bit_of_the_result(tiny_model: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Whatever this process drew before."""
+    for name, drawn_before in (("one", 1), ("two", 2)):
+        torch.manual_seed(drawn_before)
+        train(stage(tiny_model, tmp_path / name, **settings))
+    one, two = (tmp_path / name / "model" / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert log_of(tmp_path / "one") == log_of(tmp_path / "two")
+    other = train(stage(tiny_model, tmp_path / "other", **settings, seed=1))
+    assert ((other / "model.safetensors").read_bytes() == one.read_bytes()) == (not settings), "only LoRA draws its first weights"
+
+
+def test_steps_are_optimizer_steps_and_samples_fall_on_generations(tiny_model: Path, tmp_path: Path) -> None:
+    train(stage(tiny_model, tmp_path / "run", plan={"steps": 5}, iterations=2, samples_every=2))
+    log, rollouts = read_log(tmp_path / "run" / "log.jsonl"), read_log(tmp_path / "run" / "rollouts.jsonl")
+    assert [line["step"] for line in log] == list(range(1, 11))
+    assert sorted({line["step"] for line in rollouts}) == [line["step"] for line in log if line["reward"] is not None]
+    samples = (tmp_path / "run" / "samples.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## Step (\d+)$", samples, re.MULTILINE) == ["1", "5", "9"]
 
 
 @pytest.mark.slow
