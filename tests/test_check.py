@@ -118,6 +118,21 @@ def test_a_file_must_name_its_stage(stage: str | int | None, tmp_path: Path) -> 
         check_config(config_file(tmp_path, values))
 
 
+def test_a_plan_file_with_personas_is_found_before_a_method_without(tmp_path: Path) -> None:
+    planned = {"stage": "train", "method": "sft-personas", "plan_file": str(plan_file(tmp_path))}
+    assert check_config(config_file(tmp_path, planned))["learnt from"] == "4 rows, 4 examples"
+    for method in ("rlvr", "sft"):
+        with pytest.raises(ConfigError, match=rf'its rows hold personas .* method = "{method}" has none; give a plan made with'):
+            check_config(config_file(tmp_path, planned | {"method": method}))
+
+
+def test_a_distillation_names_its_teacher_and_asks_it_nothing(tmp_path: Path) -> None:
+    teacher = {"name": "test", "backend": "openai", "base_url": NOBODY}
+    values = {"stage": "train", "method": "seqkd", "task": {"n": 8}, "plan": {"steps": 2}, "teacher": teacher}
+    facts = check_config(config_file(tmp_path, values))
+    assert (facts["method"], facts["teacher"], facts["rollouts"]) == ("seqkd", "test", "128 in groups of 8")
+
+
 @pytest.mark.parametrize("stage", ["plan", "train", "stability", "fidelity", "report", "quickstart"])
 def test_an_unknown_key_of_any_stage_is_named(stage: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.toml: unknown key ouut; did you mean out\?"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -175,6 +176,23 @@ def test_a_flag_can_mend_what_the_sections_do_not_share(tmp_path: Path) -> None:
     assert found.task.n == 1000
 
 
+def test_a_method_named_by_a_flag_brings_its_own_mix_unless_the_file_says_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "train.toml"
+    file.write_text('method = "permix"\n[plan]\nsteps = 3\n')
+    found = cli.parse("train", config.TrainStage, [str(file), "--method", "rlvr"])
+    assert (found.method, found.plan.mix, found.plan.steps) == ("rlvr", 0.0, 3)
+    assert cli.parse("train", config.TrainStage, [str(file)]).plan.mix == 0.8
+    assert cli.parse("train", config.TrainStage, [str(file), "--plan.mix", "0.3"]).plan.mix == 0.3
+    assert cli.parse("train", config.TrainStage, ["--method", "sft"]).plan.mix == 0.0
+    file.write_text("[plan]\nmix = 0.8\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.run(["train", str(file), "--method", "rlvr"])
+    assert ended.value.code == 2
+    assert 'plan.mix = 0.8: method "rlvr" asks without personas' in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
 # Verbs
 
 
@@ -291,6 +309,14 @@ from permix.cli import main
 main(sys.argv[1:])
 """
     return lambda *argv: python(script, *argv)
+
+
+def test_trl_is_imported_where_models_are_trained_alone() -> None:
+    sources = (Path(cli.__file__).parent).rglob("*.py")
+    importing = {path.name for path in sources if re.search(r"^\s*(?:from|import) trl\b", path.read_text(), re.MULTILINE)}
+    assert importing == {"grpo.py", "sft.py"}
+    ended = python("import sys, permix.train.run, permix.train.supervised; print('torch' in sys.modules or 'trl' in sys.modules)")
+    assert ended.stdout == "False\n", ended.stderr[-2000:]
 
 
 def test_endpoints_are_measured_without_torch(torchless: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:

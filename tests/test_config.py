@@ -8,7 +8,23 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from permix import config
-from permix.config import STAGES, FidelityStage, ModelConfig, PlanStage, StabilityStage, TrainStage, build, load, read_values
+from permix.config import (
+    IDLE,
+    MIX,
+    STAGES,
+    FidelityStage,
+    Method,
+    ModelConfig,
+    PlanConfig,
+    PlanStage,
+    StabilityStage,
+    TrainConfig,
+    TrainStage,
+    build,
+    load,
+    mix_of,
+    read_values,
+)
 from permix.errors import ConfigError
 from permix.records import read_json, write_json
 from permix.types import Sampling
@@ -124,6 +140,32 @@ def test_what_is_wrong_is_named_with_what_would_be_right(values: dict[str, Any],
         ({"plan": {"group_size": 1}}, "plan.group_size = 1: Input should be greater than or equal to 2"),
         ({"plan": {"mix": 1.01}}, "plan.mix = 1.01: Input should be less than or equal to 1"),
         ({"train": {"lr": 0}}, "train.lr = 0: Input should be greater than 0"),
+        ({"method": "stf"}, "method = 'stf': Input should be 'permix', 'rlvr', 'sft', 'sft-personas' or 'seqkd'"),
+        (
+            {"method": "rlvr", "plan": {"mix": 0.8}},
+            'plan.mix = 0.8: method "rlvr" asks without personas; leave plan.mix out, or give method "permix"',
+        ),
+        (
+            {"method": "sft", "plan": {"mix": 0.1}},
+            'plan.mix = 0.1: method "sft" asks without personas; leave plan.mix out, or give method "sft-personas"',
+        ),
+        (
+            {"method": "sft", "train": {"temperature": 0.7}},
+            'train.temperature = 0.7: means nothing to method "sft"; leave it out (default: 1.0)',
+        ),
+        ({"method": "sft-personas", "train": {"top_p": 0.9}}, "train.top_p = 0.9: means nothing"),
+        ({"method": "seqkd", "train": {"beta": 0.1}}, 'train.beta = 0.1: means nothing to method "seqkd"'),
+        ({"method": "seqkd", "train": {"loss": "grpo"}}, "train.loss = 'grpo': means nothing"),
+        ({"train": {"epochs": 2}}, 'train.epochs = 2: means nothing to method "permix"'),
+        (
+            {"method": "sft", "teacher": {"name": "bundled"}},
+            'teacher: method "sft" has none; leave the section out, or give method "seqkd"',
+        ),
+        (
+            {"method": "seqkd", "teacher": {"backend": "openai", "base_url": "http://h/v1"}},
+            'teacher: name is missing: with backend "openai" give the name that the endpoint serves',
+        ),
+        ({"method": "seqkd", "teacher": {"keep": 0}}, "teacher.keep = 0: Input should be greater than 0"),
     ],
 )
 def test_a_training_that_cannot_run_is_refused(values: dict[str, Any], words: str) -> None:
@@ -160,6 +202,31 @@ def test_a_section_of_a_training_that_names_no_side_is_on_the_train_side(stage: 
 def test_a_pool_of_ones_own_may_be_trained_on_whole(side: str) -> None:
     found = build(TrainStage, {"personas": {"pool": "my.csv", "split": side}}, source="run.toml")
     assert found.personas.split == side
+
+
+@pytest.mark.parametrize("method", MIX)
+def test_a_training_holds_the_share_that_its_method_uses(method: Method, tmp_path: Path) -> None:
+    """Also for whoever reads the run's config.json, and when sections are objects."""
+    share = {"permix": 0.8, "rlvr": 0.0, "sft": 0.0, "sft-personas": 0.8, "seqkd": 0.8}[method]
+    stage = build(TrainStage, {"method": method, "plan": {"steps": 3}}, source="run.toml")
+    assert stage.plan.mix == TrainStage(method=method, plan=PlanConfig(steps=3)).plan.mix == share
+    assert TrainStage(method=method).plan.mix == share
+    write_json(tmp_path / "config.json", stage)
+    assert json.loads((tmp_path / "config.json").read_text())["plan"]["mix"] == share
+    assert load(TrainStage, tmp_path / "config.json") == stage
+
+
+def test_an_own_share_wins_and_a_plan_from_a_file_has_none() -> None:
+    assert TrainStage(method="seqkd", plan=PlanConfig(mix=0.3)).plan.mix == 0.3
+    assert TrainStage(method="permix", plan=PlanConfig(mix=0.0)).plan.mix == 0.0
+    assert TrainStage(plan_file=Path("plan.parquet")).plan.mix is None
+    assert PlanStage().plan.mix is None
+    assert mix_of(PlanStage().plan) == 0.8
+
+
+def test_what_means_nothing_to_a_method_is_a_setting_there_is() -> None:
+    assert IDLE.keys() == MIX.keys()
+    assert {name for names in IDLE.values() for name in names} <= TrainConfig.model_fields.keys()
 
 
 def test_configurations_are_frozen_and_refuse_unknown_keys_in_code_too() -> None:

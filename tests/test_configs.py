@@ -101,12 +101,22 @@ def test_the_arithmetic_configurations_are_the_quickstarts() -> None:
         assert ours.model_dump(exclude={"out"}) == theirs.model_dump(exclude={"out"}), name
 
 
-def test_rlvr_and_permix_differ_in_one_number() -> None:
-    one, two = (tomllib.loads((ROOT / "configs" / f"arithmetic-{name}.toml").read_text()) for name in ("rlvr", "permix"))
-    assert (one["plan"].pop("mix"), two["plan"].pop("mix")) == (0.0, 0.8)
-    for run in (one, two):
+TRAININGS = {"rlvr": 0.0, "permix": 0.8, "sft": 0.0, "sft-personas": 0.8, "seqkd": 0.8}
+
+
+def test_the_arithmetic_trainings_differ_in_their_method_alone() -> None:
+    """In what the files say; and where two of them mix alike, their plans are the same."""
+    files = {name: ROOT / "configs" / f"arithmetic-{name}.toml" for name in TRAININGS}
+    said = {name: tomllib.loads(path.read_text()) for name, path in files.items()}
+    assert {name: run.pop("method") for name, run in said.items()} == {name: name for name in TRAININGS}
+    assert said["seqkd"].pop("teacher") == {"name": "self"}
+    for name in ("rlvr", "permix", "seqkd"):
+        assert said[name]["train"].pop("temperature") == 0.7
+    for run in said.values():
         del run["out"], run["label"]
-    assert one == two
+    assert all(run == said["permix"] for run in said.values())
+    loaded = {name: config.load(config.TrainStage, path) for name, path in files.items()}
+    assert {name: run.plan.mix for name, run in loaded.items()} == TRAININGS
 
 
 def test_the_report_names_the_runs_that_the_configurations_make() -> None:

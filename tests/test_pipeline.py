@@ -73,8 +73,9 @@ def test_the_two_trainings_differ_in_their_personas_alone(done: Path) -> None:
     drawn = {row.persona_id for row in mixed.rows} - {None}
     assert {personas[str(one)].split for one in drawn} == {"train"}
     configs = [read_json(done / f"{label.lower()}-train" / "config.json") for label in (RLVR, PERMIX)]
+    assert [(config["method"], config["plan"]["mix"]) for config in configs] == [("rlvr", 0.0), ("permix", 0.8)]
     for config in configs:
-        for name in ("out", "label"):
+        for name in ("out", "label", "method"):
             config.pop(name)
         config["plan"].pop("mix")
     assert configs[0] == configs[1]

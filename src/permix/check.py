@@ -14,8 +14,11 @@ from permix.prompting import template_text
 from permix.quickstart import stages as quickstart_stages
 from permix.records import read_json
 from permix.tasks import load_questions
+from permix.train.distill import as_teacher, teacher_of
+from permix.train.examples import gold_examples, words
 from permix.train.fit import refuse_unfit
-from permix.train.plan import compile_from, describe, read_plan
+from permix.train.plan import Plan, compile_from, describe, plan_for
+from permix.verify import Verifier
 
 
 def check_config(path: Path) -> dict[str, str]:
@@ -62,12 +65,26 @@ def stage_of(path: Path) -> config.AnyStage:
 
 def _check_plan(stage: config.PlanStage | config.TrainStage) -> dict[str, str]:
     template_text(stage.personas.template)
-    if not isinstance(stage, config.TrainStage):
+    if isinstance(stage, config.PlanStage):
         return describe(compile_from(stage.task, stage.personas, stage.plan))
     refuse_missing_folder(stage.model.name)
-    plan = read_plan(stage.plan_file) if stage.plan_file else compile_from(stage.task, stage.personas, stage.plan)
-    refuse_unfit(plan, stage.train)
-    return describe(plan)
+    plan = plan_for(stage)
+    return {"method": stage.method} | describe(plan) | _check_method(stage, plan)
+
+
+def _check_method(stage: config.TrainStage, plan: Plan) -> dict[str, str]:
+    """What a method asks of a plan, besides the plan itself."""
+    match stage.method:
+        case "permix" | "rlvr":
+            refuse_unfit(plan, stage.train)
+            return {}
+        case "sft" | "sft-personas":
+            with Verifier() as verifier:
+                return {"learnt from": words(gold_examples(plan, verifier).counts)}
+        case "seqkd":
+            with as_teacher():
+                _check_model(teacher_of(stage))
+            return {"teacher": teacher_of(stage).name}
 
 
 def _check_stability(stage: config.StabilityStage) -> dict[str, str]:

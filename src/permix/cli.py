@@ -46,7 +46,7 @@ def plan(args: Sequence[str]) -> None:
 
 
 def train(args: Sequence[str]) -> None:
-    """Train a model from a plan with GRPO: PerMix-RLVR, or plain RLVR with --plan.mix 0."""
+    """Train a model from a plan: PerMix-RLVR, or with --method plain RLVR, SFT or distillation."""
     quiet()
     from permix.train import processes
 
@@ -233,7 +233,7 @@ def parse(verb: str, cls: type[T], args: Sequence[str]) -> T:
         stage = values.get("stage", verb)
         if stage != verb:
             raise ConfigError(f'{path}: is a configuration for "permix {stage}", not for "permix {verb}"')
-        base = config.build(cls, values, source=str(path))
+        base = config.build(cls, values, source=str(path), draft=True)
     options: dict[str, Any] = {} if base is None else {"default": base}
     try:
         found = tyro.cli(cls, args=rest, prog=f"permix {verb}", description=VERBS[verb].help, **options)

@@ -12,7 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from permix.errors import ConfigError
@@ -98,6 +107,14 @@ class TaskConfig(Section):
     """Only these levels (arithmetic: see `permix.tasks.arithmetic`; math: 1 to 5); empty means the task's default."""
     seed: int = Field(default=0, ge=0)
     """Which questions are drawn."""
+    wording: str | None = None
+    """How a question is put, with {question} in it ("Think aloud, then answer. {question}"); the task's own when not given."""
+
+    @model_validator(mode="after")
+    def _asks_the_question(self) -> "TaskConfig":
+        if self.wording is not None and "{question}" not in self.wording:
+            raise ValueError(f"wording = {self.wording!r}: has no {{question}} in it, so nothing would be asked")
+        return self
 
 
 class PersonasConfig(Section):
@@ -119,9 +136,17 @@ class PersonasConfig(Section):
     """Without persona, send an empty system message instead of none."""
 
 
+Method = Literal["permix", "rlvr", "sft", "sft-personas", "seqkd"]
+SUPERVISED: tuple[Method, ...] = ("sft", "sft-personas", "seqkd")
+"""Methods that learn from given completions; the others learn from their own, by reward."""
+MIX: dict[Method, float] = {"permix": 0.8, "rlvr": 0.0, "sft": 0.0, "sft-personas": 0.8, "seqkd": 0.8}
+"""Each method's own `plan.mix`."""
+WITHOUT_PERSONAS: tuple[Method, ...] = ("rlvr", "sft")
+
+
 class PlanConfig(Section):
-    mix: float = Field(default=0.8, ge=0, le=1)
-    """Probability that a question is asked under a persona; 0 is plain RLVR."""
+    mix: float | None = Field(default=None, ge=0, le=1)
+    """Probability that a question is asked under a persona; when not given, the method's own: 0 for rlvr and sft, else 0.8."""
     tag_weights: dict[str, float] = {}
     """Multiplies the chance that personas with a tag are drawn."""
     scope: Scope = "group"
@@ -132,8 +157,21 @@ class PlanConfig(Section):
     """Groups in one step; several processes share them out evenly."""
     group_size: int = Field(default=8, ge=2)
     """Rollouts of one question (G)."""
+    spares: int = Field(default=0, ge=0)
+    """Groups a step holds ready to replace those whose rollouts all earn the same (dynamic sampling); at most so many are."""
+    adaptive: float = Field(default=0.0, ge=0)
+    """Strength with which personas are drawn more often where accuracy is lost under them; 0 keeps the pool's weights."""
+    adaptive_every: int = Field(default=5, gt=0)
+    """Steps that one set of adapted weights holds."""
+    adaptive_floor: float = Field(default=0.25, gt=0, le=1)
+    """Share of its plain chance that every persona keeps, however right the model is under it."""
     seed: int = Field(default=0, ge=0)
     """Seeds every row of the plan. Plans that differ only in `mix` ask the same questions in the same order."""
+
+
+def mix_of(plan: PlanConfig, method: Method = "permix") -> float:
+    """The share of questions asked under a persona: the plan's own, else the method's."""
+    return MIX[method] if plan.mix is None else plan.mix
 
 
 class TrainConfig(Section):
@@ -161,10 +199,12 @@ class TrainConfig(Section):
     """Upper clip range; the lower one when not given."""
     iterations: int = Field(default=1, gt=0)
     """Optimizer steps that one generation serves."""
+    epochs: int = Field(default=1, gt=0)
+    """Passes over the plan's examples (sft, sft-personas, seqkd)."""
     temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature of the rollouts."""
+    """Sampling temperature of the rollouts, and of the teacher's samples."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus of the rollouts' sampling."""
+    """Nucleus of that sampling."""
     max_new_tokens: int = Field(default=256, gt=0)
     """Longest completion."""
     max_prompt_tokens: int = Field(default=1024, gt=0)
@@ -242,6 +282,17 @@ class CharacterConfig(Section):
         return self.replay > 0 or self.expressivity > 0
 
 
+_OF_REWARDS = ("beta", "loss", "scale_rewards", "clip_low", "clip_high", "iterations")
+IDLE: dict[Method, tuple[str, ...]] = {
+    "permix": ("epochs",),
+    "rlvr": ("epochs",),
+    "sft": (*_OF_REWARDS, "temperature", "top_p"),
+    "sft-personas": (*_OF_REWARDS, "temperature", "top_p"),
+    "seqkd": _OF_REWARDS,
+}
+"""Settings of `[train]` that mean nothing to a method: they stand at their defaults."""
+
+
 class Stage(Section):
     """What every verb that makes a run directory shares."""
 
@@ -288,11 +339,28 @@ class TrainedModel(Section):
     """"bundled" (SmolLM2-135M-Instruct), a model folder or a hub id; its weights are trained in float32."""
 
 
+class TeacherConfig(ModelConfig):
+    name: str = "self"
+    """"self" (the model that is trained, as it is before training), or as in a model section."""
+    keep: int | None = Field(default=None, gt=0)
+    """At most so many different right samples of one row are learnt from; all when not given."""
+
+    @model_validator(mode="after")
+    def _served_name(self) -> "TeacherConfig":
+        if self.backend == "openai" and self.name == "self":
+            raise ValueError('name is missing: with backend "openai" give the name that the endpoint serves')
+        return self
+
+
 class TrainStage(Stage):
     stage: Literal["train"] = "train"
     out: Path = Path("runs/train")
     """The run directory."""
+    method: Method = "permix"
+    """PerMix-RLVR or plain RLVR; SFT on gold answers, without or with personas; or distillation on verified samples (seqkd)."""
     model: TrainedModel = TrainedModel()
+    teacher: TeacherConfig = TeacherConfig()
+    """Who gives the samples of method seqkd."""
     plan_file: Path | None = None
     """A plan to train from; when not given, one is compiled from the sections task, personas and plan."""
     task: TrainingTask = TaskConfig(split="train", n=1000)
@@ -300,6 +368,33 @@ class TrainStage(Stage):
     plan: PlanConfig = PlanConfig()
     train: TrainConfig = TrainConfig()
     character: CharacterConfig = CharacterConfig()
+
+    @field_validator("plan")
+    @classmethod
+    def _mix_of_the_method(cls, plan: PlanConfig, info: ValidationInfo) -> PlanConfig:
+        """So that whoever reads the configuration reads the share that is used. A plan from a file has its own."""
+        draft = bool(info.context and info.context.get("draft"))
+        if draft or "method" not in info.data or info.data.get("plan_file") is not None:
+            return plan
+        return plan.model_copy(update={"mix": mix_of(plan, info.data["method"])})
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> "TrainStage":
+        """What means nothing to the method must stand at its default: whoever sets it expects something of it."""
+        if self.method in WITHOUT_PERSONAS and self.plan.mix:
+            raise ValueError(
+                f'plan.mix = {self.plan.mix}: method "{self.method}" asks without personas; leave plan.mix out, or give method '
+                f'"{"permix" if self.method == "rlvr" else "sft-personas"}"'
+            )
+        for name in IDLE[self.method]:
+            value, default = getattr(self.train, name), TrainConfig.model_fields[name].default
+            if value != default:
+                raise ValueError(
+                    f'train.{name} = {value!r}: means nothing to method "{self.method}"; leave it out (default: {default!r})'
+                )
+        if self.method != "seqkd" and self.teacher != TeacherConfig():
+            raise ValueError(f'teacher: method "{self.method}" has none; leave the section out, or give method "seqkd"')
+        return self
 
 
 class StabilityStage(Stage):
@@ -409,11 +504,14 @@ def read_values(path: Path) -> dict[str, Any]:
     return values
 
 
-def build(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
-    """Validate a plain mapping, as read from TOML or JSON, into `cls`."""
+def build(cls: type[T], values: Mapping[str, Any], *, source: str, draft: bool = False) -> T:
+    """Validate a plain mapping, as read from TOML or JSON, into `cls`.
+
+    A draft is what flags are still laid over: what depends on another field and was not given stays open in it.
+    """
     refuse_unknown(cls, values, source=source)
     try:
-        return cls.model_validate(values)
+        return cls.model_validate(values, context={"draft": draft})
     except ValidationError as error:
         raise ConfigError(f"{source}: {explain(error)}") from error
 

@@ -1,6 +1,6 @@
 """`permix quickstart`: the whole story on a laptop, on a real model.
 
-Measures a model (the bundled one, unless told otherwise), trains it twice from the same plan seed (plain RLVR: mix 0;
+Measures a model (the bundled one, unless told otherwise), trains it twice from the same plan seed (plain RLVR: no personas;
 PerMix-RLVR: personas mixed in), measures both on personas and questions that neither saw, and reports. Every part is a stage of
 its own with its own run directory, so an interrupted quickstart goes on where it was, and each part can be run again alone from
 the config.json it left.
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from permix.config import (
     FidelityStage,
+    Method,
     ModelConfig,
     PersonasConfig,
     PlanConfig,
@@ -24,12 +25,12 @@ from permix.config import (
     TrainConfig,
     TrainedModel,
     TrainStage,
+    mix_of,
 )
 from permix.progress import Journey
 from permix.types import Sampling
 
 LEVELS = ("add-1", "sub-1", "mul-1", "add-1x3", "add-2")
-MIX = 0.8
 BASE, RLVR, PERMIX = "base", "RLVR", "PerMix-RLVR"
 
 
@@ -63,7 +64,7 @@ FAST = Size(steps=3, personas=4, questions=20, characters=4, roleplay_questions=
 def stages(config: QuickstartStage) -> tuple[list[StabilityStage], list[FidelityStage], list[TrainStage]]:
     """Every stage of the quickstart: evaluations of base, RLVR and PerMix-RLVR, and the two trainings."""
     size = FAST if config.fast else FULL
-    trained = [_training(config, size, RLVR, mix=0.0), _training(config, size, PERMIX, mix=MIX)]
+    trained = [_training(config, size, RLVR, "rlvr"), _training(config, size, PERMIX, "permix")]
     models = {BASE: config.model, RLVR: str(trained[0].out / "model"), PERMIX: str(trained[1].out / "model")}
     stable = [_stability(config, size, label, model) for label, model in models.items()]
     distinct = [_fidelity(config, size, label, model) for label, model in models.items()]
@@ -74,12 +75,13 @@ def _folder(config: QuickstartStage, label: str, stage: str) -> Path:
     return config.folder / f"{label.lower()}-{stage}"
 
 
-def _training(config: QuickstartStage, size: Size, label: str, mix: float) -> TrainStage:
+def _training(config: QuickstartStage, size: Size, label: str, method: Method) -> TrainStage:
     return TrainStage(
-        out=_folder(config, label, "train"), label=label, threads=config.threads, model=TrainedModel(name=config.model),
+        out=_folder(config, label, "train"), label=label, threads=config.threads,
+        method=method, model=TrainedModel(name=config.model),
         task=TaskConfig(split="train", levels=LEVELS, n=300, seed=config.seed),
         personas=PersonasConfig(split="train"),
-        plan=PlanConfig(mix=mix, steps=size.steps, questions_per_step=6, group_size=8, seed=config.seed),
+        plan=PlanConfig(steps=size.steps, questions_per_step=6, group_size=8, seed=config.seed),
         train=TrainConfig(lr=3e-5, temperature=0.7, max_new_tokens=28, save_every=5, seed=config.seed),
     )  # fmt: skip
 
@@ -157,11 +159,12 @@ def report(
 def caption(config: QuickstartStage) -> str:
     """What was done, in a paragraph that travels with the table."""
     size = FAST if config.fast else FULL
+    plain, mixed = (mix_of(one.plan, one.method) for one in stages(config)[2])
     kind = "Fast quickstart (too small to conclude from)" if config.fast else "Quickstart"
     return (
         f"{kind}: {model_name(config)} on one- and two-digit arithmetic ({', '.join(LEVELS)}), seed {config.seed}. "
         f"{RLVR} and {PERMIX} were trained for {size.steps} steps of 6 questions × 8 rollouts from one plan seed; they differ in "
-        f"the share of questions asked under a persona, 0 and {MIX}. Evaluated greedily on {size.questions} held-out questions "
-        f"under {size.personas} held-out personas; identifiability on {size.roleplay_questions} open-ended questions answered by "
-        f"{size.characters} held-out characters at temperature 0.7."
+        f"the share of questions asked under a persona, {plain:g} and {mixed:g}. Evaluated greedily on {size.questions} held-out "
+        f"questions under {size.personas} held-out personas; identifiability on {size.roleplay_questions} open-ended questions "
+        f"answered by {size.characters} held-out characters at temperature 0.7."
     )

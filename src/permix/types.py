@@ -64,13 +64,17 @@ def seed_from(*parts: str | int) -> int:
 
 
 class Question(Record):
-    """One checkable question. `text` is the bare question; the task's prompt wording is added in `Task.prompt`."""
+    """One checkable question. `text` is the bare question; the task's prompt wording is added in `Task.prompt`.
+
+    `solution` is a right answer as a model should give it, which supervised training learns from; None where there is none.
+    """
 
     id: str = Field(min_length=1)
     task: str
     text: str = Field(min_length=1)
     gold: str
     tags: tuple[str, ...] = ()
+    solution: str | None = None
 
     @property
     def content_hash(self) -> str:
@@ -172,6 +176,9 @@ class PlanRow(Record):
     seed: int = Field(ge=0)
     messages: tuple[Message, ...]
     gold: str
+    spare: bool = False
+    """Asked only in place of a group of its step whose rollouts all earned the same."""
+    solution: str | None = None
 
 
 class Estimate(Record):

@@ -183,6 +183,20 @@ def test_training_alone_has_dashes_and_curves(tmp_path: Path) -> None:
     assert "![learning curves](training.png)" in report
 
 
+def test_a_supervised_training_shows_its_method_and_no_rewards(tmp_path: Path) -> None:
+    """Distillation counts what its teacher generated, training on gold answers what was learnt from."""
+    for method, cells in (("sft", ()), ("seqkd", (cell(None, 1, "2", True), cell(None, 2, "5", False)))):
+        run = tmp_path / method
+        write_run(run, {"stage": "train", "method": method, "label": method, "plan": {"seed": 1}, "train": {"seed": 2}}, cells)
+        (run / "log.jsonl").write_text(json.dumps({"step": 1, "loss": 0.5, "examples": 1, "tokens": 7}) + "\n")
+    rows = build_report([tmp_path / "sft", tmp_path / "seqkd"], tmp_path / "out")
+    assert [row.train_tokens for row in rows] == [7, 10]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "sft: train (sft) seed plan 1, training 2." in report
+    assert "| seqkd | train (seqkd) |" in report
+    assert "training.png" not in report
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -25,7 +25,7 @@ def operands(question: Question) -> list[int]:
 
 def test_a_question_reads_as_a_person_would_ask_it() -> None:
     assert make("add-1", (7, 5)) == Question(
-        id="arithmetic:7+5", task="arithmetic", text="What is 7 + 5?", gold="12", tags=("add-1",)
+        id="arithmetic:7+5", task="arithmetic", text="What is 7 + 5?", gold="12", tags=("add-1",), solution="7 + 5 = 12."
     )
     assert make("sub-2", (40, 17)).gold == "23"
     assert make("mul-2x1", (12, 3)).gold == "36"

@@ -38,6 +38,21 @@ def test_the_gold_follows_the_last_mark_without_commas(answer: str, gold: str) -
 
 
 @pytest.mark.parametrize(
+    ("answer", "solution"),
+    [
+        (
+            ROW["answer"],
+            "Weng earns 12/60 = $0.2 per minute.\nShe earned 0.2 x 50 = $10.\nThe answer is \\boxed{10}.",
+        ),
+        ("#### 1,200", "The answer is \\boxed{1200}."),
+        ("3 < 4 so <<4>>4 and x<<y.\n\n#### -4 ", "3 < 4 so 4 and x<<y.\nThe answer is \\boxed{-4}."),
+    ],
+)
+def test_the_solution_is_worked_without_a_calculator_and_boxed(answer: str, solution: str) -> None:
+    assert question(one(answer=answer)).solution == solution
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"answer": "It is 10."}, r"test\.jsonl:7: answer = 'It is 10\.': must end in a line such as '#### 72'"),

@@ -48,6 +48,20 @@ def test_a_math_question_from_either_format(fields: dict[str, Any]) -> None:
     assert question.id == f"math:{question.content_hash}"
 
 
+@pytest.mark.parametrize(
+    ("solution", "learnt"),
+    [
+        ("Since $4^{5/2} = 32$, it is $\\boxed{\\frac{5}{2}}$. ", "Since $4^{5/2} = 32$, it is $\\boxed{\\frac{5}{2}}$."),
+        (None, "\\boxed{\\frac{5}{2}}"),
+        (" ", "\\boxed{\\frac{5}{2}}"),
+        (7, "\\boxed{\\frac{5}{2}}"),
+    ],
+)
+def test_a_solution_is_the_published_one_else_the_boxed_answer(solution: object, learnt: str) -> None:
+    assert math.question(Row("train.json: row 1", TRAIN | {"solution": solution})).solution == learnt
+    assert math.question(Row("train.json: row 1", TRAIN)).solution == "\\boxed{\\frac{5}{2}}"
+
+
 def test_a_math500_question() -> None:
     question = math500.question(Row("test.jsonl:1", TEST))
     assert question.id == "math500:test/algebra/1265.json"

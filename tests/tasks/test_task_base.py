@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
@@ -30,7 +31,7 @@ def test_the_registry_holds_every_task_that_a_config_can_name() -> None:
 
 def test_load_questions_gives_the_task_and_its_questions() -> None:
     task, questions = load_questions(TaskConfig(n=3))
-    assert task is TASKS["arithmetic"]
+    assert task == TASKS["arithmetic"]
     assert len(questions) == 3
 
 
@@ -81,6 +82,14 @@ def test_equal_content_is_one_question_whatever_the_order() -> None:
         assert set(choose(questions, gsm8k(n=10))) == set(TEN)
 
 
+def test_of_equal_questions_the_solution_does_not_depend_on_the_order_either() -> None:
+    twins = [TEN[3].model_copy(update={"solution": text}) for text in ("by counting", "by adding", None)]
+    for questions in ([*TEN, *twins], [*twins[::-1], *TEN]):
+        assert next(one for one in choose(questions, gsm8k(n=10)) if one.id == "q3").solution is None
+    for questions in (twins[:2], twins[1::-1]):
+        assert choose(questions, gsm8k(n=1))[0].solution == "by adding"
+
+
 def test_more_than_there_are_is_refused_with_the_number_there_is() -> None:
     with pytest.raises(
         ConfigError, match=r"task.n = 11: gsm8k has 10 distinct questions on the heldout side; give task.n = 10 or"
@@ -126,3 +135,14 @@ def test_importing_tasks_imports_no_heavy_library() -> None:
 def test_where_answers_are_numbers_an_expression_in_the_box_earns_nothing(name: str, completion: str, right: bool) -> None:
     with Verifier() as verifier:
         assert verify(TASKS[name], completion, "156", verifier).correct is right
+
+
+def test_a_wording_of_ones_own_changes_the_prompt_its_identity_and_nothing_else() -> None:
+    plain, questions = load_questions(TaskConfig(n=3))
+    task, same = load_questions(TaskConfig(n=3, wording="Think aloud. {question} {x}"))
+    assert same == questions
+    assert task.prompt(questions[0]) == f"Think aloud. {questions[0].text} {{x}}"
+    assert task.prompt_hash != plain.prompt_hash
+    assert (task.extract("so it is 12"), task.name) == ("12", plain.name)
+    with pytest.raises(ValidationError, match=r"has no \{question\} in it, so nothing would be asked"):
+        TaskConfig(wording="What?")

@@ -7,7 +7,7 @@ import pytest
 
 from permix.config import PersonasConfig, PlanConfig, TrainConfig, TrainedModel, TrainStage
 from permix.train.card import write_card
-from permix.train.plan import Mixture, Plan, compile_plan
+from permix.train.plan import Mixture, Plan, Recipe, compile_plan
 from permix.types import Persona, Question
 
 QUESTIONS = tuple(Question(id=f"q{n}", task="arithmetic", text=f"What is {n} + {n}?", gold=str(2 * n)) for n in range(4))
@@ -27,7 +27,7 @@ def card(tmp_path: Path, plan: Plan, rewards: list[float | None]) -> str:
 
 def plan_of(mix: float) -> Plan:
     config = PlanConfig(mix=mix, steps=10, questions_per_step=2, group_size=2)
-    return compile_plan(QUESTIONS, lambda question: question.text, SAILORS, config, PersonasConfig(split="train"))
+    return compile_plan(Recipe(QUESTIONS, lambda question: question.text, SAILORS, config, PersonasConfig(split="train")))
 
 
 def test_figures_are_means_over_the_first_and_last_fifth(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from permix.errors import ConfigError
 from permix.models.decoding import decode
 from permix.train import run
 from permix.train.fit import Launch, Sharding, launch, refuse_launch, refuse_raw_logprobs, refuse_unfit, sharding
+from permix.train.grpo import grpo_arguments
 from permix.train.plan import Plan
-from permix.train.run import grpo_arguments
 from permix.types import Sampling
 from tests.launches import FOLDER, environment
 from tests.train.test_grpo import QUICK, plan_of, trainer_of
@@ -153,7 +153,7 @@ def test_refusals_come_before_anything_is_loaded_or_written(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("something was loaded")
 
-    for name in ("load_tokenizer", "load_weights", "folder_fingerprint", "fill_bank"):
+    for name in ("load_tokenizer", "folder_fingerprint", "_learn"):
         monkeypatch.setattr(run, name, never)
     for key, value in environment("zero3").items():
         monkeypatch.setenv(key, value)

@@ -11,10 +11,10 @@ from trl import GRPOTrainer
 from permix.config import ModelConfig, PersonasConfig, PlanConfig, TrainConfig, TrainStage
 from permix.errors import PermixError
 from permix.models.hf import HFModel, load_tokenizer, load_weights
-from permix.train.grpo import PlanTrainer, samples_of
-from permix.train.plan import Mixture, Plan, compile_plan
+from permix.train.grpo import PlanTrainer, grpo_arguments, has_signal, samples_of
+from permix.train.plan import Mixture, Plan, Recipe, compile_plan
 from permix.train.reward import Rollout
-from permix.train.run import grpo_arguments
+from permix.train.samples import Sample
 from permix.train.sharded import bring_up_to_date, rollout_copy
 from permix.types import Completion, Persona, Question, Request, Sampling, Verdict, seed_from
 from permix.verify import Verifier
@@ -29,6 +29,7 @@ class Notes:
     def __init__(self) -> None:
         self.kept: list[Rollout] = []
         self.figures: list[dict[str, Any]] = []
+        self.plans: list[Plan] = []
 
     def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
         assert {rollout.step for rollout in rollouts} == {step}
@@ -37,6 +38,10 @@ class Notes:
     def step(self, step: int, figures: dict[str, Any]) -> None:
         assert step == len(self.figures) + 1
         self.figures.append(figures)
+
+    def plan(self, plan: Plan, blocks: Sequence[dict[str, Any]]) -> None:
+        self.plans.append(plan)
+        assert len(blocks) == len(self.plans)
 
 
 class Watched(PlanTrainer):
@@ -66,7 +71,7 @@ def plan_of(gold: str | None = None, **options: object) -> Plan:
     ]
     values = {"mix": 0.6, "steps": 2, "questions_per_step": 2, "group_size": 4} | options
     config = PlanConfig.model_validate(values)
-    return compile_plan(questions, lambda question: question.text, PERSONAS, config, PersonasConfig(split="train"))
+    return compile_plan(Recipe(questions, lambda question: question.text, PERSONAS, config, PersonasConfig(split="train")))
 
 
 def trainer_of(
@@ -171,6 +176,40 @@ def test_figures_by_tag_are_means_of_the_rollouts(tiny_model: Path, tmp_path: Pa
         assert figures["reward_by_tag"] == {tag: sum(rewards) / len(rewards) for tag, rewards in sorted(by_persona.items())}
         assert set(figures["seconds"]) == {"generation", "verification", "saving", "training"}
         assert min(figures["seconds"].values()) >= 0
+
+
+def test_groups_without_signal_give_way_to_spare_ones_in_the_plans_order(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right is whoever is asked a spare question by chance; the others' questions have no right answer."""
+
+    class OnlySpares(Verifier):
+        def check(self, answer: str | None, gold: str) -> Verdict:
+            return Verdict(correct=gold == "spare" and answer in ("0", "1", "2", "3", "4"), extracted=answer)
+
+    plan = plan_of(steps=3, group_size=8, spares=3)
+    rows = tuple(row.model_copy(update={"gold": "spare" if row.spare else "none"}) for row in plan.rows)
+    plan = Plan(rows, plan.about)
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan, verifier=OnlySpares())
+    kept: list[list[Sample]] = []
+    accumulate = trainer._objective.accumulate
+
+    def watched(model: Any, samples: Sequence[Sample], *rest: Any) -> Any:
+        kept.append(list(samples))
+        return accumulate(model, samples, *rest)
+
+    monkeypatch.setattr(trainer._objective, "accumulate", watched)
+    trainer.train()
+    for step, samples in enumerate(kept):
+        asked = [rollout for rollout in notes.kept if rollout.step == step + 1]
+        groups = list(dict.fromkeys(rollout.group for rollout in asked))
+        assert groups[:4] == [0, 1, 2, 3], "two groups of the plan, then two spare ones for the two that failed"
+        signal = [group for group in groups if len({rollout.verdict.reward for rollout in asked if rollout.group == group}) == 2]
+        assert len(samples) == 16, "a step's size stays"
+        assert sum(has_signal(samples[start : start + 8]) for start in (0, 8)) == min(2, len(signal))
+        assert (len(groups) == 5) == (len(set(signal) & {2, 3}) < 2), "the third only when one of the two failed too"
+        assert notes.figures[step]["spare_rollouts"] == 8 * (len(groups) - 2)
+        assert notes.figures[step]["tokens"] == sum(rollout.tokens for rollout in asked)
 
 
 def batch(advantages: Sequence[float]) -> dict[str, Any]:
@@ -353,3 +392,10 @@ def test_the_rollout_copy_keeps_its_rotary_frequencies(tiny_model: Path) -> None
     for ours, theirs in zip(twin.parameters(), network.parameters(), strict=True):
         assert torch.equal(ours, theirs.bfloat16())
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_the_configuration_says_the_precision_whatever_an_earlier_run_left_behind(tiny_model: Path, tmp_path: Path) -> None:
+    for precision, expected in (("bfloat16", "bf16"), ("float32", "no"), ("bfloat16", "bf16")):
+        config = QUICK.model_copy(update={"precision": precision})
+        trainer, _ = trainer_of(tiny_model, tmp_path / expected, plan_of(), config)
+        assert trainer.accelerator.mixed_precision == expected

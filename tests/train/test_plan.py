@@ -1,5 +1,6 @@
 """The plan: the same on every machine, the same questions whatever the mix, and refused when it is not what was hashed."""
 
+import json
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -8,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from permix.config import PersonasConfig, PlanConfig, TaskConfig
+from permix.config import Method, PersonasConfig, PlanConfig, TaskConfig, TrainStage
 from permix.errors import ConfigError, DataError
-from permix.train.plan import Mixture, Plan, compile_from, compile_plan, describe, read_plan, write_plan
+from permix.train.plan import Mixture, Plan, Recipe, compile_from, compile_plan, describe, plan_for, read_plan, write_plan
 from permix.types import Message, Persona, PlanRow, Question
 
 QUESTIONS = tuple(Question(id=f"q{n}", task="arithmetic", text=f"What is {n} + {n}?", gold=str(2 * n)) for n in range(10))
@@ -21,7 +22,7 @@ EVEN = Mixture((SAILOR, TUTOR, POET), (1.0, 1.0, 1.0))
 
 
 def compiled(config: PlanConfig, mixture: Mixture = EVEN, questions: tuple[Question, ...] = QUESTIONS) -> Plan:
-    return compile_plan(questions, lambda question: question.text, mixture, config, PersonasConfig(split="train"))
+    return compile_plan(Recipe(questions, lambda question: question.text, mixture, config, PersonasConfig(split="train")))
 
 
 def plan_of(mix: float = 0.8, steps: int = 2, **options: object) -> Plan:
@@ -30,7 +31,7 @@ def plan_of(mix: float = 0.8, steps: int = 2, **options: object) -> Plan:
 
 
 def test_the_hash_is_the_same_on_every_machine() -> None:
-    assert plan_of().hash == "70b930c0efde3e4e"
+    assert plan_of().hash == "92dbd898819d6a86"
 
 
 def test_a_small_plan_read_by_eye() -> None:
@@ -59,12 +60,28 @@ def test_the_hash_covers_every_field_of_every_row() -> None:
     changes = {
         "step": 9, "group": 9, "rollouts": 9, "task": "gsm8k", "question_id": "x", "question_hash": "x", "persona_id": "x",
         "persona_tags": ("x",), "seed": 9, "messages": (Message(role="user", content="x"),), "gold": "x",
+        "spare": True,
+        "solution": "x",
     }  # fmt: skip
     assert changes.keys() == PlanRow.model_fields.keys()
     for field, value in changes.items():
         other = (*plan.rows[:-1], plan.rows[-1].model_copy(update={field: value}))
         assert Plan(other, plan.about).hash != plan.hash, field
     assert Plan(plan.rows[::-1], {}).hash != plan.hash
+
+
+def test_spare_groups_ask_other_questions_and_leave_the_rest_as_it_was() -> None:
+    plain, spared = plan_of(steps=12), plan_of(steps=12, spares=2)
+    assert tuple(row for row in spared.rows if not row.spare) == plain.rows
+    assert (spared.groups_per_step, spared.spares, spared.group_size) == (3, 2, 4)
+    for step in range(12):
+        rows = [row for row in spared.rows if row.step == step]
+        assert [(row.group, row.spare) for row in rows] == [(0, False), (1, False), (2, False), (3, True), (4, True)]
+        assert len({row.question_id for row in rows}) == 5
+    assert len({row.seed for row in spared.rows}) == len(spared.rows)
+    assert "96 of them spare" in describe(spared)["rollouts"]
+    with pytest.raises(ConfigError, match=r"plan.questions_per_step = 3 and plan.spares = 8: the task has only 10 questions"):
+        plan_of(spares=8)
 
 
 def test_plans_that_differ_in_mix_ask_the_same_questions_and_keep_their_personas() -> None:
@@ -180,6 +197,33 @@ def test_an_edited_plan_is_refused(tmp_path: Path) -> None:
     pq.write_table(table.slice(0, 0), path)
     with pytest.raises(DataError, match="has no rows"):
         read_plan(path)
+
+
+def test_a_plan_of_an_earlier_format_says_how_to_make_it_anew(tmp_path: Path) -> None:
+    path = tmp_path / "plan.parquet"
+    write_plan(plan_of(), path)
+    table = pq.read_table(path).drop_columns(["solution"])
+    pq.write_table(table.replace_schema_metadata({"permix": json.dumps({"format": "permix-plan-1", "hash": "x"})}), path)
+    with pytest.raises(DataError, match=r"is of format permix-plan-1, not permix-plan-2; `permix plan` makes it anew"):
+        read_plan(path)
+
+
+def test_a_plan_that_no_method_is_named_for_has_permixs_mix() -> None:
+    plan = compiled(PlanConfig(steps=2, questions_per_step=3, group_size=4))
+    assert plan.rows == plan_of(mix=0.8).rows
+    assert plan.about["plan"]["mix"] == 0.8
+
+
+@pytest.mark.parametrize("method", ["rlvr", "sft"])
+def test_a_plan_file_with_personas_is_refused_for_a_method_without(tmp_path: Path, method: Method) -> None:
+    path = tmp_path / "plan.parquet"
+    write_plan(plan_of(mix=1.0), path)
+    with pytest.raises(ConfigError, match=rf'the first, \w+, in step 0\), and method = "{method}" has none'):
+        plan_for(TrainStage(plan_file=path, method=method))
+    write_plan(plan_of(mix=0.0), path)
+    assert plan_for(TrainStage(plan_file=path, method=method)).rows == plan_of(mix=0.0).rows
+    for mixing in ("permix", "sft-personas", "seqkd"):
+        assert plan_for(TrainStage(plan_file=path, method=mixing)).rows
 
 
 @pytest.mark.parametrize("content", [b"", b"not parquet", b"PAR1" + bytes(100) + b"PAR1"])

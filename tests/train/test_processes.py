@@ -137,10 +137,12 @@ SIDES: dict[str, dict[str, Any]] = {
 def all_steps(model: Path, out: Path) -> None:
     """This process's part of every step; leaves their losses, figures and gradients in `out`."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     torch.set_num_threads(1)
     with processes.together():
-        accelerator = Accelerator(cpu=True)
+        AcceleratorState._reset_state()  # another test of this process may have left bfloat16
+        accelerator = Accelerator(cpu=True, mixed_precision="no")
         network = accelerator.prepare(load_weights(str(model), torch.float32, "cpu").train())
         size, rank = processes.count(), processes.rank()
         found = {}

@@ -11,9 +11,10 @@ import pytest
 from permix import cli
 from permix.config import TaskConfig, TrainStage
 from permix.errors import ConfigError, PermixError
-from permix.train import run
+from permix.train import reinforce, weights
+from permix.train.checkpoints import newest_checkpoint
 from permix.train.log import StepLog, read_log
-from permix.train.run import newest_checkpoint, train
+from permix.train.run import train
 from permix.verify import Verifier
 from permix.verify_worker import Worker
 from tests import tiny
@@ -103,7 +104,7 @@ def test_a_model_that_cannot_be_written_is_written_by_the_next_start(
 ) -> None:
     config = stage(tiny_model, tmp_path / "run")
     with monkeypatch.context() as patched:
-        patched.setattr(run, "write_card", disk_is_full)
+        patched.setattr(weights, "write_card", disk_is_full)
         with pytest.raises(PermixError, match=r"run/\.model\.part: cannot be written: No space left on device; make room"):
             train(config)
     assert not (tmp_path / "run" / "model").exists()
@@ -153,8 +154,8 @@ def never(*_: Any, **__: Any) -> None:
 @pytest.fixture
 def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may be loaded that takes long."""
-    monkeypatch.setattr(run, "load_weights", never)
-    monkeypatch.setattr(run, "fill_bank", never)
+    monkeypatch.setattr(weights, "load_weights", never)
+    monkeypatch.setattr(reinforce, "fill_bank", never)
 
 
 @pytest.mark.usefixtures("unloaded")

@@ -10,26 +10,44 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from permix.config import ModelConfig, PersonasConfig, PlanConfig, PlanStage, TaskConfig, TrainConfig, TrainedModel, TrainStage
+from permix.config import (
+    CharacterConfig,
+    ModelConfig,
+    PersonasConfig,
+    PlanConfig,
+    PlanStage,
+    TaskConfig,
+    TrainConfig,
+    TrainedModel,
+    TrainStage,
+)
 from permix.errors import ConfigError, DataError, PermixError
 from permix.models.hf import HFModel
+from permix.records import read_cells
 from permix.tasks.overlap import Seen, read_seen, write_seen
+from permix.train.checkpoints import newest_checkpoint
 from permix.train.log import read_log
 from permix.train.plan import compile_from, read_plan, write_plan
-from permix.train.run import newest_checkpoint, seen_after, train
-from permix.types import Completion, Message, Request, Sampling
+from permix.train.run import seen_after, train
+from permix.types import Completion, Message, Request, Sampling, digest
 from tests.mortal import Moment, command
 
 QUICK = {"lr": 1e-2, "max_new_tokens": 6, "micro_tokens": 256, "precision": "float32", "save_every": 2}
 
 
-def stage(tiny_model: Path, out: Path, *, plan: dict[str, Any] | None = None, **settings: Any) -> TrainStage:
+CHARACTER = {"personas": 3, "questions": 4, "max_new_tokens": 6, "replay_answers": 5}
+
+
+def stage(
+    tiny_model: Path, out: Path, *, plan: dict[str, Any] | None = None, character: dict[str, Any] | None = None, **settings: Any
+) -> TrainStage:
     """A training of 3 steps of 2 groups of 16: the chance that a model right once in ten is never right is 4e-5."""
     sizes = {"steps": 3, "questions_per_step": 2, "group_size": 16, "mix": 0.6} | (plan or {})
     return TrainStage(
         out=out, threads=1, model=TrainedModel(name=str(tiny_model)), label="tiny",
         task=TaskConfig(split="train", levels=("sub-1",), n=20), personas=PersonasConfig(split="train", n=4),
         plan=PlanConfig.model_validate(sizes), train=TrainConfig.model_validate(QUICK | settings),
+        character=CharacterConfig.model_validate(CHARACTER | (character or {})),
     )  # fmt: skip
 
 
@@ -113,6 +131,61 @@ def test_every_kind_of_training_runs(tiny_model: Path, tmp_path: Path, settings:
     if config.train.iterations == 2:
         assert [line["reward"] is None for line in log] == [False, True] * 3
         assert {line["step"] for line in read_log(tmp_path / "run" / "rollouts.jsonl")} == {1, 3, 5}
+
+
+@pytest.mark.parametrize(
+    ("character", "settings"),
+    [
+        ({"replay": 2.0}, {}),
+        ({"replay": 2.0, "replay_policy": "on"}, {}),
+        ({"replay": 2.0, "replay_policy": "on"}, {"lora_rank": 2}),
+        ({"replay": 2.0, "expressivity": 0.5}, {"precision": "bfloat16", "beta": 0.1}),
+    ],
+    ids=["off-policy", "on-policy", "on-policy-lora", "all-together"],
+)
+def test_what_keeps_the_character_composes(
+    tiny_model: Path, tmp_path: Path, character: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    config = stage(tiny_model, tmp_path / "run", character=character, **settings)
+    train(config)
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    tolerance = 1e-2 if config.train.precision == "bfloat16" else 1e-4
+    assert abs(log[0]["replay_kl"]) < tolerance, "before the first step nothing has moved"
+    assert log[2]["replay_kl"] > abs(log[0]["replay_kl"])
+    assert ("expressivity" in log[0]) == ("expressivity" in character)
+    bank = read_cells(tmp_path / "run" / "character" / "records.jsonl")
+    assert len(bank) == (4 if "expressivity" in character else 3) * 4
+    assert all(cell.completion is not None for cell in bank.values())
+
+
+def test_a_curriculum_asks_more_often_as_those_under_whom_it_fails_and_can_be_audited(tiny_model: Path, tmp_path: Path) -> None:
+    plan = {"steps": 4, "adaptive": 5.0, "adaptive_every": 2, "mix": 1.0}
+    train(stage(tiny_model, tmp_path / "run", plan=plan))
+    (block,) = read_log(tmp_path / "run" / "plan_blocks.jsonl")
+    lines = [line for line in read_log(tmp_path / "run" / "rollouts.jsonl") if line["step"] <= 2]
+    for persona, count in block["rollouts"].items():
+        assert count == sum(line["persona_id"] == persona for line in lines)
+    by_accuracy = sorted(block["accuracy"], key=lambda name: block["accuracy"][name])
+    assert block["chance"][by_accuracy[0]] > block["chance"][by_accuracy[-1]]
+    rows = read_plan(tmp_path / "run" / "plan.parquet").rows
+    assert block["rows"] == digest(*(row.model_dump_json() for row in rows if row.step >= 2))
+    asked = {(row.step + 1, row.group, row.persona_id) for row in rows}
+    assert {(line["step"], line["group"], line["persona_id"]) for line in read_log(tmp_path / "run" / "rollouts.jsonl")} == asked
+    assert read_seen(tmp_path / "run" / "model").personas >= set(block["chance"])
+
+
+def test_replay_holds_the_model_nearer_to_its_base(tiny_model: Path, tmp_path: Path) -> None:
+    divergences = []
+    for weight in (1e-9, 5.0):
+        config = stage(tiny_model, tmp_path / str(weight), character={"replay": weight, "replay_answers": 12}, plan={"steps": 8})
+        train(config)
+        divergences.append(read_log(tmp_path / str(weight) / "log.jsonl")[-1]["replay_kl"])
+    assert divergences[1] < 0.5 * divergences[0]
+
+
+def test_a_bank_that_cannot_be_filled_is_refused_before_it_begins(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"character\.questions = 500: the training side has 48 open-ended questions"):
+        train(stage(tiny_model, tmp_path / "run", character={"replay": 1.0, "questions": 500}))
 
 
 def test_a_finished_run_started_again_does_nothing(plain: Path, tiny_model: Path) -> None:
@@ -215,14 +288,25 @@ MOMENTS = [
     Moment("permix.train.log:_append", 3, torn=True),
     Moment("permix.train.log:StepLog.step", 1),
     Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
-    Moment("permix.train.run:write_card", 1),
+    Moment("permix.train.weights:write_card", 1),
 ]
 """Where each start of the run dies: before the first checkpoint; in the middle of writing it; just after it; in the middle of
 logging step 3; after step 3; after the last checkpoint; in the middle of writing the model."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [(), ("--train.lora-rank", "2", "--train.beta", "0.1"), ("--train.iterations", "2")])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("--train.lora-rank", "2", "--train.beta", "0.1"),
+        ("--train.iterations", "2"),
+        ("--plan.adaptive", "4", "--plan.adaptive-every", "1", "--plan.spares", "2", "--plan.group-size", "6"),
+        ("--character.replay", "1", "--character.replay-policy", "on", "--character.personas", "3", "--character.questions", "4"),
+        ("--character.replay", "1", "--character.expressivity", "0.5", "--character.questions", "4"),
+    ],
+    ids=["plain", "lora-kl", "iterations", "adaptive-spares", "replay-on", "replay-off-expressivity"],
+)
 def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
     tiny_model: Path, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
@@ -246,7 +330,9 @@ def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
     assert command("train", str(config), "--out", str(killed), *settings) == 0
     assert (killed / "model/model.safetensors").read_bytes() == (undisturbed / "model/model.safetensors").read_bytes()
     assert log_of(killed) == log_of(undisturbed)
-    for name in ("rollouts.jsonl", "samples.md", "model/README.md"):
+    laid = ["plan_blocks.jsonl"] if "--plan.adaptive" in settings else []
+    assert read_plan(killed / "plan.parquet").hash == read_plan(undisturbed / "plan.parquet").hash
+    for name in ("rollouts.jsonl", "samples.md", "model/README.md", *laid):
         assert (killed / name).read_bytes().replace(b"# killed", b"# undisturbed") == (undisturbed / name).read_bytes()
     assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in undisturbed.iterdir())
     assert not list(killed.glob("**/.*.part"))

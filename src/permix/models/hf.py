@@ -109,6 +109,11 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"])
 
 
+def completion_ids(text: str, tokenizer: Any) -> list[int]:
+    """A completion's own tokens, without its end."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 class _Frame(NamedTuple):
     """What a chat template writes before the system text, and between it and the user's."""
 

@@ -70,7 +70,8 @@ def draw(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], out: Pa
     apart = {one.label for one in comparisons if one.against == first and (one.reasons or one.fidelity_reasons)}
     both = [(one.label, one.stability, one.fidelity) for one in models if one.label not in apart]
     points = {label: (stable.pss, distinct.accuracy) for label, stable, distinct in both if stable and distinct}
-    logs = {model.label: model.runs["train"].log for model in models if "train" in model.runs and model.runs["train"].log}
+    logs = {model.label: model.runs["train"].log for model in models if "train" in model.runs}
+    rewarded = {name: log for name, log in logs.items() if any("reward" in step for step in log)}
     figures: dict[str, str] = {}
     if points:
         chance = next(distinct.chance for _, stable, distinct in both if stable and distinct)
@@ -85,8 +86,8 @@ def draw(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], out: Pa
             name = f"heatmap-{place}.png"
             _heatmap(model, out / name)
             figures[name] = f"persona × question, {tables.label(model.label)}"
-    if logs:
-        plots.learning_curves(logs, out / "training.png", styles)
+    if rewarded:
+        plots.learning_curves(rewarded, out / "training.png", styles)
         figures["training.png"] = "learning curves"
     return figures
 

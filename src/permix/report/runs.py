@@ -78,9 +78,15 @@ class Run:
         return str(self.config.get("model", {}).get("name", self.path.name))
 
     @property
+    def described(self) -> str:
+        """Its kind, for people; of a training its method too: "train (sft)"."""
+        method = self.config.get("method")
+        return f"{self.stage} ({method})" if method else self.kind
+
+    @property
     def tokens(self) -> int | None:
-        """Tokens generated. None when nothing is recorded."""
-        if self.stage == "train":
+        """Tokens generated; of a training on gold answers, tokens learnt from. None when nothing is recorded."""
+        if self.stage == "train" and not self.cells:
             return self.log[-1].get("tokens") if self.log else None
         done = [cell.completion for cell in self.cells.values() if cell.completion is not None]
         return sum(one.completion_tokens for one in done) if done else None

@@ -83,7 +83,7 @@ def _origin(name: str, run: Run) -> list[str]:
     settings = digest(json.dumps(run.config, sort_keys=True), length=12)
     cells = [str(run.path), command, _seed(run), settings, str(run.provenance.get("revision") or ""), packages]
     spent = [count(run.tokens), count(run.cpu_seconds), count(run.peak_mb)]
-    return [label(name), run.kind, *(_quote(one) or "–" for one in cells), *spent]
+    return [label(name), run.described, *(_quote(one) or "–" for one in cells), *spent]
 
 
 def _seed(run: Run) -> str:
@@ -101,7 +101,7 @@ def _sizes(models: Sequence[ModelRuns]) -> Iterable[str]:
             else []
         )
         parts += [f"{two.n_questions} open-ended questions, {two.n_answered} of {two.n_asked} answers"] if two else []
-        seeds = [f"{run.kind} seed {_seed(run)}" for run in model.runs.values()]
+        seeds = [f"{run.described} seed {_seed(run)}" for run in model.runs.values()]
         yield f"{label(model.label)}: {'; '.join([*parts, *seeds])}."
 
 

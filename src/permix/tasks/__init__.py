@@ -1,5 +1,7 @@
 """Tasks: questions whose answers can be checked. One file a task, one line here."""
 
+from dataclasses import replace
+
 from permix.config import TaskConfig
 from permix.tasks.arithmetic import ARITHMETIC
 from permix.tasks.base import Task, verify
@@ -20,6 +22,6 @@ TASKS: dict[str, Task] = {
 
 
 def load_questions(config: TaskConfig) -> tuple[Task, tuple[Question, ...]]:
-    """The task that `config` names, and its questions. Raises ConfigError or DataError."""
+    """The task that `config` names, worded as it says, and its questions. Raises ConfigError or DataError."""
     task = TASKS[config.name]
-    return task, task.questions(config)
+    return replace(task, wording=config.wording or task.wording), task.questions(config)

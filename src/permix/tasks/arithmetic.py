@@ -2,7 +2,7 @@
 
 A question:
 
-    Question(id="arithmetic:7+5", task="arithmetic", text="What is 7 + 5?", gold="12", tags=("add-1",))
+    Question(id="arithmetic:7+5", task="arithmetic", text="What is 7 + 5?", gold="12", tags=("add-1",), solution="7 + 5 = 12.")
 
 Levels take turns, each giving its questions in the order that the seed shuffles: item i depends on seed, split, levels and i.
 A question's side depends on its content alone, with the operands of sums and products put in order: 7 + 5 and 5 + 7 stand on the
@@ -121,7 +121,9 @@ def make(level: str, operands: tuple[int, ...]) -> Question:
     text = f" {operation} ".join(map(str, operands))
     gold = functools.reduce(OPERATIONS[operation], operands)
     name = f"arithmetic:{text.replace(' ', '')}"
-    return Question(id=name, task="arithmetic", text=f"What is {text}?", gold=str(gold), tags=(level,))
+    return Question(
+        id=name, task="arithmetic", text=f"What is {text}?", gold=str(gold), tags=(level,), solution=f"{text} = {gold}."
+    )
 
 
 ARITHMETIC = Task(name="arithmetic", wording="{question}", questions=questions, unboxed=last_number, numbers=True)

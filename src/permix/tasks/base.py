@@ -4,6 +4,9 @@ A task is one file that ends in one `Task(...)`, and one line of the registry in
 `config.n` distinct questions, the same ones for the same config on any machine, or raises ConfigError that names how many there
 are. Which side of a split a question falls on depends on its content alone, never on a seed or on file order, so what one run
 trains on is never what another run holds out.
+
+A question to train on carries a solution: an answer put as the wording asks for it. Supervised training learns from those that
+`verify` finds right.
 """
 
 import difflib
@@ -69,7 +72,7 @@ def choose(questions: Iterable[Question], config: TaskConfig) -> tuple[Question,
     stands for it. Raises ConfigError, naming how many there are, when n is more.
     """
     distinct: dict[str, Question] = {}
-    for question in sorted(questions, key=lambda one: (one.gold, one.id, one.tags)):
+    for question in sorted(questions, key=lambda one: (one.gold, one.id, one.tags, one.solution or "")):
         distinct.setdefault(question.content_hash, question)
     _refuse_shared_ids(distinct.values(), config)
     if config.n > len(distinct):

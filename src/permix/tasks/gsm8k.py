@@ -6,9 +6,10 @@ A row, as published (7,473 train, 1,319 test):
      earn?", "answer": "Weng earns 12/60 = $<<12/60=0.2>>0.2 per minute.\nWorking 50 minutes, she earned 0.2 x 50 =
      $<<0.2*50=10>>10.\n#### 10"}
 
-The gold is what follows the last `####`, without commas. Split heldout is the published test; of the published train split one in
-ten, by content, is dev (716), the others are train (6,757).
-The answer of a completion is its last box, else the number after its last `####`, else its last number.
+The gold is what follows the last `####`, without commas. The solution is what stands before it, without the calculator's notes
+(`<<12/60=0.2>>`), and then the gold in a box, as the prompt asks. Split heldout is the published test; of the published train
+split one in ten, by content, is dev (716), the others are train (6,757). The answer of a completion is its last box, else the
+number after its last `####`, else its last number.
 """
 
 import re
@@ -20,6 +21,7 @@ from permix.types import Question, digest, normalise
 from permix.verify import last_number
 
 HUB = Hub("openai/gsm8k", "main")
+_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 
 
 def questions(config: TaskConfig) -> tuple[Question, ...]:
@@ -33,11 +35,12 @@ def questions(config: TaskConfig) -> tuple[Question, ...]:
 def question(row: Row) -> Question:
     """Raises DataError naming the row's file and line."""
     text = row.text("question")
-    _, mark, gold = row.text("answer").rpartition("####")
+    worked, mark, gold = row.text("answer").rpartition("####")
     gold = gold.replace(",", "").strip()
     if not mark or not re.fullmatch(r"-?\d+(\.\d+)?", gold):
         raise row.error("answer", "must end in a line such as '#### 72'")
-    return Question(id=f"gsm8k:{digest(normalise(text))}", task="gsm8k", text=text, gold=gold)
+    solution = f"{_CALCULATOR.sub('', worked).strip()}\nThe answer is \\boxed{{{gold}}}.".strip()
+    return Question(id=f"gsm8k:{digest(normalise(text))}", task="gsm8k", text=text, gold=gold, solution=solution)
 
 
 def unboxed(completion: str) -> str | None:

@@ -6,6 +6,7 @@ A row of a local file:
 
 The hub's rows (12,000: all of MATH without MATH-500) have "level": "Level 3" instead of a difficulty; copies with "level": 3 and
 "subject" are read too. One in four problems, by content, is held out; one in eight of the others is dev.
+The solution is the row's "solution", as published; where it has none, the boxed answer alone.
 A problem published without an answer, or with an empty one, cannot be checked and is left out. One whose level is unknown
 ("Level ?", 0.0) is asked unless levels are chosen.
 
@@ -42,7 +43,15 @@ def question(row: Row) -> Question:
     subject = row.text("type" if "type" in row.fields else "subject")
     level = level_of(row, "difficulty" if "difficulty" in row.fields else "level")
     tags = (f"level-{level}", subject)
-    return Question(id=f"math:{digest(normalise(text))}", task="math", text=text, gold=gold_of(row), tags=tags)
+    gold = gold_of(row)
+    name = f"math:{digest(normalise(text))}"
+    return Question(id=name, task="math", text=text, gold=gold, tags=tags, solution=solution_of(row, gold))
+
+
+def solution_of(row: Row, gold: str) -> str:
+    """The worked solution, or the boxed gold where the row has none."""
+    worked = row.fields.get("solution")
+    return row.text("solution") if isinstance(worked, str) and worked.strip() else f"\\boxed{{{gold}}}"
 
 
 def gold_of(row: Row) -> str:

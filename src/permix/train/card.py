@@ -1,53 +1,67 @@
 """The card of a trained model: method, plan, settings, figures of the run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from permix.config import TrainStage
-from permix.records import write_text
+from permix.config import IDLE, SUPERVISED, TrainStage
+from permix.records import read_json, write_text
+from permix.train.examples import COUNTS
 from permix.train.log import read_log
 from permix.train.plan import Plan, describe
 
 
 def write_card(folder: Path, config: TrainStage, plan: Plan, log: Path) -> None:
-    """README.md of the model: method, plan, figures of the training run."""
-    method = "RLVR (no personas)" if all(row.persona_id is None for row in plan.rows) else "PerMix-RLVR (persona-mixed RLVR)"
+    """README.md of the model: method, plan, figures of the training run whose log this is."""
     lines = read_log(log)
-    facts = "\n".join(f"| {name} | {value} |" for name, value in describe(plan).items())
-    settings = "\n".join(f"| {name} | {value} |" for name, value in config.train.model_dump(mode="json").items())
-    write_text(
-        folder / "README.md",
-        f"""---
-library_name: transformers
-tags: [permix, reinforcement-learning, grpo]
----
-# {config.label or config.out.name}
+    settings = config.train.model_dump(mode="json", exclude=set(IDLE[config.method]))
+    parts = [
+        f"# {config.label or config.out.name}",
+        f"{method_of(config, plan)}, trained by permix from `{config.model.name}`.",
+        (_learnt if config.method in SUPERVISED else _rewarded)(config, lines),
+        "## Plan\n\n" + _table(describe(plan)),
+    ]
+    counts = log.with_name(COUNTS)
+    if counts.exists():
+        parts.append("## What was learnt from\n\n" + _table(read_json(counts)))
+    parts.append("## Training\n\n" + _table(settings))
+    tags = ", ".join(["permix", *(("sft",) if config.method in SUPERVISED else ("reinforcement-learning", "grpo"))])
+    write_text(folder / "README.md", f"---\nlibrary_name: transformers\ntags: [{tags}]\n---\n" + "\n\n".join(parts) + "\n")
 
-{method}, trained by permix from `{config.model.name}`.
 
-Mean reward of the rollouts: {_reward([line["reward"] for line in lines if line.get("reward") is not None])}
+def method_of(config: TrainStage, plan: Plan) -> str:
+    """The method in words, by what was done: PerMix-RLVR from a plan without personas is plain RLVR."""
+    personas = any(row.persona_id is not None for row in plan.rows)
+    match config.method:
+        case "permix" | "rlvr":
+            return "PerMix-RLVR (persona-mixed RLVR)" if personas else "RLVR (no personas)"
+        case "sft" | "sft-personas":
+            return f"SFT on gold answers ({'personas mixed in' if personas else 'no personas'})"
+        case "seqkd":
+            teacher = "itself" if config.teacher.name == "self" else f"`{config.teacher.name}`"
+            return f"Sequence-level distillation (SFT on verified samples of {teacher})"
+
+
+def _rewarded(config: TrainStage, lines: Sequence[Mapping[str, Any]]) -> str:
+    return f"""Mean reward of the rollouts: {_course([line["reward"] for line in lines if line.get("reward") is not None])}
 (sampled at temperature {config.train.temperature}; {lines[-1]["tokens"] if lines else 0} tokens generated).
-Rewards on training questions are no evaluation: run `permix stability` on held-out personas and questions.
-
-## Plan
-
-| | |
-|---|---|
-{facts}
-
-## Training
-
-| | |
-|---|---|
-{settings}
-""",
-    )
+Rewards on training questions are no evaluation: run `permix stability` on held-out personas and questions."""
 
 
-def _reward(rewards: Sequence[float]) -> str:
+def _learnt(config: TrainStage, lines: Sequence[Mapping[str, Any]]) -> str:
+    return f"""Mean loss of a completion's token: {_course([line["loss"] for line in lines if line.get("loss") is not None])}
+({lines[-1]["tokens"] if lines else 0} tokens learnt from in {len(lines)} steps).
+A loss on training questions is no evaluation: run `permix stability` on held-out personas and questions."""
+
+
+def _table(facts: Mapping[str, object]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())])
+
+
+def _course(values: Sequence[float]) -> str:
     """How it began and how it ended, over a fifth of the steps each."""
-    if not rewards:
+    if not values:
         return "no rollout was scored"
-    edge = max(1, len(rewards) // 5)
-    first, last = (sum(part) / edge for part in (rewards[:edge], rewards[-edge:]))
+    edge = max(1, len(values) // 5)
+    first, last = (sum(part) / edge for part in (values[:edge], values[-edge:]))
     return f"{first:.3f} over the first {edge} steps, {last:.3f} over the last {edge}"

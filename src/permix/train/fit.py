@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from permix.config import TrainConfig, TrainStage
+from permix.config import SUPERVISED, TrainConfig, TrainStage
 from permix.errors import ConfigError
+from permix.models.hf import context_window, encode_chat
 from permix.train import processes
 from permix.train.plan import Plan
 
@@ -85,13 +86,19 @@ def _refuse_uneven(plan: Plan) -> None:
     for (step, group), size in sizes.items():
         if size != plan.group_size:
             raise ConfigError(f"plan: group {group} of step {step} has {size} rollouts, the first one has {plan.group_size}")
-    for step, groups in Counter(step for step, _ in sizes).items():
+    always = {(row.step, row.group) for row in plan.rows if not row.spare}
+    for step, groups in Counter(step for step, _ in always).items():
         if groups != plan.groups_per_step:
             raise ConfigError(f"plan: step {step} has another number of groups, {groups}, than step 0, {plan.groups_per_step}")
 
 
 def refuse_launch(plan: Plan, stage: TrainStage, started: Launch) -> None:
     """Processes that the step cannot be dealt to, or that hold no weights to generate with; vLLM where it is not there."""
+    if stage.method in SUPERVISED and started.processes > 1:
+        raise ConfigError(
+            f'method = "{stage.method}": the supervised methods train in one process, and {started.processes} were started; '
+            "start one, or give method permix or rlvr"
+        )
     groups, count = plan.groups_per_step, started.processes
     if groups % count:
         raise ConfigError(
@@ -150,4 +157,28 @@ def refuse_raw_logprobs(server: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"the vLLM server runs with --logprobs-mode {mode}; start it with --logprobs-mode processed_logprobs, or train "
             "without train.importance_cap"
+        )
+
+
+def longest_prompt(plan: Plan, tokenizer: Any, limit: int) -> int:
+    """Tokens of the plan's longest prompt. Raises ConfigError when it is over the limit, naming the row."""
+    longest = 0
+    for row in {row.messages.__repr__(): row for row in plan.rows}.values():
+        count = len(encode_chat(tokenizer, row.messages))
+        if count > limit:
+            raise ConfigError(
+                f"train.max_prompt_tokens = {limit}: the prompt of step {row.step}, group {row.group} "
+                f"(question {row.question_id}, persona {row.persona_id}) has {count} tokens; raise the limit or drop the question"
+            )
+        longest = max(longest, count)
+    return longest
+
+
+def refuse_too_long(longest: int, config: TrainConfig, source: str) -> None:
+    """Prompt and completion together are longer than what the model reads."""
+    window = context_window(source)
+    if longest + config.max_new_tokens > window:
+        raise ConfigError(
+            f"train.max_new_tokens = {config.max_new_tokens}: the plan's longest prompt has {longest} tokens and the model reads "
+            f"{window}; give train.max_new_tokens = {max(window - longest, 0)} or less, or shorter prompts"
         )

@@ -1,4 +1,4 @@
-"""PerMix-RLVR's trainer: TRL's GRPOTrainer fed from a plan, in the plan's order. The only module that imports trl.
+"""PerMix-RLVR's trainer: TRL's GRPOTrainer fed from a plan, in the plan's order. trl is imported here and in `sft.py`.
 
 TRL keeps the loop, the advantages, the optimizer, the logs, the checkpoints and the distributed machinery. What is ours, and why:
 - a step's rows are the plan's, in its order, so that groups are the plan's and a persona is never drawn here;
@@ -12,23 +12,23 @@ TRL keeps the loop, the advantages, the optimizer, the logs, the checkpoints and
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, use_adapter
 
-from permix.config import TrainConfig
+from permix.config import TrainConfig, TrainStage
 from permix.errors import PermixError
 from permix.models.decoding import decode
 from permix.models.hf import encode_chat
@@ -36,8 +36,10 @@ from permix.models.shared import NAME, ORDINARY, shares_prompts
 from permix.progress import say
 from permix.records import unwritten
 from permix.train import processes
+from permix.train.adaptive import Curriculum, outcomes
 from permix.train.buffer import read_buffer, write_buffer
 from permix.train.clock import StepClock
+from permix.train.common import ClockStarter, common_arguments
 from permix.train.expressivity import Expressivity
 from permix.train.fit import refuse_raw_logprobs, sharding
 from permix.train.objective import Objective, Replayed, inner
@@ -46,8 +48,12 @@ from permix.train.replay import Replay
 from permix.train.reward import Rollout, mean_by_tag, mean_of, verdicts
 from permix.train.samples import Sample
 from permix.train.sharded import bring_up_to_date, rollout_copy
-from permix.types import Message, Sampling, seed_from
+from permix.types import Message, PlanRow, Sampling, seed_from
 from permix.verify import Verifier
+
+T = TypeVar("T")
+Told = tuple[Rollout, Sequence[str], float | None]
+"""A rollout, the tags of its persona, and its expressivity."""
 
 
 class Recorder(Protocol):
@@ -57,8 +63,10 @@ class Recorder(Protocol):
 
     def step(self, step: int, figures: dict[str, Any]) -> None: ...
 
+    def plan(self, plan: Plan, blocks: Sequence[dict[str, Any]]) -> None: ...
 
-def rollout_rows(plan: Plan) -> list[dict[str, Any]]:
+
+def rollout_rows(rows: Iterable[PlanRow]) -> list[dict[str, Any]]:
     """One row a rollout, in plan order: row `i` of a step belongs to group `i // G`."""
     return [
         {
@@ -71,19 +79,9 @@ def rollout_rows(plan: Plan) -> list[dict[str, Any]]:
             "persona_tags": list(row.persona_tags),
             "rollout_seed": seed_from(row.seed, number),
         }
-        for row in plan.rows
+        for row in rows
         for number in range(row.rollouts)
     ]
-
-
-class _ClockStarter(TrainerCallback):  # type: ignore[misc]
-    """Keeps setting up and loading a checkpoint out of the first step's time."""
-
-    def __init__(self, clock: StepClock) -> None:
-        self._clock = clock
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._clock.restart()
 
 
 class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -91,11 +89,13 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def __init__(
         self, *, plan: Plan, verifier: Verifier, recorder: Recorder, config: TrainConfig, args: GRPOConfig,
-        replay: Replay | None = None, expressivity: Expressivity | None = None, **options: Any,
+        replay: Replay | None = None, expressivity: Expressivity | None = None, curriculum: Curriculum | None = None,
+        **options: Any,
     ) -> None:  # fmt: skip
         self.config, self._replay, self._expressivity = config, replay, expressivity
         self._verifier, self._recorder = verifier, recorder
-        self._rows = rollout_rows(plan)
+        self._plan, self._curriculum = plan, curriculum
+        self._told: list[Told] = []
         self._bare = bool(plan.about.get("bare"))
         self._current: list[dict[str, Any]] = []
         self._seeds: list[int] = []
@@ -105,11 +105,12 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         self._clock = StepClock()
         self._figures: dict[str, Any] = {}
         # The loader hands out places in the plan; what stands there is looked up when it is needed.
-        places = Dataset.from_dict({"place": range(len(self._rows))})
+        rollouts = plan.steps * plan.groups_per_step * plan.group_size
+        places = Dataset.from_dict({"place": range(rollouts)})
         super().__init__(reward_funcs=self._reward, train_dataset=places, args=args, **options)
         self._objective = Objective(config, self.accelerator, self.processing_class.pad_token_id)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_ClockStarter(self._clock))
+        self.add_callback(ClockStarter(self._clock))
         if sharding() != "zero3":  # DeepSpeed's networks run once training has begun: there the first pass tries
             self._try_to_share_prompts()
         if sharding() == "fsdp2" and not self.use_vllm:
@@ -139,12 +140,48 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _prepare_inputs(self, places: list[dict[str, int]]) -> list[Sample]:
         """The rollouts of this optimizer step: fresh ones, or the last ones again while `iterations` asks for them."""
-        if self.state.global_step % self.num_iterations == 0:
-            rows = self._current = [self._rows[one["place"]] for one in places]
-            # What is drawn from torch's global generator (dropout) depends on this step and on nothing before it.
-            torch.manual_seed(rows[0]["rollout_seed"])
-            self._samples = samples_of(self._generate_and_score_completions(rows))
+        step, again = divmod(self.state.global_step, self.num_iterations)
+        if again == 0:
+            self._lay_block(step)
+            size = self._plan.groups_per_step * self._plan.group_size
+            rows = rollout_rows(row for row in self._plan.of_step(step) if not row.spare)
+            self._told = []
+            samples = self._sampled([rows[one["place"] % size] for one in places])
+            self._samples = self._with_signal(samples, step)
+            self._record()
         return self._samples
+
+    def _lay_block(self, step: int) -> None:
+        """Where personas adapt: draw the block of this step, if it has not been drawn."""
+        drawn = self._curriculum.lay(self._plan, step) if self._curriculum is not None else None
+        if self._curriculum is not None and drawn is not None:
+            self._plan = drawn
+            self._recorder.plan(drawn, [block.record for block in self._curriculum.blocks])
+
+    def _sampled(self, rows: list[dict[str, Any]]) -> list[Sample]:
+        """One rollout of each row, scored."""
+        self._current = rows
+        # What is drawn from torch's global generator (dropout) depends on these rows and on nothing before them.
+        torch.manual_seed(rows[0]["rollout_seed"])
+        return samples_of(self._generate_and_score_completions(rows))
+
+    def _with_signal(self, samples: list[Sample], step: int) -> list[Sample]:
+        """Groups whose rollouts all earn the same give way to the step's spare ones, in the plan's order, until none is left."""
+        size, count = self._plan.group_size, self.accelerator.num_processes
+        groups = in_groups(samples, size)
+        spare = in_groups(rollout_rows(row for row in self._plan.of_step(step) if row.spare), size)
+        spare = spare[self.accelerator.process_index :: count][: len(spare) // count]
+        while spare:
+            flat = [place for place, group in enumerate(groups) if not has_signal(group)]
+            # Every process asks as many: what they earn is compared over all of them.
+            wanted = min(self._objective.most(len(flat)), len(spare))
+            if wanted == 0:
+                break
+            asked, spare = spare[:wanted], spare[wanted:]
+            fresh = in_groups(self._sampled([row for group in asked for row in group]), size)
+            for place, group in zip(flat, filter(has_signal, fresh), strict=False):
+                groups[place] = group
+        return [sample for group in groups for sample in group]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._seeds = [row["rollout_seed"] for row in inputs]
@@ -207,24 +244,28 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
                 columns["gold"], found, strict=True,
             )
         ]  # fmt: skip
-        self._note(step, list(zip(rollouts, columns["persona_tags"], shares, strict=True)))
+        self._told += zip(rollouts, columns["persona_tags"], shares, strict=True)
         return paid
 
-    def _note(self, step: int, own: list[tuple[Rollout, list[str], float | None]]) -> None:
-        """Record the rollouts of all processes and their figures; `own` are this one's, with tags and expressivity."""
-        rollouts, tags, shares = zip(*chain.from_iterable(processes.gathered(own)), strict=True)
-        self._recorder.rollouts(step, rollouts)
+    def _record(self) -> None:
+        """Write down what all processes generated, spare groups and all, and let the curriculum know."""
+        rollouts, tags, shares = zip(*in_plan_order(processes.gathered(self._told)), strict=True)
         rewards = [rollout.verdict.reward for rollout in rollouts]
-        if self._expressivity is not None:
-            self._figures["expressivity"] = mean_of(
-                [share for share, rollout in zip(shares, rollouts, strict=True) if rollout.persona_id]
-            )
+        self._recorder.rollouts(self.state.global_step + 1, rollouts)
         self._figures |= {
             "reward_by_tag": mean_by_tag(rewards, tags),
             "unscored": rewards.count(None),
             "tokens": sum(rollout.tokens for rollout in rollouts),
             "reward": mean_of([reward for reward in rewards if reward is not None]),
         }
+        if self._expressivity is not None:
+            self._figures["expressivity"] = mean_of(
+                [share for share, rollout in zip(shares, rollouts, strict=True) if rollout.persona_id is not None]
+            )
+        if self._plan.spares:
+            self._figures["spare_rollouts"] = len(rollouts) - len(self._samples) * self.accelerator.num_processes
+        if self._curriculum is not None:
+            self._curriculum.note(outcomes(rollouts, self.num_iterations))
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, *_: Any, **__: Any
@@ -350,6 +391,20 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         return {"seconds": laps[processes.rank()]["seconds"], "cpu_seconds": cpu}
 
 
+def in_groups(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def in_plan_order(told: Iterable[Iterable[Told]]) -> list[Told]:
+    """What all processes tell, group by group: each has told of its own."""
+    return sorted(chain.from_iterable(told), key=lambda one: one[0].group)
+
+
+def has_signal(group: Sequence[Sample]) -> bool:
+    """Whether any rollout of the group has an advantage."""
+    return any(sample.advantage != 0 for sample in group)
+
+
 def samples_of(scored: dict[str, Any]) -> list[Sample]:
     """TRL's padded batch as rollouts without padding."""
     prompt_B_T, completion_B_T = scored["prompt_mask"].bool(), scored["completion_mask"].bool()
@@ -372,6 +427,41 @@ def share_prompts_alike(network: Any) -> bool:
         network.set_attn_implementation(NAME if found else ORDINARY)
     network.shares_prompts = found
     return found
+
+
+def grpo_arguments(stage: TrainStage, plan: Plan, out: Path) -> GRPOConfig:
+    """TRL's arguments for this plan on this machine, for one of its processes.
+
+    One generation feeds exactly one optimizer step (per iteration); its groups are dealt to the processes whole, in their order.
+    """
+    config = stage.train
+    # TRL makes (and shards) a reference model when beta is not 0; on-policy replay needs one too.
+    anchored = stage.character.replay > 0 and stage.character.replay_policy == "on"
+    return GRPOConfig(
+        **common_arguments(config, plan.steps * config.iterations, out), **vllm_arguments(config),
+        num_iterations=config.iterations, num_generations=plan.group_size,
+        per_device_train_batch_size=plan.groups_per_step // processes.count() * plan.group_size,
+        beta=config.beta or float(anchored), loss_type=config.loss, scale_rewards=config.scale_rewards,
+        epsilon=config.clip_low, epsilon_high=config.clip_high,
+        temperature=config.temperature, top_p=config.top_p, max_completion_length=config.max_new_tokens,
+    )  # fmt: skip
+
+
+def vllm_arguments(config: TrainConfig) -> dict[str, Any]:
+    """TRL's arguments for rollouts by vLLM. The correction for its numerics is ours (train.importance_cap), so TRL's is off."""
+    if not config.use_vllm:
+        return {}
+    return {
+        "use_vllm": True,
+        "vllm_mode": config.vllm_mode,
+        "vllm_server_base_url": config.vllm_server_base_url,
+        "vllm_server_host": config.vllm_server_host,
+        "vllm_server_port": config.vllm_server_port,
+        "vllm_gpu_memory_utilization": config.vllm_gpu_memory_utilization,
+        "vllm_tensor_parallel_size": config.vllm_tensor_parallel_size,
+        "vllm_max_model_length": config.max_prompt_tokens + config.max_new_tokens,
+        "vllm_importance_sampling_correction": False,
+    }
 
 
 METRICS = {

@@ -13,7 +13,8 @@ from typing import Any
 
 from permix.escape import clip, markdown, visible
 from permix.progress import Meter
-from permix.records import writing
+from permix.records import write_text, writing
+from permix.train.plan import Plan, write_plan
 from permix.train.reward import Rollout
 
 SAMPLES_A_STEP = 4
@@ -25,20 +26,42 @@ class NoLog:
     def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
         pass
 
+    def plan(self, plan: Plan, blocks: Sequence[Mapping[str, Any]]) -> None:
+        pass
+
     def step(self, step: int, figures: Mapping[str, Any]) -> None:
         pass
 
 
-class StepLog:
-    """`permix.train.grpo.Recorder` into a run directory. Lines after step `done` are of a process that died, and are dropped.
+class FigureLog:
+    """A line a step in log.jsonl. Lines after step `done` are of a process that died, and are dropped.
 
     Raises PermixError naming the file where the system refuses to write.
     """
 
-    def __init__(self, out: Path, done: int, samples_every: int, shown: Meter) -> None:
-        self.out, self.samples_every, self.shown = out, samples_every, shown
+    def __init__(self, out: Path, done: int, shown: Meter) -> None:
+        self.out, self.shown = out, shown
         with writing(out):
             self._tokens = _keep_until(out / "log.jsonl", done)
+
+    def step(self, step: int, figures: Mapping[str, Any]) -> None:
+        self._tokens += figures.get("tokens", 0)
+        finite = {name: None if _is_lost(value) else value for name, value in figures.items()}
+        _append(self.out / "log.jsonl", [{"step": step, **finite, "tokens": self._tokens}])
+        self.shown.advance(note=self.note(figures))
+
+    def note(self, figures: Mapping[str, Any]) -> str:
+        """What progress shows beside the count."""
+        return "" if figures.get("loss") is None else f"loss {figures['loss']:.3f}"
+
+
+class StepLog(FigureLog):
+    """`permix.train.grpo.Recorder` into a run directory: rollouts.jsonl and samples.md too."""
+
+    def __init__(self, out: Path, done: int, samples_every: int, shown: Meter) -> None:
+        super().__init__(out, done, shown)
+        self.samples_every = samples_every
+        with writing(out):
             _keep_until(out / "rollouts.jsonl", done)
             _rewrite_samples(out, samples_every)
 
@@ -50,12 +73,13 @@ class StepLog:
             with writing(path), path.open("a", encoding="utf-8", errors="replace") as file:
                 file.write(samples_text(step, lines))
 
-    def step(self, step: int, figures: Mapping[str, Any]) -> None:
-        self._tokens += figures.get("tokens", 0)
-        finite = {name: None if _is_lost(value) else value for name, value in figures.items()}
-        _append(self.out / "log.jsonl", [{"step": step, **finite, "tokens": self._tokens}])
-        reward = figures.get("reward")
-        self.shown.advance(note="" if reward is None else f"reward {reward:.2f}")
+    def plan(self, plan: Plan, blocks: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the rows as they are drawn now, and how each block of them was weighted."""
+        write_plan(plan, self.out / "plan.parquet")
+        write_text(self.out / "plan_blocks.jsonl", "".join(json.dumps(block, ensure_ascii=False) + "\n" for block in blocks))
+
+    def note(self, figures: Mapping[str, Any]) -> str:
+        return "" if figures.get("reward") is None else f"reward {figures['reward']:.2f}"
 
 
 def _is_lost(value: object) -> bool:

@@ -57,7 +57,7 @@ class Objective:
         if replayed is not None:
             jobs += self._replay_jobs(model, replayed, tally)
         # DeepSpeed steps inside a backward pass, so there must be one.
-        passes = max(self._most(len(jobs)), int(sharding().startswith("zero")))
+        passes = max(self.most(len(jobs)), int(sharding().startswith("zero")))
         jobs += [partial(self._nothing, model)] * (passes - len(jobs))
         total = torch.zeros((), device=self.accelerator.device)
         for number, job in enumerate(jobs, start=1):
@@ -146,7 +146,7 @@ class Objective:
         found: dict[int, list[float]] = {}
         packs = pack(samples, self.config.micro_tokens)
         with torch.no_grad():
-            for _ in range(self._most(len(packs)) - len(packs)):
+            for _ in range(self.most(len(packs)) - len(packs)):
                 self._nothing(model)
             for one in packs:
                 ordered = [sample for own in one for sample in own]
@@ -174,7 +174,7 @@ class Objective:
         """Sums over all processes."""
         return [int(one) for one in self.accelerator.reduce(torch.tensor(numbers, device=self.accelerator.device)).tolist()]
 
-    def _most(self, number: int) -> int:
+    def most(self, number: int) -> int:
         """The largest over all processes: each must run as many passes as the others."""
         return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
 

@@ -1,0 +1,137 @@
+"""Every method on the bundled model, seed by seed: trained alike, measured alike, one JSON line a number.
+
+On the dev side, to choose (`--side dev`, the default), or on the held-out side, to report (`--side heldout`). An arm is one
+change of the quickstart's training; all arms of a seed meet the same questions in the same steps. What is there is not done
+again, so a study can be stopped, resumed and widened. Run it alone on its machine for CPU seconds that mean something.
+
+    python bench/study.py --out runs/study --arms rlvr permix replay --seeds 1 2 3 --side heldout
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from permix.config import FidelityStage, ModelConfig, PersonasConfig, StabilityStage, TaskConfig, TrainStage, build
+from permix.evals.fidelity import fidelity
+from permix.evals.stability import stability
+from permix.models.machine import release_memory
+from permix.progress import say
+from permix.quickstart import LEVELS
+from permix.records import read_json
+from permix.report.build import build_report
+from permix.report.reading import NAMES, compare
+from permix.report.runs import ModelRuns, collect
+from permix.train.run import train
+from permix.types import Sampling, Split
+
+BASE, BUNDLED = "base", "bundled"
+ARMS: dict[str, dict[str, Any]] = {
+    "rlvr": {"method": "rlvr"},
+    "permix": {},
+    "mix-0.5": {"plan": {"mix": 0.5}},
+    "mix-1.0": {"plan": {"mix": 1.0}},
+    "lr-1e-5": {"train": {"lr": 1e-5}},
+    "lora": {"train": {"lora_rank": 16, "lr": 3e-4}},
+    "kl": {"train": {"beta": 0.02}},
+    "kl-no-persona": {"train": {"beta": 0.02, "anchor": "no-persona"}},
+    "replay": {"character": {"replay": 0.5, "replay_answers": 6}},
+    "replay-strong": {"character": {"replay": 2.0, "replay_answers": 6}},
+    "replay-on": {"character": {"replay": 0.5, "replay_answers": 6, "replay_policy": "on"}},
+    "expressive": {"character": {"expressivity": 0.5}},
+    "adaptive": {"plan": {"adaptive": 4.0}},
+    "spares": {"plan": {"spares": 3}},
+    "sft": {"method": "sft", "train": {"temperature": 1.0}},
+    "sft-personas": {"method": "sft-personas", "train": {"temperature": 1.0}},
+    "seqkd": {"method": "seqkd"},
+}
+EVALUATED: dict[Split, dict[str, int]] = {
+    "dev": {"questions": 60, "personas": 12, "voices": 24, "asked": 20},
+    "heldout": {"questions": 100, "personas": 18, "voices": 18, "asked": 40},
+}
+
+
+def training(arm: str, seed: int, steps: int, out: Path, threads: int) -> TrainStage:
+    """The quickstart's training with one thing changed."""
+    sections: dict[str, dict[str, Any]] = {
+        "model": {"name": BUNDLED},
+        "task": {"levels": LEVELS, "n": 300, "seed": seed},
+        "plan": {"steps": steps, "questions_per_step": 6, "group_size": 8, "seed": seed},
+        "train": {"lr": 3e-5, "temperature": 0.7, "max_new_tokens": 28, "save_every": 10, "seed": seed},
+    }
+    change = ARMS[arm]
+    changed = {name: sections.get(name, {}) | change.get(name, {}) for name in {*sections, *change} - {"method"}}
+    head = {"out": out / f"{arm}-{seed}-train", "label": f"{arm} {seed}", "threads": threads}
+    return build(TrainStage, head | {"method": change.get("method", "permix")} | changed, source=f"arm {arm}")
+
+
+def evaluations(label: str, name: str, model: str, side: Split, out: Path, threads: int) -> tuple[StabilityStage, FidelityStage]:
+    size = EVALUATED[side]
+    own: dict[str, Any] = {"label": label, "threads": threads, "model": ModelConfig(name=model)}
+    return StabilityStage(
+        out=out / f"{name}-{side}-stability", **own, sampling=Sampling(max_new_tokens=28),
+        task=TaskConfig(split=side, levels=LEVELS, n=size["questions"]),
+        personas=PersonasConfig(split=side, n=size["personas"]),
+    ), FidelityStage(
+        out=out / f"{name}-{side}-fidelity", **own, questions_split=side, n_questions=size["asked"],
+        personas=PersonasConfig(split=side, n=size["voices"]),
+        reference=None if name == BASE else out / f"{BASE}-{side}-fidelity",
+    )  # fmt: skip
+
+
+def measured(label: str, name: str, model: str, side: Split, out: Path, threads: int) -> list[Path]:
+    stable, distinct = evaluations(label, name, model, side, out, threads)
+    if not (stable.out / "metrics.json").exists():
+        stability(stable)
+    if not (distinct.out / "metrics.json").exists():
+        fidelity(distinct)
+    release_memory()
+    return [stable.out, distinct.out]
+
+
+def lines(models: dict[str, ModelRuns]) -> Iterator[dict[str, Any]]:
+    """Every model by itself; against the base model; and against plain RLVR of the same seed."""
+    for label, model in models.items():
+        row = model.row.model_dump(mode="json")
+        for measure in ("pss", "worst", "mean", "baseline", "identifiability"):
+            if row.get(measure):
+                yield {"figure": measure, "model": label, **row[measure]}
+        for other in (BASE, f"rlvr {label.split()[-1]}"):
+            if other in models and other != label:
+                found = compare(models[other], model)
+                for measure in NAMES:
+                    if (difference := getattr(found, measure)) is not None:
+                        yield {"figure": f"{measure} difference", "model": label, "against": other, **difference.model_dump()}
+        if "train" in model.runs:
+            usage = read_json(model.runs["train"].path / "usage.json")
+            yield {"figure": "training", "model": label, **{key: usage[key] for key in ("cpu_seconds", "peak_mb")}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["rlvr", "permix"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--side", choices=EVALUATED, default="dev")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    runs = measured(BASE, BASE, BUNDLED, options.side, options.out, options.threads)
+    for seed in options.seeds:
+        for arm in options.arms:
+            stage = training(arm, seed, options.steps, options.out, options.threads)
+            folder = train(stage)
+            release_memory()
+            runs += [
+                stage.out,
+                *measured(f"{arm} {seed}", f"{arm}-{seed}", str(folder), options.side, options.out, options.threads),
+            ]
+            say(f"study: {arm} of seed {seed} is done")
+    build_report(runs, options.out / f"report-{options.side}", "A study of the methods, seed by seed.")
+    for line in lines({model.label: model for model in collect(runs)}):
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Sequence-level distillation: a teacher answers every row of the plan, and its right answers are what is learnt.
+
+The teacher gives as many samples of a row as RL gives rollouts, from the same seeds, under the row's own persona, judged by the
+same verifier: both methods have the same budget by construction. Samples are cells in the run's records.jsonl, so none is asked
+twice, and one that did not come stays owed. Once all are there the teacher is not needed any more.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from permix.config import TeacherConfig, TrainStage
+from permix.errors import ConfigError, OwedCellsError, PermixError
+from permix.evals.grid import fill
+from permix.models import Model, open_model
+from permix.models.hf import refuse_missing_folder
+from permix.records import RunDir, read_json, write_json
+from permix.tasks import TASKS, Task, verify
+from permix.train.examples import Chosen, Example, example, words
+from permix.train.plan import Plan
+from permix.types import Cell, CellKey, PlanRow, Sampling, Verdict, seed_from
+from permix.verify import Verifier
+
+TEACHER = "teacher.json"
+
+Asked = Sequence[tuple[PlanRow, list[Cell]]]
+"""The plan's rows, each with the samples asked of the teacher."""
+
+
+def teacher_of(config: TrainStage) -> TeacherConfig:
+    """The teacher by a name that a model can be opened by: "self" is the model before training."""
+    named = config.teacher.name if config.teacher.name != "self" else config.model.name
+    return config.teacher.model_copy(update={"name": named})
+
+
+def teacher_identity(config: TrainStage) -> dict[str, object]:
+    """What all samples of a run have in common, so far as it is known without asking the teacher."""
+    return teacher_of(config).model_dump(include={"name", "backend", "base_url", "dtype", "keep"})
+
+
+@contextmanager
+def as_teacher() -> Iterator[None]:
+    """Errors inside speak of a model; here it is the teacher."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"teacher: {error}") from error
+
+
+def refuse_absent(config: TrainStage) -> None:
+    """Raise ConfigError when the teacher is not to be had, before a run is begun that would be bound to its name or address."""
+    if (config.out / "provenance.json").exists():
+        return
+    teacher = teacher_of(config)
+    with as_teacher():
+        if teacher.backend == "openai":
+            str(open_model(teacher).fingerprint)  # asks the endpoint
+        else:
+            refuse_missing_folder(teacher.name)
+
+
+def cells_of(plan: Plan) -> list[tuple[PlanRow, list[Cell]]]:
+    """Every sample that is asked of the teacher, by row. A question that comes again under a persona counts its samples on."""
+    asked = Counter[tuple[str | None, str]]()
+    found = []
+    for row in plan.rows:
+        place = (row.persona_id, row.question_id)
+        first, asked[place] = asked[place], asked[place] + row.rollouts
+        found.append((row, [_cell(row, number, first + number) for number in range(row.rollouts)]))
+    return found
+
+
+def _cell(row: PlanRow, number: int, sample: int) -> Cell:
+    return Cell(
+        persona_id=row.persona_id, question_id=row.question_id, sample=sample, seed=seed_from(row.seed, number),
+        messages=row.messages, gold=row.gold,
+    )  # fmt: skip
+
+
+def teacher_examples(config: TrainStage, plan: Plan, run: RunDir, verifier: Verifier) -> Chosen:
+    """Ask for the samples that have not come yet, and choose from all of them.
+
+    Raises OwedCellsError when some did not come, and PermixError when none is right.
+    """
+    asked = cells_of(plan)
+    if _missing(asked, run.cells()):
+        _ask(config, asked, run, verifier)
+    known = run.cells()
+    if missing := _missing(asked, known):
+        raise OwedCellsError(
+            f"{run.path}: {len(missing)} of {sum(len(cells) for _, cells in asked)} samples of the teacher did not come"
+            f"{_why(missing, known)}; run the same command again to ask for them"
+        )
+    chosen = choose(asked, known, config.teacher.keep)
+    if not chosen.examples:
+        raise PermixError(
+            f"{run.path}: none of the teacher's samples is right, so there is nothing to learn from ({words(chosen.counts)}); "
+            "give another teacher or easier questions, and another folder"
+        )
+    return chosen
+
+
+def _missing(asked: Asked, known: Mapping[CellKey, Cell]) -> list[Cell]:
+    """Cells without a completion. One that the verifier failed on is there: it is not learnt from, as it would have no reward."""
+    return [cell for _, cells in asked for cell in cells if known.get(cell.key, cell).completion is None]
+
+
+def _why(missing: Sequence[Cell], known: Mapping[CellKey, Cell]) -> str:
+    failures = [found.failure for cell in missing if (found := known.get(cell.key)) and found.failure]
+    return f" ({failures[0].type}: {failures[0].message})" if failures else ""
+
+
+def _ask(config: TrainStage, asked: Asked, run: RunDir, verifier: Verifier) -> None:
+    """Fill the run's records, task by task."""
+    own = config.train
+    sampling = Sampling(temperature=own.temperature, top_p=own.top_p, max_new_tokens=own.max_new_tokens)
+    with as_teacher():
+        teacher = open_model(teacher_of(config), config.threads)
+        _refuse_another(teacher, run)
+        for name in dict.fromkeys(row.task for row, _ in asked):
+            cells = [cell for row, of_row in asked for cell in of_row if row.task == name]
+            fill(teacher, cells, sampling, run, partial(_judge, TASKS[name], verifier), f"teacher {teacher.name}")
+
+
+def _judge(task: Task, verifier: Verifier, completion: str, gold: str) -> Verdict:
+    return verify(task, completion, gold, verifier)
+
+
+def _refuse_another(teacher: Model, run: RunDir) -> None:
+    """Raise ConfigError when the samples that are there are another teacher's."""
+    ours, path = {"name": teacher.name, "fingerprint": teacher.fingerprint}, run.path / TEACHER
+    if path.exists() and (known := read_json(path)) != ours:
+        raise ConfigError(
+            f"the samples in {run.path} are of {known.get('name')} with fingerprint {known.get('fingerprint')}, not "
+            f"{ours['fingerprint']} as it has now; give another folder, or that teacher"
+        )
+    write_json(path, ours)
+
+
+def choose(asked: Asked, known: Mapping[CellKey, Cell], keep: int | None) -> Chosen:
+    """The right samples of each row, each text once, the first `keep` of them in the order of their numbers."""
+    counts = Counter[str]()
+    found: list[Example] = []
+    for row, cells in asked:
+        samples = [known[cell.key] for cell in cells]
+        right = [one for one in samples if _reward(one) == 1]
+        examples = list(_distinct(row, right))[:keep]
+        found += examples
+        counts["samples"] += len(samples)
+        counts["right samples"] += len(right)
+        counts["samples that the verifier failed on"] += sum(_reward(one) is None for one in samples)
+        counts["rows left out: no right sample"] += not examples
+    return Chosen(tuple(found), {"rows": len(asked), "examples": len(found), **counts})
+
+
+def _reward(cell: Cell) -> float | None:
+    return cell.verdict.reward if cell.verdict else None
+
+
+def _distinct(row: PlanRow, right: Sequence[Cell]) -> Iterator[Example]:
+    texts: set[str] = set()
+    for cell in right:
+        if cell.completion is not None and cell.completion.text not in texts:
+            texts.add(cell.completion.text)
+            yield example(row, cell.completion.text, ended=cell.completion.finish == "stop")
