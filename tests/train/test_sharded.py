@@ -25,7 +25,7 @@ def train(folder: Path, *argv: str, dies: dict[int, Moment] | None = None) -> li
 
 
 SETTINGS = {
-    "kl": ("--train.beta", "0.1"),
+    "kl, checkpointing": ("--train.beta", "0.1", "--train.gradient-checkpointing"),
     "lora-kl": ("--train.lora-rank", "2", "--train.beta", "0.1"),
     "replay": ("--character.replay", "0.5"),
     "on-policy replay": ("--character.replay", "0.5", "--character.replay-policy", "on"),

@@ -166,22 +166,34 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         return samples_of(self._generate_and_score_completions(rows))
 
     def _with_signal(self, samples: list[Sample], step: int) -> list[Sample]:
-        """Groups whose rollouts all earn the same give way to the step's spare ones, in the plan's order, until none is left."""
-        size, count = self._plan.group_size, self.accelerator.num_processes
-        groups = in_groups(samples, size)
-        spare = in_groups(rollout_rows(row for row in self._plan.of_step(step) if row.spare), size)
-        spare = spare[self.accelerator.process_index :: count][: len(spare) // count]
+        """Groups whose rollouts all earn the same give way to the step's spare ones, in the plan's order, until none is left.
+
+        The same spare groups take the same places whatever process holds them.
+        """
+        groups = in_groups(samples, self._plan.group_size)
+        spare = in_groups(rollout_rows(row for row in self._plan.of_step(step) if row.spare), self._plan.group_size)
         while spare:
-            flat = [place for place, group in enumerate(groups) if not has_signal(group)]
-            # Every process asks as many: what they earn is compared over all of them.
-            wanted = min(self._objective.most(len(flat)), len(spare))
-            if wanted == 0:
+            flat = processes.gathered([place for place, group in enumerate(groups) if not has_signal(group)])
+            places = [(rank, place) for rank, own in enumerate(flat) for place in own]
+            asked, spare = spare[: len(places)], spare[len(places) :]
+            if not asked:
                 break
-            asked, spare = spare[:wanted], spare[wanted:]
-            fresh = in_groups(self._sampled([row for group in asked for row in group]), size)
-            for place, group in zip(flat, filter(has_signal, fresh), strict=False):
-                groups[place] = group
+            for (rank, place), group in zip(places, filter(has_signal, self._answered(asked)), strict=False):
+                if rank == self.accelerator.process_index:
+                    groups[place] = group
         return [sample for group in groups for sample in group]
+
+    def _answered(self, asked: Sequence[Sequence[dict[str, Any]]]) -> list[Sequence[Sample]]:
+        """Rollouts of these groups, in their order, in every process; each generates as many groups as any other.
+
+        Where they cannot be shared out evenly, the last group fills up a share; what it says then is not told.
+        """
+        size, share = self._plan.group_size, -(-len(asked) // self.accelerator.num_processes)
+        own = asked[self.accelerator.process_index * share :][:share]
+        filling = share - len(own)
+        sampled = in_groups(self._sampled([row for group in [*own, *[asked[-1]] * filling] for row in group]), size)
+        del self._told[len(self._told) - filling * size :]
+        return list(chain.from_iterable(processes.gathered(sampled[: len(own)])))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._seeds = [row["rollout_seed"] for row in inputs]
