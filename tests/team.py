@@ -25,7 +25,7 @@ class Ended(NamedTuple):
 
 
 def team(folder: Path, *argv: str, size: int = 2, dies: Mapping[int, Moment] | None = None) -> list[Ended]:
-    """Run `permix ARGV` in `size` processes, of which `dies` kills some."""
+    """Run `permix ARGV` in `size` processes, of which `dies` kills some; in one it is as without a launcher."""
     return each(folder, command, argv, dict(dies or {}), size=size)
 
 
@@ -45,14 +45,11 @@ def started(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     folder.mkdir(parents=True, exist_ok=True)
-    shared = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     processes = [
-        context.Process(
-            target=_one, args=(folder / f"said-{rank}", shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | dict(settings),
-                               act, arguments),
-        )
+        context.Process(target=_one, args=(folder / f"said-{rank}", _named(rank, size, place) | dict(settings), act, arguments))
         for rank in range(size)
-    ]  # fmt: skip
+    ]
     for process in processes:
         process.start()
     try:
@@ -69,6 +66,14 @@ def ended(folder: Path, processes: list[Any]) -> list[Ended]:
     for process in processes:
         process.join(timeout=max(until - time.monotonic(), 0))
     return [Ended(process.exitcode, (folder / f"said-{rank}").read_text()) for rank, process in enumerate(processes)]
+
+
+def _named(rank: int, size: int, place: Mapping[str, str]) -> dict[str, str]:
+    """What torchrun says to one of several processes; a process alone is told nothing. All of them work on the CPU."""
+    if size == 1:
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    return {name: str(value) for name, value in names.items()} | {"CUDA_VISIBLE_DEVICES": "", **place}
 
 
 def free_port() -> str:
@@ -98,7 +103,7 @@ def _one(said: Path, environment: Mapping[str, str], act: Callable[..., None], a
 
 def command(argv: tuple[str, ...], dies: Mapping[int, Moment]) -> None:
     float32_everywhere()
-    moment = dies.get(int(os.environ["RANK"]))
+    moment = dies.get(int(os.environ.get("RANK", "0")))
     if moment is not None:
         arm(moment)
     cli.main(argv)

@@ -71,14 +71,34 @@ def test_python_runs_and_prints_what_it_says(name: str, code: str, tmp_path: Pat
 def test_commands_are_make_targets_or_parse_as_permix_verbs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    for program, *words in commands(path):
+    for program, *words in map(launched, commands(path)):
         if program == "make":
             assert words[0] in targets
         elif program == "permix" and words[0] != "VERB":
             assert words[0] in cli.VERBS
             refuse_bad_flags(words[0], words[1:])
         else:
-            assert (program, words[0]) in (("pip", "install"), ("permix", "VERB"))
+            assert (program, words[0]) in (("pip", "install"), ("permix", "VERB"), ("vllm", "serve"))
+
+
+def launched(words: list[str]) -> list[str]:
+    """The permix command that a launcher starts, whose own flags it must know; settings of the environment are left out."""
+    words = [word for place, word in enumerate(words) if place or not re.fullmatch(r"[A-Z_]+=\S*", word)]
+    if words[0] not in ("torchrun", "accelerate"):
+        return words
+    if words[0] == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        asked = get_args_parser().parse_args(words[1:])
+        assert asked.module
+        return [asked.training_script, *asked.training_script_args]
+    from accelerate.commands.launch import launch_command_parser
+
+    assert words[1] == "launch"
+    asked = launch_command_parser().parse_args(words[2:])
+    assert asked.module
+    assert (ROOT / asked.config_file).is_file()
+    return [asked.training_script, *asked.training_script_args]
 
 
 def refuse_bad_flags(verb: str, words: list[str]) -> None:

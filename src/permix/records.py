@@ -117,7 +117,7 @@ def _drop_torn_line(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path, *kinds: type[Exception]) -> Iterator[None]:
+def writing(path: Path, *kinds: type[BaseException]) -> Iterator[None]:
     """Where the system refuses to write (a full disk, a quota), say so, and that the run can go on.
 
     `kinds` are the errors by which libraries that write files of their own report that.
@@ -128,7 +128,7 @@ def writing(path: Path, *kinds: type[Exception]) -> Iterator[None]:
         raise unwritten(path, error) from error
 
 
-def unwritten(path: Path, error: Exception) -> PermixError:
+def unwritten(path: Path, error: BaseException) -> PermixError:
     reason = (isinstance(error, OSError) and error.strerror) or str(error).strip().partition("\n")[0]
     return PermixError(
         f"{path}: cannot be written: {reason}; make room, then run the same command: it goes on from what is whole"

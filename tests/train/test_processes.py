@@ -24,7 +24,6 @@ from permix.train.grpo import PlanTrainer
 from permix.train.log import StepLog, read_log
 from permix.train.objective import Objective, Replayed
 from permix.train.samples import Sample
-from tests import mortal
 from tests.mortal import Moment
 from tests.team import Ended, command, each, ended, started, team
 
@@ -91,7 +90,7 @@ def untimed(log: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_two_processes_train_like_one(config: Path, tiny_model: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    assert mortal.command("train", str(config), "--out", str(one), *settings) == 0
+    assert team(tmp_path / "alone", "train", str(config), "--out", str(one), *settings, size=1)[0].code == 0
     found = team(tmp_path / "team", "train", str(config), "--out", str(two), *settings)
     assert [end.code for end in found] == [0, 0], found
     # Adam makes a whole step of a gradient that is rounding alone, as off-policy replay's is while the model still is its base.

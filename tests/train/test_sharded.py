@@ -6,10 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests import mortal
 from tests.launches import environment, shard_on_cpu
 from tests.mortal import Moment
-from tests.team import Ended, command, each
+from tests.team import Ended, command, each, team
 from tests.train.test_processes import close, config, relative_distance, untimed
 
 __all__ = ["config"]
@@ -38,7 +37,7 @@ def test_shared_out_weights_train_like_whole_ones(
     config: Path, tiny_model: Path, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    assert mortal.command("train", str(config), "--out", str(one), *settings) == 0
+    assert team(tmp_path / "alone", "train", str(config), "--out", str(one), *settings, size=1)[0].code == 0
     found = train(tmp_path / "team", str(config), "--out", str(two), *settings)
     assert [end.code for end in found] == [0, 0], found
     noisy = "--character.replay" in settings  # as in test_processes.py
@@ -56,7 +55,7 @@ def test_shared_out_weights_generate_from_a_whole_bfloat16_copy(config: Path, tm
     """Only the first step: bfloat16 rounds with the shape of a batch, so tokens differ soon."""
     one, two = tmp_path / "one", tmp_path / "two"
     settings = ("--train.precision", "bfloat16", "--plan.steps", "1")
-    assert mortal.command("train", str(config), "--out", str(one), *settings) == 0
+    assert team(tmp_path / "alone", "train", str(config), "--out", str(one), *settings, size=1)[0].code == 0
     found = train(tmp_path / "team", str(config), "--out", str(two), *settings)
     assert [end.code for end in found] == [0, 0], found
     assert (one / "rollouts.jsonl").read_bytes() == (two / "rollouts.jsonl").read_bytes()

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.checkpoint.api import CheckpointException
+from trl import GRPOTrainer
 
 from permix import cli
 from permix.config import TaskConfig, TrainStage
@@ -93,6 +95,17 @@ def test_a_checkpoint_on_a_full_disk_leaves_the_last_one_whole_and_the_run_goes_
     one, two = (tmp_path / one / "model" / "model.safetensors" for one in ("run", "undisturbed"))
     assert one.read_bytes() == two.read_bytes()
     assert log_of(tmp_path / "run") == log_of(tmp_path / "undisturbed")
+
+
+def test_weights_that_are_shared_out_are_written_by_a_library_of_their_own(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise CheckpointException("save", {0: (OSError(errno.ENOSPC, "No space left on device"), None)})  # type: ignore[dict-item]
+
+    monkeypatch.setattr(GRPOTrainer, "_save_checkpoint", refused)
+    with pytest.raises(PermixError, match=r"checkpoints/checkpoint-2: cannot be written: .*No space left on device"):
+        train(stage(tiny_model, tmp_path / "run"))
 
 
 def disk_is_full(*_: Any, **__: Any) -> None:

@@ -85,7 +85,9 @@ def load_skeleton(source: str, dtype: "torch.dtype") -> Any:
     import torch
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     with init_empty_weights(include_buffers=False):
         network = AutoModelForCausalLM.from_config(_load(AutoConfig, source), dtype=dtype)
     for module in network.modules():

@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers import PrinterCallback
@@ -363,11 +364,12 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         with self._clock.part("saving"):
             try:
                 super()._save_checkpoint(model, trial)
-            except (OSError, RuntimeError, SafetensorError) as error:
+            except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
                 if processes.peer_lost(error):
                     raise
                 shutil.rmtree(folder, ignore_errors=True)
-                raise unwritten(folder, error) from error
+                cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+                raise unwritten(folder, cause) from error
 
     def _save_rng_state(self, output_dir: str) -> None:
         """The last that each process saves before the main one writes trainer_state.json, which makes the checkpoint count."""

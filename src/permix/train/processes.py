@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from permix.errors import PermixError
-from permix.models.machine import pick_device
+from permix.models.machine import pick_device, quiet_threads
 
 T = TypeVar("T")
 
@@ -43,6 +43,7 @@ def together() -> Iterator[None]:
     if "RANK" not in os.environ or _joined():
         yield
         return
+    quiet_threads()
     from accelerate import PartialState
     from torch import distributed
 
