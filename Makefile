@@ -23,6 +23,7 @@ lint: .venv/.ready
 
 bench: .venv/.ready
 	for script in bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python -W ignore -m bench.train_step
 
 # How often the intervals hold the truth, by simulation: the table of docs/measures.md.
 coverage: .venv/.ready
