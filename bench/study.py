@@ -11,7 +11,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from permix.config import FidelityStage, ModelConfig, PersonasConfig, StabilityStage, TaskConfig, TrainStage, build
 from permix.evals.fidelity import fidelity
@@ -27,6 +27,8 @@ from permix.train.run import train
 from permix.types import Sampling, Split
 
 BASE, BUNDLED = "base", "bundled"
+REASON_FIRST = "{question} Think it through in your own voice first, then say the result."
+"""Trained with these words alone: evaluations ask every model in the same ones."""
 ARMS: dict[str, dict[str, Any]] = {
     "rlvr": {"method": "rlvr"},
     "permix": {},
@@ -40,15 +42,27 @@ ARMS: dict[str, dict[str, Any]] = {
     "replay-strong": {"character": {"replay": 2.0, "replay_answers": 6}},
     "replay-on": {"character": {"replay": 0.5, "replay_answers": 6, "replay_policy": "on"}},
     "expressive": {"character": {"expressivity": 0.5}},
+    "reason": {"task": {"wording": REASON_FIRST}, "train": {"max_new_tokens": 48}},
     "adaptive": {"plan": {"adaptive": 4.0}},
     "spares": {"plan": {"spares": 3}},
     "sft": {"method": "sft", "train": {"temperature": 1.0}},
     "sft-personas": {"method": "sft-personas", "train": {"temperature": 1.0}},
     "seqkd": {"method": "seqkd"},
 }
-EVALUATED: dict[Split, dict[str, int]] = {
-    "dev": {"questions": 60, "personas": 12, "voices": 24, "asked": 20},
-    "heldout": {"questions": 100, "personas": 18, "voices": 18, "asked": 40},
+
+
+class Size(NamedTuple):
+    """How much of a side is asked. `kinds` are those of the personas that are told apart; the dev side has few characters."""
+
+    questions: int
+    personas: int
+    kinds: tuple[str, ...]
+    asked: int
+
+
+EVALUATED: dict[Split, Size] = {
+    "dev": Size(questions=60, personas=12, kinds=("character", "expert", "harmful"), asked=20),
+    "heldout": Size(questions=100, personas=18, kinds=("character",), asked=40),
 }
 
 
@@ -71,11 +85,11 @@ def evaluations(label: str, name: str, model: str, side: Split, out: Path, threa
     own: dict[str, Any] = {"label": label, "threads": threads, "model": ModelConfig(name=model)}
     return StabilityStage(
         out=out / f"{name}-{side}-stability", **own, sampling=Sampling(max_new_tokens=28),
-        task=TaskConfig(split=side, levels=LEVELS, n=size["questions"]),
-        personas=PersonasConfig(split=side, n=size["personas"]),
+        task=TaskConfig(split=side, levels=LEVELS, n=size.questions),
+        personas=PersonasConfig(split=side, n=size.personas),
     ), FidelityStage(
-        out=out / f"{name}-{side}-fidelity", **own, questions_split=side, n_questions=size["asked"],
-        personas=PersonasConfig(split=side, n=size["voices"]),
+        out=out / f"{name}-{side}-fidelity", **own, questions_split=side, n_questions=size.asked,
+        personas=PersonasConfig(split=side, include=size.kinds),
         reference=None if name == BASE else out / f"{BASE}-{side}-fidelity",
     )  # fmt: skip
 

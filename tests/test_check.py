@@ -66,6 +66,21 @@ def test_a_training_from_its_sections_and_from_a_plan(tmp_path: Path) -> None:
     assert (facts["rollouts"], facts["steps"]) == ("8 in groups of 2", "2")
 
 
+def test_a_training_with_probes(tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "stage": "train",
+        "task": {"n": 8},
+        "plan": {"steps": 2},
+        "probe": {"every": 5, "personas": 2, "characters": 0},
+    }
+    values["probe"] |= {"metric": "worst", "max_new_tokens": 10}
+    said = check_config(config_file(tmp_path, values))["probe"]
+    assert said == "90 answers before training, every 5 steps and at the end, each time at most 900 new tokens"
+    values["probe"] |= {"questions": 5000}
+    with pytest.raises(ConfigError, match=r"probe\.questions = 5000: arithmetic has"):
+        check_config(config_file(tmp_path, values))
+
+
 def test_an_accuracy_evaluation(tmp_path: Path) -> None:
     facts = check_config(config_file(tmp_path, stability_values(tmp_path, NOBODY, samples=2)))
     # (3 personas + none) × 6 questions × 2 samples, 16 tokens each.

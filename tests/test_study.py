@@ -39,7 +39,7 @@ def test_a_small_study_runs_and_goes_on(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(study, "BUNDLED", str(tiny_model))
-    monkeypatch.setitem(study.EVALUATED, "dev", {"questions": 8, "personas": 3, "voices": 3, "asked": 10})
+    monkeypatch.setitem(study.EVALUATED, "dev", study.Size(8, 3, ("character",), 10))
     argv = ["study.py", "--out", str(tmp_path), "--steps", "1", "--threads", "1", "--arms", "rlvr", "permix"]
     for _ in range(2):
         monkeypatch.setattr("sys.argv", argv)

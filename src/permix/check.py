@@ -14,6 +14,7 @@ from permix.prompting import template_text
 from permix.quickstart import stages as quickstart_stages
 from permix.records import read_json
 from permix.tasks import load_questions
+from permix.train import probe
 from permix.train.distill import as_teacher, teacher_of
 from permix.train.examples import gold_examples, words
 from permix.train.fit import refuse_unfit
@@ -69,7 +70,9 @@ def _check_plan(stage: config.PlanStage | config.TrainStage) -> dict[str, str]:
         return describe(compile_from(stage.task, stage.personas, stage.plan))
     refuse_missing_folder(stage.model.name)
     plan = plan_for(stage)
-    return {"method": stage.method} | describe(plan) | _check_method(stage, plan)
+    found = probe.set_up(stage, plan)
+    probed = {} if found is None else {"probe": probe.describe(found)}
+    return {"method": stage.method} | describe(plan) | _check_method(stage, plan) | probed
 
 
 def _check_method(stage: config.TrainStage, plan: Plan) -> dict[str, str]:

@@ -209,8 +209,8 @@ class TrainConfig(Section):
     """Longest completion."""
     max_prompt_tokens: int = Field(default=1024, gt=0)
     """A longer prompt is refused before training starts."""
-    micro_tokens: int = Field(default=2048, gt=0)
-    """Tokens in one forward and backward pass: what bounds memory. A group's prompt counts once."""
+    micro_tokens: int = Field(default=1024, gt=0)
+    """Tokens in one forward and backward pass: what bounds memory. A group's prompt counts once. A GPU takes 8192 or more."""
     importance_cap: float | None = Field(default=2.0, gt=1)
     """Largest weight a token gets for being likelier to the trainer than to the engine that sampled it; None: no correction."""
     lora_rank: int = Field(default=0, ge=0)
@@ -293,6 +293,49 @@ IDLE: dict[Method, tuple[str, ...]] = {
 """Settings of `[train]` that mean nothing to a method: they stand at their defaults."""
 
 
+ProbeMetric = Literal["balanced", "worst", "mean", "pss"]
+
+
+class ProbeConfig(Section):
+    """A small fixed evaluation on the dev side while a model trains: curves, a choice of weights, an early end."""
+
+    every: int = Field(default=0, ge=0)
+    """Optimizer steps between probes; there is also one before training and one after its last step. 0: no probe."""
+    personas: int = Field(default=8, ge=2)
+    """Dev personas that ask the questions, beside no persona; spread over the kinds."""
+    questions: int = Field(default=30, gt=0)
+    """Dev questions of the same task and levels."""
+    characters: int = Field(default=6, ge=0)
+    """Dev personas to be told apart: characters, where the pool has any; 0 leaves identifiability out."""
+    roleplay_questions: int = Field(default=10, ge=10)
+    """Open-ended dev questions that each of those answers."""
+    max_new_tokens: int | None = Field(default=None, gt=0)
+    """Longest answer to a question; train.max_new_tokens when not given."""
+    roleplay_max_new_tokens: int = Field(default=48, gt=0)
+    """Longest open-ended answer."""
+    metric: ProbeMetric = "balanced"
+    """What makes a probe better: the accuracy of the worst persona or its mean over personas, worst / best (pss), or balanced:
+    the worst persona's accuracy less what identifiability has lost since before training."""
+    select: Literal["last", "best"] = "last"
+    """Which weights become the model: those of the last step, or those of the best probe."""
+    patience: int | None = Field(default=None, gt=0)
+    """Training ends when this many probes in a row were no better than the best before them; None: it does not."""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "ProbeConfig":
+        if self.every == 0 and (self.select == "best" or self.patience is not None):
+            raise ValueError(
+                'every = 0: select = "best" and patience need probes; give probe.every = 10, or another number of steps'
+            )
+        if self.characters == 1:
+            raise ValueError("characters = 1: one voice cannot be told from another; give 2 or more, or 0 for none")
+        if self.characters == 0 and self.metric == "balanced":
+            raise ValueError(
+                'metric = "balanced" weighs identifiability, which characters = 0 leaves out; take worst, mean or pss'
+            )
+        return self
+
+
 class Stage(Section):
     """What every verb that makes a run directory shares."""
 
@@ -368,6 +411,7 @@ class TrainStage(Stage):
     plan: PlanConfig = PlanConfig()
     train: TrainConfig = TrainConfig()
     character: CharacterConfig = CharacterConfig()
+    probe: ProbeConfig = ProbeConfig()
 
     @field_validator("plan")
     @classmethod

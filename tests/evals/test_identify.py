@@ -1,6 +1,7 @@
 """Identifiability on corpora whose answer is known by construction: P personas × Q questions of plain words."""
 
 import pickle
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -344,3 +345,13 @@ def _fold(questions: list[str], q: int) -> int:
 def test_importing_the_module_does_not_import_scikit_learn() -> None:
     code = "import sys, permix.evals.identify; sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_global_generator_is_touched() -> None:
+    """A probe measures amid a training: what it drew there would be missing there."""
+    import sklearn.svm  # noqa: F401 - whose import alone draws some
+
+    answers = [[f"{voice} day {q}" for q in range(10)] for voice in ("arr matey", "beep boop")]
+    before = (random.getstate(), str(np.random.get_state()))
+    identifiability(answers, ["a pirate", "a robot"], persona_ids=["a", "b"], question_texts=[f"day {q}?" for q in range(10)])
+    assert (random.getstate(), str(np.random.get_state())) == before

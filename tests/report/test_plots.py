@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from permix.config import ProbeConfig
 from permix.evals.stability_summary import StabilitySummary, summarize
 from permix.report import canvas, plots
+from permix.train.probe import Curve, Point
 from permix.types import Estimate
 
 NAN = float("nan")
@@ -54,6 +56,28 @@ def test_learning_curves_of_runs_of_different_length_with_gaps(tmp_path: Path) -
     log: list[dict[str, Any]] = [{"step": n, "reward": None if n == 3 else 0.1 * n, "completion_tokens": 20} for n in range(1, 8)]
     plots.learning_curves({"RLVR": log, "PerMix": log[:4]}, tmp_path / "a.png")
     assert png_size(tmp_path / "a.png")[0] == 1200
+
+
+def probe_point(step: int, worst: float | None, characters: bool = True) -> Point:
+    one = Estimate(value=worst, low=None if worst is None else 0.0, high=None if worst is None else 0.9, n=12)
+    return Point(
+        step=step, mean=one, baseline=one, worst=one, best=one, pss=one, identifiability=one if characters else None,
+        chance=0.25 if characters else None, completion_tokens=9.0, n_questions=12, n_scored=36, n_asked=36,
+    )  # fmt: skip
+
+
+def test_probe_curves_with_and_without_characters_and_with_what_was_not_measured(tmp_path: Path) -> None:
+    config = ProbeConfig(every=10, metric="worst", select="best")
+    whole = Curve(tuple(probe_point(step, None if step == 20 else 0.01 * step) for step in (0, 10, 20, 25)), config)
+    without = Curve(tuple(probe_point(step, 0.3, characters=False) for step in (0, 10)), config)
+    plots.probe_curves({"$RLVR$": whole, "PerMix": without}, tmp_path / "a.png")
+    plots.probe_curves({"PerMix": without}, tmp_path / "b.png")
+    plots.probe_curves({"nothing": Curve((probe_point(0, None),), config)}, tmp_path / "c.png")
+    (wide, tall), (_, short) = png_size(tmp_path / "a.png"), png_size(tmp_path / "b.png")
+    assert wide == 1200
+    assert tall > short, "a panel less without characters"
+    plots.probe_curves({"$RLVR$": whole, "PerMix": without}, tmp_path / "again.png")
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "a.png").read_bytes()
 
 
 def test_tradeoff_leaves_out_what_was_not_measured(tmp_path: Path) -> None:

@@ -11,7 +11,16 @@ import torch
 from trl.trainer import grpo_trainer
 
 from permix.check import check_config
-from permix.config import CharacterConfig, PersonasConfig, PlanConfig, TaskConfig, TrainConfig, TrainedModel, TrainStage
+from permix.config import (
+    CharacterConfig,
+    PersonasConfig,
+    PlanConfig,
+    ProbeConfig,
+    TaskConfig,
+    TrainConfig,
+    TrainedModel,
+    TrainStage,
+)
 from permix.errors import ConfigError
 from permix.models.decoding import decode
 from permix.train import run
@@ -27,6 +36,10 @@ VLLM: dict[str, Any] = {"use_vllm": True}
 
 def stage(character: dict[str, Any] | None = None, **settings: Any) -> TrainStage:
     return TrainStage(train=TrainConfig.model_validate(settings), character=CharacterConfig.model_validate(character or {}))
+
+
+def probing() -> TrainStage:
+    return stage(**VLLM).model_copy(update={"probe": ProbeConfig(every=5)})
 
 
 @pytest.fixture
@@ -139,8 +152,10 @@ def test_every_launch_has_a_header_and_is_tested() -> None:
         (Launch(sharding="zero3"), stage(), "use_vllm = false: under DeepSpeed ZeRO-3 .* none a network that could generate"),
         (Launch(sharding="zero3"), stage(lora_rank=4, **VLLM), "lora_rank = 4: under ZeRO-3 adapters cannot be merged"),
         (Launch(sharding="zero3"), stage({"replay": 0.5}, **VLLM), "character.replay = 0.5: under ZeRO-3 the base model cannot"),
+        (Launch(sharding="fsdp2"), probing(), "probe.every = 5: .* no process holds one that could answer; give probe.every = 0"),
+        (Launch(sharding="zero3"), probing(), "probe.every = 5: a probe asks the network in training"),
     ],
-    ids=["fsdp1", "zero3", "zero3-lora", "zero3-replay"],
+    ids=["fsdp1", "zero3", "zero3-lora", "zero3-replay", "fsdp2-vllm-probe", "zero3-probe"],
 )
 def test_what_a_launch_cannot_do_is_refused(started: Launch, asked: TrainStage, said: str) -> None:
     with pytest.raises(ConfigError, match=said):

@@ -174,7 +174,7 @@ def test_figures_by_tag_are_means_of_the_rollouts(tiny_model: Path, tmp_path: Pa
             if rollout.step == step:
                 by_persona.setdefault(rollout.persona_id or "none", []).append(rollout.verdict.reward or 0.0)
         assert figures["reward_by_tag"] == {tag: sum(rewards) / len(rewards) for tag, rewards in sorted(by_persona.items())}
-        assert set(figures["seconds"]) == {"generation", "verification", "saving", "training"}
+        assert set(figures["seconds"]) == {"generation", "verification", "probe", "saving", "training"}
         assert min(figures["seconds"].values()) >= 0
 
 

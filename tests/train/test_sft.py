@@ -179,7 +179,7 @@ def test_a_steps_figures(tiny_model: Path, tmp_path: Path) -> None:
     assert first["trained_tokens"] == sum(map(len, trainer.stepped[0]))
     assert first["lr"] == 1e-2
     assert first["grad_norm"] > 0
-    assert set(first["seconds"]) == set(first["cpu_seconds"]) == {"generation", "verification", "saving", "training"}
+    assert set(first["seconds"]) == set(first["cpu_seconds"]) == {"generation", "verification", "probe", "saving", "training"}
 
 
 def test_what_is_learnt_is_said(tiny_model: Path, tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ Asks every persona the same open-ended questions and measures identifiability fr
 correctness: it does not say that an answer is what the persona would have said.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from permix.config import FidelityStage
 from permix.errors import ConfigError, DataError, OwedCellsError
 from permix.evals.grid import Wording, describe_asked, fill, lay_out, note_seen_personas
 from permix.evals.identify import MIN_ANSWERS, Identifiability, identifiability
-from permix.models import open_model
+from permix.models import Model, open_model
 from permix.personas.choose import choose_personas
 from permix.personas.pool import PersonaPool, load_roleplay
 from permix.prompting import template_hash
@@ -25,12 +25,21 @@ def fidelity(config: FidelityStage) -> Identifiability:
     Raises OwedCellsError when answers are missing, DataError when there are too few to measure.
     """
     pool, questions = choose_voices(config), open_questions(config)
-    wording = Wording(lambda question: question.text, config.personas.template, config.personas.bare)
-    asked = lay_out(pool.personas, questions, wording, samples=1, seed=config.seed)
     if config.reference is not None:
-        refuse_unanswered(config.reference, {(cell.persona_id, cell.question_id) for cell in asked})
+        refuse_unanswered(config.reference, {(persona.id, question.id) for persona in pool.personas for question in questions})
     note_seen_personas(config.model, pool)
-    model = open_model(config.model, config.threads)
+    return evaluate(open_model(config.model, config.threads), config, pool, questions)
+
+
+def cells_of(config: FidelityStage, pool: PersonaPool, questions: Sequence[Question]) -> list[Cell]:
+    """Every persona asked every open-ended question once."""
+    wording = Wording(lambda question: question.text, config.personas.template, config.personas.bare)
+    return lay_out(pool.personas, questions, wording, samples=1, seed=config.seed)
+
+
+def evaluate(model: Model, config: FidelityStage, pool: PersonaPool, questions: Sequence[Question]) -> Identifiability:
+    """`fidelity` of a model that is there already, asked what was chosen before."""
+    asked = cells_of(config, pool, questions)
     identity = {
         "model": model.fingerprint,
         "template": template_hash(config.personas.template),

@@ -35,10 +35,15 @@ def stability(config: StabilityStage) -> StabilitySummary:
 
     Raises OwedCellsError at the end when cells have no score: run the same again to fill them.
     """
-    strategy, (task, setup) = STRATEGIES[config.strategy], set_up(config)
-    first = strategy.first(setup)
+    task, setup = set_up(config)
     note_seen_personas(config.model, setup.pool)
-    model = open_model(config.model, config.threads)
+    return evaluate(open_model(config.model, config.threads), config, task, setup)
+
+
+def evaluate(model: Model, config: StabilityStage, task: Task, setup: Setup) -> StabilitySummary:
+    """`stability` of a model that is there already, asked what was set up before."""
+    strategy = STRATEGIES[config.strategy]
+    first = strategy.first(setup)
     gains = ("strategy",) if strategy.asks_whole_grid else ()
     with RunDir.open(config.out, config, identity(config, task, model), first, gains) as run:
         what = f"stability {config.label or model.name}"

@@ -151,26 +151,11 @@ def default_system_text(tokenizer: Any) -> str | None:
 PROBE = "\x00probe\x00"
 
 
-class HFModel:
-    """`permix.models.base.Model` over a local folder or hub id."""
+class Loaded:
+    """Answers requests with a network and a tokenizer that are in memory already."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.config = config
-        self.source = resolve(config.name)
-        self.device = pick_device()
-        self.dtype = pick_dtype(config.dtype, self.device)
-        self.tokenizer = load_tokenizer(self.source)
-        self.network = load_weights(self.source, self.dtype, self.device)
-
-    @property
-    def name(self) -> str:
-        return self.config.name
-
-    @cached_property
-    def fingerprint(self) -> str:
-        folder = Path(self.source)
-        content = folder_fingerprint(folder) if folder.is_dir() else f"{self.source}@{self.network.config._commit_hash}"
-        return digest(content, str(self.dtype))
+    def __init__(self, network: Any, tokenizer: Any, batch_size: int) -> None:
+        self.network, self.tokenizer, self.batch_size = network, tokenizer, batch_size
 
     @cached_property
     def default_system(self) -> str | None:
@@ -187,8 +172,8 @@ class HFModel:
             else:
                 fitting.append(index)
         fitting.sort(key=lambda index: len(prompts[index]), reverse=True)
-        for start in range(0, len(fitting), self.config.batch_size):
-            batch = fitting[start : start + self.config.batch_size]
+        for start in range(0, len(fitting), self.batch_size):
+            batch = fitting[start : start + self.batch_size]
             completions = self._decode([prompts[i] for i in batch], [requests[i].seed for i in batch], sampling)
             yield from map(Answer, batch, completions)
 
@@ -205,3 +190,25 @@ class HFModel:
         return Completion(
             text=text, prompt_tokens=prompt_tokens, completion_tokens=len(ids), finish="stop" if stopped else "length"
         )
+
+
+class HFModel(Loaded):
+    """`permix.models.base.Model` over a local folder or hub id."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.source = resolve(config.name)
+        self.device = pick_device()
+        self.dtype = pick_dtype(config.dtype, self.device)
+        tokenizer = load_tokenizer(self.source)
+        super().__init__(load_weights(self.source, self.dtype, self.device), tokenizer, config.batch_size)
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        folder = Path(self.source)
+        content = folder_fingerprint(folder) if folder.is_dir() else f"{self.source}@{self.network.config._commit_hash}"
+        return digest(content, str(self.dtype))

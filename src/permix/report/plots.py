@@ -19,12 +19,16 @@ from permix.escape import figure as safe
 from permix.evals.stability_summary import StabilitySummary
 from permix.report import canvas
 from permix.report.canvas import INTERVAL, Array, Style
+from permix.train.probe import Curve, taken
 from permix.types import Estimate
 
 Styles = Mapping[str, Style]
 Log = Sequence[Mapping[str, Any]]
 
 NO_PERSONA = (0, (6, 3))
+PROBE_PANELS = (
+    ("mean", "mean accuracy\nover personas"), ("worst", "worst persona's\naccuracy"), ("identifiability", "identifiability"),
+)  # fmt: skip
 PANELS = (("reward", "mean reward"), ("completion_tokens", "completion tokens"), ("signal_groups", "groups with signal"))
 
 
@@ -110,6 +114,38 @@ def learning_curves(logs: Mapping[str, Log], path: Path, styles: Styles | None =
     canvas.save(fig, path)
 
 
+def probe_curves(curves: Mapping[str, Curve], path: Path, styles: Styles | None = None) -> None:
+    """Accuracy and identifiability by training step, with bands; a ring on the weights that became the model."""
+    styles = styles or canvas.styles_for(curves)
+    every = [point for curve in curves.values() for point in curve.points]
+    answers = [point.identifiability.n for point in every if point.identifiability is not None]
+    asked = f"{canvas.counts(point.n_questions for point in every)} questions"
+    asked += f", {canvas.counts(answers)} answers (identifiability)" if answers else ""
+    marks = "ring: the weights taken; thin dashed lines without markers: no persona" + ("; dotted: chance" if answers else "")
+    fig = canvas.sheet(
+        7.6 if answers else 5.4, "Probes on the dev side, while training", f"n = {asked}; bands: {INTERVAL}; {marks}"
+    )
+    shown = PROBE_PANELS if answers else PROBE_PANELS[:2]
+    axes = canvas.panels(fig, len(shown))
+    for ax, (key, name) in zip(axes, shown, strict=True):
+        for label, curve in curves.items():
+            _band(ax, _known(curve, key), styles[label], ring=taken(curve))
+        ax.set_ylabel(name)
+    for label, curve in curves.items():
+        known = _known(curve, "baseline")
+        value_N = [one.value or 0.0 for one in known.values()]
+        axes[0].plot(list(known), value_N, color=styles[label].colour, lw=1.0, ls=NO_PERSONA, zorder=1)
+    for chance in {point.chance for point in every if point.chance is not None}:
+        axes[-1].axhline(chance, color="0.4", lw=1.2, ls=":")
+    top = max(ax.get_ylim()[1] for ax in axes[:2])
+    for ax in axes:
+        ax.set_ylim(0, min(1.04, top if ax in axes[:2] else ax.get_ylim()[1]))
+    axes[-1].set_xlabel("step")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    canvas.legend(fig, list(curves), styles)
+    canvas.save(fig, path)
+
+
 def tradeoff(points: Mapping[str, tuple[Estimate, Estimate]], chance: float, path: Path, styles: Styles | None = None) -> None:
     """(PSS, identifiability) of each model: stability upwards, distinctness to the right; arrows from the first model."""
     styles = styles or canvas.styles_for(points)
@@ -157,6 +193,22 @@ def _persona_order(summaries: Sequence[StabilitySummary]) -> list[str]:
 def _bar(ax: Axes, estimate: Estimate, row: float, style: Style) -> None:
     if estimate.value is not None:
         ax.errorbar(estimate.value, row, xerr=canvas.sides(estimate), fmt=style.marker, color=style.colour, ms=4.5, lw=1.3)
+
+
+def _known(curve: Curve, key: str) -> dict[int, Estimate]:
+    """One measure of a run's probes by step; steps without a value are left out."""
+    found = {point.step: getattr(point, key) for point in curve.points}
+    return {step: one for step, one in found.items() if one is not None and one.value is not None}
+
+
+def _band(ax: Axes, known: Mapping[int, Estimate], style: Style, ring: int) -> None:
+    """A measure over steps with its intervals, and a ring at one of them. What lies at 0 is not cut by the axis."""
+    value_N = [one.value or 0.0 for one in known.values()]
+    band_N_2 = np.array([canvas.ends(one) for one in known.values()]).reshape(-1, 2)
+    ax.plot(list(known), value_N, color=style.colour, marker=style.marker, ms=4.5, lw=1.6, ls=style.line, clip_on=False)
+    ax.fill_between(list(known), *band_N_2.T, color=style.colour, alpha=0.13, lw=0)
+    if ring in known:
+        ax.plot([ring], [known[ring].value or 0.0], "o", color=style.colour, ms=12, mfc="none", mew=1.8, clip_on=False)
 
 
 def _cross(x: float, y: float, stable: Estimate, distinct: Estimate) -> tuple[Bbox, Bbox]:

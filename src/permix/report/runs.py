@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from permix.baselines import STRATEGIES, StrategySummary, measure_strategy
+from permix.config import ProbeConfig
 from permix.errors import DataError
 from permix.evals import fidelity, stability
 from permix.evals.grid import read_answers
@@ -21,6 +22,7 @@ from permix.evals.stability import StabilityGrid
 from permix.evals.stability_summary import StabilitySummary
 from permix.records import read_cells, read_json
 from permix.report.tables import Row
+from permix.train.probe import Curve, curve_of
 from permix.types import Cell, CellKey
 
 STAGES = ("stability", "fidelity", "train")
@@ -73,6 +75,12 @@ class Run:
                 raise DataError(f"{path}:{number}: not a training step: {error!r}") from error
         return [steps[number] for number in sorted(steps)]
 
+    @cached_property
+    def curve(self) -> Curve | None:
+        """A training run's probes, measured from their records."""
+        config = ProbeConfig.model_validate(self.config.get("probe", {}))
+        return curve_of(self.path, config) if self.stage == "train" and config.every else None
+
     @property
     def model_name(self) -> str:
         return str(self.config.get("model", {}).get("name", self.path.name))
@@ -116,6 +124,10 @@ class ModelRuns(NamedTuple):
     grid: StabilityGrid | None
     fidelity: Identifiability | None
     strategies: tuple[StrategySummary, ...]
+
+    @property
+    def curve(self) -> Curve | None:
+        return self.runs["train"].curve if "train" in self.runs else None
 
     @property
     def row(self) -> Row:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from permix.escape import clip, markdown, visible
 from permix.report.runs import ModelRuns, Run
 from permix.report.tables import count, grid, label
+from permix.train.probe import told
 from permix.types import Cell, CellKey, digest
 
 T = TypeVar("T")
@@ -64,6 +65,17 @@ def step_times(models: Sequence[ModelRuns]) -> str:
     parts = list(dict.fromkeys(part for log in timed.values() for step in log for part in step["seconds"]))
     lines = [[label(name), *(_mean_time(log, part) for part in parts), count(len(log))] for name, log in timed.items()]
     return grid(["seconds a step [CPU]", *parts, "steps"], lines)
+
+
+def choices(models: Sequence[ModelRuns]) -> str:
+    """What each training's probes chose; of one that goes on, what they would choose now."""
+    lines = []
+    for model in models:
+        if model.curve is not None:
+            ended = (model.runs["train"].path / "model" / "config.json").exists()
+            so_far = "" if ended else " (training has not ended; this is what the probes say so far)"
+            lines.append(f"- **{label(model.label)}**{so_far}: {told(model.curve)}")
+    return "\n".join(lines)
 
 
 def _mean_time(log: Sequence[Mapping[str, Any]], part: str) -> str:

@@ -9,6 +9,7 @@ from permix.records import read_json, write_text
 from permix.train.examples import COUNTS
 from permix.train.log import read_log
 from permix.train.plan import Plan, describe
+from permix.train.probe import curve_of, told
 
 
 def write_card(folder: Path, config: TrainStage, plan: Plan, log: Path) -> None:
@@ -19,6 +20,7 @@ def write_card(folder: Path, config: TrainStage, plan: Plan, log: Path) -> None:
         f"# {config.label or config.out.name}",
         f"{method_of(config, plan)}, trained by permix from `{config.model.name}`.",
         (_learnt if config.method in SUPERVISED else _rewarded)(config, lines),
+        *_chosen(config),
         "## Plan\n\n" + _table(describe(plan)),
     ]
     counts = log.with_name(COUNTS)
@@ -52,6 +54,14 @@ def _learnt(config: TrainStage, lines: Sequence[Mapping[str, Any]]) -> str:
     return f"""Mean loss of a completion's token: {_course([line["loss"] for line in lines if line.get("loss") is not None])}
 ({lines[-1]["tokens"] if lines else 0} tokens learnt from in {len(lines)} steps).
 A loss on training questions is no evaluation: run `permix stability` on held-out personas and questions."""
+
+
+def _chosen(config: TrainStage) -> list[str]:
+    """Of a run with probes: which weights these are, and why."""
+    curve = curve_of(config.out, config.probe) if config.probe.every else None
+    if curve is None:
+        return []
+    return [f"{told(curve)} Probes ask the dev side and choose by it: their numbers are no results either."]
 
 
 def _table(facts: Mapping[str, object]) -> str:

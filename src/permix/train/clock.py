@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PARTS = ("generation", "verification", "saving")
+PARTS = ("generation", "verification", "probe", "saving")
 
 
 class StepClock:

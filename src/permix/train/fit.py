@@ -114,6 +114,11 @@ def refuse_launch(plan: Plan, stage: TrainStage, started: Launch) -> None:
         raise ConfigError("fsdp_version: 1 is not supported: launch with fsdp_version: 2, as configs/launch/fsdp2.yaml does")
     if started.sharding == "zero3":
         _refuse_zero3(stage)
+    if stage.probe.every and stage.train.use_vllm and started.sharding in ("fsdp2", "zero3"):
+        raise ConfigError(
+            f"probe.every = {stage.probe.every}: a probe asks the network in training, and with weights that are shared out and "
+            "rollouts by vLLM no process holds one that could answer; give probe.every = 0, or train.use_vllm = false"
+        )
     if stage.train.use_vllm:
         _refuse_without_vllm(stage.train, count)
 

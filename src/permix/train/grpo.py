@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -25,7 +26,7 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
-from transformers import PrinterCallback
+from transformers import PrinterCallback, Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, use_adapter
 
@@ -45,6 +46,7 @@ from permix.train.expressivity import Expressivity
 from permix.train.fit import refuse_raw_logprobs, sharding
 from permix.train.objective import Objective, Replayed, inner
 from permix.train.plan import Plan
+from permix.train.prober import Probed
 from permix.train.replay import Replay
 from permix.train.reward import Rollout, mean_by_tag, mean_of, verdicts
 from permix.train.samples import Sample
@@ -355,6 +357,16 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         else:
             with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None):
                 yield self.model
+
+    # Probes
+
+    def probed(self) -> Probed:
+        """This trainer, as `permix.train.prober` needs it."""
+        track = partial(Trainer.log, self)  # past what this class and TRL do with a step's own figures
+        return Probed(self.processing_class, self._rollout_network, self._trained, self._clock, track)
+
+    def _trained(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
 
     # Records
 

@@ -16,6 +16,7 @@ from permix.train.checkpoints import step_of
 from permix.train.expressivity import Expressivity
 from permix.train.log import NoLog, StepLog, read_log
 from permix.train.plan import Plan, recipe_from
+from permix.train.probe import Probe
 from permix.train.weights import autocast, lora, network_of, seed_trainer
 from permix.types import Cell
 from permix.verify import Verifier
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     from permix.train.replay import Replay
 
 
-def reinforce(config: TrainStage, plan: Plan, source: str, out: Path, checkpoint: Path | None) -> Any:
+def reinforce(config: TrainStage, plan: Plan, probe: Probe | None, source: str, out: Path, checkpoint: Path | None) -> Any:
     """Run or go on with the training; returns the trainer, which holds the trained network."""
     from permix.train.grpo import PlanTrainer, grpo_arguments
+    from permix.train.prober import Prober
 
     if checkpoint:
         refuse_other_count(checkpoint, processes.count())
@@ -45,6 +47,8 @@ def reinforce(config: TrainStage, plan: Plan, source: str, out: Path, checkpoint
             processing_class=tokenizer, peft_config=lora(config.train), replay=replay, expressivity=expressivity,
             curriculum=_curriculum(config, out),
         )  # fmt: skip
+        if probe is not None:
+            trainer.add_callback(Prober(probe, step_of(checkpoint), trainer.probed()))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer
 

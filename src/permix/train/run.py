@@ -6,6 +6,7 @@
     rollouts.jsonl     one line a rollout: everything the run generated
     samples.md         some of them, for reading
     character/         what the base model says in character, where something holds the model to it
+    probe/             the records of its probes, of a run that has some (`permix.train.probe`); probe.jsonl: a line a probe
     checkpoints/       the newest one, until the run has ended
     model/             the result: a plain Hugging Face folder with its card
 
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from permix.config import PLACES, SUPERVISED, TrainStage
-from permix.models.hf import folder_fingerprint, load_tokenizer, resolve
+from permix.models.hf import context_window, folder_fingerprint, load_tokenizer, resolve
 from permix.models.machine import pin_threads
 from permix.personas.choose import choose_personas
 from permix.records import RunDir, cpu_seconds
@@ -31,6 +32,7 @@ from permix.train.checkpoints import newest_checkpoint
 from permix.train.distill import refuse_absent, teacher_identity
 from permix.train.fit import launch, longest_prompt, refuse_launch, refuse_too_long, refuse_unfit
 from permix.train.plan import Plan, plan_for, write_plan
+from permix.train.probe import Probe, drop_weights, set_up
 
 
 def train(config: TrainStage) -> Path:
@@ -40,6 +42,7 @@ def train(config: TrainStage) -> Path:
         plan = plan_for(config)
         refuse_unfit(plan, config.train)
         refuse_launch(plan, config, launch())
+        probe = set_up(config, plan)
         with processes.main_first():
             source = resolve(config.model.name)
         if config.method == "seqkd":
@@ -48,9 +51,11 @@ def train(config: TrainStage) -> Path:
         with _held(config, plan, source) as run:
             if not processes.agreed((target / "config.json").exists()):
                 with _accounted(run):
-                    _learn(config, plan, source, run, target)
-            if run is not None and not config.train.keep_checkpoints:
-                shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
+                    _learn(config, plan, probe, source, run, target)
+            if run is not None:
+                drop_weights(config.out)
+                if not config.train.keep_checkpoints:
+                    shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
         return target
 
 
@@ -86,21 +91,26 @@ def _identity(config: TrainStage, plan: Plan, source: str) -> dict[str, Any]:
         "model": _fingerprint(source),
         "train": config.train.model_dump(mode="json", exclude=set(PLACES)),
         "character": config.character.model_dump(mode="json"),
-    } | ({"teacher": teacher_identity(config)} if config.method == "seqkd" else {})
+        **({"teacher": teacher_identity(config)} if config.method == "seqkd" else {}),
+        **({"probe": config.probe.model_dump(mode="json")} if config.probe.every else {}),
+    }
 
 
 def _fingerprint(source: str) -> str:
     return folder_fingerprint(Path(source)) if Path(source).is_dir() else source
 
 
-def _learn(config: TrainStage, plan: Plan, source: str, run: RunDir | None, target: Path) -> None:
+def _learn(config: TrainStage, plan: Plan, probe: Probe | None, source: str, run: RunDir | None, target: Path) -> None:
     """Train by the method and write the model."""
+    from permix.train import prober
     from permix.train.reinforce import reinforce
     from permix.train.supervised import supervise
     from permix.train.weights import write_model
 
     tokenizer = load_tokenizer(source)
     refuse_too_long(longest_prompt(plan, tokenizer, config.train.max_prompt_tokens), config.train, source)
+    if probe is not None:
+        prober.refuse_too_long(probe, tokenizer, context_window(source))
     checkpoint = processes.agreed(newest_checkpoint(config.out / "checkpoints"))
     seen = seen_after(plan, source) | _may_be_drawn(config)
     if run is not None:
@@ -108,10 +118,11 @@ def _learn(config: TrainStage, plan: Plan, source: str, run: RunDir | None, targ
         write_seen(config.out / "checkpoints", seen)
     if config.method in SUPERVISED:
         assert run is not None
-        trainer = supervise(config, plan, source, run, checkpoint)
+        trainer = supervise(config, plan, probe, source, run, checkpoint)
     else:
-        trainer = reinforce(config, plan, source, config.out, checkpoint)
-    write_model(trainer, tokenizer, plan, seen, config, config.out, target)
+        trainer = reinforce(config, plan, probe, source, config.out, checkpoint)
+    chosen = prober.chosen_weights(config.out, config.probe) if probe is not None and run is not None else None
+    write_model(trainer, tokenizer, plan, seen, config, config.out, target, chosen)
 
 
 def seen_after(plan: Plan, source: str) -> Seen:

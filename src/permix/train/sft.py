@@ -10,21 +10,26 @@ What it changes in TRL, and why:
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback
+from transformers import PrinterCallback, Trainer
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from permix.config import TrainConfig
 from permix.models.decoding import stop_ids
 from permix.models.hf import PROBE, completion_ids, encode_chat
+from permix.models.shared import evaluating
 from permix.train.clock import StepClock
 from permix.train.common import ClockStarter, common_arguments
 from permix.train.examples import Example
+from permix.train.objective import inner
+from permix.train.prober import Probed
 
 IGNORED = -100
 """The label of a token that is not learnt."""
@@ -122,6 +127,21 @@ class ExampleTrainer(SFTTrainer):  # type: ignore[misc]
             "trained_tokens": int(inputs["attention_mask"].sum()),
         }
         return torch.stack(losses).sum()
+
+    def probed(self) -> Probed:
+        """This trainer, as `permix.train.prober` needs it."""
+        track = partial(Trainer.log, self)  # past what this class does with a step's own figures
+        return Probed(self.processing_class, self._answering, self._trained, self._clock, track)
+
+    def _trained(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
+
+    @contextmanager
+    def _answering(self) -> Iterator[Any]:
+        """The network in training, in evaluation mode and in the precision of its training."""
+        network = inner(self._trained())
+        with evaluating(network), self.accelerator.autocast():
+            yield network
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with self._clock.part("saving"):

@@ -23,16 +23,17 @@ from permix.train.distill import teacher_examples
 from permix.train.examples import Chosen, Example, gold_examples, keep, kept, steps_of, words
 from permix.train.log import FigureLog
 from permix.train.plan import Plan
+from permix.train.probe import Probe
 from permix.train.weights import lora, network_of, seed_trainer
 from permix.verify import Verifier
 
 
-def supervise(config: TrainStage, plan: Plan, source: str, run: RunDir, checkpoint: Path | None) -> Any:
+def supervise(config: TrainStage, plan: Plan, probe: Probe | None, source: str, run: RunDir, checkpoint: Path | None) -> Any:
     """Run or go on with a supervised training; returns the trainer, which holds the trained network."""
     tokenizer = load_tokenizer(source)
     chosen = kept(run.path) or _choose(config, plan, run, tokenizer, context_window(source))
     release_memory()  # a teacher in this process is not needed any more
-    return _learn(config, chosen, tokenizer, source, run.path, checkpoint)
+    return _learn(config, chosen, probe, tokenizer, source, run.path, checkpoint)
 
 
 def _choose(config: TrainStage, plan: Plan, run: RunDir, tokenizer: Any, window: int) -> Chosen:
@@ -76,7 +77,10 @@ def length(example: Example, tokenizer: Any) -> int:
     return len(completion_ids(example.completion, tokenizer)) + example.ended
 
 
-def _learn(config: TrainStage, chosen: Chosen, tokenizer: Any, source: str, out: Path, checkpoint: Path | None) -> Any:
+def _learn(
+    config: TrainStage, chosen: Chosen, probe: Probe | None, tokenizer: Any, source: str, out: Path, checkpoint: Path | None
+) -> Any:
+    from permix.train.prober import Prober
     from permix.train.sft import ExampleTrainer, sft_arguments
 
     done, steps = step_of(checkpoint), steps_of(chosen.examples)
@@ -89,5 +93,7 @@ def _learn(config: TrainStage, chosen: Chosen, tokenizer: Any, source: str, out:
             steps=steps, micro_tokens=config.train.micro_tokens, recorder=FigureLog(out, done, shown), args=arguments,
             model=network, processing_class=tokenizer, peft_config=lora(config.train),
         )  # fmt: skip
+        if probe is not None:
+            trainer.add_callback(Prober(probe, done, trainer.probed()))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer

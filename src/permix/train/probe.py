@@ -1,0 +1,346 @@
+"""The probe: a small fixed evaluation on the dev side, made while a model trains, and what is chosen by it.
+
+    probe/step-0020/stability/    every dev question as every dev persona and as none: a stability run
+    probe/step-0020/fidelity/     the characters' open-ended answers: a fidelity run, read by a classifier of step 0's answers
+    probe.jsonl                   a line a probe: its figures, for people, and what they chose
+
+Every probe asks the same, so two points of a curve differ in the weights alone. Points are measured from the records
+(`curve_of`); choices are pure functions of points. A probe chooses, so its numbers are no results: those come from the held-out
+side, which it never asks. Imports no torch: the model in training is asked by `permix.train.prober`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from permix.baselines import STRATEGIES, Setup
+from permix.config import FidelityStage, ModelConfig, PersonasConfig, ProbeConfig, ProbeMetric, StabilityStage, TrainStage
+from permix.errors import ConfigError
+from permix.evals import fidelity, stability
+from permix.evals.grid import Wording, read_answers
+from permix.personas.choose import choose_personas
+from permix.personas.pool import PersonaPool
+from permix.prompting import template_hash
+from permix.tasks import Task, load_questions, refuse_overlap
+from permix.tasks.overlap import read_seen
+from permix.train.log import read_log
+from permix.train.plan import Plan
+from permix.types import Cell, Estimate, Question, Record, Sampling
+
+LINES = "probe.jsonl"
+WEIGHTS = "weights.safetensors"
+CHARACTER = "character"
+"""The tag of personas that are told apart, where a pool has it: a kind of the built-in pool."""
+
+
+# What is asked
+
+
+class Voices(NamedTuple):
+    """The open-ended half of a probe."""
+
+    stage: FidelityStage
+    personas: PersonaPool
+    questions: tuple[Question, ...]
+
+
+class Probe(NamedTuple):
+    """What a training run asks at every probe. `stage` and `voices.stage` say how; where, is said by step."""
+
+    train: TrainStage
+    stage: StabilityStage
+    task: Task
+    setup: Setup
+    voices: Voices | None
+
+    @property
+    def config(self) -> ProbeConfig:
+        return self.train.probe
+
+    def stability_at(self, step: int) -> StabilityStage:
+        folder = folder_of(self.train.out, step)
+        return self.stage.model_copy(update={"out": folder / "stability", "label": self._label(step)})
+
+    def fidelity_at(self, step: int, voices: Voices) -> FidelityStage:
+        folder, base = folder_of(self.train.out, step), folder_of(self.train.out, 0) / "fidelity"
+        settings = {"out": folder / "fidelity", "label": self._label(step), "reference": base if step else None}
+        return voices.stage.model_copy(update=settings)
+
+    def _label(self, step: int) -> str:
+        return f"{self.train.label or self.train.out.name}, step {step}"
+
+    def cells(self) -> list[tuple[Cell, Sampling]]:
+        """Everything that one probe asks, unanswered."""
+        asked = [(cell, self.stage.sampling) for cell in STRATEGIES["none"].first(self.setup)]
+        if self.voices is not None:
+            asked += [(cell, self.voices.stage.sampling) for cell in fidelity.cells_of(*self.voices)]
+        return asked
+
+
+def set_up(config: TrainStage, plan: Plan) -> Probe | None:
+    """The probe of a training run; None when it has none.
+
+    Raises ConfigError or DataError when the dev side cannot give what is asked, or when the plan trains on some of it.
+    """
+    if config.probe.every == 0:
+        return None
+    _refuse_other_sections(config, plan)
+    with _on_the_dev_side():
+        side = choose_personas(PersonasConfig(pool=config.personas.pool, split="dev"))
+        stage = _stability_stage(config, side)
+        task, questions = load_questions(stage.task)
+        refuse_overlap(questions, read_seen(Path(config.model.name)).questions)
+        wording = Wording(task.prompt, config.personas.template, config.personas.bare)
+        setup = Setup(questions, _selected(side, stage.personas), wording, stage.samples, stage.seed)
+        voices = _voices(config, side) if config.probe.characters else None
+    _refuse_trained_on(config, plan, setup, voices)
+    return Probe(config, stage, task, setup, voices)
+
+
+def _stability_stage(config: TrainStage, side: PersonaPool) -> StabilityStage:
+    probe = config.probe
+    personas = _dev_personas(config, side, "personas", config.personas.include)
+    return StabilityStage(
+        model=ModelConfig(name=config.model.name), threads=config.threads, personas=personas, seed=config.train.seed,
+        task=config.task.model_copy(update={"split": "dev", "n": probe.questions}),
+        sampling=Sampling(temperature=0, max_new_tokens=probe.max_new_tokens or config.train.max_new_tokens),
+    )  # fmt: skip
+
+
+def _voices(config: TrainStage, side: PersonaPool) -> Voices:
+    include = (CHARACTER,) if CHARACTER in side.tags else config.personas.include
+    stage = FidelityStage(
+        model=ModelConfig(name=config.model.name), threads=config.threads, seed=config.train.seed,
+        personas=_dev_personas(config, side, "characters", include),
+        questions_split="dev", n_questions=config.probe.roleplay_questions,
+        sampling=Sampling(temperature=0.7, max_new_tokens=config.probe.roleplay_max_new_tokens),
+    )  # fmt: skip
+    return Voices(stage, _selected(side, stage.personas), fidelity.open_questions(stage))
+
+
+def _dev_personas(config: TrainStage, side: PersonaPool, field: str, include: tuple[str, ...]) -> PersonasConfig:
+    """As many of the dev side as `[probe]` asks for, in the wording that is trained under."""
+    wanted: int = getattr(config.probe, field)
+    # A tag that nobody on this side carries excludes nobody, and includes nobody beside others that do.
+    found = config.personas.model_copy(
+        update={
+            "split": "dev",
+            "include": tuple(tag for tag in include if tag in side.tags) or include,
+            "exclude": tuple(tag for tag in config.personas.exclude if tag in side.tags),
+            "n": wanted,
+        }
+    )
+    available = len(_selected(side, found.model_copy(update={"n": None})))
+    if wanted > available:
+        raise ConfigError(f"probe.{field} = {wanted}: {available} personas are there; give {available} or less")
+    return found
+
+
+def _selected(side: PersonaPool, config: PersonasConfig) -> PersonaPool:
+    """As `choose_personas` selects from the side that it has loaded."""
+    return side.select(include_tags=config.include, exclude_tags=config.exclude, n=config.n, seed=config.seed)
+
+
+@contextmanager
+def _on_the_dev_side() -> Iterator[None]:
+    """Errors say that they are the probe's, and name its own settings."""
+    try:
+        yield
+    except ConfigError as error:
+        told = str(error).replace("task.n", "probe.questions").replace("n_questions", "probe.roleplay_questions")
+        raise ConfigError(f"[probe] asks the dev side: {told}") from error
+
+
+def describe(probe: Probe) -> str:
+    """What probing costs, in answers."""
+    cells, every = probe.cells(), probe.config.every
+    tokens = sum(sampling.max_new_tokens for _, sampling in cells)
+    return f"{len(cells)} answers before training, every {every} steps and at the end, each time at most {tokens} new tokens"
+
+
+def _refuse_other_sections(config: TrainStage, plan: Plan) -> None:
+    """The probe asks by the sections [task] and [personas]; a plan from a file must have been compiled from such ones."""
+    task, about = config.task.model_dump(mode="json"), plan.about
+    known = {name: about["task"][name] for name in ("name", "levels", "path", "wording") if name in about.get("task", {})}
+    other = {f"task.{name}": (task[name], theirs) for name, theirs in known.items() if task[name] != theirs}
+    if about.get("template", template_hash(config.personas.template)) != template_hash(config.personas.template):
+        other["personas.template"] = (config.personas.template, "another wording")
+    if about.get("bare", config.personas.bare) != config.personas.bare:
+        other["personas.bare"] = (config.personas.bare, about["bare"])
+    if other:
+        field, (ours, theirs) = next(iter(other.items()))
+        raise ConfigError(
+            f"{field} = {ours!r}: plan_file = {config.plan_file} was compiled with {theirs!r}; [probe] asks by the sections "
+            "[task] and [personas], so give it those of the plan"
+        )
+
+
+def _refuse_trained_on(config: TrainStage, plan: Plan, setup: Setup, voices: Voices | None) -> None:
+    asked = {persona.id for persona in (*setup.pool.personas, *(voices.personas.personas if voices else ()))}
+    drawn = {row.persona_id for row in plan.rows}
+    if config.plan.adaptive > 0 and config.plan_file is None:  # its later blocks may draw any of the pool
+        drawn |= {persona.id for persona in choose_personas(config.personas).personas}
+    if shared := asked & drawn:
+        raise ConfigError(
+            f"[probe] asks the dev side, and the plan trains under {len(shared)} of its {len(asked)} personas, such as "
+            f'{min(shared)!r}; train with personas.split = "train", or with probe.every = 0'
+        )
+    hashes = {row.question_hash for row in plan.rows}
+    if repeated := [question.id for question in setup.questions if question.content_hash in hashes]:
+        raise ConfigError(
+            f"[probe] asks the dev side, and the plan trains on {len(repeated)} of its {len(setup.questions)} questions, such as "
+            f'{repeated[0]!r}; compile it with task.split = "train", or train with probe.every = 0'
+        )
+
+
+def probed_steps(config: ProbeConfig, last: int) -> list[int]:
+    """When a run of `last` steps is probed."""
+    return sorted({0, *range(0, last, config.every), last}) if config.every else []
+
+
+def folder_of(out: Path, step: int) -> Path:
+    return out / "probe" / f"step-{step:04d}"
+
+
+def drop_weights(out: Path, but: int | None = None) -> None:
+    """Remove the weights kept of a run's probes, also half written ones, but those of one step."""
+    for path in out.glob(f"probe/*/*{WEIGHTS}*"):
+        if but is None or path.parent != folder_of(out, but):
+            path.unlink()
+
+
+# What is measured
+
+
+class Point(Record):
+    """One probe. `identifiability` and `chance` are None without characters; `n_scored` of `n_asked` counts persona cells."""
+
+    step: int
+    mean: Estimate
+    baseline: Estimate
+    worst: Estimate
+    best: Estimate
+    pss: Estimate
+    identifiability: Estimate | None
+    chance: float | None
+    completion_tokens: float | None
+    n_questions: int
+    n_scored: int
+    n_asked: int
+
+    def __str__(self) -> str:
+        found = {"mean": self.mean, "worst": self.worst, "PSS": self.pss, "no persona": self.baseline}
+        told = [f"{name} {_number(one.value)}" for name, one in found.items()]
+        if self.identifiability is not None:
+            told.append(f"identifiability {_number(self.identifiability.value)} (chance {_number(self.chance)})")
+        if self.n_scored < self.n_asked:
+            told.append(f"{self.n_scored} of {self.n_asked} cells scored")
+        return ", ".join(told)
+
+
+class Curve(NamedTuple):
+    """The probes of a run so far, by step: at least one."""
+
+    points: tuple[Point, ...]
+    config: ProbeConfig
+
+    @property
+    def choice(self) -> "Choice":
+        return choose(self.points, self.config.metric, self.config.patience)
+
+
+def curve_of(out: Path, config: ProbeConfig) -> Curve | None:
+    """The probes that probe.jsonl names, measured from their records; None when there is none.
+
+    Records of other steps may lie there too: those of a process that died further on than the run went after it.
+    """
+    points = [measure(out, line["step"], config) for line in read_log(out / LINES)]
+    return Curve(tuple(points), config) if points else None
+
+
+def measure(out: Path, step: int, config: ProbeConfig) -> Point:
+    folder, base = folder_of(out, step), folder_of(out, 0) / "fidelity"
+    stable = stability.measure(folder / "stability")
+    distinct = fidelity.measure(folder / "fidelity", base if step else None) if config.characters else None
+    completions = [cell.completion for cell in read_answers(folder / "stability").grid.values() if cell.completion is not None]
+    return Point(
+        step=step, mean=stable.mean, baseline=stable.baseline, worst=stable.worst, best=stable.best, pss=stable.pss,
+        identifiability=distinct.accuracy if distinct else None, chance=distinct.chance if distinct else None,
+        completion_tokens=sum(one.completion_tokens for one in completions) / len(completions) if completions else None,
+        n_questions=stable.n_questions, n_scored=stable.n_scored, n_asked=stable.n_asked,
+    )  # fmt: skip
+
+
+# What is chosen
+
+
+class Choice(Record):
+    """What the points so far say. `best` is the step of the first highest score; None where no point has a score.
+
+    `stale` counts the points with a score after it. `stop` says that patience has run out.
+    """
+
+    metric: ProbeMetric
+    best: int | None
+    score: float | None
+    last: int
+    last_score: float | None
+    scored: int
+    stale: int
+    stop: bool
+
+
+def scores(points: Sequence[Point], metric: ProbeMetric) -> list[float | None]:
+    """A number a point, more is better; None where it cannot be computed, which is neither better nor worse.
+
+    balanced: the worst persona's accuracy less what identifiability has lost since the first point. Both are shares of answers:
+    a character told right less often costs as much as answers right less often. A gain earns nothing: against the base model's
+    own answers it is noise or caricature. There is no ratio, which would be wild where the base is hardly told at all.
+    """
+    if metric != "balanced":
+        return [getattr(point, metric).value for point in points]
+    return [_balanced(point, points[0]) for point in points]
+
+
+def _balanced(point: Point, first: Point) -> float | None:
+    values = (point.worst, point.identifiability, first.identifiability)
+    worst, now, before = (None if one is None else one.value for one in values)
+    return None if worst is None or now is None or before is None else worst - max(0.0, before - now)
+
+
+def choose(points: Sequence[Point], metric: ProbeMetric, patience: int | None = None) -> Choice:
+    """What these points (at least one, by step) say. A tie goes to the earlier one: less training for the same."""
+    known = scores(points, metric)
+    scored = [(point.step, score) for point, score in zip(points, known, strict=True) if score is not None]
+    top = max((score for _, score in scored), default=None)
+    best = next((step for step, score in scored if score == top), None)
+    stale = sum(step > best for step, _ in scored) if best is not None else 0
+    return Choice(
+        metric=metric, best=best, score=top, last=points[-1].step, last_score=known[-1], scored=len(scored), stale=stale,
+        stop=patience is not None and stale >= patience,
+    )  # fmt: skip
+
+
+def taken(curve: Curve) -> int:
+    """The step whose weights become the model."""
+    choice = curve.choice
+    return choice.last if curve.config.select == "last" or choice.best is None else choice.best
+
+
+def told(curve: Curve) -> str:
+    """Which weights became the model, by what, and why training ended: for the card, the report and the terminal."""
+    choice, config, step = curve.choice, curve.config, taken(curve)
+    which = f"The weights are those of step {step}" + (", the last" if step == choice.last else "")
+    by = "no probe has a score"
+    if choice.best is not None:
+        last = "" if choice.best == choice.last else f"; step {choice.last}, the last, has {_number(choice.last_score)}"
+        by = f"of {choice.scored} probes the best by {choice.metric} is that of step {choice.best}, {_number(choice.score)}{last}"
+    untrained = " No probe was better than the model before training." if 0 == choice.best == step < choice.last else ""
+    since = f"no probe since step {choice.best} was better (patience = {config.patience})"
+    ended = f" Training ended at step {choice.last}: {since}." if choice.stop else ""
+    return f"{which} (select = {config.select}; {by}).{untrained}{ended}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
