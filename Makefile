@@ -13,8 +13,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 quickstart: .venv/.ready
 	$(BIN)/permix quickstart $(ARGS)
 
+# One worker a core, each test with one thread unless it says otherwise. ARGS=-n0 runs them in one process.
 test: .venv/.ready
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 lint: .venv/.ready
 	$(BIN)/ruff check src tests bench

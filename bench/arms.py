@@ -21,9 +21,11 @@ from trl import GRPOConfig, GRPOTrainer
 from permix.config import TrainStage
 from permix.models.hf import load_tokenizer, load_weights
 from permix.models.machine import pick_device, pin_threads
-from permix.train.grpo import PlanTrainer, grpo_arguments, samples_of
+from permix.train.arguments import grpo_arguments
+from permix.train.grpo import PlanTrainer
 from permix.train.plan import Plan
 from permix.train.reward import Rollout, verdicts
+from permix.train.rollouts import samples_of
 from permix.types import Verdict
 from permix.verify import Verifier
 

@@ -6,6 +6,7 @@ Calls are numbered and scripted one at a time, so a script may keep state withou
 
 import contextlib
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -137,6 +138,10 @@ class OpenAIServer:
 class _Http(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128  # else the kernel drops some of many connections opened at once, and they come a second late
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that left is no news
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

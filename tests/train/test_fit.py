@@ -24,8 +24,8 @@ from permix.config import (
 from permix.errors import ConfigError
 from permix.models.decoding import decode
 from permix.train import run
+from permix.train.arguments import grpo_arguments
 from permix.train.fit import Launch, Sharding, launch, refuse_launch, refuse_raw_logprobs, refuse_unfit, sharding
-from permix.train.grpo import grpo_arguments
 from permix.train.plan import Plan
 from permix.types import Sampling
 from tests.launches import FOLDER, environment

@@ -11,9 +11,11 @@ from trl import GRPOTrainer
 from permix.config import ModelConfig, PersonasConfig, PlanConfig, TrainConfig, TrainStage
 from permix.errors import PermixError
 from permix.models.hf import HFModel, load_tokenizer, load_weights
-from permix.train.grpo import PlanTrainer, grpo_arguments, has_signal, samples_of
+from permix.train.arguments import grpo_arguments
+from permix.train.grpo import PlanTrainer
 from permix.train.plan import Mixture, Plan, Recipe, compile_plan
 from permix.train.reward import Rollout
+from permix.train.rollouts import has_signal, samples_of
 from permix.train.samples import Sample
 from permix.train.sharded import bring_up_to_date, rollout_copy
 from permix.types import Completion, Persona, Question, Request, Sampling, Verdict, seed_from

@@ -3,6 +3,9 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from transformers import TrainerCallback
 
 PARTS = ("generation", "verification", "probe", "saving")
 
@@ -39,3 +42,13 @@ class StepClock:
 
 def _now() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
+
+
+class ClockStarter(TrainerCallback):  # type: ignore[misc]
+    """Keeps setting up and loading a checkpoint out of the first step's time."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self._clock = clock
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._clock.restart()

@@ -1,4 +1,4 @@
-"""PerMix-RLVR's trainer: TRL's GRPOTrainer fed from a plan, in the plan's order. trl is imported here and in `sft.py`.
+"""PerMix-RLVR's trainer: TRL's GRPOTrainer fed from a plan, in the plan's order.
 
 TRL keeps the loop, the advantages, the optimizer, the logs, the checkpoints and the distributed machinery. What is ours, and why:
 - a step's rows are the plan's, in its order, so that groups are the plan's and a persona is never drawn here;
@@ -12,13 +12,13 @@ TRL keeps the loop, the advantages, the optimizer, the logs, the checkpoints and
 """
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from datasets import Dataset
@@ -30,7 +30,7 @@ from transformers import PrinterCallback, Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, use_adapter
 
-from permix.config import TrainConfig, TrainStage
+from permix.config import TrainConfig
 from permix.errors import PermixError
 from permix.models.decoding import decode
 from permix.models.hf import encode_chat
@@ -40,8 +40,7 @@ from permix.records import unwritten
 from permix.train import processes
 from permix.train.adaptive import Curriculum, outcomes
 from permix.train.buffer import read_buffer, write_buffer
-from permix.train.clock import StepClock
-from permix.train.common import ClockStarter, common_arguments
+from permix.train.clock import ClockStarter, StepClock
 from permix.train.expressivity import Expressivity
 from permix.train.fit import refuse_raw_logprobs, sharding
 from permix.train.objective import Objective, Replayed, inner
@@ -49,14 +48,11 @@ from permix.train.plan import Plan
 from permix.train.prober import Probed
 from permix.train.replay import Replay
 from permix.train.reward import Rollout, mean_by_tag, mean_of, verdicts
+from permix.train.rollouts import Told, has_signal, in_groups, in_plan_order, rollout_rows, samples_of
 from permix.train.samples import Sample
 from permix.train.sharded import bring_up_to_date, rollout_copy
-from permix.types import Message, PlanRow, Sampling, seed_from
+from permix.types import Message, Sampling, seed_from
 from permix.verify import Verifier
-
-T = TypeVar("T")
-Told = tuple[Rollout, Sequence[str], float | None]
-"""A rollout, the tags of its persona, and its expressivity."""
 
 
 class Recorder(Protocol):
@@ -67,24 +63,6 @@ class Recorder(Protocol):
     def step(self, step: int, figures: dict[str, Any]) -> None: ...
 
     def plan(self, plan: Plan, blocks: Sequence[dict[str, Any]]) -> None: ...
-
-
-def rollout_rows(rows: Iterable[PlanRow]) -> list[dict[str, Any]]:
-    """One row a rollout, in plan order: row `i` of a step belongs to group `i // G`."""
-    return [
-        {
-            "prompt": [dict(message) for message in row.messages],
-            "task": row.task,
-            "gold": row.gold,
-            "group": row.group,
-            "question_id": row.question_id,
-            "persona_id": row.persona_id,
-            "persona_tags": list(row.persona_tags),
-            "rollout_seed": seed_from(row.seed, number),
-        }
-        for row in rows
-        for number in range(row.rollouts)
-    ]
 
 
 class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -417,33 +395,6 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         return {"seconds": laps[processes.rank()]["seconds"], "cpu_seconds": cpu}
 
 
-def in_groups(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def in_plan_order(told: Iterable[Iterable[Told]]) -> list[Told]:
-    """What all processes tell, group by group: each has told of its own."""
-    return sorted(chain.from_iterable(told), key=lambda one: one[0].group)
-
-
-def has_signal(group: Sequence[Sample]) -> bool:
-    """Whether any rollout of the group has an advantage."""
-    return any(sample.advantage != 0 for sample in group)
-
-
-def samples_of(scored: dict[str, Any]) -> list[Sample]:
-    """TRL's padded batch as rollouts without padding."""
-    prompt_B_T, completion_B_T = scored["prompt_mask"].bool(), scored["completion_mask"].bool()
-    columns = {name: scored.get(f"{theirs}_per_token_logps") for name, theirs in (("sampler", "sampling"), ("reference", "ref"))}
-    samples = []
-    for row, advantage in enumerate(scored["advantages"].tolist()):
-        own = completion_B_T[row]
-        logps = {name: None if values is None else values[row][own].tolist() for name, values in columns.items()}
-        prompt = tuple(scored["prompt_ids"][row][prompt_B_T[row]].tolist())
-        samples.append(Sample(prompt, scored["completion_ids"][row][own].tolist(), advantage, **logps))
-    return samples
-
-
 def share_prompts_alike(network: Any) -> bool:
     """Whether all processes' networks can share prompts. The main one's trial counts: others may hold no weights yet."""
     blank = sharding() == "fsdp2" and not processes.is_main() and not isinstance(next(network.parameters()), DTensor)
@@ -453,41 +404,6 @@ def share_prompts_alike(network: Any) -> bool:
         network.set_attn_implementation(NAME if found else ORDINARY)
     network.shares_prompts = found
     return found
-
-
-def grpo_arguments(stage: TrainStage, plan: Plan, out: Path) -> GRPOConfig:
-    """TRL's arguments for this plan on this machine, for one of its processes.
-
-    One generation feeds exactly one optimizer step (per iteration); its groups are dealt to the processes whole, in their order.
-    """
-    config = stage.train
-    # TRL makes (and shards) a reference model when beta is not 0; on-policy replay needs one too.
-    anchored = stage.character.replay > 0 and stage.character.replay_policy == "on"
-    return GRPOConfig(
-        **common_arguments(config, plan.steps * config.iterations, out), **vllm_arguments(config),
-        num_iterations=config.iterations, num_generations=plan.group_size,
-        per_device_train_batch_size=plan.groups_per_step // processes.count() * plan.group_size,
-        beta=config.beta or float(anchored), loss_type=config.loss, scale_rewards=config.scale_rewards,
-        epsilon=config.clip_low, epsilon_high=config.clip_high,
-        temperature=config.temperature, top_p=config.top_p, max_completion_length=config.max_new_tokens,
-    )  # fmt: skip
-
-
-def vllm_arguments(config: TrainConfig) -> dict[str, Any]:
-    """TRL's arguments for rollouts by vLLM. The correction for its numerics is ours (train.importance_cap), so TRL's is off."""
-    if not config.use_vllm:
-        return {}
-    return {
-        "use_vllm": True,
-        "vllm_mode": config.vllm_mode,
-        "vllm_server_base_url": config.vllm_server_base_url,
-        "vllm_server_host": config.vllm_server_host,
-        "vllm_server_port": config.vllm_server_port,
-        "vllm_gpu_memory_utilization": config.vllm_gpu_memory_utilization,
-        "vllm_tensor_parallel_size": config.vllm_tensor_parallel_size,
-        "vllm_max_model_length": config.max_prompt_tokens + config.max_new_tokens,
-        "vllm_importance_sampling_correction": False,
-    }
 
 
 METRICS = {

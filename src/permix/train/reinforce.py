@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 def reinforce(config: TrainStage, plan: Plan, probe: Probe | None, source: str, out: Path, checkpoint: Path | None) -> Any:
     """Run or go on with the training; returns the trainer, which holds the trained network."""
-    from permix.train.grpo import PlanTrainer, grpo_arguments
+    from permix.train.arguments import grpo_arguments
+    from permix.train.grpo import PlanTrainer
     from permix.train.prober import Prober
 
     if checkpoint:

@@ -25,8 +25,8 @@ from permix.config import TrainConfig
 from permix.models.decoding import stop_ids
 from permix.models.hf import PROBE, completion_ids, encode_chat
 from permix.models.shared import evaluating
-from permix.train.clock import StepClock
-from permix.train.common import ClockStarter, common_arguments
+from permix.train.arguments import common_arguments
+from permix.train.clock import ClockStarter, StepClock
 from permix.train.examples import Example
 from permix.train.objective import inner
 from permix.train.prober import Probed

@@ -1,0 +1,88 @@
+"""Sections on what is asked, of whom, and as whom: `[model]`, `[task]`, `[personas]`."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from permix.config.base import Section
+from permix.types import Split
+
+
+class ModelConfig(Section):
+    name: str = "bundled"
+    """"bundled" (SmolLM2-135M-Instruct), a model folder, a hub id, or the name an endpoint serves."""
+    backend: Literal["transformers", "openai"] = "transformers"
+    """Where completions come from: in this process, or an OpenAI-compatible HTTP endpoint."""
+    base_url: str | None = None
+    """The endpoint's address up to /v1 (backend "openai")."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the endpoint's key; the key itself is never in a file."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Weights' precision; auto is bfloat16 where the machine multiplies it natively, else float32."""
+    batch_size: int = Field(default=64, gt=0)
+    """Requests decoded together (backend "transformers")."""
+    concurrency: int = Field(default=16, gt=0)
+    """Requests in flight (backend "openai")."""
+    timeout_s: float = Field(default=120, gt=0)
+    """Seconds one HTTP request may take."""
+    retries: int = Field(default=6, ge=0)
+    """How often a request is tried again after 429, 5xx or a timeout."""
+
+    @model_validator(mode="after")
+    def _endpoint(self) -> "ModelConfig":
+        if self.backend == "openai" and not self.base_url:
+            raise ValueError('base_url is missing: backend "openai" needs one, such as http://127.0.0.1:8000/v1')
+        return self
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> "ModelConfig":
+        # The configuration is written to the run directory, so the messages do not repeat the values either.
+        if "@" in (self.base_url or ""):
+            raise ValueError("base_url holds credentials; put the key into the environment variable that api_key_env names")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            raise ValueError("api_key_env is not the name of an environment variable; the key itself must not be in a file")
+        return self
+
+
+class TaskConfig(Section):
+    name: Literal["arithmetic", "gsm8k", "math500", "math"] = "arithmetic"
+    """Which task asks the questions."""
+    path: Path | None = None
+    """A local file or folder in the published format, instead of the hub."""
+    split: Split = "heldout"
+    """Which side of the task: train to train on, dev to choose on, heldout to measure on."""
+    n: int = Field(default=100, gt=0)
+    """How many questions."""
+    levels: tuple[str, ...] = ()
+    """Only these levels (arithmetic: see `permix.tasks.arithmetic`; math: 1 to 5); empty means the task's default."""
+    seed: int = Field(default=0, ge=0)
+    """Which questions are drawn."""
+    wording: str | None = None
+    """How a question is put, with {question} in it ("Think aloud, then answer. {question}"); the task's own when not given."""
+
+    @model_validator(mode="after")
+    def _asks_the_question(self) -> "TaskConfig":
+        if self.wording is not None and "{question}" not in self.wording:
+            raise ValueError(f"wording = {self.wording!r}: has no {{question}} in it, so nothing would be asked")
+        return self
+
+
+class PersonasConfig(Section):
+    pool: str = "builtin"
+    """"builtin", or a TOML, JSONL or CSV file of personas."""
+    split: Literal[Split, "all"] = "heldout"
+    """Which side of the pool: train, dev, heldout, or all."""
+    include: tuple[str, ...] = ()
+    """Only personas with one of these tags."""
+    exclude: tuple[str, ...] = ()
+    """No persona with one of these tags."""
+    n: int | None = Field(default=None, gt=0)
+    """How many, spread over the kinds; all when not given."""
+    seed: int = Field(default=0, ge=0)
+    """Which personas are drawn when `n` is given."""
+    template: str = "you_are"
+    """Wording of the system message: you_are, adopt, second_person, or a text with {persona} in it."""
+    bare: bool = False
+    """Without persona, send an empty system message instead of none."""

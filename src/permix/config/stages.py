@@ -1,0 +1,207 @@
+"""One class a verb: the sections it is made of, and what must hold between them."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+
+from permix.config.asking import ModelConfig, PersonasConfig, TaskConfig
+from permix.config.base import Section
+from permix.config.training import (
+    IDLE,
+    WITHOUT_PERSONAS,
+    CharacterConfig,
+    Method,
+    PlanConfig,
+    ProbeConfig,
+    TrainConfig,
+    mix_of,
+)
+from permix.types import Sampling, Split
+
+
+class Stage(Section):
+    """What every verb that makes a run directory shares."""
+
+    out: Path
+    """The run directory."""
+    label: str | None = None
+    """The model's name in tables ("base", "RLVR"); the model's own name when not given."""
+    threads: int | None = Field(default=None, gt=0)
+    """CPU threads for torch, in each process; the machine's cores, shared out among its processes, when not given."""
+
+
+def _no_other_side(section: TaskConfig) -> TaskConfig:
+    if section.split != "train":
+        raise ValueError(
+            f'split = "{section.split}": training takes split = "train"; dev is there to choose on, heldout to measure on'
+        )
+    return section
+
+
+def _no_other_builtin_side(section: PersonasConfig) -> PersonasConfig:
+    if section.pool == "builtin" and section.split != "train":
+        raise ValueError(
+            f'split = "{section.split}": training takes split = "train" of the built-in pool; dev is there to choose on, heldout '
+            "to measure on. A pool of your own may be trained on whole"
+        )
+    return section
+
+
+TrainingTask = Annotated[TaskConfig, AfterValidator(_no_other_side)]
+TrainingPersonas = Annotated[PersonasConfig, AfterValidator(_no_other_builtin_side)]
+
+
+class PlanStage(Section):
+    stage: Literal["plan"] = "plan"
+    out: Path = Path("runs/plan.parquet")
+    """The Parquet file to write."""
+    task: TrainingTask = TaskConfig(split="train", n=1000)
+    personas: TrainingPersonas = PersonasConfig(split="train")
+    plan: PlanConfig = PlanConfig()
+
+
+class TrainedModel(Section):
+    name: str = "bundled"
+    """"bundled" (SmolLM2-135M-Instruct), a model folder or a hub id; its weights are trained in float32."""
+
+
+class TeacherConfig(ModelConfig):
+    name: str = "self"
+    """"self" (the model that is trained, as it is before training), or as in a model section."""
+    keep: int | None = Field(default=None, gt=0)
+    """At most so many different right samples of one row are learnt from; all when not given."""
+
+    @model_validator(mode="after")
+    def _served_name(self) -> "TeacherConfig":
+        if self.backend == "openai" and self.name == "self":
+            raise ValueError('name is missing: with backend "openai" give the name that the endpoint serves')
+        return self
+
+
+class TrainStage(Stage):
+    stage: Literal["train"] = "train"
+    out: Path = Path("runs/train")
+    """The run directory."""
+    method: Method = "permix"
+    """PerMix-RLVR or plain RLVR; SFT on gold answers, without or with personas; or distillation on verified samples (seqkd)."""
+    model: TrainedModel = TrainedModel()
+    teacher: TeacherConfig = TeacherConfig()
+    """Who gives the samples of method seqkd."""
+    plan_file: Path | None = None
+    """A plan to train from; when not given, one is compiled from the sections task, personas and plan."""
+    task: TrainingTask = TaskConfig(split="train", n=1000)
+    personas: TrainingPersonas = PersonasConfig(split="train")
+    plan: PlanConfig = PlanConfig()
+    train: TrainConfig = TrainConfig()
+    character: CharacterConfig = CharacterConfig()
+    probe: ProbeConfig = ProbeConfig()
+
+    @field_validator("plan")
+    @classmethod
+    def _mix_of_the_method(cls, plan: PlanConfig, info: ValidationInfo) -> PlanConfig:
+        """So that whoever reads the configuration reads the share that is used. A plan from a file has its own."""
+        draft = bool(info.context and info.context.get("draft"))
+        if draft or "method" not in info.data or info.data.get("plan_file") is not None:
+            return plan
+        return plan.model_copy(update={"mix": mix_of(plan, info.data["method"])})
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> "TrainStage":
+        """What means nothing to the method must stand at its default: whoever sets it expects something of it."""
+        if self.method in WITHOUT_PERSONAS and self.plan.mix:
+            raise ValueError(
+                f'plan.mix = {self.plan.mix}: method "{self.method}" asks without personas; leave plan.mix out, or give method '
+                f'"{"permix" if self.method == "rlvr" else "sft-personas"}"'
+            )
+        for name in IDLE[self.method]:
+            value, default = getattr(self.train, name), TrainConfig.model_fields[name].default
+            if value != default:
+                raise ValueError(
+                    f'train.{name} = {value!r}: means nothing to method "{self.method}"; leave it out (default: {default!r})'
+                )
+        if self.method != "seqkd" and self.teacher != TeacherConfig():
+            raise ValueError(f'teacher: method "{self.method}" has none; leave the section out, or give method "seqkd"')
+        return self
+
+
+class StabilityStage(Stage):
+    stage: Literal["stability"] = "stability"
+    out: Path = Path("runs/stability")
+    """The run directory."""
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    personas: PersonasConfig = PersonasConfig()
+    sampling: Sampling = Sampling()
+    samples: int = Field(default=1, gt=0)
+    """Completions of one persona × question."""
+    seed: int = Field(default=0, ge=0)
+    """Seeds every cell's sampling, and the resampling of the intervals."""
+    resamples: int = Field(default=2000, ge=100)
+    """Bootstrap resamples and permutations."""
+    exclude_plans: tuple[Path, ...] = ()
+    """Plans whose questions must not be asked."""
+    strategy: Literal["none", "persona-search", "persona-vote", "persona-plus-neutral"] = "none"
+    """A way to use personas at inference, measured with what it costs: see `permix.baselines`."""
+    strategy_questions: int = Field(default=50, gt=0)
+    """By how many questions of the task's dev side a persona is chosen (strategy "persona-search")."""
+
+
+class FidelityStage(Stage):
+    stage: Literal["fidelity"] = "fidelity"
+    out: Path = Path("runs/fidelity")
+    """The run directory."""
+    model: ModelConfig = ModelConfig()
+    personas: PersonasConfig = PersonasConfig()
+    questions: str = "builtin"
+    """"builtin", or a file of open-ended questions (TOML, JSONL, or one a line)."""
+    questions_split: Split = "heldout"
+    """Which side of them, where the file gives them sides; a file without sides is asked whole."""
+    n_questions: int | None = Field(default=None, gt=0)
+    """How many of them; all when not given."""
+    reference: Path | None = None
+    """The base model's fidelity run, whose answers train the classifier; this run's own answers when not given."""
+    folds: int = Field(default=5, ge=2)
+    """Questions are held out in this many parts."""
+    sampling: Sampling = Sampling(temperature=0.7, max_new_tokens=48)
+    seed: int = Field(default=0, ge=0)
+    """Seeds every cell's sampling, the folds and the resampling of the intervals."""
+    resamples: int = Field(default=2000, ge=100)
+    """Bootstrap resamples."""
+
+
+class ReportStage(Section):
+    stage: Literal["report"] = "report"
+    runs: tuple[Path, ...] = ()
+    """Run directories, or folders that hold some."""
+    out: Path = Path("runs/report")
+    """Where report.md, table.json and the figures go."""
+
+
+class QuickstartStage(Section):
+    stage: Literal["quickstart"] = "quickstart"
+    out: Path | None = None
+    """Where the runs and the report go; runs/quickstart, or runs/quickstart-fast with --fast, when not given."""
+    model: str = "bundled"
+    """The model to measure and train: "bundled" (SmolLM2-135M-Instruct), a model folder, or a hub id."""
+    fast: bool = False
+    """About five minutes instead of thirty: fewer steps, questions and personas."""
+    seed: int = Field(default=0, ge=0)
+    """Seeds plans, evaluations and training alike."""
+    threads: int | None = Field(default=None, gt=0)
+    """CPU threads for torch; the machine's cores when not given."""
+
+    @property
+    def folder(self) -> Path:
+        return self.out or Path("runs/quickstart-fast" if self.fast else "runs/quickstart")
+
+
+AnyStage = PlanStage | TrainStage | StabilityStage | FidelityStage | ReportStage | QuickstartStage
+STAGES: dict[str, type[AnyStage]] = {
+    "plan": PlanStage,
+    "train": TrainStage,
+    "stability": StabilityStage,
+    "fidelity": FidelityStage,
+    "report": ReportStage,
+    "quickstart": QuickstartStage,
+}

@@ -1,0 +1,58 @@
+"""A step's rollouts on their way: from the plan's rows to the trainer, group by group, and from TRL's padded batch to samples."""
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any, TypeVar
+
+from permix.train.reward import Rollout
+from permix.train.samples import Sample
+from permix.types import PlanRow, seed_from
+
+T = TypeVar("T")
+Told = tuple[Rollout, Sequence[str], float | None]
+"""A rollout, the tags of its persona, and its expressivity."""
+
+
+def rollout_rows(rows: Iterable[PlanRow]) -> list[dict[str, Any]]:
+    """One row a rollout, in plan order: row `i` of a step belongs to group `i // G`."""
+    return [
+        {
+            "prompt": [dict(message) for message in row.messages],
+            "task": row.task,
+            "gold": row.gold,
+            "group": row.group,
+            "question_id": row.question_id,
+            "persona_id": row.persona_id,
+            "persona_tags": list(row.persona_tags),
+            "rollout_seed": seed_from(row.seed, number),
+        }
+        for row in rows
+        for number in range(row.rollouts)
+    ]
+
+
+def in_groups(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def in_plan_order(told: Iterable[Iterable[Told]]) -> list[Told]:
+    """What all processes tell, group by group: each has told of its own."""
+    return sorted(chain.from_iterable(told), key=lambda one: one[0].group)
+
+
+def has_signal(group: Sequence[Sample]) -> bool:
+    """Whether any rollout of the group has an advantage."""
+    return any(sample.advantage != 0 for sample in group)
+
+
+def samples_of(scored: dict[str, Any]) -> list[Sample]:
+    """TRL's padded batch as rollouts without padding."""
+    prompt_B_T, completion_B_T = scored["prompt_mask"].bool(), scored["completion_mask"].bool()
+    columns = {name: scored.get(f"{theirs}_per_token_logps") for name, theirs in (("sampler", "sampling"), ("reference", "ref"))}
+    samples = []
+    for row, advantage in enumerate(scored["advantages"].tolist()):
+        own = completion_B_T[row]
+        logps = {name: None if values is None else values[row][own].tolist() for name, values in columns.items()}
+        prompt = tuple(scored["prompt_ids"][row][prompt_B_T[row]].tolist())
+        samples.append(Sample(prompt, scored["completion_ids"][row][own].tolist(), advantage, **logps))
+    return samples
