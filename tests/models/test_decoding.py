@@ -109,7 +109,12 @@ def test_reading_prompts_once_says_what_transformers_says(name: str, sampling: S
     network, tokenizer = NETWORKS[name]().eval(), make_tokenizer()
     tokenizer.padding_side = "left"
     rng = random.Random(0)
-    prompts = [[rng.randrange(320) for _ in range(length)] for length in (3, 21, 21, 12, 1)]
+
+    def text(length: int) -> list[int]:
+        return [rng.randrange(320) for _ in range(length)]
+
+    long = text(21)
+    prompts = [text(3), long, long[:13] + text(8), long[:12], text(1)]  # the fourth is what two others begin with
     rows = [prompts[n] for n in (0, 0, 0, 1, 2, 2, 3, 3, 4)]
     assert shares_prompts(network)
     shared = decode(network, tokenizer, rows, range(9), sampling)

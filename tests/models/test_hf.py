@@ -68,7 +68,16 @@ def test_a_sample_follows_its_seed_and_nothing_else(model: HFModel) -> None:
     assert same == again != other
 
 
-def test_longest_prompts_go_first(model: HFModel) -> None:
+def test_prompts_that_begin_alike_travel_together(model: HFModel) -> None:
+    went = [answer.place for answer in model.complete(REQUESTS, GREEDY)]
+    prompts = [encode_chat(model.tokenizer, REQUESTS[index].messages) for index in went]
+    assert prompts == sorted(prompts)
+    assert went != sorted(went)
+
+
+def test_longest_prompts_go_first_where_each_is_read_by_itself(model: HFModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.network, "shares_prompts", False)
+    monkeypatch.setattr(model.network.config, "_attn_implementation", "sdpa")
     results = [answer.result for answer in model.complete(REQUESTS, GREEDY)]
     lengths = [one.prompt_tokens for one in results if isinstance(one, Completion)]
     assert lengths == sorted(lengths, reverse=True)

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from permix.models.prefix import Branching, Tree
@@ -15,6 +17,7 @@ from permix.models.shared import (
     Family,
     UnsupportedError,
     attention,
+    beginnings,
     completion_logits,
     plain_logits,
     shares_prompts,
@@ -161,3 +164,46 @@ def test_prompts_are_read_in_runs_within_a_budget(lengths: list[int], budget: in
     from permix.models.shared import _spans
 
     assert [(one.start, one.stop) for one in _spans(lengths, budget)] == spans
+
+
+@pytest.mark.parametrize(("prompts", "runs"), [
+    (["abc"], [(1, 3)]),
+    (["abcx", "abcy", "abcz"], [(3, 3)]),
+    (["abc", "abcd"], [(2, 2)]),  # the shorter one keeps a token of its own
+    (["abcdx", "abcdy", "auvwx", "auvwy"], [(2, 4), (2, 4)]),  # 12 tokens; all four by their "a" would be 17
+    (["abx", "aby", "acx", "acy", "adx", "ady"], [(2, 2), (2, 2), (2, 2)]),
+    (["abx", "acx", "adx"], [(3, 1)]),
+    (["abc", "xyz"], [(1, 3), (1, 3)]),
+    (["abxxxx", "abyyyy", "abyyzz", "q"], [(1, 6), (2, 4), (1, 1)]),
+])  # fmt: skip
+def test_neighbours_are_grouped_so_that_the_fewest_tokens_are_read(prompts: list[str], runs: list[tuple[int, int]]) -> None:
+    assert beginnings([[ord(letter) for letter in prompt] for prompt in prompts]) == runs
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=7, unique=True))
+def test_no_other_grouping_reads_fewer(texts: list[str]) -> None:
+    prompts = [[ord(letter) for letter in text] for text in sorted(texts)]
+
+    def cost(own: list[list[int]]) -> int:
+        if len(own) == 1:
+            return len(own[0])
+        stem = max(length for length in range(min(map(len, own))) if len({tuple(one[:length]) for one in own}) == 1)
+        return stem + sum(len(one) - stem for one in own)
+
+    def least(rest: list[list[int]]) -> int:
+        return min((cost(rest[:n]) + least(rest[n:]) for n in range(1, len(rest) + 1)), default=0)
+
+    runs, at, found = beginnings(prompts), 0, 0
+    for count, stem in runs:
+        own = prompts[at : at + count]
+        assert count == 1 or len({tuple(one[:stem]) for one in own}) == 1
+        assert all(len(one) > stem for one in own) or count == 1
+        found += cost(own)
+        at += count
+    assert at == len(prompts)
+    assert found == least(prompts)
+
+
+def test_a_run_has_so_many_neighbours_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("permix.models.shared.NEIGHBOURS", 3)
+    assert [count for count, _ in beginnings([[7, 8, number] for number in range(7)])] in ([3, 3, 1], [1, 3, 3], [3, 1, 3])

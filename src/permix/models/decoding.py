@@ -1,4 +1,4 @@
-"""Decoding a batch of prompts: each distinct prompt is read once, and rows that have ended leave the batch.
+"""Decoding a batch of prompts: what they begin with alike is read once, and rows that have ended leave the batch.
 
 A network that cannot share prompts is decoded by transformers' `generate`, row for row; the draws are the same.
 """
@@ -42,7 +42,7 @@ def stop_ids(network: Any, tokenizer: Any) -> list[int]:
 
 
 def _shared(network: Any, _: Any, prompts: Sequence[list[int]], drawer: Drawer, stops: frozenset[int]) -> list[Decoded]:
-    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    distinct = sorted(set(map(tuple, prompts)))  # neighbours begin alike
     number = {prompt: place for place, prompt in enumerate(distinct)}
     order = sorted(range(len(prompts)), key=lambda row: number[tuple(prompts[row])])
     owners = [number[tuple(prompts[row])] for row in order]

@@ -1,4 +1,4 @@
-"""A model run in this process by transformers: batched, sorted by length, each distinct prompt of a batch read once.
+"""A model run in this process by transformers: in batches of prompts that begin alike, each beginning read once.
 
 Every request is sampled from its own stream of uniform numbers, so a cell's draws do not depend on the batch it travels in. What
 can still differ with the batch is the last bits of the logits (another padding means another order of floating-point additions),
@@ -171,11 +171,17 @@ class Loaded:
                 yield Answer(index, Failure(type="PromptTooLong", message=message))
             else:
                 fitting.append(index)
-        fitting.sort(key=lambda index: len(prompts[index]), reverse=True)
+        fitting.sort(key=lambda index: self._place(prompts[index]))
         for start in range(0, len(fitting), self.batch_size):
             batch = fitting[start : start + self.batch_size]
             completions = self._decode([prompts[i] for i in batch], [requests[i].seed for i in batch], sampling)
             yield from map(Answer, batch, completions)
+
+    def _place(self, prompt: list[int]) -> list[int]:
+        """What prompts are sorted by: their beginnings, where those are read once; else their length, the longest first."""
+        from permix.models.shared import shares_prompts
+
+        return prompt if shares_prompts(self.network) else [-len(prompt)]
 
     def _decode(self, prompts: list[list[int]], seeds: list[int], sampling: Sampling) -> list[Completion]:
         from permix.models.decoding import decode, stop_ids

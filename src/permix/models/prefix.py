@@ -9,10 +9,13 @@ Source of the idea: tree attention over a shared prefix, as engines do it for de
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+from permix.models.pieces import attend, pieces_of
 
 
 class Grid(NamedTuple):
@@ -50,9 +53,28 @@ class Tree:
         self.branch = _grid(branch_starts, lengths, device)
         self.prompt_P = torch.tensor(list(prompts), device=device)
         self.owner_B = torch.tensor(owners, device=device, dtype=torch.long)
+        self._lengths = (prompts, branches)
+        self.pieces = pieces_of(prompts, branches, device) if self.trunk.place_R_T.device.type == "cpu" else []
         self.position_N = self._positions()
         self._back_N = self._way_back()
         self._masks: dict[int | None, tuple[torch.Tensor | None, torch.Tensor]] = {}
+
+    @cached_property
+    def paths(self) -> Grid:
+        """From the root to each tip: every branch with its prompt before it, and a prompt without branches by itself."""
+        rows: list[list[int]] = []
+        at = 0
+        for prompt, own in zip(*self._lengths, strict=True):
+            trunk = list(range(at, at + prompt))
+            at += prompt
+            rows += [] if own else [trunk]
+            for length in own:
+                rows.append([*trunk, *range(at, at + length)])
+                at += length
+        width = max(map(len, rows))
+        place_R_T = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=self.device)
+        length_R = torch.tensor([len(row) for row in rows], device=self.device)
+        return Grid(place_R_T, torch.arange(width, device=self.device) < length_R[:, None])
 
     def _positions(self) -> torch.Tensor:
         position_N = torch.zeros(self.tokens, dtype=torch.long, device=self.device)
@@ -76,6 +98,9 @@ class Tree:
         scale: float | None, window: int | None, dropout: float,
     ) -> torch.Tensor:  # fmt: skip
         """Attention of every token over what it may see; `K` heads of keys serve `H` of queries; returns [N, H, D]."""
+        if self.pieces and not dropout:
+            scale = scale or query_N_H_D.shape[2] ** -0.5
+            return attend(query_N_H_D, key_N_K_D, value_N_K_D, self.pieces, scale=scale, window=window)
         trunk_mask, branch_mask = self._visible(window)
         keys, values = self.trunk.take(key_N_K_D), self.trunk.take(value_N_K_D)
         options = {"scale": scale, "dropout_p": dropout}
@@ -195,7 +220,7 @@ class Store:
 
 
 class Reading(NamedTuple):
-    """A pass over whole prompts that puts their keys and values by."""
+    """A pass over whole prompts, the paths of a tree, that puts their keys and values by."""
 
     tree: Tree
     store: Store
@@ -204,8 +229,8 @@ class Reading(NamedTuple):
     def attend(
         self, layer: int, query_N_H_D: torch.Tensor, key_N_K_D: torch.Tensor, value_N_K_D: torch.Tensor, **options: Any
     ) -> torch.Tensor:
-        trunk = self.tree.trunk
-        self.store.keep(layer, self.prompts, trunk.take(key_N_K_D), trunk.take(value_N_K_D))
+        paths = self.tree.paths
+        self.store.keep(layer, self.prompts, paths.take(key_N_K_D), paths.take(value_N_K_D))
         return self.tree.attend(query_N_H_D, key_N_K_D, value_N_K_D, **options)
 
 

@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-ROWS_AT_ONCE = 64
+ROWS_AT_ONCE = 16
+"""Few enough that a block of a large vocabulary stays in a CPU's cache."""
 
 
 class Scores(NamedTuple):
@@ -32,12 +33,15 @@ class _Score(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         norm_M = logits_M_V.new_empty(len(logits_M_V), dtype=torch.float32)
         entropy_M = torch.empty_like(norm_M)
-        for rows in _blocks(len(logits_M_V)):
-            scaled = logits_M_V[rows].float() / temperature
-            norm_M[rows] = scaled.logsumexp(-1)
-            logp = scaled.sub_(norm_M[rows, None])
-            # A log-probability of minus infinity has no weight and adds nothing.
-            entropy_M[rows] = -logp.exp().mul_(logp).nan_to_num_(nan=0.0).sum(-1)
+        for rows in _blocks(logits_M_V):
+            scaled = _scaled(logits_M_V[rows], temperature)
+            highest = scaled.amax(-1, keepdim=True)
+            below = scaled.sub_(highest)
+            weight = below.exp()
+            total = weight.sum(-1)
+            norm_M[rows] = highest[:, 0] + total.log()
+            # What is minus infinity has no weight and adds nothing.
+            entropy_M[rows] = total.log() - weight.mul_(below).nan_to_num_(nan=0.0).sum(-1) / total
         chosen_N = logits_M_V[source_N, target_N].float() / temperature
         ctx.save_for_backward(logits_M_V, source_N, target_N, norm_M)
         ctx.temperature = temperature
@@ -50,12 +54,18 @@ class _Score(torch.autograd.Function):
         grad_N = grad_N / ctx.temperature
         grad_M = torch.zeros_like(norm_M).index_add_(0, source_N, grad_N)
         out_M_V = torch.empty_like(logits_M_V)
-        for rows in _blocks(len(logits_M_V)):
-            weight = (logits_M_V[rows].float() / ctx.temperature).sub_(norm_M[rows, None]).exp_()
+        for rows in _blocks(logits_M_V):
+            weight = _scaled(logits_M_V[rows], ctx.temperature).sub_(norm_M[rows, None]).exp_()
             out_M_V[rows] = weight.mul_(-grad_M[rows, None])
         out_M_V.index_put_((source_N, target_N), grad_N.to(out_M_V.dtype), accumulate=True)
         return out_M_V, None, None, None
 
 
-def _blocks(rows: int) -> list[slice]:
-    return [slice(start, start + ROWS_AT_ONCE) for start in range(0, rows, ROWS_AT_ONCE)]
+def _scaled(logits_M_V: torch.Tensor, temperature: float) -> torch.Tensor:
+    """A copy in float32."""
+    return logits_M_V.to(torch.float32, copy=True).div_(temperature)
+
+
+def _blocks(logits_M_V: torch.Tensor) -> list[slice]:
+    size = ROWS_AT_ONCE if logits_M_V.device.type == "cpu" else 8 * ROWS_AT_ONCE
+    return [slice(start, start + size) for start in range(0, len(logits_M_V), size)]

@@ -8,7 +8,8 @@ do it (recurrent layers, soft-capped scores, attention sinks, attention of its o
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, pairwise, takewhile
+from operator import eq
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -33,6 +34,8 @@ HARMLESS = {
 
 READ_AT_ONCE = 8192
 """Tokens of prompts in one forward pass that only reads."""
+NEIGHBOURS = 128
+"""Prompts at most whose common beginning is read once."""
 
 
 class UnsupportedError(Exception):
@@ -86,26 +89,78 @@ def forward(network: Any, token_N: torch.Tensor, position_N: torch.Tensor, score
     """Logits [M, V] at the scored places of one flat row of tokens."""
     # A mask of four dimensions is taken as it is, so none is built; the seats decide instead.
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=token_N.device)
-    out = network(
+    out = _bare(network)(
         input_ids=token_N[None], position_ids=position_N[None], attention_mask=mask, use_cache=False, logits_to_keep=scored_M,
         seats=seats,
     )  # fmt: skip
-    logits: torch.Tensor = out.logits[0]
+    # Not [0]: its backward pass would fill a tensor of that size with zeros first.
+    logits: torch.Tensor = out.logits.squeeze(0)
     return logits
 
 
+def _bare(network: Any) -> Any:
+    """The network without accelerate's wrapping, which would copy all logits to float32.
+
+    Where processes share it, it is called as it is: what they do at its call would not be done.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return network
+    return getattr(network, "_original_forward", network)
+
+
 def read_prompts(network: Any, prompts: Sequence[Sequence[int]], owners: Sequence[int]) -> tuple[Store, torch.Tensor]:
-    """Read each prompt once; returns what was kept of them, and the logits [P, V] of what follows each."""
+    """Read each prompt once, and what neighbours begin with alike once for all of them.
+
+    Returns what was kept of them, and the logits [P, V] of what follows each. Sorted prompts are the cheapest to read.
+    """
     device = network.device
     store = Store([len(prompt) for prompt in prompts], owners, device)
     logits = []
     for part in _spans([len(prompt) for prompt in prompts], READ_AT_ONCE):
-        lengths = [len(prompt) for prompt in prompts[part]]
-        tree = Tree(lengths, [()] * len(lengths), device)
-        tokens = torch.tensor(list(chain.from_iterable(prompts[part])), device=device)
-        last_P = torch.tensor(lengths, device=device).cumsum(0) - 1
-        logits.append(forward(network, tokens, tree.position_N, last_P, Reading(tree, store, part)))
+        tokens, stems, rests, at = list[int](), list[int](), list[list[int]](), part.start
+        for count, stem in beginnings(prompts[part]):
+            own = prompts[at : at + count]
+            tokens += own[0][:stem]
+            tokens += chain.from_iterable(prompt[stem:] for prompt in own)
+            stems.append(stem)
+            rests.append([len(prompt) - stem for prompt in own] if count > 1 else [])
+            at += count
+        tree = Tree(stems, rests, device)
+        last_P = tree.paths.place_R_T.gather(1, tree.paths.real_R_T.sum(1, keepdim=True) - 1)[:, 0]
+        token_N = torch.tensor(tokens, device=device)
+        logits.append(forward(network, token_N, tree.position_N, last_P, Reading(tree, store, part)))
     return store, torch.cat(logits)
+
+
+def beginnings(prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Cut prompts (distinct, in this order) into runs of neighbours so that the fewest tokens are read.
+
+    A run is told by (how many prompts, how many tokens they begin with alike), one by itself by (1, its length). It has at most
+    `NEIGHBOURS` prompts.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    # Each keeps a token of its own: there the next one is predicted.
+    alike = [min(_alike(one, two), len(one) - 1, len(two) - 1) for one, two in pairwise(prompts)]
+    spared, start = [0], [0]  # of the first so many prompts: the most tokens spared, and where their last run begins
+    for end in range(1, len(prompts) + 1):
+        best, first, stem = spared[end - 1], end - 1, lengths[end - 1]
+        for begin in range(end - 2, max(end - 1 - NEIGHBOURS, -1), -1):
+            stem = min(stem, alike[begin])
+            found = spared[begin] + (end - begin - 1) * stem
+            if found > best:
+                best, first = found, begin
+        spared.append(best)
+        start.append(first)
+    runs, end = list[tuple[int, int]](), len(prompts)
+    while end:
+        begin = start[end]
+        runs.append((end - begin, min(alike[begin : end - 1], default=lengths[begin])))
+        end = begin
+    return runs[::-1]
+
+
+def _alike(one: Sequence[int], two: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(bool, map(eq, one, two)))
 
 
 def _spans(costs: Sequence[int], budget: int) -> Iterator[slice]:
@@ -196,13 +251,21 @@ def _try(network: Any) -> bool:
 
 
 def _trial_families(vocabulary: int) -> list[Family]:
-    """Made-up prompts and completions of unlike lengths, over the whole vocabulary: a few ids alone may be control tokens."""
+    """Made-up prompts and completions of unlike lengths, over the whole vocabulary: a few ids alone may be control tokens.
+
+    Two of the prompts begin alike.
+    """
     rng = random.Random(0)
 
     def text(length: int) -> list[int]:
         return [rng.randrange(vocabulary) for _ in range(length)]
 
-    return [Family(text(9), [text(4), text(2), text(1)]), Family(text(5), [text(3), text(4)])]
+    first = text(9)
+    return [
+        Family(first, [text(4), text(2), text(1)]),
+        Family([*first[:6], *text(2)], [text(3), text(4)]),
+        Family(text(5), [text(2)]),
+    ]
 
 
 def _by_branches(network: Any, families: Sequence[Family]) -> torch.Tensor:
