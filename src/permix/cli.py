@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from permix import __version__, config
-from permix.errors import ConfigError, OwedCellsError, PermixError
+from permix.errors import ConfigError, OwedCellsError, PermixError, meant
 from permix.records import unwritten
 
 T = TypeVar("T", bound=BaseModel)
@@ -214,11 +214,10 @@ def usage() -> str:
 
 
 def find_verb(name: str) -> Verb:
-    import difflib
 
     if name not in VERBS:
-        near = difflib.get_close_matches(name, VERBS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"verbs: {', '.join(VERBS)}"
+        near = meant(name, VERBS)
+        hint = f"did you mean {near}?" if near else f"verbs: {', '.join(VERBS)}"
         raise ConfigError(f"there is no verb {name!r}; {hint}")
     return VERBS[name]
 

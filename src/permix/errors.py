@@ -1,5 +1,8 @@
 """The errors a person can act on. The command line prints their message alone and exits with their code."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class PermixError(Exception):
     """Base: a failure with a message that names what was wrong, the value seen, and what would be valid."""
@@ -23,3 +26,9 @@ class OwedCellsError(PermixError):
     """The run ended with cells that have no score; run the same command again to fill them."""
 
     exit_code = 3
+
+
+def meant(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known word that was probably meant, for a message; None when none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return near[0] if near else None

@@ -1,6 +1,5 @@
 """From a file's content to a stage, with errors that name the field, the value and what would be valid."""
 
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from permix.errors import ConfigError
+from permix.errors import ConfigError, meant
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -53,8 +52,8 @@ def refuse_unknown(cls: type[BaseModel], values: Mapping[str, Any], *, source: s
     """Raise ConfigError for the first key that `cls` does not have, naming the nearest one that it has."""
     for key, value in values.items():
         if key not in cls.model_fields:
-            near = difflib.get_close_matches(key, cls.model_fields, n=1, cutoff=0.5)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(cls.model_fields)}"
+            near = meant(key, cls.model_fields, cutoff=0.5)
+            hint = f"did you mean {prefix}{near}?" if near else f"known: {', '.join(cls.model_fields)}"
             raise ConfigError(f"{source}: unknown key {prefix}{key}; {hint}")
         inner = cls.model_fields[key].annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, Mapping):

@@ -6,7 +6,6 @@ A byte-order mark and Windows line ends are accepted.
 """
 
 import csv
-import difflib
 import io
 import json
 import re
@@ -15,7 +14,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from permix.errors import DataError
+from permix.errors import DataError, meant
 
 
 class Row(NamedTuple):
@@ -33,8 +32,8 @@ def show(value: object) -> str:
 
 def nearest(word: str, valid: Collection[str]) -> str:
     """The hint that ends an "unknown name" error: the closest valid name if there is one, and the valid names."""
-    close = difflib.get_close_matches(word, valid, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    near = meant(word, valid)
+    hint = f"did you mean {near!r}? " if near else ""
     listed = sorted(valid)
     more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
     return f"{hint}valid: {', '.join(listed[:20]) or 'none'}{more}"

@@ -9,12 +9,11 @@ A question to train on carries a solution: an answer put as the wording asks for
 `verify` finds right.
 """
 
-import difflib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from permix.config import TaskConfig
-from permix.errors import ConfigError, DataError
+from permix.errors import ConfigError, DataError, meant
 from permix.types import Question, Split, Verdict, digest, require_unique
 from permix.verify import Verifier, extract_boxed, numbers_equal
 
@@ -96,6 +95,6 @@ def refuse_unknown_levels(levels: Sequence[str], known: Collection[str], task: s
     """Raise ConfigError for the first level that the task does not have, naming the nearest one that it has."""
     for level in levels:
         if level not in known:
-            near = difflib.get_close_matches(level, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}? " if near else ""
+            near = meant(level, known, cutoff=0.5)
+            hint = f"did you mean {near}? " if near else ""
             raise ConfigError(f"task.levels: {task} has no level {level!r}; {hint}levels: {', '.join(known) or 'none'}")
