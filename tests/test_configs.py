@@ -105,11 +105,12 @@ TRAININGS = {"rlvr": 0.0, "permix": 0.8, "sft": 0.0, "sft-personas": 0.8, "seqkd
 
 
 def test_the_arithmetic_trainings_differ_in_their_method_alone() -> None:
-    """In what the files say; and where two of them mix alike, their plans are the same."""
+    """In what the files say, but for what each needs; and where two of them mix alike, their plans are the same."""
     files = {name: ROOT / "configs" / f"arithmetic-{name}.toml" for name in TRAININGS}
     said = {name: tomllib.loads(path.read_text()) for name, path in files.items()}
     assert {name: run.pop("method") for name, run in said.items()} == {name: name for name in TRAININGS}
     assert said["seqkd"].pop("teacher") == {"name": "self"}
+    assert said["permix"].pop("character") == {"replay": 0.5, "replay_answers": 6}
     for name in ("rlvr", "permix", "seqkd"):
         assert said[name]["train"].pop("temperature") == 0.7
     for run in said.values():

@@ -1,9 +1,9 @@
 """`permix quickstart`: the whole story on a laptop, on a real model.
 
 Measures a model (the bundled one, unless told otherwise), trains it twice from the same plan seed (plain RLVR: no personas;
-PerMix-RLVR: personas mixed in), measures both on personas and questions that neither saw, and reports. Every part is a stage of
-its own with its own run directory, so an interrupted quickstart goes on where it was, and each part can be run again alone from
-the config.json it left.
+PerMix-RLVR: personas mixed in, and the base model's answers in character replayed), measures both on personas and questions
+that neither saw, and reports. Every part is a stage of its own with its own run directory, so an interrupted quickstart goes on
+where it was, and each part can be run again alone from the config.json it left.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from permix.config import (
+    CharacterConfig,
     FidelityStage,
     Method,
     ModelConfig,
@@ -42,6 +43,8 @@ class Size(NamedTuple):
     questions: int
     characters: int
     roleplay_questions: int
+    kept: CharacterConfig
+    """What keeps PerMix-RLVR in character."""
     minutes: int
 
 
@@ -57,8 +60,12 @@ class Part(NamedTuple):
     act: Callable[[], object]
 
 
-FULL = Size(steps=20, personas=12, questions=100, characters=9, roleplay_questions=40, minutes=30)
-FAST = Size(steps=3, personas=4, questions=20, characters=4, roleplay_questions=10, minutes=5)
+REPLAY = CharacterConfig(replay=0.5, replay_answers=6)
+FULL = Size(steps=20, personas=12, questions=100, characters=9, roleplay_questions=40, kept=REPLAY, minutes=15)
+FAST = Size(
+    steps=3, personas=4, questions=20, characters=4, roleplay_questions=10, minutes=4,
+    kept=REPLAY.model_copy(update={"questions": 2}),
+)  # fmt: skip
 
 
 def stages(config: QuickstartStage) -> tuple[list[StabilityStage], list[FidelityStage], list[TrainStage]]:
@@ -83,6 +90,7 @@ def _training(config: QuickstartStage, size: Size, label: str, method: Method) -
         personas=PersonasConfig(split="train"),
         plan=PlanConfig(steps=size.steps, questions_per_step=6, group_size=8, seed=config.seed),
         train=TrainConfig(lr=3e-5, temperature=0.7, max_new_tokens=28, save_every=5, seed=config.seed),
+        character=size.kept if method == "permix" else CharacterConfig(),
     )  # fmt: skip
 
 
@@ -164,7 +172,8 @@ def caption(config: QuickstartStage) -> str:
     return (
         f"{kind}: {model_name(config)} on one- and two-digit arithmetic ({', '.join(LEVELS)}), seed {config.seed}. "
         f"{RLVR} and {PERMIX} were trained for {size.steps} steps of 6 questions × 8 rollouts from one plan seed; they differ in "
-        f"the share of questions asked under a persona, {plain:g} and {mixed:g}. Evaluated greedily on {size.questions} held-out "
-        f"questions under {size.personas} held-out personas; identifiability on {size.roleplay_questions} open-ended questions "
-        f"answered by {size.characters} held-out characters at temperature 0.7."
+        f"the share of questions asked under a persona, {plain:g} and {mixed:g}, and in the {size.kept.replay_answers} "
+        f"answers of the base model in character that {PERMIX} replays in each step. Evaluated greedily on "
+        f"{size.questions} held-out questions under {size.personas} held-out personas; identifiability on "
+        f"{size.roleplay_questions} open-ended questions answered by {size.characters} held-out characters at temperature 0.7."
     )
