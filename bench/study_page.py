@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from permix.report import canvas
 from permix.report.canvas import INTERVAL, Style
@@ -79,6 +80,7 @@ def knobs(models: Mapping[str, ModelRuns], seed: int, path: Path) -> None:
         shown.append((ax, {setting: _centre(point) for setting, point in known.items()}))
     for ax in axes[-1]:
         ax.set_xlabel("identifiability")
+        ax.xaxis.set_major_locator(MaxNLocator(5))
     for ax in axes[:, 0]:
         ax.set_ylabel("worst persona's accuracy")
     for ax, at in shown:  # once all points stand, since names go where there is room
