@@ -81,6 +81,17 @@ def test_a_training_with_probes(tmp_path: Path) -> None:
         check_config(config_file(tmp_path, values))
 
 
+def test_what_keeping_the_character_costs_is_said(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"stage": "train", "task": {"n": 8}, "plan": {"steps": 2}}
+    assert "character" not in check_config(config_file(tmp_path, values))
+    values["character"] = {"replay": 0.5, "personas": 3, "questions": 4, "max_new_tokens": 10, "replay_answers": 2}
+    said = check_config(config_file(tmp_path, values))["character"]
+    assert said == "12 answers of the base model first, at most 120 new tokens; 2 replayed in each step"
+    values["character"] |= {"questions": 500}
+    with pytest.raises(ConfigError, match=r"character\.questions = 500: the training side has"):
+        check_config(config_file(tmp_path, values))
+
+
 def test_an_accuracy_evaluation(tmp_path: Path) -> None:
     facts = check_config(config_file(tmp_path, stability_values(tmp_path, NOBODY, samples=2)))
     # (3 personas + none) × 6 questions × 2 samples, 16 tokens each.

@@ -15,6 +15,7 @@ from permix.quickstart import stages as quickstart_stages
 from permix.records import read_json
 from permix.tasks import load_questions
 from permix.train import probe
+from permix.train.bank import bank_cells
 from permix.train.distill import as_teacher, teacher_of
 from permix.train.examples import gold_examples, words
 from permix.train.fit import refuse_unfit
@@ -80,7 +81,7 @@ def _check_method(stage: config.TrainStage, plan: Plan) -> dict[str, str]:
     match stage.method:
         case "permix" | "rlvr":
             refuse_unfit(plan, stage.train)
-            return {}
+            return _check_character(stage)
         case "sft" | "sft-personas":
             with Verifier() as verifier:
                 return {"learnt from": words(gold_examples(plan, verifier).counts)}
@@ -88,6 +89,16 @@ def _check_method(stage: config.TrainStage, plan: Plan) -> dict[str, str]:
             with as_teacher():
                 _check_model(teacher_of(stage))
             return {"teacher": teacher_of(stage).name}
+
+
+def _check_character(stage: config.TrainStage) -> dict[str, str]:
+    """What keeping the character costs, in answers."""
+    kept = stage.character
+    if not kept.needs_answers:
+        return {}
+    asked = len(bank_cells(stage))
+    replayed = f"; {kept.replay_answers} replayed in each step" if kept.replay else ""
+    return {"character": f"{asked} answers of the base model first, at most {asked * kept.max_new_tokens} new tokens{replayed}"}
 
 
 def _check_stability(stage: config.StabilityStage) -> dict[str, str]:
