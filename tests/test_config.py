@@ -45,6 +45,7 @@ def changed(stage: type[config.AnyStage]) -> dict[str, Any]:
             "personas": {"include": ["character"], "bare": True},
         },
         config.ReportStage: {"runs": ["a", "b"]},
+        config.CompareStage: {"runs": ["a", "b"], "out": "c", "resamples": 300},
         config.QuickstartStage: {"fast": True, "seed": 3},
     }  # fmt: skip
     return values[stage]

@@ -106,7 +106,7 @@ def refuse_bad_flags(verb: str, words: list[str]) -> None:
     if verb == "check":
         assert all((ROOT / word).is_file() for word in words)
         return
-    if verb == "report" and words and not words[0].endswith(".toml"):
+    if verb in ("report", "compare") and words and not words[0].endswith(".toml"):
         words = ["--runs", *words]
     cli.parse(verb, SETTINGS[verb], words)
 

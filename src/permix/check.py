@@ -34,7 +34,7 @@ def check_config(path: Path) -> dict[str, str]:
             facts |= _check_stability(stage)
         case config.FidelityStage():
             facts |= _check_fidelity(stage)
-        case config.ReportStage():
+        case config.ReportStage() | config.CompareStage():
             for run in stage.runs:
                 read_json(run / "config.json")
         case config.QuickstartStage():

@@ -94,13 +94,24 @@ def _report_alone(run: Path) -> None:
 
 def report(args: Sequence[str]) -> None:
     """Rebuild tables and figures from the records of runs: permix report RUN... [--out DIR]."""
-    runs = list(args[: next((place for place, word in enumerate(args) if word.startswith("-")), len(args))])
-    if runs and not runs[0].endswith(config.SUFFIXES):
-        args = ["--runs", *runs, *args[len(runs) :]]
-    settings = parse("report", config.ReportStage, args)
+    settings = parse("report", config.ReportStage, _naming_runs(args))
     from permix.report.build import report_stage
 
     report_stage(settings)
+
+
+def compare(args: Sequence[str]) -> None:
+    """Hold one stability run against another: permix compare FIRST OTHER [--out DIR]."""
+    settings = parse("compare", config.CompareStage, _naming_runs(args))
+    from permix.report.compare import compare_stage
+
+    compare_stage(settings)
+
+
+def _naming_runs(args: Sequence[str]) -> Sequence[str]:
+    """Run directories that come first are the option --runs."""
+    runs = list(args[: next((place for place, word in enumerate(args) if word.startswith("-")), len(args))])
+    return ["--runs", *runs, *args[len(runs) :]] if runs and not runs[0].endswith(config.SUFFIXES) else args
 
 
 class ModelsCommand(config.Section):
@@ -169,7 +180,8 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    verb.run.__name__: verb for verb in map(Verb, (quickstart, plan, train, stability, fidelity, report, models, personas, check))
+    verb.run.__name__: verb
+    for verb in map(Verb, (quickstart, plan, train, stability, fidelity, report, compare, models, personas, check))
 }
 
 

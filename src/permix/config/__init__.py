@@ -10,6 +10,7 @@ from permix.config.read import SUFFIXES, build, explain, load, read_values
 from permix.config.stages import (
     STAGES,
     AnyStage,
+    CompareStage,
     FidelityStage,
     PlanStage,
     QuickstartStage,
@@ -46,6 +47,7 @@ __all__ = [
     "WITHOUT_PERSONAS",
     "AnyStage",
     "CharacterConfig",
+    "CompareStage",
     "FidelityStage",
     "LossName",
     "Method",

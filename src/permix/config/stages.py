@@ -178,6 +178,18 @@ class ReportStage(Section):
     """Where report.md, table.json and the figures go."""
 
 
+class CompareStage(Section):
+    stage: Literal["compare"] = "compare"
+    runs: tuple[Path, ...] = ()
+    """Two stability runs, or folders that hold one each; every difference is second − first."""
+    out: Path | None = None
+    """Where comparison.md and comparison.json go; only the terminal when not given."""
+    seed: int = Field(default=0, ge=0)
+    """Seeds draws and swaps."""
+    resamples: int = Field(default=2000, ge=100)
+    """Bootstrap draws, and swaps of the tests."""
+
+
 class QuickstartStage(Section):
     stage: Literal["quickstart"] = "quickstart"
     out: Path | None = None
@@ -196,12 +208,13 @@ class QuickstartStage(Section):
         return self.out or Path("runs/quickstart-fast" if self.fast else "runs/quickstart")
 
 
-AnyStage = PlanStage | TrainStage | StabilityStage | FidelityStage | ReportStage | QuickstartStage
+AnyStage = PlanStage | TrainStage | StabilityStage | FidelityStage | ReportStage | CompareStage | QuickstartStage
 STAGES: dict[str, type[AnyStage]] = {
     "plan": PlanStage,
     "train": TrainStage,
     "stability": StabilityStage,
     "fidelity": FidelityStage,
     "report": ReportStage,
+    "compare": CompareStage,
     "quickstart": QuickstartStage,
 }

@@ -6,7 +6,7 @@ answers with numbers, 95 % intervals over questions, and counts. It does no arit
 number that cannot be computed is None. The same input and seed give the same record.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -138,8 +138,13 @@ def differences(first_P_Q: Array, other_P_Q: Array, seed: int, resamples: int) -
 def _bootstrapped(mean_P_Q: Array, baseline_Q: Array, rng: np.random.Generator, resamples: int) -> dict[str, Bootstrapped]:
     """Every measure, all on the same draws of questions."""
     P, Q = mean_P_Q.shape
+    measures = measures_of(mean_P_Q, baseline_Q, stats.half_splits(Q, SPLITS, rng))
+    return stats.bootstrap(measures, Q, rng, resamples, block=max(1, BLOCK_FLOATS // (SPLITS * max(P, Q))))
+
+
+def measures_of(mean_P_Q: Array, baseline_Q: Array, halves_K_Q: Array) -> Callable[[Array], dict[str, Array]]:
+    """Every measure as a function of how often each question counts (counts_R_Q), as `stats.bootstrap` wants it."""
     compared_P_Q = _scored_personas(mean_P_Q)
-    halves_K_Q = stats.half_splits(Q, SPLITS, rng)
 
     def measures(counts_R_Q: Array) -> dict[str, Array]:
         accuracy_R_P = stats.question_mean(compared_P_Q, counts_R_Q)
@@ -162,7 +167,7 @@ def _bootstrapped(mean_P_Q: Array, baseline_Q: Array, rng: np.random.Generator, 
             "difference": stats.question_mean(mean_P_Q - baseline_Q, counts_R_Q),
         }
 
-    return stats.bootstrap(measures, Q, rng, resamples, block=max(1, BLOCK_FLOATS // (SPLITS * max(P, Q))))
+    return measures
 
 
 class _Permuted(NamedTuple):

@@ -63,7 +63,7 @@ def compare(first: ModelRuns, other: ModelRuns) -> Comparison:
 def differences_of(first: StabilityGrid, other: StabilityGrid, seed: int, resamples: int) -> dict[str, Estimate]:
     """Other − first in PSS, worst and mean accuracy, over the personas that both have a score for; same draws of questions."""
     mean_P_Q = stats.sample_mean(np.asarray(first.correct_P_Q_S, dtype=float))
-    return differences(mean_P_Q, _in_order_of(first, other), seed, resamples)
+    return differences(mean_P_Q, in_order_of(first, other)[0], seed, resamples)
 
 
 def distinctness(first: Identifiability, other: Identifiability, seed: int, resamples: int) -> Estimate:
@@ -165,9 +165,13 @@ def _against(one: Comparison) -> str:
 def _stability_reasons(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
     if first.grid is None or other.grid is None:
         return ()
-    reasons = _asked_differently(first.runs["stability"], other.runs["stability"])
-    one, two = ((set(grid.persona_ids), set(grid.question_ids)) for grid in (first.grid, other.grid))
-    return reasons or (() if one == two else ("Not the same personas and questions",))
+    return unlike(first.runs["stability"], other.runs["stability"], first.grid, other.grid)
+
+
+def unlike(one: Run, two: Run, first: StabilityGrid, other: StabilityGrid) -> tuple[str, ...]:
+    """Why the scores of two stability runs must not be held against each other; empty when they may be."""
+    here, there = ((set(grid.persona_ids), set(grid.question_ids)) for grid in (first, other))
+    return _asked_differently(one, two) or (() if here == there else ("Not the same personas and questions",))
 
 
 def _fidelity_reasons(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
@@ -185,6 +189,8 @@ def _asked_differently(one: Run, two: Run) -> tuple[str, ...]:
     keys = [list(run.grid) for run in (one, two)]
     shared = one.grid.keys() & two.grid.keys()
     checks = (
+        ("Not the same task", _identity(one, "task") != _identity(two, "task")),
+        ("Not judged by the same verifier", _judge(one) != _judge(two)),
         ("Not the same questions", len({frozenset(key.question_id for key in some) for some in keys}) > 1),
         ("Not the same personas", len({frozenset(key.persona_id for key in some) for some in keys}) > 1),
         ("Not asked in the same words", any(one.grid[key].messages != two.grid[key].messages for key in shared)),
@@ -193,16 +199,26 @@ def _asked_differently(one: Run, two: Run) -> tuple[str, ...]:
     return tuple(reason for reason, differs in checks if differs)
 
 
+def _identity(run: Run, name: str) -> Any:
+    return run.provenance.get("identity", {}).get(name)
+
+
+def _judge(run: Run) -> tuple[Any, ...]:
+    """What compares answers: the symbolic engine's version may change a verdict. Open-ended answers are not judged."""
+    return () if run.stage != "stability" else (run.provenance.get("packages", {}).get("math-verify"),)
+
+
 def _setting(run: Run) -> tuple[Any, ...]:
     return (run.config.get("sampling"), run.config.get("samples"))
 
 
-def _in_order_of(first: StabilityGrid, other: StabilityGrid) -> Array:
-    """The other grid's sample means with personas and questions in the first one's order."""
+def in_order_of(first: StabilityGrid, other: StabilityGrid) -> tuple[Array, Array]:
+    """The other grid's sample means with personas and questions in the first one's order; and those without persona."""
     persona_at = {id: place for place, id in enumerate(other.persona_ids)}
     question_at = {id: place for place, id in enumerate(other.question_ids)}
     rows, columns = [persona_at[id] for id in first.persona_ids], [question_at[id] for id in first.question_ids]
-    return stats.sample_mean(np.asarray(other.correct_P_Q_S, dtype=float)[np.ix_(rows, columns)])
+    under_P_Q_S, without_Q_S = (np.asarray(scores, dtype=float) for scores in (other.correct_P_Q_S, other.baseline_Q_S))
+    return stats.sample_mean(under_P_Q_S[np.ix_(rows, columns)]), stats.sample_mean(without_Q_S[columns])
 
 
 def _p(p: float | None) -> str:

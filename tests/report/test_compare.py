@@ -1,0 +1,85 @@
+"""`permix compare`, from runs on disk: refused with the reason, or tables that name both."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from permix import cli
+from permix.errors import DataError
+from permix.records import read_json, write_json
+from permix.report.compare import compare, document
+from tests.servers import openai_server
+from tests.worlds import asked_as, asked_what, endpoint, solve, stability_values, toml
+
+
+def run(folder: Path, wrong_as: str | None = "nobody", **fields: Any) -> Path:
+    """A stability run of a model that is wrong under one persona."""
+    folder.mkdir()
+
+    def script(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> str:
+        return str(solve(asked_what(body)) + (asked_as(body) == wrong_as))
+
+    with openai_server(script) as server:
+        values = stability_values(folder, server.base_url, model=endpoint(server.base_url), **fields)
+        (folder / "run.toml").write_text(toml(values))
+        assert cli.run(["stability", str(folder / "run.toml")]) == 0
+    return folder / "run"
+
+
+def test_what_differs_is_told_by_measure_and_by_persona(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = run(tmp_path / "a", "troll", label="be|fore"), run(tmp_path / "b", label="after")
+    capsys.readouterr()
+    assert cli.run(["compare", str(one), str(two), "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "be|fore" in shown
+    lines = {line.split("  ")[0].strip(): line.split() for line in shown.splitlines()}
+    assert lines["worst persona"][2:5] == ["0.000", "1.000", "+1.000"]
+    assert lines["troll"][1:4] == ["0.000", "1.000", "+1.000"]
+    assert lines["clerk"][1:4] == ["1.000", "1.000", "+0.000"]
+    found = read_json(tmp_path / "out" / "comparison.json")
+    assert (found["first"], found["n_questions"], found["n_cells"]) == (str(one), 6, 18)
+    assert [persona["id"] for persona in found["personas"]] == ["clerk", "sailor", "troll"]
+    told = (tmp_path / "out" / "comparison.md").read_text()
+    assert told.startswith("# after against be&#124;fore\n")
+    assert told.index("| clerk |") < told.index("| troll |")  # what lost most stands first
+    assert document(compare(one.parent, two.parent)) == told  # a folder that holds the run will do
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"task": {"name": "arithmetic", "levels": ["add-1"], "n": 7}}, "not the same questions"),
+        ({"sampling": {"max_new_tokens": 17}}, "not the same sampling"),
+        ({"samples": 2}, "not the same sampling"),
+        (
+            {"task": {"name": "arithmetic", "levels": ["add-1"], "n": 6, "wording": "Well? {question}"}},
+            "not asked in the same words",
+        ),
+    ],
+)
+def test_runs_that_were_asked_otherwise_are_refused(fields: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    one, two = run(tmp_path / "a"), run(tmp_path / "b", **fields)
+    with pytest.raises(DataError, match=f"cannot be compared: .*{reason}"):
+        compare(one, two)
+
+
+def test_runs_that_were_judged_otherwise_are_refused(tmp_path: Path) -> None:
+    one, two = run(tmp_path / "a"), run(tmp_path / "b")
+    born = read_json(two / "provenance.json")
+    born["packages"]["math-verify"] = "0.1"
+    write_json(two / "provenance.json", born)
+    with pytest.raises(DataError, match="not judged by the same verifier"):
+        compare(one, two)
+
+
+def test_what_is_given_must_be_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = run(tmp_path / "a")
+    assert cli.run(["compare", str(one)]) == 2
+    assert "runs: compare takes two, and 1 came" in capsys.readouterr().err
+    assert cli.run(["compare", str(one), str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
+    run(tmp_path / "a" / "more")
+    assert cli.run(["compare", str(tmp_path / "a"), str(one)]) == 2
+    assert "give one stability run; it holds" in capsys.readouterr().err
