@@ -64,8 +64,12 @@ def stability(args: Sequence[str]) -> None:
     """Measure what personas cost a model in accuracy, and whether that is noise."""
     settings = parse("stability", config.StabilityStage, args)
     quiet()
+    from permix.evals.stability import plan_power
     from permix.evals.stability import stability as run
 
+    if settings.plan_power is not None:
+        show("questions for an effect", plan_power(settings))
+        return
     try:
         run(settings)
     except OwedCellsError:

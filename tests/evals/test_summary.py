@@ -135,7 +135,7 @@ def test_nothing_scored_gives_no_number() -> None:
 def test_without_a_baseline_only_the_comparisons_are_missing() -> None:
     named = estimates(summarize(some_scores(), resamples=50))
     missing = {name for name, one in named.items() if one.value is None}
-    assert missing == {"baseline", "shift", "worst_minus_baseline", *(f"{p} difference" for p in range(5))}
+    assert missing == {"baseline", "shift", "worst_minus_baseline", "detectable", *(f"{p} difference" for p in range(5))}
 
 
 def test_one_persona_is_trivially_stable() -> None:

@@ -145,6 +145,8 @@ class StabilityStage(Stage):
     """A way to use personas at inference, measured with what it costs: see `permix.baselines`."""
     strategy_questions: int = Field(default=50, gt=0)
     """By how many questions of the task's dev side a persona is chosen (strategy "persona-search")."""
+    plan_power: float | None = Field(default=None, gt=0, le=1)
+    """Ask nothing; say how many questions a persona effect of this size needs, by the run that is there if one is."""
 
 
 class FidelityStage(Stage):

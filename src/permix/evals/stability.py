@@ -15,8 +15,10 @@ from permix.baselines import STRATEGIES, Setup, measure_strategy
 from permix.baselines.persona_search import choosing_questions
 from permix.config import ModelConfig, StabilityStage
 from permix.errors import OwedCellsError
+from permix.evals import power
 from permix.evals.grid import Wording, fill, note_seen_personas, read_answers
 from permix.evals.stability_summary import StabilitySummary, summarize
+from permix.evals.stats import sample_mean
 from permix.models import Model, open_model
 from permix.personas.choose import choose_personas
 from permix.prompting import template_hash
@@ -65,6 +67,29 @@ def evaluate(model: Model, config: StabilityStage, task: Task, setup: Setup) -> 
     if owed:
         raise OwedCellsError(missing)
     return summary
+
+
+ASSUMED = (0.1, 0.2, 0.3, 0.5)
+"""Discordances for which a grid is planned that has not been asked yet."""
+
+
+def plan_power(config: StabilityStage) -> dict[str, str]:
+    """How many questions show an effect of `config.plan_power`, and what `config.task.n` questions show; asks no model.
+
+    By the discordance that the run directory has seen; for several assumed ones where there is no run yet.
+    """
+    assert config.plan_power is not None
+    effect, personas = config.plan_power, len(choose_personas(config.personas))
+    about = f"{effect:g} against no persona, each of {personas} personas, level {power.LEVEL:g} (Holm), power {power.POWER:g}"
+    grid = grids(config.out) if (config.out / "records.jsonl").exists() else None
+    seen = None if grid is None else power.discordance(sample_mean(grid.correct_P_Q_S), sample_mean(grid.baseline_Q_S))
+    facts = {"effect": about}
+    for discordance, source in [(one, "assumed") for one in ASSUMED] if seen is None else [(seen, f"as in {config.out}")]:
+        needed = power.questions_needed(effect, discordance, personas)
+        smallest = power.smallest_effect(config.task.n, discordance, personas)
+        shows = "no effect" if smallest is None else f"{smallest:.3f} or more"
+        facts[f"discordance {discordance:.2f}, {source}"] = f"{needed} questions needed; {config.task.n} show {shows}"
+    return facts
 
 
 def set_up(config: StabilityStage) -> tuple[Task, Setup]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from permix.evals import stats
+from permix.evals import power, stats
 from permix.evals.stats import Array, Bootstrapped
 from permix.types import Estimate, Record, require_unique
 
@@ -35,7 +35,9 @@ class StabilitySummary(Record):
     """Every measure of docs/measures.md. `Estimate.n` counts questions; n_scored and n_asked count persona cells.
 
     `lottery[k-1]` is the expected best accuracy of k personas. `pss_null` carries the 2.5 and 97.5 percentiles of its permutation
-    distribution instead of an interval; `permutation_p` has none.
+    distribution instead of an interval; `permutation_p` and `detectable` have none. `detectable` is the smallest difference of
+    one persona to no persona that as many questions and personas show with 80 % power (`permix.evals.power`); None without a
+    baseline, or where not even 1 is shown.
     """
 
     pss: Estimate
@@ -51,6 +53,7 @@ class StabilitySummary(Record):
     persona_sd: Estimate
     case_worst: Estimate
     permutation_p: Estimate
+    detectable: Estimate
     lottery: tuple[Estimate, ...]
     personas: tuple[PersonaSummary, ...]
     n_scored: int
@@ -90,7 +93,9 @@ def summarize(
     permuted = _permuted(_scored_personas(mean_P_Q), labels, resamples)
     scored_Q = ~np.isnan(mean_P_Q).all(axis=0)
     n, n_baseline, n_both = (int(one.sum()) for one in (scored_Q, ~np.isnan(baseline_Q), scored_Q & ~np.isnan(baseline_Q)))
+    seen = power.discordance(mean_P_Q, baseline_Q)
     return StabilitySummary(
+        detectable=Estimate(value=None if seen is None else power.smallest_effect(n_both, seen, P), n=n_both),
         pss=_estimate(measured["pss"], n),
         pss_null=permuted.pss_null,
         pss_crossfit=_estimate(measured["pss_crossfit"], n),

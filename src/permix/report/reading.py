@@ -136,8 +136,14 @@ def _effect(model: ModelRuns) -> str:
         f"**{label(model.label)}**: accuracy {estimate(one.baseline).text} without persona, {estimate(one.mean).text} on average "
         f"over {one.n_personas} personas, {estimate(one.worst).text} under the worst; PSS {estimate(one.pss).text}, and "
         f"{number(one.pss_null.value)} would be seen if personas did nothing; {_effect_word(model)} "
-        f"(permutation test, p {_p(one.permutation_p.value)}); n = {one.n_questions} questions."
+        f"(permutation test, p {_p(one.permutation_p.value)}); n = {one.n_questions} questions"
+        f"{_would_show(one.detectable.value)}."
     )
+
+
+def _would_show(detectable: float | None) -> str:
+    """What the grid was able to see, beside what it saw."""
+    return "" if detectable is None else f", which show a persona's difference to none from {number(detectable)} on (power .8)"
 
 
 def _strategy(name: str, found: StrategySummary) -> str:
