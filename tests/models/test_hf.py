@@ -69,8 +69,11 @@ def test_a_sample_follows_its_seed_and_nothing_else(model: HFModel) -> None:
 
 
 def test_prompts_that_begin_alike_travel_together(model: HFModel) -> None:
-    went = [answer.place for answer in model.complete(REQUESTS, GREEDY)]
-    prompts = [encode_chat(model.tokenizer, REQUESTS[index].messages) for index in went]
+    """But for prompts twice as long, which go first."""
+    requests = [*REQUESTS, ask("Well? " * 40), ask("Well? " * 41)]
+    went = [answer.place for answer in model.complete(requests, GREEDY)]
+    assert set(went[:2]) == {len(REQUESTS), len(REQUESTS) + 1}
+    prompts = [encode_chat(model.tokenizer, REQUESTS[index].messages) for index in went[2:]]
     assert prompts == sorted(prompts)
     assert went != sorted(went)
 

@@ -39,3 +39,19 @@ def test_numbers_and_gradients_are_those_of_log_softmax(rows: int) -> None:
 def test_a_token_that_cannot_be_has_no_part_in_the_entropy() -> None:
     scores = score(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([0]), torch.tensor([1]), 1.0)
     assert scores.entropy_N.item() == pytest.approx(0.693147, abs=1e-5)
+
+
+@pytest.mark.parametrize("logit", [2.0, 5.0, 7.0, 12.0])
+def test_in_bfloat16_only_the_result_is_rounded(logit: float) -> None:
+    """A likely token's gradient is a small difference of two numbers near 1; rounded before, it would be 0 or twice itself."""
+    rough_M_V = torch.zeros(40, 50)
+    rough_M_V[:, 3] = logit
+    rough_M_V = rough_M_V.bfloat16().requires_grad_()
+    fine_M_V = rough_M_V.detach().float().requires_grad_()
+    source_N, target_N = torch.arange(40).flip(0), torch.full((40,), 3)
+    for logits_M_V in (rough_M_V, fine_M_V):
+        score(logits_M_V, source_N, target_N, 1.0).logp_N.sum().backward()  # type: ignore[no-untyped-call]
+    assert rough_M_V.grad is not None
+    assert fine_M_V.grad is not None
+    assert float(fine_M_V.grad[0, 3]) > 0
+    assert torch.equal(rough_M_V.grad, fine_M_V.grad.bfloat16())

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
+from permix.models.pieces import LARGEST, STRETCH, pieces_of
 from permix.models.prefix import Branching, Tree
 from permix.models.score import score
 from permix.models.shared import (
@@ -207,3 +208,33 @@ def test_no_other_grouping_reads_fewer(texts: list[str]) -> None:
 def test_a_run_has_so_many_neighbours_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("permix.models.shared.NEIGHBOURS", 3)
     assert [count for count, _ in beginnings([[7, 8, number] for number in range(7)])] in ([3, 3, 1], [1, 3, 3], [3, 1, 3])
+
+
+def test_a_long_prompt_or_completion_among_short_ones_costs_no_more_than_itself() -> None:
+    """Padded to the longest, 25 rests of one beginning would have 225 million scores in a head."""
+    prompts, branches = [40], [[60] * 24 + [3000, 0, 7]]
+    found = pieces_of(prompts, branches, "cpu")
+    sizes = [piece.runs * piece.length * (piece.seen + piece.length) for piece in found]
+    assert max(sizes) <= LARGEST
+    real = [piece.place_CS if piece.real_CS is None else piece.place_CS[piece.real_CS] for piece in found]
+    assert sorted(torch.cat(real).tolist()) == list(range(40 + 24 * 60 + 3000 + 7))  # each token once
+    assert sum(sizes) < 1.3 * (40 * 40 + 24 * 60 * 100 + 3000 * (3040 + STRETCH) / 2 + 3000 * 40 + 7 * 47)
+
+
+@pytest.mark.parametrize("window", [None, 5, 50])
+def test_pieces_are_ordinary_attention(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers and gradients, with runs cut into stretches and prompts spread over pieces."""
+    monkeypatch.setattr("permix.models.pieces.STRETCH", 8)
+    monkeypatch.setattr("permix.models.pieces.LARGEST", 300)
+    torch.manual_seed(0)
+    tree = Tree([19, 5, 3], [[4, 30, 9, 9, 0], [], [1]], "cpu")
+    given = [torch.randn(tree.tokens, heads, 16, requires_grad=True) for heads in (6, 3, 3)]
+    weight = torch.randn(tree.tokens, 6, 16)
+    results = []
+    for pieces in (tree.pieces, []):
+        tree.pieces = pieces
+        mixed = tree.attend(*given, scale=None, window=window, dropout=0.0)
+        results.append([mixed, *torch.autograd.grad((mixed * weight).sum(), given)])
+    assert len(results[0][0]) == tree.tokens
+    for ours, theirs in zip(*results, strict=True):
+        assert float((ours - theirs).abs().max()) <= 1e-5

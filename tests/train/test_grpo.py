@@ -10,6 +10,7 @@ from trl import GRPOTrainer
 
 from permix.config import ModelConfig, PersonasConfig, PlanConfig, TrainConfig, TrainStage
 from permix.errors import PermixError
+from permix.models.decoding import decode
 from permix.models.hf import HFModel, load_tokenizer, load_weights
 from permix.train.arguments import grpo_arguments
 from permix.train.grpo import PlanTrainer
@@ -379,6 +380,20 @@ def test_the_rollout_copy_answers_by_its_own_weights(tiny_model: Path, tmp_path:
             parameter.zero_()
         assert not network(input_ids=ids).logits.any()
     assert trainer.model(input_ids=ids).logits.any()
+
+
+def test_rollouts_come_from_the_copy_also_once_training_has_begun(tiny_model: Path, tmp_path: Path) -> None:
+    """accelerate leaves the trained network's `forward` with the copy: a step that found it there would decode by that."""
+    trainer, _ = trainer_of(tiny_model, tmp_path, plan_of(), QUICK.model_copy(update={"precision": "bfloat16"}))
+    trainer.train()
+    passes = []
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained.model.register_forward_hook(lambda *_: passes.append("trained"))
+    with trainer._rollout_network() as network:
+        network.model.register_forward_hook(lambda *_: passes.append("copy"))
+        assert not network.training
+        decode(network, trainer.processing_class, [[5, 6, 7], [5, 6, 8]], [0, 1], Sampling(max_new_tokens=3))
+    assert set(passes) == {"copy"}
 
 
 def test_the_rollout_copy_keeps_its_rotary_frequencies(tiny_model: Path) -> None:

@@ -141,8 +141,8 @@ def test_import_is_light() -> None:
     ("settings", "message"),
     [
         ({"questions": 18}, r"probe.questions = 18: arithmetic has 17 distinct .* give probe.questions = 17 or less"),
-        ({"personas": 25}, "probe.personas = 25: 24 personas are there; give 24 or less"),
-        ({"characters": 7}, "probe.characters = 7: 6 personas are there; give 6 or less"),
+        ({"personas": 25}, "probe.personas = 25: the dev side has 24 such personas; give 24 or less"),
+        ({"characters": 7}, "probe.characters = 7: the dev side has 6 such personas; give 6 or less"),
         ({"roleplay_questions": 21}, "probe.roleplay_questions = 21: give 10 .* to 20"),
     ],
 )
@@ -161,7 +161,10 @@ def test_a_task_without_a_dev_side_is_refused() -> None:
     """Such a task cannot be compiled into a plan; a plan made in Python can say that it was."""
     config = stage(task=TaskConfig(name="math500", split="train"))
     plan = plan_for(stage())
-    with pytest.raises(ConfigError, match=r"\[probe\] asks the dev side: task.split = \"dev\": math500 is for evaluation only"):
+    with pytest.raises(
+        ConfigError,
+        match=r"task.split = \"dev\": math500 is for evaluation only.*task.name = \"math\"",
+    ):
         set_up(config, Plan(plan.rows, {}))
 
 

@@ -178,10 +178,12 @@ class Loaded:
             yield from map(Answer, batch, completions)
 
     def _place(self, prompt: list[int]) -> list[int]:
-        """What prompts are sorted by: their beginnings, where those are read once; else their length, the longest first."""
+        """What prompts are sorted by: their length, the longest first. Where beginnings are read once: roughly their length,
+        since a batch is as wide as its longest, and then their beginnings.
+        """
         from permix.models.shared import shares_prompts
 
-        return prompt if shares_prompts(self.network) else [-len(prompt)]
+        return [-len(prompt).bit_length(), *prompt] if shares_prompts(self.network) else [-len(prompt)]
 
     def _decode(self, prompts: list[list[int]], seeds: list[int], sampling: Sampling) -> list[Completion]:
         from permix.models.decoding import decode, stop_ids

@@ -2,30 +2,33 @@
 
 torch's own attention is slow in its backward pass on CPUs, and would want every prompt's keys copied to each of its completions.
 Here a piece's scores are plain matrix products, and are made anew when the gradient is asked for, so that memory holds a layer's
-queries, keys and values and no more. All of it is float32, whatever comes in and whatever is autocast.
+queries, keys and values and no more. Scores and weights are float32, whatever comes in and whatever is autocast.
 
-A piece is `C` runs of `S` tokens, padded; each token sees the first `T` tokens of its prompt, and its own run up to itself. All
-completions of a prompt are a piece; so is each stretch of the prompt, as a single run that sees what came before it.
+A piece is `C` runs of `S` tokens, padded; each token sees `T` tokens before it that all of the piece's runs share, and its own
+run up to itself. The completions of a prompt are a piece, or several where they are many or of unlike length; a long one is cut
+into stretches, each a single run that sees the prompt and what came before; and so is the prompt.
 
 `K` heads of keys serve `H` heads of queries. `M` is runs × tokens × queries' heads of one key's, `X` is heads of keys × runs, and
 `W` is T + S: all that a token of the piece may see.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 
 STRETCH = 128
-"""Tokens of a prompt in one piece."""
+"""Longest run of a piece; a longer one is cut."""
+LARGEST = 2**19
+"""Scores of a piece at most, for one head: 2 MB."""
 
 
 class Piece(NamedTuple):
     """`place_CS` are flat places run by run; padding stands at some place of the piece, and counts nothing."""
 
-    first: int
-    """Where the prompt begins."""
-    seen: int
+    seen_T: torch.Tensor
+    """Flat places that every run sees, in their order."""
     runs: int
     place_CS: torch.Tensor
     real_CS: torch.Tensor | None
@@ -36,29 +39,52 @@ class Piece(NamedTuple):
         return len(self.place_CS) // self.runs
 
     @property
-    def trunk(self) -> slice:
-        return slice(self.first, self.first + self.seen)
+    def seen(self) -> int:
+        return len(self.seen_T)
 
 
 def pieces_of(prompts: Sequence[int], branches: Sequence[Sequence[int]], device: Any) -> list[Piece]:
     """Of a flat row of prompts, each followed by its branches; the numbers are of tokens."""
-    found, first = [], 0
+    found, at = list[Piece](), 0
     for prompt, lengths in zip(prompts, branches, strict=True):
-        for start in range(0, prompt, STRETCH):
-            found.append(_piece(first, start, [min(STRETCH, prompt - start)], device))
-        if any(lengths):
-            found.append(_piece(first, prompt, lengths, device))
-        first += prompt + sum(lengths)
+        place_T = torch.arange(at, at + prompt, device=device)
+        found += _stretches(place_T[:0], place_T)
+        at += prompt
+        runs = []
+        for length in lengths:
+            runs.append(torch.arange(at, at + length, device=device))
+            at += length
+        found += chain.from_iterable(_stretches(place_T, run) for run in runs if len(run) > STRETCH)
+        short = sorted((run for run in runs if 0 < len(run) <= STRETCH), key=len, reverse=True)
+        found += [_piece(place_T, some) for some in _alike(short, prompt)]
     return found
 
 
-def _piece(first: int, seen: int, lengths: Sequence[int], device: Any) -> Piece:
-    length_C = torch.tensor(lengths, device=device)
-    column_S = torch.arange(max(lengths), device=device)
-    real_C_S = column_S < length_C[:, None]
-    start_C = first + seen + length_C.cumsum(0) - length_C
-    place_C_S = torch.where(real_C_S, start_C[:, None] + column_S, first + seen)
-    return Piece(first, seen, len(lengths), place_C_S.flatten(), None if bool(real_C_S.all()) else real_C_S.flatten())
+def _stretches(before_T: torch.Tensor, run_N: torch.Tensor) -> list[Piece]:
+    """One run cut into pieces that see what comes before it and what came before in itself."""
+    return [
+        _piece(torch.cat([before_T, run_N[:start]]), [run_N[start : start + STRETCH]]) for start in range(0, len(run_N), STRETCH)
+    ]
+
+
+def _alike(runs: Sequence[torch.Tensor], seen: int) -> Iterator[Sequence[torch.Tensor]]:
+    """Runs, the longest first, as many to a piece as it may have scores, and none half as long as its first."""
+    start = 0
+    for place, run in enumerate(runs):
+        longest = len(runs[start])
+        if place > start and ((place - start + 1) * longest * (seen + longest) > LARGEST or 2 * len(run) < longest):
+            yield runs[start:place]
+            start = place
+    if runs:
+        yield runs[start:]
+
+
+def _piece(seen_T: torch.Tensor, runs: Sequence[torch.Tensor]) -> Piece:
+    width = max(map(len, runs))
+    place_C_S = torch.stack([torch.cat([run, run[:1].expand(width - len(run))]) for run in runs])
+    length_C = torch.tensor([len(run) for run in runs], device=seen_T.device)
+    real_C_S = torch.arange(width, device=seen_T.device) < length_C[:, None]
+    return Piece(seen_T, len(runs), place_C_S.flatten(), None if bool(real_C_S.all()) else real_C_S.flatten())
 
 
 def attend(
@@ -131,7 +157,7 @@ class _Seen(NamedTuple):
     @classmethod
     def of(cls, flat_N_K_D: torch.Tensor, piece: Piece) -> "_Seen":
         own_K_M_D = _rows(flat_N_K_D, piece, flat_N_K_D.shape[1])
-        return cls(piece, flat_N_K_D[piece.trunk].transpose(0, 1).contiguous(), _by_run(own_K_M_D, piece))
+        return cls(piece, flat_N_K_D.index_select(0, piece.seen_T).transpose(0, 1).contiguous(), _by_run(own_K_M_D, piece))
 
     def float(self) -> "_Seen":
         return self._replace(trunk_K_T_D=self.trunk_K_T_D.float(), own_X_S_D=self.own_X_S_D.float())
@@ -153,7 +179,8 @@ class _Seen(NamedTuple):
         own_CS_K_D = own_X_S_D.reshape(len(weight_K_M_W), -1, own_X_S_D.shape[2]).transpose(0, 1)
         flat_N_K_D.index_add_(0, piece.place_CS, own_CS_K_D.to(flat_N_K_D.dtype))
         if piece.seen:
-            flat_N_K_D[piece.trunk] += (weight_K_M_W[..., : piece.seen].transpose(1, 2) @ rows_K_M_D).transpose(0, 1)
+            seen_K_T_D = weight_K_M_W[..., : piece.seen].transpose(1, 2) @ rows_K_M_D
+            flat_N_K_D.index_add_(0, piece.seen_T, seen_K_T_D.transpose(0, 1).to(flat_N_K_D.dtype))
 
 
 def _by_run(rows_K_M_Y: torch.Tensor, piece: Piece) -> torch.Tensor:

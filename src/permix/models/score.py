@@ -54,10 +54,17 @@ class _Score(torch.autograd.Function):
         grad_N = grad_N / ctx.temperature
         grad_M = torch.zeros_like(norm_M).index_add_(0, source_N, grad_N)
         out_M_V = torch.empty_like(logits_M_V)
-        for rows in _blocks(logits_M_V):
-            weight = _scaled(logits_M_V[rows], ctx.temperature).sub_(norm_M[rows, None]).exp_()
-            out_M_V[rows] = weight.mul_(-grad_M[rows, None])
-        out_M_V.index_put_((source_N, target_N), grad_N.to(out_M_V.dtype), accumulate=True)
+        order_N = source_N.argsort()
+        source_N, target_N, grad_N = source_N[order_N], target_N[order_N], grad_N[order_N]
+        blocks = _blocks(logits_M_V)
+        ends = torch.tensor([rows.stop for rows in blocks], device=source_N.device)
+        start = 0
+        for rows, end in zip(blocks, torch.searchsorted(source_N, ends).tolist(), strict=True):
+            slope = _scaled(logits_M_V[rows], ctx.temperature).sub_(norm_M[rows, None]).exp_().mul_(-grad_M[rows, None])
+            # Still in float32: at a likely token two nearly equal numbers cancel.
+            slope.index_put_((source_N[start:end] - rows.start, target_N[start:end]), grad_N[start:end], accumulate=True)
+            out_M_V[rows] = slope
+            start = end
         return out_M_V, None, None, None
 
 

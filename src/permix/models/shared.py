@@ -89,23 +89,13 @@ def forward(network: Any, token_N: torch.Tensor, position_N: torch.Tensor, score
     """Logits [M, V] at the scored places of one flat row of tokens."""
     # A mask of four dimensions is taken as it is, so none is built; the seats decide instead.
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=token_N.device)
-    out = _bare(network)(
+    out = network(
         input_ids=token_N[None], position_ids=position_N[None], attention_mask=mask, use_cache=False, logits_to_keep=scored_M,
         seats=seats,
     )  # fmt: skip
     # Not [0]: its backward pass would fill a tensor of that size with zeros first.
     logits: torch.Tensor = out.logits.squeeze(0)
     return logits
-
-
-def _bare(network: Any) -> Any:
-    """The network without accelerate's wrapping, which would copy all logits to float32.
-
-    Where processes share it, it is called as it is: what they do at its call would not be done.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return network
-    return getattr(network, "_original_forward", network)
 
 
 def read_prompts(network: Any, prompts: Sequence[Sequence[int]], owners: Sequence[int]) -> tuple[Store, torch.Tensor]:

@@ -9,6 +9,7 @@ Every probe asks the same, so two points of a curve differ in the weights alone.
 side, which it never asks. Imports no torch: the model in training is asked by `permix.train.prober`.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,7 +134,8 @@ def _dev_personas(config: TrainStage, side: PersonaPool, field: str, include: tu
     )
     available = len(_selected(side, found.model_copy(update={"n": None})))
     if wanted > available:
-        raise ConfigError(f"probe.{field} = {wanted}: {available} personas are there; give {available} or less")
+        advice = f"give {available} or less" if available > 1 else "a probe needs two or more"
+        raise ConfigError(f"probe.{field} = {wanted}: the dev side has {available} such personas; {advice}")
     return found
 
 
@@ -148,7 +150,8 @@ def _on_the_dev_side() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        told = str(error).replace("task.n", "probe.questions").replace("n_questions", "probe.roleplay_questions")
+        told = re.sub(r"\btask\.n\b", "probe.questions", str(error))
+        told = re.sub(r"(?<![.\w])n_questions\b", "probe.roleplay_questions", told)
         raise ConfigError(f"[probe] asks the dev side: {told}") from error
 
 

@@ -24,7 +24,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from permix.config import TrainConfig
 from permix.models.decoding import stop_ids
 from permix.models.hf import PROBE, completion_ids, encode_chat
-from permix.models.shared import evaluating
+from permix.models.shared import evaluating, shares_prompts
 from permix.train.arguments import common_arguments
 from permix.train.clock import ClockStarter, StepClock
 from permix.train.examples import Example
@@ -129,7 +129,8 @@ class ExampleTrainer(SFTTrainer):  # type: ignore[misc]
         return torch.stack(losses).sum()
 
     def probed(self) -> Probed:
-        """This trainer, as `permix.train.prober` needs it."""
+        """This trainer, as `permix.train.prober` needs it. Called before training begins, while the network has one precision."""
+        shares_prompts(inner(self._trained()))
         track = partial(Trainer.log, self)  # past what this class does with a step's own figures
         return Probed(self.processing_class, self._answering, self._trained, self._clock, track)
 

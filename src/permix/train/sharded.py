@@ -21,7 +21,9 @@ def rollout_copy(network: Any, dtype: torch.dtype, device: Any = None) -> Any:
     }
     twin = copy.deepcopy(network, blank).eval()
     # TRL puts a function in place of `forward` that holds on to the first network: the twin would run that one's weights.
-    vars(twin).pop("forward", None)
+    # accelerate keeps what it finds there beside its own.
+    for name in ("forward", "_original_forward"):
+        vars(twin).pop(name, None)
     return twin if device is None else twin.to(device)
 
 
