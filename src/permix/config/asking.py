@@ -1,8 +1,9 @@
 """Sections on what is asked, of whom, and as whom: `[model]`, `[task]`, `[personas]`."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -47,10 +48,12 @@ class ModelConfig(Section):
 
 
 class TaskConfig(Section):
-    name: Literal["arithmetic", "gsm8k", "math500", "math"] = "arithmetic"
-    """Which task asks the questions."""
+    name: Literal["arithmetic", "gsm8k", "math500", "math", "own-number", "own-math", "own-exact", "own-choice"] = "arithmetic"
+    """Which task asks the questions; the own- ones are those of a file of yours."""
     path: Path | None = None
-    """A local file or folder in the published format, instead of the hub."""
+    """A local file or folder in the published format, instead of the hub; or your own questions, see `permix.tasks.own`."""
+    answer: Literal["number", "math", "exact", "choice"] | None = None
+    """How answers to your own questions are compared; names the task own-ANSWER."""
     split: Split = "heldout"
     """Which side of the task: train to train on, dev to choose on, heldout to measure on."""
     n: int = Field(default=100, gt=0)
@@ -61,6 +64,24 @@ class TaskConfig(Section):
     """Which questions are drawn."""
     wording: str | None = None
     """How a question is put, with {question} in it ("Think aloud, then answer. {question}"); the task's own when not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_its_answers(cls, values: Any) -> Any:
+        """`answer` is enough to name a task of one's own."""
+        if isinstance(values, Mapping) and values.get("answer") and values.get("name", "arithmetic") == "arithmetic":
+            return {**values, "name": f"own-{values['answer']}"}
+        return values
+
+    @model_validator(mode="after")
+    def _own(self) -> "TaskConfig":
+        if self.answer is not None and self.name != f"own-{self.answer}":
+            raise ValueError(
+                f'answer = "{self.answer}": is for your own questions; leave it out, or leave out name = "{self.name}"'
+            )
+        if self.name.startswith("own-") and self.path is None:
+            raise ValueError(f'path is missing: name = "{self.name}" asks the questions of a file of yours')
+        return self
 
     @model_validator(mode="after")
     def _asks_the_question(self) -> "TaskConfig":

@@ -9,6 +9,7 @@ from permix.tasks.gsm8k import GSM8K
 from permix.tasks.math import MATH
 from permix.tasks.math500 import MATH500
 from permix.tasks.overlap import refuse_overlap
+from permix.tasks.own import OWN
 from permix.types import Question
 
 __all__ = ["TASKS", "Task", "load_questions", "refuse_overlap", "verify"]
@@ -18,6 +19,7 @@ TASKS: dict[str, Task] = {
     "gsm8k": GSM8K,
     "math500": MATH500,
     "math": MATH,
+    **{task.name: task for task in OWN},
 }
 
 

@@ -23,7 +23,8 @@ class Task:
     """`wording` holds `{question}`; `unboxed` finds the answer of a completion in which nothing is boxed, or gives None.
 
     `numbers`: answers are plain numbers, so a box that holds an expression holds no answer. The symbolic engine would work
-    `12*13` out, and a model could earn 156 by boxing the question.
+    `12*13` out, and a model could earn 156 by boxing the question. `same` compares answer and gold where that is not the
+    verifier's to judge: texts and letters.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Task:
     questions: Callable[[TaskConfig], tuple[Question, ...]]
     unboxed: Callable[[str], str | None]
     numbers: bool = False
+    same: Callable[[str, str], bool] | None = None
 
     @property
     def prompt_hash(self) -> str:
@@ -51,7 +53,10 @@ class Task:
 
 def verify(task: Task, completion: str, gold: str, verifier: Verifier) -> Verdict:
     """The one judgement of a completion: the training reward and the evaluation's score are both this."""
-    return verifier.check(task.extract(completion), gold)
+    answer = task.extract(completion)
+    if task.same is not None:
+        return Verdict(correct=answer is not None and task.same(answer, gold), extracted=answer)
+    return verifier.check(answer, gold)
 
 
 def side(content: str) -> Split:

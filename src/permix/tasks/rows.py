@@ -62,6 +62,18 @@ def published_rows(hub: Hub, published: Published, path: Path | None) -> Iterato
     yield from rows
 
 
+def file_rows(path: Path) -> list[Row]:
+    """Every row of one local file. Raises DataError for a file that is not there, holds nothing, or cannot be read."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"{path}: a file must end in {', '.join(SUFFIXES)}")
+    rows = list(_file_rows(path))
+    if not rows:
+        raise DataError(f"{path}: holds no rows")
+    return rows
+
+
 def _hub_rows(hub: Hub, published: Published) -> Iterator[Row]:
     name = hub.id if hub.config is None else f"{hub.id} ({hub.config})"
     try:
