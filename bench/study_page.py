@@ -1,5 +1,6 @@
 """What a study leaves for reading: one table of every model, seed by seed, and one figure that shows what each knob trades."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -68,22 +69,29 @@ def knobs(models: Mapping[str, ModelRuns], seed: int, path: Path) -> None:
     base = models[BASE].row
     asked = f"{base.n_questions} questions, {base.n_answers} answers"
     note = f"seed {seed}, one run a point; n = {asked}; bars: {INTERVAL}; circle: base model; dotted: chance"
-    fig = canvas.sheet(9.6, "What each knob trades: the worst persona's accuracy and identifiability", note)
-    axes = fig.subplots(3, 2, sharex=True, sharey=True)
-    shown = []
-    for ax, (knob, settings) in zip(axes.ravel(), KNOBS.items(), strict=True):
-        found = {setting: _point(models.get(f"{arm} {seed}")) for setting, arm in settings.items()}
-        known = {setting: point for setting, point in found.items() if point is not None}
+    found = {
+        knob: {setting: point for setting, arm in settings.items() if (point := _point(models.get(f"{arm} {seed}"))) is not None}
+        for knob, settings in KNOBS.items()
+    }
+    turned = {knob: known for knob, known in found.items() if len(known) > 1}
+    rows = max(1, math.ceil(len(turned) / 2))
+    fig = canvas.sheet(0.6 + 3 * rows, "What each knob trades: the worst persona's accuracy and identifiability", note)
+    axes = fig.subplots(rows, 2, sharex=True, sharey=True, squeeze=False)
+    for ax in axes.ravel()[len(turned) :]:
+        ax.set_visible(False)
+    for ax, (knob, known) in zip(axes.ravel(), turned.items(), strict=False):
         _panel(ax, [*known.values()], _point(models[BASE]), joined=knob not in UNORDERED)
         ax.set_title(knob, fontsize=10.5, loc="left")
         ax.axvline(base.chance, color="0.4", lw=1.0, ls=":")
-        shown.append((ax, {setting: _centre(point) for setting, point in known.items()}))
     for ax in axes[-1]:
         ax.set_xlabel("identifiability")
         ax.xaxis.set_major_locator(MaxNLocator(5))
     for ax in axes[:, 0]:
         ax.set_ylabel("worst persona's accuracy")
-    for ax, at in shown:  # once all points stand, since names go where there is room
+    for ax, known in zip(
+        axes.ravel(), turned.values(), strict=False
+    ):  # once all points stand, since names go where there is room
+        at = {setting: _centre(point) for setting, point in known.items()}
         canvas.name_points(ax, at, [], dict.fromkeys(at, Style("#000000", "s", "-")))
     canvas.save(fig, path)
 
