@@ -49,7 +49,7 @@ class Size(NamedTuple):
 
 
 # CPU seconds on two cores, as measured: one cell, one open-ended answer, one training step, getting the model.
-CELL_S, ANSWER_S, STEP_S, MODEL_S = 0.16, 0.24, 28.0, 22.0
+CELL_S, ANSWER_S, STEP_S, MODEL_S = 0.09, 0.27, 14.0, 22.0
 
 
 class Part(NamedTuple):
@@ -61,7 +61,7 @@ class Part(NamedTuple):
 
 
 REPLAY = CharacterConfig(replay=0.5, replay_answers=6)
-FULL = Size(steps=20, personas=12, questions=100, characters=9, roleplay_questions=40, kept=REPLAY, minutes=15)
+FULL = Size(steps=20, personas=12, questions=100, characters=9, roleplay_questions=40, kept=REPLAY, minutes=20)
 FAST = Size(
     steps=3, personas=4, questions=20, characters=4, roleplay_questions=10, minutes=4,
     kept=REPLAY.model_copy(update={"questions": 2}),

@@ -199,7 +199,7 @@ class QuickstartStage(Section):
     model: str = "bundled"
     """The model to measure and train: "bundled" (SmolLM2-135M-Instruct), a model folder, or a hub id."""
     fast: bool = False
-    """About four minutes instead of fifteen: fewer steps, questions and personas."""
+    """About four minutes instead of twenty: fewer steps, questions and personas."""
     seed: int = Field(default=0, ge=0)
     """Seeds plans, evaluations and training alike."""
     threads: int | None = Field(default=None, gt=0)
