@@ -65,7 +65,7 @@ def test_every_model_was_asked_the_same_held_out_questions_as_the_same_held_out_
 
 
 @pytest.mark.slow
-def test_the_two_trainings_differ_in_their_personas_alone(done: Path) -> None:
+def test_the_two_trainings_differ_in_their_personas_and_replay_alone(done: Path) -> None:
     plain, mixed = (read_plan(done / f"{label.lower()}-train" / "plan.parquet") for label in (RLVR, PERMIX))
     assert [(row.question_id, row.seed) for row in plain.rows] == [(row.question_id, row.seed) for row in mixed.rows]
     assert {row.persona_id for row in plain.rows} == {None}
@@ -78,6 +78,8 @@ def test_the_two_trainings_differ_in_their_personas_alone(done: Path) -> None:
         for name in ("out", "label", "method"):
             config.pop(name)
         config["plan"].pop("mix")
+    kept = [config.pop("character") for config in configs]
+    assert [one["replay"] for one in kept] == [0.0, 0.5]
     assert configs[0] == configs[1]
 
 
