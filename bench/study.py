@@ -146,7 +146,7 @@ def page(out: Path, side: Split) -> None:
     print(table(models))
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["rlvr", "permix"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
@@ -155,7 +155,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--page", action="store_true", help="train and measure nothing: a table and figures of all that is there")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     if options.page:
         page(options.out, options.side)
         return

@@ -47,7 +47,7 @@ ROOM = 0.6
 
 
 def main() -> None:
-    options = parse()
+    options = parser().parse_args()
     quiet_threads()
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -57,7 +57,7 @@ def main() -> None:
             bench.shape(tokens)
 
 
-def parse() -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     gpu = pick_device() == "cuda"
     parser = argparse.ArgumentParser(description="A GRPO step by TRL's own trainer and by ours.")
     parser.add_argument("--model", default="bundled", help="bundled, tiny (made on the spot), or a folder or hub id")
@@ -75,7 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--micro-tokens", type=int, default=TrainConfig().micro_tokens, help="our tokens a pass")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if gpu else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads; the machine's cores when not given")
-    return parser.parse_args()
+    return parser
 
 
 def source(model: str, scratch: Path) -> str:

@@ -5,11 +5,13 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
+from bench import study
 from permix import cli, config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,9 +76,14 @@ def test_commands_are_make_targets_or_parse_as_permix_verbs(path: Path, monkeypa
     for program, *words in map(launched, commands(path)):
         if program == "make":
             assert words[0] in targets
+            if words[0] == "study":
+                given = [word.removeprefix("ARGS=") for word in words[1:] if word.startswith("ARGS=")]
+                study.parser().parse_args(shlex.split(given[0]))
         elif program == "permix" and words[0] != "VERB":
             assert words[0] in cli.VERBS
             refuse_bad_flags(words[0], words[1:])
+        elif (program, words[0]) == ("python", "-m"):
+            import_module(words[1]).parser().parse_args(words[2:])
         else:
             assert (program, words[0]) in (("pip", "install"), ("permix", "VERB"), ("vllm", "serve"))
 

@@ -416,7 +416,7 @@ MOMENTS = [
     Moment("permix.train.prober:Prober._write_lines", 2),
     Moment("permix.records:RunDir.append", ASKED - 5),
     Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
-    Moment("permix.train.prober:measure", 1),
+    Moment("permix.train.prober:noted", 1),
     Moment("permix.train.card:told", 1),
 ]
 """Where each start of the run dies: in the probe before training; in the middle of keeping its weights; when they are kept and

@@ -1,6 +1,5 @@
 """FSDP2 over two processes on CPUs: it trains, generates, saves and goes on as one process does."""
 
-from operator import eq
 from pathlib import Path
 
 import pytest
@@ -53,18 +52,20 @@ def test_shared_out_weights_train_like_whole_ones(
 
 @pytest.mark.slow
 def test_shared_out_weights_generate_from_a_whole_bfloat16_copy(config: Path, tmp_path: Path) -> None:
-    """Only the first step: bfloat16 rounds with the shape of a batch, so tokens differ soon."""
+    """Held against two processes with the whole weights each, whose batches have the same shapes: bfloat16 rounds with those.
+
+    Only the first step, before any weight has been added up in another order.
+    """
     one, two = tmp_path / "one", tmp_path / "two"
     settings = ("--train.precision", "bfloat16", "--plan.steps", "1")
-    assert team(tmp_path / "alone", "train", str(config), "--out", str(one), *settings, size=1)[0].code == 0
+    whole = team(tmp_path / "whole", "train", str(config), "--out", str(one), *settings)
+    assert [end.code for end in whole] == [0, 0], whole
     found = train(tmp_path / "team", str(config), "--out", str(two), *settings)
     assert [end.code for end in found] == [0, 0], found
-    told, again = ((out / "rollouts.jsonl").read_text().splitlines() for out in (one, two))
-    assert len(told) == len(again)
-    # A process decodes the prompts of its own groups, so its batch has another shape: a token here and there differs.
-    assert sum(map(eq, told, again)) >= 0.75 * len(told)
+    assert (one / "rollouts.jsonl").read_bytes() == (two / "rollouts.jsonl").read_bytes()
     (ours,), (theirs,) = untimed(two / "log.jsonl"), untimed(one / "log.jsonl")
-    assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=0.3)
+    for name in ("loss", "grad_norm"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-2), name
     assert {value.dtype for value in load_file(two / "model" / "model.safetensors").values()} == {torch.float32}
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from permix import cli
 from permix.check import check_config
@@ -21,7 +20,7 @@ from permix.train.run import train
 from permix.train.supervised import refuse_long, within
 from tests.mortal import Moment, command
 from tests.servers import Action, error, openai_server
-from tests.train.test_train_run import log_of, weights
+from tests.train.test_train_run import assert_trained, log_of
 from tests.worlds import endpoint, solve, toml
 
 SUPERVISED: tuple[Method, ...] = ("sft", "sft-personas", "seqkd")
@@ -73,9 +72,7 @@ def test_a_run_leaves_a_model_and_what_it_learnt_from(done: Path, tiny_model: Pa
         "config.json", "examples.json", "examples.jsonl", "log.jsonl", "model", "plan.parquet", "provenance.json", "samples.md",
         "usage.json",
     }  # fmt: skip
-    before, after = weights(tiny_model), weights(done / "model")
-    assert before.keys() == after.keys()
-    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert_trained(tiny_model, done / "model")
     for name in ("chat_template.jinja", "generation_config.json"):
         assert (done / "model" / name).read_text() == (tiny_model / name).read_text()
     assert read_seen(done / "model").questions == {row.question_hash for row in read_plan(done / "plan.parquet").rows}
@@ -159,9 +156,7 @@ def test_every_kind_of_training_runs(tiny_model: Path, tmp_path: Path, settings:
     folder = train(config)
     log = read_log(tmp_path / "run" / "log.jsonl")
     assert len(log) == 4 * config.train.epochs
-    before, after = weights(tiny_model), weights(folder)
-    assert before.keys() == after.keys(), "adapters are merged"
-    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert_trained(tiny_model, folder)
     assert log[-1]["loss"] < log[0]["loss"]
     if "warmup_steps" in settings:
         assert log[0]["lr"] == 0.0 < log[1]["lr"] == 1e-2 > log[-1]["lr"]

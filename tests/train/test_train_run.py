@@ -55,6 +55,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(folder / "model.safetensors"))
 
 
+def assert_trained(before: Path, after: Path) -> None:
+    """The same tensors, adapters merged, and not the same numbers."""
+    start, end = weights(before), weights(after)
+    assert start.keys() == end.keys()
+    assert any(not torch.equal(start[name], end[name]) for name in start)
+
+
 def log_of(out: Path) -> list[dict[str, Any]]:
     """The log without its wall seconds."""
     return [
@@ -73,10 +80,8 @@ def test_the_result_is_a_plain_model_folder_that_answers(plain: Path, tiny_model
     model = HFModel(ModelConfig(name=str(plain / "model"), dtype="float32"))
     (answer,) = model.complete([Request((Message(role="user", content="What is 1 + 1?"),), 0)], Sampling(max_new_tokens=4))
     assert isinstance(answer.result, Completion)
-    before, after = weights(tiny_model), weights(plain / "model")
-    assert before.keys() == after.keys()
-    assert any(not torch.equal(before[name], after[name]) for name in before)
-    assert {value.dtype for value in after.values()} == {torch.float32}
+    assert_trained(tiny_model, plain / "model")
+    assert {value.dtype for value in weights(plain / "model").values()} == {torch.float32}
     for name in ("chat_template.jinja", "generation_config.json", "config.json"):
         assert (plain / "model" / name).read_text() == (tiny_model / name).read_text()
 
@@ -120,9 +125,7 @@ def test_every_kind_of_training_runs(tiny_model: Path, tmp_path: Path, settings:
     folder = train(config)
     log = read_log(tmp_path / "run" / "log.jsonl")
     assert len(log) == 3 * config.train.iterations
-    before, after = weights(tiny_model), weights(folder)
-    assert before.keys() == after.keys(), "adapters are merged"
-    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert_trained(tiny_model, folder)
     assert (folder / "generation_config.json").read_text() == (tiny_model / "generation_config.json").read_text()
     if config.train.beta:
         same = config.train.anchor == "same-persona"

@@ -9,6 +9,7 @@ Source: Connor, R. J. (1987), Sample size for testing differences in proportions
 """
 
 import math
+from functools import partial
 
 import numpy as np
 from scipy.special import ndtri
@@ -42,9 +43,6 @@ def smallest_effect(
     questions: int, discordance: float, tests: int, *, level: float = LEVEL, power: float = POWER
 ) -> float | None:
     """The difference that so many questions show with probability `power`, to three digits; None where not even 1 is shown."""
-    shown = [
-        step / 1000
-        for step in range(1, 1001)
-        if questions_needed(step / 1000, discordance, tests, level=level, power=power) <= questions
-    ]
-    return shown[0] if shown else None
+    effects = (step / 1000 for step in range(1, 1001))
+    needed = partial(questions_needed, discordance=discordance, tests=tests, level=level, power=power)
+    return next((effect for effect in effects if needed(effect) <= questions), None)

@@ -7,7 +7,7 @@ which flips a token only when a draw, or two nearly equal logits, stand within t
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -171,19 +171,22 @@ class Loaded:
                 yield Answer(index, Failure(type="PromptTooLong", message=message))
             else:
                 fitting.append(index)
-        fitting.sort(key=lambda index: self._place(prompts[index]))
+        place = self._place()
+        fitting.sort(key=lambda index: place(prompts[index]))
         for start in range(0, len(fitting), self.batch_size):
             batch = fitting[start : start + self.batch_size]
             completions = self._decode([prompts[i] for i in batch], [requests[i].seed for i in batch], sampling)
             yield from map(Answer, batch, completions)
 
-    def _place(self, prompt: list[int]) -> list[int]:
+    def _place(self) -> Callable[[list[int]], list[int]]:
         """What prompts are sorted by: their length, the longest first. Where beginnings are read once: roughly their length,
         since a batch is as wide as its longest, and then their beginnings.
         """
         from permix.models.shared import shares_prompts
 
-        return [-len(prompt).bit_length(), *prompt] if shares_prompts(self.network) else [-len(prompt)]
+        if shares_prompts(self.network):
+            return lambda prompt: [-len(prompt).bit_length(), *prompt]
+        return lambda prompt: [-len(prompt)]
 
     def _decode(self, prompts: list[list[int]], seeds: list[int], sampling: Sampling) -> list[Completion]:
         from permix.models.decoding import decode, stop_ids

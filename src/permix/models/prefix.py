@@ -56,7 +56,6 @@ class Tree:
         self._lengths = (prompts, branches)
         self.pieces = pieces_of(prompts, branches, device) if self.trunk.place_R_T.device.type == "cpu" else []
         self.position_N = self._positions()
-        self._back_N = self._way_back()
         self._masks: dict[int | None, tuple[torch.Tensor | None, torch.Tensor]] = {}
 
     @cached_property
@@ -83,6 +82,7 @@ class Tree:
             position_N[grid.place_R_T[grid.real_R_T]] = column_R_T[grid.real_R_T]
         return position_N
 
+    @cached_property
     def _way_back(self) -> torch.Tensor:
         """Where each flat place is found in (all trunk cells, then all branch cells)."""
         back_N = torch.zeros(self.tokens, dtype=torch.long, device=self.device)
@@ -114,7 +114,7 @@ class Tree:
                 branch_mask, is_causal=False, **options,
             )  # fmt: skip
             parts.append(branch.flatten(0, 1))
-        return torch.cat(parts).index_select(0, self._back_N)
+        return torch.cat(parts).index_select(0, self._way_back)
 
     def _visible(self, window: int | None) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Masks for the trunks (None: plainly causal) and for the branches; `window` is how many tokens back a layer sees."""

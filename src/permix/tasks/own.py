@@ -25,9 +25,9 @@ from collections.abc import Callable
 from functools import partial
 
 from permix.config import TaskConfig
-from permix.errors import ConfigError, DataError
+from permix.errors import DataError
 from permix.tasks import math
-from permix.tasks.base import Task, choose, side
+from permix.tasks.base import Task, choose, refuse_unknown_levels, side
 from permix.tasks.rows import Row, file_rows
 from permix.types import SPLITS, Question, digest, normalise
 from permix.verify import last_number
@@ -38,8 +38,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def questions(name: str, config: TaskConfig) -> tuple[Question, ...]:
-    if config.path is None:
-        raise ConfigError(f"task.path is missing: task {name!r} asks the questions of a file of yours")
+    assert config.path is not None, "TaskConfig asks for it"
     rows = file_rows(config.path)
     given = [row for row in rows if "split" in row.fields]
     if given and len(given) < len(rows):
@@ -47,8 +46,7 @@ def questions(name: str, config: TaskConfig) -> tuple[Question, ...]:
         raise DataError(f"{bare.where}: has no split, and {given[0].where} has one; give it in every row or in none")
     known = [question(name, row) for row in rows]
     levels = sorted({level for one in known for level in one.tags})
-    if unknown := [level for level in config.levels if level not in levels]:
-        raise ConfigError(f"task.levels: {config.path} has no level {unknown[0]!r}; levels: {', '.join(levels) or 'none'}")
+    refuse_unknown_levels(config.levels, levels, task=str(config.path))
     sides = [side_of(row, one) for row, one in zip(rows, known, strict=True)]
     ours = (one for one, its in zip(known, sides, strict=True) if its == config.split)
     return choose((one for one in ours if not config.levels or set(config.levels) & set(one.tags)), config)

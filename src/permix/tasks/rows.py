@@ -8,7 +8,7 @@ hub's own shards (`test-00000-of-00001.parquet`).
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -56,22 +56,26 @@ def published_rows(hub: Hub, published: Published, path: Path | None) -> Iterato
     if path is None:
         yield from _hub_rows(hub, published)
         return
-    rows = [row for file in _files(path, published) for row in _file_rows(file)]
-    if not rows:
-        raise DataError(f"{path}: holds no rows")
-    yield from rows
+    yield from _rows(path, _files(path, published))
 
 
 def file_rows(path: Path) -> list[Row]:
     """Every row of one local file. Raises DataError for a file that is not there, holds nothing, or cannot be read."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
+    _refuse_other_suffix(path)
+    return _rows(path, [path])
+
+
+def _rows(path: Path, files: Sequence[Path]) -> list[Row]:
+    if rows := [row for file in files for row in _file_rows(file)]:
+        return rows
+    raise DataError(f"{path}: holds no rows")
+
+
+def _refuse_other_suffix(path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise DataError(f"{path}: a file must end in {', '.join(SUFFIXES)}")
-    rows = list(_file_rows(path))
-    if not rows:
-        raise DataError(f"{path}: holds no rows")
-    return rows
 
 
 def _hub_rows(hub: Hub, published: Published) -> Iterator[Row]:
@@ -103,8 +107,7 @@ def _files(path: Path, published: Published) -> list[Path]:
         raise DataError(f"{path}: no {published}.jsonl, .json or .parquet in this folder; it holds {here or 'nothing'}")
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    if path.suffix not in SUFFIXES:
-        raise DataError(f"{path}: a file must end in {', '.join(SUFFIXES)}")
+    _refuse_other_suffix(path)
     other = "test" if published == "train" else "train"
     if path.stem.split("-")[0] == other:
         raise DataError(

@@ -20,9 +20,12 @@ from permix.config import FidelityStage, ModelConfig, PersonasConfig, ProbeConfi
 from permix.errors import ConfigError
 from permix.evals import fidelity, stability
 from permix.evals.grid import Wording, read_answers
+from permix.evals.identify import Identifiability
+from permix.evals.stability_summary import StabilitySummary
 from permix.personas.choose import choose_personas
 from permix.personas.pool import PersonaPool
 from permix.prompting import template_hash
+from permix.records import read_json
 from permix.tasks import Task, load_questions, refuse_overlap
 from permix.tasks.overlap import read_seen
 from permix.train.log import read_log
@@ -263,9 +266,21 @@ def curve_of(out: Path, config: ProbeConfig) -> Curve | None:
 
 
 def measure(out: Path, step: int, config: ProbeConfig) -> Point:
+    """A step's point from its records alone."""
     folder, base = folder_of(out, step), folder_of(out, 0) / "fidelity"
-    stable = stability.measure(folder / "stability")
     distinct = fidelity.measure(folder / "fidelity", base if step else None) if config.characters else None
+    return _point(step, folder, stability.measure(folder / "stability"), distinct)
+
+
+def noted(out: Path, step: int, config: ProbeConfig) -> Point:
+    """The same from what the step's two evaluations, just made, noted of themselves."""
+    folder = folder_of(out, step)
+    stable = StabilitySummary.model_validate(read_json(folder / "stability" / "metrics.json"))
+    found = read_json(folder / "fidelity" / "metrics.json") if config.characters else None
+    return _point(step, folder, stable, None if found is None else Identifiability.model_validate(found))
+
+
+def _point(step: int, folder: Path, stable: StabilitySummary, distinct: Identifiability | None) -> Point:
     completions = [cell.completion for cell in read_answers(folder / "stability").grid.values() if cell.completion is not None]
     return Point(
         step=step, mean=stable.mean, baseline=stable.baseline, worst=stable.worst, best=stable.best, pss=stable.pss,

@@ -40,7 +40,7 @@ from permix.train.probe import (
     choose,
     drop_weights,
     folder_of,
-    measure,
+    noted,
     probed_steps,
     scores,
     taken,
@@ -126,7 +126,7 @@ class Prober(TrainerCallback):  # type: ignore[misc]
             stability.evaluate(model, probe.stability_at(step), probe.task, probe.setup)
         if probe.voices is not None:
             fidelity.evaluate(model, probe.fidelity_at(step, probe.voices), probe.voices.personas, probe.voices.questions)
-        return [*points_in(self._lines), measure(self._out, step, self._config)]
+        return [*points_in(self._lines), noted(self._out, step, self._config)]
 
     def _note(self, points: Sequence[Point], choice: Choice, seconds: float) -> None:
         """Write the line, say it, and let the trackers have it."""
