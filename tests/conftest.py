@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from permix.evals import extremes
 from tests.tiny import make_folder
 
 
@@ -20,3 +21,9 @@ from tests.tiny import make_folder
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder that a test may read but not change."""
     return make_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fewer_draws() -> None:
+    """Draws of true accuracies that are enough for a test; what subprocesses measure has them all."""
+    extremes.DRAWS, extremes.CELLS = 1000, 1000

@@ -230,12 +230,20 @@ def test_the_numbers_are_exact(tmp_path: Path) -> None:
     # Right of six, plain: neutral 3, clerk 6, sailor 3, troll 0. As pairs: clerk 6, sailor 3, troll 3 (the neutral answers).
     assert [one.accuracy.value for one in plain.personas] == [1.0, 0.5, 0.0]
     assert [one.accuracy.value for one in found.ensemble.personas] == [1.0, 0.5, 0.5]
-    assert (found.ensemble.pss.value, found.ensemble.worst.value) == (0.5, 0.5)
+    assert found.ensemble.pss_observed.value == 0.5
     assert found.accuracy.value == pytest.approx(12 / 18)
     assert found.baseline.value == 0.5
     assert found.gain.value == pytest.approx(1 / 6)
-    gains = [one.value for one in (found.pss_gain, found.worst_gain, found.mean_gain) if one is not None]
-    assert gains == pytest.approx([0.5, 0.5, 1 / 6])
+    assert found.mean_gain is not None
+    assert found.mean_gain.value == pytest.approx(1 / 6)
+    for gain, with_neutral, without in (
+        (found.pss_gain, found.ensemble.pss, plain.pss),
+        (found.worst_gain, found.ensemble.worst, plain.worst),
+    ):
+        assert gain is not None
+        assert with_neutral.value is not None
+        assert without.value is not None
+        assert gain.value == pytest.approx(with_neutral.value - without.value)
     # The clerk differs 3 times and the troll 5, of which in 3 neither answer is right.
     assert (found.n_agreed, found.n_one_sided, found.n_differed) == (9, 1, 8)
     assert (found.n_persona, found.n_unreadable) == (3, 3)

@@ -213,7 +213,7 @@ def test_the_command_ends_with_a_table_and_exits_with_3_while_cells_are_owed(
     assert f"test, {strategy}" in shown
     assert "gain over no" in shown
     assert "tokens an answer" in shown
-    assert ("PSS (worst / best)" in shown) == (strategy != "persona-search")  # one persona has no worst and best
+    assert ("PSS as observed" in shown) == (strategy != "persona-search")  # one persona has no worst and best
     report = (tmp_path / "run" / "report" / "report.md").read_text()
     assert "## Inference-time strategies" in report
     assert f"| test | {strategy} | " in report

@@ -12,6 +12,7 @@ from scipy.special import ndtr
 
 from permix.evals import stats
 
+MANY = 10**9
 NAN = float("nan")
 # Three personas on four questions: A = .75, .50, .25.
 LADDER_P_Q = np.array([[1.0, 1, 1, 0], [1, 0, 1, 0], [0, 0, 1, 0]])
@@ -211,12 +212,28 @@ def test_holm_by_hand() -> None:
 
 def test_estimate_corrects_a_biased_bootstrap_within_bounds() -> None:
     replicate_R = np.linspace(0, 1, 10_001)  # uniform: quantile = probability
-    even = stats.estimate(0.5, replicate_R, 9)
-    assert [even.low, even.high, even.n] == pytest.approx([0.025, 0.975, 9])
-    shifted = stats.estimate(ndtr(0.25), replicate_R, 9)  # z0 = .25
+    even = stats.estimate(0.5, replicate_R, MANY)
+    assert [even.low, even.high, even.n] == pytest.approx([0.025, 0.975, MANY])
+    shifted = stats.estimate(ndtr(0.25), replicate_R, MANY)  # z0 = .25
     assert [shifted.low, shifted.high] == pytest.approx([ndtr(0.5 - 1.96), ndtr(0.5 + 1.96)], abs=1e-4)
-    above = stats.estimate(1.5, replicate_R, 9)  # every replicate is below: z0 stops at .5, and the interval reaches to the value
+    above = stats.estimate(
+        1.5, replicate_R, MANY
+    )  # every replicate is below: z0 stops at .5, and the interval reaches to the value
     assert [above.low, above.high] == pytest.approx([ndtr(1 - 1.96), 1.5], abs=1e-4)
+
+
+def test_few_units_have_wider_intervals() -> None:
+    found = stats.estimate(0.5, np.linspace(0, 1, 10_001), 5)
+    z = np.sqrt(5 / 4) * 2.776445  # Student's t, 4 degrees of freedom
+    assert [found.low, found.high] == pytest.approx([ndtr(-z), ndtr(z)], abs=1e-4)
+
+
+def test_a_share_of_nothing_or_all_has_the_exact_binomial_interval() -> None:
+    """Of n right answers in n the lower end is the share at which that happens with probability .025."""
+    none, all_right = stats.share(0.0, np.zeros(10), 30), stats.share(1.0, np.ones(10), 30)
+    assert (none.low, none.high) == pytest.approx((0.0, 0.1157), abs=1e-4)
+    assert (all_right.low, all_right.high) == pytest.approx((0.8843, 1.0), abs=1e-4)
+    assert stats.share(0.5, np.full(10, 0.5), 30) == stats.estimate(0.5, np.full(10, 0.5), 30)
 
 
 def test_estimate_claims_no_interval_it_cannot_have() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from permix.config import ReportStage
@@ -106,8 +107,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], Path]:
 def test_numbers_of_a_tree_of_runs(built: tuple[list[Row], Path]) -> None:
     base, rlvr = built[0]
     assert (base.label, rlvr.label) == ("base", "RLVR")
-    measured = (base.baseline, base.worst, base.mean, base.pss, rlvr.pss)
-    assert [one and one.value for one in measured] == pytest.approx([0.8, 0.2, 0.5, 0.25, 1.0])
+    measured = (base.baseline, base.mean, base.pss_observed, rlvr.pss_observed)
+    assert [one and one.value for one in measured] == pytest.approx([0.8, 0.5, 0.25, 1.0])
+    told = [(one.value, one.low, one.high) for one in (base.worst, base.pss, rlvr.pss) if one is not None]
+    expected = [(0.24, 0.07, 0.52), (0.32, 0.10, 0.69), (0.99, 0.98, 1.0)]  # the noise of 20 questions taken off
+    assert np.array(told) == pytest.approx(np.array(expected), abs=0.04)
     assert (base.n_questions, base.n_personas, base.n_scored, base.n_asked) == (20, 4, 80, 80)
     assert (base.chance, base.n_answers, base.n_answers_asked) == (0.25, 80, 80)
     assert (base.eval_tokens, base.eval_cpu_s) == (5 * (100 + 80), 24.8)  # five tokens generated in each cell
@@ -151,8 +155,9 @@ def test_rebuilding_from_records_writes_the_same_bytes(built: tuple[list[Row], P
     for name in ("report.md", "table.json", "personas.png", "tradeoff.png"):
         assert (out / name).read_bytes() == (tmp_path / name).read_bytes()
     data = json.loads((out / "table.json").read_text())
-    assert data["stability"]["base"]["pss"]["value"] == 0.25
-    assert data["comparisons"][0]["pss"]["value"] == 0.75
+    assert data["stability"]["base"]["pss_observed"]["value"] == 0.25
+    values = [data["stability"][label]["pss"]["value"] for label in ("base", "RLVR")]
+    assert data["comparisons"][0]["pss"]["value"] == pytest.approx(values[1] - values[0])
 
 
 def test_stability_alone(tmp_path: Path) -> None:
@@ -170,8 +175,8 @@ def test_stability_alone(tmp_path: Path) -> None:
 def test_an_unscored_cell_is_counted_and_not_zero(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run", "m", lambda p, q: None if (p, q) == (0, 0) else True)
     (row,) = build_report([run], tmp_path / "out")
-    assert row.pss
-    assert (row.n_scored, row.n_asked, row.pss.value) == (79, 80, 1.0)
+    assert row.pss_observed
+    assert (row.n_scored, row.n_asked, row.pss_observed.value) == (79, 80, 1.0)
     assert "79 of 80 cells scored" in (tmp_path / "out" / "report.md").read_text()
 
 
@@ -282,7 +287,7 @@ def test_refusals(tmp_path: Path) -> None:
 def test_the_command_prints_the_table_and_the_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report_stage(ReportStage(runs=(stability_run(tmp_path / "run", "base", weak),), out=tmp_path / "out"))
     printed = capsys.readouterr().out
-    assert "PSS (worst / best)" in printed
+    assert "PSS as observed" in printed
     assert printed.rstrip().endswith(str(tmp_path / "out" / "report.md"))
 
 
@@ -315,8 +320,8 @@ def test_a_strategy_stands_beside_plain_stability_of_the_same_label(tmp_path: Pa
     plain = stability_run(tmp_path / "plain", "base", strong, personas=3, questions=5)
     runs = [strategy_run(tmp_path / "vote", "base", "persona-vote"), plain, search_run(tmp_path / "search", "base")]
     (row,) = build_report(runs, tmp_path / "out")
-    assert row.pss is not None
-    assert row.pss.value == 1.0  # of the plain run, whatever came first
+    assert row.pss_observed is not None
+    assert row.pss_observed.value == 1.0  # of the plain run, whatever came first
     report = (tmp_path / "out" / "report.md").read_text()
     table = report.partition("## Inference-time strategies")[2]
     # Two of three personas say 5 in every question; no persona joins p0 in three of five: a tie, and none's answer wins.
@@ -329,7 +334,7 @@ def test_a_strategy_stands_beside_plain_stability_of_the_same_label(tmp_path: Pa
     assert search[4].startswith("+0.400 [")
     assert search[8] == "90<br><sub>60 read, 30 written</sub>"
     assert "as p0, the best of 3 on 2 other questions, 1.000" in search[10]
-    assert "- **base with persona-search**: accuracy 1.000 [1.00, 1.00], " in report
+    assert "- **base with persona-search**: accuracy 1.000 [0.48, 1.00], " in report
     assert "15 tokens an answer, 1.00 times the cost of asking once, and 90 tokens before the first; n = 5 questions." in report
     data = json.loads((tmp_path / "out" / "table.json").read_text())
     assert [one["strategy"] for one in data["strategies"]["base"]] == ["persona-vote", "persona-search"]

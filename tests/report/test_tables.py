@@ -9,7 +9,7 @@ from permix.types import Estimate
 
 PSS = Estimate(value=0.8124, low=0.75, high=0.874, n=200)
 FULL = Row(
-    label="PerMix | RLVR", baseline=PSS, mean=PSS, worst=PSS, pss=PSS, pss_null=PSS, pss_crossfit=Estimate(value=0.9, n=1),
+    label="PerMix | RLVR", baseline=PSS, mean=PSS, worst=PSS, pss=PSS, pss_observed=Estimate(value=0.9, n=1), pss_null=PSS,
     identifiability=Estimate(value=0.4, low=0.34, high=0.47, n=210), chance=1 / 7, train_tokens=1234567, train_cpu_s=59.6,
     eval_tokens=0, eval_cpu_s=3.2, n_questions=200, n_personas=16, n_scored=3199, n_asked=3200,
     n_answers=210, n_answers_asked=216,
@@ -24,7 +24,7 @@ def test_main_table_one_line_a_model() -> None:
     heading, _, full, empty = main_table([FULL, Row(label="base")]).split("\n")
     number = "0.812 [0.75, 0.87]<br><sub>n = 200</sub>"
     assert cells(full) == [
-        "PerMix &#124; RLVR", number, number, number, number, number, "0.900<br><sub>n = 1</sub>",
+        "PerMix &#124; RLVR", number, number, number, number, "0.900<br><sub>n = 1</sub>", number,
         "0.400 [0.34, 0.47]<br><sub>n = 210, chance 0.143</sub>", "3 199 of 3 200", "210 of 216", "1 234 567", "60", "0", "3",
     ]  # fmt: skip
     assert cells(empty) == ["base", *["–"] * 13]
@@ -55,8 +55,8 @@ def test_persona_table() -> None:
     summary = summarize(right, [[1.0]] * 10, persona_ids=["poet", "<b>", "unscored"], resamples=100)
     lines = persona_table({"base": summary}).split("\n")
     assert lines[0] == "| persona | base |"
-    assert lines[2] == "| *no persona* | 1.000 [1.00, 1.00]<br><sub>n = 10</sub> |"
-    assert lines[3] == "| poet | 1.000 [1.00, 1.00]<br><sub>+0.000 [+0.00, +0.00], p = 1.000, n = 10</sub> |"
+    assert lines[2] == "| *no persona* | 1.000 [0.69, 1.00]<br><sub>n = 10</sub> |"
+    assert lines[3] == "| poet | 1.000 [0.69, 1.00]<br><sub>+0.000 [+0.00, +0.00], p = 1.000, n = 10</sub> |"
     assert lines[4].startswith("| &#60;b&#62; | 0.200 [")
     assert "<sub>−0.800 [−" in lines[4]
     assert "p = 0.016, n = 10" in lines[4]  # eight losses, no win: 2 / 2^8, times two personas

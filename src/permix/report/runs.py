@@ -28,7 +28,8 @@ from permix.types import Cell, CellKey
 STAGES = ("stability", "fidelity", "train")
 WHOLE_GRID = frozenset(name for name, strategy in STRATEGIES.items() if strategy.asks_whole_grid)
 STABILITY_COLUMNS = (
-    "baseline", "mean", "worst", "pss", "pss_null", "pss_crossfit", "n_questions", "n_personas", "n_scored", "n_asked",
+    "baseline", "mean", "worst", "pss", "pss_observed", "pss_null", "pss_crossfit",
+    "n_questions", "n_personas", "n_scored", "n_asked",
 )  # fmt: skip
 
 

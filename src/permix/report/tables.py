@@ -30,6 +30,7 @@ class Row(Record):
     mean: Estimate | None = None
     worst: Estimate | None = None
     pss: Estimate | None = None
+    pss_observed: Estimate | None = None
     pss_null: Estimate | None = None
     pss_crossfit: Estimate | None = None
     identifiability: Estimate | None = None
@@ -90,9 +91,9 @@ COLUMNS = (
     Column("no persona", lambda row: estimate(row.baseline)),
     Column("mean over personas", lambda row: estimate(row.mean)),
     Column("worst persona", lambda row: estimate(row.worst)),
-    Column("PSS (worst / best)", lambda row: estimate(row.pss)),
+    Column("PSS", lambda row: estimate(row.pss)),
+    Column("PSS as observed (worst / best)", lambda row: estimate(row.pss_observed)),
     Column("PSS if personas did nothing", lambda row: estimate(row.pss_null)),
-    Column("PSS cross-fitted", lambda row: estimate(row.pss_crossfit)),
     Column("identifiability", distinct),
     Column("scored of asked", lambda row: Cell(of(row.n_scored, row.n_asked))),
     Column("answers of asked", lambda row: Cell(of(row.n_answers, row.n_answers_asked))),

@@ -1,0 +1,306 @@
+"""How often the 95 % intervals hold the truth, how far estimates lie from it, and how often the tests reject: by simulation.
+
+Grids with known truth are drawn and measured by `permix.evals.stability_summary.summarize` itself. Question difficulty is normal
+on the logit scale (sd 1.5) and shared by all personas; a persona shifts the logit. The truth of a measure is its value over all
+such questions. One JSON line a setting; with --page, the tables of docs/measures.md from such lines.
+
+    python -m bench.calibration > calibration.jsonl
+    python -m bench.calibration --pairs --data-sets 100 >> calibration.jsonl
+    python -m bench.calibration --page calibration.jsonl
+
+With --pairs two models answer the same questions and are compared by `permix.evals.paired.paired`.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit, ndtri
+
+from permix.evals import extremes, stability_summary
+from permix.evals.paired import Difference, paired
+from permix.evals.stability_summary import StabilitySummary, summarize
+from permix.evals.stats import Array
+from permix.types import Estimate
+
+DIFFICULTY_SD = 1.5
+MANY_Q = ndtri((np.arange(4000) + 0.5) / 4000) * DIFFICULTY_SD
+"""The difficulties that stand for all questions."""
+MEASURES = (
+    "baseline", "mean", "shift", "worst", "best", "spread", "pss", "worst_minus_baseline", "persona_sd", "pss_crossfit",
+)  # fmt: skip
+PAIRED = ("mean", "worst", "best", "spread", "pss")
+LEVEL = 0.05
+
+
+class Setting(NamedTuple):
+    """A kind of grid. `effect`: what a persona shifts the logit by; `size` is its sd, or what the bad ones lose."""
+
+    effect: str
+    size: float
+    personas: int
+    questions: int
+    accuracy: float
+    samples: int = 1
+    missing: float = 0.0
+
+
+SETTINGS = (
+    Setting("none", 0, 8, 30, 0.5),
+    Setting("none", 0, 16, 100, 0.5),
+    Setting("none", 0, 64, 100, 0.5),
+    Setting("none", 0, 16, 1319, 0.5),
+    Setting("none", 0, 16, 100, 0.05),
+    Setting("none", 0, 16, 100, 0.95),
+    Setting("one bad", 1.5, 8, 100, 0.5),
+    Setting("one bad", 1.5, 64, 100, 0.5),
+    Setting("one bad", 1.5, 16, 100, 0.95),
+    Setting("one bad", 1.5, 16, 400, 0.3),
+    Setting("one bad", 0.5, 16, 100, 0.5),
+    Setting("half bad", 0.7, 16, 100, 0.5),
+    Setting("graded", 0.2, 16, 100, 0.5),
+    Setting("graded", 0.2, 16, 400, 0.5),
+    Setting("graded", 0.2, 64, 400, 0.7),
+    Setting("graded", 0.6, 8, 30, 0.5),
+    Setting("graded", 0.6, 16, 100, 0.5),
+    Setting("graded", 0.6, 64, 100, 0.5),
+    Setting("graded", 0.6, 16, 1319, 0.3),
+    Setting("graded", 0.6, 16, 100, 0.05),
+    Setting("graded", 0.6, 16, 100, 0.95),
+    Setting("graded", 0.4, 16, 100, 0.5, samples=4),
+    Setting("graded", 0.4, 8, 30, 0.5, samples=8),
+    Setting("graded", 0.4, 16, 100, 0.5, missing=0.2),
+)
+
+
+class Pair(NamedTuple):
+    """A grid, and a second model whose personas have `factor` of the first one's effects, `gain` added to every logit.
+
+    `same`: the share of cells that both would answer by the same luck.
+    """
+
+    setting: Setting
+    factor: float = 1.0
+    gain: float = 0.0
+    same: float = 0.0
+
+
+PAIRS = (
+    Pair(Setting("none", 0, 16, 100, 0.5)),
+    Pair(Setting("graded", 0.4, 16, 100, 0.5)),
+    Pair(Setting("graded", 0.4, 16, 100, 0.5), same=0.8),
+    Pair(Setting("one bad", 1.5, 16, 100, 0.5)),
+    Pair(Setting("one bad", 1.5, 16, 100, 0.5), same=0.8),
+    Pair(Setting("graded", 0.6, 16, 100, 0.5), factor=0.3),
+    Pair(Setting("graded", 0.6, 16, 100, 0.5), factor=0.3, same=0.8),
+    Pair(Setting("one bad", 1.5, 16, 100, 0.5), factor=0.3, gain=0.3),
+    Pair(Setting("graded", 0.4, 16, 400, 0.5), factor=0.6, same=0.8),
+)
+
+
+class World(NamedTuple):
+    """The logit of a question of mean difficulty, what personas add to it, and the true accuracies."""
+
+    intercept: float
+    shift_P: Array
+    accuracy_P: Array
+    baseline: float
+
+    def truth(self) -> dict[str, float]:
+        worst, best, mean = (float(found) for found in (self.accuracy_P.min(), self.accuracy_P.max(), self.accuracy_P.mean()))
+        sd = float(self.accuracy_P.std(ddof=1))
+        return {
+            "baseline": self.baseline, "mean": mean, "shift": mean - self.baseline, "worst": worst, "best": best,
+            "spread": best - worst, "pss": worst / best, "worst_minus_baseline": worst - self.baseline, "persona_sd": sd,
+            "pss_crossfit": worst / best,
+        }  # fmt: skip
+
+
+def world(setting: Setting, rng: np.random.Generator) -> World:
+    P = setting.personas
+    match setting.effect:
+        case "none":
+            shift_P = np.zeros(P)
+        case "one bad":
+            shift_P = np.where(np.arange(P) == 0, -setting.size, 0.0)
+        case "half bad":
+            shift_P = np.where(np.arange(P) < P // 2, -setting.size, 0.0)
+        case _:
+            shift_P = rng.normal(size=P)
+            shift_P = setting.size * (shift_P - shift_P.mean()) / shift_P.std()
+    intercept = float(brentq(lambda logit: expit(logit + MANY_Q).mean() - setting.accuracy, -30, 30))
+    return _world(intercept, shift_P)
+
+
+def _world(intercept: float, shift_P: Array) -> World:
+    accuracy_N = np.array([expit(intercept + MANY_Q + shift).mean() for shift in [*shift_P, 0.0]])
+    return World(intercept, shift_P, accuracy_N[:-1], float(accuracy_N[-1]))
+
+
+def grid(setting: Setting, of: World, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Scores with personas [P, Q, S] and without [Q, S]."""
+    easy_Q = of.intercept + rng.normal(0, DIFFICULTY_SD, setting.questions)
+    chance_N_Q = expit(easy_Q + np.concatenate([of.shift_P, [0.0]])[:, None])
+    right_N_Q_S = (rng.random((*chance_N_Q.shape, setting.samples)) < chance_N_Q[:, :, None]).astype(float)
+    right_N_Q_S[rng.random(right_N_Q_S.shape) < setting.missing] = np.nan
+    return right_N_Q_S[:-1], right_N_Q_S[-1]
+
+
+def simulate(setting: Setting, data_sets: int, resamples: int, seed: int) -> dict[str, Any]:
+    """Coverage, bias and mean width of every interval, and how often the tests reject at .05."""
+    rng = np.random.default_rng(seed)
+    of = world(setting, rng)
+    truth = of.truth()
+    found = [summarize(*grid(setting, of, rng), seed=int(rng.integers(2**31)), resamples=resamples) for _ in range(data_sets)]
+    measures = {name: _told([getattr(one, name) for one in found], value) for name, value in truth.items()}
+    measures["a persona's accuracy"] = _told_of_personas(found, "accuracy", of.accuracy_P)
+    measures["a persona's difference"] = _told_of_personas(found, "difference", of.accuracy_P - of.baseline)
+    p = [one.permutation_p.value for one in found]
+    holm = [min((persona.holm_p or 1.0) for persona in one.personas) for one in found]
+    observed = [one.pss_observed.value for one in found if one.pss_observed.value is not None]
+    return {
+        **setting._asdict(), "data_sets": data_sets, "resamples": resamples, "seed": seed, "measures": measures,
+        "pss_observed": round(float(np.mean(observed)), 4),
+        "rejected": {
+            "permutation": round(float(np.mean([one is not None and one < LEVEL for one in p])), 4),
+            "any persona, Holm": round(float(np.mean([one < LEVEL for one in holm])), 4),
+        },
+    }  # fmt: skip
+
+
+def simulate_pair(pair: Pair, data_sets: int, resamples: int, seed: int) -> dict[str, Any]:
+    """Coverage of the differences' intervals, how often they leave out 0, and how often the swap test rejects at .05."""
+    rng = np.random.default_rng(seed)
+    first = world(pair.setting, rng)
+    other = _world(first.intercept + pair.gain, first.shift_P * pair.factor)
+    one, two = first.truth(), other.truth()
+    found: dict[str, list[Difference]] = {}
+    for _ in range(data_sets):
+        easy_Q = rng.normal(0, DIFFICULTY_SD, pair.setting.questions)
+        luck_N_Q = rng.random((pair.setting.personas + 1, pair.setting.questions))
+        anew_N_Q = np.where(rng.random(luck_N_Q.shape) < pair.same, luck_N_Q, rng.random(luck_N_Q.shape))
+        rows = [
+            (luck_N_Q < expit(of.intercept + easy_Q + np.concatenate([of.shift_P, [0.0]])[:, None])).astype(float)
+            for of, luck_N_Q in ((first, luck_N_Q), (other, anew_N_Q))
+        ]
+        ids = [str(p) for p in range(pair.setting.personas)]
+        for difference in paired(rows[0], rows[1], ids, seed=int(rng.integers(2**31)), resamples=resamples).measures:
+            found.setdefault(difference.name, []).append(difference)
+    measures = {}
+    for name in PAIRED:
+        told = _told([difference.difference for difference in found[name]], two[name] - one[name])
+        told["not 0"] = round(float(np.mean([_leaves_out_0(one.difference) for one in found[name]])), 4)
+        told["rejected"] = round(float(np.mean([one.p is not None and one.p < LEVEL for one in found[name]])), 4)
+        measures[name] = told
+    return {
+        **pair.setting._asdict(), **pair._asdict() | {"setting": None}, "data_sets": data_sets, "resamples": resamples,
+        "seed": seed, "pair": measures,
+    }  # fmt: skip
+
+
+def _leaves_out_0(one: Estimate) -> bool:
+    return one.low is not None and one.high is not None and (one.low > 0 or one.high < 0)
+
+
+def _told(found: list[Estimate], truth: float) -> dict[str, float]:
+    ends = [(one.value, one.low, one.high) for one in found]
+    known = np.array([one for one in ends if None not in one], dtype=float)
+    value_N, low_N, high_N = known.T
+    return {
+        "true": round(truth, 4),
+        "held": round(float(((low_N <= truth + 1e-9) & (truth <= high_N + 1e-9)).mean()), 4),
+        "below": round(float((truth < low_N - 1e-9).mean()), 4),
+        "bias": round(float(value_N.mean() - truth), 4),
+        "width": round(float((high_N - low_N).mean()), 4),
+        "n": len(known),
+    }
+
+
+def _told_of_personas(found: list[StabilitySummary], name: str, truth_P: Array) -> dict[str, float]:
+    """Mean over personas."""
+    each = [_told([getattr(one.personas[p], name) for one in found], float(truth)) for p, truth in enumerate(truth_P)]
+    return {key: round(float(np.mean([one[key] for one in each])), 4) for key in each[0]}
+
+
+def page(lines: list[dict[str, Any]]) -> str:
+    """Markdown: coverage of each interval, then bias of what is made of extremes, and the tests."""
+    covered = [["personas × questions", "accuracy", "effect", *COVERED.values()]]
+    pairs = [line for line in lines if "pair" in line]
+    lines = [line for line in lines if "pair" not in line]
+    near = [[*covered[0][:3], "true PSS", "PSS, mean", "as observed", "cross-fitted", "worst, bias", "test rejects"]]
+    for one in lines:
+        measures = one["measures"]
+        about = [_size(one), f"{one['accuracy']:g}", _effect(one)]
+        covered.append([*about, *(_held(measures[name]) for name in COVERED)])
+        pss, crossfit = (measures[name]["true"] + measures[name]["bias"] for name in ("pss", "pss_crossfit"))
+        ratios = [f"{value:.2f}" for value in (measures["pss"]["true"], pss, one["pss_observed"], crossfit)]
+        bias = f"{measures['worst']['bias']:+.3f}".replace("-", "−")
+        near.append([*about, *ratios, bias, f"{100 * one['rejected']['permutation']:.1f} %"])
+    together = [[*covered[0][:3], "second model", "same luck", *(f"{COVERED[name]}: held, not 0, test" for name in PAIRED)]]
+    for one in pairs:
+        second = "alike" if one["factor"] == 1 and not one["gain"] else f"effects × {one['factor']:g}, + {one['gain']:g}"
+        found = [one["pair"][name] for name in PAIRED]
+        shares = [", ".join(f"{100 * measure[key]:.0f}" for key in ("held", "not 0", "rejected")) for measure in found]
+        together.append([_size(one), f"{one['accuracy']:g}", _effect(one), second, f"{one['same']:.0%}", *shares])
+    return "\n\n".join(_markdown(table) for table in (covered, near, together) if len(table) > 1)
+
+
+COVERED = {
+    "baseline": "$A_0$", "mean": "mean", "shift": "shift", "a persona's accuracy": "$A_p$", "a persona's difference": "$A_p-A_0$",
+    "worst": "worst", "best": "best", "spread": "spread", "pss": "PSS", "worst_minus_baseline": "worst $-A_0$",
+    "persona_sd": "sd", "pss_crossfit": "cross-fit",
+}  # fmt: skip
+
+
+def _size(one: dict[str, Any]) -> str:
+    samples = f" × {one['samples']}" if one["samples"] > 1 else ""
+    return f"{one['personas']} × {one['questions']}{samples}"
+
+
+def _effect(one: dict[str, Any]) -> str:
+    size = f" {one['size']:g}" if one["size"] else ""
+    return f"{one['effect']}{size}" + (f", {one['missing']:.0%} missing" if one["missing"] else "")
+
+
+def _held(one: dict[str, float]) -> str:
+    return "–" if math.isnan(one["held"]) else f"{100 * one['held']:.0f}"
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---:|" * len(rows[0]), *lines[1:]])
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-sets", type=int, default=300, help="grids of a setting")
+    parser.add_argument("--resamples", type=int, default=400, help="bootstrap draws and permutations of a grid")
+    parser.add_argument("--draws", type=int, default=2000, help="draws of true accuracies of a grid")
+    parser.add_argument("--splits", type=int, default=20, help="half splits of the cross-fitted PSS")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--only", type=int, nargs="+", help="these settings, by place; all when not given")
+    parser.add_argument("--pairs", action="store_true", help="pairs of models instead of single ones")
+    parser.add_argument("--page", type=Path, help="simulate nothing: tables of the lines in this file")
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
+    if options.page:
+        print(page([json.loads(line) for line in options.page.read_text(encoding="utf-8").splitlines()]))
+        return
+    extremes.DRAWS, stability_summary.SPLITS = options.draws, options.splits
+    extremes.CELLS = options.draws  # fewer chains, as many steps
+    for place, setting in enumerate([pair.setting for pair in PAIRS] if options.pairs else SETTINGS):
+        if options.only is not None and place not in options.only:
+            continue
+        how = options.data_sets, options.resamples, options.seed
+        print(json.dumps(simulate_pair(PAIRS[place], *how) if options.pairs else simulate(setting, *how)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

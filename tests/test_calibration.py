@@ -1,0 +1,45 @@
+"""The simulation behind the published coverage: its truth is the truth, and its page says what its lines say."""
+
+import numpy as np
+import pytest
+
+from bench.calibration import MEASURES, PAIRED, Pair, Setting, grid, page, simulate, simulate_pair, world
+
+
+def test_a_world_has_the_accuracy_that_was_asked_for() -> None:
+    for setting in (Setting("none", 0, 4, 10, 0.05), Setting("one bad", 1.5, 4, 10, 0.95), Setting("graded", 0.6, 4, 10, 0.5)):
+        assert world(setting, np.random.default_rng(0)).baseline == pytest.approx(setting.accuracy, abs=1e-6)
+
+
+def test_the_truth_of_each_effect() -> None:
+    rng = np.random.default_rng(0)
+    none = world(Setting("none", 0, 4, 10, 0.5), rng).truth()
+    assert (none["pss"], none["spread"], none["persona_sd"], none["shift"]) == pytest.approx((1.0, 0.0, 0.0, 0.0), abs=1e-6)
+    bad = world(Setting("one bad", 1.0, 4, 10, 0.5), rng)
+    assert bad.accuracy_P[0] < bad.accuracy_P[1] == pytest.approx(0.5, abs=1e-6)
+    assert bad.truth()["pss"] == pytest.approx(bad.accuracy_P[0] / 0.5, abs=1e-6)
+    graded = world(Setting("graded", 0.6, 400, 10, 0.5), rng)
+    assert (graded.shift_P.mean(), graded.shift_P.std()) == pytest.approx((0.0, 0.6))
+    assert set(none) == set(MEASURES)
+
+
+def test_answers_are_as_often_right_as_the_truth_says() -> None:
+    setting = Setting("one bad", 1.5, 3, 20_000, 0.3, samples=2, missing=0.25)
+    of = world(setting, np.random.default_rng(0))
+    under_P_Q_S, without_Q_S = grid(setting, of, np.random.default_rng(1))
+    assert under_P_Q_S.shape == (3, 20_000, 2)
+    assert np.nanmean(under_P_Q_S, axis=(1, 2)) == pytest.approx(of.accuracy_P, abs=0.015)
+    assert np.nanmean(without_Q_S) == pytest.approx(0.3, abs=0.015)
+    assert np.isnan(under_P_Q_S).mean() == pytest.approx(0.25, abs=0.01)
+
+
+def test_lines_become_tables() -> None:
+    alone = simulate(Setting("none", 0, 3, 20, 0.5), data_sets=3, resamples=40, seed=0)
+    assert {0 <= one["held"] <= 1 for one in alone["measures"].values()} == {True}
+    assert alone["measures"]["mean"]["n"] == 3
+    two = simulate_pair(Pair(Setting("none", 0, 3, 20, 0.5), same=1.0), data_sets=2, resamples=40, seed=0)
+    assert [two["pair"][name]["held"] for name in PAIRED] == [1.0] * 5, "the same answers"
+    assert [two["pair"][name]["rejected"] for name in PAIRED] == [0.0] * 5
+    tables = page([alone, two]).split("\n\n")
+    assert [len(table.splitlines()) for table in tables] == [3, 3, 3]
+    assert "| 3 × 20 | 0.5 | none | alike | 100% | 100, 0, 0 |" in tables[2]
