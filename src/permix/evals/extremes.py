@@ -294,7 +294,8 @@ def estimates(mean_P_Q: Array, baseline_Q: Array, *, seed: int, alike: bool = Fa
     """Worst, best, their difference and ratio, worst less no persona, and the personas' sd, by the draws.
 
     Every persona of `mean_P_Q` has a score. `alike`: the permutation test did not tell the personas apart; then every interval
-    reaches to where they do not differ. With fewer than two questions there is no interval, and the values are those observed.
+    reaches to where they do not differ. If it did, no draw of ties counts in which all are one. With fewer than two questions
+    there is no interval, and the values are those observed.
     """
     n = _questions(mean_P_Q)
     if n < 2:
@@ -302,6 +303,8 @@ def estimates(mean_P_Q: Array, baseline_Q: Array, *, seed: int, alike: bool = Fa
     ((apart_R_P, without_R),) = draw([(mean_P_Q, baseline_Q)], np.random.default_rng([seed, ALONE]))
     tied = measures(*draw_ties(mean_P_Q, baseline_Q, np.random.default_rng([seed, TIES])))
     apart = measures(apart_R_P, without_R)
+    if not alike and (differ_R := tied["spread"] > stats.TIE).any():
+        tied = {name: one_R[differ_R] for name, one_R in tied.items()}
     found = {name: interval(name, apart[name], tied[name], n) for name in TOWARDS}
     found |= _as_each_alone(observe(mean_P_Q), found)
     if alike:
