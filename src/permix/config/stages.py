@@ -52,6 +52,18 @@ TrainingTask = Annotated[TaskConfig, AfterValidator(_no_other_side)]
 TrainingPersonas = Annotated[PersonasConfig, AfterValidator(_no_other_builtin_side)]
 
 
+def _no_endpoint(folder: Path | None, info: ValidationInfo) -> Path | None:
+    model = info.data.get("model")
+    if folder is not None and model is not None and model.backend == "openai":
+        raise ValueError(
+            f'cache = {folder}: what an endpoint serves under a name may change; leave cache out with backend "openai"'
+        )
+    return folder
+
+
+Cache = Annotated[Path | None, AfterValidator(_no_endpoint)]
+
+
 class PlanStage(Section):
     stage: Literal["plan"] = "plan"
     out: Path = Path("runs/plan.parquet")
@@ -133,6 +145,8 @@ class StabilityStage(Stage):
     task: TaskConfig = TaskConfig()
     personas: PersonasConfig = PersonasConfig()
     sampling: Sampling = Sampling()
+    cache: Cache = None
+    """A folder of answers by content, for other runs to use and add to: what is there is not generated again."""
     samples: int = Field(default=1, gt=0)
     """Completions of one persona × question."""
     seed: int = Field(default=0, ge=0)
@@ -163,6 +177,8 @@ class FidelityStage(Stage):
     """How many of them; all when not given."""
     reference: Path | None = None
     """The base model's fidelity run, whose answers train the classifier; this run's own answers when not given."""
+    cache: Cache = None
+    """A folder of answers by content, for other runs to use and add to: what is there is not generated again."""
     folds: int = Field(default=5, ge=2)
     """Questions are held out in this many parts."""
     sampling: Sampling = Sampling(temperature=0.7, max_new_tokens=48)

@@ -11,7 +11,7 @@ from permix.config import FidelityStage
 from permix.errors import ConfigError, DataError, OwedCellsError
 from permix.evals.grid import Wording, describe_asked, fill, lay_out, note_seen_personas
 from permix.evals.identify import MIN_ANSWERS, Identifiability, identifiability
-from permix.models import Model, open_model
+from permix.models import Model, cached, open_model
 from permix.personas.choose import choose_personas
 from permix.personas.pool import PersonaPool, load_roleplay
 from permix.prompting import template_hash
@@ -28,7 +28,8 @@ def fidelity(config: FidelityStage) -> Identifiability:
     if config.reference is not None:
         refuse_unanswered(config.reference, {(persona.id, question.id) for persona in pool.personas for question in questions})
     note_seen_personas(config.model, pool)
-    return evaluate(open_model(config.model, config.threads), config, pool, questions)
+    with cached(open_model(config.model, config.threads), config.cache) as model:
+        return evaluate(model, config, pool, questions)
 
 
 def cells_of(config: FidelityStage, pool: PersonaPool, questions: Sequence[Question]) -> list[Cell]:

@@ -19,7 +19,7 @@ from permix.evals import power
 from permix.evals.grid import Wording, fill, note_seen_personas, read_answers
 from permix.evals.stability_summary import StabilitySummary, summarize
 from permix.evals.stats import sample_mean
-from permix.models import Model, open_model
+from permix.models import Model, cached, open_model
 from permix.personas.choose import choose_personas
 from permix.prompting import template_hash
 from permix.records import RunDir, read_json, write_json
@@ -39,7 +39,8 @@ def stability(config: StabilityStage) -> StabilitySummary:
     """
     task, setup = set_up(config)
     note_seen_personas(config.model, setup.pool)
-    return evaluate(open_model(config.model, config.threads), config, task, setup)
+    with cached(open_model(config.model, config.threads), config.cache) as model:
+        return evaluate(model, config, task, setup)
 
 
 def evaluate(model: Model, config: StabilityStage, task: Task, setup: Setup) -> StabilitySummary:

@@ -2,8 +2,9 @@
 
 from permix.config import ModelConfig
 from permix.models.base import Answer, Model
+from permix.models.cache import cached
 
-__all__ = ["Answer", "Model", "open_model"]
+__all__ = ["Answer", "Model", "cached", "open_model"]
 
 
 def open_model(config: ModelConfig, threads: int | None = None) -> Model:

@@ -29,6 +29,10 @@ class Model(Protocol):
         """Changes whenever the weights may have changed, so that records of two models are never mixed."""
 
     @property
+    def addressed(self) -> bool:
+        """Whether equal fingerprints mean equal weights, so that an answer may serve another run."""
+
+    @property
     def default_system(self) -> str | None:
         """The system text its chat template inserts when none is sent; None when it inserts none or cannot be known."""
 

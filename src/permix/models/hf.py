@@ -154,6 +154,8 @@ PROBE = "\x00probe\x00"
 class Loaded:
     """Answers requests with a network and a tokenizer that are in memory already."""
 
+    addressed = False
+
     def __init__(self, network: Any, tokenizer: Any, batch_size: int) -> None:
         self.network, self.tokenizer, self.batch_size = network, tokenizer, batch_size
 
@@ -217,6 +219,10 @@ class HFModel(Loaded):
     @property
     def name(self) -> str:
         return self.config.name
+
+    @property
+    def addressed(self) -> bool:  # type: ignore[override]
+        return Path(self.source).is_dir() or self.network.config._commit_hash is not None
 
     @cached_property
     def fingerprint(self) -> str:

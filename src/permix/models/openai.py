@@ -59,6 +59,7 @@ class OpenAIModel:
 
     default_system: str | None = None
     """Not knowable over HTTP: the endpoint applies its own chat template."""
+    addressed = False
 
     def __init__(self, config: ModelConfig, *, backoff_s: float = 0.5) -> None:
         self.config = config

@@ -18,6 +18,7 @@ class ScriptedModel:
     """Implements `Model`. `asked` holds every request so far, in the order asked; tokens are counted as words."""
 
     default_system: str | None = None
+    addressed = True
 
     def __init__(self, reply: Script, name: str = "scripted") -> None:
         self.name = name
