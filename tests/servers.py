@@ -154,7 +154,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._do(self.owner.models if self.path == "/v1/models" else error(404), lambda: None)
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        raw = self.rfile.read(length := int(self.headers["Content-Length"]))
+        if len(raw) < length:  # a client that was killed while it asked
+            self.close_connection = True
+            return None
+        body = json.loads(raw)
         if self.path != "/v1/chat/completions":
             return self._do(error(404), lambda: None)
         self._do(self.owner.begin(body, {name.title(): value for name, value in self.headers.items()}), self.owner.end)

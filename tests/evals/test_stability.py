@@ -1,9 +1,12 @@
 """`permix stability` end to end over HTTP: exact numbers, what stays owed, and runs that were killed and went on."""
 
 import json
+import multiprocessing
+import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +24,7 @@ from permix.tasks import load_questions
 from permix.tasks.overlap import Seen, write_seen
 from permix.train.plan import compile_from, write_plan
 from permix.types import Cell, CellKey, Verdict
+from tests.mortal import PRELOAD
 from tests.servers import Action, Hang, error, openai_server
 from tests.worlds import asked_as, asked_what, endpoint, solve, stability_config, stability_values, toml, write_pool
 
@@ -285,6 +289,44 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(at: int, tmp_p
     lines = [json.loads(line) for line in (config.out / "records.jsonl").read_bytes().splitlines()]
     assert Counter((line["persona_id"], line["question_id"]) for line in lines).most_common(1)[0][1] == 1
     assert len(lines) == 24
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_random_moments_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    """By the clock, wherever the process is: asking, writing, measuring."""
+    fields = {"task": {"name": "arithmetic", "levels": ["add-2"], "n": 40}, "samples": 3}  # 4 × 40 × 3 = 480 cells
+    rng, asked = random.Random(0), 0
+
+    def script(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> str:
+        time.sleep(0.005)
+        return f"It is {solve(asked_what(body)) + (asked_as(body) == 'troll')}."
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with openai_server(script) as server:
+        file = tmp_path / "stability.toml"
+        file.write_text(toml(stability_values(tmp_path, server.base_url, **fields)))
+        kills = 0
+        for _ in range(20):
+            process = context.Process(target=cli.main, args=(["stability", str(file)],))
+            process.start()
+            deadline = time.monotonic() + 30
+            while len(server.asked) == asked and process.is_alive() and time.monotonic() < deadline:
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 0.1))
+            process.kill()
+            process.join()
+            kills += process.exitcode == -signal.SIGKILL
+            asked = len(server.asked)
+        assert kills >= 10, "the run was done too soon to be killed"
+        config = stability_config(tmp_path, server.base_url, **fields)
+        whole = stability(config)
+        (tmp_path / "calm").mkdir()
+        calm = stability(stability_config(tmp_path / "calm", server.base_url, **fields))
+    assert whole == calm
+    assert (whole.n_scored, whole.n_asked) == (360, 360)
+    lines = [json.loads(line) for line in (config.out / "records.jsonl").read_bytes().splitlines()]
+    assert len(lines) == len({(line["persona_id"], line["question_id"], line["sample"]) for line in lines}) == 480
 
 
 @pytest.mark.parametrize("bytes_left", [1, 300, 5000])
