@@ -115,6 +115,45 @@ def test_missing_hard_questions_do_not_flatter_a_persona() -> None:
     assert seen.angle_P == pytest.approx(np.full(3, np.pi / 4), abs=1e-6)
 
 
+def test_a_persona_that_shares_little_with_the_others_is_little_known() -> None:
+    """Two questions with the others and fifty of its own: what it did on those says nothing of how it compares."""
+    scores = answers(np.full(5, 0.5), 150, seed=4)
+    scores[4, :98], scores[:4, 100:] = NAN, NAN
+    seen = observe(scores)
+    assert seen.own_P[4] > 10 * seen.own_P[:4].max()
+    low, high = ends(estimates(scores, np.full(150, NAN), seed=0)["pss"])
+    assert (low < 0.4, high > 0.9) == (True, True)
+
+
+def test_personas_without_a_common_question_have_no_interval() -> None:
+    scores = np.full((2, 60), NAN)
+    scores[0, :30], scores[1, 30:] = 1.0, 0.0
+    found = estimates(scores, scores[0], seed=0)
+    assert [(one.value, one.low) for one in (found["worst"], found["best"])] == [(0.0, None), (1.0, None)]
+    one = differences((scores, scores[0]), (scores, scores[0]), seed=0)["worst"]
+    assert (one.value, one.low) == (0.0, None)
+
+
+def test_models_that_answered_other_questions_are_not_taken_for_paired() -> None:
+    scores = answers(np.linspace(0.45, 0.55, 6), 400, seed=1)
+    odd, even, nothing = scores.copy(), scores.copy(), np.full(400, NAN)
+    odd[:, ::2], even[:, 1::2] = NAN, NAN
+    halves, whole = (differences((one, nothing), (two, nothing), seed=0)["worst"] for one, two in ((odd, even), (scores, scores)))
+    widths = [high - low for low, high in map(ends, (halves, whole))]
+    assert widths[0] > 0.08
+    assert widths[1] < 0.01
+
+
+def test_a_thin_baseline_leaves_the_personas_as_they_are() -> None:
+    scores, thin = answers(np.linspace(0.4, 0.6, 8), 100), np.full(100, NAN)
+    thin[:2] = [0.0, 1.0]
+    found, whole = (estimates(scores, baseline_Q, seed=0) for baseline_Q in (thin, scores[3]))
+    assert ends(found["worst"]) == pytest.approx(ends(whole["worst"]))
+    assert (found["worst_minus_baseline"].n, whole["worst_minus_baseline"].n) == (2, 100)
+    low, high = ends(found["worst_minus_baseline"])
+    assert high - low > 0.8
+
+
 def test_the_order_of_personas_and_of_their_names_does_not_matter() -> None:
     scores = answers(np.linspace(0.3, 0.7, 6), 60)
     found = estimates(scores, scores[0], seed=3)

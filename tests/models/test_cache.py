@@ -14,7 +14,7 @@ from permix.models.base import Model
 from permix.models.cache import FILE, cached, question
 from permix.models.hf import HFModel
 from permix.models.scripted import Reply, ScriptedModel
-from permix.records import read_cells
+from permix.records import read_cells, read_json
 from permix.types import Completion, Failure, Message, Request, Sampling
 
 GREEDY, DRAWN = Sampling(temperature=0, max_new_tokens=8), Sampling(temperature=0.7, max_new_tokens=8)
@@ -26,7 +26,7 @@ def request(text: str, seed: int = 0, system: str | None = None) -> Request:
 
 
 def texts(model: Model, folder: Path, requests: list[Request], sampling: Sampling = GREEDY) -> list[str | None]:
-    with cached(model, folder) as kept:
+    with cached(model, folder, folder / "run") as kept:
         found = dict(kept.complete(requests, sampling))
     results = (found[place] for place in range(len(requests)))
     return [one.text if isinstance(one, Completion) else None for one in results]
@@ -89,7 +89,7 @@ def test_failures_are_not_kept_and_hostile_text_is(tmp_path: Path) -> None:
 
 
 def test_an_answer_is_kept_as_soon_as_it_is_there(tmp_path: Path) -> None:
-    with cached(counting(), tmp_path) as kept:
+    with cached(counting(), tmp_path, tmp_path / "run") as kept:
         answers = kept.complete([request("x"), request("y")], GREEDY)
         next(answers)  # and then the process dies
     assert texts(ScriptedModel({"y": "y"}, "a"), tmp_path, [request("x"), request("y")]) == ["x 1", "y"]
@@ -109,6 +109,29 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
     assert [one.exitcode for one in writers] == [0, 0, 0]
     with sqlite3.connect(tmp_path / FILE) as table:
         assert table.execute("SELECT COUNT(*) FROM answers").fetchone() == (200,)
+
+
+def make(folder: Path) -> None:
+    with cached(ScriptedModel({}, "a"), folder, folder):
+        pass
+
+
+def test_many_processes_make_the_file_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    for attempt in range(5):
+        makers = [context.Process(target=make, args=(tmp_path / str(attempt),)) for _ in range(6)]
+        for one in makers:
+            one.start()
+        for one in makers:
+            one.join()
+        assert [one.exitcode for one in makers] == [0] * 6
+
+
+def test_a_damaged_answer_is_asked_again(tmp_path: Path) -> None:
+    texts(counting(), tmp_path, [request("x")])
+    with sqlite3.connect(tmp_path / FILE) as table:
+        table.execute("UPDATE answers SET answer = '{'")
+    assert texts(ScriptedModel({"x": "new"}, "a"), tmp_path, [request("x")]) == ["new"]
 
 
 def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
@@ -144,6 +167,8 @@ def test_a_run_from_the_cache_is_the_run(tiny_model: Path, tmp_path: Path) -> No
     first, mean = run("first", 2)
     second, same = run("second", 2)
     assert mean == same
+    notes = [read_json(config.out / "cache.json") for config in (first, second)]
+    assert notes == [{"held": 0, "asked": 12}, {"held": 12, "asked": 12}]
     assert read_cells(first.out / "records.jsonl") == read_cells(second.out / "records.jsonl")
     run("third", 3)
     with sqlite3.connect(tmp_path / "cache" / FILE) as table:

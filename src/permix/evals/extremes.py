@@ -25,7 +25,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.special import chdtri, stdtrit
 
 from permix.evals import stats
 from permix.evals.stats import Array
@@ -68,28 +70,39 @@ class Observed(NamedTuple):
 
 
 def observe(mean_P_Q: Array) -> Observed:
-    """`mean_P_Q`: every persona has a score, and there are two questions or more with one."""
+    """`mean_P_Q`: two questions or more have a score, and personas are `connected`."""
     P = len(mean_P_Q)
     scored_P_Q = ~np.isnan(mean_P_Q)
-    effect_P, residual = _two_way(mean_P_Q)
+    effect_P, residual, share_P = _two_way(mean_P_Q)
     level_Q = stats.sample_mean((mean_P_Q - effect_P[:, None]).T)
     known_Q = ~np.isnan(level_Q)
     Q = int(known_Q.sum())
     accuracy_P = np.clip(level_Q[known_Q].mean() + effect_P, 0.0, 1.0)
+    spread = float((accuracy_P * (1 - accuracy_P)).mean())
+    if np.isnan(residual):  # no cell more than the fit takes: as if questions were all alike
+        residual = spread
     noise = residual * (1 / scored_P_Q.sum(axis=0)[known_Q]).mean()
-    level = _level(level_Q, float((accuracy_P * (1 - accuracy_P)).mean()), max(level_Q[known_Q].var(ddof=1) - noise, 0.0))
+    level = _level(level_Q, spread, max(level_Q[known_Q].var(ddof=1) - noise, 0.0))
     # Half a disagreement more than was seen: personas that answered alike throughout need not always do so.
-    own_P = (residual + 0.125 * level.scale / (P * Q)) / level.scale / scored_P_Q.sum(axis=1)
+    own_P = (residual + 0.125 * level.scale / (P * Q)) / level.scale * share_P
     return Observed(_angle(accuracy_P, Q), own_P, mean_P_Q - effect_P[:, None] - level_Q, level)
 
 
-def _two_way(mean_P_Q: Array) -> tuple[Array, float]:
-    """Effects of personas, which add up to 0, and the residual's mean square; both 0 for one persona."""
-    if len(mean_P_Q) == 1:
-        return np.zeros(1), 0.0
-    found = stats.two_way(mean_P_Q, np.ones((1, mean_P_Q.shape[1])))
-    residual = float(found.residual_R[0])
-    return found.effect_R_P[0], 0.0 if np.isnan(residual) else max(residual, 0.0)
+def connected(mean_P_Q: Array) -> bool:
+    """Whether any two personas can be compared, if need be by way of others: through questions that both have a score for."""
+    scored_P_Q = (~np.isnan(mean_P_Q)).astype(float)
+    return int(connected_components(csr_matrix(scored_P_Q @ scored_P_Q.T), directed=False)[0]) == 1
+
+
+def _two_way(mean_P_Q: Array) -> tuple[Array, float, Array]:
+    """Effects of personas, which add up to 0; the residual's mean square (NaN without degrees of freedom); and which part of it
+    is the variance of each persona's own noise, 1/Q where nothing is missing. For one persona there is no residual.
+    """
+    P, Q = mean_P_Q.shape
+    if P == 1:
+        return np.zeros(1), 0.0, np.full(1, 1 / Q)
+    found = stats.two_way(mean_P_Q, np.ones((1, Q)))
+    return found.effect_R_P[0], max(float(found.residual_R[0]), 0.0), found.diagonal_R_P[0] * P / (P - 1)
 
 
 def _level(value_Q: Array, spread: float, between: float) -> Level:
@@ -147,16 +160,20 @@ def _shared_errors(seen: Sequence[Observed], baselines: Sequence[Array], rng: np
 
 
 def _noise(seen: Sequence[Observed]) -> Array:
-    """Covariance [P, G, G] of the grids' noise on one persona: as correlated as what is left of their answers cell by cell."""
+    """Covariance [P, G, G] of the grids' noise on one persona: as correlated as what is left of their answers is cell by cell,
+    and as far as their cells are the same.
+    """
     noise_P_G_G = np.stack([np.stack([np.sqrt(one.own_P * other.own_P) for other in seen], axis=1) for one in seen], axis=1)
     for row, one in enumerate(seen):
         for column, other in enumerate(seen[:row]):
             both_P_Q = ~np.isnan(one.rest_P_Q) & ~np.isnan(other.rest_P_Q)
             a, b = one.rest_P_Q[both_P_Q], other.rest_P_Q[both_P_Q]
             size = np.sqrt((a @ a) * (b @ b))
-            alike = float(np.clip(a @ b / size, -ALMOST, ALMOST)) if size > 0 else ALMOST if np.array_equal(a, b) else 0.0
-            noise_P_G_G[:, row, column] *= alike
-            noise_P_G_G[:, column, row] *= alike
+            same = ALMOST if a.size and np.array_equal(a, b) else 0.0
+            alike = float(np.clip(a @ b / size, -ALMOST, ALMOST)) if size > 0 else same
+            of_P = both_P_Q.sum(axis=1) / np.sqrt((~np.isnan(one.rest_P_Q)).sum(axis=1) * (~np.isnan(other.rest_P_Q)).sum(axis=1))
+            noise_P_G_G[:, row, column] *= alike * of_P
+            noise_P_G_G[:, column, row] *= alike * of_P
     return noise_P_G_G
 
 
@@ -165,21 +182,24 @@ def _accuracy(angle: Array) -> Array:
 
 
 def _errors(levels: Sequence[Level], rng: np.random.Generator) -> Array:
-    """error_R_L of mean levels, with the covariance that their questions gave them; t-distributed, since those tell it."""
+    """error_R_L of mean levels, with the covariance that the questions of both gave them; each t-distributed with its questions
+    less one degrees of freedom, since those tell its variance.
+    """
     covariance = np.diag([one.variance for one in levels])
-    fewest = min(int((~np.isnan(one.value_Q)).sum()) for one in levels)
+    questions_L = np.array([(~np.isnan(one.value_Q)).sum() for one in levels], dtype=float)
     for row, one in enumerate(levels):
         for column, other in enumerate(levels[:row]):
             both_Q = ~np.isnan(one.value_Q) & ~np.isnan(other.value_Q)
             if both_Q.sum() > 1:
-                found = float(np.cov(one.value_Q[both_Q], other.value_Q[both_Q])[0, 1]) / float(both_Q.sum())
+                found = float(np.cov(one.value_Q[both_Q], other.value_Q[both_Q])[0, 1])
+                found *= float(both_Q.sum() / (questions_L[row] * questions_L[column]))
                 most = np.sqrt(one.variance * other.variance)
                 found = float(np.clip(found / np.sqrt(one.scale * other.scale), -most, most))
                 covariance[row, column] = covariance[column, row] = found
-    heavy_R = np.sqrt((fewest - 1) / rng.chisquare(fewest - 1, DRAWS))
+    heavy_R_L = np.sqrt((questions_L - 1) / chdtri(questions_L - 1, rng.random(DRAWS)[:, None]))
     # A level's errors do not change with those that come after it: of one grid they are the same with and without a baseline.
     root_L_L = np.linalg.cholesky(_positive(covariance))
-    return np.asarray((root_L_L @ rng.normal(size=(len(levels), DRAWS)) * heavy_R).T)
+    return np.asarray((root_L_L @ rng.normal(size=(len(levels), DRAWS))).T * heavy_R_L)
 
 
 def _positive(covariance: Array) -> Array:
@@ -255,7 +275,7 @@ def _ties(y_P: Array, own_P: Array, rng: np.random.Generator) -> Array:
         value_C_V = value_C_V + rng.normal(size=(C, V)) / np.sqrt(precision_C_V)
         log_C_P_V = share_C_V[:, None] - (y_P[:, None] - value_C_V[:, None]) ** 2 / (2 * own_P[:, None])
         takes_C_P = (log_C_P_V - np.log(rng.exponential(size=log_C_P_V.shape))).argmax(axis=2)
-        used_C_V = count_C_V > 0
+        used_C_V = (takes_C_P[:, :, None] == np.arange(V)).any(axis=1)
         used_C = used_C_V.sum(axis=1)
         middle_C = (value_C_V * used_C_V).sum(axis=1) / used_C + rng.normal(size=C) * np.sqrt(whole_C / used_C)
         apart_C = ((value_C_V - middle_C[:, None]) ** 2 * used_C_V).sum(axis=1)
@@ -294,11 +314,11 @@ def estimates(mean_P_Q: Array, baseline_Q: Array, *, seed: int, alike: bool = Fa
     """Worst, best, their difference and ratio, worst less no persona, and the personas' sd, by the draws.
 
     Every persona of `mean_P_Q` has a score. `alike`: the permutation test did not tell the personas apart; then every interval
-    reaches to where they do not differ. If it did, no draw of ties counts in which all are one. With fewer than two questions
-    there is no interval, and the values are those observed.
+    reaches to where they do not differ. If it did, no draw of ties counts in which all are one. With fewer than two questions,
+    or personas that share none, there is no interval, and the values are those observed.
     """
     n = _questions(mean_P_Q)
-    if n < 2:
+    if n < 2 or not connected(mean_P_Q):
         return _observed(mean_P_Q, baseline_Q, n)
     ((apart_R_P, without_R),) = draw([(mean_P_Q, baseline_Q)], np.random.default_rng([seed, ALONE]))
     tied = measures(*draw_ties(mean_P_Q, baseline_Q, np.random.default_rng([seed, TIES])))
@@ -312,7 +332,8 @@ def estimates(mean_P_Q: Array, baseline_Q: Array, *, seed: int, alike: bool = Fa
         found = {name: _reaching(name, found[name], same_R) for name, same_R in same.items()}
     if not np.nansum(mean_P_Q):
         found["pss"] = Estimate(value=0.0, low=0.0, high=1.0, n=n)  # 0/0, of which no more is known
-    return found
+    both = int(((~np.isnan(mean_P_Q)).any(axis=0) & ~np.isnan(baseline_Q)).sum())
+    return found | {"worst_minus_baseline": found["worst_minus_baseline"].model_copy(update={"n": both})}
 
 
 def _questions(mean_P_Q: Array) -> int:
@@ -352,7 +373,7 @@ def differences(first: tuple[Array, Array], other: tuple[Array, Array], *, seed:
     grids, n = (first, other), min(_questions(first[0]), _questions(other[0]))
     alone = [estimates(*one, seed=seed) for one in grids]
     drawn = []
-    if n > 1:
+    if n > 1 and all(connected(mean_P_Q) for mean_P_Q, _ in grids):
         drawn = [measures(*one) for one in draw(grids, np.random.default_rng([seed, TOGETHER]))]
     return {name: _difference(alone[0][name], alone[1][name], [one[name] for one in drawn]) for name in EXTREMES}
 

@@ -28,7 +28,7 @@ def fidelity(config: FidelityStage) -> Identifiability:
     if config.reference is not None:
         refuse_unanswered(config.reference, {(persona.id, question.id) for persona in pool.personas for question in questions})
     note_seen_personas(config.model, pool)
-    with cached(open_model(config.model, config.threads), config.cache) as model:
+    with cached(open_model(config.model, config.threads), config.cache, config.out) as model:
         return evaluate(model, config, pool, questions)
 
 

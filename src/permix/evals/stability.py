@@ -39,7 +39,7 @@ def stability(config: StabilityStage) -> StabilitySummary:
     """
     task, setup = set_up(config)
     note_seen_personas(config.model, setup.pool)
-    with cached(open_model(config.model, config.threads), config.cache) as model:
+    with cached(open_model(config.model, config.threads), config.cache, config.out) as model:
         return evaluate(model, config, task, setup)
 
 

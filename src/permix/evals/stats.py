@@ -62,11 +62,14 @@ def case_worst(mean_P_Q: Array, counts_R_Q: Array) -> Array:
 
 
 class TwoWay(NamedTuple):
-    """An additive persona + question fit: effects that add up to 0, the residual's mean square, and tr L⁺ (see `persona_sd`)."""
+    """An additive persona + question fit: effects that add up to 0, the residual's mean square, and the diagonal of L⁺.
+
+    An effect's variance is the residual's times its place of that diagonal.
+    """
 
     effect_R_P: Array
     residual_R: Array
-    trace_R: Array
+    diagonal_R_P: Array
 
 
 def two_way(mean_P_Q: Array, counts_R_Q: Array) -> TwoWay:
@@ -74,20 +77,24 @@ def two_way(mean_P_Q: Array, counts_R_Q: Array) -> TwoWay:
 
     With m the 0/1 mask, d = x − x_.q and L = diag(Σ_q m_pq) − Σ_q m_q m_qᵀ / m_.q, the effects are a = L⁺ Σ_q d_q; the residual,
     Σ (x_pq − x_p. − x_.q + x..)² where nothing is missing, has N − Q − P + 1 degrees of freedom. NaN without any of those.
+    Where nothing is missing, L⁺ = (I − J/P) / Q, and no matrix is made.
     """
     P = len(mean_P_Q)
     scored_P_Q = ~np.isnan(mean_P_Q) & ((~np.isnan(mean_P_Q)).sum(axis=0) > 1)
     personas_Q = scored_P_Q.sum(axis=0).astype(float)
     centred_P_Q = np.where(scored_P_Q, mean_P_Q - sample_mean(mean_P_Q.T), 0.0)
     seen_R_P = counts_R_Q @ scored_P_Q.T
-    share_R_P_Q = scored_P_Q * (counts_R_Q / np.maximum(personas_Q, 1))[:, None, :]
-    inverse_R_P_P = np.linalg.pinv(np.eye(P) * seen_R_P[:, None, :] - share_R_P_Q @ scored_P_Q.T, rcond=TIE, hermitian=True)
     total_R_P = counts_R_Q @ centred_P_Q.T
-    effect_R_P = (inverse_R_P_P @ total_R_P[:, :, None])[:, :, 0]
+    if scored_P_Q.all():
+        effect_R_P, diagonal_R_P = total_R_P / seen_R_P, (1 - 1 / P) / seen_R_P
+    else:
+        share_R_P_Q = scored_P_Q * (counts_R_Q / np.maximum(personas_Q, 1))[:, None, :]
+        inverse_R_P_P = np.linalg.pinv(np.eye(P) * seen_R_P[:, None, :] - share_R_P_Q @ scored_P_Q.T, rcond=TIE, hermitian=True)
+        effect_R_P = (inverse_R_P_P @ total_R_P[:, :, None])[:, :, 0]
+        diagonal_R_P = np.diagonal(inverse_R_P_P, axis1=1, axis2=2)
     freedom_R = seen_R_P.sum(axis=1) - counts_R_Q @ (personas_Q > 1) - P + 1
     residual_R = _ratio(counts_R_Q @ (centred_P_Q**2).sum(axis=0) - (effect_R_P * total_R_P).sum(axis=1), freedom_R)
-    trace_R = np.trace(inverse_R_P_P, axis1=1, axis2=2)
-    return TwoWay(effect_R_P, np.where((seen_R_P > 0).all(axis=1), residual_R, np.nan), trace_R)
+    return TwoWay(effect_R_P, np.where((seen_R_P > 0).all(axis=1), residual_R, np.nan), diagonal_R_P)
 
 
 def persona_sd(mean_P_Q: Array, counts_R_Q: Array) -> Array:
@@ -100,7 +107,7 @@ def persona_sd(mean_P_Q: Array, counts_R_Q: Array) -> Array:
     NaN for one persona, without residual degrees of freedom, or if a persona shares no question with another.
     """
     found = two_way(mean_P_Q, counts_R_Q)
-    excess_R = (found.effect_R_P**2).sum(axis=1) - found.residual_R * found.trace_R
+    excess_R = (found.effect_R_P**2).sum(axis=1) - found.residual_R * found.diagonal_R_P.sum(axis=1)
     return np.asarray(np.sqrt(np.maximum(_ratio(excess_R, np.float64(len(mean_P_Q) - 1)), 0.0)))
 
 

@@ -222,7 +222,9 @@ class HFModel(Loaded):
 
     @property
     def addressed(self) -> bool:  # type: ignore[override]
-        return Path(self.source).is_dir() or self.network.config._commit_hash is not None
+        folder = Path(self.source)
+        whole = not (folder / "adapter_config.json").exists() if folder.is_dir() else self.network.config._commit_hash is not None
+        return whole and "strftime_now" not in self.tokenizer.chat_template  # such a template asks otherwise every day
 
     @cached_property
     def fingerprint(self) -> str:

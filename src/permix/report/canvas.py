@@ -28,7 +28,7 @@ DPI = 150
 WIDTH = 8.0
 HEADING = 0.36  # inches of the title line
 NOTE = 0.17  # inches of a line under it
-INTERVAL = "95 % bootstrap intervals over questions"
+INTERVAL = "95 % intervals over questions"
 
 
 class Style(NamedTuple):

@@ -25,11 +25,11 @@ from permix.report.runs import WHOLE_GRID, Run, find, label_of
 
 NAMES = {
     "baseline": "no persona", "mean": "mean over personas", "worst": "worst persona", "best": "best persona",
-    "pss": "PSS (worst / best)", "pss_crossfit": "PSS cross-fitted", "spread": "best − worst", "persona_sd": "sd of personas",
+    "pss": "PSS", "pss_crossfit": "PSS cross-fitted", "spread": "best − worst", "persona_sd": "sd of personas",
     "shift": "mean − no persona", "worst_minus_baseline": "worst − no persona", "case_worst": "each question's worst persona",
 }  # fmt: skip
 NOTE = (
-    "Second − first, paired by persona and question, with 95 % bootstrap intervals over {questions} questions; p: the models "
+    "Second − first, paired by persona and question, with 95 % intervals over {questions} questions; p: the models "
     "swapped question by question, two-sided, for each measure alone. Personas: sign-flip test, corrected for their number "
     "(Holm)."
 )

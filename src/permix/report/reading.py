@@ -1,7 +1,7 @@
 """What the numbers say, in words: models compared where they may be, and plainly not where they may not.
 
 Contract: a difference is called higher or lower only when its 95 % interval leaves out 0 (stability: paired by persona and
-question; identifiability: paired by question; both bootstrapped over questions); everything else is "no difference shown". Models
+question; identifiability: paired by question); everything else is "no difference shown". Models
 that were not asked the same are not compared, and the reason is said. Markdown out, labels escaped.
 """
 

@@ -28,10 +28,11 @@ def caption(models: Sequence[ModelRuns]) -> str:
     """n, what the intervals are, seeds, what was not held out, and what "no persona" means."""
     lines = [
         "Cells: value [95 % interval]; n is what was counted: questions for accuracy and PSS, answers for identifiability.",
-        "Intervals are bootstraps over questions (the cells of one question are not independent); they do not cover another "
+        "Intervals are over questions (the cells of one question are not independent); they do not cover another "
         "training seed, and a difference is judged by its own paired interval above, not by two columns.",
-        "PSS is our definition: worst / best persona's accuracy; noise alone pulls it down, so read it beside its value if "
-        "personas did nothing (with the middle 95 % of its permutations). Identifiability is distinctness, not correctness.",
+        "PSS is our definition: worst / best persona's accuracy. Noise makes the worst worse and the best better; it is taken "
+        "off in PSS and the worst persona, and PSS as observed is to be read beside its value if personas did nothing (with the "
+        "middle 95 % of its permutations). Identifiability is distinctness, not correctness.",
         "A cell without a score is left out and counted, never 0; – is not measured.",
         *_sizes(models),
         *_not_held_out(models),
