@@ -1,6 +1,10 @@
 """What every test shares: quiet threads, no model hub, and one tiny model on disk."""
 
 import os
+import signal
+
+# A shell's background jobs ignore Ctrl-C, and their children would too: some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before anything imports torch or transformers.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
