@@ -3,9 +3,6 @@
 import os
 import signal
 
-# A shell's background jobs ignore Ctrl-C, and their children would too: some tests send it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 # Before anything imports torch or transformers.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["GOMP_SPINCOUNT"] = "0"
@@ -19,6 +16,9 @@ import pytest
 
 from permix.evals import extremes
 from tests.tiny import make_folder
+
+# A shell's background jobs ignore Ctrl-C, and their children would too: some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
