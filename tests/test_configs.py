@@ -123,7 +123,9 @@ def test_the_arithmetic_trainings_differ_in_their_method_alone() -> None:
 def test_the_report_names_the_runs_that_the_configurations_make() -> None:
     report = stage_of(ROOT / "configs" / "report-arithmetic.toml")
     assert isinstance(report, config.ReportStage)
-    made = [stage_of(ROOT / "configs" / f"{name}.toml").out for name in ("stability-arithmetic", "fidelity-builtin")]
-    made += [stage_of(ROOT / "configs" / f"arithmetic-{name}.toml").out for name in ("rlvr", "permix")]
+    names = ("stability-arithmetic", "fidelity-builtin", "arithmetic-rlvr", "arithmetic-permix")
+    stages = [stage_of(ROOT / "configs" / f"{name}.toml") for name in names]
+    made = [stage.out for stage in stages if isinstance(stage, config.Stage)]
+    assert len(made) == len(names)
     assert set(made) <= set(report.runs)
     assert list(report.runs[:2]) == made[:2]

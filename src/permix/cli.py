@@ -88,6 +88,27 @@ def fidelity(args: Sequence[str]) -> None:
     _report_alone(settings.out)
 
 
+def judge(args: Sequence[str]) -> None:
+    """Have the answers of a fidelity run judged, and the judge itself tried: permix judge RUN --judge.name NAME."""
+    settings = parse("judge", config.JudgeStage, _naming_run(args))
+    quiet()
+    from permix.judging.run import judge as run
+
+    try:
+        run(settings)
+    finally:
+        _report_alone(settings.run)
+
+
+def questions(args: Sequence[str]) -> None:
+    """Have questions for your own personas written, of PersonaGym's five tasks, and example answers to them."""
+    settings = parse("questions", config.QuestionsStage, args)
+    quiet()
+    from permix.gym.writing import write_questions as run
+
+    print(run(settings))
+
+
 def _report_alone(run: Path) -> None:
     """The tables and figures of one run, inside it."""
     if (run / "metrics.json").exists():
@@ -123,11 +144,16 @@ def import_(args: Sequence[str]) -> None:
 
 def export(args: Sequence[str]) -> None:
     """Write a run's records as their logs: permix export RUN --format lm-eval|inspect [--out DIR]."""
-    named = bool(args) and not args[0].startswith("-") and not args[0].endswith(config.SUFFIXES)
-    settings = parse("export", config.ExportStage, ["--run", *args] if named else args)
+    settings = parse("export", config.ExportStage, _naming_run(args))
     from permix.interop.exporting import export_stage
 
     show(f"exported {settings.run}", export_stage(settings))
+
+
+def _naming_run(args: Sequence[str]) -> Sequence[str]:
+    """A run directory that comes first is the option --run."""
+    named = bool(args) and not args[0].startswith("-") and not args[0].endswith(config.SUFFIXES)
+    return ["--run", *args] if named else args
 
 
 def _naming_runs(args: Sequence[str]) -> Sequence[str]:
@@ -209,9 +235,13 @@ class Verb(NamedTuple):
 VERBS = {
     verb.name: verb
     for verb in map(
-        Verb, (quickstart, plan, train, stability, fidelity, report, compare, import_, export, models, personas, check)
+        Verb,
+        (
+            quickstart, plan, train, stability, fidelity, judge, questions, report, compare, import_, export, models, personas,
+            check,
+        ),
     )
-}
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,8 +8,8 @@ A stage reads and writes these records and nothing else, so any stage can run on
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
@@ -107,10 +107,14 @@ class Sampling(Record):
 
 
 class Request(NamedTuple):
-    """One prompt for a model; `seed` makes its sample independent of the batch it travels in."""
+    """One prompt for a model; `seed` makes its sample independent of the batch it travels in.
+
+    `schema`: a JSON schema that the reply is to obey where the engine can see to that; others answer as they like.
+    """
 
     messages: tuple[Message, ...]
     seed: int
+    schema: Mapping[str, Any] | None = None
 
 
 class Completion(Record):
@@ -126,10 +130,15 @@ class Completion(Record):
 
 
 class Failure(Record):
-    """Why a cell has no completion, or no verdict: the error's type and message, recorded at the cell's boundary."""
+    """Why a cell has no completion, or no verdict: the error's type and message, recorded at the cell's boundary.
+
+    Tokens: what replies that could not be used were charged with, as far as the endpoint said.
+    """
 
     type: str
     message: str
+    prompt_tokens: int = Field(default=0, ge=0)
+    completion_tokens: int = Field(default=0, ge=0)
 
 
 class CellKey(NamedTuple):

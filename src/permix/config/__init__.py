@@ -7,13 +7,16 @@ A stage's configuration is one class made of sections; a TOML file mirrors it (`
 from permix.config.asking import ModelConfig, PersonasConfig, TaskConfig
 from permix.config.base import Section
 from permix.config.interop import ExportStage, ImportedModel, ImportedRun, ImportedSampling, ImportStage
+from permix.config.judging import GymConfig, GymTask, InterviewConfig, InterviewerConfig, JudgeConfig
 from permix.config.read import SUFFIXES, build, explain, load, read_values
 from permix.config.stages import (
     STAGES,
     AnyStage,
     CompareStage,
     FidelityStage,
+    JudgeStage,
     PlanStage,
+    QuestionsStage,
     QuickstartStage,
     ReportStage,
     StabilityStage,
@@ -51,10 +54,16 @@ __all__ = [
     "CompareStage",
     "ExportStage",
     "FidelityStage",
+    "GymConfig",
+    "GymTask",
     "ImportStage",
     "ImportedModel",
     "ImportedRun",
     "ImportedSampling",
+    "InterviewConfig",
+    "InterviewerConfig",
+    "JudgeConfig",
+    "JudgeStage",
     "LossName",
     "Method",
     "ModelConfig",
@@ -63,6 +72,7 @@ __all__ = [
     "PlanStage",
     "ProbeConfig",
     "ProbeMetric",
+    "QuestionsStage",
     "QuickstartStage",
     "ReportStage",
     "Section",

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 from permix.config.asking import ModelConfig, PersonasConfig, TaskConfig
 from permix.config.base import Section
 from permix.config.interop import ExportStage, ImportStage
+from permix.config.judging import GymConfig, GymTask, InterviewConfig, InterviewerConfig, JudgeConfig
 from permix.config.training import (
     IDLE,
     WITHOUT_PERSONAS,
@@ -201,6 +202,13 @@ class FidelityStage(Stage):
     """"builtin", or a file of open-ended questions (TOML, JSONL, or one a line)."""
     questions_split: Split = "heldout"
     """Which side of them, where the file gives them sides; a file without sides is asked whole."""
+    personagym: GymConfig = GymConfig()
+    """PersonaGym's questions, each persona its own, in place of the shared ones."""
+    interview: InterviewConfig = InterviewConfig()
+    """A conversation with each persona in place of single questions."""
+    interviewer: InterviewerConfig = InterviewerConfig()
+    judge: JudgeConfig = JudgeConfig()
+    """Who judges the answers once they are there; more judges by `permix judge`."""
     n_questions: int | None = Field(default=None, gt=0)
     """How many of them; all when not given."""
     reference: Path | None = None
@@ -215,6 +223,58 @@ class FidelityStage(Stage):
     resamples: int = Field(default=2000, ge=100)
     """Bootstrap resamples."""
 
+    @property
+    def kind(self) -> Literal["open", "personagym", "interview"]:
+        """What is asked: questions that all personas share, PersonaGym's own of each, or a conversation."""
+        if self.interview.turns:
+            return "interview"
+        return "personagym" if self.personagym.path or self.personagym.hub else "open"
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "FidelityStage":
+        if self.interview.turns and (self.personagym.path or self.personagym.hub):
+            raise ValueError(
+                f"interview.turns = {self.interview.turns}: personagym asks questions of its own; leave one of the two out"
+            )
+        return self
+
+
+class JudgeStage(Section):
+    stage: Literal["judge"] = "judge"
+    run: Path = Path("runs/fidelity")
+    """The run of `permix fidelity` whose answers are judged; verdicts go to judges/LABEL in it."""
+    judge: JudgeConfig = JudgeConfig()
+    threads: int | None = Field(default=None, gt=0)
+    """CPU threads for torch; the machine's cores when not given."""
+    seed: int = Field(default=0, ge=0)
+    """Seeds every verdict, what the judge is tried on, and the resampling of the intervals."""
+    resamples: int = Field(default=2000, ge=100)
+    """Bootstrap resamples."""
+
+
+class QuestionsStage(Stage):
+    stage: Literal["questions"] = "questions"
+    out: Path = Path("runs/questions")
+    """The run directory; questions.jsonl in it is what `permix fidelity --personagym.path` reads."""
+    model: ModelConfig = ModelConfig()
+    """Who writes the questions."""
+    personas: PersonasConfig = PersonasConfig(split="all")
+    personagym: GymConfig = GymConfig()
+    """Take the questions from here instead of having them written, to get example answers to them."""
+    tasks: tuple[GymTask, ...] = ()
+    """Only these tasks; all five when not given."""
+    n: int = Field(default=10, gt=0)
+    """Questions of each task for each persona."""
+    settings: Path | None = None
+    """Situations to choose from, one a line; the built-in list when not given."""
+    examples: bool = False
+    """Also have an example answer written for each score of each question: examples.jsonl."""
+    attempts: int = Field(default=3, gt=0)
+    """How often one start asks again where the reply cannot be used."""
+    sampling: Sampling = Sampling(temperature=0.9, top_p=0.95, max_new_tokens=1500)
+    seed: int = Field(default=0, ge=0)
+    """Seeds every reply."""
+
 
 class ReportStage(Section):
     stage: Literal["report"] = "report"
@@ -222,6 +282,8 @@ class ReportStage(Section):
     """Run directories, or folders that hold some."""
     out: Path = Path("runs/report")
     """Where report.md, table.json and the figures go."""
+    as_published: bool = False
+    """Beside PersonaScore, also what PersonaGym's released code would have made of the same scores."""
 
 
 class CompareStage(Section):
@@ -259,6 +321,8 @@ AnyStage = (
     | TrainStage
     | StabilityStage
     | FidelityStage
+    | JudgeStage
+    | QuestionsStage
     | ReportStage
     | CompareStage
     | ImportStage
@@ -270,6 +334,8 @@ STAGES: dict[str, type[AnyStage]] = {
     "train": TrainStage,
     "stability": StabilityStage,
     "fidelity": FidelityStage,
+    "judge": JudgeStage,
+    "questions": QuestionsStage,
     "report": ReportStage,
     "compare": CompareStage,
     "import": ImportStage,
