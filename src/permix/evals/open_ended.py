@@ -1,26 +1,28 @@
-"""`permix fidelity`: how recognisable a model's characters are.
+"""The kind "open" of `permix fidelity`: how recognisable a model's characters are.
 
 Asks every persona the same open-ended questions and measures identifiability from the answers. That is distinctness, not
 correctness: it does not say that an answer is what the persona would have said.
 """
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from permix.config import FidelityStage
-from permix.errors import ConfigError, DataError, OwedCellsError
-from permix.evals.grid import Wording, describe_asked, fill, lay_out, note_seen_personas
+from permix.errors import ConfigError, DataError
+from permix.evals.answers import AskedQuestion, answer, in_words
+from permix.evals.grid import Wording, describe_asked, lay_out, note_seen_personas
 from permix.evals.identify import MIN_ANSWERS, Identifiability, identifiability
 from permix.models import Model, cached, open_model
 from permix.personas.choose import choose_personas
 from permix.personas.pool import PersonaPool, load_roleplay
-from permix.prompting import brought_in_by, template_hash
+from permix.prompting import brought_in_by
 from permix.recorded import read_cells
-from permix.records import RunDir, read_json, write_json
+from permix.records import read_json
 from permix.types import Cell, Message, Question
 
 
-def fidelity(config: FidelityStage) -> Identifiability:
+def open_ended(config: FidelityStage) -> Identifiability:
     """Run, or go on with, an evaluation; writes metrics.json and returns it.
 
     Raises OwedCellsError when answers are missing, DataError when there are too few to measure.
@@ -40,27 +42,11 @@ def cells_of(config: FidelityStage, pool: PersonaPool, questions: Sequence[Quest
 
 
 def evaluate(model: Model, config: FidelityStage, pool: PersonaPool, questions: Sequence[Question]) -> Identifiability:
-    """`fidelity` of a model that is there already, asked what was chosen before."""
+    """`open_ended` of a model that is there already, asked what was chosen before."""
     asked = cells_of(config, pool, questions)
-    identity = {
-        "model": model.fingerprint,
-        "template": template_hash(config.personas.template),
-        "sampling": config.sampling.model_dump(),
-        "seed": config.seed,
-    }
-    with RunDir.open(config.out, config, identity, asked) as run:
-        write_json(run.path / "asked.json", describe_asked(pool.personas, questions, samples=1))
-        with run.accounted():
-            owed = fill(model, asked, config.sampling, run, None, f"fidelity {config.label or model.name}")
-        missing = f"{config.out}: {owed} of {len(asked)} answers are missing; run the same command again to fill them"
-        try:
-            result = measure(run.path, config.reference)
-        except DataError as error:
-            raise (OwedCellsError(missing) if owed else error) from error
-        write_json(run.path / "metrics.json", result)
-    if owed:
-        raise OwedCellsError(missing)
-    return result
+    in_full = [AskedQuestion(id=question.id, text=question.text) for question in questions]
+    about = describe_asked(pool.personas, questions, samples=1) | in_words(pool.personas, in_full)
+    return answer(model, config, asked, about, partial(measure, reference=config.reference))
 
 
 def choose_voices(config: FidelityStage) -> PersonaPool:
