@@ -10,6 +10,7 @@ from permix.evals.personagym import choose_gym, spread
 from permix.evals.rounds import first_cells, limits_of, most_cells
 from permix.evals.stability import set_up
 from permix.interop.importing import describe_sources
+from permix.interop.personagym_read import describe_answers
 from permix.models import open_model
 from permix.models.hf import refuse_missing_folder
 from permix.personas.choose import choose_personas
@@ -41,7 +42,7 @@ def check_config(path: Path) -> dict[str, str]:
             for run in stage.runs:
                 read_json(run / "config.json")
         case config.ImportStage():
-            facts |= describe_sources(stage)
+            facts |= describe_sources(stage) if stage.personagym is None else describe_answers(stage, stage.personagym)
         case config.ExportStage():
             read_json(stage.run / "config.json")
         case config.QuickstartStage():

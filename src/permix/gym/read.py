@@ -1,8 +1,10 @@
 """PersonaGym's data, or questions of our own format, read and checked.
 
 A folder holds `questions/{persona}.json` (task → questions; also one folder deeper, as in PersonaGym's repository) and
-`personas.json`, a list of the personas' texts; without that list the names of the files are the personas. A file of ours,
-`questions.jsonl`, has one `GymQuestion` a line. Whatever is wrong first raises DataError, naming file, persona and task.
+`personas.json`, a list of the personas' texts; without that list the names of the files are the personas. Without a folder
+questions, the files lie in the folder itself. A file of ours, `questions.jsonl`, has one `GymQuestion` a line.
+
+Whatever is wrong first raises DataError, naming file, persona and task.
 """
 
 from collections import Counter
@@ -72,14 +74,16 @@ def _from_folder(folder: Path, tasks: Sequence[GymTask]) -> list[GymQuestion]:
 
 
 def _questions_folder(folder: Path) -> Path:
-    """questions/, or the one folder in it that holds the files."""
+    """questions/, or the one folder in it that holds the files; without a folder questions, the folder itself."""
     top = folder / "questions"
     if not top.is_dir():
+        if any(folder.glob("*.json")):
+            return folder
         raise DataError(f"{folder}: holds no folder questions; give a folder of PersonaGym, or a questions.jsonl")
     inside = [one for one in (top, *sorted(top.iterdir())) if one.is_dir() and any(one.glob("*.json"))]
     if len(inside) != 1:
         said = ", ".join(str(one) for one in inside) or "none of its folders"
-        raise DataError(f"{top}: files of questions must lie in one folder, and {said} hold some")
+        raise DataError(f"{top}: {said} hold files of questions; give the one folder that is to be asked")
     return inside[0]
 
 
