@@ -11,6 +11,7 @@ from permix.config import FidelityStage
 from permix.errors import ConfigError, DataError, OwedCellsError
 from permix.evals.grid import Wording, describe_asked, fill, lay_out, note_seen_personas
 from permix.evals.identify import MIN_ANSWERS, Identifiability, identifiability
+from permix.judging.run import judge, judge_of, means_of, rubrics_of
 from permix.models import Model, cached, open_model
 from permix.personas.choose import choose_personas
 from permix.personas.pool import PersonaPool, load_roleplay
@@ -23,14 +24,22 @@ from permix.types import Cell, Message, Question
 def fidelity(config: FidelityStage) -> Identifiability:
     """Run, or go on with, an evaluation; writes metrics.json and returns it.
 
-    Raises OwedCellsError when answers are missing, DataError when there are too few to measure.
+    With a judge, the answers are judged once all are there. Raises OwedCellsError when answers or scores are missing, DataError
+    when there are too few answers to measure, ConfigError for a judge that could not judge, before anything is asked.
     """
     pool, questions = choose_voices(config), open_questions(config)
     if config.reference is not None:
         refuse_unanswered(config.reference, {(persona.id, question.id) for persona in pool.personas for question in questions})
+    judged = config.judge.name != "none"
+    if judged:
+        means_of(config.judge, rubrics_of(config))
     note_seen_personas(config.model, pool)
     with cached(open_model(config.model, config.threads), config.cache, config.out) as model:
-        return evaluate(model, config, pool, questions)
+        result = evaluate(model, config, pool, questions)
+    del model  # a judge in this process needs its room
+    if judged:
+        judge(judge_of(config))
+    return result
 
 
 def cells_of(config: FidelityStage, pool: PersonaPool, questions: Sequence[Question]) -> list[Cell]:
