@@ -14,11 +14,13 @@ import pytest
 
 from permix import config
 from permix.check import check_config, stage_of
+from permix.judging.prices import FREE, load_prices
 from permix.quickstart import stages
 from tests.gyms import write_gym
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+PRICES = ROOT / "configs" / "prices.toml"
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.toml") if path != PRICES)
 HUB = ("gsm8k", "math", "math500")
 
 by_name = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -93,6 +95,10 @@ def test_what_was_not_run_says_so_and_nothing_asks_for_an_unlisted_gpu(path: Pat
     gpu = "GPU" in header(path)
     assert gpu == path.stem.endswith("-gpu")
     assert not gpu or path.name in (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+
+
+def test_the_prices_that_are_shipped_are_those_of_nobody_but_oneself() -> None:
+    assert set(load_prices(PRICES).values()) == {FREE}
 
 
 def test_the_arithmetic_configurations_are_the_quickstarts() -> None:

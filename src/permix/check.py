@@ -11,6 +11,9 @@ from permix.evals.rounds import first_cells, limits_of, most_cells
 from permix.evals.stability import set_up
 from permix.interop.importing import describe_sources
 from permix.interop.personagym_read import describe_answers
+from permix.judging.asking import dearest
+from permix.judging.run import as_judge, means_of, rubrics_of, terms_of
+from permix.judging.run import set_up as set_up_judge
 from permix.models import open_model
 from permix.models.hf import refuse_missing_folder
 from permix.personas.choose import choose_personas
@@ -38,6 +41,8 @@ def check_config(path: Path) -> dict[str, str]:
             facts |= _check_stability(stage)
         case config.FidelityStage():
             facts |= _check_fidelity(stage)
+        case config.JudgeStage():
+            facts |= _check_judge(stage)
         case config.ReportStage() | config.CompareStage():
             for run in stage.runs:
                 read_json(run / "config.json")
@@ -131,18 +136,22 @@ def _check_stability(stage: config.StabilityStage) -> dict[str, str]:
 
 def _check_fidelity(stage: config.FidelityStage) -> dict[str, str]:
     template_text(stage.personas.template)
-    if stage.kind == "personagym":
-        return _check_gym(stage)
+    _check_model(stage.model)
+    if stage.judge.name != "none":
+        means_of(stage.judge, rubrics_of(stage))
+        _check_judge_model(stage.judge)
+    return _check_gym(stage) if stage.kind == "personagym" else _check_open(stage)
+
+
+def _check_open(stage: config.FidelityStage) -> dict[str, str]:
     personas, questions = choose_voices(stage), open_questions(stage)
     if stage.reference is not None:
         refuse_unanswered(stage.reference, {(persona.id, question.id) for persona in personas.personas for question in questions})
-    _check_model(stage.model)
     return {"personas": str(len(personas)), "questions": str(len(questions)), "answers": str(len(personas) * len(questions))}
 
 
 def _check_gym(stage: config.FidelityStage) -> dict[str, str]:
     pool, questions = choose_gym(stage)
-    _check_model(stage.model)
     without = len(spread(questions, stage.personagym.without_persona, stage.seed))
     answers = len(questions) + without
     return {
@@ -150,6 +159,23 @@ def _check_gym(stage: config.FidelityStage) -> dict[str, str]:
         "questions": f"{len(questions)}, each of one persona; {without} also without",
         "answers": f"{answers}, at most {answers * stage.sampling.max_new_tokens} new tokens",
     }
+
+
+def _check_judge(stage: config.JudgeStage) -> dict[str, str]:
+    means, prompts = set_up_judge(stage)
+    _check_judge_model(stage.judge)
+    tried = sum(prompt.item.control != "none" for prompt in prompts)
+    most = dearest(prompts, terms_of(stage, means.price))
+    return {
+        "answers": str(len(prompts) - tried), "answers to try the judge": str(tried),
+        "calls": f"{len(prompts)}, at most {len(prompts) * stage.judge.max_new_tokens} new tokens",
+        "cost": "unknown: no price" if most is None else f"at most {most:.4f} US dollars where each is answered at once",
+    }  # fmt: skip
+
+
+def _check_judge_model(judge: config.JudgeConfig) -> None:
+    with as_judge():
+        _check_model(judge)
 
 
 def _check_model(model: config.ModelConfig) -> None:

@@ -84,7 +84,11 @@ def fidelity(args: Sequence[str]) -> None:
     quiet()
     from permix.evals.fidelity import fidelity as run
 
-    run(settings)
+    try:
+        run(settings)
+    except OwedCellsError:
+        _report_alone(settings.out)
+        raise
     _report_alone(settings.out)
 
 
@@ -96,8 +100,10 @@ def judge(args: Sequence[str]) -> None:
 
     try:
         run(settings)
-    finally:
+    except OwedCellsError:
         _report_alone(settings.run)
+        raise
+    _report_alone(settings.run)
 
 
 def questions(args: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ from typing import IO, Any
 from pydantic import BaseModel
 
 from permix import __version__
+from permix.appended import Appended
 from permix.errors import ConfigError, DataError, PermixError
 from permix.recorded import Records, read_cells
 from permix.types import Cell, CellKey
@@ -80,23 +81,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Cut the file after its last newline."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - 65536)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                file.truncate(start + newline + 1)
-                return
-            end = start
-        file.truncate(0)
-
-
 @contextlib.contextmanager
 def writing(path: Path, *kinds: type[BaseException]) -> Iterator[None]:
     """Where the system refuses to write (a full disk, a quota), say so, and that the run can go on.
@@ -122,7 +106,7 @@ class RunDir:
     def __init__(self, path: Path, lock: IO[str]) -> None:
         self.path = path
         self._lock = lock
-        self._records: IO[bytes] | None = None
+        self._records = Appended(self.records_path)
 
     @classmethod
     @contextlib.contextmanager
@@ -148,8 +132,7 @@ class RunDir:
             try:
                 yield run
             finally:
-                if run._records is not None:
-                    run._records.close()
+                run._records.close()
 
     def _claim(self, config: BaseModel, identity: Mapping[str, Any], asked: Iterable[Cell], gains: Collection[str]) -> None:
         settled = json.loads(json.dumps(identity))
@@ -196,16 +179,7 @@ class RunDir:
 
     def append(self, cells: Iterable[Cell]) -> None:
         """Add cells; they are with the operating system when this returns, so a killed process loses none of them."""
-        if self._records is None:
-            _drop_torn_line(self.records_path)
-            self._records = self.records_path.open("ab")
-        self._records.write(b"".join(_encode(cell) for cell in cells))
-        self._records.flush()
-
-
-def _encode(cell: Cell) -> bytes:
-    """One line. Lone surrogates cannot be UTF-8, so such a (rare, hostile) text is written with "?" in their place."""
-    return (json.dumps(cell.model_dump(mode="python"), ensure_ascii=False) + "\n").encode("utf-8", "replace")
+        self._records.add(cells)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from permix.config import FidelityStage
 from permix.evals.open_ended import open_ended
 from permix.evals.personagym import personagym
+from permix.judging.run import judge, judge_of, means_of, rubrics_of
 from permix.types import Record
 
 KINDS: Mapping[str, Callable[[FidelityStage], Record]] = {
@@ -22,6 +23,13 @@ KINDS: Mapping[str, Callable[[FidelityStage], Record]] = {
 def fidelity(config: FidelityStage) -> Record:
     """Run, or go on with, an evaluation; writes metrics.json and returns it.
 
-    Raises OwedCellsError when answers are missing, DataError when there are too few to measure.
+    With a judge, the answers are judged once all are there. Raises OwedCellsError when answers or scores are missing, DataError
+    when there are too few answers to measure, ConfigError for a judge that could not judge, before anything is asked.
     """
-    return KINDS[config.kind](config)
+    judged = config.judge.name != "none"
+    if judged:
+        means_of(config.judge, rubrics_of(config))
+    result = KINDS[config.kind](config)
+    if judged:
+        judge(judge_of(config))
+    return result

@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
@@ -24,7 +24,17 @@ from permix.config import ModelConfig
 from permix.errors import ConfigError
 from permix.models.background import Emit, in_background
 from permix.models.base import Answer
-from permix.models.reply import is_busy, may_heal, read_reply, retry_after_s, status_of, words_of
+from permix.models.reply import (
+    Charged,
+    MalformedReplyError,
+    is_busy,
+    may_heal,
+    read_reply,
+    refuses_schema,
+    retry_after_s,
+    status_of,
+    words_of,
+)
 from permix.types import Completion, Failure, Request, Sampling, digest
 
 if TYPE_CHECKING:
@@ -73,6 +83,7 @@ class OpenAIModel:
         self._served: tuple[_Served, ...] | None = None
         self._answered = False
         self._refused = 0
+        self._takes_schemas = True
 
     @property
     def fingerprint(self) -> str:
@@ -102,7 +113,9 @@ class OpenAIModel:
     def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answer]:
         """Yield one `Answer` per request as it arrives. Raises ConfigError when the endpoint refuses everything.
 
-        Token counts are the endpoint's own, 0 where it reports none. Only the low 31 bits of a seed are sent.
+        Token counts are the endpoint's own, 0 where it reports none, and those of a request: replies to it that could not be
+        read are counted where they were charged. Only the low 31 bits of a seed are sent. A schema is sent too, until an
+        endpoint refuses one and takes the same request without it.
         """
         if not requests:
             return
@@ -134,18 +147,32 @@ class OpenAIModel:
         self, client: "openai.AsyncOpenAI", request: Request, sampling: Sampling, n_requests: int
     ) -> Completion | Failure:
         """The one boundary: whatever goes wrong with one request is a Failure of that request."""
+        lost = Charged()
         try:
-            completion: Completion = await self._retrying(may_heal)(self._ask, client, request, sampling)
+            completion: Completion = await self._retrying(may_heal)(self._ask, client, request, sampling, lost)
         except Exception as error:
             self._raise_if_hopeless(error, n_requests)
-            return Failure(type=type(error).__name__, message=self._clean(words_of(error)))
+            return Failure(type=type(error).__name__, message=self._clean(words_of(error)), **lost.counts)
         self._answered = True
-        return completion
+        return lost.added_to(completion)
 
-    async def _ask(self, client: "openai.AsyncOpenAI", request: Request, sampling: Sampling) -> Completion:
+    async def _ask(self, client: "openai.AsyncOpenAI", request: Request, sampling: Sampling, lost: Charged) -> Completion:
         import openai
 
-        body = {
+        body = self._body(request, sampling)
+        if request.schema is None or not self._takes_schemas:
+            return await self._post(client, body, lost)
+        try:
+            return await self._post(client, body | {"response_format": _obeying(request.schema)}, lost)
+        except openai.APIStatusError as error:
+            if not refuses_schema(error):
+                raise
+        completion = await self._post(client, body, lost)
+        self._takes_schemas = False
+        return completion
+
+    def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
+        return {
             "model": self.config.name,
             "messages": request.messages,
             "temperature": sampling.temperature,
@@ -153,9 +180,18 @@ class OpenAIModel:
             "max_tokens": sampling.max_new_tokens,
             "seed": request.seed & 0x7FFFFFFF,
         }
+
+    async def _post(self, client: "openai.AsyncOpenAI", body: dict[str, Any], lost: Charged) -> Completion:
+        """One HTTP request. What a reply that cannot be read was charged with is added to `lost`."""
+        import openai
+
         # Not chat.completions.create: it looks at every part of the body for what it may have to rewrite.
         raw = await self._in_time(client.post("/chat/completions", cast_to=openai.HttpxBinaryResponseContent, body=body))
-        return read_reply(raw.content)
+        try:
+            return read_reply(raw.content)
+        except MalformedReplyError:
+            lost.add(raw.content)
+            raise
 
     async def _in_time(self, reply: Awaitable[T]) -> T:
         """The HTTP client's own timeouts start anew with every byte; this one bounds the whole reply."""
@@ -254,6 +290,10 @@ class OpenAIModel:
             text = text.replace(key, "[redacted]")
         shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: MESSAGE_CHARS + 1])
         return shown if len(shown) <= MESSAGE_CHARS else f"{shown[: MESSAGE_CHARS - 1]}…"
+
+
+def _obeying(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
 
 
 def _parse_url(url: str) -> SplitResult:

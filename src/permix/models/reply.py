@@ -1,6 +1,8 @@
 """One reply of a chat-completions endpoint, read: a completion, an error that may heal, or one that will not."""
 
+import contextlib
 import email.utils
+import json
 import re
 import time
 from typing import Any
@@ -29,6 +31,28 @@ class _Reply(BaseModel):
 
     choices: list[_Choice] = Field(min_length=1)
     usage: Any = None
+
+
+class Charged:
+    """Tokens that an endpoint has counted in replies of which nothing could be used."""
+
+    def __init__(self) -> None:
+        self.counts = {"prompt_tokens": 0, "completion_tokens": 0}
+
+    def add(self, body: bytes) -> None:
+        """Nothing is added for a body that is not even JSON."""
+        with contextlib.suppress(ValueError, RecursionError):
+            reply = json.loads(body)
+            usage = reply.get("usage") if isinstance(reply, dict) else None
+            self.counts = {name: count + count_of(usage, name) for name, count in self.counts.items()}
+
+    def added_to(self, completion: Completion) -> Completion:
+        """The completion, with what was paid on the way to it."""
+        if not any(self.counts.values()):
+            return completion
+        return completion.model_copy(
+            update={name: (getattr(completion, name) or 0) + count for name, count in self.counts.items()}
+        )
 
 
 def read_reply(body: bytes) -> Completion:
@@ -74,6 +98,11 @@ def is_busy(error: BaseException) -> bool:
     if status is None or getattr(error, "code", None) == "insufficient_quota":
         return False
     return status in (408, 429) or status >= 500
+
+
+def refuses_schema(error: BaseException) -> bool:
+    """A status by which endpoints that know no JSON schemas answer one. It may also mean something else: ask without it."""
+    return status_of(error) in (400, 404, 415, 422, 501)
 
 
 def may_heal(error: BaseException) -> bool:
