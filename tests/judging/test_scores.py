@@ -7,6 +7,7 @@ from scipy.stats import norm, spearmanr
 from permix.evals import stats
 from permix.evals.stats import Array
 from permix.judging.scores import Draws, auc, contributions, length_correlation, mean, persona_score, task_means
+from permix.types import Estimate
 
 _ = np.nan
 ALL = np.ones((1, 2))
@@ -79,7 +80,11 @@ CUTS = np.array([-1.2, -0.4, 0.3, 1.0])
 
 def judged(latent: Array) -> Array:
     """Scores 1 to 5 of a latent quality."""
-    return 1.0 + (latent[..., None] > CUTS).sum(axis=-1)
+    return np.asarray(1.0 + (latent[..., None] > CUTS).sum(axis=-1))
+
+
+def holds(found: Estimate, truth: float) -> bool:
+    return found.low is not None and found.high is not None and found.low <= truth <= found.high
 
 
 def class_shares(centre: float, sd: float) -> Array:
@@ -96,7 +101,7 @@ def test_the_interval_of_persona_score_covers_the_truth() -> None:
         latent = centres[:, None] + rng.normal(size=(P, 1, 1)) * 0.6 + rng.normal(size=(P, 5, 3))
         scores = judged(latent)
         found = Draws(P, seed, 400).estimate(lambda counts, scores=scores: persona_score(scores, counts), P)  # type: ignore[misc]
-        covered += found.low is not None and found.high is not None and found.low <= truth <= found.high
+        covered += holds(found, float(truth))
     assert 0.91 <= covered / sets <= 0.985
 
 
@@ -117,7 +122,7 @@ def test_the_interval_of_the_auc_covers_the_truth(gap: float) -> None:
         wrong = judged(answerer_P + np.roll(judged_as_P, 1) + rng.normal(size=(P, 2, 3)))
         wrong[:, :, 1:] = _
         found = Draws(P, seed, 400).estimate(lambda counts, r=right, w=wrong: auc(r, w, counts), P)  # type: ignore[misc]
-        covered += found.low is not None and found.high is not None and found.low <= truth <= found.high
+        covered += holds(found, float(truth))
     assert 0.92 <= covered / sets <= 0.997
 
 

@@ -1,7 +1,7 @@
 """How far judges agree on the same answers, on plain arrays.
 
-Contract and axes as in `permix.judging.scores`; J judges, N anything, C score classes. Judges who agree need not be right: two that
-give every answer a 4 or a 5 agree within one, which is why Krippendorff's alpha stands beside the shares.
+Contract and axes as in `permix.judging.scores`; J judges, N anything, C score classes. Judges who agree need not be right: two
+that give every answer a 4 or a 5 agree within one, which is why Krippendorff's alpha stands beside the shares.
 """
 
 import numpy as np
@@ -39,6 +39,6 @@ def alpha(count_P_C_C: Array, counts_R_P: Array) -> Array:
 
 
 def within(one_P_N: Array, two_P_N: Array, tolerance: int) -> Array:
-    """1 where two judges' scores are at most `tolerance` apart, 0 where they are not, NaN where one has none; its mean is a share."""
+    """1 where two judges are at most `tolerance` apart, 0 where they are not, NaN where one has no score."""
     apart_P_N = np.abs(one_P_N - two_P_N)
     return np.where(np.isnan(apart_P_N), np.nan, (apart_P_N <= tolerance).astype(float))
