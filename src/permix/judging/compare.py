@@ -14,7 +14,7 @@ from permix.evals import stats
 from permix.evals.stats import Array
 from permix.judging import agreement, scores
 from permix.judging.scores import Draws
-from permix.judging.verdicts import Grid, Verdicts
+from permix.judging.verdicts import Grid, Verdicts, lay_out
 from permix.types import Estimate, Record
 
 
@@ -52,9 +52,9 @@ def measure_agreement(judges: Sequence[Verdicts], *, seed: int, resamples: int) 
     """Of the judges of one run; None for fewer than two."""
     if len(judges) < 2:
         return None
-    grid = judges[0].grid()
-    score_J_P_N = np.stack([grid.lay(judge.of("none")).reshape(len(grid.persona_ids), -1) for judge in judges])
-    draws = Draws(len(grid.persona_ids), seed, resamples)
+    score_J_P_T_Q = lay_out(judges).score_J_P_T_Q
+    score_J_P_N = score_J_P_T_Q.reshape(*score_J_P_T_Q.shape[:2], -1)
+    draws = Draws(score_J_P_N.shape[1], seed, resamples)
     return Agreement(
         judges=tuple(judge.label for judge in judges),
         alpha=_alpha(score_J_P_N, draws),

@@ -66,8 +66,8 @@ def spread(items: Sequence[Item], n: int, seed: int) -> list[Item]:
     rubrics = sorted(waiting, key=lambda rubric: seed_from("rubric", seed, rubric))
     turns = (rubric for rubric in cycle(rubrics) if waiting[rubric])
     for rubric in islice(turns, min(n, len(items))):
-        item = min(waiting[rubric], key=lambda item: used[item.persona_id])
-        waiting[rubric].remove(item)
+        left = waiting[rubric]
+        item = left.pop(min(range(len(left)), key=lambda place: used[left[place].persona_id]))
         used[item.persona_id] += 1
         chosen.append(item)
     return chosen

@@ -96,6 +96,19 @@ class Verdicts(NamedTuple):
         return tuple(f"{name} = {self.settings.get(name)}" for name in IDENTITY)
 
 
+class Laid(NamedTuple):
+    """The answers of one run as judges scored them."""
+
+    grid: Grid
+    score_J_P_T_Q: Array
+
+
+def lay_out(judges: Sequence[Verdicts]) -> Laid:
+    """Judges of one run on one grid."""
+    grid = judges[0].grid()
+    return Laid(grid, np.stack([grid.lay(judge.of("none")) for judge in judges]))
+
+
 def read_verdicts(run: Path, folder: Path, items: Sequence[Item] | None = None) -> Verdicts:
     """The judge in `folder` (one of `judges_of(run)`); `items` are the run's, where they were read before."""
     config = read_json(folder / "config.json")
