@@ -126,6 +126,18 @@ def test_the_interval_of_the_auc_covers_the_truth(gap: float) -> None:
     assert 0.92 <= covered / sets <= 0.997
 
 
+def test_the_test_of_a_difference_keeps_its_level_and_finds_an_effect() -> None:
+    """16 personas, each of whom one of two equal models may suit better; then the second is half a score better."""
+    rng, sets, level, power = np.random.default_rng(4), 200, 0, 0
+    for _set in range(sets):
+        difference = np.round(rng.normal(size=(16, 1, 1)) * 0.5 + rng.normal(size=(16, 5, 3)))
+        difference[rng.random(difference.shape) < 0.1] = _
+        level += stats.paired_p(contributions(difference), rng, 200) <= 0.05
+        power += stats.paired_p(contributions(difference + 0.5), rng, 200) <= 0.05
+    assert 0.01 <= level / sets <= 0.09
+    assert power / sets > 0.8
+
+
 def test_a_judge_of_pure_noise_is_rarely_trusted() -> None:
     """Of 200 such judges about one in forty has an interval above one half."""
     rng, P, trusted = np.random.default_rng(3), 30, 0

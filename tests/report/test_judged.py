@@ -47,7 +47,8 @@ def fives(_: Item) -> int:
     return 5
 
 
-def judged_run(path: Path, label: str, judges: dict[str, Score], gym: bool = True, **settings: Any) -> Path:
+def judged_run(path: Path, label: str, judges: dict[str, Score], gym: bool = True, *, said: str = "", **settings: Any) -> Path:
+    """`said`: what stands before each question, as what was said before does in an interview."""
     items = gym_items(8, TASKS if gym else ("In Character",), 3)
     write_items(path, items)
     config = {"stage": "fidelity", "label": label, "model": {"name": "tiny"}, "seed": 3, "resamples": 100, "folds": 3}
@@ -57,7 +58,7 @@ def judged_run(path: Path, label: str, judges: dict[str, Score], gym: bool = Tru
         Cell(
             persona_id=item.answered_by, question_id=item.question_id, seed=1,
             messages=(
-                Message(role="system", content=f"You are {item.persona}."), Message(role="user", content=item.question)
+                Message(role="system", content=f"You are {item.persona}."), Message(role="user", content=f"{said}{item.question}")
             ),
             completion=Completion(text=item.answer, prompt_tokens=10, completion_tokens=5, finish="stop"),
         )
@@ -166,6 +167,31 @@ def test_other_questions_are_not_compared(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "out" / "table.json").read_text())
     assert data["comparisons"][0]["judged"] == []
     assert "Not the same questions" in data["comparisons"][0]["judged_reasons"]
+
+
+def test_interviews_are_compared_although_each_model_said_its_own(tmp_path: Path) -> None:
+    runs = [
+        judged_run(tmp_path / name, name, {"qwen": score}, gym=False, said=name, interview={"turns": 3})
+        for name, score in (("base", keen), ("trained", keener))
+    ]
+    gym = judged_run(tmp_path / "gym", "base", {"qwen": keen}, said="base")
+    other_words = judged_run(tmp_path / "gym-trained", "trained", {"qwen": keen}, said="trained")
+    build_report([*runs, gym, other_words], tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "table.json").read_text())["comparisons"][0]
+    assert [one["kind"] for one in found["judged"]] == [INTERVIEW]
+    assert found["judged_reasons"] == ["Not asked in the same words"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "trained: in-character score of interviews by judge qwen higher." in report
+    assert "### Interviews" in report
+    assert "### PersonaGym's questions" in report
+
+
+def test_a_judge_that_was_not_tried_is_told_from_one_that_failed(tmp_path: Path) -> None:
+    judged_run(tmp_path / "run", "base", {"qwen": lambda item: 4 if item.control == "none" else None})
+    build_report([tmp_path / "run"], tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "base: nobody knows what PersonaScore by judge qwen means, the judge was not tried." in report.split("\n\n")[1]
+    assert "4.000 [4.00, 4.00] ‡" in report
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from permix.records import read_json
 from permix.types import Estimate, Record
 
 OPEN, GYM, INTERVIEW = "fidelity", "fidelity, personagym", "fidelity, interview"
-SCORE_OF = {GYM: "PersonaScore", OPEN: "in character", INTERVIEW: "in character, interview"}
+SCORE_OF = {GYM: "PersonaScore", OPEN: "in-character score", INTERVIEW: "in-character score of interviews"}
 """By kind of run, what the mean of a judge's scores is called: PersonaScore is of PersonaGym's tasks alone."""
 
 

@@ -1,8 +1,8 @@
 """From folders to results: find the run directories, group them by model, measure each from its records.
 
-Contract: every number comes from `records.jsonl` (or a training run's `log.jsonl`), never from a stage's `metrics.json`. Models
-keep the order in which they first appear. DataError says what cannot be used: a folder without runs, two runs of one stage and
-label.
+Contract: every number comes from `records.jsonl` (or a training run's `log.jsonl`, a judge's `judgements.jsonl`), never from a
+stage's `metrics.json`. Models keep the order in which they first appear. DataError says what cannot be used: a folder without
+runs, two runs of one kind and label.
 """
 
 import json
