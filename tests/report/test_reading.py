@@ -5,7 +5,8 @@ import pytest
 
 from permix.evals.identify import Identifiability
 from permix.evals.stability import StabilityGrid
-from permix.report.reading import differences_of, distinctness, word
+from permix.report.reading import differences_of, distinctness
+from permix.report.tables import word
 from permix.types import Estimate
 
 

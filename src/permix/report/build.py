@@ -16,7 +16,9 @@ from permix.escape import clip, visible
 from permix.evals import stats
 from permix.evals.stability import opening
 from permix.records import write_json, write_text
-from permix.report import canvas, plots, reading, sections, tables
+from permix.report import canvas, judged_plots, plots, reading, sections, tables
+from permix.report.judged import JudgedRun
+from permix.report.judged_tables import judged_section
 from permix.report.reading import Comparison
 from permix.report.runs import ModelRuns, collect
 from permix.report.tables import Row, Strategic
@@ -28,7 +30,7 @@ def report_stage(config: ReportStage) -> None:
     models = collect(config.runs)
     rows = _write(models, config.out)
     console, strategies = Console(), _strategies(models)
-    if any(model.stability or model.fidelity or "train" in model.runs for model in models):
+    if any(model.stability or model.fidelity or model.judged or "train" in model.runs for model in models):
         console.print(tables.terminal_table(rows))
     if strategies:
         console.print(tables.terminal_strategy_table(strategies))
@@ -94,6 +96,7 @@ def draw(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], out: Pa
             name = f"heatmap-{place}.png"
             _heatmap(model, out / name)
             figures[name] = f"persona × question, {tables.label(model.label)}"
+    figures |= judged_plots.draw({model.label: model.judged for model in models if model.judged}, out, styles)
     if rewarded:
         plots.learning_curves(rewarded, out / "training.png", styles)
         figures["training.png"] = "learning curves"
@@ -130,6 +133,7 @@ def _document(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], fi
         *_section("Wordings of the personas", _crossed(models), CROSSED_NOTE),
         *_section("Inference-time strategies", tables.strategy_table(strategies) if strategies else "", STRATEGY_NOTE),
         *_section("Identifiability and its controls", tables.controls_table(controls) if controls else "", CONTROLS_NOTE),
+        *_section("Fidelity by judges", _by_judges(models, comparisons), JUDGED_NOTE),
         *_section("Training", "\n\n".join(filter(None, (training, sections.step_times(models))))),
         *_section("Probes on the dev side", f"{probes}\n\n{sections.choices(models)}" if probes else "", PROBE_NOTE),
         *_section("What they say", "\n\n".join(filter(None, (sections.completions(models, stage) for stage in sections.KINDS)))),
@@ -154,6 +158,11 @@ CONTROLS_NOTE = (
     "How often a classifier, held out by question and with persona words masked, tells which persona wrote an answer. The "
     "controls stand at chance if the test is sound; length only may lie above it, since personas may differ in length."
 )
+JUDGED_NOTE = (
+    "Scores of 1 to 5 that a language model gave, mean over the answers scored; PersonaScore is the mean of the tasks' means. "
+    "Intervals draw personas, each with all its answers; they do not cover what another judge would say. An answer without a "
+    "score is left out and counted."
+)
 PROBE_NOTE = (
     "Measured while training, on personas and questions of the dev side, to choose weights and when to stop. What chooses is no "
     "result: the best of several noisy numbers is too high. Results stand in the table at the top, from the held-out side."
@@ -164,6 +173,11 @@ def _crossed(models: Sequence[ModelRuns]) -> str:
     found = {model.label: model.crossed for model in models if model.crossed is not None}
     said = [f"- **{tables.label(name)}**: {tables.components_of(one)}." for name, one in found.items()]
     return "\n\n".join([tables.crossed_table(found), "\n".join(said)]) if found else ""
+
+
+def _by_judges(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
+    found = {f"{tables.label(one.label)} against {tables.label(one.against)}": one.judged for one in comparisons}
+    return judged_section({model.label: model.judged for model in models if model.judged}, found)
 
 
 def _section(title: str, body: str, note: str = "") -> list[str]:
@@ -179,6 +193,7 @@ def _data(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], captio
         "identifiability": {
             model.label: model.fidelity.model_dump(mode="json") for model in models if model.fidelity is not None
         },
+        "judged": {model.label: {run.kind: _judged(run) for run in model.judged} for model in models if model.judged},
         "strategies": {
             model.label: [found.model_dump(mode="json") for found in model.strategies] for model in models if model.strategies
         },
@@ -195,3 +210,9 @@ def _data(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], captio
         "comparisons": [one.model_dump(mode="json") for one in comparisons],
         "runs": {model.label: {stage: str(run.path) for stage, run in model.runs.items()} for model in models},
     }
+
+
+def _judged(run: JudgedRun) -> dict[str, object]:
+    """A run's judges, and how far they agree where there are two."""
+    agreed = None if run.agreement is None else run.agreement.model_dump(mode="json")
+    return {"judges": {name: one.model_dump(mode="json") for name, one in run.judges.items()}, "agreement": agreed}

@@ -16,8 +16,11 @@ from permix.evals.identify import Identifiability
 from permix.evals.stability import StabilityGrid
 from permix.evals.stability_summary import StabilitySummary, differences
 from permix.evals.stats import Array
-from permix.report.runs import ModelRuns, Run, reference_of
-from permix.report.tables import count, estimate, label, number, probability
+from permix.report import judged_words
+from permix.report.judged import INTERVIEW, JudgedDifference, unlike_judges
+from permix.report.judged import differences_of as judged_differences
+from permix.report.runs import FIDELITY, ModelRuns, Run, reference_of
+from permix.report.tables import count, estimate, label, number, probability, word
 from permix.types import Estimate, Record
 
 NAMES = {
@@ -26,7 +29,6 @@ NAMES = {
     "mean": "mean accuracy over personas",
     "identifiability": "identifiability",
 }
-UNSHOWN = "no difference shown"
 ALPHA = 0.05
 
 
@@ -39,8 +41,10 @@ class Comparison(Record):
     worst: Estimate | None = None
     mean: Estimate | None = None
     identifiability: Estimate | None = None
+    judged: tuple[JudgedDifference, ...] = ()
     reasons: tuple[str, ...] = ()
     fidelity_reasons: tuple[str, ...] = ()
+    judged_reasons: tuple[str, ...] = ()
 
 
 def compare(first: ModelRuns, other: ModelRuns) -> Comparison:
@@ -53,8 +57,10 @@ def compare(first: ModelRuns, other: ModelRuns) -> Comparison:
         config = first.runs["fidelity"].config
         seed, resamples = int(config.get("seed", 0)), int(config.get("resamples", 2000))
         differences["identifiability"] = distinctness(first.fidelity, other.fidelity, seed, resamples)
+    judged, judged_reasons = _judged(first, other)
     return Comparison(
         label=other.label, against=first.label, reasons=reasons, fidelity_reasons=fidelity_reasons,
+        judged=judged, judged_reasons=judged_reasons,
         pss=differences.get("pss"), worst=differences.get("worst"), mean=differences.get("mean"),
         identifiability=differences.get("identifiability"),
     )  # fmt: skip
@@ -83,9 +89,10 @@ def distinctness(first: Identifiability, other: Identifiability, seed: int, resa
 def readings(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> list[str]:
     """The headline, one sentence; then a sentence with numbers for each model and each comparison."""
     effects = [_effect(model) for model in models if model.stability is not None]
+    judged = [line for model in models for run in model.judged for line in judged_words.details(model.label, run)]
     strategies = [_strategy(model.label, found) for model in models for found in model.strategies]
     against = [_against(one) for one in comparisons]
-    return [_headline(models, comparisons), *(f"- {line}" for line in [*effects, *strategies, *against] if line)]
+    return [_headline(models, comparisons), *(f"- {line}" for line in [*effects, *judged, *strategies, *against] if line)]
 
 
 def warnings(comparisons: Sequence[Comparison]) -> list[str]:
@@ -93,39 +100,44 @@ def warnings(comparisons: Sequence[Comparison]) -> list[str]:
     return [
         f"> **{reason}: do not compare** {label(one.label)} with {label(one.against)} in {what}."
         for one in comparisons
-        for what, reasons in (("accuracy or PSS", one.reasons), ("identifiability", one.fidelity_reasons))
+        for what, reasons in (
+            ("accuracy or PSS", one.reasons),
+            ("identifiability", one.fidelity_reasons),
+            ("judges' scores", one.judged_reasons),
+        )
         for reason in reasons
     ]
 
 
-def word(difference: Estimate | None) -> str:
-    """ "higher", "lower" or "no difference shown"; "not measured" without an interval."""
-    if difference is None or difference.low is None or difference.high is None:
-        return "not measured"
-    return "higher" if difference.low > 0 else "lower" if difference.high < 0 else UNSHOWN
-
-
 def _headline(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
+    """What is shown; and of every judge that cannot tell right from wrong, that its number means nothing."""
+    worthless = [line for model in models for run in model.judged for line in judged_words.verdict_on(model.label, run)]
+    return "**" + " ".join([_shown(models, comparisons), *(f"{line}." for line in worthless)]) + "**"
+
+
+def _shown(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
     """One sentence a model that others are held against, words only."""
     said: dict[str, list[str]] = {}
     for one in comparisons:
         if words := _words(one):
             said.setdefault(one.against, []).append(f"{label(one.label)}: {', '.join(words)}")
     if said:
-        return "**" + " ".join(f"Against {label(against)}, {'; '.join(parts)}." for against, parts in said.items()) + "**"
+        return " ".join(f"Against {label(against)}, {'; '.join(parts)}." for against, parts in said.items())
     effects = [f"{label(model.label)}: {_effect_word(model)}" for model in models if model.stability is not None]
     strategies = [
         f"{label(model.label)} with {found.strategy}: accuracy {word(found.gain)} against no persona"
         for model in models
         for found in model.strategies
     ]
-    if not effects and not strategies:
-        return "**Nothing here measures accuracy under personas.**"
-    return "**" + "; ".join([*effects, *strategies]) + ".**"
+    judged = [line for model in models for run in model.judged for line in judged_words.standing(model.label, run)]
+    if not effects and not strategies and not judged:
+        return "Nothing here measures accuracy under personas."
+    return "; ".join([*effects, *strategies, *judged]) + "."
 
 
 def _words(one: Comparison) -> list[str]:
-    return [f"{NAMES[name]} {word(getattr(one, name))}" for name in NAMES if getattr(one, name) is not None]
+    measured = [f"{NAMES[name]} {word(getattr(one, name))}" for name in NAMES if getattr(one, name) is not None]
+    return measured + judged_words.changes(one.judged)
 
 
 def _effect(model: ModelRuns) -> str:
@@ -169,6 +181,7 @@ def _effect_word(model: ModelRuns) -> str:
 
 def _against(one: Comparison) -> str:
     parts = [f"{NAMES[name]} {word(got)} ({got.signed()})" for name in NAMES if (got := getattr(one, name)) is not None]
+    parts += judged_words.against(one.judged)
     return f"**{label(one.label)}** against {label(one.against)}: {'; '.join(parts)}." if parts else ""
 
 
@@ -194,8 +207,28 @@ def _fidelity_reasons(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
     )
 
 
-def _asked_differently(one: Run, two: Run) -> tuple[str, ...]:
-    """What differs between two runs that should have been asked the same; read from the records and the sampling."""
+def _judged(first: ModelRuns, other: ModelRuns) -> tuple[tuple[JudgedDifference, ...], tuple[str, ...]]:
+    """The differences on judges' scores, of each kind that both were asked alike; and why there are none of the others."""
+    found: list[JudgedDifference] = []
+    reasons: list[str] = []
+    for kind in FIDELITY:
+        one, two = first.runs.get(kind), other.runs.get(kind)
+        if one is None or two is None or one.judged is None or two.judged is None:
+            continue
+        here, there = one.judged.verdicts, two.judged.verdicts
+        reasons += [reason for name in here if name in there for reason in unlike_judges(here[name], there[name])]
+        if differs := _asked_differently(one, two, words=kind != INTERVIEW):
+            reasons += differs
+        else:
+            found += judged_differences(one.judged, two.judged)
+    return tuple(found), tuple(dict.fromkeys(reasons))
+
+
+def _asked_differently(one: Run, two: Run, *, words: bool = True) -> tuple[str, ...]:
+    """What differs between two runs that should have been asked the same; read from the records and the sampling.
+
+    `words`: whether the messages should be the same too; those of a conversation hold what the model has said itself.
+    """
     keys = [list(run.grid) for run in (one, two)]
     shared = one.grid.keys() & two.grid.keys()
     checks = (
@@ -207,7 +240,7 @@ def _asked_differently(one: Run, two: Run) -> tuple[str, ...]:
         (
             "Not asked in the same words",
             set(one.answers.templates) != set(two.answers.templates)
-            or any(one.grid[key].words != two.grid[key].words for key in shared),
+            or (words and any(one.grid[key].words != two.grid[key].words for key in shared)),
         ),
         ("Not the same sampling", _setting(one) != _setting(two)),
     )

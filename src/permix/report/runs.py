@@ -1,8 +1,8 @@
 """From folders to results: find the run directories, group them by model, measure each from its records.
 
-Contract: every number comes from `records.jsonl` (or a training run's `log.jsonl`), never from a stage's `metrics.json`. Models
-keep the order in which they first appear. DataError says what cannot be used: a folder without runs, two runs of one stage and
-label.
+Contract: every number comes from `records.jsonl` (or a training run's `log.jsonl`, a judge's `judgements.jsonl`), never from a
+stage's `metrics.json`. Models keep the order in which they first appear. DataError says what cannot be used: a folder without
+runs, two runs of one kind and label.
 """
 
 import json
@@ -26,11 +26,13 @@ from permix.evals.stability import StabilityGrid
 from permix.evals.stability_summary import StabilitySummary
 from permix.recorded import Brief, briefs_of
 from permix.records import read_json
+from permix.report.judged import GYM, INTERVIEW, KINDS, OPEN, JudgedRun, read_judged
 from permix.report.tables import Row
 from permix.train.probe import Curve, curve_of
 from permix.types import Cell, CellKey
 
 STAGES = ("stability", "fidelity", "train")
+FIDELITY = (OPEN, GYM, INTERVIEW)
 WHOLE_GRID = frozenset(name for name, strategy in STRATEGIES.items() if strategy.asks_whole_grid)
 STABILITY_COLUMNS = (
     "baseline", "mean", "worst", "pss", "pss_observed", "pss_null", "pss_crossfit",
@@ -72,11 +74,15 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """Its stage, and its strategy or what else it asked than open questions: a model has one run of each kind."""
+        """Its stage, and its strategy or what a fidelity run asks: a model has one run of each kind."""
         if self.stage == "fidelity":
-            asked = kind_of(self.config)
-            return self.stage if asked == "open" else f"{self.stage}, {asked}"
+            return KINDS[kind_of(self.config)]
         return self.stage if self.strategy == "none" else f"{self.stage}, {self.strategy}"
+
+    @cached_property
+    def judged(self) -> JudgedRun | None:
+        """What judges say of a fidelity run; None where nobody has judged it."""
+        return read_judged(self.path, self.kind, self.config) if self.stage == "fidelity" else None
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
@@ -149,8 +155,13 @@ class ModelRuns(NamedTuple):
         return self.runs["train"].curve if "train" in self.runs else None
 
     @property
+    def judged(self) -> list[JudgedRun]:
+        """Its fidelity runs that were judged, one of each kind."""
+        return [run.judged for kind in FIDELITY if (run := self.runs.get(kind)) is not None and run.judged is not None]
+
+    @property
     def row(self) -> Row:
-        evaluations = [self.runs[stage] for stage in ("stability", "fidelity") if stage in self.runs]
+        evaluations = [self.runs[kind] for kind in ("stability", *FIDELITY) if kind in self.runs]
         values: dict[str, Any] = {
             "eval_tokens": _total([run.tokens for run in evaluations]),
             "eval_cpu_s": _total([run.cpu_seconds for run in evaluations]),
@@ -160,6 +171,7 @@ class ModelRuns(NamedTuple):
         if self.fidelity is not None:
             values |= {"identifiability": self.fidelity.accuracy, "chance": self.fidelity.chance}
             values |= {"n_answers": self.fidelity.n_answered, "n_answers_asked": self.fidelity.n_asked}
+        values["judged"] = tuple(one for judged in self.judged for one in judged.scored)
         if "train" in self.runs:
             values |= {"train_tokens": self.runs["train"].tokens, "train_cpu_s": self.runs["train"].cpu_seconds}
         return Row(label=self.label, **values)

@@ -22,7 +22,12 @@ PERSONAS = 3
 QUESTIONS = 4
 COLUMN = 200  # characters of a line of a completion
 LINES = 8
-KINDS = {"fidelity": "open-ended questions", "stability": "questions with checkable answers"}
+KINDS = {
+    "fidelity": "open-ended questions",
+    "fidelity, personagym": "PersonaGym's questions",
+    "fidelity, interview": "interviews",
+    "stability": "questions with checkable answers",
+}
 
 
 def caption(models: Sequence[ModelRuns]) -> str:
@@ -36,6 +41,7 @@ def caption(models: Sequence[ModelRuns]) -> str:
         "middle 95 % of its permutations). Identifiability is distinctness, not correctness.",
         "A cell without a score is left out and counted, never 0; – is not measured.",
         *_sizes(models),
+        *_judged(models),
         *_spent(models),
         *_not_held_out(models),
         *_no_persona(models),
@@ -118,6 +124,15 @@ def _sizes(models: Sequence[ModelRuns]) -> Iterable[str]:
         parts += [f"{two.n_questions} open-ended questions, {two.n_answered} of {two.n_asked} answers"] if two else []
         seeds = [f"{run.described} seed {_seed(run)}" for run in model.runs.values()]
         yield f"{label(model.label)}: {'; '.join([*parts, *seeds])}."
+
+
+def _judged(models: Sequence[ModelRuns]) -> Iterable[str]:
+    """What judges' scores rest on, where there are some."""
+    if any(model.judged for model in models):
+        yield (
+            "Judges' scores are 1 to 5, n is personas, and intervals are over personas; a mark beside one (†, ‡) says that the "
+            'judge did not pass its trial, or had none: see "Fidelity by judges".'
+        )
 
 
 def _spent(models: Sequence[ModelRuns]) -> Iterable[str]:

@@ -5,6 +5,7 @@ records. Labels and persona ids may be hostile text and are escaped for the medi
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
@@ -16,15 +17,21 @@ from permix.escape import clip, markdown, visible
 from permix.evals.crossed import CrossedSummary
 from permix.evals.identify import Identifiability
 from permix.evals.stability_summary import PersonaSummary, StabilitySummary
+from permix.report.judged import Scored, mark
 from permix.types import Estimate, Record
 
 MISSING = "–"
+UNSHOWN = "no difference shown"
 LABEL_WIDTH = 48
 DETAILS_WIDTH = 400
+HEADING_WIDTH = 80
 
 
 class Row(Record):
-    """One model of the main table. `n_scored` of `n_asked` counts persona cells. Tokens and CPU seconds: None unless recorded."""
+    """One model of the main table. `n_scored` of `n_asked` counts persona cells. Tokens and CPU seconds: None unless recorded.
+
+    `judged`: one entry a judge and kind of fidelity run.
+    """
 
     label: str
     baseline: Estimate | None = None
@@ -36,6 +43,7 @@ class Row(Record):
     pss_crossfit: Estimate | None = None
     identifiability: Estimate | None = None
     chance: float | None = None
+    judged: tuple[Scored, ...] = ()
     train_tokens: int | None = None
     train_cpu_s: float | None = None
     eval_tokens: int | None = None
@@ -65,6 +73,18 @@ def estimate(one: Estimate | None) -> Cell:
     return Cell(MISSING) if one is None or one.value is None else Cell(str(one), f"n = {one.n}")
 
 
+def signed(one: Estimate | None) -> Cell:
+    """As a difference: "+0.120 [+0.05, +0.19]" over its n."""
+    return Cell(MISSING) if one is None or one.value is None else Cell(one.signed(), f"n = {one.n}")
+
+
+def word(difference: Estimate | None) -> str:
+    """ "higher", "lower" or "no difference shown"; "not measured" without an interval."""
+    if difference is None or difference.low is None or difference.high is None:
+        return "not measured"
+    return "higher" if difference.low > 0 else "lower" if difference.high < 0 else UNSHOWN
+
+
 def distinct(row: Row) -> Cell:
     """Identifiability, with chance beside n: without it the number says nothing."""
     text, note = estimate(row.identifiability)
@@ -78,6 +98,11 @@ def number(value: float | None) -> str:
 def count(value: float | None) -> str:
     """1234567 -> "1 234 567"."""
     return MISSING if value is None else f"{value:,.0f}".replace(",", " ")
+
+
+def dollars(value: float | None) -> str:
+    """ "$ 0.0123"; a price that nobody gave is not 0."""
+    return MISSING if value is None else f"$ {value:,.4f}"
 
 
 def of(done: int | None, asked: int | None) -> str:
@@ -105,10 +130,31 @@ COLUMNS = (
 )
 
 
+JUDGED_AFTER = 1 + [column.heading for column in COLUMNS].index("identifiability")
+
+
+def columns_of(rows: Sequence[Row]) -> list[Column]:
+    """The columns, and one for each judge of these rows."""
+    names = dict.fromkeys(one.name for row in rows for one in row.judged)
+    by_judge = [Column(name, partial(judged, name=name)) for name in names]
+    return [*COLUMNS[:JUDGED_AFTER], *by_judge, *COLUMNS[JUDGED_AFTER:]]
+
+
+def judged(row: Row, name: str) -> Cell:
+    """A judge's number, marked where it means nothing."""
+    one = next((one for one in row.judged if one.name == name), None)
+    if one is None or one.persona_score.value is None:
+        return Cell(MISSING)
+    about = f"n = {one.persona_score.n} personas, {of(one.n_scored, one.n_asked)} scored"
+    worth = {True: "", False: ", means nothing: judge not trusted", None: ", judge not tried"}[one.trusted]
+    return Cell(f"{one.persona_score}{mark(one.trusted)}", about + worth)
+
+
 def main_table(rows: Sequence[Row]) -> str:
     """GitHub Markdown, one line a model."""
-    lines = [[label(row.label), *(_small(column.cell(row)) for column in COLUMNS)] for row in rows]
-    return grid(["model", *(column.heading for column in COLUMNS)], lines)
+    columns = columns_of(rows)
+    lines = [[label(row.label), *(small(column.cell(row)) for column in columns)] for row in rows]
+    return grid(["model", *(label(column.heading, HEADING_WIDTH) for column in columns)], lines)
 
 
 NAME_WIDTH, VALUE_WIDTH = 19, len("0.123 [0.12, 0.12]")  # three models fit into 80 columns, their intervals unbroken
@@ -120,10 +166,10 @@ def terminal_table(rows: Sequence[Row]) -> Table:
     table.add_column("", width=NAME_WIDTH)
     for row in rows:
         table.add_column(Text(clip(visible(row.label), LABEL_WIDTH)), justify="left", overflow="fold", min_width=VALUE_WIDTH)
-    for column in COLUMNS:
+    for column in columns_of(rows):
         cells = [column.cell(row) for row in rows]
         if any(cell.text != MISSING for cell in cells):
-            table.add_row(Text(column.heading), *(_two_tone(cell) for cell in cells))
+            table.add_row(Text(clip(visible(column.heading), HEADING_WIDTH)), *(_two_tone(cell) for cell in cells))
     return table
 
 
@@ -131,8 +177,8 @@ def persona_table(summaries: Mapping[str, StabilitySummary]) -> str:
     """One line a persona, one column a model: accuracy, below it the difference to no persona and Holm's p."""
     of_model = {model: {one.id: one for one in summary.personas} for model, summary in summaries.items()}
     ids = dict.fromkeys(id for personas in of_model.values() for id in personas)
-    none = ["*no persona*", *(_small(estimate(summary.baseline)) for summary in summaries.values())]
-    lines = [[label(id), *(_small(_persona(personas.get(id))) for personas in of_model.values())] for id in ids]
+    none = ["*no persona*", *(small(estimate(summary.baseline)) for summary in summaries.values())]
+    lines = [[label(id), *(small(_persona(personas.get(id))) for personas in of_model.values())] for id in ids]
     return grid(["persona", *map(label, summaries)], [none, *lines])
 
 
@@ -151,9 +197,9 @@ def controls_table(results: Mapping[str, Identifiability]) -> str:
     lines = [
         [
             label(model),
-            *(_small(estimate(one)) for one in (result.accuracy,)),
+            *(small(estimate(one)) for one in (result.accuracy,)),
             number(result.chance),
-            *(_small(estimate(one)) for one in (result.question_only, result.length_only, result.permuted)),
+            *(small(estimate(one)) for one in (result.question_only, result.length_only, result.permuted)),
             of(result.n_answered, result.n_asked),
             label(result.reference),
         ]
@@ -171,9 +217,9 @@ def crossed_table(found: Mapping[str, CrossedSummary]) -> str:
     for model, crossed in found.items():
         for one in crossed.templates:
             cells = [
-                _small(_signed(one.shift) if name == "shift" else estimate(getattr(one, name))) for _, name in TEMPLATE_COLUMNS
+                small(signed(one.shift) if name == "shift" else estimate(getattr(one, name))) for _, name in TEMPLATE_COLUMNS
             ]
-            lines.append([label(model), _small(Cell(label(one.id), label(one.text, DETAILS_WIDTH))), *cells])
+            lines.append([label(model), small(Cell(label(one.id), label(one.text, DETAILS_WIDTH))), *cells])
     return grid(["model", "wording", *(heading for heading, _ in TEMPLATE_COLUMNS)], lines)
 
 
@@ -186,10 +232,6 @@ def components_of(crossed: CrossedSummary) -> str:
     }
     said = ", ".join(f"{one} {what}" for what, one in parts.items())
     return f"standard deviation of accuracy {said}; n = {crossed.persona_sd.n} questions"
-
-
-def _signed(one: Estimate) -> Cell:
-    return Cell(one.signed(), f"n = {one.n}")
 
 
 class Strategic(NamedTuple):
@@ -229,7 +271,7 @@ def strategy_table(found: Sequence[Strategic]) -> str:
         [
             label(one.label),
             label(one.found.strategy),
-            *(_small(column.cell(one.found)) for column in STRATEGY_COLUMNS),
+            *(small(column.cell(one.found)) for column in STRATEGY_COLUMNS),
             markdown(_details(one.found)),
         ]
         for one in found
@@ -274,7 +316,7 @@ def _persona(one: PersonaSummary | None) -> Cell:
     return Cell(accuracy.text, f"{one.difference.signed()}, p = {probability(one.holm_p)}, {accuracy.note}".replace("= <", "<"))
 
 
-def _small(cell: Cell) -> str:
+def small(cell: Cell) -> str:
     return cell.text + (f"<br><sub>{cell.note}</sub>" if cell.note else "")
 
 

@@ -1,0 +1,161 @@
+"""What one judge said of one run, read and laid out on a grid.
+
+Contract: the ledger and the run's records in, arrays out; nothing is computed here. An answer has one place, whoever judges it
+and under whatever control: the persona that gave it (of an answer without persona, the one it is held against), the rubric, the
+question and the sample. Suffixes as in `permix.judging.scores`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from permix.errors import DataError
+from permix.evals.stats import Array
+from permix.judging.base import Control, Item, ItemKey, Judgement
+from permix.judging.items import read_items
+from permix.judging.ledger import read_judgements
+from permix.judging.trial import controls
+from permix.records import read_json
+from permix.types import Record
+
+IDENTITY = ("name", "rubrics", "reasons", "examples", "temperature", "max_new_tokens")
+"""Settings of a judge that may change a score."""
+
+
+class Place(NamedTuple):
+    """One answer."""
+
+    persona_id: str
+    rubric: str
+    question_id: str
+    sample: int
+
+
+class Grid:
+    """Places as axes: personas, rubrics, and a persona's answers under a rubric in the order of their first item."""
+
+    def __init__(self, places: Iterable[Place]) -> None:
+        every = list(dict.fromkeys(places))
+        self.persona_ids = tuple(dict.fromkeys(place.persona_id for place in every))
+        self.rubrics = tuple(dict.fromkeys(place.rubric for place in every))
+        rows = {persona_id: row for row, persona_id in enumerate(self.persona_ids)}
+        layers = {rubric: layer for layer, rubric in enumerate(self.rubrics)}
+        filled: dict[tuple[int, int], int] = {}
+        self._at: dict[Place, tuple[int, int, int]] = {}
+        for place in every:
+            cell = rows[place.persona_id], layers[place.rubric]
+            self._at[place] = (*cell, filled.get(cell, 0))
+            filled[cell] = filled.get(cell, 0) + 1
+        self.shape = len(rows), len(layers), max(filled.values(), default=0)
+
+    def lay(self, values: Mapping[Place, float]) -> Array:
+        """value_P_T_Q; NaN where there is none. Places that the grid does not have are left out."""
+        value_P_T_Q = np.full(self.shape, np.nan)
+        for place, value in values.items():
+            if place in self._at:
+                value_P_T_Q[self._at[place]] = value
+        return value_P_T_Q
+
+
+class Bill(Record):
+    """What all calls came to, every attempt counted. `cost` is in US dollars; None where the price of some call is not known."""
+
+    calls: int
+    without_score: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+
+
+class Verdicts(NamedTuple):
+    """One judge of one run: what it was to judge, and what it scored. `settings`: its section `judge`."""
+
+    label: str
+    settings: Mapping[str, Any]
+    seed: int
+    items: tuple[Item, ...]
+    scores: Mapping[ItemKey, int | None]
+
+    def of(self, control: Control) -> dict[Place, float]:
+        """The scores of one control by the place of the answer."""
+        keys = (item.key for item in self.items if item.control == control)
+        return {place_of(key): float(score) for key in keys if (score := self.scores.get(key)) is not None}
+
+    def asked(self, control: Control) -> int:
+        return sum(item.control == control for item in self.items)
+
+    def grid(self) -> Grid:
+        """Of the answers to be scored, and of those that are without persona."""
+        return Grid(place_of(item.key) for item in self.items if item.control in ("none", "no-persona"))
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What must be the same where scores of two runs are held against each other."""
+        return tuple(f"{name} = {self.settings.get(name)}" for name in IDENTITY)
+
+
+class Laid(NamedTuple):
+    """The answers of one run as judges scored them."""
+
+    grid: Grid
+    score_J_P_T_Q: Array
+
+
+def lay_out(judges: Sequence[Verdicts]) -> Laid:
+    """Judges of one run on one grid."""
+    grid = judges[0].grid()
+    return Laid(grid, np.stack([grid.lay(judge.of("none")) for judge in judges]))
+
+
+def read_verdicts(run: Path, folder: Path, items: Sequence[Item] | None = None) -> Verdicts:
+    """The judge in `folder` (one of `judges_of(run)`); `items` are the run's, where they were read before."""
+    config = read_json(folder / "config.json")
+    answers = read_items(run) if items is None else items
+    tried = controls(answers, int(config["judge"]["trial"]), int(config["seed"]))
+    judgements = read_judgements(folder)
+    return Verdicts(
+        folder.name,
+        config["judge"],
+        int(config["seed"]),
+        (*answers, *tried),
+        {key: judgement.score for key, judgement in judgements.items()},
+    )
+
+
+def place_of(key: ItemKey) -> Place:
+    return Place(key.answered_by or key.persona_id, key.rubric, key.question_id, key.sample)
+
+
+def words_of(items: Iterable[Item]) -> dict[Place, float]:
+    """How many words each answer has."""
+    return {place_of(item.key): float(len(item.answer.split())) for item in items if item.control == "none"}
+
+
+def read_bill(folder: Path) -> Bill:
+    """Every line of `judgements.jsonl`; a torn last one is passed over. DataError names the line that is none."""
+    calls = list(_calls(folder / "judgements.jsonl"))
+    tokens = [call.reply or call.failure for call in calls]
+    charged = [call for call, used in zip(calls, tokens, strict=True) if used and (used.prompt_tokens or used.completion_tokens)]
+    known = all(call.cost is not None for call in charged)
+    return Bill(
+        calls=len(calls),
+        without_score=sum(call.score is None for call in calls),
+        prompt_tokens=sum(used.prompt_tokens or 0 for used in tokens if used),
+        completion_tokens=sum(used.completion_tokens or 0 for used in tokens if used),
+        cost=sum(call.cost or 0.0 for call in calls) if known else None,
+    )
+
+
+def _calls(path: Path) -> Iterable[Judgement]:
+    if not path.exists():
+        return
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield Judgement.model_validate_json(line)
+            except ValueError as error:
+                raise DataError(f"{path}:{number}: not a judgement: {error}") from error

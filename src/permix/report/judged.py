@@ -1,0 +1,122 @@
+"""What judges say of the runs of a report: each judge measured, judges held against each other, and models on one judge's scores.
+
+Contract: everything from the ledgers and the records. A model has one fidelity run of each kind. Two models are compared on a
+judge of the same name and settings alone.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from permix.errors import DataError
+from permix.evals.answers import Kind
+from permix.judging.compare import Agreement, ScoreDifference, measure_agreement, measure_difference
+from permix.judging.items import read_items
+from permix.judging.ledger import judges_of
+from permix.judging.measure import Judged, measured
+from permix.judging.verdicts import Verdicts, read_bill, read_verdicts
+from permix.records import read_json
+from permix.types import Estimate, Record
+
+OPEN, GYM, INTERVIEW = "fidelity", "fidelity, personagym", "fidelity, interview"
+KINDS: Mapping[Kind, str] = {"open": OPEN, "personagym": GYM, "interview": INTERVIEW}
+"""What a report calls a run of each kind: a model has one run of each."""
+SCORE_OF = {GYM: "PersonaScore", OPEN: "in-character score", INTERVIEW: "in-character score of interviews"}
+"""By kind of run, what the mean of a judge's scores is called: PersonaScore is of PersonaGym's tasks alone."""
+
+
+class Scored(Record):
+    """A judge's number in the main table, and whether it means anything: see `Judged`."""
+
+    kind: str
+    judge: str
+    persona_score: Estimate
+    n_scored: int
+    n_asked: int
+    trusted: bool | None
+
+    @property
+    def name(self) -> str:
+        """ "PersonaScore, judge qwen"."""
+        return f"{SCORE_OF[self.kind]}, judge {self.judge}"
+
+
+class JudgedRun(NamedTuple):
+    """A run and all its judges, by label."""
+
+    kind: str
+    verdicts: dict[str, Verdicts]
+    judges: dict[str, Judged]
+    agreement: Agreement | None
+    seed: int
+    resamples: int
+
+    @property
+    def scored(self) -> list[Scored]:
+        return [
+            Scored(
+                kind=self.kind, judge=label, persona_score=one.persona_score, n_scored=one.n_scored, n_asked=one.n_asked,
+                trusted=one.trusted,
+            )
+            for label, one in self.judges.items()
+        ]  # fmt: skip
+
+
+class JudgedDifference(Record):
+    """Other − first on one judge's scores of one kind of run."""
+
+    kind: str
+    trusted: bool
+    """Whether the judge told personas apart on both models."""
+    scores: ScoreDifference
+
+
+UNTRUSTED, UNTRIED = "†", "‡"
+
+
+def mark(trusted: bool | None) -> str:
+    """What stands beside every number of a judge; nothing where it is trusted."""
+    return "" if trusted else f" {UNTRIED if trusted is None else UNTRUSTED}"
+
+
+def read_judged(run: Path, kind: str, config: Mapping[str, Any]) -> JudgedRun | None:
+    """None for a run that nobody has judged."""
+    folders = judges_of(run)
+    if not folders:
+        return None
+    items, seed, resamples = read_items(run), int(config.get("seed", 0)), int(config.get("resamples", 2000))
+    verdicts = {folder.name: read_verdicts(run, folder, items) for folder in folders}
+    judges = {folder.name: _measured(folder, verdicts[folder.name]) for folder in folders}
+    return JudgedRun(
+        kind, verdicts, judges, measure_agreement(list(verdicts.values()), seed=seed, resamples=resamples), seed, resamples
+    )
+
+
+def differences_of(first: JudgedRun, other: JudgedRun) -> list[JudgedDifference]:
+    """Of every judge that scored both in the same way."""
+    return [
+        JudgedDifference(
+            kind=first.kind,
+            trusted=bool(first.judges[label].trusted and other.judges[label].trusted),
+            scores=measure_difference(verdicts, other.verdicts[label], seed=first.seed, resamples=first.resamples),
+        )
+        for label, verdicts in first.verdicts.items()
+        if label in other.verdicts and not unlike_judges(verdicts, other.verdicts[label])
+    ]
+
+
+def unlike_judges(one: Verdicts, two: Verdicts) -> tuple[str, ...]:
+    """Why the scores of two judges of one name must not be held against each other; empty when they may be."""
+    return tuple(
+        f"Not the same judge {one.label} ({here}; {there})"
+        for here, there in zip(one.identity, two.identity, strict=True)
+        if here != there
+    )
+
+
+def _measured(folder: Path, verdicts: Verdicts) -> Judged:
+    config = read_json(folder / "config.json")
+    try:
+        return measured(verdicts, read_bill(folder), seed=verdicts.seed, resamples=int(config.get("resamples", 2000)))
+    except DataError as error:
+        raise DataError(f"{folder}: {error}") from error

@@ -1,0 +1,215 @@
+"""Fidelity by judges in the report: what is shown, what is marked, and what is said first."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from permix.config import ReportStage
+from permix.evals.answers import kind_of
+from permix.judging import verdicts
+from permix.judging.base import Item
+from permix.report import judged as report_judged
+from permix.report.build import build_report, report_stage
+from permix.report.judged import GYM, INTERVIEW, KINDS, OPEN
+from permix.types import Cell, Completion, Message, seed_from
+from tests.verdicts import GYM as TASKS
+from tests.verdicts import gym_items, judges_of, read_items, read_judgements, write_items, write_judge
+
+Score = Callable[[Item], int | None]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def by_hand() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (verdicts, report_judged):
+            patch.setattr(module, "read_items", read_items)
+        patch.setattr(verdicts, "read_judgements", read_judgements)
+        patch.setattr(report_judged, "judges_of", judges_of)
+        yield
+
+
+def level(item: Item) -> int:
+    return seed_from(item.question_id, item.sample) % 3
+
+
+def keen(item: Item) -> int:
+    """3 to 5 for the own persona, 1 to 3 for any other."""
+    return level(item) + (3 if item.control not in ("wrong-persona", "no-persona") or item.rubric == TASKS[1] else 1)
+
+
+def keener(item: Item) -> int:
+    return min(5, keen(item) + 1)
+
+
+def fives(_: Item) -> int:
+    return 5
+
+
+def judged_run(path: Path, label: str, judges: dict[str, Score], gym: bool = True, *, said: str = "", **settings: Any) -> Path:
+    """`said`: what stands before each question, as what was said before does in an interview."""
+    items = gym_items(8, TASKS if gym else ("In Character",), 3)
+    write_items(path, items)
+    config = {"stage": "fidelity", "label": label, "model": {"name": "tiny"}, "seed": 3, "resamples": 100, "folds": 3}
+    config |= {"personagym": {"path": "data/personagym", "hub": None}} if gym else {}
+    (path / "config.json").write_text(json.dumps(config | settings))
+    cells = [
+        Cell(
+            persona_id=item.answered_by, question_id=item.question_id, seed=1,
+            messages=(
+                Message(role="system", content=f"You are {item.persona}."), Message(role="user", content=f"{said}{item.question}")
+            ),
+            completion=Completion(text=item.answer, prompt_tokens=10, completion_tokens=5, finish="stop"),
+        )
+        for item in items if item.control == "none"
+    ]  # fmt: skip
+    (path / "records.jsonl").write_text("".join(cell.model_dump_json() + "\n" for cell in cells))
+    for name, score in judges.items():
+        write_judge(path, name, items, score, trial=40)
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, by_hand: None) -> Path:
+    """The report on two models, each judged by one that can tell and one that cannot."""
+    folder = tmp_path_factory.mktemp("judged")
+    judged_run(folder / "base", "base", {"qwen": keen, "lazy": fives})
+    judged_run(folder / "trained", "trained", {"qwen": keener, "lazy": fives})
+    build_report([folder / "base", folder / "trained"], folder / "out")
+    return folder / "out"
+
+
+def test_the_headline_says_what_is_shown_and_what_means_nothing(built: Path) -> None:
+    headline = (built / "report.md").read_text().split("\n\n")[1]
+    assert "Against base, trained: PersonaScore by judge qwen higher." in headline
+    means_nothing = (
+        "PersonaScore by judge lazy means nothing, the judge does not tell right from wrong persona (AUC 0.500 [0.50, 0.50])"
+    )
+    assert f"base: {means_nothing}." in headline
+    assert f"trained: {means_nothing}." in headline
+    assert "by judge lazy no difference" not in headline
+    assert "qwen means nothing" not in headline
+
+
+def test_a_number_that_means_nothing_is_shown_and_marked_everywhere(built: Path) -> None:
+    report = (built / "report.md").read_text()
+    lines = [line for line in report.splitlines() if line.startswith("| lazy |")]
+    assert len(lines) == 6  # PersonaScore and five tasks
+    assert all(line.count("5.000 [5.00, 5.00] †") == 2 for line in lines)
+    main = next(line for line in report.splitlines() if line.startswith("| base | "))
+    assert "5.000 [5.00, 5.00] †<br><sub>n = 8 personas, 120 of 120 scored, means nothing: judge not trusted</sub>" in main
+    assert "| trained against base | lazy | +0.000 [+0.00, +0.00] †" in report
+    assert not any("†" in line for line in report.splitlines() if line.startswith("| qwen |"))
+
+
+def test_the_numbers_come_from_the_ledger(built: Path) -> None:
+    data = json.loads((built / "table.json").read_text())
+    found = data["judged"]["base"][GYM]["judges"]["qwen"]
+    items = [item for item in gym_items(8, TASKS, 3) if item.control == "none"]
+    expected = sum(map(keen, items)) / len(items)
+    assert found["persona_score"]["value"] == pytest.approx(expected)
+    assert (found["n_scored"], found["n_asked"], found["trusted"]) == (120, 120, True)
+    assert data["rows"][0]["judged"][1]["persona_score"] == found["persona_score"]
+    change = next(one for one in data["comparisons"][0]["judged"] if one["scores"]["judge"] == "qwen")
+    gained = sum(keener(item) - keen(item) for item in items) / len(items)
+    assert change["scores"]["persona_score"]["value"] == pytest.approx(gained)
+    assert change["scores"]["p"] < 0.05
+    assert data["judged"]["base"][GYM]["agreement"]["pairs"][0]["n_answers"] == 120
+
+
+def test_figures_are_drawn_and_named(built: Path) -> None:
+    for name in ("judged-personagym.png", "trial-personagym.png"):
+        assert f"]({name})" in (built / "report.md").read_text()
+        assert (built / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_without_judges_says_nothing_of_them(tmp_path: Path) -> None:
+    judged_run(tmp_path / "run", "base", {})
+    build_report([tmp_path / "run"], tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "Fidelity by judges" not in report
+    assert "Nothing here measures accuracy under personas." in report
+    assert json.loads((tmp_path / "out" / "table.json").read_text())["identifiability"] == {}
+
+
+def test_one_model_alone_and_its_table_in_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judged_run(tmp_path / "run", "base", {"qwen": keen})
+    report_stage(ReportStage(runs=(tmp_path / "run",), out=tmp_path / "out"))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "PersonaScore" in shown
+    assert "120 of" in shown
+    headline = (tmp_path / "out" / "report.md").read_text().split("\n\n")[1]
+    assert headline.startswith("**base: judge qwen tells personas apart (PersonaScore 4.")
+
+
+def test_another_judge_of_the_same_name_is_not_compared(tmp_path: Path) -> None:
+    one = judged_run(tmp_path / "one", "base", {"qwen": keen})
+    two = judged_run(tmp_path / "two", "trained", {"qwen": keener})
+    path = two / "judges" / "qwen" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"judge": config["judge"] | {"temperature": 0.7}}))
+    build_report([one, two], tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert (
+        "Not the same judge qwen (temperature = 0.0; temperature = 0.7): do not compare** trained with base in judges' scores"
+        in report
+    )
+    assert "trained against base |" not in report
+
+
+def test_other_questions_are_not_compared(tmp_path: Path) -> None:
+    one = judged_run(tmp_path / "one", "base", {"qwen": keen})
+    two = judged_run(tmp_path / "two", "trained", {"qwen": keener})
+    lines = (two / "records.jsonl").read_text().splitlines(keepends=True)
+    (two / "records.jsonl").write_text("".join(lines[:-1]))
+    build_report([one, two], tmp_path / "out")
+    data = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert data["comparisons"][0]["judged"] == []
+    assert "Not the same questions" in data["comparisons"][0]["judged_reasons"]
+
+
+def test_interviews_are_compared_although_each_model_said_its_own(tmp_path: Path) -> None:
+    runs = [
+        judged_run(tmp_path / name, name, {"qwen": score}, gym=False, said=name, interview={"turns": 3})
+        for name, score in (("base", keen), ("trained", keener))
+    ]
+    gym = judged_run(tmp_path / "gym", "base", {"qwen": keen}, said="base")
+    other_words = judged_run(tmp_path / "gym-trained", "trained", {"qwen": keen}, said="trained")
+    build_report([*runs, gym, other_words], tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "table.json").read_text())["comparisons"][0]
+    assert [one["kind"] for one in found["judged"]] == [INTERVIEW]
+    assert found["judged_reasons"] == ["Not asked in the same words"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "trained: in-character score of interviews by judge qwen higher." in report
+    assert "### Interviews" in report
+    assert "### PersonaGym's questions" in report
+
+
+def test_a_judge_that_was_not_tried_is_told_from_one_that_failed(tmp_path: Path) -> None:
+    judged_run(tmp_path / "run", "base", {"qwen": lambda item: 4 if item.control == "none" else None})
+    build_report([tmp_path / "run"], tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "base: nobody knows what PersonaScore by judge qwen means, the judge was not tried." in report.split("\n\n")[1]
+    assert "4.000 [4.00, 4.00] ‡" in report
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({}, OPEN),
+        ({"personagym": {"path": None, "hub": None}, "interview": {"turns": 0}}, OPEN),
+        ({"personagym": {"path": "data", "hub": None}}, GYM),
+        ({"personagym": {"path": None, "hub": "some/data"}, "interview": {"turns": 0}}, GYM),
+        ({"interview": {"turns": 4}}, INTERVIEW),
+    ],
+)
+def test_kinds_of_fidelity_runs(config: dict[str, Any], kind: str) -> None:
+    assert KINDS[kind_of(config)] == kind
+
+
+def test_hostile_names_of_judges_are_text(tmp_path: Path) -> None:
+    judged_run(tmp_path / "run", "base", {"<b>|x": fives})
+    build_report([tmp_path / "run"], tmp_path / "out")
+    assert "<b>" not in (tmp_path / "out" / "report.md").read_text()

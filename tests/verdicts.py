@@ -1,0 +1,77 @@
+"""Judged runs written by hand: items as they were to be judged, and the ledger of a judge that is a function."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from permix.judging.base import Item, ItemKey, Judgement
+from permix.judging.trial import controls
+from permix.types import Completion
+
+GYM = ("Expected Action", "Toxicity Control", "Linguistic Habits", "Persona Consistency", "Action Justification")
+TRADES = ("welder", "prompter", "beekeeper", "cabbie", "gambler", "nurse", "glazier", "auditor", "drummer", "farrier")
+Score = Callable[[Item], int | None]
+
+
+def gym_items(personas: int = 4, tasks: Sequence[str] = GYM[:2], questions: int = 5, *, answer: str = "") -> list[Item]:
+    """Each persona its own questions; of every question also an answer without persona."""
+    return [
+        Item(
+            persona_id=f"p{p}", persona=f"the {TRADES[p]}", question_id=f"p{p}.{task}.{q}", question=f"{task} {q}, {TRADES[p]}?",
+            rubric=task, answer=f"{answer or 'Well now.'} {'So I do. ' * q}", control=control,
+            answered_by=f"p{p}" if control == "none" else None,
+        )
+        for control in ("none", "no-persona")
+        for p in range(personas)
+        for task in tasks
+        for q in range(questions)
+    ]  # fmt: skip
+
+
+def place(item: Item) -> int:
+    """The number of the question."""
+    return int(item.question_id.rpartition(".")[2])
+
+
+def write_items(run: Path, items: Sequence[Item]) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "items.jsonl").write_text("".join(item.model_dump_json() + "\n" for item in items))
+
+
+def write_judge(
+    run: Path, label: str, items: Sequence[Item], score: Score, *, cost: float | None = 0.001, seed: int = 0, **settings: Any
+) -> Path:
+    """`score` is asked of every item and control; None is a call that failed."""
+    folder = run / "judges" / label
+    folder.mkdir(parents=True)
+    judge: dict[str, Any] = {"name": f"models/{label}", "rubrics": "permix", "trial": 20, "temperature": 0.0} | settings
+    (folder / "config.json").write_text(json.dumps({"stage": "judge", "run": str(run), "judge": judge, "seed": seed}))
+    asked = [*items, *controls(items, int(judge["trial"]), seed)]
+    (folder / "judgements.jsonl").write_text(
+        "".join(judgement(item, score(item), cost).model_dump_json() + "\n" for item in asked)
+    )
+    return folder
+
+
+def judgement(item: Item, score: int | None, cost: float | None, attempt: int = 0) -> Judgement:
+    reply = Completion(text=f'{{"score": {score}}}', prompt_tokens=100, completion_tokens=10, finish="stop")
+    return Judgement(
+        **item.key._asdict(), attempt=attempt, seed=1, prompt="hash", reply=reply, score=score, cost=cost,
+        error=None if score else "no score in the reply",
+    )  # fmt: skip
+
+
+def read_items(run: Path) -> list[Item]:
+    """Stands in for `permix.judging.items.read_items`: these runs have no cells."""
+    return [Item.model_validate_json(line) for line in (run / "items.jsonl").read_text().splitlines()]
+
+
+def read_judgements(folder: Path) -> dict[ItemKey, Judgement]:
+    """Stands in for `permix.judging.ledger.read_judgements`."""
+    calls = [Judgement.model_validate_json(line) for line in (folder / "judgements.jsonl").read_text().splitlines()]
+    return {call.key: call for call in sorted(calls, key=lambda call: call.score is not None)}
+
+
+def judges_of(run: Path) -> list[Path]:
+    return sorted((run / "judges").iterdir()) if (run / "judges").is_dir() else []
