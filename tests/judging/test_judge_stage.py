@@ -10,7 +10,7 @@ import pytest
 from permix import cli
 from permix.check import check_config
 from permix.config import JudgeStage, build
-from permix.errors import ConfigError, DataError, OwedCellsError
+from permix.errors import ConfigError, DataError, OwedScoresError
 from permix.evals.fidelity import fidelity
 from permix.judging.base import Item
 from permix.judging.ledger import judges_of, read_calls, read_judgements
@@ -78,7 +78,7 @@ def test_what_has_no_score_is_owed_and_asked_again(tmp_path: Path, parts: Parts)
 
     with openai_server(poor) as server:
         stage = judge_stage(run, server.base_url, concurrency=1, attempts=1)
-        with pytest.raises(OwedCellsError, match=rf"3 of {len(parts(run))} have no score"):
+        with pytest.raises(OwedScoresError, match=rf"3 of {len(parts(run))} have no score"):
             judge(stage)
         assert (judges_of(run)[0] / "metrics.json").exists()
         judge(stage)
@@ -119,7 +119,7 @@ def test_the_limit_stops_with_what_is_spent_and_owed_and_a_higher_one_goes_on(tm
 
     with openai_server(dear) as server:
         stopped = r"stopped before judge\.max_cost = 12 .*are spent.* have no score; .*higher limit"
-        with pytest.raises(OwedCellsError, match=stopped):
+        with pytest.raises(OwedScoresError, match=stopped):
             judge(judge_stage(run, server.base_url, prices=str(prices), max_cost=12.0))
         asked = len(server.asked)
         assert 8 <= asked <= 12  # the next one may cost as much as it has bytes
@@ -218,7 +218,7 @@ def test_a_judge_in_process_that_says_nothing_readable_lowers_nothing(tmp_path: 
     run = answered_run(tmp_path)
     values = {"name": str(tiny_model), "label": "tiny", "max_new_tokens": 4, "attempts": 1, "trial": 20, "dtype": "float32"}
     stage = build(JudgeStage, {"run": str(run), "resamples": 100, "threads": 1, "judge": values}, source="test")
-    with pytest.raises(OwedCellsError, match=rf"{len(parts(run))} of {len(parts(run))} have no score"):
+    with pytest.raises(OwedScoresError, match=rf"{len(parts(run))} of {len(parts(run))} have no score"):
         judge(stage)
     calls = read_calls(run / "judges" / "tiny")
     assert len(calls) == len(parts(run))
