@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from permix import __version__, config
-from permix.errors import ConfigError, OwedCellsError, PermixError, meant
+from permix.errors import ConfigError, OwedCellsError, OwedScoresError, PermixError, meant
 from permix.records import unwritten
 
 T = TypeVar("T", bound=BaseModel)
@@ -86,7 +86,7 @@ def fidelity(args: Sequence[str]) -> None:
 
     try:
         run(settings)
-    except OwedCellsError:
+    except OwedScoresError:
         _report_alone(settings.out)
         raise
     _report_alone(settings.out)
@@ -100,7 +100,7 @@ def judge(args: Sequence[str]) -> None:
 
     try:
         run(settings)
-    except OwedCellsError:
+    except OwedScoresError:
         _report_alone(settings.run)
         raise
     _report_alone(settings.run)

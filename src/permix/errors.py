@@ -28,6 +28,10 @@ class OwedCellsError(PermixError):
     exit_code = 3
 
 
+class OwedScoresError(OwedCellsError):
+    """All answers are there, and a judge gave some of them no score; run the same command again to ask for them."""
+
+
 def meant(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known word that was probably meant, for a message; None when none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)

@@ -23,8 +23,9 @@ KINDS: Mapping[str, Callable[[FidelityStage], Record]] = {
 def fidelity(config: FidelityStage) -> Record:
     """Run, or go on with, an evaluation; writes metrics.json and returns it.
 
-    With a judge, the answers are judged once all are there. Raises OwedCellsError when answers or scores are missing, DataError
-    when there are too few answers to measure, ConfigError for a judge that could not judge, before anything is asked.
+    With a judge, the answers are judged once all are there. Raises OwedCellsError when answers are missing, OwedScoresError when
+    only scores are, DataError when there are too few answers to measure, and ConfigError, before anything is asked, for a judge
+    that could not judge.
     """
     judged = config.judge.name != "none"
     if judged:

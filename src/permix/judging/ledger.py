@@ -21,7 +21,7 @@ NAME_CHARS = 60
 def judge_folder(run: Path, label: str) -> Path:
     """Where the judge of this label writes. Labels that differ have folders that differ."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-.")[:NAME_CHARS]
-    return run / "judges" / (name if name == label else f"{name or 'judge'}-{digest(label, length=8)}")
+    return run / "judges" / (name if name and name == label else f"{name or 'judge'}-{digest(label, length=8)}")
 
 
 def judges_of(run: Path) -> list[Path]:

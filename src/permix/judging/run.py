@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from permix.config import FidelityStage, GymTask, JudgeConfig, JudgeStage
-from permix.errors import ConfigError, DataError, OwedCellsError
+from permix.errors import ConfigError, DataError, OwedScoresError
 from permix.judging.ask import Examples, Prompt, examples_hash, prompt_for, read_examples, verdict_schema, wording_hash
 from permix.judging.asking import Outcome, Terms, ask_owed
 from permix.judging.base import IN_CHARACTER, Item
@@ -37,7 +37,7 @@ class Means(NamedTuple):
 def judge(config: JudgeStage) -> None:
     """Judge, or go on judging, every answer of the run and the controls; nothing is generated anew.
 
-    Raises ConfigError or DataError before anything is asked; OwedCellsError, with metrics.json written, when scores are missing.
+    Raises ConfigError or DataError before anything is asked; OwedScoresError, with metrics.json written, when scores are missing.
     """
     named = _labelled(config)
     means, prompts = set_up(named)
@@ -161,8 +161,8 @@ def _refuse_owed(outcome: Outcome, config: JudgeStage, folder: Path) -> None:
         return
     missing = f"{outcome.owed} of {outcome.asked} have no score"
     if outcome.next_cost is not None:
-        raise OwedCellsError(
+        raise OwedScoresError(
             f"{folder}: stopped before judge.max_cost = {config.judge.max_cost:g} US dollars: {outcome.cost:.6f} are spent and "
             f"the next call may cost {outcome.next_cost:.6f}; {missing}; run the same command with a higher limit to go on"
         )
-    raise OwedCellsError(f"{folder}: {missing}; run the same command again to ask for them")
+    raise OwedScoresError(f"{folder}: {missing}; run the same command again to ask for them")

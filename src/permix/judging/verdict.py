@@ -20,11 +20,11 @@ _LINK = r"[\s*_:=]{0,8}(?:is|of)?[\s*_:=]{0,8}"
 _FINAL = re.compile(rf"final (?:score|rating){_LINK}{_NUMBER}(?!\.?\d|\s*(?:/|out of|-|–|to|or|and)\s*\d)")
 _PLAIN = re.compile(
     r"(?:(?:therefore|thus|so|hence|overall|in total)\W+)?(?:(?:the|my|a|this is a)\s+)?(?:overall\s+)?"
-    rf"(?:(?:score|rating){_LINK}{_NUMBER}|([-−+]?\d+(?:\.\d+)?)\s*(?:/|out\s+of)\s*(\d+(?:\.\d+)?))"
+    rf"(?:(?:score|rating)[\s*_:]{{0,8}}(?:is|of)?[\s*_:]{{0,8}}{_NUMBER}|([-−+]?\d+(?:\.\d+)?)\s*(?:/|out\s+of)\s*(\d+(?:\.\d+)?))"
 )
-_SENTENCE_END = re.compile(r"\n|[.!?;](?=\s|$)")
+_SENTENCE_END = re.compile(r"\n|</think>|[.!?;](?=\s|$)")
 _WORD = re.compile(r"[^\W_]+|/")
-_EMBELLISHMENT = "*_`#>\"'()[] \t"
+_EMBELLISHMENT = "*_`#>\"'()[] \t\r\n"
 
 
 class Reading(NamedTuple):
@@ -123,7 +123,7 @@ def _final(text: str) -> list[Claim]:
 
 
 def _plain(text: str) -> list[Claim]:
-    """Sentences that are a score and nothing more. "Score = 4: ..." is how rubrics describe one, and no such sentence."""
+    """Sentences that are a score and nothing more. "Score = 4" is how rubrics describe one, and no such sentence."""
     claims = []
     for sentence in _SENTENCE_END.split(text):
         bare = normalise(sentence).strip(_EMBELLISHMENT)
@@ -133,7 +133,7 @@ def _plain(text: str) -> list[Claim]:
 
 
 def _alone(text: str) -> list[Claim]:
-    bare = text.strip().strip(_EMBELLISHMENT).rstrip(".")
+    bare = text.lstrip(_EMBELLISHMENT).rstrip(_EMBELLISHMENT + ".")
     return [Claim(bare, bare)] if _WHOLE_NUMBER.fullmatch(bare) else []
 
 

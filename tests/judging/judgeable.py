@@ -1,0 +1,106 @@
+"""What judges are tried on here: items made by hand, a small run of `permix fidelity`, judges that say what they are told."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from permix.config import FidelityStage, JudgeStage, build
+from permix.errors import DataError
+from permix.evals.fidelity import choose_voices, evaluate, open_questions
+from permix.judging.ask import Prompt, prompt_for, verdict_schema
+from permix.judging.asking import Terms
+from permix.judging.base import IN_CHARACTER, Item
+from permix.judging.ledger import read_judgements
+from permix.judging.rubrics import load_rubrics
+from permix.models.scripted import ScriptedModel
+from permix.recorded import read_cells
+from permix.types import Record, Request, Sampling
+from tests.worlds import TEXTS, fidelity_values
+
+GOOD = '{"reason": "as such a person would say it", "score": 4}'
+
+
+def item(question_id: str = "q1", answer: str = "Aye.", persona_id: str = "sailor", **fields: Any) -> Item:
+    """An answer in character to an open question, unless told otherwise."""
+    said = {"persona": TEXTS[persona_id], "question": f"What of {question_id}?", "answer": answer}
+    ids = {"persona_id": persona_id, "question_id": question_id, "answered_by": persona_id, "rubric": IN_CHARACTER}
+    return Item.model_validate(said | ids | fields)
+
+
+def prompts(*items: Item, reasons: bool = True) -> list[Prompt]:
+    rubrics = load_rubrics("permix", {one.rubric for one in items})
+    return [prompt_for(one, rubrics[one.rubric], {}, reasons=reasons, seed=0) for one in items]
+
+
+def terms(**fields: Any) -> Terms:
+    settings: dict[str, Any] = {"sampling": Sampling(), "schema": verdict_schema(True), "seed": 0, "attempts": 1, "price": None}
+    return Terms(**(settings | fields))
+
+
+def quoted_answer(text: str) -> str:
+    """What stands between the markers of the answer in a message, markers included."""
+    begin = text.index("\nBEGIN ANSWER ") + 1
+    word = text[begin:].split("\n", 1)[0].removeprefix("BEGIN ANSWER ")
+    end = text.index(f"\nEND ANSWER {word}\n", begin) + 1
+    return text[begin : end + len(f"END ANSWER {word}")]
+
+
+def verdict(score: object, reason: str = "so it is") -> str:
+    return json.dumps({"reason": reason, "score": score})
+
+
+def by_length(request: Request) -> str:
+    """A judge that likes long answers."""
+    return verdict(1 + len(quoted_answer(request.messages[-1]["content"])) % 5)
+
+
+def fidelity_stage(folder: Path, **values: Any) -> FidelityStage:
+    return build(FidelityStage, fidelity_values(folder, "http://127.0.0.1:1/v1") | values, source="test")
+
+
+def answered_run(folder: Path) -> Path:
+    """A run of `permix fidelity`: three voices, twelve questions, every answer with a word of its own."""
+    stage = fidelity_stage(folder)
+    model = ScriptedModel(lambda request: f"{request.messages[0]['content'][10:]} says: {request.messages[-1]['content']}")
+    evaluate(model, stage, choose_voices(stage), open_questions(stage))
+    return stage.out
+
+
+def judge_stage(run: Path, base_url: str, **fields: Any) -> JudgeStage:
+    judge = {"name": "test", "backend": "openai", "base_url": base_url, "retries": 0, "concurrency": 4, "trial": 20} | fields
+    return build(JudgeStage, {"run": str(run), "resamples": 100, "judge": judge}, source="test")
+
+
+class _Counted(Record):
+    scored: int
+
+
+def _items(run: Path) -> list[Item]:
+    return [
+        item(key.question_id, cell.completion.text, key.persona_id)
+        for key, cell in read_cells(run / "records.jsonl").items()
+        if cell.completion is not None and key.persona_id is not None
+    ]
+
+
+def _controls(items: Sequence[Item], n: int, seed: int) -> list[Item]:
+    return [one.model_copy(update={"control": "retest"}) for one in items[:n]]
+
+
+def _measure(run: Path, folder: Path, *, seed: int = 0, resamples: int = 2000) -> Record:
+    scored = sum(one.score is not None for one in read_judgements(folder).values())
+    if not scored:
+        raise DataError("nothing is scored")
+    return _Counted(scored=scored)
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], list[Item]]:
+    """All that is judged of a run. What other modules give the stage (items, controls, measures) is replaced by the plainest."""
+    monkeypatch.setattr("permix.judging.run.read_items", _items)
+    monkeypatch.setattr("permix.judging.run.controls", _controls)
+    monkeypatch.setattr("permix.judging.run.measure_judge", _measure)
+    return lambda run: [*_items(run), *_controls(_items(run), 20, 0)]
