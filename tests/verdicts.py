@@ -40,17 +40,15 @@ def write_items(run: Path, items: Sequence[Item]) -> None:
 
 
 def write_judge(
-    run: Path, label: str, items: Sequence[Item], score: Score, *, cost: float | None = 0.001, seed: int = 0, **settings: Any
+    run: Path, name: str, items: Sequence[Item], score: Score, /, *, cost: float | None = 0.001, seed: int = 0, **settings: Any
 ) -> Path:
-    """`score` is asked of every item and control; None is a call that failed."""
-    folder = run / "judges" / label
+    """`score` is asked of every item and control; None is a call that failed. `settings` are of the section judge."""
+    folder = run / "judges" / name
     folder.mkdir(parents=True)
-    judge: dict[str, Any] = {"name": f"models/{label}", "rubrics": "permix", "trial": 20, "temperature": 0.0} | settings
+    judge: dict[str, Any] = {"name": f"models/{name}", "rubrics": "permix", "trial": 20, "temperature": 0.0} | settings
     (folder / "config.json").write_text(json.dumps({"stage": "judge", "run": str(run), "judge": judge, "seed": seed}))
-    asked = [*items, *controls(items, int(judge["trial"]), seed)]
-    (folder / "judgements.jsonl").write_text(
-        "".join(judgement(item, score(item), cost).model_dump_json() + "\n" for item in asked)
-    )
+    calls = [judgement(item, score(item), cost) for item in [*items, *controls(items, int(judge["trial"]), seed)]]
+    (folder / "judgements.jsonl").write_text("".join(call.model_dump_json() + "\n" for call in calls))
     return folder
 
 

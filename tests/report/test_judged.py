@@ -210,6 +210,9 @@ def test_kinds_of_fidelity_runs(config: dict[str, Any], kind: str) -> None:
 
 
 def test_hostile_names_of_judges_are_text(tmp_path: Path) -> None:
-    judged_run(tmp_path / "run", "base", {"<b>|x": fives})
-    build_report([tmp_path / "run"], tmp_path / "out")
-    assert "<b>" not in (tmp_path / "out" / "report.md").read_text()
+    run = judged_run(tmp_path / "run", "base", {})
+    write_judge(run, "b-x-1234", read_items(run), fives, label="<b>|x")
+    build_report([run], tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "<b>" not in report
+    assert "| &#60;b&#62;&#124;x |" in report

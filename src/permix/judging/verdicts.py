@@ -70,7 +70,10 @@ class Bill(Record):
 
 
 class Verdicts(NamedTuple):
-    """One judge of one run: what it was to judge, and what it scored. `settings`: its section `judge`."""
+    """One judge of one run: what it was to judge, and what it scored. `settings`: its section `judge`.
+
+    `label`: what the section calls it; else its folder, which may have had to leave out characters.
+    """
 
     label: str
     settings: Mapping[str, Any]
@@ -116,7 +119,7 @@ def read_verdicts(run: Path, folder: Path, items: Sequence[Item] | None = None) 
     tried = controls(answers, int(config["judge"]["trial"]), int(config["seed"]))
     judgements = read_judgements(folder)
     return Verdicts(
-        folder.name,
+        config["judge"].get("label") or folder.name,
         config["judge"],
         int(config["seed"]),
         (*answers, *tried),

@@ -85,11 +85,10 @@ def read_judged(run: Path, kind: str, config: Mapping[str, Any]) -> JudgedRun | 
     if not folders:
         return None
     items, seed, resamples = read_items(run), int(config.get("seed", 0)), int(config.get("resamples", 2000))
-    verdicts = {folder.name: read_verdicts(run, folder, items) for folder in folders}
-    judges = {folder.name: _measured(folder, verdicts[folder.name]) for folder in folders}
-    return JudgedRun(
-        kind, verdicts, judges, measure_agreement(list(verdicts.values()), seed=seed, resamples=resamples), seed, resamples
-    )
+    read = [read_verdicts(run, folder, items) for folder in folders]
+    judges = {one.label: _measured(folder, one) for folder, one in zip(folders, read, strict=True)}
+    agreement = measure_agreement(read, seed=seed, resamples=resamples)
+    return JudgedRun(kind, {one.label: one for one in read}, judges, agreement, seed, resamples)
 
 
 def differences_of(first: JudgedRun, other: JudgedRun) -> list[JudgedDifference]:
