@@ -1,8 +1,8 @@
 """`permix import --personagym`: answers that PersonaGym's code or a fork of it has saved, as a fidelity run that can be judged.
 
-A folder holds `{persona}_qa.json` of one model: task → [[question, answer], ...]. The released code and the forks that were looked
-at (OpenCharacter's among them) write the same. Contract: nothing is generated, nothing is scored, and everything is read before
-anything is written. What the code wrote in place of an answer when its calls had failed is a missing answer and is counted.
+A folder holds `{persona}_qa.json` of one model: task → [[question, answer], ...]. The released code and the forks that were
+looked at (OpenCharacter's among them) write the same. Contract: nothing is generated, nothing is scored, and everything is read
+before anything is written. What the code wrote in place of an answer when its calls had failed is a missing answer, and counted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,9 +54,7 @@ def import_answers(config: ImportStage, folder: Path) -> GymAnswers:
         write_json(run.path / "metrics.json", result)
     say(f"imported {result.answers.n_answered} answers of {result.n_personas} personas")
     if missing := result.answers.n_asked - result.answers.n_answered:
-        say(
-            f"note: {missing} of {result.answers.n_asked} answers are missing, {found.failed} of them failed calls; none is judged"
-        )
+        say(f"note: {missing} of {result.answers.n_asked} answers are missing, {found.failed} of them failed calls")
     return result
 
 

@@ -33,7 +33,7 @@ HEADINGS = (
 NOTE = (
     "The same scores by the arithmetic of PersonaGym's released code: answers in blocks of five, judges averaged block by block, "
     "a block that could not be read counted as 0. Ours counts every score alike and leaves out what has none; judges count "
-    "together here, and apart elsewhere. The code saves the last persona's scores alone. A line without judges is what a file says."
+    "together here, and apart elsewhere. The code saves only the last persona's scores. Lines without judges are of files."
 )
 
 
