@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from permix.config import ReportStage
 from permix.errors import ConfigError
 from permix.evals.answers import AskedQuestion
 from permix.gym.names import TASKS
-from permix.judging.base import ItemKey
+from permix.judging.base import ItemKey, Judgement
+from permix.judging.items import read_items
 from permix.report.build import report_stage
-from permix.report.published import lay
+from permix.report.published import lay, published
+from permix.report.runs import collect
 from tests.gyms import DIVER, put, questions_of
 
 
@@ -61,6 +64,26 @@ def test_a_file_of_others_stands_in_the_report(run: Path, tmp_path: Path) -> Non
     assert "4.940" in line
     data = json.loads((tmp_path / "report" / "table.json").read_text())
     assert data["published"]["files"]["Claude | 3"]["tasks"] == {"Toxicity Control": 4.94}
+
+
+def test_a_judges_scores_stand_as_published_beside_ours(run: Path, tmp_path: Path) -> None:
+    """One persona, two questions a task: Toxicity Control without any score, one of the others lost, all scored 4."""
+    folder = run / "judges" / "j"
+    folder.mkdir(parents=True)
+    put(folder / "config.json", {"judge": {"name": "j"}})
+    plain = [item for item in read_items(run) if item.rubric != "Toxicity Control"]
+    with (folder / "judgements.jsonl").open("w") as lines:
+        for place, item in enumerate(plain):
+            said: dict[str, Any] = {"score": 4} if place else {"error": "no score"}
+            call = Judgement(**item.key._asdict(), attempt=0, seed=0, prompt="x", **said)
+            lines.write(call.model_dump_json() + "\n")
+    (model,) = collect([run])
+    found = published([model], ReportStage(as_published=True)).runs["gpt"]
+    assert found.tasks == (4.0, 0.0, 4.0, 4.0, 4.0)
+    assert found.persona_score == pytest.approx(16 / 5)
+    assert found.ours_tasks == (4.0, None, 4.0, 4.0, 4.0)
+    assert found.ours_persona_score is None  # four tasks are not five
+    assert (found.blocks, found.empty_blocks) == (5, 1)
 
 
 def test_nothing_is_said_where_nothing_was_asked_for(run: Path, tmp_path: Path) -> None:

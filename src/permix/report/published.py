@@ -111,7 +111,7 @@ def _file(entry: str) -> tuple[str, PublishedScores]:
 
 def _line_of_run(name: str, one: AsPublished, judges: Sequence[str]) -> list[str]:
     numbers = [one.persona_score, *one.tasks, one.ours_persona_score]
-    difference = number(one.difference) if one.difference is None else f"{one.difference:+.3f}"
+    difference = number(one.difference) if one.difference is None else f"{one.difference:+.3f}".replace("-", "−")
     return [
         label(name), ", ".join(map(label, judges)), *map(number, numbers), difference, of(one.empty_blocks, one.blocks),
         number(one.last_persona_score),
