@@ -302,6 +302,8 @@ class ReportStage(Section):
     """Where report.md, table.json and the figures go."""
     as_published: bool = False
     """Beside PersonaScore, also what PersonaGym's released code would have made of the same scores."""
+    published: tuple[str, ...] = ()
+    """Score files of PersonaGym's code or a fork's to stand beside ours: NAME=PATH, a scores.json or a folder of *_score.json."""
 
 
 class CompareStage(Section):

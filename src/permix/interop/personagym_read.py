@@ -2,7 +2,7 @@
 
 A folder holds `{persona}_qa.json` of one model: task → [[question, answer], ...]. The released code and the forks that were
 looked at (OpenCharacter's among them) write the same. Contract: nothing is generated, nothing is scored, and everything is read
-before anything is written. What the code wrote in place of an answer when its calls had failed is a missing one, and counted.
+before anything is written. What the code wrote in place of an answer when its calls had failed is a missing answer, and counted.
 """
 
 from collections.abc import Iterator, Sequence

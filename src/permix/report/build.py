@@ -19,6 +19,8 @@ from permix.records import write_json, write_text
 from permix.report import canvas, judged_plots, plots, reading, sections, tables
 from permix.report.judged import JudgedRun
 from permix.report.judged_tables import judged_section
+from permix.report.published import NOTE as PUBLISHED_NOTE
+from permix.report.published import Published, published, published_data, published_table
 from permix.report.reading import Comparison
 from permix.report.runs import ModelRuns, collect
 from permix.report.tables import Row, Strategic
@@ -28,7 +30,7 @@ from permix.train.probe import taken
 def report_stage(config: ReportStage) -> None:
     """The command: build the report, print its table and where it stands."""
     models = collect(config.runs)
-    rows = _write(models, config.out)
+    rows = _write(models, config.out, aside=published(models, config))
     console, strategies = Console(), _strategies(models)
     if any(model.stability or model.fidelity or model.judged or "train" in model.runs for model in models):
         console.print(tables.terminal_table(rows))
@@ -51,12 +53,12 @@ def build_report(runs: Sequence[Path], out: Path, caption: str = "") -> list[Row
     return _write(collect(runs), out, caption)
 
 
-def _write(models: Sequence[ModelRuns], out: Path, caption: str = "") -> list[Row]:
+def _write(models: Sequence[ModelRuns], out: Path, caption: str = "", aside: Published | None = None) -> list[Row]:
     comparisons = [reading.compare(one, other) for one, other in held_against(models)]
     rows = [model.row for model in models]
     figures = draw(models, comparisons, out)
-    write_text(out / "report.md", _document(models, comparisons, figures, caption))
-    write_json(out / "table.json", _data(models, comparisons, caption))
+    write_text(out / "report.md", _document(models, comparisons, figures, caption, aside))
+    write_json(out / "table.json", _data(models, comparisons, caption) | published_data(aside))
     return rows
 
 
@@ -113,7 +115,9 @@ def _heatmap(model: ModelRuns, path: Path) -> None:
     plots.heatmap(mean_P_Q, grid.persona_ids, path, f"{model.label}: who answers what", baseline_Q)
 
 
-def _document(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], figures: dict[str, str], caption: str) -> str:
+def _document(
+    models: Sequence[ModelRuns], comparisons: Sequence[Comparison], figures: dict[str, str], caption: str, aside: Published | None
+) -> str:
     """report.md; a section without content is left out."""
     summaries = {model.label: model.stability for model in models if model.stability is not None}
     controls = {model.label: model.fidelity for model in models if model.fidelity is not None}
@@ -134,6 +138,7 @@ def _document(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], fi
         *_section("Inference-time strategies", tables.strategy_table(strategies) if strategies else "", STRATEGY_NOTE),
         *_section("Identifiability and its controls", tables.controls_table(controls) if controls else "", CONTROLS_NOTE),
         *_section("Fidelity by judges", _by_judges(models, comparisons), JUDGED_NOTE),
+        *_section("As published", published_table(aside), PUBLISHED_NOTE),
         *_section("Training", "\n\n".join(filter(None, (training, sections.step_times(models))))),
         *_section("Probes on the dev side", f"{probes}\n\n{sections.choices(models)}" if probes else "", PROBE_NOTE),
         *_section("What they say", "\n\n".join(filter(None, (sections.completions(models, stage) for stage in sections.KINDS)))),

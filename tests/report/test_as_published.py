@@ -1,0 +1,97 @@
+"""The section "As published": scores laid out by persona, task and question; files of others beside ours."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from permix import cli
+from permix.config import ReportStage
+from permix.errors import ConfigError
+from permix.evals.answers import AskedQuestion
+from permix.gym.names import TASKS
+from permix.judging.base import ItemKey, Judgement
+from permix.judging.items import read_items
+from permix.report.build import report_stage
+from permix.report.published import lay, published
+from permix.report.runs import collect
+from tests.gyms import DIVER, put, questions_of
+
+
+def question(id: str, persona: str, task: str) -> AskedQuestion:
+    return AskedQuestion(id=id, text=f"{id}?", task=task, persona_id=persona)
+
+
+def key(one: AskedQuestion, control: str = "none") -> ItemKey:
+    return ItemKey(control, str(one.persona_id), one.persona_id, one.id, 0, str(one.task))  # type: ignore[arg-type]
+
+
+def test_scores_lie_where_they_were_asked_and_controls_nowhere() -> None:
+    asked = [
+        question("q1", "nurse", "Toxicity Control"), question("q2", "nurse", "Toxicity Control"),
+        question("q3", "cook", "Linguistic Habits"), question("q4", "cook", "Toxicity Control"),
+    ]  # fmt: skip
+    first = {key(asked[0]): 5, key(asked[2]): 2, key(asked[1], "padded"): 1}
+    laid = lay(asked, [first, {key(asked[1]): 3}])
+    toxicity, habits = TASKS.index("Toxicity Control"), TASKS.index("Linguistic Habits")
+    assert laid.score_J_P_T_Q.shape == (2, 2, 5, 2)
+    assert laid.asked_P_T_Q.sum() == 4
+    assert np.argwhere(~np.isnan(laid.score_J_P_T_Q)).tolist() == [[0, 0, toxicity, 0], [0, 1, habits, 0], [1, 0, toxicity, 1]]
+    assert laid.score_J_P_T_Q[0, 0, toxicity, 0] == 5
+    assert laid.asked_P_T_Q[1, toxicity].tolist() == [True, False]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """An imported run, which nobody has judged."""
+    (tmp_path / "gpt").mkdir()
+    put(
+        tmp_path / "gpt" / f"{DIVER}_qa.json",
+        {task: [[one, "Yes."] for one in texts] for task, texts in questions_of(DIVER).items()},
+    )
+    assert cli.run(["import", "--personagym", str(tmp_path / "gpt"), "--out", str(tmp_path / "run")]) == 0
+    return tmp_path / "run"
+
+
+def test_a_file_of_others_stands_in_the_report(run: Path, tmp_path: Path) -> None:
+    put(tmp_path / "scores.json", {"Toxicity": 4.94, "PersonaScore": 3.64})
+    report_stage(ReportStage(runs=(run,), out=tmp_path / "report", published=(f"Claude | 3={tmp_path / 'scores.json'}",)))
+    lines = (tmp_path / "report" / "report.md").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("| Claude"))
+    assert "3.640" in line
+    assert "4.940" in line
+    data = json.loads((tmp_path / "report" / "table.json").read_text())
+    assert data["published"]["files"]["Claude | 3"]["tasks"] == {"Toxicity Control": 4.94}
+
+
+def test_a_judges_scores_stand_as_published_beside_ours(run: Path, tmp_path: Path) -> None:
+    """One persona, two questions a task: Toxicity Control without any score, one of the others lost, all scored 4."""
+    folder = run / "judges" / "j"
+    folder.mkdir(parents=True)
+    put(folder / "config.json", {"judge": {"name": "j"}})
+    plain = [item for item in read_items(run) if item.rubric != "Toxicity Control"]
+    with (folder / "judgements.jsonl").open("w") as lines:
+        for place, item in enumerate(plain):
+            said: dict[str, Any] = {"score": 4} if place else {"error": "no score"}
+            call = Judgement(**item.key._asdict(), attempt=0, seed=0, prompt="x", **said)
+            lines.write(call.model_dump_json() + "\n")
+    (model,) = collect([run])
+    found = published([model], ReportStage(as_published=True)).runs["gpt"]
+    assert found.tasks == (4.0, 0.0, 4.0, 4.0, 4.0)
+    assert found.persona_score == pytest.approx(16 / 5)
+    assert found.ours_tasks == (4.0, None, 4.0, 4.0, 4.0)
+    assert found.ours_persona_score is None  # four tasks are not five
+    assert (found.blocks, found.empty_blocks) == (5, 1)
+
+
+def test_nothing_is_said_where_nothing_was_asked_for(run: Path, tmp_path: Path) -> None:
+    report_stage(ReportStage(runs=(run,), out=tmp_path / "report"))
+    assert "As published" not in (tmp_path / "report" / "report.md").read_text()
+    assert "published" not in json.loads((tmp_path / "report" / "table.json").read_text())
+
+
+def test_a_file_without_a_name_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"published = 'scores\.json': give NAME=PATH"):
+        report_stage(ReportStage(runs=(run,), out=tmp_path / "report", published=("scores.json",)))
