@@ -8,6 +8,7 @@ from permix.errors import ConfigError
 from permix.evals.fidelity import choose_voices, open_questions, refuse_unanswered
 from permix.evals.rounds import first_cells, limits_of, most_cells
 from permix.evals.stability import set_up
+from permix.gym import writing
 from permix.interop.importing import describe_sources
 from permix.models import open_model
 from permix.models.hf import refuse_missing_folder
@@ -36,6 +37,8 @@ def check_config(path: Path) -> dict[str, str]:
             facts |= _check_stability(stage)
         case config.FidelityStage():
             facts |= _check_fidelity(stage)
+        case config.QuestionsStage():
+            facts |= _check_questions(stage)
         case config.ReportStage() | config.CompareStage():
             for run in stage.runs:
                 read_json(run / "config.json")
@@ -134,6 +137,23 @@ def _check_fidelity(stage: config.FidelityStage) -> dict[str, str]:
         refuse_unanswered(stage.reference, {(persona.id, question.id) for persona in personas.personas for question in questions})
     _check_model(stage.model)
     return {"personas": str(len(personas)), "questions": str(len(questions)), "answers": str(len(personas) * len(questions))}
+
+
+def _check_questions(stage: config.QuestionsStage) -> dict[str, str]:
+    """What is to be written, in as many calls when no reply is refused."""
+    work = writing.set_up(stage)
+    _check_model(stage.model)
+    personas, written = len(work.personas), len(work.personas) * len(work.tasks) * work.n
+    calls = 0 if work.given else personas * (1 + len(work.tasks))
+    questions = f"{len(work.given)}, given" if work.given else f"{written}, {work.n} of each persona × {len(work.tasks)} tasks"
+    examples = (len(work.given) or written) * work.examples
+    most = (calls + examples) * stage.sampling.max_new_tokens
+    return {
+        "personas": str(personas),
+        "questions": questions,
+        "examples": f"{examples} × 5 answers",
+        "calls": f"{calls + examples} or more, at most {most} new tokens in as many",
+    }
 
 
 def _check_model(model: config.ModelConfig) -> None:

@@ -133,7 +133,7 @@ def _unique(rows: list[Row], items: list[Item]) -> tuple[Item, ...]:
     return tuple(items)
 
 
-def _text(value: object) -> str:
+def plain_text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("must be a text that is not empty")
     for place, char in enumerate(text := value.replace("\r\n", "\n").strip()):
@@ -144,8 +144,8 @@ def _text(value: object) -> str:
     return text
 
 
-def _persona_text(value: object) -> str:
-    text = _text(value)
+def persona_text(value: object) -> str:
+    text = plain_text(value)
     if re.match(r"you(\s+are|['’]re)\b", text, re.IGNORECASE):
         raise ValueError('must complete "You are ...": drop its leading "You are"')
     return text
@@ -183,5 +183,5 @@ def _weight(value: object) -> float:
     return float(value)
 
 
-_QUESTION_CHECKS: dict[str, Check] = {"id": _id, "text": _text, "tags": _tags, "split": _split}
-_PERSONA_CHECKS: dict[str, Check] = {"id": _id, "text": _persona_text, "tags": _tags, "split": _split, "weight": _weight}
+_QUESTION_CHECKS: dict[str, Check] = {"id": _id, "text": plain_text, "tags": _tags, "split": _split}
+_PERSONA_CHECKS: dict[str, Check] = {"id": _id, "text": persona_text, "tags": _tags, "split": _split, "weight": _weight}
