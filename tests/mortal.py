@@ -21,7 +21,7 @@ class Moment(NamedTuple):
     torn: bool = False
 
 
-PRELOAD = ["permix.train.grpo", "permix.evals.fidelity", "permix.report.build"]
+PRELOAD = ["permix.train.grpo", "permix.evals.open_ended", "permix.report.build"]
 
 
 def command(*argv: str, dies: Moment | None = None) -> int | None:

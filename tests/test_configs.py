@@ -15,6 +15,7 @@ import pytest
 from permix import config
 from permix.check import check_config, stage_of
 from permix.quickstart import stages
+from tests.gyms import write_gym
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
@@ -36,6 +37,8 @@ def needed(stage: config.AnyStage) -> list[str]:
     found = []
     if task is not None and task.name in HUB:
         found.append(str(task.path or "hub"))
+    if isinstance(stage, config.FidelityStage) and stage.personagym.path:
+        found.append(str(stage.personagym.path))
     return found + [str(run) for run in (*getattr(stage, "runs", ()), getattr(stage, "reference", None)) if run]
 
 
@@ -61,6 +64,8 @@ def with_stand_ins(path: Path, folder: Path) -> Path:
         (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows(task)), encoding="utf-8")
         if task.path is None:
             text = re.sub(r"^\[task\]$", f'[task]\npath = "{file}"', text, flags=re.MULTILINE)
+    if isinstance(stage, config.FidelityStage) and stage.personagym.path:
+        write_gym(folder / stage.personagym.path)
     for run in (*getattr(stage, "runs", ()), getattr(stage, "reference", None)):
         if run:
             (folder / run).mkdir(parents=True)

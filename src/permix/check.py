@@ -5,11 +5,13 @@ from pathlib import Path
 from permix import config
 from permix.baselines import STRATEGIES
 from permix.errors import ConfigError
-from permix.evals.fidelity import choose_voices, open_questions, refuse_unanswered
+from permix.evals.open_ended import choose_voices, open_questions, refuse_unanswered
+from permix.evals.personagym import choose_gym, spread
 from permix.evals.rounds import first_cells, limits_of, most_cells
 from permix.evals.stability import set_up
 from permix.gym import writing
 from permix.interop.importing import describe_sources
+from permix.interop.personagym_read import describe_answers
 from permix.models import open_model
 from permix.models.hf import refuse_missing_folder
 from permix.personas.choose import choose_personas
@@ -43,7 +45,7 @@ def check_config(path: Path) -> dict[str, str]:
             for run in stage.runs:
                 read_json(run / "config.json")
         case config.ImportStage():
-            facts |= describe_sources(stage)
+            facts |= describe_sources(stage) if stage.personagym is None else describe_answers(stage, stage.personagym)
         case config.ExportStage():
             read_json(stage.run / "config.json")
         case config.QuickstartStage():
@@ -132,11 +134,25 @@ def _check_stability(stage: config.StabilityStage) -> dict[str, str]:
 
 def _check_fidelity(stage: config.FidelityStage) -> dict[str, str]:
     template_text(stage.personas.template)
+    if stage.kind == "personagym":
+        return _check_gym(stage)
     personas, questions = choose_voices(stage), open_questions(stage)
     if stage.reference is not None:
         refuse_unanswered(stage.reference, {(persona.id, question.id) for persona in personas.personas for question in questions})
     _check_model(stage.model)
     return {"personas": str(len(personas)), "questions": str(len(questions)), "answers": str(len(personas) * len(questions))}
+
+
+def _check_gym(stage: config.FidelityStage) -> dict[str, str]:
+    pool, questions = choose_gym(stage)
+    _check_model(stage.model)
+    without = len(spread(questions, stage.personagym.without_persona, stage.seed))
+    answers = len(questions) + without
+    return {
+        "personas": str(len(pool)),
+        "questions": f"{len(questions)}, each of one persona; {without} also without",
+        "answers": f"{answers}, at most {answers * stage.sampling.max_new_tokens} new tokens",
+    }
 
 
 def _check_questions(stage: config.QuestionsStage) -> dict[str, str]:

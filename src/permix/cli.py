@@ -134,11 +134,16 @@ def compare(args: Sequence[str]) -> None:
 
 
 def import_(args: Sequence[str]) -> None:
-    """Make a run of what lm-evaluation-harness or inspect_ai has logged, so that it gets PSS and intervals."""
+    """Make a run of what lm-evaluation-harness, inspect_ai or PersonaGym has saved, to be measured here."""
     settings = parse("import", config.ImportStage, args)
-    from permix.interop.importing import import_stage
+    if settings.personagym is not None:
+        from permix.interop.personagym_read import import_answers
 
-    import_stage(settings)
+        import_answers(settings, settings.personagym)
+    else:
+        from permix.interop.importing import import_stage
+
+        import_stage(settings)
     _report_alone(settings.out)
 
 

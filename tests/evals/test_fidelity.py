@@ -11,7 +11,7 @@ import pytest
 from permix import cli
 from permix.config import FidelityStage, build
 from permix.errors import ConfigError, DataError, OwedCellsError
-from permix.evals.fidelity import choose_voices, fidelity, measure, open_questions
+from permix.evals.open_ended import choose_voices, measure, open_ended, open_questions
 from permix.recorded import read_cells
 from permix.records import read_json
 from tests.servers import Action, error, openai_server
@@ -46,8 +46,8 @@ def flat(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> str:
 def test_three_voices_are_told_every_time(tmp_path: Path) -> None:
     with openai_server(in_character) as server:
         config = fidelity_config(tmp_path, server.base_url)
-        result = fidelity(config)
-        assert fidelity(config) == result
+        result = open_ended(config)
+        assert open_ended(config) == result
     assert len(server.asked) == 36  # and none in the second run
     assert {asked_as(one.body) for one in server.asked} == {"clerk", "sailor", "troll"}  # nobody is asked without persona
     assert result.accuracy.value == 1.0
@@ -73,7 +73,7 @@ def test_who_stands_in_the_question_is_told_whatever_order_answers_came_in(tmp_p
         runs = [
             fidelity_config(tmp_path, server.base_url, personas=personas, out=str(tmp_path / name)) for name in ("one", "two")
         ]
-        found = [fidelity(one) for one in runs]
+        found = [open_ended(one) for one in runs]
     assert found[0].accuracy.value == 1.0
     records = runs[1].out / "records.jsonl"
     records.write_text("".join(line + "\n" for line in reversed(records.read_text().splitlines())))
@@ -84,7 +84,7 @@ def test_who_stands_in_the_question_is_told_whatever_order_answers_came_in(tmp_p
 
 def test_one_voice_for_all_is_told_by_luck(tmp_path: Path) -> None:
     with openai_server(flat) as server:
-        result = fidelity(fidelity_config(tmp_path, server.base_url))
+        result = open_ended(fidelity_config(tmp_path, server.base_url))
     assert result.accuracy.value is not None
     assert result.accuracy.value <= 1 / 3  # every answer to a question is the same, so one of three at best
 
@@ -94,9 +94,9 @@ def test_the_reference_teaches_what_the_characters_sound_like(tmp_path: Path) ->
     for folder in (base, flattened):
         folder.mkdir()
     with openai_server(in_character) as server:
-        fidelity(fidelity_config(base, server.base_url, label="base"))
+        open_ended(fidelity_config(base, server.base_url, label="base"))
         server.script = flat
-        result = fidelity(fidelity_config(flattened, server.base_url, reference=str(base / "run")))
+        result = open_ended(fidelity_config(flattened, server.base_url, reference=str(base / "run")))
     # Taught by the base model's answers, the classifier takes everyone for the clerk.
     assert result.confusion == ((12, 0, 0), (12, 0, 0), (12, 0, 0))
     assert result.accuracy.value == pytest.approx(1 / 3)
@@ -116,10 +116,10 @@ def test_a_reference_that_cannot_teach_is_refused_before_anything_is_asked(missi
         if missing == "a persona":
             write_pool(base / "pool.toml", "clerk", "sailor")
         if missing != "no run":
-            fidelity(build(FidelityStage, values, source="test"))
+            open_ended(build(FidelityStage, values, source="test"))
         before = len(server.asked)
         with pytest.raises(DataError, match="no such file" if missing == "no run" else r"3 of 36|12 of 36"):
-            fidelity(fidelity_config(tuned, server.base_url, reference=str(base / "run")))
+            open_ended(fidelity_config(tuned, server.base_url, reference=str(base / "run")))
         assert len(server.asked) == before
     assert not (tuned / "run").exists()
 
@@ -133,18 +133,18 @@ def test_missing_answers_are_owed_and_a_second_run_asks_only_them(tmp_path: Path
     with openai_server(flaky) as server:
         config = fidelity_config(tmp_path, server.base_url)
         with pytest.raises(OwedCellsError, match="3 of 36 answers are missing; run the same command again"):
-            fidelity(config)
+            open_ended(config)
         assert not (config.out / "metrics.json").exists()
         assert sum(cell.completion is not None for cell in read_cells(config.out / "records.jsonl").values()) == 33
         server.script = in_character
-        assert fidelity(config).n_answered == 36
+        assert open_ended(config).n_answered == 36
     assert len(server.asked) == 36 + 3
 
 
 def test_a_smaller_run_measures_what_it_names(tmp_path: Path) -> None:
     with openai_server(in_character) as server:
-        assert fidelity(fidelity_config(tmp_path, server.base_url)).n_questions == 12
-        assert fidelity(fidelity_config(tmp_path, server.base_url, n_questions=10)).n_questions == 10
+        assert open_ended(fidelity_config(tmp_path, server.base_url)).n_questions == 12
+        assert open_ended(fidelity_config(tmp_path, server.base_url, n_questions=10)).n_questions == 10
         assert len(server.asked) == 36
 
 
@@ -161,7 +161,7 @@ def test_too_few_or_too_many_questions_are_refused(fields: dict[str, Any], words
     with pytest.raises(ConfigError, match=words):
         open_questions(config)
     with pytest.raises(ConfigError, match=words):
-        fidelity(config)
+        open_ended(config)
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 48), ("dev", 20), ("heldout", 52)])
@@ -197,9 +197,9 @@ def test_the_command_reports_and_exits(tmp_path: Path, capsys: pytest.CaptureFix
 def test_measuring_needs_no_torch(tmp_path: Path) -> None:
     with openai_server(in_character) as server:
         config = fidelity_config(tmp_path, server.base_url)
-        fidelity(config)
+        open_ended(config)
     script = (
-        "import sys; from pathlib import Path; from permix.evals.fidelity import measure; measure(Path(sys.argv[1]), None)\n"
+        "import sys; from pathlib import Path; from permix.evals.open_ended import measure; measure(Path(sys.argv[1]), None)\n"
         "assert 'torch' not in sys.modules and 'openai' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script, str(config.out)], check=True, timeout=60)

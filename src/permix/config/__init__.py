@@ -6,7 +6,7 @@ A stage's configuration is one class made of sections; a TOML file mirrors it (`
 
 from permix.config.asking import ModelConfig, PersonasConfig, TaskConfig
 from permix.config.base import Section
-from permix.config.interop import ExportStage, ImportedModel, ImportedRun, ImportedSampling, ImportStage
+from permix.config.interop import ExportStage, ImportedAnswers, ImportedModel, ImportedRun, ImportedSampling, ImportStage
 from permix.config.judging import GymConfig, GymTask, InterviewConfig, InterviewerConfig, JudgeConfig
 from permix.config.read import SUFFIXES, build, explain, load, read_values
 from permix.config.stages import (
@@ -57,6 +57,7 @@ __all__ = [
     "GymConfig",
     "GymTask",
     "ImportStage",
+    "ImportedAnswers",
     "ImportedModel",
     "ImportedRun",
     "ImportedSampling",

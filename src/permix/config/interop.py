@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from permix.config.base import Section
+from permix.config.judging import GymConfig
 
 Format = Literal["lm-eval", "inspect"]
 
@@ -21,6 +22,10 @@ class ImportStage(Section):
     its system instruction. A path is a folder of --output_path or a samples_*.jsonl."""
     inspect: tuple[str, ...] = ()
     """Logs of inspect_ai (.eval, .json or a folder of them): a PATH whose samples say who was asked, or NAME=PATH a persona."""
+    personagym: Path | None = None
+    """Answers as PersonaGym's code and its forks save them: a folder of {persona}_qa.json, of one model."""
+    personagym_questions: Path | None = None
+    """The questions that were to be answered, as --personagym.path of `permix fidelity`; when not given, those in the answers."""
     task: str | None = None
     """Which task, where the folders hold several."""
     metric: str | None = None
@@ -35,6 +40,16 @@ class ImportStage(Section):
     """Seeds the resampling of the intervals."""
     resamples: int = Field(default=2000, ge=100)
     """Bootstrap resamples and permutations."""
+
+    @model_validator(mode="after")
+    def _answers_alone(self) -> "ImportStage":
+        """PersonaGym's answers have no score, so nothing that chooses one."""
+        if self.personagym is None and self.personagym_questions is not None:
+            raise ValueError(f"personagym_questions = {self.personagym_questions}: give personagym, the folder of answers, too")
+        for name in ("lm_eval", "inspect", "task", "metric", "filter", "answer"):
+            if self.personagym is not None and getattr(self, name):
+                raise ValueError(f"{name} = {getattr(self, name)!r}: means nothing with personagym; leave it out")
+        return self
 
 
 class ExportStage(Section):
@@ -67,6 +82,19 @@ class ImportedRun(Section):
     model: ImportedModel
     sampling: ImportedSampling
     samples: int = Field(gt=0)
+    seed: int
+    resamples: int
+    imported: ImportStage
+
+
+class ImportedAnswers(Section):
+    """The config.json of imported answers to PersonaGym: what readers of a fidelity run look for, and what was imported."""
+
+    stage: Literal["fidelity"] = "fidelity"
+    label: str | None
+    model: ImportedModel
+    sampling: ImportedSampling = ImportedSampling()
+    personagym: GymConfig
     seed: int
     resamples: int
     imported: ImportStage

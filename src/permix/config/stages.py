@@ -1,9 +1,11 @@
 """One class a verb: the sections it is made of, and what must hold between them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from permix.config.asking import ModelConfig, PersonasConfig, TaskConfig
 from permix.config.base import Section
@@ -237,6 +239,22 @@ class FidelityStage(Stage):
                 f"interview.turns = {self.interview.turns}: personagym asks questions of its own; leave one of the two out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> "FidelityStage":
+        """PersonaGym brings personas and questions of its own, and no classifier is trained on the answers."""
+        if self.kind == "personagym":
+            _refuse_set(self.personas, ("pool", "split", "include", "exclude"), "personas.", PersonasConfig.model_fields)
+            _refuse_set(self, ("questions", "questions_split", "n_questions", "reference"), "", FidelityStage.model_fields)
+        return self
+
+
+def _refuse_set(section: Section, names: tuple[str, ...], prefix: str, fields: Mapping[str, FieldInfo]) -> None:
+    """Raise ValueError for a field that does not stand at its default."""
+    for name in names:
+        value, default = getattr(section, name), fields[name].default
+        if value != default:
+            raise ValueError(f"{prefix}{name} = {value!r}: means nothing with personagym; leave it out (default: {default!r})")
 
 
 class JudgeStage(Section):

@@ -59,7 +59,9 @@ def describe_sources(config: ImportStage) -> dict[str, str]:
 def gathered(config: ImportStage) -> Gathered:
     """Every log that the configuration names, as one grid with personas in it."""
     if bool(config.lm_eval) == bool(config.inspect):
-        raise ConfigError("lm_eval, inspect: give the logs of one of the two, such as --lm-eval none=DIR pirate=DIR")
+        raise ConfigError(
+            "lm_eval, inspect: give the logs of one of the two, such as --lm-eval none=DIR pirate=DIR, or --personagym DIR"
+        )
     if config.answer and (config.metric or config.filter):
         raise ConfigError(f"answer = {config.answer!r}: every answer is judged anew; leave metric and filter out")
     if config.inspect and config.filter:

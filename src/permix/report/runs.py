@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from permix.baselines import STRATEGIES, StrategySummary, measure_strategy
 from permix.config import ProbeConfig
 from permix.errors import DataError
-from permix.evals import fidelity, stability
+from permix.evals import open_ended, stability
+from permix.evals.answers import kind_of
 from permix.evals.crossed import CrossedSummary
 from permix.evals.grid import Answers, read_answers
 from permix.evals.identify import Identifiability
@@ -71,7 +72,10 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """Its stage, and its strategy if it has one: a model has one run of each kind."""
+        """Its stage, and its strategy or what else it asked than open questions: a model has one run of each kind."""
+        if self.stage == "fidelity":
+            asked = kind_of(self.config)
+            return self.stage if asked == "open" else f"{self.stage}, {asked}"
         return self.stage if self.strategy == "none" else f"{self.stage}, {self.strategy}"
 
     @cached_property
@@ -237,7 +241,7 @@ def _measure(label: str, runs: dict[str, Run]) -> ModelRuns:
         runs=runs,
         stability=None if stable is None else stability.measure(stable.path, stable.answers),
         grid=None if stable is None else stability.grids(stable.path, stable.answers),
-        fidelity=None if distinct is None else fidelity.measure(distinct.path, reference_of(distinct)),
+        fidelity=None if distinct is None else open_ended.measure(distinct.path, reference_of(distinct)),
         crossed=None if stable is None else stability.measure_crossed(stable.path, stable.answers),
         strategies=tuple(found for run in runs.values() if (found := measure_strategy(run.path, run.answers)) is not None),
     )

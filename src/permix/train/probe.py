@@ -18,7 +18,7 @@ from typing import NamedTuple
 from permix.baselines import STRATEGIES, Setup
 from permix.config import FidelityStage, ModelConfig, PersonasConfig, ProbeConfig, ProbeMetric, StabilityStage, TrainStage
 from permix.errors import ConfigError
-from permix.evals import fidelity, stability
+from permix.evals import open_ended, stability
 from permix.evals.grid import Wording, read_answers
 from permix.evals.identify import Identifiability
 from permix.evals.stability_summary import StabilitySummary
@@ -78,7 +78,7 @@ class Probe(NamedTuple):
         """Everything that one probe asks, unanswered."""
         asked = [(cell, self.stage.sampling) for cell in STRATEGIES["none"].first(self.setup)]
         if self.voices is not None:
-            asked += [(cell, self.voices.stage.sampling) for cell in fidelity.cells_of(*self.voices)]
+            asked += [(cell, self.voices.stage.sampling) for cell in open_ended.cells_of(*self.voices)]
         return asked
 
 
@@ -120,7 +120,7 @@ def _voices(config: TrainStage, side: PersonaPool) -> Voices:
         questions_split="dev", n_questions=config.probe.roleplay_questions,
         sampling=Sampling(temperature=0.7, max_new_tokens=config.probe.roleplay_max_new_tokens),
     )  # fmt: skip
-    return Voices(stage, _selected(side, stage.personas), fidelity.open_questions(stage))
+    return Voices(stage, _selected(side, stage.personas), open_ended.open_questions(stage))
 
 
 def _dev_personas(config: TrainStage, side: PersonaPool, field: str, include: tuple[str, ...]) -> PersonasConfig:
@@ -268,7 +268,7 @@ def curve_of(out: Path, config: ProbeConfig) -> Curve | None:
 def measure(out: Path, step: int, config: ProbeConfig) -> Point:
     """A step's point from its records alone."""
     folder, base = folder_of(out, step), folder_of(out, 0) / "fidelity"
-    distinct = fidelity.measure(folder / "fidelity", base if step else None) if config.characters else None
+    distinct = open_ended.measure(folder / "fidelity", base if step else None) if config.characters else None
     return _point(step, folder, stability.measure(folder / "stability"), distinct)
 
 

@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 
 from permix.config import ProbeConfig
 from permix.errors import ConfigError, OwedCellsError
-from permix.evals import fidelity, stability
+from permix.evals import open_ended, stability
 from permix.models.hf import Loaded, encode_chat
 from permix.progress import say
 from permix.records import read_json, write_text
@@ -125,7 +125,7 @@ class Prober(TrainerCallback):  # type: ignore[misc]
         with contextlib.suppress(OwedCellsError):
             stability.evaluate(model, probe.stability_at(step), probe.task, probe.setup)
         if probe.voices is not None:
-            fidelity.evaluate(model, probe.fidelity_at(step, probe.voices), probe.voices.personas, probe.voices.questions)
+            open_ended.evaluate(model, probe.fidelity_at(step, probe.voices), probe.voices.personas, probe.voices.questions)
         return [*points_in(self._lines), noted(self._out, step, self._config)]
 
     def _note(self, points: Sequence[Point], choice: Choice, seconds: float) -> None:
