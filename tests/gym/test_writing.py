@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import types
@@ -16,15 +17,16 @@ from permix import cli
 from permix.check import check_config
 from permix.config import GymConfig, QuestionsStage, build
 from permix.errors import ConfigError, DataError
-from permix.gym import writing
 from permix.gym.base import GymQuestion, ScoreExample
+from permix.gym.prompts import builtin_situations
+from permix.gym.read import read_gym
 from permix.gym.tally import Written
 from permix.gym.work import Work
 from permix.gym.writing import set_up, write
 from permix.models.scripted import Reply, ScriptedModel
 from permix.recorded import read_cells
 from permix.records import read_json
-from permix.types import CellKey, Failure, Persona, Request
+from permix.types import CellKey, Failure, Request
 from tests.servers import Action, error, openai_server
 from tests.worlds import TEXTS, endpoint, toml, write_pool
 
@@ -32,28 +34,29 @@ TASKS = ("Expected Action", "Linguistic Habits")
 TOPICS = ("lantern", "harbour", "violin", "orchard", "blizzard", "carnival", "hedgehog", "submarine", "telescope", "vinegar")
 GIVEN = (
     GymQuestion(id="q-one", persona_id="p", persona="a potter", task="Expected Action", text="What do you do with cracked clay?"),
+    GymQuestion(id="q-too", persona_id="p", persona="a potter", task="Expected Action", text="What do you do with wet clay?"),
     GymQuestion(id="q-two", persona_id="p", persona="a potter", task="Linguistic Habits", text="Tell me about your kiln."),
 )
 
 
 class Rubric(NamedTuple):
-    criteria: str
+    template: str
 
 
 @pytest.fixture(autouse=True)
-def _others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rubrics and the reader of questions, as this module sees them."""
+def _rubrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rubrics, as this module sees them."""
+    template = "Judge one answer: {}\n\n1: none of it\n5: all of it\n\nThe character:\n\n{{persona}}\n\n{{response}}"
     rubrics = types.ModuleType("permix.judging.rubrics")
-    tasks = writing.get_args(writing.GymTask)
-    vars(rubrics)["load_rubrics"] = lambda source: {task: Rubric(f"1 is no {task}, 5 is all {task}.") for task in tasks}
+    vars(rubrics)["load_rubrics"] = lambda source, names: {name: Rubric(template.format(name)) for name in names}
     monkeypatch.setitem(sys.modules, "permix.judging.rubrics", rubrics)
-    monkeypatch.setattr(writing, "read_gym", given)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def given(config: GymConfig) -> tuple[tuple[Persona, ...], tuple[GymQuestion, ...]]:
-    chosen = tuple(one for one in GIVEN if not config.tasks or one.task in config.tasks)
-    return (Persona(id="p", text="a potter"),), chosen[: 1 if config.light else None]
+def given(folder: Path) -> str:
+    path = folder / "given.jsonl"
+    path.write_text("".join(one.model_dump_json() + "\n" for one in GIVEN))
+    return str(path)
 
 
 def values(folder: Path, **fields: Any) -> dict[str, Any]:
@@ -76,11 +79,11 @@ def written(model: ScriptedModel, stage: QuestionsStage) -> Written:
 def kind(request: Request) -> str:
     """What is wanted: situations, questions, or "1" for examples."""
     assert request.schema is not None
-    return next(iter(request.schema["properties"]))
+    return str(next(iter(request.schema["properties"])))
 
 
 def said(request: Request) -> str:
-    return request.messages[-1]["content"]
+    return str(request.messages[-1]["content"])
 
 
 def whom(request: Request) -> str:
@@ -160,13 +163,22 @@ def test_a_model_is_told_the_persona_the_task_the_situations_and_the_criteria(tm
     assert "a careful clerk" in said(first)
     assert "- the old mill" in said(first)
     assert first.schema is not None
-    assert first.schema["properties"]["situations"]["items"]["enum"] == ["A funeral", "a gym", "a laboratory", "the old mill"]
+    listed = {"A funeral", "a gym", "a laboratory", "the old mill"}
+    assert set(first.schema["properties"]["situations"]["items"]["enum"]) == listed
     assert "- a gym" in said(asked)
     assert "the old mill" not in said(asked)
     assert "exactly 1 question" in said(asked)
     assert question(asked, 0) in said(example)
-    assert "5 is all Expected Action." in said(example)
+    assert "Judge one answer: Expected Action\n\n1: none of it\n5: all of it\n\nWrite five answers" in said(example)
     assert len({request.seed for request in model.asked}) == 6
+
+
+def test_each_persona_is_shown_the_situations_in_an_order_of_its_own(tmp_path: Path) -> None:
+    model = ScriptedModel(author)
+    written(model, config(tmp_path))
+    clerk, sailor = (re.findall(r"^- (.*)$", said(one), re.MULTILINE) for one in model.asked if kind(one) == "situations")
+    assert sorted(clerk) == sorted(sailor) == sorted(builtin_situations())
+    assert clerk != sailor
 
 
 def test_ids_and_seeds_hang_on_content_alone(tmp_path: Path) -> None:
@@ -288,7 +300,6 @@ def test_a_whole_run_asks_nothing_again_and_takes_examples_in_later(tmp_path: Pa
         ({"n": 4}, "'n': 3"),
         ({"tasks": ["Toxicity Control"]}, "Toxicity Control"),
         ({"sampling": {"temperature": 0.0}}, "temperature"),
-        ({"personagym": {"path": "x"}, "examples": True, "tasks": [], "n": 10, "personas": {"split": "all"}}, "not 'given'"),
     ],
 )
 def test_a_run_is_not_gone_on_with_under_other_settings(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
@@ -297,6 +308,26 @@ def test_a_run_is_not_gone_on_with_under_other_settings(tmp_path: Path, fields: 
     with pytest.raises(ConfigError, match=words):
         written(ScriptedModel(author), config(tmp_path, **fields))
     assert (tmp_path / "run/questions.jsonl").read_text() == before
+
+
+def test_a_run_of_written_questions_is_not_one_of_given_ones(tmp_path: Path) -> None:
+    written(ScriptedModel(author), config(tmp_path))
+    fields = {
+        "personagym": {"path": str(tmp_path / "run/questions.jsonl")},
+        "examples": True,
+        "n": 10,
+        "personas": {"split": "all"},
+    }
+    with pytest.raises(ConfigError, match="not 'given'"):
+        written(ScriptedModel(author), config(tmp_path, **fields))
+
+
+def test_what_was_written_is_read_as_given_with_the_same_ids(tmp_path: Path) -> None:
+    written(ScriptedModel(author), config(tmp_path))
+    path = tmp_path / "run/questions.jsonl"
+    personas, found = read_gym(GymConfig(path=path))
+    assert [one.id for one in personas] == ["clerk", "sailor"]
+    assert [one.model_dump() for one in found] == lines(path)
 
 
 def test_a_persona_in_other_words_is_refused(tmp_path: Path) -> None:
@@ -364,14 +395,15 @@ def test_an_interrupted_start_leaves_what_is_whole(tmp_path: Path) -> None:
 
 def test_of_given_questions_only_examples_are_written(tmp_path: Path) -> None:
     model = ScriptedModel(author)
-    fields = {"personagym": {"path": "gym"}, "examples": True, "tasks": [], "n": 10, "personas": {"split": "all"}}
+    fields = {"personagym": {"path": given(tmp_path)}, "examples": True, "tasks": [], "n": 10, "personas": {"split": "all"}}
     result = written(model, config(tmp_path, **fields))
-    assert [kind(request) for request in model.asked] == ["1", "1"]
+    assert [kind(request) for request in model.asked] == ["1", "1", "1"]
     assert not (tmp_path / "run/questions.jsonl").exists()
-    assert [line["question_id"] for line in lines(tmp_path / "run/examples.jsonl")] == ["q-one"] * 5 + ["q-two"] * 5
-    assert (result.situations.calls, result.questions.kept, result.examples.kept) == (0, 0, 10)
-    light = set_up(config(tmp_path, **fields | {"personagym": {"path": "gym", "light": True}}))
-    assert [one.id for one in light.given] == ["q-one"]
+    found = [line["question_id"] for line in lines(tmp_path / "run/examples.jsonl")]
+    assert found == ["q-one"] * 5 + ["q-too"] * 5 + ["q-two"] * 5
+    assert (result.situations.calls, result.questions.kept, result.examples.kept) == (0, 0, 15)
+    light = set_up(config(tmp_path, **fields | {"personagym": {"path": given(tmp_path), "light": True}}))
+    assert [one.id for one in light.given] == ["q-one", "q-two"]
     assert [one.id for one in set_up(config(tmp_path, **fields | {"tasks": ["Linguistic Habits"]})).given] == ["q-two"]
 
 
@@ -438,7 +470,7 @@ def served(script: Callable[[Request, int], str | Action]) -> Callable[[dict[str
     return answer
 
 
-SCHEMAS = {name: {"properties": {name: {}}} for name in ("situations", "questions", "1")}
+SCHEMAS: dict[str, dict[str, Any]] = {name: {"properties": {name: {}}} for name in ("situations", "questions", "1")}
 
 
 def _form(body: Mapping[str, Any]) -> str:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 from permix.config import GymTask
 from permix.gym.asking import Book, Slot, Wanted
 from permix.gym.base import GymQuestion, ScoreExample
+from permix.gym.names import as_question
 from permix.gym.prompts import SCORES, ask_examples, ask_questions, ask_situations
 from permix.gym.sift import LEAST_SITUATIONS, Sifted, examples_of, questions_of, setting_of, situations_of
-from permix.types import Persona, digest, normalise
+from permix.types import Persona, seed_from
 
 
 class Work(NamedTuple):
@@ -69,7 +70,7 @@ def wanted_situations(work: Work, book: Book) -> list[Wanted]:
     for persona in () if work.given else work.personas:
         slot, chosen = situations_slot(persona), situations(work, book, persona).kept
         if len(chosen) < work.least:
-            prompt = ask_situations(persona.text, work.listed, chosen)
+            prompt = ask_situations(persona.text, _dealt(work.listed, persona), chosen)
             found.append(Wanted(slot, persona.id, len(book.get(slot, ())), work.least - len(chosen), prompt))
     return found
 
@@ -131,7 +132,10 @@ def owed(work: Work, book: Book) -> list[str]:
     return found + [one.slot.name for one in wanted_examples(work, book)]
 
 
+def _dealt(listed: Sequence[str], persona: Persona) -> list[str]:
+    """The list in an order of this persona's own: a model that hardly chooses takes what stands first."""
+    return sorted(listed, key=lambda one: seed_from("situation", persona.text, one))
+
+
 def _question(persona: Persona, task: GymTask, text: str, chosen: Sequence[str]) -> GymQuestion:
-    name = f"{task.lower().replace(' ', '-')}-{digest(normalise(persona.text), task, normalise(text), length=12)}"
-    setting = setting_of(text, chosen)
-    return GymQuestion(id=name, persona_id=persona.id, persona=persona.text, task=task, text=text, setting=setting)
+    return as_question(persona, task, text).model_copy(update={"setting": setting_of(text, chosen)})

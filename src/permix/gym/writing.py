@@ -11,12 +11,12 @@ Both files are made anew from the records whenever a start ends, also when it is
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 from permix.config import GymTask, QuestionsStage
 from permix.errors import ConfigError, DataError, OwedCellsError
 from permix.gym import work as gym
 from permix.gym.asking import book_of, have_written
+from permix.gym.names import TASKS
 from permix.gym.prompts import builtin_situations, wording_hash
 from permix.gym.read import read_gym
 from permix.gym.sift import bare
@@ -54,7 +54,7 @@ def write_questions(config: QuestionsStage) -> Path:
 
 def set_up(config: QuestionsStage) -> Work:
     """What is to be written. Raises ConfigError or DataError for whatever can be found wrong without a model."""
-    tasks = tuple(task for task in get_args(GymTask) if not config.tasks or task in config.tasks)
+    tasks = tuple(task for task in TASKS if not config.tasks or task in config.tasks)
     rest = (config.examples, _criteria())
     if config.personagym.path or config.personagym.hub:
         source = config.personagym.model_copy(update={"tasks": config.tasks or config.personagym.tasks})
@@ -123,11 +123,12 @@ def _identity(model: Model, config: QuestionsStage, work: Work) -> dict[str, obj
 
 
 def _criteria() -> dict[GymTask, str]:
-    """Of each task, what earns which score, by the rubrics that we wrote."""
+    """Of each task, what earns which score: what stands before the character in the rubrics that we wrote."""
     from permix.judging.rubrics import load_rubrics
 
-    rubrics = load_rubrics("permix")
-    return {task: rubrics[task].criteria for task in get_args(GymTask)}
+    rubrics = load_rubrics("permix", TASKS)
+    before = {task: rubrics[task].template.partition("{persona}")[0].strip() for task in TASKS}
+    return {task: text.rpartition("\n\n")[0] for task, text in before.items()}  # without the heading of what follows
 
 
 def _write_lines(path: Path, records: Iterable[Record]) -> None:
