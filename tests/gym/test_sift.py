@@ -82,6 +82,7 @@ def test_all_first_replies_come_before_any_second_so_that_what_was_kept_stays() 
         BARN,
         "Your guests have left the dinner early. Tell us what you do next.",
         "Please describe the smell of your workshop.",
+        "During a long bus ride, describe your home to a stranger.",
         'A man at the bar asks: "And who might you be?"',
         "  “Where were you when the lights went out?”  ",
         "Line one of it.\nAnd what do you say to that?",
@@ -95,6 +96,8 @@ def test_texts_that_ask_something(text: str) -> None:
     ("text", "reason"),
     [
         ("You walk home in the rain, slowly.", "asks nothing"),
+        ("You sit in the train, say nothing and smile.", "asks nothing"),
+        ("In the train, you describe your home to a stranger.", "asks nothing"),
         ("I am sorry, but I cannot write such questions.", "asks nothing"),
         ("What would this persona do at a funeral?", "names the test"),
         ("Expected Action: what do you do at a funeral?", "names the test"),

@@ -417,6 +417,7 @@ def test_of_given_questions_only_examples_are_written(tmp_path: Path) -> None:
         ({"n": 101}, "n"),
         ({"tasks": ["Manners"]}, "tasks"),
         ({"tasks": ["Expected Action", "Expected Action"]}, "names a task twice"),
+        ({"personas": {"template": "adopt"}}, r"personas\.template = 'adopt': means nothing"),
         ({"personagym": {"light": True}}, "neither path nor hub"),
         ({"personagym": {"path": "x"}}, "give examples = true"),
         ({"personagym": {"path": "x"}, "examples": True}, r"personas = .*means nothing with personagym"),
@@ -501,7 +502,7 @@ def test_over_http_with_every_fault_it_is_owed_then_whole(tmp_path: Path, capsys
     with openai_server(served(faulty)) as server:
         assert cli.run(command(tmp_path, server.base_url)) == 3
         shown = capsys.readouterr()
-        assert "missing are 'clerk' × Linguistic Habits (0 of 3 questions); a call failed with" in shown.err
+        assert "missing are 'clerk' × Linguistic Habits (0 of 3 questions); the last call that failed said " in shown.err
         assert "HTTP 500" in shown.err
         assert "questions: 9 kept, of 6 calls, 1 failed; left out: none" in shown.err
         server.script = served(lambda request, nth: author_text(request))

@@ -297,6 +297,10 @@ class QuestionsStage(Stage):
     def _nothing_idle(self) -> "QuestionsStage":
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks = {list(self.tasks)}: names a task twice")
+        for name in ("template", "bare"):
+            value, default = getattr(self.personas, name), PersonasConfig.model_fields[name].default
+            if value != default:
+                raise ValueError(f"personas.{name} = {value!r}: means nothing here, where nobody plays a persona; leave it out")
         if self.personagym.path is None and self.personagym.hub is None:
             if self.personagym != GymConfig():
                 raise ValueError("personagym: has neither path nor hub, so no questions are taken from it; leave the section out")

@@ -18,12 +18,14 @@ EXAMPLE_CHARS = 2000
 _QUESTION_MARK = re.compile(r"[?？][\"'”’»)\]]*$")
 _SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+")
 _REQUEST = """
-    address answer argue choose comfort compare compose convince decide defend describe explain give greet help introduce justify
-    lay list make name offer outline persuade present recall recite recount relate reply respond say share show sing speak
-    summarise summarize take talk teach tell walk warn write
+    address answer argue choose comfort compare compose convince craft create decide defend deliver demonstrate describe detail
+    discuss explain express give greet help illustrate introduce justify lay list make name narrate offer outline persuade present
+    provide recall recite recount relate reply respond say share show sing speak summarise summarize take talk teach tell walk
+    warn write
 """
 _REQUESTS = frozenset(_REQUEST.split())
 _BEFORE_REQUEST = frozenset(["please", "now", "so", "then", "and", "just", "kindly"])
+_LEAD_IN = re.compile(r"(after|as|at|before|by|during|from|if|imagine|in|on|to|when|while|with)\b[^,]*,\s*", re.IGNORECASE)
 _NAMES_TEST = re.compile(
     r"\b(expected action|toxicity|linguistic habits?|persona consistency|action justification|(this|the|your) persona|rubric)\b",
     re.IGNORECASE,
@@ -51,10 +53,11 @@ def question(item: object) -> str:
 
 
 def asks(text: str) -> bool:
-    """Whether the text ends with a question mark, or with a sentence that opens with a request ("Tell us ...")."""
+    """Whether the text ends with a question mark, or with a request ("Tell us ...", "At the gate, describe ...")."""
     if _QUESTION_MARK.search(text):
         return True
-    words = re.findall(r"[a-z]+", _SENTENCE_END.split(text)[-1].casefold())
+    last = _SENTENCE_END.split(text)[-1]
+    words = re.findall(r"[a-z]+", (last[found.end() :] if (found := _LEAD_IN.match(last)) else last).casefold())
     return next((word for word in words if word not in _BEFORE_REQUEST), "") in _REQUESTS
 
 

@@ -47,7 +47,7 @@ def write_questions(config: QuestionsStage) -> Path:
         say(line)
     if result.owed:
         named = ", ".join(result.owed[:NAMED]) + (f" and {len(result.owed) - NAMED} more" if len(result.owed) > NAMED else "")
-        failed = f"; a call failed with {result.last_failure}" if result.last_failure else ""
+        failed = f"; the last call that failed said {result.last_failure}" if result.last_failure else ""
         raise OwedCellsError(f"{config.out}: missing are {named}{failed}; run the same command again to have them written")
     return config.out / ("examples.jsonl" if work.given else "questions.jsonl")
 
