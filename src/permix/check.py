@@ -9,6 +9,7 @@ from permix.evals.open_ended import choose_voices, open_questions, refuse_unansw
 from permix.evals.personagym import choose_gym, spread
 from permix.evals.rounds import first_cells, limits_of, most_cells
 from permix.evals.stability import set_up
+from permix.gym import writing
 from permix.interop.importing import describe_sources
 from permix.interop.personagym_read import describe_answers
 from permix.judging.asking import dearest
@@ -43,6 +44,8 @@ def check_config(path: Path) -> dict[str, str]:
             facts |= _check_fidelity(stage)
         case config.JudgeStage():
             facts |= _check_judge(stage)
+        case config.QuestionsStage():
+            facts |= _check_questions(stage)
         case config.ReportStage() | config.CompareStage():
             for run in stage.runs:
                 read_json(run / "config.json")
@@ -176,6 +179,23 @@ def _check_judge(stage: config.JudgeStage) -> dict[str, str]:
 def _check_judge_model(judge: config.JudgeConfig) -> None:
     with as_judge():
         _check_model(judge)
+
+
+def _check_questions(stage: config.QuestionsStage) -> dict[str, str]:
+    """What is to be written, in as many calls when no reply is refused."""
+    work = writing.set_up(stage)
+    _check_model(stage.model)
+    personas, written = len(work.personas), len(work.personas) * len(work.tasks) * work.n
+    calls = 0 if work.given else personas * (1 + len(work.tasks))
+    questions = f"{len(work.given)}, given" if work.given else f"{written}, {work.n} of each persona × {len(work.tasks)} tasks"
+    examples = (len(work.given) or written) * work.examples
+    most = (calls + examples) * stage.sampling.max_new_tokens
+    return {
+        "personas": str(personas),
+        "questions": questions,
+        "examples": f"{examples} × 5 answers",
+        "calls": f"{calls + examples} or more, at most {most} new tokens in as many",
+    }
 
 
 def _check_model(model: config.ModelConfig) -> None:

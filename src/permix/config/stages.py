@@ -281,7 +281,7 @@ class QuestionsStage(Stage):
     """Take the questions from here instead of having them written, to get example answers to them."""
     tasks: tuple[GymTask, ...] = ()
     """Only these tasks; all five when not given."""
-    n: int = Field(default=10, gt=0)
+    n: int = Field(default=10, gt=0, le=100)
     """Questions of each task for each persona."""
     settings: Path | None = None
     """Situations to choose from, one a line; the built-in list when not given."""
@@ -292,6 +292,28 @@ class QuestionsStage(Stage):
     sampling: Sampling = Sampling(temperature=0.9, top_p=0.95, max_new_tokens=1500)
     seed: int = Field(default=0, ge=0)
     """Seeds every reply."""
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> "QuestionsStage":
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks = {list(self.tasks)}: names a task twice")
+        for name in ("template", "bare"):
+            value, default = getattr(self.personas, name), PersonasConfig.model_fields[name].default
+            if value != default:
+                raise ValueError(f"personas.{name} = {value!r}: means nothing here, where nobody plays a persona; leave it out")
+        if self.personagym.path is None and self.personagym.hub is None:
+            if self.personagym != GymConfig():
+                raise ValueError("personagym: has neither path nor hub, so no questions are taken from it; leave the section out")
+            return self
+        if not self.examples:
+            raise ValueError("examples = false: the questions of personagym are there already; give examples = true")
+        if self.tasks and self.personagym.tasks:
+            raise ValueError(f"tasks = {list(self.tasks)}, personagym.tasks = {list(self.personagym.tasks)}: give one of the two")
+        for name in ("personas", "n", "settings"):
+            value, default = getattr(self, name), QuestionsStage.model_fields[name].default
+            if value != default:
+                raise ValueError(f"{name} = {value!r}: means nothing with personagym, which brings its own; leave it out")
+        return self
 
 
 class ReportStage(Section):
