@@ -33,7 +33,7 @@ REPORT_REACH = 80  # characters before a hit in which somebody else may be named
 
 
 class Rule(NamedTuple):
-    """A rule of breaks.toml. `patterns`: the alternatives, words filled in; `unless`: the kind of persona it does not hold for."""
+    """A rule of breaks.toml. `patterns`: alternatives, words filled in; `unless`: the kind of persona it does not hold for."""
 
     name: str
     catches: str
@@ -81,7 +81,7 @@ def _level(character: str) -> str:
 
 
 def noun_of(persona_text: str) -> str:
-    """The noun of a persona's first phrase, case-folded: "sailor" of "You are a retired sailor who ..."; "" where there is none."""
+    """The noun of the first phrase, case-folded: "sailor" of "You are a retired sailor who ..."; "" where there is none."""
     phrase = BRINGS_IN.sub("", levelled(persona_text).strip())
     words = HEAD_ENDS.split(phrase, maxsplit=1)[0].split()
     return words[-1].casefold() if words else ""
@@ -125,7 +125,7 @@ def _compiled(name: str, noun: str) -> re.Pattern[str]:
 
 @lru_cache(maxsize=16)
 def _kind(name: str) -> re.Pattern[str]:
-    """Finds, in a persona's text, that it is of this kind: "an old robot", "HAL, the computer of a ship"; not "a robot mechanic"."""
+    """Finds that a persona is of this kind: "an old robot", "HAL, the computer of a ship"; not "a robot mechanic"."""
     told = _told()
     kind = _filled(told["kinds"][name], told["words"])
     return re.compile(f"{SPEAKS_OF_ITSELF}{OF_SORTS}{kind}{_filled('<END>', told['words'])}", re.IGNORECASE)
