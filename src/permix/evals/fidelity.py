@@ -11,6 +11,7 @@ from permix.config import FidelityStage
 from permix.errors import ConfigError, DataError, OwedCellsError
 from permix.evals.grid import Wording, describe_asked, fill, lay_out, note_seen_personas
 from permix.evals.identify import MIN_ANSWERS, Identifiability, identifiability
+from permix.evals.unjudged import measure_unjudged
 from permix.models import Model, cached, open_model
 from permix.personas.choose import choose_personas
 from permix.personas.pool import PersonaPool, load_roleplay
@@ -57,7 +58,10 @@ def evaluate(model: Model, config: FidelityStage, pool: PersonaPool, questions: 
             result = measure(run.path, config.reference)
         except DataError as error:
             raise (OwedCellsError(missing) if owed else error) from error
-        write_json(run.path / "metrics.json", result)
+        write_json(
+            run.path / "metrics.json",
+            result.model_dump(mode="json") | {"unjudged": measure_unjudged(run.path).model_dump(mode="json")},
+        )
     if owed:
         raise OwedCellsError(missing)
     return result

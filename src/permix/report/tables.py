@@ -107,7 +107,7 @@ COLUMNS = (
 
 def main_table(rows: Sequence[Row]) -> str:
     """GitHub Markdown, one line a model."""
-    lines = [[label(row.label), *(_small(column.cell(row)) for column in COLUMNS)] for row in rows]
+    lines = [[label(row.label), *(small(column.cell(row)) for column in COLUMNS)] for row in rows]
     return grid(["model", *(column.heading for column in COLUMNS)], lines)
 
 
@@ -131,8 +131,8 @@ def persona_table(summaries: Mapping[str, StabilitySummary]) -> str:
     """One line a persona, one column a model: accuracy, below it the difference to no persona and Holm's p."""
     of_model = {model: {one.id: one for one in summary.personas} for model, summary in summaries.items()}
     ids = dict.fromkeys(id for personas in of_model.values() for id in personas)
-    none = ["*no persona*", *(_small(estimate(summary.baseline)) for summary in summaries.values())]
-    lines = [[label(id), *(_small(_persona(personas.get(id))) for personas in of_model.values())] for id in ids]
+    none = ["*no persona*", *(small(estimate(summary.baseline)) for summary in summaries.values())]
+    lines = [[label(id), *(small(_persona(personas.get(id))) for personas in of_model.values())] for id in ids]
     return grid(["persona", *map(label, summaries)], [none, *lines])
 
 
@@ -151,9 +151,9 @@ def controls_table(results: Mapping[str, Identifiability]) -> str:
     lines = [
         [
             label(model),
-            *(_small(estimate(one)) for one in (result.accuracy,)),
+            *(small(estimate(one)) for one in (result.accuracy,)),
             number(result.chance),
-            *(_small(estimate(one)) for one in (result.question_only, result.length_only, result.permuted)),
+            *(small(estimate(one)) for one in (result.question_only, result.length_only, result.permuted)),
             of(result.n_answered, result.n_asked),
             label(result.reference),
         ]
@@ -171,9 +171,9 @@ def crossed_table(found: Mapping[str, CrossedSummary]) -> str:
     for model, crossed in found.items():
         for one in crossed.templates:
             cells = [
-                _small(_signed(one.shift) if name == "shift" else estimate(getattr(one, name))) for _, name in TEMPLATE_COLUMNS
+                small(_signed(one.shift) if name == "shift" else estimate(getattr(one, name))) for _, name in TEMPLATE_COLUMNS
             ]
-            lines.append([label(model), _small(Cell(label(one.id), label(one.text, DETAILS_WIDTH))), *cells])
+            lines.append([label(model), small(Cell(label(one.id), label(one.text, DETAILS_WIDTH))), *cells])
     return grid(["model", "wording", *(heading for heading, _ in TEMPLATE_COLUMNS)], lines)
 
 
@@ -229,7 +229,7 @@ def strategy_table(found: Sequence[Strategic]) -> str:
         [
             label(one.label),
             label(one.found.strategy),
-            *(_small(column.cell(one.found)) for column in STRATEGY_COLUMNS),
+            *(small(column.cell(one.found)) for column in STRATEGY_COLUMNS),
             markdown(_details(one.found)),
         ]
         for one in found
@@ -274,7 +274,7 @@ def _persona(one: PersonaSummary | None) -> Cell:
     return Cell(accuracy.text, f"{one.difference.signed()}, p = {probability(one.holm_p)}, {accuracy.note}".replace("= <", "<"))
 
 
-def _small(cell: Cell) -> str:
+def small(cell: Cell) -> str:
     return cell.text + (f"<br><sub>{cell.note}</sub>" if cell.note else "")
 
 
