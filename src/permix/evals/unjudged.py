@@ -13,7 +13,8 @@ import numpy as np
 
 from permix.evals import texts
 from permix.evals.breaks import Break, breaks
-from permix.evals.texts import clustered_mean, distinct_of_each, distinct_overall
+from permix.evals.stats import Array
+from permix.evals.texts import clustered_mean, clustered_rate, distinct_of_each, distinct_overall
 from permix.prompting import brought_in_by
 from permix.recorded import read_cells
 from permix.records import read_json
@@ -84,18 +85,23 @@ class Over(NamedTuple):
     seed: int
     resamples: int
 
-    def mean(self, values: Iterable[float | bool | None], *, rate: bool = False) -> Estimate:
-        value_N = np.array(list(values), dtype=float)  # None becomes NaN
-        return clustered_mean(value_N, self.unit_N, np.random.default_rng(self.seed), self.resamples, rate=rate)
+    def mean(self, values: Iterable[float | None]) -> Estimate:
+        return clustered_mean(_array(values), self.unit_N, np.random.default_rng(self.seed), self.resamples)
 
-    def rate(self, values: Iterable[float | bool | None]) -> Estimate:
+    def rate(self, values: Iterable[bool | float | None]) -> Estimate:
         """Of values that are 0 or 1."""
-        return self.mean(values, rate=True)
+        return clustered_rate(_array(values), self.unit_N, np.random.default_rng(self.seed), self.resamples)
+
+
+def _array(values: Iterable[float | None]) -> Array:
+    return np.array(list(values), dtype=float)  # None becomes NaN
 
 
 def measure_unjudged(run: Path) -> Unjudged:
     """From a run directory of `permix fidelity`, of any kind."""
-    config, cells = read_json(run / "config.json"), asked_cells(run)
+    config, asked, cells = read_json(run / "config.json"), _asked(run), asked_cells(run)
+    unit = unit_of(config)
+    whole = len(asked.get("persona_ids", ())) * len(asked.get("question_ids", ())) * asked.get("samples", 1)
     answers = [
         Answer(cell.persona_id or "", cell.question_id, cell.completion.text, _cut(cell))
         for cell in cells
@@ -104,8 +110,8 @@ def measure_unjudged(run: Path) -> Unjudged:
     return unjudged(
         answers,
         persona_texts(run, cells),
-        unit=unit_of(config),
-        n_asked=len(cells),
+        unit=unit,
+        n_asked=whole if whole and unit == "questions" else len(cells),
         seed=config["seed"],
         resamples=config["resamples"],
     )
@@ -155,9 +161,7 @@ def unjudged(
 
 def asked_cells(run: Path) -> list[Cell]:
     """The recorded persona cells; of a run that was made smaller, those of the personas and questions that it still asks."""
-    path = run / "asked.json"
-    asked = read_json(path) if path.exists() else {}
-    cells = read_cells(run / "records.jsonl")
+    asked, cells = _asked(run), read_cells(run / "records.jsonl")
     personas, questions = asked.get("persona_ids"), asked.get("question_ids")
     return [
         cells[key]
@@ -170,8 +174,7 @@ def asked_cells(run: Path) -> list[Cell]:
 
 def persona_texts(run: Path, cells: Sequence[Cell]) -> dict[str, str]:
     """Who each persona is: as asked.json says, else what brought the persona in where it was first asked."""
-    path = run / "asked.json"
-    said: dict[str, str] = (read_json(path) if path.exists() else {}).get("persona_texts", {})
+    said: dict[str, str] = _asked(run).get("persona_texts", {})
     found: dict[str, str] = {}
     for cell in cells:
         if cell.persona_id is not None and cell.persona_id not in found:
@@ -183,6 +186,11 @@ def unit_of(config: Mapping[str, Any]) -> Unit:
     """Questions where all personas share them; personas where each has its own, or where the turns of a talk hang together."""
     gym, interview = config.get("personagym") or {}, config.get("interview") or {}
     return "personas" if gym.get("path") or gym.get("hub") or interview.get("turns") else "questions"
+
+
+def _asked(run: Path) -> dict[str, Any]:
+    path = run / "asked.json"
+    return read_json(path) if path.exists() else {}
 
 
 def _cut(cell: Cell) -> bool | None:

@@ -3,7 +3,7 @@
 Contract: drawn from `Identifiability` records alone; the same bytes for the same input. Names may be hostile text.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +30,9 @@ def draw(told: Mapping[str, Identifiability], out: Path, styles: Mapping[str, St
     if any(len(one.learning_curve) > 1 for one in told.values()):
         learning_curves(told, out / CURVE, styles)
         figures[CURVE] = "identifiability by the number of questions learnt from"
+    first = ranked(next(iter(told.values()))) if told else ()
     for place, (name, one) in enumerate(told.items(), start=1):
-        confusion(one, out / f"{MATRIX}{place}.png", f"{name}: who is taken for whom")
+        confusion(one, out / f"{MATRIX}{place}.png", f"{name}: who is taken for whom", first)
         figures[f"{MATRIX}{place}.png"] = f"who is taken for whom, {label(name)}"
     return figures
 
@@ -66,7 +67,7 @@ def learning_curves(told: Mapping[str, Identifiability], path: Path, styles: Map
         ax.axhline(chance, color="0.4", lw=1.2, ls=":")
     _by_doubling(ax, sorted({point.questions for one in told.values() for point in one.learning_curve}))
     ax.set_ylim(bottom=0)
-    ax.set_xlabel("questions whose answers were learnt from, of each persona (each step doubles)")
+    ax.set_xlabel("questions whose answers were learnt from, of each persona (log scale)")
     ax.set_ylabel("identifiability")
     canvas.legend(fig, list(told), styles)
     canvas.save(fig, path)
@@ -79,9 +80,22 @@ def _by_doubling(ax: Axes, questions: list[int]) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
 
 
-def confusion(one: Identifiability, path: Path, title: str) -> None:
-    """Rows: whose answer it was; columns: who the classifier says. Best told at the top; shade: share of the row's answers."""
-    share_P_P, count_P_P, order = _shares(one)
+def ranked(one: Identifiability) -> tuple[str, ...]:
+    """Its personas, best told first."""
+    told = {id: recall.value or 0.0 for id, recall in zip(one.persona_ids, one.per_persona, strict=True)}
+    return tuple(sorted(told, key=lambda id: (-told[id], id)))
+
+
+def confusion(one: Identifiability, path: Path, title: str, first: Sequence[str] = ()) -> None:
+    """Rows: whose answer it was; columns: who the classifier says; shade: share of the row's answers.
+
+    Personas stand in the order of `first`, so that figures of several models can be laid side by side; others follow, best told
+    first.
+    """
+    order = _order(one, first)
+    count_P_P = np.array(one.confusion, dtype=float)[np.ix_(order, order)]
+    answered_P = count_P_P.sum(axis=1, keepdims=True)
+    share_P_P = np.divide(count_P_P, answered_P, out=np.zeros_like(count_P_P), where=answered_P > 0)
     P = len(order)
     numbered = P > NAMED
     names = [safe(one.persona_ids[p], 24 if numbered else 30) for p in order]
@@ -101,14 +115,9 @@ def confusion(one: Identifiability, path: Path, title: str) -> None:
     canvas.save(fig, path)
 
 
-def _shares(one: Identifiability) -> tuple[Array, Array, list[int]]:
-    """Share and count of each cell in the order of drawing, and that order: personas told best first."""
-    count_P_P = np.array(one.confusion, dtype=float)
-    answered_P = count_P_P.sum(axis=1)
-    share_P_P = np.divide(count_P_P, answered_P[:, None], out=np.zeros_like(count_P_P), where=answered_P[:, None] > 0)
-    order = sorted(range(len(count_P_P)), key=lambda p: (-share_P_P[p, p], one.persona_ids[p]))
-    at = np.ix_(order, order)
-    return share_P_P[at], count_P_P[at], order
+def _order(one: Identifiability, first: Sequence[str]) -> list[int]:
+    ids = [id for id in dict.fromkeys((*first, *ranked(one))) if id in one.persona_ids]
+    return [one.persona_ids.index(id) for id in ids]
 
 
 def _write_counts(ax: Axes, count_P_P: Array, share_P_P: Array) -> None:
