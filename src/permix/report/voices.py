@@ -98,7 +98,7 @@ def confusion(one: Identifiability, path: Path, title: str, first: Sequence[str]
     share_P_P = np.divide(count_P_P, answered_P, out=np.zeros_like(count_P_P), where=answered_P > 0)
     P = len(order)
     numbered = P > NAMED
-    names = [safe(one.persona_ids[p], 24 if numbered else 30) for p in order]
+    names = [safe(one.persona_ids[p], 30) for p in order]
     told = "counts of answers; " if P <= COUNTED else ""
     note = f"n = {one.n_answered} answers of {P} personas to {one.n_questions} questions; {told}shade: share of the row"
     fig = canvas.sheet(1.5 + P * max(0.16, min(0.42, 5.0 / P)), title, note)
