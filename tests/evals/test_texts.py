@@ -49,7 +49,7 @@ def test_distinct_does_not_fall_with_length_as_the_plain_share_does() -> None:
     draw = rng().integers(0, 100, size=20_000)
     short, long = (np.unique(draw[:n], return_counts=True)[1] for n in (2_000, 20_000))
     assert len(short) / 2_000 == pytest.approx(10 * len(long) / 20_000)
-    assert distinct(short, 50) == pytest.approx(distinct(long, 50), abs=0.01)
+    assert distinct(short.tolist(), 50) == pytest.approx(distinct(long.tolist(), 50), abs=0.01)
 
 
 def test_distinct_of_a_run_and_of_each_persona() -> None:
