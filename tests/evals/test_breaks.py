@@ -123,6 +123,6 @@ def test_a_persona_s_text_is_no_expression() -> None:
 
 def test_long_and_hostile_answers_come_back() -> None:
     for part in ("as an ", "I am just ", "as a large ", '"', "she says that ", "I am" + " " * 5000, "\x00\u202e"):
-        breaks(part * 2000, SAILOR)
+        breaks((part * 2000)[:50_000], SAILOR)
     assert met("As an AI. " * 2000) == {"machine"}
     assert len(breaks("As an AI. " * 2000)) == 2000
