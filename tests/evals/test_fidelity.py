@@ -12,6 +12,7 @@ from permix import cli
 from permix.config import FidelityStage, build
 from permix.errors import ConfigError, DataError, OwedCellsError
 from permix.evals.open_ended import choose_voices, measure, open_ended, open_questions
+from permix.evals.unjudged import measure_unjudged
 from permix.recorded import read_cells
 from permix.records import read_json
 from tests.servers import Action, error, openai_server
@@ -58,7 +59,9 @@ def test_three_voices_are_told_every_time(tmp_path: Path) -> None:
     assert result.question_only.value is not None
     assert result.question_only.value <= 0.5  # the questions alone do not tell who is asked
     assert result.reference == "own answers"
-    assert read_json(config.out / "metrics.json") == result.model_dump(mode="json")
+    metrics = read_json(config.out / "metrics.json")
+    assert metrics.pop("unjudged") == measure_unjudged(config.out).model_dump(mode="json")
+    assert metrics == result.model_dump(mode="json")
     assert measure(config.out, None) == result
 
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from permix.errors import DataError
-from permix.evals.identify import Identifiability, Split, cross_said, identifiability
+from permix.evals.folds import Split, cross_said, fewer_questions, most_learnt
+from permix.evals.identify import Identifiability, identifiability
 from permix.evals.voices import MASK, fit, mask_persona_words
 from permix.types import normalise, seed_from
 
@@ -54,6 +55,36 @@ def test_a_word_of_ones_own_in_every_answer_is_always_told() -> None:
     assert [(recall.value, recall.n) for recall in found.per_persona] == [(1, 12)] * 4
     assert (found.chance, found.n_asked, found.n_answered, found.n_questions) == (0.25, 48, 48, 12)
     assert (found.persona_ids, found.reference) == (IDS, "own answers")
+
+
+def test_fewer_questions_of_the_same_folds() -> None:
+    """16 questions in 2 folds: 1, 2 and 4 of each fold's 8 are learnt from, each part in the next."""
+    everything = np.ones((2, 16), dtype=bool)
+    split = Split(everything, everything, np.arange(16) % 2)
+    parts = fewer_questions(split)
+    assert [(count, part.trained[0].nonzero()[0].tolist()) for count, part in parts.items()] == [
+        (1, [0, 1]),
+        (2, [0, 1, 2, 3]),
+        (4, [0, 1, 2, 3, 4, 5, 6, 7]),
+    ]
+    assert most_learnt(split) == 8
+    assert all((part.fold == split.fold).all() and part.scored.all() for part in parts.values())
+
+
+def test_a_part_that_teaches_a_persona_nothing_is_left_out() -> None:
+    trained = np.ones((2, 16), dtype=bool)
+    trained[1, :4] = False
+    assert list(fewer_questions(Split(trained, trained, np.arange(16) % 2))) == [4]
+
+
+def test_the_learning_curve_ends_at_the_accuracy_and_climbs_with_what_is_learnt() -> None:
+    """Each persona has three words of its own and says one of them an answer: few answers do not show them all."""
+    curve = score(grid(lambda p, q: f"{'abc'[q % 3]}{'wxyz'[p] * 4} {filler(p, q)}")).learning_curve
+    assert [point.questions for point in curve] == [3, 6, 9]
+    found = score(grid(distinct))
+    assert found.learning_curve[-1].accuracy == found.accuracy
+    flat = score(grid(lambda p, q: filler(0, q))).learning_curve
+    assert {point.accuracy.value for point in flat} == {0.25}
 
 
 def test_identical_answers_are_exactly_at_chance() -> None:

@@ -1,23 +1,19 @@
 """What judges are tried on here: items made by hand, a small run of `permix fidelity`, judges that say what they are told."""
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from permix.config import FidelityStage, JudgeStage, build
-from permix.errors import DataError
-from permix.evals.fidelity import choose_voices, evaluate, open_questions
+from permix.evals.open_ended import choose_voices, evaluate, open_questions
 from permix.judging.ask import Prompt, prompt_for, verdict_schema
 from permix.judging.asking import Terms
 from permix.judging.base import IN_CHARACTER, Item
-from permix.judging.ledger import read_judgements
+from permix.judging.items import read_items
 from permix.judging.rubrics import load_rubrics
+from permix.judging.trial import controls
 from permix.models.scripted import ScriptedModel
-from permix.recorded import read_cells
-from permix.types import Record, Request, Sampling
+from permix.types import Request, Sampling
 from tests.worlds import TEXTS, fidelity_values
 
 GOOD = '{"reason": "as such a person would say it", "score": 4}'
@@ -74,33 +70,7 @@ def judge_stage(run: Path, base_url: str, **fields: Any) -> JudgeStage:
     return build(JudgeStage, {"run": str(run), "resamples": 100, "judge": judge}, source="test")
 
 
-class _Counted(Record):
-    scored: int
-
-
-def _items(run: Path) -> list[Item]:
-    return [
-        item(key.question_id, cell.completion.text, key.persona_id)
-        for key, cell in read_cells(run / "records.jsonl").items()
-        if cell.completion is not None and key.persona_id is not None
-    ]
-
-
-def _controls(items: Sequence[Item], n: int, seed: int) -> list[Item]:
-    return [one.model_copy(update={"control": "retest"}) for one in items[:n]]
-
-
-def _measure(run: Path, folder: Path, *, seed: int = 0, resamples: int = 2000) -> Record:
-    scored = sum(one.score is not None for one in read_judgements(folder).values())
-    if not scored:
-        raise DataError("nothing is scored")
-    return _Counted(scored=scored)
-
-
-@pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], list[Item]]:
-    """All that is judged of a run. What other modules give the stage (items, controls, measures) is replaced by the plainest."""
-    monkeypatch.setattr("permix.judging.run.read_items", _items)
-    monkeypatch.setattr("permix.judging.run.controls", _controls)
-    monkeypatch.setattr("permix.judging.run.measure_judge", _measure)
-    return lambda run: [*_items(run), *_controls(_items(run), 20, 0)]
+def parts(run: Path) -> list[Item]:
+    """All that a judge of `judge_stage` is asked about a run: its answers, and what tries the judge."""
+    items = read_items(run)
+    return [*items, *controls(items, 20, 0)]

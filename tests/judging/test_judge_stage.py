@@ -1,7 +1,7 @@
 """`permix judge` from end to end: a run judged over HTTP, gone on with, refused, and left as it was."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from permix.check import check_config
 from permix.config import JudgeStage, build
 from permix.errors import ConfigError, DataError, OwedScoresError
 from permix.evals.fidelity import fidelity
-from permix.judging.base import Item
 from permix.judging.ledger import judges_of, read_calls, read_judgements
 from permix.judging.run import judge
 from permix.records import read_json
@@ -20,10 +19,7 @@ from tests.judging.judgeable import GOOD, answered_run, fidelity_stage, judge_st
 from tests.servers import Action, Reply, error, openai_server
 from tests.worlds import endpoint, toml
 
-Parts = Callable[[Path], list[Item]]
 NOBODY = "http://127.0.0.1:1/v1"
-
-__all__ = ["parts"]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +38,7 @@ def contents(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 
-def test_every_answer_and_control_is_judged_once_and_the_run_is_left_as_it_was(tmp_path: Path, parts: Parts) -> None:
+def test_every_answer_and_control_is_judged_once_and_the_run_is_left_as_it_was(tmp_path: Path) -> None:
     run = answered_run(tmp_path)
     before = contents(run)
     with openai_server(by_length) as server:
@@ -61,7 +57,7 @@ def test_every_answer_and_control_is_judged_once_and_the_run_is_left_as_it_was(t
     assert contents(run) == before
 
 
-def test_calls_of_a_rubric_and_a_persona_follow_each_other(tmp_path: Path, parts: Parts) -> None:
+def test_calls_of_a_rubric_and_a_persona_follow_each_other(tmp_path: Path) -> None:
     run = answered_run(tmp_path)
     with openai_server(by_length) as server:
         judge(judge_stage(run, server.base_url, concurrency=1))
@@ -69,7 +65,7 @@ def test_calls_of_a_rubric_and_a_persona_follow_each_other(tmp_path: Path, parts
     assert personas == sorted(personas)
 
 
-def test_what_has_no_score_is_owed_and_asked_again(tmp_path: Path, parts: Parts) -> None:
+def test_what_has_no_score_is_owed_and_asked_again(tmp_path: Path) -> None:
     run = answered_run(tmp_path)
     fails = 3
 
@@ -86,7 +82,7 @@ def test_what_has_no_score_is_owed_and_asked_again(tmp_path: Path, parts: Parts)
     assert all(one.score == 4 for one in read_judgements(judges_of(run)[0]).values())
 
 
-def test_judges_stand_side_by_side(tmp_path: Path, parts: Parts) -> None:
+def test_judges_stand_side_by_side(tmp_path: Path) -> None:
     run = answered_run(tmp_path)
     with openai_server(by_length) as one, openai_server(lambda body, nth, headers: GOOD) as other:
         judge(judge_stage(run, one.base_url, label="one"))
@@ -99,9 +95,7 @@ def test_judges_stand_side_by_side(tmp_path: Path, parts: Parts) -> None:
     ("changed", "named"),
     [({"reasons": False}, "reasons"), ({"temperature": 0.5}, "sampling"), ({"max_new_tokens": 99}, "sampling")],
 )
-def test_a_folder_of_another_identity_is_refused_by_name(
-    changed: dict[str, Any], named: str, tmp_path: Path, parts: Parts
-) -> None:
+def test_a_folder_of_another_identity_is_refused_by_name(changed: dict[str, Any], named: str, tmp_path: Path) -> None:
     run = answered_run(tmp_path)
     with openai_server(by_length) as server:
         judge(judge_stage(run, server.base_url))
@@ -110,7 +104,7 @@ def test_a_folder_of_another_identity_is_refused_by_name(
     assert len(server.asked) == len(parts(run))
 
 
-def test_the_limit_stops_with_what_is_spent_and_owed_and_a_higher_one_goes_on(tmp_path: Path, parts: Parts) -> None:
+def test_the_limit_stops_with_what_is_spent_and_owed_and_a_higher_one_goes_on(tmp_path: Path) -> None:
     run, prices = answered_run(tmp_path), tmp_path / "prices.toml"
     prices.write_text('["test"]\ninput = 1000\noutput = 1000\n')
 
@@ -138,7 +132,7 @@ def refused(stage: JudgeStage, kind: type[Exception], words: str) -> None:
     assert not (stage.run / "judges").exists()
 
 
-def test_what_cannot_be_judged_is_refused(tmp_path: Path, parts: Parts) -> None:
+def test_what_cannot_be_judged_is_refused(tmp_path: Path) -> None:
     run = answered_run(tmp_path)
     refused(judge_stage(tmp_path / "nowhere", NOBODY), DataError, "is this a run directory")
     refused(judge_stage(run, NOBODY, name="none"), ConfigError, 'judge.name = "none"')
@@ -148,7 +142,7 @@ def test_what_cannot_be_judged_is_refused(tmp_path: Path, parts: Parts) -> None:
     refused(judge_stage(run, NOBODY), ConfigError, "judge: model.base_url = .*no endpoint there")
 
 
-def test_examples_must_be_there_for_every_question(tmp_path: Path, parts: Parts) -> None:
+def test_examples_must_be_there_for_every_question(tmp_path: Path) -> None:
     run, file = answered_run(tmp_path), tmp_path / "examples.jsonl"
     question = parts(run)[0].question_id
     rows = [{"question_id": question, "score": score, "text": "so"} for score in range(1, 6)]
@@ -156,7 +150,7 @@ def test_examples_must_be_there_for_every_question(tmp_path: Path, parts: Parts)
     refused(judge_stage(run, NOBODY, examples=str(file)), DataError, "has none for 11 of the questions")
 
 
-def test_only_runs_of_fidelity_are_judged(tmp_path: Path, parts: Parts) -> None:
+def test_only_runs_of_fidelity_are_judged(tmp_path: Path) -> None:
     run = tmp_path / "stability"
     run.mkdir()
     (run / "config.json").write_text('{"stage": "stability"}')
@@ -170,7 +164,7 @@ def config_file(folder: Path, **judge: Any) -> Path:
     return path
 
 
-def test_check_says_what_will_be_asked_and_asks_nothing(tmp_path: Path, parts: Parts) -> None:
+def test_check_says_what_will_be_asked_and_asks_nothing(tmp_path: Path) -> None:
     run, prices = answered_run(tmp_path), tmp_path / "prices.toml"
     prices.write_text('["test"]\ninput = 1\noutput = 1\n')
     facts = check_config(config_file(tmp_path, prices=str(prices)))
@@ -186,7 +180,7 @@ def test_check_says_what_will_be_asked_and_asks_nothing(tmp_path: Path, parts: P
 # At the end of `permix fidelity`
 
 
-def test_fidelity_judges_once_all_answers_are_there(tmp_path: Path, parts: Parts) -> None:
+def test_fidelity_judges_once_all_answers_are_there(tmp_path: Path) -> None:
     def model(body: dict[str, Any], nth: int, headers: Mapping[str, str]) -> str:
         return by_length(body, nth, headers) if "BEGIN ANSWER" in str(body) else f"Of {len(str(body))} words, and so on."
 
@@ -203,7 +197,7 @@ def test_fidelity_judges_once_all_answers_are_there(tmp_path: Path, parts: Parts
     assert (stage.out / "records.jsonl").read_bytes() == records
 
 
-def test_fidelity_refuses_a_judge_that_could_not_judge_before_it_asks(tmp_path: Path, parts: Parts) -> None:
+def test_fidelity_refuses_a_judge_that_could_not_judge_before_it_asks(tmp_path: Path) -> None:
     with openai_server(by_length) as server:
         own = endpoint(server.base_url)
         with pytest.raises(ConfigError, match=r"judge\.rubrics"):
@@ -214,7 +208,7 @@ def test_fidelity_refuses_a_judge_that_could_not_judge_before_it_asks(tmp_path: 
 # In process, and by command
 
 
-def test_a_judge_in_process_that_says_nothing_readable_lowers_nothing(tmp_path: Path, tiny_model: Path, parts: Parts) -> None:
+def test_a_judge_in_process_that_says_nothing_readable_lowers_nothing(tmp_path: Path, tiny_model: Path) -> None:
     run = answered_run(tmp_path)
     values = {"name": str(tiny_model), "label": "tiny", "max_new_tokens": 4, "attempts": 1, "trial": 20, "dtype": "float32"}
     stage = build(JudgeStage, {"run": str(run), "resamples": 100, "threads": 1, "judge": values}, source="test")
@@ -226,7 +220,7 @@ def test_a_judge_in_process_that_says_nothing_readable_lowers_nothing(tmp_path: 
     assert all(one.error for one in calls)
 
 
-def test_the_command_ends_with_its_codes(tmp_path: Path, parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_ends_with_its_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = answered_run(tmp_path)
     bad = True
     with openai_server(lambda body, nth, headers: "hm" if bad else GOOD) as server:

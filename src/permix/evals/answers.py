@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from permix.config import FidelityStage
 from permix.errors import DataError, OwedCellsError
 from permix.evals.grid import fill
+from permix.evals.unjudged import measure_unjudged
 from permix.models import Model
 from permix.prompting import template_hash
 from permix.records import RunDir, read_json, write_json
@@ -79,7 +80,12 @@ def answer(
             result = measure(run.path)
         except DataError as error:
             raise (OwedCellsError(missing) if owed else error) from error
-        write_json(run.path / "metrics.json", result)
+        write_metrics(run.path, result)
     if owed:
         raise OwedCellsError(missing)
     return result
+
+
+def write_metrics(run: Path, result: Record) -> None:
+    """metrics.json: what the kind measures, and under "unjudged" what is measured of all kinds."""
+    write_json(run / "metrics.json", result.model_dump(mode="json") | {"unjudged": measure_unjudged(run).model_dump(mode="json")})

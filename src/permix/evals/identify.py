@@ -22,16 +22,14 @@ resample questions and hold the trained classifiers fixed; `permuted` resamples 
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from permix.errors import DataError
+from permix.evals.folds import Grid, Labels, Mask, Split, cross_said, fewer_questions, most_learnt
 from permix.evals.stats import Array, estimate, permute_within_question
 from permix.evals.voices import (
-    Classifier,
-    Features,
     length_classifier,
     length_features,
     linear_classifier,
@@ -41,19 +39,24 @@ from permix.evals.voices import (
 from permix.types import Estimate, Record, normalise, require_unique, seed_from
 
 Answers = Sequence[Sequence[str | None]]
-Grid = NDArray[np.object_]  # str or None
-Mask = NDArray[np.bool_]
-Labels = NDArray[np.int64]
 
 CLASSIFIER = "linear SVM on TF-IDF of word 1–2-grams and character 2–4-grams, persona words masked, {folds} folds by question"
 MIN_ANSWERS = 10  # per persona: below that a persona's recall is an anecdote
 SHUFFLES = 5
 
 
+class Learnt(Record):
+    """Accuracy of classifiers that learnt from the answers to at most so many questions of each persona."""
+
+    questions: int
+    accuracy: Estimate
+
+
 class Identifiability(Record):
     """How often the persona behind an answer is told, beside what must be at chance if the test is sound.
 
     `n` of each estimate is the number of answers scored. `confusion[true][said]` counts answers, in the order of `persona_ids`.
+    `learning_curve`, by questions: the last one is `accuracy` itself. Where it still climbs, more questions would tell more.
     `right_by_question` holds, by the question's text, how many of its answers were told right and how many were scored: what a
     paired comparison of two models resamples.
     """
@@ -72,14 +75,7 @@ class Identifiability(Record):
     classifier: str
     reference: str
     right_by_question: dict[str, tuple[int, int]]
-
-
-class Split(NamedTuple):
-    """Which cells (P, Q) are trained on, which are scored, and the fold of each question (Q)."""
-
-    trained: Mask
-    scored: Mask
-    fold: Labels
+    learning_curve: tuple[Learnt, ...] = ()
 
 
 def identifiability(
@@ -124,10 +120,16 @@ def identifiability(
     right_L_P_Q = [_right(said_P_Q, true_P_Q) for said_P_Q in said_L_P_Q]
     counts_R_Q = rng.multinomial(Q, np.full(Q, 1 / Q), size=resamples).astype(float)
     accuracy = partial(_accuracy, counts_R_Q=counts_R_Q, rng=rng)
+    fewer = {
+        count: cross_said(masked_taught_P_Q, masked_P_Q, [true_P_Q], part, text_features, linear_classifier)[0]
+        for count, part in fewer_questions(split).items()
+    }
     recall_P = [accuracy([right_Q[None]]) for right_Q in right_L_P_Q[0]]
     caller = np.argsort(personas)
+    every = accuracy(right_L_P_Q[:1])
+    learnt = [Learnt(questions=count, accuracy=accuracy([_right(said, true_P_Q)])) for count, said in fewer.items()]
     return Identifiability(
-        accuracy=accuracy(right_L_P_Q[:1]),
+        accuracy=every,
         chance=1 / P,
         question_only=accuracy([_right(asked_said_P_Q, true_P_Q)]),
         length_only=accuracy([_right(length_said_P_Q, true_P_Q)]),
@@ -141,40 +143,13 @@ def identifiability(
         classifier=CLASSIFIER.format(folds=folds),
         reference=reference_name,
         right_by_question=_by_question(right_L_P_Q[0], [question_texts[q] for q in questions]),
+        learning_curve=(*learnt, Learnt(questions=most_learnt(split), accuracy=every)),
     )
 
 
 def _by_question(right_P_Q: NDArray[np.float64], question_texts: Sequence[str]) -> dict[str, tuple[int, int]]:
     counts = zip(np.nansum(right_P_Q, axis=0), (~np.isnan(right_P_Q)).sum(axis=0), strict=True)
     return {text: (int(right), int(answered)) for text, (right, answered) in zip(question_texts, counts, strict=True)}
-
-
-def cross_said(
-    taught_P_Q: Grid,
-    text_P_Q: Grid,
-    labels_L_P_Q: Sequence[Labels],
-    split: Split,
-    features: Callable[[], Features],
-    classifier: Callable[[], Classifier],
-) -> list[Labels]:
-    """said_L_P_Q: the label each scored text is given, −1 where none is scored, after training on each of the L labellings.
-
-    The texts in a fold are read by features and classifiers that were fitted on the taught texts outside it.
-    """
-    said_L_P_Q = [np.full(text_P_Q.shape, -1) for _ in labels_L_P_Q]
-    for fold in np.unique(split.fold):
-        train_P_Q = split.trained & (split.fold != fold)
-        held_P_Q = split.scored & (split.fold == fold)
-        if not held_P_Q.any():
-            continue
-        reader = features()
-        train_rows = reader.fit_transform(taught_P_Q[train_P_Q])
-        held_rows = reader.transform(text_P_Q[held_P_Q])
-        for labels_P_Q, said_P_Q in zip(labels_L_P_Q, said_L_P_Q, strict=True):
-            learner = classifier()
-            learner.fit(train_rows, labels_P_Q[train_P_Q])
-            said_P_Q[held_P_Q] = learner.predict(held_rows)
-    return said_L_P_Q
 
 
 def _shuffled(true_P_Q: Labels, trained_P_Q: Mask, rng: np.random.Generator) -> Labels:

@@ -54,7 +54,7 @@ def mask_persona_words(text: str, persona_texts: Sequence[str]) -> str:
     Shorter words mask only themselves. Stop words stay. Prefixes mask too much rather than too little ("care" masks "career"),
     which errs towards chance. Made for languages that put spaces between words.
     """
-    words, stems = _persona_words(tuple(persona_texts))
+    words, stems = persona_words(tuple(persona_texts))
 
     def replace(match: re.Match[str]) -> str:
         word = match[0].casefold()
@@ -64,8 +64,8 @@ def mask_persona_words(text: str, persona_texts: Sequence[str]) -> str:
 
 
 @lru_cache(maxsize=32)
-def _persona_words(persona_texts: tuple[str, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
-    """(words masked as they stand, stems that mask whatever begins with them) of all personas together."""
+def persona_words(persona_texts: tuple[str, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
+    """(words that count as they stand, stems of which every word that begins with one counts) in all these texts together."""
     words = set(WORD.findall(unicodedata.normalize("NFKC", " ".join(persona_texts)).casefold())) - STOP_WORDS
     stems = {match[1] for word in words if (match := STEM.fullmatch(word))}
     return frozenset(words), tuple(sorted(stems))

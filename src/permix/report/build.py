@@ -16,7 +16,7 @@ from permix.escape import clip, visible
 from permix.evals import stats
 from permix.evals.stability import opening
 from permix.records import write_json, write_text
-from permix.report import canvas, judged_plots, plots, reading, sections, tables
+from permix.report import canvas, judged_plots, plots, reading, sections, tables, unjudged, voices
 from permix.report.judged import JudgedRun
 from permix.report.judged_tables import judged_section
 from permix.report.published import NOTE as PUBLISHED_NOTE
@@ -105,7 +105,8 @@ def draw(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], out: Pa
     if curves := {model.label: model.curve for model in models if model.curve is not None}:
         plots.probe_curves(curves, out / "probes.png", styles)
         figures["probes.png"] = "probes while training"
-    return figures
+    told = {model.label: model.fidelity for model in models if model.fidelity is not None}
+    return figures | voices.draw(told, out, styles)
 
 
 def _heatmap(model: ModelRuns, path: Path) -> None:
@@ -123,6 +124,8 @@ def _document(
     controls = {model.label: model.fidelity for model in models if model.fidelity is not None}
     headline, *details = reading.readings(models, comparisons)
     images = {name: f"![{what}]({name})" for name, what in figures.items()}
+    told_apart = [images.pop(name) for name in list(images) if voices.is_ours(name)]
+    texts = {model.label: model.unjudged for model in models if model.unjudged is not None}
     training, probes, strategies = images.pop("training.png", ""), images.pop("probes.png", ""), _strategies(models)
     parts = [
         "# Personas: what they cost, and what is left of them",
@@ -136,9 +139,14 @@ def _document(
         *_section("Each persona", tables.persona_table(summaries) if summaries else "", PERSONA_NOTE),
         *_section("Wordings of the personas", _crossed(models), CROSSED_NOTE),
         *_section("Inference-time strategies", tables.strategy_table(strategies) if strategies else "", STRATEGY_NOTE),
-        *_section("Identifiability and its controls", tables.controls_table(controls) if controls else "", CONTROLS_NOTE),
+        *_section(
+            "Identifiability and its controls",
+            "\n\n".join([tables.controls_table(controls), *told_apart] if controls else []),
+            CONTROLS_NOTE,
+        ),
         *_section("Fidelity by judges", _by_judges(models, comparisons), JUDGED_NOTE),
         *_section("As published", published_table(aside), PUBLISHED_NOTE),
+        *_section("Without a judge", unjudged.section(texts), unjudged.NOTE),
         *_section("Training", "\n\n".join(filter(None, (training, sections.step_times(models))))),
         *_section("Probes on the dev side", f"{probes}\n\n{sections.choices(models)}" if probes else "", PROBE_NOTE),
         *_section("What they say", "\n\n".join(filter(None, (sections.completions(models, stage) for stage in sections.KINDS)))),
@@ -199,6 +207,7 @@ def _data(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], captio
             model.label: model.fidelity.model_dump(mode="json") for model in models if model.fidelity is not None
         },
         "judged": {model.label: {run.kind: _judged(run) for run in model.judged} for model in models if model.judged},
+        "unjudged": {model.label: model.unjudged.model_dump(mode="json") for model in models if model.unjudged is not None},
         "strategies": {
             model.label: [found.model_dump(mode="json") for found in model.strategies] for model in models if model.strategies
         },

@@ -24,6 +24,7 @@ from permix.evals.rounds import read_rounds
 from permix.evals.sequential import Round
 from permix.evals.stability import StabilityGrid
 from permix.evals.stability_summary import StabilitySummary
+from permix.evals.unjudged import Unjudged, measure_unjudged
 from permix.recorded import Brief, briefs_of
 from permix.records import read_json
 from permix.report.judged import GYM, INTERVIEW, KINDS, OPEN, JudgedRun, read_judged
@@ -149,6 +150,7 @@ class ModelRuns(NamedTuple):
     fidelity: Identifiability | None
     strategies: tuple[StrategySummary, ...]
     crossed: CrossedSummary | None = None
+    unjudged: Unjudged | None = None
 
     @property
     def curve(self) -> Curve | None:
@@ -255,6 +257,7 @@ def _measure(label: str, runs: dict[str, Run]) -> ModelRuns:
         grid=None if stable is None else stability.grids(stable.path, stable.answers),
         fidelity=None if distinct is None else open_ended.measure(distinct.path, reference_of(distinct)),
         crossed=None if stable is None else stability.measure_crossed(stable.path, stable.answers),
+        unjudged=None if distinct is None else measure_unjudged(distinct.path),
         strategies=tuple(found for run in runs.values() if (found := measure_strategy(run.path, run.answers)) is not None),
     )
 

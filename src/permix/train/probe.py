@@ -277,7 +277,8 @@ def noted(out: Path, step: int, config: ProbeConfig) -> Point:
     folder = folder_of(out, step)
     stable = StabilitySummary.model_validate(read_json(folder / "stability" / "metrics.json"))
     found = read_json(folder / "fidelity" / "metrics.json") if config.characters else None
-    return _point(step, folder, stable, None if found is None else Identifiability.model_validate(found))
+    distinct = found and {name: found[name] for name in Identifiability.model_fields}
+    return _point(step, folder, stable, None if distinct is None else Identifiability.model_validate(distinct))
 
 
 def _point(step: int, folder: Path, stable: StabilitySummary, distinct: Identifiability | None) -> Point:

@@ -1,0 +1,87 @@
+"""The record of what needs no judge: which answers it counts, over what it resamples, what it quotes."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from permix.evals.unjudged import Answer, measure_unjudged, persona_texts, unit_of, unjudged
+from permix.types import Cell, Completion, Message
+
+TEXTS = {"sailor": "You are a retired sailor.", "nurse": "You are a strict nurse."}
+
+
+def cell(persona: str | None, question: str, text: str | None, finish: str | None = "stop") -> Cell:
+    system = [] if persona is None else [Message(role="system", content=TEXTS[persona])]
+    done = text is not None and Completion.model_validate(
+        {"text": text, "prompt_tokens": 1, "completion_tokens": 2, "finish": finish}
+    )
+    messages = (*system, Message(role="user", content=f"Why {question}?"))
+    return Cell(persona_id=persona, question_id=question, seed=1, messages=messages, completion=done or None)
+
+
+def write(run: Path, cells: list[Cell], asked: Mapping[str, object] | None = None, **config: object) -> Path:
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"stage": "fidelity", "seed": 3, "resamples": 100} | config))
+    (run / "records.jsonl").write_text("".join(one.model_dump_json() + "\n" for one in cells))
+    if asked is not None:
+        (run / "asked.json").write_text(json.dumps(asked))
+    return run
+
+
+CELLS = [
+    cell("sailor", "q1", "Aye, I sail."),
+    cell("sailor", "q2", "As an AI, I do not sail.", "length"),
+    cell("nurse", "q1", ""),
+    cell("nurse", "q2", None),
+    cell(None, "q1", "As an AI, I have no persona."),
+]
+
+
+def test_what_is_counted(tmp_path: Path) -> None:
+    found = measure_unjudged(write(tmp_path / "run", CELLS))
+    assert (found.n_answers, found.n_asked, found.n_personas, found.resampled) == (3, 4, 2, "questions")
+    assert found.broke.value == pytest.approx(1 / 3)
+    assert found.broke_by_rule == {"machine": 1}
+    assert [(hit.persona_id, hit.question_id, hit.before, hit.quote) for hit in found.hits] == [("sailor", "q2", "", "As an AI")]
+    assert found.words.value == pytest.approx((3 + 7 + 0) / 3)
+    assert found.cut_off.value == pytest.approx(1 / 3)
+    assert found.echo_own.value == pytest.approx(2 / 3)
+    assert found.echo_others.value == 0.0
+    assert found.distinct_1.value is None  # fewer words than are drawn: no score, not zero
+
+
+def test_what_is_not_said_is_not_zero(tmp_path: Path) -> None:
+    unknown = [cell("sailor", "q1", "Aye.", None), cell("nurse", "q1", "No.", None)]
+    assert measure_unjudged(write(tmp_path / "run", unknown)).cut_off.value is None
+    nothing = measure_unjudged(write(tmp_path / "none", [cell("sailor", "q1", None)]))
+    assert (nothing.broke.value, nothing.words.value, nothing.n_answers, nothing.n_asked) == (None, None, 0, 1)
+
+
+def test_a_run_that_still_asks_less_or_has_no_record(tmp_path: Path) -> None:
+    asked = {"persona_ids": ["sailor"], "question_ids": ["q1", "q3"], "samples": 1}
+    found = measure_unjudged(write(tmp_path / "run", CELLS, asked))
+    assert (found.n_answers, found.n_asked, found.broke.value) == (1, 2, 0.0)
+
+
+def test_personas_with_questions_of_their_own(tmp_path: Path) -> None:
+    asked = {"persona_texts": {"sailor": "an artificial intelligence that sails"}}
+    run = write(tmp_path / "run", CELLS, asked, personagym={"path": "gym", "hub": None})
+    assert persona_texts(run, CELLS) == {"sailor": "an artificial intelligence that sails", "nurse": TEXTS["nurse"]}
+    found = measure_unjudged(run)
+    assert (found.resampled, found.broke.value, found.broke.n) == ("personas", 0.0, 2)
+
+
+def test_the_unit() -> None:
+    assert unit_of({}) == unit_of({"personagym": {"path": None, "hub": None}, "interview": {"turns": 0}}) == "questions"
+    assert unit_of({"interview": {"turns": 3}}) == unit_of({"personagym": {"hub": "x"}}) == "personas"
+
+
+def test_the_order_of_answers_changes_nothing_and_few_are_quoted() -> None:
+    answers = [Answer("sailor", f"q{q:02}", f"I sail {q} ships, as an AI.", False) for q in range(20)]
+    found = unjudged(answers, TEXTS, resamples=100)
+    assert unjudged(answers[::-1], TEXTS, resamples=100) == found
+    assert found.broke.value == 1.0
+    assert [hit.question_id for hit in found.hits] == ["q00", "q04", "q08", "q12", "q16"]
+    assert found.echo.value is None  # there is nobody else to hold it against
