@@ -5,6 +5,7 @@ from pathlib import Path
 from permix import config
 from permix.baselines import STRATEGIES
 from permix.errors import ConfigError
+from permix.evals import interview
 from permix.evals.open_ended import choose_voices, open_questions, refuse_unanswered
 from permix.evals.personagym import choose_gym, spread
 from permix.evals.rounds import first_cells, limits_of, most_cells
@@ -133,6 +134,8 @@ def _check_fidelity(stage: config.FidelityStage) -> dict[str, str]:
     template_text(stage.personas.template)
     if stage.kind == "personagym":
         return _check_gym(stage)
+    if stage.kind == "interview":
+        return _check_interview(stage)
     personas, questions = choose_voices(stage), open_questions(stage)
     if stage.reference is not None:
         refuse_unanswered(stage.reference, {(persona.id, question.id) for persona in personas.personas for question in questions})
@@ -149,6 +152,18 @@ def _check_gym(stage: config.FidelityStage) -> dict[str, str]:
         "personas": str(len(pool)),
         "questions": f"{len(questions)}, each of one persona; {without} also without",
         "answers": f"{answers}, at most {answers * stage.sampling.max_new_tokens} new tokens",
+    }
+
+
+def _check_interview(stage: config.FidelityStage) -> dict[str, str]:
+    pool, turns = interview.set_up(stage).pool, stage.interview.turns
+    _check_model(stage.model)
+    if stage.interviewer.is_model:
+        _check_model(stage.interviewer)
+    return {
+        "personas": str(len(pool)),
+        "turns": f"{turns}, asked by {stage.interviewer.name if stage.interviewer.is_model else 'a script'}",
+        "answers": f"{len(pool) * turns}, at most {len(pool) * turns * stage.sampling.max_new_tokens} new tokens",
     }
 
 

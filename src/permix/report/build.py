@@ -16,7 +16,8 @@ from permix.escape import clip, visible
 from permix.evals import stats
 from permix.evals.stability import opening
 from permix.records import write_json, write_text
-from permix.report import canvas, plots, reading, sections, tables
+from permix.report import canvas, drift, plots, reading, sections, tables
+from permix.report.drift_figure import drift_curves
 from permix.report.reading import Comparison
 from permix.report.runs import ModelRuns, collect
 from permix.report.tables import Row, Strategic
@@ -32,6 +33,8 @@ def report_stage(config: ReportStage) -> None:
         console.print(tables.terminal_table(rows))
     if strategies:
         console.print(tables.terminal_strategy_table(strategies))
+    if interviewed := {model.label: model.drift for model in models if model.drift is not None}:
+        console.print(drift.terminal_drift_table(interviewed))
     for model in models:
         if model.crossed is not None:
             console.print(
@@ -97,6 +100,9 @@ def draw(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], out: Pa
     if rewarded:
         plots.learning_curves(rewarded, out / "training.png", styles)
         figures["training.png"] = "learning curves"
+    if interviewed := {model.label: model.drift for model in models if model.drift is not None}:
+        drift_curves(interviewed, out / "drift.png", styles)
+        figures["drift.png"] = "an interview, turn by turn"
     if curves := {model.label: model.curve for model in models if model.curve is not None}:
         plots.probe_curves(curves, out / "probes.png", styles)
         figures["probes.png"] = "probes while training"
@@ -116,6 +122,7 @@ def _document(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], fi
     controls = {model.label: model.fidelity for model in models if model.fidelity is not None}
     headline, *details = reading.readings(models, comparisons)
     images = {name: f"![{what}]({name})" for name, what in figures.items()}
+    interviews = drift.drift_section(models, images.pop("drift.png", ""))
     training, probes, strategies = images.pop("training.png", ""), images.pop("probes.png", ""), _strategies(models)
     parts = [
         "# Personas: what they cost, and what is left of them",
@@ -130,6 +137,7 @@ def _document(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], fi
         *_section("Wordings of the personas", _crossed(models), CROSSED_NOTE),
         *_section("Inference-time strategies", tables.strategy_table(strategies) if strategies else "", STRATEGY_NOTE),
         *_section("Identifiability and its controls", tables.controls_table(controls) if controls else "", CONTROLS_NOTE),
+        *_section("Drift over an interview", interviews, drift.NOTE),
         *_section("Training", "\n\n".join(filter(None, (training, sections.step_times(models))))),
         *_section("Probes on the dev side", f"{probes}\n\n{sections.choices(models)}" if probes else "", PROBE_NOTE),
         *_section("What they say", "\n\n".join(filter(None, (sections.completions(models, stage) for stage in sections.KINDS)))),
@@ -179,6 +187,7 @@ def _data(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], captio
         "identifiability": {
             model.label: model.fidelity.model_dump(mode="json") for model in models if model.fidelity is not None
         },
+        "drift": {model.label: model.drift.model_dump(mode="json") for model in models if model.drift is not None},
         "strategies": {
             model.label: [found.model_dump(mode="json") for found in model.strategies] for model in models if model.strategies
         },

@@ -18,6 +18,7 @@ from permix.errors import DataError
 from permix.evals import open_ended, stability
 from permix.evals.answers import kind_of
 from permix.evals.crossed import CrossedSummary
+from permix.evals.drift_summary import Drift, measure_drift
 from permix.evals.grid import Answers, read_answers
 from permix.evals.identify import Identifiability
 from permix.evals.rounds import read_rounds
@@ -31,6 +32,7 @@ from permix.train.probe import Curve, curve_of
 from permix.types import Cell, CellKey
 
 STAGES = ("stability", "fidelity", "train")
+INTERVIEW = "fidelity, interview"
 WHOLE_GRID = frozenset(name for name, strategy in STRATEGIES.items() if strategy.asks_whole_grid)
 STABILITY_COLUMNS = (
     "baseline", "mean", "worst", "pss", "pss_observed", "pss_null", "pss_crossfit",
@@ -143,6 +145,7 @@ class ModelRuns(NamedTuple):
     fidelity: Identifiability | None
     strategies: tuple[StrategySummary, ...]
     crossed: CrossedSummary | None = None
+    drift: Drift | None = None
 
     @property
     def curve(self) -> Curve | None:
@@ -150,7 +153,7 @@ class ModelRuns(NamedTuple):
 
     @property
     def row(self) -> Row:
-        evaluations = [self.runs[stage] for stage in ("stability", "fidelity") if stage in self.runs]
+        evaluations = [self.runs[stage] for stage in ("stability", "fidelity", INTERVIEW) if stage in self.runs]
         values: dict[str, Any] = {
             "eval_tokens": _total([run.tokens for run in evaluations]),
             "eval_cpu_s": _total([run.cpu_seconds for run in evaluations]),
@@ -235,7 +238,7 @@ def label_of(run: Run, runs: Sequence[Run]) -> str:
 
 
 def _measure(label: str, runs: dict[str, Run]) -> ModelRuns:
-    stable, distinct = runs.get("stability"), runs.get("fidelity")
+    stable, distinct, talked = runs.get("stability"), runs.get("fidelity"), runs.get(INTERVIEW)
     return ModelRuns(
         label=label,
         runs=runs,
@@ -244,6 +247,7 @@ def _measure(label: str, runs: dict[str, Run]) -> ModelRuns:
         fidelity=None if distinct is None else open_ended.measure(distinct.path, reference_of(distinct)),
         crossed=None if stable is None else stability.measure_crossed(stable.path, stable.answers),
         strategies=tuple(found for run in runs.values() if (found := measure_strategy(run.path, run.answers)) is not None),
+        drift=None if talked is None else measure_drift(talked.path, reference_of(talked)),
     )
 
 
