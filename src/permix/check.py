@@ -5,6 +5,7 @@ from pathlib import Path
 from permix import config
 from permix.baselines import STRATEGIES
 from permix.errors import ConfigError
+from permix.evals import interview
 from permix.evals.open_ended import choose_voices, open_questions, refuse_unanswered
 from permix.evals.personagym import choose_gym, spread
 from permix.evals.rounds import first_cells, limits_of, most_cells
@@ -143,7 +144,13 @@ def _check_fidelity(stage: config.FidelityStage) -> dict[str, str]:
     if stage.judge.name != "none":
         means_of(stage.judge, rubrics_of(stage))
         _check_judge_model(stage.judge)
-    return _check_gym(stage) if stage.kind == "personagym" else _check_open(stage)
+    match stage.kind:
+        case "personagym":
+            return _check_gym(stage)
+        case "interview":
+            return _check_interview(stage)
+        case "open":
+            return _check_open(stage)
 
 
 def _check_open(stage: config.FidelityStage) -> dict[str, str]:
@@ -195,6 +202,17 @@ def _check_questions(stage: config.QuestionsStage) -> dict[str, str]:
         "questions": questions,
         "examples": f"{examples} × 5 answers",
         "calls": f"{calls + examples} or more, at most {most} new tokens in as many",
+    }
+
+
+def _check_interview(stage: config.FidelityStage) -> dict[str, str]:
+    pool, turns = interview.set_up(stage).pool, stage.interview.turns
+    if stage.interviewer.is_model:
+        _check_model(stage.interviewer)
+    return {
+        "personas": str(len(pool)),
+        "turns": f"{turns}, asked by {stage.interviewer.name if stage.interviewer.is_model else 'a script'}",
+        "answers": f"{len(pool) * turns}, at most {len(pool) * turns * stage.sampling.max_new_tokens} new tokens",
     }
 
 

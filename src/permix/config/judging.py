@@ -64,11 +64,24 @@ class GymConfig(Section):
 
 class InterviewConfig(Section):
     turns: int = Field(default=0, ge=0)
-    """Turns of one conversation; 0: no interview."""
+    """Turns of one conversation, three or more; 0: no interview."""
     script: Path | None = None
-    """What the interviewer says, a turn a line; the built-in script when not given."""
+    """What the interviewer says, one a line; the built-in script when not given. The first opens every interview."""
+    order: Literal["balanced", "written"] = "balanced"
+    """"balanced": every persona is asked in an order of its own, so that turn and question are told apart; "written": as the
+    script stands, for one whose questions build on each other."""
+
+    @model_validator(mode="after")
+    def _turns_to_compare(self) -> "InterviewConfig":
+        if self.turns in (1, 2):
+            raise ValueError(f"turns = {self.turns}: nothing can be said of drift; give 3 or more, or 0 for no interview")
+        return self
 
 
 class InterviewerConfig(ModelConfig):
     name: str = "script"
     """"script", or a model that plays the interviewer, named as in a model section."""
+
+    @property
+    def is_model(self) -> bool:
+        return self.name != "script"

@@ -248,6 +248,20 @@ class FidelityStage(Stage):
             _refuse_set(self, ("questions", "questions_split", "n_questions", "reference"), "", FidelityStage.model_fields)
         return self
 
+    @model_validator(mode="after")
+    def _interviewed(self) -> "FidelityStage":
+        given = [name for name in ("script", "order") if getattr(self.interview, name) != getattr(InterviewConfig(), name)]
+        if not self.interview.turns and (given or self.interviewer.is_model):
+            named = f"interview.{given[0]}" if given else f'interviewer.name = "{self.interviewer.name}"'
+            raise ValueError(f"{named}: there is no interview without interview.turns; give 3 or more")
+        if self.interviewer.is_model and given:
+            raise ValueError(
+                f'interviewer.name = "{self.interviewer.name}": a model asks its own questions; leave interview.{given[0]} out'
+            )
+        if self.interview.turns and self.n_questions is not None:
+            raise ValueError(f"n_questions = {self.n_questions}: an interview has interview.turns; leave it out")
+        return self
+
 
 def _refuse_set(section: Section, names: tuple[str, ...], prefix: str, fields: Mapping[str, FieldInfo]) -> None:
     """Raise ValueError for a field that does not stand at its default."""

@@ -8,6 +8,7 @@ interview    a conversation with each persona              `interview.py`
 from collections.abc import Callable, Mapping
 
 from permix.config import FidelityStage
+from permix.evals.interview import interview
 from permix.evals.open_ended import open_ended
 from permix.evals.personagym import personagym
 from permix.judging.run import judge, judge_of, means_of, rubrics_of
@@ -16,6 +17,7 @@ from permix.types import Record
 KINDS: Mapping[str, Callable[[FidelityStage], Record]] = {
     "open": open_ended,
     "personagym": personagym,
+    "interview": interview,
 }
 """Each runs, or goes on with, an evaluation of one kind, writes its metrics.json and returns what is in it."""
 

@@ -16,8 +16,9 @@ from permix.escape import clip, visible
 from permix.evals import stats
 from permix.evals.stability import opening
 from permix.records import write_json, write_text
-from permix.report import canvas, judged_plots, plots, reading, sections, tables, unjudged, voices
-from permix.report.judged import JudgedRun
+from permix.report import canvas, drift, judged_plots, plots, reading, sections, tables, unjudged, voices
+from permix.report.drift_figure import drift_curves
+from permix.report.judged import OPEN, JudgedRun
 from permix.report.judged_tables import judged_section
 from permix.report.published import NOTE as PUBLISHED_NOTE
 from permix.report.published import Published, published, published_data, published_table
@@ -36,6 +37,8 @@ def report_stage(config: ReportStage) -> None:
         console.print(tables.terminal_table(rows))
     if strategies:
         console.print(tables.terminal_strategy_table(strategies))
+    if interviewed := {model.label: model.drift for model in models if model.drift is not None}:
+        console.print(drift.terminal_drift_table(interviewed))
     for model in models:
         if model.crossed is not None:
             console.print(
@@ -102,6 +105,9 @@ def draw(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], out: Pa
     if rewarded:
         plots.learning_curves(rewarded, out / "training.png", styles)
         figures["training.png"] = "learning curves"
+    if interviewed := {model.label: model.drift for model in models if model.drift is not None}:
+        drift_curves(interviewed, out / "drift.png", styles)
+        figures["drift.png"] = "an interview, turn by turn"
     if curves := {model.label: model.curve for model in models if model.curve is not None}:
         plots.probe_curves(curves, out / "probes.png", styles)
         figures["probes.png"] = "probes while training"
@@ -125,7 +131,8 @@ def _document(
     headline, *details = reading.readings(models, comparisons)
     images = {name: f"![{what}]({name})" for name, what in figures.items()}
     told_apart = [images.pop(name) for name in list(images) if voices.is_ours(name)]
-    texts = {model.label: model.unjudged for model in models if model.unjudged is not None}
+    texts = {_of_kind(model.label, kind): found for model in models for kind, found in model.unjudged.items()}
+    interviews = drift.drift_section(models, images.pop("drift.png", ""))
     training, probes, strategies = images.pop("training.png", ""), images.pop("probes.png", ""), _strategies(models)
     parts = [
         "# Personas: what they cost, and what is left of them",
@@ -147,6 +154,7 @@ def _document(
         *_section("Fidelity by judges", _by_judges(models, comparisons), JUDGED_NOTE),
         *_section("As published", published_table(aside), PUBLISHED_NOTE),
         *_section("Without a judge", unjudged.section(texts), unjudged.NOTE),
+        *_section("Drift over an interview", interviews, drift.NOTE),
         *_section("Training", "\n\n".join(filter(None, (training, sections.step_times(models))))),
         *_section("Probes on the dev side", f"{probes}\n\n{sections.choices(models)}" if probes else "", PROBE_NOTE),
         *_section("What they say", "\n\n".join(filter(None, (sections.completions(models, stage) for stage in sections.KINDS)))),
@@ -188,6 +196,11 @@ def _crossed(models: Sequence[ModelRuns]) -> str:
     return "\n\n".join([tables.crossed_table(found), "\n".join(said)]) if found else ""
 
 
+def _of_kind(label: str, kind: str) -> str:
+    """A model's fidelity run, for tables that hold several of its kinds: "base", "base, interview"."""
+    return label + kind.removeprefix(OPEN)
+
+
 def _by_judges(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
     found = {f"{tables.label(one.label)} against {tables.label(one.against)}": one.judged for one in comparisons}
     return judged_section({model.label: model.judged for model in models if model.judged}, found)
@@ -207,7 +220,12 @@ def _data(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], captio
             model.label: model.fidelity.model_dump(mode="json") for model in models if model.fidelity is not None
         },
         "judged": {model.label: {run.kind: _judged(run) for run in model.judged} for model in models if model.judged},
-        "unjudged": {model.label: model.unjudged.model_dump(mode="json") for model in models if model.unjudged is not None},
+        "unjudged": {
+            model.label: {kind: found.model_dump(mode="json") for kind, found in model.unjudged.items()}
+            for model in models
+            if model.unjudged
+        },
+        "drift": {model.label: model.drift.model_dump(mode="json") for model in models if model.drift is not None},
         "strategies": {
             model.label: [found.model_dump(mode="json") for found in model.strategies] for model in models if model.strategies
         },

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from permix.baselines import STRATEGIES, StrategySummary, measure_strategy
@@ -18,6 +19,7 @@ from permix.errors import DataError
 from permix.evals import open_ended, stability
 from permix.evals.answers import kind_of
 from permix.evals.crossed import CrossedSummary
+from permix.evals.drift_summary import Drift, measure_drift
 from permix.evals.grid import Answers, read_answers
 from permix.evals.identify import Identifiability
 from permix.evals.rounds import read_rounds
@@ -150,7 +152,9 @@ class ModelRuns(NamedTuple):
     fidelity: Identifiability | None
     strategies: tuple[StrategySummary, ...]
     crossed: CrossedSummary | None = None
-    unjudged: Unjudged | None = None
+    unjudged: Mapping[str, Unjudged] = MappingProxyType({})
+    """Of each kind of fidelity run."""
+    drift: Drift | None = None
 
     @property
     def curve(self) -> Curve | None:
@@ -249,7 +253,7 @@ def label_of(run: Run, runs: Sequence[Run]) -> str:
 
 
 def _measure(label: str, runs: dict[str, Run]) -> ModelRuns:
-    stable, distinct = runs.get("stability"), runs.get("fidelity")
+    stable, distinct, talked = runs.get("stability"), runs.get("fidelity"), runs.get(INTERVIEW)
     return ModelRuns(
         label=label,
         runs=runs,
@@ -257,8 +261,9 @@ def _measure(label: str, runs: dict[str, Run]) -> ModelRuns:
         grid=None if stable is None else stability.grids(stable.path, stable.answers),
         fidelity=None if distinct is None else open_ended.measure(distinct.path, reference_of(distinct)),
         crossed=None if stable is None else stability.measure_crossed(stable.path, stable.answers),
-        unjudged=None if distinct is None else measure_unjudged(distinct.path),
+        unjudged={kind: measure_unjudged(runs[kind].path) for kind in FIDELITY if kind in runs},
         strategies=tuple(found for run in runs.values() if (found := measure_strategy(run.path, run.answers)) is not None),
+        drift=None if talked is None else measure_drift(talked.path, reference_of(talked)),
     )
 
 

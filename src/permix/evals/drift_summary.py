@@ -1,0 +1,231 @@
+"""What a run of interviews says of drift: every measure by turn, its slope and late − early, with intervals over personas.
+
+Contract: everything comes from the run's records, asked.json and its judges' verdicts. A missing turn is left out and counted.
+The opening of a balanced interview stands in the curves and in no slope: all are asked it first, so it cannot be told from its
+turn.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from permix.errors import DataError
+from permix.evals.answers import questions_asked
+from permix.evals.breaks import breaks
+from permix.evals.drift import Questions, echoed, late_from, repeated, turn_effect, turns_from, words
+from permix.evals.grid import read_answers
+from permix.evals.interviewer import turn_of
+from permix.evals.stats import Array, bootstrap, bootstrap_mean, estimate, share
+from permix.evals.told import read_taught, told
+from permix.judging.base import ItemKey, Judgement
+from permix.judging.ledger import judges_of, read_judgements
+from permix.records import read_json
+from permix.types import Cell, CellKey, Estimate, Record, seed_from
+
+Order = Literal["balanced", "written", "model"]
+BLOCK = 500
+TELLS = {
+    "identifiability": "the persona is told by a classifier taught by its answers to single questions",
+    "breaks": "answers in which the character is broken outright",
+    "repetition": "of an answer's runs of four words, those said earlier in the interview",
+    "echo": "of an answer's runs of three words, those of the question just put",
+    "words": "words of an answer",
+}
+SHARES = ("identifiability", "breaks")
+
+
+class Course(Record):
+    """One measure over the turns. `slope` is its change a turn; `late_minus_early` that from the first half of the turns to the
+    second. Intervals resample personas; there is none where every score is the same.
+    """
+
+    name: str
+    by_turn: tuple[Estimate, ...]
+    overall: Estimate
+    slope: Estimate
+    late_minus_early: Estimate
+    n_scored: int
+    n_asked: int
+
+
+class Drift(Record):
+    """Interviews of P personas over `turns` turns. `slopes_from`: the first turn that slopes stand on.
+
+    `order`: "balanced" (turn and question are told apart), "written" (all asked alike, so they are not), or "model" (a model
+    asked, and what it asks late is part of the slope). `chance`, `length_only`, `permuted` belong to identifiability, which is
+    missing where the run has no reference.
+    """
+
+    turns: int
+    persona_ids: tuple[str, ...]
+    order: Order
+    slopes_from: int
+    courses: tuple[Course, ...]
+    chance: float
+    length_only: Estimate | None
+    permuted: Estimate | None
+    reference: str | None
+    n_answered: int
+    n_asked: int
+    n_cut_off: int
+
+    def course(self, name: str) -> Course | None:
+        return next((one for one in self.courses if one.name == name), None)
+
+
+class Talks(NamedTuple):
+    """The records of a run's interviews: `cells[p][t]`, None where a turn is owed; `questions[p][t]` in words."""
+
+    persona_ids: tuple[str, ...]
+    persona_texts: tuple[str, ...]
+    cells: tuple[tuple[Cell | None, ...], ...]
+    questions: tuple[tuple[str, ...], ...]
+    order: Order
+
+    @property
+    def answers(self) -> list[list[str | None]]:
+        return [[cell.completion.text if cell and cell.completion else None for cell in row] for row in self.cells]
+
+    @property
+    def question_numbers(self) -> Questions:
+        """question_P_T: a number for each question; one for all where an order says nothing about them."""
+        shape = len(self.cells), len(self.cells[0])
+        if self.order != "balanced":
+            return np.zeros(shape, dtype=np.int64)
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(text for row in self.questions for text in row))}
+        return np.array([[numbers[text] for text in row] for row in self.questions], dtype=np.int64)
+
+
+def read_talks(run: Path) -> Talks:
+    """DataError for what is no run of interviews, or when nobody has answered anything."""
+    config, asked = read_json(run / "config.json"), read_json(run / "asked.json")
+    if "turns_asked" not in asked:
+        raise DataError(f"{run}: holds no interviews; they are made with permix fidelity --interview.turns")
+    known, turns = read_answers(run).cells, config["interview"]["turns"]
+    ids = tuple(asked["persona_ids"])
+    names = {who: _padded(asked["turns_asked"][who], turns) for who in ids}
+    cells = tuple(tuple(_answered(known.get(CellKey(who, one, 0))) for one in names[who]) for who in ids)
+    if not any(cell for row in cells for cell in row):
+        raise DataError(f"{run}: no turn of any interview was answered")
+    said = {(one.id, one.persona_id): one.text for one in questions_asked(run)}
+    return Talks(
+        persona_ids=ids,
+        persona_texts=tuple(asked["persona_texts"][who] for who in ids),
+        cells=cells,
+        questions=tuple(tuple(said.get((one, who)) or said.get((one, None), "") for one in names[who]) for who in ids),
+        order=_order(config),
+    )
+
+
+def _padded(names: Sequence[str], turns: int) -> list[str]:
+    return [*names, *[""] * (turns - len(names))]
+
+
+def _answered(cell: Cell | None) -> Cell | None:
+    return cell if cell is not None and cell.completion is not None else None
+
+
+def _order(config: Mapping[str, Any]) -> Order:
+    if config["interviewer"]["name"] != "script":
+        return "model"
+    return "balanced" if config["interview"]["order"] == "balanced" else "written"
+
+
+def measure_drift(run: Path, reference: Path | None) -> Drift:
+    """Every measure of the run at `run`; identifiability only with a reference of single questions."""
+    talks, config = read_talks(run), read_json(run / "config.json")
+    seed, resamples = config["seed"], config["resamples"]
+    turns, first = len(talks.cells[0]), 2 if talks.order == "balanced" else 1
+    named = dict(_texts(talks)) | {f"judge {label}": scores for label, scores in _judged(run, talks)}
+    heard = None
+    if reference is not None:
+        taught = read_taught(reference, talks.persona_ids, [text for row in talks.questions for text in row])
+        heard = told(dict(zip(talks.persona_ids, talks.answers, strict=True)), taught, talks.persona_texts, seed)
+        named = {"identifiability": heard.by_text} | named
+    known = [cell for row in talks.cells for cell in row if cell is not None and cell.completion is not None]
+    return Drift(
+        turns=turns,
+        persona_ids=talks.persona_ids,
+        order=talks.order,
+        slopes_from=first,
+        courses=tuple(course(name, value, talks.question_numbers, first, seed, resamples) for name, value in named.items()),
+        chance=1 / len(talks.persona_ids),
+        length_only=None if heard is None else _overall(heard.by_length, seed, resamples),
+        permuted=None if heard is None else _overall(heard.by_shuffled, seed, resamples),
+        reference=None if reference is None else str(read_json(reference / "config.json").get("label") or reference.name),
+        n_answered=len(known),
+        n_asked=len(talks.persona_ids) * turns,
+        n_cut_off=sum(cell.completion is not None and cell.completion.finish == "length" for cell in known),
+    )
+
+
+def course(name: str, value_P_T: Array, question_P_T: Questions, first: int, seed: int, resamples: int) -> Course:
+    """One measure's curve, slope and late − early."""
+    P, T = value_P_T.shape
+    rng = np.random.default_rng(seed_from(seed, "drift", name))
+    regressors = {"slope": turns_from(first, T), "late": late_from(first, T)}
+    found = bootstrap(
+        lambda counts_R_P: {key: turn_effect(value_P_T, question_P_T, one, counts_R_P) for key, one in regressors.items()},
+        P, rng, resamples, BLOCK,
+    )  # fmt: skip
+    interval = share if name in SHARES else estimate
+    n = int((~np.isnan(value_P_T[:, first - 1 :])).any(axis=1).sum())
+    flat = len(np.unique(value_P_T[~np.isnan(value_P_T)])) < 2
+    slope, late = (_estimate(float(one.value), one.replicates, n, flat) for one in (found["slope"], found["late"]))
+    return Course(
+        name=name,
+        by_turn=tuple(bootstrap_mean(value_P, seed, resamples, interval) for value_P in value_P_T.T),
+        overall=_overall(value_P_T, seed, resamples),
+        slope=slope,
+        late_minus_early=late,
+        n_scored=int((~np.isnan(value_P_T)).sum()),
+        n_asked=P * T,
+    )
+
+
+def _estimate(value: float, replicate_R: Array, n: int, flat: bool) -> Estimate:
+    """Where every score is the same no resample differs, and an interval of no width would claim to know."""
+    found = estimate(value, replicate_R, n)
+    return Estimate(value=found.value, n=n) if flat else found
+
+
+def _overall(value_P_T: Array, seed: int, resamples: int) -> Estimate:
+    """Mean over personas of their own means."""
+    rows = [row[~np.isnan(row)] for row in value_P_T]
+    return bootstrap_mean(np.array([row.mean() if len(row) else np.nan for row in rows]), seed, resamples)
+
+
+def _texts(talks: Talks) -> Iterator[tuple[str, Array]]:
+    """What is counted in the answers alone."""
+    answers = talks.answers
+    rows = list(zip(answers, talks.questions, talks.persona_texts, strict=True))
+    yield "breaks", _array([[None if a is None else float(bool(breaks(a, who))) for a in row] for row, _, who in rows])
+    yield "repetition", _array([repeated(row) for row in answers])
+    yield (
+        "echo",
+        _array([[None if a is None else echoed(a, q) for a, q in zip(row, asked, strict=True)] for row, asked, _ in rows]),
+    )
+    yield "words", _array([[None if a is None else float(len(words(a))) for a in row] for row in answers])
+
+
+def _judged(run: Path, talks: Talks) -> Iterator[tuple[str, Array]]:
+    """The scores of every judge that has judged the run."""
+    for folder in judges_of(run) if (run / "judges").is_dir() else ():
+        yield folder.name, scores_by_turn(read_judgements(folder), talks.persona_ids, len(talks.cells[0]))
+
+
+def scores_by_turn(judgements: Mapping[ItemKey, Judgement], persona_ids: Sequence[str], turns: int) -> Array:
+    """score_P_T: a judge's scores of the answers themselves (control "none"); NaN where there is none."""
+    place = {who: p for p, who in enumerate(persona_ids)}
+    found = np.full((len(persona_ids), turns), np.nan)
+    for key, one in judgements.items():
+        turn = turn_of(key.question_id)
+        if key.control == "none" and key.persona_id in place and turn is not None and turn <= turns and one.score is not None:
+            found[place[key.persona_id], turn - 1] = one.score
+    return found
+
+
+def _array(rows: Sequence[Sequence[float | None]]) -> Array:
+    return np.array(rows, dtype=np.float64)  # None becomes NaN
