@@ -44,6 +44,7 @@ def changed(stage: type[config.AnyStage]) -> dict[str, Any]:
             "reference": "runs/base", "n_questions": 20, "questions_split": "dev",
             "personas": {"include": ["character"], "bare": True},
         },
+        config.QuestionsStage: {"tasks": ["Linguistic Habits"], "n": 3, "examples": True, "seed": 4},
         config.ReportStage: {"runs": ["a", "b"], "as_published": True, "published": ["x=scores.json"]},
         config.CompareStage: {"runs": ["a", "b"], "out": "c", "resamples": 300},
         config.ImportStage: {"lm_eval": ["none=a", "pirate=b"], "filter": "strict-match", "label": "x", "out": "c", "seed": 3},

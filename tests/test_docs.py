@@ -118,7 +118,7 @@ def refuse_bad_flags(verb: str, words: list[str]) -> None:
         return
     if verb in ("report", "compare") and words and not words[0].endswith(".toml"):
         words = ["--runs", *words]
-    if verb == "export" and words:
+    if verb in ("export", "judge") and words:
         words = ["--run", *words]
     cli.parse(verb, SETTINGS[verb], words)
 

@@ -71,6 +71,24 @@ def judged_run(path: Path, label: str, judges: dict[str, Score], gym: bool = Tru
     return path
 
 
+TALK, SCRIPT = {"turns": 3, "order": "balanced"}, {"name": "script"}
+
+
+def interviewed(run: Path) -> Path:
+    """The run with an asked.json by which each persona's questions were the turns of its interview."""
+    items = [Item.model_validate_json(line) for line in (run / "items.jsonl").read_text().splitlines()]
+    turns: dict[str, list[str]] = {item.persona_id: [] for item in items}
+    for item in items:
+        if item.control == "none":
+            turns[item.persona_id].append(item.question_id)
+    asked = {
+        "persona_ids": list(turns), "question_ids": [one for own in turns.values() for one in own], "samples": 1,
+        "persona_texts": {item.persona_id: item.persona for item in items}, "turns_asked": turns,
+    }  # fmt: skip
+    (run / "asked.json").write_text(json.dumps(asked))
+    return run
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, by_hand: None) -> Path:
     """The report on two models, each judged by one that can tell and one that cannot."""
@@ -172,7 +190,7 @@ def test_other_questions_are_not_compared(tmp_path: Path) -> None:
 
 def test_interviews_are_compared_although_each_model_said_its_own(tmp_path: Path) -> None:
     runs = [
-        judged_run(tmp_path / name, name, {"qwen": score}, gym=False, said=name, interview={"turns": 3})
+        interviewed(judged_run(tmp_path / name, name, {"qwen": score}, gym=False, said=name, interview=TALK, interviewer=SCRIPT))
         for name, score in (("base", keen), ("trained", keener))
     ]
     gym = judged_run(tmp_path / "gym", "base", {"qwen": keen}, said="base")
