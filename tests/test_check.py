@@ -140,7 +140,9 @@ def test_a_report_and_a_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("stage", ["stabilty", None, 3])
 def test_a_file_must_name_its_stage(stage: str | int | None, tmp_path: Path) -> None:
     values = {} if stage is None else {"stage": stage}
-    with pytest.raises(ConfigError, match=rf"stage = {stage!r}: must be one of plan, train, stability, fidelity, report"):
+    with pytest.raises(
+        ConfigError, match=rf"stage = {stage!r}: must be one of plan, train, stability, fidelity, judge, questions, report"
+    ):
         check_config(config_file(tmp_path, values))
 
 

@@ -44,6 +44,7 @@ def changed(stage: type[config.AnyStage]) -> dict[str, Any]:
             "reference": "runs/base", "n_questions": 20, "questions_split": "dev",
             "personas": {"include": ["character"], "bare": True},
         },
+        config.JudgeStage: {"run": "a", "seed": 3, "judge": {"name": "m", "label": "strict", "trial": 30, "reasons": False}},
         config.ReportStage: {"runs": ["a", "b"]},
         config.CompareStage: {"runs": ["a", "b"], "out": "c", "resamples": 300},
         config.ImportStage: {"lm_eval": ["none=a", "pirate=b"], "filter": "strict-match", "label": "x", "out": "c", "seed": 3},
