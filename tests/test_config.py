@@ -46,6 +46,8 @@ def changed(stage: type[config.AnyStage]) -> dict[str, Any]:
         },
         config.QuestionsStage: {"tasks": ["Linguistic Habits"], "n": 3, "examples": True, "seed": 4},
         config.ReportStage: {"runs": ["a", "b"], "as_published": True, "published": ["x=scores.json"]},
+        config.JudgeStage: {"run": "a", "seed": 3, "judge": {"name": "m", "label": "strict", "trial": 30, "reasons": False}},
+        config.ReportStage: {"runs": ["a", "b"]},
         config.CompareStage: {"runs": ["a", "b"], "out": "c", "resamples": 300},
         config.ImportStage: {"lm_eval": ["none=a", "pirate=b"], "filter": "strict-match", "label": "x", "out": "c", "seed": 3},
         config.ExportStage: {"run": "a", "format": "lm-eval", "out": "b"},
