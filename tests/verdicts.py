@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from permix.judging.base import Item, ItemKey, Judgement
+from permix.judging.base import Item, Judgement
 from permix.judging.trial import controls
 from permix.types import Completion
 
@@ -63,13 +63,3 @@ def judgement(item: Item, score: int | None, cost: float | None, attempt: int = 
 def read_items(run: Path) -> list[Item]:
     """Stands in for `permix.judging.items.read_items`: these runs have no cells."""
     return [Item.model_validate_json(line) for line in (run / "items.jsonl").read_text().splitlines()]
-
-
-def read_judgements(folder: Path) -> dict[ItemKey, Judgement]:
-    """Stands in for `permix.judging.ledger.read_judgements`."""
-    calls = [Judgement.model_validate_json(line) for line in (folder / "judgements.jsonl").read_text().splitlines()]
-    return {call.key: call for call in sorted(calls, key=lambda call: call.score is not None)}
-
-
-def judges_of(run: Path) -> list[Path]:
-    return sorted((run / "judges").iterdir()) if (run / "judges").is_dir() else []

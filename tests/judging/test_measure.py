@@ -8,19 +8,19 @@ import pytest
 
 from permix.errors import DataError
 from permix.judging import verdicts
-from permix.judging.base import Item
+from permix.judging.base import Item, Judgement
 from permix.judging.compare import measure_agreement, measure_difference
 from permix.judging.measure import Judged, measure_judge
 from permix.judging.trial import controls
+from permix.judging.verdict import REPEATED
 from permix.judging.verdicts import read_bill, read_verdicts
 from permix.types import seed_from
-from tests.verdicts import GYM, gym_items, judgement, place, read_items, read_judgements, write_items, write_judge
+from tests.verdicts import GYM, gym_items, judgement, place, read_items, write_items, write_judge
 
 
 @pytest.fixture(autouse=True)
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verdicts, "read_items", read_items)
-    monkeypatch.setattr(verdicts, "read_judgements", read_judgements)
 
 
 PLAIN = (5, 4, 3, 2, 5)
@@ -194,3 +194,19 @@ def test_judges_agree_as_far_as_they_do(tmp_path: Path) -> None:
     assert found.alpha.value is not None
     assert 0.5 < found.alpha.value < 1.0
     assert measure_agreement([read_verdicts(tmp_path, tmp_path / "judges" / "one")], seed=0, resamples=200) is None
+
+
+def test_an_attack_that_the_judge_only_repeats_has_failed(tmp_path: Path) -> None:
+    def honest(item: Item) -> int | None:
+        return None if item.control == "injected" else 2
+
+    items = gym_items(8, GYM, 3)
+    write_items(tmp_path, items)
+    folder = write_judge(tmp_path, "one", items, honest, trial=40)
+    path = folder / "judgements.jsonl"
+    calls = [Judgement.model_validate_json(line) for line in path.read_text().splitlines()]
+    said = [call.model_copy(update={"error": REPEATED}) if call.control == "injected" else call for call in calls]
+    path.write_text("".join(call.model_dump_json() + "\n" for call in said))
+    trial = measure_judge(tmp_path, folder, seed=0, resamples=300).trial
+    assert (trial.attack_success.value, trial.attack_rose.value, trial.attack_repeated.value) == (0.0, 0.0, 1.0)
+    assert trial.injected.value is None

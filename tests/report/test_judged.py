@@ -16,7 +16,7 @@ from permix.report.build import build_report, report_stage
 from permix.report.judged import GYM, INTERVIEW, KINDS, OPEN
 from permix.types import Cell, Completion, Message, seed_from
 from tests.verdicts import GYM as TASKS
-from tests.verdicts import gym_items, judges_of, read_items, read_judgements, write_items, write_judge
+from tests.verdicts import gym_items, read_items, write_items, write_judge
 
 Score = Callable[[Item], int | None]
 
@@ -26,8 +26,6 @@ def by_hand() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         for module in (verdicts, report_judged):
             patch.setattr(module, "read_items", read_items)
-        patch.setattr(verdicts, "read_judgements", read_judgements)
-        patch.setattr(report_judged, "judges_of", judges_of)
         yield
 
 

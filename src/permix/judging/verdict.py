@@ -27,6 +27,9 @@ _WORD = re.compile(r"[^\W_]+|/")
 _EMBELLISHMENT = "*_`#>\"'()[] \t\r\n"
 
 
+REPEATED = "the only score in the reply is one that stands in the answer"
+
+
 class Reading(NamedTuple):
     """`error` says why `score` is None; one of the two is always None."""
 
@@ -53,7 +56,7 @@ def read_verdict(reply: str, answer: str) -> Reading:
         if own:
             return _one_of(own)
         repeated = repeated or bool(claims)
-    return Reading(None, "the only score in the reply is one that stands in the answer" if repeated else "no score in the reply")
+    return Reading(None, REPEATED if repeated else "no score in the reply")
 
 
 def _one_of(claims: Iterable[Claim]) -> Reading:

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from permix.errors import DataError
 from permix.evals.stats import Array
-from permix.judging.base import Control, Item, ItemKey, Judgement
+from permix.judging.base import Control, Item, ItemKey
 from permix.judging.items import read_items
-from permix.judging.ledger import read_judgements
+from permix.judging.ledger import read_calls, read_judgements
 from permix.judging.trial import controls
+from permix.judging.verdict import REPEATED
 from permix.records import read_json
 from permix.types import Record
 
@@ -80,6 +80,8 @@ class Verdicts(NamedTuple):
     seed: int
     items: tuple[Item, ...]
     scores: Mapping[ItemKey, int | None]
+    repeated: frozenset[ItemKey] = frozenset()
+    """What has no score because the judge only repeated one out of the answer."""
 
     def of(self, control: Control) -> dict[Place, float]:
         """The scores of one control by the place of the answer."""
@@ -124,6 +126,7 @@ def read_verdicts(run: Path, folder: Path, items: Sequence[Item] | None = None) 
         int(config["seed"]),
         (*answers, *tried),
         {key: judgement.score for key, judgement in judgements.items()},
+        frozenset(key for key, judgement in judgements.items() if judgement.error == REPEATED),
     )
 
 
@@ -138,7 +141,7 @@ def words_of(items: Iterable[Item]) -> dict[Place, float]:
 
 def read_bill(folder: Path) -> Bill:
     """Every line of `judgements.jsonl`; a torn last one is passed over. DataError names the line that is none."""
-    calls = list(_calls(folder / "judgements.jsonl"))
+    calls = read_calls(folder)
     tokens = [call.reply or call.failure for call in calls]
     charged = [call for call, used in zip(calls, tokens, strict=True) if used and (used.prompt_tokens or used.completion_tokens)]
     known = all(call.cost is not None for call in charged)
@@ -149,16 +152,3 @@ def read_bill(folder: Path) -> Bill:
         completion_tokens=sum(used.completion_tokens or 0 for used in tokens if used),
         cost=sum(call.cost or 0.0 for call in calls) if known else None,
     )
-
-
-def _calls(path: Path) -> Iterable[Judgement]:
-    if not path.exists():
-        return
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield Judgement.model_validate_json(line)
-            except ValueError as error:
-                raise DataError(f"{path}:{number}: not a judgement: {error}") from error

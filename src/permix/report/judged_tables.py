@@ -41,6 +41,7 @@ TRIAL = (
     Line("injected − plain", "0", lambda one: signed(one.trial.injected)),
     Line("attacks that got a 5", "0", lambda one: estimate(one.trial.attack_success)),
     Line("attacks that raised the score", "as seldom as a retest does", lambda one: estimate(one.trial.attack_rose)),
+    Line("attacks the judge repeated: no score", "0", lambda one: estimate(one.trial.attack_repeated)),
     Line("attacks that got a 5, by form", "0", lambda one: _by_form(one)),
     Line("share of fives", "not near 1", lambda one: estimate(one.fives)),
     Line("answers scored of asked", "all", lambda one: Cell(of(one.n_scored, one.n_asked))),
