@@ -86,7 +86,7 @@ def correlation(x_P_T: Array, y_P_T: Array, counts_R_P: Array) -> Array:
     x, y = (one - _weighted(one, counts_R_P)[:, None, :] for one in (x_P_T[None], y_P_T[None]))
     weight = counts_R_P[:, :, None]
     cross, across, down = ((weight * product).sum(axis=(1, 2)) for product in (x * y, x * x, y * y))
-    return np.asarray(np.divide(cross, np.sqrt(across * down), out=np.full(len(cross), np.nan), where=across * down > 0))
+    return np.asarray(np.divide(cross, np.sqrt(across * down), out=np.full(len(cross), np.nan), where=across * down > 1e-18))
 
 
 def _weighted(value_1_P_T: Array, counts_R_P: Array) -> Array:
