@@ -1,6 +1,7 @@
 """Configuration: every key and type is checked, the message names what is valid, and what a run wrote can be run again."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -296,3 +297,18 @@ def test_a_section_given_in_part_keeps_what_its_stage_sets_otherwise() -> None:
     assert (stage.task.n, stage.task.split, stage.task.levels) == (1000, "train", ("add-1",))
     fidelity = build(FidelityStage, {"sampling": {"temperature": 0.9}}, source="run.toml")
     assert (fidelity.sampling.temperature, fidelity.sampling.max_new_tokens) == (0.9, 48)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"personagym": {"light": True}}, "personagym.light = True: means nothing without personagym.path or personagym.hub"),
+        ({"personagym": {"path": "data"}, "folds": 3}, "folds = 3: means nothing with personagym"),
+        ({"interview": {"turns": 4}, "questions": "mine.toml"}, "questions = 'mine.toml': means nothing with interview.turns"),
+        ({"judge": {"max_cost": 2, "prices": "prices.toml"}}, "means nothing without judge.name"),
+        ({"judge": {"trial": 40}}, "judge.trial = 40: means nothing without judge.name"),
+    ],
+)
+def test_a_fidelity_setting_that_would_do_nothing_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config.build(config.FidelityStage, values, source="test")

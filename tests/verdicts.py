@@ -47,6 +47,8 @@ def write_judge(
     folder.mkdir(parents=True)
     judge: dict[str, Any] = {"name": f"models/{name}", "rubrics": "permix", "trial": 20, "temperature": 0.0} | settings
     (folder / "config.json").write_text(json.dumps({"stage": "judge", "run": str(run), "judge": judge, "seed": seed}))
+    born = {"judge": f"weights of {judge['name']}", "rubrics": judge["rubrics"], "examples": None}
+    (folder / "provenance.json").write_text(json.dumps({"identity": born}))
     calls = [judgement(item, score(item), cost) for item in [*items, *controls(items, int(judge["trial"]), seed)]]
     (folder / "judgements.jsonl").write_text("".join(call.model_dump_json() + "\n" for call in calls))
     return folder

@@ -78,18 +78,21 @@ def stability_config(folder: Path, base_url: str, **fields: Any) -> StabilitySta
 
 
 def fidelity_values(folder: Path, base_url: str, **fields: Any) -> dict[str, Any]:
-    """Three personas × twelve open questions = 36 answers."""
+    """Three personas × twelve open questions = 36 answers; of an interview none of these questions."""
     questions = folder / "questions.txt"
     questions.write_text("".join(f"What do you think of {one}?\n" for one in OPEN_QUESTIONS))
-    return {
-        "stage": "fidelity",
-        "out": str(folder / "run"),
-        "model": endpoint(base_url),
-        "personas": {"pool": str(write_pool(folder / "pool.toml", "clerk", "sailor", "troll"))},
-        "questions": str(questions),
-        "folds": 3,
-        "resamples": 100,
-    } | fields
+    shared = {} if "interview" in fields else {"questions": str(questions), "folds": 3}
+    return (
+        {
+            "stage": "fidelity",
+            "out": str(folder / "run"),
+            "model": endpoint(base_url),
+            "personas": {"pool": str(write_pool(folder / "pool.toml", "clerk", "sailor", "troll"))},
+            "resamples": 100,
+        }
+        | shared
+        | fields
+    )
 
 
 def fidelity_config(folder: Path, base_url: str, **fields: Any) -> FidelityStage:

@@ -102,15 +102,14 @@ def test_what_was_asked_stands_in_the_run(tmp_path: Path) -> None:
     assert set(asked["question_ids"]) == set(words)
 
 
-def test_what_a_judge_is_shown_is_the_conversation_up_to_the_answer(tmp_path: Path) -> None:
+def test_what_a_judge_is_shown_is_what_was_asked_up_to_the_answer(tmp_path: Path) -> None:
     config = config_of(tmp_path, interview={"turns": 3, "script": str(tmp_path / "script.txt"), "order": "written"})
     run(config, plainly)
     items = read_items(config.out)
     assert len(items) == 9
     last = next(one for one in items if one.answer == "troll answers 3")
     assert last.question.splitlines() == [
-        "Interviewer: Who are you?", "Answer: troll answers 1", "Interviewer: What of bread?", "Answer: troll answers 2",
-        "Interviewer: What of rain?",
+        "Interviewer: Who are you?", "Interviewer: What of bread?", "Interviewer: What of rain?",
     ]  # fmt: skip
 
 
@@ -290,12 +289,12 @@ def test_an_interviewer_that_never_asks_leaves_the_turns_owed_and_is_asked_anew_
             {"interview": {"turns": 3, "order": "written"}, "interviewer": {"name": "bundled"}},
             'interviewer.name = "bundled": a model asks its own questions; leave interview.order out',
         ),
-        ({"interview": {"turns": 3}, "n_questions": 12}, "n_questions = 12: an interview has interview.turns"),
+        ({"interview": {"turns": 3}, "n_questions": 12}, "n_questions = 12: means nothing with interview.turns"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        build(FidelityStage, fidelity_values(tmp_path, "http://127.0.0.1:9/v1") | fields, source="test")
+        build(FidelityStage, fidelity_values(tmp_path, "http://127.0.0.1:9/v1", **fields), source="test")
 
 
 def test_one_persona_has_no_interval(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from permix.evals.fidelity import fidelity
 from permix.judging.items import read_items
-from permix.types import Cell, Completion, Failure, Message, Persona
+from permix.types import Cell, Completion, Failure, Message
 from tests.gyms import DIVER, gym_config
 from tests.servers import openai_server
 from tests.worlds import asked_what, fidelity_config
@@ -87,22 +87,31 @@ def test_what_is_asked_no_more_and_what_failed_is_left_out(tmp_path: Path) -> No
     assert [item.key for item in read_items(config.out)] == [item.key for item in kept[2:]]
 
 
-def test_a_turn_of_an_interview_is_shown_with_all_that_was_said_before(tmp_path: Path) -> None:
-    run, sailor = tmp_path / "run", Persona(id="sailor", text="a sailor")
-    said = [("system", "You are a sailor."), ("user", "Who are you?"), ("assistant", "Aye."), ("user", "Why?")]
+@pytest.mark.parametrize("opening", ["Who are you?", "You are a sailor.\n\nWho are you?"])
+def test_a_turn_is_shown_with_what_was_asked_so_far_and_nothing_that_tells_who_answers(tmp_path: Path, opening: str) -> None:
+    """Earlier answers would tell, and so would a persona that stands in the user's first message."""
+    run = tmp_path / "run"
+    said = [("user", opening), ("assistant", "Aye."), ("user", "Why?")]
     messages = tuple(Message(role=role, content=text) for role, text in said)
     run.mkdir()
     cells = [
         Cell(persona_id="sailor", question_id=turn, seed=1, messages=messages[:until], completion=_text(text))
-        for turn, until, text in (("turn-1", 2, "Aye."), ("turn-2", 4, "The sea."))
+        for turn, until, text in (("turn-1", 1, "Aye."), ("turn-2", 3, "The sea."))
     ]
     (run / "records.jsonl").write_text("".join(cell.model_dump_json() + "\n" for cell in cells))
     (run / "config.json").write_text(json.dumps({"stage": "fidelity", "interview": {"turns": 2}}))
-    asked = {"persona_ids": ["sailor"], "question_ids": ["turn-1", "turn-2"], "samples": 1}
-    (run / "asked.json").write_text(json.dumps(asked | {"persona_texts": {"sailor": sailor.text}}))
+    asked = {
+        "persona_ids": ["sailor"], "question_ids": ["turn-1", "turn-2"], "samples": 1, "persona_texts": {"sailor": "a sailor"},
+        "questions_asked": [
+            {"id": "turn-1", "text": "Who are you?", "task": None, "persona_id": None},
+            {"id": "turn-2", "text": "Why?", "task": None, "persona_id": "sailor"},
+        ],
+        "turns_asked": {"sailor": ["turn-1", "turn-2"]},
+    }  # fmt: skip
+    (run / "asked.json").write_text(json.dumps(asked))
     first, second = read_items(run)
     assert first.question == "Interviewer: Who are you?"
-    assert second.question == "Interviewer: Who are you?\nAnswer: Aye.\nInterviewer: Why?"
+    assert second.question == "Interviewer: Who are you?\nInterviewer: Why?"
     assert (second.persona, second.answer, second.rubric) == ("a sailor", "The sea.", "In Character")
 
 

@@ -1,11 +1,9 @@
 """One class a verb: the sections it is made of, and what must hold between them."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
-from pydantic.fields import FieldInfo
 
 from permix.config.asking import ModelConfig, PersonasConfig, TaskConfig
 from permix.config.base import Section
@@ -242,10 +240,24 @@ class FidelityStage(Stage):
 
     @model_validator(mode="after")
     def _nothing_idle(self) -> "FidelityStage":
-        """PersonaGym brings personas and questions of its own, and no classifier is trained on the answers."""
-        if self.kind == "personagym":
-            _refuse_set(self.personas, ("pool", "split", "include", "exclude"), "personas.", PersonasConfig.model_fields)
-            _refuse_set(self, ("questions", "questions_split", "n_questions", "reference"), "", FidelityStage.model_fields)
+        """PersonaGym brings personas and questions of its own, an interview its questions; neither is learnt from in folds."""
+        shared = ("questions", "questions_split", "n_questions", "folds")
+        match self.kind:
+            case "personagym":
+                _refuse_set(self.personas, ("pool", "split", "include", "exclude"), "personas.", "with personagym")
+                _refuse_set(self, (*shared, "reference"), "", "with personagym")
+            case "interview":
+                _refuse_set(self, shared, "", "with interview.turns")
+        if self.kind != "personagym":
+            idle = tuple(name for name in GymConfig.model_fields if name not in ("path", "hub"))
+            _refuse_set(self.personagym, idle, "personagym.", "without personagym.path or personagym.hub")
+        return self
+
+    @model_validator(mode="after")
+    def _someone_judges(self) -> "FidelityStage":
+        if self.judge.name == "none":
+            idle = tuple(name for name in JudgeConfig.model_fields if name != "name")
+            _refuse_set(self.judge, idle, "judge.", "without judge.name")
         return self
 
     @model_validator(mode="after")
@@ -258,17 +270,15 @@ class FidelityStage(Stage):
             raise ValueError(
                 f'interviewer.name = "{self.interviewer.name}": a model asks its own questions; leave interview.{given[0]} out'
             )
-        if self.interview.turns and self.n_questions is not None:
-            raise ValueError(f"n_questions = {self.n_questions}: an interview has interview.turns; leave it out")
         return self
 
 
-def _refuse_set(section: Section, names: tuple[str, ...], prefix: str, fields: Mapping[str, FieldInfo]) -> None:
-    """Raise ValueError for a field that does not stand at its default."""
+def _refuse_set(section: Section, names: tuple[str, ...], prefix: str, where: str) -> None:
+    """Raise ValueError for a field that does not stand at its default, and `where` means nothing."""
     for name in names:
-        value, default = getattr(section, name), fields[name].default
+        value, default = getattr(section, name), type(section).model_fields[name].default
         if value != default:
-            raise ValueError(f"{prefix}{name} = {value!r}: means nothing with personagym; leave it out (default: {default!r})")
+            raise ValueError(f"{prefix}{name} = {value!r}: means nothing {where}; leave it out (default: {default!r})")
 
 
 class JudgeStage(Section):

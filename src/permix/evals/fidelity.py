@@ -11,7 +11,7 @@ from permix.config import FidelityStage
 from permix.evals.interview import interview
 from permix.evals.open_ended import open_ended
 from permix.evals.personagym import personagym
-from permix.judging.run import judge, judge_of, means_of, rubrics_of
+from permix.judging.run import judge, judge_of, refuse_unfit
 from permix.types import Record
 
 KINDS: Mapping[str, Callable[[FidelityStage], Record]] = {
@@ -31,7 +31,7 @@ def fidelity(config: FidelityStage) -> Record:
     """
     judged = config.judge.name != "none"
     if judged:
-        means_of(config.judge, rubrics_of(config))
+        refuse_unfit(config)
     result = KINDS[config.kind](config)
     if judged:
         judge(judge_of(config))

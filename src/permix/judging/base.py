@@ -21,7 +21,7 @@ class Item(Record):
     """One answer as a judge sees it.
 
     `persona_id`, `persona`: as whom it is judged, by id and in words. `answered_by`: whose answer it is; None: no persona was
-    set. `question` is what was asked; of a conversation, all that was said before the answer. `rubric` names the task.
+    set. `question` is what was asked; of an interview, all that was asked so far. `rubric` names the task.
     """
 
     persona_id: str

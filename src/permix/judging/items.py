@@ -14,10 +14,9 @@ from permix.evals.grid import Answers, read_answers
 from permix.judging.base import IN_CHARACTER, Item
 from permix.prompting import brought_in_by
 from permix.records import read_json
-from permix.types import Cell, CellKey, Completion, Message
+from permix.types import Cell, CellKey, Completion
 
-SPEAKERS = {"user": "Interviewer", "assistant": "Answer"}
-"""Who says what, in a conversation shown as text; the system's word is not part of it."""
+INTERVIEWER = "Interviewer"
 
 
 def read_items(run: Path) -> list[Item]:
@@ -29,9 +28,10 @@ def read_items(run: Path) -> list[Item]:
     about = read_json(path) if path.exists() else {}
     answers, asked = read_answers(run), questions_asked(run)
     questions, texts = {one.id: one for one in asked}, about.get("persona_texts", {})
+    talk = kind == "interview"
     cells = (answers.cells.get(key) for key in _keys(kind, answers, asked, about))
     return [
-        _item(cell, cell.completion, kind, questions.get(cell.question_id), texts)
+        _item(cell, cell.completion, questions.get(cell.question_id), texts, asked_until(cell, about, asked) if talk else None)
         for cell in cells
         if cell is not None and cell.completion is not None
     ]
@@ -47,15 +47,15 @@ def _keys(kind: Kind, answers: Answers, asked: Sequence[AskedQuestion], about: M
         yield from (CellKey(persona, question, sample) for persona, question, sample in grid)
 
 
-def _item(cell: Cell, completion: Completion, kind: Kind, question: AskedQuestion | None, texts: Mapping[str, str]) -> Item:
-    """`question`, `texts`: as asked.json has them; where it does not, in the words that were sent."""
+def _item(cell: Cell, completion: Completion, question: AskedQuestion | None, texts: Mapping[str, str], talk: str | None) -> Item:
+    """`question`, `texts`: as asked.json has them; where it does not, in the words that were sent. `talk`: of an interview."""
     persona_id = cell.persona_id or (question and question.persona_id) or ""
     said = question.text if question is not None else cell.messages[-1]["content"]
     return Item(
         persona_id=persona_id,
         persona=texts.get(persona_id) or brought_in_by(cell.messages),
         question_id=cell.question_id,
-        question=conversation(cell.messages) if kind == "interview" else said,
+        question=said if talk is None else talk,
         sample=cell.sample,
         rubric=(question and question.task) or IN_CHARACTER,
         answer=completion.text,
@@ -64,6 +64,13 @@ def _item(cell: Cell, completion: Completion, kind: Kind, question: AskedQuestio
     )
 
 
-def conversation(messages: Sequence[Message]) -> str:
-    """What was said so far, a line a turn: "Interviewer: ...", "Answer: ..."."""
-    return "\n".join(f"{SPEAKERS[one['role']]}: {one['content']}" for one in messages if one["role"] in SPEAKERS)
+def asked_until(cell: Cell, about: Mapping[str, Any], asked: Sequence[AskedQuestion]) -> str:
+    """What the interviewer has said up to this turn, a line a turn.
+
+    What the model answered before is left out: it tells who speaks, whatever the answer that is judged is worth, so a judge would
+    tell any two personas apart. The words are the questions' own, without a persona that stood beside the first.
+    """
+    said = {(one.persona_id, one.id): one.text for one in asked}
+    turns = about["turns_asked"][cell.persona_id]
+    until = turns[: turns.index(cell.question_id) + 1]
+    return "\n".join(f"{INTERVIEWER}: {said.get((cell.persona_id, one)) or said[None, one]}" for one in until)

@@ -92,6 +92,21 @@ def means_of(judge: JudgeConfig, rubrics: Collection[str]) -> Means:
     return Means(load_rubrics(judge.rubrics, rubrics), examples, price_of(judge))
 
 
+def refuse_unfit(stage: FidelityStage) -> None:
+    """Raises ConfigError or DataError for a judge that could not judge the answers of a run, before there are any.
+
+    An endpoint is asked what it serves. Which questions examples are needed for is known once these are chosen.
+    """
+    means_of(stage.judge, rubrics_of(stage))
+    with as_judge():
+        if stage.judge.backend == "openai":
+            _ = open_model(stage.judge).fingerprint
+        else:
+            from permix.models.hf import refuse_missing_folder
+
+            refuse_missing_folder(stage.judge.name)
+
+
 def terms_of(config: JudgeStage, price: Price | None) -> Terms:
     judge = config.judge
     return Terms(

@@ -9,10 +9,9 @@
 
 Contract: the choice depends on the words of personas and questions and on the seed, never on the order of `items` or on the
 answers, so the judge of two models is tried on the same questions; the controls of a smaller `n` are among those of a larger
-one. Of an interview the question is all that was said before, so there each model is tried at turns of its own. `padded`,
-`retest` and `injected` try the same answers. A retest differs from the plain item in its key alone, hence in the seed of the
-call and in whatever is drawn from that: under greedy decoding it shows what the marker around the answer and the machine
-change, not sampling.
+one. `padded`, `retest` and `injected` try the same answers. A retest differs from the plain item in its key alone, hence in the
+seed of the call and in whatever is drawn from that: under greedy decoding it shows what the marker around the answer and the
+machine change, not sampling.
 """
 
 from collections import Counter

@@ -7,6 +7,7 @@ question and the sample. Suffixes as in `permix.judging.scores`.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +21,10 @@ from permix.judging.verdict import REPEATED
 from permix.records import read_json
 from permix.types import Record
 
-IDENTITY = ("name", "rubrics", "reasons", "examples", "temperature", "max_new_tokens")
+SETTINGS = ("name", "reasons", "temperature", "max_new_tokens")
 """Settings of a judge that may change a score."""
+BORN = ("judge", "rubrics", "examples")
+"""And what a judge was born with, by fingerprint and hash: a name, or a path, may stand for another one tomorrow."""
 
 
 class Place(NamedTuple):
@@ -80,6 +83,8 @@ class Verdicts(NamedTuple):
     seed: int
     items: tuple[Item, ...]
     scores: Mapping[ItemKey, int | None]
+    born: Mapping[str, Any] = MappingProxyType({})
+    """The identity of the judging, from provenance.json."""
     repeated: frozenset[ItemKey] = frozenset()
     """What has no score because the judge only repeated one out of the answer."""
 
@@ -98,7 +103,9 @@ class Verdicts(NamedTuple):
     @property
     def identity(self) -> tuple[str, ...]:
         """What must be the same where scores of two runs are held against each other."""
-        return tuple(f"{name} = {self.settings.get(name)}" for name in IDENTITY)
+        return tuple(f"{name} = {self.settings.get(name)}" for name in SETTINGS) + tuple(
+            f"{name} {self.born.get(name)}" for name in BORN
+        )
 
 
 class Laid(NamedTuple):
@@ -126,6 +133,7 @@ def read_verdicts(run: Path, folder: Path, items: Sequence[Item] | None = None) 
         int(config["seed"]),
         (*answers, *tried),
         {key: judgement.score for key, judgement in judgements.items()},
+        read_json(folder / "provenance.json")["identity"],
         frozenset(key for key, judgement in judgements.items() if judgement.error == REPEATED),
     )
 

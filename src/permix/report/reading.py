@@ -240,11 +240,18 @@ def _asked_differently(one: Run, two: Run, *, words: bool = True) -> tuple[str, 
         (
             "Not asked in the same words",
             set(one.answers.templates) != set(two.answers.templates)
+            or (not words and _talk(one) != _talk(two))
             or (words and any(one.grid[key].words != two.grid[key].words for key in shared)),
         ),
         ("Not the same sampling", _setting(one) != _setting(two)),
     )
     return tuple(reason for reason, differs in checks if differs)
+
+
+def _talk(run: Run) -> tuple[Any, Any]:
+    """What an interview was held by: the persona's wording, and the questions. A model's own questions are never another's."""
+    asked = run.answers.question_ids if run.config.get("interviewer", {}).get("name", "script") == "script" else run.path
+    return _identity(run, "template"), (_identity(run, "interview"), asked)
 
 
 def _identity(run: Run, name: str) -> Any:
