@@ -18,10 +18,11 @@ from permix.judging.ask import Prompt, verdict_schema
 from permix.judging.asking import Outcome, Terms, ask_owed
 from permix.judging.base import Judgement
 from permix.judging.ledger import FILE, read_calls, read_judgements
-from permix.judging.prices import Price
+from permix.judging.prices import Price, worst_cost
+from permix.judging.verdicts import read_bill
 from permix.models.openai import OpenAIModel
 from permix.models.scripted import ScriptedModel
-from permix.types import Completion, Failure, Sampling
+from permix.types import Completion, Failure, Request, Sampling
 from tests.judging.judgeable import GOOD, by_length, item, prompts, quoted_answer, terms, verdict
 from tests.servers import EMPTY_CHOICES, USAGE, Action, Drip, Drop, OpenAIServer, Raw, Reply, Script, error, openai_server
 
@@ -277,6 +278,39 @@ def test_calls_that_may_be_charged_several_times_are_reserved_as_often(tmp_path:
     outcome = ask_owed(charged(calls), prompts(item()), tmp_path, given, "test")
     assert calls == []
     assert (outcome.owed, outcome.cost) == (1, 0)
+
+
+@pytest.mark.parametrize("fault", [Drip("x", 0.2), Drop(), EMPTY_CHOICES])
+def test_calls_that_break_off_never_pass_the_limit_and_are_no_cost(fault: Action, tmp_path: Path) -> None:
+    asked = prompts(*(item(f"q{n}") for n in range(3)))
+    worst = worst_cost(Request(asked[0].messages, 0, verdict_schema(True)), PRICE, Sampling().max_new_tokens)
+    given = terms(price=PRICE, max_cost=2.5 * worst, attempts=9)
+    for sent in (2, 0):  # what an earlier start has reserved stays so
+        outcome, server = judged(tmp_path, always(fault), *asked, given=given, timeout_s=0.3)
+        assert len(server.asked) == sent
+        assert (outcome.owed, outcome.cost) == (3, 0)
+        assert outcome.booked == pytest.approx(2 * worst, rel=0.01)
+        assert outcome.next_cost is not None
+    assert all(one.reserved > 0 for one in read_calls(tmp_path))
+
+
+def test_an_error_that_the_endpoint_names_reserves_nothing(tmp_path: Path) -> None:
+    outcome, _ = judged(tmp_path, always(error(500)), given=terms(price=PRICE))
+    assert (outcome.cost, outcome.booked) == (0, 0)
+
+
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 7}, {"completion_tokens": 3}])
+@pytest.mark.parametrize("before", [PAID_FOR_NOTHING, error(500)])
+def test_a_reply_that_lacks_a_count_is_booked_at_its_dearest(usage: Any, before: Action, tmp_path: Path) -> None:
+    asked = prompts(item())
+    judged(tmp_path, first(before, Reply(GOOD, usage=usage)), *asked, retries=1, given=terms(price=PRICE))
+    worst = worst_cost(Request(asked[0].messages, 0, verdict_schema(True)), PRICE, Sampling().max_new_tokens)
+    assert only(tmp_path).cost == pytest.approx(worst)
+
+
+def test_a_reply_without_usage_and_without_price_has_no_known_cost(tmp_path: Path) -> None:
+    outcome, _ = judged(tmp_path, always(Reply(GOOD, usage=None)))
+    assert (outcome.cost, read_bill(tmp_path).cost) == (None, None)
 
 
 # Going on

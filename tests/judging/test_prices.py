@@ -7,7 +7,7 @@ import pytest
 
 from permix.config import JudgeConfig
 from permix.errors import ConfigError
-from permix.judging.prices import FREE, Price, affordable, cost_of, load_prices, price_of, worst_cost
+from permix.judging.prices import FREE, Price, affordable, cost_of, load_prices, price_of, reserve_for, worst_cost
 from permix.types import Completion, Failure, Message, Request
 
 TABLE = '["gpt-*"]\ninput = 1\noutput = 2\n["gpt-mini"]\ninput = 0.5\noutput = 1\n["gpt-mini-*"]\ninput = 9\noutput = 9\n'
@@ -68,6 +68,16 @@ def test_costs_are_dollars_for_a_million_tokens() -> None:
     assert cost_of(Failure(type="X", message=""), PRICE, 9) == 0
     uncounted = Completion(text="x", prompt_tokens=0, completion_tokens=0, finish="stop")
     assert cost_of(uncounted, PRICE, 9) == 9  # an endpoint that does not count may charge as much as it can have cost
+    for half in ({"prompt_tokens": 7}, {"completion_tokens": 7}):
+        assert cost_of(uncounted.model_copy(update=half), PRICE, 9) == 9
+
+
+def test_what_a_call_that_broke_off_may_have_cost_is_reserved_and_no_cost() -> None:
+    timeout = Failure(type="TimeoutError", message="no complete reply")
+    assert (reserve_for(timeout, 9), cost_of(timeout, PRICE, 9)) == (9, 0)
+    assert reserve_for(Failure(type="APIStatusError", message="HTTP 500: busy"), 9) == 0
+    assert reserve_for(timeout.model_copy(update={"prompt_tokens": 3}), 9) == 0
+    assert reserve_for(Completion(text="x", prompt_tokens=0, completion_tokens=0, finish="stop"), 9) == 0
 
 
 def test_nothing_costs_more_than_its_bytes_and_all_it_may_write() -> None:

@@ -2,11 +2,13 @@
 
 What is judged was written by a model that may have been trained against judges, so it is handed over as material: every line
 quoted, between two markers with a word that no answer can know beforehand, since it is made of the answer itself. A conversation
-before the answer is handed over in the same way. The reply is asked for as JSON, reasons first: a score that stands before its
-reasons is not made of them.
+before the answer is handed over in the same way. What a tokenizer reads as the end of a turn or another control token is broken
+by a space after its first character, <|im_end|> into < |im_end|>: quoted text is never anything but text. The reply is asked for
+as JSON, reasons first: a score that stands before its reasons is not made of them.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +32,14 @@ SYSTEM = (
 )
 REASON = "one or two sentences on what in the answer decides the score"
 SCORES = (1, 2, 3, 4, 5)
+
+_ANGLED = (
+    r"s|bos|eos|pad|unk|mask|sep|cls|think|tool_call|tool_response|\w+_of_\w+|(?:bos|eos|pad|unk)_token|"
+    r"unused_?\d+|extra_(?:id_)?\d+|reserved_\w+"
+)
+_SQUARE = r"INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_[A-Z]+|THINK|IMG|BOS|EOS|PAD|UNK|MASK|gMASK|sMASK|SEP|CLS|control_\d+"
+_CONTROL = re.compile(rf"<(?=[|\uff5c]|[^\s<>]*[|\uff5c]>|(?i:/?(?:{_ANGLED})>|</?sys>>))|\[(?=/?(?:{_SQUARE})\])")
+"""The first character of what chat templates and tokenizers write as control tokens."""
 
 Examples = Mapping[str, tuple[str, ...]]
 """By question id, example answers that would earn 1, 2, 3, 4 and 5."""
@@ -114,7 +124,7 @@ def _shown(texts: Sequence[str]) -> str:
 
 
 def _marked(text: str) -> str:
-    return "\n".join(f"> {line}" for line in text.splitlines() or [""])
+    return "\n".join(f"> {line}" for line in _CONTROL.sub(r"\g<0> ", text).splitlines() or [""])
 
 
 def _reply_wanted(reasons: bool, word: str) -> str:

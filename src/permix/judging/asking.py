@@ -15,7 +15,7 @@ from permix.appended import Appended
 from permix.judging.ask import Prompt
 from permix.judging.base import ItemKey, Judgement
 from permix.judging.ledger import FILE, read_calls, stands
-from permix.judging.prices import Price, affordable, cost_of, worst_cost
+from permix.judging.prices import Price, affordable, cost_of, paid, reserve_for, tokens_of, total, worst_cost
 from permix.judging.verdict import Reading, read_verdict
 from permix.models.base import Model
 from permix.progress import Meter, meter
@@ -35,7 +35,8 @@ class Terms(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of it, earlier starts included. `cost`: US dollars, None where no price is known; tokens as far as counted.
+    """What came of it, earlier starts included. `cost`: US dollars, None where that of some call is not known; tokens as far as
+    counted. `booked`: what counts against the limit: all costs that are known, and what calls that broke off may have cost.
 
     `next_cost`: what the next call may cost, where the limit forbade it; None otherwise.
     """
@@ -46,6 +47,7 @@ class Outcome(NamedTuple):
     prompt_tokens: int
     completion_tokens: int
     cost: float | None
+    booked: float
     next_cost: float | None
 
 
@@ -79,7 +81,8 @@ class _Book:
 
     def __init__(self, calls: Sequence[Judgement], price: Price | None) -> None:
         self._price = price
-        self.calls, self.unscored, self.cost = 0, 0, 0.0
+        self.calls, self.unscored, self.reserved = 0, 0, 0.0
+        self.costs: list[float | None] = []
         self.prompt_tokens = self.completion_tokens = 0
         self.standing: dict[ItemKey, Judgement] = {}
         self.made = Counter[tuple[ItemKey, str]]()
@@ -91,10 +94,11 @@ class _Book:
         self.calls += 1
         self.unscored += call.score is None
         self.made[call.key, call.prompt] += 1
-        tokens = _tokens(call)
+        result = call.reply or call.failure
+        tokens = tokens_of(result) if result else (0, 0)
         self.prompt_tokens, self.completion_tokens = self.prompt_tokens + tokens[0], self.completion_tokens + tokens[1]
-        # A call of a start that knew no price has no cost in the ledger; the tokens were paid all the same.
-        self.cost += call.cost if call.cost is not None else self._price.of(*tokens) if self._price else 0.0
+        self.costs.append(paid(call, self._price))
+        self.reserved += call.reserved
         if stands(call, self.standing.get(call.key)):
             self.standing[call.key] = call
 
@@ -106,14 +110,12 @@ class _Book:
         return found is not None and found.score is not None and found.prompt == prompt.hash
 
     def outcome(self, prompts: Sequence[Prompt], next_cost: float | None) -> Outcome:
-        cost = None if self._price is None else self.cost
-        owed = len(self.owed(prompts))
-        return Outcome(len(prompts), owed, self.calls, self.prompt_tokens, self.completion_tokens, cost, next_cost)
+        owed, cost = len(self.owed(prompts)), total(self.costs)
+        return Outcome(len(prompts), owed, self.calls, self.prompt_tokens, self.completion_tokens, cost, self.booked, next_cost)
 
-
-def _tokens(call: Judgement) -> tuple[int, int]:
-    paid = call.reply or call.failure
-    return (paid.prompt_tokens or 0, paid.completion_tokens or 0) if paid else (0, 0)
+    @property
+    def booked(self) -> float:
+        return sum(cost or 0.0 for cost in self.costs) + self.reserved
 
 
 class _Call(NamedTuple):
@@ -137,7 +139,7 @@ def _next_batch(calls: Sequence[_Call], book: _Book, terms: Terms) -> tuple[Sequ
     Once they are back, and cost less than they might have, there is room for more.
     """
     worst = [call.worst * terms.tries for call in calls]
-    several = affordable(worst, None if terms.max_cost is None else terms.max_cost - book.cost)
+    several = affordable(worst, None if terms.max_cost is None else terms.max_cost - book.booked)
     return calls[:several], None if several else worst[0]
 
 
@@ -155,6 +157,7 @@ def _judgement(call: _Call, result: Completion | Failure, terms: Terms) -> Judge
         **item.key._asdict(), attempt=call.attempt, seed=call.request.seed, prompt=call.prompt.hash,
         reply=result if isinstance(result, Completion) else None, failure=result if isinstance(result, Failure) else None,
         score=reading.score, error=reading.error, cost=cost_of(result, terms.price, call.worst),
+        reserved=reserve_for(result, call.worst * terms.tries),
     )  # fmt: skip
 
 

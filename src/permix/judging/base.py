@@ -54,7 +54,8 @@ class Judgement(Record):
     """One line of a judge's `judgements.jsonl`: one call, whatever came of it.
 
     `prompt`: hash of the messages sent, so that an answer or a rubric that has changed is judged anew. `error` says why there
-    is no score. `cost` is in US dollars, None where no price is known.
+    is no score. `cost` is in US dollars, None where no price is known; `reserved` is what a call that broke off may have cost
+    besides: it counts against a limit, and is no cost.
     """
 
     control: Control = "none"
@@ -71,6 +72,7 @@ class Judgement(Record):
     score: int | None = Field(default=None, ge=1, le=5)
     error: str | None = None
     cost: float | None = Field(default=None, ge=0)
+    reserved: float = Field(default=0.0, ge=0)
 
     @property
     def key(self) -> ItemKey:

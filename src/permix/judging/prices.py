@@ -9,7 +9,7 @@ cost nothing.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +18,8 @@ from pydantic import Field, ValidationError
 
 from permix.config import JudgeConfig, explain, read_values
 from permix.errors import ConfigError, meant
+from permix.judging.base import Judgement
+from permix.models.reply import has_status
 from permix.types import Completion, Failure, Record, Request
 
 TEMPLATE_TOKENS = 64
@@ -70,14 +72,48 @@ def load_prices(path: Path) -> dict[str, Price]:
 def cost_of(result: Completion | Failure, price: Price | None, worst: float) -> float | None:
     """US dollars of one call; None without a price.
 
-    A completion whose tokens the endpoint did not count is taken for the dearest that it can have been, `worst`. Of a failure
-    what the endpoint has counted is known, and nothing else.
+    A completion that lacks a count, of tokens read or written, is taken for the dearest that it can have been, `worst`. Of a
+    failure what the endpoint has counted is known, and nothing else: see `reserve_for`.
     """
     if price is None:
         return None
-    if isinstance(result, Completion) and not result.prompt_tokens:
-        return worst
-    return price.of(result.prompt_tokens or 0, result.completion_tokens or 0)
+    tokens = tokens_of(result)
+    return worst if isinstance(result, Completion) and not all(tokens) else price.of(*tokens)
+
+
+def reserve_for(result: Completion | Failure, worst: float) -> float:
+    """US dollars that a call may have cost of which nothing is known: it failed without a count and without an HTTP status.
+
+    A timeout, a lost connection: the endpoint may have generated, and charged, all the same. `worst` is that of all its tries.
+    """
+    unknown = isinstance(result, Failure) and not any(tokens_of(result)) and not has_status(result)
+    return worst if unknown else 0.0
+
+
+def paid(call: Judgement, price: Price | None = None) -> float | None:
+    """US dollars of a call in a ledger; None where it was charged, and nobody can say how much.
+
+    A call of a start that knew no price has no cost there; where its tokens were counted, today's `price` does.
+    """
+    result = call.reply or call.failure
+    if call.cost is not None or result is None:
+        return call.cost or 0.0
+    tokens = tokens_of(result)
+    if isinstance(result, Failure) and not any(tokens):
+        return 0.0
+    return None if price is None or (isinstance(result, Completion) and not all(tokens)) else price.of(*tokens)
+
+
+def total(costs: Iterable[float | None]) -> float | None:
+    """None as soon as one of them is not known."""
+    every = list(costs)
+    known = [cost for cost in every if cost is not None]
+    return sum(known) if len(known) == len(every) else None
+
+
+def tokens_of(result: Completion | Failure) -> tuple[int, int]:
+    """Read and written, 0 where they were not counted."""
+    return result.prompt_tokens or 0, result.completion_tokens or 0
 
 
 def worst_cost(request: Request, price: Price | None, max_new_tokens: int) -> float:

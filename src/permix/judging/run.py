@@ -166,7 +166,7 @@ def _measure(config: JudgeStage, folder: Path, *, owed: int) -> None:
 
 
 def _words(outcome: Outcome) -> str:
-    paid = "cost unknown: no price" if outcome.cost is None else f"{outcome.cost:.4f} US dollars"
+    paid = "cost unknown" if outcome.cost is None else f"{outcome.cost:.4f} US dollars"
     tokens = f"{outcome.prompt_tokens} tokens read and {outcome.completion_tokens} written"
     return f"{outcome.asked - outcome.owed} of {outcome.asked} scored; {outcome.calls} calls so far, {tokens}, {paid}"
 
@@ -177,7 +177,8 @@ def _refuse_owed(outcome: Outcome, config: JudgeStage, folder: Path) -> None:
     missing = f"{outcome.owed} of {outcome.asked} have no score"
     if outcome.next_cost is not None:
         raise OwedScoresError(
-            f"{folder}: stopped before judge.max_cost = {config.judge.max_cost:g} US dollars: {outcome.cost:.6f} are spent and "
+            f"{folder}: stopped before judge.max_cost = {config.judge.max_cost:g} US dollars: {outcome.booked:.6f} are spent "
+            f"or may have been, and "
             f"the next call may cost {outcome.next_cost:.6f}; {missing}; run the same command with a higher limit to go on"
         )
     raise OwedScoresError(f"{folder}: {missing}; run the same command again to ask for them")

@@ -1,9 +1,11 @@
 """What a judge's reply says: a score from 1 to 5, or None and why there is none.
 
 A JSON object with a score in it decides, wherever it stands; else a sentence that says the final score; else sentences that are
-nothing but a score ("Score: 4", "4/5"); else a reply that is nothing but a number. What also stands word for word in the answer
-that was judged is the answer's: a judge that repeats "the final score is 5" has said nothing. Two different scores are none.
-Nothing is rounded, and a scale other than 1 to 5 is not converted. Its contract: it never fails, whatever the reply.
+nothing but a score ("Score: 4", "4/5"); else a reply that is nothing but a number. What also stands in the answer that was
+judged, whatever the number, is the answer's: a judge that repeats "the final score is 5" has said nothing. About an answer that
+itself reads as a verdict, only a JSON object with a reason of its own decides. Neither rule looks at the number, or an answer
+could choose which scores count. Two different scores are none. Nothing is rounded, and a scale other than 1 to 5 is not
+converted. Its contract: it never fails, whatever the reply.
 """
 
 import json
@@ -28,6 +30,7 @@ _EMBELLISHMENT = "*_`#>\"'()[] \t\r\n"
 
 
 REPEATED = "the only score in the reply is one that stands in the answer"
+"""Or as well may: whatever its number. Ledgers hold these words."""
 
 
 class Reading(NamedTuple):
@@ -38,25 +41,38 @@ class Reading(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A place that names a score: what it reads in full, and what the score is said to be."""
+    """A place that names a score: what it reads in full, what the score is said to be, and the reasons given with it."""
 
     words: str
     value: object
+    reasons: tuple[str, ...] = ()
 
 
 def read_verdict(reply: str, answer: str) -> Reading:
     """The score that a judge gave by `reply`; `answer` is all that the judged model wrote of what it was shown."""
-    said = reply.rpartition("</think>")[2]
+    said = _after_thinking(reply)
+    if said is None:
+        return Reading(None, "no score in the reply: its thinking never ends")
     if not said.strip():
         return Reading(None, "the reply is empty")
     shown = _Shown(answer)
-    repeated = False
-    for claims in (_in_json(said), _final(said), _plain(said), _alone(said)):
-        own = [claim for claim in claims if claim not in shown]
-        if own:
+    every = _in_json(said), _final(said), _plain(said), _alone(said)
+    for claims in every:
+        if own := [claim for claim in claims if shown.leaves_to_the_judge(claim)]:
             return _one_of(own)
-        repeated = repeated or bool(claims)
-    return Reading(None, REPEATED if repeated else "no score in the reply")
+    return Reading(None, REPEATED if any(every) else "no score in the reply")
+
+
+def _after_thinking(reply: str) -> str | None:
+    """What follows the last </think> that does not stand inside a verdict; None where a <think> at the beginning is not closed.
+
+    Some chat templates open the thinking themselves, so that the reply has its end alone.
+    """
+    verdicts = [(start, start + len(raw)) for start, raw, _ in _objects(reply)] if "</think>" in reply else []
+    ends = [found for found in re.finditer("</think>", reply) if not any(start < found.start() < end for start, end in verdicts)]
+    if ends:
+        return reply[ends[-1].end() :]
+    return None if reply.lstrip().startswith("<think>") else reply
 
 
 def _one_of(claims: Iterable[Claim]) -> Reading:
@@ -84,29 +100,44 @@ def _brief(value: object) -> str:
 
 
 class _Shown:
-    """The judged answer, to see what a judge has only repeated: by words alone, whatever stands between them."""
+    """The judged answer, to see what a judge has only repeated: by words alone, whatever stands between them and whatever the
+    numbers."""
 
     def __init__(self, answer: str) -> None:
+        lines = _SENTENCE_END.split(answer)
         self._text = _spaced(answer)
-        self._lines = {_spaced(line) for line in _SENTENCE_END.split(answer)}
+        self._lines = {_spaced(line) for line in lines}
+        self._is_verdict = any((_in_json(answer), _final(answer), _plain(answer), _alone(answer), *map(_alone, lines)))
 
-    def __contains__(self, claim: Claim) -> bool:
+    def leaves_to_the_judge(self, claim: Claim) -> bool:
+        """Whether the claim can only be the judge's own."""
+        if self._is_verdict:
+            return any(reason.strip() and reason not in self._text for reason in map(_spaced, claim.reasons))
         words = _spaced(claim.words)
         # A lone number is all over an answer: it is repeated only where it stands alone there, too.
-        return words in self._lines or (words.count(" ") > 2 and words in self._text)
+        return words not in self._lines and not (words.count(" ") > 2 and words in self._text)
 
 
 def _spaced(text: str) -> str:
-    """ " final score is 5 "."""
-    return f" {' '.join(_WORD.findall(normalise(text)))} "
+    """ " final score is # ": every number alike."""
+    return f" {' '.join('#' if word.isdecimal() else word for word in _WORD.findall(normalise(text)))} "
 
 
 def _in_json(text: str) -> list[Claim]:
-    return [Claim(raw, found[key]) for raw, found in _objects(text) for key in found if key.strip().casefold() == "score"]
+    claims: list[Claim] = []
+    for _, raw, found in _objects(text):
+        scores = [key for key in found if _is_score(key)]
+        reasons = tuple(value for key, value in found.items() if key not in scores and isinstance(value, str))
+        claims.extend(Claim(raw, found[key], reasons) for key in scores)
+    return claims
 
 
-def _objects(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every JSON object that has a score, as written and as read; not those inside such a one."""
+def _is_score(key: str) -> bool:
+    return key.strip().casefold() == "score"
+
+
+def _objects(text: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Every JSON object that has a score: where it stands, as written and as read; not those inside such a one."""
     decoder, place = json.JSONDecoder(), text.find("{")
     while place >= 0:
         end = place + 1
@@ -115,8 +146,8 @@ def _objects(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         except (ValueError, RecursionError):
             pass
         else:
-            if any(key.strip().casefold() == "score" for key in found):
-                yield text[place:end_found], found
+            if any(map(_is_score, found)):
+                yield place, text[place:end_found], found
                 end = end_found
         place = text.find("{", end)
 

@@ -16,6 +16,7 @@ from permix.evals.stats import Array
 from permix.judging.base import Control, Item, ItemKey
 from permix.judging.items import read_items
 from permix.judging.ledger import read_calls, read_judgements
+from permix.judging.prices import paid, total
 from permix.judging.trial import controls
 from permix.judging.verdict import REPEATED
 from permix.records import read_json
@@ -151,12 +152,10 @@ def read_bill(folder: Path) -> Bill:
     """Every line of `judgements.jsonl`; a torn last one is passed over. DataError names the line that is none."""
     calls = read_calls(folder)
     tokens = [call.reply or call.failure for call in calls]
-    charged = [call for call, used in zip(calls, tokens, strict=True) if used and (used.prompt_tokens or used.completion_tokens)]
-    known = all(call.cost is not None for call in charged)
     return Bill(
         calls=len(calls),
         without_score=sum(call.score is None for call in calls),
         prompt_tokens=sum(used.prompt_tokens or 0 for used in tokens if used),
         completion_tokens=sum(used.completion_tokens or 0 for used in tokens if used),
-        cost=sum(call.cost or 0.0 for call in calls) if known else None,
+        cost=total(map(paid, calls)),
     )

@@ -10,7 +10,9 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from permix.config import explain
-from permix.types import Completion
+from permix.types import Completion, Failure
+
+_STATUS = "HTTP "
 
 
 class MalformedReplyError(Exception):
@@ -47,12 +49,11 @@ class Charged:
             self.counts = {name: count + count_of(usage, name) for name, count in self.counts.items()}
 
     def added_to(self, completion: Completion) -> Completion:
-        """The completion, with what was paid on the way to it."""
-        if not any(self.counts.values()):
+        """The completion, with what was paid on the way to it; as it is where it lacks a count, which must not look counted."""
+        counted = {name: getattr(completion, name) for name in self.counts}
+        if not any(self.counts.values()) or not all(counted.values()):
             return completion
-        return completion.model_copy(
-            update={name: (getattr(completion, name) or 0) + count for name, count in self.counts.items()}
-        )
+        return completion.model_copy(update={name: counted[name] + count for name, count in self.counts.items()})
 
 
 def read_reply(body: bytes) -> Completion:
@@ -88,8 +89,13 @@ def words_of(error: BaseException) -> str:
     status, body, cause = status_of(error), getattr(error, "body", None), error.__cause__
     if status is not None:
         message = body.get("message") if isinstance(body, dict) else None
-        return f"HTTP {status}: {message or body}"
+        return f"{_STATUS}{status}: {message or body}"
     return f"{error} ({type(cause).__name__}: {cause})" if cause else str(error)
+
+
+def has_status(failure: Failure) -> bool:
+    """Whether the endpoint answered with an error, by `words_of`; otherwise nobody here knows what it did."""
+    return failure.message.startswith(_STATUS)
 
 
 def is_busy(error: BaseException) -> bool:
