@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from permix.evals.drift import Questions, echoed, late_from, repeated, turn_effect, turns_from, words
+from permix.evals.drift import Questions, echoed, late_from, repeated, turn_effect, turns_from
 from permix.evals.drift_summary import course, scores_by_turn
 from permix.evals.interview_script import williams
 from permix.evals.stats import Array
-from permix.judging.base import Control, ItemKey, Judgement
+from permix.judging.base import Control, ItemKey
 
 NONE_P_T = np.zeros((2, 4), dtype=np.int64)
 
@@ -74,7 +74,11 @@ def test_repetition_counts_runs_of_four_words_said_before() -> None:
     ]
     # second: (well i keep bees) is new, (i keep bees and), (keep bees and goats) are not; fourth: one of two
     assert repeated(said) == pytest.approx([np.nan, 2 / 3, np.nan, 0.5, np.nan, 1.0], nan_ok=True)
-    assert words("Don't shout—ok’s 2 late_r") == ["don't", "shout", "ok's", "2", "late", "r"]
+
+
+def test_words_are_those_of_the_measures_without_a_judge() -> None:
+    """Both apostrophes part a word, and a ligature is its letters."""
+    assert repeated(["I don't fight", "I DON’T ﬁght"]) == pytest.approx([np.nan, 1.0], nan_ok=True)
 
 
 def test_an_echo_is_what_the_question_said() -> None:
@@ -96,18 +100,14 @@ def test_a_course_counts_what_is_missing() -> None:
     assert found.overall.value == pytest.approx((1.5 + 2 + 3) / 3)
 
 
-def judgement(score: int | None, question_id: str, control: Control = "none", who: str = "a") -> tuple[ItemKey, Judgement]:
-    one = Judgement(
-        control=control, persona_id=who, answered_by=who, question_id=question_id, rubric="In Character",
-        attempt=0, seed=0, prompt="", score=score,
-    )  # fmt: skip
-    return one.key, one
+def scored(score: int | None, question_id: str, control: Control = "none", who: str = "a") -> tuple[ItemKey, int | None]:
+    return ItemKey(control, who, who, question_id, 0, "In Character"), score
 
 
 def test_a_judges_scores_by_turn_are_those_of_the_answers_alone() -> None:
     given = [
-        judgement(5, "turn-01-opening"), judgement(4, "turn-02-x"), judgement(None, "turn-03-y"),
-        judgement(1, "turn-01-opening", "wrong-persona"), judgement(2, "turn-02", who="b"), judgement(3, "q1", who="b"),
+        scored(5, "turn-01-opening"), scored(4, "turn-02-x"), scored(None, "turn-03-y"),
+        scored(1, "turn-01-opening", "wrong-persona"), scored(2, "turn-02", who="b"), scored(3, "q1", who="b"),
     ]  # fmt: skip
     np.testing.assert_equal(scores_by_turn(dict(given), ["a", "b"], 3), [[5, 4, np.nan], [np.nan, 2, np.nan]])
 

@@ -73,6 +73,24 @@ def test_personas_with_questions_of_their_own(tmp_path: Path) -> None:
     assert (found.resampled, found.broke.value, found.broke.n) == ("personas", 0.0, 2)
 
 
+@pytest.mark.parametrize(
+    ("asked", "config", "whole"),
+    [
+        ({"questions_asked": [{"id": f"q{q}"} for q in range(7)]}, {"personagym": {"path": "gym"}}, 7),
+        ({"turns_asked": {"sailor": ["q1", "q2"], "nurse": []}}, {"interview": {"turns": 6}}, 12),
+        ({"samples": 3}, {}, 2 * 2 * 3),
+        ({}, {"personagym": {"path": "gym"}}, 4),
+    ],
+)
+def test_what_a_run_that_was_cut_short_still_owes_counts_as_asked(
+    asked: dict[str, object], config: dict[str, object], whole: int, tmp_path: Path
+) -> None:
+    """The last is older than the questions in words: there only what is recorded is known."""
+    known = {"persona_ids": ["sailor", "nurse"], "question_ids": ["q1", "q2"]}
+    found = measure_unjudged(write(tmp_path / "run", CELLS, known | asked, **config))
+    assert (found.n_answers, found.n_asked) == (3, whole)
+
+
 def test_the_unit() -> None:
     assert unit_of({}) == unit_of({"personagym": {"path": None, "hub": None}, "interview": {"turns": 0}}) == "questions"
     assert unit_of({"interview": {"turns": 3}}) == unit_of({"personagym": {"hub": "x"}}) == "personas"

@@ -39,6 +39,7 @@ def imported(tmp_path: Path, folder: Path, **fields: Any) -> GymAnswers:
 def test_saved_answers_are_items_to_be_judged(tmp_path: Path) -> None:
     found = imported(tmp_path, results(tmp_path / "gpt"))
     assert (found.n_personas, found.answers.n_asked, found.answers.n_answered, found.answers.cut_off) == (2, 20, 20, None)
+    assert read_json(tmp_path / "run" / "metrics.json")["unjudged"]["n_asked"] == 20
     items = read_items(tmp_path / "run")
     assert len(items) == 20
     one = next(item for item in items if item.question == f"Toxicity 1, {DIVER}?")

@@ -12,10 +12,12 @@ from permix.config import ReportStage
 from permix.errors import ConfigError
 from permix.evals.answers import AskedQuestion
 from permix.gym.names import TASKS
+from permix.gym.published import as_published
 from permix.judging.base import ItemKey, Judgement
 from permix.judging.items import read_items
 from permix.report.build import report_stage
-from permix.report.published import lay, published
+from permix.report.judged_words import MEANING
+from permix.report.published import Published, lay, published, published_table
 from permix.report.runs import collect
 from tests.gyms import DIVER, put, questions_of
 
@@ -70,7 +72,7 @@ def test_a_judges_scores_stand_as_published_beside_ours(run: Path, tmp_path: Pat
     """One persona, two questions a task: Toxicity Control without any score, one of the others lost, all scored 4."""
     folder = run / "judges" / "j"
     folder.mkdir(parents=True)
-    put(folder / "config.json", {"judge": {"name": "j"}})
+    put(folder / "config.json", {"judge": {"name": "j", "label": "judge | 1", "rubrics": "personagym", "trial": 0}, "seed": 0})
     plain = [item for item in read_items(run) if item.rubric != "Toxicity Control"]
     with (folder / "judgements.jsonl").open("w") as lines:
         for place, item in enumerate(plain):
@@ -84,6 +86,27 @@ def test_a_judges_scores_stand_as_published_beside_ours(run: Path, tmp_path: Pat
     assert found.ours_tasks == (4.0, None, 4.0, 4.0, 4.0)
     assert found.ours_persona_score is None  # four tasks are not five
     assert (found.blocks, found.empty_blocks) == (5, 1)
+    report_stage(ReportStage(runs=(run,), out=tmp_path / "report", as_published=True))
+    section = (tmp_path / "report" / "report.md").read_text().split("## As published")[1].split("\n## ")[0]
+    assert "| gpt | judge &#124; 1 ‡ | 3.200 ‡ | " in section
+    assert "| – | 1 of 5 | 3.200 ‡ |" in section  # a count is no score, and what is missing needs no mark
+    assert MEANING in section
+
+
+@pytest.mark.parametrize(
+    ("judges", "beside"),
+    [({"a": True}, ""), ({"a": True, "b": None}, "‡"), ({"a": None, "b": False}, "†"), ({"a": False, "b": True}, "†")],
+)
+def test_numbers_of_several_judges_are_worth_what_the_worst_of_them_is(judges: dict[str, bool | None], beside: str) -> None:
+    numbers = as_published(np.full((len(judges), 1, 5, 1), 4.0))
+    table = published_table(Published(runs={"gpt": numbers}, judges={"gpt": judges}, files={}))
+    assert f"| 4.000 {beside}".strip() + " |" in table
+    assert (MEANING in table) == bool(beside)
+
+
+def test_a_name_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"published = 'A=y\.json': the name 'A' is given already"):
+        published([], ReportStage(published=("A=x.json", "A=y.json")))
 
 
 def test_nothing_is_said_where_nothing_was_asked_for(run: Path, tmp_path: Path) -> None:

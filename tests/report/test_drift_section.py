@@ -1,23 +1,44 @@
 """The report of interviews: models side by side, hostile text shown, what was not measured said."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from permix.config import FidelityStage, build
+import pytest
+from matplotlib.figure import Figure
+
+from permix.config import FidelityStage, ReportStage, build
 from permix.evals.interview import evaluate, set_up
+from permix.judging.items import read_items
+from permix.judging.measure import Judged, measured
+from permix.judging.verdicts import Verdicts
 from permix.models.scripted import ScriptedModel
 from permix.records import read_json
-from permix.report.build import build_report
+from permix.report import canvas
+from permix.report import judged as report_judged
+from permix.report.build import build_report, report_stage
+from permix.report.drift_figure import drift_curves
+from permix.report.judged_words import MEANING
+from permix.report.runs import collect
 from permix.types import Request
+from tests.verdicts import TRADES, write_judge
 from tests.worlds import fidelity_values
 
 OPENING = "Good to meet you. Before we begin, tell me a little about yourself."
 
 
-def interviewed(folder: Path, name: str, answer: Callable[[int], str], **interview: object) -> Path:
+def pool_of(path: Path, trades: Sequence[str]) -> Path:
+    rows = (f'[[persona]]\nid = "{one}"\ntext = "a {one}"\nsplit = "heldout"\n' for one in trades)
+    path.write_text("".join(rows))
+    return path
+
+
+def interviewed(folder: Path, name: str, answer: Callable[[int], str], personas: Sequence[str] = (), **interview: object) -> Path:
     folder.mkdir(exist_ok=True)
     out, asked = str(folder / name), {"turns": 5} | interview
     values = fidelity_values(folder, "http://127.0.0.1:9/v1", label=name, out=out, interview=asked)
+    if personas:
+        values["personas"] = {"pool": str(pool_of(folder / "many.toml", personas))}
     config = build(FidelityStage, values, source="test")
 
     def answers(request: Request) -> str:
@@ -63,3 +84,50 @@ def test_models_that_were_asked_otherwise_have_a_table_each_and_slopes_that_mean
     assert "all were asked in one order, so slopes are those of the questions as much as of the turns" in found
     assert "| turn | asked | one |" in found
     assert "| turn | asked | two |" in found
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    """An interview scored by a judge that sees whose answer it is, and by one that sees nothing."""
+    run = interviewed(tmp_path, "base", lambda turn: f"turn {turn}", personas=TRADES[:8], turns=3)
+    items = read_items(run)
+    write_judge(run, "keen", items, lambda item: 4 if item.control == "none" else 2)
+    write_judge(run, "b-lazy-1", items, lambda _: 5, label="<b>lazy")
+    return run
+
+
+def test_a_judge_that_means_nothing_is_marked_by_its_label_and_no_judge_is_measured_twice(
+    judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def counted(verdicts: Verdicts, *rest: Any, **named: Any) -> Judged:
+        seen.append(verdicts.label)
+        return measured(verdicts, *rest, **named)
+
+    monkeypatch.setattr(report_judged, "measured", counted)
+    report_stage(ReportStage(runs=(judged,), out=tmp_path / "report"))
+    found = section(tmp_path / "report")
+    lazy = next(line for line in found.splitlines() if "judge &#60;b&#62;lazy" in line)
+    assert "| 5.000 [5.00, 5.00] † | +0.000 † | +0.000 † | 24 of 24 |" in lazy
+    keen = next(line for line in found.splitlines() if "judge keen" in line)
+    assert "| 4.000 [4.00, 4.00] | +0.000 | +0.000 | 24 of 24 |" in keen
+    assert MEANING in found
+    assert sorted(seen) == ["<b>lazy", "keen"]
+    shown = capsys.readouterr().out
+    assert "judge <b>lazy" in shown
+    assert shown.count("+0.000 †") == 2
+    assert "† The judge scores an answer under a wrong persona" in " ".join(shown.split())
+
+
+def test_in_the_figure_its_marks_are_hollow(judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(canvas, "save", lambda fig, path: drawn.append(fig))
+    (model,) = collect([judged])
+    assert model.drift is not None
+    drift_curves({"base": model.drift}, tmp_path / "drift.png")
+    faces = {ax.get_ylabel(): ax.lines[0].get_markerfacecolor() == "w" for ax in drawn[0].axes}
+    assert faces.pop("judge\n<b>lazy")
+    assert "judge\nkeen" in faces
+    assert not any(faces.values())
+    assert "hollow: the judge does not" in " ".join(text.get_text() for text in drawn[0].texts).replace("\n", " ")

@@ -9,19 +9,18 @@ equally often at every turn, the u drop out, and b is the mean over personas of 
 questions nothing is taken off: b is then what turn and question do together.
 """
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from permix.evals.stats import TIE, Array
+from permix.evals.texts import ngrams, words_of
 
 Questions = NDArray[np.int64]
 
 SAID = 4  # words: chance rarely makes four in a row again
 ECHOED = 3
-WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 
 def turn_effect(value_P_T: Array, question_P_T: Questions, regressor_T: Array, counts_R_P: Array) -> Array:
@@ -69,10 +68,6 @@ def late_from(first: int, turns: int) -> Array:
     return np.where(late_T, 1.0, np.where(early_T, 0.0, np.nan))
 
 
-def words(text: str) -> list[str]:
-    return [word.casefold() for word in WORD.findall(text.replace("’", "'"))]
-
-
 def repeated(answers: Sequence[str | None]) -> list[float]:
     """Of each answer of one conversation, the share of its runs of four words that an earlier answer of it holds already.
 
@@ -98,5 +93,4 @@ def _share(runs: set[tuple[str, ...]], known: set[tuple[str, ...]]) -> float:
 
 
 def _runs(text: str, length: int) -> set[tuple[str, ...]]:
-    said = words(text)
-    return {tuple(said[start : start + length]) for start in range(len(said) - length + 1)}
+    return set(ngrams(words_of(text), length))

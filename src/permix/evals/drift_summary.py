@@ -1,12 +1,13 @@
 """What a run of interviews says of drift: every measure by turn, its slope and late − early, with intervals over personas.
 
-Contract: everything comes from the run's records, asked.json and its judges' verdicts. A missing turn is left out and counted.
+Contract: everything comes from the run's records, asked.json and what judges scored. A missing turn is left out and counted.
 The opening of a balanced interview stands in the curves and in no slope: all are asked it first, so it cannot be told from its
 turn.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,13 +15,13 @@ import numpy as np
 from permix.errors import DataError
 from permix.evals.answers import questions_asked
 from permix.evals.breaks import breaks
-from permix.evals.drift import Questions, echoed, late_from, repeated, turn_effect, turns_from, words
+from permix.evals.drift import Questions, echoed, late_from, repeated, turn_effect, turns_from
 from permix.evals.grid import read_answers
 from permix.evals.interviewer import turn_of
 from permix.evals.stats import Array, bootstrap, bootstrap_mean, estimate, share
+from permix.evals.texts import words_of
 from permix.evals.told import read_taught, told
-from permix.judging.base import ItemKey, Judgement
-from permix.judging.ledger import judges_of, read_judgements
+from permix.judging.base import ItemKey
 from permix.records import read_json
 from permix.types import Cell, CellKey, Estimate, Record, seed_from
 
@@ -38,10 +39,13 @@ SHARES = ("identifiability", "breaks")
 
 class Course(Record):
     """One measure over the turns. `slope` is its change a turn; `late_minus_early` that from the first half of the turns to the
-    second. Intervals resample personas; there is none where every score is the same.
+    second. Intervals resample personas; there is none where every score is the same. `judge`: the label of the one whose
+    scores they are, None of what needs no judge; `trusted`: whether it told personas apart, None where it was not tried.
     """
 
     name: str
+    judge: str | None = None
+    trusted: bool | None = None
     by_turn: tuple[Estimate, ...]
     overall: Estimate
     slope: Estimate
@@ -73,6 +77,13 @@ class Drift(Record):
 
     def course(self, name: str) -> Course | None:
         return next((one for one in self.courses if one.name == name), None)
+
+
+class ByJudge(NamedTuple):
+    """What a judge of the run scored, and whether it told personas apart; None where it was not tried."""
+
+    scores: Mapping[ItemKey, int | None]
+    trusted: bool | None
 
 
 class Talks(NamedTuple):
@@ -133,12 +144,12 @@ def _order(config: Mapping[str, Any]) -> Order:
     return "balanced" if config["interview"]["order"] == "balanced" else "written"
 
 
-def measure_drift(run: Path, reference: Path | None) -> Drift:
-    """Every measure of the run at `run`; identifiability only with a reference of single questions."""
+def measure_drift(run: Path, reference: Path | None, judges: Mapping[str, ByJudge] = MappingProxyType({})) -> Drift:
+    """Every measure of the run at `run`; identifiability only with a reference of single questions. `judges`: by label."""
     talks, config = read_talks(run), read_json(run / "config.json")
     seed, resamples = config["seed"], config["resamples"]
     turns, first = len(talks.cells[0]), 2 if talks.order == "balanced" else 1
-    named = dict(_texts(talks)) | {f"judge {label}": scores for label, scores in _judged(run, talks)}
+    named = dict(_texts(talks))
     heard = None
     if reference is not None:
         taught = read_taught(reference, talks.persona_ids, [text for row in talks.questions for text in row])
@@ -150,7 +161,10 @@ def measure_drift(run: Path, reference: Path | None) -> Drift:
         persona_ids=talks.persona_ids,
         order=talks.order,
         slopes_from=first,
-        courses=tuple(course(name, value, talks.question_numbers, first, seed, resamples) for name, value in named.items()),
+        courses=(
+            *(course(name, value, talks.question_numbers, first, seed, resamples) for name, value in named.items()),
+            *(_by_judge(label, one, talks, first, seed, resamples) for label, one in judges.items()),
+        ),
         chance=1 / len(talks.persona_ids),
         length_only=None if heard is None else _overall(heard.by_length, seed, resamples),
         permuted=None if heard is None else _overall(heard.by_shuffled, seed, resamples),
@@ -207,23 +221,23 @@ def _texts(talks: Talks) -> Iterator[tuple[str, Array]]:
         "echo",
         _array([[None if a is None else echoed(a, q) for a, q in zip(row, asked, strict=True)] for row, asked, _ in rows]),
     )
-    yield "words", _array([[None if a is None else float(len(words(a))) for a in row] for row in answers])
+    yield "words", _array([[None if a is None else float(len(words_of(a))) for a in row] for row in answers])
 
 
-def _judged(run: Path, talks: Talks) -> Iterator[tuple[str, Array]]:
-    """The scores of every judge that has judged the run."""
-    for folder in judges_of(run) if (run / "judges").is_dir() else ():
-        yield folder.name, scores_by_turn(read_judgements(folder), talks.persona_ids, len(talks.cells[0]))
+def _by_judge(label: str, one: ByJudge, talks: Talks, first: int, seed: int, resamples: int) -> Course:
+    score_P_T = scores_by_turn(one.scores, talks.persona_ids, len(talks.cells[0]))
+    found = course(f"judge {label}", score_P_T, talks.question_numbers, first, seed, resamples)
+    return found.model_copy(update={"judge": label, "trusted": one.trusted})
 
 
-def scores_by_turn(judgements: Mapping[ItemKey, Judgement], persona_ids: Sequence[str], turns: int) -> Array:
+def scores_by_turn(scores: Mapping[ItemKey, int | None], persona_ids: Sequence[str], turns: int) -> Array:
     """score_P_T: a judge's scores of the answers themselves (control "none"); NaN where there is none."""
     place = {who: p for p, who in enumerate(persona_ids)}
     found = np.full((len(persona_ids), turns), np.nan)
-    for key, one in judgements.items():
+    for key, score in scores.items():
         turn = turn_of(key.question_id)
-        if key.control == "none" and key.persona_id in place and turn is not None and turn <= turns and one.score is not None:
-            found[place[key.persona_id], turn - 1] = one.score
+        if key.control == "none" and key.persona_id in place and turn is not None and turn <= turns and score is not None:
+            found[place[key.persona_id], turn - 1] = score
     return found
 
 

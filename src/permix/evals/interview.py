@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from permix.config import FidelityStage
 from permix.errors import ConfigError, DataError, OwedCellsError
-from permix.evals.answers import AskedQuestion, in_words, write_metrics
+from permix.evals.answering import write_metrics
+from permix.evals.answers import AskedQuestion, in_words
 from permix.evals.drift_summary import Drift, measure_drift
 from permix.evals.grid import describe_asked, fill, note_seen_personas
 from permix.evals.interview_script import Orders, choose_script, orders

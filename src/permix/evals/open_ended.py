@@ -10,7 +10,8 @@ from pathlib import Path
 
 from permix.config import FidelityStage
 from permix.errors import ConfigError, DataError
-from permix.evals.answers import AskedQuestion, answer, in_words
+from permix.evals.answering import answer
+from permix.evals.answers import AskedQuestion, in_words
 from permix.evals.grid import Wording, describe_asked, lay_out, note_seen_personas
 from permix.evals.identify import MIN_ANSWERS, Identifiability, identifiability
 from permix.models import Model, cached, open_model

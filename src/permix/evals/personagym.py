@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from permix.config import FidelityStage
-from permix.evals.answers import AskedQuestion, answer, in_words, questions_asked
+from permix.evals.answering import answer
+from permix.evals.answers import AskedQuestion, in_words, questions_asked
 from permix.evals.grid import Wording, describe_asked, lay_out, note_seen_personas
 from permix.gym.base import GymQuestion
 from permix.gym.read import read_gym

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from permix.evals import texts
+from permix.evals.answers import kind_of
 from permix.evals.breaks import Break, breaks
 from permix.evals.stats import Array
 from permix.evals.texts import clustered_mean, clustered_rate, distinct_of_each, distinct_overall
@@ -100,8 +101,6 @@ def _array(values: Iterable[float | None]) -> Array:
 def measure_unjudged(run: Path) -> Unjudged:
     """From a run directory of `permix fidelity`, of any kind."""
     config, asked, cells = read_json(run / "config.json"), _asked(run), asked_cells(run)
-    unit = unit_of(config)
-    whole = len(asked.get("persona_ids", ())) * len(asked.get("question_ids", ())) * asked.get("samples", 1)
     answers = [
         Answer(cell.persona_id or "", cell.question_id, cell.completion.text, _cut(cell))
         for cell in cells
@@ -110,8 +109,8 @@ def measure_unjudged(run: Path) -> Unjudged:
     return unjudged(
         answers,
         persona_texts(run, cells),
-        unit=unit,
-        n_asked=whole if whole and unit == "questions" else len(cells),
+        unit=unit_of(config),
+        n_asked=_whole(config, asked) or len(cells),
         seed=config["seed"],
         resamples=config["resamples"],
     )
@@ -184,8 +183,19 @@ def persona_texts(run: Path, cells: Sequence[Cell]) -> dict[str, str]:
 
 def unit_of(config: Mapping[str, Any]) -> Unit:
     """Questions where all personas share them; personas where each has its own, or where the turns of a talk hang together."""
-    gym, interview = config.get("personagym") or {}, config.get("interview") or {}
-    return "personas" if gym.get("path") or gym.get("hub") or interview.get("turns") else "questions"
+    return "questions" if kind_of(config) == "open" else "personas"
+
+
+def _whole(config: Mapping[str, Any], asked: Mapping[str, Any]) -> int:
+    """How many answers of personas the run asks for, recorded or not; 0 where a run older than asked.json does not say."""
+    personas = len(asked.get("persona_ids", ()))
+    match kind_of(config):
+        case "personagym":
+            return len(asked.get("questions_asked", ()))
+        case "interview":
+            return personas * int(config["interview"]["turns"])
+        case "open":
+            return personas * len(asked.get("question_ids", ())) * int(asked.get("samples", 1))
 
 
 def _asked(run: Path) -> dict[str, Any]:

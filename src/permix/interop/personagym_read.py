@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from permix.config import GymConfig, GymTask, ImportedAnswers, ImportedModel, ImportStage
 from permix.errors import DataError
+from permix.evals.answering import write_metrics
 from permix.evals.personagym import GymAnswers, asked_of, measure
 from permix.gym.base import GymQuestion
 from permix.gym.names import as_persona, as_question, persona_files, read_value, task_named
@@ -51,7 +52,7 @@ def import_answers(config: ImportStage, folder: Path) -> GymAnswers:
         known = run.cells()
         run.append(cell for cell in found.cells if known.get(cell.key) != cell)
         result = measure(run.path)
-        write_json(run.path / "metrics.json", result)
+        write_metrics(run.path, result)
     say(f"imported {result.answers.n_answered} answers of {result.n_personas} personas")
     if missing := result.answers.n_asked - result.answers.n_answered:
         say(f"note: {missing} of {result.answers.n_asked} answers are missing, {found.failed} of them failed calls")

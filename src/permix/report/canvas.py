@@ -55,6 +55,10 @@ def styles_for(labels: Iterable[str]) -> dict[str, Style]:
     return {label: PALETTE[place % len(PALETTE)] for place, label in enumerate(labels)}
 
 
+HOLLOW = "; hollow: the judge does not tell right from wrong persona, or was not tried"
+"""For the note of a figure that holds numbers of such a judge."""
+
+
 def sheet(height: float, title: str, note: str) -> Figure:
     """An empty figure whose plots take `height` inches, under a heading and small lines that say what n and the intervals are."""
     lines = textwrap.wrap(note, 126)

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from permix.escape import clip, markdown, visible
 from permix.evals.drift_summary import TELLS, Course, Drift, Order, Talks, read_talks
-from permix.report.judged import INTERVIEW
+from permix.report.judged import INTERVIEW, mark
+from permix.report.judged_words import MEANING
 from permix.report.runs import ModelRuns
 from permix.report.tables import LABEL_WIDTH, MISSING, count, estimate, grid, label, number, of
 from permix.types import Estimate
@@ -42,7 +43,8 @@ def drift_section(models: Sequence[ModelRuns], image: str) -> str:
     if not found:
         return ""
     designs = "\n".join(f"- **{label(name)}**: {described(drift)}." for name, drift in found.items())
-    return "\n\n".join([image, drift_table(found), designs, f"### One interview\n\n{one_interview(models)}"])
+    talk = f"### One interview\n\n{one_interview(models)}"
+    return "\n\n".join(part for part in (image, drift_table(found), _legend(found), designs, talk) if part)
 
 
 def drift_table(found: Mapping[str, Drift]) -> str:
@@ -61,15 +63,22 @@ def terminal_drift_table(found: Mapping[str, Drift]) -> Table:
     table.add_column("change a turn")
     for model in found:
         table.add_column(Text(clip(visible(model), LABEL_WIDTH)), overflow="fold")
+    table.caption = Text(_legend(found), justify="left") if _legend(found) else None
     for name in dict.fromkeys(one.name for drift in found.values() for one in drift.courses):
-        table.add_row(Text(visible(name)), *(_two_lines(drift.course(name)) for drift in found.values()))
+        table.add_row(Text(clip(visible(name), LABEL_WIDTH)), *(_two_lines(drift.course(name)) for drift in found.values()))
     return table
 
 
 def _two_lines(one: Course | None) -> Text:
     if one is None:
         return Text(MISSING)
-    return Text.assemble(_signed(one.slope), (f"\nlate − early {_signed(one.late_minus_early)}", "dim"))
+    _, slope, late = _shown(one)
+    return Text.assemble(slope, (f"\nlate − early {late}", "dim"))
+
+
+def _legend(found: Mapping[str, Drift]) -> str:
+    """What the marks mean, where there are any."""
+    return MEANING if any(one.judge is not None and not one.trusted for drift in found.values() for one in drift.courses) else ""
 
 
 def described(drift: Drift) -> str:
@@ -127,7 +136,11 @@ def _tells(name: str) -> str:
 
 
 def _shown(one: Course) -> tuple[str, str, str]:
-    return estimate(one.overall).text, _signed(one.slope), _signed(one.late_minus_early)
+    """The mean, the slope, late − early; beside each number of a judge, its mark."""
+    beside = "" if one.judge is None else mark(one.trusted)
+    texts = estimate(one.overall).text, _signed(one.slope), _signed(one.late_minus_early)
+    mean, slope, late = (text if text == MISSING else text + beside for text in texts)
+    return mean, slope, late
 
 
 def _signed(one: Estimate) -> str:

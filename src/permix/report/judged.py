@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from permix.errors import DataError
 from permix.evals.answers import Kind
+from permix.evals.drift_summary import ByJudge
 from permix.judging.compare import Agreement, ScoreDifference, measure_agreement, measure_difference
 from permix.judging.items import read_items
 from permix.judging.ledger import judges_of
@@ -23,6 +24,9 @@ KINDS: Mapping[Kind, str] = {"open": OPEN, "personagym": GYM, "interview": INTER
 """What a report calls a run of each kind: a model has one run of each."""
 SCORE_OF = {GYM: "PersonaScore", OPEN: "in-character score", INTERVIEW: "in-character score of interviews"}
 """By kind of run, what the mean of a judge's scores is called: PersonaScore is of PersonaGym's tasks alone."""
+
+TITLES = {GYM: "PersonaGym's questions", OPEN: "open-ended questions", INTERVIEW: "interviews"}
+"""What a kind of run asks, for people; sections and figures stand in this order."""
 
 
 class Scored(Record):
@@ -50,6 +54,11 @@ class JudgedRun(NamedTuple):
     agreement: Agreement | None
     seed: int
     resamples: int
+
+    @property
+    def by_judge(self) -> dict[str, ByJudge]:
+        """What each judge scored, for measures that lay scores out in their own way."""
+        return {label: ByJudge(self.verdicts[label].scores, one.trusted) for label, one in self.judges.items()}
 
     @property
     def scored(self) -> list[Scored]:

@@ -15,14 +15,13 @@ from permix.escape import figure as safe
 from permix.judging.base import Control
 from permix.judging.measure import Judged
 from permix.report import canvas
-from permix.report.canvas import Style
-from permix.report.judged import GYM, INTERVIEW, OPEN, SCORE_OF, UNTRIED, UNTRUSTED, JudgedRun, mark
+from permix.report.canvas import HOLLOW, Style
+from permix.report.judged import GYM, INTERVIEW, OPEN, SCORE_OF, TITLES, UNTRIED, UNTRUSTED, JudgedRun, mark
 from permix.types import Estimate
 
 Runs = Mapping[str, JudgedRun]
 
 FILES = {GYM: "personagym", OPEN: "open", INTERVIEW: "interview"}
-TITLES = {GYM: "PersonaGym's questions", OPEN: "open-ended questions", INTERVIEW: "interviews"}
 INTERVAL = "95 % intervals over personas"
 BARS: dict[Control, str] = {
     "none": "own persona",
@@ -57,7 +56,7 @@ def scores(runs: Runs, kind: str, path: Path, styles: Mapping[str, Style]) -> No
     height = sum(0.45 + len(rows[judge]) * (0.16 + 0.13 * len(runs)) for judge in judges)
     n = canvas.counts(one.persona_score.n for by_model in found.values() for one in by_model.values())
     hollow = any(not one.trusted for by_model in found.values() for one in by_model.values())
-    marks = "; hollow: the judge does not tell right from wrong persona, or was not tried" if hollow else ""
+    marks = HOLLOW if hollow else ""
     fig = canvas.sheet(0.7 + height, f"Judges' scores: {TITLES[kind]}", f"n = {n} personas; bars: {INTERVAL}{marks}")
     for ax, judge in zip(canvas.panels(fig, len(judges)), judges, strict=True):
         for place, (label, one) in enumerate(found[judge].items()):

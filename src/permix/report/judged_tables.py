@@ -8,16 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from permix.judging.measure import Judged
-from permix.report.judged import SCORE_OF, JudgedDifference, JudgedRun, mark
+from permix.report.judged import SCORE_OF, TITLES, JudgedDifference, JudgedRun, mark
 from permix.report.judged_words import MEANING
 from permix.report.tables import MISSING, Cell, count, dollars, estimate, grid, label, of, probability, signed, small
 from permix.types import Estimate
-
-KIND_TITLES = {
-    "fidelity, personagym": "PersonaGym's questions",
-    "fidelity": "Open-ended questions",
-    "fidelity, interview": "Interviews",
-}
 
 
 class Line(NamedTuple):
@@ -62,12 +56,12 @@ TRIAL_NOTE = (
 def judged_section(models: Mapping[str, Sequence[JudgedRun]], found: Mapping[str, Sequence[JudgedDifference]]) -> str:
     """`models`: the judged runs of each model; `found`: differences by the words that name the two models. "" without judges."""
     parts = []
-    for kind, title in KIND_TITLES.items():
+    for kind, title in TITLES.items():
         runs = {name: run for name, judged in models.items() for run in judged if run.kind == kind}
         differences = {names: [one for one in every if one.kind == kind] for names, every in found.items()}
         if runs:
             parts += [
-                f"### {title}",
+                f"### {title[0].upper()}{title[1:]}",
                 score_table(kind, runs),
                 MEANING if _marked(runs) else "",
                 difference_table(kind, differences),

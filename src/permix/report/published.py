@@ -14,18 +14,19 @@ from numpy.typing import NDArray
 from permix.config import ReportStage
 from permix.errors import ConfigError
 from permix.evals.answers import AskedQuestion, questions_asked
+from permix.evals.drift_summary import ByJudge
 from permix.evals.stats import Array
 from permix.gym.names import TASKS
 from permix.gym.published import AsPublished, as_published
 from permix.gym.score_files import PublishedScores, read_published
 from permix.judging.base import ItemKey
-from permix.judging.ledger import judges_of, read_judgements
 from permix.progress import say
+from permix.report.judged import GYM, mark
+from permix.report.judged_words import MEANING
 from permix.report.runs import ModelRuns
-from permix.report.tables import grid, label, number, of
+from permix.report.tables import MISSING, grid, label, number, of
 from permix.types import Record
 
-GYM = "fidelity, personagym"
 HEADINGS = (
     "scores of", "judges", "PersonaScore as published", *TASKS, "ours", "as published − ours", "blocks without a score",
     "last persona alone",
@@ -41,7 +42,8 @@ class Published(Record):
     """What the section holds, by label: our runs with their judges, and files of others."""
 
     runs: dict[str, AsPublished]
-    judges: dict[str, tuple[str, ...]]
+    judges: dict[str, dict[str, bool | None]]
+    """Of each run its judges by label, and whether each is trusted."""
     files: dict[str, PublishedScores]
 
 
@@ -54,16 +56,17 @@ class Laid(NamedTuple):
 
 def published(models: Sequence[ModelRuns], config: ReportStage) -> Published:
     """What `as_published` and `published` ask for; empty where neither does. ConfigError or DataError for a bad file."""
-    runs, judges = dict[str, AsPublished](), dict[str, tuple[str, ...]]()
+    runs, judges = dict[str, AsPublished](), dict[str, dict[str, bool | None]]()
     for model in models:
-        folders = judges_of(model.runs[GYM].path) if config.as_published and GYM in model.runs else []
-        if folders:
-            laid = lay(questions_asked(model.runs[GYM].path), [_scores(folder) for folder in folders])
+        judged = model.runs[GYM].judged if config.as_published and GYM in model.runs else None
+        if judged is not None:
+            by_judge = judged.by_judge
+            laid = lay(questions_asked(model.runs[GYM].path), [_scores(one) for one in by_judge.values()])
             runs[model.label] = as_published(laid.score_J_P_T_Q, laid.asked_P_T_Q)
-            judges[model.label] = tuple(folder.name for folder in folders)
+            judges[model.label] = {label: one.trusted for label, one in by_judge.items()}
     if config.as_published and not runs:
         say("note: as_published: no run here has answers to PersonaGym that a judge has scored")
-    return Published(runs=runs, judges=judges, files=dict(_file(one) for one in config.published))
+    return Published(runs=runs, judges=judges, files=_files(config.published))
 
 
 def lay(asked: Sequence[AskedQuestion], scores: Sequence[Mapping[ItemKey, int]]) -> Laid:
@@ -91,31 +94,49 @@ def published_table(found: Published | None) -> str:
     if not found or not (found.runs or found.files):
         return ""
     ours = [_line_of_run(name, one, found.judges[name]) for name, one in found.runs.items()]
-    return grid(HEADINGS, [*ours, *(_line_of_file(name, one) for name, one in found.files.items())])
+    table = grid(HEADINGS, [*ours, *(_line_of_file(name, one) for name, one in found.files.items())])
+    return f"{table}\n\n{MEANING}" if any(not _all_trusted(one) for one in found.judges.values()) else table
 
 
 def _key(question: AskedQuestion) -> ItemKey:
     return ItemKey("none", str(question.persona_id), question.persona_id, question.id, 0, str(question.task))
 
 
-def _scores(folder: Path) -> dict[ItemKey, int]:
-    return {key: one.score for key, one in read_judgements(folder).items() if one.score is not None}
+def _scores(judge: ByJudge) -> dict[ItemKey, int]:
+    return {key: score for key, score in judge.scores.items() if score is not None}
 
 
-def _file(entry: str) -> tuple[str, PublishedScores]:
+def _files(entries: Sequence[str]) -> dict[str, PublishedScores]:
+    """Names are checked before anything is read."""
+    paths: dict[str, Path] = {}
+    for entry in entries:
+        name, path = _named(entry)
+        if name in paths:
+            raise ConfigError(f"published = {entry!r}: the name {name!r} is given already; give each file a name of its own")
+        paths[name] = path
+    return {name: read_published(path) for name, path in paths.items()}
+
+
+def _named(entry: str) -> tuple[str, Path]:
     name, equals, path = entry.partition("=")
     if not equals or not name.strip() or not path.strip():
         raise ConfigError(f"published = {entry!r}: give NAME=PATH, a scores.json or a folder of *_score.json")
-    return name.strip(), read_published(Path(path.strip()).expanduser())
+    return name.strip(), Path(path.strip()).expanduser()
 
 
-def _line_of_run(name: str, one: AsPublished, judges: Sequence[str]) -> list[str]:
+def _all_trusted(judges: Mapping[str, bool | None]) -> bool | None:
+    """Of numbers that rest on several judges: False where one of them is not trusted, None where one was not tried."""
+    return False if False in judges.values() else None if None in judges.values() else True
+
+
+def _line_of_run(name: str, one: AsPublished, judges: Mapping[str, bool | None]) -> list[str]:
+    beside = mark(_all_trusted(judges))
+    marked = [f"{label(judge)}{mark(trusted)}" for judge, trusted in judges.items()]
     numbers = [one.persona_score, *one.tasks, one.ours_persona_score]
     difference = number(one.difference) if one.difference is None else f"{one.difference:+.3f}".replace("-", "−")
-    return [
-        label(name), ", ".join(map(label, judges)), *map(number, numbers), difference, of(one.empty_blocks, one.blocks),
-        number(one.last_persona_score),
-    ]  # fmt: skip
+    texts = [*map(number, numbers), difference, number(one.last_persona_score)]
+    *shown, last = (text if text == MISSING else text + beside for text in texts)
+    return [label(name), ", ".join(marked), *shown, of(one.empty_blocks, one.blocks), last]
 
 
 def _line_of_file(name: str, one: PublishedScores) -> list[str]:

@@ -19,7 +19,7 @@ from permix.errors import DataError
 from permix.evals import open_ended, stability
 from permix.evals.answers import kind_of
 from permix.evals.crossed import CrossedSummary
-from permix.evals.drift_summary import Drift, measure_drift
+from permix.evals.drift_summary import ByJudge, Drift, measure_drift
 from permix.evals.grid import Answers, read_answers
 from permix.evals.identify import Identifiability
 from permix.evals.rounds import read_rounds
@@ -263,8 +263,12 @@ def _measure(label: str, runs: dict[str, Run]) -> ModelRuns:
         crossed=None if stable is None else stability.measure_crossed(stable.path, stable.answers),
         unjudged={kind: measure_unjudged(runs[kind].path) for kind in FIDELITY if kind in runs},
         strategies=tuple(found for run in runs.values() if (found := measure_strategy(run.path, run.answers)) is not None),
-        drift=None if talked is None else measure_drift(talked.path, reference_of(talked)),
+        drift=None if talked is None else measure_drift(talked.path, reference_of(talked), _judges(talked)),
     )
+
+
+def _judges(run: Run) -> dict[str, ByJudge]:
+    return {} if run.judged is None else run.judged.by_judge
 
 
 def reference_of(run: Run) -> Path | None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from permix.escape import clip, markdown, visible
 from permix.prompting import brought_in_by
+from permix.report.judged import GYM, INTERVIEW, OPEN, TITLES
 from permix.report.runs import ModelRuns, Run
 from permix.report.tables import count, grid, label
 from permix.train.probe import told
@@ -22,12 +23,7 @@ PERSONAS = 3
 QUESTIONS = 4
 COLUMN = 200  # characters of a line of a completion
 LINES = 8
-KINDS = {
-    "fidelity": "open-ended questions",
-    "fidelity, personagym": "PersonaGym's questions",
-    "fidelity, interview": "interviews",
-    "stability": "questions with checkable answers",
-}
+KINDS = {kind: TITLES[kind] for kind in (OPEN, GYM, INTERVIEW)} | {"stability": "questions with checkable answers"}
 
 
 def caption(models: Sequence[ModelRuns]) -> str:
