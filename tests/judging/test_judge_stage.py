@@ -233,3 +233,12 @@ def test_the_command_ends_with_its_codes(tmp_path: Path, capsys: pytest.CaptureF
         (tmp_path / "prices.toml").write_text('["other"]\ninput = 1\noutput = 1\n')
         assert cli.run([*words, "--judge.max-cost", "1", "--judge.prices", str(tmp_path / "prices.toml")]) == 2
         assert "no price for 'test'" in capsys.readouterr().err
+
+
+def test_answers_that_the_run_still_owes_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = answered_run(tmp_path)
+    lines = (run / "records.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "records.jsonl").write_bytes(b"".join(lines[:-5]))
+    with openai_server(by_length) as server:
+        judge(judge_stage(run, server.base_url))
+    assert f"5 of 36 answers of {run} are missing and were not judged" in capsys.readouterr().err

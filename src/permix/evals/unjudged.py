@@ -100,7 +100,7 @@ def _array(values: Iterable[float | None]) -> Array:
 
 def measure_unjudged(run: Path) -> Unjudged:
     """From a run directory of `permix fidelity`, of any kind."""
-    config, asked, cells = read_json(run / "config.json"), _asked(run), asked_cells(run)
+    config, cells = read_json(run / "config.json"), asked_cells(run)
     answers = [
         Answer(cell.persona_id or "", cell.question_id, cell.completion.text, _cut(cell))
         for cell in cells
@@ -110,7 +110,7 @@ def measure_unjudged(run: Path) -> Unjudged:
         answers,
         persona_texts(run, cells),
         unit=unit_of(config),
-        n_asked=_whole(config, asked) or len(cells),
+        n_asked=wanted(run) or len(cells),
         seed=config["seed"],
         resamples=config["resamples"],
     )
@@ -186,8 +186,9 @@ def unit_of(config: Mapping[str, Any]) -> Unit:
     return "questions" if kind_of(config) == "open" else "personas"
 
 
-def _whole(config: Mapping[str, Any], asked: Mapping[str, Any]) -> int:
+def wanted(run: Path) -> int:
     """How many answers of personas the run asks for, recorded or not; 0 where a run older than asked.json does not say."""
+    config, asked = read_json(run / "config.json"), _asked(run)
     personas = len(asked.get("persona_ids", ()))
     match kind_of(config):
         case "personagym":

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, get_args
 
 from permix.config import FidelityStage, GymTask, JudgeConfig, JudgeStage
 from permix.errors import ConfigError, DataError, OwedScoresError
+from permix.evals.unjudged import wanted
 from permix.judging.ask import Examples, Prompt, examples_hash, prompt_for, read_examples, verdict_schema, wording_hash
 from permix.judging.asking import Outcome, Terms, ask_owed
 from permix.judging.base import IN_CHARACTER, Item
@@ -49,6 +50,7 @@ def judge(config: JudgeStage) -> None:
         with run.accounted(), as_judge():
             outcome = ask_owed(model, prompts, folder, terms_of(named, means.price), f"judge {label_of(named.judge)}")
         say(f"judge {label_of(named.judge)}: {_words(outcome)}")
+        _say_missing(named.run, sum(prompt.item.control == "none" for prompt in prompts))
         _measure(named, folder, owed=outcome.owed)
     _refuse_owed(outcome, named, folder)
 
@@ -163,6 +165,11 @@ def _measure(config: JudgeStage, folder: Path, *, owed: int) -> None:
     except DataError:
         if not owed:  # else it is the missing scores that are to be told of
             raise
+
+
+def _say_missing(run: Path, there: int) -> None:
+    if (missing := wanted(run) - there) > 0:
+        say(f"note: {missing} of {wanted(run)} answers of {run} are missing and were not judged; permix fidelity fills them")
 
 
 def _words(outcome: Outcome) -> str:
