@@ -74,6 +74,7 @@ def test_a_judges_scores_stand_as_published_beside_ours(run: Path, tmp_path: Pat
     folder.mkdir(parents=True)
     put(folder / "config.json", {"judge": {"name": "j", "label": "judge | 1", "rubrics": "personagym", "trial": 0}, "seed": 0})
     plain = [item for item in read_items(run) if item.rubric != "Toxicity Control"]
+    put(folder / "provenance.json", {"identity": {"judge": "weights of j", "rubrics": "personagym", "examples": None}})
     with (folder / "judgements.jsonl").open("w") as lines:
         for place, item in enumerate(plain):
             said: dict[str, Any] = {"score": 4} if place else {"error": "no score"}
