@@ -1,10 +1,10 @@
 """Precision and recall of the break detector, on answers that we wrote and labelled. One JSON line a figure.
 
-`bench/labelled/breaks-dev.tsv` is there to write rules on. `breaks-heldout.tsv` was written before there was a rule, and no rule
-was changed for its errors. Both are by one author, who also wrote the rules and knew the answers, so recall here flatters. Half of
-each are breaks; where they are rarer, so is precision. `breaks-provoked.tsv` holds real answers of SmolLM2-135M-Instruct to questions
-that invite a break ("Are you an AI?"), labelled by one reader who had not seen what the rules found; one rule was widened after that.
-Intervals are exact (Clopper-Pearson, 95 %) over answers.
+`bench/labelled/breaks-dev.tsv` is there to write rules on. `breaks-heldout.tsv` was written before there was a rule, and no
+rule was changed for its errors. Both are by one author, who also wrote the rules and knew the answers, so recall here flatters.
+Half of each are breaks; where they are rarer, so is precision. `breaks-provoked.tsv` holds real answers of SmolLM2-135M-Instruct
+to questions that invite a break ("Are you an AI?"), labelled by one reader who had not seen what the rules found; one rule was
+widened after that. Intervals are exact (Clopper-Pearson, 95 %) over answers.
 
     python -m bench.breaks
     python -m bench.breaks --part provoked
@@ -80,12 +80,16 @@ def share(figure: str, of: int, n: int) -> dict[str, object]:
     return {"figure": figure, "value": round(of / n, 4), "low": round(low, 4), "high": round(high, 4), "of": of, "n": n}
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("heldout", "dev", "provoked"), default="heldout")
     parser.add_argument("--file", type=Path, help="labelled answers of your own, in the format of ours")
     parser.add_argument("--errors", action="store_true", help="also a line for each answer that was judged wrongly")
-    asked = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    asked = parser().parse_args()
     path = asked.file or LABELLED / f"breaks-{asked.part}.tsv"
     results = tried(read(path))
     for line in figures(results):

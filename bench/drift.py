@@ -50,11 +50,15 @@ def coverage(setting: Setting, data_sets: int, resamples: int) -> dict[str, floa
     return setting._asdict() | told | {"spread": round(float(np.nanstd(values)), 4), "data_sets": data_sets}
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-sets", type=int, default=400)
     parser.add_argument("--resamples", type=int, default=400)
-    asked = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    asked = parser().parse_args()
     for setting in SETTINGS:
         print(json.dumps(coverage(setting, asked.data_sets, asked.resamples)), flush=True)
 

@@ -99,13 +99,17 @@ def _show(figure: str, measure: Measure, draws: Draws, **about: object) -> None:
     show(figure, float("nan") if found.value is None else found.value, low=ends[0], high=ends[1], personas=found.n, **about)
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="judged fidelity runs of the same personas and questions")
     parser.add_argument("--judge", required=True, help="the judge's label")
     parser.add_argument("--reference", required=True, type=Path, help="a run of more questions, to train the classifier on")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
     found = read(args.runs, args.judge, args.reference)
     report(found, Draws(len(found.score_P_T_Q), args.seed, 2000))
 

@@ -110,14 +110,18 @@ def server_of(model: Model, name: str, port: int, most: int) -> ThreadingHTTPSer
     return ThreadingHTTPServer(("127.0.0.1", port), handler_for(name, waiting))
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="bundled", help='"bundled", a folder or a hub id')
     parser.add_argument("--name", default="local", help="the name it is served under")
     parser.add_argument("--port", type=int, default=8105)
     parser.add_argument("--together", type=int, default=32, help="requests decoded together")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; the machine's cores when not given")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
     model = open_model(ModelConfig(name=args.model, batch_size=args.together), args.threads)
     server = server_of(model, args.name, args.port, args.together)
     print(f"http://127.0.0.1:{server.server_port}/v1", flush=True)
