@@ -4,7 +4,7 @@ from pathlib import Path
 
 from permix import config
 from permix.baselines import STRATEGIES
-from permix.errors import ConfigError
+from permix.errors import ConfigError, speaking_of
 from permix.evals import interview
 from permix.evals.open_ended import choose_voices, open_questions, refuse_unanswered
 from permix.evals.personagym import choose_gym, spread
@@ -14,7 +14,7 @@ from permix.gym import writing
 from permix.interop.importing import describe_sources
 from permix.interop.personagym_read import describe_answers
 from permix.judging.asking import dearest
-from permix.judging.run import as_judge, means_of, rubrics_of, terms_of
+from permix.judging.run import means_of, rubrics_of, terms_of
 from permix.judging.run import set_up as set_up_judge
 from permix.models import open_model
 from permix.models.hf import refuse_missing_folder
@@ -25,7 +25,7 @@ from permix.records import read_json
 from permix.tasks import load_questions
 from permix.train import probe
 from permix.train.bank import bank_cells
-from permix.train.distill import as_teacher, teacher_of
+from permix.train.distill import teacher_of
 from permix.train.examples import gold_examples, words
 from permix.train.fit import refuse_unfit
 from permix.train.plan import Plan, compile_from, describe, plan_for
@@ -103,7 +103,7 @@ def _check_method(stage: config.TrainStage, plan: Plan) -> dict[str, str]:
             with Verifier() as verifier:
                 return {"learnt from": words(gold_examples(plan, verifier).counts)}
         case "seqkd":
-            with as_teacher():
+            with speaking_of("teacher"):
                 _check_model(teacher_of(stage))
             return {"teacher": teacher_of(stage).name}
 
@@ -184,7 +184,7 @@ def _check_judge(stage: config.JudgeStage) -> dict[str, str]:
 
 
 def _check_judge_model(judge: config.JudgeConfig) -> None:
-    with as_judge():
+    with speaking_of("judge"):
         _check_model(judge)
 
 

@@ -9,7 +9,8 @@ The file may also be the config.json of a run. A flag wins over the file, the fi
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -70,12 +71,8 @@ def stability(args: Sequence[str]) -> None:
     if settings.plan_power is not None:
         show("questions for an effect", plan_power(settings))
         return
-    try:
+    with _reported(settings.out, OwedCellsError):
         run(settings)
-    except OwedCellsError:
-        _report_alone(settings.out)
-        raise
-    _report_alone(settings.out)
 
 
 def fidelity(args: Sequence[str]) -> None:
@@ -84,12 +81,8 @@ def fidelity(args: Sequence[str]) -> None:
     quiet()
     from permix.evals.fidelity import fidelity as run
 
-    try:
+    with _reported(settings.out, OwedScoresError):
         run(settings)
-    except OwedScoresError:
-        _report_alone(settings.out)
-        raise
-    _report_alone(settings.out)
 
 
 def judge(args: Sequence[str]) -> None:
@@ -98,12 +91,8 @@ def judge(args: Sequence[str]) -> None:
     quiet()
     from permix.judging.run import judge as run
 
-    try:
+    with _reported(settings.run, OwedScoresError):
         run(settings)
-    except OwedScoresError:
-        _report_alone(settings.run)
-        raise
-    _report_alone(settings.run)
 
 
 def questions(args: Sequence[str]) -> None:
@@ -113,6 +102,17 @@ def questions(args: Sequence[str]) -> None:
     from permix.gym.writing import write_questions as run
 
     print(run(settings))
+
+
+@contextmanager
+def _reported(run: Path, owing: type[OwedCellsError]) -> Iterator[None]:
+    """The report of a run's folder once the block is through, also where it ends because it is `owing`."""
+    try:
+        yield
+    except owing:
+        _report_alone(run)
+        raise
+    _report_alone(run)
 
 
 def _report_alone(run: Path) -> None:

@@ -1,7 +1,8 @@
 """The errors a person can act on. The command line prints their message alone and exits with their code."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class PermixError(Exception):
@@ -36,3 +37,12 @@ def meant(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known word that was probably meant, for a message; None when none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return near[0] if near else None
+
+
+@contextmanager
+def speaking_of(who: str) -> Iterator[None]:
+    """Bad input inside is told of a model; here that model is the teacher, or the judge."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{who}: {error}") from error

@@ -21,6 +21,9 @@ def cell(persona: str | None, question: str, text: str | None, finish: str | Non
     return Cell(persona_id=persona, question_id=question, seed=1, messages=messages, completion=done or None)
 
 
+ASKED = {"persona_ids": ["sailor", "nurse"], "question_ids": ["q1", "q2"], "samples": 1}
+
+
 def write(run: Path, cells: list[Cell], asked: Mapping[str, object] | None = None, **config: object) -> Path:
     run.mkdir()
     (run / "config.json").write_text(json.dumps({"stage": "fidelity", "seed": 3, "resamples": 100} | config))
@@ -66,8 +69,8 @@ def test_a_run_that_still_asks_less_or_has_no_record(tmp_path: Path) -> None:
 
 
 def test_personas_with_questions_of_their_own(tmp_path: Path) -> None:
-    asked = {"persona_texts": {"sailor": "an artificial intelligence that sails"}}
-    run = write(tmp_path / "run", CELLS, asked, personagym={"path": "gym", "hub": None})
+    told = {"persona_texts": {"sailor": "an artificial intelligence that sails"}}
+    run = write(tmp_path / "run", CELLS, told | ASKED, personagym={"path": "gym", "hub": None})
     assert persona_texts(run, CELLS) == {"sailor": "an artificial intelligence that sails", "nurse": TEXTS["nurse"]}
     found = measure_unjudged(run)
     assert (found.resampled, found.broke.value, found.broke.n) == ("personas", 0.0, 2)
@@ -86,8 +89,7 @@ def test_what_a_run_that_was_cut_short_still_owes_counts_as_asked(
     asked: dict[str, object], config: dict[str, object], whole: int, tmp_path: Path
 ) -> None:
     """The last is older than the questions in words: there only what is recorded is known."""
-    known = {"persona_ids": ["sailor", "nurse"], "question_ids": ["q1", "q2"]}
-    found = measure_unjudged(write(tmp_path / "run", CELLS, known | asked, **config))
+    found = measure_unjudged(write(tmp_path / "run", CELLS, ASKED | asked, **config))
     assert (found.n_answers, found.n_asked) == (3, whole)
 
 

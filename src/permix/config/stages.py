@@ -128,12 +128,7 @@ class TrainStage(Stage):
                 f'plan.mix = {self.plan.mix}: method "{self.method}" asks without personas; leave plan.mix out, or give method '
                 f'"{"permix" if self.method == "rlvr" else "sft-personas"}"'
             )
-        for name in IDLE[self.method]:
-            value, default = getattr(self.train, name), TrainConfig.model_fields[name].default
-            if value != default:
-                raise ValueError(
-                    f'train.{name} = {value!r}: means nothing to method "{self.method}"; leave it out (default: {default!r})'
-                )
+        _refuse_set(self.train, IDLE[self.method], "train.", f'to method "{self.method}"')
         if self.method != "seqkd" and self.teacher != TeacherConfig():
             raise ValueError(f'teacher: method "{self.method}" has none; leave the section out, or give method "seqkd"')
         return self
@@ -321,10 +316,7 @@ class QuestionsStage(Stage):
     def _nothing_idle(self) -> "QuestionsStage":
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks = {list(self.tasks)}: names a task twice")
-        for name in ("template", "bare"):
-            value, default = getattr(self.personas, name), PersonasConfig.model_fields[name].default
-            if value != default:
-                raise ValueError(f"personas.{name} = {value!r}: means nothing here, where nobody plays a persona; leave it out")
+        _refuse_set(self.personas, ("template", "bare"), "personas.", "here, where nobody plays a persona")
         if self.personagym.path is None and self.personagym.hub is None:
             if self.personagym != GymConfig():
                 raise ValueError("personagym: has neither path nor hub, so no questions are taken from it; leave the section out")

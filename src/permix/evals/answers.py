@@ -3,12 +3,13 @@
 `asked.json` names the personas and questions in full, so that answers can be judged later without the files they came from.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from permix.evals.grid import read_answers
 from permix.records import read_json
-from permix.types import Persona, Record
+from permix.types import Cell, Persona, Record
 
 Kind = Literal["open", "personagym", "interview"]
 
@@ -36,6 +37,18 @@ def kind_of(config: Mapping[str, Any]) -> Kind:
         return "interview"
     gym = config.get("personagym") or {}
     return "personagym" if gym.get("path") or gym.get("hub") else "open"
+
+
+def asked_cells(run: Path) -> list[Cell]:
+    """The recorded cells of personas; of a run that was made smaller, those that it still asks."""
+    answers = read_answers(run)
+    return [answers.cells[key] for key in answers.grid if key.persona_id is not None]
+
+
+def wording(asked: Sequence[AskedQuestion]) -> Callable[[str, str], str]:
+    """(question's id, persona's id) -> the question as that persona was asked it; "" for one that is not there."""
+    said = {(one.id, one.persona_id): one.text for one in asked}
+    return lambda question, persona: said.get((question, persona)) or said.get((question, None), "")
 
 
 def questions_asked(run: Path) -> tuple[AskedQuestion, ...]:

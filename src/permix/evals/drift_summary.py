@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from permix.errors import DataError
-from permix.evals.answers import questions_asked
+from permix.evals.answers import questions_asked, wording
 from permix.evals.breaks import breaks
 from permix.evals.drift import Questions, echoed, late_from, repeated, turn_effect, turns_from
 from permix.evals.grid import read_answers
@@ -120,12 +120,12 @@ def read_talks(run: Path) -> Talks:
     cells = tuple(tuple(_answered(known.get(CellKey(who, one, 0))) for one in names[who]) for who in ids)
     if not any(cell for row in cells for cell in row):
         raise DataError(f"{run}: no turn of any interview was answered")
-    said = {(one.id, one.persona_id): one.text for one in questions_asked(run)}
+    said = wording(questions_asked(run))
     return Talks(
         persona_ids=ids,
         persona_texts=tuple(asked["persona_texts"][who] for who in ids),
         cells=cells,
-        questions=tuple(tuple(said.get((one, who)) or said.get((one, None), "") for one in names[who]) for who in ids),
+        questions=tuple(tuple(said(one, who) for one in names[who]) for who in ids),
         order=_order(config),
     )
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from permix.config import FidelityStage
 from permix.errors import ConfigError, DataError
 from permix.evals.answering import answer
-from permix.evals.answers import AskedQuestion, in_words
+from permix.evals.answers import AskedQuestion, asked_cells, in_words
 from permix.evals.grid import Wording, describe_asked, lay_out, note_seen_personas
 from permix.evals.identify import MIN_ANSWERS, Identifiability, identifiability
 from permix.models import Model, cached, open_model
 from permix.personas.choose import choose_personas
 from permix.personas.pool import PersonaPool, load_roleplay
 from permix.prompting import brought_in_by
-from permix.recorded import read_cells
 from permix.records import read_json
 from permix.types import Cell, Message, Question
 
@@ -103,14 +102,8 @@ def measure(run: Path, reference: Path | None) -> Identifiability:
 
 
 def _answers(run: Path) -> dict[tuple[str, str], Cell]:
-    """The run's cells; of a run that was made smaller, those that it still asks."""
-    cells = read_cells(run / "records.jsonl")
-    found = {(key.persona_id, key.question_id): cell for key, cell in cells.items() if key.persona_id is not None}
-    if not (run / "asked.json").exists():
-        return found
-    asked = read_json(run / "asked.json")
-    personas, questions = set(asked["persona_ids"]), set(asked["question_ids"])
-    return {key: cell for key, cell in found.items() if key[0] in personas and key[1] in questions}
+    """The run's cells by persona and question."""
+    return {(cell.persona_id, cell.question_id): cell for cell in asked_cells(run) if cell.persona_id is not None}
 
 
 def _text(cell: Cell | None) -> str | None:

@@ -26,8 +26,13 @@ Z_BIAS_MAX = 0.5  # the most the interval is moved for bias, in standard normal 
 
 def sample_mean(correct_P_Q_S: Array) -> Array:
     """Mean over the scored samples of each cell; NaN where none is scored. Takes any leading axes."""
-    scored = ~np.isnan(correct_P_Q_S)
-    return _ratio(np.where(scored, correct_P_Q_S, 0.0).sum(axis=-1), scored.sum(axis=-1).astype(float))
+    return mean_along(correct_P_Q_S, axis=-1)
+
+
+def mean_along(value_N: Array, axis: int) -> Array:
+    """Mean along one axis of what is not NaN; NaN where nothing is left, without a warning."""
+    scored = ~np.isnan(value_N)
+    return _ratio(np.where(scored, value_N, 0.0).sum(axis=axis), scored.sum(axis=axis).astype(float))
 
 
 def question_mean(mean_P_Q: Array, counts_R_Q: Array) -> Array:

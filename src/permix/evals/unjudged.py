@@ -12,12 +12,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from permix.evals import texts
-from permix.evals.answers import kind_of
+from permix.evals.answers import asked_cells, kind_of
 from permix.evals.breaks import Break, breaks
 from permix.evals.stats import Array
 from permix.evals.texts import clustered_mean, clustered_rate, distinct_of_each, distinct_overall
 from permix.prompting import brought_in_by
-from permix.recorded import read_cells
 from permix.records import read_json
 from permix.types import Cell, Estimate, Record, seed_from
 
@@ -156,19 +155,6 @@ def unjudged(
         n_answers=len(answers),
         n_asked=len(answers) if n_asked is None else n_asked,
     )
-
-
-def asked_cells(run: Path) -> list[Cell]:
-    """The recorded persona cells; of a run that was made smaller, those of the personas and questions that it still asks."""
-    asked, cells = _asked(run), read_cells(run / "records.jsonl")
-    personas, questions = asked.get("persona_ids"), asked.get("question_ids")
-    return [
-        cells[key]
-        for key in cells
-        if key.persona_id is not None
-        and (personas is None or key.persona_id in personas)
-        and (questions is None or key.question_id in questions)
-    ]
 
 
 def persona_texts(run: Path, cells: Sequence[Cell]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from permix.evals.stats import Array
+from permix.evals.stats import Array, mean_along
 from permix.types import Record
 
 BLOCK = 5
@@ -56,13 +56,13 @@ def as_published(score_J_P_T_Q: Array, asked_P_T_Q: NDArray[np.bool_] | None = N
     """
     asked = np.ones(score_J_P_T_Q.shape[1:], dtype=bool) if asked_P_T_Q is None else asked_P_T_Q
     mean_J_P_T_B, is_block_P_T_B = _blocks(score_J_P_T_Q, asked)
-    task_P_T = _mean(np.where(is_block_P_T_B, mean_J_P_T_B.mean(axis=0), np.nan), axis=-1)
-    overall_P = _mean(task_P_T, axis=-1)
-    ours_T = _mean(_mean(np.concatenate(list(np.moveaxis(score_J_P_T_Q, 1, 0)), axis=-1), axis=-1), axis=0)
-    published, ours = _mean(overall_P, axis=0), ours_T[asked.any(axis=(0, 2))].mean()
+    task_P_T = mean_along(np.where(is_block_P_T_B, mean_J_P_T_B.mean(axis=0), np.nan), axis=-1)
+    overall_P = mean_along(task_P_T, axis=-1)
+    ours_T = mean_along(mean_along(np.concatenate(list(np.moveaxis(score_J_P_T_Q, 1, 0)), axis=-1), axis=-1), axis=0)
+    published, ours = mean_along(overall_P, axis=0), ours_T[asked.any(axis=(0, 2))].mean()
     return AsPublished(
         persona_score=_number(published),
-        tasks=_numbers(_mean(task_P_T, axis=0)),
+        tasks=_numbers(mean_along(task_P_T, axis=0)),
         last_persona_score=_number(overall_P[-1]),
         last_tasks=_numbers(task_P_T[-1]),
         ours_persona_score=_number(ours),
@@ -76,15 +76,8 @@ def as_published(score_J_P_T_Q: Array, asked_P_T_Q: NDArray[np.bool_] | None = N
 def _blocks(score_J_P_T_Q: Array, asked_P_T_Q: NDArray[np.bool_]) -> tuple[Array, NDArray[np.bool_]]:
     """mean_J_P_T_B, 0 where a block has no score; and is_block_P_T_B, which blocks hold a question."""
     blocks = [slice(start, start + BLOCK) for start in range(0, score_J_P_T_Q.shape[-1], BLOCK)]
-    mean_J_P_T_B = np.stack([_mean(score_J_P_T_Q[..., block], axis=-1) for block in blocks], axis=-1)
+    mean_J_P_T_B = np.stack([mean_along(score_J_P_T_Q[..., block], axis=-1) for block in blocks], axis=-1)
     return np.nan_to_num(mean_J_P_T_B), np.stack([asked_P_T_Q[..., block].any(axis=-1) for block in blocks], axis=-1)
-
-
-def _mean(value_N: Array, axis: int) -> Array:
-    """The mean of what is there; NaN where nothing is."""
-    there = ~np.isnan(value_N)
-    total, count = np.where(there, value_N, 0.0).sum(axis=axis), there.sum(axis=axis)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _number(value: Any) -> float | None:

@@ -4,12 +4,12 @@ Contract: only what asked.json still asks, and only what was answered; a failed 
 itself, so the files that personas and questions came from need not be there any more. Order: as asked, without persona last.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from permix.evals.answers import AskedQuestion, Kind, kind_of, questions_asked
+from permix.evals.answers import AskedQuestion, Kind, kind_of, questions_asked, wording
 from permix.evals.grid import Answers, read_answers
 from permix.judging.base import IN_CHARACTER, Item
 from permix.prompting import brought_in_by
@@ -28,10 +28,10 @@ def read_items(run: Path) -> list[Item]:
     about = read_json(path) if path.exists() else {}
     answers, asked = read_answers(run), questions_asked(run)
     questions, texts = {one.id: one for one in asked}, about.get("persona_texts", {})
-    talk = kind == "interview"
+    told = asked_until(about["turns_asked"], wording(asked)) if kind == "interview" else None
     cells = (answers.cells.get(key) for key in _keys(kind, answers, asked, about))
     return [
-        _item(cell, cell.completion, questions.get(cell.question_id), texts, asked_until(cell, about, asked) if talk else None)
+        _item(cell, cell.completion, questions.get(cell.question_id), texts, told and told(cell))
         for cell in cells
         if cell is not None and cell.completion is not None
     ]
@@ -64,13 +64,16 @@ def _item(cell: Cell, completion: Completion, question: AskedQuestion | None, te
     )
 
 
-def asked_until(cell: Cell, about: Mapping[str, Any], asked: Sequence[AskedQuestion]) -> str:
-    """What the interviewer has said up to this turn, a line a turn.
+def asked_until(turns: Mapping[str, Sequence[str]], said: Callable[[str, str], str]) -> Callable[[Cell], str]:
+    """Of a turn: what the interviewer has said up to it, a line a turn.
 
     What the model answered before is left out: it tells who speaks, whatever the answer that is judged is worth, so a judge would
     tell any two personas apart. The words are the questions' own, without a persona that stood beside the first.
     """
-    said = {(one.persona_id, one.id): one.text for one in asked}
-    turns = about["turns_asked"][cell.persona_id]
-    until = turns[: turns.index(cell.question_id) + 1]
-    return "\n".join(f"{INTERVIEWER}: {said.get((cell.persona_id, one)) or said[None, one]}" for one in until)
+
+    def told(cell: Cell) -> str:
+        who = cell.persona_id or ""
+        until = turns[who][: turns[who].index(cell.question_id) + 1]
+        return "\n".join(f"{INTERVIEWER}: {said(one, who)}" for one in until)
+
+    return told

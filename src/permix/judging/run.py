@@ -4,13 +4,12 @@ Writes RUN/judges/NAME/ and nothing else in the run: config.json, provenance.jso
 and metrics.json. Answers are read, never generated, so judging can be done on another day, by any number of judges, and again.
 """
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from permix.config import FidelityStage, GymTask, JudgeConfig, JudgeStage
-from permix.errors import ConfigError, DataError, OwedScoresError
+from permix.errors import ConfigError, DataError, OwedScoresError, speaking_of
 from permix.evals.unjudged import wanted
 from permix.judging.ask import Examples, Prompt, examples_hash, prompt_for, read_examples, verdict_schema, wording_hash
 from permix.judging.asking import Outcome, Terms, ask_owed
@@ -43,11 +42,11 @@ def judge(config: JudgeStage) -> None:
     named = _labelled(config)
     means, prompts = set_up(named)
     folder = judge_folder(named.run, label_of(named.judge))
-    with as_judge():
+    with speaking_of("judge"):
         model = open_model(named.judge, named.threads)
         identity = _identity(named, means, model)
     with RunDir.open(folder, named, identity) as run:
-        with run.accounted(), as_judge():
+        with run.accounted(), speaking_of("judge"):
             outcome = ask_owed(model, prompts, folder, terms_of(named, means.price), f"judge {label_of(named.judge)}")
         say(f"judge {label_of(named.judge)}: {_words(outcome)}")
         _say_missing(named.run, sum(prompt.item.control == "none" for prompt in prompts))
@@ -100,7 +99,7 @@ def refuse_unfit(stage: FidelityStage) -> None:
     An endpoint is asked what it serves. Which questions examples are needed for is known once these are chosen.
     """
     means_of(stage.judge, rubrics_of(stage))
-    with as_judge():
+    with speaking_of("judge"):
         if stage.judge.backend == "openai":
             _ = open_model(stage.judge).fingerprint
         else:
@@ -119,15 +118,6 @@ def terms_of(config: JudgeStage, price: Price | None) -> Terms:
 
 def label_of(judge: JudgeConfig) -> str:
     return judge.label or judge.name
-
-
-@contextmanager
-def as_judge() -> Iterator[None]:
-    """Errors inside speak of a model; here it is the judge."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"judge: {error}") from error
 
 
 def _labelled(config: JudgeStage) -> JudgeStage:
@@ -168,8 +158,9 @@ def _measure(config: JudgeStage, folder: Path, *, owed: int) -> None:
 
 
 def _say_missing(run: Path, there: int) -> None:
-    if (missing := wanted(run) - there) > 0:
-        say(f"note: {missing} of {wanted(run)} answers of {run} are missing and were not judged; permix fidelity fills them")
+    asked = wanted(run)
+    if (missing := asked - there) > 0:
+        say(f"note: {missing} of {asked} answers of {run} are missing and were not judged; permix fidelity fills them")
 
 
 def _words(outcome: Outcome) -> str:

@@ -1,7 +1,7 @@
 """What judges say of the runs of a report: each judge measured, judges held against each other, and models on one judge's scores.
 
 Contract: everything from the ledgers and the records. A model has one fidelity run of each kind. Two models are compared on a
-judge of the same name and settings alone.
+judge alone that is the same by name, settings, fingerprint and words.
 """
 
 from collections.abc import Mapping

@@ -17,6 +17,7 @@ from matplotlib.transforms import Bbox
 
 from permix.escape import figure as safe
 from permix.evals.stability_summary import StabilitySummary
+from permix.evals.stats import mean_along
 from permix.report import canvas
 from permix.report.canvas import INTERVAL, Array, Style
 from permix.train.probe import Curve, taken
@@ -54,8 +55,8 @@ def persona_accuracy(summaries: Mapping[str, StabilitySummary], path: Path, styl
 
 def heatmap(mean_P_Q: Array, persona_ids: Sequence[str], path: Path, title: str, baseline_Q: Array | None = None) -> None:
     """Mean score of persona × question: easiest question left, best persona at the top, unscored cells hatched."""
-    rows = np.argsort(-np.nan_to_num(_mean(mean_P_Q, axis=1), nan=-1.0), kind="stable")
-    columns = np.argsort(-np.nan_to_num(_mean(mean_P_Q, axis=0), nan=-1.0), kind="stable")
+    rows = np.argsort(-np.nan_to_num(mean_along(mean_P_Q, axis=1), nan=-1.0), kind="stable")
+    columns = np.argsort(-np.nan_to_num(mean_along(mean_P_Q, axis=0), nan=-1.0), kind="stable")
     P, Q = mean_P_Q.shape
     note = f"{P} personas × {Q} questions; {int((~np.isnan(mean_P_Q)).sum())} of {P * Q} cells scored; hatched: no score"
     fig = canvas.sheet(1.1 + 0.24 * (P + (baseline_Q is not None)), title, note)
@@ -178,7 +179,7 @@ def tradeoff(points: Mapping[str, tuple[Estimate, Estimate]], chance: float, pat
 def moving_average(value_N: Array, window: int) -> Array:
     """Centred mean over `window` (odd) neighbours; shorter at both ends, missing values left out, NaN where all are missing."""
     half = window // 2
-    return np.array([_mean(value_N[max(0, i - half) : i + half + 1], axis=0) for i in range(len(value_N))], dtype=float)
+    return np.array([mean_along(value_N[max(0, i - half) : i + half + 1], axis=0) for i in range(len(value_N))], dtype=float)
 
 
 def _persona_order(summaries: Sequence[StabilitySummary]) -> list[str]:
@@ -232,13 +233,6 @@ def _cells(ax: Axes, value_R_Q: Array, names: Sequence[str]) -> Any:
     ax.set_yticks(range(R), names, fontsize=9)
     ax.tick_params(left=False)
     return image
-
-
-def _mean(values: Array, axis: int) -> Array:
-    """Mean of what is not NaN; NaN where nothing is left, without a warning."""
-    scored = ~np.isnan(values)
-    total, count = np.where(scored, values, 0.0).sum(axis=axis), scored.sum(axis=axis)
-    return np.asarray(np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0))
 
 
 def _questions(summaries: Mapping[str, StabilitySummary]) -> str:

@@ -7,11 +7,10 @@ twice, and one that did not come stays owed. Once all are there the teacher is n
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 
 from permix.config import TeacherConfig, TrainStage
-from permix.errors import ConfigError, OwedCellsError, PermixError
+from permix.errors import ConfigError, OwedCellsError, PermixError, speaking_of
 from permix.evals.grid import fill
 from permix.models import Model, open_model
 from permix.models.hf import refuse_missing_folder
@@ -39,21 +38,12 @@ def teacher_identity(config: TrainStage) -> dict[str, object]:
     return teacher_of(config).model_dump(include={"name", "backend", "base_url", "dtype", "keep"})
 
 
-@contextmanager
-def as_teacher() -> Iterator[None]:
-    """Errors inside speak of a model; here it is the teacher."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"teacher: {error}") from error
-
-
 def refuse_absent(config: TrainStage) -> None:
     """Raise ConfigError when the teacher is not to be had, before a run is begun that would be bound to its name or address."""
     if (config.out / "provenance.json").exists():
         return
     teacher = teacher_of(config)
-    with as_teacher():
+    with speaking_of("teacher"):
         if teacher.backend == "openai":
             str(open_model(teacher).fingerprint)  # asks the endpoint
         else:
@@ -115,7 +105,7 @@ def _ask(config: TrainStage, asked: Asked, run: RunDir, verifier: Verifier) -> N
     """Fill the run's records, task by task."""
     own = config.train
     sampling = Sampling(temperature=own.temperature, top_p=own.top_p, max_new_tokens=own.max_new_tokens)
-    with as_teacher():
+    with speaking_of("teacher"):
         teacher = open_model(teacher_of(config), config.threads)
         _refuse_another(teacher, run)
         for name in dict.fromkeys(row.task for row, _ in asked):
