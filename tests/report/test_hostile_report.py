@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from permix.config import ReportStage
 from permix.escape import clip, visible
 from permix.report.build import build_report, report_stage
-from permix.report.tables import LABEL_WIDTH
+from permix.report.table import LABEL_WIDTH
 from tests.hostile import GOLDS, IDS, LABELS, MEGABYTE, TAGS, TEXTS, megabyte_run
 
 OURS = {

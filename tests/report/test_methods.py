@@ -16,7 +16,8 @@ def train_run(path: Path, label: str, seed: int = 1, **sections: Any) -> Path:
     path.mkdir(parents=True)
     (path / "model").mkdir()
     config = {"stage": "train", "out": str(path), "label": label, "model": {"name": "tiny"}, "plan": {"seed": seed}}
-    config |= {"train": {"seed": seed}, "task": {"split": "train", "seed": seed, "n": 100}} | sections
+    trained: dict[str, Any] = {"train": {"seed": seed}, "task": {"split": "train", "seed": seed, "n": 100}}
+    config |= trained | sections
     (path / "config.json").write_text(json.dumps(config))
     return path
 
