@@ -15,7 +15,7 @@ from typing import Any
 from permix.report import canvas
 from permix.report.canvas import HOLLOW, INTERVAL
 from permix.report.drift_figure import HEADINGS
-from permix.report.judged import GYM, INTERVIEW, OPEN, SCORE_OF, TITLES, JudgedRun, mark
+from permix.report.judged import FILES, SCORE_OF, TITLES, JudgedRun, mark
 from permix.report.judged_plots import BARS
 from permix.report.judged_plots import INTERVAL as OVER_PERSONAS
 from permix.report.judged_words import MEANING
@@ -23,7 +23,6 @@ from permix.report.page.plain import estimate, names, number, text
 from permix.report.runs import ModelRuns
 from permix.report.voices import ranked
 
-KINDS = (GYM, OPEN, INTERVIEW)
 Names = Mapping[str, str]
 Chart = dict[str, Any]
 
@@ -53,7 +52,7 @@ def _of_kind(models: Sequence[ModelRuns], kind: str, shown: Names) -> dict[str, 
 
 def judged(models: Sequence[ModelRuns], shown: Names) -> list[Chart]:
     """Scores by task, one panel a judge; a list with an entry for each kind of run that was judged."""
-    return [_scores(runs, kind) for kind in KINDS if (runs := _of_kind(models, kind, shown))]
+    return [_scores(runs, kind) for kind in FILES if (runs := _of_kind(models, kind, shown))]
 
 
 def _scores(runs: Mapping[str, JudgedRun], kind: str) -> Chart:
@@ -91,7 +90,7 @@ def trial(models: Sequence[ModelRuns], shown: Names) -> Chart:
     """How many answers got each score, plainly and under each control."""
     kinds = [
         {"title": TITLES[kind], "panels": [_trial(label, run, judge) for label, run in runs.items() for judge in run.judges]}
-        for kind in KINDS
+        for kind in FILES
         if (runs := _of_kind(models, kind, shown))
     ]
     note = (
