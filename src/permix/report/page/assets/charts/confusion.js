@@ -23,7 +23,7 @@
   };
 
   function matrix(made, label, { ids, cells }) {
-    const marginLeft = Math.min(made.narrow ? 110 : 170, 14 + 7 * d3.max(ids, (id) => Math.min(id.length, 24)));
+    const marginLeft = Math.min(made.narrow ? 118 : 176, 14 + 7 * d3.max(ids, (id) => Math.min(id.length, 24)));
     const side = made.width - marginLeft - 16;
     const step = side / ids.length;
     const points = shares(ids, cells);

@@ -38,7 +38,7 @@
   function draw(made, { models }, labels, rows) {
     const height = Math.max(18, 9 * labels.length + 7);
     const width = made.narrow ? 16 : 30;
-    const wide = Math.min(made.narrow ? 118 : 220, 14 + 7.2 * d3.max(rows, ({ id }) => Math.min(id.length, width)));
+    const wide = Math.min(made.narrow ? 126 : 220, 14 + 7.2 * d3.max(rows, ({ id }) => Math.min(id.length, width)));
     const points = labels.map((label, place) => series(label, models[label], rows, (place - (labels.length - 1) / 2) * 9));
     return plot(made, describe(labels, models, rows), {
       height: 56 + rows.length * height,
