@@ -63,7 +63,7 @@ def _page(data: dict[str, Any], scripts: Sequence[str]) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">',
             '<meta name="viewport" content="width=device-width">',
             f"<style>{STYLE}{(ASSETS / 'cells.css').read_text(encoding='utf-8')}</style></head><body><h1>Cells</h1>",
-            '<main><div data-chart="heat" id="heat"></div><div data-chart="completions"></div>',
+            '<main><div data-chart="grid" id="heat"></div><div data-chart="completions"></div>',
             f'<p id="said" aria-live="polite"></p></main><script type="application/json" id="data">{carried}</script>',
             *(f"<script>{one}</script>" for one in scripts),
             "</body></html>",

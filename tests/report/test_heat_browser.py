@@ -68,7 +68,7 @@ def page(browser: Any, report: Path) -> Iterator[Any]:
 def open_page(page: Any, path: Path, hash: str = "") -> None:
     page.goto("about:blank")
     page.goto(path.as_uri() + hash)
-    page.wait_for_selector("[data-chart=heat][data-drawn]")
+    page.wait_for_selector("[data-chart=grid][data-drawn]")
     page.wait_for_selector("[data-chart=completions][data-drawn]")
 
 

@@ -9,7 +9,7 @@
   const maps = new WeakMap();
 
   /** Draw into `element`, or draw again what is there. Resolves when it is drawn. */
-  charts.heat = async (element) => {
+  charts.grid = async (element) => {
     if (maps.has(element)) return maps.get(element).draw();
     const map = make(element, Object.keys(permix.data.grids));
     maps.set(element, map);
