@@ -17,11 +17,12 @@ MOST_PERSONAS = 300
 
 
 class Line(NamedTuple):
-    """One number: what it is, and beside what it must be read."""
+    """One number: what it is, and beside what it must be read. `signed`: it is a difference."""
 
     name: str
     estimate: Estimate
     beside: str = ""
+    signed: bool = False
 
 
 class Measured(NamedTuple):
@@ -36,7 +37,7 @@ class Measured(NamedTuple):
     def plain(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "lines": [{"name": one.name, "beside": one.beside} | _plain(one.estimate) for one in self.lines],
+            "lines": [{"name": one.name, "beside": one.beside} | _plain(one.estimate, one.signed) for one in self.lines],
             "personas": [{"id": clip(visible(id), 80)} | _plain(estimate) for id, estimate in self.personas[:MOST_PERSONAS]],
             "note": self.note,
         }
@@ -58,8 +59,8 @@ def _said(error: Exception) -> str:
     return str(error) if isinstance(error, PermixError) else f"{type(error).__name__}: {error}"
 
 
-def _plain(estimate: Estimate) -> dict[str, Any]:
-    return estimate.model_dump() | {"text": str(estimate)}
+def _plain(estimate: Estimate, signed: bool = False) -> dict[str, Any]:
+    return estimate.model_dump() | {"text": estimate.signed() if signed else str(estimate)}
 
 
 def _stability(run: Path, resamples: int | None) -> Measured:
@@ -73,7 +74,7 @@ def _stability(run: Path, resamples: int | None) -> Measured:
         Line("worst persona", found.worst),
         Line("best persona", found.best),
         Line("PSS", found.pss, _or_unknown("observed {:.3f}", found.pss_observed.value)),
-        Line("mean − no persona", found.shift, _or_unknown("any persona effect: p = {:.3g}", p)),
+        Line("mean − no persona", found.shift, _or_unknown("any persona effect: p = {:.3g}", p), signed=True),
     )
     personas = sorted(((one.id, one.accuracy) for one in found.personas), key=lambda one: (one[1].value is None, one[1].value))
     note = f"{found.n_scored} of {found.n_asked} cells of personas scored"

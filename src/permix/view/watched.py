@@ -179,13 +179,13 @@ class Watched:
         if self.holder is not None:
             self._unheld.forget()
             return "going"
-        if self._unheld.grows(now, seen.size if seen else 0):
-            return "going"
-        if locks is None and seen is not None and clock - seen.written < QUIET_S and not self._has_result():
-            return "going"
+        grows = self._unheld.grows(now, seen.size if seen else 0)
         if not self.config:
             return "broken"
-        return "finished" if self._has_result() else "stopped"
+        if self._has_result():
+            return "finished"
+        fresh = locks is None and seen is not None and clock - seen.written < QUIET_S
+        return "going" if grows or fresh else "stopped"
 
     def _has_result(self) -> bool:
         if self.stage == "train":
