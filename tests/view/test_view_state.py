@@ -50,7 +50,7 @@ def test_a_run_with_nothing_owed_has_finished(tmp_path: Path) -> None:
 
 def test_without_its_result_a_whole_run_has_still_something_to_do(tmp_path: Path) -> None:
     watched = Watched(stability_run(tmp_path / "run", whole()), "run")
-    assert looked(watched)["said"] == "stopped, nothing more to ask: run the same command again"
+    assert looked(watched)["said"] == "stopped, its result not written: run the same command again"
 
 
 def test_growth_without_a_lock_that_is_seen_is_another_machines(tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_without_a_table_of_locks_a_fresh_record_counts(tmp_path: Path) -> None:
     os.utime(run / "records.jsonl", (1000, 1000))
     watched = Watched(run, "run")
     watched.look(None, 0, clock=1089)
-    assert watched.state == "going"
+    assert watched.summary()["state"] == "going"
     watched.look(None, 1, clock=1091)
-    assert watched.state == "stopped"
+    assert watched.summary()["state"] == "stopped"
 
 
 def test_the_table_of_locks_is_read_by_inode_and_by_device_or_process(tmp_path: Path) -> None:

@@ -104,7 +104,8 @@ class Folder:
                 self.find()
                 looked_for = began
             self.look()
-            self._ended.wait(max(LOOK_EVERY_S, REST * (time.monotonic() - began)))
+            more = any(not run.is_caught_up for run in self._runs.values())
+            self._ended.wait(max(0.0 if more else LOOK_EVERY_S, REST * (time.monotonic() - began)))
 
     def _keep_measuring(self) -> None:
         _yield_to_others()

@@ -103,7 +103,7 @@ class Watched:
     def detail(self) -> dict[str, Any]:
         """What is shown of the one run that somebody looks at."""
         return self.summary() | {
-            "command": self._command(),
+            "command": self._command() if self.config else "",
             "beside": getattr(self._tally, "beside", 0),
             "errors": self._tally.errors(),
             "measured": None if self.measured is None else self.measured.plain(),
@@ -203,7 +203,7 @@ class Watched:
             return "this directory cannot be read"
         if "imported" in self.config:
             return f"imported, with {self.owed} {unit} missing"
-        what = "nothing more to ask" if self.owed == 0 else f"{self.owed} {unit} owed" if self.owed else "not finished"
+        what = "its result not written" if self.owed == 0 else f"{self.owed} {unit} owed" if self.owed else "not finished"
         return f"stopped, {what}: run the same command again"
 
     def _described(self) -> str:

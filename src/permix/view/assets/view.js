@@ -96,7 +96,7 @@
     const again = run.state === "stopped" ? [el("p", {}, "To go on, run the same command again, where it was run before:")] : [];
     const stopped = run.state === "stopped" ? [el("p", { class: "warning" }, `■ ${run.said}`)] : [];
     return el("section", {}, el("h2", {}, run.label, " ", el("span", { class: "quiet" }, run.stage)), ...stopped, list, ...again,
-      el("pre", { class: "command", tabindex: "0", "aria-label": "command" }, run.command));
+      ...(run.command ? [el("pre", { class: "command" }, run.command)] : []));
   };
 
   const shownTroubles = (run) =>
