@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from permix.evals import priors
-from permix.evals.extremes import differences, draw, estimates
+from permix.evals.extremes import draw, estimates
 from permix.evals.observed import observe
 from permix.evals.stats import Array
+from permix.evals.together import differences
 from permix.types import Estimate
 
 NAN = float("nan")
@@ -131,7 +132,7 @@ def test_personas_without_a_common_question_have_no_interval() -> None:
     scores[0, :30], scores[1, 30:] = 1.0, 0.0
     found = estimates(scores, scores[0], seed=0)
     assert [(one.value, one.low) for one in (found["worst"], found["best"])] == [(0.0, None), (1.0, None)]
-    one = differences((scores, scores[0]), (scores, scores[0]), seed=0)["worst"]
+    one = differences([(scores, scores[0])], [(scores, scores[0])], seed=0)["worst"]
     assert (one.value, one.low) == (0.0, None)
 
 
@@ -139,7 +140,8 @@ def test_models_that_answered_other_questions_are_not_taken_for_paired() -> None
     scores = answers(np.linspace(0.45, 0.55, 6), 400, seed=1)
     odd, even, nothing = scores.copy(), scores.copy(), np.full(400, NAN)
     odd[:, ::2], even[:, 1::2] = NAN, NAN
-    halves, whole = (differences((one, nothing), (two, nothing), seed=0)["worst"] for one, two in ((odd, even), (scores, scores)))
+    pairs = (odd, even), (scores, scores)
+    halves, whole = (differences([(one, nothing)], [(two, nothing)], seed=0)["worst"] for one, two in pairs)
     widths = [high - low for low, high in map(ends, (halves, whole))]
     assert widths[0] > 0.08
     assert widths[1] < 0.01
@@ -165,7 +167,7 @@ def test_the_order_of_personas_and_of_their_names_does_not_matter() -> None:
 
 def test_a_model_against_itself_differs_in_nothing() -> None:
     scores = answers(np.linspace(0.3, 0.7, 6), 60)
-    for one in differences((scores, scores[0]), (scores, scores[0]), seed=0).values():
+    for one in differences([(scores, scores[0])], [(scores, scores[0])], seed=0).values():
         assert value(one) == 0.0
         assert ends(one) == pytest.approx((0.0, 0.0), abs=0.003)
 
@@ -178,7 +180,7 @@ def test_pairing_makes_a_difference_narrow() -> None:
     nearly = np.where(rng.random(first.shape) < 0.9, first, anew)
 
     def width(other: Array, name: str) -> float:
-        low, high = ends(differences((first, NONE_Q), (other, NONE_Q), seed=0)[name])
+        low, high = ends(differences([(first, NONE_Q)], [(other, NONE_Q)], seed=0)[name])
         return high - low
 
     for name in ("worst", "pss"):
@@ -187,7 +189,7 @@ def test_pairing_makes_a_difference_narrow() -> None:
 
 def test_difference_of_two_is_the_difference_of_each() -> None:
     one, two = answers(np.linspace(0.3, 0.6, 5), 100, seed=1), answers(np.linspace(0.5, 0.8, 5), 100, seed=2)
-    found = differences((one, one[0]), (two, two[0]), seed=9)
+    found = differences([(one, one[0])], [(two, two[0])], seed=9)
     for name, difference in found.items():
         alone = [value(estimates(grid, grid[0], seed=9)[name]) for grid in (one, two)]
         assert value(difference) == pytest.approx(alone[1] - alone[0])

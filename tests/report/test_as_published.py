@@ -17,7 +17,7 @@ from permix.judging.base import ItemKey, Judgement
 from permix.judging.items import read_items
 from permix.report.build import report_stage
 from permix.report.judged_words import MEANING
-from permix.report.published import Published, lay, published, published_table
+from permix.report.published import Published, lay, published, published_parts
 from permix.report.runs import collect
 from tests.gyms import DIVER, put, questions_of
 
@@ -100,7 +100,8 @@ def test_a_judges_scores_stand_as_published_beside_ours(run: Path, tmp_path: Pat
 )
 def test_numbers_of_several_judges_are_worth_what_the_worst_of_them_is(judges: dict[str, bool | None], beside: str) -> None:
     numbers = as_published(np.full((len(judges), 1, 5, 1), 4.0))
-    table = published_table(Published(runs={"gpt": numbers}, judges={"gpt": judges}, files={}))
+    parts = published_parts(Published(runs={"gpt": numbers}, judges={"gpt": judges}, files={}))
+    table = "\n\n".join(part if isinstance(part, str) else part.markdown for part in parts)
     assert f"| 4.000 {beside}".strip() + " |" in table
     assert (MEANING in table) == bool(beside)
 

@@ -21,10 +21,12 @@ def step(number: int, generation: float, training: float, **more: object) -> dic
 
 def test_step_times_are_means_of_wall_and_cpu_seconds_by_part(tmp_path: Path) -> None:
     run = train_run(tmp_path / "a", "RLVR", [step(1, 4.0, 10.0), step(2, 2.0, 5.0)])
-    table = step_times(collect([run])).split("\n")
-    assert table[0] == "| seconds a step [CPU] | generation | training | steps |"
+    timed = step_times(collect([run]))
+    assert timed is not None
+    table = timed.markdown.split("\n")
+    assert table[0] == "| seconds a step &#91;CPU&#93; | generation | training | steps |"
     assert table[2] == "| RLVR | 3.00 [6.00] | 7.50 [15.00] | 2 |"
 
 
 def test_a_log_without_times_has_no_such_table(tmp_path: Path) -> None:
-    assert step_times(collect([train_run(tmp_path / "a", "old", [{"step": 1, "reward": 0.5}])])) == ""
+    assert step_times(collect([train_run(tmp_path / "a", "old", [{"step": 1, "reward": 0.5}])])) is None

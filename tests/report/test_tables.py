@@ -21,7 +21,7 @@ def cells(line: str) -> list[str]:
 
 
 def test_main_table_one_line_a_model() -> None:
-    heading, _, full, empty = main_table([FULL, Row(label="base")]).split("\n")
+    heading, _, full, empty = main_table([FULL, Row(label="base")]).markdown.split("\n")
     number = "0.812 [0.75, 0.87]<br><sub>n = 200</sub>"
     assert cells(full) == [
         "PerMix &#124; RLVR", number, number, number, number, "0.900<br><sub>n = 1</sub>", number,
@@ -33,7 +33,7 @@ def test_main_table_one_line_a_model() -> None:
 
 def test_a_value_that_cannot_be_computed_is_a_dash() -> None:
     row = Row(label="m", pss=Estimate(value=None, n=0))
-    assert cells(main_table([row]).split("\n")[2])[4] == "–"
+    assert cells(main_table([row]).markdown.split("\n")[2])[4] == "–"
 
 
 def test_terminal_table_has_models_as_columns_and_no_empty_lines() -> None:
@@ -53,7 +53,7 @@ def test_terminal_table_has_models_as_columns_and_no_empty_lines() -> None:
 def test_persona_table() -> None:
     right = [[[1.0]] * 10, [[1.0]] * 2 + [[0.0]] * 8, [[float("nan")]] * 10]
     summary = summarize(right, [[1.0]] * 10, persona_ids=["poet", "<b>", "unscored"], resamples=100)
-    lines = persona_table({"base": summary}).split("\n")
+    lines = persona_table({"base": summary}).markdown.split("\n")
     assert lines[0] == "| persona | base |"
     assert lines[2] == "| *no persona* | 1.000 [0.69, 1.00]<br><sub>n = 10</sub> |"
     assert lines[3] == "| poet | 1.000 [0.69, 1.00]<br><sub>+0.000 [+0.00, +0.00], p = 1.000, n = 10</sub> |"
@@ -73,7 +73,7 @@ def test_controls_table() -> None:
         right_by_question={},
     )  # fmt: skip
     half = "0.500 [0.50, 0.50]<br><sub>n = 40</sub>"
-    assert cells(controls_table({"base": result}).split("\n")[2]) == [
+    assert cells(controls_table({"base": result}).markdown.split("\n")[2]) == [
         "base", "0.750 [0.60, 0.85]<br><sub>n = 40</sub>", "0.500", half, half, half, "40 of 42", "own answers",
     ]  # fmt: skip
 

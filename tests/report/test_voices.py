@@ -9,6 +9,8 @@ from permix.evals.identify import Identifiability, Learnt
 from permix.evals.unjudged import Answer, Unjudged, unjudged
 from permix.report import canvas, voices
 from permix.report import unjudged as without_judge
+from permix.report.judged import OPEN
+from permix.report.table import Source, Table
 from permix.types import Estimate
 
 
@@ -31,7 +33,6 @@ def test_figures_are_the_same_each_time(tmp_path: Path) -> None:
     styles = canvas.styles_for(["a", "b"])
     first = voices.draw({"a": TWO, "b": TWO}, tmp_path / "1", styles)
     assert list(first) == ["learnt.png", "confusion-1.png", "confusion-2.png"]
-    assert all(voices.is_ours(name) for name in first)
     voices.draw({"a": TWO, "b": TWO}, tmp_path / "2", styles)
     for name in first:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
@@ -61,8 +62,10 @@ def measured() -> Unjudged:
 
 
 def test_the_section_quotes_and_escapes() -> None:
-    text = without_judge.section({"m|1": measured()})
-    table, _, quotes = text.partition("\n\n")
+    whole, quotes = without_judge.parts({Source("m|1", OPEN): measured()})
+    assert isinstance(whole, Table)
+    assert isinstance(quotes, str)
+    table = whole.markdown
     heading, _, line = table.splitlines()
     assert heading.count("|") == line.count("|") == len(without_judge.COLUMNS) + 3
     assert "0.500" in line
@@ -75,4 +78,4 @@ def test_the_section_quotes_and_escapes() -> None:
 
 
 def test_no_models_no_section() -> None:
-    assert without_judge.section({}) == ""
+    assert without_judge.parts({}) == []

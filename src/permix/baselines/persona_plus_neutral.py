@@ -189,7 +189,7 @@ def measure(answers: Answers, seed: int, resamples: int) -> EnsembleSummary:
     baseline_Q_S = answers.scores([None], answers.question_ids)[0]
     correct_P_Q_S = np.array([pair.score for pair in every]).reshape(plain_P_Q_S.shape)
     ensemble = summarize(correct_P_Q_S, baseline_Q_S, persona_ids=answers.persona_ids, seed=seed, resamples=resamples)
-    gains = differences(stats.sample_mean(plain_P_Q_S), stats.sample_mean(correct_P_Q_S), seed, resamples)
+    gains = differences([stats.sample_mean(plain_P_Q_S)], [stats.sample_mean(correct_P_Q_S)], seed, resamples)
     whole = [pair for pair in every if pair.side is not None]
     asked = [pair for pair in whole if pair.settled == "ask"]
     one_sided = [pair for pair in whole if None in (said(pair.persona)[1], said(pair.neutral)[1])]

@@ -338,6 +338,10 @@ class ReportStage(Section):
     """Run directories, or folders that hold some."""
     out: Path = Path("runs/report")
     """Where report.md, table.json and the figures go."""
+    methods: tuple[str, ...] = ()
+    """Models that are training seeds of one method, NAME=LABEL,LABEL; found from their training runs where not given."""
+    cards: bool = False
+    """Also write the claim, the main table and the trade-off figure into the card of every model trained in these runs."""
     as_published: bool = False
     """Beside PersonaScore, also what PersonaGym's released code would have made of the same scores."""
     published: tuple[str, ...] = ()

@@ -23,7 +23,7 @@ from permix.evals.observed import Level, Observed, connected, observe
 from permix.evals.stats import Array
 from permix.types import Estimate
 
-ALONE, TIES, TOGETHER = 1, 2, 3
+ALONE, TIES = 1, 2
 """Streams of random numbers under a seed."""
 ALMOST = 1 - 1e-6
 """The largest correlation of two models' noise: of answers that are the same in every cell."""
@@ -182,7 +182,7 @@ def drawn(mean_P_Q: Array, baseline_Q: Array, *, seed: int, by_design: bool = Fa
 
     Every persona of `mean_P_Q` has a score. `by_design` as in `observe`.
     """
-    n = _questions(mean_P_Q)
+    n = questions_scored(mean_P_Q)
     if n < 2 or not connected(mean_P_Q):
         return None
     seen = observe(mean_P_Q, by_design=by_design)
@@ -196,7 +196,7 @@ def estimates(mean_P_Q: Array, baseline_Q: Array, *, seed: int, alike: bool = Fa
     """Worst, best, their difference and ratio, worst less no persona, and the personas' sd; where nothing can be drawn the values
     observed, without interval. `alike` as in `read`."""
     found = drawn(mean_P_Q, baseline_Q, seed=seed)
-    return _observed(mean_P_Q, baseline_Q, _questions(mean_P_Q)) if found is None else read(found, alike=alike)
+    return _observed(mean_P_Q, baseline_Q, questions_scored(mean_P_Q)) if found is None else read(found, alike=alike)
 
 
 def read(one: Drawn, *, alike: bool) -> dict[str, Estimate]:
@@ -219,7 +219,8 @@ def read(one: Drawn, *, alike: bool) -> dict[str, Estimate]:
     return found | {"worst_minus_baseline": found["worst_minus_baseline"].model_copy(update={"n": one.n_both})}
 
 
-def _questions(mean_P_Q: Array) -> int:
+def questions_scored(mean_P_Q: Array) -> int:
+    """By some persona."""
     return int((~np.isnan(mean_P_Q)).any(axis=0).sum())
 
 
@@ -247,27 +248,3 @@ def _reaching(name: str, found: Estimate, same_R: Array) -> Estimate:
     low, high = np.quantile(same_R, (0.025, 0.975))
     ends = {"high": max(found.high, float(high))} if TOWARDS[name] > 0 else {"low": min(found.low, float(low))}
     return found.model_copy(update=ends)
-
-
-def differences(first: tuple[Array, Array], other: tuple[Array, Array], *, seed: int) -> dict[str, Estimate]:
-    """Other − first; each is (mean_P_Q, baseline_Q) on the same questions. A value is the difference of `estimates`' values.
-
-    The interval is that of the differences between accuracies drawn together.
-    """
-    grids, n = (first, other), min(_questions(first[0]), _questions(other[0]))
-    alone = [estimates(*one, seed=seed) for one in grids]
-    together = []
-    if n > 1 and all(connected(mean_P_Q) for mean_P_Q, _ in grids):
-        seen = [(observe(mean_P_Q), baseline_Q) for mean_P_Q, baseline_Q in grids]
-        together = [measures(*one) for one in draw(seen, np.random.default_rng([seed, TOGETHER]))]
-    return {name: _difference(alone[0][name], alone[1][name], [one[name] for one in together]) for name in EXTREMES}
-
-
-def _difference(first: Estimate, other: Estimate, together: Sequence[Array]) -> Estimate:
-    if first.value is None or other.value is None:
-        return Estimate(value=None, n=first.n)
-    value = other.value - first.value
-    if not together:
-        return Estimate(value=value, n=first.n)
-    low, high = np.quantile(together[1] - together[0], (0.025, 0.975))
-    return Estimate(value=value, low=min(float(low), value), high=max(float(high), value), n=first.n)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from permix.evals import extremes, stats
+from permix.evals import extremes, stats, together
 from permix.evals.stability_summary import BLOCK_FLOATS, measures_of, splits_for
 from permix.evals.stats import Array
 from permix.types import Estimate, Record
@@ -81,7 +81,7 @@ def paired(first_N_Q: Array, other_N_Q: Array, persona_ids: Sequence[str], *, se
     scored_P = np.array([not row_Q.all() for row_Q in absent_N_Q[:-1]])
     if scored_P.any():
         grids = [(rows_N_Q[:-1][scored_P], rows_N_Q[-1]) for rows_N_Q in (first_N_Q, other_N_Q)]
-        differences |= extremes.differences(grids[0], grids[1], seed=seed)
+        differences |= together.differences(grids[:1], grids[1:], seed=seed)
         for found, grid in zip(values, grids, strict=True):
             alone_too = extremes.estimates(*grid, seed=seed)
             found |= {name: alone_too[name].value for name in extremes.EXTREMES}

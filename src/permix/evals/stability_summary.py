@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from permix.evals import extremes, power, stats
+from permix.evals import extremes, power, stats, together
 from permix.evals.stats import Array, Bootstrapped
 from permix.types import Estimate, Record, require_unique
 
@@ -127,23 +127,27 @@ def summarize(
     )
 
 
-def differences(first_P_Q: Array, other_P_Q: Array, seed: int, resamples: int) -> dict[str, Estimate]:
-    """Other − first in "pss", "worst" and "mean" accuracy, over the personas that both have a score for; same draws of questions.
+def differences(first: Sequence[Array], other: Sequence[Array], seed: int, resamples: int) -> dict[str, Estimate]:
+    """Other − first in "pss", "worst" and "mean" accuracy, each the mean over its grids (mean_P_Q of one model, or of a model's
+    training seeds), over the personas that all have a score for; same draws of questions for all.
 
     Empty when there is no such persona.
     """
-    both_P = ~(np.isnan(first_P_Q).all(axis=1) | np.isnan(other_P_Q).all(axis=1))
-    Q = first_P_Q.shape[1]
+    both_P = np.all([~np.isnan(mean_P_Q).all(axis=1) for mean_P_Q in (*first, *other)], axis=0)
+    Q = first[0].shape[1]
+
+    def level(grids: Sequence[Array], counts_R_Q: Array) -> Array:
+        each = [stats.question_mean(mean_P_Q[both_P], counts_R_Q).mean(axis=1) for mean_P_Q in grids]
+        return np.asarray(np.mean(each, axis=0))
 
     def measures(counts_R_Q: Array) -> dict[str, Array]:
-        one, two = (stats.question_mean(mean_P_Q[both_P], counts_R_Q) for mean_P_Q in (first_P_Q, other_P_Q))
-        return {"mean": two.mean(axis=1) - one.mean(axis=1)}
+        return {"mean": level(other, counts_R_Q) - level(first, counts_R_Q)}
 
     if not both_P.any():
         return {}
     mean = stats.bootstrap(measures, Q, np.random.default_rng(seed), resamples, block=max(1, BLOCK_FLOATS // Q))["mean"]
-    first, other = ((mean_P_Q[both_P], np.full(Q, np.nan)) for mean_P_Q in (first_P_Q, other_P_Q))
-    found = extremes.differences(first, other, seed=seed)
+    one, two = ([(mean_P_Q[both_P], np.full(Q, np.nan)) for mean_P_Q in grids] for grids in (first, other))
+    found = together.differences(one, two, seed=seed)
     return {"pss": found["pss"], "worst": found["worst"], "mean": _estimate(mean, Q)}
 
 

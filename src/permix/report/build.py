@@ -1,4 +1,4 @@
-"""The report: run directories in; report.md, table.json and the figures out.
+"""The report: run directories in; report.md, table.json, a CSV of every table and the figures out.
 
 Contract: everything is computed anew from the runs' records, so a report can be rebuilt anywhere, and rebuilding writes the same
 bytes. Models keep the order of their first run: the others are held against the first, and each against the one before. Only
@@ -12,18 +12,19 @@ from pathlib import Path
 from rich.console import Console
 
 from permix.config import ReportStage
-from permix.escape import clip, visible
 from permix.evals import stats
 from permix.evals.stability import opening
 from permix.records import write_json, write_text
-from permix.report import canvas, drift, judged_plots, plots, reading, sections, tables, unjudged, voices
+from permix.report import canvas, drift, judged_plots, plots, reading, tables, voices
+from permix.report.document import markdown
 from permix.report.drift_figure import drift_curves
-from permix.report.judged import OPEN, JudgedRun
-from permix.report.judged_tables import judged_section
-from permix.report.published import NOTE as PUBLISHED_NOTE
-from permix.report.published import Published, published, published_data, published_table
+from permix.report.judged import JudgedRun
+from permix.report.layout import lay_out
+from permix.report.published import Published, published, published_data
 from permix.report.reading import Comparison
 from permix.report.runs import ModelRuns, collect
+from permix.report.seeds import Method, methods, pool
+from permix.report.table import one_line
 from permix.report.tables import Row, Strategic
 from permix.train.probe import taken
 
@@ -31,7 +32,7 @@ from permix.train.probe import taken
 def report_stage(config: ReportStage) -> None:
     """The command: build the report, print its table and where it stands."""
     models = collect(config.runs)
-    rows = _write(models, config.out, aside=published(models, config))
+    rows = _write(models, methods(models, config.methods), config.out, aside=published(models, config))
     console, strategies = Console(), _strategies(models)
     if any(model.stability or model.fidelity or model.judged or "train" in model.runs for model in models):
         console.print(tables.terminal_table(rows))
@@ -41,9 +42,7 @@ def report_stage(config: ReportStage) -> None:
         console.print(drift.terminal_drift_table(interviewed))
     for model in models:
         if model.crossed is not None:
-            console.print(
-                f"{clip(visible(model.label), tables.LABEL_WIDTH)}: {tables.components_of(model.crossed)}", markup=False
-            )
+            console.print(f"{one_line(model.label)}: {tables.components_of(model.crossed)}", markup=False)
     console.print(str(config.out / "report.md"), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -53,16 +52,23 @@ def build_report(runs: Sequence[Path], out: Path, caption: str = "") -> list[Row
     `caption` is a paragraph of the caller's own, in Markdown. Raises DataError when there is no run, a folder is none and holds
     none, or two runs of one stage have one label.
     """
-    return _write(collect(runs), out, caption)
+    models = collect(runs)
+    return _write(models, methods(models), out, caption)
 
 
-def _write(models: Sequence[ModelRuns], out: Path, caption: str = "", aside: Published | None = None) -> list[Row]:
+def _write(
+    models: Sequence[ModelRuns], known: Sequence[Method], out: Path, caption: str = "", aside: Published | None = None
+) -> list[Row]:
     comparisons = [reading.compare(one, other) for one, other in held_against(models)]
-    rows = [model.row for model in models]
     figures = draw(models, comparisons, out)
-    write_text(out / "report.md", _document(models, comparisons, figures, caption, aside))
-    write_json(out / "table.json", _data(models, comparisons, caption) | published_data(aside))
-    return rows
+    pooled = [pool(method) for method in known]
+    document = lay_out(models, comparisons, known, pooled, figures, caption, aside)
+    write_text(out / "report.md", markdown(document))
+    for table in document.tables:
+        write_text(out / "tables" / f"{table.name}.csv", table.csv)
+    seeds = {"methods": [one.model_dump(mode="json") for one in pooled]}
+    write_json(out / "table.json", _data(models, comparisons, caption) | seeds | published_data(aside))
+    return [model.row for model in models]
 
 
 def _strategies(models: Sequence[ModelRuns]) -> list[Strategic]:
@@ -120,94 +126,6 @@ def _heatmap(model: ModelRuns, path: Path) -> None:
     grid = opening(model.runs["stability"].path, model.grid)
     mean_P_Q, baseline_Q = stats.sample_mean(grid.correct_P_Q_S), stats.sample_mean(grid.baseline_Q_S)
     plots.heatmap(mean_P_Q, grid.persona_ids, path, f"{model.label}: who answers what", baseline_Q)
-
-
-def _document(
-    models: Sequence[ModelRuns], comparisons: Sequence[Comparison], figures: dict[str, str], caption: str, aside: Published | None
-) -> str:
-    """report.md; a section without content is left out."""
-    summaries = {model.label: model.stability for model in models if model.stability is not None}
-    controls = {model.label: model.fidelity for model in models if model.fidelity is not None}
-    headline, *details = reading.readings(models, comparisons)
-    images = {name: f"![{what}]({name})" for name, what in figures.items()}
-    told_apart = [images.pop(name) for name in list(images) if voices.is_ours(name)]
-    texts = {_of_kind(model.label, kind): found for model in models for kind, found in model.unjudged.items()}
-    interviews = drift.drift_section(models, images.pop("drift.png", ""))
-    training, probes, strategies = images.pop("training.png", ""), images.pop("probes.png", ""), _strategies(models)
-    parts = [
-        "# Personas: what they cost, and what is left of them",
-        caption,
-        headline,
-        "\n".join(details),
-        "\n>\n".join(reading.warnings(comparisons)),
-        tables.main_table([model.row for model in models]),
-        sections.caption(models),
-        *images.values(),
-        *_section("Each persona", tables.persona_table(summaries) if summaries else "", PERSONA_NOTE),
-        *_section("Wordings of the personas", _crossed(models), CROSSED_NOTE),
-        *_section("Inference-time strategies", tables.strategy_table(strategies) if strategies else "", STRATEGY_NOTE),
-        *_section(
-            "Identifiability and its controls",
-            "\n\n".join([tables.controls_table(controls), *told_apart] if controls else []),
-            CONTROLS_NOTE,
-        ),
-        *_section("Fidelity by judges", _by_judges(models, comparisons), JUDGED_NOTE),
-        *_section("As published", published_table(aside), PUBLISHED_NOTE),
-        *_section("Without a judge", unjudged.section(texts), unjudged.NOTE),
-        *_section("Drift over an interview", interviews, drift.NOTE),
-        *_section("Training", "\n\n".join(filter(None, (training, sections.step_times(models))))),
-        *_section("Probes on the dev side", f"{probes}\n\n{sections.choices(models)}" if probes else "", PROBE_NOTE),
-        *_section("What they say", "\n\n".join(filter(None, (sections.completions(models, stage) for stage in sections.KINDS)))),
-        *_section("Where the numbers come from", sections.provenance(models)),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-PERSONA_NOTE = (
-    "Accuracy; below it the difference to no persona on the questions scored both ways, and the p of an exact McNemar test "
-    "(sign flips where there are several samples), Holm-adjusted over the personas of one model."
-)
-CROSSED_NOTE = (
-    "The same personas brought in by several wordings. Each line is one wording by itself; the tables above average over all of "
-    "them. An interval of a standard deviation that begins at 0 says that no such difference was shown."
-)
-STRATEGY_NOTE = (
-    "What personas buy without any training, and what that costs. The gain is paired by question. Tokens are those of every call "
-    "behind one answer, read and written, beside those of asking the same question once without a persona."
-)
-CONTROLS_NOTE = (
-    "How often a classifier, held out by question and with persona words masked, tells which persona wrote an answer. The "
-    "controls stand at chance if the test is sound; length only may lie above it, since personas may differ in length."
-)
-JUDGED_NOTE = (
-    "Scores of 1 to 5 that a language model gave, mean over the answers scored; PersonaScore is the mean of the tasks' means. "
-    "Intervals draw personas, each with all its answers; they do not cover what another judge would say. An answer without a "
-    "score is left out and counted."
-)
-PROBE_NOTE = (
-    "Measured while training, on personas and questions of the dev side, to choose weights and when to stop. What chooses is no "
-    "result: the best of several noisy numbers is too high. Results stand in the table at the top, from the held-out side."
-)
-
-
-def _crossed(models: Sequence[ModelRuns]) -> str:
-    found = {model.label: model.crossed for model in models if model.crossed is not None}
-    said = [f"- **{tables.label(name)}**: {tables.components_of(one)}." for name, one in found.items()]
-    return "\n\n".join([tables.crossed_table(found), "\n".join(said)]) if found else ""
-
-
-def _of_kind(label: str, kind: str) -> str:
-    """A model's fidelity run, for tables that hold several of its kinds: "base", "base, interview"."""
-    return label + kind.removeprefix(OPEN)
-
-
-def _by_judges(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
-    found = {f"{tables.label(one.label)} against {tables.label(one.against)}": one.judged for one in comparisons}
-    return judged_section({model.label: model.judged for model in models if model.judged}, found)
-
-
-def _section(title: str, body: str, note: str = "") -> list[str]:
-    return [f"## {title}", note, body] if body else []
 
 
 def _data(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], caption: str) -> dict[str, object]:

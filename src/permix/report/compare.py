@@ -16,12 +16,13 @@ from rich.text import Text
 
 from permix.config import CompareStage
 from permix.errors import ConfigError, DataError
-from permix.escape import clip, visible
+from permix.escape import visible
 from permix.evals.paired import Difference, Paired, PersonaDifference, paired
 from permix.evals.stability import grids
 from permix.records import write_json, write_text
 from permix.report import reading, tables
 from permix.report.runs import WHOLE_GRID, Run, find, label_of
+from permix.report.table import MISSING, grid, one_line
 
 NAMES = {
     "baseline": "no persona", "mean": "mean over personas", "worst": "worst persona", "best": "best persona",
@@ -87,7 +88,7 @@ def _stability_run(path: Path) -> Run:
 
 def terminal(compared: Compared) -> list[Table]:
     """For a terminal: measures, then personas, the one that lost most first."""
-    labels = [Text(clip(visible(label), tables.LABEL_WIDTH)) for label in compared.labels]
+    labels = [Text(one_line(label)) for label in compared.labels]
     found = []
     for heading, lines in (("", _measures(compared.found)), ("persona", _personas(compared.found))):
         table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
@@ -106,8 +107,8 @@ def document(compared: Compared) -> str:
     parts = [
         f"# {two} against {one}",
         NOTE.format(questions=compared.found.n_questions),
-        tables.grid(["", one, two, "second − first", "p"], _measures(compared.found)),
-        tables.grid(
+        grid(["", one, two, "second − first", "p"], _measures(compared.found)),
+        grid(
             ["persona", one, two, "second − first", "p"],
             [[tables.label(line[0]), *line[1:]] for line in _personas(compared.found)],
         ),
@@ -125,6 +126,6 @@ def _personas(found: Paired) -> list[Sequence[str]]:
 
 
 def _cells(one: Difference | PersonaDifference, p: float | None) -> tuple[str, ...]:
-    signed = tables.MISSING if one.difference.value is None else one.difference.signed()
+    signed = MISSING if one.difference.value is None else one.difference.signed()
     alone = (tables.number(value).replace("-", "−") for value in (one.first, one.other))
     return (*alone, signed, tables.probability(p))

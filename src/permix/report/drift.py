@@ -1,21 +1,23 @@
 """What the report says of interviews: a table of drift, and one conversation to read, models side by side.
 
 Contract: that of `tables` and `sections`: what is missing is "–" and never 0, and whatever a model, a script or a pool wrote is
-escaped and cut, so it is shown and never acts.
+cut, and escaped where it is rendered, so it is shown and never acts.
 """
 
 from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from permix.escape import clip, markdown, visible
 from permix.evals.drift_summary import TELLS, Course, Drift, Order, Talks, read_talks
+from permix.report.document import Part, Picture
 from permix.report.judged import INTERVIEW, mark
 from permix.report.judged_words import MEANING
 from permix.report.runs import ModelRuns
-from permix.report.tables import LABEL_WIDTH, MISSING, count, estimate, grid, label, number, of
+from permix.report.table import LABEL_WIDTH, MISSING, NOTHING, Cell, Source, Table, named, one_line, quoted, stated, tabulate
+from permix.report.tables import count, estimate, label, number, of
 from permix.types import Estimate
 
 HEADINGS = ["model", "measure", "mean", "change a turn", "late − early", "scored of asked"]
@@ -37,29 +39,30 @@ SAID_OF: Mapping[Order, str] = {
 }
 
 
-def drift_section(models: Sequence[ModelRuns], image: str) -> str:
-    """The section's body; empty when no model was interviewed."""
+def drift_parts(models: Sequence[ModelRuns], picture: Picture | None) -> list[Part]:
+    """The section's parts; empty when no model was interviewed."""
     found = {model.label: model.drift for model in models if model.drift is not None}
     if not found:
-        return ""
+        return []
     designs = "\n".join(f"- **{label(name)}**: {described(drift)}." for name, drift in found.items())
-    talk = f"### One interview\n\n{one_interview(models)}"
-    return "\n\n".join(part for part in (image, drift_table(found), _legend(found), designs, talk) if part)
+    body = (picture, drift_table(found), _legend(found), designs, "### One interview", *one_interview(models))
+    return [part for part in body if part]
 
 
-def drift_table(found: Mapping[str, Drift]) -> str:
-    """GitHub Markdown, one line a model and measure."""
-    lines = [
-        [label(model), f"{label(one.name)}<br><sub>{_tells(one.name)}</sub>", *_shown(one), _scored(one)]
-        for model, drift in found.items()
-        for one in drift.courses
-    ]
-    return grid(HEADINGS, lines)
+def drift_table(found: Mapping[str, Drift]) -> Table:
+    """One line a model and measure."""
+    lines = []
+    for model, drift in found.items():
+        for one in drift.courses:
+            cells = [*map(stated, _shown(one), ("",) * 3, (one.overall, one.slope, one.late_minus_early)), stated(_scored(one))]
+            measure = Cell(one_line(one.name), _tells(one.name))
+            lines.append([named(model), measure, *(cell.of(Source(model, INTERVIEW)) for cell in cells)])
+    return tabulate("drift", HEADINGS, lines, names=2)
 
 
-def terminal_drift_table(found: Mapping[str, Drift]) -> Table:
+def terminal_drift_table(found: Mapping[str, Drift]) -> TerminalTable:
     """For a terminal: measures as lines, models as columns; the change a turn, and below it late − early."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("change a turn")
     for model in found:
         table.add_column(Text(clip(visible(model), LABEL_WIDTH)), overflow="fold")
@@ -98,7 +101,7 @@ def described(drift: Drift) -> str:
     return "; ".join(parts)
 
 
-def one_interview(models: Sequence[ModelRuns]) -> str:
+def one_interview(models: Sequence[ModelRuns]) -> list[Part]:
     """The first persona that all have, whole."""
     talks = {model.label: read_talks(model.runs[INTERVIEW].path) for model in models if model.drift is not None}
     first = next(iter(talks.values()))
@@ -107,19 +110,24 @@ def one_interview(models: Sequence[ModelRuns]) -> str:
     shown = {name: talk for name, talk in talks.items() if persona in talk.persona_ids}
     heading = f"**{label(persona)}** – {_quote(first.persona_texts[first.persona_ids.index(persona)])}"
     if len({_of(talk, persona)[0] for talk in shown.values()}) == 1:
-        return f"{heading}\n\n{_conversation(shown, persona)}"
-    return "\n\n".join([heading, *(_conversation({name: talk}, persona) for name, talk in shown.items())])
+        return [heading, _conversation("interview", shown, persona)]
+    several = [_conversation(f"interview-{at}", {name: talk}, persona) for at, (name, talk) in enumerate(shown.items(), start=1)]
+    return [heading, *several]
 
 
-def _conversation(talks: Mapping[str, Talks], persona: str) -> str:
+def _conversation(name: str, talks: Mapping[str, Talks], persona: str) -> Table:
     """One line a turn: what was asked, and what each model answered."""
     questions, _ = _of(next(iter(talks.values())), persona)
     answers = [_of(talk, persona)[1] for talk in talks.values()]
     lines = [
-        [str(turn), _quote(question), *(_said(said[turn - 1]) if turn <= len(said) else MISSING for said in answers)]
+        [
+            stated(str(turn)),
+            quoted(question, COLUMN, LINES),
+            *(_said(said[turn - 1] if turn <= len(said) else None) for said in answers),
+        ]
         for turn, question in enumerate(questions, start=1)
     ]
-    return grid(["turn", "asked", *map(label, talks)], lines)
+    return tabulate(name, ["turn", "asked", *map(one_line, talks)], lines, names=2)
 
 
 def _of(talks: Talks, persona: str) -> tuple[tuple[str, ...], Sequence[str | None]]:
@@ -127,8 +135,8 @@ def _of(talks: Talks, persona: str) -> tuple[tuple[str, ...], Sequence[str | Non
     return talks.questions[place], talks.answers[place]
 
 
-def _said(answer: str | None) -> str:
-    return MISSING if answer is None else _quote(answer) or "*(empty)*"
+def _said(answer: str | None) -> Cell:
+    return NOTHING if answer is None else quoted(answer, COLUMN, LINES)
 
 
 def _tells(name: str) -> str:

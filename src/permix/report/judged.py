@@ -25,6 +25,8 @@ KINDS: Mapping[Kind, str] = {"open": OPEN, "personagym": GYM, "interview": INTER
 SCORE_OF = {GYM: "PersonaScore", OPEN: "in-character score", INTERVIEW: "in-character score of interviews"}
 """By kind of run, what the mean of a judge's scores is called: PersonaScore is of PersonaGym's tasks alone."""
 
+FILES = {GYM: "personagym", OPEN: "open", INTERVIEW: "interview"}
+"""What the files of figures and tables are called after."""
 TITLES = {GYM: "PersonaGym's questions", OPEN: "open-ended questions", INTERVIEW: "interviews"}
 """What a kind of run asks, for people; sections and figures stand in this order."""
 

@@ -16,12 +16,11 @@ from permix.judging.base import Control
 from permix.judging.measure import Judged
 from permix.report import canvas
 from permix.report.canvas import HOLLOW, Style
-from permix.report.judged import GYM, INTERVIEW, OPEN, SCORE_OF, TITLES, UNTRIED, UNTRUSTED, JudgedRun, mark
+from permix.report.judged import FILES, SCORE_OF, TITLES, UNTRIED, UNTRUSTED, JudgedRun, mark
 from permix.types import Estimate
 
 Runs = Mapping[str, JudgedRun]
 
-FILES = {GYM: "personagym", OPEN: "open", INTERVIEW: "interview"}
 INTERVAL = "95 % intervals over personas"
 BARS: dict[Control, str] = {
     "none": "own persona",
@@ -38,14 +37,19 @@ LEGIBLE = 0.06  # of a bar: a narrower piece has no room for its number
 def draw(models: Mapping[str, Sequence[JudgedRun]], out: Path, styles: Mapping[str, Style]) -> dict[str, str]:
     """Two figures for each kind of run that was judged; {file name: what it shows}."""
     figures: dict[str, str] = {}
-    for kind, name in FILES.items():
+    for kind in FILES:
         runs = {label: run for label, judged in models.items() for run in judged if run.kind == kind}
         if runs:
-            scores(runs, kind, out / f"judged-{name}.png", styles)
-            trial(runs, kind, out / f"trial-{name}.png")
-            figures[f"judged-{name}.png"] = f"judges' scores, {TITLES[kind]}"
-            figures[f"trial-{name}.png"] = f"the judges on trial, {TITLES[kind]}"
+            by_task, tried = files(kind)
+            scores(runs, kind, out / by_task, styles)
+            trial(runs, kind, out / tried)
+            figures |= {by_task: f"judges' scores, {TITLES[kind]}", tried: f"the judges on trial, {TITLES[kind]}"}
     return figures
+
+
+def files(kind: str) -> tuple[str, str]:
+    """The names of both figures of a kind."""
+    return f"judged-{FILES[kind]}.png", f"trial-{FILES[kind]}.png"
 
 
 def scores(runs: Runs, kind: str, path: Path, styles: Mapping[str, Style]) -> None:

@@ -21,10 +21,12 @@ from permix.gym.published import AsPublished, as_published
 from permix.gym.score_files import PublishedScores, read_published
 from permix.judging.base import ItemKey
 from permix.progress import say
+from permix.report.document import Part
 from permix.report.judged import GYM, mark
 from permix.report.judged_words import MEANING
 from permix.report.runs import ModelRuns
-from permix.report.tables import MISSING, grid, label, number, of
+from permix.report.table import MISSING, Cell, Source, named, one_line, stated, tabulate
+from permix.report.tables import number, of
 from permix.types import Record
 
 HEADINGS = (
@@ -89,13 +91,13 @@ def published_data(found: Published | None) -> dict[str, object]:
     return {"published": found.model_dump(mode="json")} if found and (found.runs or found.files) else {}
 
 
-def published_table(found: Published | None) -> str:
-    """GitHub Markdown: a line a model of ours, then a line a file; empty where there is neither."""
+def published_parts(found: Published | None) -> list[Part]:
+    """The table, a line a model of ours, then a line a file, and what its marks mean; empty where there is neither."""
     if not found or not (found.runs or found.files):
-        return ""
+        return []
     ours = [_line_of_run(name, one, found.judges[name]) for name, one in found.runs.items()]
-    table = grid(HEADINGS, [*ours, *(_line_of_file(name, one) for name, one in found.files.items())])
-    return f"{table}\n\n{MEANING}" if any(not _all_trusted(one) for one in found.judges.values()) else table
+    table = tabulate("as-published", HEADINGS, [*ours, *(_line_of_file(name, one) for name, one in found.files.items())])
+    return [table, MEANING] if any(not _all_trusted(one) for one in found.judges.values()) else [table]
 
 
 def _key(question: AskedQuestion) -> ItemKey:
@@ -129,15 +131,20 @@ def _all_trusted(judges: Mapping[str, bool | None]) -> bool | None:
     return False if False in judges.values() else None if None in judges.values() else True
 
 
-def _line_of_run(name: str, one: AsPublished, judges: Mapping[str, bool | None]) -> list[str]:
+def _line_of_run(name: str, one: AsPublished, judges: Mapping[str, bool | None]) -> list[Cell]:
     beside = mark(_all_trusted(judges))
-    marked = [f"{label(judge)}{mark(trusted)}" for judge, trusted in judges.items()]
-    numbers = [one.persona_score, *one.tasks, one.ours_persona_score]
+    marked = ", ".join(f"{one_line(judge)}{mark(trusted)}" for judge, trusted in judges.items())
     difference = number(one.difference) if one.difference is None else f"{one.difference:+.3f}".replace("-", "−")
-    texts = [*map(number, numbers), difference, number(one.last_persona_score)]
-    *shown, last = (text if text == MISSING else text + beside for text in texts)
-    return [label(name), ", ".join(marked), *shown, of(one.empty_blocks, one.blocks), last]
+    values = [one.persona_score, *one.tasks, one.ours_persona_score, one.difference, one.last_persona_score]
+    texts = [*map(number, values[:-2]), difference, number(one.last_persona_score)]
+    source = Source(name, GYM)
+    *shown, last = (
+        stated(text if text == MISSING else text + beside, number=value).of(source)
+        for text, value in zip(texts, values, strict=True)
+    )
+    return [named(name), Cell(marked), *shown, stated(of(one.empty_blocks, one.blocks)), last]
 
 
-def _line_of_file(name: str, one: PublishedScores) -> list[str]:
-    return [label(name), "", *map(number, [one.persona_score, *(one.tasks.get(task) for task in TASKS)]), *[number(None)] * 4]
+def _line_of_file(name: str, one: PublishedScores) -> list[Cell]:
+    values = [one.persona_score, *(one.tasks.get(task) for task in TASKS), *[None] * 4]
+    return [named(name), stated(""), *(stated(number(value), number=value) for value in values)]

@@ -48,18 +48,18 @@ class Comparison(Record):
 
 
 def compare(first: ModelRuns, other: ModelRuns) -> Comparison:
-    reasons, fidelity_reasons = _stability_reasons(first, other), _fidelity_reasons(first, other)
+    reasons, apart = stability_reasons(first, other), fidelity_reasons(first, other)
     differences: dict[str, Estimate] = {}
     if first.grid is not None and other.grid is not None and not reasons:
         config = first.runs["stability"].config
         differences = differences_of(first.grid, other.grid, int(config.get("seed", 0)), int(config.get("resamples", 2000)))
-    if first.fidelity is not None and other.fidelity is not None and not fidelity_reasons:
+    if first.fidelity is not None and other.fidelity is not None and not apart:
         config = first.runs["fidelity"].config
         seed, resamples = int(config.get("seed", 0)), int(config.get("resamples", 2000))
-        differences["identifiability"] = distinctness(first.fidelity, other.fidelity, seed, resamples)
+        differences["identifiability"] = distinctness([first.fidelity], [other.fidelity], seed, resamples)
     judged, judged_reasons = _judged(first, other)
     return Comparison(
-        label=other.label, against=first.label, reasons=reasons, fidelity_reasons=fidelity_reasons,
+        label=other.label, against=first.label, reasons=reasons, fidelity_reasons=apart,
         judged=judged, judged_reasons=judged_reasons,
         pss=differences.get("pss"), worst=differences.get("worst"), mean=differences.get("mean"),
         identifiability=differences.get("identifiability"),
@@ -69,21 +69,27 @@ def compare(first: ModelRuns, other: ModelRuns) -> Comparison:
 def differences_of(first: StabilityGrid, other: StabilityGrid, seed: int, resamples: int) -> dict[str, Estimate]:
     """Other − first in PSS, worst and mean accuracy, over the personas that both have a score for; same draws of questions."""
     mean_P_Q = stats.sample_mean(np.asarray(first.correct_P_Q_S, dtype=float))
-    return differences(mean_P_Q, in_order_of(first, other)[0], seed, resamples)
+    return differences([mean_P_Q], [in_order_of(first, other)[0]], seed, resamples)
 
 
-def distinctness(first: Identifiability, other: Identifiability, seed: int, resamples: int) -> Estimate:
-    """Other − first in identifiability; n is the questions, which are drawn alike for both."""
-    questions = sorted(first.right_by_question.keys() & other.right_by_question.keys())
-    tables = [np.array([one.right_by_question[question] for question in questions], dtype=float) for one in (first, other)]
+def distinctness(first: Sequence[Identifiability], other: Sequence[Identifiability], seed: int, resamples: int) -> Estimate:
+    """Other − first in identifiability, each the mean over its models; n is the questions, which are drawn alike for all."""
+    questions = sorted(set.intersection(*(set(one.right_by_question) for one in (*first, *other))))
 
     def measures(counts_R_Q: Array) -> dict[str, Array]:
-        one, two = (counts_R_Q @ right_Q / (counts_R_Q @ answered_Q) for right_Q, answered_Q in (table.T for table in tables))
+        one, two = (told_apart(models, questions, counts_R_Q) for models in (first, other))
         return {"identifiability": two - one}
 
     drawn = stats.bootstrap(measures, len(questions), np.random.default_rng(seed), resamples, block=resamples)
     value, replicate_R = drawn["identifiability"]
     return stats.estimate(float(value), replicate_R, len(questions))
+
+
+def told_apart(models: Sequence[Identifiability], questions: Sequence[str], counts_R_Q: Array) -> Array:
+    """Share of the answers to these questions that were told right, the mean over the models [R]."""
+    tables = [np.array([one.right_by_question[question] for question in questions], dtype=float) for one in models]
+    shares = [counts_R_Q @ right_Q / (counts_R_Q @ answered_Q) for right_Q, answered_Q in (table.T for table in tables)]
+    return np.asarray(np.mean(shares, axis=0))
 
 
 def readings(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> list[str]:
@@ -185,7 +191,8 @@ def _against(one: Comparison) -> str:
     return f"**{label(one.label)}** against {label(one.against)}: {'; '.join(parts)}." if parts else ""
 
 
-def _stability_reasons(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
+def stability_reasons(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
+    """Why the two must not be compared in accuracy or PSS; empty when they may be, or one was not measured."""
     if first.grid is None or other.grid is None:
         return ()
     return unlike(first.runs["stability"], other.runs["stability"], first.grid, other.grid)
@@ -197,7 +204,8 @@ def unlike(one: Run, two: Run, first: StabilityGrid, other: StabilityGrid) -> tu
     return _asked_differently(one, two) or (() if here == there else ("Not the same personas and questions",))
 
 
-def _fidelity_reasons(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
+def fidelity_reasons(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
+    """The same of identifiability."""
     if first.fidelity is None or other.fidelity is None:
         return ()
     one, two = first.runs["fidelity"], other.runs["fidelity"]

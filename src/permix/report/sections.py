@@ -1,7 +1,7 @@
-"""The parts of report.md that quote the runs: what the numbers rest on, completions side by side, where everything was born.
+"""The parts of a report that quote the runs: what the numbers rest on, completions side by side, where everything was born.
 
-Contract: Markdown out; whatever came from a model, a persona pool, a task or a command line is escaped and cut, so it is shown
-and never acts. Order and wording depend on the runs alone.
+Contract: whatever came from a model, a persona pool, a task or a command line is cut, and escaped where it is rendered, so it is
+shown and never acts. Order and wording depend on the runs alone.
 """
 
 import json
@@ -11,11 +11,14 @@ from typing import Any, TypeVar
 
 from permix.escape import clip, markdown, visible
 from permix.prompting import brought_in_by
+from permix.report.document import Part
 from permix.report.judged import GYM, INTERVIEW, OPEN, TITLES
 from permix.report.runs import ModelRuns, Run
-from permix.report.tables import count, grid, label
+from permix.report.table import Cell, Source, Table, named, one_line, quoted, stated, tabulate
+from permix.report.tables import counted, label
 from permix.train.probe import told
-from permix.types import Cell, CellKey, digest
+from permix.types import Cell as Asked
+from permix.types import CellKey, digest
 
 T = TypeVar("T")
 
@@ -45,31 +48,34 @@ def caption(models: Sequence[ModelRuns]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def completions(models: Sequence[ModelRuns], stage: str) -> str:
+def completions(models: Sequence[ModelRuns], stage: str) -> list[Part]:
     """A few answers of every model to the same questions as the same personas; empty when no model has this stage."""
     asked = {model.label: model.runs[stage].cells for model in models if stage in model.runs}
     if not asked:
-        return ""
+        return []
     keys = _shared(list(asked.values()))
-    parts = [f"### As the same persona: {KINDS[stage]}"]
-    for persona_id in _spread(dict.fromkeys(key.persona_id for key in keys), PERSONAS):
+    parts: list[Part] = [f"### As the same persona: {KINDS[stage]}"]
+    for place, persona_id in enumerate(_spread(dict.fromkeys(key.persona_id for key in keys), PERSONAS), start=1):
         mine = _spread((key for key in keys if key.persona_id == persona_id), QUESTIONS)
         cells = next(iter(asked.values()))
-        lines = [[_quote(_message(cells[key], "user")), *(_answer(run.get(key)) for run in asked.values())] for key in mine]
-        parts += [f"**{label(persona_id or '')}** – {_quote(_persona(cells[mine[0]]))}"]
-        parts += [grid(["asked", *map(label, asked)], lines)]
-    return "\n\n".join(parts)
+        lines = [[_words(_message(cells[key], "user")), *(_answer(run.get(key)) for run in asked.values())] for key in mine]
+        parts.append(f"**{label(persona_id or '')}** – {_quote(_persona(cells[mine[0]]))}")
+        parts.append(tabulate(f"said-{stage.replace(', ', '-')}-{place}", ["asked", *map(one_line, asked)], lines))
+    return parts
 
 
-def step_times(models: Sequence[ModelRuns]) -> str:
-    """Where a training step's time went: mean wall seconds of each part, CPU seconds in brackets; empty without such a log."""
+def step_times(models: Sequence[ModelRuns]) -> Table | None:
+    """Where a training step's time went: mean wall seconds of each part, CPU seconds in brackets; None without such a log."""
     logs = {model.label: model.runs["train"].log for model in models if "train" in model.runs}
     timed = {name: log for name, log in logs.items() if log and all("cpu_seconds" in step for step in log)}
     if not timed:
-        return ""
+        return None
     parts = list(dict.fromkeys(part for log in timed.values() for step in log for part in step["seconds"]))
-    lines = [[label(name), *(_mean_time(log, part) for part in parts), count(len(log))] for name, log in timed.items()]
-    return grid(["seconds a step [CPU]", *parts, "steps"], lines)
+    lines = []
+    for name, log in timed.items():
+        cells = [*(stated(_mean_time(log, part)) for part in parts), counted(len(log))]
+        lines.append([named(name), *(cell.of(Source(name, "train")) for cell in cells)])
+    return tabulate("step-times", ["seconds a step [CPU]", *map(one_line, parts), "steps"], lines)
 
 
 def choices(models: Sequence[ModelRuns]) -> str:
@@ -88,22 +94,39 @@ def _mean_time(log: Sequence[Mapping[str, Any]], part: str) -> str:
     return f"{wall:.2f} [{cpu:.2f}]"
 
 
-def provenance(models: Sequence[ModelRuns]) -> str:
+ORIGIN = ("model", "stage", "run", "command", "seed", "configuration", "revision", "packages", "tokens", "CPU s", "peak MB")
+
+
+def provenance(models: Sequence[ModelRuns]) -> Table:
     """Every run behind the report: how it was made and what it cost."""
-    headings = ["model", "stage", "run", "command", "seed", "configuration", "revision", "packages", "tokens", "CPU s", "peak MB"]
-    return grid(headings, [_origin(model.label, run) for model in models for run in model.runs.values()])
+    return tabulate("runs", ORIGIN, [_origin(model.label, run) for model in models for run in model.runs.values()], names=2)
 
 
-def _origin(name: str, run: Run) -> list[str]:
+def command_of(run: Run) -> str:
+    """As it was typed."""
+    return shlex.join(map(str, run.provenance.get("command", [])))
+
+
+def settings_hash(run: Run) -> str:
+    """Of the whole resolved configuration."""
+    return digest(json.dumps(run.config, sort_keys=True), length=12)
+
+
+def _origin(name: str, run: Run) -> list[Cell]:
     packages = " ".join(f"{package} {version}" for package, version in run.provenance.get("packages", {}).items())
-    command = shlex.join(map(str, run.provenance.get("command", [])))
-    settings = digest(json.dumps(run.config, sort_keys=True), length=12)
-    cells = [str(run.path), command, _seed(run), settings, str(run.provenance.get("revision") or ""), packages]
-    spent = [count(run.tokens), count(run.cpu_seconds), count(run.peak_mb)]
-    return [label(name), run.described, *(_quote(one) or "–" for one in cells), *spent]
+    texts = [
+        str(run.path),
+        command_of(run),
+        seed_of(run),
+        settings_hash(run),
+        str(run.provenance.get("revision") or ""),
+        packages,
+    ]
+    words = [_words(text) if text.strip() else stated("–") for text in texts]
+    return [named(name), stated(run.described), *words, *map(counted, (run.tokens, run.cpu_seconds, run.peak_mb))]
 
 
-def _seed(run: Run) -> str:
+def seed_of(run: Run) -> str:
     if run.stage == "train":
         return f"plan {run.config.get('plan', {}).get('seed', '–')}, training {run.config.get('train', {}).get('seed', '–')}"
     return str(run.config.get("seed", "–"))
@@ -118,7 +141,7 @@ def _sizes(models: Sequence[ModelRuns]) -> Iterable[str]:
             else []
         )
         parts += [f"{two.n_questions} open-ended questions, {two.n_answered} of {two.n_asked} answers"] if two else []
-        seeds = [f"{run.described} seed {_seed(run)}" for run in model.runs.values()]
+        seeds = [f"{run.described} seed {seed_of(run)}" for run in model.runs.values()]
         yield f"{label(model.label)}: {'; '.join([*parts, *seeds])}."
 
 
@@ -176,7 +199,7 @@ def _default_system(run: Run) -> str:
     return f"{whose} “{_quote(text)}”" if text else "no default system text that is known"
 
 
-def _shared(runs: Sequence[Mapping[CellKey, Cell]]) -> list[CellKey]:
+def _shared(runs: Sequence[Mapping[CellKey, Asked]]) -> list[CellKey]:
     """Persona cells of the first sample and template that every run has; those of the first run when they share none."""
     under = [key for key in runs[0] if key.persona_id is not None and key.sample == 0]
     mine = [key for key in under if key.template == under[0].template]
@@ -191,20 +214,24 @@ def _spread(items: Iterable[T], wanted: int) -> list[T]:
     return [every[place * (len(every) - 1) // (wanted - 1)] for place in range(wanted)]
 
 
-def _persona(cell: Cell) -> str:
+def _persona(cell: Asked) -> str:
     return "" if cell.persona_id is None else brought_in_by(cell.messages)
 
 
-def _message(cell: Cell, role: str) -> str:
+def _message(cell: Asked, role: str) -> str:
     return "\n".join(message["content"] for message in cell.messages if message["role"] == role)
 
 
-def _answer(cell: Cell | None) -> str:
+def _answer(cell: Asked | None) -> Cell:
     """The completion as text, and what the verifier said of it."""
     if cell is None or cell.completion is None:
-        return f"– ({label(cell.failure.type)})" if cell and cell.failure else "–"
+        return Cell(f"– ({one_line(cell.failure.type)})") if cell and cell.failure else stated("–")
     said = "" if cell.verdict is None else {True: "right", False: "wrong", None: "not scored"}[cell.verdict.correct]
-    return (_quote(cell.completion.text) or "*(empty)*") + (f"<br><sub>{said}</sub>" if said else "")
+    return _words(cell.completion.text)._replace(note=said)
+
+
+def _words(text: str) -> Cell:
+    return quoted(text, COLUMN, LINES)
 
 
 def _quote(text: str) -> str:

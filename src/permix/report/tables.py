@@ -1,7 +1,7 @@
-"""The tables: one row a model, one row a persona, the controls of identifiability; as GitHub Markdown, and for a terminal.
+"""The tables: one row a model, one row a persona, the controls of identifiability; and the first of them for a terminal.
 
 Contract: a number is shown as measured, with its interval and its n; what is missing is "–" and never 0. Pure functions of
-records. Labels and persona ids may be hostile text and are escaped for the medium.
+records. Labels and persona ids may be hostile text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from permix.baselines.base import Spent, StrategySummary
@@ -17,12 +17,11 @@ from permix.escape import clip, markdown, visible
 from permix.evals.crossed import CrossedSummary
 from permix.evals.identify import Identifiability
 from permix.evals.stability_summary import PersonaSummary, StabilitySummary
-from permix.report.judged import Scored, mark
+from permix.report.judged import OPEN, Scored, mark
+from permix.report.table import LABEL_WIDTH, MISSING, NOTHING, Cell, Source, Table, named, one_line, stated, tabulate
 from permix.types import Estimate, Record
 
-MISSING = "–"
 UNSHOWN = "no difference shown"
-LABEL_WIDTH = 48
 DETAILS_WIDTH = 400
 HEADING_WIDTH = 80
 
@@ -56,26 +55,22 @@ class Row(Record):
     n_answers_asked: int | None = None
 
 
-class Cell(NamedTuple):
-    """What stands in one cell: the number, and in small letters below it what it rests on."""
-
-    text: str
-    note: str = ""
-
-
 class Column(NamedTuple):
+    """`kind`: of which run of the model the number is."""
+
     heading: str
     cell: Callable[[Row], Cell]
+    kind: str = "stability"
 
 
 def estimate(one: Estimate | None) -> Cell:
     """ "0.812 [0.75, 0.87]" over "n = 200"."""
-    return Cell(MISSING) if one is None or one.value is None else Cell(str(one), f"n = {one.n}")
+    return NOTHING if one is None or one.value is None else stated(str(one), f"n = {one.n}", one)
 
 
 def signed(one: Estimate | None) -> Cell:
     """As a difference: "+0.120 [+0.05, +0.19]" over its n."""
-    return Cell(MISSING) if one is None or one.value is None else Cell(one.signed(), f"n = {one.n}")
+    return NOTHING if one is None or one.value is None else stated(one.signed(), f"n = {one.n}", one)
 
 
 def word(difference: Estimate | None) -> str:
@@ -87,8 +82,8 @@ def word(difference: Estimate | None) -> str:
 
 def distinct(row: Row) -> Cell:
     """Identifiability, with chance beside n: without it the number says nothing."""
-    text, note = estimate(row.identifiability)
-    return Cell(text, note and f"{note}, chance {number(row.chance)}")
+    cell = estimate(row.identifiability)
+    return cell._replace(note=cell.note and f"{cell.note}, chance {number(row.chance)}")
 
 
 def number(value: float | None) -> str:
@@ -98,6 +93,10 @@ def number(value: float | None) -> str:
 def count(value: float | None) -> str:
     """1234567 -> "1 234 567"."""
     return MISSING if value is None else f"{value:,.0f}".replace(",", " ")
+
+
+def counted(value: float | None) -> Cell:
+    return stated(count(value), number=value)
 
 
 def dollars(value: float | None) -> str:
@@ -120,13 +119,13 @@ COLUMNS = (
     Column("PSS", lambda row: estimate(row.pss)),
     Column("PSS as observed (worst / best)", lambda row: estimate(row.pss_observed)),
     Column("PSS if personas did nothing", lambda row: estimate(row.pss_null)),
-    Column("identifiability", distinct),
-    Column("scored of asked", lambda row: Cell(of(row.n_scored, row.n_asked))),
-    Column("answers of asked", lambda row: Cell(of(row.n_answers, row.n_answers_asked))),
-    Column("training tokens", lambda row: Cell(count(row.train_tokens))),
-    Column("training CPU s", lambda row: Cell(count(row.train_cpu_s))),
-    Column("evaluation tokens", lambda row: Cell(count(row.eval_tokens))),
-    Column("evaluation CPU s", lambda row: Cell(count(row.eval_cpu_s))),
+    Column("identifiability", distinct, OPEN),
+    Column("scored of asked", lambda row: stated(of(row.n_scored, row.n_asked))),
+    Column("answers of asked", lambda row: stated(of(row.n_answers, row.n_answers_asked)), OPEN),
+    Column("training tokens", lambda row: counted(row.train_tokens), "train"),
+    Column("training CPU s", lambda row: counted(row.train_cpu_s), "train"),
+    Column("evaluation tokens", lambda row: counted(row.eval_tokens)),
+    Column("evaluation CPU s", lambda row: counted(row.eval_cpu_s)),
 )
 
 
@@ -135,8 +134,8 @@ JUDGED_AFTER = 1 + [column.heading for column in COLUMNS].index("identifiability
 
 def columns_of(rows: Sequence[Row]) -> list[Column]:
     """The columns, and one for each judge of these rows."""
-    names = dict.fromkeys(one.name for row in rows for one in row.judged)
-    by_judge = [Column(name, partial(judged, name=name)) for name in names]
+    kinds = {one.name: one.kind for row in rows for one in row.judged}
+    by_judge = [Column(name, partial(judged, name=name), kind) for name, kind in kinds.items()]
     return [*COLUMNS[:JUDGED_AFTER], *by_judge, *COLUMNS[JUDGED_AFTER:]]
 
 
@@ -144,25 +143,25 @@ def judged(row: Row, name: str) -> Cell:
     """A judge's number, marked where it means nothing."""
     one = next((one for one in row.judged if one.name == name), None)
     if one is None or one.persona_score.value is None:
-        return Cell(MISSING)
+        return NOTHING
     about = f"n = {one.persona_score.n} personas, {of(one.n_scored, one.n_asked)} scored"
     worth = {True: "", False: ", means nothing: judge not trusted", None: ", judge not tried"}[one.trusted]
-    return Cell(f"{one.persona_score}{mark(one.trusted)}", about + worth)
+    return stated(f"{one.persona_score}{mark(one.trusted)}", about + worth, one.persona_score)
 
 
-def main_table(rows: Sequence[Row]) -> str:
-    """GitHub Markdown, one line a model."""
+def main_table(rows: Sequence[Row]) -> Table:
+    """One line a model."""
     columns = columns_of(rows)
-    lines = [[label(row.label), *(small(column.cell(row)) for column in columns)] for row in rows]
-    return grid(["model", *(label(column.heading, HEADING_WIDTH) for column in columns)], lines)
+    lines = [[named(row.label), *(column.cell(row).of(Source(row.label, column.kind)) for column in columns)] for row in rows]
+    return tabulate("models", ["model", *(one_line(column.heading, HEADING_WIDTH) for column in columns)], lines)
 
 
 NAME_WIDTH, VALUE_WIDTH = 19, len("0.123 [0.12, 0.12]")  # three models fit into 80 columns, their intervals unbroken
 
 
-def terminal_table(rows: Sequence[Row]) -> Table:
+def terminal_table(rows: Sequence[Row]) -> TerminalTable:
     """For a terminal: measures as lines, models as columns; measures that no model has are left out."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", width=NAME_WIDTH)
     for row in rows:
         table.add_column(Text(clip(visible(row.label), LABEL_WIDTH)), justify="left", overflow="fold", min_width=VALUE_WIDTH)
@@ -173,54 +172,53 @@ def terminal_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def persona_table(summaries: Mapping[str, StabilitySummary]) -> str:
+def persona_table(summaries: Mapping[str, StabilitySummary]) -> Table:
     """One line a persona, one column a model: accuracy, below it the difference to no persona and Holm's p."""
     of_model = {model: {one.id: one for one in summary.personas} for model, summary in summaries.items()}
     ids = dict.fromkeys(id for personas in of_model.values() for id in personas)
-    none = ["*no persona*", *(small(estimate(summary.baseline)) for summary in summaries.values())]
-    lines = [[label(id), *(small(_persona(personas.get(id))) for personas in of_model.values())] for id in ids]
-    return grid(["persona", *map(label, summaries)], [none, *lines])
+    none = [
+        Cell("no persona", ours=True, mark="*"), *(estimate(one.baseline).of(_stable(model)) for model, one in summaries.items())
+    ]  # fmt: skip
+    lines = [[named(id), *(_persona(personas.get(id)).of(_stable(model)) for model, personas in of_model.items())] for id in ids]
+    return tabulate("personas", ["persona", *map(one_line, summaries)], [none, *lines])
 
 
-def controls_table(results: Mapping[str, Identifiability]) -> str:
+CONTROLS = (
+    "model", "identifiability", "chance", "question only", "length only", "labels permuted", "answers of asked", "trained on",
+)  # fmt: skip
+
+
+def controls_table(results: Mapping[str, Identifiability]) -> Table:
     """Identifiability beside what must be at chance if the test is sound."""
-    headings = [
-        "model",
-        "identifiability",
-        "chance",
-        "question only",
-        "length only",
-        "labels permuted",
-        "answers of asked",
-        "trained on",
-    ]
-    lines = [
-        [
-            label(model),
-            *(small(estimate(one)) for one in (result.accuracy,)),
-            number(result.chance),
-            *(small(estimate(one)) for one in (result.question_only, result.length_only, result.permuted)),
-            of(result.n_answered, result.n_asked),
-            label(result.reference),
+    lines = []
+    for model, result in results.items():
+        tested = (result.question_only, result.length_only, result.permuted)
+        cells = [
+            estimate(result.accuracy),
+            stated(number(result.chance), number=result.chance),
+            *map(estimate, tested),
+            stated(of(result.n_answered, result.n_asked)),
         ]
-        for model, result in results.items()
-    ]
-    return grid(headings, lines)
+        lines.append([named(model), *(cell.of(Source(model, OPEN)) for cell in cells), named(result.reference)])
+    return tabulate("identifiability", CONTROLS, lines)
 
 
 TEMPLATE_COLUMNS = (("mean over personas", "mean"), ("worst persona", "worst"), ("PSS", "pss"), ("mean − no persona", "shift"))
 
 
-def crossed_table(found: Mapping[str, CrossedSummary]) -> str:
+def crossed_table(found: Mapping[str, CrossedSummary]) -> Table:
     """One line a model and template, one more for what templates do in all."""
     lines = []
     for model, crossed in found.items():
         for one in crossed.templates:
-            cells = [
-                small(signed(one.shift) if name == "shift" else estimate(getattr(one, name))) for _, name in TEMPLATE_COLUMNS
-            ]
-            lines.append([label(model), small(Cell(label(one.id), label(one.text, DETAILS_WIDTH))), *cells])
-    return grid(["model", "wording", *(heading for heading, _ in TEMPLATE_COLUMNS)], lines)
+            cells = [signed(one.shift) if name == "shift" else estimate(getattr(one, name)) for _, name in TEMPLATE_COLUMNS]
+            wording = Cell(one_line(one.id), one_line(one.text, DETAILS_WIDTH))
+            lines.append([named(model), wording, *(cell.of(_stable(model)) for cell in cells)])
+    return tabulate("wordings", ["model", "wording", *(heading for heading, _ in TEMPLATE_COLUMNS)], lines, names=2)
+
+
+def _stable(model: str) -> Source:
+    return Source(model, "stability")
 
 
 def components_of(crossed: CrossedSummary) -> str:
@@ -249,39 +247,40 @@ class StrategyColumn(NamedTuple):
 STRATEGY_COLUMNS = (
     StrategyColumn("accuracy", lambda one: estimate(one.accuracy)),
     StrategyColumn("no persona", lambda one: estimate(one.baseline)),
-    StrategyColumn("gain over no persona", lambda one: Cell(one.gain.signed(), f"n = {one.gain.n}")),
+    StrategyColumn("gain over no persona", lambda one: signed(one.gain)),
     StrategyColumn("tokens an answer", lambda one: tokens(one.spent)),
     StrategyColumn("tokens of asking once", lambda one: tokens(one.once)),
-    StrategyColumn("times the cost of asking once", lambda one: Cell(MISSING if one.times is None else f"{one.times:.2f} ×")),
+    StrategyColumn("times the cost of asking once", lambda one: _times(one.times)),
     StrategyColumn("tokens spent before the first answer", lambda one: tokens(one.choosing)),
-    StrategyColumn("scored of asked", lambda one: Cell(of(one.n_scored, one.n_asked))),
+    StrategyColumn("scored of asked", lambda one: stated(of(one.n_scored, one.n_asked))),
 )
 
 
 def tokens(spent: Spent | None) -> Cell:
     """ "812" over "700 read, 112 written"."""
     if spent is None:
-        return Cell(MISSING)
-    return Cell(count(spent.total), f"{count(spent.prompt)} read, {count(spent.completion)} written")
+        return NOTHING
+    return stated(count(spent.total), f"{count(spent.prompt)} read, {count(spent.completion)} written", spent.total)
 
 
-def strategy_table(found: Sequence[Strategic]) -> str:
-    """GitHub Markdown, one line a model and strategy."""
-    lines = [
-        [
-            label(one.label),
-            label(one.found.strategy),
-            *(small(column.cell(one.found)) for column in STRATEGY_COLUMNS),
-            markdown(_details(one.found)),
-        ]
-        for one in found
-    ]
-    return grid(["model", "strategy", *(column.heading for column in STRATEGY_COLUMNS), "in detail"], lines)
+def _times(times: float | None) -> Cell:
+    return NOTHING if times is None else stated(f"{times:.2f} ×", number=times)
 
 
-def terminal_strategy_table(found: Sequence[Strategic]) -> Table:
+def strategy_table(found: Sequence[Strategic]) -> Table:
+    """One line a model and strategy."""
+    lines = []
+    for model, one in found:
+        source = Source(model, f"stability, {one.strategy}")
+        cells = [column.cell(one).of(source) for column in STRATEGY_COLUMNS]
+        lines.append([named(model), named(one.strategy), *cells, Cell(_details(one))])
+    headings = ["model", "strategy", *(column.heading for column in STRATEGY_COLUMNS), "in detail"]
+    return tabulate("strategies", headings, lines, names=2)
+
+
+def terminal_strategy_table(found: Sequence[Strategic]) -> TerminalTable:
     """For a terminal: measures as lines, strategies as columns; measures that no strategy has are left out."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", width=NAME_WIDTH)
     for one in found:
         heading = clip(visible(f"{one.label}, {one.found.strategy}"), LABEL_WIDTH)
@@ -298,26 +297,17 @@ def _details(found: StrategySummary) -> str:
     return clip(visible(found.details).replace("\n", " "), DETAILS_WIDTH)
 
 
-def grid(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells that are Markdown already."""
-    ruled = [headings, ["---"] * len(headings), *lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in ruled)
-
-
 def label(text: str, width: int = LABEL_WIDTH) -> str:
     """A name for a Markdown cell: one line, cut, escaped."""
-    return markdown(clip(visible(text).replace("\n", " "), width))
+    return markdown(one_line(text, width))
 
 
 def _persona(one: PersonaSummary | None) -> Cell:
     if one is None or one.accuracy.value is None:
-        return Cell(MISSING)
+        return NOTHING
     accuracy = estimate(one.accuracy)
-    return Cell(accuracy.text, f"{one.difference.signed()}, p = {probability(one.holm_p)}, {accuracy.note}".replace("= <", "<"))
-
-
-def small(cell: Cell) -> str:
-    return cell.text + (f"<br><sub>{cell.note}</sub>" if cell.note else "")
+    said = f"{one.difference.signed()}, p = {probability(one.holm_p)}, {accuracy.note}".replace("= <", "<")
+    return accuracy._replace(note=said)
 
 
 def _two_tone(cell: Cell) -> Text:

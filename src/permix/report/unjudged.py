@@ -1,6 +1,6 @@
 """The report's section "Without a judge": measures of the answers themselves, and the breaks of character, quoted.
 
-Contract: Markdown out; answers, persona ids and labels are escaped and cut.
+Contract: answers, persona ids and labels are cut, and in Markdown escaped.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 from permix.escape import clip, markdown, visible
 from permix.evals.unjudged import DRAWN, DRAWN_OF_EACH, Hit, Unjudged
-from permix.report.tables import Cell, estimate, grid, label, of, small
+from permix.report.document import Part
+from permix.report.judged import OPEN
+from permix.report.table import Cell, Source, named, stated, tabulate
+from permix.report.tables import estimate, label, of
 from permix.types import Estimate
 
 QUOTE = 160
@@ -44,24 +47,28 @@ COLUMNS = (
 )
 
 
-def section(found: Mapping[str, Unjudged]) -> str:
+def of_kind(label: str, kind: str) -> str:
+    """A model's fidelity run, for tables that hold several of its kinds: "base", "base, interview"."""
+    return label + kind.removeprefix(OPEN)
+
+
+def parts(found: Mapping[Source, Unjudged]) -> list[Part]:
     """The table, what its n are, and a few breaks of each model; empty without models."""
     if not found:
-        return ""
-    lines = [[label(name), *(small(_cell(column, one)) for column in COLUMNS), _counted(one)] for name, one in found.items()]
-    table = grid(["model", *(column.heading for column in COLUMNS), "answers of asked"], lines)
-    return "\n\n".join([table, *(_quoted(name, one) for name, one in found.items() if one.hits)])
+        return []
+    lines = []
+    for source, one in found.items():
+        cells = [*(_cell(column, one) for column in COLUMNS), stated(of(one.n_answers, one.n_asked))]
+        lines.append([named(of_kind(*source)), *(cell.of(source) for cell in cells)])
+    table = tabulate("unjudged", ["model", *(column.heading for column in COLUMNS), "answers of asked"], lines)
+    return [table, *(_quoted(of_kind(*source), one) for source, one in found.items() if one.hits)]
 
 
 def _cell(column: Column, one: Unjudged) -> Cell:
     """As everywhere; n is of questions or of personas, so it says which."""
-    text, note = estimate(column.cell(one))
+    cell = estimate(column.cell(one))
     each = column.heading.endswith("each persona")
-    return Cell(text, note and f"{note} {'personas' if each else one.resampled}")
-
-
-def _counted(one: Unjudged) -> str:
-    return of(one.n_answers, one.n_asked)
+    return cell._replace(note=cell.note and f"{cell.note} {'personas' if each else one.resampled}")
 
 
 def _quoted(name: str, one: Unjudged) -> str:

@@ -37,11 +37,6 @@ def draw(told: Mapping[str, Identifiability], out: Path, styles: Mapping[str, St
     return figures
 
 
-def is_ours(name: str) -> bool:
-    """Whether a figure of the report is one of these, by its file name."""
-    return name == CURVE or name.startswith(MATRIX)
-
-
 def learning_curves(told: Mapping[str, Identifiability], path: Path, styles: Mapping[str, Style] | None = None) -> None:
     """Accuracy by the number of questions whose answers the classifier learnt from; dotted: chance."""
     styles = styles or canvas.styles_for(told)

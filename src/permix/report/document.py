@@ -1,0 +1,74 @@
+"""The report as data: what is said, in which order. `report.md` and the page are two renderings of one document.
+
+Contract: prose is Markdown in which everything foreign is escaped; tables and pictures stand for themselves. A section without
+content is not there.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from permix.report.table import Table
+
+
+class Picture(NamedTuple):
+    """A figure by its file name, and `what` it shows (Markdown). `chart`: what draws it on the page; several may share one."""
+
+    file: str
+    what: str
+    chart: str = ""
+
+    @property
+    def markdown(self) -> str:
+        return f"![{self.what}]({self.file})"
+
+
+Part = str | Table | Picture
+
+
+class Section(NamedTuple):
+    """`note` says how to read it. `chart`: what the page shows in place of these parts, where it can be drawn."""
+
+    id: str
+    title: str
+    note: str
+    parts: tuple[Part, ...]
+    chart: str = ""
+
+
+class Document(NamedTuple):
+    """`lead`: what the first screen says, in Markdown: the claim, and what must be known with it. `details` are sentences with
+    numbers; `rests_on` says n, seeds, intervals."""
+
+    title: str
+    caption: str
+    claim: str
+    warnings: str
+    details: str
+    main: Table
+    rests_on: str
+    front: tuple[Picture, ...]
+    sections: tuple[Section, ...]
+
+    @property
+    def tables(self) -> Iterator[Table]:
+        yield self.main
+        yield from (part for section in self.sections for part in section.parts if isinstance(part, Table))
+
+
+def markdown(document: Document) -> str:
+    """report.md."""
+    front = [document.caption, document.claim, document.warnings, *_markdown(document.front), document.main.markdown]
+    parts = [f"# {document.title}", *front, document.details, document.rests_on]
+    for section in document.sections:
+        parts += [f"## {section.title}", section.note, *_markdown(section.parts)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def section(id: str, title: str, parts: Sequence[Part], note: str = "", chart: str = "") -> list[Section]:
+    """No section without parts."""
+    return [Section(id, title, note, tuple(parts), chart)] if parts else []
+
+
+def _markdown(parts: Sequence[Part]) -> Iterator[str]:
+    for part in parts:
+        yield part if isinstance(part, str) else part.markdown

@@ -1,0 +1,111 @@
+// What every part of the page shares: the data, elements made without markup, the look of a model, the theme, provenance.
+// Contract: text reaches the page through text nodes alone. `permix` is the page's one global.
+"use strict";
+
+globalThis.permix = (() => {
+  const block = document.getElementById("data");
+  const data = block ? JSON.parse(block.textContent) : {models: [], charts: {}, grids: {}, runs: []};
+  const listeners = [];
+
+  /** Sets attributes on an element; `style` is an object, a value of null or false leaves the attribute out. */
+  function dress(element, attributes) {
+    for (const [name, value] of Object.entries(attributes)) {
+      if (/^on/i.test(name)) throw new TypeError(`${name}: listeners are added with addEventListener`);
+      if (name === "style") Object.assign(element.style, value);
+      else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+    }
+    return element;
+  }
+
+  /** An HTML element; children that are strings or numbers become text nodes, null is left out. */
+  function el(tag, attributes = {}, ...children) {
+    const element = dress(document.createElement(tag), attributes);
+    element.append(...children.flat().filter((child) => child !== null && child !== undefined).map((child) => child instanceof Node ? child : String(child)));
+    return element;
+  }
+
+  /** The same for SVG. */
+  function svg(tag, attributes = {}, ...children) {
+    const element = dress(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes);
+    element.append(...children);
+    return element;
+  }
+
+  const digits = (value, places) => value.toFixed(places).replace("-", "−");
+
+  /** "0.812 [0.75, 0.87]"; "–" where nothing was measured. */
+  function estimate(one) {
+    if (!one || one.value === null || one.value === undefined) return "–";
+    const known = one.low !== null && one.low !== undefined && one.high !== null && one.high !== undefined;
+    return digits(one.value, 3) + (known ? ` [${digits(one.low, 2)}, ${digits(one.high, 2)}]` : "");
+  }
+
+  const wished = matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (document.documentElement.dataset.theme ?? (wished.matches ? "dark" : "light")) === "dark";
+
+  const byLabel = new Map(data.models.map((model) => [model.label, model]));
+  const plain = {label: "", method: "", colour: "#000000", dark: "#ffffff", symbol: "circle", dash: ""};
+
+  /** How a model looks in every chart of this theme. */
+  function look(label) {
+    const model = byLabel.get(label) ?? plain;
+    return {colour: isDark() ? model.dark : model.colour, symbol: model.symbol, dash: model.dash};
+  }
+
+  const shown = new Set(data.models.map((model) => model.label));
+  const onChange = (listener) => void listeners.push(listener);
+  const changed = () => listeners.forEach((listener) => listener());
+
+  wished.addEventListener("change", changed);
+  let width = innerWidth;
+  let resizing = 0;
+  addEventListener("resize", () => {
+    if (innerWidth === width) return; // a phone's address bar changes the height alone
+    width = innerWidth;
+    cancelAnimationFrame(resizing);
+    resizing = requestAnimationFrame(changed);
+  });
+
+  /** Light, dark, or null for what the system wishes. */
+  function setTheme(theme) {
+    if (theme) document.documentElement.dataset.theme = theme;
+    else delete document.documentElement.dataset.theme;
+    changed();
+  }
+
+  /** Says something to who listens to the page. */
+  function announce(text) {
+    const region = document.getElementById("announced");
+    if (region) region.textContent = text;
+  }
+
+  let held = null;
+
+  /** Shows `content` beside `anchor` until Escape, a click elsewhere or another popover; focus goes back to the anchor. */
+  function popover(anchor, content) {
+    held?.remove();
+    const box = el("div", {class: "popover", role: "dialog", "aria-label": "where this number comes from", tabindex: "-1"}, content);
+    const close = (back) => {
+      box.remove();
+      anchor.setAttribute("aria-expanded", "false");
+      document.removeEventListener("keydown", onKey);
+      document.removeEventListener("pointerdown", onPointer);
+      held = null;
+      if (back) anchor.focus();
+    };
+    const onKey = (event) => event.key === "Escape" && close(true);
+    const onPointer = (event) => !box.contains(event.target) && !anchor.contains(event.target) && close(false);
+    document.body.append(box);
+    const place = anchor.getBoundingClientRect();
+    const left = Math.max(8, Math.min(place.left, document.documentElement.clientWidth - box.offsetWidth - 8));
+    const below = place.bottom + box.offsetHeight + 8 <= innerHeight;
+    Object.assign(box.style, {left: `${left + scrollX}px`, top: `${(below ? place.bottom + 4 : Math.max(4, place.top - box.offsetHeight - 4)) + scrollY}px`});
+    anchor.setAttribute("aria-expanded", "true");
+    document.addEventListener("keydown", onKey);
+    document.addEventListener("pointerdown", onPointer);
+    held = {remove: () => close(false)};
+    box.focus({preventScroll: true});
+  }
+
+  return {data, charts: {}, el, svg, estimate, look, isDark, shown, onChange, changed, setTheme, announce, popover};
+})();

@@ -1,0 +1,55 @@
+// Starts the page: which models the charts show, the theme, and every chart when it comes near.
+"use strict";
+
+(() => {
+  const {data, charts, shown, setTheme, changed, onChange} = permix;
+
+  /** One box a method; its training seeds go with it. */
+  function selection() {
+    for (const box of document.querySelectorAll("#models input")) {
+      const labels = data.models.filter((model) => model.method === box.value).map((model) => model.label);
+      box.addEventListener("change", () => {
+        labels.forEach((label) => (box.checked ? shown.add(label) : shown.delete(label)));
+        changed();
+      });
+    }
+  }
+
+  const THEMES = ["system", "light", "dark"];
+
+  function theme() {
+    const button = document.getElementById("theme");
+    button?.addEventListener("click", () => {
+      const next = THEMES[(THEMES.indexOf(button.dataset.now) + 1) % THEMES.length];
+      button.dataset.now = next;
+      button.textContent = `theme: ${next}`;
+      setTheme(next === "system" ? null : next);
+    });
+  }
+
+  /** Draws now, and again whenever something changes. */
+  function begin(element) {
+    const name = element.dataset.chart;
+    const draw = () => charts[name](element, data.charts[name]);
+    draw();
+    onChange(draw);
+    element.dataset.drawn = "";
+  }
+
+  function whenNear(elements) {
+    const near = new IntersectionObserver((entries) => {
+      for (const {isIntersecting, target} of entries) {
+        if (!isIntersecting) continue;
+        near.unobserve(target);
+        begin(target);
+      }
+    }, {rootMargin: "600px"});
+    elements.forEach((element) => near.observe(element));
+  }
+
+  selection();
+  theme();
+  whenNear(document.querySelectorAll("[data-chart]"));
+  addEventListener("beforeprint", () => document.querySelectorAll("[data-chart]:not([data-drawn])").forEach(begin));
+  document.documentElement.dataset.ready = "";
+})();

@@ -1,0 +1,137 @@
+"""The page as HTML: its policy, its data, its tables; what others wrote is text in all of them. Browsers try the rest."""
+
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from permix.report.canvas import PALETTE, styles_for
+from permix.report.document import Document, Picture, Section
+from permix.report.page.build import embedded, inline, policy, prose, write_page
+from permix.report.page.looks import SYMBOLS, dash, looks
+from permix.report.page.provenance import Runs
+from permix.report.table import Cell, Source, named, stated, tabulate
+from permix.types import Estimate
+
+EVIL = "<script>alert(1)</script>"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class Told(Runs):
+    """Two runs, without any run directory."""
+
+    def __init__(self) -> None:
+        self.told = [{"label": name, "kind": "stability", "command": EVIL} for name in ("base", EVIL)]
+        self._place = {Source("base", "stability"): 0, Source(EVIL, "stability"): 1}
+
+
+def document() -> Document:
+    half = Estimate(value=0.5, low=0.25, high=0.75, n=8)
+    lines = [
+        [named("base"), stated(str(half), "n = 8", half).of(Source("base", "stability"), Source(EVIL, "stability"))],
+        [named(EVIL), stated("–")],
+    ]
+    main = tabulate("models", ["model", "PSS"], lines)
+    none = [Cell("no persona", ours=True, mark="*"), stated("1", number=1.0)]
+    people = tabulate("personas", ["persona", "base"], [none, [named("sailor"), stated("2", number=2.0)]])
+    charts = [Picture("heatmap-1.png", "one", "grid"), Picture("heatmap-2.png", "two", "grid"), Picture("learnt.png", "c")]
+    return Document(
+        "Title", "", f"**{EVIL.replace('<', '&#60;')} stands**", "", "- *a*", main, "- n", (Picture("t.png", "t", "tradeoff"),),
+        (
+            Section("personas", "Each persona", "Note.", (*charts, people)),
+            Section("completions", "What they say", "", ("only on paper",), "completions"),
+        ),
+    )  # fmt: skip
+
+
+def written(folder: Path, **more: Any) -> str:
+    (folder / "learnt.png").write_bytes(PNG)
+    options: dict[str, Any] = {
+        "charts": {"tradeoff": {"x": EVIL}}, "models": looks(styles_for(["base"]), {}), "runs": Told(),
+        "tags": {"sailor": ["sea", EVIL]}, "grids": {"base": {}},
+    }  # fmt: skip
+    write_page(folder / "index.html", document(), **(options | more))
+    return (folder / "index.html").read_text()
+
+
+def test_what_others_wrote_is_never_markup(tmp_path: Path) -> None:
+    page = written(tmp_path)
+    assert "<script>alert" not in page
+    assert page.count("<script") == 2  # the data and the script
+    assert page.count("</script") == 2
+    assert not re.search(r"<[^>]*\son\w+=", page.replace(script_of(page), ""))
+
+
+def script_of(page: str) -> str:
+    return page.partition("<script>")[2].rpartition("</script>")[0]
+
+
+def test_the_policy_allows_this_script_and_nothing_else(tmp_path: Path) -> None:
+    page = written(tmp_path)
+    digest = base64.b64encode(hashlib.sha256(script_of(page).encode()).digest()).decode()
+    said = page.partition('Content-Security-Policy" content="')[2].partition('"')[0].replace("&#39;", "'")
+    assert said == policy(script_of(page))
+    rules = dict(rule.strip().split(" ", 1) for rule in said.split(";"))
+    assert rules["script-src"] == f"'sha256-{digest}' 'self'"
+    assert rules["default-src"] == rules["connect-src"] == "'none'"
+    assert "unsafe-inline" not in rules["script-src"]
+
+
+def test_data_ends_no_script_and_reads_back() -> None:
+    value = {"a": f"{EVIL}<!--\u2028\u2029", "n": None}
+    written = embedded(value)
+    assert "<" not in written
+    assert "\u2028" not in written
+    assert json.loads(written) == value
+
+
+def test_prose_is_our_markdown_and_nothing_foreign() -> None:
+    assert prose("**a** &#60;b&#62;") == Markup("<p><strong>a</strong> &lt;b&gt;</p>\n")
+    assert "<b>" not in prose("x <b>y</b>")
+    assert "<img" not in prose("![x](y.png)")
+    assert "<a " not in prose("[x](javascript:alert(1)) <https://x.example>")
+    assert inline("**Personas cost &#42;nothing&#42;**") == "Personas cost *nothing*"
+
+
+def test_a_number_names_its_runs_and_a_missing_one_none(tmp_path: Path) -> None:
+    page = written(tmp_path)
+    assert page.count("data-runs=") == 1
+    assert 'data-runs="0 1"' in page
+    assert 'data-value="0.5"' in page
+    assert "PSS, base: 0.500 [0.25, 0.75] (n = 8)" in page
+
+
+def test_a_chart_is_shown_once_and_a_figure_without_one_is_a_picture(tmp_path: Path) -> None:
+    page = written(tmp_path)
+    assert page.count('data-chart="grid"') == 1
+    assert page.count('data-chart="tradeoff"') == 1
+    assert base64.b64encode(PNG).decode() in page
+    assert page.count('data-chart="completions"') == 1
+    assert "only on paper" not in page
+
+
+def test_without_transcripts_a_section_keeps_its_parts(tmp_path: Path) -> None:
+    for file in ("heatmap-1.png", "heatmap-2.png"):
+        (tmp_path / file).write_bytes(PNG)
+    page = written(tmp_path, grids={})
+    assert "only on paper" in page
+    assert 'data-chart="grid"' not in page
+
+
+def test_the_row_without_persona_stays_first_and_personas_carry_their_tags(tmp_path: Path) -> None:
+    page = written(tmp_path)
+    assert page.count("<tr data-fixed>") == 1
+    assert '<select><option value="">all</option><option>&lt;script&gt;' in page
+    assert 'data-tags="[&#34;sea&#34;,' in page
+
+
+def test_every_look_of_print_has_one_on_the_page() -> None:
+    shown = looks({str(place): style for place, style in enumerate(PALETTE)}, {"1": "RLVR"})
+    assert len({one["symbol"] for one in shown}) == len({style.marker for style in PALETTE}) == len(SYMBOLS)
+    assert len({one["dark"] for one in shown}) == len({one["dash"] for one in shown}) == len(PALETTE)
+    assert [one["method"] for one in shown[:2]] == ["0", "RLVR"]
+    assert dash((0, (5, 1.5))) == "9 2.7"
