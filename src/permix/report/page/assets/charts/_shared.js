@@ -30,7 +30,7 @@
   function choose(made, name, title, options, redraw) {
     let select = made.controls.querySelector(`select[data-choice="${name}"]`);
     if (!select) {
-      select = el("select", { "data-choice": name });
+      select = el("select", { "data-choice": name, "aria-label": title });
       select.addEventListener("change", () => {
         made.choices[name] = select.value;
         redraw();

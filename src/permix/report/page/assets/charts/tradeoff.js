@@ -72,8 +72,8 @@
     return [
       Plot.ruleY([point], { y: "y", x1: "left", x2: "right", stroke: look.colour, strokeWidth: 1.5 }),
       Plot.ruleX([point], { x: "x", y1: "low", y2: "high", stroke: look.colour, strokeWidth: 1.5 }),
-      dots(point.seeds, look, { x: "x", y: "y", r: 2.6, fillOpacity: 0.55, strokeOpacity: 0.55, ariaLabel: "seeds" }),
-      dots([point], look, { x: "x", y: "y", r: 7, hollow: point.hollow, ariaLabel: "methods" }),
+      dots(point.seeds, look, { x: "x", y: "y", r: 2.6, fillOpacity: 0.55, strokeOpacity: 0.55 }),
+      dots([point], look, { x: "x", y: "y", r: 7, hollow: point.hollow }),
     ];
   }
 
