@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from permix.baselines import Setup
 from permix.config import FidelityStage, PersonasConfig, StabilityStage, TrainStage
@@ -85,6 +85,13 @@ IDS = (
 TAGS = ("<script>", "__proto__", "=tag", f'" onclick="{PWN}')
 
 GOLDS = ("<b>7</b>", "=1+1", "{{7*7}}", "</script>", "__proto__", "\u202e7")
+
+
+class Reported(NamedTuple):
+    """The folder of a report on the runs, and what the terminal was told."""
+
+    out: Path
+    terminal: str
 
 
 def personas() -> list[Persona]:

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from permix.config import ReportStage
 from permix.escape import clip, visible
-from permix.report.build import build_report, report_stage
-from permix.report.tables import LABEL_WIDTH
-from tests.hostile import GOLDS, IDS, LABELS, MEGABYTE, TAGS, TEXTS, megabyte_run
+from permix.report.build import build_report
+from permix.report.table import LABEL_WIDTH
+from tests.hostile import GOLDS, IDS, LABELS, MEGABYTE, TAGS, TEXTS, Reported, megabyte_run
 
 OURS = {
     "h1", "h2", "h3", "h4", "p", "br", "sub", "strong", "em", "code", "blockquote", "ul", "ol", "li", "hr", "img", "a",
@@ -43,9 +42,9 @@ def acting(text: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def rendered(hostile_report: Path) -> Elements:
+def rendered(hostile_report: Reported) -> Elements:
     """report.md as a host that lets HTML through would render it."""
-    text = (hostile_report / "report.md").read_text(encoding="utf-8")
+    text = (hostile_report.out / "report.md").read_text(encoding="utf-8")
     return Elements(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text))
 
 
@@ -61,12 +60,12 @@ def test_markdown_holds_no_element_but_the_reports_own(rendered: Elements) -> No
     assert not [name for _, attributes in rendered.tags for name in attributes if name.startswith("on")]
 
 
-def test_markdown_shows_only_pictures_of_the_report_and_links_nowhere(rendered: Elements, hostile_report: Path) -> None:
+def test_markdown_shows_only_pictures_of_the_report_and_links_nowhere(rendered: Elements, hostile_report: Reported) -> None:
     pictures = {attributes["src"] for tag, attributes in rendered.tags if tag == "img"}
     assert pictures
-    assert all((hostile_report / str(name)).is_file() for name in pictures)
+    assert all((hostile_report.out / str(name)).is_file() for name in pictures)
     links = {str(attributes.get("href")) for tag, attributes in rendered.tags if tag == "a"}
-    assert all((hostile_report / link.partition("#")[0]).exists() for link in links)
+    assert all((hostile_report.out / link.partition("#")[0]).exists() for link in links)
 
 
 def test_markdown_shows_what_was_hidden(rendered: Elements) -> None:
@@ -77,21 +76,17 @@ def test_markdown_shows_what_was_hidden(rendered: Elements) -> None:
     assert "\\u202etxt.exe" in rendered.text or "\\u202e7" in rendered.text
 
 
-def test_no_file_holds_a_character_that_acts(hostile_report: Path) -> None:
+def test_no_file_holds_a_character_that_acts(hostile_report: Reported) -> None:
     """table.json holds labels as they are, as JSON writes them: in ASCII or not, but never so that a terminal would obey."""
-    for path in sorted(hostile_report.rglob("*.md")):
+    for path in sorted(hostile_report.out.rglob("*.md")):
         assert acting(path.read_text(encoding="utf-8")) == set(), path.name
-    labels = [row["label"] for row in json.loads((hostile_report / "table.json").read_text(encoding="utf-8"))["rows"]]
+    labels = [row["label"] for row in json.loads((hostile_report.out / "table.json").read_text(encoding="utf-8"))["rows"]]
     assert len(labels) == len(LABELS)
 
 
-def test_the_terminal_is_told_in_plain_text(
-    hostile_world: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    report_stage(ReportStage(runs=tuple(hostile_world), out=tmp_path / "out"))
-    shown = capsys.readouterr()
-    assert acting(shown.out + shown.err) == set()
-    assert "__proto__" in shown.out
+def test_the_terminal_is_told_in_plain_text(hostile_report: Reported) -> None:
+    assert acting(hostile_report.terminal) == set()
+    assert "__proto__" in hostile_report.terminal
 
 
 def test_lines_of_a_megabyte_are_cut(tmp_path: Path) -> None:
