@@ -10,7 +10,6 @@ from permix.escape import visible
 from permix.view.folder import Folder
 from permix.view.server import HOST, Server
 
-
 WAKES_S = 0.25
 """The system may hand Ctrl-C to any thread, and this one hears of it only when it wakes."""
 
