@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test lint bench calibration study clean
+.PHONY: quickstart test browser lint bench calibration study docs-figures clean
 
 quickstart: .venv/.ready
 	$(BIN)/permix quickstart $(ARGS)
@@ -16,6 +16,13 @@ quickstart: .venv/.ready
 # One worker a core, each test with one thread unless it says otherwise. ARGS=-n0 runs them in one process.
 test: .venv/.ready .venv/.inspect
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
+
+# A browser for the tests of pages: Debian's Chromium, where root may install it. It never fails; without one those tests are left out.
+browser:
+	@for name in "$$CHROMIUM" chromium chromium-browser google-chrome; do command -v "$$name" > /dev/null && exit; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update --quiet=2 \
+	&& DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --no-install-recommends chromium > /dev/null; then exit; fi; \
+	echo "no browser: install Chromium, or name one in CHROMIUM; the tests of pages are left out"
 
 lint: .venv/.ready
 	$(BIN)/ruff check src tests bench
