@@ -25,8 +25,6 @@ RUNS = tuple(
     for stage in ("stability", "fidelity", "train")
     if (model, stage) != ("base", "train")
 )
-COLOURS = 128
-"""Of a picture: enough for text and figures, at a third of the bytes."""
 TALLEST = 1600
 """Pixels of a picture; what is below is cut off."""
 
@@ -72,8 +70,7 @@ def shots(program: str, page: Path) -> Iterator[tuple[str, bytes]]:
 
 def save(picture: bytes, path: Path) -> None:
     image = Image.open(io.BytesIO(picture)).convert("RGB")
-    cut = image.crop((0, 0, image.width, min(image.height, TALLEST)))
-    cut.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.crop((0, 0, image.width, min(image.height, TALLEST))).save(path, optimize=True)
 
 
 def parser() -> argparse.ArgumentParser:
