@@ -1,4 +1,4 @@
-"""Runs of a small study with training seeds, written cell by cell: personas "p0" ..., questions "q0" ..., right where `right` says."""
+"""Runs of a small study with training seeds, cell by cell: personas "p0" ..., questions "q0" ..., right where `right` says."""
 
 import json
 import random

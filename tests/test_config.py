@@ -50,6 +50,7 @@ def changed(stage: type[config.AnyStage]) -> dict[str, Any]:
         config.JudgeStage: {"run": "a", "seed": 3, "judge": {"name": "m", "label": "strict", "trial": 30, "reasons": False}},
         config.ReportStage: {"runs": ["a", "b"]},
         config.CompareStage: {"runs": ["a", "b"], "out": "c", "resamples": 300},
+        config.ViewStage: {"runs": "a", "port": 0},
         config.ImportStage: {"lm_eval": ["none=a", "pirate=b"], "filter": "strict-match", "label": "x", "out": "c", "seed": 3},
         config.ExportStage: {"run": "a", "format": "lm-eval", "out": "b"},
         config.QuickstartStage: {"fast": True, "seed": 3},

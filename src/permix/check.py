@@ -30,6 +30,7 @@ from permix.train.examples import gold_examples, words
 from permix.train.fit import refuse_unfit
 from permix.train.plan import Plan, compile_from, describe, plan_for
 from permix.verify import Verifier
+from permix.view.serve import refuse_no_folder
 
 
 def check_config(path: Path) -> dict[str, str]:
@@ -50,6 +51,8 @@ def check_config(path: Path) -> dict[str, str]:
         case config.ReportStage() | config.CompareStage():
             for run in stage.runs:
                 read_json(run / "config.json")
+        case config.ViewStage():
+            refuse_no_folder(stage)
         case config.ImportStage():
             facts |= describe_sources(stage) if stage.personagym is None else describe_answers(stage, stage.personagym)
         case config.ExportStage():

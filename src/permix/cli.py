@@ -139,6 +139,17 @@ def compare(args: Sequence[str]) -> None:
     compare_stage(settings)
 
 
+def view(args: Sequence[str]) -> None:
+    """Look at a folder of runs in a browser on this machine, while they go on: permix view DIR [--port N]."""
+    settings = parse("view", config.ViewStage, _naming_run(args, "--runs"))
+    quiet()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the machine belongs to the runs; read when numpy is imported
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from permix.view.serve import view as run
+
+    run(settings)
+
+
 def import_(args: Sequence[str]) -> None:
     """Make a run of what lm-evaluation-harness, inspect_ai or PersonaGym has saved, to be measured here."""
     settings = parse("import", config.ImportStage, args)
@@ -161,10 +172,10 @@ def export(args: Sequence[str]) -> None:
     show(f"exported {settings.run}", export_stage(settings))
 
 
-def _naming_run(args: Sequence[str]) -> Sequence[str]:
-    """A run directory that comes first is the option --run."""
+def _naming_run(args: Sequence[str], option: str = "--run") -> Sequence[str]:
+    """A run directory that comes first is the option --run; a folder of runs, --runs."""
     named = bool(args) and not args[0].startswith("-") and not args[0].endswith(config.SUFFIXES)
-    return ["--run", *args] if named else args
+    return [option, *args] if named else args
 
 
 def _naming_runs(args: Sequence[str]) -> Sequence[str]:
@@ -248,8 +259,8 @@ VERBS = {
     for verb in map(
         Verb,
         (
-            quickstart, plan, train, stability, fidelity, judge, questions, report, compare, import_, export, models, personas,
-            check,
+            quickstart, plan, train, stability, fidelity, judge, questions, report, compare, view, import_, export, models,
+            personas, check,
         ),
     )
 }  # fmt: skip

@@ -18,6 +18,8 @@ _MUTE = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
 def visible(text: str) -> str:
     """One line or more of printable text; "\\n" alone keeps its meaning, tabs become spaces, "\\r\\n" is a line end."""
     levelled = text.replace("\r\n", "\n").expandtabs(4)
+    if levelled.replace("\n", " ").isprintable():  # nearly every text, a hundred times as fast
+        return levelled
     return "".join(one if one == "\n" or unicodedata.category(one) not in _MUTE else _code(one) for one in levelled)
 
 

@@ -64,9 +64,13 @@ class Records(Mapping[CellKey, Cell]):
 
     def __getitem__(self, key: CellKey) -> Cell:
         if key not in self._parsed:
-            brief = self.briefs[key]
-            self._parsed[key] = self._parse(os.pread(self._file, brief.length, brief.offset), brief)
+            self._parsed[key] = self.read(key)
         return self._parsed[key]
+
+    def read(self, key: CellKey) -> Cell:
+        """The cell, which is not kept: for whoever goes through all of them once."""
+        brief = self.briefs[key]
+        return self._parse(os.pread(self._file, brief.length, brief.offset), brief)
 
     @cached_property
     def _file(self) -> int:

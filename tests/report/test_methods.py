@@ -15,7 +15,13 @@ from permix.report.runs import ModelRuns, Run
 def train_run(path: Path, label: str, seed: int = 1, **sections: Any) -> Path:
     path.mkdir(parents=True)
     (path / "model").mkdir()
-    config = {"stage": "train", "out": str(path), "label": label, "model": {"name": "tiny"}, "plan": {"seed": seed}}
+    config: dict[str, Any] = {
+        "stage": "train",
+        "out": str(path),
+        "label": label,
+        "model": {"name": "tiny"},
+        "plan": {"seed": seed},
+    }
     config |= {"train": {"seed": seed}, "task": {"split": "train", "seed": seed, "n": 100}} | sections
     (path / "config.json").write_text(json.dumps(config))
     return path

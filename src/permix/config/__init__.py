@@ -24,6 +24,7 @@ from permix.config.stages import (
     TeacherConfig,
     TrainedModel,
     TrainStage,
+    ViewStage,
 )
 from permix.config.training import (
     IDLE,
@@ -84,6 +85,7 @@ __all__ = [
     "TrainConfig",
     "TrainStage",
     "TrainedModel",
+    "ViewStage",
     "build",
     "explain",
     "load",

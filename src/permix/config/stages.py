@@ -360,6 +360,14 @@ class CompareStage(Section):
     """Bootstrap draws, and swaps of the tests."""
 
 
+class ViewStage(Section):
+    stage: Literal["view"] = "view"
+    runs: Path = Path("runs")
+    """The folder whose runs are shown, at any depth; runs that appear later too."""
+    port: int = Field(default=8642, ge=0, le=65535)
+    """The port on this machine (127.0.0.1); 0 for a free one."""
+
+
 class QuickstartStage(Section):
     stage: Literal["quickstart"] = "quickstart"
     out: Path | None = None
@@ -387,6 +395,7 @@ AnyStage = (
     | QuestionsStage
     | ReportStage
     | CompareStage
+    | ViewStage
     | ImportStage
     | ExportStage
     | QuickstartStage
@@ -400,6 +409,7 @@ STAGES: dict[str, type[AnyStage]] = {
     "questions": QuestionsStage,
     "report": ReportStage,
     "compare": CompareStage,
+    "view": ViewStage,
     "import": ImportStage,
     "export": ExportStage,
     "quickstart": QuickstartStage,

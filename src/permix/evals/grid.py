@@ -18,7 +18,7 @@ from permix.models.base import Model
 from permix.personas.pool import PersonaPool
 from permix.progress import meter, say
 from permix.prompting import build_messages, template_id, template_text
-from permix.recorded import Brief, briefs_of, read_cells
+from permix.recorded import Brief, Records, briefs_of, read_cells
 from permix.records import RunDir, read_json, refuse_other_words
 from permix.tasks.overlap import read_seen
 from permix.types import Cell, CellKey, Failure, Persona, Question, Request, Sampling, Verdict, digest, seed_from
@@ -108,6 +108,10 @@ class Answers(NamedTuple):
 
     def get(self, persona_id: str | None, question_id: str, sample: int) -> Cell | None:
         return self.cells.get(CellKey(persona_id, question_id, sample))
+
+    def read(self, key: CellKey) -> Cell:
+        """A cell that is not kept in memory."""
+        return self.cells.read(key) if isinstance(self.cells, Records) else self.cells[key]
 
     def scores(self, persona_ids: Sequence[str | None], question_ids: Sequence[str]) -> Array:
         """correct_P_Q_S: 1 right, 0 wrong, NaN without a score.

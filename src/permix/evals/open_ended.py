@@ -80,8 +80,11 @@ def refuse_unanswered(reference: Path, asked: Collection[tuple[str | None, str]]
         )
 
 
-def measure(run: Path, reference: Path | None) -> Identifiability:
-    """Identifiability of a run's answers, from its records; the classifier learns from `reference`'s, or from the run's own."""
+def measure(run: Path, reference: Path | None, resamples: int | None = None) -> Identifiability:
+    """Identifiability of a run's answers, from its records; the classifier learns from `reference`'s, or from the run's own.
+
+    `resamples`: not the run's own number of them.
+    """
     config = read_json(run / "config.json")
     answers, known = _answers(run), _answers(reference) if reference else None
     personas = list(dict.fromkeys(persona for persona, _ in answers))
@@ -97,7 +100,7 @@ def measure(run: Path, reference: Path | None) -> Identifiability:
         reference_name=_name(reference) if reference else "own answers",
         folds=config["folds"],
         seed=config["seed"],
-        resamples=config["resamples"],
+        resamples=resamples or config["resamples"],
     )
 
 

@@ -212,11 +212,11 @@ def opening(run: Path, grid: StabilityGrid) -> StabilityGrid:
     return StabilityGrid(correct[:, :until], baseline[:until], personas, questions[:until])
 
 
-def measure(run: Path, answers: Answers | None = None) -> StabilitySummary:
-    """Every measure of a run, from its records. `answers` as above."""
+def measure(run: Path, answers: Answers | None = None, resamples: int | None = None) -> StabilitySummary:
+    """Every measure of a run, from its records. `answers` as above; `resamples`: not the run's own number of them."""
     config = read_json(run / "config.json")
     correct, baseline, personas, _ = grids(run, answers)
-    seed, resamples = config["seed"], config["resamples"]
+    seed, resamples = config["seed"], resamples or config["resamples"]
     if rounds := read_rounds(run):
         return summarize_rounds(correct, baseline, rounds, personas, seed=seed, resamples=resamples)
     return summarize(correct, baseline, persona_ids=personas, seed=seed, resamples=resamples)

@@ -97,8 +97,8 @@ def _array(values: Iterable[float | None]) -> Array:
     return np.array(list(values), dtype=float)  # None becomes NaN
 
 
-def measure_unjudged(run: Path) -> Unjudged:
-    """From a run directory of `permix fidelity`, of any kind."""
+def measure_unjudged(run: Path, resamples: int | None = None) -> Unjudged:
+    """From a run directory of `permix fidelity`, of any kind. `resamples`: not the run's own number of them."""
     config, cells = read_json(run / "config.json"), asked_cells(run)
     answers = [
         Answer(cell.persona_id or "", cell.question_id, cell.completion.text, _cut(cell))
@@ -111,7 +111,7 @@ def measure_unjudged(run: Path) -> Unjudged:
         unit=unit_of(config),
         n_asked=wanted(run) or len(cells),
         seed=config["seed"],
-        resamples=config["resamples"],
+        resamples=resamples or config["resamples"],
     )
 
 

@@ -23,6 +23,7 @@ from permix.report.layout import lay_out
 from permix.report.published import Published, published, published_data
 from permix.report.reading import Comparison
 from permix.report.runs import ModelRuns, collect
+from permix.report.seeds import Method, methods, pool
 from permix.report.table import one_line
 from permix.report.tables import Row, Strategic
 from permix.train.probe import taken
@@ -31,7 +32,7 @@ from permix.train.probe import taken
 def report_stage(config: ReportStage) -> None:
     """The command: build the report, print its table and where it stands."""
     models = collect(config.runs)
-    rows = _write(models, config.out, aside=published(models, config))
+    rows = _write(models, methods(models, config.methods), config.out, aside=published(models, config))
     console, strategies = Console(), _strategies(models)
     if any(model.stability or model.fidelity or model.judged or "train" in model.runs for model in models):
         console.print(tables.terminal_table(rows))
@@ -51,17 +52,22 @@ def build_report(runs: Sequence[Path], out: Path, caption: str = "") -> list[Row
     `caption` is a paragraph of the caller's own, in Markdown. Raises DataError when there is no run, a folder is none and holds
     none, or two runs of one stage have one label.
     """
-    return _write(collect(runs), out, caption)
+    models = collect(runs)
+    return _write(models, methods(models), out, caption)
 
 
-def _write(models: Sequence[ModelRuns], out: Path, caption: str = "", aside: Published | None = None) -> list[Row]:
+def _write(
+    models: Sequence[ModelRuns], known: Sequence[Method], out: Path, caption: str = "", aside: Published | None = None
+) -> list[Row]:
     comparisons = [reading.compare(one, other) for one, other in held_against(models)]
     figures = draw(models, comparisons, out)
-    document = lay_out(models, comparisons, figures, caption, aside)
+    pooled = [pool(method) for method in known]
+    document = lay_out(models, comparisons, known, pooled, figures, caption, aside)
     write_text(out / "report.md", markdown(document))
     for table in document.tables:
         write_text(out / "tables" / f"{table.name}.csv", table.csv)
-    write_json(out / "table.json", _data(models, comparisons, caption) | published_data(aside))
+    seeds = {"methods": [one.model_dump(mode="json") for one in pooled]}
+    write_json(out / "table.json", _data(models, comparisons, caption) | seeds | published_data(aside))
     return [model.row for model in models]
 
 

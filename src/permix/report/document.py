@@ -57,8 +57,8 @@ class Document(NamedTuple):
 
 def markdown(document: Document) -> str:
     """report.md."""
-    before = (document.caption, document.claim, document.details, document.warnings, document.main.markdown, document.rests_on)
-    parts = [f"# {document.title}", *before, *_markdown(document.front)]
+    front = [document.caption, document.claim, document.warnings, *_markdown(document.front), document.main.markdown]
+    parts = [f"# {document.title}", *front, document.details, document.rests_on]
     for section in document.sections:
         parts += [f"## {section.title}", section.note, *_markdown(section.parts)]
     return "\n\n".join(part for part in parts if part) + "\n"

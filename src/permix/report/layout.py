@@ -7,15 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from permix.report import drift, judged_plots, reading, sections, tables, unjudged
 from permix.report.document import Document, Part, Picture, Section, section
+from permix.report.front import method_table
 from permix.report.judged import TITLES
 from permix.report.judged_tables import judged_parts
 from permix.report.published import NOTE as PUBLISHED_NOTE
 from permix.report.published import Published, published_parts
 from permix.report.reading import Comparison
 from permix.report.runs import ModelRuns
+from permix.report.seeds import Method, Pooled
 from permix.report.table import Source, one_line
 
 TITLE = "Personas: what they cost, and what is left of them"
+MODELS_NOTE = (
+    "A line a model, each training seed by itself. PSS as observed is to be read beside its value if personas did nothing."
+)
 PERSONA_NOTE = (
     "Accuracy; below it the difference to no persona on the questions scored both ways, and the p of an exact McNemar test "
     "(sign flips where there are several samples), Holm-adjusted over the personas of one model."
@@ -51,6 +56,8 @@ PROBE_NOTE = (
 def lay_out(
     models: Sequence[ModelRuns],
     comparisons: Sequence[Comparison],
+    methods: Sequence[Method],
+    pooled: Sequence[Pooled],
     drawn: Mapping[str, str],
     caption: str = "",
     aside: Published | None = None,
@@ -64,7 +71,7 @@ def lay_out(
         claim=headline,
         warnings="\n>\n".join(reading.warnings(comparisons)),
         details="\n".join(details),
-        main=tables.main_table([model.row for model in models]),
+        main=method_table(methods, pooled),
         rests_on=sections.caption(models),
         front=_pictures(figures, "tradeoff"),
         sections=tuple(_sections(models, comparisons, figures, aside)),
@@ -85,6 +92,7 @@ def _sections(
     texts = {Source(model.label, kind): found for model in models for kind, found in model.unjudged.items()}
     probes = figures.get("probes.png")
     strategies = [tables.Strategic(model.label, found) for model in models for found in model.strategies]
+    yield from section("models", "Every model, every number", [tables.main_table([model.row for model in models])], MODELS_NOTE)
     table: list[Part] = [tables.persona_table(summaries)] if summaries else []
     yield from section("personas", "Each persona", [*_pictures(figures, "personas"), *table], PERSONA_NOTE)
     yield from section("grid", "Who answers what", _pictures(figures, "grid"), GRID_NOTE)

@@ -57,7 +57,7 @@ def compare(first: ModelRuns, other: ModelRuns) -> Comparison:
         config = first.runs["fidelity"].config
         seed, resamples = int(config.get("seed", 0)), int(config.get("resamples", 2000))
         differences["identifiability"] = distinctness([first.fidelity], [other.fidelity], seed, resamples)
-    judged, judged_reasons = _judged(first, other)
+    judged, judged_reasons = judged_between(first, other)
     return Comparison(
         label=other.label, against=first.label, reasons=reasons, fidelity_reasons=apart,
         judged=judged, judged_reasons=judged_reasons,
@@ -215,7 +215,7 @@ def fidelity_reasons(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
     )
 
 
-def _judged(first: ModelRuns, other: ModelRuns) -> tuple[tuple[JudgedDifference, ...], tuple[str, ...]]:
+def judged_between(first: ModelRuns, other: ModelRuns) -> tuple[tuple[JudgedDifference, ...], tuple[str, ...]]:
     """The differences on judges' scores, of each kind that both were asked alike; and why there are none of the others."""
     found: list[JudgedDifference] = []
     reasons: list[str] = []

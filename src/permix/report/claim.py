@@ -1,0 +1,202 @@
+"""What a set of runs supports, in one breath: the most telling comparison, how stable and how distinct, and what it rests on.
+
+Contract: made from numbers and intervals alone; higher and lower are said only when the 95 % interval of the paired difference
+leaves out 0, everything else is "no difference shown". What may not be compared is refused, with the reason. A judge that is not
+trusted is named and its scores are not. Plain Markdown without emphasis, names escaped.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from permix.report.judged import SCORE_OF, JudgedDifference
+from permix.report.methods import Method
+from permix.report.reading import ALPHA, judged_between
+from permix.report.runs import ModelRuns
+from permix.report.seeds import MethodDifference, Pooled, difference, measured, pool
+from permix.report.tables import UNSHOWN, count, label, number, word
+from permix.report.trained import Role
+from permix.types import Estimate
+
+HOW: dict[Role, str] = {
+    "base": " (before training)",
+    "rlvr": " (trained by reward, without personas)",
+    "permix": " (trained by reward, with personas mixed in)",
+    "other": "",
+}
+KEPT = "of the accuracy under its best persona, it keeps {} under its worst"
+STABLE = {"higher": KEPT.format("a larger share"), "lower": KEPT.format("a smaller share")}
+STABLE[UNSHOWN] = f"{UNSHOWN} in the share of the accuracy under its best persona that a model keeps under its worst"
+TOLD = "its personas are {} to tell apart by what they answer"
+DISTINCT = {"higher": TOLD.format("easier"), "lower": TOLD.format("harder")}
+DISTINCT[UNSHOWN] = f"{UNSHOWN} in how well personas are told apart by what they answer"
+NOTHING = "Nothing here measures accuracy under personas, or how well personas are told apart."
+
+
+class Chosen(NamedTuple):
+    """The comparison to speak of; `others` are the variants of `one` that were passed over."""
+
+    one: Method
+    other: Method
+    others: tuple[Method, ...] = ()
+
+
+def claim(methods: Sequence[Method]) -> str:
+    """The sentence above the report, and what one must know to read it: seeds, intervals, what was passed over."""
+    able = [method for method in methods if any(measured(method)) or any(model.judged for model in method.models)]
+    chosen = choose(able)
+    if chosen is not None:
+        return _compared(chosen)
+    return _alone(able[0]) if able else NOTHING
+
+
+def choose(methods: Sequence[Method]) -> Chosen | None:
+    """Personas mixed in against RLVR, the first of each; else the last method against base, or the first. None for one."""
+    mixed, plain, start = ([one for one in methods if one.role == role] for role in ("permix", "rlvr", "base"))
+    if mixed and plain:
+        return Chosen(mixed[0], plain[0], tuple(mixed[1:]))
+    against = (start or list(methods))[:1]
+    rest = [one for one in methods if one not in against]
+    return Chosen(rest[-1], against[0]) if rest else None
+
+
+def _compared(chosen: Chosen) -> str:
+    one, other, others = chosen
+    found, mine, theirs = difference(one, other), pool(one), pool(other)
+    halves = [*_stability(found, mine, theirs), *_distinctness(found, mine, theirs), *_judged(one, other)]
+    names = f"{label(one.name)}{HOW[one.role]} against {label(other.name)}{HOW[other.role]}"
+    said = f"{names}: {'; '.join(halves) or 'nothing was measured of both'}."
+    return " ".join([said, *_seeds(found, one, other), *_passed_over(others)])
+
+
+def _stability(found: MethodDifference, mine: Pooled, theirs: Pooled) -> list[str]:
+    if found.reasons:
+        return [f"not to be compared in accuracy ({_because(found.reasons)})"]
+    if found.pss is None or found.pss.low is None:
+        return []
+    asked = f"{count(found.pss.n)} questions as each of {found.n_personas} personas"
+    return [f"{STABLE[word(found.pss)]} (PSS, {_both(mine.pss, theirs.pss, found.pss)}; {asked})"]
+
+
+def _distinctness(found: MethodDifference, mine: Pooled, theirs: Pooled) -> list[str]:
+    if found.fidelity_reasons:
+        return [f"not to be compared in how well personas are told apart ({_because(found.fidelity_reasons)})"]
+    if found.identifiability is None or found.identifiability.low is None:
+        return []
+    numbers = _both(mine.identifiability, theirs.identifiability, found.identifiability)
+    chance = f"a guess is right {number(mine.chance)} of the time, " if mine.chance is not None else ""
+    which = f"{DISTINCT[word(found.identifiability)]} (identifiability, {numbers}; {chance}"
+    return [f"{which}{count(found.identifiability.n)} open-ended questions)"]
+
+
+def _both(mine: Estimate | None, theirs: Estimate | None, between: Estimate) -> str:
+    values = (number(None if one is None else one.value) for one in (mine, theirs))
+    return f"{' against '.join(values)}, difference {between.signed()}"
+
+
+def _judged(one: Method, other: Method) -> list[str]:
+    """Where one model of each was judged: what judges who are trusted on both say, and who is not."""
+    mine, theirs = ([model for model in method.models if model.judged] for method in (one, other))
+    if len(mine) != 1 or len(theirs) != 1:
+        return []
+    found, reasons = judged_between(theirs[0], mine[0])
+    refused = [f"judges' scores are not to be compared ({_because(reasons)})"] if reasons else []
+    return [_by_judge(each) for each in found if each.trusted] + refused + _unfit([*theirs, *mine])
+
+
+def _by_judge(found: JudgedDifference) -> str:
+    scores = found.scores.persona_score
+    how = word(scores) if word(scores) != UNSHOWN else f"{UNSHOWN} in the"
+    what = f"{how} {SCORE_OF[found.kind]} by judge {label(found.scores.judge)}"
+    return f"{what} (1 to 5, difference {scores.signed()}; {count(scores.n)} personas)"
+
+
+def _unfit(models: Iterable[ModelRuns]) -> list[str]:
+    """Each judge whose scores mean nothing for one of these models, once."""
+    judges = [one for model in models for run in model.judged for one in run.judges.values() if not one.trusted]
+    why = {False: "does not tell right from wrong persona", None: "was never tried"}
+    said = {one.label: f"scores of judge {label(one.label)} are left out, since it {why[one.trusted]}" for one in judges}
+    return list(said.values())
+
+
+def _seeds(found: MethodDifference, one: Method, other: Method) -> list[str]:
+    """How many trainings stand behind it, and that intervals are not about those."""
+    if found.pss is None and found.identifiability is None:
+        return []
+    pairs = zip((one, other), _most(found), strict=True)
+    counts = [(method, n) for method, n in pairs if method.role != "base" and n]
+    each = {n for _, n in counts}
+    intervals = "Brackets are 95 % intervals over the questions"
+    if not counts:
+        return [f"{intervals}."]
+    if each == {1}:
+        trained = "One training seed each" if len(counts) > 1 else "One training seed"
+        return [f"{intervals}. {trained}, so what another would give is not covered."]
+    trained = _trainings(counts, shared=len(each) == 1)
+    return [f"{intervals}, of means over {trained}; what other seeds would give is not covered, every seed stands below."]
+
+
+def _trainings(counts: Sequence[tuple[Method, int]], *, shared: bool) -> str:
+    if shared:
+        return f"{counts[0][1]} training seeds{' each' if len(counts) > 1 else ''}"
+    return " and ".join(f"{n} training seed{'s' if n > 1 else ''} of {label(method.name)}" for method, n in counts)
+
+
+def _most(found: MethodDifference) -> tuple[int, int]:
+    """Models behind the comparison; accuracy's where both were made."""
+    return found.seeds if found.pss is not None else found.fidelity_seeds
+
+
+def _passed_over(others: Sequence[Method]) -> list[str]:
+    if not others:
+        return []
+    names = ", ".join(label(method.name) for method in others)
+    return [f"Of {len(others) + 1} variants with personas mixed in this is the first named; see the table for {names}."]
+
+
+def _alone(method: Method) -> str:
+    """A method by itself: does a persona effect show, what is kept under the worst, are personas told apart."""
+    found, (stable, _) = pool(method), measured(method)
+    parts = [*_effect(found, stable), *_told(found), *_unfit(method.models), *_standing(method.models)]
+    return f"{label(method.name)}{HOW[method.role]}: {'; '.join(parts)}."
+
+
+def _effect(found: Pooled, models: Sequence[ModelRuns]) -> list[str]:
+    if found.reasons:
+        return [f"its seeds are not to be pooled in accuracy ({_because(found.reasons)})"]
+    if found.pss is None or found.pss.value is None or found.mean is None or found.worst is None:
+        return []
+    tested = [p for model in models if model.stability is not None and (p := model.stability.permutation_p.value) is not None]
+    shows = sum(p < ALPHA for p in tested)
+    effect = f"a persona effect is shown in {shows} of {len(tested)} training seeds"
+    if len(tested) < 2:
+        effect = "no test of a persona effect" if not tested else f"{'a' if shows else 'no'} persona effect is shown"
+    grid = models[0].grid
+    asked = f"{count(found.pss.n)} questions as each of {0 if grid is None else len(grid.persona_ids)} personas"
+    kept = f"of the accuracy under its best persona it keeps {found.pss} under its worst (PSS)"
+    return [f"{effect}; {kept}, accuracy {found.worst} under the worst and {found.mean} on average ({asked})"]
+
+
+def _told(found: Pooled) -> list[str]:
+    if found.fidelity_reasons:
+        return [f"its seeds are not to be pooled in how well personas are told apart ({_because(found.fidelity_reasons)})"]
+    one = found.identifiability
+    if one is None or one.low is None or found.chance is None:
+        return []
+    how = "told apart" if one.low > found.chance else "not shown to be told apart"
+    numbers = f"identifiability {one}; a guess is right {number(found.chance)} of the time, {count(one.n)} answers"
+    return [f"personas are {how} by what they answer ({numbers})"]
+
+
+def _standing(models: Sequence[ModelRuns]) -> list[str]:
+    """What judges who are trusted gave."""
+    return [
+        f"{SCORE_OF[run.kind]} by judge {label(one.label)} {one.persona_score} of 5 ({count(one.persona_score.n)} personas)"
+        for model in models
+        for run in model.judged
+        for one in run.judges.values()
+        if one.trusted
+    ]
+
+
+def _because(reasons: Sequence[str]) -> str:
+    return "; ".join(label(reason[:1].lower() + reason[1:], 200) for reason in reasons)

@@ -1,0 +1,146 @@
+"use strict";
+/**
+ * What every chart shares: the sheet it is drawn on, a model's look, the legend, marks with intervals, and a panel of curves.
+ *
+ * This file stands before the other charts. A chart is a function (element, data) in `permix.charts`. It may be called again at any time (other models shown, another theme
+ * or width) and then draws itself anew; what was chosen in its controls stays. Text reaches the page as text nodes alone.
+ */
+(() => {
+  const { el } = permix;
+  const PAPER = "var(--plot-background)";
+  const DOTS = 25; // points of a line beyond which its symbols would touch
+  const sheets = new WeakMap();
+
+  /** The parts of a chart's element, made once: controls, legend, body and caption. `choices`: what the controls chose. */
+  function sheet(element, note) {
+    if (!sheets.has(element)) {
+      const [controls, legend, body, caption] = ["controls", "legend", "body", "note"].map((name) => el("div", { class: `chart-${name}` }));
+      element.classList.add("chart");
+      element.replaceChildren(controls, legend, body, caption);
+      sheets.set(element, { controls, legend, body, caption, choices: {} });
+    }
+    const made = sheets.get(element);
+    made.caption.textContent = note;
+    made.width = Math.max(280, Math.floor(element.clientWidth) || 640);
+    made.narrow = made.width < 560;
+    return made;
+  }
+
+  /** A labelled select that stays over redraws, so that it keeps the focus; options [[value, text]]. Returns what is chosen. */
+  function choose(made, name, title, options, redraw) {
+    let select = made.controls.querySelector(`select[data-choice="${name}"]`);
+    if (!select) {
+      select = el("select", { "data-choice": name });
+      select.addEventListener("change", () => {
+        made.choices[name] = select.value;
+        redraw();
+      });
+      made.controls.append(el("label", {}, `${title} `, select));
+    }
+    const values = options.map(([value]) => value);
+    if (!values.includes(made.choices[name])) made.choices[name] = values[0];
+    select.replaceChildren(...options.map(([value, text]) => el("option", { value }, text)));
+    select.value = made.choices[name];
+    return made.choices[name];
+  }
+
+  /** Labels of `models` (an object by label) that are selected, in their order. */
+  const shown = (models) => Object.keys(models).filter((label) => permix.shown.has(label));
+
+  const own = (object, key) => (Object.hasOwn(object, key) ? object[key] : null);
+  const known = (estimate) => estimate !== null && estimate.value !== null;
+  const clip = (text, width) => (text.length > width ? `${text.slice(0, width - 1)}…` : text);
+  const told = (estimate) => `${permix.estimate(estimate)}, n = ${estimate.n}`;
+  const fixed = (value) => value.toFixed(3);
+
+  /** A symbol on a piece of line with the name beside it: told apart without any colour. */
+  function legend(made, labels, { symbols = true, lines = true } = {}) {
+    made.legend.replaceChildren(...labels.map((label) => el("span", { class: "chart-key" }, swatch(permix.look(label), symbols, lines), label)));
+  }
+
+  function swatch(look, symbols, lines) {
+    const picture = permix.svg("svg", { width: 34, height: 14, "aria-hidden": "true" });
+    const line = { x1: 1, x2: 33, y1: 7, y2: 7, stroke: look.colour, "stroke-width": 1.8, "stroke-dasharray": look.dash || "none" };
+    if (lines) picture.append(permix.svg("line", line));
+    if (symbols) picture.append(permix.svg("path", { d: d3.symbol(symbol(look), 42)(), transform: "translate(17,7)", fill: look.colour }));
+    return picture;
+  }
+
+  const symbol = (look) => d3[`symbol${look.symbol[0].toUpperCase()}${look.symbol.slice(1)}`];
+
+  /** Plot with what all charts have in common: one picture to who cannot see it, described in words. */
+  function plot(made, label, options) {
+    const drawn = Plot.plot({ width: made.width, marginRight: 16, style: { fontSize: "12px", overflow: "visible" }, ...options });
+    drawn.setAttribute("role", "img");
+    drawn.setAttribute("aria-label", label);
+    return drawn;
+  }
+
+  /** A model's points; hollow where they mean nothing. */
+  function dots(points, look, { hollow = false, r = 4, ...options }) {
+    const fill = hollow ? PAPER : look.colour;
+    return Plot.dot(points, { symbol: look.symbol, r, fill, stroke: look.colour, strokeWidth: 1.4, ...options });
+  }
+
+  /** Text of the nearest point, for a pointer or a finger. Points are {x, y, text}. */
+  const tips = (points, options = {}) => Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: "text", maxRadius: 30, lineWidth: 22, ...options }));
+
+  /**
+   * One panel of curves over x with bands.
+   * series: [{label, points: [{x, estimate}], level (the same without persona), hollow, ring (an x)}]; a missing value leaves a gap.
+   */
+  function curves(made, { title, series, x, y, chances = [], low, high, height = 220, marks = [] }) {
+    const points = series.flatMap((one) => one.points.filter((at) => known(at.estimate)).map((at) => point(one, at, x.label)));
+    const domain = [low ?? undefined, high ?? undefined];
+    return plot(made, `${title}. ${said(series)}`, {
+      height,
+      marginLeft: 48,
+      x: { tickFormat: String, ...x, ticks: x.ticks ?? whole(series, made) },
+      y: { label: y, grid: true, zero: low === 0, ...(high == null ? {} : { domain }) },
+      marks: [
+        ...chances.map((chance) => Plot.ruleY([chance], { stroke: "currentColor", strokeOpacity: 0.6, strokeDasharray: "1 4", strokeWidth: 1.4 })),
+        ...series.flatMap((one) => curve(one)),
+        ...marks,
+        tips(points),
+      ],
+    });
+  }
+
+  /** Ticks at whole numbers, as many as there is room for. */
+  function whole(series, { width }) {
+    const [first = 0, last = 1] = d3.extent(series.flatMap(({ points }) => points.map(({ x }) => x)));
+    return d3.ticks(first, last, Math.max(2, Math.floor(width / 70))).filter(Number.isInteger);
+  }
+
+  function curve({ label, points, hollow = false, level = [], ring = null }) {
+    const look = permix.look(label);
+    const at = points.map(({ x, estimate }) => ({ x, y: estimate?.value ?? NaN, low: estimate?.low ?? NaN, high: estimate?.high ?? NaN }));
+    const found = at.filter((one) => !Number.isNaN(one.y));
+    const lone = found.length <= DOTS ? found : [];
+    return [
+      Plot.areaY(at, { x: "x", y1: "low", y2: "high", fill: look.colour, fillOpacity: 0.13 }),
+      Plot.lineY(level.filter(({ estimate }) => known(estimate)), { x: "x", y: (one) => one.estimate.value, stroke: look.colour, strokeDasharray: "6 3", strokeWidth: 1 }),
+      Plot.lineY(at, { x: "x", y: "y", stroke: look.colour, strokeWidth: 1.8, strokeDasharray: look.dash, strokeLinecap: "butt" }),
+      dots(lone, look, { x: "x", y: "y", hollow }),
+      Plot.dot(found.filter((one) => one.x === ring), { x: "x", y: "y", r: 9, stroke: look.colour, strokeWidth: 2 }),
+    ];
+  }
+
+  function point(one, { x, estimate }, xName) {
+    const worth = one.hollow ? "\nthe judge is not trusted" : "";
+    return { x, y: estimate.value, text: `${one.label}\n${xName} ${x}: ${told(estimate)}${worth}` };
+  }
+
+  /** The last known value of every series, in words. */
+  function said(series) {
+    const last = ({ label, points }) => {
+      const at = points.findLast((one) => known(one.estimate));
+      return `${label}: ${at ? `${permix.estimate(at.estimate)} at ${at.x}` : "not measured"}`;
+    };
+    return series.map(last).join("; ");
+  }
+
+  const panelTitle = (text) => el("p", { class: "chart-title" }, text);
+
+  permix.drawing = { PAPER, choose, clip, curves, dots, fixed, known, legend, own, panelTitle, plot, sheet, shown, tips, told, whole };
+})();

@@ -1,0 +1,106 @@
+"use strict";
+/** Accuracy under every persona, models side by side, with the level without persona; sorted and filtered by its own controls. */
+(() => {
+  const { choose, clip, dots, known, legend, own, plot, sheet, shown, tips, told } = permix.drawing;
+  const FIRST = 60; // personas drawn before all are asked for
+  const ORDERS = [["accuracy", "accuracy"], ["difference", "difference to no persona"], ["name", "name"]];
+
+  permix.charts.personas = (element, data) => {
+    const made = sheet(element, data.note);
+    const redraw = () => permix.charts.personas(element, data);
+    const labels = shown(data.models);
+    const rows = chosen(made, data, labels, redraw);
+    const drawn = made.choices.all ? rows : rows.slice(0, FIRST);
+    legend(made, labels, { lines: true });
+    made.body.replaceChildren(...(rows.length && labels.length ? [draw(made, data, labels, drawn)] : [permix.el("p", {}, "Nothing is selected.")]));
+    if (rows.length > FIRST) made.body.append(more(made, rows.length, redraw));
+  };
+
+  /** The personas that the controls ask for, in their order. */
+  function chosen(made, data, labels, redraw) {
+    const tags = d3.rollup(data.ids.flatMap(({ tags }) => tags), (every) => every.length, (tag) => tag);
+    const order = choose(made, "order", "Sort by", ORDERS, redraw);
+    const label = choose(made, "model", "of", Object.keys(data.models).map((one) => [`=${one}`, clip(one, 40)]), redraw).slice(1);
+    const everyone = ["all", `all ${data.ids.length} personas`];
+    const options = [everyone, ...d3.sort(tags, ([tag]) => tag).map(([tag, count]) => [`=${tag}`, `${tag} (${count})`])];
+    const tag = choose(made, "tag", "Show", options, redraw);
+    const kept = data.ids.filter(({ tags }) => tag === "all" || tags.includes(tag.slice(1)));
+    return d3.sort(kept, comparison(data.models[label], order));
+  }
+
+  /** Best first; those without a value last; by name where they are alike. */
+  function comparison(model, order) {
+    const value = ({ id }) => own(order === "difference" ? model.difference : model.of, id)?.value ?? -Infinity;
+    const byName = (one, other) => d3.ascending(one.id, other.id);
+    return order === "name" ? byName : (one, other) => d3.descending(value(one), value(other)) || byName(one, other);
+  }
+
+  function draw(made, { models }, labels, rows) {
+    const height = Math.max(18, 9 * labels.length + 7);
+    const width = made.narrow ? 16 : 30;
+    const wide = Math.min(made.narrow ? 126 : 220, 14 + 7.2 * d3.max(rows, ({ id }) => Math.min(id.length, width)));
+    const points = labels.map((label, place) => series(label, models[label], rows, (place - (labels.length - 1) / 2) * 9));
+    return plot(made, describe(labels, models, rows), {
+      height: 56 + rows.length * height,
+      marginLeft: wide,
+      marginTop: 26,
+      marginBottom: 34,
+      x: { label: "accuracy", domain: extent(labels, models, points), grid: true, ticks: made.narrow ? 4 : 8 },
+      y: { type: "point", label: null, domain: rows.map(({ id }) => id), padding: 0.6 },
+      marks: [
+        Plot.axisX({ anchor: "top", label: null, ticks: made.narrow ? 4 : 8 }),
+        Plot.axisX({ anchor: "bottom", label: "accuracy", ticks: made.narrow ? 4 : 8 }),
+        Plot.axisY({ tickFormat: (id) => clip(id, width), tickSize: 0 }),
+        ...labels.flatMap((label) => level(models[label].none, permix.look(label), labels.length)),
+        ...points.flatMap(({ label, found, dy }) => bars(found, permix.look(label), dy)),
+        ...points.map(({ found, dy }) => tips(found, { dy })),
+      ],
+    });
+  }
+
+  function series(label, model, rows, dy) {
+    const found = rows.filter(({ id }) => known(own(model.of, id))).map(({ id, text }) => {
+      const [estimate, difference] = [model.of[id], own(model.difference, id)];
+      const apart = known(difference) ? `\ndifference to no persona ${told(difference)}` : "";
+      return { x: estimate.value, y: id, low: estimate.low ?? estimate.value, high: estimate.high ?? estimate.value, text: `${id}, ${label}\naccuracy ${told(estimate)}${apart}\n${clip(text, 120)}` };
+    });
+    return { label, found, dy };
+  }
+
+  function extent(labels, models, points) {
+    const ends = points.flatMap(({ found }) => found.flatMap(({ low, high }) => [low, high]));
+    const none = labels.map((label) => models[label].none).filter(known).flatMap(({ value, low, high }) => [low ?? value, high ?? value]);
+    const [low, high] = d3.extent([...ends, ...none]);
+    return low === undefined ? [0, 1] : [Math.max(0, low - 0.03), Math.min(1, high + 0.03)];
+  }
+
+  /** The bands of many models lie over each other: each is then the paler. */
+  const level = (none, look, count) => (known(none) ? [
+    Plot.rect([none], { x1: (one) => one.low ?? one.value, x2: (one) => one.high ?? one.value, fill: look.colour, fillOpacity: Math.min(0.09, 0.24 / count) }),
+    Plot.ruleX([none.value], { stroke: look.colour, strokeDasharray: "6 3", strokeWidth: 1 }),
+  ] : []);
+
+  const bars = (found, look, dy) => [
+    Plot.ruleY(found, { y: "y", x1: "low", x2: "high", dy, stroke: look.colour, strokeWidth: 1.4 }),
+    dots(found, look, { x: "x", y: "y", dy }),
+  ];
+
+  function describe(labels, models, rows) {
+    const said = labels.map((label) => {
+      const none = known(models[label].none) ? `, ${permix.estimate(models[label].none)} without persona` : "";
+      const values = rows.map(({ id }) => own(models[label].of, id)?.value).filter((value) => value != null);
+      return `${label}: ${values.length ? `${d3.min(values).toFixed(3)} to ${d3.max(values).toFixed(3)}` : "not measured"}${none}`;
+    });
+    return `Accuracy under each of ${rows.length} personas. ${said.join("; ")}`;
+  }
+
+  function more(made, count, redraw) {
+    const button = permix.el("button", { type: "button" }, made.choices.all ? `Show the first ${FIRST}` : `Show all ${count} personas`);
+    button.addEventListener("click", () => {
+      made.choices.all = !made.choices.all;
+      redraw();
+      made.body.querySelector("button").focus();
+    });
+    return button;
+  }
+})();

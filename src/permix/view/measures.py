@@ -1,0 +1,149 @@
+"""The measures of a run as it stands, in the words and order of the page: computed from the records, as a report would.
+
+Contract: pure reading. What cannot be measured yet (too few answers, a reference run that is gone) is said in `note` and is no
+error. While a run goes on its intervals stand on fewer resamples, which is said; once it has ended they are the report's.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from permix.errors import PermixError
+from permix.escape import clip, visible
+from permix.types import Estimate
+
+LIVE_RESAMPLES = 300
+MOST_PERSONAS = 300
+
+
+class Line(NamedTuple):
+    """One number: what it is, and beside what it must be read. `signed`: it is a difference."""
+
+    name: str
+    estimate: Estimate
+    beside: str = ""
+    signed: bool = False
+
+
+class Measured(NamedTuple):
+    """`asked`: of a judge, how many scores it is to give. `personas`: (id, accuracy), worst first. `note`: what else there is to
+    say."""
+
+    lines: tuple[Line, ...] = ()
+    personas: tuple[tuple[str, Estimate], ...] = ()
+    asked: int | None = None
+    note: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "lines": [{"name": one.name, "beside": one.beside} | _plain(one.estimate, one.signed) for one in self.lines],
+            "personas": [{"id": clip(visible(id), 80)} | _plain(estimate) for id, estimate in self.personas[:MOST_PERSONAS]],
+            "note": self.note,
+        }
+
+
+def measure(run: Path, stage: str, *, live: bool) -> Measured:
+    """Everything that the page shows of a run. `live`: it still goes on."""
+    resamples = LIVE_RESAMPLES if live else None
+    try:
+        found = _BY_STAGE[stage](run, resamples)
+    except (PermixError, OSError, ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
+        return Measured(note=f"not measured: {clip(visible(_said(error)), 300)}")
+    if live and found.lines:
+        return found._replace(note=f"{found.note}; intervals from {LIVE_RESAMPLES} resamples while the run goes on")
+    return found
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, PermixError) else f"{type(error).__name__}: {error}"
+
+
+def _plain(estimate: Estimate, signed: bool = False) -> dict[str, Any]:
+    return estimate.model_dump() | {"text": estimate.signed() if signed else str(estimate)}
+
+
+def _stability(run: Path, resamples: int | None) -> Measured:
+    from permix.evals.stability import measure
+
+    found = measure(run, resamples=resamples)
+    p = found.permutation_p.value
+    lines = (
+        Line("no persona", found.baseline),
+        Line("mean over personas", found.mean, f"{found.n_personas} personas"),
+        Line("worst persona", found.worst),
+        Line("best persona", found.best),
+        Line("PSS", found.pss, _or_unknown("observed {:.3f}", found.pss_observed.value)),
+        Line("mean − no persona", found.shift, _or_unknown("any persona effect: p = {:.3g}", p), signed=True),
+    )
+    personas = sorted(((one.id, one.accuracy) for one in found.personas), key=lambda one: (one[1].value is None, one[1].value))
+    note = f"{found.n_scored} of {found.n_asked} cells of personas scored"
+    return Measured(lines, tuple(personas), note=note)
+
+
+def _fidelity(run: Path, resamples: int | None) -> Measured:
+    from permix.evals.answers import kind_of
+    from permix.evals.unjudged import measure_unjudged
+    from permix.records import read_json
+
+    found = measure_unjudged(run, resamples)
+    lines = [
+        Line("leaves the character", found.broke, "share of answers, by rules"),
+        Line("words an answer", found.words),
+        Line("cut off", found.cut_off, "share of answers"),
+    ]
+    note = f"{found.n_answers} of {found.n_asked} answers"
+    if kind_of(read_json(run / "config.json")) == "open":
+        try:
+            lines[:0] = _identified(run, resamples)
+        except PermixError as error:
+            note = f"{note}; identifiability: {clip(visible(str(error)), 200)}"
+    return Measured(tuple(lines), note=note)
+
+
+def _identified(run: Path, resamples: int | None) -> Iterator[Line]:
+    from permix.evals import open_ended
+    from permix.report.runs import Run, reference_of
+
+    found = open_ended.measure(run, reference_of(Run(run)), resamples)
+    yield Line("identifiability", found.accuracy, f"chance {found.chance:.3f}")
+
+
+def _judge(folder: Path, resamples: int | None) -> Measured:
+    from permix.judging.measure import measured
+    from permix.judging.verdicts import read_bill, read_verdicts
+
+    verdicts = read_verdicts(folder.parent.parent, folder)
+    asked = len(verdicts.items)
+    try:
+        found = measured(verdicts, read_bill(folder), seed=verdicts.seed, resamples=resamples or 2000)
+    except PermixError as error:
+        return Measured(asked=asked, note=clip(visible(str(error)), 300))
+    trusted = {
+        None: "not known yet whether it tells personas apart",
+        True: "above one half: trusted",
+        False: "NOT above one half",
+    }
+    lines = (
+        Line("PersonaScore", found.persona_score, f"{found.n_scored} of {found.n_asked} answers scored"),
+        Line("AUC, right against wrong persona", found.trial.auc, trusted[found.trusted]),
+        *(Line(clip(visible(task), 60), estimate) for task, estimate in found.tasks.items()),
+    )
+    bill = found.bill
+    cost = "cost unknown" if bill.cost is None else f"{bill.cost:.4f} US dollars"
+    controls = "; ".join(f"{control} {scored} of {wanted}" for control, (scored, wanted) in found.counts.items() if wanted)
+    note = f"{bill.calls} calls, {bill.without_score} without a score, {cost}. Scored: {controls}"
+    return Measured(lines, asked=asked, note=note)
+
+
+def _or_unknown(words: str, value: float | None) -> str:
+    return "" if value is None else words.format(value)
+
+
+_BY_STAGE: dict[str, Callable[[Path, int | None], Measured]] = {
+    "stability": _stability,
+    "fidelity": _fidelity,
+    "judge": _judge,
+}
+MEASURED = frozenset(_BY_STAGE)
+"""Stages that have measures of their own; what a training measures stands in its log."""

@@ -1,0 +1,259 @@
+"""One run directory under watch: how far it is, whether it goes on, what failed, and what it measures.
+
+Contract: the directory is only read, and its lock is never taken. `look` is cheap however long the run is: files are read from
+where the last look ended. Whatever is broken in the directory becomes `troubles`, in words, and never an error.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from permix.errors import PermixError
+from permix.escape import clip, visible
+from permix.records import read_json
+from permix.types import digest
+from permix.view.asked import Asked, read_asked, steps_asked
+from permix.view.growing import Growing, look
+from permix.view.locks import Locks, holder_of
+from permix.view.measures import Measured
+from permix.view.newest import newest
+from permix.view.rate import Rate
+from permix.view.redact import shown, without_secrets
+from permix.view.tally import CallTally, CellTally, StepTally, Tally
+
+State = Literal["going", "finished", "stopped", "broken"]
+QUIET_S = 90.0
+MOST_POINTS = 400
+FIGURES = ("reward", "loss", "completion_tokens", "signal_groups", "truncated", "entropy", "replay_kl", "lr", "grad_norm")
+_FILE = {"train": "log.jsonl", "judge": "judgements.jsonl"}
+_BAD = (PermixError, OSError, ValueError, KeyError, TypeError, AttributeError)
+STAGES = ("stability", "fidelity", "train", "judge", "questions")
+
+
+class Watched:
+    """`name`: where it lies below the folder that is viewed. `id` is the same for the same name."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name, self.id = path, name, digest(name)
+        self.config: Mapping[str, Any] = {}
+        self.asked: int | None = None
+        self.holder: int | None = None
+        self.state: State = "broken"
+        self.measured: Measured | None = None
+        self.measured_at: tuple[int, bool] | None = None
+        self._trouble = ""
+        self._settings: object = ()
+        self._growing = Growing(path / "records.jsonl")
+        self._tally: Tally = CellTally("records.jsonl", Asked())
+        self._rate = Rate()
+        self._unheld = _Unheld()
+
+    @property
+    def stage(self) -> str:
+        return str(self.config.get("stage", ""))
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Whether all that was there at the last look has been read."""
+        return not self._growing.is_behind
+
+    @property
+    def version(self) -> tuple[int, bool]:
+        """Changes when there is something new to measure."""
+        return self._tally.lines, self.state == "going"
+
+    def look(self, locks: Locks | None, now: float, clock: float) -> None:
+        """See what is new. `now` never goes back (for rates); `clock` is seconds since the epoch (for ages of files)."""
+        self.holder = holder_of(self.path, locks)
+        self._read_settings()
+        restarts = self._growing.restarts
+        lines = self._growing.read()
+        if self._growing.restarts != restarts:
+            self._renew()
+        self._tally.take(lines)
+        self._guard(self._read_total)
+        if self.is_caught_up:
+            self._rate.note(now, self._tally.done)
+        self.state = self._state(locks, now, clock)
+
+    def summary(self) -> dict[str, Any]:
+        """A line of the overview, JSON-ready."""
+        going, rate, owed = self.state == "going", self._rate.per_second(), self.owed
+        left = owed / rate if going and rate and owed else None
+        return {
+            "id": self.id,
+            "name": clip(visible(self.name), 200),
+            "label": clip(visible(self.label), 80),
+            "stage": self._described(),
+            "model": clip(visible(without_secrets(self._model())), 120),
+            "state": self.state,
+            "said": self._said(),
+            "unit": self._tally.unit,
+            "done": self._tally.done,
+            "asked": self.asked,
+            "owed": owed,
+            "rate": rate if going else None,
+            "left_s": None if left is None else round(left),
+            "written": self._growing.seen.written if self._growing.seen else None,
+            "read": None if self.is_caught_up else self._share_read(),
+            "failures": sum(error["count"] for error in self._tally.errors()),
+            "troubles": self.troubles(),
+        }
+
+    def detail(self) -> dict[str, Any]:
+        """What is shown of the one run that somebody looks at."""
+        return self.summary() | {
+            "command": self._command() if self.config else "",
+            "beside": getattr(self._tally, "beside", 0),
+            "errors": self._tally.errors(),
+            "measured": None if self.measured is None else self.measured.plain(),
+            "curve": self._curve(),
+            "newest": newest(self.path, self.stage) if self.stage in STAGES else [],
+        }
+
+    @property
+    def label(self) -> str:
+        judge = self.config.get("judge")
+        if self.stage == "judge" and isinstance(judge, Mapping):
+            return str(judge.get("label") or judge.get("name"))
+        return str(self.config.get("label") or self.path.name)
+
+    @property
+    def owed(self) -> int | None:
+        """Cells, scores or steps without a result; None where the run does not say how many it asks."""
+        return None if self.asked is None else max(self.asked - self._tally.done, 0)
+
+    def troubles(self) -> list[str]:
+        """What is broken in the directory."""
+        broken = self._tally.broken
+        lines = [] if not broken else [f"{self._tally.trouble}" + (f" (and {broken - 1} more lines)" if broken > 1 else "")]
+        return ([self._trouble] if self._trouble else []) + lines
+
+    def _read_settings(self) -> None:
+        """config.json and asked.json, when they have changed; then the records are counted anew."""
+        settings = tuple(look(self.path / name) for name in ("config.json", "asked.json"))
+        if settings != self._settings:
+            self._settings, self._trouble = settings, ""
+            self._guard(self._configure)
+            self._renew()
+
+    def _configure(self) -> None:
+        self.config = {}
+        config = read_json(self.path / "config.json")
+        if config.get("stage") not in STAGES:
+            raise ValueError(f"config.json: has stage {config.get('stage')!r}; a run has one of {', '.join(STAGES)}")
+        self.config = config
+
+    def _renew(self) -> None:
+        """Count from the beginning of the file."""
+        file, asked = _FILE.get(self.stage, "records.jsonl"), Asked()
+        if self.stage == "train":
+            self._tally = StepTally(file)
+        elif self.stage == "judge":
+            self._tally = CallTally(file)
+        else:
+            if self.stage:
+                asked = self._guard(lambda: read_asked(self.path, self.config)) or asked
+            self._tally = CellTally(file, asked)
+        self.asked = asked.cells
+        self._growing = Growing(self.path / file)
+
+    def _read_total(self) -> None:
+        """What becomes known only while the run goes on."""
+        if self.stage == "train" and self.asked is None:
+            self.asked = steps_asked(self.path, self.config)
+        if self.stage == "judge" and self.measured is not None:
+            self.asked = self.measured.asked
+
+    def _guard(self, read: Any) -> Any:
+        """What `read` gives; None, and its error among the troubles, where the directory is broken."""
+        try:
+            return read()
+        except _BAD as error:
+            said = str(error) if isinstance(error, PermixError | ValueError) else f"{type(error).__name__}: {error}"
+            self._trouble = clip(visible(said), 300)
+            return None
+
+    def _state(self, locks: Locks | None, now: float, clock: float) -> State:
+        seen = self._growing.seen
+        if self.holder is not None:
+            self._unheld.forget()
+            return "going"
+        grows = self._unheld.grows(now, seen.size if seen else 0)
+        if not self.config:
+            return "broken"
+        if self._has_result():
+            return "finished"
+        fresh = locks is None and seen is not None and clock - seen.written < QUIET_S
+        return "going" if grows or fresh else "stopped"
+
+    def _has_result(self) -> bool:
+        if self.stage == "train":
+            return (self.path / "model" / "config.json").is_file()
+        return (self.path / "metrics.json").is_file() and not self.owed and not self._tally.failing
+
+    def _said(self) -> str:
+        """The state in words."""
+        unit = self._tally.unit
+        if self.state == "going":
+            return f"going on (process {self.holder})" if self.holder else "going on"
+        if self.state == "finished":
+            return "finished"
+        if self.state == "broken":
+            return "this directory cannot be read"
+        if "imported" in self.config:
+            return f"imported, with {self.owed} {unit} missing"
+        what = "its result not written" if self.owed == 0 else f"{self.owed} {unit} owed" if self.owed else "not finished"
+        return f"stopped, {what}: run the same command again"
+
+    def _described(self) -> str:
+        """Stage, and its method, strategy or kind."""
+        more = self.config.get("method") if self.stage == "train" else self.config.get("strategy")
+        return clip(visible(self.stage or "?") + (f" ({visible(str(more))})" if more and more != "none" else ""), 60)
+
+    def _model(self) -> str:
+        section = self.config.get("judge" if self.stage == "judge" else "model")
+        return str(section.get("name", "")) if isinstance(section, Mapping) else ""
+
+    def _command(self) -> str:
+        """What was typed to start the run; where that is not known, what goes on with it from its own configuration."""
+        try:
+            typed = read_json(self.path / "provenance.json")["command"]
+            return shown([str(word) for word in typed])
+        except _BAD:
+            return shown(["permix", self.stage or "STAGE", str(self.path / "config.json")])
+
+    def _share_read(self) -> float:
+        seen = self._growing.seen
+        return self._growing.offset / seen.size if seen and seen.size else 1.0
+
+    def _curve(self) -> list[dict[str, Any]]:
+        """A training's steps, a few hundred at most, the last one always among them."""
+        steps = self._tally.steps if isinstance(self._tally, StepTally) else {}
+        numbers = sorted(steps)
+        stride = -(-len(numbers) // MOST_POINTS) or 1
+        kept = sorted({*numbers[::stride], *numbers[-1:]})
+        return [{"step": number} | {name: _number(steps[number].get(name)) for name in FIGURES} for number in kept]
+
+
+class _Unheld:
+    """Growth that nobody here holds a lock for: another machine writes the run over a shared folder."""
+
+    def __init__(self) -> None:
+        self._size: int | None = None
+        self._grew_at: float | None = None
+
+    def grows(self, now: float, size: int) -> bool:
+        """Asked at each look at which no lock was seen, with the bytes of the run's file."""
+        if self._size is not None and size > self._size:
+            self._grew_at = now
+        self._size = size
+        return self._grew_at is not None and now - self._grew_at < QUIET_S
+
+    def forget(self) -> None:
+        """A lock was seen: what grew until the next look may have been its holder's work."""
+        self._size = self._grew_at = None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
