@@ -32,9 +32,9 @@ class Point(NamedTuple):
 
     @property
     def bars(self) -> list[Bbox]:
-        """The two interval bars through the point, as boxes without width."""
+        """The two interval bars through the point, and its seeds, as boxes without width."""
         (x, y), (left, right), (low, high) = self.at, canvas.ends(self.identifiability), canvas.ends(self.pss)
-        return [Bbox([[left, y], [right, y]]), Bbox([[x, low], [x, high]])]
+        return [Bbox([[left, y], [right, y]]), Bbox([[x, low], [x, high]]), *(Bbox([seed, seed]) for seed in self.seeds)]
 
 
 def points_of(methods: Sequence[Method], pooled: Sequence[Pooled], apart: Set[str] = frozenset()) -> list[Point]:
