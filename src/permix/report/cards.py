@@ -1,8 +1,8 @@
 """A report's result in the cards of the models that it is about: README.md of every model trained in its runs.
 
 Contract: what stands between the two markers is the report's and is written anew each time, at the end of a card that has none
-yet; everything else in a card stays as it is. All cards are found and read before the first is written, and each is whole or as it
-was.
+yet; everything else in a card stays as it is. All cards are found and read before the first is written, and each is whole or as
+it was.
 """
 
 import os
