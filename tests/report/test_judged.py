@@ -217,7 +217,7 @@ def test_a_judge_that_was_not_tried_is_told_from_one_that_failed(tmp_path: Path)
     judged_run(tmp_path / "run", "base", {"qwen": lambda item: 4 if item.control == "none" else None})
     build_report([tmp_path / "run"], tmp_path / "out")
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "base: nobody knows what PersonaScore by judge qwen means, the judge was not tried." in report.split("\n\n")[1]
+    assert "base: nobody knows what PersonaScore by judge qwen means, the judge was not tried." in overview(tmp_path / "out")
     assert "4.000 [4.00, 4.00] ‡" in report
 
 

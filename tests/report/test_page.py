@@ -41,7 +41,8 @@ def document() -> Document:
     people = tabulate("personas", ["persona", "base"], [none, [named("sailor"), stated("2", number=2.0)]])
     charts = [Picture("heatmap-1.png", "one", "grid"), Picture("heatmap-2.png", "two", "grid"), Picture("learnt.png", "c")]
     return Document(
-        "Title", "", Claim(f"{EVIL.replace('<', '&#60;')} stands.", "By n = 8."), "", "- *a*", main, "- n", (Picture("t.png", "t", "tradeoff"),),
+        "Title", "", Claim(f"{EVIL.replace('<', '&#60;')} stands.", "By n = 8."), "", "- *a*", main, "- n",
+        (Picture("t.png", "t", "tradeoff"),),
         (
             Section("personas", "Each persona", "Note.", (*charts, people)),
             Section("completions", "What they say", "", ("only on paper",), "completions"),

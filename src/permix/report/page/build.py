@@ -51,7 +51,8 @@ def write_page(
     view = _View(runs, tags, drawn, path.parent)
     page = _environment().get_template("page.html").render(
         version=__version__, title=document.title, policy=policy(script), style=Markup(styles()), script=Markup(script),
-        data=Markup(embedded(data)), claim=inline(document.claim.sentence), basis=inline(document.claim.basis), caption=prose(document.caption),
+        data=Markup(embedded(data)), claim=inline(document.claim.sentence), basis=inline(document.claim.basis),
+        caption=prose(document.caption),
         warnings=prose(document.warnings), details=prose(document.details), rests_on=prose(document.rests_on),
         main=view.table(document.main), front=list(view.parts(document.front)), methods=_methods(models),
         sections=[view.section(one) for one in document.sections],
