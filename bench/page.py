@@ -1,8 +1,8 @@
-"""What a report of many cells weighs and how quick it is: bytes, CPU seconds, peak memory, and how a browser loads it, one JSON line
-a figure.
+"""What a report of many cells weighs and how quick it is: bytes, CPU seconds, peak memory, and how a browser loads it.
 
-A run of made-up answers is written to a scratch folder: 300 to 600 characters each, words drawn anew from a vocabulary as skewed
-as a language's, so that compression is not flattered. A process of its own builds the report; Chromium then opens it from disk.
+One JSON line a figure. A run of made-up answers is written to a scratch folder, 300 to 600 characters each, words drawn anew from
+a vocabulary as skewed as a language's, so that compression is not flattered. A process of its own builds the report; Chromium
+then opens it from disk.
 
     python -m bench.page --personas 100 --questions 1000
 """

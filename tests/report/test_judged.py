@@ -13,7 +13,10 @@ from permix.judging import verdicts
 from permix.judging.base import Item
 from permix.report import judged as report_judged
 from permix.report.build import build_report, report_stage
+from permix.report.claim import claim
 from permix.report.judged import GYM, INTERVIEW, KINDS, OPEN
+from permix.report.methods import methods
+from permix.report.runs import collect
 from permix.types import Cell, Completion, Message, seed_from
 from tests.verdicts import GYM as TASKS
 from tests.verdicts import gym_items, read_items, write_items, write_judge
@@ -232,3 +235,15 @@ def test_hostile_names_of_judges_are_text(tmp_path: Path) -> None:
     report = (tmp_path / "out" / "report.md").read_text()
     assert "<b>" not in report
     assert "| &#60;b&#62;&#124;x |" in report
+
+
+def test_the_claim_says_what_a_trusted_judge_gave_and_leaves_out_another(tmp_path: Path) -> None:
+    judged_run(tmp_path / "one", "one", {"fair": keen, "kind": fives})
+    judged_run(tmp_path / "two", "two", {"fair": keener, "kind": fives})
+    said = claim(methods(collect([tmp_path])))
+    assert said.startswith("two against one: higher PersonaScore by judge fair (1 to 5, difference +")
+    assert said.endswith("; 8 personas); scores of judge kind are left out, since it does not tell right from wrong persona.")
+    alone = claim(methods(collect([tmp_path / "one"])))
+    left_out = "one: scores of judge kind are left out, since it does not tell right from wrong persona; PersonaScore by "
+    assert alone.startswith(f"{left_out}judge fair ")
+    assert alone.endswith(" of 5 (8 personas).")

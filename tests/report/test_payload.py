@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from permix.config import ProbeConfig
+from permix.report.judged import Scored
 from permix.report.page import payload, tradeoff
 from permix.report.page.payload import charts, panels_of, thinned
 from permix.report.page.people import people
@@ -194,10 +195,10 @@ def test_judges_say_whether_they_are_trusted(tmp_path: Path) -> None:
     assert all(bar["counts"][:4] == [0, 0, 0, 0] and bar["counts"][4] > 0 for bar in panels["<fives> †"]["bars"])
 
 
-def test_a_judges_score_of_several_seeds_is_their_mean_and_has_no_interval(study: list[ModelRuns]) -> None:
+def test_a_judges_score_of_several_seeds_is_their_mean_and_has_no_interval() -> None:
     def scored(value: float) -> Any:
         one = Estimate(value=value, low=value - 1, high=value + 1, n=9)
-        return tradeoff.Scored(kind="fidelity", judge="j", persona_score=one, n_scored=9, n_asked=9, trusted=True)
+        return Scored(kind="fidelity", judge="j", persona_score=one, n_scored=9, n_asked=9, trusted=True)
 
     assert tradeoff._pooled([scored(3.0)]) == Estimate(value=3.0, low=2.0, high=4.0, n=9)
     assert tradeoff._pooled([scored(3.0), scored(4.0)]) == Estimate(value=3.5, n=9)

@@ -8,7 +8,7 @@ VENDOR = files("permix.report.page") / "assets" / "vendor"
 
 
 def test_every_file_is_the_one_whose_sum_is_written_down() -> None:
-    sums = dict(reversed(line.split()) for line in (VENDOR / "SHA256SUMS").read_text().splitlines())
+    sums = {name: sum for sum, name in map(str.split, (VENDOR / "SHA256SUMS").read_text().splitlines())}
     assert set(sums) == {"d3.min.js", "d3.LICENSE", "plot.umd.min.js", "plot.LICENSE"}
     assert {name: hashlib.sha256((VENDOR / name).read_bytes()).hexdigest() for name in sums} == sums
 

@@ -16,14 +16,21 @@ from permix.evals import stats
 from permix.evals.stability import opening
 from permix.records import write_json, write_text
 from permix.report import canvas, drift, judged_plots, plots, reading, tables, voices
-from permix.report.document import markdown
+from permix.report.document import Document, markdown
 from permix.report.drift_figure import drift_curves
 from permix.report.judged import JudgedRun
 from permix.report.layout import lay_out
+from permix.report.page.build import write_page
+from permix.report.page.looks import looks
+from permix.report.page.payload import charts
+from permix.report.page.people import people
+from permix.report.page.plain import names, text
+from permix.report.page.provenance import Runs
+from permix.report.page.transcripts import write_transcripts
 from permix.report.published import Published, published, published_data
 from permix.report.reading import Comparison
 from permix.report.runs import ModelRuns, collect
-from permix.report.seeds import Method, methods, pool
+from permix.report.seeds import Method, Pooled, methods, pool
 from permix.report.table import one_line
 from permix.report.tables import Row, Strategic
 from permix.train.probe import taken
@@ -64,11 +71,28 @@ def _write(
     pooled = [pool(method) for method in known]
     document = lay_out(models, comparisons, known, pooled, figures, caption, aside)
     write_text(out / "report.md", markdown(document))
+    _write_page(models, known, pooled, comparisons, document, out)
     for table in document.tables:
         write_text(out / "tables" / f"{table.name}.csv", table.csv)
     seeds = {"methods": [one.model_dump(mode="json") for one in pooled]}
     write_json(out / "table.json", _data(models, comparisons, caption) | seeds | published_data(aside))
     return [model.row for model in models]
+
+
+def _write_page(
+    models: Sequence[ModelRuns],
+    known: Sequence[Method],
+    pooled: Sequence[Pooled],
+    comparisons: Sequence[Comparison],
+    document: Document,
+    out: Path,
+) -> None:
+    shown = names(model.label for model in models)
+    method_of = {shown[label]: text(method.name) for method in known for label in method.labels}
+    styles = {shown[label]: style for label, style in canvas.styles_for(shown).items()}
+    tags = {one_line(person.id): [text(tag) for tag in person.tags] for person in people(models).values()}
+    drawn, cells = charts(models, known, pooled, comparisons), write_transcripts(models, out)
+    write_page(out / "index.html", document, drawn, looks(styles, method_of), Runs(models), tags, cells)
 
 
 def _strategies(models: Sequence[ModelRuns]) -> list[Strategic]:

@@ -6,6 +6,7 @@ Contract: everything comes from the runs' records; a section without content is 
 from collections.abc import Iterable, Mapping, Sequence
 
 from permix.report import drift, judged_plots, reading, sections, tables, unjudged
+from permix.report.claim import claim
 from permix.report.document import Document, Part, Picture, Section, section
 from permix.report.front import method_table
 from permix.report.judged import TITLES
@@ -68,9 +69,9 @@ def lay_out(
     return Document(
         title=TITLE,
         caption=caption,
-        claim=headline,
+        claim=f"**{claim(methods)}**",
         warnings="\n>\n".join(reading.warnings(comparisons)),
-        details="\n".join(details),
+        details="\n\n".join([headline, "\n".join(details)]).rstrip(),
         main=method_table(methods, pooled),
         rests_on=sections.caption(models),
         front=_pictures(figures, "tradeoff"),

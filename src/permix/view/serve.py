@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 
 from permix.config import ViewStage
 from permix.errors import ConfigError
@@ -9,19 +10,26 @@ from permix.escape import visible
 from permix.view.folder import Folder
 from permix.view.server import HOST, Server
 
+WAKES_S = 0.25
+"""The system may hand Ctrl-C to any thread, and this one hears of it only when it wakes."""
+
 
 def view(config: ViewStage) -> None:
     """Serve until Ctrl-C, which ends it as it should. Raises ConfigError for a folder or a port that cannot be had."""
     refuse_no_folder(config)
     folder = Folder(config.runs)
     server = open_server(folder, config.port)
-    folder.start()
-    print(f"{server.url}  shows the runs below {visible(str(config.runs))}; Ctrl-C ends it", flush=True)
-    try:
-        server.serve_forever(poll_interval=0.2)
+    serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
+    try:  # Ctrl-C comes to this thread, which does nothing but wait: it never breaks into a request
+        folder.start()
+        serving.start()
+        print(f"{server.url}  shows the runs below {visible(str(config.runs))}; Ctrl-C ends it", flush=True)
+        while serving.is_alive():
+            serving.join(WAKES_S)
     except KeyboardInterrupt:
         print("\npermix view: ended; the runs go on")
     finally:
+        server.shutdown()
         server.server_close()
         folder.stop()
 

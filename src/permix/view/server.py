@@ -30,12 +30,15 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+OWN, SHARED = "permix.view", "permix.report.page"
 ASSETS = {
-    "/": ("view.html", "text/html; charset=utf-8"),
-    "/view.css": ("view.css", "text/css; charset=utf-8"),
-    "/view.js": ("view.js", "text/javascript; charset=utf-8"),
-    "/curves.js": ("curves.js", "text/javascript; charset=utf-8"),
+    "/": (OWN, "view.html", "text/html; charset=utf-8"),
+    "/view.css": (OWN, "view.css", "text/css; charset=utf-8"),
+    "/base.js": (SHARED, "base.js", "text/javascript; charset=utf-8"),
+    "/curves.js": (OWN, "curves.js", "text/javascript; charset=utf-8"),
+    "/view.js": (OWN, "view.js", "text/javascript; charset=utf-8"),
 }
+"""Where the page's files lie: its own, and what it shares with the report."""
 
 
 class Answer(NamedTuple):
@@ -58,7 +61,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, folder: Folder, port: int) -> None:
         self.folder = folder
-        self.assets = {path: Answer(_asset(name), type) for path, (name, type) in ASSETS.items()}
+        self.assets = {path: Answer(_asset(*place), type) for path, (*place, type) in ASSETS.items()}
         super().__init__((HOST, port), Handler)
 
     @property
@@ -161,5 +164,5 @@ def _json(value: dict[str, Any]) -> Answer:
     return Answer(body, "application/json; charset=utf-8", tagged=True)
 
 
-def _asset(name: str) -> bytes:
-    return (files("permix.view") / "assets" / name).read_bytes()
+def _asset(package: str, name: str) -> bytes:
+    return (files(package) / "assets" / name).read_bytes()

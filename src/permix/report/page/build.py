@@ -21,13 +21,15 @@ from markupsafe import Markup
 
 from permix import __version__
 from permix.records import write_text
-from permix.report.document import Document, Part, Picture, Section
+from permix.report.document import Document, Part, Section
 from permix.report.page.provenance import Runs
 from permix.report.table import Cell, Table
 
 SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "base.js", "tables.js")
 """What every page begins with; then whatever draws, then main.js."""
-LAST = "main.js"
+LAST, FIRST = "main.js", "page.css"
+LOOKED_UP = {"grid": "grids", "completions": "sheets"}
+"""Charts that draw from the transcripts, and what they need of them."""
 FILTERED = 8
 """Lines from which a table can be filtered."""
 
@@ -39,16 +41,16 @@ def write_page(
     models: Sequence[Mapping[str, Any]],
     runs: Runs,
     tags: Mapping[str, Sequence[str]],
-    grids: Mapping[str, Any],
+    cells: Mapping[str, Any],
 ) -> None:
     """Write the page. `charts`: what each chart draws, by name; `models`: how models look; `tags`: of personas, by what stands in
-    tables for them; `grids`: of transcripts, by label."""
-    script, style = scripts(), _asset("page.css").read_text(encoding="utf-8")
-    data = {"models": list(models), "charts": dict(charts), "grids": dict(grids), "runs": runs.told}
-    drawn = {*charts, *(("grid", "completions") if grids else ())}
+    tables for them; `cells`: what `write_transcripts` says of the files beside the page."""
+    script = scripts()
+    data = {"models": list(models), "charts": dict(charts), "runs": runs.told} | dict(cells)
+    drawn = {*charts, *(name for name, needs in LOOKED_UP.items() if cells[needs])}
     view = _View(runs, tags, drawn, path.parent)
     page = _environment().get_template("page.html").render(
-        version=__version__, title=document.title, policy=policy(script), style=Markup(style), script=Markup(script),
+        version=__version__, title=document.title, policy=policy(script), style=Markup(styles()), script=Markup(script),
         data=Markup(embedded(data)), claim=inline(document.claim), caption=prose(document.caption),
         warnings=prose(document.warnings), details=prose(document.details), rests_on=prose(document.rests_on),
         main=view.table(document.main), front=list(view.parts(document.front)), methods=_methods(models),
@@ -112,10 +114,19 @@ class _View:
 
 def scripts() -> str:
     """Every script of the page, in order."""
-    drawing = sorted((one.name for one in _asset("").iterdir() if one.name.endswith(".js")), key=str)
-    own = [name for name in drawing if name not in {*SCRIPTS, LAST}]
-    charts = sorted(f"charts/{one.name}" for one in _asset("charts").iterdir() if one.name.endswith(".js"))
-    return "\n;\n".join(_asset(name).read_text(encoding="utf-8") for name in (*SCRIPTS, *charts, *own, LAST))
+    drawing = [*_named("charts", ".js"), *(name for name in _named("", ".js") if name not in {*SCRIPTS, LAST})]
+    return "\n;\n".join(_asset(name).read_text(encoding="utf-8") for name in (*SCRIPTS, *drawing, LAST))
+
+
+def styles() -> str:
+    """Every style sheet, the page's own first."""
+    sheets = sorted(_named("", ".css"), key=lambda name: (name != FIRST, name))
+    return "\n".join(_asset(name).read_text(encoding="utf-8") for name in sheets)
+
+
+def _named(folder: str, end: str) -> list[str]:
+    prefix = f"{folder}/" if folder else ""
+    return sorted(prefix + one.name for one in _asset(folder).iterdir() if one.name.endswith(end))
 
 
 def policy(script: str) -> str:
@@ -174,6 +185,3 @@ def _environment() -> Environment:
     return Environment(
         loader=FunctionLoader(load), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-
-
-__all__ = ["Picture", "embedded", "policy", "prose", "scripts", "write_page"]

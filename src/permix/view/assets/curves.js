@@ -1,20 +1,12 @@
 /* Learning curves as small multiples: one panel a figure, one line each, so that nothing hangs on colour. */
 "use strict";
 (() => {
-  const permix = (globalThis.permix ??= {});
-  const SPACE = "http://www.w3.org/2000/svg";
+  const { el, svg: mark } = permix;
   const WIDTH = 260, HEIGHT = 110, LEFT = 40, RIGHT = 8, TOP = 8, BOTTOM = 20;
   const NAMES = {
     reward: "mean reward", loss: "loss", completion_tokens: "tokens a completion", signal_groups: "share of groups with a signal",
     truncated: "share cut off", entropy: "entropy", replay_kl: "KL of character replay", lr: "learning rate",
     grad_norm: "gradient norm",
-  };
-
-  const mark = (tag, attributes, text = "") => {
-    const made = document.createElementNS(SPACE, tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.textContent = text;
-    return made;
   };
 
   /** A number short enough for an axis. */
@@ -46,11 +38,7 @@
       mark("path", { class: "line", d: drawn }),
       mark("circle", { class: "now", cx: x(known.at(-1)[0]), cy: y(now), r: 3 }),
     );
-    const figure = document.createElement("figure");
-    const caption = document.createElement("figcaption");
-    caption.textContent = `${NAMES[name]}: now ${short(now)}`;
-    figure.append(caption, svg);
-    return figure;
+    return el("figure", {}, el("figcaption", {}, `${NAMES[name]}: now ${short(now)}`), svg);
   };
 
   /** All curves of a training: `curve` is a list of {step, reward, ...}; a figure that no step has is left out. */

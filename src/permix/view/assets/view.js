@@ -1,7 +1,7 @@
 /* The page of `permix view`: asks this machine's server what is new and shows it. Every text becomes a text node, whatever it says. */
 "use strict";
 (() => {
-  const permix = globalThis.permix;
+  const { el } = permix;
   const EVERY_MS = 2000;
   const STATES = { going: "▶ going on", finished: "✓ finished", stopped: "■ stopped", broken: "✗ broken" };
   const at = (id) => document.getElementById(id);
@@ -9,13 +9,6 @@
   const rows = new Map(); // of each run, its line in the list
   let state = null, chosen = "", seen = null;
 
-  /** An element; strings among `children` become text nodes. */
-  const el = (tag, attributes = {}, ...children) => {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
-  };
   const clock = (date) => date.toTimeString().slice(0, 8);
   const span = (seconds) => {
     const [hours, minutes, rest] = [Math.floor(seconds / 3600), Math.floor((seconds % 3600) / 60), Math.floor(seconds % 60)];
@@ -196,7 +189,7 @@
   const tell = (before) => {
     const was = new Map((before?.runs ?? []).map((run) => [run.id, run.state]));
     const changed = state.runs.filter((run) => was.has(run.id) && was.get(run.id) !== run.state);
-    if (changed.length) set(at("said"), changed.map((run) => `${run.label}, ${run.stage}: ${STATES[run.state]}`).join("; "));
+    if (changed.length) permix.announce(changed.map((run) => `${run.label}, ${run.stage}: ${STATES[run.state]}`).join("; "));
   };
 
   const look = async () => {

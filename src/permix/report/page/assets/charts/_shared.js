@@ -30,7 +30,7 @@
   function choose(made, name, title, options, redraw) {
     let select = made.controls.querySelector(`select[data-choice="${name}"]`);
     if (!select) {
-      select = el("select", { "data-choice": name });
+      select = el("select", { "data-choice": name, "aria-label": title });
       select.addEventListener("change", () => {
         made.choices[name] = select.value;
         redraw();
@@ -89,7 +89,7 @@
    * One panel of curves over x with bands.
    * series: [{label, points: [{x, estimate}], level (the same without persona), hollow, ring (an x)}]; a missing value leaves a gap.
    */
-  function curves(made, { title, series, x, y, chances = [], low, high, height = 220, marks = [] }) {
+  function curves(made, { title, series, x, y, chances = [], low, high, height = 220 }) {
     const points = series.flatMap((one) => one.points.filter((at) => known(at.estimate)).map((at) => point(one, at, x.label)));
     const domain = [low ?? undefined, high ?? undefined];
     return plot(made, `${title}. ${said(series)}`, {
@@ -99,8 +99,7 @@
       y: { label: y, grid: true, zero: low === 0, ...(high == null ? {} : { domain }) },
       marks: [
         ...chances.map((chance) => Plot.ruleY([chance], { stroke: "currentColor", strokeOpacity: 0.6, strokeDasharray: "1 4", strokeWidth: 1.4 })),
-        ...series.flatMap((one) => curve(one)),
-        ...marks,
+        ...series.flatMap((one) => curve(one, series.length)),
         tips(points),
       ],
     });
@@ -112,13 +111,13 @@
     return d3.ticks(first, last, Math.max(2, Math.floor(width / 70))).filter(Number.isInteger);
   }
 
-  function curve({ label, points, hollow = false, level = [], ring = null }) {
+  function curve({ label, points, hollow = false, level = [], ring = null }, count) {
     const look = permix.look(label);
     const at = points.map(({ x, estimate }) => ({ x, y: estimate?.value ?? NaN, low: estimate?.low ?? NaN, high: estimate?.high ?? NaN }));
     const found = at.filter((one) => !Number.isNaN(one.y));
     const lone = found.length <= DOTS ? found : [];
     return [
-      Plot.areaY(at, { x: "x", y1: "low", y2: "high", fill: look.colour, fillOpacity: 0.13 }),
+      Plot.areaY(at, { x: "x", y1: "low", y2: "high", fill: look.colour, fillOpacity: Math.min(0.13, 0.4 / count) }),
       Plot.lineY(level.filter(({ estimate }) => known(estimate)), { x: "x", y: (one) => one.estimate.value, stroke: look.colour, strokeDasharray: "6 3", strokeWidth: 1 }),
       Plot.lineY(at, { x: "x", y: "y", stroke: look.colour, strokeWidth: 1.8, strokeDasharray: look.dash, strokeLinecap: "butt" }),
       dots(lone, look, { x: "x", y: "y", hollow }),

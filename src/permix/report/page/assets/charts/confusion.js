@@ -15,7 +15,7 @@
     if (!labels.length) return made.body.replaceChildren(permix.el("p", {}, "Nothing is selected."));
     const one = choose(made, "one", "Model", options, redraw);
     const beside = [...options.filter(([value]) => value !== one), ["", "no other"]];
-    const other = choose(made, "other", "beside", beside, redraw);
+    const other = choose(made, "other", "beside model", beside, redraw);
     const panels = [one, other].filter((value) => value !== "").map((value) => value.slice(1));
     const width = made.narrow || panels.length === 1 ? Math.min(made.width, 620) : Math.floor(made.width / 2) - 8;
     made.body.replaceChildren(permix.el("div", { class: "chart-beside" }, ...panels.map((label) =>

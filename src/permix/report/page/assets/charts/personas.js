@@ -20,7 +20,7 @@
   function chosen(made, data, labels, redraw) {
     const tags = d3.rollup(data.ids.flatMap(({ tags }) => tags), (every) => every.length, (tag) => tag);
     const order = choose(made, "order", "Sort by", ORDERS, redraw);
-    const label = choose(made, "model", "of", Object.keys(data.models).map((one) => [`=${one}`, clip(one, 40)]), redraw).slice(1);
+    const label = choose(made, "model", "of model", Object.keys(data.models).map((one) => [`=${one}`, clip(one, 40)]), redraw).slice(1);
     const everyone = ["all", `all ${data.ids.length} personas`];
     const options = [everyone, ...d3.sort(tags, ([tag]) => tag).map(([tag, count]) => [`=${tag}`, `${tag} (${count})`])];
     const tag = choose(made, "tag", "Show", options, redraw);
