@@ -65,13 +65,19 @@ def claim(methods: Sequence[Method]) -> Claim:
 
 
 def choose(methods: Sequence[Method]) -> Chosen | None:
-    """Personas mixed in against RLVR, the first of each; else the last method against base, or the first. None for one."""
-    mixed, plain, start = ([one for one in methods if one.role == role] for role in ("permix", "rlvr", "base"))
+    """Personas mixed in against RLVR, of each the method of most training seeds, and among those the first; else the last method
+    against base, or the first. None for one."""
+    mixed, plain, start = (_most_seeds([one for one in methods if one.role == role]) for role in ("permix", "rlvr", "base"))
     if mixed and plain:
         return Chosen(mixed[0], plain[0], tuple(mixed[1:]))
     against = (start or list(methods))[:1]
     rest = [one for one in methods if one not in against]
     return Chosen(rest[-1], against[0]) if rest else None
+
+
+def _most_seeds(methods: Sequence[Method]) -> list[Method]:
+    """Those of most seeds first, otherwise as they stand."""
+    return sorted(methods, key=lambda one: -len(one.models))
 
 
 def _compared(chosen: Chosen) -> Claim:
@@ -169,7 +175,8 @@ def _passed_over(others: Sequence[Method]) -> list[str]:
     if not others:
         return []
     names = ", ".join(label(method.name) for method in others)
-    return [f"Of {len(others) + 1} variants with personas mixed in this is the first named; see the table for {names}."]
+    why = "the one of most training seeds, or the first of those"
+    return [f"Of {len(others) + 1} variants with personas mixed in this is {why}; see the table for {names}."]
 
 
 def _alone(method: Method) -> Claim:

@@ -24,6 +24,7 @@ from permix.records import write_text
 from permix.report.document import Document, Part, Section
 from permix.report.page.provenance import Runs
 from permix.report.table import Cell, Table
+from permix.types import Estimate
 
 SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "base.js", "tables.js")
 """What every page begins with; then whatever draws, then main.js."""
@@ -108,7 +109,7 @@ class _View:
     def _cell(self, cell: Cell, what: str) -> dict[str, Any]:
         places = " ".join(str(place) for place in self.runs.places(cell.sources))
         return {
-            "text": cell.text, "note": cell.note, "mark": cell.mark, "value": cell.value, "runs": places,
+            "text": unbroken(cell), "note": cell.note, "mark": cell.mark, "value": cell.value, "runs": places,
             "what": f"{what}: {cell.text}" + (f" ({cell.note})" if cell.note else ""),
         }  # fmt: skip
 
@@ -155,6 +156,11 @@ def _markdown() -> MarkdownIt:
 def prose(text: str) -> Markup:
     """Our own Markdown, foreign text in it escaped, as HTML."""
     return Markup(_markdown().render(text))
+
+
+def unbroken(cell: Cell) -> str:
+    """Its text; an interval stays on one line."""
+    return cell.text.replace(", ", ",\u00a0") if isinstance(cell.number, Estimate) else cell.text
 
 
 def inline(text: str) -> Markup:

@@ -6,7 +6,7 @@
 
   /** One box a method; its training seeds go with it. */
   function selection() {
-    for (const box of document.querySelectorAll("#models input")) {
+    for (const box of document.querySelectorAll("#choose-models input")) {
       const labels = data.models.filter((model) => model.method === box.value).map((model) => model.label);
       box.addEventListener("change", () => {
         labels.forEach((label) => (box.checked ? shown.add(label) : shown.delete(label)));
