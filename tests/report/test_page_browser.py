@@ -177,7 +177,7 @@ def test_transcripts_of_a_hostile_world_are_text(shown: "Page") -> None:
 
 
 def test_a_model_that_is_unticked_leaves_the_charts(shown: "Page") -> None:
-    legend = shown.locator("#models")
+    legend = shown.locator("#choose-models")
     assert legend.locator("input").count() == len(LABELS)
     before = shown.locator("[data-chart=lottery]").inner_html()
     legend.locator("input").nth(1).uncheck()

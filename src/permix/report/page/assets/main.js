@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const {data, charts, shown, setTheme, changed, onChange} = permix;
+  const {data, charts, drawing, shown, setTheme, changed, onChange} = permix;
 
   /** One box a method; its training seeds go with it. */
   function selection() {
@@ -12,6 +12,12 @@
         labels.forEach((label) => (box.checked ? shown.add(label) : shown.delete(label)));
         changed();
       });
+    }
+  }
+
+  function swatches() {
+    for (const place of document.querySelectorAll("[data-look]")) {
+      place.replaceChildren(drawing.swatch(permix.look(place.dataset.look), true, true));
     }
   }
 
@@ -48,6 +54,8 @@
   }
 
   selection();
+  swatches();
+  onChange(swatches);
   theme();
   whenNear(document.querySelectorAll("[data-chart]"));
   addEventListener("beforeprint", () => document.querySelectorAll("[data-chart]:not([data-drawn])").forEach(begin));
