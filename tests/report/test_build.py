@@ -16,8 +16,10 @@ import pytest
 from permix.config import ReportStage
 from permix.errors import DataError
 from permix.report.build import build_report, draw, report_stage
+from permix.report.methods import methods
 from permix.report.reading import compare
 from permix.report.runs import Run, collect, reference_of
+from permix.report.seeds import pool
 from permix.report.tables import Row
 from permix.types import Cell, Completion, Message, Verdict
 
@@ -224,7 +226,10 @@ def test_fidelity_with_its_own_classifier_is_not_compared(tmp_path: Path) -> Non
     runs = [fidelity_run(tmp_path / "one", "base"), fidelity_run(tmp_path / "two", "RLVR")]
     models = collect([*runs, stability_run(tmp_path / "three", "RLVR", strong)])
     comparison = compare(*models)
-    assert not draw(models, [comparison], tmp_path / "figures").get("tradeoff.png")  # nor shown on one plane
+    known = methods(models)
+    assert not draw(models, known, [pool(one) for one in known], [comparison], tmp_path / "figures").get(
+        "tradeoff.png"
+    )  # nor shown on one plane
     build_report(runs, tmp_path / "out")
     report = (tmp_path / "out" / "report.md").read_text()
     assert "Not the same classifier (trained on other answers): do not compare** RLVR with base in identifiability" in report

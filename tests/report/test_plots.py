@@ -3,6 +3,7 @@
 import struct
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -80,14 +81,6 @@ def test_probe_curves_with_and_without_characters_and_with_what_was_not_measured
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "a.png").read_bytes()
 
 
-def test_tradeoff_leaves_out_what_was_not_measured(tmp_path: Path) -> None:
-    at = Estimate(value=0.5, low=0.4, high=0.6, n=20)
-    points = {"base": (at, at), "one": (at, Estimate(value=None, n=0)), "two": (Estimate(value=0.9, n=1), at)}
-    plots.tradeoff(points, 0.25, tmp_path / "a.png")
-    plots.tradeoff({}, 0.25, tmp_path / "none.png")
-    assert png_size(tmp_path / "a.png")[0] == 1200
-
-
 def test_moving_average_leaves_out_missing_values() -> None:
     assert plots.moving_average(np.array([1.0, NAN, 5.0, 3.0]), 3).tolist() == [1.0, 3.0, 4.0, 4.0]
     assert np.isnan(plots.moving_average(np.array([NAN]), 3)).all()
@@ -104,3 +97,34 @@ def test_models_differ_in_colour_marker_and_line() -> None:
     styles = canvas.styles_for("abcdefg").values()
     for look in zip(*styles, strict=True):
         assert len(set(map(str, look))) == 7
+
+
+def test_beyond_seven_a_colour_comes_with_another_marker_and_line() -> None:
+    styles = list(canvas.styles_for(map(str, range(49))).values())
+    assert (
+        len({(style.colour, style.marker) for style in styles})
+        == len({(style.colour, str(style.line)) for style in styles})
+        == 49
+    )
+    assert styles[7][:3] == (styles[0].colour, styles[1].marker, styles[1].line)
+
+
+def test_seeds_of_a_method_look_alike_and_stand_once_in_the_legend() -> None:
+    styles = canvas.styles_for(["base", "a 1", "a 2", "b"], {"a 1": "A", "a 2": "A"})
+    assert styles["a 1"] == styles["a 2"] != styles["base"]
+    assert styles["b"].colour == canvas.PALETTE[2].colour
+    assert canvas.names(list(styles), styles) == {"base": ["base"], "A, 2 seeds": ["a 1", "a 2"], "b": ["b"]}
+    assert canvas.names(["a 2"], styles) == {"a 2": ["a 2"]}
+
+
+def test_svg_stands_beside_the_png_the_same_each_time_and_hostile_text_is_text(tmp_path: Path) -> None:
+    evil = "--><script>alert(1)</script>]]>&\u202e\x1b[2J"
+    summary = summarize([[[1.0], [0.0]], [[0.0], [1.0]]], persona_ids=[evil, "b"], resamples=100)
+    for name in ("one", "two"):
+        plots.persona_accuracy({evil: summary}, tmp_path / f"{name}.png")
+    text = (tmp_path / "one.svg").read_text(encoding="utf-8")
+    assert text == (tmp_path / "two.svg").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert not {"\u202e", "\x1b"} & set(text)
+    tags = {one.tag.rpartition("}")[2] for one in ElementTree.fromstring(text).iter()}
+    assert tags <= {"svg", "metadata", "RDF", "Work", "type", "format", "defs", "style", "g", "path", "use", "clipPath", "rect"}

@@ -20,6 +20,7 @@ from permix.report.document import Document, markdown
 from permix.report.drift_figure import drift_curves
 from permix.report.judged import JudgedRun
 from permix.report.layout import lay_out
+from permix.report.methods import Method, arrows, methods, names_of
 from permix.report.page.build import write_page
 from permix.report.page.looks import looks
 from permix.report.page.payload import charts
@@ -30,9 +31,10 @@ from permix.report.page.transcripts import write_transcripts
 from permix.report.published import Published, published, published_data
 from permix.report.reading import Comparison
 from permix.report.runs import ModelRuns, collect
-from permix.report.seeds import Method, Pooled, methods, pool
+from permix.report.seeds import Pooled, pool
 from permix.report.table import one_line
 from permix.report.tables import Row, Strategic
+from permix.report.tradeoff import chance_of, points_of, tradeoff
 from permix.train.probe import taken
 
 
@@ -67,8 +69,8 @@ def _write(
     models: Sequence[ModelRuns], known: Sequence[Method], out: Path, caption: str = "", aside: Published | None = None
 ) -> list[Row]:
     comparisons = [reading.compare(one, other) for one, other in held_against(models)]
-    figures = draw(models, comparisons, out)
     pooled = [pool(method) for method in known]
+    figures = draw(models, known, pooled, comparisons, out)
     document = lay_out(models, comparisons, known, pooled, figures, caption, aside)
     write_text(out / "report.md", markdown(document))
     _write_page(models, known, pooled, comparisons, document, out)
@@ -89,7 +91,7 @@ def _write_page(
 ) -> None:
     shown = names(model.label for model in models)
     method_of = {shown[label]: text(method.name) for method in known for label in method.labels}
-    styles = {shown[label]: style for label, style in canvas.styles_for(shown).items()}
+    styles = {shown[label]: style for label, style in canvas.styles_for(shown, names_of(known)).items()}
     tags = {one_line(person.id): [text(tag) for tag in person.tags] for person in people(models).values()}
     drawn, cells = charts(models, known, pooled, comparisons), write_transcripts(models, out)
     write_page(out / "index.html", document, drawn, looks(styles, method_of), Runs(models), tags, cells)
@@ -104,23 +106,22 @@ def held_against(models: Sequence[ModelRuns]) -> list[tuple[ModelRuns, ModelRuns
     return [*((models[0], other) for other in models[1:]), *pairwise(models[1:])]
 
 
-def draw(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], out: Path) -> dict[str, str]:
+def draw(
+    models: Sequence[ModelRuns], known: Sequence[Method], pooled: Sequence[Pooled], comparisons: Sequence[Comparison], out: Path
+) -> dict[str, str]:
     """Draw every figure that the runs allow; {file name: what it shows}, in the order of the report.
 
-    The trade-off leaves out models that may not be held against the first: an arrow to them would do just that.
+    The trade-off leaves out methods with a model that may not be held against the first: an arrow to them would do just that.
     """
-    styles = canvas.styles_for(model.label for model in models)
+    styles = canvas.styles_for((model.label for model in models), names_of(known))
     summaries = {model.label: model.stability for model in models if model.stability is not None}
-    first = models[0].label
-    apart = {one.label for one in comparisons if one.against == first and (one.reasons or one.fidelity_reasons)}
-    both = [(one.label, one.stability, one.fidelity) for one in models if one.label not in apart]
-    points = {label: (stable.pss, distinct.accuracy) for label, stable, distinct in both if stable and distinct}
+    apart = {one.label for one in comparisons if one.against == models[0].label and (one.reasons or one.fidelity_reasons)}
     logs = {model.label: model.runs["train"].log for model in models if "train" in model.runs}
     rewarded = {name: log for name, log in logs.items() if any("reward" in step for step in log)}
     figures: dict[str, str] = {}
-    if points:
-        chance = next(distinct.chance for _, stable, distinct in both if stable and distinct)
-        plots.tradeoff(points, chance, out / "tradeoff.png", styles)
+    if points := points_of(known, pooled, apart):
+        looks_of = {method.name: styles[method.labels[0]] for method in known}
+        tradeoff(points, arrows(known), chance_of(pooled), out / "tradeoff.png", looks_of)
         figures["tradeoff.png"] = "PSS against identifiability"
     if summaries:
         plots.persona_accuracy(summaries, out / "personas.png", styles)

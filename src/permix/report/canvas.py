@@ -1,18 +1,22 @@
 """What every figure shares: the look of a model, the sheet with its heading and legend, intervals as matplotlib wants them.
 
 Contract: no pyplot and no global state; sheets are 8 inches wide at 150 dpi, which reads at 800 pixels, and the same input gives
-the same bytes. Colours are Okabe-Ito's; markers and lines differ too, so models are told apart by colour-blind eyes and in grey.
+the same bytes, as PNG and as SVG. Colours are Okabe-Ito's; markers and lines differ too, so models are told apart by colour-blind
+eyes and in grey.
 """
 
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
@@ -32,11 +36,12 @@ INTERVAL = "95 % intervals over questions"
 
 
 class Style(NamedTuple):
-    """How one model looks, in every figure."""
+    """How one model looks, in every figure; training seeds of one `method` look the same."""
 
     colour: str
     marker: str
     line: Any
+    method: str = ""
 
 
 PALETTE = (
@@ -50,9 +55,19 @@ PALETTE = (
 )
 
 
-def styles_for(labels: Iterable[str]) -> dict[str, Style]:
-    """A style for each label, by its place; the palette starts again after seven."""
-    return {label: PALETTE[place % len(PALETTE)] for place, label in enumerate(labels)}
+def styles_for(labels: Iterable[str], methods: Mapping[str, str] = MappingProxyType({})) -> dict[str, Style]:
+    """A style for each label; `methods` names the method that a label is a training seed of.
+
+    Looks are dealt by the place of the method. After seven the colours come again, each with the next one's marker and line.
+    """
+    method_of = {label: methods.get(label, label) for label in labels}
+    place_of = {method: place for place, method in enumerate(dict.fromkeys(method_of.values()))}
+    return {label: _look(place_of[method])._replace(method=method) for label, method in method_of.items()}
+
+
+def _look(place: int) -> Style:
+    around, within = divmod(place, len(PALETTE))
+    return Style(PALETTE[within].colour, *PALETTE[(within + around) % len(PALETTE)][1:])
 
 
 HOLLOW = "; hollow: the judge does not tell right from wrong persona, or was not tried"
@@ -82,15 +97,28 @@ def panels(fig: Figure, count: int) -> list[Axes]:
 
 
 def legend(fig: Figure, labels: Sequence[str], styles: Mapping[str, Style], *, marker: bool = True) -> None:
-    looks = [styles[label] for label in labels]
+    """Below all plots; seeds of one method stand once, counted."""
+    named = names(labels, styles)
+    looks = [styles[of[0]] for of in named.values()]
     handles = [Line2D([], [], color=one.colour, ls=one.line, lw=1.8, marker=one.marker if marker else "") for one in looks]
-    columns = max(1, min(len(labels), 3 if max(map(len, labels), default=0) <= 32 else 2))
-    fig.legend(handles, [safe(label, 44) for label in labels], loc="outside lower center", ncols=columns, frameon=False)
+    columns = max(1, min(len(named), 3 if max(map(len, named), default=0) <= 32 else 2))
+    fig.legend(handles, [safe(name, 44) for name in named], loc="outside lower center", ncols=columns, frameon=False)
+
+
+def names(labels: Sequence[str], styles: Mapping[str, Style]) -> dict[str, list[str]]:
+    """{"RLVR, 3 seeds": its labels, "base": ["base"]}: what to call those that look alike."""
+    alike: dict[Style, list[str]] = {}
+    for label in labels:
+        alike.setdefault(styles[label], []).append(label)
+    return {of[0] if len(of) == 1 else f"{style.method}, {len(of)} seeds": of for style, of in alike.items()}
 
 
 def save(fig: Figure, path: Path) -> None:
+    """The PNG at `path`, and beside it the same as SVG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(fig).print_png(path, metadata={"Software": None})
+    with rc_context({"svg.hashsalt": "permix"}):  # else ids in it are random
+        FigureCanvasSVG(fig).print_svg(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
 
 
 def counts(values: Iterable[int]) -> str:

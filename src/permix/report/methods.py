@@ -43,6 +43,18 @@ def methods(models: Sequence[ModelRuns], named: Sequence[str] = ()) -> list[Meth
     return [Method(name, role, tuple(group)) for name, role, group in zip(names, roles, groups.values(), strict=True)]
 
 
+def names_of(methods: Sequence[Method]) -> dict[str, str]:
+    """{label: name of its method}."""
+    return {label: method.name for method in methods for label in method.labels}
+
+
+def arrows(methods: Sequence[Method]) -> list[tuple[str, str]]:
+    """Names of methods, each pair a step of training: base to RLVR to what has personas mixed in; from base where RLVR is not."""
+    of: dict[str, list[str]] = {role: [one.name for one in methods if one.role == role] for role in ("base", "rlvr", "permix")}
+    steps = [("base", "rlvr"), ("rlvr" if of["rlvr"] else "base", "permix")]
+    return [(start, end) for one, other in steps for start in of[one] for end in of[other]]
+
+
 def _group(label: str, training: Training | None, said: Mapping[str, str]) -> str:
     """The same for models of one method."""
     if label in said:

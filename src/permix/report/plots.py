@@ -1,4 +1,4 @@
-"""The figures: each function draws one from summaries or arrays alone and writes one PNG, the same bytes for the same input.
+"""The figures: each function draws one from summaries or arrays alone and writes PNG and SVG, the same bytes for the same input.
 
 Contract: intervals are those of the estimates handed in; what cannot be computed is left out, what was not scored is hatched, and
 neither is drawn as zero. Pass the same `styles` to give a model one look in every figure. Titles and names may be hostile text.
@@ -13,7 +13,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Bbox
 
 from permix.escape import figure as safe
 from permix.evals.stability_summary import StabilitySummary
@@ -147,35 +146,6 @@ def probe_curves(curves: Mapping[str, Curve], path: Path, styles: Styles | None 
     canvas.save(fig, path)
 
 
-def tradeoff(points: Mapping[str, tuple[Estimate, Estimate]], chance: float, path: Path, styles: Styles | None = None) -> None:
-    """(PSS, identifiability) of each model: stability upwards, distinctness to the right; arrows from the first model."""
-    styles = styles or canvas.styles_for(points)
-    known = {label: pair for label, pair in points.items() if pair[0].value is not None and pair[1].value is not None}
-    at = {label: (float(distinct.value or 0), float(stable.value or 0)) for label, (stable, distinct) in known.items()}
-    asked = f"{canvas.counts(one.n for one, _ in known.values())} questions (PSS)"
-    open_ended = f"{canvas.counts(one.n for _, one in known.values())} answers (identifiability)"
-    fig = canvas.sheet(5.2, "Stability against distinctness", f"n = {asked}, {open_ended}; bars: {INTERVAL}")
-    (ax,) = canvas.panels(fig, 1)
-    for label, (stable, distinct) in known.items():
-        style = styles[label]
-        x, y = canvas.sides(distinct), canvas.sides(stable)
-        ax.errorbar(*at[label], xerr=x, yerr=y, fmt=style.marker, color=style.colour, ms=8, capsize=3, lw=1.4)
-    for label in list(at)[1:]:
-        arrow = {"arrowstyle": "-|>", "color": "0.45", "lw": 1.1, "shrinkA": 8, "shrinkB": 8, "ls": (0, (4, 3))}
-        ax.annotate("", xy=at[label], xytext=next(iter(at.values())), arrowprops=arrow, zorder=1)
-    ax.axvline(chance, color="0.4", lw=1.2, ls=":")
-    ax.annotate(
-        "chance", (chance, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", color="0.3"
-    )
-    ax.set_xlabel("identifiability: how often a classifier tells which persona wrote an answer")
-    ax.set_ylabel("PSS: worst / best persona's accuracy")
-    ax.margins(0.15)
-    low, high = ax.get_ylim()
-    ax.set_ylim(max(0.0, low), min(1.06, high))
-    canvas.name_points(ax, at, [bar for label, pair in known.items() for bar in _cross(*at[label], *pair)], styles)
-    canvas.save(fig, path)
-
-
 def moving_average(value_N: Array, window: int) -> Array:
     """Centred mean over `window` (odd) neighbours; shorter at both ends, missing values left out, NaN where all are missing."""
     half = window // 2
@@ -210,12 +180,6 @@ def _band(ax: Axes, known: Mapping[int, Estimate], style: Style, ring: int) -> N
     ax.fill_between(list(known), *band_N_2.T, color=style.colour, alpha=0.13, lw=0)
     if ring in known:
         ax.plot([ring], [known[ring].value or 0.0], "o", color=style.colour, ms=12, mfc="none", mew=1.8, clip_on=False)
-
-
-def _cross(x: float, y: float, stable: Estimate, distinct: Estimate) -> tuple[Bbox, Bbox]:
-    """The two interval bars through a point of the trade-off, as boxes without width."""
-    (left, right), (low, high) = canvas.ends(distinct), canvas.ends(stable)
-    return Bbox([[left, y], [right, y]]), Bbox([[x, low], [x, high]])
 
 
 def _no_persona(ax: Axes, estimate: Estimate, style: Style) -> None:

@@ -1,26 +1,30 @@
-"""The card of a trained model: method, plan, settings, figures of the run."""
+"""The card of a trained model: method, plan, settings, and the curves of its training. A label is shown as text."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from permix.config import IDLE, SUPERVISED, TrainStage
+from permix.escape import markdown
 from permix.records import read_json, write_text
+from permix.train.card_curves import draw_curves
 from permix.train.examples import COUNTS
 from permix.train.log import read_log
 from permix.train.plan import Plan, describe
-from permix.train.probe import curve_of, told
+from permix.train.probe import Curve, curve_of, told
 
 
 def write_card(folder: Path, config: TrainStage, plan: Plan, log: Path) -> None:
-    """README.md of the model: method, plan, figures of the training run whose log this is."""
-    lines = read_log(log)
+    """README.md of the model and its figures: method, plan, numbers and curves of the training run whose log this is."""
+    lines, name = read_log(log), config.label or config.out.name
+    curve = curve_of(config.out, config.probe) if config.probe.every else None
     settings = config.train.model_dump(mode="json", exclude=set(IDLE[config.method]))
     parts = [
-        f"# {config.label or config.out.name}",
+        f"# {markdown(name)}",
         f"{method_of(config, plan)}, trained by permix from `{config.model.name}`.",
         (_learnt if config.method in SUPERVISED else _rewarded)(config, lines),
-        *_chosen(config),
+        *_chosen(curve),
+        *draw_curves(folder, name, lines, curve),
         "## Plan\n\n" + _table(describe(plan)),
     ]
     counts = log.with_name(COUNTS)
@@ -56,9 +60,8 @@ def _learnt(config: TrainStage, lines: Sequence[Mapping[str, Any]]) -> str:
 A loss on training questions is no evaluation: run `permix stability` on held-out personas and questions."""
 
 
-def _chosen(config: TrainStage) -> list[str]:
+def _chosen(curve: Curve | None) -> list[str]:
     """Of a run with probes: which weights these are, and why."""
-    curve = curve_of(config.out, config.probe) if config.probe.every else None
     if curve is None:
         return []
     return [f"{told(curve)} Probes ask the dev side and choose by it: their numbers are no results either."]

@@ -13,6 +13,7 @@ from permix.report import canvas
 from permix.report.canvas import INTERVAL
 from permix.report.judged import Scored
 from permix.report.judged_plots import INTERVAL as OVER_PERSONAS
+from permix.report.methods import arrows
 from permix.report.page.plain import estimate, names, number, text
 from permix.report.reading import Comparison
 from permix.report.runs import ModelRuns
@@ -50,7 +51,7 @@ def tradeoff(
             "y_name": Y_NAME,
             "measures": measures,
             "points": [point for point in points if any(_known(point, one) for one in measures)],
-            "arrows": _arrows([method for method, _ in pairs], called),
+            "arrows": [[called[start], called[end]] for start, end in arrows([method for method, _ in pairs])],
         }
     )
 
@@ -133,10 +134,3 @@ def _seed(model: ModelRuns, scores: Scores, shown: Names) -> dict[str, Any]:
 def _known(point: Mapping[str, Any], measure: Mapping[str, Any]) -> bool:
     at = point["x"][measure["key"]]
     return at is not None and at["value"] is not None
-
-
-def _arrows(methods: Sequence[Method], called: Names) -> list[list[str]]:
-    """From base to RLVR to PerMix-RLVR; from base at once where nothing stands between."""
-    of = {role: [called[one.name] for one in methods if one.role == role] for role in ("base", "rlvr", "permix")}
-    steps = [("base", "rlvr"), ("rlvr" if of["rlvr"] else "base", "permix")]
-    return [[start, end] for one, other in steps for start in of[one] for end in of[other]]
