@@ -25,8 +25,8 @@ RUNS = tuple(
     for stage in ("stability", "fidelity", "train")
     if (model, stage) != ("base", "train")
 )
-TALLEST = 1600
-"""Pixels of a picture; what is below is cut off."""
+TALLEST = 1200
+"""Pixels of a screenshot; what is below is cut off."""
 
 
 VIEWS: dict[str, tuple[tuple[int, int], str]] = {
@@ -43,34 +43,38 @@ def gallery(runs: Sequence[Path], out: Path) -> None:
             report_stage(ReportStage(runs=tuple(runs), out=report))
         out.mkdir(parents=True, exist_ok=True)
         for figure in sorted(report.glob("*.png")):
-            save(figure.read_bytes(), out / figure.name)
+            opened(figure.read_bytes()).save(out / figure.name, optimize=True)
         if (program := find_chromium()) is None:
             print(f"{MISSING}; the page's pictures stay as they are")
             return
         for name, picture in shots(program, report / "index.html"):
-            save(picture, out / f"page-{name}.png")
+            cut(opened(picture)).save(out / f"page-{name}.png", optimize=True)
 
 
 def shots(program: str, page: Path) -> Iterator[tuple[str, bytes]]:
     with chromium(program) as browser:
         for name, (size, scheme) in VIEWS.items():
-            with watched_page(browser, size, color_scheme=scheme, reduced_motion="reduce") as (opened, witness):
-                opened.goto(page.as_uri())
-                settle(opened.context)
-                yield name, opened.screenshot()
+            with watched_page(browser, size, color_scheme=scheme, reduced_motion="reduce") as (shown, witness):
+                shown.goto(page.as_uri())
+                settle(shown.context)
+                yield name, shown.screenshot()
             assert witness.complaints == []
-        with watched_page(browser, reduced_motion="reduce") as (opened, witness):
-            opened.goto(page.as_uri())
-            for section in opened.locator("main > section[id]").all()[1:]:
+        with watched_page(browser, reduced_motion="reduce") as (shown, witness):
+            shown.goto(page.as_uri())
+            for section in shown.locator("main > section[id]").all()[1:]:
                 section.scroll_into_view_if_needed()
-                settle(opened.context)
+                settle(shown.context)
                 yield str(section.get_attribute("id")), section.screenshot()
         assert witness.complaints == []
 
 
-def save(picture: bytes, path: Path) -> None:
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
-    image.crop((0, 0, image.width, min(image.height, TALLEST))).save(path, optimize=True)
+def opened(picture: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(picture)).convert("RGB")
+
+
+def cut(image: Image.Image) -> Image.Image:
+    """Of a screenshot, the upper part in as many colours as one byte tells apart: a third of its bytes."""
+    return image.crop((0, 0, image.width, min(image.height, TALLEST))).quantize(256, dither=Image.Dither.NONE)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -119,10 +119,10 @@ def questions() -> list[Question]:
     ]
 
 
-def reply(request: Request) -> Reply:
-    """Some text of the list, and on its last line the answer: the right one for about half of the questions."""
+def reply(request: Request, model: str) -> str:
+    """Some text of the list, and on its last line the answer: the right one now and then."""
     said = [*TEXTS.values()]
-    chosen = seed_from(*(message["content"] for message in request.messages))
+    chosen = seed_from(model, *(message["content"] for message in request.messages))
     answer = GOLDS[chosen % len(GOLDS)] if chosen % 2 else said[chosen % len(said)]
     return f"{said[chosen // 7 % len(said)]}\n{answer}"
 
@@ -151,7 +151,7 @@ def _stability(out: Path, label: str, pool: Path, people: Sequence[Persona]) -> 
     def answer(request: Request) -> Reply:
         if request.seed % 41 == 0:
             return Failure(type="<script>Error", message=TEXTS["terminal"])
-        return reply(request)
+        return reply(request, out.name)
 
     config = StabilityStage(out=out, resamples=100, personas=PersonasConfig(pool=str(pool)))
     with suppress(OwedCellsError):
@@ -172,7 +172,7 @@ def _fidelity(out: Path, label: str, pool: Path, people: Sequence[Persona], refe
     )  # fmt: skip
     voices = PersonaPool(personas=tuple(people[:4]))
     asked = tuple(one.model_copy(update={"gold": ""}) for one in questions()[:12])
-    open_ended.evaluate(ScriptedModel(reply, name=out.name), config, voices, asked)
+    open_ended.evaluate(ScriptedModel(lambda request: reply(request, out.name), name=out.name), config, voices, asked)
     items = read_items(out)
     write_judge(out, "judge", items, lambda item: 1 + seed_from(*map(str, item.key)) % 5, label=f"<img src=x onerror={PWN}>")
     return _relabelled(out, label)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.gallery import RUNS, TALLEST, save
+from bench.gallery import RUNS, TALLEST, cut
 from bench.record import level, record
 from permix.report.build import build_report
 
@@ -79,7 +79,5 @@ def test_a_platform_without_a_known_processor_is_its_system_alone() -> None:
     assert [level(one) for one in ("macOS-14.2-arm64-arm-64bit", "Plan9-4")] == ["macOS-arm64", "Plan9"]
 
 
-def test_a_picture_is_cut_where_it_grows_too_tall(tmp_path: Path) -> None:
-    Image.new("RGB", (3, TALLEST + 5), "white").save(tmp_path / "tall.png")
-    save((tmp_path / "tall.png").read_bytes(), tmp_path / "cut.png")
-    assert Image.open(tmp_path / "cut.png").size == (3, TALLEST)
+def test_a_screenshot_is_cut_where_it_grows_too_tall() -> None:
+    assert cut(Image.new("RGB", (3, TALLEST + 5), "white")).size == (3, TALLEST)

@@ -187,7 +187,7 @@ def opened(page: "Page", path: Path, charts: Mapping[str, Any] = CHARTS) -> "Pag
 
 
 def symbols(page: "Page", name: str) -> "Locator":
-    return page.locator(f'#{name} .chart-body svg g[aria-label="dot"] > *')
+    return page.locator(f'#{name} .chart-body svg g[data-mark="dot"] > *')
 
 
 @pytest.mark.parametrize("settings", [{}, {"color_scheme": "dark"}, {"size": PHONE}], ids=["wide", "dark", "phone"])
@@ -196,7 +196,7 @@ def test_every_chart_is_drawn_and_drawn_again_once(open_page: "OpenPage", tmp_pa
     for _ in range(2):
         assert {name: symbols(page, name).count() for name in CHARTS} == MARKS
         assert page.locator("#trial .chart-body rect").count() == 3 + 1
-        assert page.locator("#confusion .chart-body svg g[aria-label=cell] rect").count() == 3 + 2
+        assert page.locator("#confusion .chart-body svg g[data-mark=cell] rect").count() == 3 + 2
         page.evaluate("permix.changed()")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is wider than the screen"
 
@@ -224,7 +224,7 @@ def test_a_measure_is_chosen_and_an_untrusted_judge_is_hollow(page: "Page", tmp_
     select = page.get_by_label("Fidelity by")
     select.select_option("judge")
     select.focus()
-    methods = page.locator('#tradeoff g[aria-label="dot"]:has(*)')
+    methods = page.locator('#tradeoff g[data-mark="dot"]:has(*)')
     assert methods.count() == 2, "RLVR has no score"
     assert {methods.nth(at).get_attribute("fill") for at in range(2)} == {"var(--plot-background)"}
     assert page.locator("#tradeoff .chart-note").inner_text() == "n = 9 personas"
@@ -232,7 +232,7 @@ def test_a_measure_is_chosen_and_an_untrusted_judge_is_hollow(page: "Page", tmp_
 
 
 def rows(page: "Page") -> list[str]:
-    return page.locator('#personas g[aria-label="y-axis tick label"] text').all_text_contents()
+    return page.locator('#personas g[data-mark="y-axis tick label"] text').all_text_contents()
 
 
 def test_personas_are_sorted_and_filtered(page: "Page", tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_only_the_models_that_are_selected_are_drawn(page: "Page", tmp_path: Pat
 def test_a_tip_says_the_number_its_interval_and_n(page: "Page", tmp_path: Path) -> None:
     opened(page, tmp_path)
     symbols(page, "learnt").first.hover()
-    tip = page.locator('#learnt g[aria-label="tip"]')
+    tip = page.locator('#learnt g[data-mark="tip"]')
     assert "0.500 [0.40, 0.60], n = 20" in " ".join(tip.locator("tspan").all_text_contents()).replace("\u200b", "")
 
 
@@ -281,7 +281,7 @@ def test_a_large_confusion_is_painted(page: "Page", tmp_path: Path) -> None:
     charts = {"confusion": {"models": {"base": {"ids": ids, "note": "n", "cells": cells}}}}
     opened(page, tmp_path, charts)
     assert page.locator("#confusion svg image").count() == 1
-    assert page.locator("#confusion g[aria-label=cell]").count() == 0
+    assert page.locator("#confusion g[data-mark=cell]").count() == 0
 
 
 def test_a_moving_mean_leaves_out_what_is_missing(page: "Page", tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The claim, word for word; numbers in it are those that the seeds' tests check by hand."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -24,34 +25,40 @@ def signed(one: Estimate | None) -> str:
     return one.signed()
 
 
-def values(one: Method, other: Method, name: str) -> str:
+class Values(NamedTuple):
+    both: str
+    difference: str
+
+
+def values(one: Method, other: Method, name: str) -> Values:
     pair = [getattr(pool(each), name).value for each in (one, other)]
-    return f"{pair[0]:.3f} against {pair[1]:.3f}, difference {signed(getattr(difference(one, other), name))}"
+    return Values(f"{pair[0]:.3f} against {pair[1]:.3f}", signed(getattr(difference(one, other), name)))
 
 
 def test_personas_mixed_in_against_rlvr_over_seeds(study: dict[str, Method]) -> None:
     mixed, plain = study["PerMix-RLVR"], study["RLVR"]
+    pss, told = values(mixed, plain, "pss"), values(mixed, plain, "identifiability")
     assert claim(list(study.values())) == (
         "PerMix-RLVR (trained by reward, with personas mixed in) against RLVR (trained by reward, without personas): of the "
-        "accuracy under its best persona, it keeps a larger share under its worst (PSS, "
-        f"{values(mixed, plain, 'pss')}; {GRID}); its personas are easier to tell apart by what they answer (identifiability, "
-        f"{values(mixed, plain, 'identifiability')}; a guess is right 0.250 of the time, 20 open-ended questions). Brackets are "
-        "95 % intervals over the questions, of means over 2 training seeds each; what other seeds would give is not covered, "
-        "every seed stands below."
+        f"accuracy under its best persona, it keeps a larger share under its worst (PSS {pss.difference}); its personas are "
+        f"easier to tell apart by what they answer (identifiability {told.difference}).",
+        f"PSS {pss.both}, {GRID}; identifiability {told.both} where a guess is right 0.250 of the time, 20 open-ended questions. "
+        "Brackets are 95 % intervals over the questions, of means over 2 training seeds each; what other seeds would give is not "
+        "covered, every seed stands below.",
     )
 
 
 def test_lower_is_said_as_plainly(study: dict[str, Method]) -> None:
     swapped = [study["RLVR"]._replace(role="permix"), study["PerMix-RLVR"]._replace(role="rlvr")]
-    said = claim(swapped)
-    assert "it keeps a smaller share under its worst (PSS, " in said
-    assert "its personas are harder to tell apart by what they answer (identifiability, " in said
+    said, _ = claim(swapped)
+    assert "it keeps a smaller share under its worst (PSS −" in said
+    assert "its personas are harder to tell apart by what they answer (identifiability −" in said
 
 
 def test_the_last_method_against_the_base_without_a_pair(study: dict[str, Method]) -> None:
-    said = claim([study["RLVR"], study["base"]])
+    said, basis = claim([study["RLVR"], study["base"]])
     assert said.startswith("RLVR (trained by reward, without personas) against base (before training): ")
-    assert said.endswith(
+    assert basis.endswith(
         "Brackets are 95 % intervals over the questions, of means over 2 training seeds; what other seeds would give is not "
         "covered, every seed stands below."
     )
@@ -62,52 +69,60 @@ def test_one_seed_each_and_no_difference(tmp_path: Path) -> None:
         asked = str(train_run(tmp_path / label, label, 1, method=method) / "model")
         stability_run(tmp_path / f"{label}-stability", label, asked, torn)
     mixed, plain = methods(collect([tmp_path]))
+    pss = values(mixed, plain, "pss")
     assert claim([plain, mixed]) == (
         "mixed (trained by reward, with personas mixed in) against plain (trained by reward, without personas): no difference "
-        "shown in the share of the accuracy under its best persona that a model keeps under its worst (PSS, "
-        f"{values(mixed, plain, 'pss')}; {GRID}). Brackets are 95 % intervals over the questions. One training seed each, so "
-        "what another would give is not covered."
+        f"shown in the share of the accuracy under its best persona that a model keeps under its worst (PSS {pss.difference}).",
+        f"PSS {pss.both}, {GRID}. Brackets are 95 % intervals over the questions. One training seed each, so what another would "
+        "give is not covered.",
     )
 
 
 def test_variants_that_were_passed_over_are_named(study: dict[str, Method]) -> None:
-    variant = study["PerMix-RLVR"]._replace(name="re|play", models=study["PerMix-RLVR"].models[:1])
-    said = claim([study["RLVR"], variant, study["PerMix-RLVR"]])
-    assert said.startswith("re&#124;play (trained by reward, with personas mixed in) against RLVR")
-    assert "of means over 1 training seed of re&#124;play and 2 training seeds of RLVR; " in said
-    assert said.endswith("Of 2 variants with personas mixed in this is the first named; see the table for PerMix-RLVR.")
+    """The one of most training seeds is spoken of, wherever it stands."""
+    lone = study["PerMix-RLVR"]._replace(name="re|play", models=study["PerMix-RLVR"].models[:1])
+    said, basis = claim([study["RLVR"], lone, study["PerMix-RLVR"]])
+    assert said.startswith("PerMix-RLVR (trained by reward, with personas mixed in) against RLVR")
+    assert basis.endswith(
+        "Of 2 variants with personas mixed in this is the one of most training seeds, or the first of those; see the table for "
+        "re&#124;play."
+    )
+    _, basis = claim([study["RLVR"], lone])
+    assert "of means over 1 training seed of re&#124;play and 2 training seeds of RLVR; " in basis
 
 
 def test_models_that_were_not_asked_the_same_are_not_compared(tmp_path: Path) -> None:
     stability_run(tmp_path / "a", "a", "x", share(4))
     stability_run(tmp_path / "b", "b", "x", share(4), questions=15)
-    assert claim(methods(collect([tmp_path]))) == "b against a: not to be compared in accuracy (not the same questions)."
+    said = "b against a: not to be compared in accuracy (not the same questions)."
+    assert claim(methods(collect([tmp_path]))) == (said, "")
 
 
 def test_a_model_alone(study: dict[str, Method]) -> None:
     found = pool(study["base"])
     assert claim([study["base"]]) == (
         "base (before training): a persona effect is shown; of the accuracy under its best persona it keeps "
-        f"{found.pss} under its worst (PSS), accuracy {found.worst} under the worst and {found.mean} on average ({GRID}); "
-        f"personas are told apart by what they answer (identifiability {found.identifiability}; a guess is right 0.250 of the "
-        "time, 80 answers)."
+        f"{found.pss} under its worst (PSS); personas are told apart by what they answer (identifiability "
+        f"{found.identifiability}).",
+        f"Accuracy {found.worst} under the worst and {found.mean} on average, {GRID}; identifiability: a guess is right 0.250 of "
+        "the time, 80 answers.",
     )
 
 
 def test_a_model_alone_that_personas_do_nothing_to(tmp_path: Path) -> None:
     stability_run(tmp_path / "a", "a", "x", share(4))
     fidelity_run(tmp_path / "f", "a", "x", noise=1.0)
-    said = claim(methods(collect([tmp_path])))
+    said, _ = claim(methods(collect([tmp_path])))
     assert said.startswith("a: no persona effect is shown; of the accuracy under its best persona it keeps ")
     assert "personas are not shown to be told apart by what they answer" in said
 
 
 def test_seeds_of_a_method_alone_are_counted(study: dict[str, Method]) -> None:
-    said = claim([study["RLVR"]])
+    said, _ = claim([study["RLVR"]])
     assert "a persona effect is shown in 1 of 2 training seeds; " in said
 
 
 def test_nothing_measured(tmp_path: Path) -> None:
     train_run(tmp_path / "t", "t", 1)
     nothing = "Nothing here measures accuracy under personas, or how well personas are told apart."
-    assert claim(methods(collect([tmp_path]))) == claim([]) == nothing
+    assert claim(methods(collect([tmp_path]))) == claim([]) == (nothing, "")

@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("playwright", reason="no Playwright: it drives the browser")
+
+from playwright.sync_api import expect
+
 from permix.report.runs import collect
 from permix.types import Cell
 from tests.bare_page import write_bare_page
 from tests.report.test_build import fidelity_run, write_run
 from tests.report.test_transcripts import CONFIG, HOSTILE, answered
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = Path("/usr/bin/chromium")
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not there")
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync")
 
 
 def grid(model: str, right: dict[str, str]) -> Iterator[Cell]:
@@ -40,14 +39,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (run / "asked.json").write_text(json.dumps(asked))
     fidelity_run(folder / "fidelity", "one")
     return write_bare_page(collect([folder]), folder / "out")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as engine:
-        running = engine.chromium.launch(executable_path=str(CHROMIUM), args=list(QUIET))
-        yield running
-        running.close()
 
 
 @pytest.fixture
@@ -84,7 +75,7 @@ def transcript(page: Any) -> list[str]:
 
 def shows(page: Any, selector: str, text: str) -> None:
     """Wait until it does."""
-    playwright.expect(page.locator(selector)).to_have_text(text)
+    expect(page.locator(selector)).to_have_text(text)
 
 
 def press(page: Any, *keys: str) -> None:
@@ -110,7 +101,7 @@ def test_by_keyboard_to_a_transcript_and_back(page: Any, report: Path) -> None:
     assert other.startswith("two✓ right")
     press(page, "Escape")
     assert page.evaluate("document.activeElement.className") == "heat-canvas"
-    playwright.expect(page).to_have_url(report.as_uri())
+    expect(page).to_have_url(report.as_uri())
 
 
 def test_a_transcript_is_text_alone(page: Any) -> None:
@@ -203,7 +194,7 @@ def test_a_missing_file_is_said_in_words(page: Any, report: Path) -> None:
 def test_completions_side_by_side(page: Any) -> None:
     assert [one[:3] for one in page.locator(".completions section:first-child article").all_text_contents()] == ["one", "two"]
     page.get_by_label("Asked").select_option("open")
-    playwright.expect(page.locator(".completions article")).to_have_count(3)
+    expect(page.locator(".completions article")).to_have_count(3)
     first = page.locator(".completions section").first.text_content()
     assert first.startswith("q0What did you do on day 0?one")
     assert "open-ended" in first

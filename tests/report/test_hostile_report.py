@@ -1,6 +1,8 @@
 """A report on a world that means harm, outside of a browser: what it writes is text, whoever reads it."""
 
+import csv
 import json
+import re
 import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
@@ -94,3 +96,13 @@ def test_lines_of_a_megabyte_are_cut(tmp_path: Path) -> None:
     report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "W" * 50 in report
     assert len(report) < MEGABYTE / 10
+
+
+def test_no_cell_of_a_table_is_a_formula(hostile_report: Reported) -> None:
+    """A spreadsheet reads what begins so as a formula; numbers may be negative."""
+    tables = sorted((hostile_report.out / "tables").glob("*.csv"))
+    assert len(tables) >= 5
+    cells = [cell for path in tables for line in csv.reader(path.open(newline="", encoding="utf-8")) for cell in line]
+    assert {"'=a/b", "'=1+1", "'@x", "'-1"} <= set(cells)
+    assert [cell for cell in cells if cell[:1] in "=+-@\t\r" and cell and not re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", cell)] == []
+    assert acting("".join(cells)) == set()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,14 @@ def built(tmp_path_factory: pytest.TempPathFactory, by_hand: None) -> Path:
     return folder / "out"
 
 
+def overview(report: Path) -> str:
+    """The paragraph above the sentences with numbers."""
+    paragraphs = (report / "report.md").read_text().split("\n\n")
+    return next(one for one, then in pairwise(paragraphs) if then.startswith("- **"))
+
+
 def test_the_headline_says_what_is_shown_and_what_means_nothing(built: Path) -> None:
-    headline = (built / "report.md").read_text().split("\n\n")[1]
+    headline = overview(built)
     assert "Against base, trained: PersonaScore by judge qwen higher." in headline
     means_nothing = (
         "PersonaScore by judge lazy means nothing, the judge does not tell right from wrong persona (AUC 0.500 [0.50, 0.50])"
@@ -159,7 +166,7 @@ def test_one_model_alone_and_its_table_in_the_terminal(tmp_path: Path, capsys: p
     shown = " ".join(capsys.readouterr().out.split())
     assert "PersonaScore" in shown
     assert "120 of" in shown
-    headline = (tmp_path / "out" / "report.md").read_text().split("\n\n")[1]
+    headline = overview(tmp_path / "out")
     assert headline.startswith("**base: judge qwen tells personas apart (PersonaScore 4.")
 
 
@@ -210,7 +217,7 @@ def test_a_judge_that_was_not_tried_is_told_from_one_that_failed(tmp_path: Path)
     judged_run(tmp_path / "run", "base", {"qwen": lambda item: 4 if item.control == "none" else None})
     build_report([tmp_path / "run"], tmp_path / "out")
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "base: nobody knows what PersonaScore by judge qwen means, the judge was not tried." in report.split("\n\n")[1]
+    assert "base: nobody knows what PersonaScore by judge qwen means, the judge was not tried." in overview(tmp_path / "out")
     assert "4.000 [4.00, 4.00] ‡" in report
 
 
@@ -240,10 +247,11 @@ def test_hostile_names_of_judges_are_text(tmp_path: Path) -> None:
 def test_the_claim_says_what_a_trusted_judge_gave_and_leaves_out_another(tmp_path: Path) -> None:
     judged_run(tmp_path / "one", "one", {"fair": keen, "kind": fives})
     judged_run(tmp_path / "two", "two", {"fair": keener, "kind": fives})
-    said = claim(methods(collect([tmp_path])))
-    assert said.startswith("two against one: higher PersonaScore by judge fair (1 to 5, difference +")
-    assert said.endswith("; 8 personas); scores of judge kind are left out, since it does not tell right from wrong persona.")
-    alone = claim(methods(collect([tmp_path / "one"])))
-    left_out = "one: scores of judge kind are left out, since it does not tell right from wrong persona; PersonaScore by "
-    assert alone.startswith(f"{left_out}judge fair ")
-    assert alone.endswith(" of 5 (8 personas).")
+    left_out = "cores of judge kind are left out, since it does not tell right from wrong persona"
+    said, basis = claim(methods(collect([tmp_path])))
+    assert said.startswith("two against one: higher PersonaScore by judge fair (1 to 5, +")
+    assert basis == f"PersonaScore by judge fair: 8 personas; s{left_out}."
+    said, basis = claim(methods(collect([tmp_path / "one"])))
+    assert said.startswith("one: PersonaScore by judge fair ")
+    assert said.endswith(" of 5.")
+    assert basis == f"S{left_out}; 8 personas."

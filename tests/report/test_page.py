@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from permix.report.canvas import PALETTE, styles_for
+from permix.report.claim import Claim
 from permix.report.document import Document, Picture, Section
 from permix.report.page.build import embedded, inline, policy, prose, write_page
 from permix.report.page.looks import SYMBOLS, dash, looks
@@ -40,7 +41,8 @@ def document() -> Document:
     people = tabulate("personas", ["persona", "base"], [none, [named("sailor"), stated("2", number=2.0)]])
     charts = [Picture("heatmap-1.png", "one", "grid"), Picture("heatmap-2.png", "two", "grid"), Picture("learnt.png", "c")]
     return Document(
-        "Title", "", f"**{EVIL.replace('<', '&#60;')} stands**", "", "- *a*", main, "- n", (Picture("t.png", "t", "tradeoff"),),
+        "Title", "", Claim(f"{EVIL.replace('<', '&#60;')} stands.", "By n = 8."), "", "- *a*", main, "- n",
+        (Picture("t.png", "t", "tradeoff"),),
         (
             Section("personas", "Each persona", "Note.", (*charts, people)),
             Section("completions", "What they say", "", ("only on paper",), "completions"),
@@ -52,7 +54,7 @@ def written(folder: Path, **more: Any) -> str:
     (folder / "learnt.png").write_bytes(PNG)
     options: dict[str, Any] = {
         "charts": {"tradeoff": {"x": EVIL}}, "models": looks(styles_for(["base"]), {}), "runs": Told(),
-        "tags": {"sailor": ["sea", EVIL]}, "grids": {"base": {}},
+        "tags": {"sailor": ["sea", EVIL]}, "cells": {"grids": {"base": {}}, "sheets": [{}]},
     }  # fmt: skip
     write_page(folder / "index.html", document(), **(options | more))
     return (folder / "index.html").read_text()
@@ -94,7 +96,7 @@ def test_prose_is_our_markdown_and_nothing_foreign() -> None:
     assert "<b>" not in prose("x <b>y</b>")
     assert "<img" not in prose("![x](y.png)")
     assert "<a " not in prose("[x](javascript:alert(1)) <https://x.example>")
-    assert inline("**Personas cost &#42;nothing&#42;**") == "Personas cost *nothing*"
+    assert inline("Personas cost &#42;nothing&#42;") == "Personas cost *nothing*"
 
 
 def test_a_number_names_its_runs_and_a_missing_one_none(tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_a_chart_is_shown_once_and_a_figure_without_one_is_a_picture(tmp_path: P
 def test_without_transcripts_a_section_keeps_its_parts(tmp_path: Path) -> None:
     for file in ("heatmap-1.png", "heatmap-2.png"):
         (tmp_path / file).write_bytes(PNG)
-    page = written(tmp_path, grids={})
+    page = written(tmp_path, cells={"grids": {}, "sheets": []})
     assert "only on paper" in page
     assert 'data-chart="grid"' not in page
 

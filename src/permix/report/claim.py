@@ -29,7 +29,22 @@ STABLE[UNSHOWN] = f"{UNSHOWN} in the share of the accuracy under its best person
 TOLD = "its personas are {} to tell apart by what they answer"
 DISTINCT = {"higher": TOLD.format("easier"), "lower": TOLD.format("harder")}
 DISTINCT[UNSHOWN] = f"{UNSHOWN} in how well personas are told apart by what they answer"
+UNSAID = "nothing that can be claimed"
 NOTHING = "Nothing here measures accuracy under personas, or how well personas are told apart."
+
+
+class Claim(NamedTuple):
+    """One sentence, and in the small print what it rests on: values, n, intervals, seeds, what was passed over."""
+
+    sentence: str
+    basis: str = ""
+
+
+class Half(NamedTuple):
+    """What is claimed of one side, stability or fidelity, and what that rests on."""
+
+    said: str = ""
+    basis: str = ""
 
 
 class Chosen(NamedTuple):
@@ -40,18 +55,19 @@ class Chosen(NamedTuple):
     others: tuple[Method, ...] = ()
 
 
-def claim(methods: Sequence[Method]) -> str:
-    """The sentence above the report, and what one must know to read it: seeds, intervals, what was passed over."""
+def claim(methods: Sequence[Method]) -> Claim:
+    """What stands above the report."""
     able = [method for method in methods if any(measured(method)) or any(model.judged for model in method.models)]
     chosen = choose(able)
     if chosen is not None:
         return _compared(chosen)
-    return _alone(able[0]) if able else NOTHING
+    return _alone(able[0]) if able else Claim(NOTHING)
 
 
 def choose(methods: Sequence[Method]) -> Chosen | None:
-    """Personas mixed in against RLVR, the first of each; else the last method against base, or the first. None for one."""
-    mixed, plain, start = ([one for one in methods if one.role == role] for role in ("permix", "rlvr", "base"))
+    """Personas mixed in against RLVR, of each the method of most training seeds, and among those the first; else the last method
+    against base, or the first. None for one."""
+    mixed, plain, start = (_most_seeds([one for one in methods if one.role == role]) for role in ("permix", "rlvr", "base"))
     if mixed and plain:
         return Chosen(mixed[0], plain[0], tuple(mixed[1:]))
     against = (start or list(methods))[:1]
@@ -59,63 +75,72 @@ def choose(methods: Sequence[Method]) -> Chosen | None:
     return Chosen(rest[-1], against[0]) if rest else None
 
 
-def _compared(chosen: Chosen) -> str:
+def _most_seeds(methods: Sequence[Method]) -> list[Method]:
+    """Those of most seeds first, otherwise as they stand."""
+    return sorted(methods, key=lambda one: -len(one.models))
+
+
+def _compared(chosen: Chosen) -> Claim:
     one, other, others = chosen
     found, mine, theirs = difference(one, other), pool(one), pool(other)
     halves = [*_stability(found, mine, theirs), *_distinctness(found, mine, theirs), *_judged(one, other)]
     names = f"{label(one.name)}{HOW[one.role]} against {label(other.name)}{HOW[other.role]}"
-    said = f"{names}: {'; '.join(halves) or 'nothing was measured of both'}."
-    return " ".join([said, *_seeds(found, one, other), *_passed_over(others)])
+    return _claimed(names, halves or [Half("nothing was measured of both")], [*_seeds(found, one, other), *_passed_over(others)])
 
 
-def _stability(found: MethodDifference, mine: Pooled, theirs: Pooled) -> list[str]:
+def _claimed(names: str, halves: Sequence[Half], more: Sequence[str] = ()) -> Claim:
+    basis = "; ".join(half.basis for half in halves if half.basis)
+    sentence = f"{names}: {'; '.join(half.said for half in halves if half.said)}."
+    return Claim(sentence, " ".join([*([f"{basis[0].upper()}{basis[1:]}."] if basis else []), *more]))
+
+
+def _stability(found: MethodDifference, mine: Pooled, theirs: Pooled) -> list[Half]:
     if found.reasons:
-        return [f"not to be compared in accuracy ({_because(found.reasons)})"]
+        return [Half(f"not to be compared in accuracy ({_because(found.reasons)})")]
     if found.pss is None or found.pss.low is None:
         return []
     asked = f"{count(found.pss.n)} questions as each of {found.n_personas} personas"
-    return [f"{STABLE[word(found.pss)]} (PSS, {_both(mine.pss, theirs.pss, found.pss)}; {asked})"]
+    return [Half(f"{STABLE[word(found.pss)]} (PSS {found.pss.signed()})", f"PSS {_both(mine.pss, theirs.pss)}, {asked}")]
 
 
-def _distinctness(found: MethodDifference, mine: Pooled, theirs: Pooled) -> list[str]:
+def _distinctness(found: MethodDifference, mine: Pooled, theirs: Pooled) -> list[Half]:
     if found.fidelity_reasons:
-        return [f"not to be compared in how well personas are told apart ({_because(found.fidelity_reasons)})"]
-    if found.identifiability is None or found.identifiability.low is None:
+        return [Half(f"not to be compared in how well personas are told apart ({_because(found.fidelity_reasons)})")]
+    between = found.identifiability
+    if between is None or between.low is None:
         return []
-    numbers = _both(mine.identifiability, theirs.identifiability, found.identifiability)
-    chance = f"a guess is right {number(mine.chance)} of the time, " if mine.chance is not None else ""
-    which = f"{DISTINCT[word(found.identifiability)]} (identifiability, {numbers}; {chance}"
-    return [f"{which}{count(found.identifiability.n)} open-ended questions)"]
+    chance = f" where a guess is right {number(mine.chance)} of the time" if mine.chance is not None else ""
+    numbers = f"{_both(mine.identifiability, theirs.identifiability)}{chance}, {count(between.n)} open-ended questions"
+    return [Half(f"{DISTINCT[word(between)]} (identifiability {between.signed()})", f"identifiability {numbers}")]
 
 
-def _both(mine: Estimate | None, theirs: Estimate | None, between: Estimate) -> str:
-    values = (number(None if one is None else one.value) for one in (mine, theirs))
-    return f"{' against '.join(values)}, difference {between.signed()}"
+def _both(mine: Estimate | None, theirs: Estimate | None) -> str:
+    return " against ".join(number(None if one is None else one.value) for one in (mine, theirs))
 
 
-def _judged(one: Method, other: Method) -> list[str]:
+def _judged(one: Method, other: Method) -> list[Half]:
     """Where one model of each was judged: what judges who are trusted on both say, and who is not."""
     mine, theirs = ([model for model in method.models if model.judged] for method in (one, other))
     if len(mine) != 1 or len(theirs) != 1:
         return []
     found, reasons = judged_between(theirs[0], mine[0])
-    refused = [f"judges' scores are not to be compared ({_because(reasons)})"] if reasons else []
+    refused = [Half(f"judges' scores are not to be compared ({_because(reasons)})")] if reasons else []
     return [_by_judge(each) for each in found if each.trusted] + refused + _unfit([*theirs, *mine])
 
 
-def _by_judge(found: JudgedDifference) -> str:
+def _by_judge(found: JudgedDifference) -> Half:
     scores = found.scores.persona_score
     how = word(scores) if word(scores) != UNSHOWN else f"{UNSHOWN} in the"
-    what = f"{how} {SCORE_OF[found.kind]} by judge {label(found.scores.judge)}"
-    return f"{what} (1 to 5, difference {scores.signed()}; {count(scores.n)} personas)"
+    what = f"{SCORE_OF[found.kind]} by judge {label(found.scores.judge)}"
+    return Half(f"{how} {what} (1 to 5, {scores.signed()})", f"{what}: {count(scores.n)} personas")
 
 
-def _unfit(models: Iterable[ModelRuns]) -> list[str]:
+def _unfit(models: Iterable[ModelRuns]) -> list[Half]:
     """Each judge whose scores mean nothing for one of these models, once."""
     judges = [one for model in models for run in model.judged for one in run.judges.values() if not one.trusted]
     why = {False: "does not tell right from wrong persona", None: "was never tried"}
     said = {one.label: f"scores of judge {label(one.label)} are left out, since it {why[one.trusted]}" for one in judges}
-    return list(said.values())
+    return [Half(basis=text) for text in said.values()]
 
 
 def _seeds(found: MethodDifference, one: Method, other: Method) -> list[str]:
@@ -150,19 +175,21 @@ def _passed_over(others: Sequence[Method]) -> list[str]:
     if not others:
         return []
     names = ", ".join(label(method.name) for method in others)
-    return [f"Of {len(others) + 1} variants with personas mixed in this is the first named; see the table for {names}."]
+    why = "the one of most training seeds, or the first of those"
+    return [f"Of {len(others) + 1} variants with personas mixed in this is {why}; see the table for {names}."]
 
 
-def _alone(method: Method) -> str:
+def _alone(method: Method) -> Claim:
     """A method by itself: does a persona effect show, what is kept under the worst, are personas told apart."""
     found, (stable, _) = pool(method), measured(method)
-    parts = [*_effect(found, stable), *_told(found), *_unfit(method.models), *_standing(method.models)]
-    return f"{label(method.name)}{HOW[method.role]}: {'; '.join(parts)}."
+    halves = [*_effect(found, stable), *_told(found), *_unfit(method.models), *_standing(method.models)]
+    said = any(half.said for half in halves)
+    return _claimed(f"{label(method.name)}{HOW[method.role]}", halves if said else [*halves, Half(UNSAID)])
 
 
-def _effect(found: Pooled, models: Sequence[ModelRuns]) -> list[str]:
+def _effect(found: Pooled, models: Sequence[ModelRuns]) -> list[Half]:
     if found.reasons:
-        return [f"its seeds are not to be pooled in accuracy ({_because(found.reasons)})"]
+        return [Half(f"its seeds are not to be pooled in accuracy ({_because(found.reasons)})")]
     if found.pss is None or found.pss.value is None or found.mean is None or found.worst is None:
         return []
     tested = [p for model in models if model.stability is not None and (p := model.stability.permutation_p.value) is not None]
@@ -173,24 +200,26 @@ def _effect(found: Pooled, models: Sequence[ModelRuns]) -> list[str]:
     grid = models[0].grid
     asked = f"{count(found.pss.n)} questions as each of {0 if grid is None else len(grid.persona_ids)} personas"
     kept = f"of the accuracy under its best persona it keeps {found.pss} under its worst (PSS)"
-    return [f"{effect}; {kept}, accuracy {found.worst} under the worst and {found.mean} on average ({asked})"]
+    return [Half(f"{effect}; {kept}", f"accuracy {found.worst} under the worst and {found.mean} on average, {asked}")]
 
 
-def _told(found: Pooled) -> list[str]:
+def _told(found: Pooled) -> list[Half]:
     if found.fidelity_reasons:
-        return [f"its seeds are not to be pooled in how well personas are told apart ({_because(found.fidelity_reasons)})"]
+        return [Half(f"its seeds are not to be pooled in how well personas are told apart ({_because(found.fidelity_reasons)})")]
     one = found.identifiability
     if one is None or one.low is None or found.chance is None:
         return []
     how = "told apart" if one.low > found.chance else "not shown to be told apart"
-    numbers = f"identifiability {one}; a guess is right {number(found.chance)} of the time, {count(one.n)} answers"
-    return [f"personas are {how} by what they answer ({numbers})"]
+    basis = f"identifiability: a guess is right {number(found.chance)} of the time, {count(one.n)} answers"
+    return [Half(f"personas are {how} by what they answer (identifiability {one})", basis)]
 
 
-def _standing(models: Sequence[ModelRuns]) -> list[str]:
+def _standing(models: Sequence[ModelRuns]) -> list[Half]:
     """What judges who are trusted gave."""
     return [
-        f"{SCORE_OF[run.kind]} by judge {label(one.label)} {one.persona_score} of 5 ({count(one.persona_score.n)} personas)"
+        Half(
+            f"{SCORE_OF[run.kind]} by judge {label(one.label)} {one.persona_score} of 5", f"{count(one.persona_score.n)} personas"
+        )
         for model in models
         for run in model.judged
         for one in run.judges.values()

@@ -7,6 +7,7 @@ content is not there.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from permix.report.claim import Claim
 from permix.report.table import Table
 
 
@@ -36,12 +37,11 @@ class Section(NamedTuple):
 
 
 class Document(NamedTuple):
-    """`lead`: what the first screen says, in Markdown: the claim, and what must be known with it. `details` are sentences with
-    numbers; `rests_on` says n, seeds, intervals."""
+    """`details` are sentences with numbers; `rests_on` says n, seeds, intervals; `front` stands with the first table."""
 
     title: str
     caption: str
-    claim: str
+    claim: Claim
     warnings: str
     details: str
     main: Table
@@ -57,7 +57,14 @@ class Document(NamedTuple):
 
 def markdown(document: Document) -> str:
     """report.md."""
-    front = [document.caption, document.claim, document.warnings, *_markdown(document.front), document.main.markdown]
+    front = [
+        document.caption,
+        f"**{document.claim.sentence}**",
+        document.claim.basis,
+        document.warnings,
+        *_markdown(document.front),
+        document.main.markdown,
+    ]
     parts = [f"# {document.title}", *front, document.details, document.rests_on]
     for section in document.sections:
         parts += [f"## {section.title}", section.note, *_markdown(section.parts)]

@@ -69,7 +69,7 @@ def lay_out(
     return Document(
         title=TITLE,
         caption=caption,
-        claim=f"**{claim(methods)}**",
+        claim=claim(methods),
         warnings="\n>\n".join(reading.warnings(comparisons)),
         details="\n\n".join([headline, "\n".join(details)]).rstrip(),
         main=method_table(methods, pooled),

@@ -24,6 +24,7 @@ from permix.records import write_text
 from permix.report.document import Document, Part, Section
 from permix.report.page.provenance import Runs
 from permix.report.table import Cell, Table
+from permix.types import Estimate
 
 SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "base.js", "tables.js")
 """What every page begins with; then whatever draws, then main.js."""
@@ -51,7 +52,8 @@ def write_page(
     view = _View(runs, tags, drawn, path.parent)
     page = _environment().get_template("page.html").render(
         version=__version__, title=document.title, policy=policy(script), style=Markup(styles()), script=Markup(script),
-        data=Markup(embedded(data)), claim=inline(document.claim), caption=prose(document.caption),
+        data=Markup(embedded(data)), claim=inline(document.claim.sentence), basis=inline(document.claim.basis),
+        caption=prose(document.caption),
         warnings=prose(document.warnings), details=prose(document.details), rests_on=prose(document.rests_on),
         main=view.table(document.main), front=list(view.parts(document.front)), methods=_methods(models),
         sections=[view.section(one) for one in document.sections],
@@ -107,7 +109,7 @@ class _View:
     def _cell(self, cell: Cell, what: str) -> dict[str, Any]:
         places = " ".join(str(place) for place in self.runs.places(cell.sources))
         return {
-            "text": cell.text, "note": cell.note, "mark": cell.mark, "value": cell.value, "runs": places,
+            "text": unbroken(cell), "note": cell.note, "mark": cell.mark, "value": cell.value, "runs": places,
             "what": f"{what}: {cell.text}" + (f" ({cell.note})" if cell.note else ""),
         }  # fmt: skip
 
@@ -156,9 +158,14 @@ def prose(text: str) -> Markup:
     return Markup(_markdown().render(text))
 
 
+def unbroken(cell: Cell) -> str:
+    """Its text; an interval stays on one line."""
+    return cell.text.replace(", ", ",\u00a0") if isinstance(cell.number, Estimate) else cell.text
+
+
 def inline(text: str) -> Markup:
-    """One line without a paragraph around it, and without the bold that a headline has anyway."""
-    return Markup(_markdown().renderInline(text.removeprefix("**").removesuffix("**")))
+    """One line without a paragraph around it."""
+    return Markup(_markdown().renderInline(text))
 
 
 def _methods(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

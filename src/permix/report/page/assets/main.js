@@ -2,16 +2,22 @@
 "use strict";
 
 (() => {
-  const {data, charts, shown, setTheme, changed, onChange} = permix;
+  const {data, charts, drawing, shown, setTheme, changed, onChange} = permix;
 
   /** One box a method; its training seeds go with it. */
   function selection() {
-    for (const box of document.querySelectorAll("#models input")) {
+    for (const box of document.querySelectorAll("#choose-models input")) {
       const labels = data.models.filter((model) => model.method === box.value).map((model) => model.label);
       box.addEventListener("change", () => {
         labels.forEach((label) => (box.checked ? shown.add(label) : shown.delete(label)));
         changed();
       });
+    }
+  }
+
+  function swatches() {
+    for (const place of document.querySelectorAll("[data-look]")) {
+      place.replaceChildren(drawing.swatch(permix.look(place.dataset.look), true, true));
     }
   }
 
@@ -48,6 +54,8 @@
   }
 
   selection();
+  swatches();
+  onChange(swatches);
   theme();
   whenNear(document.querySelectorAll("[data-chart]"));
   addEventListener("beforeprint", () => document.querySelectorAll("[data-chart]:not([data-drawn])").forEach(begin));

@@ -53,9 +53,19 @@
   const told = (estimate) => `${permix.estimate(estimate)}, n = ${estimate.n}`;
   const fixed = (value) => value.toFixed(3);
 
-  /** A symbol on a piece of line with the name beside it: told apart without any colour. */
+  /** A symbol on a piece of line with the name beside it: told apart without any colour. Seeds of a method stand together. */
   function legend(made, labels, { symbols = true, lines = true } = {}) {
-    made.legend.replaceChildren(...labels.map((label) => el("span", { class: "chart-key" }, swatch(permix.look(label), symbols, lines), label)));
+    const keys = methods(labels).map(([name, of]) => {
+      const said = of.length > 1 ? `${name}, ${of.length} seeds` : of[0];
+      return el("span", { class: "chart-key" }, swatch(permix.look(of[0]), symbols, lines), said);
+    });
+    made.legend.replaceChildren(...keys);
+  }
+
+  /** [[method, its labels among these]], in order. */
+  function methods(labels) {
+    const of = new Map(permix.data.models.map(({ label, method }) => [label, method]));
+    return [...d3.group(labels, (label) => of.get(label) ?? label)];
   }
 
   function swatch(look, symbols, lines) {
@@ -71,6 +81,10 @@
   /** Plot with what all charts have in common: one picture to who cannot see it, described in words. */
   function plot(made, label, options) {
     const drawn = Plot.plot({ width: made.width, marginRight: 16, style: { fontSize: "12px", overflow: "visible" }, ...options });
+    for (const part of drawn.querySelectorAll("[aria-label]")) {
+      part.dataset.mark = part.getAttribute("aria-label"); // a name without a role is refused by assistive technology
+      part.removeAttribute("aria-label");
+    }
     drawn.setAttribute("role", "img");
     drawn.setAttribute("aria-label", label);
     return drawn;
@@ -141,5 +155,5 @@
 
   const panelTitle = (text) => el("p", { class: "chart-title" }, text);
 
-  permix.drawing = { PAPER, choose, clip, curves, dots, fixed, known, legend, own, panelTitle, plot, sheet, shown, tips, told, whole };
+  permix.drawing = { PAPER, choose, clip, curves, dots, fixed, known, legend, own, panelTitle, plot, sheet, shown, swatch, tips, told, whole };
 })();

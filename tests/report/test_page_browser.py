@@ -1,0 +1,251 @@
+"""The whole page in a real browser, on a world that means harm: it loads in silence, nothing in it acts, all of it can be used.
+
+Every page here is watched: a test fails at its end when a page wrote an error to its console, broke its policy, or asked for
+anything but files (tests/browser.py).
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+
+from permix.escape import clip, visible
+from permix.report.table import LABEL_WIDTH
+from tests.browser import PHONE, WIDE, contrast, grave_findings, settle
+from tests.hostile import IDS, LABELS, TAGS, Reported
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
+
+    from tests.browser import OpenPage
+
+SECTIONS = ("models", "personas", "grid", "lottery", "identifiability", "judges", "training", "completions", "runs")
+PERSONAS = "#table-personas"
+FORBIDDEN = "script[src], iframe, object, embed, base, link, meta[http-equiv=refresh], [onload], [onerror], [onclick], [onfocus]"
+DRAWN = "[...document.querySelectorAll('[data-chart]')].every((one) => 'drawn' in one.dataset && one.childElementCount)"
+
+
+def show(page: "Page", report: Reported) -> "Page":
+    """The page, with every chart drawn: they are when they come near."""
+    page.goto((report.out / "index.html").as_uri())
+    page.wait_for_selector("html[data-ready]", state="attached")
+    for chart in page.locator("[data-chart]").all():
+        chart.scroll_into_view_if_needed()
+    page.wait_for_function(DRAWN)
+    page.evaluate("scrollTo(0, 0)")
+    return page
+
+
+@pytest.fixture
+def shown(page: "Page", hostile_report: Reported) -> "Page":
+    return show(page, hostile_report)
+
+
+def column(page: "Page", table: str, place: int) -> list[str]:
+    """The visible cells of a column, fixed rows left out."""
+    return page.locator(f"{table} tbody tr:not([data-fixed]):visible > :nth-child({place})").all_inner_texts()
+
+
+def heading(page: "Page", table: str, place: int) -> "Locator":
+    return page.locator(f"{table} thead th").nth(place - 1)
+
+
+def colour(page: "Page", what: str, where: str = "body") -> list[float]:
+    found = page.locator(where).first.evaluate("(element, what) => getComputedStyle(element)[what]", what)
+    return [float(part) for part in re.findall(r"[\d.]+", found)]
+
+
+def test_every_section_is_there_and_every_chart_is_drawn(shown: "Page") -> None:
+    there = shown.locator("main > section[id]").evaluate_all("(all) => all.map((one) => one.id)")
+    assert there[0] == "first"
+    assert set(SECTIONS) <= set(there)
+    assert shown.locator("[data-chart]").count() >= 7
+    assert shown.locator("nav a").count() == len(there) - 1
+
+
+def test_nothing_of_the_hostile_world_acts(shown: "Page", hostile_report: Reported) -> None:
+    assert shown.evaluate("window.pwned") is None
+    assert shown.evaluate("({}).polluted") is None
+    assert shown.title() == "Personas: what they cost, and what is left of them"
+    assert shown.url == (hostile_report.out / "index.html").as_uri()
+    assert shown.locator("script").count() == 2  # the data and the program
+    assert shown.locator(FORBIDDEN).count() == 0
+    links = shown.locator("a[href]").evaluate_all("(all) => all.map((one) => one.getAttribute('href'))")
+    assert all(re.match(r"#|tables/[\w-]+\.csv$|report\.md$|table\.json$", link) for link in links)
+    images = shown.locator("img").evaluate_all("(all) => all.map((one) => one.src)")
+    assert all(image.startswith("data:image/png;base64,") for image in images)
+
+
+def test_what_is_hostile_is_shown_as_text_and_what_was_hidden_as_codes(shown: "Page") -> None:
+    text = shown.locator("main").evaluate("(main) => main.textContent")
+    for label in LABELS:
+        assert clip(visible(label), LABEL_WIDTH) in text
+    for name in IDS:
+        assert name in text
+    assert "\\u202e" in text
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2028\u2029\u2060-\u2069\ufeff]", text)
+
+
+def test_a_table_is_sorted_by_a_press_and_says_so(shown: "Page") -> None:
+    button = heading(shown, PERSONAS, 2).locator("button")
+    before = column(shown, PERSONAS, 1)
+    button.click()
+    assert heading(shown, PERSONAS, 2).get_attribute("aria-sort") == "descending"
+    falling = [float(text.split()[0]) for text in column(shown, PERSONAS, 2)]
+    assert falling == sorted(falling, reverse=True)
+    button.click()
+    assert heading(shown, PERSONAS, 2).get_attribute("aria-sort") == "ascending"
+    rising = [float(text.split()[0]) for text in column(shown, PERSONAS, 2)]
+    assert rising == sorted(rising)
+    heading(shown, PERSONAS, 1).locator("button").press("Enter")  # by keyboard, and by name
+    assert heading(shown, PERSONAS, 2).get_attribute("aria-sort") is None
+    assert sorted(column(shown, PERSONAS, 1)) == sorted(before)
+
+
+def test_a_table_is_filtered_by_tag_and_by_words(shown: "Page") -> None:
+    form = shown.locator(f"{PERSONAS}-filter")
+    assert set(form.locator("option").all_inner_texts()) == {"all", *TAGS}
+    form.locator("select").select_option(TAGS[0])
+    assert len(column(shown, PERSONAS, 1)) == 6  # 12 personas with two of four tags each
+    assert form.locator("output").inner_text() == "6 of 12 shown"
+    form.locator("select").select_option("")
+    form.locator("input").fill("a b")
+    assert [text.split("\n")[0] for text in column(shown, PERSONAS, 1)] == ["a b"]
+
+
+def test_a_number_says_where_it_comes_from_and_focus_goes_back(shown: "Page") -> None:
+    number = shown.locator("#first table button.number").first
+    number.focus()
+    number.press("Enter")
+    told = shown.locator(".popover")
+    assert "permix '<script>window.pwned=1</script>'" in told.inner_text()
+    assert number.get_attribute("aria-expanded") == "true"
+    shown.keyboard.press("Escape")
+    assert told.count() == 0
+    assert number.evaluate("(button) => button === document.activeElement")
+
+
+def test_a_transcript_opens_by_pointer(shown: "Page") -> None:
+    canvas = shown.locator("#grid .heat-canvas")
+    box = canvas.bounding_box()
+    assert box is not None
+    canvas.click(position={"x": box["width"] / 2, "y": box["height"] / 2})
+    dialog = shown.locator("dialog[open]")
+    assert "×" in dialog.locator("h2").inner_text()
+    assert dialog.locator("article, section").count() >= 1
+
+
+def test_transcripts_are_walked_by_keyboard_alone(shown: "Page") -> None:
+    shown.locator("#grid .heat-canvas").focus()
+    shown.keyboard.press("ArrowDown")
+    shown.keyboard.press("Enter")
+    title = shown.locator("dialog[open] h2")
+    seen = {title.inner_text()}
+    for key in ("ArrowRight", "ArrowRight", "Shift+ArrowRight"):
+        before = title.inner_text()
+        shown.keyboard.press(key)
+        shown.wait_for_function("(was) => document.querySelector('dialog[open] h2').textContent !== was", arg=before)
+        seen.add(title.inner_text())
+    assert len(seen) == 4
+    shown.keyboard.press("Escape")
+    assert shown.locator("dialog[open]").count() == 0
+    assert shown.locator("#grid .heat-canvas").evaluate("(canvas) => canvas === document.activeElement")
+
+
+def test_transcripts_of_a_hostile_world_are_text(shown: "Page") -> None:
+    """Through all questions of one persona: more than twenty texts, none of which acts."""
+    shown.locator("#grid .heat-canvas").focus()
+    shown.keyboard.press("ArrowDown")
+    shown.keyboard.press("Home")
+    shown.keyboard.press("Enter")
+    dialog = shown.locator("dialog[open]")
+    text = ""
+    for _ in range(24):
+        shown.wait_for_function("document.querySelector('dialog[open] .transcript-body').innerText.length > 200")
+        assert dialog.locator("script, img, iframe, svg, form, style, a[href^='javascript']").count() == 0
+        text += dialog.inner_text()
+        if shown.get_by_role("button", name="question ›").is_disabled():
+            break
+        before = dialog.locator("h2").inner_text()
+        shown.keyboard.press("ArrowRight")
+        shown.wait_for_function("(was) => document.querySelector('dialog[open] h2').textContent !== was", arg=before)
+    assert "<script>window.pwned=1</script>" in text
+    assert "\\x1b[31mred" in text
+    assert shown.evaluate("window.pwned") is None
+
+
+def test_a_model_that_is_unticked_leaves_the_charts(shown: "Page") -> None:
+    legend = shown.locator("#choose-models")
+    assert legend.locator("input").count() == len(LABELS)
+    before = shown.locator("[data-chart=lottery]").inner_html()
+    legend.locator("input").nth(1).uncheck()
+    shown.wait_for_function("(was) => document.querySelector('[data-chart=lottery]').innerHTML !== was", arg=before)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nobody_is_shut_out(open_page: "OpenPage", hostile_report: Reported, scheme: str) -> None:
+    page = show(open_page(color_scheme=scheme), hostile_report)
+    assert grave_findings(page) == []
+    page.locator("#grid .heat-canvas").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("dialog[open] .transcript-body :text('x')")
+    assert grave_findings(page) == []
+
+
+def test_the_dark_page_is_dark_and_can_be_read(open_page: "OpenPage", hostile_report: Reported) -> None:
+    papers = []
+    for scheme in ("light", "dark"):
+        page = show(open_page(color_scheme=scheme), hostile_report)
+        papers.append(colour(page, "backgroundColor", "html"))
+        assert contrast(papers[-1], colour(page, "color")) >= 7
+    assert min(papers[0][:3]) > 200
+    assert max(papers[1][:3]) < 60
+
+
+def test_the_theme_can_be_chosen_against_the_system(shown: "Page") -> None:
+    light, button = colour(shown, "backgroundColor", "html"), shown.locator("#theme")
+    for expected in ("light", "dark", "system"):
+        button.click()
+        assert button.inner_text() == f"theme: {expected}"
+        assert (colour(shown, "backgroundColor", "html") == light) == (expected != "dark")
+
+
+def test_a_phone_scrolls_down_and_never_sideways(open_page: "OpenPage", hostile_report: Reported) -> None:
+    page = show(open_page(PHONE), hostile_report)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+    page.locator("#grid .heat-canvas").focus()
+    page.keyboard.press("Enter")
+    box = page.locator("dialog[open]").bounding_box()
+    assert box is not None
+    assert box["width"] <= PHONE[0]
+
+
+def test_who_wants_no_motion_gets_none(open_page: "OpenPage", hostile_report: Reported) -> None:
+    page = show(open_page(reduced_motion="reduce"), hostile_report)
+    moving = "document.getAnimations().filter((one) => one.playState === 'running').length"
+    assert page.evaluate(moving) == 0
+    assert page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
+
+
+def test_on_paper_nothing_is_dark_and_no_control_is_left(open_page: "OpenPage", hostile_report: Reported) -> None:
+    page = show(open_page(color_scheme="dark"), hostile_report)
+    page.emulate_media(media="print", color_scheme="light")
+    assert contrast(colour(page, "color"), (255, 255, 255)) >= 7
+    assert not page.locator("#theme").is_visible()
+    assert not page.locator(f"{PERSONAS}-filter").is_visible()
+    assert page.locator("#grid .heat-canvas").is_visible()
+
+
+def test_every_section_can_be_photographed(open_page: "OpenPage", hostile_report: Reported, tmp_path: Path) -> None:
+    """They are looked at by people; here each must show something: letters alone have ten greys."""
+    views: list[tuple[str, Any]] = [("light", WIDE), ("dark", WIDE), ("light", PHONE)]
+    for scheme, size in views:
+        page = show(open_page(size, color_scheme=scheme), hostile_report)
+        for section in page.locator("main > section[id]").all():
+            section.scroll_into_view_if_needed()
+            settle(page.context)
+            path = tmp_path / f"{section.get_attribute('id')}-{scheme}-{size[0]}.png"
+            section.screenshot(path=path)
+            assert len(Image.open(path).convert("RGB").getcolors(1 << 24) or []) > 10
