@@ -271,7 +271,7 @@ def test_only_the_models_that_are_selected_are_drawn(page: "Page", tmp_path: Pat
 def test_a_tip_says_the_number_its_interval_and_n(page: "Page", tmp_path: Path) -> None:
     opened(page, tmp_path)
     symbols(page, "learnt").first.hover()
-    tip = page.locator('#learnt g[data-mark="tip"]')
+    tip = page.locator('#learnt g[aria-label="tip"]')
     assert "0.500 [0.40, 0.60], n = 20" in " ".join(tip.locator("tspan").all_text_contents()).replace("\u200b", "")
 
 

@@ -16,7 +16,8 @@ from permix.evals import stats
 from permix.evals.stability import opening
 from permix.records import write_json, write_text
 from permix.report import canvas, drift, judged_plots, plots, reading, tables, voices
-from permix.report.document import Document, markdown
+from permix.report.cards import cards_of, write_cards
+from permix.report.document import Document, front, markdown
 from permix.report.drift_figure import drift_curves
 from permix.report.judged import JudgedRun
 from permix.report.layout import lay_out
@@ -41,7 +42,9 @@ from permix.train.probe import taken
 def report_stage(config: ReportStage) -> None:
     """The command: build the report, print its table and where it stands."""
     models = collect(config.runs)
-    rows = _write(models, methods(models, config.methods), config.out, aside=published(models, config))
+    if config.cards:
+        cards_of(models)  # whatever is wrong with them is said before anything is drawn
+    rows = _write(models, methods(models, config.methods), config.out, aside=published(models, config), cards=config.cards)
     console, strategies = Console(), _strategies(models)
     if any(model.stability or model.fidelity or model.judged or "train" in model.runs for model in models):
         console.print(tables.terminal_table(rows))
@@ -66,7 +69,13 @@ def build_report(runs: Sequence[Path], out: Path, caption: str = "") -> list[Row
 
 
 def _write(
-    models: Sequence[ModelRuns], known: Sequence[Method], out: Path, caption: str = "", aside: Published | None = None
+    models: Sequence[ModelRuns],
+    known: Sequence[Method],
+    out: Path,
+    caption: str = "",
+    aside: Published | None = None,
+    *,
+    cards: bool = False,
 ) -> list[Row]:
     comparisons = [reading.compare(one, other) for one, other in held_against(models)]
     pooled = [pool(method) for method in known]
@@ -78,6 +87,8 @@ def _write(
         write_text(out / "tables" / f"{table.name}.csv", table.csv)
     seeds = {"methods": [one.model_dump(mode="json") for one in pooled]}
     write_json(out / "table.json", _data(models, comparisons, caption) | seeds | published_data(aside))
+    if cards:
+        write_cards(models, front(document), out / "tradeoff.png" if "tradeoff.png" in figures else None)
     return [model.row for model in models]
 
 

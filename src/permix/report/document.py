@@ -57,18 +57,21 @@ class Document(NamedTuple):
 
 def markdown(document: Document) -> str:
     """report.md."""
-    front = [
-        document.caption,
-        f"**{document.claim.sentence}**",
-        document.claim.basis,
-        document.warnings,
-        *_markdown(document.front),
-        document.main.markdown,
-    ]
-    parts = [f"# {document.title}", *front, document.details, document.rests_on]
+    claimed = [document.caption, *_claimed(document), document.warnings, *_markdown(document.front), document.main.markdown]
+    parts = [f"# {document.title}", *claimed, document.details, document.rests_on]
     for section in document.sections:
         parts += [f"## {section.title}", section.note, *_markdown(section.parts)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def front(document: Document) -> str:
+    """Claim and first table, for a model's card."""
+    parts = ["## Results", *_claimed(document), document.warnings, document.main.markdown]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _claimed(document: Document) -> tuple[str, str]:
+    return f"**{document.claim.sentence}**", document.claim.basis
 
 
 def section(id: str, title: str, parts: Sequence[Part], note: str = "", chart: str = "") -> list[Section]:

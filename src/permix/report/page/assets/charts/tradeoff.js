@@ -87,7 +87,7 @@
       [x.apply(a), y.apply(py) - 3, x.apply(b), y.apply(py) + 3], [x.apply(px) - 3, y.apply(high), x.apply(px) + 3, y.apply(low)],
     ];
     const taken = [...points.map((one) => box(one, 9)), ...seeds.map((one) => box(one, 6)), ...points.flatMap(bars)];
-    const layer = d3.select(drawn).insert("g", "[aria-label=tip]").attr("class", "chart-names").attr("text-anchor", "start").attr("font-weight", "600").attr("pointer-events", "none");
+    const layer = d3.select(drawn).insert("g", "[data-mark=tip]").attr("class", "chart-names").attr("text-anchor", "start").attr("font-weight", "600").attr("pointer-events", "none");
     for (const point of points) {
       const text = clip(point.name, right - left < 400 ? 24 : 36);
       const node = layer.append("text").text(text).style("fill", `color-mix(in oklab, ${point.look.colour} 65%, currentColor)`).node();
