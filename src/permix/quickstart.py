@@ -161,7 +161,7 @@ def report(
     console = Console()
     console.print(terminal_table(rows))
     console.print(caption(config), markup=False, highlight=False)
-    console.print(f"report: {out / 'report.md'}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {out / 'index.html'} (or report.md beside it)", markup=False, highlight=False, soft_wrap=True)
 
 
 def caption(config: QuickstartStage) -> str:

@@ -38,20 +38,22 @@ def values(one: Method, other: Method, name: str) -> Values:
 def test_personas_mixed_in_against_rlvr_over_seeds(study: dict[str, Method]) -> None:
     mixed, plain = study["PerMix-RLVR"], study["RLVR"]
     pss, told = values(mixed, plain, "pss"), values(mixed, plain, "identifiability")
+    since = [values(mixed, study["base"], name).difference for name in ("pss", "identifiability")]
     assert claim(list(study.values())) == (
-        "PerMix-RLVR (trained by reward, with personas mixed in) against RLVR (trained by reward, without personas): of the "
-        f"accuracy under its best persona, it keeps a larger share under its worst (PSS {pss.difference}); its personas are "
-        f"easier to tell apart by what they answer (identifiability {told.difference}).",
-        f"PSS {pss.both}, {GRID}; identifiability {told.both} where a guess is right 0.250 of the time, 20 open-ended questions. "
-        "Brackets are 95 % intervals over the questions, of means over 2 training seeds each; what other seeds would give is not "
-        "covered, every seed stands below.",
+        "PerMix-RLVR (trained by reward, with personas mixed in) against RLVR (trained by reward, without personas): more "
+        f"stable: under its worst persona it keeps a larger share of its best persona's accuracy (PSS {pss.difference}); its "
+        f"personas are easier to tell apart by what they answer (identifiability {told.difference}).",
+        f"Persona stability score (PSS) {pss.both}, {GRID}; identifiability {told.both} where a guess among 4 personas is right "
+        f"0.250 of the time, 20 open-ended questions. PerMix-RLVR against base, before training: PSS {since[0]}, "
+        f"identifiability {since[1]}. Brackets are 95 % intervals over the questions, of means over 2 training seeds each; what "
+        "other seeds would give is not covered, every seed stands below.",
     )
 
 
 def test_lower_is_said_as_plainly(study: dict[str, Method]) -> None:
     swapped = [study["RLVR"]._replace(role="permix"), study["PerMix-RLVR"]._replace(role="rlvr")]
     said, _ = claim(swapped)
-    assert "it keeps a smaller share under its worst (PSS −" in said
+    assert "less stable: under its worst persona it keeps a smaller share of its best persona's accuracy (PSS −" in said
     assert "its personas are harder to tell apart by what they answer (identifiability −" in said
 
 
@@ -72,9 +74,10 @@ def test_one_seed_each_and_no_difference(tmp_path: Path) -> None:
     pss = values(mixed, plain, "pss")
     assert claim([plain, mixed]) == (
         "mixed (trained by reward, with personas mixed in) against plain (trained by reward, without personas): no difference "
-        f"shown in the share of the accuracy under its best persona that a model keeps under its worst (PSS {pss.difference}).",
-        f"PSS {pss.both}, {GRID}. Brackets are 95 % intervals over the questions. One training seed each, so what another would "
-        "give is not covered.",
+        "shown in stability, the share of its best persona's accuracy that a model keeps under its worst "
+        f"(PSS {pss.difference}).",
+        f"Persona stability score (PSS) {pss.both}, {GRID}. Brackets are 95 % intervals over the questions. One training seed "
+        "each, so what another would give is not covered.",
     )
 
 
@@ -83,10 +86,7 @@ def test_variants_that_were_passed_over_are_named(study: dict[str, Method]) -> N
     lone = study["PerMix-RLVR"]._replace(name="re|play", models=study["PerMix-RLVR"].models[:1])
     said, basis = claim([study["RLVR"], lone, study["PerMix-RLVR"]])
     assert said.startswith("PerMix-RLVR (trained by reward, with personas mixed in) against RLVR")
-    assert basis.endswith(
-        "Of 2 variants with personas mixed in this is the one of most training seeds, or the first of those; see the table for "
-        "re&#124;play."
-    )
+    assert basis.endswith("Other variants with personas mixed in, of fewer seeds or named later, are in the table: re&#124;play.")
     _, basis = claim([study["RLVR"], lone])
     assert "of means over 1 training seed of re&#124;play and 2 training seeds of RLVR; " in basis
 
@@ -104,8 +104,8 @@ def test_a_model_alone(study: dict[str, Method]) -> None:
         "base (before training): a persona effect is shown; of the accuracy under its best persona it keeps "
         f"{found.pss} under its worst (PSS); personas are told apart by what they answer (identifiability "
         f"{found.identifiability}).",
-        f"Accuracy {found.worst} under the worst and {found.mean} on average, {GRID}; identifiability: a guess is right 0.250 of "
-        "the time, 80 answers.",
+        f"Accuracy {found.worst} under the worst and {found.mean} on average, {GRID}; identifiability: a guess among 4 "
+        "personas is right 0.250 of the time, 80 answers.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The report: run directories in; report.md, table.json, a CSV of every table and the figures out.
+"""The report: run directories in; the page, report.md, table.json, a CSV of every table and the figures out.
 
 Contract: everything is computed anew from the runs' records, so a report can be rebuilt anywhere, and rebuilding writes the same
 bytes. Models keep the order of their first run: the others are held against the first, and each against the one before. Only
@@ -55,7 +55,8 @@ def report_stage(config: ReportStage) -> None:
     for model in models:
         if model.crossed is not None:
             console.print(f"{one_line(model.label)}: {tables.components_of(model.crossed)}", markup=False)
-    console.print(str(config.out / "report.md"), markup=False, highlight=False, soft_wrap=True)
+    for file in ("report.md", "index.html"):
+        console.print(str(config.out / file), markup=False, highlight=False, soft_wrap=True)
 
 
 def build_report(runs: Sequence[Path], out: Path, caption: str = "") -> list[Row]:

@@ -23,9 +23,9 @@ HOW: dict[Role, str] = {
     "permix": " (trained by reward, with personas mixed in)",
     "other": "",
 }
-KEPT = "of the accuracy under its best persona, it keeps {} under its worst"
-STABLE = {"higher": KEPT.format("a larger share"), "lower": KEPT.format("a smaller share")}
-STABLE[UNSHOWN] = f"{UNSHOWN} in the share of the accuracy under its best persona that a model keeps under its worst"
+KEPT = "{} stable: under its worst persona it keeps a {} share of its best persona's accuracy"
+STABLE = {"higher": KEPT.format("more", "larger"), "lower": KEPT.format("less", "smaller")}
+STABLE[UNSHOWN] = f"{UNSHOWN} in stability, the share of its best persona's accuracy that a model keeps under its worst"
 TOLD = "its personas are {} to tell apart by what they answer"
 DISTINCT = {"higher": TOLD.format("easier"), "lower": TOLD.format("harder")}
 DISTINCT[UNSHOWN] = f"{UNSHOWN} in how well personas are told apart by what they answer"
@@ -60,7 +60,7 @@ def claim(methods: Sequence[Method]) -> Claim:
     able = [method for method in methods if any(measured(method)) or any(model.judged for model in method.models)]
     chosen = choose(able)
     if chosen is not None:
-        return _compared(chosen)
+        return _compared(chosen, next((method for method in able if method.role == "base"), None))
     return _alone(able[0]) if able else Claim(NOTHING)
 
 
@@ -80,12 +80,16 @@ def _most_seeds(methods: Sequence[Method]) -> list[Method]:
     return sorted(methods, key=lambda one: -len(one.models))
 
 
-def _compared(chosen: Chosen) -> Claim:
+def _compared(chosen: Chosen, start: Method | None) -> Claim:
     one, other, others = chosen
     found, mine, theirs = difference(one, other), pool(one), pool(other)
     halves = [*_stability(found, mine, theirs), *_distinctness(found, mine, theirs), *_judged(one, other)]
     names = f"{label(one.name)}{HOW[one.role]} against {label(other.name)}{HOW[other.role]}"
-    return _claimed(names, halves or [Half("nothing was measured of both")], [*_seeds(found, one, other), *_passed_over(others)])
+    return _claimed(
+        names,
+        halves or [Half("nothing was measured of both")],
+        [*_since(start, one, other), *_seeds(found, one, other), *_passed_over(others)],
+    )
 
 
 def _claimed(names: str, halves: Sequence[Half], more: Sequence[str] = ()) -> Claim:
@@ -100,7 +104,12 @@ def _stability(found: MethodDifference, mine: Pooled, theirs: Pooled) -> list[Ha
     if found.pss is None or found.pss.low is None:
         return []
     asked = f"{count(found.pss.n)} questions as each of {found.n_personas} personas"
-    return [Half(f"{STABLE[word(found.pss)]} (PSS {found.pss.signed()})", f"PSS {_both(mine.pss, theirs.pss)}, {asked}")]
+    return [
+        Half(
+            f"{STABLE[word(found.pss)]} (PSS {found.pss.signed()})",
+            f"persona stability score (PSS) {_both(mine.pss, theirs.pss)}, {asked}",
+        )
+    ]
 
 
 def _distinctness(found: MethodDifference, mine: Pooled, theirs: Pooled) -> list[Half]:
@@ -109,9 +118,13 @@ def _distinctness(found: MethodDifference, mine: Pooled, theirs: Pooled) -> list
     between = found.identifiability
     if between is None or between.low is None:
         return []
-    chance = f" where a guess is right {number(mine.chance)} of the time" if mine.chance is not None else ""
+    chance = f" where {_guess(mine.chance)}" if mine.chance is not None else ""
     numbers = f"{_both(mine.identifiability, theirs.identifiability)}{chance}, {count(between.n)} open-ended questions"
     return [Half(f"{DISTINCT[word(between)]} (identifiability {between.signed()})", f"identifiability {numbers}")]
+
+
+def _guess(chance: float) -> str:
+    return f"a guess among {round(1 / chance)} personas is right {number(chance)} of the time"
 
 
 def _both(mine: Estimate | None, theirs: Estimate | None) -> str:
@@ -141,6 +154,16 @@ def _unfit(models: Iterable[ModelRuns]) -> list[Half]:
     why = {False: "does not tell right from wrong persona", None: "was never tried"}
     said = {one.label: f"scores of judge {label(one.label)} are left out, since it {why[one.trusted]}" for one in judges}
     return [Half(basis=text) for text in said.values()]
+
+
+def _since(start: Method | None, one: Method, other: Method) -> list[str]:
+    """What training did to the model spoken of, where the claim itself is about two trainings."""
+    if start is None or other.role == "base":
+        return []
+    found = difference(one, start)
+    pairs = (("PSS", found.pss), ("identifiability", found.identifiability))
+    said = [f"{name} {got.signed()}" for name, got in pairs if got is not None and got.value is not None]
+    return [f"{label(one.name)} against {label(start.name)}, before training: {', '.join(said)}."] if said else []
 
 
 def _seeds(found: MethodDifference, one: Method, other: Method) -> list[str]:
@@ -175,8 +198,7 @@ def _passed_over(others: Sequence[Method]) -> list[str]:
     if not others:
         return []
     names = ", ".join(label(method.name) for method in others)
-    why = "the one of most training seeds, or the first of those"
-    return [f"Of {len(others) + 1} variants with personas mixed in this is {why}; see the table for {names}."]
+    return [f"Other variants with personas mixed in, of fewer seeds or named later, are in the table: {names}."]
 
 
 def _alone(method: Method) -> Claim:
@@ -210,7 +232,7 @@ def _told(found: Pooled) -> list[Half]:
     if one is None or one.low is None or found.chance is None:
         return []
     how = "told apart" if one.low > found.chance else "not shown to be told apart"
-    basis = f"identifiability: a guess is right {number(found.chance)} of the time, {count(one.n)} answers"
+    basis = f"identifiability: {_guess(found.chance)}, {count(one.n)} answers"
     return [Half(f"personas are {how} by what they answer (identifiability {one})", basis)]
 
 

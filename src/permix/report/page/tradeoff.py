@@ -75,6 +75,9 @@ def _scores(models: Iterable[ModelRuns]) -> Scores:
     return found
 
 
+MARKS = "dotted: chance; arrows: from base to RLVR to personas mixed in"
+
+
 def _measures(means: Sequence[Pooled], scores: Scores) -> list[dict[str, Any]]:
     """The axes that can be chosen; `low` and `high` are the ends of what the measure can be."""
     questions = f"{canvas.counts(mean.pss.n for mean in means if mean.pss is not None)} questions (PSS)"
@@ -83,7 +86,7 @@ def _measures(means: Sequence[Pooled], scores: Scores) -> list[dict[str, Any]]:
     small = "; small points: training seeds" if any(len(mean.labels) > 1 for mean in means) else ""
     distinct = {
         "key": DISTINCT, "name": X_NAME, "chance": _chance(means), "low": 0, "high": 1,
-        "note": f"n = {questions}, {answers} answers (identifiability); {bars}{small}; dotted: chance",
+        "note": f"n = {questions}, {answers} answers (identifiability); {bars}{small}; {MARKS}",
     }  # fmt: skip
     return [distinct] + [
         {
