@@ -72,7 +72,10 @@ def test_a_judges_scores_stand_as_published_beside_ours(run: Path, tmp_path: Pat
     """One persona, two questions a task: Toxicity Control without any score, one of the others lost, all scored 4."""
     folder = run / "judges" / "j"
     folder.mkdir(parents=True)
-    put(folder / "config.json", {"judge": {"name": "j", "label": "judge | 1", "rubrics": "personagym", "trial": 0}, "seed": 0})
+    put(
+        folder / "config.json",
+        {"stage": "judge", "judge": {"name": "j", "label": "judge | 1", "rubrics": "personagym", "trial": 0}, "seed": 0},
+    )
     plain = [item for item in read_items(run) if item.rubric != "Toxicity Control"]
     put(folder / "provenance.json", {"identity": {"judge": "weights of j", "rubrics": "personagym", "examples": None}})
     with (folder / "judgements.jsonl").open("w") as lines:

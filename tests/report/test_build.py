@@ -293,7 +293,7 @@ def test_the_command_prints_the_table_and_the_path(tmp_path: Path, capsys: pytes
     report_stage(ReportStage(runs=(stability_run(tmp_path / "run", "base", weak),), out=tmp_path / "out"))
     printed = capsys.readouterr().out
     assert "PSS as observed" in printed
-    assert printed.rstrip().endswith(str(tmp_path / "out" / "report.md"))
+    assert printed.splitlines()[-2:] == [str(tmp_path / "out" / "report.md"), str(tmp_path / "out" / "index.html")]
 
 
 # Strategies

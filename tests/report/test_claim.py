@@ -12,7 +12,9 @@ from permix.report.seeds import difference, pool
 from permix.types import Estimate
 from tests.seeded import fidelity_run, share, stability_run, torn, train_run, write_study
 
-GRID = "20 questions as each of 4 personas"
+
+def grid(cells: int) -> str:
+    return f"20 questions, 4 personas, {cells} of {cells} cells scored"
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +45,8 @@ def test_personas_mixed_in_against_rlvr_over_seeds(study: dict[str, Method]) -> 
         "PerMix-RLVR (trained by reward, with personas mixed in) against RLVR (trained by reward, without personas): more "
         f"stable: under its worst persona it keeps a larger share of its best persona's accuracy (PSS {pss.difference}); its "
         f"personas are easier to tell apart by what they answer (identifiability {told.difference}).",
-        f"Persona stability score (PSS) {pss.both}, {GRID}; identifiability {told.both} where a guess among 4 personas is right "
-        f"0.250 of the time, 20 open-ended questions. PerMix-RLVR against base, before training: PSS {since[0]}, "
+        f"Persona stability score (PSS) {pss.both}, {grid(320)}; identifiability {told.both} where a guess among 4 personas is "
+        f"right 0.250 of the time, 20 open-ended questions. PerMix-RLVR against base, before training: PSS {since[0]}, "
         f"identifiability {since[1]}. Brackets are 95 % intervals over the questions, of means over 2 training seeds each; what "
         "other seeds would give is not covered, every seed stands below.",
     )
@@ -76,8 +78,8 @@ def test_one_seed_each_and_no_difference(tmp_path: Path) -> None:
         "mixed (trained by reward, with personas mixed in) against plain (trained by reward, without personas): no difference "
         "shown in stability, the share of its best persona's accuracy that a model keeps under its worst "
         f"(PSS {pss.difference}).",
-        f"Persona stability score (PSS) {pss.both}, {GRID}. Brackets are 95 % intervals over the questions. One training seed "
-        "each, so what another would give is not covered.",
+        f"Persona stability score (PSS) {pss.both}, {grid(160)}. Brackets are 95 % intervals over the questions. One training "
+        "seed each, so what another would give is not covered.",
     )
 
 
@@ -104,8 +106,8 @@ def test_a_model_alone(study: dict[str, Method]) -> None:
         "base (before training): a persona effect is shown; of the accuracy under its best persona it keeps "
         f"{found.pss} under its worst (PSS); personas are told apart by what they answer (identifiability "
         f"{found.identifiability}).",
-        f"Accuracy {found.worst} under the worst and {found.mean} on average, {GRID}; identifiability: a guess among 4 "
-        "personas is right 0.250 of the time, 80 answers.",
+        f"Accuracy {found.worst} under the worst and {found.mean} on average, {grid(80)}; identifiability: a guess among 4 "
+        "personas is right 0.250 of the time, 80 answers. Brackets are 95 % intervals over the questions.",
     )
 
 

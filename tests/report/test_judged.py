@@ -250,8 +250,8 @@ def test_the_claim_says_what_a_trusted_judge_gave_and_leaves_out_another(tmp_pat
     left_out = "cores of judge kind are left out, since it does not tell right from wrong persona"
     said, basis = claim(methods(collect([tmp_path])))
     assert said.startswith("two against one: higher PersonaScore by judge fair (1 to 5, +")
-    assert basis == f"PersonaScore by judge fair: 8 personas; s{left_out}."
+    assert basis == f"PersonaScore by judge fair: 8 personas, over which its brackets are intervals; s{left_out}."
     said, basis = claim(methods(collect([tmp_path / "one"])))
     assert said.startswith("one: PersonaScore by judge fair ")
     assert said.endswith(" of 5.")
-    assert basis == f"S{left_out}; 8 personas."
+    assert basis == f"S{left_out}; judge fair: 8 personas, over which its brackets are intervals."

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from permix.redact import shown
 from permix.types import Failure
 from permix.view.folder import Folder
 from permix.view.growing import last_lines
@@ -12,7 +13,6 @@ from permix.view.locks import Holder, holder_of, read_locks
 from permix.view.measures import measure
 from permix.view.newest import newest
 from permix.view.rate import Rate
-from permix.view.redact import shown
 from permix.view.watched import Watched
 from tests.mortal import Moment, command
 from tests.servers import openai_server

@@ -5,7 +5,8 @@ bytes. Models keep the order of their first run: the others are held against the
 `out` is written to.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -37,6 +38,9 @@ from permix.report.table import one_line
 from permix.report.tables import Row, Strategic
 from permix.report.tradeoff import chance_of, points_of, tradeoff
 from permix.train.probe import taken
+
+FIGURE = re.compile(r"(tradeoff|personas|lottery|learnt|training|probes|drift|(heatmap|confusion|judged|trial)-\w+)\.(png|svg)")
+"""The figures that a report may have."""
 
 
 def report_stage(config: ReportStage) -> None:
@@ -82,6 +86,7 @@ def _write(
     pooled = [pool(method) for method in known]
     figures = draw(models, known, pooled, comparisons, out)
     document = lay_out(models, comparisons, known, pooled, figures, caption, aside)
+    _remove_stale(out, {*figures, *(name.replace(".png", ".svg") for name in figures)}, {table.name for table in document.tables})
     write_text(out / "report.md", markdown(document))
     _write_page(models, known, pooled, comparisons, document, out)
     for table in document.tables:
@@ -91,6 +96,16 @@ def _write(
     if cards:
         write_cards(models, front(document), out / "tradeoff.png" if "tradeoff.png" in figures else None)
     return [model.row for model in models]
+
+
+def _remove_stale(out: Path, figures: Collection[str], tables: Collection[str]) -> None:
+    """Figures and tables of an earlier report in this folder that this one does not have."""
+    for path in out.glob("*.[ps][nv]g"):
+        if path.name not in figures and FIGURE.fullmatch(path.name):
+            path.unlink()
+    for path in (out / "tables").glob("*.csv"):
+        if path.stem not in tables:
+            path.unlink()
 
 
 def _write_page(

@@ -13,7 +13,7 @@ from permix.report.methods import Method
 from permix.report.reading import ALPHA, judged_between
 from permix.report.runs import ModelRuns
 from permix.report.seeds import MethodDifference, Pooled, difference, measured, pool
-from permix.report.tables import UNSHOWN, count, label, number, word
+from permix.report.tables import UNSHOWN, count, label, number, of, word
 from permix.report.trained import Role
 from permix.types import Estimate
 
@@ -29,8 +29,14 @@ STABLE[UNSHOWN] = f"{UNSHOWN} in stability, the share of its best persona's accu
 TOLD = "its personas are {} to tell apart by what they answer"
 DISTINCT = {"higher": TOLD.format("easier"), "lower": TOLD.format("harder")}
 DISTINCT[UNSHOWN] = f"{UNSHOWN} in how well personas are told apart by what they answer"
+BRACKETS = "Brackets are 95 % intervals over the questions"
 UNSAID = "nothing that can be claimed"
 NOTHING = "Nothing here measures accuracy under personas, or how well personas are told apart."
+ELSEWHERE = (
+    "No claim is made: no accuracy under personas to compare, and no answers to shared questions; what there is stands below."
+)
+WHOLE = 0.9
+"""Share of the cells asked that must have a score before anything is claimed of accuracy."""
 
 
 class Claim(NamedTuple):
@@ -61,7 +67,10 @@ def claim(methods: Sequence[Method]) -> Claim:
     chosen = choose(able)
     if chosen is not None:
         return _compared(chosen, next((method for method in able if method.role == "base"), None))
-    return _alone(able[0]) if able else Claim(NOTHING)
+    if able:
+        return _alone(able[0])
+    other = any(model.drift is not None or model.strategies for method in methods for model in method.models)
+    return Claim(ELSEWHERE if other else NOTHING)
 
 
 def choose(methods: Sequence[Method]) -> Chosen | None:
@@ -83,7 +92,11 @@ def _most_seeds(methods: Sequence[Method]) -> list[Method]:
 def _compared(chosen: Chosen, start: Method | None) -> Claim:
     one, other, others = chosen
     found, mine, theirs = difference(one, other), pool(one), pool(other)
-    halves = [*_stability(found, mine, theirs), *_distinctness(found, mine, theirs), *_judged(one, other)]
+    halves = [
+        *_stability(found, mine, theirs, [*one.models, *other.models]),
+        *_distinctness(found, mine, theirs),
+        *_judged(one, other),
+    ]
     names = f"{label(one.name)}{HOW[one.role]} against {label(other.name)}{HOW[other.role]}"
     return _claimed(
         names,
@@ -98,18 +111,31 @@ def _claimed(names: str, halves: Sequence[Half], more: Sequence[str] = ()) -> Cl
     return Claim(sentence, " ".join([*([f"{basis[0].upper()}{basis[1:]}."] if basis else []), *more]))
 
 
-def _stability(found: MethodDifference, mine: Pooled, theirs: Pooled) -> list[Half]:
+def _stability(found: MethodDifference, mine: Pooled, theirs: Pooled, models: Sequence[ModelRuns]) -> list[Half]:
     if found.reasons:
         return [Half(f"not to be compared in accuracy ({_because(found.reasons)})")]
     if found.pss is None or found.pss.low is None:
         return []
-    asked = f"{count(found.pss.n)} questions as each of {found.n_personas} personas"
-    return [
-        Half(
-            f"{STABLE[word(found.pss)]} (PSS {found.pss.signed()})",
-            f"persona stability score (PSS) {_both(mine.pss, theirs.pss)}, {asked}",
-        )
-    ]
+    scored = _scored(models)
+    if not scored.whole:
+        return [Half(f"not compared in accuracy before the runs are whole ({scored.words})")]
+    basis = f"persona stability score (PSS) {_both(mine.pss, theirs.pss)}, {count(found.pss.n)} questions, {scored.words}"
+    return [Half(f"{STABLE[word(found.pss)]} (PSS {found.pss.signed()})", basis)]
+
+
+class Scored(NamedTuple):
+    """How much of what was asked has a score; `whole`: enough to claim anything."""
+
+    words: str
+    whole: bool
+
+
+def _scored(models: Sequence[ModelRuns]) -> Scored:
+    summaries = [model.stability for model in models if model.stability is not None]
+    personas = max((one.n_personas for one in summaries), default=0)
+    scored, asked = (sum(getattr(one, name) for one in summaries) for name in ("n_scored", "n_asked"))
+    whole = all(one.n_scored >= WHOLE * one.n_asked for one in summaries)
+    return Scored(f"{personas} personas, {of(scored, asked)} cells scored", whole)
 
 
 def _distinctness(found: MethodDifference, mine: Pooled, theirs: Pooled) -> list[Half]:
@@ -145,7 +171,9 @@ def _by_judge(found: JudgedDifference) -> Half:
     scores = found.scores.persona_score
     how = word(scores) if word(scores) != UNSHOWN else f"{UNSHOWN} in the"
     what = f"{SCORE_OF[found.kind]} by judge {label(found.scores.judge)}"
-    return Half(f"{how} {what} (1 to 5, {scores.signed()})", f"{what}: {count(scores.n)} personas")
+    return Half(
+        f"{how} {what} (1 to 5, {scores.signed()})", f"{what}: {count(scores.n)} personas, over which its brackets are intervals"
+    )
 
 
 def _unfit(models: Iterable[ModelRuns]) -> list[Half]:
@@ -173,14 +201,13 @@ def _seeds(found: MethodDifference, one: Method, other: Method) -> list[str]:
     pairs = zip((one, other), _most(found), strict=True)
     counts = [(method, n) for method, n in pairs if method.role != "base" and n]
     each = {n for _, n in counts}
-    intervals = "Brackets are 95 % intervals over the questions"
     if not counts:
-        return [f"{intervals}."]
+        return [f"{BRACKETS}."]
     if each == {1}:
         trained = "One training seed each" if len(counts) > 1 else "One training seed"
-        return [f"{intervals}. {trained}, so what another would give is not covered."]
+        return [f"{BRACKETS}. {trained}, so what another would give is not covered."]
     trained = _trainings(counts, shared=len(each) == 1)
-    return [f"{intervals}, of means over {trained}; what other seeds would give is not covered, every seed stands below."]
+    return [f"{BRACKETS}, of means over {trained}; what other seeds would give is not covered, every seed stands below."]
 
 
 def _trainings(counts: Sequence[tuple[Method, int]], *, shared: bool) -> str:
@@ -206,22 +233,26 @@ def _alone(method: Method) -> Claim:
     found, (stable, _) = pool(method), measured(method)
     halves = [*_effect(found, stable), *_told(found), *_unfit(method.models), *_standing(method.models)]
     said = any(half.said for half in halves)
-    return _claimed(f"{label(method.name)}{HOW[method.role]}", halves if said else [*halves, Half(UNSAID)])
+    measured_here = found.pss is not None or found.identifiability is not None
+    more = [f"{BRACKETS}."] if said and measured_here else []
+    return _claimed(f"{label(method.name)}{HOW[method.role]}", halves if said else [*halves, Half(UNSAID)], more)
 
 
 def _effect(found: Pooled, models: Sequence[ModelRuns]) -> list[Half]:
     if found.reasons:
         return [Half(f"its seeds are not to be pooled in accuracy ({_because(found.reasons)})")]
-    if found.pss is None or found.pss.value is None or found.mean is None or found.worst is None:
+    if found.pss is None or found.pss.low is None or found.mean is None or found.worst is None:
         return []
+    scored = _scored(models)
+    if not scored.whole:
+        return [Half(f"nothing is claimed of accuracy before the run is whole ({scored.words})")]
     tested = [p for model in models if model.stability is not None and (p := model.stability.permutation_p.value) is not None]
     shows = sum(p < ALPHA for p in tested)
     effect = f"a persona effect is shown in {shows} of {len(tested)} training seeds"
     if len(tested) < 2:
         effect = "no test of a persona effect" if not tested else f"{'a' if shows else 'no'} persona effect is shown"
-    grid = models[0].grid
-    asked = f"{count(found.pss.n)} questions as each of {0 if grid is None else len(grid.persona_ids)} personas"
     kept = f"of the accuracy under its best persona it keeps {found.pss} under its worst (PSS)"
+    asked = f"{count(found.pss.n)} questions, {scored.words}"
     return [Half(f"{effect}; {kept}", f"accuracy {found.worst} under the worst and {found.mean} on average, {asked}")]
 
 
@@ -240,7 +271,8 @@ def _standing(models: Sequence[ModelRuns]) -> list[Half]:
     """What judges who are trusted gave."""
     return [
         Half(
-            f"{SCORE_OF[run.kind]} by judge {label(one.label)} {one.persona_score} of 5", f"{count(one.persona_score.n)} personas"
+            f"{SCORE_OF[run.kind]} by judge {label(one.label)} {one.persona_score} of 5",
+            f"judge {label(one.label)}: {count(one.persona_score.n)} personas, over which its brackets are intervals",
         )
         for model in models
         for run in model.judged

@@ -18,7 +18,7 @@ def method_table(methods: Sequence[Method], pooled: Sequence[Pooled]) -> Table:
     """`pooled`: each method's numbers. A measure that no method has is left out. Judges' columns hold those of methods
     with one model: scores are not pooled."""
     rows = [_lone(method) for method in methods]
-    judges = {one.name: one.kind for row in rows if row for one in row.judged}
+    judges = {one.name: f"{one.kind}, judge {one.judge}" for row in rows if row for one in row.judged}
     headings = ["model", "PSS", "identifiability", *judges, "worst persona", "mean over personas", "no persona"]
     lines = [_line(method, one, row, judges) for method, one, row in zip(methods, pooled, rows, strict=True)]
     held = [place for place in range(len(headings)) if place == 0 or any(line[place].text != MISSING for line in lines)]

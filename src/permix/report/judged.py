@@ -6,6 +6,7 @@ judge alone that is the same by name, settings, fingerprint and words.
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from permix.errors import DataError
@@ -17,6 +18,7 @@ from permix.judging.ledger import judges_of
 from permix.judging.measure import Judged, measured
 from permix.judging.verdicts import Verdicts, read_bill, read_verdicts
 from permix.records import read_json
+from permix.report.table import Source
 from permix.types import Estimate, Record
 
 OPEN, GYM, INTERVIEW = "fidelity", "fidelity, personagym", "fidelity, interview"
@@ -56,6 +58,8 @@ class JudgedRun(NamedTuple):
     agreement: Agreement | None
     seed: int
     resamples: int
+    folders: Mapping[str, Path] = MappingProxyType({})
+    """Of each judge, its own run."""
 
     @property
     def by_judge(self) -> dict[str, ByJudge]:
@@ -82,6 +86,11 @@ class JudgedDifference(Record):
     scores: ScoreDifference
 
 
+def sources(label: str, kind: str, judge: str) -> tuple[Source, Source]:
+    """The runs behind a judge's number: the judge's own, and the answers'."""
+    return Source(label, f"{kind}, judge {judge}"), Source(label, kind)
+
+
 UNTRUSTED, UNTRIED = "†", "‡"
 
 
@@ -99,7 +108,8 @@ def read_judged(run: Path, kind: str, config: Mapping[str, Any]) -> JudgedRun | 
     read = [read_verdicts(run, folder, items) for folder in folders]
     judges = {one.label: _measured(folder, one) for folder, one in zip(folders, read, strict=True)}
     agreement = measure_agreement(read, seed=seed, resamples=resamples)
-    return JudgedRun(kind, {one.label: one for one in read}, judges, agreement, seed, resamples)
+    folder_of = {one.label: folder for folder, one in zip(folders, read, strict=True)}
+    return JudgedRun(kind, {one.label: one for one in read}, judges, agreement, seed, resamples, folder_of)
 
 
 def differences_of(first: JudgedRun, other: JudgedRun) -> list[JudgedDifference]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from permix.judging.measure import Judged
 from permix.report.document import Part
-from permix.report.judged import FILES, SCORE_OF, JudgedDifference, JudgedRun, mark
+from permix.report.judged import FILES, SCORE_OF, JudgedDifference, JudgedRun, mark, sources
 from permix.report.judged_words import MEANING
 from permix.report.table import LABEL_WIDTH, NOTHING, Cell, Source, Table, named, one_line, stated, tabulate
 from permix.report.tables import count, counted, dollars, estimate, of, probability, signed
@@ -81,10 +81,10 @@ def score_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table:
         by_model = {name: run.judges.get(judge) for name, run in runs.items()}
         tasks = list(dict.fromkeys(task for one in by_model.values() if one for task in one.tasks))
         mean = Cell(SCORE_OF[kind], ours=True, mark="**")
-        lines.append([named(judge), mean, *(_total(one).of(Source(name, kind)) for name, one in by_model.items())])
+        lines.append([named(judge), mean, *(_total(one).of(*sources(name, kind, judge)) for name, one in by_model.items())])
         if len(tasks) > 1:
             lines += [
-                [named(judge), named(task), *(_task(one, task).of(Source(name, kind)) for name, one in by_model.items())]
+                [named(judge), named(task), *(_task(one, task).of(*sources(name, kind, judge)) for name, one in by_model.items())]
                 for task in tasks
             ]
     return tabulate(f"scores-{FILES[kind]}", ["judge", "task", *map(one_line, runs)], lines, names=2)
@@ -116,7 +116,7 @@ def trial_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table:
     """One line a measure, one column a model and judge."""
     judged = [(name, one) for name, run in runs.items() for one in run.judges.values()]
     lines = [
-        [stated(line.heading), stated(line.good), *(line.cell(one).of(Source(name, kind)) for name, one in judged)]
+        [stated(line.heading), stated(line.good), *(line.cell(one).of(*sources(name, kind, one.label)) for name, one in judged)]
         for line in TRIAL
     ]
     columns = [f"{one_line(name)}, judge {one_line(one.label)}" for name, one in judged]

@@ -70,7 +70,7 @@ def lay_out(
         title=TITLE,
         caption=caption,
         claim=claim(methods),
-        warnings="\n>\n".join(reading.warnings(comparisons)),
+        warnings="\n>\n".join([*reading.unfinished(models), *reading.warnings(comparisons)]),
         details="\n\n".join([headline, "\n".join(details)]).rstrip(),
         main=method_table(methods, pooled),
         rests_on=sections.caption(models),

@@ -20,7 +20,7 @@ from permix.report import judged_words
 from permix.report.judged import INTERVIEW, JudgedDifference, unlike_judges
 from permix.report.judged import differences_of as judged_differences
 from permix.report.runs import FIDELITY, ModelRuns, Run, reference_of
-from permix.report.tables import count, estimate, label, number, probability, word
+from permix.report.tables import count, estimate, label, number, of, probability, word
 from permix.types import Estimate, Record
 
 NAMES = {
@@ -113,6 +113,16 @@ def warnings(comparisons: Sequence[Comparison]) -> list[str]:
         )
         for reason in reasons
     ]
+
+
+def unfinished(models: Sequence[ModelRuns]) -> list[str]:
+    """What is missing of these runs: cells without a score, and what could not be measured."""
+    owed = [
+        f"> **Not whole**: {label(model.label)} has {of(model.stability.n_scored, model.stability.n_asked)} cells scored."
+        for model in models
+        if model.stability is not None and model.stability.n_scored < model.stability.n_asked
+    ]
+    return owed + [f"> **Left out**: {label(reason, 400)}." for model in models for reason in model.unmeasured]
 
 
 def _headline(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:

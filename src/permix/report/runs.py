@@ -155,6 +155,19 @@ class ModelRuns(NamedTuple):
     unjudged: Mapping[str, Unjudged] = MappingProxyType({})
     """Of each kind of fidelity run."""
     drift: Drift | None = None
+    unmeasured: tuple[str, ...] = ()
+    """What could not be measured of its runs, and why."""
+
+    @property
+    def every_run(self) -> dict[str, Run]:
+        """By kind; judges' runs of their own too, as "KIND, judge LABEL"."""
+        judging = {
+            f"{kind}, judge {label}": Run(folder)
+            for kind, run in self.runs.items()
+            if run.judged is not None
+            for label, folder in run.judged.folders.items()
+        }
+        return self.runs | judging
 
     @property
     def curve(self) -> Curve | None:
@@ -254,17 +267,28 @@ def label_of(run: Run, runs: Sequence[Run]) -> str:
 
 def _measure(label: str, runs: dict[str, Run]) -> ModelRuns:
     stable, distinct, talked = runs.get("stability"), runs.get("fidelity"), runs.get(INTERVIEW)
+    told, untold = (None, "") if distinct is None else _told(distinct)
     return ModelRuns(
         label=label,
         runs=runs,
         stability=None if stable is None else stability.measure(stable.path, stable.answers),
         grid=None if stable is None else stability.grids(stable.path, stable.answers),
-        fidelity=None if distinct is None else open_ended.measure(distinct.path, reference_of(distinct)),
+        fidelity=told,
         crossed=None if stable is None else stability.measure_crossed(stable.path, stable.answers),
         unjudged={kind: measure_unjudged(runs[kind].path) for kind in FIDELITY if kind in runs},
         strategies=tuple(found for run in runs.values() if (found := measure_strategy(run.path, run.answers)) is not None),
         drift=None if talked is None else measure_drift(talked.path, reference_of(talked), _judges(talked)),
+        unmeasured=(untold,) if untold else (),
     )
+
+
+def _told(run: Run) -> tuple[Identifiability | None, str]:
+    """Its identifiability; or None, and why the answers that there are do not allow any."""
+    reference = reference_of(run)
+    try:
+        return open_ended.measure(run.path, reference), ""
+    except DataError as error:
+        return None, f"{run.path}: {error}"
 
 
 def _judges(run: Run) -> dict[str, ByJudge]:

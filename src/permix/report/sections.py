@@ -5,10 +5,10 @@ shown and never acts. Order and wording depend on the runs alone.
 """
 
 import json
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from permix import redact
 from permix.escape import clip, markdown, visible
 from permix.prompting import brought_in_by
 from permix.report.document import Part
@@ -99,12 +99,14 @@ ORIGIN = ("model", "stage", "run", "command", "seed", "configuration", "revision
 
 def provenance(models: Sequence[ModelRuns]) -> Table:
     """Every run behind the report: how it was made and what it cost."""
-    return tabulate("runs", ORIGIN, [_origin(model.label, run) for model in models for run in model.runs.values()], names=2)
+    return tabulate(
+        "runs", ORIGIN, [_origin(model.label, kind, run) for model in models for kind, run in model.every_run.items()], names=2
+    )
 
 
 def command_of(run: Run) -> str:
-    """As it was typed."""
-    return shlex.join(map(str, run.provenance.get("command", [])))
+    """As it was typed, secrets left out."""
+    return redact.shown(run.provenance.get("command", []))
 
 
 def settings_hash(run: Run) -> str:
@@ -112,7 +114,7 @@ def settings_hash(run: Run) -> str:
     return digest(json.dumps(run.config, sort_keys=True), length=12)
 
 
-def _origin(name: str, run: Run) -> list[Cell]:
+def _origin(name: str, kind: str, run: Run) -> list[Cell]:
     packages = " ".join(f"{package} {version}" for package, version in run.provenance.get("packages", {}).items())
     texts = [
         str(run.path),
@@ -123,7 +125,12 @@ def _origin(name: str, run: Run) -> list[Cell]:
         packages,
     ]
     words = [_words(text) if text.strip() else stated("–") for text in texts]
-    return [named(name), stated(run.described), *words, *map(counted, (run.tokens, run.cpu_seconds, run.peak_mb))]
+    return [
+        named(name),
+        Cell(one_line(run.described if kind == run.stage else kind)),
+        *words,
+        *map(counted, (run.tokens, run.cpu_seconds, run.peak_mb)),
+    ]
 
 
 def seed_of(run: Run) -> str:

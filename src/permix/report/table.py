@@ -14,7 +14,7 @@ from permix.types import Estimate
 
 MISSING = "–"
 LABEL_WIDTH = 48
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = tuple("=+-@＝＋－＠")
 """What makes a spreadsheet read a text cell as a formula."""
 
 
@@ -76,7 +76,7 @@ class Table(NamedTuple):
         columns = [_spread(heading, [line[place] for line in self.lines]) for place, heading in enumerate(self.headings)]
         flat = [part for column in columns for part in column]
         out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
+        writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)  # also where ";" separates
         writer.writerow([_inert(heading) for heading, _ in flat])
         writer.writerows(zip(*(values for _, values in flat), strict=True))
         return out.getvalue()
@@ -147,4 +147,4 @@ def _figure(value: float | None) -> str:
 
 def _inert(text: str) -> str:
     """As a spreadsheet shows it: a leading apostrophe keeps text from being a formula."""
-    return f"'{text}" if text.startswith(FORMULA) else text
+    return f"'{text}" if text.lstrip().startswith(FORMULA) else text

@@ -134,7 +134,7 @@ JUDGED_AFTER = 1 + [column.heading for column in COLUMNS].index("identifiability
 
 def columns_of(rows: Sequence[Row]) -> list[Column]:
     """The columns, and one for each judge of these rows."""
-    kinds = {one.name: one.kind for row in rows for one in row.judged}
+    kinds = {one.name: f"{one.kind}, judge {one.judge}" for row in rows for one in row.judged}
     by_judge = [Column(name, partial(judged, name=name), kind) for name, kind in kinds.items()]
     return [*COLUMNS[:JUDGED_AFTER], *by_judge, *COLUMNS[JUDGED_AFTER:]]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from permix.escape import clip, visible
+from permix.redact import shown
 from permix.view.locks import read_locks
 from permix.view.measures import MEASURED, measure
-from permix.view.redact import shown
 from permix.view.report import report_of
 from permix.view.watched import Watched
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from permix.errors import PermixError
 from permix.escape import clip, visible
 from permix.records import read_json
+from permix.redact import shown, without_secrets
 from permix.types import digest
 from permix.view.asked import Asked, read_asked, steps_asked
 from permix.view.growing import Growing, look
@@ -18,7 +19,6 @@ from permix.view.locks import Locks, holder_of
 from permix.view.measures import Measured
 from permix.view.newest import newest
 from permix.view.rate import Rate
-from permix.view.redact import shown, without_secrets
 from permix.view.tally import CallTally, CellTally, StepTally, Tally
 
 State = Literal["going", "finished", "stopped", "broken"]

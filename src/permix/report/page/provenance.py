@@ -17,13 +17,14 @@ class Runs:
     """Every run of a report, by what numbers name as their source."""
 
     def __init__(self, models: Sequence[ModelRuns]) -> None:
-        every = [(model.label, kind, run) for model in models for kind, run in model.runs.items()]
+        every = [(model.label, kind, run) for model in models for kind, run in model.every_run.items()]
         self.told = [_told(label, kind, run) for label, kind, run in every]
         self._place = {Source(label, kind): place for place, (label, kind, _) in enumerate(every)}
 
     def places(self, sources: Sequence[Source]) -> list[int]:
         """Of the runs that there are."""
-        return [self._place[source] for source in sources if source in self._place]
+        known = (source if source in self._place else source._replace(kind=source.kind.partition(",")[0]) for source in sources)
+        return [self._place[source] for source in known if source in self._place]
 
 
 def _told(label: str, kind: str, run: Run) -> dict[str, str]:
