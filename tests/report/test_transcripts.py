@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from permix.evals.sequential import Round
-from permix.report.page import transcripts
+from permix.report.page import sheets, transcripts
 from permix.report.page.chunks import Tiling, tiling, write_chunk
 from permix.report.page.transcripts import write_transcripts
 from permix.report.runs import collect
@@ -121,9 +121,15 @@ def test_a_grid_tells_means_from_no_score_and_from_not_asked(tmp_path: Path) -> 
     }
     _, data = written(tmp_path, *cells, asked=asked, samples=2)
     grid = data["grids"]["m"]
-    assert list(unpack(grid["mean"])) == [100, 200, 0, 254]
-    assert list(unpack(grid["baseline"])) == [255, 200]
+    assert list(unpack(grid["mean"])) == [120, 240, 0, 254]
+    assert list(unpack(grid["baseline"])) == [255, 240]
     assert grid["opening"] == 1
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4, 5, 6, 8, 10, 12, 15])
+def test_a_mean_of_a_few_samples_is_exact(samples: int) -> None:
+    mean = np.arange(samples + 1) / samples
+    assert (sheets._bytes(mean) / sheets.RIGHT).tolist() == mean.tolist()
 
 
 def test_samples_templates_failures_and_missing_cells(tmp_path: Path) -> None:

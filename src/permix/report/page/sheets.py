@@ -25,8 +25,8 @@ NAMES = {STABILITY: "stability", OPEN: "open", GYM: "gym", INTERVIEW: "interview
 """By kind of run, what its sheet is called in the page and in the names of its files."""
 WORDS = {STABILITY: "questions with checkable answers", **TITLES}
 
-NOT_ASKED, NO_SCORE, RIGHT = 254, 255, 200
-"""Bytes of a grid: a mean score is 0 to RIGHT."""
+NOT_ASKED, NO_SCORE, RIGHT = 254, 255, 240
+"""Bytes of a grid: a mean score is 0 to RIGHT, a multiple of 2, 3, 4, 5, 6, 8, 10, 12 and 15: means of so many are exact."""
 
 
 class Sheet(NamedTuple):
