@@ -13,6 +13,7 @@ import pytest
 from permix.evals.sequential import Round
 from permix.report.page import sheets, transcripts
 from permix.report.page.chunks import Tiling, tiling, write_chunk
+from permix.report.page.plain import names
 from permix.report.page.transcripts import write_transcripts
 from permix.report.runs import collect
 from permix.types import Cell, Completion, Failure, Message, Verdict
@@ -176,6 +177,16 @@ def test_hostile_text_is_visible_text_in_a_file_that_holds_none_of_it(tmp_path: 
     assert "correct" not in found
     assert found["judged"] is True
     assert list(data["grids"]) == [shown] == [data["sheets"][0]["label"]]
+
+
+def test_models_are_called_as_everywhere_on_the_page(tmp_path: Path) -> None:
+    labels = ["x" * 100 + "1", "x" * 100 + "2", "a\x1b", "a\\x1b"]
+    models = collect([stability_run(tmp_path / str(n), label, weak) for n, label in enumerate(labels)])
+    data = write_transcripts(models, tmp_path / "out")
+    called = list(names(model.label for model in models).values())
+    assert called == ["x" * 79 + "…", "x" * 73 + "… (2)", "a\\x1b", "a\\x1b (2)"]
+    assert [sheet["label"] for sheet in data["sheets"]] == list(data["grids"]) == called
+    assert [grid["sheet"] for grid in data["grids"].values()] == [0, 1, 2, 3]
 
 
 def test_a_lone_surrogate_cannot_break_a_file(tmp_path: Path) -> None:
