@@ -202,3 +202,12 @@ def test_completions_side_by_side(page: Any) -> None:
     page.wait_for_selector("text=4 to 6 of 20")
     page.locator("text=whole transcript").first.click()
     assert transcript(page)[0] == "p0 × q3"
+
+
+def test_a_third_reads_as_a_third(browser: Any, tmp_path: Path) -> None:
+    cells = [answered(persona, "q0", "x", sample == 0, sample=sample) for persona in (None, "a") for sample in range(3)]
+    run = write_run(tmp_path / "run", CONFIG | {"samples": 3}, cells)
+    page = browser.new_page()
+    open_page(page, write_bare_page(collect([run]), tmp_path / "out"))
+    shows(page, ".heat-readout", "no persona × q0: mean score 0.33")
+    page.close()

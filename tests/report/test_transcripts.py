@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from permix.evals.sequential import Round
-from permix.report.page import transcripts
+from permix.report.page import sheets, transcripts
 from permix.report.page.chunks import Tiling, tiling, write_chunk
+from permix.report.page.plain import names
 from permix.report.page.transcripts import write_transcripts
 from permix.report.runs import collect
 from permix.types import Cell, Completion, Failure, Message, Verdict
@@ -121,9 +122,15 @@ def test_a_grid_tells_means_from_no_score_and_from_not_asked(tmp_path: Path) -> 
     }
     _, data = written(tmp_path, *cells, asked=asked, samples=2)
     grid = data["grids"]["m"]
-    assert list(unpack(grid["mean"])) == [100, 200, 0, 254]
-    assert list(unpack(grid["baseline"])) == [255, 200]
+    assert list(unpack(grid["mean"])) == [120, 240, 0, 254]
+    assert list(unpack(grid["baseline"])) == [255, 240]
     assert grid["opening"] == 1
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4, 5, 6, 8, 10, 12, 15])
+def test_a_mean_of_a_few_samples_is_exact(samples: int) -> None:
+    mean = np.arange(samples + 1) / samples
+    assert (sheets._bytes(mean) / sheets.RIGHT).tolist() == mean.tolist()
 
 
 def test_samples_templates_failures_and_missing_cells(tmp_path: Path) -> None:
@@ -170,6 +177,16 @@ def test_hostile_text_is_visible_text_in_a_file_that_holds_none_of_it(tmp_path: 
     assert "correct" not in found
     assert found["judged"] is True
     assert list(data["grids"]) == [shown] == [data["sheets"][0]["label"]]
+
+
+def test_models_are_called_as_everywhere_on_the_page(tmp_path: Path) -> None:
+    labels = ["x" * 100 + "1", "x" * 100 + "2", "a\x1b", "a\\x1b"]
+    models = collect([stability_run(tmp_path / str(n), label, weak) for n, label in enumerate(labels)])
+    data = write_transcripts(models, tmp_path / "out")
+    called = list(names(model.label for model in models).values())
+    assert called == ["x" * 79 + "…", "x" * 73 + "… (2)", "a\\x1b", "a\\x1b (2)"]
+    assert [sheet["label"] for sheet in data["sheets"]] == list(data["grids"]) == called
+    assert [grid["sheet"] for grid in data["grids"].values()] == [0, 1, 2, 3]
 
 
 def test_a_lone_surrogate_cannot_break_a_file(tmp_path: Path) -> None:

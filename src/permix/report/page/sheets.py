@@ -25,12 +25,12 @@ NAMES = {STABILITY: "stability", OPEN: "open", GYM: "gym", INTERVIEW: "interview
 """By kind of run, what its sheet is called in the page and in the names of its files."""
 WORDS = {STABILITY: "questions with checkable answers", **TITLES}
 
-NOT_ASKED, NO_SCORE, RIGHT = 254, 255, 200
-"""Bytes of a grid: a mean score is 0 to RIGHT."""
+NOT_ASKED, NO_SCORE, RIGHT = 254, 255, 240
+"""Bytes of a grid: a mean score is 0 to RIGHT, a multiple of 2, 3, 4, 5, 6, 8, 10, 12 and 15: means of so many are exact."""
 
 
 class Sheet(NamedTuple):
-    """`questions`: of each row, in the order of its columns."""
+    """`label`: the model's name on the page; `questions`: of each row, in the order of its columns."""
 
     label: str
     kind: str
@@ -61,7 +61,7 @@ class Sheet(NamedTuple):
 
 
 def sheet_of(label: str, kind: str, run: Run, place: int) -> Sheet:
-    """The cells of a run of this kind; `place` is the model's, from 0."""
+    """The cells of a run of this kind; `label` is the model's name on the page, `place` its own, from 0."""
     answers = run.answers
     asked = read_json(run.path / "asked.json") if (run.path / "asked.json").exists() else {}
     own: dict[str | None, tuple[str, ...]] = {one: tuple(turns) for one, turns in asked.get("turns_asked", {}).items()}

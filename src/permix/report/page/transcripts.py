@@ -6,7 +6,7 @@ a record are told from those without a score by not being there.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from permix.escape import visible
 from permix.progress import Meter, meter
 from permix.records import read_json
 from permix.report.page.chunks import FOLDER, Tiling, pack, pack_json, remove_stale, tiling, write_chunk
+from permix.report.page.plain import names
 from permix.report.page.sheets import NAMES, STABILITY, WORDS, Sheet, shade, sheet_of, weights
 from permix.report.runs import ModelRuns, Run
 from permix.types import Cell
@@ -26,7 +27,7 @@ LONG = 50_000
 
 
 def write_transcripts(models: Sequence[ModelRuns], out: Path) -> dict[str, Any]:
-    """Write `out`/cells; what the page carries of them: "grids" by model's label, and "sheets" to find transcripts by.
+    """Write `out`/cells; what the page carries of them: "grids" by model's name on the page, "sheets" to find transcripts by.
 
     A sheet names its tiles' files (`key`), its rows (null: no persona) and, packed, its rows' columns: one list that all rows
     share, or a list of lists. A grid has the number of its sheet.
@@ -34,8 +35,9 @@ def write_transcripts(models: Sequence[ModelRuns], out: Path) -> dict[str, Any]:
     folder = out / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     remove_stale(folder)
+    shown = names(model.label for model in models)
     sheets = [
-        sheet_of(model.label, kind, model.runs[kind], place)
+        sheet_of(shown[model.label], kind, model.runs[kind], place)
         for place, model in enumerate(models)
         for kind in NAMES
         if kind in model.runs
@@ -43,22 +45,22 @@ def write_transcripts(models: Sequence[ModelRuns], out: Path) -> dict[str, Any]:
     cells = sum(len(sheet.run.grid) for sheet in sheets)
     with _shown(cells) as progress:
         told = [_sheet(sheet, _write(sheet, folder, progress)) for sheet in sheets]
-    return {"sheets": told, "grids": _grids(models, sheets)}
+    return {"sheets": told, "grids": _grids({shown[model.label]: model for model in models}, sheets)}
 
 
 def _shown(cells: int) -> AbstractContextManager[Meter | None]:
     return meter("transcripts", cells, "cells") if cells >= LONG else contextlib.nullcontext()
 
 
-def _grids(models: Sequence[ModelRuns], sheets: Sequence[Sheet]) -> dict[str, Any]:
+def _grids(models: Mapping[str, ModelRuns], sheets: Sequence[Sheet]) -> dict[str, Any]:
     number = {sheet.label: place for place, sheet in enumerate(sheets) if sheet.kind == STABILITY}
     grids = {}
-    for model in models:
+    for label, model in models.items():
         if model.grid is not None:
             run = model.runs[STABILITY]
             bytes_P_Q, bytes_Q = shade(run, model.grid)
-            grids[visible(model.label)] = {
-                "sheet": number[model.label],
+            grids[label] = {
+                "sheet": number[label],
                 "mean": pack(bytes_P_Q.tobytes()),
                 "baseline": pack(bytes_Q.tobytes()),
                 "opening": run.rounds[0].until if run.rounds else len(model.grid.question_ids),
@@ -69,7 +71,7 @@ def _grids(models: Sequence[ModelRuns], sheets: Sequence[Sheet]) -> dict[str, An
 def _sheet(sheet: Sheet, tile: Tiling) -> dict[str, Any]:
     rows = [list(map(visible, row)) for row in (sheet.questions[:1] if sheet.alike else sheet.questions)]
     return {
-        "label": visible(sheet.label),
+        "label": sheet.label,
         "kind": NAMES[sheet.kind],
         "title": WORDS[sheet.kind],
         "key": sheet.key,

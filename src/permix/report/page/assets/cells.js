@@ -4,7 +4,7 @@
   "use strict";
   const permix = (globalThis.permix ??= {});
   const KEPT = 24; // tiles
-  const NO_SCORE = 255, NOT_ASKED = 254, RIGHT = 200;
+  const NO_SCORE = 255, NOT_ASKED = 254, RIGHT = 240;
   const waiting = new Map(), tiles = new Map(), sheets = new Map(), grids = new Map();
 
   /** base64 of gzip -> Promise of its bytes. */
