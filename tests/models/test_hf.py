@@ -85,7 +85,7 @@ def test_batches_are_even_and_no_more_than_needed() -> None:
 
 
 def test_longest_prompts_go_first_where_each_is_read_by_itself(model: HFModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.network, "shares_prompts", False)
+    monkeypatch.setattr(model.network, "shares_prompts", False, raising=False)  # it is looked up when first asked
     monkeypatch.setattr(model.network.config, "_attn_implementation", "sdpa")
     results = [answer.result for answer in model.complete(REQUESTS, GREEDY)]
     lengths = [one.prompt_tokens or 0 for one in results if isinstance(one, Completion)]
