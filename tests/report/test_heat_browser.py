@@ -12,7 +12,7 @@ pytest.importorskip("playwright", reason="no Playwright: it drives the browser")
 from playwright.sync_api import expect
 
 from permix.report.runs import collect
-from permix.types import Cell
+from permix.types import Cell, Message
 from tests.bare_page import write_bare_page
 from tests.report.test_build import fidelity_run, write_run
 from tests.report.test_transcripts import CONFIG, HOSTILE, answered
@@ -24,6 +24,11 @@ def grid(model: str, right: dict[str, str]) -> Iterator[Cell]:
         for q, score in enumerate(scores):
             text = f"{model} as {persona} on q{q} {HOSTILE}"
             yield answered(persona or None, f"q{q}", text, {"1": True, "0": False, "-": None}[score])
+
+
+def worded(question: str, said: str, **fields: Any) -> Cell:
+    """The answer of persona a to a question in these words."""
+    return answered("a", question, "x", messages=(Message(role="user", content=said),), **fields)
 
 
 @pytest.fixture(scope="module")
@@ -210,4 +215,32 @@ def test_a_third_reads_as_a_third(browser: Any, tmp_path: Path) -> None:
     page = browser.new_page()
     open_page(page, write_bare_page(collect([run]), tmp_path / "out"))
     shows(page, ".heat-readout", "no persona × q0: mean score 0.33")
+    page.close()
+
+
+def test_completions_of_models_asked_in_other_words(browser: Any, tmp_path: Path) -> None:
+    """q0 was asked in words of each model's own, q1 in the same; the second model has two samples under two templates."""
+    runs = [
+        write_run(tmp_path / "one", CONFIG | {"label": "one"}, [worded("q0", "Add 2 and 2."), worded("q1", "Again?")]),
+        write_run(
+            tmp_path / "two", CONFIG | {"label": "two", "samples": 2, "templates": ["you_are", "Be {persona}."]},
+            [worded(q, said, template="t2", sample=1) for q, said in (("q0", "What is 2 + 2?"), ("q1", "Again?"))],
+        ),
+    ]  # fmt: skip
+    templates = {"t1": "You are {persona}.", "t2": "Be {persona}."}
+    asked = {"persona_ids": ["a"], "question_ids": ["q0", "q1"], "samples": 2, "templates": templates}
+    (runs[1] / "asked.json").write_text(json.dumps(asked))
+    page = browser.new_page()
+    open_page(page, write_bare_page(collect(runs), tmp_path / "out"))
+    other, same = page.locator(".completions > section").all()
+    assert other.locator("> pre").count() == 0
+    assert other.locator("article").all_text_contents()[0].startswith("one✓ rightAskedAdd 2 and 2.Completionx")
+    assert (
+        other.locator("article")
+        .all_text_contents()[1]
+        .startswith("two✓ rightsample 2, “Be {persona}.”AskedWhat is 2 + 2?Completionx")
+    )
+    assert same.locator("> pre").all_text_contents() == ["Again?"]
+    assert same.locator("article").all_text_contents()[0].startswith("one✓ rightCompletionx")
+    assert same.locator("article").all_text_contents()[1].startswith("two✓ rightsample 2, “Be {persona}.”Completionx")
     page.close()

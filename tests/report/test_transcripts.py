@@ -248,3 +248,18 @@ def test_no_transcript_stays_in_memory(tmp_path: Path) -> None:
     records._parsed.clear()
     write_transcripts(models, tmp_path / "out")
     assert records._parsed == {}
+
+
+def test_a_stamp_is_made_once_for_all_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def digest(*parts: str) -> str:
+        made.append(parts)
+        return "stamp"
+
+    monkeypatch.setattr(transcripts, "tiling", lambda bytes_R_C: Tiling(1, 1))
+    monkeypatch.setattr(sheets, "digest", digest)
+    out, data = written(tmp_path, *(answered(p, f"q{q}", "x") for p in (None, "a") for q in range(3)))
+    assert len(list((out / "cells").iterdir())) == 6
+    assert tile(out, "stability-0-1-2")["stamp"] == data["sheets"][0]["stamp"] == "stamp"
+    assert len(made) == 1

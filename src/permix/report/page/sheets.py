@@ -6,6 +6,7 @@ questions, and an interview in an order of its own. A question that was asked ha
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,8 @@ NOT_ASKED, NO_SCORE, RIGHT = 254, 255, 240
 
 
 class Sheet(NamedTuple):
-    """`label`: the model's name on the page; `questions`: of each row, in the order of its columns."""
+    """`label`: the model's name on the page; `questions`: of each row, in the order of its columns; `stamp`: tells
+    the transcripts of these records from those of others."""
 
     label: str
     kind: str
@@ -38,12 +40,7 @@ class Sheet(NamedTuple):
     run: Run
     personas: tuple[str | None, ...]
     questions: tuple[tuple[str, ...], ...]
-
-    @property
-    def stamp(self) -> str:
-        """Tells the transcripts of these records from those of others."""
-        path = self.run.path / "records.jsonl"
-        return digest(self.label, self.kind, json.dumps(self.questions), str(path.stat().st_size if path.exists() else 0))
+    stamp: str
 
     @property
     def alike(self) -> bool:
@@ -71,7 +68,13 @@ def sheet_of(label: str, kind: str, run: Run, place: int) -> Sheet:
     without = tuple(asked.get("asked_without_persona", ()) if kind != STABILITY else answers.question_ids)
     rows: dict[str | None, tuple[str, ...]] = {None: without} if without else {}
     rows |= {persona: own.get(persona, answers.question_ids) for persona in answers.persona_ids}
-    return Sheet(label, kind, f"{NAMES[kind]}-{place}", run, tuple(rows), tuple(rows.values()))
+    questions = tuple(rows.values())
+    stamp = digest(label, kind, json.dumps(questions), str(_size(run.path / "records.jsonl")))
+    return Sheet(label, kind, f"{NAMES[kind]}-{place}", run, tuple(rows), questions, stamp)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def weights(sheet: Sheet, most: int) -> NDArray[np.int64]:

@@ -49,15 +49,15 @@
       element.dataset.drawn = "true";
     }
 
-    /** A question and every model's first answer to it. */
+    /** A question and every model's first answer to it; each with its own prompt where they were asked in other words. */
     async function one(sheets, who, question) {
       const found = await Promise.all(sheets.map((sheet) => answered(sheet, sheet.find(who, question))));
-      const text = found.map(({ cell }) => cell?.messages.findLast(([role]) => role === "user")?.[1]).find((said) => said !== undefined);
-      const articles = found.map((each) => permix.answer(each, [], opener(each)));
-      return el(
-        "section", {}, el("h3", {}, question), ...(text === undefined ? [] : permix.longText(text, sheets[0])),
-        el("div", { class: "transcript-models" }, ...articles),
-      );
+      const some = found.filter(({ cell }) => cell);
+      const alike = new Set(some.map(({ cell }) => JSON.stringify(prompt(cell)))).size < 2;
+      const own = ({ cell, sheet }) => [...variant(cell, sheet), ...(alike ? [] : [el("h4", {}, "Asked"), ...said(cell, sheet)])];
+      const articles = found.map((each) => permix.answer(each, each.cell ? own(each) : [], opener(each)));
+      const shared = alike && some.length ? said(some[0].cell, some[0].sheet) : [];
+      return el("section", {}, el("h3", {}, question), ...shared, el("div", { class: "transcript-models" }, ...articles));
     }
 
     function opener({ sheet, place }) {
@@ -89,6 +89,20 @@
     const row = sheet.personas.indexOf(who);
     return row < 0 ? [] : sheet.columns(row);
   };
+
+  /** The last thing that the model was asked. */
+  const prompt = (cell) => cell.messages.findLast(([role]) => role === "user")?.[1];
+
+  function said(cell, sheet) {
+    const text = prompt(cell);
+    return text === undefined ? [] : permix.longText(text, sheet);
+  }
+
+  /** Which of several samples and templates of its run a cell is. */
+  function variant(cell, sheet) {
+    const several = sheet.samples > 1 || Object.keys(sheet.templates).length > 1;
+    return several ? [permix.el("p", { class: "variant" }, permix.saidOf(cell, sheet))] : [];
+  }
 
   async function answered(sheet, place) {
     if (!place) return { sheet, place, asked: false };

@@ -129,17 +129,18 @@
   function setSamples(models) {
     const variants = new Map();
     for (const { sheet, cells } of models)
-      for (const cell of cells ?? []) variants.set(variant(cell), saidOf(cell, sheet));
+      for (const cell of cells ?? []) variants.set(variant(cell), permix.saidOf(cell, sheet));
     if (!variants.has(chosen)) chosen = variants.keys().next().value ?? "";
     parts.sample.replaceChildren(...[...variants].map(([value, text]) => permix.el("option", { value }, text)));
     parts.sample.value = chosen;
     parts.sample.hidden = variants.size < 2;
   }
 
-  function saidOf(cell, sheet) {
+  /** In words, which sample and template a cell is. */
+  permix.saidOf = (cell, sheet) => {
     const template = cell.template ? `, “${sheet.templates[cell.template] ?? cell.template}”` : "";
     return `sample ${cell.sample + 1}${template}`;
-  }
+  };
 
   function drawn(models) {
     const { el } = permix;
