@@ -5,6 +5,7 @@ anything but files (tests/browser.py).
 """
 
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,16 @@ if TYPE_CHECKING:
 SECTIONS = ("models", "personas", "grid", "lottery", "identifiability", "judges", "training", "completions", "runs")
 PERSONAS = "#table-personas"
 FORBIDDEN = "script[src], iframe, object, embed, base, link, meta[http-equiv=refresh], [onload], [onerror], [onclick], [onfocus]"
+WAIT_S = 20
 DRAWN = "[...document.querySelectorAll('[data-chart]')].every((one) => 'drawn' in one.dataset && one.childElementCount)"
+
+
+def until(page: "Page", expression: str, arg: object = None) -> None:
+    """Wait for it from outside: inside the page, the policy forbids to evaluate a string."""
+    deadline = time.monotonic() + WAIT_S
+    while not page.evaluate(expression, arg):
+        assert time.monotonic() < deadline, expression
+        page.wait_for_timeout(20)
 
 
 def show(page: "Page", report: Reported) -> "Page":
@@ -33,7 +43,7 @@ def show(page: "Page", report: Reported) -> "Page":
     page.wait_for_selector("html[data-ready]", state="attached")
     for chart in page.locator("[data-chart]").all():
         chart.scroll_into_view_if_needed()
-    page.wait_for_function(DRAWN)
+    until(page, DRAWN)
     page.evaluate("scrollTo(0, 0)")
     return page
 
@@ -146,7 +156,7 @@ def test_transcripts_are_walked_by_keyboard_alone(shown: "Page") -> None:
     for key in ("ArrowRight", "ArrowRight", "Shift+ArrowRight"):
         before = title.inner_text()
         shown.keyboard.press(key)
-        shown.wait_for_function("(was) => document.querySelector('dialog[open] h2').textContent !== was", arg=before)
+        until(shown, "(was) => document.querySelector('dialog[open] h2').textContent !== was", before)
         seen.add(title.inner_text())
     assert len(seen) == 4
     shown.keyboard.press("Escape")
@@ -163,14 +173,14 @@ def test_transcripts_of_a_hostile_world_are_text(shown: "Page") -> None:
     dialog = shown.locator("dialog[open]")
     text = ""
     for _ in range(24):
-        shown.wait_for_function("document.querySelector('dialog[open] .transcript-body').innerText.length > 200")
+        until(shown, "document.querySelector('dialog[open] .transcript-body').innerText.length > 200")
         assert dialog.locator("script, img, iframe, svg, form, style, a[href^='javascript']").count() == 0
         text += dialog.inner_text()
         if shown.get_by_role("button", name="question ›").is_disabled():
             break
         before = dialog.locator("h2").inner_text()
         shown.keyboard.press("ArrowRight")
-        shown.wait_for_function("(was) => document.querySelector('dialog[open] h2').textContent !== was", arg=before)
+        until(shown, "(was) => document.querySelector('dialog[open] h2').textContent !== was", before)
     assert "<script>window.pwned=1</script>" in text
     assert "\\x1b[31mred" in text
     assert shown.evaluate("window.pwned") is None
@@ -181,7 +191,7 @@ def test_a_model_that_is_unticked_leaves_the_charts(shown: "Page") -> None:
     assert legend.locator("input").count() == len(LABELS)
     before = shown.locator("[data-chart=lottery]").inner_html()
     legend.locator("input").nth(1).uncheck()
-    shown.wait_for_function("(was) => document.querySelector('[data-chart=lottery]').innerHTML !== was", arg=before)
+    until(shown, "(was) => document.querySelector('[data-chart=lottery]').innerHTML !== was", before)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
