@@ -114,6 +114,16 @@ def test_it_says_when_the_viewer_has_gone_and_keeps_what_it_had(see: See, viewer
     assert [one for one in seen.witness.complaints if "ERR_CONNECTION_REFUSED" not in one] == []
 
 
+def test_it_says_when_watching_has_stopped(see: See) -> None:
+    seen = see()
+    seen.waits_for("#live", "live: seen at ")
+    state = seen.page.evaluate("fetch('/state.json').then((answer) => answer.json())")
+    seen.page.route("**/state.json", lambda route: route.fulfill(json=state | {"watching": False}))
+    seen.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    seen.waits_for("#gone", "Watching has stopped")
+    seen.waits_for("#live", "not live: watching has stopped")
+
+
 def test_runs_are_chosen_by_keyboard_on_a_small_dark_screen(see: See, tmp_path: Path) -> None:
     from tests.browser import PHONE
 

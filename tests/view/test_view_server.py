@@ -17,7 +17,7 @@ import pytest
 from permix import cli
 from permix.view.folder import Folder
 from permix.view.server import ASSETS, Server
-from tests.view.hand import append, stability_run, whole
+from tests.view.hand import append, put, stability_run, whole
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
@@ -146,9 +146,29 @@ def test_one_run_is_told_in_full(server: Server) -> None:
     assert ask(server, "/run.json").status == 404
 
 
+def test_a_figure_that_is_not_finite_is_answered(server: Server, tmp_path: Path) -> None:
+    put(tmp_path / "run", "config.json", {"stage": "train", "method": "rlvr", "plan": {"steps": 1}, "train": {"iterations": 1}})
+    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "reward": NaN}\n')
+    server.folder.look()
+    (run,) = json.loads(ask(server, "/state.json").body)["runs"]
+    assert json.loads(ask(server, f"/run.json?run={run['id']}").body)["curve"][0]["reward"] is None
+
+
+def test_a_file_that_cannot_be_read_is_answered(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, count: int) -> list[bytes]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("permix.view.newest.last_lines", refused)
+    (run,) = json.loads(ask(server, "/state.json").body)["runs"]
+    assert json.loads(ask(server, f"/run.json?run={run['id']}").body)["newest"] == []
+
+
 # The report
 
-REPORT = {"index.html": b"<p>report", "cells/a-1.js": b"1", "tables/main.csv": b"a", "one.png": b"P", "two.svg": b"<svg/>"}
+REPORT = {
+    "index.html": b"<p>report", "report.md": b"# Report", "table.json": b"{}", "cells/a-1.js": b"1", "tables/main.csv": b"a",
+    "one.png": b"P", "two.svg": b"<svg/>",
+}  # fmt: skip
 
 
 def write_report(folder: Path) -> None:
@@ -170,13 +190,20 @@ def test_a_built_report_is_served_by_its_files(server: Server, tmp_path: Path, p
     assert "default-src 'none'" in policy
     assert "connect-src 'none'" in policy
     assert ask(server, "/report/two.svg").headers["Content-Security-Policy"] == POLICY
+    types = [ask(server, f"/report/{name}").headers["Content-Type"] for name in ("report.md", "table.json")]
+    assert types == ["text/markdown; charset=utf-8", "application/json; charset=utf-8"]
+
+
+def test_the_report_without_its_slash_leads_to_it(server: Server) -> None:
+    reply = ask(server, "/report")
+    assert (reply.status, reply.headers["Location"]) == (301, "/report/")
 
 
 @pytest.mark.parametrize(
     "target",
     [
         "/report/../run/config.json", "/report/%2e%2e/run/config.json", "/report/..%2frun%2fconfig.json", "/report//etc/passwd",
-        "/report/cells/../../run/config.json", "/report/table.json", "/report/report.md", "/report/cells/link.js",
+        "/report/cells/../../run/config.json", "/report/tables/table.json", "/report/other.md", "/report/cells/link.js",
         "/report/out/secret.js", "/report/link.png", "/report/cells/", "/report/index.html%00.png", "/report/cells/a.js%0a",
         "/../view.js", "/view/../../server.py", "/run/config.json", "/%2e%2e/etc/passwd",
     ],
@@ -184,8 +211,8 @@ def test_a_built_report_is_served_by_its_files(server: Server, tmp_path: Path, p
 def test_nothing_else_can_be_had(server: Server, tmp_path: Path, target: str) -> None:
     write_report(tmp_path / "report")
     (tmp_path / "secret.js").write_text("SECRET")
-    (tmp_path / "report" / "table.json").write_text("SECRET")
-    (tmp_path / "report" / "report.md").write_text("SECRET")
+    (tmp_path / "report" / "tables" / "table.json").write_text("SECRET")
+    (tmp_path / "report" / "other.md").write_text("SECRET")
     (tmp_path / "report" / "cells" / "link.js").symlink_to(tmp_path / "secret.js")
     (tmp_path / "report" / "link.png").symlink_to(tmp_path / "secret.js")
     (tmp_path / "report" / "out").symlink_to(tmp_path)

@@ -1,16 +1,20 @@
 import json
 import os
+import queue
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from permix.redact import shown
 from permix.types import Failure
 from permix.view.folder import Folder
-from permix.view.growing import last_lines
+from permix.view.growing import Seen, last_lines, look
 from permix.view.locks import Holder, holder_of, read_locks
-from permix.view.measures import measure
+from permix.view.measures import Measured, measure
 from permix.view.newest import newest
 from permix.view.rate import Rate
 from permix.view.watched import Watched
@@ -311,6 +315,110 @@ def test_a_folder_where_a_file_should_be_takes_nothing_down(tmp_path: Path) -> N
     watched = Watched(run, "run")
     assert looked(watched)["done"] == 0
     assert watched.detail()["newest"] == []
+
+
+def refused(*_: object, **__: object) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
+def deleted(path: Path) -> Seen | None:
+    """Its file is gone as soon as it was seen."""
+    seen = look(path)
+    if path.name == "records.jsonl":
+        path.unlink()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("patched", "by", "error"),
+    [
+        ("permix.view.growing.Growing._whole", refused, "PermissionError: [Errno 13] Permission denied"),
+        ("permix.view.growing.look", deleted, "FileNotFoundError: [Errno 2] No such file or directory"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_its_own_runs_trouble_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patched: str, by: Callable[..., Any], error: str
+) -> None:
+    run = stability_run(tmp_path / "run", whole()[:4])
+    watched = Watched(run, "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(patched, by)
+        found = looked(watched)
+    assert (found["state"], found["read"]) == ("broken", None)
+    assert found["troubles"][0].startswith(error)
+    stability_run(tmp_path / "run", whole()[:4])
+    found = looked(watched)
+    assert (found["state"], found["done"], found["troubles"]) == ("stopped", 4, [])
+
+
+@pytest.mark.parametrize("step", ["Infinity", "NaN", "-1", "1" + "0" * 400])
+def test_a_step_that_is_none_is_a_broken_line(tmp_path: Path, step: str) -> None:
+    run = train_run(tmp_path / "run", 2)
+    with (run / "log.jsonl").open("a") as file:
+        file.write(f'{{"step": {step}}}\n')
+    found = looked(Watched(run, "run"))
+    assert found["done"] == 2
+    assert found["troubles"][0].startswith("log.jsonl:3: not a record: ")
+
+
+def test_a_figure_that_is_not_finite_is_none(tmp_path: Path) -> None:
+    run = train_run(tmp_path / "run", 0)
+    (run / "log.jsonl").write_text(f'{{"step": 1, "reward": NaN, "loss": -Infinity, "lr": 1{"0" * 400}, "entropy": 0.5}}\n')
+    watched = Watched(run, "run")
+    looked(watched)
+    (point,) = watched.detail()["curve"]
+    assert [point[name] for name in ("reward", "loss", "lr", "entropy")] == [None, None, None, 0.5]
+    json.dumps(watched.detail(), allow_nan=False)
+
+
+@pytest.mark.parametrize("text", ['{"persona_ids": [], "question_ids": [], "samples": Infinity}', "[" * 100_000])
+def test_one_broken_run_holds_up_no_other(tmp_path: Path, text: str) -> None:
+    (stability_run(tmp_path / "a") / "asked.json").write_text(text)
+    stability_run(tmp_path / "b", whole()[:4])
+    folder = Folder(tmp_path)
+    folder.find()
+    folder.look()
+    one, other = folder.state()["runs"]
+    assert len(one["troubles"]) == 1
+    assert (other["done"], other["troubles"]) == (4, [])
+
+
+def test_a_run_that_breaks_its_measure_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(run: Path, stage: str, *, live: bool) -> Measured:
+        if run.name == "a":
+            raise OverflowError("cannot convert float infinity to integer")
+        return measure(run, stage, live=live)
+
+    monkeypatch.setattr("permix.view.folder.measure", measured)
+    for name in ("a", "b"):
+        stability_run(tmp_path / name, whole(), ended=True)
+    folder = Folder(tmp_path)
+    folder.find()
+    folder.look()
+    assert [folder.measure_one() for _ in range(3)] == [True, True, False]
+    one, other = folder.state()["runs"]
+    assert one["troubles"] == ["not measured: OverflowError: cannot convert float infinity to integer"]
+    assert other["troubles"] == []
+    found = folder.detail(other["id"])
+    assert found is not None
+    assert found["measured"]["lines"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_thread_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead: queue.Queue[threading.Thread] = queue.Queue()
+
+    def dies() -> None:
+        dead.put(threading.current_thread())
+        raise MemoryError
+
+    folder = Folder(tmp_path)
+    monkeypatch.setattr(folder, "look", dies)
+    assert folder.state()["watching"]
+    folder.start()
+    dead.get(timeout=30).join()
+    assert not folder.state()["watching"]
+    folder.stop()
 
 
 # Which runs there are

@@ -1,7 +1,8 @@
 """All runs below a folder, watched by two threads of low priority: one looks what is new, one measures.
 
 Contract: each thread waits several times as long as its last piece of work took, so that together they take a small share of one
-core, whatever the runs weigh. What is given out is JSON-ready and made under one lock.
+core, whatever the runs weigh. A run whose files are broken says so itself and holds up no other. What is given out is JSON-ready
+and made under one lock.
 """
 
 import os
@@ -15,9 +16,9 @@ from typing import Any
 from permix.escape import clip, visible
 from permix.redact import shown
 from permix.view.locks import read_locks
-from permix.view.measures import MEASURED, measure
+from permix.view.measures import MEASURED, Measured, measure
 from permix.view.report import report_of
-from permix.view.watched import Watched
+from permix.view.watched import BAD, Watched, told
 
 LOOK_EVERY_S, FIND_EVERY_S = 1.0, 5.0
 REST = 5  # times as long as the work took
@@ -47,6 +48,11 @@ class Folder:
         for thread in self._threads:
             thread.join(timeout=2)
 
+    @property
+    def is_watching(self) -> bool:
+        """False once a thread that was started has died."""
+        return all(thread.is_alive() for thread in self._threads if thread.ident is not None)
+
     def state(self) -> dict[str, Any]:
         """The overview."""
         with self._lock:
@@ -56,6 +62,7 @@ class Folder:
             "root": clip(visible(str(self.root)), 300),
             "runs": runs,
             "notes": notes,
+            "watching": self.is_watching,
             "report": report_of(self.root) is not None,
             "report_command": shown(["permix", "report", str(self.root), "--out", str(self.root / "report")]),
         }
@@ -90,7 +97,10 @@ class Folder:
             return False
         run = min(waiting, key=lambda one: (one.id != self._wanted, one.measured_at is not None, not one.version[1]))
         version = run.version
-        found = measure(run.path, run.stage, live=version[1])
+        try:
+            found = measure(run.path, run.stage, live=version[1])
+        except BAD as error:
+            found = Measured(note="not measured", trouble=f"not measured: {told(error)}")
         with self._lock:
             run.measured, run.measured_at = found, version
         return True

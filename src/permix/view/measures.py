@@ -27,12 +27,13 @@ class Line(NamedTuple):
 
 class Measured(NamedTuple):
     """`asked`: of a judge, how many scores it is to give. `personas`: (id, accuracy), worst first. `note`: what else there is to
-    say."""
+    say. `trouble`: what is broken."""
 
     lines: tuple[Line, ...] = ()
     personas: tuple[tuple[str, Estimate], ...] = ()
     asked: int | None = None
     note: str = ""
+    trouble: str = ""
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""

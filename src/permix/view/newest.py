@@ -17,11 +17,18 @@ Line = Mapping[str, Any]
 
 
 def newest(run: Path, stage: str) -> list[Shown]:
-    """Newest first. A line that is not what it should be is passed over here; the tally counts it."""
+    """Newest first. What cannot be read, a line or a whole file, is passed over here; the run's troubles name it."""
     for name, tell in _FILES[stage]:
-        if lines := last_lines(run / name, COUNT):
+        if lines := _lines(run / name):
             return [told for line in reversed(lines) if (told := _told(line, tell)) is not None]
     return []
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return last_lines(path, COUNT)
+    except OSError:
+        return []
 
 
 def _told(line: bytes, tell: Callable[[Line], Shown]) -> Shown | None:

@@ -6,9 +6,11 @@ Contract: only what `permix report` writes for a browser, by name; never a path 
 import re
 from pathlib import Path
 
-_NAMES = re.compile(r"(index\.html|cells/[\w.-]+\.js|tables/[\w.-]+\.csv|[\w.-]+\.(png|svg))", re.ASCII)
+_NAMES = re.compile(r"(index\.html|report\.md|table\.json|cells/[\w.-]+\.js|tables/[\w.-]+\.csv|[\w.-]+\.(png|svg))", re.ASCII)
 TYPES = {
     ".html": "text/html; charset=utf-8",
+    ".md": "text/markdown; charset=utf-8",
+    ".json": "application/json; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".csv": "text/csv; charset=utf-8",
     ".png": "image/png",

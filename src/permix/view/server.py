@@ -42,15 +42,18 @@ ASSETS = {
 
 
 class Answer(NamedTuple):
-    """What goes back. `tagged`: it has an ETag, and is not sent again to who has it."""
+    """What goes back. `location`: where to look instead. `tagged`: it has an ETag, and is not sent again to who has it."""
 
     body: bytes
     type: str = "text/plain; charset=utf-8"
     status: int = HTTPStatus.OK
     policy: str = POLICY
+    location: str = ""
     tagged: bool = False
 
 
+TO_REPORT = Answer(b"", status=HTTPStatus.MOVED_PERMANENTLY, location="/report/")
+"""Links in the report are relative to its folder."""
 MISSING = Answer(b"nothing here\n", status=HTTPStatus.NOT_FOUND)
 
 
@@ -89,6 +92,8 @@ class Server(ThreadingHTTPServer):
         if path == "/run.json":
             found = self.folder.detail(parse_qs(parts.query).get("run", [""])[0])
             return MISSING if found is None else _json(found)
+        if path == "/report":
+            return TO_REPORT
         if path.startswith("/report/"):
             return self._of_report(path.removeprefix("/report/") or "index.html")
         return MISSING
@@ -141,6 +146,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(answer.body)))
         for name, value in (HEADERS | {"Content-Security-Policy": answer.policy}).items():
             self.send_header(name, value)
+        if answer.location:
+            self.send_header("Location", answer.location)
         if tag:
             self.send_header("ETag", tag)
         if answer.status == HTTPStatus.METHOD_NOT_ALLOWED:

@@ -16,6 +16,7 @@ from permix.escape import clip, visible
 from permix.view.asked import Asked
 
 MESSAGE_CHARS = 200
+LAST_STEP = 2**53 - 1  # whole numbers that a browser keeps exactly
 
 
 class Tally:
@@ -44,7 +45,7 @@ class Tally:
             self.lines += 1
             try:
                 self._enter(line)
-            except (ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
+            except (ValidationError, ValueError, OverflowError, KeyError, TypeError, RecursionError) as error:
                 self.broken += 1
                 self.trouble = self.trouble or f"{self.file}:{self.lines}: {clip(visible(_what(error)), MESSAGE_CHARS)}"
 
@@ -189,4 +190,7 @@ class StepTally(Tally):
 
     def _enter(self, line: bytes) -> None:
         step = json.loads(line)
-        self.steps[int(step["step"])] = step
+        number = int(step["step"])
+        if not 0 <= number <= LAST_STEP:
+            raise ValueError(f"step {number}; a step is from 0 to {LAST_STEP}")
+        self.steps[number] = step

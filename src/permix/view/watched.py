@@ -4,6 +4,7 @@ Contract: the directory is only read, and its lock is never taken. `look` is che
 where the last look ended. Whatever is broken in the directory becomes `troubles`, in words, and never an error.
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +27,10 @@ QUIET_S = 90.0
 MOST_POINTS = 400
 FIGURES = ("reward", "loss", "completion_tokens", "signal_groups", "truncated", "entropy", "replay_kl", "lr", "grad_norm")
 _FILE = {"train": "log.jsonl", "judge": "judgements.jsonl"}
-_BAD = (PermixError, OSError, ValueError, KeyError, TypeError, AttributeError)
+BAD = (PermixError, OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError)
+"""What a broken directory raises, wherever it is read."""
 STAGES = ("stability", "fidelity", "train", "judge", "questions")
+Version = tuple[int, bool, str]
 
 
 class Watched:
@@ -40,8 +43,8 @@ class Watched:
         self.holder: int | None = None
         self.state: State = "broken"
         self.measured: Measured | None = None
-        self.measured_at: tuple[int, bool] | None = None
-        self._trouble = ""
+        self.measured_at: Version | None = None
+        self._trouble = self._unread = ""
         self._settings: object = ()
         self._growing = Growing(path / "records.jsonl")
         self._tally: Tally = CellTally("records.jsonl", Asked())
@@ -54,16 +57,23 @@ class Watched:
 
     @property
     def is_caught_up(self) -> bool:
-        """Whether all that was there at the last look has been read."""
-        return not self._growing.is_behind
+        """Whether all that could be read at the last look has been."""
+        return bool(self._unread) or not self._growing.is_behind
 
     @property
-    def version(self) -> tuple[int, bool]:
-        """Changes when there is something new to measure."""
-        return self._tally.lines, self.state == "going"
+    def version(self) -> Version:
+        """Lines, whether it goes on, why it cannot be read: changes when there is something new to measure."""
+        return self._tally.lines, self.state == "going", self._unread
 
     def look(self, locks: Locks | None, now: float, clock: float) -> None:
         """See what is new. `now` never goes back (for rates); `clock` is seconds since the epoch (for ages of files)."""
+        try:
+            self._see(locks, now, clock)
+            self._unread = ""
+        except BAD as error:
+            self._unread, self.state = told(error), "broken"
+
+    def _see(self, locks: Locks | None, now: float, clock: float) -> None:
         self.holder = holder_of(self.path, locks)
         self._read_settings()
         restarts = self._growing.restarts
@@ -127,7 +137,8 @@ class Watched:
         """What is broken in the directory."""
         broken = self._tally.broken
         lines = [] if not broken else [f"{self._tally.trouble}" + (f" (and {broken - 1} more lines)" if broken > 1 else "")]
-        return ([self._trouble] if self._trouble else []) + lines
+        unmeasured = self.measured.trouble if self.measured else ""
+        return [trouble for trouble in (self._trouble, self._unread, unmeasured) if trouble] + lines
 
     def _read_settings(self) -> None:
         """config.json and asked.json, when they have changed; then the records are counted anew."""
@@ -169,9 +180,8 @@ class Watched:
         """What `read` gives; None, and its error among the troubles, where the directory is broken."""
         try:
             return read()
-        except _BAD as error:
-            said = str(error) if isinstance(error, PermixError | ValueError) else f"{type(error).__name__}: {error}"
-            self._trouble = clip(visible(said), 300)
+        except BAD as error:
+            self._trouble = told(error)
             return None
 
     def _state(self, locks: Locks | None, now: float, clock: float) -> State:
@@ -220,7 +230,7 @@ class Watched:
         try:
             typed = read_json(self.path / "provenance.json")["command"]
             return shown([str(word) for word in typed])
-        except _BAD:
+        except BAD:
             return shown(["permix", self.stage or "STAGE", str(self.path / "config.json")])
 
     def _share_read(self) -> float:
@@ -255,5 +265,14 @@ class _Unheld:
         self._size = self._grew_at = None
 
 
+def told(error: Exception) -> str:
+    """What is wrong with a directory, as text that may be shown."""
+    said = str(error) if isinstance(error, PermixError | ValueError) else f"{type(error).__name__}: {error}"
+    return clip(visible(said), 300)
+
+
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """None for what is no number, or not a finite one."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None

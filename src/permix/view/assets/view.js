@@ -207,8 +207,14 @@
       if (run && run.id === chosen) showRun(run);
     }
     seen = new Date();
-    at("gone").hidden = true;
-    set(at("live"), `live: seen at ${clock(seen)}`);
+    showWatch();
+  };
+
+  const showWatch = () => {
+    const gone = at("gone");
+    if (!state.watching) set(gone, "Watching has stopped: what you see grows old. Start permix view again; where it was started it says why.");
+    gone.hidden = state.watching;
+    set(at("live"), state.watching ? `live: seen at ${clock(seen)}` : "not live: watching has stopped");
   };
 
   const lost = () => {
