@@ -14,12 +14,13 @@ def test_a_report_in_the_same_folder_leaves_nothing_of_the_one_before(tmp_path: 
     fidelity_run(study / "told", "one", "x")
     build_report([study], out)
     (out / "mine.png").write_bytes(b"mine")
+    (out / "tables" / "mine.csv").write_text("mine")
     before = {path.name for path in out.rglob("*") if path.is_file()}
     assert {"heatmap-2.png", "heatmap-2.svg", "confusion-1.png", "identifiability.csv"} <= before
     build_report([study / "one"], out)
     after = {path.name for path in out.rglob("*") if path.is_file()}
     assert not {"heatmap-2.png", "heatmap-2.svg", "confusion-1.png", "identifiability.csv"} & after
-    assert {"mine.png", "heatmap-1.png", "heatmap-1.svg", "models.csv"} <= after
+    assert {"mine.png", "mine.csv", "heatmap-1.png", "heatmap-1.svg", "models.csv"} <= after
 
 
 def test_a_fidelity_run_that_has_just_begun_is_left_out_and_named(tmp_path: Path) -> None:

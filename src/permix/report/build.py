@@ -41,6 +41,11 @@ from permix.train.probe import taken
 
 FIGURE = re.compile(r"(tradeoff|personas|lottery|learnt|training|probes|drift|(heatmap|confusion|judged|trial)-\w+)\.(png|svg)")
 """The figures that a report may have."""
+TABLE = re.compile(
+    r"methods|models|personas|wordings|strategies|identifiability|as-published|unjudged|drift|step-times|runs"
+    r"|(scores|differences|trial|agreement|interview|said)(-.+)?"
+)
+"""The tables that a report may have."""
 
 
 def report_stage(config: ReportStage) -> None:
@@ -104,7 +109,7 @@ def _remove_stale(out: Path, figures: Collection[str], tables: Collection[str]) 
         if path.name not in figures and FIGURE.fullmatch(path.name):
             path.unlink()
     for path in (out / "tables").glob("*.csv"):
-        if path.stem not in tables:
+        if path.stem not in tables and TABLE.fullmatch(path.stem):
             path.unlink()
 
 
