@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.calibration import LEVEL, Setting, grid, world
-from permix.evals import priors, sequential
-from permix.evals.sequential import Limits, Round
 from permix.evals.stability import grids
-from permix.evals.stability_summary import StabilitySummary, summarize
-from permix.evals.stats import Array, sample_mean
+from permix.metrics import priors, sequential
+from permix.metrics.sequential import Limits, Round
+from permix.metrics.stability import StabilitySummary, summarize
+from permix.metrics.statistics import Array, sample_mean
 from permix.types import Estimate
 
 MORE = 4

@@ -19,15 +19,15 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from permix.config import TrainStage
-from permix.models.hf import load_tokenizer, load_weights
-from permix.models.machine import pick_device, pin_threads
-from permix.train.arguments import grpo_arguments
-from permix.train.grpo import PlanTrainer
-from permix.train.plan import Plan
-from permix.train.reward import Rollout, verdicts
-from permix.train.rollouts import samples_of
+from permix.inference.hardware import pick_device, pin_threads
+from permix.inference.hf import load_tokenizer, load_weights
+from permix.plan import Plan
+from permix.training.grpo_trainer import PlanTrainer
+from permix.training.rewards import Rollout, verdicts
+from permix.training.rollouts import samples_of
+from permix.training.trainer_args import grpo_arguments
 from permix.types import Verdict
-from permix.verify import Verifier
+from permix.verification.math_verifier import Verifier
 
 ENOUGH_S = 0.2
 """How long each shape of matrix is multiplied to learn the machine's rate."""
@@ -237,7 +237,7 @@ class Conducted(GRPOTrainer):  # type: ignore[misc]
 
 
 class Ours(Conducted, PlanTrainer):
-    """`permix.train.grpo.PlanTrainer`, conducted."""
+    """`permix.training.grpo_trainer.PlanTrainer`, conducted."""
 
     def _record(self) -> None:
         """Rollouts that are given were not generated here, and a run leaves nothing behind."""

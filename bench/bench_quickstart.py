@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 from permix.config import QuickstartStage
-from permix.models import open_model
-from permix.models.hf import HFModel
-from permix.quickstart import RLVR, stages
-from permix.train.log import read_log
-from permix.train.plan import compile_from
-from permix.train.run import train
+from permix.inference import open_model
+from permix.inference.hf import HFModel
+from permix.pipelines.quickstart import RLVR, stages
+from permix.pipelines.train import run_training
+from permix.plan import compile_from
+from permix.training.run_log import read_log
 from permix.types import Completion, Request
 
 STEPS = 2
@@ -38,7 +38,7 @@ def main() -> None:
             spent = time.process_time() - started
             tokens = sum(one.completion_tokens or 0 for one in results if isinstance(one, Completion))
             show(f"generated_tokens_per_cpu_second_{name}", tokens / spent, tokens=tokens, cpu_seconds=round(spent, 2))
-        train(short)
+        run_training(short)
         for part in ("generation", "training"):
             lines = read_log(short.out / "log.jsonl")
             spent = sum(line["cpu_seconds"][part] for line in lines)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from scipy.stats import binomtest
 
-from permix.evals.breaks import breaks
+from permix.metrics.text_stats import breaks
 
 LABELLED = Path(__file__).parent / "labelled"
 COLUMNS = ["breaks", "form", "persona", "answer"]

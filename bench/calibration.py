@@ -1,6 +1,6 @@
 """How often the 95 % intervals hold the truth, how far estimates lie from it, and how often the tests reject: by simulation.
 
-Grids with known truth are drawn and measured by `permix.evals.stability_summary.summarize` itself. Question difficulty is normal
+Grids with known truth are drawn and measured by `permix.metrics.stability.summarize` itself. Question difficulty is normal
 on the logit scale (sd 1.5) and shared by all personas; a persona shifts the logit. The truth of a measure is its value over all
 such questions. One JSON line a setting; with --page, the tables of docs/measures.md from such lines.
 
@@ -8,7 +8,7 @@ such questions. One JSON line a setting; with --page, the tables of docs/measure
     python -m bench.calibration --pairs --data-sets 100 >> calibration.jsonl
     python -m bench.calibration --page calibration.jsonl
 
-With --pairs two models answer the same questions and are compared by `permix.evals.paired.paired`.
+With --pairs two models answer the same questions and are compared by `permix.metrics.model_comparison.paired`.
 """
 
 import argparse
@@ -21,10 +21,10 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, ndtri
 
-from permix.evals import priors, stability_summary
-from permix.evals.paired import Difference, paired
-from permix.evals.stability_summary import StabilitySummary, summarize
-from permix.evals.stats import Array
+from permix.metrics import priors, stability
+from permix.metrics.model_comparison import Difference, paired
+from permix.metrics.stability import StabilitySummary, summarize
+from permix.metrics.statistics import Array
 from permix.types import Estimate
 
 DIFFICULTY_SD = 1.5
@@ -293,7 +293,7 @@ def main() -> None:
     if options.page:
         print(page([json.loads(line) for line in options.page.read_text(encoding="utf-8").splitlines()]))
         return
-    priors.DRAWS, stability_summary.SPLITS = options.draws, options.splits
+    priors.DRAWS, stability.SPLITS = options.draws, options.splits
     priors.CELLS = options.draws  # fewer chains, as many steps
     for place, setting in enumerate([pair.setting for pair in PAIRS] if options.pairs else SETTINGS):
         if options.only is not None and place not in options.only:

@@ -1,7 +1,7 @@
 """How often the 95 % interval of a slope over turns holds the truth, by simulation.
 
 Interviews with a known slope are drawn: a level a persona, a level a question (sd 1, as large as an answer's noise), a slope a
-persona (mean 0.05, sd 0.03); `permix.evals.drift_summary.course` measures them, asked in orders of their own ("balanced") and all
+persona (mean 0.05, sd 0.03); `permix.evals.drift_report.course` measures them, asked in orders of their own ("balanced") and all
 in one ("written"). `spread` is what the estimate itself varies by. One JSON line a setting.
 
     python -m bench.drift --data-sets 400
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from permix.evals.drift_summary import course
-from permix.evals.interview_script import williams
+from permix.evals.drift_report import course
+from permix.evals.interview import williams
 
 SLOPE, SLOPE_SD, QUESTION_SD, NOISE_SD = 0.05, 0.03, 1.0, 1.0
 

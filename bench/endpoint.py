@@ -7,7 +7,7 @@ with so many in flight, all are done after the *ideal* wall time; *overhead* is 
 it. The same requests are asked in turn by
 
 - `bare`: asyncio's sockets and nothing else, no reply is parsed: what the server and the machine allow;
-- `client`: `permix.models.openai`;
+- `client`: `permix.inference.openai`;
 - `grid`: `permix stability` up to its measures, each answer verified and recorded.
 
 CPU seconds are the asking process's, user and system, with its children; the server's are not in them.
@@ -30,12 +30,13 @@ from bench.process import Arm
 from bench.server import NAME, Setup, latency_of, serve
 from permix.config import ModelConfig, PersonasConfig, StabilityStage, TaskConfig
 from permix.evals.grid import Wording, fill, lay_out
-from permix.models.openai import OpenAIModel
-from permix.personas.choose import choose_personas
-from permix.records import RunDir, cpu_seconds
-from permix.tasks import TASKS, load_questions, verify
+from permix.inference.openai import OpenAIModel
+from permix.personas.pool import choose_personas
+from permix.storage.run_dir import RunDir, cpu_seconds
+from permix.tasks import TASKS, load_questions
+from permix.tasks.base import verify
 from permix.types import Cell, Completion, Request, Sampling
-from permix.verify import Verifier
+from permix.verification.math_verifier import Verifier
 
 SAMPLING = Sampling()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from permix.config import ReportStage
-from permix.report.build import report_stage
+from permix.report.builder import report_stage
 from tests.browser import MISSING, PHONE, WIDE, chromium, find_chromium, settle, watched_page
 
 RUNS = tuple(

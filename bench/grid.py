@@ -24,12 +24,13 @@ from bench.grid_arms import Ask, Parting, Setup, Told, Weigh, run_arm
 from bench.process import Arm
 from permix.config import PersonasConfig, TaskConfig
 from permix.evals.grid import Wording, lay_out
-from permix.models.hf import completion_ids, load_tokenizer, resolve
-from permix.models.machine import quiet_threads
-from permix.personas.choose import choose_personas
-from permix.tasks import load_questions, verify
+from permix.inference.hardware import quiet_threads
+from permix.inference.hf import completion_ids, load_tokenizer, resolve
+from permix.personas.pool import choose_personas
+from permix.tasks import load_questions
+from permix.tasks.base import verify
 from permix.types import Cell
-from permix.verify import Verifier
+from permix.verification.math_verifier import Verifier
 
 THEIRS, OURS = "lm_eval", "ours"
 PILOT_QUESTIONS, PILOT_TOKENS = 64, 48

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple, Protocol
 
 from permix.config import ModelConfig, StabilityStage
 from permix.evals.grid import fill
-from permix.models.machine import pin_threads
-from permix.records import RunDir, cpu_seconds
-from permix.tasks import TASKS, verify
+from permix.inference.hardware import pin_threads
+from permix.storage.run_dir import RunDir, cpu_seconds
+from permix.tasks import TASKS
+from permix.tasks.base import verify
 from permix.types import Cell, Sampling
-from permix.verify import Verifier
+from permix.verification.math_verifier import Verifier
 
 MISSING = "lm-evaluation-harness is not installed: pip install '.[bench]'"
 
@@ -93,8 +94,8 @@ class Ours:
     """`permix.evals.grid.fill` with `HFModel`, into a run directory that is thrown away."""
 
     def __init__(self, setup: Setup) -> None:
-        from permix.models.hf import HFModel
-        from permix.models.shared import shares_prompts
+        from permix.inference.hf import HFModel
+        from permix.inference.shared_prefix import shares_prompts
 
         self.model = HFModel(ModelConfig.model_validate({"name": setup.model, "dtype": setup.dtype}))
         self.sampling = Sampling(max_new_tokens=setup.new_tokens)
@@ -111,7 +112,7 @@ class Ours:
             return [_text(answered[cell.key]) for cell in cells]
 
     def prompt(self, cell: Cell) -> list[int]:
-        from permix.models.hf import encode_chat
+        from permix.inference.hf import encode_chat
 
         return encode_chat(self.model.tokenizer, cell.messages)
 
@@ -158,7 +159,7 @@ def gaps(model: str, partings: Sequence[Parting]) -> list[float]:
     """How far apart float32 sees the logits of the two tokens, for each parting."""
     import torch
 
-    from permix.models.hf import load_weights
+    from permix.inference.hf import load_weights
 
     network = load_weights(model, torch.float32, "cpu")
     found = []

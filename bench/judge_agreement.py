@@ -19,14 +19,13 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.figures import show
-from permix.evals.stats import Array
-from permix.evals.voices import fit
-from permix.judging.base import Item
-from permix.judging.items import read_items
-from permix.judging.ledger import judge_folder
-from permix.judging.scores import Draws, Measure, auc, mean
-from permix.judging.verdicts import read_verdicts
-from permix.records import read_json
+from permix.judges.results import read_items, read_verdicts
+from permix.judges.runner import judge_folder
+from permix.judges.types import Item
+from permix.metrics.judge_scores import Draws, Measure, auc, mean
+from permix.metrics.persona_classifier import fit
+from permix.metrics.statistics import Array
+from permix.storage.files import read_json
 
 
 class Judged(NamedTuple):

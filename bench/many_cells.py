@@ -22,8 +22,9 @@ from bench.figures import show
 from permix.config import ReportStage, StabilityStage
 from permix.evals.grid import Wording, describe_asked, lay_out
 from permix.evals.stability import measure
-from permix.records import RunDir, write_json
-from permix.report.build import report_stage
+from permix.report.builder import report_stage
+from permix.storage.files import write_json
+from permix.storage.run_dir import RunDir
 from permix.types import Cell, Completion, Persona, Question, Verdict
 
 THOUGHT = "Let me think about this step by step. " * 8

@@ -22,8 +22,9 @@ from bench.figures import show, show_spread
 from bench.many_cells import personas, questions
 from permix.config import StabilityStage
 from permix.evals.grid import Wording, describe_asked, lay_out
-from permix.records import RunDir, read_json, write_json
-from permix.report.build import build_report
+from permix.report.builder import build_report
+from permix.storage.files import read_json, write_json
+from permix.storage.run_dir import RunDir
 from permix.types import Cell, Completion, Verdict
 
 CHROMIUM = "/usr/bin/chromium"

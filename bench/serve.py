@@ -14,7 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 from permix.config import ModelConfig
-from permix.models import Model, open_model
+from permix.inference import open_model
+from permix.inference.base import Model
 from permix.types import Completion, Failure, Request, Sampling
 
 TOGETHER_S = 0.05

@@ -16,16 +16,17 @@ from typing import Any, NamedTuple
 
 from bench.study_page import BASE, knobs, table
 from permix.config import FidelityStage, ModelConfig, PersonasConfig, StabilityStage, TaskConfig, TrainStage, build
-from permix.evals.fidelity import fidelity
 from permix.evals.stability import stability
-from permix.models.machine import release_memory
+from permix.inference.hardware import release_memory
+from permix.pipelines.fidelity import fidelity
+from permix.pipelines.quickstart import LEVELS
+from permix.pipelines.train import run_training
 from permix.progress import say
-from permix.quickstart import LEVELS
-from permix.records import read_json, write_text
-from permix.report.build import build_report
-from permix.report.reading import NAMES, compare
+from permix.report.builder import build_report
+from permix.report.comparisons import compare_models
 from permix.report.runs import ModelRuns, collect
-from permix.train.run import train
+from permix.report.summary_text import NAMES
+from permix.storage.files import read_json, write_text
 from permix.types import Sampling, Split
 
 BUNDLED = "bundled"
@@ -115,7 +116,7 @@ def lines(models: dict[str, ModelRuns]) -> Iterator[dict[str, Any]]:
                 yield {"figure": measure, "model": label, **row[measure]}
         for other in (BASE, f"rlvr {label.split()[-1]}"):
             if other in models and other != label:
-                found = compare(models[other], model)
+                found = compare_models(models[other], model)
                 for measure in NAMES:
                     if (difference := getattr(found, measure)) is not None:
                         yield {"figure": f"{measure} difference", "model": label, "against": other, **difference.model_dump()}
@@ -167,7 +168,7 @@ def main() -> None:
     for seed in options.seeds:
         for arm in options.arms:
             stage = training(arm, seed, options.steps, options.out, options.threads)
-            folder = train(stage)
+            folder = run_training(stage)
             release_memory()
             runs += [
                 stage.out,

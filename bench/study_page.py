@@ -7,9 +7,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from permix.report import canvas
-from permix.report.canvas import INTERVAL, Style
-from permix.report.reading import compare
+from permix.rendering import theme
+from permix.rendering.theme import INTERVAL, Style
+from permix.report.comparisons import compare_models
 from permix.report.runs import ModelRuns
 from permix.types import Estimate
 
@@ -43,8 +43,8 @@ def table(models: Mapping[str, ModelRuns]) -> str:
     for label, model in models.items():
         arm, _, seed = label.partition(" ")
         plain = models.get(f"rlvr {seed}")
-        against_plain = compare(plain, model) if plain is not None and plain is not model else None
-        against_base = compare(models[BASE], model) if label != BASE else None
+        against_plain = compare_models(plain, model) if plain is not None and plain is not model else None
+        against_base = compare_models(models[BASE], model) if label != BASE else None
         seconds = model.row.train_cpu_s
         rows.append((
             arm, seed, *(_told(getattr(model.row, name)) for name in COLUMNS),
@@ -75,7 +75,7 @@ def knobs(models: Mapping[str, ModelRuns], seed: int, path: Path) -> None:
     }
     turned = {knob: known for knob, known in found.items() if len(known) > 1}
     rows = max(1, math.ceil(len(turned) / 2))
-    fig = canvas.sheet(0.6 + 3 * rows, "What each knob trades: the worst persona's accuracy and identifiability", note)
+    fig = theme.sheet(0.6 + 3 * rows, "What each knob trades: the worst persona's accuracy and identifiability", note)
     axes = fig.subplots(rows, 2, sharex=True, sharey=True, squeeze=False)
     for ax in axes.ravel()[len(turned) :]:
         ax.set_visible(False)
@@ -92,8 +92,8 @@ def knobs(models: Mapping[str, ModelRuns], seed: int, path: Path) -> None:
         axes.ravel(), turned.values(), strict=False
     ):  # once all points stand, since names go where there is room
         at = {setting: _centre(point) for setting, point in known.items()}
-        canvas.name_points(ax, at, [], dict.fromkeys(at, Style("#000000", "s", "-")))
-    canvas.save(fig, path)
+        theme.name_points(ax, at, [], dict.fromkeys(at, Style("#000000", "s", "-")))
+    theme.save(fig, path)
 
 
 Point = tuple[Estimate, Estimate]
@@ -115,7 +115,7 @@ def _panel(ax: Axes, settings: Sequence[Point], base: Point | None, *, joined: b
     ax.grid(alpha=0.3)
     looks = [(point, "s", BLUE) for point in settings] + ([(base, "o", "#000000")] if base else [])
     for point, marker, colour in looks:
-        x, y = map(canvas.sides, point)
+        x, y = map(theme.sides, point)
         ax.errorbar(*_centre(point), xerr=x, yerr=y, fmt=marker, color=colour, ms=6, lw=0.9, alpha=0.8)
     if joined:
         ax.plot(*zip(*map(_centre, settings), strict=True), color=BLUE, lw=1.0)

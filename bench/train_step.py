@@ -28,13 +28,13 @@ from typing import Any, NamedTuple
 from bench.figures import show, show_spread
 from bench.process import Arm
 from permix.config import PersonasConfig, PlanConfig, TaskConfig, TrainConfig, TrainedModel, TrainStage
-from permix.models.hf import encode_chat, load_tokenizer, resolve
-from permix.models.machine import pick_device, quiet_threads
-from permix.personas.choose import choose_personas
-from permix.prompting import build_messages
-from permix.quickstart import LEVELS
+from permix.inference.hardware import pick_device, quiet_threads
+from permix.inference.hf import encode_chat, load_tokenizer, resolve
+from permix.personas.pool import choose_personas
+from permix.pipelines.quickstart import LEVELS
+from permix.plan import Plan, compile_from
+from permix.prompts import build_messages
 from permix.tasks import load_questions
-from permix.train.plan import Plan, compile_from
 from permix.types import Persona
 
 SMALL_BATCH, LARGEST = 8, 0

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import permix.report.page
-from permix.report.page.transcripts import write_transcripts
+import permix.report.html
+from permix.report.html.transcripts import write_transcripts
 from permix.report.runs import ModelRuns
 
-ASSETS = Path(permix.report.page.__file__).parent / "assets"
+ASSETS = Path(permix.report.html.__file__).parent / "assets"
 SCRIPTS = ("cells.js", "heat-draw.js", "heat.js", "transcript.js", "completions.js")
 
 BASE = """

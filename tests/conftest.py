@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from permix.evals import priors
+from permix.metrics import priors
 from tests.tiny import make_folder
 
 if TYPE_CHECKING:  # a worker without a browser test does not import Playwright

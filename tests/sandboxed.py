@@ -3,8 +3,8 @@
 import pytest
 
 from permix.errors import ConfigError
-from permix.sandbox.bwrap import Bounds
-from permix.sandbox.judge import refuse_unable
+from permix.verification.bubblewrap import Bounds
+from permix.verification.sandbox import refuse_unable
 
 TIGHT = Bounds(cpu_seconds=1, wall_seconds=10, memory_bytes=256 << 20, processes=8, output_bytes=256 << 10, scratch_bytes=1 << 20)
 

@@ -9,7 +9,7 @@ import pytest
 
 from bench import adaptive
 from bench.calibration import Setting
-from permix.evals.sequential import Round
+from permix.metrics.sequential import Round
 from permix.types import Estimate
 
 IDS = ["0", "1", "2"]

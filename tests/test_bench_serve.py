@@ -10,8 +10,8 @@ import pytest
 from bench.judge_agreement import correlation
 from bench.serve import server_of
 from permix.config import ModelConfig
-from permix.models.openai import OpenAIModel
-from permix.models.scripted import ScriptedModel
+from permix.inference.openai import OpenAIModel
+from permix.inference.scripted import ScriptedModel
 from permix.types import Completion, Failure, Message, Request, Sampling
 
 

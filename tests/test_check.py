@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.check import check_config
 from permix.config import PersonasConfig, PlanConfig, TaskConfig
 from permix.errors import ConfigError, DataError
-from permix.evals.fidelity import fidelity
+from permix.pipelines.fidelity import fidelity
+from permix.pipelines.preflight import check_config
+from permix.plan import compile_from, write_plan
 from permix.tasks import load_questions
-from permix.tasks.overlap import Seen, write_seen
-from permix.train.plan import compile_from, write_plan
+from permix.tasks.contamination import Seen, write_seen
+from tests.sample_runs import endpoint, fidelity_config, fidelity_values, stability_values, toml, write_pool
 from tests.servers import openai_server
-from tests.worlds import endpoint, fidelity_config, fidelity_values, stability_values, toml, write_pool
 
 NOBODY = "http://127.0.0.1:1/v1"
 """An address at which nothing answers: a check that asked would fail."""

@@ -15,10 +15,10 @@ from pydantic import BaseModel
 
 from permix import __version__, cli, config
 from permix.config import StabilityStage
-from permix.recorded import read_cells
-from permix.train.plan import read_plan
+from permix.plan import read_plan
+from permix.storage.cells import read_cells
+from tests.sample_runs import asked_what, endpoint, solve, stability_values, toml, write_pool
 from tests.servers import openai_server
-from tests.worlds import asked_what, endpoint, solve, stability_values, toml, write_pool
 
 HEAVY = ("torch", "transformers", "trl", "sklearn", "scipy", "matplotlib", "openai", "pyarrow", "numpy")
 WITHOUT = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -314,8 +314,8 @@ main(sys.argv[1:])
 def test_trl_is_imported_where_models_are_trained_alone() -> None:
     sources = (Path(cli.__file__).parent).rglob("*.py")
     importing = {path.name for path in sources if re.search(r"^\s*(?:from|import) trl\b", path.read_text(), re.MULTILINE)}
-    assert importing == {"arguments.py", "grpo.py", "sft.py"}
-    ended = python("import sys, permix.train.run, permix.train.supervised; print('torch' in sys.modules or 'trl' in sys.modules)")
+    assert importing == {"trainer_args.py", "grpo_trainer.py", "sft_trainer.py"}
+    ended = python("import sys, permix.pipelines.train; print('torch' in sys.modules or 'trl' in sys.modules)")
     assert ended.stdout == "False\n", ended.stderr[-2000:]
 
 

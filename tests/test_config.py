@@ -27,9 +27,9 @@ from permix.config import (
     read_values,
 )
 from permix.errors import ConfigError
-from permix.records import read_json, write_json
+from permix.storage.files import read_json, write_json
 from permix.types import Sampling
-from tests.worlds import toml
+from tests.sample_runs import toml
 
 
 def changed(stage: type[config.AnyStage]) -> dict[str, Any]:

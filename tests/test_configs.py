@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from permix import config
-from permix.check import check_config, stage_of
-from permix.judging.prices import FREE, load_prices
-from permix.quickstart import stages
-from tests.gyms import write_gym
+from permix.judges.pricing import FREE, load_prices
+from permix.pipelines.preflight import check_config, stage_of
+from permix.pipelines.quickstart import stages
+from tests.personagym_files import write_gym
 
 ROOT = Path(__file__).resolve().parents[1]
 PRICES = ROOT / "configs" / "prices.toml"

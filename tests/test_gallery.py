@@ -10,7 +10,7 @@ from PIL import Image
 
 from bench.gallery import RUNS, TALLEST, cut
 from bench.record import level, record
-from permix.report.build import build_report
+from permix.report.builder import build_report
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED, GALLERY = ROOT / "docs/recorded", ROOT / "docs/gallery"

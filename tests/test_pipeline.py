@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from permix.personas.pool import load_pool
-from permix.quickstart import BASE, FAST, PERMIX, RLVR
-from permix.recorded import read_cells
-from permix.records import read_json
-from permix.tasks.overlap import read_seen
-from permix.train.log import read_log
-from permix.train.plan import read_plan
+from permix.pipelines.quickstart import BASE, FAST, PERMIX, RLVR
+from permix.plan import read_plan
+from permix.storage.cells import read_cells
+from permix.storage.files import read_json
+from permix.tasks.contamination import read_seen
+from permix.training.run_log import read_log
 from permix.types import Cell
-from tests.mortal import Moment, command
+from tests.killable import Moment, command
 
 LABELS = (BASE, RLVR, PERMIX)
 ACCURACY = (FAST.personas + 1) * FAST.questions
@@ -109,11 +109,11 @@ def numbers(out: Path) -> Any:
 
 
 MOMENTS = [
-    Moment("permix.records:RunDir.append", ACCURACY // 3),
-    Moment("permix.records:RunDir.append", ACCURACY - ACCURACY // 3 + CHARACTERS // 2),
-    Moment("permix.train.log:StepLog.step", 2),
-    Moment("permix.train.log:StepLog.step", FAST.steps + 2),
-    Moment("permix.records:RunDir.append", 2 * ACCURACY + CHARACTERS + CHARACTERS // 2),
+    Moment("permix.storage.run_dir:RunDir.append", ACCURACY // 3),
+    Moment("permix.storage.run_dir:RunDir.append", ACCURACY - ACCURACY // 3 + CHARACTERS // 2),
+    Moment("permix.training.run_log:StepLog.step", 2),
+    Moment("permix.training.run_log:StepLog.step", FAST.steps + 2),
+    Moment("permix.storage.run_dir:RunDir.append", 2 * ACCURACY + CHARACTERS + CHARACTERS // 2),
 ]
 """Where each start of the quickstart dies: in the base model's accuracy, in its characters, in the first training, in the second
 training (the first begins anew: it had no checkpoint), in the last model's characters."""

@@ -16,7 +16,7 @@ from permix.types import (
     require_unique,
     seed_from,
 )
-from tests.worlds import cell
+from tests.sample_runs import cell
 
 
 def test_records_are_frozen_and_refuse_unknown_keys_and_nan() -> None:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from permix.judging.base import Item, Judgement
-from permix.judging.trial import controls
+from permix.judges.types import Item, Judgement
+from permix.judges.validation import controls
 from permix.types import Completion
 
 GYM = ("Expected Action", "Toxicity Control", "Linguistic Habits", "Persona Consistency", "Action Justification")
@@ -63,5 +63,5 @@ def judgement(item: Item, score: int | None, cost: float | None, attempt: int = 
 
 
 def read_items(run: Path) -> list[Item]:
-    """Stands in for `permix.judging.items.read_items`: these runs have no cells."""
+    """Stands in for `permix.judges.results.read_items`: these runs have no cells."""
     return [Item.model_validate_json(line) for line in (run / "items.jsonl").read_text().splitlines()]

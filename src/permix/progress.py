@@ -45,6 +45,7 @@ class Journey:
 
 
 DONE_BEFORE_S = 2.0  # a part this quick was done by an earlier process and says nothing of the speed
+
 _journey: Journey | None = None
 
 

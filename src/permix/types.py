@@ -16,7 +16,9 @@ from typing_extensions import TypedDict
 
 Split = Literal["train", "dev", "heldout"]
 """The sides of personas and questions: train to train on, dev to choose on, heldout to measure on once all is chosen."""
+
 SPLITS: tuple[Split, ...] = get_args(Split)
+
 Scope = Literal["group", "rollout"]
 
 
@@ -177,6 +179,22 @@ class Cell(Record):
     @property
     def key(self) -> CellKey:
         return CellKey(self.persona_id, self.question_id, self.sample, self.template)
+
+
+Control = Literal["none", "wrong-persona", "no-persona", "padded", "retest", "injected"]
+"""Why an answer is judged. "none": to score it. All others try the judge: the answer under another persona; an answer given
+without persona; the answer with empty words added; the same once more; with an instruction to the judge inside."""
+
+
+class ItemKey(NamedTuple):
+    """What is judged once by each judge."""
+
+    control: Control
+    persona_id: str
+    answered_by: str | None
+    question_id: str
+    sample: int
+    rubric: str
 
 
 class PlanRow(Record):

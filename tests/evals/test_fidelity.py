@@ -12,11 +12,11 @@ from permix import cli
 from permix.config import FidelityStage, build
 from permix.errors import ConfigError, DataError, OwedCellsError
 from permix.evals.open_ended import choose_voices, measure, open_ended, open_questions
-from permix.evals.unjudged import measure_unjudged
-from permix.recorded import read_cells
-from permix.records import read_json
+from permix.evals.text_metrics import measure_unjudged
+from permix.storage.cells import read_cells
+from permix.storage.files import read_json
+from tests.sample_runs import OPEN_QUESTIONS, TEXTS, asked_as, asked_what, fidelity_config, fidelity_values, toml, write_pool
 from tests.servers import Action, error, openai_server
-from tests.worlds import OPEN_QUESTIONS, TEXTS, asked_as, asked_what, fidelity_config, fidelity_values, toml, write_pool
 
 VOICES = {
     "clerk": "Kindly note that {} is in perfect order, as per the enclosed form.",

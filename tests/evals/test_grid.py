@@ -11,12 +11,13 @@ import pytest
 from permix.config import StabilityStage
 from permix.errors import ConfigError
 from permix.evals.grid import Judge, Wording, describe_asked, fill, lay_out, read_answers
-from permix.models.base import Answer
-from permix.models.scripted import Reply, ScriptedModel
-from permix.recorded import Records
-from permix.records import RunDir, write_json
+from permix.inference.base import Answer
+from permix.inference.scripted import Reply, ScriptedModel
+from permix.storage.cells import Records
+from permix.storage.files import write_json
+from permix.storage.run_dir import RunDir
 from permix.types import Cell, CellKey, Failure, Persona, Question, Request, Sampling, Verdict
-from tests.worlds import persona, solve
+from tests.sample_runs import persona, solve
 
 WORDING = Wording(lambda question: question.text, "you_are", bare=False)
 QUESTIONS = tuple(

@@ -8,21 +8,20 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.check import check_config
 from permix.config import FidelityStage, build
 from permix.errors import ConfigError, DataError, OwedCellsError
 from permix.evals import open_ended
-from permix.evals.drift_summary import Drift, read_talks
-from permix.evals.interview import evaluate, interview, set_up
-from permix.evals.interviewer import PROMPT, SILENCE
-from permix.judging.items import read_items
-from permix.models.scripted import Reply, ScriptedModel
-from permix.recorded import read_cells
-from permix.records import read_json
+from permix.evals.drift_report import Drift, read_talks
+from permix.evals.interview import PROMPT, SILENCE, evaluate, interview, set_up
+from permix.inference.scripted import Reply, ScriptedModel
+from permix.judges.results import read_items
+from permix.pipelines.preflight import check_config
+from permix.storage.cells import read_cells
+from permix.storage.files import read_json
 from permix.types import Completion, Failure, Message, Request
-from tests.mortal import Moment, command
+from tests.killable import Moment, command
+from tests.sample_runs import SYSTEM, TEXTS, asked_as, endpoint, fidelity_values, toml, write_pool
 from tests.servers import Action, error, openai_server
-from tests.worlds import SYSTEM, TEXTS, asked_as, endpoint, fidelity_values, toml, write_pool
 
 VOICES = {"clerk": "Kindly note, as per form {}.", "sailor": "Aye matey, salt and wind {}!", "troll": "Grr! Me eat goat {}. Grr!"}
 SCRIPT = ("Who are you?", "What of bread?", "What of rain?", "What of music?")
@@ -349,7 +348,7 @@ def test_owed_turns_exit_with_3_and_are_filled_by_the_same_command(tmp_path: Pat
 def test_a_killed_run_asks_nothing_twice(tmp_path: Path) -> None:
     with openai_server(in_words) as server:
         file = config_file(tmp_path, server.base_url)
-        assert command("fidelity", file, dies=Moment("permix.records:RunDir.append", call=5)) == -9
+        assert command("fidelity", file, dies=Moment("permix.storage.run_dir:RunDir.append", call=5)) == -9
         kept = len(read_cells(tmp_path / "run" / "records.jsonl"))
         before = len(server.asked)
         assert command("fidelity", file) == 0

@@ -8,7 +8,7 @@ import pytest
 
 from permix.config import InterviewConfig
 from permix.errors import ConfigError, DataError
-from permix.evals.interview_script import choose_script, orders, williams
+from permix.evals.interview import choose_script, orders, williams
 from permix.types import Question
 
 PERSONAS = [f"p{number}" for number in range(8)]

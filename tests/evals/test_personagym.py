@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.check import check_config
 from permix.config import GymConfig
 from permix.errors import ConfigError, OwedCellsError
-from permix.evals.fidelity import fidelity
 from permix.evals.personagym import GymAnswers, measure, spread
-from permix.gym.read import read_gym
-from permix.recorded import read_cells
-from permix.records import read_json
+from permix.personas.personagym import read_gym
+from permix.pipelines.fidelity import fidelity
+from permix.pipelines.preflight import check_config
 from permix.report.runs import Run
-from tests.gyms import BAKER, DIVER, gym_config, gym_values, write_gym
+from permix.storage.cells import read_cells
+from permix.storage.files import read_json
+from tests.personagym_files import BAKER, DIVER, gym_config, gym_values, write_gym
+from tests.sample_runs import asked_what, toml
 from tests.servers import Action, Reply, error, openai_server
-from tests.worlds import asked_what, toml
 
 
 @pytest.fixture(autouse=True)

@@ -8,21 +8,20 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.check import check_config
 from permix.config import ExportStage, StabilityStage, TaskConfig, build
 from permix.errors import ConfigError, DataError, OwedCellsError
-from permix.evals.rounds import read_rounds
-from permix.evals.stability import measure, stability
-from permix.interop.exporting import export_stage
-from permix.recorded import read_cells
-from permix.records import read_json
-from permix.report.build import build_report
-from permix.report.compare import compare
+from permix.evals.stability import measure, read_rounds, stability
+from permix.interop.stage import export_stage
+from permix.pipelines.preflight import check_config
+from permix.report.builder import build_report
+from permix.report.comparisons import compare_runs
+from permix.storage.cells import read_cells
+from permix.storage.files import read_json
 from permix.tasks import load_questions
 from permix.types import digest
-from tests.mortal import Moment, command
+from tests.killable import Moment, command
+from tests.sample_runs import asked_as, asked_what, solve, stability_values, toml, write_pool
 from tests.servers import Action, error, openai_server
-from tests.worlds import asked_as, asked_what, solve, stability_values, toml, write_pool
 
 RIGHT = {None: 70, "clerk": 90, "nurse": 55, "sailor": 55, "troll": 15}
 """In a hundred, as whom."""
@@ -133,10 +132,10 @@ def test_a_run_in_rounds_may_be_made_whole_and_not_the_other_way_round(tmp_path:
 @pytest.mark.parametrize(
     "moment",
     [
-        Moment("permix.records:RunDir.append", call=77),  # in the opening
-        Moment("permix.records:RunDir.append", call=170, torn=False),  # in the second round
-        Moment("permix.evals.sequential:following"),  # a round was settled and not written
-        Moment("permix.evals.rounds:_cells", call=2),  # written, and not asked
+        Moment("permix.storage.run_dir:RunDir.append", call=77),  # in the opening
+        Moment("permix.storage.run_dir:RunDir.append", call=170, torn=False),  # in the second round
+        Moment("permix.metrics.sequential:following"),  # a round was settled and not written
+        Moment("permix.evals.stability:_cells", call=2),  # written, and not asked
     ],
     ids=lambda moment: f"{moment.function}-{moment.call}",
 )
@@ -194,7 +193,7 @@ def test_it_is_not_held_against_another_run(tmp_path: Path) -> None:
         stability(config(tmp_path, server.base_url, budget=160))
         stability(config(tmp_path, server.base_url, out=str(tmp_path / "whole"), label="whole"))
     with pytest.raises(DataError, match="cells were spent where they decided"):
-        compare(tmp_path / "run", tmp_path / "whole", resamples=100)
+        compare_runs(tmp_path / "run", tmp_path / "whole", resamples=100)
     with pytest.raises(DataError, match="cells were spent where they decide"):
         export_stage(ExportStage(run=tmp_path / "run", format="lm-eval", out=tmp_path / "exported"))
 

@@ -18,16 +18,17 @@ from permix import cli
 from permix.config import PersonasConfig, PlanConfig, StabilityStage, TaskConfig, build
 from permix.errors import ConfigError, OwedCellsError
 from permix.evals.stability import grids, measure, stability
-from permix.models.openai import AHEAD
-from permix.recorded import read_cells
-from permix.records import RunDir, read_json
+from permix.inference.openai import AHEAD
+from permix.plan import compile_from, write_plan
+from permix.storage.cells import read_cells
+from permix.storage.files import read_json
+from permix.storage.run_dir import RunDir
 from permix.tasks import load_questions
-from permix.tasks.overlap import Seen, write_seen
-from permix.train.plan import compile_from, write_plan
+from permix.tasks.contamination import Seen, write_seen
 from permix.types import Cell, CellKey, Verdict
-from tests.mortal import PRELOAD
+from tests.killable import PRELOAD
+from tests.sample_runs import asked_as, asked_what, endpoint, solve, stability_config, stability_values, toml, write_pool
 from tests.servers import Action, Hang, error, openai_server
-from tests.worlds import asked_as, asked_what, endpoint, solve, stability_config, stability_values, toml, write_pool
 
 QUESTIONS = [question.text for question in load_questions(TaskConfig(levels=("add-1",), n=6))[1]]
 RIGHT = {None: 6, "clerk": 6, "sailor": 4, "troll": 1}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from permix.evals.unjudged import Answer, measure_unjudged, persona_texts, unit_of, unjudged
+from permix.evals.text_metrics import Answer, measure_unjudged, persona_texts, unit_of, unjudged
 from permix.types import Cell, Completion, Message
 
 TEXTS = {"sailor": "You are a retired sailor.", "nurse": "You are a strict nurse."}

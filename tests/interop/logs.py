@@ -14,10 +14,10 @@ from typing import Any
 from permix.config import ImportStage, StabilityStage, build
 from permix.errors import OwedCellsError
 from permix.evals.stability import evaluate, set_up
-from permix.models.scripted import ScriptedModel
-from permix.records import write_json
+from permix.inference.scripted import ScriptedModel
+from permix.storage.files import write_json
 from permix.types import Request
-from tests.worlds import solve, stability_config
+from tests.sample_runs import solve, stability_config
 
 RIGHT = {"none": "010010", "pirate": "010011", "poet": "110011", "toddler": "011011"}
 """Right by the filter flexible-extract, question by question."""

@@ -10,12 +10,11 @@ from permix import cli
 from permix.config import ExportStage
 from permix.errors import ConfigError, DataError
 from permix.evals.stability import measure
-from permix.interop.exporting import export_stage
-from permix.interop.importing import import_stage
-from permix.recorded import read_cells
-from permix.records import read_json
+from permix.interop.stage import export_stage, import_stage
+from permix.storage.cells import read_cells
+from permix.storage.files import read_json
 from tests.interop.logs import RECORDED, importing, lines_of, own_run
-from tests.worlds import write_pool
+from tests.sample_runs import write_pool
 
 HOSTILE = '../up "q" | ☃ <b>'
 

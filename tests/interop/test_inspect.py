@@ -12,14 +12,13 @@ from permix import cli
 from permix.config import ExportStage, ImportStage, build
 from permix.errors import ConfigError, DataError
 from permix.evals.stability import evaluate, measure, set_up
-from permix.interop.exporting import export_stage
-from permix.interop.importing import import_stage
-from permix.models.scripted import ScriptedModel
-from permix.recorded import read_cells
-from permix.records import read_json
+from permix.inference.scripted import ScriptedModel
+from permix.interop.stage import export_stage, import_stage
+from permix.storage.cells import read_cells
+from permix.storage.files import read_json
 from permix.types import CellKey
 from tests.interop.logs import own_run
-from tests.worlds import solve, stability_config, write_pool
+from tests.sample_runs import solve, stability_config, write_pool
 
 
 def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

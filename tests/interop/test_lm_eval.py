@@ -10,9 +10,9 @@ import pytest
 from permix import cli
 from permix.errors import ConfigError, DataError
 from permix.evals.stability import grids
-from permix.interop.importing import import_stage
-from permix.recorded import read_cells
-from permix.records import read_json
+from permix.interop.stage import import_stage
+from permix.storage.cells import read_cells
+from permix.storage.files import read_json
 from permix.types import Cell
 from tests.interop.logs import RIGHT, Line, edit_lines, edit_results, importing, lines_of, recorded
 

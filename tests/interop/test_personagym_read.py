@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.check import check_config
 from permix.config import ImportStage, build
 from permix.errors import ConfigError, DataError
 from permix.evals.personagym import GymAnswers
-from permix.interop.personagym_read import import_answers
-from permix.judging.items import read_items
-from permix.records import read_json
+from permix.interop.personagym import import_answers
+from permix.judges.results import read_items
+from permix.pipelines.preflight import check_config
 from permix.report.runs import Run
-from tests.gyms import BAKER, DIVER, put, questions_of, write_gym
-from tests.worlds import toml
+from permix.storage.files import read_json
+from tests.personagym_files import BAKER, DIVER, put, questions_of, write_gym
+from tests.sample_runs import toml
 
 
 def answers_of(persona: str, per_task: int = 2) -> dict[str, list[list[str | None]]]:

@@ -17,21 +17,9 @@ from hypothesis import strategies as st
 
 from permix.config import PersonasConfig
 from permix.errors import ConfigError, DataError
-from permix.personas import pool as pools
-from permix.personas.choose import choose_personas
-from permix.personas.load import read_personas
-from permix.personas.pool import (
-    KINDS,
-    NEAR,
-    PersonaPool,
-    check_split,
-    describe,
-    kind,
-    load_pool,
-    load_roleplay,
-    near_duplicates,
-    split_pool,
-)
+from permix.personas.loading import KINDS, load_roleplay, read_personas
+from permix.personas.pool import PersonaPool, check_split, choose_personas, describe, load_pool, split_pool
+from permix.personas.similarity import NEAR, kind, near_duplicates
 from permix.types import SPLITS, Persona, Split, digest, normalise
 
 
@@ -571,7 +559,3 @@ def test_describe_counts_and_lists_near_duplicates(builtin: PersonaPool) -> None
 def test_import_is_light() -> None:
     heavy = "import sys, permix.personas.pool; print({'numpy', 'scipy', 'sklearn', 'torch'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout == "set()\n"
-
-
-def test_every_public_name_exists() -> None:
-    assert all(hasattr(pools, name) for name in pools.__all__)

@@ -6,8 +6,8 @@ import io
 import pytest
 
 from permix.config import ReportStage
-from permix.report.build import report_stage
-from tests.hostile import Reported, hostile_runs
+from permix.report.builder import report_stage
+from tests.hostile_text import Reported, hostile_runs
 
 
 @pytest.fixture(scope="session")

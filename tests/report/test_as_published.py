@@ -10,16 +10,17 @@ import pytest
 from permix import cli
 from permix.config import ReportStage
 from permix.errors import ConfigError
-from permix.evals.answers import AskedQuestion
-from permix.gym.names import TASKS
-from permix.gym.published import as_published
-from permix.judging.base import ItemKey, Judgement
-from permix.judging.items import read_items
-from permix.report.build import report_stage
-from permix.report.judged_words import MEANING
+from permix.evals.fidelity_records import AskedQuestion
+from permix.judges.results import read_items
+from permix.judges.types import Judgement
+from permix.metrics.judge_scores import as_published
+from permix.personas.personagym import TASKS
+from permix.report.builder import report_stage
 from permix.report.published import Published, lay, published, published_parts
 from permix.report.runs import collect
-from tests.gyms import DIVER, put, questions_of
+from permix.report.summary_text import MEANING
+from permix.types import ItemKey
+from tests.personagym_files import DIVER, put, questions_of
 
 
 def question(id: str, persona: str, task: str) -> AskedQuestion:

@@ -15,12 +15,10 @@ import pytest
 
 from permix.config import ReportStage
 from permix.errors import DataError
-from permix.report.build import build_report, draw, report_stage
-from permix.report.methods import methods
-from permix.report.reading import compare
-from permix.report.runs import Run, collect, reference_of
-from permix.report.seeds import pool
-from permix.report.tables import Row
+from permix.report.builder import build_report, draw, report_stage
+from permix.report.comparisons import compare_models
+from permix.report.methods import methods, pool
+from permix.report.runs import Row, Run, collect, reference_of
 from permix.types import Cell, Completion, Message, Verdict
 
 Right = Callable[[int, int], bool | None]
@@ -225,7 +223,7 @@ def test_what_was_not_asked_the_same_is_not_compared(tmp_path: Path, change: dic
 def test_fidelity_with_its_own_classifier_is_not_compared(tmp_path: Path) -> None:
     runs = [fidelity_run(tmp_path / "one", "base"), fidelity_run(tmp_path / "two", "RLVR")]
     models = collect([*runs, stability_run(tmp_path / "three", "RLVR", strong)])
-    comparison = compare(*models)
+    comparison = compare_models(*models)
     known = methods(models)
     assert not draw(models, known, [pool(one) for one in known], [comparison], tmp_path / "figures").get(
         "tradeoff.png"

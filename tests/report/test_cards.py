@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from permix.errors import DataError
-from permix.report.cards import BEGIN, END, cards_of, write_cards
+from permix.report.builder import BEGIN, END, cards_of, write_cards
 from permix.report.runs import ModelRuns, Run
 from tests.seeded import train_run
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from permix.report.canvas import styles_for
-from permix.report.page.build import embedded, policy, scripts
-from permix.report.page.looks import looks
+from permix.rendering.theme import styles_for
+from permix.report.html.page import embedded, policy, scripts
+from permix.report.html.values import looks
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page

@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import pytest
 
-from permix.report.claim import claim
-from permix.report.methods import Method, methods
+from permix.report.methods import Method, difference, methods, pool
 from permix.report.runs import collect
-from permix.report.seeds import difference, pool
+from permix.report.summary_text import claim
 from permix.types import Estimate
 from tests.seeded import fidelity_run, share, stability_run, torn, train_run, write_study
 

@@ -8,10 +8,10 @@ import pytest
 
 from permix import cli
 from permix.errors import DataError
-from permix.records import read_json, write_json
-from permix.report.compare import compare, document
+from permix.report.comparisons import compare_runs, document
+from permix.storage.files import read_json, write_json
+from tests.sample_runs import asked_as, asked_what, endpoint, solve, stability_values, toml
 from tests.servers import openai_server
-from tests.worlds import asked_as, asked_what, endpoint, solve, stability_values, toml
 
 
 def run(folder: Path, wrong_as: str | None = "nobody", **fields: Any) -> Path:
@@ -45,7 +45,7 @@ def test_what_differs_is_told_by_measure_and_by_persona(tmp_path: Path, capsys: 
     told = (tmp_path / "out" / "comparison.md").read_text()
     assert told.startswith("# after against be&#124;fore\n")
     assert told.index("| clerk |") < told.index("| troll |")  # what lost most stands first
-    assert document(compare(one.parent, two.parent)) == told  # a folder that holds the run will do
+    assert document(compare_runs(one.parent, two.parent)) == told  # a folder that holds the run will do
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_what_differs_is_told_by_measure_and_by_persona(tmp_path: Path, capsys: 
 def test_runs_that_were_asked_otherwise_are_refused(fields: dict[str, Any], reason: str, tmp_path: Path) -> None:
     one, two = run(tmp_path / "a"), run(tmp_path / "b", **fields)
     with pytest.raises(DataError, match=f"cannot be compared: .*{reason}"):
-        compare(one, two)
+        compare_runs(one, two)
 
 
 def test_runs_that_were_judged_otherwise_are_refused(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_runs_that_were_judged_otherwise_are_refused(tmp_path: Path) -> None:
     born["packages"]["math-verify"] = "0.1"
     write_json(two / "provenance.json", born)
     with pytest.raises(DataError, match="not judged by the same verifier"):
-        compare(one, two)
+        compare_runs(one, two)
 
 
 def test_what_is_given_must_be_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,20 +9,19 @@ from matplotlib.figure import Figure
 
 from permix.config import FidelityStage, ReportStage, build
 from permix.evals.interview import evaluate, set_up
-from permix.judging.items import read_items
-from permix.judging.measure import Judged, measured
-from permix.judging.verdicts import Verdicts
-from permix.models.scripted import ScriptedModel
-from permix.records import read_json
-from permix.report import canvas
-from permix.report import judged as report_judged
-from permix.report.build import build_report, report_stage
-from permix.report.drift_figure import drift_curves
-from permix.report.judged_words import MEANING
+from permix.inference.scripted import ScriptedModel
+from permix.judges.results import Verdicts, read_items
+from permix.judges.summary import Judged, measured
+from permix.rendering import theme
+from permix.rendering.plots import drift_curves
+from permix.report import judges as report_judged
+from permix.report.builder import build_report, report_stage
 from permix.report.runs import collect
+from permix.report.summary_text import MEANING
+from permix.storage.files import read_json
 from permix.types import Request
+from tests.sample_runs import fidelity_values
 from tests.verdicts import TRADES, write_judge
-from tests.worlds import fidelity_values
 
 OPENING = "Good to meet you. Before we begin, tell me a little about yourself."
 
@@ -122,7 +121,7 @@ def test_a_judge_that_means_nothing_is_marked_by_its_label_and_no_judge_is_measu
 
 def test_in_the_figure_its_marks_are_hollow(judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(canvas, "save", lambda fig, path: drawn.append(fig))
+    monkeypatch.setattr(theme, "save", lambda fig, path: drawn.append(fig))
     (model,) = collect([judged])
     assert model.drift is not None
     drift_curves({"base": model.drift}, tmp_path / "drift.png")

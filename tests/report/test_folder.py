@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from permix.report.build import build_report
+from permix.report.builder import build_report
 from tests.seeded import fidelity_run, stability_run, torn
 
 

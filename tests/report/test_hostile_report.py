@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from permix.escape import clip, visible
-from permix.report.build import build_report
-from permix.report.table import LABEL_WIDTH
-from tests.hostile import GOLDS, IDS, LABELS, MEGABYTE, TAGS, TEXTS, Reported, megabyte_run
+from permix.rendering.table import LABEL_WIDTH
+from permix.report.builder import build_report
+from permix.sanitize import clip, visible
+from tests.hostile_text import GOLDS, IDS, LABELS, MEGABYTE, TAGS, TEXTS, Reported, megabyte_run
 
 OURS = {
     "h1", "h2", "h3", "h4", "p", "br", "sub", "strong", "em", "code", "blockquote", "ul", "ol", "li", "hr", "img", "a",

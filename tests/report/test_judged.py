@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from permix.config import ReportStage
-from permix.evals.answers import kind_of
-from permix.judging import verdicts
-from permix.judging.base import Item
-from permix.report import judged as report_judged
-from permix.report.build import build_report, report_stage
-from permix.report.claim import claim
-from permix.report.judged import GYM, INTERVIEW, KINDS, OPEN
+from permix.evals.fidelity_records import kind_of
+from permix.judges import results
+from permix.judges.types import Item
+from permix.report import judges as report_judged
+from permix.report.builder import build_report, report_stage
+from permix.report.judges import GYM, INTERVIEW, KINDS, OPEN
 from permix.report.methods import methods
 from permix.report.runs import collect
+from permix.report.summary_text import claim
 from permix.types import Cell, Completion, Message, seed_from
 from tests.verdicts import GYM as TASKS
 from tests.verdicts import gym_items, read_items, write_items, write_judge
@@ -28,7 +28,7 @@ Score = Callable[[Item], int | None]
 @pytest.fixture(autouse=True, scope="module")
 def by_hand() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (verdicts, report_judged):
+        for module in (results, report_judged):
             patch.setattr(module, "read_items", read_items)
         yield
 

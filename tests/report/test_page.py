@@ -9,13 +9,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from permix.report.canvas import PALETTE, styles_for
-from permix.report.claim import Claim
+from permix.rendering.table import Cell, Source, named, stated, tabulate
+from permix.rendering.theme import PALETTE, styles_for
 from permix.report.document import Document, Picture, Section
-from permix.report.page.build import embedded, inline, policy, prose, write_page
-from permix.report.page.looks import SYMBOLS, dash, looks
-from permix.report.page.provenance import Runs
-from permix.report.table import Cell, Source, named, stated, tabulate
+from permix.report.html.page import Runs, embedded, inline, policy, prose, write_page
+from permix.report.html.values import SYMBOLS, dash, looks
+from permix.report.summary_text import Claim
 from permix.types import Estimate
 
 EVIL = "<script>alert(1)</script>"

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from permix.escape import clip, visible
-from permix.report.table import LABEL_WIDTH
+from permix.rendering.table import LABEL_WIDTH
+from permix.sanitize import clip, visible
 from tests.browser import PHONE, WIDE, contrast, grave_findings, settle
-from tests.hostile import IDS, LABELS, TAGS, Reported
+from tests.hostile_text import IDS, LABELS, TAGS, Reported
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page

@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 
 from permix.config import ProbeConfig
-from permix.report.judged import Scored
-from permix.report.page import payload, tradeoff
-from permix.report.page.payload import charts, panels_of, thinned
-from permix.report.page.people import people
-from permix.report.page.plain import estimate, names, number, text
-from permix.report.reading import Comparison
+from permix.metrics.dev_curve import Curve, Point
+from permix.report.comparisons import Comparison
+from permix.report.html import charts, fidelity_charts
+from permix.report.html.charts import build_charts, panels_of, people, thinned
+from permix.report.html.values import estimate, names, number, text
+from permix.report.judges import Scored
+from permix.report.methods import methods, pool
 from permix.report.runs import ModelRuns, collect
-from permix.report.seeds import methods, pool
-from permix.train.probe import Curve, Point
 from permix.types import Cell, Completion, Estimate, Message, Verdict
 from tests.report.test_judged import by_hand, fives, judged_run, keen
 from tests.seeded import share, stability_run, write_run, write_study
@@ -28,7 +27,7 @@ EVIL = "<img src=x onerror=alert(1)>\u202e\x1b[31m"
 
 def drawn(models: list[ModelRuns], *comparisons: Comparison) -> dict[str, Any]:
     found = methods(models)
-    made = charts(models, found, [pool(one) for one in found], comparisons)
+    made = build_charts(models, found, [pool(one) for one in found], comparisons)
     return json.loads(json.dumps(made, allow_nan=False))  # type: ignore[no-any-return]
 
 
@@ -169,7 +168,7 @@ def probe_point(step: int, worst: float | None) -> Point:
 
 def test_probes_name_the_step_whose_weights_were_taken() -> None:
     config = ProbeConfig(every=10, metric="worst", select="best")
-    found = payload._probes({"a": Curve((probe_point(0, 0.2), probe_point(10, 0.4), probe_point(20, None)), config)})
+    found = charts._probes({"a": Curve((probe_point(0, 0.2), probe_point(10, 0.4), probe_point(20, None)), config)})
     assert found["models"]["a"]["taken"] == 10
     assert [one["worst"]["value"] for one in found["models"]["a"]["points"]] == [0.2, 0.4, None]
     assert [panel["name"] for panel in found["panels"]] == [
@@ -177,7 +176,7 @@ def test_probes_name_the_step_whose_weights_were_taken() -> None:
         "worst persona's accuracy",
         "identifiability",
     ]
-    assert payload._probes({}) == {}
+    assert charts._probes({}) == {}
 
 
 def test_judges_say_whether_they_are_trusted(tmp_path: Path) -> None:
@@ -200,6 +199,6 @@ def test_a_judges_score_of_several_seeds_is_their_mean_and_has_no_interval() -> 
         one = Estimate(value=value, low=value - 1, high=value + 1, n=9)
         return Scored(kind="fidelity", judge="j", persona_score=one, n_scored=9, n_asked=9, trusted=True)
 
-    assert tradeoff._pooled([scored(3.0)]) == Estimate(value=3.0, low=2.0, high=4.0, n=9)
-    assert tradeoff._pooled([scored(3.0), scored(4.0)]) == Estimate(value=3.5, n=9)
-    assert tradeoff._pooled([scored(3.0), None]) is None
+    assert fidelity_charts._pooled([scored(3.0)]) == Estimate(value=3.0, low=2.0, high=4.0, n=9)
+    assert fidelity_charts._pooled([scored(3.0), scored(4.0)]) == Estimate(value=3.5, n=9)
+    assert fidelity_charts._pooled([scored(3.0), None]) is None

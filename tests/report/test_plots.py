@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from permix.config import ProbeConfig
-from permix.evals.stability_summary import StabilitySummary, summarize
-from permix.report import canvas, plots
-from permix.train.probe import Curve, Point
+from permix.metrics.dev_curve import Curve, Point
+from permix.metrics.stability import StabilitySummary, summarize
+from permix.rendering import plots, theme
 from permix.types import Estimate
 
 NAN = float("nan")
@@ -94,13 +94,13 @@ def test_personas_are_sorted_by_the_first_model_and_the_unscored_stand_last() ->
 
 
 def test_models_differ_in_colour_marker_and_line() -> None:
-    styles = canvas.styles_for("abcdefg").values()
+    styles = theme.styles_for("abcdefg").values()
     for look in zip(*styles, strict=True):
         assert len(set(map(str, look))) == 7
 
 
 def test_beyond_seven_a_colour_comes_with_another_marker_and_line() -> None:
-    styles = list(canvas.styles_for(map(str, range(49))).values())
+    styles = list(theme.styles_for(map(str, range(49))).values())
     assert (
         len({(style.colour, style.marker) for style in styles})
         == len({(style.colour, str(style.line)) for style in styles})
@@ -110,11 +110,11 @@ def test_beyond_seven_a_colour_comes_with_another_marker_and_line() -> None:
 
 
 def test_seeds_of_a_method_look_alike_and_stand_once_in_the_legend() -> None:
-    styles = canvas.styles_for(["base", "a 1", "a 2", "b"], {"a 1": "A", "a 2": "A"})
+    styles = theme.styles_for(["base", "a 1", "a 2", "b"], {"a 1": "A", "a 2": "A"})
     assert styles["a 1"] == styles["a 2"] != styles["base"]
-    assert styles["b"].colour == canvas.PALETTE[2].colour
-    assert canvas.names(list(styles), styles) == {"base": ["base"], "A, 2 seeds": ["a 1", "a 2"], "b": ["b"]}
-    assert canvas.names(["a 2"], styles) == {"a 2": ["a 2"]}
+    assert styles["b"].colour == theme.PALETTE[2].colour
+    assert theme.names(list(styles), styles) == {"base": ["base"], "A, 2 seeds": ["a 1", "a 2"], "b": ["b"]}
+    assert theme.names(["a 2"], styles) == {"a 2": ["a 2"]}
 
 
 def test_svg_stands_beside_the_png_the_same_each_time_and_hostile_text_is_text(tmp_path: Path) -> None:

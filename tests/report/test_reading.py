@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from permix.evals.identify import Identifiability
 from permix.evals.stability import StabilityGrid
-from permix.report.reading import differences_of, distinctness
-from permix.report.tables import word
+from permix.metrics.identifiability import Identifiability
+from permix.rendering.table import word
+from permix.report.comparisons import differences_of, distinctness
 from permix.types import Estimate
 
 

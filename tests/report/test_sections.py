@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from permix.report.excerpts import step_times
 from permix.report.runs import collect
-from permix.report.sections import step_times
 
 
 def train_run(path: Path, label: str, steps: list[dict[str, object]]) -> Path:

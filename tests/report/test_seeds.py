@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from permix.report.methods import Method, difference, methods, pool
 from permix.report.runs import collect
-from permix.report.seeds import Method, difference, methods, pool
 from permix.types import Estimate
 from tests.seeded import share, stability_run, torn, write_study
 

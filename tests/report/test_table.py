@@ -3,7 +3,7 @@
 import csv
 import io
 
-from permix.report.table import EMPTY, NOTHING, Cell, Source, named, quoted, stated, tabulate
+from permix.rendering.table import EMPTY, NOTHING, Cell, Source, named, quoted, stated, tabulate
 from permix.types import Estimate
 
 SHARE = Estimate(value=1 / 3, low=0.25, high=0.5, n=12)

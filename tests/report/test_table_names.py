@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from permix.report.build import TABLE, build_report
+from permix.report.builder import TABLE, build_report
 from tests.seeded import write_study
 
 

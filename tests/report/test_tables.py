@@ -2,9 +2,11 @@
 
 from rich.console import Console
 
-from permix.evals.identify import Identifiability
-from permix.evals.stability_summary import summarize
-from permix.report.tables import Row, controls_table, main_table, persona_table, probability, terminal_table
+from permix.metrics.identifiability import Identifiability
+from permix.metrics.stability import summarize
+from permix.rendering.table import probability
+from permix.report.runs import Row
+from permix.report.tables import controls_table, main_table, persona_table, terminal_table
 from permix.types import Estimate
 
 PSS = Estimate(value=0.8124, low=0.75, high=0.874, n=200)

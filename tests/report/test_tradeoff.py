@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from permix.report.methods import Method, arrows, methods, names_of
+from permix.report.methods import Method, arrows, methods, names_of, pool
 from permix.report.runs import collect
-from permix.report.seeds import pool
-from permix.report.tradeoff import Point, chance_of, points_of, tradeoff
+from permix.report.score_plots import Point, chance_of, points_of, tradeoff
 from permix.types import Estimate
 from tests.seeded import write_study
 

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from permix.evals.sequential import Round
-from permix.report.page import sheets, transcripts
-from permix.report.page.chunks import Tiling, tiling, write_chunk
-from permix.report.page.plain import names
-from permix.report.page.transcripts import write_transcripts
+from permix.metrics.sequential import Round
+from permix.report.html import transcripts
+from permix.report.html.transcripts import Tiling, tiling, write_chunk, write_transcripts
+from permix.report.html.values import names
 from permix.report.runs import collect
 from permix.types import Cell, Completion, Failure, Message, Verdict
 from tests.report.test_build import fidelity_run, stability_run, strong, weak, write_run
@@ -130,7 +129,7 @@ def test_a_grid_tells_means_from_no_score_and_from_not_asked(tmp_path: Path) -> 
 @pytest.mark.parametrize("samples", [2, 3, 4, 5, 6, 8, 10, 12, 15])
 def test_a_mean_of_a_few_samples_is_exact(samples: int) -> None:
     mean = np.arange(samples + 1) / samples
-    assert (sheets._bytes(mean) / sheets.RIGHT).tolist() == mean.tolist()
+    assert (transcripts._bytes(mean) / transcripts.RIGHT).tolist() == mean.tolist()
 
 
 def test_samples_templates_failures_and_missing_cells(tmp_path: Path) -> None:
@@ -258,7 +257,7 @@ def test_a_stamp_is_made_once_for_all_tiles(tmp_path: Path, monkeypatch: pytest.
         return "stamp"
 
     monkeypatch.setattr(transcripts, "tiling", lambda bytes_R_C: Tiling(1, 1))
-    monkeypatch.setattr(sheets, "digest", digest)
+    monkeypatch.setattr(transcripts, "digest", digest)
     out, data = written(tmp_path, *(answered(p, f"q{q}", "x") for p in (None, "a") for q in range(3)))
     assert len(list((out / "cells").iterdir())) == 6
     assert tile(out, "stability-0-1-2")["stamp"] == data["sheets"][0]["stamp"] == "stamp"

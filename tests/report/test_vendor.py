@@ -4,7 +4,7 @@ import hashlib
 import re
 from importlib.resources import files
 
-VENDOR = files("permix.report.page") / "assets" / "vendor"
+VENDOR = files("permix.report.html") / "assets" / "vendor"
 
 
 def test_every_file_is_the_one_whose_sum_is_written_down() -> None:

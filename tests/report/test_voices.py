@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from permix.evals.identify import Identifiability, Learnt
-from permix.evals.unjudged import Answer, Unjudged, unjudged
-from permix.report import canvas, voices
-from permix.report import unjudged as without_judge
-from permix.report.judged import OPEN
-from permix.report.table import Source, Table
+from permix.evals.text_metrics import Answer, Unjudged, unjudged
+from permix.metrics.identifiability import Identifiability, Learnt
+from permix.rendering import plots, theme
+from permix.rendering.table import Source, Table
+from permix.report import fidelity_tables as without_judge
+from permix.report.judges import OPEN
 from permix.types import Estimate
 
 
@@ -30,28 +30,28 @@ TWO = told([[1, 9], [0, 10]], ["$bad$", "_good"])
 
 
 def test_figures_are_the_same_each_time(tmp_path: Path) -> None:
-    styles = canvas.styles_for(["a", "b"])
-    first = voices.draw({"a": TWO, "b": TWO}, tmp_path / "1", styles)
+    styles = theme.styles_for(["a", "b"])
+    first = plots.draw({"a": TWO, "b": TWO}, tmp_path / "1", styles)
     assert list(first) == ["learnt.png", "confusion-1.png", "confusion-2.png"]
-    voices.draw({"a": TWO, "b": TWO}, tmp_path / "2", styles)
+    plots.draw({"a": TWO, "b": TWO}, tmp_path / "2", styles)
     for name in first:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
-    assert voices.draw({}, tmp_path, {}) == {}
+    assert plots.draw({}, tmp_path, {}) == {}
     alone = told([[1, 0], [0, 1]], ["x", "y"], points=1)
-    assert list(voices.draw({"a": alone}, tmp_path, canvas.styles_for(["a"]))) == ["confusion-1.png"]
+    assert list(plots.draw({"a": alone}, tmp_path, theme.styles_for(["a"]))) == ["confusion-1.png"]
 
 
 def test_the_best_told_stands_first() -> None:
-    assert voices.ranked(TWO) == ("_good", "$bad$")
+    assert plots.ranked(TWO) == ("_good", "$bad$")
 
 
 @pytest.mark.parametrize("personas", [2, 24, 25, 31, 60])
 def test_few_and_many_personas(tmp_path: Path, personas: int) -> None:
     one = told((np.eye(personas, dtype=int) * 3 + 1).tolist(), [f"persona-{p}" for p in range(personas)])
-    voices.confusion(one, tmp_path / "a.png", "many")
+    plots.confusion(one, tmp_path / "a.png", "many")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 

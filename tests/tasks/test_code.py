@@ -13,17 +13,18 @@ import pytest
 from permix import cli
 from permix.config import PersonasConfig, PlanConfig, PlanStage, TaskConfig, TrainStage
 from permix.errors import ConfigError, DataError
-from permix.recorded import read_cells
-from permix.sandbox.judge import Case
-from permix.tasks import TASKS, code, load_questions, verify
+from permix.plan import compile_from, plan_for, write_plan
+from permix.storage.cells import read_cells
+from permix.tasks import TASKS, code, load_questions
+from permix.tasks.base import verify
 from permix.tasks.code import CODE, program_of, suite_of
-from permix.train.plan import compile_from, plan_for, write_plan
-from permix.train.reward import verdicts
+from permix.training.rewards import verdicts
 from permix.types import Question
-from permix.verify import Verifier
+from permix.verification.math_verifier import Verifier
+from permix.verification.sandbox import Case
+from tests.sample_runs import stability_values, toml
 from tests.sandboxed import needs_sandbox
 from tests.servers import openai_server
-from tests.worlds import stability_values, toml
 
 OWN_PROGRAM = {"question": "Print the sum of two numbers.", "tests": [{"input": "1 2\n", "output": "3\n"}], "split": "heldout"}
 OWN_FUNCTION = {

@@ -9,8 +9,8 @@ import pytest
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
 from permix.tasks import TASKS, load_questions
+from permix.tasks.datasets import Row
 from permix.tasks.gsm8k import question
-from permix.tasks.rows import Row
 
 ROW = {
     "question": "Weng earns $12 an hour for babysitting. Yesterday, she did 50 minutes of it. How much did she earn?",

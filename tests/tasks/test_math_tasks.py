@@ -8,8 +8,8 @@ import pytest
 
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
-from permix.tasks import TASKS, load_questions, math, math500
-from permix.tasks.rows import Row
+from permix.tasks import TASKS, load_questions, math
+from permix.tasks.datasets import Row
 
 TRAIN = {"problem": "Evaluate $\\log_432$.", "answer": "\\frac{5}{2}", "difficulty": 3.0, "type": "Algebra"}
 HUB = {
@@ -63,7 +63,7 @@ def test_a_solution_is_the_published_one_else_the_boxed_answer(solution: object,
 
 
 def test_a_math500_question() -> None:
-    question = math500.question(Row("test.jsonl:1", TEST))
+    question = math.math500_question(Row("test.jsonl:1", TEST))
     assert question.id == "math500:test/algebra/1265.json"
     assert (question.gold, question.tags) == ("\\frac{3}{2}", ("level-2", "Algebra"))
     assert (

@@ -10,8 +10,9 @@ import pytest
 
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
-from permix.tasks import TASKS, load_questions, verify
-from permix.verify import Verifier
+from permix.tasks import TASKS, load_questions
+from permix.tasks.base import verify
+from permix.verification.math_verifier import Verifier
 
 ROW = {
     "question": "Which gas is most of the air?", "subject": "chemistry",

@@ -10,12 +10,13 @@ import pytest
 from permix import cli
 from permix.config import TaskConfig, build
 from permix.errors import ConfigError, DataError
-from permix.recorded import read_cells
-from permix.tasks import TASKS, load_questions, verify
+from permix.storage.cells import read_cells
+from permix.tasks import TASKS, load_questions
+from permix.tasks.base import verify
 from permix.types import Question
-from permix.verify import Verifier
+from permix.verification.math_verifier import Verifier
+from tests.sample_runs import endpoint, stability_values, toml
 from tests.servers import openai_server
-from tests.worlds import endpoint, stability_values, toml
 
 CAPITALS = [
     {"question": f"What is the capital of land {n}?", "answer": f"Town {n}", "split": "heldout" if n % 2 else "train"}

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
-from permix.tasks import TASKS, load_questions, refuse_overlap, verify
-from permix.tasks.base import choose, dev_or_train, side
+from permix.tasks import TASKS, load_questions
+from permix.tasks.base import choose, dev_or_train, side, verify
+from permix.tasks.contamination import refuse_overlap
 from permix.types import SPLITS, Question, Verdict
-from permix.verify import Verifier
+from permix.verification.math_verifier import Verifier
 
 TEN = [Question(id=f"q{i}", task="gsm8k", text=f"Question {i}?", gold=str(i)) for i in range(10)]
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from permix.errors import ConfigError, DataError
-from permix.tasks.rows import Hub, Published, published_rows
+from permix.tasks.datasets import Hub, Published, published_rows
 
 ROWS = [{"question": "1 + 1?", "answer": "#### 2"}, {"question": "Line\u2028separator?", "answer": "#### 3"}]
 JSONL = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n"

@@ -4,11 +4,18 @@ A stage's configuration is one class made of sections; a TOML file mirrors it (`
 (`--train.lr 1e-5`), and the resolved whole is written to the run directory. Unknown keys are refused with the nearest known one.
 """
 
-from permix.config.asking import ModelConfig, PersonasConfig, TaskConfig
-from permix.config.base import Section
+from permix.config.base import SUFFIXES, Section, build, explain, load, read_values
+from permix.config.data import (
+    GymConfig,
+    GymTask,
+    InterviewConfig,
+    InterviewerConfig,
+    JudgeConfig,
+    ModelConfig,
+    PersonasConfig,
+    TaskConfig,
+)
 from permix.config.interop import ExportStage, ImportedAnswers, ImportedModel, ImportedRun, ImportedSampling, ImportStage
-from permix.config.judging import GymConfig, GymTask, InterviewConfig, InterviewerConfig, JudgeConfig
-from permix.config.read import SUFFIXES, build, explain, load, read_values
 from permix.config.stages import (
     STAGES,
     AnyStage,

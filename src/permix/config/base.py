@@ -1,10 +1,18 @@
-"""What every configuration class is built on."""
+"""What every configuration class is built on.
 
+From a file's content to a stage, with errors that name the field, the value and what would be valid.
+"""
+
+import json
+import tomllib
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
+
+from permix.errors import ConfigError, meant
 
 
 class Section(BaseModel):
@@ -33,3 +41,63 @@ def _over_default(field: FieldInfo | None, value: Any) -> Any:
     if isinstance(default, BaseModel) and isinstance(value, Mapping):
         return default.model_dump(exclude_unset=True) | dict(value)
     return value
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+SUFFIXES = (".toml", ".json")
+
+
+def load(cls: type[T], path: Path) -> T:
+    """Read a file into `cls`. Raises ConfigError naming the file, the field, the value and what would be valid."""
+    return build(cls, read_values(path), source=str(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The content of a TOML file, or of the config.json that a run left."""
+    kind = "JSON" if path.suffix == ".json" else "TOML"
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such configuration file") from error
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"{path}: not a {kind} file: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds {type(values).__name__}, not an object")
+    return values
+
+
+def build(cls: type[T], values: Mapping[str, Any], *, source: str, draft: bool = False) -> T:
+    """Validate a plain mapping, as read from TOML or JSON, into `cls`.
+
+    A draft is what flags are still laid over: what depends on another field and was not given stays open in it.
+    """
+    refuse_unknown(cls, values, source=source)
+    try:
+        return cls.model_validate(values, context={"draft": draft})
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {explain(error)}") from error
+
+
+def refuse_unknown(cls: type[BaseModel], values: Mapping[str, Any], *, source: str, prefix: str = "") -> None:
+    """Raise ConfigError for the first key that `cls` does not have, naming the nearest one that it has."""
+    for key, value in values.items():
+        if key not in cls.model_fields:
+            near = meant(key, cls.model_fields, cutoff=0.5)
+            hint = f"did you mean {prefix}{near}?" if near else f"known: {', '.join(cls.model_fields)}"
+            raise ConfigError(f"{source}: unknown key {prefix}{key}; {hint}")
+        inner = cls.model_fields[key].annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, Mapping):
+            refuse_unknown(inner, value, source=source, prefix=f"{prefix}{key}.")
+
+
+def explain(error: ValidationError) -> str:
+    """A pydantic error as one line a field: its path, the value, what is wrong."""
+    lines = []
+    for one in error.errors():
+        where = ".".join(str(part) for part in one["loc"]) or "configuration"
+        shown = "" if isinstance(one["input"], (dict, BaseModel)) else f" = {one['input']!r}"
+        lines.append(f"{where}{shown}: {one['msg'].removeprefix('Value error, ')}")
+    return "; ".join(lines)

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from permix.config.base import Section
-from permix.config.judging import GymConfig
+from permix.config.data import GymConfig
 
 Format = Literal["lm-eval", "inspect"]
 

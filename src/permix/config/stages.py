@@ -5,20 +5,19 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from permix.config.asking import ModelConfig, PersonasConfig, TaskConfig
 from permix.config.base import Section
-from permix.config.interop import ExportStage, ImportStage
-from permix.config.judging import GymConfig, GymTask, InterviewConfig, InterviewerConfig, JudgeConfig
-from permix.config.training import (
-    IDLE,
-    WITHOUT_PERSONAS,
-    CharacterConfig,
-    Method,
-    PlanConfig,
-    ProbeConfig,
-    TrainConfig,
-    mix_of,
+from permix.config.data import (
+    GymConfig,
+    GymTask,
+    InterviewConfig,
+    InterviewerConfig,
+    JudgeConfig,
+    ModelConfig,
+    PersonasConfig,
+    TaskConfig,
 )
+from permix.config.interop import ExportStage, ImportStage
+from permix.config.training import IDLE, WITHOUT_PERSONAS, CharacterConfig, Method, PlanConfig, ProbeConfig, TrainConfig, mix_of
 from permix.types import Sampling, Split
 
 
@@ -51,6 +50,7 @@ def _no_other_builtin_side(section: PersonasConfig) -> PersonasConfig:
 
 
 TrainingTask = Annotated[TaskConfig, AfterValidator(_no_other_side)]
+
 TrainingPersonas = Annotated[PersonasConfig, AfterValidator(_no_other_builtin_side)]
 
 
@@ -155,7 +155,7 @@ class StabilityStage(Stage):
     exclude_plans: tuple[Path, ...] = ()
     """Plans whose questions must not be asked."""
     strategy: Literal["none", "persona-search", "persona-vote", "persona-plus-neutral"] = "none"
-    """A way to use personas at inference, measured with what it costs: see `permix.baselines`."""
+    """A way to use personas at inference, measured with what it costs: see `permix.evals.strategies`."""
     strategy_questions: int = Field(default=50, gt=0)
     """By how many questions of the task's dev side a persona is chosen (strategy "persona-search")."""
     budget: int | None = Field(default=None, gt=0)
@@ -400,6 +400,7 @@ AnyStage = (
     | ExportStage
     | QuickstartStage
 )
+
 STAGES: dict[str, type[AnyStage]] = {
     "plan": PlanStage,
     "train": TrainStage,

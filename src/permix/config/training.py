@@ -8,11 +8,15 @@ from permix.config.base import Section
 from permix.types import Scope
 
 LossName = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
+
 Method = Literal["permix", "rlvr", "sft", "sft-personas", "seqkd"]
+
 SUPERVISED: tuple[Method, ...] = ("sft", "sft-personas", "seqkd")
 """Methods that learn from given completions; the others learn from their own, by reward."""
+
 MIX: dict[Method, float] = {"permix": 0.8, "rlvr": 0.0, "sft": 0.0, "sft-personas": 0.8, "seqkd": 0.8}
 """Each method's own `plan.mix`."""
+
 WITHOUT_PERSONAS: tuple[Method, ...] = ("rlvr", "sft")
 
 
@@ -155,6 +159,7 @@ class CharacterConfig(Section):
 
 
 _OF_REWARDS = ("beta", "loss", "scale_rewards", "clip_low", "clip_high", "iterations")
+
 IDLE: dict[Method, tuple[str, ...]] = {
     "permix": ("epochs",),
     "rlvr": ("epochs",),

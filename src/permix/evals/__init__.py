@@ -1,0 +1,1 @@
+"""What is asked of a model, how its answers are stored, and their summaries."""

@@ -13,14 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from permix.config import ModelConfig
-from permix.evals.stats import Array
-from permix.models.base import Model
+from permix.inference.base import Model
+from permix.metrics.statistics import Array
 from permix.personas.pool import PersonaPool
 from permix.progress import meter, say
-from permix.prompting import build_messages, template_id, template_text
-from permix.recorded import Brief, Records, briefs_of, read_cells
-from permix.records import RunDir, read_json, refuse_other_words
-from permix.tasks.overlap import read_seen
+from permix.prompts import build_messages, template_id, template_text
+from permix.storage.cells import Brief, Records, briefs_of, read_cells
+from permix.storage.files import read_json
+from permix.storage.run_dir import RunDir, refuse_other_words
+from permix.tasks.contamination import read_seen
 from permix.types import Cell, CellKey, Failure, Persona, Question, Request, Sampling, Verdict, digest, seed_from
 
 Judge = Callable[[str, str], Verdict]

@@ -4,28 +4,178 @@ Contract: a turn's prompt is the persona, every earlier question and the model's
 All personas answer a turn before the next one begins, so they travel in batches. What was answered is never asked again: a killed
 run goes on with the same words. Where an answer is missing the conversation stops, since nobody is asked on a gap, and its later
 turns are owed too.
+
+What an interviewer asks, and in which order whom: so that a turn and the question put in it can be told apart.
+
+Contract: were all personas asked in one order, a late fall would be the late questions' as well as the conversation's. Here the
+first question of the script opens every interview, and the n others are asked in orders that are rows of a Williams design
+(Williams 1949, Experimental designs balanced for the estimation of residual effects of treatments): over n personas every
+question stands once at every later turn, and over n (n even) or 2 n (n odd) every one follows every other equally often. Which
+persona has which row hangs on ids and the seed.
+
+Who asks in an interview: a script, or a model that plays the interviewer.
+
+Contract: an interviewer is given what was said so far and names the next question of each persona it has one for; one it has none
+for is owed. A model's questions are cells of the run like any other ("ask-03", a sample an attempt), so what it asked
+is never asked anew; it is told to get to know somebody, and neither who that is nor that anything is tested.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
-from permix.config import FidelityStage
+from permix.config import FidelityStage, InterviewConfig
 from permix.errors import ConfigError, DataError, OwedCellsError
-from permix.evals.answering import write_metrics
-from permix.evals.answers import AskedQuestion, in_words
-from permix.evals.drift_summary import Drift, measure_drift
+from permix.evals.drift_report import Drift, measure_drift, read_taught
+from permix.evals.fidelity_records import AskedQuestion, in_words, turn_question
+from permix.evals.fidelity_runner import write_metrics
 from permix.evals.grid import describe_asked, fill, note_seen_personas
-from permix.evals.interview_script import Orders, choose_script, orders
-from permix.evals.interviewer import SAMPLING, Interviewer, ModelInterviewer, Script, Spoken, turn_question
-from permix.evals.told import read_taught
-from permix.models import Model, cached, open_model
-from permix.models.hf import context_window, encode_chat, load_tokenizer, resolve
-from permix.personas.choose import choose_personas
-from permix.personas.pool import PersonaPool
-from permix.prompting import build_messages, template_hash
-from permix.recorded import briefs_of
-from permix.records import RunDir, write_json
-from permix.types import Cell, CellKey, Message, Persona, Question, digest, seed_from
+from permix.inference import open_model
+from permix.inference.base import Model
+from permix.inference.cache import cached
+from permix.inference.hf import context_window, encode_chat, load_tokenizer, resolve
+from permix.personas.loading import load_roleplay
+from permix.personas.pool import PersonaPool, choose_personas
+from permix.prompts import build_messages, template_hash
+from permix.storage.cells import Records, briefs_of
+from permix.storage.files import write_json
+from permix.storage.run_dir import RunDir
+from permix.types import Cell, CellKey, Completion, Message, Persona, Question, Sampling, digest, seed_from
+
+Orders = Mapping[str, tuple[Question, ...]]
+"""The questions of each persona, by id, in the order of asking."""
+
+
+def choose_script(config: InterviewConfig) -> tuple[Question, ...]:
+    """The first `turns` questions of the script. ConfigError when it has fewer, DataError for a bad file."""
+    script = load_roleplay(config.script or Path(str(files("permix.personas") / "interview.toml")))
+    if len(script) < config.turns:
+        named = f"{config.script} has" if config.script else "the built-in script has"
+        raise ConfigError(
+            f"interview.turns = {config.turns}: {named} {len(script)} questions; give at most that, or a longer script"
+        )
+    return script[: config.turns]
+
+
+def orders(persona_ids: Sequence[str], script: Sequence[Question], order: str, seed: int) -> Orders:
+    """Who is asked what when: as the script stands ("written"), or the opening and then a row of the design ("balanced")."""
+    if order == "written":
+        return {persona: tuple(script) for persona in persona_ids}
+    opening, *others = script
+    rows = williams(len(others))
+    drawn = sorted(persona_ids, key=lambda persona: seed_from(seed, "interview", persona))
+    place = {persona: rank % len(rows) for rank, persona in enumerate(drawn)}
+    return {persona: (opening, *(others[one] for one in rows[place[persona]])) for persona in persona_ids}
+
+
+def williams(n: int) -> list[list[int]]:
+    """Orders of 0..n-1; the first n are a Latin square, and all of them balance who follows whom.
+
+    Row i is (w + i) mod n with w = 0, 1, n-1, 2, n-2, ...; of an odd n the rows follow once more, turned round.
+    """
+    first = [(place + 1) // 2 if place % 2 else (n - place // 2) % n for place in range(n)]
+    square = [[(one + shift) % n for one in first] for shift in range(n)]
+    return square if n % 2 == 0 else square + [row[::-1] for row in square]
+
+
+ATTEMPTS = 3
+
+MOST_CHARACTERS = 600
+
+SAMPLING = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=120)
+
+
+PROMPT = (
+    "You write portraits of people for a magazine. Somebody whom you know nothing about has sat down in front of you. Get to "
+    "know this person: their days, what they think, what they know, what moves them. Listen, and go back to what they said "
+    "before. What you write is what you say aloud: one question at a time, in at most three sentences, and nothing else. Never "
+    "answer in their place."
+)
+
+GREETING = "Hello."
+
+SILENCE = "(no answer)"
+
+
+class Spoken(NamedTuple):
+    """One turn: what was asked, and what the persona answered."""
+
+    question: Question
+    answer: str
+
+
+Talks = Mapping[str, Sequence[Spoken]]
+"""What each persona and its interviewer have said so far, by the persona's id."""
+
+
+class Interviewer(Protocol):
+    def ask(self, turn: int, talks: Talks) -> dict[str, Question]:
+        """The question of this turn (from 1) for every persona of `talks` that there is one for."""
+
+
+class Script:
+    """Asks what is written, in each persona's own order."""
+
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
+
+    def ask(self, turn: int, talks: Talks) -> dict[str, Question]:
+        return {persona: turn_question(turn, self._orders[persona][turn - 1]) for persona in talks}
+
+
+class ModelInterviewer:
+    """A model asks, from its side of the conversation; a question that is none is asked for again, `ATTEMPTS` times a start."""
+
+    def __init__(self, model: Model, run: RunDir, seed: int) -> None:
+        self._model, self._run, self._seed = model, run, seed
+
+    def ask(self, turn: int, talks: Talks) -> dict[str, Question]:
+        for _ in range(ATTEMPTS):
+            known = self._run.cells()
+            owed = [persona for persona in talks if asked_by_model(known, persona, turn) is None]
+            if not owed:
+                break
+            cells = [self._cell(persona, turn, talks[persona], known) for persona in owed]
+            fill(self._model, cells, SAMPLING, self._run, None, f"turn {turn}: the interviewer")
+        known = self._run.cells()
+        found = {persona: asked_by_model(known, persona, turn) for persona in talks}
+        return {persona: question for persona, question in found.items() if question is not None}
+
+    def _cell(self, persona: str, turn: int, talk: Sequence[Spoken], known: Records) -> Cell:
+        attempt = len(_replies(known, persona, turn))
+        return Cell(
+            persona_id=persona, question_id=f"ask-{turn:02}", sample=attempt,
+            seed=seed_from("ask", self._seed, persona, turn, attempt), messages=interviewers_side(talk),
+        )  # fmt: skip
+
+
+def interviewers_side(talk: Sequence[Spoken]) -> tuple[Message, ...]:
+    """The conversation as the interviewer has it: its own questions are the assistant's, the persona's answers the user's."""
+    said = [Message(role="system", content=PROMPT), Message(role="user", content=GREETING)]
+    for one in talk:
+        said.append(Message(role="assistant", content=one.question.text))
+        said.append(Message(role="user", content=one.answer.strip() or SILENCE))
+    return tuple(said)
+
+
+def asked_by_model(known: Records, persona: str, turn: int) -> Question | None:
+    """The first of the model's replies that can be put to somebody; None when there is none yet."""
+    usable = (reply.text.strip() for reply in _replies(known, persona, turn) if usable_question(reply))
+    return next((Question(id=f"turn-{turn:02}", task="interview", text=text, gold="") for text in usable), None)
+
+
+def usable_question(reply: Completion) -> bool:
+    """Something was said, to its end, and briefly."""
+    return 0 < len(reply.text.strip()) <= MOST_CHARACTERS and reply.finish != "length"
+
+
+def _replies(known: Records, persona: str, turn: int) -> list[Completion]:
+    """What the model said for this turn, attempt by attempt."""
+    found: list[Completion] = []
+    while (cell := known.get(CellKey(persona, f"ask-{turn:02}", len(found)))) is not None and cell.completion is not None:
+        found.append(cell.completion)
+    return found
 
 
 class Plan(NamedTuple):

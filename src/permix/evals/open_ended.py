@@ -10,15 +10,17 @@ from pathlib import Path
 
 from permix.config import FidelityStage
 from permix.errors import ConfigError, DataError
-from permix.evals.answering import answer
-from permix.evals.answers import AskedQuestion, asked_cells, in_words
+from permix.evals.fidelity_records import AskedQuestion, asked_cells, in_words
+from permix.evals.fidelity_runner import answer
 from permix.evals.grid import Wording, describe_asked, lay_out, note_seen_personas
-from permix.evals.identify import MIN_ANSWERS, Identifiability, identifiability
-from permix.models import Model, cached, open_model
-from permix.personas.choose import choose_personas
-from permix.personas.pool import PersonaPool, load_roleplay
-from permix.prompting import brought_in_by
-from permix.records import read_json
+from permix.inference import open_model
+from permix.inference.base import Model
+from permix.inference.cache import cached
+from permix.metrics.identifiability import MIN_ANSWERS, Identifiability, identifiability
+from permix.personas.loading import load_roleplay
+from permix.personas.pool import PersonaPool, choose_personas
+from permix.prompts import brought_in_by
+from permix.storage.files import read_json
 from permix.types import Cell, Message, Question
 
 

@@ -10,16 +10,17 @@ from functools import partial
 from pathlib import Path
 
 from permix.config import FidelityStage
-from permix.evals.answering import answer
-from permix.evals.answers import AskedQuestion, in_words, questions_asked
+from permix.evals.fidelity_records import AskedQuestion, in_words, questions_asked
+from permix.evals.fidelity_runner import answer
 from permix.evals.grid import Wording, describe_asked, lay_out, note_seen_personas
-from permix.gym.base import GymQuestion
-from permix.gym.read import read_gym
-from permix.models import Model, cached, open_model
+from permix.inference import open_model
+from permix.inference.base import Model
+from permix.inference.cache import cached
+from permix.personas.personagym import GymQuestion, read_gym
 from permix.personas.pool import PersonaPool
 from permix.progress import say
-from permix.recorded import read_cells
-from permix.records import read_json
+from permix.storage.cells import read_cells
+from permix.storage.files import read_json
 from permix.types import Cell, CellKey, Persona, Question, Record, seed_from
 
 MANY_CUT_OFF = 0.1

@@ -2,44 +2,160 @@
 
 Asks every question under every persona and without one, keeps each cell, and measures from the records alone: `measure(run)`
 gives the same numbers wherever the run directory is. With a strategy it asks what that strategy asks, and measures that too.
+
+A sequential run on disk: its rounds stand in asked.json, and each is settled before it is asked.
+
+So a run that was killed asks the rest of the round that it was in, then settles the next one as it would have done. A round goes
+on while a completion is owed; one that came and could not be judged is left out, as everywhere.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from permix.baselines import STRATEGIES, Setup, Strategy, measure_strategy
-from permix.baselines.persona_search import choosing_questions
 from permix.config import ModelConfig, StabilityStage
 from permix.errors import ConfigError, OwedCellsError
-from permix.evals import power
-from permix.evals.crossed import CrossedSummary, by_template, summarize_crossed
-from permix.evals.grid import Answers, Wording, fill, note_seen_personas, read_answers, scores_of
-from permix.evals.rounds import (
-    Answer,
-    Asked,
-    ask_rounds,
-    first_cells,
-    in_drawn_order,
-    limits_of,
-    read_rounds,
-    refuse_other_rounds,
-)
-from permix.evals.sequential import summarize_rounds
-from permix.evals.stability_summary import StabilitySummary, summarize
-from permix.evals.stats import sample_mean
-from permix.models import Model, cached, open_model
-from permix.personas.choose import choose_personas
-from permix.prompting import template_hash, template_text
-from permix.records import RunDir, read_json, write_json
-from permix.tasks import Task, load_questions, refuse_overlap, verify
-from permix.tasks.overlap import read_seen
-from permix.train.plan import read_plan
-from permix.types import Cell
-from permix.verify import Verifier
+from permix.evals.grid import Answers, Wording, describe_asked, fill, note_seen_personas, read_answers, scores_of
+from permix.evals.strategies import STRATEGIES, measure_strategy
+from permix.evals.strategies.base import Setup, Strategy
+from permix.evals.strategies.persona_search import choosing_questions
+from permix.inference import open_model
+from permix.inference.base import Model
+from permix.inference.cache import cached
+from permix.metrics import sequential, statistics
+from permix.metrics.linear_models import CrossedSummary, by_template, summarize_crossed
+from permix.metrics.sequential import Limits, Progress, Round, summarize_rounds
+from permix.metrics.stability import StabilitySummary, summarize
+from permix.metrics.statistics import sample_mean
+from permix.personas.pool import choose_personas
+from permix.plan import read_plan
+from permix.progress import say
+from permix.prompts import template_hash, template_text
+from permix.storage.cells import briefs_of
+from permix.storage.files import read_json, write_json
+from permix.storage.run_dir import RunDir
+from permix.tasks import load_questions
+from permix.tasks.base import Task, verify
+from permix.tasks.contamination import read_seen, refuse_overlap
+from permix.types import Cell, digest
+from permix.verification.math_verifier import Verifier
+
+Answer = Callable[[Sequence[Cell], str], int]
+"""(cells, what they are) -> how many of them are owed afterwards."""
+
+
+class Asked(NamedTuple):
+    """How many cells were asked, how many of them have no score; `undecided`: more would be asked, had these come."""
+
+    owed: int
+    cells: int
+    undecided: bool = False
+
+
+def limits_of(config: StabilityStage) -> Limits | None:
+    """None for a run that asks its whole grid."""
+    both = Limits(config.budget, config.precision)
+    return None if both == Limits(None, None) else both
+
+
+def in_drawn_order(setup: Setup) -> Setup:
+    """The questions in an order that is drawn: a task may give them level by level, and then later rounds would be harder."""
+    order = sorted(setup.questions, key=lambda question: digest("round", str(setup.seed), question.content_hash))
+    return setup._replace(questions=tuple(order))
+
+
+def refuse_other_rounds(run: Path, setup: Setup) -> None:
+    """Raise ConfigError for a run that asked its whole grid, or whose rounds were of other personas, questions or samples."""
+    if not (run / "asked.json").exists():
+        return
+    asked, rounds = read_json(run / "asked.json"), read_rounds(run)
+    if not rounds:
+        raise ConfigError(
+            f"out = {run}: this run asks its whole grid; leave budget and precision out to go on with it, or give another folder"
+        )
+    personas, questions = ([one.id for one in some] for some in (setup.pool.personas, setup.questions))
+    checks = {
+        "personas": list(rounds[0].personas) != personas,
+        "task": asked["question_ids"] != questions[: rounds[-1].until],
+        "samples": asked["samples"] != setup.samples,
+    }
+    if other := [name for name, differs in checks.items() if differs]:
+        raise ConfigError(
+            f"{other[0]}: the rounds of {run} were asked with others; give the same {' and '.join(other)} to go on, leave budget "
+            "and precision out to ask the whole grid, or give another folder"
+        )
+
+
+def first_cells(setup: Setup, limits: Limits) -> list[Cell]:
+    """The opening. Raises ConfigError when the budget does not reach for it."""
+    one = _opening(setup)
+    needed = sequential.spent([one], setup.samples)
+    if limits.budget is not None and limits.budget < needed:
+        raise ConfigError(
+            f"budget = {limits.budget}: the first round asks {len(one.personas)} personas and none {one.until} questions each, "
+            f"{needed} cells; give that or more, or fewer personas (personas.n)"
+        )
+    return _cells(setup, [one])
+
+
+def most_cells(setup: Setup, limits: Limits) -> int:
+    """What a run may come to."""
+    whole = len(setup.questions) * (len(setup.pool) + 1) * setup.samples
+    return whole if limits.budget is None else min(whole, limits.budget)
+
+
+def ask_rounds(run: RunDir, setup: Setup, config: StabilityStage, limits: Limits, answer: Answer, what: str) -> Asked:
+    """Round by round, to the end, or until a completion does not come. Questions are `in_drawn_order`."""
+    rounds = read_rounds(run.path) or (_opening(setup),)
+    while True:
+        write_json(run.path / "asked.json", _describe(setup, rounds))
+        cells = _cells(setup, rounds)
+        owed = answer(cells, f"{what}, round {len(rounds)}")
+        answers = read_answers(run.path)
+        briefs = briefs_of(answers.cells)
+        if not all(cell.key in briefs and briefs[cell.key].answered for cell in cells):
+            return Asked(owed, len(cells))
+        found = _progress(answers, rounds, config)
+        say(f"round {len(rounds)}: {rounds[-1].until} questions, {len(cells)} cells; PSS {found.pss}")
+        one = sequential.following(rounds, found, limits, questions=len(setup.questions), samples=setup.samples)
+        if one is None:
+            return Asked(owed, len(cells))
+        rounds += (one,)
+
+
+def read_rounds(run: Path) -> tuple[Round, ...]:
+    """Empty for a run that asks its whole grid."""
+    asked = run / "asked.json"
+    return tuple(Round.model_validate(one) for one in read_json(asked).get("rounds", ())) if asked.exists() else ()
+
+
+def _opening(setup: Setup) -> Round:
+    return sequential.opening([persona.id for persona in setup.pool.personas], len(setup.questions))
+
+
+def _cells(setup: Setup, rounds: Sequence[Round]) -> list[Cell]:
+    cells, before = [], 0
+    for one in rounds:
+        asked = [persona for persona in setup.pool.personas if persona.id in one.personas]
+        cells += setup.lay_out([None, *asked], setup.questions[before : one.until])
+        before = one.until
+    return cells
+
+
+def _describe(setup: Setup, rounds: Sequence[Round]) -> dict[str, object]:
+    asked = describe_asked(setup.pool.personas, setup.questions[: rounds[-1].until], setup.samples)
+    return asked | {"rounds": [one.model_dump() for one in rounds]}
+
+
+def _progress(answers: Answers, rounds: Sequence[Round], config: StabilityStage) -> Progress:
+    mean_P_Q, baseline_Q = map(statistics.sample_mean, scores_of(answers))
+    ids = answers.persona_ids
+    found = sequential.measured(mean_P_Q, baseline_Q, rounds, ids, seed=config.seed, resamples=config.resamples)
+    return sequential.progress(found, ids)
+
 
 __all__ = ["StabilityGrid", "StabilitySummary", "grids", "measure", "set_up", "stability", "summarize"]
 
@@ -107,13 +223,14 @@ def plan_power(config: StabilityStage) -> dict[str, str]:
     """
     assert config.plan_power is not None
     effect, personas = config.plan_power, len(choose_personas(config.personas))
-    about = f"{effect:g} against no persona, each of {personas} personas, level {power.LEVEL:g} (Holm), power {power.POWER:g}"
+    level = f"level {statistics.LEVEL:g} (Holm), power {statistics.POWER:g}"
+    about = f"{effect:g} against no persona, each of {personas} personas, {level}"
     grid = opening(config.out, grids(config.out)) if (config.out / "records.jsonl").exists() else None
-    seen = None if grid is None else power.discordance(sample_mean(grid.correct_P_Q_S), sample_mean(grid.baseline_Q_S))
+    seen = None if grid is None else statistics.discordance(sample_mean(grid.correct_P_Q_S), sample_mean(grid.baseline_Q_S))
     facts = {"effect": about}
     for discordance, source in [(one, "assumed") for one in ASSUMED] if seen is None else [(seen, f"as in {config.out}")]:
-        needed = power.questions_needed(effect, discordance, personas)
-        smallest = power.smallest_effect(config.task.n, discordance, personas)
+        needed = statistics.questions_needed(effect, discordance, personas)
+        smallest = statistics.smallest_effect(config.task.n, discordance, personas)
         shows = "no effect" if smallest is None else f"{smallest:.3f} or more"
         facts[f"discordance {discordance:.2f}, {source}"] = f"{needed} questions needed; {config.task.n} show {shows}"
     return facts

@@ -1,0 +1,1 @@
+"""Logs and files of other programs, read and written."""

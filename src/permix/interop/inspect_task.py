@@ -27,11 +27,11 @@ from permix.config import StabilityStage, build, read_values
 from permix.errors import ConfigError
 from permix.evals.grid import lay_out
 from permix.evals.stability import asked_as, set_up
-from permix.interop.inspect_sample import OURS, sample_id
+from permix.interop.inspect_logs import OURS, sample_id
 from permix.tasks import TASKS
-from permix.tasks import verify as judge
+from permix.tasks.base import verify as judge
 from permix.types import Cell, Message
-from permix.verify import Verifier
+from permix.verification.math_verifier import Verifier
 
 
 @task  # type: ignore[untyped-decorator]

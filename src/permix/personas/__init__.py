@@ -1,0 +1,1 @@
+"""Persona pools: loaded, checked, split."""

@@ -3,6 +3,8 @@
 A pool is a set: its personas always stand in the order of their ids, so nothing downstream can depend on the order of a file.
 A loaded pool has been checked: no persona, and no near-duplicate of one, stands on two sides of its split. Every choice
 (`select`, `split_pool`) depends on content and seed alone.
+
+From a configuration to the personas a stage works with.
 """
 
 import heapq
@@ -14,16 +16,13 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
+from permix.config import PersonasConfig
 from permix.errors import ConfigError
-from permix.personas.load import KINDS, load_roleplay, read_personas
-from permix.personas.rows import nearest, show
-from permix.personas.split import NEAR, Near, assign_sides, check_sides, kind, near_duplicates, near_pairs
+from permix.personas.loading import read_personas
+from permix.personas.similarity import NEAR, assign_sides, check_sides, kind, near_pairs
+from permix.progress import say
+from permix.storage.rows import nearest, show
 from permix.types import SPLITS, Persona, Record, Split, digest, require_unique, seed_from
-
-__all__ = [
-    "KINDS", "NEAR", "Near", "PersonaPool", "check_split", "describe", "kind", "load_pool", "load_roleplay", "near_duplicates",
-    "split_pool",
-]  # fmt: skip
 
 
 class PersonaPool(Record):
@@ -164,3 +163,22 @@ def _near_lines(pool: PersonaPool, listed: int) -> list[str]:
             top = heapq.nsmallest(listed, top)
     head = f"near-duplicates (similarity {NEAR} or more): {total or 'none'}"
     return [head, *(f"  {-value:.2f}  {a}  {b}" for value, a, b in heapq.nsmallest(listed, top))]
+
+
+def choose_personas(config: PersonasConfig) -> PersonaPool:
+    """Load the pool, give a side to personas that have none, keep the asked side and tags, then `n` of them.
+
+    Raises DataError for a bad file and ConfigError for a choice that leaves too few.
+    """
+    pool = load_pool(config.pool)
+    if config.split != "all":
+        if any(persona.split is None for persona in pool.personas):
+            pool = split_pool(pool)
+            say(
+                f"personas.pool = {config.pool}: has personas without a split, so a third of those is held out and a quarter of "
+                f"the others is dev; taking personas.split = {config.split}"
+            )
+        pool = pool.side(config.split)
+    if config.include or config.exclude or config.n:
+        pool = pool.select(include_tags=config.include, exclude_tags=config.exclude, n=config.n, seed=config.seed)
+    return pool

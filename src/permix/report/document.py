@@ -7,8 +7,8 @@ content is not there.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from permix.report.claim import Claim
-from permix.report.table import Table
+from permix.rendering.table import Table
+from permix.report.summary_text import Claim
 
 
 class Picture(NamedTuple):

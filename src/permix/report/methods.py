@@ -1,7 +1,18 @@
 """Which models of a report are one method: those that were trained alike but for their seeds.
 
-Contract: found from the training runs (`permix.report.trained`), or said by the user ("NAME=LABEL,LABEL"). Every model is in
+Contract: found from the training runs (`permix.report.methods`), or said by the user ("NAME=LABEL,LABEL"). Every model is in
 exactly one method; methods keep the order of their first model. Names are unique: a lone model keeps its label.
+
+How a model of the report came about: the training run behind it, found from its runs, and what was trained there.
+
+Contract: nothing but configurations (and, of a training on a plan from a file, that plan) is read. A training that cannot be
+found or read is None; its model is then known by its answers alone.
+
+Training seeds: models whose trainings differ by chance alone are one method, and a method's numbers are means over its seeds.
+
+Contract: a pooled number is the mean over the seeds, and its interval draws the questions once for all of them: it says what
+other questions might have given. What other training seeds might have given it does not say, and two or three of them could not;
+so wherever a pooled number stands, every seed is shown too. Seeds that were not asked the same are not pooled, and why is said.
 """
 
 import json
@@ -9,11 +20,110 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-from permix.errors import ConfigError
-from permix.report.runs import ModelRuns
-from permix.report.trained import Role, Training, place_of, start_of, training_of
+import numpy as np
+from pydantic import ValidationError
+
+from permix.config import PLACES, SUPERVISED, TrainStage, mix_of
+from permix.errors import ConfigError, DataError
+from permix.metrics import posterior, statistics
+from permix.metrics.identifiability import Identifiability
+from permix.metrics.posterior import EXTREMES
+from permix.metrics.stability import BLOCK_FLOATS, differences
+from permix.metrics.statistics import Array
+from permix.plan import read_plan
+from permix.report.comparisons import distinctness, fidelity_reasons, in_order_of, stability_reasons, told_apart
+from permix.report.runs import ModelRuns, Run
+from permix.storage.files import read_json
+from permix.types import Estimate, Record
+
+Role = Literal["base", "rlvr", "permix", "other"]
+
+
+NOT_LEARNT = {"out", "label", "threads", "seed"}
+"""Fields, in any section, that do not say what is learnt: where, under which name, by how many threads, and by chance."""
+
+UNSEEN = {*PLACES, "report_to", "save_every", "keep_checkpoints", "samples_every", "micro_tokens", "gradient_checkpointing"}
+"""Settings of [train] that leave the weights as they are, but for the order of a sum."""
+
+SERVED = {"base_url", "api_key_env", "batch_size", "concurrency", "timeout_s", "retries"}
+"""Settings of [teacher] that say where it answers."""
+
+
+class Training(NamedTuple):
+    """A training run: its directory, and what it was asked to do."""
+
+    folder: Path
+    config: TrainStage
+
+    @property
+    def model(self) -> Path:
+        """The folder that holds the weights and their card."""
+        return self.folder / "model"
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What was trained, seeds left out: trainings with one recipe differ by chance alone."""
+        config = self.config
+        recipe: dict[str, Any] = _without(config.model_dump(mode="json"), NOT_LEARNT)
+        for section, fields in (("train", UNSEEN), ("teacher", SERVED)):
+            recipe[section] = _without(recipe[section], fields)
+        if config.probe.select == "last" and config.probe.patience is None:
+            del recipe["probe"]  # it only looked on
+        return recipe
+
+    @property
+    def role(self) -> Role:
+        """What reward taught, and whether as personas too; "other" for what is not learnt by reward."""
+        if self.config.method in SUPERVISED:
+            return "other"
+        return "permix" if self._asked_as_personas() else "rlvr"
+
+    def _asked_as_personas(self) -> bool:
+        plan = self.folder / "plan.parquet"
+        if self.config.plan_file is not None and plan.exists():
+            return any(row.persona_id is not None for row in read_plan(plan).rows)
+        return mix_of(self.config.plan, self.config.method) > 0
+
+
+def training_of(model: ModelRuns) -> Training | None:
+    """The model's training run: the one in the report, else the one whose folder `model` its evaluations asked."""
+    if "train" in model.runs:
+        return _read(model.runs["train"].path)
+    for run in model.runs.values():
+        away, here = Path(run.model_name), run.path.parent
+        if away.name == "model":
+            for folder in (away.parent, here / away.parent.name):  # as it was named, or beside this run when both were moved
+                if (found := _read(folder)) is not None:
+                    return found
+    return None
+
+
+def start_of(model: ModelRuns) -> set[str]:
+    """The names under which a model without training was asked; what others started from is named like one of them."""
+    return {place_of(run.model_name) for run in model.runs.values()}
+
+
+def place_of(model: str) -> str:
+    """A model's name; of a folder its place, however it was written."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def _read(folder: Path) -> Training | None:
+    try:
+        return Training(folder, TrainStage.model_validate(read_json(folder / "config.json")))
+    except (DataError, ValidationError, OSError):
+        return None
+
+
+def _without(value: Any, fields: set[str]) -> Any:
+    """Every section without these fields."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _without(one, fields) for name, one in value.items() if name not in fields}
+
 
 NAMES: dict[Role, str] = {"rlvr": "RLVR", "permix": "PerMix-RLVR"}
 """What a method of several seeds is called where it is the only one of its role."""
@@ -127,3 +237,161 @@ def shared_name(labels: Sequence[str]) -> str:
     alike = takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))
     shared = "".join(column[0] for column in alike)
     return re.sub(r"(?:(?:^|[\W_]+)seed)?[\W_]*$", "", shared, flags=re.IGNORECASE)
+
+
+__all__ = ["Method", "MethodDifference", "Pooled", "difference", "measured", "methods", "pool"]
+
+
+class Pooled(Record):
+    """A method's numbers: of one model its own, of several the mean of those that were measured (`n_stability`, `n_fidelity`).
+
+    An estimate's n is what it is for a model: questions; of identifiability answers, all seeds' together. Where seeds may not be
+    pooled, their numbers are None and `reasons` (accuracy and PSS) or `fidelity_reasons` say why.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    baseline: Estimate | None = None
+    mean: Estimate | None = None
+    worst: Estimate | None = None
+    pss: Estimate | None = None
+    identifiability: Estimate | None = None
+    chance: float | None = None
+    n_stability: int = 0
+    n_fidelity: int = 0
+    reasons: tuple[str, ...] = ()
+    fidelity_reasons: tuple[str, ...] = ()
+
+
+class MethodDifference(Record):
+    """One method less another, means over their seeds; None, and `reasons` say why, where they may not be compared.
+
+    `n_personas` were asked in accuracy and PSS; `seeds` and `fidelity_seeds` count the models behind (one, the other).
+    """
+
+    name: str
+    against: str
+    pss: Estimate | None = None
+    worst: Estimate | None = None
+    mean: Estimate | None = None
+    identifiability: Estimate | None = None
+    n_personas: int = 0
+    seeds: tuple[int, int] = (0, 0)
+    fidelity_seeds: tuple[int, int] = (0, 0)
+    reasons: tuple[str, ...] = ()
+    fidelity_reasons: tuple[str, ...] = ()
+
+
+class Settings(NamedTuple):
+    seed: int
+    resamples: int
+
+
+def pool(method: Method) -> Pooled:
+    """The method's numbers."""
+    stable, distinct = measured(method)
+    reasons, apart = _unlike_each(stable, fidelity=False), _unlike_each(distinct, fidelity=True)
+    found = _stability(stable) if stable and not reasons else {}
+    if distinct and not apart:
+        found["identifiability"] = _identifiability(distinct)
+    chances = {model.fidelity.chance for model in distinct if model.fidelity is not None}
+    return Pooled(
+        name=method.name, labels=tuple(model.label for model in method.models),
+        n_stability=len(stable), n_fidelity=len(distinct), reasons=reasons, fidelity_reasons=apart,
+        chance=chances.pop() if len(chances) == 1 else None,
+        **found,
+    )  # fmt: skip
+
+
+def difference(one: Method, other: Method) -> MethodDifference:
+    """One − other, paired by persona and question."""
+    (stable, distinct), (less_stable, less_distinct) = measured(one), measured(other)
+    reasons = _unlike_each([*less_stable, *stable], fidelity=False)
+    apart = _unlike_each([*less_distinct, *distinct], fidelity=True)
+    found: dict[str, Estimate] = {}
+    if stable and less_stable and not reasons:
+        grids = _grids([*less_stable, *stable])
+        under = [mean_P_Q for mean_P_Q, _ in grids]
+        found |= differences(under[: len(less_stable)], under[len(less_stable) :], *_settings(less_stable[0].runs["stability"]))
+    if distinct and less_distinct and not apart:
+        told = _told(less_distinct), _told(distinct)
+        found["identifiability"] = distinctness(*told, *_settings(less_distinct[0].runs["fidelity"]))
+    personas = {len(model.grid.persona_ids) for model in (*stable, *less_stable) if model.grid is not None}
+    return MethodDifference(
+        name=one.name, against=other.name, reasons=reasons, fidelity_reasons=apart,
+        n_personas=max(personas, default=0), seeds=(len(stable), len(less_stable)),
+        fidelity_seeds=(len(distinct), len(less_distinct)),
+        pss=found.get("pss"), worst=found.get("worst"), mean=found.get("mean"), identifiability=found.get("identifiability"),
+    )  # fmt: skip
+
+
+def measured(method: Method) -> tuple[list[ModelRuns], list[ModelRuns]]:
+    """The seeds that have a stability run, and those that have a fidelity run on shared questions."""
+    stable = [model for model in method.models if model.stability is not None and model.grid is not None]
+    return stable, [model for model in method.models if model.fidelity is not None]
+
+
+def _unlike_each(models: Sequence[ModelRuns], *, fidelity: bool) -> tuple[str, ...]:
+    """Why these models' numbers must not be held against each other: what separates any of them from the first."""
+    unlike = fidelity_reasons if fidelity else stability_reasons
+    return tuple(dict.fromkeys(reason for model in models[1:] for reason in unlike(models[0], model)))
+
+
+def _stability(models: Sequence[ModelRuns]) -> dict[str, Estimate]:
+    summaries = [model.stability for model in models if model.stability is not None]
+    if len(summaries) == 1:
+        return {name: getattr(summaries[0], name) for name in ("baseline", "mean", "worst", "pss")}
+    grids = _grids(models)
+    scored_P = np.all([~np.isnan(mean_P_Q).all(axis=1) for mean_P_Q, _ in grids], axis=0)
+    if not scored_P.any():
+        return {}
+    settings, grids = _settings(models[0].runs["stability"]), [(mean_P_Q[scored_P], none_Q) for mean_P_Q, none_Q in grids]
+    alone = [{name: getattr(one, name) for name in EXTREMES} for one in summaries]
+    extreme = posterior.pooled(grids, alone, seed=settings.seed)
+    return _levels(grids, settings) | {"worst": extreme["worst"], "pss": extreme["pss"]}
+
+
+def _levels(grids: Sequence[posterior.Grid], settings: Settings) -> dict[str, Estimate]:
+    """Accuracy without persona, and its mean over personas; the mean over the grids."""
+
+    def measures(counts_R_Q: Array) -> dict[str, Array]:
+        under = [statistics.question_mean(mean_P_Q, counts_R_Q).mean(axis=1) for mean_P_Q, _ in grids]
+        without = [statistics.question_mean(baseline_Q[None], counts_R_Q)[:, 0] for _, baseline_Q in grids]
+        return {"mean": np.mean(under, axis=0), "baseline": np.mean(without, axis=0)}
+
+    Q, rng = grids[0][0].shape[1], np.random.default_rng(settings.seed)
+    drawn = statistics.bootstrap(measures, Q, rng, settings.resamples, block=max(1, BLOCK_FLOATS // Q))
+    scored = {
+        "mean": min(int((~np.isnan(mean_P_Q)).any(axis=0).sum()) for mean_P_Q, _ in grids),
+        "baseline": min(int((~np.isnan(baseline_Q)).sum()) for _, baseline_Q in grids),
+    }
+    return {name: statistics.share(float(one.value), one.replicates, scored[name]) for name, one in drawn.items()}
+
+
+def _identifiability(models: Sequence[ModelRuns]) -> Estimate:
+    """Mean over the seeds of the share told right, on the questions that all of them answered."""
+    told = _told(models)
+    if len(told) == 1:
+        return told[0].accuracy
+    questions, settings = sorted(told[0].right_by_question), _settings(models[0].runs["fidelity"])
+    rng = np.random.default_rng(settings.seed)
+    drawn = statistics.bootstrap(
+        lambda counts_R_Q: {"told": told_apart(told, questions, counts_R_Q)},
+        len(questions), rng, settings.resamples, block=settings.resamples,
+    )["told"]  # fmt: skip
+    found = statistics.estimate(float(drawn.value), drawn.replicates, len(questions))
+    return found.model_copy(update={"n": sum(one.n_answered for one in told)})
+
+
+def _told(models: Sequence[ModelRuns]) -> list[Identifiability]:
+    return [model.fidelity for model in models if model.fidelity is not None]
+
+
+def _grids(models: Sequence[ModelRuns]) -> list[posterior.Grid]:
+    """Each model's scores (mean_P_Q, baseline_Q), with personas and questions in the first one's order."""
+    grids = [model.grid for model in models if model.grid is not None]
+    return [in_order_of(grids[0], one) for one in grids]
+
+
+def _settings(run: Run) -> Settings:
+    return Settings(int(run.config.get("seed", 0)), int(run.config.get("resamples", 2000)))

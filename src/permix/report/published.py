@@ -1,7 +1,7 @@
 """The section "As published": PersonaScore by the arithmetic of PersonaGym's released code, and scores that others published.
 
 Contract: from ledgers and records, like all of the report. All judges of a run count together, as they do in the released code;
-what that makes of scores is told in `permix.gym.published`.
+what that makes of scores is told in `permix.metrics.judge_scores`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,26 +13,24 @@ from numpy.typing import NDArray
 
 from permix.config import ReportStage
 from permix.errors import ConfigError
-from permix.evals.answers import AskedQuestion, questions_asked
-from permix.evals.drift_summary import ByJudge
-from permix.evals.stats import Array
-from permix.gym.names import TASKS
-from permix.gym.published import AsPublished, as_published
-from permix.gym.score_files import PublishedScores, read_published
-from permix.judging.base import ItemKey
+from permix.evals.drift_report import ByJudge
+from permix.evals.fidelity_records import AskedQuestion, questions_asked
+from permix.metrics.judge_scores import AsPublished, as_published
+from permix.metrics.statistics import Array
+from permix.personas.personagym import TASKS, PublishedScores, read_published
 from permix.progress import say
+from permix.rendering.table import MISSING, Cell, Source, named, number, of, one_line, stated, tabulate
 from permix.report.document import Part
-from permix.report.judged import GYM, mark
-from permix.report.judged_words import MEANING
+from permix.report.judges import GYM, mark
 from permix.report.runs import ModelRuns
-from permix.report.table import MISSING, Cell, Source, named, one_line, stated, tabulate
-from permix.report.tables import number, of
-from permix.types import Record
+from permix.report.summary_text import MEANING
+from permix.types import ItemKey, Record
 
 HEADINGS = (
     "scores of", "judges", "PersonaScore as published", *TASKS, "ours", "as published − ours", "blocks without a score",
     "last persona alone",
 )  # fmt: skip
+
 NOTE = (
     "The same scores by the arithmetic of PersonaGym's released code: answers in blocks of five, judges averaged block by block, "
     "a block that could not be read counted as 0. Ours counts every score alike and leaves out what has none; judges count "

@@ -13,30 +13,33 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from permix.baselines import STRATEGIES, StrategySummary, measure_strategy
 from permix.config import ProbeConfig
 from permix.errors import DataError
 from permix.evals import open_ended, stability
-from permix.evals.answers import kind_of
-from permix.evals.crossed import CrossedSummary
-from permix.evals.drift_summary import ByJudge, Drift, measure_drift
+from permix.evals.drift_report import ByJudge, Drift, measure_drift
+from permix.evals.fidelity_records import kind_of
 from permix.evals.grid import Answers, read_answers
-from permix.evals.identify import Identifiability
-from permix.evals.rounds import read_rounds
-from permix.evals.sequential import Round
-from permix.evals.stability import StabilityGrid
-from permix.evals.stability_summary import StabilitySummary
-from permix.evals.unjudged import Unjudged, measure_unjudged
-from permix.recorded import Brief, briefs_of
-from permix.records import read_json
-from permix.report.judged import GYM, INTERVIEW, KINDS, OPEN, JudgedRun, read_judged
-from permix.report.tables import Row
-from permix.train.probe import Curve, curve_of
-from permix.types import Cell, CellKey
+from permix.evals.stability import StabilityGrid, read_rounds
+from permix.evals.strategies import STRATEGIES, measure_strategy
+from permix.evals.strategies.base import StrategySummary
+from permix.evals.text_metrics import Unjudged, measure_unjudged
+from permix.metrics.dev_curve import Curve
+from permix.metrics.identifiability import Identifiability
+from permix.metrics.linear_models import CrossedSummary
+from permix.metrics.sequential import Round
+from permix.metrics.stability import StabilitySummary
+from permix.report.judges import GYM, INTERVIEW, KINDS, OPEN, JudgedRun, Scored, read_judged
+from permix.storage.cells import Brief, briefs_of
+from permix.storage.files import read_json
+from permix.training.dev_eval import curve_of
+from permix.types import Cell, CellKey, Estimate, Record
 
 STAGES = ("stability", "fidelity", "train")
+
 FIDELITY = (OPEN, GYM, INTERVIEW)
+
 WHOLE_GRID = frozenset(name for name, strategy in STRATEGIES.items() if strategy.asks_whole_grid)
+
 STABILITY_COLUMNS = (
     "baseline", "mean", "worst", "pss", "pss_observed", "pss_null", "pss_crossfit",
     "n_questions", "n_personas", "n_scored", "n_asked",
@@ -139,6 +142,35 @@ class Run:
     def peak_mb(self) -> int | None:
         """Largest resident memory of the process so far, which may have made other runs before."""
         return self.usage.get("peak_mb")
+
+
+class Row(Record):
+    """One model of the main table. `n_scored` of `n_asked` counts persona cells. Tokens and CPU seconds: None unless recorded.
+
+    `judged`: one entry a judge and kind of fidelity run.
+    """
+
+    label: str
+    baseline: Estimate | None = None
+    mean: Estimate | None = None
+    worst: Estimate | None = None
+    pss: Estimate | None = None
+    pss_observed: Estimate | None = None
+    pss_null: Estimate | None = None
+    pss_crossfit: Estimate | None = None
+    identifiability: Estimate | None = None
+    chance: float | None = None
+    judged: tuple[Scored, ...] = ()
+    train_tokens: int | None = None
+    train_cpu_s: float | None = None
+    eval_tokens: int | None = None
+    eval_cpu_s: float | None = None
+    n_questions: int | None = None
+    n_personas: int | None = None
+    n_scored: int | None = None
+    n_asked: int | None = None
+    n_answers: int | None = None
+    n_answers_asked: int | None = None
 
 
 class ModelRuns(NamedTuple):

@@ -2,6 +2,11 @@
 
 Contract: a number is shown as measured, with its interval and its n; what is missing is "–" and never 0. Pure functions of
 records. Labels and persona ids may be hostile text.
+
+The first table: a line a method, the measures that decide between them and nothing else.
+
+Contract as in `permix.report.tables`; numbers of several training seeds are means over them (`permix.report.methods`), and every
+seed has its own line in the table of all models.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,47 +17,38 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from permix.baselines.base import Spent, StrategySummary
-from permix.escape import clip, markdown, visible
-from permix.evals.crossed import CrossedSummary
-from permix.evals.identify import Identifiability
-from permix.evals.stability_summary import PersonaSummary, StabilitySummary
-from permix.report.judged import OPEN, Scored, mark
-from permix.report.table import LABEL_WIDTH, MISSING, NOTHING, Cell, Source, Table, named, one_line, stated, tabulate
-from permix.types import Estimate, Record
+from permix.evals.strategies.base import Spent, StrategySummary
+from permix.metrics.identifiability import Identifiability
+from permix.metrics.linear_models import CrossedSummary
+from permix.metrics.stability import PersonaSummary, StabilitySummary
+from permix.rendering.table import (
+    LABEL_WIDTH,
+    MISSING,
+    NOTHING,
+    Cell,
+    Source,
+    Table,
+    count,
+    counted,
+    estimate,
+    named,
+    number,
+    of,
+    one_line,
+    probability,
+    signed,
+    stated,
+    tabulate,
+)
+from permix.report.judges import OPEN, mark
+from permix.report.methods import Method, Pooled
+from permix.report.runs import Row
+from permix.sanitize import clip, visible
+from permix.types import Estimate
 
-UNSHOWN = "no difference shown"
 DETAILS_WIDTH = 400
+
 HEADING_WIDTH = 80
-
-
-class Row(Record):
-    """One model of the main table. `n_scored` of `n_asked` counts persona cells. Tokens and CPU seconds: None unless recorded.
-
-    `judged`: one entry a judge and kind of fidelity run.
-    """
-
-    label: str
-    baseline: Estimate | None = None
-    mean: Estimate | None = None
-    worst: Estimate | None = None
-    pss: Estimate | None = None
-    pss_observed: Estimate | None = None
-    pss_null: Estimate | None = None
-    pss_crossfit: Estimate | None = None
-    identifiability: Estimate | None = None
-    chance: float | None = None
-    judged: tuple[Scored, ...] = ()
-    train_tokens: int | None = None
-    train_cpu_s: float | None = None
-    eval_tokens: int | None = None
-    eval_cpu_s: float | None = None
-    n_questions: int | None = None
-    n_personas: int | None = None
-    n_scored: int | None = None
-    n_asked: int | None = None
-    n_answers: int | None = None
-    n_answers_asked: int | None = None
 
 
 class Column(NamedTuple):
@@ -63,53 +59,10 @@ class Column(NamedTuple):
     kind: str = "stability"
 
 
-def estimate(one: Estimate | None) -> Cell:
-    """ "0.812 [0.75, 0.87]" over "n = 200"."""
-    return NOTHING if one is None or one.value is None else stated(str(one), f"n = {one.n}", one)
-
-
-def signed(one: Estimate | None) -> Cell:
-    """As a difference: "+0.120 [+0.05, +0.19]" over its n."""
-    return NOTHING if one is None or one.value is None else stated(one.signed(), f"n = {one.n}", one)
-
-
-def word(difference: Estimate | None) -> str:
-    """ "higher", "lower" or "no difference shown"; "not measured" without an interval."""
-    if difference is None or difference.low is None or difference.high is None:
-        return "not measured"
-    return "higher" if difference.low > 0 else "lower" if difference.high < 0 else UNSHOWN
-
-
 def distinct(row: Row) -> Cell:
     """Identifiability, with chance beside n: without it the number says nothing."""
     cell = estimate(row.identifiability)
     return cell._replace(note=cell.note and f"{cell.note}, chance {number(row.chance)}")
-
-
-def number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3f}"
-
-
-def count(value: float | None) -> str:
-    """1234567 -> "1 234 567"."""
-    return MISSING if value is None else f"{value:,.0f}".replace(",", " ")
-
-
-def counted(value: float | None) -> Cell:
-    return stated(count(value), number=value)
-
-
-def dollars(value: float | None) -> str:
-    """ "$ 0.0123"; a price that nobody gave is not 0."""
-    return MISSING if value is None else f"$ {value:,.4f}"
-
-
-def of(done: int | None, asked: int | None) -> str:
-    return MISSING if done is None or asked is None else f"{count(done)} of {count(asked)}"
-
-
-def probability(p: float | None) -> str:
-    return MISSING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 COLUMNS = (
@@ -297,11 +250,6 @@ def _details(found: StrategySummary) -> str:
     return clip(visible(found.details).replace("\n", " "), DETAILS_WIDTH)
 
 
-def label(text: str, width: int = LABEL_WIDTH) -> str:
-    """A name for a Markdown cell: one line, cut, escaped."""
-    return markdown(one_line(text, width))
-
-
 def _persona(one: PersonaSummary | None) -> Cell:
     if one is None or one.accuracy.value is None:
         return NOTHING
@@ -312,3 +260,45 @@ def _persona(one: PersonaSummary | None) -> Cell:
 
 def _two_tone(cell: Cell) -> Text:
     return Text.assemble(cell.text, (f"\n{cell.note}" if cell.note else "", "dim"))
+
+
+def method_table(methods: Sequence[Method], pooled: Sequence[Pooled]) -> Table:
+    """`pooled`: each method's numbers. A measure that no method has is left out. Judges' columns hold those of methods
+    with one model: scores are not pooled."""
+    rows = [_lone(method) for method in methods]
+    judges = {one.name: f"{one.kind}, judge {one.judge}" for row in rows if row for one in row.judged}
+    headings = ["model", "PSS", "identifiability", *judges, "worst persona", "mean over personas", "no persona"]
+    lines = [_line(method, one, row, judges) for method, one, row in zip(methods, pooled, rows, strict=True)]
+    held = [place for place in range(len(headings)) if place == 0 or any(line[place].text != MISSING for line in lines)]
+    named_by = [one_line(headings[place], HEADING_WIDTH) for place in held]
+    return tabulate("methods", named_by, [[line[place] for place in held] for line in lines])
+
+
+def _line(method: Method, one: Pooled, row: Row | None, judges: Mapping[str, str]) -> list[Cell]:
+    of = partial(_of, method)
+    scores = [NOTHING if row is None else of(judged(row, name), kind) for name, kind in judges.items()]
+    accuracy = [of(_cell(found, one.reasons), "stability") for found in (one.worst, one.mean, one.baseline)]
+    return [_name(method), of(_cell(one.pss, one.reasons), "stability"), of(_told(one), OPEN), *scores, *accuracy]
+
+
+def _of(method: Method, cell: Cell, kind: str) -> Cell:
+    return cell.of(*(Source(label, kind) for label in method.labels))
+
+
+def _name(method: Method) -> Cell:
+    seeds = len(method.models)
+    return named(method.name)._replace(note=f"mean of {seeds} training seeds" if seeds > 1 else "")
+
+
+def _cell(found: Estimate | None, reasons: Sequence[str]) -> Cell:
+    """Numbers of seeds that may not be pooled are missing, and why stands in their place."""
+    return stated("not pooled", "; ".join(reasons)) if reasons else estimate(found)
+
+
+def _told(one: Pooled) -> Cell:
+    cell = _cell(one.identifiability, one.fidelity_reasons)
+    return cell._replace(note=f"{cell.note}, chance {number(one.chance)}") if cell.number is not None else cell
+
+
+def _lone(method: Method) -> Row | None:
+    return method.models[0].row if len(method.models) == 1 else None

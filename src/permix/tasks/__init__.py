@@ -3,16 +3,14 @@
 from dataclasses import replace
 
 from permix.config import TaskConfig
-from permix.tasks.aime import AIME
 from permix.tasks.arithmetic import ARITHMETIC
 from permix.tasks.base import Task, verify
 from permix.tasks.code import CODE
+from permix.tasks.contamination import refuse_overlap
+from permix.tasks.custom import OWN
 from permix.tasks.gsm8k import GSM8K
-from permix.tasks.math import MATH
-from permix.tasks.math500 import MATH500
-from permix.tasks.mmlu import MMLU
-from permix.tasks.overlap import refuse_overlap
-from permix.tasks.own import OWN
+from permix.tasks.math import AIME, MATH, MATH500
+from permix.tasks.multiple_choice import MMLU
 from permix.types import Question
 
 __all__ = ["TASKS", "Task", "load_questions", "refuse_overlap", "verify"]

@@ -24,9 +24,10 @@ from permix.config import TaskConfig
 from permix.errors import ConfigError
 from permix.tasks.base import Task, refuse_unknown_levels, side
 from permix.types import Question, Split, seed_from
-from permix.verify import last_number
+from permix.verification.math_verifier import last_number
 
 OPERATIONS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+
 ONE, TWO, THREE = range(10), range(10, 100), range(100, 1000)
 
 
@@ -63,6 +64,7 @@ LEVELS: dict[str, Level] = {
     "add-3": Level("+", (THREE, THREE)),
     "sub-3": Level("-", (THREE, THREE)),
 }
+
 DEFAULT_LEVELS = ("add-1", "sub-1", "mul-1", "add-1x3", "add-2")
 
 

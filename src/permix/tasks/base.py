@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError, meant
 from permix.types import Question, Split, Verdict, digest, require_unique
-from permix.verify import Verifier, extract_boxed, numbers_equal
+from permix.verification.math_verifier import Verifier, extract_boxed, numbers_equal
 
 
 @dataclass(frozen=True)

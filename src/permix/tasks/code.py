@@ -1,11 +1,12 @@
-r"""Code: programming questions, whose answer is a Python program that is run on tests in a sandbox.
+"""Code: programming questions, whose answer is a Python program that is run on tests in a sandbox.
 
-The questions are those of a local file or folder, in one of the formats of `permix.tasks.programs`: LiveCodeBench's, HumanEval's,
+The questions are those of a local file or folder, in one of the formats of `permix.tasks.code_formats`: LiveCodeBench's,
+HumanEval's,
 MBPP's, or your own; without a path MBPP's, from the hub. Levels are difficulties, in the formats that have some.
 
 The answer of a completion is its last closed code block that is marked as Python, as the wording asks; where none is, its last
 closed block, since many models show what a program prints in a block after it. It is right when it does what every test asks. How
-programs are run, and what they can neither do nor know, is said in `permix.sandbox`; it needs bubblewrap.
+programs are run, and what they can neither do nor know, is said in `permix.verification`; it needs bubblewrap.
 
 The gold is a hash of the tests, not the tests: they can be megabytes, and a gold is written into every record. `questions` keeps
 the tests of what it chose in this process, by that hash, so a gold can never stand for other tests than those it was made of.
@@ -18,18 +19,22 @@ from collections.abc import Iterator
 
 from permix.config import TaskConfig
 from permix.errors import ConfigError
-from permix.sandbox.judge import Case, Suite, judge, refuse_unable
 from permix.tasks.base import Task, choose, refuse_unknown_levels
-from permix.tasks.programs import Format, format_of
-from permix.tasks.rows import Hub, Published, Row, published_rows
+from permix.tasks.code_formats import Format, format_of
+from permix.tasks.datasets import Hub, Published, Row, published_rows
 from permix.types import Question, Split, Verdict, digest, normalise
-from permix.verify import recorded
+from permix.verification.math_verifier import recorded
+from permix.verification.sandbox import Case, Suite, judge, refuse_unable
 
 HUB = Hub("google-research-datasets/mbpp", "full", splits=("train", "validation", "test"))
+
 PUBLISHED: dict[Split, Published] = {"train": "train", "dev": "validation", "heldout": "test"}
+
 PYTHON = ("python", "py", "python3")
 
+
 _FENCE = re.compile(r"^[ \t]*(`{3,})(.*)$", re.MULTILINE)
+
 _SUITES: dict[str, bytes] = {}  # by gold; compressed JSON
 
 

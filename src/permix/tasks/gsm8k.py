@@ -16,11 +16,12 @@ import re
 
 from permix.config import TaskConfig
 from permix.tasks.base import Task, choose, dev_or_train, refuse_unknown_levels
-from permix.tasks.rows import Hub, Row, published_rows
+from permix.tasks.datasets import Hub, Row, published_rows
 from permix.types import Question, digest, normalise
-from permix.verify import last_number
+from permix.verification.math_verifier import last_number
 
 HUB = Hub("openai/gsm8k", "main")
+
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 
 

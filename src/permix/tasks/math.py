@@ -12,19 +12,82 @@ A problem published without an answer, or with an empty one, cannot be checked a
 
 The answer of a completion is its last box, else what its last "answer is" names; no number is guessed, since many golds are
 expressions.
+
+AIME 2024 and 2025: competition problems whose answers are whole numbers from 0 to 999. 30 each, for evaluation only.
+
+A row of aime24 (HuggingFaceH4/aime_2024, whose one split is called train):
+
+    {"id": 60, "problem": "Every morning Aya goes for a $9$-kilometer-long walk ...", "solution": "...", "answer": "204",
+     "url": "https://artofproblemsolving.com/wiki/...", "year": "2024"}
+
+and of aime25 (math-ai/aime25, split test, Apache-2.0):
+
+    {"problem": "Find the sum of all integer bases $b>9$ for which ...", "answer": "70", "id": "0"}
+
+An answer is written with or without the zeros in front (033), in either. The answer of a completion is its last box, else its
+last number.
+
+MATH-500 (HuggingFaceH4/MATH-500): the 500 competition problems that reasoning models are compared on. Evaluation only.
+
+A row, as published:
+
+    {"problem": "What power of 4 is equal to 8? Express your answer as a common fraction.", "solution": "Since $\\sqrt{4}=2$ ...",
+     "answer": "\\frac{3}{2}", "subject": "Algebra", "level": 2, "unique_id": "test/algebra/1265.json"}
+
+Wording and extraction are those of `math`, so a model trained there is asked in the words it was trained on.
 """
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from permix.config import TaskConfig
+from permix.errors import ConfigError
 from permix.tasks.base import Task, choose, refuse_unknown_levels, side
-from permix.tasks.rows import Hub, Row, published_rows
+from permix.tasks.datasets import Hub, Row, published_rows
 from permix.types import Question, digest, normalise
+from permix.verification.math_verifier import last_number
+
+AIME_HUBS = {
+    "aime24": Hub("HuggingFaceH4/aime_2024", splits=("train",)),
+    "aime25": Hub("math-ai/aime25", splits=("test",)),
+}
+
+AIME_WORDING = "{question}\n\nReason step by step. End with the final answer, a whole number from 0 to 999, inside \\boxed{}."
+
+
+def aime_questions(name: str, config: TaskConfig) -> tuple[Question, ...]:
+    if config.split != "heldout":
+        raise ConfigError(
+            f'task.split = "{config.split}": {name} is for evaluation only, all of it held out; ask for "heldout", or train on '
+            'task.name = "math"'
+        )
+    refuse_unknown_levels(config.levels, (), name)
+    hub = AIME_HUBS[name]
+    return choose(map(partial(aime_question, name), published_rows(hub, hub.splits[0], config.path)), config)
+
+
+def aime_question(name: str, row: Row) -> Question:
+    """Raises DataError naming the row's file and line."""
+    text, answer = row.text("problem"), str(row.value("answer")).strip()
+    if not re.fullmatch("[0-9]{1,3}", answer):
+        raise row.error("answer", "must be a whole number from 0 to 999")
+    return Question(id=f"{name}:{digest(normalise(text))}", task=name, text=text, gold=str(int(answer)))
+
+
+def _aime_task(name: str) -> Task:
+    return Task(name=name, wording=AIME_WORDING, questions=partial(aime_questions, name), unboxed=last_number, numbers=True)
+
+
+AIME = tuple(map(_aime_task, AIME_HUBS))
+
 
 HUB = Hub("rasbt/math_full_minus_math500")
+
 LEVELS = ("1", "2", "3", "4", "5")
+
 WORDING = "{question}\n\nReason step by step. End with the final answer inside \\boxed{}."
+
 
 # Inline LaTeX, else up to the end of the sentence or line.
 _ANSWER_IS = re.compile(r"\b[Aa]nswer(?: is|:)[ \t*:]*(\$[^$\n]+\$|.+?(?=[.!?]\s|[.!?]?$))", re.MULTILINE)
@@ -79,3 +142,27 @@ def unboxed(completion: str) -> str | None:
 
 
 MATH = Task(name="math", wording=WORDING, questions=questions, unboxed=unboxed)
+
+
+MATH500_HUB = Hub("HuggingFaceH4/MATH-500")
+
+
+def math500_questions(config: TaskConfig) -> tuple[Question, ...]:
+    if config.split != "heldout":
+        raise ConfigError(
+            f'task.split = "{config.split}": math500 is for evaluation only, all of it held out; '
+            f'take the {config.split} side of task.name = "math", or ask for "heldout"'
+        )
+    refuse_unknown_levels(config.levels, LEVELS, "math500")
+    rows = published_rows(MATH500_HUB, "test", config.path)
+    return choose(of_levels(map(math500_question, rows), config.levels), config)
+
+
+def math500_question(row: Row) -> Question:
+    """Raises DataError naming the row's file and line."""
+    tags = (f"level-{level_of(row, 'level')}", row.text("subject"))
+    name = f"math500:{row.text('unique_id')}"
+    return Question(id=name, task="math500", text=row.text("problem"), gold=gold_of(row), tags=tags)
+
+
+MATH500 = Task(name="math500", wording=WORDING, questions=math500_questions, unboxed=unboxed)

@@ -1,0 +1,209 @@
+"""Persona and neutral together, after "Persona is a Double-edged Sword" (Jekyll & Hyde, arXiv 2408.08631).
+
+Every question is answered as a persona and as none. Where the two answers are one by `same_answer`, that is the answer. Where
+they differ, the model itself, without persona, is shown the question and both replies in a random order that the cell's seed
+decides, and says which is right; a choice that cannot be read falls to the neutral answer and is counted. Where only one of the
+two holds an answer there is nothing to choose, and it stands.
+
+So there is an answer of the pair for every persona and question, and every measure of stability applies to them. A pair has no
+score while one of its calls is owed. The personas are those of the pool (the paper has a model write one for each question), and
+the choice is asked once (the paper repeats it in both orders).
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from permix.evals.grid import Answers
+from permix.evals.strategies.base import Calls, Cells, Setup, Strategy, StrategySummary, cost, said, score
+from permix.metrics import statistics
+from permix.metrics.stability import StabilitySummary, differences, summarize
+from permix.prompts import build_messages, choice_prompt
+from permix.types import Cell, CellKey, Estimate, Question, seed_from
+from permix.verification.math_verifier import extract_boxed, same_answer
+
+Side = Literal["persona", "neutral"]
+
+
+class EnsembleSummary(StrategySummary):
+    """`ensemble` is every measure of stability on the pairs' answers; `pss_gain` and its like are those minus the plain grid's.
+
+    Of the complete pairs: `n_agreed` gave one answer, in `n_one_sided` at most one of the two had an answer, and `n_differed`
+    were put to the model, which took the persona's side `n_persona` times and could not be read `n_unreadable` times.
+    """
+
+    strategy: Literal["persona-plus-neutral"] = "persona-plus-neutral"
+    ensemble: StabilitySummary
+    pss_gain: Estimate | None
+    worst_gain: Estimate | None
+    mean_gain: Estimate | None
+    n_agreed: int
+    n_one_sided: int
+    n_differed: int
+    n_persona: int
+    n_unreadable: int
+
+    @property
+    def details(self) -> str:
+        pss, worst = ("–" if one is None else one.signed() for one in (self.pss_gain, self.worst_gain))
+        pairs = self.n_agreed + self.n_one_sided + self.n_differed
+        return (
+            f"PSS {self.ensemble.pss} ({pss} on the plain grid), worst persona {self.ensemble.worst} ({worst}); "
+            f"{self.n_differed} of {pairs} pairs differed, {self.n_persona} fell to the persona, {self.n_unreadable} choices "
+            "could not be read"
+        )
+
+
+def persona_is_a(seed: int) -> bool:
+    """Whether the persona's reply stands first, under this seed of the choice's cell."""
+    return seed % 2 == 0
+
+
+_LETTER = r"[*_`'\"(\[{]*\b([AB])\b[*_`'\")\]}]*"
+
+_ALONE = re.compile(r"\W*(?:text\w*\W*)?([ABab])\W*")
+
+_OPENS = re.compile(
+    rf"\s*(?:(?i:the\s+)?(?i:right\s+|correct\s+)?(?i:answer|option|choice)\s*(?i:is)?:?\s*)?{_LETTER}\s*(?:[.,;)\n]|$)"
+)
+
+_RIGHT = re.compile(
+    rf"{_LETTER}\s+(?i:is|was)\s+(?i:indeed\s+|clearly\s+)?(?i:the\s+)?(?i:right|correct)\b"
+    rf"|\b(?i:answer|choice|option|one|right|correct)\s+(?i:is)\s*:?\s*(?i:indeed\s+)?(?i:answer\s+|option\s+)?{_LETTER}"
+    r"(?!\s+(?!because\b|since\b|as\b)[a-z])"
+    rf"|\b(?i:choose|pick|prefer|select)\s+(?i:answer\s+|option\s+)?{_LETTER}"
+    rf"|\b(?i:so|thus|hence|therefore),?\s+(?i:answer\s+|option\s+)?{_LETTER}\s*(?:[.!]|$)"
+)
+
+_NAMED = re.compile(rf"\b(?i:answer|option|choice)\s+{_LETTER}(?!\s*:)")  # with a colon it repeats what it was shown
+
+
+def read_choice(reply: str) -> str | None:
+    """ "A" or "B", as a reply chooses; None when it names neither, or both and there is no telling.
+
+    In this order: a box or a whole reply that is the letter; a reply that opens with it; the one letter that is said to be right
+    or chosen; the one letter that is named as an answer. "A" as an article is none of these.
+    """
+    text = extract_boxed(reply) or reply
+    if found := _ALONE.fullmatch(text) or _OPENS.match(text):
+        return found[1].upper()
+    for pattern in (_RIGHT, _NAMED):
+        letters = {letter for match in pattern.finditer(text) for letter in match.groups() if letter}
+        if len(letters) == 1:
+            return letters.pop()
+    return None
+
+
+def settle(persona: Cell | None, neutral: Cell | None) -> Side | Literal["ask"] | None:
+    """Whose answer stands without asking, or that the two have to be put to the model; None while one of them is owed."""
+    (known_p, answer_p), (known_n, answer_n) = said(persona), said(neutral)
+    if not (known_p and known_n):
+        return None
+    if answer_p is None:
+        return "neutral"
+    if answer_n is None:
+        return "persona"
+    return "neutral" if same_answer(answer_p, answer_n) else "ask"
+
+
+def choice_key(persona_id: str, question_id: str, sample: int) -> CellKey:
+    """The key of a choice: it is asked as nobody, so the persona stands in the question's id."""
+    return CellKey(None, f"choice:{json.dumps([persona_id, question_id], ensure_ascii=False)}", sample)
+
+
+def choice_cell(question: Question, persona: Cell, neutral: Cell, setup: Setup) -> Cell:
+    """The two replies to a question, put to the model."""
+    key = choice_key(persona.persona_id or "", question.id, persona.sample)
+    seed = seed_from("choice", setup.seed, *key[1:])
+    replies = [cell.completion.text if cell.completion else "" for cell in (persona, neutral)]
+    first, second = replies if persona_is_a(seed) else replies[::-1]
+    messages = build_messages(None, choice_prompt(question.text, first, second), bare=setup.wording.bare)
+    return Cell(persona_id=None, question_id=key.question_id, sample=key.sample, seed=seed, messages=messages)
+
+
+def then(setup: Setup, cells: Cells) -> list[Cell]:
+    """A choice for every pair whose answers differ."""
+    pairs = (
+        (question, cells.get(CellKey(persona.id, question.id, sample)), cells.get(CellKey(None, question.id, sample)))
+        for persona in setup.pool.personas
+        for question in setup.questions
+        for sample in range(setup.samples)
+    )
+    return [
+        choice_cell(question, persona, neutral, setup)
+        for question, persona, neutral in pairs
+        if persona is not None and neutral is not None and settle(persona, neutral) == "ask"
+    ]
+
+
+def most(setup: Setup) -> int:
+    return len(setup.pool) * len(setup.questions) * setup.samples
+
+
+class Pair(NamedTuple):
+    """A persona's cell, the neutral one and the choice between them, each None until it is there; and what `settle` says."""
+
+    persona: Cell | None
+    neutral: Cell | None
+    choice: Cell | None
+    settled: Side | Literal["ask"] | None
+
+    @property
+    def letter(self) -> str | None:
+        """The letter that was chosen; None where none can be read."""
+        return read_choice(self.choice.completion.text) if self.choice and self.choice.completion else None
+
+    @property
+    def side(self) -> Side | None:
+        """Whose answer stands; None while a call is owed."""
+        if self.settled != "ask":
+            return self.settled
+        if self.choice is None or self.choice.completion is None:
+            return None
+        letter_of_persona = "A" if persona_is_a(self.choice.seed) else "B"
+        return "persona" if self.letter == letter_of_persona else "neutral"
+
+    @property
+    def score(self) -> float:
+        side = self.side
+        return float("nan") if side is None else score(self.persona if side == "persona" else self.neutral)
+
+    @property
+    def calls(self) -> Calls:
+        choice = [self.choice] if self.settled == "ask" else []
+        return Calls([self.persona, self.neutral, *choice], self.neutral)
+
+
+def pairs(answers: Answers) -> Iterator[Pair]:
+    """Every pair of the grid: personas outermost, then questions, then samples."""
+    for persona in answers.persona_ids:
+        for question in answers.question_ids:
+            for sample in range(answers.samples):
+                own, neutral = (answers.get(asked_as, question, sample) for asked_as in (persona, None))
+                choice = answers.cells.get(choice_key(persona, question, sample))
+                yield Pair(own, neutral, choice, settle(own, neutral))
+
+
+def measure(answers: Answers, seed: int, resamples: int) -> EnsembleSummary:
+    every = list(pairs(answers))
+    plain_P_Q_S = answers.scores(answers.persona_ids, answers.question_ids)
+    baseline_Q_S = answers.scores([None], answers.question_ids)[0]
+    correct_P_Q_S = np.array([pair.score for pair in every]).reshape(plain_P_Q_S.shape)
+    ensemble = summarize(correct_P_Q_S, baseline_Q_S, persona_ids=answers.persona_ids, seed=seed, resamples=resamples)
+    gains = differences([statistics.sample_mean(plain_P_Q_S)], [statistics.sample_mean(correct_P_Q_S)], seed, resamples)
+    whole = [pair for pair in every if pair.side is not None]
+    asked = [pair for pair in whole if pair.settled == "ask"]
+    one_sided = [pair for pair in whole if None in (said(pair.persona)[1], said(pair.neutral)[1])]
+    return EnsembleSummary(
+        accuracy=ensemble.mean, baseline=ensemble.baseline, gain=ensemble.shift, **cost(pair.calls for pair in every)._asdict(),
+        ensemble=ensemble, pss_gain=gains.get("pss"), worst_gain=gains.get("worst"), mean_gain=gains.get("mean"),
+        n_agreed=len(whole) - len(asked) - len(one_sided), n_one_sided=len(one_sided), n_differed=len(asked),
+        n_persona=sum(pair.side == "persona" for pair in asked), n_unreadable=sum(pair.letter is None for pair in asked),
+        n_scored=ensemble.n_scored, n_asked=ensemble.n_asked,
+    )  # fmt: skip
+
+
+PERSONA_PLUS_NEUTRAL = Strategy(measure=measure, then=then, most=most)

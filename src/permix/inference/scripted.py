@@ -1,0 +1,52 @@
+"""A model that answers from a script: for tests, examples and dry runs of a whole pipeline.
+
+The script is a function of the request, a mapping from the last message's text, or a list of replies used up in the order asked.
+A reply is a text, a ready `Completion`, or a `Failure`; an OSError raised by the function (TimeoutError, ConnectionError) becomes
+the `Failure` it would be behind a real backend, and any other exception is a fault of the script and is raised.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from permix.inference.base import Answer
+from permix.types import Completion, Failure, Request, Sampling, digest
+
+Reply = str | Completion | Failure
+
+Script = Callable[[Request], Reply] | Mapping[str, Reply] | Sequence[Reply]
+
+
+class ScriptedModel:
+    """Implements `Model`. `asked` holds every request so far, in the order asked; tokens are counted as words."""
+
+    default_system: str | None = None
+    addressed = True
+
+    def __init__(self, reply: Script, name: str = "scripted") -> None:
+        self.name = name
+        self.fingerprint = digest("scripted", name)
+        self.asked: list[Request] = []
+        self._reply = reply
+
+    def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answer]:
+        for index, request in enumerate(requests):
+            self.asked.append(request)
+            yield Answer(index, self._result(request))
+
+    def _result(self, request: Request) -> Completion | Failure:
+        try:
+            reply = self._look_up(request)
+        except OSError as error:
+            return Failure(type=type(error).__name__, message=str(error))
+        if not isinstance(reply, str):
+            return reply
+        prompt_tokens = sum(len(message["content"].split()) for message in request.messages)
+        return Completion(text=reply, prompt_tokens=prompt_tokens, completion_tokens=len(reply.split()), finish="stop")
+
+    def _look_up(self, request: Request) -> Reply:
+        if callable(self._reply):
+            return self._reply(request)
+        if isinstance(self._reply, Mapping):
+            return self._reply[request.messages[-1]["content"]]
+        if len(self.asked) > len(self._reply):
+            raise IndexError(f"model {self.name!r} was asked {len(self.asked)} times; its script has {len(self._reply)} replies")
+        return self._reply[len(self.asked) - 1]

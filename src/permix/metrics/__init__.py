@@ -1,0 +1,1 @@
+"""Arithmetic on scores and texts: no model, no files."""

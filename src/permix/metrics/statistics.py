@@ -1,0 +1,408 @@
+"""The arithmetic of persona stability: measures, exact tests and the bootstrap, on plain arrays.
+
+Its contract: pure functions; no files, no records but `Estimate`, no global random state. A NaN cell is a cell without a score
+and is left out, never read as zero; a NaN result means "cannot be computed". Suffixes name axes: P personas, Q questions,
+S samples, R resamples, K random half splits, N anything. A measure of `accuracy_P` works on the last axis, so it also takes
+`accuracy_R_P`. A measure of `counts_R_Q` weighs every question of replicate r by how often it was drawn; a row of ones is the
+data itself, so a value and its replicates come from the same code.
+
+How small a persona effect a grid can show, and how many questions an effect asks for: paired, as the tests are.
+
+Its contract: pure functions of numbers. A persona is held against no persona on the same questions; what matters besides their
+number is `discordance`, the mean squared difference of a question's two scores (with one sample a cell: the share of questions
+that are right under one and wrong under the other). Several personas are several tests, so the level is divided by their number,
+which is what Holm's first step does.
+
+Source: Connor, R. J. (1987), Sample size for testing differences in proportions for the paired-sample design, Biometrics 43.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import ncfdtr, ndtr, ndtri, stdtrit
+from scipy.stats import binomtest
+
+from permix.types import Estimate
+
+Array = NDArray[np.float64]
+
+
+TIE = 1e-9  # accuracies closer than this are equal: the order of a floating-point sum must not break a tie
+
+Z_BIAS_MAX = 0.5  # the most the interval is moved for bias, in standard normal units; docs/measures.md has the simulation
+
+
+def sample_mean(correct_P_Q_S: Array) -> Array:
+    """Mean over the scored samples of each cell; NaN where none is scored. Takes any leading axes."""
+    return mean_along(correct_P_Q_S, axis=-1)
+
+
+def mean_along(value_N: Array, axis: int) -> Array:
+    """Mean along one axis of what is not NaN; NaN where nothing is left, without a warning."""
+    scored = ~np.isnan(value_N)
+    return _ratio(np.where(scored, value_N, 0.0).sum(axis=axis), scored.sum(axis=axis).astype(float))
+
+
+def question_mean(mean_P_Q: Array, counts_R_Q: Array) -> Array:
+    """accuracy_R_P: A_p = Σ_q c_q x_pq / Σ_q c_q over the questions where persona p has a score; NaN where it has none."""
+    value_Q_P, scored_Q_P = _split(mean_P_Q)
+    return _ratio(counts_R_Q @ value_Q_P, counts_R_Q @ scored_Q_P)
+
+
+def pss(accuracy_P: Array) -> Array:
+    """Persona stability score: min_p A_p / max_p A_p, 0/0 := 0. Our definition; the plug-in is biased down by noise."""
+    best = accuracy_P.max(axis=-1)
+    return np.where(best == 0, 0.0, _ratio(accuracy_P.min(axis=-1), best))
+
+
+def expected_best_of_k(accuracy_P: Array) -> Array:
+    """The persona lottery: E[max A over k of the P personas, drawn without replacement], for k = 1..P on the last axis.
+
+    Σ_i A_(i) C(i-1, k-1) / C(P, k) over the sorted accuracies: the i-th smallest is the best of k in C(i-1, k-1) draws. Exact.
+    """
+    P = accuracy_P.shape[-1]
+    k_K = np.arange(1, P + 1)
+    weight_K_P = np.zeros((P, P))
+    weight_K_P[:, P - 1] = k_K / P
+    for i in range(P, 1, -1):  # C(i-2, k-1) = C(i-1, k-1) (i-k) / (i-1)
+        weight_K_P[:, i - 2] = weight_K_P[:, i - 1] * np.maximum(i - k_K, 0) / (i - 1)
+    return np.asarray(np.sort(accuracy_P, axis=-1) @ weight_K_P.T)
+
+
+def case_worst(mean_P_Q: Array, counts_R_Q: Array) -> Array:
+    """mean_q min_p x_pq: the accuracy if every question met its own worst persona (over the personas scored on it)."""
+    min_Q = np.where(np.isnan(mean_P_Q), np.inf, mean_P_Q).min(axis=0)
+    return question_mean(np.where(np.isinf(min_Q), np.nan, min_Q)[None], counts_R_Q)[:, 0]
+
+
+class TwoWay(NamedTuple):
+    """An additive persona + question fit: effects that add up to 0, the residual's mean square, and the diagonal of L⁺.
+
+    An effect's variance is the residual's times its place of that diagonal.
+    """
+
+    effect_R_P: Array
+    residual_R: Array
+    diagonal_R_P: Array
+
+
+def two_way(mean_P_Q: Array, counts_R_Q: Array) -> TwoWay:
+    """By least squares (Henderson's method 3), so a persona gains nothing from missing hard questions. Memory R × P × Q.
+
+    With m the 0/1 mask, d = x − x_.q and L = diag(Σ_q m_pq) − Σ_q m_q m_qᵀ / m_.q, the effects are a = L⁺ Σ_q d_q; the residual,
+    Σ (x_pq − x_p. − x_.q + x..)² where nothing is missing, has N − Q − P + 1 degrees of freedom. NaN without any of those.
+    Where nothing is missing, L⁺ = (I − J/P) / Q, and no matrix is made.
+    """
+    P = len(mean_P_Q)
+    scored_P_Q = ~np.isnan(mean_P_Q) & ((~np.isnan(mean_P_Q)).sum(axis=0) > 1)
+    personas_Q = scored_P_Q.sum(axis=0).astype(float)
+    centred_P_Q = np.where(scored_P_Q, mean_P_Q - sample_mean(mean_P_Q.T), 0.0)
+    seen_R_P = counts_R_Q @ scored_P_Q.T
+    total_R_P = counts_R_Q @ centred_P_Q.T
+    if scored_P_Q.all():
+        effect_R_P, diagonal_R_P = total_R_P / seen_R_P, (1 - 1 / P) / seen_R_P
+    else:
+        share_R_P_Q = scored_P_Q * (counts_R_Q / np.maximum(personas_Q, 1))[:, None, :]
+        inverse_R_P_P = np.linalg.pinv(np.eye(P) * seen_R_P[:, None, :] - share_R_P_Q @ scored_P_Q.T, rcond=TIE, hermitian=True)
+        effect_R_P = (inverse_R_P_P @ total_R_P[:, :, None])[:, :, 0]
+        diagonal_R_P = np.diagonal(inverse_R_P_P, axis1=1, axis2=2)
+    freedom_R = seen_R_P.sum(axis=1) - counts_R_Q @ (personas_Q > 1) - P + 1
+    residual_R = _ratio(counts_R_Q @ (centred_P_Q**2).sum(axis=0) - (effect_R_P * total_R_P).sum(axis=1), freedom_R)
+    return TwoWay(effect_R_P, np.where((seen_R_P > 0).all(axis=1), residual_R, np.nan), diagonal_R_P)
+
+
+class Mixed(NamedTuple):
+    """Personas' accuracies over all questions, and the covariance of their own noise in units of the residual's variance."""
+
+    accuracy_P: Array
+    own_P_P: Array
+
+
+def mixed(mean_P_Q: Array, ratio: float) -> Mixed:
+    """Accuracies by generalised least squares for x_pq = A_p + u_q + e_pq, questions drawn; `ratio` is var u / var e.
+
+    With m_q the 0/1 column of question q, n_q its sum and ρ_q = ratio / (1 + n_q ratio), the accuracies solve
+    Σ_q (diag m_q − ρ_q m_q m_qᵀ) A = Σ_q (m_q x_q − ρ_q m_q Σ_p x_pq), and the inverse of that matrix is their covariance. What
+    is left of it without the questions' own ratio / Q, which all personas share, is personas' noise. Where nothing is missing A
+    is the plain mean, and that noise 1 / Q for each alone. Every persona has a score.
+    """
+    scored_P_Q = ~np.isnan(mean_P_Q)
+    value_P_Q, mask_P_Q = np.where(scored_P_Q, mean_P_Q, 0.0), scored_P_Q.astype(float)
+    shared_P_Q = mask_P_Q * (ratio / (1 + mask_P_Q.sum(axis=0) * ratio))
+    known_P_P = np.diag(mask_P_Q.sum(axis=1)) - shared_P_Q @ mask_P_Q.T
+    covariance_P_P = np.linalg.inv(known_P_P)
+    accuracy_P = covariance_P_P @ (value_P_Q.sum(axis=1) - shared_P_Q @ value_P_Q.sum(axis=0))
+    return Mixed(accuracy_P, covariance_P_P - ratio / scored_P_Q.any(axis=0).sum())
+
+
+def persona_sd(mean_P_Q: Array, counts_R_Q: Array) -> Array:
+    """Standard deviation of the personas' true accuracies: what is left of their spread when the noise is taken off.
+
+    The two-way persona × question variance component, questions random: sd² = max(0, (MS_persona − MS_residual) / Q)
+    = max(0, var_p(A_p) − MS_residual / Q), with var_p dividing by P−1, MS_persona = Q var_p(A_p) and
+    MS_residual = Σ (x_pq − x_p. − x_.q + x..)² / ((P−1)(Q−1)). With one sample a cell, interaction and error are one.
+    Missing cells: the same by `two_way`, sd² = (|a|² − MS_residual tr L⁺) / (P−1). Memory R × P × Q.
+    NaN for one persona, without residual degrees of freedom, or if a persona shares no question with another.
+    """
+    found = two_way(mean_P_Q, counts_R_Q)
+    excess_R = (found.effect_R_P**2).sum(axis=1) - found.residual_R * found.diagonal_R_P.sum(axis=1)
+    return np.asarray(np.sqrt(np.maximum(_ratio(excess_R, np.float64(len(mean_P_Q) - 1)), 0.0)))
+
+
+def component_sd(square: float, error: float, freedom: int, error_freedom: int, cells: int) -> Estimate:
+    """Standard deviation of the true effects behind a mean square of an analysis of variance, with its 95 % interval.
+
+    sd² = max(0, (square − error) / cells), where `cells` scores stand behind each effect and `error` is the mean square that
+    `square` would be but for the effects. For independent normal errors square / error is non-central F with
+    λ = freedom · cells · sd² / error; the ends are the λ at which what was seen, or less, has probability .975 and .025.
+    No interval where the error is 0. n is `error_freedom` / `freedom` + 1, the questions, where these are what is drawn.
+    Source: Steiger (2004), Beyond the F test, Psychological Methods 9.
+    """
+    n = error_freedom // freedom + 1
+    value = float(np.sqrt(max(0.0, square - error) / cells))
+    if error <= 0:
+        return Estimate(value=value, n=n)
+    seen, per_lambda = square / error, error / (freedom * cells)
+    ends = [float(np.sqrt(per_lambda * _noncentrality(seen, freedom, error_freedom, p))) for p in (0.975, 0.025)]
+    return Estimate(value=value, low=min(ends[0], value), high=max(ends[1], value), n=n)
+
+
+def _noncentrality(seen: float, freedom: int, error_freedom: int, p: float) -> float:
+    """λ at which a non-central F is at most `seen` with probability p; 0 where it is that likely at no λ."""
+    if ncfdtr(freedom, error_freedom, 0.0, seen) <= p:
+        return 0.0
+    top = 1.0
+    while ncfdtr(freedom, error_freedom, top, seen) > p:
+        top *= 2
+    return float(brentq(lambda size: ncfdtr(freedom, error_freedom, size, seen) - p, 0.0, top))
+
+
+def half_splits(questions: int, splits: int, rng: np.random.Generator) -> Array:
+    """halves_K_Q: 1 where a question is in the first half of split k. An odd question falls to the second half."""
+    half_Q = (np.arange(questions) < questions // 2).astype(float)
+    return rng.permuted(np.tile(half_Q, (splits, 1)), axis=1)
+
+
+def pss_crossfit(mean_P_Q: Array, halves_K_Q: Array, counts_R_Q: Array) -> Array:
+    """PSS without the winner's curse: choose worst and best persona on one half of the questions, score them on the other.
+
+    Mean other-half accuracy of the worst / mean other-half accuracy of the best, each over splits and both directions; tied
+    personas are averaged; 0/0 := 0. Ours. Not clipped: noise can take it above 1. Copies of a question stay in one half.
+    NaN where no split scores both choices (one question) or where only the best one's mean is 0.
+    """
+    (R, Q), K = counts_R_Q.shape, len(halves_K_Q)
+    value_Q_P, scored_Q_P = _split(mean_P_Q)
+    first_RK_Q = (counts_R_Q[:, None, :] * halves_K_Q).reshape(R * K, Q)
+    right_RK_P, seen_RK_P = first_RK_Q @ value_Q_P, first_RK_Q @ scored_Q_P
+    other_right_RK_P = np.repeat(counts_R_Q @ value_Q_P, K, axis=0) - right_RK_P
+    other_seen_RK_P = np.repeat(counts_R_Q @ scored_Q_P, K, axis=0) - seen_RK_P
+    half_RK_P, other_RK_P = _ratio(right_RK_P, seen_RK_P), _ratio(other_right_RK_P, other_seen_RK_P)
+    pairs_RK_2 = [_worst_and_best(half_RK_P, other_RK_P), _worst_and_best(other_RK_P, half_RK_P)]
+    worst_R, best_R = sample_mean(np.concatenate([pair.reshape(2, R, K) for pair in pairs_RK_2], axis=2))
+    return np.where((best_R == 0) & (worst_R <= TIE), 0.0, _ratio(worst_R, best_R))
+
+
+def _worst_and_best(choose_N_P: Array, score_N_P: Array) -> Array:
+    """score_2_N: the score of the lowest and of the highest persona by `choose`; both NaN unless both have one."""
+    absent_N_P = np.isnan(choose_N_P)
+    low_N_P, high_N_P = np.where(absent_N_P, np.inf, choose_N_P), np.where(absent_N_P, -np.inf, choose_N_P)
+    chosen = (
+        low_N_P <= low_N_P.min(axis=1, keepdims=True) + TIE,
+        high_N_P >= high_N_P.max(axis=1, keepdims=True) - TIE,
+    )
+    scored_N_P = ~(absent_N_P | np.isnan(score_N_P))
+    filled_N_P = np.where(scored_N_P, score_N_P, 0.0)
+    pair_2_N = np.stack([_ratio((filled_N_P * one).sum(axis=1), (scored_N_P & one).sum(axis=1).astype(float)) for one in chosen])
+    return np.where(np.isnan(pair_2_N).any(axis=0), np.nan, pair_2_N)
+
+
+def permute_within_question(mean_P_Q: Array, rng: np.random.Generator) -> Array:
+    """The same scores with the persona labels shuffled inside every question; unscored cells stay where they are."""
+    shuffled_Q_P = rng.permuted(mean_P_Q.T, axis=1)
+    permuted_Q_P = np.full_like(shuffled_Q_P, np.nan)
+    permuted_Q_P[~np.isnan(mean_P_Q.T)] = shuffled_Q_P[~np.isnan(shuffled_Q_P)]
+    return permuted_Q_P.T
+
+
+MANY_SCORES, MANY_PERSONAS, MANY_RIGHT = 200_000, 1000, 25.0
+"""From so many scores on, sums of permuted scores are drawn from their normal limit; unless there are more personas than that, or
+one whose sum has a smaller variance: where nearly all answers are alike the limit is far."""
+
+
+def null_accuracies(mean_P_Q: Array, rng: np.random.Generator, permutations: int) -> Array:
+    """accuracy_R_P under "personas do nothing": A_p after each of R within-question permutations of the labels.
+
+    Of very many scores from the normal limit, which may lie a little outside [0, 1].
+    """
+    if mean_P_Q.size >= MANY_SCORES and len(mean_P_Q) <= MANY_PERSONAS:
+        mean_P, covariance_P_P = _permuted_moments(mean_P_Q)
+        if (np.diag(covariance_P_P) * (~np.isnan(mean_P_Q)).sum(axis=1) ** 2).min() >= MANY_RIGHT:
+            size_P, vector_P_P = np.linalg.eigh(covariance_P_P)
+            root_P_P = vector_P_P * np.sqrt(np.maximum(size_P, 0.0))
+            return np.asarray(mean_P + rng.normal(size=(permutations, len(mean_P))) @ root_P_P.T)
+    counts_1_Q = np.ones((1, mean_P_Q.shape[1]))
+    rows = [question_mean(permute_within_question(mean_P_Q, rng), counts_1_Q) for _ in range(permutations)]
+    return np.concatenate(rows)
+
+
+def _permuted_moments(mean_P_Q: Array) -> tuple[Array, Array]:
+    """Mean [P] and covariance [P, P] of personas' accuracies under permutation, exactly.
+
+    Among the n personas scored on a question, a permuted score has the question's mean and variance s², and two of them the
+    covariance −s² / (n − 1).
+    """
+    scored_P_Q = ~np.isnan(mean_P_Q)
+    mask_P_Q, n_Q = scored_P_Q.astype(float), scored_P_Q.sum(axis=0)
+    mean_Q = np.nan_to_num(sample_mean(mean_P_Q.T))
+    square_Q = (np.where(scored_P_Q, mean_P_Q - mean_Q, 0.0) ** 2).sum(axis=0)
+    apart_Q = square_Q / (np.maximum(n_Q, 1) * np.maximum(n_Q - 1, 1))  # s² / (n − 1)
+    covariance_P_P = np.diag(mask_P_Q @ (apart_Q * n_Q)) - (mask_P_Q * apart_Q) @ mask_P_Q.T
+    asked_P = mask_P_Q.sum(axis=1)
+    return mask_P_Q @ mean_Q / asked_P, covariance_P_P / np.outer(asked_P, asked_P)
+
+
+def permutation_p(statistic: float, null_R: Array) -> float:
+    """(1 + #{null ≥ statistic}) / (1 + R): valid at any R, never 0."""
+    return float((1 + (null_R >= statistic * (1 - TIE)).sum()) / (1 + len(null_R)))
+
+
+def mcnemar_exact(wins: int, losses: int) -> float:
+    """Exact two-sided McNemar test: the binomial(wins + losses, ½) test on the discordant pairs; 1 where there are none."""
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+
+
+def paired_p(difference_Q: Array, rng: np.random.Generator, flips: int) -> float:
+    """Two-sided sign-flip test of mean difference 0, questions as units; NaN where no question is paired.
+
+    Where every difference is −1, 0 or 1 (one sample a cell) this is McNemar's test and is computed exactly. Otherwise the signs
+    are flipped at random `flips` times: p = (1 + #{|Σ ±d| ≥ |Σ d|}) / (1 + flips).
+    """
+    paired_Q = difference_Q[~np.isnan(difference_Q)]
+    if not len(paired_Q):
+        return float("nan")
+    if np.isin(paired_Q, (-1.0, 0.0, 1.0)).all():
+        return mcnemar_exact(int((paired_Q > 0).sum()), int((paired_Q < 0).sum()))
+    sign_R_Q = rng.integers(0, 2, size=(flips, len(paired_Q))) * 2.0 - 1.0
+    return permutation_p(abs(paired_Q.sum()), np.abs(sign_R_Q @ paired_Q))
+
+
+def holm(p_N: Array) -> Array:
+    """Holm's step-down correction: max over the smaller p of (N − rank) p, at most 1. NaN entries are not tests and stay NaN."""
+    tested = np.flatnonzero(~np.isnan(p_N))
+    ordered = tested[np.argsort(p_N[tested], kind="stable")]
+    adjusted_N = np.full_like(p_N, np.nan)
+    adjusted_N[ordered] = np.minimum(np.maximum.accumulate(p_N[ordered] * np.arange(len(ordered), 0, -1)), 1.0)
+    return adjusted_N
+
+
+class Bootstrapped(NamedTuple):
+    """A measure of the data itself, and of every resample of its questions (axes: R, then the measure's own)."""
+
+    value: Array
+    replicates: Array
+
+
+def bootstrap(
+    measures: Callable[[Array], dict[str, Array]], questions: int, rng: np.random.Generator, resamples: int, block: int
+) -> dict[str, Bootstrapped]:
+    """Every array of `measures(counts_R_Q)` on the data itself and on R draws of Q questions, `block` draws at a time.
+
+    All measures see the same draws. All cells of a question travel together, since they are not independent.
+    """
+    counts_R_Q = rng.multinomial(questions, np.full(questions, 1 / questions), size=resamples).astype(float)
+    values = measures(np.ones((1, questions)))
+    blocks = [measures(counts_R_Q[start : start + block]) for start in range(0, resamples, block)]
+    return {name: Bootstrapped(value[0], np.concatenate([one[name] for one in blocks])) for name, value in values.items()}
+
+
+def estimate(value: float, replicate_R: Array, n: int) -> Estimate:
+    """The value with its 95 % bias-corrected percentile interval (Efron's BC, with the correction bounded), for n units.
+
+    z0 = Φ⁻¹(share of replicates below the value + half the ties), within ±Z_BIAS_MAX; ends = the Φ(2 z0 ± z) quantiles,
+    stretched to the value where they would leave it out; z = √(n / (n − 1)) t, t of n − 1 degrees of freedom, since percentiles
+    of few units are too narrow (Hesterberg 2015, What teachers should know about the bootstrap, The American Statistician 69).
+    No interval for n < 2 or when under half of the replicates could be computed.
+    """
+    if np.isnan(value):
+        return Estimate(value=None, n=n)
+    finite_R = replicate_R[~np.isnan(replicate_R)]
+    if n < 2 or 2 * len(finite_R) < len(replicate_R):
+        return Estimate(value=float(value), n=n)
+    share = (finite_R < value - TIE).mean() + (np.abs(finite_R - value) <= TIE).mean() / 2
+    z0 = np.clip(ndtri(share), -Z_BIAS_MAX, Z_BIAS_MAX)
+    z = np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975)
+    low, high = np.quantile(finite_R, ndtr(2 * z0 + np.array([-z, z])))
+    return Estimate(value=float(value), low=float(min(low, value)), high=float(max(high, value)), n=n)
+
+
+def share(value: float, replicate_R: Array, n: int) -> Estimate:
+    """`estimate` of a mean of scores in [0, 1]. All 0 or all 1, no resample differs: then the exact binomial interval."""
+    found = estimate(value, replicate_R, n)
+    if found.low is None or found.value is None or TIE < found.value < 1 - TIE:
+        return found
+    beyond = 0.025 ** (1 / n)
+    return found.model_copy(update={"high": 1 - beyond} if found.value <= TIE else {"low": beyond})
+
+
+def bootstrap_mean(
+    values_N: Array, seed: int, resamples: int, interval: Callable[[float, Array, int], Estimate] = estimate
+) -> Estimate:
+    """Mean of the scored values with its interval over the N units; NaN values are left out, none left gives None."""
+    scored_N = values_N[~np.isnan(values_N)]
+    n = len(scored_N)
+    if not n:
+        return Estimate(value=None, n=0)
+    rng = np.random.default_rng(seed)
+    mean = bootstrap(lambda counts_R_N: {"mean": counts_R_N @ scored_N / n}, n, rng, resamples, block=resamples)["mean"]
+    return interval(float(mean.value), mean.replicates, n)
+
+
+def _split(mean_P_Q: Array) -> tuple[Array, Array]:
+    """(value_Q_P with 0 for NaN, scored_Q_P as 0/1); scored has one column when no cell is missing, which saves a product."""
+    scored_Q_P = ~np.isnan(mean_P_Q.T)
+    if scored_Q_P.all():
+        return mean_P_Q.T, np.ones((len(scored_Q_P), 1))
+    return np.where(scored_Q_P, mean_P_Q.T, 0.0), scored_Q_P.astype(float)
+
+
+def _ratio(top: Array, bottom: Array | np.float64) -> Array:
+    """top / bottom, NaN where bottom is not positive."""
+    top, bottom = np.broadcast_arrays(top, bottom)
+    return np.asarray(np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0))
+
+
+LEVEL, POWER = 0.05, 0.8
+
+
+def discordance(mean_P_Q: Array, baseline_Q: Array) -> float | None:
+    """Mean over personas and questions of the squared difference to no persona; None where no question has both scores."""
+    squares_P_Q = (mean_P_Q - baseline_Q) ** 2
+    known = squares_P_Q[~np.isnan(squares_P_Q)]
+    return float(known.mean()) if known.size else None
+
+
+def questions_needed(effect: float, discordance: float, tests: int, *, level: float = LEVEL, power: float = POWER) -> int:
+    """Questions at which a true difference of `effect` is shown with probability `power`.
+
+    n = ((z_a √ψ + z_b √(ψ − d²)) / d)² with ψ the discordance, z_a = Φ⁻¹(1 − level / (2 tests)), z_b = Φ⁻¹(power). A difference
+    of d needs a discordance of at least d, which is taken where less was seen. Raises ValueError for an effect outside (0, 1].
+    """
+    if not 0 < effect <= 1:
+        raise ValueError(f"effect is {effect}; a difference of accuracies that is to be shown lies in (0, 1]")
+    spread = max(discordance, effect)
+    against, beside = float(ndtri(1 - level / (2 * tests))), float(ndtri(power))
+    return math.ceil(((against * math.sqrt(spread) + beside * math.sqrt(spread - effect**2)) / effect) ** 2)
+
+
+def smallest_effect(
+    questions: int, discordance: float, tests: int, *, level: float = LEVEL, power: float = POWER
+) -> float | None:
+    """The difference that so many questions show with probability `power`, to three digits; None where not even 1 is shown."""
+    effects = (step / 1000 for step in range(1, 1001))
+    needed = partial(questions_needed, discordance=discordance, tests=tests, level=level, power=power)
+    return next((effect for effect in effects if needed(effect) <= questions), None)

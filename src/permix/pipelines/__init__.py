@@ -1,0 +1,1 @@
+"""Commands that need several layers: train, fidelity with its judges, quickstart, preflight checks."""

@@ -1,0 +1,284 @@
+"""The plan: who asks what, as whom, in which step. Compiled before training, engine-neutral, seeded per row, hashable.
+
+Every draw depends on the plan's seed and the row's own place (step, group, rollout) and on nothing else. So two plans that differ
+only in `mix` ask the same questions in the same order, and a persona drawn at a small `mix` is still there at a larger one.
+"""
+
+import json
+import random
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, count, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from permix.config import WITHOUT_PERSONAS, PersonasConfig, PlanConfig, TaskConfig, TrainStage, mix_of
+from permix.errors import ConfigError, DataError
+from permix.personas.pool import choose_personas
+from permix.prompts import build_messages, template_hash
+from permix.tasks import TASKS, load_questions
+from permix.types import Persona, PlanRow, Question, digest, seed_from
+
+FORMAT = "permix-plan-2"
+
+
+class Plan(NamedTuple):
+    """Rows in training order, and how they came about (`about`: configuration and fingerprints, not part of the hash)."""
+
+    rows: tuple[PlanRow, ...]
+    about: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """The same on every machine for the same rows."""
+        return digest(FORMAT, *(row.model_dump_json() for row in self.rows))
+
+    @property
+    def steps(self) -> int:
+        return self.rows[-1].step + 1
+
+    @property
+    def group_size(self) -> int:
+        """Rollouts of one group (G)."""
+        first = self.rows[0]
+        return sum(row.rollouts for row in self.rows if (row.step, row.group) == (first.step, first.group))
+
+    def of_step(self, step: int) -> tuple[PlanRow, ...]:
+        """The rows of one step, in order."""
+        first, end = (bisect_left(self.rows, one, key=lambda row: row.step) for one in (step, step + 1))
+        return self.rows[first:end]
+
+    @property
+    def groups_per_step(self) -> int:
+        """Groups that a step always asks; spare ones are not counted."""
+        return len({row.group for row in self.rows if row.step == 0 and not row.spare})
+
+    @property
+    def spares(self) -> int:
+        """Groups that a step holds ready."""
+        return len({row.group for row in self.rows if row.step == 0 and row.spare})
+
+
+class Mixture(NamedTuple):
+    """Personas and the chance of each."""
+
+    personas: tuple[Persona, ...]
+    weights: tuple[float, ...]
+
+    def draw(self, rng: random.Random) -> Persona:
+        cumulative = list(accumulate(self.weights))
+        place = bisect_right(cumulative, rng.random() * cumulative[-1])
+        return self.personas[min(place, len(self.personas) - 1)]
+
+
+class Recipe(NamedTuple):
+    """Everything that rows are made of. `prompt` words a question; `wording` gives the system message's template."""
+
+    questions: Sequence[Question]
+    prompt: Callable[[Question], str]
+    mixture: Mixture
+    config: PlanConfig
+    wording: PersonasConfig
+
+    def rows(self, steps: range, mixture: Mixture | None = None) -> Iterator[PlanRow]:
+        """The rows of these steps, personas drawn from `mixture` (the recipe's own, when not given).
+
+        Another mixture changes who asks and nothing else: questions, groups and seeds are the same.
+        """
+        config = self.config
+        order, spares = question_order(self.questions, config), self._spare_order()
+        for step in range(steps.stop):
+            asked = list(islice(order, config.questions_per_step))
+            while len(asked) < config.questions_per_step + config.spares:
+                asked += [one for one in islice(spares, 1) if one not in asked]
+            if step in steps:
+                for group, question in enumerate(asked):
+                    yield from self._group(step, group, question, mixture or self.mixture)
+
+    def _spare_order(self) -> Iterator[Question]:
+        """Questions for spare groups, in orders of their own: with and without spares the others are the same."""
+        return question_order(self.questions, self.config, "spare")
+
+    def _group(self, step: int, group: int, question: Question, mixture: Mixture) -> Iterator[PlanRow]:
+        config = self.config
+        rows = 1 if config.scope == "group" else config.group_size
+        for place in range(rows):
+            seed = seed_from("plan", config.seed, step, group, place)
+            persona = _draw(seed, mixture, mix_of(config))
+            yield PlanRow(
+                step=step, group=group, rollouts=config.group_size // rows, task=question.task,
+                question_id=question.id, question_hash=question.content_hash,
+                persona_id=persona.id if persona else None, persona_tags=persona.tags if persona else (), seed=seed,
+                messages=build_messages(
+                    persona, self.prompt(question), template=self.wording.template, bare=self.wording.bare
+                ),
+                gold=question.gold, solution=question.solution, spare=group >= config.questions_per_step,
+            )  # fmt: skip
+
+
+def plan_for(config: TrainStage) -> Plan:
+    """The plan that a training follows. Raises ConfigError when a file's rows hold personas and the method has none."""
+    if config.plan_file is None:
+        return compile_from(config.task, config.personas, config.plan)
+    plan = read_plan(config.plan_file)
+    _load_what_judges(plan)
+    asked = next((row for row in plan.rows if row.persona_id is not None), None)
+    if config.method in WITHOUT_PERSONAS and asked is not None:
+        raise ConfigError(
+            f"plan_file = {config.plan_file}: its rows hold personas (the first, {asked.persona_id}, in step {asked.step}), and "
+            f'method = "{config.method}" has none; give a plan made with --plan.mix 0, or another method'
+        )
+    return plan
+
+
+def _load_what_judges(plan: Plan) -> None:
+    """Load the questions again where a gold is not all that an answer is judged by; the plan says where they are.
+
+    Raises DataError when they are others by now.
+    """
+    judged = [row for row in plan.rows if TASKS[row.task].judge is not None]
+    if not judged:
+        return
+    task = TaskConfig.model_validate(plan.about["task"])
+    golds = {question.gold for question in load_questions(task)[1]}
+    if changed := [row for row in judged if row.gold not in golds]:
+        raise DataError(
+            f"{task.path or task.name}: has not the tests any more that the plan's {changed[0].question_id} was made with"
+        )
+
+
+def recipe_from(task: TaskConfig, personas: PersonasConfig, plan: PlanConfig) -> tuple[Recipe, dict[str, Any]]:
+    """What these sections describe, and what a plan says of it."""
+    asked, questions = load_questions(task)
+    pool = choose_personas(personas)
+    mixture = Mixture(pool.personas, pool.weights(plan.tag_weights))
+    return Recipe(questions, asked.prompt, mixture, plan, personas), {
+        "task": task.model_dump(mode="json"),
+        "pool": pool.fingerprint,
+    }
+
+
+def compile_from(task: TaskConfig, personas: PersonasConfig, plan: PlanConfig) -> Plan:
+    """The plan that these sections describe."""
+    recipe, about = recipe_from(task, personas, plan)
+    compiled = compile_plan(recipe)
+    return Plan(compiled.rows, compiled.about | about)
+
+
+def compile_plan(recipe: Recipe) -> Plan:
+    """Lay out `recipe.config.steps` steps.
+
+    Raises ConfigError when a step would hold the same question twice, or when there are personas to mix in and none to draw.
+    """
+    config, questions = recipe.config, recipe.questions
+    if len(questions) < config.questions_per_step + config.spares:
+        spares = f" and plan.spares = {config.spares}" if config.spares else ""
+        raise ConfigError(
+            f"plan.questions_per_step = {config.questions_per_step}{spares}: the task has only {len(questions)} questions; "
+            "ask for more questions or fewer a step"
+        )
+    mix = mix_of(config)
+    if mix > 0 and not recipe.mixture.personas:
+        raise ConfigError(f"plan.mix = {mix}: there are no personas to draw from; widen personas.include or set mix to 0")
+    about = {
+        "format": FORMAT,
+        "plan": config.model_dump(mode="json") | {"mix": mix},
+        "template": template_hash(recipe.wording.template),
+        "bare": recipe.wording.bare,
+        "personas": len(recipe.mixture.personas),
+        "questions": len(questions),
+    }
+    return Plan(tuple(recipe.rows(range(config.steps))), about)
+
+
+def question_order(questions: Sequence[Question], config: PlanConfig, purpose: str = "order") -> Iterator[Question]:
+    """Endless passes over the questions, each in its own seeded order; what does not fill a step is left to the next pass."""
+    by_hash = sorted(questions, key=lambda question: question.content_hash)
+    whole = len(by_hash) - len(by_hash) % config.questions_per_step
+    for epoch in count():
+        shuffled = by_hash.copy()
+        random.Random(seed_from(purpose, config.seed, epoch)).shuffle(shuffled)
+        yield from shuffled[:whole]
+
+
+def _draw(seed: int, mixture: Mixture, mix: float) -> Persona | None:
+    rng = random.Random(seed)
+    mixed_in = rng.random() < mix
+    return mixture.draw(rng) if mixed_in else None
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """One Parquet file; messages as JSON text, so that any reader can show them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [row.model_dump(mode="json") | {"messages": json.dumps(row.messages, ensure_ascii=False)} for row in plan.rows]
+    about = plan.about | {"format": FORMAT, "hash": plan.hash}
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA).replace_schema_metadata({"permix": json.dumps(about)})
+    scratch = path.with_name(f".{path.name}.part")
+    pq.write_table(table, scratch)
+    scratch.replace(path)
+
+
+def read_plan(path: Path) -> Plan:
+    """Raises DataError when the file is no plan or one of another format, or when its rows are not those that were hashed."""
+    try:
+        table = pq.read_table(path)
+        about = json.loads(table.schema.metadata[b"permix"])
+        if about["format"] != FORMAT:
+            raise DataError(f"plan {path}: is of format {about['format']}, not {FORMAT}; `permix plan` makes it anew")
+        rows = tuple(PlanRow.model_validate(row | {"messages": json.loads(row["messages"])}) for row in table.to_pylist())
+    except FileNotFoundError as error:
+        raise DataError(f"plan {path}: no such file; `permix plan` makes one") from error
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"plan {path}: not a plan file: {error}") from error
+    if not rows:
+        raise DataError(f"plan {path}: has no rows")
+    plan = Plan(rows, about)
+    if plan.hash != about.get("hash"):
+        raise DataError(
+            f"plan {path}: its rows hash to {plan.hash}, not to the recorded {about.get('hash')}; it was edited or cut"
+        )
+    return plan
+
+
+_SCHEMA = pa.schema(
+    [
+        ("step", pa.int32()),
+        ("group", pa.int32()),
+        ("rollouts", pa.int32()),
+        ("task", pa.string()),
+        ("question_id", pa.string()),
+        ("question_hash", pa.string()),
+        ("persona_id", pa.string()),
+        ("persona_tags", pa.list_(pa.string())),
+        ("seed", pa.int64()),
+        ("messages", pa.string()),
+        ("gold", pa.string()),
+        ("spare", pa.bool_()),
+        ("solution", pa.string()),
+    ]
+)
+
+
+def describe(plan: Plan) -> dict[str, str]:
+    """What a person wants to know of a plan before paying for it."""
+    rollouts = sum(row.rollouts for row in plan.rows)
+    spare = sum(row.rollouts for row in plan.rows if row.spare)
+    without = sum(row.rollouts for row in plan.rows if row.persona_id is None)
+    seen = Counter(row.persona_id for row in plan.rows if row.persona_id)
+    characters = sum(row.rollouts * sum(len(message["content"]) for message in row.messages) for row in plan.rows)
+    spread = f", each in {min(seen.values())} to {max(seen.values())} rows" if seen else ""
+    return {
+        "hash": plan.hash,
+        "steps": str(plan.steps),
+        "rows": str(len(plan.rows)),
+        "rollouts": f"{rollouts} in groups of {plan.group_size}" + (f", {spare} of them spare" if spare else ""),
+        "questions": str(len({row.question_hash for row in plan.rows})),
+        "personas": f"{len(seen)}{spread}",
+        "without persona": f"{without / rollouts:.1%} of rollouts",
+        "prompt tokens": f"about {characters // 4} over all rollouts (4 characters a token)",
+        "completion tokens": f"at most {rollouts} × train.max_new_tokens",
+    }

@@ -1,0 +1,177 @@
+"""What every figure shares: the look of a model, the sheet with its heading and legend, intervals as matplotlib wants them.
+
+Contract: no pyplot and no global state; sheets are 8 inches wide at 150 dpi, which reads at 800 pixels, and the same input gives
+the same bytes, as PNG and as SVG. Colours are Okabe-Ito's; markers and lines differ too, so models are told apart by colour-blind
+eyes and in grey.
+"""
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
+
+from permix.sanitize import figure as safe
+from permix.types import Estimate
+
+Array = NDArray[np.float64]
+
+
+DPI = 150
+
+WIDTH = 8.0
+
+HEADING = 0.36  # inches of the title line
+
+NOTE = 0.17  # inches of a line under it
+
+INTERVAL = "95 % intervals over questions"
+
+
+class Style(NamedTuple):
+    """How one model looks, in every figure; training seeds of one `method` look the same."""
+
+    colour: str
+    marker: str
+    line: Any
+    method: str = ""
+
+
+PALETTE = (
+    Style("#000000", "o", "-"),
+    Style("#D55E00", "s", (0, (5, 1.5))),
+    Style("#0072B2", "^", (0, (1, 1))),
+    Style("#009E73", "D", (0, (4, 1, 1, 1))),
+    Style("#CC79A7", "v", (0, (8, 2))),
+    Style("#E69F00", "P", (0, (3, 1, 1, 1, 1, 1))),
+    Style("#56B4E9", "X", (0, (2, 2))),
+)
+
+
+def styles_for(labels: Iterable[str], methods: Mapping[str, str] = MappingProxyType({})) -> dict[str, Style]:
+    """A style for each label; `methods` names the method that a label is a training seed of.
+
+    Looks are dealt by the place of the method. After seven the colours come again, each with the next one's marker and line.
+    """
+    method_of = {label: methods.get(label, label) for label in labels}
+    place_of = {method: place for place, method in enumerate(dict.fromkeys(method_of.values()))}
+    return {label: _look(place_of[method])._replace(method=method) for label, method in method_of.items()}
+
+
+def _look(place: int) -> Style:
+    around, within = divmod(place, len(PALETTE))
+    return Style(PALETTE[within].colour, *PALETTE[(within + around) % len(PALETTE)][1:])
+
+
+HOLLOW = "; hollow: the judge does not tell right from wrong persona, or was not tried"
+"""For the note of a figure that holds numbers of such a judge."""
+
+
+def sheet(height: float, title: str, note: str) -> Figure:
+    """An empty figure whose plots take `height` inches, under a heading and small lines that say what n and the intervals are."""
+    lines = textwrap.wrap(note, 126)
+    above = HEADING + NOTE * len(lines) + 0.06
+    fig = Figure(figsize=(WIDTH, height + above), dpi=DPI, layout="constrained")
+    layout = fig.get_layout_engine()
+    assert layout is not None
+    layout.set(rect=(0, 0, 1, height / (height + above)))  # type: ignore[call-arg]
+    fig.text(0.012, 1 - 0.08 / (height + above), safe(title, 76), fontsize=12, fontweight="bold", va="top")
+    fig.text(0.012, 1 - HEADING / (height + above), "\n".join(lines), fontsize=8.5, color="0.3", va="top")
+    return fig
+
+
+def panels(fig: Figure, count: int) -> list[Axes]:
+    """`count` plots, one under the other, on one x axis."""
+    axes = list(fig.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.3)
+    return axes
+
+
+def legend(fig: Figure, labels: Sequence[str], styles: Mapping[str, Style], *, marker: bool = True) -> None:
+    """Below all plots; seeds of one method stand once, counted."""
+    named = names(labels, styles)
+    looks = [styles[of[0]] for of in named.values()]
+    handles = [Line2D([], [], color=one.colour, ls=one.line, lw=1.8, marker=one.marker if marker else "") for one in looks]
+    columns = max(1, min(len(named), 3 if max(map(len, named), default=0) <= 32 else 2))
+    fig.legend(handles, [safe(name, 44) for name in named], loc="outside lower center", ncols=columns, frameon=False)
+
+
+def names(labels: Sequence[str], styles: Mapping[str, Style]) -> dict[str, list[str]]:
+    """{"RLVR, 3 seeds": its labels, "base": ["base"]}: what to call those that look alike."""
+    alike: dict[Style, list[str]] = {}
+    for label in labels:
+        alike.setdefault(styles[label], []).append(label)
+    return {of[0] if len(of) == 1 else f"{style.method}, {len(of)} seeds": of for style, of in alike.items()}
+
+
+def save(fig: Figure, path: Path) -> None:
+    """The PNG at `path`, and beside it the same as SVG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(fig).print_png(path, metadata={"Software": None})
+    with rc_context({"svg.hashsalt": "permix"}):  # else ids in it are random
+        FigureCanvasSVG(fig).print_svg(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+
+
+def counts(values: Iterable[int]) -> str:
+    """ "100"; "100 / 80" when models differ."""
+    return " / ".join(str(one) for one in dict.fromkeys(values))
+
+
+def ends(estimate: Estimate) -> tuple[float, float]:
+    """The interval's ends; the value twice where there is no interval."""
+    value = math.nan if estimate.value is None else estimate.value
+    return (value if estimate.low is None else estimate.low, value if estimate.high is None else estimate.high)
+
+
+def sides(estimate: Estimate) -> list[list[float]]:
+    """Lengths of both sides of the interval, as errorbar wants them."""
+    (low, high), value = ends(estimate), estimate.value or 0.0
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]
+
+
+def name_points(ax: Axes, at: Mapping[str, tuple[float, float]], bars: Sequence[Bbox], styles: Mapping[str, Style]) -> None:
+    """Write each label beside its point, where it meets the fewest points, labels and `bars` (boxes in data coordinates)."""
+    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
+    inside = ax.get_window_extent()
+    taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in (ax.transData.transform(xy) for xy in at.values())]
+    taken += [ax.transData.transform_bbox(bar).padded(4) for bar in bars]
+    for label, xy in at.items():
+        tries = [_name(ax, label, xy, styles[label], right, up) for up in (6, -6, 22, -22) for right in (9, -9)]
+        boxes = [one.get_window_extent() for one in tries]
+        costs = [sum(_area(box, other) for other in taken) + 4 * (_area(box, box) - _area(box, inside)) for box in boxes]
+        best = int(np.argmin(costs))
+        taken.append(boxes[best])
+        for place, one in enumerate(tries):
+            if place != best:
+                one.remove()
+
+
+def _name(ax: Axes, label: str, xy: tuple[float, float], style: Style, right: int, up: int) -> Any:
+    look: dict[str, Any] = {"ha": "left" if right > 0 else "right", "va": "bottom" if up > 0 else "top"}
+    look |= {
+        "color": style.colour,
+        "fontweight": "bold",
+        "fontsize": 9.5,
+        "path_effects": [withStroke(linewidth=3, foreground="w")],
+    }
+    return ax.annotate(safe(label, 36), xy, xytext=(right, up), textcoords="offset points", zorder=5, **look)
+
+
+def _area(one: Bbox, other: Bbox) -> float:
+    """Square pixels that two boxes share."""
+    shared = Bbox.intersection(one, other)
+    return 0.0 if shared is None else float(shared.width * shared.height)

@@ -1,0 +1,1 @@
+"""Files of a run: run directory, cells, JSON Lines, atomic writes."""

@@ -1,0 +1,309 @@
+r'''What a format of programming questions is: from a published row to a text, and to the tests that judge a program.
+
+HumanEval (openai/openai_humaneval, MIT): functions to complete, all held out.
+
+A row, as published:
+
+    {"task_id": "HumanEval/53", "prompt": "def add(x: int, y: int):\n    """Add two numbers x and y ...\n    """\n",
+     "entry_point": "add", "canonical_solution": "    return x + y\n",
+     "test": "def check(candidate):\n    assert candidate(0, 1) == 1\n ..."}
+
+The prompt is run before the program, so what it imports and what else it defines is there, and before the check, which may use
+that too.
+
+LiveCodeBench (livecodebench/code_generation_lite, files test.jsonl to test6.jsonl): contest problems, all held out.
+
+A row, as published, but for fields that are not read:
+
+    {"question_content": "Print the sum of two numbers ...", "starter_code": "", "difficulty": "easy", "metadata": "{}",
+     "public_test_cases": "[{\"input\": \"1 2\\n\", \"output\": \"3\\n\", \"testtype\": \"stdin\"}]",
+     "private_test_cases": "eJxrYJ..."}
+
+The private tests are such a list too, or one packed by pickle, zlib and base64. Where a method is asked for there is starter
+code, `metadata` names it as `func_name`, and a test's input is one argument a line, as JSON. Levels are difficulties.
+
+MBPP (google-research-datasets/mbpp, CC-BY-4.0; full or sanitized): small functions, on three sides by their number.
+
+A row of the full set, as published (the sanitized one has "prompt" for "text" and a list "test_imports" for "test_setup_code"):
+
+    {"task_id": 604, "text": "Write a function to reverse words in a given string.", "code": "def reverse_words(s): ...",
+     "test_list": ["assert reverse_words(\"python program\")==(\"program python\")", ...], "test_setup_code": "",
+     "challenge_test_list": []}
+
+Numbers 11 to 510 are held out, 511 to 600 dev, 601 to 974 train; the first ten were published to be shown. One test is shown with
+the question, since a program cannot know the function's name without it, and could look up all that it is shown. A row is left
+out when its tests use more of the published solution than one function: a class, say, that no program could guess.
+
+Programming questions of your own: programs that read standard input, or functions.
+
+A row of each:
+
+    {"question": "Print the sum of two numbers.", "tests": [{"input": "1 2\n", "output": "3\n"}]}
+    {"question": "Add two numbers.", "function": "add", "tests": [{"args": [1, 2], "output": 3}]}
+
+A function may also be a method of a class Solution. `starter` is code to complete, shown with the question; `level` is what
+`task.levels` chooses by; `solution` is what supervised training learns from, a program or an answer with a code block in it.
+`split` is train, dev or heldout, in all rows or in none; without it the side is by content.
+
+The formats that programming questions come in. One file a format, one line here; a data file holds one of them.
+'''
+
+import ast
+import base64
+import binascii
+import io
+import json
+import pickle
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from permix.errors import DataError
+from permix.tasks.custom import sides_of
+from permix.tasks.datasets import Row
+from permix.types import Question, digest
+from permix.verification.guest.protocol import dumps
+from permix.verification.sandbox import Case, Suite
+
+PRELUDE = """\
+import bisect, collections, copy, functools, heapq, itertools, math, operator, random, re, string, sys
+from bisect import *
+from collections import *
+from functools import *
+from heapq import *
+from itertools import *
+from math import ceil, floor, gcd, inf, isqrt, sqrt
+from typing import *
+sys.setrecursionlimit(50_000)
+"""
+"""What a program has without importing it: benchmarks give about this, and many programs count on it."""
+
+
+def _always(row: Row) -> bool:
+    return True
+
+
+class Format(NamedTuple):
+    """`mark` is the field that tells it; `judging` are those that tests are made of; `level` is the one that names a difficulty.
+
+    `text`, `suite` and `solution` raise DataError naming the row's file and line. `sides` gives one of the three for each row, or
+    None. `fit` says whether a row can be asked here at all.
+    """
+
+    mark: str
+    judging: tuple[str, ...]
+    text: Callable[[Row], str]
+    suite: Callable[[Row], Suite]
+    solution: Callable[[Row], str | None]
+    sides: Callable[[Sequence[Row], Sequence[Question]], Sequence[str | None]]
+    level: str | None = None
+    fit: Callable[[Row], bool] = _always
+
+    def gold(self, row: Row) -> str:
+        """A hash of everything that the row's tests are made of."""
+        values = (json.dumps(row.fields.get(field), sort_keys=True) for field in self.judging)
+        return digest(self.mark, *values, length=32)
+
+
+def all_held_out(rows: Sequence[Row], questions: Sequence[Question]) -> list[str | None]:
+    return ["heldout"] * len(rows)
+
+
+def fenced(code: str) -> str:
+    return f"```python\n{code.strip()}\n```"
+
+
+def to_complete(starter: str) -> str:
+    return f"Complete this code:\n\n{fenced(starter)}"
+
+
+STANDARD_INPUT = "Read standard input, print to standard output."
+
+
+def from_json(row: Row, field: str, text: str) -> Any:
+    """What the text of a field, or a part of it, holds."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError, TypeError) as error:
+        raise row.error(field, f"holds what is not JSON: {error}") from error
+
+
+def parsed(row: Row, field: str, source: str) -> ast.Module:
+    """The syntax tree of Python in a field."""
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        raise row.error(field, f"must be Python: {error}") from error
+
+
+def humaneval_text(row: Row) -> str:
+    return f"Complete this function:\n\n{fenced(row.text('prompt'))}"
+
+
+def humaneval_suite(row: Row) -> Suite:
+    prompt, test, function = (row.text(field) for field in ("prompt", "test", "entry_point"))
+    parsed(row, "prompt", prompt)
+    parsed(row, "test", test)
+    return Suite(f"{PRELUDE}\n{prompt}\n", function, check=f"{test}\n\ncheck({function})\n")
+
+
+def humaneval_solution(row: Row) -> str | None:
+    body = row.fields.get("canonical_solution")
+    return fenced(f"{row.text('prompt')}\n{body}") if isinstance(body, str) and body.strip() else None
+
+
+HUMANEVAL = Format(
+    mark="entry_point", judging=("prompt", "entry_point", "test"),
+    text=humaneval_text, suite=humaneval_suite, solution=humaneval_solution, sides=all_held_out,
+)  # fmt: skip
+
+
+PUBLIC, PRIVATE = "public_test_cases", "private_test_cases"
+
+
+def livecodebench_text(row: Row) -> str:
+    starter = str(row.value("starter_code") or "")
+    return f"{row.text('question_content')}\n\n{to_complete(starter) if starter.strip() else STANDARD_INPUT}"
+
+
+def livecodebench_suite(row: Row) -> Suite:
+    metadata = from_json(row, "metadata", row.text("metadata"))
+    function = metadata.get("func_name") if isinstance(metadata, dict) else None
+    cases = [_livecodebench_case(row, PUBLIC, test, function) for test in from_json(row, PUBLIC, row.text(PUBLIC))]
+    cases += [_livecodebench_case(row, PRIVATE, test, function) for test in from_json(row, PRIVATE, _unpacked(row))]
+    if not cases:
+        raise row.error(PUBLIC, "there is no test here, nor a private one")
+    return Suite(PRELUDE, function, tuple(cases))
+
+
+def _livecodebench_case(row: Row, field: str, test: Any, function: str | None) -> Case:
+    if not isinstance(test, dict) or not all(isinstance(test.get(part), str) for part in ("input", "output")):
+        raise row.error(field, "each test must have a text as input and one as output")
+    if function is None:
+        return Case(test["input"], test["output"])
+    arguments = [from_json(row, field, line) for line in test["input"].split("\n")]
+    return Case(dumps([arguments, {}]).decode(), json.dumps(from_json(row, field, test["output"])))
+
+
+class _PlainPickle(pickle.Unpickler):
+    """Of pickles, those that need nothing but pickle itself: a data set has no business with code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _unpacked(row: Row) -> str:
+    packed = row.text(PRIVATE)
+    if packed.startswith("["):
+        return packed
+    try:
+        found = _PlainPickle(io.BytesIO(zlib.decompress(base64.b64decode(packed, validate=True)))).load()
+    except (binascii.Error, zlib.error, pickle.UnpicklingError, EOFError, ValueError, IndexError) as error:
+        raise row.error(PRIVATE, f"must be a list of tests, plain or packed as published: {error}") from error
+    return found if isinstance(found, str) else json.dumps(found)
+
+
+LIVECODEBENCH = Format(
+    mark="question_content", judging=("metadata", PUBLIC, PRIVATE), level="difficulty",
+    text=livecodebench_text, suite=livecodebench_suite, solution=lambda row: None, sides=all_held_out,
+)  # fmt: skip
+
+
+MBPP_NUMBERS = {"heldout": range(11, 511), "dev": range(511, 601), "train": range(601, 975)}
+
+
+def mbpp_sides(rows: Sequence[Row], questions: Sequence[Question]) -> list[str | None]:
+    return [next((side for side, own in MBPP_NUMBERS.items() if row.value("task_id") in own), None) for row in rows]
+
+
+def mbpp_text(row: Row) -> str:
+    asked = row.text("text" if "text" in row.fields else "prompt")
+    return f"{asked}\n\nA test that it must pass:\n\n{fenced(_assertions(row)[0])}"
+
+
+def mbpp_suite(row: Row) -> Suite:
+    setup = row.fields.get("test_setup_code") or "\n".join(row.fields.get("test_imports") or ())
+    (function,) = functions(row)
+    return Suite(PRELUDE, function, check="\n".join([setup, *_assertions(row)]))
+
+
+def functions(row: Row) -> set[str]:
+    """What the tests use of that which the published solution defines."""
+    solution = parsed(row, "code", row.text("code")).body
+    defined = {node.name for node in solution if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    tests = ast.walk(parsed(row, "test_list", "\n".join(_assertions(row))))
+    return defined & {node.id for node in tests if isinstance(node, ast.Name)}
+
+
+def _assertions(row: Row) -> list[str]:
+    tests = row.value("test_list")
+    if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
+        raise row.error("test_list", "must be a list of assertions")
+    return tests
+
+
+MBPP = Format(
+    mark="test_list", judging=("code", "test_setup_code", "test_imports", "test_list"),
+    text=mbpp_text, suite=mbpp_suite, solution=lambda row: fenced(row.text("code")), sides=mbpp_sides,
+    fit=lambda row: len(functions(row)) == 1,
+)  # fmt: skip
+
+
+def own_text(row: Row) -> str:
+    return f"{row.text('question')}\n\n{_demand(row)}"
+
+
+def _demand(row: Row) -> str:
+    if row.fields.get("starter"):
+        return to_complete(row.text("starter"))
+    return f"The function is called `{row.text('function')}`." if "function" in row.fields else STANDARD_INPUT
+
+
+def own_suite(row: Row) -> Suite:
+    tests, function = row.value("tests"), row.text("function") if "function" in row.fields else None
+    if not isinstance(tests, list) or not tests or not all(isinstance(test, dict) for test in tests):
+        raise row.error("tests", "must be a list of tests, each with its input or args, and its output")
+    return Suite(PRELUDE, function, tuple(_own_case(row, function, test) for test in tests))
+
+
+def _own_case(row: Row, function: str | None, test: dict[str, Any]) -> Case:
+    if function is None:
+        if not all(isinstance(test.get(part), str) for part in ("input", "output")):
+            raise row.error("tests", "without a function, each test must have a text as input and one as output")
+        return Case(test["input"], test["output"])
+    if not isinstance(test.get("args"), list) or "output" not in test:
+        raise row.error("tests", "of a function, each test must have a list of args, and an output")
+    return Case(dumps([test["args"], {}]).decode(), json.dumps(test["output"]))
+
+
+def own_solution(row: Row) -> str | None:
+    if not row.fields.get("solution"):
+        return None
+    given = row.text("solution")
+    return given if "```" in given else fenced(given)
+
+
+OWN_PROGRAMS = Format(
+    mark="tests",
+    judging=("function", "tests"),
+    level="level",
+    text=own_text,
+    suite=own_suite,
+    solution=own_solution,
+    sides=sides_of,
+)
+
+
+__all__ = ["FORMATS", "Format", "format_of"]
+
+
+FORMATS = (LIVECODEBENCH, HUMANEVAL, MBPP, OWN_PROGRAMS)
+
+
+def format_of(row: Row) -> Format:
+    """By the field that only this format has. Raises DataError for a row of none of them."""
+    for form in FORMATS:
+        if form.mark in row.fields:
+            return form
+    marks = ", ".join(form.mark for form in FORMATS)
+    raise DataError(f"{row.where}: must have one of the fields {marks}; this row has {', '.join(row.fields) or 'none'}")

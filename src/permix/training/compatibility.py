@@ -1,0 +1,199 @@
+"""Whether a plan, its settings and the processes at hand fit together: asked before anything is loaded.
+
+`refuse_unfit` is about the plan and the settings alone, `refuse_launch` about how the processes were started. Both raise
+ConfigError naming what was found and what would do.
+"""
+
+import importlib.util
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from permix.config import SUPERVISED, TrainConfig, TrainStage
+from permix.errors import ConfigError
+from permix.inference.hf import context_window, encode_chat
+from permix.plan import Plan
+from permix.training import distributed
+from permix.types import PlanRow
+
+Sharding = Literal["none", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
+
+
+class Launch(NamedTuple):
+    """How this process was started: among how many, and whether they share out the weights."""
+
+    processes: int = 1
+    sharding: Sharding = "none"
+    visible_gpus: int = 0
+
+
+def launch() -> Launch:
+    """As `accelerate launch` and torchrun say in the environment. Imports torch only to count GPUs for a process alone."""
+    count = distributed.count()
+    return Launch(count, sharding(), _visible_gpus() if count == 1 else 1)
+
+
+def sharding() -> Sharding:
+    """What `accelerate launch --config_file` chose; none under torchrun."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        return "fsdp1" if os.environ.get("FSDP_VERSION", "1") == "1" else "fsdp2"
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        return _ZERO.get(_zero_stage(), "zero2")
+    return "none"
+
+
+def weights_are_spread() -> bool:
+    """Whether each process holds but a part of every weight."""
+    return sharding() in ("fsdp2", "zero3")
+
+
+_ZERO: dict[str, Sharding] = {"0": "none", "1": "zero1", "2": "zero2", "3": "zero3"}
+
+
+def _zero_stage() -> str:
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if file == "none":
+        return os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    return str(json.loads(Path(file).read_text(encoding="utf-8"))["zero_optimization"]["stage"])
+
+
+def _visible_gpus() -> int:
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
+def refuse_unfit(plan: Plan, config: TrainConfig) -> None:
+    """A plan whose groups the trainer could not take apart, or whose rollouts the chosen engine would get wrong."""
+    _refuse_uneven(plan)
+    if config.anchor == "no-persona" and (row := next(filter(_persona_in_question, plan.rows), None)):
+        raise ConfigError(
+            f'train.anchor = "no-persona": persona {row.persona_id} of step {row.step} stands in the user\'s message, beside the '
+            'question, and cannot be left out of it; give "same-persona", or personas.template one without {question}'
+        )
+    mixed = len({(row.step, row.group) for row in plan.rows}) < len(plan.rows)
+    if config.use_vllm and config.vllm_mode == "server" and mixed:
+        raise ConfigError(
+            'train.vllm_mode = "server": TRL\'s server mode generates for the first prompt of each group alone, so with '
+            'plan.scope = "rollout" every rollout of a group would be its first persona\'s; give plan.scope = "group", '
+            'train.vllm_mode = "colocate" or train.use_vllm = false'
+        )
+
+
+def _persona_in_question(row: PlanRow) -> bool:
+    return row.persona_id is not None and not any(message["role"] == "system" and message["content"] for message in row.messages)
+
+
+def _refuse_uneven(plan: Plan) -> None:
+    sizes = Counter[tuple[int, int]]()
+    for row in plan.rows:
+        sizes[row.step, row.group] += row.rollouts
+    if plan.group_size < 2:
+        raise ConfigError(f"plan: a group has {plan.group_size} rollout; its baseline needs 2 or more (plan.group_size)")
+    for (step, group), size in sizes.items():
+        if size != plan.group_size:
+            raise ConfigError(f"plan: group {group} of step {step} has {size} rollouts, the first one has {plan.group_size}")
+    always = {(row.step, row.group) for row in plan.rows if not row.spare}
+    for step, groups in Counter(step for step, _ in always).items():
+        if groups != plan.groups_per_step:
+            raise ConfigError(f"plan: step {step} has another number of groups, {groups}, than step 0, {plan.groups_per_step}")
+
+
+def refuse_launch(plan: Plan, stage: TrainStage, started: Launch) -> None:
+    """Processes that the step cannot be dealt to, or that hold no weights to generate with; vLLM where it is not there."""
+    if stage.method in SUPERVISED and started.processes > 1:
+        raise ConfigError(
+            f'method = "{stage.method}": the supervised methods train in one process, and {started.processes} were started; '
+            "start one, or give method permix or rlvr"
+        )
+    groups, count = plan.groups_per_step, started.processes
+    if groups % count:
+        raise ConfigError(
+            f"plan.questions_per_step = {groups}: the groups of a step are dealt to processes whole, and {count} cannot share "
+            f"{groups} evenly; start {_divisors(groups)}, or give plan.questions_per_step a multiple of {count}"
+        )
+    if started.visible_gpus > 1:
+        raise ConfigError(
+            f"{started.visible_gpus} GPUs are visible to one process, which trains on one; start a process for each (torchrun "
+            f"--nproc_per_node {started.visible_gpus} -m permix train ...), or show it one (CUDA_VISIBLE_DEVICES=0)"
+        )
+    if started.sharding == "fsdp1":
+        raise ConfigError("fsdp_version: 1 is not supported: launch with fsdp_version: 2, as configs/launch/fsdp2.yaml does")
+    if started.sharding == "zero3":
+        _refuse_zero3(stage)
+    if stage.probe.every and stage.train.use_vllm and started.sharding in ("fsdp2", "zero3"):
+        raise ConfigError(
+            f"probe.every = {stage.probe.every}: a probe asks the network in training, and with weights that are shared out and "
+            "rollouts by vLLM no process holds one that could answer; give probe.every = 0, or train.use_vllm = false"
+        )
+    if stage.train.use_vllm:
+        _refuse_without_vllm(stage.train, count)
+
+
+def _refuse_zero3(stage: TrainStage) -> None:
+    """What needs a network that runs outside a training step, or whole weights: no process has them, and none can make them."""
+    instead = "or launch with configs/launch/fsdp2.yaml, where whole weights can be had"
+    if not stage.train.use_vllm:
+        raise ConfigError(
+            "train.use_vllm = false: under DeepSpeed ZeRO-3 every process holds a part of each weight and none a network that "
+            f"could generate; give train.use_vllm = true, {instead}"
+        )
+    if stage.train.lora_rank:
+        raise ConfigError(f"train.lora_rank = {stage.train.lora_rank}: under ZeRO-3 adapters cannot be merged; give 0, {instead}")
+    if stage.character.replay:
+        raise ConfigError(
+            f"character.replay = {stage.character.replay}: under ZeRO-3 the base model cannot be asked; give 0, {instead}"
+        )
+
+
+def _refuse_without_vllm(config: TrainConfig, count: int) -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError("train.use_vllm = true: vllm is not installed; pip install 'trl[vllm]', or give train.use_vllm = false")
+    if config.vllm_mode == "colocate" and count % config.vllm_tensor_parallel_size:
+        raise ConfigError(
+            f"train.vllm_tensor_parallel_size = {config.vllm_tensor_parallel_size}: it must divide the number of processes, "
+            f"{count}; give {_divisors(count)}"
+        )
+
+
+def _divisors(number: int) -> str:
+    """6 -> "1, 2, 3 or 6"."""
+    *first, last = [str(one) for one in range(1, number + 1) if number % one == 0]
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def refuse_raw_logprobs(server: Mapping[str, Any]) -> None:
+    """A vLLM server that reports log-probabilities before temperature and nucleus, which the importance weights would misread."""
+    mode = server["model_config"]["logprobs_mode"]
+    if mode != "processed_logprobs":
+        raise ConfigError(
+            f"the vLLM server runs with --logprobs-mode {mode}; start it with --logprobs-mode processed_logprobs, or train "
+            "without train.importance_cap"
+        )
+
+
+def longest_prompt(plan: Plan, tokenizer: Any, limit: int) -> int:
+    """Tokens of the plan's longest prompt. Raises ConfigError when it is over the limit, naming the row."""
+    longest = 0
+    for row in {row.messages.__repr__(): row for row in plan.rows}.values():
+        count = len(encode_chat(tokenizer, row.messages))
+        if count > limit:
+            raise ConfigError(
+                f"train.max_prompt_tokens = {limit}: the prompt of step {row.step}, group {row.group} "
+                f"(question {row.question_id}, persona {row.persona_id}) has {count} tokens; raise the limit or drop the question"
+            )
+        longest = max(longest, count)
+    return longest
+
+
+def refuse_too_long(longest: int, config: TrainConfig, source: str) -> None:
+    """Prompt and completion together are longer than what the model reads."""
+    window = context_window(source)
+    if longest + config.max_new_tokens > window:
+        raise ConfigError(
+            f"train.max_new_tokens = {config.max_new_tokens}: the plan's longest prompt has {longest} tokens and the model reads "
+            f"{window}; give train.max_new_tokens = {max(window - longest, 0)} or less, or shorter prompts"
+        )

@@ -1,0 +1,115 @@
+"""The card of a trained model: method, plan, settings, and the curves of its training. A label is shown as text.
+
+The curves of a card: figures of a training and of its probes, drawn beside the card, and the probes' numbers as a table.
+
+Contract: the figures are those of a report on the run, from its logs and records. matplotlib is imported here, and only when
+called: a training that has not ended yet has not loaded it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from permix.config import IDLE, SUPERVISED, TrainStage
+from permix.metrics.dev_curve import Curve, Point, told
+from permix.plan import Plan, describe
+from permix.sanitize import markdown
+from permix.storage.files import read_json, write_text
+from permix.training.dev_eval import curve_of
+from permix.training.run_log import read_log
+from permix.training.sft_data import COUNTS
+
+
+def draw_curves(folder: Path, name: str, log: Sequence[Mapping[str, Any]], curve: Curve | None) -> list[str]:
+    """Write training.png (of a training by reward) and probes.png into `folder`; return a section in Markdown, or none."""
+    from permix.rendering import plots
+
+    parts = []
+    if any(line.get("reward") is not None for line in log):
+        plots.learning_curves({name: log}, folder / "training.png")
+        parts.append("![Learning curves](training.png)")
+    if curve is not None and curve.points:
+        plots.probe_curves({name: curve}, folder / "probes.png")
+        parts += ["![Probes while training](probes.png)", _points_table(curve.points)]
+    return ["## Learning curves", *parts] if parts else []
+
+
+def _points_table(points: Sequence[Point]) -> str:
+    from permix.rendering.table import estimate, grid, of
+
+    headings = ["step", "no persona", "mean over personas", "worst persona", "PSS", "identifiability", "scored of asked"]
+    lines = [
+        [
+            str(point.step),
+            *(estimate(one).markdown for one in (point.baseline, point.mean, point.worst, point.pss, point.identifiability)),
+            of(point.n_scored, point.n_asked),
+        ]
+        for point in points
+    ]
+    return grid(headings, lines)
+
+
+def write_card(folder: Path, config: TrainStage, plan: Plan, log: Path) -> None:
+    """README.md of the model and its figures: method, plan, numbers and curves of the training run whose log this is."""
+    lines, name = read_log(log), config.label or config.out.name
+    curve = curve_of(config.out, config.probe) if config.probe.every else None
+    settings = config.train.model_dump(mode="json", exclude=set(IDLE[config.method]))
+    parts = [
+        f"# {markdown(name)}",
+        f"{method_of(config, plan)}, trained by permix from `{config.model.name}`.",
+        (_learnt if config.method in SUPERVISED else _rewarded)(config, lines),
+        *_chosen(curve),
+        *draw_curves(folder, name, lines, curve),
+        "## Plan\n\n" + _table(describe(plan)),
+    ]
+    counts = log.with_name(COUNTS)
+    if counts.exists():
+        parts.append("## What was learnt from\n\n" + _table(read_json(counts)))
+    parts.append("## Training\n\n" + _table(settings))
+    tags = ", ".join(["permix", *(("sft",) if config.method in SUPERVISED else ("reinforcement-learning", "grpo"))])
+    write_text(folder / "README.md", f"---\nlibrary_name: transformers\ntags: [{tags}]\n---\n" + "\n\n".join(parts) + "\n")
+
+
+def method_of(config: TrainStage, plan: Plan) -> str:
+    """The method in words, by what was done: PerMix-RLVR from a plan without personas is plain RLVR."""
+    personas = any(row.persona_id is not None for row in plan.rows)
+    match config.method:
+        case "permix" | "rlvr":
+            return "PerMix-RLVR (persona-mixed RLVR)" if personas else "RLVR (no personas)"
+        case "sft" | "sft-personas":
+            return f"SFT on gold answers ({'personas mixed in' if personas else 'no personas'})"
+        case "seqkd":
+            teacher = "itself" if config.teacher.name == "self" else f"`{config.teacher.name}`"
+            return f"Sequence-level distillation (SFT on verified samples of {teacher})"
+
+
+def _rewarded(config: TrainStage, lines: Sequence[Mapping[str, Any]]) -> str:
+    return f"""Mean reward of the rollouts: {_course([line["reward"] for line in lines if line.get("reward") is not None])}
+(sampled at temperature {config.train.temperature}; {lines[-1]["tokens"] if lines else 0} tokens generated).
+Rewards on training questions are no evaluation: run `permix stability` on held-out personas and questions."""
+
+
+def _learnt(config: TrainStage, lines: Sequence[Mapping[str, Any]]) -> str:
+    return f"""Mean loss of a completion's token: {_course([line["loss"] for line in lines if line.get("loss") is not None])}
+({lines[-1]["tokens"] if lines else 0} tokens learnt from in {len(lines)} steps).
+A loss on training questions is no evaluation: run `permix stability` on held-out personas and questions."""
+
+
+def _chosen(curve: Curve | None) -> list[str]:
+    """Of a run with probes: which weights these are, and why."""
+    if curve is None:
+        return []
+    return [f"{told(curve)} Probes ask the dev side and choose by it: their numbers are no results either."]
+
+
+def _table(facts: Mapping[str, object]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())])
+
+
+def _course(values: Sequence[float]) -> str:
+    """How it began and how it ended, over a fifth of the steps each."""
+    if not values:
+        return "no rollout was scored"
+    edge = max(1, len(values) // 5)
+    first, last = (sum(part) / edge for part in (values[:edge], values[-edge:]))
+    return f"{first:.3f} over the first {edge} steps, {last:.3f} over the last {edge}"

@@ -1,0 +1,69 @@
+"""What the base model says in character, before any training: personas × open-ended questions of the training side.
+
+Character replay holds a model to these answers and the expressivity reward learns from them who sounds how. They lie in
+`character/` of the run directory as the records of a grid, so an interrupted start goes on where it was and nothing is generated
+twice.
+"""
+
+from collections.abc import Sequence
+
+from permix.config import CharacterConfig, ModelConfig, TrainStage
+from permix.errors import ConfigError, OwedCellsError
+from permix.evals.grid import Wording, fill, lay_out
+from permix.inference import open_model
+from permix.inference.hardware import release_memory
+from permix.personas.loading import load_roleplay
+from permix.personas.pool import PersonaPool, choose_personas
+from permix.prompts import template_hash
+from permix.storage.run_dir import RunDir
+from permix.types import Cell, Question, Sampling
+
+
+def fill_bank(config: TrainStage) -> list[Cell]:
+    """Every answer, in order of personas and questions. Raises OwedCellsError when some could not be had."""
+    asked = bank_cells(config)
+    sampling = Sampling(temperature=config.character.temperature, max_new_tokens=config.character.max_new_tokens)
+    model = open_model(ModelConfig(name=config.model.name), config.threads)
+    identity = {
+        "model": model.fingerprint,
+        "template": template_hash(config.personas.template),
+        "sampling": sampling.model_dump(),
+        "seed": config.train.seed,
+    }
+    with RunDir.open(config.out / "character", config, identity, asked) as run:
+        with run.accounted():
+            owed = fill(model, asked, sampling, run, None, "in-character answers of the base model")
+        if owed:
+            raise OwedCellsError(f"{run.path}: {owed} of {len(asked)} answers are missing; run the same command again")
+        known = run.cells()
+    del model
+    release_memory()
+    return [known[cell.key] for cell in asked]
+
+
+def bank_cells(config: TrainStage) -> list[Cell]:
+    """The cells that the bank asks for. Raises ConfigError when there are too few personas or questions."""
+    questions = bank_questions(config.character)
+    pool = bank_personas(config)
+    wording = Wording(lambda question: question.text, config.personas.template, config.personas.bare)
+    return lay_out(pool.personas, questions, wording, samples=1, seed=config.train.seed)
+
+
+def bank_questions(config: CharacterConfig) -> Sequence[Question]:
+    """The first of the built-in questions that stand on the training side."""
+    questions = load_roleplay("builtin", "train")
+    if config.questions > len(questions):
+        raise ConfigError(
+            f"character.questions = {config.questions}: the training side has {len(questions)} open-ended questions"
+        )
+    return questions[: config.questions]
+
+
+def bank_personas(config: TrainStage) -> PersonaPool:
+    """The personas that answer. The expressivity reward needs to know every voice that the plan may draw."""
+    pool = choose_personas(config.personas)
+    if config.character.expressivity > 0:
+        if len(pool) < 2:
+            raise ConfigError("character.expressivity: one persona cannot be told from others; widen the pool or set it to 0")
+        return pool
+    return pool.select(n=min(config.character.personas, len(pool)), seed=config.train.seed)

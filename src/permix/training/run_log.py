@@ -1,0 +1,174 @@
+"""What a training run leaves for people: log.jsonl (a line a step), rollouts.jsonl (a line a rollout), samples.md (to read).
+
+`step` counts optimizer steps from 1 in all of them. A rollout stands under the first step that trains on it; with
+`train.iterations` above 1 the steps that train on it again have lines in log.jsonl, without a reward, and no rollouts.
+
+Where a training step's time goes: wall and CPU seconds, split into named parts.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from permix.plan import Plan, write_plan
+from permix.progress import Meter
+from permix.sanitize import clip, markdown, visible
+from permix.storage.files import write_text, writing
+from permix.training.rewards import Rollout
+
+PARTS = ("generation", "verification", "probe", "saving")
+
+
+class StepClock:
+    """Runs from its making, or from the end of the last step. What no part claims is training."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self._parts = dict.fromkeys(PARTS, (0.0, 0.0))
+        self._started = _now()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        wall, cpu = _now()
+        yield
+        ended_wall, ended_cpu = _now()
+        known_wall, known_cpu = self._parts[name]
+        self._parts[name] = (known_wall + ended_wall - wall, known_cpu + ended_cpu - cpu)
+
+    def lap(self) -> dict[str, dict[str, float]]:
+        """{"seconds": wall by part, "cpu_seconds": CPU of this process by part} since the last lap; starts the next one."""
+        names = ("seconds", "cpu_seconds")
+        laps = {}
+        for place, name in enumerate(names):
+            parts = {part: spent[place] for part, spent in self._parts.items()}
+            rest = _now()[place] - self._started[place] - sum(parts.values())
+            laps[name] = {part: round(spent, 3) for part, spent in (parts | {"training": rest}).items()}
+        self.restart()
+        return laps
+
+
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+SAMPLES_A_STEP = 4
+
+
+class NoLog:
+    """The recorder of a process that does not write."""
+
+    def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        pass
+
+    def plan(self, plan: Plan, blocks: Sequence[Mapping[str, Any]]) -> None:
+        pass
+
+    def step(self, step: int, figures: Mapping[str, Any]) -> None:
+        pass
+
+
+class FigureLog:
+    """A line a step in log.jsonl. Lines after step `done` are of a process that died, and are dropped.
+
+    Raises PermixError naming the file where the system refuses to write.
+    """
+
+    def __init__(self, out: Path, done: int, shown: Meter) -> None:
+        self.out, self.shown = out, shown
+        with writing(out):
+            self._tokens = _keep_until(out / "log.jsonl", done)
+
+    def step(self, step: int, figures: Mapping[str, Any]) -> None:
+        self._tokens += figures.get("tokens", 0)
+        finite = {name: None if _is_lost(value) else value for name, value in figures.items()}
+        _append(self.out / "log.jsonl", [{"step": step, **finite, "tokens": self._tokens}])
+        self.shown.advance(note=self.note(figures))
+
+    def note(self, figures: Mapping[str, Any]) -> str:
+        """What progress shows beside the count."""
+        return "" if figures.get("loss") is None else f"loss {figures['loss']:.3f}"
+
+
+class StepLog(FigureLog):
+    """`permix.training.grpo_trainer.Recorder` into a run directory: rollouts.jsonl and samples.md too."""
+
+    def __init__(self, out: Path, done: int, samples_every: int, shown: Meter) -> None:
+        super().__init__(out, done, shown)
+        self.samples_every = samples_every
+        with writing(out):
+            _keep_until(out / "rollouts.jsonl", done)
+            _rewrite_samples(out, samples_every)
+
+    def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        lines = [rollout._asdict() | {"verdict": rollout.verdict.model_dump()} for rollout in rollouts]
+        _append(self.out / "rollouts.jsonl", lines)
+        if (step - 1) % self.samples_every == 0:
+            path = self.out / "samples.md"
+            with writing(path), path.open("a", encoding="utf-8", errors="replace") as file:
+                file.write(samples_text(step, lines))
+
+    def plan(self, plan: Plan, blocks: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the rows as they are drawn now, and how each block of them was weighted."""
+        write_plan(plan, self.out / "plan.parquet")
+        write_text(self.out / "plan_blocks.jsonl", "".join(json.dumps(block, ensure_ascii=False) + "\n" for block in blocks))
+
+    def note(self, figures: Mapping[str, Any]) -> str:
+        return "" if figures.get("reward") is None else f"reward {figures['reward']:.2f}"
+
+
+def _is_lost(value: object) -> bool:
+    """NaN and infinity are no JSON, and no measurement either."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; a torn last line is passed over."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    with writing(path), path.open("ab") as file:
+        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "replace"))
+
+
+def _keep_until(path: Path, done: int) -> int:
+    """Drop lines of later steps; returns the tokens counted on the last line kept."""
+    kept = [line for line in read_log(path) if line["step"] <= done]
+    scratch = path.with_name(f".{path.name}.part")
+    scratch.unlink(missing_ok=True)
+    _append(scratch, kept)
+    os.replace(scratch, path)
+    return int(kept[-1].get("tokens", 0)) if kept else 0
+
+
+def _rewrite_samples(out: Path, every: int) -> None:
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for line in read_log(out / "rollouts.jsonl"):
+        by_step.setdefault(line["step"], []).append(line)
+    texts = [samples_text(step, lines) for step, lines in by_step.items() if (step - 1) % every == 0]
+    (out / "samples.md").write_text("# Samples of the rollouts\n" + "".join(texts), encoding="utf-8", errors="replace")
+
+
+def samples_text(step: int, lines: Sequence[Mapping[str, Any]]) -> str:
+    """A few rollouts of one step, spread over its groups, as text a person can read and a browser cannot run."""
+    stride = max(1, len(lines) // SAMPLES_A_STEP)
+    parts = [f"\n## Step {step}\n"]
+    for line in lines[::stride][:SAMPLES_A_STEP]:
+        said = {True: "right", False: "wrong", None: "not scored"}[line["verdict"]["correct"]]
+        parts.append(f"\n**{markdown(line['persona_id'] or 'no persona')}** · gold {markdown(line['gold'])} · {said}\n\n")
+        parts.append(_indented(f"{line['prompt']}\n→ {line['completion']}"))
+    return "".join(parts)
+
+
+def _indented(text: str) -> str:
+    """A Markdown code block, which shows text and does nothing else."""
+    return "".join(f"    {line}\n" for line in clip(visible(text), width=400, lines=40).split("\n"))

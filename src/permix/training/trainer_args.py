@@ -1,0 +1,80 @@
+"""What TRL's trainers are told: alike, whichever of them runs, and for a training by reward."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from trl import GRPOConfig
+
+from permix.config import TrainConfig, TrainStage
+from permix.inference.hardware import pick_device, pick_dtype
+from permix.plan import Plan
+from permix.training import distributed
+
+
+def common_arguments(config: TrainConfig, steps: int, out: Path) -> dict[str, Any]:
+    """Optimizer, precision, checkpoints and logs of `steps` optimizer steps on this machine; checkpoints go to `out`."""
+    import torch
+
+    device = pick_device()
+    bf16 = pick_dtype(config.precision, device) == torch.bfloat16
+    # transformers leaves its choice in the environment, where a later run of this process, or a child's, would find it.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if bf16 else "no"
+    return {
+        "output_dir": str(out),
+        "max_steps": steps,
+        "shuffle_dataset": False,
+        "remove_unused_columns": False,
+        "learning_rate": config.lr,
+        "lr_scheduler_type": "constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule,
+        "warmup_steps": config.warmup_steps,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "use_cpu": device == "cpu",
+        "bf16": bf16,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "save_steps": config.save_every,
+        "save_total_limit": 1,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "report_to": list(config.report_to) or "none",
+        "dataloader_pin_memory": False,
+        "use_cache": True,  # else the trained model's configuration would say that it keeps none
+    }
+
+
+def grpo_arguments(stage: TrainStage, plan: Plan, out: Path) -> GRPOConfig:
+    """TRL's arguments for this plan on this machine, for one of its processes.
+
+    One generation feeds exactly one optimizer step (per iteration); its groups are dealt to the processes whole, in their order.
+    """
+    config = stage.train
+    # TRL makes (and shards) a reference model when beta is not 0; on-policy replay needs one too.
+    anchored = stage.character.replay > 0 and stage.character.replay_policy == "on"
+    return GRPOConfig(
+        **common_arguments(config, plan.steps * config.iterations, out), **vllm_arguments(config),
+        num_iterations=config.iterations, num_generations=plan.group_size,
+        per_device_train_batch_size=plan.groups_per_step // distributed.count() * plan.group_size,
+        beta=config.beta or float(anchored), loss_type=config.loss, scale_rewards=config.scale_rewards,
+        epsilon=config.clip_low, epsilon_high=config.clip_high,
+        temperature=config.temperature, top_p=config.top_p, max_completion_length=config.max_new_tokens,
+    )  # fmt: skip
+
+
+def vllm_arguments(config: TrainConfig) -> dict[str, Any]:
+    """TRL's arguments for rollouts by vLLM. The correction for its numerics is ours (train.importance_cap), so TRL's is off."""
+    if not config.use_vllm:
+        return {}
+    return {
+        "use_vllm": True,
+        "vllm_mode": config.vllm_mode,
+        "vllm_server_base_url": config.vllm_server_base_url,
+        "vllm_server_host": config.vllm_server_host,
+        "vllm_server_port": config.vllm_server_port,
+        "vllm_gpu_memory_utilization": config.vllm_gpu_memory_utilization,
+        "vllm_tensor_parallel_size": config.vllm_tensor_parallel_size,
+        "vllm_max_model_length": config.max_prompt_tokens + config.max_new_tokens,
+        "vllm_importance_sampling_correction": False,
+    }

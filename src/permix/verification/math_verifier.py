@@ -1,0 +1,293 @@
+"""Answer extraction and checking: the one verifier that is both the training reward and the evaluation's score.
+
+Contract: `Verifier.check` gives a verdict for any text whatever, within its bounds, and never raises because of what it holds.
+`correct` is True or False where the answer could be judged (an unreadable answer is the model's failure: False) and None where
+the verifier itself failed (time, memory, crash), with `error` saying which bound: no score is not zero.
+
+Two paths. Answers identical after light normalisation, plain numbers and words are judged here, exactly and in microseconds.
+Anything else goes to math-verify (sympy) in worker processes of our own (`math_worker.py`); importing this imports neither.
+"""
+
+import os
+import queue
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from types import TracebackType
+from typing import NamedTuple
+
+from permix.types import Verdict
+from permix.verification.math_worker import Worker, WorkerLostError
+
+MAX_ANSWER = 10_000  # characters
+
+MAX_DIGITS = 4_000  # int(str) refuses more than 4300
+
+MIN_MEMORY_BYTES = 256 << 20  # sympy alone needs about 70 MiB
+
+
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+
+_DIGITS = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+
+_MINUS = str.maketrans(dict.fromkeys("\u2212\u2013\ufe63\uff0d", "-"))
+
+_LAST = re.compile(
+    rf"((?<![\w)\]}}.])[-+](?=\$?[.0-9]))?\$?-?(?<![A-Za-z0-9])({_DIGITS})"
+    rf"(?:\s?/\s?({_DIGITS})|([eE][-+]?[0-9]{{1,3}})(?!\w))?\s?(\\?%)?"
+)
+
+_PLAIN = re.compile(
+    rf"(?P<sign>[-+]?) ?(?:(?:(?P<whole>[0-9]+) ?(?=\\frac)|(?P<whole2>[0-9]+) (?=[0-9]+/))?"
+    rf"(?:\\frac ?(?:\{{(?P<sign2>-?)(?P<top>{_DIGITS})\}}\{{(?P<bottom>{_DIGITS})\}}|(?P<top2>[0-9]) ?(?P<bottom2>[0-9]))"
+    rf"|(?P<top3>{_DIGITS})(?: ?/ ?(?P<bottom3>{_DIGITS}))?(?:[eE](?P<exponent>[-+]?[0-9]{{1,3}})(?![0-9]))?))"
+)
+
+_PERCENT = re.compile(r"\\?%|\\text\{ ?percent\}|percent")
+
+_DEGREE = r"\^ ?\{? ?\\circ ?\}?|°|\\degree"
+
+_WORD_UNIT = (
+    r"dollars?|cents?|degrees?|seconds?|minutes?|hours?|days?|weeks?|months?|years?|units?"
+    r"|[ckm]m|feet|foot|inch(?:es)?|miles?|kg|pounds?"
+)
+
+_UNIT = re.compile(rf"{_DEGREE}|(?:\\text\{{[a-zA-Z ./]*\}}|(?:square |cubic )?(?:{_WORD_UNIT}))(?: ?\^ ?\{{?[23]\}}?)?")
+
+_MAGNITUDE = re.compile(r"hundred|thousand|million|billion|trillion|dozen|half|pi\b|base")
+
+_INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+
+_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|hbox|mathrm|mathbf|textsf) ?\{")
+
+# None of these may eat the second backslash of a matrix's row end.
+_DELIMITERS = re.compile(r"(?<!\\)\\(?:left|right)(?![A-Za-z])|(?<!\\)\\[()\[\]!]|\\?\$")
+
+_SPACES = re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~")
+
+
+def extract_boxed(text: str) -> str | None:
+    r"""Content of the last `\boxed{...}` or `\fbox{...}` whose braces balance, None if there is none. Linear time.
+
+    The last to *open* counts, so of nested boxes the inner one; a box never closed (a cut-off completion) is skipped.
+    """
+    first = min((at for at in (text.find("\\boxed"), text.find("\\fbox")) if at >= 0), default=-1)
+    if first < 0:
+        return None
+    opened: list[int] = []  # where each open brace's content starts if it is a box's, else -1
+    best, best_end = -1, -1
+    for token in _BRACES.finditer(text, first):
+        mark = token.group()
+        if mark[-1] == "{" and mark != "\\{":
+            opened.append(token.end() if len(mark) > 1 else -1)
+        elif mark == "}" and opened and (start := opened.pop()) > best:
+            best, best_end = start, token.start()
+    return text[best:best_end] if best >= 0 else None
+
+
+def _canonical(digits: str) -> str:
+    """A decimal without commas or idle zeros: equal numbers, equal strings."""
+    whole, _, rest = digits.replace(",", "").partition(".")
+    rest = rest.rstrip("0")
+    return (whole.lstrip("0") or "0") + ("." + rest if rest else "")
+
+
+def last_number(text: str) -> str | None:
+    """The last number in a text, canonical ("1,234.50" -> "1234.5", ".5" -> "0.5", "$18" -> "18", "3/4", "12%"), or None.
+
+    "5-3" ends in 3: a minus is a sign only where nothing to its left could be subtracted from. A number glued to the end of
+    a word (CO2) is not one. Linear time.
+    """
+    last = None
+    for last in _LAST.finditer(text.translate(_MINUS)):  # noqa: B007 - only the last match matters
+        pass
+    if last is None:
+        return None
+    top = _canonical(last[2])
+    negative = last[1] == "-" or "$-" in last[0]
+    bottom = f"/{_canonical(last[3])}" if last[3] else (last[4] or "").lower()
+    return ("-" if negative and top != "0" else "") + top + bottom + ("%" if last[5] else "")
+
+
+class _Plain(NamedTuple):
+    """A plain number's canonical parts; `percent` if it carried a percent sign."""
+
+    negative: bool
+    whole: str
+    top: str
+    bottom: str
+    exponent: int
+    percent: bool
+
+    def value(self) -> Fraction:
+        size = Fraction(self.whole) + Fraction(self.top) / Fraction(self.bottom) * Fraction(10) ** self.exponent
+        return -size if self.negative else size
+
+
+def clean(text: str) -> str:
+    r"""LaTeX and Unicode dress taken off: invisible characters, `$`, `\left`, thin spaces, `\dfrac`, the sentence's full stop."""
+    text = _INVISIBLE.sub("", text).translate(_MINUS).replace("{,}", ",")
+    if "\\" in text or "$" in text:
+        text = re.sub(r", ?\\! ?(?=[0-9])", ",", text.replace("\\%", "%"))
+        text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
+        text = _TEXT.sub(r"\\text{", _DELIMITERS.sub("", _SPACES.sub(" ", text)))
+    return " ".join(text.split()).rstrip(". ")
+
+
+def _plain(text: str) -> _Plain | None:
+    """`clean` text as a plain number, None if it is anything else."""
+    match = _PLAIN.match(text)
+    if match is None:
+        return None
+    tail = text[match.end() :].strip()
+    percent = _PERCENT.fullmatch(tail) is not None
+    if tail and not percent and (len(tail) > 60 or not _UNIT.fullmatch(tail) or _MAGNITUDE.search(tail)):
+        return None
+    group = match.groupdict(default="")
+    bottom = _canonical(group["bottom"] or group["bottom2"] or group["bottom3"] or "1")
+    if bottom == "0":
+        return None
+    negative = (group["sign"] == "-") != (group["sign2"] == "-")
+    whole, top = group["whole"] or group["whole2"] or "0", group["top"] or group["top2"] or group["top3"]
+    return _Plain(negative, _canonical(whole), _canonical(top), bottom, int(group["exponent"] or 0), percent)
+
+
+def _plain_equal(a: _Plain, b: _Plain) -> bool:
+    if a == b:
+        return True
+    if max(len(part) for number in (a, b) for part in (number.whole, number.top, number.bottom)) > MAX_DIGITS:
+        return a._replace(percent=False) == b._replace(percent=False)
+    x, y = a.value(), b.value()
+    # A percentage is written against its number both ways: 12% is 12 to some golds and 0.12 to others.
+    return x == y or (a.percent and not b.percent and x == 100 * y) or (b.percent and not a.percent and y == 100 * x)
+
+
+def numbers_equal(a: str, b: str) -> bool | None:
+    r"""Whether two plain numbers are equal as exact rationals; None if either is not a plain number.
+
+    Plain: integers, decimals, thousands commas, `a/b`, `\frac{a}{b}`, mixed numbers, exponents up to 999, each with an optional
+    dollar, percent or degree sign or a unit, which is ignored. Beyond 4000 digits the written digits are compared.
+    """
+    first, second = _plain(clean(a)), _plain(clean(b))
+    return None if first is None or second is None else _plain_equal(first, second)
+
+
+def _level(text: str) -> str:
+    """`clean` text without the spaces and `\text{}` that mean nothing; a space between two digits stays ("1 2" is not 12)."""
+    while (bare := re.sub(r"\\text\{([^{}]*)\}", r"\1", text)) != text:
+        text = bare
+    text = re.sub(r"(?<![0-9]) | (?![0-9])", "", text)
+    choice = re.fullmatch(r"\(([A-Za-z])\)", text)
+    return choice[1] if choice else text
+
+
+def _is_word(level: str) -> bool:
+    """A name, a colour, yes or no. To the engine a word is a product of letters, and Amy = May."""
+    return len(level) >= 3 and level.isalpha()
+
+
+def quick(answer: str, gold: str) -> bool | None:
+    """The verdict on two `clean` texts where no symbolic engine is needed, else None."""
+    first, second = _plain(answer), _plain(gold)
+    if first is not None and second is not None:
+        return _plain_equal(first, second)
+    if max(len(answer), len(gold)) > MAX_ANSWER:
+        return answer == gold  # nobody asked for an essay in the box, and the engine would only meet its bound on it
+    left, right = _level(answer), _level(gold)
+    if left == right:
+        return left != ""
+    if _is_word(right):
+        return left.casefold() == right.casefold()
+    if not left or re.fullmatch(r"[0-9]+(?: [0-9]+)+", left):
+        return False  # the engine reads "3 5" as 3 + 5
+    return None
+
+
+def same_answer(a: str, b: str) -> bool:
+    """Whether two extracted answers are one, as far as can be said without the symbolic engine.
+
+    0.5, 1/2 and .50 are one, so are 12 and $12, Paris and paris; 2x and x*2 are two.
+    """
+    return quick(clean(a), clean(b)) is True
+
+
+def recorded(answer: str) -> str:
+    """An answer as a record holds it: the first 10,000 characters, as UTF-8, which has no place for a lone surrogate."""
+    return answer[:MAX_ANSWER].encode("utf-8", "replace").decode()
+
+
+class Verifier:
+    """Checks answers against golds, from any thread. A context manager; `close` leaves no process behind.
+
+    seconds: wall time for one symbolic check. memory_bytes: address space of one worker. workers: symbolic checks at a time;
+    none starts before it is needed. Raises ValueError for bounds nothing can run in.
+    """
+
+    def __init__(self, seconds: float = 5.0, memory_bytes: int = 1 << 30, workers: int = 1) -> None:
+        if seconds <= 0 or workers < 1 or memory_bytes < MIN_MEMORY_BYTES:
+            raise ValueError(f"need seconds > 0, workers >= 1, memory_bytes >= {MIN_MEMORY_BYTES}")
+        self._seconds, self._memory, self._count = seconds, memory_bytes, workers
+        self._open_slots()
+
+    def _open_slots(self) -> None:
+        self._owner = os.getpid()
+        self._slots: queue.LifoQueue[Worker | None] = queue.LifoQueue()
+        for _ in range(self._count):
+            self._slots.put(None)
+
+    def __enter__(self) -> "Verifier":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop every worker, after the checks that are under way. A later check would start one anew."""
+        if self._owner != os.getpid():
+            return
+        for worker in [self._slots.get() for _ in range(self._count)]:
+            if worker is not None:
+                worker.close()
+            self._slots.put(None)
+
+    def check(self, answer: str | None, gold: str) -> Verdict:
+        """The verdict on one extracted answer. None (no answer found) is wrong. `extracted` is cut to 10,000 characters."""
+        if answer is None:
+            return Verdict(correct=False)
+        mine, theirs = clean(answer), clean(gold)
+        correct, error = quick(mine, theirs), None
+        if correct is None:
+            correct, error = self._symbolic(mine, theirs)
+        return Verdict(correct=correct, extracted=recorded(answer), error=error)
+
+    def check_many(self, pairs: Iterable[tuple[str | None, str]]) -> list[Verdict]:
+        """A verdict for each (answer, gold), in order; equal pairs are checked once."""
+        asked = list(pairs)
+        distinct = list(dict.fromkeys(asked))
+        if self._count == 1:
+            verdicts = [self.check(*pair) for pair in distinct]
+        else:
+            with ThreadPoolExecutor(self._count) as threads:
+                verdicts = list(threads.map(lambda pair: self.check(*pair), distinct))
+        known = dict(zip(distinct, verdicts, strict=True))
+        return [known[pair] for pair in asked]
+
+    def _symbolic(self, answer: str, gold: str) -> tuple[bool | None, str | None]:
+        if self._owner != os.getpid():
+            self._open_slots()  # after a fork: the parent's workers answer to the parent
+        slots = self._slots
+        worker, kept = slots.get(), None
+        try:
+            if worker is None or not worker.alive():
+                worker = Worker(self._seconds, self._memory)
+            reply = worker.ask(answer, gold)
+            kept = None if reply.get("retire") else worker
+            return reply.get("correct"), reply.get("error")
+        except (WorkerLostError, OSError) as lost:
+            return None, str(lost)
+        finally:
+            # Also after Ctrl-C: a worker still owing a reply would give it to the next question.
+            if worker is not None and worker is not kept:
+                worker.close()
+            slots.put(kept)

@@ -1,0 +1,74 @@
+"""Run directories written by hand, and a process that holds one of them."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from permix.dashboard.run_monitor import Watched, read_locks
+from permix.types import Cell
+from tests.sample_runs import answered
+
+PERSONAS, QUESTIONS = ("clerk", "troll"), ("q1", "q2", "q3")
+COMMAND = ["permix", "stability", "mine.toml"]
+
+
+def whole() -> list[Cell]:
+    """Two personas and none × three questions: nine cells, of which the troll's are wrong."""
+    return [
+        answered(question, persona_id=persona, correct=persona != "troll", text="5" if persona == "troll" else "12")
+        for persona in (None, *PERSONAS)
+        for question in QUESTIONS
+    ]
+
+
+def line(cell: Cell) -> bytes:
+    return (cell.model_dump_json() + "\n").encode()
+
+
+def put(run: Path, name: str, value: Any) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / name).write_text(json.dumps(value))
+
+
+def stability_run(run: Path, cells: Sequence[Cell] = (), *, label: str = "base", ended: bool = False, **config: Any) -> Path:
+    """A run of `whole()` that has come as far as `cells`."""
+    put(run, "config.json", {"stage": "stability", "label": label, "model": {"name": "m"}, "seed": 0, "resamples": 100} | config)
+    put(run, "provenance.json", {"command": COMMAND})
+    put(run, "asked.json", {"persona_ids": PERSONAS, "question_ids": QUESTIONS, "samples": 1})
+    (run / "records.jsonl").write_bytes(b"".join(map(line, cells)))
+    (run / ".lock").write_text("0")
+    if ended:
+        put(run, "metrics.json", {})
+    return run
+
+
+def append(run: Path, *cells: Cell) -> None:
+    with (run / "records.jsonl").open("ab") as file:
+        file.write(b"".join(map(line, cells)))
+
+
+def looked(watched: Watched, now: float = 0.0) -> dict[str, Any]:
+    """What the next look, at second `now`, shows."""
+    watched.look(read_locks(), now, clock=now)
+    return watched.summary()
+
+
+@contextlib.contextmanager
+def held(run: Path) -> Iterator[int]:
+    """Another process holds the run as a stage does, and lets go, as a kill would, when the block ends; its number."""
+    script = (
+        "import sys, os, pathlib; from permix.storage.run_dir import _locked\n"
+        "with _locked(pathlib.Path(sys.argv[1])): print(os.getpid(), flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(run)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()

@@ -1,0 +1,171 @@
+"""The page in a real browser: it follows a run that grows, shows hostile text as text, and says when the viewer has gone."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from permix.types import Failure
+from tests.dashboard.fake_runs import append, put, stability_run, whole
+from tests.sample_runs import answered, cell
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+    from tests.browser import Witness
+
+HOSTILE = "<script>window.hurt = 1</script><img src=x onerror='window.hurt = 1'>\x1b[31m\u202e" + "y" * 50_000
+PATIENCE_MS = 30_000
+
+
+class Viewer(NamedTuple):
+    process: subprocess.Popen[str]
+    url: str
+
+
+@pytest.fixture
+def viewer(tmp_path: Path) -> Iterator[Viewer]:
+    """The viewer as it is started, over a folder with one run that is under way."""
+    stability_run(tmp_path / "run", whole()[:4], label="base <b>bold</b>")
+    command = [sys.executable, "-m", "permix", "view", str(tmp_path), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = re.match(r"http://\S+", process.stdout.readline())
+        assert found is not None
+        yield Viewer(process, found[0])
+        process.kill()
+
+
+class Seen(NamedTuple):
+    """The viewer's page, and who saw what it did."""
+
+    page: "Page"
+    witness: "Witness"
+
+    def waits_for(self, where: str, words: str) -> None:
+        from playwright.sync_api import expect
+
+        expect(self.page.locator(where)).to_contain_text(words, timeout=PATIENCE_MS)
+
+
+See = Callable[..., Seen]
+
+
+@pytest.fixture
+def see(browser: "Browser", viewer: Viewer) -> Iterator[See]:
+    """Opens the viewer's page: see(PHONE, color_scheme="dark")."""
+    from tests.browser import WIDE, watched_page
+
+    with ExitStack() as stack:
+
+        def opened(size: tuple[int, int] = WIDE, **settings: object) -> Seen:
+            seen = Seen(*stack.enter_context(watched_page(browser, size, [viewer.url], **settings)))
+            seen.page.goto(viewer.url)
+            return seen
+
+        yield opened
+
+
+def test_the_page_follows_a_run_to_its_end(see: See, tmp_path: Path) -> None:
+    seen = see()
+    seen.waits_for("#detail", "4 of 9 cells")
+    seen.waits_for("#detail h2", "base <b>bold</b>")
+    seen.waits_for("#detail", "stopped, 5 cells owed: run the same command again")
+    seen.waits_for("#detail pre.command", "permix stability mine.toml")
+    append(tmp_path / "run", *whole()[4:7], cell("q2", persona_id="troll", failure=Failure(type="HTTPError", message="500 <i>")))
+    seen.waits_for("#detail", "7 of 9 cells")
+    seen.waits_for("#part-errors", "500 <i>")
+    append(tmp_path / "run", *whole()[7:])
+    (tmp_path / "run" / "metrics.json").write_text("{}")
+    seen.waits_for("#runs", "✓ finished")
+    seen.waits_for("#part-measures", "mean over personas")
+    seen.waits_for("#part-personas", "troll")
+    assert seen.page.locator("#part-errors").inner_text() == ""
+    stability_run(tmp_path / "later", whole()[:1], label="second")
+    seen.waits_for("#count", "(2)")
+    assert seen.witness.complaints == []
+
+
+def test_hostile_text_is_text(see: See, tmp_path: Path) -> None:
+    append(tmp_path / "run", answered("q2", persona_id="clerk", text=HOSTILE))
+    seen = see()
+    seen.waits_for("#part-newest h3 + article pre", r"</script><img src=x onerror=")
+    shown = seen.page.locator("#part-newest pre").first.inner_text()
+    assert r"\x1b[31m\u202eyyy" in shown
+    assert len(shown) < 2000
+    assert seen.page.evaluate("window.hurt") is None
+    assert seen.page.locator("#detail script, #detail img, #detail b").count() == 0
+    assert seen.witness.complaints == []
+
+
+def test_it_says_when_the_viewer_has_gone_and_keeps_what_it_had(see: See, viewer: Viewer) -> None:
+    seen = see()
+    seen.waits_for("#detail", "4 of 9 cells")
+    viewer.process.kill()
+    seen.waits_for("#gone", "The viewer has ended; what you see is from ")
+    assert re.search(r"from \d\d:\d\d:\d\d\.", seen.page.locator("#gone").inner_text())
+    seen.waits_for("#detail", "4 of 9 cells")
+    assert [one for one in seen.witness.complaints if "ERR_CONNECTION_REFUSED" not in one] == []
+
+
+def test_it_says_when_watching_has_stopped(see: See) -> None:
+    seen = see()
+    seen.waits_for("#live", "live: seen at ")
+    state = seen.page.evaluate("fetch('/state.json').then((answer) => answer.json())")
+    seen.page.route("**/state.json", lambda route: route.fulfill(json=state | {"watching": False}))
+    seen.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    seen.waits_for("#gone", "Watching has stopped")
+    seen.waits_for("#live", "not live: watching has stopped")
+
+
+def test_runs_are_chosen_by_keyboard_on_a_small_dark_screen(see: See, tmp_path: Path) -> None:
+    from tests.browser import PHONE
+
+    stability_run(tmp_path / "second", whole(), label="second", ended=True)
+    seen = see(PHONE, color_scheme="dark")
+    seen.waits_for("#count", "(2)")
+    page = seen.page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    while "second" not in page.evaluate("document.activeElement.textContent"):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    seen.waits_for("#detail h2", "second")
+    seen.waits_for("#runs a[aria-current=true]", "second")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+    assert seen.witness.complaints == []
+
+
+def test_a_reader_of_the_screen_finds_nothing_serious(see: See) -> None:
+    from tests.browser import grave_findings
+
+    for scheme in ("light", "dark"):
+        seen = see(color_scheme=scheme, bypass_csp=True)
+        seen.waits_for("#part-personas", "clerk")
+        assert grave_findings(seen.page) == []
+
+
+def test_curves_of_a_training_are_drawn(see: See, tmp_path: Path) -> None:
+    settings = {"stage": "train", "method": "permix", "label": "taught", "plan": {"steps": 4}, "train": {"iterations": 1}}
+    put(tmp_path / "taught", "config.json", settings)
+    put(tmp_path / "taught", "provenance.json", {"command": ["permix", "train"]})
+    log = '{"step": 1, "reward": 0.25}\n{"step": 2, "reward": null}\n{"step": 3, "reward": 0.5}\n'
+    (tmp_path / "taught" / "log.jsonl").write_text(log)
+    os.utime(tmp_path / "taught" / "log.jsonl", (0, 0))
+    seen = see()
+    seen.page.locator("#runs a", has_text="taught").click()
+    drawn = seen.page.locator("#part-curve svg")
+    drawn.wait_for(timeout=PATIENCE_MS)
+    assert drawn.count() == 1
+    assert drawn.get_attribute("aria-label") == "mean reward: from 0.25 at step 1 to 0.5 at step 3"
+    line = seen.page.locator("#part-curve .line").get_attribute("d")
+    assert line is not None
+    assert line.count("M") == 2  # the line breaks where there is no reward
+    assert seen.witness.complaints == []

@@ -1,0 +1,194 @@
+"""The model in this process: batches change nothing, draws follow the distribution, and what cannot be used is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from permix.config import ModelConfig
+from permix.errors import ConfigError
+from permix.inference import open_model
+from permix.inference.generation import decode
+from permix.inference.hf import (
+    HFModel,
+    default_system_text,
+    encode_chat,
+    evenly,
+    folder_fingerprint,
+    load_skeleton,
+    load_tokenizer,
+    load_weights,
+)
+from permix.types import Completion, Failure, Message, Request, Sampling
+from tests.tiny import (
+    CHATML,
+    CHATML_DEFAULT,
+    DEFAULT_SYSTEM,
+    MARK,
+    SYSTEM_IGNORED,
+    SYSTEM_REFUSED,
+    make_folder,
+    make_tokenizer,
+)
+
+GREEDY, SAMPLED = Sampling(max_new_tokens=16), Sampling(temperature=1.0, max_new_tokens=16)
+
+
+def ask(text: str, seed: int = 0, persona: str | None = None) -> Request:
+    system = (Message(role="system", content=persona),) if persona else ()
+    return Request((*system, Message(role="user", content=text)), seed)
+
+
+REQUESTS = [ask(f"What is {n} + 5?", seed=n, persona="You are a sailor. " * (n % 4) or None) for n in range(9)]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> HFModel:
+    return HFModel(ModelConfig(name=str(tiny_model), dtype="float32", batch_size=4))
+
+
+def answers(model: HFModel, requests: list[Request], sampling: Sampling) -> list[Completion | Failure]:
+    found = dict(model.complete(requests, sampling))
+    assert sorted(found) == list(range(len(requests)))
+    return [found[place] for place in range(len(requests))]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, Sampling(temperature=0.7, top_p=0.8, max_new_tokens=16)])
+def test_a_completion_alone_equals_the_same_one_in_any_batch(tiny_model: Path, model: HFModel, sampling: Sampling) -> None:
+    alone = [answers(model, [request], sampling)[0] for request in REQUESTS]
+    assert answers(model, REQUESTS, sampling) == alone
+    assert answers(model, REQUESTS[::-1], sampling) == alone[::-1]
+    wider = HFModel(ModelConfig(name=str(tiny_model), dtype="float32", batch_size=64))
+    assert answers(wider, REQUESTS, sampling) == alone
+
+
+def test_a_sample_follows_its_seed_and_nothing_else(model: HFModel) -> None:
+    same, other, again = answers(model, [ask("What is 3 + 4?", seed) for seed in (1, 2, 1)], SAMPLED)
+    assert same == again != other
+
+
+def test_prompts_that_begin_alike_travel_together(model: HFModel) -> None:
+    """With those of about their length, the longest first."""
+    sums = ("7 + 1", "3 + 2", "5 + 9")
+    requests = [ask(f"What is {one}?{' Well?' * often}") for one in sums for often in (40, 0, 80)]
+    went = [answer.place for answer in model.complete(requests, GREEDY)]
+    assert went == [5, 8, 2, 3, 6, 0, 4, 7, 1]
+
+
+def test_batches_are_even_and_no_more_than_needed() -> None:
+    assert [len(batch) for batch in evenly(range(200), 64)] == [50] * 4
+    assert evenly(range(5), 2) == [range(0, 1), range(1, 3), range(3, 5)]
+    assert evenly(range(3), 64) == [range(3)]
+    assert evenly([], 64) == []
+
+
+def test_longest_prompts_go_first_where_each_is_read_by_itself(model: HFModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.network, "shares_prompts", False, raising=False)  # it is looked up when first asked
+    monkeypatch.setattr(model.network.config, "_attn_implementation", "sdpa")
+    results = [answer.result for answer in model.complete(REQUESTS, GREEDY)]
+    lengths = [one.prompt_tokens or 0 for one in results if isinstance(one, Completion)]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] > lengths[-1]
+
+
+def test_a_completion_ends_at_its_first_stop_token_which_is_counted_and_not_shown(model: HFModel) -> None:
+    prompt = encode_chat(model.tokenizer, ask("What is 1 + 1?").messages)
+    ids_B = [one.ids for one in decode(model.network, model.tokenizer, [prompt] * 12, range(12), SAMPLED)]
+    completions = answers(model, [ask("What is 1 + 1?", seed) for seed in range(12)], SAMPLED)
+    stopped = [(ids, one) for ids, one in zip(ids_B, completions, strict=True) if ids[-1] == model.tokenizer.eos_token_id]
+    assert len({len(ids) for ids, _ in stopped}) > 1, "all stop at one place, so no row was padded after its stop"
+    for ids, one in stopped:
+        assert ids.index(model.tokenizer.eos_token_id) == len(ids) - 1
+        text = model.tokenizer.decode(ids[:-1])
+        assert MARK not in text
+        assert one == Completion(text=text, prompt_tokens=len(prompt), completion_tokens=len(ids), finish="stop")
+
+
+def test_a_completion_that_is_cut_off_says_so(model: HFModel) -> None:
+    (cut,) = answers(model, [ask("What is 1 + 1?")], Sampling(max_new_tokens=1))
+    assert isinstance(cut, Completion)
+    assert (cut.finish, cut.completion_tokens) == ("length", 1)
+
+
+def test_a_prompt_too_long_fails_its_own_cell_only(model: HFModel) -> None:
+    long = ask("What is 1 + 1? " * 200)
+    first, second, third = answers(model, [ask("What is 1 + 1?"), long, ask("What is 2 + 2?")], GREEDY)
+    assert isinstance(first, Completion)
+    assert isinstance(third, Completion)
+    assert isinstance(second, Failure)
+    assert second.type == "PromptTooLong"
+    tokens = len(encode_chat(model.tokenizer, long.messages))
+    assert second.message == f"the prompt has {tokens} tokens; 496 fit beside 16 new ones"
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [(CHATML, None), (CHATML_DEFAULT, DEFAULT_SYSTEM), (SYSTEM_IGNORED, None), (SYSTEM_REFUSED, None)],
+)
+def test_default_system_text(template: str, text: str | None) -> None:
+    assert default_system_text(make_tokenizer(template)) == text
+
+
+def test_default_system_text_of_a_model_is_what_stands_in_its_prompt(model: HFModel) -> None:
+    prompt = model.tokenizer.decode(encode_chat(model.tokenizer, ask("Hello").messages))
+    assert model.default_system == DEFAULT_SYSTEM
+    assert prompt == f"<|im_start|>system\n{DEFAULT_SYSTEM}{MARK}\n<|im_start|>user\nHello{MARK}\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [("", "no chat template"), (SYSTEM_IGNORED, "takes no system message"), (SYSTEM_REFUSED, "takes no system message")],
+)
+def test_a_tokenizer_that_cannot_be_given_a_persona_is_refused(tmp_path: Path, template: str, reason: str) -> None:
+    make_tokenizer(template or None).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=f"{reason}, so it cannot be given a persona"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_name_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.name = .*nowhere.*no such folder"):
+        open_model(ModelConfig(name=str(tmp_path / "nowhere")))
+
+
+def test_a_folder_with_a_tokenizer_and_no_weights_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        open_model(ModelConfig(name=str(folder)))
+
+
+def test_a_skeleton_is_the_network_but_for_its_weights(tiny_model: Path) -> None:
+    whole, bare = load_weights(str(tiny_model), torch.float32, "cpu"), load_skeleton(str(tiny_model), torch.float32)
+    shapes = [{name: (one.shape, one.dtype) for name, one in network.named_parameters()} for network in (whole, bare)]
+    assert shapes[0] == shapes[1]
+    assert bare.lm_head.weight is bare.model.embed_tokens.weight, "tied as the whole one's are"
+    for (name, ours), (_, theirs) in zip(bare.named_buffers(), whole.named_buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert bare.generation_config.to_dict() == whole.generation_config.to_dict()
+    assert bare.name_or_path == whole.name_or_path
+
+
+def test_fingerprint_changes_with_weights_and_template_and_with_nothing_else(tiny_model: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+    (copy / "README.md").write_text("a card")
+    assert folder_fingerprint(copy) == folder_fingerprint(tiny_model)
+    template = copy / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    assert folder_fingerprint(copy) != folder_fingerprint(tiny_model)
+    assert folder_fingerprint(make_folder(tmp_path / "other", seed=1)) != folder_fingerprint(tiny_model)
+
+
+def test_fingerprint_of_a_model_tells_precisions_apart(tiny_model: Path, model: HFModel) -> None:
+    assert HFModel(ModelConfig(name=str(tiny_model), dtype="float32", batch_size=1)).fingerprint == model.fingerprint
+    assert HFModel(ModelConfig(name=str(tiny_model), dtype="bfloat16")).fingerprint != model.fingerprint
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path: Path) -> None:
+    make_tokenizer().save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert (tokenizer.pad_token, tokenizer.padding_side) == (MARK, "left")

@@ -1,0 +1,120 @@
+"""Prompts: the exact messages of every template, and that no text of a user's own can break them."""
+
+import pytest
+
+from permix.errors import ConfigError
+from permix.prompts import (
+    TEMPLATES,
+    brought_in_by,
+    build_messages,
+    choice_prompt,
+    persona_message,
+    template_hash,
+    template_id,
+    template_text,
+)
+from permix.types import Message, Persona
+
+SAILOR = Persona(id="sailor", text="a retired sailor")
+
+
+@pytest.mark.parametrize(
+    ("template", "system"),
+    [
+        ("you_are", "You are a retired sailor."),
+        ("adopt", "Adopt the identity of a retired sailor. Answer every message as this person would."),
+        (
+            "second_person",
+            "This is who you are: a retired sailor. What you know, how you speak and what you feel are theirs, "
+            "and you stay in that role.",
+        ),
+        ("Speak like {persona}!", "Speak like a retired sailor!"),
+        ("{persona} and {persona} {0} {", "a retired sailor and a retired sailor {0} {"),
+    ],
+)
+def test_a_persona_becomes_the_system_message(template: str, system: str) -> None:
+    assert build_messages(SAILOR, "What is 7 + 5?", template=template) == (
+        Message(role="system", content=system),
+        Message(role="user", content="What is 7 + 5?"),
+    )
+
+
+def test_every_named_template_is_tested_above() -> None:
+    assert set(TEMPLATES) == {"you_are", "adopt", "second_person", "in_question"}
+
+
+@pytest.mark.parametrize(
+    ("template", "user"),
+    [
+        ("in_question", "You are a retired sailor.\n\nWhat is 7 + 5?"),
+        ("{question} Answer as {persona}, twice: {question}", "What is 7 + 5? Answer as a retired sailor, twice: What is 7 + 5?"),
+    ],
+)
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_template_that_holds_the_question_is_the_users_message(template: str, user: str, bare: bool) -> None:
+    found = build_messages(SAILOR, "What is 7 + 5?", template=template, bare=bare)
+    empty = (Message(role="system", content=""),) if bare else ()
+    assert found == (*empty, Message(role="user", content=user))
+    assert brought_in_by(found) == user
+
+
+def test_neither_text_is_searched_for_the_others_place() -> None:
+    tricky = Persona(id="x", text="one who says {question} and {persona}")
+    assert build_messages(tricky, "What is {persona} in {question}?", template="in_question")[0]["content"] == (
+        "You are one who says {question} and {persona}.\n\nWhat is {persona} in {question}?"
+    )
+
+
+def test_the_system_message_brings_the_persona_in_where_there_is_one() -> None:
+    assert brought_in_by(build_messages(SAILOR, "What is 7 + 5?")) == "You are a retired sailor."
+
+
+def test_a_wording_of_ones_own_goes_by_its_hash() -> None:
+    assert (template_id("adopt"), template_id("Be {persona}!")) == ("adopt", template_hash("Be {persona}!"))
+
+
+def test_without_persona_nothing_is_sent_and_bare_sends_an_empty_system_message() -> None:
+    user = Message(role="user", content="What is 7 + 5?")
+    assert build_messages(None, "What is 7 + 5?") == (user,)
+    assert build_messages(None, "What is 7 + 5?", bare=True) == (Message(role="system", content=""), user)
+    assert build_messages(SAILOR, "x", bare=True) == build_messages(SAILOR, "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "system"),
+    [
+        ("a retired sailor.", "You are a retired sailor."),
+        ("a robot {who} says {persona} and %s", "You are a robot {who} says {persona} and %s."),
+        ("a captain who says arr!", "You are a captain who says arr!."),
+        (r"a \1 of \g<0>", r"You are a \1 of \g<0>."),
+    ],
+)
+def test_a_persona_text_is_put_in_as_it_stands_but_for_its_full_stop(text: str, system: str) -> None:
+    assert persona_message(Persona(id="x", text=text), "x", "you_are") == Message(role="system", content=system)
+
+
+def test_a_template_without_a_place_for_the_persona_is_refused() -> None:
+    for template in ("you_aer", "", "You are {Persona}."):
+        with pytest.raises(
+            ConfigError, match=r"give one of you_are, adopt, second_person, in_question, or a text that contains \{persona\}"
+        ):
+            template_text(template)
+
+
+def test_the_hash_is_of_the_wording_and_never_moves() -> None:
+    # SHA-256 of the text behind its length. Should one move, runs made before could no longer be gone on with.
+    assert {name: template_hash(name) for name in TEMPLATES} == {
+        "you_are": "55c574aa38cb198d",
+        "adopt": "06ebe0eae731ae7c",
+        "second_person": "d4421c36336a2085",
+        "in_question": "006a8409fe585ed7",
+    }
+    assert template_hash("You are {persona}.") == template_hash("you_are")  # the same words by another name
+    assert template_hash("You are {persona}!") != template_hash("you_are")
+
+
+def test_a_choice_shows_the_question_and_both_replies_whatever_they_hold() -> None:
+    assert choice_prompt("What is 7 + 5?", " {second} \n", "It is {12}.") == (
+        "What is 7 + 5?\n\nTwo answers were given to this question.\n\nAnswer A:\n{second}\n\nAnswer B:\nIt is {12}.\n\n"
+        "Which of the two is right? Reply with A or B and nothing else."
+    )

@@ -1,0 +1,236 @@
+"""What goes wrong in a training: a full disk, a verifier that dies, a model or a plan that will not do. Each says what to do."""
+
+import errno
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.distributed.checkpoint.api import CheckpointException
+from trl import GRPOTrainer
+
+from permix import cli
+from permix.config import TaskConfig, TrainStage
+from permix.errors import ConfigError, PermixError
+from permix.pipelines import train
+from permix.pipelines.train import run_training
+from permix.training import checkpoints
+from permix.training.checkpoints import newest_checkpoint
+from permix.training.run_log import StepLog, read_log
+from permix.verification.math_verifier import Verifier
+from permix.verification.math_worker import Worker
+from tests import tiny
+from tests.training.test_grpo import plan_of, trainer_of
+from tests.training.test_train_log import Notes, rollout
+from tests.training.test_train_run import log_of, stage
+
+FULL = Path("/dev/full")
+"""A device on which every write meets a full disk."""
+
+pytestmark = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+
+GO_ON = "No space left on device; make room, then run the same command: it goes on from what is whole"
+
+
+def write_a_step(log: StepLog) -> None:
+    log.rollouts(1, [rollout(1)])
+    log.step(1, {"reward": 0.5, "tokens": 3})
+
+
+@pytest.mark.parametrize("name", ["rollouts.jsonl", "samples.md", "log.jsonl"])
+def test_a_log_on_a_full_disk_says_so(tmp_path: Path, name: str) -> None:
+    log = StepLog(tmp_path, 0, 1, Notes())
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(FULL)
+    with pytest.raises(PermixError) as refused:
+        write_a_step(log)
+    assert str(refused.value) == f"{tmp_path / name}: cannot be written: {GO_ON}"
+
+
+def test_a_log_cannot_be_cut_back_on_a_full_disk_and_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = StepLog(tmp_path, 0, 1, Notes())
+    for step in (1, 2):
+        log.rollouts(step, [rollout(step)])
+        log.step(step, {"reward": 0.5, "tokens": 3})
+    before = {name: (tmp_path / name).read_bytes() for name in ("rollouts.jsonl", "log.jsonl")}
+    unlink = Path.unlink
+
+    def unlinked(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        path.symlink_to(FULL)
+
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    with pytest.raises(PermixError, match=r"\.log\.jsonl\.part: cannot be written: No space left"):
+        StepLog(tmp_path, 1, 1, Notes())
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "permix_rollouts-0-of-1.pt", "trainer_state.json"]
+)
+def test_a_checkpoint_on_a_full_disk_leaves_the_last_one_whole_and_the_run_goes_on(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = stage(tiny_model, tmp_path / "run", plan={"steps": 4})
+    folder = tmp_path / "run" / "checkpoints"
+    with monkeypatch.context() as patched:
+        original = StepLog.step
+
+        def step(log: StepLog, number: int, figures: Any) -> None:
+            original(log, number, figures)
+            if number == 3:  # checkpoint 2 is written, checkpoint 4 is next
+                (folder / "checkpoint-4").mkdir()
+                place = folder / "checkpoint-4" / name
+                # safetensors writes beside the name and then takes it: it is refused by a folder that has it.
+                (place / "taken").mkdir(parents=True) if name == "model.safetensors" else place.symlink_to(FULL)
+
+        patched.setattr(StepLog, "step", step)
+        patched.setattr("permix.storage.run_dir.RunDir._account", disk_is_full)
+        with pytest.raises(PermixError, match=r"checkpoints/checkpoint-4: cannot be written: .*; make room, then run the same"):
+            run_training(config)
+    assert newest_checkpoint(folder) == folder / "checkpoint-2"
+    assert not (folder / "checkpoint-4").exists(), "what was begun takes no room"
+    run_training(config)
+    run_training(stage(tiny_model, tmp_path / "undisturbed", plan={"steps": 4}))
+    one, two = (tmp_path / one / "model" / "model.safetensors" for one in ("run", "undisturbed"))
+    assert one.read_bytes() == two.read_bytes()
+    assert log_of(tmp_path / "run") == log_of(tmp_path / "undisturbed")
+
+
+def test_weights_that_are_shared_out_are_written_by_a_library_of_their_own(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise CheckpointException("save", {0: (OSError(errno.ENOSPC, "No space left on device"), None)})  # type: ignore[dict-item]
+
+    monkeypatch.setattr(GRPOTrainer, "_save_checkpoint", refused)
+    with pytest.raises(PermixError, match=r"checkpoints/checkpoint-2: cannot be written: .*No space left on device"):
+        run_training(stage(tiny_model, tmp_path / "run"))
+
+
+def disk_is_full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "usage.json")
+
+
+def test_a_model_that_cannot_be_written_is_written_by_the_next_start(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = stage(tiny_model, tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "write_card", disk_is_full)
+        with pytest.raises(PermixError, match=r"run/\.model\.part: cannot be written: No space left on device; make room"):
+            run_training(config)
+    assert not (tmp_path / "run" / "model").exists()
+    steps = len(read_log(tmp_path / "run" / "log.jsonl"))
+    assert (run_training(config) / "config.json").exists()
+    assert len(read_log(tmp_path / "run" / "log.jsonl")) == steps, "no step was done again"
+
+
+def test_a_full_disk_elsewhere_is_one_line_and_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("permix.plan.pq.write_table", disk_is_full)
+    assert cli.run(["plan", "--out", str(tmp_path / "plan.parquet")]) == 1
+    assert capsys.readouterr().err == f"permix plan: usage.json: cannot be written: {GO_ON}\n"
+
+
+class Mortal(Worker):
+    """Dies of some answers, in the middle of the check."""
+
+    def ask(self, answer: str, gold: str) -> dict[str, Any]:
+        if answer in ("1", "3"):
+            self._process.kill()
+        return super().ask(answer, gold)
+
+
+def test_a_verifier_that_dies_leaves_rollouts_unscored_and_the_run_goes_on(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("permix.verification.math_verifier.Worker", Mortal)
+    plan = plan_of(gold="n + 4 - n", steps=2, group_size=16)  # no plain number: every answer goes to the symbolic worker
+    with Verifier() as verifier:
+        trainer, notes = trainer_of(tiny_model, tmp_path, plan, verifier=verifier)
+        trainer.train()
+    lost = [one for one in notes.kept if one.verdict.correct is None]
+    assert lost, "the tiny model said too little to test with"
+    assert {one.verdict.extracted for one in lost} <= {"1", "3"}
+    assert all("died with status -9" in (one.verdict.error or "") for one in lost)
+    assert {one.verdict.correct for one in notes.kept if one.verdict.extracted == "4"} == {True}
+    assert sum(line["unscored"] for line in notes.figures) == len(lost)
+    assert len(notes.figures) == 2
+
+
+def never(*_: Any, **__: Any) -> None:
+    raise AssertionError("weights were loaded")
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may be loaded that takes long."""
+    monkeypatch.setattr(checkpoints, "load_weights", never)
+    monkeypatch.setattr(train, "fill_bank", never)
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [(None, "its tokenizer has no chat template"), (tiny.SYSTEM_IGNORED, "its chat template takes no system message")],
+)
+def test_a_model_that_cannot_be_given_a_persona_is_refused(
+    tiny_model: Path, tmp_path: Path, template: str | None, said: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (folder / "chat_template.jinja").unlink()
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(ConfigError, match=said):
+        run_training(stage(folder, tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"max_prompt_tokens": 20},
+            r"max_prompt_tokens = 20: the prompt of step 0, group 0 \(question .*\) has \d+ tokens; raise",
+        ),
+        (
+            {"max_new_tokens": 500},
+            r"max_new_tokens = 500: the plan's longest prompt has \d+ tokens and the model reads 512; give",
+        ),
+    ],
+)
+def test_prompts_and_completions_that_do_not_fit_are_refused(
+    tiny_model: Path, tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run_training(stage(tiny_model, tmp_path / "run", **settings))
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_fewer_questions_than_a_step_has_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    config = stage(tiny_model, tmp_path / "run").model_copy(update={"task": TaskConfig(split="train", levels=("sub-1",), n=1)})
+    with pytest.raises(
+        ConfigError, match=r"questions_per_step = 2: the task has only 1 questions; ask for more questions or fewer"
+    ):
+        run_training(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_fewer_personas_than_a_step_has_groups_are_drawn_again(tiny_model: Path, tmp_path: Path) -> None:
+    config = stage(tiny_model, tmp_path / "run", plan={"mix": 1.0, "questions_per_step": 4, "steps": 1})
+    run_training(config.model_copy(update={"personas": config.personas.model_copy(update={"n": 1})}))
+    rollouts = read_log(tmp_path / "run" / "rollouts.jsonl")
+    assert len({line["group"] for line in rollouts}) == 4
+    assert len({line["persona_id"] for line in rollouts}) == 1
+
+
+def test_a_group_of_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "train.toml"
+    path.write_text(f"out = {json.dumps(str(tmp_path / 'run'))}\nplan = {{ group_size = 1 }}\n")
+    assert cli.run(["train", str(path)]) == 2
+    assert "plan.group_size = 1: Input should be greater than or equal to 2" in capsys.readouterr().err
+    assert TrainStage().plan.group_size == 8

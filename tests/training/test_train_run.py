@@ -1,0 +1,433 @@
+"""`permix train`: what it writes, what it refuses, and that a killed run ends bitwise where an undisturbed one does."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from permix.config import (
+    CharacterConfig,
+    ModelConfig,
+    PersonasConfig,
+    PlanConfig,
+    PlanStage,
+    TaskConfig,
+    TrainConfig,
+    TrainedModel,
+    TrainStage,
+)
+from permix.errors import ConfigError, DataError, PermixError
+from permix.inference.hf import HFModel
+from permix.pipelines.train import run_training, seen_after
+from permix.plan import compile_from, read_plan, write_plan
+from permix.storage.cells import read_cells
+from permix.tasks.contamination import Seen, read_seen, write_seen
+from permix.training.checkpoints import newest_checkpoint
+from permix.training.run_log import read_log
+from permix.types import Completion, Message, Request, Sampling, digest
+from tests.killable import Moment, command
+
+QUICK = {"lr": 1e-2, "max_new_tokens": 6, "micro_tokens": 256, "precision": "float32", "save_every": 2}
+
+
+CHARACTER = {"personas": 3, "questions": 4, "max_new_tokens": 6, "replay_answers": 5}
+
+
+def stage(
+    tiny_model: Path, out: Path, *, plan: dict[str, Any] | None = None, character: dict[str, Any] | None = None, **settings: Any
+) -> TrainStage:
+    """A training of 3 steps of 2 groups of 16: the chance that a model right once in ten is never right is 4e-5."""
+    sizes = {"steps": 3, "questions_per_step": 2, "group_size": 16, "mix": 0.6} | (plan or {})
+    return TrainStage(
+        out=out, threads=1, model=TrainedModel(name=str(tiny_model)), label="tiny",
+        task=TaskConfig(split="train", levels=("sub-1",), n=20), personas=PersonasConfig(split="train", n=4),
+        plan=PlanConfig.model_validate(sizes), train=TrainConfig.model_validate(QUICK | settings),
+        character=CharacterConfig.model_validate(CHARACTER | (character or {})),
+    )  # fmt: skip
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(folder / "model.safetensors"))
+
+
+def assert_trained(before: Path, after: Path) -> None:
+    """The same tensors, adapters merged, and not the same numbers."""
+    start, end = weights(before), weights(after)
+    assert start.keys() == end.keys()
+    assert any(not torch.equal(start[name], end[name]) for name in start)
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    """The log without its wall seconds."""
+    return [
+        {name: value for name, value in line.items() if name not in ("seconds", "cpu_seconds")}
+        for line in read_log(out / "log.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a small finished training."""
+    return run_training(stage(tiny_model, tmp_path_factory.mktemp("plain") / "run")).parent
+
+
+def test_the_result_is_a_plain_model_folder_that_answers(plain: Path, tiny_model: Path) -> None:
+    model = HFModel(ModelConfig(name=str(plain / "model"), dtype="float32"))
+    (answer,) = model.complete([Request((Message(role="user", content="What is 1 + 1?"),), 0)], Sampling(max_new_tokens=4))
+    assert isinstance(answer.result, Completion)
+    assert_trained(tiny_model, plain / "model")
+    assert {value.dtype for value in weights(plain / "model").values()} == {torch.float32}
+    for name in ("chat_template.jinja", "generation_config.json", "config.json"):
+        assert (plain / "model" / name).read_text() == (tiny_model / name).read_text()
+
+
+def test_the_model_carries_its_card_and_the_questions_it_saw(plain: Path) -> None:
+    plan = read_plan(plain / "plan.parquet")
+    card = (plain / "model" / "README.md").read_text(encoding="utf-8")
+    assert plan.hash in card
+    assert "PerMix-RLVR (persona-mixed RLVR), trained by permix from" in card
+    assert read_seen(plain / "model").questions == {row.question_hash for row in plan.rows}
+
+
+def test_a_run_leaves_its_log_and_no_scratch(plain: Path) -> None:
+    assert sorted(path.name for path in plain.iterdir() if path.name != ".lock") == [
+        "config.json", "log.jsonl", "model", "plan.parquet", "provenance.json", "rollouts.jsonl", "samples.md", "usage.json",
+    ]  # fmt: skip
+    log, rollouts = read_log(plain / "log.jsonl"), read_log(plain / "rollouts.jsonl")
+    assert [line["step"] for line in log] == [1, 2, 3]
+    assert [line["step"] for line in rollouts] == [1] * 32 + [2] * 32 + [3] * 32
+    assert log[-1]["tokens"] == sum(line["tokens"] for line in rollouts)
+    assert log[0]["lr"] == 1e-2
+    assert {"reward", "grad_norm", "completion_tokens", "truncated", "signal_groups"} <= log[0].keys()
+    assert (plain / "samples.md").read_text(encoding="utf-8").count("## Step") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "plan"),
+    [
+        ({"beta": 0.1}, {}),
+        ({"lora_rank": 2}, {}),
+        ({"lora_rank": 2, "beta": 0.1}, {}),
+        ({"iterations": 2}, {}),
+        ({"beta": 0.1, "anchor": "no-persona"}, {}),
+        ({"loss": "grpo", "scale_rewards": "none", "precision": "bfloat16"}, {"scope": "rollout"}),
+        ({"loss": "dr_grpo", "gradient_checkpointing": True, "lr_schedule": "cosine", "warmup_steps": 1}, {"mix": 0.0}),
+    ],
+    ids=["kl", "lora", "lora-kl", "iterations", "no-persona-anchor", "bfloat16-rollout-scope", "checkpointing"],
+)
+def test_every_kind_of_training_runs(tiny_model: Path, tmp_path: Path, settings: dict[str, Any], plan: dict[str, Any]) -> None:
+    config = stage(tiny_model, tmp_path / "run", plan=plan, **settings)
+    folder = run_training(config)
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    assert len(log) == 3 * config.train.iterations
+    assert_trained(tiny_model, folder)
+    assert (folder / "generation_config.json").read_text() == (tiny_model / "generation_config.json").read_text()
+    if config.train.beta:
+        same = config.train.anchor == "same-persona"
+        assert (abs(log[0]["kl"]) < 1e-6) == same, "the first step is the reference itself, when it reads the same prompt"
+        assert log[2]["kl"] > 1e-6
+    if config.train.iterations == 2:
+        assert [line["reward"] is None for line in log] == [False, True] * 3
+        assert {line["step"] for line in read_log(tmp_path / "run" / "rollouts.jsonl")} == {1, 3, 5}
+
+
+@pytest.mark.parametrize(
+    ("character", "settings"),
+    [
+        ({"replay": 2.0}, {}),
+        ({"replay": 2.0, "replay_policy": "on"}, {}),
+        ({"replay": 2.0, "replay_policy": "on"}, {"lora_rank": 2}),
+        ({"replay": 2.0, "expressivity": 0.5}, {"precision": "bfloat16", "beta": 0.1}),
+    ],
+    ids=["off-policy", "on-policy", "on-policy-lora", "all-together"],
+)
+def test_what_keeps_the_character_composes(
+    tiny_model: Path, tmp_path: Path, character: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    config = stage(tiny_model, tmp_path / "run", character=character, **settings)
+    run_training(config)
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    tolerance = 1e-2 if config.train.precision == "bfloat16" else 1e-4
+    assert abs(log[0]["replay_kl"]) < tolerance, "before the first step nothing has moved"
+    assert log[2]["replay_kl"] > abs(log[0]["replay_kl"])
+    assert ("expressivity" in log[0]) == ("expressivity" in character)
+    bank = read_cells(tmp_path / "run" / "character" / "records.jsonl")
+    assert len(bank) == (4 if "expressivity" in character else 3) * 4
+    assert all(cell.completion is not None for cell in bank.values())
+
+
+def test_a_curriculum_asks_more_often_as_those_under_whom_it_fails_and_can_be_audited(tiny_model: Path, tmp_path: Path) -> None:
+    plan = {"steps": 4, "adaptive": 5.0, "adaptive_every": 2, "mix": 1.0}
+    run_training(stage(tiny_model, tmp_path / "run", plan=plan))
+    (block,) = read_log(tmp_path / "run" / "plan_blocks.jsonl")
+    lines = [line for line in read_log(tmp_path / "run" / "rollouts.jsonl") if line["step"] <= 2]
+    for persona, count in block["rollouts"].items():
+        assert count == sum(line["persona_id"] == persona for line in lines)
+    by_accuracy = sorted(block["accuracy"], key=lambda name: block["accuracy"][name])
+    assert block["chance"][by_accuracy[0]] > block["chance"][by_accuracy[-1]]
+    rows = read_plan(tmp_path / "run" / "plan.parquet").rows
+    assert block["rows"] == digest(*(row.model_dump_json() for row in rows if row.step >= 2))
+    asked = {(row.step + 1, row.group, row.persona_id) for row in rows}
+    assert {(line["step"], line["group"], line["persona_id"]) for line in read_log(tmp_path / "run" / "rollouts.jsonl")} == asked
+    assert read_seen(tmp_path / "run" / "model").personas >= set(block["chance"])
+
+
+def test_replay_holds_the_model_nearer_to_its_base(tiny_model: Path, tmp_path: Path) -> None:
+    divergences = []
+    for weight in (1e-9, 5.0):
+        config = stage(tiny_model, tmp_path / str(weight), character={"replay": weight, "replay_answers": 12}, plan={"steps": 8})
+        run_training(config)
+        divergences.append(read_log(tmp_path / str(weight) / "log.jsonl")[-1]["replay_kl"])
+    assert divergences[1] < 0.5 * divergences[0]
+
+
+def test_a_bank_that_cannot_be_filled_is_refused_before_it_begins(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"character\.questions = 500: the training side has 48 open-ended questions"):
+        run_training(stage(tiny_model, tmp_path / "run", character={"replay": 1.0, "questions": 500}))
+
+
+def test_a_finished_run_started_again_does_nothing(plain: Path, tiny_model: Path) -> None:
+    def stamps() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in plain.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    before = stamps()
+    assert run_training(stage(tiny_model, plain)) == plain / "model"
+    after = stamps()
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {str(plain / "config.json")}
+    assert after.keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"lr": 2e-2}, "train"), ({"plan": {"mix": 0.0}}, "plan"), ({"plan": {"seed": 1}}, "plan"), ({"beta": 0.1}, "train")],
+)
+def test_another_plan_or_setting_in_its_folder_is_refused(
+    plain: Path, tiny_model: Path, changed: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"this run was made with {named} = "):
+        run_training(stage(tiny_model, plain, **changed))
+
+
+def test_where_an_engine_stands_is_not_what_a_run_is_but_that_there_is_one_is(plain: Path, tiny_model: Path) -> None:
+    places: dict[str, Any] = {
+        "vllm_server_port": 9001,
+        "vllm_server_base_url": "http://elsewhere:8000",
+        "vllm_gpu_memory_utilization": 0.5,
+    }
+    assert run_training(stage(tiny_model, plain, **places)) == plain / "model"
+    with pytest.raises(ConfigError, match="this run was made with train = "):
+        run_training(stage(tiny_model, plain, vllm_mode="server"))
+
+
+def test_another_model_in_its_folder_is_refused(plain: Path) -> None:
+    with pytest.raises(ConfigError, match="this run was made with model = "):
+        run_training(stage(plain / "model", plain))
+
+
+def test_a_plan_file_trains_as_the_sections_it_was_compiled_from(plain: Path, tiny_model: Path, tmp_path: Path) -> None:
+    config = stage(tiny_model, tmp_path / "run")
+    sections = PlanStage(task=config.task, personas=config.personas, plan=config.plan)
+    write_plan(compile_from(sections.task, sections.personas, sections.plan), tmp_path / "plan.parquet")
+    other_sizes = config.model_copy(update={"plan_file": tmp_path / "plan.parquet", "plan": PlanConfig()})
+    folder = run_training(other_sizes)
+    assert log_of(tmp_path / "run") == log_of(plain)
+    assert (folder / "model.safetensors").read_bytes() == (plain / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_prompt_over_the_limit_is_refused_before_training_and_names_its_row(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"max_prompt_tokens = 20: the prompt of step 0, group 0 \(question arithmetic:"):
+        run_training(stage(tiny_model, tmp_path / "run", max_prompt_tokens=20))
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_completions_that_leave_the_models_window_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train.max_new_tokens = 500: .* the model reads 512; give train.max_new_tokens = 4"):
+        run_training(stage(tiny_model, tmp_path / "run", max_new_tokens=500))
+
+
+def test_a_broken_plan_file_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.parquet").write_bytes(b"PAR1")
+    config = stage(tiny_model, tmp_path / "run").model_copy(update={"plan_file": tmp_path / "plan.parquet"})
+    with pytest.raises(DataError, match="not a plan file"):
+        run_training(config)
+
+
+def test_a_model_whose_weights_diverged_is_named_as_one(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "diverged"))
+    save_file(
+        {name: value * torch.nan for name, value in weights(tiny_model).items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(PermixError, match="its weights have diverged"):
+        run_training(stage(folder, tmp_path / "run"))
+
+
+def checkpoint(folder: Path, step: int, state: str | None) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    if state is not None:
+        (path / "trainer_state.json").write_text(state)
+    return path
+
+
+def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "none") is None
+    whole = checkpoint(tmp_path, 9, json.dumps({"global_step": 9}))
+    checkpoint(tmp_path, 5, json.dumps({"global_step": 5}))
+    for step, state in ((10, None), (11, '{"global_step": 1'), (12, json.dumps({"global_step": 9})), (13, "[]"), (14, "")):
+        checkpoint(tmp_path, step, state)
+    assert newest_checkpoint(tmp_path) == whole
+
+
+MOMENTS = [
+    Moment("permix.training.run_log:StepLog.step", 1),
+    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1, torn=True),
+    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
+    Moment("permix.training.run_log:_append", 3, torn=True),
+    Moment("permix.training.run_log:StepLog.step", 1),
+    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
+    Moment("permix.training.checkpoints:write_card", 1),
+]
+"""Where each start of the run dies: before the first checkpoint; in the middle of writing it; just after it; in the middle of
+logging step 3; after step 3; after the last checkpoint; in the middle of writing the model."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("--train.lora-rank", "2", "--train.beta", "0.1"),
+        ("--train.iterations", "2"),
+        ("--plan.adaptive", "4", "--plan.adaptive-every", "1", "--plan.spares", "2", "--plan.group-size", "6"),
+        ("--character.replay", "1", "--character.replay-policy", "on", "--character.personas", "3", "--character.questions", "4"),
+        ("--character.replay", "1", "--character.expressivity", "0.5", "--character.questions", "4"),
+    ],
+    ids=["plain", "lora-kl", "iterations", "adaptive-spares", "replay-on", "replay-off-expressivity"],
+)
+def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
+    tiny_model: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    config = tmp_path / "train.toml"
+    config.write_text(
+        f"""
+        threads = 1
+        model.name = {json.dumps(str(tiny_model))}
+        task = {{ split = "train", levels = ["sub-1"], n = 20 }}
+        personas = {{ split = "train", n = 4 }}
+        plan = {{ steps = 4, questions_per_step = 2, group_size = 16 }}
+        train = {{ lr = 1e-2, max_new_tokens = 6, micro_tokens = 256, precision = "float32", save_every = 2, samples_every = 2 }}
+        """
+    )
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert command("train", str(config), "--out", str(undisturbed), *settings) == 0
+    moments = MOMENTS if not settings else MOMENTS[1::3]
+    for moment in moments:
+        assert command("train", str(config), "--out", str(killed), *settings, dies=moment) == -9, moment
+        assert not (killed / "model").exists()
+    assert command("train", str(config), "--out", str(killed), *settings) == 0
+    assert (killed / "model/model.safetensors").read_bytes() == (undisturbed / "model/model.safetensors").read_bytes()
+    assert log_of(killed) == log_of(undisturbed)
+    laid = ["plan_blocks.jsonl"] if "--plan.adaptive" in settings else []
+    assert read_plan(killed / "plan.parquet").hash == read_plan(undisturbed / "plan.parquet").hash
+    for name in ("rollouts.jsonl", "samples.md", "model/README.md", *laid):
+        assert (killed / name).read_bytes().replace(b"# killed", b"# undisturbed") == (undisturbed / name).read_bytes()
+    assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in undisturbed.iterdir())
+    assert not list(killed.glob("**/.*.part"))
+
+
+AMID = [
+    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
+    Moment("permix.training.grpo_trainer:write_buffer", 1),
+    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
+    Moment("permix.training.run_log:StepLog.step", 1),
+]
+"""Generations serve steps 1 to 3, 4 to 6 and 7 to 9; checkpoints fall after every second step. The starts die: just after
+checkpoint 2; in the middle of checkpoint 4, which does not count; just after checkpoint 4; after step 5, whose rollouts were
+those of checkpoint 4."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("--train.beta", "0.1", "--train.lora-rank", "2", "--character.replay", "0.5", "--character.replay-policy", "on")],
+    ids=["all weights", "lora, kl and replay"],
+)
+def test_a_run_killed_amid_the_steps_of_a_generation_ends_where_an_undisturbed_one_does(
+    tiny_model: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    config = tmp_path / "train.toml"
+    config.write_text(
+        f"""
+        threads = 1
+        model.name = {json.dumps(str(tiny_model))}
+        task = {{ split = "train", levels = ["sub-1"], n = 20 }}
+        personas = {{ split = "train", n = 4 }}
+        plan = {{ steps = 3, questions_per_step = 2, group_size = 16 }}
+        character = {{ personas = 2, questions = 2, max_new_tokens = 6, replay_answers = 3 }}
+        train = {{ lr = 1e-2, max_new_tokens = 6, micro_tokens = 256, precision = "float32", iterations = 3, save_every = 2 }}
+        """
+    )
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert command("train", str(config), "--out", str(undisturbed), *settings) == 0
+    found = []
+    for moment in AMID:
+        assert command("train", str(config), "--out", str(killed), *settings, dies=moment) == -9, moment
+        found.append(newest_checkpoint(killed / "checkpoints"))
+    assert [path and path.name for path in found] == ["checkpoint-2", "checkpoint-2", "checkpoint-4", "checkpoint-4"]
+    assert command("train", str(config), "--out", str(killed), *settings) == 0
+    assert (killed / "model/model.safetensors").read_bytes() == (undisturbed / "model/model.safetensors").read_bytes()
+    assert log_of(killed) == log_of(undisturbed)
+    for name in ("rollouts.jsonl", "samples.md"):
+        assert (killed / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}], ids=["all weights", "lora"])
+def test_a_plan_and_a_seed_say_every_bit_of_the_result(tiny_model: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Whatever this process drew before."""
+    for name, drawn_before in (("one", 1), ("two", 2)):
+        torch.manual_seed(drawn_before)
+        run_training(stage(tiny_model, tmp_path / name, **settings))
+    one, two = (tmp_path / name / "model" / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert log_of(tmp_path / "one") == log_of(tmp_path / "two")
+    other = run_training(stage(tiny_model, tmp_path / "other", **settings, seed=1))
+    assert ((other / "model.safetensors").read_bytes() == one.read_bytes()) == (not settings), "only LoRA draws its first weights"
+
+
+def test_steps_are_optimizer_steps_and_samples_fall_on_generations(tiny_model: Path, tmp_path: Path) -> None:
+    run_training(stage(tiny_model, tmp_path / "run", plan={"steps": 5}, iterations=2, samples_every=2))
+    log, rollouts = read_log(tmp_path / "run" / "log.jsonl"), read_log(tmp_path / "run" / "rollouts.jsonl")
+    assert [line["step"] for line in log] == list(range(1, 11))
+    assert sorted({line["step"] for line in rollouts}) == [line["step"] for line in log if line["reward"] is not None]
+    samples = (tmp_path / "run" / "samples.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## Step (\d+)$", samples, re.MULTILINE) == ["1", "5", "9"]
+
+
+@pytest.mark.slow
+def test_a_run_killed_after_its_model_was_written_still_clears_its_checkpoints(tiny_model: Path, tmp_path: Path) -> None:
+    done = run_training(stage(tiny_model, tmp_path / "run", keep_checkpoints=True))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-3"]
+    cleared = shutil.copytree(tmp_path / "run", tmp_path / "killed")
+    identity = json.loads((cleared / "provenance.json").read_text())
+    identity["identity"]["train"]["keep_checkpoints"] = False
+    (cleared / "provenance.json").write_text(json.dumps(identity))
+    assert run_training(stage(tiny_model, cleared)) == cleared / "model"
+    assert not (cleared / "checkpoints").exists()
+    assert done.exists()
+
+
+def test_a_model_trained_on_has_seen_all_that_its_beginning_had(tmp_path: Path) -> None:
+    """Also a checkpoint, whose file lies in the folder above it."""
+    plan = compile_from(TaskConfig(split="train", n=20), PersonasConfig(split="train", n=4), PlanConfig(mix=1, steps=2))
+    before = Seen(frozenset({"an earlier question"}), frozenset({"an earlier persona"}))
+    write_seen(tmp_path / "checkpoints", before)
+    (tmp_path / "checkpoints" / "checkpoint-5").mkdir()
+    seen = seen_after(plan, str(tmp_path / "checkpoints" / "checkpoint-5"))
+    assert seen.questions == {row.question_hash for row in plan.rows} | {"an earlier question"}
+    assert seen.personas == {row.persona_id for row in plan.rows} | {"an earlier persona"}

@@ -1,0 +1,384 @@
+"""Programs run in the sandbox: right and wrong ones, and ones that try to get out, to take all there is, or to lie."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent, indent
+
+import pytest
+
+from permix.verification.sandbox import Case, Outcome, Suite, judge
+from tests.sandboxed import TIGHT, needs_sandbox
+
+pytestmark = needs_sandbox
+
+ADD = Suite(cases=(Case("1 2\n", "3\n"), Case("20 30\n", "50\n")))
+ADD_FUNCTION = Suite(function="add", cases=(Case('[[1, 2], {"dict": []}]', "3"), Case('[[20, 30], {"dict": []}]', "50")))
+ADD_CHECK = Suite(
+    function="add",
+    check="def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(b=3, a=2) == 5\ncheck(add)",
+)
+RIGHT = "a, b = map(int, input().split())\nprint(a + b)"
+DEEP = "import sys; sys.setrecursionlimit(10**6)\ndef deep(n): return 0 if n == 0 else 1 + deep(n - 1)\nprint(deep(50000))"
+
+
+def printing(text: str) -> Suite:
+    """Programs without input that print this."""
+    return Suite(cases=(Case("", text),))
+
+
+def reports(source: str, expected: object) -> Outcome:
+    """What a function with this body, run in the sandbox, is judged when it should return `expected`."""
+    program = f"def found():\n{indent(dedent(source), '    ')}"
+    return judge(program, Suite(function="found", cases=(Case('[[], {"dict": []}]', json.dumps(expected)),)), TIGHT)
+
+
+def running(mark: str) -> bool:
+    """Whether a process of this machine has the mark in its command line."""
+    for place in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if place.name.isdigit() and mark.encode() in (place / "cmdline").read_bytes():
+                return True
+    return False
+
+
+# What is right and what is wrong
+
+
+@pytest.mark.parametrize(
+    ("program", "suite"),
+    [
+        (RIGHT, ADD),
+        ("import sys\nfor line in sys.stdin: print(sum(map(int, line.split())))", ADD),
+        ("import sys\nprint(eval(sys.stdin.buffer.read().replace(b' ', b'+')))\nsys.exit(1)", ADD),
+        ("from threading import Thread\ndef f(): print(sum(map(int, open(0).read().split())))\nThread(target=f).start()", ADD),
+        ("if __name__ == '__main__':\n    " + RIGHT.replace("\n", "\n    "), ADD),
+        ("def add(a, b): return a + b\nif __name__ == '__main__': input('never asked')", ADD_FUNCTION),
+        ("class Solution:\n    def add(self, a, b):\n        print('noise')\n        return a + b", ADD_FUNCTION),
+        ("def add(a, b): return a + b", ADD_CHECK),
+        ("print('gr\u00fcn \U0001f40d')", printing("gr\u00fcn \U0001f40d")),
+        ("print(input())", Suite(cases=(Case("\u65e5\u672c", "\u65e5\u672c"),))),
+        ("print(10 ** 4000)", printing("1" + "0" * 4000)),
+        ("def power(): return 10 ** 6000", Suite(function="power", cases=(Case('[[], {"dict": []}]', "1" + "0" * 6000),))),
+        (DEEP, printing("50000")),
+        ("open('scratch', 'w').write('yes')\nprint(open('scratch').read())", printing("yes")),
+    ],
+)  # fmt: skip
+def test_right_programs_are_right(program: str, suite: Suite) -> None:
+    assert judge(program, suite, TIGHT) == Outcome(True)
+
+
+@pytest.mark.parametrize(
+    ("program", "suite", "reason"),
+    [
+        ("print(3)", ADD, "test 2 of 2: not what was expected"),
+        ("print(input())", ADD, "test 1 of 2: not what was expected"),
+        (f"{RIGHT}\nraise ValueError", ADD, "test 1 of 2: ended with status 1"),
+        ("print(", ADD, "the program: raised SyntaxError"),
+        ("\0", ADD, "the program: raised"),
+        ("(" * 100_000, ADD, "the program: "),
+        ("add = 3", ADD_FUNCTION, "test 1 of 2: raised TypeError"),
+        ("def sub(a, b): return a - b", ADD_FUNCTION, "the program: raised KeyError"),
+        ("def add(a, b): return 3", ADD_FUNCTION, "test 2 of 2: not what was expected"),
+        ("def add(a, b): return 3", ADD_CHECK, "the check: AssertionError"),
+        ("def add(a, b): return None", ADD_CHECK, "the check: AssertionError"),
+        ("def add(a, b): raise KeyError(a)", ADD_CHECK, "a call: raised KeyError"),
+        ("def add(a, b): return add(a, b)", ADD_FUNCTION, "test 1 of 2: raised RecursionError"),
+        ("import sys; sys.setrecursionlimit(10**9)\ndef f(n): return max([n], key=f)\nf(0)", printing(""), "test 1 of 1: "),
+    ],
+)  # fmt: skip
+def test_wrong_programs_are_wrong_and_told_why(program: str, suite: Suite, reason: str) -> None:
+    found = judge(program, suite, TIGHT)
+    assert found.correct is False
+    assert found.reason.startswith(reason)
+
+
+def test_sets_are_printed_in_the_same_order_every_time() -> None:
+    program = "print({*map(str, range(20))})"
+    seeded = {"PYTHONHASHSEED": "0"}
+    done = subprocess.run([sys.executable, "-c", program], env=seeded, capture_output=True, text=True, check=True)
+    assert judge(program, printing(done.stdout), TIGHT).correct
+
+
+def test_each_input_is_read_by_a_process_of_its_own() -> None:
+    program = "seen = globals().setdefault('seen', [])\nseen.append(input())\nprint(len(seen))"
+    assert judge(program, Suite(cases=(Case("a", "1"), Case("b", "1"))), TIGHT).correct
+
+
+def test_an_input_may_be_longer_than_an_output() -> None:
+    size = 2 * TIGHT.output_bytes
+    assert judge("print(len(input()))", Suite(cases=(Case("x" * size, str(size)),)), TIGHT).correct
+
+
+def test_a_check_that_cannot_be_run_is_no_score() -> None:
+    for check, reason in (("import nothing", "ModuleNotFoundError"), ("x = 1", "it calls nothing"), ("def", "SyntaxError")):
+        found = judge("def f(): pass", Suite(function="f", check=check), TIGHT)
+        assert found.correct is None
+        assert reason in found.reason
+
+
+def test_a_check_sees_what_the_prelude_gives() -> None:
+    suite = Suite(prelude="def twice(n): return 2 * n", function="f", check="assert f(twice(2)) == twice(f(2))")
+    assert judge("def f(n): return twice(n)", suite, TIGHT).correct
+
+
+# What takes all there is
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("while True: pass", "test 1 of 2: ran out of CPU time"),
+        ("import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass", "test 1 of 2: "),
+        ("while True: print('x' * 1000)", "test 1 of 2: ended with status"),
+        ("import os\nwhile True:\n    try: os.write(1, b'x' * 1000)\n    except OSError: break", "test 1 of 2: printed too much"),
+        ("x = []\nwhile True: x.append(bytearray(1 << 20))", "test 1 of 2: ended with status"),
+        ("import os\nwhile True: os.fork()", "test 1 of 2: ended with status 1"),
+        ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", "test 1 of 2: "),
+        ("import threading\nwhile True: threading.Thread(target=threading.Event().wait).start()", "test 1 of 2: "),
+        ("import os\nos.kill(os.getppid(), 9)", "test 1 of 2: ended with status"),
+        ("import os\nos.kill(-1, 9)", "test 1 of 2: ended with status"),
+        ("import os\nos.abort()", "test 1 of 2: ended with status -6"),
+    ],
+)  # fmt: skip
+def test_what_takes_everything_meets_its_bounds(program: str, reason: str) -> None:
+    began = time.monotonic()
+    found = judge(program, ADD, TIGHT._replace(wall_seconds=4))
+    assert found.correct is False
+    assert found.reason.startswith(reason)
+    assert time.monotonic() - began < 40  # the bound is 4 s; a busy machine is slow to start a sandbox
+    assert judge(RIGHT, ADD, TIGHT).correct
+
+
+@pytest.mark.parametrize(
+    ("program", "suite"),
+    [
+        ("import time\ntime.sleep(60)", ADD),
+        ("import threading\nthreading.Event().wait()", ADD),
+        ("import time\ntime.sleep(60)\ndef add(a, b): pass", ADD_FUNCTION),
+        ("def add(a, b): import time; time.sleep(60)", ADD_CHECK),
+    ],
+)
+def test_who_waits_for_ever_meets_the_deadline(program: str, suite: Suite) -> None:
+    found = judge(program, suite, TIGHT._replace(wall_seconds=1))
+    assert found.correct is False
+    assert found.reason.endswith("gave no answer in time")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("\n  while True: pass", "ran out of CPU time"),
+        ("return 'x' * (1 << 20)", "gave too long an answer"),
+        ("return [0] * 10**9", "raised MemoryError"),
+        ("x = []; x.append(x); return x", "raised RecursionError"),
+        ("import os; os._exit(0)", "ended with status 0"),
+    ],
+)
+def test_a_function_meets_them_too(body: str, reason: str) -> None:
+    found = judge(f"def add(a, b): {body}", ADD_FUNCTION, TIGHT)
+    assert found == Outcome(False, f"test 1 of 2: {reason}")
+
+
+def test_what_a_program_leaves_running_ends_with_its_test() -> None:
+    mark = f"left-{os.getpid()}-{time.monotonic_ns()}"
+    program = (
+        f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)', '{mark}'])\n{RIGHT}"
+    )
+    assert judge(program, Suite(cases=ADD.cases * 5), TIGHT).correct  # ten of them at a time would be too many
+    until = time.monotonic() + 10
+    while running(mark) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not running(mark)
+
+
+def test_the_scratch_folder_is_small_and_gone_afterwards() -> None:
+    source = """
+        written = 0
+        try:
+            for number in range(100):
+                with open(f"/tmp/{number}", "wb") as file:
+                    written += file.write(bytes(100_000))
+        except OSError:
+            pass
+        return written <= 1 << 20
+    """
+    assert reports(source, True).correct
+    assert reports("import os\nreturn os.listdir('/tmp')", []).correct
+
+
+# What tries to get out
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "secret.txt"
+    path.write_text("secret")
+    path.chmod(0o777)
+    tmp_path.chmod(0o777)
+    return path
+
+
+def test_no_file_of_the_host_can_be_read(secret: Path) -> None:
+    paths = [
+        str(secret),
+        "/etc/passwd",
+        "/etc/hostname",
+        "/proc/1/environ",
+        "/proc/self/environ",
+        "/sys/kernel",
+        str(Path.home()),
+        "/dev/sda",
+    ]
+    assert reports(f"import os\nreturn [path for path in {paths!r} if os.path.exists(path)]", []).correct
+    assert judge(f"print(open({str(secret)!r}).read())", printing("secret"), TIGHT).correct is False
+
+
+def test_nothing_can_be_written_but_the_scratch_folder(secret: Path) -> None:
+    places = [
+        "/x",
+        "/python/x",
+        "/box/x",
+        "/box/permix/verification/guest/runner.py",
+        "/usr/lib/x",
+        "/dev/x",
+        "/etc/x",
+        str(secret),
+    ]
+    source = f"""
+        written = []
+        for place in {places!r}:
+            try:
+                open(place, "w").write("mine")
+                written.append(place)
+            except OSError:
+                pass
+        return written
+    """
+    assert reports(source, []).correct
+    assert secret.read_text() == "secret"
+
+
+@pytest.fixture
+def server() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.2)
+        yield listening
+
+
+def test_nobody_can_be_called(server: socket.socket) -> None:
+    addresses = [server.getsockname(), ("8.8.8.8", 53), ("::1", server.getsockname()[1])]
+    source = f"""
+        import socket
+        reached = []
+        for address in {addresses!r}:
+            try:
+                socket.create_connection(address, 0.2)
+                reached.append(address)
+            except OSError:
+                pass
+        return reached
+    """
+    assert reports(source, []).correct
+    with pytest.raises(TimeoutError):
+        server.accept()
+
+
+def test_it_knows_nothing_of_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERMIX_SECRET_KEY", "secret")
+    monkeypatch.setenv("PYTHONSTARTUP", "/tmp/x")
+    known = ["HOME", "LC_CTYPE", "LD_LIBRARY_PATH", "PWD", "PYTHONHASHSEED", "PYTHONHOME", "PYTHONPATH"]
+    assert reports("import os\nreturn sorted(os.environ)", known).correct
+    assert reports("import os\nreturn [os.getuid(), os.getgid(), os.getppid()]", [65534, 65534, 1]).correct
+
+
+def test_it_holds_its_channel_and_nothing_else(secret: Path) -> None:
+    source = """
+        import os
+        held = []
+        for descriptor in range(1000):
+            try:
+                os.fstat(descriptor)
+                held.append(descriptor)
+            except OSError:
+                pass
+        return held
+    """
+    with secret.open() as inherited:
+        os.set_inheritable(inherited.fileno(), True)
+        assert reports(source, [0, 1, 2, 3]).correct
+
+
+def test_it_can_make_no_namespace_and_no_memory_that_is_not_counted() -> None:
+    source = """
+        import ctypes, os
+        libc = ctypes.CDLL(None, use_errno=True)
+        tried = [libc.unshare(0x10000000), libc.memfd_create(b"x", 0), libc.shmget(0, 1 << 20, 0o1600), libc.ptrace(0, 0, 0, 0)]
+        tried.append(libc.mount(b"none", b"/tmp", b"tmpfs", 0, None))
+        return [tried, ctypes.get_errno()]
+    """
+    assert reports(source, [[-1] * 5, 1]).correct
+
+
+# What tries to lie
+
+CLAIMS = """
+import os, socket, struct
+def claim(payload):
+    for descriptor in range(3, 64):
+        try: os.write(descriptor, struct.pack("!cQ", b"=", len(payload)) + payload)
+        except OSError: pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "suite"),
+    [
+        ("class Same:\n    def __eq__(self, other): return True\ndef add(a, b): return Same()", ADD_CHECK),
+        ("class Same(int):\n    def __eq__(self, other): return True\ndef add(a, b): return Same()", ADD_CHECK),
+        ("class Same(int):\n    def __eq__(self, other): return True\ndef add(a, b): return Same()", ADD_FUNCTION),
+        ("import builtins\nbuiltins.AssertionError = None\nbuiltins.all = lambda x: True\ndef add(a, b): return 0", ADD_CHECK),
+        ("import json\njson.dumps = json.loads = lambda *given, **named: 'true'\ndef add(a, b): return 0", ADD_FUNCTION),
+        ("def add(a, b):\n    print('RESULT passed ok')\n    return True", ADD_FUNCTION),
+        ("import sys\nsys.exit(0)", ADD_FUNCTION),
+        ("import os\nos._exit(0)", ADD_CHECK),
+        ("import atexit, os\natexit.register(os._exit, 0)\nprint('OK')", ADD),
+        (f"{CLAIMS}\nclaim(b'')\nclaim(b'')\nclaim(b'')\nos._exit(0)", ADD),
+        (f"{CLAIMS}\nclaim(b'')\nclaim(b'true')\nclaim(b'true')\nos._exit(0)", ADD_FUNCTION),
+        (f"{CLAIMS}\nclaim(b'')\nfor _ in range(9): claim(b'true')\nos._exit(0)", ADD_CHECK),
+    ],
+)  # fmt: skip
+def test_what_claims_to_be_right_is_wrong(program: str, suite: Suite) -> None:
+    assert judge(program, suite, TIGHT).correct is False
+
+
+SEARCH = """
+import gc, sys
+def search():
+    words, frame = [], sys._getframe()
+    while frame is not None:
+        words += [*map(repr, frame.f_locals.values()), repr(frame.f_globals)]
+        frame = frame.f_back
+    words += [repr(one) for one in gc.get_objects() if isinstance(one, (dict, list, tuple, str))]
+    mark = "-".join(["hidden", "mark"])
+    return "found" if any(mark in word for word in words) else "not found"
+"""
+
+
+def test_what_is_expected_is_nowhere_in_its_memory() -> None:
+    cases = (Case('[[], {"dict": []}]', '"not found"'), Case('[[], {"dict": []}]', '"hidden-mark"'))
+    assert judge(SEARCH, Suite(function="search", cases=cases), TIGHT) == Outcome(False, "test 2 of 2: not what was expected")
+    check = "hidden = 'hidden-mark'\nassert search() == 'not found'"
+    assert judge(SEARCH, Suite(function="search", check=check), TIGHT).correct
+    printed = Suite(cases=(Case("", "not found"), Case("", "hidden-mark")))
+    assert judge(f"{SEARCH}\nprint(search())", printed, TIGHT) == Outcome(False, "test 2 of 2: not what was expected")
+
+
+def test_the_search_finds_what_is_there() -> None:
+    assert judge(f"{SEARCH}\nmine = ['hidden-mark']\nprint(search())", printing("found"), TIGHT).correct

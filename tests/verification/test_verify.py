@@ -1,0 +1,372 @@
+r"""The verifier: `\boxed{}` and number extraction, exact numbers, symbolic equality, and its bounds in time and memory."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from permix.verification.math_verifier import Verifier, clean, extract_boxed, last_number, numbers_equal, quick
+
+MILLION = 1_000_000
+NESTED = r"\frac{" * 50 + "1" + "}{2}" * 50
+NEVER_ENDS = "9^{9^{9^{9}}}"
+TOO_BIG = "(x+y+z)^{3000}"  # 4.5 million terms when expanded
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[Verifier]:
+    with Verifier(seconds=20) as one:  # generous: the bound itself is tested below, and the machine may be busy
+        yield one
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"so \boxed{5}", "5"),
+        (r"\boxed{1} no, \boxed{2}", "2"),
+        (r"\fbox{7}", "7"),
+        (r"\boxed {7}", "7"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),  # escaped braces are not braces
+        (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"\boxed{5} then \boxed{6", "5"),  # cut off in mid-answer
+        (r"\boxed{6 \boxed{5}", "5"),
+        (r"{ stray \boxed{5}", "5"),
+        (r"} stray \boxed{5}", "5"),
+        (r"\boxed{}", ""),
+        (r"\boxed 5", None),
+        (r"\boxedx{5}", None),
+        ("no box", None),
+        ("", None),
+    ],
+)
+def test_extract_boxed(text: str, content: str | None) -> None:
+    assert extract_boxed(text) == content
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("it costs 1,234.50 in all", "1234.5"),
+        ("it is -7", "-7"),
+        ("it is \u22127", "-7"),
+        ("x = 3/4", "3/4"),
+        ("0 or .5", "0.5"),
+        ("about 12%", "12%"),
+        (r"about 12\%", "12%"),
+        ("$18", "18"),
+        ("-$18", "-18"),
+        ("$-18", "-18"),
+        ("5-3", "3"),
+        ("5 - 3", "3"),
+        ("(x)-3", "3"),
+        ("(-3)", "-3"),
+        ("The answer is 42.", "42"),
+        ("is 1,000.", "1000"),
+        ("3, 4", "4"),
+        ("3,4", "4"),
+        ("1,2345", "2345"),
+        ("**42**", "42"),
+        ("42 kg of CO2", "42"),
+        ("6e3", "6e3"),
+        ("007", "7"),
+        ("-0", "0"),
+        ("none", None),
+        ("", None),
+    ],
+)
+def test_last_number(text: str, number: str | None) -> None:
+    assert last_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "equal"),
+    [
+        ("1/2", r"\frac12", True),
+        ("0.5", r"\frac{1}{2}", True),
+        (r"\dfrac{3}{4}", r"\tfrac{3}{4}", True),
+        (r"-\frac{1}{2}", r"\frac{-1}{2}", True),
+        (r"3\frac{1}{2}", "7/2", True),
+        ("2 1/2", "2.5", True),
+        ("2 1/2", "21/2", False),
+        ("1,234", "1234.0", True),
+        (r"10{,}000", "10000", True),
+        (r"11,\! 111,\! 100", "11111100", True),
+        (r"\$18.00", "18", True),
+        ("$18", "18", True),
+        ("18 dollars", "18", True),
+        (r"5\text{ cm}^2", "5", True),
+        (r"90^\circ", "90", True),
+        (r"10\%", "10", True),
+        ("12%", "0.12", True),
+        ("12%", "1.2", False),
+        ("1e3", "1000", True),
+        ("2.0000000000000000000001", "2", False),  # exact, not as floats
+        ("0.333333", "1/3", False),
+        ("\u22125", "-5", True),
+        ("5.", "5", True),
+        ("1/0", "1", None),
+        ("1e9999", "1", None),
+        ("5 m", "5", None),  # m may be a variable
+        (r"5\text{ million}", "5", None),
+        ("3, 4", "34", None),
+        ("3 4", "34", None),
+        ("x", "5", None),
+        ("", "", None),
+    ],
+)
+def test_numbers_equal(a: str, b: str, equal: bool | None) -> None:
+    assert numbers_equal(a, b) is equal
+    assert numbers_equal(b, a) is equal
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.integers(), st.booleans())
+def test_integer_survives_formatting(n: int, comma: bool) -> None:
+    written = f"{n:,}" if comma else str(n)
+    assert numbers_equal(written, f"{n}.00") is True
+    assert numbers_equal(written, str(n + 1)) is False
+    assert last_number(f"it is {written}.") == str(n)
+
+
+@settings(deadline=None)
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=6))
+def test_decimal_survives_formatting(d: Decimal) -> None:
+    assert numbers_equal(f"{d:f}", f"{d:f}000") is True
+    assert numbers_equal(last_number(f"it is {d:f}") or "", str(d)) is True
+
+
+@settings(deadline=None)
+@given(st.fractions(), st.fractions())
+def test_fractions_compare_as_rationals(a: object, b: object) -> None:
+    assert numbers_equal(str(a), str(b)) is (a == b)
+
+
+@settings(deadline=None)
+@given(st.text() | st.text(alphabet="\\{}boxedfrc$%,. -+/0123456789eE^_\ud800\u202e\x00"))
+def test_any_text_is_extracted_and_judged_quickly_without_raising(text: str) -> None:
+    extract_boxed(text)
+    last_number(text)
+    assert numbers_equal(text, text) in (True, None)
+    assert quick(clean(text), clean("41.5")) in (True, False, None)
+    assert quick(clean(text), clean(text)) in (True, False)  # identical texts never cost a symbolic check
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{" + "{" * MILLION,
+        r"\boxed{" * (MILLION // 7),
+        r"\boxed" + " " * MILLION,
+        "1" * MILLION,
+        "a" + "1" * MILLION,
+        "1" + ",111" * (MILLION // 4) + "1",
+        "1." * MILLION,
+        "1/" * MILLION,
+        "-" * MILLION,
+        "1" + " " * MILLION,
+        r"\text{" * (MILLION // 6),
+        "$" * MILLION,
+    ],
+    ids=lambda text: text[:8],
+)
+def test_a_megabyte_takes_linear_time(text: str, verifier: Verifier) -> None:
+    start = time.process_time()
+    extract_boxed(text)
+    last_number(text)
+    numbers_equal(text, text + "2")
+    assert verifier.check(text, "5").correct is False
+    assert time.process_time() - start < 5  # about 0.5 s; quadratic would be hours
+
+
+def test_numbers_longer_than_python_converts_compare_by_their_digits() -> None:
+    digits = "7" * MILLION
+    assert numbers_equal(digits, "00" + digits + ".0") is True
+    assert numbers_equal(digits, digits + "7") is False
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "correct"),
+    [
+        (None, "5", False),
+        ("", "5", False),
+        ("", "", False),
+        (r"\text{Evelyn}", "Evelyn", True),
+        ("evelyn", r"\text{Evelyn}", True),
+        ("Amy", "May", False),  # as products of letters they are equal
+        (r"\text{(C)}", "C", True),
+        ("p - q", "p-q", True),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"(3, \frac{\pi}{2})", True),
+        (r"(3, \frac{2\pi}{4})", r"\left( 3, \frac{\pi}{2} \right)", True),
+        ("x=5", "5", True),
+        ("5", "x = 5", True),
+        (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt2}", True),
+        ("(x+1)^2", "x^2+2x+1", True),
+        ("x^2+2x+2", "(x+1)^2", False),
+        (r"\{2,1\}", r"\{1,2\}", True),
+        ("-2, 1", "1,-2", True),
+        ("1, 2, 3", "2", False),  # a list that contains the gold is not the gold
+        ("(4,3)", "(3,4)", False),
+        ("[3,4]", "(3,4)", False),
+        (r"(2,3]\cup[0,1)", r"[0,1) \cup (2,3]", True),
+        (r"\begin{pmatrix}1\\-2\end{pmatrix}", r"\begin{pmatrix} 1 \\ -2 \end{pmatrix}", True),
+        ("3 5", "8", False),
+        ("5$ $6", "6", False),
+        ("5x", "5", False),
+        (r"\pi", "3.14", False),
+    ],
+)
+def test_check(answer: str | None, gold: str, correct: bool, verifier: Verifier) -> None:
+    verdict = verifier.check(answer, gold)
+    assert (verdict.correct, verdict.extracted, verdict.error) == (correct, answer, None)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["\x00", "\ud800", "\u202e7", "😀", "%", "[[[[[[", "}{", r"\frac{", "{5}", "1e999999999"],
+    ids=ascii,
+)
+def test_hostile_answers_are_wrong_and_serialisable(answer: str, verifier: Verifier) -> None:
+    verdict = verifier.check(answer, "x+1")
+    assert verdict.correct is False
+    verdict.model_dump_json()
+
+
+def test_a_long_answer_is_wrong_and_its_record_is_short(verifier: Verifier) -> None:
+    verdict = verifier.check("x+" * 10_000 + "x", "x")
+    assert verdict.correct is False
+    assert len(verdict.extracted or "") == 10_000
+
+
+def test_check_many_keeps_order_and_none(verifier: Verifier) -> None:
+    pairs = [("1", "1"), (None, "1"), ("x+1", "1+x"), ("2", "1"), ("1", "1")]
+    assert [v.correct for v in verifier.check_many(pairs)] == [True, False, True, False, True]
+
+
+def test_time_bound_gives_none_and_the_next_check_works() -> None:
+    with Verifier(seconds=1, workers=2) as verifier:
+        verdicts = verifier.check_many([(NEVER_ENDS, "7"), ("2", "3"), ("x+1", "1+x"), (NESTED, "7")])
+        assert [v.correct for v in verdicts] == [None, False, True, None]
+        assert "time bound of 1 s" in (verdicts[0].error or "")
+        assert verifier.check("y+1", "1+y").correct is True
+
+
+def test_memory_bound_gives_none_and_the_next_check_works() -> None:
+    with Verifier(seconds=30, memory_bytes=256 << 20) as verifier:
+        verdict = verifier.check(TOO_BIG, "7")
+        assert verdict.correct is None
+        assert "memory bound of 256 MiB" in (verdict.error or "")
+        assert verifier.check("y+1", "1+y").correct is True
+
+
+def _children(parent: int) -> list[int]:
+    return [int(p.name) for p in Path("/proc").glob("[0-9]*") if _field(p, "PPid") == str(parent) and _field(p, "State") != "Z"]
+
+
+def _field(process: Path, name: str) -> str:
+    try:
+        lines = (process / "status").read_text().splitlines()
+    except OSError:
+        return ""
+    return next(line.split()[1] for line in lines if line.startswith(name + ":"))
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts processes through /proc")
+
+
+@needs_proc
+def test_workers_start_late_are_replaced_when_killed_and_end_with_close() -> None:
+    before = set(_children(os.getpid()))
+    with Verifier(seconds=20) as verifier:
+        assert verifier.check("3", "4").correct is False
+        assert set(_children(os.getpid())) == before  # numbers need no worker
+        verifier.check("x+1", "1+x")
+        (worker,) = set(_children(os.getpid())) - before
+        threading.Timer(0.5, os.kill, (worker, signal.SIGKILL)).start()
+        verdict = verifier.check(NEVER_ENDS, "7")
+        assert verdict.correct is None
+        assert "died" in (verdict.error or "")
+        assert verifier.check("x+1", "1+x").correct is True
+        (worker,) = set(_children(os.getpid())) - before
+        os.kill(worker, signal.SIGKILL)  # while idle: nobody's answer is lost
+        time.sleep(0.2)
+        assert verifier.check("x+2", "2+x").correct is True
+    assert set(_children(os.getpid())) == before
+
+
+def test_check_works_off_the_main_thread(verifier: Verifier) -> None:
+    found: list[bool | None] = []
+    threads = [threading.Thread(target=lambda n=n: found.append(verifier.check(f"x+{n}", f"{n}+x").correct)) for n in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 4
+
+
+@needs_proc
+def test_a_fork_starts_its_own_worker_and_leaves_its_parents_alone() -> None:
+    with Verifier(seconds=20) as verifier:
+        verifier.check("x+1", "1+x")
+        child = os.fork()
+        if child == 0:
+            right = verifier.check("x+3", "3+x").correct is True
+            verifier.close()
+            os._exit(0 if right else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert verifier.check("x+2", "2+x").correct is True
+
+
+UNGUARDED = """
+import os, sys, threading, time
+from permix.verification.math_verifier import Verifier
+assert not {"sympy", "math_verify", "torch"} & set(sys.modules)
+v = Verifier(seconds=2)
+print(v.check("x+1", "1+x").correct, v._slots.queue[0]._process.pid, flush=True)
+if sys.argv[1] == "killed at work":
+    threading.Thread(target=v.check, args=("9^{9^{9^{9}}}", "7")).start()
+    time.sleep(0.5)
+if sys.argv[1] != "exits":
+    os.kill(os.getpid(), 9)
+"""
+
+
+@needs_proc
+@pytest.mark.parametrize("end", ["exits", "killed", "killed at work"])
+def test_an_unguarded_script_that_never_closes_leaves_no_worker(end: str) -> None:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", UNGUARDED, end], capture_output=True, text=True, timeout=60)
+    right, worker = done.stdout.split()
+    assert right == "True"
+    assert done.stderr == ""
+    for _ in range(100):
+        if _field(Path("/proc") / worker, "State") in ("", "Z"):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"worker {worker} outlived its parent")
+
+
+def test_simple_answers_are_fast() -> None:
+    pairs = [("1,234.50", "1234.5"), (r"\frac{3}{4}", "0.75"), ("42", "41"), ("x + 1", "x+1"), (r"\text{Evelyn}", "Evelyn")]
+    verifier = Verifier()
+    start = time.process_time()
+    for _ in range(200):
+        for pair in pairs:
+            verifier.check(*pair)
+    assert 1000 / (time.process_time() - start) > 500  # ten times that and more is usual
+
+
+@pytest.mark.parametrize("bounds", [{"seconds": 0.0}, {"workers": 0}, {"memory_bytes": 1 << 20}])
+def test_impossible_bounds_are_refused(bounds: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="need seconds"):
+        Verifier(**bounds)

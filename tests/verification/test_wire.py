@@ -1,0 +1,150 @@
+"""Frames with deadlines and bounds, values that come back as they went, and the drivers' ends of the talk, without a sandbox."""
+
+import enum
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, OrderedDict, namedtuple
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from permix.verification.guest import runner
+from permix.verification.guest.checker import Elsewhere
+from permix.verification.guest.protocol import ASK, FAILED, RESULT, Channel, Frame, FrameTooLongError, dumps, loads
+
+Point = namedtuple("Point", "x y")
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Sly(list[int]):
+    """Says that it is equal to everything, and holds what it does not hold."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([1, 2, 3])
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Channel, Channel]]:
+    ours, theirs = (Channel(one, longest=1000) for one in socket.socketpair())
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+def test_frames_arrive_whole_and_in_order(ends: tuple[Channel, Channel]) -> None:
+    ours, theirs = ends
+    ours.send(ASK, b"x" * 1000)
+    ours.send(RESULT)
+    assert theirs.receive() == Frame(ASK, b"x" * 1000)
+    assert theirs.receive() == Frame(RESULT, b"")
+
+
+def test_more_than_was_allowed_is_not_read(ends: tuple[Channel, Channel]) -> None:
+    ours, theirs = ends
+    ours.send(ASK, b"x" * 1001)
+    with pytest.raises(FrameTooLongError):
+        theirs.receive()
+
+
+def test_silence_ends_at_the_deadline_and_half_a_frame_too(ends: tuple[Channel, Channel]) -> None:
+    ours, theirs = ends
+    began = time.monotonic()
+    for part in (b"", b"=\0\0"):
+        theirs._channel.sendall(part)
+        with pytest.raises(TimeoutError):
+            ours.receive(time.monotonic() + 0.05)
+    assert time.monotonic() - began < 2
+
+
+def test_who_does_not_listen_ends_at_the_deadline(ends: tuple[Channel, Channel]) -> None:
+    with pytest.raises(TimeoutError):
+        ends[0].send(ASK, b"x" * (64 << 20), time.monotonic() + 0.05)
+
+
+def test_the_other_end_gone_is_the_end_of_the_talk(ends: tuple[Channel, Channel]) -> None:
+    ends[1].close()
+    with pytest.raises(EOFError):
+        ends[0].receive()
+    with pytest.raises(EOFError):
+        ends[0].send(ASK, b"x")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, True, 0, -(10**50), 1.5, 2j, "gr\u00fcn\n\0\U0001f40d", b"\0\xff", [], [1, [2]], (1, (2,)), {1: "a", (2, 3): [4]},
+        {1, 2}, frozenset({"a"}), {"tuple": [1]}, {"a": {"dict": []}}, [(), set(), {}],
+    ],
+)  # fmt: skip
+def test_plain_values_come_back_as_they_went(value: Any) -> None:
+    again = loads(dumps(value))
+    assert again == value
+    assert type(again) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [(Point(1, 2), (1, 2)), (Colour.RED, 1), (Counter("aab"), {"a": 2, "b": 1}), (OrderedDict(a=1), {"a": 1}), (Sly([7]), [7])],
+)
+def test_subclasses_are_dropped_with_their_methods(value: Any, plain: Any) -> None:
+    again = loads(dumps(value))
+    assert type(again) is type(plain)
+    assert json.dumps(again) == json.dumps(plain)
+
+
+@pytest.mark.parametrize("value", [object(), len, iter([1]), range(3), [{"a": object()}]])
+def test_anything_else_is_no_value(value: Any) -> None:
+    with pytest.raises(TypeError, match="is no plain value"):
+        dumps(value)
+
+
+def test_a_call_gives_what_was_returned_or_what_was_raised() -> None:
+    payload = dumps([[7, 2], {"base": 10}])
+    assert runner.returned(lambda a, b, base: divmod(a * base, b), payload) == (RESULT, dumps((35, 0)))
+    assert runner.returned(lambda a, b, base: a / 0, payload) == (FAILED, b"raised ZeroDivisionError")
+    assert runner.returned(lambda a, b, base: sys.exit(0), payload) == (FAILED, b"raised SystemExit")
+    assert runner.returned(lambda a, b: a, payload) == (FAILED, b"raised TypeError")
+    assert runner.returned(lambda a, b, base: object(), payload) == (FAILED, b"raised TypeError")
+
+
+def test_numbers_of_any_length_pass_and_pythons_limit_stays() -> None:
+    usual = sys.get_int_max_str_digits()
+    mark, payload = runner.returned(lambda n: n * 10**6000, dumps([[3], {}]))
+    assert (mark, payload) == (RESULT, b"3" + b"0" * 6000)
+    assert sys.get_int_max_str_digits() == usual
+
+
+def test_a_check_calls_over_the_channel_and_sees_plain_data(ends: tuple[Channel, Channel]) -> None:
+    ours, theirs = ends
+    elsewhere = Elsewhere(theirs)
+    asked: list[Any] = []
+
+    def answer() -> None:
+        asked.append(loads(ours.receive().payload))
+        ours.send(RESULT, dumps((3, 4)))
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    before = elsewhere.answered
+    assert elsewhere([1], base=2) == (3, 4)
+    thread.join()
+    assert (before, elsewhere.answered) == (False, True)
+    assert asked == [[([1],), {"base": 2}]]
+
+
+@pytest.mark.parametrize("script", ["runner", "checker"])
+def test_outside_the_sandbox_the_drivers_do_nothing(script: str) -> None:
+    command = [sys.executable, "-m", f"permix.verification.guest.{script}", "{}"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.strip()) == (1, "this runs in the sandbox alone")
