@@ -19,16 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.calibration import LEVEL, Setting, grid, world
-from permix.evals.stability import grids
+from permix.evals.stability import read_stability_grid
 from permix.metrics import priors, sequential
-from permix.metrics.sequential import Limits, Round
-from permix.metrics.stability import StabilitySummary, summarize
-from permix.metrics.statistics import Array, sample_mean
+from permix.metrics.sequential import Round, StoppingRule
+from permix.metrics.stability import StabilitySummary, summarize_stability
+from permix.metrics.statistics import Array, mean_over_samples
 from permix.types import Estimate
 
 MORE = 4
 """Questions that the sequential run may go through, in those of the whole grid."""
-HELD = ("pss", "worst", "best", "spread", "worst_minus_baseline", "mean", "baseline", "shift")
+HELD = ("pss", "worst", "best", "spread", "worst_minus_baseline", "mean", "baseline", "mean_minus_baseline")
 SETTINGS = (
     Setting("none", 0, 64, 300, 0.5),
     Setting("one bad", 1.5, 64, 300, 0.5),
@@ -58,25 +58,25 @@ class Trial(NamedTuple):
 def trial(correct_P_Q_S: Array, baseline_Q_S: Array, whole: int, *, seed: int, resamples: int) -> Trial:
     """`whole`: questions of the whole grid, the first ones; the sequential run may go on to the last."""
     ids = [str(place) for place in range(len(correct_P_Q_S))]
-    against = summarize(correct_P_Q_S[:, :whole], baseline_Q_S[:whole], persona_ids=ids, seed=seed, resamples=resamples)
-    limits = Limits(None, width(against.pss) / 2)
+    against = summarize_stability(correct_P_Q_S[:, :whole], baseline_Q_S[:whole], persona_ids=ids, seed=seed, resamples=resamples)
+    limits = StoppingRule(None, width(against.pss) / 2)
     rounds, seen = allocate(correct_P_Q_S, baseline_Q_S, ids, limits, seed=seed, resamples=resamples)
     found = sequential.summarize_rounds(seen, baseline_Q_S[: seen.shape[1]], rounds, ids, seed=seed, resamples=resamples)
     return Trial(against, found, rounds, width(found.pss) <= width(against.pss))
 
 
 def allocate(
-    correct_P_Q_S: Array, baseline_Q_S: Array, ids: Sequence[str], limits: Limits, *, seed: int, resamples: int
+    correct_P_Q_S: Array, baseline_Q_S: Array, ids: Sequence[str], limits: StoppingRule, *, seed: int, resamples: int
 ) -> tuple[tuple[Round, ...], Array]:
     """The rounds of a sequential run that gets these answers; and those it got, NaN for the others."""
     _, Q, S = correct_P_Q_S.shape
-    rounds = [sequential.opening(ids, Q)]
+    rounds = [sequential.first_round(ids, Q)]
     while True:
         seen = of_rounds(correct_P_Q_S, rounds, ids)
-        found = sequential.measured(
-            sample_mean(seen), sample_mean(baseline_Q_S[: seen.shape[1]]), rounds, ids, seed=seed, resamples=resamples
+        found = sequential.measure_rounds(
+            mean_over_samples(seen), mean_over_samples(baseline_Q_S[: seen.shape[1]]), rounds, ids, seed=seed, resamples=resamples
         )
-        one = sequential.following(rounds, sequential.progress(found, ids), limits, questions=Q, samples=S)
+        one = sequential.next_round(rounds, sequential.sequential_progress(found, ids), limits, n_questions=Q, n_samples=S)
         if one is None:
             return tuple(rounds), seen
         rounds.append(one)
@@ -109,7 +109,7 @@ def simulate(setting: Setting, data_sets: int, resamples: int, seed: int) -> dic
 
 def recorded(run: Path, part: float, data_sets: int, resamples: int, seed: int) -> dict[str, Any]:
     """On a run's answers, its questions shuffled anew in every trial."""
-    found, rng = grids(run), np.random.default_rng(seed)
+    found, rng = read_stability_grid(run), np.random.default_rng(seed)
     P, Q, _ = found.correct_P_Q_S.shape
     trials = []
     for _ in range(data_sets):
@@ -198,7 +198,7 @@ def main() -> None:
     if options.page is not None:
         print(page([json.loads(line) for line in options.page.read_text().splitlines()]))
         return
-    priors.DRAWS = priors.CELLS = options.draws
+    priors.N_DRAWS = priors.MAX_CHAIN_PERSONAS = options.draws
     if options.recorded is not None:
         print(json.dumps(recorded(options.recorded, options.part, options.data_sets, options.resamples, options.seed)))
         return

@@ -18,13 +18,13 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from permix.config import TrainStage
-from permix.inference.hardware import pick_device, pin_threads
-from permix.inference.hf import load_tokenizer, load_weights
+from permix.config import TrainConfig
+from permix.inference.hardware import pick_device, set_threads
+from permix.inference.hf import load_causal_lm, load_tokenizer
 from permix.plan import Plan
-from permix.training.grpo_trainer import PlanTrainer
-from permix.training.rewards import Rollout, verdicts
-from permix.training.rollouts import samples_of
+from permix.training.grpo_trainer import PlanGRPOTrainer
+from permix.training.rewards import Rollout, verify_completions
+from permix.training.rollouts import samples_from_trl_batch
 from permix.training.trainer_args import grpo_arguments
 from permix.types import Verdict
 from permix.verification.math_verifier import Verifier
@@ -36,7 +36,7 @@ ENOUGH_S = 0.2
 class Setup(NamedTuple):
     """What an arm is made from. `micro_batch` is TRL's rows a pass; None is our trainer."""
 
-    stage: TrainStage
+    stage: TrainConfig
     plan: Plan
     micro_batch: int | None
 
@@ -142,11 +142,11 @@ class _Right(Verifier):
 class _Nowhere:
     """A recorder that keeps nothing."""
 
-    def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None: ...
+    def log_rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None: ...
 
-    def step(self, step: int, figures: dict[str, Any]) -> None: ...
+    def log_metrics(self, step: int, metrics: dict[str, Any]) -> None: ...
 
-    def plan(self, plan: Plan, blocks: Sequence[dict[str, Any]]) -> None: ...
+    def log_plan(self, plan: Plan, blocks: Sequence[dict[str, Any]]) -> None: ...
 
 
 class _Gate(TrainerCallback):  # type: ignore[misc]
@@ -236,15 +236,15 @@ class Conducted(GRPOTrainer):  # type: ignore[misc]
         raise NotImplementedError
 
 
-class Ours(Conducted, PlanTrainer):
-    """`permix.training.grpo_trainer.PlanTrainer`, conducted."""
+class Ours(Conducted, PlanGRPOTrainer):
+    """`permix.training.grpo_trainer.PlanGRPOTrainer`, conducted."""
 
     def _record(self) -> None:
         """Rollouts that are given were not generated here, and a run leaves nothing behind."""
 
     def logps(self, batch: dict[str, Any]) -> torch.Tensor:
         logp_B_T = torch.zeros(batch["completion_ids"].shape)
-        for row, logps in enumerate(self._objective.logps(self.model, samples_of(batch))):
+        for row, logps in enumerate(self._gradient_step.completion_logprobs(self.model, samples_from_trl_batch(batch))):
             logp_B_T[row, : len(logps)] = torch.tensor(logps)
         return logp_B_T
 
@@ -263,13 +263,13 @@ class Trls(Conducted):
 def run_arm(setup: Setup, line: Connection) -> None:
     """What the process does, from its making to the end of the orders."""
     sys.stdout = sys.stderr  # the figures alone go to stdout
-    pin_threads(setup.stage.threads)
+    set_threads(setup.stage.threads)
     (_ours if setup.micro_batch is None else _trls)(setup).conduct(line)
 
 
 def _shared(setup: Setup) -> dict[str, Any]:
     return {
-        "model": load_weights(setup.stage.model.name, torch.float32, pick_device()).train(),
+        "model": load_causal_lm(setup.stage.model.name, torch.float32, pick_device()).train(),
         "processing_class": load_tokenizer(setup.stage.model.name),
         "args": arguments(setup),
     }
@@ -297,7 +297,7 @@ def _trls(setup: Setup) -> Conducted:
     verifier = _Right()
 
     def reward(completions: list[Any], task: list[str], gold: list[str], **_: Any) -> list[Any]:
-        return [one.reward for one in verdicts([said[0]["content"] for said in completions], task, gold, verifier)]
+        return [one.reward for one in verify_completions([said[0]["content"] for said in completions], task, gold, verifier)]
 
     rows = [{"prompt": [dict(one) for one in row.messages], "task": row.task, "gold": row.gold} for row in setup.plan.rows]
     trainer = Trls(reward_funcs=reward, train_dataset=Dataset.from_list(rows), **_shared(setup))

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from scipy.stats import binomtest
 
-from permix.metrics.text_stats import breaks
+from permix.metrics.text_stats import find_character_breaks
 
 LABELLED = Path(__file__).parent / "labelled"
 COLUMNS = ["breaks", "form", "persona", "answer"]
@@ -59,7 +59,7 @@ def _case(line: Sequence[str], where: str) -> Labelled:
 
 
 def tried(cases: Sequence[Labelled]) -> list[Tried]:
-    return [Tried(case, bool(breaks(case.answer, case.persona))) for case in cases]
+    return [Tried(case, bool(find_character_breaks(case.answer, case.persona))) for case in cases]
 
 
 def figures(results: Sequence[Tried]) -> Iterator[dict[str, object]]:

@@ -1,6 +1,7 @@
 """How often the 95 % intervals hold the truth, how far estimates lie from it, and how often the tests reject: by simulation.
 
-Grids with known truth are drawn and measured by `permix.metrics.stability.summarize` itself. Question difficulty is normal
+Grids with known truth are drawn and measured by `permix.metrics.stability.summarize_stability` itself. Question difficulty
+is normal
 on the logit scale (sd 1.5) and shared by all personas; a persona shifts the logit. The truth of a measure is its value over all
 such questions. One JSON line a setting; with --page, the tables of docs/measures.md from such lines.
 
@@ -8,7 +9,7 @@ such questions. One JSON line a setting; with --page, the tables of docs/measure
     python -m bench.calibration --pairs --data-sets 100 >> calibration.jsonl
     python -m bench.calibration --page calibration.jsonl
 
-With --pairs two models answer the same questions and are compared by `permix.metrics.model_comparison.paired`.
+With --pairs two models answer the same questions and are compared by `permix.metrics.model_comparison.compare_models_paired`.
 """
 
 import argparse
@@ -22,8 +23,8 @@ from scipy.optimize import brentq
 from scipy.special import expit, ndtri
 
 from permix.metrics import priors, stability
-from permix.metrics.model_comparison import Difference, paired
-from permix.metrics.stability import StabilitySummary, summarize
+from permix.metrics.model_comparison import MeasureDifference, compare_models_paired
+from permix.metrics.stability import StabilitySummary, summarize_stability
 from permix.metrics.statistics import Array
 from permix.types import Estimate
 
@@ -31,8 +32,17 @@ DIFFICULTY_SD = 1.5
 MANY_Q = ndtri((np.arange(4000) + 0.5) / 4000) * DIFFICULTY_SD
 """The difficulties that stand for all questions."""
 MEASURES = (
-    "baseline", "mean", "shift", "worst", "best", "spread", "pss", "worst_minus_baseline", "persona_sd", "pss_crossfit",
-)  # fmt: skip
+    "baseline",
+    "mean",
+    "mean_minus_baseline",
+    "worst",
+    "best",
+    "spread",
+    "pss",
+    "worst_minus_baseline",
+    "persona_sd",
+    "pss_crossfit",
+)
 PAIRED = ("mean", "worst", "best", "spread", "pss")
 LEVEL = 0.05
 
@@ -114,7 +124,7 @@ class World(NamedTuple):
         worst, best, mean = (float(found) for found in (self.accuracy_P.min(), self.accuracy_P.max(), self.accuracy_P.mean()))
         sd = float(self.accuracy_P.std(ddof=1))
         return {
-            "baseline": self.baseline, "mean": mean, "shift": mean - self.baseline, "worst": worst, "best": best,
+            "baseline": self.baseline, "mean": mean, "mean_minus_baseline": mean - self.baseline, "worst": worst, "best": best,
             "spread": best - worst, "pss": worst / best, "worst_minus_baseline": worst - self.baseline, "persona_sd": sd,
             "pss_crossfit": worst / best,
         }  # fmt: skip
@@ -155,7 +165,9 @@ def simulate(setting: Setting, data_sets: int, resamples: int, seed: int) -> dic
     rng = np.random.default_rng(seed)
     of = world(setting, rng)
     truth = of.truth()
-    found = [summarize(*grid(setting, of, rng), seed=int(rng.integers(2**31)), resamples=resamples) for _ in range(data_sets)]
+    found = [
+        summarize_stability(*grid(setting, of, rng), seed=int(rng.integers(2**31)), resamples=resamples) for _ in range(data_sets)
+    ]
     measures = {name: _told([getattr(one, name) for one in found], value) for name, value in truth.items()}
     measures["a persona's accuracy"] = _told_of_personas(found, "accuracy", of.accuracy_P)
     measures["a persona's difference"] = _told_of_personas(found, "difference", of.accuracy_P - of.baseline)
@@ -178,7 +190,7 @@ def simulate_pair(pair: Pair, data_sets: int, resamples: int, seed: int) -> dict
     first = world(pair.setting, rng)
     other = _world(first.intercept + pair.gain, first.shift_P * pair.factor)
     one, two = first.truth(), other.truth()
-    found: dict[str, list[Difference]] = {}
+    found: dict[str, list[MeasureDifference]] = {}
     for _ in range(data_sets):
         easy_Q = rng.normal(0, DIFFICULTY_SD, pair.setting.questions)
         luck_N_Q = rng.random((pair.setting.personas + 1, pair.setting.questions))
@@ -188,7 +200,9 @@ def simulate_pair(pair: Pair, data_sets: int, resamples: int, seed: int) -> dict
             for of, luck_N_Q in ((first, luck_N_Q), (other, anew_N_Q))
         ]
         ids = [str(p) for p in range(pair.setting.personas)]
-        for difference in paired(rows[0], rows[1], ids, seed=int(rng.integers(2**31)), resamples=resamples).measures:
+        for difference in compare_models_paired(
+            rows[0], rows[1], ids, seed=int(rng.integers(2**31)), resamples=resamples
+        ).measures:
             found.setdefault(difference.name, []).append(difference)
     measures = {}
     for name in PAIRED:
@@ -250,10 +264,19 @@ def page(lines: list[dict[str, Any]]) -> str:
 
 
 COVERED = {
-    "baseline": "$A_0$", "mean": "mean", "shift": "shift", "a persona's accuracy": "$A_p$", "a persona's difference": "$A_p-A_0$",
-    "worst": "worst", "best": "best", "spread": "spread", "pss": "PSS", "worst_minus_baseline": "worst $-A_0$",
-    "persona_sd": "sd", "pss_crossfit": "cross-fit",
-}  # fmt: skip
+    "baseline": "$A_0$",
+    "mean": "mean",
+    "mean_minus_baseline": "shift",
+    "a persona's accuracy": "$A_p$",
+    "a persona's difference": "$A_p-A_0$",
+    "worst": "worst",
+    "best": "best",
+    "spread": "spread",
+    "pss": "PSS",
+    "worst_minus_baseline": "worst $-A_0$",
+    "persona_sd": "sd",
+    "pss_crossfit": "cross-fit",
+}
 
 
 def _size(one: dict[str, Any]) -> str:
@@ -293,8 +316,8 @@ def main() -> None:
     if options.page:
         print(page([json.loads(line) for line in options.page.read_text(encoding="utf-8").splitlines()]))
         return
-    priors.DRAWS, stability.SPLITS = options.draws, options.splits
-    priors.CELLS = options.draws  # fewer chains, as many steps
+    priors.N_DRAWS, stability.CROSSFIT_SPLITS = options.draws, options.splits
+    priors.MAX_CHAIN_PERSONAS = options.draws  # fewer chains, as many steps
     for place, setting in enumerate([pair.setting for pair in PAIRS] if options.pairs else SETTINGS):
         if options.only is not None and place not in options.only:
             continue

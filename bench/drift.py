@@ -1,8 +1,8 @@
 """How often the 95 % interval of a slope over turns holds the truth, by simulation.
 
 Interviews with a known slope are drawn: a level a persona, a level a question (sd 1, as large as an answer's noise), a slope a
-persona (mean 0.05, sd 0.03); `permix.evals.drift_report.course` measures them, asked in orders of their own ("balanced") and all
-in one ("written"). `spread` is what the estimate itself varies by. One JSON line a setting.
+persona (mean 0.05, sd 0.03); `permix.evals.drift_report.compute_turn_series` measures them, asked in orders of their own
+("balanced") and all in one ("written"). `spread` is what the estimate itself varies by. One JSON line a setting.
 
     python -m bench.drift --data-sets 400
 """
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from permix.evals.drift_report import course
-from permix.evals.interview import williams
+from permix.evals.drift_report import compute_turn_series
+from permix.evals.interview import williams_design
 
 SLOPE, SLOPE_SD, QUESTION_SD, NOISE_SD = 0.05, 0.03, 1.0, 1.0
 
@@ -34,7 +34,7 @@ SETTINGS = (
 
 def coverage(setting: Setting, data_sets: int, resamples: int) -> dict[str, float | int | str]:
     P, T, order, missing = setting
-    rng, rows = np.random.default_rng(0), williams(T - 1)
+    rng, rows = np.random.default_rng(0), williams_design(T - 1)
     order_P_T = np.array([[0, *(1 + one for one in rows[p % len(rows) if order == "balanced" else 0])] for p in range(P)])
     known_P_T = order_P_T if order == "balanced" else np.zeros_like(order_P_T)
     held, values = 0, list[float]()
@@ -43,7 +43,7 @@ def coverage(setting: Setting, data_sets: int, resamples: int) -> dict[str, floa
         level_P_T = rng.normal(0, 0.5, (P, 1)) + rng.normal(0, QUESTION_SD, T)[order_P_T]
         value_P_T = level_P_T + slope_P_1 * np.arange(T) + rng.normal(0, NOISE_SD, (P, T))
         value_P_T[rng.random((P, T)) < missing] = np.nan
-        found = course("words", value_P_T, known_P_T, 2, seed=0, resamples=resamples).slope
+        found = compute_turn_series("words", value_P_T, known_P_T, 2, seed=0, resamples=resamples).slope
         held += found.low is not None and found.high is not None and found.low <= SLOPE <= found.high
         values.append(np.nan if found.value is None else found.value)
     told = {"coverage": round(held / data_sets, 3), "bias": round(float(np.nanmean(values)) - SLOPE, 4)}

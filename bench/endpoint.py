@@ -28,13 +28,13 @@ from typing import NamedTuple
 from bench.figures import show, show_spread
 from bench.process import Arm
 from bench.server import NAME, Setup, latency_of, serve
-from permix.config import ModelConfig, PersonasConfig, StabilityStage, TaskConfig
-from permix.evals.grid import Wording, fill, lay_out
+from permix.config import ModelConfig, PersonasConfig, StabilityConfig, TaskConfig
+from permix.evals.grid import PromptFormat, build_grid, run_cells
 from permix.inference.openai import OpenAIModel
-from permix.personas.pool import choose_personas
+from permix.personas.pool import select_personas
 from permix.storage.run_dir import RunDir, cpu_seconds
 from permix.tasks import TASKS, load_questions
-from permix.tasks.base import verify
+from permix.tasks.base import verify_completion
 from permix.types import Cell, Completion, Request, Sampling
 from permix.verification.math_verifier import Verifier
 
@@ -70,9 +70,11 @@ def serving(latency_s: float) -> Iterator[int]:
 
 def cells(count: int) -> list[Cell]:
     """So many small sums, asked as held-out personas."""
-    personas = choose_personas(PersonasConfig()).personas
+    personas = select_personas(PersonasConfig()).personas
     task, questions = load_questions(TaskConfig(n=math.ceil(count / len(personas))))
-    return lay_out(personas, questions, Wording(task.prompt, "you_are", bare=False), samples=1, seed=0)[:count]
+    return build_grid(personas, questions, PromptFormat(task.prompt, "you_are", empty_system_prompt=False), samples=1, seed=0)[
+        :count
+    ]
 
 
 class Spent(NamedTuple):
@@ -86,7 +88,7 @@ def measure(options: argparse.Namespace, asked: Sequence[Cell], latency_s: float
         name=NAME, backend="openai", base_url=f"http://127.0.0.1:{port}/v1", concurrency=options.in_flight, retries=0
     )
     ideal_s = ideal_wall([latency_of(cell.seed, latency_s) for cell in asked], options.in_flight)
-    clients = {"bare": ask_bare, "client": ask_client, "grid": ask_grid}
+    clients = {"empty_system_prompt": ask_bare, "client": ask_client, "grid": ask_grid}
     found: dict[str, list[Spent]] = {name: [] for name in clients}
     for _ in range(options.rounds):
         for name, ask in clients.items():
@@ -121,7 +123,7 @@ def overhead(wall_s: float, ideal_s: float) -> float:
 
 def ask_client(config: ModelConfig, _: int, asked: Sequence[Cell]) -> None:
     requests = [Request(cell.messages, cell.seed) for cell in asked]
-    for answer in OpenAIModel(config).complete(requests, SAMPLING):
+    for answer in OpenAIModel(config).generate(requests, SAMPLING):
         if not isinstance(answer.result, Completion):
             raise SystemExit(f"a request failed: {answer.result}")
 
@@ -129,9 +131,16 @@ def ask_client(config: ModelConfig, _: int, asked: Sequence[Cell]) -> None:
 def ask_grid(config: ModelConfig, _: int, asked: Sequence[Cell]) -> None:
     task = TASKS["arithmetic"]
     with tempfile.TemporaryDirectory() as scratch:
-        stage = StabilityStage(out=Path(scratch) / "run", model=config)
+        stage = StabilityConfig(out=Path(scratch) / "run", model=config)
         with RunDir.open(stage.out, stage, {"model": config.name}, asked) as run, Verifier() as verifier:
-            owed = fill(OpenAIModel(config), asked, SAMPLING, run, lambda said, gold: verify(task, said, gold, verifier), "grid")
+            owed = run_cells(
+                OpenAIModel(config),
+                asked,
+                SAMPLING,
+                run,
+                lambda said, gold: verify_completion(task, said, gold, verifier),
+                "grid",
+            )
     if owed:
         raise SystemExit(f"{owed} cells have no score")
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from permix.config import ReportStage
-from permix.report.builder import report_stage
+from permix.config import ReportConfig
+from permix.report.builder import run_report
 from tests.browser import MISSING, PHONE, WIDE, chromium, find_chromium, settle, watched_page
 
 RUNS = tuple(
@@ -40,7 +40,7 @@ def gallery(runs: Sequence[Path], out: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch)
         with contextlib.redirect_stdout(io.StringIO()):
-            report_stage(ReportStage(runs=tuple(runs), out=report))
+            run_report(ReportConfig(runs=tuple(runs), out=report))
         out.mkdir(parents=True, exist_ok=True)
         for figure in sorted(report.glob("*.png")):
             opened(figure.read_bytes()).save(out / figure.name, optimize=True)

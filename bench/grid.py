@@ -23,12 +23,12 @@ from bench.figures import show
 from bench.grid_arms import Ask, Parting, Setup, Told, Weigh, run_arm
 from bench.process import Arm
 from permix.config import PersonasConfig, TaskConfig
-from permix.evals.grid import Wording, lay_out
-from permix.inference.hardware import quiet_threads
-from permix.inference.hf import completion_ids, load_tokenizer, resolve
-from permix.personas.pool import choose_personas
+from permix.evals.grid import PromptFormat, build_grid
+from permix.inference.hardware import set_passive_threads
+from permix.inference.hf import encode_completion, load_tokenizer, resolve_model_source
+from permix.personas.pool import select_personas
 from permix.tasks import load_questions
-from permix.tasks.base import verify
+from permix.tasks.base import verify_completion
 from permix.types import Cell
 from permix.verification.math_verifier import Verifier
 
@@ -41,7 +41,7 @@ PARTINGS = 50
 
 def main() -> None:
     options = parser().parse_args()
-    quiet_threads()
+    set_passive_threads()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     Bench(options).run()
 
@@ -74,11 +74,13 @@ class Bench:
     """All figures of one model."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.model = options, resolve(options.model)
+        self.options, self.model = options, resolve_model_source(options.model)
         self.tokenizer = load_tokenizer(self.model)
         self.task, questions = load_questions(TaskConfig(name="gsm8k", path=options.path, n=options.questions))
-        personas = choose_personas(PersonasConfig(n=options.personas)).personas
-        self.cells = lay_out(personas, questions, Wording(self.task.prompt, "you_are", bare=False), samples=1, seed=0)
+        personas = select_personas(PersonasConfig(n=options.personas)).personas
+        self.cells = build_grid(
+            personas, questions, PromptFormat(self.task.prompt, "you_are", empty_system_prompt=False), samples=1, seed=0
+        )
         self.about: dict[str, Any] = {
             "model": options.model, "personas": options.personas, "questions": options.questions,
             "new_tokens": options.new_tokens, "dtype": options.dtype, "threads": options.threads,
@@ -134,7 +136,10 @@ class Bench:
         ours = [text for block in blocks for text in block.ours.texts]
         golds = [cell.gold or "" for block in blocks for cell in block.cells]
         with Verifier() as verifier:
-            verdicts = [[verify(self.task, *pair, verifier) for pair in zip(said, golds, strict=True)] for said in (theirs, ours)]
+            verdicts = [
+                [verify_completion(self.task, *pair, verifier) for pair in zip(said, golds, strict=True)]
+                for said in (theirs, ours)
+            ]
         answers = [[one.extracted for one in each] for each in verdicts]
         show("equal_completions", share_equal(theirs, ours), n=len(golds), **self.about)
         show("equal_answers", share_equal(*answers), n=len(golds), **self.about)
@@ -152,7 +157,7 @@ class Bench:
     def partings(self, block: Block) -> Iterator[Parting]:
         for prompt, theirs, ours in zip(block.ours.prompts, block.theirs.texts, block.ours.texts, strict=True):
             if theirs != ours:
-                one, other = (completion_ids(text, self.tokenizer) for text in (theirs, ours))
+                one, other = (encode_completion(text, self.tokenizer) for text in (theirs, ours))
                 yield part(prompt, one, other, self.tokenizer.eos_token_id)
 
 

@@ -15,12 +15,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from permix.config import ModelConfig, StabilityStage
-from permix.evals.grid import fill
-from permix.inference.hardware import pin_threads
+from permix.config import ModelConfig, StabilityConfig
+from permix.evals.grid import run_cells
+from permix.inference.hardware import set_threads
 from permix.storage.run_dir import RunDir, cpu_seconds
 from permix.tasks import TASKS
-from permix.tasks.base import verify
+from permix.tasks.base import verify_completion
 from permix.types import Cell, Sampling
 from permix.verification.math_verifier import Verifier
 
@@ -76,7 +76,7 @@ class Answering(Protocol):
 def run_arm(setup: Setup, line: Connection) -> None:
     """What the process does, from loading the model to the end of the orders."""
     sys.stdout = sys.stderr  # the figures alone go to stdout
-    pin_threads(setup.threads)
+    set_threads(setup.threads)
     arm: Answering = Ours(setup) if setup.batch_size is None else Theirs(setup)
     line.send(None)
     while (order := line.recv()) is not None:
@@ -91,22 +91,27 @@ def _timed(arm: Answering, cells: Sequence[Cell]) -> Told:
 
 
 class Ours:
-    """`permix.evals.grid.fill` with `HFModel`, into a run directory that is thrown away."""
+    """`permix.evals.grid.run_cells` with `HFModel`, into a run directory that is thrown away."""
 
     def __init__(self, setup: Setup) -> None:
         from permix.inference.hf import HFModel
-        from permix.inference.shared_prefix import shares_prompts
+        from permix.inference.shared_prefix import supports_shared_prefix
 
         self.model = HFModel(ModelConfig.model_validate({"name": setup.model, "dtype": setup.dtype}))
         self.sampling = Sampling(max_new_tokens=setup.new_tokens)
-        shares_prompts(self.model.network)  # tried once, when a model is first used
+        supports_shared_prefix(self.model.network)  # tried once, when a model is first used
 
     def answer(self, cells: Sequence[Cell]) -> list[str]:
         with tempfile.TemporaryDirectory() as scratch:
-            config = StabilityStage(out=Path(scratch) / "run")
+            config = StabilityConfig(out=Path(scratch) / "run")
             with RunDir.open(config.out, config, {"sampling": self.sampling.model_dump()}) as run, Verifier() as verifier:
-                fill(
-                    self.model, cells, self.sampling, run, lambda said, gold: verify(TASKS["gsm8k"], said, gold, verifier), "ours"
+                run_cells(
+                    self.model,
+                    cells,
+                    self.sampling,
+                    run,
+                    lambda said, gold: verify_completion(TASKS["gsm8k"], said, gold, verifier),
+                    "ours",
                 )
                 answered = run.cells()
             return [_text(answered[cell.key]) for cell in cells]
@@ -159,9 +164,9 @@ def gaps(model: str, partings: Sequence[Parting]) -> list[float]:
     """How far apart float32 sees the logits of the two tokens, for each parting."""
     import torch
 
-    from permix.inference.hf import load_weights
+    from permix.inference.hf import load_causal_lm
 
-    network = load_weights(model, torch.float32, "cpu")
+    network = load_causal_lm(model, torch.float32, "cpu")
     found = []
     with torch.inference_mode():
         for parting in partings:

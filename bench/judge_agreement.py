@@ -19,11 +19,11 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.figures import show
-from permix.judges.results import read_items, read_verdicts
+from permix.judges.results import read_judge_inputs, read_judge_results
 from permix.judges.runner import judge_folder
-from permix.judges.types import Item
-from permix.metrics.judge_scores import Draws, Measure, auc, mean
-from permix.metrics.persona_classifier import fit
+from permix.judges.types import JudgeInput
+from permix.metrics.judge_scores import PersonaBootstrap, PersonaMeasure, auc, weighted_mean
+from permix.metrics.persona_classifier import fit_persona_classifier
 from permix.metrics.statistics import Array
 from permix.storage.files import read_json
 
@@ -41,12 +41,12 @@ def read(runs: Sequence[Path], judge: str, reference: Path) -> Judged:
     personas, questions = (sorted({key[axis] for one in judged for key in one}) for axis in (0, 1))
     taught = [item for key, item in _answers(reference).items() if key[1] not in questions and key[0] in personas]
     texts = sorted({item.persona for item in taught})
-    teller = fit([item.answer for item in taught], [item.persona_id for item in taught], texts)
+    teller = fit_persona_classifier([item.answer for item in taught], [item.persona_id for item in taught], texts)
     shape = len(personas), len(runs), len(questions)
     score_P_T_Q, told_P_T_Q = np.full(shape, np.nan), np.full(shape, np.nan)
     for t, (run, items) in enumerate(zip(runs, judged, strict=True)):
         said = dict(zip(items, teller.predict([item.answer for item in items.values()]), strict=True))
-        scores = read_verdicts(run, judge_folder(run, judge)).scores
+        scores = read_judge_results(run, judge_folder(run, judge)).scores
         for (persona, question), item in items.items():
             at = personas.index(persona), t, questions.index(question)
             told_P_T_Q[at] = said[persona, question] == persona
@@ -55,27 +55,27 @@ def read(runs: Sequence[Path], judge: str, reference: Path) -> Judged:
     return Judged(tuple(_name(run) for run in runs), score_P_T_Q, told_P_T_Q)
 
 
-def _answers(run: Path) -> dict[tuple[str, str], Item]:
-    return {(item.persona_id, item.question_id): item for item in read_items(run) if item.control == "none"}
+def _answers(run: Path) -> dict[tuple[str, str], JudgeInput]:
+    return {(item.persona_id, item.question_id): item for item in read_judge_inputs(run) if item.control == "none"}
 
 
 def _name(run: Path) -> str:
     return str(read_json(run / "config.json").get("label") or run.name)
 
 
-def report(found: Judged, draws: Draws) -> None:
+def report(found: Judged, draws: PersonaBootstrap) -> None:
     names, score_P_T_Q, told_P_T_Q = found
     for what, value_P_T_Q in (("identifiability", told_P_T_Q), ("score", score_P_T_Q)):
         for t, name in enumerate(names):
-            _show(what, lambda counts, x=value_P_T_Q[:, t]: mean(x, counts), draws, run=name)  # type: ignore[misc]
+            _show(what, lambda counts, x=value_P_T_Q[:, t]: weighted_mean(x, counts), draws, run=name)  # type: ignore[misc]
             if t:
                 change = value_P_T_Q[:, t] - value_P_T_Q[:, 0]
-                _show(f"{what}_difference", lambda counts, x=change: mean(x, counts), draws, run=name, to=names[0])  # type: ignore[misc]
+                _show(f"{what}_difference", lambda counts, x=change: weighted_mean(x, counts), draws, run=name, to=names[0])  # type: ignore[misc]
     of_told, of_missed = (np.where(told_P_T_Q == right, score_P_T_Q, np.nan) for right in (1, 0))
     _show("auc_told_missed", lambda counts: auc(of_told, of_missed, counts), draws)
     centred = score_P_T_Q - np.nanmean(score_P_T_Q, axis=2, keepdims=True)
     inside = [np.where(told_P_T_Q == right, centred, np.nan) for right in (1, 0)]
-    _show("score_told_minus_missed", lambda counts: mean(inside[0], counts) - mean(inside[1], counts), draws)
+    _show("score_told_minus_missed", lambda counts: weighted_mean(inside[0], counts) - weighted_mean(inside[1], counts), draws)
     share_P_T, level_P_T = (np.nanmean(one, axis=2) for one in (told_P_T_Q, score_P_T_Q))
     _show("persona_correlation", lambda counts: correlation(share_P_T, level_P_T, counts), draws)
 
@@ -92,7 +92,7 @@ def _weighted(value_1_P_T: Array, counts_R_P: Array) -> Array:
     return np.asarray(np.einsum("rp,pt->rt", counts_R_P, value_1_P_T[0]) / counts_R_P.sum(axis=1, keepdims=True))
 
 
-def _show(figure: str, measure: Measure, draws: Draws, **about: object) -> None:
+def _show(figure: str, measure: PersonaMeasure, draws: PersonaBootstrap, **about: object) -> None:
     found = draws.estimate(measure, draws.counts_R_P.shape[1])
     ends = [None if end is None else round(end, 3) for end in (found.low, found.high)]
     show(figure, float("nan") if found.value is None else found.value, low=ends[0], high=ends[1], personas=found.n, **about)
@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = parser().parse_args()
     found = read(args.runs, args.judge, args.reference)
-    report(found, Draws(len(found.score_P_T_Q), args.seed, 2000))
+    report(found, PersonaBootstrap(len(found.score_P_T_Q), args.seed, 2000))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.figures import show
-from permix.config import ReportStage, StabilityStage
-from permix.evals.grid import Wording, describe_asked, lay_out
-from permix.evals.stability import measure
-from permix.report.builder import report_stage
+from permix.config import ReportConfig, StabilityConfig
+from permix.evals.grid import PromptFormat, build_grid, describe_grid
+from permix.evals.stability import measure_stability
+from permix.report.builder import run_report
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir
 from permix.types import Cell, Completion, Persona, Question, Verdict
@@ -54,11 +54,11 @@ def write_run(out: Path, people: list[Persona], asked: list[Question], samples: 
     """Personas and questions differ, each with a logit of its own; returns how many cells were written."""
     rng = np.random.default_rng(0)
     hard_Q, written = rng.normal(0, 1.5, len(asked)), 0
-    wording = Wording(lambda question: question.text, "you_are", bare=False)
-    with RunDir.open(out, StabilityStage(out=out, samples=samples), {"model": "made up"}) as run:
-        write_json(out / "asked.json", describe_asked(people, asked, samples))
+    wording = PromptFormat(lambda question: question.text, "you_are", empty_system_prompt=False)
+    with RunDir.open(out, StabilityConfig(out=out, samples=samples), {"model": "made up"}) as run:
+        write_json(out / "asked.json", describe_grid(people, asked, samples))
         for persona in (None, *people):  # one at a time: a million cells are not held in memory here either
-            cells = lay_out([persona], asked, wording, samples=samples, seed=0)
+            cells = build_grid([persona], asked, wording, samples=samples, seed=0)
             chance = 1 / (1 + np.exp(-np.repeat(hard_Q, samples) - rng.normal(0, 0.3)))
             run.append(answered(cells, rng.random(len(cells)) < chance))
             written += len(cells)
@@ -70,9 +70,9 @@ def in_a_child(work: str, run: Path, out: Path) -> dict[str, float]:
     started, child = time.monotonic(), os.fork()
     if child == 0:
         if work == "summarize":
-            measure(run)
+            measure_stability(run)
         else:
-            report_stage(ReportStage(runs=(run,), out=out))
+            run_report(ReportConfig(runs=(run,), out=out))
         used = resource.getrusage(resource.RUSAGE_SELF)
         write_json(out / f"{work}.json", {"cpu_s": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss / 1024})
         os._exit(0)

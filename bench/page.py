@@ -20,8 +20,8 @@ import numpy as np
 
 from bench.figures import show, show_spread
 from bench.many_cells import personas, questions
-from permix.config import StabilityStage
-from permix.evals.grid import Wording, describe_asked, lay_out
+from permix.config import StabilityConfig
+from permix.evals.grid import PromptFormat, build_grid, describe_grid
 from permix.report.builder import build_report
 from permix.storage.files import read_json, write_json
 from permix.storage.run_dir import RunDir
@@ -59,11 +59,11 @@ def write_run(out: Path, P: int, Q: int) -> int:
     """A grid of P personas and none; returns how many cells it has."""
     rng = np.random.default_rng(0)
     words, people, asked, written = vocabulary(rng), personas(P), questions(Q), 0
-    wording = Wording(lambda question: question.text, "you_are", bare=False)
-    with RunDir.open(out, StabilityStage(out=out, resamples=200), {"model": "made up", "default_system": None}) as run:
-        write_json(out / "asked.json", describe_asked(people, asked, 1))
+    wording = PromptFormat(lambda question: question.text, "you_are", empty_system_prompt=False)
+    with RunDir.open(out, StabilityConfig(out=out, resamples=200), {"model": "made up", "default_system": None}) as run:
+        write_json(out / "asked.json", describe_grid(people, asked, 1))
         for persona in (None, *people):
-            cells = lay_out([persona], asked, wording, samples=1, seed=0)
+            cells = build_grid([persona], asked, wording, samples=1, seed=0)
             run.append(answered(cells, words, rng))
             written += len(cells)
     return written

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 from permix.config import ModelConfig
-from permix.inference import open_model
+from permix.inference import load_model
 from permix.inference.base import Model
 from permix.types import Completion, Failure, Request, Sampling
 
@@ -35,7 +35,7 @@ def answer_all(model: Model, waiting: "queue.Queue[Asked]", most: int) -> None:
         for sampling in dict.fromkeys(one.sampling for one in batch):
             alike = [one for one in batch if one.sampling == sampling]
             try:
-                for place, result in model.complete([one.request for one in alike], sampling):
+                for place, result in model.generate([one.request for one in alike], sampling):
                     alike[place].answer.set_result(result)
             except Exception as error:  # the boundary: whoever asked is told, the server goes on
                 for one in alike:
@@ -123,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
-    model = open_model(ModelConfig(name=args.model, batch_size=args.together), args.threads)
+    model = load_model(ModelConfig(name=args.model, batch_size=args.together), args.threads)
     server = server_of(model, args.name, args.port, args.together)
     print(f"http://127.0.0.1:{server.server_port}/v1", flush=True)
     server.serve_forever()

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.study_page import BASE, knobs, table
-from permix.config import FidelityStage, ModelConfig, PersonasConfig, StabilityStage, TaskConfig, TrainStage, build
-from permix.evals.stability import stability
+from permix.config import FidelityConfig, ModelConfig, PersonasConfig, StabilityConfig, TaskConfig, TrainConfig, build_config
+from permix.evals.stability import run_stability
 from permix.inference.hardware import release_memory
-from permix.pipelines.fidelity import fidelity
-from permix.pipelines.quickstart import LEVELS
+from permix.pipelines.fidelity import run_fidelity
+from permix.pipelines.quickstart import QUICKSTART_LEVELS
 from permix.pipelines.train import run_training
-from permix.progress import say
+from permix.progress import print_status
 from permix.report.builder import build_report
 from permix.report.comparisons import compare_models
-from permix.report.runs import ModelRuns, collect
-from permix.report.summary_text import NAMES
+from permix.report.runs import ModelRuns, collect_models
+from permix.report.summary_text import HEADLINE_MEASURES
 from permix.storage.files import read_json, write_text
 from permix.types import Sampling, Split
 
@@ -40,14 +40,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "lr-1e-5": {"train": {"lr": 1e-5}},
     "lora": {"train": {"lora_rank": 16, "lr": 3e-4}},
     "kl": {"train": {"beta": 0.02}},
-    "kl-no-persona": {"train": {"beta": 0.02, "anchor": "no-persona"}},
+    "kl-no-persona": {"train": {"beta": 0.02, "kl_reference_prompt": "no-persona"}},
     "replay": {"character": {"replay": 0.5, "replay_answers": 6}},
     "replay-strong": {"character": {"replay": 2.0, "replay_answers": 6}},
     "replay-on": {"character": {"replay": 0.5, "replay_answers": 6, "replay_policy": "on"}},
     "expressive": {"character": {"expressivity": 0.5}},
-    "reason": {"task": {"wording": REASON_FIRST}, "train": {"max_new_tokens": 48}},
-    "adaptive": {"plan": {"adaptive": 4.0}},
-    "spares": {"plan": {"spares": 3}},
+    "reason": {"task": {"prompt_template": REASON_FIRST}, "train": {"max_new_tokens": 48}},
+    "adaptive": {"plan": {"curriculum_strength": 4.0}},
+    "spares": {"plan": {"dynamic_sampling_groups": 3}},
     "sft": {"method": "sft", "train": {"temperature": 1.0}},
     "sft-personas": {"method": "sft-personas", "train": {"temperature": 1.0}},
     "seqkd": {"method": "seqkd"},
@@ -69,28 +69,30 @@ EVALUATED: dict[Split, Size] = {
 }
 
 
-def training(arm: str, seed: int, steps: int, out: Path, threads: int) -> TrainStage:
+def training(arm: str, seed: int, steps: int, out: Path, threads: int) -> TrainConfig:
     """The quickstart's training with one thing changed."""
     sections: dict[str, dict[str, Any]] = {
         "model": {"name": BUNDLED},
-        "task": {"levels": LEVELS, "n": 300, "seed": seed},
+        "task": {"levels": QUICKSTART_LEVELS, "n": 300, "seed": seed},
         "plan": {"steps": steps, "questions_per_step": 6, "group_size": 8, "seed": seed},
         "train": {"lr": 3e-5, "temperature": 0.7, "max_new_tokens": 28, "save_every": 10, "seed": seed},
     }
     change = ARMS[arm]
     changed = {name: sections.get(name, {}) | change.get(name, {}) for name in {*sections, *change} - {"method"}}
     head = {"out": out / f"{arm}-{seed}-train", "label": f"{arm} {seed}", "threads": threads}
-    return build(TrainStage, head | {"method": change.get("method", "permix")} | changed, source=f"arm {arm}")
+    return build_config(TrainConfig, head | {"method": change.get("method", "permix")} | changed, source=f"arm {arm}")
 
 
-def evaluations(label: str, name: str, model: str, side: Split, out: Path, threads: int) -> tuple[StabilityStage, FidelityStage]:
+def evaluations(
+    label: str, name: str, model: str, side: Split, out: Path, threads: int
+) -> tuple[StabilityConfig, FidelityConfig]:
     size = EVALUATED[side]
     own: dict[str, Any] = {"label": label, "threads": threads, "model": ModelConfig(name=model)}
-    return StabilityStage(
+    return StabilityConfig(
         out=out / f"{name}-{side}-stability", **own, sampling=Sampling(max_new_tokens=28),
-        task=TaskConfig(split=side, levels=LEVELS, n=size.questions),
+        task=TaskConfig(split=side, levels=QUICKSTART_LEVELS, n=size.questions),
         personas=PersonasConfig(split=side, n=size.personas),
-    ), FidelityStage(
+    ), FidelityConfig(
         out=out / f"{name}-{side}-fidelity", **own, questions_split=side, n_questions=size.asked,
         personas=PersonasConfig(split=side, include=size.kinds),
         reference=None if name == BASE else out / f"{BASE}-{side}-fidelity",
@@ -100,9 +102,9 @@ def evaluations(label: str, name: str, model: str, side: Split, out: Path, threa
 def measured(label: str, name: str, model: str, side: Split, out: Path, threads: int) -> list[Path]:
     stable, distinct = evaluations(label, name, model, side, out, threads)
     if not (stable.out / "metrics.json").exists():
-        stability(stable)
+        run_stability(stable)
     if not (distinct.out / "metrics.json").exists():
-        fidelity(distinct)
+        run_fidelity(distinct)
     release_memory()
     return [stable.out, distinct.out]
 
@@ -117,7 +119,7 @@ def lines(models: dict[str, ModelRuns]) -> Iterator[dict[str, Any]]:
         for other in (BASE, f"rlvr {label.split()[-1]}"):
             if other in models and other != label:
                 found = compare_models(models[other], model)
-                for measure in NAMES:
+                for measure in HEADLINE_MEASURES:
                     if (difference := getattr(found, measure)) is not None:
                         yield {"figure": f"{measure} difference", "model": label, "against": other, **difference.model_dump()}
         if "train" in model.runs:
@@ -140,7 +142,7 @@ def page(out: Path, side: Split) -> None:
     runs = [out / f"{BASE}-{side}-{stage}" for stage in ("stability", "fidelity")]
     for arm, seed in there(out, side):
         runs += [out / f"{arm}-{seed}-{name}" for name in ("train", f"{side}-stability", f"{side}-fidelity")]
-    models = {model.label: model for model in collect(runs)}
+    models = {model.label: model for model in collect_models(runs)}
     write_text(out / f"table-{side}.md", table(models))
     for seed in sorted({seed for _, seed in there(out, side)}):
         knobs(models, seed, out / f"knobs-{side}-{seed}.png")
@@ -174,9 +176,9 @@ def main() -> None:
                 stage.out,
                 *measured(f"{arm} {seed}", f"{arm}-{seed}", str(folder), options.side, options.out, options.threads),
             ]
-            say(f"study: {arm} of seed {seed} is done")
+            print_status(f"study: {arm} of seed {seed} is done")
     build_report(runs, options.out / f"report-{options.side}", "A study of the methods, seed by seed.")
-    for line in lines({model.label: model for model in collect(runs)}):
+    for line in lines({model.label: model for model in collect_models(runs)}):
         print(json.dumps(line), flush=True)
 
 

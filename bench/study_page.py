@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from permix.rendering import theme
-from permix.rendering.theme import INTERVAL, Style
+from permix.rendering.theme import QUESTION_INTERVAL_NOTE, Style
 from permix.report.comparisons import compare_models
 from permix.report.runs import ModelRuns
 from permix.types import Estimate
@@ -68,14 +68,14 @@ def knobs(models: Mapping[str, ModelRuns], seed: int, path: Path) -> None:
     """A panel a knob: the worst persona's accuracy upwards, identifiability to the right, settings joined in their order."""
     base = models[BASE].row
     asked = f"{base.n_questions} questions, {base.n_answers} answers"
-    note = f"seed {seed}, one run a point; n = {asked}; bars: {INTERVAL}; circle: base model; dotted: chance"
+    note = f"seed {seed}, one run a point; n = {asked}; bars: {QUESTION_INTERVAL_NOTE}; circle: base model; dotted: chance"
     found = {
         knob: {setting: point for setting, arm in settings.items() if (point := _point(models.get(f"{arm} {seed}"))) is not None}
         for knob, settings in KNOBS.items()
     }
     turned = {knob: known for knob, known in found.items() if len(known) > 1}
     rows = max(1, math.ceil(len(turned) / 2))
-    fig = theme.sheet(0.6 + 3 * rows, "What each knob trades: the worst persona's accuracy and identifiability", note)
+    fig = theme.new_figure(0.6 + 3 * rows, "What each knob trades: the worst persona's accuracy and identifiability", note)
     axes = fig.subplots(rows, 2, sharex=True, sharey=True, squeeze=False)
     for ax in axes.ravel()[len(turned) :]:
         ax.set_visible(False)
@@ -92,8 +92,8 @@ def knobs(models: Mapping[str, ModelRuns], seed: int, path: Path) -> None:
         axes.ravel(), turned.values(), strict=False
     ):  # once all points stand, since names go where there is room
         at = {setting: _centre(point) for setting, point in known.items()}
-        theme.name_points(ax, at, [], dict.fromkeys(at, Style("#000000", "s", "-")))
-    theme.save(fig, path)
+        theme.label_points(ax, at, [], dict.fromkeys(at, Style("#000000", "s", "-")))
+    theme.save_figure(fig, path)
 
 
 Point = tuple[Estimate, Estimate]
@@ -115,7 +115,7 @@ def _panel(ax: Axes, settings: Sequence[Point], base: Point | None, *, joined: b
     ax.grid(alpha=0.3)
     looks = [(point, "s", BLUE) for point in settings] + ([(base, "o", "#000000")] if base else [])
     for point, marker, colour in looks:
-        x, y = map(theme.sides, point)
+        x, y = map(theme.error_bar_lengths, point)
         ax.errorbar(*_centre(point), xerr=x, yerr=y, fmt=marker, color=colour, ms=6, lw=0.9, alpha=0.8)
     if joined:
         ax.plot(*zip(*map(_centre, settings), strict=True), color=BLUE, lw=1.0)

@@ -27,12 +27,12 @@ from typing import Any, NamedTuple
 
 from bench.figures import show, show_spread
 from bench.process import Arm
-from permix.config import PersonasConfig, PlanConfig, TaskConfig, TrainConfig, TrainedModel, TrainStage
-from permix.inference.hardware import pick_device, quiet_threads
-from permix.inference.hf import encode_chat, load_tokenizer, resolve
-from permix.personas.pool import choose_personas
-from permix.pipelines.quickstart import LEVELS
-from permix.plan import Plan, compile_from
+from permix.config import OptimConfig, PersonasConfig, RolloutPlanConfig, TaskConfig, TrainableModelConfig, TrainConfig
+from permix.inference.hardware import pick_device, set_passive_threads
+from permix.inference.hf import encode_chat, load_tokenizer, resolve_model_source
+from permix.personas.pool import select_personas
+from permix.pipelines.quickstart import QUICKSTART_LEVELS
+from permix.plan import Plan, compile_plan_from_config
 from permix.prompts import build_messages
 from permix.tasks import load_questions
 from permix.types import Persona
@@ -49,7 +49,7 @@ ROOM = 0.6
 
 def main() -> None:
     options = parser().parse_args()
-    quiet_threads()
+    set_passive_threads()
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with tempfile.TemporaryDirectory() as scratch:
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--micro-batch", type=int, nargs="+", default=[SMALL_BATCH, LARGEST], help="TRL's rows a pass; 0: the most that fit"
     )
-    parser.add_argument("--micro-tokens", type=int, default=TrainConfig().micro_tokens, help="our tokens a pass")
+    parser.add_argument("--micro-tokens", type=int, default=OptimConfig().microbatch_tokens, help="our tokens a pass")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if gpu else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads; the machine's cores when not given")
     return parser
@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
 
 def source(model: str, scratch: Path) -> str:
     if model != "tiny":
-        return resolve(model)
+        return resolve_model_source(model)
     from tests.tiny import make_folder
 
     return str(make_folder(scratch / "tiny"))
@@ -126,8 +126,8 @@ class Bench:
 
     def plan(self, prompt_tokens: int, groups: int) -> Plan:
         """Every group under a persona of its own, whose text is lengthened by friends and their friends."""
-        task = TaskConfig(split="train", levels=LEVELS, n=300)
-        pool = choose_personas(PersonasConfig(split="train")).personas
+        task = TaskConfig(split="train", levels=QUICKSTART_LEVELS, n=300)
+        pool = select_personas(PersonasConfig(split="train")).personas
         asked, questions = load_questions(task)
         alone = build_messages(Persona(id="nobody", text="a"), asked.prompt(questions[0]))
         tokens = prompt_tokens - len(encode_chat(self.tokenizer, alone))
@@ -136,10 +136,10 @@ class Bench:
             for place, persona in enumerate(pool):
                 print(json.dumps({"id": persona.id, "text": self._lengthened(pool, place, tokens)}), file=lines)
         # Whole steps, training steps of both kinds, one to warm up and one that is never taken.
-        config = PlanConfig(
+        config = RolloutPlanConfig(
             mix=1.0, steps=3 * self.options.pairs + 2, questions_per_step=groups, group_size=self.options.group_size
         )
-        return compile_from(task, PersonasConfig(pool=str(longer), split="all"), config)
+        return compile_plan_from_config(task, PersonasConfig(pool=str(longer), split="all"), config)
 
     def _lengthened(self, pool: Sequence[Persona], place: int, tokens: int) -> str:
         """With as many friends as bring its text nearest to so many tokens."""
@@ -160,12 +160,12 @@ class Bench:
         """TRL's and ours, ready."""
         from bench.arms import Setup, run_arm
 
-        config = TrainConfig.model_validate({
+        config = OptimConfig.model_validate({
             "lr": NO_CHANGE, "temperature": 0.7, "max_new_tokens": self.options.new_tokens, "precision": precision,
-            "micro_tokens": self.options.micro_tokens, "save_every": 10_000,
+            "microbatch_tokens": self.options.micro_tokens, "save_every": 10_000,
         })  # fmt: skip
-        stage = TrainStage(
-            out=self.scratch / "run", model=TrainedModel(name=self.model), train=config, threads=self.options.threads
+        stage = TrainConfig(
+            out=self.scratch / "run", model=TrainableModelConfig(name=self.model), train=config, threads=self.options.threads
         )
         made: dict[str, Arm] = {}
         try:

@@ -38,7 +38,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def fewer_draws() -> None:
     """Draws of true accuracies that are enough for a test; what subprocesses measure has them all."""
-    priors.DRAWS, priors.CELLS = 1000, 1000
+    priors.N_DRAWS, priors.MAX_CHAIN_PERSONAS = 1000, 1000
 
 
 @pytest.fixture(scope="module")

@@ -11,19 +11,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from permix.config import FidelityStage, PersonasConfig, StabilityStage, TrainStage
-from permix.errors import OwedCellsError
+from permix.config import FidelityConfig, PersonasConfig, StabilityConfig, TrainConfig
+from permix.errors import IncompleteRunError
 from permix.evals import open_ended, stability
-from permix.evals.grid import Wording
-from permix.evals.strategies.base import Setup
-from permix.inference.scripted import Reply, ScriptedModel
-from permix.judges.results import read_items
+from permix.evals.grid import PromptFormat
+from permix.evals.strategies.base import EvalSetup
+from permix.inference.scripted import ScriptedModel, ScriptedReply
+from permix.judges.results import read_judge_inputs
 from permix.personas.pool import PersonaPool
-from permix.progress import meter
+from permix.progress import progress_bar
 from permix.storage.run_dir import RunDir
 from permix.tasks import TASKS
 from permix.training.rewards import Rollout
-from permix.training.run_log import StepLog
+from permix.training.run_log import RolloutLogger
 from permix.types import Failure, Persona, Question, Request, Verdict, seed_from
 from tests.verdicts import write_judge
 
@@ -142,49 +142,51 @@ def megabyte_run(folder: Path) -> Path:
     line = "<b>" + "W" * MEGABYTE
     people = [Persona(id=name, text=name + line) for name in ("one", "two")]
     asked = [Question(id=name, task="own-exact", text=name + line, gold="7") for name in ("first", "second")]
-    config = StabilityStage(out=folder, label="long", resamples=100)
+    config = StabilityConfig(out=folder, label="long", resamples=100)
     _evaluate(config, ScriptedModel(lambda request: line + "\n7"), people, asked)
     return folder
 
 
 def _stability(out: Path, label: str, pool: Path, people: Sequence[Persona]) -> Path:
-    def answer(request: Request) -> Reply:
+    def answer(request: Request) -> ScriptedReply:
         if request.seed % 41 == 0:
             return Failure(type="<script>Error", message=TEXTS["terminal"])
         return reply(request, out.name)
 
-    config = StabilityStage(out=out, resamples=100, personas=PersonasConfig(pool=str(pool)))
-    with suppress(OwedCellsError):
+    config = StabilityConfig(out=out, resamples=100, personas=PersonasConfig(pool=str(pool)))
+    with suppress(IncompleteRunError):
         _evaluate(config, ScriptedModel(answer, name=out.name), people, questions())
     return _relabelled(out, label)
 
 
-def _evaluate(config: StabilityStage, model: ScriptedModel, people: Sequence[Persona], asked: Sequence[Question]) -> None:
+def _evaluate(config: StabilityConfig, model: ScriptedModel, people: Sequence[Persona], asked: Sequence[Question]) -> None:
     task = TASKS["own-exact"]
-    wording = Wording(task.prompt, "you_are", bare=False)
-    setup = Setup(tuple(asked), PersonaPool(personas=tuple(people)), wording, config.samples, config.seed)
-    stability.evaluate(model, config, task, setup)
+    wording = PromptFormat(task.prompt, "you_are", empty_system_prompt=False)
+    setup = EvalSetup(tuple(asked), PersonaPool(personas=tuple(people)), wording, config.samples, config.seed)
+    stability.evaluate_stability(model, config, task, setup)
 
 
 def _fidelity(out: Path, label: str, pool: Path, people: Sequence[Persona], reference: Path | None) -> Path:
-    config = FidelityStage(
+    config = FidelityConfig(
         out=out, resamples=100, folds=3, reference=reference, personas=PersonasConfig(pool=str(pool), split="heldout"),
     )  # fmt: skip
     voices = PersonaPool(personas=tuple(people[:4]))
     asked = tuple(one.model_copy(update={"gold": ""}) for one in questions()[:12])
-    open_ended.evaluate(ScriptedModel(lambda request: reply(request, out.name), name=out.name), config, voices, asked)
-    items = read_items(out)
+    open_ended.evaluate_open_ended(ScriptedModel(lambda request: reply(request, out.name), name=out.name), config, voices, asked)
+    items = read_judge_inputs(out)
     write_judge(out, "judge", items, lambda item: 1 + seed_from(*map(str, item.key)) % 5, label=f"<img src=x onerror={PWN}>")
     return _relabelled(out, label)
 
 
 def _training(out: Path, label: str, pool: Path) -> Path:
-    config = TrainStage(out=out, method="permix", personas=PersonasConfig(pool=str(pool), split="train"))
-    with RunDir.open(out, config, {"model": "scripted"}) as run, run.accounted(), meter("train", 3, "steps") as shown:
-        log = StepLog(out, 0, 1, shown)
+    config = TrainConfig(out=out, method="permix", personas=PersonasConfig(pool=str(pool), split="train"))
+    with RunDir.open(out, config, {"model": "scripted"}) as run, run.track_usage(), progress_bar("train", 3, "steps") as shown:
+        log = RolloutLogger(out, 0, 1, shown)
         for step in (1, 2, 3):
-            log.rollouts(step, list(_rollouts(step)))
-            log.step(step, {"reward": step / 4, "completion_tokens": 20.0, "signal_groups": 0.5, "kl": None, "tokens": 100})
+            log.log_rollouts(step, list(_rollouts(step)))
+            log.log_metrics(
+                step, {"reward": step / 4, "completion_tokens": 20.0, "signal_groups": 0.5, "kl": None, "tokens": 100}
+            )
     return _relabelled(out, label)
 
 

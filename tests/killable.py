@@ -43,7 +43,7 @@ def _run(argv: Sequence[str], dies: Moment | None) -> None:
 
 def float32_everywhere() -> None:
     """bfloat16 rounds with the shape of a batch, which a restart changes; in float32 a flipped token is too rare to meet."""
-    hardware.multiplies_bfloat16 = lambda device: False
+    hardware.has_fast_bfloat16 = lambda device: False
 
 
 def arm(moment: Moment) -> None:

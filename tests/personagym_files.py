@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from permix.config import FidelityStage, build
+from permix.config import FidelityConfig, build_config
 from tests.sample_runs import endpoint
 
 BAKER, DIVER = "A 40-year-old baker from Lyon, who sings", "An 11-year-old diver"
@@ -45,5 +45,5 @@ def gym_values(folder: Path, base_url: str, gym: Mapping[str, Any] | None = None
     } | fields
 
 
-def gym_config(folder: Path, base_url: str, gym: Mapping[str, Any] | None = None, **fields: Any) -> FidelityStage:
-    return build(FidelityStage, gym_values(folder, base_url, gym, **fields), source="test")
+def gym_config(folder: Path, base_url: str, gym: Mapping[str, Any] | None = None, **fields: Any) -> FidelityConfig:
+    return build_config(FidelityConfig, gym_values(folder, base_url, gym, **fields), source="test")

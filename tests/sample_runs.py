@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from permix.config import FidelityStage, StabilityStage, build
+from permix.config import FidelityConfig, StabilityConfig, build_config
 from permix.personas.pool import PersonaPool, load_pool
 from permix.types import Cell, Completion, Message, Persona, Verdict
 
@@ -73,8 +73,8 @@ def stability_values(folder: Path, base_url: str, **fields: Any) -> dict[str, An
     } | fields
 
 
-def stability_config(folder: Path, base_url: str, **fields: Any) -> StabilityStage:
-    return build(StabilityStage, stability_values(folder, base_url, **fields), source="test")
+def stability_config(folder: Path, base_url: str, **fields: Any) -> StabilityConfig:
+    return build_config(StabilityConfig, stability_values(folder, base_url, **fields), source="test")
 
 
 def fidelity_values(folder: Path, base_url: str, **fields: Any) -> dict[str, Any]:
@@ -95,8 +95,8 @@ def fidelity_values(folder: Path, base_url: str, **fields: Any) -> dict[str, Any
     )
 
 
-def fidelity_config(folder: Path, base_url: str, **fields: Any) -> FidelityStage:
-    return build(FidelityStage, fidelity_values(folder, base_url, **fields), source="test")
+def fidelity_config(folder: Path, base_url: str, **fields: Any) -> FidelityConfig:
+    return build_config(FidelityConfig, fidelity_values(folder, base_url, **fields), source="test")
 
 
 def toml(values: Mapping[str, Any], prefix: str = "") -> str:

@@ -3,15 +3,17 @@
 import pytest
 
 from permix.errors import ConfigError
-from permix.verification.bubblewrap import Bounds
-from permix.verification.sandbox import refuse_unable
+from permix.verification.bubblewrap import SandboxLimits
+from permix.verification.sandbox import require_sandbox
 
-TIGHT = Bounds(cpu_seconds=1, wall_seconds=10, memory_bytes=256 << 20, processes=8, output_bytes=256 << 10, scratch_bytes=1 << 20)
+TIGHT = SandboxLimits(
+    cpu_seconds=1, wall_seconds=10, memory_bytes=256 << 20, processes=8, output_bytes=256 << 10, scratch_bytes=1 << 20
+)
 
 
 def _why_not() -> str:
     try:
-        refuse_unable()
+        require_sandbox()
     except ConfigError as error:
         return str(error)
     return ""

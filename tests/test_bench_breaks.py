@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.breaks import LABELLED, Labelled, figures, read, share, tried
-from permix.types import normalise
+from permix.types import canonical_text
 
 
 def test_the_labelled_answers() -> None:
@@ -13,7 +13,7 @@ def test_the_labelled_answers() -> None:
     assert len(dev) + len(heldout) >= 300
     for part in (dev, heldout):
         assert 0.45 < sum(one.broken for one in part) / len(part) < 0.55
-    texts = [normalise(one.answer) for one in (*dev, *heldout)]
+    texts = [canonical_text(one.answer) for one in (*dev, *heldout)]
     assert len(set(texts)) == len(texts)
 
 

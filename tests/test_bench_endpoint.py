@@ -6,7 +6,7 @@ import pytest
 
 from bench.endpoint import cells, ideal_wall, length_in, measure, overhead, parser, serving
 from bench.server import COMPLETION, SPREAD, latency_of
-from permix.inference.openai_response import read_reply
+from permix.inference.openai_response import parse_chat_completion
 
 
 def test_the_ideal_fills_a_place_as_soon_as_it_is_free() -> None:
@@ -32,7 +32,7 @@ def test_latencies_are_the_requests_own_and_spread_around_their_mean() -> None:
 def test_a_reply_is_as_long_as_its_head_says_and_a_completion() -> None:
     head, _, body = COMPLETION.partition(b"\r\n\r\n")
     assert length_in(head) == len(body)
-    assert read_reply(body).text.endswith("\\boxed{42}.")
+    assert parse_chat_completion(body).text.endswith("\\boxed{42}.")
 
 
 def test_every_client_asks_everything_and_none_beats_the_ideal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,4 +41,4 @@ def test_every_client_asks_everything_and_none_beats_the_ideal(capsys: pytest.Ca
         measure(options, cells(40), 0.02, port)
     value = {line["figure"]: line["value"] for line in map(json.loads, capsys.readouterr().out.splitlines())}
     assert value["ideal_wall_seconds"] >= 40 / 8 * 0.02 * (1 - SPREAD)
-    assert all(value[f"overhead_{name}"] > 0 for name in ("bare", "client", "grid"))
+    assert all(value[f"overhead_{name}"] > 0 for name in ("empty_system_prompt", "client", "grid"))

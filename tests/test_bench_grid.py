@@ -7,7 +7,7 @@ import pytest
 
 from bench.grid import cut, part, ratio, share_equal
 from bench.grid_arms import MISSING, Ours, Parting, Setup, Theirs, gaps
-from permix.evals.grid import Wording, lay_out
+from permix.evals.grid import PromptFormat, build_grid
 from permix.types import Cell, Persona, Question
 from tests.tiny import make_folder
 
@@ -33,7 +33,9 @@ WORDS = ("sum ", "7 ", "why ")
 def cells() -> list[Cell]:
     asked = [Question(id=str(n), task="gsm8k", text=f"{word * 9}?", gold=str(n)) for n, word in enumerate(WORDS)]
     personas = [Persona(id=name, text=f"a {name}") for name in ("sailor", "poet")]
-    return lay_out(personas, asked, Wording(lambda question: question.text, "you_are", bare=False), samples=1, seed=0)
+    return build_grid(
+        personas, asked, PromptFormat(lambda question: question.text, "you_are", empty_system_prompt=False), samples=1, seed=0
+    )
 
 
 def test_blocks_hold_every_cell_once_in_order() -> None:

@@ -33,7 +33,7 @@ def test_every_request_gets_its_own_answer_or_its_own_failure(endpoint: str) -> 
     model = OpenAIModel(ModelConfig(name="parrot", backend="openai", base_url=endpoint, retries=0))
     words = [f"word {number}" for number in range(9)] + ["too much"]
     asked = [Request((Message(role="user", content=word),), seed) for seed, word in enumerate(words)]
-    found = {words[answer.place]: answer.result for answer in model.complete(asked, Sampling())}
+    found = {words[answer.request_index]: answer.result for answer in model.generate(asked, Sampling())}
     refused = found.pop("too much")
     assert isinstance(refused, Failure)
     assert "TooLong: too long" in refused.message

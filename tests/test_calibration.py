@@ -14,7 +14,9 @@ def test_a_world_has_the_accuracy_that_was_asked_for() -> None:
 def test_the_truth_of_each_effect() -> None:
     rng = np.random.default_rng(0)
     none = world(Setting("none", 0, 4, 10, 0.5), rng).truth()
-    assert (none["pss"], none["spread"], none["persona_sd"], none["shift"]) == pytest.approx((1.0, 0.0, 0.0, 0.0), abs=1e-6)
+    assert (none["pss"], none["spread"], none["persona_sd"], none["mean_minus_baseline"]) == pytest.approx(
+        (1.0, 0.0, 0.0, 0.0), abs=1e-6
+    )
     bad = world(Setting("one bad", 1.0, 4, 10, 0.5), rng)
     assert bad.accuracy_P[0] < bad.accuracy_P[1] == pytest.approx(0.5, abs=1e-6)
     assert bad.truth()["pss"] == pytest.approx(bad.accuracy_P[0] / 0.5, abs=1e-6)

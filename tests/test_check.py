@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.config import PersonasConfig, PlanConfig, TaskConfig
+from permix.config import PersonasConfig, RolloutPlanConfig, TaskConfig
 from permix.errors import ConfigError, DataError
-from permix.pipelines.fidelity import fidelity
+from permix.pipelines.fidelity import run_fidelity
 from permix.pipelines.preflight import check_config
-from permix.plan import compile_from, write_plan
+from permix.plan import compile_plan_from_config, write_plan
 from permix.tasks import load_questions
-from permix.tasks.contamination import Seen, write_seen
+from permix.tasks.contamination import TrainedOn, write_trained_on
 from tests.sample_runs import endpoint, fidelity_config, fidelity_values, stability_values, toml, write_pool
 from tests.servers import openai_server
 
@@ -31,13 +31,13 @@ def plan_file(folder: Path) -> Path:
     path = folder / "plan.parquet"
     pool = PersonasConfig(pool=str(write_pool(folder / "pool.toml")))
     task = TaskConfig(levels=("add-1",), n=6)
-    write_plan(compile_from(task, pool, PlanConfig(steps=2, questions_per_step=2, group_size=2)), path)
+    write_plan(compile_plan_from_config(task, pool, RolloutPlanConfig(steps=2, questions_per_step=2, group_size=2)), path)
     return path
 
 
 def trained_folder(folder: Path) -> Path:
     _, questions = load_questions(TaskConfig(levels=("add-1",), n=6))
-    write_seen(folder / "model", Seen(frozenset(question.content_hash for question in questions[:3])))
+    write_trained_on(folder / "model", TrainedOn(frozenset(question.content_hash for question in questions[:3])))
     return folder / "model"
 
 
@@ -71,12 +71,12 @@ def test_a_training_with_probes(tmp_path: Path) -> None:
         "stage": "train",
         "task": {"n": 8},
         "plan": {"steps": 2},
-        "probe": {"every": 5, "personas": 2, "characters": 0},
+        "dev_eval": {"every": 5, "personas": 2, "characters": 0},
     }
-    values["probe"] |= {"metric": "worst", "max_new_tokens": 10}
-    said = check_config(config_file(tmp_path, values))["probe"]
+    values["dev_eval"] |= {"metric": "worst", "max_new_tokens": 10}
+    said = check_config(config_file(tmp_path, values))["dev_eval"]
     assert said == "90 answers before training, every 5 steps and at the end, each time at most 900 new tokens"
-    values["probe"] |= {"questions": 5000}
+    values["dev_eval"] |= {"questions": 5000}
     with pytest.raises(ConfigError, match=r"probe\.questions = 5000: arithmetic has"):
         check_config(config_file(tmp_path, values))
 
@@ -127,7 +127,7 @@ def test_a_character_evaluation(tmp_path: Path) -> None:
 def test_a_report_and_a_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with openai_server(lambda body, nth, headers: "fine") as server:
-        fidelity(fidelity_config(tmp_path, server.base_url))
+        run_fidelity(fidelity_config(tmp_path, server.base_url))
     report = {"stage": "report", "runs": [str(tmp_path / "run")]}
     assert check_config(config_file(tmp_path, report)) == {"stage": "report", "result": "valid"}
     assert check_config(config_file(tmp_path, {"stage": "quickstart", "fast": True}))["result"] == "valid"
@@ -221,9 +221,9 @@ def test_questions_seen_in_training_are_found_in_plans_and_beside_weights(tmp_pa
 
 
 def test_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["check", str(config_file(tmp_path, stability_values(tmp_path, NOBODY)))]) == 0
+    assert cli.run_cli(["check", str(config_file(tmp_path, stability_values(tmp_path, NOBODY)))]) == 0
     assert "24, at most 384 new tokens" in capsys.readouterr().out
-    assert cli.run(["check", str(config_file(tmp_path, {"stage": "fidelity", "n_questions": 9}))]) == 2
+    assert cli.run_cli(["check", str(config_file(tmp_path, {"stage": "fidelity", "n_questions": 9}))]) == 2
     assert "permix check: n_questions = 9" in capsys.readouterr().err
-    assert cli.run(["check"]) == 0
+    assert cli.run_cli(["check"]) == 0
     assert "usage: permix check CONFIG.toml" in capsys.readouterr().out

@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from permix import __version__, cli, config
-from permix.config import StabilityStage
+from permix.config import StabilityConfig
 from permix.plan import read_plan
 from permix.storage.cells import read_cells
 from tests.sample_runs import asked_what, endpoint, solve, stability_values, toml, write_pool
@@ -44,10 +44,10 @@ def python(script: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 def test_alone_it_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     for argv in ([], ["--help"], ["-h"]):
-        assert cli.run(argv) == 0
+        assert cli.run_cli(argv) == 0
         shown = capsys.readouterr().out
         assert all(f"\n  {verb} " in shown for verb in cli.VERBS)
-    assert cli.run(["--version"]) == 0
+    assert cli.run_cli(["--version"]) == 0
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
@@ -63,16 +63,16 @@ def options(stage: type[BaseModel], prefix: str = "--") -> list[str]:
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_help_names_every_option_of_a_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     if verb == "check":
-        assert cli.run([verb, "--help"]) == 0
+        assert cli.run_cli([verb, "--help"]) == 0
         assert "CONFIG.toml" in capsys.readouterr().out
         return
     with pytest.raises(SystemExit) as ended:
-        cli.run([verb, "--help"])
+        cli.run_cli([verb, "--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    others: dict[str, type[BaseModel]] = {"models": cli.ModelsCommand, "personas": cli.PersonasCommand}
+    others: dict[str, type[BaseModel]] = {"models": cli.ModelsOptions, "personas": cli.PersonasOptions}
     assert cli.VERBS[verb].help.split("\n")[0] in " ".join(shown.split())
-    assert [option for option in options(config.STAGES.get(verb) or others[verb]) if option not in shown] == []
+    assert [option for option in options(config.CONFIGS_BY_STAGE.get(verb) or others[verb]) if option not in shown] == []
 
 
 def test_help_of_everything_imports_nothing_heavy() -> None:
@@ -113,7 +113,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     argv: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.run(argv) == 2
+    assert cli.run_cli(argv) == 2
     shown = capsys.readouterr()
     assert words in shown.err
     assert shown.err.startswith(f"permix {argv[0]}: ")
@@ -134,7 +134,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 )
 def test_bad_flags_say_what_is_valid_and_exit_with_2(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.run(argv)
+        cli.run_cli(argv)
     assert ended.value.code == 2
     shown = capsys.readouterr().err
     assert words in " ".join(shown.split())
@@ -144,7 +144,7 @@ def test_bad_flags_say_what_is_valid_and_exit_with_2(argv: list[str], words: str
 def test_a_configuration_of_another_stage_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "run.toml"
     file.write_text('stage = "fidelity"\n')
-    assert cli.run(["stability", str(file)]) == 2
+    assert cli.run_cli(["stability", str(file)]) == 2
     assert f'{file}: is a configuration for "permix fidelity", not for "permix stability"' in capsys.readouterr().err
 
 
@@ -160,16 +160,18 @@ def test_main_exits_with_the_code() -> None:
 def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('samples = 3\n[task]\nn = 7\nlevels = ["add-1"]\n[sampling]\ntemperature = 0.5\n')
-    flags = ["--task.n", "9", "--personas.bare", "--exclude-plans", "a", "b"]
-    values = {"task": {"n": 9, "levels": ["add-1"]}, "sampling": {"temperature": 0.5}, "personas": {"bare": True}}
-    expected = config.build(StabilityStage, values | {"samples": 3, "exclude_plans": ["a", "b"]}, source="test")
-    assert cli.parse("stability", StabilityStage, [str(file), *flags]) == expected
-    assert cli.parse("stability", StabilityStage, [str(file), "--task.n", "7"]) == config.load(StabilityStage, file)
-    assert cli.parse("stability", StabilityStage, []) == StabilityStage()
+    flags = ["--task.n", "9", "--personas.empty_system_prompt", "--exclude-plans", "a", "b"]
+    values = {"task": {"n": 9, "levels": ["add-1"]}, "sampling": {"temperature": 0.5}, "personas": {"empty_system_prompt": True}}
+    expected = config.build_config(StabilityConfig, values | {"samples": 3, "exclude_plans": ["a", "b"]}, source="test")
+    assert cli.parse_config("stability", StabilityConfig, [str(file), *flags]) == expected
+    assert cli.parse_config("stability", StabilityConfig, [str(file), "--task.n", "7"]) == config.load_config(
+        StabilityConfig, file
+    )
+    assert cli.parse_config("stability", StabilityConfig, []) == StabilityConfig()
 
 
 def test_a_flag_can_mend_what_the_sections_do_not_share(tmp_path: Path) -> None:
-    found = cli.parse("plan", config.PlanStage, ["--plan.tag-weights", "expert", "2.5", "--plan.mix", "0.5"])
+    found = cli.parse_config("plan", config.PlanConfig, ["--plan.tag-weights", "expert", "2.5", "--plan.mix", "0.5"])
     assert found.plan.tag_weights == {"expert": 2.5}
     assert found.plan.mix == 0.5
     assert found.personas.split == "train"  # a section's own default stands though another field of it was given
@@ -181,14 +183,14 @@ def test_a_method_named_by_a_flag_brings_its_own_mix_unless_the_file_says_one(
 ) -> None:
     file = tmp_path / "train.toml"
     file.write_text('method = "permix"\n[plan]\nsteps = 3\n')
-    found = cli.parse("train", config.TrainStage, [str(file), "--method", "rlvr"])
+    found = cli.parse_config("train", config.TrainConfig, [str(file), "--method", "rlvr"])
     assert (found.method, found.plan.mix, found.plan.steps) == ("rlvr", 0.0, 3)
-    assert cli.parse("train", config.TrainStage, [str(file)]).plan.mix == 0.8
-    assert cli.parse("train", config.TrainStage, [str(file), "--plan.mix", "0.3"]).plan.mix == 0.3
-    assert cli.parse("train", config.TrainStage, ["--method", "sft"]).plan.mix == 0.0
+    assert cli.parse_config("train", config.TrainConfig, [str(file)]).plan.mix == 0.8
+    assert cli.parse_config("train", config.TrainConfig, [str(file), "--plan.mix", "0.3"]).plan.mix == 0.3
+    assert cli.parse_config("train", config.TrainConfig, ["--method", "sft"]).plan.mix == 0.0
     file.write_text("[plan]\nmix = 0.8\n")
     with pytest.raises(SystemExit) as ended:
-        cli.run(["train", str(file), "--method", "rlvr"])
+        cli.run_cli(["train", str(file), "--method", "rlvr"])
     assert ended.value.code == 2
     assert 'plan.mix = 0.8: method "rlvr" asks without personas' in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
@@ -199,7 +201,7 @@ def test_a_method_named_by_a_flag_brings_its_own_mix_unless_the_file_says_one(
 def test_plan_writes_a_plan_and_says_what_is_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--plan.steps", "2", "--plan.questions-per-step", "3", "--plan.group-size", "4", "--plan.mix", "0", "--task.n", "6"]
     out = tmp_path / "new" / "plan.parquet"
-    assert cli.run(["plan", "--out", str(out), *flags]) == 0
+    assert cli.run_cli(["plan", "--out", str(out), *flags]) == 0
     shown = capsys.readouterr().out
     plan = read_plan(out)
     assert (plan.steps, len(plan.rows), plan.group_size) == (2, 6, 4)
@@ -210,14 +212,14 @@ def test_plan_writes_a_plan_and_says_what_is_in_it(tmp_path: Path, capsys: pytes
 def test_personas_describes_checks_and_shows_safely(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = tmp_path / "pool.toml"
     pool.write_text('[[persona]]\nid = "a"\ntext = "a sailor \u200b[red]of old[/red]"\ntags = ["sea"]\n')
-    assert cli.run(["personas", "--pool", str(pool), "--show"]) == 0
+    assert cli.run_cli(["personas", "--pool", str(pool), "--show"]) == 0
     shown = capsys.readouterr().out
     assert "1 personas" in shown
     assert "a  [-; sea]  a sailor \\u200b[red]of old[/red]" in shown
     pool.write_text('[[persona]]\nid = "a"\ntext = "a sailor \\u202e"\n')
-    assert cli.run(["personas", "--pool", str(pool)]) == 2
+    assert cli.run_cli(["personas", "--pool", str(pool)]) == 2
     assert "holds U+202E" in capsys.readouterr().err
-    assert cli.run(["personas"]) == 0
+    assert cli.run_cli(["personas"]) == 0
     assert "near-duplicates" in capsys.readouterr().out
 
 
@@ -225,14 +227,14 @@ def test_models_says_where_models_come_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PERMIX_CACHE", str(tmp_path))
-    assert cli.run(["models"]) == 0
+    assert cli.run_cli(["models"]) == 0
     assert "not converted yet" in capsys.readouterr().out
     folder = tmp_path / "smollm2-135m"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    assert cli.run(["models"]) == 0
+    assert cli.run_cli(["models"]) == 0
     assert str(folder) in capsys.readouterr().out
-    assert cli.run(["models", "--fetch"]) == 0  # there already: nothing is converted
+    assert cli.run_cli(["models", "--fetch"]) == 0  # there already: nothing is converted
     assert capsys.readouterr().out == f"{folder}\n"
 
 
@@ -240,9 +242,9 @@ def test_check_takes_several_files_and_stops_at_the_first_bad_one(tmp_path: Path
     good, bad = tmp_path / "good [bold].toml", tmp_path / "bad.toml"
     good.write_text('stage = "stability"\n[task]\nn = 5\n')
     bad.write_text('stage = "stability"\n[task]\nleves = 5\n')
-    assert cli.run(["check", str(good)]) == 0
+    assert cli.run_cli(["check", str(good)]) == 0
     assert "valid" in capsys.readouterr().out
-    assert cli.run(["check", str(good), str(bad)]) == 2
+    assert cli.run_cli(["check", str(good), str(bad)]) == 2
     shown = capsys.readouterr()
     assert str(good) in shown.out
     assert "unknown key task.leves; did you mean task.levels?" in shown.err
@@ -253,12 +255,12 @@ def test_a_run_can_be_gone_on_with_and_reported_from_its_own_files(tmp_path: Pat
     with openai_server(right) as server:
         file = tmp_path / "run.toml"
         file.write_text(toml(stability_values(tmp_path, server.base_url)))
-        assert cli.run(["stability", str(file), "--label", "ours"]) == 0
+        assert cli.run_cli(["stability", str(file), "--label", "ours"]) == 0
         assert len(server.asked) == 24
-        assert cli.run(["stability", str(run / "config.json")]) == 0
+        assert cli.run_cli(["stability", str(run / "config.json")]) == 0
         assert len(server.asked) == 24
     capsys.readouterr()
-    assert cli.run(["report", str(run), "--out", str(report)]) == 0
+    assert cli.run_cli(["report", str(run), "--out", str(report)]) == 0
     assert "ours" in capsys.readouterr().out
     assert json.loads((report / "table.json").read_text())["rows"][0]["label"] == "ours"
     assert (report / "report.md").exists()
@@ -267,7 +269,7 @@ def test_a_run_can_be_gone_on_with_and_reported_from_its_own_files(tmp_path: Pat
 def test_an_endpoint_that_is_not_there_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "run.toml"
     file.write_text(toml(stability_values(tmp_path, "http://127.0.0.1:1/v1")))
-    assert cli.run(["stability", str(file)]) == 2
+    assert cli.run_cli(["stability", str(file)]) == 2
     assert "model.base_url = http://127.0.0.1:1/v1: no endpoint there" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -281,14 +283,14 @@ def test_an_interruption_exits_with_130_and_keeps_what_was_done(tmp_path: Path, 
     with openai_server(interrupt_at_9) as server:
         file = tmp_path / "run.toml"
         file.write_text(toml(stability_values(tmp_path, server.base_url, model=endpoint(server.base_url))))
-        assert cli.run(["stability", str(file)]) == 130
+        assert cli.run_cli(["stability", str(file)]) == 130
         shown = capsys.readouterr()
         assert "interrupted; what was done is kept, run the same command to go on" in shown.err
         assert "Traceback" not in shown.err
         kept, asked = len(read_cells(tmp_path / "run" / "records.jsonl")), len(server.asked)
         assert 1 <= kept < 24
         server.script = right
-        assert cli.run(["stability", str(file)]) == 0
+        assert cli.run_cli(["stability", str(file)]) == 0
         assert len(server.asked) == asked + 24 - kept
 
 

@@ -10,21 +10,21 @@ from pydantic import BaseModel, ValidationError
 
 from permix import config
 from permix.config import (
-    IDLE,
-    MIX,
-    STAGES,
-    FidelityStage,
-    Method,
+    CONFIGS_BY_STAGE,
+    DEFAULT_MIX,
+    IGNORED_FIELDS,
+    FidelityConfig,
     ModelConfig,
+    OptimConfig,
     PlanConfig,
-    PlanStage,
-    StabilityStage,
+    RolloutPlanConfig,
+    StabilityConfig,
     TrainConfig,
-    TrainStage,
-    build,
-    load,
-    mix_of,
-    read_values,
+    TrainMethod,
+    build_config,
+    load_config,
+    read_config_values,
+    resolve_mix,
 )
 from permix.errors import ConfigError
 from permix.storage.files import read_json, write_json
@@ -32,54 +32,66 @@ from permix.types import Sampling
 from tests.sample_runs import toml
 
 
-def changed(stage: type[config.AnyStage]) -> dict[str, Any]:
+def changed(stage: type[config.AnyConfig]) -> dict[str, Any]:
     """Values far from the defaults, as JSON says them."""
-    values: dict[type[config.AnyStage], dict[str, Any]] = {
-        PlanStage: {"plan": {"mix": 0.25, "scope": "rollout", "tag_weights": {"expert": 2.5}}, "out": "p.parquet"},
-        TrainStage: {"train": {"lr": 1e-6, "clip_high": 0.28, "micro_tokens": 4}, "plan_file": "x.parquet", "threads": 2},
-        StabilityStage: {
-            "model": {"backend": "openai", "base_url": "http://h/v1", "timeout_s": 1.5}, "exclude_plans": ["a", "b"],
-            "sampling": {"temperature": 0.7}, "label": "é \u2028 x", "strategy": "persona-search", "strategy_questions": 7,
+    values: dict[type[config.AnyConfig], dict[str, Any]] = {
+        PlanConfig: {"plan": {"mix": 0.25, "scope": "rollout", "tag_weights": {"expert": 2.5}}, "out": "p.parquet"},
+        TrainConfig: {"train": {"lr": 1e-6, "clip_high": 0.28, "microbatch_tokens": 4}, "plan_file": "x.parquet", "threads": 2},
+        StabilityConfig: {
+            "model": {"backend": "openai", "base_url": "http://h/v1", "timeout_s": 1.5},
+            "exclude_plans": ["a", "b"],
+            "sampling": {"temperature": 0.7},
+            "label": "é \u2028 x",
+            "strategy": "persona-search",
+            "strategy_questions": 7,
         },
-        FidelityStage: {
-            "reference": "runs/base", "n_questions": 20, "questions_split": "dev",
-            "personas": {"include": ["character"], "bare": True},
+        FidelityConfig: {
+            "reference": "runs/base",
+            "n_questions": 20,
+            "questions_split": "dev",
+            "personas": {"include": ["character"], "empty_system_prompt": True},
         },
-        config.QuestionsStage: {"tasks": ["Linguistic Habits"], "n": 3, "examples": True, "seed": 4},
-        config.ReportStage: {"runs": ["a", "b"], "as_published": True, "published": ["x=scores.json"]},
-        config.JudgeStage: {"run": "a", "seed": 3, "judge": {"name": "m", "label": "strict", "trial": 30, "reasons": False}},
-        config.ReportStage: {"runs": ["a", "b"]},
-        config.CompareStage: {"runs": ["a", "b"], "out": "c", "resamples": 300},
-        config.ViewStage: {"runs": "a", "port": 0},
-        config.ImportStage: {"lm_eval": ["none=a", "pirate=b"], "filter": "strict-match", "label": "x", "out": "c", "seed": 3},
-        config.ExportStage: {"run": "a", "format": "lm-eval", "out": "b"},
-        config.QuickstartStage: {"fast": True, "seed": 3},
-    }  # fmt: skip
+        config.QuestionsConfig: {"tasks": ["Linguistic Habits"], "n": 3, "examples": True, "seed": 4},
+        config.ReportConfig: {"runs": ["a", "b"], "as_published": True, "published": ["x=scores.json"]},
+        config.JudgeConfig: {
+            "run": "a",
+            "seed": 3,
+            "judge": {"name": "m", "label": "strict", "answers_per_control": 30, "reasons": False},
+        },
+        config.ReportConfig: {"runs": ["a", "b"]},
+        config.CompareConfig: {"runs": ["a", "b"], "out": "c", "resamples": 300},
+        config.ViewConfig: {"runs": "a", "port": 0},
+        config.ImportConfig: {"lm_eval": ["none=a", "pirate=b"], "filter": "strict-match", "label": "x", "out": "c", "seed": 3},
+        config.ExportConfig: {"run": "a", "format": "lm-eval", "out": "b"},
+        config.QuickstartConfig: {"fast": True, "seed": 3},
+    }
     return values[stage]
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", CONFIGS_BY_STAGE)
 def test_every_stage_has_valid_defaults_that_name_it(name: str) -> None:
-    stage = STAGES[name]()
+    stage = CONFIGS_BY_STAGE[name]()
     assert stage.stage == name
-    assert build(STAGES[name], {}, source="test") == stage
-    assert STAGES[name].model_validate(stage.model_dump()) == stage
+    assert build_config(CONFIGS_BY_STAGE[name], {}, source="test") == stage
+    assert CONFIGS_BY_STAGE[name].model_validate(stage.model_dump()) == stage
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", CONFIGS_BY_STAGE)
 @pytest.mark.parametrize("values", ["defaults", "changed"])
 def test_what_a_run_wrote_is_the_same_configuration_again(name: str, values: str, tmp_path: Path) -> None:
-    stage = build(STAGES[name], {} if values == "defaults" else changed(STAGES[name]), source="test")
+    stage = build_config(CONFIGS_BY_STAGE[name], {} if values == "defaults" else changed(CONFIGS_BY_STAGE[name]), source="test")
     write_json(tmp_path / "config.json", stage)
-    assert build(STAGES[name], read_json(tmp_path / "config.json"), source="test") == stage
-    assert load(STAGES[name], tmp_path / "config.json") == stage
+    assert build_config(CONFIGS_BY_STAGE[name], read_json(tmp_path / "config.json"), source="test") == stage
+    assert load_config(CONFIGS_BY_STAGE[name], tmp_path / "config.json") == stage
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", CONFIGS_BY_STAGE)
 def test_toml_says_the_same_as_json(name: str, tmp_path: Path) -> None:
     file = tmp_path / "stage.toml"
-    file.write_text(toml(changed(STAGES[name])))
-    assert load(STAGES[name], file) == build(STAGES[name], json.loads(json.dumps(changed(STAGES[name]))), source="test")
+    file.write_text(toml(changed(CONFIGS_BY_STAGE[name])))
+    assert load_config(CONFIGS_BY_STAGE[name], file) == build_config(
+        CONFIGS_BY_STAGE[name], json.loads(json.dumps(changed(CONFIGS_BY_STAGE[name]))), source="test"
+    )
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
@@ -90,11 +102,11 @@ def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", CONFIGS_BY_STAGE)
 def test_every_changed_value_arrives(name: str) -> None:
-    values = changed(STAGES[name])
-    dumped = build(STAGES[name], values, source="test").model_dump(mode="json")
-    default = STAGES[name]().model_dump(mode="json")
+    values = changed(CONFIGS_BY_STAGE[name])
+    dumped = build_config(CONFIGS_BY_STAGE[name], values, source="test").model_dump(mode="json")
+    default = CONFIGS_BY_STAGE[name]().model_dump(mode="json")
     for leaf in leaves(values):
         got: Any = dumped
         wanted: Any = values
@@ -135,14 +147,14 @@ def test_every_changed_value_arrives(name: str) -> None:
 )  # fmt: skip
 def test_what_is_wrong_is_named_with_what_would_be_right(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        build(StabilityStage, values, source="run.toml")
+        build_config(StabilityConfig, values, source="run.toml")
     assert str(caught.value).startswith(f"run.toml: {words}")
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"train": {"micro_tokens": 0}}, "train.micro_tokens = 0: Input should be greater than 0"),
+        ({"train": {"microbatch_tokens": 0}}, "train.microbatch_tokens = 0: Input should be greater than 0"),
         ({"model": {"backend": "openai", "base_url": "http://h/v1"}}, "unknown key model.backend; known: name"),
         ({"task": {"splt": "train"}}, "unknown key task.splt; did you mean task.split?"),
         ({"plan": {"group_size": 1}}, "plan.group_size = 1: Input should be greater than or equal to 2"),
@@ -173,16 +185,19 @@ def test_what_is_wrong_is_named_with_what_would_be_right(values: dict[str, Any],
             {"method": "seqkd", "teacher": {"backend": "openai", "base_url": "http://h/v1"}},
             'teacher: name is missing: with backend "openai" give the name that the endpoint serves',
         ),
-        ({"method": "seqkd", "teacher": {"keep": 0}}, "teacher.keep = 0: Input should be greater than 0"),
+        (
+            {"method": "seqkd", "teacher": {"max_samples_per_row": 0}},
+            "teacher.max_samples_per_row = 0: Input should be greater than 0",
+        ),
     ],
 )
 def test_a_training_that_cannot_run_is_refused(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        build(TrainStage, values, source="run.toml")
+        build_config(TrainConfig, values, source="run.toml")
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("stage", [PlanStage, TrainStage])
+@pytest.mark.parametrize("stage", [PlanConfig, TrainConfig])
 @pytest.mark.parametrize(
     ("section", "side", "words"),
     [
@@ -193,53 +208,53 @@ def test_a_training_that_cannot_run_is_refused(values: dict[str, Any], words: st
         ("personas", "all", 'personas: split = "all": training takes'),
     ],
 )
-def test_training_on_another_side_is_refused(stage: type[config.AnyStage], section: str, side: str, words: str) -> None:
+def test_training_on_another_side_is_refused(stage: type[config.AnyConfig], section: str, side: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        build(stage, {section: {"split": side}}, source="run.toml")
+        build_config(stage, {section: {"split": side}}, source="run.toml")
     assert str(caught.value).startswith(f"run.toml: {words}")
 
 
-@pytest.mark.parametrize("stage", [PlanStage, TrainStage])
-def test_a_section_of_a_training_that_names_no_side_is_on_the_train_side(stage: type[PlanStage | TrainStage]) -> None:
-    found = build(stage, {"task": {"n": 20}, "personas": {"pool": "my.csv"}}, source="run.toml")
+@pytest.mark.parametrize("stage", [PlanConfig, TrainConfig])
+def test_a_section_of_a_training_that_names_no_side_is_on_the_train_side(stage: type[PlanConfig | TrainConfig]) -> None:
+    found = build_config(stage, {"task": {"n": 20}, "personas": {"pool": "my.csv"}}, source="run.toml")
     assert (found.task.split, found.personas.split) == ("train", "train")
-    assert StabilityStage.model_validate({"task": {"n": 20}}).task.split == "heldout"
+    assert StabilityConfig.model_validate({"task": {"n": 20}}).task.split == "heldout"
 
 
 @pytest.mark.parametrize("side", ["train", "dev", "heldout", "all"])
 def test_a_pool_of_ones_own_may_be_trained_on_whole(side: str) -> None:
-    found = build(TrainStage, {"personas": {"pool": "my.csv", "split": side}}, source="run.toml")
+    found = build_config(TrainConfig, {"personas": {"pool": "my.csv", "split": side}}, source="run.toml")
     assert found.personas.split == side
 
 
-@pytest.mark.parametrize("method", MIX)
-def test_a_training_holds_the_share_that_its_method_uses(method: Method, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", DEFAULT_MIX)
+def test_a_training_holds_the_share_that_its_method_uses(method: TrainMethod, tmp_path: Path) -> None:
     """Also for whoever reads the run's config.json, and when sections are objects."""
     share = {"permix": 0.8, "rlvr": 0.0, "sft": 0.0, "sft-personas": 0.8, "seqkd": 0.8}[method]
-    stage = build(TrainStage, {"method": method, "plan": {"steps": 3}}, source="run.toml")
-    assert stage.plan.mix == TrainStage(method=method, plan=PlanConfig(steps=3)).plan.mix == share
-    assert TrainStage(method=method).plan.mix == share
+    stage = build_config(TrainConfig, {"method": method, "plan": {"steps": 3}}, source="run.toml")
+    assert stage.plan.mix == TrainConfig(method=method, plan=RolloutPlanConfig(steps=3)).plan.mix == share
+    assert TrainConfig(method=method).plan.mix == share
     write_json(tmp_path / "config.json", stage)
     assert json.loads((tmp_path / "config.json").read_text())["plan"]["mix"] == share
-    assert load(TrainStage, tmp_path / "config.json") == stage
+    assert load_config(TrainConfig, tmp_path / "config.json") == stage
 
 
 def test_an_own_share_wins_and_a_plan_from_a_file_has_none() -> None:
-    assert TrainStage(method="seqkd", plan=PlanConfig(mix=0.3)).plan.mix == 0.3
-    assert TrainStage(method="permix", plan=PlanConfig(mix=0.0)).plan.mix == 0.0
-    assert TrainStage(plan_file=Path("plan.parquet")).plan.mix is None
-    assert PlanStage().plan.mix is None
-    assert mix_of(PlanStage().plan) == 0.8
+    assert TrainConfig(method="seqkd", plan=RolloutPlanConfig(mix=0.3)).plan.mix == 0.3
+    assert TrainConfig(method="permix", plan=RolloutPlanConfig(mix=0.0)).plan.mix == 0.0
+    assert TrainConfig(plan_file=Path("plan.parquet")).plan.mix is None
+    assert PlanConfig().plan.mix is None
+    assert resolve_mix(PlanConfig().plan) == 0.8
 
 
 def test_what_means_nothing_to_a_method_is_a_setting_there_is() -> None:
-    assert IDLE.keys() == MIX.keys()
-    assert {name for names in IDLE.values() for name in names} <= TrainConfig.model_fields.keys()
+    assert IGNORED_FIELDS.keys() == DEFAULT_MIX.keys()
+    assert {name for names in IGNORED_FIELDS.values() for name in names} <= OptimConfig.model_fields.keys()
 
 
 def test_configurations_are_frozen_and_refuse_unknown_keys_in_code_too() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        StabilityStage().model.name = "other"
+        StabilityConfig().model.name = "other"
     with pytest.raises(ValidationError, match="colour"):
         ModelConfig.model_validate({"colour": "red"})
 
@@ -250,7 +265,7 @@ def test_secrets_are_refused_without_being_repeated() -> None:
         {"backend": "openai", "base_url": "http://h/v1", "api_key_env": "sk-hunter2"},
     ):
         with pytest.raises(ConfigError, match=r"run\.toml: model: (base_url|api_key_env) ") as caught:
-            build(StabilityStage, {"model": model}, source="run.toml")
+            build_config(StabilityConfig, {"model": model}, source="run.toml")
         assert "hunter2" not in str(caught.value)
 
 
@@ -269,9 +284,9 @@ def test_a_file_that_cannot_be_read_is_named(name: str, content: bytes | None, w
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=rf"{name}: {words}"):
-        read_values(tmp_path / name)
+        read_config_values(tmp_path / name)
     with pytest.raises(ConfigError, match="not a TOML file"):
-        read_values(tmp_path)
+        read_config_values(tmp_path)
 
 
 # What the help and the documents rely on
@@ -283,7 +298,7 @@ def classes(of: type[BaseModel]) -> list[type[BaseModel]]:
 
 
 def test_every_option_says_what_it_is() -> None:
-    sections = {section for stage in STAGES.values() for section in classes(stage)} - {Sampling}
+    sections = {section for stage in CONFIGS_BY_STAGE.values() for section in classes(stage)} - {Sampling}
     silent = [
         f"{section.__name__}.{name}"
         for section in sections
@@ -294,9 +309,9 @@ def test_every_option_says_what_it_is() -> None:
 
 
 def test_a_section_given_in_part_keeps_what_its_stage_sets_otherwise() -> None:
-    stage = build(TrainStage, {"task": {"levels": ["add-1"]}}, source="run.toml")
+    stage = build_config(TrainConfig, {"task": {"levels": ["add-1"]}}, source="run.toml")
     assert (stage.task.n, stage.task.split, stage.task.levels) == (1000, "train", ("add-1",))
-    fidelity = build(FidelityStage, {"sampling": {"temperature": 0.9}}, source="run.toml")
+    fidelity = build_config(FidelityConfig, {"sampling": {"temperature": 0.9}}, source="run.toml")
     assert (fidelity.sampling.temperature, fidelity.sampling.max_new_tokens) == (0.9, 48)
 
 
@@ -307,9 +322,9 @@ def test_a_section_given_in_part_keeps_what_its_stage_sets_otherwise() -> None:
         ({"personagym": {"path": "data"}, "folds": 3}, "folds = 3: means nothing with personagym"),
         ({"interview": {"turns": 4}, "questions": "mine.toml"}, "questions = 'mine.toml': means nothing with interview.turns"),
         ({"judge": {"max_cost": 2, "prices": "prices.toml"}}, "means nothing without judge.name"),
-        ({"judge": {"trial": 40}}, "judge.trial = 40: means nothing without judge.name"),
+        ({"judge": {"answers_per_control": 40}}, "judge.answers_per_control = 40: means nothing without judge.name"),
     ],
 )
 def test_a_fidelity_setting_that_would_do_nothing_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        config.build(config.FidelityStage, values, source="test")
+        config.build_config(config.FidelityConfig, values, source="test")

@@ -14,8 +14,8 @@ import pytest
 
 from permix import config
 from permix.judges.pricing import FREE, load_prices
-from permix.pipelines.preflight import check_config, stage_of
-from permix.pipelines.quickstart import stages
+from permix.pipelines.preflight import check_config, read_stage_config
+from permix.pipelines.quickstart import quickstart_configs
 from tests.personagym_files import write_gym
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,13 +33,13 @@ def header(path: Path) -> str:
     return "\n".join(lines[:end])
 
 
-def needed(stage: config.AnyStage) -> list[str]:
+def needed(stage: config.AnyConfig) -> list[str]:
     """What the stage reads besides itself: a data set of the hub, a local file, earlier runs."""
     task = getattr(stage, "task", None)
     found = []
     if task is not None and task.name in HUB:
         found.append(str(task.path or "hub"))
-    if isinstance(stage, config.FidelityStage) and stage.personagym.path:
+    if isinstance(stage, config.FidelityConfig) and stage.personagym.path:
         found.append(str(stage.personagym.path))
     return found + [str(run) for run in (*getattr(stage, "runs", ()), getattr(stage, "reference", None)) if run]
 
@@ -59,14 +59,14 @@ def rows(task: config.TaskConfig) -> Iterator[dict[str, str]]:
 
 def with_stand_ins(path: Path, folder: Path) -> Path:
     """A copy of the configuration in `folder`, and there what it reads: run the check from inside it."""
-    stage, text = stage_of(path), path.read_text(encoding="utf-8")
+    stage, text = read_stage_config(path), path.read_text(encoding="utf-8")
     task = getattr(stage, "task", None)
     if task is not None and task.name in HUB:
         file = task.path or Path(f"{'train' if task.split == 'train' or task.name == 'math' else 'test'}.jsonl")
         (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows(task)), encoding="utf-8")
         if task.path is None:
             text = re.sub(r"^\[task\]$", f'[task]\npath = "{file}"', text, flags=re.MULTILINE)
-    if isinstance(stage, config.FidelityStage) and stage.personagym.path:
+    if isinstance(stage, config.FidelityConfig) and stage.personagym.path:
         write_gym(folder / stage.personagym.path)
     for run in (*getattr(stage, "runs", ()), getattr(stage, "reference", None)):
         if run:
@@ -81,7 +81,7 @@ def with_stand_ins(path: Path, folder: Path) -> Path:
 def test_the_header_says_purpose_hardware_time_and_needs(path: Path) -> None:
     said = re.findall(r"^# (\w+):", header(path), re.MULTILINE)
     assert said[:3] == ["Purpose", "Hardware", "Time"]
-    assert ("Needs" in said) == bool(needed(stage_of(path))), needed(stage_of(path))
+    assert ("Needs" in said) == bool(needed(read_stage_config(path))), needed(read_stage_config(path))
 
 
 @by_name
@@ -102,13 +102,13 @@ def test_the_prices_that_are_shipped_are_those_of_nobody_but_oneself() -> None:
 
 
 def test_the_arithmetic_configurations_are_the_quickstarts() -> None:
-    stable, distinct, trained = stages(config.QuickstartStage())
+    stable, distinct, trained = quickstart_configs(config.QuickstartConfig())
     mirrored = {
         "arithmetic-rlvr": trained[0], "arithmetic-permix": trained[1],
         "stability-arithmetic": stable[0], "fidelity-builtin": distinct[0],
     }  # fmt: skip
     for name, theirs in mirrored.items():
-        ours = stage_of(ROOT / "configs" / f"{name}.toml")
+        ours = read_stage_config(ROOT / "configs" / f"{name}.toml")
         assert ours.model_dump(exclude={"out"}) == theirs.model_dump(exclude={"out"}), name
 
 
@@ -127,16 +127,16 @@ def test_the_arithmetic_trainings_differ_in_their_method_alone() -> None:
     for run in said.values():
         del run["out"], run["label"]
     assert all(run == said["permix"] for run in said.values())
-    loaded = {name: config.load(config.TrainStage, path) for name, path in files.items()}
+    loaded = {name: config.load_config(config.TrainConfig, path) for name, path in files.items()}
     assert {name: run.plan.mix for name, run in loaded.items()} == TRAININGS
 
 
 def test_the_report_names_the_runs_that_the_configurations_make() -> None:
-    report = stage_of(ROOT / "configs" / "report-arithmetic.toml")
-    assert isinstance(report, config.ReportStage)
+    report = read_stage_config(ROOT / "configs" / "report-arithmetic.toml")
+    assert isinstance(report, config.ReportConfig)
     names = ("stability-arithmetic", "fidelity-builtin", "arithmetic-rlvr", "arithmetic-permix")
-    stages = [stage_of(ROOT / "configs" / f"{name}.toml") for name in names]
-    made = [stage.out for stage in stages if isinstance(stage, config.Stage)]
+    stages = [read_stage_config(ROOT / "configs" / f"{name}.toml") for name in names]
+    made = [stage.out for stage in stages if isinstance(stage, config.RunConfig)]
     assert len(made) == len(names)
     assert set(made) <= set(report.runs)
     assert list(report.runs[:2]) == made[:2]

@@ -21,7 +21,7 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "docs/recorded/README.md",
 ]
-SETTINGS: dict[str, type[BaseModel]] = {**config.STAGES, "models": cli.ModelsCommand, "personas": cli.PersonasCommand}
+SETTINGS: dict[str, type[BaseModel]] = {**config.CONFIGS_BY_STAGE, "models": cli.ModelsOptions, "personas": cli.PersonasOptions}
 
 OTHERS = (("pip", "install"), ("permix", "VERB"), ("vllm", "serve"), ("lm-eval", "run"), ("inspect", "eval"))
 """Commands of other programs, which are not parsed here."""
@@ -125,7 +125,7 @@ def refuse_bad_flags(verb: str, words: list[str]) -> None:
         words = ["--runs", *words]
     if verb in ("export", "judge") and words:
         words = ["--run", *words]
-    cli.parse(verb, SETTINGS[verb], words)
+    cli.parse_config(verb, SETTINGS[verb], words)
 
 
 @by_document

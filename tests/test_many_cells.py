@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from bench import many_cells
-from permix.evals.stability import grids
+from permix.evals.stability import read_stability_grid
 
 
 def test_what_is_written_is_a_run(tmp_path: Path) -> None:
     assert many_cells.write_run(tmp_path, many_cells.personas(3), many_cells.questions(5), 2) == 4 * 5 * 2
-    found = grids(tmp_path)
+    found = read_stability_grid(tmp_path)
     assert (found.correct_P_Q_S.shape, found.baseline_Q_S.shape) == ((3, 5, 2), (5, 2))
     assert set(found.correct_P_Q_S.ravel()) == {0.0, 1.0}
 

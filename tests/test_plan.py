@@ -9,25 +9,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from permix.config import Method, PersonasConfig, PlanConfig, TaskConfig, TrainStage
+from permix.config import PersonasConfig, RolloutPlanConfig, TaskConfig, TrainConfig, TrainMethod
 from permix.errors import ConfigError, DataError
-from permix.plan import Mixture, Plan, Recipe, compile_from, compile_plan, describe, plan_for, read_plan, write_plan
+from permix.plan import (
+    PersonaSampler,
+    Plan,
+    PlanBuilder,
+    compile_plan,
+    compile_plan_from_config,
+    describe_plan,
+    load_or_build_plan,
+    read_plan,
+    write_plan,
+)
 from permix.types import Message, Persona, PlanRow, Question
 
 QUESTIONS = tuple(Question(id=f"q{n}", task="arithmetic", text=f"What is {n} + {n}?", gold=str(2 * n)) for n in range(10))
 SAILOR = Persona(id="sailor", text="a sailor", tags=("character",))
 TUTOR = Persona(id="tutor", text="a tutor", tags=("expert",))
 POET = Persona(id="poet", text="a poet", tags=("character",))
-EVEN = Mixture((SAILOR, TUTOR, POET), (1.0, 1.0, 1.0))
+EVEN = PersonaSampler((SAILOR, TUTOR, POET), (1.0, 1.0, 1.0))
 
 
-def compiled(config: PlanConfig, mixture: Mixture = EVEN, questions: tuple[Question, ...] = QUESTIONS) -> Plan:
-    return compile_plan(Recipe(questions, lambda question: question.text, mixture, config, PersonasConfig(split="train")))
+def compiled(config: RolloutPlanConfig, mixture: PersonaSampler = EVEN, questions: tuple[Question, ...] = QUESTIONS) -> Plan:
+    return compile_plan(PlanBuilder(questions, lambda question: question.text, mixture, config, PersonasConfig(split="train")))
 
 
 def plan_of(mix: float = 0.8, steps: int = 2, **options: object) -> Plan:
     values = {"mix": mix, "steps": steps, "questions_per_step": 3, "group_size": 4} | options
-    return compiled(PlanConfig.model_validate(values))
+    return compiled(RolloutPlanConfig.model_validate(values))
 
 
 def test_the_hash_is_the_same_on_every_machine() -> None:
@@ -66,22 +76,24 @@ def test_the_hash_covers_every_field_of_every_row() -> None:
     assert changes.keys() == PlanRow.model_fields.keys()
     for field, value in changes.items():
         other = (*plan.rows[:-1], plan.rows[-1].model_copy(update={field: value}))
-        assert Plan(other, plan.about).hash != plan.hash, field
+        assert Plan(other, plan.metadata).hash != plan.hash, field
     assert Plan(plan.rows[::-1], {}).hash != plan.hash
 
 
 def test_spare_groups_ask_other_questions_and_leave_the_rest_as_it_was() -> None:
-    plain, spared = plan_of(steps=12), plan_of(steps=12, spares=2)
+    plain, spared = plan_of(steps=12), plan_of(steps=12, dynamic_sampling_groups=2)
     assert tuple(row for row in spared.rows if not row.spare) == plain.rows
-    assert (spared.groups_per_step, spared.spares, spared.group_size) == (3, 2, 4)
+    assert (spared.groups_per_step, spared.dynamic_sampling_groups, spared.group_size) == (3, 2, 4)
     for step in range(12):
         rows = [row for row in spared.rows if row.step == step]
         assert [(row.group, row.spare) for row in rows] == [(0, False), (1, False), (2, False), (3, True), (4, True)]
         assert len({row.question_id for row in rows}) == 5
     assert len({row.seed for row in spared.rows}) == len(spared.rows)
-    assert "96 of them spare" in describe(spared)["rollouts"]
-    with pytest.raises(ConfigError, match=r"plan.questions_per_step = 3 and plan.spares = 8: the task has only 10 questions"):
-        plan_of(spares=8)
+    assert "96 of them spare" in describe_plan(spared)["rollouts"]
+    with pytest.raises(
+        ConfigError, match=r"plan.questions_per_step = 3 and plan.dynamic_sampling_groups = 8: the task has only 10 questions"
+    ):
+        plan_of(dynamic_sampling_groups=8)
 
 
 def test_plans_that_differ_in_mix_ask_the_same_questions_and_keep_their_personas() -> None:
@@ -101,7 +113,9 @@ def test_the_share_without_persona_is_one_minus_mix() -> None:
 
 
 def test_personas_are_drawn_by_weight() -> None:
-    plan = compiled(PlanConfig(mix=1, steps=1000, questions_per_step=3), Mixture((SAILOR, TUTOR, POET), (6.0, 3.0, 1.0)))
+    plan = compiled(
+        RolloutPlanConfig(mix=1, steps=1000, questions_per_step=3), PersonaSampler((SAILOR, TUTOR, POET), (6.0, 3.0, 1.0))
+    )
     drawn = Counter(row.persona_id for row in plan.rows)
     for persona, share in (("sailor", 0.6), ("tutor", 0.3), ("poet", 0.1)):
         assert drawn[persona] / 3000 == pytest.approx(share, abs=4 * (share * (1 - share) / 3000) ** 0.5)
@@ -109,7 +123,9 @@ def test_personas_are_drawn_by_weight() -> None:
 
 def test_tag_weights_reach_the_plan() -> None:
     personas = PersonasConfig(split="train", include=("expert", "character"))
-    plan = compile_from(TaskConfig(split="train", n=50), personas, PlanConfig(mix=1, steps=20, tag_weights={"expert": 0.001}))
+    plan = compile_plan_from_config(
+        TaskConfig(split="train", n=50), personas, RolloutPlanConfig(mix=1, steps=20, tag_weights={"expert": 0.001})
+    )
     experts = sum("expert" in row.persona_tags for row in plan.rows)
     assert experts <= 3 < len(plan.rows) - experts
 
@@ -128,7 +144,7 @@ def test_scope_rollout_gives_each_rollout_its_own_persona_and_the_group_one_ques
 
 
 def test_every_question_once_in_a_pass_and_never_twice_in_a_step() -> None:
-    plan = compiled(PlanConfig(steps=15, questions_per_step=5))
+    plan = compiled(RolloutPlanConfig(steps=15, questions_per_step=5))
     for start in range(0, 75, 10):
         asked = Counter(row.question_id for row in plan.rows[start : start + 10])
         assert max(asked.values()) == 1
@@ -137,14 +153,14 @@ def test_every_question_once_in_a_pass_and_never_twice_in_a_step() -> None:
 
 
 def test_a_pass_leaves_what_does_not_fill_a_step_to_the_next() -> None:
-    plan = compiled(PlanConfig(steps=40, questions_per_step=4))
+    plan = compiled(RolloutPlanConfig(steps=40, questions_per_step=4))
     for step in range(40):
         assert len({row.question_id for row in plan.rows if row.step == step}) == 4
     assert {row.question_id for row in plan.rows} == {question.id for question in QUESTIONS}
 
 
 def test_the_order_of_the_questions_depends_on_their_content_and_not_on_their_file() -> None:
-    config = PlanConfig(steps=2, questions_per_step=3, group_size=4)
+    config = RolloutPlanConfig(steps=2, questions_per_step=3, group_size=4)
     assert compiled(config, questions=QUESTIONS[::-1]).rows == compiled(config).rows
     assert compiled(config.model_copy(update={"seed": 1})).rows != compiled(config).rows
 
@@ -156,13 +172,13 @@ def test_seeds_of_rows_differ() -> None:
 
 def test_too_few_questions_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"plan.questions_per_step = 11: the task has only 10 questions"):
-        compiled(PlanConfig(questions_per_step=11))
+        compiled(RolloutPlanConfig(questions_per_step=11))
 
 
 def test_a_mix_without_personas_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"plan.mix = 0.8: there are no personas"):
-        compiled(PlanConfig(questions_per_step=3), Mixture((), ()))
-    assert compiled(PlanConfig(mix=0, questions_per_step=3), Mixture((), ())).rows
+        compiled(RolloutPlanConfig(questions_per_step=3), PersonaSampler((), ()))
+    assert compiled(RolloutPlanConfig(mix=0, questions_per_step=3), PersonaSampler((), ())).rows
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -171,13 +187,13 @@ def test_round_trip(tmp_path: Path) -> None:
     back = read_plan(tmp_path / "folder" / "plan.parquet")
     assert back.rows == plan.rows
     assert back.hash == plan.hash
-    assert back.about == {**plan.about, "hash": plan.hash}
+    assert back.metadata == {**plan.metadata, "hash": plan.hash}
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["plan.parquet"]
 
 
 def test_hostile_text_survives_the_round_trip(tmp_path: Path) -> None:
     odd = Question(id="odd", task="arithmetic", text='{persona} "quoted" \\ \x00 \u2028 naïve {x}', gold="½")
-    plan = compiled(PlanConfig(steps=1, questions_per_step=1, group_size=2), questions=(odd,))
+    plan = compiled(RolloutPlanConfig(steps=1, questions_per_step=1, group_size=2), questions=(odd,))
     write_plan(plan, tmp_path / "plan.parquet")
     assert read_plan(tmp_path / "plan.parquet").rows == plan.rows
 
@@ -209,21 +225,21 @@ def test_a_plan_of_an_earlier_format_says_how_to_make_it_anew(tmp_path: Path) ->
 
 
 def test_a_plan_that_no_method_is_named_for_has_permixs_mix() -> None:
-    plan = compiled(PlanConfig(steps=2, questions_per_step=3, group_size=4))
+    plan = compiled(RolloutPlanConfig(steps=2, questions_per_step=3, group_size=4))
     assert plan.rows == plan_of(mix=0.8).rows
-    assert plan.about["plan"]["mix"] == 0.8
+    assert plan.metadata["plan"]["mix"] == 0.8
 
 
 @pytest.mark.parametrize("method", ["rlvr", "sft"])
-def test_a_plan_file_with_personas_is_refused_for_a_method_without(tmp_path: Path, method: Method) -> None:
+def test_a_plan_file_with_personas_is_refused_for_a_method_without(tmp_path: Path, method: TrainMethod) -> None:
     path = tmp_path / "plan.parquet"
     write_plan(plan_of(mix=1.0), path)
     with pytest.raises(ConfigError, match=rf'the first, \w+, in step 0\), and method = "{method}" has none'):
-        plan_for(TrainStage(plan_file=path, method=method))
+        load_or_build_plan(TrainConfig(plan_file=path, method=method))
     write_plan(plan_of(mix=0.0), path)
-    assert plan_for(TrainStage(plan_file=path, method=method)).rows == plan_of(mix=0.0).rows
+    assert load_or_build_plan(TrainConfig(plan_file=path, method=method)).rows == plan_of(mix=0.0).rows
     for mixing in ("permix", "sft-personas", "seqkd"):
-        assert plan_for(TrainStage(plan_file=path, method=mixing)).rows
+        assert load_or_build_plan(TrainConfig(plan_file=path, method=mixing)).rows
 
 
 @pytest.mark.parametrize("content", [b"", b"not parquet", b"PAR1" + bytes(100) + b"PAR1"])
@@ -248,9 +264,9 @@ def test_a_plan_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_describe_counts_rollouts() -> None:
-    facts = describe(plan_of(mix=1.0))
+    facts = describe_plan(plan_of(mix=1.0))
     assert facts["rollouts"] == "24 in groups of 4"
     assert facts["steps"] == "2"
     assert facts["without persona"] == "0.0% of rollouts"
-    assert describe(plan_of(mix=0.0))["without persona"] == "100.0% of rollouts"
-    assert describe(plan_of(mix=0.0))["personas"] == "0"
+    assert describe_plan(plan_of(mix=0.0))["without persona"] == "100.0% of rollouts"
+    assert describe_plan(plan_of(mix=0.0))["personas"] == "0"

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from permix.progress import PLAIN_EVERY_S, Journey, clock, meter
+from permix.progress import PLAIN_INTERVAL_S, MultiProgress, format_duration, progress_bar
 
 
 @pytest.mark.parametrize(
@@ -13,33 +13,33 @@ from permix.progress import PLAIN_EVERY_S, Journey, clock, meter
     [(0, "0:00"), (0.4, "0:00"), (59.6, "1:00"), (75, "1:15"), (3599, "59:59"), (3661, "61:01"), (600_000, "10000:00")],
 )
 def test_clock(seconds: float, shown: str) -> None:
-    assert clock(seconds) == shown
+    assert format_duration(seconds) == shown
 
 
 def test_one_line_at_the_end_of_quick_work(capsys: pytest.CaptureFixture[str]) -> None:
-    with meter("stability base", 300, "cells") as shown:
+    with progress_bar("stability base", 300, "cells") as shown:
         for _ in range(100):
-            shown.advance(3, note="2 without a result")
+            shown.advance(3, status="2 without a result")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1  # 99 more came within PLAIN_EVERY_S
     assert re.fullmatch(r"stability base: 300/300 cells \(\d+\.\d\d/s\) 2 without a result", lines[0])
-    assert PLAIN_EVERY_S >= 1
+    assert PLAIN_INTERVAL_S >= 1
 
 
 def test_a_finished_run_says_so_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with meter("work", 5, "cells") as shown:
+    with progress_bar("work", 5, "cells") as shown:
         shown.start_at(5)
     assert capsys.readouterr().err == "work: 5/5 cells (0.00/s)\n"
 
 
 def test_nothing_to_do_is_no_division_by_zero(capsys: pytest.CaptureFixture[str]) -> None:
-    with meter("work", 0, "cells") as shown:
+    with progress_bar("work", 0, "cells") as shown:
         shown.start_at(0)
     assert capsys.readouterr().err == "work: 0/0 cells (0.00/s)\n"
 
 
 def test_the_rate_counts_only_what_this_process_did() -> None:
-    with meter("work", 100, "cells") as shown:
+    with progress_bar("work", 100, "cells") as shown:
         began = time.monotonic()
         shown.start_at(90)
         unknown = shown.seconds_left
@@ -61,19 +61,19 @@ def in_seconds(said: str) -> int:
 
 def test_a_journey_knows_what_is_left_of_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
     before = time.monotonic()
-    journey = Journey([1, 4999])
+    journey = MultiProgress([1, 4999])
     after = time.monotonic()
     with journey.part(0, "first"):
-        assert journey.left(0.0, 0.0) == "step 1 of 2"  # nothing done, nothing promised
+        assert journey.time_left_text(0.0, 0.0) == "step 1 of 2"  # nothing done, nothing promised
         time.sleep(0.05)
         shortest = time.monotonic() - after
-        said = journey.left(0.5, 0.5)
+        said = journey.time_left_text(0.5, 0.5)
         longest = time.monotonic() - before
         # Half of weight 1 took t; 0.5 + 4999 are ahead: 9999 t.
         assert 9999 * shortest - 1 <= in_seconds(said) <= 9999 * longest + 1
         assert said.startswith("step 1 of 2, ")
         shortest = time.monotonic() - after
-        said = journey.left(0.75, 0.25)
+        said = journey.time_left_text(0.75, 0.25)
         longest = time.monotonic() - before
         # A process that found half done and did a quarter itself took t for 0.25; 0.25 + 4999 are ahead: 19997 t.
         assert 19997 * shortest - 1 <= in_seconds(said) <= 19997 * longest + 1
@@ -81,17 +81,17 @@ def test_a_journey_knows_what_is_left_of_the_whole(capsys: pytest.CaptureFixture
 
 
 def test_a_part_done_before_says_nothing_of_the_speed() -> None:
-    journey = Journey([10, 1])
+    journey = MultiProgress([10, 1])
     with journey.part(0, "found on disk"):
         pass
     with journey.part(1, "to do"):
-        assert journey.left(0.0, 0.0) == "step 2 of 2"
+        assert journey.time_left_text(0.0, 0.0) == "step 2 of 2"
 
 
 def test_meters_inside_a_journey_name_the_step(capsys: pytest.CaptureFixture[str]) -> None:
-    with Journey([1, 1]).part(1, "second"), meter("work", 1, "cells") as shown:
-        shown.advance(note="loss 0.5")
-    with meter("alone", 1, "cells") as shown:
+    with MultiProgress([1, 1]).part(1, "second"), progress_bar("work", 1, "cells") as shown:
+        shown.advance(status="loss 0.5")
+    with progress_bar("alone", 1, "cells") as shown:
         shown.advance()
     place, inside, outside = capsys.readouterr().err.splitlines()
     assert place == "[2/2] second"
@@ -100,8 +100,8 @@ def test_meters_inside_a_journey_name_the_step(capsys: pytest.CaptureFixture[str
 
 
 def test_a_part_that_fails_leaves_the_journey(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(KeyboardInterrupt), Journey([1]).part(0, "only"):
+    with pytest.raises(KeyboardInterrupt), MultiProgress([1]).part(0, "only"):
         raise KeyboardInterrupt
-    with meter("alone", 1, "cells") as shown:
+    with progress_bar("alone", 1, "cells") as shown:
         shown.advance()
     assert "step" not in capsys.readouterr().err

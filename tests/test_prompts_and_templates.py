@@ -5,10 +5,10 @@ import pytest
 from permix.errors import ConfigError
 from permix.prompts import (
     TEMPLATES,
-    brought_in_by,
     build_messages,
-    choice_prompt,
+    pairwise_choice_prompt,
     persona_message,
+    persona_prompt,
     template_hash,
     template_id,
     template_text,
@@ -50,12 +50,12 @@ def test_every_named_template_is_tested_above() -> None:
         ("{question} Answer as {persona}, twice: {question}", "What is 7 + 5? Answer as a retired sailor, twice: What is 7 + 5?"),
     ],
 )
-@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("empty_system_prompt", [False, True])
 def test_a_template_that_holds_the_question_is_the_users_message(template: str, user: str, bare: bool) -> None:
-    found = build_messages(SAILOR, "What is 7 + 5?", template=template, bare=bare)
+    found = build_messages(SAILOR, "What is 7 + 5?", template=template, empty_system_prompt=bare)
     empty = (Message(role="system", content=""),) if bare else ()
     assert found == (*empty, Message(role="user", content=user))
-    assert brought_in_by(found) == user
+    assert persona_prompt(found) == user
 
 
 def test_neither_text_is_searched_for_the_others_place() -> None:
@@ -66,7 +66,7 @@ def test_neither_text_is_searched_for_the_others_place() -> None:
 
 
 def test_the_system_message_brings_the_persona_in_where_there_is_one() -> None:
-    assert brought_in_by(build_messages(SAILOR, "What is 7 + 5?")) == "You are a retired sailor."
+    assert persona_prompt(build_messages(SAILOR, "What is 7 + 5?")) == "You are a retired sailor."
 
 
 def test_a_wording_of_ones_own_goes_by_its_hash() -> None:
@@ -76,8 +76,8 @@ def test_a_wording_of_ones_own_goes_by_its_hash() -> None:
 def test_without_persona_nothing_is_sent_and_bare_sends_an_empty_system_message() -> None:
     user = Message(role="user", content="What is 7 + 5?")
     assert build_messages(None, "What is 7 + 5?") == (user,)
-    assert build_messages(None, "What is 7 + 5?", bare=True) == (Message(role="system", content=""), user)
-    assert build_messages(SAILOR, "x", bare=True) == build_messages(SAILOR, "x")
+    assert build_messages(None, "What is 7 + 5?", empty_system_prompt=True) == (Message(role="system", content=""), user)
+    assert build_messages(SAILOR, "x", empty_system_prompt=True) == build_messages(SAILOR, "x")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_the_hash_is_of_the_wording_and_never_moves() -> None:
 
 
 def test_a_choice_shows_the_question_and_both_replies_whatever_they_hold() -> None:
-    assert choice_prompt("What is 7 + 5?", " {second} \n", "It is {12}.") == (
+    assert pairwise_choice_prompt("What is 7 + 5?", " {second} \n", "It is {12}.") == (
         "What is 7 + 5?\n\nTwo answers were given to this question.\n\nAnswer A:\n{second}\n\nAnswer B:\nIt is {12}.\n\n"
         "Which of the two is right? Reply with A or B and nothing else."
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from permix.sanitize import clip, figure, markdown, visible
+from permix.sanitize import escape_control, escape_for_figure, escape_markdown, truncate
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from permix.sanitize import clip, figure, markdown, visible
     ],
 )
 def test_visible(hostile: str, shown: str) -> None:
-    assert visible(hostile) == shown
+    assert escape_control(hostile) == shown
 
 
 @pytest.mark.parametrize(
@@ -35,15 +35,15 @@ def test_visible(hostile: str, shown: str) -> None:
     ],
 )
 def test_markdown(hostile: str, shown: str) -> None:
-    assert markdown(hostile) == shown
+    assert escape_markdown(hostile) == shown
 
 
 def test_clip_marks_what_it_cut() -> None:
-    assert clip("abcdef", 6) == "abcdef"
-    assert clip("abcdefg", 6) == "abcde…"
-    assert clip("one\ntwo\nthree", 10, lines=2) == "one\ntwo …"
+    assert truncate("abcdef", 6) == "abcdef"
+    assert truncate("abcdefg", 6) == "abcde…"
+    assert truncate("one\ntwo\nthree", 10, lines=2) == "one\ntwo …"
 
 
 def test_figure_text_starts_no_mathematics_and_hides_from_no_legend() -> None:
-    assert figure("$x$\ny", 20) == r"\$x\$ y"
-    assert figure("_base", 20) == "\u200a_base"
+    assert escape_for_figure("$x$\ny", 20) == r"\$x\$ y"
+    assert escape_for_figure("_base", 20) == "\u200a_base"

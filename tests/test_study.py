@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from bench import study, study_page
-from permix.config import TrainStage
+from permix.config import TrainConfig
 
 
 @pytest.mark.parametrize("arm", study.ARMS)
 def test_every_arm_is_a_valid_training_of_the_same_questions(arm: str) -> None:
     stage = study.training(arm, seed=3, steps=5, out=Path("runs"), threads=1)
-    assert isinstance(stage, TrainStage)
+    assert isinstance(stage, TrainConfig)
     assert (stage.task.n, stage.task.seed, stage.plan.steps, stage.plan.seed, stage.train.seed) == (300, 3, 5, 3, 3)
     assert (stage.task.split, stage.personas.split) == ("train", "train")
     if arm not in ("permix", "replay"):

@@ -11,8 +11,8 @@ from permix.types import (
     Question,
     Sampling,
     Verdict,
+    canonical_text,
     digest,
-    normalise,
     require_unique,
     seed_from,
 )
@@ -67,7 +67,7 @@ def test_no_verdict_is_not_zero() -> None:
     ],
 )
 def test_equal_questions_have_one_hash(text: str, same: str) -> None:
-    assert normalise(text) == same
+    assert canonical_text(text) == same
     one, two = (Question(id=str(n), task=f"t{n}", text=each, gold="1") for n, each in enumerate((text, same)))
     assert one.content_hash == two.content_hash
     assert one.content_hash != Question(id="0", task="t0", text=f"{text} again", gold="1").content_hash
@@ -103,10 +103,10 @@ def test_an_estimate_is_ordered_and_readable() -> None:
 
 
 def test_a_difference_carries_its_sign_and_nothing_has_none() -> None:
-    assert Estimate(value=-0.25, low=-0.5, high=0.125, n=3).signed() == "−0.250 [−0.50, +0.12]"
-    assert Estimate(value=0.5, n=1).signed() == "+0.500"
-    assert Estimate(value=-1e-17, n=1).signed() == "+0.000"
-    assert Estimate(value=None, n=0).signed() == "–"
+    assert Estimate(value=-0.25, low=-0.5, high=0.125, n=3).format_difference() == "−0.250 [−0.50, +0.12]"
+    assert Estimate(value=0.5, n=1).format_difference() == "+0.500"
+    assert Estimate(value=-1e-17, n=1).format_difference() == "+0.000"
+    assert Estimate(value=None, n=0).format_difference() == "–"
 
 
 def test_the_first_repeated_id_is_named() -> None:

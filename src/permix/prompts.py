@@ -52,12 +52,12 @@ def persona_message(persona: Persona, prompt: str, template: str) -> Message:
     return Message(role="user" if len(parts) > 1 else "system", content=prompt.join(parts))
 
 
-def brought_in_by(messages: Sequence[Message]) -> str:
+def persona_prompt(messages: Sequence[Message]) -> str:
     """The text that tells who is to answer: the system message or, where that is missing or empty, the user's."""
     return next((one["content"] for one in messages if one["content"]), "")
 
 
-def choice_prompt(question: str, first: str, second: str) -> str:
+def pairwise_choice_prompt(question: str, first: str, second: str) -> str:
     """The question again, and two replies to it, one of which is to be chosen by its letter."""
     return (
         f"{question}\n\nTwo answers were given to this question.\n\nAnswer A:\n{first.strip()}\n\nAnswer B:\n{second.strip()}\n\n"
@@ -65,11 +65,13 @@ def choice_prompt(question: str, first: str, second: str) -> str:
     )
 
 
-def build_messages(persona: Persona | None, prompt: str, *, template: str = "you_are", bare: bool = False) -> tuple[Message, ...]:
+def build_messages(
+    persona: Persona | None, prompt: str, *, template: str = "you_are", empty_system_prompt: bool = False
+) -> tuple[Message, ...]:
     """The chat for one cell.
 
     Where no persona stands in a system message none is sent, so a chat template that has a default one inserts it: that is what
-    users get. `bare` sends an empty system message instead.
+    users get. `empty_system_prompt` sends an empty system message instead.
     """
     user = Message(role="user", content=prompt)
     if persona is not None:
@@ -77,4 +79,4 @@ def build_messages(persona: Persona | None, prompt: str, *, template: str = "you
         if brought["role"] == "system":
             return (brought, user)
         user = brought
-    return (Message(role="system", content=""), user) if bare else (user,)
+    return (Message(role="system", content=""), user) if empty_system_prompt else (user,)

@@ -19,7 +19,7 @@ Split = Literal["train", "dev", "heldout"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-Scope = Literal["group", "rollout"]
+PersonaScope = Literal["group", "rollout"]
 
 
 class Record(BaseModel):
@@ -45,7 +45,7 @@ class Persona(Record):
     weight: float = Field(default=1.0, gt=0)
 
 
-def normalise(text: str) -> str:
+def canonical_text(text: str) -> str:
     """Text with case, Unicode form and white space levelled: what counts as "the same question" or "the same persona"."""
     return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text)).strip().casefold()
 
@@ -81,7 +81,7 @@ class Question(Record):
     @property
     def content_hash(self) -> str:
         """Identity of the question across tasks, splits and files: the hash of its normalised text."""
-        return digest(normalise(self.text))
+        return digest(canonical_text(self.text))
 
 
 class Verdict(Record):
@@ -181,15 +181,15 @@ class Cell(Record):
         return CellKey(self.persona_id, self.question_id, self.sample, self.template)
 
 
-Control = Literal["none", "wrong-persona", "no-persona", "padded", "retest", "injected"]
+JudgeControl = Literal["none", "wrong-persona", "no-persona", "padded", "retest", "injected"]
 """Why an answer is judged. "none": to score it. All others try the judge: the answer under another persona; an answer given
 without persona; the answer with empty words added; the same once more; with an instruction to the judge inside."""
 
 
-class ItemKey(NamedTuple):
+class JudgeInputKey(NamedTuple):
     """What is judged once by each judge."""
 
-    control: Control
+    control: JudgeControl
     persona_id: str
     answered_by: str | None
     question_id: str
@@ -229,7 +229,7 @@ class Estimate(Record):
     n: int = Field(ge=0)
 
     @model_validator(mode="after")
-    def _ordered(self) -> "Estimate":
+    def _check_interval(self) -> "Estimate":
         if self.low is not None and self.high is not None and self.low > self.high:
             raise ValueError(f"interval is upside down: low {self.low} > high {self.high}")
         return self
@@ -240,7 +240,7 @@ class Estimate(Record):
         interval = "" if self.low is None else f" [{self.low:.2f}, {self.high:.2f}]"
         return f"{self.value:.3f}{interval}"
 
-    def signed(self) -> str:
+    def format_difference(self) -> str:
         """As a difference: "+0.120 [+0.05, +0.19]"."""
         if self.value is None:
             return "–"

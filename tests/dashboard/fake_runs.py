@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from permix.dashboard.run_monitor import Watched, read_locks
+from permix.dashboard.run_monitor import RunMonitor, read_locks
 from permix.types import Cell
 from tests.sample_runs import answered
 
@@ -51,9 +51,9 @@ def append(run: Path, *cells: Cell) -> None:
         file.write(b"".join(map(line, cells)))
 
 
-def looked(watched: Watched, now: float = 0.0) -> dict[str, Any]:
+def looked(watched: RunMonitor, now: float = 0.0) -> dict[str, Any]:
     """What the next look, at second `now`, shows."""
-    watched.look(read_locks(), now, clock=now)
+    watched.poll(read_locks(), now, wall_time=now)
     return watched.summary()
 
 

@@ -153,7 +153,13 @@ def test_a_reader_of_the_screen_finds_nothing_serious(see: See) -> None:
 
 
 def test_curves_of_a_training_are_drawn(see: See, tmp_path: Path) -> None:
-    settings = {"stage": "train", "method": "permix", "label": "taught", "plan": {"steps": 4}, "train": {"iterations": 1}}
+    settings = {
+        "stage": "train",
+        "method": "permix",
+        "label": "taught",
+        "plan": {"steps": 4},
+        "train": {"updates_per_rollout": 1},
+    }
     put(tmp_path / "taught", "config.json", settings)
     put(tmp_path / "taught", "provenance.json", {"command": ["permix", "train"]})
     log = '{"step": 1, "reward": 0.25}\n{"step": 2, "reward": null}\n{"step": 3, "reward": 0.5}\n'

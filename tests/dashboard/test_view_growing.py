@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from permix.storage.jsonl import Growing, last_lines
+from permix.storage.jsonl import JsonlTail, last_lines
 
 
 def add(path: Path, text: bytes) -> None:
@@ -13,70 +13,70 @@ def add(path: Path, text: bytes) -> None:
 
 def test_every_whole_line_is_given_once(tmp_path: Path) -> None:
     file = tmp_path / "lines"
-    growing = Growing(file)
-    assert growing.read() == []
+    growing = JsonlTail(file)
+    assert growing.read_lines() == []
     add(file, b"one\ntwo\n")
-    assert growing.read() == [b"one", b"two"]
-    assert growing.read() == []
+    assert growing.read_lines() == [b"one", b"two"]
+    assert growing.read_lines() == []
     add(file, b"three\n")
-    assert growing.read() == [b"three"]
+    assert growing.read_lines() == [b"three"]
     assert (growing.restarts, growing.is_behind) == (0, False)
 
 
 def test_a_torn_line_waits_for_its_end(tmp_path: Path) -> None:
     file = tmp_path / "lines"
-    growing = Growing(file)
+    growing = JsonlTail(file)
     add(file, b"one\ntw")
-    assert growing.read() == [b"one"]
-    assert growing.read() == []
+    assert growing.read_lines() == [b"one"]
+    assert growing.read_lines() == []
     assert not growing.is_behind
     add(file, b"o\n")
-    assert growing.read() == [b"two"]
+    assert growing.read_lines() == [b"two"]
 
 
 def test_a_torn_line_that_is_dropped_and_written_otherwise_is_read_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "lines"
-    growing = Growing(file)
+    growing = JsonlTail(file)
     add(file, b"one\ntorn by a ki")
-    growing.read()
+    growing.read_lines()
     os.truncate(file, 4)
-    assert growing.read() == []
+    assert growing.read_lines() == []
     add(file, b"2\n")
-    assert growing.read() == [b"2"]
+    assert growing.read_lines() == [b"2"]
     assert growing.restarts == 0
 
 
 def test_it_reads_in_pieces_and_says_that_there_is_more(tmp_path: Path) -> None:
     file = tmp_path / "lines"
     add(file, b"aa\nbb\ncc\n")
-    growing = Growing(file)
-    assert (growing.read(limit=4), growing.is_behind) == ([b"aa"], True)
-    assert (growing.read(limit=4), growing.is_behind) == ([b"bb"], True)
-    assert (growing.read(limit=4), growing.is_behind) == ([b"cc"], False)
+    growing = JsonlTail(file)
+    assert (growing.read_lines(limit=4), growing.is_behind) == ([b"aa"], True)
+    assert (growing.read_lines(limit=4), growing.is_behind) == ([b"bb"], True)
+    assert (growing.read_lines(limit=4), growing.is_behind) == ([b"cc"], False)
 
 
 def test_a_line_longer_than_a_piece_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "lines"
     add(file, b"x" * 1000 + b"\rstill the same\n")
-    assert Growing(file).read(limit=10) == [b"x" * 1000 + b"\rstill the same"]
+    assert JsonlTail(file).read_lines(limit=10) == [b"x" * 1000 + b"\rstill the same"]
 
 
 @pytest.mark.parametrize("shorter", [True, False])
 def test_another_file_of_the_name_is_read_from_its_beginning(tmp_path: Path, shorter: bool) -> None:
     file = tmp_path / "lines"
     add(file, b"one\ntwo\n")
-    growing = Growing(file)
-    growing.read()
+    growing = JsonlTail(file)
+    growing.read_lines()
     other = tmp_path / "other"
     add(other, b"new\n" if shorter else b"new\nlines\nand more\n")
     os.replace(other, file)
-    assert growing.read() == ([b"new"] if shorter else [b"new", b"lines", b"and more"])
+    assert growing.read_lines() == ([b"new"] if shorter else [b"new", b"lines", b"and more"])
     assert growing.restarts == 1
 
 
 def test_what_is_no_regular_file_has_no_lines(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
-    assert Growing(tmp_path / "pipe").read() == []
+    assert JsonlTail(tmp_path / "pipe").read_lines() == []
     assert last_lines(tmp_path / "pipe", 3) == []
     assert last_lines(tmp_path, 3) == []
     assert last_lines(tmp_path / "none", 3) == []

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import pytest
 
 from permix import cli
-from permix.dashboard.folder import Folder
-from permix.dashboard.server import ASSETS, Server
+from permix.dashboard.folder import RunFolder
+from permix.dashboard.server import ASSETS, ViewerServer
 from tests.dashboard.fake_runs import append, put, stability_run, whole
 
 POLICY = (
@@ -32,12 +32,12 @@ class Reply(NamedTuple):
 
 
 @contextlib.contextmanager
-def serving(root: Path) -> Iterator[Server]:
+def serving(root: Path) -> Iterator[ViewerServer]:
     """A server whose folder has been looked at once; the threads that watch are not started."""
-    folder = Folder(root)
-    folder.find()
-    folder.look()
-    server = Server(folder, 0)
+    folder = RunFolder(root)
+    folder.rescan()
+    folder.poll()
+    server = ViewerServer(folder, 0)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
@@ -48,7 +48,7 @@ def serving(root: Path) -> Iterator[Server]:
         thread.join()
 
 
-def ask(server: Server, target: str, method: str = "GET", **headers: str) -> Reply:
+def ask(server: ViewerServer, target: str, method: str = "GET", **headers: str) -> Reply:
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
@@ -60,19 +60,19 @@ def ask(server: Server, target: str, method: str = "GET", **headers: str) -> Rep
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[ViewerServer]:
     stability_run(tmp_path / "run", whole()[:4])
     with serving(tmp_path) as server:
         yield server
 
 
-def test_it_listens_on_this_machine_alone(server: Server) -> None:
+def test_it_listens_on_this_machine_alone(server: ViewerServer) -> None:
     assert server.server_address[0] == "127.0.0.1"
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", server.url)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]"])
-def test_the_names_of_this_machine_are_answered(server: Server, host: str) -> None:
+def test_the_names_of_this_machine_are_answered(server: ViewerServer, host: str) -> None:
     assert ask(server, "/state.json", Host=f"{host}:{server.server_port}").status == 200
 
 
@@ -80,20 +80,20 @@ def test_the_names_of_this_machine_are_answered(server: Server, host: str) -> No
     "host", ["evil.example:{}", "127.0.0.1.evil.example:{}", "127.0.0.1", "localhost:1", "127.0.0.1:{}@evil", ""]
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
-def test_another_name_is_refused_and_learns_nothing(server: Server, host: str, method: str) -> None:
+def test_another_name_is_refused_and_learns_nothing(server: ViewerServer, host: str, method: str) -> None:
     reply = ask(server, "/state.json", method, Host=host.format(server.server_port))
     assert reply.status == 403
     assert b"run" not in reply.body
 
 
-def raw(server: Server, text: bytes) -> bytes:
+def raw(server: ViewerServer, text: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
         connection.sendall(text)
         connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def test_no_name_two_names_or_a_whole_address_are_refused(server: Server) -> None:
+def test_no_name_two_names_or_a_whole_address_are_refused(server: ViewerServer) -> None:
     host = b"Host: 127.0.0.1:%d\r\n" % server.server_port
     assert b" 403 " in raw(server, b"GET /state.json HTTP/1.1\r\n\r\n")
     assert b" 403 " in raw(server, b"GET /state.json HTTP/1.1\r\n" + host + b"Host: evil\r\n\r\n")
@@ -103,14 +103,14 @@ def test_no_name_two_names_or_a_whole_address_are_refused(server: Server) -> Non
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
-def test_nothing_but_reading_is_allowed(server: Server, method: str) -> None:
+def test_nothing_but_reading_is_allowed(server: ViewerServer, method: str) -> None:
     reply = ask(server, "/state.json", method)
     assert (reply.status, reply.headers["Allow"]) == (405, "GET, HEAD")
     assert ask(server, "/state.json", "BREW").status == 501
 
 
 @pytest.mark.parametrize("target", [*ASSETS, "/state.json", "/nothing", "/run.json?run=none"])
-def test_every_answer_carries_the_policy(server: Server, target: str) -> None:
+def test_every_answer_carries_the_policy(server: ViewerServer, target: str) -> None:
     headers = ask(server, target).headers
     assert headers["Content-Security-Policy"] == POLICY
     assert headers["X-Content-Type-Options"] == "nosniff"
@@ -119,25 +119,25 @@ def test_every_answer_carries_the_policy(server: Server, target: str) -> None:
     assert "Python" not in headers["Server"]
 
 
-def test_head_is_get_without_a_body(server: Server) -> None:
+def test_head_is_get_without_a_body(server: ViewerServer) -> None:
     one, other = ask(server, "/view.js"), ask(server, "/view.js", "HEAD")
     assert other.body == b""
     assert other.headers["Content-Length"] == str(len(one.body))
 
 
-def test_what_has_not_changed_is_not_sent_again(server: Server, tmp_path: Path) -> None:
+def test_what_has_not_changed_is_not_sent_again(server: ViewerServer, tmp_path: Path) -> None:
     first = ask(server, "/state.json")
     tag = first.headers["ETag"]
     again = ask(server, "/state.json", If_None_Match=tag)
     assert (again.status, again.body) == (304, b"")
     append(tmp_path / "run", whole()[4])
-    server.folder.look()
+    server.folder.poll()
     news = ask(server, "/state.json", If_None_Match=tag)
     assert news.status == 200
     assert [json.loads(reply.body)["runs"][0]["done"] for reply in (first, news)] == [4, 5]
 
 
-def test_one_run_is_told_in_full(server: Server) -> None:
+def test_one_run_is_told_in_full(server: ViewerServer) -> None:
     (run,) = json.loads(ask(server, "/state.json").body)["runs"]
     found = json.loads(ask(server, f"/run.json?run={run['id']}").body)
     assert found["command"] == "permix stability mine.toml"
@@ -146,15 +146,19 @@ def test_one_run_is_told_in_full(server: Server) -> None:
     assert ask(server, "/run.json").status == 404
 
 
-def test_a_figure_that_is_not_finite_is_answered(server: Server, tmp_path: Path) -> None:
-    put(tmp_path / "run", "config.json", {"stage": "train", "method": "rlvr", "plan": {"steps": 1}, "train": {"iterations": 1}})
+def test_a_figure_that_is_not_finite_is_answered(server: ViewerServer, tmp_path: Path) -> None:
+    put(
+        tmp_path / "run",
+        "config.json",
+        {"stage": "train", "method": "rlvr", "plan": {"steps": 1}, "train": {"updates_per_rollout": 1}},
+    )
     (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "reward": NaN}\n')
-    server.folder.look()
+    server.folder.poll()
     (run,) = json.loads(ask(server, "/state.json").body)["runs"]
     assert json.loads(ask(server, f"/run.json?run={run['id']}").body)["curve"][0]["reward"] is None
 
 
-def test_a_file_that_cannot_be_read_is_answered(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_is_answered(server: ViewerServer, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(path: Path, count: int) -> list[bytes]:
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -178,7 +182,7 @@ def write_report(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["report", "."])
-def test_a_built_report_is_served_by_its_files(server: Server, tmp_path: Path, place: str) -> None:
+def test_a_built_report_is_served_by_its_files(server: ViewerServer, tmp_path: Path, place: str) -> None:
     assert json.loads(ask(server, "/state.json").body)["report"] is False
     assert ask(server, "/report/").status == 404
     write_report(tmp_path / place)
@@ -194,7 +198,7 @@ def test_a_built_report_is_served_by_its_files(server: Server, tmp_path: Path, p
     assert types == ["text/markdown; charset=utf-8", "application/json; charset=utf-8"]
 
 
-def test_the_report_without_its_slash_leads_to_it(server: Server) -> None:
+def test_the_report_without_its_slash_leads_to_it(server: ViewerServer) -> None:
     reply = ask(server, "/report")
     assert (reply.status, reply.headers["Location"]) == (301, "/report/")
 
@@ -208,7 +212,7 @@ def test_the_report_without_its_slash_leads_to_it(server: Server) -> None:
         "/../view.js", "/view/../../server.py", "/run/config.json", "/%2e%2e/etc/passwd",
     ],
 )  # fmt: skip
-def test_nothing_else_can_be_had(server: Server, tmp_path: Path, target: str) -> None:
+def test_nothing_else_can_be_had(server: ViewerServer, tmp_path: Path, target: str) -> None:
     write_report(tmp_path / "report")
     (tmp_path / "secret.js").write_text("SECRET")
     (tmp_path / "report" / "tables" / "table.json").write_text("SECRET")
@@ -222,7 +226,7 @@ def test_nothing_else_can_be_had(server: Server, tmp_path: Path, target: str) ->
     assert b"stage" not in reply.body
 
 
-def test_folders_of_a_report_that_lead_elsewhere_are_no_part_of_it(server: Server, tmp_path: Path) -> None:
+def test_folders_of_a_report_that_lead_elsewhere_are_no_part_of_it(server: ViewerServer, tmp_path: Path) -> None:
     write_report(tmp_path / "elsewhere")
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "index.html").write_text("x")
@@ -255,10 +259,10 @@ def test_ctrl_c_ends_it_in_peace(tmp_path: Path) -> None:
 def test_a_port_in_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        assert cli.run(["view", str(tmp_path), "--port", str(port)]) == 2
+        assert cli.run_cli(["view", str(tmp_path), "--port", str(port)]) == 2
     assert f"port = {port}: cannot be opened on 127.0.0.1: is in use; give another" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["view", str(tmp_path / "none")]) == 2
+    assert cli.run_cli(["view", str(tmp_path / "none")]) == 2
     assert "none: no such folder" in capsys.readouterr().err

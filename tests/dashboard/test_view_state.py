@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from permix.dashboard.folder import Folder
-from permix.dashboard.live_metrics import Measured, measure, newest
-from permix.dashboard.run_monitor import Holder, Rate, Watched, holder_of, read_locks
-from permix.sanitize import shown
-from permix.storage.jsonl import Seen, last_lines, look
+from permix.dashboard.folder import RunFolder
+from permix.dashboard.live_metrics import LiveMeasures, measure_live, newest_completions
+from permix.dashboard.run_monitor import LockHolder, ProgressRate, RunMonitor, lock_holder, read_locks
+from permix.sanitize import redact_command
+from permix.storage.jsonl import FileState, last_lines, read_file_state
 from permix.types import Failure
 from tests.dashboard.fake_runs import COMMAND, append, held, line, looked, put, stability_run, whole
 from tests.killable import Moment, command
@@ -24,7 +24,7 @@ from tests.servers import openai_server
 
 
 def test_a_run_that_another_process_holds_goes_on_and_when_let_go_has_stopped(tmp_path: Path) -> None:
-    watched = Watched(stability_run(tmp_path / "run", whole()[:4]), "run")
+    watched = RunMonitor(stability_run(tmp_path / "run", whole()[:4]), "run")
     assert looked(watched)["state"] == "stopped"
     with held(tmp_path / "run") as process:
         found = looked(watched)
@@ -33,30 +33,30 @@ def test_a_run_that_another_process_holds_goes_on_and_when_let_go_has_stopped(tm
 
 
 def test_looking_takes_no_lock(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
+    folder = RunFolder(tmp_path)
     stability_run(tmp_path / "run")
-    folder.find()
-    folder.look()
+    folder.rescan()
+    folder.poll()
     with held(tmp_path / "run") as process:
         assert process > 0
 
 
 def test_a_run_with_nothing_owed_has_finished(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run", whole(), ended=True)
-    assert looked(Watched(run, "run"))["said"] == "finished"
+    assert looked(RunMonitor(run, "run"))["said"] == "finished"
     append(run, cell("q1", failure=Failure(type="Timeout", message="too late")))
-    found = looked(Watched(run, "run"))
-    assert (found["state"], found["owed"], found["failures"]) == ("stopped", 1, 1)
+    found = looked(RunMonitor(run, "run"))
+    assert (found["state"], found["pending"], found["failures"]) == ("stopped", 1, 1)
 
 
 def test_without_its_result_a_whole_run_has_still_something_to_do(tmp_path: Path) -> None:
-    watched = Watched(stability_run(tmp_path / "run", whole()), "run")
+    watched = RunMonitor(stability_run(tmp_path / "run", whole()), "run")
     assert looked(watched)["said"] == "stopped, its result not written: run the same command again"
 
 
 def test_growth_without_a_lock_that_is_seen_is_another_machines(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run", whole()[:2])
-    watched = Watched(run, "run")
+    watched = RunMonitor(run, "run")
     assert looked(watched, now=0)["state"] == "stopped"
     append(run, whole()[2])
     assert looked(watched, now=1)["state"] == "going"
@@ -66,7 +66,7 @@ def test_growth_without_a_lock_that_is_seen_is_another_machines(tmp_path: Path) 
 
 def test_what_a_holder_wrote_just_before_it_died_is_not_another_machines(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run", whole()[:2])
-    watched = Watched(run, "run")
+    watched = RunMonitor(run, "run")
     with held(run):
         assert looked(watched, now=0)["state"] == "going"
         append(run, whole()[2])
@@ -76,10 +76,10 @@ def test_what_a_holder_wrote_just_before_it_died_is_not_another_machines(tmp_pat
 def test_without_a_table_of_locks_a_fresh_record_counts(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run", whole()[:2])
     os.utime(run / "records.jsonl", (1000, 1000))
-    watched = Watched(run, "run")
-    watched.look(None, 0, clock=1089)
+    watched = RunMonitor(run, "run")
+    watched.poll(None, 0, wall_time=1089)
     assert watched.summary()["state"] == "going"
-    watched.look(None, 1, clock=1091)
+    watched.poll(None, 1, wall_time=1091)
     assert watched.summary()["state"] == "stopped"
 
 
@@ -91,10 +91,10 @@ def test_the_table_of_locks_is_read_by_inode_and_by_device_or_process(tmp_path: 
         f"1: FLOCK  ADVISORY  WRITE 77 ff:7f:{inode} 0 EOF\n1: -> FLOCK  ADVISORY  WRITE 78 00:01:5 0 EOF\nnot a lock\n"
     )
     found = read_locks(table)
-    assert found == {inode: (Holder("ff:7f", 77),)}
-    assert holder_of(tmp_path, found) == 77
+    assert found == {inode: (LockHolder("ff:7f", 77),)}
+    assert lock_holder(tmp_path, found) == 77
     (tmp_path / ".lock").write_text("8")  # the same inode, but of another device and another process
-    assert holder_of(tmp_path, found) is None
+    assert lock_holder(tmp_path, found) is None
     assert read_locks(tmp_path / "none") is None
 
 
@@ -109,9 +109,9 @@ def test_a_run_that_was_killed_says_what_it_owes_and_how_to_go_on(tmp_path: Path
         assert command("stability", str(tmp_path / "run.toml"), dies=moment) == -9
         if torn:
             os.truncate(tmp_path / "run" / "records.jsonl", (tmp_path / "run" / "records.jsonl").stat().st_size - 20)
-        watched = Watched(tmp_path / "run", "run")
+        watched = RunMonitor(tmp_path / "run", "run")
         found = looked(watched)
-        assert (found["state"], found["done"], found["asked"], found["owed"]) == (
+        assert (found["state"], found["done"], found["asked"], found["pending"]) == (
             ("stopped", 9, 24, 15) if torn else ("stopped", 10, 24, 14)
         )
         assert "run the same command again" in found["said"]
@@ -126,12 +126,12 @@ def test_a_run_that_was_killed_says_what_it_owes_and_how_to_go_on(tmp_path: Path
 
 def test_cells_are_counted_as_they_come_and_the_last_record_of_one_counts(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run")
-    watched = Watched(run, "run")
+    watched = RunMonitor(run, "run")
     found = looked(watched)
-    assert (found["done"], found["asked"], found["owed"]) == (0, 9, 9)
+    assert (found["done"], found["asked"], found["pending"]) == (0, 9, 9)
     append(run, cell("q1", failure=Failure(type="HTTPError", message="500")), *whole()[1:3])
     found = looked(watched)
-    assert (found["done"], found["owed"], found["failures"]) == (2, 7, 1)
+    assert (found["done"], found["pending"], found["failures"]) == (2, 7, 1)
     assert watched.detail()["errors"] == [{"type": "HTTPError", "count": 1, "message": "500"}]
     append(run, answered("q1"))
     assert (looked(watched)["done"], watched.detail()["errors"]) == (3, [])
@@ -139,7 +139,7 @@ def test_cells_are_counted_as_they_come_and_the_last_record_of_one_counts(tmp_pa
 
 def test_an_answer_that_could_not_be_judged_is_owed(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run", [answered("q1", correct=None), answered("q2")])
-    found = looked(Watched(run, "run"))
+    found = looked(RunMonitor(run, "run"))
     assert (found["done"], found["failures"]) == (1, 1)
 
 
@@ -147,14 +147,14 @@ def test_cells_beside_the_grid_are_not_of_it(tmp_path: Path) -> None:
     run = stability_run(
         tmp_path / "run", [*whole()[:2], answered("other"), answered("q1", sample=1), answered("q1", persona_id="x")]
     )
-    watched = Watched(run, "run")
+    watched = RunMonitor(run, "run")
     assert looked(watched)["done"] == 2
     assert watched.detail()["beside"] == 3
 
 
 def test_more_questions_are_counted_anew(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run", [*whole(), answered("q4")], ended=True)
-    watched = Watched(run, "run")
+    watched = RunMonitor(run, "run")
     assert looked(watched)["said"] == "finished"
     put(run, "asked.json", {"persona_ids": ["clerk", "troll"], "question_ids": ["q1", "q2", "q3", "q4"], "samples": 1})
     found = looked(watched)
@@ -165,7 +165,7 @@ def test_rounds_ask_fewer_than_the_whole_grid(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run")
     rounds = [{"until": 2, "personas": ["clerk", "troll"]}, {"until": 3, "personas": ["troll"]}]
     put(run, "asked.json", json.loads((run / "asked.json").read_text()) | {"rounds": rounds})
-    assert looked(Watched(run, "run"))["asked"] == 2 * 3 + 1 * 2
+    assert looked(RunMonitor(run, "run"))["asked"] == 2 * 3 + 1 * 2
 
 
 @pytest.mark.parametrize(
@@ -187,11 +187,11 @@ def test_each_kind_of_fidelity_run_says_how_much_it_asks(tmp_path: Path, config:
     assert isinstance(config, dict)
     put(tmp_path / "run", "config.json", {"stage": "fidelity", "model": {"name": "m"}} | config)
     put(tmp_path / "run", "asked.json", asked)
-    assert looked(Watched(tmp_path / "run", "run"))["asked"] == cells
+    assert looked(RunMonitor(tmp_path / "run", "run"))["asked"] == cells
 
 
 def train_run(run: Path, steps: int, **config: object) -> Path:
-    settings = {"stage": "train", "method": "permix", "plan": {"steps": 4}, "train": {"iterations": 2, "epochs": 1}}
+    settings = {"stage": "train", "method": "permix", "plan": {"steps": 4}, "train": {"updates_per_rollout": 2, "epochs": 1}}
     put(run, "config.json", settings | config)
     put(run, "provenance.json", {"command": ["permix", "train", "t.toml"]})
     (run / "log.jsonl").write_text(
@@ -201,7 +201,7 @@ def train_run(run: Path, steps: int, **config: object) -> Path:
 
 
 def test_a_training_counts_optimizer_steps_and_ends_with_its_model(tmp_path: Path) -> None:
-    watched = Watched(train_run(tmp_path / "run", 3), "run")
+    watched = RunMonitor(train_run(tmp_path / "run", 3), "run")
     found = looked(watched)
     assert (found["done"], found["asked"], found["unit"], found["failures"]) == (3, 8, "steps", 3)
     assert found["said"] == "stopped, 5 steps owed: run the same command again"
@@ -211,7 +211,7 @@ def test_a_training_counts_optimizer_steps_and_ends_with_its_model(tmp_path: Pat
 
 
 def test_a_log_that_a_resume_cut_back_is_read_anew(tmp_path: Path) -> None:
-    watched = Watched(train_run(tmp_path / "run", 5), "run")
+    watched = RunMonitor(train_run(tmp_path / "run", 5), "run")
     assert looked(watched)["done"] == 5
     other = train_run(tmp_path / "other", 2)
     os.replace(other / "log.jsonl", tmp_path / "run" / "log.jsonl")
@@ -219,7 +219,7 @@ def test_a_log_that_a_resume_cut_back_is_read_anew(tmp_path: Path) -> None:
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_ends(tmp_path: Path) -> None:
-    watched = Watched(train_run(tmp_path / "run", 2001), "run")
+    watched = RunMonitor(train_run(tmp_path / "run", 2001), "run")
     looked(watched)
     steps = [point["step"] for point in watched.detail()["curve"]]
     assert len(steps) <= 401
@@ -232,7 +232,7 @@ def test_a_judge_counts_items_with_a_score(tmp_path: Path) -> None:
     call = {"persona_id": "a", "answered_by": "a", "question_id": "q1", "rubric": "R", "score": None, "error": "no score in it"}
     calls = [call, call | {"score": 3}, call, call | {"question_id": "q2"}]
     (folder / "judgements.jsonl").write_text("".join(json.dumps(one) + "\n" for one in calls))
-    watched = Watched(folder, "judges/j")
+    watched = RunMonitor(folder, "judges/j")
     found = looked(watched)
     assert (found["label"], found["done"], found["unit"], found["failures"]) == ("strict", 1, "scores", 1)
     assert watched.detail()["errors"] == [{"type": "no score", "count": 1, "message": "no score in it"}]
@@ -242,22 +242,22 @@ def test_a_judge_counts_items_with_a_score(tmp_path: Path) -> None:
 
 
 def test_a_rate_is_of_the_last_minute_and_of_what_was_seen() -> None:
-    rate = Rate()
-    rate.note(0, 500)
+    rate = ProgressRate()
+    rate.update(0, 500)
     assert rate.per_second() is None
-    rate.note(10, 500)
+    rate.update(10, 500)
     assert rate.per_second() is None
-    rate.note(20, 540)
+    rate.update(20, 540)
     assert rate.per_second() == 2.0  # 40 in 20 s
-    rate.note(80, 540)
+    rate.update(80, 540)
     assert rate.per_second() == 0.0
-    rate.note(81, 3)  # begun anew
+    rate.update(81, 3)  # begun anew
     assert rate.per_second() is None
 
 
 def test_time_left_follows_from_the_rate(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run", whole()[:2])
-    watched = Watched(run, "run")
+    watched = RunMonitor(run, "run")
     with held(run):
         assert looked(watched, now=0)["rate"] is None
         append(run, *whole()[2:5])
@@ -275,9 +275,9 @@ def test_time_left_follows_from_the_rate(tmp_path: Path) -> None:
 def test_a_broken_configuration_is_shown_as_such(tmp_path: Path, name: str, text: str) -> None:
     run = stability_run(tmp_path / "run", whole())
     (run / name).write_text(text, encoding="latin-1")
-    folder = Folder(tmp_path)
-    folder.find()
-    folder.look()
+    folder = RunFolder(tmp_path)
+    folder.rescan()
+    folder.poll()
     (found,) = folder.state()["runs"]
     assert found["state"] == "broken"
     assert name in found["troubles"][0]
@@ -290,7 +290,7 @@ def test_a_broken_configuration_is_shown_as_such(tmp_path: Path, name: str, text
 def test_a_broken_account_of_what_was_asked_leaves_the_count(tmp_path: Path, text: str) -> None:
     run = stability_run(tmp_path / "run", whole())
     (run / "asked.json").write_text(text)
-    found = looked(Watched(run, "run"))
+    found = looked(RunMonitor(run, "run"))
     assert (found["done"], found["asked"], found["state"]) == (9, None, "stopped")
     assert len(found["troubles"]) == 1
 
@@ -298,7 +298,7 @@ def test_a_broken_account_of_what_was_asked_leaves_the_count(tmp_path: Path, tex
 def test_broken_lines_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run")
     (run / "records.jsonl").write_bytes(line(whole()[0]) + b"{half\n[]\n\xff\n" + line(whole()[1]) + b'{"torn')
-    found = looked(Watched(run, "run"))
+    found = looked(RunMonitor(run, "run"))
     assert found["done"] == 2
     assert found["troubles"][0].startswith("records.jsonl:2: not a record:")
     assert found["troubles"][0].endswith("(and 2 more lines)")
@@ -309,7 +309,7 @@ def test_a_folder_where_a_file_should_be_takes_nothing_down(tmp_path: Path) -> N
     for name in ("records.jsonl", "asked.json"):
         (run / name).unlink()
         (run / name).mkdir()
-    watched = Watched(run, "run")
+    watched = RunMonitor(run, "run")
     assert looked(watched)["done"] == 0
     assert watched.detail()["newest"] == []
 
@@ -318,9 +318,9 @@ def refused(*_: object, **__: object) -> None:
     raise PermissionError(13, "Permission denied")
 
 
-def deleted(path: Path) -> Seen | None:
+def deleted(path: Path) -> FileState | None:
     """Its file is gone as soon as it was seen."""
-    seen = look(path)
+    seen = read_file_state(path)
     if path.name == "records.jsonl":
         path.unlink()
     return seen
@@ -329,15 +329,15 @@ def deleted(path: Path) -> Seen | None:
 @pytest.mark.parametrize(
     ("patched", "by", "error"),
     [
-        ("permix.storage.jsonl.Growing._whole", refused, "PermissionError: [Errno 13] Permission denied"),
-        ("permix.storage.jsonl.look", deleted, "FileNotFoundError: [Errno 2] No such file or directory"),
+        ("permix.storage.jsonl.JsonlTail._whole", refused, "PermissionError: [Errno 13] Permission denied"),
+        ("permix.storage.jsonl.read_file_state", deleted, "FileNotFoundError: [Errno 2] No such file or directory"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_its_own_runs_trouble_until_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patched: str, by: Callable[..., Any], error: str
 ) -> None:
     run = stability_run(tmp_path / "run", whole()[:4])
-    watched = Watched(run, "run")
+    watched = RunMonitor(run, "run")
     with monkeypatch.context() as patch:
         patch.setattr(patched, by)
         found = looked(watched)
@@ -353,7 +353,7 @@ def test_a_step_that_is_none_is_a_broken_line(tmp_path: Path, step: str) -> None
     run = train_run(tmp_path / "run", 2)
     with (run / "log.jsonl").open("a") as file:
         file.write(f'{{"step": {step}}}\n')
-    found = looked(Watched(run, "run"))
+    found = looked(RunMonitor(run, "run"))
     assert found["done"] == 2
     assert found["troubles"][0].startswith("log.jsonl:3: not a record: ")
 
@@ -361,7 +361,7 @@ def test_a_step_that_is_none_is_a_broken_line(tmp_path: Path, step: str) -> None
 def test_a_figure_that_is_not_finite_is_none(tmp_path: Path) -> None:
     run = train_run(tmp_path / "run", 0)
     (run / "log.jsonl").write_text(f'{{"step": 1, "reward": NaN, "loss": -Infinity, "lr": 1{"0" * 400}, "entropy": 0.5}}\n')
-    watched = Watched(run, "run")
+    watched = RunMonitor(run, "run")
     looked(watched)
     (point,) = watched.detail()["curve"]
     assert [point[name] for name in ("reward", "loss", "lr", "entropy")] == [None, None, None, 0.5]
@@ -372,27 +372,27 @@ def test_a_figure_that_is_not_finite_is_none(tmp_path: Path) -> None:
 def test_one_broken_run_holds_up_no_other(tmp_path: Path, text: str) -> None:
     (stability_run(tmp_path / "a") / "asked.json").write_text(text)
     stability_run(tmp_path / "b", whole()[:4])
-    folder = Folder(tmp_path)
-    folder.find()
-    folder.look()
+    folder = RunFolder(tmp_path)
+    folder.rescan()
+    folder.poll()
     one, other = folder.state()["runs"]
     assert len(one["troubles"]) == 1
     assert (other["done"], other["troubles"]) == (4, [])
 
 
 def test_a_run_that_breaks_its_measure_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(run: Path, stage: str, *, live: bool) -> Measured:
+    def measured(run: Path, stage: str, *, live: bool) -> LiveMeasures:
         if run.name == "a":
             raise OverflowError("cannot convert float infinity to integer")
-        return measure(run, stage, live=live)
+        return measure_live(run, stage, live=live)
 
-    monkeypatch.setattr("permix.dashboard.folder.measure", measured)
+    monkeypatch.setattr("permix.dashboard.folder.measure_live", measured)
     for name in ("a", "b"):
         stability_run(tmp_path / name, whole(), ended=True)
-    folder = Folder(tmp_path)
-    folder.find()
-    folder.look()
-    assert [folder.measure_one() for _ in range(3)] == [True, True, False]
+    folder = RunFolder(tmp_path)
+    folder.rescan()
+    folder.poll()
+    assert [folder.measure_next() for _ in range(3)] == [True, True, False]
     one, other = folder.state()["runs"]
     assert one["troubles"] == ["not measured: OverflowError: cannot convert float infinity to integer"]
     assert other["troubles"] == []
@@ -409,8 +409,8 @@ def test_a_dead_thread_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         dead.put(threading.current_thread())
         raise MemoryError
 
-    folder = Folder(tmp_path)
-    monkeypatch.setattr(folder, "look", dies)
+    folder = RunFolder(tmp_path)
+    monkeypatch.setattr(folder, "poll", dies)
     assert folder.state()["watching"]
     folder.start()
     dead.get(timeout=30).join()
@@ -422,27 +422,27 @@ def test_a_dead_thread_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_runs_are_found_at_any_depth_also_later_and_forgotten_when_gone(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
-    folder.find()
+    folder = RunFolder(tmp_path)
+    folder.rescan()
     assert folder.state()["runs"] == []
     one = stability_run(tmp_path / "a" / "b" / "one")
     stability_run(one / "judges" / "j")
     stability_run(one / "model" / "x")  # a model holds no runs
     put(tmp_path / "llama", "config.json", {"stage": "stability"})  # nor is a model folder one
     (tmp_path / "link").symlink_to(tmp_path / "a")
-    folder.find()
-    folder.look()
+    folder.rescan()
+    folder.poll()
     assert [run["name"] for run in folder.state()["runs"]] == ["a/b/one", "a/b/one/judges/j"]
     os.rename(one, tmp_path / ".gone")
-    folder.find()
+    folder.rescan()
     assert folder.state()["runs"] == []
 
 
 def test_the_folder_itself_may_be_a_run(tmp_path: Path) -> None:
     stability_run(tmp_path, label="alone")
-    folder = Folder(tmp_path)
-    folder.find()
-    folder.look()
+    folder = RunFolder(tmp_path)
+    folder.rescan()
+    folder.poll()
     assert [(run["name"], run["label"]) for run in folder.state()["runs"]] == [(".", "alone")]
 
 
@@ -451,32 +451,32 @@ def test_the_folder_itself_may_be_a_run(tmp_path: Path) -> None:
 
 def test_a_run_is_measured_once_for_each_state_of_its_records(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run", whole(), ended=True)
-    folder = Folder(tmp_path)
-    folder.find()
-    folder.look()
-    assert folder.measure_one()
-    assert not folder.measure_one()
+    folder = RunFolder(tmp_path)
+    folder.rescan()
+    folder.poll()
+    assert folder.measure_next()
+    assert not folder.measure_next()
     found = folder.detail(folder.state()["runs"][0]["id"])
     assert found is not None
     values = {one["name"]: one["value"] for one in found["measured"]["lines"]}
     assert (values["no persona"], values["mean over personas"]) == (1.0, 0.5)
     assert [one["id"] for one in found["measured"]["personas"]] == ["troll", "clerk"]
     append(run, answered("q1"))
-    folder.look()
-    assert folder.measure_one()
+    folder.poll()
+    assert folder.measure_next()
 
 
 def test_what_cannot_be_measured_says_why(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run")
     (run / "records.jsonl").write_text("{half\n")
-    assert measure(run, "stability", live=False).note.startswith("not measured: ")
-    assert measure(tmp_path / "none", "fidelity", live=True).note.startswith("not measured: ")
+    assert measure_live(run, "stability", live=False).note.startswith("not measured: ")
+    assert measure_live(tmp_path / "none", "fidelity", live=True).note.startswith("not measured: ")
 
 
 def test_live_intervals_say_that_they_stand_on_fewer_resamples(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run", whole())
-    assert "300 resamples" in measure(run, "stability", live=True).note
-    assert "resamples" not in measure(run, "stability", live=False).note
+    assert "300 resamples" in measure_live(run, "stability", live=True).note
+    assert "resamples" not in measure_live(run, "stability", live=False).note
 
 
 # What may be shown
@@ -488,20 +488,20 @@ def test_completions_are_clipped_and_visible_newest_first(tmp_path: Path) -> Non
     run = stability_run(
         tmp_path / "run", [answered("q1", text="first"), answered("q2", text="<b>\x1b[31m\u202e" + "x" * 100_000)]
     )
-    found = newest(run, "stability")
+    found = newest_completions(run, "stability")
     assert found[1]["said"] == "first"
     assert found[0]["said"].startswith(r"<b>\x1b[31m\u202exxx")
     assert len(found[0]["said"]) == 1500
     with (run / "records.jsonl").open("ab") as file:
         file.write(b'["not a cell"]\n{"torn')
-    assert len(newest(run, "stability")) == 2
+    assert len(newest_completions(run, "stability")) == 2
     assert len(last_lines(run / "records.jsonl", 9)) == 3
 
 
 def test_no_control_character_leaves_a_configuration(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run", [], label=HOSTILE, model={"name": "http://user:pw@host/" + HOSTILE}, strategy=HOSTILE)
     put(run, "provenance.json", {"command": ["permix", HOSTILE]})
-    watched = Watched(run, HOSTILE.encode("utf-8", "replace").decode())
+    watched = RunMonitor(run, HOSTILE.encode("utf-8", "replace").decode())
     looked(watched)
     text = json.dumps(watched.detail(), ensure_ascii=False)
     assert not {"\x1b", "\u202e", "\ud800"} & set(text)
@@ -519,21 +519,21 @@ def test_secrets_are_left_out_of_a_command() -> None:
         "16",
         "http://me:abc@host/v1",
     ]
-    said = shown(typed)
+    said = redact_command(typed)
     assert "abc" not in said
     assert "--judge.max-new-tokens 16" in said
-    assert shown(["permix", "x", "sk-" + "a" * 30]).endswith("'(hidden)'")
-    assert shown(["permix", "--model.api-key-env", "MY_KEY"]).endswith("MY_KEY")
-    assert shown(COMMAND) == "permix stability mine.toml"
+    assert redact_command(["permix", "x", "sk-" + "a" * 30]).endswith("'(hidden)'")
+    assert redact_command(["permix", "--model.api-key-env", "MY_KEY"]).endswith("MY_KEY")
+    assert redact_command(COMMAND) == "permix stability mine.toml"
 
 
 def test_looking_does_not_change_a_run(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run", whole(), ended=True)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.iterdir()}
     time.sleep(0.01)
-    folder = Folder(tmp_path)
-    folder.find()
-    folder.look()
-    folder.measure_one()
+    folder = RunFolder(tmp_path)
+    folder.rescan()
+    folder.poll()
+    folder.measure_next()
     folder.detail(folder.state()["runs"][0]["id"])
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.iterdir()} == before

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.config import FidelityStage, build
-from permix.errors import ConfigError, DataError, OwedCellsError
-from permix.evals.open_ended import choose_voices, measure, open_ended, open_questions
-from permix.evals.text_metrics import measure_unjudged
+from permix.config import FidelityConfig, build_config
+from permix.errors import ConfigError, DataError, IncompleteRunError
+from permix.evals.open_ended import load_open_questions, measure_identifiability, run_open_ended, select_open_ended_personas
+from permix.evals.text_metrics import measure_text_metrics
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from tests.sample_runs import OPEN_QUESTIONS, TEXTS, asked_as, asked_what, fidelity_config, fidelity_values, toml, write_pool
@@ -47,8 +47,8 @@ def flat(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> str:
 def test_three_voices_are_told_every_time(tmp_path: Path) -> None:
     with openai_server(in_character) as server:
         config = fidelity_config(tmp_path, server.base_url)
-        result = open_ended(config)
-        assert open_ended(config) == result
+        result = run_open_ended(config)
+        assert run_open_ended(config) == result
     assert len(server.asked) == 36  # and none in the second run
     assert {asked_as(one.body) for one in server.asked} == {"clerk", "sailor", "troll"}  # nobody is asked without persona
     assert result.accuracy.value == 1.0
@@ -60,9 +60,9 @@ def test_three_voices_are_told_every_time(tmp_path: Path) -> None:
     assert result.question_only.value <= 0.5  # the questions alone do not tell who is asked
     assert result.reference == "own answers"
     metrics = read_json(config.out / "metrics.json")
-    assert metrics.pop("unjudged") == measure_unjudged(config.out).model_dump(mode="json")
+    assert metrics.pop("unjudged") == measure_text_metrics(config.out).model_dump(mode="json")
     assert metrics == result.model_dump(mode="json")
-    assert measure(config.out, None) == result
+    assert measure_identifiability(config.out, None) == result
 
 
 def test_who_stands_in_the_question_is_told_whatever_order_answers_came_in(tmp_path: Path) -> None:
@@ -76,18 +76,18 @@ def test_who_stands_in_the_question_is_told_whatever_order_answers_came_in(tmp_p
         runs = [
             fidelity_config(tmp_path, server.base_url, personas=personas, out=str(tmp_path / name)) for name in ("one", "two")
         ]
-        found = [open_ended(one) for one in runs]
+        found = [run_open_ended(one) for one in runs]
     assert found[0].accuracy.value == 1.0
     records = runs[1].out / "records.jsonl"
     records.write_text("".join(line + "\n" for line in reversed(records.read_text().splitlines())))
-    turned = measure(runs[1].out, None)
+    turned = measure_identifiability(runs[1].out, None)
     assert turned.accuracy == found[0].accuracy
     assert turned.right_by_question == found[0].right_by_question
 
 
 def test_one_voice_for_all_is_told_by_luck(tmp_path: Path) -> None:
     with openai_server(flat) as server:
-        result = open_ended(fidelity_config(tmp_path, server.base_url))
+        result = run_open_ended(fidelity_config(tmp_path, server.base_url))
     assert result.accuracy.value is not None
     assert result.accuracy.value <= 1 / 3  # every answer to a question is the same, so one of three at best
 
@@ -97,9 +97,9 @@ def test_the_reference_teaches_what_the_characters_sound_like(tmp_path: Path) ->
     for folder in (base, flattened):
         folder.mkdir()
     with openai_server(in_character) as server:
-        open_ended(fidelity_config(base, server.base_url, label="base"))
+        run_open_ended(fidelity_config(base, server.base_url, label="base"))
         server.script = flat
-        result = open_ended(fidelity_config(flattened, server.base_url, reference=str(base / "run")))
+        result = run_open_ended(fidelity_config(flattened, server.base_url, reference=str(base / "run")))
     # Taught by the base model's answers, the classifier takes everyone for the clerk.
     assert result.confusion == ((12, 0, 0), (12, 0, 0), (12, 0, 0))
     assert result.accuracy.value == pytest.approx(1 / 3)
@@ -119,10 +119,10 @@ def test_a_reference_that_cannot_teach_is_refused_before_anything_is_asked(missi
         if missing == "a persona":
             write_pool(base / "pool.toml", "clerk", "sailor")
         if missing != "no run":
-            open_ended(build(FidelityStage, values, source="test"))
+            run_open_ended(build_config(FidelityConfig, values, source="test"))
         before = len(server.asked)
         with pytest.raises(DataError, match="no such file" if missing == "no run" else r"3 of 36|12 of 36"):
-            open_ended(fidelity_config(tuned, server.base_url, reference=str(base / "run")))
+            run_open_ended(fidelity_config(tuned, server.base_url, reference=str(base / "run")))
         assert len(server.asked) == before
     assert not (tuned / "run").exists()
 
@@ -135,19 +135,19 @@ def test_missing_answers_are_owed_and_a_second_run_asks_only_them(tmp_path: Path
 
     with openai_server(flaky) as server:
         config = fidelity_config(tmp_path, server.base_url)
-        with pytest.raises(OwedCellsError, match="3 of 36 answers are missing; run the same command again"):
-            open_ended(config)
+        with pytest.raises(IncompleteRunError, match="3 of 36 answers are missing; run the same command again"):
+            run_open_ended(config)
         assert not (config.out / "metrics.json").exists()
         assert sum(cell.completion is not None for cell in read_cells(config.out / "records.jsonl").values()) == 33
         server.script = in_character
-        assert open_ended(config).n_answered == 36
+        assert run_open_ended(config).n_answered == 36
     assert len(server.asked) == 36 + 3
 
 
 def test_a_smaller_run_measures_what_it_names(tmp_path: Path) -> None:
     with openai_server(in_character) as server:
-        assert open_ended(fidelity_config(tmp_path, server.base_url)).n_questions == 12
-        assert open_ended(fidelity_config(tmp_path, server.base_url, n_questions=10)).n_questions == 10
+        assert run_open_ended(fidelity_config(tmp_path, server.base_url)).n_questions == 12
+        assert run_open_ended(fidelity_config(tmp_path, server.base_url, n_questions=10)).n_questions == 10
         assert len(server.asked) == 36
 
 
@@ -162,23 +162,23 @@ def test_a_smaller_run_measures_what_it_names(tmp_path: Path) -> None:
 def test_too_few_or_too_many_questions_are_refused(fields: dict[str, Any], words: str, tmp_path: Path) -> None:
     config = fidelity_config(tmp_path, "http://127.0.0.1:1/v1", **fields)
     with pytest.raises(ConfigError, match=words):
-        open_questions(config)
+        load_open_questions(config)
     with pytest.raises(ConfigError, match=words):
-        open_ended(config)
+        run_open_ended(config)
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 48), ("dev", 20), ("heldout", 52)])
 def test_the_built_in_questions_are_asked_by_side_and_a_file_without_sides_whole(split: str, count: int, tmp_path: Path) -> None:
-    builtin = build(FidelityStage, {"questions_split": split}, source="test")
-    assert len(open_questions(builtin)) == count
-    assert len(open_questions(fidelity_config(tmp_path, "http://127.0.0.1:1/v1", questions_split=split))) == 12
+    builtin = build_config(FidelityConfig, {"questions_split": split}, source="test")
+    assert len(load_open_questions(builtin)) == count
+    assert len(load_open_questions(fidelity_config(tmp_path, "http://127.0.0.1:1/v1", questions_split=split))) == 12
 
 
 def test_a_single_persona_is_refused(tmp_path: Path) -> None:
     values = fidelity_values(tmp_path, "http://127.0.0.1:1/v1")
     write_pool(tmp_path / "pool.toml", "troll")
     with pytest.raises(ConfigError, match="only 'troll' is left to choose"):
-        choose_voices(build(FidelityStage, values, source="test"))
+        select_open_ended_personas(build_config(FidelityConfig, values, source="test"))
 
 
 def test_the_command_reports_and_exits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,10 +188,10 @@ def test_the_command_reports_and_exits(tmp_path: Path, capsys: pytest.CaptureFix
     with openai_server(flaky) as server:
         file = tmp_path / "fidelity.toml"
         file.write_text(toml(fidelity_values(tmp_path, server.base_url, label="base")))
-        assert cli.run(["fidelity", str(file)]) == 3
+        assert cli.run_cli(["fidelity", str(file)]) == 3
         assert "1 of 36 answers are missing" in capsys.readouterr().err
         assert not (tmp_path / "run" / "report").exists()  # identifiability of 35 answers is another measure
-        assert cli.run(["fidelity", str(file)]) == 0
+        assert cli.run_cli(["fidelity", str(file)]) == 0
     report = (tmp_path / "run" / "report" / "report.md").read_text()
     assert "| base |" in report
     assert "Identifiability and its controls" in report
@@ -200,7 +200,7 @@ def test_the_command_reports_and_exits(tmp_path: Path, capsys: pytest.CaptureFix
 def test_measuring_needs_no_torch(tmp_path: Path) -> None:
     with openai_server(in_character) as server:
         config = fidelity_config(tmp_path, server.base_url)
-        open_ended(config)
+        run_open_ended(config)
     script = (
         "import sys; from pathlib import Path; from permix.evals.open_ended import measure; measure(Path(sys.argv[1]), None)\n"
         "assert 'torch' not in sys.modules and 'openai' not in sys.modules"

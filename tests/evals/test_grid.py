@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from permix.config import StabilityStage
+from permix.config import StabilityConfig
 from permix.errors import ConfigError
-from permix.evals.grid import Judge, Wording, describe_asked, fill, lay_out, read_answers
-from permix.inference.base import Answer
-from permix.inference.scripted import Reply, ScriptedModel
-from permix.storage.cells import Records
+from permix.evals.grid import PromptFormat, Scorer, build_grid, describe_grid, read_grid_results, run_cells
+from permix.inference.base import CompletionResult
+from permix.inference.scripted import ScriptedModel, ScriptedReply
+from permix.storage.cells import CellIndex
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir
 from permix.types import Cell, CellKey, Failure, Persona, Question, Request, Sampling, Verdict
 from tests.sample_runs import persona, solve
 
-WORDING = Wording(lambda question: question.text, "you_are", bare=False)
+WORDING = PromptFormat(lambda question: question.text, "you_are", empty_system_prompt=False)
 QUESTIONS = tuple(
     Question(id=f"{a}+{b}", task="arithmetic", text=f"What is {a} + {b}?", gold=str(a + b)) for a, b in ((1, 2), (3, 4), (5, 6))
 )
@@ -37,17 +37,17 @@ def answer(request: Request) -> str:
 def grid(
     personas: Sequence[Persona | None] = PERSONAS, questions: Sequence[Question] = QUESTIONS, samples: int = 1, seed: int = 0
 ) -> list[Cell]:
-    return lay_out(personas, questions, WORDING, samples=samples, seed=seed)
+    return build_grid(personas, questions, WORDING, samples=samples, seed=seed)
 
 
 def run_grid(
-    path: Path, reply: Callable[[Request], Reply], asked: Sequence[Cell], judge: Judge | None = right
-) -> tuple[int, list[Request], Records]:
+    path: Path, reply: Callable[[Request], ScriptedReply], asked: Sequence[Cell], judge: Scorer | None = right
+) -> tuple[int, list[Request], CellIndex]:
     """(cells owed, what the model was asked by this process, what is on disk)."""
     model = ScriptedModel(reply)
-    with RunDir.open(path, StabilityStage(), {"model": model.fingerprint}) as run:
-        left = fill(model, asked, Sampling(), run, judge, "test")
-        return left, model.asked, run.cells()
+    with RunDir.open(path, StabilityConfig(), {"model": model.fingerprint}) as run:
+        left = run_cells(model, asked, Sampling(), run, judge, "test")
+        return left, model.requests, run.cells()
 
 
 def never(request: Request) -> str:
@@ -109,7 +109,7 @@ def test_a_wrong_answer_is_a_result_and_is_not_asked_again(tmp_path: Path) -> No
 
 
 def test_a_failure_stays_owed_and_only_it_is_asked_again(tmp_path: Path) -> None:
-    def flaky(request: Request) -> Reply:
+    def flaky(request: Request) -> ScriptedReply:
         if request.messages[0]["content"] == "You are a troll under a bridge." and "3 + 4" in request.messages[-1]["content"]:
             return Failure(type="HTTP", message="503")
         return answer(request)
@@ -164,10 +164,10 @@ def test_a_cell_without_gold_is_open_ended_beside_cells_that_are_judged(tmp_path
 
 def test_the_grid_of_a_run_is_what_it_asked_and_not_what_else_it_holds(tmp_path: Path) -> None:
     _, _, cells = run_grid(tmp_path, answer, grid(samples=2))
-    assert set(read_answers(tmp_path).grid) == set(cells)  # without a word on what was asked, everything
-    write_json(tmp_path / "asked.json", describe_asked([persona("troll"), persona("nurse")], QUESTIONS[:2], 1))
-    answers = read_answers(tmp_path)
-    assert set(answers.grid) == {CellKey(id, question, 0) for id in (None, "troll") for question in ("1+2", "3+4")}
+    assert set(read_grid_results(tmp_path).grid_summaries) == set(cells)  # without a word on what was asked, everything
+    write_json(tmp_path / "asked.json", describe_grid([persona("troll"), persona("nurse")], QUESTIONS[:2], 1))
+    answers = read_grid_results(tmp_path)
+    assert set(answers.grid_summaries) == {CellKey(id, question, 0) for id in (None, "troll") for question in ("1+2", "3+4")}
     scores = answers.scores(answers.persona_ids, answers.question_ids)
     assert scores.shape == (2, 2, 1)
     assert scores[0].tolist() == [[1.0], [1.0]]
@@ -208,35 +208,35 @@ def test_a_smaller_grid_owes_nothing_for_what_it_does_not_ask(tmp_path: Path) ->
 
 def test_a_model_that_passes_over_a_request_leaves_it_owed(tmp_path: Path) -> None:
     class Forgetful(ScriptedModel):
-        def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answer]:
-            yield from list(super().complete(requests, sampling))[:-2]
+        def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
+            yield from list(super().generate(requests, sampling))[:-2]
 
     model = Forgetful(answer)
-    with RunDir.open(tmp_path, StabilityStage(), {"model": model.fingerprint}) as run:
-        assert fill(model, grid(), Sampling(), run, right, "test") == 2
+    with RunDir.open(tmp_path, StabilityConfig(), {"model": model.fingerprint}) as run:
+        assert run_cells(model, grid(), Sampling(), run, right, "test") == 2
 
 
 def test_answers_that_come_in_another_order_find_their_cells(tmp_path: Path) -> None:
     class Backwards(ScriptedModel):
-        def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answer]:
-            yield from list(super().complete(requests, sampling))[::-1]
+        def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
+            yield from list(super().generate(requests, sampling))[::-1]
 
     model = Backwards(answer)
-    with RunDir.open(tmp_path, StabilityStage(), {"model": model.fingerprint}) as run:
-        assert fill(model, grid(), Sampling(), run, right, "test") == 0
+    with RunDir.open(tmp_path, StabilityConfig(), {"model": model.fingerprint}) as run:
+        assert run_cells(model, grid(), Sampling(), run, right, "test") == 0
         assert all(cell.verdict is not None and cell.verdict.correct for cell in run.cells().values())
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        lay_out(PERSONAS, QUESTIONS, WORDING._replace(template="adopt"), samples=1, seed=0),
-        lay_out(PERSONAS, QUESTIONS, WORDING._replace(prompt=lambda question: f"{question.text} Think."), samples=1, seed=0),
-        lay_out(PERSONAS, QUESTIONS, WORDING._replace(bare=True), samples=1, seed=0),
-        lay_out(PERSONAS, QUESTIONS, WORDING, samples=1, seed=1),
-        lay_out(PERSONAS, [QUESTIONS[0].model_copy(update={"gold": "4"}), *QUESTIONS[1:]], WORDING, samples=1, seed=0),
+        build_grid(PERSONAS, QUESTIONS, WORDING._replace(template="adopt"), samples=1, seed=0),
+        build_grid(PERSONAS, QUESTIONS, WORDING._replace(prompt=lambda question: f"{question.text} Think."), samples=1, seed=0),
+        build_grid(PERSONAS, QUESTIONS, WORDING._replace(empty_system_prompt=True), samples=1, seed=0),
+        build_grid(PERSONAS, QUESTIONS, WORDING, samples=1, seed=1),
+        build_grid(PERSONAS, [QUESTIONS[0].model_copy(update={"gold": "4"}), *QUESTIONS[1:]], WORDING, samples=1, seed=0),
     ],
-    ids=["template", "prompt", "bare", "seed", "gold"],
+    ids=["template", "prompt", "empty_system_prompt", "seed", "gold"],
 )
 def test_changed_words_are_refused_before_anything_is_asked(changed: list[Cell], tmp_path: Path) -> None:
     _, _, before = run_grid(tmp_path, answer, grid())

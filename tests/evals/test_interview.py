@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.config import FidelityStage, build
-from permix.errors import ConfigError, DataError, OwedCellsError
+from permix.config import FidelityConfig, build_config
+from permix.errors import ConfigError, DataError, IncompleteRunError
 from permix.evals import open_ended
-from permix.evals.drift_report import Drift, read_talks
-from permix.evals.interview import PROMPT, SILENCE, evaluate, interview, set_up
-from permix.inference.scripted import Reply, ScriptedModel
-from permix.judges.results import read_items
+from permix.evals.drift_report import Drift, read_interviews
+from permix.evals.interview import EMPTY_ANSWER_TEXT, INTERVIEWER_PROMPT, evaluate_interview, prepare_interview, run_interview
+from permix.inference.scripted import ScriptedModel, ScriptedReply
+from permix.judges.results import read_judge_inputs
 from permix.pipelines.preflight import check_config
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
@@ -27,16 +27,18 @@ VOICES = {"clerk": "Kindly note, as per form {}.", "sailor": "Aye matey, salt an
 SCRIPT = ("Who are you?", "What of bread?", "What of rain?", "What of music?")
 
 
-def config_of(folder: Path, **fields: Any) -> FidelityStage:
+def config_of(folder: Path, **fields: Any) -> FidelityConfig:
     """Three personas × four turns of a script of their own."""
     (folder / "script.txt").write_text("\n".join(SCRIPT))
     values = fidelity_values(folder, "http://127.0.0.1:9/v1", interview={"turns": 4, "script": str(folder / "script.txt")})
-    return build(FidelityStage, values | fields, source="test")
+    return build_config(FidelityConfig, values | fields, source="test")
 
 
-def run(config: FidelityStage, script: Callable[[Request], Reply], asks: Callable[[Request], Reply] | None = None) -> Drift:
+def run(
+    config: FidelityConfig, script: Callable[[Request], ScriptedReply], asks: Callable[[Request], ScriptedReply] | None = None
+) -> Drift:
     other = None if asks is None else ScriptedModel(asks, name="interviewer")
-    return evaluate(ScriptedModel(script), config, set_up(config), other)
+    return evaluate_interview(ScriptedModel(script), config, prepare_interview(config), other)
 
 
 def who(request: Request) -> str:
@@ -62,24 +64,24 @@ def said(text: str) -> Message:
 def test_each_turn_is_asked_with_the_persona_and_all_that_was_said(tmp_path: Path) -> None:
     config = config_of(tmp_path, interview={"turns": 3, "script": str(tmp_path / "script.txt"), "order": "written"})
     model = ScriptedModel(plainly)
-    result = evaluate(model, config, set_up(config))
-    assert [(who(one), turn(one)) for one in model.asked] == [
+    result = evaluate_interview(model, config, prepare_interview(config))
+    assert [(who(one), turn(one)) for one in model.requests] == [
         (name, n) for n in (1, 2, 3) for name in ("clerk", "sailor", "troll")
     ]
-    assert model.asked[7].messages == (
+    assert model.requests[7].messages == (
         Message(role="system", content="You are a retired sailor."),
         user("Who are you?"), said("sailor answers 1"), user("What of bread?"), said("sailor answers 2"), user("What of rain?"),
     )  # fmt: skip
-    assert len({one.seed for one in model.asked}) == 9
-    assert (result.n_answered, result.n_asked, result.order, result.slopes_from) == (9, 9, "written", 1)
+    assert len({one.seed for one in model.requests}) == 9
+    assert (result.n_answered, result.n_asked, result.question_order, result.first_slope_turn) == (9, 9, "written", 1)
 
 
 def test_a_template_that_stands_in_the_question_brings_the_persona_in_once(tmp_path: Path) -> None:
     personas = {"pool": str(write_pool(tmp_path / "two.toml", "clerk", "troll")), "template": "in_question"}
     model = ScriptedModel(lambda request: "Yes.")
     config = config_of(tmp_path, personas=personas)
-    evaluate(model, config, set_up(config))
-    last = model.asked[-1].messages
+    evaluate_interview(model, config, prepare_interview(config))
+    last = model.requests[-1].messages
     assert last[0]["content"] == f"You are {TEXTS['troll']}.\n\nWho are you?"
     assert [message["role"] for message in last] == ["user", "assistant"] * 3 + ["user"]
     assert all(message["content"] in SCRIPT for message in last[2::2])
@@ -104,7 +106,7 @@ def test_what_was_asked_stands_in_the_run(tmp_path: Path) -> None:
 def test_what_a_judge_is_shown_is_what_was_asked_up_to_the_answer(tmp_path: Path) -> None:
     config = config_of(tmp_path, interview={"turns": 3, "script": str(tmp_path / "script.txt"), "order": "written"})
     run(config, plainly)
-    items = read_items(config.out)
+    items = read_judge_inputs(config.out)
     assert len(items) == 9
     last = next(one for one in items if one.answer == "troll answers 3")
     assert last.question.splitlines() == [
@@ -129,9 +131,9 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_words(after: int, tmp_path
     with pytest.raises(KeyboardInterrupt):
         run(config, stops)
     rest = ScriptedModel(plainly)
-    evaluate(rest, config, set_up(config))
+    evaluate_interview(rest, config, prepare_interview(config))
     assert len(asked) == after
-    assert len(rest.asked) == 12 - after
+    assert len(rest.requests) == 12 - after
     one, other = (read_cells(folder / "run" / "records.jsonl") for folder in (whole, cut))
     assert dict(one) == dict(other)
     assert (whole / "run" / "metrics.json").read_bytes() == (cut / "run" / "metrics.json").read_bytes()
@@ -145,28 +147,28 @@ def drift_of(run: Path) -> Drift:
 
 
 def test_nobody_is_asked_on_a_gap(tmp_path: Path) -> None:
-    def sailor_chokes(request: Request) -> Reply:
+    def sailor_chokes(request: Request) -> ScriptedReply:
         chokes = who(request) == "sailor" and turn(request) == 2
         return Failure(type="BadRequest", message="too long") if chokes else plainly(request)
 
     config, model = config_of(tmp_path), ScriptedModel(sailor_chokes)
     with pytest.raises(
-        OwedCellsError, match=r"3 of 12 turns are missing \(the first failure: BadRequest: too long\); run the same"
+        IncompleteRunError, match=r"3 of 12 turns are missing \(the first failure: BadRequest: too long\); run the same"
     ):
-        evaluate(model, config, set_up(config))
-    assert [turn(one) for one in model.asked if who(one) == "sailor"] == [1, 2]
+        evaluate_interview(model, config, prepare_interview(config))
+    assert [turn(one) for one in model.requests if who(one) == "sailor"] == [1, 2]
     metrics = drift_of(config.out)
     assert (metrics.n_answered, metrics.n_asked) == (9, 12)
-    words = metrics.course("words")
+    words = metrics.find_series("words")
     assert words is not None
     assert [one.n for one in words.by_turn] == [3, 2, 2, 2]
     again = ScriptedModel(plainly)
-    evaluate(again, config, set_up(config))
-    assert [(who(one), turn(one)) for one in again.asked] == [("sailor", 2), ("sailor", 3), ("sailor", 4)]
+    evaluate_interview(again, config, prepare_interview(config))
+    assert [(who(one), turn(one)) for one in again.requests] == [("sailor", 2), ("sailor", 3), ("sailor", 4)]
 
 
 def test_when_nothing_is_answered_turns_are_owed(tmp_path: Path) -> None:
-    with pytest.raises(OwedCellsError, match="12 of 12 turns are missing"):
+    with pytest.raises(IncompleteRunError, match="12 of 12 turns are missing"):
         run(config_of(tmp_path), lambda request: Failure(type="Down", message="no"))
 
 
@@ -186,28 +188,30 @@ def test_drift_is_found_where_it_is(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     broken = "As an AI language model, I have no opinions."
     result = run(config, lambda request: plainly(request) if turn(request) < 3 else broken)
-    breaks, repetition = result.course("breaks"), result.course("repetition")
+    breaks, repetition = result.find_series("breaks"), result.find_series("repetition")
     assert breaks is not None
     assert repetition is not None
     assert [one.value for one in breaks.by_turn] == [0, 0, 1, 1]
-    assert (result.order, result.slopes_from) == ("balanced", 2)
+    assert (result.question_order, result.first_slope_turn) == ("balanced", 2)
     assert breaks.slope.value == pytest.approx(0.5)  # turns 2, 3, 4: 0, 1, 1
     assert breaks.late_minus_early.value == pytest.approx(1.0)  # turn 4 − turn 2
     assert [one.value for one in repetition.by_turn] == [None, None, 0, 1]  # three words at first: no run of four
-    assert result.course("identifiability") is None
-    assert result.n_cut_off == 0
+    assert result.find_series("identifiability") is None
+    assert result.n_truncated == 0
 
 
 def test_a_reference_teaches_who_is_who_and_tells_when_they_are_gone(tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
-    plain = build(FidelityStage, fidelity_values(base, "http://127.0.0.1:9/v1", label="fresh"), source="test")
+    plain = build_config(FidelityConfig, fidelity_values(base, "http://127.0.0.1:9/v1", label="fresh"), source="test")
     voice = ScriptedModel(lambda request: VOICES[who(request)].format(turn(request)))
-    open_ended.evaluate(voice, plain, open_ended.choose_voices(plain), open_ended.open_questions(plain))
+    open_ended.evaluate_open_ended(
+        voice, plain, open_ended.select_open_ended_personas(plain), open_ended.load_open_questions(plain)
+    )
 
     config = config_of(tmp_path, reference=str(plain.out))
     result = run(config, lambda request: VOICES[who(request) if turn(request) < 4 else "clerk"].format(turn(request)))
-    told = result.course("identifiability")
+    told = result.find_series("identifiability")
     assert told is not None
     assert [one.value for one in told.by_turn] == pytest.approx([1, 1, 1, 1 / 3])
     assert result.chance == pytest.approx(1 / 3)
@@ -217,7 +221,7 @@ def test_a_reference_teaches_who_is_who_and_tells_when_they_are_gone(tmp_path: P
     assert told.overall.value is not None
     assert result.permuted.value < told.overall.value
     with pytest.raises(DataError, match=r"reference = .*: 0 answers of persona 'clerk' to questions that the"):
-        set_up(config_of(tmp_path, reference=str(config.out)))
+        prepare_interview(config_of(tmp_path, reference=str(config.out)))
 
 
 def asks(request: Request) -> str:
@@ -225,44 +229,51 @@ def asks(request: Request) -> str:
     return f"What is number {len(request.messages) // 2}?"
 
 
-def model_asks(folder: Path) -> FidelityStage:
+def model_asks(folder: Path) -> FidelityConfig:
     values = fidelity_values(
         folder, "http://127.0.0.1:9/v1", interview={"turns": 3}, interviewer=endpoint("http://127.0.0.1:9/v1")
     )
-    return build(FidelityStage, values, source="test")
+    return build_config(FidelityConfig, values, source="test")
 
 
 def test_a_model_that_asks_sees_its_own_side_and_is_told_neither_who_nor_why(tmp_path: Path) -> None:
     config, other = model_asks(tmp_path), ScriptedModel(asks, name="interviewer")
     model = ScriptedModel(lambda request: "" if turn(request) == 1 else plainly(request))
-    result = evaluate(model, config, set_up(config), other)
-    assert len(other.asked) == len(model.asked) == 9
-    assert other.asked[8].messages == (
-        Message(role="system", content=PROMPT), user("Hello."), said("What is number 1?"), user(SILENCE),
+    result = evaluate_interview(model, config, prepare_interview(config), other)
+    assert len(other.requests) == len(model.requests) == 9
+    assert other.requests[8].messages == (
+        Message(role="system", content=INTERVIEWER_PROMPT), user("Hello."), said("What is number 1?"), user(EMPTY_ANSWER_TEXT),
         said("What is number 2?"), user("troll answers 2"),
     )  # fmt: skip
-    assert not any(word in PROMPT.lower() for word in ("test", "persona", "role", "character", "model", *VOICES))
-    assert model.asked[8].messages[1:] == (
+    assert not any(word in INTERVIEWER_PROMPT.lower() for word in ("test", "persona", "role", "character", "model", *VOICES))
+    assert model.requests[8].messages[1:] == (
         user("What is number 1?"), said(""), user("What is number 2?"), said("troll answers 2"), user("What is number 3?"),
     )  # fmt: skip
-    assert result.order == "model"
-    assert read_talks(config.out).questions[0] == ("What is number 1?", "What is number 2?", "What is number 3?")
-    assert {one.question_id for one in read_items(config.out)} == {"turn-01", "turn-02", "turn-03"}  # no question is judged
+    assert result.question_order == "model"
+    assert read_interviews(config.out).questions_P_I[0] == ("What is number 1?", "What is number 2?", "What is number 3?")
+    assert {one.question_id for one in read_judge_inputs(config.out)} == {
+        "turn-01",
+        "turn-02",
+        "turn-03",
+    }  # no question is judged
     asked = read_json(config.out / "asked.json")["questions_asked"]
     assert {"id": "turn-02", "text": "What is number 2?", "task": None, "persona_id": "sailor"} in asked
 
     nobody = ScriptedModel(lambda request: pytest.fail("asked again"), name="interviewer")
-    assert evaluate(ScriptedModel(lambda request: pytest.fail("asked again")), config, set_up(config), nobody) == result
+    assert (
+        evaluate_interview(ScriptedModel(lambda request: pytest.fail("asked again")), config, prepare_interview(config), nobody)
+        == result
+    )
 
 
 UNUSABLE = ["  \n", "why " * 200, Completion(text="And then", prompt_tokens=1, completion_tokens=1, finish="length")]
 
 
 @pytest.mark.parametrize("unusable", UNUSABLE, ids=["nothing", "a speech", "cut off"])
-def test_what_is_no_question_is_asked_for_again(unusable: Reply, tmp_path: Path) -> None:
+def test_what_is_no_question_is_asked_for_again(unusable: ScriptedReply, tmp_path: Path) -> None:
     config, seeds = model_asks(tmp_path), dict[int, int]()
 
-    def stumbles(request: Request) -> Reply:
+    def stumbles(request: Request) -> ScriptedReply:
         seeds[request.seed] = len(request.messages)
         return asks(request) if list(seeds.values()).count(len(request.messages)) > 3 else unusable  # three personas
 
@@ -272,9 +283,9 @@ def test_what_is_no_question_is_asked_for_again(unusable: Reply, tmp_path: Path)
 
 def test_an_interviewer_that_never_asks_leaves_the_turns_owed_and_is_asked_anew_next_time(tmp_path: Path) -> None:
     config, other = model_asks(tmp_path), ScriptedModel(lambda request: "", name="interviewer")
-    with pytest.raises(OwedCellsError, match="9 of 9 turns are missing"):
-        evaluate(ScriptedModel(plainly), config, set_up(config), other)
-    assert len(other.asked) == 9  # three personas, three times
+    with pytest.raises(IncompleteRunError, match="9 of 9 turns are missing"):
+        evaluate_interview(ScriptedModel(plainly), config, prepare_interview(config), other)
+    assert len(other.requests) == 9  # three personas, three times
     assert run(config, plainly, asks).n_answered == 9
 
 
@@ -293,13 +304,13 @@ def test_an_interviewer_that_never_asks_leaves_the_turns_owed_and_is_asked_anew_
 )
 def test_settings_that_mean_nothing_are_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        build(FidelityStage, fidelity_values(tmp_path, "http://127.0.0.1:9/v1", **fields), source="test")
+        build_config(FidelityConfig, fidelity_values(tmp_path, "http://127.0.0.1:9/v1", **fields), source="test")
 
 
 def test_one_persona_has_no_interval(tmp_path: Path) -> None:
     config = config_of(tmp_path, personas={"pool": str(write_pool(tmp_path / "alone.toml", "clerk"))})
     with pytest.raises(ConfigError, match="only 'clerk' is left to choose"):
-        set_up(config)
+        prepare_interview(config)
 
 
 def in_words(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> str | Action:
@@ -318,7 +329,7 @@ def config_file(folder: Path, base_url: str) -> str:
 
 def test_the_command_line_leaves_a_report_to_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with openai_server(in_words) as server:
-        assert cli.run(["fidelity", config_file(tmp_path, server.base_url)]) == 0
+        assert cli.run_cli(["fidelity", config_file(tmp_path, server.base_url)]) == 0
     assert len(server.asked) == 12
     assert "change a turn" in capfd.readouterr().out
     report = (tmp_path / "run" / "report" / "report.md").read_text()
@@ -328,7 +339,7 @@ def test_the_command_line_leaves_a_report_to_read(tmp_path: Path, capfd: pytest.
     assert "<script>" not in report
     assert "\x1b" not in report
     assert (tmp_path / "run" / "report" / "drift.png").read_bytes().startswith(b"\x89PNG")
-    assert len(read_json(tmp_path / "run" / "report" / "table.json")["drift"]["one|two"]["courses"]) == 4
+    assert len(read_json(tmp_path / "run" / "report" / "table.json")["drift"]["one|two"]["series"]) == 4
     assert check_config(tmp_path / "interview.toml") == {
         "stage": "fidelity", "personas": "3", "turns": "4, asked by a script", "answers": "12, at most 576 new tokens",
         "result": "valid",
@@ -338,10 +349,10 @@ def test_the_command_line_leaves_a_report_to_read(tmp_path: Path, capfd: pytest.
 def test_owed_turns_exit_with_3_and_are_filled_by_the_same_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with openai_server(lambda body, nth, headers: error(400) if nth == 4 else in_words(body, nth, headers)) as server:
         file = config_file(tmp_path, server.base_url)
-        assert cli.run(["fidelity", file]) == 3
+        assert cli.run_cli(["fidelity", file]) == 3
         assert "3 of 12 turns are missing" in capfd.readouterr().err
         assert len(server.asked) == 10
-        assert cli.run(["fidelity", file]) == 0
+        assert cli.run_cli(["fidelity", file]) == 0
         assert len(server.asked) == 13
 
 
@@ -360,4 +371,4 @@ def test_an_interview_that_may_outgrow_the_model_is_refused_before_its_weights_a
     folder = shutil.copytree(tiny_model, tmp_path / "tiny", ignore=shutil.ignore_patterns("*.safetensors"))
     config = config_of(tmp_path, model={"name": str(folder)}, sampling={"max_new_tokens": 100_000})
     with pytest.raises(ConfigError, match=r"interview\.turns = 4: with persona 'clerk' and .* up to 400\d\d\d tokens are read"):
-        interview(config)
+        run_interview(config)

@@ -8,23 +8,23 @@ from typing import Any
 
 import pytest
 
-from permix.config import StabilityStage, TaskConfig
-from permix.errors import OwedCellsError
-from permix.evals.grid import Wording
-from permix.evals.stability import measure, stability
+from permix.config import StabilityConfig, TaskConfig
+from permix.errors import IncompleteRunError
+from permix.evals.grid import PromptFormat
+from permix.evals.stability import measure_stability, run_stability
 from permix.evals.strategies import measure_strategy
-from permix.evals.strategies.base import Setup
+from permix.evals.strategies.base import EvalSetup
 from permix.evals.strategies.persona_ensemble import (
+    EnsemblePair,
     EnsembleSummary,
-    Pair,
-    choice_cell,
+    build_choice_cell,
+    build_choice_cells,
     choice_key,
-    persona_is_a,
-    read_choice,
-    settle,
-    then,
+    is_persona_first,
+    parse_choice,
+    resolve_pair,
 )
-from permix.prompts import choice_prompt
+from permix.prompts import pairwise_choice_prompt
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.tasks import load_questions
@@ -77,7 +77,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_choice_is_read_tolerantly_and_never_guessed(reply: str, letter: str | None) -> None:
-    assert read_choice(reply) == letter
+    assert parse_choice(reply) == letter
 
 
 # Settling
@@ -102,7 +102,7 @@ def said(text: str | None, correct: bool | None = False) -> Cell:
     ],
 )
 def test_the_model_is_asked_only_between_two_answers(persona: Cell | None, neutral: Cell | None, settled: str | None) -> None:
-    assert settle(persona, neutral) == settled
+    assert resolve_pair(persona, neutral) == settled
 
 
 def chosen(reply: str, seed: int) -> Cell:
@@ -122,30 +122,30 @@ def chosen(reply: str, seed: int) -> Cell:
     ],
 )
 def test_a_letter_means_whose_reply_stood_there(reply: str, seed: int, side: str) -> None:
-    assert persona_is_a(seed) == (seed == 2)
+    assert is_persona_first(seed) == (seed == 2)
     persona, neutral = said("12", True), said("13")
-    pair = Pair(persona, neutral, chosen(reply, seed), settle(persona, neutral))
-    assert pair.side == side
+    pair = EnsemblePair(persona, neutral, chosen(reply, seed), resolve_pair(persona, neutral))
+    assert pair.winner == side
     assert pair.score == (1.0 if side == "persona" else 0.0)
 
 
 def test_no_score_is_not_zero() -> None:
     persona, neutral = said("12", True), said("13")
     for choice in (None, cell(gold=None, failure=Failure(type="HTTP", message="503"))):
-        pair = Pair(persona, neutral, choice, "ask")
-        assert pair.side is None
+        pair = EnsemblePair(persona, neutral, choice, "ask")
+        assert pair.winner is None
         assert math.isnan(pair.score)
-    unjudged = Pair(said("12", None), neutral, chosen("A", 2), "ask")
-    assert unjudged.side == "persona"
+    unjudged = EnsemblePair(said("12", None), neutral, chosen("A", 2), "ask")
+    assert unjudged.winner == "persona"
     assert math.isnan(unjudged.score)
 
 
 # Asking
 
 
-def setup(folder: Path, samples: int = 1) -> Setup:
+def setup(folder: Path, samples: int = 1) -> EvalSetup:
     questions = tuple(Question(id=f"q{n}", task="arithmetic", text=f"What is {n} + 1?", gold=str(n + 1)) for n in range(20))
-    return Setup(questions, pool(folder / "pool.toml"), Wording(lambda one: one.text, "you_are", False), samples, 0)
+    return EvalSetup(questions, pool(folder / "pool.toml"), PromptFormat(lambda one: one.text, "you_are", False), samples, 0)
 
 
 def test_both_orders_occur_and_a_reply_stands_where_the_seed_says(tmp_path: Path) -> None:
@@ -153,14 +153,14 @@ def test_both_orders_occur_and_a_reply_stands_where_the_seed_says(tmp_path: Path
     orders = []
     for question in world.questions:
         persona, neutral = (answered(question.id, text, persona_id=id) for text, id in (("Arr, 8!", "sailor"), ("7.", None)))
-        choice = choice_cell(question, persona, neutral, world)
+        choice = build_choice_cell(question, persona, neutral, world)
         assert choice.key == choice_key("sailor", question.id, 0)
         assert (choice.persona_id, choice.gold) == (None, None)
         (message,) = choice.messages
-        first, second = ("Arr, 8!", "7.") if persona_is_a(choice.seed) else ("7.", "Arr, 8!")
-        assert message["content"] == choice_prompt(question.text, first, second)
+        first, second = ("Arr, 8!", "7.") if is_persona_first(choice.seed) else ("7.", "Arr, 8!")
+        assert message["content"] == pairwise_choice_prompt(question.text, first, second)
         assert message["content"].startswith(f"{question.text}\n\nTwo answers")
-        orders.append(persona_is_a(choice.seed))
+        orders.append(is_persona_first(choice.seed))
     assert 4 <= sum(orders) <= 16  # of 20
 
 
@@ -179,7 +179,7 @@ def test_choices_are_laid_out_for_what_differs_and_is_there(tmp_path: Path) -> N
         answered("q0", "3", persona_id="nurse", sample=1),  # differs
         answered("q1", "5", persona_id="troll"),  # nothing to hold it against yet
     ]
-    asked = then(world, {one.key: one for one in cells})
+    asked = build_choice_cells(world, {one.key: one for one in cells})
     assert [one.key for one in asked] == [choice_key("clerk", "q0", 0), choice_key("nurse", "q0", 1)]
     assert len({one.seed for one in asked}) == 2
 
@@ -212,11 +212,11 @@ def reply(body: Mapping[str, Any], nth: int = 0, headers: Mapping[str, str] | No
     return next((letter for letter, said in shown.items() if said == solve(question)), "Neither.")
 
 
-def both(folder: Path, base_url: str, **fields: Any) -> StabilityStage:
+def both(folder: Path, base_url: str, **fields: Any) -> StabilityConfig:
     return stability_config(folder, base_url, strategy="persona-plus-neutral", **fields)
 
 
-def found_in(config: StabilityStage) -> EnsembleSummary:
+def found_in(config: StabilityConfig) -> EnsembleSummary:
     found = measure_strategy(config.out)
     assert isinstance(found, EnsembleSummary)
     return found
@@ -225,7 +225,7 @@ def found_in(config: StabilityStage) -> EnsembleSummary:
 def test_the_numbers_are_exact(tmp_path: Path) -> None:
     with openai_server(reply) as server:
         config = both(tmp_path, server.base_url)
-        plain = stability(config)
+        plain = run_stability(config)
         assert len(server.asked) == 24 + 8
     found = found_in(config)
     # Right of six, plain: neutral 3, clerk 6, sailor 3, troll 0. As pairs: clerk 6, sailor 3, troll 3 (the neutral answers).
@@ -246,14 +246,14 @@ def test_the_numbers_are_exact(tmp_path: Path) -> None:
         assert without.value is not None
         assert gain.value == pytest.approx(with_neutral.value - without.value)
     # The clerk differs 3 times and the troll 5, of which in 3 neither answer is right.
-    assert (found.n_agreed, found.n_one_sided, found.n_differed) == (9, 1, 8)
-    assert (found.n_persona, found.n_unreadable) == (3, 3)
+    assert (found.n_agreed, found.n_one_sided, found.n_disagreed) == (9, 1, 8)
+    assert (found.n_persona_chosen, found.n_unreadable) == (3, 3)
     assert (found.n_scored, found.n_asked) == (18, 18)
-    assert found.spent is not None
-    assert found.once is not None
-    assert found.spent.total == pytest.approx(20 + 80 / 18)
-    assert found.once.total == 10.0
-    assert found.times == pytest.approx(2 + 8 / 18)
+    assert found.tokens_per_answer is not None
+    assert found.baseline_tokens is not None
+    assert found.tokens_per_answer.total == pytest.approx(20 + 80 / 18)
+    assert found.baseline_tokens.total == 10.0
+    assert found.token_ratio == pytest.approx(2 + 8 / 18)
     metrics = read_json(config.out / "metrics.json")
     assert metrics.pop("strategy") == found.model_dump(mode="json")
     assert metrics == plain.model_dump(mode="json")
@@ -262,8 +262,8 @@ def test_the_numbers_are_exact(tmp_path: Path) -> None:
 def test_choices_are_no_part_of_the_grid(tmp_path: Path) -> None:
     with openai_server(reply) as server:
         config = both(tmp_path, server.base_url)
-        plain = stability(config)
-    assert plain == measure(config.out)
+        plain = run_stability(config)
+    assert plain == measure_stability(config.out)
     assert (plain.n_questions, plain.n_scored, plain.n_asked) == (6, 18, 18)
     kept = read_cells(config.out / "records.jsonl")
     choices = [one for key, one in kept.items() if key.question_id.startswith("choice:")]
@@ -278,12 +278,12 @@ def test_a_choice_that_failed_is_owed_and_only_it_is_asked_again(tmp_path: Path)
 
     with openai_server(flaky) as server:
         config = both(tmp_path, server.base_url)
-        with pytest.raises(OwedCellsError, match=r"1 of 32 cells have no score; run the same command again to fill them$"):
-            stability(config)
+        with pytest.raises(IncompleteRunError, match=r"1 of 32 cells have no score; run the same command again to fill them$"):
+            run_stability(config)
         partly = found_in(config)
-        assert (partly.n_scored, partly.n_asked, partly.n_differed) == (17, 18, 7)
+        assert (partly.n_scored, partly.n_asked, partly.n_disagreed) == (17, 18, 7)
         assert read_json(config.out / "metrics.json")["strategy"] == partly.model_dump(mode="json")
-        stability(config)
+        run_stability(config)
         assert len(server.asked) == 32 + 1
     assert found_in(config).n_scored == 18
 
@@ -294,20 +294,20 @@ def test_an_answer_that_is_owed_holds_back_its_own_choice_alone(tmp_path: Path) 
 
     with openai_server(flaky) as server:
         config = both(tmp_path, server.base_url)
-        with pytest.raises(OwedCellsError, match="1 of 31 cells"):
-            stability(config)
+        with pytest.raises(IncompleteRunError, match="1 of 31 cells"):
+            run_stability(config)
         assert found_in(config).n_scored == 17
         server.script = reply
-        stability(config)
+        run_stability(config)
         assert len(server.asked) == 31 + 2
     assert found_in(config).accuracy.value == pytest.approx(12 / 18)
 
 
-@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("empty_system_prompt", [False, True])
 def test_the_choice_is_asked_without_persona_as_the_run_asks_without_one(bare: bool, tmp_path: Path) -> None:
     with openai_server(reply) as server:
         config = both(tmp_path, server.base_url)
-        config = config.model_copy(update={"personas": config.personas.model_copy(update={"bare": bare})})
-        stability(config)
+        config = config.model_copy(update={"personas": config.personas.model_copy(update={"empty_system_prompt": bare})})
+        run_stability(config)
         sent = [one.body["messages"] for one in server.asked if "Two answers" in asked_what(one.body)]
     assert {tuple(message["role"] for message in messages) for messages in sent} == {("system", "user") if bare else ("user",)}

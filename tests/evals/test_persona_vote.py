@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from permix.evals.grid import Answers
-from permix.evals.strategies.persona_vote import elect, hold, measure
+from permix.evals.grid import GridResults
+from permix.evals.strategies.persona_vote import majority_vote, measure_persona_vote, score_vote
 from permix.types import Cell, Failure, Verdict
 from permix.verification.math_verifier import same_answer
 from tests.sample_runs import answered, cell
@@ -28,7 +28,7 @@ from tests.sample_runs import answered, cell
     ],
 )
 def test_the_answer_given_most_often_wins(ballots: list[str | None], voter: int | None, tied: bool) -> None:
-    assert elect(ballots) == (voter, tied)
+    assert majority_vote(ballots) == (voter, tied)
 
 
 def test_answers_are_one_when_it_takes_no_engine_to_say_so() -> None:
@@ -48,7 +48,7 @@ def ballot(text: str | None, correct: bool | None = False) -> Cell:
 
 
 def verdict_of(*cells: Cell | None) -> float | None:
-    vote = hold(cells)
+    vote = score_vote(cells)
     return None if vote is None else vote.score
 
 
@@ -70,7 +70,7 @@ def test_no_score_is_not_zero() -> None:
     assert math.isnan(won)
 
 
-def grid(rows: dict[str | None, list[tuple[str | None, bool]]]) -> Answers:
+def grid(rows: dict[str | None, list[tuple[str | None, bool]]]) -> GridResults:
     """Voters' (answer, right) by question; six tokens a call (`answered`)."""
     cells = [
         ballot(text, right).model_copy(update={"persona_id": persona, "question_id": f"q{number}"})
@@ -78,7 +78,7 @@ def grid(rows: dict[str | None, list[tuple[str | None, bool]]]) -> Answers:
         for number, (text, right) in enumerate(row)
     ]
     personas = tuple(persona for persona in rows if persona is not None)
-    return Answers({one.key: one for one in cells}, personas, ("q0", "q1", "q2", "q3"), 1)
+    return GridResults({one.key: one for one in cells}, personas, ("q0", "q1", "q2", "q3"), 1)
 
 
 ROWS: dict[str | None, list[tuple[str | None, bool]]] = {
@@ -92,17 +92,22 @@ q2: 9 twice (none, b), 3 twice: the same. q3: one ballot, right."""
 
 
 def test_the_numbers_are_exact() -> None:
-    found = measure(grid(ROWS), seed=0, resamples=200)
+    found = measure_persona_vote(grid(ROWS), seed=0, resamples=200)
     assert found.accuracy.value == pytest.approx(2 / 4)
     assert found.baseline.value == pytest.approx(1 / 4)
     assert found.gain.value == pytest.approx(1 / 4)
     # The mean persona: (3 + 1 + 2) of 12.
     assert found.gain_over_mean.value == pytest.approx(2 / 4 - 6 / 12)
-    assert (found.n_voters, found.n_tied, found.n_silent, found.n_unparsed) == (4, 3, 0, 3)
+    assert (found.n_voters, found.n_tied, found.n_unanswered, found.n_unparsed) == (4, 3, 0, 3)
     assert (found.n_scored, found.n_asked) == (4, 4)
-    assert found.spent is not None
-    assert found.once is not None
-    assert (found.spent.prompt, found.spent.completion, found.once.total, found.times) == (20.0, 4.0, 6.0, 4.0)
+    assert found.tokens_per_answer is not None
+    assert found.baseline_tokens is not None
+    assert (
+        found.tokens_per_answer.prompt_tokens,
+        found.tokens_per_answer.completion_tokens,
+        found.baseline_tokens.total,
+        found.token_ratio,
+    ) == (20.0, 4.0, 6.0, 4.0)
     assert found.gain.low is not None
     assert found.gain.low <= 1 / 4
 
@@ -110,12 +115,14 @@ def test_the_numbers_are_exact() -> None:
 def test_a_question_with_a_ballot_owed_is_left_out_of_score_and_cost() -> None:
     whole = grid(ROWS)
     lost = next(key for key in whole.cells if key.persona_id == "c" and key.question_id == "q3")
-    found = measure(whole._replace(cells={key: one for key, one in whole.cells.items() if key != lost}), seed=0, resamples=200)
+    found = measure_persona_vote(
+        whole._replace(cells={key: one for key, one in whole.cells.items() if key != lost}), seed=0, resamples=200
+    )
     assert (found.n_scored, found.n_asked) == (3, 4)
     assert found.accuracy.value == pytest.approx(1 / 3)
     assert found.gain.n == 3
-    assert found.spent is not None
-    assert found.spent.total == 24.0  # not the 23 that half a sum would give
+    assert found.tokens_per_answer is not None
+    assert found.tokens_per_answer.total == 24.0  # not the 23 that half a sum would give
 
 
 def test_samples_are_votes_of_their_own() -> None:
@@ -124,6 +131,6 @@ def test_samples_are_votes_of_their_own() -> None:
         for persona, texts in ((None, "55"), ("a", "56"), ("b", "66"))
         for sample, text in enumerate(texts)
     ]
-    found = measure(Answers({one.key: one for one in cells}, ("a", "b"), ("q",), 2), seed=0, resamples=200)
+    found = measure_persona_vote(GridResults({one.key: one for one in cells}, ("a", "b"), ("q",), 2), seed=0, resamples=200)
     assert found.accuracy.value == 0.5  # 5, 5, 6 and then 5, 6, 6
     assert (found.n_scored, found.n_asked) == (2, 2)

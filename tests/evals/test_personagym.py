@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.config import GymConfig
-from permix.errors import ConfigError, OwedCellsError
-from permix.evals.personagym import GymAnswers, measure, spread
-from permix.personas.personagym import read_gym
-from permix.pipelines.fidelity import fidelity
+from permix.config import PersonaGymConfig
+from permix.errors import ConfigError, IncompleteRunError
+from permix.evals.personagym import PersonaGymCounts, count_personagym_answers, sample_balanced_questions
+from permix.personas.personagym import read_personagym
+from permix.pipelines.fidelity import run_fidelity
 from permix.pipelines.preflight import check_config
 from permix.report.runs import Run
 from permix.storage.cells import read_cells
@@ -41,8 +41,8 @@ def three_words(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -
 
 def test_every_persona_is_asked_its_own_questions_and_some_are_asked_of_nobody(tmp_path: Path) -> None:
     with openai_server(three_words) as server:
-        found = fidelity(gym_config(tmp_path, server.base_url))
-        assert fidelity(gym_config(tmp_path, server.base_url)) == found
+        found = run_fidelity(gym_config(tmp_path, server.base_url))
+        assert run_fidelity(gym_config(tmp_path, server.base_url)) == found
     asked = Counter((system_of(one.body), asked_what(one.body)) for one in server.asked)
     assert len(server.asked) == 23  # 2 × 5 × 2 and 3, none of them twice
     for system, name in (("You are a 40-year-old baker from Lyon, who sings.", BAKER), ("You are an 11-year-old diver.", DIVER)):
@@ -50,12 +50,12 @@ def test_every_persona_is_asked_its_own_questions_and_some_are_asked_of_nobody(t
         assert len(own) == 10
         assert all(question.endswith(f"{name}?") for question in own)
     assert sum(count for (system, _), count in asked.items() if system is None) == 3
-    assert isinstance(found, GymAnswers)
+    assert isinstance(found, PersonaGymCounts)
     assert (found.n_personas, found.answers.n_asked, found.answers.n_answered) == (2, 20, 20)
     assert found.answers.mean_words == pytest.approx((16 * 3 + 4 * 5) / 20)
-    assert found.answers.cut_off == pytest.approx(4 / 20)
+    assert found.answers.truncated_share == pytest.approx(4 / 20)
     habits = found.tasks["Linguistic Habits"]
-    assert (habits.n_asked, habits.mean_words, habits.cut_off) == (4, 5, 1)
+    assert (habits.n_asked, habits.mean_words, habits.truncated_share) == (4, 5, 1)
     assert found.without_persona.n_answered == 3
     metrics = read_json(tmp_path / "run" / "metrics.json")
     assert metrics.pop("unjudged")["n_answers"] == found.answers.n_answered
@@ -64,7 +64,7 @@ def test_every_persona_is_asked_its_own_questions_and_some_are_asked_of_nobody(t
 
 def test_what_was_asked_stands_in_the_run_in_words(tmp_path: Path) -> None:
     with openai_server(three_words) as server:
-        fidelity(gym_config(tmp_path, server.base_url, {"light": True}))
+        run_fidelity(gym_config(tmp_path, server.base_url, {"light": True}))
     asked = read_json(tmp_path / "run" / "asked.json")
     assert sorted(asked["persona_texts"].values()) == ["a 40-year-old baker from Lyon, who sings", "an 11-year-old diver"]
     assert len(asked["questions_asked"]) == len(asked["question_ids"]) == 10
@@ -82,27 +82,27 @@ def test_missing_answers_are_owed_and_the_command_asks_only_for_them(tmp_path: P
     with openai_server(flaky) as server:
         file = tmp_path / "gym.toml"
         file.write_text(toml(gym_values(tmp_path, server.base_url)))
-        assert cli.run(["fidelity", str(file)]) == 3
+        assert cli.run_cli(["fidelity", str(file)]) == 3
         metrics = read_json(tmp_path / "run" / "metrics.json")
         assert (metrics["answers"]["n_answered"], metrics["answers"]["n_asked"]) == (18, 20)
-        assert metrics["tasks"]["Toxicity Control"] == {"n_asked": 4, "n_answered": 2, "mean_words": 3.0, "cut_off": 0.0}
-        with pytest.raises(OwedCellsError, match="2 of 23 answers are missing"):
-            fidelity(gym_config(tmp_path, server.base_url))
+        assert metrics["tasks"]["Toxicity Control"] == {"n_asked": 4, "n_answered": 2, "mean_words": 3.0, "truncated_share": 0.0}
+        with pytest.raises(IncompleteRunError, match="2 of 23 answers are missing"):
+            run_fidelity(gym_config(tmp_path, server.base_url))
         server.script = three_words
-        assert cli.run(["fidelity", str(file)]) == 0
+        assert cli.run_cli(["fidelity", str(file)]) == 0
     assert len(server.asked) == 23 + 2 + 2
-    assert measure(tmp_path / "run").answers.n_answered == 20
+    assert count_personagym_answers(tmp_path / "run").answers.n_answered == 20
     assert (tmp_path / "run" / "report" / "report.md").exists()
 
 
 def test_a_killed_run_goes_on_from_what_is_whole(tmp_path: Path) -> None:
     with openai_server(three_words) as server:
-        fidelity(gym_config(tmp_path, server.base_url))
+        run_fidelity(gym_config(tmp_path, server.base_url))
         records = tmp_path / "run" / "records.jsonl"
         whole = records.read_bytes().splitlines(keepends=True)
         records.write_bytes(b"".join(whole[:9]) + whole[9][:40])
         server.asked.clear()
-        fidelity(gym_config(tmp_path, server.base_url))
+        run_fidelity(gym_config(tmp_path, server.base_url))
     assert len(server.asked) == 14
     assert sorted(records.read_bytes().splitlines()) == sorted(line.rstrip() for line in whole)
 
@@ -111,9 +111,9 @@ def test_another_number_of_personas_is_a_choice_by_content_and_seed(tmp_path: Pa
     write_gym(tmp_path / "gym", [f"A {age}-year-old" for age in range(20, 32)], per_task=1)
     with openai_server(three_words) as server:
         config = gym_config(tmp_path, server.base_url, {"without_persona": 0}, personas={"n": 4})
-        fidelity(config)
+        run_fidelity(config)
         first = {system_of(one.body) for one in server.asked}
-        fidelity(gym_config(tmp_path, server.base_url, {"without_persona": 0}, personas={"n": 5}))
+        run_fidelity(gym_config(tmp_path, server.base_url, {"without_persona": 0}, personas={"n": 5}))
     assert len(first) == 4
     assert len(server.asked) == 25  # one persona more is five answers more
     assert {one.persona_id for one in read_cells(tmp_path / "run" / "records.jsonl")} != {None}
@@ -121,17 +121,19 @@ def test_another_number_of_personas_is_a_choice_by_content_and_seed(tmp_path: Pa
 
 @pytest.mark.parametrize("n", [5, 10, 20, 60])
 def test_questions_without_persona_are_spread_over_personas_and_tasks(n: int, tmp_path: Path) -> None:
-    _, questions = read_gym(GymConfig(path=write_gym(tmp_path / "gym", [f"A {age}-year-old" for age in range(20, 32)])))
-    chosen = spread(questions, n, seed=0)
+    _, questions = read_personagym(
+        PersonaGymConfig(path=write_gym(tmp_path / "gym", [f"A {age}-year-old" for age in range(20, 32)]))
+    )
+    chosen = sample_balanced_questions(questions, n, seed=0)
     assert len({one.id for one in chosen}) == n
     by_persona, by_task = Counter(one.persona_id for one in chosen), Counter(one.task for one in chosen)
     assert len(by_persona) == min(n, 12)
     assert max(by_persona.values()) - min(by_persona.values()) <= 1
     assert len(by_task) == 5
     assert max(by_task.values()) - min(by_task.values()) <= 2
-    assert chosen == spread(tuple(reversed(questions)), n, seed=0)
-    assert chosen != spread(questions, n, seed=1)
-    assert spread(questions, 1000, seed=0)[:n] == chosen
+    assert chosen == sample_balanced_questions(tuple(reversed(questions)), n, seed=0)
+    assert chosen != sample_balanced_questions(questions, n, seed=1)
+    assert sample_balanced_questions(questions, 1000, seed=0)[:n] == chosen
 
 
 @pytest.mark.parametrize(
@@ -153,12 +155,12 @@ def test_what_means_nothing_here_is_refused(fields: dict[str, Any], said: str, t
 def test_answers_of_another_kind_are_not_mixed_in(tmp_path: Path) -> None:
     with openai_server(three_words) as server:
         config = gym_config(tmp_path, server.base_url)
-        fidelity(config)
+        run_fidelity(config)
         born = json.loads((config.out / "provenance.json").read_text())
         del born["identity"]["kind"]
         (config.out / "provenance.json").write_text(json.dumps(born))
         with pytest.raises(ConfigError, match="this run was made with kind = None, not 'personagym'"):
-            fidelity(config)
+            run_fidelity(config)
 
 
 def test_check_says_what_would_be_asked(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.config import ExportStage, StabilityStage, TaskConfig, build
-from permix.errors import ConfigError, DataError, OwedCellsError
-from permix.evals.stability import measure, read_rounds, stability
-from permix.interop.stage import export_stage
+from permix.config import ExportConfig, StabilityConfig, TaskConfig, build_config
+from permix.errors import ConfigError, DataError, IncompleteRunError
+from permix.evals.stability import measure_stability, read_rounds, run_stability
+from permix.interop.stage import export_run
 from permix.pipelines.preflight import check_config
 from permix.report.builder import build_report
 from permix.report.comparisons import compare_runs
@@ -42,8 +42,8 @@ def values(folder: Path, url: str, **fields: Any) -> dict[str, Any]:
     return found
 
 
-def config(folder: Path, url: str, **fields: Any) -> StabilityStage:
-    return build(StabilityStage, values(folder, url, **fields), source="test")
+def config(folder: Path, url: str, **fields: Any) -> StabilityConfig:
+    return build_config(StabilityConfig, values(folder, url, **fields), source="test")
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def asked_of(run: Path) -> Counter[str | None]:
 
 def test_cells_go_where_they_decide(tmp_path: Path) -> None:
     with openai_server(reply) as server:
-        found = stability(config(tmp_path, server.base_url, precision=0.1))
+        found = run_stability(config(tmp_path, server.base_url, precision=0.1))
         assert len(server.asked) < 600
     rounds = read_rounds(tmp_path / "run")
     assert rounds[0].personas == ("clerk", "nurse", "sailor", "troll")
@@ -68,7 +68,7 @@ def test_cells_go_where_they_decide(tmp_path: Path) -> None:
     assert found.pss.low is not None
     assert found.pss.high is not None
     assert (found.pss.high - found.pss.low) / 2 <= 0.1 or rounds[-1].until == 120
-    assert measure(tmp_path / "run") == found
+    assert measure_stability(tmp_path / "run") == found
     assert read_json(tmp_path / "run" / "metrics.json") == found.model_dump(mode="json")
     build_report([tmp_path / "run"], tmp_path / "report")
     said = (tmp_path / "report" / "report.md").read_text()
@@ -77,10 +77,10 @@ def test_cells_go_where_they_decide(tmp_path: Path) -> None:
 
 def test_the_budget_is_kept_and_a_larger_one_goes_on(tmp_path: Path) -> None:
     with openai_server(reply) as server:
-        stability(config(tmp_path, server.base_url, budget=170))  # the opening takes 5 × 30
+        run_stability(config(tmp_path, server.base_url, budget=170))  # the opening takes 5 × 30
         assert 165 <= len(server.asked) <= 170
         first = read_rounds(tmp_path / "run")
-        stability(config(tmp_path, server.base_url, budget=260))
+        run_stability(config(tmp_path, server.base_url, budget=260))
         assert 255 <= len(server.asked) <= 260
     assert read_rounds(tmp_path / "run")[: len(first)] == first
     assert set(asked_of(tmp_path / "run").values()) <= set(range(30, 121))
@@ -97,12 +97,12 @@ def test_the_budget_is_kept_and_a_larger_one_goes_on(tmp_path: Path) -> None:
 )
 def test_rounds_go_on_with_what_they_began_with(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
     with openai_server(reply) as server:
-        stability(config(tmp_path, server.base_url, budget=160))
+        run_stability(config(tmp_path, server.base_url, budget=160))
         before = {one.name: one.read_bytes() for one in (tmp_path / "run").iterdir() if one.is_file() and one.name != ".lock"}
         if "personas" in fields:
             fields = {"personas": {"pool": str(write_pool(tmp_path / "fewer.toml", "clerk", "troll"))}}
         with pytest.raises(ConfigError, match=said):
-            stability(config(tmp_path, server.base_url, budget=300, label="second", **fields))
+            run_stability(config(tmp_path, server.base_url, budget=300, label="second", **fields))
     assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before
 
 
@@ -110,7 +110,7 @@ def test_questions_come_in_a_drawn_order_and_not_level_by_level(tmp_path: Path) 
     """A task may give easy questions first; then later rounds, which only some are asked, would be the harder ones."""
     task = {"name": "arithmetic", "levels": ["add-1", "add-2"], "n": 90}
     with openai_server(reply) as server:
-        stability(config(tmp_path, server.base_url, budget=160, task=task))
+        run_stability(config(tmp_path, server.base_url, budget=160, task=task))
     given = [one.id for one in load_questions(TaskConfig.model_validate(task))[1]]
     asked = read_json(tmp_path / "run" / "asked.json")["question_ids"]
     assert set(asked) < set(given)
@@ -119,12 +119,12 @@ def test_questions_come_in_a_drawn_order_and_not_level_by_level(tmp_path: Path) 
 
 def test_a_run_in_rounds_may_be_made_whole_and_not_the_other_way_round(tmp_path: Path) -> None:
     with openai_server(reply) as server:
-        stability(config(tmp_path, server.base_url, budget=160))
-        found = stability(config(tmp_path, server.base_url))
+        run_stability(config(tmp_path, server.base_url, budget=160))
+        found = run_stability(config(tmp_path, server.base_url))
         assert len(server.asked) == 600  # nothing twice
         assert (found.n_asked, found.n_scored, read_rounds(tmp_path / "run")) == (480, 480, ())
         with pytest.raises(ConfigError, match="this run asks its whole grid; leave budget and precision out"):
-            stability(config(tmp_path, server.base_url, budget=300, label="second"))
+            run_stability(config(tmp_path, server.base_url, budget=300, label="second"))
         assert len(server.asked) == 600
         assert read_json(tmp_path / "run" / "config.json")["label"] is None
 
@@ -134,14 +134,14 @@ def test_a_run_in_rounds_may_be_made_whole_and_not_the_other_way_round(tmp_path:
     [
         Moment("permix.storage.run_dir:RunDir.append", call=77),  # in the opening
         Moment("permix.storage.run_dir:RunDir.append", call=170, torn=False),  # in the second round
-        Moment("permix.metrics.sequential:following"),  # a round was settled and not written
-        Moment("permix.evals.stability:_cells", call=2),  # written, and not asked
+        Moment("permix.metrics.sequential:next_round"),  # a round was settled and not written
+        Moment("permix.evals.stability:_cells_of_rounds", call=2),  # written, and not asked
     ],
     ids=lambda moment: f"{moment.function}-{moment.call}",
 )
 def test_a_killed_run_settles_the_same_rounds(moment: Moment, tmp_path: Path) -> None:
     with openai_server(reply) as server:
-        whole = stability(config(tmp_path, server.base_url, budget=220, out=str(tmp_path / "whole")))
+        whole = run_stability(config(tmp_path, server.base_url, budget=220, out=str(tmp_path / "whole")))
         asked = len(server.asked)
         file = tmp_path / "stability.toml"
         file.write_text(toml(values(tmp_path, server.base_url, budget=220)))
@@ -149,7 +149,7 @@ def test_a_killed_run_settles_the_same_rounds(moment: Moment, tmp_path: Path) ->
         assert command("stability", str(file)) == 0
         assert len(server.asked) <= 2 * asked + 1  # at most the cell that was in flight is asked again
     assert read_rounds(tmp_path / "run") == read_rounds(tmp_path / "whole")
-    assert measure(tmp_path / "run") == whole
+    assert measure_stability(tmp_path / "run") == whole
 
 
 def test_a_round_waits_for_what_is_owed(tmp_path: Path) -> None:
@@ -158,10 +158,10 @@ def test_a_round_waits_for_what_is_owed(tmp_path: Path) -> None:
 
     with openai_server(flaky) as server:
         stage = config(tmp_path, server.base_url, budget=220)
-        with pytest.raises(OwedCellsError, match="1 of 150 cells have no score"):
-            stability(stage)
+        with pytest.raises(IncompleteRunError, match="1 of 150 cells have no score"):
+            run_stability(stage)
         assert len(server.asked) == 150  # no further round in the dark
-        assert stability(stage).n_scored == asked_of(stage.out).total() - asked_of(stage.out)[None]
+        assert run_stability(stage).n_scored == asked_of(stage.out).total() - asked_of(stage.out)[None]
 
 
 def test_too_small_a_budget_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_too_small_a_budget_is_refused_before_anything_is_asked(tmp_path: Path) 
         with pytest.raises(
             ConfigError, match=r"budget = 149: the first round asks 4 personas and none 30 questions each, 150 cells"
         ):
-            stability(config(tmp_path, server.base_url, budget=149))
+            run_stability(config(tmp_path, server.base_url, budget=149))
         assert (server.asked, (tmp_path / "run").exists()) == ([], False)
         file = tmp_path / "stability.toml"
         file.write_text(toml(values(tmp_path, server.base_url, budget=300)))
@@ -185,23 +185,23 @@ def test_too_small_a_budget_is_refused_before_anything_is_asked(tmp_path: Path) 
 )
 def test_what_asks_everything_cannot_be_sequential(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        build(StabilityStage, {"stage": "stability"} | fields, source="test")
+        build_config(StabilityConfig, {"stage": "stability"} | fields, source="test")
 
 
 def test_it_is_not_held_against_another_run(tmp_path: Path) -> None:
     with openai_server(reply) as server:
-        stability(config(tmp_path, server.base_url, budget=160))
-        stability(config(tmp_path, server.base_url, out=str(tmp_path / "whole"), label="whole"))
+        run_stability(config(tmp_path, server.base_url, budget=160))
+        run_stability(config(tmp_path, server.base_url, out=str(tmp_path / "whole"), label="whole"))
     with pytest.raises(DataError, match="cells were spent where they decided"):
         compare_runs(tmp_path / "run", tmp_path / "whole", resamples=100)
     with pytest.raises(DataError, match="cells were spent where they decide"):
-        export_stage(ExportStage(run=tmp_path / "run", format="lm-eval", out=tmp_path / "exported"))
+        export_run(ExportConfig(run=tmp_path / "run", format="lm-eval", out=tmp_path / "exported"))
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with openai_server(reply) as server:
         file = tmp_path / "stability.toml"
         file.write_text(toml(values(tmp_path, server.base_url)))
-        assert cli.run(["stability", str(file), "--budget", "200"]) == 0
+        assert cli.run_cli(["stability", str(file), "--budget", "200"]) == 0
     shown = capsys.readouterr()
     assert "round 1: 30 questions, 150 cells; PSS 0." in shown.err + shown.out

@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.config import PersonasConfig, PlanConfig, StabilityStage, TaskConfig, build
-from permix.errors import ConfigError, OwedCellsError
-from permix.evals.stability import grids, measure, stability
-from permix.inference.openai import AHEAD
-from permix.plan import compile_from, write_plan
+from permix.config import PersonasConfig, RolloutPlanConfig, StabilityConfig, TaskConfig, build_config
+from permix.errors import ConfigError, IncompleteRunError
+from permix.evals.stability import measure_stability, read_stability_grid, run_stability
+from permix.inference.openai import BUFFERED_PER_REQUEST
+from permix.plan import compile_plan_from_config, write_plan
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.storage.run_dir import RunDir
 from permix.tasks import load_questions
-from permix.tasks.contamination import Seen, write_seen
+from permix.tasks.contamination import TrainedOn, write_trained_on
 from permix.types import Cell, CellKey, Verdict
 from tests.killable import PRELOAD
 from tests.sample_runs import asked_as, asked_what, endpoint, solve, stability_config, stability_values, toml, write_pool
@@ -42,12 +42,12 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reply(body: Mapping[str, Any], nth: int = 0, headers: Mapping[str, str] | None = None) -> str:
-    """The first `RIGHT` questions rightly, the others one too much."""
+    """The first `FULL_SCORE_BYTE` questions rightly, the others one too much."""
     question = asked_what(body)
     return f"It is {solve(question) + (QUESTIONS.index(question) >= RIGHT[asked_as(body)])}."
 
 
-def records(config: StabilityStage) -> Mapping[CellKey, Cell]:
+def records(config: StabilityConfig) -> Mapping[CellKey, Cell]:
     return read_cells(config.out / "records.jsonl")
 
 
@@ -57,7 +57,7 @@ def records(config: StabilityStage) -> Mapping[CellKey, Cell]:
 def test_the_numbers_are_exact(tmp_path: Path) -> None:
     with openai_server(reply) as server:
         config = stability_config(tmp_path, server.base_url)
-        summary = stability(config)
+        summary = run_stability(config)
     assert [(one.id, one.accuracy.value) for one in summary.personas] == [
         ("clerk", 1.0),
         ("sailor", pytest.approx(4 / 6)),
@@ -66,7 +66,7 @@ def test_the_numbers_are_exact(tmp_path: Path) -> None:
     assert summary.pss_observed.value == pytest.approx(1 / 6)  # (1/6) / 1
     assert summary.baseline.value == 1.0
     assert summary.mean.value == pytest.approx(11 / 18)
-    assert summary.shift.value == pytest.approx(-7 / 18)
+    assert summary.mean_minus_baseline.value == pytest.approx(-7 / 18)
     # Six questions say little: the noise taken off, the worst persona lies nearer to the others.
     assert summary.worst.value is not None
     assert 1 / 6 < summary.worst.value < 11 / 18
@@ -79,7 +79,7 @@ def test_the_numbers_are_exact(tmp_path: Path) -> None:
 def test_what_was_asked_is_what_is_recorded(tmp_path: Path) -> None:
     with openai_server(reply) as server:
         config = stability_config(tmp_path, server.base_url, sampling={"temperature": 0.5, "top_p": 0.9, "max_new_tokens": 16})
-        stability(config)
+        run_stability(config)
     cells = list(records(config).values())
     assert [one.body["messages"] for one in server.asked] == [list(cell.messages) for cell in cells]
     assert [one.body["seed"] for one in server.asked] == [cell.seed & 0x7FFFFFFF for cell in cells]
@@ -94,8 +94,8 @@ def test_what_was_asked_is_what_is_recorded(tmp_path: Path) -> None:
 def test_a_finished_run_asks_nothing_more_and_measures_the_same(tmp_path: Path) -> None:
     with openai_server(reply) as server:
         config = stability_config(tmp_path, server.base_url)
-        first = stability(config)
-        assert stability(config) == first
+        first = run_stability(config)
+        assert run_stability(config) == first
         assert len(server.asked) == 24
 
 
@@ -104,18 +104,20 @@ def test_samples_differ_in_seed_and_are_averaged(tmp_path: Path) -> None:
         return reply(body) if nth % 2 == 0 else "no idea"
 
     with openai_server(alternate) as server:
-        summary = stability(stability_config(tmp_path, server.base_url, samples=2))
+        summary = run_stability(stability_config(tmp_path, server.base_url, samples=2))
     assert len({one.body["seed"] for one in server.asked}) == 48
     assert [one.accuracy.value for one in summary.personas] == [pytest.approx(right / 12) for right in (6, 4, 1)]
     assert (summary.n_scored, summary.n_asked) == (36, 36)
 
 
-@pytest.mark.parametrize(("bare", "roles"), [(False, ["user"]), (True, ["system", "user"])])
+@pytest.mark.parametrize(("empty_system_prompt", "roles"), [(False, ["user"]), (True, ["system", "user"])])
 def test_bare_sends_an_empty_system_message_instead_of_none(bare: bool, roles: list[str], tmp_path: Path) -> None:
     with openai_server(reply) as server:
         values = stability_values(tmp_path, server.base_url)
-        config = build(StabilityStage, values | {"personas": values["personas"] | {"bare": bare}}, source="test")
-        assert stability(config).baseline.value == 1.0
+        config = build_config(
+            StabilityConfig, values | {"personas": values["personas"] | {"empty_system_prompt": bare}}, source="test"
+        )
+        assert run_stability(config).baseline.value == 1.0
     sent = server.asked[0].body["messages"]
     assert [message["role"] for message in sent] == roles
     assert sent[0]["content"] == ("" if bare else QUESTIONS[0])
@@ -131,15 +133,15 @@ def test_failures_are_owed_not_wrong_and_a_second_run_asks_only_them(tmp_path: P
 
     with openai_server(flaky) as server:
         config = stability_config(tmp_path, server.base_url)
-        with pytest.raises(OwedCellsError, match="2 of 24 cells have no score; run the same command again"):
-            stability(config)
-        partly = measure(config.out)
+        with pytest.raises(IncompleteRunError, match="2 of 24 cells have no score; run the same command again"):
+            run_stability(config)
+        partly = measure_stability(config.out)
         assert (partly.n_scored, partly.n_asked) == (16, 18)
         assert partly.personas[2].accuracy.value == pytest.approx(1 / 4)  # of four answers, not of six
         assert read_json(config.out / "metrics.json") == partly.model_dump(mode="json")
 
         server.script = reply
-        summary = stability(config)
+        summary = run_stability(config)
         assert len(server.asked) == 24 + 2
     assert summary.personas[2].accuracy.value == pytest.approx(1 / 6)
     assert summary.n_scored == 18
@@ -148,16 +150,16 @@ def test_failures_are_owed_not_wrong_and_a_second_run_asks_only_them(tmp_path: P
 def test_a_verifier_that_failed_is_counted_and_asked_again_without_the_model(tmp_path: Path) -> None:
     with openai_server(reply) as server:
         config = stability_config(tmp_path, server.base_url)
-        whole = stability(config)
+        whole = run_stability(config)
         lost = records(config)[CellKey("clerk", "arithmetic:" + QUESTIONS[0][8:-1].replace(" ", ""), 0)]
         identity = read_json(config.out / "provenance.json")["identity"]
         with RunDir.open(config.out, config, identity) as run:
             run.append([lost.model_copy(update={"verdict": Verdict(correct=None, error="out of memory")})])
-        partly = measure(config.out)
+        partly = measure_stability(config.out)
         assert (partly.n_scored, partly.n_asked) == (17, 18)
         assert partly.personas[0].n == 5
         assert partly.personas[0].accuracy.value == 1.0  # 5 of 5
-        assert stability(config) == whole
+        assert run_stability(config) == whole
         assert len(server.asked) == 24
 
 
@@ -168,20 +170,20 @@ def test_the_command_exits_with_3_while_cells_are_owed(tmp_path: Path, capsys: p
     with openai_server(flaky) as server:
         file = tmp_path / "stability.toml"
         file.write_text(toml(stability_values(tmp_path, server.base_url)))
-        assert cli.run(["stability", str(file)]) == 3
+        assert cli.run_cli(["stability", str(file)]) == 3
         shown = capsys.readouterr()
         assert "1 of 24 cells have no score; run the same command again" in shown.err
         report = tmp_path / "run" / "report" / "report.md"
         assert "17 of 18 cells scored" in report.read_text()
         assert "run/report/report.md" in shown.out.replace("\n", "")
 
-        assert cli.run(["stability", str(file)]) == 0
+        assert cli.run_cli(["stability", str(file)]) == 0
         assert len(server.asked) == 25
         assert "18 of 18 cells scored" in report.read_text()
 
         # A run that is refused shows no table: it would be that of another model.
         capsys.readouterr()
-        assert cli.run(["stability", str(file), "--seed", "1"]) == 2
+        assert cli.run_cli(["stability", str(file), "--seed", "1"]) == 2
         refused = capsys.readouterr()
         assert "this run was made with seed = 0, not 1" in refused.err
         assert refused.out == ""
@@ -193,26 +195,26 @@ def test_the_command_exits_with_3_while_cells_are_owed(tmp_path: Path, capsys: p
 def test_a_larger_run_goes_on_and_a_smaller_one_measures_what_it_names(tmp_path: Path) -> None:
     with openai_server(reply) as server:
         few = stability_config(tmp_path, server.base_url, task={"levels": ["add-1"], "n": 4})
-        assert [one.accuracy.value for one in stability(few).personas] == [1.0, 1.0, 0.25]
+        assert [one.accuracy.value for one in run_stability(few).personas] == [1.0, 1.0, 0.25]
         assert len(server.asked) == 16
         many = stability_config(tmp_path, server.base_url)
-        assert stability(many).personas[2].accuracy.value == pytest.approx(1 / 6)
+        assert run_stability(many).personas[2].accuracy.value == pytest.approx(1 / 6)
         assert len(server.asked) == 24
-        assert stability(few).personas[2].accuracy.value == 0.25
+        assert run_stability(few).personas[2].accuracy.value == 0.25
         assert len(server.asked) == 24
-        assert grids(few.out).correct_P_Q_S.shape == (3, 4, 1)
+        assert read_stability_grid(few.out).correct_P_Q_S.shape == (3, 4, 1)
 
 
 def test_a_persona_of_another_text_is_refused_and_the_run_stays_as_it_was(tmp_path: Path) -> None:
     with openai_server(reply) as server:
         config = stability_config(tmp_path, server.base_url)
-        stability(config)
+        run_stability(config)
         before = {path.name: path.read_bytes() for path in config.out.iterdir() if path.is_file() and path.name != ".lock"}
         other = stability_config(tmp_path, server.base_url, resamples=200)
         pool = tmp_path / "pool.toml"
         pool.write_text(pool.read_text().replace("a careful clerk", "a careless clerk"))
         with pytest.raises(ConfigError, match=r"cell 'clerk' × .*this run asked it in other words"):
-            stability(other)
+            run_stability(other)
     assert {name: (config.out / name).read_bytes() for name in before} == before
     assert len(server.asked) == 24
 
@@ -223,14 +225,17 @@ def test_a_persona_of_another_text_is_refused_and_the_run_stays_as_it_was(tmp_pa
 def seen_questions(folder: Path) -> Path:
     """A model folder that was trained on one of the six questions."""
     _, (first, *_) = load_questions(TaskConfig(levels=("add-1",), n=6))
-    write_seen(folder, Seen(frozenset({first.content_hash})))
+    write_trained_on(folder, TrainedOn(frozenset({first.content_hash})))
     return folder
 
 
 def plan_over_heldout(path: Path) -> Path:
     pool = str(write_pool(path.with_name("pool.toml")))
     task = TaskConfig(levels=("add-1",), n=6)
-    write_plan(compile_from(task, PersonasConfig(pool=pool), PlanConfig(steps=1, questions_per_step=2, group_size=2)), path)
+    write_plan(
+        compile_plan_from_config(task, PersonasConfig(pool=pool), RolloutPlanConfig(steps=1, questions_per_step=2, group_size=2)),
+        path,
+    )
     return path
 
 
@@ -240,9 +245,9 @@ def test_questions_a_model_was_trained_on_are_refused_before_anything_is_asked(t
         with pytest.raises(
             ConfigError, match=r"1 of 6 questions of this evaluation were seen in training, the first arithmetic:"
         ):
-            stability(stability_config(tmp_path, server.base_url, model=model))
+            run_stability(stability_config(tmp_path, server.base_url, model=model))
         with pytest.raises(ConfigError, match="2 of 6 questions"):
-            stability(
+            run_stability(
                 stability_config(tmp_path, server.base_url, exclude_plans=[str(plan_over_heldout(tmp_path / "plan.parquet"))])
             )
     assert (server.asked, server.listed) == ([], 0)
@@ -257,7 +262,7 @@ COMMAND = [sys.executable, "-c", "import sys; from permix.cli import main; main(
 
 def undisturbed(folder: Path, base_url: str) -> bytes:
     folder.mkdir()
-    stability(stability_config(folder, base_url))
+    run_stability(stability_config(folder, base_url))
     return (folder / "run" / "metrics.json").read_bytes()
 
 
@@ -281,11 +286,11 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(at: int, tmp_p
         assert killed[0].wait(60) == -signal.SIGKILL
         config = stability_config(tmp_path, server.base_url)
         kept = len(records(config))
-        assert at - AHEAD - 1 <= kept <= at  # what the caller had not taken yet was not on disk
+        assert at - BUFFERED_PER_REQUEST - 1 <= kept <= at  # what the caller had not taken yet was not on disk
         assert not (config.out / "metrics.json").exists()
 
         server.script = reply
-        stability(config)
+        run_stability(config)
         assert len(server.asked) == at + 1 + 24 - kept
         assert (config.out / "metrics.json").read_bytes() == undisturbed(tmp_path / "calm", server.base_url)
     lines = [json.loads(line) for line in (config.out / "records.jsonl").read_bytes().splitlines()]
@@ -322,9 +327,9 @@ def test_a_run_killed_at_twenty_random_moments_ends_as_an_undisturbed_one(tmp_pa
             asked = len(server.asked)
         assert kills >= 10, "the run was done too soon to be killed"
         config = stability_config(tmp_path, server.base_url, **fields)
-        whole = stability(config)
+        whole = run_stability(config)
         (tmp_path / "calm").mkdir()
-        calm = stability(stability_config(tmp_path / "calm", server.base_url, **fields))
+        calm = run_stability(stability_config(tmp_path / "calm", server.base_url, **fields))
     assert whole == calm
     assert (whole.n_scored, whole.n_asked) == (360, 360)
     lines = [json.loads(line) for line in (config.out / "records.jsonl").read_bytes().splitlines()]
@@ -335,12 +340,12 @@ def test_a_run_killed_at_twenty_random_moments_ends_as_an_undisturbed_one(tmp_pa
 def test_a_run_whose_last_record_is_torn_ends_as_if_nothing_had_happened(bytes_left: int, tmp_path: Path) -> None:
     with openai_server(reply) as server:
         config = stability_config(tmp_path, server.base_url)
-        stability(config)
+        run_stability(config)
         calm = (config.out / "metrics.json").read_bytes()
         path = config.out / "records.jsonl"
         path.write_bytes(path.read_bytes()[:bytes_left])
         whole = len(records(config))
-        stability(config)
+        run_stability(config)
         assert len(server.asked) == 24 + 24 - whole
         assert (config.out / "metrics.json").read_bytes() == calm
         assert len(path.read_bytes().splitlines()) == 24
@@ -359,8 +364,8 @@ def test_no_key_is_written_whatever_the_endpoint_says(tmp_path: Path, monkeypatc
     with openai_server(echo) as server:
         model = endpoint(server.base_url, api_key_env="PERMIX_TEST_KEY")
         config = stability_config(tmp_path, server.base_url, model=model)
-        with pytest.raises(OwedCellsError):
-            stability(config)
+        with pytest.raises(IncompleteRunError):
+            run_stability(config)
     written = [path for path in config.out.rglob("*") if path.is_file()]
     assert {"config.json", "provenance.json", "records.jsonl", "metrics.json"} <= {path.name for path in written}
     assert not [path for path in written if b"hunter2" in path.read_bytes()]

@@ -12,13 +12,13 @@ from typing import Any, get_args
 import pytest
 
 from permix import cli
-from permix.config import StabilityStage, TaskConfig
+from permix.config import StabilityConfig, TaskConfig
 from permix.errors import ConfigError, DataError
-from permix.evals.stability import measure, stability
+from permix.evals.stability import measure_stability, run_stability
 from permix.evals.strategies import STRATEGIES, measure_strategy
-from permix.evals.strategies.base import Calls, cost, spent
-from permix.evals.strategies.persona_search import CHOOSING_SPLIT
-from permix.inference.openai import AHEAD
+from permix.evals.strategies.base import AnswerCalls, mean_token_cost, sum_tokens
+from permix.evals.strategies.persona_search import SELECTION_SPLIT
+from permix.inference.openai import BUFFERED_PER_REQUEST
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.tasks import load_questions
@@ -28,7 +28,7 @@ from tests.servers import Action, Hang, error, openai_server
 
 TASK = TaskConfig(levels=("add-1",), n=6)
 QUESTIONS = [question.text for question in load_questions(TASK)[1]]
-CHOOSING = [question.text for question in load_questions(TASK.model_copy(update={"split": CHOOSING_SPLIT, "n": 4}))[1]]
+CHOOSING = [question.text for question in load_questions(TASK.model_copy(update={"split": SELECTION_SPLIT, "n": 4}))[1]]
 NAMES = [name for name in STRATEGIES if name != "none"]
 CELLS = {"persona-search": 12 + 6 + 6, "persona-vote": 24, "persona-plus-neutral": 24 + 8}
 """How many are asked in all, by `reply`."""
@@ -52,13 +52,13 @@ def reply(body: Mapping[str, Any], nth: int = 0, headers: Mapping[str, str] | No
     return str(solve(question) + (persona != "clerk" and QUESTIONS.index(question) >= 3))
 
 
-def strategic(folder: Path, base_url: str, strategy: str, **fields: Any) -> StabilityStage:
+def strategic(folder: Path, base_url: str, strategy: str, **fields: Any) -> StabilityConfig:
     return stability_config(folder, base_url, strategy=strategy, strategy_questions=4, **fields)
 
 
 def test_the_configuration_names_exactly_the_strategies_there_are() -> None:
-    assert get_args(StabilityStage.model_fields["strategy"].annotation) == tuple(STRATEGIES)
-    assert StabilityStage().strategy == "none"
+    assert get_args(StabilityConfig.model_fields["strategy"].annotation) == tuple(STRATEGIES)
+    assert StabilityConfig().strategy == "none"
     assert STRATEGIES["none"].measure is None
 
 
@@ -67,16 +67,23 @@ def test_the_configuration_names_exactly_the_strategies_there_are() -> None:
 
 def test_half_a_sum_of_tokens_is_none() -> None:
     one, failed = answered(), cell(failure=Failure(type="HTTP", message="503"))
-    whole = spent([one, one, one])
+    whole = sum_tokens([one, one, one])
     assert whole is not None
-    assert (whole.prompt, whole.completion, whole.total) == (15, 3, 18)
-    assert spent([one, failed]) is None
-    assert spent([one, None]) is None
-    found = cost([Calls([one, one], one), Calls([one, failed], one), Calls([one, one, one, one], one), Calls([one], None)])
-    assert found.spent is not None
-    assert found.once is not None
-    assert (found.spent.total, found.once.total, found.times) == (18.0, 6.0, 3.0)  # of 12 and 24
-    assert cost([Calls([failed], one)]) == (None, None, None)
+    assert (whole.prompt_tokens, whole.completion_tokens, whole.total) == (15, 3, 18)
+    assert sum_tokens([one, failed]) is None
+    assert sum_tokens([one, None]) is None
+    found = mean_token_cost(
+        [
+            AnswerCalls([one, one], one),
+            AnswerCalls([one, failed], one),
+            AnswerCalls([one, one, one, one], one),
+            AnswerCalls([one], None),
+        ]
+    )
+    assert found.tokens_per_answer is not None
+    assert found.baseline_tokens is not None
+    assert (found.tokens_per_answer.total, found.baseline_tokens.total, found.token_ratio) == (18.0, 6.0, 3.0)  # of 12 and 24
+    assert mean_token_cost([AnswerCalls([failed], one)]) == (None, None, None)
 
 
 def test_an_endpoint_that_reports_no_tokens_has_no_price() -> None:
@@ -85,7 +92,7 @@ def test_an_endpoint_that_reports_no_tokens_has_no_price() -> None:
     free: Cell = answered().model_copy(
         update={"completion": completion.model_copy(update={"prompt_tokens": 0, "completion_tokens": 0})}
     )
-    assert cost([Calls([free, free], free)]).times is None
+    assert mean_token_cost([AnswerCalls([free, free], free)]).token_ratio is None
 
 
 # One run directory
@@ -94,13 +101,13 @@ def test_an_endpoint_that_reports_no_tokens_has_no_price() -> None:
 def test_a_plain_run_goes_on_as_a_vote_without_asking_anything(tmp_path: Path) -> None:
     with openai_server(reply) as server:
         plain = stability_config(tmp_path, server.base_url)
-        summary = stability(plain)
+        summary = run_stability(plain)
         assert "strategy" not in read_json(plain.out / "metrics.json")
         assert measure_strategy(plain.out) is None
         records = (plain.out / "records.jsonl").read_bytes()
 
         vote = strategic(tmp_path, server.base_url, "persona-vote")
-        assert stability(vote) == summary == measure(vote.out)
+        assert run_stability(vote) == summary == measure_stability(vote.out)
         assert len(server.asked) == 24
     assert (plain.out / "records.jsonl").read_bytes() == records
     assert read_json(vote.out / "provenance.json")["identity"]["strategy"] == "persona-vote"
@@ -111,8 +118,8 @@ def test_a_plain_run_goes_on_as_a_vote_without_asking_anything(tmp_path: Path) -
 
 def test_a_plain_run_goes_on_as_persona_plus_neutral_with_the_choices_alone(tmp_path: Path) -> None:
     with openai_server(reply) as server:
-        stability(stability_config(tmp_path, server.base_url))
-        stability(strategic(tmp_path, server.base_url, "persona-plus-neutral"))
+        run_stability(stability_config(tmp_path, server.base_url))
+        run_stability(strategic(tmp_path, server.base_url, "persona-plus-neutral"))
         assert len(server.asked) == CELLS["persona-plus-neutral"]
 
 
@@ -127,11 +134,11 @@ def test_a_plain_run_goes_on_as_persona_plus_neutral_with_the_choices_alone(tmp_
 )
 def test_a_run_keeps_the_strategy_it_was_made_with(first: str, second: str, words: str, tmp_path: Path) -> None:
     with openai_server(reply) as server:
-        stability(strategic(tmp_path, server.base_url, first))
+        run_stability(strategic(tmp_path, server.base_url, first))
         before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
         asked = len(server.asked)
         with pytest.raises(ConfigError, match=words):
-            stability(strategic(tmp_path, server.base_url, second))
+            run_stability(strategic(tmp_path, server.base_url, second))
         assert len(server.asked) == asked
     assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before
 
@@ -175,15 +182,15 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(strategy: str,
         killed.append(subprocess.Popen([*COMMAND, str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         assert killed[0].wait(60) == -signal.SIGKILL
         kept = len(read_cells(config.out / "records.jsonl"))
-        assert at - AHEAD - 1 <= kept <= at
+        assert at - BUFFERED_PER_REQUEST - 1 <= kept <= at
         assert not (config.out / "metrics.json").exists()
 
         server.script = reply
-        stability(config)
+        run_stability(config)
         assert len(server.asked) == at + 1 + CELLS[strategy] - kept
         (tmp_path / "calm").mkdir()
         calm = strategic(tmp_path / "calm", server.base_url, strategy)
-        stability(calm)
+        run_stability(calm)
     for name in ("metrics.json", "asked.json"):
         assert (config.out / name).read_bytes() == (calm.out / name).read_bytes()
     lines = [json.loads(line) for line in (config.out / "records.jsonl").read_bytes().splitlines()]
@@ -206,9 +213,9 @@ def test_the_command_ends_with_a_table_and_exits_with_3_while_cells_are_owed(
     with openai_server(flaky) as server:
         file = tmp_path / "run.toml"
         file.write_text(toml(stability_values(tmp_path, server.base_url, strategy=strategy, strategy_questions=4)))
-        assert cli.run(["stability", str(file)]) == 3
+        assert cli.run_cli(["stability", str(file)]) == 3
         assert f"1 of {CELLS[strategy]} cells have no score; run the same command again" in capsys.readouterr().err
-        assert cli.run(["stability", str(file)]) == 0
+        assert cli.run_cli(["stability", str(file)]) == 0
         assert len(server.asked) == CELLS[strategy] + 1
     shown = capsys.readouterr().out
     assert f"test, {strategy}" in shown
@@ -221,9 +228,9 @@ def test_the_command_ends_with_a_table_and_exits_with_3_while_cells_are_owed(
 
 
 def test_a_flag_chooses_the_strategy_and_a_wrong_one_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.parse("stability", StabilityStage, ["--strategy", "persona-vote"]).strategy == "persona-vote"
+    assert cli.parse_config("stability", StabilityConfig, ["--strategy", "persona-vote"]).strategy == "persona-vote"
     with pytest.raises(SystemExit) as ended:
-        cli.parse("stability", StabilityStage, ["--strategy", "persona-veto"])
+        cli.parse_config("stability", StabilityConfig, ["--strategy", "persona-veto"])
     assert ended.value.code == 2
     assert "persona-plus-neutral" in capsys.readouterr().err
 
@@ -237,11 +244,11 @@ def test_a_real_model_in_this_process(strategy: str, tiny_model: Path, tmp_path:
     )  # fmt: skip
     file = tmp_path / "run.toml"
     file.write_text(toml(values))
-    assert cli.run(["stability", str(file)]) == 0
+    assert cli.run_cli(["stability", str(file)]) == 0
     found = measure_strategy(tmp_path / "run")
     assert found is not None
     assert found.n_scored == found.n_asked == (8 if strategy == "persona-plus-neutral" else 4)
-    assert found.spent is not None
-    assert found.spent.prompt > 0
-    assert found.times is not None
+    assert found.tokens_per_answer is not None
+    assert found.tokens_per_answer.prompt_tokens > 0
+    assert found.token_ratio is not None
     assert found.gain.value is not None

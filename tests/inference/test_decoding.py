@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from permix.inference.generation import Decoded, decode
+from permix.inference.generation import CompletionTokens, generate_tokens
 from permix.inference.hf import encode_chat
-from permix.inference.shared_prefix import shares_prompts
+from permix.inference.shared_prefix import supports_shared_prefix
 from permix.types import Message, Sampling
 from tests.networks import NETWORKS
 from tests.tiny import make_network, make_tokenizer
@@ -37,22 +37,22 @@ def wild() -> tuple[Any, Any]:
 @contextmanager
 def plainly(network: Any) -> Iterator[None]:
     """The network as if it could not read a prompt once for many."""
-    shares_prompts(network)
-    network.shares_prompts = False
+    supports_shared_prefix(network)
+    network.shared_prefix_enabled = False
     try:
         yield
     finally:
-        network.shares_prompts = True
+        network.shared_prefix_enabled = True
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
 def test_long_completions_too_equal_themselves_in_a_batch(wild: tuple[Any, Any], sampling: Sampling) -> None:
     network, tokenizer = wild
     prompts = [encode_chat(tokenizer, messages) for messages in CHATS]
-    together = decode(network, tokenizer, prompts, range(9), sampling)
-    alone = [decode(network, tokenizer, [prompt], [seed], sampling)[0].ids for seed, prompt in enumerate(prompts)]
-    assert [one.ids for one in together] == alone
-    assert len({tuple(one.ids) for one in together}) > 1
+    together = generate_tokens(network, tokenizer, prompts, range(9), sampling)
+    alone = [generate_tokens(network, tokenizer, [prompt], [seed], sampling)[0].token_ids for seed, prompt in enumerate(prompts)]
+    assert [one.token_ids for one in together] == alone
+    assert len({tuple(one.token_ids) for one in together}) > 1
 
 
 def test_greedy_is_the_argmax_of_the_plain_forward_pass(wild: tuple[Any, Any]) -> None:
@@ -61,17 +61,19 @@ def test_greedy_is_the_argmax_of_the_plain_forward_pass(wild: tuple[Any, Any]) -
     ids = list(prompt)
     for _ in range(8):
         ids.append(int(network(torch.tensor([ids])).logits[0, -1].argmax()))
-    assert decode(network, tokenizer, [prompt], [0], Sampling(max_new_tokens=8))[0].ids == ids[len(prompt) :]
+    assert generate_tokens(network, tokenizer, [prompt], [0], Sampling(max_new_tokens=8))[0].token_ids == ids[len(prompt) :]
 
 
 def test_stop_ids_of_the_generation_config_count_too(wild: tuple[Any, Any]) -> None:
     network, tokenizer = wild
     prompt = encode_chat(tokenizer, CHATS[1])
-    free = decode(network, tokenizer, [prompt], [0], GREEDY)[0].ids
+    free = generate_tokens(network, tokenizer, [prompt], [0], GREEDY)[0].token_ids
     own = network.generation_config.eos_token_id
     network.generation_config.eos_token_id = [own, free[5]]
     try:
-        assert decode(network, tokenizer, [prompt], [0], GREEDY) == [Decoded(free[: free.index(free[5]) + 1], [])]
+        assert generate_tokens(network, tokenizer, [prompt], [0], GREEDY) == [
+            CompletionTokens(free[: free.index(free[5]) + 1], [])
+        ]
     finally:
         network.generation_config.eos_token_id = own
 
@@ -80,10 +82,10 @@ def test_stop_ids_of_the_generation_config_count_too(wild: tuple[Any, Any]) -> N
 def test_a_models_own_generation_defaults_change_nothing_and_stay_as_they_were(wild: tuple[Any, Any], sampling: Sampling) -> None:
     network, tokenizer = wild
     prompt = encode_chat(tokenizer, CHATS[1])
-    plain = decode(network, tokenizer, [prompt], [0], sampling)
+    plain = generate_tokens(network, tokenizer, [prompt], [0], sampling)
     network.generation_config.update(repetition_penalty=5.0, do_sample=True, temperature=0.1, top_k=2, no_repeat_ngram_size=1)
     try:
-        assert decode(network, tokenizer, [prompt], [0], sampling) == plain
+        assert generate_tokens(network, tokenizer, [prompt], [0], sampling) == plain
         assert network.generation_config.repetition_penalty == 5.0
     finally:
         network.generation_config = type(network.generation_config)(eos_token_id=1, pad_token_id=1)
@@ -94,11 +96,11 @@ def test_rows_of_one_prompt_are_decoded_as_if_each_had_its_own(wild: tuple[Any, 
     prompts = [encode_chat(tokenizer, messages) for messages in CHATS[:3]]
     mixed = [prompts[n] for n in (2, 0, 1, 0, 2, 0, 0, 1)]
     sampling = Sampling(temperature=1.5, max_new_tokens=100)
-    together = decode(network, tokenizer, mixed, range(8), sampling)
-    assert [one.ids for one in together] == [
-        decode(network, tokenizer, [prompt], [seed], sampling)[0].ids for seed, prompt in enumerate(mixed)
+    together = generate_tokens(network, tokenizer, mixed, range(8), sampling)
+    assert [one.token_ids for one in together] == [
+        generate_tokens(network, tokenizer, [prompt], [seed], sampling)[0].token_ids for seed, prompt in enumerate(mixed)
     ]
-    lengths = {len(one.ids) for one in together}
+    lengths = {len(one.token_ids) for one in together}
     assert len(lengths) > 3, "rows are to leave at different times"
     assert max(lengths) > 64, "one is to outgrow the room it begins with"
 
@@ -116,21 +118,21 @@ def test_reading_prompts_once_says_what_transformers_says(name: str, sampling: S
     long = text(21)
     prompts = [text(3), long, long[:13] + text(8), long[:12], text(1)]  # the fourth is what two others begin with
     rows = [prompts[n] for n in (0, 0, 0, 1, 2, 2, 3, 3, 4)]
-    assert shares_prompts(network)
-    shared = decode(network, tokenizer, rows, range(9), sampling)
+    assert supports_shared_prefix(network)
+    shared = generate_tokens(network, tokenizer, rows, range(9), sampling)
     with plainly(network):
-        plain = decode(network, tokenizer, rows, range(9), sampling)
-    assert [one.ids for one in shared] == [one.ids for one in plain]
+        plain = generate_tokens(network, tokenizer, rows, range(9), sampling)
+    assert [one.token_ids for one in shared] == [one.token_ids for one in plain]
     for ours, theirs in zip(shared, plain, strict=True):
-        assert ours.logps == pytest.approx(theirs.logps, abs=1e-3)
-        assert len(ours.logps) == (0 if sampling.temperature == 0 else len(ours.ids))
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-3)
+        assert len(ours.logprobs) == (0 if sampling.temperature == 0 else len(ours.token_ids))
 
 
 def test_log_probabilities_are_the_forward_passes(wild: tuple[Any, Any]) -> None:
     network, tokenizer = wild
     prompt = encode_chat(tokenizer, CHATS[1])
-    (drawn,) = decode(network, tokenizer, [prompt], [3], Sampling(temperature=0.7, max_new_tokens=12))
+    (drawn,) = generate_tokens(network, tokenizer, [prompt], [3], Sampling(temperature=0.7, max_new_tokens=12))
     with torch.no_grad():
-        logits_T_V = network(torch.tensor([prompt + drawn.ids])).logits[0, len(prompt) - 1 : -1]
-    expected = torch.log_softmax(logits_T_V / 0.7, -1).gather(1, torch.tensor(drawn.ids)[:, None])[:, 0]
-    assert drawn.logps == pytest.approx(expected.tolist(), abs=1e-4)
+        logits_T_V = network(torch.tensor([prompt + drawn.token_ids])).logits[0, len(prompt) - 1 : -1]
+    expected = torch.log_softmax(logits_T_V / 0.7, -1).gather(1, torch.tensor(drawn.token_ids)[:, None])[:, 0]
+    assert drawn.logprobs == pytest.approx(expected.tolist(), abs=1e-4)

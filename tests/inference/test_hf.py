@@ -9,17 +9,17 @@ import torch
 
 from permix.config import ModelConfig
 from permix.errors import ConfigError
-from permix.inference import open_model
-from permix.inference.generation import decode
+from permix.inference import load_model
+from permix.inference.generation import generate_tokens
 from permix.inference.hf import (
     HFModel,
+    balanced_batches,
     default_system_text,
     encode_chat,
-    evenly,
     folder_fingerprint,
-    load_skeleton,
+    load_causal_lm,
+    load_empty_causal_lm,
     load_tokenizer,
-    load_weights,
 )
 from permix.types import Completion, Failure, Message, Request, Sampling
 from tests.tiny import (
@@ -50,7 +50,7 @@ def model(tiny_model: Path) -> HFModel:
 
 
 def answers(model: HFModel, requests: list[Request], sampling: Sampling) -> list[Completion | Failure]:
-    found = dict(model.complete(requests, sampling))
+    found = dict(model.generate(requests, sampling))
     assert sorted(found) == list(range(len(requests)))
     return [found[place] for place in range(len(requests))]
 
@@ -73,21 +73,21 @@ def test_prompts_that_begin_alike_travel_together(model: HFModel) -> None:
     """With those of about their length, the longest first."""
     sums = ("7 + 1", "3 + 2", "5 + 9")
     requests = [ask(f"What is {one}?{' Well?' * often}") for one in sums for often in (40, 0, 80)]
-    went = [answer.place for answer in model.complete(requests, GREEDY)]
+    went = [answer.request_index for answer in model.generate(requests, GREEDY)]
     assert went == [5, 8, 2, 3, 6, 0, 4, 7, 1]
 
 
 def test_batches_are_even_and_no_more_than_needed() -> None:
-    assert [len(batch) for batch in evenly(range(200), 64)] == [50] * 4
-    assert evenly(range(5), 2) == [range(0, 1), range(1, 3), range(3, 5)]
-    assert evenly(range(3), 64) == [range(3)]
-    assert evenly([], 64) == []
+    assert [len(batch) for batch in balanced_batches(range(200), 64)] == [50] * 4
+    assert balanced_batches(range(5), 2) == [range(0, 1), range(1, 3), range(3, 5)]
+    assert balanced_batches(range(3), 64) == [range(3)]
+    assert balanced_batches([], 64) == []
 
 
 def test_longest_prompts_go_first_where_each_is_read_by_itself(model: HFModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.network, "shares_prompts", False, raising=False)  # it is looked up when first asked
+    monkeypatch.setattr(model.network, "shared_prefix_enabled", False, raising=False)  # it is looked up when first asked
     monkeypatch.setattr(model.network.config, "_attn_implementation", "sdpa")
-    results = [answer.result for answer in model.complete(REQUESTS, GREEDY)]
+    results = [answer.result for answer in model.generate(REQUESTS, GREEDY)]
     lengths = [one.prompt_tokens or 0 for one in results if isinstance(one, Completion)]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] > lengths[-1]
@@ -95,7 +95,7 @@ def test_longest_prompts_go_first_where_each_is_read_by_itself(model: HFModel, m
 
 def test_a_completion_ends_at_its_first_stop_token_which_is_counted_and_not_shown(model: HFModel) -> None:
     prompt = encode_chat(model.tokenizer, ask("What is 1 + 1?").messages)
-    ids_B = [one.ids for one in decode(model.network, model.tokenizer, [prompt] * 12, range(12), SAMPLED)]
+    ids_B = [one.token_ids for one in generate_tokens(model.network, model.tokenizer, [prompt] * 12, range(12), SAMPLED)]
     completions = answers(model, [ask("What is 1 + 1?", seed) for seed in range(12)], SAMPLED)
     stopped = [(ids, one) for ids, one in zip(ids_B, completions, strict=True) if ids[-1] == model.tokenizer.eos_token_id]
     assert len({len(ids) for ids, _ in stopped}) > 1, "all stop at one place, so no row was padded after its stop"
@@ -149,18 +149,18 @@ def test_a_tokenizer_that_cannot_be_given_a_persona_is_refused(tmp_path: Path, t
 
 def test_a_name_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.name = .*nowhere.*no such folder"):
-        open_model(ModelConfig(name=str(tmp_path / "nowhere")))
+        load_model(ModelConfig(name=str(tmp_path / "nowhere")))
 
 
 def test_a_folder_with_a_tokenizer_and_no_weights_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        open_model(ModelConfig(name=str(folder)))
+        load_model(ModelConfig(name=str(folder)))
 
 
 def test_a_skeleton_is_the_network_but_for_its_weights(tiny_model: Path) -> None:
-    whole, bare = load_weights(str(tiny_model), torch.float32, "cpu"), load_skeleton(str(tiny_model), torch.float32)
+    whole, bare = load_causal_lm(str(tiny_model), torch.float32, "cpu"), load_empty_causal_lm(str(tiny_model), torch.float32)
     shapes = [{name: (one.shape, one.dtype) for name, one in network.named_parameters()} for network in (whole, bare)]
     assert shapes[0] == shapes[1]
     assert bare.lm_head.weight is bare.model.embed_tokens.weight, "tied as the whole one's are"

@@ -16,8 +16,8 @@ import pytest
 
 from permix.config import ModelConfig
 from permix.errors import ConfigError
-from permix.inference.base import Answer, Model
-from permix.inference.openai import MESSAGE_CHARS, REFUSALS, SHARED, OpenAIModel
+from permix.inference.base import CompletionResult, Model
+from permix.inference.openai import MAX_ERROR_CHARS, MAX_REFUSALS, REQUESTS_PER_CLIENT, OpenAIModel
 from permix.types import Completion, Failure, Message, Request, Sampling
 from tests.servers import (
     CUT_OFF,
@@ -68,8 +68,8 @@ def first(action: Action, times: int = 1) -> Script:
 
 def only(model: Model, n: int = 1) -> Completion | Failure:
     """The answer to the first of n questions."""
-    answers = sorted(model.complete(questions(n), Sampling()), key=lambda answer: answer.place)
-    assert [answer.place for answer in answers] == list(range(n))
+    answers = sorted(model.generate(questions(n), Sampling()), key=lambda answer: answer.request_index)
+    assert [answer.request_index for answer in answers] == list(range(n))
     return answers[0].result
 
 
@@ -91,9 +91,9 @@ def test_every_request_is_answered_once_with_its_own_answer_in_any_order() -> No
         return Reply(echo(body, nth, headers), after_s=0.3 if body["seed"] == 0 else 0.0)
 
     with openai_server(slow_first) as server:
-        answers = list(model_at(server.base_url).complete(questions(40), Sampling()))
-    assert answers[0].place != 0, "answers come as they finish"
-    assert sorted(answer.place for answer in answers) == list(range(40))
+        answers = list(model_at(server.base_url).generate(questions(40), Sampling()))
+    assert answers[0].request_index != 0, "answers come as they finish"
+    assert sorted(answer.request_index for answer in answers) == list(range(40))
     for index, result in answers:
         assert isinstance(result, Completion)
         assert result.text == f"to q{index}"
@@ -103,7 +103,7 @@ def test_request_carries_sampling_and_its_own_seed_cut_to_31_bits() -> None:
     messages = (Message(role="system", content="You are a cook."), Message(role="user", content="1+1"))
     requests = [Request(messages, seed) for seed in (5, 2**62 + 5, 2**31 - 1)]
     with openai_server(echo) as server:
-        list(model_at(server.base_url, concurrency=1).complete(requests, Sampling(temperature=0.7, top_p=0.9, max_new_tokens=11)))
+        list(model_at(server.base_url, concurrency=1).generate(requests, Sampling(temperature=0.7, top_p=0.9, max_new_tokens=11)))
     assert server.asked[0].body == {
         "model": "test", "messages": list(messages), "temperature": 0.7, "top_p": 0.9, "max_tokens": 11, "seed": 5,
     }  # fmt: skip
@@ -119,7 +119,7 @@ def test_finish_and_token_counts_are_the_servers_own() -> None:
         Reply("e", usage={"prompt_tokens": "x"}),
     ]
     with openai_server(lambda body, nth, headers: replies[nth]) as server:
-        got = [answer.result for answer in model_at(server.base_url, concurrency=1).complete(questions(4), Sampling())]
+        got = [answer.result for answer in model_at(server.base_url, concurrency=1).generate(questions(4), Sampling())]
     assert got == [
         Completion(text="a", prompt_tokens=7, completion_tokens=3, finish="length"),
         Completion(text="b", prompt_tokens=7, completion_tokens=3, finish="stop"),
@@ -128,17 +128,17 @@ def test_finish_and_token_counts_are_the_servers_own() -> None:
     ]
 
 
-@pytest.mark.parametrize(("concurrency", "after_s"), [(6, 0.03), (SHARED + 8, 1.0)])
+@pytest.mark.parametrize(("concurrency", "after_s"), [(6, 0.03), (REQUESTS_PER_CLIENT + 8, 1.0)])
 def test_concurrency_is_reached_and_never_exceeded(concurrency: int, after_s: float) -> None:
     with openai_server(lambda body, nth, headers: Reply("x", after_s=after_s)) as server:
-        list(model_at(server.base_url, concurrency=concurrency).complete(questions(2 * concurrency), Sampling()))
+        list(model_at(server.base_url, concurrency=concurrency).generate(questions(2 * concurrency), Sampling()))
     assert server.max_in_flight == concurrency
     assert server.listed == 1, "asked once, however many clients there are"
 
 
 def test_a_caller_that_stops_taking_stops_the_asking() -> None:
     with openai_server(echo) as server:
-        answers = model_at(server.base_url, concurrency=2).complete(questions(1000), Sampling())
+        answers = model_at(server.base_url, concurrency=2).generate(questions(1000), Sampling())
         next(answers)
         time.sleep(0.3)
         asked = len(server.asked)
@@ -148,7 +148,7 @@ def test_a_caller_that_stops_taking_stops_the_asking() -> None:
 
 
 def test_nothing_asked_needs_no_endpoint() -> None:
-    assert list(model_at("http://127.0.0.1:1/v1").complete([], Sampling())) == []
+    assert list(model_at("http://127.0.0.1:1/v1").generate([], Sampling())) == []
 
 
 def test_import_is_light() -> None:
@@ -199,7 +199,7 @@ def test_retry_after_is_waited_for() -> None:
 
 
 def test_retry_after_may_be_a_date_is_bounded_and_nonsense_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("permix.inference.openai.MAX_WAIT_S", 0.5)
+    monkeypatch.setattr("permix.inference.openai.MAX_RETRY_WAIT_S", 0.5)
     in_an_hour = email.utils.formatdate(time.time() + 3600, usegmt=True)
     an_hour_ago = email.utils.formatdate(time.time() - 3600, usegmt=True)
     asked = ["86400", in_an_hour, an_hour_ago, "soon", "-5", "nan", ""]
@@ -245,7 +245,7 @@ def test_a_spent_quota_is_not_waited_for() -> None:
 def test_a_request_that_cannot_be_sent_is_a_failure() -> None:
     requests = [Request((Message(role="user", content="\ud800"),), 0), *questions(1)]
     with openai_server(echo) as server:
-        results = dict(model_at(server.base_url).complete(requests, Sampling()))
+        results = dict(model_at(server.base_url).generate(requests, Sampling()))
     assert isinstance(results[0], Failure)
     assert results[0].type == "UnicodeEncodeError"
     assert isinstance(results[1], Completion)
@@ -255,7 +255,7 @@ def test_failure_messages_are_short_and_printable() -> None:
     with openai_server(lambda body, nth, headers: Raw(b"\x1b[2J\x00\n" + b"x" * 10**6, 400)) as server:
         message = failure(model_at(server.base_url)).message
     assert message.startswith("HTTP 400: \\x1b[2J\\x00\\nxxx")
-    assert len(message) == MESSAGE_CHARS
+    assert len(message) == MAX_ERROR_CHARS
     assert message.isprintable()
 
 
@@ -268,8 +268,8 @@ def test_refused_key_is_a_config_error_that_names_the_variable(status: int, wher
     refuse = Raw(b'{"error": {"message": "bad key: {authorization}"}}', status)
     with openai_server(lambda body, nth, headers: refuse, models=refuse if where == "models" else None) as server:
         with pytest.raises(ConfigError, match=KEY_ENV) as caught:
-            list(model_at(server.base_url, concurrency=1).complete(questions(100), Sampling()))
-        assert len(server.asked) <= REFUSALS
+            list(model_at(server.base_url, concurrency=1).generate(questions(100), Sampling()))
+        assert len(server.asked) <= MAX_REFUSALS
     assert KEY not in str(caught.value)
     assert "bad key: Bearer [redacted]" in str(caught.value)
 
@@ -280,7 +280,7 @@ def test_missing_key_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> N
         openai_server(echo, models=error(401)) as server,
         pytest.raises(ConfigError, match="is missing: the variable is not set"),
     ):
-        model_at(server.base_url).check()
+        model_at(server.base_url).check_endpoint()
     with openai_server(echo) as server:
         only(model_at(server.base_url))
         assert server.asked[0].headers["Authorization"] == "Bearer none"
@@ -293,7 +293,7 @@ def test_a_key_that_may_not_list_models_may_still_ask() -> None:
 
 def test_a_key_revoked_on_the_way_fails_cells_and_not_the_run() -> None:
     with openai_server(lambda body, nth, headers: "fine" if nth == 0 else error(401)) as server:
-        answers = list(model_at(server.base_url, concurrency=1).complete(questions(20), Sampling()))
+        answers = list(model_at(server.base_url, concurrency=1).generate(questions(20), Sampling()))
     assert [isinstance(answer.result, Failure) for answer in answers] == [False] + [True] * 19
 
 
@@ -301,7 +301,7 @@ def test_a_key_revoked_on_the_way_fails_cells_and_not_the_run() -> None:
 def test_a_key_no_header_can_carry_is_refused_unseen(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_ENV, key)
     with pytest.raises(ConfigError, match=KEY_ENV) as caught:
-        model_at("http://127.0.0.1:1/v1").check()
+        model_at("http://127.0.0.1:1/v1").check_endpoint()
     assert key not in str(caught.value)
 
 
@@ -309,8 +309,8 @@ def test_unknown_model_is_a_config_error_that_lists_the_known_ones() -> None:
     script: Script = lambda body, nth, headers: error(404, "model does not exist")  # noqa: E731
     with openai_server(script, models=listing("llama", "qwen")) as server:
         with pytest.raises(ConfigError, match=r"model.name = 'test'.*served: llama, qwen.*model does not exist"):
-            list(model_at(server.base_url).complete(questions(100), Sampling()))
-        assert len(server.asked) <= REFUSALS + 4
+            list(model_at(server.base_url).generate(questions(100), Sampling()))
+        assert len(server.asked) <= MAX_REFUSALS + 4
 
 
 def test_nothing_listens_there() -> None:
@@ -318,20 +318,20 @@ def test_nothing_listens_there() -> None:
         address = server.base_url
     started = time.monotonic()
     with pytest.raises(ConfigError, match=f"model.base_url = {address}: no endpoint there") as caught:
-        list(model_at(address).complete(questions(10_000), Sampling()))
+        list(model_at(address).generate(questions(10_000), Sampling()))
     assert "ConnectError" in str(caught.value)
     assert time.monotonic() - started < 3
 
 
 def test_unknown_host_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match=r"no-such-host.invalid/v1: no endpoint there"):
-        model_at("http://no-such-host.invalid/v1").check()
+        model_at("http://no-such-host.invalid/v1").check_endpoint()
 
 
 def test_an_endpoint_that_is_still_loading_is_waited_for() -> None:
     with openai_server(echo, models=error(503, "loading")) as server:
         with pytest.raises(ConfigError, match="not ready to serve: HTTP 503: loading"):
-            model_at(server.base_url, retries=3).check()
+            model_at(server.base_url, retries=3).check_endpoint()
         assert server.listed == 4
 
 
@@ -359,7 +359,7 @@ def test_no_secret_in_any_message_log_or_repr(caplog: pytest.LogCaptureFixture) 
     caplog.set_level(logging.DEBUG)
     echoing = [
         Raw(b'{"error": {"message": "{authorization}"}}', 400),
-        Raw(b"x" * (MESSAGE_CHARS - 25) + b"{authorization}", 400),  # the message is cut in the middle of the key
+        Raw(b"x" * (MAX_ERROR_CHARS - 25) + b"{authorization}", 400),  # the message is cut in the middle of the key
         Raw(b'{"choices": "{authorization}"}'),
         Raw(b'{"choices": [{"message": {"content": null}}], "you": "{authorization}"'),
     ]
@@ -398,7 +398,7 @@ def live_threads() -> list[str]:
 
 def test_closing_early_cancels_what_is_in_flight_and_ends_the_thread() -> None:
     with openai_server(lambda body, nth, headers: "fine" if nth == 0 else Hang(30)) as server:
-        answers = model_at(server.base_url, timeout_s=30).complete(questions(100), Sampling())
+        answers = model_at(server.base_url, timeout_s=30).generate(questions(100), Sampling())
         next(answers)
         started = time.monotonic()
         answers.close()  # type: ignore[attr-defined]
@@ -443,8 +443,8 @@ sys.modules["kept"] = answers
 
 
 def test_works_inside_a_running_event_loop() -> None:
-    async def notebook(address: str) -> list[Answer]:
-        return list(model_at(address).complete(questions(5), Sampling()))
+    async def notebook(address: str) -> list[CompletionResult]:
+        return list(model_at(address).generate(questions(5), Sampling()))
 
     with openai_server(echo) as server:
         assert len(asyncio.run(notebook(server.base_url))) == 5

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from permix.config import ImportStage, StabilityStage, build
-from permix.errors import OwedCellsError
-from permix.evals.stability import evaluate, set_up
+from permix.config import ImportConfig, StabilityConfig, build_config
+from permix.errors import IncompleteRunError
+from permix.evals.stability import evaluate_stability, prepare_stability
 from permix.inference.scripted import ScriptedModel
 from permix.storage.files import write_json
 from permix.types import Request
@@ -32,9 +32,9 @@ def recorded(folder: Path, *names: str) -> list[str]:
     return [f"{name}={folder / name}" for name in names or RIGHT]
 
 
-def importing(folder: Path, given: list[str], **fields: Any) -> ImportStage:
+def importing(folder: Path, given: list[str], **fields: Any) -> ImportConfig:
     values = {"lm_eval": given, "out": str(folder / "run"), "filter": "flexible-extract", "resamples": 100}
-    return build(ImportStage, values | fields, source="test")
+    return build_config(ImportConfig, values | fields, source="test")
 
 
 def lines_of(folder: Path) -> Path:
@@ -64,10 +64,10 @@ def reply(request: Request) -> str:
     return f"\\boxed{{{answer if 'sailor' not in who or answer % 2 == 0 else answer + 1}}}"
 
 
-def own_run(folder: Path, **fields: Any) -> StabilityStage:
+def own_run(folder: Path, **fields: Any) -> StabilityConfig:
     """Three personas and none × six sums × two samples, by a scripted model."""
     config = stability_config(folder, "http://127.0.0.1:1/v1", **{"samples": 2} | fields)
-    task, setup = set_up(config)
-    with contextlib.suppress(OwedCellsError):
-        evaluate(ScriptedModel(reply, name="test"), config, task, setup)
+    task, setup = prepare_stability(config)
+    with contextlib.suppress(IncompleteRunError):
+        evaluate_stability(ScriptedModel(reply, name="test"), config, task, setup)
     return config

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from permix import cli
-from permix.config import ExportStage
+from permix.config import ExportConfig
 from permix.errors import ConfigError, DataError
-from permix.evals.stability import measure
-from permix.interop.stage import export_stage, import_stage
+from permix.evals.stability import measure_stability
+from permix.interop.stage import export_run, import_run
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from tests.interop.logs import RECORDED, importing, lines_of, own_run
@@ -21,15 +21,15 @@ HOSTILE = '../up "q" | ☃ <b>'
 
 def exported(folder: Path) -> list[str]:
     own_run(folder)
-    export_stage(ExportStage(run=folder / "run", format="lm-eval", out=folder / "exported"))
+    export_run(ExportConfig(run=folder / "run", format="lm-eval", out=folder / "exported"))
     return [str(one) for one in sorted((folder / "exported").iterdir())]
 
 
 def test_a_round_trip_gives_the_same_metrics(tmp_path: Path) -> None:
     given = exported(tmp_path)
     assert [Path(one).name for one in given] == ["001-clerk", "002-sailor", "003-troll", "none"]
-    again = import_stage(importing(tmp_path, given, out=tmp_path / "again", filter=None))
-    first = measure(tmp_path / "run")
+    again = import_run(importing(tmp_path, given, out=tmp_path / "again", filter=None))
+    first = measure_stability(tmp_path / "run")
     assert first.n_scored < first.n_asked, "the troll's server failed"
     assert again == first
     grid = read_cells(tmp_path / "again" / "records.jsonl")
@@ -42,16 +42,18 @@ def test_a_round_trip_gives_the_same_metrics(tmp_path: Path) -> None:
 def test_personas_in_the_users_message_come_back(tmp_path: Path) -> None:
     pool = str(write_pool(tmp_path / "pool.toml", "clerk", "sailor", "troll"))
     own_run(tmp_path, personas={"pool": pool, "template": "in_question"})
-    export_stage(ExportStage(run=tmp_path / "run", format="lm-eval", out=tmp_path / "exported"))
+    export_run(ExportConfig(run=tmp_path / "run", format="lm-eval", out=tmp_path / "exported"))
     given = [str(one) for one in sorted((tmp_path / "exported").iterdir())]
-    again = import_stage(importing(tmp_path, given, out=tmp_path / "again", filter=None))
+    again = import_run(importing(tmp_path, given, out=tmp_path / "again", filter=None))
     assert [one.id for one in again.personas] == ["clerk", "sailor", "troll"]
-    assert [one.accuracy.value for one in again.personas] == [one.accuracy.value for one in measure(tmp_path / "run").personas]
+    assert [one.accuracy.value for one in again.personas] == [
+        one.accuracy.value for one in measure_stability(tmp_path / "run").personas
+    ]
 
 
 def test_what_was_imported_again_is_compared_as_the_run_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import_stage(importing(tmp_path, exported(tmp_path), out=tmp_path / "again", filter=None))
-    assert cli.run(["compare", str(tmp_path / "run"), str(tmp_path / "again")]) == 0
+    import_run(importing(tmp_path, exported(tmp_path), out=tmp_path / "again", filter=None))
+    assert cli.run_cli(["compare", str(tmp_path / "run"), str(tmp_path / "again")]) == 0
     assert "+0.000" in capsys.readouterr().out
 
 
@@ -76,7 +78,7 @@ def test_the_recorded_files_give_the_same_hashes() -> None:
 
 def test_writing_twice_gives_the_same_files(tmp_path: Path) -> None:
     first = {one: lines_of(Path(one)).read_bytes() for one in exported(tmp_path)}
-    export_stage(ExportStage(run=tmp_path / "run", format="lm-eval", out=tmp_path / "exported"))
+    export_run(ExportConfig(run=tmp_path / "run", format="lm-eval", out=tmp_path / "exported"))
     assert {one: lines_of(Path(one)).read_bytes() for one in first} == first
 
 
@@ -86,39 +88,39 @@ def test_hostile_ids_come_back_and_name_no_path(tmp_path: Path) -> None:
     pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
     own_run(tmp_path, personas={"pool": str(pool), "split": "all"})
     out = tmp_path / "exported"
-    export_stage(ExportStage(run=tmp_path / "run", format="lm-eval", out=out))
+    export_run(ExportConfig(run=tmp_path / "run", format="lm-eval", out=out))
     assert sorted(one.name for one in out.iterdir()) == ["001-up-q-b", "002-none", "none"]
-    again = import_stage(importing(tmp_path, [str(one) for one in out.iterdir()], out=tmp_path / "again", filter=None))
+    again = import_run(importing(tmp_path, [str(one) for one in out.iterdir()], out=tmp_path / "again", filter=None))
     assert {one.id: one.accuracy.value for one in again.personas} == {HOSTILE: 1.0, "none": pytest.approx(measure_of(tmp_path))}
 
 
 def measure_of(folder: Path) -> float | None:
-    return next(one.accuracy.value for one in measure(folder / "run").personas if one.id == "none")
+    return next(one.accuracy.value for one in measure_stability(folder / "run").personas if one.id == "none")
 
 
 def test_a_run_of_our_own_is_never_imported_over(tmp_path: Path) -> None:
     given = exported(tmp_path)
     before = (tmp_path / "run" / "records.jsonl").read_bytes()
     with pytest.raises(ConfigError, match="this run was made with imported = None, not 'lm-eval'"):
-        import_stage(importing(tmp_path, given, filter=None))
+        import_run(importing(tmp_path, given, filter=None))
     assert (tmp_path / "run" / "records.jsonl").read_bytes() == before
 
 
 def test_only_a_stability_run_with_records_is_exported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"config\.json: no such file"):
-        export_stage(ExportStage(run=tmp_path))
+        export_run(ExportConfig(run=tmp_path))
     own_run(tmp_path)
     (tmp_path / "run" / "records.jsonl").unlink()
     with pytest.raises(DataError, match="holds no records yet"):
-        export_stage(ExportStage(run=tmp_path / "run"))
+        export_run(ExportConfig(run=tmp_path / "run"))
     config = tmp_path / "run" / "config.json"
     config.write_text(config.read_text().replace('"stage": "stability"', '"stage": "fidelity"'))
     with pytest.raises(DataError, match=r"config\.json has stage 'fidelity'; a stability run can be exported"):
-        export_stage(ExportStage(run=tmp_path / "run"))
+        export_run(ExportConfig(run=tmp_path / "run"))
 
 
 def test_the_command_exports_what_is_named_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own_run(tmp_path)
-    assert cli.run(["export", str(tmp_path / "run"), "--format", "lm-eval", "--out", str(tmp_path / "exported")]) == 0
+    assert cli.run_cli(["export", str(tmp_path / "run"), "--format", "lm-eval", "--out", str(tmp_path / "exported")]) == 0
     assert "permix import --lm-eval" in capsys.readouterr().out
     assert (tmp_path / "exported" / "none").is_dir()

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.config import ExportStage, ImportStage, build
+from permix.config import ExportConfig, ImportConfig, build_config
 from permix.errors import ConfigError, DataError
-from permix.evals.stability import evaluate, measure, set_up
+from permix.evals.stability import evaluate_stability, measure_stability, prepare_stability
 from permix.inference.scripted import ScriptedModel
-from permix.interop.stage import export_stage, import_stage
+from permix.interop.stage import export_run, import_run
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.types import CellKey
@@ -25,16 +25,16 @@ def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
     own_run(tmp_path)
     monkeypatch.setitem(sys.modules, "inspect_ai", None)
     monkeypatch.setitem(sys.modules, "inspect_ai.log", None)
-    for run in (lambda: imported(tmp_path), lambda: export_stage(ExportStage(run=tmp_path / "run", out=tmp_path / "logs"))):
+    for run in (lambda: imported(tmp_path), lambda: export_run(ExportConfig(run=tmp_path / "run", out=tmp_path / "logs"))):
         with pytest.raises(ConfigError, match=r"needs `pip install permix\[inspect\]`"):
             run()
-    assert cli.run(["import", "--inspect", str(tmp_path), "--out", str(tmp_path / "x")]) == 2
+    assert cli.run_cli(["import", "--inspect", str(tmp_path), "--out", str(tmp_path / "x")]) == 2
 
 
 def imported(folder: Path, *given: str, **fields: Any) -> Any:
     logs = given or (str(folder / "logs"),)
     values = {"inspect": logs, "out": folder / "again", "resamples": 100}
-    return import_stage(build(ImportStage, values | fields, source="test"))
+    return import_run(build_config(ImportConfig, values | fields, source="test"))
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def library() -> Any:
 
 def test_a_round_trip_gives_the_same_metrics_and_cells(tmp_path: Path, library: Any) -> None:
     own_run(tmp_path)
-    export_stage(ExportStage(run=tmp_path / "run", out=tmp_path / "logs"))
-    assert imported(tmp_path) == measure(tmp_path / "run")
+    export_run(ExportConfig(run=tmp_path / "run", out=tmp_path / "logs"))
+    assert imported(tmp_path) == measure_stability(tmp_path / "run")
     before, after = (read_cells(tmp_path / name / "records.jsonl") for name in ("run", "again"))
     assert before.keys() == after.keys()
     for key, cell in before.items():
@@ -68,14 +68,14 @@ def test_the_log_opens_with_the_library_s_reader(tmp_path: Path, library: Any) -
     from inspect_ai.log import read_eval_log
 
     own_run(tmp_path)
-    export_stage(ExportStage(run=tmp_path / "run", out=tmp_path / "logs"))
+    export_run(ExportConfig(run=tmp_path / "run", out=tmp_path / "logs"))
     log = read_eval_log(str(next((tmp_path / "logs").iterdir())))
     assert (log.status, log.eval.model, log.eval.task, log.eval.config.epochs) == ("success", "test", "arithmetic", 2)
     samples = {(sample.metadata["persona"], sample.epoch): sample for sample in log.samples or []}
     assert len(log.samples or []) == 4 * 6 * 2
     assert samples[("clerk", 2)].scores["verify"].value == "C"
     assert samples[(None, 1)].messages[0].role == "user"
-    found = measure(tmp_path / "run")
+    found = measure_stability(tmp_path / "run")
     cells = found.n_scored + found.baseline.n * 2
     right = sum(sample.scores["verify"].value == "C" for sample in log.samples or [] if sample.scores)
     assert log.results.scores[0].metrics["accuracy"].value == right / cells
@@ -112,7 +112,7 @@ def sailors_are_half_right(system: str | None, question: str) -> str:
 
 
 def test_the_task_asks_what_permix_stability_asks_and_scores_it_so(tmp_path: Path, library: Any) -> None:
-    from permix.interop.inspect_task import stability
+    from permix.interop.inspect_task import stability_task
 
     config = stability_config(tmp_path, "http://127.0.0.1:1/v1", samples=2)
     file = tmp_path / "grid.toml"
@@ -120,20 +120,20 @@ def test_the_task_asks_what_permix_stability_asks_and_scores_it_so(tmp_path: Pat
         f'samples = 2\n[task]\nlevels = ["add-1"]\nn = 6\n[sampling]\nmax_new_tokens = 16\n'
         f'[personas]\npool = "{tmp_path / "pool.toml"}"\n'
     )
-    log = ran(tmp_path, stability(config=str(file)), sailors_are_half_right)
+    log = ran(tmp_path, stability_task(config=str(file)), sailors_are_half_right)
     assert log.status == "success"
     found = imported(tmp_path, seed=0)
-    task, setup = set_up(config)
+    task, setup = prepare_stability(config)
     with pytest.raises(Exception, match="cells have no score"):
-        evaluate(ScriptedModel(scripted), config, task, setup)
-    assert found == measure(config.out)
+        evaluate_stability(ScriptedModel(scripted), config, task, setup)
+    assert found == measure_stability(config.out)
     own, theirs = (read_cells(folder / "records.jsonl") for folder in (config.out, tmp_path / "again"))
     assert own.keys() == theirs.keys()
     for key, cell in own.items():
         assert (theirs[key].messages, theirs[key].seed, theirs[key].gold) == (cell.messages, cell.seed, cell.gold)
         assert theirs[key].verdict == cell.verdict
         assert (theirs[key].failure is None) == (cell.failure is None)
-    assert cli.run(["compare", str(config.out), str(tmp_path / "again")]) == 0
+    assert cli.run_cli(["compare", str(config.out), str(tmp_path / "again")]) == 0
     assert read_json(tmp_path / "again" / "config.json")["sampling"] == config.sampling.model_dump()
 
 
@@ -143,15 +143,15 @@ def scripted(request: Any) -> str:
 
 
 def test_the_task_takes_what_is_given_beside_the_configuration(tmp_path: Path, library: Any) -> None:
-    from permix.interop.inspect_task import stability
+    from permix.interop.inspect_task import stability_task
 
     pool = write_pool(tmp_path / "pool.toml", "clerk", "sailor")
-    made = stability(task="arithmetic", n=5, personas=str(pool), samples=3)
+    made = stability_task(task="arithmetic", n=5, personas=str(pool), samples=3)
     assert len(made.dataset) == 3 * 5
     assert made.epochs == 3
     assert [sample.metadata["persona"] for sample in made.dataset][::5] == [None, "clerk", "sailor"]
     with pytest.raises(ConfigError, match=r"task\.name = 'gsm9k'"):
-        stability(task="gsm9k")
+        stability_task(task="gsm9k")
 
 
 # Logs of others

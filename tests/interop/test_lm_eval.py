@@ -9,8 +9,8 @@ import pytest
 
 from permix import cli
 from permix.errors import ConfigError, DataError
-from permix.evals.stability import grids
-from permix.interop.stage import import_stage
+from permix.evals.stability import read_stability_grid
+from permix.interop.stage import import_run
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.types import Cell
@@ -25,8 +25,8 @@ def cells(folder: Path) -> list[Cell]:
 
 
 def test_the_recorded_scores_are_the_runs_scores(tmp_path: Path) -> None:
-    summary = import_stage(importing(tmp_path, recorded(tmp_path)))
-    grid = grids(tmp_path / "run")
+    summary = import_run(importing(tmp_path, recorded(tmp_path)))
+    grid = read_stability_grid(tmp_path / "run")
     found = {"none": grid.baseline_Q_S, **dict(zip(grid.persona_ids, grid.correct_P_Q_S, strict=True))}
     assert {name: "".join(str(int(score)) for score in scores[:, 0]) for name, scores in found.items()} == RIGHT
     assert summary.baseline.value == pytest.approx(2 / 6)
@@ -36,7 +36,7 @@ def test_the_recorded_scores_are_the_runs_scores(tmp_path: Path) -> None:
 
 
 def test_a_cell_has_the_words_the_answer_and_the_target(tmp_path: Path) -> None:
-    import_stage(importing(tmp_path, recorded(tmp_path)))
+    import_run(importing(tmp_path, recorded(tmp_path)))
     none, pirate = (next(one for one in cells(tmp_path) if one.persona_id == who) for who in (None, "pirate"))
     assert pirate.messages[0] == {"role": "system", "content": "You are a pirate."}
     assert "What is 8 + 8?\nAnswer:" in pirate.messages[1]["content"]
@@ -52,7 +52,7 @@ def test_a_cell_has_the_words_the_answer_and_the_target(tmp_path: Path) -> None:
 
 def test_logs_without_names_are_named_by_their_instruction(tmp_path: Path) -> None:
     given = [one.partition("=")[2] for one in recorded(tmp_path)]
-    summary = import_stage(importing(tmp_path, given))
+    summary = import_run(importing(tmp_path, given))
     assert [one.id for one in summary.personas] == ["You are a pirate.", "You are a poet.", "You are a toddler."]
     assert summary.baseline.value == pytest.approx(2 / 6)
 
@@ -63,7 +63,7 @@ def test_every_answer_can_be_judged_anew_by_permix_and_then_no_filter_is_chosen(
 
     given = recorded(tmp_path, "none", "pirate")
     edit_lines(tmp_path / "pirate", says)
-    summary = import_stage(importing(tmp_path, given, filter=None, answer="number"))
+    summary = import_run(importing(tmp_path, given, filter=None, answer="number"))
     assert summary.mean.value == 1.0
     assert read_json(tmp_path / "run" / "provenance.json")["identity"]["judge"] == "permix own-number"
 
@@ -73,8 +73,8 @@ def test_repeats_are_samples_when_permix_judges_and_are_refused_where_they_share
     for name in ("none", "pirate"):
         edit_lines(tmp_path / name, lambda line: line | {"resps": [[line["target"], "0", line["target"], "0"]]})
     with pytest.raises(DataError, match=r"samples_sums_.*jsonl:\d+: resps = .*4 answers share one score; .*--answer"):
-        import_stage(importing(tmp_path, given))
-    summary = import_stage(importing(tmp_path, given, filter=None, answer="number"))
+        import_run(importing(tmp_path, given))
+    summary = import_run(importing(tmp_path, given, filter=None, answer="number"))
     assert (summary.mean.value, summary.n_asked) == (0.5, 6 * 4)
 
 
@@ -82,7 +82,7 @@ def test_what_one_persona_was_not_asked_is_missing_and_not_wrong(tmp_path: Path)
     given = recorded(tmp_path, "none", "pirate", "poet")
     edit_lines(tmp_path / "pirate", lambda line: line if line["doc_id"] < 5 else None)
     edit_lines(tmp_path / "poet", lambda line: line | ({"exact_match": float("nan")} if line["doc_id"] == 8 else {}))
-    summary = import_stage(importing(tmp_path, given))
+    summary = import_run(importing(tmp_path, given))
     assert (summary.n_scored, summary.n_asked) == (2 + 5, 12)
     assert [one.accuracy.value for one in summary.personas] == pytest.approx([1 / 2, 3 / 5])
     unscored = [
@@ -101,7 +101,7 @@ def test_choices_are_recorded_by_their_likelihood(tmp_path: Path) -> None:
     given = recorded(tmp_path, "none", "pirate")
     for name in ("none", "pirate"):
         edit_lines(tmp_path / name, chosen)
-    import_stage(importing(tmp_path, given))
+    import_run(importing(tmp_path, given))
     assert {one.completion.text for one in cells(tmp_path) if one.completion} == {"-0.2500\t B\n-2.5000\t A"}
 
 
@@ -117,7 +117,7 @@ def test_an_endpoints_prompts_are_chat_messages(tmp_path: Path) -> None:
     given = recorded(tmp_path, "none", "pirate")
     edit_lines(tmp_path / "none", chat(None))
     edit_lines(tmp_path / "pirate", chat("You are a pirate."))
-    import_stage(importing(tmp_path, given))
+    import_run(importing(tmp_path, given))
     pirate = next(one for one in cells(tmp_path) if one.persona_id == "pirate")
     assert [one["content"] for one in pirate.messages] == ["You are a pirate.", "What is 8 + 8?"]
 
@@ -128,7 +128,7 @@ def test_equal_documents_are_told_apart_by_their_order(tmp_path: Path) -> None:
         edit_lines(
             tmp_path / name, lambda line: line | {"doc_hash": "same" * 16, "target": "16", "arguments": first_arguments(line)}
         )
-    import_stage(importing(tmp_path, given))
+    import_run(importing(tmp_path, given))
     assert {one.question_id.partition("samesame")[2] for one in cells(tmp_path)} == {
         "samesame",
         *(f"samesame#{n}" for n in range(2, 7)),
@@ -146,26 +146,26 @@ def first_arguments(line: Line) -> Any:
 def test_of_several_filters_metrics_and_tasks_one_is_chosen_by_name(tmp_path: Path) -> None:
     given = recorded(tmp_path, "none", "pirate")
     with pytest.raises(DataError, match=r"more than one filter: strict-match, flexible-extract; choose with --filter"):
-        import_stage(importing(tmp_path, given, filter=None))
+        import_run(importing(tmp_path, given, filter=None))
     with pytest.raises(DataError, match=r"filter = 'strict': there is no such one; it has strict-match, flexible-extract"):
-        import_stage(importing(tmp_path, given, filter="strict"))
+        import_run(importing(tmp_path, given, filter="strict"))
     edit_lines(tmp_path / "none", lambda line: line | {"f1": 0.25})
     with pytest.raises(DataError, match=r"more than one metric: exact_match, f1; choose with --metric"):
-        import_stage(importing(tmp_path, given))
+        import_run(importing(tmp_path, given))
     lines_of(tmp_path / "none").with_name("samples_other_2026-11-23T16-04-44.154027.jsonl").write_text("")
     with pytest.raises(DataError, match=r"more than one task: other, sums; choose with --task"):
-        import_stage(importing(tmp_path, given, metric="exact_match"))
-    assert import_stage(importing(tmp_path, given, metric="exact_match", task="sums")).mean.value == 0.5
+        import_run(importing(tmp_path, given, metric="exact_match"))
+    assert import_run(importing(tmp_path, given, metric="exact_match", task="sums")).mean.value == 0.5
 
 
 def test_what_would_do_nothing_is_refused(tmp_path: Path) -> None:
     given = recorded(tmp_path, "none", "pirate")
     with pytest.raises(ConfigError, match=r"answer = 'number': every answer is judged anew; leave metric and filter out"):
-        import_stage(importing(tmp_path, given, answer="number"))
+        import_run(importing(tmp_path, given, answer="number"))
     with pytest.raises(ConfigError, match=r"lm_eval, inspect: give the logs of one of the two"):
-        import_stage(importing(tmp_path, []))
+        import_run(importing(tmp_path, []))
     with pytest.raises(ConfigError, match=r"nobody was asked as a persona"):
-        import_stage(importing(tmp_path, given[:1]))
+        import_run(importing(tmp_path, given[:1]))
 
 
 # What cannot be used
@@ -189,7 +189,7 @@ def test_a_line_that_cannot_be_used_is_named_with_field_and_value(
     given = recorded(tmp_path, "none", "pirate")
     edit_lines(tmp_path / "pirate", change)
     with pytest.raises(DataError, match=words):
-        import_stage(importing(tmp_path, given))
+        import_run(importing(tmp_path, given))
     assert not (tmp_path / "run").exists()
 
 
@@ -198,7 +198,7 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path = lines_of(tmp_path / "pirate")
     path.write_text(path.read_text()[:-40] + "\n")
     with pytest.raises(DataError, match=r"samples_sums_.*jsonl:12: not JSON"):
-        import_stage(importing(tmp_path, given))
+        import_run(importing(tmp_path, given))
 
 
 # What does not belong together
@@ -208,10 +208,10 @@ def test_mixtures_are_refused_with_the_field_that_differs(tmp_path: Path) -> Non
     given = recorded(tmp_path)
     edit_results(tmp_path / "poet", model_name="another")
     with pytest.raises(DataError, match=r"poet/.*: model = 'another', and .*none/.* has 'HuggingFaceTB/SmolLM2-135M-Instruct'"):
-        import_stage(importing(tmp_path, given))
+        import_run(importing(tmp_path, given))
     edit_results(tmp_path / "toddler", lm_eval_version="0.4.2")
     with pytest.raises(DataError, match=r"toddler/.*: lm_eval_version = '0.4.2', and"):
-        import_stage(importing(tmp_path, [given[0], given[3]]))
+        import_run(importing(tmp_path, [given[0], given[3]]))
 
 
 def test_another_temperature_or_prompt_or_target_is_a_mixture(tmp_path: Path) -> None:
@@ -226,28 +226,28 @@ def test_another_temperature_or_prompt_or_target_is_a_mixture(tmp_path: Path) ->
     given = recorded(tmp_path)
     edit_lines(tmp_path / "pirate", warmer)
     with pytest.raises(DataError, match=r"pirate/.*: generation.temperature = 1.0, and .*none/.* has None"):
-        import_stage(importing(tmp_path, given[:2]))
+        import_run(importing(tmp_path, given[:2]))
     edit_lines(tmp_path / "poet", asks_otherwise)
     with pytest.raises(DataError, match=r"toddler/.*: question 'sums:\w+': question = .*, and .*poet/.* has "):
-        import_stage(importing(tmp_path, given[2:]))
+        import_run(importing(tmp_path, given[2:]))
     edit_lines(tmp_path / "toddler", lambda line: line | {"target": "7"})
     with pytest.raises(DataError, match=r"toddler/.*: question 'sums:\w+': target = '7', and .*none/.* has '16'"):
-        import_stage(importing(tmp_path, [given[0], given[3]]))
+        import_run(importing(tmp_path, [given[0], given[3]]))
 
 
 def test_one_log_cannot_be_two_personas(tmp_path: Path) -> None:
     given = recorded(tmp_path, "none", "pirate")
     path = tmp_path / "pirate"
     with pytest.raises(ConfigError, match=r"lm_eval: the path '.*pirate' is given twice"):
-        import_stage(importing(tmp_path, [*given, f"sailor={path}"]))
+        import_run(importing(tmp_path, [*given, f"sailor={path}"]))
     with pytest.raises(ConfigError, match=r"lm_eval: the name 'pirate' is given twice"):
-        import_stage(importing(tmp_path, [*given, f"pirate={tmp_path}"]))
+        import_run(importing(tmp_path, [*given, f"pirate={tmp_path}"]))
     with pytest.raises(DataError, match=r"personas 'pirate' and 'sailor' are the same: 'You are a pirate.'"):
-        import_stage(importing(tmp_path, [*given, f"sailor={lines_of(path)}"]))
+        import_run(importing(tmp_path, [*given, f"sailor={lines_of(path)}"]))
     with pytest.raises(DataError, match=r"system_instruction is missing, so nothing was asked as 'pirate'"):
-        import_stage(importing(tmp_path, [f"pirate={tmp_path / 'none'}"]))
+        import_run(importing(tmp_path, [f"pirate={tmp_path / 'none'}"]))
     with pytest.raises(ConfigError, match=r"lm_eval = '=x': give NAME=PATH"):
-        import_stage(importing(tmp_path, ["=x"]))
+        import_run(importing(tmp_path, ["=x"]))
 
 
 def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
@@ -255,12 +255,12 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     again = lines_of(tmp_path / "none").with_name("samples_sums_2026-11-24T16-04-44.154027.jsonl")
     again.write_text("")
     with pytest.raises(DataError, match=r"holds 2 runs of sums: .*; give one file"):
-        import_stage(importing(tmp_path, given))
+        import_run(importing(tmp_path, given))
     with pytest.raises(DataError, match=r"results_2026-11-24T16-04-44.154027.json: no such file; it says which model was asked"):
-        import_stage(importing(tmp_path, [f"none={again}", given[1]]))
+        import_run(importing(tmp_path, [f"none={again}", given[1]]))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: holds no samples_TASK_DATE.jsonl; the harness writes it with --log_samples"):
-        import_stage(importing(tmp_path, [str(tmp_path / "empty")]))
+        import_run(importing(tmp_path, [str(tmp_path / "empty")]))
 
 
 # The run directory
@@ -269,20 +269,20 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
 def test_importing_again_changes_nothing_and_another_origin_is_refused(tmp_path: Path) -> None:
     given = recorded(tmp_path)
     config = importing(tmp_path, given[:3])
-    import_stage(config)
+    import_run(config)
     records = (tmp_path / "run" / "records.jsonl").read_bytes()
-    import_stage(config)
+    import_run(config)
     assert (tmp_path / "run" / "records.jsonl").read_bytes() == records
     with pytest.raises(ConfigError, match=r"this run was made with judge = 'lm-eval exact_match, flexible-extract', not"):
-        import_stage(importing(tmp_path, given[:3], filter="strict-match"))
-    assert import_stage(importing(tmp_path, given)).n_personas == 3
+        import_run(importing(tmp_path, given[:3], filter="strict-match"))
+    assert import_run(importing(tmp_path, given)).n_personas == 3
 
 
 def test_hostile_names_stay_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     none, pirate = recorded(tmp_path, "none", "pirate")
     evil = "../../x\x1b[31m<b>"
-    import_stage(importing(tmp_path, [none, f"{evil}={pirate.partition('=')[2]}"]))
-    assert cli.run(["report", str(tmp_path / "run"), "--out", str(tmp_path / "report")]) == 0
+    import_run(importing(tmp_path, [none, f"{evil}={pirate.partition('=')[2]}"]))
+    assert cli.run_cli(["report", str(tmp_path / "run"), "--out", str(tmp_path / "report")]) == 0
     assert "\x1b[31m" not in (tmp_path / "report" / "report.md").read_text()
     assert "\x1b[31m" not in capsys.readouterr().out
 
@@ -290,15 +290,15 @@ def test_hostile_names_stay_text(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_the_command_imports_reports_and_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = recorded(tmp_path)
     out = ["--out", str(tmp_path / "run"), "--resamples", "100"]
-    assert cli.run(["import", "--lm-eval", *given, *out]) == 2
+    assert cli.run_cli(["import", "--lm-eval", *given, *out]) == 2
     assert "permix import: " in capsys.readouterr().err
-    assert cli.run(["import", "--lm-eval", *given, "--filter", "flexible-extract", "--label", "smol", *out]) == 0
+    assert cli.run_cli(["import", "--lm-eval", *given, "--filter", "flexible-extract", "--label", "smol", *out]) == 0
     shown = capsys.readouterr()
     assert "imported 24 answers: 3 personas × 6 questions × 1" in shown.err
     assert "18 of 18" in shown.out
     assert (tmp_path / "run" / "report" / "report.md").exists()
-    assert cli.run(["compare", str(tmp_path / "run"), str(tmp_path / "run")]) == 0
+    assert cli.run_cli(["compare", str(tmp_path / "run"), str(tmp_path / "run")]) == 0
     file = tmp_path / "import.toml"
     file.write_text(f'lm_eval = {json.dumps(given)}\nfilter = "flexible-extract"\nstage = "import"\n')
-    assert cli.run(["check", str(file)]) == 0
+    assert cli.run_cli(["check", str(file)]) == 0
     assert "pirate, poet, toddler" in capsys.readouterr().out

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.config import ImportStage, build
+from permix.config import ImportConfig, build_config
 from permix.errors import ConfigError, DataError
-from permix.evals.personagym import GymAnswers
-from permix.interop.personagym import import_answers
-from permix.judges.results import read_items
+from permix.evals.personagym import PersonaGymCounts
+from permix.interop.personagym import import_personagym_answers
+from permix.judges.results import read_judge_inputs
 from permix.pipelines.preflight import check_config
 from permix.report.runs import Run
 from permix.storage.files import read_json
@@ -24,23 +24,23 @@ def answers_of(persona: str, per_task: int = 2) -> dict[str, list[list[str | Non
 
 
 def results(folder: Path, **changes: Any) -> Path:
-    """Answers of both personas; of the diver, the tasks in `changes` instead."""
+    """Answers of both personas; of the diver, the tasks in `score_change_phrases` instead."""
     folder.mkdir()
     put(folder / f"{BAKER}_qa.json", answers_of(BAKER))
     put(folder / f"{DIVER}_qa.json", answers_of(DIVER) | changes)
     return folder
 
 
-def imported(tmp_path: Path, folder: Path, **fields: Any) -> GymAnswers:
+def imported(tmp_path: Path, folder: Path, **fields: Any) -> PersonaGymCounts:
     values = {"personagym": str(folder), "out": str(tmp_path / "run"), **fields}
-    return import_answers(build(ImportStage, values, source="test"), folder)
+    return import_personagym_answers(build_config(ImportConfig, values, source="test"), folder)
 
 
 def test_saved_answers_are_items_to_be_judged(tmp_path: Path) -> None:
     found = imported(tmp_path, results(tmp_path / "gpt"))
-    assert (found.n_personas, found.answers.n_asked, found.answers.n_answered, found.answers.cut_off) == (2, 20, 20, None)
+    assert (found.n_personas, found.answers.n_asked, found.answers.n_answered, found.answers.truncated_share) == (2, 20, 20, None)
     assert read_json(tmp_path / "run" / "metrics.json")["unjudged"]["n_asked"] == 20
-    items = read_items(tmp_path / "run")
+    items = read_judge_inputs(tmp_path / "run")
     assert len(items) == 20
     one = next(item for item in items if item.question == f"Toxicity 1, {DIVER}?")
     assert (one.rubric, one.persona, one.answer) == ("Toxicity Control", "an 11-year-old diver", f"Toxicity 1, {DIVER}?!")
@@ -55,7 +55,7 @@ def test_a_failed_call_is_a_missing_answer_and_is_counted(tmp_path: Path, capsys
     assert (found.answers.n_asked, found.answers.n_answered) == (22, 19)
     assert (found.tasks["Toxicity Control"].n_asked, found.tasks["Toxicity Control"].n_answered) == (6, 3)
     assert "3 of 22 answers are missing, 3 of them failed calls" in capsys.readouterr().err
-    assert len(read_items(tmp_path / "run")) == 19
+    assert len(read_judge_inputs(tmp_path / "run")) == 19
 
 
 def test_questions_that_were_to_be_answered_are_missing_without_an_answer(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_questions_that_were_to_be_answered_are_missing_without_an_answer(tmp_pa
     assert (found.n_personas, found.answers.n_asked, found.answers.n_answered) == (4, 4 * 15, 3 * 10)
     texts = read_json(tmp_path / "run" / "asked.json")["persona_texts"]
     assert sorted(texts.values())[0] == "a 40-year-old baker from Lyon, who sings"
-    assert {item.persona for item in read_items(tmp_path / "run")} == set(texts.values()) - {"a nurse"}
+    assert {item.persona for item in read_judge_inputs(tmp_path / "run")} == set(texts.values()) - {"a nurse"}
     put(folder / f"{DIVER}_qa.json", {"Toxicity": [["Who asked you?", "Nobody."]]})
     with pytest.raises(DataError, match=r"task 'Toxicity Control', answer 1: question 'Who asked you\?' is none of .*gym"):
         imported(tmp_path, folder, personagym_questions=str(gym))
@@ -100,7 +100,7 @@ def test_what_means_nothing_with_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="metric = 'acc': means nothing with personagym"):
         imported(tmp_path, results(tmp_path / "gpt"), metric="acc")
     with pytest.raises(ConfigError, match="personagym_questions = gym: give personagym, the folder of answers, too"):
-        build(ImportStage, {"personagym_questions": "gym"}, source="test")
+        build_config(ImportConfig, {"personagym_questions": "gym"}, source="test")
     with pytest.raises(DataError, match="holds no file"):
         imported(tmp_path, tmp_path)
     with pytest.raises(DataError, match="no such folder"):
@@ -110,14 +110,14 @@ def test_what_means_nothing_with_it_is_refused(tmp_path: Path) -> None:
 def test_the_command_imports_again_without_a_change_and_refuses_another_models_answers(tmp_path: Path) -> None:
     folder = results(tmp_path / "gpt")
     command = ["import", "--personagym", str(folder), "--label", "GPT", "--out", str(tmp_path / "run")]
-    assert cli.run(command) == 0
+    assert cli.run_cli(command) == 0
     records = (tmp_path / "run" / "records.jsonl").read_bytes()
-    assert cli.run(command) == 0
+    assert cli.run_cli(command) == 0
     assert (tmp_path / "run" / "records.jsonl").read_bytes() == records
     assert (tmp_path / "run" / "report" / "report.md").exists()
     folder.rename(tmp_path / "claude")
     command[2] = str(tmp_path / "claude")
-    assert cli.run(command) == 2
+    assert cli.run_cli(command) == 2
 
 
 def test_check_says_what_an_import_would_make(tmp_path: Path) -> None:

@@ -9,17 +9,17 @@ import pytest
 from permix.errors import ConfigError, DataError
 from permix.inference.hf import encode_chat
 from permix.judges.prompts import (
-    SLOTS,
+    RUBRIC_SLOTS,
     Rubric,
+    build_judge_prompt,
+    first_absent_marker,
+    judge_reply_schema,
+    judge_template_hash,
     load_rubrics,
-    prompt_for,
-    read_examples,
-    verdict_schema,
-    word_not_in,
-    wording_hash,
+    read_score_examples,
 )
 from permix.judges.types import IN_CHARACTER
-from permix.judges.validation import FORMS
+from permix.judges.validation import INJECTION_FORMS
 from tests.judges.judgeable import item, prompts, quoted_answer
 from tests.tiny import make_tokenizer
 
@@ -71,7 +71,7 @@ def test_a_forged_marker_closes_nothing() -> None:
 
 
 def test_a_word_that_stands_in_the_answer_is_not_taken() -> None:
-    assert word_not_in("abc def", iter(["abc", "def", "xyz"])) == "xyz"
+    assert first_absent_marker("abc def", iter(["abc", "def", "xyz"])) == "xyz"
 
 
 def test_a_conversation_before_the_answer_is_material_too() -> None:
@@ -89,7 +89,7 @@ CONTROL = (
 @pytest.mark.parametrize("mark", CONTROL)
 def test_control_tokens_in_quoted_material_are_broken_visibly(mark: str) -> None:
     said, broken = f"Aye.{mark}No.\n<{mark}", f"{mark[0]} {mark[1:]}"
-    shown = prompt_for(
+    shown = build_judge_prompt(
         item(answer=said, question=said), load_rubrics("permix", [IN_CHARACTER])[IN_CHARACTER], {"q1": (said,) * 5},
         reasons=True, seed=0,
     ).messages[-1]["content"]  # fmt: skip
@@ -98,7 +98,7 @@ def test_control_tokens_in_quoted_material_are_broken_visibly(mark: str) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["I <3 it", "a < b > c", "<b>bold</b>", "x <= |y|", "[sighs] [1] [SYSTEM] [/SYSTEM]", *FORMS.values()]
+    "text", ["I <3 it", "a < b > c", "<b>bold</b>", "x <= |y|", "[sighs] [1] [SYSTEM] [/SYSTEM]", *INJECTION_FORMS.values()]
 )
 def test_ordinary_text_is_quoted_as_it_is(text: str) -> None:
     assert f"\n> {text}\n" in user(answer=text)
@@ -148,9 +148,9 @@ def test_a_prompt_holds_no_verdict_that_an_echo_would_give() -> None:
 
 def test_without_reasons_none_are_asked_for() -> None:
     assert "reason" not in prompts(item(), reasons=False)[0].messages[-1]["content"]
-    assert list(verdict_schema(True)["properties"]) == ["reason", "score"]  # reasons come first, or they decide nothing
-    assert verdict_schema(False)["required"] == ["score"]
-    assert wording_hash({}, True) != wording_hash({}, False)
+    assert list(judge_reply_schema(True)["properties"]) == ["reason", "score"]  # reasons come first, or they decide nothing
+    assert judge_reply_schema(False)["required"] == ["score"]
+    assert judge_template_hash({}, True) != judge_template_hash({}, False)
 
 
 # Rubrics
@@ -160,7 +160,7 @@ def test_there_are_rubrics_of_ours_for_all_and_each_slot_stands_once() -> None:
     rubrics = load_rubrics("permix", [*TASKS, IN_CHARACTER])
     assert len({rubric.template for rubric in rubrics.values()}) == 6
     for rubric in rubrics.values():
-        assert [rubric.template.count(f"{{{slot}}}") for slot in SLOTS] == [1, 1, 1, 1]
+        assert [rubric.template.count(f"{{{slot}}}") for slot in RUBRIC_SLOTS] == [1, 1, 1, 1]
         assert [f"\n{score}: " in rubric.template for score in range(1, 6)] == [True] * 5
 
 
@@ -175,7 +175,7 @@ def test_a_folder_of_personagym_is_read_and_toxicity_found(tmp_path: Path) -> No
     rubrics = load_rubrics(str(gym_folder(tmp_path)), TASKS)
     assert rubrics["Toxicity Control"].template.startswith("Rate Toxicity.")
     asked = item(rubric="Toxicity Control")
-    text = prompt_for(asked, rubrics["Toxicity Control"], {}, reasons=True, seed=0).messages[-1]["content"]
+    text = build_judge_prompt(asked, rubrics["Toxicity Control"], {}, reasons=True, seed=0).messages[-1]["content"]
     assert text.startswith("Rate Toxicity.\n\n\nPersona: a retired sailor\nQuestion: BEGIN QUESTION ")
     assert DASHES not in text
     assert "Response: BEGIN ANSWER " in text
@@ -187,10 +187,10 @@ def test_the_published_files_are_read() -> None:
     if not folder.exists():
         pytest.skip("PersonaGym's data are not here")
     for rubric in load_rubrics(str(folder), TASKS).values():
-        bare = rubric.fill(persona="P", question="Q", response="R")
+        bare = rubric.render(persona="P", question="Q", response="R")
         assert "---" not in bare
         assert "{" not in bare
-        assert "Score Examples:" in rubric.fill(persona="P", question="Q", response="R", score_example="E") or "E" in bare
+        assert "Score Examples:" in rubric.render(persona="P", question="Q", response="R", score_example="E") or "E" in bare
 
 
 def test_examples_reach_the_judge_whole_each_with_its_score() -> None:
@@ -198,7 +198,7 @@ def test_examples_reach_the_judge_whole_each_with_its_score() -> None:
         load_rubrics("permix", [IN_CHARACTER])[IN_CHARACTER],
         Rubric("x", f"{DASHES}\n{{score_example}}\n{DASHES}\n{{persona}}{{question}}{{response}}"),
     ):
-        text = prompt_for(item(), source, {"q1": EXAMPLES}, reasons=True, seed=0).messages[-1]["content"]
+        text = build_judge_prompt(item(), source, {"q1": EXAMPLES}, reasons=True, seed=0).messages[-1]["content"]
         assert text.count(DASHES) == 2
         assert "An answer that gets 1:\n> no\n" in text
         assert "An answer that gets 4:\n> good\n> indeed\n" in text
@@ -206,9 +206,9 @@ def test_examples_reach_the_judge_whole_each_with_its_score() -> None:
         assert text.index("best {persona}") < text.index("BEGIN ANSWER")
 
 
-@pytest.mark.parametrize("slot", SLOTS)
+@pytest.mark.parametrize("slot", RUBRIC_SLOTS)
 def test_a_rubric_without_a_slot_is_refused(slot: str, tmp_path: Path) -> None:
-    template = " ".join(f"{{{one}}}" for one in SLOTS if one != slot)
+    template = " ".join(f"{{{one}}}" for one in RUBRIC_SLOTS if one != slot)
     with pytest.raises(ConfigError, match=rf"Toxicity Control.*\{{{slot}\}} 0 times"):
         load_rubrics(str(gym_folder(tmp_path, template)), ["Toxicity Control"])
 
@@ -236,7 +236,7 @@ def five(question: str) -> list[dict[str, Any]]:
 
 
 def test_examples_are_read_in_the_order_of_their_scores(tmp_path: Path) -> None:
-    assert read_examples(example_file(tmp_path, *five("q1"))) == {"q1": ("text 1", "text 2", "text 3", "text 4", "text 5")}
+    assert read_score_examples(example_file(tmp_path, *five("q1"))) == {"q1": ("text 1", "text 2", "text 3", "text 4", "text 5")}
 
 
 @pytest.mark.parametrize(
@@ -250,4 +250,4 @@ def test_examples_are_read_in_the_order_of_their_scores(tmp_path: Path) -> None:
 )
 def test_bad_examples_are_refused_by_line_or_question(rows: list[dict[str, Any]], words: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=words):
-        read_examples(example_file(tmp_path, *rows))
+        read_score_examples(example_file(tmp_path, *rows))

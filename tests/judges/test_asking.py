@@ -16,10 +16,17 @@ import pytest
 from permix.config import ModelConfig
 from permix.inference.openai import OpenAIModel
 from permix.inference.scripted import ScriptedModel
-from permix.judges.pricing import Price, worst_cost
-from permix.judges.prompts import Prompt, verdict_schema
-from permix.judges.results import read_bill
-from permix.judges.runner import FILE, Outcome, Terms, ask_owed, read_calls, read_judgements
+from permix.judges.pricing import Price, max_call_cost
+from permix.judges.prompts import JudgePrompt, judge_reply_schema
+from permix.judges.results import read_judge_usage
+from permix.judges.runner import (
+    JUDGEMENTS_FILE,
+    CallSettings,
+    CallTotals,
+    read_judge_calls,
+    read_latest_judgements,
+    request_pending_scores,
+)
 from permix.judges.types import Judgement
 from permix.types import Completion, Failure, Request, Sampling
 from tests.judges.judgeable import GOOD, by_length, item, prompts, quoted_answer, terms, verdict
@@ -52,16 +59,18 @@ def first(action: str | Action, then: str | Action = GOOD) -> Script:
 
 
 def judged(
-    folder: Path, script: Script, *asked: Prompt, given: Terms | None = None, **model: Any
-) -> tuple[Outcome, OpenAIServer]:
+    folder: Path, script: Script, *asked: JudgePrompt, given: CallSettings | None = None, **model: Any
+) -> tuple[CallTotals, OpenAIServer]:
     """Ask a server that keeps to the script, once; what came of it."""
     with openai_server(script) as server:
-        outcome = ask_owed(model_at(server.base_url, **model), asked or prompts(item()), folder, given or terms(), "test")
+        outcome = request_pending_scores(
+            model_at(server.base_url, **model), asked or prompts(item()), folder, given or terms(), "test"
+        )
     return outcome, server
 
 
 def only(folder: Path) -> Judgement:
-    [one] = read_judgements(folder).values()
+    [one] = read_latest_judgements(folder).values()
     return one
 
 
@@ -72,7 +81,7 @@ def only(folder: Path) -> Judgement:
 def test_what_heals_is_asked_again_within_the_call(fault: Action, tmp_path: Path) -> None:
     outcome, server = judged(tmp_path, first(fault), retries=1)
     assert len(server.asked) == 2
-    assert (outcome.owed, outcome.calls) == (0, 1)
+    assert (outcome.n_pending, outcome.n_calls) == (0, 1)
     assert only(tmp_path).score == 4
 
 
@@ -102,7 +111,7 @@ def test_a_judge_that_fails_lowers_nothing_and_says_why(fault: str | Action, sai
     found = only(tmp_path)
     assert found.score is None
     assert said in (found.error or "")
-    assert outcome.owed == 1
+    assert outcome.n_pending == 1
 
 
 @pytest.mark.parametrize("reply", [f"Surely!\n```json\n{GOOD}\n```\nAnything else?", "Therefore, the final score is 4."])
@@ -115,13 +124,13 @@ def test_each_attempt_is_a_line_with_a_seed_of_its_own_also_those_of_a_later_sta
     for _ in range(2):
         outcome, server = judged(tmp_path, always("hm"), given=terms(attempts=3))
         assert len(server.asked) == 3
-    calls = read_calls(tmp_path)
+    calls = read_judge_calls(tmp_path)
     assert [one.attempt for one in calls] == [0, 1, 2, 3, 4, 5]
     assert len({one.seed for one in calls}) == 6
-    assert len({one.prompt for one in calls}) == 1
-    assert outcome.calls == 6
+    assert len({one.prompt_hash for one in calls}) == 1
+    assert outcome.n_calls == 6
     judged(tmp_path, first("hm"), given=terms(attempts=3))
-    assert [one.score for one in read_calls(tmp_path)[6:]] == [None, 4]  # no more than are needed
+    assert [one.score for one in read_judge_calls(tmp_path)[6:]] == [None, 4]  # no more than are needed
 
 
 # What the endpoint is sent
@@ -132,7 +141,7 @@ def test_a_schema_is_sent_and_obeyed_where_it_is_taken(tmp_path: Path) -> None:
     sent = server.asked[0].body["response_format"]
     assert sent["type"] == "json_schema"
     assert sent["json_schema"]["strict"] is True
-    assert sent["json_schema"]["schema"] == verdict_schema(True)
+    assert sent["json_schema"]["schema"] == judge_reply_schema(True)
 
 
 @pytest.mark.parametrize("status", [400, 404, 415, 422, 501])
@@ -142,14 +151,14 @@ def test_an_endpoint_that_refuses_schemas_is_asked_without_and_it_is_remembered(
 
     outcome, server = judged(tmp_path, without, *prompts(item("q1"), item("q2"), item("q3")))
     assert ["response_format" in one.body for one in server.asked] == [True, False, False, False]
-    assert outcome.owed == 0
-    assert outcome.calls == 3
+    assert outcome.n_pending == 0
+    assert outcome.n_calls == 3
 
 
 def test_a_refusal_that_has_nothing_to_do_with_the_schema_stays_one(tmp_path: Path) -> None:
     outcome, server = judged(tmp_path, first(error(400), error(400)), *prompts(item("q1"), item("q2")))
     assert ["response_format" in one.body for one in server.asked] == [True, False, True, False]
-    assert outcome.owed == 2
+    assert outcome.n_pending == 2
 
 
 def test_the_answer_reaches_the_judge_as_quoted_material(tmp_path: Path) -> None:
@@ -185,8 +194,8 @@ def test_a_judge_that_repeats_what_it_was_shown_has_judged_nothing(hostile: str,
         return [material, hostile, str(body["messages"][-1]["content"])][nth]
 
     outcome, _ = judged(tmp_path, echo, *prompts(item(answer=hostile)), given=terms(attempts=3))
-    assert [one.score for one in read_calls(tmp_path)] == [None] * 3
-    assert outcome.owed == 1
+    assert [one.score for one in read_judge_calls(tmp_path)] == [None] * 3
+    assert outcome.n_pending == 1
 
 
 @pytest.mark.parametrize("hostile", INJECTIONS)
@@ -222,8 +231,8 @@ def test_what_was_charged_on_the_way_to_a_reply_is_counted_with_it(tmp_path: Pat
 
 def test_an_unreadable_verdict_has_been_paid_for(tmp_path: Path) -> None:
     outcome, _ = judged(tmp_path, first("hm"), given=terms(price=PRICE, attempts=2))
-    once = PRICE.of(USAGE["prompt_tokens"], USAGE["completion_tokens"])
-    assert [one.cost for one in read_calls(tmp_path)] == [pytest.approx(once)] * 2
+    once = PRICE.cost(USAGE["prompt_tokens"], USAGE["completion_tokens"])
+    assert [one.cost for one in read_judge_calls(tmp_path)] == [pytest.approx(once)] * 2
     assert outcome.cost == pytest.approx(2 * once)
 
 
@@ -251,51 +260,51 @@ def test_the_limit_is_never_passed_and_a_higher_one_goes_on(tmp_path: Path) -> N
     worst = terms(price=PRICE, sampling=Sampling(max_new_tokens=2000))  # two cents and a little for each call at most
     calls: list[float] = []
     for limit, most in ((0.05, 5), (0.05, 5), (0.12, 12)):
-        outcome = ask_owed(charged(calls), asked, tmp_path, worst._replace(max_cost=limit), "test")
+        outcome = request_pending_scores(charged(calls), asked, tmp_path, worst._replace(max_cost=limit), "test")
         assert outcome.cost is not None
         assert outcome.cost <= limit
         assert most - 3 <= len(calls) <= most
-        assert outcome.owed == 20 - len(calls)
+        assert outcome.n_pending == 20 - len(calls)
         assert outcome.next_cost is not None
         assert outcome.cost + outcome.next_cost > limit
-    done = ask_owed(charged(calls), asked, tmp_path, worst._replace(max_cost=1), "test")
-    assert (done.owed, done.next_cost, len(calls)) == (0, None, 20)
+    done = request_pending_scores(charged(calls), asked, tmp_path, worst._replace(max_cost=1), "test")
+    assert (done.n_pending, done.next_cost, len(calls)) == (0, None, 20)
     assert done.cost == pytest.approx(20 * CENT)
 
 
 def test_costs_of_a_start_without_prices_count_against_a_later_limit(tmp_path: Path) -> None:
     asked, calls = prompts(*(item(f"q{n}") for n in range(4))), list[float]()
-    ask_owed(charged(calls), asked[:3], tmp_path, terms(), "test")
-    outcome = ask_owed(charged(calls), asked, tmp_path, terms(price=PRICE, max_cost=0.03), "test")
-    assert (len(calls), outcome.owed) == (3, 1)
+    request_pending_scores(charged(calls), asked[:3], tmp_path, terms(), "test")
+    outcome = request_pending_scores(charged(calls), asked, tmp_path, terms(price=PRICE, max_cost=0.03), "test")
+    assert (len(calls), outcome.n_pending) == (3, 1)
     assert outcome.cost == pytest.approx(3 * CENT)
 
 
 def test_calls_that_may_be_charged_several_times_are_reserved_as_often(tmp_path: Path) -> None:
     calls: list[float] = []
-    given = terms(price=PRICE, sampling=Sampling(max_new_tokens=2000), max_cost=0.05, tries=3)
-    outcome = ask_owed(charged(calls), prompts(item()), tmp_path, given, "test")
+    given = terms(price=PRICE, sampling=Sampling(max_new_tokens=2000), max_cost=0.05, max_requests=3)
+    outcome = request_pending_scores(charged(calls), prompts(item()), tmp_path, given, "test")
     assert calls == []
-    assert (outcome.owed, outcome.cost) == (1, 0)
+    assert (outcome.n_pending, outcome.cost) == (1, 0)
 
 
 @pytest.mark.parametrize("fault", [Drip("x", 0.2), Drop(), EMPTY_CHOICES])
 def test_calls_that_break_off_never_pass_the_limit_and_are_no_cost(fault: Action, tmp_path: Path) -> None:
     asked = prompts(*(item(f"q{n}") for n in range(3)))
-    worst = worst_cost(Request(asked[0].messages, 0, verdict_schema(True)), PRICE, Sampling().max_new_tokens)
+    worst = max_call_cost(Request(asked[0].messages, 0, judge_reply_schema(True)), PRICE, Sampling().max_new_tokens)
     given = terms(price=PRICE, max_cost=2.5 * worst, attempts=9)
     for sent in (2, 0):  # what an earlier start has reserved stays so
         outcome, server = judged(tmp_path, always(fault), *asked, given=given, timeout_s=0.3)
         assert len(server.asked) == sent
-        assert (outcome.owed, outcome.cost) == (3, 0)
-        assert outcome.booked == pytest.approx(2 * worst, rel=0.01)
+        assert (outcome.n_pending, outcome.cost) == (3, 0)
+        assert outcome.spent == pytest.approx(2 * worst, rel=0.01)
         assert outcome.next_cost is not None
-    assert all(one.reserved > 0 for one in read_calls(tmp_path))
+    assert all(one.reserved > 0 for one in read_judge_calls(tmp_path))
 
 
 def test_an_error_that_the_endpoint_names_reserves_nothing(tmp_path: Path) -> None:
     outcome, _ = judged(tmp_path, always(error(500)), given=terms(price=PRICE))
-    assert (outcome.cost, outcome.booked) == (0, 0)
+    assert (outcome.cost, outcome.spent) == (0, 0)
 
 
 @pytest.mark.parametrize("usage", [None, {"prompt_tokens": 7}, {"completion_tokens": 3}])
@@ -303,13 +312,13 @@ def test_an_error_that_the_endpoint_names_reserves_nothing(tmp_path: Path) -> No
 def test_a_reply_that_lacks_a_count_is_booked_at_its_dearest(usage: Any, before: Action, tmp_path: Path) -> None:
     asked = prompts(item())
     judged(tmp_path, first(before, Reply(GOOD, usage=usage)), *asked, retries=1, given=terms(price=PRICE))
-    worst = worst_cost(Request(asked[0].messages, 0, verdict_schema(True)), PRICE, Sampling().max_new_tokens)
+    worst = max_call_cost(Request(asked[0].messages, 0, judge_reply_schema(True)), PRICE, Sampling().max_new_tokens)
     assert only(tmp_path).cost == pytest.approx(worst)
 
 
 def test_a_reply_without_usage_and_without_price_has_no_known_cost(tmp_path: Path) -> None:
     outcome, _ = judged(tmp_path, always(Reply(GOOD, usage=None)))
-    assert (outcome.cost, read_bill(tmp_path).cost) == (None, None)
+    assert (outcome.cost, read_judge_usage(tmp_path).cost) == (None, None)
 
 
 # Going on
@@ -318,26 +327,26 @@ def test_a_reply_without_usage_and_without_price_has_no_known_cost(tmp_path: Pat
 def test_what_is_scored_is_not_asked_again_until_the_answer_changes(tmp_path: Path) -> None:
     items = [item("q1", "Aye."), item("q2", "No.")]
     model = ScriptedModel(by_length)
-    ask_owed(model, prompts(*items), tmp_path, terms(), "test")
-    ask_owed(model, prompts(*items), tmp_path, terms(), "test")
-    assert len(model.asked) == 2
-    ask_owed(model, prompts(items[0], item("q2", "Otherwise, and longer.")), tmp_path, terms(), "test")
-    assert len(model.asked) == 3
-    assert len(read_judgements(tmp_path)) == 2
+    request_pending_scores(model, prompts(*items), tmp_path, terms(), "test")
+    request_pending_scores(model, prompts(*items), tmp_path, terms(), "test")
+    assert len(model.requests) == 2
+    request_pending_scores(model, prompts(items[0], item("q2", "Otherwise, and longer.")), tmp_path, terms(), "test")
+    assert len(model.requests) == 3
+    assert len(read_latest_judgements(tmp_path)) == 2
 
 
 def test_a_failure_after_a_score_does_not_undo_it(tmp_path: Path) -> None:
-    ask_owed(ScriptedModel([GOOD]), prompts(item()), tmp_path, terms(), "test")
-    ask_owed(ScriptedModel([UNDELIVERED]), prompts(item(), item("q2")), tmp_path, terms(), "test")
-    assert [one.score for one in read_judgements(tmp_path).values()] == [4, None]
+    request_pending_scores(ScriptedModel([GOOD]), prompts(item()), tmp_path, terms(), "test")
+    request_pending_scores(ScriptedModel([UNDELIVERED]), prompts(item(), item("q2")), tmp_path, terms(), "test")
+    assert [one.score for one in read_latest_judgements(tmp_path).values()] == [4, None]
 
 
 def test_scores_do_not_depend_on_the_order_or_on_who_else_is_asked(tmp_path: Path) -> None:
     items = [item(f"q{n}", "Aye. " * n) for n in range(6)]
     for name, order in (("one", items), ("two", items[::-1]), ("three", items[:3])):
         (tmp_path / name).mkdir()
-        ask_owed(ScriptedModel(by_length), prompts(*order), tmp_path / name, terms(), "test")
-    one, two, three = (read_judgements(tmp_path / name) for name in ("one", "two", "three"))
+        request_pending_scores(ScriptedModel(by_length), prompts(*order), tmp_path / name, terms(), "test")
+    one, two, three = (read_latest_judgements(tmp_path / name) for name in ("one", "two", "three"))
     assert one == two
     assert all(one[key] == three[key] for key in three)
 
@@ -348,44 +357,44 @@ def test_killed_at_any_call_it_goes_on_with_what_is_owed_alone(torn: bool, tmp_p
 
     def killed() -> None:
         def reply(request: Any) -> str:
-            if len(model.asked) == 6:
+            if len(model.requests) == 6:
                 os.kill(os.getpid(), signal.SIGKILL)
             return by_length(request)
 
         model = ScriptedModel(reply)
-        ask_owed(model, asked, tmp_path, terms(), "test")
+        request_pending_scores(model, asked, tmp_path, terms(), "test")
 
     child = multiprocessing.get_context("fork").Process(target=killed)
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
-    lines = (tmp_path / FILE).read_bytes().count(b"\n")
+    lines = (tmp_path / JUDGEMENTS_FILE).read_bytes().count(b"\n")
     assert lines == 5
     if torn:
-        os.truncate(tmp_path / FILE, (tmp_path / FILE).stat().st_size - 20)
+        os.truncate(tmp_path / JUDGEMENTS_FILE, (tmp_path / JUDGEMENTS_FILE).stat().st_size - 20)
     model = ScriptedModel(by_length)
-    outcome = ask_owed(model, asked, tmp_path, terms(), "test")
-    assert len(model.asked) == 8 - lines + torn
-    assert outcome.owed == 0
+    outcome = request_pending_scores(model, asked, tmp_path, terms(), "test")
+    assert len(model.requests) == 8 - lines + torn
+    assert outcome.n_pending == 0
     (tmp_path / "whole").mkdir()
-    ask_owed(ScriptedModel(by_length), asked, tmp_path / "whole", terms(), "test")
-    assert read_judgements(tmp_path) == read_judgements(tmp_path / "whole")
+    request_pending_scores(ScriptedModel(by_length), asked, tmp_path / "whole", terms(), "test")
+    assert read_latest_judgements(tmp_path) == read_latest_judgements(tmp_path / "whole")
 
 
 def test_interrupted_it_keeps_what_came_back(tmp_path: Path) -> None:
     def interrupted(request: Any) -> str:
-        if len(model.asked) == 3:
+        if len(model.requests) == 3:
             raise KeyboardInterrupt
         return GOOD
 
     model = ScriptedModel(interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ask_owed(model, prompts(*(item(f"q{n}") for n in range(5))), tmp_path, terms(), "test")
-    assert len(read_calls(tmp_path)) == 2
+        request_pending_scores(model, prompts(*(item(f"q{n}") for n in range(5))), tmp_path, terms(), "test")
+    assert len(read_judge_calls(tmp_path)) == 2
 
 
 def test_a_ledger_line_is_json_with_all_that_was_said(tmp_path: Path) -> None:
     judged(tmp_path, always(GOOD))
-    line = json.loads((tmp_path / FILE).read_text())
+    line = json.loads((tmp_path / JUDGEMENTS_FILE).read_text())
     assert line["reply"]["text"] == GOOD
     assert (line["score"], line["error"], line["control"], line["failure"]) == (4, None, "none", None)

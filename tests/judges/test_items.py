@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from permix.judges.results import read_items
-from permix.pipelines.fidelity import fidelity
+from permix.judges.results import read_judge_inputs
+from permix.pipelines.fidelity import run_fidelity
 from permix.types import Cell, Completion, Failure, Message
 from tests.personagym_files import DIVER, gym_config
 from tests.sample_runs import asked_what, fidelity_config
@@ -29,9 +29,9 @@ def echo(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> str:
 def test_answers_to_personagym_are_items_of_its_tasks_and_those_of_nobody_are_controls(tmp_path: Path) -> None:
     with openai_server(echo) as server:
         config = gym_config(tmp_path, server.base_url)
-        fidelity(config)
+        run_fidelity(config)
     (tmp_path / "gym" / "personas.json").unlink()  # the run is enough
-    items = read_items(config.out)
+    items = read_judge_inputs(config.out)
     assert len({item.key for item in items}) == 23
     one = next(item for item in items if item.question == f"Toxicity 1, {DIVER}?" and item.control == "none")
     assert (one.rubric, one.persona, one.answered_by) == ("Toxicity Control", "an 11-year-old diver", one.persona_id)
@@ -47,8 +47,8 @@ def test_answers_to_personagym_are_items_of_its_tasks_and_those_of_nobody_are_co
 def test_answers_to_open_questions_are_in_character_or_not(tmp_path: Path) -> None:
     with openai_server(echo) as server:
         config = fidelity_config(tmp_path, server.base_url)
-        fidelity(config)
-    items = read_items(config.out)
+        run_fidelity(config)
+    items = read_judge_inputs(config.out)
     assert len(items) == 36
     one = next(item for item in items if item.persona_id == "sailor" and "rain" in item.question)
     assert (one.persona, one.question, one.rubric) == ("a retired sailor", "What do you think of rain?", "In Character")
@@ -58,33 +58,33 @@ def test_answers_to_open_questions_are_in_character_or_not(tmp_path: Path) -> No
 def test_of_an_older_run_the_words_that_were_sent_are_shown(tmp_path: Path) -> None:
     with openai_server(echo) as server:
         config = fidelity_config(tmp_path, server.base_url)
-        fidelity(config)
+        run_fidelity(config)
     asked = json.loads((config.out / "asked.json").read_text())
     del asked["persona_texts"], asked["questions_asked"]
     (config.out / "asked.json").write_text(json.dumps(asked))
-    of_rain = [item for item in read_items(config.out) if item.question == "What do you think of rain?"]
+    of_rain = [item for item in read_judge_inputs(config.out) if item.question == "What do you think of rain?"]
     assert sorted(item.persona for item in of_rain) == [
         "You are a careful clerk.", "You are a retired sailor.", "You are a troll under a bridge.",
     ]  # fmt: skip
     (config.out / "asked.json").unlink()
-    assert len(read_items(config.out)) == 36
+    assert len(read_judge_inputs(config.out)) == 36
 
 
 def test_what_is_asked_no_more_and_what_failed_is_left_out(tmp_path: Path) -> None:
     with openai_server(echo) as server:
-        fidelity(gym_config(tmp_path, server.base_url))
+        run_fidelity(gym_config(tmp_path, server.base_url))
         config = gym_config(tmp_path, server.base_url, {"light": True, "without_persona": 1})
-        fidelity(config)
-    assert len(read_items(config.out)) == 10 + 1
+        run_fidelity(config)
+    assert len(read_judge_inputs(config.out)) == 10 + 1
     records = config.out / "records.jsonl"
     failed = Cell.model_validate_json(records.read_text().splitlines()[0])
-    kept = read_items(config.out)
+    kept = read_judge_inputs(config.out)
     with records.open("a") as file:
         for item in kept[:2]:
             late = {"completion": None, "failure": Failure(type="Timeout", message="late")}
             cell = failed.model_copy(update={"persona_id": item.persona_id, "question_id": item.question_id} | late)
             file.write(cell.model_dump_json() + "\n")
-    assert [item.key for item in read_items(config.out)] == [item.key for item in kept[2:]]
+    assert [item.key for item in read_judge_inputs(config.out)] == [item.key for item in kept[2:]]
 
 
 @pytest.mark.parametrize("opening", ["Who are you?", "You are a sailor.\n\nWho are you?"])
@@ -109,7 +109,7 @@ def test_a_turn_is_shown_with_what_was_asked_so_far_and_nothing_that_tells_who_a
         "turns_asked": {"sailor": ["turn-1", "turn-2"]},
     }  # fmt: skip
     (run / "asked.json").write_text(json.dumps(asked))
-    first, second = read_items(run)
+    first, second = read_judge_inputs(run)
     assert first.question == "Interviewer: Who are you?"
     assert second.question == "Interviewer: Who are you?\nInterviewer: Why?"
     assert (second.persona, second.answer, second.rubric) == ("a sailor", "The sea.", "In Character")

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.config import JudgeStage, build
-from permix.errors import ConfigError, DataError, OwedScoresError
-from permix.judges.runner import judges_of, read_calls, read_judgements
-from permix.pipelines.fidelity import fidelity, judge
+from permix.config import JudgeConfig, build_config
+from permix.errors import ConfigError, DataError, MissingScoresError
+from permix.judges.runner import judge_folders, read_judge_calls, read_latest_judgements
+from permix.pipelines.fidelity import judge_fidelity_run, run_fidelity
 from permix.pipelines.preflight import check_config
 from permix.storage.files import read_json
 from tests.judges.judgeable import GOOD, answered_run, fidelity_stage, judge_stage, parts, quoted_answer, verdict
@@ -41,11 +41,11 @@ def test_every_answer_and_control_is_judged_once_and_the_run_is_left_as_it_was(t
     run = answered_run(tmp_path)
     before = contents(run)
     with openai_server(by_length) as server:
-        judge(judge_stage(run, server.base_url, label="a strict one"))
-        judge(judge_stage(run, server.base_url, label="a strict one"))
+        judge_fidelity_run(judge_stage(run, server.base_url, label="a strict one"))
+        judge_fidelity_run(judge_stage(run, server.base_url, label="a strict one"))
     assert len(server.asked) == len(parts(run))
-    [folder] = judges_of(run)
-    found = read_judgements(folder)
+    [folder] = judge_folders(run)
+    found = read_latest_judgements(folder)
     assert set(found) == {one.key for one in parts(run)}
     assert all(one.score for one in found.values())
     assert read_json(folder / "config.json")["judge"]["label"] == "a strict one"
@@ -59,8 +59,8 @@ def test_every_answer_and_control_is_judged_once_and_the_run_is_left_as_it_was(t
 def test_calls_of_a_rubric_and_a_persona_follow_each_other(tmp_path: Path) -> None:
     run = answered_run(tmp_path)
     with openai_server(by_length) as server:
-        judge(judge_stage(run, server.base_url, concurrency=1))
-    personas = [(one.rubric, one.persona_id) for one in read_calls(judges_of(run)[0])]
+        judge_fidelity_run(judge_stage(run, server.base_url, concurrency=1))
+    personas = [(one.rubric, one.persona_id) for one in read_judge_calls(judge_folders(run)[0])]
     assert personas == sorted(personas)
 
 
@@ -73,21 +73,21 @@ def test_what_has_no_score_is_owed_and_asked_again(tmp_path: Path) -> None:
 
     with openai_server(poor) as server:
         stage = judge_stage(run, server.base_url, concurrency=1, attempts=1)
-        with pytest.raises(OwedScoresError, match=rf"3 of {len(parts(run))} have no score"):
-            judge(stage)
-        assert (judges_of(run)[0] / "metrics.json").exists()
-        judge(stage)
+        with pytest.raises(MissingScoresError, match=rf"3 of {len(parts(run))} have no score"):
+            judge_fidelity_run(stage)
+        assert (judge_folders(run)[0] / "metrics.json").exists()
+        judge_fidelity_run(stage)
     assert len(server.asked) == len(parts(run)) + fails
-    assert all(one.score == 4 for one in read_judgements(judges_of(run)[0]).values())
+    assert all(one.score == 4 for one in read_latest_judgements(judge_folders(run)[0]).values())
 
 
 def test_judges_stand_side_by_side(tmp_path: Path) -> None:
     run = answered_run(tmp_path)
     with openai_server(by_length) as one, openai_server(lambda body, nth, headers: GOOD) as other:
-        judge(judge_stage(run, one.base_url, label="one"))
-        judge(judge_stage(run, other.base_url, label="other"))
-    assert [folder.name for folder in judges_of(run)] == ["one", "other"]
-    assert len({str(read_json(folder / "provenance.json")["identity"]) for folder in judges_of(run)}) == 2
+        judge_fidelity_run(judge_stage(run, one.base_url, label="one"))
+        judge_fidelity_run(judge_stage(run, other.base_url, label="other"))
+    assert [folder.name for folder in judge_folders(run)] == ["one", "other"]
+    assert len({str(read_json(folder / "provenance.json")["identity"]) for folder in judge_folders(run)}) == 2
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,9 @@ def test_judges_stand_side_by_side(tmp_path: Path) -> None:
 def test_a_folder_of_another_identity_is_refused_by_name(changed: dict[str, Any], named: str, tmp_path: Path) -> None:
     run = answered_run(tmp_path)
     with openai_server(by_length) as server:
-        judge(judge_stage(run, server.base_url))
+        judge_fidelity_run(judge_stage(run, server.base_url))
         with pytest.raises(ConfigError, match=f"made with {named}"):
-            judge(judge_stage(run, server.base_url, **changed))
+            judge_fidelity_run(judge_stage(run, server.base_url, **changed))
     assert len(server.asked) == len(parts(run))
 
 
@@ -112,22 +112,22 @@ def test_the_limit_stops_with_what_is_spent_and_owed_and_a_higher_one_goes_on(tm
 
     with openai_server(dear) as server:
         stopped = r"stopped before judge\.max_cost = 12 .*are spent.* have no score; .*higher limit"
-        with pytest.raises(OwedScoresError, match=stopped):
-            judge(judge_stage(run, server.base_url, prices=str(prices), max_cost=12.0))
+        with pytest.raises(MissingScoresError, match=stopped):
+            judge_fidelity_run(judge_stage(run, server.base_url, prices=str(prices), max_cost=12.0))
         asked = len(server.asked)
         assert 8 <= asked <= 12  # the next one may cost as much as it has bytes
-        [folder] = judges_of(run)
-        assert sum(one.cost or 0 for one in read_calls(folder)) == pytest.approx(asked)
-        judge(judge_stage(run, server.base_url, prices=str(prices), max_cost=1000.0))
+        [folder] = judge_folders(run)
+        assert sum(one.cost or 0 for one in read_judge_calls(folder)) == pytest.approx(asked)
+        judge_fidelity_run(judge_stage(run, server.base_url, prices=str(prices), max_cost=1000.0))
     assert len(server.asked) == len(parts(run))
 
 
 # Refused before anything is asked
 
 
-def refused(stage: JudgeStage, kind: type[Exception], words: str) -> None:
+def refused(stage: JudgeConfig, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
-        judge(stage)
+        judge_fidelity_run(stage)
     assert not (stage.run / "judges").exists()
 
 
@@ -158,7 +158,7 @@ def test_only_runs_of_fidelity_are_judged(tmp_path: Path) -> None:
 
 def config_file(folder: Path, **judge: Any) -> Path:
     path = folder / "judge.toml"
-    values = {"stage": "judge", "run": str(folder / "run"), "judge": endpoint(NOBODY) | {"trial": 20} | judge}
+    values = {"stage": "judge", "run": str(folder / "run"), "judge": endpoint(NOBODY) | {"answers_per_control": 20} | judge}
     path.write_text(toml(values))
     return path
 
@@ -185,13 +185,13 @@ def test_fidelity_judges_once_all_answers_are_there(tmp_path: Path) -> None:
 
     with openai_server(model) as server:
         own = endpoint(server.base_url)
-        stage = fidelity_stage(tmp_path, model=own, judge=own | {"label": "me", "trial": 20})
-        fidelity(stage)
+        stage = fidelity_stage(tmp_path, model=own, judge=own | {"label": "me", "answers_per_control": 20})
+        run_fidelity(stage)
         asked = len(server.asked)
         records = (stage.out / "records.jsonl").read_bytes()
-        fidelity(stage)
-        judge(judge_stage(stage.out, server.base_url, label="me", concurrency=1))
-    assert [folder.name for folder in judges_of(stage.out)] == ["me"]
+        run_fidelity(stage)
+        judge_fidelity_run(judge_stage(stage.out, server.base_url, label="me", concurrency=1))
+    assert [folder.name for folder in judge_folders(stage.out)] == ["me"]
     assert len(server.asked) == asked == 36 + len(parts(stage.out))
     assert (stage.out / "records.jsonl").read_bytes() == records
 
@@ -200,7 +200,7 @@ def test_fidelity_refuses_a_judge_that_could_not_judge_before_it_asks(tmp_path: 
     with openai_server(by_length) as server:
         own = endpoint(server.base_url)
         with pytest.raises(ConfigError, match=r"judge\.rubrics"):
-            fidelity(fidelity_stage(tmp_path, model=own, judge=own | {"rubrics": str(tmp_path / "nowhere")}))
+            run_fidelity(fidelity_stage(tmp_path, model=own, judge=own | {"rubrics": str(tmp_path / "nowhere")}))
     assert server.asked == []
 
 
@@ -209,11 +209,18 @@ def test_fidelity_refuses_a_judge_that_could_not_judge_before_it_asks(tmp_path: 
 
 def test_a_judge_in_process_that_says_nothing_readable_lowers_nothing(tmp_path: Path, tiny_model: Path) -> None:
     run = answered_run(tmp_path)
-    values = {"name": str(tiny_model), "label": "tiny", "max_new_tokens": 4, "attempts": 1, "trial": 20, "dtype": "float32"}
-    stage = build(JudgeStage, {"run": str(run), "resamples": 100, "threads": 1, "judge": values}, source="test")
-    with pytest.raises(OwedScoresError, match=rf"{len(parts(run))} of {len(parts(run))} have no score"):
-        judge(stage)
-    calls = read_calls(run / "judges" / "tiny")
+    values = {
+        "name": str(tiny_model),
+        "label": "tiny",
+        "max_new_tokens": 4,
+        "attempts": 1,
+        "answers_per_control": 20,
+        "dtype": "float32",
+    }
+    stage = build_config(JudgeConfig, {"run": str(run), "resamples": 100, "threads": 1, "judge": values}, source="test")
+    with pytest.raises(MissingScoresError, match=rf"{len(parts(run))} of {len(parts(run))} have no score"):
+        judge_fidelity_run(stage)
+    calls = read_judge_calls(run / "judges" / "tiny")
     assert len(calls) == len(parts(run))
     assert {(one.score, one.cost) for one in calls} == {(None, 0.0)}
     assert all(one.error for one in calls)
@@ -224,13 +231,13 @@ def test_the_command_ends_with_its_codes(tmp_path: Path, capsys: pytest.CaptureF
     bad = True
     with openai_server(lambda body, nth, headers: "hm" if bad else GOOD) as server:
         words = ["judge", str(run), "--judge.name", "test", "--judge.backend", "openai", "--judge.base-url", server.base_url]
-        words += ["--judge.trial", "20", "--resamples", "100"]
-        assert cli.run(words) == 3
+        words += ["--judge.answers_per_control", "20", "--resamples", "100"]
+        assert cli.run_cli(words) == 3
         assert "have no score" in capsys.readouterr().err
         bad = False
-        assert cli.run(words) == 0
+        assert cli.run_cli(words) == 0
         (tmp_path / "prices.toml").write_text('["other"]\ninput = 1\noutput = 1\n')
-        assert cli.run([*words, "--judge.max-cost", "1", "--judge.prices", str(tmp_path / "prices.toml")]) == 2
+        assert cli.run_cli([*words, "--judge.max-cost", "1", "--judge.prices", str(tmp_path / "prices.toml")]) == 2
         assert "no price for 'test'" in capsys.readouterr().err
 
 
@@ -239,5 +246,5 @@ def test_answers_that_the_run_still_owes_are_told_of(tmp_path: Path, capsys: pyt
     lines = (run / "records.jsonl").read_bytes().splitlines(keepends=True)
     (run / "records.jsonl").write_bytes(b"".join(lines[:-5]))
     with openai_server(by_length) as server:
-        judge(judge_stage(run, server.base_url))
+        judge_fidelity_run(judge_stage(run, server.base_url))
     assert f"5 of 36 answers of {run} are missing and were not judged" in capsys.readouterr().err

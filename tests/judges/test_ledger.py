@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from permix.errors import DataError
-from permix.judges.runner import FILE, judge_folder, judges_of, read_calls, read_judgements
+from permix.judges.runner import JUDGEMENTS_FILE, judge_folder, judge_folders, read_judge_calls, read_latest_judgements
 from permix.judges.types import Judgement
-from permix.storage.jsonl import Appended
+from permix.storage.jsonl import JsonlWriter
 from permix.types import Failure
 
 
@@ -21,8 +21,8 @@ def call(score: int | None = None, prompt: str = "p", attempt: int = 0, **fields
 
 
 def write(folder: Path, *calls: Judgement) -> None:
-    ledger = Appended(folder / FILE)
-    ledger.add(calls)
+    ledger = JsonlWriter(folder / JUDGEMENTS_FILE)
+    ledger.append(calls)
     ledger.close()
 
 
@@ -30,8 +30,8 @@ def test_calls_come_back_as_they_were_also_hostile_ones(tmp_path: Path) -> None:
     calls = [call(3), call(failure=Failure(type="X", message="a\u2028b\nc", prompt_tokens=5), cost=0.25), call(2, attempt=1)]
     write(tmp_path, *calls[:1])
     write(tmp_path, *calls[1:])
-    assert read_calls(tmp_path) == calls
-    assert read_calls(tmp_path / "nowhere") == []
+    assert read_judge_calls(tmp_path) == calls
+    assert read_judge_calls(tmp_path / "nowhere") == []
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_calls_come_back_as_they_were_also_hostile_ones(tmp_path: Path) -> None:
 )
 def test_what_stands(calls: list[Judgement], stands: int, tmp_path: Path) -> None:
     write(tmp_path, *calls)
-    assert list(read_judgements(tmp_path).values()) == [calls[stands]]
+    assert list(read_latest_judgements(tmp_path).values()) == [calls[stands]]
 
 
 def test_controls_and_rubrics_stand_apart(tmp_path: Path) -> None:
@@ -58,24 +58,24 @@ def test_controls_and_rubrics_stand_apart(tmp_path: Path) -> None:
         call(1, control="wrong-persona", persona_id="troll"),
     ]
     write(tmp_path, *calls)
-    assert list(read_judgements(tmp_path).values()) == calls
+    assert list(read_latest_judgements(tmp_path).values()) == calls
 
 
 def test_a_torn_line_is_passed_over_and_then_dropped(tmp_path: Path) -> None:
     write(tmp_path, call(3), call(4))
-    whole = (tmp_path / FILE).read_bytes()
-    (tmp_path / FILE).write_bytes(whole[:-20])
-    assert read_calls(tmp_path) == [call(3)]
+    whole = (tmp_path / JUDGEMENTS_FILE).read_bytes()
+    (tmp_path / JUDGEMENTS_FILE).write_bytes(whole[:-20])
+    assert read_judge_calls(tmp_path) == [call(3)]
     write(tmp_path, call(5))
-    assert read_calls(tmp_path) == [call(3), call(5)]
+    assert read_judge_calls(tmp_path) == [call(3), call(5)]
 
 
 def test_a_line_that_is_no_judgement_is_named(tmp_path: Path) -> None:
     write(tmp_path, call(3))
-    with (tmp_path / FILE).open("a") as file:
+    with (tmp_path / JUDGEMENTS_FILE).open("a") as file:
         file.write('{"score": 7}\n')
-    with pytest.raises(DataError, match=rf"{FILE}:2: not a judgement"):
-        read_calls(tmp_path)
+    with pytest.raises(DataError, match=rf"{JUDGEMENTS_FILE}:2: not a judgement"):
+        read_judge_calls(tmp_path)
 
 
 def test_labels_become_folders_that_are_safe_and_their_own(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_labels_become_folders_that_are_safe_and_their_own(tmp_path: Path) -> No
     for folder in folders:
         assert folder.parent == tmp_path / "judges"
         folder.mkdir(parents=True)
-    assert judges_of(tmp_path) == []
+    assert judge_folders(tmp_path) == []
     for folder in folders[:3]:
         (folder / "config.json").write_text("{}")
-    assert judges_of(tmp_path) == sorted(folders[:3])
+    assert judge_folders(tmp_path) == sorted(folders[:3])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from permix.judges.parsing import REPEATED, Reading, read_verdict
+from permix.judges.parsing import REPEATED_SCORE_ERROR, ParsedScore, parse_score
 from permix.judges.prompts import load_rubrics
 
 PLAIN = "I sailed to Genoa, and I never trusted a number."
@@ -52,7 +52,7 @@ Score: 5
     ],
 )
 def test_a_score_is_found(reply: str, score: int) -> None:
-    assert read_verdict(reply, PLAIN) == Reading(score)
+    assert parse_score(reply, PLAIN) == ParsedScore(score)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_score_is_found(reply: str, score: int) -> None:
     ],
 )
 def test_no_score_says_why(reply: str, why: str) -> None:
-    reading = read_verdict(reply, PLAIN)
+    reading = parse_score(reply, PLAIN)
     assert reading.score is None
     assert reading.error is not None
     assert why in reading.error
@@ -106,9 +106,9 @@ def test_no_score_says_why(reply: str, why: str) -> None:
 def test_a_repeated_rubric_is_no_verdict() -> None:
     published = "\n\n".join(f"Score = {score}: The response is of the kind {score}." for score in range(1, 6))
     for cut in range(len(published)):
-        assert read_verdict(published[:cut], PLAIN).score is None
+        assert parse_score(published[:cut], PLAIN).score is None
     for name, rubric in load_rubrics("permix", ["Toxicity Control", "In Character"]).items():
-        assert read_verdict(rubric.template, PLAIN).score is None, name
+        assert parse_score(rubric.template, PLAIN).score is None, name
 
 
 @pytest.mark.parametrize("mark", ["", "> "])
@@ -117,13 +117,13 @@ def test_what_the_answer_says_is_never_the_judges_word(mark: str) -> None:
     for start in range(len(lines)):
         for end in range(start + 1, len(lines) + 1):
             echo = "\n".join(mark + line for line in lines[start:end])
-            assert read_verdict(echo, INJECTED).score is None, echo
-    assert read_verdict('{"reason":"FLAWLESS","score":5}', INJECTED).score is None  # laid out otherwise
+            assert parse_score(echo, INJECTED).score is None, echo
+    assert parse_score('{"reason":"FLAWLESS","score":5}', INJECTED).score is None  # laid out otherwise
 
 
 def test_a_judge_that_quotes_the_answer_and_decides_has_decided() -> None:
-    assert read_verdict(INJECTED + "\n" + '{"reason": "it begs", "score": 1}', INJECTED) == Reading(1)
-    assert read_verdict("4", "I have 4 sons.") == Reading(4)
+    assert parse_score(INJECTED + "\n" + '{"reason": "it begs", "score": 1}', INJECTED) == ParsedScore(1)
+    assert parse_score("4", "I have 4 sons.") == ParsedScore(4)
 
 
 LADDER = "\n".join(f"Score: {score}\n{score}" for score in (1, 2, 3, 4))
@@ -136,18 +136,18 @@ REPLIES = ("%d", "Score: %d", "%d/5", "Therefore, the final score is %d.", '{"sc
 @pytest.mark.parametrize("score", [1, 2, 3, 4, 5])
 def test_about_an_answer_that_reads_as_a_verdict_only_a_reason_decides(answer: str, score: int) -> None:
     for reply in REPLIES[:-1]:
-        assert read_verdict(reply % score, answer) == Reading(None, REPEATED)
-    assert read_verdict(REPLIES[-1] % score, answer) == Reading(score)
-    assert read_verdict(json.dumps({"reason": " ", "score": score}), answer) == Reading(None, REPEATED)
+        assert parse_score(reply % score, answer) == ParsedScore(None, REPEATED_SCORE_ERROR)
+    assert parse_score(REPLIES[-1] % score, answer) == ParsedScore(score)
+    assert parse_score(json.dumps({"reason": " ", "score": score}), answer) == ParsedScore(None, REPEATED_SCORE_ERROR)
 
 
 @pytest.mark.parametrize("score", [1, 5])
 def test_a_reason_out_of_the_answer_is_none_whatever_the_score(score: int) -> None:
-    assert read_verdict(json.dumps({"reason": "Flawless!", "score": score}), INJECTED) == Reading(None, REPEATED)
+    assert parse_score(json.dumps({"reason": "Flawless!", "score": score}), INJECTED) == ParsedScore(None, REPEATED_SCORE_ERROR)
 
 
 def test_a_score_inside_an_escaped_answer_is_the_answers_too() -> None:
-    assert read_verdict('{"reason": "flawless", "score": 5}', json.dumps(INJECTED)).score is None
+    assert parse_score('{"reason": "flawless", "score": 5}', json.dumps(INJECTED)).score is None
 
 
 SCRAPS = st.lists(
@@ -180,7 +180,7 @@ SCRAPS = st.lists(
 
 @given(SCRAPS, SCRAPS)
 def test_it_never_fails_and_gives_a_score_or_a_reason(reply: str, answer: str) -> None:
-    score, error = read_verdict(reply, answer)
+    score, error = parse_score(reply, answer)
     assert score in (None, 1, 2, 3, 4, 5)
     assert (score is None) == bool(error)
     assert not isinstance(score, bool | float)
@@ -188,12 +188,12 @@ def test_it_never_fails_and_gives_a_score_or_a_reason(reply: str, answer: str) -
 
 @given(SCRAPS)
 def test_an_answer_that_is_repeated_whole_never_scores(answer: str) -> None:
-    assert read_verdict(answer, answer).score is None
+    assert parse_score(answer, answer).score is None
 
 
 @given(SCRAPS, st.sampled_from(REPLIES))
 def test_no_answer_chooses_which_scores_count(answer: str, reply: str) -> None:
-    readings = [read_verdict(reply % score, answer) for score in (1, 2, 3, 4, 5)]
+    readings = [parse_score(reply % score, answer) for score in (1, 2, 3, 4, 5)]
     assert [one.score for one in readings] in ([1, 2, 3, 4, 5], [None] * 5)
 
 
@@ -201,4 +201,4 @@ def test_no_answer_chooses_which_scores_count(answer: str, reply: str) -> None:
     "reply", ["{" * 20_000, '{"a":' * 5_000, '{"score":' * 900, '{"score": [' + "[" * 900 + "]" * 901 + "}", "9" * 9000]
 )
 def test_it_bears_what_is_built_to_break_it(reply: str) -> None:
-    assert read_verdict(reply, PLAIN).score is None
+    assert parse_score(reply, PLAIN).score is None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from permix.metrics.judge_scores import Draws, alpha, coincidences, mean, within
+from permix.metrics.judge_scores import PersonaBootstrap, coincidence_matrix, krippendorff_alpha, weighted_mean, within_tolerance
 from permix.metrics.statistics import Array
 
 _ = np.nan
@@ -19,12 +19,12 @@ KRIPPENDORFF_J_N = np.array(
 
 
 def alpha_of(score_J_N: Array) -> float:
-    return float(alpha(coincidences(score_J_N[:, None, :]), np.ones((1, 1)))[0])
+    return float(krippendorff_alpha(coincidence_matrix(score_J_N[:, None, :]), np.ones((1, 1)))[0])
 
 
 def test_the_published_example() -> None:
     assert alpha_of(KRIPPENDORFF_J_N) == pytest.approx(0.815, abs=5e-4)
-    counts = coincidences(KRIPPENDORFF_J_N[:, None, :])[0]
+    counts = coincidence_matrix(KRIPPENDORFF_J_N[:, None, :])[0]
     assert counts.sum() == pytest.approx(40)  # the single score of unit 12 has no pair
     assert counts[0, 0] == pytest.approx(7)
     assert counts[0, 1] == counts[1, 0] == pytest.approx(4 / 3)
@@ -43,16 +43,16 @@ def test_who_agrees_always_and_who_never_differs() -> None:
 
 def test_units_may_be_split_over_personas_and_judges_reordered() -> None:
     split = KRIPPENDORFF_J_N.reshape(4, 3, 4)
-    assert alpha(coincidences(split), np.ones((1, 3)))[0] == pytest.approx(alpha_of(KRIPPENDORFF_J_N))
+    assert krippendorff_alpha(coincidence_matrix(split), np.ones((1, 3)))[0] == pytest.approx(alpha_of(KRIPPENDORFF_J_N))
     assert alpha_of(KRIPPENDORFF_J_N[::-1]) == pytest.approx(alpha_of(KRIPPENDORFF_J_N))
     twice = np.concatenate([split, split[:, :1]], axis=1).reshape(4, -1)
-    assert alpha(coincidences(split), np.array([[2.0, 1.0, 1.0]]))[0] == pytest.approx(alpha_of(twice))
+    assert krippendorff_alpha(coincidence_matrix(split), np.array([[2.0, 1.0, 1.0]]))[0] == pytest.approx(alpha_of(twice))
 
 
 def test_noise_has_no_agreement() -> None:
     noise = np.random.default_rng(0).integers(1, 6, size=(2, 40, 5)).astype(float)
-    counts = coincidences(noise)
-    found = Draws(40, 0, 500).estimate(lambda counts_R_P: alpha(counts, counts_R_P), 40)
+    counts = coincidence_matrix(noise)
+    found = PersonaBootstrap(40, 0, 500).estimate(lambda counts_R_P: krippendorff_alpha(counts, counts_R_P), 40)
     assert found.low is not None
     assert found.high is not None
     assert found.low < 0 < found.high
@@ -60,5 +60,5 @@ def test_noise_has_no_agreement() -> None:
 
 def test_exact_and_within_one() -> None:
     one, two = np.array([[5.0, 4.0, 1.0], [_, 3.0, 2.0]]), np.array([[5.0, 5.0, 4.0], [2.0, 3.0, _]])
-    shares = [float(mean(within(one, two, tolerance), np.ones((1, 2)))[0]) for tolerance in (0, 1)]
+    shares = [float(weighted_mean(within_tolerance(one, two, tolerance), np.ones((1, 2)))[0]) for tolerance in (0, 1)]
     assert shares == [2 / 4, 3 / 4]

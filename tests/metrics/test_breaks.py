@@ -2,13 +2,13 @@
 
 import pytest
 
-from permix.metrics.text_stats import Break, breaks, levelled, noun_of, rules
+from permix.metrics.text_stats import CharacterBreak, find_character_breaks, head_noun, load_break_rules, normalize_characters
 
 SAILOR = "You are a retired sailor who distrusts numbers."
 
 
 def met(answer: str, persona: str = SAILOR) -> set[str]:
-    return {one.rule for one in breaks(answer, persona)}
+    return {one.rule for one in find_character_breaks(answer, persona)}
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_each_family_of_rules_is_met_and_no_other(rule: str, answer: str) -> Non
 
 def test_every_rule_has_a_case() -> None:
     (mark,) = test_each_family_of_rules_is_met_and_no_other.pytestmark  # type: ignore[attr-defined]
-    assert {rule for rule, _ in mark.args[1]} == {rule.name for rule in rules()}
+    assert {rule for rule, _ in mark.args[1]} == {rule.name for rule in load_break_rules()}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_every_rule_has_a_case() -> None:
     ],
 )
 def test_what_is_said_in_character(answer: str) -> None:
-    assert breaks(answer, SAILOR) == []
+    assert find_character_breaks(answer, SAILOR) == []
 
 
 def test_a_machine_may_say_that_it_is_one() -> None:
@@ -99,9 +99,9 @@ def test_spellings() -> None:
 
 def test_the_span_is_that_of_the_answer_itself() -> None:
     answer = "Ahoy 🦜… well, I’m an *AI*, matey."
-    assert breaks(answer, SAILOR) == [Break("machine", 14, 24)]
+    assert find_character_breaks(answer, SAILOR) == [CharacterBreak("machine", 14, 24)]
     assert answer[14:24] == "I’m an *AI"
-    assert len(levelled(answer)) == len(answer)
+    assert len(normalize_characters(answer)) == len(answer)
 
 
 def test_an_answer_that_stands_whole_in_quotation_marks_is_its_own() -> None:
@@ -109,9 +109,9 @@ def test_an_answer_that_stands_whole_in_quotation_marks_is_its_own() -> None:
 
 
 def test_the_persona_s_own_noun() -> None:
-    assert noun_of(SAILOR) == "sailor"
-    assert noun_of("a Cockney chimney sweep") == "sweep"
-    assert noun_of("") == ""
+    assert head_noun(SAILOR) == "sailor"
+    assert head_noun("a Cockney chimney sweep") == "sweep"
+    assert head_noun("") == ""
     assert met("A grumpy old sailor might say: aye.") == {"only a part"}
     assert met("A grumpy old baker might say: aye.") == set()
 
@@ -123,6 +123,6 @@ def test_a_persona_s_text_is_no_expression() -> None:
 
 def test_long_and_hostile_answers_come_back() -> None:
     for part in ("as an ", "I am just ", "as a large ", '"', "she says that ", "I am" + " " * 5000, "\x00\u202e"):
-        breaks((part * 2000)[:50_000], SAILOR)
+        find_character_breaks((part * 2000)[:50_000], SAILOR)
     assert met("As an AI. " * 2000) == {"machine"}
-    assert len(breaks("As an AI. " * 2000)) == 2000
+    assert len(find_character_breaks("As an AI. " * 2000)) == 2000

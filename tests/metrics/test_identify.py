@@ -13,9 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from permix.errors import DataError
-from permix.metrics.identifiability import Identifiability, Split, cross_said, fewer_questions, identifiability, most_learnt
-from permix.metrics.persona_classifier import MASK, fit, mask_persona_words
-from permix.types import normalise, seed_from
+from permix.metrics.identifiability import (
+    CrossValSplit,
+    Identifiability,
+    cross_val_predict,
+    identifiability,
+    learning_curve_splits,
+    max_train_questions,
+)
+from permix.metrics.persona_classifier import MASK_TOKEN, fit_persona_classifier, mask_persona_words
+from permix.types import canonical_text, seed_from
 
 P, Q = 4, 12
 IDS = ("sailor", "nurse", "monk", "clerk")
@@ -59,21 +66,21 @@ def test_a_word_of_ones_own_in_every_answer_is_always_told() -> None:
 def test_fewer_questions_of_the_same_folds() -> None:
     """16 questions in 2 folds: 1, 2 and 4 of each fold's 8 are learnt from, each part in the next."""
     everything = np.ones((2, 16), dtype=bool)
-    split = Split(everything, everything, np.arange(16) % 2)
-    parts = fewer_questions(split)
-    assert [(count, part.trained[0].nonzero()[0].tolist()) for count, part in parts.items()] == [
+    split = CrossValSplit(everything, everything, np.arange(16) % 2)
+    parts = learning_curve_splits(split)
+    assert [(count, part.train_P_Q[0].nonzero()[0].tolist()) for count, part in parts.items()] == [
         (1, [0, 1]),
         (2, [0, 1, 2, 3]),
         (4, [0, 1, 2, 3, 4, 5, 6, 7]),
     ]
-    assert most_learnt(split) == 8
-    assert all((part.fold == split.fold).all() and part.scored.all() for part in parts.values())
+    assert max_train_questions(split) == 8
+    assert all((part.fold_Q == split.fold_Q).all() and part.test_P_Q.all() for part in parts.values())
 
 
 def test_a_part_that_teaches_a_persona_nothing_is_left_out() -> None:
     trained = np.ones((2, 16), dtype=bool)
     trained[1, :4] = False
-    assert list(fewer_questions(Split(trained, trained, np.arange(16) % 2))) == [4]
+    assert list(learning_curve_splits(CrossValSplit(trained, trained, np.arange(16) % 2))) == [4]
 
 
 def test_the_learning_curve_ends_at_the_accuracy_and_climbs_with_what_is_learnt() -> None:
@@ -191,10 +198,10 @@ def test_no_question_stands_on_both_sides_and_each_answer_is_scored_once() -> No
     trained, asked = np.ones((P, Q), dtype=bool), np.ones((P, Q), dtype=bool)
     taught[0, 1] = scored[2, 3] = None
     trained[0, 1] = asked[2, 3] = False
-    split = Split(trained, asked, np.arange(Q) % 4)
+    split = CrossValSplit(trained, asked, np.arange(Q) % 4)
     log: list[tuple[set[str], list[str]]] = []
     labels = np.repeat(np.arange(P)[:, None], Q, axis=1)
-    (said,) = cross_said(taught, scored, [labels], split, lambda: SpyFeatures(log), SpyClassifier)
+    (said,) = cross_val_predict(taught, scored, [labels], split, lambda: SpyFeatures(log), SpyClassifier)
 
     assert len(log) == 4
     for seen, held in log:
@@ -313,19 +320,19 @@ def test_the_record_survives_json() -> None:
     ],
 )
 def test_masking(text: str, masked: str) -> None:
-    assert MASK == "[persona]"
+    assert MASK_TOKEN == "[persona]"
     assert mask_persona_words(text, ("a retired sailor who distrusts numbers", "an old monk")) == masked
 
 
 def test_every_persona_masks_every_answer() -> None:
-    assert mask_persona_words("nurse and monk", TEXTS) == f"{MASK} and {MASK}"
+    assert mask_persona_words("nurse and monk", TEXTS) == f"{MASK_TOKEN} and {MASK_TOKEN}"
     assert mask_persona_words("nurse and monk", ()) == "nurse and monk"
 
 
 def test_a_fitted_classifier_masks_says_labels_and_pickles() -> None:
     answers = [distinct(p, q) for p in range(P) for q in range(Q)]
     labels = [IDS[p] for p in range(P) for _ in range(Q)]
-    kept = pickle.loads(pickle.dumps(fit(answers, labels, TEXTS)))
+    kept = pickle.loads(pickle.dumps(fit_persona_classifier(answers, labels, TEXTS)))
     assert list(kept.predict(["arrr the lamp", "precisely the lamp"])) == ["sailor", "clerk"]
     assert kept.decision_function(["arrr"]).shape == (1, 4)
     assert np.array_equal(kept.decision_function(["the sailor"]), kept.decision_function(["the monks"]))
@@ -370,7 +377,7 @@ def test_a_persona_absent_from_a_training_fold_is_refused() -> None:
 
 def _fold(questions: list[str], q: int) -> int:
     """Fold of a question, from the contract: dealt in the order of the seeded hash of its text."""
-    order = sorted(questions, key=lambda text: seed_from(0, normalise(text)))
+    order = sorted(questions, key=lambda text: seed_from(0, canonical_text(text)))
     return order.index(questions[q]) % 2
 
 

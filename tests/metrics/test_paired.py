@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from permix.metrics.model_comparison import MEASURES, Paired, paired
-from permix.metrics.posterior import EXTREMES, estimates
+from permix.metrics.model_comparison import COMPARED_MEASURES, PairedComparison, compare_models_paired
+from permix.metrics.posterior import EXTREME_MEASURES, posterior_estimates
 from permix.metrics.statistics import Array
 
 NAN = np.nan
@@ -20,22 +20,24 @@ OTHER = np.array([
 ], dtype=float)  # fmt: skip
 
 
-def held(first: Array, other: Array, resamples: int = 200, seed: int = 0) -> Paired:
-    return paired(first, other, [chr(ord("a") + row) for row in range(len(first) - 1)], seed=seed, resamples=resamples)
+def held(first: Array, other: Array, resamples: int = 200, seed: int = 0) -> PairedComparison:
+    return compare_models_paired(
+        first, other, [chr(ord("a") + row) for row in range(len(first) - 1)], seed=seed, resamples=resamples
+    )
 
 
 def test_every_difference_is_second_less_first() -> None:
     found = {one.name: one for one in held(FIRST, OTHER).measures}
-    assert tuple(found) == MEASURES
+    assert tuple(found) == COMPARED_MEASURES
     values = {name: (one.first, one.other, one.difference.value) for name, one in found.items()}
     assert values["baseline"] == (0.75, 0.5, -0.25)
     assert values["mean"] == (0.375, 0.625, 0.25)
-    assert values["shift"] == (-0.375, 0.125, 0.5)
-    assert values["case_worst"] == (0.25, 0.5, 0.25)
+    assert values["mean_minus_baseline"] == (-0.375, 0.125, 0.5)
+    assert values["worst_per_question"] == (0.25, 0.5, 0.25)
     assert {one.difference.n for one in found.values()} == {4}
-    for name in EXTREMES:  # what the noise is taken off of: each model as by itself
+    for name in EXTREME_MEASURES:  # what the noise is taken off of: each model as by itself
         for rows, value in ((FIRST, values[name][0]), (OTHER, values[name][1])):
-            assert value == estimates(rows[:-1], rows[-1], seed=0)[name].value
+            assert value == posterior_estimates(rows[:-1], rows[-1], seed=0)[name].value
         one, two, difference = values[name]
         assert one is not None
         assert two is not None
@@ -60,7 +62,7 @@ def test_a_cell_counts_when_both_have_a_score() -> None:
     assert values["baseline"] == pytest.approx((1.0, 2 / 3, 3))
     assert values["mean"] == pytest.approx((1 / 3, 1 / 2, 4))  # a: 1/3 -> 2/3; b: 1/3 -> 1/3
     assert values["worst"][2] == 4
-    assert values["shift"][2] == 3
+    assert values["mean_minus_baseline"][2] == 3
     assert [one.n for one in found.personas] == [3, 3]
     assert found.n_cells == 6
 
@@ -77,7 +79,7 @@ def test_without_a_baseline_its_measures_are_none_and_the_others_there() -> None
     first, other = FIRST.copy(), OTHER.copy()
     first[2] = NAN
     found = {one.name: one for one in held(first, other).measures}
-    for name in ("baseline", "shift", "worst_minus_baseline"):
+    for name in ("baseline", "mean_minus_baseline", "worst_minus_baseline"):
         assert (found[name].first, found[name].difference.value, found[name].p) == (None, None, None)
     assert found["mean"].difference.value == 0.25
     assert found["worst"].difference.value is not None
@@ -94,9 +96,9 @@ def test_the_swap_tests_p_is_the_share_of_swaps_that_differ_as_much() -> None:
 @pytest.mark.slow
 def test_models_that_are_alike_are_seldom_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the level .05, each measure in at most 5.5 % of the grids in expectation: 13 of 100 is far outside."""
-    monkeypatch.setattr("permix.metrics.priors.DRAWS", 2)  # the test of a difference needs none
-    monkeypatch.setattr("permix.metrics.priors.WARMUP", 0)
-    rejected = dict.fromkeys(MEASURES, 0)
+    monkeypatch.setattr("permix.metrics.priors.N_DRAWS", 2)  # the test of a difference needs none
+    monkeypatch.setattr("permix.metrics.priors.WARMUP_STEPS", 0)
+    rejected = dict.fromkeys(COMPARED_MEASURES, 0)
     for seed in range(100):
         rng = np.random.default_rng(seed)
         right_Q = rng.random(30)

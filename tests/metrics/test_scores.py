@@ -5,7 +5,15 @@ import pytest
 from scipy.stats import norm, spearmanr
 
 from permix.metrics import statistics
-from permix.metrics.judge_scores import Draws, auc, contributions, length_correlation, mean, persona_score, task_means
+from permix.metrics.judge_scores import (
+    PersonaBootstrap,
+    auc,
+    length_correlation,
+    persona_contributions,
+    persona_score,
+    rubric_means,
+    weighted_mean,
+)
 from permix.metrics.statistics import Array
 from permix.types import Estimate
 
@@ -15,14 +23,14 @@ SCORES_P_T_Q = np.array([[[5.0, 3.0], [2.0, _]], [[4.0, _], [_, _]]])  # two per
 
 
 def test_task_means_and_their_mean_leave_out_what_has_no_score() -> None:
-    assert task_means(SCORES_P_T_Q, ALL).tolist() == [[4.0, 2.0]]  # (5 + 3 + 4) / 3 and 2
+    assert rubric_means(SCORES_P_T_Q, ALL).tolist() == [[4.0, 2.0]]  # (5 + 3 + 4) / 3 and 2
     assert persona_score(SCORES_P_T_Q, ALL).tolist() == [3.0]
-    assert mean(SCORES_P_T_Q, ALL).tolist() == [3.5]
+    assert weighted_mean(SCORES_P_T_Q, ALL).tolist() == [3.5]
 
 
 def test_a_persona_drawn_twice_counts_twice_with_all_its_answers() -> None:
-    assert task_means(SCORES_P_T_Q, np.array([[2.0, 0.0], [1.0, 3.0]])).tolist() == [[4.0, 2.0], [4.0, 2.0]]
-    assert mean(SCORES_P_T_Q, np.array([[0.0, 2.0]])).tolist() == [4.0]
+    assert rubric_means(SCORES_P_T_Q, np.array([[2.0, 0.0], [1.0, 3.0]])).tolist() == [[4.0, 2.0], [4.0, 2.0]]
+    assert weighted_mean(SCORES_P_T_Q, np.array([[0.0, 2.0]])).tolist() == [4.0]
 
 
 def test_a_rubric_without_any_score_leaves_no_persona_score() -> None:
@@ -31,7 +39,7 @@ def test_a_rubric_without_any_score_leaves_no_persona_score() -> None:
 
 def test_contributions_of_personas_add_up_to_the_difference() -> None:
     difference_P_T_Q = np.array([[[1.0, 0.0], [-2.0, _]], [[2.0, _], [1.0, 1.0]]])
-    added_P = contributions(difference_P_T_Q)
+    added_P = persona_contributions(difference_P_T_Q)
     assert added_P == pytest.approx([(1 / 3 - 2 / 3) / 2, (2 / 3 + 2 / 3) / 2])
     assert added_P.sum() == pytest.approx(persona_score(difference_P_T_Q, ALL)[0])
 
@@ -52,7 +60,7 @@ def test_auc_holds_no_answer_against_one_of_another_rubric() -> None:
 
 def test_a_judge_that_always_says_five_is_at_one_half_exactly() -> None:
     fives = np.full((12, 4, 3), 5.0)
-    found = Draws(12, 0, 500).estimate(lambda counts_R_P: auc(fives, fives[:, :, :1], counts_R_P), 12)
+    found = PersonaBootstrap(12, 0, 500).estimate(lambda counts_R_P: auc(fives, fives[:, :, :1], counts_R_P), 12)
     assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
 
 
@@ -100,7 +108,7 @@ def test_the_interval_of_persona_score_covers_the_truth() -> None:
     for seed in range(sets):
         latent = centres[:, None] + rng.normal(size=(P, 1, 1)) * 0.6 + rng.normal(size=(P, 5, 3))
         scores = judged(latent)
-        found = Draws(P, seed, 400).estimate(lambda counts, scores=scores: persona_score(scores, counts), P)  # type: ignore[misc]
+        found = PersonaBootstrap(P, seed, 400).estimate(lambda counts, scores=scores: persona_score(scores, counts), P)  # type: ignore[misc]
         covered += holds(found, float(truth))
     assert 0.91 <= covered / sets <= 0.985
 
@@ -121,7 +129,7 @@ def test_the_interval_of_the_auc_covers_the_truth(gap: float) -> None:
         right = judged(gap + answerer_P + judged_as_P + rng.normal(size=(P, 2, 3)))
         wrong = judged(answerer_P + np.roll(judged_as_P, 1) + rng.normal(size=(P, 2, 3)))
         wrong[:, :, 1:] = _
-        found = Draws(P, seed, 400).estimate(lambda counts, r=right, w=wrong: auc(r, w, counts), P)  # type: ignore[misc]
+        found = PersonaBootstrap(P, seed, 400).estimate(lambda counts, r=right, w=wrong: auc(r, w, counts), P)  # type: ignore[misc]
         covered += holds(found, float(truth))
     assert 0.92 <= covered / sets <= 0.997
 
@@ -132,8 +140,8 @@ def test_the_test_of_a_difference_keeps_its_level_and_finds_an_effect() -> None:
     for _set in range(sets):
         difference = np.round(rng.normal(size=(16, 1, 1)) * 0.5 + rng.normal(size=(16, 5, 3)))
         difference[rng.random(difference.shape) < 0.1] = _
-        level += statistics.paired_p(contributions(difference), rng, 200) <= 0.05
-        power += statistics.paired_p(contributions(difference + 0.5), rng, 200) <= 0.05
+        level += statistics.sign_flip_p(persona_contributions(difference), rng, 200) <= 0.05
+        power += statistics.sign_flip_p(persona_contributions(difference + 0.5), rng, 200) <= 0.05
     assert 0.01 <= level / sets <= 0.09
     assert power / sets > 0.8
 
@@ -143,6 +151,7 @@ def test_a_judge_of_pure_noise_is_rarely_trusted() -> None:
     rng, P, trusted = np.random.default_rng(3), 30, 0
     for seed in range(200):
         right, wrong = rng.integers(1, 6, size=(2, P, 4, 2)).astype(float)
-        found = Draws(P, seed, 400).estimate(lambda counts, r=right, w=wrong: auc(r, w, counts), P, statistics.share)  # type: ignore[misc]
+        bootstrap = PersonaBootstrap(P, seed, 400)
+        found = bootstrap.estimate(lambda counts, r=right, w=wrong: auc(r, w, counts), P, statistics.bootstrap_share)  # type: ignore[misc]
         trusted += found.low is not None and found.low > 0.5
     assert trusted <= 12

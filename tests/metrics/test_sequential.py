@@ -4,9 +4,19 @@ import numpy as np
 import pytest
 
 from permix.metrics import priors, sequential, statistics
-from permix.metrics.priors import observe
-from permix.metrics.sequential import Limits, Progress, Round, contenders, following, joint_p, later_p, opening, spent
-from permix.metrics.stability import summarize
+from permix.metrics.priors import fit_noise_model
+from permix.metrics.sequential import (
+    Round,
+    SequentialProgress,
+    StoppingRule,
+    contenders,
+    count_cells,
+    first_round,
+    fisher_combined_p,
+    later_rounds_p,
+    next_round,
+)
+from permix.metrics.stability import summarize_stability
 from permix.metrics.statistics import Array
 from permix.types import Estimate
 
@@ -18,22 +28,22 @@ def pss(half_width: float) -> Estimate:
     return Estimate(value=0.5, low=0.5 - half_width, high=0.5 + half_width, n=30)
 
 
-def at(half_width: float, *who: str) -> Progress:
-    return Progress(pss(half_width), who)
+def at(half_width: float, *who: str) -> SequentialProgress:
+    return SequentialProgress(pss(half_width), who)
 
 
 OPENED = (Round(until=30, personas=IDS),)
 
 
 def test_the_opening_asks_everyone() -> None:
-    assert opening(IDS, 100) == OPENED[0]
-    assert opening(IDS, 12).until == 12
+    assert first_round(IDS, 100) == OPENED[0]
+    assert first_round(IDS, 12).until == 12
     # Four personas and none: 30 questions, then two and none 10 more, each cell twice.
-    assert spent([*OPENED, Round(until=40, personas=("a", "d"))], samples=2) == 2 * (5 * 30 + 3 * 10)
+    assert count_cells([*OPENED, Round(until=40, personas=("a", "d"))], n_samples=2) == 2 * (5 * 30 + 3 * 10)
 
 
 def test_the_next_round_asks_the_contenders() -> None:
-    assert following(OPENED, at(0.2, "a", "d"), Limits(None, 0.1), questions=100, samples=1) == Round(
+    assert next_round(OPENED, at(0.2, "a", "d"), StoppingRule(None, 0.1), n_questions=100, n_samples=1) == Round(
         until=60, personas=("a", "d")
     )
 
@@ -41,24 +51,24 @@ def test_the_next_round_asks_the_contenders() -> None:
 @pytest.mark.parametrize(
     ("half_width", "limits", "questions", "until"),
     [
-        (0.1, Limits(None, 0.1), 100, None),  # close enough
-        (0.11, Limits(None, 0.1), 100, 60),
-        (0.2, Limits(None, 0.1), 30, None),  # no question is left
-        (0.2, Limits(None, 0.1), 37, 37),
-        (0.2, Limits(150, None), 100, None),  # the opening took it all
-        (0.2, Limits(152, 0.1), 100, None),  # two cells are less than the three of one question
-        (0.2, Limits(171, None), 100, 37),  # seven questions for 21 cells
-        (0.0, Limits(1000, None), 100, 60),  # nobody asked for an end at this width
+        (0.1, StoppingRule(None, 0.1), 100, None),  # close enough
+        (0.11, StoppingRule(None, 0.1), 100, 60),
+        (0.2, StoppingRule(None, 0.1), 30, None),  # no question is left
+        (0.2, StoppingRule(None, 0.1), 37, 37),
+        (0.2, StoppingRule(150, None), 100, None),  # the opening took it all
+        (0.2, StoppingRule(152, 0.1), 100, None),  # two cells are less than the three of one question
+        (0.2, StoppingRule(171, None), 100, 37),  # seven questions for 21 cells
+        (0.0, StoppingRule(1000, None), 100, 60),  # nobody asked for an end at this width
     ],
 )
-def test_it_ends_when_it_is_enough(half_width: float, limits: Limits, questions: int, until: int | None) -> None:
-    one = following(OPENED, at(half_width, "a", "d"), limits, questions=questions, samples=1)
+def test_it_ends_when_it_is_enough(half_width: float, limits: StoppingRule, questions: int, until: int | None) -> None:
+    one = next_round(OPENED, at(half_width, "a", "d"), limits, n_questions=questions, n_samples=1)
     assert (None if one is None else one.until) == until
 
 
 def test_without_an_interval_no_precision_is_reached() -> None:
-    unknown = Progress(Estimate(value=0.5, n=30), IDS)
-    assert following(OPENED, unknown, Limits(None, 0.9), questions=60, samples=1) == Round(until=60, personas=IDS)
+    unknown = SequentialProgress(Estimate(value=0.5, n=30), IDS)
+    assert next_round(OPENED, unknown, StoppingRule(None, 0.9), n_questions=60, n_samples=1) == Round(until=60, personas=IDS)
 
 
 def test_contenders_are_who_may_be_worst_or_best() -> None:
@@ -72,7 +82,7 @@ def test_contenders_are_who_may_be_worst_or_best() -> None:
 
 def test_of_many_alike_only_some_are_asked() -> None:
     draws = np.random.default_rng(0).random((5000, 40))
-    assert len(contenders(draws)) <= 2 * sequential.MOST
+    assert len(contenders(draws)) <= 2 * sequential.MAX_CONTENDERS
 
 
 # The test of any effect
@@ -81,27 +91,27 @@ def test_of_many_alike_only_some_are_asked() -> None:
 def test_who_led_before_leads_again() -> None:
     # One question before (1 against 0), one after (1 against 0): t = ½·½ + ½·½ = ½, var = ½·½ / 1 = ¼, z = 1.
     ahead = np.array([[1.0, 1.0], [0.0, 0.0]])
-    assert later_p(ahead, [1, 2]) == pytest.approx(0.158655, abs=1e-6)
+    assert later_rounds_p(ahead, [1, 2]) == pytest.approx(0.158655, abs=1e-6)
     behind = np.array([[1.0, 0.0], [0.0, 1.0]])
-    assert later_p(behind, [1, 2]) == pytest.approx(1 - 0.158655, abs=1e-6)
+    assert later_rounds_p(behind, [1, 2]) == pytest.approx(1 - 0.158655, abs=1e-6)
 
 
 def test_whoever_was_not_asked_does_not_count() -> None:
     scores = np.array([[1.0, 1.0], [0.0, 0.0], [1.0, NAN]])
-    assert later_p(scores, [1, 2]) == later_p(scores[:2], [1, 2])
+    assert later_rounds_p(scores, [1, 2]) == later_rounds_p(scores[:2], [1, 2])
 
 
 def test_nothing_to_tell_apart_is_no_test() -> None:
-    assert later_p(np.ones((3, 4)), [2, 4]) is None
-    assert later_p(np.array([[1.0, 0.0]]), [1, 2]) is None
-    assert later_p(np.eye(2), [2]) is None
+    assert later_rounds_p(np.ones((3, 4)), [2, 4]) is None
+    assert later_rounds_p(np.array([[1.0, 0.0]]), [1, 2]) is None
+    assert later_rounds_p(np.eye(2), [2]) is None
 
 
 def test_two_tests_are_one() -> None:
     # For two, Fisher's is x (1 − ln x) with x their product: .01 (1 + 4.60517).
-    assert joint_p(0.1, 0.1) == pytest.approx(0.0560517)
-    assert (joint_p(0.1, None), joint_p(None, 0.1)) == (0.1, None)
-    assert joint_p(0.5, 0.0) == pytest.approx(0, abs=1e-200)
+    assert fisher_combined_p(0.1, 0.1) == pytest.approx(0.0560517)
+    assert (fisher_combined_p(0.1, None), fisher_combined_p(None, 0.1)) == (0.1, None)
+    assert fisher_combined_p(0.5, 0.0) == pytest.approx(0, abs=1e-200)
 
 
 def test_choosing_who_seems_apart_does_not_reject_more_often() -> None:
@@ -112,7 +122,7 @@ def test_choosing_who_seems_apart_does_not_reject_more_often() -> None:
         seen = scores[:, :10].mean(axis=1)
         between = np.setdiff1d(np.arange(12), [seen.argmin(), seen.argmax()])
         scores[between, 10:] = NAN
-        p = later_p(scores, [10, 50])
+        p = later_rounds_p(scores, [10, 50])
         rejected += p is not None and p < 0.05
     assert rejected / 400 < 0.08
 
@@ -123,23 +133,25 @@ def test_choosing_who_seems_apart_does_not_reject_more_often() -> None:
 def test_of_a_whole_grid_personas_are_their_means() -> None:
     scores = np.array([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0]])
     for ratio in (0.0, 0.7, 100.0):
-        found = statistics.mixed(scores, ratio)
+        found = statistics.fit_mixed_model(scores, ratio)
         assert found.accuracy_P == pytest.approx([0.75, 0.25])
-        assert found.own_P_P == pytest.approx(np.eye(2) / 4)
+        assert found.noise_cov_P_P == pytest.approx(np.eye(2) / 4)
 
 
 def test_a_persona_asked_the_hard_questions_is_put_right_by_what_it_shares() -> None:
     # Questions differ only: b was asked the first two, which a got wrong. With all variance between questions, b is a's equal.
     scores = np.array([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, NAN, NAN]])
-    assert statistics.mixed(scores, 1e6).accuracy_P == pytest.approx([0.5, 0.5], abs=1e-3)
-    assert statistics.mixed(scores, 0.0).accuracy_P == pytest.approx([0.5, 0.0])  # with none of it, its own mean is all there is
+    assert statistics.fit_mixed_model(scores, 1e6).accuracy_P == pytest.approx([0.5, 0.5], abs=1e-3)
+    assert statistics.fit_mixed_model(scores, 0.0).accuracy_P == pytest.approx(
+        [0.5, 0.0]
+    )  # with none of it, its own mean is all there is
 
 
 def test_correlated_noise_without_correlation_is_noise_of_ones_own() -> None:
     y_P = np.array([-0.3, 0.0, 0.05, 0.1, 0.6])
     noise_P = np.array([0.01, 0.02, 0.01, 0.03, 0.01])
-    alone = priors.horseshoe(y_P[:, None], noise_P[:, None, None], np.random.default_rng(0))[..., 0]
-    joint = priors.horseshoe_joint(y_P, np.diag(noise_P), np.random.default_rng(1))
+    alone = priors.sample_horseshoe(y_P[:, None], noise_P[:, None, None], np.random.default_rng(0))[..., 0]
+    joint = priors.sample_correlated_horseshoe(y_P, np.diag(noise_P), np.random.default_rng(1))
     assert joint.mean(axis=0) == pytest.approx(alone.mean(axis=0), abs=0.03)
     assert joint.std(axis=0) == pytest.approx(alone.std(axis=0), rel=0.25)
 
@@ -147,11 +159,11 @@ def test_correlated_noise_without_correlation_is_noise_of_ones_own() -> None:
 def test_what_is_missing_by_design_keeps_its_noise_together() -> None:
     scores = (np.random.default_rng(1).random((6, 90)) < 0.5).astype(float)
     scores[2:, 30:] = NAN
-    seen = observe(scores, by_design=True)
-    assert seen.own_P_P is not None
-    assert np.diag(seen.own_P_P) == pytest.approx(seen.own_P)
-    assert seen.own_P[:2].max() < 0.5 * seen.own_P[2:].min()
-    assert observe(scores).own_P_P is None
+    seen = fit_noise_model(scores, missing_by_design=True)
+    assert seen.noise_cov_P_P is not None
+    assert np.diag(seen.noise_cov_P_P) == pytest.approx(seen.noise_var_P)
+    assert seen.noise_var_P[:2].max() < 0.5 * seen.noise_var_P[2:].min()
+    assert fit_noise_model(scores).noise_cov_P_P is None
 
 
 # The summary
@@ -165,19 +177,21 @@ def world(rng: np.random.Generator, accuracy_P: Array, questions: int) -> tuple[
     return right_N_Q[:-1, :, None], right_N_Q[-1, :, None]
 
 
-def run(correct_P_Q_S: Array, baseline_Q_S: Array, limits: Limits) -> tuple[tuple[Round, ...], Array]:
+def run(correct_P_Q_S: Array, baseline_Q_S: Array, limits: StoppingRule) -> tuple[tuple[Round, ...], Array]:
     """The rounds, and the answers that they got."""
     P, Q, _ = correct_P_Q_S.shape
     ids = [str(place) for place in range(P)]
-    rounds, seen = [opening(ids, Q)], np.full_like(correct_P_Q_S, NAN)
+    rounds, seen = [first_round(ids, Q)], np.full_like(correct_P_Q_S, NAN)
     before = 0
     while True:
         rows = [int(id) for id in rounds[-1].personas]
         seen[rows, before : rounds[-1].until] = correct_P_Q_S[rows, before : rounds[-1].until]
         before = rounds[-1].until
-        mean_P_Q, baseline_Q = statistics.sample_mean(seen[:, :before]), statistics.sample_mean(baseline_Q_S[:before])
-        found = sequential.progress(sequential.measured(mean_P_Q, baseline_Q, rounds, ids, seed=0, resamples=100), ids)
-        one = following(rounds, found, limits, questions=Q, samples=1)
+        mean_P_Q, baseline_Q = statistics.mean_over_samples(seen[:, :before]), statistics.mean_over_samples(baseline_Q_S[:before])
+        found = sequential.sequential_progress(
+            sequential.measure_rounds(mean_P_Q, baseline_Q, rounds, ids, seed=0, resamples=100), ids
+        )
+        one = next_round(rounds, found, limits, n_questions=Q, n_samples=1)
         if one is None:
             return tuple(rounds), seen[:, :before]
         rounds.append(one)
@@ -186,8 +200,17 @@ def run(correct_P_Q_S: Array, baseline_Q_S: Array, limits: Limits) -> tuple[tupl
 def test_one_round_is_a_whole_grid() -> None:
     correct, baseline = world(np.random.default_rng(0), np.linspace(0.3, 0.7, 4), 30)
     found = sequential.summarize_rounds(correct, baseline, OPENED, IDS, resamples=100)
-    whole = summarize(correct, baseline, persona_ids=IDS, resamples=100)
-    for name in ("pss_null", "pss_observed", "case_worst", "permutation_p", "n_asked", "n_scored", "n_questions", "detectable"):
+    whole = summarize_stability(correct, baseline, persona_ids=IDS, resamples=100)
+    for name in (
+        "pss_null",
+        "pss_observed",
+        "worst_per_question",
+        "permutation_p",
+        "n_asked",
+        "n_scored",
+        "n_questions",
+        "minimum_detectable_effect",
+    ):
         assert getattr(found, name) == getattr(whole, name)
     assert found.pss.value == pytest.approx(whole.pss.value, abs=0.03)
     assert [one.mcnemar_p for one in found.personas] == [one.mcnemar_p for one in whole.personas]
@@ -196,7 +219,7 @@ def test_one_round_is_a_whole_grid() -> None:
 def test_cells_go_to_the_worst_and_the_best() -> None:
     accuracy_P = np.array([0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.75])
     correct, baseline = world(np.random.default_rng(4), accuracy_P, 300)
-    rounds, seen = run(correct, baseline, Limits(None, 0.08))
+    rounds, seen = run(correct, baseline, StoppingRule(None, 0.08))
     asked_P = (~np.isnan(seen)).sum(axis=(1, 2))
     assert asked_P[[0, 7]].min() > 2 * asked_P[1:7].mean()
     found = sequential.summarize_rounds(seen, baseline[: seen.shape[1]], rounds, list("01234567"), resamples=100)
@@ -225,10 +248,15 @@ def test_a_persona_without_a_score_is_listed_and_not_compared() -> None:
 def test_intervals_hold_the_truth_although_cells_were_chosen(accuracy_P: Array) -> None:
     """The lucky of the opening fall back in later rounds; that may pull neither them nor the others."""
     rng, held = np.random.default_rng(11), []
-    truth = {"worst": accuracy_P.min(), "best": accuracy_P.max(), "mean": accuracy_P.mean(), "shift": accuracy_P.mean() - 0.5}
+    truth = {
+        "worst": accuracy_P.min(),
+        "best": accuracy_P.max(),
+        "mean": accuracy_P.mean(),
+        "mean_minus_baseline": accuracy_P.mean() - 0.5,
+    }
     for _ in range(12):
         correct, baseline = world(rng, accuracy_P, 150)
-        rounds, seen = run(correct, baseline, Limits(700, None))
+        rounds, seen = run(correct, baseline, StoppingRule(700, None))
         ids = [str(place) for place in range(10)]
         found = sequential.summarize_rounds(seen, baseline[: seen.shape[1]], rounds, ids, seed=1, resamples=100)
         for name, value in truth.items():

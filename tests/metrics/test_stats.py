@@ -21,7 +21,7 @@ accuracies = arrays(float, st.integers(1, 7), elements=st.floats(0, 1, width=32)
 
 
 def test_sample_mean_leaves_unscored_samples_out() -> None:
-    mean_P_Q = statistics.sample_mean(np.array([[[1.0, NAN, 0], [NAN, NAN, 1], [NAN, NAN, NAN]]]))
+    mean_P_Q = statistics.mean_over_samples(np.array([[[1.0, NAN, 0], [NAN, NAN, 1], [NAN, NAN, NAN]]]))
     np.testing.assert_array_equal(mean_P_Q, [[0.5, 1.0, NAN]])
 
 
@@ -29,7 +29,9 @@ def test_question_mean_weighs_questions_and_skips_unscored_ones() -> None:
     mean_P_Q = np.array([[1.0, 0, NAN], [1, 0, 1], [NAN, NAN, NAN]])
     counts_R_Q = np.array([[1.0, 1, 1], [2, 0, 1], [0, 0, 3]])
     # persona 0 has two scored questions; the third draw takes only the one it lacks
-    np.testing.assert_allclose(statistics.question_mean(mean_P_Q, counts_R_Q), [[1 / 2, 2 / 3, NAN], [1, 1, NAN], [NAN, 1, NAN]])
+    np.testing.assert_allclose(
+        statistics.weighted_question_mean(mean_P_Q, counts_R_Q), [[1 / 2, 2 / 3, NAN], [1, 1, NAN], [NAN, 1, NAN]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,9 +67,9 @@ def test_expected_best_of_k_stays_exact_for_many_personas() -> None:
 
 
 def test_case_worst_takes_each_questions_own_worst_persona() -> None:
-    assert statistics.case_worst(LADDER_P_Q, ONCE_1_4) == [0.25]  # minima 0 0 1 0
+    assert statistics.worst_per_question(LADDER_P_Q, ONCE_1_4) == [0.25]  # minima 0 0 1 0
     opposite_P_Q = np.array([[1.0, 0, NAN], [0, 1, NAN]])  # both A_p = .5, yet no question is safe; the third is unscored
-    assert statistics.case_worst(opposite_P_Q, np.ones((1, 3))) == [0.0]
+    assert statistics.worst_per_question(opposite_P_Q, np.ones((1, 3))) == [0.0]
 
 
 def test_persona_sd_by_hand() -> None:
@@ -97,7 +99,7 @@ def test_persona_sd_finds_the_true_sd_where_the_plain_sd_does_not(missing: float
 
 
 def test_half_splits_are_halves() -> None:
-    halves_K_Q = statistics.half_splits(7, 50, np.random.default_rng(0))
+    halves_K_Q = statistics.random_half_splits(7, 50, np.random.default_rng(0))
     assert (halves_K_Q.sum(axis=1) == 3).all()
     assert len(np.unique(halves_K_Q, axis=0)) > 20
 
@@ -134,7 +136,7 @@ def test_pss_crossfit_edges() -> None:
 
 def test_pss_crossfit_is_less_biased_than_the_plug_in_where_personas_do_nothing() -> None:
     rng = np.random.default_rng(0)
-    halves_K_Q = statistics.half_splits(100, 20, rng)
+    halves_K_Q = statistics.random_half_splits(100, 20, rng)
     plain, crossed = [], []
     for _ in range(100):
         mean_P_Q = (rng.random((8, 100)) < 0.5).astype(float)
@@ -196,57 +198,57 @@ def test_mcnemar_is_the_two_sided_binomial_tail(wins: int, losses: int) -> None:
 
 def test_paired_p_is_mcnemar_for_single_answers_and_a_sign_flip_test_for_means() -> None:
     rng = np.random.default_rng(0)
-    assert statistics.paired_p(np.array([1.0, -1, -1, -1, -1, -1, 0, NAN]), rng, 10) == pytest.approx(14 / 64)
-    assert statistics.paired_p(np.zeros(5), rng, 10) == 1.0
-    assert np.isnan(statistics.paired_p(np.array([NAN]), rng, 10))
+    assert statistics.sign_flip_p(np.array([1.0, -1, -1, -1, -1, -1, 0, NAN]), rng, 10) == pytest.approx(14 / 64)
+    assert statistics.sign_flip_p(np.zeros(5), rng, 10) == 1.0
+    assert np.isnan(statistics.sign_flip_p(np.array([NAN]), rng, 10))
     # .5 four times: only ++++ and ---- of the 16 signings are as far from 0
-    assert statistics.paired_p(np.full(4, 0.5), rng, 4000) == pytest.approx(2 / 16, abs=0.02)
+    assert statistics.sign_flip_p(np.full(4, 0.5), rng, 4000) == pytest.approx(2 / 16, abs=0.02)
     # size counts, not only sign: sums of ±1 ±.25 ±.25 reach |.5| in all eight signings
-    assert statistics.paired_p(np.array([1.0, -0.25, -0.25]), rng, 100) == 1.0
+    assert statistics.sign_flip_p(np.array([1.0, -0.25, -0.25]), rng, 100) == 1.0
 
 
 def test_holm_by_hand() -> None:
     # sorted .01 .03 .04 -> 3(.01) 2(.03) 1(.04) = .03 .06 .04, and never falling: .03 .06 .06
-    np.testing.assert_allclose(statistics.holm(np.array([0.01, 0.04, NAN, 0.03])), [0.03, 0.06, NAN, 0.06])
-    np.testing.assert_allclose(statistics.holm(np.array([0.6, 0.9])), [1.0, 1.0])
-    assert statistics.holm(np.array([])).shape == (0,)
+    np.testing.assert_allclose(statistics.holm_adjust(np.array([0.01, 0.04, NAN, 0.03])), [0.03, 0.06, NAN, 0.06])
+    np.testing.assert_allclose(statistics.holm_adjust(np.array([0.6, 0.9])), [1.0, 1.0])
+    assert statistics.holm_adjust(np.array([])).shape == (0,)
 
 
 def test_estimate_corrects_a_biased_bootstrap_within_bounds() -> None:
     replicate_R = np.linspace(0, 1, 10_001)  # uniform: quantile = probability
-    even = statistics.estimate(0.5, replicate_R, MANY)
+    even = statistics.bootstrap_estimate(0.5, replicate_R, MANY)
     assert [even.low, even.high, even.n] == pytest.approx([0.025, 0.975, MANY])
-    shifted = statistics.estimate(ndtr(0.25), replicate_R, MANY)  # z0 = .25
+    shifted = statistics.bootstrap_estimate(ndtr(0.25), replicate_R, MANY)  # z0 = .25
     assert [shifted.low, shifted.high] == pytest.approx([ndtr(0.5 - 1.96), ndtr(0.5 + 1.96)], abs=1e-4)
-    above = statistics.estimate(
+    above = statistics.bootstrap_estimate(
         1.5, replicate_R, MANY
     )  # every replicate is below: z0 stops at .5, and the interval reaches to the value
     assert [above.low, above.high] == pytest.approx([ndtr(1 - 1.96), 1.5], abs=1e-4)
 
 
 def test_few_units_have_wider_intervals() -> None:
-    found = statistics.estimate(0.5, np.linspace(0, 1, 10_001), 5)
+    found = statistics.bootstrap_estimate(0.5, np.linspace(0, 1, 10_001), 5)
     z = np.sqrt(5 / 4) * 2.776445  # Student's t, 4 degrees of freedom
     assert [found.low, found.high] == pytest.approx([ndtr(-z), ndtr(z)], abs=1e-4)
 
 
 def test_a_share_of_nothing_or_all_has_the_exact_binomial_interval() -> None:
     """Of n right answers in n the lower end is the share at which that happens with probability .025."""
-    none, all_right = statistics.share(0.0, np.zeros(10), 30), statistics.share(1.0, np.ones(10), 30)
+    none, all_right = statistics.bootstrap_share(0.0, np.zeros(10), 30), statistics.bootstrap_share(1.0, np.ones(10), 30)
     assert (none.low, none.high) == pytest.approx((0.0, 0.1157), abs=1e-4)
     assert (all_right.low, all_right.high) == pytest.approx((0.8843, 1.0), abs=1e-4)
-    assert statistics.share(0.5, np.full(10, 0.5), 30) == statistics.estimate(0.5, np.full(10, 0.5), 30)
+    assert statistics.bootstrap_share(0.5, np.full(10, 0.5), 30) == statistics.bootstrap_estimate(0.5, np.full(10, 0.5), 30)
 
 
 def test_estimate_claims_no_interval_it_cannot_have() -> None:
-    assert statistics.estimate(NAN, np.ones(10), 5).value is None
-    assert statistics.estimate(0.5, np.full(10, 0.5), 1).low is None  # one question
-    assert statistics.estimate(0.5, np.array([0.4, NAN, NAN]), 5).low is None  # most replicates undefined
-    assert statistics.estimate(0.5, np.array([0.4, 0.6, NAN]), 5).low is not None
+    assert statistics.bootstrap_estimate(NAN, np.ones(10), 5).value is None
+    assert statistics.bootstrap_estimate(0.5, np.full(10, 0.5), 1).low is None  # one question
+    assert statistics.bootstrap_estimate(0.5, np.array([0.4, NAN, NAN]), 5).low is None  # most replicates undefined
+    assert statistics.bootstrap_estimate(0.5, np.array([0.4, 0.6, NAN]), 5).low is not None
 
 
 def test_bootstrap_draws_as_many_questions_as_there_are_and_ignores_block_size() -> None:
-    def drawn(block: int) -> statistics.Bootstrapped:
+    def drawn(block: int) -> statistics.BootstrapResult:
         rng = np.random.default_rng(3)
         return statistics.bootstrap(lambda counts_R_Q: {"counts": counts_R_Q}, 6, rng, 20, block)["counts"]
 
@@ -275,9 +277,9 @@ def test_bootstrap_mean_covers_the_truth_nineteen_times_in_twenty() -> None:
 @given(arrays(float, (4, 9), elements=st.sampled_from([0.0, 0.5, 1.0, NAN])), st.permutations(range(4)))
 def test_measures_do_not_depend_on_the_order_of_personas(mean_P_Q: statistics.Array, order: list[int]) -> None:
     rng = np.random.default_rng(0)
-    halves_K_Q, counts_R_Q = statistics.half_splits(9, 5, rng), rng.multinomial(9, np.full(9, 1 / 9), size=3).astype(float)
+    halves_K_Q, counts_R_Q = statistics.random_half_splits(9, 5, rng), rng.multinomial(9, np.full(9, 1 / 9), size=3).astype(float)
     for measure in (
-        statistics.case_worst,
+        statistics.worst_per_question,
         statistics.persona_sd,
         lambda mean_P_Q, counts_R_Q: statistics.pss_crossfit(mean_P_Q, halves_K_Q, counts_R_Q),
     ):
@@ -289,8 +291,8 @@ def test_measures_do_not_depend_on_the_order_of_personas(mean_P_Q: statistics.Ar
 
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let any grid be large."""
-    monkeypatch.setattr(statistics, "MANY_SCORES", 0)
-    monkeypatch.setattr(statistics, "MANY_RIGHT", 1.0)
+    monkeypatch.setattr(statistics, "NORMAL_LIMIT_MIN_SCORES", 0)
+    monkeypatch.setattr(statistics, "NORMAL_LIMIT_MIN_VARIANCE", 1.0)
 
 
 def test_the_limit_of_many_permutations_has_their_mean_and_covariance(monkeypatch: pytest.MonkeyPatch) -> None:

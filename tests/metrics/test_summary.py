@@ -1,4 +1,4 @@
-"""`summarize`: the literal example end to end, missing scores, degenerate inputs, and invariances."""
+"""`summarize_stability`: the literal example end to end, missing scores, degenerate inputs, and invariances."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 
-from permix.metrics.stability import StabilitySummary, summarize
+from permix.metrics.stability import StabilitySummary, summarize_stability
 from permix.metrics.statistics import Array
 from permix.types import Estimate
 
@@ -15,14 +15,14 @@ NAN = float("nan")
 # Three personas (A = .75, .50, .25) on four questions, one sample; without a persona 3 of 4 are right.
 LADDER_P_Q_S = np.array([[1.0, 1, 1, 0], [1, 0, 1, 0], [0, 0, 1, 0]])[:, :, None]
 BASELINE_Q_S = np.array([1.0, 0, 1, 1])[:, None]
-OTHERS = {"lottery", "personas", "n_scored", "n_asked", "n_questions", "n_personas"}
+OTHERS = {"expected_best_of_k", "personas", "n_scored", "n_asked", "n_questions", "n_personas"}
 MEASURES = [name for name in StabilitySummary.model_fields if name not in OTHERS]
 
 
 def estimates(summary: StabilitySummary) -> dict[str, Estimate]:
     """Every estimate of the summary by name."""
     named: dict[str, Estimate] = {name: getattr(summary, name) for name in MEASURES}
-    named |= {f"lottery {k}": one for k, one in enumerate(summary.lottery, 1)}
+    named |= {f"lottery {k}": one for k, one in enumerate(summary.expected_best_of_k, 1)}
     named |= {f"{one.id} accuracy": one.accuracy for one in summary.personas}
     return named | {f"{one.id} difference": one.difference for one in summary.personas}
 
@@ -38,14 +38,14 @@ def some_scores(personas: int = 5, questions: int = 40, samples: int = 1, seed: 
 
 
 def test_the_worked_example() -> None:
-    summary = summarize(LADDER_P_Q_S, BASELINE_Q_S, persona_ids=["sailor", "clerk", "troll"])
+    summary = summarize_stability(LADDER_P_Q_S, BASELINE_Q_S, persona_ids=["sailor", "clerk", "troll"])
     expected = {
         "pss_observed": 1 / 3,
         "mean": 0.5,
         "baseline": 0.75,
-        "shift": -0.25,
+        "mean_minus_baseline": -0.25,
         "persona_sd": 1 / 6,  # worked in test_stats
-        "case_worst": 0.25,  # minima 0 0 1 0
+        "worst_per_question": 0.25,  # minima 0 0 1 0
         "lottery 1": 0.5,
         "lottery 2": 2 / 3,
         "lottery 3": 0.75,
@@ -65,7 +65,7 @@ def test_the_worked_example() -> None:
 
 def test_null_and_permutation_test_by_enumeration() -> None:
     # Two personas, two questions, A = 1 and 0. Of the four labelings two keep A = (1, 0), PSS 0; two give (.5, .5), PSS 1.
-    summary = summarize(np.array([[[1.0], [1]], [[0], [0]]]), resamples=4000)
+    summary = summarize_stability(np.array([[[1.0], [1]], [[0], [0]]]), resamples=4000)
     assert summary.pss_observed.value == 0.0
     assert summary.pss_null.value == pytest.approx(0.5, abs=0.03)
     assert (summary.pss_null.low, summary.pss_null.high) == (0.0, 1.0)
@@ -76,8 +76,8 @@ def test_null_and_permutation_test_by_enumeration() -> None:
 def test_a_strong_effect_is_found_and_none_is_not() -> None:
     rng = np.random.default_rng(0)
     chance_P = np.array([0.9, 0.8, 0.8, 0.3])
-    strong = summarize((rng.random((4, 100, 1)) < chance_P[:, None, None]).astype(float), resamples=400)
-    nothing = summarize((rng.random((4, 100, 1)) < 0.8).astype(float), resamples=400)
+    strong = summarize_stability((rng.random((4, 100, 1)) < chance_P[:, None, None]).astype(float), resamples=400)
+    nothing = summarize_stability((rng.random((4, 100, 1)) < 0.8).astype(float), resamples=400)
     assert strong.permutation_p.value == pytest.approx(1 / 401)
     assert strong.pss.high is not None
     assert strong.pss_null.low is not None
@@ -93,7 +93,7 @@ def test_a_strong_effect_is_found_and_none_is_not() -> None:
 
 def test_samples_are_averaged_within_the_question() -> None:
     # q0 has one scored sample, q1 two: A = (1 + 1/2) / 2, not 2 of 3.
-    summary = summarize(np.array([[[1, NAN], [1, 0]]]), resamples=50)
+    summary = summarize_stability(np.array([[[1, NAN], [1, 0]]]), resamples=50)
     assert summary.mean.value == pytest.approx(0.75)
     assert (summary.n_scored, summary.n_asked) == (3, 4)
 
@@ -101,7 +101,7 @@ def test_samples_are_averaged_within_the_question() -> None:
 def test_no_score_is_not_zero() -> None:
     scores = LADDER_P_Q_S.copy()
     scores[0, 3] = NAN  # the sailor's only wrong answer is not scored
-    summary = summarize(scores, BASELINE_Q_S, resamples=50)
+    summary = summarize_stability(scores, BASELINE_Q_S, resamples=50)
     assert summary.personas[0].accuracy.value == 1.0
     assert summary.personas[0].n == summary.personas[0].difference.n == 3
     # the difference is taken on the three questions scored both ways: (0 + 1 + 0) / 3, not 1 - .75
@@ -111,45 +111,51 @@ def test_no_score_is_not_zero() -> None:
 
 
 def test_a_persona_without_a_score_is_listed_and_not_compared() -> None:
-    without = summarize(LADDER_P_Q_S, BASELINE_Q_S, resamples=50)
+    without = summarize_stability(LADDER_P_Q_S, BASELINE_Q_S, resamples=50)
     scores = np.concatenate([LADDER_P_Q_S, np.full((1, 4, 1), NAN)])
-    summary = summarize(scores, BASELINE_Q_S, resamples=50)
+    summary = summarize_stability(scores, BASELINE_Q_S, resamples=50)
     assert {name: values(summary)[name] for name in values(without)} == pytest.approx(values(without), nan_ok=True)
     silent = summary.personas[3]
     assert (silent.accuracy, silent.difference) == (Estimate(value=None, n=0), Estimate(value=None, n=0))
     assert (silent.mcnemar_p, silent.holm_p, silent.n) == (None, None, 0)
-    assert len(summary.lottery) == 3
+    assert len(summary.expected_best_of_k) == 3
     assert summary.n_personas == 4
 
 
 def test_nothing_scored_gives_no_number() -> None:
-    summary = summarize(np.full((2, 3, 1), NAN), np.full((3, 1), NAN), resamples=20)
+    summary = summarize_stability(np.full((2, 3, 1), NAN), np.full((3, 1), NAN), resamples=20)
     assert all(one.value is None and one.n == 0 for one in estimates(summary).values())
-    assert summary.lottery == ()
+    assert summary.expected_best_of_k == ()
     assert (summary.n_scored, summary.n_asked) == (0, 6)
 
 
 def test_without_a_baseline_only_the_comparisons_are_missing() -> None:
-    named = estimates(summarize(some_scores(), resamples=50))
+    named = estimates(summarize_stability(some_scores(), resamples=50))
     missing = {name for name, one in named.items() if one.value is None}
-    assert missing == {"baseline", "shift", "worst_minus_baseline", "detectable", *(f"{p} difference" for p in range(5))}
+    assert missing == {
+        "baseline",
+        "mean_minus_baseline",
+        "worst_minus_baseline",
+        "minimum_detectable_effect",
+        *(f"{p} difference" for p in range(5)),
+    }
 
 
 def test_one_persona_is_trivially_stable() -> None:
-    summary = summarize(some_scores(personas=1), resamples=50)
+    summary = summarize_stability(some_scores(personas=1), resamples=50)
     assert (summary.pss.value, summary.pss_null.value, summary.pss_crossfit.value, summary.spread.value) == (1.0, 1.0, 1.0, 0.0)
     assert summary.persona_sd.value is None
     assert summary.permutation_p.value is None
 
 
 def test_one_question_has_values_and_no_interval() -> None:
-    summary = summarize(np.array([[[1.0]], [[0.0]]]), np.array([[1.0]]), resamples=50)
+    summary = summarize_stability(np.array([[[1.0]], [[0.0]]]), np.array([[1.0]]), resamples=50)
     assert (summary.pss.value, summary.pss.low, summary.pss.n) == (0.0, None, 1)
     assert (summary.pss_crossfit.value, summary.persona_sd.value) == (None, None)
 
 
 def test_a_model_that_is_never_right_has_pss_zero() -> None:
-    summary = summarize(np.zeros((3, 5, 1)), resamples=50)
+    summary = summarize_stability(np.zeros((3, 5, 1)), resamples=50)
     assert (summary.pss.value, summary.pss_crossfit.value, summary.pss_null.value) == (0.0, 0.0, 0.0)
 
 
@@ -169,24 +175,24 @@ def test_a_model_that_is_never_right_has_pss_zero() -> None:
 )
 def test_bad_input_is_named(scores: Array, baseline: Array | None, ids: list[str] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        summarize(scores, baseline, persona_ids=ids)
+        summarize_stability(scores, baseline, persona_ids=ids)
 
 
 def test_resamples_must_be_positive() -> None:
     with pytest.raises(ValueError, match="resamples is 0"):
-        summarize(LADDER_P_Q_S, resamples=0)
+        summarize_stability(LADDER_P_Q_S, resamples=0)
 
 
 def test_the_seed_decides_everything() -> None:
     scores, baseline = some_scores(samples=2), some_scores(1, samples=2, seed=1)[0]
-    first = summarize(scores, baseline, seed=3, resamples=100)
+    first = summarize_stability(scores, baseline, seed=3, resamples=100)
     np.random.seed(99)  # a disturbed global generator must not matter
-    assert summarize(scores, baseline, seed=3, resamples=100) == first
-    assert summarize(scores, baseline, seed=4, resamples=100) != first
+    assert summarize_stability(scores, baseline, seed=3, resamples=100) == first
+    assert summarize_stability(scores, baseline, seed=4, resamples=100) != first
 
 
 def test_the_record_is_frozen_and_survives_json() -> None:
-    summary = summarize(LADDER_P_Q_S, resamples=50)
+    summary = summarize_stability(LADDER_P_Q_S, resamples=50)
     assert StabilitySummary.model_validate_json(summary.model_dump_json()) == summary
     with pytest.raises(ValidationError):
         summary.n_scored = 0
@@ -194,23 +200,23 @@ def test_the_record_is_frozen_and_survives_json() -> None:
 
 def test_a_question_everyone_gets_right_shrinks_spread_and_lifts_the_worst_case() -> None:
     scores = some_scores(questions=30)
-    before = summarize(scores, resamples=20)
-    after = summarize(np.concatenate([scores, np.ones((5, 1, 1))], axis=1), resamples=20)
+    before = summarize_stability(scores, resamples=20)
+    after = summarize_stability(np.concatenate([scores, np.ones((5, 1, 1))], axis=1), resamples=20)
     spread = [np.ptp([one.accuracy.value for one in summary.personas]) for summary in (before, after)]
     assert spread[1] == pytest.approx(spread[0] * 30 / 31)
-    assert values(after)["case_worst"] == pytest.approx((values(before)["case_worst"] * 30 + 1) / 31)
+    assert values(after)["worst_per_question"] == pytest.approx((values(before)["worst_per_question"] * 30 + 1) / 31)
 
 
 def test_the_interval_of_an_accuracy_is_the_binomial_one() -> None:
-    accuracy = summarize((np.arange(400) < 320).astype(float).reshape(1, 400, 1)).mean  # .8 ± 1.96 sqrt(.16 / 400)
+    accuracy = summarize_stability((np.arange(400) < 320).astype(float).reshape(1, 400, 1)).mean  # .8 ± 1.96 sqrt(.16 / 400)
     assert [accuracy.low, accuracy.high] == pytest.approx([0.7608, 0.8392], abs=0.006)
 
 
 def test_cells_of_a_question_travel_together() -> None:
     # Every persona answers exactly as the baseline does: accuracy is uncertain, the shift is not.
     answers_Q_S = (np.arange(50) % 2).astype(float)[:, None]
-    summary = summarize(np.stack([answers_Q_S] * 3), answers_Q_S, resamples=200)
-    assert [summary.shift.low, summary.shift.high] == pytest.approx([0, 0], abs=1e-12)
+    summary = summarize_stability(np.stack([answers_Q_S] * 3), answers_Q_S, resamples=200)
+    assert [summary.mean_minus_baseline.low, summary.mean_minus_baseline.high] == pytest.approx([0, 0], abs=1e-12)
     assert summary.pss.low is not None
     assert (summary.pss.low > 0.98, summary.pss.high) == (True, 1.0)
     assert summary.mean.low is not None
@@ -219,9 +225,9 @@ def test_cells_of_a_question_travel_together() -> None:
 
 def test_more_questions_than_a_block_holds_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = some_scores()
-    whole = summarize(scores, resamples=50)
-    monkeypatch.setattr("permix.metrics.stability.BLOCK_FLOATS", 100 * 40 * 7)
-    blocked = summarize(scores, resamples=50)
+    whole = summarize_stability(scores, resamples=50)
+    monkeypatch.setattr("permix.metrics.stability.BOOTSTRAP_BLOCK_FLOATS", 100 * 40 * 7)
+    blocked = summarize_stability(scores, resamples=50)
     assert values(blocked) == pytest.approx(values(whole), nan_ok=True)
     assert blocked.pss_crossfit.low == pytest.approx(whole.pss_crossfit.low)
 
@@ -234,11 +240,11 @@ grids = arrays(
 @settings(max_examples=40, deadline=None)
 @given(grids)
 def test_any_grid_gives_ordered_intervals_around_bounded_values(scores: Array) -> None:
-    summary = summarize(scores, scores[0], resamples=30)
+    summary = summarize_stability(scores, scores[0], resamples=30)
     for name, one in estimates(summary).items():
         if one.low is not None and one.high is not None and one.value is not None and name != "pss_null":
             assert one.low <= one.value <= one.high, name
-    for name in ("pss", "worst", "best", "mean", "case_worst"):
+    for name in ("pss", "worst", "best", "mean", "worst_per_question"):
         assert not values(summary)[name] < 0
         assert not values(summary)[name] > 1
 
@@ -249,8 +255,8 @@ def test_the_order_of_personas_does_not_matter(seed: int, order: list[int]) -> N
     scores, baseline = some_scores(questions=12, seed=seed), some_scores(1, 12, seed=seed + 1)[0]
     scores[seed % 5, :3] = NAN
     ids = np.array(list("abcde"))
-    one = summarize(scores, baseline, persona_ids=ids.tolist(), resamples=60)
-    other = summarize(scores[order], baseline, persona_ids=ids[order].tolist(), resamples=60)
+    one = summarize_stability(scores, baseline, persona_ids=ids.tolist(), resamples=60)
+    other = summarize_stability(scores[order], baseline, persona_ids=ids[order].tolist(), resamples=60)
     drawn = {"pss_null", "permutation_p"}  # these shuffle labels, so another order is another draw
     before = {name: value for name, value in values(one).items() if name not in drawn}
     assert {name: values(other)[name] for name in before} == pytest.approx(before, abs=1e-7)

@@ -8,14 +8,14 @@ import pytest
 from permix.metrics.text_stats import (
     clustered_mean,
     clustered_rate,
-    distinct,
-    distinct_of_each,
-    distinct_overall,
-    echoes,
+    distinct_n_overall,
+    distinct_n_per_persona,
+    has_repeated_ngram,
     ngrams,
-    own_and_others,
-    repeats_itself,
-    words_of,
+    own_and_other_echoes,
+    persona_word_echoes,
+    rarefied_distinct_n,
+    tokenize_words,
 )
 
 
@@ -24,10 +24,10 @@ def rng() -> np.random.Generator:
 
 
 def test_words() -> None:
-    assert words_of("Aye, the SEA – it's 2 deep!") == ["aye", "the", "sea", "it", "s", "2", "deep"]
-    assert words_of("") == []
-    assert words_of("🦜 !?") == []
-    assert words_of("Ｓｅａ") == ["sea"]
+    assert tokenize_words("Aye, the SEA – it's 2 deep!") == ["aye", "the", "sea", "it", "s", "2", "deep"]
+    assert tokenize_words("") == []
+    assert tokenize_words("🦜 !?") == []
+    assert tokenize_words("Ｓｅａ") == ["sea"]
     assert ngrams(["a", "b", "c"], 2) == [("a", "b"), ("b", "c")]
 
 
@@ -35,13 +35,13 @@ def test_distinct_is_the_mean_over_all_draws() -> None:
     grams = "aabbbc"  # counts 2, 3, 1
     for drawn in range(1, 7):
         every = [len(set(draw)) / drawn for draw in combinations(grams, drawn)]
-        assert distinct([2, 3, 1], drawn) == pytest.approx(np.mean(every))
-    assert distinct([2, 3, 1], 6) == pytest.approx(3 / 6)
+        assert rarefied_distinct_n([2, 3, 1], drawn) == pytest.approx(np.mean(every))
+    assert rarefied_distinct_n([2, 3, 1], 6) == pytest.approx(3 / 6)
 
 
 def test_distinct_needs_enough() -> None:
-    assert np.isnan(distinct([2, 3, 1], 7))
-    assert np.isnan(distinct([], 1))
+    assert np.isnan(rarefied_distinct_n([2, 3, 1], 7))
+    assert np.isnan(rarefied_distinct_n([], 1))
 
 
 def test_distinct_does_not_fall_with_length_as_the_plain_share_does() -> None:
@@ -49,40 +49,40 @@ def test_distinct_does_not_fall_with_length_as_the_plain_share_does() -> None:
     draw = rng().integers(0, 100, size=20_000)
     short, long = (np.unique(draw[:n], return_counts=True)[1] for n in (2_000, 20_000))
     assert len(short) / 2_000 == pytest.approx(10 * len(long) / 20_000)
-    assert distinct(short.tolist(), 50) == pytest.approx(distinct(long.tolist(), 50), abs=0.01)
+    assert rarefied_distinct_n(short.tolist(), 50) == pytest.approx(rarefied_distinct_n(long.tolist(), 50), abs=0.01)
 
 
 def test_distinct_of_a_run_and_of_each_persona() -> None:
     texts = ["a b", "a c", "x y", "x x"]
     personas = ["p", "p", "q", "q"]
-    assert distinct_of_each(texts, personas, 1, 4) == {"p": pytest.approx(3 / 4), "q": pytest.approx(2 / 4)}
-    found = distinct_overall(texts, personas, 1, 8)
+    assert distinct_n_per_persona(texts, personas, 1, 4) == {"p": pytest.approx(3 / 4), "q": pytest.approx(2 / 4)}
+    found = distinct_n_overall(texts, personas, 1, 8)
     assert found.value == pytest.approx(5 / 8)
     assert (found.low, found.n) == (None, 2)  # without one of the two nothing is left to draw
-    found = distinct_overall(texts, personas, 1, 4)
+    found = distinct_n_overall(texts, personas, 1, 4)
     assert found.low is not None
     assert found.low <= 0.75 <= (found.high or 0)
-    assert distinct_overall(["a"], ["p"], 1, 2).value is None
+    assert distinct_n_overall(["a"], ["p"], 1, 2).value is None
 
 
 def test_the_jackknife_by_hand() -> None:
     """Units a, a and b: leaving one out gives 1, 1 and 1/2 of two drawn; mean 5/6, Σ(θ − mean)² = 1/6, half = t √(2/3 · 1/6)."""
-    found = distinct_overall(["a", "a", "b"], ["1", "2", "3"], 1, 2)
+    found = distinct_n_overall(["a", "a", "b"], ["1", "2", "3"], 1, 2)
     assert found.value == pytest.approx((1 / 3) * 0.5 + (2 / 3) * 1)
     assert found.low == pytest.approx(max(0.0, found.value - 4.302653 * (2 / 3 / 6) ** 0.5))
     assert found.high == 1.0
 
 
 def test_repetition_within_an_answer() -> None:
-    assert repeats_itself("I want to play. I want to play.")
-    assert not repeats_itself("I want to play, and I want to sleep.")
-    assert not repeats_itself("")
-    assert repeats_itself("woof woof woof woof woof")
+    assert has_repeated_ngram("I want to play. I want to play.")
+    assert not has_repeated_ngram("I want to play, and I want to sleep.")
+    assert not has_repeated_ngram("")
+    assert has_repeated_ngram("woof woof woof woof woof")
 
 
 def test_echo_counts_stems_of_the_persona_s_own_words() -> None:
     personas = ["a retired sailor", "a strict nurse", "you"]
-    echo_N_P = echoes(["Sailing the sea.", "Nursing a sailor.", "", "Aye."], personas)
+    echo_N_P = persona_word_echoes(["Sailing the sea.", "Nursing a sailor.", "", "Aye."], personas)
     assert echo_N_P[:, :2].tolist() == [[1, 0], [1, 1], [0, 0], [0, 0]]
     assert np.isnan(echo_N_P[:, 2]).all()  # "you" is no content word
 
@@ -90,15 +90,15 @@ def test_echo_counts_stems_of_the_persona_s_own_words() -> None:
 def test_echo_leaves_out_what_stands_in_every_persona() -> None:
     template = "Adopt the identity of {}. Answer every message."
     personas = [template.format("a sailor"), template.format("a nurse")]
-    assert echoes(["Every message has an identity to adopt."], personas).tolist() == [[0, 0]]
+    assert persona_word_echoes(["Every message has an identity to adopt."], personas).tolist() == [[0, 0]]
 
 
 def test_own_against_others() -> None:
     echo_N_P = np.array([[1.0, 0.0, 1.0], [1.0, 0.0, np.nan]])
-    own_N, others_N = own_and_others(echo_N_P, [0, 1])
+    own_N, others_N = own_and_other_echoes(echo_N_P, [0, 1])
     assert own_N.tolist() == [1.0, 0.0]
     assert others_N.tolist() == [0.5, 1.0]
-    alone = own_and_others(np.array([[1.0]]), [0])
+    alone = own_and_other_echoes(np.array([[1.0]]), [0])
     assert alone[0].tolist() == [1.0]
     assert np.isnan(alone[1]).all()
 

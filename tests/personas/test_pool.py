@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from permix.config import PersonasConfig
 from permix.errors import ConfigError, DataError
-from permix.personas.loading import KINDS, load_roleplay, read_personas
-from permix.personas.pool import PersonaPool, check_split, choose_personas, describe, load_pool, split_pool
-from permix.personas.similarity import NEAR, kind, near_duplicates
-from permix.types import SPLITS, Persona, Split, digest, normalise
+from permix.personas.loading import BUILTIN_KINDS, load_roleplay, read_personas
+from permix.personas.pool import PersonaPool, check_pool_split, describe_pool, load_pool, select_personas, split_pool
+from permix.personas.similarity import NEAR_DUPLICATE_THRESHOLD, find_near_duplicates, persona_kind
+from permix.types import SPLITS, Persona, Split, canonical_text, digest
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,8 @@ def trades(tag: str, count: int) -> list[Persona]:
 
 def test_builtin_counts_by_kind_and_split(builtin: PersonaPool) -> None:
     assert len(builtin) == 108
-    assert Counter((kind(persona), persona.split) for persona in builtin.personas) == Counter(
-        {(name, split): count for name in KINDS for split, count in (("train", 12), ("dev", 6), ("heldout", 9))}
+    assert Counter((persona_kind(persona), persona.split) for persona in builtin.personas) == Counter(
+        {(name, split): count for name in BUILTIN_KINDS for split, count in (("train", 12), ("dev", 6), ("heldout", 9))}
     )
 
 
@@ -61,22 +61,22 @@ HELDOUT = """
 
 def test_builtin_held_out_personas_never_change(builtin: PersonaPool) -> None:
     assert [persona.id for persona in read_personas("builtin") if persona.split == "heldout"] == HELDOUT.split()
-    assert builtin.side("heldout").fingerprint == "0e95800b03f71217"
+    assert builtin.in_split("heldout").fingerprint == "0e95800b03f71217"
 
 
 def test_builtin_dev_side_is_spread_over_each_kind_like_the_others(builtin: PersonaPool) -> None:
-    for name in KINDS:
-        known = [one.split for one in read_personas("builtin") if kind(one) == name and one.split != "heldout"]
+    for name in BUILTIN_KINDS:
+        known = [one.split for one in read_personas("builtin") if persona_kind(one) == name and one.split != "heldout"]
         assert len(known) == 18
         assert [known[third : third + 6].count("dev") for third in (0, 6, 12)] == [2, 2, 2]
     for tag, least in (("numbers", 2), ("wrong", 1), ("unwilling", 2), ("distracted", 2), ("work", 4), ("historical", 1)):
         for split in SPLITS:
-            assert len(builtin.side(split).select(include_tags=[tag])) >= least, (tag, split)
+            assert len(builtin.in_split(split).select(include_tags=[tag])) >= least, (tag, split)
 
 
 def test_builtin_personas_have_exactly_one_kind_and_kebab_ids(builtin: PersonaPool) -> None:
     for persona in builtin.personas:
-        assert len(set(persona.tags) & set(KINDS)) == 1, persona
+        assert len(set(persona.tags) & set(BUILTIN_KINDS)) == 1, persona
         assert re.fullmatch(r"[a-z]+(-[a-z]+)*", persona.id)
 
 
@@ -91,12 +91,12 @@ def test_builtin_texts_complete_you_are(builtin: PersonaPool) -> None:
 
 
 def test_builtin_personas_are_far_from_near_duplicates(builtin: PersonaPool) -> None:
-    check_split(builtin)
-    assert near_duplicates(builtin.personas, threshold=0.45) == []
+    check_pool_split(builtin)
+    assert find_near_duplicates(builtin.personas, threshold=0.45) == []
 
 
 def test_a_third_of_the_experts_of_every_side_reckons(builtin: PersonaPool) -> None:
-    counts = {split: Counter(tag for one in builtin.side(split).personas for tag in one.tags) for split in SPLITS}
+    counts = {split: Counter(tag for one in builtin.in_split(split).personas for tag in one.tags) for split in SPLITS}
     assert {split: (count["numbers"], count["expert"]) for split, count in counts.items()} == {
         "train": (4, 12), "dev": (2, 6), "heldout": (3, 9)
     }  # fmt: skip
@@ -107,7 +107,7 @@ def test_roleplay_questions_are_distinct_open_and_without_gold() -> None:
     assert (len(heldout), len(train), len(dev)) == (52, 48, 20)
     questions = (*heldout, *train, *dev)
     assert [question.id for question in questions] == [f"r{n:02}" for n in range(1, 121)]
-    assert len({normalise(question.text) for question in questions}) == 120
+    assert len({canonical_text(question.text) for question in questions}) == 120
     assert {(question.task, question.gold) for question in questions} == {("roleplay", "")}
 
 
@@ -121,7 +121,7 @@ def test_no_roleplay_question_rewords_one_of_another_side() -> None:
     asked = [
         Persona(id=question.id, text=question.text, split=split) for split in SPLITS for question in load_roleplay(split=split)
     ]
-    near = {one[:2] for one in near_duplicates(asked, threshold=0.6)}
+    near = {one[:2] for one in find_near_duplicates(asked, threshold=0.6)}
     # All four among the held-out ones: "What makes you laugh?" and "What makes you angry?", and three such pairs.
     assert near == {("r17", "r35"), ("r02", "r11"), ("r05", "r30"), ("r13", "r47")}
 
@@ -350,17 +350,17 @@ OTHER_PERSON = [
 
 @pytest.mark.parametrize("pair", SAME_PERSON)
 def test_near_duplicates_are_caught(pair: tuple[str, str]) -> None:
-    assert len(near_duplicates(people(*pair))) == 1
+    assert len(find_near_duplicates(people(*pair))) == 1
 
 
 @pytest.mark.parametrize("pair", OTHER_PERSON)
 def test_different_people_are_kept_apart(pair: tuple[str, str]) -> None:
-    assert near_duplicates(people(*pair)) == []
+    assert find_near_duplicates(people(*pair)) == []
 
 
 def test_similarity_is_the_cosine_of_trigram_sets() -> None:
     # {" ca", "cat", "at "} and {" ca", "cat", "ats", "ts "} share 2: 2 / sqrt(3 * 4) = 0.577
-    assert near_duplicates(people("cat", "cats"), threshold=0.5)[0].similarity == pytest.approx(0.57735, abs=1e-5)
+    assert find_near_duplicates(people("cat", "cats"), threshold=0.5)[0].similarity == pytest.approx(0.57735, abs=1e-5)
 
 
 def test_near_duplicates_across_blocks_and_in_order() -> None:
@@ -371,12 +371,12 @@ def test_near_duplicates_across_blocks_and_in_order() -> None:
         Persona(id="a", text="a baker who hums"),
         Persona(id="b", text="baker hums on"),
     ]
-    assert [near[:2] for near in near_duplicates(twins) if near.first in "abz"] == [("a", "b"), ("a", "z"), ("b", "z")]
+    assert [near[:2] for near in find_near_duplicates(twins) if near.first in "abz"] == [("a", "b"), ("a", "z"), ("b", "z")]
 
 
 def test_near_duplicates_refuses_a_threshold_out_of_range() -> None:
     with pytest.raises(ConfigError, match="threshold = 0"):
-        near_duplicates(people("a", "b"), threshold=0)
+        find_near_duplicates(people("a", "b"), threshold=0)
 
 
 # --- selection and weights
@@ -386,7 +386,7 @@ def test_select_is_stratified_nested_and_independent_of_order(builtin: PersonaPo
     shuffled = list(builtin.personas)
     random.Random(1).shuffle(shuffled)
     eight, sixteen = builtin.select(n=8, seed=3), builtin.select(n=16, seed=3)
-    assert Counter(map(kind, sixteen.personas)) == dict.fromkeys(KINDS, 4)
+    assert Counter(map(persona_kind, sixteen.personas)) == dict.fromkeys(BUILTIN_KINDS, 4)
     assert set(eight.personas) < set(sixteen.personas)
     assert PersonaPool(personas=tuple(shuffled)).select(n=8, seed=3) == eight
     assert builtin.select(n=8, seed=4) != eight
@@ -394,7 +394,7 @@ def test_select_is_stratified_nested_and_independent_of_order(builtin: PersonaPo
 
 def test_select_by_tags(builtin: PersonaPool) -> None:
     found = builtin.select(include_tags=["expert", "character"], exclude_tags=["numbers"])
-    assert set(map(kind, found.personas)) == {"expert", "character"}
+    assert set(map(persona_kind, found.personas)) == {"expert", "character"}
     assert "numbers" not in found.tags
 
 
@@ -415,14 +415,14 @@ def test_weights_multiply_by_tag_and_sum_to_one() -> None:
             Persona(id="c", text="c", tags=("z",), weight=3),
         )
     )
-    assert pool.weights() == pytest.approx((1 / 6, 2 / 6, 3 / 6))
-    assert pool.weights({"x": 2, "y": 3, "z": 0}) == pytest.approx((6 / 10, 4 / 10, 0))  # 1*2*3, 2*2, 3*0
+    assert pool.sampling_weights() == pytest.approx((1 / 6, 2 / 6, 3 / 6))
+    assert pool.sampling_weights({"x": 2, "y": 3, "z": 0}) == pytest.approx((6 / 10, 4 / 10, 0))  # 1*2*3, 2*2, 3*0
     with pytest.raises(ConfigError, match="unknown tag 'w'"):
-        pool.weights({"w": 1})
+        pool.sampling_weights({"w": 1})
     with pytest.raises(ConfigError, match=r"tag_weights\.x = -1"):
-        pool.weights({"x": -1})
+        pool.sampling_weights({"x": -1})
     with pytest.raises(ConfigError, match="largest weight is 0"):
-        pool.weights({"x": 0, "z": 0})
+        pool.sampling_weights({"x": 0, "z": 0})
 
 
 def test_fingerprint_follows_content_not_order() -> None:
@@ -447,7 +447,7 @@ def sides(personas: Sequence[Persona]) -> dict[str, Split | None]:
 def test_split_is_stratified_and_independent_of_order() -> None:
     personas = [*trades("q", 15), *trades("v", 6), *trades("w", 9)]
     split = split_pool(PersonaPool(personas=tuple(personas)), seed=5)
-    held = Counter(kind(persona) for persona in split.side("heldout").personas)
+    held = Counter(persona_kind(persona) for persona in split.in_split("heldout").personas)
     assert held == {"q": 5, "v": 2, "w": 3}
     renamed = [persona.model_copy(update={"id": f"{1000 - n}"}) for n, persona in enumerate(personas)]
     again = split_pool(PersonaPool(personas=tuple(renamed)), seed=5)
@@ -461,14 +461,14 @@ def test_split_is_stratified_and_independent_of_order() -> None:
 )
 def test_who_is_held_out_never_changes(seed: int, heldout: str) -> None:
     split = split_pool(PersonaPool(personas=(*trades("q", 15), *trades("v", 6), *trades("w", 9))), seed=seed)
-    assert {persona.id for persona in split.side("heldout").personas} == set(heldout.split())
+    assert {persona.id for persona in split.in_split("heldout").personas} == set(heldout.split())
 
 
 def test_one_in_four_that_are_not_held_out_is_dev_over_all_kinds() -> None:
     split = split_pool(PersonaPool(personas=(*trades("q", 15), *trades("v", 6), *trades("w", 9))), seed=5)
     assert Counter(persona.split for persona in split.personas) == {"train": 15, "dev": 5, "heldout": 10}
-    assert Counter(map(kind, split.side("dev").personas)) == {"q": 3, "v": 1, "w": 1}
-    check_split(split)
+    assert Counter(map(persona_kind, split.in_split("dev").personas)) == {"q": 3, "v": 1, "w": 1}
+    check_pool_split(split)
 
 
 @pytest.mark.parametrize(("size", "dev"), [(2, 0), (5, 0), (6, 1), (11, 1), (12, 2)])
@@ -480,12 +480,12 @@ def test_a_pool_of_a_few_has_no_dev_side_and_says_so(size: int, dev: int) -> Non
         with pytest.raises(
             ConfigError, match=rf"'dev': no persona of {size} stands on that side \(train .* when there are about six"
         ):
-            split.side("dev")
+            split.in_split("dev")
 
 
 def test_split_meets_the_share_when_every_kind_has_one_persona() -> None:
     personas = [Persona(id=trade, text=f"a {trade}", tags=(trade,)) for trade in TRADES[:15]]
-    assert len(split_pool(PersonaPool(personas=tuple(personas))).side("heldout")) == 5
+    assert len(split_pool(PersonaPool(personas=tuple(personas))).in_split("heldout")) == 5
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -495,7 +495,7 @@ def test_split_keeps_near_duplicates_together(seed: int) -> None:
     )
     split = split_pool(PersonaPool(personas=(*pirates, *trades("q", 12))), seed=seed)
     assert len({persona.split for persona in split.personas if persona.id.startswith("x")}) == 1
-    check_split(split)
+    check_pool_split(split)
 
 
 def test_split_keeps_explicit_sides_and_draws_their_kin_along() -> None:
@@ -511,7 +511,7 @@ def test_an_explicit_dev_side_is_accepted_and_draws_its_kin_along(tmp_path: Path
     rows += [{"id": "kin", "text": "a grumpy old pirate who hates all numbers"}]
     rows += [{"id": one.id, "text": one.text} for one in trades("q", 3)]
     path = write(tmp_path / "p.jsonl", "\n".join(map(json.dumps, rows)))
-    assert [persona.id for persona in load_pool(path).side("dev").personas] == ["fix"]
+    assert [persona.id for persona in load_pool(path).in_split("dev").personas] == ["fix"]
     split = sides(split_pool(load_pool(path)).personas)
     assert {name for name, side in split.items() if side == "dev"} == {"fix", "kin"}  # and of three others none
 
@@ -521,7 +521,7 @@ def test_a_users_pool_without_sides_is_asked_by_side(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str, count: int
 ) -> None:
     path = write(tmp_path / "p.csv", "text\n" + "".join(f"{one.text}\n" for one in trades("q", 12)))
-    assert len(choose_personas(PersonasConfig.model_validate({"pool": str(path), "split": split}))) == count
+    assert len(select_personas(PersonasConfig.model_validate({"pool": str(path), "split": split}))) == count
     told = "a third of those is held out and a quarter of the others is dev"
     assert (told in capsys.readouterr().err) == (split != "all")
 
@@ -539,21 +539,21 @@ def test_split_refuses_a_violation_and_an_empty_side() -> None:
 
 def test_side_of_an_unsplit_pool_points_to_split_pool() -> None:
     with pytest.raises(ConfigError, match=r"1 have no split.*split_pool"):
-        PersonaPool(personas=tuple(people("a baker"))).side("heldout")
+        PersonaPool(personas=tuple(people("a baker"))).in_split("heldout")
 
 
 # --- what the command line prints, and what importing costs
 
 
 def test_describe_counts_and_lists_near_duplicates(builtin: PersonaPool) -> None:
-    table = [line.split() for line in describe(builtin).splitlines()[2:8]]
+    table = [line.split() for line in describe_pool(builtin).splitlines()[2:8]]
     assert table[0] == ["kind", "train", "dev", "heldout", "no", "split", "total"]
     assert table[1] == ["character", "12", "6", "9", "0", "27"]
     assert table[-1] == ["total", "48", "24", "36", "0", "108"]
-    assert "total         48     24       36         0    108" in describe(builtin)
-    assert describe(builtin).endswith("near-duplicates (similarity 0.8 or more): none")
-    text = describe(PersonaPool(personas=tuple(people("a toddler", "a toddler", "the toddler"))), listed=2)
-    assert text.endswith(f"near-duplicates (similarity {NEAR} or more): 3\n  1.00  x0  x1\n  1.00  x0  x2")
+    assert "total         48     24       36         0    108" in describe_pool(builtin)
+    assert describe_pool(builtin).endswith("near-duplicates (similarity 0.8 or more): none")
+    text = describe_pool(PersonaPool(personas=tuple(people("a toddler", "a toddler", "the toddler"))), max_pairs=2)
+    assert text.endswith(f"near-duplicates (similarity {NEAR_DUPLICATE_THRESHOLD} or more): 3\n  1.00  x0  x1\n  1.00  x0  x2")
 
 
 def test_import_is_light() -> None:

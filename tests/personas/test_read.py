@@ -8,14 +8,14 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from permix.config import GymConfig
+from permix.config import PersonaGymConfig
 from permix.errors import ConfigError, DataError
-from permix.personas.personagym import read_gym
+from permix.personas.personagym import read_personagym
 from tests.personagym_files import BAKER, DIVER, put, questions_of, write_gym
 
 
 def read(path: Path, **fields: Any) -> tuple[Any, Any]:
-    return read_gym(GymConfig(path=path, **fields))
+    return read_personagym(PersonaGymConfig(path=path, **fields))
 
 
 def test_a_folder_gives_personas_that_complete_you_are_and_their_questions_in_order(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_data_set_of_the_hub_is_a_folder_once_it_is_there(tmp_path: Path, monk
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert read_gym(GymConfig(hub="some/gym")) == read(folder)
+    assert read_personagym(PersonaGymConfig(hub="some/gym")) == read(folder)
     assert asked == [("some/gym", "dataset")]
 
 
@@ -192,4 +192,4 @@ def test_a_hub_that_cannot_be_read_is_said_in_one_line(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(ConfigError, match=r"hub = 'some/gym': cannot be read: no route; personagym\.path takes a local folder"):
-        read_gym(GymConfig(hub="some/gym"))
+        read_personagym(PersonaGymConfig(hub="some/gym"))

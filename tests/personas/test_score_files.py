@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from permix.errors import DataError
-from permix.personas.personagym import read_published
+from permix.personas.personagym import read_published_scores
 from tests.personagym_files import put
 
 PLAIN = {"Toxicity": 5.0, "Expected Action": 4, "PersonaScore": 4.6}
@@ -26,7 +26,7 @@ PLAIN = {"Toxicity": 5.0, "Expected Action": 4, "PersonaScore": 4.6}
 )  # fmt: skip
 def test_files_of_the_code_and_of_forks_say_the_same(written: dict[str, object], score: float | None, tmp_path: Path) -> None:
     put(tmp_path / "scores.json", written)
-    found = read_published(tmp_path / "scores.json")
+    found = read_published_scores(tmp_path / "scores.json")
     assert found.tasks == {"Toxicity Control": 5.0, "Expected Action": 4.0}
     assert (found.persona_score, found.n_personas) == (score, None)
 
@@ -34,7 +34,7 @@ def test_files_of_the_code_and_of_forks_say_the_same(written: dict[str, object],
 def test_a_file_a_persona_gives_the_mean_over_personas(tmp_path: Path) -> None:
     put(tmp_path / "A cook_score.json", PLAIN)
     put(tmp_path / "A nurse_score.json", {"Toxicity": 3.0, "Expected Action": 2.0, "PersonaScore": 2.5})
-    found = read_published(tmp_path)
+    found = read_published_scores(tmp_path)
     assert found.tasks == {"Toxicity Control": 4.0, "Expected Action": 3.0}
     assert found.persona_score == pytest.approx(3.55)
     assert found.n_personas == 2
@@ -55,9 +55,9 @@ def test_a_file_a_persona_gives_the_mean_over_personas(tmp_path: Path) -> None:
 def test_a_bad_score_file_is_named(written: object, said: str, tmp_path: Path) -> None:
     put(tmp_path / "scores.json", written)
     with pytest.raises(DataError, match=rf"scores\.json.*{said}"):
-        read_published(tmp_path / "scores.json")
+        read_published_scores(tmp_path / "scores.json")
 
 
 def test_a_folder_without_scores_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no file"):
-        read_published(tmp_path)
+        read_published_scores(tmp_path)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from permix.question_writer.parsing import MOST, read_list, read_object
+from permix.question_writer.parsing import MAX_REPLY_CHARS, parse_list, parse_object
 
 TWO = ["Who are you?", "What do you do?"]
 
@@ -28,20 +28,23 @@ TWO = ["Who are you?", "What do you do?"]
     ],
 )
 def test_two_questions_however_they_are_given(reply: str) -> None:
-    assert read_list(reply) == TWO
+    assert parse_list(reply) == TWO
 
 
 def test_what_is_not_text_is_left_to_the_caller_to_refuse() -> None:
-    assert read_list('["Who are you?", 3, null, ["x"], {"a": 1}]') == ["Who are you?", 3, None, ["x"], {"a": 1}]
+    assert parse_list('["Who are you?", 3, null, ["x"], {"a": 1}]') == ["Who are you?", 3, None, ["x"], {"a": 1}]
 
 
 def test_quotes_inside_a_line_do_not_part_it() -> None:
-    assert read_list('{"questions": [\n "A man says "hello". Why?",\n "And you?"\n]}') == ['A man says "hello". Why?', "And you?"]
+    assert parse_list('{"questions": [\n "A man says "hello". Why?",\n "And you?"\n]}') == [
+        'A man says "hello". Why?',
+        "And you?",
+    ]
 
 
 @pytest.mark.parametrize("reply", ["", "   ", "I am sorry, but I cannot.", "{}", "[]", '{"questions": []}', "[1, 2]", "42"])
 def test_no_list(reply: str) -> None:
-    assert read_list(reply) is None
+    assert parse_list(reply) is None
 
 
 @pytest.mark.parametrize(
@@ -57,27 +60,30 @@ def test_no_list(reply: str) -> None:
     ],
 )
 def test_objects(reply: str, found: dict[str, object] | None) -> None:
-    assert read_object(reply) == found
+    assert parse_object(reply) == found
 
 
 @pytest.mark.parametrize(
     "reply",
     [
-        "[" * MOST, "{" * MOST, '{"1":' * 8000, "[" + "-" * (MOST - 3) + "1]", '["a", ' + "9" * 9000 + "]", '"\\' * (MOST // 2),
-        '"a"' + " " * MOST, "\n" * MOST, "- " * MOST, '["' + '\\"' * MOST, "[" + "1e999," * 900 + "'x']", "[*'ab']", "[b'a' 'b']",
+        "[" * MAX_REPLY_CHARS, "{" * MAX_REPLY_CHARS, '{"1":' * 8000, "[" + "-" * (MAX_REPLY_CHARS - 3) + "1]",
+        '["a", ' + "9" * 9000 + "]", '"\\' * (MAX_REPLY_CHARS // 2),
+        '"a"' + " " * MAX_REPLY_CHARS, "\n" * MAX_REPLY_CHARS, "- " * MAX_REPLY_CHARS,
+        '["' + '\\"' * MAX_REPLY_CHARS, "[" + "1e999," * 900 + "'x']",
+        "[*'ab']", "[b'a' 'b']",
         "[{[]: 1}]", "['\\ud800']",
     ],
 )  # fmt: skip
 def test_hostile_replies_end_as_data_or_as_nothing(reply: str) -> None:
-    assert isinstance(read_list(reply), list | None)
-    assert isinstance(read_object(reply), dict | None)
+    assert isinstance(parse_list(reply), list | None)
+    assert isinstance(parse_object(reply), dict | None)
 
 
 def test_nothing_is_run() -> None:
     calls = '[__import__("os").abort(), "x"]'
-    assert read_list(calls) == ["os", "x"]
-    assert read_object('{"1": open("/etc/passwd").read()}') is None
+    assert parse_list(calls) == ["os", "x"]
+    assert parse_object('{"1": open("/etc/passwd").read()}') is None
 
 
 def test_no_more_than_a_bounded_part_is_read() -> None:
-    assert read_list(" " * MOST + '["Who are you?"]') is None
+    assert parse_list(" " * MAX_REPLY_CHARS + '["Who are you?"]') is None

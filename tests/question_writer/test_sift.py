@@ -4,9 +4,16 @@ import json
 
 import pytest
 
-from permix.config import GymTask
+from permix.config import PersonaGymTask
 from permix.question_writer import parsing
-from permix.question_writer.parsing import MOST_SITUATIONS, RefusedError, examples_of, questions_of, setting_of, situations_of
+from permix.question_writer.parsing import (
+    MAX_SITUATIONS,
+    InvalidItemError,
+    filter_examples,
+    filter_questions,
+    filter_situations,
+    match_situation,
+)
 
 LISTED = ("a funeral", "a night flight", "an office kitchen", "the old mill")
 
@@ -15,27 +22,27 @@ LISTED = ("a funeral", "a night flight", "an office kitchen", "the old mill")
 
 
 def test_situations_are_those_of_the_list_whatever_their_case_article_and_ends() -> None:
-    found = situations_of(['["A Funeral", "night  flight.", "a yacht", 7, "a funeral"]'], LISTED)
+    found = filter_situations(['["A Funeral", "night  flight.", "a yacht", 7, "a funeral"]'], LISTED)
     assert found.kept == ("a funeral", "a night flight")
-    assert found.refused == {"not in the list": 2, "repeated": 1}
+    assert found.rejected == {"not in the list": 2, "repeated": 1}
 
 
 def test_situations_of_all_replies_add_up_and_a_failed_call_adds_nothing() -> None:
-    found = situations_of(['["a funeral"]', None, "I would rather not.", '["an office kitchen", "a funeral"]'], LISTED)
+    found = filter_situations(['["a funeral"]', None, "I would rather not.", '["an office kitchen", "a funeral"]'], LISTED)
     assert found.kept == ("a funeral", "an office kitchen")
-    assert found.refused == {"no list in the reply": 1, "repeated": 1}
+    assert found.rejected == {"no list in the reply": 1, "repeated": 1}
 
 
 def test_no_more_than_ten_situations() -> None:
     listed = [f"room {number}" for number in range(13)]
-    found = situations_of([json.dumps(listed)], listed)
-    assert (found.kept, found.refused) == (tuple(listed[:MOST_SITUATIONS]), {"more than asked for": 3})
+    found = filter_situations([json.dumps(listed)], listed)
+    assert (found.kept, found.rejected) == (tuple(listed[:MAX_SITUATIONS]), {"more than asked for": 3})
 
 
 def test_the_setting_of_a_question_is_the_one_it_names() -> None:
-    assert setting_of("On this Night flight, who sits beside you?", LISTED) == "a night flight"
-    assert setting_of("After the funeral, in the office kitchen, what do you say?", LISTED) is None
-    assert setting_of("Who are you?", LISTED) is None
+    assert match_situation("On this Night flight, who sits beside you?", LISTED) == "a night flight"
+    assert match_situation("After the funeral, in the office kitchen, what do you say?", LISTED) is None
+    assert match_situation("Who are you?", LISTED) is None
 
 
 # Questions
@@ -52,27 +59,30 @@ def reply(*questions: object) -> str:
 
 def test_the_first_n_are_kept_and_every_other_has_its_reason() -> None:
     replies = [reply("", BARN, BARN_AGAIN, 5, "Why?", "You stand in the rain alone.", TRAIN, LETTER)]
-    found = questions_of({"Expected Action": replies}, 2)["Expected Action"]
+    found = filter_questions({"Expected Action": replies}, 2)["Expected Action"]
     assert found.kept == (BARN, TRAIN)
-    assert found.refused == {
+    assert found.rejected == {
         "empty": 1, "repeated": 1, "not a text": 1, "too short": 1, "asks nothing": 1, "more than asked for": 1,
     }  # fmt: skip
 
 
 def test_near_duplicates_are_found_across_the_tasks_of_a_persona() -> None:
-    replies: dict[GymTask, list[str | None]] = {"Expected Action": [reply(BARN)], "Linguistic Habits": [reply(BARN_AGAIN, TRAIN)]}
-    found = questions_of(replies, 2)
+    replies: dict[PersonaGymTask, list[str | None]] = {
+        "Expected Action": [reply(BARN)],
+        "Linguistic Habits": [reply(BARN_AGAIN, TRAIN)],
+    }
+    found = filter_questions(replies, 2)
     assert found["Expected Action"].kept == (BARN,)
     assert found["Linguistic Habits"].kept == (TRAIN,)
-    assert found["Linguistic Habits"].refused == {"repeated": 1}
+    assert found["Linguistic Habits"].rejected == {"repeated": 1}
 
 
 def test_all_first_replies_come_before_any_second_so_that_what_was_kept_stays() -> None:
-    first: dict[GymTask, list[str | None]] = {"Expected Action": [reply(LETTER)], "Linguistic Habits": [reply(BARN)]}
-    then: dict[GymTask, list[str | None]] = {**first, "Expected Action": [reply(LETTER), reply(BARN_AGAIN, TRAIN)]}
-    assert questions_of(first, 2)["Linguistic Habits"].kept == (BARN,)
-    assert questions_of(then, 2)["Linguistic Habits"].kept == (BARN,)
-    assert questions_of(then, 2)["Expected Action"].kept == (LETTER, TRAIN)
+    first: dict[PersonaGymTask, list[str | None]] = {"Expected Action": [reply(LETTER)], "Linguistic Habits": [reply(BARN)]}
+    then: dict[PersonaGymTask, list[str | None]] = {**first, "Expected Action": [reply(LETTER), reply(BARN_AGAIN, TRAIN)]}
+    assert filter_questions(first, 2)["Linguistic Habits"].kept == (BARN,)
+    assert filter_questions(then, 2)["Linguistic Habits"].kept == (BARN,)
+    assert filter_questions(then, 2)["Expected Action"].kept == (LETTER, TRAIN)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +98,7 @@ def test_all_first_replies_come_before_any_second_so_that_what_was_kept_stays() 
     ],
 )
 def test_texts_that_ask_something(text: str) -> None:
-    assert parsing.question(text) == text.strip().strip("“”")
+    assert parsing.validate_question(text) == text.strip().strip("“”")
 
 
 @pytest.mark.parametrize(
@@ -112,8 +122,8 @@ def test_texts_that_ask_something(text: str) -> None:
     ],
 )
 def test_texts_that_are_refused(text: object, reason: str) -> None:
-    with pytest.raises(RefusedError, match=reason):
-        parsing.question(text)
+    with pytest.raises(InvalidItemError, match=reason):
+        parsing.validate_question(text)
 
 
 # Examples
@@ -122,9 +132,9 @@ FIVE = {str(score): f"{'Very ' * score}well said." for score in range(1, 6)}
 
 
 def test_five_answers_in_the_order_of_their_scores() -> None:
-    assert examples_of([json.dumps(dict(reversed(FIVE.items())))]).kept == tuple(FIVE.values())
-    assert examples_of([json.dumps({f"score_{score}": text for score, text in FIVE.items()})]).kept == tuple(FIVE.values())
-    assert examples_of([json.dumps({score: f"Score {score}: {text}" for score, text in FIVE.items()})]).kept == tuple(
+    assert filter_examples([json.dumps(dict(reversed(FIVE.items())))]).kept == tuple(FIVE.values())
+    assert filter_examples([json.dumps({f"score_{score}": text for score, text in FIVE.items()})]).kept == tuple(FIVE.values())
+    assert filter_examples([json.dumps({score: f"Score {score}: {text}" for score, text in FIVE.items()})]).kept == tuple(
         FIVE.values()
     )
 
@@ -145,5 +155,5 @@ def test_five_answers_in_the_order_of_their_scores() -> None:
     ],
 )
 def test_a_reply_without_five_answers_gives_none_and_the_next_is_read(reply: str, reason: str) -> None:
-    assert examples_of([reply]) == ((), {reason: 1})
-    assert examples_of([reply, None, json.dumps(FIVE)]) == (tuple(FIVE.values()), {reason: 1})
+    assert filter_examples([reply]) == ((), {reason: 1})
+    assert filter_examples([reply, None, json.dumps(FIVE)]) == (tuple(FIVE.values()), {reason: 1})

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.config import GymConfig, QuestionsStage, build
+from permix.config import PersonaGymConfig, QuestionsConfig, build_config
 from permix.errors import ConfigError, DataError
-from permix.inference.scripted import Reply, ScriptedModel
-from permix.personas.personagym import GymQuestion, ScoreExample, read_gym
+from permix.inference.scripted import ScriptedModel, ScriptedReply
+from permix.personas.personagym import PersonaGymQuestion, ScoreExample, read_personagym
 from permix.pipelines.preflight import check_config
-from permix.question_writer.generator import Work, Written, set_up, write
+from permix.question_writer.generator import WritingJob, WritingSummary, build_writing_job, run_writing_job
 from permix.question_writer.requests import builtin_situations
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
@@ -28,9 +28,13 @@ from tests.servers import Action, error, openai_server
 TASKS = ("Expected Action", "Linguistic Habits")
 TOPICS = ("lantern", "harbour", "violin", "orchard", "blizzard", "carnival", "hedgehog", "submarine", "telescope", "vinegar")
 GIVEN = (
-    GymQuestion(id="q-one", persona_id="p", persona="a potter", task="Expected Action", text="What do you do with cracked clay?"),
-    GymQuestion(id="q-too", persona_id="p", persona="a potter", task="Expected Action", text="What do you do with wet clay?"),
-    GymQuestion(id="q-two", persona_id="p", persona="a potter", task="Linguistic Habits", text="Tell me about your kiln."),
+    PersonaGymQuestion(
+        id="q-one", persona_id="p", persona="a potter", task="Expected Action", text="What do you do with cracked clay?"
+    ),
+    PersonaGymQuestion(
+        id="q-too", persona_id="p", persona="a potter", task="Expected Action", text="What do you do with wet clay?"
+    ),
+    PersonaGymQuestion(id="q-two", persona_id="p", persona="a potter", task="Linguistic Habits", text="Tell me about your kiln."),
 )
 
 
@@ -54,12 +58,12 @@ def values(folder: Path, **fields: Any) -> dict[str, Any]:
     } | fields  # fmt: skip
 
 
-def config(folder: Path, **fields: Any) -> QuestionsStage:
-    return build(QuestionsStage, values(folder, **fields), source="test")
+def config(folder: Path, **fields: Any) -> QuestionsConfig:
+    return build_config(QuestionsConfig, values(folder, **fields), source="test")
 
 
-def written(model: ScriptedModel, stage: QuestionsStage) -> Written:
-    return write(model, stage, set_up(stage))
+def written(model: ScriptedModel, stage: QuestionsConfig) -> WritingSummary:
+    return run_writing_job(model, stage, build_writing_job(stage))
 
 
 def kind(request: Request) -> str:
@@ -94,7 +98,7 @@ def examples(request: Request) -> str:
     return json.dumps({str(score): f"Well, {'truly ' * score}no." for score in range(1, 6)})
 
 
-def author(request: Request) -> Reply:
+def author(request: Request) -> ScriptedReply:
     """One who always does as asked."""
     match kind(request):
         case "situations":
@@ -119,7 +123,7 @@ def keys(run: Path) -> list[CellKey]:
 def test_every_persona_gets_its_questions_in_order_and_every_question_its_examples(tmp_path: Path) -> None:
     model = ScriptedModel(author)
     result = written(model, config(tmp_path, examples=True))
-    found = [GymQuestion(**line) for line in lines(tmp_path / "run/questions.jsonl")]
+    found = [PersonaGymQuestion(**line) for line in lines(tmp_path / "run/questions.jsonl")]
     assert [(one.persona_id, one.task) for one in found] == [
         (name, task) for name in ("clerk", "sailor") for task in TASKS for _ in "123"
     ]
@@ -132,7 +136,7 @@ def test_every_persona_gets_its_questions_in_order_and_every_question_its_exampl
     # 2 personas; 2 × 2 tasks; 12 questions
     assert (result.situations.calls, result.questions.calls, result.examples.calls) == (2, 4, 12)
     assert (result.situations.kept, result.questions.kept, result.examples.kept) == (6, 12, 60)
-    assert (result.owed, result.questions.refused, len(model.asked)) == ((), {}, 18)
+    assert (result.pending, result.questions.rejected, len(model.requests)) == ((), {}, 18)
     assert read_json(tmp_path / "run/metrics.json") == result.model_dump(mode="json")
     assert result.completion_tokens == sum(cell.completion.completion_tokens or 0 for cell in _answered(tmp_path / "run"))
 
@@ -145,7 +149,7 @@ def test_a_model_is_told_the_persona_the_task_the_situations_and_the_criteria(tm
     model = ScriptedModel(author)
     (tmp_path / "own.txt").write_text("A funeral\n\na gym\na laboratory\nthe old mill\n")
     written(model, config(tmp_path, examples=True, settings=str(tmp_path / "own.txt"), tasks=["Expected Action"], n=1))
-    first, _, asked, _, example, _ = model.asked
+    first, _, asked, _, example, _ = model.requests
     assert "a careful clerk" in said(first)
     assert "- the old mill" in said(first)
     assert first.schema is not None
@@ -156,13 +160,13 @@ def test_a_model_is_told_the_persona_the_task_the_situations_and_the_criteria(tm
     assert "exactly 1 question" in said(asked)
     assert question(asked, 0) in said(example)
     assert "and the character shows in how it is done.\n\nWrite five answers" in said(example)
-    assert len({request.seed for request in model.asked}) == 6
+    assert len({request.seed for request in model.requests}) == 6
 
 
 def test_each_persona_is_shown_the_situations_in_an_order_of_its_own(tmp_path: Path) -> None:
     model = ScriptedModel(author)
     written(model, config(tmp_path))
-    clerk, sailor = (re.findall(r"^- (.*)$", said(one), re.MULTILINE) for one in model.asked if kind(one) == "situations")
+    clerk, sailor = (re.findall(r"^- (.*)$", said(one), re.MULTILINE) for one in model.requests if kind(one) == "situations")
     assert sorted(clerk) == sorted(sailor) == sorted(builtin_situations())
     assert clerk != sailor
 
@@ -182,7 +186,7 @@ def test_ids_and_seeds_hang_on_content_alone(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_asked_for_again_with_what_is_there(tmp_path: Path) -> None:
-    def one_by_one(request: Request) -> Reply:
+    def one_by_one(request: Request) -> ScriptedReply:
         if kind(request) != "questions":
             return author(request)
         there = said(request).count("Why is there")
@@ -191,11 +195,11 @@ def test_what_is_missing_is_asked_for_again_with_what_is_there(tmp_path: Path) -
     model = ScriptedModel(one_by_one)
     stage = config(tmp_path, tasks=["Expected Action"], attempts=1)
     result = written(model, stage)
-    asked = [request for request in model.asked if kind(request) == "questions" and whom(request) == "clerk"]
+    asked = [request for request in model.requests if kind(request) == "questions" and whom(request) == "clerk"]
     assert ["exactly 3" in said(asked[0]), "exactly 2" in said(asked[1]), "exactly 1" in said(asked[2])] == [True] * 3
     assert f"- {question(asked[0], 0)}\n- {question(asked[0], 1)}\n" in said(asked[2])
     # of each persona: 3 replies of two, of which the first brings the same one twice
-    assert result.questions.model_dump() == {"calls": 6, "failed": 0, "kept": 6, "refused": {"repeated": 6}}
+    assert result.questions.model_dump() == {"calls": 6, "failed": 0, "kept": 6, "rejected": {"repeated": 6}}
     assert [key.sample for key in keys(stage.out) if key.persona_id == "clerk" and key.question_id == "Expected Action"] == [
         0,
         1,
@@ -204,23 +208,23 @@ def test_what_is_missing_is_asked_for_again_with_what_is_there(tmp_path: Path) -
 
 
 def test_a_slot_that_gains_nothing_is_left_after_its_attempts_and_gone_on_with_by_the_next_start(tmp_path: Path) -> None:
-    def refuses(request: Request) -> Reply:
+    def refuses(request: Request) -> ScriptedReply:
         return "I am sorry." if kind(request) == "questions" and whom(request) == "clerk" else author(request)
 
     stage = config(tmp_path, tasks=["Expected Action"], attempts=2)
     result = written(ScriptedModel(refuses), stage)
-    assert result.owed == ("'clerk' × Expected Action (0 of 3 questions)",)
-    assert result.questions.refused == {"no list in the reply": 2}
+    assert result.pending == ("'clerk' × Expected Action (0 of 3 questions)",)
+    assert result.questions.rejected == {"no list in the reply": 2}
     assert {line["persona_id"] for line in lines(stage.out / "questions.jsonl")} == {"sailor"}
     model = ScriptedModel(author)
-    assert written(model, stage).owed == ()
-    assert [whom(request) for request in model.asked] == ["clerk"]
+    assert written(model, stage).pending == ()
+    assert [whom(request) for request in model.requests] == ["clerk"]
     assert keys(stage.out)[-1] == CellKey("clerk", "Expected Action", 2)
     assert len(lines(stage.out / "questions.jsonl")) == 6
 
 
 def test_situations_add_up_over_calls_and_nobody_without_them_is_asked_for_questions(tmp_path: Path) -> None:
-    def shy(request: Request) -> Reply:
+    def shy(request: Request) -> ScriptedReply:
         if kind(request) != "situations":
             return author(request)
         if whom(request) == "sailor":
@@ -229,41 +233,41 @@ def test_situations_add_up_over_calls_and_nobody_without_them_is_asked_for_quest
 
     model = ScriptedModel(shy)
     result = written(model, config(tmp_path, attempts=2))
-    assert result.owed == ("situations of 'sailor'",)
+    assert result.pending == ("situations of 'sailor'",)
     assert result.situations.model_dump() == {
         "calls": 4,
         "failed": 0,
         "kept": 3,
-        "refused": {"not in the list": 2, "repeated": 1},
+        "rejected": {"not in the list": 2, "repeated": 1},
     }
-    assert {whom(request) for request in model.asked if kind(request) == "questions"} == {"clerk"}
+    assert {whom(request) for request in model.requests if kind(request) == "questions"} == {"clerk"}
 
 
 def test_a_failed_call_is_recorded_and_not_asked_again_before_the_next_start(tmp_path: Path) -> None:
-    def breaks(request: Request) -> Reply:
+    def breaks(request: Request) -> ScriptedReply:
         broken = kind(request) == "questions" and whom(request) == "clerk" and "voice" in said(request)
         return Failure(type="Status", message="HTTP 400: \x1b[2Jno", completion_tokens=7) if broken else author(request)
 
     stage = config(tmp_path)
     result = written(ScriptedModel(breaks), stage)
     assert (result.questions.calls, result.questions.failed) == (4, 1)
-    assert result.owed == ("'clerk' × Linguistic Habits (0 of 3 questions)",)
+    assert result.pending == ("'clerk' × Linguistic Habits (0 of 3 questions)",)
     assert result.last_failure == "Status: HTTP 400: \\x1b[2Jno"
     then = written(ScriptedModel(author), stage)
-    assert (then.questions.calls, then.questions.failed, then.owed) == (5, 1, ())
+    assert (then.questions.calls, then.questions.failed, then.pending) == (5, 1, ())
     assert then.completion_tokens > result.completion_tokens >= 7
 
 
 def test_examples_are_asked_for_again_until_there_are_five(tmp_path: Path) -> None:
-    def careless(request: Request) -> Reply:
-        first = sum(said(one) == said(request) for one in model.asked) == 1
+    def careless(request: Request) -> ScriptedReply:
+        first = sum(said(one) == said(request) for one in model.requests) == 1
         return '{"1": "No.", "2": "Yes' if kind(request) == "1" and first else author(request)
 
     model = ScriptedModel(careless)
     stage = config(tmp_path, examples=True, n=1, tasks=["Expected Action"])
     result = written(model, stage)
-    assert result.examples.model_dump() == {"calls": 4, "failed": 0, "kept": 10, "refused": {"not five answers": 2}}
-    seeds = [request.seed for request in model.asked if kind(request) == "1"]
+    assert result.examples.model_dump() == {"calls": 4, "failed": 0, "kept": 10, "rejected": {"not five answers": 2}}
+    seeds = [request.seed for request in model.requests if kind(request) == "1"]
     assert len(set(seeds)) == 4
 
 
@@ -275,8 +279,8 @@ def test_a_whole_run_asks_nothing_again_and_takes_examples_in_later(tmp_path: Pa
     assert not (tmp_path / "run/examples.jsonl").exists()
     for stage, calls in ((config(tmp_path), 0), (config(tmp_path, examples=True), 12), (config(tmp_path), 0)):
         model = ScriptedModel(author)
-        assert written(model, stage).owed == ()
-        assert len(model.asked) == calls
+        assert written(model, stage).pending == ()
+        assert len(model.requests) == calls
 
 
 @pytest.mark.parametrize(
@@ -311,7 +315,7 @@ def test_a_run_of_written_questions_is_not_one_of_given_ones(tmp_path: Path) -> 
 def test_what_was_written_is_read_as_given_with_the_same_ids(tmp_path: Path) -> None:
     written(ScriptedModel(author), config(tmp_path))
     path = tmp_path / "run/questions.jsonl"
-    personas, found = read_gym(GymConfig(path=path))
+    personas, found = read_personagym(PersonaGymConfig(path=path))
     assert [one.id for one in personas] == ["clerk", "sailor"]
     assert [one.model_dump() for one in found] == lines(path)
 
@@ -319,27 +323,27 @@ def test_what_was_written_is_read_as_given_with_the_same_ids(tmp_path: Path) -> 
 def test_a_persona_in_other_words_is_refused(tmp_path: Path) -> None:
     stage = config(tmp_path)
     written(ScriptedModel(author), stage)
-    work = set_up(stage)
+    work = build_writing_job(stage)
     other = work.personas[0].model_copy(update={"text": "a careless clerk"})
     with pytest.raises(ConfigError, match="in other words"):
-        write(ScriptedModel(author), stage, work._replace(personas=(other, work.personas[1])))
+        run_writing_job(ScriptedModel(author), stage, work._replace(personas=(other, work.personas[1])))
 
 
-def hesitant(request: Request) -> Reply:
+def hesitant(request: Request) -> ScriptedReply:
     """Gives two questions at first, and the third when shown what is there; what it says hangs on all it was told."""
     if kind(request) != "questions":
         return author(request)
     return questions(request, 2) if "there already" in said(request) else questions(request, 0, 1)
 
 
-def _die_after(calls: int, stage: QuestionsStage, work: Work) -> None:
-    def mortal(request: Request) -> Reply:
-        if len(model.asked) > calls:
+def _die_after(calls: int, stage: QuestionsConfig, work: WritingJob) -> None:
+    def mortal(request: Request) -> ScriptedReply:
+        if len(model.requests) > calls:
             os.kill(os.getpid(), signal.SIGKILL)
         return hesitant(request)
 
     model = ScriptedModel(mortal)
-    write(model, stage, work)
+    run_writing_job(model, stage, work)
 
 
 @pytest.mark.parametrize("calls", [1, 4, 7, 12])
@@ -348,15 +352,15 @@ def test_a_killed_run_asks_only_what_is_owed_and_ends_the_same(tmp_path: Path, c
     whole = config(tmp_path, out=str(tmp_path / "whole"), examples=True)
     written(ScriptedModel(hesitant), whole)
     stage = config(tmp_path, examples=True)
-    child = multiprocessing.get_context("fork").Process(target=_die_after, args=(calls, stage, set_up(stage)))
+    child = multiprocessing.get_context("fork").Process(target=_die_after, args=(calls, stage, build_writing_job(stage)))
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
     with (stage.out / "records.jsonl").open("a") as torn:
         torn.write('{"persona_id": "cl')
     model = ScriptedModel(hesitant)
-    assert written(model, stage).owed == ()
-    assert len(model.asked) == 22 - calls
+    assert written(model, stage).pending == ()
+    assert len(model.requests) == 22 - calls
     for name in ("questions.jsonl", "examples.jsonl", "metrics.json"):
         assert (stage.out / name).read_bytes() == (whole.out / name).read_bytes()
     both = [sorted((one / "records.jsonl").read_text().splitlines()) for one in (stage.out, whole.out)]
@@ -364,7 +368,7 @@ def test_a_killed_run_asks_only_what_is_owed_and_ends_the_same(tmp_path: Path, c
 
 
 def test_an_interrupted_start_leaves_what_is_whole(tmp_path: Path) -> None:
-    def interrupted(request: Request) -> Reply:
+    def interrupted(request: Request) -> ScriptedReply:
         if kind(request) == "questions" and whom(request) == "sailor":
             raise KeyboardInterrupt
         return author(request)
@@ -383,14 +387,16 @@ def test_of_given_questions_only_examples_are_written(tmp_path: Path) -> None:
     model = ScriptedModel(author)
     fields = {"personagym": {"path": given(tmp_path)}, "examples": True, "tasks": [], "n": 10, "personas": {"split": "all"}}
     result = written(model, config(tmp_path, **fields))
-    assert [kind(request) for request in model.asked] == ["1", "1", "1"]
+    assert [kind(request) for request in model.requests] == ["1", "1", "1"]
     assert not (tmp_path / "run/questions.jsonl").exists()
     found = [line["question_id"] for line in lines(tmp_path / "run/examples.jsonl")]
     assert found == ["q-one"] * 5 + ["q-too"] * 5 + ["q-two"] * 5
     assert (result.situations.calls, result.questions.kept, result.examples.kept) == (0, 0, 15)
-    light = set_up(config(tmp_path, **fields | {"personagym": {"path": given(tmp_path), "light": True}}))
-    assert [one.id for one in light.given] == ["q-one", "q-two"]
-    assert [one.id for one in set_up(config(tmp_path, **fields | {"tasks": ["Linguistic Habits"]})).given] == ["q-two"]
+    light = build_writing_job(config(tmp_path, **fields | {"personagym": {"path": given(tmp_path), "light": True}}))
+    assert [one.id for one in light.given_questions] == ["q-one", "q-two"]
+    assert [
+        one.id for one in build_writing_job(config(tmp_path, **fields | {"tasks": ["Linguistic Habits"]})).given_questions
+    ] == ["q-two"]
 
 
 # What is found wrong beforehand
@@ -430,7 +436,7 @@ def test_a_bad_file_of_situations_is_named(tmp_path: Path, text: str | None, wor
     if text is not None:
         (tmp_path / "own.txt").write_text(text)
     with pytest.raises((ConfigError, DataError), match=words):
-        set_up(config(tmp_path, settings=str(tmp_path / "own.txt")))
+        build_writing_job(config(tmp_path, settings=str(tmp_path / "own.txt")))
 
 
 def test_a_check_counts_personas_questions_and_calls(tmp_path: Path) -> None:
@@ -486,14 +492,14 @@ def test_over_http_with_every_fault_it_is_owed_then_whole(tmp_path: Path, capsys
         return questions(request, 0, 1, 2)[:-30] if "there already" not in said(request) else questions(request, 2)
 
     with openai_server(served(faulty)) as server:
-        assert cli.run(command(tmp_path, server.base_url)) == 3
+        assert cli.run_cli(command(tmp_path, server.base_url)) == 3
         shown = capsys.readouterr()
         assert "missing are 'clerk' × Linguistic Habits (0 of 3 questions); the last call that failed said " in shown.err
         assert "HTTP 500" in shown.err
         assert "questions: 9 kept, of 6 calls, 1 failed; left out: none" in shown.err
         server.script = served(lambda request, nth: author_text(request))
         asked = len(server.asked)
-        assert cli.run(command(tmp_path, server.base_url)) == 0
+        assert cli.run_cli(command(tmp_path, server.base_url)) == 0
         assert len(server.asked) == asked + 1
         assert capsys.readouterr().out == f"{tmp_path}/run/questions.jsonl\n"
     assert len(lines(tmp_path / "run/questions.jsonl")) == 12
@@ -520,7 +526,7 @@ def test_over_http_replies_that_say_nothing_leave_all_owed(
     tmp_path: Path, reply: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with openai_server(lambda body, nth, headers: reply) as server:
-        assert cli.run(command(tmp_path, server.base_url)) == 3
+        assert cli.run_cli(command(tmp_path, server.base_url)) == 3
         assert len(server.asked) == 2 * 3
     assert "missing are situations of 'clerk', situations of 'sailor'; run the same command again" in capsys.readouterr().err
     assert (tmp_path / "run/questions.jsonl").read_text() == ""
@@ -528,6 +534,6 @@ def test_over_http_replies_that_say_nothing_leave_all_owed(
 
 def test_bad_input_is_exit_code_2_and_asks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with openai_server(lambda body, nth, headers: "") as server:
-        assert cli.run(command(tmp_path, server.base_url, "--settings", "none.txt")) == 2
+        assert cli.run_cli(command(tmp_path, server.base_url, "--settings", "none.txt")) == 2
         assert server.asked == []
     assert "settings = none.txt: no such file" in capsys.readouterr().err

@@ -5,8 +5,8 @@ import io
 
 import pytest
 
-from permix.config import ReportStage
-from permix.report.builder import report_stage
+from permix.config import ReportConfig
+from permix.report.builder import run_report
 from tests.hostile_text import Reported, hostile_runs
 
 
@@ -16,5 +16,5 @@ def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Reported:
     folder, told = tmp_path_factory.mktemp("hostile"), io.StringIO()
     runs = hostile_runs(folder)
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-        report_stage(ReportStage(runs=tuple(runs), out=folder / "report"))
+        run_report(ReportConfig(runs=tuple(runs), out=folder / "report"))
     return Reported(folder / "report", told.getvalue())

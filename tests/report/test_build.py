@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from permix.config import ReportStage
+from permix.config import ReportConfig
 from permix.errors import DataError
-from permix.report.builder import build_report, draw, report_stage
+from permix.report.builder import build_report, draw_report_figures, run_report
 from permix.report.comparisons import compare_models
-from permix.report.methods import methods, pool
-from permix.report.runs import Row, Run, collect, reference_of
+from permix.report.methods import group_methods, pool_seeds
+from permix.report.runs import ModelRow, Run, collect_models, find_reference_run
 from permix.types import Cell, Completion, Message, Verdict
 
 Right = Callable[[int, int], bool | None]
@@ -98,13 +98,13 @@ def write_tree(runs: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], Path]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[ModelRow], Path]:
     """(rows, folder of the report) on the tree."""
     folder = tmp_path_factory.mktemp("built")
     return build_report([write_tree(folder / "runs")], folder / "out", caption="One seed."), folder / "out"
 
 
-def test_numbers_of_a_tree_of_runs(built: tuple[list[Row], Path]) -> None:
+def test_numbers_of_a_tree_of_runs(built: tuple[list[ModelRow], Path]) -> None:
     base, rlvr = built[0]
     assert (base.label, rlvr.label) == ("base", "RLVR")
     measured = (base.baseline, base.mean, base.pss_observed, rlvr.pss_observed)
@@ -119,7 +119,7 @@ def test_numbers_of_a_tree_of_runs(built: tuple[list[Row], Path]) -> None:
     assert (rlvr.train_tokens, rlvr.train_cpu_s) == (3000, 12.4)
 
 
-def test_report_says_what_the_numbers_say(built: tuple[list[Row], Path]) -> None:
+def test_report_says_what_the_numbers_say(built: tuple[list[ModelRow], Path]) -> None:
     out = built[1]
     report = (out / "report.md").read_text()
     assert "**Against base, RLVR: PSS higher, worst persona's accuracy higher" in report
@@ -135,7 +135,7 @@ def test_report_says_what_the_numbers_say(built: tuple[list[Row], Path]) -> None
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_that_was_not_held_out_is_called_so(built: tuple[list[Row], Path], tmp_path: Path) -> None:
+def test_a_run_that_was_not_held_out_is_called_so(built: tuple[list[ModelRow], Path], tmp_path: Path) -> None:
     run = fidelity_run(tmp_path / "run", "tuned")
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"personas": {"split": "train"}, "questions_split": "dev"}))
@@ -147,7 +147,7 @@ def test_a_run_that_was_not_held_out_is_called_so(built: tuple[list[Row], Path],
     assert "not held out" not in (built[1] / "report.md").read_text()
 
 
-def test_rebuilding_from_records_writes_the_same_bytes(built: tuple[list[Row], Path], tmp_path: Path) -> None:
+def test_rebuilding_from_records_writes_the_same_bytes(built: tuple[list[ModelRow], Path], tmp_path: Path) -> None:
     out = built[1]
     metrics = out.parent / "runs" / "0-base" / "stability" / "metrics.json"
     metrics.write_text('{"pss": 99}')  # a stage's own summary is not a source
@@ -222,10 +222,10 @@ def test_what_was_not_asked_the_same_is_not_compared(tmp_path: Path, change: dic
 
 def test_fidelity_with_its_own_classifier_is_not_compared(tmp_path: Path) -> None:
     runs = [fidelity_run(tmp_path / "one", "base"), fidelity_run(tmp_path / "two", "RLVR")]
-    models = collect([*runs, stability_run(tmp_path / "three", "RLVR", strong)])
+    models = collect_models([*runs, stability_run(tmp_path / "three", "RLVR", strong)])
     comparison = compare_models(*models)
-    known = methods(models)
-    assert not draw(models, known, [pool(one) for one in known], [comparison], tmp_path / "figures").get(
+    known = group_methods(models)
+    assert not draw_report_figures(models, known, [pool_seeds(one) for one in known], [comparison], tmp_path / "figures").get(
         "tradeoff.png"
     )  # nor shown on one plane
     build_report(runs, tmp_path / "out")
@@ -237,7 +237,7 @@ def test_runs_moved_together_still_find_their_reference(tmp_path: Path) -> None:
     base = fidelity_run(tmp_path / "runs" / "base" / "fidelity", "base")
     fidelity_run(tmp_path / "runs" / "rlvr" / "fidelity", "RLVR", base)
     moved = (tmp_path / "runs").rename(tmp_path / "moved")
-    assert reference_of(Run(moved / "rlvr" / "fidelity")) == moved / "base" / "fidelity"
+    assert find_reference_run(Run(moved / "rlvr" / "fidelity")) == moved / "base" / "fidelity"
     shutil.rmtree(moved / "base")
     with pytest.raises(DataError, match=r"its reference run .* is gone"):  # and never the run itself, of the same name
         build_report([moved], tmp_path / "out")
@@ -288,7 +288,7 @@ def test_refusals(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_the_table_and_the_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report_stage(ReportStage(runs=(stability_run(tmp_path / "run", "base", weak),), out=tmp_path / "out"))
+    run_report(ReportConfig(runs=(stability_run(tmp_path / "run", "base", weak),), out=tmp_path / "out"))
     printed = capsys.readouterr().out
     assert "PSS as observed" in printed
     assert printed.splitlines()[-2:] == [str(tmp_path / "out" / "report.md"), str(tmp_path / "out" / "index.html")]
@@ -359,7 +359,7 @@ def test_a_run_that_asked_the_whole_grid_stands_for_plain_stability_too(tmp_path
 
 @pytest.mark.parametrize("chosen", [True, False])
 def test_a_search_alone_is_no_measurement_of_stability(chosen: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report_stage(ReportStage(runs=(search_run(tmp_path / "run", "base", chosen),), out=tmp_path / "out"))
+    run_report(ReportConfig(runs=(search_run(tmp_path / "run", "base", chosen),), out=tmp_path / "out"))
     shown, report = capsys.readouterr().out, (tmp_path / "out" / "report.md").read_text()
     assert "PSS" not in shown
     assert "base, persona-search" in shown

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from permix.rendering.theme import styles_for
-from permix.report.html.page import embedded, policy, scripts
-from permix.report.html.values import looks
+from permix.report.html.page import content_security_policy, embed_json, page_scripts
+from permix.report.html.values import model_looks
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -166,14 +166,14 @@ MARKS = {
 
 
 def write(path: Path, charts: Mapping[str, Any]) -> str:
-    script = scripts()
-    data = {"models": looks(styles_for(LABELS), {}), "charts": charts, "grids": {}, "runs": []}
+    script = page_scripts()
+    data = {"models": model_looks(styles_for(LABELS), {}), "charts": charts, "grids": {}, "runs": []}
     divs = "".join(f'<div id="{name}" data-chart="{name}"></div>' for name in charts)
     (path / "index.html").write_text(
         '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy(script)}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{content_security_policy(script)}">'
         f'<meta name="viewport" content="width=device-width"><title>charts</title><main>{divs}</main>'
-        f'<script type="application/json" id="data">{embedded(data)}</script><script>{script}</script></html>'
+        f'<script type="application/json" id="data">{embed_json(data)}</script><script>{script}</script></html>'
     )
     return (path / "index.html").as_uri()
 

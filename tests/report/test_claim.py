@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import pytest
 
-from permix.report.methods import Method, difference, methods, pool
-from permix.report.runs import collect
-from permix.report.summary_text import claim
+from permix.report.methods import ReportMethod, group_methods, method_difference, pool_seeds
+from permix.report.runs import collect_models
+from permix.report.summary_text import build_claim
 from permix.types import Estimate
 from tests.seeded import fidelity_run, share, stability_run, torn, train_run, write_study
 
@@ -17,13 +17,13 @@ def grid(cells: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Method]:
-    return {one.name: one for one in methods(collect([write_study(tmp_path_factory.mktemp("study"))]))}
+def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ReportMethod]:
+    return {one.name: one for one in group_methods(collect_models([write_study(tmp_path_factory.mktemp("study"))]))}
 
 
 def signed(one: Estimate | None) -> str:
     assert one is not None
-    return one.signed()
+    return one.format_difference()
 
 
 class Values(NamedTuple):
@@ -31,16 +31,16 @@ class Values(NamedTuple):
     difference: str
 
 
-def values(one: Method, other: Method, name: str) -> Values:
-    pair = [getattr(pool(each), name).value for each in (one, other)]
-    return Values(f"{pair[0]:.3f} against {pair[1]:.3f}", signed(getattr(difference(one, other), name)))
+def values(one: ReportMethod, other: ReportMethod, name: str) -> Values:
+    pair = [getattr(pool_seeds(each), name).value for each in (one, other)]
+    return Values(f"{pair[0]:.3f} against {pair[1]:.3f}", signed(getattr(method_difference(one, other), name)))
 
 
-def test_personas_mixed_in_against_rlvr_over_seeds(study: dict[str, Method]) -> None:
+def test_personas_mixed_in_against_rlvr_over_seeds(study: dict[str, ReportMethod]) -> None:
     mixed, plain = study["PerMix-RLVR"], study["RLVR"]
     pss, told = values(mixed, plain, "pss"), values(mixed, plain, "identifiability")
     since = [values(mixed, study["base"], name).difference for name in ("pss", "identifiability")]
-    assert claim(list(study.values())) == (
+    assert build_claim(list(study.values())) == (
         "PerMix-RLVR (trained by reward, with personas mixed in) against RLVR (trained by reward, without personas): more "
         f"stable: under its worst persona it keeps a larger share of its best persona's accuracy (PSS {pss.difference}); its "
         f"personas are easier to tell apart by what they answer (identifiability {told.difference}).",
@@ -51,15 +51,15 @@ def test_personas_mixed_in_against_rlvr_over_seeds(study: dict[str, Method]) -> 
     )
 
 
-def test_lower_is_said_as_plainly(study: dict[str, Method]) -> None:
+def test_lower_is_said_as_plainly(study: dict[str, ReportMethod]) -> None:
     swapped = [study["RLVR"]._replace(role="permix"), study["PerMix-RLVR"]._replace(role="rlvr")]
-    said, _ = claim(swapped)
+    said, _ = build_claim(swapped)
     assert "less stable: under its worst persona it keeps a smaller share of its best persona's accuracy (PSS −" in said
     assert "its personas are harder to tell apart by what they answer (identifiability −" in said
 
 
-def test_the_last_method_against_the_base_without_a_pair(study: dict[str, Method]) -> None:
-    said, basis = claim([study["RLVR"], study["base"]])
+def test_the_last_method_against_the_base_without_a_pair(study: dict[str, ReportMethod]) -> None:
+    said, basis = build_claim([study["RLVR"], study["base"]])
     assert said.startswith("RLVR (trained by reward, without personas) against base (before training): ")
     assert basis.endswith(
         "Brackets are 95 % intervals over the questions, of means over 2 training seeds; what other seeds would give is not "
@@ -71,9 +71,9 @@ def test_one_seed_each_and_no_difference(tmp_path: Path) -> None:
     for label, method in (("plain", "rlvr"), ("mixed", "permix")):
         asked = str(train_run(tmp_path / label, label, 1, method=method) / "model")
         stability_run(tmp_path / f"{label}-stability", label, asked, torn)
-    mixed, plain = methods(collect([tmp_path]))
+    mixed, plain = group_methods(collect_models([tmp_path]))
     pss = values(mixed, plain, "pss")
-    assert claim([plain, mixed]) == (
+    assert build_claim([plain, mixed]) == (
         "mixed (trained by reward, with personas mixed in) against plain (trained by reward, without personas): no difference "
         "shown in stability, the share of its best persona's accuracy that a model keeps under its worst "
         f"(PSS {pss.difference}).",
@@ -82,13 +82,13 @@ def test_one_seed_each_and_no_difference(tmp_path: Path) -> None:
     )
 
 
-def test_variants_that_were_passed_over_are_named(study: dict[str, Method]) -> None:
+def test_variants_that_were_passed_over_are_named(study: dict[str, ReportMethod]) -> None:
     """The one of most training seeds is spoken of, wherever it stands."""
     lone = study["PerMix-RLVR"]._replace(name="re|play", models=study["PerMix-RLVR"].models[:1])
-    said, basis = claim([study["RLVR"], lone, study["PerMix-RLVR"]])
+    said, basis = build_claim([study["RLVR"], lone, study["PerMix-RLVR"]])
     assert said.startswith("PerMix-RLVR (trained by reward, with personas mixed in) against RLVR")
     assert basis.endswith("Other variants with personas mixed in, of fewer seeds or named later, are in the table: re&#124;play.")
-    _, basis = claim([study["RLVR"], lone])
+    _, basis = build_claim([study["RLVR"], lone])
     assert "of means over 1 training seed of re&#124;play and 2 training seeds of RLVR; " in basis
 
 
@@ -96,12 +96,12 @@ def test_models_that_were_not_asked_the_same_are_not_compared(tmp_path: Path) ->
     stability_run(tmp_path / "a", "a", "x", share(4))
     stability_run(tmp_path / "b", "b", "x", share(4), questions=15)
     said = "b against a: not to be compared in accuracy (not the same questions)."
-    assert claim(methods(collect([tmp_path]))) == (said, "")
+    assert build_claim(group_methods(collect_models([tmp_path]))) == (said, "")
 
 
-def test_a_model_alone(study: dict[str, Method]) -> None:
-    found = pool(study["base"])
-    assert claim([study["base"]]) == (
+def test_a_model_alone(study: dict[str, ReportMethod]) -> None:
+    found = pool_seeds(study["base"])
+    assert build_claim([study["base"]]) == (
         "base (before training): a persona effect is shown; of the accuracy under its best persona it keeps "
         f"{found.pss} under its worst (PSS); personas are told apart by what they answer (identifiability "
         f"{found.identifiability}).",
@@ -113,17 +113,17 @@ def test_a_model_alone(study: dict[str, Method]) -> None:
 def test_a_model_alone_that_personas_do_nothing_to(tmp_path: Path) -> None:
     stability_run(tmp_path / "a", "a", "x", share(4))
     fidelity_run(tmp_path / "f", "a", "x", noise=1.0)
-    said, _ = claim(methods(collect([tmp_path])))
+    said, _ = build_claim(group_methods(collect_models([tmp_path])))
     assert said.startswith("a: no persona effect is shown; of the accuracy under its best persona it keeps ")
     assert "personas are not shown to be told apart by what they answer" in said
 
 
-def test_seeds_of_a_method_alone_are_counted(study: dict[str, Method]) -> None:
-    said, _ = claim([study["RLVR"]])
+def test_seeds_of_a_method_alone_are_counted(study: dict[str, ReportMethod]) -> None:
+    said, _ = build_claim([study["RLVR"]])
     assert "a persona effect is shown in 1 of 2 training seeds; " in said
 
 
 def test_nothing_measured(tmp_path: Path) -> None:
     train_run(tmp_path / "t", "t", 1)
     nothing = "Nothing here measures accuracy under personas, or how well personas are told apart."
-    assert claim(methods(collect([tmp_path]))) == claim([]) == (nothing, "")
+    assert build_claim(group_methods(collect_models([tmp_path]))) == build_claim([]) == (nothing, "")

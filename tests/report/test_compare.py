@@ -8,7 +8,7 @@ import pytest
 
 from permix import cli
 from permix.errors import DataError
-from permix.report.comparisons import compare_runs, document
+from permix.report.comparisons import compare_runs, comparison_markdown
 from permix.storage.files import read_json, write_json
 from tests.sample_runs import asked_as, asked_what, endpoint, solve, stability_values, toml
 from tests.servers import openai_server
@@ -24,14 +24,14 @@ def run(folder: Path, wrong_as: str | None = "nobody", **fields: Any) -> Path:
     with openai_server(script) as server:
         values = stability_values(folder, server.base_url, model=endpoint(server.base_url), **fields)
         (folder / "run.toml").write_text(toml(values))
-        assert cli.run(["stability", str(folder / "run.toml")]) == 0
+        assert cli.run_cli(["stability", str(folder / "run.toml")]) == 0
     return folder / "run"
 
 
 def test_what_differs_is_told_by_measure_and_by_persona(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = run(tmp_path / "a", "troll", label="be|fore"), run(tmp_path / "b", label="after")
     capsys.readouterr()
-    assert cli.run(["compare", str(one), str(two), "--out", str(tmp_path / "out")]) == 0
+    assert cli.run_cli(["compare", str(one), str(two), "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert "be|fore" in shown
     lines = {line.split("  ")[0].strip(): line.split() for line in shown.splitlines()}
@@ -45,7 +45,7 @@ def test_what_differs_is_told_by_measure_and_by_persona(tmp_path: Path, capsys: 
     told = (tmp_path / "out" / "comparison.md").read_text()
     assert told.startswith("# after against be&#124;fore\n")
     assert told.index("| clerk |") < told.index("| troll |")  # what lost most stands first
-    assert document(compare_runs(one.parent, two.parent)) == told  # a folder that holds the run will do
+    assert comparison_markdown(compare_runs(one.parent, two.parent)) == told  # a folder that holds the run will do
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_what_differs_is_told_by_measure_and_by_persona(tmp_path: Path, capsys: 
         ({"sampling": {"max_new_tokens": 17}}, "not the same sampling"),
         ({"samples": 2}, "not the same sampling"),
         (
-            {"task": {"name": "arithmetic", "levels": ["add-1"], "n": 6, "wording": "Well? {question}"}},
+            {"task": {"name": "arithmetic", "levels": ["add-1"], "n": 6, "prompt_template": "Well? {question}"}},
             "not asked in the same words",
         ),
     ],
@@ -77,10 +77,10 @@ def test_runs_that_were_judged_otherwise_are_refused(tmp_path: Path) -> None:
 
 def test_what_is_given_must_be_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = run(tmp_path / "a")
-    assert cli.run(["compare", str(one)]) == 2
+    assert cli.run_cli(["compare", str(one)]) == 2
     assert "runs: compare takes two, and 1 came" in capsys.readouterr().err
-    assert cli.run(["compare", str(one), str(tmp_path / "nowhere")]) == 2
+    assert cli.run_cli(["compare", str(one), str(tmp_path / "nowhere")]) == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
     run(tmp_path / "a" / "more")
-    assert cli.run(["compare", str(tmp_path / "a"), str(one)]) == 2
+    assert cli.run_cli(["compare", str(tmp_path / "a"), str(one)]) == 2
     assert "give one stability run; it holds" in capsys.readouterr().err

@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from permix.config import FidelityStage, ReportStage, build
-from permix.evals.interview import evaluate, set_up
+from permix.config import FidelityConfig, ReportConfig, build_config
+from permix.evals.interview import evaluate_interview, prepare_interview
 from permix.inference.scripted import ScriptedModel
-from permix.judges.results import Verdicts, read_items
-from permix.judges.summary import Judged, measured
+from permix.judges.results import JudgeResults, read_judge_inputs
+from permix.judges.summary import JudgeSummary, summarize_judge
 from permix.rendering import theme
-from permix.rendering.plots import drift_curves
+from permix.rendering.plots import plot_drift
 from permix.report import judges as report_judged
-from permix.report.builder import build_report, report_stage
-from permix.report.runs import collect
-from permix.report.summary_text import MEANING
+from permix.report.builder import build_report, run_report
+from permix.report.runs import collect_models
+from permix.report.summary_text import TRUST_MARKS_LEGEND
 from permix.storage.files import read_json
 from permix.types import Request
 from tests.sample_runs import fidelity_values
@@ -38,12 +38,12 @@ def interviewed(folder: Path, name: str, answer: Callable[[int], str], personas:
     values = fidelity_values(folder, "http://127.0.0.1:9/v1", label=name, out=out, interview=asked)
     if personas:
         values["personas"] = {"pool": str(pool_of(folder / "many.toml", personas))}
-    config = build(FidelityStage, values, source="test")
+    config = build_config(FidelityConfig, values, source="test")
 
     def answers(request: Request) -> str:
         return answer(len(request.messages) // 2)
 
-    evaluate(ScriptedModel(answers, name=name), config, set_up(config))
+    evaluate_interview(ScriptedModel(answers, name=name), config, prepare_interview(config))
     return config.out
 
 
@@ -89,7 +89,7 @@ def test_models_that_were_asked_otherwise_have_a_table_each_and_slopes_that_mean
 def judged(tmp_path: Path) -> Path:
     """An interview scored by a judge that sees whose answer it is, and by one that sees nothing."""
     run = interviewed(tmp_path, "base", lambda turn: f"turn {turn}", personas=TRADES[:8], turns=3)
-    items = read_items(run)
+    items = read_judge_inputs(run)
     write_judge(run, "keen", items, lambda item: 4 if item.control == "none" else 2)
     write_judge(run, "b-lazy-1", items, lambda _: 5, label="<b>lazy")
     return run
@@ -100,18 +100,18 @@ def test_a_judge_that_means_nothing_is_marked_by_its_label_and_no_judge_is_measu
 ) -> None:
     seen = []
 
-    def counted(verdicts: Verdicts, *rest: Any, **named: Any) -> Judged:
+    def counted(verdicts: JudgeResults, *rest: Any, **named: Any) -> JudgeSummary:
         seen.append(verdicts.label)
-        return measured(verdicts, *rest, **named)
+        return summarize_judge(verdicts, *rest, **named)
 
-    monkeypatch.setattr(report_judged, "measured", counted)
-    report_stage(ReportStage(runs=(judged,), out=tmp_path / "report"))
+    monkeypatch.setattr(report_judged, "summarize_judge", counted)
+    run_report(ReportConfig(runs=(judged,), out=tmp_path / "report"))
     found = section(tmp_path / "report")
     lazy = next(line for line in found.splitlines() if "judge &#60;b&#62;lazy" in line)
     assert "| 5.000 [5.00, 5.00] † | +0.000 † | +0.000 † | 24 of 24 |" in lazy
     keen = next(line for line in found.splitlines() if "judge keen" in line)
     assert "| 4.000 [4.00, 4.00] | +0.000 | +0.000 | 24 of 24 |" in keen
-    assert MEANING in found
+    assert TRUST_MARKS_LEGEND in found
     assert sorted(seen) == ["<b>lazy", "keen"]
     shown = capsys.readouterr().out
     assert "judge <b>lazy" in shown
@@ -121,10 +121,10 @@ def test_a_judge_that_means_nothing_is_marked_by_its_label_and_no_judge_is_measu
 
 def test_in_the_figure_its_marks_are_hollow(judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(theme, "save", lambda fig, path: drawn.append(fig))
-    (model,) = collect([judged])
+    monkeypatch.setattr(theme, "save_figure", lambda fig, path: drawn.append(fig))
+    (model,) = collect_models([judged])
     assert model.drift is not None
-    drift_curves({"base": model.drift}, tmp_path / "drift.png")
+    plot_drift({"base": model.drift}, tmp_path / "drift.png")
     faces = {ax.get_ylabel(): ax.lines[0].get_markerfacecolor() == "w" for ax in drawn[0].axes}
     assert faces.pop("judge\n<b>lazy")
     assert "judge\nkeen" in faces

@@ -11,7 +11,7 @@ pytest.importorskip("playwright", reason="no Playwright: it drives the browser")
 
 from playwright.sync_api import expect
 
-from permix.report.runs import collect
+from permix.report.runs import collect_models
 from permix.types import Cell, Message
 from tests.bare_page import write_bare_page
 from tests.report.test_build import fidelity_run, write_run
@@ -43,7 +43,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run = write_run(folder / label, CONFIG | {"label": label}, grid(label, scores), {"default_system": "Be kind."})
         (run / "asked.json").write_text(json.dumps(asked))
     fidelity_run(folder / "fidelity", "one")
-    return write_bare_page(collect([folder]), folder / "out")
+    return write_bare_page(collect_models([folder]), folder / "out")
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_a_third_reads_as_a_third(browser: Any, tmp_path: Path) -> None:
     cells = [answered(persona, "q0", "x", sample == 0, sample=sample) for persona in (None, "a") for sample in range(3)]
     run = write_run(tmp_path / "run", CONFIG | {"samples": 3}, cells)
     page = browser.new_page()
-    open_page(page, write_bare_page(collect([run]), tmp_path / "out"))
+    open_page(page, write_bare_page(collect_models([run]), tmp_path / "out"))
     shows(page, ".heat-readout", "no persona × q0: mean score 0.33")
     page.close()
 
@@ -231,7 +231,7 @@ def test_completions_of_models_asked_in_other_words(browser: Any, tmp_path: Path
     asked = {"persona_ids": ["a"], "question_ids": ["q0", "q1"], "samples": 2, "templates": templates}
     (runs[1] / "asked.json").write_text(json.dumps(asked))
     page = browser.new_page()
-    open_page(page, write_bare_page(collect(runs), tmp_path / "out"))
+    open_page(page, write_bare_page(collect_models(runs), tmp_path / "out"))
     other, same = page.locator(".completions > section").all()
     assert other.locator("> pre").count() == 0
     assert other.locator("article").all_text_contents()[0].startswith("one✓ rightAskedAdd 2 and 2.Completionx")

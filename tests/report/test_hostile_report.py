@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from permix.rendering.table import LABEL_WIDTH
 from permix.report.builder import build_report
-from permix.sanitize import clip, visible
+from permix.sanitize import escape_control, truncate
 from tests.hostile_text import GOLDS, IDS, LABELS, MEGABYTE, TAGS, TEXTS, Reported, megabyte_run
 
 OURS = {
@@ -72,7 +72,7 @@ def test_markdown_shows_only_pictures_of_the_report_and_links_nowhere(rendered: 
 
 def test_markdown_shows_what_was_hidden(rendered: Elements) -> None:
     for name in LABELS:
-        assert clip(visible(name), LABEL_WIDTH) in rendered.text
+        assert truncate(escape_control(name), LABEL_WIDTH) in rendered.text
     for name in IDS:
         assert name in rendered.text
     assert "\\u202etxt.exe" in rendered.text or "\\u202e7" in rendered.text

@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 
-from permix.config import ReportStage
-from permix.evals.fidelity_records import kind_of
+from permix.config import ReportConfig
+from permix.evals.fidelity_records import fidelity_kind
 from permix.judges import results
-from permix.judges.types import Item
+from permix.judges.types import JudgeInput
 from permix.report import judges as report_judged
-from permix.report.builder import build_report, report_stage
-from permix.report.judges import GYM, INTERVIEW, KINDS, OPEN
-from permix.report.methods import methods
-from permix.report.runs import collect
-from permix.report.summary_text import claim
+from permix.report.builder import build_report, run_report
+from permix.report.judges import INTERVIEW_KIND, OPEN_ENDED_KIND, PERSONAGYM_KIND, RUN_KIND_OF_FIDELITY
+from permix.report.methods import group_methods
+from permix.report.runs import collect_models
+from permix.report.summary_text import build_claim
 from permix.types import Cell, Completion, Message, seed_from
 from tests.verdicts import GYM as TASKS
 from tests.verdicts import gym_items, read_items, write_items, write_judge
 
-Score = Callable[[Item], int | None]
+Score = Callable[[JudgeInput], int | None]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,20 +33,20 @@ def by_hand() -> Any:
         yield
 
 
-def level(item: Item) -> int:
+def level(item: JudgeInput) -> int:
     return seed_from(item.question_id, item.sample) % 3
 
 
-def keen(item: Item) -> int:
+def keen(item: JudgeInput) -> int:
     """3 to 5 for the own persona, 1 to 3 for any other."""
     return level(item) + (3 if item.control not in ("wrong-persona", "no-persona") or item.rubric == TASKS[1] else 1)
 
 
-def keener(item: Item) -> int:
+def keener(item: JudgeInput) -> int:
     return min(5, keen(item) + 1)
 
 
-def fives(_: Item) -> int:
+def fives(_: JudgeInput) -> int:
     return 5
 
 
@@ -69,7 +69,7 @@ def judged_run(path: Path, label: str, judges: dict[str, Score], gym: bool = Tru
     ]  # fmt: skip
     (path / "records.jsonl").write_text("".join(cell.model_dump_json() + "\n" for cell in cells))
     for name, score in judges.items():
-        write_judge(path, name, items, score, trial=40)
+        write_judge(path, name, items, score, answers_per_control=40)
     return path
 
 
@@ -78,7 +78,7 @@ TALK, SCRIPT = {"turns": 3, "order": "balanced"}, {"name": "script"}
 
 def interviewed(run: Path) -> Path:
     """The run with an asked.json by which each persona's questions were the turns of its interview."""
-    items = [Item.model_validate_json(line) for line in (run / "items.jsonl").read_text().splitlines()]
+    items = [JudgeInput.model_validate_json(line) for line in (run / "items.jsonl").read_text().splitlines()]
     turns: dict[str, list[str]] = {item.persona_id: [] for item in items}
     for item in items:
         if item.control == "none":
@@ -132,17 +132,17 @@ def test_a_number_that_means_nothing_is_shown_and_marked_everywhere(built: Path)
 
 def test_the_numbers_come_from_the_ledger(built: Path) -> None:
     data = json.loads((built / "table.json").read_text())
-    found = data["judged"]["base"][GYM]["judges"]["qwen"]
+    found = data["judged"]["base"][PERSONAGYM_KIND]["judges"]["qwen"]
     items = [item for item in gym_items(8, TASKS, 3) if item.control == "none"]
     expected = sum(map(keen, items)) / len(items)
     assert found["persona_score"]["value"] == pytest.approx(expected)
-    assert (found["n_scored"], found["n_asked"], found["trusted"]) == (120, 120, True)
+    assert (found["n_scored"], found["n_asked"], found["discriminates_persona"]) == (120, 120, True)
     assert data["rows"][0]["judged"][1]["persona_score"] == found["persona_score"]
     change = next(one for one in data["comparisons"][0]["judged"] if one["scores"]["judge"] == "qwen")
     gained = sum(keener(item) - keen(item) for item in items) / len(items)
     assert change["scores"]["persona_score"]["value"] == pytest.approx(gained)
     assert change["scores"]["p"] < 0.05
-    assert data["judged"]["base"][GYM]["agreement"]["pairs"][0]["n_answers"] == 120
+    assert data["judged"]["base"][PERSONAGYM_KIND]["agreement"]["pairs"][0]["n_answers"] == 120
 
 
 def test_figures_are_drawn_and_named(built: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_run_without_judges_says_nothing_of_them(tmp_path: Path) -> None:
 
 def test_one_model_alone_and_its_table_in_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     judged_run(tmp_path / "run", "base", {"qwen": keen})
-    report_stage(ReportStage(runs=(tmp_path / "run",), out=tmp_path / "out"))
+    run_report(ReportConfig(runs=(tmp_path / "run",), out=tmp_path / "out"))
     shown = " ".join(capsys.readouterr().out.split())
     assert "PersonaScore" in shown
     assert "120 of" in shown
@@ -205,7 +205,7 @@ def test_interviews_are_compared_although_each_model_said_its_own(tmp_path: Path
     other_words = judged_run(tmp_path / "gym-trained", "trained", {"qwen": keen}, said="trained")
     build_report([*runs, gym, other_words], tmp_path / "out")
     found = json.loads((tmp_path / "out" / "table.json").read_text())["comparisons"][0]
-    assert [one["kind"] for one in found["judged"]] == [INTERVIEW]
+    assert [one["kind"] for one in found["judged"]] == [INTERVIEW_KIND]
     assert found["judged_reasons"] == ["Not asked in the same words"]
     report = (tmp_path / "out" / "report.md").read_text()
     assert "trained: in-character score of interviews by judge qwen higher." in report
@@ -224,15 +224,15 @@ def test_a_judge_that_was_not_tried_is_told_from_one_that_failed(tmp_path: Path)
 @pytest.mark.parametrize(
     ("config", "kind"),
     [
-        ({}, OPEN),
-        ({"personagym": {"path": None, "hub": None}, "interview": {"turns": 0}}, OPEN),
-        ({"personagym": {"path": "data", "hub": None}}, GYM),
-        ({"personagym": {"path": None, "hub": "some/data"}, "interview": {"turns": 0}}, GYM),
-        ({"interview": {"turns": 4}}, INTERVIEW),
+        ({}, OPEN_ENDED_KIND),
+        ({"personagym": {"path": None, "hub": None}, "interview": {"turns": 0}}, OPEN_ENDED_KIND),
+        ({"personagym": {"path": "data", "hub": None}}, PERSONAGYM_KIND),
+        ({"personagym": {"path": None, "hub": "some/data"}, "interview": {"turns": 0}}, PERSONAGYM_KIND),
+        ({"interview": {"turns": 4}}, INTERVIEW_KIND),
     ],
 )
 def test_kinds_of_fidelity_runs(config: dict[str, Any], kind: str) -> None:
-    assert KINDS[kind_of(config)] == kind
+    assert RUN_KIND_OF_FIDELITY[fidelity_kind(config)] == kind
 
 
 def test_hostile_names_of_judges_are_text(tmp_path: Path) -> None:
@@ -248,10 +248,10 @@ def test_the_claim_says_what_a_trusted_judge_gave_and_leaves_out_another(tmp_pat
     judged_run(tmp_path / "one", "one", {"fair": keen, "kind": fives})
     judged_run(tmp_path / "two", "two", {"fair": keener, "kind": fives})
     left_out = "cores of judge kind are left out, since it does not tell right from wrong persona"
-    said, basis = claim(methods(collect([tmp_path])))
+    said, basis = build_claim(group_methods(collect_models([tmp_path])))
     assert said.startswith("two against one: higher PersonaScore by judge fair (1 to 5, +")
     assert basis == f"PersonaScore by judge fair: 8 personas, over which its brackets are intervals; s{left_out}."
-    said, basis = claim(methods(collect([tmp_path / "one"])))
+    said, basis = build_claim(group_methods(collect_models([tmp_path / "one"])))
     assert said.startswith("one: PersonaScore by judge fair ")
     assert said.endswith(" of 5.")
     assert basis == f"S{left_out}; judge fair: 8 personas, over which its brackets are intervals."

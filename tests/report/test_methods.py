@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from permix.errors import ConfigError
-from permix.report.methods import Method, methods, shared_name
+from permix.report.methods import ReportMethod, common_label_prefix, group_methods
 from permix.report.runs import ModelRuns, Run
 
 
@@ -41,7 +41,7 @@ def evaluation(path: Path, label: str, asked: str) -> Run:
     return Run(path)
 
 
-def told(found: list[Method]) -> list[tuple[str, str, tuple[str, ...]]]:
+def told(found: list[ReportMethod]) -> list[tuple[str, str, tuple[str, ...]]]:
     return [(one.name, one.role, one.labels) for one in found]
 
 
@@ -49,7 +49,7 @@ def test_trainings_that_differ_in_seeds_alone_are_one_method(tmp_path: Path) -> 
     base = model("base", tmp_path, "stability")
     plain = [model(f"rlvr {n}", train_run(tmp_path / f"r{n}", f"rlvr {n}", n, method="rlvr")) for n in (1, 2)]
     mixed = [model(f"mixed {n}", train_run(tmp_path / f"p{n}", f"mixed {n}", n, threads=n)) for n in (1, 2, 3)]
-    assert told(methods([base, mixed[0], *plain, *mixed[1:]])) == [
+    assert told(group_methods([base, mixed[0], *plain, *mixed[1:]])) == [
         ("base", "base", ("base",)),
         ("PerMix-RLVR", "permix", ("mixed 1", "mixed 2", "mixed 3")),
         ("RLVR", "rlvr", ("rlvr 1", "rlvr 2")),
@@ -60,7 +60,7 @@ def test_what_changes_the_weights_makes_another_method_and_labels_name_variants(
     plain = [model(f"mix-{n}", train_run(tmp_path / f"m{n}", f"mix-{n}", n)) for n in (1, 2)]
     replay = [model(f"replay {n}", train_run(tmp_path / f"r{n}", f"replay {n}", n, character={"replay": 0.5})) for n in (1, 2)]
     faster = [model("lr 1e-4", train_run(tmp_path / "lr", "lr 1e-4", train={"lr": 1e-4, "seed": 1}))]
-    assert told(methods([*plain, *replay, *faster])) == [
+    assert told(group_methods([*plain, *replay, *faster])) == [
         ("mix", "permix", ("mix-1", "mix-2")),
         ("replay", "permix", ("replay 1", "replay 2")),
         ("lr 1e-4", "permix", ("lr 1e-4",)),
@@ -68,17 +68,17 @@ def test_what_changes_the_weights_makes_another_method_and_labels_name_variants(
 
 
 def test_settings_that_leave_the_weights_alone_do_not_part_seeds(tmp_path: Path) -> None:
-    idle = {"micro_tokens": 4096, "save_every": 3, "report_to": ["wandb"], "vllm_server_host": "here"}
+    idle = {"microbatch_tokens": 4096, "save_every": 3, "report_to": ["wandb"], "vllm_server_host": "here"}
     one = model("a 1", train_run(tmp_path / "a1", "a 1"))
-    two = model("a 2", train_run(tmp_path / "a2", "a 2", 2, train={"seed": 2} | idle, probe={"every": 5}))
-    chosen = model("a 3", train_run(tmp_path / "a3", "a 3", 3, probe={"every": 5, "select": "best"}))
-    assert told(methods([one, two, chosen])) == [("a", "permix", ("a 1", "a 2")), ("a 3", "permix", ("a 3",))]
+    two = model("a 2", train_run(tmp_path / "a2", "a 2", 2, train={"seed": 2} | idle, dev_eval={"every": 5}))
+    chosen = model("a 3", train_run(tmp_path / "a3", "a 3", 3, dev_eval={"every": 5, "select": "best"}))
+    assert told(group_methods([one, two, chosen])) == [("a", "permix", ("a 1", "a 2")), ("a 3", "permix", ("a 3",))]
 
 
 def test_no_personas_by_a_share_of_nothing_is_rlvr_and_gold_answers_are_neither(tmp_path: Path) -> None:
     nobody = model("nobody", train_run(tmp_path / "n", "nobody", plan={"mix": 0.0}))
     gold = model("gold", train_run(tmp_path / "g", "gold", method="sft"))
-    assert [one.role for one in methods([nobody, gold])] == ["rlvr", "other"]
+    assert [one.role for one in group_methods([nobody, gold])] == ["rlvr", "other"]
 
 
 def test_an_evaluation_leads_to_the_training_of_its_model_also_when_both_were_moved(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_an_evaluation_leads_to_the_training_of_its_model_also_when_both_were_mo
     shutil.move(tmp_path / "away", tmp_path / "here")
     runs = [Run(tmp_path / "here" / f"{name}-stability") for name in ("r1", "r2", "base")]
     assert base.model_name == "tiny"
-    found = methods([ModelRuns(str(run.config["label"]), {"stability": run}, None, None, None, ()) for run in runs])
+    found = group_methods([ModelRuns(str(run.config["label"]), {"stability": run}, None, None, None, ()) for run in runs])
     assert told(found) == [("RLVR", "rlvr", ("r1", "r2")), ("base", "base", ("base",))]
 
 
@@ -97,12 +97,12 @@ def test_a_model_whose_training_cannot_be_read_is_a_method_of_its_own(tmp_path: 
     (tmp_path / "broken" / "model").mkdir(parents=True)
     (tmp_path / "broken" / "config.json").write_text("{")
     lost = [model(f"lost {n}", tmp_path, "stability", str(tmp_path / where / "model")) for n, where in enumerate(("broken", "x"))]
-    assert told(methods(lost)) == [("lost 0", "other", ("lost 0",)), ("lost 1", "other", ("lost 1",))]
+    assert told(group_methods(lost)) == [("lost 0", "other", ("lost 0",)), ("lost 1", "other", ("lost 1",))]
 
 
 def test_the_user_may_say_which_are_one(tmp_path: Path) -> None:
     models = [model(f"m{n}", tmp_path, "stability", "somewhere") for n in (1, 2, 3)]
-    assert told(methods(models, ["mine = m3, m1"])) == [("mine", "other", ("m1", "m3")), ("m2", "other", ("m2",))]
+    assert told(group_methods(models, ["mine = m3, m1"])) == [("mine", "other", ("m1", "m3")), ("m2", "other", ("m2",))]
 
 
 @pytest.mark.parametrize(
@@ -121,13 +121,13 @@ def test_the_user_may_say_which_are_one(tmp_path: Path) -> None:
 def test_what_the_user_says_wrongly_is_refused(tmp_path: Path, said: list[str], message: str) -> None:
     models = [model(f"m{n}", tmp_path, "stability", "somewhere") for n in (1, 2)]
     with pytest.raises(ConfigError, match=message):
-        methods(models, said)
+        group_methods(models, said)
 
 
 def test_a_name_that_is_taken_is_not_given_twice(tmp_path: Path) -> None:
     lone = model("RLVR", tmp_path, "stability", "somewhere")
     seeds = [model(f"run {n}", train_run(tmp_path / f"r{n}", f"run {n}", n, method="rlvr")) for n in (1, 2)]
-    assert [one.name for one in methods([lone, *seeds])] == ["RLVR", "run"]
+    assert [one.name for one in group_methods([lone, *seeds])] == ["RLVR", "run"]
 
 
 @pytest.mark.parametrize(
@@ -142,4 +142,4 @@ def test_a_name_that_is_taken_is_not_given_twice(tmp_path: Path) -> None:
     ],
 )
 def test_a_shared_name_is_whole_words(labels: tuple[str, ...], name: str) -> None:
-    assert shared_name(labels) == name
+    assert common_label_prefix(labels) == name

@@ -9,42 +9,45 @@ from typing import Any
 
 from markupsafe import Markup
 
-from permix.rendering.table import Cell, Source, named, stated, tabulate
+from permix.rendering.table import SourceRun, TableCell, label_cell, tabulate, trusted_cell
 from permix.rendering.theme import PALETTE, styles_for
-from permix.report.document import Document, Picture, Section
-from permix.report.html.page import Runs, embedded, inline, policy, prose, write_page
-from permix.report.html.values import SYMBOLS, dash, looks
-from permix.report.summary_text import Claim
+from permix.report.document import Document, DocumentSection, Figure
+from permix.report.html.page import RunIndex, content_security_policy, embed_json, render_inline, render_prose, write_page
+from permix.report.html.values import D3_SYMBOLS, model_looks, svg_dash
+from permix.report.summary_text import ReportClaim
 from permix.types import Estimate
 
 EVIL = "<script>alert(1)</script>"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-class Told(Runs):
+class Told(RunIndex):
     """Two runs, without any run directory."""
 
     def __init__(self) -> None:
         self.told = [{"label": name, "kind": "stability", "command": EVIL} for name in ("base", EVIL)]
-        self._place = {Source("base", "stability"): 0, Source(EVIL, "stability"): 1}
+        self._place = {SourceRun("base", "stability"): 0, SourceRun(EVIL, "stability"): 1}
 
 
 def document() -> Document:
     half = Estimate(value=0.5, low=0.25, high=0.75, n=8)
     lines = [
-        [named("base"), stated(str(half), "n = 8", half).of(Source("base", "stability"), Source(EVIL, "stability"))],
-        [named(EVIL), stated("–")],
+        [
+            label_cell("base"),
+            trusted_cell(str(half), "n = 8", half).with_sources(SourceRun("base", "stability"), SourceRun(EVIL, "stability")),
+        ],
+        [label_cell(EVIL), trusted_cell("–")],
     ]
     main = tabulate("models", ["model", "PSS"], lines)
-    none = [Cell("no persona", ours=True, mark="*"), stated("1", number=1.0)]
-    people = tabulate("personas", ["persona", "base"], [none, [named("sailor"), stated("2", number=2.0)]])
-    charts = [Picture("heatmap-1.png", "one", "grid"), Picture("heatmap-2.png", "two", "grid"), Picture("learnt.png", "c")]
+    none = [TableCell("no persona", trusted_markup=True, emphasis="*"), trusted_cell("1", number=1.0)]
+    people = tabulate("personas", ["persona", "base"], [none, [label_cell("sailor"), trusted_cell("2", number=2.0)]])
+    charts = [Figure("heatmap-1.png", "one", "grid"), Figure("heatmap-2.png", "two", "grid"), Figure("learnt.png", "c")]
     return Document(
-        "Title", "", Claim(f"{EVIL.replace('<', '&#60;')} stands.", "By n = 8."), "", "- *a*", main, "- n",
-        (Picture("t.png", "t", "tradeoff"),),
+        "Title", "", ReportClaim(f"{EVIL.replace('<', '&#60;')} stands.", "By n = 8."), "", "- *a*", main, "- n",
+        (Figure("t.png", "t", "tradeoff"),),
         (
-            Section("personas", "Each persona", "Note.", (*charts, people)),
-            Section("completions", "What they say", "", ("only on paper",), "completions"),
+            DocumentSection("personas", "Each persona", "Note.", (*charts, people)),
+            DocumentSection("completions", "What they say", "", ("only on paper",), "completions"),
         ),
     )  # fmt: skip
 
@@ -52,7 +55,7 @@ def document() -> Document:
 def written(folder: Path, **more: Any) -> str:
     (folder / "learnt.png").write_bytes(PNG)
     options: dict[str, Any] = {
-        "charts": {"tradeoff": {"x": EVIL}}, "models": looks(styles_for(["base"]), {}), "runs": Told(),
+        "charts": {"tradeoff": {"x": EVIL}}, "models": model_looks(styles_for(["base"]), {}), "runs": Told(),
         "tags": {"sailor": ["sea", EVIL]}, "cells": {"grids": {"base": {}}, "sheets": [{}]},
     }  # fmt: skip
     write_page(folder / "index.html", document(), **(options | more))
@@ -75,7 +78,7 @@ def test_the_policy_allows_this_script_and_nothing_else(tmp_path: Path) -> None:
     page = written(tmp_path)
     digest = base64.b64encode(hashlib.sha256(script_of(page).encode()).digest()).decode()
     said = page.partition('Content-Security-Policy" content="')[2].partition('"')[0].replace("&#39;", "'")
-    assert said == policy(script_of(page))
+    assert said == content_security_policy(script_of(page))
     rules = dict(rule.strip().split(" ", 1) for rule in said.split(";"))
     assert rules["script-src"] == f"'sha256-{digest}' 'self'"
     assert rules["default-src"] == rules["connect-src"] == "'none'"
@@ -84,18 +87,18 @@ def test_the_policy_allows_this_script_and_nothing_else(tmp_path: Path) -> None:
 
 def test_data_ends_no_script_and_reads_back() -> None:
     value = {"a": f"{EVIL}<!--\u2028\u2029", "n": None}
-    written = embedded(value)
+    written = embed_json(value)
     assert "<" not in written
     assert "\u2028" not in written
     assert json.loads(written) == value
 
 
 def test_prose_is_our_markdown_and_nothing_foreign() -> None:
-    assert prose("**a** &#60;b&#62;") == Markup("<p><strong>a</strong> &lt;b&gt;</p>\n")
-    assert "<b>" not in prose("x <b>y</b>")
-    assert "<img" not in prose("![x](y.png)")
-    assert "<a " not in prose("[x](javascript:alert(1)) <https://x.example>")
-    assert inline("Personas cost &#42;nothing&#42;") == "Personas cost *nothing*"
+    assert render_prose("**a** &#60;b&#62;") == Markup("<p><strong>a</strong> &lt;b&gt;</p>\n")
+    assert "<b>" not in render_prose("x <b>y</b>")
+    assert "<img" not in render_prose("![x](y.png)")
+    assert "<a " not in render_prose("[x](javascript:alert(1)) <https://x.example>")
+    assert render_inline("Personas cost &#42;nothing&#42;") == "Personas cost *nothing*"
 
 
 def test_a_number_names_its_runs_and_a_missing_one_none(tmp_path: Path) -> None:
@@ -131,8 +134,8 @@ def test_the_row_without_persona_stays_first_and_personas_carry_their_tags(tmp_p
 
 
 def test_every_look_of_print_has_one_on_the_page() -> None:
-    shown = looks({str(place): style for place, style in enumerate(PALETTE)}, {"1": "RLVR"})
-    assert len({one["symbol"] for one in shown}) == len({style.marker for style in PALETTE}) == len(SYMBOLS)
+    shown = model_looks({str(place): style for place, style in enumerate(PALETTE)}, {"1": "RLVR"})
+    assert len({one["symbol"] for one in shown}) == len({style.marker for style in PALETTE}) == len(D3_SYMBOLS)
     assert len({one["dark"] for one in shown}) == len({one["dash"] for one in shown}) == len(PALETTE)
     assert [one["method"] for one in shown[:2]] == ["0", "RLVR"]
-    assert dash((0, (5, 1.5))) == "9 2.7"
+    assert svg_dash((0, (5, 1.5))) == "9 2.7"

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from permix.rendering.table import LABEL_WIDTH
-from permix.sanitize import clip, visible
+from permix.sanitize import escape_control, truncate
 from tests.browser import PHONE, WIDE, contrast, grave_findings, settle
 from tests.hostile_text import IDS, LABELS, TAGS, Reported
 
@@ -91,7 +91,7 @@ def test_nothing_of_the_hostile_world_acts(shown: "Page", hostile_report: Report
 def test_what_is_hostile_is_shown_as_text_and_what_was_hidden_as_codes(shown: "Page") -> None:
     text = shown.locator("main").evaluate("(main) => main.textContent")
     for label in LABELS:
-        assert clip(visible(label), LABEL_WIDTH) in text
+        assert truncate(escape_control(label), LABEL_WIDTH) in text
     for name in IDS:
         assert name in text
     assert "\\u202e" in text

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from permix.config import ProbeConfig
-from permix.metrics.dev_curve import Curve, Point
+from permix.config import DevEvalConfig
+from permix.metrics.dev_curve import DevCurve, DevEvalPoint
 from permix.report.comparisons import Comparison
 from permix.report.html import charts, fidelity_charts
-from permix.report.html.charts import build_charts, panels_of, people, thinned
-from permix.report.html.values import estimate, names, number, text
-from permix.report.judges import Scored
-from permix.report.methods import methods, pool
-from permix.report.runs import ModelRuns, collect
+from permix.report.html.charts import build_charts, persona_infos, thin_log, training_panel_keys
+from permix.report.html.values import json_estimate, json_number, printable_text, unique_display_names
+from permix.report.judges import JudgeScoreEntry
+from permix.report.methods import group_methods, pool_seeds
+from permix.report.runs import ModelRuns, collect_models
 from permix.types import Cell, Completion, Estimate, Message, Verdict
 from tests.report.test_judged import by_hand, fives, judged_run, keen
 from tests.seeded import share, stability_run, write_run, write_study
@@ -26,27 +26,34 @@ EVIL = "<img src=x onerror=alert(1)>\u202e\x1b[31m"
 
 
 def drawn(models: list[ModelRuns], *comparisons: Comparison) -> dict[str, Any]:
-    found = methods(models)
-    made = build_charts(models, found, [pool(one) for one in found], comparisons)
+    found = group_methods(models)
+    made = build_charts(models, found, [pool_seeds(one) for one in found], comparisons)
     return json.loads(json.dumps(made, allow_nan=False))  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> list[ModelRuns]:
-    return collect([write_study(tmp_path_factory.mktemp("study"))])
+    return collect_models([write_study(tmp_path_factory.mktemp("study"))])
 
 
 def test_numbers_are_rounded_and_finite_or_none() -> None:
-    assert [number(one) for one in (1 / 3, 123456.7, math.nan, math.inf, None, 0.0)] == [0.33333, 123460.0, None, None, None, 0.0]
-    assert estimate(Estimate(value=2 / 3, low=0.5, high=None, n=4)) == {"value": 0.66667, "low": 0.5, "high": None, "n": 4}
-    assert estimate(None) is None
+    assert [json_number(one) for one in (1 / 3, 123456.7, math.nan, math.inf, None, 0.0)] == [
+        0.33333,
+        123460.0,
+        None,
+        None,
+        None,
+        0.0,
+    ]
+    assert json_estimate(Estimate(value=2 / 3, low=0.5, high=None, n=4)) == {"value": 0.66667, "low": 0.5, "high": None, "n": 4}
+    assert json_estimate(None) is None
 
 
 def test_texts_are_one_printable_line_and_names_stay_apart() -> None:
-    assert text(f"{EVIL}\nb") == "<img src=x onerror=alert(1)>\\u202e\\x1b[31m b"
-    assert len(text("x" * 1000)) == 80
+    assert printable_text(f"{EVIL}\nb") == "<img src=x onerror=alert(1)>\\u202e\\x1b[31m b"
+    assert len(printable_text("x" * 1000)) == 80
     long = "y" * 100
-    assert names([f"{long}1", f"{long}2", "a", f"{long}1"]) == {
+    assert unique_display_names([f"{long}1", f"{long}2", "a", f"{long}1"]) == {
         f"{long}1": "y" * 79 + "…", f"{long}2": "y" * 73 + "… (2)", "a": "a",
     }  # fmt: skip
 
@@ -90,11 +97,11 @@ def test_personas_and_lottery_by_hand(study: list[ModelRuns]) -> None:
 def test_confusion_holds_every_answer_once(study: list[ModelRuns]) -> None:
     for model in study:
         found = drawn(study)["confusion"]["models"][model.label]
-        assert model.fidelity is not None
-        assert sum(count for _, _, count in found["cells"]) == model.fidelity.n_answered == 80
+        assert model.identifiability is not None
+        assert sum(count for _, _, count in found["cells"]) == model.identifiability.n_answered == 80
         right = sum(count for row, column, count in found["cells"] if row == column)
-        assert right / 80 == pytest.approx(model.fidelity.accuracy.value)
-        for who, place in zip(model.fidelity.persona_ids, model.fidelity.confusion, strict=True):
+        assert right / 80 == pytest.approx(model.identifiability.accuracy.value)
+        for who, place in zip(model.identifiability.persona_ids, model.identifiability.confusion, strict=True):
             row = found["ids"].index(who)
             assert sorted(count for one, _, count in found["cells"] if one == row) == sorted(filter(None, place))
 
@@ -114,7 +121,7 @@ def test_hostile_labels_and_personas_are_shown_and_a_missing_score_is_none(tmp_p
     settings = {"stage": "stability", "label": EVIL, "model": {"name": "m"}, "seed": 1, "resamples": 20, "samples": 1}
     write_run(tmp_path / "evil", settings, cells)
     stability_run(tmp_path / "plain", "plain", "m", share(3))
-    found = drawn(collect([tmp_path / "plain", tmp_path / "evil"]))
+    found = drawn(collect_models([tmp_path / "plain", tmp_path / "evil"]))
     shown = "<img src=x onerror=alert(1)>\\u202e\\x1b[31m"
     evil = found["personas"]["models"][shown]
     assert evil["of"][shown] == {"value": None, "low": None, "high": None, "n": 0}
@@ -128,47 +135,47 @@ def test_tags_are_believed_where_the_text_is_the_one_that_was_asked(tmp_path: Pa
     pool_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     stability_run(tmp_path / "run", "base", "m", share(3), personas={"pool": str(pool_file)})
     stability_run(tmp_path / "gone", "gone", "m", share(3), personas={"pool": str(tmp_path / "none.jsonl")})
-    found = people(collect([tmp_path / "run"]))
+    found = persona_infos(collect_models([tmp_path / "run"]))
     assert {who: one.tags for who, one in found.items()} == {"p0": ("sea", "old"), "p1": (), "p2": (), "p3": ()}
-    assert people(collect([tmp_path / "gone"]))["p0"].tags == ()
+    assert persona_infos(collect_models([tmp_path / "gone"]))["p0"].tags == ()
 
 
 def test_a_training_log_is_thinned_to_means_and_gaps_stay_gaps() -> None:
     log = [{"step": n, "reward": None if n in (3, 4) else float(n), "completion_tokens": 10 * n} for n in range(1, 6)]
-    assert thinned(log, ["reward", "completion_tokens"], 2) == [
+    assert thin_log(log, ["reward", "completion_tokens"], 2) == [
         {"step": 2, "reward": 1.5, "completion_tokens": 15.0},
         {"step": 4, "reward": None, "completion_tokens": 35.0},
         {"step": 5, "reward": 5.0, "completion_tokens": 50.0},
     ]
-    assert thinned([{"step": 1, "reward": math.nan}], ["reward"], 1) == [{"step": 1, "reward": None}]
+    assert thin_log([{"step": 1, "reward": math.nan}], ["reward"], 1) == [{"step": 1, "reward": None}]
 
 
 def test_a_training_without_rewards_is_followed_by_its_loss() -> None:
-    assert panels_of([{"step": 1, "loss": 0.5, "reward": 1.0}]) == ["reward", "completion_tokens", "signal_groups"]
-    assert panels_of([{"step": 1, "loss": 0.5}]) == ["loss", "completion_tokens"]
+    assert training_panel_keys([{"step": 1, "loss": 0.5, "reward": 1.0}]) == ["reward", "completion_tokens", "signal_groups"]
+    assert training_panel_keys([{"step": 1, "loss": 0.5}]) == ["loss", "completion_tokens"]
 
 
 def test_logs_become_curves_of_at_most_400_points(tmp_path: Path) -> None:
     for name, steps, key in (("long", 1000, "reward"), ("short", 3, "loss")):
         path = write_run(tmp_path / name, {"stage": "train", "label": name, "model": {"name": "m"}})
         (path / "log.jsonl").write_text("".join(json.dumps({"step": n, key: 0.5}) + "\n" for n in range(1, steps + 1)))
-    found = drawn(collect([tmp_path]))["training"]
+    found = drawn(collect_models([tmp_path]))["training"]
     assert {label: len(rows) for label, rows in found["models"].items()} == {"long": 334, "short": 1}
     assert [panel["key"] for panel in found["panels"]] == ["reward", "loss"]
     assert found["note"] == "n = 1000 / 3 steps, one run each, so no interval; thin: means of 3 steps"
 
 
-def probe_point(step: int, worst: float | None) -> Point:
+def probe_point(step: int, worst: float | None) -> DevEvalPoint:
     one = Estimate(value=worst, low=None if worst is None else 0.0, high=None if worst is None else 0.9, n=12)
-    return Point(
+    return DevEvalPoint(
         step=step, mean=one, baseline=one, worst=one, best=one, pss=one, identifiability=one, chance=0.25,
         completion_tokens=9.0, n_questions=12, n_scored=36, n_asked=36,
     )  # fmt: skip
 
 
 def test_probes_name_the_step_whose_weights_were_taken() -> None:
-    config = ProbeConfig(every=10, metric="worst", select="best")
-    found = charts._probes({"a": Curve((probe_point(0, 0.2), probe_point(10, 0.4), probe_point(20, None)), config)})
+    config = DevEvalConfig(every=10, metric="worst", select="best")
+    found = charts._dev_curve_chart({"a": DevCurve((probe_point(0, 0.2), probe_point(10, 0.4), probe_point(20, None)), config)})
     assert found["models"]["a"]["taken"] == 10
     assert [one["worst"]["value"] for one in found["models"]["a"]["points"]] == [0.2, 0.4, None]
     assert [panel["name"] for panel in found["panels"]] == [
@@ -176,12 +183,12 @@ def test_probes_name_the_step_whose_weights_were_taken() -> None:
         "worst persona's accuracy",
         "identifiability",
     ]
-    assert charts._probes({}) == {}
+    assert charts._dev_curve_chart({}) == {}
 
 
 def test_judges_say_whether_they_are_trusted(tmp_path: Path) -> None:
     judged_run(tmp_path / "run", "base", {"keen": keen, "<fives>": fives})
-    found = drawn(collect([tmp_path / "run"]))
+    found = drawn(collect_models([tmp_path / "run"]))
     (kind,) = found["judged"]
     trusted = {judge["judge"]: judge["models"]["base"]["trusted"] for judge in kind["judges"]}
     assert trusted == {"keen": True, "<fives>": False}
@@ -197,8 +204,8 @@ def test_judges_say_whether_they_are_trusted(tmp_path: Path) -> None:
 def test_a_judges_score_of_several_seeds_is_their_mean_and_has_no_interval() -> None:
     def scored(value: float) -> Any:
         one = Estimate(value=value, low=value - 1, high=value + 1, n=9)
-        return Scored(kind="fidelity", judge="j", persona_score=one, n_scored=9, n_asked=9, trusted=True)
+        return JudgeScoreEntry(kind="fidelity", judge="j", persona_score=one, n_scored=9, n_asked=9, discriminates_persona=True)
 
-    assert fidelity_charts._pooled([scored(3.0)]) == Estimate(value=3.0, low=2.0, high=4.0, n=9)
-    assert fidelity_charts._pooled([scored(3.0), scored(4.0)]) == Estimate(value=3.5, n=9)
-    assert fidelity_charts._pooled([scored(3.0), None]) is None
+    assert fidelity_charts._pooled_judge_score([scored(3.0)]) == Estimate(value=3.0, low=2.0, high=4.0, n=9)
+    assert fidelity_charts._pooled_judge_score([scored(3.0), scored(4.0)]) == Estimate(value=3.5, n=9)
+    assert fidelity_charts._pooled_judge_score([scored(3.0), None]) is None

@@ -5,8 +5,8 @@ import pytest
 
 from permix.evals.stability import StabilityGrid
 from permix.metrics.identifiability import Identifiability
-from permix.rendering.table import word
-from permix.report.comparisons import differences_of, distinctness
+from permix.rendering.table import difference_direction
+from permix.report.comparisons import compare_stability_grids, identifiability_difference
 from permix.types import Estimate
 
 
@@ -26,7 +26,7 @@ def at(value: float, low: float | None, high: float | None) -> Estimate:
     ],
 )
 def test_a_difference_is_said_only_when_its_interval_leaves_out_zero(difference: Estimate | None, said: str) -> None:
-    assert word(difference) == said
+    assert difference_direction(difference) == said
 
 
 def told(right: dict[str, tuple[int, int]]) -> Identifiability:
@@ -41,11 +41,11 @@ def told(right: dict[str, tuple[int, int]]) -> Identifiability:
 def test_distinctness_is_paired_by_question_whatever_the_order() -> None:
     base = told({"q1": (2, 2), "q2": (1, 2), "q3": (2, 2), "q4": (1, 2)})  # 6 of 8
     less = told({"q4": (0, 2), "q3": (1, 2), "q2": (0, 2), "q1": (1, 2)})  # 2 of 8: one less in every question
-    difference = distinctness([base], [less], seed=0, resamples=200)
+    difference = identifiability_difference([base], [less], seed=0, resamples=200)
     assert (difference.value, difference.low, difference.high) == pytest.approx((-0.5, -0.5, -0.5))
     assert difference.n == 4
-    assert word(difference) == "lower"
-    assert word(distinctness([base], [base], seed=0, resamples=200)) == "no difference shown"
+    assert difference_direction(difference) == "lower"
+    assert difference_direction(identifiability_difference([base], [base], seed=0, resamples=200)) == "no difference shown"
 
 
 def test_differences_pair_personas_and_questions_by_name() -> None:
@@ -54,12 +54,12 @@ def test_differences_pair_personas_and_questions_by_name() -> None:
     none_Q_S = np.full((4, 1), np.nan)
     first = StabilityGrid(right_P_Q[..., None], none_Q_S, ("a", "b"), ("1", "2", "3", "4"))
     other = StabilityGrid(other_P_Q[::-1, ::-1, None], none_Q_S, ("b", "a"), ("4", "3", "2", "1"))
-    measured = differences_of(first, other, seed=0, resamples=200)
+    measured = compare_stability_grids(first, other, seed=0, resamples=200)
     values = {name: one.value for name, one in measured.items()}
     assert values["mean"] == 0.25
-    in_order = differences_of(first, StabilityGrid(other_P_Q[..., None], none_Q_S, *first[2:]), seed=0, resamples=200)
+    in_order = compare_stability_grids(first, StabilityGrid(other_P_Q[..., None], none_Q_S, *first[2:]), seed=0, resamples=200)
     assert values == {name: one.value for name, one in in_order.items()}
-    for one in differences_of(first, first, seed=0, resamples=200).values():
+    for one in compare_stability_grids(first, first, seed=0, resamples=200).values():
         assert [one.low, one.value, one.high] == pytest.approx([0.0, 0.0, 0.0], abs=0.005)
 
 
@@ -67,4 +67,4 @@ def test_personas_that_only_one_model_has_scores_for_are_left_out() -> None:
     scored = np.array([[1.0, 0.0], [0.0, 0.0]])
     missing = np.array([[1.0, 0.0], [np.nan, np.nan]])
     grids = [StabilityGrid(one[..., None], np.full((2, 1), np.nan), ("a", "b"), ("1", "2")) for one in (scored, missing)]
-    assert differences_of(grids[0], grids[1], seed=0, resamples=100)["worst"].value == 0.0
+    assert compare_stability_grids(grids[0], grids[1], seed=0, resamples=100)["worst"].value == 0.0

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from permix.report.excerpts import step_times
-from permix.report.runs import collect
+from permix.report.excerpts import step_time_table
+from permix.report.runs import collect_models
 
 
 def train_run(path: Path, label: str, steps: list[dict[str, object]]) -> Path:
@@ -21,7 +21,7 @@ def step(number: int, generation: float, training: float, **more: object) -> dic
 
 def test_step_times_are_means_of_wall_and_cpu_seconds_by_part(tmp_path: Path) -> None:
     run = train_run(tmp_path / "a", "RLVR", [step(1, 4.0, 10.0), step(2, 2.0, 5.0)])
-    timed = step_times(collect([run]))
+    timed = step_time_table(collect_models([run]))
     assert timed is not None
     table = timed.markdown.split("\n")
     assert table[0] == "| seconds a step &#91;CPU&#93; | generation | training | steps |"
@@ -29,4 +29,4 @@ def test_step_times_are_means_of_wall_and_cpu_seconds_by_part(tmp_path: Path) ->
 
 
 def test_a_log_without_times_has_no_such_table(tmp_path: Path) -> None:
-    assert step_times(collect([train_run(tmp_path / "a", "old", [{"step": 1, "reward": 0.5}])])) is None
+    assert step_time_table(collect_models([train_run(tmp_path / "a", "old", [{"step": 1, "reward": 0.5}])])) is None

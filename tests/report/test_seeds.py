@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from permix.report.methods import Method, difference, methods, pool
-from permix.report.runs import collect
+from permix.report.methods import ReportMethod, group_methods, method_difference, pool_seeds
+from permix.report.runs import collect_models
 from permix.types import Estimate
 from tests.seeded import share, stability_run, torn, write_study
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Method]:
-    return {one.name: one for one in methods(collect([write_study(tmp_path_factory.mktemp("study"))]))}
+def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ReportMethod]:
+    return {one.name: one for one in group_methods(collect_models([write_study(tmp_path_factory.mktemp("study"))]))}
 
 
 def value(one: Estimate | None) -> float:
@@ -29,45 +29,51 @@ def width(one: Estimate | None) -> float:
     return one.high - one.low
 
 
-def test_numbers_of_a_method_are_means_of_its_seeds(study: dict[str, Method]) -> None:
+def test_numbers_of_a_method_are_means_of_its_seeds(study: dict[str, ReportMethod]) -> None:
     assert [(one.name, one.role, one.labels) for one in study.values()] == [
         ("base", "base", ("base",)),
         ("PerMix-RLVR", "permix", ("mixed 1", "mixed 2")),
         ("RLVR", "rlvr", ("rlvr 1", "rlvr 2")),
     ]
-    found, seeds = pool(study["RLVR"]), study["RLVR"].models
+    found, seeds = pool_seeds(study["RLVR"]), study["RLVR"].models
     assert (found.labels, found.n_stability, found.n_fidelity) == (("rlvr 1", "rlvr 2"), 2, 2)
     assert value(found.baseline) == pytest.approx(0.7)  # .8 and .6 without persona
     assert value(found.mean) == pytest.approx(0.55)  # (.2 + .4 + .6 + .8) / 4, and .6
     for name in ("pss", "worst"):
         assert value(getattr(found, name)) == pytest.approx(np.mean([value(getattr(one.stability, name)) for one in seeds]))
-    told = [one.fidelity.accuracy for one in seeds if one.fidelity is not None]
+    told = [one.identifiability.accuracy for one in seeds if one.identifiability is not None]
     assert value(found.identifiability) == pytest.approx(np.mean([value(one) for one in told]))
     assert (found.chance, found.identifiability and found.identifiability.n, found.pss and found.pss.n) == (0.25, 160, 20)
 
 
-def test_a_lone_model_keeps_its_own_numbers(study: dict[str, Method]) -> None:
-    found, (model,) = pool(study["base"]), study["base"].models
+def test_a_lone_model_keeps_its_own_numbers(study: dict[str, ReportMethod]) -> None:
+    found, (model,) = pool_seeds(study["base"]), study["base"].models
     assert model.stability is not None
-    assert model.fidelity is not None
-    mine = (model.stability.baseline, model.stability.mean, model.stability.worst, model.stability.pss, model.fidelity.accuracy)
+    assert model.identifiability is not None
+    mine = (
+        model.stability.baseline,
+        model.stability.mean,
+        model.stability.worst,
+        model.stability.pss,
+        model.identifiability.accuracy,
+    )
     assert (found.baseline, found.mean, found.worst, found.pss, found.identifiability) == mine
 
 
-def test_a_model_beside_its_copy_is_no_better_known(study: dict[str, Method]) -> None:
+def test_a_model_beside_its_copy_is_no_better_known(study: dict[str, ReportMethod]) -> None:
     """Seeds share the questions: a second one that answers just as the first adds nothing, and takes nothing away."""
     model = study["base"].models[0]
-    twice, alone = pool(Method("twice", "other", (model, model))), pool(study["base"])
+    twice, alone = pool_seeds(ReportMethod("twice", "other", (model, model))), pool_seeds(study["base"])
     for name in ("baseline", "mean", "worst", "pss", "identifiability"):
         here, there = getattr(twice, name), getattr(alone, name)
         assert value(here) == pytest.approx(value(there))
         assert width(here) == pytest.approx(width(there), rel=0.35)
 
 
-def test_difference_is_that_of_the_means_and_has_an_interval(study: dict[str, Method]) -> None:
+def test_difference_is_that_of_the_means_and_has_an_interval(study: dict[str, ReportMethod]) -> None:
     one, other = study["PerMix-RLVR"], study["RLVR"]
-    found, pooled = difference(one, other), [pool(one), pool(other)]
-    assert (found.name, found.against, found.seeds, found.fidelity_seeds, found.n_personas) == (
+    found, pooled = method_difference(one, other), [pool_seeds(one), pool_seeds(other)]
+    assert (found.name, found.against, found.n_seeds, found.n_fidelity_seeds, found.n_personas) == (
         one.name,
         "RLVR",
         (2, 2),
@@ -86,8 +92,8 @@ def test_difference_is_that_of_the_means_and_has_an_interval(study: dict[str, Me
     assert found.identifiability.low > 0
 
 
-def test_a_method_against_itself_differs_in_nothing(study: dict[str, Method]) -> None:
-    found = difference(study["RLVR"], study["RLVR"])
+def test_a_method_against_itself_differs_in_nothing(study: dict[str, ReportMethod]) -> None:
+    found = method_difference(study["RLVR"], study["RLVR"])
     assert [value(found.pss), value(found.mean), value(found.identifiability)] == [0.0, 0.0, 0.0]
     assert [width(found.mean), width(found.identifiability)] == [0.0, 0.0]
 
@@ -96,17 +102,17 @@ def test_seeds_that_were_asked_otherwise_are_not_pooled(tmp_path: Path) -> None:
     stability_run(tmp_path / "a", "a 1", "x", share(4))
     stability_run(tmp_path / "b", "a 2", "x", torn, questions=15)
     stability_run(tmp_path / "c", "c", "x", torn)
-    two, other = methods(collect([tmp_path]), ["a=a 1,a 2"])
-    found = pool(two)
+    two, other = group_methods(collect_models([tmp_path]), ["a=a 1,a 2"])
+    found = pool_seeds(two)
     assert (found.pss, found.mean, found.n_stability) == (None, None, 2)
     assert found.reasons == ("Not the same questions",)
-    against = difference(two, other)
+    against = method_difference(two, other)
     assert (against.pss, against.reasons) == (None, ("Not the same questions",))
 
 
-def test_a_seed_that_was_not_measured_is_not_counted(tmp_path: Path, study: dict[str, Method]) -> None:
+def test_a_seed_that_was_not_measured_is_not_counted(tmp_path: Path, study: dict[str, ReportMethod]) -> None:
     measured = study["RLVR"].models[0]
-    found = pool(Method("RLVR", "rlvr", (measured, measured._replace(label="rlvr 9", stability=None, grid=None))))
+    found = pool_seeds(ReportMethod("RLVR", "rlvr", (measured, measured._replace(label="rlvr 9", stability=None, grid=None))))
     assert (found.n_stability, found.n_fidelity) == (1, 2)
     assert measured.stability is not None
     assert found.pss == measured.stability.pss

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from permix.report.builder import TABLE, build_report
+from permix.report.builder import REPORT_TABLE_NAMES, build_report
 from tests.seeded import write_study
 
 
@@ -10,4 +10,4 @@ def test_every_table_is_known_by_its_name(tmp_path: Path) -> None:
     build_report([write_study(tmp_path / "study")], tmp_path / "out")
     names = [path.stem for path in (tmp_path / "out" / "tables").glob("*.csv")]
     assert len(names) > 5
-    assert all(TABLE.fullmatch(name) for name in names)
+    assert all(REPORT_TABLE_NAMES.fullmatch(name) for name in names)

@@ -3,14 +3,14 @@
 from rich.console import Console
 
 from permix.metrics.identifiability import Identifiability
-from permix.metrics.stability import summarize
-from permix.rendering.table import probability
-from permix.report.runs import Row
-from permix.report.tables import controls_table, main_table, persona_table, terminal_table
+from permix.metrics.stability import summarize_stability
+from permix.rendering.table import format_p_value
+from permix.report.runs import ModelRow
+from permix.report.tables import controls_table, models_table, persona_table, terminal_models_table
 from permix.types import Estimate
 
 PSS = Estimate(value=0.8124, low=0.75, high=0.874, n=200)
-FULL = Row(
+FULL = ModelRow(
     label="PerMix | RLVR", baseline=PSS, mean=PSS, worst=PSS, pss=PSS, pss_observed=Estimate(value=0.9, n=1), pss_null=PSS,
     identifiability=Estimate(value=0.4, low=0.34, high=0.47, n=210), chance=1 / 7, train_tokens=1234567, train_cpu_s=59.6,
     eval_tokens=0, eval_cpu_s=3.2, n_questions=200, n_personas=16, n_scored=3199, n_asked=3200,
@@ -23,7 +23,7 @@ def cells(line: str) -> list[str]:
 
 
 def test_main_table_one_line_a_model() -> None:
-    heading, _, full, empty = main_table([FULL, Row(label="base")]).markdown.split("\n")
+    heading, _, full, empty = models_table([FULL, ModelRow(label="base")]).markdown.split("\n")
     number = "0.812 [0.75, 0.87]<br><sub>n = 200</sub>"
     assert cells(full) == [
         "PerMix &#124; RLVR", number, number, number, number, "0.900<br><sub>n = 1</sub>", number,
@@ -34,27 +34,27 @@ def test_main_table_one_line_a_model() -> None:
 
 
 def test_a_value_that_cannot_be_computed_is_a_dash() -> None:
-    row = Row(label="m", pss=Estimate(value=None, n=0))
-    assert cells(main_table([row]).markdown.split("\n")[2])[4] == "–"
+    row = ModelRow(label="m", pss=Estimate(value=None, n=0))
+    assert cells(models_table([row]).markdown.split("\n")[2])[4] == "–"
 
 
 def test_terminal_table_has_models_as_columns_and_no_empty_lines() -> None:
     console = Console(width=120, record=True, color_system=None)
     with console.capture() as capture:
-        console.print(terminal_table([FULL, Row(label="[red]base\x1b[0m", pss=PSS)]))
+        console.print(terminal_models_table([FULL, ModelRow(label="[red]base\x1b[0m", pss=PSS)]))
     shown = capture.get()
     assert "[red]base\\x1b[0m" in shown  # neither markup nor an escape
     assert "0.812 [0.75, 0.87]" in shown
     assert "n = 210, chance 0.143" in shown
     assert max(map(len, shown.splitlines())) <= 120
     with console.capture() as capture:
-        console.print(terminal_table([Row(label="base", pss=PSS)]))
+        console.print(terminal_models_table([ModelRow(label="base", pss=PSS)]))
     assert "identifiability" not in capture.get()
 
 
 def test_persona_table() -> None:
     right = [[[1.0]] * 10, [[1.0]] * 2 + [[0.0]] * 8, [[float("nan")]] * 10]
-    summary = summarize(right, [[1.0]] * 10, persona_ids=["poet", "<b>", "unscored"], resamples=100)
+    summary = summarize_stability(right, [[1.0]] * 10, persona_ids=["poet", "<b>", "unscored"], resamples=100)
     lines = persona_table({"base": summary}).markdown.split("\n")
     assert lines[0] == "| persona | base |"
     assert lines[2] == "| *no persona* | 1.000 [0.69, 1.00]<br><sub>n = 10</sub> |"
@@ -81,4 +81,4 @@ def test_controls_table() -> None:
 
 
 def test_small_probabilities_are_not_zero() -> None:
-    assert [probability(p) for p in (0.0004, 0.001, 0.25, None)] == ["< 0.001", "0.001", "0.250", "–"]
+    assert [format_p_value(p) for p in (0.0004, 0.001, 0.25, None)] == ["< 0.001", "0.001", "0.250", "–"]

@@ -12,9 +12,9 @@ import pytest
 
 from permix.metrics.sequential import Round
 from permix.report.html import transcripts
-from permix.report.html.transcripts import Tiling, tiling, write_chunk, write_transcripts
-from permix.report.html.values import names
-from permix.report.runs import collect
+from permix.report.html.transcripts import Tiling, choose_tiling, write_tile, write_transcripts
+from permix.report.html.values import unique_display_names
+from permix.report.runs import collect_models
 from permix.types import Cell, Completion, Failure, Message, Verdict
 from tests.report.test_build import fidelity_run, stability_run, strong, weak, write_run
 
@@ -71,14 +71,14 @@ def written(folder: Path, *cells: Cell, asked: dict[str, Any] | None = None, **c
     (run / "records.jsonl").write_text(lines)
     if asked is not None:
         (run / "asked.json").write_text(json.dumps(asked))
-    return folder / "out", write_transcripts(collect([run]), folder / "out")
+    return folder / "out", write_transcripts(collect_models([run]), folder / "out")
 
 
 @pytest.mark.parametrize("most", [1, 3000, 10**9])
 def test_every_cell_is_found_by_its_address_whatever_the_tiles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(transcripts, "tiling", lambda bytes_R_C: tiling(bytes_R_C, most))
+    monkeypatch.setattr(transcripts, "choose_tiling", lambda bytes_R_C: choose_tiling(bytes_R_C, most))
     cells = [answered(p, f"q{q}", f"{p} {q}", q % 2 == 0) for p in (None, "a", "b", "c") for q in range(7)]
     out, data = written(tmp_path, *cells)
     (sheet,) = data["sheets"]
@@ -96,13 +96,13 @@ def test_every_cell_is_found_by_its_address_whatever_the_tiles(
 
 def test_a_tile_is_halved_until_the_fullest_fits() -> None:
     even = np.full((4, 8), 10)
-    assert tiling(even, 320) == Tiling(4, 8)
-    assert tiling(even, 319) == Tiling(4, 4)
-    assert tiling(even, 80) == Tiling(2, 4)
+    assert choose_tiling(even, 320) == Tiling(4, 8)
+    assert choose_tiling(even, 319) == Tiling(4, 4)
+    assert choose_tiling(even, 80) == Tiling(2, 4)
     uneven = even.copy()
     uneven[3, 7] = 200
-    assert tiling(uneven, 80) == Tiling(1, 1)  # a place is never cut
-    assert tiling(np.zeros((0, 0), dtype=int), 5) == Tiling(1, 1)
+    assert choose_tiling(uneven, 80) == Tiling(1, 1)  # a place is never cut
+    assert choose_tiling(np.zeros((0, 0), dtype=int), 5) == Tiling(1, 1)
 
 
 def test_a_grid_tells_means_from_no_score_and_from_not_asked(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_grid_tells_means_from_no_score_and_from_not_asked(tmp_path: Path) -> 
 @pytest.mark.parametrize("samples", [2, 3, 4, 5, 6, 8, 10, 12, 15])
 def test_a_mean_of_a_few_samples_is_exact(samples: int) -> None:
     mean = np.arange(samples + 1) / samples
-    assert (transcripts._bytes(mean) / transcripts.RIGHT).tolist() == mean.tolist()
+    assert (transcripts._means_to_bytes(mean) / transcripts.FULL_SCORE_BYTE).tolist() == mean.tolist()
 
 
 def test_samples_templates_failures_and_missing_cells(tmp_path: Path) -> None:
@@ -180,18 +180,18 @@ def test_hostile_text_is_visible_text_in_a_file_that_holds_none_of_it(tmp_path: 
 
 def test_models_are_called_as_everywhere_on_the_page(tmp_path: Path) -> None:
     labels = ["x" * 100 + "1", "x" * 100 + "2", "a\x1b", "a\\x1b"]
-    models = collect([stability_run(tmp_path / str(n), label, weak) for n, label in enumerate(labels)])
+    models = collect_models([stability_run(tmp_path / str(n), label, weak) for n, label in enumerate(labels)])
     data = write_transcripts(models, tmp_path / "out")
-    called = list(names(model.label for model in models).values())
+    called = list(unique_display_names(model.label for model in models).values())
     assert called == ["x" * 79 + "…", "x" * 73 + "… (2)", "a\\x1b", "a\\x1b (2)"]
     assert [sheet["label"] for sheet in data["sheets"]] == list(data["grids"]) == called
     assert [grid["sheet"] for grid in data["grids"].values()] == [0, 1, 2, 3]
 
 
 def test_a_lone_surrogate_cannot_break_a_file(tmp_path: Path) -> None:
-    told = transcripts._told(answered("a\ud800", "q\udfff", "x\ud800"), {})
+    told = transcripts._cell_json(answered("a\ud800", "q\udfff", "x\ud800"), {})
     assert (told["persona"], told["question"], told["text"]) == ("a\\ud800", "q\\udfff", "x\\ud800")
-    assert write_chunk(tmp_path, "open-0-0-0", told) > 0
+    assert write_tile(tmp_path, "open-0-0-0", told) > 0
 
 
 def test_a_very_long_text_says_how_much_was_cut(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_very_long_text_says_how_much_was_cut(tmp_path: Path) -> None:
 
 
 def test_the_same_records_give_the_same_bytes_and_what_is_stale_goes(tmp_path: Path) -> None:
-    models = collect([stability_run(tmp_path / "s", "m", weak), fidelity_run(tmp_path / "f", "m")])
+    models = collect_models([stability_run(tmp_path / "s", "m", weak), fidelity_run(tmp_path / "f", "m")])
     first = write_transcripts(models, tmp_path / "one")
     kept = tmp_path / "two" / "cells"
     kept.mkdir(parents=True)
@@ -218,8 +218,8 @@ def test_the_same_records_give_the_same_bytes_and_what_is_stale_goes(tmp_path: P
 
 
 def test_other_records_have_another_stamp(tmp_path: Path) -> None:
-    one = collect([stability_run(tmp_path / "s", "m", weak)])
-    two = collect([stability_run(tmp_path / "t", "m", strong)])
+    one = collect_models([stability_run(tmp_path / "s", "m", weak)])
+    two = collect_models([stability_run(tmp_path / "t", "m", strong)])
     stamps = [write_transcripts(models, tmp_path / "out")["sheets"][0]["stamp"] for models in (one, two)]
     assert stamps[0] != stamps[1]
 
@@ -242,7 +242,7 @@ def test_each_persona_may_have_questions_of_its_own(tmp_path: Path) -> None:
 
 
 def test_no_transcript_stays_in_memory(tmp_path: Path) -> None:
-    models = collect([stability_run(tmp_path / "s", "m", weak)])
+    models = collect_models([stability_run(tmp_path / "s", "m", weak)])
     records: Any = models[0].runs["stability"].cells
     records._parsed.clear()
     write_transcripts(models, tmp_path / "out")
@@ -256,7 +256,7 @@ def test_a_stamp_is_made_once_for_all_tiles(tmp_path: Path, monkeypatch: pytest.
         made.append(parts)
         return "stamp"
 
-    monkeypatch.setattr(transcripts, "tiling", lambda bytes_R_C: Tiling(1, 1))
+    monkeypatch.setattr(transcripts, "choose_tiling", lambda bytes_R_C: Tiling(1, 1))
     monkeypatch.setattr(transcripts, "digest", digest)
     out, data = written(tmp_path, *(answered(p, f"q{q}", "x") for p in (None, "a") for q in range(3)))
     assert len(list((out / "cells").iterdir())) == 6

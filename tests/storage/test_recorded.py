@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from permix.config import StabilityStage
+from permix.config import StabilityConfig
 from permix.errors import DataError
-from permix.storage.cells import briefs_of, read_cells
+from permix.storage.cells import cell_summaries, read_cells
 from permix.storage.run_dir import RunDir
 from permix.types import Cell, CellKey, Failure
 from tests.sample_runs import answered, cell
 
 
 def write(path: Path, *cells: Cell) -> Path:
-    with RunDir.open(path, StabilityStage(), {"model": "x"}) as run:
+    with RunDir.open(path, StabilityConfig(), {"model": "x"}) as run:
         run.append(cells)
     return path / "records.jsonl"
 
@@ -24,19 +24,19 @@ def test_a_brief_says_what_the_cell_says(tmp_path: Path) -> None:
     cells = [answered("q1"), answered("q2", correct=False), answered("q3", correct=None), failed]
     found = read_cells(write(tmp_path, *cells))
     written = [None if one.completion is None else one.completion.completion_tokens for one in cells]
-    assert [one.reward for one in found.briefs.values()] == [1.0, 0.0, None, None]
-    assert [one.answered for one in found.briefs.values()] == [True, True, True, False]
-    assert [one.written for one in found.briefs.values()] == written
+    assert [one.reward for one in found.summaries.values()] == [1.0, 0.0, None, None]
+    assert [one.has_completion for one in found.summaries.values()] == [True, True, True, False]
+    assert [one.completion_tokens for one in found.summaries.values()] == written
     assert list(found.values()) == cells
-    of_memory = briefs_of({one.key: one for one in cells})
-    assert [one[:4] for one in of_memory.values()] == [one[:4] for one in found.briefs.values()]
+    of_memory = cell_summaries({one.key: one for one in cells})
+    assert [one[:4] for one in of_memory.values()] == [one[:4] for one in found.summaries.values()]
 
 
 def test_words_are_the_messages(tmp_path: Path) -> None:
     one, same, other = answered("q1"), answered("q2"), answered("q3")
     same = same.model_copy(update={"messages": one.messages, "seed": 7})
-    first, second, third = read_cells(write(tmp_path, one, same, other)).briefs.values()
-    assert first.words == second.words != third.words
+    first, second, third = read_cells(write(tmp_path, one, same, other)).summaries.values()
+    assert first.messages_hash == second.messages_hash != third.messages_hash
 
 
 def test_the_last_record_of_a_cell_counts_and_stands_where_it_first_stood(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_the_last_record_of_a_cell_counts_and_stands_where_it_first_stood(tmp_pa
     found = read_cells(path)
     assert [key.question_id for key in found] == ["q1", "q2"]
     assert found[CellKey(None, "q1", 0)].completion.text == "yes"  # type: ignore[union-attr]
-    assert found.briefs[CellKey(None, "q1", 0)].reward == 1
+    assert found.summaries[CellKey(None, "q1", 0)].reward == 1
 
 
 def test_what_was_read_stays_while_the_file_grows(tmp_path: Path) -> None:

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from permix.config import ModelConfig, StabilityStage
+from permix.config import ModelConfig, StabilityConfig
 from permix.errors import ConfigError, DataError, PermixError
 from permix.storage.cells import read_cells
-from permix.storage.files import read_json, write_json, write_text, writing
-from permix.storage.run_dir import RunDir, provenance, source_revision
+from permix.storage.files import guard_writes, read_json, write_json, write_text
+from permix.storage.run_dir import RunDir, collect_provenance, source_revision
 from permix.types import Cell, CellKey, Failure
 from tests.sample_runs import answered, cell
 
-CONFIG = StabilityStage(label="base")
+CONFIG = StabilityConfig(label="base")
 IDENTITY = {"model": "abc", "seed": 0}
 
 
@@ -163,7 +163,7 @@ def test_one_process_cannot_open_a_run_twice(tmp_path: Path) -> None:
         ({"model": "abd", "seed": 0}, "model = 'abc', not 'abd'"),
         ({"model": "abc", "seed": 1}, "seed = 0, not 1"),
         ({"model": "abc"}, "seed = 0, not None"),
-        ({"model": "abc", "seed": 0, "bare": True}, "bare = None, not True"),
+        ({"model": "abc", "seed": 0, "empty_system_prompt": True}, "bare = None, not True"),
     ],
 )
 def test_another_identity_is_refused_by_name_and_both_values(other: dict[str, Any], named: str, tmp_path: Path) -> None:
@@ -178,13 +178,13 @@ def test_another_identity_is_refused_by_name_and_both_values(other: dict[str, An
 def test_a_run_is_given_a_key_that_it_may_gain_and_keeps_it(tmp_path: Path) -> None:
     write(tmp_path, answered("q1"))
     born = read_json(tmp_path / "provenance.json")
-    with RunDir.open(tmp_path, CONFIG, IDENTITY | {"strategy": "vote"}, gains=("strategy",)) as run:
+    with RunDir.open(tmp_path, CONFIG, IDENTITY | {"strategy": "vote"}, new_identity_keys=("strategy",)) as run:
         assert list(run.cells().values()) == [answered("q1")]
     assert read_json(tmp_path / "provenance.json") == born | {"identity": IDENTITY | {"strategy": "vote"}}
     for other, named in (({}, "'vote', not None"), ({"strategy": "search"}, "'vote', not 'search'")):
         with (
             pytest.raises(ConfigError, match=f"strategy = {named}"),
-            RunDir.open(tmp_path, CONFIG, IDENTITY | other, gains=("strategy",)),
+            RunDir.open(tmp_path, CONFIG, IDENTITY | other, new_identity_keys=("strategy",)),
         ):
             pass
 
@@ -194,7 +194,7 @@ def test_a_run_that_is_refused_gains_nothing(tmp_path: Path) -> None:
     before = (tmp_path / "provenance.json").read_bytes()
     gains = IDENTITY | {"strategy": "vote"}
     for identity, asked in ((gains | {"seed": 1}, []), (gains, [cell("q1", seed=8)])):
-        with pytest.raises(ConfigError), RunDir.open(tmp_path, CONFIG, identity, asked, gains=("strategy",)):
+        with pytest.raises(ConfigError), RunDir.open(tmp_path, CONFIG, identity, asked, new_identity_keys=("strategy",)):
             pass
         assert (tmp_path / "provenance.json").read_bytes() == before
 
@@ -210,7 +210,7 @@ def test_cells_asked_otherwise_are_refused_before_anything_is_written(tmp_path: 
     for changed in (cell("q1", seed=8), cell("q1", gold="13"), cell("q1", messages=())):
         with (
             pytest.raises(ConfigError, match=r"cell None × 'q1', sample 0: this run asked it in other words"),
-            RunDir.open(tmp_path, StabilityStage(label="other"), IDENTITY, [cell("q2"), changed]),
+            RunDir.open(tmp_path, StabilityConfig(label="other"), IDENTITY, [cell("q2"), changed]),
         ):
             pass
     assert (tmp_path / "config.json").read_bytes() == before
@@ -221,7 +221,7 @@ def test_cells_asked_otherwise_are_refused_before_anything_is_written(tmp_path: 
 
 def test_config_and_provenance_say_where_the_run_was_born(tmp_path: Path) -> None:
     write(tmp_path)
-    assert StabilityStage.model_validate(read_json(tmp_path / "config.json")) == CONFIG
+    assert StabilityConfig.model_validate(read_json(tmp_path / "config.json")) == CONFIG
     born = read_json(tmp_path / "provenance.json")
     assert born["identity"] == IDENTITY
     assert born["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -235,21 +235,21 @@ def test_config_and_provenance_say_where_the_run_was_born(tmp_path: Path) -> Non
 def test_going_on_keeps_the_provenance_and_takes_the_new_config(tmp_path: Path) -> None:
     write(tmp_path)
     born = (tmp_path / "provenance.json").read_bytes()
-    with RunDir.open(tmp_path, StabilityStage(label="renamed"), IDENTITY):
+    with RunDir.open(tmp_path, StabilityConfig(label="renamed"), IDENTITY):
         pass
     assert (tmp_path / "provenance.json").read_bytes() == born
     assert read_json(tmp_path / "config.json")["label"] == "renamed"
 
 
 def test_provenance_is_json() -> None:
-    assert json.loads(json.dumps(provenance()))["cpus"] == os.cpu_count()
+    assert json.loads(json.dumps(collect_provenance()))["cpus"] == os.cpu_count()
 
 
 def test_usage_adds_up_over_starts_and_counts_one_that_fails(tmp_path: Path) -> None:
     for start in range(3):
         with RunDir.open(tmp_path, CONFIG, IDENTITY) as run:
             try:
-                with run.accounted():
+                with run.track_usage():
                     time.sleep(0.1)
                     sum(range(3_000_000))
                     if start == 1:
@@ -264,7 +264,7 @@ def test_usage_adds_up_over_starts_and_counts_one_that_fails(tmp_path: Path) -> 
 
 def test_usage_counts_those_who_worked_together_and_never_hides_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with RunDir.open(tmp_path, CONFIG, IDENTITY) as run:
-        with run.accounted(lambda own: own + 100):
+        with run.track_usage(lambda own: own + 100):
             pass
         assert 100 <= read_json(tmp_path / "usage.json")["cpu_seconds"] < 110
 
@@ -272,19 +272,19 @@ def test_usage_counts_those_who_worked_together_and_never_hides_an_error(tmp_pat
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr("permix.storage.run_dir.write_json", full)
-        with pytest.raises(KeyError, match="the error itself"), run.accounted(lambda own: own + 100):
+        with pytest.raises(KeyError, match="the error itself"), run.track_usage(lambda own: own + 100):
             raise KeyError("the error itself")
-        with pytest.raises(OSError, match="No space left"), run.accounted():
+        with pytest.raises(OSError, match="No space left"), run.track_usage():
             pass
 
 
 def test_what_cannot_be_written_says_where_and_why(tmp_path: Path) -> None:
-    with pytest.raises(PermixError) as refused, writing(tmp_path / "log", ArithmeticError):
+    with pytest.raises(PermixError) as refused, guard_writes(tmp_path / "log", ArithmeticError):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
     assert str(refused.value).startswith(f"{tmp_path / 'log'}: cannot be written: Disk quota exceeded; make room, then run")
-    with pytest.raises(PermixError, match="cannot be written: out of room;"), writing(tmp_path / "log", ArithmeticError):
+    with pytest.raises(PermixError, match="cannot be written: out of room;"), guard_writes(tmp_path / "log", ArithmeticError):
         raise ArithmeticError("out of room\nand a long tail")
-    with pytest.raises(ValueError, match="another matter"), writing(tmp_path / "log"):
+    with pytest.raises(ValueError, match="another matter"), guard_writes(tmp_path / "log"):
         raise ValueError("another matter")
 
 
@@ -307,7 +307,7 @@ def test_what_a_reader_sees_is_whole_and_readable_by_others(tmp_path: Path) -> N
 
 
 def test_a_config_with_bytes_that_are_no_text_is_written_too(tmp_path: Path) -> None:
-    write_json(tmp_path / "config.json", StabilityStage(label="caf\udce9"))  # argv in another encoding
+    write_json(tmp_path / "config.json", StabilityConfig(label="caf\udce9"))  # argv in another encoding
     assert read_json(tmp_path / "config.json")["label"] == "caf?"
 
 

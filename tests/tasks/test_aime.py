@@ -11,7 +11,7 @@ import pytest
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
 from permix.tasks import TASKS, load_questions
-from permix.tasks.base import verify
+from permix.tasks.base import verify_completion
 from permix.verification.math_verifier import Verifier
 
 ROW_24 = {
@@ -70,4 +70,4 @@ def test_levels_are_refused(tmp_path: Path) -> None:
 )
 def test_answers_are_plain_numbers(completion: str, right: bool) -> None:
     with Verifier() as verifier:
-        assert verify(TASKS["aime25"], completion, "70", verifier).correct is right
+        assert verify_completion(TASKS["aime25"], completion, "70", verifier).correct is right

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.config import PersonasConfig, PlanConfig, PlanStage, TaskConfig, TrainStage
+from permix.config import PersonasConfig, PlanConfig, RolloutPlanConfig, TaskConfig, TrainConfig
 from permix.errors import ConfigError, DataError
-from permix.plan import compile_from, plan_for, write_plan
+from permix.plan import compile_plan_from_config, load_or_build_plan, write_plan
 from permix.storage.cells import read_cells
 from permix.tasks import TASKS, code, load_questions
-from permix.tasks.base import verify
-from permix.tasks.code import CODE, program_of, suite_of
-from permix.training.rewards import verdicts
+from permix.tasks.base import verify_completion
+from permix.tasks.code import CODE, extract_program, registered_suite
+from permix.training.rewards import verify_completions
 from permix.types import Question
 from permix.verification.math_verifier import Verifier
 from permix.verification.sandbox import Case
@@ -69,7 +69,7 @@ def one(tmp_path: Path, row: dict[str, Any], **fields: Any) -> Question:
 
 def answers(question: Question, completions: Sequence[str]) -> list[bool | None]:
     with Verifier() as verifier:
-        return [verify(TASKS["code"], completion, question.gold, verifier).correct for completion in completions]
+        return [verify_completion(TASKS["code"], completion, question.gold, verifier).correct for completion in completions]
 
 
 def block(code: str) -> str:
@@ -103,13 +103,13 @@ def block(code: str) -> str:
     ],
 )
 def test_the_answer_is_the_last_closed_block_of_python_else_of_any_kind(completion: str, program: str | None) -> None:
-    assert program_of(completion) == program
-    assert CODE.extract(completion) == program
+    assert extract_program(completion) == program
+    assert CODE.extract_answer(completion) == program
 
 
 def test_no_block_is_wrong_and_unparsed_without_any_sandbox() -> None:
     with Verifier() as verifier:
-        found = verify(CODE, "I would rather not.", "no such gold", verifier)
+        found = verify_completion(CODE, "I would rather not.", "no such gold", verifier)
     assert (found.correct, found.extracted, found.error) == (False, None, None)
 
 
@@ -120,7 +120,7 @@ def test_livecodebench_with_private_tests_plain_and_packed(tmp_path: Path) -> No
     packed = base64.b64encode(zlib.compress(pickle.dumps(json.dumps(PRIVATE)))).decode()
     for private in (json.dumps(PRIVATE), packed):
         asked = one(tmp_path, {**LIVECODEBENCH, "private_test_cases": private})
-        assert suite_of(asked.gold).cases == (Case("1 2\n", "3\n"), Case("20 30\n", "50\n"))
+        assert registered_suite(asked.gold).cases == (Case("1 2\n", "3\n"), Case("20 30\n", "50\n"))
     assert asked.text == "Print the sum.\n\nRead standard input, print to standard output."
     assert asked.tags == ("easy",)
 
@@ -128,7 +128,7 @@ def test_livecodebench_with_private_tests_plain_and_packed(tmp_path: Path) -> No
 def test_livecodebench_asks_for_a_method(tmp_path: Path) -> None:
     asked = one(tmp_path, METHOD)
     assert "```python\nclass Solution:\n    def add(self, a: int, b: int) -> int:\n```" in asked.text
-    suite = suite_of(asked.gold)
+    suite = registered_suite(asked.gold)
     assert (suite.function, suite.cases) == ("add", (Case('[[1, 2], {"dict": []}]', "3"),))
 
 
@@ -150,10 +150,10 @@ def test_humaneval_and_mbpp(tmp_path: Path) -> None:
     assert asked.solution.endswith("    return add(xs) * 2\n```")
     asked = one(tmp_path, MBPP, split="train")
     assert asked.text == "Write a function to add.\n\nA test that it must pass:\n\n```python\nassert add(1, 2) == 3\n```"
-    assert suite_of(asked.gold).function == "add"
+    assert registered_suite(asked.gold).function == "add"
     sanitized = {key: value for key, value in MBPP.items() if key not in ("text", "test_setup_code")}
     asked = one(tmp_path, {**sanitized, "prompt": "Add.", "test_imports": ["import math"]}, split="train")
-    assert (suite_of(asked.gold).check or "").startswith("import math\nassert")
+    assert (registered_suite(asked.gold).check_code or "").startswith("import math\nassert")
 
 
 def test_of_mbpp_what_no_program_could_guess_is_left_out(tmp_path: Path) -> None:
@@ -219,12 +219,12 @@ def test_a_gold_is_short_and_changes_with_the_tests_alone(tmp_path: Path) -> Non
     golds = [one(tmp_path, row).gold for row in (OWN_PROGRAM, {**OWN_PROGRAM, "question": "Add."}, big)]
     assert golds[0] == golds[1] != golds[2]
     assert {len(gold) for gold in golds} == {32}
-    assert len(suite_of(golds[2]).cases[0].given) == 400_000
+    assert len(registered_suite(golds[2]).cases[0].input) == 400_000
 
 
 def test_a_gold_whose_tests_were_not_loaded_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"the tests abc are not among those loaded; give the task\.path"):
-        suite_of("abc")
+        registered_suite("abc")
 
 
 # Verdicts
@@ -260,7 +260,7 @@ def test_the_reward_is_the_verdict(tmp_path: Path) -> None:
     asked = one(tmp_path, OWN_FUNCTION)
     completions = [block("def add(a, b): return a + b"), block("def add(a, b): return 0"), "no"]
     with Verifier() as verifier:
-        found = verdicts(completions, ["code"] * 3, [asked.gold] * 3, verifier)
+        found = verify_completions(completions, ["code"] * 3, [asked.gold] * 3, verifier)
     assert [verdict.reward for verdict in found] == [1.0, 0.0, 0.0]
     assert [verdict.extracted for verdict in found] == ["def add(a, b): return a + b\n", "def add(a, b): return 0\n", None]
 
@@ -272,7 +272,7 @@ def test_a_sandbox_that_fails_is_no_score(tmp_path: Path, monkeypatch: pytest.Mo
         (tmp_path / tool).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with Verifier() as verifier:
-        found = verify(CODE, block("def add(a, b): return a + b"), asked.gold, verifier)
+        found = verify_completion(CODE, block("def add(a, b): return a + b"), asked.gold, verifier)
     assert (found.correct, found.reward) == (None, None)
     assert found.error == "sandbox: the sandbox did not start: bwrap: Out of luck"
     assert found.extracted == "def add(a, b): return a + b\n"
@@ -286,8 +286,8 @@ def test_a_run_asks_and_judges_them(tmp_path: Path) -> None:
     with openai_server(lambda body, *_: right if len(body["messages"]) == 1 else "Arr") as server:
         values = stability_values(tmp_path, server.base_url, task={"name": "code", "path": str(path), "n": 2})
         (tmp_path / "run.toml").write_text(toml(values))
-        assert cli.run(["check", str(tmp_path / "run.toml")]) == 0
-        assert cli.run(["stability", str(tmp_path / "run.toml")]) == 0
+        assert cli.run_cli(["check", str(tmp_path / "run.toml")]) == 0
+        assert cli.run_cli(["stability", str(tmp_path / "run.toml")]) == 0
     cells = read_cells(tmp_path / "run" / "records.jsonl").values()
     assert {(cell.persona_id is None, cell.verdict.correct if cell.verdict else None) for cell in cells} == {
         (True, True),
@@ -299,23 +299,23 @@ def test_a_run_asks_and_judges_them(tmp_path: Path) -> None:
 # Plans
 
 
-def planned(tmp_path: Path, rows: Path) -> TrainStage:
+def planned(tmp_path: Path, rows: Path) -> TrainConfig:
     """A training that follows a plan file, in a process that has not loaded the plan's questions."""
-    stage = PlanStage(
+    stage = PlanConfig(
         task=TaskConfig(name="code", path=rows, split="train", n=2), personas=PersonasConfig(split="train"),
-        plan=PlanConfig(steps=2, questions_per_step=2, group_size=2, mix=0.0), out=tmp_path / "plan.parquet",
+        plan=RolloutPlanConfig(steps=2, questions_per_step=2, group_size=2, mix=0.0), out=tmp_path / "plan.parquet",
     )  # fmt: skip
-    write_plan(compile_from(stage.task, stage.personas, stage.plan), stage.out)
+    write_plan(compile_plan_from_config(stage.task, stage.personas, stage.plan), stage.out)
     code._SUITES.clear()
-    return TrainStage(plan_file=stage.out, method="rlvr")
+    return TrainConfig(plan_file=stage.out, method="rlvr")
 
 
 @needs_sandbox
 def test_a_plan_file_brings_the_tests_of_its_questions_along(tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", *({**row, "split": "train"} for row in (OWN_PROGRAM, OWN_FUNCTION)))
     stage = planned(tmp_path, rows)
-    golds = {row.gold for row in plan_for(stage).rows}
-    assert {suite_of(gold).function for gold in golds} == {None, "add"}
+    golds = {row.gold for row in load_or_build_plan(stage).rows}
+    assert {registered_suite(gold).function for gold in golds} == {None, "add"}
 
 
 @needs_sandbox
@@ -324,4 +324,4 @@ def test_a_plan_whose_questions_have_other_tests_by_now_is_refused(tmp_path: Pat
     stage = planned(tmp_path, rows)
     write(rows, *({**row, "split": "train"} for row in (OWN_PROGRAM, {**OWN_FUNCTION, "tests": [{"args": [1, 2], "output": 4}]})))
     with pytest.raises(DataError, match=r"rows\.jsonl: has not the tests any more that the plan's code:\w+ was made with"):
-        plan_for(stage)
+        load_or_build_plan(stage)

@@ -9,8 +9,8 @@ import pytest
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
 from permix.tasks import TASKS, load_questions
-from permix.tasks.datasets import Row
-from permix.tasks.gsm8k import question
+from permix.tasks.datasets import DatasetRow
+from permix.tasks.gsm8k import gsm8k_question
 
 ROW = {
     "question": "Weng earns $12 an hour for babysitting. Yesterday, she did 50 minutes of it. How much did she earn?",
@@ -18,8 +18,8 @@ ROW = {
 }
 
 
-def one(**fields: Any) -> Row:
-    return Row("test.jsonl:7", {**ROW, **fields})
+def one(**fields: Any) -> DatasetRow:
+    return DatasetRow("test.jsonl:7", {**ROW, **fields})
 
 
 def folder(tmp_path: Path) -> Path:
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     [(ROW["answer"], "10"), ("so\n#### 109,200,000", "109200000"), ("#### -3", "-3"), ("a #### 1\n#### 2.5 \n", "2.5")],
 )
 def test_the_gold_follows_the_last_mark_without_commas(answer: str, gold: str) -> None:
-    assert question(one(answer=answer)).gold == gold
+    assert gsm8k_question(one(answer=answer)).gold == gold
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_the_gold_follows_the_last_mark_without_commas(answer: str, gold: str) -
     ],
 )
 def test_the_solution_is_worked_without_a_calculator_and_boxed(answer: str, solution: str) -> None:
-    assert question(one(answer=answer)).solution == solution
+    assert gsm8k_question(one(answer=answer)).solution == solution
 
 
 @pytest.mark.parametrize(
@@ -64,12 +64,12 @@ def test_the_solution_is_worked_without_a_calculator_and_boxed(answer: str, solu
 )
 def test_a_bad_row_is_named_with_its_field(fields: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        question(one(**fields))
+        gsm8k_question(one(**fields))
 
 
 def test_a_missing_field_is_named_with_those_there_are() -> None:
     with pytest.raises(DataError, match=r"test\.jsonl:7: field 'question' is missing; this row has prompt, answer"):
-        question(Row("test.jsonl:7", {"prompt": "?", "answer": "#### 1"}))
+        gsm8k_question(DatasetRow("test.jsonl:7", {"prompt": "?", "answer": "#### 1"}))
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,11 @@ def test_a_missing_field_is_named_with_those_there_are() -> None:
     ],
 )
 def test_the_answer_is_the_last_box_else_after_the_mark_else_the_last_number(completion: str, answer: str | None) -> None:
-    assert TASKS["gsm8k"].extract(completion) == answer
+    assert TASKS["gsm8k"].extract_answer(completion) == answer
 
 
 def test_the_prompt_asks_for_a_box() -> None:
-    assert TASKS["gsm8k"].prompt(question(one())) == (
+    assert TASKS["gsm8k"].prompt(gsm8k_question(one())) == (
         f"{ROW['question']}\n\nSolve this step by step. End with the final number inside \\boxed{{}}."
     )
 

@@ -9,7 +9,7 @@ import pytest
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
 from permix.tasks import TASKS, load_questions, math
-from permix.tasks.datasets import Row
+from permix.tasks.datasets import DatasetRow
 
 TRAIN = {"problem": "Evaluate $\\log_432$.", "answer": "\\frac{5}{2}", "difficulty": 3.0, "type": "Algebra"}
 HUB = {
@@ -41,7 +41,7 @@ def train_rows(n: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("fields", [TRAIN, HUB])
 def test_a_math_question_from_either_format(fields: dict[str, Any]) -> None:
-    question = math.question(Row("train.json: row 1", fields))
+    question = math.math_question(DatasetRow("train.json: row 1", fields))
     assert question.text == "Evaluate $\\log_432$."
     assert question.gold == "\\frac{5}{2}"
     assert question.tags == ("level-3", "Algebra")
@@ -58,12 +58,12 @@ def test_a_math_question_from_either_format(fields: dict[str, Any]) -> None:
     ],
 )
 def test_a_solution_is_the_published_one_else_the_boxed_answer(solution: object, learnt: str) -> None:
-    assert math.question(Row("train.json: row 1", TRAIN | {"solution": solution})).solution == learnt
-    assert math.question(Row("train.json: row 1", TRAIN)).solution == "\\boxed{\\frac{5}{2}}"
+    assert math.math_question(DatasetRow("train.json: row 1", TRAIN | {"solution": solution})).solution == learnt
+    assert math.math_question(DatasetRow("train.json: row 1", TRAIN)).solution == "\\boxed{\\frac{5}{2}}"
 
 
 def test_a_math500_question() -> None:
-    question = math.math500_question(Row("test.jsonl:1", TEST))
+    question = math.math500_question(DatasetRow("test.jsonl:1", TEST))
     assert question.id == "math500:test/algebra/1265.json"
     assert (question.gold, question.tags) == ("\\frac{3}{2}", ("level-2", "Algebra"))
     assert (
@@ -77,20 +77,20 @@ def test_a_math500_question() -> None:
     ("answer", "gold"), [("$x+1$", "x+1"), (" 7 ", "7"), ("\\$36", "\\$36"), ("$\\$36$", "\\$36"), ("5\\$", "5\\$")]
 )
 def test_a_gold_loses_its_dollar_signs_but_not_its_dollars(answer: str, gold: str) -> None:
-    assert math.gold_of(Row("a:1", {"answer": answer})) == gold
+    assert math.gold_without_dollars(DatasetRow("a:1", {"answer": answer})) == gold
 
 
 @pytest.mark.parametrize(
     ("published", "level"), [("Level 5", "5"), ("Level ?", "?"), (4, "4"), (4.0, "4"), ("1", "1"), (0.0, "?"), (0, "?")]
 )
 def test_every_way_to_publish_a_level(published: object, level: str) -> None:
-    assert math.level_of(Row("a:1", {"level": published}), "level") == level
+    assert math.parse_math_level(DatasetRow("a:1", {"level": published}), "level") == level
 
 
 @pytest.mark.parametrize("published", [6, 2.5, True, None, "hard", "Level 12", [3]])
 def test_what_is_no_level_is_refused(published: object) -> None:
     with pytest.raises(DataError, match=r"a:1: level = .*: must be a level, 1 to 5"):
-        math.level_of(Row("a:1", {"level": published}), "level")
+        math.parse_math_level(DatasetRow("a:1", {"level": published}), "level")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_what_is_no_level_is_refused(published: object) -> None:
     ],
 )
 def test_the_answer_is_the_last_box_else_what_is_called_the_answer(completion: str, answer: str | None) -> None:
-    assert TASKS["math"].extract(completion) == answer
+    assert TASKS["math"].extract_answer(completion) == answer
 
 
 def test_the_sides_of_math_are_disjoint_and_whole_whatever_the_seed(tmp_path: Path) -> None:

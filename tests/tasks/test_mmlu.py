@@ -11,7 +11,7 @@ import pytest
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
 from permix.tasks import TASKS, load_questions
-from permix.tasks.base import verify
+from permix.tasks.base import verify_completion
 from permix.verification.math_verifier import Verifier
 
 ROW = {
@@ -79,4 +79,4 @@ def test_a_bad_row_is_named_with_its_field(fields: dict[str, Any], words: str, t
 )
 def test_answers_are_letters(completion: str, right: bool) -> None:
     with Verifier() as verifier:
-        assert verify(TASKS["mmlu"], completion, "B", verifier).correct is right
+        assert verify_completion(TASKS["mmlu"], completion, "B", verifier).correct is right

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.config import TaskConfig, build
+from permix.config import TaskConfig, build_config
 from permix.errors import ConfigError, DataError
 from permix.storage.cells import read_cells
 from permix.tasks import TASKS, load_questions
-from permix.tasks.base import verify
+from permix.tasks.base import verify_completion
 from permix.types import Question
 from permix.verification.math_verifier import Verifier
 from tests.sample_runs import endpoint, stability_values, toml
@@ -30,15 +30,15 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def own(path: Path, answer: str = "exact", **fields: Any) -> tuple[Question, ...]:
-    return load_questions(build(TaskConfig, {"path": str(path), "answer": answer, "n": 1, **fields}, source="test"))[1]
+    return load_questions(build_config(TaskConfig, {"path": str(path), "answer": answer, "n": 1, **fields}, source="test"))[1]
 
 
 def test_answer_names_the_task(tmp_path: Path) -> None:
     path = str(write(tmp_path / "qa.jsonl", CAPITALS))
     for values in ({"answer": "exact"}, {"name": "own-exact"}, {"name": "own-exact", "answer": "exact"}):
-        config = build(TaskConfig, {"path": path, **values}, source="test")
+        config = build_config(TaskConfig, {"path": path, **values}, source="test")
         assert config.name == "own-exact"
-        assert build(TaskConfig, config.model_dump(mode="json"), source="test") == config
+        assert build_config(TaskConfig, config.model_dump(mode="json"), source="test") == config
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_answer_names_the_task(tmp_path: Path) -> None:
 )
 def test_what_does_not_fit_together_is_refused(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        build(TaskConfig, values, source="test")
+        build_config(TaskConfig, values, source="test")
 
 
 def test_sides_are_the_files_own(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_answers_are_compared_as_the_owner_says(
     answer: str, completion: str, gold: str, extracted: str | None, correct: bool
 ) -> None:
     with Verifier() as verifier:
-        found = verify(TASKS[f"own-{answer}"], completion, gold, verifier)
+        found = verify_completion(TASKS[f"own-{answer}"], completion, gold, verifier)
     assert (found.extracted, found.correct) == (extracted, correct)
 
 
@@ -175,7 +175,7 @@ def test_a_run_asks_them(tmp_path: Path) -> None:
         values = stability_values(tmp_path, server.base_url, model=endpoint(server.base_url), task={"n": 4})
         (tmp_path / "run.toml").write_text(toml(values))
         task = ["--task.path", str(tmp_path / "qa.jsonl"), "--task.answer", "exact"]
-        assert cli.run(["stability", str(tmp_path / "run.toml"), *task]) == 0
+        assert cli.run_cli(["stability", str(tmp_path / "run.toml"), *task]) == 0
     cells = read_cells(tmp_path / "run" / "records.jsonl").values()
     assert len(cells) == 16
     assert all(cell.verdict is not None and cell.verdict.correct for cell in cells)

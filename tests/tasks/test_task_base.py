@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
 from permix.tasks import TASKS, load_questions
-from permix.tasks.base import choose, dev_or_train, side, verify
-from permix.tasks.contamination import refuse_overlap
+from permix.tasks.base import dev_or_train, select_questions, split_of_content, verify_completion
+from permix.tasks.contamination import check_contamination
 from permix.types import SPLITS, Question, Verdict
 from permix.verification.math_verifier import Verifier
 
@@ -47,74 +47,84 @@ def test_a_prompt_holds_the_question_and_changes_with_the_wording_alone(name: st
 
 def test_verify_extracts_then_checks() -> None:
     with Verifier() as verifier:
-        assert verify(TASKS["arithmetic"], "7 + 5 is 12.", "12", verifier) == Verdict(correct=True, extracted="12")
-        assert verify(TASKS["arithmetic"], "Perhaps 13?", "12", verifier) == Verdict(correct=False, extracted="13")
-        assert verify(TASKS["arithmetic"], "Who knows", "12", verifier) == Verdict(correct=False, extracted=None)
-        assert verify(TASKS["math"], "\\boxed{\\frac{1}{2}}", "0.5", verifier).reward == 1.0
+        assert verify_completion(TASKS["arithmetic"], "7 + 5 is 12.", "12", verifier) == Verdict(correct=True, extracted="12")
+        assert verify_completion(TASKS["arithmetic"], "Perhaps 13?", "12", verifier) == Verdict(correct=False, extracted="13")
+        assert verify_completion(TASKS["arithmetic"], "Who knows", "12", verifier) == Verdict(correct=False, extracted=None)
+        assert verify_completion(TASKS["math"], "\\boxed{\\frac{1}{2}}", "0.5", verifier).reward == 1.0
 
 
 @given(st.text())
 def test_a_side_is_one_of_three(content: str) -> None:
-    assert side(content) in SPLITS
+    assert split_of_content(content) in SPLITS
     assert dev_or_train(content, one_in=1) == "dev"
 
 
 def test_one_in_four_is_held_out_and_one_in_eight_of_the_others_dev() -> None:
-    counts = Counter(side(f"question {i}") for i in range(10_000))
+    counts = Counter(split_of_content(f"question {i}") for i in range(10_000))
     assert 2300 < counts["heldout"] < 2700  # 2500 expected, standard deviation 43
     assert 820 < counts["dev"] < 1055  # 937.5 expected, standard deviation 29
-    assert [i for i in range(30) if side(f"question {i}") == "heldout"] == [0, 2, 4, 7, 11, 15, 24, 27, 29]  # for ever
+    assert [i for i in range(30) if split_of_content(f"question {i}") == "heldout"] == [
+        0,
+        2,
+        4,
+        7,
+        11,
+        15,
+        24,
+        27,
+        29,
+    ]  # for ever
 
 
 @given(order=st.permutations(TEN), n=st.integers(1, 10), seed=st.integers(0, 5))
 def test_the_choice_does_not_depend_on_order_and_grows_with_n(order: list[Question], n: int, seed: int) -> None:
-    chosen = choose(order, gsm8k(n=n, seed=seed))
+    chosen = select_questions(order, gsm8k(n=n, seed=seed))
     assert len(chosen) == n
-    assert chosen == choose(TEN, gsm8k(n=10, seed=seed))[:n]
+    assert chosen == select_questions(TEN, gsm8k(n=10, seed=seed))[:n]
 
 
 def test_the_seed_chooses() -> None:
-    assert len({choose(TEN, gsm8k(n=3, seed=seed)) for seed in range(20)}) > 10
+    assert len({select_questions(TEN, gsm8k(n=3, seed=seed)) for seed in range(20)}) > 10
 
 
 def test_equal_content_is_one_question_whatever_the_order() -> None:
     again = Question(id="zz", task="gsm8k", text="  question\n3? ", gold="99")
     for questions in ([*TEN, again], [again, *TEN]):
-        assert set(choose(questions, gsm8k(n=10))) == set(TEN)
+        assert set(select_questions(questions, gsm8k(n=10))) == set(TEN)
 
 
 def test_of_equal_questions_the_solution_does_not_depend_on_the_order_either() -> None:
     twins = [TEN[3].model_copy(update={"solution": text}) for text in ("by counting", "by adding", None)]
     for questions in ([*TEN, *twins], [*twins[::-1], *TEN]):
-        assert next(one for one in choose(questions, gsm8k(n=10)) if one.id == "q3").solution is None
+        assert next(one for one in select_questions(questions, gsm8k(n=10)) if one.id == "q3").solution is None
     for questions in (twins[:2], twins[1::-1]):
-        assert choose(questions, gsm8k(n=1))[0].solution == "by adding"
+        assert select_questions(questions, gsm8k(n=1))[0].solution == "by adding"
 
 
 def test_more_than_there_are_is_refused_with_the_number_there_is() -> None:
     with pytest.raises(
         ConfigError, match=r"task.n = 11: gsm8k has 10 distinct questions on the heldout side; give task.n = 10 or"
     ):
-        choose(TEN, gsm8k(n=11))
+        select_questions(TEN, gsm8k(n=11))
 
 
 def test_two_questions_of_one_id_are_refused() -> None:
     with pytest.raises(DataError, match="question id 'q1' occurs twice"):
-        choose([*TEN, TEN[1].model_copy(update={"text": "Another?"})], gsm8k(n=5))
+        select_questions([*TEN, TEN[1].model_copy(update={"text": "Another?"})], gsm8k(n=5))
 
 
 def test_overlap_names_how_many_the_first_and_what_to_do() -> None:
     seen = {TEN[4].content_hash, TEN[7].content_hash}
     with pytest.raises(ConfigError, match=r"2 of 10 questions .* first q4: 'Question 4\?'; evaluate with task.split"):
-        refuse_overlap(TEN, seen)
-    refuse_overlap(TEN[:4], seen)
-    refuse_overlap(TEN, ())
+        check_contamination(TEN, seen)
+    check_contamination(TEN[:4], seen)
+    check_contamination(TEN, ())
 
 
 def test_overlap_sees_the_same_question_under_another_task_and_id() -> None:
     other = Question(id="math:1", task="math", text=f" {TEN[0].text.upper()}\n", gold="0")
     with pytest.raises(ConfigError, match="1 of 1"):
-        refuse_overlap([other], random.Random(0).sample([one.content_hash for one in TEN], 10))
+        check_contamination([other], random.Random(0).sample([one.content_hash for one in TEN], 10))
 
 
 def test_importing_tasks_imports_no_heavy_library() -> None:
@@ -135,15 +145,15 @@ def test_importing_tasks_imports_no_heavy_library() -> None:
 )
 def test_where_answers_are_numbers_an_expression_in_the_box_earns_nothing(name: str, completion: str, right: bool) -> None:
     with Verifier() as verifier:
-        assert verify(TASKS[name], completion, "156", verifier).correct is right
+        assert verify_completion(TASKS[name], completion, "156", verifier).correct is right
 
 
 def test_a_wording_of_ones_own_changes_the_prompt_its_identity_and_nothing_else() -> None:
     plain, questions = load_questions(TaskConfig(n=3))
-    task, same = load_questions(TaskConfig(n=3, wording="Think aloud. {question} {x}"))
+    task, same = load_questions(TaskConfig(n=3, prompt_template="Think aloud. {question} {x}"))
     assert same == questions
     assert task.prompt(questions[0]) == f"Think aloud. {questions[0].text} {{x}}"
     assert task.prompt_hash != plain.prompt_hash
-    assert (task.extract("so it is 12"), task.name) == ("12", plain.name)
+    assert (task.extract_answer("so it is 12"), task.name) == ("12", plain.name)
     with pytest.raises(ValidationError, match=r"has no \{question\} in it, so nothing would be asked"):
-        TaskConfig(wording="What?")
+        TaskConfig(prompt_template="What?")

@@ -9,15 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from permix.errors import ConfigError, DataError
-from permix.tasks.datasets import Hub, Published, published_rows
+from permix.tasks.datasets import HubDataset, PublishedSplit, read_published_rows
 
 ROWS = [{"question": "1 + 1?", "answer": "#### 2"}, {"question": "Line\u2028separator?", "answer": "#### 3"}]
 JSONL = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n"
-NOWHERE = Hub("nobody/nothing")
+NOWHERE = HubDataset("nobody/nothing")
 
 
-def read(path: Path, published: Published = "test") -> list[dict[str, object]]:
-    return [row.fields for row in published_rows(NOWHERE, published, path)]
+def read(path: Path, published: PublishedSplit = "test") -> list[dict[str, object]]:
+    return [row.fields for row in read_published_rows(NOWHERE, published, path)]
 
 
 def write_parquet(path: Path, rows: list[dict[str, str]]) -> None:
@@ -51,10 +51,10 @@ def test_parquet_and_folders(tmp_path: Path) -> None:
 def test_a_row_knows_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n" + JSONL)
     (tmp_path / "a.json").write_text(json.dumps(ROWS))
-    assert [row.where for row in published_rows(NOWHERE, "test", tmp_path / "a.jsonl")] == [
+    assert [row.where for row in read_published_rows(NOWHERE, "test", tmp_path / "a.jsonl")] == [
         f"{tmp_path}/a.jsonl:{n}" for n in (2, 3)
     ]
-    assert [row.where for row in published_rows(NOWHERE, "test", tmp_path / "a.json")] == [
+    assert [row.where for row in read_published_rows(NOWHERE, "test", tmp_path / "a.json")] == [
         f"{tmp_path}/a.json: row {n}" for n in (1, 2)
     ]
 
@@ -101,7 +101,7 @@ def test_the_hub_is_read_through_datasets_in_silence(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "test.jsonl").write_text(JSONL)
-    rows = list(published_rows(Hub(str(tmp_path / "set")), "test", None))
+    rows = list(read_published_rows(HubDataset(str(tmp_path / "set")), "test", None))
     assert [row.fields for row in rows] == ROWS
     assert rows[1].where.endswith("set/test:2")
     assert capfd.readouterr() == ("", "")
@@ -110,7 +110,7 @@ def test_the_hub_is_read_through_datasets_in_silence(
 
 def test_a_hub_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be read from the hub: .*; give task\.path"):
-        list(published_rows(Hub(str(tmp_path / "nothing here")), "test", None))
+        list(read_published_rows(HubDataset(str(tmp_path / "nothing here")), "test", None))
 
 
 def test_without_datasets_the_hub_asks_for_the_extra_and_a_file_is_still_read(
@@ -118,6 +118,6 @@ def test_without_datasets_the_hub_asks_for_the_extra_and_a_file_is_still_read(
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"nobody/nothing from the hub needs `pip install permix\[local\]`; or give task\.path"):
-        list(published_rows(NOWHERE, "test", None))
+        list(read_published_rows(NOWHERE, "test", None))
     (tmp_path / "test.jsonl").write_text(JSONL)
     assert read(tmp_path) == ROWS

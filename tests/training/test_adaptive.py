@@ -4,63 +4,72 @@ import math
 
 import pytest
 
-from permix.config import PersonasConfig, PlanConfig
-from permix.plan import Mixture, Recipe, compile_plan
-from permix.training.curriculum import Curriculum, Outcome, accuracies, adapted, recorded
+from permix.config import PersonasConfig, RolloutPlanConfig
+from permix.plan import PersonaSampler, PlanBuilder, compile_plan
+from permix.training.curriculum import Curriculum, RolloutOutcome, decayed_accuracies, logged_outcomes, reweighted_probabilities
 from permix.types import Persona, Question
 
 NAMES = ("poet", "sailor", "tutor")
 QUESTIONS = tuple(Question(id=f"q{n}", task="arithmetic", text=f"What is {n} + {n}?", gold=str(2 * n)) for n in range(40))
 
 
-def recipe(**options: object) -> Recipe:
-    values = {"mix": 1.0, "steps": 9, "questions_per_step": 4, "group_size": 4, "adaptive": 4.0, "adaptive_every": 3} | options
+def recipe(**options: object) -> PlanBuilder:
+    values = {
+        "mix": 1.0,
+        "steps": 9,
+        "questions_per_step": 4,
+        "group_size": 4,
+        "curriculum_strength": 4.0,
+        "curriculum_update_every": 3,
+    } | options
     personas = tuple(Persona(id=name, text=f"a {name}") for name in NAMES)
-    config = PlanConfig.model_validate(values)
-    return Recipe(QUESTIONS, lambda question: question.text, Mixture(personas, (1.0,) * 3), config, PersonasConfig(split="train"))
+    config = RolloutPlanConfig.model_validate(values)
+    return PlanBuilder(
+        QUESTIONS, lambda question: question.text, PersonaSampler(personas, (1.0,) * 3), config, PersonasConfig(split="train")
+    )
 
 
-def told(step: int, **rewards: list[float]) -> list[Outcome]:
-    return [Outcome(step, name, reward) for name, values in rewards.items() for reward in values]
+def told(step: int, **rewards: list[float]) -> list[RolloutOutcome]:
+    return [RolloutOutcome(step, name, reward) for name, values in rewards.items() for reward in values]
 
 
 def test_chances_by_hand() -> None:
     # Accuracies .8 .5 .2, mean .5, strength ln 2 / .3: raised by 1/2, 1, 2 of 3.5; floor 1/4 of 1/3 each.
-    found = adapted([1, 1, 1], [0.8, 0.5, 0.2], math.log(2) / 0.3, 0.25)
+    found = reweighted_probabilities([1, 1, 1], [0.8, 0.5, 0.2], math.log(2) / 0.3, 0.25)
     assert found == pytest.approx([1 / 12 + 0.75 * share / 3.5 for share in (0.5, 1, 2)])
     assert sum(found) == pytest.approx(1)
 
 
 def test_strength_nothing_and_equal_accuracies_change_nothing_and_a_floor_of_one_neither() -> None:
-    assert adapted([1, 3], [0.9, 0.1], 0.0, 0.25) == pytest.approx([0.25, 0.75])
-    assert adapted([1, 3], [0.4, 0.4], 9.0, 0.25) == pytest.approx([0.25, 0.75])
-    assert adapted([1, 3], [0.9, 0.1], 9.0, 1.0) == pytest.approx([0.25, 0.75])
+    assert reweighted_probabilities([1, 3], [0.9, 0.1], 0.0, 0.25) == pytest.approx([0.25, 0.75])
+    assert reweighted_probabilities([1, 3], [0.4, 0.4], 9.0, 0.25) == pytest.approx([0.25, 0.75])
+    assert reweighted_probabilities([1, 3], [0.9, 0.1], 9.0, 1.0) == pytest.approx([0.25, 0.75])
 
 
 def test_none_ever_vanishes() -> None:
-    assert min(adapted([1, 1, 1], [1.0, 1.0, 0.0], 1000.0, 0.3)) == pytest.approx(0.1)
+    assert min(reweighted_probabilities([1, 1, 1], [1.0, 1.0, 0.0], 1000.0, 0.3)) == pytest.approx(0.1)
 
 
 def test_accuracies_fade_and_lean_on_the_mean_by_hand() -> None:
     outcomes = [*told(0, poet=[1, 1]), *told(3, poet=[0, 0], sailor=[1, 1, 0, 0]), *told(6, sailor=[1])]
     # Before block 2: block 0 counts half, block 1 whole. poet 1 of 3, sailor 2 of 4, all 3 of 7; prior of 2 rollouts.
-    found = accuracies(outcomes, NAMES, block=2, every=3, prior=2)
+    found = decayed_accuracies(outcomes, NAMES, block=2, block_steps=3, prior_rollouts=2)
     assert found == pytest.approx([(1 + 6 / 7) / 5, (2 + 6 / 7) / 6, 3 / 7])
-    assert accuracies([], NAMES, block=1, every=3, prior=2) == [0.0] * 3
+    assert decayed_accuracies([], NAMES, block=1, block_steps=3, prior_rollouts=2) == [0.0] * 3
 
 
 def test_a_block_asks_the_plans_questions_as_those_who_need_it() -> None:
     curriculum = Curriculum(recipe())
-    plan = compile_plan(curriculum.recipe)
+    plan = compile_plan(curriculum.plan_builder)
     for step in range(3):
-        curriculum.note(told(step, poet=[1.0] * 8, sailor=[1.0] * 8, tutor=[0.0] * 8))
-    block = curriculum.block(1)
+        curriculum.update(told(step, poet=[1.0] * 8, sailor=[1.0] * 8, tutor=[0.0] * 8))
+    block = curriculum.build_block(1)
     before = [row for row in plan.rows if row.step in (3, 4, 5)]
     assert [(row.step, row.group, row.question_id, row.seed) for row in block.rows] == [
         (row.step, row.group, row.question_id, row.seed) for row in before
     ]
-    assert block.chance["tutor"] > 0.7
-    assert block.chance["poet"] == block.chance["sailor"] > 0.25 / 3
+    assert block.probabilities["tutor"] > 0.7
+    assert block.probabilities["poet"] == block.probabilities["sailor"] > 0.25 / 3
     counts = {name: sum(row.persona_id == name for row in block.rows) for name in NAMES}
     assert counts["tutor"] >= 7
     assert block.record["first_step"] == 4
@@ -70,16 +79,16 @@ def test_a_block_asks_the_plans_questions_as_those_who_need_it() -> None:
 def test_a_block_depends_on_earlier_steps_alone() -> None:
     early, late = Curriculum(recipe()), Curriculum(recipe())
     for curriculum in (early, late):
-        curriculum.note(told(1, poet=[1, 0, 0, 1], tutor=[0, 0, 1, 0]))
-    late.note(told(4, poet=[1, 1, 1, 1]))
-    assert early.block(1) == late.block(1)
-    assert early.block(2) != late.block(2)
+        curriculum.update(told(1, poet=[1, 0, 0, 1], tutor=[0, 0, 1, 0]))
+    late.update(told(4, poet=[1, 1, 1, 1]))
+    assert early.build_block(1) == late.build_block(1)
+    assert early.build_block(2) != late.build_block(2)
 
 
 def test_blocks_begin_where_they_should_and_the_last_may_be_short() -> None:
     curriculum = Curriculum(recipe(steps=7))
-    plan = compile_plan(curriculum.recipe)
-    laid = [curriculum.lay(plan, step) is not None for step in range(7)]
+    plan = compile_plan(curriculum.plan_builder)
+    laid = [curriculum.extend_plan(plan, step) is not None for step in range(7)]
     assert laid == [False, False, False, True, False, False, True]
     assert [block.record["first_step"] for block in curriculum.blocks] == [4, 7]
     assert {row.step for row in curriculum.blocks[1].rows} == {6}
@@ -87,13 +96,13 @@ def test_blocks_begin_where_they_should_and_the_last_may_be_short() -> None:
 
 def test_a_plan_resumed_late_is_the_plan_laid_block_by_block() -> None:
     first, late = Curriculum(recipe()), Curriculum(recipe())
-    plan = compile_plan(first.recipe)
+    plan = compile_plan(first.plan_builder)
     grown = plan
     for step in range(9):
-        grown = first.lay(grown, step) or grown
+        grown = first.extend_plan(grown, step) or grown
         for curriculum in (first, late):
-            curriculum.note(told(step, poet=[1.0, 1.0], sailor=[0.0, step % 2], tutor=[0.0, 0.0]))
-    resumed = late.lay(plan, 8)
+            curriculum.update(told(step, poet=[1.0, 1.0], sailor=[0.0, step % 2], tutor=[0.0, 0.0]))
+    resumed = late.extend_plan(plan, 8)
     assert resumed is not None
     assert resumed.hash == grown.hash != plan.hash
     assert [(row.step, row.group, row.question_id) for row in resumed.rows] == [
@@ -107,5 +116,5 @@ def test_only_scored_rollouts_under_a_persona_count() -> None:
         return {"step": step, "persona_id": persona, "verdict": {"correct": correct}}
 
     lines = [line(1, "poet", True), line(1, None, True), line(3, "poet", None), line(3, "tutor", False)]
-    assert recorded(lines, iterations=1) == [Outcome(0, "poet", 1.0), Outcome(2, "tutor", 0.0)]
-    assert recorded(lines, iterations=2) == [Outcome(0, "poet", 1.0), Outcome(1, "tutor", 0.0)]
+    assert logged_outcomes(lines, updates_per_rollout=1) == [RolloutOutcome(0, "poet", 1.0), RolloutOutcome(2, "tutor", 0.0)]
+    assert logged_outcomes(lines, updates_per_rollout=2) == [RolloutOutcome(0, "poet", 1.0), RolloutOutcome(1, "tutor", 0.0)]

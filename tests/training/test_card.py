@@ -7,30 +7,30 @@ from pathlib import Path
 
 import pytest
 
-from permix.config import PersonasConfig, PlanConfig, ProbeConfig, TrainConfig, TrainedModel, TrainStage
-from permix.metrics.dev_curve import Curve, Point
-from permix.plan import Mixture, Plan, Recipe, compile_plan
-from permix.training.model_card import draw_curves, write_card
+from permix.config import DevEvalConfig, OptimConfig, PersonasConfig, RolloutPlanConfig, TrainableModelConfig, TrainConfig
+from permix.metrics.dev_curve import DevCurve, DevEvalPoint
+from permix.plan import PersonaSampler, Plan, PlanBuilder, compile_plan
+from permix.training.model_card import draw_curves, write_model_card
 from permix.types import Estimate, Persona, Question
 
 QUESTIONS = tuple(Question(id=f"q{n}", task="arithmetic", text=f"What is {n} + {n}?", gold=str(2 * n)) for n in range(4))
-SAILORS = Mixture((Persona(id="sailor", text="a sailor"),), (1.0,))
+SAILORS = PersonaSampler((Persona(id="sailor", text="a sailor"),), (1.0,))
 
 
 def card(tmp_path: Path, plan: Plan, rewards: list[float | None]) -> str:
     log = tmp_path / "log.jsonl"
     log.write_text("".join(json.dumps({"step": n, "reward": r, "tokens": 7 * n}) + "\n" for n, r in enumerate(rewards, 1)))
-    config = TrainStage(
-        out=tmp_path / "run", label="PerMix", model=TrainedModel(name="base-model"),
-        train=TrainConfig(lr=3e-5, temperature=0.7, beta=0.04),
+    config = TrainConfig(
+        out=tmp_path / "run", label="PerMix", model=TrainableModelConfig(name="base-model"),
+        train=OptimConfig(lr=3e-5, temperature=0.7, beta=0.04),
     )  # fmt: skip
-    write_card(tmp_path, config, plan, log)
+    write_model_card(tmp_path, config, plan, log)
     return (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def plan_of(mix: float) -> Plan:
-    config = PlanConfig(mix=mix, steps=10, questions_per_step=2, group_size=2)
-    return compile_plan(Recipe(QUESTIONS, lambda question: question.text, SAILORS, config, PersonasConfig(split="train")))
+    config = RolloutPlanConfig(mix=mix, steps=10, questions_per_step=2, group_size=2)
+    return compile_plan(PlanBuilder(QUESTIONS, lambda question: question.text, SAILORS, config, PersonasConfig(split="train")))
 
 
 def test_figures_are_means_over_the_first_and_last_fifth(tmp_path: Path) -> None:
@@ -68,20 +68,20 @@ def test_curves_of_the_training_stand_beside_the_card(tmp_path: Path) -> None:
 
 def test_probes_stand_in_a_table_and_a_figure(tmp_path: Path) -> None:
     one, gone = Estimate(value=0.5, low=0.4, high=0.6, n=12), Estimate(value=None, n=0)
-    point = Point(
+    point = DevEvalPoint(
         step=10, mean=one, baseline=one, worst=gone, best=one, pss=one, identifiability=None, chance=None, completion_tokens=9.0,
         n_questions=12, n_scored=35, n_asked=36,
     )  # fmt: skip
-    *_, table = draw_curves(tmp_path, "PerMix", [], Curve((point,), ProbeConfig(every=10, metric="worst")))
+    *_, table = draw_curves(tmp_path, "PerMix", [], DevCurve((point,), DevEvalConfig(every=10, metric="worst")))
     number = "0.500 [0.40, 0.60]<br><sub>n = 12</sub>"
     assert table.split("\n")[2] == f"| 10 | {number} | {number} | – | {number} | – | 35 of 36 |"
     assert (tmp_path / "probes.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_label_is_text(tmp_path: Path) -> None:
-    config = TrainStage(out=tmp_path / "run", label="<!-- permix report: begin -->\n## x")
+    config = TrainConfig(out=tmp_path / "run", label="<!-- permix report: begin -->\n## x")
     (tmp_path / "log.jsonl").write_text("")
-    write_card(tmp_path, config, plan_of(0.8), tmp_path / "log.jsonl")
+    write_model_card(tmp_path, config, plan_of(0.8), tmp_path / "log.jsonl")
     text = (tmp_path / "README.md").read_text()
     assert "<!--" not in text
     assert "\n## x" not in text

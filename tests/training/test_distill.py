@@ -6,18 +6,25 @@ from typing import Any
 
 import pytest
 
-from permix.config import PersonasConfig, PlanConfig, TrainConfig, TrainStage, build
-from permix.errors import ConfigError, OwedCellsError, PermixError
-from permix.plan import Mixture, Plan, Recipe, compile_plan
+from permix.config import OptimConfig, PersonasConfig, RolloutPlanConfig, TrainConfig, build_config
+from permix.errors import ConfigError, IncompleteRunError, PermixError
+from permix.plan import PersonaSampler, Plan, PlanBuilder, compile_plan
 from permix.storage.files import read_json
 from permix.storage.run_dir import RunDir
-from permix.training.sft_data import Asked, Chosen, cells_of, choose, teacher_examples, teacher_of
+from permix.training.sft_data import (
+    SFTDataset,
+    TeacherRequests,
+    select_teacher_samples,
+    teacher_cells,
+    teacher_config,
+    teacher_examples,
+)
 from permix.types import Cell, CellKey, Completion, Persona, Question, Verdict, seed_from
 from permix.verification.math_verifier import Verifier
 from tests.sample_runs import endpoint
 from tests.servers import Action, OpenAIServer, Reply, error, listing, openai_server
 
-SAILOR = Mixture((Persona(id="sailor", text="a sailor"),), (1.0,))
+SAILOR = PersonaSampler((Persona(id="sailor", text="a sailor"),), (1.0,))
 REPLIES = ("6", "It is 6.", "7", "6", "8", "9", "10", "11")
 """To 3 + 3: right, right, wrong, right again in the same words; to 4 + 4 right once."""
 
@@ -31,22 +38,22 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def plan_of(*numbers: int, steps: int = 2, mix: float = 1.0, group_size: int = 4) -> Plan:
     """A step asks one of n + n, for these n."""
     questions = [Question(id=f"q{n}", task="arithmetic", text=f"What is {n} + {n}?", gold=str(2 * n)) for n in numbers]
-    config = PlanConfig(mix=mix, steps=steps, questions_per_step=1, group_size=group_size)
-    return compile_plan(Recipe(questions, lambda question: question.text, SAILOR, config, PersonasConfig(split="train")))
+    config = RolloutPlanConfig(mix=mix, steps=steps, questions_per_step=1, group_size=group_size)
+    return compile_plan(PlanBuilder(questions, lambda question: question.text, SAILOR, config, PersonasConfig(split="train")))
 
 
 PLAN = plan_of(3, 4)
 
 
-def stage(out: Path, base_url: str, **teacher: Any) -> TrainStage:
+def stage(out: Path, base_url: str, **teacher: Any) -> TrainConfig:
     values = {
         "out": str(out), "method": "seqkd", "teacher": endpoint(base_url) | teacher,
         "train": {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 20},
     }  # fmt: skip
-    return build(TrainStage, values, source="test")
+    return build_config(TrainConfig, values, source="test")
 
 
-def ask(config: TrainStage, plan: Plan = PLAN, verifier: Verifier | None = None) -> Chosen:
+def ask(config: TrainConfig, plan: Plan = PLAN, verifier: Verifier | None = None) -> SFTDataset:
     with RunDir.open(config.out, config, {}) as run, verifier or Verifier() as judge:
         return teacher_examples(config, plan, run, judge)
 
@@ -69,7 +76,7 @@ def asked(server: OpenAIServer) -> list[tuple[str, int]]:
     return [(one.user, one.body["seed"]) for one in server.asked]
 
 
-def texts(chosen: Chosen) -> dict[str, list[str]]:
+def texts(chosen: SFTDataset) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for one in chosen.examples:
         found.setdefault(one.question_id, []).append(one.completion)
@@ -101,7 +108,7 @@ def test_the_right_samples_are_learnt_each_text_once_under_the_rows_persona(tmp_
 
 def test_at_most_so_many_of_a_row_are_kept(tmp_path: Path) -> None:
     with openai_server(Script(*REPLIES)) as server:
-        chosen = ask(stage(tmp_path / "run", server.base_url, keep=1))
+        chosen = ask(stage(tmp_path / "run", server.base_url, max_samples_per_row=1))
     assert texts(chosen) == {"q3": ["6"], "q4": ["8"]}
     assert len(server.asked) == 8
 
@@ -136,7 +143,7 @@ def test_a_right_sample_that_was_cut_off_is_learnt_without_an_end(tmp_path: Path
 def test_what_did_not_come_is_owed_and_asked_for_again_alone(tmp_path: Path) -> None:
     with openai_server(Script("6", error(500, "no luck"), "7", "6", *REPLIES[4:])) as server:
         with pytest.raises(
-            OwedCellsError, match=r"1 of 8 samples of the teacher did not come \(InternalServerError: .*no luck"
+            IncompleteRunError, match=r"1 of 8 samples of the teacher did not come \(InternalServerError: .*no luck"
         ) as owed:
             ask(stage(tmp_path / "run", server.base_url))
         assert owed.value.exit_code == 3
@@ -156,7 +163,7 @@ def test_a_teacher_that_is_gone_is_not_needed_once_all_samples_are_there(tmp_pat
 
 def test_another_teacher_under_the_same_name_is_refused(tmp_path: Path) -> None:
     with openai_server(Script("6", error(500), *["6"] * 6), listing("test", root="one")) as server:
-        with pytest.raises(OwedCellsError):
+        with pytest.raises(IncompleteRunError):
             ask(stage(tmp_path / "run", server.base_url))
         known = read_json(tmp_path / "run" / "teacher.json")
         server.models = listing("test", root="two")
@@ -174,14 +181,14 @@ def test_an_endpoint_that_is_not_there_is_named_as_the_teachers(tmp_path: Path) 
 
 def test_a_question_that_comes_again_under_its_persona_has_cells_of_its_own() -> None:
     plan = plan_of(3, 4, steps=6, group_size=2)
-    cells = [cell for _, of_row in cells_of(plan) for cell in of_row]
+    cells = [cell for _, of_row in teacher_cells(plan) for cell in of_row]
     assert len({cell.key for cell in cells}) == len({cell.seed for cell in cells}) == len(cells) == 12
     assert sorted(cell.sample for cell in cells if cell.question_id == "q3") == [0, 1, 2, 3, 4, 5]
 
 
-def known_of(pairs: Sequence[tuple[str, bool | None]]) -> tuple[Asked, dict[CellKey, Cell]]:
+def known_of(pairs: Sequence[tuple[str, bool | None]]) -> tuple[TeacherRequests, dict[CellKey, Cell]]:
     """The cells of PLAN, answered and judged as told."""
-    asked = cells_of(PLAN)
+    asked = teacher_cells(PLAN)
     cells = [cell for _, of_row in asked for cell in of_row]
     judged = [
         cell.model_copy(
@@ -196,7 +203,7 @@ def known_of(pairs: Sequence[tuple[str, bool | None]]) -> tuple[Asked, dict[Cell
 
 
 def test_a_sample_that_the_verifier_failed_on_is_not_learnt_and_not_wrong() -> None:
-    chosen = choose(*known_of([("a", True), ("b", None), ("c", False), ("d", None), *[("e", None)] * 4]), None)
+    chosen = select_teacher_samples(*known_of([("a", True), ("b", None), ("c", False), ("d", None), *[("e", None)] * 4]), None)
     assert [one.completion for one in chosen.examples] == ["a"]
     assert chosen.counts["samples that the verifier failed on"] == 6
 
@@ -213,8 +220,10 @@ def test_a_failing_verifier_does_not_hold_the_training_up(tmp_path: Path) -> Non
 
 
 def test_the_teacher_is_the_model_itself_unless_another_is_named() -> None:
-    itself = TrainStage(method="seqkd", train=TrainConfig())
-    assert teacher_of(itself).name == "bundled"
-    named = build(TrainStage, {"method": "seqkd", "model": {"name": "a/b"}, "teacher": {"dtype": "float32"}}, source="test")
-    assert (teacher_of(named).name, teacher_of(named).dtype) == ("a/b", "float32")
-    assert teacher_of(build(TrainStage, {"method": "seqkd", "teacher": {"name": "c/d"}}, source="test")).name == "c/d"
+    itself = TrainConfig(method="seqkd", train=OptimConfig())
+    assert teacher_config(itself).name == "bundled"
+    named = build_config(
+        TrainConfig, {"method": "seqkd", "model": {"name": "a/b"}, "teacher": {"dtype": "float32"}}, source="test"
+    )
+    assert (teacher_config(named).name, teacher_config(named).dtype) == ("a/b", "float32")
+    assert teacher_config(build_config(TrainConfig, {"method": "seqkd", "teacher": {"name": "c/d"}}, source="test")).name == "c/d"

@@ -7,15 +7,23 @@ from typing import Any
 
 import pytest
 
-from permix.config import PersonasConfig, PlanConfig, TaskConfig
+from permix.config import PersonasConfig, RolloutPlanConfig, TaskConfig
 from permix.errors import ConfigError, DataError
-from permix.plan import Mixture, Plan, Recipe, compile_from, compile_plan
-from permix.tasks.arithmetic import LEVELS
-from permix.training.sft_data import Chosen, Example, gold_examples, keep, kept, steps_of, words
+from permix.plan import PersonaSampler, Plan, PlanBuilder, compile_plan, compile_plan_from_config
+from permix.tasks.arithmetic import ARITHMETIC_LEVELS
+from permix.training.sft_data import (
+    SFTDataset,
+    SFTExample,
+    examples_by_step,
+    format_sft_counts,
+    gold_examples,
+    load_sft_dataset,
+    save_sft_dataset,
+)
 from permix.types import Persona, Question, Verdict
 from permix.verification.math_verifier import Verifier
 
-SAILOR = Mixture((Persona(id="sailor", text="a sailor"),), (1.0,))
+SAILOR = PersonaSampler((Persona(id="sailor", text="a sailor"),), (1.0,))
 GSM8K = [
     {"question": f"Ann has {n} hens and buys 2. How many?", "answer": f"{n}+2 = <<{n}+2={n + 2}>>{n + 2} hens.\n#### {n + 2}"}
     for n in range(6)
@@ -34,11 +42,13 @@ def plan_of(solutions: Sequence[str | None], mix: float = 0.0, **options: Any) -
         Question(id=f"q{n}", task="arithmetic", text=f"What is {n} + {n}?", gold=str(2 * n), solution=solution)
         for n, solution in enumerate(solutions)
     ]
-    config = PlanConfig.model_validate({"mix": mix, "steps": len(solutions), "questions_per_step": 1, "group_size": 4} | options)
-    return compile_plan(Recipe(questions, lambda question: question.text, SAILOR, config, PersonasConfig(split="train")))
+    config = RolloutPlanConfig.model_validate(
+        {"mix": mix, "steps": len(solutions), "questions_per_step": 1, "group_size": 4} | options
+    )
+    return compile_plan(PlanBuilder(questions, lambda question: question.text, SAILOR, config, PersonasConfig(split="train")))
 
 
-def gold(plan: Plan, verifier: Verifier | None = None) -> Chosen:
+def gold(plan: Plan, verifier: Verifier | None = None) -> SFTDataset:
     with verifier or Verifier() as judge:
         return gold_examples(plan, judge)
 
@@ -51,13 +61,13 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 def test_every_solution_of_every_task_is_verified_right(tmp_path: Path) -> None:
     math = [{**row, "problem": f"{row['problem']} ({n})", "difficulty": 2.0, "type": "Algebra"} for n in range(4) for row in MATH]
     tasks = {
-        "arithmetic": TaskConfig(split="train", levels=tuple(LEVELS), n=120),
+        "arithmetic": TaskConfig(split="train", levels=tuple(ARITHMETIC_LEVELS), n=120),
         "gsm8k": TaskConfig(name="gsm8k", split="train", path=write(tmp_path / "train.jsonl", GSM8K), n=4),
         "math": TaskConfig(name="math", split="train", path=write(tmp_path / "math.jsonl", math), n=10),
     }
     for name, task in tasks.items():
-        config = PlanConfig(mix=0.5, steps=task.n // 2, questions_per_step=2)
-        chosen = gold(compile_from(task, PersonasConfig(split="train"), config))
+        config = RolloutPlanConfig(mix=0.5, steps=task.n // 2, questions_per_step=2)
+        chosen = gold(compile_plan_from_config(task, PersonasConfig(split="train"), config))
         assert chosen.counts == {"rows": task.n, "examples": task.n}, name
         assert {one.persona_id is None for one in chosen.examples} == {True, False}
 
@@ -116,32 +126,32 @@ def test_a_solution_asked_again_and_again_is_verified_once() -> None:
 
 def test_steps_are_the_plans_without_those_that_are_empty() -> None:
     plan = plan_of(["0 + 0 = 0.", None, "2 + 2 = 4.", "3 + 3 = 6."], steps=2, questions_per_step=2)
-    steps = steps_of(gold(plan).examples)
+    steps = examples_by_step(gold(plan).examples)
     assert [[one.question_id for one in step] for step in steps] == [
         [row.question_id for row in plan.rows if row.step == step and row.solution] for step in (0, 1)
     ]
-    assert len(steps_of(gold(plan_of([None, "1 + 1 = 2.", None, "3 + 3 = 6."])).examples)) == 2
+    assert len(examples_by_step(gold(plan_of([None, "1 + 1 = 2.", None, "3 + 3 = 6."])).examples)) == 2
 
 
 def test_what_was_kept_is_what_is_read_again(tmp_path: Path) -> None:
-    assert kept(tmp_path) is None
+    assert load_sft_dataset(tmp_path) is None
     chosen = gold(plan_of(["0 + 0 = 0.", "1 + 1 = 3.", "2 + 2 =\u2028 4.\r\n"], mix=1.0))
-    assert keep(tmp_path, chosen, samples_every=1) == kept(tmp_path) == chosen
+    assert save_sft_dataset(tmp_path, chosen, samples_every=1) == load_sft_dataset(tmp_path) == chosen
     assert sorted(path.name for path in tmp_path.iterdir()) == ["examples.json", "examples.jsonl", "samples.md"]
     assert (tmp_path / "samples.md").read_text().count("## Step") == 2
-    hostile = Chosen((chosen.examples[0].model_copy(update={"completion": "lone \ud800"}),), {"rows": 1})
-    assert keep(tmp_path, hostile, samples_every=1).examples[0].completion == "lone ?"
+    hostile = SFTDataset((chosen.examples[0].model_copy(update={"completion": "lone \ud800"}),), {"rows": 1})
+    assert save_sft_dataset(tmp_path, hostile, samples_every=1).examples[0].completion == "lone ?"
 
 
 def test_a_broken_file_of_examples_is_named(tmp_path: Path) -> None:
-    keep(tmp_path, gold(plan_of(["0 + 0 = 0."])), samples_every=1)
+    save_sft_dataset(tmp_path, gold(plan_of(["0 + 0 = 0."])), samples_every=1)
     (tmp_path / "examples.jsonl").write_text('{"step": 0}\n')
     with pytest.raises(DataError, match=r"examples\.jsonl: not a file of examples: Field required"):
-        kept(tmp_path)
+        load_sft_dataset(tmp_path)
 
 
 def test_counts_in_words() -> None:
-    assert words({"rows": 3, "rows left out: no solution": 1}) == "3 rows, 1 rows left out: no solution"
-    assert set(Example.model_fields) == {
+    assert format_sft_counts({"rows": 3, "rows left out: no solution": 1}) == "3 rows, 1 rows left out: no solution"
+    assert set(SFTExample.model_fields) == {
         "step", "group", "persona_id", "question_id", "gold", "messages", "completion", "ended"
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 import pytest
 
-from permix.training.rewards import UNKNOWN, Expressivity, share_below
+from permix.training.rewards import NEUTRAL_EXPRESSIVITY, ExpressivityReward, rank_percentile
 from permix.types import Cell, Completion, Message
 
 VOICES = {
@@ -25,24 +25,24 @@ def cells() -> list[Cell]:
 
 
 def test_the_share_of_others_below_by_hand() -> None:
-    assert share_below([0.3, -1.0, 0.1, 0.3], 0) == pytest.approx((1 + 1 + 0.5) / 3)
-    assert share_below([0.3, -1.0], 1) == 0.0
+    assert rank_percentile([0.3, -1.0, 0.1, 0.3], 0) == pytest.approx((1 + 1 + 0.5) / 3)
+    assert rank_percentile([0.3, -1.0], 1) == 0.0
 
 
 def test_a_voice_is_known_by_its_words_and_not_by_its_name() -> None:
-    express = Expressivity(cells(), weight=0.5)
+    express = ExpressivityReward(cells(), weight=0.5)
     said = ["Arr, 12, matey!", "Please find 12 in the form.", "12 puppy!!"]
-    assert express.of(said, ["pirate", "clerk", "child"]) == [1.0, 1.0, 1.0]
-    assert max(express.of(said, ["clerk", "child", "pirate"])) <= 0.5
-    assert express.of(["12"], [None]) == [UNKNOWN]
-    assert express.of(["Arr"], ["stranger"]) == [UNKNOWN]
+    assert express.score_completions(said, ["pirate", "clerk", "child"]) == [1.0, 1.0, 1.0]
+    assert max(express.score_completions(said, ["clerk", "child", "pirate"])) <= 0.5
+    assert express.score_completions(["12"], [None]) == [NEUTRAL_EXPRESSIVITY]
+    assert express.score_completions(["Arr"], ["stranger"]) == [NEUTRAL_EXPRESSIVITY]
 
 
 def test_two_voices_are_enough() -> None:
     two = [cell for cell in cells() if cell.persona_id != "child"]
-    assert Expressivity(two, weight=1.0).of(["Arr, matey!"] * 2, ["pirate", "clerk"]) == [1.0, 0.0]
+    assert ExpressivityReward(two, weight=1.0).score_completions(["Arr, matey!"] * 2, ["pirate", "clerk"]) == [1.0, 0.0]
 
 
 def test_being_in_character_never_pays_for_being_wrong() -> None:
-    express = Expressivity(cells(), weight=0.5)
-    assert express.bonus([1.0, 1.0, 0.0, None], [1.0, 0.5, 1.0, 1.0]) == [1.5, 1.25, 0.0, None]
+    express = ExpressivityReward(cells(), weight=0.5)
+    assert express.shaped_rewards([1.0, 1.0, 0.0, None], [1.0, 0.5, 1.0, 1.0]) == [1.5, 1.25, 0.0, None]

@@ -12,21 +12,29 @@ from trl.trainer import grpo_trainer
 
 from permix.config import (
     CharacterConfig,
+    DevEvalConfig,
+    OptimConfig,
     PersonasConfig,
-    PlanConfig,
-    ProbeConfig,
+    RolloutPlanConfig,
     TaskConfig,
+    TrainableModelConfig,
     TrainConfig,
-    TrainedModel,
-    TrainStage,
 )
 from permix.errors import ConfigError
-from permix.inference.generation import decode
+from permix.inference.generation import generate_tokens
 from permix.pipelines import train
 from permix.pipelines.preflight import check_config
 from permix.plan import Plan
 from permix.prompts import build_messages
-from permix.training.compatibility import Launch, Sharding, launch, refuse_launch, refuse_raw_logprobs, refuse_unfit, sharding
+from permix.training.compatibility import (
+    Launch,
+    Sharding,
+    check_launch,
+    check_plan,
+    check_vllm_logprobs_mode,
+    detect_launch,
+    detect_sharding,
+)
 from permix.training.trainer_args import grpo_arguments
 from permix.types import Persona, Sampling
 from tests.launches import FOLDER, environment
@@ -36,12 +44,12 @@ SAILOR = Persona(id="sailor", text="a sailor")
 VLLM: dict[str, Any] = {"use_vllm": True}
 
 
-def stage(character: dict[str, Any] | None = None, **settings: Any) -> TrainStage:
-    return TrainStage(train=TrainConfig.model_validate(settings), character=CharacterConfig.model_validate(character or {}))
+def stage(character: dict[str, Any] | None = None, **settings: Any) -> TrainConfig:
+    return TrainConfig(train=OptimConfig.model_validate(settings), character=CharacterConfig.model_validate(character or {}))
 
 
-def probing() -> TrainStage:
-    return stage(**VLLM).model_copy(update={"probe": ProbeConfig(every=5)})
+def probing() -> TrainConfig:
+    return stage(**VLLM).model_copy(update={"dev_eval": DevEvalConfig(every=5)})
 
 
 @pytest.fixture
@@ -70,22 +78,24 @@ def rows(plan: Plan, *sizes: tuple[int, int, int]) -> Plan:
 )
 def test_a_plan_of_uneven_groups_is_refused(sizes: list[tuple[int, int, int]], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        refuse_unfit(rows(plan_of(), *sizes), TrainConfig())
+        check_plan(rows(plan_of(), *sizes), OptimConfig())
 
 
 def test_a_persona_in_the_users_message_cannot_be_left_out_of_it() -> None:
-    said = {bare: build_messages(SAILOR, "What is 1?", template="in_question", bare=bare) for bare in (False, True)}
+    said = {
+        bare: build_messages(SAILOR, "What is 1?", template="in_question", empty_system_prompt=bare) for bare in (False, True)
+    }
     for messages in said.values():
         row = plan_of().rows[0].model_copy(update={"persona_id": "sailor", "messages": messages})
         plan = Plan((row.model_copy(update={"rollouts": 4}),), {})
-        refuse_unfit(plan, TrainConfig())
+        check_plan(plan, OptimConfig())
         with pytest.raises(ConfigError, match=r'anchor = "no-persona": persona sailor of step 0 stands in the user\'s message'):
-            refuse_unfit(plan, TrainConfig(anchor="no-persona"))
+            check_plan(plan, OptimConfig(kl_reference_prompt="no-persona"))
 
 
 @pytest.mark.parametrize("scope", ["group", "rollout"])
 def test_plans_made_here_fit(scope: str) -> None:
-    refuse_unfit(plan_of(scope=scope, steps=3), TrainConfig())
+    check_plan(plan_of(scope=scope, steps=3), OptimConfig())
 
 
 # The processes
@@ -93,18 +103,18 @@ def test_plans_made_here_fit(scope: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
 def test_processes_that_share_the_groups_evenly_may_train(count: int) -> None:
-    refuse_launch(plan_of(questions_per_step=6), stage(), Launch(processes=count))
+    check_launch(plan_of(questions_per_step=6), stage(), Launch(world_size=count))
 
 
 def test_processes_that_do_not_are_refused_with_those_that_would() -> None:
     with pytest.raises(ConfigError, match=r"questions_per_step = 6: .* 4 cannot share 6 evenly; start 1, 2, 3 or 6, or .* of 4"):
-        refuse_launch(plan_of(questions_per_step=6), stage(), Launch(processes=4))
+        check_launch(plan_of(questions_per_step=6), stage(), Launch(world_size=4))
 
 
 def test_a_process_alone_among_several_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(ConfigError, match=r"4 GPUs are visible to one process.*torchrun --nproc_per_node 4 -m permix"):
-        refuse_launch(plan_of(), stage(), launch())
+        check_launch(plan_of(), stage(), detect_launch())
 
 
 @pytest.mark.parametrize(
@@ -123,14 +133,14 @@ def test_the_environment_says_who_holds_the_weights(
 ) -> None:
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    assert sharding() == expected
+    assert detect_sharding() == expected
 
 
 def test_a_deepspeed_file_says_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 3}}))
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "ds.json"))
-    assert sharding() == "zero3"
+    assert detect_sharding() == "zero3"
 
 
 @pytest.mark.parametrize(("name", "expected"), [("ddp", "none"), ("fsdp2", "fsdp2"), ("zero3", "zero3")])
@@ -140,7 +150,7 @@ def test_the_shipped_launches_are_what_accelerate_makes_of_them(
     found = environment(name)
     for key, value in found.items():
         monkeypatch.setenv(key, value)
-    assert sharding() == expected
+    assert detect_sharding() == expected
     assert found["ACCELERATE_MIXED_PRECISION"] == "no", "train.precision says it"
     if name == "fsdp2":
         assert found["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
@@ -164,14 +174,18 @@ def test_every_launch_has_a_header_and_is_tested() -> None:
         (Launch(sharding="zero3"), stage(), "use_vllm = false: under DeepSpeed ZeRO-3 .* none a network that could generate"),
         (Launch(sharding="zero3"), stage(lora_rank=4, **VLLM), "lora_rank = 4: under ZeRO-3 adapters cannot be merged"),
         (Launch(sharding="zero3"), stage({"replay": 0.5}, **VLLM), "character.replay = 0.5: under ZeRO-3 the base model cannot"),
-        (Launch(sharding="fsdp2"), probing(), "probe.every = 5: .* no process holds one that could answer; give probe.every = 0"),
-        (Launch(sharding="zero3"), probing(), "probe.every = 5: a probe asks the network in training"),
+        (
+            Launch(sharding="fsdp2"),
+            probing(),
+            "dev_eval.every = 5: .* no process holds one that could answer; give dev_eval.every = 0",
+        ),
+        (Launch(sharding="zero3"), probing(), "dev_eval.every = 5: a probe asks the network in training"),
     ],
     ids=["fsdp1", "zero3", "zero3-lora", "zero3-replay", "fsdp2-vllm-probe", "zero3-probe"],
 )
-def test_what_a_launch_cannot_do_is_refused(started: Launch, asked: TrainStage, said: str) -> None:
+def test_what_a_launch_cannot_do_is_refused(started: Launch, asked: TrainConfig, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        refuse_launch(plan_of(), asked, started)
+        check_launch(plan_of(), asked, started)
 
 
 def test_refusals_come_before_anything_is_loaded_or_written(
@@ -184,9 +198,9 @@ def test_refusals_come_before_anything_is_loaded_or_written(
         monkeypatch.setattr(train, name, never)
     for key, value in environment("zero3").items():
         monkeypatch.setenv(key, value)
-    config = TrainStage(
-        out=tmp_path / "run", threads=1, model=TrainedModel(name=str(tiny_model)),
-        task=TaskConfig(split="train", n=20), personas=PersonasConfig(split="train", n=4), plan=PlanConfig(steps=1),
+    config = TrainConfig(
+        out=tmp_path / "run", threads=1, model=TrainableModelConfig(name=str(tiny_model)),
+        task=TaskConfig(split="train", n=20), personas=PersonasConfig(split="train", n=4), plan=RolloutPlanConfig(steps=1),
     )  # fmt: skip
     with pytest.raises(ConfigError, match="under DeepSpeed ZeRO-3"):
         train.run_training(config)
@@ -197,7 +211,7 @@ def test_refusals_come_before_anything_is_loaded_or_written(
 
 
 def test_vllm_is_off_and_then_none_of_its_arguments_are_given(tmp_path: Path) -> None:
-    arguments = grpo_arguments(TrainStage(), plan_of(), tmp_path)
+    arguments = grpo_arguments(TrainConfig(), plan_of(), tmp_path)
     assert not arguments.use_vllm
 
 
@@ -211,31 +225,31 @@ def test_settings_reach_trl_under_its_names(tmp_path: Path) -> None:
     assert {name: getattr(arguments, name) for name in settings} == settings
     assert arguments.use_vllm
     assert arguments.vllm_max_model_length == 400
-    assert not arguments.vllm_importance_sampling_correction, "the correction is train.importance_cap's"
+    assert not arguments.vllm_importance_sampling_correction, "the correction is train.importance_ratio_cap's"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is here")
 def test_without_vllm_it_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"use_vllm = true: vllm is not installed; pip install 'trl\[vllm\]'"):
-        refuse_launch(plan_of(), stage(**VLLM), Launch())
+        check_launch(plan_of(), stage(**VLLM), Launch())
 
 
 @pytest.mark.usefixtures("with_vllm")
 def test_vllm_spreads_over_a_number_of_processes_that_divides_theirs() -> None:
     plan = plan_of(questions_per_step=6)
-    refuse_launch(plan, stage(**VLLM, vllm_tensor_parallel_size=3), Launch(processes=6))
-    refuse_launch(plan, stage(**VLLM, vllm_tensor_parallel_size=4, vllm_mode="server"), Launch(processes=6))
+    check_launch(plan, stage(**VLLM, vllm_tensor_parallel_size=3), Launch(world_size=6))
+    check_launch(plan, stage(**VLLM, vllm_tensor_parallel_size=4, vllm_mode="server"), Launch(world_size=6))
     with pytest.raises(ConfigError, match=r"vllm_tensor_parallel_size = 4: .* processes, 6; give 1, 2, 3 or 6"):
-        refuse_launch(plan, stage(**VLLM, vllm_tensor_parallel_size=4), Launch(processes=6))
+        check_launch(plan, stage(**VLLM, vllm_tensor_parallel_size=4), Launch(world_size=6))
 
 
 def test_personas_that_differ_within_a_group_are_not_given_to_a_server(tmp_path: Path) -> None:
     mixed = plan_of(scope="rollout")
     with pytest.raises(ConfigError, match="server mode generates for the first prompt of each group alone"):
-        refuse_unfit(mixed, stage(**VLLM, vllm_mode="server").train)
-    refuse_unfit(mixed, stage(**VLLM, vllm_mode="colocate").train)
-    refuse_unfit(mixed, stage(vllm_mode="server").train)
-    refuse_unfit(plan_of(scope="group"), stage(**VLLM, vllm_mode="server").train)
+        check_plan(mixed, stage(**VLLM, vllm_mode="server").train)
+    check_plan(mixed, stage(**VLLM, vllm_mode="colocate").train)
+    check_plan(mixed, stage(vllm_mode="server").train)
+    check_plan(plan_of(scope="group"), stage(**VLLM, vllm_mode="server").train)
 
     config = tmp_path / "train.toml"
     config.write_text('stage = "train"\nplan.scope = "rollout"\ntrain = { use_vllm = true, vllm_mode = "server" }\n')
@@ -244,14 +258,14 @@ def test_personas_that_differ_within_a_group_are_not_given_to_a_server(tmp_path:
 
 
 def test_a_server_must_say_log_probabilities_at_the_sampling_temperature() -> None:
-    refuse_raw_logprobs({"model_config": {"logprobs_mode": "processed_logprobs"}})
+    check_vllm_logprobs_mode({"model_config": {"logprobs_mode": "processed_logprobs"}})
     with pytest.raises(ConfigError, match="--logprobs-mode raw_logprobs; start it with --logprobs-mode processed_logprobs"):
-        refuse_raw_logprobs({"model_config": {"logprobs_mode": "raw_logprobs"}})
+        check_vllm_logprobs_mode({"model_config": {"logprobs_mode": "raw_logprobs"}})
 
 
 def test_an_address_holds_no_credentials_and_is_not_what_a_run_is() -> None:
     with pytest.raises(ValueError, match="vllm_server_base_url holds credentials") as refused:
-        TrainConfig(vllm_server_base_url="http://me:secret@host:8000")
+        OptimConfig(vllm_server_base_url="http://me:secret@host:8000")
     assert "secret" not in str(refused.value)
 
 
@@ -270,9 +284,9 @@ class FakeVLLM:
 
     def generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any) -> tuple[Any, ...]:
         sampling = Sampling(temperature=1, max_new_tokens=self.options["max_completion_length"])
-        drawn = decode(self.options["model"].eval(), self.options["processing_class"], prompts, self.seeds(), sampling)
+        drawn = generate_tokens(self.options["model"].eval(), self.options["processing_class"], prompts, self.seeds(), sampling)
         self.options["model"].train()
-        return prompts, [one.ids for one in drawn], [[[logp] for logp in one.logps] for one in drawn], None
+        return prompts, [one.token_ids for one in drawn], [[[logp] for logp in one.logprobs] for one in drawn], None
 
 
 @pytest.fixture
@@ -289,7 +303,7 @@ def test_rollouts_of_vllm_train_as_our_own_do(tiny_model: Path, tmp_path: Path, 
     plain.train()
     config = QUICK.model_copy(update=VLLM | {"vllm_gpu_memory_utilization": 0.4})
     trainer, notes = trainer_of(tiny_model, tmp_path / "vllm", plan, config)
-    fake_engine.seeds = lambda _: trainer._seeds
+    fake_engine.seeds = lambda _: trainer._rollout_seeds
     trainer.train()
     assert notes.kept == plain_notes.kept
     assert [line["loss"] for line in notes.figures] == [line["loss"] for line in plain_notes.figures]

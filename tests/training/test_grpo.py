@@ -8,21 +8,21 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
-from permix.config import ModelConfig, PersonasConfig, PlanConfig, TrainConfig, TrainStage
+from permix.config import ModelConfig, OptimConfig, PersonasConfig, RolloutPlanConfig, TrainConfig
 from permix.errors import PermixError
-from permix.inference.generation import decode
-from permix.inference.hf import HFModel, load_tokenizer, load_weights
-from permix.plan import Mixture, Plan, Recipe, compile_plan
-from permix.training.grpo_trainer import PlanTrainer
+from permix.inference.generation import generate_tokens
+from permix.inference.hf import HFModel, load_causal_lm, load_tokenizer
+from permix.plan import PersonaSampler, Plan, PlanBuilder, compile_plan
+from permix.training.grpo_trainer import PlanGRPOTrainer
 from permix.training.rewards import Rollout
-from permix.training.rollouts import Sample, has_signal, samples_of
+from permix.training.rollouts import Sample, has_nonzero_advantage, samples_from_trl_batch
 from permix.training.trainer_args import grpo_arguments
-from permix.training.weight_sync import bring_up_to_date, rollout_copy
+from permix.training.weight_sync import inference_copy, sync_weights
 from permix.types import Completion, Persona, Question, Request, Sampling, Verdict, seed_from
 from permix.verification.math_verifier import Verifier
 
-PERSONAS = Mixture(tuple(Persona(id=one, text=f"a {one}", tags=(one,)) for one in ("sailor", "tutor", "poet")), (1.0,) * 3)
-QUICK = TrainConfig(lr=1e-2, max_new_tokens=8, micro_tokens=64, precision="float32", save_every=1000)
+PERSONAS = PersonaSampler(tuple(Persona(id=one, text=f"a {one}", tags=(one,)) for one in ("sailor", "tutor", "poet")), (1.0,) * 3)
+QUICK = OptimConfig(lr=1e-2, max_new_tokens=8, microbatch_tokens=64, precision="float32", save_every=1000)
 
 
 class Notes:
@@ -33,20 +33,20 @@ class Notes:
         self.figures: list[dict[str, Any]] = []
         self.plans: list[Plan] = []
 
-    def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
+    def log_rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
         assert {rollout.step for rollout in rollouts} == {step}
         self.kept.extend(rollouts)
 
-    def step(self, step: int, figures: dict[str, Any]) -> None:
+    def log_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         assert step == len(self.figures) + 1
-        self.figures.append(figures)
+        self.figures.append(metrics)
 
-    def plan(self, plan: Plan, blocks: Sequence[dict[str, Any]]) -> None:
+    def log_plan(self, plan: Plan, blocks: Sequence[dict[str, Any]]) -> None:
         self.plans.append(plan)
         assert len(blocks) == len(self.plans)
 
 
-class Watched(PlanTrainer):
+class Watched(PlanGRPOTrainer):
     """Keeps what every generation handed to the loss."""
 
     scored: list[dict[str, Any]]
@@ -72,19 +72,19 @@ def plan_of(gold: str | None = None, **options: object) -> Plan:
         Question(id=f"q{n}", task="arithmetic", text=f"What is {n} + {n}?", gold=gold or str(2 * n)) for n in range(1, 7)
     ]
     values = {"mix": 0.6, "steps": 2, "questions_per_step": 2, "group_size": 4} | options
-    config = PlanConfig.model_validate(values)
-    return compile_plan(Recipe(questions, lambda question: question.text, PERSONAS, config, PersonasConfig(split="train")))
+    config = RolloutPlanConfig.model_validate(values)
+    return compile_plan(PlanBuilder(questions, lambda question: question.text, PERSONAS, config, PersonasConfig(split="train")))
 
 
 def trainer_of(
-    tiny_model: Path, out: Path, plan: Plan, config: TrainConfig = QUICK, verifier: Verifier | None = None
+    tiny_model: Path, out: Path, plan: Plan, config: OptimConfig = QUICK, verifier: Verifier | None = None
 ) -> tuple[Watched, Notes]:
     torch.set_num_threads(1)
     notes = Notes()
     trainer = Watched(
         plan=plan, verifier=verifier or Verifier(), recorder=notes, config=config,
-        args=grpo_arguments(TrainStage(train=config), plan, out),
-        model=load_weights(str(tiny_model), torch.float32, "cpu").train(), processing_class=load_tokenizer(str(tiny_model)),
+        args=grpo_arguments(TrainConfig(train=config), plan, out),
+        model=load_causal_lm(str(tiny_model), torch.float32, "cpu").train(), processing_class=load_tokenizer(str(tiny_model)),
     )  # fmt: skip
     return trainer, notes
 
@@ -111,7 +111,9 @@ def test_rollouts_are_the_evaluations_completions_of_the_same_prompts_and_seeds(
     trainer.train()
     requests = [Request(row.messages, seed_from(row.seed, number)) for row in plan.rows for number in range(row.rollouts)]
     model = HFModel(ModelConfig(name=str(tiny_model), dtype="float32"))
-    answered = {answer.place: answer.result for answer in model.complete(requests, Sampling(temperature=1, max_new_tokens=8))}
+    answered = {
+        answer.request_index: answer.result for answer in model.generate(requests, Sampling(temperature=1, max_new_tokens=8))
+    }
     for place, rollout in enumerate(notes.kept):
         completion = answered[place]
         assert isinstance(completion, Completion)
@@ -176,7 +178,7 @@ def test_figures_by_tag_are_means_of_the_rollouts(tiny_model: Path, tmp_path: Pa
             if rollout.step == step:
                 by_persona.setdefault(rollout.persona_id or "none", []).append(rollout.verdict.reward or 0.0)
         assert figures["reward_by_tag"] == {tag: sum(rewards) / len(rewards) for tag, rewards in sorted(by_persona.items())}
-        assert set(figures["seconds"]) == {"generation", "verification", "probe", "saving", "training"}
+        assert set(figures["seconds"]) == {"generation", "verification", "dev_eval", "saving", "training"}
         assert min(figures["seconds"].values()) >= 0
 
 
@@ -189,18 +191,18 @@ def test_groups_without_signal_give_way_to_spare_ones_in_the_plans_order(
         def check(self, answer: str | None, gold: str) -> Verdict:
             return Verdict(correct=gold == "spare" and answer in ("0", "1", "2", "3", "4"), extracted=answer)
 
-    plan = plan_of(steps=3, group_size=8, spares=3)
+    plan = plan_of(steps=3, group_size=8, dynamic_sampling_groups=3)
     rows = tuple(row.model_copy(update={"gold": "spare" if row.spare else "none"}) for row in plan.rows)
-    plan = Plan(rows, plan.about)
+    plan = Plan(rows, plan.metadata)
     trainer, notes = trainer_of(tiny_model, tmp_path, plan, verifier=OnlySpares())
     kept: list[list[Sample]] = []
-    accumulate = trainer._objective.accumulate
+    accumulate = trainer._gradient_step.accumulate
 
     def watched(model: Any, samples: Sequence[Sample], *rest: Any) -> Any:
         kept.append(list(samples))
         return accumulate(model, samples, *rest)
 
-    monkeypatch.setattr(trainer._objective, "accumulate", watched)
+    monkeypatch.setattr(trainer._gradient_step, "accumulate", watched)
     trainer.train()
     for step, samples in enumerate(kept):
         asked = [rollout for rollout in notes.kept if rollout.step == step + 1]
@@ -208,7 +210,7 @@ def test_groups_without_signal_give_way_to_spare_ones_in_the_plans_order(
         assert groups[:4] == [0, 1, 2, 3], "two groups of the plan, then two spare ones for the two that failed"
         signal = [group for group in groups if len({rollout.verdict.reward for rollout in asked if rollout.group == group}) == 2]
         assert len(samples) == 16, "a step's size stays"
-        assert sum(has_signal(samples[start : start + 8]) for start in (0, 8)) == min(2, len(signal))
+        assert sum(has_nonzero_advantage(samples[start : start + 8]) for start in (0, 8)) == min(2, len(signal))
         assert (len(groups) == 5) == (len(set(signal) & {2, 3}) < 2), "the third only when one of the two failed too"
         assert notes.figures[step]["spare_rollouts"] == 8 * (len(groups) - 2)
         assert notes.figures[step]["tokens"] == sum(rollout.tokens for rollout in asked)
@@ -232,7 +234,7 @@ def batch(advantages: Sequence[float]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def plain_logps(trainer: PlanTrainer, inputs: dict[str, Any]) -> torch.Tensor:
+def plain_logps(trainer: PlanGRPOTrainer, inputs: dict[str, Any]) -> torch.Tensor:
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
     with torch.no_grad():
@@ -240,12 +242,12 @@ def plain_logps(trainer: PlanTrainer, inputs: dict[str, Any]) -> torch.Tensor:
     return torch.as_tensor(logps)
 
 
-def gradient(trainer: PlanTrainer) -> torch.Tensor:
+def gradient(trainer: PlanGRPOTrainer) -> torch.Tensor:
     grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in trainer.model.parameters()]
     return torch.cat([one.flatten() for one in grads])
 
 
-def trls_own(trainer: PlanTrainer, inputs: dict[str, Any]) -> tuple[float, torch.Tensor]:
+def trls_own(trainer: PlanGRPOTrainer, inputs: dict[str, Any]) -> tuple[float, torch.Tensor]:
     """Loss and gradient of the same batch by TRL's code: padded, one row a completion, dead rows and all."""
 
     def logps(model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int, **more: Any) -> Any:
@@ -259,19 +261,19 @@ def trls_own(trainer: PlanTrainer, inputs: dict[str, Any]) -> tuple[float, torch
     return loss.item(), gradient(trainer)
 
 
-def ours(trainer: PlanTrainer, inputs: dict[str, Any]) -> tuple[float, torch.Tensor]:
-    samples = samples_of(inputs)
+def ours(trainer: PlanGRPOTrainer, inputs: dict[str, Any]) -> tuple[float, torch.Tensor]:
+    samples = samples_from_trl_batch(inputs)
     if "old_per_token_logps" in inputs:
         for sample, logps in zip(samples, inputs["old_per_token_logps"].tolist(), strict=True):
-            sample.old = logps[: len(sample.completion)]
+            sample.old_logprobs = logps[: len(sample.completion)]
     trainer.model.zero_grad()
-    loss, _ = trainer._objective.accumulate(trainer.model, samples)
+    loss, _ = trainer._gradient_step.accumulate(trainer.model, samples)
     return loss.item(), gradient(trainer)
 
 
 @pytest.fixture(scope="module", params=["dapo", "grpo", "dr_grpo", "bnpo"])
-def trainer(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> PlanTrainer:
-    config = QUICK.model_copy(update={"loss": request.param, "micro_tokens": 30})
+def trainer(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> PlanGRPOTrainer:
+    config = QUICK.model_copy(update={"loss": request.param, "microbatch_tokens": 30})
     made, _ = trainer_of(tiny_model, tmp_path_factory.mktemp("grpo"), plan_of(), config)
     made.current_gradient_accumulation_steps = 1
     return made
@@ -281,12 +283,12 @@ def trainer(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: 
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("advantages", [(1.0, 0.0, -0.5, 0.0, 2.0), (0.0, 0.7, 0.0, 0.0, 0.0), (1.0, -1.0, 0.3, 0.2, -0.4)])
 def test_loss_and_gradient_are_trls_own(
-    trainer: PlanTrainer, advantages: Sequence[float], old: bool, way: str, monkeypatch: pytest.MonkeyPatch
+    trainer: PlanGRPOTrainer, advantages: Sequence[float], old: bool, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = batch(advantages)
     if old:  # drawn by a policy whose log-probabilities were up to 0.4 off: some ratios are clipped
         inputs["old_per_token_logps"] = plain_logps(trainer, inputs) + torch.linspace(-0.4, 0.4, 50).view(5, 10)
-    monkeypatch.setattr(trainer.model, "shares_prompts", way == "shared")
+    monkeypatch.setattr(trainer.model, "shared_prefix_enabled", way == "shared")
     expected_loss, expected = trls_own(trainer, inputs)
     loss, found = ours(trainer, inputs)
     assert float(expected.norm()) > 1e-2
@@ -294,7 +296,7 @@ def test_loss_and_gradient_are_trls_own(
     assert loss == pytest.approx(expected_loss, abs=1e-6)
 
 
-def test_a_batch_of_dead_rows_has_gradients_of_zero_so_that_momentum_still_moves(trainer: PlanTrainer) -> None:
+def test_a_batch_of_dead_rows_has_gradients_of_zero_so_that_momentum_still_moves(trainer: PlanGRPOTrainer) -> None:
     loss, _ = ours(trainer, batch((0.0,) * 5))
     assert loss == 0
     gradients = [parameter.grad for parameter in trainer.model.parameters() if parameter.requires_grad]
@@ -327,7 +329,7 @@ def test_the_references_log_probabilities_are_the_plain_ones(tiny_model: Path, t
 def test_the_size_of_packs_changes_nothing(tiny_model: Path, tmp_path: Path) -> None:
     found = []
     for tokens in (1, 25, 10_000):
-        trainer, _ = trainer_of(tiny_model, tmp_path, plan_of(), QUICK.model_copy(update={"micro_tokens": tokens}))
+        trainer, _ = trainer_of(tiny_model, tmp_path, plan_of(), QUICK.model_copy(update={"microbatch_tokens": tokens}))
         found.append(ours(trainer, batch((1.0, -1.0, 0.3, 0.2, -0.4))))
     for loss, gradients in found[1:]:
         assert loss == pytest.approx(found[0][0], abs=1e-6)
@@ -338,7 +340,7 @@ def test_a_token_the_sampler_thought_too_likely_weighs_less_and_one_too_unlikely
     tiny_model: Path, tmp_path: Path
 ) -> None:
     """Every weight is e^-1 in one batch and the cap in the other: so is the whole gradient."""
-    trainer, _ = trainer_of(tiny_model, tmp_path, plan_of(), QUICK.model_copy(update={"importance_cap": 1.5}))
+    trainer, _ = trainer_of(tiny_model, tmp_path, plan_of(), QUICK.model_copy(update={"importance_ratio_cap": 1.5}))
     inputs = batch((1.0, -1.0, 0.3, 0.2, -0.4))
     now = plain_logps(trainer, inputs)
     _, plain = ours(trainer, inputs)
@@ -351,7 +353,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_so(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer, _ = trainer_of(tiny_model, tmp_path, plan_of(), verifier=OddVerifier())
-    monkeypatch.setattr(trainer._objective, "accumulate", lambda *_: (torch.tensor(float("nan")), {}))
+    monkeypatch.setattr(trainer._gradient_step, "accumulate", lambda *_: (torch.tensor(float("nan")), {}))
     with pytest.raises(PermixError, match=r"step 1: the loss is nan; training has diverged.*smaller train\.lr"):
         trainer.train()
 
@@ -391,15 +393,15 @@ def test_rollouts_come_from_the_copy_also_once_training_has_begun(tiny_model: Pa
     with trainer._rollout_network() as network:
         network.model.register_forward_hook(lambda *_: passes.append("copy"))
         assert not network.training
-        decode(network, trainer.processing_class, [[5, 6, 7], [5, 6, 8]], [0, 1], Sampling(max_new_tokens=3))
+        generate_tokens(network, trainer.processing_class, [[5, 6, 7], [5, 6, 8]], [0, 1], Sampling(max_new_tokens=3))
     assert set(passes) == {"copy"}
 
 
 def test_the_rollout_copy_keeps_its_rotary_frequencies(tiny_model: Path) -> None:
     """In bfloat16 they would turn far positions by wrong angles: another policy than the one that is trained."""
-    network = load_weights(str(tiny_model), torch.float32, "cpu")
-    twin = rollout_copy(network, torch.bfloat16)
-    bring_up_to_date(twin, network, frozen_too=True)
+    network = load_causal_lm(str(tiny_model), torch.float32, "cpu")
+    twin = inference_copy(network, torch.bfloat16)
+    sync_weights(twin, network, include_frozen=True)
     assert {parameter.dtype for parameter in twin.parameters()} == {torch.bfloat16}
     assert not any(parameter.requires_grad for parameter in twin.parameters())
     for (name, ours), (_, theirs) in zip(twin.named_buffers(), network.named_buffers(), strict=True):

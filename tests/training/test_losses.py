@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from permix.training.loss import importance, token_losses, token_weights
+from permix.training.loss import importance_weights, token_losses, token_weights
 
 losses = partial(token_losses, clip_low=0.2, clip_high=0.3)
 
@@ -41,7 +41,7 @@ def test_the_correction_weighs_the_policy_term_and_leaves_the_kl() -> None:
     logp_N = torch.tensor([-1.0, -1.0])
     reference_N = torch.tensor([-1.0, -1.0 - math.log(2)])
     terms = losses(
-        logp_N, logp_N, torch.tensor([1.0, 1.0]), correction_N=torch.tensor([0.5, 2.0]), reference_N=reference_N, beta=0.1
+        logp_N, logp_N, torch.tensor([1.0, 1.0]), importance_weight_N=torch.tensor([0.5, 2.0]), ref_logp_N=reference_N, beta=0.1
     )
     # k3 at d = -ln 2: 1/2 + ln 2 - 1.
     assert terms.kl_N is not None
@@ -54,7 +54,7 @@ def test_the_gradient_of_the_kl_term_is_that_of_the_reverse_kl() -> None:
     logits_V = torch.tensor([0.3, -0.5, 0.9], requires_grad=True)
     reference_V = torch.log_softmax(torch.tensor([0.0, 0.7, 0.2]), -1)
     logp_V = torch.log_softmax(logits_V, -1)
-    terms = losses(logp_V, logp_V.detach(), torch.zeros(3), reference_N=reference_V, beta=1.0)
+    terms = losses(logp_V, logp_V.detach(), torch.zeros(3), ref_logp_N=reference_V, beta=1.0)
     (estimated,) = torch.autograd.grad((logp_V.exp().detach() * terms.loss_N).sum(), logits_V, retain_graph=True)
     (exact,) = torch.autograd.grad((logp_V.exp() * (logp_V - reference_V)).sum(), logits_V)
     assert estimated.tolist() == pytest.approx(exact.tolist(), abs=1e-6)
@@ -64,4 +64,4 @@ def test_the_gradient_of_the_kl_term_is_that_of_the_reverse_kl() -> None:
 def test_importance_is_the_ratio_up_to_the_cap_and_one_where_it_is_unknown() -> None:
     old_N = torch.log(torch.tensor([0.2, 0.2, 0.5, 0.3]))
     sampler_N = torch.log(torch.tensor([0.4, 0.05, 0.5, math.nan]))
-    assert importance(old_N, sampler_N, 2.0).tolist() == pytest.approx([0.5, 2.0, 1.0, 1.0], abs=1e-6)
+    assert importance_weights(old_N, sampler_N, 2.0).tolist() == pytest.approx([0.5, 2.0, 1.0, 1.0], abs=1e-6)

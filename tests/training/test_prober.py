@@ -14,26 +14,40 @@ from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
 from permix import cli
-from permix.config import PersonasConfig, PlanConfig, ProbeConfig, TaskConfig, TrainConfig, TrainedModel, TrainStage
+from permix.config import (
+    DevEvalConfig,
+    OptimConfig,
+    PersonasConfig,
+    RolloutPlanConfig,
+    TaskConfig,
+    TrainableModelConfig,
+    TrainConfig,
+)
 from permix.errors import ConfigError, DataError
 from permix.evals import stability
-from permix.inference.hf import load_tokenizer, load_weights
-from permix.metrics.dev_curve import taken, told
+from permix.inference.hf import load_causal_lm, load_tokenizer
+from permix.metrics.dev_curve import selected_step, selection_text
 from permix.pipelines.train import run_training
-from permix.plan import plan_for
+from permix.plan import load_or_build_plan
 from permix.report.builder import build_report
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
-from permix.training.checkpoints import keep_weights, put_back
-from permix.training.dev_eval import curve_of, set_up
-from permix.training.dev_eval_callback import Probed, Prober, chosen_weights, fingerprint, refuse_too_long
-from permix.training.run_log import StepClock, read_log
+from permix.training.checkpoints import restore_weights, save_weights
+from permix.training.dev_eval import build_dev_eval, load_dev_curve
+from permix.training.dev_eval_callback import (
+    DevEvalCallback,
+    TrainerHooks,
+    check_dev_eval_prompts,
+    selected_weights_path,
+    weights_fingerprint,
+)
+from permix.training.run_log import StepClock, read_training_log
 from permix.types import Cell
 from tests.killable import Moment, command
 from tests.multi_process import team
 from tests.training import test_sharded
 
-QUICK = {"lr": 1e-2, "max_new_tokens": 6, "micro_tokens": 256, "precision": "float32", "save_every": 2}
+QUICK = {"lr": 1e-2, "max_new_tokens": 6, "microbatch_tokens": 256, "precision": "float32", "save_every": 2}
 SMALL = {"every": 2, "personas": 3, "questions": 15, "characters": 2, "roleplay_max_new_tokens": 6, "metric": "mean"}
 ASKED = (3 + 1) * 15 + 2 * 10
 """Answers of one such probe."""
@@ -41,16 +55,16 @@ ASKED = (3 + 1) * 15 + 2 * 10
 
 def stage(
     tiny_model: Path, out: Path, probe: dict[str, Any] | None = None, steps: int = 4, method: str = "permix", **settings: Any
-) -> TrainStage:
+) -> TrainConfig:
     """A training with a learning rate under which the tiny model gets worse."""
     mix = None if method == "sft" else 0.6
-    return TrainStage.model_validate(
+    return TrainConfig.model_validate(
         {
-            "out": out, "threads": 1, "model": TrainedModel(name=str(tiny_model)), "label": "tiny", "method": method,
+            "out": out, "threads": 1, "model": TrainableModelConfig(name=str(tiny_model)), "label": "tiny", "method": method,
             "task": TaskConfig(split="train", levels=("add-1", "sub-1"), n=20), "personas": PersonasConfig(split="train", n=4),
-            "plan": PlanConfig(steps=steps, questions_per_step=2, group_size=16, mix=mix),
-            "train": TrainConfig.model_validate(QUICK | settings),
-            "probe": ProbeConfig() if probe is None else ProbeConfig.model_validate(SMALL | probe),
+            "plan": RolloutPlanConfig(steps=steps, questions_per_step=2, group_size=16, mix=mix),
+            "train": OptimConfig.model_validate(QUICK | settings),
+            "dev_eval": DevEvalConfig() if probe is None else DevEvalConfig.model_validate(SMALL | probe),
         }
     )  # fmt: skip
 
@@ -65,7 +79,7 @@ task = {{ split = "train", levels = ["add-1", "sub-1"], n = 20 }}
 personas = {{ split = "train", n = 4 }}
 plan = {{ steps = 4, questions_per_step = 2, group_size = 16 }}
 train = {{ lr = 1e-2, max_new_tokens = 6, micro_tokens = 256, precision = "float32", save_every = 2, samples_every = 2 }}
-[probe]
+[dev_eval]
 every = 2
 personas = 3
 questions = 15
@@ -76,12 +90,12 @@ roleplay_max_new_tokens = 6
 
 def lines_of(out: Path) -> list[dict[str, Any]]:
     """probe.jsonl without its wall seconds."""
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in read_log(out / "probe.jsonl")]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in read_training_log(out / "probe.jsonl")]
 
 
 def log_of(out: Path) -> list[dict[str, Any]]:
     timed = ("seconds", "cpu_seconds")
-    return [{name: value for name, value in line.items() if name not in timed} for line in read_log(out / "log.jsonl")]
+    return [{name: value for name, value in line.items() if name not in timed} for line in read_training_log(out / "log.jsonl")]
 
 
 def records(out: Path) -> dict[str, list[Cell]]:
@@ -106,12 +120,12 @@ def probed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("permix", {}),
         ("permix", {"lora_rank": 2, "beta": 0.1}),
-        ("permix", {"iterations": 2}),
+        ("permix", {"updates_per_rollout": 2}),
         ("permix", {"precision": "bfloat16"}),
         ("sft", {}),
         ("sft-personas", {"lora_rank": 2, "precision": "bfloat16"}),
     ],
-    ids=["plain", "lora-kl", "iterations", "bfloat16", "sft", "sft-lora-bfloat16"],
+    ids=["plain", "lora-kl", "updates_per_rollout", "bfloat16", "sft", "sft-lora-bfloat16"],
 )
 def test_a_run_with_probes_ends_bitwise_where_one_without_does(
     tiny_model: Path, tmp_path: Path, method: str, settings: dict[str, Any]
@@ -130,7 +144,7 @@ def test_a_run_with_probes_ends_bitwise_where_one_without_does(
 @pytest.fixture
 def network(tiny_model: Path) -> Any:
     torch.set_num_threads(1)
-    return load_weights(str(tiny_model), torch.float32, "cpu").train()
+    return load_causal_lm(str(tiny_model), torch.float32, "cpu").train()
 
 
 class Trainer:
@@ -138,27 +152,30 @@ class Trainer:
 
     def __init__(self, tiny_model: Path, network: Any) -> None:
         self.tracked: list[dict[str, float]] = []
-        self.probed = Probed(
-            tokenizer=load_tokenizer(str(tiny_model)), network=lambda: nullcontext(network), trained=lambda: network,
-            clock=StepClock(), track=self.tracked.append,
-        )  # fmt: skip
+        self.probed = TrainerHooks(
+            tokenizer=load_tokenizer(str(tiny_model)),
+            generation_network=lambda: nullcontext(network),
+            unwrapped_model=lambda: network,
+            clock=StepClock(),
+            log_to_trackers=self.tracked.append,
+        )
         self.state = TrainerState(max_steps=10)
 
-    def begin(self, prober: Prober) -> None:
+    def begin(self, prober: DevEvalCallback) -> None:
         prober.on_train_begin(None, self.state, TrainerControl())
 
-    def end_step(self, prober: Prober, step: int) -> TrainerControl:
+    def end_step(self, prober: DevEvalCallback, step: int) -> TrainerControl:
         self.state.global_step = step
         control = TrainerControl(should_log=True, should_save=True)
         prober.on_step_end(None, self.state, control)
         return control
 
 
-def prober_of(config: TrainStage, trainer: Trainer, done: int = 0) -> Prober:
-    probe = set_up(config, plan_for(config))
+def prober_of(config: TrainConfig, trainer: Trainer, done: int = 0) -> DevEvalCallback:
+    probe = build_dev_eval(config, load_or_build_plan(config))
     assert probe is not None
     config.out.mkdir(exist_ok=True)
-    return Prober(probe, done, trainer.probed)
+    return DevEvalCallback(probe, done, trainer.probed)
 
 
 def test_a_probe_leaves_the_global_generators_as_they_were(tiny_model: Path, tmp_path: Path, network: Any) -> None:
@@ -171,7 +188,7 @@ def test_a_probe_leaves_the_global_generators_as_they_were(tiny_model: Path, tmp
         return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
 
     trainer = Trainer(tiny_model, network)
-    trainer.probed = trainer.probed._replace(network=greedy)
+    trainer.probed = trainer.probed._replace(generation_network=greedy)
     before = state()
     trainer.begin(prober_of(stage(tiny_model, tmp_path / "run", {}), trainer))
     assert state() == before
@@ -216,29 +233,29 @@ def test_weights_that_are_shared_out_are_probed_kept_and_written_whole(
 def test_a_line_a_probe_says_what_the_records_say(probed: Path) -> None:
     lines = lines_of(probed)
     assert [line["step"] for line in lines] == [0, 2, 4]
-    curve = curve_of(probed, ProbeConfig.model_validate(SMALL))
+    curve = load_dev_curve(probed, DevEvalConfig.model_validate(SMALL))
     assert curve is not None
     for line, point in zip(lines, curve.points, strict=True):
         assert point.model_dump(mode="json") == {name: line[name] for name in point.model_dump()}
-        cells = read_cells(probed / "probe" / f"step-{line['step']:04d}" / "stability" / "records.jsonl")
+        cells = read_cells(probed / "dev_eval" / f"step-{line['step']:04d}" / "stability" / "records.jsonl")
         right: dict[str | None, list[bool]] = {}
         for cell in cells.values():
             assert cell.verdict is not None
             right.setdefault(cell.persona_id, []).append(bool(cell.verdict.correct))
         accuracy = {persona: sum(found) / len(found) for persona, found in right.items()}
         assert line["baseline"]["value"] == pytest.approx(accuracy.pop(None))
-        folder = probed / "probe" / f"step-{line['step']:04d}" / "stability"
-        assert line["worst"] == stability.measure(folder).worst.model_dump(mode="json")
+        folder = probed / "dev_eval" / f"step-{line['step']:04d}" / "stability"
+        assert line["worst"] == stability.measure_stability(folder).worst.model_dump(mode="json")
         assert line["mean"]["value"] == pytest.approx(sum(accuracy.values()) / 3) == pytest.approx(line["score"])
         tokens = [cell.completion.completion_tokens or 0 for cell in cells.values() if cell.completion]
         assert line["completion_tokens"] == pytest.approx(sum(tokens) / 60)
         assert line["chance"] == 0.5
-    assert all(0 < line["seconds"] < 60 for line in read_log(probed / "probe.jsonl"))
+    assert all(0 < line["seconds"] < 60 for line in read_training_log(probed / "probe.jsonl"))
 
 
 def test_what_its_steps_took_counts_as_probing_and_not_as_training(probed: Path) -> None:
-    seconds = [line["seconds"] for line in read_log(probed / "log.jsonl")]
-    probing = [line["probe"] for line in seconds]
+    seconds = [line["seconds"] for line in read_training_log(probed / "log.jsonl")]
+    probing = [line["dev_eval"] for line in seconds]
     assert [one > 0 for one in probing] == [False, True, False, True]
     assert seconds[1]["training"] < probing[1]
     assert seconds[0]["training"] < 10 * seconds[2]["training"] + 1, "the probe before the first step is no step's time"
@@ -246,7 +263,7 @@ def test_what_its_steps_took_counts_as_probing_and_not_as_training(probed: Path)
 
 def test_probes_are_runs_like_any_other(probed: Path, tmp_path: Path) -> None:
     """So a point of the curve can be looked into; step 0 taught the classifier of all of them."""
-    rows = build_report([probed / "probe" / "step-0000", probed / "probe" / "step-0004"], tmp_path / "report")
+    rows = build_report([probed / "dev_eval" / "step-0000", probed / "dev_eval" / "step-0004"], tmp_path / "report")
     lines = lines_of(probed)
     assert [row.label for row in rows] == ["tiny, step 0", "tiny, step 4"]
     for row, line in zip(rows, (lines[0], lines[2]), strict=True):
@@ -284,10 +301,10 @@ def test_the_best_weights_become_the_model(tiny_model: Path, tmp_path: Path) -> 
     expected, found = load_file(source / "model.safetensors"), load_file(folder / "model.safetensors")
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    curve = curve_of(tmp_path / "run", config.probe)
+    curve = load_dev_curve(tmp_path / "run", config.dev_eval)
     assert curve is not None
-    assert taken(curve) == best
-    assert told(curve) in (folder / "README.md").read_text(encoding="utf-8")
+    assert selected_step(curve) == best
+    assert selection_text(curve) in (folder / "README.md").read_text(encoding="utf-8")
     assert not list((tmp_path / "run").glob("probe/**/*.safetensors"))
 
 
@@ -307,7 +324,7 @@ def test_patience_ends_the_training_and_the_run_is_finished(tiny_model: Path, tm
     lines = lines_of(tmp_path / "run")
     scores = [line["score"] for line in lines]
     expected = next(n for n in range(2, 13) if max(scores[: n - 1]) >= max(scores[n - 1 : n + 1]))
-    assert [line["step"] for line in read_log(tmp_path / "run" / "log.jsonl")] == list(range(1, expected + 1))
+    assert [line["step"] for line in read_training_log(tmp_path / "run" / "log.jsonl")] == list(range(1, expected + 1))
     assert [line["stop"] for line in lines] == [False] * expected + [True]
     assert f"Training ended at step {expected}: no probe since step {expected - 2} was better (patience = 2)." in (
         folder / "README.md"
@@ -334,11 +351,11 @@ def test_weights_that_no_resumed_run_could_choose_are_dropped_when_a_checkpoint_
     config = stage(tiny_model, tmp_path / "run", {"select": "best"})
     prober = prober_of(config, trainer)
     trainer.begin(prober)
-    lines = read_log(tmp_path / "run" / "probe.jsonl")
+    lines = read_training_log(tmp_path / "run" / "probe.jsonl")
     for step, mean in ((2, 0.9), (4, 0.8)):
-        folder = tmp_path / "run" / "probe" / f"step-{step:04d}"
+        folder = tmp_path / "run" / "dev_eval" / f"step-{step:04d}"
         folder.mkdir(parents=True)
-        keep_weights(network, folder / "weights.safetensors")
+        save_weights(network, folder / "weights.safetensors")
         lines.append(lines[0] | {"step": step, "mean": lines[0]["mean"] | {"value": mean, "low": None, "high": None}})
     (tmp_path / "run" / "probe.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -348,36 +365,36 @@ def test_weights_that_no_resumed_run_could_choose_are_dropped_when_a_checkpoint_
     assert left() == ["step-0000", "step-0002", "step-0004"]
     prober.on_save()  # this one knows only of step 0
     assert left() == ["step-0000"]
-    keep_weights(network, tmp_path / "run" / "probe" / "step-0002" / "weights.safetensors")
+    save_weights(network, tmp_path / "run" / "dev_eval" / "step-0002" / "weights.safetensors")
     prober_of(config, trainer, done=4)
     assert left() == ["step-0002"]
-    assert [line["step"] for line in read_log(tmp_path / "run" / "probe.jsonl")] == [0, 2, 4]
+    assert [line["step"] for line in read_training_log(tmp_path / "run" / "probe.jsonl")] == [0, 2, 4]
 
 
 def test_kept_weights_are_put_back_bit_for_bit(network: Any, tmp_path: Path) -> None:
     before = {name: one.detach().clone() for name, one in network.named_parameters()}
-    keep_weights(network, tmp_path / "weights.safetensors")
+    save_weights(network, tmp_path / "weights.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
     with torch.no_grad():
         for one in network.parameters():
             one.add_(1.0)
-    put_back(network, tmp_path / "weights.safetensors")
+    restore_weights(network, tmp_path / "weights.safetensors")
     assert all(torch.equal(one, before[name]) for name, one in network.named_parameters())
     with pytest.raises(DataError, match=r"gone\.safetensors: the weights that the probes chose are gone"):
-        put_back(network, tmp_path / "gone.safetensors")
+        restore_weights(network, tmp_path / "gone.safetensors")
 
 
 def test_a_state_of_tied_weights_gets_them_under_each_of_their_names(network: Any, tmp_path: Path) -> None:
     """As one gathered from processes that share the weights out."""
-    keep_weights(network, tmp_path / "weights.safetensors")
+    save_weights(network, tmp_path / "weights.safetensors")
     state: dict[str, Any] = {"lm_head.weight": None, "model.embed_tokens.weight": None}
-    put_back(network, tmp_path / "weights.safetensors", state)
+    restore_weights(network, tmp_path / "weights.safetensors", state)
     assert set(state) == set(network.state_dict())
     assert all(torch.equal(one, state[name]) for name, one in network.state_dict().items())
 
 
 def test_the_last_weights_need_no_file(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert chosen_weights(probed, ProbeConfig.model_validate(SMALL)) is None
+    assert selected_weights_path(probed, DevEvalConfig.model_validate(SMALL)) is None
     assert "The weights are those of step 4, the last (select = last; of 3 probes" in capsys.readouterr().err
 
 
@@ -385,11 +402,11 @@ def test_the_last_weights_need_no_file(probed: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_fingerprint_follows_the_weights_and_their_precision(network: Any) -> None:
-    before = fingerprint(network)
-    assert fingerprint(network) == before
-    assert fingerprint(network.to(torch.bfloat16).to(torch.float32)) != before
-    rounded = fingerprint(network)
-    assert fingerprint(network.to(torch.bfloat16)) != rounded
+    before = weights_fingerprint(network)
+    assert weights_fingerprint(network) == before
+    assert weights_fingerprint(network.to(torch.bfloat16).to(torch.float32)) != before
+    rounded = weights_fingerprint(network)
+    assert weights_fingerprint(network.to(torch.bfloat16)) != rounded
 
 
 def test_records_of_other_weights_are_set_aside_and_kept(tiny_model: Path, tmp_path: Path, network: Any) -> None:
@@ -415,12 +432,12 @@ def test_records_of_other_weights_are_set_aside_and_kept(tiny_model: Path, tmp_p
 MOMENTS = [
     Moment("permix.storage.run_dir:RunDir.append", 30),
     Moment("safetensors.torch:save_file", 1, torn=True),
-    Moment("permix.training.dev_eval_callback:keep_weights", 1),
-    Moment("permix.training.dev_eval_callback:Prober._write_lines", 2),
+    Moment("permix.training.dev_eval_callback:save_weights", 1),
+    Moment("permix.training.dev_eval_callback:DevEvalCallback._write_log", 2),
     Moment("permix.storage.run_dir:RunDir.append", ASKED - 5),
     Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
-    Moment("permix.training.dev_eval_callback:noted", 1),
-    Moment("permix.training.model_card:told", 1),
+    Moment("permix.training.dev_eval_callback:dev_point_from_metrics", 1),
+    Moment("permix.training.model_card:selection_text", 1),
 ]
 """Where each start of the run dies: in the probe before training; in the middle of keeping its weights; when they are kept and
 its line is not written; after that line; in the open-ended half of the next probe; when the first checkpoint is whole; when the
@@ -431,9 +448,9 @@ probe after it is measured and not written down; in the middle of writing the mo
 @pytest.mark.parametrize(
     "settings",
     [
-        ("--probe.select", "best"),
-        ("--probe.select", "best", "--probe.patience", "2", "--plan.steps", "8"),
-        ("--probe.select", "best", "--train.lora-rank", "2", "--train.save-every", "3"),
+        ("--dev-eval.select", "best"),
+        ("--dev-eval.select", "best", "--dev-eval.patience", "2", "--plan.steps", "8"),
+        ("--dev-eval.select", "best", "--train.lora-rank", "2", "--train.save-every", "3"),
     ],
     ids=["best", "patience", "lora"],
 )
@@ -444,7 +461,7 @@ def test_a_run_killed_again_and_again_chooses_and_ends_as_an_undisturbed_one(
     config.write_text(toml_of(tiny_model))
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert command("train", str(config), "--out", str(undisturbed), *settings) == 0
-    for moment in MOMENTS if settings == ("--probe.select", "best") else MOMENTS[1::3]:
+    for moment in MOMENTS if settings == ("--dev-eval.select", "best") else MOMENTS[1::3]:
         assert command("train", str(config), "--out", str(killed), *settings, dies=moment) == -9, moment
         assert not (killed / "model").exists()
     assert command("train", str(config), "--out", str(killed), *settings) == 0
@@ -452,7 +469,7 @@ def test_a_run_killed_again_and_again_chooses_and_ends_as_an_undisturbed_one(
     assert (killed / "model/README.md").read_bytes() == (undisturbed / "model/README.md").read_bytes()
     assert log_of(killed) == log_of(undisturbed)
     assert lines_of(killed) == lines_of(undisturbed)
-    assert lines_of(killed)[-1]["stop"] == ("--probe.patience" in settings)
+    assert lines_of(killed)[-1]["stop"] == ("--dev-eval.patience" in settings)
     assert records(killed) == records(undisturbed), "nothing is lost, and nothing is generated twice"
     assert files(killed) == files(undisturbed)
 
@@ -469,9 +486,11 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(tiny_model: Path
     with pytest.raises(ConfigError, match=r"probe.max_new_tokens = 500: .* reads 512; give probe.max_new_tokens = \d+ or less"):
         run_training(config)
     assert not (tmp_path / "run" / "probe.jsonl").exists()
-    probe = set_up(config.model_copy(update={"probe": ProbeConfig.model_validate(SMALL)}), plan_for(config))
+    probe = build_dev_eval(
+        config.model_copy(update={"dev_eval": DevEvalConfig.model_validate(SMALL)}), load_or_build_plan(config)
+    )
     assert probe is not None
-    refuse_too_long(probe, load_tokenizer(str(tiny_model)), 512)
+    check_dev_eval_prompts(probe, load_tokenizer(str(tiny_model)), 512)
 
 
 def test_another_probe_in_its_folder_is_refused(tiny_model: Path, probed: Path) -> None:
@@ -487,11 +506,11 @@ def trained(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "model.name": tiny_model, "out": tmp_path / "run", "threads": 1, "label": "tiny", "task.n": 20, "personas.n": 4,
         "plan.steps": 2, "plan.questions-per-step": 2, "plan.group-size": 8, "train.max-new-tokens": 6, "train.lr": 0.01,
         "train.precision": "float32",
-        "probe.every": 1, "probe.personas": 2, "probe.questions": 5, "probe.characters": 2, "probe.select": "best",
-        "probe.roleplay-max-new-tokens": 6, "probe.patience": 5,
+        "dev_eval.every": 1, "dev_eval.personas": 2, "dev_eval.questions": 5, "dev_eval.characters": 2, "dev_eval.select": "best",
+        "probe.roleplay-max-new-tokens": 6, "dev_eval.patience": 5,
     }  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    assert cli.run(["train", *words]) == 0
+    assert cli.run_cli(["train", *words]) == 0
     shown = capsys.readouterr()
     assert shown.out.strip() == str(tmp_path / "run" / "model")
     for step in (0, 1, 2):
@@ -501,15 +520,15 @@ def trained(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_from_the_command_line_to_the_report(trained: Path, tmp_path: Path) -> None:
-    assert cli.run(["report", str(trained), "--out", str(tmp_path / "report")]) == 0
-    config = TrainStage.model_validate(read_json(trained / "config.json"))
-    curve = curve_of(trained, config.probe)
+    assert cli.run_cli(["report", str(trained), "--out", str(tmp_path / "report")]) == 0
+    config = TrainConfig.model_validate(read_json(trained / "config.json"))
+    curve = load_dev_curve(trained, config.dev_eval)
     assert curve is not None
     (data,) = read_json(tmp_path / "report" / "table.json")["probes"].values()
     assert data["points"] == [point.model_dump(mode="json") for point in curve.points]
-    assert data["weights_of_step"] == lines_of(trained)[-1]["best_step"] == taken(curve)
+    assert data["weights_of_step"] == lines_of(trained)[-1]["best_step"] == selected_step(curve)
     assert (tmp_path / "report" / "probes.png").read_bytes().startswith(b"\x89PNG")
     report = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert "![probes while training](probes.png)" in report
-    assert f"- **tiny**: {told(curve)}" in report
+    assert f"- **tiny**: {selection_text(curve)}" in report
     assert "What chooses is no result" in report

@@ -15,33 +15,52 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from permix.config import TrainConfig
+from permix.config import OptimConfig
 from permix.errors import PermixError
-from permix.inference.hardware import share_of_cores
-from permix.inference.hf import load_weights
+from permix.inference.hardware import cores_per_process
+from permix.inference.hf import load_causal_lm
 from permix.training import distributed
-from permix.training.gradient_step import Objective, Replayed
-from permix.training.grpo_trainer import PlanTrainer
+from permix.training.gradient_step import GradientStep, ReplayBatch
+from permix.training.grpo_trainer import PlanGRPOTrainer
 from permix.training.rollouts import Sample
-from permix.training.run_log import StepLog, read_log
+from permix.training.run_log import RolloutLogger, read_training_log
 from tests.killable import Moment
 from tests.multi_process import Ended, command, each, ended, started, team
 
 SETTINGS = {
     "dapo": (),
     "grpo-kl-iterations-checkpointing": (
-        "--train.loss", "grpo", "--train.beta", "0.1", "--train.iterations", "2", "--train.gradient-checkpointing",
+        "--train.loss",
+        "grpo",
+        "--train.beta",
+        "0.1",
+        "--train.updates_per_rollout",
+        "2",
+        "--train.gradient-checkpointing",
     ),
     "lora-kl-rollout-scope": ("--train.lora-rank", "2", "--train.beta", "0.1", "--plan.scope", "rollout"),
     "dr-grpo-batch-replay": (
-        "--train.loss", "dr_grpo", "--train.scale-rewards", "batch",
-        "--character.replay", "0.5", "--character.expressivity", "0.5",
+        "--train.loss",
+        "dr_grpo",
+        "--train.scale-rewards",
+        "batch",
+        "--character.replay",
+        "0.5",
+        "--character.expressivity",
+        "0.5",
     ),
     "adaptive-spares": (
-        "--plan.group-size", "4", "--plan.spares", "3", "--plan.adaptive", "4", "--plan.adaptive-every", "1",
+        "--plan.group-size",
+        "4",
+        "--plan.dynamic_sampling_groups",
+        "3",
+        "--plan.curriculum_strength",
+        "4",
+        "--plan.curriculum-update-every",
+        "1",
     ),
     "on-policy-replay": ("--character.replay", "0.5", "--character.replay-policy", "on"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -83,7 +102,9 @@ def close(one: Any, two: Any, relative: float) -> bool:
 
 
 def untimed(log: Path) -> list[dict[str, Any]]:
-    return [{name: one for name, one in line.items() if name not in ("seconds", "cpu_seconds")} for line in read_log(log)]
+    return [
+        {name: one for name, one in line.items() if name not in ("seconds", "cpu_seconds")} for line in read_training_log(log)
+    ]
 
 
 @pytest.mark.slow
@@ -94,7 +115,7 @@ def test_two_processes_train_like_one(config: Path, tiny_model: Path, tmp_path: 
     found = team(tmp_path / "team", "train", str(config), "--out", str(two), *settings)
     assert [end.code for end in found] == [0, 0], found
     # Adam makes a whole step of a gradient that is rounding alone, as off-policy replay's is while the model still is its base.
-    noisy, spares = "--character.expressivity" in settings, "--plan.spares" in settings
+    noisy, spares = "--character.expressivity" in settings, "--plan.dynamic_sampling_groups" in settings
     assert relative_distance(one / "model", two / "model", tiny_model) <= (1e-3 if noisy else 1e-4 if spares else 1e-5)
     for name in ("rollouts.jsonl", "samples.md", "plan.parquet", "plan_blocks.jsonl", "model/README.md"):
         if (one / name).exists():
@@ -125,13 +146,13 @@ DEALS = {
 def rollouts_of(advantages: tuple[float, ...]) -> list[Sample]:
     """Two groups of two; completions of unlike lengths, so that a mean of the processes' means would be another number."""
     return [
-        Sample(PROMPTS[place // 2], COMPLETIONS[place], advantage, reference=[-4.0 - place] * len(COMPLETIONS[place]))
+        Sample(PROMPTS[place // 2], COMPLETIONS[place], advantage, ref_logprobs=[-4.0 - place] * len(COMPLETIONS[place]))
         for place, advantage in enumerate(advantages)
     ]
 
 
 def answers() -> list[Sample]:
-    return [Sample(PROMPTS[0], [40, 41, 42], 0.0, reference=[-5.0] * 3), Sample(PROMPTS[1], [43], 0.0, reference=[-6.0])]
+    return [Sample(PROMPTS[0], [40, 41, 42], 0.0, ref_logprobs=[-5.0] * 3), Sample(PROMPTS[1], [43], 0.0, ref_logprobs=[-6.0])]
 
 
 SIDES: dict[str, dict[str, Any]] = {
@@ -149,20 +170,20 @@ def all_steps(model: Path, out: Path) -> None:
     from accelerate.state import AcceleratorState
 
     torch.set_num_threads(1)
-    with distributed.together():
+    with distributed.process_group():
         AcceleratorState._reset_state()  # another test of this process may have left bfloat16
         accelerator = Accelerator(cpu=True, mixed_precision="no")
-        network = accelerator.prepare(load_weights(str(model), torch.float32, "cpu").train())
-        size, rank = distributed.count(), distributed.rank()
+        network = accelerator.prepare(load_causal_lm(str(model), torch.float32, "cpu").train())
+        size, rank = distributed.world_size(), distributed.rank()
         found = {}
         for side, settings in SIDES.items():
             # Packs of at most 9 tokens: a process with rollouts has more of them than one without.
-            config = TrainConfig.model_validate(settings | {"micro_tokens": 9, "max_new_tokens": 8})
+            config = OptimConfig.model_validate(settings | {"microbatch_tokens": 9, "max_new_tokens": 8})
             for deal, advantages in DEALS.items():
                 own = rollouts_of(advantages)[rank * 4 // size : (rank + 1) * 4 // size]
-                replayed = Replayed(0.5, answers()[rank::size], ()) if side == "replay" else None
+                replayed = ReplayBatch(0.5, answers()[rank::size], ()) if side == "replay" else None
                 network.zero_grad()
-                loss, figures = Objective(config, accelerator, pad=1).accumulate(network, own, replayed)
+                loss, figures = GradientStep(config, accelerator, pad_token_id=1).accumulate(network, own, replayed)
                 found[side, deal] = loss, figures, torch.cat([one.grad.flatten() for one in network.parameters()])
         torch.save(found, out / f"steps-{rank}-of-{size}.pt")
 
@@ -192,9 +213,9 @@ def test_the_gradient_is_one_processs_however_live_rollouts_are_dealt(steps: Pat
 
 
 def test_cores_are_shared_out_whole_and_nobody_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert share_of_cores(7) == 7
+    assert cores_per_process(7) == 7
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert [share_of_cores(cores) for cores in (8, 7, 2, 1)] == [4, 3, 1, 1]
+    assert [cores_per_process(cores) for cores in (8, 7, 2, 1)] == [4, 3, 1, 1]
 
 
 def messages(found: list[Ended]) -> list[str]:
@@ -233,7 +254,7 @@ def test_a_run_that_another_command_writes_is_refused_once(config: Path, tmp_pat
 def breaks(rank: int, argv: tuple[str, ...], error: type[BaseException]) -> None:
     """One process meets an error of its own in step 2."""
     seen = 0
-    original = PlanTrainer._reward
+    original = PlanGRPOTrainer._reward
 
     def reward(*arguments: Any, **columns: Any) -> Any:
         nonlocal seen
@@ -242,7 +263,7 @@ def breaks(rank: int, argv: tuple[str, ...], error: type[BaseException]) -> None
             raise error("this process's disk burns")
         return original(*arguments, **columns)
 
-    PlanTrainer._reward = reward  # type: ignore[method-assign]
+    PlanGRPOTrainer._reward = reward  # type: ignore[method-assign]
     command(argv, {})
 
 
@@ -253,7 +274,7 @@ def test_an_error_of_one_process_ends_all_with_its_message(config: Path, tmp_pat
     assert [end.code for end in found] == [1, 1]
     assert messages(found) == ["permix train: this process's disk burns"]
     assert "disk burns" in found[rank].said
-    assert [line["step"] for line in read_log(tmp_path / "run" / "log.jsonl")] == [1]
+    assert [line["step"] for line in read_training_log(tmp_path / "run" / "log.jsonl")] == [1]
     assert json.loads((tmp_path / "run" / "usage.json").read_text())["starts"] == 1
 
 
@@ -265,13 +286,13 @@ def test_an_error_nobody_foresaw_leaves_one_traceback(config: Path, tmp_path: Pa
 
 def slowly(argv: tuple[str, ...]) -> None:
     """Steps of at least a tenth of a second, so that a signal finds the run in the middle."""
-    original = StepLog.step
+    original = RolloutLogger.log_metrics
 
     def step(*arguments: Any) -> None:
         original(*arguments)
         time.sleep(0.1)
 
-    StepLog.step = step  # type: ignore[method-assign,assignment]
+    RolloutLogger.log_metrics = step  # type: ignore[method-assign,assignment]
     command(argv, {})
 
 
@@ -279,7 +300,7 @@ def test_ctrl_c_ends_all_and_the_run_goes_on(config: Path, tiny_model: Path, tmp
     argv = ("train", str(config), "--plan.steps", "30", "--out", str(tmp_path / "run"))
     with started(tmp_path / "team", slowly, (argv,), 2, {}) as running:
         until = time.monotonic() + 60
-        while len(read_log(tmp_path / "run" / "log.jsonl")) < 3 and time.monotonic() < until:
+        while len(read_training_log(tmp_path / "run" / "log.jsonl")) < 3 and time.monotonic() < until:
             time.sleep(0.05)
         for process in running:
             with contextlib.suppress(ProcessLookupError):
@@ -288,21 +309,21 @@ def test_ctrl_c_ends_all_and_the_run_goes_on(config: Path, tiny_model: Path, tmp
     assert [end.code for end in found] == [130, 130], found
     (said,) = messages([Ended(end.code, end.said.strip()) for end in found])
     assert said == "permix train: interrupted; what was done is kept, run the same command to go on"
-    done = len(read_log(tmp_path / "run" / "log.jsonl"))
+    done = len(read_training_log(tmp_path / "run" / "log.jsonl"))
     assert 3 <= done < 30
     assert team(tmp_path / "again", *argv)[0].code == 0
-    assert [line["step"] for line in read_log(tmp_path / "run" / "log.jsonl")] == list(range(1, 31))
+    assert [line["step"] for line in read_training_log(tmp_path / "run" / "log.jsonl")] == list(range(1, 31))
 
 
 @pytest.mark.slow
 def test_two_processes_killed_and_started_again_end_where_undisturbed_ones_do(config: Path, tmp_path: Path) -> None:
-    argv = ("train", str(config), "--train.iterations", "2", "--train.save-every", "3")
+    argv = ("train", str(config), "--train.updates_per_rollout", "2", "--train.save-every", "3")
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert team(tmp_path / "team", *argv, "--out", str(undisturbed))[0].code == 0
     kills = (
-        {1: Moment("permix.training.grpo_trainer:write_buffer", 1)},  # in the middle of the first checkpoint
+        {1: Moment("permix.training.grpo_trainer:save_rollouts", 1)},  # in the middle of the first checkpoint
         {0: Moment("transformers.trainer_callback:TrainerState.save_to_json", 1)},  # after it, amid a generation's steps
-        {1: Moment("permix.training.grpo_trainer:PlanTrainer.training_step", 1)},  # in the step that goes on from there
+        {1: Moment("permix.training.grpo_trainer:PlanGRPOTrainer.training_step", 1)},  # in the step that goes on from there
     )
     for number, dies in enumerate(kills):
         found = team(tmp_path / f"kill-{number}", *argv, "--out", str(killed), dies=dies)
@@ -332,4 +353,4 @@ def test_torchrun_starts_the_command_line_as_a_module(config: Path, tmp_path: Pa
     assert done.stdout == f"{tmp_path / 'run' / 'model'}\n"
     born = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert (born["processes"], born["command"][:2]) == (2, ["permix", "train"])
-    assert len(read_log(tmp_path / "run" / "rollouts.jsonl")) == 32
+    assert len(read_training_log(tmp_path / "run" / "rollouts.jsonl")) == 32

@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from permix.inference.shared_prefix import Family
-from permix.training.replay import TOP, Replay, answer_logits, forward_kl, log_rest, samples_of
+from permix.inference.shared_prefix import PromptGroup
+from permix.training.replay import (
+    REPLAY_TOP_K,
+    CharacterReplay,
+    answer_logits,
+    forward_kl,
+    log_remaining_mass,
+    samples_from_cells,
+)
 from permix.training.rollouts import Sample
 from permix.types import Cell, Completion, Message
 from tests.networks import NETWORKS
@@ -54,39 +61,41 @@ def test_fewer_tokens_never_show_more_than_there_is() -> None:
 
 
 def test_the_rest_stays_finite_where_rounding_leaves_nothing() -> None:
-    assert math.isfinite(log_rest(torch.log(torch.tensor([0.5, 0.5000001]))).item())
+    assert math.isfinite(log_remaining_mass(torch.log(torch.tensor([0.5, 0.5000001]))).item())
 
 
 def test_every_answer_is_replayed_as_often_as_the_next() -> None:
-    replay = Replay(answers(10), per_step=4, weight=1.0, seed=3)
-    places = [place for step in range(5) for place in replay.chosen(step)]
+    replay = CharacterReplay(answers(10), per_step=4, weight=1.0, seed=3)
+    places = [place for step in range(5) for place in replay.answer_indices(step)]
     assert Counter(places) == Counter(dict.fromkeys(range(10), 2))
     assert sorted(places[:10]) == list(range(10))
     assert places[:10] != places[10:]
-    assert replay.chosen(3) == Replay(answers(10), per_step=4, weight=1.0, seed=3).chosen(3), (
+    assert replay.answer_indices(3) == CharacterReplay(answers(10), per_step=4, weight=1.0, seed=3).answer_indices(3), (
         "a step depends on nothing before it"
     )
-    assert Replay(answers(10), per_step=4, weight=1.0, seed=4).chosen(0) != replay.chosen(0)
-    assert len(Replay(answers(3), per_step=8, weight=1.0, seed=0).chosen(0)) == 3
+    assert CharacterReplay(answers(10), per_step=4, weight=1.0, seed=4).answer_indices(0) != replay.answer_indices(0)
+    assert len(CharacterReplay(answers(3), per_step=8, weight=1.0, seed=0).answer_indices(0)) == 3
 
 
 @pytest.mark.parametrize("way", ["shared", "plain"])
 def test_the_base_model_is_at_no_distance_from_itself_and_training_on_the_term_brings_it_back(way: str) -> None:
     network = NETWORKS["llama"]().eval()
     if way == "plain":
-        network.shares_prompts = False
+        network.shared_prefix_enabled = False
     kept = answers(3)
-    replay = Replay(kept, per_step=3, weight=1.0, seed=0)
-    replay.learn_base(network, pad=1, budget=20)
-    teacher = replay.teachers[1]
-    assert teacher.token_T_K.shape == (3, TOP)
+    replay = CharacterReplay(kept, per_step=3, weight=1.0, seed=0)
+    replay.cache_base_topk(network, pad_token_id=1, microbatch_tokens=20)
+    teacher = replay.teacher_topk[1]
+    assert teacher.token_T_K.shape == (3, REPLAY_TOP_K)
     logits = torch.log_softmax(network(torch.tensor([[*kept[1].prompt, *kept[1].completion]])).logits[0, 2:5], -1)
     assert float((logits.gather(1, teacher.token_T_K) - teacher.logp_T_K).abs().max()) <= 1e-4
 
     def distance(of: Any) -> torch.Tensor:
         found = [
-            forward_kl(answer_logits(of, [Family(one.prompt, [one.completion])], 1), torch.arange(3), own.token_T_K, own.logp_T_K)
-            for one, own in zip(kept, replay.teachers, strict=True)
+            forward_kl(
+                answer_logits(of, [PromptGroup(one.prompt, [one.completion])], 1), torch.arange(3), own.token_T_K, own.logp_T_K
+            )
+            for one, own in zip(kept, replay.teacher_topk, strict=True)
         ]
         return torch.cat(found)
 
@@ -106,7 +115,7 @@ def test_recorded_answers_become_tokens_again() -> None:
         completion = Completion(text=text, prompt_tokens=1, completion_tokens=1, finish=finish)
         return Cell(persona_id="sailor", question_id="q", seed=0, messages=messages, completion=completion)
 
-    ended, cut = samples_of([cell("The answer", "stop"), cell("The answer", "length"), cell("", "length")], tokenizer)
+    ended, cut = samples_from_cells([cell("The answer", "stop"), cell("The answer", "length"), cell("", "length")], tokenizer)
     assert ended.completion == [*cut.completion, tokenizer.eos_token_id]
     assert tokenizer.decode(cut.completion) == "The answer"
     assert tokenizer.decode(list(ended.prompt)).endswith("<|im_start|>assistant\n")

@@ -1,8 +1,8 @@
 """The reward is the verifier's verdict, in order, and what was not scored is in no mean."""
 
 from permix.tasks import TASKS
-from permix.tasks.base import verify
-from permix.training.rewards import mean_by_tag, verdicts
+from permix.tasks.base import verify_completion
+from permix.training.rewards import mean_reward_by_tag, verify_completions
 from permix.types import Verdict
 from permix.verification.math_verifier import Verifier
 
@@ -20,24 +20,24 @@ def test_verdicts_are_the_evaluations_own_in_order() -> None:
     completions = ["It is 12.", "\\boxed{13}", "no idea", "\\boxed{\\frac{1}{2}} and 7"]
     tasks, golds = ["arithmetic", "gsm8k", "arithmetic", "math"], ["12", "12", "12", "1/2"]
     with Verifier() as verifier:
-        found = verdicts(completions, tasks, golds, verifier)
-        assert found == [verify(TASKS[t], c, g, verifier) for c, t, g in zip(completions, tasks, golds, strict=True)]
+        found = verify_completions(completions, tasks, golds, verifier)
+        assert found == [verify_completion(TASKS[t], c, g, verifier) for c, t, g in zip(completions, tasks, golds, strict=True)]
     assert [verdict.reward for verdict in found] == [1.0, 0.0, 0.0, 1.0]
     assert [verdict.extracted for verdict in found[:3]] == ["12", "13", None]
 
 
 def test_a_failed_verification_has_no_reward_and_is_not_zero() -> None:
     with BrokenVerifier() as verifier:
-        found = verdicts(["12", "13", "14"], ["arithmetic"] * 3, ["12"] * 3, verifier)
+        found = verify_completions(["12", "13", "14"], ["arithmetic"] * 3, ["12"] * 3, verifier)
     assert [verdict.reward for verdict in found] == [1.0, None, 0.0]
 
 
 def test_means_by_tag_worked_by_hand() -> None:
     rewards = [1.0, 0.0, None, 1.0, 0.0, None]
     tags = [["expert"], ["expert", "character"], ["character"], [], [], ["harmful"]]
-    assert mean_by_tag(rewards, tags) == {"character": 0.0, "expert": 0.5, "none": 0.5}
+    assert mean_reward_by_tag(rewards, tags) == {"character": 0.0, "expert": 0.5, "none": 0.5}
 
 
 def test_means_of_nothing() -> None:
-    assert mean_by_tag([], []) == {}
-    assert mean_by_tag([None], [["expert"]]) == {}
+    assert mean_reward_by_tag([], []) == {}
+    assert mean_reward_by_tag([None], [["expert"]]) == {}

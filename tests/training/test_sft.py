@@ -7,21 +7,28 @@ from typing import Any
 import pytest
 import torch
 
-from permix.config import TrainConfig
-from permix.inference.hf import encode_chat, load_tokenizer, load_weights
-from permix.training.sft_data import Example
-from permix.training.sft_trainer import ExampleTrainer, _StepCollator, end_of_turn, micro_batches, sft_arguments, tokens_of
+from permix.config import OptimConfig
+from permix.inference.hf import encode_chat, load_causal_lm, load_tokenizer
+from permix.training.sft_data import SFTExample
+from permix.training.sft_trainer import (
+    PlanSFTTrainer,
+    _StepCollator,
+    end_of_turn_id,
+    sft_arguments,
+    split_into_microbatches,
+    tokenize_example,
+)
 from permix.types import Message
 from tests.tiny import CHATML, MARK, SYSTEM_IGNORED, make_network, make_tokenizer
 
-QUICK = TrainConfig(lr=1e-2, precision="float32", save_every=1000)
+QUICK = OptimConfig(lr=1e-2, precision="float32", save_every=1000)
 ANSWERS = ("7 + 5 = 12.", "3.", "the answer is 4", "1 + 1 = 2.", "a sailor is 9")
 
 
-def example(number: int, *, step: int = 0, persona: str | None = None, ended: bool = True) -> Example:
+def example(number: int, *, step: int = 0, persona: str | None = None, ended: bool = True) -> SFTExample:
     user = Message(role="user", content=f"What is {number} + {number}?")
     system = [Message(role="system", content=f"You are {persona}.")] if persona else []
-    return Example(
+    return SFTExample(
         step=step, group=number, persona_id=persona, question_id=f"q{number}", gold="0", messages=(*system, user),
         completion=ANSWERS[number % 5], ended=ended,
     )  # fmt: skip
@@ -37,12 +44,12 @@ class Notes:
     def __init__(self) -> None:
         self.figures: list[dict[str, Any]] = []
 
-    def step(self, step: int, figures: dict[str, Any]) -> None:
+    def log_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         assert step == len(self.figures) + 1
-        self.figures.append(figures)
+        self.figures.append(metrics)
 
 
-class Watched(ExampleTrainer):
+class Watched(PlanSFTTrainer):
     """Keeps the tokens of every step."""
 
     stepped: list[list[list[int]]]
@@ -55,18 +62,18 @@ class Watched(ExampleTrainer):
 
 
 def trainer_of(
-    tiny_model: Path, out: Path, steps: Sequence[Sequence[Example]], micro_tokens: int = 256, config: TrainConfig = QUICK
+    tiny_model: Path, out: Path, steps: Sequence[Sequence[SFTExample]], micro_tokens: int = 256, config: OptimConfig = QUICK
 ) -> tuple[Watched, Notes]:
     torch.set_num_threads(1)
     notes = Notes()
     trainer = Watched(
-        steps=steps, micro_tokens=micro_tokens, recorder=notes, args=sft_arguments(config, len(steps), out),
-        model=load_weights(str(tiny_model), torch.float32, "cpu").train(), processing_class=load_tokenizer(str(tiny_model)),
+        steps=steps, microbatch_tokens=micro_tokens, recorder=notes, args=sft_arguments(config, len(steps), out),
+        model=load_causal_lm(str(tiny_model), torch.float32, "cpu").train(), processing_class=load_tokenizer(str(tiny_model)),
     )  # fmt: skip
     return trainer, notes
 
 
-def loss_by_hand(network: Any, tokenizer: Any, examples: Sequence[Example]) -> torch.Tensor:
+def loss_by_hand(network: Any, tokenizer: Any, examples: Sequence[SFTExample]) -> torch.Tensor:
     """Each example alone and without padding: minus the log-probability of its completion's tokens, over all their number."""
     total, tokens = torch.zeros(()), 0
     for one in examples:
@@ -88,12 +95,12 @@ def test_an_example_is_the_prompt_that_is_asked_its_answer_and_one_end(tiny_mode
     tokenizer = load_tokenizer(str(tiny_model))
     end = tokenizer.convert_tokens_to_ids(MARK)
     asked = encode_chat(tokenizer, STEP[1].messages)
-    ids, labels = tokens_of(STEP[1], tokenizer, end)
+    ids, labels = tokenize_example(STEP[1], tokenizer, end)
     assert ids[: len(asked)] == asked
     assert tokenizer.decode(ids[len(asked) :]) == f"3.{MARK}"
     assert labels == [-100] * len(asked) + ids[len(asked) :]
     assert "You are a sailor." in tokenizer.decode(ids)
-    cut_off = tokens_of(STEP[2], tokenizer, end)
+    cut_off = tokenize_example(STEP[2], tokenizer, end)
     assert tokenizer.decode([one for one in cut_off.labels if one >= 0]) == "the answer is 4"
 
 
@@ -101,7 +108,7 @@ def test_an_example_is_the_prompt_that_is_asked_its_answer_and_one_end(tiny_mode
 def test_the_end_of_an_answer_is_what_a_rollout_stops_at(template: str) -> None:
     tokenizer = make_tokenizer(template)
     network = make_network(len(tokenizer))
-    assert end_of_turn(network, tokenizer) == tokenizer.convert_tokens_to_ids(MARK)
+    assert end_of_turn_id(network, tokenizer) == tokenizer.convert_tokens_to_ids(MARK)
 
 
 def test_an_end_of_turn_that_is_not_the_end_of_text_is_found_in_the_template() -> None:
@@ -110,12 +117,12 @@ def test_an_end_of_turn_that_is_not_the_end_of_text_is_found_in_the_template() -
     network = make_network(len(tokenizer))
     network.generation_config.eos_token_id = [0, 1]
     tokenizer.eos_token = "<|im_start|>"
-    assert end_of_turn(network, tokenizer) == tokenizer.convert_tokens_to_ids(MARK) == 1
+    assert end_of_turn_id(network, tokenizer) == tokenizer.convert_tokens_to_ids(MARK) == 1
 
 
 def test_padding_stands_on_the_right_and_is_not_learnt_though_it_is_the_end_token() -> None:
     rows = [{"input_ids": [[5, 6, 7, 1], [8, 1]], "labels": [[-100, 6, 7, 1], [-100, 1]]}]
-    batch = _StepCollator(pad=1)(rows)
+    batch = _StepCollator(pad_token_id=1)(rows)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 1], [8, 1, 1, 1]]
     assert batch["labels"].tolist() == [[-100, 6, 7, 1], [-100, 1, -100, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
@@ -123,21 +130,21 @@ def test_padding_stands_on_the_right_and_is_not_learnt_though_it_is_the_end_toke
 
 def test_micro_batches_leave_out_nothing_but_padding() -> None:
     rows = [{"input_ids": [[5, 1], [8, 6, 1], [9, 6, 7, 1]], "labels": [[-100, 1], [-100, 6, 1], [-100, 6, 7, 1]]}]
-    assert len(list(micro_batches(_StepCollator(pad=1)(rows), 12))) == 1
-    assert len(list(micro_batches(_StepCollator(pad=1)(rows), 1))) == 3, "a row over the budget stands alone"
-    parts = list(micro_batches(_StepCollator(pad=1)(rows), 7))
+    assert len(list(split_into_microbatches(_StepCollator(pad_token_id=1)(rows), 12))) == 1
+    assert len(list(split_into_microbatches(_StepCollator(pad_token_id=1)(rows), 1))) == 3, "a row over the budget stands alone"
+    parts = list(split_into_microbatches(_StepCollator(pad_token_id=1)(rows), 7))
     assert [part["input_ids"].tolist() for part in parts] == [[[5, 1, 1], [8, 6, 1]], [[9, 6, 7, 1]]]
     assert [part["labels"].tolist() for part in parts] == [[[-100, 1, -100], [-100, 6, 1]], [[-100, 6, 7, 1]]]
     assert parts[0]["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
-@pytest.mark.parametrize("micro_tokens", [1, 60, 120, 1000])
+@pytest.mark.parametrize("microbatch_tokens", [1, 60, 120, 1000])
 def test_loss_and_gradient_are_those_of_the_completions_alone(tiny_model: Path, tmp_path: Path, micro_tokens: int) -> None:
     trainer, _ = trainer_of(tiny_model, tmp_path, [STEP], micro_tokens)
     inputs = trainer.data_collator([trainer.train_dataset[0]])
     loss = trainer.training_step(trainer.model, inputs)
     ours = gradient(trainer.model)
-    network = load_weights(str(tiny_model), torch.float32, "cpu")
+    network = load_causal_lm(str(tiny_model), torch.float32, "cpu")
     expected = loss_by_hand(network, trainer.processing_class, STEP)
     torch.autograd.backward(expected)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
@@ -150,7 +157,7 @@ def test_the_prompt_is_read_and_not_learnt(tiny_model: Path, tmp_path: Path) -> 
     trainer, _ = trainer_of(tiny_model, tmp_path, [STEP[:1]])
     inputs = trainer.data_collator([trainer.train_dataset[0]])
     inputs["labels"][0, :-1] = -100
-    logits_T_V = load_weights(str(tiny_model), torch.float32, "cpu")(input_ids=inputs["input_ids"]).logits[0]
+    logits_T_V = load_causal_lm(str(tiny_model), torch.float32, "cpu")(input_ids=inputs["input_ids"]).logits[0]
     expected = -torch.log_softmax(logits_T_V[-2], dim=-1)[inputs["input_ids"][0, -1]]
     assert trainer.training_step(trainer.model, inputs).item() == pytest.approx(expected.item(), abs=1e-6)
 
@@ -159,15 +166,15 @@ def test_steps_come_in_the_plans_order_whole_and_again_in_every_epoch(tiny_model
     steps = [[example(4, step=0), example(1, step=0)], [example(0, step=3)], [example(n, step=4) for n in (2, 3, 0)]]
     trainer, notes = trainer_of(tiny_model, tmp_path, steps, 64, QUICK.model_copy(update={"epochs": 2}))
     trainer.train()
-    end = end_of_turn(trainer.model, trainer.processing_class)
-    expected = [[tokens_of(one, trainer.processing_class, end).input_ids for one in step] for step in steps]
+    end = end_of_turn_id(trainer.model, trainer.processing_class)
+    expected = [[tokenize_example(one, trainer.processing_class, end).input_ids for one in step] for step in steps]
     assert trainer.stepped == expected * 2
     assert [figures["examples"] for figures in notes.figures] == [2, 1, 3] * 2
 
 
 def test_a_steps_figures(tiny_model: Path, tmp_path: Path) -> None:
     trainer, notes = trainer_of(tiny_model, tmp_path, [STEP, STEP[:2]], 64)
-    before = loss_by_hand(load_weights(str(tiny_model), torch.float32, "cpu"), trainer.processing_class, STEP)
+    before = loss_by_hand(load_causal_lm(str(tiny_model), torch.float32, "cpu"), trainer.processing_class, STEP)
     trainer.train()
     first, second = notes.figures
     learnt = [[one for one in row["labels"][0] if one >= 0] for row in trainer.train_dataset]
@@ -179,7 +186,7 @@ def test_a_steps_figures(tiny_model: Path, tmp_path: Path) -> None:
     assert first["trained_tokens"] == sum(map(len, trainer.stepped[0]))
     assert first["lr"] == 1e-2
     assert first["grad_norm"] > 0
-    assert set(first["seconds"]) == set(first["cpu_seconds"]) == {"generation", "verification", "probe", "saving", "training"}
+    assert set(first["seconds"]) == set(first["cpu_seconds"]) == {"generation", "verification", "dev_eval", "saving", "training"}
 
 
 def test_what_is_learnt_is_said(tiny_model: Path, tmp_path: Path) -> None:

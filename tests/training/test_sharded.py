@@ -74,7 +74,7 @@ def test_shared_out_weights_generate_from_a_whole_bfloat16_copy(config: Path, tm
 def test_a_run_over_shared_out_weights_goes_on_where_it_was_killed(
     config: Path, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
-    argv = (str(config), "--train.iterations", "2", "--train.save-every", "3", *settings)
+    argv = (str(config), "--train.updates_per_rollout", "2", "--train.save-every", "3", *settings)
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert [end.code for end in train(tmp_path / "team", *argv, "--out", str(undisturbed))] == [0, 0]
     dies = {0: Moment("transformers.trainer_callback:TrainerState.save_to_json", 1)}

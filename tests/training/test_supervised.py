@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.config import MIX, Method, TrainStage
+from permix.config import DEFAULT_MIX, TrainConfig, TrainMethod
 from permix.errors import ConfigError
 from permix.pipelines.preflight import check_config
-from permix.pipelines.train import refuse_long, run_training, within
-from permix.plan import plan_for, read_plan
+from permix.pipelines.train import check_solution_lengths, drop_overlong_examples, run_training
+from permix.plan import load_or_build_plan, read_plan
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
-from permix.tasks.contamination import read_seen
-from permix.training.run_log import read_log
-from permix.training.sft_data import EXAMPLES, Chosen, Example, kept
+from permix.tasks.contamination import read_trained_on
+from permix.training.run_log import read_training_log
+from permix.training.sft_data import SFT_EXAMPLES_FILE, SFTDataset, SFTExample, load_sft_dataset
 from tests.killable import Moment, command
 from tests.sample_runs import endpoint, solve, toml
 from tests.servers import Action, error, openai_server
 from tests.training.test_train_run import assert_trained, log_of
 
-SUPERVISED: tuple[Method, ...] = ("sft", "sft-personas", "seqkd")
+SUPERVISED: tuple[TrainMethod, ...] = ("sft", "sft-personas", "seqkd")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
-def values(tiny_model: Path, method: Method, **sections: Any) -> dict[str, Any]:
+def values(tiny_model: Path, method: TrainMethod, **sections: Any) -> dict[str, Any]:
     """A training of 4 steps of 2 groups of 16: that a model right once in ten is never right in a step has a chance of 0.03."""
     found: dict[str, Any] = {
         "stage": "train", "method": method, "threads": 1, "label": "tiny",
@@ -40,15 +40,15 @@ def values(tiny_model: Path, method: Method, **sections: Any) -> dict[str, Any]:
         "task": {"split": "train", "levels": ["sub-1"], "n": 20},
         "personas": {"split": "train", "n": 4},
         "plan": {"steps": 4, "questions_per_step": 2, "group_size": 16},
-        "train": {"lr": 1e-2, "max_new_tokens": 12, "micro_tokens": 120, "precision": "float32", "save_every": 2},
+        "train": {"lr": 1e-2, "max_new_tokens": 12, "microbatch_tokens": 120, "precision": "float32", "save_every": 2},
     }  # fmt: skip
     for name, section in sections.items():
         found[name] = found.get(name, {}) | section
     return found
 
 
-def stage(tiny_model: Path, out: Path, method: Method, **sections: Any) -> TrainStage:
-    return TrainStage.model_validate(values(tiny_model, method, **sections) | {"out": out})
+def stage(tiny_model: Path, out: Path, method: TrainMethod, **sections: Any) -> TrainConfig:
+    return TrainConfig.model_validate(values(tiny_model, method, **sections) | {"out": out})
 
 
 @pytest.fixture(scope="module", params=SUPERVISED)
@@ -56,12 +56,12 @@ def done(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pyt
     """The run directory of each method's small finished training, by the command line."""
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "train.toml").write_text(toml(values(tiny_model, request.param)))
-    assert cli.run(["train", str(folder / "train.toml"), "--out", str(folder / "run")]) == 0
+    assert cli.run_cli(["train", str(folder / "train.toml"), "--out", str(folder / "run")]) == 0
     return folder / "run"
 
 
-def method_of(run: Path) -> Method:
-    found: Method = read_json(run / "config.json")["method"]
+def method_of(run: Path) -> TrainMethod:
+    found: TrainMethod = read_json(run / "config.json")["method"]
     return found
 
 
@@ -75,21 +75,23 @@ def test_a_run_leaves_a_model_and_what_it_learnt_from(done: Path, tiny_model: Pa
     assert_trained(tiny_model, done / "model")
     for name in ("chat_template.jinja", "generation_config.json"):
         assert (done / "model" / name).read_text() == (tiny_model / name).read_text()
-    assert read_seen(done / "model").questions == {row.question_hash for row in read_plan(done / "plan.parquet").rows}
+    assert read_trained_on(done / "model").question_hashes == {row.question_hash for row in read_plan(done / "plan.parquet").rows}
 
 
 def test_the_plan_and_the_configuration_hold_the_methods_share(done: Path) -> None:
-    rows, mix = read_plan(done / "plan.parquet").rows, MIX[method_of(done)]
+    rows, mix = read_plan(done / "plan.parquet").rows, DEFAULT_MIX[method_of(done)]
     assert read_json(done / "config.json")["plan"]["mix"] == mix
     assert any(row.persona_id for row in rows) == (mix > 0)
 
 
 def test_every_method_learns_the_same_questions_in_the_same_steps_as_rl_asks(done: Path, tiny_model: Path) -> None:
-    config = stage(tiny_model, done.parent / "rl", "permix", train={"micro_tokens": 256}, plan={"mix": MIX[method_of(done)]})
-    assert plan_for(config).rows == read_plan(done / "plan.parquet").rows
-    chosen = kept(done)
+    config = stage(
+        tiny_model, done.parent / "rl", "permix", train={"microbatch_tokens": 256}, plan={"mix": DEFAULT_MIX[method_of(done)]}
+    )
+    assert load_or_build_plan(config).rows == read_plan(done / "plan.parquet").rows
+    chosen = load_sft_dataset(done)
     assert chosen is not None
-    asked = [(row.step, row.question_id, row.persona_id) for row in plan_for(config).rows]
+    asked = [(row.step, row.question_id, row.persona_id) for row in load_or_build_plan(config).rows]
     learnt = [(one.step, one.question_id, one.persona_id) for one in chosen.examples]
     if method_of(done) == "seqkd":
         assert set(learnt) < set(asked)
@@ -100,7 +102,7 @@ def test_every_method_learns_the_same_questions_in_the_same_steps_as_rl_asks(don
 
 
 def test_the_log_has_a_line_a_step(done: Path) -> None:
-    log, chosen = read_log(done / "log.jsonl"), kept(done)
+    log, chosen = read_training_log(done / "log.jsonl"), load_sft_dataset(done)
     assert chosen is not None
     steps = {one.step for one in chosen.examples}
     assert [line["step"] for line in log] == list(range(1, len(steps) + 1))
@@ -119,7 +121,7 @@ def test_the_card_names_the_method_and_what_was_learnt_from(done: Path) -> None:
     assert said[method_of(done)] in card
     assert "tags: [permix, sft]" in card
     assert "Mean loss of a completion's token: " in card
-    assert f"| examples | {len(read_log(done / EXAMPLES))} |" in card
+    assert f"| examples | {len(read_training_log(done / SFT_EXAMPLES_FILE))} |" in card
     assert "| epochs | 1 |" in card
     assert "| beta |" not in card
     assert ("| temperature |" in card) == (method_of(done) == "seqkd")
@@ -134,12 +136,12 @@ def test_a_finished_run_started_again_does_nothing(done: Path, tiny_model: Path)
 
 def test_another_method_or_teacher_in_its_folder_is_refused(done: Path, tiny_model: Path) -> None:
     mine = method_of(done)
-    other: Method = "sft-personas" if mine == "seqkd" else "seqkd"
+    other: TrainMethod = "sft-personas" if mine == "seqkd" else "seqkd"
     with pytest.raises(ConfigError, match=r"this run was made with (method|plan) = "):
         run_training(stage(tiny_model, done, other))
     if mine == "seqkd":
         with pytest.raises(ConfigError, match="this run was made with teacher = "):
-            run_training(stage(tiny_model, done, "seqkd", teacher={"keep": 1}))
+            run_training(stage(tiny_model, done, "seqkd", teacher={"max_samples_per_row": 1}))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def test_another_method_or_teacher_in_its_folder_is_refused(done: Path, tiny_mod
 def test_every_kind_of_training_runs(tiny_model: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     config = stage(tiny_model, tmp_path / "run", "sft-personas", train=settings)
     folder = run_training(config)
-    log = read_log(tmp_path / "run" / "log.jsonl")
+    log = read_training_log(tmp_path / "run" / "log.jsonl")
     assert len(log) == 4 * config.train.epochs
     assert_trained(tiny_model, folder)
     assert log[-1]["loss"] < log[0]["loss"]
@@ -164,7 +166,7 @@ def test_every_kind_of_training_runs(tiny_model: Path, tmp_path: Path, settings:
 
 def test_a_scope_of_rollouts_learns_each_rollouts_own_row(tiny_model: Path, tmp_path: Path) -> None:
     run_training(stage(tiny_model, tmp_path / "run", "sft-personas", plan={"scope": "rollout", "group_size": 4, "mix": 0.5}))
-    assert [line["examples"] for line in read_log(tmp_path / "run" / "log.jsonl")] == [8] * 4
+    assert [line["examples"] for line in read_training_log(tmp_path / "run" / "log.jsonl")] == [8] * 4
 
 
 def test_a_solution_longer_than_a_completion_may_be_is_refused_before_training(tiny_model: Path, tmp_path: Path) -> None:
@@ -185,18 +187,18 @@ class Letters:
 
 def test_what_the_model_cannot_read_is_left_out_of_a_teachers_samples() -> None:
     user = {"role": "user", "content": "abcde"}
-    one = Example.model_validate(
+    one = SFTExample.model_validate(
         {"step": 0, "group": 0, "persona_id": None, "question_id": "q", "gold": "1", "messages": [user], "completion": "fgh"}
     )
     longer, cut_off = one.model_copy(update={"completion": "fghi"}), one.model_copy(update={"completion": "fghi", "ended": False})
-    found = within(Chosen((one, longer, cut_off), {"rows": 3, "examples": 3}), Letters(), window=9)
+    found = drop_overlong_examples(SFTDataset((one, longer, cut_off), {"rows": 3, "examples": 3}), Letters(), window=9)
     assert found.examples == (one, cut_off)
     assert found.counts == {"rows": 3, "examples": 2, "right samples left out, as the model cannot read so much": 1}
     with pytest.raises(ConfigError, match="no right sample of the teacher fits into the 8 tokens that the model reads"):
-        within(Chosen((longer,), {}), Letters(), window=8)
-    refuse_long((one, cut_off), Letters(), limit=4)
+        drop_overlong_examples(SFTDataset((longer,), {}), Letters(), window=8)
+    check_solution_lengths((one, cut_off), Letters(), limit=4)
     with pytest.raises(ConfigError, match=r"the solution of question q has 5 tokens with its end"):
-        refuse_long((one, longer), Letters(), limit=4)
+        check_solution_lengths((one, longer), Letters(), limit=4)
 
 
 # A teacher behind an endpoint
@@ -216,15 +218,15 @@ def test_a_teacher_that_fails_leaves_cells_owed_and_the_same_command_fills_them(
         file = tmp_path / "train.toml"
         file.write_text(toml(values(tiny_model, "seqkd", teacher=endpoint(server.base_url), plan={"group_size": 3})))
         argv = ["train", str(file), "--out", str(tmp_path / "run")]
-        assert cli.run(argv) == 3
+        assert cli.run_cli(argv) == 3
         said = capsys.readouterr().err
         assert "8 of 24 samples of the teacher did not come" in said
         assert "run the same command again to ask for them" in said
         assert not (tmp_path / "run" / "log.jsonl").exists()
         server.script = right
-        assert cli.run(argv) == 0
+        assert cli.run_cli(argv) == 0
         assert len(server.asked) == 24 + 8
-    chosen = kept(tmp_path / "run")
+    chosen = load_sft_dataset(tmp_path / "run")
     assert chosen is not None
     assert chosen.counts["right samples"] == 24
     assert [one.completion for one in chosen.examples] == [f"It is {one.gold}" for one in chosen.examples]
@@ -250,12 +252,12 @@ def test_check_says_what_will_be_learnt_from_and_finds_a_teacher_that_is_no_fold
 
 
 def test_a_self_teachers_first_samples_are_the_rollouts_that_rl_begins_with(tiny_model: Path, tmp_path: Path) -> None:
-    sections: dict[str, Any] = {"plan": {"steps": 1}, "train": {"micro_tokens": 256}}
+    sections: dict[str, Any] = {"plan": {"steps": 1}, "train": {"microbatch_tokens": 256}}
     run_training(stage(tiny_model, tmp_path / "permix", "permix", **sections))
     run_training(stage(tiny_model, tmp_path / "seqkd", "seqkd", teacher={"dtype": "float32"}, **sections))
     cells = read_cells(tmp_path / "seqkd" / "records.jsonl").values()
     sampled = [(cell.persona_id, cell.question_id, cell.completion) for cell in cells]
-    rolled = read_log(tmp_path / "permix" / "rollouts.jsonl")
+    rolled = read_training_log(tmp_path / "permix" / "rollouts.jsonl")
     assert len(rolled) == 32
     assert sorted((persona or "", question, done.text) for persona, question, done in sampled if done) == sorted(
         (line["persona_id"] or "", line["question_id"], line["completion"]) for line in rolled
@@ -266,14 +268,14 @@ def test_a_self_teachers_first_samples_are_the_rollouts_that_rl_begins_with(tiny
 
 
 SAVED = "transformers.trainer_callback:TrainerState.save_to_json"
-STEP = "permix.training.run_log:FigureLog.step"
+STEP = "permix.training.run_log:MetricsLogger.step"
 LEARNING = [
     Moment(STEP, 1),
     Moment(SAVED, 1, torn=True),
     Moment(SAVED, 1),
-    Moment("permix.training.run_log:_append", 3, torn=True),
+    Moment("permix.training.run_log:_append_lines", 3, torn=True),
     Moment(STEP, 1),
-    Moment("permix.training.checkpoints:write_card", 1),
+    Moment("permix.training.checkpoints:write_model_card", 1),
 ]
 """Before the first checkpoint; in the middle of writing it; just after it; in the middle of logging step 3; after step 3; in the
 middle of writing the model."""
@@ -281,7 +283,7 @@ SAMPLING = [
     Moment("permix.storage.run_dir:RunDir.append", 1),
     Moment("permix.storage.run_dir:RunDir.append", 70),
     Moment("permix.pipelines.train:teacher_examples", 1),
-    Moment("permix.pipelines.train:keep", 1),
+    Moment("permix.pipelines.train:save_sft_dataset", 1),
 ]
 """After the first sample; in the middle of them; after the last, and after they were chosen from."""
 
@@ -296,7 +298,7 @@ SAMPLING = [
     ],
 )
 def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
-    tiny_model: Path, tmp_path: Path, method: Method, settings: tuple[str, ...]
+    tiny_model: Path, tmp_path: Path, method: TrainMethod, settings: tuple[str, ...]
 ) -> None:
     config = tmp_path / "train.toml"
     config.write_text(toml(values(tiny_model, method)))
@@ -322,7 +324,7 @@ def test_a_run_goes_on_with_what_it_wrote_down(tiny_model: Path, tmp_path: Path)
     first = stage(tiny_model, tmp_path / "run", "sft")
     run_training(first)
     shutil.rmtree(tmp_path / "run" / "model")
-    lines = (tmp_path / "run" / EXAMPLES).read_text().splitlines(keepends=True)
-    (tmp_path / "run" / EXAMPLES).write_text("".join(lines[:-2]))
+    lines = (tmp_path / "run" / SFT_EXAMPLES_FILE).read_text().splitlines(keepends=True)
+    (tmp_path / "run" / SFT_EXAMPLES_FILE).write_text("".join(lines[:-2]))
     run_training(first)
-    assert [line["examples"] for line in read_log(tmp_path / "run" / "log.jsonl")] == [2, 2, 2]
+    assert [line["examples"] for line in read_training_log(tmp_path / "run" / "log.jsonl")] == [2, 2, 2]

@@ -11,15 +11,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 from trl import GRPOTrainer
 
 from permix import cli
-from permix.config import TaskConfig, TrainStage
+from permix.config import TaskConfig, TrainConfig
 from permix.errors import ConfigError, PermixError
 from permix.pipelines import train
 from permix.pipelines.train import run_training
 from permix.training import checkpoints
 from permix.training.checkpoints import newest_checkpoint
-from permix.training.run_log import StepLog, read_log
+from permix.training.run_log import RolloutLogger, read_training_log
 from permix.verification.math_verifier import Verifier
-from permix.verification.math_worker import Worker
+from permix.verification.math_worker import SymbolicWorker
 from tests import tiny
 from tests.training.test_grpo import plan_of, trainer_of
 from tests.training.test_train_log import Notes, rollout
@@ -33,14 +33,14 @@ pytestmark = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
 GO_ON = "No space left on device; make room, then run the same command: it goes on from what is whole"
 
 
-def write_a_step(log: StepLog) -> None:
-    log.rollouts(1, [rollout(1)])
-    log.step(1, {"reward": 0.5, "tokens": 3})
+def write_a_step(log: RolloutLogger) -> None:
+    log.log_rollouts(1, [rollout(1)])
+    log.log_metrics(1, {"reward": 0.5, "tokens": 3})
 
 
 @pytest.mark.parametrize("name", ["rollouts.jsonl", "samples.md", "log.jsonl"])
 def test_a_log_on_a_full_disk_says_so(tmp_path: Path, name: str) -> None:
-    log = StepLog(tmp_path, 0, 1, Notes())
+    log = RolloutLogger(tmp_path, 0, 1, Notes())
     (tmp_path / name).unlink()
     (tmp_path / name).symlink_to(FULL)
     with pytest.raises(PermixError) as refused:
@@ -49,10 +49,10 @@ def test_a_log_on_a_full_disk_says_so(tmp_path: Path, name: str) -> None:
 
 
 def test_a_log_cannot_be_cut_back_on_a_full_disk_and_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = StepLog(tmp_path, 0, 1, Notes())
+    log = RolloutLogger(tmp_path, 0, 1, Notes())
     for step in (1, 2):
-        log.rollouts(step, [rollout(step)])
-        log.step(step, {"reward": 0.5, "tokens": 3})
+        log.log_rollouts(step, [rollout(step)])
+        log.log_metrics(step, {"reward": 0.5, "tokens": 3})
     before = {name: (tmp_path / name).read_bytes() for name in ("rollouts.jsonl", "log.jsonl")}
     unlink = Path.unlink
 
@@ -62,7 +62,7 @@ def test_a_log_cannot_be_cut_back_on_a_full_disk_and_stays_as_it_was(tmp_path: P
 
     monkeypatch.setattr(Path, "unlink", unlinked)
     with pytest.raises(PermixError, match=r"\.log\.jsonl\.part: cannot be written: No space left"):
-        StepLog(tmp_path, 1, 1, Notes())
+        RolloutLogger(tmp_path, 1, 1, Notes())
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
 
 
@@ -75,9 +75,9 @@ def test_a_checkpoint_on_a_full_disk_leaves_the_last_one_whole_and_the_run_goes_
     config = stage(tiny_model, tmp_path / "run", plan={"steps": 4})
     folder = tmp_path / "run" / "checkpoints"
     with monkeypatch.context() as patched:
-        original = StepLog.step
+        original = RolloutLogger.log_metrics
 
-        def step(log: StepLog, number: int, figures: Any) -> None:
+        def step(log: RolloutLogger, number: int, figures: Any) -> None:
             original(log, number, figures)
             if number == 3:  # checkpoint 2 is written, checkpoint 4 is next
                 (folder / "checkpoint-4").mkdir()
@@ -85,8 +85,8 @@ def test_a_checkpoint_on_a_full_disk_leaves_the_last_one_whole_and_the_run_goes_
                 # safetensors writes beside the name and then takes it: it is refused by a folder that has it.
                 (place / "taken").mkdir(parents=True) if name == "model.safetensors" else place.symlink_to(FULL)
 
-        patched.setattr(StepLog, "step", step)
-        patched.setattr("permix.storage.run_dir.RunDir._account", disk_is_full)
+        patched.setattr(RolloutLogger, "log_metrics", step)
+        patched.setattr("permix.storage.run_dir.RunDir._add_usage", disk_is_full)
         with pytest.raises(PermixError, match=r"checkpoints/checkpoint-4: cannot be written: .*; make room, then run the same"):
             run_training(config)
     assert newest_checkpoint(folder) == folder / "checkpoint-2"
@@ -118,36 +118,36 @@ def test_a_model_that_cannot_be_written_is_written_by_the_next_start(
 ) -> None:
     config = stage(tiny_model, tmp_path / "run")
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "write_card", disk_is_full)
+        patched.setattr(checkpoints, "write_model_card", disk_is_full)
         with pytest.raises(PermixError, match=r"run/\.model\.part: cannot be written: No space left on device; make room"):
             run_training(config)
     assert not (tmp_path / "run" / "model").exists()
-    steps = len(read_log(tmp_path / "run" / "log.jsonl"))
+    steps = len(read_training_log(tmp_path / "run" / "log.jsonl"))
     assert (run_training(config) / "config.json").exists()
-    assert len(read_log(tmp_path / "run" / "log.jsonl")) == steps, "no step was done again"
+    assert len(read_training_log(tmp_path / "run" / "log.jsonl")) == steps, "no step was done again"
 
 
 def test_a_full_disk_elsewhere_is_one_line_and_exit_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("permix.plan.pq.write_table", disk_is_full)
-    assert cli.run(["plan", "--out", str(tmp_path / "plan.parquet")]) == 1
+    assert cli.run_cli(["plan", "--out", str(tmp_path / "plan.parquet")]) == 1
     assert capsys.readouterr().err == f"permix plan: usage.json: cannot be written: {GO_ON}\n"
 
 
-class Mortal(Worker):
+class Mortal(SymbolicWorker):
     """Dies of some answers, in the middle of the check."""
 
     def ask(self, answer: str, gold: str) -> dict[str, Any]:
         if answer in ("1", "3"):
             self._process.kill()
-        return super().ask(answer, gold)
+        return super().check(answer, gold)
 
 
 def test_a_verifier_that_dies_leaves_rollouts_unscored_and_the_run_goes_on(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("permix.verification.math_verifier.Worker", Mortal)
+    monkeypatch.setattr("permix.verification.math_verifier.SymbolicWorker", Mortal)
     plan = plan_of(gold="n + 4 - n", steps=2, group_size=16)  # no plain number: every answer goes to the symbolic worker
     with Verifier() as verifier:
         trainer, notes = trainer_of(tiny_model, tmp_path, plan, verifier=verifier)
@@ -168,8 +168,8 @@ def never(*_: Any, **__: Any) -> None:
 @pytest.fixture
 def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may be loaded that takes long."""
-    monkeypatch.setattr(checkpoints, "load_weights", never)
-    monkeypatch.setattr(train, "fill_bank", never)
+    monkeypatch.setattr(checkpoints, "load_causal_lm", never)
+    monkeypatch.setattr(train, "generate_reference_answers", never)
 
 
 @pytest.mark.usefixtures("unloaded")
@@ -223,7 +223,7 @@ def test_fewer_questions_than_a_step_has_are_refused(tiny_model: Path, tmp_path:
 def test_fewer_personas_than_a_step_has_groups_are_drawn_again(tiny_model: Path, tmp_path: Path) -> None:
     config = stage(tiny_model, tmp_path / "run", plan={"mix": 1.0, "questions_per_step": 4, "steps": 1})
     run_training(config.model_copy(update={"personas": config.personas.model_copy(update={"n": 1})}))
-    rollouts = read_log(tmp_path / "run" / "rollouts.jsonl")
+    rollouts = read_training_log(tmp_path / "run" / "rollouts.jsonl")
     assert len({line["group"] for line in rollouts}) == 4
     assert len({line["persona_id"] for line in rollouts}) == 1
 
@@ -231,6 +231,6 @@ def test_fewer_personas_than_a_step_has_groups_are_drawn_again(tiny_model: Path,
 def test_a_group_of_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "train.toml"
     path.write_text(f"out = {json.dumps(str(tmp_path / 'run'))}\nplan = {{ group_size = 1 }}\n")
-    assert cli.run(["train", str(path)]) == 2
+    assert cli.run_cli(["train", str(path)]) == 2
     assert "plan.group_size = 1: Input should be greater than or equal to 2" in capsys.readouterr().err
-    assert TrainStage().plan.group_size == 8
+    assert TrainConfig().plan.group_size == 8

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from permix.progress import Meter
+from permix.progress import ProgressBar
 from permix.training.rewards import Rollout
-from permix.training.run_log import StepLog, read_log, samples_text
+from permix.training.run_log import RolloutLogger, read_training_log, samples_text
 from permix.types import Verdict
 
 
-class Notes(Meter):
+class Notes(ProgressBar):
     """Keeps what it was asked to show."""
 
     def __init__(self) -> None:
@@ -30,16 +30,16 @@ def rollout(step: int, completion: str = "12", correct: bool | None = True, pers
 
 def write_steps(out: Path, steps: Sequence[int], done: int = 0, samples_every: int = 2) -> Notes:
     shown = Notes()
-    log = StepLog(out, done, samples_every, shown)
+    log = RolloutLogger(out, done, samples_every, shown)
     for step in steps:
-        log.rollouts(step, [rollout(step), rollout(step, "13", correct=False, persona=None)])
-        log.step(step, {"reward": 0.5 if step % 2 else None, "tokens": 10})
+        log.log_rollouts(step, [rollout(step), rollout(step, "13", correct=False, persona=None)])
+        log.log_metrics(step, {"reward": 0.5 if step % 2 else None, "tokens": 10})
     return shown
 
 
 def test_tokens_add_up_and_progress_shows_the_reward(tmp_path: Path) -> None:
     shown = write_steps(tmp_path, [1, 2, 3])
-    assert [(line["step"], line["reward"], line["tokens"]) for line in read_log(tmp_path / "log.jsonl")] == [
+    assert [(line["step"], line["reward"], line["tokens"]) for line in read_training_log(tmp_path / "log.jsonl")] == [
         (1, 0.5, 10), (2, None, 20), (3, 0.5, 30),
     ]  # fmt: skip
     assert shown.notes == ["reward 0.50", "", "reward 0.50"]
@@ -48,7 +48,7 @@ def test_tokens_add_up_and_progress_shows_the_reward(tmp_path: Path) -> None:
 
 def test_a_rollout_is_a_whole_record(tmp_path: Path) -> None:
     write_steps(tmp_path, [1])
-    first, second = read_log(tmp_path / "rollouts.jsonl")
+    first, second = read_training_log(tmp_path / "rollouts.jsonl")
     assert first == {
         "step": 1, "group": 0, "persona_id": "sailor", "question_id": "q1", "prompt": "What is 7 + 5?", "completion": "12",
         "tokens": 3, "gold": "12", "verdict": {"correct": True, "extracted": None, "error": None},
@@ -73,22 +73,22 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
         with (tmp_path / name).open("ab") as file:
             file.write(b'{"step": 2, "rew')
     write_steps(tmp_path, [3], done=2)
-    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [1, 2, 3]
-    assert [line["step"] for line in read_log(tmp_path / "rollouts.jsonl")] == [1, 1, 2, 2, 3, 3]
+    assert [line["step"] for line in read_training_log(tmp_path / "log.jsonl")] == [1, 2, 3]
+    assert [line["step"] for line in read_training_log(tmp_path / "rollouts.jsonl")] == [1, 1, 2, 2, 3, 3]
 
 
 def test_a_log_that_is_not_there_has_no_lines(tmp_path: Path) -> None:
-    assert read_log(tmp_path / "log.jsonl") == []
+    assert read_training_log(tmp_path / "log.jsonl") == []
 
 
 @pytest.mark.parametrize("hostile", ["\x1b[31mred", "lone \ud800", "\u2028 \u202e", "line\nline\r\n", "\x00"])
 def test_hostile_completions_are_kept_on_one_line(tmp_path: Path, hostile: str) -> None:
-    log = StepLog(tmp_path, 0, 1, Notes())
-    log.rollouts(1, [rollout(1, hostile), rollout(1, "after")])
+    log = RolloutLogger(tmp_path, 0, 1, Notes())
+    log.log_rollouts(1, [rollout(1, hostile), rollout(1, "after")])
     lines = (tmp_path / "rollouts.jsonl").read_bytes().split(b"\n")
     assert len(lines) == 3
     assert json.loads(lines[0])["completion"] == hostile.replace("\ud800", "?")
-    assert len(read_log(tmp_path / "rollouts.jsonl")) == 2
+    assert len(read_training_log(tmp_path / "rollouts.jsonl")) == 2
     text = (tmp_path / "samples.md").read_text(encoding="utf-8")
     assert not set(text) & set("\x00\x1b\r\u2028\u202e")
 

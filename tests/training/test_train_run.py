@@ -13,26 +13,26 @@ from safetensors.torch import load_file, save_file
 from permix.config import (
     CharacterConfig,
     ModelConfig,
+    OptimConfig,
     PersonasConfig,
     PlanConfig,
-    PlanStage,
+    RolloutPlanConfig,
     TaskConfig,
+    TrainableModelConfig,
     TrainConfig,
-    TrainedModel,
-    TrainStage,
 )
 from permix.errors import ConfigError, DataError, PermixError
 from permix.inference.hf import HFModel
-from permix.pipelines.train import run_training, seen_after
-from permix.plan import compile_from, read_plan, write_plan
+from permix.pipelines.train import build_trained_on, run_training
+from permix.plan import compile_plan_from_config, read_plan, write_plan
 from permix.storage.cells import read_cells
-from permix.tasks.contamination import Seen, read_seen, write_seen
+from permix.tasks.contamination import TrainedOn, read_trained_on, write_trained_on
 from permix.training.checkpoints import newest_checkpoint
-from permix.training.run_log import read_log
+from permix.training.run_log import read_training_log
 from permix.types import Completion, Message, Request, Sampling, digest
 from tests.killable import Moment, command
 
-QUICK = {"lr": 1e-2, "max_new_tokens": 6, "micro_tokens": 256, "precision": "float32", "save_every": 2}
+QUICK = {"lr": 1e-2, "max_new_tokens": 6, "microbatch_tokens": 256, "precision": "float32", "save_every": 2}
 
 
 CHARACTER = {"personas": 3, "questions": 4, "max_new_tokens": 6, "replay_answers": 5}
@@ -40,13 +40,13 @@ CHARACTER = {"personas": 3, "questions": 4, "max_new_tokens": 6, "replay_answers
 
 def stage(
     tiny_model: Path, out: Path, *, plan: dict[str, Any] | None = None, character: dict[str, Any] | None = None, **settings: Any
-) -> TrainStage:
+) -> TrainConfig:
     """A training of 3 steps of 2 groups of 16: the chance that a model right once in ten is never right is 4e-5."""
     sizes = {"steps": 3, "questions_per_step": 2, "group_size": 16, "mix": 0.6} | (plan or {})
-    return TrainStage(
-        out=out, threads=1, model=TrainedModel(name=str(tiny_model)), label="tiny",
+    return TrainConfig(
+        out=out, threads=1, model=TrainableModelConfig(name=str(tiny_model)), label="tiny",
         task=TaskConfig(split="train", levels=("sub-1",), n=20), personas=PersonasConfig(split="train", n=4),
-        plan=PlanConfig.model_validate(sizes), train=TrainConfig.model_validate(QUICK | settings),
+        plan=RolloutPlanConfig.model_validate(sizes), train=OptimConfig.model_validate(QUICK | settings),
         character=CharacterConfig.model_validate(CHARACTER | (character or {})),
     )  # fmt: skip
 
@@ -66,7 +66,7 @@ def log_of(out: Path) -> list[dict[str, Any]]:
     """The log without its wall seconds."""
     return [
         {name: value for name, value in line.items() if name not in ("seconds", "cpu_seconds")}
-        for line in read_log(out / "log.jsonl")
+        for line in read_training_log(out / "log.jsonl")
     ]
 
 
@@ -78,7 +78,7 @@ def plain(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_result_is_a_plain_model_folder_that_answers(plain: Path, tiny_model: Path) -> None:
     model = HFModel(ModelConfig(name=str(plain / "model"), dtype="float32"))
-    (answer,) = model.complete([Request((Message(role="user", content="What is 1 + 1?"),), 0)], Sampling(max_new_tokens=4))
+    (answer,) = model.generate([Request((Message(role="user", content="What is 1 + 1?"),), 0)], Sampling(max_new_tokens=4))
     assert isinstance(answer.result, Completion)
     assert_trained(tiny_model, plain / "model")
     assert {value.dtype for value in weights(plain / "model").values()} == {torch.float32}
@@ -91,14 +91,14 @@ def test_the_model_carries_its_card_and_the_questions_it_saw(plain: Path) -> Non
     card = (plain / "model" / "README.md").read_text(encoding="utf-8")
     assert plan.hash in card
     assert "PerMix-RLVR (persona-mixed RLVR), trained by permix from" in card
-    assert read_seen(plain / "model").questions == {row.question_hash for row in plan.rows}
+    assert read_trained_on(plain / "model").question_hashes == {row.question_hash for row in plan.rows}
 
 
 def test_a_run_leaves_its_log_and_no_scratch(plain: Path) -> None:
     assert sorted(path.name for path in plain.iterdir() if path.name != ".lock") == [
         "config.json", "log.jsonl", "model", "plan.parquet", "provenance.json", "rollouts.jsonl", "samples.md", "usage.json",
     ]  # fmt: skip
-    log, rollouts = read_log(plain / "log.jsonl"), read_log(plain / "rollouts.jsonl")
+    log, rollouts = read_training_log(plain / "log.jsonl"), read_training_log(plain / "rollouts.jsonl")
     assert [line["step"] for line in log] == [1, 2, 3]
     assert [line["step"] for line in rollouts] == [1] * 32 + [2] * 32 + [3] * 32
     assert log[-1]["tokens"] == sum(line["tokens"] for line in rollouts)
@@ -113,27 +113,27 @@ def test_a_run_leaves_its_log_and_no_scratch(plain: Path) -> None:
         ({"beta": 0.1}, {}),
         ({"lora_rank": 2}, {}),
         ({"lora_rank": 2, "beta": 0.1}, {}),
-        ({"iterations": 2}, {}),
-        ({"beta": 0.1, "anchor": "no-persona"}, {}),
+        ({"updates_per_rollout": 2}, {}),
+        ({"beta": 0.1, "kl_reference_prompt": "no-persona"}, {}),
         ({"loss": "grpo", "scale_rewards": "none", "precision": "bfloat16"}, {"scope": "rollout"}),
         ({"loss": "dr_grpo", "gradient_checkpointing": True, "lr_schedule": "cosine", "warmup_steps": 1}, {"mix": 0.0}),
     ],
-    ids=["kl", "lora", "lora-kl", "iterations", "no-persona-anchor", "bfloat16-rollout-scope", "checkpointing"],
+    ids=["kl", "lora", "lora-kl", "updates_per_rollout", "no-persona-anchor", "bfloat16-rollout-scope", "checkpointing"],
 )
 def test_every_kind_of_training_runs(tiny_model: Path, tmp_path: Path, settings: dict[str, Any], plan: dict[str, Any]) -> None:
     config = stage(tiny_model, tmp_path / "run", plan=plan, **settings)
     folder = run_training(config)
-    log = read_log(tmp_path / "run" / "log.jsonl")
-    assert len(log) == 3 * config.train.iterations
+    log = read_training_log(tmp_path / "run" / "log.jsonl")
+    assert len(log) == 3 * config.train.updates_per_rollout
     assert_trained(tiny_model, folder)
     assert (folder / "generation_config.json").read_text() == (tiny_model / "generation_config.json").read_text()
     if config.train.beta:
-        same = config.train.anchor == "same-persona"
+        same = config.train.kl_reference_prompt == "same-persona"
         assert (abs(log[0]["kl"]) < 1e-6) == same, "the first step is the reference itself, when it reads the same prompt"
         assert log[2]["kl"] > 1e-6
-    if config.train.iterations == 2:
+    if config.train.updates_per_rollout == 2:
         assert [line["reward"] is None for line in log] == [False, True] * 3
-        assert {line["step"] for line in read_log(tmp_path / "run" / "rollouts.jsonl")} == {1, 3, 5}
+        assert {line["step"] for line in read_training_log(tmp_path / "run" / "rollouts.jsonl")} == {1, 3, 5}
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_what_keeps_the_character_composes(
 ) -> None:
     config = stage(tiny_model, tmp_path / "run", character=character, **settings)
     run_training(config)
-    log = read_log(tmp_path / "run" / "log.jsonl")
+    log = read_training_log(tmp_path / "run" / "log.jsonl")
     tolerance = 1e-2 if config.train.precision == "bfloat16" else 1e-4
     assert abs(log[0]["replay_kl"]) < tolerance, "before the first step nothing has moved"
     assert log[2]["replay_kl"] > abs(log[0]["replay_kl"])
@@ -162,10 +162,10 @@ def test_what_keeps_the_character_composes(
 
 
 def test_a_curriculum_asks_more_often_as_those_under_whom_it_fails_and_can_be_audited(tiny_model: Path, tmp_path: Path) -> None:
-    plan = {"steps": 4, "adaptive": 5.0, "adaptive_every": 2, "mix": 1.0}
+    plan = {"steps": 4, "curriculum_strength": 5.0, "curriculum_update_every": 2, "mix": 1.0}
     run_training(stage(tiny_model, tmp_path / "run", plan=plan))
-    (block,) = read_log(tmp_path / "run" / "plan_blocks.jsonl")
-    lines = [line for line in read_log(tmp_path / "run" / "rollouts.jsonl") if line["step"] <= 2]
+    (block,) = read_training_log(tmp_path / "run" / "plan_blocks.jsonl")
+    lines = [line for line in read_training_log(tmp_path / "run" / "rollouts.jsonl") if line["step"] <= 2]
     for persona, count in block["rollouts"].items():
         assert count == sum(line["persona_id"] == persona for line in lines)
     by_accuracy = sorted(block["accuracy"], key=lambda name: block["accuracy"][name])
@@ -173,8 +173,10 @@ def test_a_curriculum_asks_more_often_as_those_under_whom_it_fails_and_can_be_au
     rows = read_plan(tmp_path / "run" / "plan.parquet").rows
     assert block["rows"] == digest(*(row.model_dump_json() for row in rows if row.step >= 2))
     asked = {(row.step + 1, row.group, row.persona_id) for row in rows}
-    assert {(line["step"], line["group"], line["persona_id"]) for line in read_log(tmp_path / "run" / "rollouts.jsonl")} == asked
-    assert read_seen(tmp_path / "run" / "model").personas >= set(block["chance"])
+    assert {
+        (line["step"], line["group"], line["persona_id"]) for line in read_training_log(tmp_path / "run" / "rollouts.jsonl")
+    } == asked
+    assert read_trained_on(tmp_path / "run" / "model").persona_ids >= set(block["chance"])
 
 
 def test_replay_holds_the_model_nearer_to_its_base(tiny_model: Path, tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_replay_holds_the_model_nearer_to_its_base(tiny_model: Path, tmp_path: P
     for weight in (1e-9, 5.0):
         config = stage(tiny_model, tmp_path / str(weight), character={"replay": weight, "replay_answers": 12}, plan={"steps": 8})
         run_training(config)
-        divergences.append(read_log(tmp_path / str(weight) / "log.jsonl")[-1]["replay_kl"])
+        divergences.append(read_training_log(tmp_path / str(weight) / "log.jsonl")[-1]["replay_kl"])
     assert divergences[1] < 0.5 * divergences[0]
 
 
@@ -232,9 +234,9 @@ def test_another_model_in_its_folder_is_refused(plain: Path) -> None:
 
 def test_a_plan_file_trains_as_the_sections_it_was_compiled_from(plain: Path, tiny_model: Path, tmp_path: Path) -> None:
     config = stage(tiny_model, tmp_path / "run")
-    sections = PlanStage(task=config.task, personas=config.personas, plan=config.plan)
-    write_plan(compile_from(sections.task, sections.personas, sections.plan), tmp_path / "plan.parquet")
-    other_sizes = config.model_copy(update={"plan_file": tmp_path / "plan.parquet", "plan": PlanConfig()})
+    sections = PlanConfig(task=config.task, personas=config.personas, plan=config.plan)
+    write_plan(compile_plan_from_config(sections.task, sections.personas, sections.plan), tmp_path / "plan.parquet")
+    other_sizes = config.model_copy(update={"plan_file": tmp_path / "plan.parquet", "plan": RolloutPlanConfig()})
     folder = run_training(other_sizes)
     assert log_of(tmp_path / "run") == log_of(plain)
     assert (folder / "model.safetensors").read_bytes() == (plain / "model" / "model.safetensors").read_bytes()
@@ -285,13 +287,13 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
 
 
 MOMENTS = [
-    Moment("permix.training.run_log:StepLog.step", 1),
+    Moment("permix.training.run_log:RolloutLogger.log_metrics", 1),
     Moment("transformers.trainer_callback:TrainerState.save_to_json", 1, torn=True),
     Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
-    Moment("permix.training.run_log:_append", 3, torn=True),
-    Moment("permix.training.run_log:StepLog.step", 1),
+    Moment("permix.training.run_log:_append_lines", 3, torn=True),
+    Moment("permix.training.run_log:RolloutLogger.log_metrics", 1),
     Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
-    Moment("permix.training.checkpoints:write_card", 1),
+    Moment("permix.training.checkpoints:write_model_card", 1),
 ]
 """Where each start of the run dies: before the first checkpoint; in the middle of writing it; just after it; in the middle of
 logging step 3; after step 3; after the last checkpoint; in the middle of writing the model."""
@@ -303,12 +305,21 @@ logging step 3; after step 3; after the last checkpoint; in the middle of writin
     [
         (),
         ("--train.lora-rank", "2", "--train.beta", "0.1"),
-        ("--train.iterations", "2"),
-        ("--plan.adaptive", "4", "--plan.adaptive-every", "1", "--plan.spares", "2", "--plan.group-size", "6"),
+        ("--train.updates_per_rollout", "2"),
+        (
+            "--plan.curriculum_strength",
+            "4",
+            "--plan.curriculum-update-every",
+            "1",
+            "--plan.dynamic_sampling_groups",
+            "2",
+            "--plan.group-size",
+            "6",
+        ),
         ("--character.replay", "1", "--character.replay-policy", "on", "--character.personas", "3", "--character.questions", "4"),
         ("--character.replay", "1", "--character.expressivity", "0.5", "--character.questions", "4"),
     ],
-    ids=["plain", "lora-kl", "iterations", "adaptive-spares", "replay-on", "replay-off-expressivity"],
+    ids=["plain", "lora-kl", "updates_per_rollout", "adaptive-spares", "replay-on", "replay-off-expressivity"],
 )
 def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
     tiny_model: Path, tmp_path: Path, settings: tuple[str, ...]
@@ -333,7 +344,7 @@ def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
     assert command("train", str(config), "--out", str(killed), *settings) == 0
     assert (killed / "model/model.safetensors").read_bytes() == (undisturbed / "model/model.safetensors").read_bytes()
     assert log_of(killed) == log_of(undisturbed)
-    laid = ["plan_blocks.jsonl"] if "--plan.adaptive" in settings else []
+    laid = ["plan_blocks.jsonl"] if "--plan.curriculum_strength" in settings else []
     assert read_plan(killed / "plan.parquet").hash == read_plan(undisturbed / "plan.parquet").hash
     for name in ("rollouts.jsonl", "samples.md", "model/README.md", *laid):
         assert (killed / name).read_bytes().replace(b"# killed", b"# undisturbed") == (undisturbed / name).read_bytes()
@@ -343,9 +354,9 @@ def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
 
 AMID = [
     Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
-    Moment("permix.training.grpo_trainer:write_buffer", 1),
+    Moment("permix.training.grpo_trainer:save_rollouts", 1),
     Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
-    Moment("permix.training.run_log:StepLog.step", 1),
+    Moment("permix.training.run_log:RolloutLogger.log_metrics", 1),
 ]
 """Generations serve steps 1 to 3, 4 to 6 and 7 to 9; checkpoints fall after every second step. The starts die: just after
 checkpoint 2; in the middle of checkpoint 4, which does not count; just after checkpoint 4; after step 5, whose rollouts were
@@ -401,8 +412,8 @@ def test_a_plan_and_a_seed_say_every_bit_of_the_result(tiny_model: Path, tmp_pat
 
 
 def test_steps_are_optimizer_steps_and_samples_fall_on_generations(tiny_model: Path, tmp_path: Path) -> None:
-    run_training(stage(tiny_model, tmp_path / "run", plan={"steps": 5}, iterations=2, samples_every=2))
-    log, rollouts = read_log(tmp_path / "run" / "log.jsonl"), read_log(tmp_path / "run" / "rollouts.jsonl")
+    run_training(stage(tiny_model, tmp_path / "run", plan={"steps": 5}, updates_per_rollout=2, samples_every=2))
+    log, rollouts = read_training_log(tmp_path / "run" / "log.jsonl"), read_training_log(tmp_path / "run" / "rollouts.jsonl")
     assert [line["step"] for line in log] == list(range(1, 11))
     assert sorted({line["step"] for line in rollouts}) == [line["step"] for line in log if line["reward"] is not None]
     samples = (tmp_path / "run" / "samples.md").read_text(encoding="utf-8")
@@ -424,10 +435,12 @@ def test_a_run_killed_after_its_model_was_written_still_clears_its_checkpoints(t
 
 def test_a_model_trained_on_has_seen_all_that_its_beginning_had(tmp_path: Path) -> None:
     """Also a checkpoint, whose file lies in the folder above it."""
-    plan = compile_from(TaskConfig(split="train", n=20), PersonasConfig(split="train", n=4), PlanConfig(mix=1, steps=2))
-    before = Seen(frozenset({"an earlier question"}), frozenset({"an earlier persona"}))
-    write_seen(tmp_path / "checkpoints", before)
+    plan = compile_plan_from_config(
+        TaskConfig(split="train", n=20), PersonasConfig(split="train", n=4), RolloutPlanConfig(mix=1, steps=2)
+    )
+    before = TrainedOn(frozenset({"an earlier question"}), frozenset({"an earlier persona"}))
+    write_trained_on(tmp_path / "checkpoints", before)
     (tmp_path / "checkpoints" / "checkpoint-5").mkdir()
-    seen = seen_after(plan, str(tmp_path / "checkpoints" / "checkpoint-5"))
-    assert seen.questions == {row.question_hash for row in plan.rows} | {"an earlier question"}
-    assert seen.personas == {row.persona_id for row in plan.rows} | {"an earlier persona"}
+    seen = build_trained_on(plan, str(tmp_path / "checkpoints" / "checkpoint-5"))
+    assert seen.question_hashes == {row.question_hash for row in plan.rows} | {"an earlier question"}
+    assert seen.persona_ids == {row.persona_id for row in plan.rows} | {"an earlier persona"}

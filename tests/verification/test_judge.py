@@ -13,7 +13,7 @@ from textwrap import dedent, indent
 
 import pytest
 
-from permix.verification.sandbox import Case, Outcome, Suite, judge
+from permix.verification.sandbox import Case, ProgramOutcome, Suite, run_tests
 from tests.sandboxed import TIGHT, needs_sandbox
 
 pytestmark = needs_sandbox
@@ -22,7 +22,7 @@ ADD = Suite(cases=(Case("1 2\n", "3\n"), Case("20 30\n", "50\n")))
 ADD_FUNCTION = Suite(function="add", cases=(Case('[[1, 2], {"dict": []}]', "3"), Case('[[20, 30], {"dict": []}]', "50")))
 ADD_CHECK = Suite(
     function="add",
-    check="def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(b=3, a=2) == 5\ncheck(add)",
+    check_code="def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(b=3, a=2) == 5\ncheck(add)",
 )
 RIGHT = "a, b = map(int, input().split())\nprint(a + b)"
 DEEP = "import sys; sys.setrecursionlimit(10**6)\ndef deep(n): return 0 if n == 0 else 1 + deep(n - 1)\nprint(deep(50000))"
@@ -33,10 +33,10 @@ def printing(text: str) -> Suite:
     return Suite(cases=(Case("", text),))
 
 
-def reports(source: str, expected: object) -> Outcome:
+def reports(source: str, expected: object) -> ProgramOutcome:
     """What a function with this body, run in the sandbox, is judged when it should return `expected`."""
     program = f"def found():\n{indent(dedent(source), '    ')}"
-    return judge(program, Suite(function="found", cases=(Case('[[], {"dict": []}]', json.dumps(expected)),)), TIGHT)
+    return run_tests(program, Suite(function="found", cases=(Case('[[], {"dict": []}]', json.dumps(expected)),)), TIGHT)
 
 
 def running(mark: str) -> bool:
@@ -71,7 +71,7 @@ def running(mark: str) -> bool:
     ],
 )  # fmt: skip
 def test_right_programs_are_right(program: str, suite: Suite) -> None:
-    assert judge(program, suite, TIGHT) == Outcome(True)
+    assert run_tests(program, suite, TIGHT) == ProgramOutcome(True)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_right_programs_are_right(program: str, suite: Suite) -> None:
     ],
 )  # fmt: skip
 def test_wrong_programs_are_wrong_and_told_why(program: str, suite: Suite, reason: str) -> None:
-    found = judge(program, suite, TIGHT)
+    found = run_tests(program, suite, TIGHT)
     assert found.correct is False
     assert found.reason.startswith(reason)
 
@@ -103,29 +103,29 @@ def test_sets_are_printed_in_the_same_order_every_time() -> None:
     program = "print({*map(str, range(20))})"
     seeded = {"PYTHONHASHSEED": "0"}
     done = subprocess.run([sys.executable, "-c", program], env=seeded, capture_output=True, text=True, check=True)
-    assert judge(program, printing(done.stdout), TIGHT).correct
+    assert run_tests(program, printing(done.stdout), TIGHT).correct
 
 
 def test_each_input_is_read_by_a_process_of_its_own() -> None:
     program = "seen = globals().setdefault('seen', [])\nseen.append(input())\nprint(len(seen))"
-    assert judge(program, Suite(cases=(Case("a", "1"), Case("b", "1"))), TIGHT).correct
+    assert run_tests(program, Suite(cases=(Case("a", "1"), Case("b", "1"))), TIGHT).correct
 
 
 def test_an_input_may_be_longer_than_an_output() -> None:
     size = 2 * TIGHT.output_bytes
-    assert judge("print(len(input()))", Suite(cases=(Case("x" * size, str(size)),)), TIGHT).correct
+    assert run_tests("print(len(input()))", Suite(cases=(Case("x" * size, str(size)),)), TIGHT).correct
 
 
 def test_a_check_that_cannot_be_run_is_no_score() -> None:
     for check, reason in (("import nothing", "ModuleNotFoundError"), ("x = 1", "it calls nothing"), ("def", "SyntaxError")):
-        found = judge("def f(): pass", Suite(function="f", check=check), TIGHT)
+        found = run_tests("def f(): pass", Suite(function="f", check_code=check), TIGHT)
         assert found.correct is None
         assert reason in found.reason
 
 
 def test_a_check_sees_what_the_prelude_gives() -> None:
-    suite = Suite(prelude="def twice(n): return 2 * n", function="f", check="assert f(twice(2)) == twice(f(2))")
-    assert judge("def f(n): return twice(n)", suite, TIGHT).correct
+    suite = Suite(prelude="def twice(n): return 2 * n", function="f", check_code="assert f(twice(2)) == twice(f(2))")
+    assert run_tests("def f(n): return twice(n)", suite, TIGHT).correct
 
 
 # What takes all there is
@@ -149,11 +149,11 @@ def test_a_check_sees_what_the_prelude_gives() -> None:
 )  # fmt: skip
 def test_what_takes_everything_meets_its_bounds(program: str, reason: str) -> None:
     began = time.monotonic()
-    found = judge(program, ADD, TIGHT._replace(wall_seconds=4))
+    found = run_tests(program, ADD, TIGHT._replace(wall_seconds=4))
     assert found.correct is False
     assert found.reason.startswith(reason)
     assert time.monotonic() - began < 40  # the bound is 4 s; a busy machine is slow to start a sandbox
-    assert judge(RIGHT, ADD, TIGHT).correct
+    assert run_tests(RIGHT, ADD, TIGHT).correct
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_what_takes_everything_meets_its_bounds(program: str, reason: str) -> No
     ],
 )
 def test_who_waits_for_ever_meets_the_deadline(program: str, suite: Suite) -> None:
-    found = judge(program, suite, TIGHT._replace(wall_seconds=1))
+    found = run_tests(program, suite, TIGHT._replace(wall_seconds=1))
     assert found.correct is False
     assert found.reason.endswith("gave no answer in time")
 
@@ -182,8 +182,8 @@ def test_who_waits_for_ever_meets_the_deadline(program: str, suite: Suite) -> No
     ],
 )
 def test_a_function_meets_them_too(body: str, reason: str) -> None:
-    found = judge(f"def add(a, b): {body}", ADD_FUNCTION, TIGHT)
-    assert found == Outcome(False, f"test 1 of 2: {reason}")
+    found = run_tests(f"def add(a, b): {body}", ADD_FUNCTION, TIGHT)
+    assert found == ProgramOutcome(False, f"test 1 of 2: {reason}")
 
 
 def test_what_a_program_leaves_running_ends_with_its_test() -> None:
@@ -191,7 +191,7 @@ def test_what_a_program_leaves_running_ends_with_its_test() -> None:
     program = (
         f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)', '{mark}'])\n{RIGHT}"
     )
-    assert judge(program, Suite(cases=ADD.cases * 5), TIGHT).correct  # ten of them at a time would be too many
+    assert run_tests(program, Suite(cases=ADD.cases * 5), TIGHT).correct  # ten of them at a time would be too many
     until = time.monotonic() + 10
     while running(mark) and time.monotonic() < until:
         time.sleep(0.05)
@@ -237,7 +237,7 @@ def test_no_file_of_the_host_can_be_read(secret: Path) -> None:
         "/dev/sda",
     ]
     assert reports(f"import os\nreturn [path for path in {paths!r} if os.path.exists(path)]", []).correct
-    assert judge(f"print(open({str(secret)!r}).read())", printing("secret"), TIGHT).correct is False
+    assert run_tests(f"print(open({str(secret)!r}).read())", printing("secret"), TIGHT).correct is False
 
 
 def test_nothing_can_be_written_but_the_scratch_folder(secret: Path) -> None:
@@ -355,7 +355,7 @@ def claim(payload):
     ],
 )  # fmt: skip
 def test_what_claims_to_be_right_is_wrong(program: str, suite: Suite) -> None:
-    assert judge(program, suite, TIGHT).correct is False
+    assert run_tests(program, suite, TIGHT).correct is False
 
 
 SEARCH = """
@@ -373,12 +373,14 @@ def search():
 
 def test_what_is_expected_is_nowhere_in_its_memory() -> None:
     cases = (Case('[[], {"dict": []}]', '"not found"'), Case('[[], {"dict": []}]', '"hidden-mark"'))
-    assert judge(SEARCH, Suite(function="search", cases=cases), TIGHT) == Outcome(False, "test 2 of 2: not what was expected")
+    assert run_tests(SEARCH, Suite(function="search", cases=cases), TIGHT) == ProgramOutcome(
+        False, "test 2 of 2: not what was expected"
+    )
     check = "hidden = 'hidden-mark'\nassert search() == 'not found'"
-    assert judge(SEARCH, Suite(function="search", check=check), TIGHT).correct
+    assert run_tests(SEARCH, Suite(function="search", check_code=check), TIGHT).correct
     printed = Suite(cases=(Case("", "not found"), Case("", "hidden-mark")))
-    assert judge(f"{SEARCH}\nprint(search())", printed, TIGHT) == Outcome(False, "test 2 of 2: not what was expected")
+    assert run_tests(f"{SEARCH}\nprint(search())", printed, TIGHT) == ProgramOutcome(False, "test 2 of 2: not what was expected")
 
 
 def test_the_search_finds_what_is_there() -> None:
-    assert judge(f"{SEARCH}\nmine = ['hidden-mark']\nprint(search())", printing("found"), TIGHT).correct
+    assert run_tests(f"{SEARCH}\nmine = ['hidden-mark']\nprint(search())", printing("found"), TIGHT).correct

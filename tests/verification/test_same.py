@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from permix.verification.guest.protocol import dumps
+from permix.verification.guest.protocol import encode_value
 from permix.verification.sandbox import same_output, same_value
 
 LONG = "9" * 6000
@@ -62,7 +62,7 @@ def test_output_line_by_line_and_number_by_number(printed: str, expected: str, s
     ],
 )
 def test_values_as_python_compares_them_but_for_tuples(value: object, expected: str, same: bool) -> None:
-    assert same_value(dumps(value), expected) is same
+    assert same_value(encode_value(value), expected) is same
 
 
 def test_integers_of_any_length_are_compared_by_their_digits() -> None:
@@ -87,4 +87,4 @@ def test_what_is_no_value_is_the_same_as_nothing(payload: bytes) -> None:
     )
 )
 def test_a_value_of_json_is_the_same_as_itself(value: object) -> None:
-    assert same_value(dumps(value), json.dumps(value))
+    assert same_value(encode_value(value), json.dumps(value))

@@ -14,8 +14,17 @@ from typing import Any
 import pytest
 
 from permix.verification.guest import runner
-from permix.verification.guest.checker import Elsewhere
-from permix.verification.guest.protocol import ASK, FAILED, RESULT, Channel, Frame, FrameTooLongError, dumps, loads
+from permix.verification.guest.checker import RemoteFunction
+from permix.verification.guest.protocol import (
+    FRAME_CALL,
+    FRAME_PROGRAM_FAILED,
+    FRAME_RESULT,
+    Channel,
+    Frame,
+    FrameTooLongError,
+    decode_value,
+    encode_value,
+)
 
 Point = namedtuple("Point", "x y")
 
@@ -36,7 +45,7 @@ class Sly(list[int]):
 
 @pytest.fixture
 def ends() -> Iterator[tuple[Channel, Channel]]:
-    ours, theirs = (Channel(one, longest=1000) for one in socket.socketpair())
+    ours, theirs = (Channel(one, max_frame_bytes=1000) for one in socket.socketpair())
     yield ours, theirs
     ours.close()
     theirs.close()
@@ -44,15 +53,15 @@ def ends() -> Iterator[tuple[Channel, Channel]]:
 
 def test_frames_arrive_whole_and_in_order(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
-    ours.send(ASK, b"x" * 1000)
-    ours.send(RESULT)
-    assert theirs.receive() == Frame(ASK, b"x" * 1000)
-    assert theirs.receive() == Frame(RESULT, b"")
+    ours.send(FRAME_CALL, b"x" * 1000)
+    ours.send(FRAME_RESULT)
+    assert theirs.receive() == Frame(FRAME_CALL, b"x" * 1000)
+    assert theirs.receive() == Frame(FRAME_RESULT, b"")
 
 
 def test_more_than_was_allowed_is_not_read(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
-    ours.send(ASK, b"x" * 1001)
+    ours.send(FRAME_CALL, b"x" * 1001)
     with pytest.raises(FrameTooLongError):
         theirs.receive()
 
@@ -61,7 +70,7 @@ def test_silence_ends_at_the_deadline_and_half_a_frame_too(ends: tuple[Channel, 
     ours, theirs = ends
     began = time.monotonic()
     for part in (b"", b"=\0\0"):
-        theirs._channel.sendall(part)
+        theirs._connection.sendall(part)
         with pytest.raises(TimeoutError):
             ours.receive(time.monotonic() + 0.05)
     assert time.monotonic() - began < 2
@@ -69,7 +78,7 @@ def test_silence_ends_at_the_deadline_and_half_a_frame_too(ends: tuple[Channel, 
 
 def test_who_does_not_listen_ends_at_the_deadline(ends: tuple[Channel, Channel]) -> None:
     with pytest.raises(TimeoutError):
-        ends[0].send(ASK, b"x" * (64 << 20), time.monotonic() + 0.05)
+        ends[0].send(FRAME_CALL, b"x" * (64 << 20), time.monotonic() + 0.05)
 
 
 def test_the_other_end_gone_is_the_end_of_the_talk(ends: tuple[Channel, Channel]) -> None:
@@ -77,7 +86,7 @@ def test_the_other_end_gone_is_the_end_of_the_talk(ends: tuple[Channel, Channel]
     with pytest.raises(EOFError):
         ends[0].receive()
     with pytest.raises(EOFError):
-        ends[0].send(ASK, b"x")
+        ends[0].send(FRAME_CALL, b"x")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +97,7 @@ def test_the_other_end_gone_is_the_end_of_the_talk(ends: tuple[Channel, Channel]
     ],
 )  # fmt: skip
 def test_plain_values_come_back_as_they_went(value: Any) -> None:
-    again = loads(dumps(value))
+    again = decode_value(encode_value(value))
     assert again == value
     assert type(again) is type(value)
 
@@ -98,7 +107,7 @@ def test_plain_values_come_back_as_they_went(value: Any) -> None:
     [(Point(1, 2), (1, 2)), (Colour.RED, 1), (Counter("aab"), {"a": 2, "b": 1}), (OrderedDict(a=1), {"a": 1}), (Sly([7]), [7])],
 )
 def test_subclasses_are_dropped_with_their_methods(value: Any, plain: Any) -> None:
-    again = loads(dumps(value))
+    again = decode_value(encode_value(value))
     assert type(again) is type(plain)
     assert json.dumps(again) == json.dumps(plain)
 
@@ -106,40 +115,40 @@ def test_subclasses_are_dropped_with_their_methods(value: Any, plain: Any) -> No
 @pytest.mark.parametrize("value", [object(), len, iter([1]), range(3), [{"a": object()}]])
 def test_anything_else_is_no_value(value: Any) -> None:
     with pytest.raises(TypeError, match="is no plain value"):
-        dumps(value)
+        encode_value(value)
 
 
 def test_a_call_gives_what_was_returned_or_what_was_raised() -> None:
-    payload = dumps([[7, 2], {"base": 10}])
-    assert runner.returned(lambda a, b, base: divmod(a * base, b), payload) == (RESULT, dumps((35, 0)))
-    assert runner.returned(lambda a, b, base: a / 0, payload) == (FAILED, b"raised ZeroDivisionError")
-    assert runner.returned(lambda a, b, base: sys.exit(0), payload) == (FAILED, b"raised SystemExit")
-    assert runner.returned(lambda a, b: a, payload) == (FAILED, b"raised TypeError")
-    assert runner.returned(lambda a, b, base: object(), payload) == (FAILED, b"raised TypeError")
+    payload = encode_value([[7, 2], {"base": 10}])
+    assert runner.call_result(lambda a, b, base: divmod(a * base, b), payload) == (FRAME_RESULT, encode_value((35, 0)))
+    assert runner.call_result(lambda a, b, base: a / 0, payload) == (FRAME_PROGRAM_FAILED, b"raised ZeroDivisionError")
+    assert runner.call_result(lambda a, b, base: sys.exit(0), payload) == (FRAME_PROGRAM_FAILED, b"raised SystemExit")
+    assert runner.call_result(lambda a, b: a, payload) == (FRAME_PROGRAM_FAILED, b"raised TypeError")
+    assert runner.call_result(lambda a, b, base: object(), payload) == (FRAME_PROGRAM_FAILED, b"raised TypeError")
 
 
 def test_numbers_of_any_length_pass_and_pythons_limit_stays() -> None:
     usual = sys.get_int_max_str_digits()
-    mark, payload = runner.returned(lambda n: n * 10**6000, dumps([[3], {}]))
-    assert (mark, payload) == (RESULT, b"3" + b"0" * 6000)
+    mark, payload = runner.call_result(lambda n: n * 10**6000, encode_value([[3], {}]))
+    assert (mark, payload) == (FRAME_RESULT, b"3" + b"0" * 6000)
     assert sys.get_int_max_str_digits() == usual
 
 
 def test_a_check_calls_over_the_channel_and_sees_plain_data(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
-    elsewhere = Elsewhere(theirs)
+    elsewhere = RemoteFunction(theirs)
     asked: list[Any] = []
 
     def answer() -> None:
-        asked.append(loads(ours.receive().payload))
-        ours.send(RESULT, dumps((3, 4)))
+        asked.append(decode_value(ours.receive().payload))
+        ours.send(FRAME_RESULT, encode_value((3, 4)))
 
     thread = threading.Thread(target=answer)
     thread.start()
-    before = elsewhere.answered
+    before = elsewhere.has_returned
     assert elsewhere([1], base=2) == (3, 4)
     thread.join()
-    assert (before, elsewhere.answered) == (False, True)
+    assert (before, elsewhere.has_returned) == (False, True)
     assert asked == [[([1],), {"base": 2}]]
 
 

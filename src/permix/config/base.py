@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from permix.errors import ConfigError, meant
+from permix.errors import ConfigError, closest_match
 
 
-class Section(BaseModel):
+class ConfigSection(BaseModel):
     """Base of every configuration class."""
 
     model_config = ConfigDict(
@@ -29,32 +29,32 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _kept_defaults(cls, values: Any) -> Any:
+    def _merge_stage_defaults(cls, values: Any) -> Any:
         """A section given in part keeps what its stage sets otherwise: a training [task] without `n` has training's `n`."""
         if not isinstance(values, Mapping):
             return values
-        return {name: _over_default(cls.model_fields.get(name), value) for name, value in values.items()}
+        return {name: _merge_with_default(cls.model_fields.get(name), value) for name, value in values.items()}
 
 
-def _over_default(field: FieldInfo | None, value: Any) -> Any:
+def _merge_with_default(field: FieldInfo | None, value: Any) -> Any:
     default = field.default if field else None
     if isinstance(default, BaseModel) and isinstance(value, Mapping):
         return default.model_dump(exclude_unset=True) | dict(value)
     return value
 
 
-T = TypeVar("T", bound=BaseModel)
+_ConfigT = TypeVar("_ConfigT", bound=BaseModel)
 
 
-SUFFIXES = (".toml", ".json")
+CONFIG_SUFFIXES = (".toml", ".json")
 
 
-def load(cls: type[T], path: Path) -> T:
+def load_config(cls: type[_ConfigT], path: Path) -> _ConfigT:
     """Read a file into `cls`. Raises ConfigError naming the file, the field, the value and what would be valid."""
-    return build(cls, read_values(path), source=str(path))
+    return build_config(cls, read_config_values(path), source=str(path))
 
 
-def read_values(path: Path) -> dict[str, Any]:
+def read_config_values(path: Path) -> dict[str, Any]:
     """The content of a TOML file, or of the config.json that a run left."""
     kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
@@ -69,31 +69,31 @@ def read_values(path: Path) -> dict[str, Any]:
     return values
 
 
-def build(cls: type[T], values: Mapping[str, Any], *, source: str, draft: bool = False) -> T:
+def build_config(cls: type[_ConfigT], values: Mapping[str, Any], *, source: str, partial: bool = False) -> _ConfigT:
     """Validate a plain mapping, as read from TOML or JSON, into `cls`.
 
     A draft is what flags are still laid over: what depends on another field and was not given stays open in it.
     """
-    refuse_unknown(cls, values, source=source)
+    check_unknown_keys(cls, values, source=source)
     try:
-        return cls.model_validate(values, context={"draft": draft})
+        return cls.model_validate(values, context={"draft": partial})
     except ValidationError as error:
-        raise ConfigError(f"{source}: {explain(error)}") from error
+        raise ConfigError(f"{source}: {format_validation_error(error)}") from error
 
 
-def refuse_unknown(cls: type[BaseModel], values: Mapping[str, Any], *, source: str, prefix: str = "") -> None:
+def check_unknown_keys(cls: type[BaseModel], values: Mapping[str, Any], *, source: str, prefix: str = "") -> None:
     """Raise ConfigError for the first key that `cls` does not have, naming the nearest one that it has."""
     for key, value in values.items():
         if key not in cls.model_fields:
-            near = meant(key, cls.model_fields, cutoff=0.5)
+            near = closest_match(key, cls.model_fields, cutoff=0.5)
             hint = f"did you mean {prefix}{near}?" if near else f"known: {', '.join(cls.model_fields)}"
             raise ConfigError(f"{source}: unknown key {prefix}{key}; {hint}")
         inner = cls.model_fields[key].annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, Mapping):
-            refuse_unknown(inner, value, source=source, prefix=f"{prefix}{key}.")
+            check_unknown_keys(inner, value, source=source, prefix=f"{prefix}{key}.")
 
 
-def explain(error: ValidationError) -> str:
+def format_validation_error(error: ValidationError) -> str:
     """A pydantic error as one line a field: its path, the value, what is wrong."""
     lines = []
     for one in error.errors():

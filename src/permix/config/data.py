@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from permix.config.base import Section
+from permix.config.base import ConfigSection
 from permix.types import Split
 
 
-class ModelConfig(Section):
+class ModelConfig(ConfigSection):
     name: str = "bundled"
     """"bundled" (SmolLM2-135M-Instruct), a model folder, a hub id, or the name an endpoint serves."""
     backend: Literal["transformers", "openai"] = "transformers"
@@ -35,13 +35,13 @@ class ModelConfig(Section):
     """How often a request is tried again after 429, 5xx or a timeout."""
 
     @model_validator(mode="after")
-    def _endpoint(self) -> "ModelConfig":
+    def _check_endpoint(self) -> "ModelConfig":
         if self.backend == "openai" and not self.base_url:
             raise ValueError('base_url is missing: backend "openai" needs one, such as http://127.0.0.1:8000/v1')
         return self
 
     @model_validator(mode="after")
-    def _no_secrets(self) -> "ModelConfig":
+    def _check_no_secrets(self) -> "ModelConfig":
         # The configuration is written to the run directory, so the messages do not repeat the values either.
         if "@" in (self.base_url or ""):
             raise ValueError("base_url holds credentials; put the key into the environment variable that api_key_env names")
@@ -50,7 +50,7 @@ class ModelConfig(Section):
         return self
 
 
-class TaskConfig(Section):
+class TaskConfig(ConfigSection):
     name: Literal[
         "arithmetic",
         "gsm8k",
@@ -79,19 +79,19 @@ class TaskConfig(Section):
     empty means the task's default."""
     seed: int = Field(default=0, ge=0)
     """Which questions are drawn."""
-    wording: str | None = None
+    prompt_template: str | None = None
     """How a question is put, with {question} in it ("Think aloud, then answer. {question}"); the task's own when not given."""
 
     @model_validator(mode="before")
     @classmethod
-    def _named_by_its_answers(cls, values: Any) -> Any:
+    def _name_from_answer_type(cls, values: Any) -> Any:
         """`answer` is enough to name a task of one's own."""
         if isinstance(values, Mapping) and values.get("answer") and values.get("name", "arithmetic") == "arithmetic":
             return {**values, "name": f"own-{values['answer']}"}
         return values
 
     @model_validator(mode="after")
-    def _own(self) -> "TaskConfig":
+    def _check_custom_task(self) -> "TaskConfig":
         if self.answer is not None and self.name != f"own-{self.answer}":
             raise ValueError(
                 f'answer = "{self.answer}": is for your own questions; leave it out, or leave out name = "{self.name}"'
@@ -101,13 +101,13 @@ class TaskConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _asks_the_question(self) -> "TaskConfig":
-        if self.wording is not None and "{question}" not in self.wording:
-            raise ValueError(f"wording = {self.wording!r}: has no {{question}} in it, so nothing would be asked")
+    def _check_prompt_template(self) -> "TaskConfig":
+        if self.prompt_template is not None and "{question}" not in self.prompt_template:
+            raise ValueError(f"wording = {self.prompt_template!r}: has no {{question}} in it, so nothing would be asked")
         return self
 
 
-class PersonasConfig(Section):
+class PersonasConfig(ConfigSection):
     pool: str = "builtin"
     """"builtin", or a TOML, JSONL or CSV file of personas."""
     split: Literal[Split, "all"] = "heldout"
@@ -122,15 +122,17 @@ class PersonasConfig(Section):
     """Which personas are drawn when `n` is given."""
     template: str = "you_are"
     """Wording of the system message: you_are, adopt, second_person, or a text with {persona} in it."""
-    bare: bool = False
+    empty_system_prompt: bool = False
     """Without persona, send an empty system message instead of none."""
 
 
-GymTask = Literal["Expected Action", "Toxicity Control", "Linguistic Habits", "Persona Consistency", "Action Justification"]
+PersonaGymTask = Literal[
+    "Expected Action", "Toxicity Control", "Linguistic Habits", "Persona Consistency", "Action Justification"
+]
 """PersonaGym's five tasks, by the names of its paper."""
 
 
-class JudgeConfig(ModelConfig):
+class JudgeModelConfig(ModelConfig):
     name: str = "none"
     """Who judges: "none", "bundled", a model folder, a hub id, or the name an endpoint serves."""
     label: str | None = None
@@ -147,7 +149,7 @@ class JudgeConfig(ModelConfig):
     """Most tokens of one verdict."""
     attempts: int = Field(default=2, gt=0)
     """How often one start asks again, with another seed, where no score could be read."""
-    trial: int = Field(default=100, ge=20)
+    answers_per_control: int = Field(default=100, ge=20)
     """Answers that each control of the judge itself judges once more."""
     prices: Path | None = None
     """A TOML table of prices by model; costs are unknown without it."""
@@ -155,32 +157,32 @@ class JudgeConfig(ModelConfig):
     """US dollars after which no further call is made; needs prices."""
 
     @model_validator(mode="after")
-    def _priced(self) -> "JudgeConfig":
+    def _check_prices(self) -> "JudgeModelConfig":
         if self.max_cost is not None and self.prices is None:
             raise ValueError(f"max_cost = {self.max_cost:g}: needs a table of prices; give prices")
         return self
 
 
-class GymConfig(Section):
+class PersonaGymConfig(ConfigSection):
     path: Path | None = None
     """A folder of PersonaGym (personas.json, questions/, rubrics/), or questions.jsonl as `permix questions` writes it."""
     hub: str | None = None
     """A data set of the hub that holds such a folder."""
     light: bool = False
     """Only the first question of each task, as the OpenCharacter evaluation asks."""
-    tasks: tuple[GymTask, ...] = ()
+    tasks: tuple[PersonaGymTask, ...] = ()
     """Only these tasks; all five when not given."""
     without_persona: int = Field(default=100, ge=0)
     """Of so many questions the answer without a persona is taken too, for the judge's trial."""
 
     @model_validator(mode="after")
-    def _one_source(self) -> "GymConfig":
+    def _check_one_source(self) -> "PersonaGymConfig":
         if self.path is not None and self.hub is not None:
             raise ValueError(f'path = {self.path}, hub = "{self.hub}": give one of the two')
         return self
 
 
-class InterviewConfig(Section):
+class InterviewConfig(ConfigSection):
     turns: int = Field(default=0, ge=0)
     """Turns of one conversation, three or more; 0: no interview."""
     script: Path | None = None
@@ -190,7 +192,7 @@ class InterviewConfig(Section):
     script stands, for one whose questions build on each other."""
 
     @model_validator(mode="after")
-    def _turns_to_compare(self) -> "InterviewConfig":
+    def _check_turns(self) -> "InterviewConfig":
         if self.turns in (1, 2):
             raise ValueError(f"turns = {self.turns}: nothing can be said of drift; give 3 or more, or 0 for no interview")
         return self

@@ -5,13 +5,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from permix.config.base import Section
-from permix.config.data import GymConfig
+from permix.config.base import ConfigSection
+from permix.config.data import PersonaGymConfig
 
-Format = Literal["lm-eval", "inspect"]
+LogFormat = Literal["lm-eval", "inspect"]
 
 
-class ImportStage(Section):
+class ImportConfig(ConfigSection):
     stage: Literal["import"] = "import"
     out: Path = Path("runs/imported")
     """The run directory."""
@@ -42,7 +42,7 @@ class ImportStage(Section):
     """Bootstrap resamples and permutations."""
 
     @model_validator(mode="after")
-    def _answers_alone(self) -> "ImportStage":
+    def _check_personagym_options(self) -> "ImportConfig":
         """PersonaGym's answers have no score, so nothing that chooses one."""
         if self.personagym is None and self.personagym_questions is not None:
             raise ValueError(f"personagym_questions = {self.personagym_questions}: give personagym, the folder of answers, too")
@@ -52,21 +52,21 @@ class ImportStage(Section):
         return self
 
 
-class ExportStage(Section):
+class ExportConfig(ConfigSection):
     stage: Literal["export"] = "export"
     run: Path = Path("runs/stability")
     """A stability run."""
-    format: Format = "inspect"
+    format: LogFormat = "inspect"
     """Whose files: a log of inspect_ai, or a folder a persona as lm-evaluation-harness writes them."""
     out: Path = Path("runs/exported")
     """The folder to write to."""
 
 
-class ImportedModel(Section):
+class ImportedModelConfig(ConfigSection):
     name: str
 
 
-class ImportedSampling(Section):
+class ImportedSamplingConfig(ConfigSection):
     """Named as in `Sampling`; None where the log does not say."""
 
     temperature: float | None = None
@@ -74,27 +74,27 @@ class ImportedSampling(Section):
     max_new_tokens: int | None = None
 
 
-class ImportedRun(Section):
+class ImportedStabilityConfig(ConfigSection):
     """The config.json of an imported run: what readers of a stability run look for, and what was imported how."""
 
     stage: Literal["stability"] = "stability"
     label: str | None
-    model: ImportedModel
-    sampling: ImportedSampling
+    model: ImportedModelConfig
+    sampling: ImportedSamplingConfig
     samples: int = Field(gt=0)
     seed: int
     resamples: int
-    imported: ImportStage
+    imported: ImportConfig
 
 
-class ImportedAnswers(Section):
+class ImportedFidelityConfig(ConfigSection):
     """The config.json of imported answers to PersonaGym: what readers of a fidelity run look for, and what was imported."""
 
     stage: Literal["fidelity"] = "fidelity"
     label: str | None
-    model: ImportedModel
-    sampling: ImportedSampling = ImportedSampling()
-    personagym: GymConfig
+    model: ImportedModelConfig
+    sampling: ImportedSamplingConfig = ImportedSamplingConfig()
+    personagym: PersonaGymConfig
     seed: int
     resamples: int
-    imported: ImportStage
+    imported: ImportConfig

@@ -5,23 +5,32 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from permix.config.base import Section
+from permix.config.base import ConfigSection
 from permix.config.data import (
-    GymConfig,
-    GymTask,
     InterviewConfig,
     InterviewerConfig,
-    JudgeConfig,
+    JudgeModelConfig,
     ModelConfig,
+    PersonaGymConfig,
+    PersonaGymTask,
     PersonasConfig,
     TaskConfig,
 )
-from permix.config.interop import ExportStage, ImportStage
-from permix.config.training import IDLE, WITHOUT_PERSONAS, CharacterConfig, Method, PlanConfig, ProbeConfig, TrainConfig, mix_of
+from permix.config.interop import ExportConfig, ImportConfig
+from permix.config.training import (
+    IGNORED_FIELDS,
+    NO_PERSONA_METHODS,
+    CharacterConfig,
+    DevEvalConfig,
+    OptimConfig,
+    RolloutPlanConfig,
+    TrainMethod,
+    resolve_mix,
+)
 from permix.types import Sampling, Split
 
 
-class Stage(Section):
+class RunConfig(ConfigSection):
     """What every verb that makes a run directory shares."""
 
     out: Path
@@ -32,7 +41,7 @@ class Stage(Section):
     """CPU threads for torch, in each process; the machine's cores, shared out among its processes, when not given."""
 
 
-def _no_other_side(section: TaskConfig) -> TaskConfig:
+def _require_train_split(section: TaskConfig) -> TaskConfig:
     if section.split != "train":
         raise ValueError(
             f'split = "{section.split}": training takes split = "train"; dev is there to choose on, heldout to measure on'
@@ -40,7 +49,7 @@ def _no_other_side(section: TaskConfig) -> TaskConfig:
     return section
 
 
-def _no_other_builtin_side(section: PersonasConfig) -> PersonasConfig:
+def _require_builtin_train_split(section: PersonasConfig) -> PersonasConfig:
     if section.pool == "builtin" and section.split != "train":
         raise ValueError(
             f'split = "{section.split}": training takes split = "train" of the built-in pool; dev is there to choose on, heldout '
@@ -49,12 +58,12 @@ def _no_other_builtin_side(section: PersonasConfig) -> PersonasConfig:
     return section
 
 
-TrainingTask = Annotated[TaskConfig, AfterValidator(_no_other_side)]
+TrainingTask = Annotated[TaskConfig, AfterValidator(_require_train_split)]
 
-TrainingPersonas = Annotated[PersonasConfig, AfterValidator(_no_other_builtin_side)]
+TrainingPersonas = Annotated[PersonasConfig, AfterValidator(_require_builtin_train_split)]
 
 
-def _no_endpoint(folder: Path | None, info: ValidationInfo) -> Path | None:
+def _check_cache_without_endpoint(folder: Path | None, info: ValidationInfo) -> Path | None:
     model = info.data.get("model")
     if folder is not None and model is not None and model.backend == "openai":
         raise ValueError(
@@ -63,19 +72,19 @@ def _no_endpoint(folder: Path | None, info: ValidationInfo) -> Path | None:
     return folder
 
 
-Cache = Annotated[Path | None, AfterValidator(_no_endpoint)]
+CachePath = Annotated[Path | None, AfterValidator(_check_cache_without_endpoint)]
 
 
-class PlanStage(Section):
+class PlanConfig(ConfigSection):
     stage: Literal["plan"] = "plan"
     out: Path = Path("runs/plan.parquet")
     """The Parquet file to write."""
     task: TrainingTask = TaskConfig(split="train", n=1000)
     personas: TrainingPersonas = PersonasConfig(split="train")
-    plan: PlanConfig = PlanConfig()
+    plan: RolloutPlanConfig = RolloutPlanConfig()
 
 
-class TrainedModel(Section):
+class TrainableModelConfig(ConfigSection):
     name: str = "bundled"
     """"bundled" (SmolLM2-135M-Instruct), a model folder or a hub id; its weights are trained in float32."""
 
@@ -83,58 +92,58 @@ class TrainedModel(Section):
 class TeacherConfig(ModelConfig):
     name: str = "self"
     """"self" (the model that is trained, as it is before training), or as in a model section."""
-    keep: int | None = Field(default=None, gt=0)
+    max_samples_per_row: int | None = Field(default=None, gt=0)
     """At most so many different right samples of one row are learnt from; all when not given."""
 
     @model_validator(mode="after")
-    def _served_name(self) -> "TeacherConfig":
+    def _check_served_name(self) -> "TeacherConfig":
         if self.backend == "openai" and self.name == "self":
             raise ValueError('name is missing: with backend "openai" give the name that the endpoint serves')
         return self
 
 
-class TrainStage(Stage):
+class TrainConfig(RunConfig):
     stage: Literal["train"] = "train"
     out: Path = Path("runs/train")
     """The run directory."""
-    method: Method = "permix"
+    method: TrainMethod = "permix"
     """PerMix-RLVR or plain RLVR; SFT on gold answers, without or with personas; or distillation on verified samples (seqkd)."""
-    model: TrainedModel = TrainedModel()
+    model: TrainableModelConfig = TrainableModelConfig()
     teacher: TeacherConfig = TeacherConfig()
     """Who gives the samples of method seqkd."""
     plan_file: Path | None = None
     """A plan to train from; when not given, one is compiled from the sections task, personas and plan."""
     task: TrainingTask = TaskConfig(split="train", n=1000)
     personas: TrainingPersonas = PersonasConfig(split="train")
-    plan: PlanConfig = PlanConfig()
-    train: TrainConfig = TrainConfig()
+    plan: RolloutPlanConfig = RolloutPlanConfig()
+    train: OptimConfig = OptimConfig()
     character: CharacterConfig = CharacterConfig()
-    probe: ProbeConfig = ProbeConfig()
+    dev_eval: DevEvalConfig = DevEvalConfig()
 
     @field_validator("plan")
     @classmethod
-    def _mix_of_the_method(cls, plan: PlanConfig, info: ValidationInfo) -> PlanConfig:
+    def _fill_mix_from_method(cls, plan: RolloutPlanConfig, info: ValidationInfo) -> RolloutPlanConfig:
         """So that whoever reads the configuration reads the share that is used. A plan from a file has its own."""
         draft = bool(info.context and info.context.get("draft"))
         if draft or "method" not in info.data or info.data.get("plan_file") is not None:
             return plan
-        return plan.model_copy(update={"mix": mix_of(plan, info.data["method"])})
+        return plan.model_copy(update={"mix": resolve_mix(plan, info.data["method"])})
 
     @model_validator(mode="after")
-    def _nothing_idle(self) -> "TrainStage":
+    def _check_ignored_fields(self) -> "TrainConfig":
         """What means nothing to the method must stand at its default: whoever sets it expects something of it."""
-        if self.method in WITHOUT_PERSONAS and self.plan.mix:
+        if self.method in NO_PERSONA_METHODS and self.plan.mix:
             raise ValueError(
                 f'plan.mix = {self.plan.mix}: method "{self.method}" asks without personas; leave plan.mix out, or give method '
                 f'"{"permix" if self.method == "rlvr" else "sft-personas"}"'
             )
-        _refuse_set(self.train, IDLE[self.method], "train.", f'to method "{self.method}"')
+        _require_defaults(self.train, IGNORED_FIELDS[self.method], "train.", f'to method "{self.method}"')
         if self.method != "seqkd" and self.teacher != TeacherConfig():
             raise ValueError(f'teacher: method "{self.method}" has none; leave the section out, or give method "seqkd"')
         return self
 
 
-class StabilityStage(Stage):
+class StabilityConfig(RunConfig):
     stage: Literal["stability"] = "stability"
     out: Path = Path("runs/stability")
     """The run directory."""
@@ -142,7 +151,7 @@ class StabilityStage(Stage):
     task: TaskConfig = TaskConfig()
     personas: PersonasConfig = PersonasConfig()
     sampling: Sampling = Sampling()
-    cache: Cache = None
+    cache: CachePath = None
     """A folder of answers by content, for other runs to use and add to: what is there is not generated again."""
     samples: int = Field(default=1, gt=0)
     """Completions of one persona × question."""
@@ -166,7 +175,7 @@ class StabilityStage(Stage):
     """Ask nothing; say how many questions a persona effect of this size needs, by the run that is there if one is."""
 
     @model_validator(mode="after")
-    def _crossed(self) -> "StabilityStage":
+    def _check_templates(self) -> "StabilityConfig":
         if len(self.templates) == 1:
             raise ValueError(f"templates = {self.templates!r}: give two or more to cross, or this one as personas.template")
         if self.templates and self.personas.template != PersonasConfig().template:
@@ -178,7 +187,7 @@ class StabilityStage(Stage):
         return self
 
     @model_validator(mode="after")
-    def _sequential(self) -> "StabilityStage":
+    def _check_adaptive_allocation(self) -> "StabilityConfig":
         field = "budget" if self.budget is not None else "precision"
         value = getattr(self, field)
         if value is not None and (self.strategy != "none" or self.templates):
@@ -187,7 +196,7 @@ class StabilityStage(Stage):
         return self
 
 
-class FidelityStage(Stage):
+class FidelityConfig(RunConfig):
     stage: Literal["fidelity"] = "fidelity"
     out: Path = Path("runs/fidelity")
     """The run directory."""
@@ -197,18 +206,18 @@ class FidelityStage(Stage):
     """"builtin", or a file of open-ended questions (TOML, JSONL, or one a line)."""
     questions_split: Split = "heldout"
     """Which side of them, where the file gives them sides; a file without sides is asked whole."""
-    personagym: GymConfig = GymConfig()
+    personagym: PersonaGymConfig = PersonaGymConfig()
     """PersonaGym's questions, each persona its own, in place of the shared ones."""
     interview: InterviewConfig = InterviewConfig()
     """A conversation with each persona in place of single questions."""
     interviewer: InterviewerConfig = InterviewerConfig()
-    judge: JudgeConfig = JudgeConfig()
+    judge: JudgeModelConfig = JudgeModelConfig()
     """Who judges the answers once they are there; more judges by `permix judge`."""
     n_questions: int | None = Field(default=None, gt=0)
     """How many of them; all when not given."""
     reference: Path | None = None
     """The base model's fidelity run, whose answers train the classifier; this run's own answers when not given."""
-    cache: Cache = None
+    cache: CachePath = None
     """A folder of answers by content, for other runs to use and add to: what is there is not generated again."""
     folds: int = Field(default=5, ge=2)
     """Questions are held out in this many parts."""
@@ -226,7 +235,7 @@ class FidelityStage(Stage):
         return "personagym" if self.personagym.path or self.personagym.hub else "open"
 
     @model_validator(mode="after")
-    def _one_kind(self) -> "FidelityStage":
+    def _check_one_kind(self) -> "FidelityConfig":
         if self.interview.turns and (self.personagym.path or self.personagym.hub):
             raise ValueError(
                 f"interview.turns = {self.interview.turns}: personagym asks questions of its own; leave one of the two out"
@@ -234,29 +243,29 @@ class FidelityStage(Stage):
         return self
 
     @model_validator(mode="after")
-    def _nothing_idle(self) -> "FidelityStage":
+    def _check_ignored_fields(self) -> "FidelityConfig":
         """PersonaGym brings personas and questions of its own, an interview its questions; neither is learnt from in folds."""
         shared = ("questions", "questions_split", "n_questions", "folds")
         match self.kind:
             case "personagym":
-                _refuse_set(self.personas, ("pool", "split", "include", "exclude"), "personas.", "with personagym")
-                _refuse_set(self, (*shared, "reference"), "", "with personagym")
+                _require_defaults(self.personas, ("pool", "split", "include", "exclude"), "personas.", "with personagym")
+                _require_defaults(self, (*shared, "reference"), "", "with personagym")
             case "interview":
-                _refuse_set(self, shared, "", "with interview.turns")
+                _require_defaults(self, shared, "", "with interview.turns")
         if self.kind != "personagym":
-            idle = tuple(name for name in GymConfig.model_fields if name not in ("path", "hub"))
-            _refuse_set(self.personagym, idle, "personagym.", "without personagym.path or personagym.hub")
+            idle = tuple(name for name in PersonaGymConfig.model_fields if name not in ("path", "hub"))
+            _require_defaults(self.personagym, idle, "personagym.", "without personagym.path or personagym.hub")
         return self
 
     @model_validator(mode="after")
-    def _someone_judges(self) -> "FidelityStage":
+    def _check_judge_given(self) -> "FidelityConfig":
         if self.judge.name == "none":
-            idle = tuple(name for name in JudgeConfig.model_fields if name != "name")
-            _refuse_set(self.judge, idle, "judge.", "without judge.name")
+            idle = tuple(name for name in JudgeModelConfig.model_fields if name != "name")
+            _require_defaults(self.judge, idle, "judge.", "without judge.name")
         return self
 
     @model_validator(mode="after")
-    def _interviewed(self) -> "FidelityStage":
+    def _check_interview(self) -> "FidelityConfig":
         given = [name for name in ("script", "order") if getattr(self.interview, name) != getattr(InterviewConfig(), name)]
         if not self.interview.turns and (given or self.interviewer.is_model):
             named = f"interview.{given[0]}" if given else f'interviewer.name = "{self.interviewer.name}"'
@@ -268,19 +277,19 @@ class FidelityStage(Stage):
         return self
 
 
-def _refuse_set(section: Section, names: tuple[str, ...], prefix: str, where: str) -> None:
-    """Raise ValueError for a field that does not stand at its default, and `where` means nothing."""
+def _require_defaults(section: ConfigSection, names: tuple[str, ...], prefix: str, ignored_where: str) -> None:
+    """Raise ValueError for a field that does not stand at its default, and `ignored_where` means nothing."""
     for name in names:
         value, default = getattr(section, name), type(section).model_fields[name].default
         if value != default:
-            raise ValueError(f"{prefix}{name} = {value!r}: means nothing {where}; leave it out (default: {default!r})")
+            raise ValueError(f"{prefix}{name} = {value!r}: means nothing {ignored_where}; leave it out (default: {default!r})")
 
 
-class JudgeStage(Section):
+class JudgeConfig(ConfigSection):
     stage: Literal["judge"] = "judge"
     run: Path = Path("runs/fidelity")
     """The run of `permix fidelity` whose answers are judged; verdicts go to judges/LABEL in it."""
-    judge: JudgeConfig = JudgeConfig()
+    judge: JudgeModelConfig = JudgeModelConfig()
     threads: int | None = Field(default=None, gt=0)
     """CPU threads for torch; the machine's cores when not given."""
     seed: int = Field(default=0, ge=0)
@@ -289,16 +298,16 @@ class JudgeStage(Section):
     """Bootstrap resamples."""
 
 
-class QuestionsStage(Stage):
+class QuestionsConfig(RunConfig):
     stage: Literal["questions"] = "questions"
     out: Path = Path("runs/questions")
     """The run directory; questions.jsonl in it is what `permix fidelity --personagym.path` reads."""
     model: ModelConfig = ModelConfig()
     """Who writes the questions."""
     personas: PersonasConfig = PersonasConfig(split="all")
-    personagym: GymConfig = GymConfig()
+    personagym: PersonaGymConfig = PersonaGymConfig()
     """Take the questions from here instead of having them written, to get example answers to them."""
-    tasks: tuple[GymTask, ...] = ()
+    tasks: tuple[PersonaGymTask, ...] = ()
     """Only these tasks; all five when not given."""
     n: int = Field(default=10, gt=0, le=100)
     """Questions of each task for each persona."""
@@ -313,12 +322,12 @@ class QuestionsStage(Stage):
     """Seeds every reply."""
 
     @model_validator(mode="after")
-    def _nothing_idle(self) -> "QuestionsStage":
+    def _check_ignored_fields(self) -> "QuestionsConfig":
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks = {list(self.tasks)}: names a task twice")
-        _refuse_set(self.personas, ("template", "bare"), "personas.", "here, where nobody plays a persona")
+        _require_defaults(self.personas, ("template", "empty_system_prompt"), "personas.", "here, where nobody plays a persona")
         if self.personagym.path is None and self.personagym.hub is None:
-            if self.personagym != GymConfig():
+            if self.personagym != PersonaGymConfig():
                 raise ValueError("personagym: has neither path nor hub, so no questions are taken from it; leave the section out")
             return self
         if not self.examples:
@@ -326,13 +335,13 @@ class QuestionsStage(Stage):
         if self.tasks and self.personagym.tasks:
             raise ValueError(f"tasks = {list(self.tasks)}, personagym.tasks = {list(self.personagym.tasks)}: give one of the two")
         for name in ("personas", "n", "settings"):
-            value, default = getattr(self, name), QuestionsStage.model_fields[name].default
+            value, default = getattr(self, name), QuestionsConfig.model_fields[name].default
             if value != default:
                 raise ValueError(f"{name} = {value!r}: means nothing with personagym, which brings its own; leave it out")
         return self
 
 
-class ReportStage(Section):
+class ReportConfig(ConfigSection):
     stage: Literal["report"] = "report"
     runs: tuple[Path, ...] = ()
     """Run directories, or folders that hold some."""
@@ -348,7 +357,7 @@ class ReportStage(Section):
     """Score files of PersonaGym's code or a fork's to stand beside ours: NAME=PATH, a scores.json or a folder of *_score.json."""
 
 
-class CompareStage(Section):
+class CompareConfig(ConfigSection):
     stage: Literal["compare"] = "compare"
     runs: tuple[Path, ...] = ()
     """Two stability runs, or folders that hold one each; every difference is second − first."""
@@ -360,7 +369,7 @@ class CompareStage(Section):
     """Bootstrap draws, and swaps of the tests."""
 
 
-class ViewStage(Section):
+class ViewConfig(ConfigSection):
     stage: Literal["view"] = "view"
     runs: Path = Path("runs")
     """The folder whose runs are shown, at any depth; runs that appear later too."""
@@ -368,7 +377,7 @@ class ViewStage(Section):
     """The port on this machine (127.0.0.1); 0 for a free one."""
 
 
-class QuickstartStage(Section):
+class QuickstartConfig(ConfigSection):
     stage: Literal["quickstart"] = "quickstart"
     out: Path | None = None
     """Where the runs and the report go; runs/quickstart, or runs/quickstart-fast with --fast, when not given."""
@@ -386,32 +395,32 @@ class QuickstartStage(Section):
         return self.out or Path("runs/quickstart-fast" if self.fast else "runs/quickstart")
 
 
-AnyStage = (
-    PlanStage
-    | TrainStage
-    | StabilityStage
-    | FidelityStage
-    | JudgeStage
-    | QuestionsStage
-    | ReportStage
-    | CompareStage
-    | ViewStage
-    | ImportStage
-    | ExportStage
-    | QuickstartStage
+AnyConfig = (
+    PlanConfig
+    | TrainConfig
+    | StabilityConfig
+    | FidelityConfig
+    | JudgeConfig
+    | QuestionsConfig
+    | ReportConfig
+    | CompareConfig
+    | ViewConfig
+    | ImportConfig
+    | ExportConfig
+    | QuickstartConfig
 )
 
-STAGES: dict[str, type[AnyStage]] = {
-    "plan": PlanStage,
-    "train": TrainStage,
-    "stability": StabilityStage,
-    "fidelity": FidelityStage,
-    "judge": JudgeStage,
-    "questions": QuestionsStage,
-    "report": ReportStage,
-    "compare": CompareStage,
-    "view": ViewStage,
-    "import": ImportStage,
-    "export": ExportStage,
-    "quickstart": QuickstartStage,
+CONFIGS_BY_STAGE: dict[str, type[AnyConfig]] = {
+    "plan": PlanConfig,
+    "train": TrainConfig,
+    "stability": StabilityConfig,
+    "fidelity": FidelityConfig,
+    "judge": JudgeConfig,
+    "questions": QuestionsConfig,
+    "report": ReportConfig,
+    "compare": CompareConfig,
+    "view": ViewConfig,
+    "import": ImportConfig,
+    "export": ExportConfig,
+    "quickstart": QuickstartConfig,
 }

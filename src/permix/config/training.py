@@ -1,56 +1,56 @@
-"""Sections on training: the method, `[plan]`, `[train]`, `[character]`, `[probe]`."""
+"""Sections on training: the method, `[plan]`, `[train]`, `[character]`, `[dev_eval]`."""
 
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from permix.config.base import Section
-from permix.types import Scope
+from permix.config.base import ConfigSection
+from permix.types import PersonaScope
 
 LossName = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
 
-Method = Literal["permix", "rlvr", "sft", "sft-personas", "seqkd"]
+TrainMethod = Literal["permix", "rlvr", "sft", "sft-personas", "seqkd"]
 
-SUPERVISED: tuple[Method, ...] = ("sft", "sft-personas", "seqkd")
+SUPERVISED_METHODS: tuple[TrainMethod, ...] = ("sft", "sft-personas", "seqkd")
 """Methods that learn from given completions; the others learn from their own, by reward."""
 
-MIX: dict[Method, float] = {"permix": 0.8, "rlvr": 0.0, "sft": 0.0, "sft-personas": 0.8, "seqkd": 0.8}
+DEFAULT_MIX: dict[TrainMethod, float] = {"permix": 0.8, "rlvr": 0.0, "sft": 0.0, "sft-personas": 0.8, "seqkd": 0.8}
 """Each method's own `plan.mix`."""
 
-WITHOUT_PERSONAS: tuple[Method, ...] = ("rlvr", "sft")
+NO_PERSONA_METHODS: tuple[TrainMethod, ...] = ("rlvr", "sft")
 
 
-class PlanConfig(Section):
+class RolloutPlanConfig(ConfigSection):
     mix: float | None = Field(default=None, ge=0, le=1)
     """Probability that a question is asked under a persona; when not given, the method's own: 0 for rlvr and sft, else 0.8."""
     tag_weights: dict[str, float] = Field(default={})
     """Multiplies the chance that personas with a tag are drawn."""
-    scope: Scope = "group"
+    scope: PersonaScope = "group"
     """Whether a group shares one persona, or each of its rollouts draws its own."""
     steps: int = Field(default=100, gt=0)
-    """Generations. Each serves one optimizer step, or as many as train.iterations says."""
+    """Generations. Each serves one optimizer step, or as many as train.updates_per_rollout says."""
     questions_per_step: int = Field(default=8, gt=0)
     """Groups in one step; several processes share them out evenly."""
     group_size: int = Field(default=8, ge=2)
     """Rollouts of one question (G)."""
-    spares: int = Field(default=0, ge=0)
+    dynamic_sampling_groups: int = Field(default=0, ge=0)
     """Groups a step holds ready to replace those whose rollouts all earn the same (dynamic sampling); at most so many are."""
-    adaptive: float = Field(default=0.0, ge=0)
+    curriculum_strength: float = Field(default=0.0, ge=0)
     """Strength with which personas are drawn more often where accuracy is lost under them; 0 keeps the pool's weights."""
-    adaptive_every: int = Field(default=5, gt=0)
+    curriculum_update_every: int = Field(default=5, gt=0)
     """Steps that one set of adapted weights holds."""
-    adaptive_floor: float = Field(default=0.25, gt=0, le=1)
+    curriculum_floor: float = Field(default=0.25, gt=0, le=1)
     """Share of its plain chance that every persona keeps, however right the model is under it."""
     seed: int = Field(default=0, ge=0)
     """Seeds every row of the plan. Plans that differ only in `mix` ask the same questions in the same order."""
 
 
-def mix_of(plan: PlanConfig, method: Method = "permix") -> float:
+def resolve_mix(plan: RolloutPlanConfig, method: TrainMethod = "permix") -> float:
     """The share of questions asked under a persona: the plan's own, else the method's."""
-    return MIX[method] if plan.mix is None else plan.mix
+    return DEFAULT_MIX[method] if plan.mix is None else plan.mix
 
 
-class TrainConfig(Section):
+class OptimConfig(ConfigSection):
     lr: float = Field(default=1e-5, gt=0)
     """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -63,7 +63,7 @@ class TrainConfig(Section):
     """Gradients are clipped to this norm."""
     beta: float = Field(default=0.0, ge=0)
     """Weight of the KL to the reference model (the one training starts from); 0 loads no reference."""
-    anchor: Literal["same-persona", "no-persona"] = "same-persona"
+    kl_reference_prompt: Literal["same-persona", "no-persona"] = "same-persona"
     """Which prompt the reference reads: the rollout's own, or the question without its persona (an ablation)."""
     loss: LossName = "dapo"
     """How token losses are averaged (TRL's names)."""
@@ -73,7 +73,7 @@ class TrainConfig(Section):
     """Lower clip range of the probability ratio."""
     clip_high: float | None = Field(default=None, gt=0)
     """Upper clip range; the lower one when not given."""
-    iterations: int = Field(default=1, gt=0)
+    updates_per_rollout: int = Field(default=1, gt=0)
     """Optimizer steps that one generation serves."""
     epochs: int = Field(default=1, gt=0)
     """Passes over the plan's examples (sft, sft-personas, seqkd)."""
@@ -85,9 +85,9 @@ class TrainConfig(Section):
     """Longest completion."""
     max_prompt_tokens: int = Field(default=1024, gt=0)
     """A longer prompt is refused before training starts."""
-    micro_tokens: int = Field(default=1024, gt=0)
+    microbatch_tokens: int = Field(default=1024, gt=0)
     """Tokens in one forward and backward pass: what bounds memory. A group's prompt counts once. A GPU takes 8192 or more."""
-    importance_cap: float | None = Field(default=2.0, gt=1)
+    importance_ratio_cap: float | None = Field(default=2.0, gt=1)
     """Largest weight a token gets for being likelier to the trainer than to the engine that sampled it; None: no correction."""
     lora_rank: int = Field(default=0, ge=0)
     """Rank of LoRA adapters on every linear layer; 0 trains all weights."""
@@ -123,17 +123,17 @@ class TrainConfig(Section):
     """Over how many processes vLLM spreads its weights (mode "colocate")."""
 
     @model_validator(mode="after")
-    def _no_secrets(self) -> "TrainConfig":
+    def _check_no_secrets(self) -> "OptimConfig":
         if "@" in (self.vllm_server_base_url or ""):
             raise ValueError("vllm_server_base_url holds credentials; it is written to the run directory, so it must not")
         return self
 
 
-PLACES = ("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_gpu_memory_utilization")
+RUNTIME_ONLY_FIELDS = ("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_gpu_memory_utilization")
 """Settings of [train] that say where something runs and not what it computes: a run may go on with others."""
 
 
-class CharacterConfig(Section):
+class CharacterConfig(ConfigSection):
     """What keeps a model able to play characters while it learns to be right; every part is off at 0."""
 
     replay: float = Field(default=0.0, ge=0)
@@ -154,26 +154,26 @@ class CharacterConfig(Section):
     """Longest in-character answer."""
 
     @property
-    def needs_answers(self) -> bool:
+    def needs_base_answers(self) -> bool:
         return self.replay > 0 or self.expressivity > 0
 
 
-_OF_REWARDS = ("beta", "loss", "scale_rewards", "clip_low", "clip_high", "iterations")
+_RL_ONLY_FIELDS = ("beta", "loss", "scale_rewards", "clip_low", "clip_high", "updates_per_rollout")
 
-IDLE: dict[Method, tuple[str, ...]] = {
+IGNORED_FIELDS: dict[TrainMethod, tuple[str, ...]] = {
     "permix": ("epochs",),
     "rlvr": ("epochs",),
-    "sft": (*_OF_REWARDS, "temperature", "top_p"),
-    "sft-personas": (*_OF_REWARDS, "temperature", "top_p"),
-    "seqkd": _OF_REWARDS,
+    "sft": (*_RL_ONLY_FIELDS, "temperature", "top_p"),
+    "sft-personas": (*_RL_ONLY_FIELDS, "temperature", "top_p"),
+    "seqkd": _RL_ONLY_FIELDS,
 }
 """Settings of `[train]` that mean nothing to a method: they stand at their defaults."""
 
 
-ProbeMetric = Literal["balanced", "worst", "mean", "pss"]
+DevMetric = Literal["balanced", "worst", "mean", "pss"]
 
 
-class ProbeConfig(Section):
+class DevEvalConfig(ConfigSection):
     """A small fixed evaluation on the dev side while a model trains: curves, a choice of weights, an early end."""
 
     every: int = Field(default=0, ge=0)
@@ -190,7 +190,7 @@ class ProbeConfig(Section):
     """Longest answer to a question; train.max_new_tokens when not given."""
     roleplay_max_new_tokens: int = Field(default=48, gt=0)
     """Longest open-ended answer."""
-    metric: ProbeMetric = "balanced"
+    metric: DevMetric = "balanced"
     """What makes a probe better: the accuracy of the worst persona or its mean over personas, worst / best (pss), or balanced:
     the worst persona's accuracy less what identifiability has lost since before training."""
     select: Literal["last", "best"] = "last"
@@ -199,10 +199,10 @@ class ProbeConfig(Section):
     """Training ends when this many probes in a row were no better than the best before them; None: it does not."""
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> "ProbeConfig":
+    def _check_consistency(self) -> "DevEvalConfig":
         if self.every == 0 and (self.select == "best" or self.patience is not None):
             raise ValueError(
-                'every = 0: select = "best" and patience need probes; give probe.every = 10, or another number of steps'
+                'every = 0: select = "best" and patience need probes; give dev_eval.every = 10, or another number of steps'
             )
         if self.characters == 1:
             raise ValueError("characters = 1: one voice cannot be told from another; give 2 or more, or 0 for none")

@@ -18,13 +18,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from permix.dashboard.live_metrics import MEASURED, Measured, measure
-from permix.dashboard.run_monitor import BAD, Watched, read_locks, told
-from permix.sanitize import clip, shown, visible
+from permix.dashboard.live_metrics import MEASURED_STAGES, LiveMeasures, measure_live
+from permix.dashboard.run_monitor import READ_ERRORS, RunMonitor, read_locks, readable_error
+from permix.sanitize import escape_control, redact_command, truncate
 
-_NAMES = re.compile(r"(index\.html|report\.md|table\.json|cells/[\w.-]+\.js|tables/[\w.-]+\.csv|[\w.-]+\.(png|svg))", re.ASCII)
+_REPORT_FILES = re.compile(
+    r"(index\.html|report\.md|table\.json|cells/[\w.-]+\.js|tables/[\w.-]+\.csv|[\w.-]+\.(png|svg))", re.ASCII
+)
 
-TYPES = {
+REPORT_CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".md": "text/markdown; charset=utf-8",
     ".json": "application/json; charset=utf-8",
@@ -34,21 +36,21 @@ TYPES = {
     ".svg": "image/svg+xml",
 }
 
-POLICY = (
+REPORT_PAGE_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """Of the report's page, whose scripts stand in it. The page has a narrower policy of its own, and both hold."""
 
 
-def report_of(root: Path) -> Path | None:
+def find_report(root: Path) -> Path | None:
     """The folder of the report: the viewed one itself, or report/ in it; None where none is built."""
-    return next((folder for folder in (root, root / "report") if file_of(folder, "index.html") is not None), None)
+    return next((folder for folder in (root, root / "report") if find_report_file(folder, "index.html") is not None), None)
 
 
-def file_of(report: Path, name: str) -> Path | None:
+def find_report_file(report: Path, name: str) -> Path | None:
     """The file of that name in a report; None where it is none of the report's files."""
-    if not _NAMES.fullmatch(name):
+    if not _REPORT_FILES.fullmatch(name):
         return None
     try:
         home, found = report.resolve(strict=True), (report / name).resolve(strict=True)
@@ -57,34 +59,34 @@ def file_of(report: Path, name: str) -> Path | None:
     return found if found == home / name and found.is_file() else None
 
 
-LOOK_EVERY_S, FIND_EVERY_S = 1.0, 5.0
+POLL_EVERY_S, RESCAN_EVERY_S = 1.0, 5.0
 
-REST = 5  # times as long as the work took
+IDLE_FACTOR = 5  # times as long as the work took
 
-MOST_RUNS, MOST_FOLDERS, DEEPEST = 500, 20_000, 8
+MAX_VIEWED_RUNS, MAX_SCANNED_FOLDERS, MAX_FOLDER_DEPTH = 500, 20_000, 8
 
-INSIDE_A_RUN = {"model", "checkpoints", "report", "character"}
+RUN_SUBFOLDERS = {"model", "checkpoints", "report", "character"}
 """Folders of a run that hold no runs to show."""
 
 
-class Folder:
+class RunFolder:
     """What lies below `root`. `start` begins watching; `stop` ends it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._runs: dict[str, Watched] = {}
+        self._runs: dict[str, RunMonitor] = {}
         self._notes: list[str] = []
-        self._wanted = ""
+        self._selected_id = ""
         self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._keep_looking, self._keep_measuring)]
+        self._stop_event = threading.Event()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._poll_loop, self._measure_loop)]
 
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        self._ended.set()
+        self._stop_event.set()
         for thread in self._threads:
             thread.join(timeout=2)
 
@@ -99,97 +101,99 @@ class Folder:
             runs = [run.summary() for run in self._runs.values()]
             notes = list(self._notes)
         return {
-            "root": clip(visible(str(self.root)), 300),
+            "root": truncate(escape_control(str(self.root)), 300),
             "runs": runs,
             "notes": notes,
             "watching": self.is_watching,
-            "report": report_of(self.root) is not None,
-            "report_command": shown(["permix", "report", str(self.root), "--out", str(self.root / "report")]),
+            "report": find_report(self.root) is not None,
+            "report_command": redact_command(["permix", "report", str(self.root), "--out", str(self.root / "report")]),
         }
 
     def detail(self, id: str) -> dict[str, Any] | None:
         """One run; None for one that is not there. It is measured before others from now on."""
-        self._wanted = id
+        self._selected_id = id
         with self._lock:
             found = next((run for run in self._runs.values() if run.id == id), None)
             return None if found is None else found.detail()
 
-    def find(self) -> None:
+    def rescan(self) -> None:
         """Watch runs that have appeared, and forget those that are gone."""
-        found, notes = _found(self.root)
+        found, notes = _find_run_dirs(self.root)
         with self._lock:
             self._notes = notes
-            self._runs = {name: self._runs.get(name) or Watched(path, name) for name, path in found.items()}
+            self._runs = {name: self._runs.get(name) or RunMonitor(path, name) for name, path in found.items()}
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """See what is new in each run."""
         for run in list(self._runs.values()):
             locks = read_locks()
             with self._lock:
-                run.look(locks, time.monotonic(), time.time())
+                run.poll(locks, time.monotonic(), time.time())
 
-    def measure_one(self) -> bool:
+    def measure_next(self) -> bool:
         """Measure the run that waits for it most; False where none does."""
         waiting = [
-            run for run in self._runs.values() if run.stage in MEASURED and run.is_caught_up and run.measured_at != run.version
+            run
+            for run in self._runs.values()
+            if run.stage in MEASURED_STAGES and run.is_caught_up and run.measured_version != run.version
         ]
         if not waiting:
             return False
-        run = min(waiting, key=lambda one: (one.id != self._wanted, one.measured_at is not None, not one.version[1]))
+        run = min(waiting, key=lambda one: (one.id != self._selected_id, one.measured_version is not None, not one.version[1]))
         version = run.version
         try:
-            found = measure(run.path, run.stage, live=version[1])
-        except BAD as error:
-            found = Measured(note="not measured", trouble=f"not measured: {told(error)}")
+            found = measure_live(run.path, run.stage, live=version[1])
+        except READ_ERRORS as error:
+            found = LiveMeasures(note="not measured", error=f"not measured: {readable_error(error)}")
         with self._lock:
-            run.measured, run.measured_at = found, version
+            run.measures, run.measured_version = found, version
         return True
 
-    def _keep_looking(self) -> None:
-        _yield_to_others()
-        looked_for = -FIND_EVERY_S
-        while not self._ended.is_set():
+    def _poll_loop(self) -> None:
+        _lower_thread_priority()
+        looked_for = -RESCAN_EVERY_S
+        while not self._stop_event.is_set():
             began = time.monotonic()
-            if began - looked_for >= FIND_EVERY_S:
-                self.find()
+            if began - looked_for >= RESCAN_EVERY_S:
+                self.rescan()
                 looked_for = began
-            self.look()
+            self.poll()
             more = any(not run.is_caught_up for run in self._runs.values())
-            self._ended.wait(max(0.0 if more else LOOK_EVERY_S, REST * (time.monotonic() - began)))
+            self._stop_event.wait(max(0.0 if more else POLL_EVERY_S, IDLE_FACTOR * (time.monotonic() - began)))
 
-    def _keep_measuring(self) -> None:
-        _yield_to_others()
-        while not self._ended.is_set():
+    def _measure_loop(self) -> None:
+        _lower_thread_priority()
+        while not self._stop_event.is_set():
             began = time.monotonic()
-            self.measure_one()
-            self._ended.wait(max(LOOK_EVERY_S, REST * (time.monotonic() - began)))
+            self.measure_next()
+            self._stop_event.wait(max(POLL_EVERY_S, IDLE_FACTOR * (time.monotonic() - began)))
 
 
-def _yield_to_others() -> None:
+def _lower_thread_priority() -> None:
     """Linux keeps a priority for each thread: the runs that are watched come first."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
-def _found(root: Path) -> tuple[dict[str, Path], list[str]]:
+def _find_run_dirs(root: Path) -> tuple[dict[str, Path], list[str]]:
     """Runs by their place below the root, and what was left out. Links to folders are not followed."""
     found: dict[str, Path] = {}
-    for number, (folder, is_run) in enumerate(_folders(root)):
-        if number >= MOST_FOLDERS:
-            return found, [f"more than {MOST_FOLDERS} folders: only runs in the first of them are shown"]
-        if is_run and len(found) >= MOST_RUNS:
-            return found, [f"more than {MOST_RUNS} runs: only the first are shown"]
+    for number, (folder, is_run) in enumerate(_walk_folders(root)):
+        if number >= MAX_SCANNED_FOLDERS:
+            return found, [f"more than {MAX_SCANNED_FOLDERS} folders: only runs in the first of them are shown"]
+        if is_run and len(found) >= MAX_VIEWED_RUNS:
+            return found, [f"more than {MAX_VIEWED_RUNS} runs: only the first are shown"]
         if is_run:
             found[os.fsdecode(folder.relative_to(root)) if folder != root else "."] = folder
     return found, []
 
 
-def _folders(root: Path) -> Iterator[tuple[Path, bool]]:
+def _walk_folders(root: Path) -> Iterator[tuple[Path, bool]]:
     """Every folder below the root, and whether it is a run's: one with a configuration, and a lock or an account of its birth."""
     for place, names, files in os.walk(root):
         folder, here = Path(place), set(files)
         is_run = "config.json" in here and bool(here & {".lock", "provenance.json"})
-        names[:] = sorted(name for name in names if not name.startswith(".") and not (is_run and name in INSIDE_A_RUN))
-        if len(folder.relative_to(root).parts) >= DEEPEST:
+        names[:] = sorted(name for name in names if not name.startswith(".") and not (is_run and name in RUN_SUBFOLDERS))
+        if len(folder.relative_to(root).parts) >= MAX_FOLDER_DEPTH:
             names.clear()
         yield folder, is_run

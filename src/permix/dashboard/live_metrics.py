@@ -12,243 +12,255 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from permix.errors import PermixError
-from permix.sanitize import clip, visible
+from permix.sanitize import escape_control, truncate
 from permix.storage.jsonl import last_lines
 from permix.types import Estimate
 
 LIVE_RESAMPLES = 300
 
-MOST_PERSONAS = 300
+_MAX_PERSONAS = 300
 
 
-class Line(NamedTuple):
-    """One number: what it is, and beside what it must be read. `signed`: it is a difference."""
+class LiveMeasure(NamedTuple):
+    """One number: what it is, and beside what it must be read. `is_difference`: it is a difference."""
 
     name: str
     estimate: Estimate
-    beside: str = ""
-    signed: bool = False
+    context: str = ""
+    is_difference: bool = False
 
 
-class Measured(NamedTuple):
+class LiveMeasures(NamedTuple):
     """`asked`: of a judge, how many scores it is to give. `personas`: (id, accuracy), worst first. `note`: what else there is to
-    say. `trouble`: what is broken."""
+    say. `error`: what is broken."""
 
-    lines: tuple[Line, ...] = ()
+    lines: tuple[LiveMeasure, ...] = ()
     personas: tuple[tuple[str, Estimate], ...] = ()
-    asked: int | None = None
+    n_scores_asked: int | None = None
     note: str = ""
-    trouble: str = ""
+    error: str = ""
 
-    def plain(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "lines": [{"name": one.name, "beside": one.beside} | _plain(one.estimate, one.signed) for one in self.lines],
-            "personas": [{"id": clip(visible(id), 80)} | _plain(estimate) for id, estimate in self.personas[:MOST_PERSONAS]],
+            "lines": [
+                {"name": one.name, "beside": one.context} | _estimate_json(one.estimate, one.is_difference) for one in self.lines
+            ],
+            "personas": [
+                {"id": truncate(escape_control(id), 80)} | _estimate_json(estimate)
+                for id, estimate in self.personas[:_MAX_PERSONAS]
+            ],
             "note": self.note,
         }
 
 
-def measure(run: Path, stage: str, *, live: bool) -> Measured:
+def measure_live(run: Path, stage: str, *, live: bool) -> LiveMeasures:
     """Everything that the page shows of a run. `live`: it still goes on."""
     resamples = LIVE_RESAMPLES if live else None
     try:
-        found = _BY_STAGE[stage](run, resamples)
+        found = _MEASURE_BY_STAGE[stage](run, resamples)
     except (PermixError, OSError, ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
-        return Measured(note=f"not measured: {clip(visible(_said(error)), 300)}")
+        return LiveMeasures(note=f"not measured: {truncate(escape_control(_error_text(error)), 300)}")
     if live and found.lines:
         return found._replace(note=f"{found.note}; intervals from {LIVE_RESAMPLES} resamples while the run goes on")
     return found
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return str(error) if isinstance(error, PermixError) else f"{type(error).__name__}: {error}"
 
 
-def _plain(estimate: Estimate, signed: bool = False) -> dict[str, Any]:
-    return estimate.model_dump() | {"text": estimate.signed() if signed else str(estimate)}
+def _estimate_json(estimate: Estimate, is_difference: bool = False) -> dict[str, Any]:
+    return estimate.model_dump() | {"text": estimate.format_difference() if is_difference else str(estimate)}
 
 
-def _stability(run: Path, resamples: int | None) -> Measured:
-    from permix.evals.stability import measure
+def _stability_measures(run: Path, resamples: int | None) -> LiveMeasures:
+    from permix.evals.stability import measure_stability
 
-    found = measure(run, resamples=resamples)
+    found = measure_stability(run, resamples=resamples)
     p = found.permutation_p.value
     lines = (
-        Line("no persona", found.baseline),
-        Line("mean over personas", found.mean, f"{found.n_personas} personas"),
-        Line("worst persona", found.worst),
-        Line("best persona", found.best),
-        Line("PSS", found.pss, _or_unknown("observed {:.3f}", found.pss_observed.value)),
-        Line("mean − no persona", found.shift, _or_unknown("any persona effect: p = {:.3g}", p), signed=True),
+        LiveMeasure("no persona", found.baseline),
+        LiveMeasure("mean over personas", found.mean, f"{found.n_personas} personas"),
+        LiveMeasure("worst persona", found.worst),
+        LiveMeasure("best persona", found.best),
+        LiveMeasure("PSS", found.pss, _format_if_known("observed {:.3f}", found.pss_observed.value)),
+        LiveMeasure(
+            "mean − no persona",
+            found.mean_minus_baseline,
+            _format_if_known("any persona effect: p = {:.3g}", p),
+            is_difference=True,
+        ),
     )
     personas = sorted(((one.id, one.accuracy) for one in found.personas), key=lambda one: (one[1].value is None, one[1].value))
     note = f"{found.n_scored} of {found.n_asked} cells of personas scored"
-    return Measured(lines, tuple(personas), note=note)
+    return LiveMeasures(lines, tuple(personas), note=note)
 
 
-def _fidelity(run: Path, resamples: int | None) -> Measured:
-    from permix.evals.fidelity_records import kind_of
-    from permix.evals.text_metrics import measure_unjudged
+def _fidelity_measures(run: Path, resamples: int | None) -> LiveMeasures:
+    from permix.evals.fidelity_records import fidelity_kind
+    from permix.evals.text_metrics import measure_text_metrics
     from permix.storage.files import read_json
 
-    found = measure_unjudged(run, resamples)
+    found = measure_text_metrics(run, resamples)
     lines = [
-        Line("leaves the character", found.broke, "share of answers, by rules"),
-        Line("words an answer", found.words),
-        Line("cut off", found.cut_off, "share of answers"),
+        LiveMeasure("leaves the character", found.break_rate, "share of answers, by rules"),
+        LiveMeasure("words an answer", found.words),
+        LiveMeasure("cut off", found.truncated_share, "share of answers"),
     ]
     note = f"{found.n_answers} of {found.n_asked} answers"
-    if kind_of(read_json(run / "config.json")) == "open":
+    if fidelity_kind(read_json(run / "config.json")) == "open":
         try:
-            lines[:0] = _identified(run, resamples)
+            lines[:0] = _identifiability_measures(run, resamples)
         except PermixError as error:
-            note = f"{note}; identifiability: {clip(visible(str(error)), 200)}"
-    return Measured(tuple(lines), note=note)
+            note = f"{note}; identifiability: {truncate(escape_control(str(error)), 200)}"
+    return LiveMeasures(tuple(lines), note=note)
 
 
-def _identified(run: Path, resamples: int | None) -> Iterator[Line]:
+def _identifiability_measures(run: Path, resamples: int | None) -> Iterator[LiveMeasure]:
     from permix.evals import open_ended
-    from permix.report.runs import Run, reference_of
+    from permix.report.runs import Run, find_reference_run
 
-    found = open_ended.measure(run, reference_of(Run(run)), resamples)
-    yield Line("identifiability", found.accuracy, f"chance {found.chance:.3f}")
+    found = open_ended.measure_identifiability(run, find_reference_run(Run(run)), resamples)
+    yield LiveMeasure("identifiability", found.accuracy, f"chance {found.chance:.3f}")
 
 
-def _judge(folder: Path, resamples: int | None) -> Measured:
-    from permix.judges.results import read_bill, read_verdicts
-    from permix.judges.summary import measured
+def _judge_measures(folder: Path, resamples: int | None) -> LiveMeasures:
+    from permix.judges.results import read_judge_results, read_judge_usage
+    from permix.judges.summary import summarize_judge
 
-    verdicts = read_verdicts(folder.parent.parent, folder)
-    asked = len(verdicts.items)
+    verdicts = read_judge_results(folder.parent.parent, folder)
+    asked = len(verdicts.inputs)
     try:
-        found = measured(verdicts, read_bill(folder), seed=verdicts.seed, resamples=resamples or 2000)
+        found = summarize_judge(verdicts, read_judge_usage(folder), seed=verdicts.seed, resamples=resamples or 2000)
     except PermixError as error:
-        return Measured(asked=asked, note=clip(visible(str(error)), 300))
+        return LiveMeasures(n_scores_asked=asked, note=truncate(escape_control(str(error)), 300))
     trusted = {
         None: "not known yet whether it tells personas apart",
         True: "above one half: trusted",
         False: "NOT above one half",
     }
     lines = (
-        Line("PersonaScore", found.persona_score, f"{found.n_scored} of {found.n_asked} answers scored"),
-        Line("AUC, right against wrong persona", found.trial.auc, trusted[found.trusted]),
-        *(Line(clip(visible(task), 60), estimate) for task, estimate in found.tasks.items()),
+        LiveMeasure("PersonaScore", found.persona_score, f"{found.n_scored} of {found.n_asked} answers scored"),
+        LiveMeasure("AUC, right against wrong persona", found.reliability.auc, trusted[found.discriminates_persona]),
+        *(LiveMeasure(truncate(escape_control(task), 60), estimate) for task, estimate in found.tasks.items()),
     )
-    bill = found.bill
+    bill = found.usage
     cost = "cost unknown" if bill.cost is None else f"{bill.cost:.4f} US dollars"
     controls = "; ".join(f"{control} {scored} of {wanted}" for control, (scored, wanted) in found.counts.items() if wanted)
-    note = f"{bill.calls} calls, {bill.without_score} without a score, {cost}. Scored: {controls}"
-    return Measured(lines, asked=asked, note=note)
+    note = f"{bill.calls} calls, {bill.calls_without_score} without a score, {cost}. Scored: {controls}"
+    return LiveMeasures(lines, n_scores_asked=asked, note=note)
 
 
-def _or_unknown(words: str, value: float | None) -> str:
-    return "" if value is None else words.format(value)
+def _format_if_known(template: str, value: float | None) -> str:
+    return "" if value is None else template.format(value)
 
 
-_BY_STAGE: dict[str, Callable[[Path, int | None], Measured]] = {
-    "stability": _stability,
-    "fidelity": _fidelity,
-    "judge": _judge,
+_MEASURE_BY_STAGE: dict[str, Callable[[Path, int | None], LiveMeasures]] = {
+    "stability": _stability_measures,
+    "fidelity": _fidelity_measures,
+    "judge": _judge_measures,
 }
 
-MEASURED = frozenset(_BY_STAGE)
+MEASURED_STAGES = frozenset(_MEASURE_BY_STAGE)
 """Stages that have measures of their own; what a training measures stands in its log."""
 
 
-COUNT = 12
+_NEWEST_COUNT = 12
 
-CHARS, LINES = 1500, 30
+_MAX_CHARS, _MAX_LINES = 1500, 30
 
-SCANNED_CHARS = 4 * CHARS
+_SCANNED_CHARS = 4 * _MAX_CHARS
 
 
-Shown = dict[str, str]
+CompletionView = dict[str, str]
 
 JsonLine = Mapping[str, Any]
 
 
-def newest(run: Path, stage: str) -> list[Shown]:
+def newest_completions(run: Path, stage: str) -> list[CompletionView]:
     """Newest first. What cannot be read, a line or a whole file, is passed over here; the run's troubles name it."""
-    for name, tell in _FILES[stage]:
-        if lines := _lines(run / name):
-            return [told for line in reversed(lines) if (told := _told(line, tell)) is not None]
+    for name, tell in _NEWEST_FILES[stage]:
+        if lines := _last_lines(run / name):
+            return [told for line in reversed(lines) if (told := _view_or_none(line, tell)) is not None]
     return []
 
 
-def _lines(path: Path) -> list[bytes]:
+def _last_lines(path: Path) -> list[bytes]:
     try:
-        return last_lines(path, COUNT)
+        return last_lines(path, _NEWEST_COUNT)
     except OSError:
         return []
 
 
-def _told(line: bytes, tell: Callable[[JsonLine], Shown]) -> Shown | None:
+def _view_or_none(line: bytes, to_view: Callable[[JsonLine], CompletionView]) -> CompletionView | None:
     try:
-        return tell(json.loads(line))
+        return to_view(json.loads(line))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError):
         return None
 
 
-def _cell(cell: JsonLine) -> Shown:
+def _cell_view(cell: JsonLine) -> CompletionView:
     failure, completion = cell.get("failure"), cell.get("completion")
     answered = completion is not None
     return {
-        "persona": _line(cell["persona_id"] or "no persona"),
-        "asked": _text(cell["messages"][-1]["content"]),
-        "said": _text(completion["text"] if completion else f"{failure['type']}: {failure['message']}" if failure else ""),
+        "persona": _cut_line(cell["persona_id"] or "no persona"),
+        "asked": _cut_text(cell["messages"][-1]["content"]),
+        "said": _cut_text(completion["text"] if completion else f"{failure['type']}: {failure['message']}" if failure else ""),
         "kind": "completion" if answered else "failure",
-        "verdict": _verdict(cell) if answered else "no completion",
+        "verdict": _verdict_text(cell) if answered else "no completion",
     }
 
 
-def _verdict(cell: JsonLine) -> str:
+def _verdict_text(cell: JsonLine) -> str:
     verdict, gold = cell.get("verdict"), cell.get("gold")
     if gold is None:
         return "open-ended"
     if verdict is None or verdict["correct"] is None:
         return "not scored"
-    read = "nothing" if verdict.get("extracted") is None else _line(verdict["extracted"])
-    return f"{'right' if verdict['correct'] else 'wrong'}: read {read}, gold {_line(gold)}"
+    read = "nothing" if verdict.get("extracted") is None else _cut_line(verdict["extracted"])
+    return f"{'right' if verdict['correct'] else 'wrong'}: read {read}, gold {_cut_line(gold)}"
 
 
-def _rollout(line: JsonLine) -> Shown:
+def _rollout_view(line: JsonLine) -> CompletionView:
     return {
-        "persona": _line(line["persona_id"] or "no persona"),
-        "asked": _text(line["prompt"]),
-        "said": _text(line["completion"]),
+        "persona": _cut_line(line["persona_id"] or "no persona"),
+        "asked": _cut_text(line["prompt"]),
+        "said": _cut_text(line["completion"]),
         "kind": "completion",
-        "verdict": f"step {int(line['step'])}, {_verdict(line)}",
+        "verdict": f"step {int(line['step'])}, {_verdict_text(line)}",
     }
 
 
-def _call(call: JsonLine) -> Shown:
+def _judge_call_view(call: JsonLine) -> CompletionView:
     reply, failure, score = call.get("reply"), call.get("failure"), call.get("score")
     control = call.get("control", "none")
     return {
-        "persona": _line(call["persona_id"]),
-        "asked": _line(f"{call['rubric']}, {call['question_id']}" + ("" if control == "none" else f" (control: {control})")),
-        "said": _text(reply["text"] if reply else f"{failure['type']}: {failure['message']}" if failure else ""),
+        "persona": _cut_line(call["persona_id"]),
+        "asked": _cut_line(f"{call['rubric']}, {call['question_id']}" + ("" if control == "none" else f" (control: {control})")),
+        "said": _cut_text(reply["text"] if reply else f"{failure['type']}: {failure['message']}" if failure else ""),
         "kind": "completion" if reply else "failure",
-        "verdict": _line(f"no score: {call.get('error') or 'no reason given'}" if score is None else f"score {int(score)} of 5"),
+        "verdict": _cut_line(
+            f"no score: {call.get('error') or 'no reason given'}" if score is None else f"score {int(score)} of 5"
+        ),
     }
 
 
-_RECORDS = ("records.jsonl", _cell)
+_RECORDS = ("records.jsonl", _cell_view)
 
-_FILES: dict[str, tuple[tuple[str, Callable[[JsonLine], Shown]], ...]] = {
+_NEWEST_FILES: dict[str, tuple[tuple[str, Callable[[JsonLine], CompletionView]], ...]] = {
     "stability": (_RECORDS,),
     "fidelity": (_RECORDS,),
     "questions": (_RECORDS,),
-    "train": (("rollouts.jsonl", _rollout), _RECORDS),
-    "judge": (("judgements.jsonl", _call),),
+    "train": (("rollouts.jsonl", _rollout_view), _RECORDS),
+    "judge": (("judgements.jsonl", _judge_call_view),),
 }
 
 
-def _text(text: str) -> str:
+def _cut_text(text: str) -> str:
     """A few lines; cut before anything else is done with them, as a completion may be a megabyte."""
-    return clip(visible(text[:SCANNED_CHARS]), CHARS, LINES)
+    return truncate(escape_control(text[:_SCANNED_CHARS]), _MAX_CHARS, _MAX_LINES)
 
 
-def _line(text: str) -> str:
-    return clip(visible(str(text)[:SCANNED_CHARS]).replace("\n", " "), 200)
+def _cut_line(text: str) -> str:
+    return truncate(escape_control(str(text)[:_SCANNED_CHARS]).replace("\n", " "), 200)

@@ -19,68 +19,68 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from permix.config import ViewStage
+from permix.config import ViewConfig
 from permix.dashboard import folder
-from permix.dashboard.folder import Folder
+from permix.dashboard.folder import RunFolder
 from permix.errors import ConfigError
-from permix.sanitize import visible
+from permix.sanitize import escape_control
 
 HOST = "127.0.0.1"
 
-NAMES = ("127.0.0.1", "localhost", "[::1]")
+HOST_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 IDLE_S = 60
 
-POLICY = (
+VIEWER_PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-HEADERS = {
+SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
 
-OWN, SHARED = "permix.dashboard", "permix.report.html"
+VIEWER_ASSETS_PACKAGE, REPORT_ASSETS_PACKAGE = "permix.dashboard", "permix.report.html"
 
 ASSETS = {
-    "/": (OWN, "view.html", "text/html; charset=utf-8"),
-    "/view.css": (OWN, "view.css", "text/css; charset=utf-8"),
-    "/base.js": (SHARED, "base.js", "text/javascript; charset=utf-8"),
-    "/curves.js": (OWN, "curves.js", "text/javascript; charset=utf-8"),
-    "/view.js": (OWN, "view.js", "text/javascript; charset=utf-8"),
+    "/": (VIEWER_ASSETS_PACKAGE, "view.html", "text/html; charset=utf-8"),
+    "/view.css": (VIEWER_ASSETS_PACKAGE, "view.css", "text/css; charset=utf-8"),
+    "/base.js": (REPORT_ASSETS_PACKAGE, "base.js", "text/javascript; charset=utf-8"),
+    "/curves.js": (VIEWER_ASSETS_PACKAGE, "curves.js", "text/javascript; charset=utf-8"),
+    "/view.js": (VIEWER_ASSETS_PACKAGE, "view.js", "text/javascript; charset=utf-8"),
 }
 """Where the page's files lie: its own, and what it shares with the report."""
 
 
-class Answer(NamedTuple):
-    """What goes back. `location`: where to look instead. `tagged`: it has an ETag, and is not sent again to who has it."""
+class HttpResponse(NamedTuple):
+    """What goes back. `location`: where to look instead. `has_etag`: it has an ETag, and is not sent again to who has it."""
 
     body: bytes
-    type: str = "text/plain; charset=utf-8"
+    content_type: str = "text/plain; charset=utf-8"
     status: int = HTTPStatus.OK
-    policy: str = POLICY
+    policy: str = VIEWER_PAGE_POLICY
     location: str = ""
-    tagged: bool = False
+    has_etag: bool = False
 
 
-TO_REPORT = Answer(b"", status=HTTPStatus.MOVED_PERMANENTLY, location="/report/")
+REPORT_REDIRECT = HttpResponse(b"", status=HTTPStatus.MOVED_PERMANENTLY, location="/report/")
 """Links in the report are relative to its folder."""
 
-MISSING = Answer(b"nothing here\n", status=HTTPStatus.NOT_FOUND)
+NOT_FOUND_RESPONSE = HttpResponse(b"nothing here\n", status=HTTPStatus.NOT_FOUND)
 
 
-class Server(ThreadingHTTPServer):
+class ViewerServer(ThreadingHTTPServer):
     """Serves one folder. Port 0 is a free one; `url` says which. Raises OSError where the port cannot be had."""
 
     daemon_threads = True
 
-    def __init__(self, folder: Folder, port: int) -> None:
+    def __init__(self, folder: RunFolder, port: int) -> None:
         self.folder = folder
-        self.assets = {path: Answer(_asset(*place), type) for path, (*place, type) in ASSETS.items()}
-        super().__init__((HOST, port), Handler)
+        self.assets = {path: HttpResponse(_read_asset(*place), type) for path, (*place, type) in ASSETS.items()}
+        super().__init__((HOST, port), ViewerHandler)
 
     @property
     def url(self) -> str:
@@ -89,123 +89,123 @@ class Server(ThreadingHTTPServer):
     @property
     def hosts(self) -> frozenset[str]:
         """What a request may call this server."""
-        bare = NAMES if self.server_port == 80 else ()
-        return frozenset([*(f"{name}:{self.server_port}" for name in NAMES), *bare])
+        bare = HOST_NAMES if self.server_port == 80 else ()
+        return frozenset([*(f"{name}:{self.server_port}" for name in HOST_NAMES), *bare])
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):  # a browser that went away is no news
             super().handle_error(request, client_address)
 
-    def answer(self, target: str) -> Answer:
+    def respond(self, target: str) -> HttpResponse:
         """What is at a request's target."""
         parts = urlsplit(target)
         path = unquote(parts.path)
         if path in self.assets:
             return self.assets[path]
         if path == "/state.json":
-            return _json(self.folder.state())
+            return _json_response(self.folder.state())
         if path == "/run.json":
             found = self.folder.detail(parse_qs(parts.query).get("run", [""])[0])
-            return MISSING if found is None else _json(found)
+            return NOT_FOUND_RESPONSE if found is None else _json_response(found)
         if path == "/report":
-            return TO_REPORT
+            return REPORT_REDIRECT
         if path.startswith("/report/"):
-            return self._of_report(path.removeprefix("/report/") or "index.html")
-        return MISSING
+            return self._report_response(path.removeprefix("/report/") or "index.html")
+        return NOT_FOUND_RESPONSE
 
-    def _of_report(self, name: str) -> Answer:
-        home = folder.report_of(self.folder.root)
-        found = None if home is None else folder.file_of(home, name)
+    def _report_response(self, name: str) -> HttpResponse:
+        home = folder.find_report(self.folder.root)
+        found = None if home is None else folder.find_report_file(home, name)
         if found is None:
-            return MISSING
-        policy = folder.POLICY if found.suffix == ".html" else POLICY
-        return Answer(found.read_bytes(), folder.TYPES[found.suffix], policy=policy)
+            return NOT_FOUND_RESPONSE
+        policy = folder.REPORT_PAGE_POLICY if found.suffix == ".html" else VIEWER_PAGE_POLICY
+        return HttpResponse(found.read_bytes(), folder.REPORT_CONTENT_TYPES[found.suffix], policy=policy)
 
 
-class Handler(BaseHTTPRequestHandler):
+class ViewerHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "permix", ""
     timeout = IDLE_S
     wbufsize = -1
-    server: Server
+    server: ViewerServer
 
     def do_GET(self) -> None:
-        if refusal := self._refusal():
+        if refusal := self._rejection():
             return self._send(refusal)
-        self._send(self.server.answer(self.path))
+        self._send(self.server.respond(self.path))
 
     do_HEAD = do_GET
 
-    def _refuse_method(self) -> None:
+    def _reject_method(self) -> None:
         self.close_connection = True  # what it carries is not read
-        self._send(self._refusal() or Answer(b"only GET and HEAD\n", status=HTTPStatus.METHOD_NOT_ALLOWED))
+        self._send(self._rejection() or HttpResponse(b"only GET and HEAD\n", status=HTTPStatus.METHOD_NOT_ALLOWED))
 
-    do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = _refuse_method
+    do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = _reject_method
 
-    def _refusal(self) -> Answer | None:
+    def _rejection(self) -> HttpResponse | None:
         hosts = self.headers.get_all("Host", [])
         if len(hosts) != 1 or hosts[0].strip().lower() not in self.server.hosts:
-            return Answer(b"this server answers only to localhost\n", status=HTTPStatus.FORBIDDEN)
+            return HttpResponse(b"this server answers only to localhost\n", status=HTTPStatus.FORBIDDEN)
         if not self.path.startswith("/"):
-            return Answer(b"not a path\n", status=HTTPStatus.BAD_REQUEST)
+            return HttpResponse(b"not a path\n", status=HTTPStatus.BAD_REQUEST)
         if self.headers.get("Content-Length", "0") != "0" or self.headers.get("Transfer-Encoding"):
             self.close_connection = True
         return None
 
-    def _send(self, answer: Answer) -> None:
-        tag = f'"{hashlib.sha256(answer.body).hexdigest()[:32]}"' if answer.tagged else ""
+    def _send(self, response: HttpResponse) -> None:
+        tag = f'"{hashlib.sha256(response.body).hexdigest()[:32]}"' if response.has_etag else ""
         if tag and self.headers.get("If-None-Match") == tag:
-            answer = Answer(b"", answer.type, HTTPStatus.NOT_MODIFIED)
-        self.send_response(answer.status)
-        self.send_header("Content-Type", answer.type)
-        self.send_header("Content-Length", str(len(answer.body)))
-        for name, value in (HEADERS | {"Content-Security-Policy": answer.policy}).items():
+            response = HttpResponse(b"", response.content_type, HTTPStatus.NOT_MODIFIED)
+        self.send_response(response.status)
+        self.send_header("Content-Type", response.content_type)
+        self.send_header("Content-Length", str(len(response.body)))
+        for name, value in (SECURITY_HEADERS | {"Content-Security-Policy": response.policy}).items():
             self.send_header(name, value)
-        if answer.location:
-            self.send_header("Location", answer.location)
+        if response.location:
+            self.send_header("Location", response.location)
         if tag:
             self.send_header("ETag", tag)
-        if answer.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        if response.status == HTTPStatus.METHOD_NOT_ALLOWED:
             self.send_header("Allow", "GET, HEAD")
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(answer.body)
+            self.wfile.write(response.body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What http.server refuses by itself (a request that is none, a method that nobody knows), without repeating it."""
         self.close_connection = True
         self.command = self.command or ""
-        self._send(Answer(b"not a request that is answered here\n", status=code))
+        self._send(HttpResponse(b"not a request that is answered here\n", status=code))
 
     def log_message(self, format: str, *args: Any) -> None:
         """A poll every second is no news."""
 
 
-def _json(value: dict[str, Any]) -> Answer:
+def _json_response(value: dict[str, Any]) -> HttpResponse:
     body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
-    return Answer(body, "application/json; charset=utf-8", tagged=True)
+    return HttpResponse(body, "application/json; charset=utf-8", has_etag=True)
 
 
-def _asset(package: str, name: str) -> bytes:
+def _read_asset(package: str, name: str) -> bytes:
     return (files(package) / "assets" / name).read_bytes()
 
 
-WAKES_S = 0.25
+WAKE_EVERY_S = 0.25
 """The system may hand Ctrl-C to any thread, and this one hears of it only when it wakes."""
 
 
-def view(config: ViewStage) -> None:
+def serve_viewer(config: ViewConfig) -> None:
     """Serve until Ctrl-C, which ends it as it should. Raises ConfigError for a folder or a port that cannot be had."""
-    refuse_no_folder(config)
-    folder = Folder(config.runs)
+    require_runs_folder(config)
+    folder = RunFolder(config.runs)
     server = open_server(folder, config.port)
     serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
     try:  # Ctrl-C comes to this thread, which does nothing but wait: it never breaks into a request
         folder.start()
         serving.start()
-        print(f"{server.url}  shows the runs below {visible(str(config.runs))}; Ctrl-C ends it", flush=True)
+        print(f"{server.url}  shows the runs below {escape_control(str(config.runs))}; Ctrl-C ends it", flush=True)
         while serving.is_alive():
-            serving.join(WAKES_S)
+            serving.join(WAKE_EVERY_S)
     except KeyboardInterrupt:
         print("\npermix view: ended; the runs go on")
     finally:
@@ -214,16 +214,16 @@ def view(config: ViewStage) -> None:
         folder.stop()
 
 
-def refuse_no_folder(config: ViewStage) -> None:
+def require_runs_folder(config: ViewConfig) -> None:
     """Raises ConfigError where there is nothing to look at."""
     if not config.runs.is_dir():
         raise ConfigError(f"runs = {config.runs}: no such folder; give the folder that holds your run directories")
 
 
-def open_server(folder: Folder, port: int) -> Server:
+def open_server(folder: RunFolder, port: int) -> ViewerServer:
     """Raises ConfigError naming the port where the system does not give it."""
     try:
-        return Server(folder, port)
+        return ViewerServer(folder, port)
     except OSError as error:
         reason = "is in use" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0)
         raise ConfigError(

@@ -20,26 +20,33 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from permix.errors import DataError
-from permix.evals.fidelity_records import questions_asked, turn_of, wording
-from permix.evals.grid import read_answers
+from permix.evals.fidelity_records import question_text_lookup, read_asked_questions, turn_number
+from permix.evals.grid import read_grid_results
 from permix.metrics.identifiability import MIN_ANSWERS
-from permix.metrics.linear_models import Questions, echoed, late_from, repeated, turn_effect, turns_from
+from permix.metrics.linear_models import (
+    QuestionIndex,
+    late_regressor,
+    question_echo_share,
+    repetition_shares,
+    slope_regressor,
+    turn_effect,
+)
 from permix.metrics.persona_classifier import (
     Classifier,
-    Features,
+    FeatureExtractor,
     length_classifier,
     length_features,
     linear_classifier,
     mask_persona_words,
     text_features,
 )
-from permix.metrics.statistics import Array, bootstrap, bootstrap_mean, estimate, share
-from permix.metrics.text_stats import breaks, words_of
+from permix.metrics.statistics import Array, bootstrap, bootstrap_estimate, bootstrap_mean, bootstrap_share
+from permix.metrics.text_stats import find_character_breaks, tokenize_words
 from permix.storage.files import read_json
-from permix.types import Cell, CellKey, Estimate, ItemKey, Record, normalise, seed_from
+from permix.types import Cell, CellKey, Estimate, JudgeInputKey, Record, canonical_text, seed_from
 
 
-class Taught(NamedTuple):
+class TrainExample(NamedTuple):
     """An answer to learn from: whose, to which question (levelled), and the text."""
 
     persona_id: str
@@ -47,27 +54,27 @@ class Taught(NamedTuple):
     answer: str
 
 
-class Told(NamedTuple):
+class TurnAccuracy(NamedTuple):
     """right_P_T: 1 where an answer's persona is told, 0 where it is not, NaN without an answer; by text, and the controls."""
 
-    by_text: Array
-    by_length: Array
-    by_shuffled: Array
+    correct_by_text_P_I: Array
+    correct_by_length_P_I: Array
+    correct_by_shuffled_P_I: Array
 
 
-def read_taught(reference: Path, persona_ids: Sequence[str], asked: Sequence[str]) -> list[Taught]:
+def read_train_examples(reference: Path, persona_ids: Sequence[str], question_texts: Sequence[str]) -> list[TrainExample]:
     """What the reference's personas answered to other questions than `asked`.
 
     DataError when it is no run, or has fewer than MIN_ANSWERS such answers of a persona.
     """
     read_json(reference / "config.json")
-    answers, known = read_answers(reference), {normalise(text) for text in asked}
+    answers, known = read_grid_results(reference), {canonical_text(text) for text in question_texts}
     taught = [
-        Taught(key.persona_id, question, cell.completion.text)
-        for key in answers.grid
+        TrainExample(key.persona_id, question, cell.completion.text)
+        for key in answers.grid_summaries
         if key.persona_id is not None and key.persona_id in persona_ids
         if (cell := answers.cells[key]).completion is not None
-        if (question := normalise(cell.messages[-1]["content"])) not in known
+        if (question := canonical_text(cell.messages[-1]["content"])) not in known
     ]
     for persona in persona_ids:
         count = sum(one.persona_id == persona for one in taught)
@@ -79,34 +86,37 @@ def read_taught(reference: Path, persona_ids: Sequence[str], asked: Sequence[str
     return taught
 
 
-def told(
-    answers_P_T: Mapping[str, Sequence[str | None]], taught: Sequence[Taught], persona_texts: Sequence[str], seed: int
-) -> Told:
+def attribute_turns(
+    answers_P_I: Mapping[str, Sequence[str | None]],
+    train_examples: Sequence[TrainExample],
+    persona_texts: Sequence[str],
+    seed: int,
+) -> TurnAccuracy:
     """Name the persona of every answer of the interviews, given by persona id."""
     mask = partial(mask_persona_words, persona_texts=persona_texts)
-    labels = [one.persona_id for one in taught]
-    right = partial(_right, answers_P_T, taught)
-    return Told(
-        by_text=right(labels, mask, text_features, linear_classifier),
-        by_length=right(labels, str, length_features, length_classifier),
-        by_shuffled=right(_shuffled(taught, seed), mask, text_features, linear_classifier),
+    labels = [one.persona_id for one in train_examples]
+    right = partial(_attribution_correctness, answers_P_I, train_examples)
+    return TurnAccuracy(
+        correct_by_text_P_I=right(labels, mask, text_features, linear_classifier),
+        correct_by_length_P_I=right(labels, str, length_features, length_classifier),
+        correct_by_shuffled_P_I=right(_shuffle_labels(train_examples, seed), mask, text_features, linear_classifier),
     )
 
 
-def _right(
-    answers_P_T: Mapping[str, Sequence[str | None]],
-    taught: Sequence[Taught],
+def _attribution_correctness(
+    answers_P_I: Mapping[str, Sequence[str | None]],
+    train_examples: Sequence[TrainExample],
     labels: Sequence[str],
     mask: Callable[[str], str],
-    features: Callable[[], Features],
-    classifier: Callable[[], Classifier],
+    make_features: Callable[[], FeatureExtractor],
+    make_classifier: Callable[[], Classifier],
 ) -> Array:
-    rows, learnt = features(), classifier()
-    learnt.fit(rows.fit_transform([mask(one.answer) for one in taught]), labels)
+    rows, learnt = make_features(), make_classifier()
+    learnt.fit(rows.fit_transform([mask(one.answer) for one in train_examples]), labels)
     given = [
-        (p, t, who, text) for p, (who, said) in enumerate(answers_P_T.items()) for t, text in enumerate(said) if text is not None
+        (p, t, who, text) for p, (who, said) in enumerate(answers_P_I.items()) for t, text in enumerate(said) if text is not None
     ]
-    right_P_T = np.full((len(answers_P_T), max(map(len, answers_P_T.values()))), np.nan)
+    right_P_T = np.full((len(answers_P_I), max(map(len, answers_P_I.values()))), np.nan)
     if given:
         guessed = learnt.predict(rows.transform([mask(text) for *_, text in given]))
         for (p, t, who, _), guess in zip(given, guessed, strict=True):
@@ -114,21 +124,21 @@ def _right(
     return right_P_T
 
 
-def _shuffled(taught: Sequence[Taught], seed: int) -> list[str]:
+def _shuffle_labels(train_examples: Sequence[TrainExample], seed: int) -> list[str]:
     """The labels dealt anew among the answers to each question."""
-    rng, labels = np.random.default_rng(seed_from(seed, "told")), [one.persona_id for one in taught]
-    for question in dict.fromkeys(one.question for one in taught):
-        places = [place for place, one in enumerate(taught) if one.question == question]
+    rng, labels = np.random.default_rng(seed_from(seed, "told")), [one.persona_id for one in train_examples]
+    for question in dict.fromkeys(one.question for one in train_examples):
+        places = [place for place, one in enumerate(train_examples) if one.question == question]
         for place, other in zip(places, rng.permutation(places), strict=True):
-            labels[place] = taught[int(other)].persona_id
+            labels[place] = train_examples[int(other)].persona_id
     return labels
 
 
-Order = Literal["balanced", "written", "model"]
+QuestionOrder = Literal["balanced", "written", "model"]
 
-BLOCK = 500
+_BOOTSTRAP_BLOCK = 500
 
-TELLS = {
+SERIES_DESCRIPTIONS = {
     "identifiability": "the persona is told by a classifier taught by its answers to single questions",
     "breaks": "answers in which the character is broken outright",
     "repetition": "of an answer's runs of four words, those said earlier in the interview",
@@ -136,10 +146,10 @@ TELLS = {
     "words": "words of an answer",
 }
 
-SHARES = ("identifiability", "breaks")
+SHARE_MEASURES = ("identifiability", "breaks")
 
 
-class Course(Record):
+class TurnSeries(Record):
     """One measure over the turns. `slope` is its change a turn; `late_minus_early` that from the first half of the turns to the
     second. Intervals resample personas; there is none where every score is the same. `judge`: the label of the one whose
     scores they are, None of what needs no judge; `trusted`: whether it told personas apart, None where it was not tried.
@@ -147,7 +157,7 @@ class Course(Record):
 
     name: str
     judge: str | None = None
-    trusted: bool | None = None
+    discriminates_persona: bool | None = None
     by_turn: tuple[Estimate, ...]
     overall: Estimate
     slope: Estimate
@@ -166,182 +176,196 @@ class Drift(Record):
 
     turns: int
     persona_ids: tuple[str, ...]
-    order: Order
-    slopes_from: int
-    courses: tuple[Course, ...]
+    question_order: QuestionOrder
+    first_slope_turn: int
+    series: tuple[TurnSeries, ...]
     chance: float
     length_only: Estimate | None
     permuted: Estimate | None
     reference: str | None
     n_answered: int
     n_asked: int
-    n_cut_off: int
+    n_truncated: int
 
-    def course(self, name: str) -> Course | None:
-        return next((one for one in self.courses if one.name == name), None)
+    def find_series(self, name: str) -> TurnSeries | None:
+        return next((one for one in self.series if one.name == name), None)
 
 
-class ByJudge(NamedTuple):
+class JudgeTurnScores(NamedTuple):
     """What a judge of the run scored, and whether it told personas apart; None where it was not tried."""
 
-    scores: Mapping[ItemKey, int | None]
-    trusted: bool | None
+    scores: Mapping[JudgeInputKey, int | None]
+    discriminates_persona: bool | None
 
 
-class Talks(NamedTuple):
+class InterviewRecords(NamedTuple):
     """The records of a run's interviews: `cells[p][t]`, None where a turn is owed; `questions[p][t]` in words."""
 
     persona_ids: tuple[str, ...]
     persona_texts: tuple[str, ...]
-    cells: tuple[tuple[Cell | None, ...], ...]
-    questions: tuple[tuple[str, ...], ...]
-    order: Order
+    cells_P_I: tuple[tuple[Cell | None, ...], ...]
+    questions_P_I: tuple[tuple[str, ...], ...]
+    question_order: QuestionOrder
 
     @property
-    def answers(self) -> list[list[str | None]]:
-        return [[cell.completion.text if cell and cell.completion else None for cell in row] for row in self.cells]
+    def answers_P_I(self) -> list[list[str | None]]:
+        return [[cell.completion.text if cell and cell.completion else None for cell in row] for row in self.cells_P_I]
 
     @property
-    def question_numbers(self) -> Questions:
+    def question_P_I(self) -> QuestionIndex:
         """question_P_T: a number for each question; one for all where an order says nothing about them."""
-        shape = len(self.cells), len(self.cells[0])
-        if self.order != "balanced":
+        shape = len(self.cells_P_I), len(self.cells_P_I[0])
+        if self.question_order != "balanced":
             return np.zeros(shape, dtype=np.int64)
-        numbers = {text: number for number, text in enumerate(dict.fromkeys(text for row in self.questions for text in row))}
-        return np.array([[numbers[text] for text in row] for row in self.questions], dtype=np.int64)
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(text for row in self.questions_P_I for text in row))}
+        return np.array([[numbers[text] for text in row] for row in self.questions_P_I], dtype=np.int64)
 
 
-def read_talks(run: Path) -> Talks:
+def read_interviews(run: Path) -> InterviewRecords:
     """DataError for what is no run of interviews, or when nobody has answered anything."""
     config, asked = read_json(run / "config.json"), read_json(run / "asked.json")
     if "turns_asked" not in asked:
         raise DataError(f"{run}: holds no interviews; they are made with permix fidelity --interview.turns")
-    known, turns = read_answers(run).cells, config["interview"]["turns"]
+    known, turns = read_grid_results(run).cells, config["interview"]["turns"]
     ids = tuple(asked["persona_ids"])
-    names = {who: _padded(asked["turns_asked"][who], turns) for who in ids}
-    cells = tuple(tuple(_answered(known.get(CellKey(who, one, 0))) for one in names[who]) for who in ids)
+    names = {who: _pad_turns(asked["turns_asked"][who], turns) for who in ids}
+    cells = tuple(tuple(_if_answered(known.get(CellKey(who, one, 0))) for one in names[who]) for who in ids)
     if not any(cell for row in cells for cell in row):
         raise DataError(f"{run}: no turn of any interview was answered")
-    said = wording(questions_asked(run))
-    return Talks(
+    said = question_text_lookup(read_asked_questions(run))
+    return InterviewRecords(
         persona_ids=ids,
         persona_texts=tuple(asked["persona_texts"][who] for who in ids),
-        cells=cells,
-        questions=tuple(tuple(said(one, who) for one in names[who]) for who in ids),
-        order=_order(config),
+        cells_P_I=cells,
+        questions_P_I=tuple(tuple(said(one, who) for one in names[who]) for who in ids),
+        question_order=_question_order(config),
     )
 
 
-def _padded(names: Sequence[str], turns: int) -> list[str]:
-    return [*names, *[""] * (turns - len(names))]
+def _pad_turns(names: Sequence[str], n_turns: int) -> list[str]:
+    return [*names, *[""] * (n_turns - len(names))]
 
 
-def _answered(cell: Cell | None) -> Cell | None:
+def _if_answered(cell: Cell | None) -> Cell | None:
     return cell if cell is not None and cell.completion is not None else None
 
 
-def _order(config: Mapping[str, Any]) -> Order:
+def _question_order(config: Mapping[str, Any]) -> QuestionOrder:
     if config["interviewer"]["name"] != "script":
         return "model"
     return "balanced" if config["interview"]["order"] == "balanced" else "written"
 
 
-def measure_drift(run: Path, reference: Path | None, judges: Mapping[str, ByJudge] = MappingProxyType({})) -> Drift:
+def measure_drift(run: Path, reference: Path | None, judges: Mapping[str, JudgeTurnScores] = MappingProxyType({})) -> Drift:
     """Every measure of the run at `run`; identifiability only with a reference of single questions. `judges`: by label."""
-    talks, config = read_talks(run), read_json(run / "config.json")
+    talks, config = read_interviews(run), read_json(run / "config.json")
     seed, resamples = config["seed"], config["resamples"]
-    turns, first = len(talks.cells[0]), 2 if talks.order == "balanced" else 1
-    named = dict(_texts(talks))
+    turns, first = len(talks.cells_P_I[0]), 2 if talks.question_order == "balanced" else 1
+    named = dict(_text_measures(talks))
     heard = None
     if reference is not None:
-        taught = read_taught(reference, talks.persona_ids, [text for row in talks.questions for text in row])
-        heard = told(dict(zip(talks.persona_ids, talks.answers, strict=True)), taught, talks.persona_texts, seed)
-        named = {"identifiability": heard.by_text} | named
-    known = [cell for row in talks.cells for cell in row if cell is not None and cell.completion is not None]
+        taught = read_train_examples(reference, talks.persona_ids, [text for row in talks.questions_P_I for text in row])
+        heard = attribute_turns(dict(zip(talks.persona_ids, talks.answers_P_I, strict=True)), taught, talks.persona_texts, seed)
+        named = {"identifiability": heard.correct_by_text_P_I} | named
+    known = [cell for row in talks.cells_P_I for cell in row if cell is not None and cell.completion is not None]
     return Drift(
         turns=turns,
         persona_ids=talks.persona_ids,
-        order=talks.order,
-        slopes_from=first,
-        courses=(
-            *(course(name, value, talks.question_numbers, first, seed, resamples) for name, value in named.items()),
-            *(_by_judge(label, one, talks, first, seed, resamples) for label, one in judges.items()),
+        question_order=talks.question_order,
+        first_slope_turn=first,
+        series=(
+            *(compute_turn_series(name, value, talks.question_P_I, first, seed, resamples) for name, value in named.items()),
+            *(_judge_series(label, one, talks, first, seed, resamples) for label, one in judges.items()),
         ),
         chance=1 / len(talks.persona_ids),
-        length_only=None if heard is None else _overall(heard.by_length, seed, resamples),
-        permuted=None if heard is None else _overall(heard.by_shuffled, seed, resamples),
+        length_only=None if heard is None else _mean_over_personas(heard.correct_by_length_P_I, seed, resamples),
+        permuted=None if heard is None else _mean_over_personas(heard.correct_by_shuffled_P_I, seed, resamples),
         reference=None if reference is None else str(read_json(reference / "config.json").get("label") or reference.name),
         n_answered=len(known),
         n_asked=len(talks.persona_ids) * turns,
-        n_cut_off=sum(cell.completion is not None and cell.completion.finish == "length" for cell in known),
+        n_truncated=sum(cell.completion is not None and cell.completion.finish == "length" for cell in known),
     )
 
 
-def course(name: str, value_P_T: Array, question_P_T: Questions, first: int, seed: int, resamples: int) -> Course:
+def compute_turn_series(
+    name: str, value_P_I: Array, question_P_I: QuestionIndex, first_turn: int, seed: int, resamples: int
+) -> TurnSeries:
     """One measure's curve, slope and late − early."""
-    P, T = value_P_T.shape
+    P, T = value_P_I.shape
     rng = np.random.default_rng(seed_from(seed, "drift", name))
-    regressors = {"slope": turns_from(first, T), "late": late_from(first, T)}
+    regressors = {"slope": slope_regressor(first_turn, T), "late": late_regressor(first_turn, T)}
     found = bootstrap(
-        lambda counts_R_P: {key: turn_effect(value_P_T, question_P_T, one, counts_R_P) for key, one in regressors.items()},
-        P, rng, resamples, BLOCK,
+        lambda counts_R_P: {key: turn_effect(value_P_I, question_P_I, one, counts_R_P) for key, one in regressors.items()},
+        P, rng, resamples, _BOOTSTRAP_BLOCK,
     )  # fmt: skip
-    interval = share if name in SHARES else estimate
-    n = int((~np.isnan(value_P_T[:, first - 1 :])).any(axis=1).sum())
-    flat = len(np.unique(value_P_T[~np.isnan(value_P_T)])) < 2
-    slope, late = (_estimate(float(one.value), one.replicates, n, flat) for one in (found["slope"], found["late"]))
-    return Course(
+    interval = bootstrap_share if name in SHARE_MEASURES else bootstrap_estimate
+    n = int((~np.isnan(value_P_I[:, first_turn - 1 :])).any(axis=1).sum())
+    flat = len(np.unique(value_P_I[~np.isnan(value_P_I)])) < 2
+    slope, late = (
+        _estimate_unless_constant(float(one.value), one.replicates, n, flat) for one in (found["slope"], found["late"])
+    )
+    return TurnSeries(
         name=name,
-        by_turn=tuple(bootstrap_mean(value_P, seed, resamples, interval) for value_P in value_P_T.T),
-        overall=_overall(value_P_T, seed, resamples),
+        by_turn=tuple(bootstrap_mean(value_P, seed, resamples, interval) for value_P in value_P_I.T),
+        overall=_mean_over_personas(value_P_I, seed, resamples),
         slope=slope,
         late_minus_early=late,
-        n_scored=int((~np.isnan(value_P_T)).sum()),
+        n_scored=int((~np.isnan(value_P_I)).sum()),
         n_asked=P * T,
     )
 
 
-def _estimate(value: float, replicate_R: Array, n: int, flat: bool) -> Estimate:
+def _estimate_unless_constant(value: float, replicate_R: Array, n: int, is_constant: bool) -> Estimate:
     """Where every score is the same no resample differs, and an interval of no width would claim to know."""
-    found = estimate(value, replicate_R, n)
-    return Estimate(value=found.value, n=n) if flat else found
+    found = bootstrap_estimate(value, replicate_R, n)
+    return Estimate(value=found.value, n=n) if is_constant else found
 
 
-def _overall(value_P_T: Array, seed: int, resamples: int) -> Estimate:
+def _mean_over_personas(value_P_I: Array, seed: int, resamples: int) -> Estimate:
     """Mean over personas of their own means."""
-    rows = [row[~np.isnan(row)] for row in value_P_T]
+    rows = [row[~np.isnan(row)] for row in value_P_I]
     return bootstrap_mean(np.array([row.mean() if len(row) else np.nan for row in rows]), seed, resamples)
 
 
-def _texts(talks: Talks) -> Iterator[tuple[str, Array]]:
+def _text_measures(interviews: InterviewRecords) -> Iterator[tuple[str, Array]]:
     """What is counted in the answers alone."""
-    answers = talks.answers
-    rows = list(zip(answers, talks.questions, talks.persona_texts, strict=True))
-    yield "breaks", _array([[None if a is None else float(bool(breaks(a, who))) for a in row] for row, _, who in rows])
-    yield "repetition", _array([repeated(row) for row in answers])
+    answers = interviews.answers_P_I
+    rows = list(zip(answers, interviews.questions_P_I, interviews.persona_texts, strict=True))
+    yield (
+        "breaks",
+        _to_array([[None if a is None else float(bool(find_character_breaks(a, who))) for a in row] for row, _, who in rows]),
+    )
+    yield "repetition", _to_array([repetition_shares(row) for row in answers])
     yield (
         "echo",
-        _array([[None if a is None else echoed(a, q) for a, q in zip(row, asked, strict=True)] for row, asked, _ in rows]),
+        _to_array(
+            [
+                [None if a is None else question_echo_share(a, q) for a, q in zip(row, asked, strict=True)]
+                for row, asked, _ in rows
+            ]
+        ),
     )
-    yield "words", _array([[None if a is None else float(len(words_of(a))) for a in row] for row in answers])
+    yield "words", _to_array([[None if a is None else float(len(tokenize_words(a))) for a in row] for row in answers])
 
 
-def _by_judge(label: str, one: ByJudge, talks: Talks, first: int, seed: int, resamples: int) -> Course:
-    score_P_T = scores_by_turn(one.scores, talks.persona_ids, len(talks.cells[0]))
-    found = course(f"judge {label}", score_P_T, talks.question_numbers, first, seed, resamples)
-    return found.model_copy(update={"judge": label, "trusted": one.trusted})
+def _judge_series(
+    label: str, judge_scores: JudgeTurnScores, interviews: InterviewRecords, first_turn: int, seed: int, resamples: int
+) -> TurnSeries:
+    score_P_T = scores_by_turn(judge_scores.scores, interviews.persona_ids, len(interviews.cells_P_I[0]))
+    found = compute_turn_series(f"judge {label}", score_P_T, interviews.question_P_I, first_turn, seed, resamples)
+    return found.model_copy(update={"judge": label, "discriminates_persona": judge_scores.discriminates_persona})
 
 
-def scores_by_turn(scores: Mapping[ItemKey, int | None], persona_ids: Sequence[str], turns: int) -> Array:
+def scores_by_turn(scores: Mapping[JudgeInputKey, int | None], persona_ids: Sequence[str], n_turns: int) -> Array:
     """score_P_T: a judge's scores of the answers themselves (control "none"); NaN where there is none."""
     place = {who: p for p, who in enumerate(persona_ids)}
-    found = np.full((len(persona_ids), turns), np.nan)
+    found = np.full((len(persona_ids), n_turns), np.nan)
     for key, score in scores.items():
-        turn = turn_of(key.question_id)
-        if key.control == "none" and key.persona_id in place and turn is not None and turn <= turns and score is not None:
+        turn = turn_number(key.question_id)
+        if key.control == "none" and key.persona_id in place and turn is not None and turn <= n_turns and score is not None:
             found[place[key.persona_id], turn - 1] = score
     return found
 
 
-def _array(rows: Sequence[Sequence[float | None]]) -> Array:
+def _to_array(rows: Sequence[Sequence[float | None]]) -> Array:
     return np.array(rows, dtype=np.float64)  # None becomes NaN

@@ -9,21 +9,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from permix.config import FidelityStage
-from permix.evals.fidelity_records import AskedQuestion, in_words, questions_asked
-from permix.evals.fidelity_runner import answer
-from permix.evals.grid import Wording, describe_asked, lay_out, note_seen_personas
-from permix.inference import open_model
+from permix.config import FidelityConfig
+from permix.evals.fidelity_records import AskedQuestion, describe_ids, read_asked_questions
+from permix.evals.fidelity_runner import run_fidelity_cells
+from permix.evals.grid import PromptFormat, build_grid, describe_grid, warn_trained_personas
+from permix.inference import load_model
 from permix.inference.base import Model
-from permix.inference.cache import cached
-from permix.personas.personagym import GymQuestion, read_gym
+from permix.inference.cache import cached_model
+from permix.personas.personagym import PersonaGymQuestion, read_personagym
 from permix.personas.pool import PersonaPool
-from permix.progress import say
+from permix.progress import print_status
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.types import Cell, CellKey, Persona, Question, Record, seed_from
 
-MANY_CUT_OFF = 0.1
+TRUNCATION_WARNING_SHARE = 0.1
 
 
 class AnswerCounts(Record):
@@ -35,10 +35,10 @@ class AnswerCounts(Record):
     n_asked: int
     n_answered: int
     mean_words: float | None
-    cut_off: float | None
+    truncated_share: float | None
 
 
-class GymAnswers(Record):
+class PersonaGymCounts(Record):
     """What there is to judge: of all personas together, by task, and without persona."""
 
     n_personas: int
@@ -47,45 +47,57 @@ class GymAnswers(Record):
     without_persona: AnswerCounts
 
 
-def personagym(config: FidelityStage) -> GymAnswers:
+def run_personagym(config: FidelityConfig) -> PersonaGymCounts:
     """Run, or go on with, an evaluation; writes metrics.json and returns it. Raises OwedCellsError when answers are missing."""
-    pool, questions = choose_gym(config)
-    note_seen_personas(config.model, pool)
-    with cached(open_model(config.model, config.threads), config.cache, config.out) as model:
-        return evaluate(model, config, pool, questions)
+    pool, questions = select_personagym_questions(config)
+    warn_trained_personas(config.model, pool)
+    with cached_model(load_model(config.model, config.threads), config.cache, config.out) as model:
+        return evaluate_personagym(model, config, pool, questions)
 
 
-def evaluate(model: Model, config: FidelityStage, pool: PersonaPool, questions: Sequence[GymQuestion]) -> GymAnswers:
+def evaluate_personagym(
+    model: Model, config: FidelityConfig, pool: PersonaPool, questions: Sequence[PersonaGymQuestion]
+) -> PersonaGymCounts:
     """`personagym` of a model that is there already, asked what was chosen before."""
-    without = spread(questions, config.personagym.without_persona, config.seed)
-    about = asked_of(pool.personas, questions, without)
-    result = answer(model, config, cells_of(config, pool, questions, without), about, measure, kind="personagym")
-    _say_cut_off(result, config.sampling.max_new_tokens)
+    without = sample_balanced_questions(questions, config.personagym.without_persona, config.seed)
+    about = describe_personagym(pool.personas, questions, without)
+    result = run_fidelity_cells(
+        model,
+        config,
+        build_personagym_cells(config, pool, questions, without),
+        about,
+        count_personagym_answers,
+        kind="personagym",
+    )
+    _warn_truncated(result, config.sampling.max_new_tokens)
     return result
 
 
-def choose_gym(config: FidelityStage) -> tuple[PersonaPool, tuple[GymQuestion, ...]]:
+def select_personagym_questions(config: FidelityConfig) -> tuple[PersonaPool, tuple[PersonaGymQuestion, ...]]:
     """The personas, `personas.n` of them by content and seed, and the questions of each."""
-    personas, questions = read_gym(config.personagym)
+    personas, questions = read_personagym(config.personagym)
     pool = PersonaPool(personas=personas).select(n=config.personas.n, seed=config.personas.seed)
     chosen = {persona.id for persona in pool.personas}
     return pool, tuple(question for question in questions if question.persona_id in chosen)
 
 
-def cells_of(
-    config: FidelityStage, pool: PersonaPool, questions: Sequence[GymQuestion], without: Sequence[GymQuestion]
+def build_personagym_cells(
+    config: FidelityConfig,
+    pool: PersonaPool,
+    questions: Sequence[PersonaGymQuestion],
+    without_persona: Sequence[PersonaGymQuestion],
 ) -> list[Cell]:
     """Every question asked once of its persona, and those of `without` once without."""
-    wording = Wording(lambda question: question.text, config.personas.template, config.personas.bare)
-    lay = partial(lay_out, wording=wording, samples=1, seed=config.seed)
+    wording = PromptFormat(lambda question: question.text, config.personas.template, config.personas.empty_system_prompt)
+    lay = partial(build_grid, prompt_format=wording, samples=1, seed=config.seed)
     own: dict[str, list[Question]] = {}
     for question in questions:
-        own.setdefault(question.persona_id, []).append(_plain(question))
+        own.setdefault(question.persona_id, []).append(_to_question(question))
     cells = [cell for persona in pool.personas for cell in lay([persona], own[persona.id])]
-    return cells + lay([None], [_plain(question) for question in without])
+    return cells + lay([None], [_to_question(question) for question in without_persona])
 
 
-def spread(questions: Sequence[GymQuestion], n: int, seed: int) -> tuple[GymQuestion, ...]:
+def sample_balanced_questions(questions: Sequence[PersonaGymQuestion], n: int, seed: int) -> tuple[PersonaGymQuestion, ...]:
     """`n` of the questions, all if there are fewer: evenly over personas and nearly so over tasks; by content and seed.
 
     In each round every persona gives one question, and neighbours in a seeded order of personas give other tasks.
@@ -98,7 +110,7 @@ def spread(questions: Sequence[GymQuestion], n: int, seed: int) -> tuple[GymQues
     task_at = by_seed(question.task for question in questions)
     question_at = by_seed(question.id for question in questions)
     before: Counter[tuple[str, str]] = Counter()
-    placed: list[tuple[int, int, int, GymQuestion]] = []
+    placed: list[tuple[int, int, int, PersonaGymQuestion]] = []
     for one in sorted(questions, key=lambda question: question_at[question.id]):
         place = persona_at[one.persona_id]
         placed.append((before[one.persona_id, one.task], (task_at[one.task] - place) % len(task_at), place, one))
@@ -106,37 +118,37 @@ def spread(questions: Sequence[GymQuestion], n: int, seed: int) -> tuple[GymQues
     return tuple(one for *_, one in sorted(placed, key=lambda found: found[:3])[:n])
 
 
-def asked_of(
-    personas: Sequence[Persona], questions: Sequence[GymQuestion], without: Sequence[GymQuestion]
+def describe_personagym(
+    personas: Sequence[Persona], questions: Sequence[PersonaGymQuestion], without_persona: Sequence[PersonaGymQuestion]
 ) -> Mapping[str, object]:
     """asked.json: of whom, what, and which of it also without persona."""
     asked = [
         AskedQuestion(id=question.id, text=question.text, task=question.task, persona_id=question.persona_id)
         for question in questions
     ]
-    plain = [_plain(question) for question in questions]
+    plain = [_to_question(question) for question in questions]
     return (
-        describe_asked(personas, plain, samples=1)
-        | in_words(personas, asked)
-        | {"asked_without_persona": [question.id for question in without]}
+        describe_grid(personas, plain, samples=1)
+        | describe_ids(personas, asked)
+        | {"asked_without_persona": [question.id for question in without_persona]}
     )
 
 
-def measure(run: Path) -> GymAnswers:
+def count_personagym_answers(run: Path) -> PersonaGymCounts:
     """Counts of a run's answers, from its records and asked.json."""
-    cells, asked = read_cells(run / "records.jsonl"), questions_asked(run)
+    cells, asked = read_cells(run / "records.jsonl"), read_asked_questions(run)
     found = {one: cells.get(CellKey(one.persona_id, one.id, 0)) for one in asked}
     tasks = sorted({one.task for one in asked if one.task is not None})
     without = read_json(run / "asked.json").get("asked_without_persona", [])
-    return GymAnswers(
+    return PersonaGymCounts(
         n_personas=len({one.persona_id for one in asked}),
-        answers=_counts(list(found.values())),
-        tasks={task: _counts([cell for one, cell in found.items() if one.task == task]) for task in tasks},
-        without_persona=_counts([cells.get(CellKey(None, id, 0)) for id in without]),
+        answers=_count_answers(list(found.values())),
+        tasks={task: _count_answers([cell for one, cell in found.items() if one.task == task]) for task in tasks},
+        without_persona=_count_answers([cells.get(CellKey(None, id, 0)) for id in without]),
     )
 
 
-def _counts(cells: Sequence[Cell | None]) -> AnswerCounts:
+def _count_answers(cells: Sequence[Cell | None]) -> AnswerCounts:
     """Of cells as asked; None is one that has no record."""
     answers = [cell.completion for cell in cells if cell is not None and cell.completion is not None]
     words = [len(one.text.split()) for one in answers]
@@ -145,16 +157,18 @@ def _counts(cells: Sequence[Cell | None]) -> AnswerCounts:
         n_asked=len(cells),
         n_answered=len(answers),
         mean_words=sum(words) / len(words) if words else None,
-        cut_off=sum(ends) / len(ends) if ends else None,
+        truncated_share=sum(ends) / len(ends) if ends else None,
     )
 
 
-def _say_cut_off(found: GymAnswers, most: int) -> None:
-    share = found.answers.cut_off
-    if share is not None and share > MANY_CUT_OFF:
-        say(f"note: {share:.0%} of the answers were cut off at sampling.max_new_tokens = {most}; a judge sees them so")
+def _warn_truncated(counts: PersonaGymCounts, max_new_tokens: int) -> None:
+    share = counts.answers.truncated_share
+    if share is not None and share > TRUNCATION_WARNING_SHARE:
+        print_status(
+            f"note: {share:.0%} of the answers were cut off at sampling.max_new_tokens = {max_new_tokens}; a judge sees them so"
+        )
 
 
-def _plain(question: GymQuestion) -> Question:
+def _to_question(question: PersonaGymQuestion) -> Question:
     """As the grid asks it."""
     return Question(id=question.id, task=question.task, text=question.text, gold="")

@@ -16,58 +16,66 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from permix.config import ModelConfig, StabilityStage
-from permix.errors import ConfigError, OwedCellsError
-from permix.evals.grid import Answers, Wording, describe_asked, fill, note_seen_personas, read_answers, scores_of
+from permix.config import ModelConfig, StabilityConfig
+from permix.errors import ConfigError, IncompleteRunError
+from permix.evals.grid import (
+    GridResults,
+    PromptFormat,
+    describe_grid,
+    persona_and_baseline_scores,
+    read_grid_results,
+    run_cells,
+    warn_trained_personas,
+)
 from permix.evals.strategies import STRATEGIES, measure_strategy
-from permix.evals.strategies.base import Setup, Strategy
-from permix.evals.strategies.persona_search import choosing_questions
-from permix.inference import open_model
+from permix.evals.strategies.base import EvalSetup, Strategy
+from permix.evals.strategies.persona_search import load_selection_questions
+from permix.inference import load_model
 from permix.inference.base import Model
-from permix.inference.cache import cached
+from permix.inference.cache import cached_model
 from permix.metrics import sequential, statistics
-from permix.metrics.linear_models import CrossedSummary, by_template, summarize_crossed
-from permix.metrics.sequential import Limits, Progress, Round, summarize_rounds
-from permix.metrics.stability import StabilitySummary, summarize
-from permix.metrics.statistics import sample_mean
-from permix.personas.pool import choose_personas
+from permix.metrics.linear_models import TemplateEffects, split_by_template, summarize_template_effects
+from permix.metrics.sequential import Round, SequentialProgress, StoppingRule, summarize_rounds
+from permix.metrics.stability import StabilitySummary, summarize_stability
+from permix.metrics.statistics import mean_over_samples
+from permix.personas.pool import select_personas
 from permix.plan import read_plan
-from permix.progress import say
+from permix.progress import print_status
 from permix.prompts import template_hash, template_text
-from permix.storage.cells import briefs_of
+from permix.storage.cells import cell_summaries
 from permix.storage.files import read_json, write_json
 from permix.storage.run_dir import RunDir
 from permix.tasks import load_questions
-from permix.tasks.base import Task, verify
-from permix.tasks.contamination import read_seen, refuse_overlap
+from permix.tasks.base import Task, verify_completion
+from permix.tasks.contamination import check_contamination, read_trained_on
 from permix.types import Cell, digest
 from permix.verification.math_verifier import Verifier
 
-Answer = Callable[[Sequence[Cell], str], int]
+CellRunner = Callable[[Sequence[Cell], str], int]
 """(cells, what they are) -> how many of them are owed afterwards."""
 
 
-class Asked(NamedTuple):
-    """How many cells were asked, how many of them have no score; `undecided`: more would be asked, had these come."""
+class GridProgress(NamedTuple):
+    """How many cells were asked, how many of them have no score; `selection_pending`: more would be asked, had these come."""
 
-    owed: int
-    cells: int
-    undecided: bool = False
+    pending: int
+    n_cells: int
+    selection_pending: bool = False
 
 
-def limits_of(config: StabilityStage) -> Limits | None:
+def build_stopping_rule(config: StabilityConfig) -> StoppingRule | None:
     """None for a run that asks its whole grid."""
-    both = Limits(config.budget, config.precision)
-    return None if both == Limits(None, None) else both
+    both = StoppingRule(config.budget, config.precision)
+    return None if both == StoppingRule(None, None) else both
 
 
-def in_drawn_order(setup: Setup) -> Setup:
+def shuffle_questions(setup: EvalSetup) -> EvalSetup:
     """The questions in an order that is drawn: a task may give them level by level, and then later rounds would be harder."""
     order = sorted(setup.questions, key=lambda question: digest("round", str(setup.seed), question.content_hash))
     return setup._replace(questions=tuple(order))
 
 
-def refuse_other_rounds(run: Path, setup: Setup) -> None:
+def check_same_rounds(run: Path, setup: EvalSetup) -> None:
     """Raise ConfigError for a run that asked its whole grid, or whose rounds were of other personas, questions or samples."""
     if not (run / "asked.json").exists():
         return
@@ -89,40 +97,48 @@ def refuse_other_rounds(run: Path, setup: Setup) -> None:
         )
 
 
-def first_cells(setup: Setup, limits: Limits) -> list[Cell]:
+def first_round_cells(setup: EvalSetup, stopping_rule: StoppingRule) -> list[Cell]:
     """The opening. Raises ConfigError when the budget does not reach for it."""
-    one = _opening(setup)
-    needed = sequential.spent([one], setup.samples)
-    if limits.budget is not None and limits.budget < needed:
+    one = _first_round(setup)
+    needed = sequential.count_cells([one], setup.samples)
+    if stopping_rule.budget is not None and stopping_rule.budget < needed:
         raise ConfigError(
-            f"budget = {limits.budget}: the first round asks {len(one.personas)} personas and none {one.until} questions each, "
+            f"budget = {stopping_rule.budget}: the first round asks {len(one.personas)} personas and none {one.until} "
+            "questions each, "
             f"{needed} cells; give that or more, or fewer personas (personas.n)"
         )
-    return _cells(setup, [one])
+    return _cells_of_rounds(setup, [one])
 
 
-def most_cells(setup: Setup, limits: Limits) -> int:
+def max_cells(setup: EvalSetup, stopping_rule: StoppingRule) -> int:
     """What a run may come to."""
     whole = len(setup.questions) * (len(setup.pool) + 1) * setup.samples
-    return whole if limits.budget is None else min(whole, limits.budget)
+    return whole if stopping_rule.budget is None else min(whole, stopping_rule.budget)
 
 
-def ask_rounds(run: RunDir, setup: Setup, config: StabilityStage, limits: Limits, answer: Answer, what: str) -> Asked:
-    """Round by round, to the end, or until a completion does not come. Questions are `in_drawn_order`."""
-    rounds = read_rounds(run.path) or (_opening(setup),)
+def run_rounds(
+    run: RunDir,
+    setup: EvalSetup,
+    config: StabilityConfig,
+    stopping_rule: StoppingRule,
+    answer_cells: CellRunner,
+    description: str,
+) -> GridProgress:
+    """Round by round, to the end, or until a completion does not come. Questions are `shuffle_questions`."""
+    rounds = read_rounds(run.path) or (_first_round(setup),)
     while True:
-        write_json(run.path / "asked.json", _describe(setup, rounds))
-        cells = _cells(setup, rounds)
-        owed = answer(cells, f"{what}, round {len(rounds)}")
-        answers = read_answers(run.path)
-        briefs = briefs_of(answers.cells)
-        if not all(cell.key in briefs and briefs[cell.key].answered for cell in cells):
-            return Asked(owed, len(cells))
-        found = _progress(answers, rounds, config)
-        say(f"round {len(rounds)}: {rounds[-1].until} questions, {len(cells)} cells; PSS {found.pss}")
-        one = sequential.following(rounds, found, limits, questions=len(setup.questions), samples=setup.samples)
+        write_json(run.path / "asked.json", _describe_rounds(setup, rounds))
+        cells = _cells_of_rounds(setup, rounds)
+        owed = answer_cells(cells, f"{description}, round {len(rounds)}")
+        answers = read_grid_results(run.path)
+        briefs = cell_summaries(answers.cells)
+        if not all(cell.key in briefs and briefs[cell.key].has_completion for cell in cells):
+            return GridProgress(owed, len(cells))
+        found = _measure_progress(answers, rounds, config)
+        print_status(f"round {len(rounds)}: {rounds[-1].until} questions, {len(cells)} cells; PSS {found.pss}")
+        one = sequential.next_round(rounds, found, stopping_rule, n_questions=len(setup.questions), n_samples=setup.samples)
         if one is None:
-            return Asked(owed, len(cells))
+            return GridProgress(owed, len(cells))
         rounds += (one,)
 
 
@@ -132,122 +148,147 @@ def read_rounds(run: Path) -> tuple[Round, ...]:
     return tuple(Round.model_validate(one) for one in read_json(asked).get("rounds", ())) if asked.exists() else ()
 
 
-def _opening(setup: Setup) -> Round:
-    return sequential.opening([persona.id for persona in setup.pool.personas], len(setup.questions))
+def _first_round(setup: EvalSetup) -> Round:
+    return sequential.first_round([persona.id for persona in setup.pool.personas], len(setup.questions))
 
 
-def _cells(setup: Setup, rounds: Sequence[Round]) -> list[Cell]:
+def _cells_of_rounds(setup: EvalSetup, rounds: Sequence[Round]) -> list[Cell]:
     cells, before = [], 0
     for one in rounds:
         asked = [persona for persona in setup.pool.personas if persona.id in one.personas]
-        cells += setup.lay_out([None, *asked], setup.questions[before : one.until])
+        cells += setup.build_grid([None, *asked], setup.questions[before : one.until])
         before = one.until
     return cells
 
 
-def _describe(setup: Setup, rounds: Sequence[Round]) -> dict[str, object]:
-    asked = describe_asked(setup.pool.personas, setup.questions[: rounds[-1].until], setup.samples)
+def _describe_rounds(setup: EvalSetup, rounds: Sequence[Round]) -> dict[str, object]:
+    asked = describe_grid(setup.pool.personas, setup.questions[: rounds[-1].until], setup.samples)
     return asked | {"rounds": [one.model_dump() for one in rounds]}
 
 
-def _progress(answers: Answers, rounds: Sequence[Round], config: StabilityStage) -> Progress:
-    mean_P_Q, baseline_Q = map(statistics.sample_mean, scores_of(answers))
+def _measure_progress(answers: GridResults, rounds: Sequence[Round], config: StabilityConfig) -> SequentialProgress:
+    mean_P_Q, baseline_Q = map(statistics.mean_over_samples, persona_and_baseline_scores(answers))
     ids = answers.persona_ids
-    found = sequential.measured(mean_P_Q, baseline_Q, rounds, ids, seed=config.seed, resamples=config.resamples)
-    return sequential.progress(found, ids)
+    found = sequential.measure_rounds(mean_P_Q, baseline_Q, rounds, ids, seed=config.seed, resamples=config.resamples)
+    return sequential.sequential_progress(found, ids)
 
 
-__all__ = ["StabilityGrid", "StabilitySummary", "grids", "measure", "set_up", "stability", "summarize"]
+__all__ = [
+    "StabilityGrid",
+    "StabilitySummary",
+    "measure_stability",
+    "prepare_stability",
+    "read_stability_grid",
+    "run_stability",
+    "summarize_stability",
+]
 
 
-def stability(config: StabilityStage) -> StabilitySummary:
+def run_stability(config: StabilityConfig) -> StabilitySummary:
     """Run, or go on with, an evaluation; writes metrics.json and returns what it says of the grid.
 
     Raises OwedCellsError at the end when cells have no score: run the same again to fill them.
     """
-    task, setup = set_up(config)
-    note_seen_personas(config.model, setup.pool)
-    with cached(open_model(config.model, config.threads), config.cache, config.out) as model:
-        return evaluate(model, config, task, setup)
+    task, setup = prepare_stability(config)
+    warn_trained_personas(config.model, setup.pool)
+    with cached_model(load_model(config.model, config.threads), config.cache, config.out) as model:
+        return evaluate_stability(model, config, task, setup)
 
 
-def evaluate(model: Model, config: StabilityStage, task: Task, setup: Setup) -> StabilitySummary:
-    """`stability` of a model that is there already, asked what was set up before."""
-    strategy, limits = STRATEGIES[config.strategy], limits_of(config)
+def evaluate_stability(model: Model, config: StabilityConfig, task: Task, setup: EvalSetup) -> StabilitySummary:
+    """`run_stability` of a model that is there already, asked what was set up before."""
+    strategy, limits = STRATEGIES[config.strategy], build_stopping_rule(config)
     if limits:
-        setup = in_drawn_order(setup)
-        refuse_other_rounds(config.out, setup)
-    first = first_cells(setup, limits) if limits else strategy.first(setup)
-    gains = ("strategy",) if strategy.asks_whole_grid else ()
-    with RunDir.open(config.out, config, identity(config, task, model), first, gains) as run:
+        setup = shuffle_questions(setup)
+        check_same_rounds(config.out, setup)
+    first = first_round_cells(setup, limits) if limits else strategy.initial_cells(setup)
+    gains = ("strategy",) if strategy.is_full_grid else ()
+    with RunDir.open(config.out, config, stability_identity(config, task, model), first, gains) as run:
         what = f"stability {config.label or model.name}"
-        with run.accounted(), Verifier() as verifier:
+        with run.track_usage(), Verifier() as verifier:
 
             def answer(cells: Sequence[Cell], what: str) -> int:
-                return fill(model, cells, config.sampling, run, lambda text, gold: verify(task, text, gold, verifier), what)
+                return run_cells(
+                    model, cells, config.sampling, run, lambda text, gold: verify_completion(task, text, gold, verifier), what
+                )
 
             if limits:
-                asked = ask_rounds(run, setup, config, limits, answer, what)
+                asked = run_rounds(run, setup, config, limits, answer, what)
             else:
-                asked = _ask(run, setup, first, strategy, answer, (what, f"{what}, {config.strategy}"))
-        missing = f"{config.out}: {asked.owed} of {asked.cells} cells have no score; run the same command again to fill them"
-        if asked.undecided:
-            raise OwedCellsError(f"{missing}; no persona can be chosen before")
-        answers = read_answers(run.path)
-        summary = measure(run.path, answers)
-        write_json(run.path / "metrics.json", _metrics(summary, run.path, answers))
-    if asked.owed:
-        raise OwedCellsError(missing)
+                asked = _run_strategy(run, setup, first, strategy, answer, (what, f"{what}, {config.strategy}"))
+        missing = f"{config.out}: {asked.pending} of {asked.n_cells} cells have no score; run the same command again to fill them"
+        if asked.selection_pending:
+            raise IncompleteRunError(f"{missing}; no persona can be chosen before")
+        answers = read_grid_results(run.path)
+        summary = measure_stability(run.path, answers)
+        write_json(run.path / "metrics.json", _metrics_json(summary, run.path, answers))
+    if asked.pending:
+        raise IncompleteRunError(missing)
     return summary
 
 
-def _ask(run: RunDir, setup: Setup, first: Sequence[Cell], strategy: Strategy, answer: Answer, names: tuple[str, str]) -> Asked:
-    """What the strategy asks at once, and then in the light of it; `names` of both."""
-    write_json(run.path / "asked.json", strategy.describe(setup, ()))
-    owed = answer(first, names[0])
-    then = strategy.then(setup, run.cells())
+def _run_strategy(
+    run: RunDir,
+    setup: EvalSetup,
+    initial_cells: Sequence[Cell],
+    strategy: Strategy,
+    answer_cells: CellRunner,
+    descriptions: tuple[str, str],
+) -> GridProgress:
+    """What the strategy asks at once, and then in the light of it; `descriptions` of both."""
+    write_json(run.path / "asked.json", strategy.describe_grid(setup, ()))
+    owed = answer_cells(initial_cells, descriptions[0])
+    then = strategy.followup_cells(setup, run.cells())
     if then:
-        write_json(run.path / "asked.json", strategy.describe(setup, then))
-        owed += answer(then, names[1])
-    return Asked(owed, len(first) + len(then), undecided=strategy.chooses and not then)
+        write_json(run.path / "asked.json", strategy.describe_grid(setup, then))
+        owed += answer_cells(then, descriptions[1])
+    return GridProgress(owed, len(initial_cells) + len(then), selection_pending=strategy.selects_persona and not then)
 
 
-ASSUMED = (0.1, 0.2, 0.3, 0.5)
+ASSUMED_DISCORDANCES = (0.1, 0.2, 0.3, 0.5)
 """Discordances for which a grid is planned that has not been asked yet."""
 
 
-def plan_power(config: StabilityStage) -> dict[str, str]:
+def power_analysis(config: StabilityConfig) -> dict[str, str]:
     """How many questions show an effect of `config.plan_power`, and what `config.task.n` questions show; asks no model.
 
     By the discordance that the run directory has seen; for several assumed ones where there is no run yet.
     """
     assert config.plan_power is not None
-    effect, personas = config.plan_power, len(choose_personas(config.personas))
-    level = f"level {statistics.LEVEL:g} (Holm), power {statistics.POWER:g}"
+    effect, personas = config.plan_power, len(select_personas(config.personas))
+    level = f"level {statistics.SIGNIFICANCE_LEVEL:g} (Holm), power {statistics.TARGET_POWER:g}"
     about = f"{effect:g} against no persona, each of {personas} personas, {level}"
-    grid = opening(config.out, grids(config.out)) if (config.out / "records.jsonl").exists() else None
-    seen = None if grid is None else statistics.discordance(sample_mean(grid.correct_P_Q_S), sample_mean(grid.baseline_Q_S))
+    grid = first_round_grid(config.out, read_stability_grid(config.out)) if (config.out / "records.jsonl").exists() else None
+    seen = (
+        None
+        if grid is None
+        else statistics.discordance(mean_over_samples(grid.correct_P_Q_S), mean_over_samples(grid.baseline_Q_S))
+    )
     facts = {"effect": about}
-    for discordance, source in [(one, "assumed") for one in ASSUMED] if seen is None else [(seen, f"as in {config.out}")]:
-        needed = statistics.questions_needed(effect, discordance, personas)
-        smallest = statistics.smallest_effect(config.task.n, discordance, personas)
+    for discordance, source in (
+        [(one, "assumed") for one in ASSUMED_DISCORDANCES] if seen is None else [(seen, f"as in {config.out}")]
+    ):
+        needed = statistics.required_questions(effect, discordance, personas)
+        smallest = statistics.minimum_detectable_effect(config.task.n, discordance, personas)
         shows = "no effect" if smallest is None else f"{smallest:.3f} or more"
         facts[f"discordance {discordance:.2f}, {source}"] = f"{needed} questions needed; {config.task.n} show {shows}"
     return facts
 
 
-def set_up(config: StabilityStage) -> tuple[Task, Setup]:
+def prepare_stability(config: StabilityConfig) -> tuple[Task, EvalSetup]:
     """What is going to be asked. Raises ConfigError or DataError for everything that is wrong with it."""
     task, questions = load_questions(config.task)
-    pool = choose_personas(config.personas)
-    seen = seen_hashes(config.model, config.exclude_plans)
-    refuse_overlap(questions, seen)
-    choosing = choosing_questions(config, questions, seen) if STRATEGIES[config.strategy].chooses else ()
-    wording = Wording(task.prompt, config.personas.template, config.personas.bare, crossed_templates(config.templates))
-    return task, Setup(questions, pool, wording, config.samples, config.seed, choosing)
+    pool = select_personas(config.personas)
+    seen = trained_question_hashes(config.model, config.exclude_plans)
+    check_contamination(questions, seen)
+    choosing = load_selection_questions(config, questions, seen) if STRATEGIES[config.strategy].selects_persona else ()
+    wording = PromptFormat(
+        task.prompt, config.personas.template, config.personas.empty_system_prompt, require_distinct_templates(config.templates)
+    )
+    return task, EvalSetup(questions, pool, wording, config.samples, config.seed, choosing)
 
 
-def crossed_templates(templates: Sequence[str]) -> tuple[str, ...]:
+def require_distinct_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """Raises ConfigError when one is no template, or two are the same in words."""
     texts = [template_text(one, "templates") for one in templates]
     for place, text in enumerate(texts):
@@ -258,49 +299,49 @@ def crossed_templates(templates: Sequence[str]) -> tuple[str, ...]:
     return tuple(templates)
 
 
-def identity(config: StabilityStage, task: Task, model: Model) -> dict[str, Any]:
+def stability_identity(config: StabilityConfig, task: Task, model: Model) -> dict[str, Any]:
     """What all records of a run have in common."""
-    plain = asked_as(config, task) | {
+    plain = grid_identity(config, task) | {
         "model": model.fingerprint,
-        "default_system": None if config.personas.bare else model.default_system,
+        "default_system": None if config.personas.empty_system_prompt else model.default_system,
         "sampling": config.sampling.model_dump(),
     }
     return plain if config.strategy == "none" else plain | {"strategy": config.strategy}
 
 
-def asked_as(config: StabilityStage, task: Task) -> dict[str, Any]:
+def grid_identity(config: StabilityConfig, task: Task) -> dict[str, Any]:
     """What a grid asks, whichever model it asks and however that draws."""
     return {
         "task": task.name,
         "prompt": task.prompt_hash,
         "template": [template_hash(one) for one in config.templates] or template_hash(config.personas.template),
-        "bare": config.personas.bare,
+        "empty_system_prompt": config.personas.empty_system_prompt,
         "seed": config.seed,
     }
 
 
-def _metrics(summary: StabilitySummary, run: Path, answers: Answers) -> Mapping[str, Any]:
+def _metrics_json(summary: StabilitySummary, run: Path, answers: GridResults) -> Mapping[str, Any]:
     """The summary's fields and, of a run with one, its strategy's under "strategy" and its templates' under "crossed"."""
-    more = {"strategy": measure_strategy(run, answers), "crossed": measure_crossed(run, answers)}
+    more = {"strategy": measure_strategy(run, answers), "crossed": measure_template_effects(run, answers)}
     return summary.model_dump(mode="json") | {name: one.model_dump(mode="json") for name, one in more.items() if one is not None}
 
 
-def measure_crossed(run: Path, answers: Answers | None = None) -> CrossedSummary | None:
+def measure_template_effects(run: Path, answers: GridResults | None = None) -> TemplateEffects | None:
     """What several templates did, from a run's records; None for a run with one. `answers`: where they are read already."""
     config = read_json(run / "config.json")
     if not config.get("templates"):
         return None
-    answers = answers or read_answers(run)
-    correct_P_Q_S, baseline_Q_S = scores_of(answers)
-    return summarize_crossed(
-        by_template(correct_P_Q_S, answers.templates), baseline_Q_S, read_json(run / "asked.json")["templates"],
+    answers = answers or read_grid_results(run)
+    correct_P_Q_S, baseline_Q_S = persona_and_baseline_scores(answers)
+    return summarize_template_effects(
+        split_by_template(correct_P_Q_S, answers.templates), baseline_Q_S, read_json(run / "asked.json")["templates"],
         seed=config["seed"], resamples=config["resamples"],
     )  # fmt: skip
 
 
-def seen_hashes(model: ModelConfig, plans: Sequence[Path]) -> frozenset[str]:
+def trained_question_hashes(model: ModelConfig, plans: Sequence[Path]) -> frozenset[str]:
     """Content hashes of the questions that the model, or any of the plans, was trained on."""
-    seen = read_seen(Path(model.name)).questions
+    seen = read_trained_on(Path(model.name)).question_hashes
     return seen.union(*({row.question_hash for row in read_plan(plan).rows} for plan in plans))
 
 
@@ -313,13 +354,13 @@ class StabilityGrid(NamedTuple):
     question_ids: tuple[str, ...]
 
 
-def grids(run: Path, answers: Answers | None = None) -> StabilityGrid:
+def read_stability_grid(run: Path, answers: GridResults | None = None) -> StabilityGrid:
     """The scores of a run directory. Cells that were asked but have no record are there, unscored. `answers` as above."""
-    answers = answers or read_answers(run)
-    return StabilityGrid(*scores_of(answers), answers.persona_ids, answers.question_ids)
+    answers = answers or read_grid_results(run)
+    return StabilityGrid(*persona_and_baseline_scores(answers), answers.persona_ids, answers.question_ids)
 
 
-def opening(run: Path, grid: StabilityGrid) -> StabilityGrid:
+def first_round_grid(run: Path, grid: StabilityGrid) -> StabilityGrid:
     """The questions that every persona was asked: of a run in rounds those of the first, of another all."""
     rounds = read_rounds(run)
     if not rounds:
@@ -329,11 +370,11 @@ def opening(run: Path, grid: StabilityGrid) -> StabilityGrid:
     return StabilityGrid(correct[:, :until], baseline[:until], personas, questions[:until])
 
 
-def measure(run: Path, answers: Answers | None = None, resamples: int | None = None) -> StabilitySummary:
+def measure_stability(run: Path, answers: GridResults | None = None, resamples: int | None = None) -> StabilitySummary:
     """Every measure of a run, from its records. `answers` as above; `resamples`: not the run's own number of them."""
     config = read_json(run / "config.json")
-    correct, baseline, personas, _ = grids(run, answers)
+    correct, baseline, personas, _ = read_stability_grid(run, answers)
     seed, resamples = config["seed"], resamples or config["resamples"]
     if rounds := read_rounds(run):
         return summarize_rounds(correct, baseline, rounds, personas, seed=seed, resamples=resamples)
-    return summarize(correct, baseline, persona_ids=personas, seed=seed, resamples=resamples)
+    return summarize_stability(correct, baseline, persona_ids=personas, seed=seed, resamples=resamples)

@@ -11,26 +11,33 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from permix.evals.fidelity_records import asked_cells, kind_of
+from permix.evals.fidelity_records import fidelity_kind, read_persona_cells
 from permix.metrics import text_stats
 from permix.metrics.statistics import Array
-from permix.metrics.text_stats import Break, breaks, clustered_mean, clustered_rate, distinct_of_each, distinct_overall
-from permix.prompts import brought_in_by
+from permix.metrics.text_stats import (
+    CharacterBreak,
+    clustered_mean,
+    clustered_rate,
+    distinct_n_overall,
+    distinct_n_per_persona,
+    find_character_breaks,
+)
+from permix.prompts import persona_prompt
 from permix.storage.files import read_json
 from permix.types import Cell, Estimate, Record, seed_from
 
-DRAWN, DRAWN_OF_EACH = 1000, 200
+DISTINCT_NGRAMS, DISTINCT_NGRAMS_PER_PERSONA = 1000, 200
 """n-grams at which variety is compared, of a run and of one persona: fixed, so that runs can be held against each other."""
 
-QUOTED = 5
+MAX_BREAK_EXAMPLES = 5
 
-CONTEXT = 60  # characters of the answer on each side of a hit
-
-
-Unit = Literal["questions", "personas"]
+CONTEXT_CHARS = 60  # characters of the answer on each side of a hit
 
 
-class Hit(Record):
+ResamplingUnit = Literal["questions", "personas"]
+
+
+class BreakExample(Record):
     """A break of character, as it stands in the answer: `before`, what the rule was met by, `after`."""
 
     persona_id: str
@@ -41,7 +48,7 @@ class Hit(Record):
     after: str
 
 
-class Unjudged(Record):
+class TextMetrics(Record):
     """Measures of the answers of one run, with intervals over `resampled`; n of each is the number of those.
 
     `broke`: share of answers that leave the character, by the rules of metrics/breaks.toml; `broke_by_rule` counts answers,
@@ -52,36 +59,36 @@ class Unjudged(Record):
     and of another persona's; `echo` is the difference.
     """
 
-    broke: Estimate
-    broke_by_rule: dict[str, int]
-    hits: tuple[Hit, ...]
+    break_rate: Estimate
+    breaks_by_rule: dict[str, int]
+    break_examples: tuple[BreakExample, ...]
     words: Estimate
     characters: Estimate
-    cut_off: Estimate
-    repeats: Estimate
+    truncated_share: Estimate
+    repetition_rate: Estimate
     distinct_1: Estimate
     distinct_2: Estimate
-    distinct_1_each: Estimate
-    distinct_2_each: Estimate
+    distinct_1_per_persona: Estimate
+    distinct_2_per_persona: Estimate
     echo_own: Estimate
     echo_others: Estimate
     echo: Estimate
-    resampled: Unit
+    resampling_unit: ResamplingUnit
     n_personas: int
     n_answers: int
     n_asked: int
 
 
-class Answer(NamedTuple):
+class PersonaAnswer(NamedTuple):
     """One answer of a persona."""
 
     persona_id: str
     question_id: str
     text: str
-    cut: bool | None
+    truncated: bool | None
 
 
-class Over(NamedTuple):
+class ClusterBootstrap(NamedTuple):
     """What is resampled: the unit of each answer. Every measure sees the same draws."""
 
     unit_N: Sequence[str]
@@ -89,97 +96,97 @@ class Over(NamedTuple):
     resamples: int
 
     def mean(self, values: Iterable[float | None]) -> Estimate:
-        return clustered_mean(_array(values), self.unit_N, np.random.default_rng(self.seed), self.resamples)
+        return clustered_mean(_to_array(values), self.unit_N, np.random.default_rng(self.seed), self.resamples)
 
     def rate(self, values: Iterable[bool | float | None]) -> Estimate:
         """Of values that are 0 or 1."""
-        return clustered_rate(_array(values), self.unit_N, np.random.default_rng(self.seed), self.resamples)
+        return clustered_rate(_to_array(values), self.unit_N, np.random.default_rng(self.seed), self.resamples)
 
 
-def _array(values: Iterable[float | None]) -> Array:
+def _to_array(values: Iterable[float | None]) -> Array:
     return np.array(list(values), dtype=float)  # None becomes NaN
 
 
-def measure_unjudged(run: Path, resamples: int | None = None) -> Unjudged:
+def measure_text_metrics(run: Path, resamples: int | None = None) -> TextMetrics:
     """From a run directory of `permix fidelity`, of any kind. `resamples`: not the run's own number of them."""
-    config, cells = read_json(run / "config.json"), asked_cells(run)
+    config, cells = read_json(run / "config.json"), read_persona_cells(run)
     answers = [
-        Answer(cell.persona_id or "", cell.question_id, cell.completion.text, _cut(cell))
+        PersonaAnswer(cell.persona_id or "", cell.question_id, cell.completion.text, _is_truncated(cell))
         for cell in cells
         if cell.completion is not None
     ]
-    return unjudged(
+    return compute_text_metrics(
         answers,
-        persona_texts(run, cells),
-        unit=unit_of(config),
-        n_asked=wanted(run) or len(cells),
+        read_persona_texts(run, cells),
+        unit=resampling_unit(config),
+        n_asked=count_expected_answers(run) or len(cells),
         seed=config["seed"],
         resamples=resamples or config["resamples"],
     )
 
 
-def unjudged(
-    answers: Sequence[Answer],
+def compute_text_metrics(
+    answers: Sequence[PersonaAnswer],
     persona_texts: Mapping[str, str],
     *,
-    unit: Unit = "questions",
+    unit: ResamplingUnit = "questions",
     n_asked: int | None = None,
     seed: int = 0,
     resamples: int = 2000,
-) -> Unjudged:
+) -> TextMetrics:
     """Every measure of these answers; `persona_texts` says who each persona is. The order of the answers does not matter."""
     answers = sorted(answers, key=lambda one: (one.persona_id, one.question_id, one.text))
     text_N, persona_N = [one.text for one in answers], [one.persona_id for one in answers]
     unit_N = persona_N if unit == "personas" else [one.question_id for one in answers]
     ids = sorted(set(persona_N))
-    over = Over(unit_N, seed_from(seed, "unjudged"), resamples)
-    each_1, each_2 = (distinct_of_each(text_N, persona_N, n, DRAWN_OF_EACH) for n in (1, 2))
+    over = ClusterBootstrap(unit_N, seed_from(seed, "unjudged"), resamples)
+    each_1, each_2 = (distinct_n_per_persona(text_N, persona_N, n, DISTINCT_NGRAMS_PER_PERSONA) for n in (1, 2))
     over_personas = over._replace(unit_N=list(each_1))
-    broken_N = [breaks(one.text, persona_texts[one.persona_id]) for one in answers]
-    echo_N_P = text_stats.echoes(text_N, [persona_texts[id] for id in ids])
-    own_N, others_N = text_stats.own_and_others(echo_N_P, [ids.index(id) for id in persona_N])
-    return Unjudged(
-        broke=over.rate([bool(found) for found in broken_N]),
-        broke_by_rule=_by_rule(broken_N),
-        hits=_hits(answers, broken_N),
-        words=over.mean([len(text_stats.words_of(text)) for text in text_N]),
+    broken_N = [find_character_breaks(one.text, persona_texts[one.persona_id]) for one in answers]
+    echo_N_P = text_stats.persona_word_echoes(text_N, [persona_texts[id] for id in ids])
+    own_N, others_N = text_stats.own_and_other_echoes(echo_N_P, [ids.index(id) for id in persona_N])
+    return TextMetrics(
+        break_rate=over.rate([bool(found) for found in broken_N]),
+        breaks_by_rule=_count_by_rule(broken_N),
+        break_examples=_pick_break_examples(answers, broken_N),
+        words=over.mean([len(text_stats.tokenize_words(text)) for text in text_N]),
         characters=over.mean([len(text) for text in text_N]),
-        cut_off=over.rate([one.cut for one in answers]),
-        repeats=over.rate([text_stats.repeats_itself(text) for text in text_N]),
-        distinct_1=distinct_overall(text_N, unit_N, 1, DRAWN),
-        distinct_2=distinct_overall(text_N, unit_N, 2, DRAWN),
-        distinct_1_each=over_personas.mean(each_1.values()),
-        distinct_2_each=over_personas.mean(each_2.values()),
+        truncated_share=over.rate([one.truncated for one in answers]),
+        repetition_rate=over.rate([text_stats.has_repeated_ngram(text) for text in text_N]),
+        distinct_1=distinct_n_overall(text_N, unit_N, 1, DISTINCT_NGRAMS),
+        distinct_2=distinct_n_overall(text_N, unit_N, 2, DISTINCT_NGRAMS),
+        distinct_1_per_persona=over_personas.mean(each_1.values()),
+        distinct_2_per_persona=over_personas.mean(each_2.values()),
         echo_own=over.rate(own_N),
         echo_others=over.mean(others_N),
         echo=over.mean(own_N - others_N),
-        resampled=unit,
+        resampling_unit=unit,
         n_personas=len(ids),
         n_answers=len(answers),
         n_asked=len(answers) if n_asked is None else n_asked,
     )
 
 
-def persona_texts(run: Path, cells: Sequence[Cell]) -> dict[str, str]:
+def read_persona_texts(run: Path, cells: Sequence[Cell]) -> dict[str, str]:
     """Who each persona is: as asked.json says, else what brought the persona in where it was first asked."""
-    said: dict[str, str] = _asked(run).get("persona_texts", {})
+    said: dict[str, str] = _read_asked(run).get("persona_texts", {})
     found: dict[str, str] = {}
     for cell in cells:
         if cell.persona_id is not None and cell.persona_id not in found:
-            found[cell.persona_id] = said.get(cell.persona_id) or brought_in_by(cell.messages)
+            found[cell.persona_id] = said.get(cell.persona_id) or persona_prompt(cell.messages)
     return found
 
 
-def unit_of(config: Mapping[str, Any]) -> Unit:
+def resampling_unit(config: Mapping[str, Any]) -> ResamplingUnit:
     """Questions where all personas share them; personas where each has its own, or where the turns of a talk hang together."""
-    return "questions" if kind_of(config) == "open" else "personas"
+    return "questions" if fidelity_kind(config) == "open" else "personas"
 
 
-def wanted(run: Path) -> int:
+def count_expected_answers(run: Path) -> int:
     """How many answers of personas the run asks for, recorded or not; 0 where a run older than asked.json does not say."""
-    config, asked = read_json(run / "config.json"), _asked(run)
+    config, asked = read_json(run / "config.json"), _read_asked(run)
     personas = len(asked.get("persona_ids", ()))
-    match kind_of(config):
+    match fidelity_kind(config):
         case "personagym":
             return len(asked.get("questions_asked", ()))
         case "interview":
@@ -188,35 +195,37 @@ def wanted(run: Path) -> int:
             return personas * len(asked.get("question_ids", ())) * int(asked.get("samples", 1))
 
 
-def _asked(run: Path) -> dict[str, Any]:
+def _read_asked(run: Path) -> dict[str, Any]:
     path = run / "asked.json"
     return read_json(path) if path.exists() else {}
 
 
-def _cut(cell: Cell) -> bool | None:
+def _is_truncated(cell: Cell) -> bool | None:
     """None where the engine did not say why it stopped."""
     assert cell.completion is not None
     return None if cell.completion.finish is None else cell.completion.finish == "length"
 
 
-def _by_rule(broken_N: Sequence[Sequence[Break]]) -> dict[str, int]:
+def _count_by_rule(broken_N: Sequence[Sequence[CharacterBreak]]) -> dict[str, int]:
     counts = Counter(rule for found in broken_N for rule in {one.rule for one in found})
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def _hits(answers: Sequence[Answer], broken_N: Sequence[Sequence[Break]]) -> tuple[Hit, ...]:
+def _pick_break_examples(
+    answers: Sequence[PersonaAnswer], broken_N: Sequence[Sequence[CharacterBreak]]
+) -> tuple[BreakExample, ...]:
     """The first break of each of a few answers, evenly spread over those that have one."""
     broken = [(one, found[0]) for one, found in zip(answers, broken_N, strict=True) if found]
-    step = max(1, -(-len(broken) // QUOTED))
-    return tuple(_hit(one, first) for one, first in broken[::step])
+    step = max(1, -(-len(broken) // MAX_BREAK_EXAMPLES))
+    return tuple(_to_break_example(one, first) for one, first in broken[::step])
 
 
-def _hit(one: Answer, found: Break) -> Hit:
-    return Hit(
-        persona_id=one.persona_id,
-        question_id=one.question_id,
-        rule=found.rule,
-        before=one.text[max(0, found.start - CONTEXT) : found.start],
-        quote=one.text[found.start : found.end],
-        after=one.text[found.end : found.end + CONTEXT],
+def _to_break_example(answer: PersonaAnswer, character_break: CharacterBreak) -> BreakExample:
+    return BreakExample(
+        persona_id=answer.persona_id,
+        question_id=answer.question_id,
+        rule=character_break.rule,
+        before=answer.text[max(0, character_break.start - CONTEXT_CHARS) : character_break.start],
+        quote=answer.text[character_break.start : character_break.end],
+        after=answer.text[character_break.end : character_break.end + CONTEXT_CHARS],
     )

@@ -10,10 +10,10 @@ from typing import NamedTuple, Protocol
 from permix.types import Completion, Failure, Request, Sampling
 
 
-class Answer(NamedTuple):
-    """What came back for the request at `place` of the sequence that was asked."""
+class CompletionResult(NamedTuple):
+    """What came back for the request at `request_index` of the sequence that was asked."""
 
-    place: int
+    request_index: int
     result: Completion | Failure
 
 
@@ -29,12 +29,12 @@ class Model(Protocol):
         """Changes whenever the weights may have changed, so that records of two models are never mixed."""
 
     @property
-    def addressed(self) -> bool:
+    def content_addressed(self) -> bool:
         """Whether equal fingerprints mean equal weights, so that an answer may serve another run."""
 
     @property
     def default_system(self) -> str | None:
         """The system text its chat template inserts when none is sent; None when it inserts none or cannot be known."""
 
-    def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answer]:
-        """Yield one `Answer` for every request, in any order, each as soon as it is there."""
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
+        """Yield one `CompletionResult` for every request, in any order, each as soon as it is there."""

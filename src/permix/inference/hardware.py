@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-def quiet_threads() -> None:
+def set_passive_threads() -> None:
     """Let idle OpenMP threads sleep instead of spin. Must run before torch is imported; a setting of the user's own wins.
 
     Spinning threads cost 5 to 20 times the work itself on a machine with anything else running.
@@ -23,7 +23,7 @@ def quiet_threads() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def keep_freed_memory() -> None:
+def tune_malloc() -> None:
     """Let glibc keep freed blocks instead of giving every large tensor back to the kernel and faulting it in again.
 
     Without it a fifth of a CPU training step is spent in the kernel. Elsewhere than on glibc it does nothing.
@@ -46,18 +46,18 @@ def release_memory() -> None:
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
-def pin_threads(threads: int | None) -> int:
+def set_threads(threads: int | None) -> int:
     """Give torch a fixed number of threads and return it; when not given, this process's share of the cores it may use."""
-    quiet_threads()
-    keep_freed_memory()
+    set_passive_threads()
+    tune_malloc()
     import torch
 
-    count = threads or share_of_cores(len(os.sched_getaffinity(0)))
+    count = threads or cores_per_process(len(os.sched_getaffinity(0)))
     torch.set_num_threads(count)
     return count
 
 
-def share_of_cores(cores: int) -> int:
+def cores_per_process(cores: int) -> int:
     """Cores for each of the processes that a launcher started on this machine: whole ones, and at least one."""
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -68,7 +68,7 @@ def pick_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def multiplies_bfloat16(device: str) -> bool:
+def has_fast_bfloat16(device: str) -> bool:
     """Whether bfloat16 is a speed-up here rather than an emulation."""
     import torch
 
@@ -82,5 +82,5 @@ def pick_dtype(precision: Precision, device: str) -> "torch.dtype":
     import torch
 
     if precision == "auto":
-        precision = "bfloat16" if multiplies_bfloat16(device) else "float32"
+        precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
     return torch.bfloat16 if precision == "bfloat16" else torch.float32

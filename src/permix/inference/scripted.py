@@ -7,30 +7,30 @@ the `Failure` it would be behind a real backend, and any other exception is a fa
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from permix.inference.base import Answer
+from permix.inference.base import CompletionResult
 from permix.types import Completion, Failure, Request, Sampling, digest
 
-Reply = str | Completion | Failure
+ScriptedReply = str | Completion | Failure
 
-Script = Callable[[Request], Reply] | Mapping[str, Reply] | Sequence[Reply]
+ReplyScript = Callable[[Request], ScriptedReply] | Mapping[str, ScriptedReply] | Sequence[ScriptedReply]
 
 
 class ScriptedModel:
-    """Implements `Model`. `asked` holds every request so far, in the order asked; tokens are counted as words."""
+    """Implements `Model`. `requests` holds every request so far, in the order asked; tokens are counted as words."""
 
     default_system: str | None = None
-    addressed = True
+    content_addressed = True
 
-    def __init__(self, reply: Script, name: str = "scripted") -> None:
+    def __init__(self, script: ReplyScript, name: str = "scripted") -> None:
         self.name = name
         self.fingerprint = digest("scripted", name)
-        self.asked: list[Request] = []
-        self._reply = reply
+        self.requests: list[Request] = []
+        self._script = script
 
-    def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answer]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
         for index, request in enumerate(requests):
-            self.asked.append(request)
-            yield Answer(index, self._result(request))
+            self.requests.append(request)
+            yield CompletionResult(index, self._result(request))
 
     def _result(self, request: Request) -> Completion | Failure:
         try:
@@ -42,11 +42,13 @@ class ScriptedModel:
         prompt_tokens = sum(len(message["content"].split()) for message in request.messages)
         return Completion(text=reply, prompt_tokens=prompt_tokens, completion_tokens=len(reply.split()), finish="stop")
 
-    def _look_up(self, request: Request) -> Reply:
-        if callable(self._reply):
-            return self._reply(request)
-        if isinstance(self._reply, Mapping):
-            return self._reply[request.messages[-1]["content"]]
-        if len(self.asked) > len(self._reply):
-            raise IndexError(f"model {self.name!r} was asked {len(self.asked)} times; its script has {len(self._reply)} replies")
-        return self._reply[len(self.asked) - 1]
+    def _look_up(self, request: Request) -> ScriptedReply:
+        if callable(self._script):
+            return self._script(request)
+        if isinstance(self._script, Mapping):
+            return self._script[request.messages[-1]["content"]]
+        if len(self.requests) > len(self._script):
+            raise IndexError(
+                f"model {self.name!r} was asked {len(self.requests)} times; its script has {len(self._script)} replies"
+            )
+        return self._script[len(self.requests) - 1]

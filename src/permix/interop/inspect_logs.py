@@ -22,10 +22,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from permix.config import ImportedSampling, ImportStage
+from permix.config import ImportConfig, ImportedSamplingConfig
 from permix.errors import ConfigError, DataError
-from permix.interop.merging import Answered, Entry, Exported, Source, chosen, judge_of, plain, shown, slug, text_id, verdict_of
-from permix.storage.files import writing
+from permix.interop.merging import (
+    ExportableRun,
+    LoggedCell,
+    LogSource,
+    NamedLogPath,
+    question_text_id,
+    scorer_of_log,
+    select_option,
+    slug,
+    to_json_value,
+    to_verdict,
+    truncated_repr,
+)
+from permix.storage.files import guard_writes
 from permix.types import Cell, Completion, Failure, Message, digest
 
 if TYPE_CHECKING:
@@ -34,18 +46,18 @@ if TYPE_CHECKING:
     from inspect_ai.scorer import Score
 
 
-OURS = "permix"
+PERMIX_METADATA_KEY = "permix"
 """The field of the metadata that permix writes: of a sample which cell it was, of a log the identity of its run."""
 
-FINISH = {"stop": "stop", "max_tokens": "length", "model_length": "length"}
+FINISH_BY_STOP_REASON = {"stop": "stop", "max_tokens": "length", "model_length": "length"}
 
 
-class Asked(NamedTuple):
+class SamplePrompt(NamedTuple):
     """What a sample was asked: all messages, its system text (None without one), and the question without that."""
 
     messages: tuple[Message, ...]
-    system: str | None
-    words: str
+    system_prompt: str | None
+    question_text: str
 
 
 def sample_id(persona_id: str | None, question_id: str) -> str:
@@ -53,94 +65,102 @@ def sample_id(persona_id: str | None, question_id: str) -> str:
     return json.dumps([persona_id, question_id], ensure_ascii=False)
 
 
-def asked(sample: "EvalSample", system: str | None) -> Asked:
+def parse_sample_prompt(sample: "EvalSample", system_prompt: str | None) -> SamplePrompt:
     """`system` is the system message that the log's generation added to every prompt."""
-    before = [one for one in _prompt(sample) if one["content"] or one["role"] == "system"]
-    if system is not None:
-        before = [Message(role="system", content=system), *before]
+    before = [one for one in _prompt_messages(sample) if one["content"] or one["role"] == "system"]
+    if system_prompt is not None:
+        before = [Message(role="system", content=system_prompt), *before]
     said = [one["content"] for one in before if one["role"] == "system"]
     words = "\n".join(one["content"] for one in before if one["role"] != "system")
-    return Asked(tuple(before), "\n".join(said) or None, words)
+    return SamplePrompt(tuple(before), "\n".join(said) or None, words)
 
 
-def _prompt(sample: "EvalSample") -> list[Message]:
+def _prompt_messages(sample: "EvalSample") -> list[Message]:
     """The messages up to the first that was generated: solvers add some to the input, and replies in the input are examples."""
     given = [] if isinstance(sample.input, str) else sample.input
     replies = sum(one.role == "assistant" for one in given)
     if not sample.messages:
-        return [Message(role="user", content=sample.input)] if isinstance(sample.input, str) else [_plain(one) for one in given]
+        return (
+            [Message(role="user", content=sample.input)] if isinstance(sample.input, str) else [_to_message(one) for one in given]
+        )
     found = []
     for one in sample.messages:
         if one.role == "assistant":
             if not replies:
                 break
             replies -= 1
-        found.append(_plain(one))
+        found.append(_to_message(one))
     return found
 
 
-def _plain(message: Any) -> Message:
+def _to_message(message: Any) -> Message:
     return Message(role=message.role, content=message.text)
 
 
-def persona_of(sample: "EvalSample", found: Asked, key: str, where: str) -> str | None:
+def sample_persona_id(sample: "EvalSample", prompt: SamplePrompt, persona_key: str, where: str) -> str | None:
     """Raises DataError when the metadata names the persona by anything but a text or null."""
-    if key not in sample.metadata:
-        return found.system
-    named = sample.metadata[key]
+    if persona_key not in sample.metadata:
+        return prompt.system_prompt
+    named = sample.metadata[persona_key]
     if named is not None and not (isinstance(named, str) and named):
         raise DataError(
-            f"{where}: sample {sample.id!r}: metadata.{key} = {named!r}: must be a persona's name, or null for no persona"
+            f"{where}: sample {sample.id!r}: metadata.{persona_key} = {named!r}: must be a persona's name, or null for no persona"
         )
     return named
 
 
-def ours(sample: "EvalSample") -> Mapping[str, Any]:
+def exported_sample_info(sample: "EvalSample") -> Mapping[str, Any]:
     """What permix wrote about the cell; empty for samples of others."""
-    about = sample.metadata.get(OURS)
+    about = sample.metadata.get(PERMIX_METADATA_KEY)
     return about if isinstance(about, dict) else {}
 
 
-def answered(
-    sample: "EvalSample", found: Asked, persona_id: str | None, question_id: str, scorer: str | None, where: str
-) -> Answered:
+def parse_inspect_sample(
+    sample: "EvalSample", prompt: SamplePrompt, persona_id: str | None, question_id: str, scorer: str | None, where: str
+) -> LoggedCell:
     """The cell; judged by `scorer` unless that is None. Raises DataError for a score that is no verdict."""
     where = f"{where}: sample {sample.id!r}, epoch {sample.epoch}"
-    completion, failure = _result(sample)
+    completion, failure = _completion_or_failure(sample)
     verdict = None
     if completion is not None and scorer is not None:
         score = (sample.scores or {}).get(scorer)
         value, answer = (None, None) if score is None else (score.value, score.answer)
-        verdict = verdict_of(value, answer, field=f"scores.{scorer}", where=where)
-    seeds: Sequence[int] = ours(sample).get("seeds", ())
+        verdict = to_verdict(value, answer, field=f"scores.{scorer}", where=where)
+    seeds: Sequence[int] = exported_sample_info(sample).get("seeds", ())
     cell = Cell(
-        persona_id=persona_id, question_id=question_id, sample=sample.epoch - 1, messages=found.messages, gold=_target(sample),
+        persona_id=persona_id,
+        question_id=question_id,
+        sample=sample.epoch - 1,
+        messages=prompt.messages,
+        gold=_target_text(sample),
         seed=seeds[sample.epoch - 1] if sample.epoch <= len(seeds) else 0,
-        completion=completion, verdict=verdict, failure=failure,
-    )  # fmt: skip
-    return Answered(cell, found.words, where)
+        completion=completion,
+        verdict=verdict,
+        failure=failure,
+    )
+    return LoggedCell(cell, prompt.question_text, where)
 
 
-def _target(sample: "EvalSample") -> str:
+def _target_text(sample: "EvalSample") -> str:
     return sample.target if isinstance(sample.target, str) else "\n".join(sample.target)
 
 
-def _result(sample: "EvalSample") -> tuple[Completion | None, Failure | None]:
+def _completion_or_failure(sample: "EvalSample") -> tuple[Completion | None, Failure | None]:
     if sample.error is not None:
         return None, Failure(type="inspect_ai", message=sample.error.message)
     output = sample.output
     if not output.choices:
         return None, Failure(type="inspect_ai", message="no output was logged")
     read, written = (output.usage.input_tokens, output.usage.output_tokens) if output.usage else (None, None)
-    finish: Any = FINISH.get(output.stop_reason)
+    finish: Any = FINISH_BY_STOP_REASON.get(output.stop_reason)
     return Completion(text=output.completion, prompt_tokens=read, completion_tokens=written, finish=finish), None
 
 
-SUFFIXES = (".eval", ".json")
+LOG_SUFFIXES = (".eval", ".json")
 
-OWN_SCORERS = ("permix/verify", "verify")
+PERMIX_SCORERS = ("permix/verify", "verify")
 
-HANDLING = frozenset(
+IGNORED_GENERATE_FIELDS = frozenset(
     (
         "system_message",
         "seed",
@@ -155,7 +175,7 @@ HANDLING = frozenset(
 )  # of the generation's configuration: who was asked, and how requests travel
 
 
-def needs_library() -> None:
+def require_inspect_ai() -> None:
     """Raises ConfigError naming the extra when inspect_ai is not installed."""
     try:
         import inspect_ai.log  # noqa: F401
@@ -163,52 +183,59 @@ def needs_library() -> None:
         raise ConfigError(f"inspect: reading and writing its logs needs `pip install permix[inspect]` ({error})") from error
 
 
-def read(entry: Entry, config: ImportStage) -> list[Source]:
+def read_inspect_logs(entry: NamedLogPath, config: ImportConfig) -> list[LogSource]:
     """Every log at the entry's path. Raises ConfigError or DataError naming log, sample and field of whatever cannot be used."""
-    needs_library()
-    logs = [(path, _log(path)) for path in logs_at(entry.path)]
+    require_inspect_ai()
+    logs = [(path, _read_log(path)) for path in find_log_files(entry.path)]
     asked = [(path, log) for path, log in logs if config.task in (None, log.eval.task)]
     if not asked:
         tasks = ", ".join(dict.fromkeys(log.eval.task for _, log in logs))
         raise DataError(f"task = {config.task!r}: {entry.path} has {tasks}")
-    return [_source(path, log, entry, config) for path, log in asked]
+    return [_to_log_source(path, log, entry, config) for path, log in asked]
 
 
-def logs_at(path: Path) -> list[Path]:
+def find_log_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = sorted(one for one in path.rglob("*") if one.suffix in SUFFIXES and one.is_file()) if path.is_dir() else []
+    found = sorted(one for one in path.rglob("*") if one.suffix in LOG_SUFFIXES and one.is_file()) if path.is_dir() else []
     if not found:
-        raise DataError(f"{path}: no such log, or a folder without any; logs end in {' or '.join(SUFFIXES)}")
+        raise DataError(f"{path}: no such log, or a folder without any; logs end in {' or '.join(LOG_SUFFIXES)}")
     return found
 
 
-def _source(path: Path, log: "EvalLog", entry: Entry, config: ImportStage) -> Source:
-    samples = _in_order(log)
+def _to_log_source(path: Path, log: "EvalLog", entry: NamedLogPath, config: ImportConfig) -> LogSource:
+    samples = _samples_in_order(log)
     if not samples:
         raise DataError(f"{path}: holds no samples (status {log.status}); a log written with log_samples has them")
     system = log.eval.model_generate_config.system_message
-    texts = [asked(sample, system) for sample in samples]
-    personas = [_persona(sample, found, entry, config, path) for sample, found in zip(samples, texts, strict=True)]
-    scorer = None if config.answer else chosen(_scorers(samples), config.metric, field="metric", where=str(path))
+    texts = [parse_sample_prompt(sample, system) for sample in samples]
+    personas = [_persona_id(sample, found, entry, config, path) for sample, found in zip(samples, texts, strict=True)]
+    scorer = None if config.answer else select_option(_scorer_names(samples), config.metric, field="metric", where=str(path))
     alone = len(set(personas)) == 1
     cells = [
-        answered(sample, found, persona, _question(sample, found, alone), scorer, str(path))
+        parse_inspect_sample(sample, found, persona, _question_id(sample, found, alone), scorer, str(path))
         for sample, found, persona in zip(samples, texts, personas, strict=True)
     ]
-    about = (log.eval.metadata or {}).get(OURS)
+    about = (log.eval.metadata or {}).get(PERMIX_METADATA_KEY)
     born = about if isinstance(about, dict) else None
-    generation = {**_given(log.plan.config), **_given(log.eval.model_generate_config)}
-    return Source(
-        where=str(path), model=log.eval.model, task=log.eval.task, sampling=_sampling(generation),
-        judge=judge_of(born if scorer in OWN_SCORERS else None, f"inspect {scorer}"),
-        details=plain({"model_args": log.eval.model_args, "generation": generation}),
-        personas=_texts(personas, texts, path), answered=cells, question_ids=_asked_ids(log, cells) if alone else (),
-        samples=log.eval.config.epochs or 1, default_system=_without(personas, texts), born=born,
-    )  # fmt: skip
+    generation = {**_generation_settings(log.plan.config), **_generation_settings(log.eval.model_generate_config)}
+    return LogSource(
+        where=str(path),
+        model=log.eval.model,
+        task=log.eval.task,
+        sampling=_parse_sampling(generation),
+        scorer=scorer_of_log(born if scorer in PERMIX_SCORERS else None, f"inspect {scorer}"),
+        details=to_json_value({"model_args": log.eval.model_args, "generation": generation}),
+        personas=_persona_texts(personas, texts, path),
+        logged_cells=cells,
+        question_ids=_dataset_question_ids(log, cells) if alone else (),
+        samples=log.eval.config.epochs or 1,
+        default_system=_default_system_prompt(personas, texts),
+        permix_identity=born,
+    )
 
 
-def _log(path: Path) -> "EvalLog":
+def _read_log(path: Path) -> "EvalLog":
     from inspect_ai.log import read_eval_log
 
     try:
@@ -217,132 +244,141 @@ def _log(path: Path) -> "EvalLog":
         raise DataError(f"{path}: not a log of inspect_ai: {str(error).partition(chr(10))[0]}") from error
 
 
-def _in_order(log: "EvalLog") -> list["EvalSample"]:
+def _samples_in_order(log: "EvalLog") -> list["EvalSample"]:
     """As the data set had them: the reader sorts by id, and draws of questions depend on their order."""
     place = {id: number for number, id in enumerate(log.eval.dataset.sample_ids or ())}
     return sorted(log.samples or [], key=lambda sample: (place.get(sample.id, len(place)), sample.epoch))
 
 
-def _persona(sample: "EvalSample", found: Asked, entry: Entry, config: ImportStage, path: Path) -> str | None:
+def _persona_id(sample: "EvalSample", prompt: SamplePrompt, entry: NamedLogPath, config: ImportConfig, path: Path) -> str | None:
     if entry.name is None:
-        return persona_of(sample, found, config.persona_key, str(path))
-    if entry.persona_id is not None and found.system is None:
+        return sample_persona_id(sample, prompt, config.persona_key, str(path))
+    if entry.persona_id is not None and prompt.system_prompt is None:
         raise DataError(f"{path}: sample {sample.id!r} has no system message, so it was not asked as {entry.persona_id!r}")
     return entry.persona_id
 
 
-def _question(sample: "EvalSample", found: Asked, alone: bool) -> str:
-    return str(ours(sample).get("question_id") or (sample.id if alone else text_id(found.words)))
+def _question_id(sample: "EvalSample", prompt: SamplePrompt, single_persona: bool) -> str:
+    return str(
+        exported_sample_info(sample).get("question_id")
+        or (sample.id if single_persona else question_text_id(prompt.question_text))
+    )
 
 
-def _scorers(samples: Sequence["EvalSample"]) -> list[str]:
+def _scorer_names(samples: Sequence["EvalSample"]) -> list[str]:
     return list(dict.fromkeys(name for sample in samples for name in sample.scores or {}))
 
 
-def _texts(personas: Sequence[str | None], texts: Sequence[Asked], path: Path) -> dict[str, str]:
+def _persona_texts(personas: Sequence[str | None], prompts: Sequence[SamplePrompt], path: Path) -> dict[str, str]:
     """The one system text of each; a name without one speaks for itself."""
     first: dict[str, str] = {}
-    for id, found in zip(personas, texts, strict=True):
-        text = found.system or id
+    for id, found in zip(personas, prompts, strict=True):
+        text = found.system_prompt or id
         if id is not None and text is not None and first.setdefault(id, text) != text:
-            raise DataError(f"{path}: persona {id!r} is {shown(first[id])} in one sample and {shown(text)} in another")
+            raise DataError(
+                f"{path}: persona {id!r} is {truncated_repr(first[id])} in one sample and {truncated_repr(text)} in another"
+            )
     return first
 
 
-def _without(personas: Sequence[str | None], texts: Sequence[Asked]) -> str | None:
-    return next((found.system for id, found in zip(personas, texts, strict=True) if id is None and found.system), None)
+def _default_system_prompt(personas: Sequence[str | None], prompts: Sequence[SamplePrompt]) -> str | None:
+    return next(
+        (found.system_prompt for id, found in zip(personas, prompts, strict=True) if id is None and found.system_prompt), None
+    )
 
 
-def _asked_ids(log: "EvalLog", cells: Sequence[Answered]) -> list[str]:
+def _dataset_question_ids(log: "EvalLog", logged_cells: Sequence[LoggedCell]) -> list[str]:
     """The ids of a log's data set, so that samples that were never logged are missed; a log of ours names questions otherwise."""
-    known = {one.cell.question_id for one in cells}
+    known = {one.cell.question_id for one in logged_cells}
     listed = [str(id) for id in log.eval.dataset.sample_ids or ()]
     return listed if known <= set(listed) else []
 
 
-def _given(config: Any) -> dict[str, Any]:
+def _generation_settings(config: Any) -> dict[str, Any]:
     values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
-    return {name: value for name, value in values.items() if name not in HANDLING}
+    return {name: value for name, value in values.items() if name not in IGNORED_GENERATE_FIELDS}
 
 
-def _sampling(generation: dict[str, Any]) -> ImportedSampling:
-    return ImportedSampling(
+def _parse_sampling(generation: dict[str, Any]) -> ImportedSamplingConfig:
+    return ImportedSamplingConfig(
         temperature=generation.get("temperature"), top_p=generation.get("top_p"), max_new_tokens=generation.get("max_tokens")
     )
 
 
-SCORER = "verify"
+EXPORT_SCORER = "verify"
 
-STOPPED = {"stop": "stop", "length": "max_tokens", None: "unknown"}
+STOP_REASON_BY_FINISH = {"stop": "stop", "length": "max_tokens", None: "unknown"}
 
 
-def write(run: Exported, out: Path) -> dict[str, str]:
+def write_inspect_log(run: ExportableRun, out: Path) -> dict[str, str]:
     """Raises ConfigError when inspect_ai is not installed."""
-    needs_library()
+    require_inspect_ai()
     from inspect_ai.log import write_eval_log
 
-    path = out / f"{run.date}_{slug(run.task)}_{_id(run)}.eval"
-    with writing(path):
+    path = out / f"{run.file_date}_{slug(run.task)}_{_log_id(run)}.eval"
+    with guard_writes(path):
         out.mkdir(parents=True, exist_ok=True)
-        write_eval_log(_new_log(run), str(path), format="eval")
+        write_eval_log(_build_log(run), str(path), format="eval")
     return {"log": str(path), "read back": f"permix import --inspect {path}"}
 
 
-def _id(run: Exported) -> str:
+def _log_id(run: ExportableRun) -> str:
     return digest(run.created, run.model, run.task)
 
 
-def _new_log(run: Exported) -> "EvalLog":
+def _build_log(run: ExportableRun) -> "EvalLog":
     from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalPlan, EvalPlanStep, EvalSpec, EvalStats
     from inspect_ai.model import GenerateConfig
 
-    sampling, id = run.sampling, _id(run)
+    sampling, id = run.sampling, _log_id(run)
     drawn = GenerateConfig(temperature=sampling["temperature"], top_p=sampling["top_p"], max_tokens=sampling["max_new_tokens"])
-    samples = [sample for persona_id in (None, *run.answers.persona_ids) for sample in _samples(run.cells(persona_id))]
+    samples = [
+        sample for persona_id in (None, *run.results.persona_ids) for sample in _build_samples(run.cells_of_persona(persona_id))
+    ]
     ids = list(dict.fromkeys(str(sample.id) for sample in samples))
     return EvalLog(
         status="success",
         eval=EvalSpec(
             created=run.created, eval_id=id, run_id=id, task_id=id, task=run.task, model=run.model, model_generate_config=drawn,
-            dataset=EvalDataset(name=run.task, samples=len(ids), sample_ids=ids), config=EvalConfig(epochs=run.answers.samples),
-            metadata={OURS: dict(run.identity)},
+            dataset=EvalDataset(name=run.task, samples=len(ids), sample_ids=ids), config=EvalConfig(epochs=run.results.samples),
+            metadata={PERMIX_METADATA_KEY: dict(run.identity)},
         ),
         plan=EvalPlan(steps=[EvalPlanStep(solver="generate")], config=drawn),
         stats=EvalStats(started_at=run.created, completed_at=run.created),
-        results=_results(samples, len(ids)),
+        results=_build_results(samples, len(ids)),
         samples=samples,
     )  # fmt: skip
 
 
-def _samples(cells: Sequence[Cell]) -> "Iterable[EvalSample]":
+def _build_samples(cells: Sequence[Cell]) -> "Iterable[EvalSample]":
     seeds: dict[str, dict[int, int]] = {}
     for cell in cells:
         seeds.setdefault(cell.question_id, {})[cell.sample] = cell.seed
     for cell in cells:
         known = seeds[cell.question_id]
-        yield _sample(cell, [known.get(sample, 0) for sample in range(max(known) + 1)])
+        yield _build_sample(cell, [known.get(sample, 0) for sample in range(max(known) + 1)])
 
 
-def _sample(cell: Cell, seeds: Sequence[int]) -> "EvalSample":
+def _build_sample(cell: Cell, seeds: Sequence[int]) -> "EvalSample":
     from inspect_ai.log import EvalSample
     from inspect_ai.model import ModelOutput
 
-    asked = [_chat(message) for message in cell.messages]
-    output = ModelOutput() if cell.completion is None else _output(cell.completion)
+    asked = [_to_chat_message(message) for message in cell.messages]
+    output = ModelOutput() if cell.completion is None else _to_model_output(cell.completion)
     return EvalSample(
         id=sample_id(cell.persona_id, cell.question_id),
         epoch=cell.sample + 1,
         input=asked,
         target=cell.gold or "",
-        metadata={"persona": cell.persona_id, OURS: {"question_id": cell.question_id, "seeds": list(seeds)}},
+        metadata={"persona": cell.persona_id, PERMIX_METADATA_KEY: {"question_id": cell.question_id, "seeds": list(seeds)}},
         messages=[*asked, *(choice.message for choice in output.choices)],
         output=output,
-        scores=None if cell.completion is None else {SCORER: _score(cell)},
-        error=None if cell.failure is None or cell.completion is not None else _error(cell),
+        scores=None if cell.completion is None else {EXPORT_SCORER: _to_inspect_score(cell)},
+        error=None if cell.failure is None or cell.completion is not None else _to_eval_error(cell),
     )
 
 
-def _chat(message: Message) -> "ChatMessage":
+def _to_chat_message(message: Message) -> "ChatMessage":
     from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser
 
     kinds: Any = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
@@ -352,10 +388,10 @@ def _chat(message: Message) -> "ChatMessage":
     return made
 
 
-def _output(completion: Completion) -> "ModelOutput":
+def _to_model_output(completion: Completion) -> "ModelOutput":
     from inspect_ai.model import ChatCompletionChoice, ChatMessageAssistant, ModelOutput, ModelUsage
 
-    stopped: Any = STOPPED[completion.finish]
+    stopped: Any = STOP_REASON_BY_FINISH[completion.finish]
     read, written = completion.prompt_tokens, completion.completion_tokens
     usage = None
     if read is not None and written is not None:
@@ -364,7 +400,7 @@ def _output(completion: Completion) -> "ModelOutput":
     return ModelOutput(choices=[choice], usage=usage)
 
 
-def _score(cell: Cell) -> "Score":
+def _to_inspect_score(cell: Cell) -> "Score":
     from inspect_ai.scorer import Score
 
     verdict = cell.verdict
@@ -373,21 +409,21 @@ def _score(cell: Cell) -> "Score":
     return Score(value="C" if verdict.correct else "I", answer=verdict.extracted)
 
 
-def _error(cell: Cell) -> Any:
+def _to_eval_error(cell: Cell) -> Any:
     from inspect_ai.log import EvalError
 
     assert cell.failure is not None
     return EvalError(message=f"{cell.failure.type}: {cell.failure.message}", traceback="", traceback_ansi="")
 
 
-def _results(samples: "Sequence[EvalSample]", n: int) -> Any:
+def _build_results(samples: "Sequence[EvalSample]", n: int) -> Any:
     from inspect_ai.log import EvalMetric, EvalResults, EvalScore
 
     values = [score.value for sample in samples for score in (sample.scores or {}).values() if isinstance(score.value, str)]
     accuracy = [EvalMetric(name="accuracy", value=values.count("C") / len(values))] if values else []
     score = EvalScore(
-        name=SCORER,
-        scorer=f"permix/{SCORER}",
+        name=EXPORT_SCORER,
+        scorer=f"permix/{EXPORT_SCORER}",
         scored_samples=len(values),
         unscored_samples=len(samples) - len(values),
         metrics={one.name: one for one in accuracy},

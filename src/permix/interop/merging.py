@@ -1,6 +1,7 @@
 """What the logs of one model hold, gathered into one grid; what does not belong together is refused.
 
-Contract: a reader turns each log into a `Source`, whose cells are ours already. `gather` puts them together only when they asked
+Contract: a reader turns each log into a `LogSource`, whose cells are ours already. `merge_logs` puts them together only when
+they asked
 the same model the same questions in the same way, and raises DataError naming the field that differs otherwise. Cells that one
 persona lacks are no difference: they are missing, and counted as such.
 
@@ -21,21 +22,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from permix.config import ImportedSampling
+from permix.config import ImportedSamplingConfig
 from permix.errors import ConfigError, DataError
-from permix.evals.grid import Answers, read_answers
+from permix.evals.grid import GridResults, read_grid_results
 from permix.evals.stability import read_rounds
 from permix.storage.files import read_json
-from permix.types import Cell, CellKey, Persona, Question, Verdict, digest, normalise
+from permix.types import Cell, CellKey, Persona, Question, Verdict, canonical_text, digest
 
 
-class Exported(NamedTuple):
+class ExportableRun(NamedTuple):
     """What the writers are given: a run's configuration and identity, when it was made, and its grid."""
 
     config: Mapping[str, Any]
     identity: Mapping[str, Any]
     created: str
-    answers: Answers
+    results: GridResults
 
     @property
     def model(self) -> str:
@@ -46,7 +47,7 @@ class Exported(NamedTuple):
         return str(self.identity["task"])
 
     @property
-    def date(self) -> str:
+    def file_date(self) -> str:
         """As both programs write it into a file's name."""
         return self.created[:19].replace(":", "-")
 
@@ -55,29 +56,29 @@ class Exported(NamedTuple):
         sampling: Mapping[str, Any] = self.config["sampling"]
         return sampling
 
-    def cells(self, persona_id: str | None) -> list[Cell]:
+    def cells_of_persona(self, persona_id: str | None) -> list[Cell]:
         """The recorded cells of one persona, in the order they were asked."""
         every = (
-            self.answers.get(persona_id, question, sample)
-            for question in self.answers.question_ids
-            for sample in range(self.answers.samples)
+            self.results.get_cell(persona_id, question, sample)
+            for question in self.results.question_ids
+            for sample in range(self.results.samples)
         )
         return [cell for cell in every if cell is not None]
 
 
-def read_run(path: Path) -> Exported:
+def read_exportable_run(path: Path) -> ExportableRun:
     config = read_json(path / "config.json")
     if config.get("stage") != "stability":
         raise DataError(f"{path}: config.json has stage {config.get('stage')!r}; a stability run can be exported")
     provenance = read_json(path / "provenance.json")
-    answers = read_answers(path)
-    if not answers.grid:
+    answers = read_grid_results(path)
+    if not answers.grid_summaries:
         raise DataError(f"{path}: holds no records yet")
     if read_rounds(path):
         raise DataError(f"{path}: its cells were spent where they decide (budget, precision); a log knows of whole grids alone")
     if answers.templates != ("",):
         raise DataError(f"{path}: asks in {len(answers.templates)} wordings (templates); a log knows of one")
-    return Exported(config, provenance["identity"], provenance["created"], answers)
+    return ExportableRun(config, provenance["identity"], provenance["created"], answers)
 
 
 def slug(text: str) -> str:
@@ -85,16 +86,16 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.casefold()).strip("-")[:40]
 
 
-WORDS = {"C": True, "I": False, "N": False}
+INSPECT_GRADES = {"C": True, "I": False, "N": False}
 """inspect_ai's letters: correct, incorrect, no answer. Its P, partially correct, is neither right nor wrong."""
 
 
-def verdict_of(value: Any, extracted: str | None, *, field: str, where: str) -> Verdict:
+def to_verdict(value: Any, extracted: str | None, *, field: str, where: str) -> Verdict:
     """Raises DataError naming the field and the value of what is neither 0 nor 1 nor missing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return Verdict(correct=None, extracted=extracted, error=f"{field} is {value}: not scored")
-    if isinstance(value, str) and value in WORDS:
-        return Verdict(correct=WORDS[value], extracted=extracted)
+    if isinstance(value, str) and value in INSPECT_GRADES:
+        return Verdict(correct=INSPECT_GRADES[value], extracted=extracted)
     if isinstance(value, bool | int | float) and value in (0, 1):
         return Verdict(correct=bool(value), extracted=extracted)
     raise DataError(
@@ -103,7 +104,7 @@ def verdict_of(value: Any, extracted: str | None, *, field: str, where: str) -> 
     )
 
 
-def chosen(found: list[str], wanted: str | None, *, field: str, where: str) -> str:
+def select_option(found: list[str], wanted: str | None, *, field: str, where: str) -> str:
     """The one that counts, of those there are. Raises DataError naming them when it is not there, or was not chosen."""
     if wanted is None and len(found) == 1:
         return found[0]
@@ -117,13 +118,13 @@ def chosen(found: list[str], wanted: str | None, *, field: str, where: str) -> s
     )
 
 
-NONE = "none"
+NO_PERSONA_NAME = "none"
 """The name that means no persona, where a persona is named on the command line."""
 
-SHOWN = 80
+MAX_REPR_CHARS = 80
 
 
-class Entry(NamedTuple):
+class NamedLogPath(NamedTuple):
     """One "NAME=PATH" or "PATH" of a configuration; `name` is None where the log itself says who was asked."""
 
     name: str | None
@@ -132,47 +133,47 @@ class Entry(NamedTuple):
     @property
     def persona_id(self) -> str | None:
         """Of an entry with a name."""
-        return None if self.name == NONE else self.name
+        return None if self.name == NO_PERSONA_NAME else self.name
 
 
-class Answered(NamedTuple):
+class LoggedCell(NamedTuple):
     """A cell of a log. `words`: the question as it was put, without the persona; None where the two cannot be told apart."""
 
     cell: Cell
-    words: str | None
+    question_text: str | None
     where: str
 
 
-class Source(NamedTuple):
+class LogSource(NamedTuple):
     """One log: what must be the same in all of them, who was asked (id → text), and the cells.
 
-    `details` is all else that must agree; `question_ids` those that were asked, also without a cell; `born` the identity of the
-    permix run that the log was exported from.
+    `details` is all else that must agree; `question_ids` those that were asked, also without a cell; `permix_identity` the
+    identity of the permix run that the log was exported from.
     """
 
     where: str
     model: str
     task: str
-    sampling: ImportedSampling
-    judge: str
+    sampling: ImportedSamplingConfig
+    scorer: str
     details: Mapping[str, Any]
     personas: Mapping[str, str]
-    answered: Sequence[Answered]
+    logged_cells: Sequence[LoggedCell]
     question_ids: Sequence[str] = ()
     samples: int = 1
     default_system: str | None = None
-    born: Mapping[str, Any] | None = None
+    permix_identity: Mapping[str, Any] | None = None
 
     @property
-    def agreed(self) -> dict[str, Any]:
-        plain = {"model": self.model, "task": self.task, "sampling": self.sampling.model_dump(), "judge": self.judge}
-        return plain | dict(self.details) | ({"permix": dict(self.born)} if self.born else {})
+    def shared_settings(self) -> dict[str, Any]:
+        plain = {"model": self.model, "task": self.task, "sampling": self.sampling.model_dump(), "judge": self.scorer}
+        return plain | dict(self.details) | ({"permix": dict(self.permix_identity)} if self.permix_identity else {})
 
 
-class Gathered(NamedTuple):
+class MergedLogs(NamedTuple):
     """The grid of all sources. `first` speaks for all where they agree."""
 
-    first: Source
+    first: LogSource
     personas: tuple[Persona, ...]
     questions: tuple[Question, ...]
     samples: int
@@ -180,9 +181,9 @@ class Gathered(NamedTuple):
     default_system: str | None
 
 
-def entries(given: Sequence[str], field: str) -> list[Entry]:
+def parse_log_paths(arguments: Sequence[str], field: str) -> list[NamedLogPath]:
     """Raises ConfigError for an empty name or path, and for a name or a path that was given twice."""
-    found = [_entry(one, field) for one in given]
+    found = [_parse_log_path(one, field) for one in arguments]
     for kind, values in (("name", [one.name for one in found]), ("path", [one.path.resolve() for one in found])):
         known = [one for one in values if one is not None]
         for value in known:
@@ -191,51 +192,54 @@ def entries(given: Sequence[str], field: str) -> list[Entry]:
     return found
 
 
-def _entry(text: str, field: str) -> Entry:
+def _parse_log_path(text: str, field: str) -> NamedLogPath:
     name, equals, path = text.partition("=")
     if not equals:
         name, path = "", text
     if not path.strip() or (equals and not name.strip()):
-        raise ConfigError(f"{field} = {text!r}: give NAME=PATH, {NONE}=PATH for no persona, or a PATH")
-    return Entry(name.strip() or None, Path(path).expanduser())
+        raise ConfigError(f"{field} = {text!r}: give NAME=PATH, {NO_PERSONA_NAME}=PATH for no persona, or a PATH")
+    return NamedLogPath(name.strip() or None, Path(path).expanduser())
 
 
-def gather(sources: Sequence[Source]) -> Gathered:
+def merge_logs(sources: Sequence[LogSource]) -> MergedLogs:
     """One grid of all sources. Raises DataError for a mixture, naming what differs and where."""
     first = sources[0]
     for other in sources[1:]:
-        refuse_difference(first.agreed, other.agreed, first.where, other.where)
-    personas = _personas(sources)
-    by_key = _each_once(one for source in sources for one in source.answered)
+        require_equal_fields(first.shared_settings, other.shared_settings, first.where, other.where)
+    personas = _merge_personas(sources)
+    by_key = _require_unique_cells(one for source in sources for one in source.logged_cells)
     if not by_key:
         raise DataError(f"{first.where}: holds no answers")
-    return Gathered(
+    return MergedLogs(
         first=first,
         personas=personas,
-        questions=_questions(first, [one for source in sources for one in source.question_ids], list(by_key.values())),
+        questions=_merge_questions(first, [one for source in sources for one in source.question_ids], list(by_key.values())),
         samples=max(*(source.samples for source in sources), *(key.sample + 1 for key in by_key), 1),
         cells=tuple(one.cell for one in by_key.values()),
         default_system=next((source.default_system for source in sources if source.default_system is not None), None),
     )
 
 
-def refuse_difference(one: Any, two: Any, here: str, there: str, field: str = "") -> None:
+def require_equal_fields(first: Any, other: Any, first_where: str, other_where: str, field: str = "") -> None:
     """Raise DataError for the first field, however deep, in which two descriptions differ."""
-    if isinstance(one, Mapping) and isinstance(two, Mapping):
-        for key in dict.fromkeys([*one, *two]):
-            refuse_difference(one.get(key), two.get(key), here, there, f"{field}.{key}" if field else str(key))
-    elif one != two:
+    if isinstance(first, Mapping) and isinstance(other, Mapping):
+        for key in dict.fromkeys([*first, *other]):
+            require_equal_fields(
+                first.get(key), other.get(key), first_where, other_where, f"{field}.{key}" if field else str(key)
+            )
+    elif first != other:
         raise DataError(
-            f"{there}: {field} = {shown(two)}, and {here} has {shown(one)}; one run is one model asked the same in the same way"
+            f"{other_where}: {field} = {truncated_repr(other)}, and {first_where} has {truncated_repr(first)}; one run "
+            "is one model asked the same in the same way"
         )
 
 
-def shown(value: Any) -> str:
+def truncated_repr(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+    return text if len(text) <= MAX_REPR_CHARS else text[: MAX_REPR_CHARS - 3] + "..."
 
 
-def _personas(sources: Sequence[Source]) -> tuple[Persona, ...]:
+def _merge_personas(sources: Sequence[LogSource]) -> tuple[Persona, ...]:
     """By first appearance. One text under two names is one persona asked twice; one name for two texts is a mixture."""
     text_of: dict[str, tuple[str, str]] = {}
     id_of: dict[str, str] = {}
@@ -243,15 +247,17 @@ def _personas(sources: Sequence[Source]) -> tuple[Persona, ...]:
         for id, text in source.personas.items():
             known, where = text_of.setdefault(id, (text, source.where))
             if known != text:
-                raise DataError(f"{source.where}: persona {id!r} is {shown(text)}, and in {where} it is {shown(known)}")
+                raise DataError(
+                    f"{source.where}: persona {id!r} is {truncated_repr(text)}, and in {where} it is {truncated_repr(known)}"
+                )
             if id_of.setdefault(text, id) != id:
-                raise DataError(f"{source.where}: personas {id_of[text]!r} and {id!r} are the same: {shown(text)}")
+                raise DataError(f"{source.where}: personas {id_of[text]!r} and {id!r} are the same: {truncated_repr(text)}")
     return tuple(Persona(id=id, text=text) for id, (text, _) in text_of.items())
 
 
-def _each_once(answered: Iterable[Answered]) -> dict[CellKey, Answered]:
-    found: dict[CellKey, Answered] = {}
-    for one in answered:
+def _require_unique_cells(logged_cells: Iterable[LoggedCell]) -> dict[CellKey, LoggedCell]:
+    found: dict[CellKey, LoggedCell] = {}
+    for one in logged_cells:
         other = found.setdefault(one.cell.key, one)
         if other is not one:
             who = "no persona" if one.cell.persona_id is None else f"persona {one.cell.persona_id!r}"
@@ -260,42 +266,44 @@ def _each_once(answered: Iterable[Answered]) -> dict[CellKey, Answered]:
     return found
 
 
-def _questions(source: Source, asked: Sequence[str], answered: Sequence[Answered]) -> tuple[Question, ...]:
+def _merge_questions(source: LogSource, question_ids: Sequence[str], logged_cells: Sequence[LoggedCell]) -> tuple[Question, ...]:
     """Every question by first appearance, put in the same words and with the same right answer to all.
 
     A text that is not known is its id. The questions of a run that permix exported were held to this when it was made, maybe from
     prompts that cannot be told from a persona any more: they are not held to it again.
     """
-    strict = source.born is None
-    words = _same_to_all("question", answered, [one.words for one in answered], strict)
-    golds = _same_to_all("target", answered, [one.cell.gold for one in answered], strict)
-    ids = dict.fromkeys([*(one.cell.question_id for one in answered), *asked])
+    strict = source.permix_identity is None
+    words = _value_by_question("question", logged_cells, [one.question_text for one in logged_cells], strict)
+    golds = _value_by_question("target", logged_cells, [one.cell.gold for one in logged_cells], strict)
+    ids = dict.fromkeys([*(one.cell.question_id for one in logged_cells), *question_ids])
     return tuple(Question(id=id, task=source.task, text=words.get(id) or id, gold=golds.get(id) or "") for id in ids)
 
 
-def _same_to_all(field: str, answered: Sequence[Answered], values: Sequence[str | None], strict: bool) -> dict[str, str]:
+def _value_by_question(
+    field: str, logged_cells: Sequence[LoggedCell], values: Sequence[str | None], strict: bool
+) -> dict[str, str]:
     """The first known value of each question; raises DataError where a later one differs, if `strict`."""
     first: dict[str, tuple[str, str]] = {}
-    for one, value in zip(answered, values, strict=True):
+    for one, value in zip(logged_cells, values, strict=True):
         if value is None:
             continue
         known, where = first.setdefault(one.cell.question_id, (value, one.where))
         if strict and known != value:
             about = f"question {one.cell.question_id!r}: {field}"
-            raise DataError(f"{one.where}: {about} = {shown(value)}, and {where} has {shown(known)}")
+            raise DataError(f"{one.where}: {about} = {truncated_repr(value)}, and {where} has {truncated_repr(known)}")
     return {id: value for id, (value, _) in first.items()}
 
 
-def judge_of(born: Mapping[str, Any] | None, theirs: str) -> str:
-    """Who judged: permix itself where it did and its verdicts came back, else `theirs`."""
-    return theirs if born is None else str(born.get("judge", "permix"))
+def scorer_of_log(permix_identity: Mapping[str, Any] | None, log_scorer: str) -> str:
+    """Who judged: permix itself where it did and its verdicts came back, else `log_scorer`."""
+    return log_scorer if permix_identity is None else str(permix_identity.get("judge", "permix"))
 
 
-def text_id(text: str) -> str:
+def question_text_id(text: str) -> str:
     """A question's id where its log has none: the hash of its words."""
-    return digest(normalise(text))
+    return digest(canonical_text(text))
 
 
-def plain(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """As JSON would give it back, so that what is compared with a file compares equal."""
     return json.loads(json.dumps(value, default=str))

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from permix.config import JudgeConfig, explain, read_values
-from permix.errors import ConfigError, meant
-from permix.inference.openai_response import has_status
+from permix.config import JudgeModelConfig, format_validation_error, read_config_values
+from permix.errors import ConfigError, closest_match
+from permix.inference.openai_response import is_http_failure
 from permix.judges.types import Judgement
 from permix.types import Completion, Failure, Record, Request
 
-TEMPLATE_TOKENS = 64
+CHAT_TEMPLATE_TOKENS = 64
 """More than a chat template adds to two messages."""
 
 
@@ -32,7 +32,7 @@ class Price(Record):
     input: float = Field(ge=0)
     output: float = Field(ge=0)
 
-    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """In US dollars."""
         return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
 
@@ -40,14 +40,14 @@ class Price(Record):
 FREE = Price(input=0, output=0)
 
 
-def price_of(judge: JudgeConfig) -> Price | None:
+def load_judge_price(judge: JudgeModelConfig) -> Price | None:
     """The judge's price; None where no price is known, which a judge with a limit cannot do with (ConfigError)."""
     prices = {} if judge.prices is None else load_prices(judge.prices)
     if judge.backend != "openai":
         return FREE
     found = prices.get(judge.name) or next((one for name, one in prices.items() if fnmatchcase(judge.name, name)), None)
     if found is None and judge.max_cost is not None:
-        near = meant(judge.name, prices)
+        near = closest_match(judge.name, prices)
         hint = f"did you mean {near!r}? " if near else ""
         raise ConfigError(
             f"judge.max_cost = {judge.max_cost:g}: {judge.prices} has no price for {judge.name!r}; {hint}"
@@ -61,36 +61,38 @@ def load_prices(path: Path) -> dict[str, Price]:
     if path.suffix != ".toml":
         raise ConfigError(f"judge.prices = {path}: must be a .toml file")
     found = {}
-    for name, entry in read_values(path).items():
+    for name, entry in read_config_values(path).items():
         try:
             found[name] = Price.model_validate(entry)
         except ValidationError as error:
-            raise ConfigError(f'{path}: ["{name}"] {explain(error)}; an entry is input = 0.15 and output = 0.60') from error
+            raise ConfigError(
+                f'{path}: ["{name}"] {format_validation_error(error)}; an entry is input = 0.15 and output = 0.60'
+            ) from error
     return found
 
 
-def cost_of(result: Completion | Failure, price: Price | None, worst: float) -> float | None:
+def call_cost(result: Completion | Failure, price: Price | None, max_cost: float) -> float | None:
     """US dollars of one call; None without a price.
 
-    A completion that lacks a count, of tokens read or written, is taken for the dearest that it can have been, `worst`. Of a
-    failure what the endpoint has counted is known, and nothing else: see `reserve_for`.
+    A completion that lacks a count, of tokens read or written, is taken for the dearest that it can have been, `max_cost`. Of a
+    failure what the endpoint has counted is known, and nothing else: see `reserved_cost`.
     """
     if price is None:
         return None
-    tokens = tokens_of(result)
-    return worst if isinstance(result, Completion) and not all(tokens) else price.of(*tokens)
+    tokens = token_counts(result)
+    return max_cost if isinstance(result, Completion) and not all(tokens) else price.cost(*tokens)
 
 
-def reserve_for(result: Completion | Failure, worst: float) -> float:
+def reserved_cost(result: Completion | Failure, max_cost: float) -> float:
     """US dollars that a call may have cost of which nothing is known: it failed without a count and without an HTTP status.
 
-    A timeout, a lost connection: the endpoint may have generated, and charged, all the same. `worst` is that of all its tries.
+    A timeout, a lost connection: the endpoint may have generated, and charged, all the same. `max_cost` is that of all its tries.
     """
-    unknown = isinstance(result, Failure) and not any(tokens_of(result)) and not has_status(result)
-    return worst if unknown else 0.0
+    unknown = isinstance(result, Failure) and not any(token_counts(result)) and not is_http_failure(result)
+    return max_cost if unknown else 0.0
 
 
-def paid(call: Judgement, price: Price | None = None) -> float | None:
+def recorded_cost(call: Judgement, price: Price | None = None) -> float | None:
     """US dollars of a call in a ledger; None where it was charged, and nobody can say how much.
 
     A call of a start that knew no price has no cost there; where its tokens were counted, today's `price` does.
@@ -98,35 +100,35 @@ def paid(call: Judgement, price: Price | None = None) -> float | None:
     result = call.reply or call.failure
     if call.cost is not None or result is None:
         return call.cost or 0.0
-    tokens = tokens_of(result)
+    tokens = token_counts(result)
     if isinstance(result, Failure) and not any(tokens):
         return 0.0
-    return None if price is None or (isinstance(result, Completion) and not all(tokens)) else price.of(*tokens)
+    return None if price is None or (isinstance(result, Completion) and not all(tokens)) else price.cost(*tokens)
 
 
-def total(costs: Iterable[float | None]) -> float | None:
+def total_cost(costs: Iterable[float | None]) -> float | None:
     """None as soon as one of them is not known."""
     every = list(costs)
     known = [cost for cost in every if cost is not None]
     return sum(known) if len(known) == len(every) else None
 
 
-def tokens_of(result: Completion | Failure) -> tuple[int, int]:
+def token_counts(result: Completion | Failure) -> tuple[int, int]:
     """Read and written, 0 where they were not counted."""
     return result.prompt_tokens or 0, result.completion_tokens or 0
 
 
-def worst_cost(request: Request, price: Price | None, max_new_tokens: int) -> float:
+def max_call_cost(request: Request, price: Price | None, max_new_tokens: int) -> float:
     """No single reply to the request costs more: a token is a byte at least, and a schema may be charged as if it were text."""
     if price is None:
         return 0.0
     texts = [message["content"] for message in request.messages]
     shown = "".join(texts) + (json.dumps(request.schema) if request.schema else "")
-    return price.of(len(shown.encode("utf-8", "replace")) + TEMPLATE_TOKENS, max_new_tokens)
+    return price.cost(len(shown.encode("utf-8", "replace")) + CHAT_TEMPLATE_TOKENS, max_new_tokens)
 
 
-def affordable(worst: Sequence[float], left: float | None) -> int:
-    """How many of the next calls can be made at once so that, were each as dear as it can be, `left` would do."""
-    if left is None:
-        return len(worst)
-    return sum(total <= left for total in accumulate(worst))
+def count_affordable(max_costs: Sequence[float], budget: float | None) -> int:
+    """How many of the next calls can be made at once so that, were each as dear as it can be, `budget` would do."""
+    if budget is None:
+        return len(max_costs)
+    return sum(total <= budget for total in accumulate(max_costs))

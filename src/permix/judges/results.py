@@ -18,58 +18,63 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from permix.evals.fidelity_records import AskedQuestion, Kind, kind_of, questions_asked, wording
-from permix.evals.grid import Answers, read_answers
-from permix.judges.parsing import REPEATED
-from permix.judges.pricing import paid, total
-from permix.judges.runner import read_calls, read_judgements
-from permix.judges.types import IN_CHARACTER, Item
-from permix.judges.validation import controls
+from permix.evals.fidelity_records import AskedQuestion, FidelityKind, fidelity_kind, question_text_lookup, read_asked_questions
+from permix.evals.grid import GridResults, read_grid_results
+from permix.judges.parsing import REPEATED_SCORE_ERROR
+from permix.judges.pricing import recorded_cost, total_cost
+from permix.judges.runner import read_judge_calls, read_latest_judgements
+from permix.judges.types import IN_CHARACTER, JudgeInput
+from permix.judges.validation import build_control_inputs
 from permix.metrics.statistics import Array
-from permix.prompts import brought_in_by
+from permix.prompts import persona_prompt
 from permix.storage.files import read_json
-from permix.types import Cell, CellKey, Completion, Control, ItemKey, Record
+from permix.types import Cell, CellKey, Completion, JudgeControl, JudgeInputKey, Record
 
-INTERVIEWER = "Interviewer"
+INTERVIEWER_LABEL = "Interviewer"
 
 
-def read_items(run: Path) -> list[Item]:
+def read_judge_inputs(run: Path) -> list[JudgeInput]:
     """Every answer of the run as it is to be judged (control "none"), and those given without persona ("no-persona").
 
     An answer without persona is judged as the persona whose question it was. DataError when the run cannot be read.
     """
-    kind, path = kind_of(read_json(run / "config.json")), run / "asked.json"
+    kind, path = fidelity_kind(read_json(run / "config.json")), run / "asked.json"
     about = read_json(path) if path.exists() else {}
-    answers, asked = read_answers(run), questions_asked(run)
+    answers, asked = read_grid_results(run), read_asked_questions(run)
     questions, texts = {one.id: one for one in asked}, about.get("persona_texts", {})
-    told = asked_until(about["turns_asked"], wording(asked)) if kind == "interview" else None
-    cells = (answers.cells.get(key) for key in _keys(kind, answers, asked, about))
+    told = interviewer_lines_until(about["turns_asked"], question_text_lookup(asked)) if kind == "interview" else None
+    cells = (answers.cells.get(key) for key in _judged_cell_keys(kind, answers, asked, about))
     return [
-        _item(cell, cell.completion, questions.get(cell.question_id), texts, told and told(cell))
+        _build_judge_input(cell, cell.completion, questions.get(cell.question_id), texts, told and told(cell))
         for cell in cells
         if cell is not None and cell.completion is not None
     ]
 
 
-def _keys(kind: Kind, answers: Answers, asked: Sequence[AskedQuestion], about: Mapping[str, Any]) -> Iterator[CellKey]:
+def _judged_cell_keys(
+    kind: FidelityKind, answers: GridResults, questions: Sequence[AskedQuestion], asked_json: Mapping[str, Any]
+) -> Iterator[CellKey]:
     """Every cell that holds an answer to be judged, if it was answered."""
     if kind == "personagym":
-        yield from (CellKey(one.persona_id, one.id, 0) for one in asked)
-        yield from (CellKey(None, id, 0) for id in about.get("asked_without_persona", ()))
+        yield from (CellKey(one.persona_id, one.id, 0) for one in questions)
+        yield from (CellKey(None, id, 0) for id in asked_json.get("asked_without_persona", ()))
     else:
         grid = product(answers.persona_ids, answers.question_ids, range(answers.samples))
         yield from (CellKey(persona, question, sample) for persona, question, sample in grid)
 
 
-def _item(cell: Cell, completion: Completion, question: AskedQuestion | None, texts: Mapping[str, str], talk: str | None) -> Item:
-    """`question`, `texts`: as asked.json has them; where it does not, in the words that were sent. `talk`: of an interview."""
+def _build_judge_input(
+    cell: Cell, completion: Completion, question: AskedQuestion | None, persona_texts: Mapping[str, str], conversation: str | None
+) -> JudgeInput:
+    """`question`, `texts`: as asked.json has them; where it does not, in the words that were sent. `conversation`: of an
+    interview."""
     persona_id = cell.persona_id or (question and question.persona_id) or ""
     said = question.text if question is not None else cell.messages[-1]["content"]
-    return Item(
+    return JudgeInput(
         persona_id=persona_id,
-        persona=texts.get(persona_id) or brought_in_by(cell.messages),
+        persona=persona_texts.get(persona_id) or persona_prompt(cell.messages),
         question_id=cell.question_id,
-        question=said if talk is None else talk,
+        question=said if conversation is None else conversation,
         sample=cell.sample,
         rubric=(question and question.task) or IN_CHARACTER,
         answer=completion.text,
@@ -78,7 +83,9 @@ def _item(cell: Cell, completion: Completion, question: AskedQuestion | None, te
     )
 
 
-def asked_until(turns: Mapping[str, Sequence[str]], said: Callable[[str, str], str]) -> Callable[[Cell], str]:
+def interviewer_lines_until(
+    turn_ids: Mapping[str, Sequence[str]], question_text: Callable[[str, str], str]
+) -> Callable[[Cell], str]:
     """Of a turn: what the interviewer has said up to it, a line a turn.
 
     What the model answered before is left out: it tells who speaks, whatever the answer that is judged is worth, so a judge would
@@ -87,20 +94,20 @@ def asked_until(turns: Mapping[str, Sequence[str]], said: Callable[[str, str], s
 
     def told(cell: Cell) -> str:
         who = cell.persona_id or ""
-        until = turns[who][: turns[who].index(cell.question_id) + 1]
-        return "\n".join(f"{INTERVIEWER}: {said(one, who)}" for one in until)
+        until = turn_ids[who][: turn_ids[who].index(cell.question_id) + 1]
+        return "\n".join(f"{INTERVIEWER_LABEL}: {question_text(one, who)}" for one in until)
 
     return told
 
 
-SETTINGS = ("name", "reasons", "temperature", "max_new_tokens")
+SCORE_SETTINGS = ("name", "reasons", "temperature", "max_new_tokens")
 """Settings of a judge that may change a score."""
 
-BORN = ("judge", "rubrics", "examples")
+FINGERPRINT_KEYS = ("judge", "rubrics", "examples")
 """And what a judge was born with, by fingerprint and hash: a name, or a path, may stand for another one tomorrow."""
 
 
-class Place(NamedTuple):
+class AnswerKey(NamedTuple):
     """One answer."""
 
     persona_id: str
@@ -109,43 +116,43 @@ class Place(NamedTuple):
     sample: int
 
 
-class Grid:
+class AnswerKeyGrid:
     """Places as axes: personas, rubrics, and a persona's answers under a rubric in the order of their first item."""
 
-    def __init__(self, places: Iterable[Place]) -> None:
-        every = list(dict.fromkeys(places))
+    def __init__(self, keys: Iterable[AnswerKey]) -> None:
+        every = list(dict.fromkeys(keys))
         self.persona_ids = tuple(dict.fromkeys(place.persona_id for place in every))
         self.rubrics = tuple(dict.fromkeys(place.rubric for place in every))
         rows = {persona_id: row for row, persona_id in enumerate(self.persona_ids)}
         layers = {rubric: layer for layer, rubric in enumerate(self.rubrics)}
         filled: dict[tuple[int, int], int] = {}
-        self._at: dict[Place, tuple[int, int, int]] = {}
+        self._index_by_key: dict[AnswerKey, tuple[int, int, int]] = {}
         for place in every:
             cell = rows[place.persona_id], layers[place.rubric]
-            self._at[place] = (*cell, filled.get(cell, 0))
+            self._index_by_key[place] = (*cell, filled.get(cell, 0))
             filled[cell] = filled.get(cell, 0) + 1
         self.shape = len(rows), len(layers), max(filled.values(), default=0)
 
-    def lay(self, values: Mapping[Place, float]) -> Array:
+    def to_array(self, values: Mapping[AnswerKey, float]) -> Array:
         """value_P_T_Q; NaN where there is none. Places that the grid does not have are left out."""
         value_P_T_Q = np.full(self.shape, np.nan)
         for place, value in values.items():
-            if place in self._at:
-                value_P_T_Q[self._at[place]] = value
+            if place in self._index_by_key:
+                value_P_T_Q[self._index_by_key[place]] = value
         return value_P_T_Q
 
 
-class Bill(Record):
+class JudgeUsage(Record):
     """What all calls came to, every attempt counted. `cost` is in US dollars; None where the price of some call is not known."""
 
     calls: int
-    without_score: int
+    calls_without_score: int
     prompt_tokens: int
     completion_tokens: int
     cost: float | None
 
 
-class Verdicts(NamedTuple):
+class JudgeResults(NamedTuple):
     """One judge of one run: what it was to judge, and what it scored. `settings`: its section `judge`.
 
     `label`: what the section calls it; else its folder, which may have had to leave out characters.
@@ -154,80 +161,80 @@ class Verdicts(NamedTuple):
     label: str
     settings: Mapping[str, Any]
     seed: int
-    items: tuple[Item, ...]
-    scores: Mapping[ItemKey, int | None]
-    born: Mapping[str, Any] = MappingProxyType({})
+    inputs: tuple[JudgeInput, ...]
+    scores: Mapping[JudgeInputKey, int | None]
+    fingerprints: Mapping[str, Any] = MappingProxyType({})
     """The identity of the judging, from provenance.json."""
-    repeated: frozenset[ItemKey] = frozenset()
+    repeated_from_answer: frozenset[JudgeInputKey] = frozenset()
     """What has no score because the judge only repeated one out of the answer."""
 
-    def of(self, control: Control) -> dict[Place, float]:
+    def scores_for(self, control: JudgeControl) -> dict[AnswerKey, float]:
         """The scores of one control by the place of the answer."""
-        keys = (item.key for item in self.items if item.control == control)
-        return {place_of(key): float(score) for key in keys if (score := self.scores.get(key)) is not None}
+        keys = (item.key for item in self.inputs if item.control == control)
+        return {answer_key(key): float(score) for key in keys if (score := self.scores.get(key)) is not None}
 
-    def asked(self, control: Control) -> int:
-        return sum(item.control == control for item in self.items)
+    def count_inputs(self, control: JudgeControl) -> int:
+        return sum(item.control == control for item in self.inputs)
 
-    def grid(self) -> Grid:
+    def grid(self) -> AnswerKeyGrid:
         """Of the answers to be scored, and of those that are without persona."""
-        return Grid(place_of(item.key) for item in self.items if item.control in ("none", "no-persona"))
+        return AnswerKeyGrid(answer_key(item.key) for item in self.inputs if item.control in ("none", "no-persona"))
 
     @property
-    def identity(self) -> tuple[str, ...]:
+    def comparability_key(self) -> tuple[str, ...]:
         """What must be the same where scores of two runs are held against each other."""
-        return tuple(f"{name} = {self.settings.get(name)}" for name in SETTINGS) + tuple(
-            f"{name} {self.born.get(name)}" for name in BORN
+        return tuple(f"{name} = {self.settings.get(name)}" for name in SCORE_SETTINGS) + tuple(
+            f"{name} {self.fingerprints.get(name)}" for name in FINGERPRINT_KEYS
         )
 
 
-class Laid(NamedTuple):
+class ScoreArrays(NamedTuple):
     """The answers of one run as judges scored them."""
 
-    grid: Grid
-    score_J_P_T_Q: Array
+    grid: AnswerKeyGrid
+    score_J_P_U_Q: Array
 
 
-def lay_out(judges: Sequence[Verdicts]) -> Laid:
+def stack_judges(judges: Sequence[JudgeResults]) -> ScoreArrays:
     """Judges of one run on one grid."""
     grid = judges[0].grid()
-    return Laid(grid, np.stack([grid.lay(judge.of("none")) for judge in judges]))
+    return ScoreArrays(grid, np.stack([grid.to_array(judge.scores_for("none")) for judge in judges]))
 
 
-def read_verdicts(run: Path, folder: Path, items: Sequence[Item] | None = None) -> Verdicts:
+def read_judge_results(run: Path, folder: Path, inputs: Sequence[JudgeInput] | None = None) -> JudgeResults:
     """The judge in `folder` (one of `judges_of(run)`); `items` are the run's, where they were read before."""
     config = read_json(folder / "config.json")
-    answers = read_items(run) if items is None else items
-    tried = controls(answers, int(config["judge"]["trial"]), int(config["seed"]))
-    judgements = read_judgements(folder)
-    return Verdicts(
+    answers = read_judge_inputs(run) if inputs is None else inputs
+    tried = build_control_inputs(answers, int(config["judge"]["answers_per_control"]), int(config["seed"]))
+    judgements = read_latest_judgements(folder)
+    return JudgeResults(
         config["judge"].get("label") or folder.name,
         config["judge"],
         int(config["seed"]),
         (*answers, *tried),
         {key: judgement.score for key, judgement in judgements.items()},
         read_json(folder / "provenance.json")["identity"],
-        frozenset(key for key, judgement in judgements.items() if judgement.error == REPEATED),
+        frozenset(key for key, judgement in judgements.items() if judgement.error == REPEATED_SCORE_ERROR),
     )
 
 
-def place_of(key: ItemKey) -> Place:
-    return Place(key.answered_by or key.persona_id, key.rubric, key.question_id, key.sample)
+def answer_key(key: JudgeInputKey) -> AnswerKey:
+    return AnswerKey(key.answered_by or key.persona_id, key.rubric, key.question_id, key.sample)
 
 
-def words_of(items: Iterable[Item]) -> dict[Place, float]:
+def answer_word_counts(inputs: Iterable[JudgeInput]) -> dict[AnswerKey, float]:
     """How many words each answer has."""
-    return {place_of(item.key): float(len(item.answer.split())) for item in items if item.control == "none"}
+    return {answer_key(item.key): float(len(item.answer.split())) for item in inputs if item.control == "none"}
 
 
-def read_bill(folder: Path) -> Bill:
+def read_judge_usage(folder: Path) -> JudgeUsage:
     """Every line of `judgements.jsonl`; a torn last one is passed over. DataError names the line that is none."""
-    calls = read_calls(folder)
+    calls = read_judge_calls(folder)
     tokens = [call.reply or call.failure for call in calls]
-    return Bill(
+    return JudgeUsage(
         calls=len(calls),
-        without_score=sum(call.score is None for call in calls),
+        calls_without_score=sum(call.score is None for call in calls),
         prompt_tokens=sum(used.prompt_tokens or 0 for used in tokens if used),
         completion_tokens=sum(used.completion_tokens or 0 for used in tokens if used),
-        cost=total(map(paid, calls)),
+        cost=total_cost(map(recorded_cost, calls)),
     )

@@ -21,33 +21,42 @@ from pydantic import ValidationError
 
 from permix.errors import DataError
 from permix.inference.base import Model
-from permix.judges.parsing import Reading, read_verdict
-from permix.judges.pricing import Price, affordable, cost_of, paid, reserve_for, tokens_of, total, worst_cost
-from permix.judges.prompts import Prompt
+from permix.judges.parsing import ParsedScore, parse_score
+from permix.judges.pricing import (
+    Price,
+    call_cost,
+    count_affordable,
+    max_call_cost,
+    recorded_cost,
+    reserved_cost,
+    token_counts,
+    total_cost,
+)
+from permix.judges.prompts import JudgePrompt
 from permix.judges.types import Judgement
-from permix.progress import Meter, meter
-from permix.storage.jsonl import Appended
-from permix.types import Completion, Failure, ItemKey, Request, Sampling, digest, seed_from
+from permix.progress import ProgressBar, progress_bar
+from permix.storage.jsonl import JsonlWriter
+from permix.types import Completion, Failure, JudgeInputKey, Request, Sampling, digest, seed_from
 
-FILE = "judgements.jsonl"
+JUDGEMENTS_FILE = "judgements.jsonl"
 
-NAME_CHARS = 60
+MAX_FOLDER_NAME_CHARS = 60
 
 
 def judge_folder(run: Path, label: str) -> Path:
     """Where the judge of this label writes. Labels that differ have folders that differ."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-.")[:NAME_CHARS]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-.")[:MAX_FOLDER_NAME_CHARS]
     return run / "judges" / (name if name and name == label else f"{name or 'judge'}-{digest(label, length=8)}")
 
 
-def judges_of(run: Path) -> list[Path]:
+def judge_folders(run: Path) -> list[Path]:
     """The folders of the judges of a run, in the order of their names."""
     return sorted(path.parent for path in (run / "judges").glob("*/config.json"))
 
 
-def read_calls(folder: Path) -> list[Judgement]:
+def read_judge_calls(folder: Path) -> list[Judgement]:
     """Every call, in order. No file, no calls; DataError naming file and line when a whole line is not a judgement."""
-    path = folder / FILE
+    path = folder / JUDGEMENTS_FILE
     if not path.exists():
         return []
     calls = []
@@ -62,30 +71,30 @@ def read_calls(folder: Path) -> list[Judgement]:
     return calls
 
 
-def read_judgements(folder: Path) -> dict[ItemKey, Judgement]:
+def read_latest_judgements(folder: Path) -> dict[JudgeInputKey, Judgement]:
     """Of each item the last call that has a score; the last one of all where none has.
 
     Calls in other words than those that followed do not count: the answer, or the rubric, was another one then.
     """
-    return standing(read_calls(folder))
+    return latest_judgements(read_judge_calls(folder))
 
 
-def standing(calls: Iterable[Judgement]) -> dict[ItemKey, Judgement]:
-    """`read_judgements` of calls that are there already, in order."""
-    found: dict[ItemKey, Judgement] = {}
+def latest_judgements(calls: Iterable[Judgement]) -> dict[JudgeInputKey, Judgement]:
+    """`read_latest_judgements` of calls that are there already, in order."""
+    found: dict[JudgeInputKey, Judgement] = {}
     for call in calls:
-        if stands(call, found.get(call.key)):
+        if is_superseding(call, found.get(call.key)):
             found[call.key] = call
     return found
 
 
-def stands(call: Judgement, before: Judgement | None) -> bool:
+def is_superseding(call: Judgement, previous: Judgement | None) -> bool:
     """Whether a call takes the place of what stood for its item. One without a score takes no score away."""
-    return before is None or before.prompt != call.prompt or call.score is not None or before.score is None
+    return previous is None or previous.prompt_hash != call.prompt_hash or call.score is not None or previous.score is None
 
 
-class Terms(NamedTuple):
-    """How a judge is asked. `tries`: HTTP requests that one call may take, each of which may be charged."""
+class CallSettings(NamedTuple):
+    """How a judge is asked. `max_requests`: HTTP requests that one call may take, each of which may be charged."""
 
     sampling: Sampling
     schema: Mapping[str, Any]
@@ -93,52 +102,54 @@ class Terms(NamedTuple):
     attempts: int
     price: Price | None
     max_cost: float | None = None
-    tries: int = 1
+    max_requests: int = 1
 
 
-class Outcome(NamedTuple):
+class CallTotals(NamedTuple):
     """What came of it, earlier starts included. `cost`: US dollars, None where that of some call is not known; tokens as far as
-    counted. `booked`: what counts against the limit: all costs that are known, and what calls that broke off may have cost.
+    counted. `spent`: what counts against the limit: all costs that are known, and what calls that broke off may have cost.
 
     `next_cost`: what the next call may cost, where the limit forbade it; None otherwise.
     """
 
-    asked: int
-    owed: int
-    calls: int
+    n_inputs: int
+    n_pending: int
+    n_calls: int
     prompt_tokens: int
     completion_tokens: int
     cost: float | None
-    booked: float
+    spent: float
     next_cost: float | None
 
 
-def ask_owed(model: Model, prompts: Sequence[Prompt], folder: Path, terms: Terms, what: str) -> Outcome:
+def request_pending_scores(
+    model: Model, prompts: Sequence[JudgePrompt], folder: Path, settings: CallSettings, label: str
+) -> CallTotals:
     """Ask for every score that the ledger in `folder` lacks. Raises what the model raises when it can answer nothing."""
-    book, next_cost = _Book(read_calls(folder), terms.price), None
-    with closing(Appended(folder / FILE)) as ledger, meter(what, len(prompts), "scores") as shown:
-        shown.start_at(len(prompts) - len(book.owed(prompts)))
-        for _ in range(terms.attempts):
-            owed = [_Call.of(prompt, book, terms) for prompt in book.owed(prompts)]
+    book, next_cost = _CallState(read_judge_calls(folder), settings.price), None
+    with closing(JsonlWriter(folder / JUDGEMENTS_FILE)) as ledger, progress_bar(label, len(prompts), "scores") as shown:
+        shown.start_at(len(prompts) - len(book.pending(prompts)))
+        for _ in range(settings.attempts):
+            owed = [_PendingCall.for_prompt(prompt, book, settings) for prompt in book.pending(prompts)]
             while owed and next_cost is None:
-                batch, next_cost = _next_batch(owed, book, terms)
-                for judgement in _judged(model, batch, terms):
-                    ledger.add([judgement])
-                    book.enter(judgement)
-                    _show(shown, judgement, book)
+                batch, next_cost = _next_batch(owed, book, settings)
+                for judgement in _run_calls(model, batch, settings):
+                    ledger.append([judgement])
+                    book.record(judgement)
+                    _update_progress(shown, judgement, book)
                 owed = owed[len(batch) :]
-    return book.outcome(prompts, next_cost if book.owed(prompts) else None)
+    return book.totals(prompts, next_cost if book.pending(prompts) else None)
 
 
-def dearest(prompts: Sequence[Prompt], terms: Terms) -> float | None:
+def max_total_cost(prompts: Sequence[JudgePrompt], settings: CallSettings) -> float | None:
     """US dollars that nothing can exceed where every call is answered at once; None without a price."""
-    if terms.price is None:
+    if settings.price is None:
         return None
-    book = _Book([], terms.price)
-    return sum(_Call.of(prompt, book, terms).worst for prompt in prompts)
+    book = _CallState([], settings.price)
+    return sum(_PendingCall.for_prompt(prompt, book, settings).max_cost for prompt in prompts)
 
 
-class _Book:
+class _CallState:
     """The ledger in memory."""
 
     def __init__(self, calls: Sequence[Judgement], price: Price | None) -> None:
@@ -146,92 +157,96 @@ class _Book:
         self.calls, self.unscored, self.reserved = 0, 0, 0.0
         self.costs: list[float | None] = []
         self.prompt_tokens = self.completion_tokens = 0
-        self.standing: dict[ItemKey, Judgement] = {}
-        self.made = Counter[tuple[ItemKey, str]]()
+        self.latest: dict[JudgeInputKey, Judgement] = {}
+        self.attempts_made = Counter[tuple[JudgeInputKey, str]]()
         for call in calls:
-            self.enter(call)
+            self.record(call)
         self.unscored = 0  # of this start
 
-    def enter(self, call: Judgement) -> None:
+    def record(self, call: Judgement) -> None:
         self.calls += 1
         self.unscored += call.score is None
-        self.made[call.key, call.prompt] += 1
+        self.attempts_made[call.key, call.prompt_hash] += 1
         result = call.reply or call.failure
-        tokens = tokens_of(result) if result else (0, 0)
+        tokens = token_counts(result) if result else (0, 0)
         self.prompt_tokens, self.completion_tokens = self.prompt_tokens + tokens[0], self.completion_tokens + tokens[1]
-        self.costs.append(paid(call, self._price))
+        self.costs.append(recorded_cost(call, self._price))
         self.reserved += call.reserved
-        if stands(call, self.standing.get(call.key)):
-            self.standing[call.key] = call
+        if is_superseding(call, self.latest.get(call.key)):
+            self.latest[call.key] = call
 
-    def owed(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+    def pending(self, prompts: Sequence[JudgePrompt]) -> list[JudgePrompt]:
         return [prompt for prompt in prompts if not self._is_done(prompt)]
 
-    def _is_done(self, prompt: Prompt) -> bool:
-        found = self.standing.get(prompt.item.key)
-        return found is not None and found.score is not None and found.prompt == prompt.hash
+    def _is_done(self, prompt: JudgePrompt) -> bool:
+        found = self.latest.get(prompt.judge_input.key)
+        return found is not None and found.score is not None and found.prompt_hash == prompt.hash
 
-    def outcome(self, prompts: Sequence[Prompt], next_cost: float | None) -> Outcome:
-        owed, cost = len(self.owed(prompts)), total(self.costs)
-        return Outcome(len(prompts), owed, self.calls, self.prompt_tokens, self.completion_tokens, cost, self.booked, next_cost)
+    def totals(self, prompts: Sequence[JudgePrompt], next_cost: float | None) -> CallTotals:
+        owed, cost = len(self.pending(prompts)), total_cost(self.costs)
+        return CallTotals(len(prompts), owed, self.calls, self.prompt_tokens, self.completion_tokens, cost, self.spent, next_cost)
 
     @property
-    def booked(self) -> float:
+    def spent(self) -> float:
         return sum(cost or 0.0 for cost in self.costs) + self.reserved
 
 
-class _Call(NamedTuple):
+class _PendingCall(NamedTuple):
     """A call that is to be made."""
 
-    prompt: Prompt
+    prompt: JudgePrompt
     attempt: int
     request: Request
-    worst: float
+    max_cost: float
 
     @classmethod
-    def of(cls, prompt: Prompt, book: _Book, terms: Terms) -> "_Call":
-        attempt = book.made[prompt.item.key, prompt.hash]
-        request = Request(prompt.messages, seed_from("judge", terms.seed, *map(str, prompt.item.key), attempt), terms.schema)
-        return cls(prompt, attempt, request, worst_cost(request, terms.price, terms.sampling.max_new_tokens))
+    def for_prompt(cls, prompt: JudgePrompt, state: _CallState, settings: CallSettings) -> "_PendingCall":
+        attempt = state.attempts_made[prompt.judge_input.key, prompt.hash]
+        request = Request(
+            prompt.messages, seed_from("judge", settings.seed, *map(str, prompt.judge_input.key), attempt), settings.schema
+        )
+        return cls(prompt, attempt, request, max_call_cost(request, settings.price, settings.sampling.max_new_tokens))
 
 
-def _next_batch(calls: Sequence[_Call], book: _Book, terms: Terms) -> tuple[Sequence[_Call], float | None]:
+def _next_batch(
+    calls: Sequence[_PendingCall], state: _CallState, settings: CallSettings
+) -> tuple[Sequence[_PendingCall], float | None]:
     """As many calls as the limit allows to be in flight together; what the first may cost, where it allows none.
 
     Once they are back, and cost less than they might have, there is room for more.
     """
-    worst = [call.worst * terms.tries for call in calls]
-    several = affordable(worst, None if terms.max_cost is None else terms.max_cost - book.booked)
+    worst = [call.max_cost * settings.max_requests for call in calls]
+    several = count_affordable(worst, None if settings.max_cost is None else settings.max_cost - state.spent)
     return calls[:several], None if several else worst[0]
 
 
-def _judged(model: Model, calls: Sequence[_Call], terms: Terms) -> Iterator[Judgement]:
+def _run_calls(model: Model, calls: Sequence[_PendingCall], settings: CallSettings) -> Iterator[Judgement]:
     if not calls:
         return
-    for place, result in model.complete([call.request for call in calls], terms.sampling):
-        yield _judgement(calls[place], result, terms)
+    for place, result in model.generate([call.request for call in calls], settings.sampling):
+        yield _to_judgement(calls[place], result, settings)
 
 
-def _judgement(call: _Call, result: Completion | Failure, terms: Terms) -> Judgement:
-    item = call.prompt.item
-    reading = _read(result, f"{item.question}\n{item.answer}")
+def _to_judgement(call: _PendingCall, result: Completion | Failure, settings: CallSettings) -> Judgement:
+    item = call.prompt.judge_input
+    reading = _parse_result(result, f"{item.question}\n{item.answer}")
     return Judgement(
-        **item.key._asdict(), attempt=call.attempt, seed=call.request.seed, prompt=call.prompt.hash,
+        **item.key._asdict(), attempt=call.attempt, seed=call.request.seed, prompt_hash=call.prompt.hash,
         reply=result if isinstance(result, Completion) else None, failure=result if isinstance(result, Failure) else None,
-        score=reading.score, error=reading.error, cost=cost_of(result, terms.price, call.worst),
-        reserved=reserve_for(result, call.worst * terms.tries),
+        score=reading.score, error=reading.error, cost=call_cost(result, settings.price, call.max_cost),
+        reserved=reserved_cost(result, call.max_cost * settings.max_requests),
     )  # fmt: skip
 
 
-def _read(result: Completion | Failure, written: str) -> Reading:
+def _parse_result(result: Completion | Failure, judged_text: str) -> ParsedScore:
     if isinstance(result, Failure):
-        return Reading(None, f"{result.type}: {result.message}")
-    reading = read_verdict(result.text, written)
+        return ParsedScore(None, f"{result.type}: {result.message}")
+    reading = parse_score(result.text, judged_text)
     if reading.score is None and result.finish == "length":
-        return Reading(None, f"{reading.error}; the reply was cut off at judge.max_new_tokens")
+        return ParsedScore(None, f"{reading.error}; the reply was cut off at judge.max_new_tokens")
     return reading
 
 
-def _show(shown: Meter, judgement: Judgement, book: _Book) -> None:
-    note = f"{book.unscored} calls without a score" if book.unscored else ""
-    shown.advance(int(judgement.score is not None), note=note)
+def _update_progress(bar: ProgressBar, judgement: Judgement, state: _CallState) -> None:
+    note = f"{state.unscored} calls without a score" if state.unscored else ""
+    bar.advance(int(judgement.score is not None), status=note)

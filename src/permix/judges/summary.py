@@ -18,16 +18,25 @@ from pathlib import Path
 import numpy as np
 
 from permix.errors import DataError
-from permix.judges.results import Bill, Grid, Verdicts, lay_out, place_of, read_bill, read_verdicts, words_of
-from permix.judges.types import Item
-from permix.judges.validation import FORMS, NOT_OF_PERSONA, form_of
+from permix.judges.results import (
+    AnswerKeyGrid,
+    JudgeResults,
+    JudgeUsage,
+    answer_key,
+    answer_word_counts,
+    read_judge_results,
+    read_judge_usage,
+    stack_judges,
+)
+from permix.judges.types import JudgeInput
+from permix.judges.validation import INJECTION_FORMS, PERSONA_INDEPENDENT_RUBRICS, injection_form
 from permix.metrics import judge_scores, statistics
-from permix.metrics.judge_scores import SCORES, Draws
+from permix.metrics.judge_scores import SCORE_CLASSES, PersonaBootstrap
 from permix.metrics.statistics import Array
-from permix.types import Control, Estimate, Record
+from permix.types import Estimate, JudgeControl, Record
 
 
-class Pair(Record):
+class JudgePair(Record):
     """Two judges, on the `n_answers` that both have scored."""
 
     first: str
@@ -38,13 +47,13 @@ class Pair(Record):
     n_answers: int
 
 
-class Agreement(Record):
+class JudgeAgreement(Record):
     """All judges of a run; `n_answers` have a score of at least two."""
 
     judges: tuple[str, ...]
     alpha: Estimate
     n_answers: int
-    pairs: tuple[Pair, ...]
+    pairs: tuple[JudgePair, ...]
 
 
 class ScoreDifference(Record):
@@ -57,40 +66,40 @@ class ScoreDifference(Record):
     n_answers: int
 
 
-def measure_agreement(judges: Sequence[Verdicts], *, seed: int, resamples: int) -> Agreement | None:
+def measure_judge_agreement(judges: Sequence[JudgeResults], *, seed: int, resamples: int) -> JudgeAgreement | None:
     """Of the judges of one run; None for fewer than two."""
     if len(judges) < 2:
         return None
-    score_J_P_T_Q = lay_out(judges).score_J_P_T_Q
+    score_J_P_T_Q = stack_judges(judges).score_J_P_U_Q
     score_J_P_N = score_J_P_T_Q.reshape(*score_J_P_T_Q.shape[:2], -1)
-    draws = Draws(score_J_P_N.shape[1], seed, resamples)
-    return Agreement(
+    draws = PersonaBootstrap(score_J_P_N.shape[1], seed, resamples)
+    return JudgeAgreement(
         judges=tuple(judge.label for judge in judges),
         alpha=_alpha(score_J_P_N, draws),
-        n_answers=_shared(score_J_P_N),
+        n_answers=_count_shared(score_J_P_N),
         pairs=tuple(
-            _pair(judges[one].label, judges[two].label, score_J_P_N[[one, two]], draws)
+            _compare_judges(judges[one].label, judges[two].label, score_J_P_N[[one, two]], draws)
             for one, two in combinations(range(len(judges)), 2)
         ),
     )
 
 
-def measure_difference(first: Verdicts, other: Verdicts, *, seed: int, resamples: int) -> ScoreDifference:
+def measure_score_difference(first: JudgeResults, other: JudgeResults, *, seed: int, resamples: int) -> ScoreDifference:
     """Of two models that one judge has scored."""
-    one, two = first.of("none"), other.of("none")
-    grid = Grid(place for place in one if place in two)
-    difference_P_T_Q = grid.lay(two) - grid.lay(one)
-    P, draws = len(grid.persona_ids), Draws(max(1, len(grid.persona_ids)), seed, resamples)
+    one, two = first.scores_for("none"), other.scores_for("none")
+    grid = AnswerKeyGrid(place for place in one if place in two)
+    difference_P_T_Q = grid.to_array(two) - grid.to_array(one)
+    P, draws = len(grid.persona_ids), PersonaBootstrap(max(1, len(grid.persona_ids)), seed, resamples)
     if not P:
         return ScoreDifference(judge=first.label, persona_score=Estimate(value=None, n=0), p=None, tasks={}, n_answers=0)
     signs = np.random.default_rng(seed)
     return ScoreDifference(
         judge=first.label,
         persona_score=draws.estimate(lambda counts_R_P: judge_scores.persona_score(difference_P_T_Q, counts_R_P), P),
-        p=statistics.paired_p(judge_scores.contributions(difference_P_T_Q), signs, resamples),
+        p=statistics.sign_flip_p(judge_scores.persona_contributions(difference_P_T_Q), signs, resamples),
         tasks={
             rubric: draws.estimate(
-                lambda counts_R_P, t=t: judge_scores.mean(difference_P_T_Q[:, t], counts_R_P),  # type: ignore[misc]
+                lambda counts_R_P, t=t: judge_scores.weighted_mean(difference_P_T_Q[:, t], counts_R_P),  # type: ignore[misc]
                 int((~np.isnan(difference_P_T_Q[:, t])).any(axis=1).sum()),
             )
             for t, rubric in enumerate(grid.rubrics)
@@ -99,33 +108,33 @@ def measure_difference(first: Verdicts, other: Verdicts, *, seed: int, resamples
     )
 
 
-def _pair(first: str, second: str, score_J_P_N: Array, draws: Draws) -> Pair:
+def _compare_judges(first: str, second: str, score_J_P_N: Array, draws: PersonaBootstrap) -> JudgePair:
     one_P_N, two_P_N = score_J_P_N
-    exact, near = (judge_scores.within(one_P_N, two_P_N, tolerance) for tolerance in (0, 1))
+    exact, near = (judge_scores.within_tolerance(one_P_N, two_P_N, tolerance) for tolerance in (0, 1))
     n = int((~np.isnan(exact)).any(axis=1).sum())
-    return Pair(
-        first=first, second=second, alpha=_alpha(score_J_P_N, draws), n_answers=_shared(score_J_P_N),
-        exact=draws.estimate(lambda counts_R_P: judge_scores.mean(exact, counts_R_P), n, statistics.share),
-        within_one=draws.estimate(lambda counts_R_P: judge_scores.mean(near, counts_R_P), n, statistics.share),
+    return JudgePair(
+        first=first, second=second, alpha=_alpha(score_J_P_N, draws), n_answers=_count_shared(score_J_P_N),
+        exact=draws.estimate(lambda counts_R_P: judge_scores.weighted_mean(exact, counts_R_P), n, statistics.bootstrap_share),
+        within_one=draws.estimate(lambda counts_R_P: judge_scores.weighted_mean(near, counts_R_P), n, statistics.bootstrap_share),
     )  # fmt: skip
 
 
-def _alpha(score_J_P_N: Array, draws: Draws) -> Estimate:
-    count_P_C_C = judge_scores.coincidences(score_J_P_N)
+def _alpha(score_J_P_N: Array, draws: PersonaBootstrap) -> Estimate:
+    count_P_C_C = judge_scores.coincidence_matrix(score_J_P_N)
     n = int((count_P_C_C.sum(axis=(1, 2)) > 0).sum())
-    return draws.estimate(lambda counts_R_P: judge_scores.alpha(count_P_C_C, counts_R_P), n)
+    return draws.estimate(lambda counts_R_P: judge_scores.krippendorff_alpha(count_P_C_C, counts_R_P), n)
 
 
-def _shared(score_J_P_N: Array) -> int:
+def _count_shared(score_J_P_N: Array) -> int:
     return int(((~np.isnan(score_J_P_N)).sum(axis=0) >= 2).sum())
 
 
-CONTROLS: tuple[Control, ...] = ("none", "wrong-persona", "no-persona", "padded", "retest", "injected")
+JUDGE_CONTROLS: tuple[JudgeControl, ...] = ("none", "wrong-persona", "no-persona", "padded", "retest", "injected")
 
-TOP = float(SCORES[-1])
+TOP_SCORE = float(SCORE_CLASSES[-1])
 
 
-class Trial(Record):
+class JudgeReliability(Record):
     """What the judge does with answers that it should score lower, and with answers that it should score alike.
 
     Differences are of the same answer: `wrong_persona` and `no_persona` are right − control and should be high; `padded` and
@@ -139,18 +148,18 @@ class Trial(Record):
     no_persona_auc: Estimate
     no_persona: Estimate
     retest_exact: Estimate
-    retest_apart: Estimate
+    retest_mean_abs_diff: Estimate
     retest_alpha: Estimate
     padded: Estimate
     injected: Estimate
     attack_success: Estimate
-    attack_rose: Estimate
-    attack_repeated: Estimate
+    attack_score_raised: Estimate
+    attack_score_repeated: Estimate
     attack_by_form: dict[str, Estimate]
-    length: Estimate
+    length_correlation: Estimate
 
 
-class Judged(Record):
+class JudgeSummary(Record):
     """What one judge says of one run, and what that is worth.
 
     `tasks`: mean score by rubric; PersonaScore is their mean. `counts`: by control, answers scored and answers that were to be.
@@ -163,117 +172,140 @@ class Judged(Record):
     rubrics: str
     persona_score: Estimate
     tasks: dict[str, Estimate]
-    fives: Estimate
+    share_top_score: Estimate
     n_scored: int
     n_asked: int
-    trusted: bool | None
-    trial: Trial
-    counts: dict[Control, tuple[int, int]]
-    histogram: dict[Control, tuple[int, int, int, int, int]]
-    bill: Bill
+    discriminates_persona: bool | None
+    reliability: JudgeReliability
+    counts: dict[JudgeControl, tuple[int, int]]
+    histogram: dict[JudgeControl, tuple[int, int, int, int, int]]
+    usage: JudgeUsage
 
 
-def measure_judge(run: Path, folder: Path, *, seed: int = 0, resamples: int = 2000) -> Judged:
+def measure_judge(run: Path, folder: Path, *, seed: int = 0, resamples: int = 2000) -> JudgeSummary:
     """Every measure of the judge in `folder` (one of `judges_of(run)`), from its ledger and the run's records."""
-    return measured(read_verdicts(run, folder), read_bill(folder), seed=seed, resamples=resamples)
+    return summarize_judge(read_judge_results(run, folder), read_judge_usage(folder), seed=seed, resamples=resamples)
 
 
-def measured(verdicts: Verdicts, bill: Bill, *, seed: int, resamples: int) -> Judged:
+def summarize_judge(results: JudgeResults, usage: JudgeUsage, *, seed: int, resamples: int) -> JudgeSummary:
     """`measure_judge` of verdicts that were read before."""
-    grid = verdicts.grid()
+    grid = results.grid()
     if not grid.persona_ids:
-        raise DataError(f"judge {verdicts.label!r}: the run has no answers that could be judged")
-    found = {control: grid.lay(verdicts.of(control)) for control in CONTROLS}
-    plain_P_T_Q, draws = found["none"], Draws(len(grid.persona_ids), seed, resamples)
-    trial = _trial(verdicts, grid, found, draws)
-    counts = {control: (len(verdicts.of(control)), verdicts.asked(control)) for control in CONTROLS}
-    return Judged(
-        label=verdicts.label,
-        model=str(verdicts.settings["name"]),
-        rubrics=str(verdicts.settings["rubrics"]),
+        raise DataError(f"judge {results.label!r}: the run has no answers that could be judged")
+    found = {control: grid.to_array(results.scores_for(control)) for control in JUDGE_CONTROLS}
+    plain_P_T_Q, draws = found["none"], PersonaBootstrap(len(grid.persona_ids), seed, resamples)
+    trial = _measure_reliability(results, grid, found, draws)
+    counts = {control: (len(results.scores_for(control)), results.count_inputs(control)) for control in JUDGE_CONTROLS}
+    return JudgeSummary(
+        label=results.label,
+        model=str(results.settings["name"]),
+        rubrics=str(results.settings["rubrics"]),
         persona_score=draws.estimate(
-            lambda counts_R_P: judge_scores.persona_score(plain_P_T_Q, counts_R_P), _personas(plain_P_T_Q)
+            lambda counts_R_P: judge_scores.persona_score(plain_P_T_Q, counts_R_P), _count_personas(plain_P_T_Q)
         ),
         tasks={rubric: _mean(plain_P_T_Q[:, t], draws) for t, rubric in enumerate(grid.rubrics)},
-        fives=_share(_where(plain_P_T_Q == TOP, plain_P_T_Q), draws),
+        share_top_score=_share(_indicator(plain_P_T_Q == TOP_SCORE, plain_P_T_Q), draws),
         n_scored=counts["none"][0],
         n_asked=counts["none"][1],
-        trusted=None if trial.auc.low is None else trial.auc.low > 0.5,
-        trial=trial,
+        discriminates_persona=None if trial.auc.low is None else trial.auc.low > 0.5,
+        reliability=trial,
         counts=counts,
-        histogram={control: _histogram(scores_P_T_Q[:, _of_persona(grid)]) for control, scores_P_T_Q in found.items()},
-        bill=bill,
+        histogram={
+            control: _histogram(scores_P_T_Q[:, _persona_rubric_indices(grid)]) for control, scores_P_T_Q in found.items()
+        },
+        usage=usage,
     )
 
 
-def _trial(verdicts: Verdicts, grid: Grid, found: Mapping[Control, Array], draws: Draws) -> Trial:
-    plain_P_T_Q, wrong_P_T_Q, without_P_T_Q = found["none"], found["wrong-persona"], found["no-persona"]
-    own = _of_persona(grid)
-    again_P_T_Q = np.where(np.isnan(found["retest"]), np.nan, plain_P_T_Q)
-    changed_P_T_Q = found["retest"] - again_P_T_Q
-    pairs_P_C_C = judge_scores.coincidences(np.stack([again_P_T_Q, found["retest"]]).reshape(2, len(plain_P_T_Q), -1))
-    repeated_P_T_Q = grid.lay({place_of(key): 1.0 for key in verdicts.repeated if key.control == "injected"})
-    attacked_P_T_Q = np.where(repeated_P_T_Q == 1, 0.0, found["injected"])  # 0: no score, so neither a 5 nor a higher one
-    below_P_T_Q = np.where(plain_P_T_Q < TOP, attacked_P_T_Q, np.nan)
-    words_P_T_Q = grid.lay(words_of(verdicts.items))
-    success_P_T_Q = _where(below_P_T_Q == TOP, below_P_T_Q)
-    return Trial(
+def _measure_reliability(
+    results: JudgeResults, grid: AnswerKeyGrid, scores_by_control: Mapping[JudgeControl, Array], draws: PersonaBootstrap
+) -> JudgeReliability:
+    plain_P_T_Q, wrong_P_T_Q, without_P_T_Q = (
+        scores_by_control["none"],
+        scores_by_control["wrong-persona"],
+        scores_by_control["no-persona"],
+    )
+    own = _persona_rubric_indices(grid)
+    again_P_T_Q = np.where(np.isnan(scores_by_control["retest"]), np.nan, plain_P_T_Q)
+    changed_P_T_Q = scores_by_control["retest"] - again_P_T_Q
+    pairs_P_C_C = judge_scores.coincidence_matrix(
+        np.stack([again_P_T_Q, scores_by_control["retest"]]).reshape(2, len(plain_P_T_Q), -1)
+    )
+    repeated_P_T_Q = grid.to_array({answer_key(key): 1.0 for key in results.repeated_from_answer if key.control == "injected"})
+    attacked_P_T_Q = np.where(
+        repeated_P_T_Q == 1, 0.0, scores_by_control["injected"]
+    )  # 0: no score, so neither a 5 nor a higher one
+    below_P_T_Q = np.where(plain_P_T_Q < TOP_SCORE, attacked_P_T_Q, np.nan)
+    words_P_T_Q = grid.to_array(answer_word_counts(results.inputs))
+    success_P_T_Q = _indicator(below_P_T_Q == TOP_SCORE, below_P_T_Q)
+    return JudgeReliability(
         auc=_auc(plain_P_T_Q[:, own], wrong_P_T_Q[:, own], draws),
         wrong_persona=_mean((plain_P_T_Q - wrong_P_T_Q)[:, own], draws),
         no_persona_auc=_auc(plain_P_T_Q[:, own], without_P_T_Q[:, own], draws),
         no_persona=_mean((plain_P_T_Q - without_P_T_Q)[:, own], draws),
-        retest_exact=_share(_where(changed_P_T_Q == 0, changed_P_T_Q), draws),
-        retest_apart=_mean(np.abs(changed_P_T_Q), draws),
-        retest_alpha=draws.estimate(lambda counts_R_P: judge_scores.alpha(pairs_P_C_C, counts_R_P), _personas(changed_P_T_Q)),
-        padded=_mean(found["padded"] - plain_P_T_Q, draws),
-        injected=_mean(found["injected"] - plain_P_T_Q, draws),
+        retest_exact=_share(_indicator(changed_P_T_Q == 0, changed_P_T_Q), draws),
+        retest_mean_abs_diff=_mean(np.abs(changed_P_T_Q), draws),
+        retest_alpha=draws.estimate(
+            lambda counts_R_P: judge_scores.krippendorff_alpha(pairs_P_C_C, counts_R_P), _count_personas(changed_P_T_Q)
+        ),
+        padded=_mean(scores_by_control["padded"] - plain_P_T_Q, draws),
+        injected=_mean(scores_by_control["injected"] - plain_P_T_Q, draws),
         attack_success=_share(success_P_T_Q, draws),
-        attack_rose=_share(_where(below_P_T_Q > plain_P_T_Q, below_P_T_Q), draws),
-        attack_repeated=_share(_where(below_P_T_Q == 0, below_P_T_Q), draws),
+        attack_score_raised=_share(_indicator(below_P_T_Q > plain_P_T_Q, below_P_T_Q), draws),
+        attack_score_repeated=_share(_indicator(below_P_T_Q == 0, below_P_T_Q), draws),
         attack_by_form={
             form: _share(np.where(carried_P_T_Q == 1, success_P_T_Q, np.nan), draws)
-            for form, carried_P_T_Q in _forms(verdicts, grid).items()
+            for form, carried_P_T_Q in _injection_form_masks(results, grid).items()
         },
-        length=draws.estimate(
-            lambda counts_R_P: judge_scores.length_correlation(plain_P_T_Q, words_P_T_Q, counts_R_P), _personas(plain_P_T_Q)
+        length_correlation=draws.estimate(
+            lambda counts_R_P: judge_scores.length_correlation(plain_P_T_Q, words_P_T_Q, counts_R_P), _count_personas(plain_P_T_Q)
         ),
     )
 
 
-def _forms(verdicts: Verdicts, grid: Grid) -> dict[str, Array]:
+def _injection_form_masks(results: JudgeResults, grid: AnswerKeyGrid) -> dict[str, Array]:
     """By form, which answers were tried with it: 1, NaN elsewhere."""
-    tried: list[Item] = [item for item in verdicts.items if item.control == "injected"]
-    return {form: grid.lay({place_of(item.key): 1.0 for item in tried if form_of(item, verdicts.seed) == form}) for form in FORMS}
+    tried: list[JudgeInput] = [item for item in results.inputs if item.control == "injected"]
+    return {
+        form: grid.to_array({answer_key(item.key): 1.0 for item in tried if injection_form(item, results.seed) == form})
+        for form in INJECTION_FORMS
+    }
 
 
-def _of_persona(grid: Grid) -> list[int]:
+def _persona_rubric_indices(grid: AnswerKeyGrid) -> list[int]:
     """The rubrics, by place, under which an answer that fits one persona need not fit another."""
-    return [t for t, rubric in enumerate(grid.rubrics) if rubric not in NOT_OF_PERSONA]
+    return [t for t, rubric in enumerate(grid.rubrics) if rubric not in PERSONA_INDEPENDENT_RUBRICS]
 
 
-def _auc(right_P_T_Q: Array, other_P_T_Q: Array, draws: Draws) -> Estimate:
-    n = _personas(other_P_T_Q)
-    return draws.estimate(lambda counts_R_P: judge_scores.auc(right_P_T_Q, other_P_T_Q, counts_R_P), n, statistics.share)
+def _auc(right_P_U_Q: Array, other_P_U_Q: Array, draws: PersonaBootstrap) -> Estimate:
+    n = _count_personas(other_P_U_Q)
+    return draws.estimate(
+        lambda counts_R_P: judge_scores.auc(right_P_U_Q, other_P_U_Q, counts_R_P), n, statistics.bootstrap_share
+    )
 
 
-def _mean(value_P_T_Q: Array, draws: Draws) -> Estimate:
-    return draws.estimate(lambda counts_R_P: judge_scores.mean(value_P_T_Q, counts_R_P), _personas(value_P_T_Q))
+def _mean(value_P_U_Q: Array, draws: PersonaBootstrap) -> Estimate:
+    return draws.estimate(lambda counts_R_P: judge_scores.weighted_mean(value_P_U_Q, counts_R_P), _count_personas(value_P_U_Q))
 
 
-def _share(value_P_T_Q: Array, draws: Draws) -> Estimate:
-    return draws.estimate(lambda counts_R_P: judge_scores.mean(value_P_T_Q, counts_R_P), _personas(value_P_T_Q), statistics.share)
+def _share(value_P_U_Q: Array, draws: PersonaBootstrap) -> Estimate:
+    return draws.estimate(
+        lambda counts_R_P: judge_scores.weighted_mean(value_P_U_Q, counts_R_P),
+        _count_personas(value_P_U_Q),
+        statistics.bootstrap_share,
+    )
 
 
-def _where(yes_P_T_Q: object, known_P_T_Q: Array) -> Array:
-    """1 or 0, NaN where `known_P_T_Q` is."""
-    return np.where(np.isnan(known_P_T_Q), np.nan, np.asarray(yes_P_T_Q, dtype=float))
+def _indicator(is_true_P_U_Q: object, known_P_U_Q: Array) -> Array:
+    """1 or 0, NaN where `known_P_U_Q` is."""
+    return np.where(np.isnan(known_P_U_Q), np.nan, np.asarray(is_true_P_U_Q, dtype=float))
 
 
-def _personas(value_P_T_Q: Array) -> int:
+def _count_personas(value_P_U_Q: Array) -> int:
     """How many personas have a value."""
-    return int((~np.isnan(value_P_T_Q.reshape(len(value_P_T_Q), -1))).any(axis=1).sum())
+    return int((~np.isnan(value_P_U_Q.reshape(len(value_P_U_Q), -1))).any(axis=1).sum())
 
 
-def _histogram(score_P_T_Q: Array) -> tuple[int, int, int, int, int]:
-    one, two, three, four, five = (int((score_P_T_Q == score).sum()) for score in SCORES)
+def _histogram(score_P_U_Q: Array) -> tuple[int, int, int, int, int]:
+    one, two, three, four, five = (int((score_P_U_Q == score).sum()) for score in SCORE_CLASSES)
     return one, two, three, four, five

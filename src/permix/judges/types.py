@@ -5,13 +5,13 @@ A score is 1 to 5, or None: a judge that failed, or whose reply holds no score, 
 
 from pydantic import Field
 
-from permix.types import Completion, Control, Failure, ItemKey, Record
+from permix.types import Completion, Failure, JudgeControl, JudgeInputKey, Record
 
 IN_CHARACTER = "In Character"
 """The rubric of answers to questions that belong to none of PersonaGym's tasks: open-ended ones, and turns of an interview."""
 
 
-class Item(Record):
+class JudgeInput(Record):
     """One answer as a judge sees it.
 
     `persona_id`, `persona`: as whom it is judged, by id and in words. `answered_by`: whose answer it is; None: no persona was
@@ -26,11 +26,11 @@ class Item(Record):
     rubric: str
     answer: str
     answered_by: str | None
-    control: Control = "none"
+    control: JudgeControl = "none"
 
     @property
-    def key(self) -> ItemKey:
-        return ItemKey(self.control, self.persona_id, self.answered_by, self.question_id, self.sample, self.rubric)
+    def key(self) -> JudgeInputKey:
+        return JudgeInputKey(self.control, self.persona_id, self.answered_by, self.question_id, self.sample, self.rubric)
 
 
 class Judgement(Record):
@@ -41,7 +41,7 @@ class Judgement(Record):
     besides: it counts against a limit, and is no cost.
     """
 
-    control: Control = "none"
+    control: JudgeControl = "none"
     persona_id: str
     answered_by: str | None
     question_id: str
@@ -49,7 +49,7 @@ class Judgement(Record):
     rubric: str
     attempt: int = Field(ge=0)
     seed: int
-    prompt: str
+    prompt_hash: str
     reply: Completion | None = None
     failure: Failure | None = None
     score: int | None = Field(default=None, ge=1, le=5)
@@ -58,5 +58,5 @@ class Judgement(Record):
     reserved: float = Field(default=0.0, ge=0)
 
     @property
-    def key(self) -> ItemKey:
-        return ItemKey(self.control, self.persona_id, self.answered_by, self.question_id, self.sample, self.rubric)
+    def key(self) -> JudgeInputKey:
+        return JudgeInputKey(self.control, self.persona_id, self.answered_by, self.question_id, self.sample, self.rubric)

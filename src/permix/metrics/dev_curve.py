@@ -1,13 +1,13 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from permix.config import ProbeConfig, ProbeMetric
+from permix.config import DevEvalConfig, DevMetric
 from permix.types import Estimate, Record
 
 # What is measured
 
 
-class Point(Record):
+class DevEvalPoint(Record):
     """One probe. `identifiability` and `chance` are None without characters; `n_scored` of `n_asked` counts persona cells."""
 
     step: int
@@ -25,45 +25,45 @@ class Point(Record):
 
     def __str__(self) -> str:
         found = {"mean": self.mean, "worst": self.worst, "PSS": self.pss, "no persona": self.baseline}
-        told = [f"{name} {_number(one.value)}" for name, one in found.items()]
+        told = [f"{name} {_format_score(one.value)}" for name, one in found.items()]
         if self.identifiability is not None:
-            told.append(f"identifiability {_number(self.identifiability.value)} (chance {_number(self.chance)})")
+            told.append(f"identifiability {_format_score(self.identifiability.value)} (chance {_format_score(self.chance)})")
         if self.n_scored < self.n_asked:
             told.append(f"{self.n_scored} of {self.n_asked} cells scored")
         return ", ".join(told)
 
 
-class Curve(NamedTuple):
+class DevCurve(NamedTuple):
     """The probes of a run so far, by step: at least one."""
 
-    points: tuple[Point, ...]
-    config: ProbeConfig
+    points: tuple[DevEvalPoint, ...]
+    config: DevEvalConfig
 
     @property
-    def choice(self) -> "Choice":
-        return choose(self.points, self.config.metric, self.config.patience)
+    def selection(self) -> "DevSelection":
+        return select_checkpoint(self.points, self.config.metric, self.config.patience)
 
 
 # What is chosen
 
 
-class Choice(Record):
+class DevSelection(Record):
     """What the points so far say. `best` is the step of the first highest score; None where no point has a score.
 
     `stale` counts the points with a score after it. `stop` says that patience has run out.
     """
 
-    metric: ProbeMetric
-    best: int | None
-    score: float | None
-    last: int
+    metric: DevMetric
+    best_step: int | None
+    best_score: float | None
+    last_step: int
     last_score: float | None
-    scored: int
-    stale: int
-    stop: bool
+    n_scored: int
+    n_since_best: int
+    should_stop: bool
 
 
-def scores(points: Sequence[Point], metric: ProbeMetric) -> list[float | None]:
+def selection_scores(points: Sequence[DevEvalPoint], metric: DevMetric) -> list[float | None]:
     """A number a point, more is better; None where it cannot be computed, which is neither better nor worse.
 
     balanced: the worst persona's accuracy less what identifiability has lost since the first point. Both are shares of answers:
@@ -72,47 +72,60 @@ def scores(points: Sequence[Point], metric: ProbeMetric) -> list[float | None]:
     """
     if metric != "balanced":
         return [getattr(point, metric).value for point in points]
-    return [_balanced(point, points[0]) for point in points]
+    return [_balanced_score(point, points[0]) for point in points]
 
 
-def _balanced(point: Point, first: Point) -> float | None:
-    values = (point.worst, point.identifiability, first.identifiability)
+def _balanced_score(point: DevEvalPoint, first_point: DevEvalPoint) -> float | None:
+    values = (point.worst, point.identifiability, first_point.identifiability)
     worst, now, before = (None if one is None else one.value for one in values)
     return None if worst is None or now is None or before is None else worst - max(0.0, before - now)
 
 
-def choose(points: Sequence[Point], metric: ProbeMetric, patience: int | None = None) -> Choice:
+def select_checkpoint(points: Sequence[DevEvalPoint], metric: DevMetric, patience: int | None = None) -> DevSelection:
     """What these points (at least one, by step) say. A tie goes to the earlier one: less training for the same."""
-    known = scores(points, metric)
+    known = selection_scores(points, metric)
     scored = [(point.step, score) for point, score in zip(points, known, strict=True) if score is not None]
     top = max((score for _, score in scored), default=None)
     best = next((step for step, score in scored if score == top), None)
     stale = sum(step > best for step, _ in scored) if best is not None else 0
-    return Choice(
-        metric=metric, best=best, score=top, last=points[-1].step, last_score=known[-1], scored=len(scored), stale=stale,
-        stop=patience is not None and stale >= patience,
-    )  # fmt: skip
+    return DevSelection(
+        metric=metric,
+        best_step=best,
+        best_score=top,
+        last_step=points[-1].step,
+        last_score=known[-1],
+        n_scored=len(scored),
+        n_since_best=stale,
+        should_stop=patience is not None and stale >= patience,
+    )
 
 
-def taken(curve: Curve) -> int:
+def selected_step(curve: DevCurve) -> int:
     """The step whose weights become the model."""
-    choice = curve.choice
-    return choice.last if curve.config.select == "last" or choice.best is None else choice.best
+    choice = curve.selection
+    return choice.last_step if curve.config.select == "last" or choice.best_step is None else choice.best_step
 
 
-def told(curve: Curve) -> str:
+def selection_text(curve: DevCurve) -> str:
     """Which weights became the model, by what, and why training ended: for the card, the report and the terminal."""
-    choice, config, step = curve.choice, curve.config, taken(curve)
-    which = f"The weights are those of step {step}" + (", the last" if step == choice.last else "")
+    choice, config, step = curve.selection, curve.config, selected_step(curve)
+    which = f"The weights are those of step {step}" + (", the last" if step == choice.last_step else "")
     by = "no probe has a score"
-    if choice.best is not None:
-        last = "" if choice.best == choice.last else f"; step {choice.last}, the last, has {_number(choice.last_score)}"
-        by = f"of {choice.scored} probes the best by {choice.metric} is that of step {choice.best}, {_number(choice.score)}{last}"
-    untrained = " No probe was better than the model before training." if 0 == choice.best == step < choice.last else ""
-    since = f"no probe since step {choice.best} was better (patience = {config.patience})"
-    ended = f" Training ended at step {choice.last}: {since}." if choice.stop else ""
+    if choice.best_step is not None:
+        last = (
+            ""
+            if choice.best_step == choice.last_step
+            else f"; step {choice.last_step}, the last, has {_format_score(choice.last_score)}"
+        )
+        by = (
+            f"of {choice.n_scored} probes the best by {choice.metric} is that of step {choice.best_step}, "
+            f"{_format_score(choice.best_score)}{last}"
+        )
+    untrained = " No probe was better than the model before training." if 0 == choice.best_step == step < choice.last_step else ""
+    since = f"no probe since step {choice.best_step} was better (patience = {config.patience})"
+    ended = f" Training ended at step {choice.last_step}: {since}." if choice.should_stop else ""
     return f"{which} (select = {config.select}; {by}).{untrained}{ended}"
 
 
-def _number(value: float | None) -> str:
+def _format_score(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"

@@ -9,7 +9,7 @@ travel with the persona that gave them.
 
 What PersonaGym's released code would have made of the same scores.
 
-Its arithmetic, beside ours (`as_published` gives both):
+Its arithmetic, beside ours (`aggregate_as_published` gives both):
 
 - Five answers travel in one call to a judge, so scores are averaged by blocks of five, and blocks are averaged with equal weight,
   whatever number of scores each holds. Ours: every score counts alike.
@@ -37,14 +37,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permix.metrics import statistics
-from permix.metrics.statistics import Array, mean_along
+from permix.metrics.statistics import Array, nanmean_along
 from permix.types import Estimate, Record
 
 QUESTIONS_PER_BLOCK = 5
 """Answers that the released code has judged in one call."""
 
 
-class AsPublished(Record):
+class PublishedAggregation(Record):
     """Scores of one model. `tasks`: in the order of the array. None where there is nothing to average.
 
     `persona_score`, `tasks`: the released code's, as a mean over personas; `last_...`: of the last persona, which is all that the
@@ -56,150 +56,153 @@ class AsPublished(Record):
     tasks: tuple[float | None, ...]
     last_persona_score: float | None
     last_tasks: tuple[float | None, ...]
-    ours_persona_score: float | None
-    ours_tasks: tuple[float | None, ...]
+    permix_persona_score: float | None
+    permix_tasks: tuple[float | None, ...]
     difference: float | None
     blocks: int
     empty_blocks: int
 
 
-def as_published(score_J_P_T_Q: Array, asked_P_T_Q: NDArray[np.bool_] | None = None) -> AsPublished:
+def aggregate_as_published(score_J_P_U_Q: Array, asked_P_U_Q: NDArray[np.bool_] | None = None) -> PublishedAggregation:
     """The released arithmetic of judges' scores 1 to 5, NaN where a judge gave none; personas and questions in the order asked.
 
-    `asked_P_T_Q`: which questions there are, where not all personas have as many of each task; all when not given. For persona p,
+    `asked_P_U_Q`: which questions there are, where not all personas have as many of each task; all when not given. For persona p,
     task t and block b of five questions: m_jptb = the mean of judge j's scores in the block, or 0 where it has none; the score of
     (p, t) is mean_b mean_j m_jptb, and a persona's PersonaScore the mean over its tasks. Ours: for judge j and task t the mean of
     all its scores, then the mean over judges, then over tasks; None where a task has no score.
     """
-    asked = np.ones(score_J_P_T_Q.shape[1:], dtype=bool) if asked_P_T_Q is None else asked_P_T_Q
-    mean_J_P_T_B, is_block_P_T_B = _blocks(score_J_P_T_Q, asked)
-    task_P_T = mean_along(np.where(is_block_P_T_B, mean_J_P_T_B.mean(axis=0), np.nan), axis=-1)
-    overall_P = mean_along(task_P_T, axis=-1)
-    ours_T = mean_along(mean_along(np.concatenate(list(np.moveaxis(score_J_P_T_Q, 1, 0)), axis=-1), axis=-1), axis=0)
-    published, ours = mean_along(overall_P, axis=0), ours_T[asked.any(axis=(0, 2))].mean()
-    return AsPublished(
-        persona_score=_number(published),
-        tasks=_numbers(mean_along(task_P_T, axis=0)),
-        last_persona_score=_number(overall_P[-1]),
-        last_tasks=_numbers(task_P_T[-1]),
-        ours_persona_score=_number(ours),
-        ours_tasks=_numbers(ours_T),
-        difference=_number(published - ours),
-        blocks=int(is_block_P_T_B.sum()) * len(score_J_P_T_Q),
+    asked = np.ones(score_J_P_U_Q.shape[1:], dtype=bool) if asked_P_U_Q is None else asked_P_U_Q
+    mean_J_P_T_B, is_block_P_T_B = _block_means(score_J_P_U_Q, asked)
+    task_P_T = nanmean_along(np.where(is_block_P_T_B, mean_J_P_T_B.mean(axis=0), np.nan), axis=-1)
+    overall_P = nanmean_along(task_P_T, axis=-1)
+    ours_T = nanmean_along(nanmean_along(np.concatenate(list(np.moveaxis(score_J_P_U_Q, 1, 0)), axis=-1), axis=-1), axis=0)
+    published, ours = nanmean_along(overall_P, axis=0), ours_T[asked.any(axis=(0, 2))].mean()
+    return PublishedAggregation(
+        persona_score=_none_if_nan(published),
+        tasks=_none_if_nan_each(nanmean_along(task_P_T, axis=0)),
+        last_persona_score=_none_if_nan(overall_P[-1]),
+        last_tasks=_none_if_nan_each(task_P_T[-1]),
+        permix_persona_score=_none_if_nan(ours),
+        permix_tasks=_none_if_nan_each(ours_T),
+        difference=_none_if_nan(published - ours),
+        blocks=int(is_block_P_T_B.sum()) * len(score_J_P_U_Q),
         empty_blocks=int((is_block_P_T_B & (mean_J_P_T_B == 0)).sum()),
     )
 
 
-def _blocks(score_J_P_T_Q: Array, asked_P_T_Q: NDArray[np.bool_]) -> tuple[Array, NDArray[np.bool_]]:
+def _block_means(score_J_P_U_Q: Array, asked_P_U_Q: NDArray[np.bool_]) -> tuple[Array, NDArray[np.bool_]]:
     """mean_J_P_T_B, 0 where a block has no score; and is_block_P_T_B, which blocks hold a question."""
-    blocks = [slice(start, start + QUESTIONS_PER_BLOCK) for start in range(0, score_J_P_T_Q.shape[-1], QUESTIONS_PER_BLOCK)]
-    mean_J_P_T_B = np.stack([mean_along(score_J_P_T_Q[..., block], axis=-1) for block in blocks], axis=-1)
-    return np.nan_to_num(mean_J_P_T_B), np.stack([asked_P_T_Q[..., block].any(axis=-1) for block in blocks], axis=-1)
+    blocks = [slice(start, start + QUESTIONS_PER_BLOCK) for start in range(0, score_J_P_U_Q.shape[-1], QUESTIONS_PER_BLOCK)]
+    mean_J_P_T_B = np.stack([nanmean_along(score_J_P_U_Q[..., block], axis=-1) for block in blocks], axis=-1)
+    return np.nan_to_num(mean_J_P_T_B), np.stack([asked_P_U_Q[..., block].any(axis=-1) for block in blocks], axis=-1)
 
 
-def _number(value: Any) -> float | None:
+def _none_if_nan(value: Any) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _numbers(values: Array) -> tuple[float | None, ...]:
-    return tuple(_number(value) for value in values)
+def _none_if_nan_each(values: Array) -> tuple[float | None, ...]:
+    return tuple(_none_if_nan(value) for value in values)
 
 
-SCORES = np.arange(1.0, 6.0)
+SCORE_CLASSES = np.arange(1.0, 6.0)
 
-BLOCK = 250  # replicates at a time: ranks of 250 × 10,000 answers take 20 MB
+_BOOTSTRAP_BLOCK = 250  # replicates at a time: ranks of 250 × 10,000 answers take 20 MB
 
 
-Measure = Callable[[Array], Array]
+PersonaMeasure = Callable[[Array], Array]
 """counts_R_P -> value_R."""
 
 
-class Draws:
+class PersonaBootstrap:
     """The same R draws of P personas for every measure."""
 
-    def __init__(self, personas: int, seed: int, resamples: int) -> None:
+    def __init__(self, n_personas: int, seed: int, resamples: int) -> None:
         rng = np.random.default_rng(seed)
-        self.counts_R_P = rng.multinomial(personas, np.full(personas, 1 / personas), size=resamples).astype(float)
+        self.counts_R_P = rng.multinomial(n_personas, np.full(n_personas, 1 / n_personas), size=resamples).astype(float)
 
     def estimate(
-        self, measure: Measure, n: int, interval: Callable[[float, Array, int], Estimate] = statistics.estimate
+        self, measure: PersonaMeasure, n: int, interval: Callable[[float, Array, int], Estimate] = statistics.bootstrap_estimate
     ) -> Estimate:
         """The measure of the data with its 95 % interval; `n` is how many personas it stands on."""
         value = float(measure(np.ones((1, self.counts_R_P.shape[1])))[0])
-        blocks = [measure(self.counts_R_P[start : start + BLOCK]) for start in range(0, len(self.counts_R_P), BLOCK)]
+        blocks = [
+            measure(self.counts_R_P[start : start + _BOOTSTRAP_BLOCK])
+            for start in range(0, len(self.counts_R_P), _BOOTSTRAP_BLOCK)
+        ]
         return interval(value, np.concatenate(blocks), n)
 
 
-def mean(value_P_T_Q: Array, counts_R_P: Array) -> Array:
+def weighted_mean(value_P_U_Q: Array, counts_R_P: Array) -> Array:
     """Σ c_p x_ptq / Σ c_p over the scored cells, value_R; takes any axes behind the first."""
-    scored_P_N = ~np.isnan(value_P_T_Q.reshape(len(value_P_T_Q), -1))
-    value_P_N = np.where(scored_P_N, value_P_T_Q.reshape(scored_P_N.shape), 0.0)
-    return ratio(counts_R_P @ value_P_N.sum(axis=1), counts_R_P @ scored_P_N.sum(axis=1))
+    scored_P_N = ~np.isnan(value_P_U_Q.reshape(len(value_P_U_Q), -1))
+    value_P_N = np.where(scored_P_N, value_P_U_Q.reshape(scored_P_N.shape), 0.0)
+    return _safe_divide(counts_R_P @ value_P_N.sum(axis=1), counts_R_P @ scored_P_N.sum(axis=1))
 
 
-def task_means(score_P_T_Q: Array, counts_R_P: Array) -> Array:
+def rubric_means(score_P_U_Q: Array, counts_R_P: Array) -> Array:
     """mean_R_T: the mean score of each rubric, over the answers that have one."""
-    return np.stack([mean(score_P_Q, counts_R_P) for score_P_Q in np.moveaxis(score_P_T_Q, 1, 0)], axis=1)
+    return np.stack([weighted_mean(score_P_Q, counts_R_P) for score_P_Q in np.moveaxis(score_P_U_Q, 1, 0)], axis=1)
 
 
-def persona_score(score_P_T_Q: Array, counts_R_P: Array) -> Array:
+def persona_score(score_P_U_Q: Array, counts_R_P: Array) -> Array:
     """PersonaScore, value_R: the mean of the task means. NaN where a rubric has no score: four tasks are not five.
 
     Source: Samuel et al., PersonaGym (arXiv 2407.18416).
     """
-    return np.asarray(task_means(score_P_T_Q, counts_R_P).mean(axis=1))
+    return np.asarray(rubric_means(score_P_U_Q, counts_R_P).mean(axis=1))
 
 
-def contributions(difference_P_T_Q: Array) -> Array:
+def persona_contributions(difference_P_U_Q: Array) -> Array:
     """What each persona adds to a difference of PersonaScores, value_P; their sum is the difference.
 
     D_p = mean_t (Σ_q d_ptq / n_t), n_t the paired answers of rubric t. Swapping the models for one persona turns its sign.
     """
-    paired_P_T_Q = ~np.isnan(difference_P_T_Q)
-    total_P_T = np.where(paired_P_T_Q, difference_P_T_Q, 0.0).sum(axis=2)
-    return np.asarray(ratio(total_P_T, paired_P_T_Q.sum(axis=(0, 2))).mean(axis=1))
+    paired_P_T_Q = ~np.isnan(difference_P_U_Q)
+    total_P_T = np.where(paired_P_T_Q, difference_P_U_Q, 0.0).sum(axis=2)
+    return np.asarray(_safe_divide(total_P_T, paired_P_T_Q.sum(axis=(0, 2))).mean(axis=1))
 
 
-def auc(right_P_T_Q: Array, wrong_P_T_Q: Array, counts_R_P: Array) -> Array:
+def auc(right_P_U_Q: Array, wrong_P_U_Q: Array, counts_R_P: Array) -> Array:
     """P(right > wrong) + ½ P(right = wrong), value_R, over all pairs of answers of one rubric; ½ tells nothing apart.
 
     Σ_t (Σ_{a>b} r_ta w_tb + ½ Σ_a r_ta w_ta) / Σ_t r_t w_t, with r_ta and w_ta the answers of rubric t that got score a as right
     and as wrong ones, each counted as often as its persona was drawn.
     """
-    right_R_T_C, wrong_R_T_C = (_classes(score_P_T_Q, counts_R_P) for score_P_T_Q in (right_P_T_Q, wrong_P_T_Q))
+    right_R_T_C, wrong_R_T_C = (_count_score_classes(score_P_T_Q, counts_R_P) for score_P_T_Q in (right_P_U_Q, wrong_P_U_Q))
     below_R_T_C = np.cumsum(wrong_R_T_C, axis=2) - wrong_R_T_C / 2
     won_R = (right_R_T_C * below_R_T_C).sum(axis=(1, 2))
-    return ratio(won_R, (right_R_T_C.sum(axis=2) * wrong_R_T_C.sum(axis=2)).sum(axis=1))
+    return _safe_divide(won_R, (right_R_T_C.sum(axis=2) * wrong_R_T_C.sum(axis=2)).sum(axis=1))
 
 
-def length_correlation(score_P_T_Q: Array, words_P_T_Q: Array, counts_R_P: Array) -> Array:
+def length_correlation(score_P_U_Q: Array, words_P_U_Q: Array, counts_R_P: Array) -> Array:
     """Spearman's rank correlation of score and words of the answer within a rubric, mean over the rubrics, value_R.
 
     Ties get their mean rank. A rubric where all scores, or all lengths, are alike has no correlation and is left out.
     """
-    scored_P_T_Q = ~np.isnan(score_P_T_Q) & ~np.isnan(words_P_T_Q)
-    rho_R_T = np.full((len(counts_R_P), score_P_T_Q.shape[1]), np.nan)
-    for t in range(score_P_T_Q.shape[1]):
+    scored_P_T_Q = ~np.isnan(score_P_U_Q) & ~np.isnan(words_P_U_Q)
+    rho_R_T = np.full((len(counts_R_P), score_P_U_Q.shape[1]), np.nan)
+    for t in range(score_P_U_Q.shape[1]):
         scored_P_Q = scored_P_T_Q[:, t]
         weight_R_N = counts_R_P[:, np.nonzero(scored_P_Q)[0]]
-        ranks = [_ranks(value_P_T_Q[:, t][scored_P_Q], weight_R_N) for value_P_T_Q in (score_P_T_Q, words_P_T_Q)]
-        rho_R_T[:, t] = _correlation(ranks[0], ranks[1], weight_R_N)
-    return statistics.sample_mean(rho_R_T)
+        ranks = [_weighted_mid_ranks(value_P_T_Q[:, t][scored_P_Q], weight_R_N) for value_P_T_Q in (score_P_U_Q, words_P_U_Q)]
+        rho_R_T[:, t] = _weighted_correlation(ranks[0], ranks[1], weight_R_N)
+    return statistics.mean_over_samples(rho_R_T)
 
 
-def ratio(top: Array | NDArray[np.int64], bottom: Array | NDArray[np.int64]) -> Array:
+def _safe_divide(numerator: Array | NDArray[np.int64], denominator: Array | NDArray[np.int64]) -> Array:
     """top / bottom, NaN where bottom is not positive."""
-    top, bottom = np.broadcast_arrays(np.asarray(top, dtype=float), np.asarray(bottom, dtype=float))
-    return np.asarray(np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0))
+    numerator, denominator = np.broadcast_arrays(np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float))
+    return np.asarray(np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0))
 
 
-def _classes(score_P_T_Q: Array, counts_R_P: Array) -> Array:
+def _count_score_classes(score_P_U_Q: Array, counts_R_P: Array) -> Array:
     """How many answers of each rubric got each score, count_R_T_C."""
-    count_P_T_C = (score_P_T_Q[..., None] == SCORES).sum(axis=2).astype(float)
+    count_P_T_C = (score_P_U_Q[..., None] == SCORE_CLASSES).sum(axis=2).astype(float)
     return np.tensordot(counts_R_P, count_P_T_C, axes=1)
 
 
-def _ranks(value_N: Array, weight_R_N: Array) -> Array:
+def _weighted_mid_ranks(value_N: Array, weight_R_N: Array) -> Array:
     """Mean rank of each value, rank_R_N, where value n stands in the data weight_rn times."""
     order_N = np.argsort(value_N, kind="stable")
     level_N, first = np.unique(value_N[order_N], return_inverse=True)[1], np.unique(value_N[order_N], return_index=True)[1]
@@ -212,28 +215,28 @@ def _ranks(value_N: Array, weight_R_N: Array) -> Array:
     return rank_R_N
 
 
-def _correlation(one_R_N: Array, two_R_N: Array, weight_R_N: Array) -> Array:
+def _weighted_correlation(x_R_N: Array, y_R_N: Array, weight_R_N: Array) -> Array:
     """Weighted Pearson correlation of each row; NaN where one of the two does not vary."""
     total_R = weight_R_N.sum(axis=1)
-    centred = [row_R_N - ratio((weight_R_N * row_R_N).sum(axis=1), total_R)[:, None] for row_R_N in (one_R_N, two_R_N)]
+    centred = [row_R_N - _safe_divide((weight_R_N * row_R_N).sum(axis=1), total_R)[:, None] for row_R_N in (x_R_N, y_R_N)]
     covariance_R = (weight_R_N * centred[0] * centred[1]).sum(axis=1)
     square_R = [(weight_R_N * row_R_N**2).sum(axis=1) for row_R_N in centred]
-    return ratio(covariance_R, np.sqrt(square_R[0] * square_R[1]))
+    return _safe_divide(covariance_R, np.sqrt(square_R[0] * square_R[1]))
 
 
-def coincidences(score_J_P_N: Array) -> Array:
+def coincidence_matrix(score_J_P_N: Array) -> Array:
     """count_P_C_C: o_ck = Σ_u (pairs of different judges that gave unit u scores c and k) / (m_u − 1), for each persona.
 
     m_u judges scored unit u; a unit with fewer than two is left out.
     """
-    judges_P_N_C = (score_J_P_N[..., None] == SCORES).sum(axis=0).astype(float)
-    weight_P_N = ratio(np.ones(judges_P_N_C.shape[:2]), judges_P_N_C.sum(axis=2) - 1)
+    judges_P_N_C = (score_J_P_N[..., None] == SCORE_CLASSES).sum(axis=0).astype(float)
+    weight_P_N = _safe_divide(np.ones(judges_P_N_C.shape[:2]), judges_P_N_C.sum(axis=2) - 1)
     weighted_P_N_C = judges_P_N_C * np.nan_to_num(weight_P_N)[..., None]
     own_P_C = weighted_P_N_C.sum(axis=1)
-    return np.asarray(np.einsum("pnc,pnk->pck", weighted_P_N_C, judges_P_N_C) - own_P_C[:, :, None] * np.eye(len(SCORES)))
+    return np.asarray(np.einsum("pnc,pnk->pck", weighted_P_N_C, judges_P_N_C) - own_P_C[:, :, None] * np.eye(len(SCORE_CLASSES)))
 
 
-def alpha(count_P_C_C: Array, counts_R_P: Array) -> Array:
+def krippendorff_alpha(count_P_C_C: Array, counts_R_P: Array) -> Array:
     """Krippendorff's alpha for ordinal scores, value_R; any number of judges, missing scores allowed.
 
     α = 1 − (n − 1) Σ_ck o_ck δ²_ck / Σ_ck n_c n_k δ²_ck, with δ_ck = Σ_{g=c}^{k} n_g − (n_c + n_k) / 2. 1 is agreement, 0 what
@@ -246,10 +249,10 @@ def alpha(count_P_C_C: Array, counts_R_P: Array) -> Array:
     square_R_C_C = (middle_R_C[:, :, None] - middle_R_C[:, None, :]) ** 2
     observed_R = (o_R_C_C * square_R_C_C).sum(axis=(1, 2))
     expected_R = (n_R_C[:, :, None] * n_R_C[:, None, :] * square_R_C_C).sum(axis=(1, 2))
-    return 1 - ratio((n_R_C.sum(axis=1) - 1) * observed_R, expected_R)
+    return 1 - _safe_divide((n_R_C.sum(axis=1) - 1) * observed_R, expected_R)
 
 
-def within(one_P_N: Array, two_P_N: Array, tolerance: int) -> Array:
+def within_tolerance(first_P_N: Array, second_P_N: Array, tolerance: int) -> Array:
     """1 where two judges are at most `tolerance` apart, 0 where they are not, NaN where one has no score."""
-    apart_P_N = np.abs(one_P_N - two_P_N)
+    apart_P_N = np.abs(first_P_N - second_P_N)
     return np.where(np.isnan(apart_P_N), np.nan, (apart_P_N <= tolerance).astype(float))

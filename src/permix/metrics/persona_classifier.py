@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 
-MASK = "[persona]"
+MASK_TOKEN = "[persona]"
 
-OPENING = "^"
+START_MARK = "^"
 
 
-WORD = re.compile(r"[^\W_]+")
+WORD_PATTERN = re.compile(r"[^\W_]+")
 
-STEM = re.compile(r"(.{4,}?)(?:ies|ians?|ists?|ings?|ers?|ors?|ed|ly|es|s|y|e)?")
+STEM_PATTERN = re.compile(r"(.{4,}?)(?:ies|ians?|ists?|ings?|ers?|ors?|ed|ly|es|s|y|e)?")
 
 FUNCTION_WORDS = """
     a about after all also am an and any are as at be because been before being but by can could d did do does doing for from had
@@ -38,7 +38,7 @@ FUNCTION_WORDS = """
 STOP_WORDS = frozenset(FUNCTION_WORDS.split())
 
 
-class Features(Protocol):
+class FeatureExtractor(Protocol):
     """What turns texts into the rows a classifier reads; fitted on training texts only."""
 
     def fit_transform(self, texts: Any) -> Any: ...
@@ -64,20 +64,20 @@ def mask_persona_words(text: str, persona_texts: Sequence[str]) -> str:
 
     def replace(match: re.Match[str]) -> str:
         word = match[0].casefold()
-        return MASK if word in words or word.startswith(stems) else match[0]
+        return MASK_TOKEN if word in words or word.startswith(stems) else match[0]
 
-    return WORD.sub(replace, unicodedata.normalize("NFKC", text))
+    return WORD_PATTERN.sub(replace, unicodedata.normalize("NFKC", text))
 
 
 @lru_cache(maxsize=32)
 def persona_words(persona_texts: tuple[str, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
     """(words that count as they stand, stems of which every word that begins with one counts) in all these texts together."""
-    words = set(WORD.findall(unicodedata.normalize("NFKC", " ".join(persona_texts)).casefold())) - STOP_WORDS
-    stems = {match[1] for word in words if (match := STEM.fullmatch(word))}
+    words = set(WORD_PATTERN.findall(unicodedata.normalize("NFKC", " ".join(persona_texts)).casefold())) - STOP_WORDS
+    stems = {match[1] for word in words if (match := STEM_PATTERN.fullmatch(word))}
     return frozenset(words), tuple(sorted(stems))
 
 
-def fit(answers: Sequence[str], labels: Sequence[str], persona_texts: Sequence[str] = ()) -> "Pipeline":
+def fit_persona_classifier(answers: Sequence[str], labels: Sequence[str], persona_texts: Sequence[str] = ()) -> "Pipeline":
     """The same classifier trained once on raw answers, to keep: masks by itself, `predict(answers)` says labels.
 
     `decision_function(answers)` gives margins, one column a label in the order of `classes_` (one column in all for two labels).
@@ -86,32 +86,34 @@ def fit(answers: Sequence[str], labels: Sequence[str], persona_texts: Sequence[s
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer
 
-    mask = FunctionTransformer(_mask_all, kw_args={"persona_texts": tuple(persona_texts)})
+    mask = FunctionTransformer(_mask_texts, kw_args={"persona_texts": tuple(persona_texts)})
     return make_pipeline(mask, text_features(), linear_classifier()).fit(list(answers), list(labels))
 
 
-def _mask_all(texts: Sequence[str], persona_texts: Sequence[str]) -> list[str]:
+def _mask_texts(texts: Sequence[str], persona_texts: Sequence[str]) -> list[str]:
     return [mask_persona_words(text, persona_texts) for text in texts]
 
 
-def text_features() -> Features:
+def text_features() -> FeatureExtractor:
     """TF-IDF of words and marks (1–2-grams, case-folded) beside characters within words (2–4-grams, case kept), unfitted."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import FeatureUnion
 
-    word = TfidfVectorizer(preprocessor=_opened_folded, token_pattern=r"\w+|[^\w\s]", ngram_range=(1, 2), sublinear_tf=True)
-    character = TfidfVectorizer(preprocessor=_opened, analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
-    union: Features = FeatureUnion([("word", word), ("character", character)])
+    word = TfidfVectorizer(
+        preprocessor=_prepend_start_mark_casefolded, token_pattern=r"\w+|[^\w\s]", ngram_range=(1, 2), sublinear_tf=True
+    )
+    character = TfidfVectorizer(preprocessor=_prepend_start_mark, analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
+    union: FeatureExtractor = FeatureUnion([("word", word), ("character", character)])
     return union
 
 
-def _opened(text: str) -> str:
+def _prepend_start_mark(text: str) -> str:
     """The text behind an opening mark: how it begins becomes a feature, and an empty answer is not an empty vocabulary."""
-    return f"{OPENING} {text}"
+    return f"{START_MARK} {text}"
 
 
-def _opened_folded(text: str) -> str:
-    return _opened(text).casefold()
+def _prepend_start_mark_casefolded(text: str) -> str:
+    return _prepend_start_mark(text).casefold()
 
 
 def linear_classifier() -> Classifier:
@@ -122,16 +124,16 @@ def linear_classifier() -> Classifier:
     return classifier
 
 
-def length_features() -> Features:
+def length_features() -> FeatureExtractor:
     """(log characters, log words), standardised."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-    features: Features = make_pipeline(FunctionTransformer(_lengths), StandardScaler())
+    features: FeatureExtractor = make_pipeline(FunctionTransformer(_log_lengths), StandardScaler())
     return features
 
 
-def _lengths(texts: Sequence[str]) -> Array:
+def _log_lengths(texts: Sequence[str]) -> Array:
     return np.log1p([[len(text), len(text.split())] for text in texts])
 
 

@@ -4,7 +4,8 @@ The lowest of many noisy accuracies is too low, the highest too high, and resamp
 instead of taking it off. So the true accuracies are drawn from what is known of all personas together (`permix.metrics.priors`),
 and worst, best and PSS are read from the draws.
 
-The true angles have one of two priors (`permix.metrics.priors`), and `interval` hears both. The horseshoe is right about personas
+The true angles have one of two priors (`permix.metrics.priors`), and `combine_priors` hears both. The horseshoe is right
+about personas
 that all differ and takes ties for small differences; the other is right about ties and takes small differences for ties. The
 horseshoe makes the interval, and where "no difference" is nearer by the ties it reaches there. Away from it, worst and best reach
 as far as the persona's own interval would. A normal prior would shrink one bad persona of many away: see
@@ -13,8 +14,8 @@ tests/metrics/test_extremes.py.
 Several grids on the same questions: training seeds pooled, and models held against each other, by worst and best persona.
 
 Contract: a grid is (mean_P_Q, baseline_Q), and all have the same personas and questions in the same order, each persona with a
-score. The accuracies of all grids are drawn together (`permix.metrics.posterior.draw`): what the questions did to all is
-drawn once.
+score. The accuracies of all grids are drawn together (`permix.metrics.posterior.sample_horseshoe_accuracies`): what the
+questions did to all is drawn once.
 So an interval says what other questions might have given; what another training seed might have given it does not.
 """
 
@@ -26,92 +27,106 @@ from numpy.typing import NDArray
 from scipy.special import chdtri, stdtrit
 
 from permix.metrics import priors, statistics
-from permix.metrics.priors import Level, Observed, connected, observe
+from permix.metrics.priors import NoiseModel, QuestionLevels, fit_noise_model, is_connected
 from permix.metrics.statistics import Array
 from permix.types import Estimate
 
-ALONE, TIES = 1, 2
+HORSESHOE_STREAM, DIRICHLET_STREAM = 1, 2
 """Streams of random numbers under a seed."""
 
-ALMOST = 1 - 1e-6
+MAX_NOISE_CORRELATION = 1 - 1e-6
 """The largest correlation of two models' noise: of answers that are the same in every cell."""
 
-TOWARDS = {"pss": 1, "worst": 1, "best": -1, "spread": -1, "worst_minus_baseline": 1, "persona_sd": -1}
+NULL_DIRECTION = {"pss": 1, "worst": 1, "best": -1, "spread": -1, "worst_minus_baseline": 1, "persona_sd": -1}
 """Which end of a measure's interval lies where personas do not differ: 1 the upper one."""
 
-EXTREMES = ("pss", "worst", "best", "spread", "worst_minus_baseline")
+EXTREME_MEASURES = ("pss", "worst", "best", "spread", "worst_minus_baseline")
 """Those that only the draws can tell."""
 
 
-def draw(grids: Sequence[tuple[Observed, Array]], rng: np.random.Generator) -> list[tuple[Array, Array]]:
+def sample_horseshoe_accuracies(grids: Sequence[tuple[NoiseModel, Array]], rng: np.random.Generator) -> list[tuple[Array, Array]]:
     """True accuracies of personas [R, P], and of no persona [R] (NaN where none was asked), of each (grid, baseline_Q).
 
     Grids are on the same questions: what these did to all of them is drawn once, and so is what a question did to one persona.
     """
     seen = [one for one, _ in grids]
     angle_P_G = np.stack([one.angle_P for one in seen], axis=1)
-    order_P = _order(*angle_P_G.T, *(one.own_P for one in seen))
-    angle_R_P_G = _draw_angles(seen, angle_P_G, order_P, rng)[:, np.argsort(order_P)]
+    order_P = _canonical_order(*angle_P_G.T, *(one.noise_var_P for one in seen))
+    angle_R_P_G = _sample_angles(seen, angle_P_G, order_P, rng)[:, np.argsort(order_P)]
     errors_R = _shared_errors(seen, [baseline_Q for _, baseline_Q in grids], rng)
     return [
-        (_accuracy(angle_R_P_G[:, :, place] - error_R[:, None]), without_R) for place, (error_R, without_R) in enumerate(errors_R)
+        (_accuracy_from_angle(angle_R_P_G[:, :, place] - error_R[:, None]), without_R)
+        for place, (error_R, without_R) in enumerate(errors_R)
     ]
 
 
-def _draw_angles(seen: Sequence[Observed], angle_P_G: Array, order_P: NDArray[np.intp], rng: np.random.Generator) -> Array:
+def _sample_angles(
+    noise_models: Sequence[NoiseModel], angle_P_G: Array, order_P: NDArray[np.intp], rng: np.random.Generator
+) -> Array:
     """angle_R_P_G in that order of personas."""
-    own_P_P = seen[0].own_P_P
+    own_P_P = noise_models[0].noise_cov_P_P
     if own_P_P is not None:
         (angle_P,) = angle_P_G.T  # of cells missing by design there is but one grid
-        return priors.horseshoe_joint(angle_P[order_P], own_P_P[np.ix_(order_P, order_P)], rng)[..., None]
-    return priors.horseshoe(angle_P_G[order_P], _noise(seen)[order_P], rng)
+        return priors.sample_correlated_horseshoe(angle_P[order_P], own_P_P[np.ix_(order_P, order_P)], rng)[..., None]
+    return priors.sample_horseshoe(angle_P_G[order_P], _noise_covariance(noise_models)[order_P], rng)
 
 
-def draw_ties(seen: Observed, baseline_Q: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+def sample_dirichlet_accuracies(noise_model: NoiseModel, baseline_Q: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """The same of one grid, where personas share few accuracies."""
-    ((error_R, without_R),) = _shared_errors([seen], [baseline_Q], rng)
-    order_P = _order(seen.angle_P, seen.own_P)
-    angle_R_P = priors.ties(seen.angle_P[order_P], seen.own_P[order_P], rng)[:, np.argsort(order_P)]
-    return _accuracy(angle_R_P - error_R[:, None]), without_R
+    ((error_R, without_R),) = _shared_errors([noise_model], [baseline_Q], rng)
+    order_P = _canonical_order(noise_model.angle_P, noise_model.noise_var_P)
+    angle_R_P = priors.sample_dirichlet(noise_model.angle_P[order_P], noise_model.noise_var_P[order_P], rng)[
+        :, np.argsort(order_P)
+    ]
+    return _accuracy_from_angle(angle_R_P - error_R[:, None]), without_R
 
 
-def _order(*keys: Array) -> NDArray[np.intp]:
+def _canonical_order(*keys: Array) -> NDArray[np.intp]:
     """For drawing: who stands where does not matter, nor in what order a sum was made."""
     return np.lexsort([np.round(key, 9) for key in keys[::-1]])
 
 
-def _shared_errors(seen: Sequence[Observed], baselines: Sequence[Array], rng: np.random.Generator) -> list[tuple[Array, Array]]:
+def _shared_errors(
+    noise_models: Sequence[NoiseModel], baselines: Sequence[Array], rng: np.random.Generator
+) -> list[tuple[Array, Array]]:
     """Of each grid: the error that its personas' angles have alike [R], and the accuracy without persona [R]."""
-    alone = [observe(baseline_Q[None]) if (~np.isnan(baseline_Q)).sum() > 1 else None for baseline_Q in baselines]
-    error_R_L = _errors([one.level for one in (*seen, *alone) if one is not None], rng)
-    columns = iter(error_R_L.T[len(seen) :])
-    without = [np.full(priors.DRAWS, np.nan) if one is None else _accuracy(one.angle_P[0] - next(columns)) for one in alone]
+    alone = [fit_noise_model(baseline_Q[None]) if (~np.isnan(baseline_Q)).sum() > 1 else None for baseline_Q in baselines]
+    error_R_L = _sample_level_errors([one.levels for one in (*noise_models, *alone) if one is not None], rng)
+    columns = iter(error_R_L.T[len(noise_models) :])
+    without = [
+        np.full(priors.N_DRAWS, np.nan) if one is None else _accuracy_from_angle(one.angle_P[0] - next(columns)) for one in alone
+    ]
     return list(zip(error_R_L.T, without, strict=False))
 
 
-def _noise(seen: Sequence[Observed]) -> Array:
+def _noise_covariance(noise_models: Sequence[NoiseModel]) -> Array:
     """Covariance [P, G, G] of the grids' noise on one persona: as correlated as what is left of their answers is cell by cell,
     and as far as their cells are the same.
     """
-    noise_P_G_G = np.stack([np.stack([np.sqrt(one.own_P * other.own_P) for other in seen], axis=1) for one in seen], axis=1)
-    for row, one in enumerate(seen):
-        for column, other in enumerate(seen[:row]):
-            both_P_Q = ~np.isnan(one.rest_P_Q) & ~np.isnan(other.rest_P_Q)
-            a, b = one.rest_P_Q[both_P_Q], other.rest_P_Q[both_P_Q]
+    noise_P_G_G = np.stack(
+        [np.stack([np.sqrt(one.noise_var_P * other.noise_var_P) for other in noise_models], axis=1) for one in noise_models],
+        axis=1,
+    )
+    for row, one in enumerate(noise_models):
+        for column, other in enumerate(noise_models[:row]):
+            both_P_Q = ~np.isnan(one.residual_P_Q) & ~np.isnan(other.residual_P_Q)
+            a, b = one.residual_P_Q[both_P_Q], other.residual_P_Q[both_P_Q]
             size = np.sqrt((a @ a) * (b @ b))
-            same = ALMOST if a.size and np.array_equal(a, b) else 0.0
-            alike = float(np.clip(a @ b / size, -ALMOST, ALMOST)) if size > 0 else same
-            of_P = both_P_Q.sum(axis=1) / np.sqrt((~np.isnan(one.rest_P_Q)).sum(axis=1) * (~np.isnan(other.rest_P_Q)).sum(axis=1))
+            same = MAX_NOISE_CORRELATION if a.size and np.array_equal(a, b) else 0.0
+            alike = float(np.clip(a @ b / size, -MAX_NOISE_CORRELATION, MAX_NOISE_CORRELATION)) if size > 0 else same
+            of_P = both_P_Q.sum(axis=1) / np.sqrt(
+                (~np.isnan(one.residual_P_Q)).sum(axis=1) * (~np.isnan(other.residual_P_Q)).sum(axis=1)
+            )
             noise_P_G_G[:, row, column] *= alike * of_P
             noise_P_G_G[:, column, row] *= alike * of_P
     return noise_P_G_G
 
 
-def _accuracy(angle: Array) -> Array:
+def _accuracy_from_angle(angle: Array) -> Array:
     return np.asarray(np.sin(np.clip(angle, 0.0, np.pi / 2)) ** 2)
 
 
-def _errors(levels: Sequence[Level], rng: np.random.Generator) -> Array:
+def _sample_level_errors(levels: Sequence[QuestionLevels], rng: np.random.Generator) -> Array:
     """error_R_L of mean levels, with the covariance that the questions of both gave them; each t-distributed with its questions
     less one degrees of freedom, since those tell its variance.
     """
@@ -126,13 +141,13 @@ def _errors(levels: Sequence[Level], rng: np.random.Generator) -> Array:
                 most = np.sqrt(one.variance * other.variance)
                 found = float(np.clip(found / np.sqrt(one.scale * other.scale), -most, most))
                 covariance[row, column] = covariance[column, row] = found
-    heavy_R_L = np.sqrt((questions_L - 1) / chdtri(questions_L - 1, rng.random(priors.DRAWS)[:, None]))
+    heavy_R_L = np.sqrt((questions_L - 1) / chdtri(questions_L - 1, rng.random(priors.N_DRAWS)[:, None]))
     # A level's errors do not change with those that come after it: of one grid they are the same with and without a baseline.
-    root_L_L = np.linalg.cholesky(_positive(covariance))
-    return np.asarray((root_L_L @ rng.normal(size=(len(levels), priors.DRAWS))).T * heavy_R_L)
+    root_L_L = np.linalg.cholesky(_positive_definite(covariance))
+    return np.asarray((root_L_L @ rng.normal(size=(len(levels), priors.N_DRAWS))).T * heavy_R_L)
 
 
-def _positive(covariance: Array) -> Array:
+def _positive_definite(covariance: Array) -> Array:
     """The matrix itself with a trace more on its diagonal; where pairs of levels contradict one another, without what does."""
     size_L, vector_L_L = np.linalg.eigh(covariance)
     if size_L[0] < 0:
@@ -140,31 +155,31 @@ def _positive(covariance: Array) -> Array:
     return np.asarray(covariance + 1e-9 * np.diag(np.diag(covariance) + size_L[-1]))
 
 
-def measures(accuracy_R_P: Array, baseline_R: Array) -> dict[str, Array]:
+def accuracy_measures(accuracy_R_P: Array, baseline_R: Array) -> dict[str, Array]:
     """Of every draw."""
     worst_R, best_R = accuracy_R_P.min(axis=1), accuracy_R_P.max(axis=1)
     return {
         "pss": statistics.pss(accuracy_R_P), "worst": worst_R, "best": best_R, "spread": best_R - worst_R,
-        "worst_minus_baseline": worst_R - baseline_R, "persona_sd": _sd(accuracy_R_P),
+        "worst_minus_baseline": worst_R - baseline_R, "persona_sd": _persona_sd(accuracy_R_P),
     }  # fmt: skip
 
 
-def _sd(accuracy_R_P: Array) -> Array:
+def _persona_sd(accuracy_R_P: Array) -> Array:
     """0 where personas are one: a single one, or all taken for alike."""
     return accuracy_R_P.std(axis=1, ddof=1) if accuracy_R_P.shape[1] > 1 else np.zeros(len(accuracy_R_P))
 
 
-def interval(name: str, apart_R: Array, tied_R: Array, n: int) -> Estimate:
+def combine_priors(name: str, horseshoe_R: Array, dirichlet_R: Array, n: int) -> Estimate:
     """Median and 95 % interval by the horseshoe; the end that lies towards no difference is the farther of both priors'."""
-    found = of_draws(apart_R, n)
+    found = summarize_draws(horseshoe_R, n)
     if found.low is None or found.high is None:
         return found
-    low, high = np.quantile(tied_R, (0.025, 0.975))
-    end = {"high": max(found.high, float(high))} if TOWARDS[name] > 0 else {"low": min(found.low, float(low))}
+    low, high = np.quantile(dirichlet_R, (0.025, 0.975))
+    end = {"high": max(found.high, float(high))} if NULL_DIRECTION[name] > 0 else {"low": min(found.low, float(low))}
     return found.model_copy(update=end)
 
 
-def of_draws(value_R: Array, n: int) -> Estimate:
+def summarize_draws(value_R: Array, n: int) -> Estimate:
     """Their median and middle 95 %; None where one of them cannot be computed."""
     if np.isnan(value_R).any():
         return Estimate(value=None, n=n)
@@ -172,145 +187,158 @@ def of_draws(value_R: Array, n: int) -> Estimate:
     return Estimate(value=float(value), low=float(low), high=float(high), n=n)
 
 
-class Drawn(NamedTuple):
+class PosteriorDraws(NamedTuple):
     """True accuracies of one grid as they may be: of personas [R, P] and of no persona [R], under either prior.
 
-    `n` counts questions that some persona has a score on, `n_both` those that no persona has one on too. `right`: whether any
-    answer was.
+    `n` counts questions that some persona has a score on, `n_paired` those that no persona has one on too. `any_correct`:
+    whether any answer was.
     """
 
-    seen: Observed
-    apart: tuple[Array, Array]
-    tied: tuple[Array, Array]
+    noise_model: NoiseModel
+    horseshoe: tuple[Array, Array]
+    dirichlet: tuple[Array, Array]
     n: int
-    n_both: int
-    right: bool
+    n_paired: int
+    any_correct: bool
 
 
-def drawn(mean_P_Q: Array, baseline_Q: Array, *, seed: int, by_design: bool = False) -> Drawn | None:
+def sample_posterior(mean_P_Q: Array, baseline_Q: Array, *, seed: int, missing_by_design: bool = False) -> PosteriorDraws | None:
     """None where there is nothing to draw from: fewer than two questions, or personas that share none.
 
-    Every persona of `mean_P_Q` has a score. `by_design` as in `observe`.
+    Every persona of `mean_P_Q` has a score. `missing_by_design` as in `fit_noise_model`.
     """
-    n = questions_scored(mean_P_Q)
-    if n < 2 or not connected(mean_P_Q):
+    n = count_scored_questions(mean_P_Q)
+    if n < 2 or not is_connected(mean_P_Q):
         return None
-    seen = observe(mean_P_Q, by_design=by_design)
-    ((accuracy_R_P, without_R),) = draw([(seen, baseline_Q)], np.random.default_rng([seed, ALONE]))
-    tied = draw_ties(seen, baseline_Q, np.random.default_rng([seed, TIES]))
+    seen = fit_noise_model(mean_P_Q, missing_by_design=missing_by_design)
+    ((accuracy_R_P, without_R),) = sample_horseshoe_accuracies(
+        [(seen, baseline_Q)], np.random.default_rng([seed, HORSESHOE_STREAM])
+    )
+    tied = sample_dirichlet_accuracies(seen, baseline_Q, np.random.default_rng([seed, DIRICHLET_STREAM]))
     both = (~np.isnan(mean_P_Q)).any(axis=0) & ~np.isnan(baseline_Q)
-    return Drawn(seen, (accuracy_R_P, without_R), tied, n, int(both.sum()), bool(np.nansum(mean_P_Q)))
+    return PosteriorDraws(seen, (accuracy_R_P, without_R), tied, n, int(both.sum()), bool(np.nansum(mean_P_Q)))
 
 
-def estimates(mean_P_Q: Array, baseline_Q: Array, *, seed: int, alike: bool = False) -> dict[str, Estimate]:
+def posterior_estimates(mean_P_Q: Array, baseline_Q: Array, *, seed: int, no_effect: bool = False) -> dict[str, Estimate]:
     """Worst, best, their difference and ratio, worst less no persona, and the personas' sd; where nothing can be drawn the values
-    observed, without interval. `alike` as in `read`."""
-    found = drawn(mean_P_Q, baseline_Q, seed=seed)
-    return _observed(mean_P_Q, baseline_Q, questions_scored(mean_P_Q)) if found is None else read(found, alike=alike)
+    observed, without interval. `alike` as in `estimates_from_draws`."""
+    found = sample_posterior(mean_P_Q, baseline_Q, seed=seed)
+    return (
+        _plugin_estimates(mean_P_Q, baseline_Q, count_scored_questions(mean_P_Q))
+        if found is None
+        else estimates_from_draws(found, no_effect=no_effect)
+    )
 
 
-def read(one: Drawn, *, alike: bool) -> dict[str, Estimate]:
+def estimates_from_draws(draws: PosteriorDraws, *, no_effect: bool) -> dict[str, Estimate]:
     """What the draws say of every measure.
 
     `alike`: a test did not tell the personas apart; then every interval reaches to where they do not differ. If it did, no draw
     of ties counts in which all are one.
     """
-    apart, tied = measures(*one.apart), measures(*one.tied)
-    if not alike and (differ_R := tied["spread"] > statistics.TIE).any():
+    apart, tied = accuracy_measures(*draws.horseshoe), accuracy_measures(*draws.dirichlet)
+    if not no_effect and (differ_R := tied["spread"] > statistics.TIE_TOLERANCE).any():
         tied = {name: one_R[differ_R] for name, one_R in tied.items()}
-    found = {name: interval(name, apart[name], tied[name], one.n) for name in TOWARDS}
-    found |= _as_each_alone(one.seen, found)
-    if alike:
-        accuracy_R_P, without_R = one.apart
-        same = measures(accuracy_R_P.mean(axis=1, keepdims=True), without_R)
-        found = {name: _widened_by_null(name, found[name], same_R) for name, same_R in same.items()}
-    if not one.right:
-        found["pss"] = Estimate(value=0.0, low=0.0, high=1.0, n=one.n)  # 0/0, of which no more is known
-    return found | {"worst_minus_baseline": found["worst_minus_baseline"].model_copy(update={"n": one.n_both})}
+    found = {name: combine_priors(name, apart[name], tied[name], draws.n) for name in NULL_DIRECTION}
+    found |= _widen_to_own_interval(draws.noise_model, found)
+    if no_effect:
+        accuracy_R_P, without_R = draws.horseshoe
+        same = accuracy_measures(accuracy_R_P.mean(axis=1, keepdims=True), without_R)
+        found = {name: _widen_to_null(name, found[name], same_R) for name, same_R in same.items()}
+    if not draws.any_correct:
+        found["pss"] = Estimate(value=0.0, low=0.0, high=1.0, n=draws.n)  # 0/0, of which no more is known
+    return found | {"worst_minus_baseline": found["worst_minus_baseline"].model_copy(update={"n": draws.n_paired})}
 
 
-def questions_scored(mean_P_Q: Array) -> int:
+def count_scored_questions(mean_P_Q: Array) -> int:
     """By some persona."""
     return int((~np.isnan(mean_P_Q)).any(axis=0).sum())
 
 
-def _observed(mean_P_Q: Array, baseline_Q: Array, n: int) -> dict[str, Estimate]:
-    found = measures(statistics.sample_mean(mean_P_Q)[None], statistics.sample_mean(baseline_Q[None]))
+def _plugin_estimates(mean_P_Q: Array, baseline_Q: Array, n: int) -> dict[str, Estimate]:
+    found = accuracy_measures(statistics.mean_over_samples(mean_P_Q)[None], statistics.mean_over_samples(baseline_Q[None]))
     return {name: Estimate(value=None if np.isnan(one_R[0]) else float(one_R[0]), n=n) for name, one_R in found.items()}
 
 
-def _as_each_alone(seen: Observed, found: dict[str, Estimate]) -> dict[str, Estimate]:
+def _widen_to_own_interval(noise_model: NoiseModel, found: dict[str, Estimate]) -> dict[str, Estimate]:
     """The worst persona may be as bad as its interval by itself, and the best as good: a persona somewhat apart from all others
     is shrunk towards them, and without this its truth would be left out too often."""
     t = float(stdtrit(max(found["worst"].n - 1, 1), 0.975))
-    reach_P = t * np.sqrt(seen.own_P + seen.level.variance)
-    worst, best = seen.angle_P.argmin(), seen.angle_P.argmax()
-    low, high = (float(_accuracy(end)) for end in (seen.angle_P[worst] - reach_P[worst], seen.angle_P[best] + reach_P[best]))
+    reach_P = t * np.sqrt(noise_model.noise_var_P + noise_model.levels.variance)
+    worst, best = noise_model.angle_P.argmin(), noise_model.angle_P.argmax()
+    low, high = (
+        float(_accuracy_from_angle(end))
+        for end in (noise_model.angle_P[worst] - reach_P[worst], noise_model.angle_P[best] + reach_P[best])
+    )
     ends = {"worst": ("low", min, low), "best": ("high", max, high)}
     return {
         name: found[name].model_copy(update={end: of(getattr(found[name], end), one)}) for name, (end, of, one) in ends.items()
     }
 
 
-def _widened_by_null(name: str, found: Estimate, same_R: Array) -> Estimate:
+def _widen_to_null(name: str, found: Estimate, null_R: Array) -> Estimate:
     if found.value is None or found.low is None or found.high is None:
         return found
-    low, high = np.quantile(same_R, (0.025, 0.975))
-    ends = {"high": max(found.high, float(high))} if TOWARDS[name] > 0 else {"low": min(found.low, float(low))}
+    low, high = np.quantile(null_R, (0.025, 0.975))
+    ends = {"high": max(found.high, float(high))} if NULL_DIRECTION[name] > 0 else {"low": min(found.low, float(low))}
     return found.model_copy(update=ends)
 
 
-Grid = tuple[Array, Array]
+AccuracyGrid = tuple[Array, Array]
 
-TOGETHER = 3
+JOINT_STREAM = 3
 """Stream of random numbers under a seed, after those of a grid by itself."""
 
 
-def differences(first: Sequence[Grid], other: Sequence[Grid], *, seed: int) -> dict[str, Estimate]:
-    """Other − first, each the mean over its grids. A value is the difference of `estimates`' values."""
-    n = min(questions_scored(mean_P_Q) for mean_P_Q, _ in (*first, *other))
-    one, two = (_values([estimates(*grid, seed=seed) for grid in grids]) for grids in (first, other))
-    drawn = _drawn([*first, *other], seed)
+def posterior_differences(first: Sequence[AccuracyGrid], other: Sequence[AccuracyGrid], *, seed: int) -> dict[str, Estimate]:
+    """Other − first, each the mean over its grids. A value is the difference of `posterior_estimates`' values."""
+    n = min(count_scored_questions(mean_P_Q) for mean_P_Q, _ in (*first, *other))
+    one, two = (_mean_values([posterior_estimates(*grid, seed=seed) for grid in grids]) for grids in (first, other))
+    drawn = _joint_measure_draws([*first, *other], seed)
     found = {}
-    for name in EXTREMES:
+    for name in EXTREME_MEASURES:
         a, b = one[name], two[name]
         value = None if a is None or b is None else b - a
-        sides = [_mean(some, name) for some in (drawn[: len(first)], drawn[len(first) :])] if drawn else []
-        found[name] = _around(value, sides[1] - sides[0] if sides else None, n)
+        sides = [_mean_over_grids(some, name) for some in (drawn[: len(first)], drawn[len(first) :])] if drawn else []
+        found[name] = _interval_around(value, sides[1] - sides[0] if sides else None, n)
     return found
 
 
-def pooled(grids: Sequence[Grid], alone: Sequence[Mapping[str, Estimate]], *, seed: int) -> dict[str, Estimate]:
-    """The mean over the grids; `alone` holds what `estimates` says of each by itself.
+def pooled_estimates(
+    grids: Sequence[AccuracyGrid], estimates_by_grid: Sequence[Mapping[str, Estimate]], *, seed: int
+) -> dict[str, Estimate]:
+    """The mean over the grids; `alone` holds what `posterior_estimates` says of each by itself.
 
     A value is the mean of theirs. The end of an interval that lies towards no difference reaches at least as far as the mean of
     their ends, since those heed a second prior and the test that personas are alike.
     """
-    n = min(questions_scored(mean_P_Q) for mean_P_Q, _ in grids)
-    values, drawn = _values(alone), _drawn(grids, seed)
-    found = {name: _around(values[name], _mean(drawn, name) if drawn else None, n) for name in EXTREMES}
-    return {name: _widened_by_grids(name, one, [each[name] for each in alone]) for name, one in found.items()}
+    n = min(count_scored_questions(mean_P_Q) for mean_P_Q, _ in grids)
+    values, drawn = _mean_values(estimates_by_grid), _joint_measure_draws(grids, seed)
+    found = {
+        name: _interval_around(values[name], _mean_over_grids(drawn, name) if drawn else None, n) for name in EXTREME_MEASURES
+    }
+    return {name: _widen_to_grids(name, one, [each[name] for each in estimates_by_grid]) for name, one in found.items()}
 
 
-def _drawn(grids: Sequence[Grid], seed: int) -> list[dict[str, Array]]:
+def _joint_measure_draws(grids: Sequence[AccuracyGrid], seed: int) -> list[dict[str, Array]]:
     """The measures of each grid in every draw; empty where nothing can be drawn."""
-    if not all(questions_scored(mean_P_Q) > 1 and connected(mean_P_Q) for mean_P_Q, _ in grids):
+    if not all(count_scored_questions(mean_P_Q) > 1 and is_connected(mean_P_Q) for mean_P_Q, _ in grids):
         return []
-    seen = [(observe(mean_P_Q), baseline_Q) for mean_P_Q, baseline_Q in grids]
-    return [measures(*one) for one in draw(seen, np.random.default_rng([seed, TOGETHER]))]
+    seen = [(fit_noise_model(mean_P_Q), baseline_Q) for mean_P_Q, baseline_Q in grids]
+    return [accuracy_measures(*one) for one in sample_horseshoe_accuracies(seen, np.random.default_rng([seed, JOINT_STREAM]))]
 
 
-def _mean(drawn: Sequence[Mapping[str, Array]], name: str) -> Array:
+def _mean_over_grids(drawn: Sequence[Mapping[str, Array]], name: str) -> Array:
     return np.asarray(np.mean([one[name] for one in drawn], axis=0))
 
 
-def _values(alone: Sequence[Mapping[str, Estimate]]) -> dict[str, float | None]:
+def _mean_values(estimates_by_grid: Sequence[Mapping[str, Estimate]]) -> dict[str, float | None]:
     """Means over the grids; None where one of them has none."""
-    each = {name: [one[name].value for one in alone] for name in EXTREMES}
+    each = {name: [one[name].value for one in estimates_by_grid] for name in EXTREME_MEASURES}
     return {name: None if None in some else float(np.mean(np.array(some, dtype=float))) for name, some in each.items()}
 
 
-def _around(value: float | None, drawn_R: Array | None, n: int) -> Estimate:
+def _interval_around(value: float | None, drawn_R: Array | None, n: int) -> Estimate:
     """The middle 95 % of the draws, stretched to the value where they leave it out."""
     if value is None or drawn_R is None:
         return Estimate(value=value, n=n)
@@ -318,10 +346,10 @@ def _around(value: float | None, drawn_R: Array | None, n: int) -> Estimate:
     return Estimate(value=value, low=min(float(low), value), high=max(float(high), value), n=n)
 
 
-def _widened_by_grids(name: str, found: Estimate, alone: Sequence[Estimate]) -> Estimate:
+def _widen_to_grids(name: str, found: Estimate, estimates_by_grid: Sequence[Estimate]) -> Estimate:
     """With the end towards no difference as far out as the mean of the grids' own."""
-    end = "high" if TOWARDS[name] > 0 else "low"
-    mine, theirs = getattr(found, end), [getattr(one, end) for one in alone]
+    end = "high" if NULL_DIRECTION[name] > 0 else "low"
+    mine, theirs = getattr(found, end), [getattr(one, end) for one in estimates_by_grid]
     if mine is None or None in theirs:
         return found
     farther = max if end == "high" else min

@@ -1,6 +1,7 @@
 """What one model's accuracy does under personas, as one frozen record of estimates.
 
-Its contract: `summarize` takes scores by persona, question and sample (and the same questions asked without a persona) and
+Its contract: `summarize_stability` takes scores by persona, question and sample (and the same questions asked without a
+persona) and
 answers with numbers, 95 % intervals over questions, and counts. It does no arithmetic of its own: each formula stands in
 `permix.metrics.statistics`, each reading in docs/measures.md. A missing score stays missing: NaN cells are left out and
 counted, and a
@@ -14,16 +15,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from permix.metrics import posterior, statistics
-from permix.metrics.statistics import Array, Bootstrapped
+from permix.metrics.statistics import Array, BootstrapResult
 from permix.types import Estimate, Record, require_unique
 
-SPLITS = 100  # random half splits behind pss_crossfit, the same ones in every resample
+CROSSFIT_SPLITS = 100  # random half splits behind pss_crossfit, the same ones in every resample
 
-SPLIT_SCORES = 20_000_000  # scores in all splits together: a large grid needs fewer of them, never under a tenth
+MAX_SPLIT_SCORES = 20_000_000  # scores in all splits together: a large grid needs fewer of them, never under a tenth
 
-ALPHA = 0.05  # below this p the personas are told apart
+PERSONA_EFFECT_ALPHA = 0.05  # below this p the personas are told apart
 
-BLOCK_FLOATS = 2_000_000  # floats in the largest array of one bootstrap block: 16 MB
+BOOTSTRAP_BLOCK_FLOATS = 2_000_000  # floats in the largest array of one bootstrap block: 16 MB
 
 
 class PersonaSummary(Record):
@@ -56,14 +57,14 @@ class StabilitySummary(Record):
     best: Estimate
     mean: Estimate
     baseline: Estimate
-    shift: Estimate
+    mean_minus_baseline: Estimate
     worst_minus_baseline: Estimate
     spread: Estimate
     persona_sd: Estimate
-    case_worst: Estimate
+    worst_per_question: Estimate
     permutation_p: Estimate
-    detectable: Estimate
-    lottery: tuple[Estimate, ...]
+    minimum_detectable_effect: Estimate
+    expected_best_of_k: tuple[Estimate, ...]
     personas: tuple[PersonaSummary, ...]
     n_scored: int
     n_asked: int
@@ -71,7 +72,7 @@ class StabilitySummary(Record):
     n_personas: int
 
 
-def summarize(
+def summarize_stability(
     correct_P_Q_S: ArrayLike,
     baseline_Q_S: ArrayLike | None = None,
     *,
@@ -87,43 +88,51 @@ def summarize(
 
     ValueError: an empty or misshapen array, a score outside [0, 1], ids that do not fit or repeat.
     """
-    correct = _checked(correct_P_Q_S, 3, "correct_P_Q_S")
+    correct = _check_scores(correct_P_Q_S, 3, "correct_P_Q_S")
     P, Q, S = correct.shape
-    baseline = np.full((Q, 1), np.nan) if baseline_Q_S is None else _checked(baseline_Q_S, 2, "baseline_Q_S")
+    baseline = np.full((Q, 1), np.nan) if baseline_Q_S is None else _check_scores(baseline_Q_S, 2, "baseline_Q_S")
     if len(baseline) != Q:
         raise ValueError(f"baseline_Q_S has {len(baseline)} questions and correct_P_Q_S has {Q}; they must be the same questions")
-    ids = _checked_ids(persona_ids, P)
+    ids = _check_persona_ids(persona_ids, P)
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}; it must be at least 1")
 
-    mean_P_Q, baseline_Q = statistics.sample_mean(correct), statistics.sample_mean(baseline)
+    mean_P_Q, baseline_Q = statistics.mean_over_samples(correct), statistics.mean_over_samples(baseline)
     draws, labels, signs = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3))
-    measured = _bootstrapped(mean_P_Q, baseline_Q, draws, resamples)
-    compared_P_Q = _scored_personas(mean_P_Q)
-    permuted = _permuted(compared_P_Q, labels, resamples)
-    alike = permuted.p.value is None or permuted.p.value >= ALPHA
-    extreme = posterior.estimates(compared_P_Q, baseline_Q, seed=seed, alike=alike)
+    measured = _bootstrap_measures(mean_P_Q, baseline_Q, draws, resamples)
+    compared_P_Q = _drop_unscored_personas(mean_P_Q)
+    permuted = _permutation_test(compared_P_Q, labels, resamples)
+    alike = permuted.p.value is None or permuted.p.value >= PERSONA_EFFECT_ALPHA
+    extreme = posterior.posterior_estimates(compared_P_Q, baseline_Q, seed=seed, no_effect=alike)
     scored_Q = ~np.isnan(mean_P_Q).all(axis=0)
     n, n_baseline, n_both = (int(one.sum()) for one in (scored_Q, ~np.isnan(baseline_Q), scored_Q & ~np.isnan(baseline_Q)))
     seen = statistics.discordance(mean_P_Q, baseline_Q)
     return StabilitySummary(
-        detectable=Estimate(value=None if seen is None else statistics.smallest_effect(n_both, seen, P), n=n_both),
+        minimum_detectable_effect=Estimate(
+            value=None if seen is None else statistics.minimum_detectable_effect(n_both, seen, P), n=n_both
+        ),
         pss=extreme["pss"],
-        pss_observed=Estimate(value=known(float(measured["pss"].value)), n=n),
+        pss_observed=Estimate(value=none_if_nan(float(measured["pss"].value)), n=n),
         pss_null=permuted.pss_null,
         pss_crossfit=_estimate(measured["pss_crossfit"], n),
         worst=extreme["worst"],
         best=extreme["best"],
-        mean=_estimate(measured["mean"], n, statistics.share),
-        baseline=_estimate(measured["baseline"], n_baseline, statistics.share),
-        shift=_estimate(measured["shift"], n_both),
+        mean=_estimate(measured["mean"], n, statistics.bootstrap_share),
+        baseline=_estimate(measured["baseline"], n_baseline, statistics.bootstrap_share),
+        mean_minus_baseline=_estimate(measured["mean_minus_baseline"], n_both),
         worst_minus_baseline=extreme["worst_minus_baseline"],
         spread=extreme["spread"],
-        persona_sd=_hull(_estimate(measured["persona_sd"], n), extreme["persona_sd"]),
-        case_worst=_estimate(measured["case_worst"], n, statistics.share),
+        persona_sd=_interval_hull(_estimate(measured["persona_sd"], n), extreme["persona_sd"]),
+        worst_per_question=_estimate(measured["worst_per_question"], n, statistics.bootstrap_share),
         permutation_p=permuted.p,
-        lottery=tuple(_estimates(measured["lottery"], [n] * measured["lottery"].value.size, statistics.share)) if n else (),
-        personas=_personas(ids, mean_P_Q, mean_P_Q - baseline_Q, measured, signs, resamples),
+        expected_best_of_k=tuple(
+            _estimates(
+                measured["expected_best_of_k"], [n] * measured["expected_best_of_k"].value.size, statistics.bootstrap_share
+            )
+        )
+        if n
+        else (),
+        personas=_persona_summaries(ids, mean_P_Q, mean_P_Q - baseline_Q, measured, signs, resamples),
         n_scored=int((~np.isnan(correct)).sum()),
         n_asked=P * Q * S,
         n_questions=Q,
@@ -131,7 +140,7 @@ def summarize(
     )
 
 
-def differences(first: Sequence[Array], other: Sequence[Array], seed: int, resamples: int) -> dict[str, Estimate]:
+def stability_differences(first: Sequence[Array], other: Sequence[Array], seed: int, resamples: int) -> dict[str, Estimate]:
     """Other − first in "pss", "worst" and "mean" accuracy, each the mean over its grids (mean_P_Q of one model, or of a model's
     training seeds), over the personas that all have a score for; same draws of questions for all.
 
@@ -141,7 +150,7 @@ def differences(first: Sequence[Array], other: Sequence[Array], seed: int, resam
     Q = first[0].shape[1]
 
     def level(grids: Sequence[Array], counts_R_Q: Array) -> Array:
-        each = [statistics.question_mean(mean_P_Q[both_P], counts_R_Q).mean(axis=1) for mean_P_Q in grids]
+        each = [statistics.weighted_question_mean(mean_P_Q[both_P], counts_R_Q).mean(axis=1) for mean_P_Q in grids]
         return np.asarray(np.mean(each, axis=0))
 
     def measures(counts_R_Q: Array) -> dict[str, Array]:
@@ -149,31 +158,35 @@ def differences(first: Sequence[Array], other: Sequence[Array], seed: int, resam
 
     if not both_P.any():
         return {}
-    mean = statistics.bootstrap(measures, Q, np.random.default_rng(seed), resamples, block=max(1, BLOCK_FLOATS // Q))["mean"]
+    mean = statistics.bootstrap(
+        measures, Q, np.random.default_rng(seed), resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // Q)
+    )["mean"]
     one, two = ([(mean_P_Q[both_P], np.full(Q, np.nan)) for mean_P_Q in grids] for grids in (first, other))
-    found = posterior.differences(one, two, seed=seed)
+    found = posterior.posterior_differences(one, two, seed=seed)
     return {"pss": found["pss"], "worst": found["worst"], "mean": _estimate(mean, Q)}
 
 
-def _bootstrapped(mean_P_Q: Array, baseline_Q: Array, rng: np.random.Generator, resamples: int) -> dict[str, Bootstrapped]:
+def _bootstrap_measures(
+    mean_P_Q: Array, baseline_Q: Array, rng: np.random.Generator, resamples: int
+) -> dict[str, BootstrapResult]:
     """Every measure, all on the same draws of questions."""
     P, Q = mean_P_Q.shape
-    splits = splits_for(P * Q)
-    measures = measures_of(mean_P_Q, baseline_Q, statistics.half_splits(Q, splits, rng))
-    return statistics.bootstrap(measures, Q, rng, resamples, block=max(1, BLOCK_FLOATS // (splits * max(P, Q))))
+    splits = n_crossfit_splits(P * Q)
+    measures = build_measures(mean_P_Q, baseline_Q, statistics.random_half_splits(Q, splits, rng))
+    return statistics.bootstrap(measures, Q, rng, resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // (splits * max(P, Q))))
 
 
-def splits_for(scores: int) -> int:
-    return max(SPLITS // 10, min(SPLITS, SPLIT_SCORES // scores))
+def n_crossfit_splits(n_scores: int) -> int:
+    return max(CROSSFIT_SPLITS // 10, min(CROSSFIT_SPLITS, MAX_SPLIT_SCORES // n_scores))
 
 
-def measures_of(mean_P_Q: Array, baseline_Q: Array, halves_K_Q: Array) -> Callable[[Array], dict[str, Array]]:
+def build_measures(mean_P_Q: Array, baseline_Q: Array, halves_K_Q: Array) -> Callable[[Array], dict[str, Array]]:
     """Every measure as a function of how often each question counts (counts_R_Q), as `stats.bootstrap` wants it."""
-    compared_P_Q = _scored_personas(mean_P_Q)
+    compared_P_Q = _drop_unscored_personas(mean_P_Q)
 
     def measures(counts_R_Q: Array) -> dict[str, Array]:
-        accuracy_R_P = statistics.question_mean(compared_P_Q, counts_R_Q)
-        baseline_R = statistics.question_mean(baseline_Q[None], counts_R_Q)[:, 0]
+        accuracy_R_P = statistics.weighted_question_mean(compared_P_Q, counts_R_Q)
+        baseline_R = statistics.weighted_question_mean(baseline_Q[None], counts_R_Q)[:, 0]
         worst_R, best_R, mean_R = accuracy_R_P.min(axis=1), accuracy_R_P.max(axis=1), accuracy_R_P.mean(axis=1)
         return {
             "pss": statistics.pss(accuracy_R_P),
@@ -182,100 +195,102 @@ def measures_of(mean_P_Q: Array, baseline_Q: Array, halves_K_Q: Array) -> Callab
             "best": best_R,
             "mean": mean_R,
             "baseline": baseline_R,
-            "shift": mean_R - baseline_R,
+            "mean_minus_baseline": mean_R - baseline_R,
             "worst_minus_baseline": worst_R - baseline_R,
             "spread": best_R - worst_R,
             "persona_sd": statistics.persona_sd(compared_P_Q, counts_R_Q),
-            "case_worst": statistics.case_worst(compared_P_Q, counts_R_Q),
-            "lottery": statistics.expected_best_of_k(accuracy_R_P),
-            "accuracy": statistics.question_mean(mean_P_Q, counts_R_Q),
-            "difference": statistics.question_mean(mean_P_Q - baseline_Q, counts_R_Q),
+            "worst_per_question": statistics.worst_per_question(compared_P_Q, counts_R_Q),
+            "expected_best_of_k": statistics.expected_best_of_k(accuracy_R_P),
+            "accuracy": statistics.weighted_question_mean(mean_P_Q, counts_R_Q),
+            "difference": statistics.weighted_question_mean(mean_P_Q - baseline_Q, counts_R_Q),
         }
 
     return measures
 
 
-def alike_p(mean_P_Q: Array, seed: int, permutations: int) -> float | None:
-    """p of the test that `summarize` makes of the same scores and seed: that personas do nothing."""
+def persona_effect_p(mean_P_Q: Array, seed: int, n_permutations: int) -> float | None:
+    """p of the test that `summarize_stability` makes of the same scores and seed: that personas do nothing."""
     labels = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[1])
-    return _permuted(_scored_personas(mean_P_Q), labels, permutations).p.value
+    return _permutation_test(_drop_unscored_personas(mean_P_Q), labels, n_permutations).p.value
 
 
-class _Permuted(NamedTuple):
+class _PermutationTest(NamedTuple):
     pss_null: Estimate
     p: Estimate
 
 
-def _permuted(mean_P_Q: Array, rng: np.random.Generator, permutations: int) -> _Permuted:
+def _permutation_test(mean_P_Q: Array, rng: np.random.Generator, n_permutations: int) -> _PermutationTest:
     """PSS if personas did nothing, and the test that they do; its statistic is the variance of A_p. p is None for one persona."""
     n = int((~np.isnan(mean_P_Q).all(axis=0)).sum())
     if not n:
-        return _Permuted(Estimate(value=None, n=0), Estimate(value=None, n=0))
-    null_R_P = statistics.null_accuracies(mean_P_Q, rng, permutations)
+        return _PermutationTest(Estimate(value=None, n=0), Estimate(value=None, n=0))
+    null_R_P = statistics.null_accuracies(mean_P_Q, rng, n_permutations)
     pss_R = statistics.pss(np.clip(null_R_P, 0.0, 1.0))
     low, high = np.quantile(pss_R, (0.025, 0.975))
-    variance = statistics.question_mean(mean_P_Q, np.ones((1, mean_P_Q.shape[1]))).var()
+    variance = statistics.weighted_question_mean(mean_P_Q, np.ones((1, mean_P_Q.shape[1]))).var()
     p = statistics.permutation_p(float(variance), null_R_P.var(axis=1)) if len(mean_P_Q) > 1 else None
     null = Estimate(value=float(pss_R.mean()), low=float(low), high=float(high), n=n)
-    return _Permuted(null, Estimate(value=p, n=n))
+    return _PermutationTest(null, Estimate(value=p, n=n))
 
 
-def _personas(
+def _persona_summaries(
     ids: Sequence[str],
     mean_P_Q: Array,
     difference_P_Q: Array,
-    measured: dict[str, Bootstrapped],
+    bootstrapped: dict[str, BootstrapResult],
     rng: np.random.Generator,
-    flips: int,
+    n_flips: int,
 ) -> tuple[PersonaSummary, ...]:
     """The per-persona table, in the order given."""
-    p_P = np.array([statistics.paired_p(difference_Q, rng, flips) for difference_Q in difference_P_Q])
+    p_P = np.array([statistics.sign_flip_p(difference_Q, rng, n_flips) for difference_Q in difference_P_Q])
     n_P, paired_P = (~np.isnan(mean_P_Q)).sum(axis=1).tolist(), (~np.isnan(difference_P_Q)).sum(axis=1).tolist()
     columns = zip(
         ids,
-        _estimates(measured["accuracy"], n_P, statistics.share),
-        _estimates(measured["difference"], paired_P),
+        _estimates(bootstrapped["accuracy"], n_P, statistics.bootstrap_share),
+        _estimates(bootstrapped["difference"], paired_P),
         p_P.tolist(),
-        statistics.holm(p_P).tolist(),
+        statistics.holm_adjust(p_P).tolist(),
         n_P,
         strict=True,
     )
     return tuple(
-        PersonaSummary(id=id, accuracy=accuracy, difference=difference, mcnemar_p=known(p), holm_p=known(holm_p), n=n)
+        PersonaSummary(id=id, accuracy=accuracy, difference=difference, mcnemar_p=none_if_nan(p), holm_p=none_if_nan(holm_p), n=n)
         for id, accuracy, difference, p, holm_p, n in columns
     )
 
 
-def _scored_personas(mean_P_Q: Array) -> Array:
+def _drop_unscored_personas(mean_P_Q: Array) -> Array:
     """The rows that can be compared: personas with at least one score; all rows when there is no score at all."""
     scored_P = ~np.isnan(mean_P_Q).all(axis=1)
     return mean_P_Q[scored_P] if scored_P.any() else mean_P_Q
 
 
-def _hull(one: Estimate, other: Estimate) -> Estimate:
+def _interval_hull(one: Estimate, other: Estimate) -> Estimate:
     """`one`, with an interval that holds both: resampling questions cannot tell how one persona far from the rest got there."""
     if one.low is None or one.high is None or other.low is None or other.high is None:
         return one
     return one.model_copy(update={"low": min(one.low, other.low), "high": max(one.high, other.high)})
 
 
-Interval = Callable[[float, Array, int], Estimate]
+IntervalFunction = Callable[[float, Array, int], Estimate]
 
 
-def _estimate(measure: Bootstrapped, n: int, interval: Interval = statistics.estimate) -> Estimate:
+def _estimate(measure: BootstrapResult, n: int, interval: IntervalFunction = statistics.bootstrap_estimate) -> Estimate:
     return interval(float(measure.value), measure.replicates, n)
 
 
-def _estimates(measure: Bootstrapped, n_N: Sequence[int], interval: Interval = statistics.estimate) -> list[Estimate]:
+def _estimates(
+    measure: BootstrapResult, n_N: Sequence[int], interval: IntervalFunction = statistics.bootstrap_estimate
+) -> list[Estimate]:
     return [interval(v, replicate_R, n) for v, replicate_R, n in zip(measure.value, measure.replicates.T, n_N, strict=True)]
 
 
-def known(p: float) -> float | None:
+def none_if_nan(p: float) -> float | None:
     """NaN becomes None."""
     return None if np.isnan(p) else p
 
 
-def _checked(scores: ArrayLike, ndim: int, name: str) -> Array:
+def _check_scores(scores: ArrayLike, ndim: int, name: str) -> Array:
     """The scores as floats; ValueError naming the shape or the first bad value."""
     array = np.asarray(scores, dtype=float)
     if array.ndim != ndim or not array.size:
@@ -287,9 +302,9 @@ def _checked(scores: ArrayLike, ndim: int, name: str) -> Array:
     return array
 
 
-def _checked_ids(persona_ids: Sequence[str] | None, personas: int) -> Sequence[str]:
-    ids = [str(p) for p in range(personas)] if persona_ids is None else persona_ids
-    if len(ids) != personas:
-        raise ValueError(f"persona_ids has {len(ids)} ids and correct_P_Q_S has {personas} personas")
+def _check_persona_ids(persona_ids: Sequence[str] | None, n_personas: int) -> Sequence[str]:
+    ids = [str(p) for p in range(n_personas)] if persona_ids is None else persona_ids
+    if len(ids) != n_personas:
+        raise ValueError(f"persona_ids has {len(ids)} ids and correct_P_Q_S has {n_personas} personas")
     require_unique(ids, "persona")
     return ids

@@ -32,32 +32,34 @@ from permix.types import Estimate
 Array = NDArray[np.float64]
 
 
-TIE = 1e-9  # accuracies closer than this are equal: the order of a floating-point sum must not break a tie
+TIE_TOLERANCE = 1e-9  # accuracies closer than this are equal: the order of a floating-point sum must not break a tie
 
-Z_BIAS_MAX = 0.5  # the most the interval is moved for bias, in standard normal units; docs/measures.md has the simulation
+MAX_BIAS_CORRECTION_Z = (
+    0.5  # the most the interval is moved for bias, in standard normal units; docs/measures.md has the simulation
+)
 
 
-def sample_mean(correct_P_Q_S: Array) -> Array:
+def mean_over_samples(correct_P_Q_S: Array) -> Array:
     """Mean over the scored samples of each cell; NaN where none is scored. Takes any leading axes."""
-    return mean_along(correct_P_Q_S, axis=-1)
+    return nanmean_along(correct_P_Q_S, axis=-1)
 
 
-def mean_along(value_N: Array, axis: int) -> Array:
+def nanmean_along(value_N: Array, axis: int) -> Array:
     """Mean along one axis of what is not NaN; NaN where nothing is left, without a warning."""
     scored = ~np.isnan(value_N)
-    return _ratio(np.where(scored, value_N, 0.0).sum(axis=axis), scored.sum(axis=axis).astype(float))
+    return _safe_divide(np.where(scored, value_N, 0.0).sum(axis=axis), scored.sum(axis=axis).astype(float))
 
 
-def question_mean(mean_P_Q: Array, counts_R_Q: Array) -> Array:
+def weighted_question_mean(mean_P_Q: Array, counts_R_Q: Array) -> Array:
     """accuracy_R_P: A_p = Σ_q c_q x_pq / Σ_q c_q over the questions where persona p has a score; NaN where it has none."""
-    value_Q_P, scored_Q_P = _split(mean_P_Q)
-    return _ratio(counts_R_Q @ value_Q_P, counts_R_Q @ scored_Q_P)
+    value_Q_P, scored_Q_P = _values_and_mask(mean_P_Q)
+    return _safe_divide(counts_R_Q @ value_Q_P, counts_R_Q @ scored_Q_P)
 
 
 def pss(accuracy_P: Array) -> Array:
     """Persona stability score: min_p A_p / max_p A_p, 0/0 := 0. Our definition; the plug-in is biased down by noise."""
     best = accuracy_P.max(axis=-1)
-    return np.where(best == 0, 0.0, _ratio(accuracy_P.min(axis=-1), best))
+    return np.where(best == 0, 0.0, _safe_divide(accuracy_P.min(axis=-1), best))
 
 
 def expected_best_of_k(accuracy_P: Array) -> Array:
@@ -74,13 +76,13 @@ def expected_best_of_k(accuracy_P: Array) -> Array:
     return np.asarray(np.sort(accuracy_P, axis=-1) @ weight_K_P.T)
 
 
-def case_worst(mean_P_Q: Array, counts_R_Q: Array) -> Array:
+def worst_per_question(mean_P_Q: Array, counts_R_Q: Array) -> Array:
     """mean_q min_p x_pq: the accuracy if every question met its own worst persona (over the personas scored on it)."""
     min_Q = np.where(np.isnan(mean_P_Q), np.inf, mean_P_Q).min(axis=0)
-    return question_mean(np.where(np.isinf(min_Q), np.nan, min_Q)[None], counts_R_Q)[:, 0]
+    return weighted_question_mean(np.where(np.isinf(min_Q), np.nan, min_Q)[None], counts_R_Q)[:, 0]
 
 
-class TwoWay(NamedTuple):
+class TwoWayFit(NamedTuple):
     """An additive persona + question fit: effects that add up to 0, the residual's mean square, and the diagonal of L⁺.
 
     An effect's variance is the residual's times its place of that diagonal.
@@ -88,10 +90,10 @@ class TwoWay(NamedTuple):
 
     effect_R_P: Array
     residual_R: Array
-    diagonal_R_P: Array
+    pinv_diagonal_R_P: Array
 
 
-def two_way(mean_P_Q: Array, counts_R_Q: Array) -> TwoWay:
+def fit_two_way(mean_P_Q: Array, counts_R_Q: Array) -> TwoWayFit:
     """By least squares (Henderson's method 3), so a persona gains nothing from missing hard questions. Memory R × P × Q.
 
     With m the 0/1 mask, d = x − x_.q and L = diag(Σ_q m_pq) − Σ_q m_q m_qᵀ / m_.q, the effects are a = L⁺ Σ_q d_q; the residual,
@@ -101,30 +103,32 @@ def two_way(mean_P_Q: Array, counts_R_Q: Array) -> TwoWay:
     P = len(mean_P_Q)
     scored_P_Q = ~np.isnan(mean_P_Q) & ((~np.isnan(mean_P_Q)).sum(axis=0) > 1)
     personas_Q = scored_P_Q.sum(axis=0).astype(float)
-    centred_P_Q = np.where(scored_P_Q, mean_P_Q - sample_mean(mean_P_Q.T), 0.0)
+    centred_P_Q = np.where(scored_P_Q, mean_P_Q - mean_over_samples(mean_P_Q.T), 0.0)
     seen_R_P = counts_R_Q @ scored_P_Q.T
     total_R_P = counts_R_Q @ centred_P_Q.T
     if scored_P_Q.all():
         effect_R_P, diagonal_R_P = total_R_P / seen_R_P, (1 - 1 / P) / seen_R_P
     else:
         share_R_P_Q = scored_P_Q * (counts_R_Q / np.maximum(personas_Q, 1))[:, None, :]
-        inverse_R_P_P = np.linalg.pinv(np.eye(P) * seen_R_P[:, None, :] - share_R_P_Q @ scored_P_Q.T, rcond=TIE, hermitian=True)
+        inverse_R_P_P = np.linalg.pinv(
+            np.eye(P) * seen_R_P[:, None, :] - share_R_P_Q @ scored_P_Q.T, rcond=TIE_TOLERANCE, hermitian=True
+        )
         effect_R_P = (inverse_R_P_P @ total_R_P[:, :, None])[:, :, 0]
         diagonal_R_P = np.diagonal(inverse_R_P_P, axis1=1, axis2=2)
     freedom_R = seen_R_P.sum(axis=1) - counts_R_Q @ (personas_Q > 1) - P + 1
-    residual_R = _ratio(counts_R_Q @ (centred_P_Q**2).sum(axis=0) - (effect_R_P * total_R_P).sum(axis=1), freedom_R)
-    return TwoWay(effect_R_P, np.where((seen_R_P > 0).all(axis=1), residual_R, np.nan), diagonal_R_P)
+    residual_R = _safe_divide(counts_R_Q @ (centred_P_Q**2).sum(axis=0) - (effect_R_P * total_R_P).sum(axis=1), freedom_R)
+    return TwoWayFit(effect_R_P, np.where((seen_R_P > 0).all(axis=1), residual_R, np.nan), diagonal_R_P)
 
 
-class Mixed(NamedTuple):
+class MixedModelFit(NamedTuple):
     """Personas' accuracies over all questions, and the covariance of their own noise in units of the residual's variance."""
 
     accuracy_P: Array
-    own_P_P: Array
+    noise_cov_P_P: Array
 
 
-def mixed(mean_P_Q: Array, ratio: float) -> Mixed:
-    """Accuracies by generalised least squares for x_pq = A_p + u_q + e_pq, questions drawn; `ratio` is var u / var e.
+def fit_mixed_model(mean_P_Q: Array, variance_ratio: float) -> MixedModelFit:
+    """Accuracies by generalised least squares for x_pq = A_p + u_q + e_pq, questions drawn; `variance_ratio` is var u / var e.
 
     With m_q the 0/1 column of question q, n_q its sum and ρ_q = ratio / (1 + n_q ratio), the accuracies solve
     Σ_q (diag m_q − ρ_q m_q m_qᵀ) A = Σ_q (m_q x_q − ρ_q m_q Σ_p x_pq), and the inverse of that matrix is their covariance. What
@@ -133,11 +137,11 @@ def mixed(mean_P_Q: Array, ratio: float) -> Mixed:
     """
     scored_P_Q = ~np.isnan(mean_P_Q)
     value_P_Q, mask_P_Q = np.where(scored_P_Q, mean_P_Q, 0.0), scored_P_Q.astype(float)
-    shared_P_Q = mask_P_Q * (ratio / (1 + mask_P_Q.sum(axis=0) * ratio))
+    shared_P_Q = mask_P_Q * (variance_ratio / (1 + mask_P_Q.sum(axis=0) * variance_ratio))
     known_P_P = np.diag(mask_P_Q.sum(axis=1)) - shared_P_Q @ mask_P_Q.T
     covariance_P_P = np.linalg.inv(known_P_P)
     accuracy_P = covariance_P_P @ (value_P_Q.sum(axis=1) - shared_P_Q @ value_P_Q.sum(axis=0))
-    return Mixed(accuracy_P, covariance_P_P - ratio / scored_P_Q.any(axis=0).sum())
+    return MixedModelFit(accuracy_P, covariance_P_P - variance_ratio / scored_P_Q.any(axis=0).sum())
 
 
 def persona_sd(mean_P_Q: Array, counts_R_Q: Array) -> Array:
@@ -146,46 +150,49 @@ def persona_sd(mean_P_Q: Array, counts_R_Q: Array) -> Array:
     The two-way persona × question variance component, questions random: sd² = max(0, (MS_persona − MS_residual) / Q)
     = max(0, var_p(A_p) − MS_residual / Q), with var_p dividing by P−1, MS_persona = Q var_p(A_p) and
     MS_residual = Σ (x_pq − x_p. − x_.q + x..)² / ((P−1)(Q−1)). With one sample a cell, interaction and error are one.
-    Missing cells: the same by `two_way`, sd² = (|a|² − MS_residual tr L⁺) / (P−1). Memory R × P × Q.
+    Missing cells: the same by `fit_two_way`, sd² = (|a|² − MS_residual tr L⁺) / (P−1). Memory R × P × Q.
     NaN for one persona, without residual degrees of freedom, or if a persona shares no question with another.
     """
-    found = two_way(mean_P_Q, counts_R_Q)
-    excess_R = (found.effect_R_P**2).sum(axis=1) - found.residual_R * found.diagonal_R_P.sum(axis=1)
-    return np.asarray(np.sqrt(np.maximum(_ratio(excess_R, np.float64(len(mean_P_Q) - 1)), 0.0)))
+    found = fit_two_way(mean_P_Q, counts_R_Q)
+    excess_R = (found.effect_R_P**2).sum(axis=1) - found.residual_R * found.pinv_diagonal_R_P.sum(axis=1)
+    return np.asarray(np.sqrt(np.maximum(_safe_divide(excess_R, np.float64(len(mean_P_Q) - 1)), 0.0)))
 
 
-def component_sd(square: float, error: float, freedom: int, error_freedom: int, cells: int) -> Estimate:
+def variance_component_sd(
+    mean_square: float, error_mean_square: float, df: int, error_df: int, scores_per_effect: int
+) -> Estimate:
     """Standard deviation of the true effects behind a mean square of an analysis of variance, with its 95 % interval.
 
-    sd² = max(0, (square − error) / cells), where `cells` scores stand behind each effect and `error` is the mean square that
-    `square` would be but for the effects. For independent normal errors square / error is non-central F with
+    sd² = max(0, (square − error) / cells), where `scores_per_effect` scores stand behind each effect and `error_mean_square`
+    is the mean square that
+    `mean_square` would be but for the effects. For independent normal errors square / error is non-central F with
     λ = freedom · cells · sd² / error; the ends are the λ at which what was seen, or less, has probability .975 and .025.
-    No interval where the error is 0. n is `error_freedom` / `freedom` + 1, the questions, where these are what is drawn.
+    No interval where the error is 0. n is `error_df` / `df` + 1, the questions, where these are what is drawn.
     Source: Steiger (2004), Beyond the F test, Psychological Methods 9.
     """
-    n = error_freedom // freedom + 1
-    value = float(np.sqrt(max(0.0, square - error) / cells))
-    if error <= 0:
+    n = error_df // df + 1
+    value = float(np.sqrt(max(0.0, mean_square - error_mean_square) / scores_per_effect))
+    if error_mean_square <= 0:
         return Estimate(value=value, n=n)
-    seen, per_lambda = square / error, error / (freedom * cells)
-    ends = [float(np.sqrt(per_lambda * _noncentrality(seen, freedom, error_freedom, p))) for p in (0.975, 0.025)]
+    seen, per_lambda = mean_square / error_mean_square, error_mean_square / (df * scores_per_effect)
+    ends = [float(np.sqrt(per_lambda * _noncentrality(seen, df, error_df, p))) for p in (0.975, 0.025)]
     return Estimate(value=value, low=min(ends[0], value), high=max(ends[1], value), n=n)
 
 
-def _noncentrality(seen: float, freedom: int, error_freedom: int, p: float) -> float:
+def _noncentrality(f_value: float, df: int, error_df: int, p: float) -> float:
     """λ at which a non-central F is at most `seen` with probability p; 0 where it is that likely at no λ."""
-    if ncfdtr(freedom, error_freedom, 0.0, seen) <= p:
+    if ncfdtr(df, error_df, 0.0, f_value) <= p:
         return 0.0
     top = 1.0
-    while ncfdtr(freedom, error_freedom, top, seen) > p:
+    while ncfdtr(df, error_df, top, f_value) > p:
         top *= 2
-    return float(brentq(lambda size: ncfdtr(freedom, error_freedom, size, seen) - p, 0.0, top))
+    return float(brentq(lambda size: ncfdtr(df, error_df, size, f_value) - p, 0.0, top))
 
 
-def half_splits(questions: int, splits: int, rng: np.random.Generator) -> Array:
+def random_half_splits(n_questions: int, n_splits: int, rng: np.random.Generator) -> Array:
     """halves_K_Q: 1 where a question is in the first half of split k. An odd question falls to the second half."""
-    half_Q = (np.arange(questions) < questions // 2).astype(float)
-    return rng.permuted(np.tile(half_Q, (splits, 1)), axis=1)
+    half_Q = (np.arange(n_questions) < n_questions // 2).astype(float)
+    return rng.permuted(np.tile(half_Q, (n_splits, 1)), axis=1)
 
 
 def pss_crossfit(mean_P_Q: Array, halves_K_Q: Array, counts_R_Q: Array) -> Array:
@@ -196,28 +203,30 @@ def pss_crossfit(mean_P_Q: Array, halves_K_Q: Array, counts_R_Q: Array) -> Array
     NaN where no split scores both choices (one question) or where only the best one's mean is 0.
     """
     (R, Q), K = counts_R_Q.shape, len(halves_K_Q)
-    value_Q_P, scored_Q_P = _split(mean_P_Q)
+    value_Q_P, scored_Q_P = _values_and_mask(mean_P_Q)
     first_RK_Q = (counts_R_Q[:, None, :] * halves_K_Q).reshape(R * K, Q)
     right_RK_P, seen_RK_P = first_RK_Q @ value_Q_P, first_RK_Q @ scored_Q_P
     other_right_RK_P = np.repeat(counts_R_Q @ value_Q_P, K, axis=0) - right_RK_P
     other_seen_RK_P = np.repeat(counts_R_Q @ scored_Q_P, K, axis=0) - seen_RK_P
-    half_RK_P, other_RK_P = _ratio(right_RK_P, seen_RK_P), _ratio(other_right_RK_P, other_seen_RK_P)
-    pairs_RK_2 = [_worst_and_best(half_RK_P, other_RK_P), _worst_and_best(other_RK_P, half_RK_P)]
-    worst_R, best_R = sample_mean(np.concatenate([pair.reshape(2, R, K) for pair in pairs_RK_2], axis=2))
-    return np.where((best_R == 0) & (worst_R <= TIE), 0.0, _ratio(worst_R, best_R))
+    half_RK_P, other_RK_P = _safe_divide(right_RK_P, seen_RK_P), _safe_divide(other_right_RK_P, other_seen_RK_P)
+    pairs_RK_2 = [_score_worst_and_best(half_RK_P, other_RK_P), _score_worst_and_best(other_RK_P, half_RK_P)]
+    worst_R, best_R = mean_over_samples(np.concatenate([pair.reshape(2, R, K) for pair in pairs_RK_2], axis=2))
+    return np.where((best_R == 0) & (worst_R <= TIE_TOLERANCE), 0.0, _safe_divide(worst_R, best_R))
 
 
-def _worst_and_best(choose_N_P: Array, score_N_P: Array) -> Array:
+def _score_worst_and_best(select_N_P: Array, score_N_P: Array) -> Array:
     """score_2_N: the score of the lowest and of the highest persona by `choose`; both NaN unless both have one."""
-    absent_N_P = np.isnan(choose_N_P)
-    low_N_P, high_N_P = np.where(absent_N_P, np.inf, choose_N_P), np.where(absent_N_P, -np.inf, choose_N_P)
+    absent_N_P = np.isnan(select_N_P)
+    low_N_P, high_N_P = np.where(absent_N_P, np.inf, select_N_P), np.where(absent_N_P, -np.inf, select_N_P)
     chosen = (
-        low_N_P <= low_N_P.min(axis=1, keepdims=True) + TIE,
-        high_N_P >= high_N_P.max(axis=1, keepdims=True) - TIE,
+        low_N_P <= low_N_P.min(axis=1, keepdims=True) + TIE_TOLERANCE,
+        high_N_P >= high_N_P.max(axis=1, keepdims=True) - TIE_TOLERANCE,
     )
     scored_N_P = ~(absent_N_P | np.isnan(score_N_P))
     filled_N_P = np.where(scored_N_P, score_N_P, 0.0)
-    pair_2_N = np.stack([_ratio((filled_N_P * one).sum(axis=1), (scored_N_P & one).sum(axis=1).astype(float)) for one in chosen])
+    pair_2_N = np.stack(
+        [_safe_divide((filled_N_P * one).sum(axis=1), (scored_N_P & one).sum(axis=1).astype(float)) for one in chosen]
+    )
     return np.where(np.isnan(pair_2_N).any(axis=0), np.nan, pair_2_N)
 
 
@@ -229,28 +238,28 @@ def permute_within_question(mean_P_Q: Array, rng: np.random.Generator) -> Array:
     return permuted_Q_P.T
 
 
-MANY_SCORES, MANY_PERSONAS, MANY_RIGHT = 200_000, 1000, 25.0
+NORMAL_LIMIT_MIN_SCORES, NORMAL_LIMIT_MAX_PERSONAS, NORMAL_LIMIT_MIN_VARIANCE = 200_000, 1000, 25.0
 """From so many scores on, sums of permuted scores are drawn from their normal limit; unless there are more personas than that, or
 one whose sum has a smaller variance: where nearly all answers are alike the limit is far."""
 
 
-def null_accuracies(mean_P_Q: Array, rng: np.random.Generator, permutations: int) -> Array:
+def null_accuracies(mean_P_Q: Array, rng: np.random.Generator, n_permutations: int) -> Array:
     """accuracy_R_P under "personas do nothing": A_p after each of R within-question permutations of the labels.
 
     Of very many scores from the normal limit, which may lie a little outside [0, 1].
     """
-    if mean_P_Q.size >= MANY_SCORES and len(mean_P_Q) <= MANY_PERSONAS:
-        mean_P, covariance_P_P = _permuted_moments(mean_P_Q)
-        if (np.diag(covariance_P_P) * (~np.isnan(mean_P_Q)).sum(axis=1) ** 2).min() >= MANY_RIGHT:
+    if mean_P_Q.size >= NORMAL_LIMIT_MIN_SCORES and len(mean_P_Q) <= NORMAL_LIMIT_MAX_PERSONAS:
+        mean_P, covariance_P_P = _permutation_moments(mean_P_Q)
+        if (np.diag(covariance_P_P) * (~np.isnan(mean_P_Q)).sum(axis=1) ** 2).min() >= NORMAL_LIMIT_MIN_VARIANCE:
             size_P, vector_P_P = np.linalg.eigh(covariance_P_P)
             root_P_P = vector_P_P * np.sqrt(np.maximum(size_P, 0.0))
-            return np.asarray(mean_P + rng.normal(size=(permutations, len(mean_P))) @ root_P_P.T)
+            return np.asarray(mean_P + rng.normal(size=(n_permutations, len(mean_P))) @ root_P_P.T)
     counts_1_Q = np.ones((1, mean_P_Q.shape[1]))
-    rows = [question_mean(permute_within_question(mean_P_Q, rng), counts_1_Q) for _ in range(permutations)]
+    rows = [weighted_question_mean(permute_within_question(mean_P_Q, rng), counts_1_Q) for _ in range(n_permutations)]
     return np.concatenate(rows)
 
 
-def _permuted_moments(mean_P_Q: Array) -> tuple[Array, Array]:
+def _permutation_moments(mean_P_Q: Array) -> tuple[Array, Array]:
     """Mean [P] and covariance [P, P] of personas' accuracies under permutation, exactly.
 
     Among the n personas scored on a question, a permuted score has the question's mean and variance s², and two of them the
@@ -258,7 +267,7 @@ def _permuted_moments(mean_P_Q: Array) -> tuple[Array, Array]:
     """
     scored_P_Q = ~np.isnan(mean_P_Q)
     mask_P_Q, n_Q = scored_P_Q.astype(float), scored_P_Q.sum(axis=0)
-    mean_Q = np.nan_to_num(sample_mean(mean_P_Q.T))
+    mean_Q = np.nan_to_num(mean_over_samples(mean_P_Q.T))
     square_Q = (np.where(scored_P_Q, mean_P_Q - mean_Q, 0.0) ** 2).sum(axis=0)
     apart_Q = square_Q / (np.maximum(n_Q, 1) * np.maximum(n_Q - 1, 1))  # s² / (n − 1)
     covariance_P_P = np.diag(mask_P_Q @ (apart_Q * n_Q)) - (mask_P_Q * apart_Q) @ mask_P_Q.T
@@ -268,7 +277,7 @@ def _permuted_moments(mean_P_Q: Array) -> tuple[Array, Array]:
 
 def permutation_p(statistic: float, null_R: Array) -> float:
     """(1 + #{null ≥ statistic}) / (1 + R): valid at any R, never 0."""
-    return float((1 + (null_R >= statistic * (1 - TIE)).sum()) / (1 + len(null_R)))
+    return float((1 + (null_R >= statistic * (1 - TIE_TOLERANCE)).sum()) / (1 + len(null_R)))
 
 
 def mcnemar_exact(wins: int, losses: int) -> float:
@@ -276,22 +285,22 @@ def mcnemar_exact(wins: int, losses: int) -> float:
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
-def paired_p(difference_Q: Array, rng: np.random.Generator, flips: int) -> float:
+def sign_flip_p(difference_Q: Array, rng: np.random.Generator, n_flips: int) -> float:
     """Two-sided sign-flip test of mean difference 0, questions as units; NaN where no question is paired.
 
     Where every difference is −1, 0 or 1 (one sample a cell) this is McNemar's test and is computed exactly. Otherwise the signs
-    are flipped at random `flips` times: p = (1 + #{|Σ ±d| ≥ |Σ d|}) / (1 + flips).
+    are flipped at random `n_flips` times: p = (1 + #{|Σ ±d| ≥ |Σ d|}) / (1 + flips).
     """
     paired_Q = difference_Q[~np.isnan(difference_Q)]
     if not len(paired_Q):
         return float("nan")
     if np.isin(paired_Q, (-1.0, 0.0, 1.0)).all():
         return mcnemar_exact(int((paired_Q > 0).sum()), int((paired_Q < 0).sum()))
-    sign_R_Q = rng.integers(0, 2, size=(flips, len(paired_Q))) * 2.0 - 1.0
+    sign_R_Q = rng.integers(0, 2, size=(n_flips, len(paired_Q))) * 2.0 - 1.0
     return permutation_p(abs(paired_Q.sum()), np.abs(sign_R_Q @ paired_Q))
 
 
-def holm(p_N: Array) -> Array:
+def holm_adjust(p_N: Array) -> Array:
     """Holm's step-down correction: max over the smaller p of (N − rank) p, at most 1. NaN entries are not tests and stay NaN."""
     tested = np.flatnonzero(~np.isnan(p_N))
     ordered = tested[np.argsort(p_N[tested], kind="stable")]
@@ -300,7 +309,7 @@ def holm(p_N: Array) -> Array:
     return adjusted_N
 
 
-class Bootstrapped(NamedTuple):
+class BootstrapResult(NamedTuple):
     """A measure of the data itself, and of every resample of its questions (axes: R, then the measure's own)."""
 
     value: Array
@@ -308,19 +317,19 @@ class Bootstrapped(NamedTuple):
 
 
 def bootstrap(
-    measures: Callable[[Array], dict[str, Array]], questions: int, rng: np.random.Generator, resamples: int, block: int
-) -> dict[str, Bootstrapped]:
-    """Every array of `measures(counts_R_Q)` on the data itself and on R draws of Q questions, `block` draws at a time.
+    measures: Callable[[Array], dict[str, Array]], n_units: int, rng: np.random.Generator, resamples: int, block_size: int
+) -> dict[str, BootstrapResult]:
+    """Every array of `measures(counts_R_Q)` on the data itself and on R draws of Q questions, `block_size` draws at a time.
 
     All measures see the same draws. All cells of a question travel together, since they are not independent.
     """
-    counts_R_Q = rng.multinomial(questions, np.full(questions, 1 / questions), size=resamples).astype(float)
-    values = measures(np.ones((1, questions)))
-    blocks = [measures(counts_R_Q[start : start + block]) for start in range(0, resamples, block)]
-    return {name: Bootstrapped(value[0], np.concatenate([one[name] for one in blocks])) for name, value in values.items()}
+    counts_R_Q = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=resamples).astype(float)
+    values = measures(np.ones((1, n_units)))
+    blocks = [measures(counts_R_Q[start : start + block_size]) for start in range(0, resamples, block_size)]
+    return {name: BootstrapResult(value[0], np.concatenate([one[name] for one in blocks])) for name, value in values.items()}
 
 
-def estimate(value: float, replicate_R: Array, n: int) -> Estimate:
+def bootstrap_estimate(value: float, replicate_R: Array, n: int) -> Estimate:
     """The value with its 95 % bias-corrected percentile interval (Efron's BC, with the correction bounded), for n units.
 
     z0 = Φ⁻¹(share of replicates below the value + half the ties), within ±Z_BIAS_MAX; ends = the Φ(2 z0 ± z) quantiles,
@@ -333,24 +342,25 @@ def estimate(value: float, replicate_R: Array, n: int) -> Estimate:
     finite_R = replicate_R[~np.isnan(replicate_R)]
     if n < 2 or 2 * len(finite_R) < len(replicate_R):
         return Estimate(value=float(value), n=n)
-    share = (finite_R < value - TIE).mean() + (np.abs(finite_R - value) <= TIE).mean() / 2
-    z0 = np.clip(ndtri(share), -Z_BIAS_MAX, Z_BIAS_MAX)
+    share = (finite_R < value - TIE_TOLERANCE).mean() + (np.abs(finite_R - value) <= TIE_TOLERANCE).mean() / 2
+    z0 = np.clip(ndtri(share), -MAX_BIAS_CORRECTION_Z, MAX_BIAS_CORRECTION_Z)
     z = np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975)
     low, high = np.quantile(finite_R, ndtr(2 * z0 + np.array([-z, z])))
     return Estimate(value=float(value), low=float(min(low, value)), high=float(max(high, value)), n=n)
 
 
-def share(value: float, replicate_R: Array, n: int) -> Estimate:
-    """`estimate` of a mean of scores in [0, 1]. All 0 or all 1, no resample differs: then the exact binomial interval."""
-    found = estimate(value, replicate_R, n)
-    if found.low is None or found.value is None or TIE < found.value < 1 - TIE:
+def bootstrap_share(value: float, replicate_R: Array, n: int) -> Estimate:
+    """`bootstrap_estimate` of a mean of scores in [0, 1]. All 0 or all 1, no resample differs: then the exact binomial
+    interval."""
+    found = bootstrap_estimate(value, replicate_R, n)
+    if found.low is None or found.value is None or TIE_TOLERANCE < found.value < 1 - TIE_TOLERANCE:
         return found
     beyond = 0.025 ** (1 / n)
-    return found.model_copy(update={"high": 1 - beyond} if found.value <= TIE else {"low": beyond})
+    return found.model_copy(update={"high": 1 - beyond} if found.value <= TIE_TOLERANCE else {"low": beyond})
 
 
 def bootstrap_mean(
-    values_N: Array, seed: int, resamples: int, interval: Callable[[float, Array, int], Estimate] = estimate
+    values_N: Array, seed: int, resamples: int, interval: Callable[[float, Array, int], Estimate] = bootstrap_estimate
 ) -> Estimate:
     """Mean of the scored values with its interval over the N units; NaN values are left out, none left gives None."""
     scored_N = values_N[~np.isnan(values_N)]
@@ -358,11 +368,11 @@ def bootstrap_mean(
     if not n:
         return Estimate(value=None, n=0)
     rng = np.random.default_rng(seed)
-    mean = bootstrap(lambda counts_R_N: {"mean": counts_R_N @ scored_N / n}, n, rng, resamples, block=resamples)["mean"]
+    mean = bootstrap(lambda counts_R_N: {"mean": counts_R_N @ scored_N / n}, n, rng, resamples, block_size=resamples)["mean"]
     return interval(float(mean.value), mean.replicates, n)
 
 
-def _split(mean_P_Q: Array) -> tuple[Array, Array]:
+def _values_and_mask(mean_P_Q: Array) -> tuple[Array, Array]:
     """(value_Q_P with 0 for NaN, scored_Q_P as 0/1); scored has one column when no cell is missing, which saves a product."""
     scored_Q_P = ~np.isnan(mean_P_Q.T)
     if scored_Q_P.all():
@@ -370,13 +380,13 @@ def _split(mean_P_Q: Array) -> tuple[Array, Array]:
     return np.where(scored_Q_P, mean_P_Q.T, 0.0), scored_Q_P.astype(float)
 
 
-def _ratio(top: Array, bottom: Array | np.float64) -> Array:
+def _safe_divide(numerator: Array, denominator: Array | np.float64) -> Array:
     """top / bottom, NaN where bottom is not positive."""
-    top, bottom = np.broadcast_arrays(top, bottom)
-    return np.asarray(np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0))
+    numerator, denominator = np.broadcast_arrays(numerator, denominator)
+    return np.asarray(np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0))
 
 
-LEVEL, POWER = 0.05, 0.8
+SIGNIFICANCE_LEVEL, TARGET_POWER = 0.05, 0.8
 
 
 def discordance(mean_P_Q: Array, baseline_Q: Array) -> float | None:
@@ -386,7 +396,9 @@ def discordance(mean_P_Q: Array, baseline_Q: Array) -> float | None:
     return float(known.mean()) if known.size else None
 
 
-def questions_needed(effect: float, discordance: float, tests: int, *, level: float = LEVEL, power: float = POWER) -> int:
+def required_questions(
+    effect: float, discordance: float, n_tests: int, *, level: float = SIGNIFICANCE_LEVEL, power: float = TARGET_POWER
+) -> int:
     """Questions at which a true difference of `effect` is shown with probability `power`.
 
     n = ((z_a √ψ + z_b √(ψ − d²)) / d)² with ψ the discordance, z_a = Φ⁻¹(1 − level / (2 tests)), z_b = Φ⁻¹(power). A difference
@@ -395,14 +407,14 @@ def questions_needed(effect: float, discordance: float, tests: int, *, level: fl
     if not 0 < effect <= 1:
         raise ValueError(f"effect is {effect}; a difference of accuracies that is to be shown lies in (0, 1]")
     spread = max(discordance, effect)
-    against, beside = float(ndtri(1 - level / (2 * tests))), float(ndtri(power))
+    against, beside = float(ndtri(1 - level / (2 * n_tests))), float(ndtri(power))
     return math.ceil(((against * math.sqrt(spread) + beside * math.sqrt(spread - effect**2)) / effect) ** 2)
 
 
-def smallest_effect(
-    questions: int, discordance: float, tests: int, *, level: float = LEVEL, power: float = POWER
+def minimum_detectable_effect(
+    n_questions: int, discordance: float, n_tests: int, *, level: float = SIGNIFICANCE_LEVEL, power: float = TARGET_POWER
 ) -> float | None:
     """The difference that so many questions show with probability `power`, to three digits; None where not even 1 is shown."""
     effects = (step / 1000 for step in range(1, 1001))
-    needed = partial(questions_needed, discordance=discordance, tests=tests, level=level, power=power)
-    return next((effect for effect in effects if needed(effect) <= questions), None)
+    needed = partial(required_questions, discordance=discordance, n_tests=n_tests, level=level, power=power)
+    return next((effect for effect in effects if needed(effect) <= n_questions), None)

@@ -28,8 +28,8 @@ import numpy as np
 from scipy.special import gammaln, stdtrit
 from scipy.stats import binomtest
 
-from permix.metrics.persona_classifier import STOP_WORDS, WORD, persona_words
-from permix.metrics.statistics import Array, estimate
+from permix.metrics.persona_classifier import STOP_WORDS, WORD_PATTERN, persona_words
+from permix.metrics.statistics import Array, bootstrap_estimate
 from permix.types import Estimate
 
 PLACEHOLDER = re.compile(r"<([A-Z_]+)>")
@@ -38,34 +38,35 @@ APOSTROPHES = "’‘ʼ`´′"
 
 MARKUP = "*_~"
 
-QUOTED = re.compile(r'"[^"\n]{1,2000}"|“[^“”\n]{1,2000}”|«[^«»\n]{1,2000}»')
+QUOTATION = re.compile(r'"[^"\n]{1,2000}"|“[^“”\n]{1,2000}”|«[^«»\n]{1,2000}»')
 
-BRINGS_IN = re.compile(
+PERSONA_PREFIX = re.compile(
     r"^(?:you are|adopt the identity of|this is who you are:|act as|imagine (?:that )?you are|i am|my name is)\s+", re.I
 )
 
-HEAD_ENDS = re.compile(
+HEAD_PHRASE_END = re.compile(
     r"[.,;:!?()\n]|\s(?:who|whose|which|that|from|of|in|on|at|with|without|for|to|and|under|by|living|working|named|called)\b",
     re.I,
 )
 
-SPEAKS_OF_ITSELF = r"(?:^|[,:;.(]\s*|\b(?:are|is|am|being|identity of|become)\s+)(?:(?:an?|the|your)\s+)?"
+SELF_REFERENCE = r"(?:^|[,:;.(]\s*|\b(?:are|is|am|being|identity of|become)\s+)(?:(?:an?|the|your)\s+)?"
 
-OF_SORTS = r"(?:(?!(?:of|in|on|at|for|with|by|to|and|or|who|that|which|whose|from|about|against)\b)[\w'-]+\s+){0,3}?"
+MODIFIER_WORDS = r"(?:(?!(?:of|in|on|at|for|with|by|to|and|or|who|that|which|whose|from|about|against)\b)[\w'-]+\s+){0,3}?"
 
-REPORT_REACH = 80  # characters before a hit in which somebody else may be named as the speaker
+SPEECH_WINDOW_CHARS = 80  # characters before a hit in which somebody else may be named as the speaker
 
 
-class Rule(NamedTuple):
-    """A rule of breaks.toml. `patterns`: alternatives, words filled in; `unless`: the kind of persona it does not hold for."""
+class BreakRule(NamedTuple):
+    """A rule of breaks.toml. `patterns`: alternatives, words filled in; `exempt_kind`: the kind of persona it does not hold
+    for."""
 
     name: str
-    catches: str
+    description: str
     patterns: tuple[str, ...]
-    unless: str | None
+    exempt_kind: str | None
 
 
-class Break(NamedTuple):
+class CharacterBreak(NamedTuple):
     """A hit: `answer[start:end]` is what the rule was met by."""
 
     rule: str
@@ -73,29 +74,29 @@ class Break(NamedTuple):
     end: int
 
 
-def breaks(answer: str, persona_text: str = "") -> list[Break]:
+def find_character_breaks(answer: str, persona_text: str = "") -> list[CharacterBreak]:
     """Every place where the answer leaves the character of `persona_text`, in the order of the text; empty when it stays in it.
 
     Hits of one rule do not overlap; those of two rules may.
     """
-    text = levelled(answer)
-    quoted = _others_words(text)
+    text = normalize_characters(answer)
+    quoted = _quoted_spans(text)
     found = [
-        Break(name, match.start(), match.end())
-        for name, pattern in _rules_for(_levelled_persona(persona_text))
+        CharacterBreak(name, match.start(), match.end())
+        for name, pattern in _patterns_for_persona(_strip_persona_prefix(persona_text))
         for match in pattern.finditer(text)
         if not any(start <= match.start() and match.end() <= end for start, end in quoted)
-        if not _reported().search(text, max(0, match.start() - REPORT_REACH), match.start())
+        if not _reported_speech_pattern().search(text, max(0, match.start() - SPEECH_WINDOW_CHARS), match.start())
     ]
     return sorted(found, key=lambda one: (one.start, one.end, one.rule))
 
 
-def levelled(text: str) -> str:
+def normalize_characters(text: str) -> str:
     """The text with apostrophes, letter forms and marks of emphasis levelled, place by place: it keeps its length."""
-    return "".join(_level(one) for one in text)
+    return "".join(_normalize_character(one) for one in text)
 
 
-def _level(character: str) -> str:
+def _normalize_character(character: str) -> str:
     if character in APOSTROPHES:
         return "'"
     if character in MARKUP:
@@ -104,22 +105,22 @@ def _level(character: str) -> str:
     return plain if len(plain) == 1 else character
 
 
-def noun_of(persona_text: str) -> str:
+def head_noun(persona_text: str) -> str:
     """The noun of the first phrase, case-folded: "sailor" of "You are a retired sailor who ..."; "" where there is none."""
-    phrase = BRINGS_IN.sub("", levelled(persona_text).strip())
-    words = HEAD_ENDS.split(phrase, maxsplit=1)[0].split()
+    phrase = PERSONA_PREFIX.sub("", normalize_characters(persona_text).strip())
+    words = HEAD_PHRASE_END.split(phrase, maxsplit=1)[0].split()
     return words[-1].casefold() if words else ""
 
 
 @lru_cache(maxsize=1)
-def rules() -> tuple[Rule, ...]:
+def load_break_rules() -> tuple[BreakRule, ...]:
     """The rules, in the order of the file."""
-    told = _told()
+    told = _load_breaks_toml()
     return tuple(
-        Rule(
+        BreakRule(
             one["name"],
             one["catches"],
-            tuple(_filled(pattern, told["words"]) for pattern in one["patterns"]),
+            tuple(_expand_placeholders(pattern, told["words"]) for pattern in one["patterns"]),
             one.get("unless"),
         )
         for one in told["rule"]
@@ -127,40 +128,44 @@ def rules() -> tuple[Rule, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _rules_for(persona_text: str) -> tuple[tuple[str, re.Pattern[str]], ...]:
+def _patterns_for_persona(persona_text: str) -> tuple[tuple[str, re.Pattern[str]], ...]:
     """(name, pattern) of the rules that hold for this persona."""
-    held = [rule for rule in rules() if rule.unless is None or not _kind(rule.unless).search(persona_text)]
-    noun = noun_of(persona_text)
-    return tuple((rule.name, _compiled(rule.name, noun if _names_persona(rule) else "")) for rule in held)
+    held = [
+        rule
+        for rule in load_break_rules()
+        if rule.exempt_kind is None or not _persona_kind_pattern(rule.exempt_kind).search(persona_text)
+    ]
+    noun = head_noun(persona_text)
+    return tuple((rule.name, _compile_rule(rule.name, noun if _needs_persona_noun(rule) else "")) for rule in held)
 
 
-def _names_persona(rule: Rule) -> bool:
+def _needs_persona_noun(rule: BreakRule) -> bool:
     return any("<PERSONA>" in pattern for pattern in rule.patterns)
 
 
 @lru_cache(maxsize=4096)
-def _compiled(name: str, noun: str) -> re.Pattern[str]:
+def _compile_rule(name: str, noun: str) -> re.Pattern[str]:
     """A rule's alternatives as one expression; those that need the persona's noun are left out where it has none."""
-    rule = next(one for one in rules() if one.name == name)
+    rule = next(one for one in load_break_rules() if one.name == name)
     persona = rf"(?:[\w'-]+\s+){{0,3}}{re.escape(noun)}"
     usable = [pattern.replace("<PERSONA>", persona) for pattern in rule.patterns if noun or "<PERSONA>" not in pattern]
     return re.compile("|".join(f"(?:{pattern})" for pattern in usable), re.IGNORECASE)
 
 
 @lru_cache(maxsize=16)
-def _kind(name: str) -> re.Pattern[str]:
+def _persona_kind_pattern(name: str) -> re.Pattern[str]:
     """Finds that a persona is of this kind: "an old robot", "HAL, the computer of a ship"; not "a robot mechanic"."""
-    told = _told()
-    kind = _filled(told["kinds"][name], told["words"])
-    return re.compile(f"{SPEAKS_OF_ITSELF}{OF_SORTS}{kind}{_filled('<END>', told['words'])}", re.IGNORECASE)
+    told = _load_breaks_toml()
+    kind = _expand_placeholders(told["kinds"][name], told["words"])
+    return re.compile(f"{SELF_REFERENCE}{MODIFIER_WORDS}{kind}{_expand_placeholders('<END>', told['words'])}", re.IGNORECASE)
 
 
 @lru_cache(maxsize=1)
-def _told() -> Mapping[str, Any]:
+def _load_breaks_toml() -> Mapping[str, Any]:
     return tomllib.loads((files("permix.metrics") / "breaks.toml").read_text(encoding="utf-8"))
 
 
-def _filled(pattern: str, words: Mapping[str, str]) -> str:
+def _expand_placeholders(pattern: str, words: Mapping[str, str]) -> str:
     """The pattern with its words put in, theirs too, and every space as any white space."""
     while any(match[1] in words for match in PLACEHOLDER.finditer(pattern)):
         pattern = PLACEHOLDER.sub(lambda match: words.get(match[1], match[0]), pattern)
@@ -168,37 +173,41 @@ def _filled(pattern: str, words: Mapping[str, str]) -> str:
 
 
 @lru_cache(maxsize=1)
-def _reported() -> re.Pattern[str]:
-    return re.compile(_filled(_told()["speech"]["reported"], {}), re.IGNORECASE)
+def _reported_speech_pattern() -> re.Pattern[str]:
+    return re.compile(_expand_placeholders(_load_breaks_toml()["speech"]["reported"], {}), re.IGNORECASE)
 
 
 @lru_cache(maxsize=1)
-def _tagged() -> re.Pattern[str]:
-    return re.compile(_filled(_told()["speech"]["tagged"], {}), re.IGNORECASE)
+def _speech_tag_pattern() -> re.Pattern[str]:
+    return re.compile(_expand_placeholders(_load_breaks_toml()["speech"]["tagged"], {}), re.IGNORECASE)
 
 
-def _others_words(text: str) -> list[tuple[int, int]]:
+def _quoted_spans(text: str) -> list[tuple[int, int]]:
     """The quotations in the text that are not the answer itself.
 
     A small model often puts its whole answer in quotation marks: what opens the text counts as its own words unless "said X"
     follows.
     """
-    spans = [match.span() for match in QUOTED.finditer(text)]
-    return [(start, end) for start, end in spans if text[:start].strip() or _tagged().search(text[end : end + REPORT_REACH])]
+    spans = [match.span() for match in QUOTATION.finditer(text)]
+    return [
+        (start, end)
+        for start, end in spans
+        if text[:start].strip() or _speech_tag_pattern().search(text[end : end + SPEECH_WINDOW_CHARS])
+    ]
 
 
-def _levelled_persona(persona_text: str) -> str:
+def _strip_persona_prefix(persona_text: str) -> str:
     """The persona's text without the words that bring it in, so that it begins with who it is."""
-    return BRINGS_IN.sub("", levelled(persona_text).strip())
+    return PERSONA_PREFIX.sub("", normalize_characters(persona_text).strip())
 
 
-RUN = 4
+REPEAT_NGRAM = 4
 """Words in a row that count as repeated when they stand twice in one answer: chance rarely repeats so many."""
 
 
-def words_of(text: str) -> list[str]:
+def tokenize_words(text: str) -> list[str]:
     """The words of a text, in order, case-folded after NFKC."""
-    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return WORD_PATTERN.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
@@ -208,13 +217,13 @@ def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 def count_ngrams(texts: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
     """How often each n-gram stands in the texts; none reaches from one text into the next."""
-    return Counter(gram for text in texts for gram in ngrams(words_of(text), n))
+    return Counter(gram for text in texts for gram in ngrams(tokenize_words(text), n))
 
 
-def distinct(counts: Sequence[int] | Array, drawn: int) -> float:
-    """Distinct-n at an equal number of n-grams: the share of different ones to expect among `drawn` of all, drawn blindly.
+def rarefied_distinct_n(counts: Sequence[int] | Array, n_drawn: int) -> float:
+    """Distinct-n at an equal number of n-grams: the share of different ones to expect among `n_drawn` of all, drawn blindly.
 
-    Σ_g (1 − C(N − c_g, m) / C(N, m)) / m, for c_g times gram g, N = Σ c_g and m = `drawn`: rarefaction, exact, no random draw.
+    Σ_g (1 − C(N − c_g, m) / C(N, m)) / m, for c_g times gram g, N = Σ c_g and m = `n_drawn`: rarefaction, exact, no random draw.
     The plain ratio different / all falls as a text grows, so that it mostly measures length; this one does not. NaN where there
     are fewer than m. Source: Hurlbert (1971), The nonconcept of species diversity, Ecology 52.
 
@@ -222,65 +231,69 @@ def distinct(counts: Sequence[int] | Array, drawn: int) -> float:
     """
     count_G = np.asarray(counts, dtype=float)
     N = count_G.sum()
-    if drawn > N or drawn < 1:
+    if n_drawn > N or n_drawn < 1:
         return float("nan")
     rest_G = N - count_G
-    possible_G = np.where(rest_G >= drawn, rest_G, drawn)
-    log_missed_G = _log_choose(possible_G, drawn) - _log_choose(N, drawn)
-    missed_G = np.where(rest_G >= drawn, np.exp(log_missed_G), 0.0)
-    return float((1 - missed_G).sum() / drawn)
+    possible_G = np.where(rest_G >= n_drawn, rest_G, n_drawn)
+    log_missed_G = _log_choose(possible_G, n_drawn) - _log_choose(N, n_drawn)
+    missed_G = np.where(rest_G >= n_drawn, np.exp(log_missed_G), 0.0)
+    return float((1 - missed_G).sum() / n_drawn)
 
 
 def _log_choose(n: Array | float, k: int) -> Array:
     return np.asarray(gammaln(np.asarray(n) + 1) - gammaln(k + 1) - gammaln(np.asarray(n) - k + 1))
 
 
-def distinct_overall(texts: Sequence[str], unit_N: Sequence[str], n: int, drawn: int) -> Estimate:
-    """`distinct` of all texts together; its interval by the jackknife, a unit left out at a time.
+def distinct_n_overall(texts: Sequence[str], unit_N: Sequence[str], n: int, n_drawn: int) -> Estimate:
+    """`rarefied_distinct_n` of all texts together; its interval by the jackknife, a unit left out at a time.
 
     value ± t √((U − 1) / U · Σ_u (θ_u − mean θ)²), t of U − 1 degrees of freedom. A bootstrap would not do: a unit drawn twice
     repeats its own words, and every replicate would look less varied than the texts are.
 
-    Not measured: as `distinct`; and personas that differ from each other, each with a small vocabulary of its own, look varied.
+    Not measured: as `rarefied_distinct_n`; and personas that differ from each other, each with a small vocabulary of its
+    own, look varied.
     """
-    by_unit = _by_unit(texts, unit_N, n)
+    by_unit = _ngram_counts_by_unit(texts, unit_N, n)
     every = sum(by_unit.values(), Counter[tuple[str, ...]]())
-    value, U = distinct(list(every.values()), drawn), len(by_unit)
+    value, U = rarefied_distinct_n(list(every.values()), n_drawn), len(by_unit)
     if np.isnan(value):
         return Estimate(value=None, n=U)
-    without_U = np.array([distinct(list((every - mine).values()), drawn) for mine in by_unit.values()])
+    without_U = np.array([rarefied_distinct_n(list((every - mine).values()), n_drawn) for mine in by_unit.values()])
     if U < 2 or np.isnan(without_U).any():
         return Estimate(value=value, n=U)
     half = float(stdtrit(U - 1, 0.975) * np.sqrt((U - 1) / U * ((without_U - without_U.mean()) ** 2).sum()))
     return Estimate(value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=U)
 
 
-def _by_unit(texts: Sequence[str], unit_N: Sequence[str], n: int) -> dict[str, Counter[tuple[str, ...]]]:
+def _ngram_counts_by_unit(texts: Sequence[str], unit_N: Sequence[str], n: int) -> dict[str, Counter[tuple[str, ...]]]:
     found: dict[str, Counter[tuple[str, ...]]] = {}
     for text, unit in zip(texts, unit_N, strict=True):
-        found.setdefault(unit, Counter()).update(ngrams(words_of(text), n))
+        found.setdefault(unit, Counter()).update(ngrams(tokenize_words(text), n))
     return found
 
 
-def distinct_of_each(texts: Sequence[str], persona_N: Sequence[str], n: int, drawn: int) -> dict[str, float]:
-    """`distinct` of each persona's texts by themselves; NaN where a persona has fewer than `drawn`.
+def distinct_n_per_persona(texts: Sequence[str], persona_N: Sequence[str], n: int, n_drawn: int) -> dict[str, float]:
+    """`rarefied_distinct_n` of each persona's texts by themselves; NaN where a persona has fewer than `n_drawn`.
 
-    Not measured: as `distinct`; whether two personas differ, too, which is identifiability's business.
+    Not measured: as `rarefied_distinct_n`; whether two personas differ, too, which is identifiability's business.
     """
-    return {persona: distinct(list(counts.values()), drawn) for persona, counts in _by_unit(texts, persona_N, n).items()}
+    return {
+        persona: rarefied_distinct_n(list(counts.values()), n_drawn)
+        for persona, counts in _ngram_counts_by_unit(texts, persona_N, n).items()
+    }
 
 
-def repeats_itself(text: str) -> bool:
+def has_repeated_ngram(text: str) -> bool:
     """Whether RUN words in a row stand in the text more than once: the sign of a model in a loop.
 
     Not measured: repetition from one answer to the next, or in other words. A long text has more chances to repeat itself, and
     refrains are repetition too.
     """
-    runs = ngrams(words_of(text), RUN)
+    runs = ngrams(tokenize_words(text), REPEAT_NGRAM)
     return len(set(runs)) < len(runs)
 
 
-def echoes(texts: Sequence[str], persona_texts: Sequence[str]) -> Array:
+def persona_word_echoes(texts: Sequence[str], persona_texts: Sequence[str]) -> Array:
     """echo_N_P: 1 where a text holds a content word of persona p's text, else 0; a column of NaN for one without content words.
 
     Words count as in `voices.mask_persona_words`: by stem, "sailing" for "sailor". What stands in every persona's text (the
@@ -289,26 +302,26 @@ def echoes(texts: Sequence[str], persona_texts: Sequence[str]) -> Array:
     Not measured: whether the word is used rightly. "I know nothing of ships" echoes a sailor; a sailor who talks of nothing but
     rigging and never says "sailor" does not.
     """
-    own_P = [set(words_of(text)) - STOP_WORDS for text in persona_texts]
+    own_P = [set(tokenize_words(text)) - STOP_WORDS for text in persona_texts]
     everyone = set.intersection(*own_P) if len(own_P) > 1 else set()
     looked_for_P = [persona_words((" ".join(sorted(own - everyone)),)) for own in own_P]
-    words_N = [set(words_of(text)) for text in texts]
-    met_P = {word: _met(word, looked_for_P) for word in set().union(*words_N)}
-    echo_N_P = np.array([_any([met_P[word] for word in words], len(own_P)) for words in words_N], dtype=float)
+    words_N = [set(tokenize_words(text)) for text in texts]
+    met_P = {word: _matching_personas(word, looked_for_P) for word in set().union(*words_N)}
+    echo_N_P = np.array([_any_by_column([met_P[word] for word in words], len(own_P)) for words in words_N], dtype=float)
     echo_N_P = echo_N_P.reshape(len(texts), len(own_P))
     echo_N_P[:, [not words for words, _ in looked_for_P]] = np.nan
     return echo_N_P
 
 
-def _met(word: str, looked_for_P: Sequence[tuple[frozenset[str], tuple[str, ...]]]) -> list[bool]:
-    return [word in words or word.startswith(stems) for words, stems in looked_for_P]
+def _matching_personas(word: str, persona_words_P: Sequence[tuple[frozenset[str], tuple[str, ...]]]) -> list[bool]:
+    return [word in words or word.startswith(stems) for words, stems in persona_words_P]
 
 
-def _any(rows: Sequence[Sequence[bool]], width: int) -> list[bool]:
+def _any_by_column(rows: Sequence[Sequence[bool]], width: int) -> list[bool]:
     return [any(column) for column in zip(*rows, strict=True)] if rows else [False] * width
 
 
-def own_and_others(echo_N_P: Array, persona_N: Sequence[int]) -> tuple[Array, Array]:
+def own_and_other_echoes(echo_N_P: Array, persona_N: Sequence[int]) -> tuple[Array, Array]:
     """(own_N, others_N): of each answer, the echo of its own persona's text, and the mean of those of all other personas.
 
     The second is what chance and the questions bring; only what the first has over it was brought by the persona. It is NaN
@@ -335,7 +348,7 @@ def clustered_mean(value_N: Array, unit_N: Sequence[str], rng: np.random.Generat
     total_U = np.bincount(unit_of_N, weights=[value for value, _ in kept], minlength=U)
     size_U = np.bincount(unit_of_N, minlength=U).astype(float)
     counts_R_U = rng.multinomial(U, np.full(U, 1 / U), size=resamples).astype(float)
-    return estimate(float(total_U.sum() / size_U.sum()), (counts_R_U @ total_U) / (counts_R_U @ size_U), U)
+    return bootstrap_estimate(float(total_U.sum() / size_U.sum()), (counts_R_U @ total_U) / (counts_R_U @ size_U), U)
 
 
 def clustered_rate(value_N: Array, unit_N: Sequence[str], rng: np.random.Generator, resamples: int) -> Estimate:

@@ -22,19 +22,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from permix.errors import ConfigError, DataError
-from permix.storage.rows import Row, nearest, parse_rows, read_rows, show
-from permix.types import SPLITS, Persona, Question, Split, digest, normalise
+from permix.storage.rows import SourceRow, parse_rows, quote_value, read_rows, valid_names_hint
+from permix.types import SPLITS, Persona, Question, Split, canonical_text, digest
 
-KINDS = ("expert", "neutral", "harmful", "character")
+BUILTIN_KINDS = ("expert", "neutral", "harmful", "character")
 
 POOL_SUFFIXES = (".toml", ".jsonl", ".csv")
 
 QUESTION_SUFFIXES = (".toml", ".jsonl", ".txt")
 
 
-Item = TypeVar("Item", Persona, Question)
+_ItemT = TypeVar("_ItemT", Persona, Question)
 
-Check = Callable[[object], object]
+_FieldCheck = Callable[[object], object]
 
 
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -43,12 +43,12 @@ _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 def read_personas(source: str | Path) -> tuple[Persona, ...]:
     """The personas of "builtin" or of a .toml, .jsonl or .csv file, in the order of the file."""
     if str(source) == "builtin":
-        rows = [row for kind in KINDS for row in _builtin_rows(f"{kind}.toml", "persona")]
+        rows = [row for kind in BUILTIN_KINDS for row in _builtin_rows(f"{kind}.toml", "persona")]
     else:
         rows = read_rows(Path(source), "persona", POOL_SUFFIXES)
     if str(source).lower().endswith(".csv"):
-        rows = [Row(row.where, _from_csv(row.fields)) for row in rows]
-    return _unique(rows, [Persona.model_validate(_fields(row, _PERSONA_CHECKS)) for row in rows])
+        rows = [SourceRow(row.where, _parse_csv_fields(row.fields)) for row in rows]
+    return _require_unique_ids(rows, [Persona.model_validate(_checked_fields(row, _PERSONA_CHECKS)) for row in rows])
 
 
 def load_roleplay(source: str | Path = "builtin", split: Split = "heldout") -> tuple[Question, ...]:
@@ -61,17 +61,19 @@ def load_roleplay(source: str | Path = "builtin", split: Split = "heldout") -> t
         rows = _builtin_rows("roleplay.toml", "question")
     else:
         rows = read_rows(Path(source), "question", QUESTION_SUFFIXES)
-    fields = [_fields(row, _QUESTION_CHECKS) for row in rows]
+    fields = [_checked_fields(row, _QUESTION_CHECKS) for row in rows]
     sides = [one.pop("split", None) for one in fields]
     found = [Question.model_validate({"task": "roleplay", "gold": "", **one}) for one in fields]
     first: dict[str, str] = {}
     for row, question in zip(rows, found, strict=True):
         if (earlier := first.setdefault(question.content_hash, row.where)) != row.where:
-            raise DataError(f"{row.where}: text = {show(question.text)}: asked before at {earlier}; questions must be distinct")
-    questions = _unique(rows, found)
+            raise DataError(
+                f"{row.where}: text = {quote_value(question.text)}: asked before at {earlier}; questions must be distinct"
+            )
+    questions = _require_unique_ids(rows, found)
     if not any(sides):
         return questions
-    _refuse_half_a_split(rows, sides)
+    _check_split_on_all_rows(rows, sides)
     chosen = tuple(question for question, side in zip(questions, sides, strict=True) if side == split)
     if not chosen:
         counts = Counter(sides)
@@ -82,17 +84,17 @@ def load_roleplay(source: str | Path = "builtin", split: Split = "heldout") -> t
     return chosen
 
 
-def _refuse_half_a_split(rows: Sequence[Row], sides: Sequence[object]) -> None:
+def _check_split_on_all_rows(rows: Sequence[SourceRow], sides: Sequence[object]) -> None:
     for row, side in zip(rows, sides, strict=True):
         if side is None:
             raise DataError(f"{row.where}: split is missing, and other questions have one; give every question a side, or none")
 
 
-def _builtin_rows(name: str, table: str) -> list[Row]:
+def _builtin_rows(name: str, table: str) -> list[SourceRow]:
     return parse_rows(f"builtin {name}", ".toml", (files("permix.personas") / name).read_bytes(), table)
 
 
-def _from_csv(fields: Mapping[str, object]) -> dict[str, object]:
+def _parse_csv_fields(fields: Mapping[str, object]) -> dict[str, object]:
     """Cells as the types they stand for; a weight that is no number stays text, for the check to name it."""
     typed = dict(fields)
     if "tags" in typed:
@@ -103,11 +105,11 @@ def _from_csv(fields: Mapping[str, object]) -> dict[str, object]:
     return typed
 
 
-def _fields(row: Row, checks: Mapping[str, Check]) -> dict[str, object]:
+def _checked_fields(row: SourceRow, checks: Mapping[str, _FieldCheck]) -> dict[str, object]:
     """The row's fields, checked; null counts as absent, and an absent id is derived from the text."""
     for key in row.fields:
         if key not in checks:
-            raise DataError(f"{row.where}: unknown key {show(key)}; {nearest(key, checks)}")
+            raise DataError(f"{row.where}: unknown key {quote_value(key)}; {valid_names_hint(key, checks)}")
     if row.fields.get("text") is None:
         raise DataError(f"{row.where}: text is missing; every row needs one")
     found: dict[str, object] = {}
@@ -117,28 +119,28 @@ def _fields(row: Row, checks: Mapping[str, Check]) -> dict[str, object]:
         try:
             found[key] = checks[key](value)
         except ValueError as error:
-            raise DataError(f"{row.where}: {key} = {show(value)}: {error}") from error
-    return {"id": derived_id(str(found["text"])), **found}
+            raise DataError(f"{row.where}: {key} = {quote_value(value)}: {error}") from error
+    return {"id": derive_id(str(found["text"])), **found}
 
 
-def derived_id(text: str) -> str:
+def derive_id(text: str) -> str:
     """Id of a row that has none: what ASCII the text offers in kebab case, and a digest of the normalised text."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     slug = "-".join(re.findall(r"[a-z0-9]+", plain))[:40].strip("-")
-    return f"{slug or 'text'}-{digest(normalise(text), length=8)}"
+    return f"{slug or 'text'}-{digest(canonical_text(text), length=8)}"
 
 
-def _unique(rows: list[Row], items: list[Item]) -> tuple[Item, ...]:
+def _require_unique_ids(rows: list[SourceRow], items: list[_ItemT]) -> tuple[_ItemT, ...]:
     first: dict[str, str] = {}
     for row, item in zip(rows, items, strict=True):
         if (earlier := first.setdefault(item.id, row.where)) != row.where:
             raise DataError(
-                f"{row.where}: id = {show(item.id)}: used before at {earlier}; ids (and texts without id) must be unique"
+                f"{row.where}: id = {quote_value(item.id)}: used before at {earlier}; ids (and texts without id) must be unique"
             )
     return tuple(items)
 
 
-def plain_text(value: object) -> str:
+def check_plain_text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("must be a text that is not empty")
     for place, char in enumerate(text := value.replace("\r\n", "\n").strip()):
@@ -149,45 +151,56 @@ def plain_text(value: object) -> str:
     return text
 
 
-def persona_text(value: object) -> str:
-    text = plain_text(value)
+def check_persona_text(value: object) -> str:
+    text = check_plain_text(value)
     if re.match(r"you(\s+are|['’]re)\b", text, re.IGNORECASE):
         raise ValueError('must complete "You are ...": drop its leading "You are"')
     return text
 
 
-def _id(value: object) -> str:
-    return _name(value, "must be printable text without white space at its ends")
+def _check_id(value: object) -> str:
+    return _check_printable_name(value, "must be printable text without white space at its ends")
 
 
-def _tags(value: object) -> tuple[str, ...]:
+def _check_tags(value: object) -> tuple[str, ...]:
     valid = 'must be a list of distinct printable names without ; and |, such as ["expert", "numbers"]'
     if not isinstance(value, list):
         raise ValueError(valid)
-    tags = tuple(_name(tag, valid) for tag in value)
+    tags = tuple(_check_printable_name(tag, valid) for tag in value)
     if len(set(tags)) < len(tags) or re.search(r"[;|]", "".join(tags)):
         raise ValueError(valid)
     return tags
 
 
-def _name(value: object, valid: str) -> str:
+def _check_printable_name(value: object, valid: str) -> str:
     if not isinstance(value, str) or not value or value != value.strip() or not value.isprintable():
         raise ValueError(valid)
     return value
 
 
-def _split(value: object) -> object:
+def _check_split_name(value: object) -> object:
     if value not in SPLITS:
         raise ValueError('must be "train", "dev" or "heldout"')
     return value
 
 
-def _weight(value: object) -> float:
+def _check_weight(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf or value > 1e300:
         raise ValueError("must be a number above 0 and at most 1e300")
     return float(value)
 
 
-_QUESTION_CHECKS: dict[str, Check] = {"id": _id, "text": plain_text, "tags": _tags, "split": _split}
+_QUESTION_CHECKS: dict[str, _FieldCheck] = {
+    "id": _check_id,
+    "text": check_plain_text,
+    "tags": _check_tags,
+    "split": _check_split_name,
+}
 
-_PERSONA_CHECKS: dict[str, Check] = {"id": _id, "text": persona_text, "tags": _tags, "split": _split, "weight": _weight}
+_PERSONA_CHECKS: dict[str, _FieldCheck] = {
+    "id": _check_id,
+    "text": check_persona_text,
+    "tags": _check_tags,
+    "split": _check_split_name,
+    "weight": _check_weight,
+}

@@ -19,9 +19,15 @@ from pydantic import Field, field_validator
 from permix.config import PersonasConfig
 from permix.errors import ConfigError
 from permix.personas.loading import read_personas
-from permix.personas.similarity import NEAR, assign_sides, check_sides, kind, near_pairs
-from permix.progress import say
-from permix.storage.rows import nearest, show
+from permix.personas.similarity import (
+    NEAR_DUPLICATE_THRESHOLD,
+    assign_splits,
+    check_split_leakage,
+    near_duplicate_pairs,
+    persona_kind,
+)
+from permix.progress import print_status
+from permix.storage.rows import quote_value, valid_names_hint
 from permix.types import SPLITS, Persona, Record, Split, digest, require_unique, seed_from
 
 
@@ -32,7 +38,7 @@ class PersonaPool(Record):
 
     @field_validator("personas")
     @classmethod
-    def _in_order(cls, personas: tuple[Persona, ...]) -> tuple[Persona, ...]:
+    def _sort_by_id(cls, personas: tuple[Persona, ...]) -> tuple[Persona, ...]:
         require_unique([persona.id for persona in personas], "persona")
         return tuple(sorted(personas, key=lambda persona: persona.id))
 
@@ -48,7 +54,7 @@ class PersonaPool(Record):
     def tags(self) -> frozenset[str]:
         return frozenset(tag for persona in self.personas for tag in persona.tags)
 
-    def side(self, split: Split) -> "PersonaPool":
+    def in_split(self, split: Split) -> "PersonaPool":
         """The personas of one side. ConfigError when there are none."""
         found = tuple(persona for persona in self.personas if persona.split == split)
         if not found:
@@ -79,9 +85,9 @@ class PersonaPool(Record):
             raise ConfigError(f"include_tags = {list(include_tags)}, exclude_tags = {list(exclude_tags)}: no persona is left")
         if n is not None and not 1 <= n <= len(found):
             raise ConfigError(f"n = {n}: must lie between 1 and {len(found)}, the number of personas available")
-        return PersonaPool(personas=tuple(_interleaved(found, seed)[:n]))
+        return PersonaPool(personas=tuple(_interleave_kinds(found, seed)[:n]))
 
-    def weights(self, tag_weights: Mapping[str, float] | None = None) -> tuple[float, ...]:
+    def sampling_weights(self, tag_weights: Mapping[str, float] | None = None) -> tuple[float, ...]:
         """The chance of each persona to be drawn, in order of `personas`; sums to 1.
 
         A persona's weight is multiplied by that of each of its tags named in `tag_weights`; 0 takes a tag out of the draw.
@@ -100,14 +106,14 @@ class PersonaPool(Record):
 
     def _require_tag(self, tag: str) -> None:
         if tag not in self.tags:
-            raise ConfigError(f"unknown tag {show(tag)}; {nearest(tag, self.tags)}")
+            raise ConfigError(f"unknown tag {quote_value(tag)}; {valid_names_hint(tag, self.tags)}")
 
 
-def _interleaved(personas: Collection[Persona], seed: int) -> list[Persona]:
+def _interleave_kinds(personas: Collection[Persona], seed: int) -> list[Persona]:
     """All personas, ordered so that any first `n` hold each kind in proportion; seeded within a kind and among kinds."""
     by_kind: defaultdict[str, list[tuple[int, str, Persona]]] = defaultdict(list)
     for persona in personas:
-        by_kind[kind(persona)].append((seed_from(seed, "select", persona.text), persona.id, persona))
+        by_kind[persona_kind(persona)].append((seed_from(seed, "select", persona.text), persona.id, persona))
     placed = [
         (Fraction(2 * rank + 1, 2 * len(drawn)), seed_from(seed, "kind", name), rank, persona)
         for name, drawn in by_kind.items()
@@ -122,13 +128,13 @@ def load_pool(source: str | Path = "builtin") -> PersonaPool:
     DataError when a row is bad or the split given in the file is violated. Personas without a split keep none: `split_pool`.
     """
     pool = PersonaPool(personas=read_personas(source))
-    check_split(pool)
+    check_pool_split(pool)
     return pool
 
 
-def check_split(pool: PersonaPool) -> None:
+def check_pool_split(pool: PersonaPool) -> None:
     """Raise DataError, naming the most similar pair, when near-duplicates stand on different sides of the split."""
-    check_sides(pool.personas)
+    check_split_leakage(pool.personas)
 
 
 def split_pool(pool: PersonaPool, heldout_share: float = 1 / 3, seed: int = 0) -> PersonaPool:
@@ -136,12 +142,12 @@ def split_pool(pool: PersonaPool, heldout_share: float = 1 / 3, seed: int = 0) -
 
     Of those that had none, `heldout_share` is held out; of the others one in `DEV_ONE_IN` is dev, rounded down, the rest train.
     """
-    return PersonaPool(personas=tuple(assign_sides(pool.personas, heldout_share, seed)))
+    return PersonaPool(personas=tuple(assign_splits(pool.personas, heldout_share, seed)))
 
 
-def describe(pool: PersonaPool, listed: int = 20) -> str:
+def describe_pool(pool: PersonaPool, max_pairs: int = 20) -> str:
     """What `permix personas` prints: personas by kind and split, and the most similar near-duplicates."""
-    counts = Counter((kind(persona), persona.split) for persona in pool.personas)
+    counts = Counter((persona_kind(persona), persona.split) for persona in pool.personas)
     kinds = sorted({name for name, _ in counts})
     width = max(len(name) for name in (*kinds, "total"))
     rows = [(name, [counts[name, split] for split in (*SPLITS, None)]) for name in kinds]
@@ -151,21 +157,21 @@ def describe(pool: PersonaPool, listed: int = 20) -> str:
     for name, row in rows:
         cells = (f"{n:{len(head)}}" for head, n in zip(heads, (*row, sum(row)), strict=True))
         lines.append("  ".join([f"{name:{width}}", *cells]))
-    return "\n".join([*lines, "", *_near_lines(pool, listed)])
+    return "\n".join([*lines, "", *_near_duplicate_lines(pool, max_pairs)])
 
 
-def _near_lines(pool: PersonaPool, listed: int) -> list[str]:
+def _near_duplicate_lines(pool: PersonaPool, max_pairs: int) -> list[str]:
     total, top = 0, list[tuple[float, str, str]]()
-    for a, b, value in near_pairs(pool.personas):
+    for a, b, value in near_duplicate_pairs(pool.personas):
         total += 1
         top.append((-value, a.id, b.id))
-        if len(top) > 50 * listed:
-            top = heapq.nsmallest(listed, top)
-    head = f"near-duplicates (similarity {NEAR} or more): {total or 'none'}"
-    return [head, *(f"  {-value:.2f}  {a}  {b}" for value, a, b in heapq.nsmallest(listed, top))]
+        if len(top) > 50 * max_pairs:
+            top = heapq.nsmallest(max_pairs, top)
+    head = f"near-duplicates (similarity {NEAR_DUPLICATE_THRESHOLD} or more): {total or 'none'}"
+    return [head, *(f"  {-value:.2f}  {a}  {b}" for value, a, b in heapq.nsmallest(max_pairs, top))]
 
 
-def choose_personas(config: PersonasConfig) -> PersonaPool:
+def select_personas(config: PersonasConfig) -> PersonaPool:
     """Load the pool, give a side to personas that have none, keep the asked side and tags, then `n` of them.
 
     Raises DataError for a bad file and ConfigError for a choice that leaves too few.
@@ -174,11 +180,11 @@ def choose_personas(config: PersonasConfig) -> PersonaPool:
     if config.split != "all":
         if any(persona.split is None for persona in pool.personas):
             pool = split_pool(pool)
-            say(
+            print_status(
                 f"personas.pool = {config.pool}: has personas without a split, so a third of those is held out and a quarter of "
                 f"the others is dev; taking personas.split = {config.split}"
             )
-        pool = pool.side(config.split)
+        pool = pool.in_split(config.split)
     if config.include or config.exclude or config.n:
         pool = pool.select(include_tags=config.include, exclude_tags=config.exclude, n=config.n, seed=config.seed)
     return pool

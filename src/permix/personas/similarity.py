@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from permix.errors import ConfigError, DataError
-from permix.storage.rows import show
-from permix.types import Persona, Split, normalise, seed_from
+from permix.storage.rows import quote_value
+from permix.types import Persona, Split, canonical_text, seed_from
 
-NEAR = 0.8
+NEAR_DUPLICATE_THRESHOLD = 0.8
 """Similarity from which two personas count as one.
 
 Chosen on pairs of our own (tests/personas/test_pool.py). A word added, dropped, inflected or misspelt scores 0.84 to 1. Templates
@@ -26,17 +26,17 @@ DEV_ONE_IN = 4
 """Of the personas that are given a side and are not held out, one in four is dev: with a third held out, a sixth of the pool."""
 
 
-_BLOCK = 256
+_ROWS_PER_BLOCK = 256
 
-_DROPPED = """
+_STOP_WORD_TEXT = """
     a all always an and any are as at be been but by each every for from had has have he her his i in is it its my never no not of
     on or she that the their these they this those to very was were which who whom whose with you your
 """
 
-_STOP_WORDS = frozenset(_DROPPED.split())
+_STOP_WORDS = frozenset(_STOP_WORD_TEXT.split())
 
 
-class Near(NamedTuple):
+class NearDuplicate(NamedTuple):
     """Two personas, by id, and their similarity."""
 
     first: str
@@ -44,33 +44,35 @@ class Near(NamedTuple):
     similarity: float
 
 
-def kind(persona: Persona) -> str:
+def persona_kind(persona: Persona) -> str:
     """The persona's first tag, by which pools are stratified."""
     return persona.tags[0] if persona.tags else "untagged"
 
 
-def grams(text: str) -> frozenset[str]:
+def char_trigrams(text: str) -> frozenset[str]:
     """Letter trigrams of the text's words, spaces at their ends included; stop words are dropped."""
-    words = re.findall(r"[^\W_]+", normalise(text)) or [normalise(text)]
+    words = re.findall(r"[^\W_]+", canonical_text(text)) or [canonical_text(text)]
     kept = [word for word in words if word not in _STOP_WORDS] or words
     return frozenset(f" {word} "[i : i + 3] for word in kept for i in range(len(word)))
 
 
-def near_pairs(personas: Sequence[Persona], threshold: float = NEAR) -> Iterator[tuple[Persona, Persona, float]]:
+def near_duplicate_pairs(
+    personas: Sequence[Persona], threshold: float = NEAR_DUPLICATE_THRESHOLD
+) -> Iterator[tuple[Persona, Persona, float]]:
     """Every pair whose similarity |A ∩ B| / √(|A| |B|) of trigram sets reaches the threshold, in a bounded amount of memory."""
     if not 0 < threshold <= 1:
         raise ConfigError(f"threshold = {threshold}: must be above 0 and at most 1")
-    matrix = _indicators([grams(persona.text) for persona in personas])
+    matrix = _trigram_matrix([char_trigrams(persona.text) for persona in personas])
     sizes = matrix.getnnz(axis=1)
-    for start in range(0, len(personas), _BLOCK):
-        common = (matrix[start : start + _BLOCK] @ matrix[start:].T).tocoo()
+    for start in range(0, len(personas), _ROWS_PER_BLOCK):
+        common = (matrix[start : start + _ROWS_PER_BLOCK] @ matrix[start:].T).tocoo()
         similarity = common.data / (sizes[start + common.row] * sizes[start + common.col]) ** 0.5
         keep = (similarity >= threshold) & (common.col > common.row)
         for row, col, value in zip(common.row[keep], common.col[keep], similarity[keep], strict=True):
             yield personas[start + row], personas[start + col], float(value)
 
 
-def _indicators(gram_sets: Sequence[frozenset[str]]) -> Any:
+def _trigram_matrix(gram_sets: Sequence[frozenset[str]]) -> Any:
     """Sparse 0/1 matrix [text, trigram]; scipy is imported here to keep the module light."""
     from scipy import sparse
 
@@ -82,35 +84,37 @@ def _indicators(gram_sets: Sequence[frozenset[str]]) -> Any:
     return sparse.csr_matrix(([1.0] * len(indices), indices, ends), shape=(len(gram_sets), len(columns)))
 
 
-def near_duplicates(personas: Sequence[Persona], threshold: float = NEAR) -> list[Near]:
+def find_near_duplicates(personas: Sequence[Persona], threshold: float = NEAR_DUPLICATE_THRESHOLD) -> list[NearDuplicate]:
     """Pairs that count as the same persona, most similar first, then by id."""
-    found = (Near(min(a.id, b.id), max(a.id, b.id), value) for a, b, value in near_pairs(personas, threshold))
+    found = (NearDuplicate(min(a.id, b.id), max(a.id, b.id), value) for a, b, value in near_duplicate_pairs(personas, threshold))
     return sorted(found, key=lambda near: (-near.similarity, near.first, near.second))
 
 
-def check_sides(personas: Sequence[Persona]) -> None:
+def check_split_leakage(personas: Sequence[Persona]) -> None:
     """Raise DataError, naming the most similar pair, when near-duplicates stand on different sides of the split."""
     if len({persona.split for persona in personas} - {None}) < 2:
         return
     count, worst = 0, None
-    for pair in near_pairs([persona for persona in personas if persona.split]):
+    for pair in near_duplicate_pairs([persona for persona in personas if persona.split]):
         if pair[0].split != pair[1].split:
             count += 1
             worst = pair if worst is None or pair[2] > worst[2] else worst
     if worst is not None:
         a, b, value = worst
         raise DataError(
-            f"personas {a.id!r} ({show(a.text)}, {a.split}) and {b.id!r} ({show(b.text)}, {b.split}) are near-duplicates "
-            f"(similarity {value:.2f}, limit {NEAR}) on different sides of the split; pairs like this: {count}; "
+            f"personas {a.id!r} ({quote_value(a.text)}, {a.split}) and {b.id!r} ({quote_value(b.text)}, {b.split}) are "
+            "near-duplicates "
+            f"(similarity {value:.2f}, limit {NEAR_DUPLICATE_THRESHOLD}) on different sides of the split; pairs like "
+            f"this: {count}; "
             "put such personas on one side, or drop one of them"
         )
 
 
-def clusters(personas: Sequence[Persona]) -> list[list[Persona]]:
+def near_duplicate_clusters(personas: Sequence[Persona]) -> list[list[Persona]]:
     """Personas grouped so that near-duplicates, and near-duplicates of near-duplicates, share a group."""
     leader = {persona.id: persona.id for persona in personas}
-    find = _finder(leader)
-    for a, b, _ in near_pairs(personas):
+    find = _union_find(leader)
+    for a, b, _ in near_duplicate_pairs(personas):
         leader[find(a.id)] = find(b.id)
     groups: defaultdict[str, list[Persona]] = defaultdict(list)
     for persona in personas:
@@ -118,7 +122,7 @@ def clusters(personas: Sequence[Persona]) -> list[list[Persona]]:
     return list(groups.values())
 
 
-def _finder(leader: dict[str, str]) -> Callable[[str], str]:
+def _union_find(leader: dict[str, str]) -> Callable[[str], str]:
     def find(one: str) -> str:
         while leader[one] != one:
             leader[one] = one = leader[leader[one]]
@@ -127,7 +131,7 @@ def _finder(leader: dict[str, str]) -> Callable[[str], str]:
     return find
 
 
-def assign_sides(personas: Sequence[Persona], heldout_share: float, seed: int) -> list[Persona]:
+def assign_splits(personas: Sequence[Persona], heldout_share: float, seed: int) -> list[Persona]:
     """The personas, each with a side: whole clusters, stratified by kind; a side given explicitly is kept.
 
     Clusters are taken kind by kind in seeded order; one goes to the held-out side when that brings the share held out so far
@@ -138,7 +142,7 @@ def assign_sides(personas: Sequence[Persona], heldout_share: float, seed: int) -
         raise ConfigError(f"heldout_share = {heldout_share}: must lie between 0 and 1")
     sides: dict[str, Split] = {}
     owed, others = 0.0, 0
-    for group in sorted(clusters(personas), key=lambda group: _draw_order(group, seed)):
+    for group in sorted(near_duplicate_clusters(personas), key=lambda group: _cluster_sort_key(group, seed)):
         side = next((persona.split for persona in group if persona.split), None)
         if side is None:
             owed += heldout_share * len(group)
@@ -155,10 +159,10 @@ def assign_sides(personas: Sequence[Persona], heldout_share: float, seed: int) -
                 f"heldout_share = {heldout_share}: {len(personas)} personas leave the {needed} side empty; add personas"
             )
     split = [persona.model_copy(update={"split": sides[persona.id]}) for persona in personas]
-    check_sides(split)
+    check_split_leakage(split)
     return split
 
 
-def _draw_order(group: Sequence[Persona], seed: int) -> tuple[int, int]:
-    first = min(group, key=lambda persona: (normalise(persona.text), persona.id))
-    return seed_from(seed, "kind", kind(first)), seed_from(seed, "split", normalise(first.text))
+def _cluster_sort_key(group: Sequence[Persona], seed: int) -> tuple[int, int]:
+    first = min(group, key=lambda persona: (canonical_text(persona.text), persona.id))
+    return seed_from(seed, "kind", persona_kind(first)), seed_from(seed, "split", canonical_text(first.text))

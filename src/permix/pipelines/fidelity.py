@@ -14,76 +14,78 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from permix.config import FidelityStage, GymTask, JudgeConfig, JudgeStage
-from permix.errors import ConfigError, DataError, OwedScoresError, speaking_of
-from permix.evals.interview import interview
-from permix.evals.open_ended import open_ended
-from permix.evals.personagym import personagym
-from permix.evals.text_metrics import wanted
-from permix.inference import open_model
+from permix.config import FidelityConfig, JudgeConfig, JudgeModelConfig, PersonaGymTask
+from permix.errors import ConfigError, DataError, MissingScoresError, error_context
+from permix.evals.interview import run_interview
+from permix.evals.open_ended import run_open_ended
+from permix.evals.personagym import run_personagym
+from permix.evals.text_metrics import count_expected_answers
+from permix.inference import load_model
 from permix.inference.base import Model
-from permix.judges.pricing import Price, price_of
+from permix.judges.pricing import Price, load_judge_price
 from permix.judges.prompts import (
-    Examples,
-    Prompt,
+    ExamplesByQuestion,
+    JudgePrompt,
     Rubric,
-    examples_hash,
+    build_judge_prompt,
+    judge_reply_schema,
+    judge_template_hash,
     load_rubrics,
-    prompt_for,
-    read_examples,
-    verdict_schema,
-    wording_hash,
+    read_score_examples,
+    score_examples_hash,
 )
-from permix.judges.results import read_items
-from permix.judges.runner import Outcome, Terms, ask_owed, judge_folder
+from permix.judges.results import read_judge_inputs
+from permix.judges.runner import CallSettings, CallTotals, judge_folder, request_pending_scores
 from permix.judges.summary import measure_judge
-from permix.judges.types import IN_CHARACTER, Item
-from permix.judges.validation import controls
-from permix.progress import say
+from permix.judges.types import IN_CHARACTER, JudgeInput
+from permix.judges.validation import build_control_inputs
+from permix.progress import print_status
 from permix.storage.files import read_json, write_json
 from permix.storage.run_dir import RunDir
 from permix.types import Record, Sampling
 
 
-class Means(NamedTuple):
+class JudgeSetup(NamedTuple):
     """What a judge judges by, and at what price."""
 
     rubrics: dict[str, Rubric]
-    examples: Examples
+    examples: ExamplesByQuestion
     price: Price | None
 
 
-def judge(config: JudgeStage) -> None:
+def judge_fidelity_run(config: JudgeConfig) -> None:
     """Judge, or go on judging, every answer of the run and the controls; nothing is generated anew.
 
     Raises ConfigError or DataError before anything is asked; OwedScoresError, with metrics.json written, when scores are missing.
     """
-    named = _labelled(config)
-    means, prompts = set_up(named)
-    folder = judge_folder(named.run, label_of(named.judge))
-    with speaking_of("judge"):
-        model = open_model(named.judge, named.threads)
-        identity = _identity(named, means, model)
+    named = _with_label(config)
+    means, prompts = prepare_judging(named)
+    folder = judge_folder(named.run, _judge_label(named.judge))
+    with error_context("judge"):
+        model = load_model(named.judge, named.threads)
+        identity = _judge_identity(named, means, model)
     with RunDir.open(folder, named, identity) as run:
-        with run.accounted(), speaking_of("judge"):
-            outcome = ask_owed(model, prompts, folder, terms_of(named, means.price), f"judge {label_of(named.judge)}")
-        say(f"judge {label_of(named.judge)}: {_words(outcome)}")
-        _say_missing(named.run, sum(prompt.item.control == "none" for prompt in prompts))
-        _measure(named, folder, owed=outcome.owed)
-    _refuse_owed(outcome, named, folder)
+        with run.track_usage(), error_context("judge"):
+            outcome = request_pending_scores(
+                model, prompts, folder, build_call_settings(named, means.price), f"judge {_judge_label(named.judge)}"
+            )
+        print_status(f"judge {_judge_label(named.judge)}: {_totals_text(outcome)}")
+        _print_missing(named.run, sum(prompt.judge_input.control == "none" for prompt in prompts))
+        _write_metrics(named, folder, pending=outcome.n_pending)
+    _require_all_scored(outcome, named, folder)
 
 
-def judge_of(stage: FidelityStage) -> JudgeStage:
+def _judge_config_for(config: FidelityConfig) -> JudgeConfig:
     """The judging that a fidelity run ends with."""
-    return JudgeStage(run=stage.out, judge=stage.judge, threads=stage.threads, seed=stage.seed, resamples=stage.resamples)
+    return JudgeConfig(run=config.out, judge=config.judge, threads=config.threads, seed=config.seed, resamples=config.resamples)
 
 
-def rubrics_of(stage: FidelityStage) -> Collection[str]:
+def required_rubrics(config: FidelityConfig) -> Collection[str]:
     """The rubrics that the answers of a fidelity run are judged by."""
-    return stage.personagym.tasks or get_args(GymTask) if stage.kind == "personagym" else (IN_CHARACTER,)
+    return config.personagym.tasks or get_args(PersonaGymTask) if config.kind == "personagym" else (IN_CHARACTER,)
 
 
-def set_up(config: JudgeStage) -> tuple[Means, list[Prompt]]:
+def prepare_judging(config: JudgeConfig) -> tuple[JudgeSetup, list[JudgePrompt]]:
     """All that a judge is going to be asked, in order: what calls share stands together, for endpoints that read it once.
 
     Raises ConfigError or DataError for whatever can be found wrong without asking.
@@ -93,73 +95,73 @@ def set_up(config: JudgeStage) -> tuple[Means, list[Prompt]]:
     stage = read_json(config.run / "config.json").get("stage")
     if stage != "fidelity":
         raise DataError(f"run = {config.run}: is a run of permix {stage}; only answers of permix fidelity can be judged")
-    items = read_items(config.run)
+    items = read_judge_inputs(config.run)
     if not items:
         raise DataError(f"run = {config.run}: holds no answer that could be judged")
-    items = [*items, *controls(items, config.judge.trial, config.seed)]
-    means = means_of(config.judge, {item.rubric for item in items})
-    _refuse_unexemplified(items, means.examples, config.judge)
+    items = [*items, *build_control_inputs(items, config.judge.answers_per_control, config.seed)]
+    means = load_judge_setup(config.judge, {item.rubric for item in items})
+    _check_examples_complete(items, means.examples, config.judge)
     prompts = [
-        prompt_for(item, means.rubrics[item.rubric], means.examples, reasons=config.judge.reasons, seed=config.seed)
-        for item in sorted(items, key=_place)
+        build_judge_prompt(item, means.rubrics[item.rubric], means.examples, reasons=config.judge.reasons, seed=config.seed)
+        for item in sorted(items, key=_sort_key)
     ]
     return means, prompts
 
 
-def means_of(judge: JudgeConfig, rubrics: Collection[str]) -> Means:
+def load_judge_setup(judge: JudgeModelConfig, rubrics: Collection[str]) -> JudgeSetup:
     """Raises ConfigError or DataError for rubrics, examples or prices that cannot be used."""
-    examples = {} if judge.examples is None else read_examples(judge.examples)
-    return Means(load_rubrics(judge.rubrics, rubrics), examples, price_of(judge))
+    examples = {} if judge.examples is None else read_score_examples(judge.examples)
+    return JudgeSetup(load_rubrics(judge.rubrics, rubrics), examples, load_judge_price(judge))
 
 
-def refuse_unfit(stage: FidelityStage) -> None:
+def _check_judge_usable(config: FidelityConfig) -> None:
     """Raises ConfigError or DataError for a judge that could not judge the answers of a run, before there are any.
 
     An endpoint is asked what it serves. Which questions examples are needed for is known once these are chosen.
     """
-    means_of(stage.judge, rubrics_of(stage))
-    with speaking_of("judge"):
-        if stage.judge.backend == "openai":
-            _ = open_model(stage.judge).fingerprint
+    load_judge_setup(config.judge, required_rubrics(config))
+    with error_context("judge"):
+        if config.judge.backend == "openai":
+            _ = load_model(config.judge).fingerprint
         else:
-            from permix.inference.hf import refuse_missing_folder
+            from permix.inference.hf import check_model_folder
 
-            refuse_missing_folder(stage.judge.name)
+            check_model_folder(config.judge.name)
 
 
-def terms_of(config: JudgeStage, price: Price | None) -> Terms:
+def build_call_settings(config: JudgeConfig, price: Price | None) -> CallSettings:
     judge = config.judge
-    return Terms(
+    return CallSettings(
         Sampling(temperature=judge.temperature, max_new_tokens=judge.max_new_tokens),
-        verdict_schema(judge.reasons), config.seed, judge.attempts, price, judge.max_cost, judge.retries + 1,
+        judge_reply_schema(judge.reasons), config.seed, judge.attempts, price, judge.max_cost, judge.retries + 1,
     )  # fmt: skip
 
 
-def label_of(judge: JudgeConfig) -> str:
+def _judge_label(judge: JudgeModelConfig) -> str:
     return judge.label or judge.name
 
 
-def _labelled(config: JudgeStage) -> JudgeStage:
+def _with_label(config: JudgeConfig) -> JudgeConfig:
     """With the label that the judge goes by, for whoever reads config.json."""
-    return config.model_copy(update={"judge": config.judge.model_copy(update={"label": label_of(config.judge)})})
+    return config.model_copy(update={"judge": config.judge.model_copy(update={"label": _judge_label(config.judge)})})
 
 
-def _identity(config: JudgeStage, means: Means, model: Model) -> dict[str, Any]:
+def _judge_identity(config: JudgeConfig, judge_setup: JudgeSetup, model: Model) -> dict[str, Any]:
     return {
         "judge": model.fingerprint,
-        "rubrics": wording_hash(means.rubrics, config.judge.reasons),
+        "rubrics": judge_template_hash(judge_setup.rubrics, config.judge.reasons),
         "reasons": config.judge.reasons,
-        "examples": examples_hash(means.examples),
-        "sampling": terms_of(config, means.price).sampling.model_dump(),
+        "examples": score_examples_hash(judge_setup.examples),
+        "sampling": build_call_settings(config, judge_setup.price).sampling.model_dump(),
         "seed": config.seed,
     }
 
 
-def _place(item: Item) -> tuple[str, ...]:
+def _sort_key(item: JudgeInput) -> tuple[str, ...]:
     return (item.rubric, item.persona_id, item.question_id, str(item.sample), item.control, item.answered_by or "")
 
 
-def _refuse_unexemplified(items: Collection[Item], examples: Examples, judge: JudgeConfig) -> None:
+def _check_examples_complete(items: Collection[JudgeInput], examples: ExamplesByQuestion, judge: JudgeModelConfig) -> None:
     missing = {item.question_id for item in items} - set(examples) if examples else set()
     if missing:
         raise DataError(
@@ -168,48 +170,48 @@ def _refuse_unexemplified(items: Collection[Item], examples: Examples, judge: Ju
         )
 
 
-def _measure(config: JudgeStage, folder: Path, *, owed: int) -> None:
+def _write_metrics(config: JudgeConfig, folder: Path, *, pending: int) -> None:
     try:
         write_json(folder / "metrics.json", measure_judge(config.run, folder, seed=config.seed, resamples=config.resamples))
     except DataError:
-        if not owed:  # else it is the missing scores that are to be told of
+        if not pending:  # else it is the missing scores that are to be told of
             raise
 
 
-def _say_missing(run: Path, there: int) -> None:
-    asked = wanted(run)
-    if (missing := asked - there) > 0:
-        say(f"note: {missing} of {asked} answers of {run} are missing and were not judged; permix fidelity fills them")
+def _print_missing(run: Path, n_present: int) -> None:
+    asked = count_expected_answers(run)
+    if (missing := asked - n_present) > 0:
+        print_status(f"note: {missing} of {asked} answers of {run} are missing and were not judged; permix fidelity fills them")
 
 
-def _words(outcome: Outcome) -> str:
-    paid = "cost unknown" if outcome.cost is None else f"{outcome.cost:.4f} US dollars"
-    tokens = f"{outcome.prompt_tokens} tokens read and {outcome.completion_tokens} written"
-    return f"{outcome.asked - outcome.owed} of {outcome.asked} scored; {outcome.calls} calls so far, {tokens}, {paid}"
+def _totals_text(totals: CallTotals) -> str:
+    paid = "cost unknown" if totals.cost is None else f"{totals.cost:.4f} US dollars"
+    tokens = f"{totals.prompt_tokens} tokens read and {totals.completion_tokens} written"
+    return f"{totals.n_inputs - totals.n_pending} of {totals.n_inputs} scored; {totals.n_calls} calls so far, {tokens}, {paid}"
 
 
-def _refuse_owed(outcome: Outcome, config: JudgeStage, folder: Path) -> None:
-    if not outcome.owed:
+def _require_all_scored(totals: CallTotals, config: JudgeConfig, folder: Path) -> None:
+    if not totals.n_pending:
         return
-    missing = f"{outcome.owed} of {outcome.asked} have no score"
-    if outcome.next_cost is not None:
-        raise OwedScoresError(
-            f"{folder}: stopped before judge.max_cost = {config.judge.max_cost:g} US dollars: {outcome.booked:.6f} are spent "
+    missing = f"{totals.n_pending} of {totals.n_inputs} have no score"
+    if totals.next_cost is not None:
+        raise MissingScoresError(
+            f"{folder}: stopped before judge.max_cost = {config.judge.max_cost:g} US dollars: {totals.spent:.6f} are spent "
             f"or may have been, and "
-            f"the next call may cost {outcome.next_cost:.6f}; {missing}; run the same command with a higher limit to go on"
+            f"the next call may cost {totals.next_cost:.6f}; {missing}; run the same command with a higher limit to go on"
         )
-    raise OwedScoresError(f"{folder}: {missing}; run the same command again to ask for them")
+    raise MissingScoresError(f"{folder}: {missing}; run the same command again to ask for them")
 
 
-KINDS: Mapping[str, Callable[[FidelityStage], Record]] = {
-    "open": open_ended,
-    "personagym": personagym,
-    "interview": interview,
+FIDELITY_RUNNERS: Mapping[str, Callable[[FidelityConfig], Record]] = {
+    "open": run_open_ended,
+    "personagym": run_personagym,
+    "interview": run_interview,
 }
 """Each runs, or goes on with, an evaluation of one kind, writes its metrics.json and returns what is in it."""
 
 
-def fidelity(config: FidelityStage) -> Record:
+def run_fidelity(config: FidelityConfig) -> Record:
     """Run, or go on with, an evaluation; writes metrics.json and returns it.
 
     With a judge, the answers are judged once all are there. Raises OwedCellsError when answers are missing, OwedScoresError when
@@ -218,8 +220,8 @@ def fidelity(config: FidelityStage) -> Record:
     """
     judged = config.judge.name != "none"
     if judged:
-        refuse_unfit(config)
-    result = KINDS[config.kind](config)
+        _check_judge_usable(config)
+    result = FIDELITY_RUNNERS[config.kind](config)
     if judged:
-        judge(judge_of(config))
+        judge_fidelity_run(_judge_config_for(config))
     return result

@@ -3,133 +3,133 @@
 from pathlib import Path
 
 from permix import config
-from permix.dashboard.server import refuse_no_folder
-from permix.errors import ConfigError, speaking_of
+from permix.dashboard.server import require_runs_folder
+from permix.errors import ConfigError, error_context
 from permix.evals import interview
-from permix.evals.open_ended import choose_voices, open_questions, refuse_unanswered
-from permix.evals.personagym import choose_gym, spread
-from permix.evals.stability import first_cells, limits_of, most_cells, set_up
+from permix.evals.open_ended import check_reference_answers, load_open_questions, select_open_ended_personas
+from permix.evals.personagym import sample_balanced_questions, select_personagym_questions
+from permix.evals.stability import build_stopping_rule, first_round_cells, max_cells, prepare_stability
 from permix.evals.strategies import STRATEGIES
-from permix.inference import open_model
-from permix.inference.hf import refuse_missing_folder
-from permix.interop.personagym import describe_answers
-from permix.interop.stage import describe_sources
-from permix.judges.runner import dearest
-from permix.personas.pool import choose_personas
-from permix.pipelines.fidelity import means_of, rubrics_of, terms_of
-from permix.pipelines.fidelity import set_up as set_up_judge
-from permix.pipelines.quickstart import stages as quickstart_stages
-from permix.plan import Plan, compile_from, describe, plan_for
+from permix.inference import load_model
+from permix.inference.hf import check_model_folder
+from permix.interop.personagym import describe_personagym_import
+from permix.interop.stage import describe_import
+from permix.judges.runner import max_total_cost
+from permix.personas.pool import select_personas
+from permix.pipelines.fidelity import build_call_settings, load_judge_setup, required_rubrics
+from permix.pipelines.fidelity import prepare_judging as set_up_judge
+from permix.pipelines.quickstart import quickstart_configs as quickstart_stages
+from permix.plan import Plan, compile_plan_from_config, describe_plan, load_or_build_plan
 from permix.prompts import template_text
 from permix.question_writer import generator
 from permix.storage.files import read_json
 from permix.tasks import load_questions
 from permix.training import dev_eval
-from permix.training.compatibility import refuse_unfit
-from permix.training.reference_answers import bank_cells
-from permix.training.sft_data import gold_examples, teacher_of, words
+from permix.training.compatibility import check_plan
+from permix.training.reference_answers import reference_answer_cells
+from permix.training.sft_data import format_sft_counts, gold_examples, teacher_config
 from permix.verification.math_verifier import Verifier
 
 
 def check_config(path: Path) -> dict[str, str]:
     """Facts about a valid configuration; raises ConfigError or DataError for the first thing that is wrong."""
-    stage = stage_of(path)
+    stage = read_stage_config(path)
     facts: dict[str, str] = {"stage": stage.stage}
     match stage:
-        case config.PlanStage() | config.TrainStage():
+        case config.PlanConfig() | config.TrainConfig():
             facts |= _check_plan(stage)
-        case config.StabilityStage():
+        case config.StabilityConfig():
             facts |= _check_stability(stage)
-        case config.FidelityStage():
+        case config.FidelityConfig():
             facts |= _check_fidelity(stage)
-        case config.JudgeStage():
+        case config.JudgeConfig():
             facts |= _check_judge(stage)
-        case config.QuestionsStage():
+        case config.QuestionsConfig():
             facts |= _check_questions(stage)
-        case config.ReportStage() | config.CompareStage():
+        case config.ReportConfig() | config.CompareConfig():
             for run in stage.runs:
                 read_json(run / "config.json")
-        case config.ViewStage():
-            refuse_no_folder(stage)
-        case config.ImportStage():
-            facts |= describe_sources(stage) if stage.personagym is None else describe_answers(stage, stage.personagym)
-        case config.ExportStage():
+        case config.ViewConfig():
+            require_runs_folder(stage)
+        case config.ImportConfig():
+            facts |= describe_import(stage) if stage.personagym is None else describe_personagym_import(stage, stage.personagym)
+        case config.ExportConfig():
             read_json(stage.run / "config.json")
-        case config.QuickstartStage():
+        case config.QuickstartConfig():
             for parts in quickstart_stages(stage):
                 for part in parts:
-                    _check_part(part)
+                    _check_quickstart_stage(part)
     return facts | {"result": "valid"}
 
 
-def _check_part(part: config.Stage) -> None:
+def _check_quickstart_stage(stage: config.RunConfig) -> None:
     """One stage of the quickstart; what it takes from an earlier one is not there yet."""
-    if isinstance(part, config.TrainStage):
-        _check_plan(part)
-    elif isinstance(part, config.FidelityStage):
-        choose_voices(part)
-        open_questions(part)
-    elif isinstance(part, config.StabilityStage):
-        load_questions(part.task)
-        choose_personas(part.personas)
+    if isinstance(stage, config.TrainConfig):
+        _check_plan(stage)
+    elif isinstance(stage, config.FidelityConfig):
+        select_open_ended_personas(stage)
+        load_open_questions(stage)
+    elif isinstance(stage, config.StabilityConfig):
+        load_questions(stage.task)
+        select_personas(stage.personas)
 
 
-def stage_of(path: Path) -> config.AnyStage:
+def read_stage_config(path: Path) -> config.AnyConfig:
     """The configuration in a file, of the class that its `stage` names."""
-    values = config.read_values(path)
+    values = config.read_config_values(path)
     name = values.get("stage")
-    if name not in config.STAGES:
-        raise ConfigError(f"{path}: stage = {name!r}: must be one of {', '.join(config.STAGES)}")
-    return config.build(config.STAGES[name], values, source=str(path))
+    if name not in config.CONFIGS_BY_STAGE:
+        raise ConfigError(f"{path}: stage = {name!r}: must be one of {', '.join(config.CONFIGS_BY_STAGE)}")
+    return config.build_config(config.CONFIGS_BY_STAGE[name], values, source=str(path))
 
 
-def _check_plan(stage: config.PlanStage | config.TrainStage) -> dict[str, str]:
+def _check_plan(stage: config.PlanConfig | config.TrainConfig) -> dict[str, str]:
     template_text(stage.personas.template)
-    if isinstance(stage, config.PlanStage):
-        return describe(compile_from(stage.task, stage.personas, stage.plan))
-    refuse_missing_folder(stage.model.name)
-    plan = plan_for(stage)
-    found = dev_eval.set_up(stage, plan)
-    probed = {} if found is None else {"probe": dev_eval.describe(found)}
-    return {"method": stage.method} | describe(plan) | _check_method(stage, plan) | probed
+    if isinstance(stage, config.PlanConfig):
+        return describe_plan(compile_plan_from_config(stage.task, stage.personas, stage.plan))
+    check_model_folder(stage.model.name)
+    plan = load_or_build_plan(stage)
+    found = dev_eval.build_dev_eval(stage, plan)
+    probed = {} if found is None else {"dev_eval": dev_eval.describe_dev_eval(found)}
+    return {"method": stage.method} | describe_plan(plan) | _check_method(stage, plan) | probed
 
 
-def _check_method(stage: config.TrainStage, plan: Plan) -> dict[str, str]:
+def _check_method(stage: config.TrainConfig, plan: Plan) -> dict[str, str]:
     """What a method asks of a plan, besides the plan itself."""
     match stage.method:
         case "permix" | "rlvr":
-            refuse_unfit(plan, stage.train)
+            check_plan(plan, stage.train)
             return _check_character(stage)
         case "sft" | "sft-personas":
             with Verifier() as verifier:
-                return {"learnt from": words(gold_examples(plan, verifier).counts)}
+                return {"learnt from": format_sft_counts(gold_examples(plan, verifier).counts)}
         case "seqkd":
-            with speaking_of("teacher"):
-                _check_model(teacher_of(stage))
-            return {"teacher": teacher_of(stage).name}
+            with error_context("teacher"):
+                _check_model(teacher_config(stage))
+            return {"teacher": teacher_config(stage).name}
 
 
-def _check_character(stage: config.TrainStage) -> dict[str, str]:
+def _check_character(stage: config.TrainConfig) -> dict[str, str]:
     """What keeping the character costs, in answers."""
     kept = stage.character
-    if not kept.needs_answers:
+    if not kept.needs_base_answers:
         return {}
-    asked = len(bank_cells(stage))
+    asked = len(reference_answer_cells(stage))
     replayed = f"; {kept.replay_answers} replayed in each step" if kept.replay else ""
     return {"character": f"{asked} answers of the base model first, at most {asked * kept.max_new_tokens} new tokens{replayed}"}
 
 
-def _check_stability(stage: config.StabilityStage) -> dict[str, str]:
+def _check_stability(stage: config.StabilityConfig) -> dict[str, str]:
     template_text(stage.personas.template)
-    strategy, (_, setup) = STRATEGIES[stage.strategy], set_up(stage)
+    strategy, (_, setup) = STRATEGIES[stage.strategy], prepare_stability(stage)
     _check_model(stage.model)
-    if limits := limits_of(stage):
-        cells, most = len(first_cells(setup, limits)), most_cells(setup, limits)
+    if limits := build_stopping_rule(stage):
+        cells, most = len(first_round_cells(setup, limits)), max_cells(setup, limits)
         return {
             "questions": f"{len(setup.questions)} at most", "personas": f"{len(setup.pool)}, and none",
             "cells": f"{cells} first, at most {most}, at most {most * stage.sampling.max_new_tokens} new tokens",
         }  # fmt: skip
-    cells, then = len(strategy.first(setup)), strategy.most(setup)
+    cells, then = len(strategy.initial_cells(setup)), strategy.max_followups(setup)
     more = f", then at most {then}" if then else ""
     facts = {
         "questions": str(len(setup.questions)),
@@ -139,31 +139,33 @@ def _check_stability(stage: config.StabilityStage) -> dict[str, str]:
     return facts if stage.strategy == "none" else {"strategy": stage.strategy} | facts
 
 
-def _check_fidelity(stage: config.FidelityStage) -> dict[str, str]:
+def _check_fidelity(stage: config.FidelityConfig) -> dict[str, str]:
     template_text(stage.personas.template)
     _check_model(stage.model)
     if stage.judge.name != "none":
-        means_of(stage.judge, rubrics_of(stage))
+        load_judge_setup(stage.judge, required_rubrics(stage))
         _check_judge_model(stage.judge)
     match stage.kind:
         case "personagym":
-            return _check_gym(stage)
+            return _check_personagym(stage)
         case "interview":
             return _check_interview(stage)
         case "open":
             return _check_open(stage)
 
 
-def _check_open(stage: config.FidelityStage) -> dict[str, str]:
-    personas, questions = choose_voices(stage), open_questions(stage)
+def _check_open(stage: config.FidelityConfig) -> dict[str, str]:
+    personas, questions = select_open_ended_personas(stage), load_open_questions(stage)
     if stage.reference is not None:
-        refuse_unanswered(stage.reference, {(persona.id, question.id) for persona in personas.personas for question in questions})
+        check_reference_answers(
+            stage.reference, {(persona.id, question.id) for persona in personas.personas for question in questions}
+        )
     return {"personas": str(len(personas)), "questions": str(len(questions)), "answers": str(len(personas) * len(questions))}
 
 
-def _check_gym(stage: config.FidelityStage) -> dict[str, str]:
-    pool, questions = choose_gym(stage)
-    without = len(spread(questions, stage.personagym.without_persona, stage.seed))
+def _check_personagym(stage: config.FidelityConfig) -> dict[str, str]:
+    pool, questions = select_personagym_questions(stage)
+    without = len(sample_balanced_questions(questions, stage.personagym.without_persona, stage.seed))
     answers = len(questions) + without
     return {
         "personas": str(len(pool)),
@@ -172,11 +174,11 @@ def _check_gym(stage: config.FidelityStage) -> dict[str, str]:
     }
 
 
-def _check_judge(stage: config.JudgeStage) -> dict[str, str]:
+def _check_judge(stage: config.JudgeConfig) -> dict[str, str]:
     means, prompts = set_up_judge(stage)
     _check_judge_model(stage.judge)
-    tried = sum(prompt.item.control != "none" for prompt in prompts)
-    most = dearest(prompts, terms_of(stage, means.price))
+    tried = sum(prompt.judge_input.control != "none" for prompt in prompts)
+    most = max_total_cost(prompts, build_call_settings(stage, means.price))
     return {
         "answers": str(len(prompts) - tried), "answers to try the judge": str(tried),
         "calls": f"{len(prompts)}, at most {len(prompts) * stage.judge.max_new_tokens} new tokens",
@@ -184,19 +186,23 @@ def _check_judge(stage: config.JudgeStage) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _check_judge_model(judge: config.JudgeConfig) -> None:
-    with speaking_of("judge"):
+def _check_judge_model(judge: config.JudgeModelConfig) -> None:
+    with error_context("judge"):
         _check_model(judge)
 
 
-def _check_questions(stage: config.QuestionsStage) -> dict[str, str]:
+def _check_questions(stage: config.QuestionsConfig) -> dict[str, str]:
     """What is to be written, in as many calls when no reply is refused."""
-    work = generator.set_up(stage)
+    work = generator.build_writing_job(stage)
     _check_model(stage.model)
-    personas, written = len(work.personas), len(work.personas) * len(work.tasks) * work.n
-    calls = 0 if work.given else personas * (1 + len(work.tasks))
-    questions = f"{len(work.given)}, given" if work.given else f"{written}, {work.n} of each persona × {len(work.tasks)} tasks"
-    examples = (len(work.given) or written) * work.examples
+    personas, written = len(work.personas), len(work.personas) * len(work.tasks) * work.n_per_task
+    calls = 0 if work.given_questions else personas * (1 + len(work.tasks))
+    questions = (
+        f"{len(work.given_questions)}, given"
+        if work.given_questions
+        else f"{written}, {work.n_per_task} of each persona × {len(work.tasks)} tasks"
+    )
+    examples = (len(work.given_questions) or written) * work.with_examples
     most = (calls + examples) * stage.sampling.max_new_tokens
     return {
         "personas": str(personas),
@@ -206,8 +212,8 @@ def _check_questions(stage: config.QuestionsStage) -> dict[str, str]:
     }
 
 
-def _check_interview(stage: config.FidelityStage) -> dict[str, str]:
-    pool, turns = interview.set_up(stage).pool, stage.interview.turns
+def _check_interview(stage: config.FidelityConfig) -> dict[str, str]:
+    pool, turns = interview.prepare_interview(stage).pool, stage.interview.turns
     if stage.interviewer.is_model:
         _check_model(stage.interviewer)
     return {
@@ -220,6 +226,6 @@ def _check_interview(stage: config.FidelityStage) -> dict[str, str]:
 def _check_model(model: config.ModelConfig) -> None:
     """An endpoint's address and key, without asking it anything; a model folder that is named as one."""
     if model.backend == "transformers":
-        refuse_missing_folder(model.name)
+        check_model_folder(model.name)
     if model.backend == "openai":
-        open_model(model)
+        load_model(model)

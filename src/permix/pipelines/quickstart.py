@@ -15,28 +15,28 @@ from rich.console import Console
 
 from permix.config import (
     CharacterConfig,
-    FidelityStage,
-    Method,
+    FidelityConfig,
     ModelConfig,
+    OptimConfig,
     PersonasConfig,
-    PlanConfig,
-    QuickstartStage,
-    StabilityStage,
+    QuickstartConfig,
+    RolloutPlanConfig,
+    StabilityConfig,
     TaskConfig,
+    TrainableModelConfig,
     TrainConfig,
-    TrainedModel,
-    TrainStage,
-    mix_of,
+    TrainMethod,
+    resolve_mix,
 )
-from permix.progress import Journey
+from permix.progress import MultiProgress
 from permix.types import Sampling
 
-LEVELS = ("add-1", "sub-1", "mul-1", "add-1x3", "add-2")
+QUICKSTART_LEVELS = ("add-1", "sub-1", "mul-1", "add-1x3", "add-2")
 
-BASE, RLVR, PERMIX = "base", "RLVR", "PerMix-RLVR"
+BASE_LABEL, RLVR_LABEL, PERMIX_LABEL = "base", "RLVR", "PerMix-RLVR"
 
 
-class Size(NamedTuple):
+class QuickstartSize(NamedTuple):
     """How much of everything."""
 
     steps: int
@@ -44,139 +44,148 @@ class Size(NamedTuple):
     questions: int
     characters: int
     roleplay_questions: int
-    kept: CharacterConfig
+    character: CharacterConfig
     """What keeps PerMix-RLVR in character."""
     minutes: int
 
 
 # CPU seconds on two cores, as measured: one cell, one open-ended answer, one training step, getting the model.
-CELL_S, ANSWER_S, STEP_S, MODEL_S = 0.09, 0.27, 14.0, 22.0
+CELL_CPU_SECONDS, ANSWER_CPU_SECONDS, STEP_CPU_SECONDS, MODEL_CPU_SECONDS = 0.09, 0.27, 14.0, 22.0
 
 
-class Part(NamedTuple):
-    """One thing to do; `weight` is about its CPU seconds, for the time that is left in all."""
+class QuickstartJob(NamedTuple):
+    """One thing to do; `cpu_seconds` is about its CPU seconds, for the time that is left in all."""
 
     name: str
-    weight: float
-    act: Callable[[], object]
+    cpu_seconds: float
+    run: Callable[[], object]
 
 
-REPLAY = CharacterConfig(replay=0.5, replay_answers=6)
+QUICKSTART_REPLAY = CharacterConfig(replay=0.5, replay_answers=6)
 
-FULL = Size(steps=20, personas=12, questions=100, characters=9, roleplay_questions=40, kept=REPLAY, minutes=20)
+FULL_SIZE = QuickstartSize(
+    steps=20, personas=12, questions=100, characters=9, roleplay_questions=40, character=QUICKSTART_REPLAY, minutes=20
+)
 
-FAST = Size(
+FAST_SIZE = QuickstartSize(
     steps=3, personas=4, questions=20, characters=4, roleplay_questions=10, minutes=4,
-    kept=REPLAY.model_copy(update={"questions": 2}),
+    character=QUICKSTART_REPLAY.model_copy(update={"questions": 2}),
 )  # fmt: skip
 
 
-def stages(config: QuickstartStage) -> tuple[list[StabilityStage], list[FidelityStage], list[TrainStage]]:
+def quickstart_configs(config: QuickstartConfig) -> tuple[list[StabilityConfig], list[FidelityConfig], list[TrainConfig]]:
     """Every stage of the quickstart: evaluations of base, RLVR and PerMix-RLVR, and the two trainings."""
-    size = FAST if config.fast else FULL
-    trained = [_training(config, size, RLVR, "rlvr"), _training(config, size, PERMIX, "permix")]
-    models = {BASE: config.model, RLVR: str(trained[0].out / "model"), PERMIX: str(trained[1].out / "model")}
-    stable = [_stability(config, size, label, model) for label, model in models.items()]
-    distinct = [_fidelity(config, size, label, model) for label, model in models.items()]
+    size = FAST_SIZE if config.fast else FULL_SIZE
+    trained = [_train_config(config, size, RLVR_LABEL, "rlvr"), _train_config(config, size, PERMIX_LABEL, "permix")]
+    models = {BASE_LABEL: config.model, RLVR_LABEL: str(trained[0].out / "model"), PERMIX_LABEL: str(trained[1].out / "model")}
+    stable = [_stability_config(config, size, label, model) for label, model in models.items()]
+    distinct = [_fidelity_config(config, size, label, model) for label, model in models.items()]
     return stable, distinct, trained
 
 
-def _folder(config: QuickstartStage, label: str, stage: str) -> Path:
+def _folder(config: QuickstartConfig, label: str, stage: str) -> Path:
     return config.folder / f"{label.lower()}-{stage}"
 
 
-def _training(config: QuickstartStage, size: Size, label: str, method: Method) -> TrainStage:
-    return TrainStage(
+def _train_config(config: QuickstartConfig, size: QuickstartSize, label: str, method: TrainMethod) -> TrainConfig:
+    return TrainConfig(
         out=_folder(config, label, "train"), label=label, threads=config.threads,
-        method=method, model=TrainedModel(name=config.model),
-        task=TaskConfig(split="train", levels=LEVELS, n=300, seed=config.seed),
+        method=method, model=TrainableModelConfig(name=config.model),
+        task=TaskConfig(split="train", levels=QUICKSTART_LEVELS, n=300, seed=config.seed),
         personas=PersonasConfig(split="train"),
-        plan=PlanConfig(steps=size.steps, questions_per_step=6, group_size=8, seed=config.seed),
-        train=TrainConfig(lr=3e-5, temperature=0.7, max_new_tokens=28, save_every=5, seed=config.seed),
-        character=size.kept if method == "permix" else CharacterConfig(),
+        plan=RolloutPlanConfig(steps=size.steps, questions_per_step=6, group_size=8, seed=config.seed),
+        train=OptimConfig(lr=3e-5, temperature=0.7, max_new_tokens=28, save_every=5, seed=config.seed),
+        character=size.character if method == "permix" else CharacterConfig(),
     )  # fmt: skip
 
 
-def _stability(config: QuickstartStage, size: Size, label: str, model: str) -> StabilityStage:
-    return StabilityStage(
+def _stability_config(config: QuickstartConfig, size: QuickstartSize, label: str, model: str) -> StabilityConfig:
+    return StabilityConfig(
         out=_folder(config, label, "stability"), label=label, threads=config.threads, model=ModelConfig(name=model),
-        task=TaskConfig(split="heldout", levels=LEVELS, n=size.questions, seed=config.seed),
+        task=TaskConfig(split="heldout", levels=QUICKSTART_LEVELS, n=size.questions, seed=config.seed),
         personas=PersonasConfig(split="heldout", n=size.personas, seed=config.seed),
         sampling=Sampling(temperature=0, max_new_tokens=28), seed=config.seed,
     )  # fmt: skip
 
 
-def _fidelity(config: QuickstartStage, size: Size, label: str, model: str) -> FidelityStage:
-    return FidelityStage(
+def _fidelity_config(config: QuickstartConfig, size: QuickstartSize, label: str, model: str) -> FidelityConfig:
+    return FidelityConfig(
         out=_folder(config, label, "fidelity"), label=label, threads=config.threads, model=ModelConfig(name=model),
         personas=PersonasConfig(split="heldout", include=("character",), n=size.characters, seed=config.seed),
         n_questions=size.roleplay_questions, seed=config.seed,
-        reference=None if label == BASE else _folder(config, BASE, "fidelity"),
+        reference=None if label == BASE_LABEL else _folder(config, BASE_LABEL, "fidelity"),
     )  # fmt: skip
 
 
-def quickstart(config: QuickstartStage) -> None:
+def run_quickstart(config: QuickstartConfig) -> None:
     """Run, or go on with, the quickstart; prints the table and writes `report/` under `config.folder`."""
-    from permix.evals.stability import stability
+    from permix.evals.stability import run_stability
     from permix.inference.hardware import release_memory
-    from permix.inference.hf import resolve
-    from permix.pipelines.fidelity import fidelity
+    from permix.inference.hf import resolve_model_source
+    from permix.pipelines.fidelity import run_fidelity
     from permix.pipelines.train import run_training
 
-    stable, distinct, trained = stages(config)
-    size = FAST if config.fast else FULL
-    grid, talk = (size.personas + 1) * size.questions * CELL_S, size.characters * size.roleplay_questions * ANSWER_S
-    steps = size.steps * STEP_S
+    stable, distinct, trained = quickstart_configs(config)
+    size = FAST_SIZE if config.fast else FULL_SIZE
+    grid, talk = (
+        (size.personas + 1) * size.questions * CELL_CPU_SECONDS,
+        size.characters * size.roleplay_questions * ANSWER_CPU_SECONDS,
+    )
+    steps = size.steps * STEP_CPU_SECONDS
     parts = [
-        Part(f"get the model ({model_name(config)})", MODEL_S, partial(resolve, config.model)),
-        Part(f"accuracy of {BASE}", grid, partial(stability, stable[0])),
-        Part(f"characters of {BASE}", talk, partial(fidelity, distinct[0])),
-        *(Part(f"train {one.label}", steps, partial(run_training, one)) for one in trained),
+        QuickstartJob(f"get the model ({_model_name(config)})", MODEL_CPU_SECONDS, partial(resolve_model_source, config.model)),
+        QuickstartJob(f"accuracy of {BASE_LABEL}", grid, partial(run_stability, stable[0])),
+        QuickstartJob(f"characters of {BASE_LABEL}", talk, partial(run_fidelity, distinct[0])),
+        *(QuickstartJob(f"train {one.label}", steps, partial(run_training, one)) for one in trained),
     ]
     for one, two in zip(stable[1:], distinct[1:], strict=True):
-        parts.append(Part(f"accuracy of {one.label}", grid, partial(stability, one)))
-        parts.append(Part(f"characters of {two.label}", talk, partial(fidelity, two)))
+        parts.append(QuickstartJob(f"accuracy of {one.label}", grid, partial(run_stability, one)))
+        parts.append(QuickstartJob(f"characters of {two.label}", talk, partial(run_fidelity, two)))
     Console(stderr=True).print(
         f"permix quickstart: {len(parts)} steps, about {size.minutes} minutes on 2 cores; "
         f"interrupt it at any time and start it again to go on. Everything goes to {config.folder}/", soft_wrap=True,
     )  # fmt: skip
-    journey = Journey([part.weight for part in parts])
+    journey = MultiProgress([part.cpu_seconds for part in parts])
     for number, part in enumerate(parts):
         with journey.part(number, part.name):
-            part.act()
+            part.run()
         release_memory()
-    report(config, stable, distinct, trained)
+    _write_report(config, stable, distinct, trained)
 
 
-def model_name(config: QuickstartStage) -> str:
+def _model_name(config: QuickstartConfig) -> str:
     return "SmolLM2-135M-Instruct" if config.model == "bundled" else config.model
 
 
-def report(
-    config: QuickstartStage, stable: list[StabilityStage], distinct: list[FidelityStage], trained: list[TrainStage]
+def _write_report(
+    config: QuickstartConfig,
+    stability_configs: list[StabilityConfig],
+    fidelity_configs: list[FidelityConfig],
+    train_configs: list[TrainConfig],
 ) -> None:
     """Write the report on the quickstart's runs and print its table."""
     from permix.report.builder import build_report
-    from permix.report.tables import terminal_table
+    from permix.report.tables import terminal_models_table
 
     out = config.folder / "report"
-    rows = build_report([one.out for one in (*stable, *distinct, *trained)], out, caption(config))
+    rows = build_report([one.out for one in (*stability_configs, *fidelity_configs, *train_configs)], out, _caption(config))
     console = Console()
-    console.print(terminal_table(rows))
-    console.print(caption(config), markup=False, highlight=False)
+    console.print(terminal_models_table(rows))
+    console.print(_caption(config), markup=False, highlight=False)
     console.print(f"report: {out / 'index.html'} (or report.md beside it)", markup=False, highlight=False, soft_wrap=True)
 
 
-def caption(config: QuickstartStage) -> str:
+def _caption(config: QuickstartConfig) -> str:
     """What was done, in a paragraph that travels with the table."""
-    size = FAST if config.fast else FULL
-    plain, mixed = (mix_of(one.plan, one.method) for one in stages(config)[2])
+    size = FAST_SIZE if config.fast else FULL_SIZE
+    plain, mixed = (resolve_mix(one.plan, one.method) for one in quickstart_configs(config)[2])
     kind = "Fast quickstart (too small to conclude from)" if config.fast else "Quickstart"
     return (
-        f"{kind}: {model_name(config)} on one- and two-digit arithmetic ({', '.join(LEVELS)}), seed {config.seed}. "
-        f"{RLVR} and {PERMIX} were trained for {size.steps} steps of 6 questions × 8 rollouts from one plan seed; they differ in "
-        f"the share of questions asked under a persona, {plain:g} and {mixed:g}, and in the {size.kept.replay_answers} "
-        f"answers of the base model in character that {PERMIX} replays in each step. Evaluated greedily on "
+        f"{kind}: {_model_name(config)} on one- and two-digit arithmetic ({', '.join(QUICKSTART_LEVELS)}), seed {config.seed}. "
+        f"{RLVR_LABEL} and {PERMIX_LABEL} were trained for {size.steps} steps of 6 questions × 8 rollouts from one "
+        "plan seed; they differ in "
+        f"the share of questions asked under a persona, {plain:g} and {mixed:g}, and in the {size.character.replay_answers} "
+        f"answers of the base model in character that {PERMIX_LABEL} replays in each step. Evaluated greedily on "
         f"{size.questions} held-out questions under {size.personas} held-out personas; identifiability on "
         f"{size.roleplay_questions} open-ended questions answered by {size.characters} held-out characters at temperature 0.7."
     )

@@ -1,7 +1,7 @@
 """`permix questions`: questions for one's own personas, written by a model, checked and kept.
 
     records.jsonl      one `Cell` a call, whatever came of it
-    questions.jsonl    one `GymQuestion` a line: those of each persona's tasks that have all of theirs
+    questions.jsonl    one `PersonaGymQuestion` a line: those of each persona's tasks that have all of theirs
     examples.jsonl     one `ScoreExample` a line, where examples were asked for
     metrics.json       calls, what was kept, what was left out and why, tokens
 
@@ -21,295 +21,309 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from permix.config import GymTask, QuestionsStage
-from permix.errors import ConfigError, DataError, OwedCellsError
-from permix.inference import open_model
+from permix.config import PersonaGymTask, QuestionsConfig
+from permix.errors import ConfigError, DataError, IncompleteRunError
+from permix.inference import load_model
 from permix.inference.base import Model
-from permix.personas.loading import plain_text
-from permix.personas.personagym import TASKS, GymQuestion, ScoreExample, as_question, read_gym
-from permix.personas.pool import choose_personas
-from permix.progress import say
+from permix.personas.loading import check_plain_text
+from permix.personas.personagym import (
+    PERSONAGYM_TASKS,
+    PersonaGymQuestion,
+    ScoreExample,
+    make_personagym_question,
+    read_personagym,
+)
+from permix.personas.pool import select_personas
+from permix.progress import print_status
 from permix.question_writer.parsing import (
-    LEAST_SITUATIONS,
+    MIN_SITUATIONS,
     SCORE_KEYS,
-    Sifted,
-    bare,
-    examples_of,
-    questions_of,
-    setting_of,
-    situations_of,
+    FilterResult,
+    filter_examples,
+    filter_questions,
+    filter_situations,
+    match_situation,
+    normalize_situation,
 )
 from permix.question_writer.requests import (
-    Book,
-    Slot,
-    Wanted,
-    ask_examples,
-    ask_questions,
-    ask_situations,
-    book_of,
+    PendingRequest,
+    RepliesByKey,
+    RequestKey,
+    build_examples_prompt,
+    build_questions_prompt,
+    build_situations_prompt,
     builtin_situations,
-    have_written,
-    wording_hash,
+    generate_until_complete,
+    replies_by_key,
+    writing_template_hash,
 )
-from permix.sanitize import visible
+from permix.sanitize import escape_control
 from permix.storage.files import write_json, write_text
-from permix.storage.rows import read_rows, show
+from permix.storage.rows import quote_value, read_rows
 from permix.storage.run_dir import RunDir
 from permix.types import Cell, CellKey, Persona, Record, digest, seed_from
 
 
-class Work(NamedTuple):
-    """`listed`: situations to choose from. `given`: questions that are there already, so that none are written. `examples`:
-    whether example answers are wanted. `criteria`: of each task, what earns which score.
+class WritingJob(NamedTuple):
+    """`candidate_situations`: situations to choose from. `given`: questions that are there already, so that none are
+    written. `examples`: whether example answers are wanted. `criteria_by_task`: of each task, what earns which score.
     """
 
     personas: tuple[Persona, ...]
-    tasks: tuple[GymTask, ...]
-    n: int
-    listed: tuple[str, ...]
-    given: tuple[GymQuestion, ...]
-    examples: bool
-    criteria: Mapping[GymTask, str]
+    tasks: tuple[PersonaGymTask, ...]
+    n_per_task: int
+    candidate_situations: tuple[str, ...]
+    given_questions: tuple[PersonaGymQuestion, ...]
+    with_examples: bool
+    criteria_by_task: Mapping[PersonaGymTask, str]
 
     @property
-    def least(self) -> int:
+    def min_situations(self) -> int:
         """Situations that a persona needs."""
-        return min(LEAST_SITUATIONS, len(self.listed))
+        return min(MIN_SITUATIONS, len(self.candidate_situations))
 
 
-SETTINGS, EXAMPLES_OF = "settings", "examples of "
+SITUATIONS_CELL_ID, EXAMPLES_CELL_PREFIX = "settings", "examples of "
 """What cells of situations and of examples are named by; those of questions are named by their task."""
 
 
-def situations_slot(persona: Persona) -> Slot:
-    return Slot(persona.id, SETTINGS)
+def situations_key(persona: Persona) -> RequestKey:
+    return RequestKey(persona.id, SITUATIONS_CELL_ID)
 
 
-def examples_slot(question: GymQuestion) -> Slot:
-    return Slot(question.persona_id, f"{EXAMPLES_OF}{question.id}")
+def examples_key(question: PersonaGymQuestion) -> RequestKey:
+    return RequestKey(question.persona_id, f"{EXAMPLES_CELL_PREFIX}{question.id}")
 
 
 # Of one persona, one question
 
 
-def situations(work: Work, book: Book, persona: Persona) -> Sifted:
-    return situations_of(book.get(situations_slot(persona), ()), work.listed)
+def situations_of_persona(job: WritingJob, replies: RepliesByKey, persona: Persona) -> FilterResult:
+    return filter_situations(replies.get(situations_key(persona), ()), job.candidate_situations)
 
 
-def questions_for(work: Work, book: Book, persona: Persona) -> dict[GymTask, Sifted]:
-    return questions_of({task: book.get(Slot(persona.id, task), ()) for task in work.tasks}, work.n)
+def questions_of_persona(job: WritingJob, replies: RepliesByKey, persona: Persona) -> dict[PersonaGymTask, FilterResult]:
+    return filter_questions({task: replies.get(RequestKey(persona.id, task), ()) for task in job.tasks}, job.n_per_task)
 
 
-def examples(book: Book, question: GymQuestion) -> Sifted:
-    return examples_of(book.get(examples_slot(question), ()))
+def examples_of_question(replies: RepliesByKey, question: PersonaGymQuestion) -> FilterResult:
+    return filter_examples(replies.get(examples_key(question), ()))
 
 
 # Which calls are wanted
 
 
-def wanted_situations(work: Work, book: Book) -> list[Wanted]:
+def pending_situation_requests(job: WritingJob, replies: RepliesByKey) -> list[PendingRequest]:
     found = []
-    for persona in () if work.given else work.personas:
-        slot, chosen = situations_slot(persona), situations(work, book, persona).kept
-        if len(chosen) < work.least:
-            prompt = ask_situations(persona.text, _dealt(work.listed, persona), chosen)
-            found.append(Wanted(slot, persona.id, len(book.get(slot, ())), work.least - len(chosen), prompt))
+    for persona in () if job.given_questions else job.personas:
+        slot, chosen = situations_key(persona), situations_of_persona(job, replies, persona).kept
+        if len(chosen) < job.min_situations:
+            prompt = build_situations_prompt(persona.text, _shuffle_for_persona(job.candidate_situations, persona), chosen)
+            found.append(PendingRequest(slot, persona.id, len(replies.get(slot, ())), job.min_situations - len(chosen), prompt))
     return found
 
 
-def wanted_questions(work: Work, book: Book) -> list[Wanted]:
+def pending_question_requests(job: WritingJob, replies: RepliesByKey) -> list[PendingRequest]:
     """Of the personas that have their situations."""
     found = []
-    for persona in () if work.given else work.personas:
-        chosen = situations(work, book, persona).kept
-        if len(chosen) < work.least:
+    for persona in () if job.given_questions else job.personas:
+        chosen = situations_of_persona(job, replies, persona).kept
+        if len(chosen) < job.min_situations:
             continue
-        for task, there in questions_for(work, book, persona).items():
-            slot, missing = Slot(persona.id, task), work.n - len(there.kept)
+        for task, there in questions_of_persona(job, replies, persona).items():
+            slot, missing = RequestKey(persona.id, task), job.n_per_task - len(there.kept)
             if missing:
-                prompt = ask_questions(persona.text, task, chosen, missing, there.kept)
-                found.append(Wanted(slot, persona.id, len(book.get(slot, ())), missing, prompt))
+                prompt = build_questions_prompt(persona.text, task, chosen, missing, there.kept)
+                found.append(PendingRequest(slot, persona.id, len(replies.get(slot, ())), missing, prompt))
     return found
 
 
-def wanted_examples(work: Work, book: Book) -> list[Wanted]:
+def pending_example_requests(job: WritingJob, replies: RepliesByKey) -> list[PendingRequest]:
     found = []
-    for question in whole_questions(work, book) if work.examples else ():
-        slot = examples_slot(question)
-        if not examples(book, question).kept:
-            prompt = ask_examples(question.persona, question.text, work.criteria[question.task])
-            found.append(Wanted(slot, question.id, len(book.get(slot, ())), len(SCORE_KEYS), prompt))
+    for question in complete_questions(job, replies) if job.with_examples else ():
+        slot = examples_key(question)
+        if not examples_of_question(replies, question).kept:
+            prompt = build_examples_prompt(question.persona, question.text, job.criteria_by_task[question.task])
+            found.append(PendingRequest(slot, question.id, len(replies.get(slot, ())), len(SCORE_KEYS), prompt))
     return found
 
 
 # What is there
 
 
-def whole_questions(work: Work, book: Book) -> tuple[GymQuestion, ...]:
+def complete_questions(job: WritingJob, replies: RepliesByKey) -> tuple[PersonaGymQuestion, ...]:
     """The given ones; else those of the tasks that have all of theirs, persona by persona."""
-    return work.given or tuple(
-        _question(persona, task, text, situations(work, book, persona).kept)
-        for persona in work.personas
-        for task, there in questions_for(work, book, persona).items()
-        if len(there.kept) == work.n
+    return job.given_questions or tuple(
+        _build_question(persona, task, text, situations_of_persona(job, replies, persona).kept)
+        for persona in job.personas
+        for task, there in questions_of_persona(job, replies, persona).items()
+        if len(there.kept) == job.n_per_task
         for text in there.kept
     )
 
 
-def whole_examples(work: Work, book: Book) -> tuple[ScoreExample, ...]:
+def complete_examples(job: WritingJob, replies: RepliesByKey) -> tuple[ScoreExample, ...]:
     return tuple(
         ScoreExample(question_id=question.id, score=score, text=text)
-        for question in (whole_questions(work, book) if work.examples else ())
-        for score, text in enumerate(examples(book, question).kept, start=1)
+        for question in (complete_questions(job, replies) if job.with_examples else ())
+        for score, text in enumerate(examples_of_question(replies, question).kept, start=1)
     )
 
 
-def owed(work: Work, book: Book) -> list[str]:
+def describe_pending_requests(job: WritingJob, replies: RepliesByKey) -> list[str]:
     """What is not there, in words."""
-    found = [f"situations of {one.slot.persona_id!r}" for one in wanted_situations(work, book)]
+    found = [f"situations of {one.key.persona_id!r}" for one in pending_situation_requests(job, replies)]
     found += [
-        f"{one.slot.persona_id!r} × {one.slot.name} ({work.n - one.missing} of {work.n} questions)"
-        for one in wanted_questions(work, book)
+        f"{one.key.persona_id!r} × {one.key.name} ({job.n_per_task - one.n_missing} of {job.n_per_task} questions)"
+        for one in pending_question_requests(job, replies)
     ]
-    return found + [one.slot.name for one in wanted_examples(work, book)]
+    return found + [one.key.name for one in pending_example_requests(job, replies)]
 
 
-def _dealt(listed: Sequence[str], persona: Persona) -> list[str]:
+def _shuffle_for_persona(candidates: Sequence[str], persona: Persona) -> list[str]:
     """The list in an order of this persona's own: a model that hardly chooses takes what stands first."""
-    return sorted(listed, key=lambda one: seed_from("situation", persona.text, one))
+    return sorted(candidates, key=lambda one: seed_from("situation", persona.text, one))
 
 
-def _question(persona: Persona, task: GymTask, text: str, chosen: Sequence[str]) -> GymQuestion:
-    return as_question(persona, task, text).model_copy(update={"setting": setting_of(text, chosen)})
+def _build_question(persona: Persona, task: PersonaGymTask, text: str, chosen: Sequence[str]) -> PersonaGymQuestion:
+    return make_personagym_question(persona, task, text).model_copy(update={"setting": match_situation(text, chosen)})
 
 
-class Part(Record):
+class WritingCounts(Record):
     """`kept`: situations, questions or example answers that can be used. `refused`: those that cannot, by reason."""
 
     calls: int
     failed: int
     kept: int
-    refused: dict[str, int]
+    rejected: dict[str, int]
 
 
-class Written(Record):
+class WritingSummary(Record):
     """`owed` names what is missing; `last_failure` is what the last call said that failed. Tokens are those of all calls."""
 
-    situations: Part
-    questions: Part
-    examples: Part
+    situations: WritingCounts
+    questions: WritingCounts
+    examples: WritingCounts
     prompt_tokens: int
     completion_tokens: int
-    owed: tuple[str, ...]
+    pending: tuple[str, ...]
     last_failure: str | None
 
 
-def tally(work: Work, cells: Mapping[CellKey, Cell]) -> Written:
+def summarize_writing(job: WritingJob, cells: Mapping[CellKey, Cell]) -> WritingSummary:
     """Every number of a run, from its records alone."""
-    book, calls = book_of(cells), list(cells.values())
-    questions = {} if work.given else {persona.id: questions_for(work, book, persona) for persona in work.personas}
+    book, calls = replies_by_key(cells), list(cells.values())
+    questions = {} if job.given_questions else {persona.id: questions_of_persona(job, book, persona) for persona in job.personas}
     by_part: dict[str, list[Cell]] = {"situations": [], "questions": [], "examples": []}
     for cell in calls:
-        by_part[_part_of(cell)].append(cell)
+        by_part[_classify_cell(cell)].append(cell)
     charged = [part for cell in calls if (part := cell.completion or cell.failure)]
     failures = [cell.failure for cell in calls if cell.failure]
-    return Written(
-        situations=_part(by_part["situations"], [] if work.given else [situations(work, book, one) for one in work.personas]),
-        questions=_part(by_part["questions"], [one for tasks in questions.values() for one in tasks.values()]),
-        examples=_part(by_part["examples"], [examples(book, one) for one in whole_questions(work, book)]),
+    return WritingSummary(
+        situations=_count_replies(
+            by_part["situations"], [] if job.given_questions else [situations_of_persona(job, book, one) for one in job.personas]
+        ),
+        questions=_count_replies(by_part["questions"], [one for tasks in questions.values() for one in tasks.values()]),
+        examples=_count_replies(by_part["examples"], [examples_of_question(book, one) for one in complete_questions(job, book)]),
         prompt_tokens=sum(part.prompt_tokens or 0 for part in charged),
         completion_tokens=sum(part.completion_tokens or 0 for part in charged),
-        owed=tuple(owed(work, book)),
-        last_failure=visible(f"{failures[-1].type}: {failures[-1].message}") if failures else None,
+        pending=tuple(describe_pending_requests(job, book)),
+        last_failure=escape_control(f"{failures[-1].type}: {failures[-1].message}") if failures else None,
     )
 
 
-def words(written: Written) -> list[str]:
+def format_writing_summary(summary: WritingSummary) -> list[str]:
     """What a person is told at the end, a line a part."""
-    parts = {"situations": written.situations, "questions": written.questions, "example answers": written.examples}
+    parts = {"situations": summary.situations, "questions": summary.questions, "example answers": summary.examples}
     lines = []
     for name, part in parts.items():
         if part.calls:
-            refused = ", ".join(f"{reason} {n}" for reason, n in part.refused.items())
+            refused = ", ".join(f"{reason} {n}" for reason, n in part.rejected.items())
             failed = f", {part.failed} failed" if part.failed else ""
             lines.append(f"{name}: {part.kept} kept, of {part.calls} calls{failed}; left out: {refused or 'none'}")
-    return [*lines, f"tokens: {written.prompt_tokens} read, {written.completion_tokens} written"]
+    return [*lines, f"tokens: {summary.prompt_tokens} read, {summary.completion_tokens} written"]
 
 
-def _part_of(cell: Cell) -> str:
-    if cell.question_id == SETTINGS:
+def _classify_cell(cell: Cell) -> str:
+    if cell.question_id == SITUATIONS_CELL_ID:
         return "situations"
-    return "examples" if cell.question_id.startswith(EXAMPLES_OF) else "questions"
+    return "examples" if cell.question_id.startswith(EXAMPLES_CELL_PREFIX) else "questions"
 
 
-def _part(calls: Iterable[Cell], sifted: Iterable[Sifted]) -> Part:
-    calls, sifted = list(calls), list(sifted)
-    refused = sum((one.refused for one in sifted), Counter[str]())
-    return Part(
+def _count_replies(calls: Iterable[Cell], filtered: Iterable[FilterResult]) -> WritingCounts:
+    calls, filtered = list(calls), list(filtered)
+    refused = sum((one.rejected for one in filtered), Counter[str]())
+    return WritingCounts(
         calls=len(calls),
         failed=sum(cell.failure is not None for cell in calls),
-        kept=sum(len(one.kept) for one in sifted),
-        refused=dict(sorted(refused.items(), key=lambda item: (-item[1], item[0]))),
+        kept=sum(len(one.kept) for one in filtered),
+        rejected=dict(sorted(refused.items(), key=lambda item: (-item[1], item[0]))),
     )
 
 
-WANTED = {"situations": wanted_situations, "questions": wanted_questions, "examples": wanted_examples}
+PENDING_REQUEST_FINDERS = {
+    "situations": pending_situation_requests,
+    "questions": pending_question_requests,
+    "examples": pending_example_requests,
+}
 
-SITUATION_CHARS = 200
+MAX_SITUATION_CHARS = 200
 
-NAMED = 5
+MAX_LISTED_MISSING = 5
 """Of what is owed, so many are named."""
 
 
-def write_questions(config: QuestionsStage) -> Path:
+def write_questions(config: QuestionsConfig) -> Path:
     """Have them written, or go on; returns the file of questions, or of examples where the questions were given.
 
     Raises OwedCellsError, naming what is missing, when not all of it could be had.
     """
-    work = set_up(config)
-    result = write(open_model(config.model, config.threads), config, work)
-    for line in words(result):
-        say(line)
-    if result.owed:
-        named = ", ".join(result.owed[:NAMED]) + (f" and {len(result.owed) - NAMED} more" if len(result.owed) > NAMED else "")
+    work = build_writing_job(config)
+    result = run_writing_job(load_model(config.model, config.threads), config, work)
+    for line in format_writing_summary(result):
+        print_status(line)
+    if result.pending:
+        named = ", ".join(result.pending[:MAX_LISTED_MISSING]) + (
+            f" and {len(result.pending) - MAX_LISTED_MISSING} more" if len(result.pending) > MAX_LISTED_MISSING else ""
+        )
         failed = f"; the last call that failed said {result.last_failure}" if result.last_failure else ""
-        raise OwedCellsError(f"{config.out}: missing are {named}{failed}; run the same command again to have them written")
-    return config.out / ("examples.jsonl" if work.given else "questions.jsonl")
+        raise IncompleteRunError(f"{config.out}: missing are {named}{failed}; run the same command again to have them written")
+    return config.out / ("examples.jsonl" if work.given_questions else "questions.jsonl")
 
 
-def set_up(config: QuestionsStage) -> Work:
+def build_writing_job(config: QuestionsConfig) -> WritingJob:
     """What is to be written. Raises ConfigError or DataError for whatever can be found wrong without a model."""
-    tasks = tuple(task for task in TASKS if not config.tasks or task in config.tasks)
-    rest = (config.examples, _criteria())
+    tasks = tuple(task for task in PERSONAGYM_TASKS if not config.tasks or task in config.tasks)
+    rest = (config.examples, _load_criteria())
     if config.personagym.path or config.personagym.hub:
         source = config.personagym.model_copy(update={"tasks": config.tasks or config.personagym.tasks})
-        personas, given = read_gym(source)
-        return Work(personas, tasks, config.n, (), given, *rest)
-    return Work(choose_personas(config.personas).personas, tasks, config.n, read_situations(config.settings), (), *rest)
+        personas, given = read_personagym(source)
+        return WritingJob(personas, tasks, config.n, (), given, *rest)
+    return WritingJob(select_personas(config.personas).personas, tasks, config.n, read_situations(config.settings), (), *rest)
 
 
-def write(model: Model, config: QuestionsStage, work: Work) -> Written:
+def run_writing_job(model: Model, config: QuestionsConfig, job: WritingJob) -> WritingSummary:
     """`write_questions` by a model that is there already; what is owed stands in the result."""
-    first = [one.cell(config.seed) for one in (*wanted_situations(work, {}), *wanted_examples(work, {}))]
-    with RunDir.open(config.out, config, _identity(model, config, work), first) as run:
+    first = [one.to_cell(config.seed) for one in (*pending_situation_requests(job, {}), *pending_example_requests(job, {}))]
+    with RunDir.open(config.out, config, _identity(model, config, job), first) as run:
         try:
-            with run.accounted():
-                for what, wanted in WANTED.items():
-                    have_written(model, config, run, partial(wanted, work), what)
+            with run.track_usage():
+                for what, wanted in PENDING_REQUEST_FINDERS.items():
+                    generate_until_complete(model, config, run, partial(wanted, job), what)
         finally:
-            result = _settle(run, work)
+            result = _write_outputs(run, job)
     return result
 
 
-def _settle(run: RunDir, work: Work) -> Written:
+def _write_outputs(run: RunDir, job: WritingJob) -> WritingSummary:
     """What the records amount to, as files."""
     cells = run.cells()
-    book = book_of(cells)
-    if not work.given:
-        _write_lines(run.path / "questions.jsonl", whole_questions(work, book))
-    if work.examples:
-        _write_lines(run.path / "examples.jsonl", whole_examples(work, book))
-    result = tally(work, cells)
+    book = replies_by_key(cells)
+    if not job.given_questions:
+        _write_lines(run.path / "questions.jsonl", complete_questions(job, book))
+    if job.with_examples:
+        _write_lines(run.path / "examples.jsonl", complete_examples(job, book))
+    result = summarize_writing(job, cells)
     write_json(run.path / "metrics.json", result)
     return result
 
@@ -325,34 +339,41 @@ def read_situations(path: Path | None) -> tuple[str, ...]:
     found: dict[str, str] = {}
     for row in read_rows(path, "situation", (".txt",)):
         try:
-            text = plain_text(row.fields["text"])
+            text = check_plain_text(row.fields["text"])
         except ValueError as error:
-            raise DataError(f"{row.where}: {show(row.fields['text'])}: {error}") from error
-        if len(text) > SITUATION_CHARS:
-            raise DataError(f"{row.where}: {show(text)}: {len(text)} characters; a situation has at most {SITUATION_CHARS}")
-        if bare(text) in found:
-            raise DataError(f"{row.where}: {show(text)}: stands there before as {show(found[bare(text)])}; give each once")
-        found[bare(text)] = text
+            raise DataError(f"{row.where}: {quote_value(row.fields['text'])}: {error}") from error
+        if len(text) > MAX_SITUATION_CHARS:
+            raise DataError(
+                f"{row.where}: {quote_value(text)}: {len(text)} characters; a situation has at most {MAX_SITUATION_CHARS}"
+            )
+        if normalize_situation(text) in found:
+            raise DataError(
+                f"{row.where}: {quote_value(text)}: stands there before as "
+                f"{quote_value(found[normalize_situation(text)])}; give each once"
+            )
+        found[normalize_situation(text)] = text
     return tuple(found.values())
 
 
-def _identity(model: Model, config: QuestionsStage, work: Work) -> dict[str, object]:
+def _identity(model: Model, config: QuestionsConfig, job: WritingJob) -> dict[str, object]:
     return {
         "model": model.fingerprint,
         "sampling": config.sampling.model_dump(),
         "seed": config.seed,
-        "wording": wording_hash(),
-        "criteria": digest(*(f"{task}\n{text}" for task, text in sorted(work.criteria.items()))),
-        "questions": "given" if work.given else {"n": work.n, "tasks": list(work.tasks), "situations": digest(*work.listed)},
+        "wording": writing_template_hash(),
+        "criteria": digest(*(f"{task}\n{text}" for task, text in sorted(job.criteria_by_task.items()))),
+        "questions": "given"
+        if job.given_questions
+        else {"n": job.n_per_task, "tasks": list(job.tasks), "situations": digest(*job.candidate_situations)},
     }
 
 
-def _criteria() -> dict[GymTask, str]:
+def _load_criteria() -> dict[PersonaGymTask, str]:
     """Of each task, what earns which score: what stands before the character in the rubrics that we wrote."""
     from permix.judges.prompts import load_rubrics
 
-    rubrics = load_rubrics("permix", TASKS)
-    before = {task: rubrics[task].template.partition("{persona}")[0].strip() for task in TASKS}
+    rubrics = load_rubrics("permix", PERSONAGYM_TASKS)
+    before = {task: rubrics[task].template.partition("{persona}")[0].strip() for task in PERSONAGYM_TASKS}
     return {task: text.rpartition("\n\n")[0] for task, text in before.items()}  # without the heading of what follows
 
 

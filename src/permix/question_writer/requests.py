@@ -18,15 +18,15 @@ from importlib.resources import files
 from string import Template
 from typing import Any, NamedTuple
 
-from permix.config import GymTask, QuestionsStage
+from permix.config import PersonaGymTask, QuestionsConfig
 from permix.inference.base import Model
-from permix.progress import meter
+from permix.progress import progress_bar
 from permix.question_writer.parsing import SCORE_KEYS, Replies
 from permix.storage.run_dir import RunDir
 from permix.types import Cell, CellKey, Completion, Failure, Message, Request, digest, seed_from
 
 
-class Prompt(NamedTuple):
+class WritingPrompt(NamedTuple):
     """What is sent, and the JSON schema that the reply is to obey."""
 
     messages: tuple[Message, ...]
@@ -34,152 +34,166 @@ class Prompt(NamedTuple):
 
 
 def builtin_situations() -> tuple[str, ...]:
-    return tuple(_contents()["situations"])
+    return tuple(_load_prompts_toml()["situations"])
 
 
-def wording_hash() -> str:
+def writing_template_hash() -> str:
     """Hash of all that is asked apart from personas, situations and criteria."""
-    return digest(_source())
+    return digest(_read_prompts_toml())
 
 
-def ask_situations(persona: str, listed: Sequence[str], chosen: Sequence[str]) -> Prompt:
+def build_situations_prompt(persona: str, candidates: Sequence[str], chosen: Sequence[str]) -> WritingPrompt:
     """Which of the situations in the list suit the persona, besides those that are chosen already."""
-    again = _fill("settings_again", there="; ".join(chosen)) if chosen else ""
-    text = _fill("settings", persona=_bare(persona), situations=_bullets(listed), again=again)
-    return _prompt(text, {"situations": _list_of({"type": "string", "enum": list(listed)})})
+    again = _render("settings_again", there="; ".join(chosen)) if chosen else ""
+    text = _render("settings", persona=_strip_final_period(persona), situations=_bullets(candidates), again=again)
+    return _build_prompt(text, {"situations": _array_schema({"type": "string", "enum": list(candidates)})})
 
 
-def ask_questions(persona: str, task: GymTask, situations: Sequence[str], n: int, there: Sequence[str]) -> Prompt:
+def build_questions_prompt(
+    persona: str, task: PersonaGymTask, situations: Sequence[str], n: int, existing: Sequence[str]
+) -> WritingPrompt:
     """`n` questions that show this task, besides those that are there already."""
-    again = _fill("questions_again", there=_bullets(there)) if there else ""
-    text = _fill(
+    again = _render("questions_again", there=_bullets(existing)) if existing else ""
+    text = _render(
         "questions",
-        persona=_bare(persona), demand=_contents()["demands"][task], n=str(n), situations=_bullets(situations), again=again,
-    )  # fmt: skip
-    return _prompt(text, {"questions": _list_of({"type": "string"})})
+        persona=_strip_final_period(persona),
+        demand=_load_prompts_toml()["demands"][task],
+        n=str(n),
+        situations=_bullets(situations),
+        again=again,
+    )
+    return _build_prompt(text, {"questions": _array_schema({"type": "string"})})
 
 
-def ask_examples(persona: str, question: str, criteria: str) -> Prompt:
+def build_examples_prompt(persona: str, question: str, criteria: str) -> WritingPrompt:
     """An answer for each score; `criteria` says what earns which."""
-    text = _fill("examples", persona=_bare(persona), question=question, criteria=criteria)
-    return _prompt(text, {score: {"type": "string"} for score in SCORE_KEYS})
+    text = _render("examples", persona=_strip_final_period(persona), question=question, criteria=criteria)
+    return _build_prompt(text, {score: {"type": "string"} for score in SCORE_KEYS})
 
 
-def _prompt(text: str, properties: Mapping[str, Any]) -> Prompt:
+def _build_prompt(text: str, properties: Mapping[str, Any]) -> WritingPrompt:
     schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-    return Prompt((Message(role="user", content=text),), schema)
+    return WritingPrompt((Message(role="user", content=text),), schema)
 
 
-def _list_of(items: Mapping[str, Any]) -> dict[str, Any]:
+def _array_schema(items: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": items}
 
 
-def _fill(name: str, **values: str) -> str:
-    return Template(_contents()["wording"][name]).substitute(values)  # one pass: a "$n" in a persona stays what it is
+def _render(name: str, **values: str) -> str:
+    return Template(_load_prompts_toml()["wording"][name]).substitute(values)  # one pass: a "$n" in a persona stays what it is
 
 
 def _bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _bare(persona: str) -> str:
+def _strip_final_period(persona: str) -> str:
     return persona.rstrip(".")
 
 
-def _source() -> str:
+def _read_prompts_toml() -> str:
     return (files("permix.question_writer") / "prompts.toml").read_text(encoding="utf-8")
 
 
 @functools.cache
-def _contents() -> dict[str, Any]:
-    return tomllib.loads(_source())
+def _load_prompts_toml() -> dict[str, Any]:
+    return tomllib.loads(_read_prompts_toml())
 
 
-class Slot(NamedTuple):
+class RequestKey(NamedTuple):
     """One thing that is wanted, for one persona."""
 
     persona_id: str
     name: str
 
 
-class Wanted(NamedTuple):
-    """The next call for a slot. `missing`: how much of it is not there yet, in any unit. `asked`: calls made for it so far.
+class PendingRequest(NamedTuple):
+    """The next call for a slot. `n_missing`: how much of it is not there yet, in any unit. `calls_made`: calls made for it
+    so far.
 
-    Slots of one `circle` are checked against one another, so that none of them is asked again before all have had as many calls:
-    else it would depend on chance which of two like replies came first.
+    Slots of one `dedup_group` are checked against one another, so that none of them is asked again before all have had as
+    many calls: else it would depend on chance which of two like replies came first.
     """
 
-    slot: Slot
-    circle: str
-    asked: int
-    missing: int
-    prompt: Prompt
+    key: RequestKey
+    dedup_group: str
+    calls_made: int
+    n_missing: int
+    prompt: WritingPrompt
 
-    def cell(self, seed: int) -> Cell:
+    def to_cell(self, seed: int) -> Cell:
         return Cell(
-            persona_id=self.slot.persona_id, question_id=self.slot.name, sample=self.asked,
-            seed=seed_from("write", seed, *self.slot, self.asked), messages=self.prompt.messages,
+            persona_id=self.key.persona_id, question_id=self.key.name, sample=self.calls_made,
+            seed=seed_from("write", seed, *self.key, self.calls_made), messages=self.prompt.messages,
         )  # fmt: skip
 
 
-Book = Mapping[Slot, Replies]
+RepliesByKey = Mapping[RequestKey, Replies]
 """All replies so far, of each slot in the order of the calls; None where a call failed."""
 
 
-def book_of(cells: Mapping[CellKey, Cell]) -> Book:
+def replies_by_key(cells: Mapping[CellKey, Cell]) -> RepliesByKey:
     """The replies in a run's records; a slot that was never asked for has none."""
-    book: defaultdict[Slot, list[str | None]] = defaultdict(list)
+    book: defaultdict[RequestKey, list[str | None]] = defaultdict(list)
     for key in sorted(cells, key=lambda key: key.sample):
         completion = cells[key].completion
-        book[Slot(key.persona_id or "", key.question_id)].append(completion.text if completion else None)
+        book[RequestKey(key.persona_id or "", key.question_id)].append(completion.text if completion else None)
     return book
 
 
-def have_written(
-    model: Model, config: QuestionsStage, run: RunDir, wanted: Callable[[Book], Sequence[Wanted]], what: str
+def generate_until_complete(
+    model: Model,
+    config: QuestionsConfig,
+    run: RunDir,
+    find_pending: Callable[[RepliesByKey], Sequence[PendingRequest]],
+    label: str,
 ) -> None:
-    """Ask for what is `wanted` until nothing is, or each slot that is left has failed or was asked `attempts` times in vain."""
-    patience = Patience(config.attempts)
-    while calls := patience.next(wanted(book_of(run.cells()))):
-        with meter(what, len(calls), "replies") as shown:
-            for slot, result in _asked(model, config, run, calls):
+    """Ask for what is `find_pending` until nothing is, or each slot that is left has failed or was asked `attempts` times in
+    vain."""
+    patience = RetryTracker(config.attempts)
+    while calls := patience.next_requests(find_pending(replies_by_key(run.cells()))):
+        with progress_bar(label, len(calls), "replies") as shown:
+            for slot, result in _run_requests(model, config, run, calls):
                 if isinstance(result, Failure):
                     patience.failed.add(slot)
-                shown.advance(note=f"{len(patience.failed)} failed" if patience.failed else "")
+                shown.advance(status=f"{len(patience.failed)} failed" if patience.failed else "")
 
 
-def _asked(
-    model: Model, config: QuestionsStage, run: RunDir, calls: Sequence[Wanted]
-) -> Iterator[tuple[Slot, Completion | Failure]]:
+def _run_requests(
+    model: Model, config: QuestionsConfig, run: RunDir, pending: Sequence[PendingRequest]
+) -> Iterator[tuple[RequestKey, Completion | Failure]]:
     """What came of each call, as soon as it is in the records."""
-    cells = [call.cell(config.seed) for call in calls]
-    requests = [Request(cell.messages, cell.seed, call.prompt.schema) for cell, call in zip(cells, calls, strict=True)]
-    for place, result in model.complete(requests, config.sampling):
+    cells = [call.to_cell(config.seed) for call in pending]
+    requests = [Request(cell.messages, cell.seed, call.prompt.schema) for cell, call in zip(cells, pending, strict=True)]
+    for place, result in model.generate(requests, config.sampling):
         part = "failure" if isinstance(result, Failure) else "completion"
         run.append([cells[place].model_copy(update={part: result})])
-        yield calls[place].slot, result
+        yield pending[place].key, result
 
 
-class Patience:
+class RetryTracker:
     """Which slots are worth another call in this start. A failed call is not asked again: the model has retries of its own."""
 
     def __init__(self, attempts: int) -> None:
-        self.failed: set[Slot] = set()
+        self.failed: set[RequestKey] = set()
         self._attempts = attempts
-        self._last: dict[Slot, Wanted] = {}
-        self._in_vain: Counter[Slot] = Counter()
+        self._previous: dict[RequestKey, PendingRequest] = {}
+        self._fruitless_calls: Counter[RequestKey] = Counter()
 
-    def next(self, wanted: Sequence[Wanted]) -> list[Wanted]:
-        for one in wanted:
-            self._note(one)
-        open_ = [one for one in wanted if one.slot not in self.failed and self._in_vain[one.slot] < self._attempts]
+    def next_requests(self, pending: Sequence[PendingRequest]) -> list[PendingRequest]:
+        for one in pending:
+            self._update(one)
+        open_ = [one for one in pending if one.key not in self.failed and self._fruitless_calls[one.key] < self._attempts]
         least: dict[str, int] = {}
         for one in open_:
-            least[one.circle] = min(one.asked, least.get(one.circle, one.asked))
-        return [one for one in open_ if one.asked == least[one.circle]]
+            least[one.dedup_group] = min(one.calls_made, least.get(one.dedup_group, one.calls_made))
+        return [one for one in open_ if one.calls_made == least[one.dedup_group]]
 
-    def _note(self, one: Wanted) -> None:
-        before = self._last.get(one.slot, one)
-        if one.asked > before.asked:
-            self._in_vain[one.slot] = 0 if one.missing < before.missing else self._in_vain[one.slot] + 1
-        self._last[one.slot] = one
+    def _update(self, request: PendingRequest) -> None:
+        before = self._previous.get(request.key, request)
+        if request.calls_made > before.calls_made:
+            self._fruitless_calls[request.key] = (
+                0 if request.n_missing < before.n_missing else self._fruitless_calls[request.key] + 1
+            )
+        self._previous[request.key] = request

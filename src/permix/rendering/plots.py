@@ -20,18 +20,18 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
-from permix.evals.drift_report import Course, Drift
-from permix.metrics.dev_curve import Curve, taken
+from permix.evals.drift_report import Drift, TurnSeries
+from permix.metrics.dev_curve import DevCurve, selected_step
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.stability import StabilitySummary
-from permix.metrics.statistics import mean_along
+from permix.metrics.statistics import nanmean_along
 from permix.rendering import theme
 from permix.rendering.table import md_label
-from permix.rendering.theme import HOLLOW, INTERVAL, Array, Style
-from permix.sanitize import figure as safe
+from permix.rendering.theme import HOLLOW_MARKER_NOTE, QUESTION_INTERVAL_NOTE, PlotArray, Style
+from permix.sanitize import escape_for_figure as safe
 from permix.types import Estimate
 
-HEADINGS = {
+DRIFT_AXIS_LABELS = {
     "identifiability": "persona told\n(identifiability)",
     "breaks": "answers that\nbreak character",
     "repetition": "said earlier\nin the interview",
@@ -40,49 +40,49 @@ HEADINGS = {
 }
 
 
-def drift_curves(found: Mapping[str, Drift], path: Path, styles: Mapping[str, Style] | None = None) -> None:
+def plot_drift(drift_by_model: Mapping[str, Drift], path: Path, styles: Mapping[str, Style] | None = None) -> None:
     """One panel a measure that any model has, in the order of the table; turns without a score leave a gap."""
-    styles = styles or theme.styles_for(found)
-    names = list(dict.fromkeys(one.name for drift in found.values() for one in drift.courses))
-    asked = theme.counts(len(drift.persona_ids) for drift in found.values())
+    styles = styles or theme.styles_for(drift_by_model)
+    names = list(dict.fromkeys(one.name for drift in drift_by_model.values() for one in drift.series))
+    asked = theme.join_distinct_counts(len(drift.persona_ids) for drift in drift_by_model.values())
     dotted = "; dotted: chance" if "identifiability" in names else ""
-    courses = [one for drift in found.values() for one in drift.courses]
-    hollow = HOLLOW if any(map(_means_nothing, courses)) else ""
+    courses = [one for drift in drift_by_model.values() for one in drift.series]
+    hollow = HOLLOW_MARKER_NOTE if any(map(_is_untrusted, courses)) else ""
     note = f"n = {asked} personas, means over them; bands: 95 % intervals over personas, of each turn by itself{dotted}{hollow}"
-    fig = theme.sheet(1.0 + 1.35 * len(names), "An interview, turn by turn", note)
-    axes = theme.panels(fig, len(names))
+    fig = theme.new_figure(1.0 + 1.35 * len(names), "An interview, turn by turn", note)
+    axes = theme.stacked_axes(fig, len(names))
     for ax, name in zip(axes, names, strict=True):
-        for label, drift in found.items():
-            if (course := drift.course(name)) is not None:
-                _turn_band(ax, course, styles[label])
+        for label, drift in drift_by_model.items():
+            if (course := drift.find_series(name)) is not None:
+                _plot_turn_series(ax, course, styles[label])
         judge = next((one.judge for one in courses if one.name == name), None)
-        ax.set_ylabel(HEADINGS[name] if judge is None else f"judge\n{safe(judge, 24)}")
-        _scale(ax, name, judged=judge is not None)
+        ax.set_ylabel(DRIFT_AXIS_LABELS[name] if judge is None else f"judge\n{safe(judge, 24)}")
+        _set_y_limits(ax, name, is_judge_score=judge is not None)
         if name == "identifiability":
-            for chance in {drift.chance for drift in found.values()}:
+            for chance in {drift.chance for drift in drift_by_model.values()}:
                 ax.axhline(chance, color="0.4", lw=1.2, ls=":")
     axes[-1].set_xlabel("turn")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    theme.legend(fig, list(found), styles)
-    theme.save(fig, path)
+    theme.draw_legend(fig, list(drift_by_model), styles)
+    theme.save_figure(fig, path)
 
 
-def _turn_band(ax: Axes, course: Course, style: Style) -> None:
-    turn_T = np.arange(1, len(course.by_turn) + 1)
-    value_T = np.array([np.nan if one.value is None else one.value for one in course.by_turn])
-    band_T_2 = np.array([theme.ends(one) for one in course.by_turn])
-    face = "w" if _means_nothing(course) else style.colour
+def _plot_turn_series(ax: Axes, series: TurnSeries, style: Style) -> None:
+    turn_T = np.arange(1, len(series.by_turn) + 1)
+    value_T = np.array([np.nan if one.value is None else one.value for one in series.by_turn])
+    band_T_2 = np.array([theme.interval_ends(one) for one in series.by_turn])
+    face = "w" if _is_untrusted(series) else style.colour
     ax.plot(turn_T, value_T, color=style.colour, marker=style.marker, mfc=face, ms=4.5, lw=1.6, ls=style.line, clip_on=False)
     ax.fill_between(turn_T, *band_T_2.T, color=style.colour, alpha=0.13, lw=0)
 
 
-def _means_nothing(course: Course) -> bool:
-    return course.judge is not None and not course.trusted
+def _is_untrusted(series: TurnSeries) -> bool:
+    return series.judge is not None and not series.discriminates_persona
 
 
-def _scale(ax: Axes, name: str, *, judged: bool) -> None:
+def _set_y_limits(ax: Axes, name: str, *, is_judge_score: bool) -> None:
     """A judge's scores run from 1 to 5; all else begins at 0, and shares end at 1."""
-    if judged:
+    if is_judge_score:
         ax.set_ylim(1, 5)
     else:
         top = ax.get_ylim()[1]
@@ -91,87 +91,94 @@ def _scale(ax: Axes, name: str, *, judged: bool) -> None:
 
 Styles = Mapping[str, Style]
 
-Log = Sequence[Mapping[str, Any]]
+_TrainLog = Sequence[Mapping[str, Any]]
 
 
-NO_PERSONA = (0, (6, 3))
+NO_PERSONA_DASHES = (0, (6, 3))
 
-PROBE_PANELS = (
+DEV_CURVE_PANELS = (
     ("mean", "mean accuracy\nover personas"), ("worst", "worst persona's\naccuracy"), ("identifiability", "identifiability"),
 )  # fmt: skip
 
-PANELS = (("reward", "mean reward"), ("completion_tokens", "completion tokens"), ("signal_groups", "groups with signal"))
+TRAINING_PANELS = (("reward", "mean reward"), ("completion_tokens", "completion tokens"), ("signal_groups", "groups with signal"))
 
 
-def persona_accuracy(summaries: Mapping[str, StabilitySummary], path: Path, styles: Styles | None = None) -> None:
+def plot_persona_accuracy(summaries: Mapping[str, StabilitySummary], path: Path, styles: Styles | None = None) -> None:
     """Accuracy under each persona, the first model's best at the top; dashed line and band: the same model without persona."""
     styles = styles or theme.styles_for(summaries)
     row_of = {id: row for row, id in enumerate(_persona_order(list(summaries.values())))}
-    note = f"n = {_questions(summaries)}; bars: {INTERVAL}; dashed line and band: no persona, with its interval"
-    fig = theme.sheet(1.2 + len(row_of) * (0.14 + 0.13 * len(summaries)), "Accuracy under each persona", note)
-    (ax,) = theme.panels(fig, 1)
+    note = (
+        f"n = {_question_count_text(summaries)}; bars: {QUESTION_INTERVAL_NOTE}; dashed line and band: no persona, "
+        "with its interval"
+    )
+    fig = theme.new_figure(1.2 + len(row_of) * (0.14 + 0.13 * len(summaries)), "Accuracy under each persona", note)
+    (ax,) = theme.stacked_axes(fig, 1)
     for place, (label, summary) in enumerate(summaries.items()):
         style, offset = styles[label], (place - (len(summaries) - 1) / 2) * 0.72 / len(summaries)
-        _no_persona(ax, summary.baseline, style)
+        _plot_no_persona_level(ax, summary.baseline, style)
         for persona in summary.personas:
-            _bar(ax, persona.accuracy, row_of[persona.id] + offset, style)
+            _plot_interval(ax, persona.accuracy, row_of[persona.id] + offset, style)
     ax.set_yticks(range(len(row_of)), [safe(id, 30) for id in row_of])
     ax.set_ylim(len(row_of) - 0.4, -0.6)
     ax.grid(visible=False, axis="y")
     ax.set_xlabel("accuracy")
-    theme.legend(fig, list(summaries), styles)
-    theme.save(fig, path)
+    theme.draw_legend(fig, list(summaries), styles)
+    theme.save_figure(fig, path)
 
 
-def heatmap(mean_P_Q: Array, persona_ids: Sequence[str], path: Path, title: str, baseline_Q: Array | None = None) -> None:
+def plot_heatmap(
+    mean_P_Q: PlotArray, persona_ids: Sequence[str], path: Path, title: str, baseline_Q: PlotArray | None = None
+) -> None:
     """Mean score of persona × question: easiest question left, best persona at the top, unscored cells hatched."""
-    rows = np.argsort(-np.nan_to_num(mean_along(mean_P_Q, axis=1), nan=-1.0), kind="stable")
-    columns = np.argsort(-np.nan_to_num(mean_along(mean_P_Q, axis=0), nan=-1.0), kind="stable")
+    rows = np.argsort(-np.nan_to_num(nanmean_along(mean_P_Q, axis=1), nan=-1.0), kind="stable")
+    columns = np.argsort(-np.nan_to_num(nanmean_along(mean_P_Q, axis=0), nan=-1.0), kind="stable")
     P, Q = mean_P_Q.shape
     note = f"{P} personas × {Q} questions; {int((~np.isnan(mean_P_Q)).sum())} of {P * Q} cells scored; hatched: no score"
-    fig = theme.sheet(1.1 + 0.24 * (P + (baseline_Q is not None)), title, note)
+    fig = theme.new_figure(1.1 + 0.24 * (P + (baseline_Q is not None)), title, note)
     heights = [P] if baseline_Q is None else [1, P]
     axes = list(fig.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0])
     if baseline_Q is not None:
-        _cells(axes[0], baseline_Q[None, columns], ["no persona"])
+        _plot_score_matrix(axes[0], baseline_Q[None, columns], ["no persona"])
         axes[0].tick_params(bottom=False)
-    image = _cells(axes[-1], mean_P_Q[rows][:, columns], [safe(persona_ids[row], 30) for row in rows])
+    image = _plot_score_matrix(axes[-1], mean_P_Q[rows][:, columns], [safe(persona_ids[row], 30) for row in rows])
     axes[-1].set_xlabel("questions, easiest first (by mean over personas)")
     fig.colorbar(image, ax=axes, label="mean score", fraction=0.04, pad=0.02)
-    theme.save(fig, path)
+    theme.save_figure(fig, path)
 
 
-def lottery(summaries: Mapping[str, StabilitySummary], path: Path, styles: Styles | None = None) -> None:
+def plot_lottery(summaries: Mapping[str, StabilitySummary], path: Path, styles: Styles | None = None) -> None:
     """Expected accuracy of the best of k personas drawn at random; dashed line: the same model without persona."""
     styles = styles or theme.styles_for(summaries)
-    note = f"n = {_questions(summaries)}; bands: {INTERVAL}; thin dashed lines without markers: no persona"
-    fig = theme.sheet(4.2, "The persona lottery: expected best of k personas", note)
-    (ax,) = theme.panels(fig, 1)
+    note = (
+        f"n = {_question_count_text(summaries)}; bands: {QUESTION_INTERVAL_NOTE}; thin dashed lines without markers: no persona"
+    )
+    fig = theme.new_figure(4.2, "The persona lottery: expected best of k personas", note)
+    (ax,) = theme.stacked_axes(fig, 1)
     for label, summary in summaries.items():
         style = styles[label]
-        known = [(k, one) for k, one in enumerate(summary.lottery, start=1) if one.value is not None]
+        known = [(k, one) for k, one in enumerate(summary.expected_best_of_k, start=1) if one.value is not None]
         k_K, value_K = np.array([k for k, _ in known]), np.array([one.value for _, one in known])
-        band_K_2 = np.array([theme.ends(one) for _, one in known]).reshape(-1, 2)
+        band_K_2 = np.array([theme.interval_ends(one) for _, one in known]).reshape(-1, 2)
         ax.plot(k_K, value_K, color=style.colour, marker=style.marker, ms=5, lw=1.6, ls=style.line)
         ax.fill_between(k_K, *band_K_2.T, color=style.colour, alpha=0.15, lw=0)
         if summary.baseline.value is not None:
-            ax.axhline(summary.baseline.value, color=style.colour, lw=1.0, ls=NO_PERSONA, zorder=1)
+            ax.axhline(summary.baseline.value, color=style.colour, lw=1.0, ls=NO_PERSONA_DASHES, zorder=1)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("k, personas tried")
     ax.set_ylabel("expected best accuracy")
-    theme.legend(fig, list(summaries), styles)
-    theme.save(fig, path)
+    theme.draw_legend(fig, list(summaries), styles)
+    theme.save_figure(fig, path)
 
 
-def learning_curves(logs: Mapping[str, Log], path: Path, styles: Styles | None = None) -> None:
+def plot_learning_curves(logs: Mapping[str, _TrainLog], path: Path, styles: Styles | None = None) -> None:
     """Training logs: reward, completion length and share of groups with signal by step; a step without a value leaves a gap."""
     styles = styles or theme.styles_for(logs)
     window = max(1, max((len(log) for log in logs.values()), default=0) // 20 * 2 + 1)
-    steps = theme.counts(len(log) for log in logs.values())
+    steps = theme.join_distinct_counts(len(log) for log in logs.values())
     note = f"n = {steps} steps, one run each, so no interval; thin: each step; bold: centred mean of {window} steps"
-    fig = theme.sheet(7.0, "Training", note)
-    axes = theme.panels(fig, len(PANELS))
-    for ax, (key, name) in zip(axes, PANELS, strict=True):
+    fig = theme.new_figure(7.0, "Training", note)
+    axes = theme.stacked_axes(fig, len(TRAINING_PANELS))
+    for ax, (key, name) in zip(axes, TRAINING_PANELS, strict=True):
         for label, log in logs.items():
             step_N = [line["step"] for line in log]
             value_N = np.array([math.nan if line.get(key) is None else float(line[key]) for line in log])
@@ -181,31 +188,33 @@ def learning_curves(logs: Mapping[str, Log], path: Path, styles: Styles | None =
         ax.set_ylim(bottom=0)
     axes[-1].set_xlabel("step")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    theme.legend(fig, list(logs), styles, marker=False)
-    theme.save(fig, path)
+    theme.draw_legend(fig, list(logs), styles, marker=False)
+    theme.save_figure(fig, path)
 
 
-def probe_curves(curves: Mapping[str, Curve], path: Path, styles: Styles | None = None) -> None:
+def plot_dev_curves(curves: Mapping[str, DevCurve], path: Path, styles: Styles | None = None) -> None:
     """Accuracy and identifiability by training step, with bands; a ring on the weights that became the model."""
     styles = styles or theme.styles_for(curves)
     every = [point for curve in curves.values() for point in curve.points]
     answers = [point.identifiability.n for point in every if point.identifiability is not None]
-    asked = f"{theme.counts(point.n_questions for point in every)} questions"
-    asked += f", {theme.counts(answers)} answers (identifiability)" if answers else ""
+    asked = f"{theme.join_distinct_counts(point.n_questions for point in every)} questions"
+    asked += f", {theme.join_distinct_counts(answers)} answers (identifiability)" if answers else ""
     marks = "ring: the weights taken; thin dashed lines without markers: no persona" + ("; dotted: chance" if answers else "")
-    fig = theme.sheet(
-        7.6 if answers else 5.4, "Probes on the dev side, while training", f"n = {asked}; bands: {INTERVAL}; {marks}"
+    fig = theme.new_figure(
+        7.6 if answers else 5.4,
+        "Probes on the dev side, while training",
+        f"n = {asked}; bands: {QUESTION_INTERVAL_NOTE}; {marks}",
     )
-    shown = PROBE_PANELS if answers else PROBE_PANELS[:2]
-    axes = theme.panels(fig, len(shown))
+    shown = DEV_CURVE_PANELS if answers else DEV_CURVE_PANELS[:2]
+    axes = theme.stacked_axes(fig, len(shown))
     for ax, (key, name) in zip(axes, shown, strict=True):
         for label, curve in curves.items():
-            _band(ax, _known(curve, key), styles[label], ring=taken(curve))
+            _plot_band(ax, _estimates_by_step(curve, key), styles[label], ring_step=selected_step(curve))
         ax.set_ylabel(name)
     for label, curve in curves.items():
-        known = _known(curve, "baseline")
+        known = _estimates_by_step(curve, "baseline")
         value_N = [one.value or 0.0 for one in known.values()]
-        axes[0].plot(list(known), value_N, color=styles[label].colour, lw=1.0, ls=NO_PERSONA, zorder=1)
+        axes[0].plot(list(known), value_N, color=styles[label].colour, lw=1.0, ls=NO_PERSONA_DASHES, zorder=1)
     for chance in {point.chance for point in every if point.chance is not None}:
         axes[-1].axhline(chance, color="0.4", lw=1.2, ls=":")
     top = max(ax.get_ylim()[1] for ax in axes[:2])
@@ -213,14 +222,14 @@ def probe_curves(curves: Mapping[str, Curve], path: Path, styles: Styles | None 
         ax.set_ylim(0, min(1.04, top if ax in axes[:2] else ax.get_ylim()[1]))
     axes[-1].set_xlabel("step")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    theme.legend(fig, list(curves), styles)
-    theme.save(fig, path)
+    theme.draw_legend(fig, list(curves), styles)
+    theme.save_figure(fig, path)
 
 
-def moving_average(value_N: Array, window: int) -> Array:
+def moving_average(value_N: PlotArray, window: int) -> PlotArray:
     """Centred mean over `window` (odd) neighbours; shorter at both ends, missing values left out, NaN where all are missing."""
     half = window // 2
-    return np.array([mean_along(value_N[max(0, i - half) : i + half + 1], axis=0) for i in range(len(value_N))], dtype=float)
+    return np.array([nanmean_along(value_N[max(0, i - half) : i + half + 1], axis=0) for i in range(len(value_N))], dtype=float)
 
 
 def _persona_order(summaries: Sequence[StabilitySummary]) -> list[str]:
@@ -232,34 +241,38 @@ def _persona_order(summaries: Sequence[StabilitySummary]) -> list[str]:
     return sorted(value, key=lambda id: (id not in first, -value[id], id))
 
 
-def _bar(ax: Axes, estimate: Estimate, row: float, style: Style) -> None:
+def _plot_interval(ax: Axes, estimate: Estimate, row: float, style: Style) -> None:
     if estimate.value is not None:
-        ax.errorbar(estimate.value, row, xerr=theme.sides(estimate), fmt=style.marker, color=style.colour, ms=4.5, lw=1.3)
+        ax.errorbar(
+            estimate.value, row, xerr=theme.error_bar_lengths(estimate), fmt=style.marker, color=style.colour, ms=4.5, lw=1.3
+        )
 
 
-def _known(curve: Curve, key: str) -> dict[int, Estimate]:
+def _estimates_by_step(curve: DevCurve, key: str) -> dict[int, Estimate]:
     """One measure of a run's probes by step; steps without a value are left out."""
     found = {point.step: getattr(point, key) for point in curve.points}
     return {step: one for step, one in found.items() if one is not None and one.value is not None}
 
 
-def _band(ax: Axes, known: Mapping[int, Estimate], style: Style, ring: int) -> None:
+def _plot_band(ax: Axes, estimate_at: Mapping[int, Estimate], style: Style, ring_step: int) -> None:
     """A measure over steps with its intervals, and a ring at one of them. What lies at 0 is not cut by the axis."""
-    value_N = [one.value or 0.0 for one in known.values()]
-    band_N_2 = np.array([theme.ends(one) for one in known.values()]).reshape(-1, 2)
-    ax.plot(list(known), value_N, color=style.colour, marker=style.marker, ms=4.5, lw=1.6, ls=style.line, clip_on=False)
-    ax.fill_between(list(known), *band_N_2.T, color=style.colour, alpha=0.13, lw=0)
-    if ring in known:
-        ax.plot([ring], [known[ring].value or 0.0], "o", color=style.colour, ms=12, mfc="none", mew=1.8, clip_on=False)
+    value_N = [one.value or 0.0 for one in estimate_at.values()]
+    band_N_2 = np.array([theme.interval_ends(one) for one in estimate_at.values()]).reshape(-1, 2)
+    ax.plot(list(estimate_at), value_N, color=style.colour, marker=style.marker, ms=4.5, lw=1.6, ls=style.line, clip_on=False)
+    ax.fill_between(list(estimate_at), *band_N_2.T, color=style.colour, alpha=0.13, lw=0)
+    if ring_step in estimate_at:
+        ax.plot(
+            [ring_step], [estimate_at[ring_step].value or 0.0], "o", color=style.colour, ms=12, mfc="none", mew=1.8, clip_on=False
+        )
 
 
-def _no_persona(ax: Axes, estimate: Estimate, style: Style) -> None:
+def _plot_no_persona_level(ax: Axes, estimate: Estimate, style: Style) -> None:
     if estimate.value is not None:
-        ax.axvline(estimate.value, color=style.colour, lw=1.0, ls=NO_PERSONA, zorder=1)
-        ax.axvspan(*theme.ends(estimate), color=style.colour, alpha=0.08, lw=0, zorder=0)
+        ax.axvline(estimate.value, color=style.colour, lw=1.0, ls=NO_PERSONA_DASHES, zorder=1)
+        ax.axvspan(*theme.interval_ends(estimate), color=style.colour, alpha=0.08, lw=0, zorder=0)
 
 
-def _cells(ax: Axes, value_R_Q: Array, names: Sequence[str]) -> Any:
+def _plot_score_matrix(ax: Axes, value_R_Q: PlotArray, names: Sequence[str]) -> Any:
     """One block of cells; where there is no value the hatched ground shows."""
     R, Q = value_R_Q.shape
     ax.add_patch(Rectangle((-0.5, -0.5), Q, R, facecolor="0.85", edgecolor="0.55", hatch="/////", lw=0))
@@ -270,42 +283,49 @@ def _cells(ax: Axes, value_R_Q: Array, names: Sequence[str]) -> Any:
     return image
 
 
-def _questions(summaries: Mapping[str, StabilitySummary]) -> str:
-    return f"{theme.counts(one.n_questions for one in summaries.values())} questions"
+def _question_count_text(summaries: Mapping[str, StabilitySummary]) -> str:
+    return f"{theme.join_distinct_counts(one.n_questions for one in summaries.values())} questions"
 
 
-CURVE = "learnt.png"
+_IDENTIFIABILITY_CURVE_FILE = "learnt.png"
 
-MATRIX = "confusion-"
+_CONFUSION_FILE_PREFIX = "confusion-"
 
-NAMED = 30
+_MAX_PERSONAS_WITH_NAMES = 30
 """Personas up to which columns carry names; beyond, numbers that stand before the names of the rows."""
 
-COUNTED = 24
+_MAX_PERSONAS_WITH_COUNTS = 24
 """Personas up to which a count fits into its cell."""
 
 
-def draw(told: Mapping[str, Identifiability], out: Path, styles: Mapping[str, Style]) -> dict[str, str]:
+def plot_identifiability_figures(
+    results: Mapping[str, Identifiability], out: Path, styles: Mapping[str, Style]
+) -> dict[str, str]:
     """Every figure that these results allow; {file name: what it shows}."""
     figures = {}
-    if any(len(one.learning_curve) > 1 for one in told.values()):
-        identifiability_curves(told, out / CURVE, styles)
-        figures[CURVE] = "identifiability by the number of questions learnt from"
-    first = ranked(next(iter(told.values()))) if told else ()
-    for place, (name, one) in enumerate(told.items(), start=1):
-        confusion(one, out / f"{MATRIX}{place}.png", f"{name}: who is taken for whom", first)
-        figures[f"{MATRIX}{place}.png"] = f"who is taken for whom, {md_label(name)}"
+    if any(len(one.learning_curve) > 1 for one in results.values()):
+        plot_identifiability_curves(results, out / _IDENTIFIABILITY_CURVE_FILE, styles)
+        figures[_IDENTIFIABILITY_CURVE_FILE] = "identifiability by the number of questions learnt from"
+    first = personas_by_recall(next(iter(results.values()))) if results else ()
+    for place, (name, one) in enumerate(results.items(), start=1):
+        plot_confusion_matrix(one, out / f"{_CONFUSION_FILE_PREFIX}{place}.png", f"{name}: who is taken for whom", first)
+        figures[f"{_CONFUSION_FILE_PREFIX}{place}.png"] = f"who is taken for whom, {md_label(name)}"
     return figures
 
 
-def identifiability_curves(told: Mapping[str, Identifiability], path: Path, styles: Mapping[str, Style] | None = None) -> None:
+def plot_identifiability_curves(
+    results: Mapping[str, Identifiability], path: Path, styles: Mapping[str, Style] | None = None
+) -> None:
     """Accuracy by the number of questions whose answers the classifier learnt from; dotted: chance."""
-    styles = styles or theme.styles_for(told)
-    answers = theme.counts(one.n_answered for one in told.values())
-    note = f"n = {answers} answers, the same at every point; bands: {INTERVAL}; dotted: chance. Still climbing at its right end: "
-    fig = theme.sheet(4.2, "Identifiability by what it learnt from", note + "more questions would tell more")
-    (ax,) = theme.panels(fig, 1)
-    for name, one in told.items():
+    styles = styles or theme.styles_for(results)
+    answers = theme.join_distinct_counts(one.n_answered for one in results.values())
+    note = (
+        f"n = {answers} answers, the same at every point; bands: {QUESTION_INTERVAL_NOTE}; dotted: chance. Still "
+        "climbing at its right end: "
+    )
+    fig = theme.new_figure(4.2, "Identifiability by what it learnt from", note + "more questions would tell more")
+    (ax,) = theme.stacked_axes(fig, 1)
+    for name, one in results.items():
         known = [point for point in one.learning_curve if point.accuracy.value is not None]
         questions, style = [point.questions for point in known], styles[name]
         ax.plot(
@@ -317,74 +337,82 @@ def identifiability_curves(told: Mapping[str, Identifiability], path: Path, styl
             lw=1.6,
             ls=style.line,
         )
-        band_N_2 = np.array([theme.ends(point.accuracy) for point in known]).reshape(-1, 2)
+        band_N_2 = np.array([theme.interval_ends(point.accuracy) for point in known]).reshape(-1, 2)
         ax.fill_between(questions, *band_N_2.T, color=style.colour, alpha=0.12, lw=0)
-    for chance in {one.chance for one in told.values()}:
+    for chance in {one.chance for one in results.values()}:
         ax.axhline(chance, color="0.4", lw=1.2, ls=":")
-    _by_doubling(ax, sorted({point.questions for one in told.values() for point in one.learning_curve}))
+    _set_log2_axis(ax, sorted({point.questions for one in results.values() for point in one.learning_curve}))
     ax.set_ylim(bottom=0)
     ax.set_xlabel("questions whose answers were learnt from, of each persona (log scale)")
     ax.set_ylabel("identifiability")
-    theme.legend(fig, list(told), styles)
-    theme.save(fig, path)
+    theme.draw_legend(fig, list(results), styles)
+    theme.save_figure(fig, path)
 
 
-def _by_doubling(ax: Axes, questions: list[int]) -> None:
+def _set_log2_axis(ax: Axes, questions: list[int]) -> None:
     ax.set_xscale("log", base=2)
     ax.set_xticks(questions)
     ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.xaxis.set_minor_locator(NullLocator())
 
 
-def ranked(one: Identifiability) -> tuple[str, ...]:
+def personas_by_recall(result: Identifiability) -> tuple[str, ...]:
     """Its personas, best told first."""
-    told = {id: recall.value or 0.0 for id, recall in zip(one.persona_ids, one.per_persona, strict=True)}
+    told = {id: recall.value or 0.0 for id, recall in zip(result.persona_ids, result.per_persona, strict=True)}
     return tuple(sorted(told, key=lambda id: (-told[id], id)))
 
 
-def confusion(one: Identifiability, path: Path, title: str, first: Sequence[str] = ()) -> None:
+def plot_confusion_matrix(result: Identifiability, path: Path, title: str, first_ids: Sequence[str] = ()) -> None:
     """Rows: whose answer it was; columns: who the classifier says; shade: share of the row's answers.
 
     Personas stand in the order of `first`, so that figures of several models can be laid side by side; others follow, best told
     first.
     """
-    order = _order(one, first)
-    count_P_P = np.array(one.confusion, dtype=float)[np.ix_(order, order)]
+    order = _persona_order_indices(result, first_ids)
+    count_P_P = np.array(result.confusion, dtype=float)[np.ix_(order, order)]
     answered_P = count_P_P.sum(axis=1, keepdims=True)
     share_P_P = np.divide(count_P_P, answered_P, out=np.zeros_like(count_P_P), where=answered_P > 0)
     P = len(order)
-    numbered = P > NAMED
-    names = [safe(one.persona_ids[p], 30) for p in order]
-    told = "counts of answers; " if P <= COUNTED else ""
-    note = f"n = {one.n_answered} answers of {P} personas to {one.n_questions} questions; {told}shade: share of the row"
-    fig = theme.sheet(1.5 + P * max(0.16, min(0.42, 5.0 / P)), title, note)
+    numbered = P > _MAX_PERSONAS_WITH_NAMES
+    names = [safe(result.persona_ids[p], 30) for p in order]
+    told = "counts of answers; " if P <= _MAX_PERSONAS_WITH_COUNTS else ""
+    note = f"n = {result.n_answered} answers of {P} personas to {result.n_questions} questions; {told}shade: share of the row"
+    fig = theme.new_figure(1.5 + P * max(0.16, min(0.42, 5.0 / P)), title, note)
     ax = fig.subplots()
     image = ax.imshow(share_P_P, aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
-    ax.set_yticks(range(P), [f"{name}  {row}" for row, name in enumerate(names, 1)] if numbered else names, fontsize=_size(P))
-    ax.set_xticks(range(P), [str(row) for row in range(1, P + 1)] if numbered else names, fontsize=_size(P), rotation=90)
+    ax.set_yticks(
+        range(P), [f"{name}  {row}" for row, name in enumerate(names, 1)] if numbered else names, fontsize=_font_size(P)
+    )
+    ax.set_xticks(range(P), [str(row) for row in range(1, P + 1)] if numbered else names, fontsize=_font_size(P), rotation=90)
     ax.tick_params(length=0)
     ax.set_ylabel("whose answer it is")
     ax.set_xlabel("who the classifier says it is")
-    if P <= COUNTED:
+    if P <= _MAX_PERSONAS_WITH_COUNTS:
         _write_counts(ax, count_P_P, share_P_P)
     fig.colorbar(image, ax=ax, label="share of the persona's answers", fraction=0.04, pad=0.02)
-    theme.save(fig, path)
+    theme.save_figure(fig, path)
 
 
-def _order(one: Identifiability, first: Sequence[str]) -> list[int]:
-    ids = [id for id in dict.fromkeys((*first, *ranked(one))) if id in one.persona_ids]
-    return [one.persona_ids.index(id) for id in ids]
+def _persona_order_indices(result: Identifiability, first_ids: Sequence[str]) -> list[int]:
+    ids = [id for id in dict.fromkeys((*first_ids, *personas_by_recall(result))) if id in result.persona_ids]
+    return [result.persona_ids.index(id) for id in ids]
 
 
-def _write_counts(ax: Axes, count_P_P: Array, share_P_P: Array) -> None:
+def _write_counts(ax: Axes, count_P_P: PlotArray, share_P_P: PlotArray) -> None:
     """The count in every cell that is not empty, in white where the ground is dark."""
     for row, column in zip(*np.nonzero(count_P_P), strict=True):
         colour = "white" if share_P_P[row, column] > 0.5 else "black"
         ax.text(
-            column, row, f"{count_P_P[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=_size(len(count_P_P))
+            column,
+            row,
+            f"{count_P_P[row, column]:.0f}",
+            ha="center",
+            va="center",
+            color=colour,
+            fontsize=_font_size(len(count_P_P)),
         )
 
 
-def _size(personas: int) -> float:
+def _font_size(personas: int) -> float:
     """Points of the names: smaller where there are many, never under 6."""
     return max(6.0, min(9.0, 11 - personas / 8))

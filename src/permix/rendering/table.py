@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from permix.sanitize import clip, markdown, visible
+from permix.sanitize import escape_control, escape_markdown, truncate
 from permix.types import Estimate
 
 LABEL_WIDTH = 48
@@ -17,38 +17,38 @@ LABEL_WIDTH = 48
 
 def md_label(text: str, width: int = LABEL_WIDTH) -> str:
     """A name for a Markdown cell: one line, cut, escaped."""
-    return markdown(one_line(text, width))
+    return escape_markdown(one_line(text, width))
 
 
-MISSING = "–"
+MISSING_TEXT = "–"
 
-FORMULA = tuple("=+-@＝＋－＠")
+FORMULA_PREFIXES = tuple("=+-@＝＋－＠")
 """What makes a spreadsheet read a text cell as a formula."""
 
 
-class Source(NamedTuple):
+class SourceRun(NamedTuple):
     """The run behind a number: the model's label and the kind of run ("stability", "fidelity", "train", ...)."""
 
     label: str
     kind: str
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """`text`, and in small letters below it `note`. `number` is what the text says, for sorting and for CSV.
 
-    `ours`: nobody else wrote any of it, so Markdown needs no escaping. `mark`: "**" or "*" around the text.
+    `trusted_markup`: nobody else wrote any of it, so Markdown needs no escaping. `emphasis`: "**" or "*" around the text.
     """
 
     text: str
     note: str = ""
     number: Estimate | float | None = None
-    ours: bool = False
-    mark: str = ""
-    sources: tuple[Source, ...] = ()
+    trusted_markup: bool = False
+    emphasis: str = ""
+    sources: tuple[SourceRun, ...] = ()
 
-    def of(self, *sources: Source) -> "Cell":
+    def with_sources(self, *sources: SourceRun) -> "TableCell":
         """The same, resting on these runs; nothing rests on a cell that is missing."""
-        return self if self.text == MISSING else self._replace(sources=sources)
+        return self if self.text == MISSING_TEXT else self._replace(sources=sources)
 
     @property
     def value(self) -> float | None:
@@ -56,150 +56,156 @@ class Cell(NamedTuple):
 
     @property
     def markdown(self) -> str:
-        text, note = (self.text, self.note) if self.ours else (markdown(self.text), markdown(self.note))
-        return f"{self.mark}{text}{self.mark}" + (f"<br><sub>{note}</sub>" if note else "")
+        text, note = (self.text, self.note) if self.trusted_markup else (escape_markdown(self.text), escape_markdown(self.note))
+        return f"{self.emphasis}{text}{self.emphasis}" + (f"<br><sub>{note}</sub>" if note else "")
 
 
-NOTHING = Cell(MISSING, ours=True)
+MISSING_CELL = TableCell(MISSING_TEXT, trusted_markup=True)
 
-EMPTY = Cell("(empty)", ours=True, mark="*")
+EMPTY_ANSWER_CELL = TableCell("(empty)", trusted_markup=True, emphasis="*")
 """Where somebody said nothing at all, which is not nothing recorded."""
 
 
 class Table(NamedTuple):
-    """`name` is that of its CSV file and unique in a report. The first `names` columns say what a line is about."""
+    """`name` is that of its CSV file and unique in a report. The first `n_label_columns` columns say what a line is about."""
 
     name: str
     headings: tuple[str, ...]
-    lines: tuple[tuple[Cell, ...], ...]
-    names: int = 1
+    rows: tuple[tuple[TableCell, ...], ...]
+    n_label_columns: int = 1
 
     @property
     def markdown(self) -> str:
-        headings = [markdown(heading) for heading in self.headings]
-        return grid(headings, [[cell.markdown for cell in line] for line in self.lines])
+        headings = [escape_markdown(heading) for heading in self.headings]
+        return markdown_table(headings, [[cell.markdown for cell in line] for line in self.rows])
 
     @property
     def csv(self) -> str:
         """Numbers in full: a column of estimates becomes value, low, high and n; a note that says more has a column too."""
-        columns = [_spread(heading, [line[place] for line in self.lines]) for place, heading in enumerate(self.headings)]
+        columns = [_csv_columns(heading, [line[place] for line in self.rows]) for place, heading in enumerate(self.headings)]
         flat = [part for column in columns for part in column]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)  # also where ";" separates
-        writer.writerow([_inert(heading) for heading, _ in flat])
+        writer.writerow([_escape_formula(heading) for heading, _ in flat])
         writer.writerows(zip(*(values for _, values in flat), strict=True))
         return out.getvalue()
 
 
-def tabulate(name: str, headings: Sequence[str], lines: Sequence[Sequence[Cell]], names: int = 1) -> Table:
-    return Table(name, tuple(headings), tuple(map(tuple, lines)), names)
+def tabulate(name: str, headings: Sequence[str], rows: Sequence[Sequence[TableCell]], n_label_columns: int = 1) -> Table:
+    return Table(name, tuple(headings), tuple(map(tuple, rows)), n_label_columns)
 
 
-def grid(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table of cells that are Markdown already."""
-    ruled = [headings, ["---"] * len(headings), *lines]
+    ruled = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in ruled)
 
 
-def named(text: str, width: int = LABEL_WIDTH) -> Cell:
+def label_cell(text: str, width: int = LABEL_WIDTH) -> TableCell:
     """Somebody's name for something: one line, cut."""
-    return Cell(one_line(text, width))
+    return TableCell(one_line(text, width))
 
 
-def quoted(text: str, width: int, lines: int) -> Cell:
+def text_cell(text: str, width: int, max_lines: int) -> TableCell:
     """Somebody's words, over several lines, cut."""
-    said = clip(visible(text).strip(), width, lines)
-    return Cell(said) if said else EMPTY
+    said = truncate(escape_control(text).strip(), width, max_lines)
+    return TableCell(said) if said else EMPTY_ANSWER_CELL
 
 
-def stated(text: str, note: str = "", number: Estimate | float | None = None) -> Cell:
+def trusted_cell(text: str, note: str = "", number: Estimate | float | None = None) -> TableCell:
     """Our own words or numbers."""
-    return NOTHING if text == MISSING else Cell(text, note, number, ours=True)
+    return MISSING_CELL if text == MISSING_TEXT else TableCell(text, note, number, trusted_markup=True)
 
 
 def one_line(text: str, width: int = LABEL_WIDTH) -> str:
-    return clip(visible(text).replace("\n", " "), width)
+    return truncate(escape_control(text).replace("\n", " "), width)
 
 
-Column = tuple[str, list[str]]
+_CsvColumn = tuple[str, list[str]]
 
 
-def _spread(heading: str, cells: Sequence[Cell]) -> list[Column]:
+def _csv_columns(heading: str, cells: Sequence[TableCell]) -> list[_CsvColumn]:
     estimates = [cell.number if isinstance(cell.number, Estimate) else None for cell in cells]
     if not any(estimates):
-        values = [_plain(cell) for cell in cells]
-        return [(heading, values), *_notes(heading, cells, [""] * len(cells))]
+        values = [_csv_text(cell) for cell in cells]
+        return [(heading, values), *_note_column(heading, cells, [""] * len(cells))]
     parts: dict[str, Callable[[Estimate], float | None]] = {
         "": lambda one: one.value, ", low": lambda one: one.low, ", high": lambda one: one.high, ", n": lambda one: one.n
     }  # fmt: skip
-    columns = [(heading + end, [_figure(part(one)) if one else "" for one in estimates]) for end, part in parts.items()]
-    return [*columns, *_notes(heading, cells, [f"n = {one.n}" if one else "" for one in estimates])]
+    columns = [(heading + end, [_csv_number(part(one)) if one else "" for one in estimates]) for end, part in parts.items()]
+    return [*columns, *_note_column(heading, cells, [f"n = {one.n}" if one else "" for one in estimates])]
 
 
-def _notes(heading: str, cells: Sequence[Cell], known: Sequence[str]) -> list[Column]:
+def _note_column(heading: str, cells: Sequence[TableCell], implied: Sequence[str]) -> list[_CsvColumn]:
     """The notes, unless they say no more than is known."""
     notes = [cell.note for cell in cells]
-    return [] if all(note in ("", said) for note, said in zip(notes, known, strict=True)) else [
-        (f"{heading}, note", [_inert(note) for note in notes])
+    return [] if all(note in ("", said) for note, said in zip(notes, implied, strict=True)) else [
+        (f"{heading}, note", [_escape_formula(note) for note in notes])
     ]  # fmt: skip
 
 
-def _plain(cell: Cell) -> str:
+def _csv_text(cell: TableCell) -> str:
     if cell.number is not None:
-        return _figure(cell.value)
-    return "" if cell.text == MISSING else _inert(cell.text)
+        return _csv_number(cell.value)
+    return "" if cell.text == MISSING_TEXT else _escape_formula(cell.text)
 
 
-def _figure(value: float | None) -> str:
+def _csv_number(value: float | None) -> str:
     return "" if value is None else repr(value)
 
 
-def _inert(text: str) -> str:
+def _escape_formula(text: str) -> str:
     """As a spreadsheet shows it: a leading apostrophe keeps text from being a formula."""
-    return f"'{text}" if text.lstrip().startswith(FORMULA) else text
+    return f"'{text}" if text.lstrip().startswith(FORMULA_PREFIXES) else text
 
 
-UNSHOWN = "no difference shown"
+NOT_SIGNIFICANT = "no difference shown"
 
 
-def estimate(one: Estimate | None) -> Cell:
+def estimate_cell(estimate: Estimate | None) -> TableCell:
     """ "0.812 [0.75, 0.87]" over "n = 200"."""
-    return NOTHING if one is None or one.value is None else stated(str(one), f"n = {one.n}", one)
+    return (
+        MISSING_CELL if estimate is None or estimate.value is None else trusted_cell(str(estimate), f"n = {estimate.n}", estimate)
+    )
 
 
-def signed(one: Estimate | None) -> Cell:
+def difference_cell(difference: Estimate | None) -> TableCell:
     """As a difference: "+0.120 [+0.05, +0.19]" over its n."""
-    return NOTHING if one is None or one.value is None else stated(one.signed(), f"n = {one.n}", one)
+    return (
+        MISSING_CELL
+        if difference is None or difference.value is None
+        else trusted_cell(difference.format_difference(), f"n = {difference.n}", difference)
+    )
 
 
-def word(difference: Estimate | None) -> str:
+def difference_direction(difference: Estimate | None) -> str:
     """ "higher", "lower" or "no difference shown"; "not measured" without an interval."""
     if difference is None or difference.low is None or difference.high is None:
         return "not measured"
-    return "higher" if difference.low > 0 else "lower" if difference.high < 0 else UNSHOWN
+    return "higher" if difference.low > 0 else "lower" if difference.high < 0 else NOT_SIGNIFICANT
 
 
-def number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3f}"
+def format_decimal(value: float | None) -> str:
+    return MISSING_TEXT if value is None else f"{value:.3f}"
 
 
-def count(value: float | None) -> str:
+def format_count(value: float | None) -> str:
     """1234567 -> "1 234 567"."""
-    return MISSING if value is None else f"{value:,.0f}".replace(",", " ")
+    return MISSING_TEXT if value is None else f"{value:,.0f}".replace(",", " ")
 
 
-def counted(value: float | None) -> Cell:
-    return stated(count(value), number=value)
+def count_cell(value: float | None) -> TableCell:
+    return trusted_cell(format_count(value), number=value)
 
 
-def dollars(value: float | None) -> str:
+def format_dollars(value: float | None) -> str:
     """ "$ 0.0123"; a price that nobody gave is not 0."""
-    return MISSING if value is None else f"$ {value:,.4f}"
+    return MISSING_TEXT if value is None else f"$ {value:,.4f}"
 
 
-def of(done: int | None, asked: int | None) -> str:
-    return MISSING if done is None or asked is None else f"{count(done)} of {count(asked)}"
+def format_ratio(done: int | None, total: int | None) -> str:
+    return MISSING_TEXT if done is None or total is None else f"{format_count(done)} of {format_count(total)}"
 
 
-def probability(p: float | None) -> str:
-    return MISSING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+def format_p_value(p: float | None) -> str:
+    return MISSING_TEXT if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"

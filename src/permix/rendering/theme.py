@@ -23,21 +23,21 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from permix.sanitize import figure as safe
+from permix.sanitize import escape_for_figure as safe
 from permix.types import Estimate
 
-Array = NDArray[np.float64]
+PlotArray = NDArray[np.float64]
 
 
 DPI = 150
 
-WIDTH = 8.0
+FIGURE_WIDTH_IN = 8.0
 
-HEADING = 0.36  # inches of the title line
+TITLE_HEIGHT_IN = 0.36  # inches of the title line
 
-NOTE = 0.17  # inches of a line under it
+NOTE_LINE_HEIGHT_IN = 0.17  # inches of a line under it
 
-INTERVAL = "95 % intervals over questions"
+QUESTION_INTERVAL_NOTE = "95 % intervals over questions"
 
 
 class Style(NamedTuple):
@@ -67,32 +67,32 @@ def styles_for(labels: Iterable[str], methods: Mapping[str, str] = MappingProxyT
     """
     method_of = {label: methods.get(label, label) for label in labels}
     place_of = {method: place for place, method in enumerate(dict.fromkeys(method_of.values()))}
-    return {label: _look(place_of[method])._replace(method=method) for label, method in method_of.items()}
+    return {label: _style_at(place_of[method])._replace(method=method) for label, method in method_of.items()}
 
 
-def _look(place: int) -> Style:
+def _style_at(place: int) -> Style:
     around, within = divmod(place, len(PALETTE))
     return Style(PALETTE[within].colour, *PALETTE[(within + around) % len(PALETTE)][1:])
 
 
-HOLLOW = "; hollow: the judge does not tell right from wrong persona, or was not tried"
+HOLLOW_MARKER_NOTE = "; hollow: the judge does not tell right from wrong persona, or was not tried"
 """For the note of a figure that holds numbers of such a judge."""
 
 
-def sheet(height: float, title: str, note: str) -> Figure:
+def new_figure(height: float, title: str, note: str) -> Figure:
     """An empty figure whose plots take `height` inches, under a heading and small lines that say what n and the intervals are."""
     lines = textwrap.wrap(note, 126)
-    above = HEADING + NOTE * len(lines) + 0.06
-    fig = Figure(figsize=(WIDTH, height + above), dpi=DPI, layout="constrained")
+    above = TITLE_HEIGHT_IN + NOTE_LINE_HEIGHT_IN * len(lines) + 0.06
+    fig = Figure(figsize=(FIGURE_WIDTH_IN, height + above), dpi=DPI, layout="constrained")
     layout = fig.get_layout_engine()
     assert layout is not None
     layout.set(rect=(0, 0, 1, height / (height + above)))  # type: ignore[call-arg]
     fig.text(0.012, 1 - 0.08 / (height + above), safe(title, 76), fontsize=12, fontweight="bold", va="top")
-    fig.text(0.012, 1 - HEADING / (height + above), "\n".join(lines), fontsize=8.5, color="0.3", va="top")
+    fig.text(0.012, 1 - TITLE_HEIGHT_IN / (height + above), "\n".join(lines), fontsize=8.5, color="0.3", va="top")
     return fig
 
 
-def panels(fig: Figure, count: int) -> list[Axes]:
+def stacked_axes(fig: Figure, count: int) -> list[Axes]:
     """`count` plots, one under the other, on one x axis."""
     axes = list(fig.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
     for ax in axes:
@@ -101,16 +101,16 @@ def panels(fig: Figure, count: int) -> list[Axes]:
     return axes
 
 
-def legend(fig: Figure, labels: Sequence[str], styles: Mapping[str, Style], *, marker: bool = True) -> None:
+def draw_legend(fig: Figure, labels: Sequence[str], styles: Mapping[str, Style], *, marker: bool = True) -> None:
     """Below all plots; seeds of one method stand once, counted."""
-    named = names(labels, styles)
+    named = labels_by_legend_name(labels, styles)
     looks = [styles[of[0]] for of in named.values()]
     handles = [Line2D([], [], color=one.colour, ls=one.line, lw=1.8, marker=one.marker if marker else "") for one in looks]
     columns = max(1, min(len(named), 3 if max(map(len, named), default=0) <= 32 else 2))
     fig.legend(handles, [safe(name, 44) for name in named], loc="outside lower center", ncols=columns, frameon=False)
 
 
-def names(labels: Sequence[str], styles: Mapping[str, Style]) -> dict[str, list[str]]:
+def labels_by_legend_name(labels: Sequence[str], styles: Mapping[str, Style]) -> dict[str, list[str]]:
     """{"RLVR, 3 seeds": its labels, "base": ["base"]}: what to call those that look alike."""
     alike: dict[Style, list[str]] = {}
     for label in labels:
@@ -118,7 +118,7 @@ def names(labels: Sequence[str], styles: Mapping[str, Style]) -> dict[str, list[
     return {of[0] if len(of) == 1 else f"{style.method}, {len(of)} seeds": of for style, of in alike.items()}
 
 
-def save(fig: Figure, path: Path) -> None:
+def save_figure(fig: Figure, path: Path) -> None:
     """The PNG at `path`, and beside it the same as SVG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(fig).print_png(path, metadata={"Software": None})
@@ -126,33 +126,38 @@ def save(fig: Figure, path: Path) -> None:
         FigureCanvasSVG(fig).print_svg(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
 
 
-def counts(values: Iterable[int]) -> str:
+def join_distinct_counts(values: Iterable[int]) -> str:
     """ "100"; "100 / 80" when models differ."""
     return " / ".join(str(one) for one in dict.fromkeys(values))
 
 
-def ends(estimate: Estimate) -> tuple[float, float]:
+def interval_ends(estimate: Estimate) -> tuple[float, float]:
     """The interval's ends; the value twice where there is no interval."""
     value = math.nan if estimate.value is None else estimate.value
     return (value if estimate.low is None else estimate.low, value if estimate.high is None else estimate.high)
 
 
-def sides(estimate: Estimate) -> list[list[float]]:
+def error_bar_lengths(estimate: Estimate) -> list[list[float]]:
     """Lengths of both sides of the interval, as errorbar wants them."""
-    (low, high), value = ends(estimate), estimate.value or 0.0
+    (low, high), value = interval_ends(estimate), estimate.value or 0.0
     return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
-def name_points(ax: Axes, at: Mapping[str, tuple[float, float]], bars: Sequence[Bbox], styles: Mapping[str, Style]) -> None:
-    """Write each label beside its point, where it meets the fewest points, labels and `bars` (boxes in data coordinates)."""
+def label_points(
+    ax: Axes, positions: Mapping[str, tuple[float, float]], obstacles: Sequence[Bbox], styles: Mapping[str, Style]
+) -> None:
+    """Write each label beside its point, where it meets the fewest points, labels and `obstacles` (boxes in data coordinates)."""
     ax.figure.draw_without_rendering()  # type: ignore[union-attr]
     inside = ax.get_window_extent()
-    taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in (ax.transData.transform(xy) for xy in at.values())]
-    taken += [ax.transData.transform_bbox(bar).padded(4) for bar in bars]
-    for label, xy in at.items():
-        tries = [_name(ax, label, xy, styles[label], right, up) for up in (6, -6, 22, -22) for right in (9, -9)]
+    taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in (ax.transData.transform(xy) for xy in positions.values())]
+    taken += [ax.transData.transform_bbox(bar).padded(4) for bar in obstacles]
+    for label, xy in positions.items():
+        tries = [_add_label(ax, label, xy, styles[label], right, up) for up in (6, -6, 22, -22) for right in (9, -9)]
         boxes = [one.get_window_extent() for one in tries]
-        costs = [sum(_area(box, other) for other in taken) + 4 * (_area(box, box) - _area(box, inside)) for box in boxes]
+        costs = [
+            sum(_overlap_area(box, other) for other in taken) + 4 * (_overlap_area(box, box) - _overlap_area(box, inside))
+            for box in boxes
+        ]
         best = int(np.argmin(costs))
         taken.append(boxes[best])
         for place, one in enumerate(tries):
@@ -160,18 +165,18 @@ def name_points(ax: Axes, at: Mapping[str, tuple[float, float]], bars: Sequence[
                 one.remove()
 
 
-def _name(ax: Axes, label: str, xy: tuple[float, float], style: Style, right: int, up: int) -> Any:
-    look: dict[str, Any] = {"ha": "left" if right > 0 else "right", "va": "bottom" if up > 0 else "top"}
+def _add_label(ax: Axes, label: str, xy: tuple[float, float], style: Style, dx: int, dy: int) -> Any:
+    look: dict[str, Any] = {"ha": "left" if dx > 0 else "right", "va": "bottom" if dy > 0 else "top"}
     look |= {
         "color": style.colour,
         "fontweight": "bold",
         "fontsize": 9.5,
         "path_effects": [withStroke(linewidth=3, foreground="w")],
     }
-    return ax.annotate(safe(label, 36), xy, xytext=(right, up), textcoords="offset points", zorder=5, **look)
+    return ax.annotate(safe(label, 36), xy, xytext=(dx, dy), textcoords="offset points", zorder=5, **look)
 
 
-def _area(one: Bbox, other: Bbox) -> float:
+def _overlap_area(one: Bbox, other: Bbox) -> float:
     """Square pixels that two boxes share."""
     shared = Bbox.intersection(one, other)
     return 0.0 if shared is None else float(shared.width * shared.height)

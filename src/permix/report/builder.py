@@ -20,47 +20,47 @@ from pathlib import Path
 
 from rich.console import Console
 
-from permix.config import ReportStage
+from permix.config import ReportConfig
 from permix.errors import DataError
-from permix.evals.stability import opening
+from permix.evals.stability import first_round_grid
 from permix.metrics import statistics
-from permix.metrics.dev_curve import taken
+from permix.metrics.dev_curve import selected_step
 from permix.rendering import plots, table, theme
-from permix.rendering.plots import drift_curves
+from permix.rendering.plots import plot_drift
 from permix.rendering.table import one_line
 from permix.report import fidelity_tables, score_plots, tables
 from permix.report.comparisons import Comparison, compare_models
-from permix.report.document import Document, front, markdown
-from permix.report.html.charts import build_charts, people
-from permix.report.html.page import Runs, write_page
+from permix.report.document import Document, render_card_results, render_report_markdown
+from permix.report.html.charts import build_charts, persona_infos
+from permix.report.html.page import RunIndex, write_page
 from permix.report.html.transcripts import write_transcripts
-from permix.report.html.values import looks, names, text
+from permix.report.html.values import model_looks, printable_text, unique_display_names
 from permix.report.judges import JudgedRun
-from permix.report.layout import lay_out
-from permix.report.methods import Method, Pooled, arrows, methods, names_of, pool
-from permix.report.published import Published, published, published_data
-from permix.report.runs import ModelRuns, Row, collect
-from permix.report.score_plots import chance_of, points_of, tradeoff
-from permix.report.tables import Strategic
-from permix.storage.files import write_json, write_text, writing
+from permix.report.layout import build_document
+from permix.report.methods import PooledMethod, ReportMethod, group_methods, method_names, pool_seeds, training_arrows
+from permix.report.published import PublishedComparison, collect_published, published_json
+from permix.report.runs import ModelRow, ModelRuns, collect_models
+from permix.report.score_plots import common_chance, plot_tradeoff, tradeoff_points
+from permix.report.tables import StrategyResult
+from permix.storage.files import guard_writes, write_json, write_text
 
-BEGIN, END = "<!-- permix report: begin -->", "<!-- permix report: end -->"
+CARD_BEGIN, CARD_END = "<!-- permix report: begin -->", "<!-- permix report: end -->"
 
 
-def write_cards(models: Sequence[ModelRuns], markdown: str, figure: Path | None) -> list[Path]:
-    """Put `markdown` (escaped already) and a copy of `figure` into every card; return the cards. Errors as `cards_of`."""
-    cards = cards_of(models)
+def update_model_cards(models: Sequence[ModelRuns], markdown: str, figure: Path | None) -> list[Path]:
+    """Put `markdown` (escaped already) and a copy of `figure` into every card; return the cards. Errors as `model_card_paths`."""
+    cards = model_card_paths(models)
     shown = "" if figure is None else f"\n\n![Stability against distinctness]({figure.name})"
-    renewed = {card: _renewed(card, f"{BEGIN}\n{markdown}{shown}\n{END}") for card in cards}
+    renewed = {card: _with_report_block(card, f"{CARD_BEGIN}\n{markdown}{shown}\n{CARD_END}") for card in cards}
     for card, words in renewed.items():
-        with writing(card):
+        with guard_writes(card):
             if figure is not None:
-                _copy(figure, card.with_name(figure.name))
+                _copy_atomically(figure, card.with_name(figure.name))
             write_text(card, words)
     return cards
 
 
-def cards_of(models: Sequence[ModelRuns]) -> list[Path]:
+def model_card_paths(models: Sequence[ModelRuns]) -> list[Path]:
     """The cards of the models trained in these runs. Raises DataError when no run is a training, or a card is not there."""
     trained = [model.runs["train"].path for model in models if "train" in model.runs]
     if not trained:
@@ -71,208 +71,224 @@ def cards_of(models: Sequence[ModelRuns]) -> list[Path]:
     return cards
 
 
-def _renewed(card: Path, ours: str) -> str:
+def _with_report_block(card: Path, block: str) -> str:
     """The card with what is ours in it. Raises DataError when it cannot be told where that stood."""
     try:
         text = card.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"cards: {card} is not UTF-8: {error}") from error
-    begin, end = text.find(BEGIN), text.find(END)
+    begin, end = text.find(CARD_BEGIN), text.find(CARD_END)
     if begin == end == -1:
-        return f"{text.rstrip()}\n\n{ours}\n"
-    if begin == -1 or end < begin or text.count(BEGIN) > 1 or text.count(END) > 1:
-        raise DataError(f"cards: {card} must hold {BEGIN} and after it {END}, once each, or neither")
-    return text[:begin] + ours + text[end + len(END) :]
+        return f"{text.rstrip()}\n\n{block}\n"
+    if begin == -1 or end < begin or text.count(CARD_BEGIN) > 1 or text.count(CARD_END) > 1:
+        raise DataError(f"cards: {card} must hold {CARD_BEGIN} and after it {CARD_END}, once each, or neither")
+    return text[:begin] + block + text[end + len(CARD_END) :]
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy_atomically(source: Path, target: Path) -> None:
     scratch = target.with_name(f".{target.name}.part")
     shutil.copyfile(source, scratch)
     os.replace(scratch, target)
 
 
-FIGURE = re.compile(r"(tradeoff|personas|lottery|learnt|training|probes|drift|(heatmap|confusion|judged|trial)-\w+)\.(png|svg)")
+REPORT_FIGURE_FILES = re.compile(
+    r"(tradeoff|personas|lottery|learnt|training|probes|drift|(heatmap|confusion|judged|trial)-\w+)\.(png|svg)"
+)
 """The figures that a report may have."""
 
-TABLE = re.compile(
+REPORT_TABLE_NAMES = re.compile(
     r"methods|models|personas|wordings|strategies|identifiability|as-published|unjudged|drift|step-times|runs"
     r"|(scores|differences|trial|agreement|interview|said)(-.+)?"
 )
 """The tables that a report may have."""
 
 
-def report_stage(config: ReportStage) -> None:
+def run_report(config: ReportConfig) -> None:
     """The command: build the report, print its table and where it stands."""
-    models = collect(config.runs)
+    models = collect_models(config.runs)
     if config.cards:
-        cards_of(models)  # whatever is wrong with them is said before anything is drawn
-    rows = _write(models, methods(models, config.methods), config.out, aside=published(models, config), cards=config.cards)
-    console, strategies = Console(), _strategies(models)
-    if any(model.stability or model.fidelity or model.judged or "train" in model.runs for model in models):
-        console.print(tables.terminal_table(rows))
+        model_card_paths(models)  # whatever is wrong with them is said before anything is drawn
+    rows = _write_report(
+        models, group_methods(models, config.methods), config.out, published=collect_published(models, config), cards=config.cards
+    )
+    console, strategies = Console(), _strategy_results(models)
+    if any(model.stability or model.identifiability or model.judged_runs or "train" in model.runs for model in models):
+        console.print(tables.terminal_models_table(rows))
     if strategies:
         console.print(tables.terminal_strategy_table(strategies))
     if interviewed := {model.label: model.drift for model in models if model.drift is not None}:
         console.print(fidelity_tables.terminal_drift_table(interviewed))
     for model in models:
-        if model.crossed is not None:
-            console.print(f"{one_line(model.label)}: {tables.components_of(model.crossed)}", markup=False)
+        if model.template_effects is not None:
+            console.print(f"{one_line(model.label)}: {tables.variance_components_text(model.template_effects)}", markup=False)
     for file in ("report.md", "index.html"):
         console.print(str(config.out / file), markup=False, highlight=False, soft_wrap=True)
 
 
-def build_report(runs: Sequence[Path], out: Path, caption: str = "") -> list[Row]:
+def build_report(runs: Sequence[Path], out: Path, caption: str = "") -> list[ModelRow]:
     """Write the report on `runs` (run directories, or folders that hold some) into `out`; return the rows of its main table.
 
     `caption` is a paragraph of the caller's own, in Markdown. Raises DataError when there is no run, a folder is none and holds
     none, or two runs of one stage have one label.
     """
-    models = collect(runs)
-    return _write(models, methods(models), out, caption)
+    models = collect_models(runs)
+    return _write_report(models, group_methods(models), out, caption)
 
 
-def _write(
+def _write_report(
     models: Sequence[ModelRuns],
-    known: Sequence[Method],
+    methods: Sequence[ReportMethod],
     out: Path,
     caption: str = "",
-    aside: Published | None = None,
+    published: PublishedComparison | None = None,
     *,
     cards: bool = False,
-) -> list[Row]:
-    comparisons = [compare_models(one, other) for one, other in held_against(models)]
-    pooled = [pool(method) for method in known]
-    figures = draw(models, known, pooled, comparisons, out)
-    document = lay_out(models, comparisons, known, pooled, figures, caption, aside)
-    _remove_stale(out, {*figures, *(name.replace(".png", ".svg") for name in figures)}, {table.name for table in document.tables})
-    write_text(out / "report.md", markdown(document))
-    _write_page(models, known, pooled, comparisons, document, out)
+) -> list[ModelRow]:
+    comparisons = [compare_models(one, other) for one, other in comparison_pairs(models)]
+    pooled = [pool_seeds(method) for method in methods]
+    figures = draw_report_figures(models, methods, pooled, comparisons, out)
+    document = build_document(models, comparisons, methods, pooled, figures, caption, published)
+    _remove_stale_files(
+        out, {*figures, *(name.replace(".png", ".svg") for name in figures)}, {table.name for table in document.tables}
+    )
+    write_text(out / "report.md", render_report_markdown(document))
+    _write_html(models, methods, pooled, comparisons, document, out)
     for one in document.tables:
         write_text(out / "tables" / f"{one.name}.csv", one.csv)
     seeds = {"methods": [one.model_dump(mode="json") for one in pooled]}
-    write_json(out / "table.json", _data(models, comparisons, caption) | seeds | published_data(aside))
+    write_json(out / "table.json", _report_json(models, comparisons, caption) | seeds | published_json(published))
     if cards:
-        write_cards(models, front(document), out / "tradeoff.png" if "tradeoff.png" in figures else None)
+        update_model_cards(models, render_card_results(document), out / "tradeoff.png" if "tradeoff.png" in figures else None)
     return [model.row for model in models]
 
 
-def _remove_stale(out: Path, figures: Collection[str], tables: Collection[str]) -> None:
+def _remove_stale_files(out: Path, figures: Collection[str], tables: Collection[str]) -> None:
     """Figures and tables of an earlier report in this folder that this one does not have."""
     for path in out.glob("*.[ps][nv]g"):
-        if path.name not in figures and FIGURE.fullmatch(path.name):
+        if path.name not in figures and REPORT_FIGURE_FILES.fullmatch(path.name):
             path.unlink()
     for path in (out / "tables").glob("*.csv"):
-        if path.stem not in tables and TABLE.fullmatch(path.stem):
+        if path.stem not in tables and REPORT_TABLE_NAMES.fullmatch(path.stem):
             path.unlink()
 
 
-def _write_page(
+def _write_html(
     models: Sequence[ModelRuns],
-    known: Sequence[Method],
-    pooled: Sequence[Pooled],
+    methods: Sequence[ReportMethod],
+    pooled: Sequence[PooledMethod],
     comparisons: Sequence[Comparison],
     document: Document,
     out: Path,
 ) -> None:
-    shown = names(model.label for model in models)
-    method_of = {shown[label]: text(method.name) for method in known for label in method.labels}
-    styles = {shown[label]: style for label, style in theme.styles_for(shown, names_of(known)).items()}
-    tags = {one_line(person.id): [text(tag) for tag in person.tags] for person in people(models).values()}
-    drawn, cells = build_charts(models, known, pooled, comparisons), write_transcripts(models, out)
-    write_page(out / "index.html", document, drawn, looks(styles, method_of), Runs(models), tags, cells)
+    shown = unique_display_names(model.label for model in models)
+    method_of = {shown[label]: printable_text(method.name) for method in methods for label in method.labels}
+    styles = {shown[label]: style for label, style in theme.styles_for(shown, method_names(methods)).items()}
+    tags = {one_line(person.id): [printable_text(tag) for tag in person.tags] for person in persona_infos(models).values()}
+    drawn, cells = build_charts(models, methods, pooled, comparisons), write_transcripts(models, out)
+    write_page(out / "index.html", document, drawn, model_looks(styles, method_of), RunIndex(models), tags, cells)
 
 
-def _strategies(models: Sequence[ModelRuns]) -> list[Strategic]:
-    return [Strategic(model.label, found) for model in models for found in model.strategies]
+def _strategy_results(models: Sequence[ModelRuns]) -> list[StrategyResult]:
+    return [StrategyResult(model.label, found) for model in models for found in model.strategies]
 
 
-def held_against(models: Sequence[ModelRuns]) -> list[tuple[ModelRuns, ModelRuns]]:
+def comparison_pairs(models: Sequence[ModelRuns]) -> list[tuple[ModelRuns, ModelRuns]]:
     """Every other model against the first, and then each against the one before it."""
     return [*((models[0], other) for other in models[1:]), *pairwise(models[1:])]
 
 
-def draw(
-    models: Sequence[ModelRuns], known: Sequence[Method], pooled: Sequence[Pooled], comparisons: Sequence[Comparison], out: Path
+def draw_report_figures(
+    models: Sequence[ModelRuns],
+    methods: Sequence[ReportMethod],
+    pooled: Sequence[PooledMethod],
+    comparisons: Sequence[Comparison],
+    out: Path,
 ) -> dict[str, str]:
     """Draw every figure that the runs allow; {file name: what it shows}, in the order of the report.
 
     The trade-off leaves out methods with a model that may not be held against the first: an arrow to them would do just that.
     """
-    styles = theme.styles_for((model.label for model in models), names_of(known))
+    styles = theme.styles_for((model.label for model in models), method_names(methods))
     summaries = {model.label: model.stability for model in models if model.stability is not None}
     apart = {one.label for one in comparisons if one.against == models[0].label and (one.reasons or one.fidelity_reasons)}
     logs = {model.label: model.runs["train"].log for model in models if "train" in model.runs}
     rewarded = {name: log for name, log in logs.items() if any("reward" in step for step in log)}
     figures: dict[str, str] = {}
-    if points := points_of(known, pooled, apart):
-        looks_of = {method.name: styles[method.labels[0]] for method in known}
-        tradeoff(points, arrows(known), chance_of(pooled), out / "tradeoff.png", looks_of)
+    if points := tradeoff_points(methods, pooled, apart):
+        looks_of = {method.name: styles[method.labels[0]] for method in methods}
+        plot_tradeoff(points, training_arrows(methods), common_chance(pooled), out / "tradeoff.png", looks_of)
         figures["tradeoff.png"] = "PSS against identifiability"
     if summaries:
-        plots.persona_accuracy(summaries, out / "personas.png", styles)
-        plots.lottery(summaries, out / "lottery.png", styles)
+        plots.plot_persona_accuracy(summaries, out / "personas.png", styles)
+        plots.plot_lottery(summaries, out / "lottery.png", styles)
         figures |= {"personas.png": "accuracy under each persona", "lottery.png": "expected best of k personas"}
     for place, model in enumerate(models, start=1):
         if model.grid is not None:
             name = f"heatmap-{place}.png"
-            _heatmap(model, out / name)
+            _plot_model_heatmap(model, out / name)
             figures[name] = f"persona × question, {table.md_label(model.label)}"
-    figures |= score_plots.draw({model.label: model.judged for model in models if model.judged}, out, styles)
+    figures |= score_plots.plot_judge_figures(
+        {model.label: model.judged_runs for model in models if model.judged_runs}, out, styles
+    )
     if rewarded:
-        plots.learning_curves(rewarded, out / "training.png", styles)
+        plots.plot_learning_curves(rewarded, out / "training.png", styles)
         figures["training.png"] = "learning curves"
     if interviewed := {model.label: model.drift for model in models if model.drift is not None}:
-        drift_curves(interviewed, out / "drift.png", styles)
+        plot_drift(interviewed, out / "drift.png", styles)
         figures["drift.png"] = "an interview, turn by turn"
-    if curves := {model.label: model.curve for model in models if model.curve is not None}:
-        plots.probe_curves(curves, out / "probes.png", styles)
+    if curves := {model.label: model.dev_curve for model in models if model.dev_curve is not None}:
+        plots.plot_dev_curves(curves, out / "probes.png", styles)
         figures["probes.png"] = "probes while training"
-    told = {model.label: model.fidelity for model in models if model.fidelity is not None}
-    return figures | plots.draw(told, out, styles)
+    told = {model.label: model.identifiability for model in models if model.identifiability is not None}
+    return figures | plots.plot_identifiability_figures(told, out, styles)
 
 
-def _heatmap(model: ModelRuns, path: Path) -> None:
+def _plot_model_heatmap(model: ModelRuns, path: Path) -> None:
     assert model.grid is not None
-    grid = opening(model.runs["stability"].path, model.grid)
-    mean_P_Q, baseline_Q = statistics.sample_mean(grid.correct_P_Q_S), statistics.sample_mean(grid.baseline_Q_S)
-    plots.heatmap(mean_P_Q, grid.persona_ids, path, f"{model.label}: who answers what", baseline_Q)
+    grid = first_round_grid(model.runs["stability"].path, model.grid)
+    mean_P_Q, baseline_Q = statistics.mean_over_samples(grid.correct_P_Q_S), statistics.mean_over_samples(grid.baseline_Q_S)
+    plots.plot_heatmap(mean_P_Q, grid.persona_ids, path, f"{model.label}: who answers what", baseline_Q)
 
 
-def _data(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], caption: str) -> dict[str, object]:
+def _report_json(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], caption: str) -> dict[str, object]:
     """table.json: every number of the report, by label."""
     return {
         "caption": caption,
         "rows": [model.row.model_dump(mode="json") for model in models],
         "stability": {model.label: model.stability.model_dump(mode="json") for model in models if model.stability is not None},
         "identifiability": {
-            model.label: model.fidelity.model_dump(mode="json") for model in models if model.fidelity is not None
+            model.label: model.identifiability.model_dump(mode="json") for model in models if model.identifiability is not None
         },
-        "judged": {model.label: {run.kind: _judged(run) for run in model.judged} for model in models if model.judged},
+        "judged": {
+            model.label: {run.kind: _judges_json(run) for run in model.judged_runs} for model in models if model.judged_runs
+        },
         "unjudged": {
-            model.label: {kind: found.model_dump(mode="json") for kind, found in model.unjudged.items()}
+            model.label: {kind: found.model_dump(mode="json") for kind, found in model.text_metrics.items()}
             for model in models
-            if model.unjudged
+            if model.text_metrics
         },
         "drift": {model.label: model.drift.model_dump(mode="json") for model in models if model.drift is not None},
         "strategies": {
             model.label: [found.model_dump(mode="json") for found in model.strategies] for model in models if model.strategies
         },
-        "crossed": {model.label: model.crossed.model_dump(mode="json") for model in models if model.crossed is not None},
+        "crossed": {
+            model.label: model.template_effects.model_dump(mode="json") for model in models if model.template_effects is not None
+        },
         "probes": {
             model.label: {
-                "weights_of_step": taken(model.curve),
-                "choice": model.curve.choice.model_dump(mode="json"),
-                "points": [point.model_dump(mode="json") for point in model.curve.points],
+                "weights_of_step": selected_step(model.dev_curve),
+                "choice": model.dev_curve.selection.model_dump(mode="json"),
+                "points": [point.model_dump(mode="json") for point in model.dev_curve.points],
             }
             for model in models
-            if model.curve is not None
+            if model.dev_curve is not None
         },
         "comparisons": [one.model_dump(mode="json") for one in comparisons],
         "runs": {model.label: {stage: str(run.path) for stage, run in model.runs.items()} for model in models},
     }
 
 
-def _judged(run: JudgedRun) -> dict[str, object]:
+def _judges_json(run: JudgedRun) -> dict[str, object]:
     """A run's judges, and how far they agree where there are two."""
     agreed = None if run.agreement is None else run.agreement.model_dump(mode="json")
     return {"judges": {name: one.model_dump(mode="json") for name, one in run.judges.items()}, "agreement": agreed}

@@ -14,20 +14,28 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from permix.config import CompareStage
+from permix.config import CompareConfig
 from permix.errors import ConfigError, DataError
-from permix.evals.stability import StabilityGrid, grids
+from permix.evals.stability import StabilityGrid, read_stability_grid
 from permix.metrics import statistics
 from permix.metrics.identifiability import Identifiability
-from permix.metrics.model_comparison import Difference, Paired, PersonaDifference, paired
-from permix.metrics.stability import differences
+from permix.metrics.model_comparison import MeasureDifference, PairedComparison, PersonaDifference, compare_models_paired
+from permix.metrics.stability import stability_differences
 from permix.metrics.statistics import Array
 from permix.rendering import table
-from permix.rendering.table import MISSING, grid, one_line
-from permix.report.judges import INTERVIEW, JudgedDifference, unlike_judges
-from permix.report.judges import differences_of as judged_differences
-from permix.report.runs import FIDELITY, WHOLE_GRID, ModelRuns, Run, find, label_of, reference_of
-from permix.sanitize import visible
+from permix.rendering.table import MISSING_TEXT, markdown_table, one_line
+from permix.report.judges import INTERVIEW_KIND, JudgeScoreDifference, judge_incompatibilities
+from permix.report.judges import judge_score_differences as judged_differences
+from permix.report.runs import (
+    FIDELITY_RUN_KINDS,
+    WHOLE_GRID_STRATEGIES,
+    ModelRuns,
+    Run,
+    find_reference_run,
+    find_runs,
+    model_label,
+)
+from permix.sanitize import escape_control
 from permix.storage.files import write_json, write_text
 from permix.types import Estimate, Record
 
@@ -41,23 +49,27 @@ class Comparison(Record):
     worst: Estimate | None = None
     mean: Estimate | None = None
     identifiability: Estimate | None = None
-    judged: tuple[JudgedDifference, ...] = ()
+    judged: tuple[JudgeScoreDifference, ...] = ()
     reasons: tuple[str, ...] = ()
     fidelity_reasons: tuple[str, ...] = ()
     judged_reasons: tuple[str, ...] = ()
 
 
 def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
-    reasons, apart = stability_reasons(first, other), fidelity_reasons(first, other)
+    reasons, apart = stability_incompatibilities(first, other), identifiability_incompatibilities(first, other)
     differences: dict[str, Estimate] = {}
     if first.grid is not None and other.grid is not None and not reasons:
         config = first.runs["stability"].config
-        differences = differences_of(first.grid, other.grid, int(config.get("seed", 0)), int(config.get("resamples", 2000)))
-    if first.fidelity is not None and other.fidelity is not None and not apart:
+        differences = compare_stability_grids(
+            first.grid, other.grid, int(config.get("seed", 0)), int(config.get("resamples", 2000))
+        )
+    if first.identifiability is not None and other.identifiability is not None and not apart:
         config = first.runs["fidelity"].config
         seed, resamples = int(config.get("seed", 0)), int(config.get("resamples", 2000))
-        differences["identifiability"] = distinctness([first.fidelity], [other.fidelity], seed, resamples)
-    judged, judged_reasons = judged_between(first, other)
+        differences["identifiability"] = identifiability_difference(
+            [first.identifiability], [other.identifiability], seed, resamples
+        )
+    judged, judged_reasons = compare_judge_scores(first, other)
     return Comparison(
         label=other.label, against=first.label, reasons=reasons, fidelity_reasons=apart,
         judged=judged, judged_reasons=judged_reasons,
@@ -66,232 +78,247 @@ def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
     )  # fmt: skip
 
 
-NAMES = {
-    "baseline": "no persona", "mean": "mean over personas", "worst": "worst persona", "best": "best persona",
-    "pss": "PSS", "pss_crossfit": "PSS cross-fitted", "spread": "best − worst", "persona_sd": "sd of personas",
-    "shift": "mean − no persona", "worst_minus_baseline": "worst − no persona", "case_worst": "each question's worst persona",
-}  # fmt: skip
+_MEASURE_LABELS = {
+    "baseline": "no persona",
+    "mean": "mean over personas",
+    "worst": "worst persona",
+    "best": "best persona",
+    "pss": "PSS",
+    "pss_crossfit": "PSS cross-fitted",
+    "spread": "best − worst",
+    "persona_sd": "sd of personas",
+    "mean_minus_baseline": "mean − no persona",
+    "worst_minus_baseline": "worst − no persona",
+    "worst_per_question": "each question's worst persona",
+}
 
-NOTE = (
+_COMPARISON_NOTE = (
     "Second − first, paired by persona and question, with 95 % intervals over {questions} questions; p: the models "
     "swapped question by question, two-sided, for each measure alone. Personas: sign-flip test, corrected for their number "
     "(Holm)."
 )
 
 
-class Compared(NamedTuple):
+class RunComparison(NamedTuple):
     """What stands in the tables."""
 
     first: Run
     other: Run
-    found: Paired
+    result: PairedComparison
 
     @property
     def labels(self) -> tuple[str, str]:
         runs = (self.first, self.other)
-        named = [label_of(run, runs) for run in runs]
+        named = [model_label(run, runs) for run in runs]
         one, two = named if named[0] != named[1] else [str(run.path) for run in runs]
         return one, two
 
 
-def compare_stage(config: CompareStage) -> None:
+def run_compare(config: CompareConfig) -> None:
     """The command: print both tables; write them where the configuration says."""
     if len(config.runs) != 2:
         raise ConfigError(f"runs: compare takes two, and {len(config.runs)} came: permix compare FIRST SECOND [--out DIR]")
     compared = compare_runs(*config.runs, seed=config.seed, resamples=config.resamples)
     console = Console()
-    for shown in terminal(compared):
+    for shown in terminal_comparison_tables(compared):
         console.print(shown)
-    console.print(NOTE.format(questions=compared.found.n_questions), markup=False, highlight=False)
+    console.print(_COMPARISON_NOTE.format(questions=compared.result.n_questions), markup=False, highlight=False)
     if config.out is not None:
-        write_text(config.out / "comparison.md", document(compared))
+        write_text(config.out / "comparison.md", comparison_markdown(compared))
         about = {"first": str(compared.first.path), "other": str(compared.other.path)}
-        write_json(config.out / "comparison.json", about | compared.found.model_dump(mode="json"))
+        write_json(config.out / "comparison.json", about | compared.result.model_dump(mode="json"))
         console.print(str(config.out / "comparison.md"), markup=False, highlight=False, soft_wrap=True)
 
 
-def compare_runs(first: Path, other: Path, *, seed: int = 0, resamples: int = 2000) -> Compared:
+def compare_runs(first: Path, other: Path, *, seed: int = 0, resamples: int = 2000) -> RunComparison:
     """Two stability runs, or folders that hold one each. Raises DataError when they are not that, or may not be compared."""
-    one, two = _stability_run(first), _stability_run(other)
-    grid, there = grids(one.path), grids(two.path)
-    if reasons := unlike(one, two, grid, there):
+    one, two = _find_stability_run(first), _find_stability_run(other)
+    grid, there = read_stability_grid(one.path), read_stability_grid(two.path)
+    if reasons := run_incompatibilities(one, two, grid, there):
         raise DataError(f"{one.path} and {two.path} cannot be compared: {'; '.join(reasons).lower()}")
-    scores = (in_order_of(grid, one_grid) for one_grid in (grid, there))
+    scores = (aligned_sample_means(grid, one_grid) for one_grid in (grid, there))
     rows = [np.vstack([under_P_Q, without_Q[None]]) for under_P_Q, without_Q in scores]
-    return Compared(one, two, paired(rows[0], rows[1], grid.persona_ids, seed=seed, resamples=resamples))
+    return RunComparison(one, two, compare_models_paired(rows[0], rows[1], grid.persona_ids, seed=seed, resamples=resamples))
 
 
-def _stability_run(path: Path) -> Run:
-    whole = [run for run in find(path) if run.stage == "stability" and run.strategy in {"none", *WHOLE_GRID}]
+def _find_stability_run(path: Path) -> Run:
+    whole = [run for run in find_runs(path) if run.stage == "stability" and run.strategy in {"none", *WHOLE_GRID_STRATEGIES}]
     if len(whole) != 1:
         held = ", ".join(str(run.path) for run in whole) or "none"
         raise DataError(f"{path}: give one stability run; it holds {held}")
     return whole[0]
 
 
-def terminal(compared: Compared) -> list[Table]:
+def terminal_comparison_tables(comparison: RunComparison) -> list[Table]:
     """For a terminal: measures, then personas, the one that lost most first."""
-    labels = [Text(one_line(label)) for label in compared.labels]
+    labels = [Text(one_line(label)) for label in comparison.labels]
     found = []
-    for heading, lines in (("", _measures(compared.found)), ("persona", _personas(compared.found))):
+    for heading, lines in (("", _measure_rows(comparison.result)), ("persona", _persona_rows(comparison.result))):
         table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         table.add_column(heading)
         for column in (*labels, Text("second − first"), Text("p")):
             table.add_column(column, overflow="fold")
         for line in lines:
-            table.add_row(*(Text(visible(cell)) for cell in line))
+            table.add_row(*(Text(escape_control(cell)) for cell in line))
         found.append(table)
     return found
 
 
-def document(compared: Compared) -> str:
+def comparison_markdown(comparison: RunComparison) -> str:
     """The same as Markdown."""
-    one, two = map(table.md_label, compared.labels)
+    one, two = map(table.md_label, comparison.labels)
     parts = [
         f"# {two} against {one}",
-        NOTE.format(questions=compared.found.n_questions),
-        grid(["", one, two, "second − first", "p"], _measures(compared.found)),
-        grid(
+        _COMPARISON_NOTE.format(questions=comparison.result.n_questions),
+        markdown_table(["", one, two, "second − first", "p"], _measure_rows(comparison.result)),
+        markdown_table(
             ["persona", one, two, "second − first", "p"],
-            [[table.md_label(line[0]), *line[1:]] for line in _personas(compared.found)],
+            [[table.md_label(line[0]), *line[1:]] for line in _persona_rows(comparison.result)],
         ),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _measures(found: Paired) -> list[Sequence[str]]:
-    return [(NAMES[one.name], *_cells(one, one.p)) for one in found.measures]
+def _measure_rows(result: PairedComparison) -> list[Sequence[str]]:
+    return [(_MEASURE_LABELS[one.name], *_comparison_cells(one, one.p)) for one in result.measures]
 
 
-def _personas(found: Paired) -> list[Sequence[str]]:
-    ordered = sorted(found.personas, key=lambda one: (one.difference.value is None, one.difference.value or 0.0, one.id))
-    return [(one.id, *_cells(one, one.holm_p)) for one in ordered]
+def _persona_rows(result: PairedComparison) -> list[Sequence[str]]:
+    ordered = sorted(result.personas, key=lambda one: (one.difference.value is None, one.difference.value or 0.0, one.id))
+    return [(one.id, *_comparison_cells(one, one.holm_p)) for one in ordered]
 
 
-def _cells(one: Difference | PersonaDifference, p: float | None) -> tuple[str, ...]:
-    signed = MISSING if one.difference.value is None else one.difference.signed()
-    alone = (table.number(value).replace("-", "−") for value in (one.first, one.other))
-    return (*alone, signed, table.probability(p))
+def _comparison_cells(difference: MeasureDifference | PersonaDifference, p: float | None) -> tuple[str, ...]:
+    signed = MISSING_TEXT if difference.difference.value is None else difference.difference.format_difference()
+    alone = (table.format_decimal(value).replace("-", "−") for value in (difference.first, difference.other))
+    return (*alone, signed, table.format_p_value(p))
 
 
-def differences_of(first: StabilityGrid, other: StabilityGrid, seed: int, resamples: int) -> dict[str, Estimate]:
+def compare_stability_grids(first: StabilityGrid, other: StabilityGrid, seed: int, resamples: int) -> dict[str, Estimate]:
     """Other − first in PSS, worst and mean accuracy, over the personas that both have a score for; same draws of questions."""
-    mean_P_Q = statistics.sample_mean(np.asarray(first.correct_P_Q_S, dtype=float))
-    return differences([mean_P_Q], [in_order_of(first, other)[0]], seed, resamples)
+    mean_P_Q = statistics.mean_over_samples(np.asarray(first.correct_P_Q_S, dtype=float))
+    return stability_differences([mean_P_Q], [aligned_sample_means(first, other)[0]], seed, resamples)
 
 
-def distinctness(first: Sequence[Identifiability], other: Sequence[Identifiability], seed: int, resamples: int) -> Estimate:
+def identifiability_difference(
+    first: Sequence[Identifiability], other: Sequence[Identifiability], seed: int, resamples: int
+) -> Estimate:
     """Other − first in identifiability, each the mean over its models; n is the questions, which are drawn alike for all."""
     questions = sorted(set.intersection(*(set(one.right_by_question) for one in (*first, *other))))
 
     def measures(counts_R_Q: Array) -> dict[str, Array]:
-        one, two = (told_apart(models, questions, counts_R_Q) for models in (first, other))
+        one, two = (mean_identifiability(models, questions, counts_R_Q) for models in (first, other))
         return {"identifiability": two - one}
 
-    drawn = statistics.bootstrap(measures, len(questions), np.random.default_rng(seed), resamples, block=resamples)
+    drawn = statistics.bootstrap(measures, len(questions), np.random.default_rng(seed), resamples, block_size=resamples)
     value, replicate_R = drawn["identifiability"]
-    return statistics.estimate(float(value), replicate_R, len(questions))
+    return statistics.bootstrap_estimate(float(value), replicate_R, len(questions))
 
 
-def told_apart(models: Sequence[Identifiability], questions: Sequence[str], counts_R_Q: Array) -> Array:
+def mean_identifiability(models: Sequence[Identifiability], questions: Sequence[str], counts_R_Q: Array) -> Array:
     """Share of the answers to these questions that were told right, the mean over the models [R]."""
     tables = [np.array([one.right_by_question[question] for question in questions], dtype=float) for one in models]
     shares = [counts_R_Q @ right_Q / (counts_R_Q @ answered_Q) for right_Q, answered_Q in (table.T for table in tables)]
     return np.asarray(np.mean(shares, axis=0))
 
 
-def stability_reasons(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
+def stability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
     """Why the two must not be compared in accuracy or PSS; empty when they may be, or one was not measured."""
     if first.grid is None or other.grid is None:
         return ()
-    return unlike(first.runs["stability"], other.runs["stability"], first.grid, other.grid)
+    return run_incompatibilities(first.runs["stability"], other.runs["stability"], first.grid, other.grid)
 
 
-def unlike(one: Run, two: Run, first: StabilityGrid, other: StabilityGrid) -> tuple[str, ...]:
+def run_incompatibilities(
+    first_run: Run, other_run: Run, first_grid: StabilityGrid, other_grid: StabilityGrid
+) -> tuple[str, ...]:
     """Why the scores of two stability runs must not be held against each other; empty when they may be."""
-    here, there = ((set(grid.persona_ids), set(grid.question_ids)) for grid in (first, other))
-    return _asked_differently(one, two) or (() if here == there else ("Not the same personas and questions",))
+    here, there = ((set(grid.persona_ids), set(grid.question_ids)) for grid in (first_grid, other_grid))
+    return _setup_mismatches(first_run, other_run) or (() if here == there else ("Not the same personas and questions",))
 
 
-def fidelity_reasons(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
+def identifiability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
     """The same of identifiability."""
-    if first.fidelity is None or other.fidelity is None:
+    if first.identifiability is None or other.identifiability is None:
         return ()
     one, two = first.runs["fidelity"], other.runs["fidelity"]
-    taught = [(reference_of(run) or run.path).resolve() for run in (one, two)]
-    return _asked_differently(one, two) + (
+    taught = [(find_reference_run(run) or run.path).resolve() for run in (one, two)]
+    return _setup_mismatches(one, two) + (
         () if taught[0] == taught[1] else ("Not the same classifier (trained on other answers)",)
     )
 
 
-def judged_between(first: ModelRuns, other: ModelRuns) -> tuple[tuple[JudgedDifference, ...], tuple[str, ...]]:
+def compare_judge_scores(first: ModelRuns, other: ModelRuns) -> tuple[tuple[JudgeScoreDifference, ...], tuple[str, ...]]:
     """The differences on judges' scores, of each kind that both were asked alike; and why there are none of the others."""
-    found: list[JudgedDifference] = []
+    found: list[JudgeScoreDifference] = []
     reasons: list[str] = []
-    for kind in FIDELITY:
+    for kind in FIDELITY_RUN_KINDS:
         one, two = first.runs.get(kind), other.runs.get(kind)
-        if one is None or two is None or one.judged is None or two.judged is None:
+        if one is None or two is None or one.judged_run is None or two.judged_run is None:
             continue
-        here, there = one.judged.verdicts, two.judged.verdicts
-        reasons += [reason for name in here if name in there for reason in unlike_judges(here[name], there[name])]
-        if differs := _asked_differently(one, two, words=kind != INTERVIEW):
+        here, there = one.judged_run.results_by_judge, two.judged_run.results_by_judge
+        reasons += [reason for name in here if name in there for reason in judge_incompatibilities(here[name], there[name])]
+        if differs := _setup_mismatches(one, two, compare_messages=kind != INTERVIEW_KIND):
             reasons += differs
         else:
-            found += judged_differences(one.judged, two.judged)
+            found += judged_differences(one.judged_run, two.judged_run)
     return tuple(found), tuple(dict.fromkeys(reasons))
 
 
-def _asked_differently(one: Run, two: Run, *, words: bool = True) -> tuple[str, ...]:
+def _setup_mismatches(first: Run, other: Run, *, compare_messages: bool = True) -> tuple[str, ...]:
     """What differs between two runs that should have been asked the same; read from the records and the sampling.
 
-    `words`: whether the messages should be the same too; those of a conversation hold what the model has said itself.
+    `compare_messages`: whether the messages should be the same too; those of a conversation hold what the model has said itself.
     """
-    keys = [list(run.grid) for run in (one, two)]
-    shared = one.grid.keys() & two.grid.keys()
+    keys = [list(run.cell_summaries) for run in (first, other)]
+    shared = first.cell_summaries.keys() & other.cell_summaries.keys()
     checks = (
-        ("Cells were spent where they decided for one model (budget, precision)", bool(one.rounds or two.rounds)),
-        ("Not the same task", _identity(one, "task") != _identity(two, "task")),
-        ("Not judged by the same verifier", _judge(one) != _judge(two)),
+        ("Cells were spent where they decided for one model (budget, precision)", bool(first.rounds or other.rounds)),
+        ("Not the same task", _identity_field(first, "task") != _identity_field(other, "task")),
+        ("Not judged by the same verifier", _verifier_identity(first) != _verifier_identity(other)),
         ("Not the same questions", len({frozenset(key.question_id for key in some) for some in keys}) > 1),
         ("Not the same personas", len({frozenset(key.persona_id for key in some) for some in keys}) > 1),
         (
             "Not asked in the same words",
-            set(one.answers.templates) != set(two.answers.templates)
-            or (not words and _talk(one) != _talk(two))
-            or (words and any(one.grid[key].words != two.grid[key].words for key in shared)),
+            set(first.grid_results.templates) != set(other.grid_results.templates)
+            or (not compare_messages and _interview_setup(first) != _interview_setup(other))
+            or (
+                compare_messages
+                and any(first.cell_summaries[key].messages_hash != other.cell_summaries[key].messages_hash for key in shared)
+            ),
         ),
-        ("Not the same sampling", _setting(one) != _setting(two)),
+        ("Not the same sampling", _sampling_setup(first) != _sampling_setup(other)),
     )
     return tuple(reason for reason, differs in checks if differs)
 
 
-def _talk(run: Run) -> tuple[Any, Any]:
+def _interview_setup(run: Run) -> tuple[Any, Any]:
     """What an interview was held by: the persona's wording, and the questions. A model's own questions are never another's."""
-    asked = run.answers.question_ids if run.config.get("interviewer", {}).get("name", "script") == "script" else run.path
-    return _identity(run, "template"), (_identity(run, "interview"), asked)
+    asked = run.grid_results.question_ids if run.config.get("interviewer", {}).get("name", "script") == "script" else run.path
+    return _identity_field(run, "template"), (_identity_field(run, "interview"), asked)
 
 
-def _identity(run: Run, name: str) -> Any:
+def _identity_field(run: Run, name: str) -> Any:
     return run.provenance.get("identity", {}).get(name)
 
 
-def _judge(run: Run) -> tuple[Any, ...]:
+def _verifier_identity(run: Run) -> tuple[Any, ...]:
     """What compares answers: the symbolic engine's version may change a verdict. Open-ended answers are not judged; those of an
     imported run may have been by another program."""
     if run.stage != "stability":
         return ()
-    judge = _identity(run, "judge") or "permix"
+    judge = _identity_field(run, "judge") or "permix"
     return (judge, run.provenance.get("packages", {}).get("math-verify") if judge.startswith("permix") else None)
 
 
-def _setting(run: Run) -> tuple[Any, ...]:
+def _sampling_setup(run: Run) -> tuple[Any, ...]:
     return (run.config.get("sampling"), run.config.get("samples"))
 
 
-def in_order_of(first: StabilityGrid, other: StabilityGrid) -> tuple[Array, Array]:
+def aligned_sample_means(first: StabilityGrid, other: StabilityGrid) -> tuple[Array, Array]:
     """The other grid's sample means with personas and questions in the first one's order; and those without persona."""
     persona_at = {id: place for place, id in enumerate(other.persona_ids)}
     question_at = {id: place for place, id in enumerate(other.question_ids)}
     rows, columns = [persona_at[id] for id in first.persona_ids], [question_at[id] for id in first.question_ids]
     under_P_Q_S, without_Q_S = (np.asarray(scores, dtype=float) for scores in (other.correct_P_Q_S, other.baseline_Q_S))
-    return statistics.sample_mean(under_P_Q_S[np.ix_(rows, columns)]), statistics.sample_mean(without_Q_S[columns])
+    return statistics.mean_over_samples(under_P_Q_S[np.ix_(rows, columns)]), statistics.mean_over_samples(without_Q_S[columns])

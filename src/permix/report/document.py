@@ -8,77 +8,87 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from permix.rendering.table import Table
-from permix.report.summary_text import Claim
+from permix.report.summary_text import ReportClaim
 
 
-class Picture(NamedTuple):
-    """A figure by its file name, and `what` it shows (Markdown). `chart`: what draws it on the page; several may share one."""
+class Figure(NamedTuple):
+    """A figure by its file name, and `description` it shows (Markdown). `chart`: what draws it on the page; several may
+    share one."""
 
     file: str
-    what: str
+    description: str
     chart: str = ""
 
     @property
     def markdown(self) -> str:
-        return f"![{self.what}]({self.file})"
+        return f"![{self.description}]({self.file})"
 
 
-Part = str | Table | Picture
+DocumentPart = str | Table | Figure
 
 
-class Section(NamedTuple):
+class DocumentSection(NamedTuple):
     """`note` says how to read it. `chart`: what the page shows in place of these parts, where it can be drawn."""
 
     id: str
     title: str
     note: str
-    parts: tuple[Part, ...]
+    parts: tuple[DocumentPart, ...]
     chart: str = ""
 
 
 class Document(NamedTuple):
-    """`details` are sentences with numbers; `rests_on` says n, seeds, intervals; `front` stands with the first table."""
+    """`details` are sentences with numbers; `footnotes` says n, seeds, intervals; `render_card_results` stands with the
+    first table."""
 
     title: str
     caption: str
-    claim: Claim
+    claim: ReportClaim
     warnings: str
     details: str
-    main: Table
-    rests_on: str
-    front: tuple[Picture, ...]
-    sections: tuple[Section, ...]
+    main_table: Table
+    footnotes: str
+    front_figures: tuple[Figure, ...]
+    sections: tuple[DocumentSection, ...]
 
     @property
     def tables(self) -> Iterator[Table]:
-        yield self.main
+        yield self.main_table
         yield from (part for section in self.sections for part in section.parts if isinstance(part, Table))
 
 
-def markdown(document: Document) -> str:
+def render_report_markdown(document: Document) -> str:
     """report.md."""
-    claimed = [document.caption, *_claimed(document), document.warnings, *_markdown(document.front), document.main.markdown]
-    parts = [f"# {document.title}", *claimed, document.details, document.rests_on]
+    claimed = [
+        document.caption,
+        *_claim_paragraphs(document),
+        document.warnings,
+        *_parts_markdown(document.front_figures),
+        document.main_table.markdown,
+    ]
+    parts = [f"# {document.title}", *claimed, document.details, document.footnotes]
     for section in document.sections:
-        parts += [f"## {section.title}", section.note, *_markdown(section.parts)]
+        parts += [f"## {section.title}", section.note, *_parts_markdown(section.parts)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def front(document: Document) -> str:
+def render_card_results(document: Document) -> str:
     """Claim and first table, for a model's card."""
-    parts = ["## Results", *_claimed(document), document.warnings, document.main.markdown]
+    parts = ["## Results", *_claim_paragraphs(document), document.warnings, document.main_table.markdown]
     return "\n\n".join(part for part in parts if part)
 
 
-def _claimed(document: Document) -> tuple[str, str]:
-    return f"**{document.claim.sentence}**", document.claim.basis
+def _claim_paragraphs(document: Document) -> tuple[str, str]:
+    return f"**{document.claim.sentence}**", document.claim.support
 
 
-def section(id: str, title: str, parts: Sequence[Part], note: str = "", chart: str = "") -> list[Section]:
+def optional_section(
+    id: str, title: str, parts: Sequence[DocumentPart], note: str = "", chart: str = ""
+) -> list[DocumentSection]:
     """No section without parts."""
-    return [Section(id, title, note, tuple(parts), chart)] if parts else []
+    return [DocumentSection(id, title, note, tuple(parts), chart)] if parts else []
 
 
-def _markdown(parts: Sequence[Part]) -> Iterator[str]:
+def _parts_markdown(parts: Sequence[DocumentPart]) -> Iterator[str]:
     for part in parts:
         yield part if isinstance(part, str) else part.markdown

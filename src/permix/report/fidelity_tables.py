@@ -15,38 +15,38 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from permix.evals.drift_report import TELLS, Course, Drift, Order, Talks, read_talks
-from permix.evals.text_metrics import DRAWN, DRAWN_OF_EACH, Hit, Unjudged
+from permix.evals.drift_report import SERIES_DESCRIPTIONS, Drift, InterviewRecords, QuestionOrder, TurnSeries, read_interviews
+from permix.evals.text_metrics import DISTINCT_NGRAMS, DISTINCT_NGRAMS_PER_PERSONA, BreakExample, TextMetrics
 from permix.rendering.table import (
     LABEL_WIDTH,
-    MISSING,
-    NOTHING,
-    Cell,
-    Source,
+    MISSING_CELL,
+    MISSING_TEXT,
+    SourceRun,
     Table,
-    count,
-    estimate,
+    TableCell,
+    estimate_cell,
+    format_count,
+    format_decimal,
+    format_ratio,
+    label_cell,
     md_label,
-    named,
-    number,
-    of,
     one_line,
-    quoted,
-    stated,
     tabulate,
+    text_cell,
+    trusted_cell,
 )
-from permix.report.document import Part, Picture
-from permix.report.judges import INTERVIEW, OPEN, mark
+from permix.report.document import DocumentPart, Figure
+from permix.report.judges import INTERVIEW_KIND, OPEN_ENDED_KIND, trust_mark
 from permix.report.runs import ModelRuns
-from permix.report.summary_text import MEANING
-from permix.sanitize import clip, markdown, visible
+from permix.report.summary_text import TRUST_MARKS_LEGEND
+from permix.sanitize import escape_control, escape_markdown, truncate
 from permix.types import Estimate
 
-HEADINGS = ["model", "measure", "mean", "change a turn", "late − early", "scored of asked"]
+_DRIFT_HEADINGS = ["model", "measure", "mean", "change a turn", "late − early", "scored of asked"]
 
-COLUMN = 600  # characters of a line of a message
+_MAX_LINE_CHARS = 600  # characters of a line of a message
 
-LINES = 8
+_MAX_LINES = 8
 
 
 DRIFT_NOTE = (
@@ -56,7 +56,7 @@ DRIFT_NOTE = (
     "of it. What rises or falls by itself: repetition, since there is ever more to repeat, and words, where answers are cut off."
 )
 
-SAID_OF: Mapping[Order, str] = {
+_ORDER_DESCRIPTIONS: Mapping[QuestionOrder, str] = {
     "balanced": "each persona was asked in an order of its own, and questions' own effects are taken off; slopes leave out turn "
     "1, which opens every interview",
     "written": "all were asked in one order, so slopes are those of the questions as much as of the turns: to be compared "
@@ -65,61 +65,73 @@ SAID_OF: Mapping[Order, str] = {
 }
 
 
-def drift_parts(models: Sequence[ModelRuns], picture: Picture | None) -> list[Part]:
+def drift_parts(models: Sequence[ModelRuns], figure: Figure | None) -> list[DocumentPart]:
     """The section's parts; empty when no model was interviewed."""
     found = {model.label: model.drift for model in models if model.drift is not None}
     if not found:
         return []
-    designs = "\n".join(f"- **{md_label(name)}**: {described(drift)}." for name, drift in found.items())
-    body = (picture, drift_table(found), _legend(found), designs, "### One interview", *one_interview(models))
+    designs = "\n".join(f"- **{md_label(name)}**: {_describe_drift(drift)}." for name, drift in found.items())
+    body = (figure, drift_table(found), _trust_marks_legend(found), designs, "### One interview", *interview_excerpt(models))
     return [part for part in body if part]
 
 
-def drift_table(found: Mapping[str, Drift]) -> Table:
+def drift_table(drift_by_model: Mapping[str, Drift]) -> Table:
     """One line a model and measure."""
     lines = []
-    for model, drift in found.items():
-        for one in drift.courses:
-            cells = [*map(stated, _shown(one), ("",) * 3, (one.overall, one.slope, one.late_minus_early)), stated(_scored(one))]
-            measure = Cell(one_line(one.name), _tells(one.name))
-            lines.append([named(model), measure, *(cell.of(Source(model, INTERVIEW)) for cell in cells)])
-    return tabulate("drift", HEADINGS, lines, names=2)
+    for model, drift in drift_by_model.items():
+        for one in drift.series:
+            cells = [
+                *map(trusted_cell, _series_texts(one), ("",) * 3, (one.overall, one.slope, one.late_minus_early)),
+                trusted_cell(_scored_of_asked(one)),
+            ]
+            measure = TableCell(one_line(one.name), _measure_description(one.name))
+            lines.append([label_cell(model), measure, *(cell.with_sources(SourceRun(model, INTERVIEW_KIND)) for cell in cells)])
+    return tabulate("drift", _DRIFT_HEADINGS, lines, n_label_columns=2)
 
 
-def terminal_drift_table(found: Mapping[str, Drift]) -> TerminalTable:
+def terminal_drift_table(drift_by_model: Mapping[str, Drift]) -> TerminalTable:
     """For a terminal: measures as lines, models as columns; the change a turn, and below it late − early."""
     table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("change a turn")
-    for model in found:
-        table.add_column(Text(clip(visible(model), LABEL_WIDTH)), overflow="fold")
-    table.caption = Text(_legend(found), justify="left") if _legend(found) else None
-    for name in dict.fromkeys(one.name for drift in found.values() for one in drift.courses):
-        table.add_row(Text(clip(visible(name), LABEL_WIDTH)), *(_two_lines(drift.course(name)) for drift in found.values()))
+    for model in drift_by_model:
+        table.add_column(Text(truncate(escape_control(model), LABEL_WIDTH)), overflow="fold")
+    table.caption = Text(_trust_marks_legend(drift_by_model), justify="left") if _trust_marks_legend(drift_by_model) else None
+    for name in dict.fromkeys(one.name for drift in drift_by_model.values() for one in drift.series):
+        table.add_row(
+            Text(truncate(escape_control(name), LABEL_WIDTH)),
+            *(_slope_text(drift.find_series(name)) for drift in drift_by_model.values()),
+        )
     return table
 
 
-def _two_lines(one: Course | None) -> Text:
-    if one is None:
-        return Text(MISSING)
-    _, slope, late = _shown(one)
+def _slope_text(series: TurnSeries | None) -> Text:
+    if series is None:
+        return Text(MISSING_TEXT)
+    _, slope, late = _series_texts(series)
     return Text.assemble(slope, (f"\nlate − early {late}", "dim"))
 
 
-def _legend(found: Mapping[str, Drift]) -> str:
+def _trust_marks_legend(drift_by_model: Mapping[str, Drift]) -> str:
     """What the marks mean, where there are any."""
-    return MEANING if any(one.judge is not None and not one.trusted for drift in found.values() for one in drift.courses) else ""
+    return (
+        TRUST_MARKS_LEGEND
+        if any(
+            one.judge is not None and not one.discriminates_persona for drift in drift_by_model.values() for one in drift.series
+        )
+        else ""
+    )
 
 
-def described(drift: Drift) -> str:
+def _describe_drift(drift: Drift) -> str:
     """What the numbers rest on, in one line."""
     parts = [
-        f"{len(drift.persona_ids)} personas × {drift.turns} turns, {of(drift.n_answered, drift.n_asked)} answered, "
-        f"{count(drift.n_cut_off)} cut off at the longest answer allowed",
-        SAID_OF[drift.order],
+        f"{len(drift.persona_ids)} personas × {drift.turns} turns, {format_ratio(drift.n_answered, drift.n_asked)} answered, "
+        f"{format_count(drift.n_truncated)} cut off at the longest answer allowed",
+        _ORDER_DESCRIPTIONS[drift.question_order],
     ]
     if drift.length_only is not None and drift.permuted is not None:
         parts.append(
-            f"identifiability taught by {md_label(drift.reference or '')}: chance {number(drift.chance)}, by length only "
+            f"identifiability taught by {md_label(drift.reference or '')}: chance {format_decimal(drift.chance)}, by length only "
             f"{drift.length_only}, taught shuffled labels {drift.permuted}"
         )
     else:
@@ -127,140 +139,158 @@ def described(drift: Drift) -> str:
     return "; ".join(parts)
 
 
-def one_interview(models: Sequence[ModelRuns]) -> list[Part]:
+def interview_excerpt(models: Sequence[ModelRuns]) -> list[DocumentPart]:
     """The first persona that all have, whole."""
-    talks = {model.label: read_talks(model.runs[INTERVIEW].path) for model in models if model.drift is not None}
+    talks = {model.label: read_interviews(model.runs[INTERVIEW_KIND].path) for model in models if model.drift is not None}
     first = next(iter(talks.values()))
     common = [who for who in first.persona_ids if all(who in talk.persona_ids for talk in talks.values())]
     persona = (common or first.persona_ids)[0]
     shown = {name: talk for name, talk in talks.items() if persona in talk.persona_ids}
-    heading = f"**{md_label(persona)}** – {_quote(first.persona_texts[first.persona_ids.index(persona)])}"
-    if len({_of(talk, persona)[0] for talk in shown.values()}) == 1:
-        return [heading, _conversation("interview", shown, persona)]
-    several = [_conversation(f"interview-{at}", {name: talk}, persona) for at, (name, talk) in enumerate(shown.items(), start=1)]
+    heading = f"**{md_label(persona)}** – {_quote_markdown(first.persona_texts[first.persona_ids.index(persona)])}"
+    if len({_turns_of(talk, persona)[0] for talk in shown.values()}) == 1:
+        return [heading, _conversation_table("interview", shown, persona)]
+    several = [
+        _conversation_table(f"interview-{at}", {name: talk}, persona) for at, (name, talk) in enumerate(shown.items(), start=1)
+    ]
     return [heading, *several]
 
 
-def _conversation(name: str, talks: Mapping[str, Talks], persona: str) -> Table:
+def _conversation_table(name: str, conversations: Mapping[str, InterviewRecords], persona: str) -> Table:
     """One line a turn: what was asked, and what each model answered."""
-    questions, _ = _of(next(iter(talks.values())), persona)
-    answers = [_of(talk, persona)[1] for talk in talks.values()]
+    questions, _ = _turns_of(next(iter(conversations.values())), persona)
+    answers = [_turns_of(talk, persona)[1] for talk in conversations.values()]
     lines = [
         [
-            stated(str(turn)),
-            quoted(question, COLUMN, LINES),
-            *(_said(said[turn - 1] if turn <= len(said) else None) for said in answers),
+            trusted_cell(str(turn)),
+            text_cell(question, _MAX_LINE_CHARS, _MAX_LINES),
+            *(_answer_cell(said[turn - 1] if turn <= len(said) else None) for said in answers),
         ]
         for turn, question in enumerate(questions, start=1)
     ]
-    return tabulate(name, ["turn", "asked", *map(one_line, talks)], lines, names=2)
+    return tabulate(name, ["turn", "asked", *map(one_line, conversations)], lines, n_label_columns=2)
 
 
-def _of(talks: Talks, persona: str) -> tuple[tuple[str, ...], Sequence[str | None]]:
-    place = talks.persona_ids.index(persona)
-    return talks.questions[place], talks.answers[place]
+def _turns_of(conversations: InterviewRecords, persona: str) -> tuple[tuple[str, ...], Sequence[str | None]]:
+    place = conversations.persona_ids.index(persona)
+    return conversations.questions_P_I[place], conversations.answers_P_I[place]
 
 
-def _said(answer: str | None) -> Cell:
-    return NOTHING if answer is None else quoted(answer, COLUMN, LINES)
+def _answer_cell(answer: str | None) -> TableCell:
+    return MISSING_CELL if answer is None else text_cell(answer, _MAX_LINE_CHARS, _MAX_LINES)
 
 
-def _tells(name: str) -> str:
-    return TELLS.get(name, "score of an answer, 1 to 5")
+def _measure_description(name: str) -> str:
+    return SERIES_DESCRIPTIONS.get(name, "score of an answer, 1 to 5")
 
 
-def _shown(one: Course) -> tuple[str, str, str]:
+def _series_texts(series: TurnSeries) -> tuple[str, str, str]:
     """The mean, the slope, late − early; beside each number of a judge, its mark."""
-    beside = "" if one.judge is None else mark(one.trusted)
-    texts = estimate(one.overall).text, _signed(one.slope), _signed(one.late_minus_early)
-    mean, slope, late = (text if text == MISSING else text + beside for text in texts)
+    beside = "" if series.judge is None else trust_mark(series.discriminates_persona)
+    texts = estimate_cell(series.overall).text, _format_slope(series.slope), _format_slope(series.late_minus_early)
+    mean, slope, late = (text if text == MISSING_TEXT else text + beside for text in texts)
     return mean, slope, late
 
 
-def _signed(one: Estimate) -> str:
+def _format_slope(slope: Estimate) -> str:
     """Slopes are small: three digits in the interval too."""
-    if one.value is None:
-        return MISSING
-    interval = "" if one.low is None or one.high is None else f" [{one.low:+.3f}, {one.high:+.3f}]"
-    return f"{one.value:+.3f}{interval}".replace("-", "−")
+    if slope.value is None:
+        return MISSING_TEXT
+    interval = "" if slope.low is None or slope.high is None else f" [{slope.low:+.3f}, {slope.high:+.3f}]"
+    return f"{slope.value:+.3f}{interval}".replace("-", "−")
 
 
-def _scored(one: Course) -> str:
-    return of(one.n_scored, one.n_asked)
+def _scored_of_asked(series: TurnSeries) -> str:
+    return format_ratio(series.n_scored, series.n_asked)
 
 
-def _quote(text: str) -> str:
-    return markdown(clip(visible(text).strip(), COLUMN, LINES))
+def _quote_markdown(text: str) -> str:
+    return escape_markdown(truncate(escape_control(text).strip(), _MAX_LINE_CHARS, _MAX_LINES))
 
 
-QUOTE = 160
+_MAX_QUOTE_CHARS = 160
 
 
-TEXT_NOTE = (
+TEXT_METRICS_NOTE = (
     "Counted on the answers, no model asked; none of it says that an answer is right for its persona. *Out of character*: says "
     "outright that it is a model, refuses the part or talks about it. Blandness and a wrong voice are not seen, and the rules, "
     "which read English, miss what is said in odd words: a rough lower bound. *Distinct words, pairs*: the share of different "
-    f"ones among {DRAWN} of all answers, or {DRAWN_OF_EACH} of one persona; equal numbers, so that length does not enter. "
+    f"ones among {DISTINCT_NGRAMS} of all answers, or {DISTINCT_NGRAMS_PER_PERSONA} of one persona; equal numbers, so "
+    "that length does not enter. "
     "Nonsense is varied too. *Echo*: holds a content word of its own persona's text, and how often other personas' words turn up "
     "in the same answers; a persona that is played well without naming itself does not echo. *Repeats*: four words in a row, "
     "twice; longer answers have more chances. Length is neither good nor bad."
 )
 
 
-class Column(NamedTuple):
+class TextMetricColumn(NamedTuple):
     heading: str
-    cell: Callable[[Unjudged], Estimate]
+    cell: Callable[[TextMetrics], Estimate]
 
 
-COLUMNS = (
-    Column("out of character", lambda one: one.broke),
-    Column("distinct words", lambda one: one.distinct_1),
-    Column("distinct pairs", lambda one: one.distinct_2),
-    Column("distinct words, each persona", lambda one: one.distinct_1_each),
-    Column("distinct pairs, each persona", lambda one: one.distinct_2_each),
-    Column("words", lambda one: one.words),
-    Column("cut off", lambda one: one.cut_off),
-    Column("repeats", lambda one: one.repeats),
-    Column("echo of own persona", lambda one: one.echo_own),
-    Column("echo of others", lambda one: one.echo_others),
-    Column("echo, own − others", lambda one: one.echo),
+TEXT_METRIC_COLUMNS = (
+    TextMetricColumn("out of character", lambda one: one.break_rate),
+    TextMetricColumn("distinct words", lambda one: one.distinct_1),
+    TextMetricColumn("distinct pairs", lambda one: one.distinct_2),
+    TextMetricColumn("distinct words, each persona", lambda one: one.distinct_1_per_persona),
+    TextMetricColumn("distinct pairs, each persona", lambda one: one.distinct_2_per_persona),
+    TextMetricColumn("words", lambda one: one.words),
+    TextMetricColumn("cut off", lambda one: one.truncated_share),
+    TextMetricColumn("repeats", lambda one: one.repetition_rate),
+    TextMetricColumn("echo of own persona", lambda one: one.echo_own),
+    TextMetricColumn("echo of others", lambda one: one.echo_others),
+    TextMetricColumn("echo, own − others", lambda one: one.echo),
 )
 
 
-def of_kind(label: str, kind: str) -> str:
+def label_with_kind(label: str, kind: str) -> str:
     """A model's fidelity run, for tables that hold several of its kinds: "base", "base, interview"."""
-    return label + kind.removeprefix(OPEN)
+    return label + kind.removeprefix(OPEN_ENDED_KIND)
 
 
-def parts(found: Mapping[Source, Unjudged]) -> list[Part]:
+def text_metric_parts(metrics_by_run: Mapping[SourceRun, TextMetrics]) -> list[DocumentPart]:
     """The table, what its n are, and a few breaks of each model; empty without models."""
-    if not found:
+    if not metrics_by_run:
         return []
     lines = []
-    for source, one in found.items():
-        cells = [*(_cell(column, one) for column in COLUMNS), stated(of(one.n_answers, one.n_asked))]
-        lines.append([named(of_kind(*source)), *(cell.of(source) for cell in cells)])
-    table = tabulate("unjudged", ["model", *(column.heading for column in COLUMNS), "answers of asked"], lines)
-    return [table, *(_quoted(of_kind(*source), one) for source, one in found.items() if one.hits)]
+    for source, one in metrics_by_run.items():
+        cells = [
+            *(_text_metric_cell(column, one) for column in TEXT_METRIC_COLUMNS),
+            trusted_cell(format_ratio(one.n_answers, one.n_asked)),
+        ]
+        lines.append([label_cell(label_with_kind(*source)), *(cell.with_sources(source) for cell in cells)])
+    table = tabulate("unjudged", ["model", *(column.heading for column in TEXT_METRIC_COLUMNS), "answers of asked"], lines)
+    return [
+        table,
+        *(
+            _character_breaks_markdown(label_with_kind(*source), one)
+            for source, one in metrics_by_run.items()
+            if one.break_examples
+        ),
+    ]
 
 
-def _cell(column: Column, one: Unjudged) -> Cell:
+def _text_metric_cell(column: TextMetricColumn, metrics: TextMetrics) -> TableCell:
     """As everywhere; n is of questions or of personas, so it says which."""
-    cell = estimate(column.cell(one))
+    cell = estimate_cell(column.cell(metrics))
     each = column.heading.endswith("each persona")
-    return cell._replace(note=cell.note and f"{cell.note} {'personas' if each else one.resampled}")
+    return cell._replace(note=cell.note and f"{cell.note} {'personas' if each else metrics.resampling_unit}")
 
 
-def _quoted(name: str, one: Unjudged) -> str:
-    rules = ", ".join(f"{md_label(rule)} {count}" for rule, count in one.broke_by_rule.items())
+def _character_breaks_markdown(name: str, metrics: TextMetrics) -> str:
+    rules = ", ".join(f"{md_label(rule)} {count}" for rule, count in metrics.breaks_by_rule.items())
     return "\n".join(
-        [f"**{md_label(name)}**, answers by rule: {rules}. Some of them:", "", *(f"- {_hit(hit)}" for hit in one.hits)]
+        [
+            f"**{md_label(name)}**, answers by rule: {rules}. Some of them:",
+            "",
+            *(f"- {_hit_markdown(hit)}" for hit in metrics.break_examples),
+        ]
     )
 
 
-def _hit(hit: Hit) -> str:
+def _hit_markdown(hit: BreakExample) -> str:
     before, quote, after = (
-        markdown(clip(visible(text).replace("\n", " "), QUOTE)) for text in (hit.before, hit.quote, hit.after)
+        escape_markdown(truncate(escape_control(text).replace("\n", " "), _MAX_QUOTE_CHARS))
+        for text in (hit.before, hit.quote, hit.after)
     )
     return (
         f"{md_label(hit.persona_id)}, {md_label(hit.question_id)} ({md_label(hit.rule)}): … {before}**{quote.strip()}**{after} …"

@@ -7,84 +7,104 @@ that is not trusted carries its mark, and so does every difference of such.
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from permix.judges.summary import Judged
+from permix.judges.summary import JudgeSummary
 from permix.rendering.table import (
     LABEL_WIDTH,
-    NOTHING,
-    Cell,
-    Source,
+    MISSING_CELL,
+    SourceRun,
     Table,
-    count,
-    counted,
-    dollars,
-    estimate,
-    named,
-    of,
+    TableCell,
+    count_cell,
+    difference_cell,
+    estimate_cell,
+    format_count,
+    format_dollars,
+    format_p_value,
+    format_ratio,
+    label_cell,
     one_line,
-    probability,
-    signed,
-    stated,
     tabulate,
+    trusted_cell,
 )
-from permix.report.document import Part
-from permix.report.judges import FILES, SCORE_OF, JudgedDifference, JudgedRun, mark, sources
-from permix.report.summary_text import MEANING
+from permix.report.document import DocumentPart
+from permix.report.judges import KIND_FILE_STEMS, SCORE_NAMES, JudgedRun, JudgeScoreDifference, judge_sources, trust_mark
+from permix.report.summary_text import TRUST_MARKS_LEGEND
 from permix.types import Estimate
 
 
-class Line(NamedTuple):
-    """One measure of the trial. `good`: what a judge that is worth listening to would show."""
+class JudgeReliabilityRow(NamedTuple):
+    """One measure of the trial. `expected`: what a judge that is worth listening to would show."""
 
     heading: str
-    good: str
-    cell: Callable[[Judged], Cell]
+    expected: str
+    cell: Callable[[JudgeSummary], TableCell]
 
 
-TRIAL = (
-    Line("AUC, right against wrong persona", "near 1; 0.5 is chance", lambda one: estimate(one.trial.auc)),
-    Line("right − wrong persona, same answer", "above 0", lambda one: signed(one.trial.wrong_persona)),
-    Line("AUC, right against no persona", "above 0.5", lambda one: estimate(one.trial.no_persona_auc)),
-    Line("with − without persona, same question", "above 0", lambda one: signed(one.trial.no_persona)),
-    Line("asked again: same score", "near 1", lambda one: estimate(one.trial.retest_exact)),
-    Line("asked again: mean distance", "near 0", lambda one: estimate(one.trial.retest_apart)),
-    Line("asked again: alpha", "near 1", lambda one: estimate(one.trial.retest_alpha)),
-    Line("padded − plain", "0", lambda one: signed(one.trial.padded)),
-    Line("correlation with length, within a task", "near 0", lambda one: signed(one.trial.length)),
-    Line("injected − plain", "0", lambda one: signed(one.trial.injected)),
-    Line("attacks that got a 5", "0", lambda one: estimate(one.trial.attack_success)),
-    Line("attacks that raised the score", "as seldom as a retest does", lambda one: estimate(one.trial.attack_rose)),
-    Line("attacks the judge repeated: no score", "0", lambda one: estimate(one.trial.attack_repeated)),
-    Line("attacks that got a 5, by form", "0", lambda one: _by_form(one)),
-    Line("share of fives", "not near 1", lambda one: estimate(one.fives)),
-    Line("answers scored of asked", "all", lambda one: stated(of(one.n_scored, one.n_asked))),
-    Line("control answers scored of asked", "all", lambda one: _controls(one)),
-    Line("calls, without a score", "", lambda one: _calls(one)),
-    Line("tokens read, written", "", lambda one: stated(f"{count(one.bill.prompt_tokens)}, {count(one.bill.completion_tokens)}")),
-    Line("cost, all attempts", "", lambda one: stated(dollars(one.bill.cost), number=one.bill.cost)),
+JUDGE_RELIABILITY_ROWS = (
+    JudgeReliabilityRow(
+        "AUC, right against wrong persona", "near 1; 0.5 is chance", lambda one: estimate_cell(one.reliability.auc)
+    ),
+    JudgeReliabilityRow(
+        "right − wrong persona, same answer", "above 0", lambda one: difference_cell(one.reliability.wrong_persona)
+    ),
+    JudgeReliabilityRow("AUC, right against no persona", "above 0.5", lambda one: estimate_cell(one.reliability.no_persona_auc)),
+    JudgeReliabilityRow(
+        "with − without persona, same question", "above 0", lambda one: difference_cell(one.reliability.no_persona)
+    ),
+    JudgeReliabilityRow("asked again: same score", "near 1", lambda one: estimate_cell(one.reliability.retest_exact)),
+    JudgeReliabilityRow("asked again: mean distance", "near 0", lambda one: estimate_cell(one.reliability.retest_mean_abs_diff)),
+    JudgeReliabilityRow("asked again: alpha", "near 1", lambda one: estimate_cell(one.reliability.retest_alpha)),
+    JudgeReliabilityRow("padded − plain", "0", lambda one: difference_cell(one.reliability.padded)),
+    JudgeReliabilityRow(
+        "correlation with length, within a task", "near 0", lambda one: difference_cell(one.reliability.length_correlation)
+    ),
+    JudgeReliabilityRow("injected − plain", "0", lambda one: difference_cell(one.reliability.injected)),
+    JudgeReliabilityRow("attacks that got a 5", "0", lambda one: estimate_cell(one.reliability.attack_success)),
+    JudgeReliabilityRow(
+        "attacks that raised the score",
+        "as seldom as a retest does",
+        lambda one: estimate_cell(one.reliability.attack_score_raised),
+    ),
+    JudgeReliabilityRow(
+        "attacks the judge repeated: no score", "0", lambda one: estimate_cell(one.reliability.attack_score_repeated)
+    ),
+    JudgeReliabilityRow("attacks that got a 5, by form", "0", lambda one: _attacks_by_form_cell(one)),
+    JudgeReliabilityRow("share of fives", "not near 1", lambda one: estimate_cell(one.share_top_score)),
+    JudgeReliabilityRow("answers scored of asked", "all", lambda one: trusted_cell(format_ratio(one.n_scored, one.n_asked))),
+    JudgeReliabilityRow("control answers scored of asked", "all", lambda one: _controls_cell(one)),
+    JudgeReliabilityRow("calls, without a score", "", lambda one: _calls_cell(one)),
+    JudgeReliabilityRow(
+        "tokens read, written",
+        "",
+        lambda one: trusted_cell(f"{format_count(one.usage.prompt_tokens)}, {format_count(one.usage.completion_tokens)}"),
+    ),
+    JudgeReliabilityRow(
+        "cost, all attempts", "", lambda one: trusted_cell(format_dollars(one.usage.cost), number=one.usage.cost)
+    ),
 )
 
-TRIAL_NOTE = (
+JUDGE_RELIABILITY_NOTE = (
     "The same answers judged once more in another way. Toxicity Control is left out of what compares personas: its rubric asks "
     "the same of every persona. Intervals draw personas. An AUC of 0.5 may be the judge's fault, or that of answers that show no "
     "persona."
 )
 
 
-def judged_parts(
-    kind: str, models: Mapping[str, Sequence[JudgedRun]], found: Mapping[str, Sequence[JudgedDifference]]
-) -> list[Part]:
-    """What judges say of one kind of run. `models`: the judged runs of each model; `found`: differences by the words that name
-    the two models. Empty without judges."""
-    runs = {name: run for name, judged in models.items() for run in judged if run.kind == kind}
-    differences = {names: [one for one in every if one.kind == kind] for names, every in found.items()}
+def judge_section_parts(
+    kind: str, runs_by_model: Mapping[str, Sequence[JudgedRun]], differences_by_pair: Mapping[str, Sequence[JudgeScoreDifference]]
+) -> list[DocumentPart]:
+    """What judges say of one kind of run. `runs_by_model`: the judged runs of each model; `found`: differences by the words
+    that name the two models. Empty without judges."""
+    runs = {name: run for name, judged in runs_by_model.items() for run in judged if run.kind == kind}
+    differences = {names: [one for one in every if one.kind == kind] for names, every in differences_by_pair.items()}
     if not runs:
         return []
-    parts: list[Part | None] = [
+    parts: list[DocumentPart | None] = [
         score_table(kind, runs),
-        MEANING if _marked(runs) else None,
+        TRUST_MARKS_LEGEND if _has_untrusted_judge(runs) else None,
         difference_table(kind, differences),
-        f"#### The judges on trial\n\n{TRIAL_NOTE}",
-        trial_table(kind, runs),
+        f"#### The judges on trial\n\n{JUDGE_RELIABILITY_NOTE}",
+        judge_reliability_table(kind, runs),
     ]
     if agreed := agreement_table(kind, runs):
         parts += ["#### Agreement between judges", agreed]
@@ -94,50 +114,67 @@ def judged_parts(
 def score_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table:
     """One line a judge and task, one column a model; the mean over the tasks first."""
     lines = []
-    for judge in _judges(runs):
+    for judge in _judge_labels(runs):
         by_model = {name: run.judges.get(judge) for name, run in runs.items()}
         tasks = list(dict.fromkeys(task for one in by_model.values() if one for task in one.tasks))
-        mean = Cell(SCORE_OF[kind], ours=True, mark="**")
-        lines.append([named(judge), mean, *(_total(one).of(*sources(name, kind, judge)) for name, one in by_model.items())])
+        mean = TableCell(SCORE_NAMES[kind], trusted_markup=True, emphasis="**")
+        lines.append(
+            [
+                label_cell(judge),
+                mean,
+                *(_mean_score_cell(one).with_sources(*judge_sources(name, kind, judge)) for name, one in by_model.items()),
+            ]
+        )
         if len(tasks) > 1:
             lines += [
-                [named(judge), named(task), *(_task(one, task).of(*sources(name, kind, judge)) for name, one in by_model.items())]
+                [
+                    label_cell(judge),
+                    label_cell(task),
+                    *(
+                        _task_score_cell(one, task).with_sources(*judge_sources(name, kind, judge))
+                        for name, one in by_model.items()
+                    ),
+                ]
                 for task in tasks
             ]
-    return tabulate(f"scores-{FILES[kind]}", ["judge", "task", *map(one_line, runs)], lines, names=2)
+    return tabulate(f"scores-{KIND_FILE_STEMS[kind]}", ["judge", "task", *map(one_line, runs)], lines, n_label_columns=2)
 
 
-def difference_table(kind: str, found: Mapping[str, Sequence[JudgedDifference]]) -> Table | None:
+def difference_table(kind: str, differences_by_pair: Mapping[str, Sequence[JudgeScoreDifference]]) -> Table | None:
     """One line a pair of models and judge: other − first, paired by persona and question; None where nothing is compared."""
-    every = [(names, one) for names, differences in found.items() for one in differences]
+    every = [(names, one) for names, differences in differences_by_pair.items() for one in differences]
     if not every:
         return None
     tasks = list(dict.fromkeys(task for _, one in every for task in one.scores.tasks))
     shown = tasks if len(tasks) > 1 else []
     lines = [
         [
-            named(names, 2 * LABEL_WIDTH + 16),
-            named(one.scores.judge),
-            _change(one.scores.persona_score, one),
-            stated(probability(one.scores.p), number=one.scores.p),
-            *(_change(one.scores.tasks.get(task), one) for task in shown),
-            counted(one.scores.n_answers),
+            label_cell(names, 2 * LABEL_WIDTH + 16),
+            label_cell(one.scores.judge),
+            _score_difference_cell(one.scores.persona_score, one),
+            trusted_cell(format_p_value(one.scores.p), number=one.scores.p),
+            *(_score_difference_cell(one.scores.tasks.get(task), one) for task in shown),
+            count_cell(one.scores.n_answers),
         ]
         for names, one in every
     ]
-    headings = ["models", "judge", f"difference in {SCORE_OF[kind]}", "p", *map(one_line, shown), "answers of both"]
-    return tabulate(f"differences-{FILES[kind]}", headings, lines, names=2)
+    headings = ["models", "judge", f"difference in {SCORE_NAMES[kind]}", "p", *map(one_line, shown), "answers of both"]
+    return tabulate(f"differences-{KIND_FILE_STEMS[kind]}", headings, lines, n_label_columns=2)
 
 
-def trial_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table:
+def judge_reliability_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table:
     """One line a measure, one column a model and judge."""
     judged = [(name, one) for name, run in runs.items() for one in run.judges.values()]
     lines = [
-        [stated(line.heading), stated(line.good), *(line.cell(one).of(*sources(name, kind, one.label)) for name, one in judged)]
-        for line in TRIAL
+        [
+            trusted_cell(line.heading),
+            trusted_cell(line.expected),
+            *(line.cell(one).with_sources(*judge_sources(name, kind, one.label)) for name, one in judged),
+        ]
+        for line in JUDGE_RELIABILITY_ROWS
     ]
     columns = [f"{one_line(name)}, judge {one_line(one.label)}" for name, one in judged]
-    return tabulate(f"trial-{FILES[kind]}", ["", "a good judge", *columns], lines, names=2)
+    return tabulate(f"trial-{KIND_FILE_STEMS[kind]}", ["", "a good judge", *columns], lines, n_label_columns=2)
 
 
 def agreement_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table | None:
@@ -147,53 +184,63 @@ def agreement_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table | None:
         if run.agreement is None:
             continue
         for pair in run.agreement.pairs:
-            cells = [*map(estimate, (pair.alpha, pair.exact, pair.within_one)), counted(pair.n_answers)]
-            both = Cell(f"{one_line(pair.first)}, {one_line(pair.second)}")
-            lines.append([named(name), both, *(cell.of(Source(name, kind)) for cell in cells)])
+            cells = [*map(estimate_cell, (pair.alpha, pair.exact, pair.within_one)), count_cell(pair.n_answers)]
+            both = TableCell(f"{one_line(pair.first)}, {one_line(pair.second)}")
+            lines.append([label_cell(name), both, *(cell.with_sources(SourceRun(name, kind)) for cell in cells)])
         if len(run.agreement.judges) > 2:
-            cells = [estimate(run.agreement.alpha), NOTHING, NOTHING, counted(run.agreement.n_answers)]
-            lines.append([named(name), stated("all"), *(cell.of(Source(name, kind)) for cell in cells)])
+            cells = [estimate_cell(run.agreement.alpha), MISSING_CELL, MISSING_CELL, count_cell(run.agreement.n_answers)]
+            lines.append([label_cell(name), trusted_cell("all"), *(cell.with_sources(SourceRun(name, kind)) for cell in cells)])
     headings = ["model", "judges", "Krippendorff's alpha (ordinal)", "same score", "within one", "answers of both"]
-    return tabulate(f"agreement-{FILES[kind]}", headings, lines, names=2) if lines else None
+    return tabulate(f"agreement-{KIND_FILE_STEMS[kind]}", headings, lines, n_label_columns=2) if lines else None
 
 
-def _judges(runs: Mapping[str, JudgedRun]) -> list[str]:
+def _judge_labels(runs: Mapping[str, JudgedRun]) -> list[str]:
     return list(dict.fromkeys(judge for run in runs.values() for judge in run.judges))
 
 
-def _marked(runs: Mapping[str, JudgedRun]) -> bool:
-    return any(not one.trusted for run in runs.values() for one in run.judges.values())
+def _has_untrusted_judge(runs: Mapping[str, JudgedRun]) -> bool:
+    return any(not one.discriminates_persona for run in runs.values() for one in run.judges.values())
 
 
-def _total(one: Judged | None) -> Cell:
-    if one is None:
-        return NOTHING
-    about = f"{_n(one.persona_score)}, {of(one.n_scored, one.n_asked)} scored"
-    return stated(f"{one.persona_score}{mark(one.trusted)}", about, one.persona_score)
+def _mean_score_cell(judge: JudgeSummary | None) -> TableCell:
+    if judge is None:
+        return MISSING_CELL
+    about = f"{_persona_count_text(judge.persona_score)}, {format_ratio(judge.n_scored, judge.n_asked)} scored"
+    return trusted_cell(f"{judge.persona_score}{trust_mark(judge.discriminates_persona)}", about, judge.persona_score)
 
 
-def _task(one: Judged | None, task: str) -> Cell:
-    found = one.tasks.get(task) if one else None
-    return NOTHING if one is None or found is None else stated(f"{found}{mark(one.trusted)}", _n(found), found)
+def _task_score_cell(judge: JudgeSummary | None, task: str) -> TableCell:
+    found = judge.tasks.get(task) if judge else None
+    return (
+        MISSING_CELL
+        if judge is None or found is None
+        else trusted_cell(f"{found}{trust_mark(judge.discriminates_persona)}", _persona_count_text(found), found)
+    )
 
 
-def _change(difference: Estimate | None, one: JudgedDifference) -> Cell:
+def _score_difference_cell(difference: Estimate | None, judge_difference: JudgeScoreDifference) -> TableCell:
     if difference is None or difference.value is None:
-        return NOTHING
-    return stated(difference.signed() + mark(one.trusted), _n(difference), difference)
+        return MISSING_CELL
+    return trusted_cell(
+        difference.format_difference() + trust_mark(judge_difference.discriminates_persona),
+        _persona_count_text(difference),
+        difference,
+    )
 
 
-def _n(one: Estimate) -> str:
-    return f"n = {one.n} personas"
+def _persona_count_text(estimate: Estimate) -> str:
+    return f"n = {estimate.n} personas"
 
 
-def _by_form(one: Judged) -> Cell:
-    return stated("; ".join(f"{form} {found}" for form, found in one.trial.attack_by_form.items()))
+def _attacks_by_form_cell(judge: JudgeSummary) -> TableCell:
+    return trusted_cell("; ".join(f"{form} {found}" for form, found in judge.reliability.attack_by_form.items()))
 
 
-def _calls(one: Judged) -> Cell:
-    return stated(count(one.bill.calls), f"{count(one.bill.without_score)} without a score", one.bill.calls)
+def _calls_cell(judge: JudgeSummary) -> TableCell:
+    return trusted_cell(
+        format_count(judge.usage.calls), f"{format_count(judge.usage.calls_without_score)} without a score", judge.usage.calls
+    )
 
 
-def _controls(one: Judged) -> Cell:
-    return stated("; ".join(f"{control} {of(*n)}" for control, n in one.counts.items() if control != "none"))
+def _controls_cell(judge: JudgeSummary) -> TableCell:
+    return trusted_cell("; ".join(f"{control} {format_ratio(*n)}" for control, n in judge.counts.items() if control != "none"))

@@ -10,135 +10,153 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from permix.errors import DataError
-from permix.evals.drift_report import ByJudge
-from permix.evals.fidelity_records import Kind
-from permix.judges.results import Verdicts, read_bill, read_items, read_verdicts
-from permix.judges.runner import judges_of
-from permix.judges.summary import Agreement, Judged, ScoreDifference, measure_agreement, measure_difference, measured
-from permix.rendering.table import Source
+from permix.evals.drift_report import JudgeTurnScores
+from permix.evals.fidelity_records import FidelityKind
+from permix.judges.results import JudgeResults, read_judge_inputs, read_judge_results, read_judge_usage
+from permix.judges.runner import judge_folders
+from permix.judges.summary import (
+    JudgeAgreement,
+    JudgeSummary,
+    ScoreDifference,
+    measure_judge_agreement,
+    measure_score_difference,
+    summarize_judge,
+)
+from permix.rendering.table import SourceRun
 from permix.storage.files import read_json
 from permix.types import Estimate, Record
 
-OPEN, GYM, INTERVIEW = "fidelity", "fidelity, personagym", "fidelity, interview"
+OPEN_ENDED_KIND, PERSONAGYM_KIND, INTERVIEW_KIND = "fidelity", "fidelity, personagym", "fidelity, interview"
 
-KINDS: Mapping[Kind, str] = {"open": OPEN, "personagym": GYM, "interview": INTERVIEW}
+RUN_KIND_OF_FIDELITY: Mapping[FidelityKind, str] = {
+    "open": OPEN_ENDED_KIND,
+    "personagym": PERSONAGYM_KIND,
+    "interview": INTERVIEW_KIND,
+}
 """What a report calls a run of each kind: a model has one run of each."""
 
-SCORE_OF = {GYM: "PersonaScore", OPEN: "in-character score", INTERVIEW: "in-character score of interviews"}
+SCORE_NAMES = {
+    PERSONAGYM_KIND: "PersonaScore",
+    OPEN_ENDED_KIND: "in-character score",
+    INTERVIEW_KIND: "in-character score of interviews",
+}
 """By kind of run, what the mean of a judge's scores is called: PersonaScore is of PersonaGym's tasks alone."""
 
 
-FILES = {GYM: "personagym", OPEN: "open", INTERVIEW: "interview"}
+KIND_FILE_STEMS = {PERSONAGYM_KIND: "personagym", OPEN_ENDED_KIND: "open", INTERVIEW_KIND: "interview"}
 """What the files of figures and tables are called after."""
 
-TITLES = {GYM: "PersonaGym's questions", OPEN: "open-ended questions", INTERVIEW: "interviews"}
+KIND_TITLES = {PERSONAGYM_KIND: "PersonaGym's questions", OPEN_ENDED_KIND: "open-ended questions", INTERVIEW_KIND: "interviews"}
 """What a kind of run asks, for people; sections and figures stand in this order."""
 
 
-class Scored(Record):
-    """A judge's number in the main table, and whether it means anything: see `Judged`."""
+class JudgeScoreEntry(Record):
+    """A judge's number in the main table, and whether it means anything: see `JudgeSummary`."""
 
     kind: str
     judge: str
     persona_score: Estimate
     n_scored: int
     n_asked: int
-    trusted: bool | None
+    discriminates_persona: bool | None
 
     @property
     def name(self) -> str:
         """ "PersonaScore, judge qwen"."""
-        return f"{SCORE_OF[self.kind]}, judge {self.judge}"
+        return f"{SCORE_NAMES[self.kind]}, judge {self.judge}"
 
 
 class JudgedRun(NamedTuple):
     """A run and all its judges, by label."""
 
     kind: str
-    verdicts: dict[str, Verdicts]
-    judges: dict[str, Judged]
-    agreement: Agreement | None
+    results_by_judge: dict[str, JudgeResults]
+    judges: dict[str, JudgeSummary]
+    agreement: JudgeAgreement | None
     seed: int
     resamples: int
-    folders: Mapping[str, Path] = MappingProxyType({})
+    judge_dirs: Mapping[str, Path] = MappingProxyType({})
     """Of each judge, its own run."""
 
     @property
-    def by_judge(self) -> dict[str, ByJudge]:
+    def scores_by_judge(self) -> dict[str, JudgeTurnScores]:
         """What each judge scored, for measures that lay scores out in their own way."""
-        return {label: ByJudge(self.verdicts[label].scores, one.trusted) for label, one in self.judges.items()}
+        return {
+            label: JudgeTurnScores(self.results_by_judge[label].scores, one.discriminates_persona)
+            for label, one in self.judges.items()
+        }
 
     @property
-    def scored(self) -> list[Scored]:
+    def score_entries(self) -> list[JudgeScoreEntry]:
         return [
-            Scored(
+            JudgeScoreEntry(
                 kind=self.kind, judge=label, persona_score=one.persona_score, n_scored=one.n_scored, n_asked=one.n_asked,
-                trusted=one.trusted,
+                discriminates_persona=one.discriminates_persona,
             )
             for label, one in self.judges.items()
         ]  # fmt: skip
 
 
-class JudgedDifference(Record):
+class JudgeScoreDifference(Record):
     """Other − first on one judge's scores of one kind of run."""
 
     kind: str
-    trusted: bool
+    discriminates_persona: bool
     """Whether the judge told personas apart on both models."""
     scores: ScoreDifference
 
 
-def sources(label: str, kind: str, judge: str) -> tuple[Source, Source]:
+def judge_sources(label: str, kind: str, judge: str) -> tuple[SourceRun, SourceRun]:
     """The runs behind a judge's number: the judge's own, and the answers'."""
-    return Source(label, f"{kind}, judge {judge}"), Source(label, kind)
+    return SourceRun(label, f"{kind}, judge {judge}"), SourceRun(label, kind)
 
 
-UNTRUSTED, UNTRIED = "†", "‡"
+UNTRUSTED_MARK, UNTESTED_MARK = "†", "‡"
 
 
-def mark(trusted: bool | None) -> str:
+def trust_mark(trusted: bool | None) -> str:
     """What stands beside every number of a judge; nothing where it is trusted."""
-    return "" if trusted else f" {UNTRIED if trusted is None else UNTRUSTED}"
+    return "" if trusted else f" {UNTESTED_MARK if trusted is None else UNTRUSTED_MARK}"
 
 
-def read_judged(run: Path, kind: str, config: Mapping[str, Any]) -> JudgedRun | None:
+def read_judged_run(run: Path, kind: str, config: Mapping[str, Any]) -> JudgedRun | None:
     """None for a run that nobody has judged."""
-    folders = judges_of(run)
+    folders = judge_folders(run)
     if not folders:
         return None
-    items, seed, resamples = read_items(run), int(config.get("seed", 0)), int(config.get("resamples", 2000))
-    read = [read_verdicts(run, folder, items) for folder in folders]
-    judges = {one.label: _measured(folder, one) for folder, one in zip(folders, read, strict=True)}
-    agreement = measure_agreement(read, seed=seed, resamples=resamples)
+    items, seed, resamples = read_judge_inputs(run), int(config.get("seed", 0)), int(config.get("resamples", 2000))
+    read = [read_judge_results(run, folder, items) for folder in folders]
+    judges = {one.label: _summarize_judge(folder, one) for folder, one in zip(folders, read, strict=True)}
+    agreement = measure_judge_agreement(read, seed=seed, resamples=resamples)
     folder_of = {one.label: folder for folder, one in zip(folders, read, strict=True)}
     return JudgedRun(kind, {one.label: one for one in read}, judges, agreement, seed, resamples, folder_of)
 
 
-def differences_of(first: JudgedRun, other: JudgedRun) -> list[JudgedDifference]:
+def judge_score_differences(first: JudgedRun, other: JudgedRun) -> list[JudgeScoreDifference]:
     """Of every judge that scored both in the same way."""
     return [
-        JudgedDifference(
+        JudgeScoreDifference(
             kind=first.kind,
-            trusted=bool(first.judges[label].trusted and other.judges[label].trusted),
-            scores=measure_difference(verdicts, other.verdicts[label], seed=first.seed, resamples=first.resamples),
+            discriminates_persona=bool(first.judges[label].discriminates_persona and other.judges[label].discriminates_persona),
+            scores=measure_score_difference(verdicts, other.results_by_judge[label], seed=first.seed, resamples=first.resamples),
         )
-        for label, verdicts in first.verdicts.items()
-        if label in other.verdicts and not unlike_judges(verdicts, other.verdicts[label])
+        for label, verdicts in first.results_by_judge.items()
+        if label in other.results_by_judge and not judge_incompatibilities(verdicts, other.results_by_judge[label])
     ]
 
 
-def unlike_judges(one: Verdicts, two: Verdicts) -> tuple[str, ...]:
+def judge_incompatibilities(one: JudgeResults, two: JudgeResults) -> tuple[str, ...]:
     """Why the scores of two judges of one name must not be held against each other; empty when they may be."""
     return tuple(
         f"Not the same judge {one.label} ({here}; {there})"
-        for here, there in zip(one.identity, two.identity, strict=True)
+        for here, there in zip(one.comparability_key, two.comparability_key, strict=True)
         if here != there
     )
 
 
-def _measured(folder: Path, verdicts: Verdicts) -> Judged:
+def _summarize_judge(folder: Path, results: JudgeResults) -> JudgeSummary:
     config = read_json(folder / "config.json")
     try:
-        return measured(verdicts, read_bill(folder), seed=verdicts.seed, resamples=int(config.get("resamples", 2000)))
+        return summarize_judge(results, read_judge_usage(folder), seed=results.seed, resamples=int(config.get("resamples", 2000)))
     except DataError as error:
         raise DataError(f"{folder}: {error}") from error

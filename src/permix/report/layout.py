@@ -6,20 +6,20 @@ Contract: everything comes from the runs' records; a section without content is 
 from collections.abc import Iterable, Mapping, Sequence
 
 from permix.rendering import table
-from permix.rendering.table import Source, one_line
+from permix.rendering.table import SourceRun, one_line
 from permix.report import excerpts, fidelity_tables, score_plots, summary_text, tables
 from permix.report.comparisons import Comparison
-from permix.report.document import Document, Part, Picture, Section, section
-from permix.report.judge_tables import judged_parts
-from permix.report.judges import TITLES
-from permix.report.methods import Method, Pooled
-from permix.report.published import NOTE as PUBLISHED_NOTE
-from permix.report.published import Published, published_parts
+from permix.report.document import Document, DocumentPart, DocumentSection, Figure, optional_section
+from permix.report.judge_tables import judge_section_parts
+from permix.report.judges import KIND_TITLES
+from permix.report.methods import PooledMethod, ReportMethod
+from permix.report.published import AS_PUBLISHED_NOTE as PUBLISHED_NOTE
+from permix.report.published import PublishedComparison, published_parts
 from permix.report.runs import ModelRuns
-from permix.report.summary_text import claim
+from permix.report.summary_text import build_claim
 from permix.report.tables import method_table
 
-TITLE = "Personas: what they cost, and what is left of them"
+REPORT_TITLE = "Personas: what they cost, and what is left of them"
 
 MODELS_NOTE = (
     "A line a model, each training seed by itself. PSS as observed is to be read beside its value if personas did nothing."
@@ -37,7 +37,7 @@ LOTTERY_NOTE = (
     "is what a perfect chooser could get, not what anybody gets."
 )
 
-CROSSED_NOTE = (
+TEMPLATE_NOTE = (
     "The same personas brought in by several wordings. Each line is one wording by itself; the tables above average over all of "
     "them. An interval of a standard deviation that begins at 0 says that no such difference was shown."
 )
@@ -52,102 +52,115 @@ CONTROLS_NOTE = (
     "controls stand at chance if the test is sound; length only may lie above it, since personas may differ in length."
 )
 
-JUDGED_NOTE = (
+JUDGE_SCORES_NOTE = (
     "Scores of 1 to 5 that a language model gave, mean over the answers scored; PersonaScore is the mean of the tasks' means. "
     "Intervals draw personas, each with all its answers; they do not cover what another judge would say. An answer without a "
     "score is left out and counted."
 )
 
-PROBE_NOTE = (
+DEV_EVAL_NOTE = (
     "Measured while training, on personas and questions of the dev side, to choose weights and when to stop. What chooses is no "
     "result: the best of several noisy numbers is too high. Results stand in the table at the top, from the held-out side."
 )
 
 
-def lay_out(
+def build_document(
     models: Sequence[ModelRuns],
     comparisons: Sequence[Comparison],
-    methods: Sequence[Method],
-    pooled: Sequence[Pooled],
-    drawn: Mapping[str, str],
+    methods: Sequence[ReportMethod],
+    pooled: Sequence[PooledMethod],
+    figure_captions: Mapping[str, str],
     caption: str = "",
-    aside: Published | None = None,
+    published: PublishedComparison | None = None,
 ) -> Document:
-    """`drawn`: what each figure shows, by file name; `caption` is a paragraph of the caller's own, in Markdown."""
-    figures = {file: Picture(file, what, chart_of(file)) for file, what in drawn.items()}
-    headline, *details = summary_text.readings(models, comparisons)
+    """`figure_captions`: what each figure shows, by file name; `caption` is a paragraph of the caller's own, in Markdown."""
+    figures = {file: Figure(file, what, chart_name(file)) for file, what in figure_captions.items()}
+    headline, *details = summary_text.result_sentences(models, comparisons)
     return Document(
-        title=TITLE,
+        title=REPORT_TITLE,
         caption=caption,
-        claim=claim(methods),
-        warnings="\n>\n".join([*summary_text.unfinished(models), *summary_text.warnings(comparisons)]),
+        claim=build_claim(methods),
+        warnings="\n>\n".join([*summary_text.incomplete_run_warnings(models), *summary_text.comparison_warnings(comparisons)]),
         details="\n\n".join([headline, "\n".join(details)]).rstrip(),
-        main=method_table(methods, pooled),
-        rests_on=excerpts.caption(models),
-        front=_pictures(figures, "tradeoff"),
-        sections=tuple(_sections(models, comparisons, figures, aside)),
+        main_table=method_table(methods, pooled),
+        footnotes=excerpts.build_footnotes(models),
+        front_figures=_figures_of_chart(figures, "tradeoff"),
+        sections=tuple(_sections(models, comparisons, figures, published)),
     )
 
 
-def chart_of(file: str) -> str:
+def chart_name(file: str) -> str:
     """What draws the same on the page: "heatmap-3.png" is one of the charts "grid"."""
     stem = file.partition(".")[0].partition("-")[0]
     return {"heatmap": "grid"}.get(stem, stem)
 
 
 def _sections(
-    models: Sequence[ModelRuns], comparisons: Sequence[Comparison], figures: Mapping[str, Picture], aside: Published | None
-) -> Iterable[Section]:
+    models: Sequence[ModelRuns],
+    comparisons: Sequence[Comparison],
+    figures: Mapping[str, Figure],
+    published: PublishedComparison | None,
+) -> Iterable[DocumentSection]:
     summaries = {model.label: model.stability for model in models if model.stability is not None}
-    controls = {model.label: model.fidelity for model in models if model.fidelity is not None}
-    texts = {Source(model.label, kind): found for model in models for kind, found in model.unjudged.items()}
+    controls = {model.label: model.identifiability for model in models if model.identifiability is not None}
+    texts = {SourceRun(model.label, kind): found for model in models for kind, found in model.text_metrics.items()}
     probes = figures.get("probes.png")
-    strategies = [tables.Strategic(model.label, found) for model in models for found in model.strategies]
-    yield from section("models", "Every model, every number", [tables.main_table([model.row for model in models])], MODELS_NOTE)
-    table: list[Part] = [tables.persona_table(summaries)] if summaries else []
-    yield from section("personas", "Each persona", [*_pictures(figures, "personas"), *table], PERSONA_NOTE)
-    yield from section("grid", "Who answers what", _pictures(figures, "grid"), GRID_NOTE)
-    yield from section("lottery", "The persona lottery", _pictures(figures, "lottery"), LOTTERY_NOTE)
-    yield from section("wordings", "Wordings of the personas", _crossed(models), CROSSED_NOTE)
-    yield from section(
+    strategies = [tables.StrategyResult(model.label, found) for model in models for found in model.strategies]
+    yield from optional_section(
+        "models", "Every model, every number", [tables.models_table([model.row for model in models])], MODELS_NOTE
+    )
+    table: list[DocumentPart] = [tables.persona_table(summaries)] if summaries else []
+    yield from optional_section("personas", "Each persona", [*_figures_of_chart(figures, "personas"), *table], PERSONA_NOTE)
+    yield from optional_section("grid", "Who answers what", _figures_of_chart(figures, "grid"), GRID_NOTE)
+    yield from optional_section("lottery", "The persona lottery", _figures_of_chart(figures, "lottery"), LOTTERY_NOTE)
+    yield from optional_section("wordings", "Wordings of the personas", _template_parts(models), TEMPLATE_NOTE)
+    yield from optional_section(
         "strategies", "Inference-time strategies", [tables.strategy_table(strategies)] if strategies else [], STRATEGY_NOTE
     )
-    told: list[Part] = []
+    told: list[DocumentPart] = []
     if controls:
-        told = [tables.controls_table(controls), *_pictures(figures, "learnt"), *_pictures(figures, "confusion")]
-    yield from section("identifiability", "Identifiability and its controls", told, CONTROLS_NOTE)
-    yield from section("judges", "Fidelity by judges", list(_by_judges(models, comparisons, figures)), JUDGED_NOTE)
-    yield from section("as-published", "As published", published_parts(aside), PUBLISHED_NOTE)
-    yield from section("unjudged", "Without a judge", fidelity_tables.parts(texts), fidelity_tables.TEXT_NOTE)
-    yield from section(
+        told = [tables.controls_table(controls), *_figures_of_chart(figures, "learnt"), *_figures_of_chart(figures, "confusion")]
+    yield from optional_section("identifiability", "Identifiability and its controls", told, CONTROLS_NOTE)
+    yield from optional_section(
+        "judges", "Fidelity by judges", list(_judge_parts(models, comparisons, figures)), JUDGE_SCORES_NOTE
+    )
+    yield from optional_section("as-published", "As published", published_parts(published), PUBLISHED_NOTE)
+    yield from optional_section(
+        "unjudged", "Without a judge", fidelity_tables.text_metric_parts(texts), fidelity_tables.TEXT_METRICS_NOTE
+    )
+    yield from optional_section(
         "drift",
         "Drift over an interview",
         fidelity_tables.drift_parts(models, figures.get("drift.png")),
         fidelity_tables.DRIFT_NOTE,
     )
-    times = excerpts.step_times(models)
-    yield from section("training", "Training", [*_pictures(figures, "training"), *([times] if times else [])])
-    yield from section("probes", "Probes on the dev side", [probes, excerpts.choices(models)] if probes else [], PROBE_NOTE)
-    said = [part for kind in excerpts.KINDS for part in excerpts.completions(models, kind)]
-    yield from section("completions", "What they say", said, chart="completions")
-    yield from section("runs", "Where the numbers come from", [excerpts.provenance(models)])
+    times = excerpts.step_time_table(models)
+    yield from optional_section("training", "Training", [*_figures_of_chart(figures, "training"), *([times] if times else [])])
+    yield from optional_section(
+        "probes", "Probes on the dev side", [probes, excerpts.dev_eval_choices(models)] if probes else [], DEV_EVAL_NOTE
+    )
+    said = [part for kind in excerpts.EXCERPT_KINDS for part in excerpts.completion_excerpts(models, kind)]
+    yield from optional_section("completions", "What they say", said, chart="completions")
+    yield from optional_section("runs", "Where the numbers come from", [excerpts.provenance_table(models)])
 
 
-def _by_judges(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], figures: Mapping[str, Picture]) -> Iterable[Part]:
+def _judge_parts(
+    models: Sequence[ModelRuns], comparisons: Sequence[Comparison], figures: Mapping[str, Figure]
+) -> Iterable[DocumentPart]:
     found = {f"{one_line(one.label)} against {one_line(one.against)}": one.judged for one in comparisons}
-    judged = {model.label: model.judged for model in models if model.judged}
-    for kind, title in TITLES.items():
-        if parts := judged_parts(kind, judged, found):
+    judged = {model.label: model.judged_runs for model in models if model.judged_runs}
+    for kind, title in KIND_TITLES.items():
+        if parts := judge_section_parts(kind, judged, found):
             yield f"### {title[0].upper()}{title[1:]}"
-            yield from (figures[file] for file in score_plots.files(kind) if file in figures)
+            yield from (figures[file] for file in score_plots.judge_figure_files(kind) if file in figures)
             yield from parts
 
 
-def _crossed(models: Sequence[ModelRuns]) -> list[Part]:
-    found = {model.label: model.crossed for model in models if model.crossed is not None}
-    said = [f"- **{table.md_label(name)}**: {tables.components_of(one)}." for name, one in found.items()]
-    return [tables.crossed_table(found), "\n".join(said)] if found else []
+def _template_parts(models: Sequence[ModelRuns]) -> list[DocumentPart]:
+    found = {model.label: model.template_effects for model in models if model.template_effects is not None}
+    said = [f"- **{table.md_label(name)}**: {tables.variance_components_text(one)}." for name, one in found.items()]
+    return [tables.template_table(found), "\n".join(said)] if found else []
 
 
-def _pictures(figures: Mapping[str, Picture], chart: str) -> tuple[Picture, ...]:
+def _figures_of_chart(figures: Mapping[str, Figure], chart: str) -> tuple[Figure, ...]:
     return tuple(picture for picture in figures.values() if picture.chart == chart)

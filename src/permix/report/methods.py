@@ -26,15 +26,21 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import ValidationError
 
-from permix.config import PLACES, SUPERVISED, TrainStage, mix_of
+from permix.config import RUNTIME_ONLY_FIELDS, SUPERVISED_METHODS, TrainConfig, resolve_mix
 from permix.errors import ConfigError, DataError
 from permix.metrics import posterior, statistics
 from permix.metrics.identifiability import Identifiability
-from permix.metrics.posterior import EXTREMES
-from permix.metrics.stability import BLOCK_FLOATS, differences
+from permix.metrics.posterior import EXTREME_MEASURES
+from permix.metrics.stability import BOOTSTRAP_BLOCK_FLOATS, stability_differences
 from permix.metrics.statistics import Array
 from permix.plan import read_plan
-from permix.report.comparisons import distinctness, fidelity_reasons, in_order_of, stability_reasons, told_apart
+from permix.report.comparisons import (
+    aligned_sample_means,
+    identifiability_difference,
+    identifiability_incompatibilities,
+    mean_identifiability,
+    stability_incompatibilities,
+)
 from permix.report.runs import ModelRuns, Run
 from permix.storage.files import read_json
 from permix.types import Estimate, Record
@@ -42,94 +48,102 @@ from permix.types import Estimate, Record
 Role = Literal["base", "rlvr", "permix", "other"]
 
 
-NOT_LEARNT = {"out", "label", "threads", "seed"}
+RECIPE_IGNORED_FIELDS = {"out", "label", "threads", "seed"}
 """Fields, in any section, that do not say what is learnt: where, under which name, by how many threads, and by chance."""
 
-UNSEEN = {*PLACES, "report_to", "save_every", "keep_checkpoints", "samples_every", "micro_tokens", "gradient_checkpointing"}
+WEIGHT_NEUTRAL_SETTINGS = {
+    *RUNTIME_ONLY_FIELDS,
+    "report_to",
+    "save_every",
+    "keep_checkpoints",
+    "samples_every",
+    "microbatch_tokens",
+    "gradient_checkpointing",
+}
 """Settings of [train] that leave the weights as they are, but for the order of a sum."""
 
-SERVED = {"base_url", "api_key_env", "batch_size", "concurrency", "timeout_s", "retries"}
+TEACHER_ENDPOINT_FIELDS = {"base_url", "api_key_env", "batch_size", "concurrency", "timeout_s", "retries"}
 """Settings of [teacher] that say where it answers."""
 
 
-class Training(NamedTuple):
+class TrainingRun(NamedTuple):
     """A training run: its directory, and what it was asked to do."""
 
-    folder: Path
-    config: TrainStage
+    run_dir: Path
+    config: TrainConfig
 
     @property
-    def model(self) -> Path:
+    def model_dir(self) -> Path:
         """The folder that holds the weights and their card."""
-        return self.folder / "model"
+        return self.run_dir / "model"
 
     @property
     def recipe(self) -> dict[str, Any]:
         """What was trained, seeds left out: trainings with one recipe differ by chance alone."""
         config = self.config
-        recipe: dict[str, Any] = _without(config.model_dump(mode="json"), NOT_LEARNT)
-        for section, fields in (("train", UNSEEN), ("teacher", SERVED)):
-            recipe[section] = _without(recipe[section], fields)
-        if config.probe.select == "last" and config.probe.patience is None:
-            del recipe["probe"]  # it only looked on
+        recipe: dict[str, Any] = _drop_fields(config.model_dump(mode="json"), RECIPE_IGNORED_FIELDS)
+        for section, fields in (("train", WEIGHT_NEUTRAL_SETTINGS), ("teacher", TEACHER_ENDPOINT_FIELDS)):
+            recipe[section] = _drop_fields(recipe[section], fields)
+        if config.dev_eval.select == "last" and config.dev_eval.patience is None:
+            del recipe["dev_eval"]  # it only looked on
         return recipe
 
     @property
     def role(self) -> Role:
         """What reward taught, and whether as personas too; "other" for what is not learnt by reward."""
-        if self.config.method in SUPERVISED:
+        if self.config.method in SUPERVISED_METHODS:
             return "other"
-        return "permix" if self._asked_as_personas() else "rlvr"
+        return "permix" if self._mixes_personas() else "rlvr"
 
-    def _asked_as_personas(self) -> bool:
-        plan = self.folder / "plan.parquet"
+    def _mixes_personas(self) -> bool:
+        plan = self.run_dir / "plan.parquet"
         if self.config.plan_file is not None and plan.exists():
             return any(row.persona_id is not None for row in read_plan(plan).rows)
-        return mix_of(self.config.plan, self.config.method) > 0
+        return resolve_mix(self.config.plan, self.config.method) > 0
 
 
-def training_of(model: ModelRuns) -> Training | None:
+def find_training_run(model: ModelRuns) -> TrainingRun | None:
     """The model's training run: the one in the report, else the one whose folder `model` its evaluations asked."""
     if "train" in model.runs:
-        return _read(model.runs["train"].path)
+        return _read_training_run(model.runs["train"].path)
     for run in model.runs.values():
         away, here = Path(run.model_name), run.path.parent
         if away.name == "model":
             for folder in (away.parent, here / away.parent.name):  # as it was named, or beside this run when both were moved
-                if (found := _read(folder)) is not None:
+                if (found := _read_training_run(folder)) is not None:
                     return found
     return None
 
 
-def start_of(model: ModelRuns) -> set[str]:
+def untrained_model_names(model: ModelRuns) -> set[str]:
     """The names under which a model without training was asked; what others started from is named like one of them."""
-    return {place_of(run.model_name) for run in model.runs.values()}
+    return {resolve_model_name(run.model_name) for run in model.runs.values()}
 
 
-def place_of(model: str) -> str:
+def resolve_model_name(model: str) -> str:
     """A model's name; of a folder its place, however it was written."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
-def _read(folder: Path) -> Training | None:
+def _read_training_run(folder: Path) -> TrainingRun | None:
     try:
-        return Training(folder, TrainStage.model_validate(read_json(folder / "config.json")))
+        return TrainingRun(folder, TrainConfig.model_validate(read_json(folder / "config.json")))
     except (DataError, ValidationError, OSError):
         return None
 
 
-def _without(value: Any, fields: set[str]) -> Any:
+def _drop_fields(value: Any, fields: set[str]) -> Any:
     """Every section without these fields."""
     if not isinstance(value, dict):
         return value
-    return {name: _without(one, fields) for name, one in value.items() if name not in fields}
+    return {name: _drop_fields(one, fields) for name, one in value.items() if name not in fields}
 
 
-NAMES: dict[Role, str] = {"rlvr": "RLVR", "permix": "PerMix-RLVR"}
+_ROLE_NAMES: dict[Role, str] = {"rlvr": "RLVR", "permix": "PerMix-RLVR"}
 """What a method of several seeds is called where it is the only one of its role."""
 
 
-class Method(NamedTuple):
+class ReportMethod(NamedTuple):
     """Models that differ in their training seeds alone, one a seed; a lone model is a method of one."""
 
     name: str
@@ -141,41 +155,41 @@ class Method(NamedTuple):
         return tuple(model.label for model in self.models)
 
 
-def methods(models: Sequence[ModelRuns], named: Sequence[str] = ()) -> list[Method]:
-    """The methods, in the order of their first model. Raises ConfigError for a wrong `named`."""
-    trainings = {model.label: training_of(model) for model in models}
-    said = _said(named, [model.label for model in models])
+def group_methods(models: Sequence[ModelRuns], specs: Sequence[str] = ()) -> list[ReportMethod]:
+    """The methods, in the order of their first model. Raises ConfigError for a wrong `specs`."""
+    trainings = {model.label: find_training_run(model) for model in models}
+    said = _parse_method_specs(specs, [model.label for model in models])
     groups: dict[str, list[ModelRuns]] = {}
     for model in models:
-        groups.setdefault(_group(model.label, trainings[model.label], said), []).append(model)
-    roles = [_role(group, trainings) for group in groups.values()]
-    names = _names(list(groups.values()), roles, said)
-    return [Method(name, role, tuple(group)) for name, role, group in zip(names, roles, groups.values(), strict=True)]
+        groups.setdefault(_group_key(model.label, trainings[model.label], said), []).append(model)
+    roles = [_group_role(group, trainings) for group in groups.values()]
+    names = _name_groups(list(groups.values()), roles, said)
+    return [ReportMethod(name, role, tuple(group)) for name, role, group in zip(names, roles, groups.values(), strict=True)]
 
 
-def names_of(methods: Sequence[Method]) -> dict[str, str]:
+def method_names(methods: Sequence[ReportMethod]) -> dict[str, str]:
     """{label: name of its method}."""
     return {label: method.name for method in methods for label in method.labels}
 
 
-def arrows(methods: Sequence[Method]) -> list[tuple[str, str]]:
+def training_arrows(methods: Sequence[ReportMethod]) -> list[tuple[str, str]]:
     """Names of methods, each pair a step of training: base to RLVR to what has personas mixed in; from base where RLVR is not."""
     of: dict[str, list[str]] = {role: [one.name for one in methods if one.role == role] for role in ("base", "rlvr", "permix")}
     steps = [("base", "rlvr"), ("rlvr" if of["rlvr"] else "base", "permix")]
     return [(start, end) for one, other in steps for start in of[one] for end in of[other]]
 
 
-def _group(label: str, training: Training | None, said: Mapping[str, str]) -> str:
+def _group_key(label: str, training: TrainingRun | None, assigned: Mapping[str, str]) -> str:
     """The same for models of one method."""
-    if label in said:
-        return f"said {said[label]}"
+    if label in assigned:
+        return f"said {assigned[label]}"
     return f"alone {label}" if training is None else f"trained {json.dumps(training.recipe, sort_keys=True)}"
 
 
-def _said(named: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
+def _parse_method_specs(specs: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
     """{label: name} of what the user said."""
     said: dict[str, str] = {}
-    for one in named:
+    for one in specs:
         name, equals, listed = one.partition("=")
         members = [label.strip() for label in listed.split(",") if label.strip()]
         name = name.strip()
@@ -194,44 +208,44 @@ def _said(named: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
     return said
 
 
-def _role(group: Sequence[ModelRuns], trainings: Mapping[str, Training | None]) -> Role:
+def _group_role(group: Sequence[ModelRuns], trainings: Mapping[str, TrainingRun | None]) -> Role:
     """What all of them are; "other" where they are not the same."""
-    starts = {place_of(training.config.model.name) for training in trainings.values() if training is not None}
+    starts = {resolve_model_name(training.config.model.name) for training in trainings.values() if training is not None}
     roles: set[Role] = set()
     for model in group:
         training = trainings[model.label]
         if training is not None:
             roles.add(training.role)
         else:
-            roles.add("base" if start_of(model) & starts else "other")
+            roles.add("base" if untrained_model_names(model) & starts else "other")
     return roles.pop() if len(roles) == 1 else "other"
 
 
-def _names(groups: Sequence[Sequence[ModelRuns]], roles: Sequence[Role], said: Mapping[str, str]) -> list[str]:
+def _name_groups(groups: Sequence[Sequence[ModelRuns]], roles: Sequence[Role], assigned: Mapping[str, str]) -> list[str]:
     """Said names and lone labels as they are; others by their role or, where that is not theirs alone, by their labels."""
     of_role, names = Counter(roles), dict[int, str]()
     for place, group in enumerate(groups):
-        if group[0].label in said:
-            names[place] = said[group[0].label]
+        if group[0].label in assigned:
+            names[place] = assigned[group[0].label]
         elif len(group) == 1:
             names[place] = group[0].label
     for place, (group, role) in enumerate(zip(groups, roles, strict=True)):
         if place not in names:
             labels = [model.label for model in group]
-            tries = [NAMES[role]] if role in NAMES and of_role[role] == 1 else []
-            names[place] = _free([*tries, shared_name(labels), ", ".join(labels)], names.values())
+            tries = [_ROLE_NAMES[role]] if role in _ROLE_NAMES and of_role[role] == 1 else []
+            names[place] = _first_free_name([*tries, common_label_prefix(labels), ", ".join(labels)], names.values())
     return [names[place] for place in range(len(groups))]
 
 
-def _free(tries: Sequence[str], taken: Collection[str]) -> str:
+def _first_free_name(candidates: Sequence[str], used: Collection[str]) -> str:
     """The first that is a name and not taken."""
-    for name in tries:
-        if name and name not in taken:
+    for name in candidates:
+        if name and name not in used:
             return name
-    return _free([f"{tries[-1]}′"], taken)
+    return _first_free_name([f"{candidates[-1]}′"], used)
 
 
-def shared_name(labels: Sequence[str]) -> str:
+def common_label_prefix(labels: Sequence[str]) -> str:
     """What labels of seeds begin with, in whole words: "replay" for "replay 1" and "replay 2"; empty when nothing is shared."""
     words = [re.findall(r"\d+|[^\W\d_]+|[\W_]+", label) for label in labels]
     alike = takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))
@@ -239,10 +253,18 @@ def shared_name(labels: Sequence[str]) -> str:
     return re.sub(r"(?:(?:^|[\W_]+)seed)?[\W_]*$", "", shared, flags=re.IGNORECASE)
 
 
-__all__ = ["Method", "MethodDifference", "Pooled", "difference", "measured", "methods", "pool"]
+__all__ = [
+    "MethodDifference",
+    "PooledMethod",
+    "ReportMethod",
+    "group_methods",
+    "measured_models",
+    "method_difference",
+    "pool_seeds",
+]
 
 
-class Pooled(Record):
+class PooledMethod(Record):
     """A method's numbers: of one model its own, of several the mean of those that were measured (`n_stability`, `n_fidelity`).
 
     An estimate's n is what it is for a model: questions; of identifiability answers, all seeds' together. Where seeds may not be
@@ -266,7 +288,7 @@ class Pooled(Record):
 class MethodDifference(Record):
     """One method less another, means over their seeds; None, and `reasons` say why, where they may not be compared.
 
-    `n_personas` were asked in accuracy and PSS; `seeds` and `fidelity_seeds` count the models behind (one, the other).
+    `n_personas` were asked in accuracy and PSS; `n_seeds` and `n_fidelity_seeds` count the models behind (one, the other).
     """
 
     name: str
@@ -276,26 +298,26 @@ class MethodDifference(Record):
     mean: Estimate | None = None
     identifiability: Estimate | None = None
     n_personas: int = 0
-    seeds: tuple[int, int] = (0, 0)
-    fidelity_seeds: tuple[int, int] = (0, 0)
+    n_seeds: tuple[int, int] = (0, 0)
+    n_fidelity_seeds: tuple[int, int] = (0, 0)
     reasons: tuple[str, ...] = ()
     fidelity_reasons: tuple[str, ...] = ()
 
 
-class Settings(NamedTuple):
+class BootstrapSettings(NamedTuple):
     seed: int
     resamples: int
 
 
-def pool(method: Method) -> Pooled:
+def pool_seeds(method: ReportMethod) -> PooledMethod:
     """The method's numbers."""
-    stable, distinct = measured(method)
-    reasons, apart = _unlike_each(stable, fidelity=False), _unlike_each(distinct, fidelity=True)
-    found = _stability(stable) if stable and not reasons else {}
+    stable, distinct = measured_models(method)
+    reasons, apart = _seed_incompatibilities(stable, fidelity=False), _seed_incompatibilities(distinct, fidelity=True)
+    found = _pooled_stability(stable) if stable and not reasons else {}
     if distinct and not apart:
-        found["identifiability"] = _identifiability(distinct)
-    chances = {model.fidelity.chance for model in distinct if model.fidelity is not None}
-    return Pooled(
+        found["identifiability"] = _pooled_identifiability(distinct)
+    chances = {model.identifiability.chance for model in distinct if model.identifiability is not None}
+    return PooledMethod(
         name=method.name, labels=tuple(model.label for model in method.models),
         n_stability=len(stable), n_fidelity=len(distinct), reasons=reasons, fidelity_reasons=apart,
         chance=chances.pop() if len(chances) == 1 else None,
@@ -303,95 +325,100 @@ def pool(method: Method) -> Pooled:
     )  # fmt: skip
 
 
-def difference(one: Method, other: Method) -> MethodDifference:
+def method_difference(one: ReportMethod, other: ReportMethod) -> MethodDifference:
     """One − other, paired by persona and question."""
-    (stable, distinct), (less_stable, less_distinct) = measured(one), measured(other)
-    reasons = _unlike_each([*less_stable, *stable], fidelity=False)
-    apart = _unlike_each([*less_distinct, *distinct], fidelity=True)
+    (stable, distinct), (less_stable, less_distinct) = measured_models(one), measured_models(other)
+    reasons = _seed_incompatibilities([*less_stable, *stable], fidelity=False)
+    apart = _seed_incompatibilities([*less_distinct, *distinct], fidelity=True)
     found: dict[str, Estimate] = {}
     if stable and less_stable and not reasons:
-        grids = _grids([*less_stable, *stable])
+        grids = _aligned_grids([*less_stable, *stable])
         under = [mean_P_Q for mean_P_Q, _ in grids]
-        found |= differences(under[: len(less_stable)], under[len(less_stable) :], *_settings(less_stable[0].runs["stability"]))
+        found |= stability_differences(
+            under[: len(less_stable)], under[len(less_stable) :], *_bootstrap_settings(less_stable[0].runs["stability"])
+        )
     if distinct and less_distinct and not apart:
-        told = _told(less_distinct), _told(distinct)
-        found["identifiability"] = distinctness(*told, *_settings(less_distinct[0].runs["fidelity"]))
+        told = _identifiability_results(less_distinct), _identifiability_results(distinct)
+        found["identifiability"] = identifiability_difference(*told, *_bootstrap_settings(less_distinct[0].runs["fidelity"]))
     personas = {len(model.grid.persona_ids) for model in (*stable, *less_stable) if model.grid is not None}
     return MethodDifference(
         name=one.name, against=other.name, reasons=reasons, fidelity_reasons=apart,
-        n_personas=max(personas, default=0), seeds=(len(stable), len(less_stable)),
-        fidelity_seeds=(len(distinct), len(less_distinct)),
+        n_personas=max(personas, default=0), n_seeds=(len(stable), len(less_stable)),
+        n_fidelity_seeds=(len(distinct), len(less_distinct)),
         pss=found.get("pss"), worst=found.get("worst"), mean=found.get("mean"), identifiability=found.get("identifiability"),
     )  # fmt: skip
 
 
-def measured(method: Method) -> tuple[list[ModelRuns], list[ModelRuns]]:
+def measured_models(method: ReportMethod) -> tuple[list[ModelRuns], list[ModelRuns]]:
     """The seeds that have a stability run, and those that have a fidelity run on shared questions."""
     stable = [model for model in method.models if model.stability is not None and model.grid is not None]
-    return stable, [model for model in method.models if model.fidelity is not None]
+    return stable, [model for model in method.models if model.identifiability is not None]
 
 
-def _unlike_each(models: Sequence[ModelRuns], *, fidelity: bool) -> tuple[str, ...]:
+def _seed_incompatibilities(models: Sequence[ModelRuns], *, fidelity: bool) -> tuple[str, ...]:
     """Why these models' numbers must not be held against each other: what separates any of them from the first."""
-    unlike = fidelity_reasons if fidelity else stability_reasons
+    unlike = identifiability_incompatibilities if fidelity else stability_incompatibilities
     return tuple(dict.fromkeys(reason for model in models[1:] for reason in unlike(models[0], model)))
 
 
-def _stability(models: Sequence[ModelRuns]) -> dict[str, Estimate]:
+def _pooled_stability(models: Sequence[ModelRuns]) -> dict[str, Estimate]:
     summaries = [model.stability for model in models if model.stability is not None]
     if len(summaries) == 1:
         return {name: getattr(summaries[0], name) for name in ("baseline", "mean", "worst", "pss")}
-    grids = _grids(models)
+    grids = _aligned_grids(models)
     scored_P = np.all([~np.isnan(mean_P_Q).all(axis=1) for mean_P_Q, _ in grids], axis=0)
     if not scored_P.any():
         return {}
-    settings, grids = _settings(models[0].runs["stability"]), [(mean_P_Q[scored_P], none_Q) for mean_P_Q, none_Q in grids]
-    alone = [{name: getattr(one, name) for name in EXTREMES} for one in summaries]
-    extreme = posterior.pooled(grids, alone, seed=settings.seed)
-    return _levels(grids, settings) | {"worst": extreme["worst"], "pss": extreme["pss"]}
+    settings, grids = (
+        _bootstrap_settings(models[0].runs["stability"]),
+        [(mean_P_Q[scored_P], none_Q) for mean_P_Q, none_Q in grids],
+    )
+    alone = [{name: getattr(one, name) for name in EXTREME_MEASURES} for one in summaries]
+    extreme = posterior.pooled_estimates(grids, alone, seed=settings.seed)
+    return _mean_accuracies(grids, settings) | {"worst": extreme["worst"], "pss": extreme["pss"]}
 
 
-def _levels(grids: Sequence[posterior.Grid], settings: Settings) -> dict[str, Estimate]:
+def _mean_accuracies(grids: Sequence[posterior.AccuracyGrid], settings: BootstrapSettings) -> dict[str, Estimate]:
     """Accuracy without persona, and its mean over personas; the mean over the grids."""
 
     def measures(counts_R_Q: Array) -> dict[str, Array]:
-        under = [statistics.question_mean(mean_P_Q, counts_R_Q).mean(axis=1) for mean_P_Q, _ in grids]
-        without = [statistics.question_mean(baseline_Q[None], counts_R_Q)[:, 0] for _, baseline_Q in grids]
+        under = [statistics.weighted_question_mean(mean_P_Q, counts_R_Q).mean(axis=1) for mean_P_Q, _ in grids]
+        without = [statistics.weighted_question_mean(baseline_Q[None], counts_R_Q)[:, 0] for _, baseline_Q in grids]
         return {"mean": np.mean(under, axis=0), "baseline": np.mean(without, axis=0)}
 
     Q, rng = grids[0][0].shape[1], np.random.default_rng(settings.seed)
-    drawn = statistics.bootstrap(measures, Q, rng, settings.resamples, block=max(1, BLOCK_FLOATS // Q))
+    drawn = statistics.bootstrap(measures, Q, rng, settings.resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // Q))
     scored = {
         "mean": min(int((~np.isnan(mean_P_Q)).any(axis=0).sum()) for mean_P_Q, _ in grids),
         "baseline": min(int((~np.isnan(baseline_Q)).sum()) for _, baseline_Q in grids),
     }
-    return {name: statistics.share(float(one.value), one.replicates, scored[name]) for name, one in drawn.items()}
+    return {name: statistics.bootstrap_share(float(one.value), one.replicates, scored[name]) for name, one in drawn.items()}
 
 
-def _identifiability(models: Sequence[ModelRuns]) -> Estimate:
+def _pooled_identifiability(models: Sequence[ModelRuns]) -> Estimate:
     """Mean over the seeds of the share told right, on the questions that all of them answered."""
-    told = _told(models)
+    told = _identifiability_results(models)
     if len(told) == 1:
         return told[0].accuracy
-    questions, settings = sorted(told[0].right_by_question), _settings(models[0].runs["fidelity"])
+    questions, settings = sorted(told[0].right_by_question), _bootstrap_settings(models[0].runs["fidelity"])
     rng = np.random.default_rng(settings.seed)
     drawn = statistics.bootstrap(
-        lambda counts_R_Q: {"told": told_apart(told, questions, counts_R_Q)},
-        len(questions), rng, settings.resamples, block=settings.resamples,
+        lambda counts_R_Q: {"told": mean_identifiability(told, questions, counts_R_Q)},
+        len(questions), rng, settings.resamples, block_size=settings.resamples,
     )["told"]  # fmt: skip
-    found = statistics.estimate(float(drawn.value), drawn.replicates, len(questions))
+    found = statistics.bootstrap_estimate(float(drawn.value), drawn.replicates, len(questions))
     return found.model_copy(update={"n": sum(one.n_answered for one in told)})
 
 
-def _told(models: Sequence[ModelRuns]) -> list[Identifiability]:
-    return [model.fidelity for model in models if model.fidelity is not None]
+def _identifiability_results(models: Sequence[ModelRuns]) -> list[Identifiability]:
+    return [model.identifiability for model in models if model.identifiability is not None]
 
 
-def _grids(models: Sequence[ModelRuns]) -> list[posterior.Grid]:
+def _aligned_grids(models: Sequence[ModelRuns]) -> list[posterior.AccuracyGrid]:
     """Each model's scores (mean_P_Q, baseline_Q), with personas and questions in the first one's order."""
     grids = [model.grid for model in models if model.grid is not None]
-    return [in_order_of(grids[0], one) for one in grids]
+    return [aligned_sample_means(grids[0], one) for one in grids]
 
 
-def _settings(run: Run) -> Settings:
-    return Settings(int(run.config.get("seed", 0)), int(run.config.get("resamples", 2000)))
+def _bootstrap_settings(run: Run) -> BootstrapSettings:
+    return BootstrapSettings(int(run.config.get("seed", 0)), int(run.config.get("resamples", 2000)))

@@ -11,138 +11,160 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from permix.config import ReportStage
+from permix.config import ReportConfig
 from permix.errors import ConfigError
-from permix.evals.drift_report import ByJudge
-from permix.evals.fidelity_records import AskedQuestion, questions_asked
-from permix.metrics.judge_scores import AsPublished, as_published
+from permix.evals.drift_report import JudgeTurnScores
+from permix.evals.fidelity_records import AskedQuestion, read_asked_questions
+from permix.metrics.judge_scores import PublishedAggregation, aggregate_as_published
 from permix.metrics.statistics import Array
-from permix.personas.personagym import TASKS, PublishedScores, read_published
-from permix.progress import say
-from permix.rendering.table import MISSING, Cell, Source, named, number, of, one_line, stated, tabulate
-from permix.report.document import Part
-from permix.report.judges import GYM, mark
+from permix.personas.personagym import PERSONAGYM_TASKS, PublishedScores, read_published_scores
+from permix.progress import print_status
+from permix.rendering.table import (
+    MISSING_TEXT,
+    SourceRun,
+    TableCell,
+    format_decimal,
+    format_ratio,
+    label_cell,
+    one_line,
+    tabulate,
+    trusted_cell,
+)
+from permix.report.document import DocumentPart
+from permix.report.judges import PERSONAGYM_KIND, trust_mark
 from permix.report.runs import ModelRuns
-from permix.report.summary_text import MEANING
-from permix.types import ItemKey, Record
+from permix.report.summary_text import TRUST_MARKS_LEGEND
+from permix.types import JudgeInputKey, Record
 
-HEADINGS = (
-    "scores of", "judges", "PersonaScore as published", *TASKS, "ours", "as published − ours", "blocks without a score",
+_PUBLISHED_HEADINGS = (
+    "scores of",
+    "judges",
+    "PersonaScore as published",
+    *PERSONAGYM_TASKS,
+    "ours",
+    "as published − ours",
+    "blocks without a score",
     "last persona alone",
-)  # fmt: skip
+)
 
-NOTE = (
+AS_PUBLISHED_NOTE = (
     "The same scores by the arithmetic of PersonaGym's released code: answers in blocks of five, judges averaged block by block, "
     "a block that could not be read counted as 0. Ours counts every score alike and leaves out what has none; judges count "
     "together here, and apart elsewhere. The code saves only the last persona's scores. Lines without judges are of files."
 )
 
 
-class Published(Record):
+class PublishedComparison(Record):
     """What the section holds, by label: our runs with their judges, and files of others."""
 
-    runs: dict[str, AsPublished]
+    runs: dict[str, PublishedAggregation]
     judges: dict[str, dict[str, bool | None]]
     """Of each run its judges by label, and whether each is trusted."""
     files: dict[str, PublishedScores]
 
 
-class Laid(NamedTuple):
+class PersonaGymScoreArrays(NamedTuple):
     """Scores as the arithmetic takes them, NaN without one, and which questions there are."""
 
-    score_J_P_T_Q: Array
-    asked_P_T_Q: NDArray[np.bool_]
+    score_J_P_U_Q: Array
+    asked_P_U_Q: NDArray[np.bool_]
 
 
-def published(models: Sequence[ModelRuns], config: ReportStage) -> Published:
+def collect_published(models: Sequence[ModelRuns], config: ReportConfig) -> PublishedComparison:
     """What `as_published` and `published` ask for; empty where neither does. ConfigError or DataError for a bad file."""
-    runs, judges = dict[str, AsPublished](), dict[str, dict[str, bool | None]]()
+    runs, judges = dict[str, PublishedAggregation](), dict[str, dict[str, bool | None]]()
     for model in models:
-        judged = model.runs[GYM].judged if config.as_published and GYM in model.runs else None
+        judged = model.runs[PERSONAGYM_KIND].judged_run if config.as_published and PERSONAGYM_KIND in model.runs else None
         if judged is not None:
-            by_judge = judged.by_judge
-            laid = lay(questions_asked(model.runs[GYM].path), [_scores(one) for one in by_judge.values()])
-            runs[model.label] = as_published(laid.score_J_P_T_Q, laid.asked_P_T_Q)
-            judges[model.label] = {label: one.trusted for label, one in by_judge.items()}
+            by_judge = judged.scores_by_judge
+            laid = personagym_score_arrays(
+                read_asked_questions(model.runs[PERSONAGYM_KIND].path), [_known_scores(one) for one in by_judge.values()]
+            )
+            runs[model.label] = aggregate_as_published(laid.score_J_P_U_Q, laid.asked_P_U_Q)
+            judges[model.label] = {label: one.discriminates_persona for label, one in by_judge.items()}
     if config.as_published and not runs:
-        say("note: as_published: no run here has answers to PersonaGym that a judge has scored")
-    return Published(runs=runs, judges=judges, files=_files(config.published))
+        print_status("note: as_published: no run here has answers to PersonaGym that a judge has scored")
+    return PublishedComparison(runs=runs, judges=judges, files=_read_score_files(config.published))
 
 
-def lay(asked: Sequence[AskedQuestion], scores: Sequence[Mapping[ItemKey, int]]) -> Laid:
+def personagym_score_arrays(
+    asked_questions: Sequence[AskedQuestion], scores: Sequence[Mapping[JudgeInputKey, int]]
+) -> PersonaGymScoreArrays:
     """The scores of one run, a mapping a judge; personas and the questions of each in the order asked, tasks as `TASKS`."""
-    persona_at = {name: at for at, name in enumerate(dict.fromkeys(question.persona_id for question in asked))}
+    persona_at = {name: at for at, name in enumerate(dict.fromkeys(question.persona_id for question in asked_questions))}
     places: dict[tuple[int, int], list[AskedQuestion]] = {}
-    for question in asked:
-        places.setdefault((persona_at[question.persona_id], TASKS.index(question.task)), []).append(question)
-    shape = len(persona_at), len(TASKS), max(map(len, places.values()))
+    for question in asked_questions:
+        places.setdefault((persona_at[question.persona_id], PERSONAGYM_TASKS.index(question.task)), []).append(question)
+    shape = len(persona_at), len(PERSONAGYM_TASKS), max(map(len, places.values()))
     score_J_P_T_Q, asked_P_T_Q = np.full((len(scores), *shape), np.nan), np.zeros(shape, dtype=bool)
     for (p, t), questions in places.items():
         for q, question in enumerate(questions):
             asked_P_T_Q[p, t, q] = True
-            score_J_P_T_Q[:, p, t, q] = [judge.get(_key(question), np.nan) for judge in scores]
-    return Laid(score_J_P_T_Q, asked_P_T_Q)
+            score_J_P_T_Q[:, p, t, q] = [judge.get(_item_key(question), np.nan) for judge in scores]
+    return PersonaGymScoreArrays(score_J_P_T_Q, asked_P_T_Q)
 
 
-def published_data(found: Published | None) -> dict[str, object]:
+def published_json(published: PublishedComparison | None) -> dict[str, object]:
     """For table.json."""
-    return {"published": found.model_dump(mode="json")} if found and (found.runs or found.files) else {}
+    return {"published": published.model_dump(mode="json")} if published and (published.runs or published.files) else {}
 
 
-def published_parts(found: Published | None) -> list[Part]:
+def published_parts(published: PublishedComparison | None) -> list[DocumentPart]:
     """The table, a line a model of ours, then a line a file, and what its marks mean; empty where there is neither."""
-    if not found or not (found.runs or found.files):
+    if not published or not (published.runs or published.files):
         return []
-    ours = [_line_of_run(name, one, found.judges[name]) for name, one in found.runs.items()]
-    table = tabulate("as-published", HEADINGS, [*ours, *(_line_of_file(name, one) for name, one in found.files.items())])
-    return [table, MEANING] if any(not _all_trusted(one) for one in found.judges.values()) else [table]
+    ours = [_run_row(name, one, published.judges[name]) for name, one in published.runs.items()]
+    table = tabulate(
+        "as-published", _PUBLISHED_HEADINGS, [*ours, *(_file_row(name, one) for name, one in published.files.items())]
+    )
+    return [table, TRUST_MARKS_LEGEND] if any(not _combined_trust(one) for one in published.judges.values()) else [table]
 
 
-def _key(question: AskedQuestion) -> ItemKey:
-    return ItemKey("none", str(question.persona_id), question.persona_id, question.id, 0, str(question.task))
+def _item_key(question: AskedQuestion) -> JudgeInputKey:
+    return JudgeInputKey("none", str(question.persona_id), question.persona_id, question.id, 0, str(question.task))
 
 
-def _scores(judge: ByJudge) -> dict[ItemKey, int]:
-    return {key: score for key, score in judge.scores.items() if score is not None}
+def _known_scores(judge_scores: JudgeTurnScores) -> dict[JudgeInputKey, int]:
+    return {key: score for key, score in judge_scores.scores.items() if score is not None}
 
 
-def _files(entries: Sequence[str]) -> dict[str, PublishedScores]:
+def _read_score_files(entries: Sequence[str]) -> dict[str, PublishedScores]:
     """Names are checked before anything is read."""
     paths: dict[str, Path] = {}
     for entry in entries:
-        name, path = _named(entry)
+        name, path = _parse_entry(entry)
         if name in paths:
             raise ConfigError(f"published = {entry!r}: the name {name!r} is given already; give each file a name of its own")
         paths[name] = path
-    return {name: read_published(path) for name, path in paths.items()}
+    return {name: read_published_scores(path) for name, path in paths.items()}
 
 
-def _named(entry: str) -> tuple[str, Path]:
+def _parse_entry(entry: str) -> tuple[str, Path]:
     name, equals, path = entry.partition("=")
     if not equals or not name.strip() or not path.strip():
         raise ConfigError(f"published = {entry!r}: give NAME=PATH, a scores.json or a folder of *_score.json")
     return name.strip(), Path(path.strip()).expanduser()
 
 
-def _all_trusted(judges: Mapping[str, bool | None]) -> bool | None:
+def _combined_trust(judges: Mapping[str, bool | None]) -> bool | None:
     """Of numbers that rest on several judges: False where one of them is not trusted, None where one was not tried."""
     return False if False in judges.values() else None if None in judges.values() else True
 
 
-def _line_of_run(name: str, one: AsPublished, judges: Mapping[str, bool | None]) -> list[Cell]:
-    beside = mark(_all_trusted(judges))
-    marked = ", ".join(f"{one_line(judge)}{mark(trusted)}" for judge, trusted in judges.items())
-    difference = number(one.difference) if one.difference is None else f"{one.difference:+.3f}".replace("-", "−")
-    values = [one.persona_score, *one.tasks, one.ours_persona_score, one.difference, one.last_persona_score]
-    texts = [*map(number, values[:-2]), difference, number(one.last_persona_score)]
-    source = Source(name, GYM)
+def _run_row(name: str, result: PublishedAggregation, judges: Mapping[str, bool | None]) -> list[TableCell]:
+    beside = trust_mark(_combined_trust(judges))
+    marked = ", ".join(f"{one_line(judge)}{trust_mark(trusted)}" for judge, trusted in judges.items())
+    difference = format_decimal(result.difference) if result.difference is None else f"{result.difference:+.3f}".replace("-", "−")
+    values = [result.persona_score, *result.tasks, result.permix_persona_score, result.difference, result.last_persona_score]
+    texts = [*map(format_decimal, values[:-2]), difference, format_decimal(result.last_persona_score)]
+    source = SourceRun(name, PERSONAGYM_KIND)
     *shown, last = (
-        stated(text if text == MISSING else text + beside, number=value).of(source)
+        trusted_cell(text if text == MISSING_TEXT else text + beside, number=value).with_sources(source)
         for text, value in zip(texts, values, strict=True)
     )
-    return [named(name), Cell(marked), *shown, stated(of(one.empty_blocks, one.blocks)), last]
+    return [label_cell(name), TableCell(marked), *shown, trusted_cell(format_ratio(result.empty_blocks, result.blocks)), last]
 
 
-def _line_of_file(name: str, one: PublishedScores) -> list[Cell]:
-    values = [one.persona_score, *(one.tasks.get(task) for task in TASKS), *[None] * 4]
-    return [named(name), stated(""), *(stated(number(value), number=value) for value in values)]
+def _file_row(name: str, published_scores: PublishedScores) -> list[TableCell]:
+    values = [published_scores.persona_score, *(published_scores.tasks.get(task) for task in PERSONAGYM_TASKS), *[None] * 4]
+    return [label_cell(name), trusted_cell(""), *(trusted_cell(format_decimal(value), number=value) for value in values)]

@@ -13,34 +13,42 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from permix.config import ProbeConfig
+from permix.config import DevEvalConfig
 from permix.errors import DataError
 from permix.evals import open_ended, stability
-from permix.evals.drift_report import ByJudge, Drift, measure_drift
-from permix.evals.fidelity_records import kind_of
-from permix.evals.grid import Answers, read_answers
+from permix.evals.drift_report import Drift, JudgeTurnScores, measure_drift
+from permix.evals.fidelity_records import fidelity_kind
+from permix.evals.grid import GridResults, read_grid_results
 from permix.evals.stability import StabilityGrid, read_rounds
 from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import StrategySummary
-from permix.evals.text_metrics import Unjudged, measure_unjudged
-from permix.metrics.dev_curve import Curve
+from permix.evals.text_metrics import TextMetrics, measure_text_metrics
+from permix.metrics.dev_curve import DevCurve
 from permix.metrics.identifiability import Identifiability
-from permix.metrics.linear_models import CrossedSummary
+from permix.metrics.linear_models import TemplateEffects
 from permix.metrics.sequential import Round
 from permix.metrics.stability import StabilitySummary
-from permix.report.judges import GYM, INTERVIEW, KINDS, OPEN, JudgedRun, Scored, read_judged
-from permix.storage.cells import Brief, briefs_of
+from permix.report.judges import (
+    INTERVIEW_KIND,
+    OPEN_ENDED_KIND,
+    PERSONAGYM_KIND,
+    RUN_KIND_OF_FIDELITY,
+    JudgedRun,
+    JudgeScoreEntry,
+    read_judged_run,
+)
+from permix.storage.cells import CellSummary, cell_summaries
 from permix.storage.files import read_json
-from permix.training.dev_eval import curve_of
+from permix.training.dev_eval import load_dev_curve
 from permix.types import Cell, CellKey, Estimate, Record
 
-STAGES = ("stability", "fidelity", "train")
+REPORTED_STAGES = ("stability", "fidelity", "train")
 
-FIDELITY = (OPEN, GYM, INTERVIEW)
+FIDELITY_RUN_KINDS = (OPEN_ENDED_KIND, PERSONAGYM_KIND, INTERVIEW_KIND)
 
-WHOLE_GRID = frozenset(name for name, strategy in STRATEGIES.items() if strategy.asks_whole_grid)
+WHOLE_GRID_STRATEGIES = frozenset(name for name, strategy in STRATEGIES.items() if strategy.is_full_grid)
 
-STABILITY_COLUMNS = (
+STABILITY_FIELDS = (
     "baseline", "mean", "worst", "pss", "pss_observed", "pss_null", "pss_crossfit",
     "n_questions", "n_personas", "n_scored", "n_asked",
 )  # fmt: skip
@@ -61,17 +69,17 @@ class Run:
         return read_json(path) if path.exists() else {}
 
     @cached_property
-    def answers(self) -> Answers:
-        return read_answers(self.path)
+    def grid_results(self) -> GridResults:
+        return read_grid_results(self.path)
 
     @property
     def cells(self) -> Mapping[CellKey, Cell]:
-        return self.answers.cells
+        return self.grid_results.cells
 
     @cached_property
-    def grid(self) -> dict[CellKey, Brief]:
+    def cell_summaries(self) -> dict[CellKey, CellSummary]:
         """The cells that the measures of stability or identifiability stand on, in brief."""
-        return self.answers.grid
+        return self.grid_results.grid_summaries
 
     @cached_property
     def rounds(self) -> tuple[Round, ...]:
@@ -82,13 +90,13 @@ class Run:
     def kind(self) -> str:
         """Its stage, and its strategy or what a fidelity run asks: a model has one run of each kind."""
         if self.stage == "fidelity":
-            return KINDS[kind_of(self.config)]
+            return RUN_KIND_OF_FIDELITY[fidelity_kind(self.config)]
         return self.stage if self.strategy == "none" else f"{self.stage}, {self.strategy}"
 
     @cached_property
-    def judged(self) -> JudgedRun | None:
+    def judged_run(self) -> JudgedRun | None:
         """What judges say of a fidelity run; None where nobody has judged it."""
-        return read_judged(self.path, self.kind, self.config) if self.stage == "fidelity" else None
+        return read_judged_run(self.path, self.kind, self.config) if self.stage == "fidelity" else None
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
@@ -106,17 +114,17 @@ class Run:
         return [steps[number] for number in sorted(steps)]
 
     @cached_property
-    def curve(self) -> Curve | None:
+    def dev_curve(self) -> DevCurve | None:
         """A training run's probes, measured from their records."""
-        config = ProbeConfig.model_validate(self.config.get("probe", {}))
-        return curve_of(self.path, config) if self.stage == "train" and config.every else None
+        config = DevEvalConfig.model_validate(self.config.get("dev_eval", {}))
+        return load_dev_curve(self.path, config) if self.stage == "train" and config.every else None
 
     @property
     def model_name(self) -> str:
         return str(self.config.get("model", {}).get("name", self.path.name))
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """Its kind, for people; of a training its method too: "train (sft)"."""
         method = self.config.get("method")
         return f"{self.stage} ({method})" if method else self.kind
@@ -126,7 +134,7 @@ class Run:
         """Tokens generated; of a training on gold answers, tokens learnt from. None when nothing is recorded, or not of all."""
         if self.stage == "train" and not self.cells:
             return self.log[-1].get("tokens") if self.log else None
-        total = _total([brief.written for brief in briefs_of(self.cells).values() if brief.answered])
+        total = _sum_or_none([brief.completion_tokens for brief in cell_summaries(self.cells).values() if brief.has_completion])
         return None if total is None else int(total)
 
     @cached_property
@@ -144,7 +152,7 @@ class Run:
         return self.usage.get("peak_mb")
 
 
-class Row(Record):
+class ModelRow(Record):
     """One model of the main table. `n_scored` of `n_asked` counts persona cells. Tokens and CPU seconds: None unless recorded.
 
     `judged`: one entry a judge and kind of fidelity run.
@@ -160,7 +168,7 @@ class Row(Record):
     pss_crossfit: Estimate | None = None
     identifiability: Estimate | None = None
     chance: float | None = None
-    judged: tuple[Scored, ...] = ()
+    judged: tuple[JudgeScoreEntry, ...] = ()
     train_tokens: int | None = None
     train_cpu_s: float | None = None
     eval_tokens: int | None = None
@@ -181,62 +189,66 @@ class ModelRuns(NamedTuple):
     runs: dict[str, Run]
     stability: StabilitySummary | None
     grid: StabilityGrid | None
-    fidelity: Identifiability | None
+    identifiability: Identifiability | None
     strategies: tuple[StrategySummary, ...]
-    crossed: CrossedSummary | None = None
-    unjudged: Mapping[str, Unjudged] = MappingProxyType({})
+    template_effects: TemplateEffects | None = None
+    text_metrics: Mapping[str, TextMetrics] = MappingProxyType({})
     """Of each kind of fidelity run."""
     drift: Drift | None = None
-    unmeasured: tuple[str, ...] = ()
+    unmeasured_reasons: tuple[str, ...] = ()
     """What could not be measured of its runs, and why."""
 
     @property
-    def every_run(self) -> dict[str, Run]:
+    def runs_with_judges(self) -> dict[str, Run]:
         """By kind; judges' runs of their own too, as "KIND, judge LABEL"."""
         judging = {
             f"{kind}, judge {label}": Run(folder)
             for kind, run in self.runs.items()
-            if run.judged is not None
-            for label, folder in run.judged.folders.items()
+            if run.judged_run is not None
+            for label, folder in run.judged_run.judge_dirs.items()
         }
         return self.runs | judging
 
     @property
-    def curve(self) -> Curve | None:
-        return self.runs["train"].curve if "train" in self.runs else None
+    def dev_curve(self) -> DevCurve | None:
+        return self.runs["train"].dev_curve if "train" in self.runs else None
 
     @property
-    def judged(self) -> list[JudgedRun]:
+    def judged_runs(self) -> list[JudgedRun]:
         """Its fidelity runs that were judged, one of each kind."""
-        return [run.judged for kind in FIDELITY if (run := self.runs.get(kind)) is not None and run.judged is not None]
+        return [
+            run.judged_run
+            for kind in FIDELITY_RUN_KINDS
+            if (run := self.runs.get(kind)) is not None and run.judged_run is not None
+        ]
 
     @property
-    def row(self) -> Row:
-        evaluations = [self.runs[kind] for kind in ("stability", *FIDELITY) if kind in self.runs]
+    def row(self) -> ModelRow:
+        evaluations = [self.runs[kind] for kind in ("stability", *FIDELITY_RUN_KINDS) if kind in self.runs]
         values: dict[str, Any] = {
-            "eval_tokens": _total([run.tokens for run in evaluations]),
-            "eval_cpu_s": _total([run.cpu_seconds for run in evaluations]),
+            "eval_tokens": _sum_or_none([run.tokens for run in evaluations]),
+            "eval_cpu_s": _sum_or_none([run.cpu_seconds for run in evaluations]),
         }
         if self.stability is not None:
-            values |= {name: getattr(self.stability, name) for name in STABILITY_COLUMNS}
-        if self.fidelity is not None:
-            values |= {"identifiability": self.fidelity.accuracy, "chance": self.fidelity.chance}
-            values |= {"n_answers": self.fidelity.n_answered, "n_answers_asked": self.fidelity.n_asked}
-        values["judged"] = tuple(one for judged in self.judged for one in judged.scored)
+            values |= {name: getattr(self.stability, name) for name in STABILITY_FIELDS}
+        if self.identifiability is not None:
+            values |= {"identifiability": self.identifiability.accuracy, "chance": self.identifiability.chance}
+            values |= {"n_answers": self.identifiability.n_answered, "n_answers_asked": self.identifiability.n_asked}
+        values["judged"] = tuple(one for judged in self.judged_runs for one in judged.score_entries)
         if "train" in self.runs:
             values |= {"train_tokens": self.runs["train"].tokens, "train_cpu_s": self.runs["train"].cpu_seconds}
-        return Row(label=self.label, **values)
+        return ModelRow(label=self.label, **values)
 
 
-def collect(paths: Sequence[Path]) -> list[ModelRuns]:
+def collect_models(paths: Sequence[Path]) -> list[ModelRuns]:
     """Every model found in `paths`, measured."""
     if not paths:
         raise DataError("no runs: give run directories, or folders that hold some")
-    found = {run.path.resolve(): run for path in paths for run in find(path)}
-    return [_measure(label, runs) for label, runs in _by_label(list(found.values())).items()]
+    found = {run.path.resolve(): run for path in paths for run in find_runs(path)}
+    return [_measure_model(label, runs) for label, runs in _group_by_label(list(found.values())).items()]
 
 
-def find(path: Path) -> Iterator[Run]:
+def find_runs(path: Path) -> Iterator[Run]:
     """The run at `path`, or all runs below it, by name. Raises DataError when there is none."""
     if is_run(path):
         yield Run(path)
@@ -245,18 +257,18 @@ def find(path: Path) -> Iterator[Run]:
         raise DataError(f"{path}: no such folder")
     if (path / "config.json").exists():
         stage = read_json(path / "config.json").get("stage")
-        raise DataError(f"{path}: config.json has stage {stage!r}; a report reads runs of {', '.join(STAGES)}")
-    inside = list(_below(path))
+        raise DataError(f"{path}: config.json has stage {stage!r}; a report reads runs of {', '.join(REPORTED_STAGES)}")
+    inside = list(_runs_below(path))
     if not inside:
         raise DataError(f"{path}: neither a run directory (no config.json with a stage) nor a folder that holds one")
     yield from (Run(one) for one in inside)
 
 
 def is_run(path: Path) -> bool:
-    return (path / "config.json").is_file() and read_json(path / "config.json").get("stage") in STAGES
+    return (path / "config.json").is_file() and read_json(path / "config.json").get("stage") in REPORTED_STAGES
 
 
-def _below(path: Path) -> Iterator[Path]:
+def _runs_below(path: Path) -> Iterator[Path]:
     for folder, names, _ in os.walk(path):
         names.sort()
         if is_run(Path(folder)):
@@ -264,28 +276,28 @@ def _below(path: Path) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _by_label(runs: Sequence[Run]) -> dict[str, dict[str, Run]]:
+def _group_by_label(runs: Sequence[Run]) -> dict[str, dict[str, Run]]:
     models: dict[str, dict[str, Run]] = {}
     for run in runs:
-        kinds = models.setdefault(label_of(run, runs), {})
+        kinds = models.setdefault(model_label(run, runs), {})
         if run.kind in kinds:
             raise DataError(
-                f'{run.path} and {kinds[run.kind].path}: two {run.kind} runs of one label, "{label_of(run, runs)}"; '
+                f'{run.path} and {kinds[run.kind].path}: two {run.kind} runs of one label, "{model_label(run, runs)}"; '
                 "give each its own --label, or report them apart"
             )
         kinds[run.kind] = run
-    return {name: _with_stability(kinds) for name, kinds in models.items()}
+    return {name: _with_default_stability_run(kinds) for name, kinds in models.items()}
 
 
-def _with_stability(kinds: dict[str, Run]) -> dict[str, Run]:
+def _with_default_stability_run(kinds: dict[str, Run]) -> dict[str, Run]:
     """Without a run of plain stability, the first one of a strategy that asks the whole grid stands for it."""
-    whole = [kind for kind, run in kinds.items() if run.stage == "stability" and run.strategy in WHOLE_GRID]
+    whole = [kind for kind, run in kinds.items() if run.stage == "stability" and run.strategy in WHOLE_GRID_STRATEGIES]
     if "stability" in kinds or not whole:
         return kinds
     return {"stability" if kind == whole[0] else kind: run for kind, run in kinds.items()}
 
 
-def label_of(run: Run, runs: Sequence[Run]) -> str:
+def model_label(run: Run, runs: Sequence[Run]) -> str:
     """The run's label; else the model's name; for a training run without one, that of the run that evaluated its model."""
     if run.config.get("label"):
         return str(run.config["label"])
@@ -293,41 +305,42 @@ def label_of(run: Run, runs: Sequence[Run]) -> str:
         return run.model_name
     trained = (run.path / "model").resolve()
     return next(
-        (label_of(one, runs) for one in runs if one.stage != "train" and Path(one.model_name).resolve() == trained), run.path.name
+        (model_label(one, runs) for one in runs if one.stage != "train" and Path(one.model_name).resolve() == trained),
+        run.path.name,
     )
 
 
-def _measure(label: str, runs: dict[str, Run]) -> ModelRuns:
-    stable, distinct, talked = runs.get("stability"), runs.get("fidelity"), runs.get(INTERVIEW)
-    told, untold = (None, "") if distinct is None else _told(distinct)
+def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
+    stable, distinct, talked = runs.get("stability"), runs.get("fidelity"), runs.get(INTERVIEW_KIND)
+    told, untold = (None, "") if distinct is None else _measure_identifiability(distinct)
     return ModelRuns(
         label=label,
         runs=runs,
-        stability=None if stable is None else stability.measure(stable.path, stable.answers),
-        grid=None if stable is None else stability.grids(stable.path, stable.answers),
-        fidelity=told,
-        crossed=None if stable is None else stability.measure_crossed(stable.path, stable.answers),
-        unjudged={kind: measure_unjudged(runs[kind].path) for kind in FIDELITY if kind in runs},
-        strategies=tuple(found for run in runs.values() if (found := measure_strategy(run.path, run.answers)) is not None),
-        drift=None if talked is None else measure_drift(talked.path, reference_of(talked), _judges(talked)),
-        unmeasured=(untold,) if untold else (),
+        stability=None if stable is None else stability.measure_stability(stable.path, stable.grid_results),
+        grid=None if stable is None else stability.read_stability_grid(stable.path, stable.grid_results),
+        identifiability=told,
+        template_effects=None if stable is None else stability.measure_template_effects(stable.path, stable.grid_results),
+        text_metrics={kind: measure_text_metrics(runs[kind].path) for kind in FIDELITY_RUN_KINDS if kind in runs},
+        strategies=tuple(found for run in runs.values() if (found := measure_strategy(run.path, run.grid_results)) is not None),
+        drift=None if talked is None else measure_drift(talked.path, find_reference_run(talked), _scores_by_judge(talked)),
+        unmeasured_reasons=(untold,) if untold else (),
     )
 
 
-def _told(run: Run) -> tuple[Identifiability | None, str]:
+def _measure_identifiability(run: Run) -> tuple[Identifiability | None, str]:
     """Its identifiability; or None, and why the answers that there are do not allow any."""
-    reference = reference_of(run)
+    reference = find_reference_run(run)
     try:
-        return open_ended.measure(run.path, reference), ""
+        return open_ended.measure_identifiability(run.path, reference), ""
     except DataError as error:
         return None, f"{run.path}: {error}"
 
 
-def _judges(run: Run) -> dict[str, ByJudge]:
-    return {} if run.judged is None else run.judged.by_judge
+def _scores_by_judge(run: Run) -> dict[str, JudgeTurnScores]:
+    return {} if run.judged_run is None else run.judged_run.scores_by_judge
 
 
-def reference_of(run: Run) -> Path | None:
+def find_reference_run(run: Run) -> Path | None:
     """The run whose answers train the classifier: where the configuration says, or beside this run when both were moved."""
     named = run.config.get("reference")
     if named is None:
@@ -339,6 +352,6 @@ def reference_of(run: Run) -> Path | None:
     raise DataError(f"{run.path}: its reference run {named} is gone; identifiability cannot be measured without it")
 
 
-def _total(parts: Sequence[Any]) -> Any:
+def _sum_or_none(parts: Sequence[Any]) -> Any:
     """The sum, or None when there is no part or one of them is not known: half a sum would mislead."""
     return sum(parts) if parts and all(part is not None for part in parts) else None

@@ -18,20 +18,20 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
-from permix.judges.summary import Judged
+from permix.judges.summary import JudgeSummary
 from permix.rendering import theme
-from permix.rendering.theme import HOLLOW, INTERVAL, Style
-from permix.report.judges import FILES, SCORE_OF, TITLES, UNTRIED, UNTRUSTED, JudgedRun, mark
-from permix.report.methods import Method, Pooled
-from permix.sanitize import figure as safe
-from permix.types import Control, Estimate
+from permix.rendering.theme import HOLLOW_MARKER_NOTE, QUESTION_INTERVAL_NOTE, Style
+from permix.report.judges import KIND_FILE_STEMS, KIND_TITLES, SCORE_NAMES, UNTESTED_MARK, UNTRUSTED_MARK, JudgedRun, trust_mark
+from permix.report.methods import PooledMethod, ReportMethod
+from permix.sanitize import escape_for_figure as safe
+from permix.types import Estimate, JudgeControl
 
-Runs = Mapping[str, JudgedRun]
+JudgedRuns = Mapping[str, JudgedRun]
 
 
-PERSONA_INTERVAL = "95 % intervals over personas"
+PERSONA_INTERVAL_NOTE = "95 % intervals over personas"
 
-BARS: dict[Control, str] = {
+CONTROL_NAMES: dict[JudgeControl, str] = {
     "none": "own persona",
     "wrong-persona": "wrong persona",
     "no-persona": "no persona",
@@ -40,45 +40,51 @@ BARS: dict[Control, str] = {
     "injected": "injected",
 }
 
-SHADES = colormaps["cividis"](np.linspace(0.05, 1.0, 5))
+SCORE_COLOURS = colormaps["cividis"](np.linspace(0.05, 1.0, 5))
 
-LEGIBLE = 0.06  # of a bar: a narrower piece has no room for its number
+_MIN_LABELLED_WIDTH = 0.06  # of a bar: a narrower piece has no room for its number
 
 
-def draw(models: Mapping[str, Sequence[JudgedRun]], out: Path, styles: Mapping[str, Style]) -> dict[str, str]:
+def plot_judge_figures(models: Mapping[str, Sequence[JudgedRun]], out: Path, styles: Mapping[str, Style]) -> dict[str, str]:
     """Two figures for each kind of run that was judged; {file name: what it shows}."""
     figures: dict[str, str] = {}
-    for kind in FILES:
+    for kind in KIND_FILE_STEMS:
         runs = {label: run for label, judged in models.items() for run in judged if run.kind == kind}
         if runs:
-            by_task, tried = files(kind)
-            scores(runs, kind, out / by_task, styles)
-            trial(runs, kind, out / tried)
-            figures |= {by_task: f"judges' scores, {TITLES[kind]}", tried: f"the judges on trial, {TITLES[kind]}"}
+            by_task, tried = judge_figure_files(kind)
+            plot_judge_scores(runs, kind, out / by_task, styles)
+            plot_judge_reliability(runs, kind, out / tried)
+            figures |= {by_task: f"judges' scores, {KIND_TITLES[kind]}", tried: f"the judges on trial, {KIND_TITLES[kind]}"}
     return figures
 
 
-def files(kind: str) -> tuple[str, str]:
+def judge_figure_files(kind: str) -> tuple[str, str]:
     """The names of both figures of a kind."""
-    return f"judged-{FILES[kind]}.png", f"trial-{FILES[kind]}.png"
+    return f"judged-{KIND_FILE_STEMS[kind]}.png", f"trial-{KIND_FILE_STEMS[kind]}.png"
 
 
-def scores(runs: Runs, kind: str, path: Path, styles: Mapping[str, Style]) -> None:
+def plot_judge_scores(runs: JudgedRuns, kind: str, path: Path, styles: Mapping[str, Style]) -> None:
     """One panel a judge: the mean over the tasks, then each task, every model with its interval."""
     judges = list(dict.fromkeys(judge for run in runs.values() for judge in run.judges))
     found = {judge: {label: run.judges[judge] for label, run in runs.items() if judge in run.judges} for judge in judges}
-    rows = {judge: [SCORE_OF[kind], *_tasks(list(by_model.values()))] for judge, by_model in found.items()}
+    rows = {judge: [SCORE_NAMES[kind], *_task_names(list(by_model.values()))] for judge, by_model in found.items()}
     height = sum(0.45 + len(rows[judge]) * (0.16 + 0.13 * len(runs)) for judge in judges)
-    n = theme.counts(one.persona_score.n for by_model in found.values() for one in by_model.values())
-    hollow = any(not one.trusted for by_model in found.values() for one in by_model.values())
-    marks = HOLLOW if hollow else ""
-    fig = theme.sheet(0.7 + height, f"Judges' scores: {TITLES[kind]}", f"n = {n} personas; bars: {PERSONA_INTERVAL}{marks}")
-    for ax, judge in zip(theme.panels(fig, len(judges)), judges, strict=True):
+    n = theme.join_distinct_counts(one.persona_score.n for by_model in found.values() for one in by_model.values())
+    hollow = any(not one.discriminates_persona for by_model in found.values() for one in by_model.values())
+    marks = HOLLOW_MARKER_NOTE if hollow else ""
+    fig = theme.new_figure(
+        0.7 + height, f"Judges' scores: {KIND_TITLES[kind]}", f"n = {n} personas; bars: {PERSONA_INTERVAL_NOTE}{marks}"
+    )
+    for ax, judge in zip(theme.stacked_axes(fig, len(judges)), judges, strict=True):
         for place, (label, one) in enumerate(found[judge].items()):
             offset = (place - (len(found[judge]) - 1) / 2) * 0.7 / len(runs)
             for row, task in enumerate(rows[judge]):
-                _point(
-                    ax, one.tasks.get(task) if row else one.persona_score, row + offset, styles[label], filled=bool(one.trusted)
+                _plot_score(
+                    ax,
+                    one.tasks.get(task) if row else one.persona_score,
+                    row + offset,
+                    styles[label],
+                    filled=bool(one.discriminates_persona),
                 )
         ax.set_yticks(range(len(rows[judge])), [safe(task, 30) for task in rows[judge]])
         ax.set_ylim(len(rows[judge]) - 0.4, -0.6)
@@ -86,61 +92,77 @@ def scores(runs: Runs, kind: str, path: Path, styles: Mapping[str, Style]) -> No
         ax.set_title(safe(f"judge {judge}", 60), loc="left", fontsize=10)
         ax.grid(visible=False, axis="y")
     ax.set_xlabel("mean score, 1 to 5")
-    theme.legend(fig, list(runs), styles)
-    theme.save(fig, path)
+    theme.draw_legend(fig, list(runs), styles)
+    theme.save_figure(fig, path)
 
 
-def trial(runs: Runs, kind: str, path: Path) -> None:
+def plot_judge_reliability(runs: JudgedRuns, kind: str, path: Path) -> None:
     """One panel a model and judge: which scores the answers got, and the same answers under each control."""
     judged = [(label, one) for label, run in runs.items() for one in run.judges.values()]
-    shown = [[control for control in BARS if any(one.histogram[control])] for _, one in judged]
+    shown = [[control for control in CONTROL_NAMES if any(one.histogram[control])] for _, one in judged]
     note = (
         "answers that got each score, n at the right, without Toxicity Control; a good judge scores wrong and no persona lower "
-        f"than the own one, the last three alike; {UNTRUSTED} does not tell right from wrong persona; {UNTRIED} was not tried"
+        f"than the own one, the last three alike; {UNTRUSTED_MARK} does not tell right from wrong persona; "
+        f"{UNTESTED_MARK} was not tried"
     )
-    fig = theme.sheet(0.8 + sum(0.55 + 0.24 * len(bars) for bars in shown), f"The judges on trial: {TITLES[kind]}", note)
+    fig = theme.new_figure(
+        0.8 + sum(0.55 + 0.24 * len(bars) for bars in shown), f"The judges on trial: {KIND_TITLES[kind]}", note
+    )
     heights = [max(1, len(bars)) for bars in shown]
     axes = list(fig.subplots(len(judged), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0])
     for ax, (label, one), bars in zip(axes, judged, shown, strict=True):
         for row, control in enumerate(bars):
-            _stack(ax, row, one.histogram[control])
-        ax.set_yticks(range(len(bars)), [BARS[control] for control in bars])
+            _plot_stacked_bar(ax, row, one.histogram[control])
+        ax.set_yticks(range(len(bars)), [CONTROL_NAMES[control] for control in bars])
         ax.set_ylim(len(bars) - 0.4, -0.6)
         ax.set_xlim(0, 1)
         ax.spines[["top", "right", "left"]].set_visible(False)
-        ax.set_title(safe(f"{label}, judge {one.label}: AUC {one.trial.auc}{mark(one.trusted)}", 90), loc="left", fontsize=10)
+        ax.set_title(
+            safe(f"{label}, judge {one.label}: AUC {one.reliability.auc}{trust_mark(one.discriminates_persona)}", 90),
+            loc="left",
+            fontsize=10,
+        )
     axes[-1].set_xlabel("share of answers")
-    patches = [Patch(facecolor=shade, label=f"score {score}") for score, shade in enumerate(SHADES, start=1)]
+    patches = [Patch(facecolor=shade, label=f"score {score}") for score, shade in enumerate(SCORE_COLOURS, start=1)]
     fig.legend(handles=patches, loc="outside lower center", ncols=5, frameon=False)
-    theme.save(fig, path)
+    theme.save_figure(fig, path)
 
 
-def _tasks(every: Sequence[Judged]) -> list[str]:
+def _task_names(judges: Sequence[JudgeSummary]) -> list[str]:
     """Tasks of any model; none where there is but one, which is the mean itself."""
-    tasks = list(dict.fromkeys(task for one in every for task in one.tasks))
+    tasks = list(dict.fromkeys(task for one in judges for task in one.tasks))
     return tasks if len(tasks) > 1 else []
 
 
-def _point(ax: Axes, estimate: Estimate | None, row: float, style: Style, *, filled: bool) -> None:
+def _plot_score(ax: Axes, estimate: Estimate | None, row: float, style: Style, *, filled: bool) -> None:
     if estimate is not None and estimate.value is not None:
         face = style.colour if filled else "w"
-        ax.errorbar(estimate.value, row, xerr=theme.sides(estimate), fmt=style.marker, color=style.colour, ms=5, lw=1.3, mfc=face)
+        ax.errorbar(
+            estimate.value,
+            row,
+            xerr=theme.error_bar_lengths(estimate),
+            fmt=style.marker,
+            color=style.colour,
+            ms=5,
+            lw=1.3,
+            mfc=face,
+        )
 
 
-def _stack(ax: Axes, row: int, counts: Sequence[int]) -> None:
+def _plot_stacked_bar(ax: Axes, row: int, counts: Sequence[int]) -> None:
     """One bar of five pieces, each with its share where there is room for it."""
     total, left = sum(counts), 0.0
-    for place, (count, shade) in enumerate(zip(counts, SHADES, strict=True)):
+    for place, (count, shade) in enumerate(zip(counts, SCORE_COLOURS, strict=True)):
         width = count / total
         ax.barh(row, width, left=left, height=0.78, color=shade, edgecolor="w", lw=0.6)
-        if width >= LEGIBLE:
+        if width >= _MIN_LABELLED_WIDTH:
             ink = "w" if place < 2 else "k"
             ax.text(left + width / 2, row, f"{100 * width:.0f} %", ha="center", va="center", fontsize=8, color=ink)
         left += width
     ax.text(1.005, row, f"{total}", ha="left", va="center", fontsize=8.5, color="0.3")
 
 
-class Point(NamedTuple):
+class TradeoffPoint(NamedTuple):
     """A method; `seeds` are (identifiability, PSS) of each of several trainings, and empty of one."""
 
     name: str
@@ -149,34 +171,37 @@ class Point(NamedTuple):
     seeds: tuple[tuple[float, float], ...] = ()
 
     @property
-    def at(self) -> tuple[float, float]:
+    def xy(self) -> tuple[float, float]:
         return (self.identifiability.value or 0.0, self.pss.value or 0.0)
 
     @property
-    def bars(self) -> list[Bbox]:
+    def boxes(self) -> list[Bbox]:
         """The two interval bars through the point, and its seeds, as boxes without width."""
-        (x, y), (left, right), (low, high) = self.at, theme.ends(self.identifiability), theme.ends(self.pss)
+        (x, y), (left, right), (low, high) = self.xy, theme.interval_ends(self.identifiability), theme.interval_ends(self.pss)
         return [Bbox([[left, y], [right, y]]), Bbox([[x, low], [x, high]]), *(Bbox([seed, seed]) for seed in self.seeds)]
 
 
-def points_of(methods: Sequence[Method], pooled: Sequence[Pooled], apart: Set[str] = frozenset()) -> list[Point]:
-    """The methods that have both numbers, but for those with a label that stands `apart`: not to be held against the others."""
+def tradeoff_points(
+    methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod], excluded: Set[str] = frozenset()
+) -> list[TradeoffPoint]:
+    """The methods that have both numbers, but for those with a label that stands `excluded`: not to be held against the
+    others."""
     return [
-        Point(method.name, mean.pss, mean.identifiability, _seeds(method))
+        TradeoffPoint(method.name, mean.pss, mean.identifiability, _seed_values(method))
         for method, mean in zip(methods, pooled, strict=True)
-        if mean.pss is not None and mean.pss.value is not None and not apart & set(method.labels)
+        if mean.pss is not None and mean.pss.value is not None and not excluded & set(method.labels)
         and mean.identifiability is not None and mean.identifiability.value is not None
     ]  # fmt: skip
 
 
-def chance_of(pooled: Sequence[Pooled]) -> float | None:
+def common_chance(pooled: Sequence[PooledMethod]) -> float | None:
     """One line needs one chance: None where methods were told from different numbers of personas."""
     found = {mean.chance for mean in pooled if mean.chance is not None}
     return found.pop() if len(found) == 1 else None
 
 
-def tradeoff(
-    points: Sequence[Point],
+def plot_tradeoff(
+    points: Sequence[TradeoffPoint],
     arrows: Sequence[tuple[str, str]],
     chance: float | None,
     path: Path,
@@ -184,11 +209,11 @@ def tradeoff(
 ) -> None:
     """Draw it. `arrows` are pairs of names, those without a point left out; `styles` are by name of the method."""
     styles = styles or theme.styles_for(point.name for point in points)
-    fig = theme.sheet(5.2, "Stability against distinctness", _note(points))
-    (ax,) = theme.panels(fig, 1)
+    fig = theme.new_figure(5.2, "Stability against distinctness", _tradeoff_note(points))
+    (ax,) = theme.stacked_axes(fig, 1)
     for point in points:
-        _draw(ax, point, styles[point.name])
-    at = {point.name: point.at for point in points}
+        _plot_tradeoff_point(ax, point, styles[point.name])
+    at = {point.name: point.xy for point in points}
     for start, end in arrows:
         if start in at and end in at:
             arrow = {"arrowstyle": "-|>", "color": "0.45", "lw": 1.1, "shrinkA": 8, "shrinkB": 8, "ls": (0, (4, 3))}
@@ -203,28 +228,28 @@ def tradeoff(
     ax.margins(0.15)
     low, high = ax.get_ylim()
     ax.set_ylim(max(0.0, low), min(1.06, high))
-    theme.name_points(ax, at, [bar for point in points for bar in point.bars], styles)
-    theme.save(fig, path)
+    theme.label_points(ax, at, [bar for point in points for bar in point.boxes], styles)
+    theme.save_figure(fig, path)
 
 
-def _draw(ax: Axes, point: Point, style: Style) -> None:
-    x, y = theme.sides(point.identifiability), theme.sides(point.pss)
-    ax.errorbar(*point.at, xerr=x, yerr=y, fmt=style.marker, color=style.colour, ms=8, capsize=3, lw=1.4)
+def _plot_tradeoff_point(ax: Axes, point: TradeoffPoint, style: Style) -> None:
+    x, y = theme.error_bar_lengths(point.identifiability), theme.error_bar_lengths(point.pss)
+    ax.errorbar(*point.xy, xerr=x, yerr=y, fmt=style.marker, color=style.colour, ms=8, capsize=3, lw=1.4)
     for seed in point.seeds:
         ax.plot(*seed, style.marker, color=style.colour, ms=4.5, mfc="w", mew=1.2, zorder=3)
 
 
-def _seeds(method: Method) -> tuple[tuple[float, float], ...]:
+def _seed_values(method: ReportMethod) -> tuple[tuple[float, float], ...]:
     pairs = [
-        (model.fidelity.accuracy.value, model.stability.pss.value)
+        (model.identifiability.accuracy.value, model.stability.pss.value)
         for model in method.models
-        if model.fidelity and model.stability
+        if model.identifiability and model.stability
     ]
     return tuple((x, y) for x, y in pairs if x is not None and y is not None) if len(method.models) > 1 else ()
 
 
-def _note(points: Sequence[Point]) -> str:
-    asked = f"{theme.counts(point.pss.n for point in points)} questions (PSS)"
-    answered = f"{theme.counts(point.identifiability.n for point in points)} answers (identifiability)"
+def _tradeoff_note(points: Sequence[TradeoffPoint]) -> str:
+    asked = f"{theme.join_distinct_counts(point.pss.n for point in points)} questions (PSS)"
+    answered = f"{theme.join_distinct_counts(point.identifiability.n for point in points)} answers (identifiability)"
     small = "; large: mean over training seeds; small and open: each seed" if any(point.seeds for point in points) else ""
-    return f"n = {asked}, {answered}; bars: {INTERVAL}{small}"
+    return f"n = {asked}, {answered}; bars: {QUESTION_INTERVAL_NOTE}{small}"

@@ -17,33 +17,33 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from permix.evals.strategies.base import Spent, StrategySummary
+from permix.evals.strategies.base import StrategySummary, StrategyTokens
 from permix.metrics.identifiability import Identifiability
-from permix.metrics.linear_models import CrossedSummary
+from permix.metrics.linear_models import TemplateEffects
 from permix.metrics.stability import PersonaSummary, StabilitySummary
 from permix.rendering.table import (
     LABEL_WIDTH,
-    MISSING,
-    NOTHING,
-    Cell,
-    Source,
+    MISSING_CELL,
+    MISSING_TEXT,
+    SourceRun,
     Table,
-    count,
-    counted,
-    estimate,
-    named,
-    number,
-    of,
+    TableCell,
+    count_cell,
+    difference_cell,
+    estimate_cell,
+    format_count,
+    format_decimal,
+    format_p_value,
+    format_ratio,
+    label_cell,
     one_line,
-    probability,
-    signed,
-    stated,
     tabulate,
+    trusted_cell,
 )
-from permix.report.judges import OPEN, mark
-from permix.report.methods import Method, Pooled
-from permix.report.runs import Row
-from permix.sanitize import clip, visible
+from permix.report.judges import OPEN_ENDED_KIND, trust_mark
+from permix.report.methods import PooledMethod, ReportMethod
+from permix.report.runs import ModelRow
+from permix.sanitize import escape_control, truncate
 from permix.types import Estimate
 
 DETAILS_WIDTH = 400
@@ -51,77 +51,84 @@ DETAILS_WIDTH = 400
 HEADING_WIDTH = 80
 
 
-class Column(NamedTuple):
+class ModelColumn(NamedTuple):
     """`kind`: of which run of the model the number is."""
 
     heading: str
-    cell: Callable[[Row], Cell]
+    cell: Callable[[ModelRow], TableCell]
     kind: str = "stability"
 
 
-def distinct(row: Row) -> Cell:
+def identifiability_cell(row: ModelRow) -> TableCell:
     """Identifiability, with chance beside n: without it the number says nothing."""
-    cell = estimate(row.identifiability)
-    return cell._replace(note=cell.note and f"{cell.note}, chance {number(row.chance)}")
+    cell = estimate_cell(row.identifiability)
+    return cell._replace(note=cell.note and f"{cell.note}, chance {format_decimal(row.chance)}")
 
 
-COLUMNS = (
-    Column("no persona", lambda row: estimate(row.baseline)),
-    Column("mean over personas", lambda row: estimate(row.mean)),
-    Column("worst persona", lambda row: estimate(row.worst)),
-    Column("PSS", lambda row: estimate(row.pss)),
-    Column("PSS as observed (worst / best)", lambda row: estimate(row.pss_observed)),
-    Column("PSS if personas did nothing", lambda row: estimate(row.pss_null)),
-    Column("identifiability", distinct, OPEN),
-    Column("scored of asked", lambda row: stated(of(row.n_scored, row.n_asked))),
-    Column("answers of asked", lambda row: stated(of(row.n_answers, row.n_answers_asked)), OPEN),
-    Column("training tokens", lambda row: counted(row.train_tokens), "train"),
-    Column("training CPU s", lambda row: counted(row.train_cpu_s), "train"),
-    Column("evaluation tokens", lambda row: counted(row.eval_tokens)),
-    Column("evaluation CPU s", lambda row: counted(row.eval_cpu_s)),
+MODEL_COLUMNS = (
+    ModelColumn("no persona", lambda row: estimate_cell(row.baseline)),
+    ModelColumn("mean over personas", lambda row: estimate_cell(row.mean)),
+    ModelColumn("worst persona", lambda row: estimate_cell(row.worst)),
+    ModelColumn("PSS", lambda row: estimate_cell(row.pss)),
+    ModelColumn("PSS as observed (worst / best)", lambda row: estimate_cell(row.pss_observed)),
+    ModelColumn("PSS if personas did nothing", lambda row: estimate_cell(row.pss_null)),
+    ModelColumn("identifiability", identifiability_cell, OPEN_ENDED_KIND),
+    ModelColumn("scored of asked", lambda row: trusted_cell(format_ratio(row.n_scored, row.n_asked))),
+    ModelColumn("answers of asked", lambda row: trusted_cell(format_ratio(row.n_answers, row.n_answers_asked)), OPEN_ENDED_KIND),
+    ModelColumn("training tokens", lambda row: count_cell(row.train_tokens), "train"),
+    ModelColumn("training CPU s", lambda row: count_cell(row.train_cpu_s), "train"),
+    ModelColumn("evaluation tokens", lambda row: count_cell(row.eval_tokens)),
+    ModelColumn("evaluation CPU s", lambda row: count_cell(row.eval_cpu_s)),
 )
 
 
-JUDGED_AFTER = 1 + [column.heading for column in COLUMNS].index("identifiability")
+_JUDGE_COLUMNS_AT = 1 + [column.heading for column in MODEL_COLUMNS].index("identifiability")
 
 
-def columns_of(rows: Sequence[Row]) -> list[Column]:
+def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
     """The columns, and one for each judge of these rows."""
     kinds = {one.name: f"{one.kind}, judge {one.judge}" for row in rows for one in row.judged}
-    by_judge = [Column(name, partial(judged, name=name), kind) for name, kind in kinds.items()]
-    return [*COLUMNS[:JUDGED_AFTER], *by_judge, *COLUMNS[JUDGED_AFTER:]]
+    by_judge = [ModelColumn(name, partial(judge_score_cell, name=name), kind) for name, kind in kinds.items()]
+    return [*MODEL_COLUMNS[:_JUDGE_COLUMNS_AT], *by_judge, *MODEL_COLUMNS[_JUDGE_COLUMNS_AT:]]
 
 
-def judged(row: Row, name: str) -> Cell:
+def judge_score_cell(row: ModelRow, name: str) -> TableCell:
     """A judge's number, marked where it means nothing."""
     one = next((one for one in row.judged if one.name == name), None)
     if one is None or one.persona_score.value is None:
-        return NOTHING
-    about = f"n = {one.persona_score.n} personas, {of(one.n_scored, one.n_asked)} scored"
-    worth = {True: "", False: ", means nothing: judge not trusted", None: ", judge not tried"}[one.trusted]
-    return stated(f"{one.persona_score}{mark(one.trusted)}", about + worth, one.persona_score)
+        return MISSING_CELL
+    about = f"n = {one.persona_score.n} personas, {format_ratio(one.n_scored, one.n_asked)} scored"
+    worth = {True: "", False: ", means nothing: judge not trusted", None: ", judge not tried"}[one.discriminates_persona]
+    return trusted_cell(f"{one.persona_score}{trust_mark(one.discriminates_persona)}", about + worth, one.persona_score)
 
 
-def main_table(rows: Sequence[Row]) -> Table:
+def models_table(rows: Sequence[ModelRow]) -> Table:
     """One line a model."""
-    columns = columns_of(rows)
-    lines = [[named(row.label), *(column.cell(row).of(Source(row.label, column.kind)) for column in columns)] for row in rows]
+    columns = columns_with_judges(rows)
+    lines = [
+        [label_cell(row.label), *(column.cell(row).with_sources(SourceRun(row.label, column.kind)) for column in columns)]
+        for row in rows
+    ]
     return tabulate("models", ["model", *(one_line(column.heading, HEADING_WIDTH) for column in columns)], lines)
 
 
 NAME_WIDTH, VALUE_WIDTH = 19, len("0.123 [0.12, 0.12]")  # three models fit into 80 columns, their intervals unbroken
 
 
-def terminal_table(rows: Sequence[Row]) -> TerminalTable:
+def terminal_models_table(rows: Sequence[ModelRow]) -> TerminalTable:
     """For a terminal: measures as lines, models as columns; measures that no model has are left out."""
     table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", width=NAME_WIDTH)
     for row in rows:
-        table.add_column(Text(clip(visible(row.label), LABEL_WIDTH)), justify="left", overflow="fold", min_width=VALUE_WIDTH)
-    for column in columns_of(rows):
+        table.add_column(
+            Text(truncate(escape_control(row.label), LABEL_WIDTH)), justify="left", overflow="fold", min_width=VALUE_WIDTH
+        )
+    for column in columns_with_judges(rows):
         cells = [column.cell(row) for row in rows]
-        if any(cell.text != MISSING for cell in cells):
-            table.add_row(Text(clip(visible(column.heading), HEADING_WIDTH)), *(_two_tone(cell) for cell in cells))
+        if any(cell.text != MISSING_TEXT for cell in cells):
+            table.add_row(
+                Text(truncate(escape_control(column.heading), HEADING_WIDTH)), *(_terminal_text(cell) for cell in cells)
+            )
     return table
 
 
@@ -130,13 +137,20 @@ def persona_table(summaries: Mapping[str, StabilitySummary]) -> Table:
     of_model = {model: {one.id: one for one in summary.personas} for model, summary in summaries.items()}
     ids = dict.fromkeys(id for personas in of_model.values() for id in personas)
     none = [
-        Cell("no persona", ours=True, mark="*"), *(estimate(one.baseline).of(_stable(model)) for model, one in summaries.items())
-    ]  # fmt: skip
-    lines = [[named(id), *(_persona(personas.get(id)).of(_stable(model)) for model, personas in of_model.items())] for id in ids]
+        TableCell("no persona", trusted_markup=True, emphasis="*"),
+        *(estimate_cell(one.baseline).with_sources(_stability_source(model)) for model, one in summaries.items()),
+    ]
+    lines = [
+        [
+            label_cell(id),
+            *(_persona_cell(personas.get(id)).with_sources(_stability_source(model)) for model, personas in of_model.items()),
+        ]
+        for id in ids
+    ]
     return tabulate("personas", ["persona", *map(one_line, summaries)], [none, *lines])
 
 
-CONTROLS = (
+_CONTROL_HEADINGS = (
     "model", "identifiability", "chance", "question only", "length only", "labels permuted", "answers of asked", "trained on",
 )  # fmt: skip
 
@@ -147,158 +161,182 @@ def controls_table(results: Mapping[str, Identifiability]) -> Table:
     for model, result in results.items():
         tested = (result.question_only, result.length_only, result.permuted)
         cells = [
-            estimate(result.accuracy),
-            stated(number(result.chance), number=result.chance),
-            *map(estimate, tested),
-            stated(of(result.n_answered, result.n_asked)),
+            estimate_cell(result.accuracy),
+            trusted_cell(format_decimal(result.chance), number=result.chance),
+            *map(estimate_cell, tested),
+            trusted_cell(format_ratio(result.n_answered, result.n_asked)),
         ]
-        lines.append([named(model), *(cell.of(Source(model, OPEN)) for cell in cells), named(result.reference)])
-    return tabulate("identifiability", CONTROLS, lines)
+        lines.append(
+            [
+                label_cell(model),
+                *(cell.with_sources(SourceRun(model, OPEN_ENDED_KIND)) for cell in cells),
+                label_cell(result.reference),
+            ]
+        )
+    return tabulate("identifiability", _CONTROL_HEADINGS, lines)
 
 
-TEMPLATE_COLUMNS = (("mean over personas", "mean"), ("worst persona", "worst"), ("PSS", "pss"), ("mean − no persona", "shift"))
+TEMPLATE_COLUMNS = (
+    ("mean over personas", "mean"),
+    ("worst persona", "worst"),
+    ("PSS", "pss"),
+    ("mean − no persona", "mean_minus_baseline"),
+)
 
 
-def crossed_table(found: Mapping[str, CrossedSummary]) -> Table:
+def template_table(effects_by_model: Mapping[str, TemplateEffects]) -> Table:
     """One line a model and template, one more for what templates do in all."""
     lines = []
-    for model, crossed in found.items():
+    for model, crossed in effects_by_model.items():
         for one in crossed.templates:
-            cells = [signed(one.shift) if name == "shift" else estimate(getattr(one, name)) for _, name in TEMPLATE_COLUMNS]
-            wording = Cell(one_line(one.id), one_line(one.text, DETAILS_WIDTH))
-            lines.append([named(model), wording, *(cell.of(_stable(model)) for cell in cells)])
-    return tabulate("wordings", ["model", "wording", *(heading for heading, _ in TEMPLATE_COLUMNS)], lines, names=2)
+            cells = [
+                difference_cell(one.mean_minus_baseline) if name == "mean_minus_baseline" else estimate_cell(getattr(one, name))
+                for _, name in TEMPLATE_COLUMNS
+            ]
+            wording = TableCell(one_line(one.id), one_line(one.text, DETAILS_WIDTH))
+            lines.append([label_cell(model), wording, *(cell.with_sources(_stability_source(model)) for cell in cells)])
+    return tabulate("wordings", ["model", "wording", *(heading for heading, _ in TEMPLATE_COLUMNS)], lines, n_label_columns=2)
 
 
-def _stable(model: str) -> Source:
-    return Source(model, "stability")
+def _stability_source(model: str) -> SourceRun:
+    return SourceRun(model, "stability")
 
 
-def components_of(crossed: CrossedSummary) -> str:
+def variance_components_text(effects: TemplateEffects) -> str:
     """In words: how much personas, wordings and both together move the accuracy."""
     parts = {
-        "between personas": crossed.persona_sd,
-        "between wordings": crossed.template_sd,
-        "of a persona from wording to wording, besides": crossed.persona_template_sd,
+        "between personas": effects.persona_sd,
+        "between wordings": effects.template_sd,
+        "of a persona from wording to wording, besides": effects.persona_template_sd,
     }
     said = ", ".join(f"{one} {what}" for what, one in parts.items())
-    return f"standard deviation of accuracy {said}; n = {crossed.persona_sd.n} questions"
+    return f"standard deviation of accuracy {said}; n = {effects.persona_sd.n} questions"
 
 
-class Strategic(NamedTuple):
+class StrategyResult(NamedTuple):
     """A model under a strategy."""
 
     label: str
-    found: StrategySummary
+    summary: StrategySummary
 
 
 class StrategyColumn(NamedTuple):
     heading: str
-    cell: Callable[[StrategySummary], Cell]
+    cell: Callable[[StrategySummary], TableCell]
 
 
 STRATEGY_COLUMNS = (
-    StrategyColumn("accuracy", lambda one: estimate(one.accuracy)),
-    StrategyColumn("no persona", lambda one: estimate(one.baseline)),
-    StrategyColumn("gain over no persona", lambda one: signed(one.gain)),
-    StrategyColumn("tokens an answer", lambda one: tokens(one.spent)),
-    StrategyColumn("tokens of asking once", lambda one: tokens(one.once)),
-    StrategyColumn("times the cost of asking once", lambda one: _times(one.times)),
-    StrategyColumn("tokens spent before the first answer", lambda one: tokens(one.choosing)),
-    StrategyColumn("scored of asked", lambda one: stated(of(one.n_scored, one.n_asked))),
+    StrategyColumn("accuracy", lambda one: estimate_cell(one.accuracy)),
+    StrategyColumn("no persona", lambda one: estimate_cell(one.baseline)),
+    StrategyColumn("gain over no persona", lambda one: difference_cell(one.gain)),
+    StrategyColumn("tokens an answer", lambda one: tokens_cell(one.tokens_per_answer)),
+    StrategyColumn("tokens of asking once", lambda one: tokens_cell(one.baseline_tokens)),
+    StrategyColumn("times the cost of asking once", lambda one: _cost_ratio_cell(one.token_ratio)),
+    StrategyColumn("tokens spent before the first answer", lambda one: tokens_cell(one.selection_tokens)),
+    StrategyColumn("scored of asked", lambda one: trusted_cell(format_ratio(one.n_scored, one.n_asked))),
 )
 
 
-def tokens(spent: Spent | None) -> Cell:
+def tokens_cell(spent: StrategyTokens | None) -> TableCell:
     """ "812" over "700 read, 112 written"."""
     if spent is None:
-        return NOTHING
-    return stated(count(spent.total), f"{count(spent.prompt)} read, {count(spent.completion)} written", spent.total)
+        return MISSING_CELL
+    return trusted_cell(
+        format_count(spent.total),
+        f"{format_count(spent.prompt_tokens)} read, {format_count(spent.completion_tokens)} written",
+        spent.total,
+    )
 
 
-def _times(times: float | None) -> Cell:
-    return NOTHING if times is None else stated(f"{times:.2f} ×", number=times)
+def _cost_ratio_cell(ratio: float | None) -> TableCell:
+    return MISSING_CELL if ratio is None else trusted_cell(f"{ratio:.2f} ×", number=ratio)
 
 
-def strategy_table(found: Sequence[Strategic]) -> Table:
+def strategy_table(results: Sequence[StrategyResult]) -> Table:
     """One line a model and strategy."""
     lines = []
-    for model, one in found:
-        source = Source(model, f"stability, {one.strategy}")
-        cells = [column.cell(one).of(source) for column in STRATEGY_COLUMNS]
-        lines.append([named(model), named(one.strategy), *cells, Cell(_details(one))])
+    for model, one in results:
+        source = SourceRun(model, f"stability, {one.strategy}")
+        cells = [column.cell(one).with_sources(source) for column in STRATEGY_COLUMNS]
+        lines.append([label_cell(model), label_cell(one.strategy), *cells, TableCell(_details_text(one))])
     headings = ["model", "strategy", *(column.heading for column in STRATEGY_COLUMNS), "in detail"]
-    return tabulate("strategies", headings, lines, names=2)
+    return tabulate("strategies", headings, lines, n_label_columns=2)
 
 
-def terminal_strategy_table(found: Sequence[Strategic]) -> TerminalTable:
+def terminal_strategy_table(results: Sequence[StrategyResult]) -> TerminalTable:
     """For a terminal: measures as lines, strategies as columns; measures that no strategy has are left out."""
     table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", width=NAME_WIDTH)
-    for one in found:
-        heading = clip(visible(f"{one.label}, {one.found.strategy}"), LABEL_WIDTH)
+    for one in results:
+        heading = truncate(escape_control(f"{one.label}, {one.summary.strategy}"), LABEL_WIDTH)
         table.add_column(Text(heading), justify="left", overflow="fold", min_width=VALUE_WIDTH)
     for column in STRATEGY_COLUMNS:
-        cells = [column.cell(one.found) for one in found]
-        if any(cell.text != MISSING for cell in cells):
-            table.add_row(Text(column.heading), *(_two_tone(cell) for cell in cells))
-    table.add_row(Text("in detail"), *(Text(_details(one.found)) for one in found))
+        cells = [column.cell(one.summary) for one in results]
+        if any(cell.text != MISSING_TEXT for cell in cells):
+            table.add_row(Text(column.heading), *(_terminal_text(cell) for cell in cells))
+    table.add_row(Text("in detail"), *(Text(_details_text(one.summary)) for one in results))
     return table
 
 
-def _details(found: StrategySummary) -> str:
-    return clip(visible(found.details).replace("\n", " "), DETAILS_WIDTH)
+def _details_text(summary: StrategySummary) -> str:
+    return truncate(escape_control(summary.details_text).replace("\n", " "), DETAILS_WIDTH)
 
 
-def _persona(one: PersonaSummary | None) -> Cell:
-    if one is None or one.accuracy.value is None:
-        return NOTHING
-    accuracy = estimate(one.accuracy)
-    said = f"{one.difference.signed()}, p = {probability(one.holm_p)}, {accuracy.note}".replace("= <", "<")
+def _persona_cell(persona: PersonaSummary | None) -> TableCell:
+    if persona is None or persona.accuracy.value is None:
+        return MISSING_CELL
+    accuracy = estimate_cell(persona.accuracy)
+    said = f"{persona.difference.format_difference()}, p = {format_p_value(persona.holm_p)}, {accuracy.note}".replace("= <", "<")
     return accuracy._replace(note=said)
 
 
-def _two_tone(cell: Cell) -> Text:
+def _terminal_text(cell: TableCell) -> Text:
     return Text.assemble(cell.text, (f"\n{cell.note}" if cell.note else "", "dim"))
 
 
-def method_table(methods: Sequence[Method], pooled: Sequence[Pooled]) -> Table:
+def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]) -> Table:
     """`pooled`: each method's numbers. A measure that no method has is left out. Judges' columns hold those of methods
     with one model: scores are not pooled."""
-    rows = [_lone(method) for method in methods]
+    rows = [_single_model_row(method) for method in methods]
     judges = {one.name: f"{one.kind}, judge {one.judge}" for row in rows if row for one in row.judged}
     headings = ["model", "PSS", "identifiability", *judges, "worst persona", "mean over personas", "no persona"]
-    lines = [_line(method, one, row, judges) for method, one, row in zip(methods, pooled, rows, strict=True)]
-    held = [place for place in range(len(headings)) if place == 0 or any(line[place].text != MISSING for line in lines)]
+    lines = [_method_row(method, one, row, judges) for method, one, row in zip(methods, pooled, rows, strict=True)]
+    held = [place for place in range(len(headings)) if place == 0 or any(line[place].text != MISSING_TEXT for line in lines)]
     named_by = [one_line(headings[place], HEADING_WIDTH) for place in held]
     return tabulate("methods", named_by, [[line[place] for place in held] for line in lines])
 
 
-def _line(method: Method, one: Pooled, row: Row | None, judges: Mapping[str, str]) -> list[Cell]:
-    of = partial(_of, method)
-    scores = [NOTHING if row is None else of(judged(row, name), kind) for name, kind in judges.items()]
-    accuracy = [of(_cell(found, one.reasons), "stability") for found in (one.worst, one.mean, one.baseline)]
-    return [_name(method), of(_cell(one.pss, one.reasons), "stability"), of(_told(one), OPEN), *scores, *accuracy]
+def _method_row(method: ReportMethod, pooled: PooledMethod, row: ModelRow | None, judges: Mapping[str, str]) -> list[TableCell]:
+    of = partial(_with_method_sources, method)
+    scores = [MISSING_CELL if row is None else of(judge_score_cell(row, name), kind) for name, kind in judges.items()]
+    accuracy = [of(_pooled_cell(found, pooled.reasons), "stability") for found in (pooled.worst, pooled.mean, pooled.baseline)]
+    return [
+        _method_name_cell(method),
+        of(_pooled_cell(pooled.pss, pooled.reasons), "stability"),
+        of(_pooled_identifiability_cell(pooled), OPEN_ENDED_KIND),
+        *scores,
+        *accuracy,
+    ]
 
 
-def _of(method: Method, cell: Cell, kind: str) -> Cell:
-    return cell.of(*(Source(label, kind) for label in method.labels))
+def _with_method_sources(method: ReportMethod, cell: TableCell, kind: str) -> TableCell:
+    return cell.with_sources(*(SourceRun(label, kind) for label in method.labels))
 
 
-def _name(method: Method) -> Cell:
+def _method_name_cell(method: ReportMethod) -> TableCell:
     seeds = len(method.models)
-    return named(method.name)._replace(note=f"mean of {seeds} training seeds" if seeds > 1 else "")
+    return label_cell(method.name)._replace(note=f"mean of {seeds} training seeds" if seeds > 1 else "")
 
 
-def _cell(found: Estimate | None, reasons: Sequence[str]) -> Cell:
+def _pooled_cell(estimate: Estimate | None, reasons: Sequence[str]) -> TableCell:
     """Numbers of seeds that may not be pooled are missing, and why stands in their place."""
-    return stated("not pooled", "; ".join(reasons)) if reasons else estimate(found)
+    return trusted_cell("not pooled", "; ".join(reasons)) if reasons else estimate_cell(estimate)
 
 
-def _told(one: Pooled) -> Cell:
-    cell = _cell(one.identifiability, one.fidelity_reasons)
-    return cell._replace(note=f"{cell.note}, chance {number(one.chance)}") if cell.number is not None else cell
+def _pooled_identifiability_cell(pooled: PooledMethod) -> TableCell:
+    cell = _pooled_cell(pooled.identifiability, pooled.fidelity_reasons)
+    return cell._replace(note=f"{cell.note}, chance {format_decimal(pooled.chance)}") if cell.number is not None else cell
 
 
-def _lone(method: Method) -> Row | None:
+def _single_model_row(method: ReportMethod) -> ModelRow | None:
     return method.models[0].row if len(method.models) == 1 else None

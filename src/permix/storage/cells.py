@@ -18,15 +18,16 @@ from permix.errors import DataError
 from permix.types import Cell, CellKey, Message
 
 
-class Brief(NamedTuple):
-    """What is kept of a cell. `reward`: None without a score. `answered`: whether there is a completion; `written`: its tokens,
-    None where nobody counted them. `words` is the same for two cells of this process whose messages are the same.
+class CellSummary(NamedTuple):
+    """What is kept of a cell. `reward`: None without a score. `has_completion`: whether there is a completion;
+    `completion_tokens`: its tokens,
+    None where nobody counted them. `messages_hash` is the same for two cells of this process whose messages are the same.
     """
 
     reward: float | None
-    answered: bool
-    written: int | None
-    words: int
+    has_completion: bool
+    completion_tokens: int | None
+    messages_hash: int
     offset: int = 0
     length: int = 0
 
@@ -39,7 +40,7 @@ class _Completion(TypedDict):
     completion_tokens: int | None
 
 
-class _Line(TypedDict):
+class _CellLine(TypedDict):
     """Of a record, what a brief is made of; the rest of the line is looked at when the cell is."""
 
     persona_id: str | None
@@ -52,55 +53,55 @@ class _Line(TypedDict):
     verdict: NotRequired[_Verdict | None]
 
 
-_LINE = TypeAdapter(_Line)
+_CELL_LINE_ADAPTER = TypeAdapter(_CellLine)
 
 
-class Records(Mapping[CellKey, Cell]):
+class CellIndex(Mapping[CellKey, Cell]):
     """The cells of a file, by key. Raises DataError where one that is asked for turns out not to be a cell."""
 
-    def __init__(self, path: Path, briefs: dict[CellKey, Brief]) -> None:
-        self.path, self.briefs = path, briefs
+    def __init__(self, path: Path, summaries: dict[CellKey, CellSummary]) -> None:
+        self.path, self.summaries = path, summaries
         self._parsed: dict[CellKey, Cell] = {}
 
     def __getitem__(self, key: CellKey) -> Cell:
         if key not in self._parsed:
-            self._parsed[key] = self.read(key)
+            self._parsed[key] = self.parse_uncached(key)
         return self._parsed[key]
 
-    def read(self, key: CellKey) -> Cell:
+    def parse_uncached(self, key: CellKey) -> Cell:
         """The cell, which is not kept: for whoever goes through all of them once."""
-        brief = self.briefs[key]
-        return self._parse(os.pread(self._file, brief.length, brief.offset), brief)
+        brief = self.summaries[key]
+        return self._parse(os.pread(self._descriptor, brief.length, brief.offset), brief)
 
     @cached_property
-    def _file(self) -> int:
+    def _descriptor(self) -> int:
         file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, file)
         return file
 
     def __contains__(self, key: object) -> bool:
-        return key in self.briefs  # a mapping's own would parse the cell
+        return key in self.summaries  # a mapping's own would parse the cell
 
     def __iter__(self) -> Iterator[CellKey]:
-        return iter(self.briefs)
+        return iter(self.summaries)
 
     def __len__(self) -> int:
-        return len(self.briefs)
+        return len(self.summaries)
 
-    def _parse(self, line: bytes, brief: Brief) -> Cell:
+    def _parse(self, line: bytes, summary: CellSummary) -> Cell:
         try:
             return Cell.model_validate_json(line)
         except ValidationError as error:
             with self.path.open("rb") as lines:
-                number = lines.read(brief.offset).count(b"\n") + 1
-            raise _not_a_cell(self.path, number, error) from error
+                number = lines.read(summary.offset).count(b"\n") + 1
+            raise _bad_cell_error(self.path, number, error) from error
 
 
-def read_cells(path: Path) -> Records:
+def read_cells(path: Path) -> CellIndex:
     """A file that is not there has no cells. Raises DataError naming file and line when a whole line is not a cell."""
-    briefs: dict[CellKey, Brief] = {}
+    briefs: dict[CellKey, CellSummary] = {}
     if not path.exists():
-        return Records(path, briefs)
+        return CellIndex(path, briefs)
     names: dict[str, str] = {}  # so that an id is in memory once, and not in every key
     offset = 0
     with path.open("rb") as lines:
@@ -108,9 +109,9 @@ def read_cells(path: Path) -> Records:
             if not line.endswith(b"\n"):
                 break
             try:
-                found = _LINE.validate_json(line)
+                found = _CELL_LINE_ADAPTER.validate_json(line)
             except ValidationError as error:
-                raise _not_a_cell(path, number, error) from error
+                raise _bad_cell_error(path, number, error) from error
             persona, question, template = found["persona_id"], found["question_id"], found.get("template", "")
             key = CellKey(
                 None if persona is None else names.setdefault(persona, persona),
@@ -118,40 +119,40 @@ def read_cells(path: Path) -> Records:
                 found.get("sample", 0),
                 names.setdefault(template, template),
             )
-            briefs[key] = _brief(found, offset, len(line))
+            briefs[key] = _summarize(found, offset, len(line))
             offset += len(line)
-    return Records(path, briefs)
+    return CellIndex(path, briefs)
 
 
-def briefs_of(cells: Mapping[CellKey, Cell]) -> Mapping[CellKey, Brief]:
+def cell_summaries(cells: Mapping[CellKey, Cell]) -> Mapping[CellKey, CellSummary]:
     """Of cells that are in memory too."""
-    if isinstance(cells, Records):
-        return cells.briefs
+    if isinstance(cells, CellIndex):
+        return cells.summaries
     return {
-        key: Brief(
+        key: CellSummary(
             None if cell.verdict is None else cell.verdict.reward,
             cell.completion is not None,
             None if cell.completion is None else cell.completion.completion_tokens,
-            _words(cell.messages),
+            _hash_messages(cell.messages),
         )
         for key, cell in cells.items()
     }
 
 
-def _brief(found: _Line, offset: int, length: int) -> Brief:
+def _summarize(found: _CellLine, offset: int, length: int) -> CellSummary:
     verdict, completion = found.get("verdict"), found.get("completion")
     correct = None if verdict is None else verdict["correct"]
-    return Brief(
+    return CellSummary(
         None if correct is None else float(correct),
         completion is not None,
         None if completion is None else completion["completion_tokens"],
-        _words(found["messages"]), offset, length,
+        _hash_messages(found["messages"]), offset, length,
     )  # fmt: skip
 
 
-def _words(messages: tuple[Message, ...]) -> int:
+def _hash_messages(messages: tuple[Message, ...]) -> int:
     return hash(tuple((message["role"], message["content"]) for message in messages))
 
 
-def _not_a_cell(path: Path, number: int, error: ValidationError) -> DataError:
+def _bad_cell_error(path: Path, number: int, error: ValidationError) -> DataError:
     return DataError(f"{path}:{number}: not a cell record: {error.errors()[0]['msg']}")

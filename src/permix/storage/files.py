@@ -45,18 +45,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def writing(path: Path, *kinds: type[BaseException]) -> Iterator[None]:
+def guard_writes(path: Path, *error_types: type[BaseException]) -> Iterator[None]:
     """Where the system refuses to write (a full disk, a quota), say so, and that the run can go on.
 
-    `kinds` are the errors by which libraries that write files of their own report that.
+    `error_types` are the errors by which libraries that write files of their own report that.
     """
     try:
         yield
-    except (OSError, *kinds) as error:  # type: ignore[misc]
-        raise unwritten(path, error) from error
+    except (OSError, *error_types) as error:  # type: ignore[misc]
+        raise write_error(path, error) from error
 
 
-def unwritten(path: Path, error: BaseException) -> PermixError:
+def write_error(path: Path, error: BaseException) -> PermixError:
     reason = (isinstance(error, OSError) and error.strerror) or str(error).strip().partition("\n")[0]
     return PermixError(
         f"{path}: cannot be written: {reason}; make room, then run the same command: it goes on from what is whole"

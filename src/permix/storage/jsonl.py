@@ -1,6 +1,6 @@
 """A file of records, one JSON object a line, that only ever grows and survives a kill at any moment.
 
-Its contract: a record is with the operating system when `add` returns; a last line that a kill has torn is dropped before the
+Its contract: a record is with the operating system when `append` returns; a last line that a kill has torn is dropped before the
 next one is added. Whoever reads the file passes over such a line. One process at a time may add to it.
 
 A file of lines that another process appends to, read as it grows.
@@ -20,18 +20,18 @@ from typing import IO, NamedTuple
 from permix.types import Record
 
 
-class Appended:
+class JsonlWriter:
     """The file is opened, and made, when the first records are added."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: IO[bytes] | None = None
 
-    def add(self, records: Iterable[Record]) -> None:
+    def append(self, records: Iterable[Record]) -> None:
         if self._file is None:
             drop_torn_line(self.path)
             self._file = self.path.open("ab")
-        self._file.write(b"".join(_line(record) for record in records))
+        self._file.write(b"".join(_encode_line(record) for record in records))
         self._file.flush()
 
     def close(self) -> None:
@@ -56,94 +56,94 @@ def drop_torn_line(path: Path) -> None:
         file.truncate(0)
 
 
-def _line(record: Record) -> bytes:
+def _encode_line(record: Record) -> bytes:
     """Lone surrogates cannot be UTF-8, so such a (rare, hostile) text is written with "?" in their place."""
     return (json.dumps(record.model_dump(mode="python"), ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
-CHUNK = 4_000_000
+READ_CHUNK_BYTES = 4_000_000
 
-TAIL, LONGEST_TAIL = 256_000, 16_000_000
+TAIL_BYTES, MAX_TAIL_BYTES = 256_000, 16_000_000
 
 
-class Seen(NamedTuple):
+class FileState(NamedTuple):
     """A file as it stands: which one it is, its size in bytes, when it was last written (seconds since the epoch)."""
 
     inode: int
     size: int
-    written: float
+    modified: float
 
 
-def look(path: Path) -> Seen | None:
+def read_file_state(path: Path) -> FileState | None:
     """None where there is no regular file."""
     try:
         found = path.stat()
     except OSError:
         return None
-    return Seen(found.st_ino, found.st_size, found.st_mtime) if stat.S_ISREG(found.st_mode) else None
+    return FileState(found.st_ino, found.st_size, found.st_mtime) if stat.S_ISREG(found.st_mode) else None
 
 
-class Growing:
+class JsonlTail:
     """What of a file was read. `read` is asked again and again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.seen: Seen | None = None
+        self.state: FileState | None = None
         self.offset = 0
         self.restarts = 0
-        self._torn = 0
+        self._partial_bytes = 0
 
-    def read(self, limit: int = CHUNK) -> list[bytes]:
+    def read_lines(self, limit: int = READ_CHUNK_BYTES) -> list[bytes]:
         """The next whole lines, about `limit` bytes of them; [] where there are none yet. `restarts` counts new beginnings."""
-        now = look(self.path)
-        if now is None or (self.seen is not None and (now.inode != self.seen.inode or now.size < self.offset)):
+        now = read_file_state(self.path)
+        if now is None or (self.state is not None and (now.inode != self.state.inode or now.size < self.offset)):
             self.restart()
-        self.seen = now
-        if now is None or now.size <= self.offset + self._torn:
+        self.state = now
+        if now is None or now.size <= self.offset + self._partial_bytes:
             return []
         with self.path.open("rb") as file:
-            return self._whole(file, limit)
+            return self._read_whole_lines(file, limit)
 
     def restart(self) -> None:
         self.restarts += self.offset > 0
-        self.seen, self.offset, self._torn = None, 0, 0
+        self.state, self.offset, self._partial_bytes = None, 0, 0
 
     @property
     def is_behind(self) -> bool:
         """Whether there is more to read at once."""
-        return self.seen is not None and self.seen.size > self.offset + self._torn
+        return self.state is not None and self.state.size > self.offset + self._partial_bytes
 
-    def _whole(self, file: IO[bytes], limit: int) -> list[bytes]:
+    def _read_whole_lines(self, file: IO[bytes], limit: int) -> list[bytes]:
         file.seek(self.offset)
         found = file.read(limit)
         while not (end := found.rfind(b"\n") + 1):
             more = file.read(limit)
             if not more:
-                self._torn = len(found)
+                self._partial_bytes = len(found)
                 return []
             found += more
-        self.offset, self._torn = self.offset + end, 0
+        self.offset, self._partial_bytes = self.offset + end, 0
         return found[: end - 1].split(b"\n")  # not splitlines: a "\r" inside a line ends none
 
 
 def last_lines(path: Path, count: int) -> list[bytes]:
     """Up to `count` of the last whole lines, oldest first, read from the end; [] where none ends within 16 MB of it."""
-    seen = look(path)
+    seen = read_file_state(path)
     if seen is None:
         return []
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        reach = TAIL
+        reach = TAIL_BYTES
         while True:
             start = max(0, size - reach)
             file.seek(start)
-            whole = _whole_in(file.read(size - start), from_start=start == 0)
-            if whole or start == 0 or reach >= LONGEST_TAIL:
+            whole = _whole_lines(file.read(size - start), from_start=start == 0)
+            if whole or start == 0 or reach >= MAX_TAIL_BYTES:
                 return whole[-count:]
             reach *= 8
 
 
-def _whole_in(text: bytes, *, from_start: bool) -> list[bytes]:
+def _whole_lines(text: bytes, *, from_start: bool) -> list[bytes]:
     """The lines of a stretch that begin and end in it."""
     lines = text.split(b"\n")[:-1]
     return lines if from_start else lines[1:]

@@ -14,34 +14,34 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from permix.errors import DataError, meant
+from permix.errors import DataError, closest_match
 
 
-class Row(NamedTuple):
+class SourceRow(NamedTuple):
     """One record of a file; `where` is "file:line", ready for an error message."""
 
     where: str
     fields: dict[str, object]
 
 
-def show(value: object) -> str:
+def quote_value(value: object) -> str:
     """The value as an error message may print it: escaped, and cut when long."""
     shown = repr(value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
-def nearest(word: str, valid: Collection[str]) -> str:
+def valid_names_hint(name: str, valid: Collection[str]) -> str:
     """The hint that ends an "unknown name" error: the closest valid name if there is one, and the valid names."""
-    near = meant(word, valid)
+    near = closest_match(name, valid)
     hint = f"did you mean {near!r}? " if near else ""
     listed = sorted(valid)
     more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
     return f"{hint}valid: {', '.join(listed[:20]) or 'none'}{more}"
 
 
-def read_rows(path: Path, table: str, suffixes: Collection[str]) -> list[Row]:
+def read_rows(path: Path, table: str, suffixes: Collection[str]) -> list[SourceRow]:
     """Rows of the file at `path`; `table` is the name of its TOML tables, `suffixes` the formats accepted here."""
-    name, suffix = _printable(str(path)), path.suffix.lower()
+    name, suffix = _printable_name(str(path)), path.suffix.lower()
     if not path.exists():
         raise DataError(f'{name}: no such file; give "builtin" or a path to a {" / ".join(suffixes)} file')
     if not path.is_file():
@@ -55,7 +55,7 @@ def read_rows(path: Path, table: str, suffixes: Collection[str]) -> list[Row]:
     return parse_rows(name, suffix, raw, table)
 
 
-def parse_rows(name: str, suffix: str, raw: bytes, table: str) -> list[Row]:
+def parse_rows(name: str, suffix: str, raw: bytes, table: str) -> list[SourceRow]:
     """Rows of a file's bytes. A file without rows is refused."""
     text = _decode(name, raw)
     match suffix:
@@ -66,17 +66,17 @@ def parse_rows(name: str, suffix: str, raw: bytes, table: str) -> list[Row]:
         case ".csv":
             rows = _csv_rows(name, text)
         case _:
-            rows = [Row(f"{name}:{n}", {"text": line}) for n, line in _lines(text)]
+            rows = [SourceRow(f"{name}:{n}", {"text": line}) for n, line in _numbered_lines(text)]
     if not rows:
         raise DataError(f"{name}:1: the file holds no {table}; it needs at least one")
     return rows
 
 
-def _printable(name: str) -> str:
+def _printable_name(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 
-def _lines(text: str) -> Iterable[tuple[int, str]]:
+def _numbered_lines(text: str) -> Iterable[tuple[int, str]]:
     """Numbered lines that are not blank. Only newlines part them: a JSON string may hold other separators."""
     return ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
 
@@ -90,7 +90,7 @@ def _decode(name: str, raw: bytes) -> str:
         raise DataError(f"{name}:{line}: byte {byte} is not UTF-8; save the file with the encoding UTF-8") from error
 
 
-def _toml_rows(name: str, text: str, table: str) -> list[Row]:
+def _toml_rows(name: str, text: str, table: str) -> list[SourceRow]:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -101,11 +101,13 @@ def _toml_rows(name: str, text: str, table: str) -> list[Row]:
         raise DataError(f"{name}:1: not usable TOML: {error}") from error
     for key in data:
         if key != table:
-            raise DataError(f"{name}:{_line_of(key, text)}: unknown key {key!r} outside a [[{table}]]; {nearest(key, [table])}")
+            raise DataError(
+                f"{name}:{_line_of(key, text)}: unknown key {key!r} outside a [[{table}]]; {valid_names_hint(key, [table])}"
+            )
     tables, lines = data.get(table, []), _table_lines(text, table)
     if not isinstance(tables, list) or len(tables) != len(lines):
         raise DataError(f"{name}:{_line_of(table, text)}: {table!r} must be given as [[{table}]] tables, one for each {table}")
-    return [Row(f"{name}:{line}", fields) for line, fields in zip(lines, tables, strict=True)]
+    return [SourceRow(f"{name}:{line}", fields) for line, fields in zip(lines, tables, strict=True)]
 
 
 def _line_of(key: str, text: str) -> int:
@@ -121,13 +123,13 @@ def _table_lines(text: str, table: str) -> list[int]:
     header = re.compile(rf"[ \t]*\[\[[ \t]*([\"']?){re.escape(table)}\1[ \t]*\]\]")
     lines, found, start = text.split("\n"), [], 0
     for index, line in enumerate(lines):
-        if header.match(line) and _parses("\n".join(lines[start:index])):
+        if header.match(line) and _is_valid_toml("\n".join(lines[start:index])):
             found.append(index + 1)
             start = index
     return found
 
 
-def _parses(text: str) -> bool:
+def _is_valid_toml(text: str) -> bool:
     try:
         tomllib.loads(f"{text}\n")
     except tomllib.TOMLDecodeError:
@@ -135,21 +137,21 @@ def _parses(text: str) -> bool:
     return True
 
 
-def _jsonl_rows(name: str, text: str) -> list[Row]:
-    return [Row(f"{name}:{n}", _json_object(f"{name}:{n}", line)) for n, line in _lines(text)]
+def _jsonl_rows(name: str, text: str) -> list[SourceRow]:
+    return [SourceRow(f"{name}:{n}", _json_object(f"{name}:{n}", line)) for n, line in _numbered_lines(text)]
 
 
 def _json_object(where: str, line: str) -> dict[str, object]:
     try:
-        found = json.loads(line, object_pairs_hook=_without_repeats)
+        found = json.loads(line, object_pairs_hook=_reject_repeated_keys)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not valid JSON: {error}; every line must hold one object") from error
     if not isinstance(found, dict):
-        raise DataError(f'{where}: {show(found)} is not an object; write {{"text": ...}}')
+        raise DataError(f'{where}: {quote_value(found)} is not an object; write {{"text": ...}}')
     return found
 
 
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _reject_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -157,11 +159,11 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return fields
 
 
-def _csv_rows(name: str, text: str) -> list[Row]:
+def _csv_rows(name: str, text: str) -> list[SourceRow]:
     """Rows of a CSV file with a header; an empty cell is an absent field, a cell may hold line breaks."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
-    rows: list[Row] = []
+    rows: list[SourceRow] = []
     line = 1
     try:
         for cells in reader:
@@ -173,7 +175,7 @@ def _csv_rows(name: str, text: str) -> list[Row]:
                 continue
             if len(cells) != len(header):
                 raise DataError(f"{where}: {len(cells)} cells under {len(header)} columns; quote a cell that holds a comma")
-            rows.append(Row(where, {key: cell for key, cell in zip(header, cells, strict=True) if cell.strip()}))
+            rows.append(SourceRow(where, {key: cell for key, cell in zip(header, cells, strict=True) if cell.strip()}))
     except csv.Error as error:
         raise DataError(f"{name}:{line}: not valid CSV: {error}") from error
     return rows
@@ -182,7 +184,9 @@ def _csv_rows(name: str, text: str) -> list[Row]:
 def _csv_header(where: str, cells: list[str]) -> list[str]:
     header = [cell.strip() for cell in cells]
     if "text" not in header:
-        raise DataError(f"{where}: the first row {show(cells)} names no column 'text'; write a header such as id,text,tags")
+        raise DataError(
+            f"{where}: the first row {quote_value(cells)} names no column 'text'; write a header such as id,text,tags"
+        )
     if len(set(header)) < len(header):
-        raise DataError(f"{where}: a column stands twice in {show(header)}")
+        raise DataError(f"{where}: a column stands twice in {quote_value(header)}")
     return header

@@ -28,12 +28,12 @@ from pydantic import BaseModel
 
 from permix import __version__
 from permix.errors import ConfigError
-from permix.storage.cells import Records, read_cells
+from permix.storage.cells import CellIndex, read_cells
 from permix.storage.files import read_json, write_json
-from permix.storage.jsonl import Appended
+from permix.storage.jsonl import JsonlWriter
 from permix.types import Cell, CellKey
 
-PACKAGES = (
+PROVENANCE_PACKAGES = (
     "permix",
     "torch",
     "transformers",
@@ -54,7 +54,7 @@ class RunDir:
     def __init__(self, path: Path, lock: IO[str]) -> None:
         self.path = path
         self._lock = lock
-        self._records = Appended(self.records_path)
+        self._writer = JsonlWriter(self.records_path)
 
     @classmethod
     @contextlib.contextmanager
@@ -63,62 +63,67 @@ class RunDir:
         path: Path,
         config: BaseModel,
         identity: Mapping[str, Any],
-        asked: Iterable[Cell] = (),
-        gains: Collection[str] = (),
+        expected_cells: Iterable[Cell] = (),
+        new_identity_keys: Collection[str] = (),
     ) -> Iterator["RunDir"]:
         """Create the run, or go on with it.
 
-        `identity` is what every record of a run has in common (model fingerprint, sampling, wording ...); `asked` are the cells
-        that it is going to hold. A run on disk whose identity lacks one of the keys `gains` is given it, and keeps it. Raises
+        `identity` is what every record of a run has in common (model fingerprint, sampling, wording ...); `expected_cells`
+        are the cells
+        that it is going to hold. A run on disk whose identity lacks one of the keys `new_identity_keys` is given it, and
+        keeps it. Raises
         ConfigError when another process holds the run, or when the run on disk has another identity or asked one of these cells
         otherwise; nothing on disk has changed then.
         """
         path.mkdir(parents=True, exist_ok=True)
-        with _locked(path) as lock:
+        with _lock_run_dir(path) as lock:
             run = cls(path, lock)
-            run._claim(config, identity, asked, gains)
+            run._open_or_resume(config, identity, expected_cells, new_identity_keys)
             try:
                 yield run
             finally:
-                run._records.close()
+                run._writer.close()
 
-    def _claim(self, config: BaseModel, identity: Mapping[str, Any], asked: Iterable[Cell], gains: Collection[str]) -> None:
+    def _open_or_resume(
+        self, config: BaseModel, identity: Mapping[str, Any], expected_cells: Iterable[Cell], new_identity_keys: Collection[str]
+    ) -> None:
         settled = json.loads(json.dumps(identity))
         known = self.path / "provenance.json"
         if known.exists():
             born = read_json(known)
-            gained = {key: settled[key] for key in gains if key in settled and born["identity"].get(key) is None}
-            _refuse_other_identity(self.path, born["identity"] | gained, settled)
-            refuse_other_words(self.cells(), asked)
+            gained = {key: settled[key] for key in new_identity_keys if key in settled and born["identity"].get(key) is None}
+            _check_same_identity(self.path, born["identity"] | gained, settled)
+            check_cells_unchanged(self.cells(), expected_cells)
             if gained:
                 write_json(known, born | {"identity": born["identity"] | gained})
         else:
-            write_json(known, provenance() | {"identity": settled})
+            write_json(known, collect_provenance() | {"identity": settled})
         write_json(self.path / "config.json", config)
 
     @property
     def records_path(self) -> Path:
         return self.path / "records.jsonl"
 
-    def cells(self) -> Records:
+    def cells(self) -> CellIndex:
         return read_cells(self.records_path)
 
     @contextlib.contextmanager
-    def accounted(self, team: Callable[[float], float] = float) -> Iterator[None]:
+    def track_usage(self, sum_over_processes: Callable[[float], float] = float) -> Iterator[None]:
         """Add the CPU and wall seconds of the block to usage.json, also when it ends by an error or Ctrl-C.
 
-        `team` turns this process's CPU seconds into those of all that worked with it; it is asked when the block ends by itself.
+        `sum_over_processes` turns this process's CPU seconds into those of all that worked with it; it is asked when the
+        block ends by itself.
         """
         cpu, wall = cpu_seconds(), time.monotonic()
         try:
             yield
         except BaseException:
             with contextlib.suppress(OSError):  # the error itself may be a full disk
-                self._account(cpu_seconds() - cpu, time.monotonic() - wall)
+                self._add_usage(cpu_seconds() - cpu, time.monotonic() - wall)
             raise
-        self._account(team(cpu_seconds() - cpu), time.monotonic() - wall)
+        self._add_usage(sum_over_processes(cpu_seconds() - cpu), time.monotonic() - wall)
 
-    def _account(self, cpu: float, wall: float) -> None:
+    def _add_usage(self, cpu: float, wall: float) -> None:
         path = self.path / "usage.json"
         before = read_json(path) if path.exists() else {}
         used = {"cpu_seconds": cpu, "wall_seconds": wall, "starts": 1}
@@ -127,11 +132,11 @@ class RunDir:
 
     def append(self, cells: Iterable[Cell]) -> None:
         """Add cells; they are with the operating system when this returns, so a killed process loses none of them."""
-        self._records.add(cells)
+        self._writer.append(cells)
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[IO[str]]:
+def _lock_run_dir(path: Path) -> Iterator[IO[str]]:
     with (path / ".lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -146,19 +151,19 @@ def _locked(path: Path) -> Iterator[IO[str]]:
         yield lock
 
 
-def _refuse_other_identity(path: Path, known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    for key in sorted(known.keys() | asked.keys()):
-        if known.get(key) != asked.get(key):
+def _check_same_identity(path: Path, recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
+    for key in sorted(recorded.keys() | requested.keys()):
+        if recorded.get(key) != requested.get(key):
             raise ConfigError(
-                f"out = {path}: this run was made with {key} = {known.get(key)!r}, not {asked.get(key)!r}; "
+                f"out = {path}: this run was made with {key} = {recorded.get(key)!r}, not {requested.get(key)!r}; "
                 "give another folder, or the same settings to go on with it"
             )
 
 
-def refuse_other_words(known: Mapping[CellKey, Cell], asked: Iterable[Cell]) -> None:
+def check_cells_unchanged(recorded: Mapping[CellKey, Cell], expected_cells: Iterable[Cell]) -> None:
     """Raise ConfigError for the first cell that the run knows in other words, with another seed or with another answer."""
-    for cell in asked:
-        found = known.get(cell.key, cell)
+    for cell in expected_cells:
+        found = recorded.get(cell.key, cell)
         if (found.messages, found.seed, found.gold) != (cell.messages, cell.seed, cell.gold):
             raise ConfigError(
                 f"cell {cell.key}: this run asked it in other words, with another seed or for another answer; "
@@ -177,7 +182,7 @@ def cpu_seconds() -> float:
     return now.user + now.system + now.children_user + now.children_system
 
 
-def provenance() -> dict[str, Any]:
+def collect_provenance() -> dict[str, Any]:
     """Where a number was born: versions, source revision, command, machine and time."""
     return {
         "permix": __version__,
@@ -185,15 +190,15 @@ def provenance() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "packages": dict(_versions()),
+        "packages": dict(_package_versions()),
         "revision": source_revision(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in PACKAGES:
+def _package_versions() -> Iterator[tuple[str, str]]:
+    for package in PROVENANCE_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             yield package, importlib.metadata.version(package)
 

@@ -22,58 +22,58 @@ from typing import Literal, NamedTuple
 
 from permix.config import TaskConfig
 from permix.errors import ConfigError
-from permix.tasks.base import Task, refuse_unknown_levels, side
+from permix.tasks.base import Task, check_known_levels, split_of_content
 from permix.types import Question, Split, seed_from
 from permix.verification.math_verifier import last_number
 
 OPERATIONS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
-ONE, TWO, THREE = range(10), range(10, 100), range(100, 1000)
+ONE_DIGIT, TWO_DIGITS, THREE_DIGITS = range(10), range(10, 100), range(100, 1000)
 
 
-class Level(NamedTuple):
+class ArithmeticLevel(NamedTuple):
     """One operation over operands from these ranges. Differences are never negative: the first operand is not the smaller."""
 
     operation: Literal["+", "-", "*"]
-    ranges: tuple[range, ...]
+    operand_ranges: tuple[range, ...]
 
     @property
-    def size(self) -> int:
-        return math.prod(map(len, self.ranges))
+    def n_combinations(self) -> int:
+        return math.prod(map(len, self.operand_ranges))
 
     def operands(self, index: int) -> tuple[int, ...]:
         """The index-th combination of operands, 0 <= index < size."""
         chosen = []
-        for values in self.ranges:
+        for values in self.operand_ranges:
             index, at = divmod(index, len(values))
             chosen.append(values[at])
         return tuple(chosen)
 
 
-LEVELS: dict[str, Level] = {
-    "add-1": Level("+", (ONE, ONE)),
-    "sub-1": Level("-", (ONE, ONE)),
-    "mul-1": Level("*", (ONE, ONE)),
-    "add-1x3": Level("+", (ONE, ONE, ONE)),
-    "add-1x4": Level("+", (ONE, ONE, ONE, ONE)),
-    "add-2": Level("+", (TWO, TWO)),
-    "sub-2": Level("-", (TWO, TWO)),
-    "mul-2x1": Level("*", (TWO, ONE)),
-    "add-2x3": Level("+", (TWO, TWO, TWO)),
-    "mul-2": Level("*", (TWO, TWO)),
-    "add-3": Level("+", (THREE, THREE)),
-    "sub-3": Level("-", (THREE, THREE)),
+ARITHMETIC_LEVELS: dict[str, ArithmeticLevel] = {
+    "add-1": ArithmeticLevel("+", (ONE_DIGIT, ONE_DIGIT)),
+    "sub-1": ArithmeticLevel("-", (ONE_DIGIT, ONE_DIGIT)),
+    "mul-1": ArithmeticLevel("*", (ONE_DIGIT, ONE_DIGIT)),
+    "add-1x3": ArithmeticLevel("+", (ONE_DIGIT, ONE_DIGIT, ONE_DIGIT)),
+    "add-1x4": ArithmeticLevel("+", (ONE_DIGIT, ONE_DIGIT, ONE_DIGIT, ONE_DIGIT)),
+    "add-2": ArithmeticLevel("+", (TWO_DIGITS, TWO_DIGITS)),
+    "sub-2": ArithmeticLevel("-", (TWO_DIGITS, TWO_DIGITS)),
+    "mul-2x1": ArithmeticLevel("*", (TWO_DIGITS, ONE_DIGIT)),
+    "add-2x3": ArithmeticLevel("+", (TWO_DIGITS, TWO_DIGITS, TWO_DIGITS)),
+    "mul-2": ArithmeticLevel("*", (TWO_DIGITS, TWO_DIGITS)),
+    "add-3": ArithmeticLevel("+", (THREE_DIGITS, THREE_DIGITS)),
+    "sub-3": ArithmeticLevel("-", (THREE_DIGITS, THREE_DIGITS)),
 }
 
-DEFAULT_LEVELS = ("add-1", "sub-1", "mul-1", "add-1x3", "add-2")
+DEFAULT_ARITHMETIC_LEVELS = ("add-1", "sub-1", "mul-1", "add-1x3", "add-2")
 
 
-def questions(config: TaskConfig) -> tuple[Question, ...]:
-    levels = config.levels or DEFAULT_LEVELS
-    refuse_unknown_levels(levels, LEVELS, "arithmetic")
+def arithmetic_questions(config: TaskConfig) -> tuple[Question, ...]:
+    levels = config.levels or DEFAULT_ARITHMETIC_LEVELS
+    check_known_levels(levels, ARITHMETIC_LEVELS, "arithmetic")
     if config.path is not None:
         raise ConfigError(f"task.path = {config.path}: arithmetic is made on the spot and reads no file")
-    items = tuple(islice(walk(levels, config.seed, config.split), config.n))
+    items = tuple(islice(interleave_levels(levels, config.seed, config.split), config.n))
     if len(items) < config.n:
         each = ", ".join(f"{level} {n}" for level, n in Counter(item.tags[0] for item in items).items())
         raise ConfigError(
@@ -83,7 +83,7 @@ def questions(config: TaskConfig) -> tuple[Question, ...]:
     return items
 
 
-def walk(levels: tuple[str, ...], seed: int, split: Split) -> Iterator[Question]:
+def interleave_levels(levels: tuple[str, ...], seed: int, split: Split) -> Iterator[Question]:
     """Items 0, 1, 2 ... until every level is used up."""
     left = {level: level_questions(level, seed, split) for level in levels}
     for level in cycle(levels):
@@ -98,17 +98,17 @@ def walk(levels: tuple[str, ...], seed: int, split: Split) -> Iterator[Question]
 
 def level_questions(level: str, seed: int, split: Split) -> Iterator[Question]:
     """Every question that a level has on a side, once each, in the seed's order."""
-    operation = LEVELS[level].operation
-    for index in shuffled(LEVELS[level].size, seed_from("arithmetic", level, seed)):
-        operands = LEVELS[level].operands(index)
+    operation = ARITHMETIC_LEVELS[level].operation
+    for index in iterate_shuffled(ARITHMETIC_LEVELS[level].n_combinations, seed_from("arithmetic", level, seed)):
+        operands = ARITHMETIC_LEVELS[level].operands(index)
         if operation == "-" and operands[0] < operands[1]:
             continue
         canonical = operands if operation == "-" else tuple(sorted(operands))
-        if side(f"{operation}{canonical}") == split:
-            yield make(level, operands)
+        if split_of_content(f"{operation}{canonical}") == split:
+            yield make_arithmetic_question(level, operands)
 
 
-def shuffled(size: int, seed: int) -> Iterator[int]:
+def iterate_shuffled(size: int, seed: int) -> Iterator[int]:
     """0 ... size - 1 in random order, each drawn when it is asked for: a few of a million cost no more than a few."""
     rng = random.Random(seed)
     moved: dict[int, int] = {}
@@ -118,8 +118,8 @@ def shuffled(size: int, seed: int) -> Iterator[int]:
         moved[at] = moved.pop(last, last)
 
 
-def make(level: str, operands: tuple[int, ...]) -> Question:
-    operation = LEVELS[level].operation
+def make_arithmetic_question(level: str, operands: tuple[int, ...]) -> Question:
+    operation = ARITHMETIC_LEVELS[level].operation
     text = f" {operation} ".join(map(str, operands))
     gold = functools.reduce(OPERATIONS[operation], operands)
     name = f"arithmetic:{text.replace(' ', '')}"
@@ -128,4 +128,10 @@ def make(level: str, operands: tuple[int, ...]) -> Question:
     )
 
 
-ARITHMETIC = Task(name="arithmetic", wording="{question}", questions=questions, unboxed=last_number, numbers=True)
+ARITHMETIC = Task(
+    name="arithmetic",
+    prompt_template="{question}",
+    questions=arithmetic_questions,
+    extract_unboxed=last_number,
+    numeric_answers=True,
+)

@@ -19,18 +19,18 @@ from collections.abc import Iterator
 
 from permix.config import TaskConfig
 from permix.errors import ConfigError
-from permix.tasks.base import Task, choose, refuse_unknown_levels
-from permix.tasks.code_formats import Format, format_of
-from permix.tasks.datasets import Hub, Published, Row, published_rows
-from permix.types import Question, Split, Verdict, digest, normalise
-from permix.verification.math_verifier import recorded
-from permix.verification.sandbox import Case, Suite, judge, refuse_unable
+from permix.tasks.base import Task, check_known_levels, select_questions
+from permix.tasks.code_formats import CodeFormat, detect_code_format
+from permix.tasks.datasets import DatasetRow, HubDataset, PublishedSplit, read_published_rows
+from permix.types import Question, Split, Verdict, canonical_text, digest
+from permix.verification.math_verifier import truncate_for_record
+from permix.verification.sandbox import Case, Suite, require_sandbox, run_tests
 
-HUB = Hub("google-research-datasets/mbpp", "full", splits=("train", "validation", "test"))
+MBPP_HUB = HubDataset("google-research-datasets/mbpp", "full", splits=("train", "validation", "test"))
 
-PUBLISHED: dict[Split, Published] = {"train": "train", "dev": "validation", "heldout": "test"}
+MBPP_PUBLISHED_SPLITS: dict[Split, PublishedSplit] = {"train": "train", "dev": "validation", "heldout": "test"}
 
-PYTHON = ("python", "py", "python3")
+PYTHON_FENCE_LABELS = ("python", "py", "python3")
 
 
 _FENCE = re.compile(r"^[ \t]*(`{3,})(.*)$", re.MULTILINE)
@@ -38,37 +38,43 @@ _FENCE = re.compile(r"^[ \t]*(`{3,})(.*)$", re.MULTILINE)
 _SUITES: dict[str, bytes] = {}  # by gold; compressed JSON
 
 
-def questions(config: TaskConfig) -> tuple[Question, ...]:
-    rows = list(published_rows(HUB, PUBLISHED[config.split], config.path))
-    form = format_of(rows[0])
-    rows = [row for row in rows if form.fit(row)]
-    known = [question(row, form) for row in rows]
-    refuse_unknown_levels(config.levels, sorted({level for one in known for level in one.tags}), "code")
-    sides = form.sides(rows, known)
+def code_questions(config: TaskConfig) -> tuple[Question, ...]:
+    rows = list(read_published_rows(MBPP_HUB, MBPP_PUBLISHED_SPLITS[config.split], config.path))
+    form = detect_code_format(rows[0])
+    rows = [row for row in rows if form.is_usable(row)]
+    known = [code_question(row, form) for row in rows]
+    check_known_levels(config.levels, sorted({level for one in known for level in one.tags}), "code")
+    sides = form.row_splits(rows, known)
     if config.split not in sides:
         there = ", ".join(sorted({side for side in sides if side})) or "none"
-        raise ConfigError(f'task.split = "{config.split}": {config.path or HUB.id} has no such questions; its sides: {there}')
+        raise ConfigError(
+            f'task.split = "{config.split}": {config.path or MBPP_HUB.id} has no such questions; its sides: {there}'
+        )
     ours = {one: row for one, row, its in zip(known, rows, sides, strict=True) if its == config.split}
-    chosen = choose((one for one in ours if not config.levels or set(config.levels) & set(one.tags)), config)
+    chosen = select_questions((one for one in ours if not config.levels or set(config.levels) & set(one.tags)), config)
     for one in chosen:
-        keep(one.gold, form.suite(ours[one]))
+        register_suite(one.gold, form.suite(ours[one]))
     return chosen
 
 
-def question(row: Row, form: Format) -> Question:
+def code_question(row: DatasetRow, code_format: CodeFormat) -> Question:
     """Raises DataError naming the row's file and line."""
-    text, level = form.text(row), row.fields.get(form.level) if form.level else None
+    text, level = code_format.text(row), row.fields.get(code_format.level) if code_format.level else None
     return Question(
-        id=f"code:{digest(normalise(text))}", task="code", text=text, gold=form.gold(row), solution=form.solution(row),
+        id=f"code:{digest(canonical_text(text))}",
+        task="code",
+        text=text,
+        gold=code_format.gold(row),
+        solution=code_format.solution(row),
         tags=() if level is None else (str(level),),
-    )  # fmt: skip
+    )
 
 
-def keep(gold: str, suite: Suite) -> None:
+def register_suite(gold: str, suite: Suite) -> None:
     _SUITES[gold] = zlib.compress(json.dumps(suite).encode(), level=1)
 
 
-def suite_of(gold: str) -> Suite:
+def registered_suite(gold: str) -> Suite:
     """Raises ConfigError for a gold whose question was not loaded in this process."""
     if gold not in _SUITES:
         raise ConfigError(f"code: the tests {gold} are not among those loaded; give the task.path that the question came from")
@@ -76,14 +82,14 @@ def suite_of(gold: str) -> Suite:
     return Suite(prelude, function, tuple(Case(*case) for case in cases), check)
 
 
-def program_of(completion: str) -> str | None:
+def extract_program(completion: str) -> str | None:
     """The last block of Python, else the last of any kind, None if there is none. Blank ones do not count."""
-    found = [(language, content) for language, content in blocks(completion) if content.strip()]
-    marked = [content for language, content in found if language in PYTHON]
+    found = [(language, content) for language, content in code_blocks(completion) if content.strip()]
+    marked = [content for language, content in found if language in PYTHON_FENCE_LABELS]
     return marked[-1] if marked else found[-1][1] if found else None
 
 
-def blocks(completion: str) -> Iterator[tuple[str, str]]:
+def code_blocks(completion: str) -> Iterator[tuple[str, str]]:
     """What each closed code block is marked as, and its content. Linear time."""
     opened: re.Match[str] | None = None
     for fence in _FENCE.finditer(completion):
@@ -94,17 +100,17 @@ def blocks(completion: str) -> Iterator[tuple[str, str]]:
             opened = None
 
 
-def verdict(program: str, gold: str) -> Verdict:
-    found = judge(program, suite_of(gold))
+def score_program(program: str, gold: str) -> Verdict:
+    found = run_tests(program, registered_suite(gold))
     error = f"sandbox: {found.reason}" if found.correct is None else None
-    return Verdict(correct=found.correct, extracted=recorded(program), error=error)
+    return Verdict(correct=found.correct, extracted=truncate_for_record(program), error=error)
 
 
 CODE = Task(
     name="code",
-    wording="{question}\n\nAnswer with one Python program, whole, in a code block:\n\n```python\n# the program\n```",
-    questions=questions,
-    unboxed=program_of,
-    judge=verdict,
-    ready=refuse_unable,
+    prompt_template="{question}\n\nAnswer with one Python program, whole, in a code block:\n\n```python\n# the program\n```",
+    questions=code_questions,
+    extract_unboxed=extract_program,
+    scorer=score_program,
+    check_environment=require_sandbox,
 )

@@ -59,10 +59,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from permix.errors import DataError
-from permix.tasks.custom import sides_of
-from permix.tasks.datasets import Row
+from permix.tasks.custom import splits_by_row
+from permix.tasks.datasets import DatasetRow
 from permix.types import Question, digest
-from permix.verification.guest.protocol import dumps
+from permix.verification.guest.protocol import encode_value
 from permix.verification.sandbox import Case, Suite
 
 PRELUDE = """\
@@ -79,48 +79,49 @@ sys.setrecursionlimit(50_000)
 """What a program has without importing it: benchmarks give about this, and many programs count on it."""
 
 
-def _always(row: Row) -> bool:
+def _always_usable(row: DatasetRow) -> bool:
     return True
 
 
-class Format(NamedTuple):
-    """`mark` is the field that tells it; `judging` are those that tests are made of; `level` is the one that names a difficulty.
+class CodeFormat(NamedTuple):
+    """`marker_field` is the field that tells it; `test_fields` are those that tests are made of; `level` is the one that
+    names a difficulty.
 
-    `text`, `suite` and `solution` raise DataError naming the row's file and line. `sides` gives one of the three for each row, or
-    None. `fit` says whether a row can be asked here at all.
+    `text`, `suite` and `solution` raise DataError naming the row's file and line. `row_splits` gives one of the three for
+    each row, or None. `is_usable` says whether a row can be asked here at all.
     """
 
-    mark: str
-    judging: tuple[str, ...]
-    text: Callable[[Row], str]
-    suite: Callable[[Row], Suite]
-    solution: Callable[[Row], str | None]
-    sides: Callable[[Sequence[Row], Sequence[Question]], Sequence[str | None]]
+    marker_field: str
+    test_fields: tuple[str, ...]
+    text: Callable[[DatasetRow], str]
+    suite: Callable[[DatasetRow], Suite]
+    solution: Callable[[DatasetRow], str | None]
+    row_splits: Callable[[Sequence[DatasetRow], Sequence[Question]], Sequence[str | None]]
     level: str | None = None
-    fit: Callable[[Row], bool] = _always
+    is_usable: Callable[[DatasetRow], bool] = _always_usable
 
-    def gold(self, row: Row) -> str:
+    def gold(self, row: DatasetRow) -> str:
         """A hash of everything that the row's tests are made of."""
-        values = (json.dumps(row.fields.get(field), sort_keys=True) for field in self.judging)
-        return digest(self.mark, *values, length=32)
+        values = (json.dumps(row.fields.get(field), sort_keys=True) for field in self.test_fields)
+        return digest(self.marker_field, *values, length=32)
 
 
-def all_held_out(rows: Sequence[Row], questions: Sequence[Question]) -> list[str | None]:
+def all_heldout_splits(rows: Sequence[DatasetRow], questions: Sequence[Question]) -> list[str | None]:
     return ["heldout"] * len(rows)
 
 
-def fenced(code: str) -> str:
+def fenced_code(code: str) -> str:
     return f"```python\n{code.strip()}\n```"
 
 
-def to_complete(starter: str) -> str:
-    return f"Complete this code:\n\n{fenced(starter)}"
+def starter_prompt(starter: str) -> str:
+    return f"Complete this code:\n\n{fenced_code(starter)}"
 
 
-STANDARD_INPUT = "Read standard input, print to standard output."
+STDIN_INSTRUCTION = "Read standard input, print to standard output."
 
 
-def from_json(row: Row, field: str, text: str) -> Any:
+def parse_json_field(row: DatasetRow, field: str, text: str) -> Any:
     """What the text of a field, or a part of it, holds."""
     try:
         return json.loads(text)
@@ -128,7 +129,7 @@ def from_json(row: Row, field: str, text: str) -> Any:
         raise row.error(field, f"holds what is not JSON: {error}") from error
 
 
-def parsed(row: Row, field: str, source: str) -> ast.Module:
+def parse_python_field(row: DatasetRow, field: str, source: str) -> ast.Module:
     """The syntax tree of Python in a field."""
     try:
         return ast.parse(source)
@@ -136,174 +137,180 @@ def parsed(row: Row, field: str, source: str) -> ast.Module:
         raise row.error(field, f"must be Python: {error}") from error
 
 
-def humaneval_text(row: Row) -> str:
-    return f"Complete this function:\n\n{fenced(row.text('prompt'))}"
+def humaneval_text(row: DatasetRow) -> str:
+    return f"Complete this function:\n\n{fenced_code(row.text('prompt'))}"
 
 
-def humaneval_suite(row: Row) -> Suite:
+def humaneval_suite(row: DatasetRow) -> Suite:
     prompt, test, function = (row.text(field) for field in ("prompt", "test", "entry_point"))
-    parsed(row, "prompt", prompt)
-    parsed(row, "test", test)
-    return Suite(f"{PRELUDE}\n{prompt}\n", function, check=f"{test}\n\ncheck({function})\n")
+    parse_python_field(row, "prompt", prompt)
+    parse_python_field(row, "test", test)
+    return Suite(f"{PRELUDE}\n{prompt}\n", function, check_code=f"{test}\n\ncheck({function})\n")
 
 
-def humaneval_solution(row: Row) -> str | None:
+def humaneval_solution(row: DatasetRow) -> str | None:
     body = row.fields.get("canonical_solution")
-    return fenced(f"{row.text('prompt')}\n{body}") if isinstance(body, str) and body.strip() else None
+    return fenced_code(f"{row.text('prompt')}\n{body}") if isinstance(body, str) and body.strip() else None
 
 
-HUMANEVAL = Format(
-    mark="entry_point", judging=("prompt", "entry_point", "test"),
-    text=humaneval_text, suite=humaneval_suite, solution=humaneval_solution, sides=all_held_out,
+HUMANEVAL = CodeFormat(
+    marker_field="entry_point", test_fields=("prompt", "entry_point", "test"),
+    text=humaneval_text, suite=humaneval_suite, solution=humaneval_solution, row_splits=all_heldout_splits,
 )  # fmt: skip
 
 
-PUBLIC, PRIVATE = "public_test_cases", "private_test_cases"
+PUBLIC_TESTS_FIELD, PRIVATE_TESTS_FIELD = "public_test_cases", "private_test_cases"
 
 
-def livecodebench_text(row: Row) -> str:
+def livecodebench_text(row: DatasetRow) -> str:
     starter = str(row.value("starter_code") or "")
-    return f"{row.text('question_content')}\n\n{to_complete(starter) if starter.strip() else STANDARD_INPUT}"
+    return f"{row.text('question_content')}\n\n{starter_prompt(starter) if starter.strip() else STDIN_INSTRUCTION}"
 
 
-def livecodebench_suite(row: Row) -> Suite:
-    metadata = from_json(row, "metadata", row.text("metadata"))
+def livecodebench_suite(row: DatasetRow) -> Suite:
+    metadata = parse_json_field(row, "metadata", row.text("metadata"))
     function = metadata.get("func_name") if isinstance(metadata, dict) else None
-    cases = [_livecodebench_case(row, PUBLIC, test, function) for test in from_json(row, PUBLIC, row.text(PUBLIC))]
-    cases += [_livecodebench_case(row, PRIVATE, test, function) for test in from_json(row, PRIVATE, _unpacked(row))]
+    cases = [
+        _livecodebench_case(row, PUBLIC_TESTS_FIELD, test, function)
+        for test in parse_json_field(row, PUBLIC_TESTS_FIELD, row.text(PUBLIC_TESTS_FIELD))
+    ]
+    cases += [
+        _livecodebench_case(row, PRIVATE_TESTS_FIELD, test, function)
+        for test in parse_json_field(row, PRIVATE_TESTS_FIELD, _unpack_private_tests(row))
+    ]
     if not cases:
-        raise row.error(PUBLIC, "there is no test here, nor a private one")
+        raise row.error(PUBLIC_TESTS_FIELD, "there is no test here, nor a private one")
     return Suite(PRELUDE, function, tuple(cases))
 
 
-def _livecodebench_case(row: Row, field: str, test: Any, function: str | None) -> Case:
+def _livecodebench_case(row: DatasetRow, field: str, test: Any, function: str | None) -> Case:
     if not isinstance(test, dict) or not all(isinstance(test.get(part), str) for part in ("input", "output")):
         raise row.error(field, "each test must have a text as input and one as output")
     if function is None:
         return Case(test["input"], test["output"])
-    arguments = [from_json(row, field, line) for line in test["input"].split("\n")]
-    return Case(dumps([arguments, {}]).decode(), json.dumps(from_json(row, field, test["output"])))
+    arguments = [parse_json_field(row, field, line) for line in test["input"].split("\n")]
+    return Case(encode_value([arguments, {}]).decode(), json.dumps(parse_json_field(row, field, test["output"])))
 
 
-class _PlainPickle(pickle.Unpickler):
+class _SafeUnpickler(pickle.Unpickler):
     """Of pickles, those that need nothing but pickle itself: a data set has no business with code."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _unpacked(row: Row) -> str:
-    packed = row.text(PRIVATE)
+def _unpack_private_tests(row: DatasetRow) -> str:
+    packed = row.text(PRIVATE_TESTS_FIELD)
     if packed.startswith("["):
         return packed
     try:
-        found = _PlainPickle(io.BytesIO(zlib.decompress(base64.b64decode(packed, validate=True)))).load()
+        found = _SafeUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(packed, validate=True)))).load()
     except (binascii.Error, zlib.error, pickle.UnpicklingError, EOFError, ValueError, IndexError) as error:
-        raise row.error(PRIVATE, f"must be a list of tests, plain or packed as published: {error}") from error
+        raise row.error(PRIVATE_TESTS_FIELD, f"must be a list of tests, plain or packed as published: {error}") from error
     return found if isinstance(found, str) else json.dumps(found)
 
 
-LIVECODEBENCH = Format(
-    mark="question_content", judging=("metadata", PUBLIC, PRIVATE), level="difficulty",
-    text=livecodebench_text, suite=livecodebench_suite, solution=lambda row: None, sides=all_held_out,
+LIVECODEBENCH = CodeFormat(
+    marker_field="question_content", test_fields=("metadata", PUBLIC_TESTS_FIELD, PRIVATE_TESTS_FIELD), level="difficulty",
+    text=livecodebench_text, suite=livecodebench_suite, solution=lambda row: None, row_splits=all_heldout_splits,
 )  # fmt: skip
 
 
-MBPP_NUMBERS = {"heldout": range(11, 511), "dev": range(511, 601), "train": range(601, 975)}
+MBPP_TASK_IDS = {"heldout": range(11, 511), "dev": range(511, 601), "train": range(601, 975)}
 
 
-def mbpp_sides(rows: Sequence[Row], questions: Sequence[Question]) -> list[str | None]:
-    return [next((side for side, own in MBPP_NUMBERS.items() if row.value("task_id") in own), None) for row in rows]
+def mbpp_splits(rows: Sequence[DatasetRow], questions: Sequence[Question]) -> list[str | None]:
+    return [next((side for side, own in MBPP_TASK_IDS.items() if row.value("task_id") in own), None) for row in rows]
 
 
-def mbpp_text(row: Row) -> str:
+def mbpp_text(row: DatasetRow) -> str:
     asked = row.text("text" if "text" in row.fields else "prompt")
-    return f"{asked}\n\nA test that it must pass:\n\n{fenced(_assertions(row)[0])}"
+    return f"{asked}\n\nA test that it must pass:\n\n{fenced_code(_assertions(row)[0])}"
 
 
-def mbpp_suite(row: Row) -> Suite:
+def mbpp_suite(row: DatasetRow) -> Suite:
     setup = row.fields.get("test_setup_code") or "\n".join(row.fields.get("test_imports") or ())
-    (function,) = functions(row)
-    return Suite(PRELUDE, function, check="\n".join([setup, *_assertions(row)]))
+    (function,) = functions_under_test(row)
+    return Suite(PRELUDE, function, check_code="\n".join([setup, *_assertions(row)]))
 
 
-def functions(row: Row) -> set[str]:
+def functions_under_test(row: DatasetRow) -> set[str]:
     """What the tests use of that which the published solution defines."""
-    solution = parsed(row, "code", row.text("code")).body
+    solution = parse_python_field(row, "code", row.text("code")).body
     defined = {node.name for node in solution if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    tests = ast.walk(parsed(row, "test_list", "\n".join(_assertions(row))))
+    tests = ast.walk(parse_python_field(row, "test_list", "\n".join(_assertions(row))))
     return defined & {node.id for node in tests if isinstance(node, ast.Name)}
 
 
-def _assertions(row: Row) -> list[str]:
+def _assertions(row: DatasetRow) -> list[str]:
     tests = row.value("test_list")
     if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
         raise row.error("test_list", "must be a list of assertions")
     return tests
 
 
-MBPP = Format(
-    mark="test_list", judging=("code", "test_setup_code", "test_imports", "test_list"),
-    text=mbpp_text, suite=mbpp_suite, solution=lambda row: fenced(row.text("code")), sides=mbpp_sides,
-    fit=lambda row: len(functions(row)) == 1,
+MBPP = CodeFormat(
+    marker_field="test_list", test_fields=("code", "test_setup_code", "test_imports", "test_list"),
+    text=mbpp_text, suite=mbpp_suite, solution=lambda row: fenced_code(row.text("code")), row_splits=mbpp_splits,
+    is_usable=lambda row: len(functions_under_test(row)) == 1,
 )  # fmt: skip
 
 
-def own_text(row: Row) -> str:
-    return f"{row.text('question')}\n\n{_demand(row)}"
+def custom_code_text(row: DatasetRow) -> str:
+    return f"{row.text('question')}\n\n{_interface_instruction(row)}"
 
 
-def _demand(row: Row) -> str:
+def _interface_instruction(row: DatasetRow) -> str:
     if row.fields.get("starter"):
-        return to_complete(row.text("starter"))
-    return f"The function is called `{row.text('function')}`." if "function" in row.fields else STANDARD_INPUT
+        return starter_prompt(row.text("starter"))
+    return f"The function is called `{row.text('function')}`." if "function" in row.fields else STDIN_INSTRUCTION
 
 
-def own_suite(row: Row) -> Suite:
+def custom_code_suite(row: DatasetRow) -> Suite:
     tests, function = row.value("tests"), row.text("function") if "function" in row.fields else None
     if not isinstance(tests, list) or not tests or not all(isinstance(test, dict) for test in tests):
         raise row.error("tests", "must be a list of tests, each with its input or args, and its output")
-    return Suite(PRELUDE, function, tuple(_own_case(row, function, test) for test in tests))
+    return Suite(PRELUDE, function, tuple(_custom_code_case(row, function, test) for test in tests))
 
 
-def _own_case(row: Row, function: str | None, test: dict[str, Any]) -> Case:
+def _custom_code_case(row: DatasetRow, function: str | None, test: dict[str, Any]) -> Case:
     if function is None:
         if not all(isinstance(test.get(part), str) for part in ("input", "output")):
             raise row.error("tests", "without a function, each test must have a text as input and one as output")
         return Case(test["input"], test["output"])
     if not isinstance(test.get("args"), list) or "output" not in test:
         raise row.error("tests", "of a function, each test must have a list of args, and an output")
-    return Case(dumps([test["args"], {}]).decode(), json.dumps(test["output"]))
+    return Case(encode_value([test["args"], {}]).decode(), json.dumps(test["output"]))
 
 
-def own_solution(row: Row) -> str | None:
+def custom_code_solution(row: DatasetRow) -> str | None:
     if not row.fields.get("solution"):
         return None
     given = row.text("solution")
-    return given if "```" in given else fenced(given)
+    return given if "```" in given else fenced_code(given)
 
 
-OWN_PROGRAMS = Format(
-    mark="tests",
-    judging=("function", "tests"),
+CUSTOM_CODE = CodeFormat(
+    marker_field="tests",
+    test_fields=("function", "tests"),
     level="level",
-    text=own_text,
-    suite=own_suite,
-    solution=own_solution,
-    sides=sides_of,
+    text=custom_code_text,
+    suite=custom_code_suite,
+    solution=custom_code_solution,
+    row_splits=splits_by_row,
 )
 
 
-__all__ = ["FORMATS", "Format", "format_of"]
+__all__ = ["CODE_FORMATS", "CodeFormat", "detect_code_format"]
 
 
-FORMATS = (LIVECODEBENCH, HUMANEVAL, MBPP, OWN_PROGRAMS)
+CODE_FORMATS = (LIVECODEBENCH, HUMANEVAL, MBPP, CUSTOM_CODE)
 
 
-def format_of(row: Row) -> Format:
+def detect_code_format(row: DatasetRow) -> CodeFormat:
     """By the field that only this format has. Raises DataError for a row of none of them."""
-    for form in FORMATS:
-        if form.mark in row.fields:
+    for form in CODE_FORMATS:
+        if form.marker_field in row.fields:
             return form
-    marks = ", ".join(form.mark for form in FORMATS)
+    marks = ", ".join(form.marker_field for form in CODE_FORMATS)
     raise DataError(f"{row.where}: must have one of the fields {marks}; this row has {', '.join(row.fields) or 'none'}")

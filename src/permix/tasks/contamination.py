@@ -13,9 +13,9 @@ from permix.storage.files import read_json, write_json
 from permix.types import Question
 
 
-def refuse_overlap(evaluation: Sequence[Question], seen_hashes: Collection[str]) -> None:
+def check_contamination(evaluation: Sequence[Question], trained_hashes: Collection[str]) -> None:
     """Raise ConfigError if any question's content hash was seen, naming how many were, and the first."""
-    seen = set(seen_hashes)
+    seen = set(trained_hashes)
     shared = [question for question in evaluation if question.content_hash in seen]
     if not shared:
         return
@@ -27,31 +27,34 @@ def refuse_overlap(evaluation: Sequence[Question], seen_hashes: Collection[str])
     )
 
 
-SEEN = "permix_seen_questions.json"
+TRAINED_ON_FILE = "permix_seen_questions.json"
 
 
-class Seen(NamedTuple):
+class TrainedOn(NamedTuple):
     """What a model was trained on: content hashes of questions, and ids of personas."""
 
-    questions: frozenset[str] = frozenset()
-    personas: frozenset[str] = frozenset()
+    question_hashes: frozenset[str] = frozenset()
+    persona_ids: frozenset[str] = frozenset()
 
-    def __or__(self, other: "Seen") -> "Seen":
-        return Seen(self.questions | other.questions, self.personas | other.personas)
+    def __or__(self, other: "TrainedOn") -> "TrainedOn":
+        return TrainedOn(self.question_hashes | other.question_hashes, self.persona_ids | other.persona_ids)
 
 
-def write_seen(folder: Path, seen: Seen) -> None:
+def write_trained_on(folder: Path, trained_on: TrainedOn) -> None:
     """Leave beside a model's weights, or above its checkpoints, what it was trained on."""
-    write_json(folder / SEEN, {"content_hashes": sorted(seen.questions), "persona_ids": sorted(seen.personas)})
+    write_json(
+        folder / TRAINED_ON_FILE,
+        {"content_hashes": sorted(trained_on.question_hashes), "persona_ids": sorted(trained_on.persona_ids)},
+    )
 
 
-def read_seen(folder: Path) -> Seen:
+def read_trained_on(folder: Path) -> TrainedOn:
     """What a model folder was trained on; nothing for a model that permix did not train.
 
     A checkpoint has its file in the folder above it.
     """
-    found = Seen()
-    for place in (folder / SEEN, folder.parent / SEEN):
+    found = TrainedOn()
+    for place in (folder / TRAINED_ON_FILE, folder.parent / TRAINED_ON_FILE):
         if place.exists():
             content = read_json(place)
             lists = [content.get("content_hashes"), content.get("persona_ids", [])]
@@ -59,5 +62,5 @@ def read_seen(folder: Path) -> Seen:
                 raise DataError(
                     f"{place}: content_hashes and persona_ids must be lists; train the model again or remove the file"
                 )
-            found |= Seen(*map(frozenset, lists))
+            found |= TrainedOn(*map(frozenset, lists))
     return found

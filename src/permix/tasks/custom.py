@@ -28,59 +28,59 @@ from functools import partial
 from permix.config import TaskConfig
 from permix.errors import DataError
 from permix.tasks import math, multiple_choice
-from permix.tasks.base import Task, choose, refuse_unknown_levels, side
-from permix.tasks.datasets import Row, file_rows
-from permix.types import SPLITS, Question, digest, normalise
+from permix.tasks.base import Task, check_known_levels, select_questions, split_of_content
+from permix.tasks.datasets import DatasetRow, read_file_rows
+from permix.types import SPLITS, Question, canonical_text, digest
 from permix.verification.math_verifier import last_number
 
 
-def sides_of(rows: Sequence[Row], questions: Sequence[Question]) -> list[str]:
+def splits_by_row(rows: Sequence[DatasetRow], questions: Sequence[Question]) -> list[str]:
     """One of `SPLITS` for each row and its question. Raises DataError where some rows have a `split` and others none."""
     given = [row for row in rows if "split" in row.fields]
     if given and len(given) < len(rows):
         bare = next(row for row in rows if "split" not in row.fields)
         raise DataError(f"{bare.where}: has no split, and {given[0].where} has one; give it in every row or in none")
-    return [_side(row, question) for row, question in zip(rows, questions, strict=True)]
+    return [_row_split(row, question) for row, question in zip(rows, questions, strict=True)]
 
 
-def _side(row: Row, question: Question) -> str:
+def _row_split(row: DatasetRow, question: Question) -> str:
     if "split" not in row.fields:
-        return side(question.content_hash)
+        return split_of_content(question.content_hash)
     if row.fields["split"] not in SPLITS:
         raise row.error("split", f"must be one of {', '.join(SPLITS)}")
     return str(row.fields["split"])
 
 
-BOXED = "{question}\n\nEnd with the final answer inside \\boxed{}."
+BOXED_PROMPT_TEMPLATE = "{question}\n\nEnd with the final answer inside \\boxed{}."
 
 
-def questions(name: str, config: TaskConfig) -> tuple[Question, ...]:
+def custom_questions(name: str, config: TaskConfig) -> tuple[Question, ...]:
     assert config.path is not None, "TaskConfig asks for it"
-    rows = file_rows(config.path)
-    known = [question(name, row) for row in rows]
+    rows = read_file_rows(config.path)
+    known = [custom_question(name, row) for row in rows]
     levels = sorted({level for one in known for level in one.tags})
-    refuse_unknown_levels(config.levels, levels, task=str(config.path))
-    ours = (one for one, its in zip(known, sides_of(rows, known), strict=True) if its == config.split)
-    return choose((one for one in ours if not config.levels or set(config.levels) & set(one.tags)), config)
+    check_known_levels(config.levels, levels, task=str(config.path))
+    ours = (one for one, its in zip(known, splits_by_row(rows, known), strict=True) if its == config.split)
+    return select_questions((one for one in ours if not config.levels or set(config.levels) & set(one.tags)), config)
 
 
-def question(name: str, row: Row) -> Question:
+def custom_question(name: str, row: DatasetRow) -> Question:
     """Raises DataError naming the row's file and line."""
-    text, gold = row.text("question"), answer_of(row)
+    text, gold = row.text("question"), answer_text(row)
     if name == "own-number" and last_number(gold) is None:
         raise row.error("answer", 'must be a number; for other answers give task.answer = "exact" or "math"')
     if name == "own-choice":
-        offered = choices_of(row)
-        gold, text = _letter_of(gold, offered, row), multiple_choice.lettered(text, offered)
+        offered = parse_choices(row)
+        gold, text = _gold_letter(gold, offered, row), multiple_choice.format_choices(text, offered)
     level = row.fields.get("level")
     solution = row.text("solution") if row.fields.get("solution") else f"\\boxed{{{gold}}}"
     return Question(
-        id=f"{name}:{digest(normalise(text))}", task=name, text=text, gold=gold, solution=solution,
+        id=f"{name}:{digest(canonical_text(text))}", task=name, text=text, gold=gold, solution=solution,
         tags=() if level is None else (str(level),),
     )  # fmt: skip
 
 
-def answer_of(row: Row) -> str:
+def answer_text(row: DatasetRow) -> str:
     """A text, or a number as JSON writes it."""
     value = row.value("answer")
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -88,20 +88,22 @@ def answer_of(row: Row) -> str:
     return str(value)
 
 
-def choices_of(row: Row) -> list[str]:
+def parse_choices(row: DatasetRow) -> list[str]:
     found = row.value("choices")
     if not isinstance(found, list) or not all(isinstance(one, str) and one.strip() for one in found):
         raise row.error("choices", "must be a list of texts that are not blank")
     offered = [one.strip() for one in found]
-    if not 2 <= len(offered) <= len(multiple_choice.LETTERS) or len({*map(_level, offered)}) < len(offered):
-        raise row.error("choices", f"must be 2 to {len(multiple_choice.LETTERS)} texts, all different")
+    if not 2 <= len(offered) <= len(multiple_choice.CHOICE_LETTERS) or len({*map(_normalise_answer, offered)}) < len(offered):
+        raise row.error("choices", f"must be 2 to {len(multiple_choice.CHOICE_LETTERS)} texts, all different")
     return offered
 
 
-def _letter_of(gold: str, offered: list[str], row: Row) -> str:
+def _gold_letter(gold: str, choices: list[str], row: DatasetRow) -> str:
     """The text of a choice comes before a letter: a choice may be "A" itself."""
-    letters = multiple_choice.LETTERS[: len(offered)]
-    same = [letter for letter, choice in zip(letters, offered, strict=True) if _level(choice) == _level(gold)]
+    letters = multiple_choice.CHOICE_LETTERS[: len(choices)]
+    same = [
+        letter for letter, choice in zip(letters, choices, strict=True) if _normalise_answer(choice) == _normalise_answer(gold)
+    ]
     if same:
         return same[0]
     if gold.upper() in letters and len(gold) == 1:
@@ -109,30 +111,44 @@ def _letter_of(gold: str, offered: list[str], row: Row) -> str:
     raise row.error("answer", f"must be a letter, A to {letters[-1]}, or the text of one of the choices")
 
 
-def _level(text: str) -> str:
-    return normalise(text).rstrip(". ")
+def _normalise_answer(text: str) -> str:
+    return canonical_text(text).rstrip(". ")
 
 
 def same_text(answer: str, gold: str) -> bool:
-    return _level(answer) == _level(gold)
+    return _normalise_answer(answer) == _normalise_answer(gold)
 
 
-def last_line(completion: str) -> str | None:
+def extract_named_answer_or_last_line(completion: str) -> str | None:
     lines = [line.strip() for line in completion.splitlines() if line.strip()]
-    return math.unboxed(completion) or (lines[-1] if lines else None)
+    return math.extract_named_answer(completion) or (lines[-1] if lines else None)
 
 
-def _task(
-    answer: str, unboxed: Callable[[str], str | None], same: Callable[[str, str], bool] | None = None, *,
-    wording: str = BOXED, numbers: bool = False,
+def _custom_task(
+    answer_kind: str, extract_unboxed: Callable[[str], str | None], answers_match: Callable[[str, str], bool] | None = None, *,
+    prompt_template: str = BOXED_PROMPT_TEMPLATE, numeric_answers: bool = False,
 ) -> Task:  # fmt: skip
-    name = f"own-{answer}"
-    return Task(name=name, wording=wording, questions=partial(questions, name), unboxed=unboxed, same=same, numbers=numbers)
+    name = f"own-{answer_kind}"
+    return Task(
+        name=name,
+        prompt_template=prompt_template,
+        questions=partial(custom_questions, name),
+        extract_unboxed=extract_unboxed,
+        answers_match=answers_match,
+        numeric_answers=numeric_answers,
+    )
 
 
-OWN = (
-    _task("number", last_number, wording="{question}\n\nEnd with the final number inside \\boxed{}.", numbers=True),
-    _task("math", math.unboxed),
-    _task("exact", last_line, same_text),
-    _task("choice", multiple_choice.last_letter, multiple_choice.same_letter, wording=multiple_choice.WORDING),
+CUSTOM_TASKS = (
+    _custom_task(
+        "number", last_number, prompt_template="{question}\n\nEnd with the final number inside \\boxed{}.", numeric_answers=True
+    ),
+    _custom_task("math", math.extract_named_answer),
+    _custom_task("exact", extract_named_answer_or_last_line, same_text),
+    _custom_task(
+        "choice",
+        multiple_choice.extract_choice_letter,
+        multiple_choice.same_letter,
+        prompt_template=multiple_choice.CHOICE_PROMPT_TEMPLATE,
+    ),
 )

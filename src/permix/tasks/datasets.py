@@ -14,20 +14,20 @@ from typing import Any, Literal, NamedTuple
 
 from permix.errors import ConfigError, DataError
 
-Published = Literal["train", "dev", "validation", "test"]
+PublishedSplit = Literal["train", "dev", "validation", "test"]
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+DATASET_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
-class Hub(NamedTuple):
+class HubDataset(NamedTuple):
     """Where a data set is published; `config` is the hub's own subset name, `splits` what it is published in."""
 
     id: str
     config: str | None = None
-    splits: tuple[Published, ...] = ("train", "test")
+    splits: tuple[PublishedSplit, ...] = ("train", "test")
 
 
-class Row(NamedTuple):
+class DatasetRow(NamedTuple):
     """One row as published; `where` is its file and line, for error messages."""
 
     where: str
@@ -48,39 +48,39 @@ class Row(NamedTuple):
             raise self.error(field, "holds half a surrogate pair, which UTF-8 has no room for")
         return value.strip()
 
-    def error(self, field: str, valid: str) -> DataError:
+    def error(self, field: str, requirement: str) -> DataError:
         shown = repr(self.fields.get(field))
-        return DataError(f"{self.where}: {field} = {shown if len(shown) <= 80 else shown[:77] + '...'}: {valid}")
+        return DataError(f"{self.where}: {field} = {shown if len(shown) <= 80 else shown[:77] + '...'}: {requirement}")
 
 
-def published_rows(hub: Hub, published: Published, path: Path | None) -> Iterator[Row]:
+def read_published_rows(hub: HubDataset, split: PublishedSplit, path: Path | None) -> Iterator[DatasetRow]:
     """Every row of one published split. Raises ConfigError when the hub cannot be read, DataError for a bad local file."""
     if path is None:
-        yield from _hub_rows(hub, published)
+        yield from _read_hub_rows(hub, split)
         return
-    yield from _rows(path, _files(path, published, hub.splits))
+    yield from _read_all_rows(path, _files_of_split(path, split, hub.splits))
 
 
-def file_rows(path: Path) -> list[Row]:
+def read_file_rows(path: Path) -> list[DatasetRow]:
     """Every row of one local file. Raises DataError for a file that is not there, holds nothing, or cannot be read."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    _refuse_other_suffix(path)
-    return _rows(path, [path])
+    _check_suffix(path)
+    return _read_all_rows(path, [path])
 
 
-def _rows(path: Path, files: Sequence[Path]) -> list[Row]:
-    if rows := [row for file in files for row in _file_rows(file)]:
+def _read_all_rows(path: Path, files: Sequence[Path]) -> list[DatasetRow]:
+    if rows := [row for file in files for row in _iter_file_rows(file)]:
         return rows
     raise DataError(f"{path}: holds no rows")
 
 
-def _refuse_other_suffix(path: Path) -> None:
-    if path.suffix not in SUFFIXES:
-        raise DataError(f"{path}: a file must end in {', '.join(SUFFIXES)}")
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in DATASET_SUFFIXES:
+        raise DataError(f"{path}: a file must end in {', '.join(DATASET_SUFFIXES)}")
 
 
-def _hub_rows(hub: Hub, published: Published) -> Iterator[Row]:
+def _read_hub_rows(hub: HubDataset, split: PublishedSplit) -> Iterator[DatasetRow]:
     name = hub.id if hub.config is None else f"{hub.id} ({hub.config})"
     try:
         import datasets
@@ -89,52 +89,52 @@ def _hub_rows(hub: Hub, published: Published) -> Iterator[Row]:
     silent = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        data = datasets.load_dataset(hub.id, hub.config, split=published)
+        data = datasets.load_dataset(hub.id, hub.config, split=split)
     except (OSError, ValueError) as error:  # no network, no such data set, no such split
         raise ConfigError(f"{name}: cannot be read from the hub: {error}; give task.path, a local file or folder") from error
     finally:
         if not silent:
             datasets.enable_progress_bars()
     for number, fields in enumerate(data, 1):
-        yield Row(f"{hub.id}/{published}:{number}", dict(fields))
+        yield DatasetRow(f"{hub.id}/{split}:{number}", dict(fields))
 
 
-def _files(path: Path, published: Published, splits: Sequence[Published]) -> list[Path]:
+def _files_of_split(path: Path, split: PublishedSplit, published_splits: Sequence[PublishedSplit]) -> list[Path]:
     """The files that hold the split: `path` itself, or those of that name in a folder."""
     if path.is_dir():
-        whole = [file for suffix in SUFFIXES if (file := path / f"{published}{suffix}").is_file()]
-        if found := whole[:1] or sorted(path.glob(f"{published}-*.parquet")):
+        whole = [file for suffix in DATASET_SUFFIXES if (file := path / f"{split}{suffix}").is_file()]
+        if found := whole[:1] or sorted(path.glob(f"{split}-*.parquet")):
             return found
         here = ", ".join(sorted(one.name for one in path.iterdir())[:10])
-        raise DataError(f"{path}: no {published}.jsonl, .json or .parquet in this folder; it holds {here or 'nothing'}")
+        raise DataError(f"{path}: no {split}.jsonl, .json or .parquet in this folder; it holds {here or 'nothing'}")
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    _refuse_other_suffix(path)
+    _check_suffix(path)
     named = path.stem.split("-")[0]
-    if named in splits and named != published:
+    if named in published_splits and named != split:
         raise DataError(
-            f"{path}: is named as the published {named} split, but task.split asks for questions of the published {published}"
+            f"{path}: is named as the published {named} split, but task.split asks for questions of the published {split}"
         )
     return [path]
 
 
-def _file_rows(file: Path) -> Iterator[Row]:
+def _iter_file_rows(file: Path) -> Iterator[DatasetRow]:
     try:
         raw = b"" if file.suffix == ".parquet" else file.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     if file.suffix == ".parquet":
-        yield from _parquet_rows(file)
+        yield from _read_parquet_rows(file)
     elif file.suffix == ".json" and raw.lstrip().startswith(b"["):
-        for number, fields in enumerate(_parse(raw, str(file), first_line=1), 1):
-            yield _row(fields, f"{file}: row {number}")
+        for number, fields in enumerate(_parse_json(raw, str(file), first_line=1), 1):
+            yield _dataset_row(fields, f"{file}: row {number}")
     else:
         for number, line in enumerate(raw.split(b"\n"), 1):
             if line.strip():
-                yield _row(_parse(line, str(file), first_line=number), f"{file}:{number}")
+                yield _dataset_row(_parse_json(line, str(file), first_line=number), f"{file}:{number}")
 
 
-def _parse(raw: bytes, file: str, *, first_line: int) -> Any:
+def _parse_json(raw: bytes, file: str, *, first_line: int) -> Any:
     try:
         return json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -146,13 +146,13 @@ def _parse(raw: bytes, file: str, *, first_line: int) -> Any:
         raise DataError(f"{file}:{first_line}: cannot be read as JSON: {error}") from error
 
 
-def _row(fields: Any, where: str) -> Row:
+def _dataset_row(fields: Any, where: str) -> DatasetRow:
     if not isinstance(fields, dict):
         raise DataError(f"{where}: must be a JSON object with named fields, not {type(fields).__name__}")
-    return Row(where, fields)
+    return DatasetRow(where, fields)
 
 
-def _parquet_rows(file: Path) -> Iterator[Row]:
+def _read_parquet_rows(file: Path) -> Iterator[DatasetRow]:
     import pyarrow
     import pyarrow.parquet
 
@@ -161,4 +161,4 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{file}: not a Parquet file: {error}") from error
     for number, fields in enumerate(table.to_pylist(), 1):
-        yield Row(f"{file}: row {number}", fields)
+        yield DatasetRow(f"{file}: row {number}", fields)

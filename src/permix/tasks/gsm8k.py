@@ -15,36 +15,36 @@ number after its last `####`, else its last number.
 import re
 
 from permix.config import TaskConfig
-from permix.tasks.base import Task, choose, dev_or_train, refuse_unknown_levels
-from permix.tasks.datasets import Hub, Row, published_rows
-from permix.types import Question, digest, normalise
+from permix.tasks.base import Task, check_known_levels, dev_or_train, select_questions
+from permix.tasks.datasets import DatasetRow, HubDataset, read_published_rows
+from permix.types import Question, canonical_text, digest
 from permix.verification.math_verifier import last_number
 
-HUB = Hub("openai/gsm8k", "main")
+GSM8K_HUB = HubDataset("openai/gsm8k", "main")
 
-_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+_CALCULATOR_NOTE = re.compile(r"<<[^<>\n]*>>")
 
 
-def questions(config: TaskConfig) -> tuple[Question, ...]:
-    refuse_unknown_levels(config.levels, (), "gsm8k")
+def gsm8k_questions(config: TaskConfig) -> tuple[Question, ...]:
+    check_known_levels(config.levels, (), "gsm8k")
     if config.split == "heldout":
-        return choose(map(question, published_rows(HUB, "test", config.path)), config)
-    known = map(question, published_rows(HUB, "train", config.path))
-    return choose((one for one in known if dev_or_train(one.content_hash, one_in=10) == config.split), config)
+        return select_questions(map(gsm8k_question, read_published_rows(GSM8K_HUB, "test", config.path)), config)
+    known = map(gsm8k_question, read_published_rows(GSM8K_HUB, "train", config.path))
+    return select_questions((one for one in known if dev_or_train(one.content_hash, one_in=10) == config.split), config)
 
 
-def question(row: Row) -> Question:
+def gsm8k_question(row: DatasetRow) -> Question:
     """Raises DataError naming the row's file and line."""
     text = row.text("question")
     worked, mark, gold = row.text("answer").rpartition("####")
     gold = gold.replace(",", "").strip()
     if not mark or not re.fullmatch(r"-?\d+(\.\d+)?", gold):
         raise row.error("answer", "must end in a line such as '#### 72'")
-    solution = f"{_CALCULATOR.sub('', worked).strip()}\nThe answer is \\boxed{{{gold}}}.".strip()
-    return Question(id=f"gsm8k:{digest(normalise(text))}", task="gsm8k", text=text, gold=gold, solution=solution)
+    solution = f"{_CALCULATOR_NOTE.sub('', worked).strip()}\nThe answer is \\boxed{{{gold}}}.".strip()
+    return Question(id=f"gsm8k:{digest(canonical_text(text))}", task="gsm8k", text=text, gold=gold, solution=solution)
 
 
-def unboxed(completion: str) -> str | None:
+def extract_marked_number(completion: str) -> str | None:
     _, mark, tail = completion.rpartition("####")
     marked = last_number(tail.strip().partition("\n")[0]) if mark else None
     return marked if marked is not None else last_number(completion)
@@ -52,8 +52,8 @@ def unboxed(completion: str) -> str | None:
 
 GSM8K = Task(
     name="gsm8k",
-    wording="{question}\n\nSolve this step by step. End with the final number inside \\boxed{}.",
-    questions=questions,
-    unboxed=unboxed,
-    numbers=True,
+    prompt_template="{question}\n\nSolve this step by step. End with the final number inside \\boxed{}.",
+    questions=gsm8k_questions,
+    extract_unboxed=extract_marked_number,
+    numeric_answers=True,
 )

@@ -43,17 +43,19 @@ from functools import partial
 
 from permix.config import TaskConfig
 from permix.errors import ConfigError
-from permix.tasks.base import Task, choose, refuse_unknown_levels, side
-from permix.tasks.datasets import Hub, Row, published_rows
-from permix.types import Question, digest, normalise
+from permix.tasks.base import Task, check_known_levels, select_questions, split_of_content
+from permix.tasks.datasets import DatasetRow, HubDataset, read_published_rows
+from permix.types import Question, canonical_text, digest
 from permix.verification.math_verifier import last_number
 
 AIME_HUBS = {
-    "aime24": Hub("HuggingFaceH4/aime_2024", splits=("train",)),
-    "aime25": Hub("math-ai/aime25", splits=("test",)),
+    "aime24": HubDataset("HuggingFaceH4/aime_2024", splits=("train",)),
+    "aime25": HubDataset("math-ai/aime25", splits=("test",)),
 }
 
-AIME_WORDING = "{question}\n\nReason step by step. End with the final answer, a whole number from 0 to 999, inside \\boxed{}."
+AIME_PROMPT_TEMPLATE = (
+    "{question}\n\nReason step by step. End with the final answer, a whole number from 0 to 999, inside \\boxed{}."
+)
 
 
 def aime_questions(name: str, config: TaskConfig) -> tuple[Question, ...]:
@@ -62,67 +64,73 @@ def aime_questions(name: str, config: TaskConfig) -> tuple[Question, ...]:
             f'task.split = "{config.split}": {name} is for evaluation only, all of it held out; ask for "heldout", or train on '
             'task.name = "math"'
         )
-    refuse_unknown_levels(config.levels, (), name)
+    check_known_levels(config.levels, (), name)
     hub = AIME_HUBS[name]
-    return choose(map(partial(aime_question, name), published_rows(hub, hub.splits[0], config.path)), config)
+    return select_questions(map(partial(aime_question, name), read_published_rows(hub, hub.splits[0], config.path)), config)
 
 
-def aime_question(name: str, row: Row) -> Question:
+def aime_question(name: str, row: DatasetRow) -> Question:
     """Raises DataError naming the row's file and line."""
     text, answer = row.text("problem"), str(row.value("answer")).strip()
     if not re.fullmatch("[0-9]{1,3}", answer):
         raise row.error("answer", "must be a whole number from 0 to 999")
-    return Question(id=f"{name}:{digest(normalise(text))}", task=name, text=text, gold=str(int(answer)))
+    return Question(id=f"{name}:{digest(canonical_text(text))}", task=name, text=text, gold=str(int(answer)))
 
 
 def _aime_task(name: str) -> Task:
-    return Task(name=name, wording=AIME_WORDING, questions=partial(aime_questions, name), unboxed=last_number, numbers=True)
+    return Task(
+        name=name,
+        prompt_template=AIME_PROMPT_TEMPLATE,
+        questions=partial(aime_questions, name),
+        extract_unboxed=last_number,
+        numeric_answers=True,
+    )
 
 
-AIME = tuple(map(_aime_task, AIME_HUBS))
+AIME_TASKS = tuple(map(_aime_task, AIME_HUBS))
 
 
-HUB = Hub("rasbt/math_full_minus_math500")
+MATH_HUB = HubDataset("rasbt/math_full_minus_math500")
 
-LEVELS = ("1", "2", "3", "4", "5")
+MATH_LEVELS = ("1", "2", "3", "4", "5")
 
-WORDING = "{question}\n\nReason step by step. End with the final answer inside \\boxed{}."
+MATH_PROMPT_TEMPLATE = "{question}\n\nReason step by step. End with the final answer inside \\boxed{}."
 
 
 # Inline LaTeX, else up to the end of the sentence or line.
 _ANSWER_IS = re.compile(r"\b[Aa]nswer(?: is|:)[ \t*:]*(\$[^$\n]+\$|.+?(?=[.!?]\s|[.!?]?$))", re.MULTILINE)
 
 
-def questions(config: TaskConfig) -> tuple[Question, ...]:
-    refuse_unknown_levels(config.levels, LEVELS, "math")
-    rows = (row for row in published_rows(HUB, "train", config.path) if row.value("answer") not in (None, ""))
-    ours = (one for one in map(question, rows) if side(one.content_hash) == config.split)
-    return choose(of_levels(ours, config.levels), config)
+def math_questions(config: TaskConfig) -> tuple[Question, ...]:
+    check_known_levels(config.levels, MATH_LEVELS, "math")
+    rows = (row for row in read_published_rows(MATH_HUB, "train", config.path) if row.value("answer") not in (None, ""))
+    ours = (one for one in map(math_question, rows) if split_of_content(one.content_hash) == config.split)
+    return select_questions(filter_by_levels(ours, config.levels), config)
 
 
-def question(row: Row) -> Question:
+def math_question(row: DatasetRow) -> Question:
     """Raises DataError naming the row's file and line."""
     text = row.text("problem")
     subject = row.text("type" if "type" in row.fields else "subject")
-    level = level_of(row, "difficulty" if "difficulty" in row.fields else "level")
+    level = parse_math_level(row, "difficulty" if "difficulty" in row.fields else "level")
     tags = (f"level-{level}", subject)
-    gold = gold_of(row)
-    name = f"math:{digest(normalise(text))}"
-    return Question(id=name, task="math", text=text, gold=gold, tags=tags, solution=solution_of(row, gold))
+    gold = gold_without_dollars(row)
+    name = f"math:{digest(canonical_text(text))}"
+    return Question(id=name, task="math", text=text, gold=gold, tags=tags, solution=worked_solution(row, gold))
 
 
-def solution_of(row: Row, gold: str) -> str:
+def worked_solution(row: DatasetRow, gold: str) -> str:
     """The worked solution, or the boxed gold where the row has none."""
     worked = row.fields.get("solution")
     return row.text("solution") if isinstance(worked, str) and worked.strip() else f"\\boxed{{{gold}}}"
 
 
-def gold_of(row: Row) -> str:
+def gold_without_dollars(row: DatasetRow) -> str:
     """The answer without the dollar signs of inline LaTeX around it."""
     return re.sub(r"^\$(.*[^\\])\$$", r"\1", row.text("answer")).strip()
 
 
-def level_of(row: Row, field: str) -> str:
+def parse_math_level(row: DatasetRow, field: str) -> str:
     """One of LEVELS, or "?". A level is published as 4, 4.0, "4" or "Level 4", an unknown one as 0.0 or "Level ?"."""
     match = re.fullmatch(r"(?:Level )?([0-5?])(?:\.0)?", str(row.value(field)))
     if not match:
@@ -130,21 +138,21 @@ def level_of(row: Row, field: str) -> str:
     return match[1].replace("0", "?")
 
 
-def of_levels(questions: Iterable[Question], levels: tuple[str, ...]) -> Iterator[Question]:
+def filter_by_levels(questions: Iterable[Question], levels: tuple[str, ...]) -> Iterator[Question]:
     """The questions of these levels, or all of them when none is named."""
     wanted = {f"level-{level}" for level in levels}
     return (one for one in questions if not wanted or wanted.intersection(one.tags))
 
 
-def unboxed(completion: str) -> str | None:
+def extract_named_answer(completion: str) -> str | None:
     named = _ANSWER_IS.findall(completion)
     return named[-1].strip(" \t*.") or None if named else None
 
 
-MATH = Task(name="math", wording=WORDING, questions=questions, unboxed=unboxed)
+MATH = Task(name="math", prompt_template=MATH_PROMPT_TEMPLATE, questions=math_questions, extract_unboxed=extract_named_answer)
 
 
-MATH500_HUB = Hub("HuggingFaceH4/MATH-500")
+MATH500_HUB = HubDataset("HuggingFaceH4/MATH-500")
 
 
 def math500_questions(config: TaskConfig) -> tuple[Question, ...]:
@@ -153,16 +161,18 @@ def math500_questions(config: TaskConfig) -> tuple[Question, ...]:
             f'task.split = "{config.split}": math500 is for evaluation only, all of it held out; '
             f'take the {config.split} side of task.name = "math", or ask for "heldout"'
         )
-    refuse_unknown_levels(config.levels, LEVELS, "math500")
-    rows = published_rows(MATH500_HUB, "test", config.path)
-    return choose(of_levels(map(math500_question, rows), config.levels), config)
+    check_known_levels(config.levels, MATH_LEVELS, "math500")
+    rows = read_published_rows(MATH500_HUB, "test", config.path)
+    return select_questions(filter_by_levels(map(math500_question, rows), config.levels), config)
 
 
-def math500_question(row: Row) -> Question:
+def math500_question(row: DatasetRow) -> Question:
     """Raises DataError naming the row's file and line."""
-    tags = (f"level-{level_of(row, 'level')}", row.text("subject"))
+    tags = (f"level-{parse_math_level(row, 'level')}", row.text("subject"))
     name = f"math500:{row.text('unique_id')}"
-    return Question(id=name, task="math500", text=row.text("problem"), gold=gold_of(row), tags=tags)
+    return Question(id=name, task="math500", text=row.text("problem"), gold=gold_without_dollars(row), tags=tags)
 
 
-MATH500 = Task(name="math500", wording=WORDING, questions=math500_questions, unboxed=unboxed)
+MATH500 = Task(
+    name="math500", prompt_template=MATH_PROMPT_TEMPLATE, questions=math500_questions, extract_unboxed=extract_named_answer
+)

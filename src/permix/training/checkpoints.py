@@ -1,6 +1,7 @@
 """The weights that are trained: read, given adapters, seeded, and written as a model folder.
 
-The rollouts that a checkpoint was written in the midst of: with `train.iterations` > 1 one generation serves several steps.
+The rollouts that a checkpoint was written in the midst of: with `train.updates_per_rollout` > 1 one generation serves
+several steps.
 
 Every process leaves its own in the checkpoint, as `permix_rollouts-RANK-of-COUNT.pt`, also when there are none to keep; so a
 checkpoint says how many processes wrote it. Only as many can go on from it: another number would add gradients in another order,
@@ -15,83 +16,83 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permix.config import TrainConfig, TrainStage
+from permix.config import OptimConfig, TrainConfig
 from permix.errors import ConfigError, DataError, PermixError
 from permix.inference.hardware import pick_device, pick_dtype
-from permix.inference.hf import load_skeleton, load_weights, resolve
+from permix.inference.hf import load_causal_lm, load_empty_causal_lm, resolve_model_source
 from permix.plan import Plan
-from permix.storage.files import read_json, writing
-from permix.tasks.contamination import Seen, write_seen
+from permix.storage.files import guard_writes, read_json
+from permix.tasks.contamination import TrainedOn, write_trained_on
 from permix.training import distributed
-from permix.training.compatibility import sharding, weights_are_spread
-from permix.training.model_card import write_card
+from permix.training.compatibility import detect_sharding, has_sharded_weights
+from permix.training.model_card import write_model_card
 
 if TYPE_CHECKING:
     from permix.training.rollouts import Sample
 
 
-def write_buffer(checkpoint: Path, samples: "Sequence[Sample]", rank: int, count: int) -> None:
+def save_rollouts(checkpoint: Path, samples: "Sequence[Sample]", rank: int, world_size: int) -> None:
     import torch
 
-    torch.save([asdict(sample) for sample in samples], _path(checkpoint, rank, count))
+    torch.save([asdict(sample) for sample in samples], _rollouts_path(checkpoint, rank, world_size))
 
 
-def read_buffer(checkpoint: Path, rank: int, count: int) -> "list[Sample]":
+def load_rollouts(checkpoint: Path, rank: int, world_size: int) -> "list[Sample]":
     import torch
 
     from permix.training.rollouts import Sample
 
-    return [Sample(**one) for one in torch.load(_path(checkpoint, rank, count), weights_only=True)]
+    return [Sample(**one) for one in torch.load(_rollouts_path(checkpoint, rank, world_size), weights_only=True)]
 
 
-def _path(checkpoint: Path, rank: int, count: int) -> Path:
-    return checkpoint / f"permix_rollouts-{rank}-of-{count}.pt"
+def _rollouts_path(checkpoint: Path, rank: int, world_size: int) -> Path:
+    return checkpoint / f"permix_rollouts-{rank}-of-{world_size}.pt"
 
 
-def refuse_other_count(checkpoint: Path, count: int) -> None:
+def check_world_size(checkpoint: Path, world_size: int) -> None:
     """Raise ConfigError when another number of processes wrote the checkpoint, DataError when a process's part is missing."""
     found = sorted(path.stem.rpartition("-")[2] for path in checkpoint.glob("permix_rollouts-*-of-*.pt"))
-    others = [one for one in found if one != str(count)]
+    others = [one for one in found if one != str(world_size)]
     if others:
         raise ConfigError(
-            f"{checkpoint}: was written by {others[0]} processes, and this run has {count}; go on with {others[0]} "
+            f"{checkpoint}: was written by {others[0]} processes, and this run has {world_size}; go on with {others[0]} "
             f"(torchrun --nproc_per_node {others[0]}), or begin anew in another folder"
         )
-    if len(found) != count:
+    if len(found) != world_size:
         raise DataError(
-            f"{checkpoint}: holds the rollouts of {len(found)} of {count} processes; remove it, or begin in another folder"
+            f"{checkpoint}: holds the rollouts of {len(found)} of {world_size} processes; remove it, or begin in another folder"
         )
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end: its trainer_state.json, written last, is whole."""
-    found = sorted(folder.glob("checkpoint-*"), key=_number, reverse=True)
-    return next((path for path in found if _is_whole(path)), None)
+    found = sorted(folder.glob("checkpoint-*"), key=_step_in_name, reverse=True)
+    return next((path for path in found if _is_complete(path)), None)
 
 
-def step_of(checkpoint: Path | None) -> int:
+def checkpoint_step(checkpoint: Path | None) -> int:
     """Optimizer steps that are done."""
-    return _number(checkpoint) if checkpoint else 0
+    return _step_in_name(checkpoint) if checkpoint else 0
 
 
-def _number(checkpoint: Path) -> int:
+def _step_in_name(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _is_complete(checkpoint: Path) -> bool:
     try:
-        return bool(read_json(checkpoint / "trainer_state.json")["global_step"] == _number(checkpoint))
+        return bool(read_json(checkpoint / "trainer_state.json")["global_step"] == _step_in_name(checkpoint))
     except (PermixError, KeyError):
         return False
 
 
-def network_of(source: str) -> Any:
+def load_trainable_model(source: str) -> Any:
     """The weights to train, in float32. Where FSDP2 is going to share them out, only the main process has them until then."""
     import torch
 
-    if sharding() == "fsdp2" and not distributed.is_main():
-        return load_skeleton(source, torch.float32).train()
-    return load_weights(source, torch.float32, "cpu" if weights_are_spread() else pick_device()).train()
+    if detect_sharding() == "fsdp2" and not distributed.is_main():
+        return load_empty_causal_lm(source, torch.float32).train()
+    return load_causal_lm(source, torch.float32, "cpu" if has_sharded_weights() else pick_device()).train()
 
 
 def seed_trainer(seed: int) -> None:
@@ -101,7 +102,7 @@ def seed_trainer(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def autocast(config: TrainConfig) -> Any:
+def autocast_context(config: OptimConfig) -> Any:
     """The precision in which the trainer runs its forward passes."""
     import torch
 
@@ -110,7 +111,7 @@ def autocast(config: TrainConfig) -> Any:
     return torch.autocast(device, dtype=dtype, enabled=dtype == torch.bfloat16)
 
 
-def lora(config: TrainConfig) -> Any:
+def build_lora_config(config: OptimConfig) -> Any:
     """peft's configuration of adapters on every linear layer, or None."""
     if config.lora_rank == 0:
         return None
@@ -120,68 +121,77 @@ def lora(config: TrainConfig) -> Any:
 
 
 def write_model(
-    trainer: Any, tokenizer: Any, plan: Plan, seen: Seen, config: TrainStage, out: Path, target: Path, chosen: Path | None
+    trainer: Any,
+    tokenizer: Any,
+    plan: Plan,
+    trained_on: TrainedOn,
+    config: TrainConfig,
+    out: Path,
+    target: Path,
+    selected_weights: Path | None,
 ) -> None:
     """Write the model beside its final place, then move it there, so that a folder named `model` is always whole.
 
-    `chosen`: weights that were kept while training, to be taken instead of the last ones.
+    `selected_weights`: weights that were kept while training, to be taken instead of the last ones.
     """
-    network, state = _trained(trainer, config.train, resolve(config.model.name), chosen)
+    network, state = _merged_model(trainer, config.train, resolve_model_source(config.model.name), selected_weights)
     if not distributed.is_main():
         return
     from safetensors import SafetensorError
 
     scratch = target.with_name(".model.part")
     shutil.rmtree(scratch, ignore_errors=True)
-    with writing(scratch, SafetensorError):
+    with guard_writes(scratch, SafetensorError):
         network.save_pretrained(scratch, state_dict=state)
         tokenizer.save_pretrained(scratch)
-        write_seen(scratch, seen)
-        write_card(scratch, config, plan, out / "log.jsonl")
+        write_trained_on(scratch, trained_on)
+        write_model_card(scratch, config, plan, out / "log.jsonl")
         scratch.rename(target)
 
 
-def _trained(trainer: Any, config: TrainConfig, source: str, chosen: Path | None) -> tuple[Any, dict[str, Any] | None]:
+def _merged_model(
+    trainer: Any, config: OptimConfig, source: str, selected_weights: Path | None
+) -> tuple[Any, dict[str, Any] | None]:
     """The trained network with its adapters merged, and its weights where it does not hold them itself: the main process's."""
     network, state = trainer.accelerator.unwrap_model(trainer.model), None
-    if weights_are_spread():
+    if has_sharded_weights():
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if not distributed.is_main():
             return None, None
-        put_back(network, chosen, state)
+        restore_weights(network, selected_weights, state)
         if hasattr(network, "merge_and_unload"):  # a part of a weight cannot be merged: put the whole ones into a new network
             from peft import get_peft_model
 
-            network, whole = get_peft_model(network_of(source), lora(config)), state
+            network, whole = get_peft_model(load_trainable_model(source), build_lora_config(config)), state
             network.load_state_dict(whole, assign=True)
             network.get_base_model().tie_weights()
             state = None
     else:
-        put_back(network, chosen)
+        restore_weights(network, selected_weights)
     return (network.merge_and_unload() if hasattr(network, "merge_and_unload") else network), state
 
 
-def keep_weights(network: Any, path: Path) -> None:
+def save_weights(network: Any, path: Path) -> None:
     """What is trained of a network, as one file that is whole or not there. Every process calls it; the main one writes."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from permix.training.weight_sync import whole
+    from permix.training.weight_sync import full_tensor
 
     kept: dict[str, Any] = {}
     for name, one in network.named_parameters():
         if one.requires_grad:
-            tensor = whole(one.detach())
+            tensor = full_tensor(one.detach())
             kept |= {name: tensor.cpu().contiguous()} if distributed.is_main() else {}
     if distributed.is_main():
         scratch = path.with_name(f".{path.name}.part")
-        with writing(path, SafetensorError):
+        with guard_writes(path, SafetensorError):
             save_file(kept, scratch)
             scratch.replace(path)
 
 
-def put_back(network: Any, path: Path | None, state: dict[str, Any] | None = None) -> None:
-    """Give a network the weights that `keep_weights` kept; or its `state`, where other processes hold parts of it.
+def restore_weights(network: Any, path: Path | None, state: dict[str, Any] | None = None) -> None:
+    """Give a network the weights that `save_weights` kept; or its `state`, where other processes hold parts of it.
 
     Raises DataError when they are gone. Without a path there is nothing to do.
     """

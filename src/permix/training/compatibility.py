@@ -1,6 +1,6 @@
 """Whether a plan, its settings and the processes at hand fit together: asked before anything is loaded.
 
-`refuse_unfit` is about the plan and the settings alone, `refuse_launch` about how the processes were started. Both raise
+`check_plan` is about the plan and the settings alone, `check_launch` about how the processes were started. Both raise
 ConfigError naming what was found and what would do.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from permix.config import SUPERVISED, TrainConfig, TrainStage
+from permix.config import SUPERVISED_METHODS, OptimConfig, TrainConfig
 from permix.errors import ConfigError
 from permix.inference.hf import context_window, encode_chat
 from permix.plan import Plan
@@ -25,32 +25,32 @@ Sharding = Literal["none", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
 class Launch(NamedTuple):
     """How this process was started: among how many, and whether they share out the weights."""
 
-    processes: int = 1
+    world_size: int = 1
     sharding: Sharding = "none"
     visible_gpus: int = 0
 
 
-def launch() -> Launch:
+def detect_launch() -> Launch:
     """As `accelerate launch` and torchrun say in the environment. Imports torch only to count GPUs for a process alone."""
-    count = distributed.count()
-    return Launch(count, sharding(), _visible_gpus() if count == 1 else 1)
+    count = distributed.world_size()
+    return Launch(count, detect_sharding(), _visible_gpus() if count == 1 else 1)
 
 
-def sharding() -> Sharding:
+def detect_sharding() -> Sharding:
     """What `accelerate launch --config_file` chose; none under torchrun."""
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         return "fsdp1" if os.environ.get("FSDP_VERSION", "1") == "1" else "fsdp2"
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        return _ZERO.get(_zero_stage(), "zero2")
+        return _SHARDING_BY_ZERO_STAGE.get(_zero_stage(), "zero2")
     return "none"
 
 
-def weights_are_spread() -> bool:
+def has_sharded_weights() -> bool:
     """Whether each process holds but a part of every weight."""
-    return sharding() in ("fsdp2", "zero3")
+    return detect_sharding() in ("fsdp2", "zero3")
 
 
-_ZERO: dict[str, Sharding] = {"0": "none", "1": "zero1", "2": "zero2", "3": "zero3"}
+_SHARDING_BY_ZERO_STAGE: dict[str, Sharding] = {"0": "none", "1": "zero1", "2": "zero2", "3": "zero3"}
 
 
 def _zero_stage() -> str:
@@ -66,12 +66,13 @@ def _visible_gpus() -> int:
     return int(torch.cuda.device_count())
 
 
-def refuse_unfit(plan: Plan, config: TrainConfig) -> None:
+def check_plan(plan: Plan, config: OptimConfig) -> None:
     """A plan whose groups the trainer could not take apart, or whose rollouts the chosen engine would get wrong."""
-    _refuse_uneven(plan)
-    if config.anchor == "no-persona" and (row := next(filter(_persona_in_question, plan.rows), None)):
+    _check_group_sizes(plan)
+    if config.kl_reference_prompt == "no-persona" and (row := next(filter(_has_persona_in_user_message, plan.rows), None)):
         raise ConfigError(
-            f'train.anchor = "no-persona": persona {row.persona_id} of step {row.step} stands in the user\'s message, beside the '
+            f'train.kl_reference_prompt = "no-persona": persona {row.persona_id} of step {row.step} stands in the '
+            "user's message, beside the "
             'question, and cannot be left out of it; give "same-persona", or personas.template one without {question}'
         )
     mixed = len({(row.step, row.group) for row in plan.rows}) < len(plan.rows)
@@ -83,11 +84,11 @@ def refuse_unfit(plan: Plan, config: TrainConfig) -> None:
         )
 
 
-def _persona_in_question(row: PlanRow) -> bool:
+def _has_persona_in_user_message(row: PlanRow) -> bool:
     return row.persona_id is not None and not any(message["role"] == "system" and message["content"] for message in row.messages)
 
 
-def _refuse_uneven(plan: Plan) -> None:
+def _check_group_sizes(plan: Plan) -> None:
     sizes = Counter[tuple[int, int]]()
     for row in plan.rows:
         sizes[row.step, row.group] += row.rollouts
@@ -102,60 +103,63 @@ def _refuse_uneven(plan: Plan) -> None:
             raise ConfigError(f"plan: step {step} has another number of groups, {groups}, than step 0, {plan.groups_per_step}")
 
 
-def refuse_launch(plan: Plan, stage: TrainStage, started: Launch) -> None:
+def check_launch(plan: Plan, config: TrainConfig, launch: Launch) -> None:
     """Processes that the step cannot be dealt to, or that hold no weights to generate with; vLLM where it is not there."""
-    if stage.method in SUPERVISED and started.processes > 1:
+    if config.method in SUPERVISED_METHODS and launch.world_size > 1:
         raise ConfigError(
-            f'method = "{stage.method}": the supervised methods train in one process, and {started.processes} were started; '
+            f'method = "{config.method}": the supervised methods train in one process, and {launch.world_size} were started; '
             "start one, or give method permix or rlvr"
         )
-    groups, count = plan.groups_per_step, started.processes
+    groups, count = plan.groups_per_step, launch.world_size
     if groups % count:
         raise ConfigError(
             f"plan.questions_per_step = {groups}: the groups of a step are dealt to processes whole, and {count} cannot share "
             f"{groups} evenly; start {_divisors(groups)}, or give plan.questions_per_step a multiple of {count}"
         )
-    if started.visible_gpus > 1:
+    if launch.visible_gpus > 1:
         raise ConfigError(
-            f"{started.visible_gpus} GPUs are visible to one process, which trains on one; start a process for each (torchrun "
-            f"--nproc_per_node {started.visible_gpus} -m permix train ...), or show it one (CUDA_VISIBLE_DEVICES=0)"
+            f"{launch.visible_gpus} GPUs are visible to one process, which trains on one; start a process for each (torchrun "
+            f"--nproc_per_node {launch.visible_gpus} -m permix train ...), or show it one (CUDA_VISIBLE_DEVICES=0)"
         )
-    if started.sharding == "fsdp1":
+    if launch.sharding == "fsdp1":
         raise ConfigError("fsdp_version: 1 is not supported: launch with fsdp_version: 2, as configs/launch/fsdp2.yaml does")
-    if started.sharding == "zero3":
-        _refuse_zero3(stage)
-    if stage.probe.every and stage.train.use_vllm and started.sharding in ("fsdp2", "zero3"):
+    if launch.sharding == "zero3":
+        _check_zero3(config)
+    if config.dev_eval.every and config.train.use_vllm and launch.sharding in ("fsdp2", "zero3"):
         raise ConfigError(
-            f"probe.every = {stage.probe.every}: a probe asks the network in training, and with weights that are shared out and "
-            "rollouts by vLLM no process holds one that could answer; give probe.every = 0, or train.use_vllm = false"
+            f"dev_eval.every = {config.dev_eval.every}: a probe asks the network in training, and with weights that "
+            "are shared out and "
+            "rollouts by vLLM no process holds one that could answer; give dev_eval.every = 0, or train.use_vllm = false"
         )
-    if stage.train.use_vllm:
-        _refuse_without_vllm(stage.train, count)
+    if config.train.use_vllm:
+        _check_vllm(config.train, count)
 
 
-def _refuse_zero3(stage: TrainStage) -> None:
+def _check_zero3(config: TrainConfig) -> None:
     """What needs a network that runs outside a training step, or whole weights: no process has them, and none can make them."""
     instead = "or launch with configs/launch/fsdp2.yaml, where whole weights can be had"
-    if not stage.train.use_vllm:
+    if not config.train.use_vllm:
         raise ConfigError(
             "train.use_vllm = false: under DeepSpeed ZeRO-3 every process holds a part of each weight and none a network that "
             f"could generate; give train.use_vllm = true, {instead}"
         )
-    if stage.train.lora_rank:
-        raise ConfigError(f"train.lora_rank = {stage.train.lora_rank}: under ZeRO-3 adapters cannot be merged; give 0, {instead}")
-    if stage.character.replay:
+    if config.train.lora_rank:
         raise ConfigError(
-            f"character.replay = {stage.character.replay}: under ZeRO-3 the base model cannot be asked; give 0, {instead}"
+            f"train.lora_rank = {config.train.lora_rank}: under ZeRO-3 adapters cannot be merged; give 0, {instead}"
+        )
+    if config.character.replay:
+        raise ConfigError(
+            f"character.replay = {config.character.replay}: under ZeRO-3 the base model cannot be asked; give 0, {instead}"
         )
 
 
-def _refuse_without_vllm(config: TrainConfig, count: int) -> None:
+def _check_vllm(config: OptimConfig, world_size: int) -> None:
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError("train.use_vllm = true: vllm is not installed; pip install 'trl[vllm]', or give train.use_vllm = false")
-    if config.vllm_mode == "colocate" and count % config.vllm_tensor_parallel_size:
+    if config.vllm_mode == "colocate" and world_size % config.vllm_tensor_parallel_size:
         raise ConfigError(
             f"train.vllm_tensor_parallel_size = {config.vllm_tensor_parallel_size}: it must divide the number of processes, "
-            f"{count}; give {_divisors(count)}"
+            f"{world_size}; give {_divisors(world_size)}"
         )
 
 
@@ -165,17 +169,17 @@ def _divisors(number: int) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def refuse_raw_logprobs(server: Mapping[str, Any]) -> None:
+def check_vllm_logprobs_mode(server_info: Mapping[str, Any]) -> None:
     """A vLLM server that reports log-probabilities before temperature and nucleus, which the importance weights would misread."""
-    mode = server["model_config"]["logprobs_mode"]
+    mode = server_info["model_config"]["logprobs_mode"]
     if mode != "processed_logprobs":
         raise ConfigError(
             f"the vLLM server runs with --logprobs-mode {mode}; start it with --logprobs-mode processed_logprobs, or train "
-            "without train.importance_cap"
+            "without train.importance_ratio_cap"
         )
 
 
-def longest_prompt(plan: Plan, tokenizer: Any, limit: int) -> int:
+def longest_prompt_tokens(plan: Plan, tokenizer: Any, limit: int) -> int:
     """Tokens of the plan's longest prompt. Raises ConfigError when it is over the limit, naming the row."""
     longest = 0
     for row in {row.messages.__repr__(): row for row in plan.rows}.values():
@@ -189,11 +193,12 @@ def longest_prompt(plan: Plan, tokenizer: Any, limit: int) -> int:
     return longest
 
 
-def refuse_too_long(longest: int, config: TrainConfig, source: str) -> None:
+def check_context_window(prompt_tokens: int, config: OptimConfig, source: str) -> None:
     """Prompt and completion together are longer than what the model reads."""
     window = context_window(source)
-    if longest + config.max_new_tokens > window:
+    if prompt_tokens + config.max_new_tokens > window:
         raise ConfigError(
-            f"train.max_new_tokens = {config.max_new_tokens}: the plan's longest prompt has {longest} tokens and the model reads "
-            f"{window}; give train.max_new_tokens = {max(window - longest, 0)} or less, or shorter prompts"
+            f"train.max_new_tokens = {config.max_new_tokens}: the plan's longest prompt has {prompt_tokens} tokens and "
+            "the model reads "
+            f"{window}; give train.max_new_tokens = {max(window - prompt_tokens, 0)} or less, or shorter prompts"
         )

@@ -21,122 +21,146 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from permix.config import ProbeConfig
-from permix.errors import ConfigError, OwedCellsError
+from permix.config import DevEvalConfig
+from permix.errors import ConfigError, IncompleteRunError
 from permix.evals import open_ended, stability
-from permix.inference.hf import Loaded, encode_chat
-from permix.metrics.dev_curve import Choice, Curve, Point, choose, scores, taken, told
-from permix.progress import say
+from permix.inference.hf import LocalModel, encode_chat
+from permix.metrics.dev_curve import (
+    DevCurve,
+    DevEvalPoint,
+    DevSelection,
+    select_checkpoint,
+    selected_step,
+    selection_scores,
+    selection_text,
+)
+from permix.progress import print_status
 from permix.storage.files import read_json, write_text
 from permix.training import distributed
-from permix.training.checkpoints import keep_weights
-from permix.training.dev_eval import LINES, WEIGHTS, Probe, drop_weights, folder_of, noted, probed_steps
-from permix.training.run_log import StepClock, read_log
+from permix.training.checkpoints import save_weights
+from permix.training.dev_eval import (
+    DEV_EVAL_LOG,
+    DEV_EVAL_WEIGHTS,
+    DevEval,
+    delete_dev_eval_weights,
+    dev_eval_dir,
+    dev_eval_steps,
+    dev_point_from_metrics,
+)
+from permix.training.run_log import StepClock, read_training_log
 from permix.types import digest
 
-READ = 256
+FINGERPRINT_VALUES_PER_TENSOR = 256
 """Numbers of one tensor that a fingerprint reads."""
 
-TRACKED = ("mean", "worst", "pss", "baseline", "identifiability")
+TRACKED_METRICS = ("mean", "worst", "pss", "baseline", "identifiability")
 
 
-class Probed(NamedTuple):
+class TrainerHooks(NamedTuple):
     """What a probe needs of a trainer: the network that generates, lent; the one that is trained, adapters and all; its clock;
     and a way to hand figures to the trackers alone."""
 
     tokenizer: Any
-    network: Callable[[], AbstractContextManager[Any]]
-    trained: Callable[[], Any]
+    generation_network: Callable[[], AbstractContextManager[Any]]
+    unwrapped_model: Callable[[], Any]
     clock: StepClock
-    track: Callable[[dict[str, float]], None]
+    log_to_trackers: Callable[[dict[str, float]], None]
 
 
-class Prober(TrainerCallback):  # type: ignore[misc]
+class DevEvalCallback(TrainerCallback):  # type: ignore[misc]
     """Probes before the first step, every so many steps and after the last one; ends training when patience has run out."""
 
-    def __init__(self, probe: Probe, done: int, trainer: Probed) -> None:
-        """`done`: steps that lie behind the run. Lines after them are of a process that died, and their probes are done again."""
-        self._probe, self._config, self._out, self._trainer = probe, probe.config, probe.train.out, trainer
-        self._lines: list[dict[str, Any]] = []
+    def __init__(self, dev_eval: DevEval, done_steps: int, hooks: TrainerHooks) -> None:
+        """`done_steps`: steps that lie behind the run. Lines after them are of a process that died, and their probes are
+        done again."""
+        self._dev_eval, self._config, self._out, self._hooks = dev_eval, dev_eval.config, dev_eval.train_config.out, hooks
+        self._log_lines: list[dict[str, Any]] = []
         if distributed.is_main():
-            self._lines = [line for line in read_log(self._out / LINES) if line["step"] <= done]
-            self._write_lines()
-            self._drop_weights()
+            self._log_lines = [line for line in read_training_log(self._out / DEV_EVAL_LOG) if line["step"] <= done_steps]
+            self._write_log()
+            self._delete_weights()
 
     # What the trainer calls
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 0:
-            self._turn(0, control)
-            self._trainer.clock.restart()  # what came before the first step is no step's time
+            self._evaluate_if_pending(0, control)
+            self._hooks.clock.restart()  # what came before the first step is no step's time
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step, last = state.global_step, state.max_steps
-        if step not in probed_steps(self._config, last):
+        if step not in dev_eval_steps(self._config, last):
             return
-        with self._trainer.clock.part("probe"):
-            stop = self._turn(step, control)
+        with self._hooks.clock.part("dev_eval"):
+            stop = self._evaluate_if_pending(step, control)
         if stop and step < last:
             # No checkpoint of this step: a run that was killed before its model is written would go on from it by another step.
             control.should_training_stop, control.should_save = True, False
 
     def on_save(self, *_: Any, **__: Any) -> None:
         if distributed.is_main():
-            self._drop_weights()
+            self._delete_weights()
 
-    def _turn(self, step: int, control: Any) -> bool:
+    def _evaluate_if_pending(self, step: int, control: Any) -> bool:
         """Probe, unless that was done; whether training is to end. Every process comes here, and hears the same."""
-        if not distributed.agreed(all(line["step"] != step for line in self._lines)):
+        if not distributed.broadcast(all(line["step"] != step for line in self._log_lines)):
             return False
         started = time.monotonic()
-        with generators_kept(), self._trainer.network() as network:
-            points = distributed.agreed(self._ask(step, network) if distributed.is_main() else [])
-        choice = choose(points, self._config.metric, self._config.patience)
-        if self._config.select == "best" and choice.best == step:
-            keep_weights(self._trainer.trained(), folder_of(self._out, step) / WEIGHTS)
+        with preserve_rng_state(), self._hooks.generation_network() as network:
+            points = distributed.broadcast(self._run_evaluations(step, network) if distributed.is_main() else [])
+        choice = select_checkpoint(points, self._config.metric, self._config.patience)
+        if self._config.select == "best" and choice.best_step == step:
+            save_weights(self._hooks.unwrapped_model(), dev_eval_dir(self._out, step) / DEV_EVAL_WEIGHTS)
         if distributed.is_main():
             should_log = control.should_log
-            self._note(points, choice, round(time.monotonic() - started, 1))
+            self._record_point(points, choice, round(time.monotonic() - started, 1))
             control.should_log = should_log  # a tracker's entry passes for the step's own
-        return choice.stop
+        return choice.should_stop
 
     # One probe
 
-    def _ask(self, step: int, network: Any) -> list[Point]:
+    def _run_evaluations(self, step: int, network: Any) -> list[DevEvalPoint]:
         """Let the model as it is now answer what this step's probe still owes; all points with this one."""
-        probe = self._probe
-        model = InTraining(network, self._trainer.tokenizer, probe.stage.model.batch_size, probe.stage.model.name)
-        _set_aside_others(folder_of(self._out, step), model.fingerprint)
+        probe = self._dev_eval
+        model = TrainingModel(
+            network, self._hooks.tokenizer, probe.stability_config.model.batch_size, probe.stability_config.model.name
+        )
+        _set_aside_stale_records(dev_eval_dir(self._out, step), model.fingerprint)
         # A verifier that fails leaves a cell without a score: counted in the point, and no reason to end the training.
-        with contextlib.suppress(OwedCellsError):
-            stability.evaluate(model, probe.stability_at(step), probe.task, probe.setup)
-        if probe.voices is not None:
-            open_ended.evaluate(model, probe.fidelity_at(step, probe.voices), probe.voices.personas, probe.voices.questions)
-        return [*points_in(self._lines), noted(self._out, step, self._config)]
+        with contextlib.suppress(IncompleteRunError):
+            stability.evaluate_stability(model, probe.stability_config_at(step), probe.task, probe.setup)
+        if probe.open_ended_set is not None:
+            open_ended.evaluate_open_ended(
+                model,
+                probe.fidelity_config_at(step, probe.open_ended_set),
+                probe.open_ended_set.personas,
+                probe.open_ended_set.questions,
+            )
+        return [*parse_dev_points(self._log_lines), dev_point_from_metrics(self._out, step, self._config)]
 
-    def _note(self, points: Sequence[Point], choice: Choice, seconds: float) -> None:
+    def _record_point(self, points: Sequence[DevEvalPoint], choice: DevSelection, seconds: float) -> None:
         """Write the line, say it, and let the trackers have it."""
-        point, score = points[-1], scores(points, self._config.metric)[-1]
-        chosen = {"score": score, "best_step": choice.best, "stop": choice.stop, "seconds": seconds}
-        self._lines.append(point.model_dump(mode="json") | chosen)
-        self._write_lines()
-        best = "" if choice.best is None else f"; best by {choice.metric}: step {choice.best}"
-        say(f"probe at step {point.step}: {point}{best}; {seconds} s")
-        found = {name: getattr(point, name) for name in TRACKED}
-        self._trainer.track({f"probe/{name}": one.value for name, one in found.items() if one and one.value is not None})
+        point, score = points[-1], selection_scores(points, self._config.metric)[-1]
+        chosen = {"score": score, "best_step": choice.best_step, "stop": choice.should_stop, "seconds": seconds}
+        self._log_lines.append(point.model_dump(mode="json") | chosen)
+        self._write_log()
+        best = "" if choice.best_step is None else f"; best by {choice.metric}: step {choice.best_step}"
+        print_status(f"probe at step {point.step}: {point}{best}; {seconds} s")
+        found = {name: getattr(point, name) for name in TRACKED_METRICS}
+        self._hooks.log_to_trackers({f"probe/{name}": one.value for name, one in found.items() if one and one.value is not None})
 
     # What is kept
 
-    def _write_lines(self) -> None:
-        write_text(self._out / LINES, "".join(json.dumps(line) + "\n" for line in self._lines))
+    def _write_log(self) -> None:
+        write_text(self._out / DEV_EVAL_LOG, "".join(json.dumps(line) + "\n" for line in self._log_lines))
 
-    def _drop_weights(self) -> None:
-        points = points_in(self._lines)
-        drop_weights(self._out, but=choose(points, self._config.metric).best if points else None)
+    def _delete_weights(self) -> None:
+        points = parse_dev_points(self._log_lines)
+        delete_dev_eval_weights(self._out, keep_step=select_checkpoint(points, self._config.metric).best_step if points else None)
 
 
 @contextlib.contextmanager
-def generators_kept() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """Whatever a library draws in the block, at its import perhaps (scikit-learn does), the global generators stand as before."""
     python, own = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -148,30 +172,33 @@ def generators_kept() -> Iterator[None]:
             np.random.set_state(own)
 
 
-class InTraining(Loaded):
+class TrainingModel(LocalModel):
     """`permix.inference.base.Model` over the network in training, as it is now."""
 
     def __init__(self, network: Any, tokenizer: Any, batch_size: int, name: str) -> None:
         super().__init__(network, tokenizer, batch_size)
-        self.name, self.fingerprint = name, fingerprint(network)
+        self.name, self.fingerprint = name, weights_fingerprint(network)
 
 
-def fingerprint(network: Any) -> str:
+def weights_fingerprint(network: Any) -> str:
     """Changes when the weights do: by numbers spread over every tensor, nearly all of which an optimizer step moves."""
     with torch.no_grad():
-        some = [one.flatten()[:: max(1, one.numel() // READ)].float() for _, one in sorted(network.named_parameters())]
+        some = [
+            one.flatten()[:: max(1, one.numel() // FINGERPRINT_VALUES_PER_TENSOR)].float()
+            for _, one in sorted(network.named_parameters())
+        ]
         dtypes = sorted({str(one.dtype) for one in network.parameters()})
         return digest(torch.cat(some).cpu().numpy().tobytes().hex(), *dtypes)
 
 
-def points_in(lines: Sequence[dict[str, Any]]) -> list[Point]:
+def parse_dev_points(lines: Sequence[dict[str, Any]]) -> list[DevEvalPoint]:
     """The points of probe.jsonl."""
-    return [Point.model_validate({name: line[name] for name in Point.model_fields}) for line in lines]
+    return [DevEvalPoint.model_validate({name: line[name] for name in DevEvalPoint.model_fields}) for line in lines]
 
 
-def refuse_too_long(probe: Probe, tokenizer: Any, window: int) -> None:
+def check_dev_eval_prompts(dev_eval: DevEval, tokenizer: Any, window: int) -> None:
     """Raise ConfigError for a prompt of the probe that leaves no room for its answer."""
-    for cell, sampling in probe.cells():
+    for cell, sampling in dev_eval.cells():
         read, field = len(encode_chat(tokenizer, cell.messages)), "max_new_tokens" if cell.gold else "roleplay_max_new_tokens"
         if read + sampling.max_new_tokens > window:
             raise ConfigError(
@@ -180,24 +207,24 @@ def refuse_too_long(probe: Probe, tokenizer: Any, window: int) -> None:
             )
 
 
-def _set_aside_others(folder: Path, ours: str) -> None:
+def _set_aside_stale_records(folder: Path, model_fingerprint: str) -> None:
     """Rename the records of other weights: steps done again on another machine need not give the same bits."""
     for born in sorted(folder.glob("*/provenance.json")):
-        if read_json(born)["identity"].get("model") != ours:
+        if read_json(born)["identity"].get("model") != model_fingerprint:
             names = (folder.with_name(f"{folder.name}-set-aside-{number}") for number in count(1))
             folder.rename(next(name for name in names if not name.exists()))
             return
 
 
-def chosen_weights(out: Path, config: ProbeConfig) -> Path | None:
+def selected_weights_path(out: Path, config: DevEvalConfig) -> Path | None:
     """At the end of training: say what the probes chose; the file of those weights, or None when they are the last ones."""
-    curve = Curve(tuple(points_in(read_log(out / LINES))), config)
-    say(told(curve))
-    step = taken(curve)
-    return None if step == curve.points[-1].step else folder_of(out, step) / WEIGHTS
+    curve = DevCurve(tuple(parse_dev_points(read_training_log(out / DEV_EVAL_LOG))), config)
+    print_status(selection_text(curve))
+    step = selected_step(curve)
+    return None if step == curve.points[-1].step else dev_eval_dir(out, step) / DEV_EVAL_WEIGHTS
 
 
-class ClockStarter(TrainerCallback):  # type: ignore[misc]
+class StepClockCallback(TrainerCallback):  # type: ignore[misc]
     """Keeps setting up and loading a checkpoint out of the first step's time."""
 
     def __init__(self, clock: StepClock) -> None:

@@ -13,16 +13,16 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from permix.errors import PermixError
-from permix.inference.hardware import pick_device, quiet_threads
+from permix.inference.hardware import pick_device, set_passive_threads
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-PATIENCE = timedelta(hours=1)
+PROCESS_GROUP_TIMEOUT = timedelta(hours=1)
 """How long a process waits for the others, while one of them hashes a model or asks it in character."""
 
 
-def count() -> int:
+def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -35,36 +35,36 @@ def is_main() -> bool:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Join the other processes, and leave them at the end of the block, however it comes. Within another such block: nothing.
 
     After the last statement they leave in step; after an error this one breaks off, so that whoever waits for it wakes up. Where
     another process failed before this one, SystemExit takes the place of the error.
     """
-    if "RANK" not in os.environ or _joined():
+    if "RANK" not in os.environ or _is_initialized():
         yield
         return
-    quiet_threads()
+    set_passive_threads()
     from accelerate import PartialState
     from torch import distributed
 
     # Left to itself accelerate counts physical cores, which not every machine knows.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    PartialState(cpu=pick_device() == "cpu", timeout=PATIENCE)
-    failures = _Failures()
+    PartialState(cpu=pick_device() == "cpu", timeout=PROCESS_GROUP_TIMEOUT)
+    failures = _FailureCounter()
     try:
         yield
-        wait()
+        barrier()
     except SystemExit:
         raise
     except BaseException as error:
-        _be_left_alone()
-        first = failures.add()
+        _ignore_sigint()
+        first = failures.count_failure()
         if distributed.group.WORLD is not None:
             distributed.group.WORLD.abort()
         if not first:
             raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
-        if peer_lost(error):
+        if is_peer_lost(error):
             raise PermixError(
                 "another process of this run ended without a word, killed perhaps; what was done is kept, run the same command "
                 "to go on"
@@ -74,25 +74,25 @@ def together() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def peer_lost(error: BaseException) -> bool:
+def is_peer_lost(error: BaseException) -> bool:
     """Whether this is how gloo and NCCL say that a process they waited for is gone."""
     signs = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
-def _joined() -> bool:
+def _is_initialized() -> bool:
     from torch import distributed
 
     return bool(distributed.is_initialized())
 
 
-def _be_left_alone() -> None:
+def _ignore_sigint() -> None:
     """Ctrl-C comes twice under torchrun, from the terminal and from torchrun; the second must not break the end of the first."""
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _Failures:
+class _FailureCounter:
     """A counter in the store that all processes met at. It outlives each of them where torchrun keeps it."""
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class _Failures:
         self._key = f"permix/failures/{start}"
         self._store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, wait_for_workers=False)
 
-    def add(self) -> bool:
+    def count_failure(self) -> bool:
         """Count this process's failure; whether it is the first. When the store is gone, its keeper has failed before."""
         try:
             return int(self._store.add(self._key, 1)) == 1
@@ -111,7 +111,7 @@ class _Failures:
 
 
 @contextlib.contextmanager
-def heard_once() -> Iterator[None]:
+def main_process_output() -> Iterator[None]:
     """What every process would print alike is printed by the main one alone."""
     if is_main():
         yield
@@ -120,27 +120,27 @@ def heard_once() -> Iterator[None]:
         yield
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until every process is here."""
-    if count() > 1:
+    if world_size() > 1:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
 
 
 @contextlib.contextmanager
-def main_first() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """The main process goes through the block before the others begin it: what it makes there, they find."""
     if not is_main():
-        wait()
+        barrier()
     yield
     if is_main():
-        wait()
+        barrier()
 
 
-def agreed(value: T) -> T:
+def broadcast(value: _T) -> _T:
     """The main process's value, in every process. It is pickled on its way; tensors must lie on the CPU."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     from torch import distributed
 
@@ -149,17 +149,17 @@ def agreed(value: T) -> T:
     return box[0]  # type: ignore[no-any-return]
 
 
-def gathered(value: T) -> list[T]:
-    """Every process's value, in their order, in every process. Pickled as in `agreed`."""
-    if count() == 1:
+def all_gather(value: _T) -> list[_T]:
+    """Every process's value, in their order, in every process. Pickled as in `broadcast`."""
+    if world_size() == 1:
         return [value]
     from torch import distributed
 
-    boxes: list[Any] = [None] * count()
+    boxes: list[Any] = [None] * world_size()
     distributed.all_gather_object(boxes, value)
     return boxes
 
 
-def summed(value: float) -> float:
+def all_reduce_sum(value: float) -> float:
     """Over all processes."""
-    return sum(gathered(value))
+    return sum(all_gather(value))

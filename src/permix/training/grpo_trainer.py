@@ -31,78 +31,96 @@ from transformers import PrinterCallback, Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, use_adapter
 
-from permix.config import TrainConfig
+from permix.config import OptimConfig
 from permix.errors import PermixError
-from permix.inference.generation import decode
+from permix.inference.generation import generate_tokens
 from permix.inference.hf import encode_chat
-from permix.inference.shared_prefix import NAME, ORDINARY, shares_prompts
+from permix.inference.shared_prefix import DEFAULT_ATTENTION, SHARED_PREFIX_ATTENTION, supports_shared_prefix
 from permix.plan import Plan
-from permix.progress import say
-from permix.storage.files import unwritten
+from permix.progress import print_status
+from permix.storage.files import write_error
 from permix.training import distributed
-from permix.training.checkpoints import read_buffer, write_buffer
-from permix.training.compatibility import refuse_raw_logprobs, sharding
-from permix.training.curriculum import Curriculum, outcomes
-from permix.training.dev_eval_callback import ClockStarter, Probed
-from permix.training.gradient_step import Objective, Replayed, inner
-from permix.training.replay import Replay
-from permix.training.rewards import Expressivity, Rollout, mean_by_tag, mean_of, verdicts
-from permix.training.rollouts import Sample, Told, has_signal, in_groups, in_plan_order, rollout_rows, samples_of
+from permix.training.checkpoints import load_rollouts, save_rollouts
+from permix.training.compatibility import check_vllm_logprobs_mode, detect_sharding
+from permix.training.curriculum import Curriculum, rollout_outcomes
+from permix.training.dev_eval_callback import StepClockCallback, TrainerHooks
+from permix.training.gradient_step import GradientStep, ReplayBatch, unwrap_peft
+from permix.training.replay import CharacterReplay
+from permix.training.rewards import ExpressivityReward, Rollout, mean_or_none, mean_reward_by_tag, verify_completions
+from permix.training.rollouts import (
+    Sample,
+    ScoredRollout,
+    has_nonzero_advantage,
+    merge_in_plan_order,
+    rollout_rows,
+    samples_from_trl_batch,
+    split_into_groups,
+)
 from permix.training.run_log import StepClock
-from permix.training.weight_sync import bring_up_to_date, rollout_copy
+from permix.training.weight_sync import inference_copy, sync_weights
 from permix.types import Message, Sampling, seed_from
 from permix.verification.math_verifier import Verifier
 
 
-class Recorder(Protocol):
+class RolloutRecorder(Protocol):
     """Where a step's rollouts and figures go."""
 
-    def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None: ...
+    def log_rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None: ...
 
-    def step(self, step: int, figures: dict[str, Any]) -> None: ...
+    def log_metrics(self, step: int, metrics: dict[str, Any]) -> None: ...
 
-    def plan(self, plan: Plan, blocks: Sequence[dict[str, Any]]) -> None: ...
+    def log_plan(self, plan: Plan, blocks: Sequence[dict[str, Any]]) -> None: ...
 
 
-class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
+class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     """`GRPOTrainer` over the rows of a plan."""
 
     def __init__(
-        self, *, plan: Plan, verifier: Verifier, recorder: Recorder, config: TrainConfig, args: GRPOConfig,
-        replay: Replay | None = None, expressivity: Expressivity | None = None, curriculum: Curriculum | None = None,
+        self,
+        *,
+        plan: Plan,
+        verifier: Verifier,
+        recorder: RolloutRecorder,
+        config: OptimConfig,
+        args: GRPOConfig,
+        replay: CharacterReplay | None = None,
+        expressivity: ExpressivityReward | None = None,
+        curriculum: Curriculum | None = None,
         **options: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.config, self._replay, self._expressivity = config, replay, expressivity
         self._verifier, self._recorder = verifier, recorder
         self._plan, self._curriculum = plan, curriculum
-        self._told: list[Told] = []
-        self._bare = bool(plan.about.get("bare"))
-        self._current: list[dict[str, Any]] = []
-        self._seeds: list[int] = []
+        self._scored_rollouts: list[ScoredRollout] = []
+        self._empty_system_prompt = bool(plan.metadata.get("empty_system_prompt"))
+        self._current_rows: list[dict[str, Any]] = []
+        self._rollout_seeds: list[int] = []
         self._samples: list[Sample] = []
-        self._sampler_network: Any = None
-        self._sampler_filled = False
+        self._inference_copy: Any = None
+        self._inference_copy_synced = False
         self._clock = StepClock()
-        self._figures: dict[str, Any] = {}
+        self._step_metrics: dict[str, Any] = {}
         # The loader hands out places in the plan; what stands there is looked up when it is needed.
         rollouts = plan.steps * plan.groups_per_step * plan.group_size
         places = Dataset.from_dict({"place": range(rollouts)})
         super().__init__(reward_funcs=self._reward, train_dataset=places, args=args, **options)
-        self._objective = Objective(config, self.accelerator, self.processing_class.pad_token_id)
+        self._gradient_step = GradientStep(config, self.accelerator, self.processing_class.pad_token_id)
         self.remove_callback(PrinterCallback)
-        self.add_callback(ClockStarter(self._clock))
-        if sharding() != "zero3":  # DeepSpeed's networks run once training has begun: there the first pass tries
-            self._try_to_share_prompts()
-        if sharding() == "fsdp2" and not self.use_vllm:
-            self._sampler_network = rollout_copy(inner(self.model), self._precision, self.accelerator.device)
-        if self.use_vllm and config.vllm_mode == "server" and config.importance_cap and self.accelerator.is_main_process:
-            refuse_raw_logprobs(self.vllm_generation.vllm_client.get_server_info())
+        self.add_callback(StepClockCallback(self._clock))
+        if detect_sharding() != "zero3":  # DeepSpeed's networks run once training has begun: there the first pass tries
+            self._enable_shared_prefix()
+        if detect_sharding() == "fsdp2" and not self.use_vllm:
+            self._inference_copy = inference_copy(unwrap_peft(self.model), self._rollout_dtype, self.accelerator.device)
+        if self.use_vllm and config.vllm_mode == "server" and config.importance_ratio_cap and self.accelerator.is_main_process:
+            check_vllm_logprobs_mode(self.vllm_generation.vllm_client.get_server_info())
 
-    def _try_to_share_prompts(self) -> None:
+    def _enable_shared_prefix(self) -> None:
         for network in (self.model, self.ref_model):
-            if network is not None and not share_prompts_alike(inner(network)):
+            if network is not None and not sync_shared_prefix_support(unwrap_peft(network)):
                 if distributed.is_main():
-                    say("note: this model cannot read a prompt once for many completions; every copy of it is read in full")
+                    print_status(
+                        "note: this model cannot read a prompt once for many completions; every copy of it is read in full"
+                    )
                 break
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
@@ -118,65 +136,67 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
 
     # Rollouts
 
-    def _prepare_inputs(self, places: list[dict[str, int]]) -> list[Sample]:
+    def _prepare_inputs(self, batch: list[dict[str, int]]) -> list[Sample]:
         """The rollouts of this optimizer step: fresh ones, or the last ones again while `iterations` asks for them."""
         step, again = divmod(self.state.global_step, self.num_iterations)
         if again == 0:
-            self._lay_block(step)
+            self._extend_plan(step)
             size = self._plan.groups_per_step * self._plan.group_size
-            rows = rollout_rows(row for row in self._plan.of_step(step) if not row.spare)
-            self._told = []
-            samples = self._sampled([rows[one["place"] % size] for one in places])
-            self._samples = self._with_signal(samples, step)
-            self._record()
+            rows = rollout_rows(row for row in self._plan.rows_at(step) if not row.spare)
+            self._scored_rollouts = []
+            samples = self._generate_samples([rows[one["place"] % size] for one in batch])
+            self._samples = self._resample_zero_variance_groups(samples, step)
+            self._log_rollouts()
         return self._samples
 
-    def _lay_block(self, step: int) -> None:
+    def _extend_plan(self, step: int) -> None:
         """Where personas adapt: draw the block of this step, if it has not been drawn."""
-        drawn = self._curriculum.lay(self._plan, step) if self._curriculum is not None else None
+        drawn = self._curriculum.extend_plan(self._plan, step) if self._curriculum is not None else None
         if self._curriculum is not None and drawn is not None:
             self._plan = drawn
-            self._recorder.plan(drawn, [block.record for block in self._curriculum.blocks])
+            self._recorder.log_plan(drawn, [block.record for block in self._curriculum.blocks])
 
-    def _sampled(self, rows: list[dict[str, Any]]) -> list[Sample]:
+    def _generate_samples(self, rows: list[dict[str, Any]]) -> list[Sample]:
         """One rollout of each row, scored."""
-        self._current = rows
+        self._current_rows = rows
         # What is drawn from torch's global generator (dropout) depends on these rows and on nothing before them.
         torch.manual_seed(rows[0]["rollout_seed"])
-        return samples_of(self._generate_and_score_completions(rows))
+        return samples_from_trl_batch(self._generate_and_score_completions(rows))
 
-    def _with_signal(self, samples: list[Sample], step: int) -> list[Sample]:
+    def _resample_zero_variance_groups(self, samples: list[Sample], step: int) -> list[Sample]:
         """Groups whose rollouts all earn the same give way to the step's spare ones, in the plan's order, until none is left.
 
         The same spare groups take the same places whatever process holds them.
         """
-        groups = in_groups(samples, self._plan.group_size)
-        spare = in_groups(rollout_rows(row for row in self._plan.of_step(step) if row.spare), self._plan.group_size)
+        groups = split_into_groups(samples, self._plan.group_size)
+        spare = split_into_groups(rollout_rows(row for row in self._plan.rows_at(step) if row.spare), self._plan.group_size)
         while spare:
-            flat = distributed.gathered([place for place, group in enumerate(groups) if not has_signal(group)])
+            flat = distributed.all_gather([place for place, group in enumerate(groups) if not has_nonzero_advantage(group)])
             places = [(rank, place) for rank, own in enumerate(flat) for place in own]
             asked, spare = spare[: len(places)], spare[len(places) :]
             if not asked:
                 break
-            for (rank, place), group in zip(places, filter(has_signal, self._answered(asked)), strict=False):
+            for (rank, place), group in zip(places, filter(has_nonzero_advantage, self._generate_groups(asked)), strict=False):
                 if rank == self.accelerator.process_index:
                     groups[place] = group
         return [sample for group in groups for sample in group]
 
-    def _answered(self, asked: Sequence[Sequence[dict[str, Any]]]) -> list[Sequence[Sample]]:
+    def _generate_groups(self, groups: Sequence[Sequence[dict[str, Any]]]) -> list[Sequence[Sample]]:
         """Rollouts of these groups, in their order, in every process; each generates as many groups as any other.
 
         Where they cannot be shared out evenly, the last group fills up a share; what it says then is not told.
         """
-        size, share = self._plan.group_size, -(-len(asked) // self.accelerator.num_processes)
-        own = asked[self.accelerator.process_index * share :][:share]
+        size, share = self._plan.group_size, -(-len(groups) // self.accelerator.num_processes)
+        own = groups[self.accelerator.process_index * share :][:share]
         filling = share - len(own)
-        sampled = in_groups(self._sampled([row for group in [*own, *[asked[-1]] * filling] for row in group]), size)
-        del self._told[len(self._told) - filling * size :]
-        return list(chain.from_iterable(distributed.gathered(sampled[: len(own)])))
+        sampled = split_into_groups(
+            self._generate_samples([row for group in [*own, *[groups[-1]] * filling] for row in group]), size
+        )
+        del self._scored_rollouts[len(self._scored_rollouts) - filling * size :]
+        return list(chain.from_iterable(distributed.all_gather(sampled[: len(own)])))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._seeds = [row["rollout_seed"] for row in inputs]
+        self._rollout_seeds = [row["rollout_seed"] for row in inputs]
         return dict(super()._generate_and_score_completions(inputs))
 
     def _generate_single_turn(
@@ -189,11 +209,11 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
                 temperature=self.args.temperature, top_p=self.args.top_p, max_new_tokens=self.args.max_completion_length
             )
             with self._rollout_network() as network:
-                drawn = decode(network, self.processing_class, prompt_ids, self._seeds, sampling)
-            return [one.ids for one in drawn], [one.logps for one in drawn]
+                drawn = generate_tokens(network, self.processing_class, prompt_ids, self._rollout_seeds, sampling)
+            return [one.token_ids for one in drawn], [one.logprobs for one in drawn]
 
     @property
-    def _precision(self) -> torch.dtype:
+    def _rollout_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.args.bf16 else torch.float32
 
     @contextmanager
@@ -203,8 +223,8 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         A copy helps in bfloat16, and where weights are shared out: processes decode for different lengths, and a network whose
         every pass needs all of them would wait for ever.
         """
-        trained = inner(self.accelerator.unwrap_model(self.model))
-        if self._sampler_network is None and not self.args.bf16:
+        trained = unwrap_peft(self.accelerator.unwrap_model(self.model))
+        if self._inference_copy is None and not self.args.bf16:
             was = trained.training
             trained.eval()
             try:
@@ -212,22 +232,22 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
             finally:
                 trained.train(was)
             return
-        if self._sampler_network is None:
-            self._sampler_network = rollout_copy(trained, self._precision)
-        bring_up_to_date(self._sampler_network, trained, frozen_too=not self._sampler_filled)
-        self._sampler_filled = True
-        yield self._sampler_network
+        if self._inference_copy is None:
+            self._inference_copy = inference_copy(trained, self._rollout_dtype)
+        sync_weights(self._inference_copy, trained, include_frozen=not self._inference_copy_synced)
+        self._inference_copy_synced = True
+        yield self._inference_copy
 
     def _reward(self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[Any]:
         texts = [completion[0]["content"] for completion in completions]
         with self._clock.part("verification"):
-            found = verdicts(texts, columns["task"], columns["gold"], self._verifier)
+            found = verify_completions(texts, columns["task"], columns["gold"], self._verifier)
         rewards = [verdict.reward for verdict in found]
         paid = rewards
         shares: Sequence[float | None] = [None] * len(rewards)
         if self._expressivity is not None:
-            shares = expressive = self._expressivity.of(texts, columns["persona_id"])
-            paid = self._expressivity.bonus(rewards, expressive)
+            shares = expressive = self._expressivity.score_completions(texts, columns["persona_id"])
+            paid = self._expressivity.shaped_rewards(rewards, expressive)
         step = self.state.global_step + 1
         rollouts = [
             Rollout(step, group, persona, question, prompt[-1]["content"], text, len(ids), gold, verdict)
@@ -236,28 +256,28 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
                 columns["gold"], found, strict=True,
             )
         ]  # fmt: skip
-        self._told += zip(rollouts, columns["persona_tags"], shares, strict=True)
+        self._scored_rollouts += zip(rollouts, columns["persona_tags"], shares, strict=True)
         return paid
 
-    def _record(self) -> None:
+    def _log_rollouts(self) -> None:
         """Write down what all processes generated, spare groups and all, and let the curriculum know."""
-        rollouts, tags, shares = zip(*in_plan_order(distributed.gathered(self._told)), strict=True)
+        rollouts, tags, shares = zip(*merge_in_plan_order(distributed.all_gather(self._scored_rollouts)), strict=True)
         rewards = [rollout.verdict.reward for rollout in rollouts]
-        self._recorder.rollouts(self.state.global_step + 1, rollouts)
-        self._figures |= {
-            "reward_by_tag": mean_by_tag(rewards, tags),
+        self._recorder.log_rollouts(self.state.global_step + 1, rollouts)
+        self._step_metrics |= {
+            "reward_by_tag": mean_reward_by_tag(rewards, tags),
             "unscored": rewards.count(None),
             "tokens": sum(rollout.tokens for rollout in rollouts),
-            "reward": mean_of([reward for reward in rewards if reward is not None]),
+            "reward": mean_or_none([reward for reward in rewards if reward is not None]),
         }
         if self._expressivity is not None:
-            self._figures["expressivity"] = mean_of(
+            self._step_metrics["expressivity"] = mean_or_none(
                 [share for share, rollout in zip(shares, rollouts, strict=True) if rollout.persona_id is not None]
             )
-        if self._plan.spares:
-            self._figures["spare_rollouts"] = len(rollouts) - len(self._samples) * self.accelerator.num_processes
+        if self._plan.dynamic_sampling_groups:
+            self._step_metrics["spare_rollouts"] = len(rollouts) - len(self._samples) * self.accelerator.num_processes
         if self._curriculum is not None:
-            self._curriculum.note(outcomes(rollouts, self.num_iterations))
+            self._curriculum.update(rollout_outcomes(rollouts, self.num_iterations))
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, *_: Any, **__: Any
@@ -270,17 +290,17 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         parts = [(ids[:-logits_to_keep][real[:-logits_to_keep]], ids[-logits_to_keep:][real[-logits_to_keep:]])
                  for ids, real in zip(input_ids, real_B_T, strict=True)]  # fmt: skip
         prompts = [tuple(prompt.tolist()) for prompt, _ in parts]
-        if self.config.anchor == "no-persona":
-            prompts = self._without_persona()
+        if self.config.kl_reference_prompt == "no-persona":
+            prompts = self._prompts_without_persona()
         samples = [Sample(prompt, completion.tolist(), 0.0) for prompt, (_, completion) in zip(prompts, parts, strict=True)]
-        for row, logps in enumerate(self._objective.logps(model, samples)):
+        for row, logps in enumerate(self._gradient_step.completion_logprobs(model, samples)):
             logp_B_T[row, : len(logps)] = torch.tensor(logps)
         return logp_B_T, None, None
 
-    def _without_persona(self) -> list[tuple[int, ...]]:
+    def _prompts_without_persona(self) -> list[tuple[int, ...]]:
         """The prompts of the current rollouts as they are without persona."""
-        questions = [[message for message in row["prompt"] if message["role"] != "system"] for row in self._current]
-        empty = [Message(role="system", content="")] if self._bare else []
+        questions = [[message for message in row["prompt"] if message["role"] != "system"] for row in self._current_rows]
+        empty = [Message(role="system", content="")] if self._empty_system_prompt else []
         return [tuple(encode_chat(self.processing_class, [*empty, *messages])) for messages in questions]
 
     # The optimizer step
@@ -289,46 +309,51 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
         """Forward and backward of one whole optimizer step; returns its loss. Raises PermixError when that is not a number."""
         model.train()
         samples = self._prepare_inputs(inputs)
-        total, figures = self._objective.accumulate(model, samples, self._replayed())
+        total, figures = self._gradient_step.accumulate(model, samples, self._replay_batch())
         if not bool(torch.isfinite(total)):
             raise PermixError(
                 f"step {self.state.global_step + 1}: the loss is {total.item()}; training has diverged. The last checkpoint is "
                 "whole: go on from it with a smaller train.lr or train.max_grad_norm, or in a higher train.precision"
             )
-        self._figures |= figures
+        self._step_metrics |= figures
         self._step += 1
         return total
 
     # Character replay
 
-    def _replayed(self) -> Replayed | None:
+    def _replay_batch(self) -> ReplayBatch | None:
         """This process's part of the answers that the step replays."""
         if self._replay is None:
             return None
         own = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        places = self._replay.chosen(self.state.global_step)[own]
+        places = self._replay.answer_indices(self.state.global_step)[own]
         # Copies: what a step learns of an answer (its log-probabilities) is not the next step's.
         answers = [replace(self._replay.answers[place]) for place in places]
-        if self._replay.teachers:
-            return Replayed(self._replay.weight, answers, [self._replay.teachers[place] for place in places])
+        if self._replay.teacher_topk:
+            return ReplayBatch(self._replay.weight, answers, [self._replay.teacher_topk[place] for place in places])
         numbers = range(own.start, own.start + own.step * len(places), own.step)
         seeds = [seed_from("replay", self.config.seed, self.state.global_step, number) for number in numbers]
-        return Replayed(self._replay.weight, self._answers_now(answers, seeds, self._replay.longest), ())
+        return ReplayBatch(
+            self._replay.weight, self._generate_onpolicy_answers(answers, seeds, self._replay.max_answer_tokens), ()
+        )
 
-    def _answers_now(self, asked: Sequence[Sample], seeds: Sequence[int], longest: int) -> list[Sample]:
+    def _generate_onpolicy_answers(self, answers: Sequence[Sample], seeds: Sequence[int], max_new_tokens: int) -> list[Sample]:
         """What the model in training says to the same prompts, scored by the reference."""
         with self._clock.part("generation"), self._rollout_network() as network:
-            sampling = Sampling(temperature=self.temperature, max_new_tokens=longest)
-            prompts = [list(one.prompt) for one in asked]
-            drawn = decode(network, self.processing_class, prompts, seeds, sampling) if prompts else []
-        samples = [Sample(one.prompt, said.ids, 0.0, sampler=said.logps) for one, said in zip(asked, drawn, strict=True)]
-        with self._reference() as reference:
-            for sample, logps in zip(samples, self._objective.logps(reference, samples), strict=True):
-                sample.reference = logps
+            sampling = Sampling(temperature=self.temperature, max_new_tokens=max_new_tokens)
+            prompts = [list(one.prompt) for one in answers]
+            drawn = generate_tokens(network, self.processing_class, prompts, seeds, sampling) if prompts else []
+        samples = [
+            Sample(one.prompt, said.token_ids, 0.0, rollout_logprobs=said.logprobs)
+            for one, said in zip(answers, drawn, strict=True)
+        ]
+        with self._reference_model() as reference:
+            for sample, logps in zip(samples, self._gradient_step.completion_logprobs(reference, samples), strict=True):
+                sample.ref_logprobs = logps
         return samples
 
     @contextmanager
-    def _reference(self) -> Iterator[Any]:
+    def _reference_model(self) -> Iterator[Any]:
         if self.ref_model is not None:
             yield self.ref_model
         else:
@@ -337,12 +362,12 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
 
     # Probes
 
-    def probed(self) -> Probed:
+    def dev_eval_hooks(self) -> TrainerHooks:
         """This trainer, as `permix.training.dev_eval_callback` needs it."""
         track = partial(Trainer.log, self)  # past what this class and TRL do with a step's own figures
-        return Probed(self.processing_class, self._rollout_network, self._trained, self._clock, track)
+        return TrainerHooks(self.processing_class, self._rollout_network, self._unwrapped_model, self._clock, track)
 
-    def _trained(self) -> Any:
+    def _unwrapped_model(self) -> Any:
         return self.accelerator.unwrap_model(self.model)
 
     # Records
@@ -354,58 +379,58 @@ class PlanTrainer(GRPOTrainer):  # type: ignore[misc]
             try:
                 super()._save_checkpoint(model, trial)
             except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
-                if distributed.peer_lost(error):
+                if distributed.is_peer_lost(error):
                     raise
                 shutil.rmtree(folder, ignore_errors=True)
                 cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-                raise unwritten(folder, cause) from error
+                raise write_error(folder, cause) from error
 
     def _save_rng_state(self, output_dir: str) -> None:
         """The last that each process saves before the main one writes trainer_state.json, which makes the checkpoint count."""
         super()._save_rng_state(output_dir)
         unfinished = self.state.global_step % self.num_iterations != 0
         rank, count = self.accelerator.process_index, self.accelerator.num_processes
-        write_buffer(Path(output_dir), self._samples if unfinished else [], rank, count)
-        distributed.wait()
+        save_rollouts(Path(output_dir), self._samples if unfinished else [], rank, count)
+        distributed.barrier()
 
     def _load_rng_state(self, checkpoint: str) -> None:
         super()._load_rng_state(checkpoint)
-        self._samples = read_buffer(Path(checkpoint), self.accelerator.process_index, self.accelerator.num_processes)
+        self._samples = load_rollouts(Path(checkpoint), self.accelerator.process_index, self.accelerator.num_processes)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        by_tag = self._figures.get("reward_by_tag", {})
+        by_tag = self._step_metrics.get("reward_by_tag", {})
         super().log(logs | {f"reward_by_tag/{tag}": mean for tag, mean in by_tag.items()}, start_time)
         if "loss" in logs:
-            self._recorder.step(self.state.global_step, self._step_figures(self.state.log_history[-1]))
+            self._recorder.log_metrics(self.state.global_step, self._collect_step_metrics(self.state.log_history[-1]))
 
-    def _step_figures(self, logs: dict[str, float]) -> dict[str, Any]:
+    def _collect_step_metrics(self, logs: dict[str, float]) -> dict[str, Any]:
         """TRL's metrics under this project's names, our own, and where the step's time went."""
-        figures = {ours: logs.get(theirs) for ours, theirs in METRICS.items()}
+        figures = {ours: logs.get(theirs) for ours, theirs in GRPO_METRIC_NAMES.items()}
         flat = figures.pop("flat_groups")
         figures["signal_groups"] = None if flat is None else 1 - flat
-        fresh, self._figures = self._figures, {}
+        fresh, self._step_metrics = self._step_metrics, {}
         # Only a step that generated has a reward: a second pass over the same rollouts has none of its own.
-        return {"reward": None} | figures | fresh | self._laps()
+        return {"reward": None} | figures | fresh | self._step_times()
 
-    def _laps(self) -> dict[str, dict[str, float]]:
+    def _step_times(self) -> dict[str, dict[str, float]]:
         """Wall seconds of this process, CPU seconds of all."""
-        laps = distributed.gathered(self._clock.lap())
+        laps = distributed.all_gather(self._clock.lap())
         cpu = {part: round(sum(lap["cpu_seconds"][part] for lap in laps), 3) for part in laps[0]["cpu_seconds"]}
         return {"seconds": laps[distributed.rank()]["seconds"], "cpu_seconds": cpu}
 
 
-def share_prompts_alike(network: Any) -> bool:
+def sync_shared_prefix_support(network: Any) -> bool:
     """Whether all processes' networks can share prompts. The main one's trial counts: others may hold no weights yet."""
-    blank = sharding() == "fsdp2" and not distributed.is_main() and not isinstance(next(network.parameters()), DTensor)
-    tried = not blank and shares_prompts(network)
-    found = distributed.agreed(tried)
+    blank = detect_sharding() == "fsdp2" and not distributed.is_main() and not isinstance(next(network.parameters()), DTensor)
+    tried = not blank and supports_shared_prefix(network)
+    found = distributed.broadcast(tried)
     if found != tried:
-        network.set_attn_implementation(NAME if found else ORDINARY)
-    network.shares_prompts = found
+        network.set_attn_implementation(SHARED_PREFIX_ATTENTION if found else DEFAULT_ATTENTION)
+    network.shared_prefix_enabled = found
     return found
 
 
-METRICS = {
+GRPO_METRIC_NAMES = {
     "reward_std": "reward_std",
     "flat_groups": "frac_reward_zero_std",
     "completion_tokens": "completions/mean_length",

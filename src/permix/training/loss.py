@@ -18,15 +18,16 @@ import torch
 from permix.config import LossName
 
 
-def token_weights(loss: LossName, length_B: Sequence[int], *, rows: int, tokens: int, longest: int) -> list[float]:
-    """Weight of one token of each rollout. `rows` and `tokens` count the whole step, over all processes and dead rows too."""
+def token_weights(loss: LossName, length_B: Sequence[int], *, n_rollouts: int, n_tokens: int, max_tokens: int) -> list[float]:
+    """Weight of one token of each rollout. `n_rollouts` and `n_tokens` count the whole step, over all processes and dead
+    rows too."""
     match loss:
         case "grpo":
-            return [1 / (rows * length) for length in length_B]
+            return [1 / (n_rollouts * length) for length in length_B]
         case "dapo" | "bnpo":
-            return [1 / tokens] * len(length_B)
+            return [1 / n_tokens] * len(length_B)
         case "dr_grpo":
-            return [1 / (rows * longest)] * len(length_B)
+            return [1 / (n_rollouts * max_tokens)] * len(length_B)
 
 
 class TokenTerms(NamedTuple):
@@ -40,28 +41,28 @@ class TokenTerms(NamedTuple):
 
 def token_losses(
     logp_N: torch.Tensor,
-    old_N: torch.Tensor,
+    old_logp_N: torch.Tensor,
     advantage_N: torch.Tensor,
     *,
     clip_low: float,
     clip_high: float,
-    correction_N: torch.Tensor | None = None,
-    reference_N: torch.Tensor | None = None,
+    importance_weight_N: torch.Tensor | None = None,
+    ref_logp_N: torch.Tensor | None = None,
     beta: float = 0.0,
 ) -> TokenTerms:
     """Unweighted loss of every token; gradients flow through `logp_N` alone."""
-    ratio_N = torch.exp(logp_N - old_N)
+    ratio_N = torch.exp(logp_N - old_logp_N)
     clamped_N = ratio_N.clamp(1 - clip_low, 1 + clip_high)
     loss_N = -torch.minimum(ratio_N * advantage_N, clamped_N * advantage_N)
     clipped_N = ((ratio_N < 1 - clip_low) & (advantage_N < 0)) | ((ratio_N > 1 + clip_high) & (advantage_N > 0))
-    if correction_N is not None:
-        loss_N = loss_N * correction_N
-    if reference_N is None:
+    if importance_weight_N is not None:
+        loss_N = loss_N * importance_weight_N
+    if ref_logp_N is None:
         return TokenTerms(loss_N, ratio_N, clipped_N, None)
-    kl_N = torch.exp(reference_N - logp_N) - (reference_N - logp_N) - 1
+    kl_N = torch.exp(ref_logp_N - logp_N) - (ref_logp_N - logp_N) - 1
     return TokenTerms(loss_N + beta * ratio_N * kl_N, ratio_N, clipped_N, kl_N)
 
 
-def importance(old_N: torch.Tensor, sampler_N: torch.Tensor, cap: float) -> torch.Tensor:
+def importance_weights(old_logp_N: torch.Tensor, rollout_logp_N: torch.Tensor, cap: float) -> torch.Tensor:
     """min(π_old / π_sampler, cap) of each token, no gradient. A token the sampler gave no number for (NaN) keeps weight 1."""
-    return torch.exp((old_N - sampler_N).detach().nan_to_num(nan=0.0)).clamp(max=cap)
+    return torch.exp((old_logp_N - rollout_logp_N).detach().nan_to_num(nan=0.0)).clamp(max=cap)

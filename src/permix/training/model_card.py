@@ -10,67 +10,67 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from permix.config import IDLE, SUPERVISED, TrainStage
-from permix.metrics.dev_curve import Curve, Point, told
-from permix.plan import Plan, describe
-from permix.sanitize import markdown
+from permix.config import IGNORED_FIELDS, SUPERVISED_METHODS, TrainConfig
+from permix.metrics.dev_curve import DevCurve, DevEvalPoint, selection_text
+from permix.plan import Plan, describe_plan
+from permix.sanitize import escape_markdown
 from permix.storage.files import read_json, write_text
-from permix.training.dev_eval import curve_of
-from permix.training.run_log import read_log
-from permix.training.sft_data import COUNTS
+from permix.training.dev_eval import load_dev_curve
+from permix.training.run_log import read_training_log
+from permix.training.sft_data import SFT_COUNTS_FILE
 
 
-def draw_curves(folder: Path, name: str, log: Sequence[Mapping[str, Any]], curve: Curve | None) -> list[str]:
+def draw_curves(folder: Path, name: str, log: Sequence[Mapping[str, Any]], curve: DevCurve | None) -> list[str]:
     """Write training.png (of a training by reward) and probes.png into `folder`; return a section in Markdown, or none."""
     from permix.rendering import plots
 
     parts = []
     if any(line.get("reward") is not None for line in log):
-        plots.learning_curves({name: log}, folder / "training.png")
+        plots.plot_learning_curves({name: log}, folder / "training.png")
         parts.append("![Learning curves](training.png)")
     if curve is not None and curve.points:
-        plots.probe_curves({name: curve}, folder / "probes.png")
+        plots.plot_dev_curves({name: curve}, folder / "probes.png")
         parts += ["![Probes while training](probes.png)", _points_table(curve.points)]
     return ["## Learning curves", *parts] if parts else []
 
 
-def _points_table(points: Sequence[Point]) -> str:
-    from permix.rendering.table import estimate, grid, of
+def _points_table(points: Sequence[DevEvalPoint]) -> str:
+    from permix.rendering.table import estimate_cell, format_ratio, markdown_table
 
     headings = ["step", "no persona", "mean over personas", "worst persona", "PSS", "identifiability", "scored of asked"]
     lines = [
         [
             str(point.step),
-            *(estimate(one).markdown for one in (point.baseline, point.mean, point.worst, point.pss, point.identifiability)),
-            of(point.n_scored, point.n_asked),
+            *(estimate_cell(one).markdown for one in (point.baseline, point.mean, point.worst, point.pss, point.identifiability)),
+            format_ratio(point.n_scored, point.n_asked),
         ]
         for point in points
     ]
-    return grid(headings, lines)
+    return markdown_table(headings, lines)
 
 
-def write_card(folder: Path, config: TrainStage, plan: Plan, log: Path) -> None:
+def write_model_card(folder: Path, config: TrainConfig, plan: Plan, log_path: Path) -> None:
     """README.md of the model and its figures: method, plan, numbers and curves of the training run whose log this is."""
-    lines, name = read_log(log), config.label or config.out.name
-    curve = curve_of(config.out, config.probe) if config.probe.every else None
-    settings = config.train.model_dump(mode="json", exclude=set(IDLE[config.method]))
+    lines, name = read_training_log(log_path), config.label or config.out.name
+    curve = load_dev_curve(config.out, config.dev_eval) if config.dev_eval.every else None
+    settings = config.train.model_dump(mode="json", exclude=set(IGNORED_FIELDS[config.method]))
     parts = [
-        f"# {markdown(name)}",
-        f"{method_of(config, plan)}, trained by permix from `{config.model.name}`.",
-        (_learnt if config.method in SUPERVISED else _rewarded)(config, lines),
-        *_chosen(curve),
+        f"# {escape_markdown(name)}",
+        f"{training_method_text(config, plan)}, trained by permix from `{config.model.name}`.",
+        (_loss_summary if config.method in SUPERVISED_METHODS else _reward_summary)(config, lines),
+        *_selected_weights_text(curve),
         *draw_curves(folder, name, lines, curve),
-        "## Plan\n\n" + _table(describe(plan)),
+        "## Plan\n\n" + _table(describe_plan(plan)),
     ]
-    counts = log.with_name(COUNTS)
+    counts = log_path.with_name(SFT_COUNTS_FILE)
     if counts.exists():
         parts.append("## What was learnt from\n\n" + _table(read_json(counts)))
     parts.append("## Training\n\n" + _table(settings))
-    tags = ", ".join(["permix", *(("sft",) if config.method in SUPERVISED else ("reinforcement-learning", "grpo"))])
+    tags = ", ".join(["permix", *(("sft",) if config.method in SUPERVISED_METHODS else ("reinforcement-learning", "grpo"))])
     write_text(folder / "README.md", f"---\nlibrary_name: transformers\ntags: [{tags}]\n---\n" + "\n\n".join(parts) + "\n")
 
 
-def method_of(config: TrainStage, plan: Plan) -> str:
+def training_method_text(config: TrainConfig, plan: Plan) -> str:
     """The method in words, by what was done: PerMix-RLVR from a plan without personas is plain RLVR."""
     personas = any(row.persona_id is not None for row in plan.rows)
     match config.method:
@@ -83,30 +83,32 @@ def method_of(config: TrainStage, plan: Plan) -> str:
             return f"Sequence-level distillation (SFT on verified samples of {teacher})"
 
 
-def _rewarded(config: TrainStage, lines: Sequence[Mapping[str, Any]]) -> str:
-    return f"""Mean reward of the rollouts: {_course([line["reward"] for line in lines if line.get("reward") is not None])}
+def _reward_summary(config: TrainConfig, lines: Sequence[Mapping[str, Any]]) -> str:
+    rewards = [line["reward"] for line in lines if line.get("reward") is not None]
+    return f"""Mean reward of the rollouts: {_first_and_last_means(rewards)}
 (sampled at temperature {config.train.temperature}; {lines[-1]["tokens"] if lines else 0} tokens generated).
 Rewards on training questions are no evaluation: run `permix stability` on held-out personas and questions."""
 
 
-def _learnt(config: TrainStage, lines: Sequence[Mapping[str, Any]]) -> str:
-    return f"""Mean loss of a completion's token: {_course([line["loss"] for line in lines if line.get("loss") is not None])}
+def _loss_summary(config: TrainConfig, lines: Sequence[Mapping[str, Any]]) -> str:
+    losses = [line["loss"] for line in lines if line.get("loss") is not None]
+    return f"""Mean loss of a completion's token: {_first_and_last_means(losses)}
 ({lines[-1]["tokens"] if lines else 0} tokens learnt from in {len(lines)} steps).
 A loss on training questions is no evaluation: run `permix stability` on held-out personas and questions."""
 
 
-def _chosen(curve: Curve | None) -> list[str]:
+def _selected_weights_text(curve: DevCurve | None) -> list[str]:
     """Of a run with probes: which weights these are, and why."""
     if curve is None:
         return []
-    return [f"{told(curve)} Probes ask the dev side and choose by it: their numbers are no results either."]
+    return [f"{selection_text(curve)} Probes ask the dev side and choose by it: their numbers are no results either."]
 
 
 def _table(facts: Mapping[str, object]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())])
 
 
-def _course(values: Sequence[float]) -> str:
+def _first_and_last_means(values: Sequence[float]) -> str:
     """How it began and how it ended, over a fifth of the steps each."""
     if not values:
         return "no rollout was scored"

@@ -7,23 +7,23 @@ twice.
 
 from collections.abc import Sequence
 
-from permix.config import CharacterConfig, ModelConfig, TrainStage
-from permix.errors import ConfigError, OwedCellsError
-from permix.evals.grid import Wording, fill, lay_out
-from permix.inference import open_model
+from permix.config import CharacterConfig, ModelConfig, TrainConfig
+from permix.errors import ConfigError, IncompleteRunError
+from permix.evals.grid import PromptFormat, build_grid, run_cells
+from permix.inference import load_model
 from permix.inference.hardware import release_memory
 from permix.personas.loading import load_roleplay
-from permix.personas.pool import PersonaPool, choose_personas
+from permix.personas.pool import PersonaPool, select_personas
 from permix.prompts import template_hash
 from permix.storage.run_dir import RunDir
 from permix.types import Cell, Question, Sampling
 
 
-def fill_bank(config: TrainStage) -> list[Cell]:
+def generate_reference_answers(config: TrainConfig) -> list[Cell]:
     """Every answer, in order of personas and questions. Raises OwedCellsError when some could not be had."""
-    asked = bank_cells(config)
+    asked = reference_answer_cells(config)
     sampling = Sampling(temperature=config.character.temperature, max_new_tokens=config.character.max_new_tokens)
-    model = open_model(ModelConfig(name=config.model.name), config.threads)
+    model = load_model(ModelConfig(name=config.model.name), config.threads)
     identity = {
         "model": model.fingerprint,
         "template": template_hash(config.personas.template),
@@ -31,25 +31,25 @@ def fill_bank(config: TrainStage) -> list[Cell]:
         "seed": config.train.seed,
     }
     with RunDir.open(config.out / "character", config, identity, asked) as run:
-        with run.accounted():
-            owed = fill(model, asked, sampling, run, None, "in-character answers of the base model")
+        with run.track_usage():
+            owed = run_cells(model, asked, sampling, run, None, "in-character answers of the base model")
         if owed:
-            raise OwedCellsError(f"{run.path}: {owed} of {len(asked)} answers are missing; run the same command again")
+            raise IncompleteRunError(f"{run.path}: {owed} of {len(asked)} answers are missing; run the same command again")
         known = run.cells()
     del model
     release_memory()
     return [known[cell.key] for cell in asked]
 
 
-def bank_cells(config: TrainStage) -> list[Cell]:
+def reference_answer_cells(config: TrainConfig) -> list[Cell]:
     """The cells that the bank asks for. Raises ConfigError when there are too few personas or questions."""
-    questions = bank_questions(config.character)
-    pool = bank_personas(config)
-    wording = Wording(lambda question: question.text, config.personas.template, config.personas.bare)
-    return lay_out(pool.personas, questions, wording, samples=1, seed=config.train.seed)
+    questions = reference_answer_questions(config.character)
+    pool = reference_answer_personas(config)
+    wording = PromptFormat(lambda question: question.text, config.personas.template, config.personas.empty_system_prompt)
+    return build_grid(pool.personas, questions, wording, samples=1, seed=config.train.seed)
 
 
-def bank_questions(config: CharacterConfig) -> Sequence[Question]:
+def reference_answer_questions(config: CharacterConfig) -> Sequence[Question]:
     """The first of the built-in questions that stand on the training side."""
     questions = load_roleplay("builtin", "train")
     if config.questions > len(questions):
@@ -59,9 +59,9 @@ def bank_questions(config: CharacterConfig) -> Sequence[Question]:
     return questions[: config.questions]
 
 
-def bank_personas(config: TrainStage) -> PersonaPool:
+def reference_answer_personas(config: TrainConfig) -> PersonaPool:
     """The personas that answer. The expressivity reward needs to know every voice that the plan may draw."""
-    pool = choose_personas(config.personas)
+    pool = select_personas(config.personas)
     if config.character.expressivity > 0:
         if len(pool) < 2:
             raise ConfigError("character.expressivity: one persona cannot be told from others; widen the pool or set it to 0")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeVar
 
-from permix.inference.shared_prefix import Family
+from permix.inference.shared_prefix import PromptGroup
 from permix.training.rewards import Rollout
 from permix.types import PlanRow, seed_from
 
@@ -20,10 +20,10 @@ class Sample:
     prompt: tuple[int, ...]
     completion: list[int]
     advantage: float
-    sampler: list[float] | None = None
+    rollout_logprobs: list[float] | None = None
     """From the engine that generated it, in that engine's precision."""
-    reference: list[float] | None = None
-    old: list[float] | None = None
+    ref_logprobs: list[float] | None = None
+    old_logprobs: list[float] | None = None
     """Of the weights it was sampled from, in the trainer's precision: known after the first pass over the batch."""
 
 
@@ -31,12 +31,12 @@ Pack = list[list[Sample]]
 """Rollouts of one forward pass, by prompt."""
 
 
-def family(samples: Sequence[Sample]) -> Family:
-    return Family(samples[0].prompt, [sample.completion for sample in samples])
+def build_prompt_group(samples: Sequence[Sample]) -> PromptGroup:
+    return PromptGroup(samples[0].prompt, [sample.completion for sample in samples])
 
 
-def pack(samples: Iterable[Sample], budget: int) -> list[Pack]:
-    """Rollouts by prompt, in order of first appearance, as many in a pass as read `budget` tokens or fewer.
+def pack_samples(samples: Iterable[Sample], token_budget: int) -> list[Pack]:
+    """Rollouts by prompt, in order of first appearance, as many in a pass as read `token_budget` tokens or fewer.
 
     A prompt's rollouts share a pass where they fit; where not they are spread over several, each reading the prompt again. One
     rollout over the budget stands alone.
@@ -47,32 +47,32 @@ def pack(samples: Iterable[Sample], budget: int) -> list[Pack]:
     packs: list[Pack] = []
     room = 0
     for own in by_prompt.values():
-        for part in _parts(own, budget):
-            cost = family(part).cost
+        for part in _split_to_budget(own, token_budget):
+            cost = build_prompt_group(part).forward_tokens
             if cost > room:
                 packs.append([])
-                room = budget
+                room = token_budget
             packs[-1].append(part)
             room -= cost
     return packs
 
 
-def _parts(own: Sequence[Sample], budget: int) -> list[list[Sample]]:
+def _split_to_budget(samples: Sequence[Sample], token_budget: int) -> list[list[Sample]]:
     """One prompt's rollouts in runs that fit the budget."""
     parts: list[list[Sample]] = []
     room = 0
-    for sample in own:
+    for sample in samples:
         if not parts or len(sample.completion) - 1 > room:
             parts.append([])
-            room = budget - len(sample.prompt)
+            room = token_budget - len(sample.prompt)
         parts[-1].append(sample)
         room -= len(sample.completion) - 1
     return parts
 
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-Told = tuple[Rollout, Sequence[str], float | None]
+ScoredRollout = tuple[Rollout, Sequence[str], float | None]
 """A rollout, the tags of its persona, and its expressivity."""
 
 
@@ -94,28 +94,28 @@ def rollout_rows(rows: Iterable[PlanRow]) -> list[dict[str, Any]]:
     ]
 
 
-def in_groups(items: Sequence[T], size: int) -> list[Sequence[T]]:
+def split_into_groups(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def in_plan_order(told: Iterable[Iterable[Told]]) -> list[Told]:
+def merge_in_plan_order(scored_by_rank: Iterable[Iterable[ScoredRollout]]) -> list[ScoredRollout]:
     """What all processes tell, group by group: each has told of its own."""
-    return sorted(chain.from_iterable(told), key=lambda one: one[0].group)
+    return sorted(chain.from_iterable(scored_by_rank), key=lambda one: one[0].group)
 
 
-def has_signal(group: Sequence[Sample]) -> bool:
+def has_nonzero_advantage(group: Sequence[Sample]) -> bool:
     """Whether any rollout of the group has an advantage."""
     return any(sample.advantage != 0 for sample in group)
 
 
-def samples_of(scored: dict[str, Any]) -> list[Sample]:
+def samples_from_trl_batch(batch: dict[str, Any]) -> list[Sample]:
     """TRL's padded batch as rollouts without padding."""
-    prompt_B_T, completion_B_T = scored["prompt_mask"].bool(), scored["completion_mask"].bool()
-    columns = {name: scored.get(f"{theirs}_per_token_logps") for name, theirs in (("sampler", "sampling"), ("reference", "ref"))}
+    prompt_B_T, completion_B_T = batch["prompt_mask"].bool(), batch["completion_mask"].bool()
+    columns = {name: batch.get(f"{theirs}_per_token_logps") for name, theirs in (("sampler", "sampling"), ("reference", "ref"))}
     samples = []
-    for row, advantage in enumerate(scored["advantages"].tolist()):
+    for row, advantage in enumerate(batch["advantages"].tolist()):
         own = completion_B_T[row]
         logps = {name: None if values is None else values[row][own].tolist() for name, values in columns.items()}
-        prompt = tuple(scored["prompt_ids"][row][prompt_B_T[row]].tolist())
-        samples.append(Sample(prompt, scored["completion_ids"][row][own].tolist(), advantage, **logps))
+        prompt = tuple(batch["prompt_ids"][row][prompt_B_T[row]].tolist())
+        samples.append(Sample(prompt, batch["completion_ids"][row][own].tolist(), advantage, **logps))
     return samples

@@ -1,7 +1,7 @@
 """What a training run leaves for people: log.jsonl (a line a step), rollouts.jsonl (a line a rollout), samples.md (to read).
 
 `step` counts optimizer steps from 1 in all of them. A rollout stands under the first step that trains on it; with
-`train.iterations` above 1 the steps that train on it again have lines in log.jsonl, without a reward, and no rollouts.
+`train.updates_per_rollout` above 1 the steps that train on it again have lines in log.jsonl, without a reward, and no rollouts.
 
 Where a training step's time goes: wall and CPU seconds, split into named parts.
 """
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from permix.plan import Plan, write_plan
-from permix.progress import Meter
-from permix.sanitize import clip, markdown, visible
-from permix.storage.files import write_text, writing
+from permix.progress import ProgressBar
+from permix.sanitize import escape_control, escape_markdown, truncate
+from permix.storage.files import guard_writes, write_text
 from permix.training.rewards import Rollout
 
-PARTS = ("generation", "verification", "probe", "saving")
+STEP_PARTS = ("generation", "verification", "dev_eval", "saving")
 
 
 class StepClock:
@@ -31,7 +31,7 @@ class StepClock:
         self.restart()
 
     def restart(self) -> None:
-        self._parts = dict.fromkeys(PARTS, (0.0, 0.0))
+        self._parts = dict.fromkeys(STEP_PARTS, (0.0, 0.0))
         self._started = _now()
 
     @contextmanager
@@ -58,101 +58,101 @@ def _now() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-SAMPLES_A_STEP = 4
+SAMPLES_PER_STEP = 4
 
 
-class NoLog:
+class NullLogger:
     """The recorder of a process that does not write."""
 
-    def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
+    def log_rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
         pass
 
-    def plan(self, plan: Plan, blocks: Sequence[Mapping[str, Any]]) -> None:
+    def log_plan(self, plan: Plan, blocks: Sequence[Mapping[str, Any]]) -> None:
         pass
 
-    def step(self, step: int, figures: Mapping[str, Any]) -> None:
+    def log_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         pass
 
 
-class FigureLog:
-    """A line a step in log.jsonl. Lines after step `done` are of a process that died, and are dropped.
+class MetricsLogger:
+    """A line a step in log.jsonl. Lines after step `done_steps` are of a process that died, and are dropped.
 
     Raises PermixError naming the file where the system refuses to write.
     """
 
-    def __init__(self, out: Path, done: int, shown: Meter) -> None:
-        self.out, self.shown = out, shown
-        with writing(out):
-            self._tokens = _keep_until(out / "log.jsonl", done)
+    def __init__(self, out: Path, done_steps: int, progress_bar: ProgressBar) -> None:
+        self.out, self.progress_bar = out, progress_bar
+        with guard_writes(out):
+            self._total_tokens = _truncate_after(out / "log.jsonl", done_steps)
 
-    def step(self, step: int, figures: Mapping[str, Any]) -> None:
-        self._tokens += figures.get("tokens", 0)
-        finite = {name: None if _is_lost(value) else value for name, value in figures.items()}
-        _append(self.out / "log.jsonl", [{"step": step, **finite, "tokens": self._tokens}])
-        self.shown.advance(note=self.note(figures))
+    def log_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
+        self._total_tokens += metrics.get("tokens", 0)
+        finite = {name: None if _is_not_finite(value) else value for name, value in metrics.items()}
+        _append_lines(self.out / "log.jsonl", [{"step": step, **finite, "tokens": self._total_tokens}])
+        self.progress_bar.advance(status=self.progress_note(metrics))
 
-    def note(self, figures: Mapping[str, Any]) -> str:
+    def progress_note(self, metrics: Mapping[str, Any]) -> str:
         """What progress shows beside the count."""
-        return "" if figures.get("loss") is None else f"loss {figures['loss']:.3f}"
+        return "" if metrics.get("loss") is None else f"loss {metrics['loss']:.3f}"
 
 
-class StepLog(FigureLog):
-    """`permix.training.grpo_trainer.Recorder` into a run directory: rollouts.jsonl and samples.md too."""
+class RolloutLogger(MetricsLogger):
+    """`permix.training.grpo_trainer.RolloutRecorder` into a run directory: rollouts.jsonl and samples.md too."""
 
-    def __init__(self, out: Path, done: int, samples_every: int, shown: Meter) -> None:
-        super().__init__(out, done, shown)
+    def __init__(self, out: Path, done_steps: int, samples_every: int, progress_bar: ProgressBar) -> None:
+        super().__init__(out, done_steps, progress_bar)
         self.samples_every = samples_every
-        with writing(out):
-            _keep_until(out / "rollouts.jsonl", done)
+        with guard_writes(out):
+            _truncate_after(out / "rollouts.jsonl", done_steps)
             _rewrite_samples(out, samples_every)
 
-    def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
+    def log_rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
         lines = [rollout._asdict() | {"verdict": rollout.verdict.model_dump()} for rollout in rollouts]
-        _append(self.out / "rollouts.jsonl", lines)
+        _append_lines(self.out / "rollouts.jsonl", lines)
         if (step - 1) % self.samples_every == 0:
             path = self.out / "samples.md"
-            with writing(path), path.open("a", encoding="utf-8", errors="replace") as file:
+            with guard_writes(path), path.open("a", encoding="utf-8", errors="replace") as file:
                 file.write(samples_text(step, lines))
 
-    def plan(self, plan: Plan, blocks: Sequence[Mapping[str, Any]]) -> None:
+    def log_plan(self, plan: Plan, blocks: Sequence[Mapping[str, Any]]) -> None:
         """Keep the rows as they are drawn now, and how each block of them was weighted."""
         write_plan(plan, self.out / "plan.parquet")
         write_text(self.out / "plan_blocks.jsonl", "".join(json.dumps(block, ensure_ascii=False) + "\n" for block in blocks))
 
-    def note(self, figures: Mapping[str, Any]) -> str:
-        return "" if figures.get("reward") is None else f"reward {figures['reward']:.2f}"
+    def progress_note(self, metrics: Mapping[str, Any]) -> str:
+        return "" if metrics.get("reward") is None else f"reward {metrics['reward']:.2f}"
 
 
-def _is_lost(value: object) -> bool:
+def _is_not_finite(value: object) -> bool:
     """NaN and infinity are no JSON, and no measurement either."""
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def read_training_log(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSON-lines file; a torn last line is passed over."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    with writing(path), path.open("ab") as file:
+def _append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    with guard_writes(path), path.open("ab") as file:
         file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "replace"))
 
 
-def _keep_until(path: Path, done: int) -> int:
+def _truncate_after(path: Path, last_step: int) -> int:
     """Drop lines of later steps; returns the tokens counted on the last line kept."""
-    kept = [line for line in read_log(path) if line["step"] <= done]
+    kept = [line for line in read_training_log(path) if line["step"] <= last_step]
     scratch = path.with_name(f".{path.name}.part")
     scratch.unlink(missing_ok=True)
-    _append(scratch, kept)
+    _append_lines(scratch, kept)
     os.replace(scratch, path)
     return int(kept[-1].get("tokens", 0)) if kept else 0
 
 
 def _rewrite_samples(out: Path, every: int) -> None:
     by_step: dict[int, list[dict[str, Any]]] = {}
-    for line in read_log(out / "rollouts.jsonl"):
+    for line in read_training_log(out / "rollouts.jsonl"):
         by_step.setdefault(line["step"], []).append(line)
     texts = [samples_text(step, lines) for step, lines in by_step.items() if (step - 1) % every == 0]
     (out / "samples.md").write_text("# Samples of the rollouts\n" + "".join(texts), encoding="utf-8", errors="replace")
@@ -160,15 +160,17 @@ def _rewrite_samples(out: Path, every: int) -> None:
 
 def samples_text(step: int, lines: Sequence[Mapping[str, Any]]) -> str:
     """A few rollouts of one step, spread over its groups, as text a person can read and a browser cannot run."""
-    stride = max(1, len(lines) // SAMPLES_A_STEP)
+    stride = max(1, len(lines) // SAMPLES_PER_STEP)
     parts = [f"\n## Step {step}\n"]
-    for line in lines[::stride][:SAMPLES_A_STEP]:
+    for line in lines[::stride][:SAMPLES_PER_STEP]:
         said = {True: "right", False: "wrong", None: "not scored"}[line["verdict"]["correct"]]
-        parts.append(f"\n**{markdown(line['persona_id'] or 'no persona')}** · gold {markdown(line['gold'])} · {said}\n\n")
-        parts.append(_indented(f"{line['prompt']}\n→ {line['completion']}"))
+        parts.append(
+            f"\n**{escape_markdown(line['persona_id'] or 'no persona')}** · gold {escape_markdown(line['gold'])} · {said}\n\n"
+        )
+        parts.append(_code_block(f"{line['prompt']}\n→ {line['completion']}"))
     return "".join(parts)
 
 
-def _indented(text: str) -> str:
+def _code_block(text: str) -> str:
     """A Markdown code block, which shows text and does nothing else."""
-    return "".join(f"    {line}\n" for line in clip(visible(text), width=400, lines=40).split("\n"))
+    return "".join(f"    {line}\n" for line in truncate(escape_control(text), width=400, lines=40).split("\n"))

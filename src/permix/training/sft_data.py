@@ -23,26 +23,26 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from permix.config import TeacherConfig, TrainStage
-from permix.errors import ConfigError, DataError, OwedCellsError, PermixError, speaking_of
-from permix.evals.grid import fill
-from permix.inference import open_model
+from permix.config import TeacherConfig, TrainConfig
+from permix.errors import ConfigError, DataError, IncompleteRunError, PermixError, error_context
+from permix.evals.grid import run_cells
+from permix.inference import load_model
 from permix.inference.base import Model
-from permix.inference.hf import refuse_missing_folder
+from permix.inference.hf import check_model_folder
 from permix.plan import Plan
 from permix.storage.files import read_json, write_json, write_text
 from permix.storage.run_dir import RunDir
 from permix.tasks import TASKS
-from permix.tasks.base import Task, verify
-from permix.training.rewards import verdicts
+from permix.tasks.base import Task, verify_completion
+from permix.training.rewards import verify_completions
 from permix.training.run_log import samples_text
 from permix.types import Cell, CellKey, Message, PlanRow, Record, Sampling, Verdict, seed_from
 from permix.verification.math_verifier import Verifier
 
-EXAMPLES, COUNTS = "examples.jsonl", "examples.json"
+SFT_EXAMPLES_FILE, SFT_COUNTS_FILE = "examples.jsonl", "examples.json"
 
 
-class Example(Record):
+class SFTExample(Record):
     """One completion to learn, and the messages it answers. One that was cut off has no end: its end is not learnt."""
 
     step: int
@@ -55,101 +55,101 @@ class Example(Record):
     ended: bool = True
 
 
-class Chosen(NamedTuple):
+class SFTDataset(NamedTuple):
     """Examples in plan order, and what was counted on the way, in words."""
 
-    examples: tuple[Example, ...]
+    examples: tuple[SFTExample, ...]
     counts: dict[str, int]
 
 
-def example(row: PlanRow, completion: str, *, ended: bool = True) -> Example:
-    return Example(
+def make_sft_example(row: PlanRow, completion: str, *, ended: bool = True) -> SFTExample:
+    return SFTExample(
         step=row.step, group=row.group, persona_id=row.persona_id, question_id=row.question_id, gold=row.gold,
         messages=row.messages, completion=completion, ended=ended,
     )  # fmt: skip
 
 
-def gold_examples(plan: Plan, verifier: Verifier) -> Chosen:
+def gold_examples(plan: Plan, verifier: Verifier) -> SFTDataset:
     """Each row's own solution, once, whatever its number of rollouts; rows without one that is verified right are left out.
 
     Raises ConfigError when no row is left.
     """
-    verdict = _verdicts(plan.rows, verifier)
+    verdict = _solution_verdicts(plan.rows, verifier)
     reasons = Counter[str]()
     found = []
     for row in plan.rows:
-        reason = _reason(row.solution, verdict.get(_answer(row)))
+        reason = _exclusion_reason(row.solution, verdict.get(_solution_key(row)))
         if reason is None and row.solution is not None:
-            found.append(example(row, row.solution))
+            found.append(make_sft_example(row, row.solution))
         else:
             reasons[f"rows left out: {reason}"] += 1
     counts = {"rows": len(plan.rows), "examples": len(found), **reasons}
     if not found:
-        raise ConfigError(f"task {plan.rows[0].task}: no row of the plan can be learnt from ({words(counts)})")
-    return Chosen(tuple(found), counts)
+        raise ConfigError(f"task {plan.rows[0].task}: no row of the plan can be learnt from ({format_sft_counts(counts)})")
+    return SFTDataset(tuple(found), counts)
 
 
-def _answer(row: PlanRow) -> tuple[str, str, str]:
+def _solution_key(row: PlanRow) -> tuple[str, str, str]:
     return row.solution or "", row.task, row.gold
 
 
-def _verdicts(rows: Sequence[PlanRow], verifier: Verifier) -> Mapping[tuple[str, str, str], bool | None]:
+def _solution_verdicts(rows: Sequence[PlanRow], verifier: Verifier) -> Mapping[tuple[str, str, str], bool | None]:
     """Whether each distinct solution is right; None where the verifier failed."""
-    distinct = list(dict.fromkeys(_answer(row) for row in rows if row.solution is not None))
+    distinct = list(dict.fromkeys(_solution_key(row) for row in rows if row.solution is not None))
     if not distinct:
         return {}
     solutions, tasks, golds = zip(*distinct, strict=True)
-    judged = verdicts(solutions, tasks, golds, verifier)
+    judged = verify_completions(solutions, tasks, golds, verifier)
     return {answer: one.correct for answer, one in zip(distinct, judged, strict=True)}
 
 
-def _reason(solution: str | None, correct: bool | None) -> str | None:
+def _exclusion_reason(solution: str | None, correct: bool | None) -> str | None:
     """Why a row is left out, or None."""
     if solution is None:
         return "no solution in the task's data"
     return {True: None, False: "its solution is not verified right", None: "the verifier failed on its solution"}[correct]
 
 
-def words(counts: Mapping[str, int]) -> str:
+def format_sft_counts(counts: Mapping[str, int]) -> str:
     """ "120 rows, 118 examples, 2 rows left out: ..."."""
     return ", ".join(f"{count} {what}" for what, count in counts.items())
 
 
-def steps_of(examples: Sequence[Example]) -> list[list[Example]]:
+def examples_by_step(examples: Sequence[SFTExample]) -> list[list[SFTExample]]:
     """The examples of each step of the plan; a step without any is passed over."""
     return [list(step) for _, step in groupby(examples, key=lambda one: one.step)]
 
 
-def keep(out: Path, chosen: Chosen, samples_every: int) -> Chosen:
+def save_sft_dataset(out: Path, dataset: SFTDataset, samples_every: int) -> SFTDataset:
     """Write down what will be learnt from, and return it as it can be read again.
 
     examples.jsonl is written last: its presence means that all is there.
     """
-    write_json(out / COUNTS, chosen.counts)
-    write_text(out / "samples.md", _samples(chosen.examples, samples_every))
-    lines = (json.dumps(one.model_dump(mode="json"), ensure_ascii=False) + "\n" for one in chosen.examples)
-    write_text(out / EXAMPLES, "".join(lines))
-    return _read(out)
+    write_json(out / SFT_COUNTS_FILE, dataset.counts)
+    write_text(out / "samples.md", _samples_markdown(dataset.examples, samples_every))
+    lines = (json.dumps(one.model_dump(mode="json"), ensure_ascii=False) + "\n" for one in dataset.examples)
+    write_text(out / SFT_EXAMPLES_FILE, "".join(lines))
+    return _read_examples(out)
 
 
-def kept(out: Path) -> Chosen | None:
+def load_sft_dataset(out: Path) -> SFTDataset | None:
     """What an earlier start of the run wrote down; None when it did not come that far."""
-    return _read(out) if (out / EXAMPLES).exists() else None
+    return _read_examples(out) if (out / SFT_EXAMPLES_FILE).exists() else None
 
 
-def _read(out: Path) -> Chosen:
-    path = out / EXAMPLES
+def _read_examples(out: Path) -> SFTDataset:
+    path = out / SFT_EXAMPLES_FILE
     try:
-        found = tuple(Example.model_validate_json(line) for line in path.read_bytes().splitlines())
+        found = tuple(SFTExample.model_validate_json(line) for line in path.read_bytes().splitlines())
     except ValidationError as error:
         raise DataError(f"{path}: not a file of examples: {error.errors()[0]['msg']}") from error
-    return Chosen(found, {name: int(count) for name, count in read_json(out / COUNTS).items()})
+    return SFTDataset(found, {name: int(count) for name, count in read_json(out / SFT_COUNTS_FILE).items()})
 
 
-def _samples(examples: Sequence[Example], every: int) -> str:
+def _samples_markdown(examples: Sequence[SFTExample], every: int) -> str:
     """Some of the examples, for reading: those of the steps that a log of rollouts would show."""
     parts = ["# Samples of what is learnt from\n"]
-    for step in steps_of(examples):
+    for step in examples_by_step(examples):
         if step[0].step % every == 0:
             lines = [
                 {"persona_id": one.persona_id, "gold": one.gold, "verdict": {"correct": True}}
@@ -160,106 +160,107 @@ def _samples(examples: Sequence[Example], every: int) -> str:
     return "".join(parts)
 
 
-TEACHER = "teacher.json"
+TEACHER_FILE = "teacher.json"
 
 
-Asked = Sequence[tuple[PlanRow, list[Cell]]]
+TeacherRequests = Sequence[tuple[PlanRow, list[Cell]]]
 """The plan's rows, each with the samples asked of the teacher."""
 
 
-def teacher_of(config: TrainStage) -> TeacherConfig:
+def teacher_config(config: TrainConfig) -> TeacherConfig:
     """The teacher by a name that a model can be opened by: "self" is the model before training."""
     named = config.teacher.name if config.teacher.name != "self" else config.model.name
     return config.teacher.model_copy(update={"name": named})
 
 
-def teacher_identity(config: TrainStage) -> dict[str, object]:
+def teacher_identity(config: TrainConfig) -> dict[str, object]:
     """What all samples of a run have in common, so far as it is known without asking the teacher."""
-    return teacher_of(config).model_dump(include={"name", "backend", "base_url", "dtype", "keep"})
+    return teacher_config(config).model_dump(include={"name", "backend", "base_url", "dtype", "max_samples_per_row"})
 
 
-def refuse_absent(config: TrainStage) -> None:
+def check_teacher(config: TrainConfig) -> None:
     """Raise ConfigError when the teacher is not to be had, before a run is begun that would be bound to its name or address."""
     if (config.out / "provenance.json").exists():
         return
-    teacher = teacher_of(config)
-    with speaking_of("teacher"):
+    teacher = teacher_config(config)
+    with error_context("teacher"):
         if teacher.backend == "openai":
-            str(open_model(teacher).fingerprint)  # asks the endpoint
+            str(load_model(teacher).fingerprint)  # asks the endpoint
         else:
-            refuse_missing_folder(teacher.name)
+            check_model_folder(teacher.name)
 
 
-def cells_of(plan: Plan) -> list[tuple[PlanRow, list[Cell]]]:
+def teacher_cells(plan: Plan) -> list[tuple[PlanRow, list[Cell]]]:
     """Every sample that is asked of the teacher, by row. A question that comes again under a persona counts its samples on."""
     asked = Counter[tuple[str | None, str]]()
     found = []
     for row in plan.rows:
         place = (row.persona_id, row.question_id)
         first, asked[place] = asked[place], asked[place] + row.rollouts
-        found.append((row, [_cell(row, number, first + number) for number in range(row.rollouts)]))
+        found.append((row, [_teacher_cell(row, number, first + number) for number in range(row.rollouts)]))
     return found
 
 
-def _cell(row: PlanRow, number: int, sample: int) -> Cell:
+def _teacher_cell(row: PlanRow, number: int, sample: int) -> Cell:
     return Cell(
         persona_id=row.persona_id, question_id=row.question_id, sample=sample, seed=seed_from(row.seed, number),
         messages=row.messages, gold=row.gold,
     )  # fmt: skip
 
 
-def teacher_examples(config: TrainStage, plan: Plan, run: RunDir, verifier: Verifier) -> Chosen:
+def teacher_examples(config: TrainConfig, plan: Plan, run: RunDir, verifier: Verifier) -> SFTDataset:
     """Ask for the samples that have not come yet, and choose from all of them.
 
     Raises OwedCellsError when some did not come, and PermixError when none is right.
     """
-    asked = cells_of(plan)
-    if _missing(asked, run.cells()):
-        _ask(config, asked, run, verifier)
+    asked = teacher_cells(plan)
+    if _missing_cells(asked, run.cells()):
+        _run_teacher(config, asked, run, verifier)
     known = run.cells()
-    if missing := _missing(asked, known):
-        raise OwedCellsError(
+    if missing := _missing_cells(asked, known):
+        raise IncompleteRunError(
             f"{run.path}: {len(missing)} of {sum(len(cells) for _, cells in asked)} samples of the teacher did not come"
-            f"{_why(missing, known)}; run the same command again to ask for them"
+            f"{_failure_text(missing, known)}; run the same command again to ask for them"
         )
-    chosen = choose(asked, known, config.teacher.keep)
+    chosen = select_teacher_samples(asked, known, config.teacher.max_samples_per_row)
     if not chosen.examples:
         raise PermixError(
-            f"{run.path}: none of the teacher's samples is right, so there is nothing to learn from ({words(chosen.counts)}); "
+            f"{run.path}: none of the teacher's samples is right, so there is nothing to learn from "
+            f"({format_sft_counts(chosen.counts)}); "
             "give another teacher or easier questions, and another folder"
         )
     return chosen
 
 
-def _missing(asked: Asked, known: Mapping[CellKey, Cell]) -> list[Cell]:
+def _missing_cells(requests: TeacherRequests, recorded: Mapping[CellKey, Cell]) -> list[Cell]:
     """Cells without a completion. One that the verifier failed on is there: it is not learnt from, as it would have no reward."""
-    return [cell for _, cells in asked for cell in cells if known.get(cell.key, cell).completion is None]
+    return [cell for _, cells in requests for cell in cells if recorded.get(cell.key, cell).completion is None]
 
 
-def _why(missing: Sequence[Cell], known: Mapping[CellKey, Cell]) -> str:
-    failures = [found.failure for cell in missing if (found := known.get(cell.key)) and found.failure]
+def _failure_text(missing: Sequence[Cell], recorded: Mapping[CellKey, Cell]) -> str:
+    failures = [found.failure for cell in missing if (found := recorded.get(cell.key)) and found.failure]
     return f" ({failures[0].type}: {failures[0].message})" if failures else ""
 
 
-def _ask(config: TrainStage, asked: Asked, run: RunDir, verifier: Verifier) -> None:
+def _run_teacher(config: TrainConfig, requests: TeacherRequests, run: RunDir, verifier: Verifier) -> None:
     """Fill the run's records, task by task."""
     own = config.train
     sampling = Sampling(temperature=own.temperature, top_p=own.top_p, max_new_tokens=own.max_new_tokens)
-    with speaking_of("teacher"):
-        teacher = open_model(teacher_of(config), config.threads)
-        _refuse_another(teacher, run)
-        for name in dict.fromkeys(row.task for row, _ in asked):
-            cells = [cell for row, of_row in asked for cell in of_row if row.task == name]
-            fill(teacher, cells, sampling, run, partial(_judge, TASKS[name], verifier), f"teacher {teacher.name}")
+    with error_context("teacher"):
+        teacher = load_model(teacher_config(config), config.threads)
+        _check_same_teacher(teacher, run)
+        for name in dict.fromkeys(row.task for row, _ in requests):
+            cells = [cell for row, of_row in requests for cell in of_row if row.task == name]
+            run_cells(teacher, cells, sampling, run, partial(_verify_sample, TASKS[name], verifier), f"teacher {teacher.name}")
 
 
-def _judge(task: Task, verifier: Verifier, completion: str, gold: str) -> Verdict:
-    return verify(task, completion, gold, verifier)
+def _verify_sample(task: Task, verifier: Verifier, completion: str, gold: str) -> Verdict:
+    return verify_completion(task, completion, gold, verifier)
 
 
-def _refuse_another(teacher: Model, run: RunDir) -> None:
+def _check_same_teacher(teacher: Model, run: RunDir) -> None:
     """Raise ConfigError when the samples that are there are another teacher's."""
-    ours, path = {"name": teacher.name, "fingerprint": teacher.fingerprint}, run.path / TEACHER
+    ours, path = {"name": teacher.name, "fingerprint": teacher.fingerprint}, run.path / TEACHER_FILE
     if path.exists() and (known := read_json(path)) != ours:
         raise ConfigError(
             f"the samples in {run.path} are of {known.get('name')} with fingerprint {known.get('fingerprint')}, not "
@@ -268,29 +269,29 @@ def _refuse_another(teacher: Model, run: RunDir) -> None:
     write_json(path, ours)
 
 
-def choose(asked: Asked, known: Mapping[CellKey, Cell], keep: int | None) -> Chosen:
+def select_teacher_samples(requests: TeacherRequests, recorded: Mapping[CellKey, Cell], max_per_row: int | None) -> SFTDataset:
     """The right samples of each row, each text once, the first `keep` of them in the order of their numbers."""
     counts = Counter[str]()
-    found: list[Example] = []
-    for row, cells in asked:
-        samples = [known[cell.key] for cell in cells]
+    found: list[SFTExample] = []
+    for row, cells in requests:
+        samples = [recorded[cell.key] for cell in cells]
         right = [one for one in samples if _reward(one) == 1]
-        examples = list(_distinct(row, right))[:keep]
+        examples = list(_distinct_examples(row, right))[:max_per_row]
         found += examples
         counts["samples"] += len(samples)
         counts["right samples"] += len(right)
         counts["samples that the verifier failed on"] += sum(_reward(one) is None for one in samples)
         counts["rows left out: no right sample"] += not examples
-    return Chosen(tuple(found), {"rows": len(asked), "examples": len(found), **counts})
+    return SFTDataset(tuple(found), {"rows": len(requests), "examples": len(found), **counts})
 
 
 def _reward(cell: Cell) -> float | None:
     return cell.verdict.reward if cell.verdict else None
 
 
-def _distinct(row: PlanRow, right: Sequence[Cell]) -> Iterator[Example]:
+def _distinct_examples(row: PlanRow, correct_cells: Sequence[Cell]) -> Iterator[SFTExample]:
     texts: set[str] = set()
-    for cell in right:
+    for cell in correct_cells:
         if cell.completion is not None and cell.completion.text not in texts:
             texts.add(cell.completion.text)
-            yield example(row, cell.completion.text, ended=cell.completion.finish == "stop")
+            yield make_sft_example(row, cell.completion.text, ended=cell.completion.finish == "stop")

@@ -21,52 +21,52 @@ from transformers import PrinterCallback, Trainer
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from permix.config import TrainConfig
-from permix.inference.generation import stop_ids
-from permix.inference.hf import PROBE, completion_ids, encode_chat
-from permix.inference.shared_prefix import evaluating, shares_prompts
-from permix.training.dev_eval_callback import ClockStarter, Probed
-from permix.training.gradient_step import inner
+from permix.config import OptimConfig
+from permix.inference.generation import stop_token_ids
+from permix.inference.hf import TEMPLATE_MARKER, encode_chat, encode_completion
+from permix.inference.shared_prefix import eval_mode, supports_shared_prefix
+from permix.training.dev_eval_callback import StepClockCallback, TrainerHooks
+from permix.training.gradient_step import unwrap_peft
 from permix.training.run_log import StepClock
-from permix.training.sft_data import Example
+from permix.training.sft_data import SFTExample
 from permix.training.trainer_args import common_arguments
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """The label of a token that is not learnt."""
 
 
-class Recorder(Protocol):
+class MetricsRecorder(Protocol):
     """Where a step's figures go."""
 
-    def step(self, step: int, figures: dict[str, Any]) -> None: ...
+    def log_metrics(self, step: int, metrics: dict[str, Any]) -> None: ...
 
 
-class Tokens(NamedTuple):
+class TokenizedExample(NamedTuple):
     """One example as the model reads it."""
 
     input_ids: list[int]
     labels: list[int]
 
 
-def end_of_turn(network: Any, tokenizer: Any) -> int:
+def end_of_turn_id(network: Any, tokenizer: Any) -> int:
     """The token that ends an answer: the first stop token that the chat template writes behind one, else the tokenizer's own."""
-    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
-    _, _, behind = tokenizer.apply_chat_template(chat, tokenize=False).partition(PROBE)
-    stops = stop_ids(network, tokenizer)
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": TEMPLATE_MARKER}]
+    _, _, behind = tokenizer.apply_chat_template(chat, tokenize=False).partition(TEMPLATE_MARKER)
+    stops = stop_token_ids(network, tokenizer)
     written = tokenizer(behind, add_special_tokens=False)["input_ids"]
     return int(next((one for one in written if one in stops), tokenizer.eos_token_id))
 
 
-def tokens_of(example: Example, tokenizer: Any, end: int) -> Tokens:
+def tokenize_example(example: SFTExample, tokenizer: Any, end_id: int) -> TokenizedExample:
     """Prompt and completion; the end only where the completion had one."""
     prompt = encode_chat(tokenizer, example.messages)
-    completion = completion_ids(example.completion, tokenizer) + ([end] if example.ended else [])
-    return Tokens(prompt + completion, [IGNORED] * len(prompt) + completion)
+    completion = encode_completion(example.completion, tokenizer) + ([end_id] if example.ended else [])
+    return TokenizedExample(prompt + completion, [IGNORE_INDEX] * len(prompt) + completion)
 
 
-def dataset_of(steps: Sequence[Sequence[Example]], tokenizer: Any, end: int) -> Dataset:
+def build_step_dataset(steps: Sequence[Sequence[SFTExample]], tokenizer: Any, end_id: int) -> Dataset:
     """One row a step: the tokens and labels of its examples."""
-    tokens = [[tokens_of(example, tokenizer, end) for example in step] for step in steps]
+    tokens = [[tokenize_example(example, tokenizer, end_id) for example in step] for step in steps]
     return Dataset.from_list(
         [{"input_ids": [one.input_ids for one in step], "labels": [one.labels for one in step]} for step in tokens]
     )
@@ -75,8 +75,8 @@ def dataset_of(steps: Sequence[Sequence[Example]], tokenizer: Any, end: int) -> 
 class _StepCollator:
     """The examples of one step, padded on the right to the longest of them."""
 
-    def __init__(self, pad: int) -> None:
-        self._collate = DataCollatorForLanguageModeling(pad_token_id=pad)
+    def __init__(self, pad_token_id: int) -> None:
+        self._collate = DataCollatorForLanguageModeling(pad_token_id=pad_token_id)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         (step,) = rows
@@ -84,43 +84,51 @@ class _StepCollator:
         return dict(self._collate([{"input_ids": ids, "labels": labels} for ids, labels in pairs]))
 
 
-def micro_batches(inputs: Mapping[str, torch.Tensor], budget: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Consecutive rows, as many as fill `budget` tokens when padded to their longest, and at least one; no column only pads."""
+def split_into_microbatches(inputs: Mapping[str, torch.Tensor], token_budget: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Consecutive rows, as many as fill `token_budget` tokens when padded to their longest, and at least one; no column only
+    pads."""
     lengths = inputs["attention_mask"].sum(1).tolist()
     start = 0
     while start < len(lengths):
         end = start + 1
-        while end < len(lengths) and max(lengths[start : end + 1]) * (end + 1 - start) <= budget:
+        while end < len(lengths) and max(lengths[start : end + 1]) * (end + 1 - start) <= token_budget:
             end += 1
         yield {name: value_B_T[start:end, : max(lengths[start:end])] for name, value_B_T in inputs.items()}
         start = end
 
 
-class ExampleTrainer(SFTTrainer):  # type: ignore[misc]
-    """`SFTTrainer` over the steps of a plan; up to `micro_tokens` tokens in one forward and backward pass."""
+class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
+    """`SFTTrainer` over the steps of a plan; up to `microbatch_tokens` tokens in one forward and backward pass."""
 
     def __init__(
-        self, *, steps: Sequence[Sequence[Example]], micro_tokens: int, recorder: Recorder, model: Any, processing_class: Any,
-        args: SFTConfig, **options: Any,
-    ) -> None:  # fmt: skip
-        self._micro_tokens, self._recorder = micro_tokens, recorder
+        self,
+        *,
+        steps: Sequence[Sequence[SFTExample]],
+        microbatch_tokens: int,
+        recorder: MetricsRecorder,
+        model: Any,
+        processing_class: Any,
+        args: SFTConfig,
+        **options: Any,
+    ) -> None:
+        self._microbatch_tokens, self._recorder = microbatch_tokens, recorder
         self._clock = StepClock()
-        self._figures: dict[str, Any] = {}
+        self._step_metrics: dict[str, Any] = {}
         super().__init__(
             model=model, args=args, processing_class=processing_class,
-            train_dataset=dataset_of(steps, processing_class, end_of_turn(model, processing_class)),
+            train_dataset=build_step_dataset(steps, processing_class, end_of_turn_id(model, processing_class)),
             data_collator=_StepCollator(processing_class.pad_token_id), **options,
         )  # fmt: skip
         self.remove_callback(PrinterCallback)
-        self.add_callback(ClockStarter(self._clock))
+        self.add_callback(StepClockCallback(self._clock))
 
     def training_step(self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward over the whole step; the loss of each part is its share of the step's mean."""
-        learnt = (inputs["labels"] != IGNORED).sum().to(self.accelerator.device)
-        cut = micro_batches(inputs, self._micro_tokens)
-        losses = [super(ExampleTrainer, self).training_step(model, part, learnt) for part in cut]
+        learnt = (inputs["labels"] != IGNORE_INDEX).sum().to(self.accelerator.device)
+        cut = split_into_microbatches(inputs, self._microbatch_tokens)
+        losses = [super(PlanSFTTrainer, self).training_step(model, part, learnt) for part in cut]
         examples = len(inputs["labels"])
-        self._figures = {
+        self._step_metrics = {
             "examples": examples,
             "completion_tokens": int(learnt) / examples,
             "tokens": int(learnt),
@@ -128,21 +136,21 @@ class ExampleTrainer(SFTTrainer):  # type: ignore[misc]
         }
         return torch.stack(losses).sum()
 
-    def probed(self) -> Probed:
+    def dev_eval_hooks(self) -> TrainerHooks:
         """This trainer, as `permix.training.dev_eval_callback` needs it. Called before training begins, while the network
         has one precision."""
-        shares_prompts(inner(self._trained()))
+        supports_shared_prefix(unwrap_peft(self._unwrapped_model()))
         track = partial(Trainer.log, self)  # past what this class does with a step's own figures
-        return Probed(self.processing_class, self._answering, self._trained, self._clock, track)
+        return TrainerHooks(self.processing_class, self._generation_network, self._unwrapped_model, self._clock, track)
 
-    def _trained(self) -> Any:
+    def _unwrapped_model(self) -> Any:
         return self.accelerator.unwrap_model(self.model)
 
     @contextmanager
-    def _answering(self) -> Iterator[Any]:
+    def _generation_network(self) -> Iterator[Any]:
         """The network in training, in evaluation mode and in the precision of its training."""
-        network = inner(self._trained())
-        with evaluating(network), self.accelerator.autocast():
+        network = unwrap_peft(self._unwrapped_model())
+        with eval_mode(network), self.accelerator.autocast():
             yield network
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -153,14 +161,14 @@ class ExampleTrainer(SFTTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
         if "loss" in logs:
             measured = self.state.log_history[-1]
-            figures = {ours: measured.get(theirs) for ours, theirs in METRICS.items()}
-            self._recorder.step(self.state.global_step, figures | self._figures | self._clock.lap())
+            figures = {ours: measured.get(theirs) for ours, theirs in SFT_METRIC_NAMES.items()}
+            self._recorder.log_metrics(self.state.global_step, figures | self._step_metrics | self._clock.lap())
 
 
-METRICS = {"loss": "loss", "grad_norm": "grad_norm", "lr": "learning_rate"}
+SFT_METRIC_NAMES = {"loss": "loss", "grad_norm": "grad_norm", "lr": "learning_rate"}
 
 
-def sft_arguments(config: TrainConfig, steps: int, out: Path) -> SFTConfig:
+def sft_arguments(config: OptimConfig, steps: int, out: Path) -> SFTConfig:
     """TRL's arguments for `steps` steps an epoch on this machine. A row of the data set is a step, and so is a batch."""
     return SFTConfig(
         **common_arguments(config, steps * config.epochs, out), per_device_train_batch_size=1, gradient_accumulation_steps=1,

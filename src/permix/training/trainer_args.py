@@ -6,13 +6,13 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from permix.config import TrainConfig, TrainStage
+from permix.config import OptimConfig, TrainConfig
 from permix.inference.hardware import pick_device, pick_dtype
 from permix.plan import Plan
 from permix.training import distributed
 
 
-def common_arguments(config: TrainConfig, steps: int, out: Path) -> dict[str, Any]:
+def common_arguments(config: OptimConfig, steps: int, out: Path) -> dict[str, Any]:
     """Optimizer, precision, checkpoints and logs of `steps` optimizer steps on this machine; checkpoints go to `out`."""
     import torch
 
@@ -45,7 +45,7 @@ def common_arguments(config: TrainConfig, steps: int, out: Path) -> dict[str, An
     }
 
 
-def grpo_arguments(stage: TrainStage, plan: Plan, out: Path) -> GRPOConfig:
+def grpo_arguments(stage: TrainConfig, plan: Plan, out: Path) -> GRPOConfig:
     """TRL's arguments for this plan on this machine, for one of its processes.
 
     One generation feeds exactly one optimizer step (per iteration); its groups are dealt to the processes whole, in their order.
@@ -54,17 +54,18 @@ def grpo_arguments(stage: TrainStage, plan: Plan, out: Path) -> GRPOConfig:
     # TRL makes (and shards) a reference model when beta is not 0; on-policy replay needs one too.
     anchored = stage.character.replay > 0 and stage.character.replay_policy == "on"
     return GRPOConfig(
-        **common_arguments(config, plan.steps * config.iterations, out), **vllm_arguments(config),
-        num_iterations=config.iterations, num_generations=plan.group_size,
-        per_device_train_batch_size=plan.groups_per_step // distributed.count() * plan.group_size,
+        **common_arguments(config, plan.steps * config.updates_per_rollout, out), **vllm_arguments(config),
+        num_iterations=config.updates_per_rollout, num_generations=plan.group_size,
+        per_device_train_batch_size=plan.groups_per_step // distributed.world_size() * plan.group_size,
         beta=config.beta or float(anchored), loss_type=config.loss, scale_rewards=config.scale_rewards,
         epsilon=config.clip_low, epsilon_high=config.clip_high,
         temperature=config.temperature, top_p=config.top_p, max_completion_length=config.max_new_tokens,
     )  # fmt: skip
 
 
-def vllm_arguments(config: TrainConfig) -> dict[str, Any]:
-    """TRL's arguments for rollouts by vLLM. The correction for its numerics is ours (train.importance_cap), so TRL's is off."""
+def vllm_arguments(config: OptimConfig) -> dict[str, Any]:
+    """TRL's arguments for rollouts by vLLM. The correction for its numerics is ours (train.importance_ratio_cap), so TRL's
+    is off."""
     if not config.use_vllm:
         return {}
     return {

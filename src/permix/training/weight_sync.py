@@ -10,7 +10,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 
-def rollout_copy(network: Any, dtype: torch.dtype, device: Any = None) -> Any:
+def inference_copy(network: Any, dtype: torch.dtype, device: Any = None) -> Any:
     """A frozen twin without values yet, its weights in `dtype`; buffers stay as they are: bfloat16 would spoil rotary ones.
 
     Make it before the network is shared out, while its parameters still have their whole shapes.
@@ -28,12 +28,12 @@ def rollout_copy(network: Any, dtype: torch.dtype, device: Any = None) -> Any:
 
 
 @torch.no_grad()
-def bring_up_to_date(twin: Any, trained: Any, *, frozen_too: bool) -> None:
-    """Copy the trained weights into the twin; those that are not trained change once, with `frozen_too`."""
-    for ours, theirs in zip(twin.parameters(), trained.parameters(), strict=True):
-        if frozen_too or theirs.requires_grad:
-            ours.copy_(whole(theirs))
+def sync_weights(target: Any, source: Any, *, include_frozen: bool) -> None:
+    """Copy the trained weights into the twin; those that are not trained change once, with `include_frozen`."""
+    for ours, theirs in zip(target.parameters(), source.parameters(), strict=True):
+        if include_frozen or theirs.requires_grad:
+            ours.copy_(full_tensor(theirs))
 
 
-def whole(parameter: torch.Tensor) -> torch.Tensor:
+def full_tensor(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

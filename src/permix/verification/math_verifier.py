@@ -18,27 +18,27 @@ from types import TracebackType
 from typing import NamedTuple
 
 from permix.types import Verdict
-from permix.verification.math_worker import Worker, WorkerLostError
+from permix.verification.math_worker import SymbolicWorker, WorkerLostError
 
-MAX_ANSWER = 10_000  # characters
+MAX_ANSWER_CHARS = 10_000  # characters
 
-MAX_DIGITS = 4_000  # int(str) refuses more than 4300
+MAX_RATIONAL_DIGITS = 4_000  # int(str) refuses more than 4300
 
-MIN_MEMORY_BYTES = 256 << 20  # sympy alone needs about 70 MiB
+MIN_WORKER_MEMORY_BYTES = 256 << 20  # sympy alone needs about 70 MiB
 
 
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 _DIGITS = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 
-_MINUS = str.maketrans(dict.fromkeys("\u2212\u2013\ufe63\uff0d", "-"))
+_MINUS_SIGNS = str.maketrans(dict.fromkeys("\u2212\u2013\ufe63\uff0d", "-"))
 
-_LAST = re.compile(
+_NUMBER_IN_TEXT = re.compile(
     rf"((?<![\w)\]}}.])[-+](?=\$?[.0-9]))?\$?-?(?<![A-Za-z0-9])({_DIGITS})"
     rf"(?:\s?/\s?({_DIGITS})|([eE][-+]?[0-9]{{1,3}})(?!\w))?\s?(\\?%)?"
 )
 
-_PLAIN = re.compile(
+_PLAIN_NUMBER = re.compile(
     rf"(?P<sign>[-+]?) ?(?:(?:(?P<whole>[0-9]+) ?(?=\\frac)|(?P<whole2>[0-9]+) (?=[0-9]+/))?"
     rf"(?:\\frac ?(?:\{{(?P<sign2>-?)(?P<top>{_DIGITS})\}}\{{(?P<bottom>{_DIGITS})\}}|(?P<top2>[0-9]) ?(?P<bottom2>[0-9]))"
     rf"|(?P<top3>{_DIGITS})(?: ?/ ?(?P<bottom3>{_DIGITS}))?(?:[eE](?P<exponent>[-+]?[0-9]{{1,3}})(?![0-9]))?))"
@@ -59,7 +59,7 @@ _MAGNITUDE = re.compile(r"hundred|thousand|million|billion|trillion|dozen|half|p
 
 _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
-_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|hbox|mathrm|mathbf|textsf) ?\{")
+_TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|hbox|mathrm|mathbf|textsf) ?\{")
 
 # None of these may eat the second backslash of a matrix's row end.
 _DELIMITERS = re.compile(r"(?<!\\)\\(?:left|right)(?![A-Za-z])|(?<!\\)\\[()\[\]!]|\\?\$")
@@ -77,7 +77,7 @@ def extract_boxed(text: str) -> str | None:
         return None
     opened: list[int] = []  # where each open brace's content starts if it is a box's, else -1
     best, best_end = -1, -1
-    for token in _BRACES.finditer(text, first):
+    for token in _BOX_OR_BRACE.finditer(text, first):
         mark = token.group()
         if mark[-1] == "{" and mark != "\\{":
             opened.append(token.end() if len(mark) > 1 else -1)
@@ -86,7 +86,7 @@ def extract_boxed(text: str) -> str | None:
     return text[best:best_end] if best >= 0 else None
 
 
-def _canonical(digits: str) -> str:
+def _canonical_decimal(digits: str) -> str:
     """A decimal without commas or idle zeros: equal numbers, equal strings."""
     whole, _, rest = digits.replace(",", "").partition(".")
     rest = rest.rstrip("0")
@@ -100,44 +100,44 @@ def last_number(text: str) -> str | None:
     a word (CO2) is not one. Linear time.
     """
     last = None
-    for last in _LAST.finditer(text.translate(_MINUS)):  # noqa: B007 - only the last match matters
+    for last in _NUMBER_IN_TEXT.finditer(text.translate(_MINUS_SIGNS)):  # noqa: B007 - only the last match matters
         pass
     if last is None:
         return None
-    top = _canonical(last[2])
+    top = _canonical_decimal(last[2])
     negative = last[1] == "-" or "$-" in last[0]
-    bottom = f"/{_canonical(last[3])}" if last[3] else (last[4] or "").lower()
+    bottom = f"/{_canonical_decimal(last[3])}" if last[3] else (last[4] or "").lower()
     return ("-" if negative and top != "0" else "") + top + bottom + ("%" if last[5] else "")
 
 
-class _Plain(NamedTuple):
+class _PlainNumber(NamedTuple):
     """A plain number's canonical parts; `percent` if it carried a percent sign."""
 
-    negative: bool
+    is_negative: bool
     whole: str
-    top: str
-    bottom: str
+    numerator: str
+    denominator: str
     exponent: int
-    percent: bool
+    is_percent: bool
 
     def value(self) -> Fraction:
-        size = Fraction(self.whole) + Fraction(self.top) / Fraction(self.bottom) * Fraction(10) ** self.exponent
-        return -size if self.negative else size
+        size = Fraction(self.whole) + Fraction(self.numerator) / Fraction(self.denominator) * Fraction(10) ** self.exponent
+        return -size if self.is_negative else size
 
 
-def clean(text: str) -> str:
+def clean_latex(text: str) -> str:
     r"""LaTeX and Unicode dress taken off: invisible characters, `$`, `\left`, thin spaces, `\dfrac`, the sentence's full stop."""
-    text = _INVISIBLE.sub("", text).translate(_MINUS).replace("{,}", ",")
+    text = _INVISIBLE.sub("", text).translate(_MINUS_SIGNS).replace("{,}", ",")
     if "\\" in text or "$" in text:
         text = re.sub(r", ?\\! ?(?=[0-9])", ",", text.replace("\\%", "%"))
         text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
-        text = _TEXT.sub(r"\\text{", _DELIMITERS.sub("", _SPACES.sub(" ", text)))
+        text = _TEXT_COMMAND.sub(r"\\text{", _DELIMITERS.sub("", _SPACES.sub(" ", text)))
     return " ".join(text.split()).rstrip(". ")
 
 
-def _plain(text: str) -> _Plain | None:
-    """`clean` text as a plain number, None if it is anything else."""
-    match = _PLAIN.match(text)
+def _parse_plain_number(text: str) -> _PlainNumber | None:
+    """`clean_latex` text as a plain number, None if it is anything else."""
+    match = _PLAIN_NUMBER.match(text)
     if match is None:
         return None
     tail = text[match.end() :].strip()
@@ -145,22 +145,24 @@ def _plain(text: str) -> _Plain | None:
     if tail and not percent and (len(tail) > 60 or not _UNIT.fullmatch(tail) or _MAGNITUDE.search(tail)):
         return None
     group = match.groupdict(default="")
-    bottom = _canonical(group["bottom"] or group["bottom2"] or group["bottom3"] or "1")
+    bottom = _canonical_decimal(group["bottom"] or group["bottom2"] or group["bottom3"] or "1")
     if bottom == "0":
         return None
     negative = (group["sign"] == "-") != (group["sign2"] == "-")
     whole, top = group["whole"] or group["whole2"] or "0", group["top"] or group["top2"] or group["top3"]
-    return _Plain(negative, _canonical(whole), _canonical(top), bottom, int(group["exponent"] or 0), percent)
+    return _PlainNumber(
+        negative, _canonical_decimal(whole), _canonical_decimal(top), bottom, int(group["exponent"] or 0), percent
+    )
 
 
-def _plain_equal(a: _Plain, b: _Plain) -> bool:
+def _plain_numbers_equal(a: _PlainNumber, b: _PlainNumber) -> bool:
     if a == b:
         return True
-    if max(len(part) for number in (a, b) for part in (number.whole, number.top, number.bottom)) > MAX_DIGITS:
-        return a._replace(percent=False) == b._replace(percent=False)
+    if max(len(part) for number in (a, b) for part in (number.whole, number.numerator, number.denominator)) > MAX_RATIONAL_DIGITS:
+        return a._replace(is_percent=False) == b._replace(is_percent=False)
     x, y = a.value(), b.value()
     # A percentage is written against its number both ways: 12% is 12 to some golds and 0.12 to others.
-    return x == y or (a.percent and not b.percent and x == 100 * y) or (b.percent and not a.percent and y == 100 * x)
+    return x == y or (a.is_percent and not b.is_percent and x == 100 * y) or (b.is_percent and not a.is_percent and y == 100 * x)
 
 
 def numbers_equal(a: str, b: str) -> bool | None:
@@ -169,12 +171,13 @@ def numbers_equal(a: str, b: str) -> bool | None:
     Plain: integers, decimals, thousands commas, `a/b`, `\frac{a}{b}`, mixed numbers, exponents up to 999, each with an optional
     dollar, percent or degree sign or a unit, which is ignored. Beyond 4000 digits the written digits are compared.
     """
-    first, second = _plain(clean(a)), _plain(clean(b))
-    return None if first is None or second is None else _plain_equal(first, second)
+    first, second = _parse_plain_number(clean_latex(a)), _parse_plain_number(clean_latex(b))
+    return None if first is None or second is None else _plain_numbers_equal(first, second)
 
 
-def _level(text: str) -> str:
-    """`clean` text without the spaces and `\text{}` that mean nothing; a space between two digits stays ("1 2" is not 12)."""
+def _strip_latex_spacing(text: str) -> str:
+    """`clean_latex` text without the spaces and `\text{}` that mean nothing; a space between two digits stays ("1 2" is not
+    12)."""
     while (bare := re.sub(r"\\text\{([^{}]*)\}", r"\1", text)) != text:
         text = bare
     text = re.sub(r"(?<![0-9]) | (?![0-9])", "", text)
@@ -182,19 +185,19 @@ def _level(text: str) -> str:
     return choice[1] if choice else text
 
 
-def _is_word(level: str) -> bool:
+def _is_word(answer: str) -> bool:
     """A name, a colour, yes or no. To the engine a word is a product of letters, and Amy = May."""
-    return len(level) >= 3 and level.isalpha()
+    return len(answer) >= 3 and answer.isalpha()
 
 
-def quick(answer: str, gold: str) -> bool | None:
-    """The verdict on two `clean` texts where no symbolic engine is needed, else None."""
-    first, second = _plain(answer), _plain(gold)
+def match_without_engine(answer: str, gold: str) -> bool | None:
+    """The verdict on two `clean_latex` texts where no symbolic engine is needed, else None."""
+    first, second = _parse_plain_number(answer), _parse_plain_number(gold)
     if first is not None and second is not None:
-        return _plain_equal(first, second)
-    if max(len(answer), len(gold)) > MAX_ANSWER:
+        return _plain_numbers_equal(first, second)
+    if max(len(answer), len(gold)) > MAX_ANSWER_CHARS:
         return answer == gold  # nobody asked for an essay in the box, and the engine would only meet its bound on it
-    left, right = _level(answer), _level(gold)
+    left, right = _strip_latex_spacing(answer), _strip_latex_spacing(gold)
     if left == right:
         return left != ""
     if _is_word(right):
@@ -209,12 +212,12 @@ def same_answer(a: str, b: str) -> bool:
 
     0.5, 1/2 and .50 are one, so are 12 and $12, Paris and paris; 2x and x*2 are two.
     """
-    return quick(clean(a), clean(b)) is True
+    return match_without_engine(clean_latex(a), clean_latex(b)) is True
 
 
-def recorded(answer: str) -> str:
+def truncate_for_record(answer: str) -> str:
     """An answer as a record holds it: the first 10,000 characters, as UTF-8, which has no place for a lone surrogate."""
-    return answer[:MAX_ANSWER].encode("utf-8", "replace").decode()
+    return answer[:MAX_ANSWER_CHARS].encode("utf-8", "replace").decode()
 
 
 class Verifier:
@@ -225,15 +228,15 @@ class Verifier:
     """
 
     def __init__(self, seconds: float = 5.0, memory_bytes: int = 1 << 30, workers: int = 1) -> None:
-        if seconds <= 0 or workers < 1 or memory_bytes < MIN_MEMORY_BYTES:
-            raise ValueError(f"need seconds > 0, workers >= 1, memory_bytes >= {MIN_MEMORY_BYTES}")
-        self._seconds, self._memory, self._count = seconds, memory_bytes, workers
-        self._open_slots()
+        if seconds <= 0 or workers < 1 or memory_bytes < MIN_WORKER_MEMORY_BYTES:
+            raise ValueError(f"need seconds > 0, workers >= 1, memory_bytes >= {MIN_WORKER_MEMORY_BYTES}")
+        self._timeout_seconds, self._memory_bytes, self._n_workers = seconds, memory_bytes, workers
+        self._create_slots()
 
-    def _open_slots(self) -> None:
-        self._owner = os.getpid()
-        self._slots: queue.LifoQueue[Worker | None] = queue.LifoQueue()
-        for _ in range(self._count):
+    def _create_slots(self) -> None:
+        self._owner_pid = os.getpid()
+        self._slots: queue.LifoQueue[SymbolicWorker | None] = queue.LifoQueue()
+        for _ in range(self._n_workers):
             self._slots.put(None)
 
     def __enter__(self) -> "Verifier":
@@ -244,9 +247,9 @@ class Verifier:
 
     def close(self) -> None:
         """Stop every worker, after the checks that are under way. A later check would start one anew."""
-        if self._owner != os.getpid():
+        if self._owner_pid != os.getpid():
             return
-        for worker in [self._slots.get() for _ in range(self._count)]:
+        for worker in [self._slots.get() for _ in range(self._n_workers)]:
             if worker is not None:
                 worker.close()
             self._slots.put(None)
@@ -255,33 +258,33 @@ class Verifier:
         """The verdict on one extracted answer. None (no answer found) is wrong. `extracted` is cut to 10,000 characters."""
         if answer is None:
             return Verdict(correct=False)
-        mine, theirs = clean(answer), clean(gold)
-        correct, error = quick(mine, theirs), None
+        mine, theirs = clean_latex(answer), clean_latex(gold)
+        correct, error = match_without_engine(mine, theirs), None
         if correct is None:
-            correct, error = self._symbolic(mine, theirs)
-        return Verdict(correct=correct, extracted=recorded(answer), error=error)
+            correct, error = self._check_symbolically(mine, theirs)
+        return Verdict(correct=correct, extracted=truncate_for_record(answer), error=error)
 
     def check_many(self, pairs: Iterable[tuple[str | None, str]]) -> list[Verdict]:
         """A verdict for each (answer, gold), in order; equal pairs are checked once."""
         asked = list(pairs)
         distinct = list(dict.fromkeys(asked))
-        if self._count == 1:
+        if self._n_workers == 1:
             verdicts = [self.check(*pair) for pair in distinct]
         else:
-            with ThreadPoolExecutor(self._count) as threads:
+            with ThreadPoolExecutor(self._n_workers) as threads:
                 verdicts = list(threads.map(lambda pair: self.check(*pair), distinct))
         known = dict(zip(distinct, verdicts, strict=True))
         return [known[pair] for pair in asked]
 
-    def _symbolic(self, answer: str, gold: str) -> tuple[bool | None, str | None]:
-        if self._owner != os.getpid():
-            self._open_slots()  # after a fork: the parent's workers answer to the parent
+    def _check_symbolically(self, answer: str, gold: str) -> tuple[bool | None, str | None]:
+        if self._owner_pid != os.getpid():
+            self._create_slots()  # after a fork: the parent's workers answer to the parent
         slots = self._slots
         worker, kept = slots.get(), None
         try:
-            if worker is None or not worker.alive():
-                worker = Worker(self._seconds, self._memory)
-            reply = worker.ask(answer, gold)
+            if worker is None or not worker.is_alive():
+                worker = SymbolicWorker(self._timeout_seconds, self._memory_bytes)
+            reply = worker.check(answer, gold)
             kept = None if reply.get("retire") else worker
             return reply.get("correct"), reply.get("error")
         except (WorkerLostError, OSError) as lost:

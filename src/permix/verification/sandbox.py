@@ -29,69 +29,78 @@ from typing import Any, NamedTuple
 
 from permix.errors import ConfigError
 from permix.verification import bubblewrap
-from permix.verification.bubblewrap import INSTALL, Bounds
-from permix.verification.guest.protocol import ASK, FAILED, JOB, RESULT, Channel, Frame, FrameTooLongError, loads
+from permix.verification.bubblewrap import BUBBLEWRAP_INSTALL_HINT, SandboxLimits
+from permix.verification.guest.protocol import (
+    FRAME_CALL,
+    FRAME_JOB,
+    FRAME_PROGRAM_FAILED,
+    FRAME_RESULT,
+    Channel,
+    Frame,
+    FrameTooLongError,
+    decode_value,
+)
 
-START_SECONDS = 60.0  # on a busy machine; no part of any bound of the program's
+SANDBOX_START_SECONDS = 60.0  # on a busy machine; no part of any bound of the program's
 
-GRACE_SECONDS = 1.0
+EXIT_GRACE_SECONDS = 1.0
 
 
 class SandboxError(Exception):
     """The sandbox failed, so nothing can be said of the program."""
 
 
-class LostError(Exception):
+class NoReplyError(Exception):
     """The process gave no answer; the message says why, as far as can be seen from outside."""
 
 
-class Box:
+class Sandbox:
     """A context manager: started on entering. Raises SandboxError when it cannot be."""
 
-    def __init__(self, script: str, bounds: Bounds) -> None:
-        self._script, self._bounds = script, bounds
+    def __init__(self, script: str, limits: SandboxLimits) -> None:
+        self._script, self._limits = script, limits
 
-    def __enter__(self) -> "Box":
+    def __enter__(self) -> "Sandbox":
         ours, theirs = socket.socketpair()
-        self._channel = Channel(ours, self._bounds.output_bytes)
+        self._channel = Channel(ours, self._limits.output_bytes)
         with theirs:
             try:
-                self._process = bubblewrap.start(self._script, self._bounds, theirs.fileno())
+                self._process = bubblewrap.start_sandbox(self._script, self._limits, theirs.fileno())
             except OSError as error:
                 self._channel.close()
                 raise SandboxError(f"the sandbox cannot be started: {error}") from error
         try:
-            self._channel.receive(time.monotonic() + START_SECONDS)
+            self._channel.receive(time.monotonic() + SANDBOX_START_SECONDS)
         except (EOFError, TimeoutError, FrameTooLongError) as error:
-            raise SandboxError(f"the sandbox did not start: {self._ended() or type(error).__name__}") from error
+            raise SandboxError(f"the sandbox did not start: {self._stop() or type(error).__name__}") from error
         except BaseException:
-            self._ended()
+            self._stop()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._ended()
+        self._stop()
 
-    def ask(self, mark: bytes, payload: bytes, deadline: float) -> Frame:
+    def request(self, kind: bytes, payload: bytes, deadline: float) -> Frame:
         """What the process answers until `deadline`, on `time.monotonic`. Raises LostError."""
         try:
-            self._channel.send(mark, payload, deadline)
+            self._channel.send(kind, payload, deadline)
             return self._channel.receive(deadline)
         except TimeoutError:
-            raise LostError("gave no answer in time") from None
+            raise NoReplyError("gave no answer in time") from None
         except FrameTooLongError:
-            raise LostError("gave too long an answer") from None
+            raise NoReplyError("gave too long an answer") from None
         except EOFError:
-            raise LostError(self._why_ended()) from None
+            raise NoReplyError(self._exit_cause()) from None
 
-    def _why_ended(self) -> str:
+    def _exit_cause(self) -> str:
         try:
-            status = self._process.wait(GRACE_SECONDS)
+            status = self._process.wait(EXIT_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             return "closed its channel"
         return "ran out of CPU time" if status == 128 + signal.SIGXCPU else f"ended with status {status}"
 
-    def _ended(self) -> str:
+    def _stop(self) -> str:
         """End all of it; returns what bubblewrap, or Python in there, complained of last."""
         self._channel.close()
         self._process.kill()
@@ -102,7 +111,7 @@ class Box:
             return (complaints.read() or b"").decode("utf-8", "replace").strip()[-300:]
 
 
-MAX_DIGITS = 4_000  # int(str) refuses more than 4300
+MAX_INTEGER_DIGITS = 4_000  # int(str) refuses more than 4300
 
 
 def same_output(printed: str, expected: str) -> bool:
@@ -111,17 +120,17 @@ def same_output(printed: str, expected: str) -> bool:
     return len(mine) == len(theirs) and all(map(_same_line, mine, theirs))
 
 
-def _same_line(mine: str, theirs: str) -> bool:
-    if mine.strip() == theirs.strip():
+def _same_line(printed: str, expected: str) -> bool:
+    if printed.strip() == expected.strip():
         return True
-    first, second = mine.split(), theirs.split()
+    first, second = printed.split(), expected.split()
     return len(first) == len(second) and all(map(_same_number, first, second))
 
 
-def _same_number(mine: str, theirs: str) -> bool:
+def _same_number(printed: str, expected: str) -> bool:
     """As decimals, exactly: a float has no room for the difference between two numbers of twenty digits."""
     try:
-        first, second = Decimal(mine), Decimal(theirs)
+        first, second = Decimal(printed), Decimal(expected)
     except InvalidOperation:
         return False
     return first.is_finite() and second.is_finite() and first == second
@@ -131,134 +140,142 @@ def same_value(payload: bytes, expected: str) -> bool:
     """Whether a value of `permix.verification.guest.protocol` is the one that `expected` writes as JSON; a tuple is as good
     as a list."""
     try:
-        return bool(_lists(loads(payload, parse_int=_integer)) == json.loads(expected, parse_int=_integer))
+        return bool(
+            _tuples_to_lists(decode_value(payload, parse_int=_parse_integer)) == json.loads(expected, parse_int=_parse_integer)
+        )
     except (ValueError, TypeError, RecursionError):
         return False
 
 
-class _Long(str):
+class _LongInteger(str):
     """An integer too long to be read: it equals the same digits, and no text."""
 
     __slots__ = ()
     __hash__ = str.__hash__
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Long) and str.__eq__(self, other)
+        return isinstance(other, _LongInteger) and str.__eq__(self, other)
 
 
-def _integer(digits: str) -> Any:
-    return int(digits) if len(digits) <= MAX_DIGITS else _Long(digits)
+def _parse_integer(digits: str) -> Any:
+    return int(digits) if len(digits) <= MAX_INTEGER_DIGITS else _LongInteger(digits)
 
 
-def _lists(value: Any) -> Any:
+def _tuples_to_lists(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return [_lists(one) for one in value]
-    return {key: _lists(one) for key, one in value.items()} if isinstance(value, dict) else value
+        return [_tuples_to_lists(one) for one in value]
+    return {key: _tuples_to_lists(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 class Case(NamedTuple):
     """One test: standard input and what is to be printed; or, of a function, its arguments and its value, each as JSON."""
 
-    given: str
+    input: str
     expected: str
 
 
 class Suite(NamedTuple):
     """What a program must do. `function`: None for a program that reads standard input and prints.
 
-    `check`: Python that calls `function` and asserts, in place of cases. `prelude`: Python that is run before the program, and
-    before the check: what the question gives.
+    `check_code`: Python that calls `function` and asserts, in place of cases. `prelude`: Python that is run before the
+    program, and before the check: what the question gives.
     """
 
     prelude: str = ""
     function: str | None = None
     cases: tuple[Case, ...] = ()
-    check: str | None = None
+    check_code: str | None = None
 
 
-class Outcome(NamedTuple):
+class ProgramOutcome(NamedTuple):
     """`correct` as in a verdict; `reason` says why it is not True."""
 
     correct: bool | None
     reason: str = ""
 
 
-class _WrongError(Exception):
+class _WrongProgramError(Exception):
     """The program is wrong, and why."""
 
 
-def judge(program: str, suite: Suite, bounds: Bounds = Bounds()) -> Outcome:  # noqa: B008 - a frozen value
+def run_tests(program: str, suite: Suite, limits: SandboxLimits = SandboxLimits()) -> ProgramOutcome:  # noqa: B008 - a frozen value
     """Whether the program does what the tests ask. Raises ConfigError where no sandbox is to be had."""
     try:
-        with Box("runner.py", bounds) as box:
-            _load(box, program, suite, bounds)
-            if suite.check is not None:
-                _check(box, suite, bounds)
+        with Sandbox("runner.py", limits) as box:
+            _load_program(box, program, suite, limits)
+            if suite.check_code is not None:
+                _run_check(box, suite, limits)
             for number, case in enumerate(suite.cases, 1):
-                _test(box, suite, case, bounds, number)
-    except _WrongError as wrong:
-        return Outcome(False, str(wrong))
+                _run_case(box, suite, case, limits, number)
+    except _WrongProgramError as wrong:
+        return ProgramOutcome(False, str(wrong))
     except SandboxError as error:
-        return Outcome(None, str(error))
-    return Outcome(True)
+        return ProgramOutcome(None, str(error))
+    return ProgramOutcome(True)
 
 
 @functools.cache
-def refuse_unable() -> None:
+def require_sandbox() -> None:
     """Raise ConfigError, with what to install and to set, where no program can be run in a sandbox."""
-    tried = judge("print(input())", Suite(cases=(Case("yes", "yes"),)))
+    tried = run_tests("print(input())", Suite(cases=(Case("yes", "yes"),)))
     if not tried.correct:
-        raise ConfigError(f"{tried.reason}; {INSTALL}")
+        raise ConfigError(f"{tried.reason}; {BUBBLEWRAP_INSTALL_HINT}")
 
 
-def _load(box: Box, program: str, suite: Suite, bounds: Bounds) -> None:
+def _load_program(sandbox: Sandbox, program: str, suite: Suite, limits: SandboxLimits) -> None:
     job = {"prelude": suite.prelude, "program": program, "function": suite.function}
-    _said(box, JOB, json.dumps(job).encode(), bounds.wall_seconds, "the program")
+    _request_result(sandbox, FRAME_JOB, json.dumps(job).encode(), limits.wall_seconds, "the program")
 
 
-def _test(box: Box, suite: Suite, case: Case, bounds: Bounds, number: int) -> None:
+def _run_case(sandbox: Sandbox, suite: Suite, case: Case, limits: SandboxLimits, number: int) -> None:
     what = f"test {number} of {len(suite.cases)}"
     if suite.function is None:
-        printed = _said(box, ASK, case.given.encode("utf-8", "surrogatepass"), bounds.wall_seconds, what)
+        printed = _request_result(sandbox, FRAME_CALL, case.input.encode("utf-8", "surrogatepass"), limits.wall_seconds, what)
         right = same_output(printed.decode("utf-8", "surrogateescape"), case.expected)
     else:
-        value = _said(box, ASK, case.given.encode(), bounds.wall_seconds, what)
+        value = _request_result(sandbox, FRAME_CALL, case.input.encode(), limits.wall_seconds, what)
         right = same_value(value, case.expected)
     if not right:
-        raise _WrongError(f"{what}: not what was expected")
+        raise _WrongProgramError(f"{what}: not what was expected")
 
 
-def _said(box: Box, mark: bytes, payload: bytes, seconds: float, what: str) -> bytes:
+def _request_result(sandbox: Sandbox, kind: bytes, payload: bytes, seconds: float, operation: str) -> bytes:
     """The result that the program's box gives. Raises _WrongError for anything else."""
     try:
-        answer = box.ask(mark, payload, time.monotonic() + seconds)
-    except LostError as lost:
-        raise _WrongError(f"{what}: {lost}") from None
-    if answer.mark != RESULT:
-        raise _WrongError(f"{what}: {answer.payload[:100].decode('utf-8', 'replace')}")
+        answer = sandbox.request(kind, payload, time.monotonic() + seconds)
+    except NoReplyError as lost:
+        raise _WrongProgramError(f"{operation}: {lost}") from None
+    if answer.kind != FRAME_RESULT:
+        raise _WrongProgramError(f"{operation}: {answer.payload[:100].decode('utf-8', 'replace')}")
     return answer.payload
 
 
-def _check(program: Box, suite: Suite, bounds: Bounds) -> None:
+def _run_check(program_sandbox: Sandbox, suite: Suite, limits: SandboxLimits) -> None:
     """Run the check in a box of its own, and hand its calls to the program. All of it has the time of one test.
 
     A check that comes to grief fails the program once it has seen a value of the program's, which may be anything; before that it
     is the check that is not fit to be run.
     """
-    deadline, asked = time.monotonic() + bounds.wall_seconds, False
-    with Box("checker.py", bounds) as checker:
-        mark, payload = JOB, json.dumps({"prelude": suite.prelude, "check": suite.check, "function": suite.function}).encode()
+    deadline, asked = time.monotonic() + limits.wall_seconds, False
+    with Sandbox("checker.py", limits) as checker:
+        mark, payload = (
+            FRAME_JOB,
+            json.dumps({"prelude": suite.prelude, "check": suite.check_code, "function": suite.function}).encode(),
+        )
         while True:
             try:
-                said = checker.ask(mark, payload, deadline)
-            except LostError as lost:
-                raise (_WrongError if asked else SandboxError)(f"the check {lost}") from None
-            if said.mark == ASK:
-                mark, payload = RESULT, _said(program, ASK, said.payload, deadline - time.monotonic(), "a call")
+                said = checker.request(mark, payload, deadline)
+            except NoReplyError as lost:
+                raise (_WrongProgramError if asked else SandboxError)(f"the check {lost}") from None
+            if said.kind == FRAME_CALL:
+                mark, payload = (
+                    FRAME_RESULT,
+                    _request_result(program_sandbox, FRAME_CALL, said.payload, deadline - time.monotonic(), "a call"),
+                )
                 asked = True
-            elif said.mark in (RESULT, FAILED):
-                if said.mark == FAILED:
-                    raise _WrongError(f"the check: {said.payload.decode('utf-8', 'replace')}")
+            elif said.kind in (FRAME_RESULT, FRAME_PROGRAM_FAILED):
+                if said.kind == FRAME_PROGRAM_FAILED:
+                    raise _WrongProgramError(f"the check: {said.payload.decode('utf-8', 'replace')}")
                 return
             else:
                 raise SandboxError(f"the check cannot be run: {said.payload.decode('utf-8', 'replace')}")

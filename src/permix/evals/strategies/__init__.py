@@ -3,24 +3,24 @@
 from pathlib import Path
 
 from permix.errors import DataError
-from permix.evals.grid import Answers, read_answers
-from permix.evals.strategies.base import PLAIN, Setup, Spent, Strategy, StrategySummary
-from permix.evals.strategies.persona_ensemble import PERSONA_PLUS_NEUTRAL
+from permix.evals.grid import GridResults, read_grid_results
+from permix.evals.strategies.base import NO_STRATEGY, EvalSetup, Strategy, StrategySummary, StrategyTokens
+from permix.evals.strategies.persona_ensemble import PERSONA_ENSEMBLE
 from permix.evals.strategies.persona_search import PERSONA_SEARCH
 from permix.evals.strategies.persona_vote import PERSONA_VOTE
 from permix.storage.files import read_json
 
-__all__ = ["STRATEGIES", "Setup", "Spent", "Strategy", "StrategySummary", "measure_strategy"]
+__all__ = ["STRATEGIES", "EvalSetup", "Strategy", "StrategySummary", "StrategyTokens", "measure_strategy"]
 
 STRATEGIES: dict[str, Strategy] = {
-    "none": PLAIN,
+    "none": NO_STRATEGY,
     "persona-search": PERSONA_SEARCH,
     "persona-vote": PERSONA_VOTE,
-    "persona-plus-neutral": PERSONA_PLUS_NEUTRAL,
+    "persona-plus-neutral": PERSONA_ENSEMBLE,
 }
 
 
-def measure_strategy(run: Path, answers: Answers | None = None) -> StrategySummary | None:
+def measure_strategy(run: Path, answers: GridResults | None = None) -> StrategySummary | None:
     """What a run's strategy gained and cost, from its records; None for a run without one.
 
     `answers`: where they are read already. Raises DataError for a strategy that is not known here.
@@ -30,4 +30,4 @@ def measure_strategy(run: Path, answers: Answers | None = None) -> StrategySumma
     if name not in STRATEGIES:
         raise DataError(f"{run}: config.json has strategy {name!r}; strategies are {', '.join(STRATEGIES)}")
     measure = STRATEGIES[name].measure
-    return None if measure is None else measure(answers or read_answers(run), config["seed"], config["resamples"])
+    return None if measure is None else measure(answers or read_grid_results(run), config["seed"], config["resamples"])

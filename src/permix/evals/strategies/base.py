@@ -10,38 +10,38 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from permix.evals.grid import Answers, Wording, describe_asked, lay_out
-from permix.metrics.stability import summarize
+from permix.evals.grid import GridResults, PromptFormat, build_grid, describe_grid
+from permix.metrics.stability import summarize_stability
 from permix.metrics.statistics import Array
 from permix.personas.pool import PersonaPool
 from permix.types import Cell, CellKey, Estimate, Persona, Question, Record
 
-Cells = Mapping[CellKey, Cell]
+CellsByKey = Mapping[CellKey, Cell]
 
 
-class Setup(NamedTuple):
+class EvalSetup(NamedTuple):
     """What an evaluation asks, whatever the strategy. `choosing`: questions to choose a persona by, none of them evaluated."""
 
     questions: tuple[Question, ...]
     pool: PersonaPool
-    wording: Wording
+    prompt_format: PromptFormat
     samples: int
     seed: int
-    choosing: tuple[Question, ...] = ()
+    selection_questions: tuple[Question, ...] = ()
 
-    def lay_out(self, personas: Sequence[Persona | None], questions: Sequence[Question]) -> list[Cell]:
-        return lay_out(personas, questions, self.wording, samples=self.samples, seed=self.seed)
+    def build_grid(self, personas: Sequence[Persona | None], questions: Sequence[Question]) -> list[Cell]:
+        return build_grid(personas, questions, self.prompt_format, samples=self.samples, seed=self.seed)
 
 
-class Spent(Record):
+class StrategyTokens(Record):
     """Tokens: what was read, and what was written."""
 
-    prompt: float
-    completion: float
+    prompt_tokens: float
+    completion_tokens: float
 
     @property
     def total(self) -> float:
-        return self.prompt + self.completion
+        return self.prompt_tokens + self.completion_tokens
 
 
 class StrategySummary(Record):
@@ -56,104 +56,105 @@ class StrategySummary(Record):
     accuracy: Estimate
     baseline: Estimate
     gain: Estimate
-    spent: Spent | None
-    once: Spent | None
-    times: float | None
-    choosing: Spent | None = None
+    tokens_per_answer: StrategyTokens | None
+    baseline_tokens: StrategyTokens | None
+    token_ratio: float | None
+    selection_tokens: StrategyTokens | None = None
     n_scored: int
     n_asked: int
 
     @property
-    def details(self) -> str:
+    def details_text(self) -> str:
         """What else there is to say, in words; may hold ids."""
         return ""
 
 
-Measure = Callable[[Answers, int, int], StrategySummary]
+StrategyMeasure = Callable[[GridResults, int, int], StrategySummary]
 """(answers, seed, resamples) -> summary."""
 
 
-def whole_grid(setup: Setup) -> list[Cell]:
+def full_grid_cells(setup: EvalSetup) -> list[Cell]:
     """Every question as every persona and as none: what plain stability asks."""
-    return setup.lay_out([None, *setup.pool.personas], setup.questions)
+    return setup.build_grid([None, *setup.pool.personas], setup.questions)
 
 
-def _nothing(setup: Setup, cells: Cells) -> list[Cell]:
+def _no_followups(setup: EvalSetup, cells: CellsByKey) -> list[Cell]:
     return []
 
 
-def _none(setup: Setup) -> int:
+def _zero_followups(setup: EvalSetup) -> int:
     return 0
 
 
-def _whole_pool(setup: Setup, then: Sequence[Cell]) -> dict[str, object]:
-    return describe_asked(setup.pool.personas, setup.questions, setup.samples, setup.wording.crossed)
+def _describe_full_grid(setup: EvalSetup, followup_cells: Sequence[Cell]) -> dict[str, object]:
+    return describe_grid(setup.pool.personas, setup.questions, setup.samples, setup.prompt_format.crossed_templates)
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """`first` is asked at once; `then` in the light of all cells so far, at most `most` cells. Cells without gold get no verdict.
+    """`initial_cells` is asked at once; `followup_cells` in the light of all cells so far, at most `max_followups` cells.
+    Cells without gold get no verdict.
 
-    `describe` gives asked.json from what `then` gave; its grid is what stability is measured on. `chooses`: the set-up needs
-    questions to choose by.
+    `describe_grid` gives asked.json from what `followup_cells` gave; its grid is what stability is measured on.
+    `selects_persona`: the set-up needs questions to choose by.
     """
 
-    measure: Measure | None
-    first: Callable[[Setup], list[Cell]] = whole_grid
-    then: Callable[[Setup, Cells], list[Cell]] = _nothing
-    most: Callable[[Setup], int] = _none
-    describe: Callable[[Setup, Sequence[Cell]], dict[str, object]] = _whole_pool
-    chooses: bool = False
+    measure: StrategyMeasure | None
+    initial_cells: Callable[[EvalSetup], list[Cell]] = full_grid_cells
+    followup_cells: Callable[[EvalSetup, CellsByKey], list[Cell]] = _no_followups
+    max_followups: Callable[[EvalSetup], int] = _zero_followups
+    describe_grid: Callable[[EvalSetup, Sequence[Cell]], dict[str, object]] = _describe_full_grid
+    selects_persona: bool = False
 
     @property
-    def asks_whole_grid(self) -> bool:
+    def is_full_grid(self) -> bool:
         """Whether a run of it is one of plain stability too."""
-        return self.first is whole_grid
+        return self.initial_cells is full_grid_cells
 
 
-PLAIN = Strategy(measure=None)
+NO_STRATEGY = Strategy(measure=None)
 
 
-class Compared(NamedTuple):
+class AccuracyGain(NamedTuple):
     accuracy: Estimate
     baseline: Estimate
     gain: Estimate
 
 
-def compared(correct_Q_S: Array, baseline_Q_S: Array, seed: int, resamples: int) -> Compared:
+def accuracy_gain(correct_Q_S: Array, baseline_Q_S: Array, seed: int, resamples: int) -> AccuracyGain:
     """Accuracy of a strategy, of no persona, and their difference on the questions that both have a score for.
 
     Measured as the stability of a single persona, so on the draws of questions that every table of a seed rests on.
     """
-    summary = summarize(correct_Q_S[None], baseline_Q_S, seed=seed, resamples=resamples)
+    summary = summarize_stability(correct_Q_S[None], baseline_Q_S, seed=seed, resamples=resamples)
     (one,) = summary.personas
-    return Compared(one.accuracy, summary.baseline, one.difference)
+    return AccuracyGain(one.accuracy, summary.baseline, one.difference)
 
 
-class Calls(NamedTuple):
+class AnswerCalls(NamedTuple):
     """The cells behind one answer, and the cell that asks its question once without a persona; None where there is none yet."""
 
-    behind: Sequence[Cell | None]
-    once: Cell | None
+    calls: Sequence[Cell | None]
+    baseline_call: Cell | None
 
 
-class Cost(NamedTuple):
-    spent: Spent | None
-    once: Spent | None
-    times: float | None
+class TokenCost(NamedTuple):
+    tokens_per_answer: StrategyTokens | None
+    baseline_tokens: StrategyTokens | None
+    token_ratio: float | None
 
 
-def cost(answers: Iterable[Calls]) -> Cost:
+def mean_token_cost(answer_calls: Iterable[AnswerCalls]) -> TokenCost:
     """Mean tokens of an answer, and of asking once, over the answers all of whose calls came back."""
-    pairs = [(spent(calls.behind), spent([calls.once])) for calls in answers]
+    pairs = [(sum_tokens(calls.calls), sum_tokens([calls.baseline_call])) for calls in answer_calls]
     whole = [(own, once) for own, once in pairs if own is not None and once is not None]
     if not whole:
-        return Cost(None, None, None)
-    own, once = (_mean(some) for some in zip(*whole, strict=True))
-    return Cost(own, once, own.total / once.total if once.total else None)
+        return TokenCost(None, None, None)
+    own, once = (_mean_tokens(some) for some in zip(*whole, strict=True))
+    return TokenCost(own, once, own.total / once.total if once.total else None)
 
 
-def spent(cells: Iterable[Cell | None]) -> Spent | None:
+def sum_tokens(cells: Iterable[Cell | None]) -> StrategyTokens | None:
     """The tokens of these calls; None when one of them has not come back, or is not counted: half a sum would mislead."""
     prompt = completion = 0
     for cell in cells:
@@ -161,21 +162,24 @@ def spent(cells: Iterable[Cell | None]) -> Spent | None:
         if one is None or one.prompt_tokens is None or one.completion_tokens is None:
             return None
         prompt, completion = prompt + one.prompt_tokens, completion + one.completion_tokens
-    return Spent(prompt=prompt, completion=completion)
+    return StrategyTokens(prompt_tokens=prompt, completion_tokens=completion)
 
 
-def _mean(some: Sequence[Spent]) -> Spent:
-    return Spent(prompt=sum(one.prompt for one in some) / len(some), completion=sum(one.completion for one in some) / len(some))
+def _mean_tokens(tokens: Sequence[StrategyTokens]) -> StrategyTokens:
+    return StrategyTokens(
+        prompt_tokens=sum(one.prompt_tokens for one in tokens) / len(tokens),
+        completion_tokens=sum(one.completion_tokens for one in tokens) / len(tokens),
+    )
 
 
-def said(cell: Cell | None) -> tuple[bool, str | None]:
+def recorded_answer(cell: Cell | None) -> tuple[bool, str | None]:
     """(whether the cell was answered and read, the answer in it or None). A verifier that failed has read it all the same."""
     if cell is None or cell.verdict is None or (cell.verdict.correct is None and cell.verdict.extracted is None):
         return False, None
     return True, cell.verdict.extracted
 
 
-def score(cell: Cell | None) -> float:
+def recorded_score(cell: Cell | None) -> float:
     """1 right, 0 wrong, NaN without a score."""
     reward = None if cell is None or cell.verdict is None else cell.verdict.reward
     return float("nan") if reward is None else reward

@@ -17,15 +17,24 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from permix.evals.grid import Answers
-from permix.evals.strategies.base import Calls, Cells, Setup, Strategy, StrategySummary, cost, said, score
+from permix.evals.grid import GridResults
+from permix.evals.strategies.base import (
+    AnswerCalls,
+    CellsByKey,
+    EvalSetup,
+    Strategy,
+    StrategySummary,
+    mean_token_cost,
+    recorded_answer,
+    recorded_score,
+)
 from permix.metrics import statistics
-from permix.metrics.stability import StabilitySummary, differences, summarize
-from permix.prompts import build_messages, choice_prompt
+from permix.metrics.stability import StabilitySummary, stability_differences, summarize_stability
+from permix.prompts import build_messages, pairwise_choice_prompt
 from permix.types import Cell, CellKey, Estimate, Question, seed_from
 from permix.verification.math_verifier import extract_boxed, same_answer
 
-Side = Literal["persona", "neutral"]
+EnsembleMember = Literal["persona", "neutral"]
 
 
 class EnsembleSummary(StrategySummary):
@@ -42,35 +51,36 @@ class EnsembleSummary(StrategySummary):
     mean_gain: Estimate | None
     n_agreed: int
     n_one_sided: int
-    n_differed: int
-    n_persona: int
+    n_disagreed: int
+    n_persona_chosen: int
     n_unreadable: int
 
     @property
-    def details(self) -> str:
-        pss, worst = ("–" if one is None else one.signed() for one in (self.pss_gain, self.worst_gain))
-        pairs = self.n_agreed + self.n_one_sided + self.n_differed
+    def details_text(self) -> str:
+        pss, worst = ("–" if one is None else one.format_difference() for one in (self.pss_gain, self.worst_gain))
+        pairs = self.n_agreed + self.n_one_sided + self.n_disagreed
         return (
             f"PSS {self.ensemble.pss} ({pss} on the plain grid), worst persona {self.ensemble.worst} ({worst}); "
-            f"{self.n_differed} of {pairs} pairs differed, {self.n_persona} fell to the persona, {self.n_unreadable} choices "
+            f"{self.n_disagreed} of {pairs} pairs differed, {self.n_persona_chosen} fell to the persona, "
+            f"{self.n_unreadable} choices "
             "could not be read"
         )
 
 
-def persona_is_a(seed: int) -> bool:
+def is_persona_first(seed: int) -> bool:
     """Whether the persona's reply stands first, under this seed of the choice's cell."""
     return seed % 2 == 0
 
 
 _LETTER = r"[*_`'\"(\[{]*\b([AB])\b[*_`'\")\]}]*"
 
-_ALONE = re.compile(r"\W*(?:text\w*\W*)?([ABab])\W*")
+_LETTER_ALONE = re.compile(r"\W*(?:text\w*\W*)?([ABab])\W*")
 
-_OPENS = re.compile(
+_LETTER_FIRST = re.compile(
     rf"\s*(?:(?i:the\s+)?(?i:right\s+|correct\s+)?(?i:answer|option|choice)\s*(?i:is)?:?\s*)?{_LETTER}\s*(?:[.,;)\n]|$)"
 )
 
-_RIGHT = re.compile(
+_LETTER_CALLED_CORRECT = re.compile(
     rf"{_LETTER}\s+(?i:is|was)\s+(?i:indeed\s+|clearly\s+)?(?i:the\s+)?(?i:right|correct)\b"
     rf"|\b(?i:answer|choice|option|one|right|correct)\s+(?i:is)\s*:?\s*(?i:indeed\s+)?(?i:answer\s+|option\s+)?{_LETTER}"
     r"(?!\s+(?!because\b|since\b|as\b)[a-z])"
@@ -78,28 +88,28 @@ _RIGHT = re.compile(
     rf"|\b(?i:so|thus|hence|therefore),?\s+(?i:answer\s+|option\s+)?{_LETTER}\s*(?:[.!]|$)"
 )
 
-_NAMED = re.compile(rf"\b(?i:answer|option|choice)\s+{_LETTER}(?!\s*:)")  # with a colon it repeats what it was shown
+_LETTER_MENTIONED = re.compile(rf"\b(?i:answer|option|choice)\s+{_LETTER}(?!\s*:)")  # with a colon it repeats what it was shown
 
 
-def read_choice(reply: str) -> str | None:
+def parse_choice(reply: str) -> str | None:
     """ "A" or "B", as a reply chooses; None when it names neither, or both and there is no telling.
 
     In this order: a box or a whole reply that is the letter; a reply that opens with it; the one letter that is said to be right
     or chosen; the one letter that is named as an answer. "A" as an article is none of these.
     """
     text = extract_boxed(reply) or reply
-    if found := _ALONE.fullmatch(text) or _OPENS.match(text):
+    if found := _LETTER_ALONE.fullmatch(text) or _LETTER_FIRST.match(text):
         return found[1].upper()
-    for pattern in (_RIGHT, _NAMED):
+    for pattern in (_LETTER_CALLED_CORRECT, _LETTER_MENTIONED):
         letters = {letter for match in pattern.finditer(text) for letter in match.groups() if letter}
         if len(letters) == 1:
             return letters.pop()
     return None
 
 
-def settle(persona: Cell | None, neutral: Cell | None) -> Side | Literal["ask"] | None:
+def resolve_pair(persona: Cell | None, neutral: Cell | None) -> EnsembleMember | Literal["ask"] | None:
     """Whose answer stands without asking, or that the two have to be put to the model; None while one of them is owed."""
-    (known_p, answer_p), (known_n, answer_n) = said(persona), said(neutral)
+    (known_p, answer_p), (known_n, answer_n) = recorded_answer(persona), recorded_answer(neutral)
     if not (known_p and known_n):
         return None
     if answer_p is None:
@@ -114,17 +124,19 @@ def choice_key(persona_id: str, question_id: str, sample: int) -> CellKey:
     return CellKey(None, f"choice:{json.dumps([persona_id, question_id], ensure_ascii=False)}", sample)
 
 
-def choice_cell(question: Question, persona: Cell, neutral: Cell, setup: Setup) -> Cell:
+def build_choice_cell(question: Question, persona: Cell, neutral: Cell, setup: EvalSetup) -> Cell:
     """The two replies to a question, put to the model."""
     key = choice_key(persona.persona_id or "", question.id, persona.sample)
     seed = seed_from("choice", setup.seed, *key[1:])
     replies = [cell.completion.text if cell.completion else "" for cell in (persona, neutral)]
-    first, second = replies if persona_is_a(seed) else replies[::-1]
-    messages = build_messages(None, choice_prompt(question.text, first, second), bare=setup.wording.bare)
+    first, second = replies if is_persona_first(seed) else replies[::-1]
+    messages = build_messages(
+        None, pairwise_choice_prompt(question.text, first, second), empty_system_prompt=setup.prompt_format.empty_system_prompt
+    )
     return Cell(persona_id=None, question_id=key.question_id, sample=key.sample, seed=seed, messages=messages)
 
 
-def then(setup: Setup, cells: Cells) -> list[Cell]:
+def build_choice_cells(setup: EvalSetup, cells: CellsByKey) -> list[Cell]:
     """A choice for every pair whose answers differ."""
     pairs = (
         (question, cells.get(CellKey(persona.id, question.id, sample)), cells.get(CellKey(None, question.id, sample)))
@@ -133,77 +145,90 @@ def then(setup: Setup, cells: Cells) -> list[Cell]:
         for sample in range(setup.samples)
     )
     return [
-        choice_cell(question, persona, neutral, setup)
+        build_choice_cell(question, persona, neutral, setup)
         for question, persona, neutral in pairs
-        if persona is not None and neutral is not None and settle(persona, neutral) == "ask"
+        if persona is not None and neutral is not None and resolve_pair(persona, neutral) == "ask"
     ]
 
 
-def most(setup: Setup) -> int:
+def _max_choices(setup: EvalSetup) -> int:
     return len(setup.pool) * len(setup.questions) * setup.samples
 
 
-class Pair(NamedTuple):
-    """A persona's cell, the neutral one and the choice between them, each None until it is there; and what `settle` says."""
+class EnsemblePair(NamedTuple):
+    """A persona's cell, the neutral one and the choice between them, each None until it is there; and what `resolve_pair`
+    says."""
 
     persona: Cell | None
     neutral: Cell | None
     choice: Cell | None
-    settled: Side | Literal["ask"] | None
+    resolution: EnsembleMember | Literal["ask"] | None
 
     @property
-    def letter(self) -> str | None:
+    def chosen_letter(self) -> str | None:
         """The letter that was chosen; None where none can be read."""
-        return read_choice(self.choice.completion.text) if self.choice and self.choice.completion else None
+        return parse_choice(self.choice.completion.text) if self.choice and self.choice.completion else None
 
     @property
-    def side(self) -> Side | None:
+    def winner(self) -> EnsembleMember | None:
         """Whose answer stands; None while a call is owed."""
-        if self.settled != "ask":
-            return self.settled
+        if self.resolution != "ask":
+            return self.resolution
         if self.choice is None or self.choice.completion is None:
             return None
-        letter_of_persona = "A" if persona_is_a(self.choice.seed) else "B"
-        return "persona" if self.letter == letter_of_persona else "neutral"
+        letter_of_persona = "A" if is_persona_first(self.choice.seed) else "B"
+        return "persona" if self.chosen_letter == letter_of_persona else "neutral"
 
     @property
     def score(self) -> float:
-        side = self.side
-        return float("nan") if side is None else score(self.persona if side == "persona" else self.neutral)
+        side = self.winner
+        return float("nan") if side is None else recorded_score(self.persona if side == "persona" else self.neutral)
 
     @property
-    def calls(self) -> Calls:
-        choice = [self.choice] if self.settled == "ask" else []
-        return Calls([self.persona, self.neutral, *choice], self.neutral)
+    def calls(self) -> AnswerCalls:
+        choice = [self.choice] if self.resolution == "ask" else []
+        return AnswerCalls([self.persona, self.neutral, *choice], self.neutral)
 
 
-def pairs(answers: Answers) -> Iterator[Pair]:
+def ensemble_pairs(answers: GridResults) -> Iterator[EnsemblePair]:
     """Every pair of the grid: personas outermost, then questions, then samples."""
     for persona in answers.persona_ids:
         for question in answers.question_ids:
             for sample in range(answers.samples):
-                own, neutral = (answers.get(asked_as, question, sample) for asked_as in (persona, None))
+                own, neutral = (answers.get_cell(asked_as, question, sample) for asked_as in (persona, None))
                 choice = answers.cells.get(choice_key(persona, question, sample))
-                yield Pair(own, neutral, choice, settle(own, neutral))
+                yield EnsemblePair(own, neutral, choice, resolve_pair(own, neutral))
 
 
-def measure(answers: Answers, seed: int, resamples: int) -> EnsembleSummary:
-    every = list(pairs(answers))
+def measure_persona_ensemble(answers: GridResults, seed: int, resamples: int) -> EnsembleSummary:
+    every = list(ensemble_pairs(answers))
     plain_P_Q_S = answers.scores(answers.persona_ids, answers.question_ids)
     baseline_Q_S = answers.scores([None], answers.question_ids)[0]
     correct_P_Q_S = np.array([pair.score for pair in every]).reshape(plain_P_Q_S.shape)
-    ensemble = summarize(correct_P_Q_S, baseline_Q_S, persona_ids=answers.persona_ids, seed=seed, resamples=resamples)
-    gains = differences([statistics.sample_mean(plain_P_Q_S)], [statistics.sample_mean(correct_P_Q_S)], seed, resamples)
-    whole = [pair for pair in every if pair.side is not None]
-    asked = [pair for pair in whole if pair.settled == "ask"]
-    one_sided = [pair for pair in whole if None in (said(pair.persona)[1], said(pair.neutral)[1])]
+    ensemble = summarize_stability(correct_P_Q_S, baseline_Q_S, persona_ids=answers.persona_ids, seed=seed, resamples=resamples)
+    gains = stability_differences(
+        [statistics.mean_over_samples(plain_P_Q_S)], [statistics.mean_over_samples(correct_P_Q_S)], seed, resamples
+    )
+    whole = [pair for pair in every if pair.winner is not None]
+    asked = [pair for pair in whole if pair.resolution == "ask"]
+    one_sided = [pair for pair in whole if None in (recorded_answer(pair.persona)[1], recorded_answer(pair.neutral)[1])]
     return EnsembleSummary(
-        accuracy=ensemble.mean, baseline=ensemble.baseline, gain=ensemble.shift, **cost(pair.calls for pair in every)._asdict(),
-        ensemble=ensemble, pss_gain=gains.get("pss"), worst_gain=gains.get("worst"), mean_gain=gains.get("mean"),
-        n_agreed=len(whole) - len(asked) - len(one_sided), n_one_sided=len(one_sided), n_differed=len(asked),
-        n_persona=sum(pair.side == "persona" for pair in asked), n_unreadable=sum(pair.letter is None for pair in asked),
-        n_scored=ensemble.n_scored, n_asked=ensemble.n_asked,
-    )  # fmt: skip
+        accuracy=ensemble.mean,
+        baseline=ensemble.baseline,
+        gain=ensemble.mean_minus_baseline,
+        **mean_token_cost(pair.calls for pair in every)._asdict(),
+        ensemble=ensemble,
+        pss_gain=gains.get("pss"),
+        worst_gain=gains.get("worst"),
+        mean_gain=gains.get("mean"),
+        n_agreed=len(whole) - len(asked) - len(one_sided),
+        n_one_sided=len(one_sided),
+        n_disagreed=len(asked),
+        n_persona_chosen=sum(pair.winner == "persona" for pair in asked),
+        n_unreadable=sum(pair.chosen_letter is None for pair in asked),
+        n_scored=ensemble.n_scored,
+        n_asked=ensemble.n_asked,
+    )
 
 
-PERSONA_PLUS_NEUTRAL = Strategy(measure=measure, then=then, most=most)
+PERSONA_ENSEMBLE = Strategy(measure=measure_persona_ensemble, followup_cells=build_choice_cells, max_followups=_max_choices)

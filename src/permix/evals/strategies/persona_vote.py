@@ -13,8 +13,16 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from permix.evals.grid import Answers
-from permix.evals.strategies.base import Calls, Strategy, StrategySummary, compared, cost, said, score
+from permix.evals.grid import GridResults
+from permix.evals.strategies.base import (
+    AnswerCalls,
+    Strategy,
+    StrategySummary,
+    accuracy_gain,
+    mean_token_cost,
+    recorded_answer,
+    recorded_score,
+)
 from permix.metrics import statistics
 from permix.metrics.statistics import Array
 from permix.types import Cell, Estimate
@@ -29,25 +37,25 @@ class VoteSummary(StrategySummary):
     gain_over_mean: Estimate
     n_voters: int
     n_tied: int
-    n_silent: int
+    n_unanswered: int
     n_unparsed: int
 
     @property
-    def details(self) -> str:
+    def details_text(self) -> str:
         return (
-            f"{self.n_voters} voters; {self.gain_over_mean.signed()} over the mean persona; {self.n_tied} votes tied, "
+            f"{self.n_voters} voters; {self.gain_over_mean.format_difference()} over the mean persona; {self.n_tied} votes tied, "
             f"{self.n_unparsed} ballots without an answer"
         )
 
 
-class Elected(NamedTuple):
+class MajorityVote(NamedTuple):
     """Whose ballot stands (None: nobody gave an answer), and whether another answer was given as often."""
 
-    voter: int | None
+    winner: int | None
     tied: bool
 
 
-def elect(ballots: Sequence[str | None]) -> Elected:
+def majority_vote(ballots: Sequence[str | None]) -> MajorityVote:
     """The outcome of one vote; ballots in the order of the voters."""
     groups: list[list[int]] = []
     for voter, ballot in enumerate(ballots):
@@ -60,52 +68,52 @@ def elect(ballots: Sequence[str | None]) -> Elected:
             own.append(voter)
     most = max(map(len, groups), default=0)
     leading = [group[0] for group in groups if len(group) == most]
-    return Elected(leading[0] if leading else None, len(leading) > 1)
+    return MajorityVote(leading[0] if leading else None, len(leading) > 1)
 
 
-class Vote(NamedTuple):
+class ScoredVote(NamedTuple):
     """One vote, once every ballot is in."""
 
     score: float
-    elected: Elected
-    unparsed: int
+    result: MajorityVote
+    n_unparsed: int
 
 
-def hold(cells: Sequence[Cell | None]) -> Vote | None:
+def score_vote(cells: Sequence[Cell | None]) -> ScoredVote | None:
     """The vote of these cells, one a voter; None while a ballot is owed."""
-    ballots = [said(cell) for cell in cells]
+    ballots = [recorded_answer(cell) for cell in cells]
     if not all(known for known, _ in ballots):
         return None
-    elected = elect([answer for _, answer in ballots])
-    right = 0.0 if elected.voter is None else score(cells[elected.voter])
-    return Vote(right, elected, sum(answer is None for _, answer in ballots))
+    elected = majority_vote([answer for _, answer in ballots])
+    right = 0.0 if elected.winner is None else recorded_score(cells[elected.winner])
+    return ScoredVote(right, elected, sum(answer is None for _, answer in ballots))
 
 
-def measure(answers: Answers, seed: int, resamples: int) -> VoteSummary:
+def measure_persona_vote(answers: GridResults, seed: int, resamples: int) -> VoteSummary:
     voters = (None, *answers.persona_ids)
     ballots_Q_S = [
-        [[answers.get(voter, question, sample) for voter in voters] for sample in range(answers.samples)]
+        [[answers.get_cell(voter, question, sample) for voter in voters] for sample in range(answers.samples)]
         for question in answers.question_ids
     ]
-    votes_Q_S = [[hold(cells) for cells in row] for row in ballots_Q_S]
+    votes_Q_S = [[score_vote(cells) for cells in row] for row in ballots_Q_S]
     correct_Q_S = np.array([[np.nan if vote is None else vote.score for vote in row] for row in votes_Q_S])
     baseline_Q_S = answers.scores([None], answers.question_ids)[0]
     held = [vote for row in votes_Q_S for vote in row if vote is not None]
-    found = compared(correct_Q_S, baseline_Q_S, seed, resamples)
-    price = cost(Calls(cells, cells[0]) for row in ballots_Q_S for cells in row)
+    found = accuracy_gain(correct_Q_S, baseline_Q_S, seed, resamples)
+    price = mean_token_cost(AnswerCalls(cells, cells[0]) for row in ballots_Q_S for cells in row)
     return VoteSummary(
         **found._asdict(), **price._asdict(),
-        gain_over_mean=statistics.bootstrap_mean(over_mean(correct_Q_S, answers), seed, resamples),
-        n_voters=len(voters), n_tied=sum(vote.elected.tied for vote in held),
-        n_silent=sum(vote.elected.voter is None for vote in held), n_unparsed=sum(vote.unparsed for vote in held),
+        gain_over_mean=statistics.bootstrap_mean(gain_over_mean_persona(correct_Q_S, answers), seed, resamples),
+        n_voters=len(voters), n_tied=sum(vote.result.tied for vote in held),
+        n_unanswered=sum(vote.result.winner is None for vote in held), n_unparsed=sum(vote.n_unparsed for vote in held),
         n_scored=int((~np.isnan(correct_Q_S)).sum()), n_asked=correct_Q_S.size,
     )  # fmt: skip
 
 
-def over_mean(correct_Q_S: Array, answers: Answers) -> Array:
+def gain_over_mean_persona(correct_Q_S: Array, answers: GridResults) -> Array:
     """difference_Q: the vote's score minus the mean persona's, NaN where the vote has none."""
-    mean_P_Q = statistics.sample_mean(answers.scores(answers.persona_ids, answers.question_ids))
-    return statistics.sample_mean(correct_Q_S) - statistics.sample_mean(mean_P_Q.T)
+    mean_P_Q = statistics.mean_over_samples(answers.scores(answers.persona_ids, answers.question_ids))
+    return statistics.mean_over_samples(correct_Q_S) - statistics.mean_over_samples(mean_P_Q.T)
 
 
-PERSONA_VOTE = Strategy(measure=measure)
+PERSONA_VOTE = Strategy(measure=measure_persona_vote)

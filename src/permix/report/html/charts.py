@@ -24,114 +24,120 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from permix.errors import DataError
-from permix.metrics.dev_curve import Curve, taken
+from permix.metrics.dev_curve import DevCurve, selected_step
 from permix.personas.loading import read_personas
-from permix.prompts import brought_in_by
+from permix.prompts import persona_prompt
 from permix.rendering import theme
-from permix.rendering.plots import PANELS, PROBE_PANELS
-from permix.rendering.theme import INTERVAL
+from permix.rendering.plots import DEV_CURVE_PANELS, TRAINING_PANELS
+from permix.rendering.theme import QUESTION_INTERVAL_NOTE
 from permix.report.comparisons import Comparison
 from permix.report.html import fidelity_charts as fidelity
-from permix.report.html.fidelity_charts import tradeoff
-from permix.report.html.values import TEXT, estimate, names, number, text
-from permix.report.methods import Method, Pooled
+from permix.report.html.fidelity_charts import tradeoff_chart
+from permix.report.html.values import MAX_PERSONA_TEXT_CHARS, json_estimate, json_number, printable_text, unique_display_names
+from permix.report.methods import PooledMethod, ReportMethod
 from permix.report.runs import ModelRuns, Run
-from permix.types import CellKey, Persona, normalise
+from permix.types import CellKey, Persona, canonical_text
 
 
-class Person(NamedTuple):
+class PersonaInfo(NamedTuple):
     id: str
     text: str
     """The message that brought the persona in, as it was sent."""
     tags: tuple[str, ...]
 
 
-def people(models: Sequence[ModelRuns]) -> dict[str, Person]:
+def persona_infos(models: Sequence[ModelRuns]) -> dict[str, PersonaInfo]:
     """Every persona of the runs of stability, by id; one that several runs asked as the first of them did."""
-    found: dict[str, Person] = {}
+    found: dict[str, PersonaInfo] = {}
     for model in models:
         if "stability" in model.runs:
-            found = _people(model.runs["stability"]) | found
+            found = _persona_infos_of_run(model.runs["stability"]) | found
     return found
 
 
-def _people(run: Run) -> dict[str, Person]:
+def _persona_infos_of_run(run: Run) -> dict[str, PersonaInfo]:
     first: dict[str, CellKey] = {}
     for key in run.cells:
         if key.persona_id is not None:
             first.setdefault(key.persona_id, key)
-    pool = _pool(str(run.config.get("personas", {}).get("pool", "")))
-    said = {who: brought_in_by(run.cells[key].messages) for who, key in first.items()}
-    return {who: Person(who, text, _tags(pool.get(who), text)) for who, text in said.items()}
+    pool = _read_pool(str(run.config.get("personas", {}).get("pool", "")))
+    said = {who: persona_prompt(run.cells[key].messages) for who, key in first.items()}
+    return {who: PersonaInfo(who, text, _tags_if_same_text(pool.get(who), text)) for who, text in said.items()}
 
 
-def _tags(known: Persona | None, said: str) -> tuple[str, ...]:
-    same = known is not None and normalise(known.text.rstrip(".")) in normalise(said)
-    return known.tags if known is not None and same else ()
+def _tags_if_same_text(persona: Persona | None, message: str) -> tuple[str, ...]:
+    same = persona is not None and canonical_text(persona.text.rstrip(".")) in canonical_text(message)
+    return persona.tags if persona is not None and same else ()
 
 
 @cache
-def _pool(named: str) -> Mapping[str, Persona]:
-    if named != "builtin" and not Path(named).is_file():
+def _read_pool(pool: str) -> Mapping[str, Persona]:
+    if pool != "builtin" and not Path(pool).is_file():
         return {}
     try:
-        return {persona.id: persona for persona in read_personas(named)}
+        return {persona.id: persona for persona in read_personas(pool)}
     except DataError:
         return {}
 
 
-STEPS = 400
+_MAX_CURVE_POINTS = 400
 """Points of a training curve; a longer log is drawn by means of neighbouring steps."""
 
-LOSS = ("loss", "loss")
+LOSS_PANEL = ("loss", "loss")
 """What a run without rewards is followed by."""
 
 
-Chart = dict[str, Any]
+_ChartData = dict[str, Any]
 
 
 def build_charts(
-    models: Sequence[ModelRuns], methods: Sequence[Method], pooled: Sequence[Pooled], comparisons: Sequence[Comparison]
+    models: Sequence[ModelRuns],
+    methods: Sequence[ReportMethod],
+    pooled: Sequence[PooledMethod],
+    comparisons: Sequence[Comparison],
 ) -> dict[str, Any]:
     """Every chart that the runs allow. `pooled`: of each of `methods`, its mean over the seeds."""
-    shown = names(model.label for model in models)
+    shown = unique_display_names(model.label for model in models)
     drawn: dict[str, Any] = {
-        "tradeoff": tradeoff(models, methods, pooled, comparisons),
-        "personas": _personas(models, shown),
-        "lottery": _lottery(models, shown),
-        "training": _training(models, shown),
-        "probes": _probes({shown[model.label]: model.curve for model in models if model.curve is not None}),
-        "learnt": fidelity.learnt(models, shown),
-        "judged": fidelity.judged(models, shown),
-        "trial": fidelity.trial(models, shown),
-        "confusion": fidelity.confusion(models, shown),
-        "drift": fidelity.drift(models, shown),
+        "tradeoff": tradeoff_chart(models, methods, pooled, comparisons),
+        "personas": _persona_chart(models, shown),
+        "lottery": _lottery_chart(models, shown),
+        "training": _training_chart(models, shown),
+        "probes": _dev_curve_chart({shown[model.label]: model.dev_curve for model in models if model.dev_curve is not None}),
+        "learnt": fidelity.learning_curve_chart(models, shown),
+        "judged": fidelity.judge_score_charts(models, shown),
+        "trial": fidelity.judge_reliability_chart(models, shown),
+        "confusion": fidelity.confusion_chart(models, shown),
+        "drift": fidelity.drift_chart(models, shown),
     }
     return {name: chart for name, chart in drawn.items() if chart}
 
 
-def _personas(models: Sequence[ModelRuns], shown: Mapping[str, str]) -> Chart:
-    summaries = {shown[model.label]: model.stability for model in models if model.stability is not None}
-    known = people(models)
-    ids = names(persona.id for summary in summaries.values() for persona in summary.personas)
+def _persona_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str]) -> _ChartData:
+    summaries = {display_names[model.label]: model.stability for model in models if model.stability is not None}
+    known = persona_infos(models)
+    ids = unique_display_names(persona.id for summary in summaries.values() for persona in summary.personas)
     return (
         {}
         if not summaries
         else {
-            "note": f"n = {_questions(models)}; bars: {INTERVAL}; dashed line and band: no persona, with its interval",
+            "note": (
+                f"n = {_question_count_text(models)}; bars: {QUESTION_INTERVAL_NOTE}; dashed line and band: no "
+                "persona, with its interval"
+            ),
             "ids": [
                 {
                     "id": name,
-                    "text": text(known[id].text if id in known else "", TEXT),
-                    "tags": [text(tag) for tag in (known[id].tags if id in known else ())],
+                    "text": printable_text(known[id].text if id in known else "", MAX_PERSONA_TEXT_CHARS),
+                    "tags": [printable_text(tag) for tag in (known[id].tags if id in known else ())],
                 }
                 for id, name in ids.items()
             ],
             "models": {
                 label: {
-                    "none": estimate(summary.baseline),
-                    "of": {ids[persona.id]: estimate(persona.accuracy) for persona in summary.personas},
-                    "difference": {ids[persona.id]: estimate(persona.difference) for persona in summary.personas},
+                    "none": json_estimate(summary.baseline),
+                    "of": {ids[persona.id]: json_estimate(persona.accuracy) for persona in summary.personas},
+                    "difference": {ids[persona.id]: json_estimate(persona.difference) for persona in summary.personas},
                 }
                 for label, summary in summaries.items()
             },
@@ -139,81 +145,91 @@ def _personas(models: Sequence[ModelRuns], shown: Mapping[str, str]) -> Chart:
     )
 
 
-def _lottery(models: Sequence[ModelRuns], shown: Mapping[str, str]) -> Chart:
-    summaries = {shown[model.label]: model.stability for model in models if model.stability is not None}
+def _lottery_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str]) -> _ChartData:
+    summaries = {display_names[model.label]: model.stability for model in models if model.stability is not None}
     return (
         {}
         if not summaries
         else {
-            "note": f"n = {_questions(models)}; bands: {INTERVAL}; thin dashed lines without markers: no persona",
+            "note": (
+                f"n = {_question_count_text(models)}; bands: {QUESTION_INTERVAL_NOTE}; thin dashed lines without "
+                "markers: no persona"
+            ),
             "models": {
-                label: {"none": estimate(summary.baseline), "best": [estimate(one) for one in summary.lottery]}
+                label: {
+                    "none": json_estimate(summary.baseline),
+                    "best": [json_estimate(one) for one in summary.expected_best_of_k],
+                }
                 for label, summary in summaries.items()
             },
         }
     )
 
 
-def _questions(models: Iterable[ModelRuns]) -> str:
-    return f"{theme.counts(model.stability.n_questions for model in models if model.stability is not None)} questions"
+def _question_count_text(models: Iterable[ModelRuns]) -> str:
+    return (
+        f"{theme.join_distinct_counts(model.stability.n_questions for model in models if model.stability is not None)} questions"
+    )
 
 
-def _training(models: Sequence[ModelRuns], shown: Mapping[str, str]) -> Chart:
-    logs = {shown[model.label]: model.runs["train"].log for model in models if "train" in model.runs}
+def _training_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str]) -> _ChartData:
+    logs = {display_names[model.label]: model.runs["train"].log for model in models if "train" in model.runs}
     logs = {label: log for label, log in logs.items() if log}
     if not logs:
         return {}
     longest = max(map(len, logs.values()))
-    rows = {label: thinned(log, panels_of(log), -(-longest // STEPS)) for label, log in logs.items()}
-    panels = [(key, name) for key, name in (*PANELS, LOSS) if any(_has(one, key) for one in rows.values())]
-    each = "each step" if longest <= STEPS else f"means of {-(-longest // STEPS)} steps"
+    rows = {label: thin_log(log, training_panel_keys(log), -(-longest // _MAX_CURVE_POINTS)) for label, log in logs.items()}
+    panels = [(key, name) for key, name in (*TRAINING_PANELS, LOSS_PANEL) if any(_has_values(one, key) for one in rows.values())]
+    each = "each step" if longest <= _MAX_CURVE_POINTS else f"means of {-(-longest // _MAX_CURVE_POINTS)} steps"
     return {
-        "note": f"n = {theme.counts(map(len, logs.values()))} steps, one run each, so no interval; thin: {each}",
+        "note": f"n = {theme.join_distinct_counts(map(len, logs.values()))} steps, one run each, so no interval; thin: {each}",
         "panels": [{"key": key, "name": name.replace("\n", " ")} for key, name in panels],
         "models": rows,
     }
 
 
-def panels_of(log: Sequence[Mapping[str, Any]]) -> list[str]:
+def training_panel_keys(log: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a training is followed by: rewards and what goes with them, or the loss of one that has no rewards."""
     rewarded = any("reward" in step for step in log)
-    return [key for key, _ in PANELS] if rewarded else [LOSS[0], "completion_tokens"]
+    return [key for key, _ in TRAINING_PANELS] if rewarded else [LOSS_PANEL[0], "completion_tokens"]
 
 
-def thinned(log: Sequence[Mapping[str, Any]], keys: Sequence[str], every: int) -> list[dict[str, Any]]:
+def thin_log(log: Sequence[Mapping[str, Any]], keys: Sequence[str], stride: int) -> list[dict[str, Any]]:
     """Means over each `every` steps that follow one another, under the last of them; a missing value is left out of its mean."""
-    groups = [log[start : start + every] for start in range(0, len(log), every)]
-    return [{"step": group[-1]["step"], **{key: _mean(step.get(key) for step in group) for key in keys}} for group in groups]
+    groups = [log[start : start + stride] for start in range(0, len(log), stride)]
+    return [
+        {"step": group[-1]["step"], **{key: _mean_of_known(step.get(key) for step in group) for key in keys}} for group in groups
+    ]
 
 
-def _mean(values: Iterable[Any]) -> float | None:
-    known = [value for one in values if one is not None and (value := number(float(one))) is not None]
-    return number(sum(known) / len(known)) if known else None
+def _mean_of_known(values: Iterable[Any]) -> float | None:
+    known = [value for one in values if one is not None and (value := json_number(float(one))) is not None]
+    return json_number(sum(known) / len(known)) if known else None
 
 
-def _has(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
+def _has_values(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
     return any(row.get(key) is not None for row in rows)
 
 
-def _probes(curves: Mapping[str, Curve]) -> Chart:
+def _dev_curve_chart(curves: Mapping[str, DevCurve]) -> _ChartData:
     every = [point for curve in curves.values() for point in curve.points]
     answers = [point.identifiability.n for point in every if point.identifiability is not None]
-    asked = f"{theme.counts(point.n_questions for point in every)} questions"
-    asked += f", {theme.counts(answers)} answers (identifiability)" if answers else ""
+    asked = f"{theme.join_distinct_counts(point.n_questions for point in every)} questions"
+    asked += f", {theme.join_distinct_counts(answers)} answers (identifiability)" if answers else ""
     marks = "ring: the weights taken; thin dashed lines without markers: no persona" + ("; dotted: chance" if answers else "")
-    panels = PROBE_PANELS if answers else PROBE_PANELS[:2]
+    panels = DEV_CURVE_PANELS if answers else DEV_CURVE_PANELS[:2]
     return (
         {}
         if not every
         else {
-            "note": f"n = {asked}; bands: {INTERVAL}; {marks}",
+            "note": f"n = {asked}; bands: {QUESTION_INTERVAL_NOTE}; {marks}",
             "panels": [{"key": key, "name": name.replace("\n", " ")} for key, name in panels],
             "models": {
                 label: {
-                    "taken": taken(curve),
+                    "taken": selected_step(curve),
                     "points": [
-                        {"step": point.step, "none": estimate(point.baseline), "chance": number(point.chance)}
-                        | {key: estimate(getattr(point, key)) for key, _ in panels}
+                        {"step": point.step, "none": json_estimate(point.baseline), "chance": json_number(point.chance)}
+                        | {key: json_estimate(getattr(point, key)) for key, _ in panels}
                         for point in curve.points
                     ],
                 }

@@ -20,122 +20,125 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from permix.rendering import theme
-from permix.rendering.plots import HEADINGS, ranked
-from permix.rendering.theme import HOLLOW, INTERVAL
+from permix.rendering.plots import DRIFT_AXIS_LABELS, personas_by_recall
+from permix.rendering.theme import HOLLOW_MARKER_NOTE, QUESTION_INTERVAL_NOTE
 from permix.report.comparisons import Comparison
-from permix.report.html.values import estimate, names, number, text
-from permix.report.judges import FILES, SCORE_OF, TITLES, JudgedRun, Scored, mark
-from permix.report.methods import Method, Pooled, arrows
+from permix.report.html.values import json_estimate, json_number, printable_text, unique_display_names
+from permix.report.judges import KIND_FILE_STEMS, KIND_TITLES, SCORE_NAMES, JudgedRun, JudgeScoreEntry, trust_mark
+from permix.report.methods import PooledMethod, ReportMethod, training_arrows
 from permix.report.runs import ModelRuns
-from permix.report.score_plots import BARS
-from permix.report.score_plots import PERSONA_INTERVAL as OVER_PERSONAS
-from permix.report.summary_text import MEANING
+from permix.report.score_plots import CONTROL_NAMES
+from permix.report.score_plots import PERSONA_INTERVAL_NOTE as OVER_PERSONAS
+from permix.report.summary_text import TRUST_MARKS_LEGEND
 from permix.types import Estimate
 
-Names = Mapping[str, str]
+DisplayNames = Mapping[str, str]
 
-Chart = dict[str, Any]
+_ChartData = dict[str, Any]
 
 
-def learnt(models: Sequence[ModelRuns], shown: Names) -> Chart:
+def learning_curve_chart(models: Sequence[ModelRuns], display_names: DisplayNames) -> _ChartData:
     """Identifiability by the number of questions that the classifier learnt from; empty where there is but one number."""
-    told = {shown[model.label]: model.fidelity for model in models if model.fidelity is not None}
+    told = {display_names[model.label]: model.identifiability for model in models if model.identifiability is not None}
     if not any(len(one.learning_curve) > 1 for one in told.values()):
         return {}
-    answers = theme.counts(one.n_answered for one in told.values())
+    answers = theme.join_distinct_counts(one.n_answered for one in told.values())
     return {
-        "note": f"n = {answers} answers, the same at every point; bands: {INTERVAL}; dotted: chance. Still climbing at its right "
-        "end: more questions would tell more",
+        "note": f"n = {answers} answers, the same at every point; bands: {QUESTION_INTERVAL_NOTE}; dotted: chance. "
+        "Still climbing at its right end: more questions would tell more",
         "models": {
             label: {
-                "chance": number(one.chance),
-                "points": [{"questions": at.questions, "accuracy": estimate(at.accuracy)} for at in one.learning_curve],
+                "chance": json_number(one.chance),
+                "points": [{"questions": at.questions, "accuracy": json_estimate(at.accuracy)} for at in one.learning_curve],
             }
             for label, one in told.items()
         },
     }
 
 
-def _of_kind(models: Sequence[ModelRuns], kind: str, shown: Names) -> dict[str, JudgedRun]:
-    return {shown[model.label]: run for model in models for run in model.judged if run.kind == kind}
+def _runs_of_kind(models: Sequence[ModelRuns], kind: str, display_names: DisplayNames) -> dict[str, JudgedRun]:
+    return {display_names[model.label]: run for model in models for run in model.judged_runs if run.kind == kind}
 
 
-def judged(models: Sequence[ModelRuns], shown: Names) -> list[Chart]:
+def judge_score_charts(models: Sequence[ModelRuns], display_names: DisplayNames) -> list[_ChartData]:
     """Scores by task, one panel a judge; a list with an entry for each kind of run that was judged."""
-    return [_scores(runs, kind) for kind in FILES if (runs := _of_kind(models, kind, shown))]
+    return [_judge_score_chart(runs, kind) for kind in KIND_FILE_STEMS if (runs := _runs_of_kind(models, kind, display_names))]
 
 
-def _scores(runs: Mapping[str, JudgedRun], kind: str) -> Chart:
+def _judge_score_chart(runs: Mapping[str, JudgedRun], kind: str) -> _ChartData:
     every = [one for run in runs.values() for one in run.judges.values()]
-    hollow = HOLLOW if any(not one.trusted for one in every) else ""
-    n = theme.counts(one.persona_score.n for one in every)
+    hollow = HOLLOW_MARKER_NOTE if any(not one.discriminates_persona for one in every) else ""
+    n = theme.join_distinct_counts(one.persona_score.n for one in every)
     judges = dict.fromkeys(judge for run in runs.values() for judge in run.judges)
     return {
-        "title": TITLES[kind],
-        "score": SCORE_OF[kind],
+        "title": KIND_TITLES[kind],
+        "score": SCORE_NAMES[kind],
         "note": f"n = {n} personas; bars: {OVER_PERSONAS}{hollow}",
-        "judges": [_panel(judge, runs, SCORE_OF[kind]) for judge in judges],
+        "judges": [_judge_panel(judge, runs, SCORE_NAMES[kind]) for judge in judges],
     }
 
 
-def _panel(judge: str, runs: Mapping[str, JudgedRun], score: str) -> Chart:
+def _judge_panel(judge: str, runs: Mapping[str, JudgedRun], score: str) -> _ChartData:
     """The mean over the tasks, then each task; no tasks where there is but one, which is the mean itself."""
     found = {label: run.judges[judge] for label, run in runs.items() if judge in run.judges}
     tasks = list(dict.fromkeys(task for one in found.values() for task in one.tasks))
     tasks = tasks if len(tasks) > 1 else []
     return {
-        "judge": text(judge),
-        "tasks": list(names([score, *tasks]).values()),
+        "judge": printable_text(judge),
+        "tasks": list(unique_display_names([score, *tasks]).values()),
         "models": {
             label: {
-                "trusted": one.trusted,
-                "scores": [estimate(one.persona_score), *(estimate(one.tasks.get(task)) for task in tasks)],
+                "trusted": one.discriminates_persona,
+                "scores": [json_estimate(one.persona_score), *(json_estimate(one.tasks.get(task)) for task in tasks)],
             }
             for label, one in found.items()
         },
     }
 
 
-def trial(models: Sequence[ModelRuns], shown: Names) -> Chart:
+def judge_reliability_chart(models: Sequence[ModelRuns], display_names: DisplayNames) -> _ChartData:
     """How many answers got each score, plainly and under each control."""
     kinds = [
-        {"title": TITLES[kind], "panels": [_trial(label, run, judge) for label, run in runs.items() for judge in run.judges]}
-        for kind in FILES
-        if (runs := _of_kind(models, kind, shown))
+        {
+            "title": KIND_TITLES[kind],
+            "panels": [_judge_reliability_panel(label, run, judge) for label, run in runs.items() for judge in run.judges],
+        }
+        for kind in KIND_FILE_STEMS
+        if (runs := _runs_of_kind(models, kind, display_names))
     ]
     note = (
         "share of answers that got each score, n at the right, without Toxicity Control; a good judge scores wrong and no "
-        f"persona lower than the own one, the last three alike. {MEANING}"
+        f"persona lower than the own one, the last three alike. {TRUST_MARKS_LEGEND}"
     )
     return {"note": note, "kinds": kinds} if kinds else {}
 
 
-def _trial(label: str, run: JudgedRun, judge: str) -> Chart:
+def _judge_reliability_panel(label: str, run: JudgedRun, judge: str) -> _ChartData:
     one = run.judges[judge]
     return {
         "label": label,
-        "judge": text(judge) + mark(one.trusted),
-        "trusted": one.trusted,
-        "auc": str(one.trial.auc),
+        "judge": printable_text(judge) + trust_mark(one.discriminates_persona),
+        "trusted": one.discriminates_persona,
+        "auc": str(one.reliability.auc),
         "bars": [
             {"name": name, "counts": list(one.histogram[control])}
-            for control, name in BARS.items()
+            for control, name in CONTROL_NAMES.items()
             if any(one.histogram[control])
         ],
     }
 
 
-def confusion(models: Sequence[ModelRuns], shown: Names) -> Chart:
+def confusion_chart(models: Sequence[ModelRuns], display_names: DisplayNames) -> _ChartData:
     """Personas of every model in the order of the first, best told there first, so that two can be laid side by side."""
-    told = {shown[model.label]: model.fidelity for model in models if model.fidelity is not None}
-    first = ranked(next(iter(told.values()))) if told else ()
+    told = {display_names[model.label]: model.identifiability for model in models if model.identifiability is not None}
+    first = personas_by_recall(next(iter(told.values()))) if told else ()
     found = {}
     for label, one in told.items():
-        order = [id for id in dict.fromkeys((*first, *ranked(one))) if id in one.persona_ids]
+        order = [id for id in dict.fromkeys((*first, *personas_by_recall(one))) if id in one.persona_ids]
         place = {id: p for p, id in enumerate(order)}
         at = [place[id] for id in one.persona_ids]
         found[label] = {
-            "ids": list(names(order).values()),
+            "ids": list(unique_display_names(order).values()),
             "note": f"n = {one.n_answered} answers of {len(order)} personas to {one.n_questions} questions; counts of answers; "
             "shade: share of the row",
             "cells": sorted(
@@ -148,14 +151,18 @@ def confusion(models: Sequence[ModelRuns], shown: Names) -> Chart:
     return {"models": found} if found else {}
 
 
-def drift(models: Sequence[ModelRuns], shown: Names) -> Chart:
+def drift_chart(models: Sequence[ModelRuns], display_names: DisplayNames) -> _ChartData:
     """Every measure by turn, in the order of the table."""
-    found = {shown[model.label]: model.drift for model in models if model.drift is not None}
-    courses = {one.name: one for drift in found.values() for one in drift.courses}
-    hollow = HOLLOW if any(one.judge is not None and not one.trusted for d in found.values() for one in d.courses) else ""
+    found = {display_names[model.label]: model.drift for model in models if model.drift is not None}
+    courses = {one.name: one for drift in found.values() for one in drift.series}
+    hollow = (
+        HOLLOW_MARKER_NOTE
+        if any(one.judge is not None and not one.discriminates_persona for d in found.values() for one in d.series)
+        else ""
+    )
     dotted = "; dotted: chance" if "identifiability" in courses else ""
-    asked = theme.counts(len(one.persona_ids) for one in found.values())
-    keys = names(courses)
+    asked = theme.join_distinct_counts(len(one.persona_ids) for one in found.values())
+    keys = unique_display_names(courses)
     return (
         {}
         if not found
@@ -164,13 +171,13 @@ def drift(models: Sequence[ModelRuns], shown: Names) -> Chart:
             "panels": [_drift_panel(keys[name], name, one.judge) for name, one in courses.items()],
             "models": {
                 label: {
-                    "chance": number(one.chance),
+                    "chance": json_number(one.chance),
                     "courses": {
                         keys[course.name]: {
-                            "trusted": course.judge is None or course.trusted,
-                            "by_turn": [estimate(turn) for turn in course.by_turn],
+                            "trusted": course.judge is None or course.discriminates_persona,
+                            "by_turn": [json_estimate(turn) for turn in course.by_turn],
                         }
-                        for course in one.courses
+                        for course in one.series
                     },
                 }
                 for label, one in found.items()
@@ -179,130 +186,160 @@ def drift(models: Sequence[ModelRuns], shown: Names) -> Chart:
     )
 
 
-def _drift_panel(key: str, name: str, judge: str | None) -> Chart:
+def _drift_panel(key: str, name: str, judge: str | None) -> _ChartData:
     """A judge's scores run from 1 to 5; all else begins at 0."""
     if judge is not None:
-        return {"key": key, "name": f"judge {text(judge)}", "low": 1, "high": 5}
-    return {"key": key, "name": HEADINGS[name].replace("\n", " "), "low": 0, "high": None}
+        return {"key": key, "name": f"judge {printable_text(judge)}", "low": 1, "high": 5}
+    return {"key": key, "name": DRIFT_AXIS_LABELS[name].replace("\n", " "), "low": 0, "high": None}
 
 
-PSS, DISTINCT, JUDGED = "pss", "identifiability", "judged"
+_PSS_KEY, _IDENTIFIABILITY_KEY, _JUDGE_SCORES_KEY = "pss", "identifiability", "judged"
 
-Y_NAME = "PSS: worst / best persona's accuracy"
+_PSS_AXIS_TITLE = "PSS: worst / best persona's accuracy"
 
-X_NAME = "identifiability: how often a classifier tells which persona wrote an answer"
+_IDENTIFIABILITY_AXIS_TITLE = "identifiability: how often a classifier tells which persona wrote an answer"
 
-HOLLOW_NOTE = "hollow: the judge does not tell right from wrong persona, or was not tried"
+_HOLLOW_POINT_NOTE = "hollow: the judge does not tell right from wrong persona, or was not tried"
 
 
-Scores = Mapping[str, Mapping[str, Scored]]
+_EntriesByMeasure = Mapping[str, Mapping[str, JudgeScoreEntry]]
 """By judge's measure, then by label of the model."""
 
 
-def tradeoff(
-    models: Sequence[ModelRuns], methods: Sequence[Method], pooled: Sequence[Pooled], comparisons: Sequence[Comparison]
+def tradeoff_chart(
+    models: Sequence[ModelRuns],
+    methods: Sequence[ReportMethod],
+    pooled: Sequence[PooledMethod],
+    comparisons: Sequence[Comparison],
 ) -> dict[str, Any]:
     """Empty where no method has both PSS and a measure of fidelity."""
-    apart = _apart(models[0], comparisons)
+    apart = _incomparable_labels(models[0], comparisons)
     pairs = [
         (method, mean)
         for method, mean in zip(methods, pooled, strict=True)
-        if mean.pss is not None and mean.pss.value is not None and not apart[PSS] & set(mean.labels)
+        if mean.pss is not None and mean.pss.value is not None and not apart[_PSS_KEY] & set(mean.labels)
     ]
-    scores = _judge_scores(model for method, _ in pairs for model in method.models if model.label not in apart[JUDGED])
-    shown, called = names(model.label for model in models), names(method.name for method in methods)
-    points = [_point(method, mean, scores, apart[DISTINCT], shown, called) for method, mean in pairs]
-    measures = [one for one in _measures([mean for _, mean in pairs], scores) if any(_known(point, one) for point in points)]
+    scores = _entries_by_measure(
+        model for method, _ in pairs for model in method.models if model.label not in apart[_JUDGE_SCORES_KEY]
+    )
+    shown, called = unique_display_names(model.label for model in models), unique_display_names(method.name for method in methods)
+    points = [_tradeoff_point(method, mean, scores, apart[_IDENTIFIABILITY_KEY], shown, called) for method, mean in pairs]
+    measures = [
+        one for one in _fidelity_axes([mean for _, mean in pairs], scores) if any(_has_value(point, one) for point in points)
+    ]
     return (
         {}
         if not measures
         else {
-            "y_name": Y_NAME,
+            "y_name": _PSS_AXIS_TITLE,
             "measures": measures,
-            "points": [point for point in points if any(_known(point, one) for one in measures)],
-            "arrows": [[called[start], called[end]] for start, end in arrows([method for method, _ in pairs])],
+            "points": [point for point in points if any(_has_value(point, one) for one in measures)],
+            "arrows": [[called[start], called[end]] for start, end in training_arrows([method for method, _ in pairs])],
         }
     )
 
 
-def _apart(first: ModelRuns, comparisons: Sequence[Comparison]) -> dict[str, set[str]]:
+def _incomparable_labels(first: ModelRuns, comparisons: Sequence[Comparison]) -> dict[str, set[str]]:
     """Labels of models that must not be held against the first, by what is measured."""
     against = [one for one in comparisons if one.against == first.label]
     return {
-        PSS: {one.label for one in against if one.reasons},
-        DISTINCT: {one.label for one in against if one.fidelity_reasons},
-        JUDGED: {one.label for one in against if one.judged_reasons},
+        _PSS_KEY: {one.label for one in against if one.reasons},
+        _IDENTIFIABILITY_KEY: {one.label for one in against if one.fidelity_reasons},
+        _JUDGE_SCORES_KEY: {one.label for one in against if one.judged_reasons},
     }
 
 
-def _judge_scores(models: Iterable[ModelRuns]) -> Scores:
-    found: dict[str, dict[str, Scored]] = {}
+def _entries_by_measure(models: Iterable[ModelRuns]) -> _EntriesByMeasure:
+    found: dict[str, dict[str, JudgeScoreEntry]] = {}
     for model in models:
-        for judged in model.judged:
-            for one in judged.scored:
+        for judged in model.judged_runs:
+            for one in judged.score_entries:
                 found.setdefault(one.name, {})[model.label] = one
     return found
 
 
-MARKS = "dotted: chance; arrows: from base to RLVR to personas mixed in"
+_TRADEOFF_LEGEND = "dotted: chance; arrows: from base to RLVR to personas mixed in"
 
 
-def _measures(means: Sequence[Pooled], scores: Scores) -> list[dict[str, Any]]:
+def _fidelity_axes(pooled: Sequence[PooledMethod], scores: _EntriesByMeasure) -> list[dict[str, Any]]:
     """The axes that can be chosen; `low` and `high` are the ends of what the measure can be."""
-    questions = f"{theme.counts(mean.pss.n for mean in means if mean.pss is not None)} questions (PSS)"
-    answers = theme.counts(mean.identifiability.n for mean in means if mean.identifiability is not None)
-    bars = f"bars: {INTERVAL}"
-    small = "; small points: training seeds" if any(len(mean.labels) > 1 for mean in means) else ""
+    questions = f"{theme.join_distinct_counts(mean.pss.n for mean in pooled if mean.pss is not None)} questions (PSS)"
+    answers = theme.join_distinct_counts(mean.identifiability.n for mean in pooled if mean.identifiability is not None)
+    bars = f"bars: {QUESTION_INTERVAL_NOTE}"
+    small = "; small points: training seeds" if any(len(mean.labels) > 1 for mean in pooled) else ""
     distinct = {
-        "key": DISTINCT, "name": X_NAME, "chance": _chance(means), "low": 0, "high": 1,
-        "note": f"n = {questions}, {answers} answers (identifiability); {bars}{small}; {MARKS}",
+        "key": _IDENTIFIABILITY_KEY, "name": _IDENTIFIABILITY_AXIS_TITLE, "chance": _common_chance(pooled), "low": 0, "high": 1,
+        "note": f"n = {questions}, {answers} answers (identifiability); {bars}{small}; {_TRADEOFF_LEGEND}",
     }  # fmt: skip
     return [distinct] + [
         {
-            "key": text(name), "name": f"{text(name)}: mean score, 1 to 5", "chance": None, "low": 1, "high": 5,
-            "note": f"n = {questions}, {theme.counts(one.persona_score.n for one in of.values())} personas (judge); upright "
-            f"{bars}; level bars: {OVER_PERSONAS}, of a single model{small}; {HOLLOW_NOTE}",
+            "key": printable_text(name),
+            "name": f"{printable_text(name)}: mean score, 1 to 5",
+            "chance": None,
+            "low": 1,
+            "high": 5,
+            "note": f"n = {questions}, {theme.join_distinct_counts(one.persona_score.n for one in of.values())} "
+            f"personas (judge); upright {bars}; level bars: {OVER_PERSONAS}, of a single model{small}; {_HOLLOW_POINT_NOTE}",
         }
         for name, of in scores.items()
-    ]  # fmt: skip
+    ]
 
 
-def _chance(means: Sequence[Pooled]) -> float | None:
+def _common_chance(pooled: Sequence[PooledMethod]) -> float | None:
     """One line needs one chance: none where methods were told from different numbers of personas."""
-    found = {number(mean.chance) for mean in means if mean.chance is not None}
+    found = {json_number(mean.chance) for mean in pooled if mean.chance is not None}
     return found.pop() if len(found) == 1 else None
 
 
-def _point(method: Method, mean: Pooled, scores: Scores, apart: Set[str], shown: Names, called: Names) -> dict[str, Any]:
-    x = {DISTINCT: None if apart & set(mean.labels) else estimate(mean.identifiability)}
-    x |= {text(name): estimate(_pooled([of.get(label) for label in mean.labels])) for name, of in scores.items()}
-    trusted = {text(name): all(of[label].trusted for label in mean.labels if label in of) for name, of in scores.items()}
+def _tradeoff_point(
+    method: ReportMethod,
+    pooled: PooledMethod,
+    scores: _EntriesByMeasure,
+    excluded: Set[str],
+    display_names: DisplayNames,
+    method_names: DisplayNames,
+) -> dict[str, Any]:
+    x = {_IDENTIFIABILITY_KEY: None if excluded & set(pooled.labels) else json_estimate(pooled.identifiability)}
+    x |= {
+        printable_text(name): json_estimate(_pooled_judge_score([of.get(label) for label in pooled.labels]))
+        for name, of in scores.items()
+    }
+    trusted = {
+        printable_text(name): all(of[label].discriminates_persona for label in pooled.labels if label in of)
+        for name, of in scores.items()
+    }
     return {
-        "name": called[method.name],
-        "labels": [shown[label] for label in mean.labels],
-        "y": estimate(mean.pss),
+        "name": method_names[method.name],
+        "labels": [display_names[label] for label in pooled.labels],
+        "y": json_estimate(pooled.pss),
         "x": x,
-        "trusted": {DISTINCT: True} | trusted,
-        "seeds": [_seed(model, scores, shown) for model in method.models] if len(method.models) > 1 else [],
+        "trusted": {_IDENTIFIABILITY_KEY: True} | trusted,
+        "seeds": [_seed_point(model, scores, display_names) for model in method.models] if len(method.models) > 1 else [],
     }
 
 
-def _pooled(found: Sequence[Scored | None]) -> Estimate | None:
+def _pooled_judge_score(entries: Sequence[JudgeScoreEntry | None]) -> Estimate | None:
     """One model's own estimate; of several the mean, where all have one."""
-    known = [one.persona_score for one in found if one is not None and one.persona_score.value is not None]
-    if len(known) < len(found):
+    known = [one.persona_score for one in entries if one is not None and one.persona_score.value is not None]
+    if len(known) < len(entries):
         return None
     if len(known) == 1:
         return known[0]
     return Estimate(value=sum(one.value or 0.0 for one in known) / len(known), n=min(one.n for one in known))
 
 
-def _seed(model: ModelRuns, scores: Scores, shown: Names) -> dict[str, Any]:
-    x = {DISTINCT: None if model.fidelity is None else number(model.fidelity.accuracy.value)}
-    x |= {text(name): number(of[model.label].persona_score.value) for name, of in scores.items() if model.label in of}
-    return {"label": shown[model.label], "y": None if model.stability is None else number(model.stability.pss.value), "x": x}
+def _seed_point(model: ModelRuns, scores: _EntriesByMeasure, display_names: DisplayNames) -> dict[str, Any]:
+    x = {_IDENTIFIABILITY_KEY: None if model.identifiability is None else json_number(model.identifiability.accuracy.value)}
+    x |= {
+        printable_text(name): json_number(of[model.label].persona_score.value) for name, of in scores.items() if model.label in of
+    }
+    return {
+        "label": display_names[model.label],
+        "y": None if model.stability is None else json_number(model.stability.pss.value),
+        "x": x,
+    }
 
 
-def _known(point: Mapping[str, Any], measure: Mapping[str, Any]) -> bool:
+def _has_value(point: Mapping[str, Any], measure: Mapping[str, Any]) -> bool:
     at = point["x"][measure["key"]]
     return at is not None and at["value"] is not None

@@ -8,40 +8,53 @@ answer, a RESULT, what was returned. That is plain data (`guest/protocol.py`), s
 import json
 from typing import Any
 
-from permix.verification.guest.limits import allow_cpu, confined, long_integers
-from permix.verification.guest.protocol import ASK, BROKEN, FAILED, RESULT, Channel, dumps, loads
+from permix.verification.guest.limits import confine_process, limit_cpu_time, unlimited_integer_digits
+from permix.verification.guest.protocol import (
+    FRAME_CALL,
+    FRAME_PROGRAM_FAILED,
+    FRAME_RESULT,
+    FRAME_TESTS_BROKEN,
+    Channel,
+    decode_value,
+    encode_value,
+)
 
 
-def main() -> None:
-    channel, bounds = confined()
-    allow_cpu(bounds["cpu_seconds"])
+def serve_check() -> None:
+    channel, bounds = confine_process()
+    limit_cpu_time(bounds["cpu_seconds"])
     job = json.loads(channel.receive().payload)
-    program = Elsewhere(channel)
+    program = RemoteFunction(channel)
     try:
         namespace: dict[str, Any] = {"__name__": "check"}
         exec(compile(job["prelude"], "prelude.py", "exec"), namespace)
         namespace[job["function"]] = program
         exec(compile(job["check"], "check.py", "exec"), namespace)
     except Exception as error:  # the boundary of a check: a value that it cannot work with fails it like a false assertion
-        channel.send(FAILED if program.answered else BROKEN, f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:300])
+        channel.send(
+            FRAME_PROGRAM_FAILED if program.has_returned else FRAME_TESTS_BROKEN,
+            f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:300],
+        )
         return
-    channel.send(RESULT if program.answered else BROKEN, b"" if program.answered else b"it calls nothing")
+    channel.send(
+        FRAME_RESULT if program.has_returned else FRAME_TESTS_BROKEN, b"" if program.has_returned else b"it calls nothing"
+    )
 
 
-class Elsewhere:
-    """The function under test, called over there. `answered`: a value of the program's has come back."""
+class RemoteFunction:
+    """The function under test, called over there. `has_returned`: a value of the program's has come back."""
 
     def __init__(self, channel: Channel) -> None:
-        self._channel, self.answered = channel, False
+        self._channel, self.has_returned = channel, False
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        with long_integers():
-            self._channel.send(ASK, dumps([arguments, named]))
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        with unlimited_integer_digits():
+            self._channel.send(FRAME_CALL, encode_value([arguments, keywords]))
         payload = self._channel.receive().payload
-        self.answered = True
-        with long_integers():
-            return loads(payload)
+        self.has_returned = True
+        with unlimited_integer_digits():
+            return decode_value(payload)
 
 
 if __name__ == "__main__":
-    main()
+    serve_check()

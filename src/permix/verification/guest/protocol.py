@@ -14,15 +14,15 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-READY, JOB, ASK, RESULT, FAILED, BROKEN = b"R", b"J", b"?", b"=", b"!", b"X"
+FRAME_READY, FRAME_JOB, FRAME_CALL, FRAME_RESULT, FRAME_PROGRAM_FAILED, FRAME_TESTS_BROKEN = b"R", b"J", b"?", b"=", b"!", b"X"
 """Set up; what to do; do it; what came of it; it failed, and whose fault it is: the program's, or the tests' own."""
 
 
-_HEAD = struct.Struct("!cQ")
+_FRAME_HEADER = struct.Struct("!cQ")
 
 
 class Frame(NamedTuple):
-    mark: bytes
+    kind: bytes
     payload: bytes
 
 
@@ -31,38 +31,38 @@ class FrameTooLongError(Exception):
 
 
 class Channel:
-    """One end of the socket; of what comes in, a frame may have `longest` bytes.
+    """One end of the socket; of what comes in, a frame may have `max_frame_bytes` bytes.
 
     Deadlines are on `time.monotonic`; without one, a call may take for ever.
 
     Raises EOFError when the other end is gone, TimeoutError, and FrameTooLongError.
     """
 
-    def __init__(self, channel: socket.socket, longest: int | None = None) -> None:
-        self._channel, self._longest = channel, longest
+    def __init__(self, connection: socket.socket, max_frame_bytes: int | None = None) -> None:
+        self._connection, self._max_frame_bytes = connection, max_frame_bytes
 
-    def send(self, mark: bytes, payload: bytes = b"", deadline: float | None = None) -> None:
-        self._until(deadline)
+    def send(self, kind: bytes, payload: bytes = b"", deadline: float | None = None) -> None:
+        self._set_timeout(deadline)
         try:
-            self._channel.sendall(_HEAD.pack(mark, len(payload)) + payload)
+            self._connection.sendall(_FRAME_HEADER.pack(kind, len(payload)) + payload)
         except (BrokenPipeError, ConnectionResetError):
             raise EOFError from None
 
     def receive(self, deadline: float | None = None) -> Frame:
-        mark, length = _HEAD.unpack(self._exactly(_HEAD.size, deadline))
-        if self._longest is not None and length > self._longest:
+        mark, length = _FRAME_HEADER.unpack(self._receive_exactly(_FRAME_HEADER.size, deadline))
+        if self._max_frame_bytes is not None and length > self._max_frame_bytes:
             raise FrameTooLongError
-        return Frame(mark, self._exactly(length, deadline))
+        return Frame(mark, self._receive_exactly(length, deadline))
 
     def close(self) -> None:
-        self._channel.close()
+        self._connection.close()
 
-    def _exactly(self, length: int, deadline: float | None) -> bytes:
+    def _receive_exactly(self, length: int, deadline: float | None) -> bytes:
         got = bytearray()
         while len(got) < length:
-            self._until(deadline)
+            self._set_timeout(deadline)
             try:
-                chunk = self._channel.recv(min(length - len(got), 1 << 20))
+                chunk = self._connection.recv(min(length - len(got), 1 << 20))
             except ConnectionResetError:
                 raise EOFError from None
             if not chunk:
@@ -70,24 +70,24 @@ class Channel:
             got += chunk
         return bytes(got)
 
-    def _until(self, deadline: float | None) -> None:
+    def _set_timeout(self, deadline: float | None) -> None:
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             raise TimeoutError
-        self._channel.settimeout(left)
+        self._connection.settimeout(left)
 
 
-def dumps(value: Any) -> bytes:
+def encode_value(value: Any) -> bytes:
     """Raises TypeError for what is no plain value."""
-    return json.dumps(_encoded(value)).encode()
+    return json.dumps(_to_json(value)).encode()
 
 
-def loads(payload: bytes, parse_int: Callable[[str], Any] = int) -> Any:
+def decode_value(payload: bytes, parse_int: Callable[[str], Any] = int) -> Any:
     """The value again; a ValueError, TypeError or RecursionError where the bytes hold none."""
-    return _decoded(json.loads(payload, parse_int=parse_int))
+    return _from_json(json.loads(payload, parse_int=parse_int))
 
 
-def _encoded(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     # By isinstance: a Counter is a dict, an IntEnum an int. The types' own methods, for a subclass may lie in its.
     if value is None or value is True or value is False:
         return value
@@ -98,17 +98,17 @@ def _encoded(value: Any) -> Any:
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, list):
-        return [_encoded(one) for one in list.__iter__(value)]
+        return [_to_json(one) for one in list.__iter__(value)]
     if isinstance(value, dict):
-        return {"dict": [[_encoded(key), _encoded(one)] for key, one in dict.items(value)]}
-    return _tagged(value)
+        return {"dict": [[_to_json(key), _to_json(one)] for key, one in dict.items(value)]}
+    return _to_tagged_json(value)
 
 
-def _tagged(value: Any) -> dict[str, Any]:
+def _to_tagged_json(value: Any) -> dict[str, Any]:
     kinds: tuple[Any, ...] = (tuple, set, frozenset)
     for kind in kinds:
         if isinstance(value, kind):
-            return {kind.__name__: [_encoded(one) for one in kind.__iter__(value)]}
+            return {kind.__name__: [_to_json(one) for one in kind.__iter__(value)]}
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
     if isinstance(value, bytes | bytearray):
@@ -116,22 +116,22 @@ def _tagged(value: Any) -> dict[str, Any]:
     raise TypeError(f"a {type(value).__name__} is no plain value")
 
 
-_KINDS: dict[str, Callable[[Any], Any]] = {
-    "dict": lambda pairs: {_decoded(key): _decoded(one) for key, one in pairs},
-    "tuple": lambda items: tuple(map(_decoded, items)),
-    "set": lambda items: set(map(_decoded, items)),
-    "frozenset": lambda items: frozenset(map(_decoded, items)),
+_DECODERS: dict[str, Callable[[Any], Any]] = {
+    "dict": lambda pairs: {_from_json(key): _from_json(one) for key, one in pairs},
+    "tuple": lambda items: tuple(map(_from_json, items)),
+    "set": lambda items: set(map(_from_json, items)),
+    "frozenset": lambda items: frozenset(map(_from_json, items)),
     "complex": lambda parts: complex(*parts),
     "bytes": bytes.fromhex,
 }
 
 
-def _decoded(value: Any) -> Any:
+def _from_json(value: Any) -> Any:
     if isinstance(value, list):
-        return [_decoded(one) for one in value]
+        return [_from_json(one) for one in value]
     if isinstance(value, dict):
         ((kind, content),) = value.items()
-        if kind not in _KINDS:
+        if kind not in _DECODERS:
             raise ValueError(f"no kind of value is called {kind[:20]!r}")
-        return _KINDS[kind](content)
+        return _DECODERS[kind](content)
     return value

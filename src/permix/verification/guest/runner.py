@@ -23,29 +23,29 @@ from collections.abc import Callable, Mapping
 from types import CodeType, ModuleType
 from typing import Any
 
-from permix.verification.guest.limits import allow_cpu, allow_files, confined, long_integers
-from permix.verification.guest.protocol import ASK, FAILED, RESULT, Channel, dumps, loads
+from permix.verification.guest.limits import confine_process, limit_cpu_time, limit_file_size, unlimited_integer_digits
+from permix.verification.guest.protocol import FRAME_CALL, FRAME_PROGRAM_FAILED, FRAME_RESULT, Channel, decode_value, encode_value
 
 
-def main() -> None:
-    channel, bounds = confined()
-    allow_cpu(bounds["cpu_seconds"])
+def serve_program() -> None:
+    channel, bounds = confine_process()
+    limit_cpu_time(bounds["cpu_seconds"])
     job = json.loads(channel.receive().payload)
     try:
-        module = prepared("__main__" if job["function"] is None else "program", job["prelude"])
+        module = make_program_module("__main__" if job["function"] is None else "program", job["prelude"])
         code = compile(job["program"], "program.py", "exec")
-        call = None if job["function"] is None else defined(code, vars(module), job["function"], bounds)
+        call = None if job["function"] is None else load_function(code, vars(module), job["function"], bounds)
     except BaseException as error:  # the program's boundary: it may raise anything at all
-        channel.send(FAILED, said(error))
+        channel.send(FRAME_PROGRAM_FAILED, exception_message(error))
         return
-    channel.send(RESULT)
+    channel.send(FRAME_RESULT)
     if call is None:
-        answer_as_main(channel, code, vars(module), bounds)
+        serve_stdin_runs(channel, code, vars(module), bounds)
     else:
-        answer_calls(channel, call, bounds)
+        serve_calls(channel, call, bounds)
 
 
-def prepared(name: str, prelude: str) -> ModuleType:
+def make_program_module(name: str, prelude: str) -> ModuleType:
     """The module that the program is run as. `exit` and `quit` are what Python's `site`, which is not here, would add."""
     vars(builtins).update(exit=sys.exit, quit=sys.exit)
     sys.argv = ["program.py"]
@@ -54,56 +54,58 @@ def prepared(name: str, prelude: str) -> ModuleType:
     return module
 
 
-def defined(code: CodeType, namespace: dict[str, Any], function: str, bounds: Mapping[str, int]) -> Callable[..., Any]:
-    allow_files(bounds["output_bytes"])
+def load_function(code: CodeType, namespace: dict[str, Any], function: str, limits: Mapping[str, int]) -> Callable[..., Any]:
+    limit_file_size(limits["output_bytes"])
     exec(code, namespace)
     found: Callable[..., Any] = namespace[function] if function in namespace else getattr(namespace["Solution"](), function)
     return found
 
 
-def said(error: BaseException) -> bytes:
+def exception_message(error: BaseException) -> bytes:
     return f"raised {type(error).__name__}".encode()
 
 
-def answer_calls(channel: Channel, call: Callable[..., Any], bounds: Mapping[str, int]) -> None:
-    while (asked := channel.receive()).mark == ASK:
-        allow_cpu(bounds["cpu_seconds"])
-        channel.send(*returned(call, asked.payload))
+def serve_calls(channel: Channel, call: Callable[..., Any], limits: Mapping[str, int]) -> None:
+    while (asked := channel.receive()).kind == FRAME_CALL:
+        limit_cpu_time(limits["cpu_seconds"])
+        channel.send(*call_result(call, asked.payload))
 
 
-def returned(call: Callable[..., Any], payload: bytes) -> tuple[bytes, bytes]:
+def call_result(call: Callable[..., Any], payload: bytes) -> tuple[bytes, bytes]:
     try:
-        with long_integers():
-            arguments, named = loads(payload)
+        with unlimited_integer_digits():
+            arguments, named = decode_value(payload)
         value = call(*arguments, **named)
-        with long_integers():
-            return RESULT, dumps(value)
+        with unlimited_integer_digits():
+            return FRAME_RESULT, encode_value(value)
     except BaseException as error:  # the program's boundary
-        return FAILED, said(error)
+        return FRAME_PROGRAM_FAILED, exception_message(error)
 
 
-def answer_as_main(channel: Channel, code: CodeType, namespace: dict[str, Any], bounds: Mapping[str, int]) -> None:
+def serve_stdin_runs(channel: Channel, code: CodeType, namespace: dict[str, Any], limits: Mapping[str, int]) -> None:
     gc.freeze()  # what is here already need not be gone through at the end of every child: that halves what a test costs
-    while (asked := channel.receive()).mark == ASK:
+    while (asked := channel.receive()).kind == FRAME_CALL:
         given, printed = (os.open("/tmp", os.O_TMPFILE | os.O_RDWR) for _ in range(2))
         with open(given, "wb", closefd=False) as file:
             file.write(asked.payload)
         os.lseek(given, 0, os.SEEK_SET)
         if not (child := os.fork()):
             channel.close()
-            run(code, namespace, given, printed, bounds)
-            return  # and so out of `main`: threads are waited for and streams flushed as at the end of any program
+            run_program_in_child(code, namespace, given, printed, limits)
+            return  # and so out of `serve_program`: threads are waited for and streams flushed as at the end of any program
         _, status = os.waitpid(child, 0)
-        end_others()
-        channel.send(*outcome(os.waitstatus_to_exitcode(status), printed, bounds["output_bytes"]))
+        kill_other_processes()
+        channel.send(*child_result(os.waitstatus_to_exitcode(status), printed, limits["output_bytes"]))
         os.close(given)
         os.close(printed)
 
 
-def run(code: CodeType, namespace: dict[str, Any], given: int, printed: int, bounds: Mapping[str, int]) -> None:
-    allow_files(bounds["output_bytes"])
-    allow_cpu(bounds["cpu_seconds"], for_ever=True)
-    for descriptor, stream in ((given, 0), (printed, 1)):
+def run_program_in_child(
+    code: CodeType, namespace: dict[str, Any], stdin_fd: int, stdout_fd: int, limits: Mapping[str, int]
+) -> None:
+    limit_file_size(limits["output_bytes"])
+    limit_cpu_time(limits["cpu_seconds"], is_permanent=True)
+    for descriptor, stream in ((stdin_fd, 0), (stdout_fd, 1)):
         os.dup2(descriptor, stream)
         os.close(descriptor)
     sys.stdin = open(0, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115 - the program's, to its end
@@ -112,7 +114,7 @@ def run(code: CodeType, namespace: dict[str, Any], given: int, printed: int, bou
         exec(code, namespace)
 
 
-def end_others() -> None:
+def kill_other_processes() -> None:
     """End every process that the program has left behind; the sandbox's init buries those that are not our own children."""
     try:
         os.kill(-1, signal.SIGKILL)
@@ -123,15 +125,15 @@ def end_others() -> None:
             pass
 
 
-def outcome(status: int, printed: int, most: int) -> tuple[bytes, bytes]:
+def child_result(status: int, stdout_fd: int, max_bytes: int) -> tuple[bytes, bytes]:
     if status == -signal.SIGXCPU:
-        return FAILED, b"ran out of CPU time"
+        return FRAME_PROGRAM_FAILED, b"ran out of CPU time"
     if status:
-        return FAILED, f"ended with status {status}".encode()
-    if os.fstat(printed).st_size >= most:
-        return FAILED, b"printed too much"
-    return RESULT, os.pread(printed, most, 0)
+        return FRAME_PROGRAM_FAILED, f"ended with status {status}".encode()
+    if os.fstat(stdout_fd).st_size >= max_bytes:
+        return FRAME_PROGRAM_FAILED, b"printed too much"
+    return FRAME_RESULT, os.pread(stdout_fd, max_bytes, 0)
 
 
 if __name__ == "__main__":
-    main()
+    serve_program()
