@@ -56,7 +56,7 @@ def write_run(out: Path, people: list[Persona], asked: list[Question], samples: 
     hard_Q, written = rng.normal(0, 1.5, len(asked)), 0
     wording = PromptFormat(lambda question: question.text, "you_are", empty_system_prompt=False)
     with RunDir.open(out, StabilityConfig(out=out, samples=samples), {"model": "made up"}) as run:
-        write_json(out / "asked.json", describe_grid(people, asked, samples))
+        write_json(out / "grid.json", describe_grid(people, asked, samples))
         for persona in (None, *people):  # one at a time: a million cells are not held in memory here either
             cells = build_grid([persona], asked, wording, samples=samples, seed=0)
             chance = 1 / (1 + np.exp(-np.repeat(hard_Q, samples) - rng.normal(0, 0.3)))

@@ -61,7 +61,7 @@ def write_run(out: Path, P: int, Q: int) -> int:
     words, people, asked, written = vocabulary(rng), personas(P), questions(Q), 0
     wording = PromptFormat(lambda question: question.text, "you_are", empty_system_prompt=False)
     with RunDir.open(out, StabilityConfig(out=out, resamples=200), {"model": "made up", "default_system": None}) as run:
-        write_json(out / "asked.json", describe_grid(people, asked, 1))
+        write_json(out / "grid.json", describe_grid(people, asked, 1))
         for persona in (None, *people):
             cells = build_grid([persona], asked, wording, samples=1, seed=0)
             run.append(answered(cells, words, rng))

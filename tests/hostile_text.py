@@ -185,7 +185,8 @@ def _training(out: Path, label: str, pool: Path) -> Path:
         for step in (1, 2, 3):
             log.log_rollouts(step, list(_rollouts(step)))
             log.log_metrics(
-                step, {"reward": step / 4, "completion_tokens": 20.0, "signal_groups": 0.5, "kl": None, "tokens": 100}
+                step,
+                {"reward": step / 4, "completion_tokens": 20.0, "frac_nonzero_advantage_groups": 0.5, "kl": None, "tokens": 100},
             )
     return _relabelled(out, label)
 

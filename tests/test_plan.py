@@ -220,7 +220,7 @@ def test_a_plan_of_an_earlier_format_says_how_to_make_it_anew(tmp_path: Path) ->
     write_plan(plan_of(), path)
     table = pq.read_table(path).drop_columns(["solution"])
     pq.write_table(table.replace_schema_metadata({"permix": json.dumps({"format": "permix-plan-1", "hash": "x"})}), path)
-    with pytest.raises(DataError, match=r"is of format permix-plan-1, not permix-plan-2; `permix plan` makes it anew"):
+    with pytest.raises(DataError, match=r"is of format permix-plan-1, not permix-plan-3; `permix plan` makes it anew"):
         read_plan(path)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from permix.judges.types import JudgeInput, Judgement
 from permix.judges.validation import build_control_inputs
+from permix.storage.run_dir import RUN_FORMAT
 from permix.types import Completion
 
 GYM = ("Expected Action", "Toxicity Control", "Linguistic Habits", "Persona Consistency", "Action Justification")
@@ -61,7 +62,7 @@ def write_judge(
     } | settings
     (folder / "config.json").write_text(json.dumps({"stage": "judge", "run": str(run), "judge": judge, "seed": seed}))
     born = {"judge": f"weights of {judge['name']}", "rubrics": judge["rubrics"], "examples": None}
-    (folder / "provenance.json").write_text(json.dumps({"identity": born}))
+    (folder / "provenance.json").write_text(json.dumps({"format": RUN_FORMAT, "identity": born}))
     calls = [
         judgement(item, score(item), cost)
         for item in [*items, *build_control_inputs(items, int(judge["answers_per_control"]), seed)]

@@ -23,7 +23,7 @@ from permix.prompts import build_messages, template_hash
 from permix.tasks import TASKS, load_questions
 from permix.types import Persona, PlanRow, Question, digest, seed_from
 
-PLAN_FORMAT = "permix-plan-2"
+PLAN_FORMAT = "permix-plan-3"
 
 
 class Plan(NamedTuple):

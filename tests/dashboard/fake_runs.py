@@ -38,7 +38,7 @@ def stability_run(run: Path, cells: Sequence[Cell] = (), *, label: str = "base",
     """A run of `whole()` that has come as far as `cells`."""
     put(run, "config.json", {"stage": "stability", "label": label, "model": {"name": "m"}, "seed": 0, "resamples": 100} | config)
     put(run, "provenance.json", {"command": COMMAND})
-    put(run, "asked.json", {"persona_ids": PERSONAS, "question_ids": QUESTIONS, "samples": 1})
+    put(run, "grid.json", {"persona_ids": PERSONAS, "question_ids": QUESTIONS, "samples": 1})
     (run / "records.jsonl").write_bytes(b"".join(map(line, cells)))
     (run / ".lock").write_text("0")
     if ended:

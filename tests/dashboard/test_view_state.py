@@ -156,7 +156,7 @@ def test_more_questions_are_counted_anew(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run", [*whole(), answered("q4")], ended=True)
     watched = RunMonitor(run, "run")
     assert looked(watched)["said"] == "finished"
-    put(run, "asked.json", {"persona_ids": ["clerk", "troll"], "question_ids": ["q1", "q2", "q3", "q4"], "samples": 1})
+    put(run, "grid.json", {"persona_ids": ["clerk", "troll"], "question_ids": ["q1", "q2", "q3", "q4"], "samples": 1})
     found = looked(watched)
     assert (found["state"], found["done"], found["asked"]) == ("stopped", 10, 12)
 
@@ -164,7 +164,7 @@ def test_more_questions_are_counted_anew(tmp_path: Path) -> None:
 def test_rounds_ask_fewer_than_the_whole_grid(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run")
     rounds = [{"until": 2, "personas": ["clerk", "troll"]}, {"until": 3, "personas": ["troll"]}]
-    put(run, "asked.json", json.loads((run / "asked.json").read_text()) | {"rounds": rounds})
+    put(run, "grid.json", json.loads((run / "grid.json").read_text()) | {"rounds": rounds})
     assert looked(RunMonitor(run, "run"))["asked"] == 2 * 3 + 1 * 2
 
 
@@ -186,7 +186,7 @@ def test_rounds_ask_fewer_than_the_whole_grid(tmp_path: Path) -> None:
 def test_each_kind_of_fidelity_run_says_how_much_it_asks(tmp_path: Path, config: object, asked: object, cells: int) -> None:
     assert isinstance(config, dict)
     put(tmp_path / "run", "config.json", {"stage": "fidelity", "model": {"name": "m"}} | config)
-    put(tmp_path / "run", "asked.json", asked)
+    put(tmp_path / "run", "grid.json", asked)
     assert looked(RunMonitor(tmp_path / "run", "run"))["asked"] == cells
 
 
@@ -289,7 +289,7 @@ def test_a_broken_configuration_is_shown_as_such(tmp_path: Path, name: str, text
 )
 def test_a_broken_account_of_what_was_asked_leaves_the_count(tmp_path: Path, text: str) -> None:
     run = stability_run(tmp_path / "run", whole())
-    (run / "asked.json").write_text(text)
+    (run / "grid.json").write_text(text)
     found = looked(RunMonitor(run, "run"))
     assert (found["done"], found["asked"], found["state"]) == (9, None, "stopped")
     assert len(found["troubles"]) == 1
@@ -306,7 +306,7 @@ def test_broken_lines_are_counted_and_the_first_is_named(tmp_path: Path) -> None
 
 def test_a_folder_where_a_file_should_be_takes_nothing_down(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run")
-    for name in ("records.jsonl", "asked.json"):
+    for name in ("records.jsonl", "grid.json"):
         (run / name).unlink()
         (run / name).mkdir()
     watched = RunMonitor(run, "run")
@@ -370,7 +370,7 @@ def test_a_figure_that_is_not_finite_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ['{"persona_ids": [], "question_ids": [], "samples": Infinity}', "[" * 100_000])
 def test_one_broken_run_holds_up_no_other(tmp_path: Path, text: str) -> None:
-    (stability_run(tmp_path / "a") / "asked.json").write_text(text)
+    (stability_run(tmp_path / "a") / "grid.json").write_text(text)
     stability_run(tmp_path / "b", whole()[:4])
     folder = RunFolder(tmp_path)
     folder.rescan()

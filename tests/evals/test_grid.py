@@ -165,7 +165,7 @@ def test_a_cell_without_gold_is_open_ended_beside_cells_that_are_judged(tmp_path
 def test_the_grid_of_a_run_is_what_it_asked_and_not_what_else_it_holds(tmp_path: Path) -> None:
     _, _, cells = run_grid(tmp_path, answer, grid(samples=2))
     assert set(read_grid_results(tmp_path).grid_summaries) == set(cells)  # without a word on what was asked, everything
-    write_json(tmp_path / "asked.json", describe_grid([persona("troll"), persona("nurse")], QUESTIONS[:2], 1))
+    write_json(tmp_path / "grid.json", describe_grid([persona("troll"), persona("nurse")], QUESTIONS[:2], 1))
     answers = read_grid_results(tmp_path)
     assert set(answers.grid_summaries) == {CellKey(id, question, 0) for id in (None, "troll") for question in ("1+2", "3+4")}
     scores = answers.scores(answers.persona_ids, answers.question_ids)

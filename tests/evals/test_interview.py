@@ -90,7 +90,7 @@ def test_a_template_that_stands_in_the_question_brings_the_persona_in_once(tmp_p
 def test_what_was_asked_stands_in_the_run(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     run(config, plainly)
-    asked = read_json(config.out / "asked.json")
+    asked = read_json(config.out / "grid.json")
     assert asked["persona_texts"] == {"clerk": "a careful clerk", "sailor": "a retired sailor", "troll": "a troll under a bridge"}
     words = {one["id"]: one["text"] for one in asked["questions_asked"]}
     assert all(one["task"] is None and one["persona_id"] is None for one in asked["questions_asked"])
@@ -256,7 +256,7 @@ def test_a_model_that_asks_sees_its_own_side_and_is_told_neither_who_nor_why(tmp
         "turn-02",
         "turn-03",
     }  # no question is judged
-    asked = read_json(config.out / "asked.json")["questions_asked"]
+    asked = read_json(config.out / "grid.json")["questions_asked"]
     assert {"id": "turn-02", "text": "What is number 2?", "task": None, "persona_id": "sailor"} in asked
 
     nobody = ScriptedModel(lambda request: pytest.fail("asked again"), name="interviewer")

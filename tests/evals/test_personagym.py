@@ -65,7 +65,7 @@ def test_every_persona_is_asked_its_own_questions_and_some_are_asked_of_nobody(t
 def test_what_was_asked_stands_in_the_run_in_words(tmp_path: Path) -> None:
     with openai_server(three_words) as server:
         run_fidelity(gym_config(tmp_path, server.base_url, {"light": True}))
-    asked = read_json(tmp_path / "run" / "asked.json")
+    asked = read_json(tmp_path / "run" / "grid.json")
     assert sorted(asked["persona_texts"].values()) == ["a 40-year-old baker from Lyon, who sings", "an 11-year-old diver"]
     assert len(asked["questions_asked"]) == len(asked["question_ids"]) == 10
     one = next(one for one in asked["questions_asked"] if one["text"] == f"Toxicity 1, {DIVER}?")

@@ -112,7 +112,7 @@ def test_questions_come_in_a_drawn_order_and_not_level_by_level(tmp_path: Path) 
     with openai_server(reply) as server:
         run_stability(config(tmp_path, server.base_url, budget=160, task=task))
     given = [one.id for one in load_questions(TaskConfig.model_validate(task))[1]]
-    asked = read_json(tmp_path / "run" / "asked.json")["question_ids"]
+    asked = read_json(tmp_path / "run" / "grid.json")["question_ids"]
     assert set(asked) < set(given)
     assert asked != given[: len(asked)]
 

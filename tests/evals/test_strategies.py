@@ -191,7 +191,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(strategy: str,
         (tmp_path / "calm").mkdir()
         calm = strategic(tmp_path / "calm", server.base_url, strategy)
         run_stability(calm)
-    for name in ("metrics.json", "asked.json"):
+    for name in ("metrics.json", "grid.json"):
         assert (config.out / name).read_bytes() == (calm.out / name).read_bytes()
     lines = [json.loads(line) for line in (config.out / "records.jsonl").read_bytes().splitlines()]
     keys = Counter((line["persona_id"], line["question_id"], line["sample"]) for line in lines)

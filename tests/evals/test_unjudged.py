@@ -35,7 +35,7 @@ def write(run: Path, cells: list[Cell], asked: Mapping[str, object] | None = Non
     (run / "config.json").write_text(json.dumps({"stage": "fidelity", "seed": 3, "resamples": 100} | config))
     (run / "records.jsonl").write_text("".join(one.model_dump_json() + "\n" for one in cells))
     if asked is not None:
-        (run / "asked.json").write_text(json.dumps(asked))
+        (run / "grid.json").write_text(json.dumps(asked))
     return run
 
 

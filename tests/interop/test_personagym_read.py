@@ -68,7 +68,7 @@ def test_questions_that_were_to_be_answered_are_missing_without_an_answer(tmp_pa
     put(folder / "A DJ-cook_qa.json", answers_of(cook))
     found = imported(tmp_path, folder, personagym_questions=str(gym))
     assert (found.n_personas, found.answers.n_asked, found.answers.n_answered) == (4, 4 * 15, 3 * 10)
-    texts = read_json(tmp_path / "run" / "asked.json")["persona_texts"]
+    texts = read_json(tmp_path / "run" / "grid.json")["persona_texts"]
     assert sorted(texts.values())[0] == "a 40-year-old baker from Lyon, who sings"
     assert {item.persona for item in read_judge_inputs(tmp_path / "run")} == set(texts.values()) - {"a nurse"}
     put(folder / f"{DIVER}_qa.json", {"Toxicity": [["Who asked you?", "Nobody."]]})

@@ -59,14 +59,14 @@ def test_of_an_older_run_the_words_that_were_sent_are_shown(tmp_path: Path) -> N
     with openai_server(echo) as server:
         config = fidelity_config(tmp_path, server.base_url)
         run_fidelity(config)
-    asked = json.loads((config.out / "asked.json").read_text())
+    asked = json.loads((config.out / "grid.json").read_text())
     del asked["persona_texts"], asked["questions_asked"]
-    (config.out / "asked.json").write_text(json.dumps(asked))
+    (config.out / "grid.json").write_text(json.dumps(asked))
     of_rain = [item for item in read_judge_inputs(config.out) if item.question == "What do you think of rain?"]
     assert sorted(item.persona for item in of_rain) == [
         "You are a careful clerk.", "You are a retired sailor.", "You are a troll under a bridge.",
     ]  # fmt: skip
-    (config.out / "asked.json").unlink()
+    (config.out / "grid.json").unlink()
     assert len(read_judge_inputs(config.out)) == 36
 
 
@@ -108,7 +108,7 @@ def test_a_turn_is_shown_with_what_was_asked_so_far_and_nothing_that_tells_who_a
         ],
         "turns_asked": {"sailor": ["turn-1", "turn-2"]},
     }  # fmt: skip
-    (run / "asked.json").write_text(json.dumps(asked))
+    (run / "grid.json").write_text(json.dumps(asked))
     first, second = read_judge_inputs(run)
     assert first.question == "Interviewer: Who are you?"
     assert second.question == "Interviewer: Who are you?\nInterviewer: Why?"

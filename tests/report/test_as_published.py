@@ -19,6 +19,7 @@ from permix.report.builder import run_report
 from permix.report.published import PublishedComparison, collect_published, personagym_score_arrays, published_parts
 from permix.report.runs import collect_models
 from permix.report.summary_text import TRUST_MARKS_LEGEND
+from permix.storage.run_dir import RUN_FORMAT
 from permix.types import JudgeInputKey
 from tests.personagym_files import DIVER, put, questions_of
 
@@ -82,7 +83,10 @@ def test_a_judges_scores_stand_as_published_beside_ours(run: Path, tmp_path: Pat
         },
     )
     plain = [item for item in read_judge_inputs(run) if item.rubric != "Toxicity Control"]
-    put(folder / "provenance.json", {"identity": {"judge": "weights of j", "rubrics": "personagym", "examples": None}})
+    put(
+        folder / "provenance.json",
+        {"format": RUN_FORMAT, "identity": {"judge": "weights of j", "rubrics": "personagym", "examples": None}},
+    )
     with (folder / "judgements.jsonl").open("w") as lines:
         for place, item in enumerate(plain):
             said: dict[str, Any] = {"score": 4} if place else {"error": "no score"}

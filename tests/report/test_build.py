@@ -19,6 +19,7 @@ from permix.report.builder import build_report, draw_report_figures, run_report
 from permix.report.comparisons import compare_models
 from permix.report.methods import group_methods, pool_seeds
 from permix.report.runs import ModelRow, Run, collect_models, find_reference_run
+from permix.storage.run_dir import RUN_FORMAT
 from permix.types import Cell, Completion, Message, Verdict
 
 Right = Callable[[int, int], bool | None]
@@ -38,6 +39,7 @@ def write_run(path: Path, config: dict[str, Any], cells: Iterable[Cell] = (), id
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(config))
     born = {
+        "format": RUN_FORMAT,
         "command": ["permix", str(config["stage"])],
         "packages": {"permix": "0.1.0"},
         "revision": "abc",
@@ -71,7 +73,14 @@ def fidelity_run(path: Path, label: str, reference: Path | None = None, noise: f
 def train_run(path: Path, label: str | None, steps: int = 30) -> Path:
     write_run(path, {"stage": "train", "label": label, "model": {"name": "tiny"}, "plan": {"seed": 1}, "train": {"seed": 2}})
     log = [
-        {"step": n, "reward": n / 40, "completion_tokens": 20.0, "signal_groups": 0.5, "kl": None, "tokens": 100 * n}
+        {
+            "step": n,
+            "reward": n / 40,
+            "completion_tokens": 20.0,
+            "frac_nonzero_advantage_groups": 0.5,
+            "kl": None,
+            "tokens": 100 * n,
+        }
         for n in range(1, steps + 1)
     ]
     (path / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in log))
@@ -309,7 +318,7 @@ def strategy_run(path: Path, label: str, strategy: str, more: Iterable[Cell] = (
     settings = {"stage": "stability", "label": label, "model": {"name": "tiny"}, "seed": 3, "resamples": 100, "samples": 1}
     run = write_run(path, settings | {"strategy": strategy}, [*cells, *more], {"strategy": strategy})
     grid = {"persona_ids": [f"p{p}" for p in range(personas)], "question_ids": [f"q{q}" for q in range(5)], "samples": 1}
-    (run / "asked.json").write_text(json.dumps(grid | asked))
+    (run / "grid.json").write_text(json.dumps(grid | asked))
     return run
 
 
@@ -375,7 +384,7 @@ def test_two_runs_of_one_strategy_and_label_are_refused(tmp_path: Path) -> None:
 
 def test_a_strategy_with_a_hostile_persona_is_shown_as_text(tmp_path: Path) -> None:
     run = search_run(tmp_path / "run", "base")
-    for name in ("records.jsonl", "asked.json"):
+    for name in ("records.jsonl", "grid.json"):
         (run / name).write_text((run / name).read_text().replace('"p0"', '"<b>p|0"'))
     build_report([run], tmp_path / "out")
     report = (tmp_path / "out" / "report.md").read_text()

@@ -41,7 +41,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("two", {"": "111", "troll": "111", "clerk": "01-"}),
     ):
         run = write_run(folder / label, CONFIG | {"label": label}, grid(label, scores), {"default_system": "Be kind."})
-        (run / "asked.json").write_text(json.dumps(asked))
+        (run / "grid.json").write_text(json.dumps(asked))
     fidelity_run(folder / "fidelity", "one")
     return write_bare_page(collect_models([folder]), folder / "out")
 
@@ -229,7 +229,7 @@ def test_completions_of_models_asked_in_other_words(browser: Any, tmp_path: Path
     ]  # fmt: skip
     templates = {"t1": "You are {persona}.", "t2": "Be {persona}."}
     asked = {"persona_ids": ["a"], "question_ids": ["q0", "q1"], "samples": 2, "templates": templates}
-    (runs[1] / "asked.json").write_text(json.dumps(asked))
+    (runs[1] / "grid.json").write_text(json.dumps(asked))
     page = browser.new_page()
     open_page(page, write_bare_page(collect_models(runs), tmp_path / "out"))
     other, same = page.locator(".completions > section").all()

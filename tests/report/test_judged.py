@@ -77,7 +77,7 @@ TALK, SCRIPT = {"turns": 3, "order": "balanced"}, {"name": "script"}
 
 
 def interviewed(run: Path) -> Path:
-    """The run with an asked.json by which each persona's questions were the turns of its interview."""
+    """The run with an grid.json by which each persona's questions were the turns of its interview."""
     items = [JudgeInput.model_validate_json(line) for line in (run / "items.jsonl").read_text().splitlines()]
     turns: dict[str, list[str]] = {item.persona_id: [] for item in items}
     for item in items:
@@ -87,7 +87,7 @@ def interviewed(run: Path) -> Path:
         "persona_ids": list(turns), "question_ids": [one for own in turns.values() for one in own], "samples": 1,
         "persona_texts": {item.persona_id: item.persona for item in items}, "turns_asked": turns,
     }  # fmt: skip
-    (run / "asked.json").write_text(json.dumps(asked))
+    (run / "grid.json").write_text(json.dumps(asked))
     return run
 
 

@@ -151,7 +151,11 @@ def test_a_training_log_is_thinned_to_means_and_gaps_stay_gaps() -> None:
 
 
 def test_a_training_without_rewards_is_followed_by_its_loss() -> None:
-    assert training_panel_keys([{"step": 1, "loss": 0.5, "reward": 1.0}]) == ["reward", "completion_tokens", "signal_groups"]
+    assert training_panel_keys([{"step": 1, "loss": 0.5, "reward": 1.0}]) == [
+        "reward",
+        "completion_tokens",
+        "frac_nonzero_advantage_groups",
+    ]
     assert training_panel_keys([{"step": 1, "loss": 0.5}]) == ["loss", "completion_tokens"]
 
 

@@ -70,7 +70,7 @@ def written(folder: Path, *cells: Cell, asked: dict[str, Any] | None = None, **c
     lines = "".join(one.model_dump_json() + "\n" for one in cells)
     (run / "records.jsonl").write_text(lines)
     if asked is not None:
-        (run / "asked.json").write_text(json.dumps(asked))
+        (run / "grid.json").write_text(json.dumps(asked))
     return folder / "out", write_transcripts(collect_models([run]), folder / "out")
 
 

@@ -307,7 +307,7 @@ def test_rollouts_of_vllm_train_as_our_own_do(tiny_model: Path, tmp_path: Path, 
     trainer.train()
     assert notes.kept == plain_notes.kept
     assert [line["loss"] for line in notes.figures] == [line["loss"] for line in plain_notes.figures]
-    assert notes.figures[0]["sampler_gap"] < 1e-4
+    assert notes.figures[0]["rollout_logprob_gap"] < 1e-4
     for ours, theirs in zip(trainer.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     engine = fake_engine.made

@@ -165,7 +165,10 @@ def test_groups_that_agree_teach_nothing(tiny_model: Path, tmp_path: Path) -> No
     trainer, notes = trainer_of(tiny_model, tmp_path, plan_of(gold="999"))
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
-    assert [(figures["reward"], figures["signal_groups"]) for figures in notes.figures] == [(0.0, 0.0), (0.0, 0.0)]
+    assert [(figures["reward"], figures["frac_nonzero_advantage_groups"]) for figures in notes.figures] == [
+        (0.0, 0.0),
+        (0.0, 0.0),
+    ]
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
 
 
@@ -212,7 +215,7 @@ def test_groups_without_signal_give_way_to_spare_ones_in_the_plans_order(
         assert len(samples) == 16, "a step's size stays"
         assert sum(has_nonzero_advantage(samples[start : start + 8]) for start in (0, 8)) == min(2, len(signal))
         assert (len(groups) == 5) == (len(set(signal) & {2, 3}) < 2), "the third only when one of the two failed too"
-        assert notes.figures[step]["spare_rollouts"] == 8 * (len(groups) - 2)
+        assert notes.figures[step]["resampled_rollouts"] == 8 * (len(groups) - 2)
         assert notes.figures[step]["tokens"] == sum(rollout.tokens for rollout in asked)
 
 

@@ -105,7 +105,7 @@ def test_every_step_asks_the_same_and_each_in_its_own_place() -> None:
     assert probe.open_ended_set is not None
     one, two = probe.stability_config_at(0), probe.stability_config_at(20)
     assert one.model_copy(update={"out": two.out, "label": two.label}) == two
-    assert (two.out, two.label) == (Path("run/probe/step-0020/stability"), "run, step 20")
+    assert (two.out, two.label) == (Path("run/dev_eval/step-0020/stability"), "run, step 20")
     assert probe.fidelity_config_at(0, probe.open_ended_set).reference is None
     assert probe.fidelity_config_at(20, probe.open_ended_set).reference == probe.fidelity_config_at(0, probe.open_ended_set).out
 
@@ -275,7 +275,7 @@ def write_run(folder: Path, config: dict[str, Any], cells: Sequence[Cell], quest
     (folder / "records.jsonl").write_text("".join(one.model_dump_json() + "\n" for one in cells))
     personas = [Persona(id=f"p{p}", text=f"persona {p}") for p in range(2)]
     asked = [Question(id=f"q{q}", task="t", text=f"What of {q}?", gold="4") for q in range(questions)]
-    (folder / "asked.json").write_text(json.dumps(describe_grid(personas, asked, 1)))
+    (folder / "grid.json").write_text(json.dumps(describe_grid(personas, asked, 1)))
 
 
 def write_probe(out: Path, step: int, right: tuple[int, int, int], voices: bool = True) -> None:
@@ -286,7 +286,7 @@ def write_probe(out: Path, step: int, right: tuple[int, int, int], voices: bool 
     if voices:
         talk = [cell(p, q, None, 3, checked=False) for p in range(2) for q in range(10)]
         write_run(folder / "fidelity", {"stage": "fidelity"}, talk, 10)
-    with (out / "probe.jsonl").open("a") as lines:
+    with (out / "dev_eval.jsonl").open("a") as lines:
         lines.write(json.dumps({"step": step}) + "\n")
 
 
@@ -320,7 +320,7 @@ def test_records_that_no_line_names_are_no_points(tmp_path: Path) -> None:
     assert load_dev_curve(tmp_path, DevEvalConfig(every=10)) is None
     for step in (0, 10, 20):
         write_probe(tmp_path, step, (5, 8, 4))
-    (tmp_path / "probe.jsonl").write_text('{"step": 0}\n{"step": 10}\n')
+    (tmp_path / "dev_eval.jsonl").write_text('{"step": 0}\n{"step": 10}\n')
     curve = load_dev_curve(tmp_path, DevEvalConfig(every=10))
     assert curve is not None
     assert [point.step for point in curve.points] == [0, 10]

@@ -89,8 +89,10 @@ roleplay_max_new_tokens = 6
 
 
 def lines_of(out: Path) -> list[dict[str, Any]]:
-    """probe.jsonl without its wall seconds."""
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in read_training_log(out / "probe.jsonl")]
+    """dev_eval.jsonl without its wall seconds."""
+    return [
+        {name: value for name, value in line.items() if name != "seconds"} for line in read_training_log(out / "dev_eval.jsonl")
+    ]
 
 
 def log_of(out: Path) -> list[dict[str, Any]]:
@@ -102,7 +104,7 @@ def records(out: Path) -> dict[str, list[Cell]]:
     """Every answer of every probe, by file; each cell as often as it was written."""
     return {
         str(path.relative_to(out)): [Cell.model_validate_json(line) for line in path.read_text().splitlines()]
-        for path in sorted(out.glob("probe/**/records.jsonl"))
+        for path in sorted(out.glob("dev_eval/**/records.jsonl"))
     }
 
 
@@ -250,7 +252,7 @@ def test_a_line_a_probe_says_what_the_records_say(probed: Path) -> None:
         tokens = [cell.completion.completion_tokens or 0 for cell in cells.values() if cell.completion]
         assert line["completion_tokens"] == pytest.approx(sum(tokens) / 60)
         assert line["chance"] == 0.5
-    assert all(0 < line["seconds"] < 60 for line in read_training_log(probed / "probe.jsonl"))
+    assert all(0 < line["seconds"] < 60 for line in read_training_log(probed / "dev_eval.jsonl"))
 
 
 def test_what_its_steps_took_counts_as_probing_and_not_as_training(probed: Path) -> None:
@@ -283,9 +285,9 @@ def test_trackers_get_the_figures_and_the_steps_own_log_is_still_due(tiny_model:
     assert control.should_log
     assert control.should_save
     assert [set(figures) for figures in trainer.tracked] == [
-        {f"probe/{name}" for name in ("mean", "worst", "pss", "baseline", "identifiability")}
+        {f"dev_eval/{name}" for name in ("mean", "worst", "pss", "baseline", "identifiability")}
     ] * 2
-    assert trainer.tracked[0]["probe/mean"] == lines_of(tmp_path / "run")[0]["mean"]["value"]
+    assert trainer.tracked[0]["dev_eval/mean"] == lines_of(tmp_path / "run")[0]["mean"]["value"]
 
 
 # Choosing
@@ -305,7 +307,7 @@ def test_the_best_weights_become_the_model(tiny_model: Path, tmp_path: Path) -> 
     assert curve is not None
     assert selected_step(curve) == best
     assert selection_text(curve) in (folder / "README.md").read_text(encoding="utf-8")
-    assert not list((tmp_path / "run").glob("probe/**/*.safetensors"))
+    assert not list((tmp_path / "run").glob("dev_eval/**/*.safetensors"))
 
 
 def test_the_best_adapters_become_the_model(tiny_model: Path, tmp_path: Path) -> None:
@@ -351,16 +353,16 @@ def test_weights_that_no_resumed_run_could_choose_are_dropped_when_a_checkpoint_
     config = stage(tiny_model, tmp_path / "run", {"select": "best"})
     prober = prober_of(config, trainer)
     trainer.begin(prober)
-    lines = read_training_log(tmp_path / "run" / "probe.jsonl")
+    lines = read_training_log(tmp_path / "run" / "dev_eval.jsonl")
     for step, mean in ((2, 0.9), (4, 0.8)):
         folder = tmp_path / "run" / "dev_eval" / f"step-{step:04d}"
         folder.mkdir(parents=True)
         save_weights(network, folder / "weights.safetensors")
         lines.append(lines[0] | {"step": step, "mean": lines[0]["mean"] | {"value": mean, "low": None, "high": None}})
-    (tmp_path / "run" / "probe.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "run" / "dev_eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def left() -> list[str]:
-        return sorted(path.parent.name for path in (tmp_path / "run").glob("probe/*/weights.safetensors"))
+        return sorted(path.parent.name for path in (tmp_path / "run").glob("dev_eval/*/weights.safetensors"))
 
     assert left() == ["step-0000", "step-0002", "step-0004"]
     prober.on_save()  # this one knows only of step 0
@@ -368,7 +370,7 @@ def test_weights_that_no_resumed_run_could_choose_are_dropped_when_a_checkpoint_
     save_weights(network, tmp_path / "run" / "dev_eval" / "step-0002" / "weights.safetensors")
     prober_of(config, trainer, done=4)
     assert left() == ["step-0002"]
-    assert [line["step"] for line in read_training_log(tmp_path / "run" / "probe.jsonl")] == [0, 2, 4]
+    assert [line["step"] for line in read_training_log(tmp_path / "run" / "dev_eval.jsonl")] == [0, 2, 4]
 
 
 def test_kept_weights_are_put_back_bit_for_bit(network: Any, tmp_path: Path) -> None:
@@ -419,14 +421,14 @@ def test_records_of_other_weights_are_set_aside_and_kept(tiny_model: Path, tmp_p
         with torch.no_grad():
             for one in network.parameters():
                 one.mul_(0.9)
-        (tmp_path / "run" / "probe.jsonl").unlink()
+        (tmp_path / "run" / "dev_eval.jsonl").unlink()
         trainer.begin(prober_of(config, trainer))
-        aside = f"probe/step-0000-set-aside-{number}"
+        aside = f"dev_eval/step-0000-set-aside-{number}"
         assert (tmp_path / "run" / aside / "fidelity" / "records.jsonl").exists()
     after = records(tmp_path / "run")
     assert len(after) == 6
     for kind in ("stability", "fidelity"):
-        assert after[f"probe/step-0000-set-aside-1/{kind}/records.jsonl"] == before[f"probe/step-0000/{kind}/records.jsonl"]
+        assert after[f"dev_eval/step-0000-set-aside-1/{kind}/records.jsonl"] == before[f"dev_eval/step-0000/{kind}/records.jsonl"]
 
 
 MOMENTS = [
@@ -485,7 +487,7 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(tiny_model: Path
     config = stage(tiny_model, tmp_path / "run", {"max_new_tokens": 500})
     with pytest.raises(ConfigError, match=r"probe.max_new_tokens = 500: .* reads 512; give probe.max_new_tokens = \d+ or less"):
         run_training(config)
-    assert not (tmp_path / "run" / "probe.jsonl").exists()
+    assert not (tmp_path / "run" / "dev_eval.jsonl").exists()
     probe = build_dev_eval(
         config.model_copy(update={"dev_eval": DevEvalConfig.model_validate(SMALL)}), load_or_build_plan(config)
     )

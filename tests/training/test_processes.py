@@ -81,7 +81,7 @@ def config(tiny_model: Path, tmp_path: Path) -> Path:
     return path
 
 
-TRLS_MEANS = {"completion_tokens", "truncated", "reward_std", "signal_groups"}
+TRLS_MEANS = {"completion_tokens", "truncated", "reward_std", "frac_nonzero_advantage_groups"}
 """Of spare groups these count what was generated to fill up a process's share, too."""
 
 

@@ -103,7 +103,7 @@ def test_a_run_leaves_its_log_and_no_scratch(plain: Path) -> None:
     assert [line["step"] for line in rollouts] == [1] * 32 + [2] * 32 + [3] * 32
     assert log[-1]["tokens"] == sum(line["tokens"] for line in rollouts)
     assert log[0]["lr"] == 1e-2
-    assert {"reward", "grad_norm", "completion_tokens", "truncated", "signal_groups"} <= log[0].keys()
+    assert {"reward", "grad_norm", "completion_tokens", "truncated", "frac_nonzero_advantage_groups"} <= log[0].keys()
     assert (plain / "samples.md").read_text(encoding="utf-8").count("## Step") == 1
 
 
@@ -156,7 +156,7 @@ def test_what_keeps_the_character_composes(
     assert abs(log[0]["replay_kl"]) < tolerance, "before the first step nothing has moved"
     assert log[2]["replay_kl"] > abs(log[0]["replay_kl"])
     assert ("expressivity" in log[0]) == ("expressivity" in character)
-    bank = read_cells(tmp_path / "run" / "character" / "records.jsonl")
+    bank = read_cells(tmp_path / "run" / "reference_answers" / "records.jsonl")
     assert len(bank) == (4 if "expressivity" in character else 3) * 4
     assert all(cell.completion is not None for cell in bank.values())
 

@@ -65,7 +65,7 @@ IDLE_FACTOR = 5  # times as long as the work took
 
 MAX_VIEWED_RUNS, MAX_SCANNED_FOLDERS, MAX_FOLDER_DEPTH = 500, 20_000, 8
 
-RUN_SUBFOLDERS = {"model", "checkpoints", "report", "character"}
+RUN_SUBFOLDERS = {"model", "checkpoints", "report", "reference_answers"}
 """Folders of a run that hold no runs to show."""
 
 

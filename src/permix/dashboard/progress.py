@@ -47,7 +47,7 @@ class ExpectedCells(NamedTuple):
 
 def read_expected_cells(run: Path, config: Mapping[str, Any]) -> ExpectedCells:
     """Of a run that has cells. DataError, KeyError, TypeError or ValueError: its files are not what they should be."""
-    path = run / "asked.json"
+    path = run / "grid.json"
     if config["stage"] not in ("stability", "fidelity") or not path.exists():
         return ExpectedCells()
     asked = read_json(path)

@@ -117,7 +117,17 @@ STALE_AFTER_S = 90.0
 
 _MAX_CURVE_POINTS = 400
 
-CURVE_METRICS = ("reward", "loss", "completion_tokens", "signal_groups", "truncated", "entropy", "replay_kl", "lr", "grad_norm")
+CURVE_METRICS = (
+    "reward",
+    "loss",
+    "completion_tokens",
+    "frac_nonzero_advantage_groups",
+    "truncated",
+    "entropy",
+    "replay_kl",
+    "lr",
+    "grad_norm",
+)
 
 _PROGRESS_FILES = {"train": "log.jsonl", "judge": "judgements.jsonl"}
 
@@ -237,8 +247,8 @@ class RunMonitor:
         return [trouble for trouble in (self._config_error, self._read_error, unmeasured) if trouble] + lines
 
     def _reload_config(self) -> None:
-        """config.json and asked.json, when they have changed; then the records are counted anew."""
-        settings = tuple(read_file_state(self.path / name) for name in ("config.json", "asked.json"))
+        """config.json and grid.json, when they have changed; then the records are counted anew."""
+        settings = tuple(read_file_state(self.path / name) for name in ("config.json", "grid.json"))
         if settings != self._config_files:
             self._config_files, self._config_error = settings, ""
             self._try_read(self._load_config)

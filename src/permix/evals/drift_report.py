@@ -1,6 +1,6 @@
 """What a run of interviews says of drift: every measure by turn, its slope and late − early, with intervals over personas.
 
-Contract: everything comes from the run's records, asked.json and what judges scored. A missing turn is left out and counted.
+Contract: everything comes from the run's records, grid.json and what judges scored. A missing turn is left out and counted.
 The opening of a balanced interview stands in the curves and in no slope: all are asked it first, so it cannot be told from its
 turn.
 
@@ -223,7 +223,7 @@ class InterviewRecords(NamedTuple):
 
 def read_interviews(run: Path) -> InterviewRecords:
     """DataError for what is no run of interviews, or when nobody has answered anything."""
-    config, asked = read_json(run / "config.json"), read_json(run / "asked.json")
+    config, asked = read_json(run / "config.json"), read_json(run / "grid.json")
     if "turns_asked" not in asked:
         raise DataError(f"{run}: holds no interviews; they are made with permix fidelity --interview.turns")
     known, turns = read_grid_results(run).cells, config["interview"]["turns"]

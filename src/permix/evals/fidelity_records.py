@@ -1,6 +1,6 @@
 """What a fidelity run asked, in words, and of which kind it is.
 
-`asked.json` names the personas and questions in full, so that answers can be judged later without the files they came from.
+`grid.json` names the personas and questions in full, so that answers can be judged later without the files they came from.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ FidelityKind = Literal["open", "personagym", "interview"]
 
 
 class AskedQuestion(Record):
-    """A question as asked.json tells it. `task`: which of PersonaGym's, if any; `persona_id`: who is asked it, None for all."""
+    """A question as grid.json tells it. `task`: which of PersonaGym's, if any; `persona_id`: who is asked it, None for all."""
 
     id: str
     text: str
@@ -24,7 +24,7 @@ class AskedQuestion(Record):
 
 
 def describe_ids(personas: Sequence[Persona], questions: Sequence[AskedQuestion]) -> dict[str, object]:
-    """For asked.json: what the ids there stand for."""
+    """For grid.json: what the ids there stand for."""
     return {
         "persona_texts": {persona.id: persona.text for persona in personas},
         "questions_asked": [question.model_dump() for question in questions],
@@ -53,7 +53,7 @@ def question_text_lookup(questions: Sequence[AskedQuestion]) -> Callable[[str, s
 
 def read_asked_questions(run: Path) -> tuple[AskedQuestion, ...]:
     """What a run asked, in words; empty for a run that is older than that."""
-    path = run / "asked.json"
+    path = run / "grid.json"
     found = read_json(path).get("questions_asked", ()) if path.exists() else ()
     return tuple(AskedQuestion.model_validate(one) for one in found)
 

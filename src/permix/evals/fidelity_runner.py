@@ -28,7 +28,7 @@ def run_fidelity_cells(
     measure: Callable[[Path], FidelityResult],
     **identity: object,
 ) -> FidelityResult:
-    """Have every cell answered, or go on; write asked.json (`grid_description`) and metrics.json (what `measure` makes of
+    """Have every cell answered, or go on; write grid.json (`grid_description`) and metrics.json (what `measure` makes of
     the run).
 
     `identity`: what else all records of the run have in common. Raises OwedCellsError when answers are missing, and what
@@ -41,7 +41,7 @@ def run_fidelity_cells(
         "seed": config.seed,
     }
     with RunDir.open(config.out, config, common | identity, cells) as run:
-        write_json(run.path / "asked.json", grid_description)
+        write_json(run.path / "grid.json", grid_description)
         with run.track_usage():
             owed = run_cells(model, cells, config.sampling, run, None, f"fidelity {config.label or model.name}")
         missing = f"{config.out}: {owed} of {len(cells)} answers are missing; run the same command again to fill them"

@@ -145,7 +145,7 @@ def persona_and_baseline_scores(results: GridResults) -> tuple[Array, Array]:
 def read_grid_results(run: Path) -> GridResults:
     """The records of a run directory; cells that were asked but have no record lie in its grid all the same."""
     cells = read_cells(run / "records.jsonl")
-    if not (run / "asked.json").exists():
+    if not (run / "grid.json").exists():
         return GridResults(
             cells,
             tuple(dict.fromkeys(key.persona_id for key in cells if key.persona_id is not None)),
@@ -153,7 +153,7 @@ def read_grid_results(run: Path) -> GridResults:
             1 + max((key.sample for key in cells), default=0),
             templates=tuple(dict.fromkeys(key.template for key in cells if key.persona_id is not None)) or ("",),
         )
-    asked = read_json(run / "asked.json")
+    asked = read_json(run / "grid.json")
     lists = [
         tuple(asked.get(name, ())) for name in ("persona_ids", "question_ids", "choosing_persona_ids", "choosing_question_ids")
     ]

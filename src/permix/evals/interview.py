@@ -253,7 +253,7 @@ def conduct_interviews(
             cell = known.get(CellKey(persona, question.id, 0))
             if cell is not None and cell.completion is not None:
                 talks[persona] = (*talks[persona], InterviewTurn(question, cell.completion.text))
-        write_json(run.path / "asked.json", describe_interview(config, plan, talks))
+        write_json(run.path / "grid.json", describe_interview(config, plan, talks))
     return talks
 
 
@@ -286,7 +286,7 @@ def turn_messages(
 def describe_interview(
     config: FidelityConfig, plan: InterviewPlan, conversations: Mapping[str, Sequence[InterviewTurn]]
 ) -> dict[str, object]:
-    """asked.json: where a script asks, every turn that will be; where a model does, those that were.
+    """grid.json: where a script asks, every turn that will be; where a model does, those that were.
 
     `turns_asked`: of each persona the ids of its turns, in order.
     """

@@ -121,7 +121,7 @@ def sample_balanced_questions(questions: Sequence[PersonaGymQuestion], n: int, s
 def describe_personagym(
     personas: Sequence[Persona], questions: Sequence[PersonaGymQuestion], without_persona: Sequence[PersonaGymQuestion]
 ) -> Mapping[str, object]:
-    """asked.json: of whom, what, and which of it also without persona."""
+    """grid.json: of whom, what, and which of it also without persona."""
     asked = [
         AskedQuestion(id=question.id, text=question.text, task=question.task, persona_id=question.persona_id)
         for question in questions
@@ -135,11 +135,11 @@ def describe_personagym(
 
 
 def count_personagym_answers(run: Path) -> PersonaGymCounts:
-    """Counts of a run's answers, from its records and asked.json."""
+    """Counts of a run's answers, from its records and grid.json."""
     cells, asked = read_cells(run / "records.jsonl"), read_asked_questions(run)
     found = {one: cells.get(CellKey(one.persona_id, one.id, 0)) for one in asked}
     tasks = sorted({one.task for one in asked if one.task is not None})
-    without = read_json(run / "asked.json").get("asked_without_persona", [])
+    without = read_json(run / "grid.json").get("asked_without_persona", [])
     return PersonaGymCounts(
         n_personas=len({one.persona_id for one in asked}),
         answers=_count_answers(list(found.values())),

@@ -3,7 +3,7 @@
 Asks every question under every persona and without one, keeps each cell, and measures from the records alone: `measure(run)`
 gives the same numbers wherever the run directory is. With a strategy it asks what that strategy asks, and measures that too.
 
-A sequential run on disk: its rounds stand in asked.json, and each is settled before it is asked.
+A sequential run on disk: its rounds stand in grid.json, and each is settled before it is asked.
 
 So a run that was killed asks the rest of the round that it was in, then settles the next one as it would have done. A round goes
 on while a completion is owed; one that came and could not be judged is left out, as everywhere.
@@ -77,9 +77,9 @@ def shuffle_questions(setup: EvalSetup) -> EvalSetup:
 
 def check_same_rounds(run: Path, setup: EvalSetup) -> None:
     """Raise ConfigError for a run that asked its whole grid, or whose rounds were of other personas, questions or samples."""
-    if not (run / "asked.json").exists():
+    if not (run / "grid.json").exists():
         return
-    asked, rounds = read_json(run / "asked.json"), read_rounds(run)
+    asked, rounds = read_json(run / "grid.json"), read_rounds(run)
     if not rounds:
         raise ConfigError(
             f"out = {run}: this run asks its whole grid; leave budget and precision out to go on with it, or give another folder"
@@ -127,7 +127,7 @@ def run_rounds(
     """Round by round, to the end, or until a completion does not come. Questions are `shuffle_questions`."""
     rounds = read_rounds(run.path) or (_first_round(setup),)
     while True:
-        write_json(run.path / "asked.json", _describe_rounds(setup, rounds))
+        write_json(run.path / "grid.json", _describe_rounds(setup, rounds))
         cells = _cells_of_rounds(setup, rounds)
         owed = answer_cells(cells, f"{description}, round {len(rounds)}")
         answers = read_grid_results(run.path)
@@ -144,7 +144,7 @@ def run_rounds(
 
 def read_rounds(run: Path) -> tuple[Round, ...]:
     """Empty for a run that asks its whole grid."""
-    asked = run / "asked.json"
+    asked = run / "grid.json"
     return tuple(Round.model_validate(one) for one in read_json(asked).get("rounds", ())) if asked.exists() else ()
 
 
@@ -236,11 +236,11 @@ def _run_strategy(
     descriptions: tuple[str, str],
 ) -> GridProgress:
     """What the strategy asks at once, and then in the light of it; `descriptions` of both."""
-    write_json(run.path / "asked.json", strategy.describe_grid(setup, ()))
+    write_json(run.path / "grid.json", strategy.describe_grid(setup, ()))
     owed = answer_cells(initial_cells, descriptions[0])
     then = strategy.followup_cells(setup, run.cells())
     if then:
-        write_json(run.path / "asked.json", strategy.describe_grid(setup, then))
+        write_json(run.path / "grid.json", strategy.describe_grid(setup, then))
         owed += answer_cells(then, descriptions[1])
     return GridProgress(owed, len(initial_cells) + len(then), selection_pending=strategy.selects_persona and not then)
 
@@ -334,7 +334,7 @@ def measure_template_effects(run: Path, answers: GridResults | None = None) -> T
     answers = answers or read_grid_results(run)
     correct_P_Q_S, baseline_Q_S = persona_and_baseline_scores(answers)
     return summarize_template_effects(
-        split_by_template(correct_P_Q_S, answers.templates), baseline_Q_S, read_json(run / "asked.json")["templates"],
+        split_by_template(correct_P_Q_S, answers.templates), baseline_Q_S, read_json(run / "grid.json")["templates"],
         seed=config["seed"], resamples=config["resamples"],
     )  # fmt: skip
 

@@ -168,7 +168,7 @@ def compute_text_metrics(
 
 
 def read_persona_texts(run: Path, cells: Sequence[Cell]) -> dict[str, str]:
-    """Who each persona is: as asked.json says, else what brought the persona in where it was first asked."""
+    """Who each persona is: as grid.json says, else what brought the persona in where it was first asked."""
     said: dict[str, str] = _read_asked(run).get("persona_texts", {})
     found: dict[str, str] = {}
     for cell in cells:
@@ -183,7 +183,7 @@ def resampling_unit(config: Mapping[str, Any]) -> ResamplingUnit:
 
 
 def count_expected_answers(run: Path) -> int:
-    """How many answers of personas the run asks for, recorded or not; 0 where a run older than asked.json does not say."""
+    """How many answers of personas the run asks for, recorded or not; 0 where a run older than grid.json does not say."""
     config, asked = read_json(run / "config.json"), _read_asked(run)
     personas = len(asked.get("persona_ids", ()))
     match fidelity_kind(config):
@@ -196,7 +196,7 @@ def count_expected_answers(run: Path) -> int:
 
 
 def _read_asked(run: Path) -> dict[str, Any]:
-    path = run / "asked.json"
+    path = run / "grid.json"
     return read_json(path) if path.exists() else {}
 
 

@@ -152,10 +152,10 @@ def _append_tokens(
     """Write the new tokens down; returns which rows go on."""
     tokens = token_N.tolist()
     for row, token in zip(row_N.tolist(), tokens, strict=True):
-        completions[row].ids.append(token)
+        completions[row].token_ids.append(token)
     if logprob_N is not None:
         for row, logp in zip(row_N.tolist(), logprob_N.tolist(), strict=True):
-            completions[row].logps.append(logp)
+            completions[row].logprobs.append(logp)
     return [token not in stops for token in tokens]
 
 

@@ -27,6 +27,7 @@ from permix.errors import ConfigError, DataError
 from permix.evals.grid import GridResults, read_grid_results
 from permix.evals.stability import read_rounds
 from permix.storage.files import read_json
+from permix.storage.run_dir import read_provenance
 from permix.types import Cell, CellKey, Persona, Question, Verdict, canonical_text, digest
 
 
@@ -70,7 +71,7 @@ def read_exportable_run(path: Path) -> ExportableRun:
     config = read_json(path / "config.json")
     if config.get("stage") != "stability":
         raise DataError(f"{path}: config.json has stage {config.get('stage')!r}; a stability run can be exported")
-    provenance = read_json(path / "provenance.json")
+    provenance = read_provenance(path)
     answers = read_grid_results(path)
     if not answers.grid_summaries:
         raise DataError(f"{path}: holds no records yet")

@@ -60,7 +60,7 @@ def import_personagym_answers(config: ImportConfig, folder: Path) -> PersonaGymC
     )
     identity = {"model": name, "kind": "personagym", "imported": "personagym"}
     with RunDir.open(config.out, about, identity, found.cells) as run:
-        write_json(run.path / "asked.json", describe_personagym(found.personas, found.questions, ()))
+        write_json(run.path / "grid.json", describe_personagym(found.personas, found.questions, ()))
         known = run.cells()
         run.append(cell for cell in found.cells if known.get(cell.key) != cell)
         result = count_personagym_answers(run.path)

@@ -59,7 +59,7 @@ def import_run(config: ImportConfig) -> StabilitySummary:
         imported=config,
     )
     with RunDir.open(config.out, about, import_identity(found, config), found.cells) as run:
-        write_json(run.path / "asked.json", describe_grid(found.personas, found.questions, found.samples))
+        write_json(run.path / "grid.json", describe_grid(found.personas, found.questions, found.samples))
         known = run.cells()
         cells = found.cells if config.answer is None else rescore_cells(found.cells, config.answer)
         run.append(cell for cell in cells if known.get(cell.key) != cell)

@@ -6,7 +6,7 @@ question and the sample. Suffixes as in `permix.metrics.judge_scores`.
 
 From a run of `permix fidelity` to the answers a judge is shown.
 
-Contract: only what asked.json still asks, and only what was answered; a failed cell is no answer. Everything stands in the run
+Contract: only what grid.json still asks, and only what was answered; a failed cell is no answer. Everything stands in the run
 itself, so the files that personas and questions came from need not be there any more. Order: as asked, without persona last.
 """
 
@@ -28,6 +28,7 @@ from permix.judges.validation import build_control_inputs
 from permix.metrics.statistics import Array
 from permix.prompts import persona_prompt
 from permix.storage.files import read_json
+from permix.storage.run_dir import read_provenance
 from permix.types import Cell, CellKey, Completion, JudgeControl, JudgeInputKey, Record
 
 INTERVIEWER_LABEL = "Interviewer"
@@ -38,7 +39,7 @@ def read_judge_inputs(run: Path) -> list[JudgeInput]:
 
     An answer without persona is judged as the persona whose question it was. DataError when the run cannot be read.
     """
-    kind, path = fidelity_kind(read_json(run / "config.json")), run / "asked.json"
+    kind, path = fidelity_kind(read_json(run / "config.json")), run / "grid.json"
     about = read_json(path) if path.exists() else {}
     answers, asked = read_grid_results(run), read_asked_questions(run)
     questions, texts = {one.id: one for one in asked}, about.get("persona_texts", {})
@@ -66,7 +67,7 @@ def _judged_cell_keys(
 def _build_judge_input(
     cell: Cell, completion: Completion, question: AskedQuestion | None, persona_texts: Mapping[str, str], conversation: str | None
 ) -> JudgeInput:
-    """`question`, `texts`: as asked.json has them; where it does not, in the words that were sent. `conversation`: of an
+    """`question`, `texts`: as grid.json has them; where it does not, in the words that were sent. `conversation`: of an
     interview."""
     persona_id = cell.persona_id or (question and question.persona_id) or ""
     said = question.text if question is not None else cell.messages[-1]["content"]
@@ -213,7 +214,7 @@ def read_judge_results(run: Path, folder: Path, inputs: Sequence[JudgeInput] | N
         int(config["seed"]),
         (*answers, *tried),
         {key: judgement.score for key, judgement in judgements.items()},
-        read_json(folder / "provenance.json")["identity"],
+        read_provenance(folder)["identity"],
         frozenset(key for key, judgement in judgements.items() if judgement.error == REPEATED_SCORE_ERROR),
     )
 

@@ -5,9 +5,9 @@
     log.jsonl          one line a step
     rollouts.jsonl     one line a rollout: everything the run generated
     samples.md         some of them, for reading
-    character/         what the base model says in character, where something holds the model to it
-    probe/             the records of its probes, of a run that has some (`permix.training.dev_eval`); probe.jsonl: a line a probe
-    checkpoints/       the newest one, until the run has ended
+    reference_answers/ what the base model says in character, where something holds the model to it
+    dev_eval/          the records of its probes, of a run that has some (`permix.training.dev_eval`); dev_eval.jsonl: a line
+    a probe checkpoints/       the newest one, until the run has ended
     model/             the result: a plain Hugging Face folder with its card
 
 (The supervised methods have no rollouts.jsonl; `permix.pipelines.train` says what they leave.)

@@ -100,7 +100,11 @@ DEV_CURVE_PANELS = (
     ("mean", "mean accuracy\nover personas"), ("worst", "worst persona's\naccuracy"), ("identifiability", "identifiability"),
 )  # fmt: skip
 
-TRAINING_PANELS = (("reward", "mean reward"), ("completion_tokens", "completion tokens"), ("signal_groups", "groups with signal"))
+TRAINING_PANELS = (
+    ("reward", "mean reward"),
+    ("completion_tokens", "completion tokens"),
+    ("frac_nonzero_advantage_groups", "groups with signal"),
+)
 
 
 def plot_persona_accuracy(summaries: Mapping[str, StabilitySummary], path: Path, styles: Styles | None = None) -> None:

@@ -39,6 +39,7 @@ from permix.report.judges import (
 )
 from permix.storage.cells import CellSummary, cell_summaries
 from permix.storage.files import read_json
+from permix.storage.run_dir import read_provenance
 from permix.training.dev_eval import load_dev_curve
 from permix.types import Cell, CellKey, Estimate, Record
 
@@ -59,14 +60,10 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.provenance = read_provenance(path) if (path / "provenance.json").exists() else {}
         self.config = read_json(path / "config.json")
         self.stage: str = self.config["stage"]
         self.strategy: str = self.config.get("strategy", "none")
-
-    @cached_property
-    def provenance(self) -> dict[str, Any]:
-        path = self.path / "provenance.json"
-        return read_json(path) if path.exists() else {}
 
     @cached_property
     def grid_results(self) -> GridResults:

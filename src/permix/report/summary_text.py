@@ -254,7 +254,7 @@ def _persona_effect_text(model: ModelRuns) -> str:
 
 def _comparison_sentence(comparison: Comparison) -> str:
     parts = [
-        f"{HEADLINE_MEASURES[name]} {difference_direction(got)} ({got.signed()})"
+        f"{HEADLINE_MEASURES[name]} {difference_direction(got)} ({got.format_difference()})"
         for name in HEADLINE_MEASURES
         if (got := getattr(comparison, name)) is not None
     ]

@@ -27,7 +27,7 @@ from typing import IO, Any
 from pydantic import BaseModel
 
 from permix import __version__
-from permix.errors import ConfigError
+from permix.errors import ConfigError, DataError
 from permix.storage.cells import CellIndex, read_cells
 from permix.storage.files import read_json, write_json
 from permix.storage.jsonl import JsonlWriter
@@ -46,6 +46,23 @@ PROVENANCE_PACKAGES = (
     "scikit-learn",
     "math-verify",
 )
+
+
+RUN_FORMAT = 2
+"""The format of a run directory: its file names and the names of their fields. Runs of format 1 carry no number."""
+
+
+def read_provenance(run: Path) -> dict[str, Any]:
+    """provenance.json of a run. Raises DataError when it is missing, broken, or of another format than this version writes."""
+    path = run / "provenance.json"
+    found = read_json(path)
+    if found.get("format", 1) != RUN_FORMAT:
+        raise DataError(
+            f"{path}: the run has format {found.get('format', 1)}, and this version of permix reads format {RUN_FORMAT}; run its "
+            "command again into a new folder, or read it with the version that wrote it "
+            f"(permix {found.get('permix', '0.1.0')}, revision {found.get('revision') or 'unknown'})"
+        )
+    return found
 
 
 class RunDir:
@@ -90,14 +107,14 @@ class RunDir:
         settled = json.loads(json.dumps(identity))
         known = self.path / "provenance.json"
         if known.exists():
-            born = read_json(known)
+            born = read_provenance(self.path)
             gained = {key: settled[key] for key in new_identity_keys if key in settled and born["identity"].get(key) is None}
             _check_same_identity(self.path, born["identity"] | gained, settled)
             check_cells_unchanged(self.cells(), expected_cells)
             if gained:
                 write_json(known, born | {"identity": born["identity"] | gained})
         else:
-            write_json(known, collect_provenance() | {"identity": settled})
+            write_json(known, {"format": RUN_FORMAT} | collect_provenance() | {"identity": settled})
         write_json(self.path / "config.json", config)
 
     @property

@@ -1,8 +1,8 @@
 """The probe: a small fixed evaluation on the dev side, made while a model trains, and what is chosen by it.
 
-    probe/step-0020/stability/    every dev question as every dev persona and as none: a stability run
-    probe/step-0020/fidelity/     the characters' open-ended answers: a fidelity run, read by a classifier of step 0's answers
-    probe.jsonl                   a line a probe: its figures, for people, and what they chose
+    dev_eval/step-0020/stability/    every dev question as every dev persona and as none: a stability run
+    dev_eval/step-0020/fidelity/     the characters' open-ended answers: a fidelity run, read by a classifier of step 0's answers
+    dev_eval.jsonl                   a line a probe: its figures, for people, and what they chose
 
 Every probe asks the same, so two points of a curve differ in the weights alone. Points are measured from the records
 (`load_dev_curve`); choices are pure functions of points. A probe chooses, so its numbers are no results: those come from the
@@ -34,7 +34,7 @@ from permix.tasks.contamination import check_contamination, read_trained_on
 from permix.training.run_log import read_training_log
 from permix.types import Cell, Question, Sampling
 
-DEV_EVAL_LOG = "probe.jsonl"
+DEV_EVAL_LOG = "dev_eval.jsonl"
 
 DEV_EVAL_WEIGHTS = "weights.safetensors"
 
@@ -144,7 +144,7 @@ def _dev_personas_config(config: TrainConfig, dev_pool: PersonaPool, field: str,
     available = len(_select_personas(dev_pool, found.model_copy(update={"n": None})))
     if wanted > available:
         advice = f"give {available} or less" if available > 1 else "a probe needs two or more"
-        raise ConfigError(f"probe.{field} = {wanted}: the dev side has {available} such personas; {advice}")
+        raise ConfigError(f"dev_eval.{field} = {wanted}: the dev side has {available} such personas; {advice}")
     return found
 
 
@@ -218,13 +218,13 @@ def dev_eval_dir(out: Path, step: int) -> Path:
 
 def delete_dev_eval_weights(out: Path, keep_step: int | None = None) -> None:
     """Remove the weights kept of a run's probes, also half written ones, but those of one step."""
-    for path in out.glob(f"probe/*/*{DEV_EVAL_WEIGHTS}*"):
+    for path in out.glob(f"dev_eval/*/*{DEV_EVAL_WEIGHTS}*"):
         if keep_step is None or path.parent != dev_eval_dir(out, keep_step):
             path.unlink()
 
 
 def load_dev_curve(out: Path, config: DevEvalConfig) -> DevCurve | None:
-    """The probes that probe.jsonl names, measured from their records; None when there is none.
+    """The probes that dev_eval.jsonl names, measured from their records; None when there is none.
 
     Records of other steps may lie there too: those of a process that died further on than the run went after it.
     """

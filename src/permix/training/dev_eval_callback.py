@@ -2,7 +2,8 @@
 
 Contract: training is what it would be without probes, bit for bit. A probe asks the network that generates rollouts, draws from
 its cells' own seeds and leaves the global generators as they were. Its records are kept as they come: a probe that was killed
-goes on, and nothing is generated twice. Before a line of `probe.jsonl` says that a probe is the best, its weights are on the disk
+goes on, and nothing is generated twice. Before a line of `dev_eval.jsonl` says that a probe is the best, its weights are on
+the disk
 (`select = "best"`); those that no resumed run could choose any more are dropped once a checkpoint is whole. Of several processes
 the main one asks and writes; the others lend their part of the weights and wait.
 """
@@ -35,7 +36,8 @@ from permix.metrics.dev_curve import (
     selection_text,
 )
 from permix.progress import print_status
-from permix.storage.files import read_json, write_text
+from permix.storage.files import write_text
+from permix.storage.run_dir import read_provenance
 from permix.training import distributed
 from permix.training.checkpoints import save_weights
 from permix.training.dev_eval import (
@@ -147,7 +149,9 @@ class DevEvalCallback(TrainerCallback):  # type: ignore[misc]
         best = "" if choice.best_step is None else f"; best by {choice.metric}: step {choice.best_step}"
         print_status(f"probe at step {point.step}: {point}{best}; {seconds} s")
         found = {name: getattr(point, name) for name in TRACKED_METRICS}
-        self._hooks.log_to_trackers({f"probe/{name}": one.value for name, one in found.items() if one and one.value is not None})
+        self._hooks.log_to_trackers(
+            {f"dev_eval/{name}": one.value for name, one in found.items() if one and one.value is not None}
+        )
 
     # What is kept
 
@@ -192,7 +196,7 @@ def weights_fingerprint(network: Any) -> str:
 
 
 def parse_dev_points(lines: Sequence[dict[str, Any]]) -> list[DevEvalPoint]:
-    """The points of probe.jsonl."""
+    """The points of dev_eval.jsonl."""
     return [DevEvalPoint.model_validate({name: line[name] for name in DevEvalPoint.model_fields}) for line in lines]
 
 
@@ -202,15 +206,16 @@ def check_dev_eval_prompts(dev_eval: DevEval, tokenizer: Any, window: int) -> No
         read, field = len(encode_chat(tokenizer, cell.messages)), "max_new_tokens" if cell.gold else "roleplay_max_new_tokens"
         if read + sampling.max_new_tokens > window:
             raise ConfigError(
-                f"probe.{field} = {sampling.max_new_tokens}: question {cell.question_id} as persona {cell.persona_id} has {read} "
-                f"tokens and the model reads {window}; give probe.{field} = {max(window - read, 0)} or less"
+                f"dev_eval.{field} = {sampling.max_new_tokens}: question {cell.question_id} as persona "
+                f"{cell.persona_id} has {read} "
+                f"tokens and the model reads {window}; give dev_eval.{field} = {max(window - read, 0)} or less"
             )
 
 
 def _set_aside_stale_records(folder: Path, model_fingerprint: str) -> None:
     """Rename the records of other weights: steps done again on another machine need not give the same bits."""
     for born in sorted(folder.glob("*/provenance.json")):
-        if read_json(born)["identity"].get("model") != model_fingerprint:
+        if read_provenance(born.parent)["identity"].get("model") != model_fingerprint:
             names = (folder.with_name(f"{folder.name}-set-aside-{number}") for number in count(1))
             folder.rename(next(name for name in names if not name.exists()))
             return

@@ -87,7 +87,7 @@ class GradientStep:
         terms, scores = self._token_terms(model, pack, self.config.beta)
         old_N, sampler_N = flat_logprobs(ordered, "old", scores.logprob_N), flat_logprobs(ordered, "sampler", scores.logprob_N)
         gap_N = None if sampler_N is None or old_N is None else (old_N - sampler_N).abs()
-        step_metrics.add(entropy=scores.entropy_N, clipped=terms.clipped_N, kl=terms.kl_N, sampler_gap=gap_N)
+        step_metrics.add(entropy=scores.entropy_N, clipped=terms.clipped_N, kl=terms.kl_N, rollout_logprob_gap=gap_N)
         step_metrics.trained_tokens += sum(build_prompt_group(own).forward_tokens for own in pack)
         return (terms.loss_N * expand_to_tokens(weights, ordered, terms.loss_N)).sum()
 

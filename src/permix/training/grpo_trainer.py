@@ -275,7 +275,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 [share for share, rollout in zip(shares, rollouts, strict=True) if rollout.persona_id is not None]
             )
         if self._plan.dynamic_sampling_groups:
-            self._step_metrics["spare_rollouts"] = len(rollouts) - len(self._samples) * self.accelerator.num_processes
+            self._step_metrics["resampled_rollouts"] = len(rollouts) - len(self._samples) * self.accelerator.num_processes
         if self._curriculum is not None:
             self._curriculum.update(rollout_outcomes(rollouts, self.num_iterations))
 
@@ -407,7 +407,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         """TRL's metrics under this project's names, our own, and where the step's time went."""
         figures = {ours: logs.get(theirs) for ours, theirs in GRPO_METRIC_NAMES.items()}
         flat = figures.pop("flat_groups")
-        figures["signal_groups"] = None if flat is None else 1 - flat
+        figures["frac_nonzero_advantage_groups"] = None if flat is None else 1 - flat
         fresh, self._step_metrics = self._step_metrics, {}
         # Only a step that generated has a reward: a second pass over the same rollouts has none of its own.
         return {"reward": None} | figures | fresh | self._step_times()

@@ -1,8 +1,8 @@
 """What the base model says in character, before any training: personas × open-ended questions of the training side.
 
 Character replay holds a model to these answers and the expressivity reward learns from them who sounds how. They lie in
-`character/` of the run directory as the records of a grid, so an interrupted start goes on where it was and nothing is generated
-twice.
+`reference_answers/` of the run directory as the records of a grid, so an interrupted start goes on where it was and nothing
+is generated twice.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def generate_reference_answers(config: TrainConfig) -> list[Cell]:
         "sampling": sampling.model_dump(),
         "seed": config.train.seed,
     }
-    with RunDir.open(config.out / "character", config, identity, asked) as run:
+    with RunDir.open(config.out / "reference_answers", config, identity, asked) as run:
         with run.track_usage():
             owed = run_cells(model, asked, sampling, run, None, "in-character answers of the base model")
         if owed:

@@ -4,7 +4,7 @@
   const { el, svg: mark } = permix;
   const WIDTH = 260, HEIGHT = 110, LEFT = 40, RIGHT = 8, TOP = 8, BOTTOM = 20;
   const NAMES = {
-    reward: "mean reward", loss: "loss", completion_tokens: "tokens a completion", signal_groups: "share of groups with a signal",
+    reward: "mean reward", loss: "loss", completion_tokens: "tokens a completion", frac_nonzero_advantage_groups: "share of groups with a signal",
     truncated: "share cut off", entropy: "entropy", replay_kl: "KL of character replay", lr: "learning rate",
     grad_norm: "gradient norm",
   };

@@ -95,7 +95,7 @@ class Strategy:
     """`initial_cells` is asked at once; `followup_cells` in the light of all cells so far, at most `max_followups` cells.
     Cells without gold get no verdict.
 
-    `describe_grid` gives asked.json from what `followup_cells` gave; its grid is what stability is measured on.
+    `describe_grid` gives grid.json from what `followup_cells` gave; its grid is what stability is measured on.
     `selects_persona`: the set-up needs questions to choose by.
     """
 

@@ -13,7 +13,7 @@ and nothing else, and what others wrote is in it only as base64. The same record
 
 What a run asked, laid out: a row for each persona (the first for none), a column for each question that it was asked.
 
-Contract: from `asked.json` and the records alone. In a grid all rows have the same columns; PersonaGym asks every persona its own
+Contract: from `grid.json` and the records alone. In a grid all rows have the same columns; PersonaGym asks every persona its own
 questions, and an interview in an order of its own. A question that was asked has a column, whether or not an answer came.
 """
 
@@ -139,7 +139,7 @@ class TranscriptSheet(NamedTuple):
 def build_sheet(label: str, kind: str, run: Run, model_index: int) -> TranscriptSheet:
     """The cells of a run of this kind; `label` is the model's name on the page, `place` its own, from 0."""
     answers = run.grid_results
-    asked = read_json(run.path / "asked.json") if (run.path / "asked.json").exists() else {}
+    asked = read_json(run.path / "grid.json") if (run.path / "grid.json").exists() else {}
     own: dict[str | None, tuple[str, ...]] = {one: tuple(turns) for one, turns in asked.get("turns_asked", {}).items()}
     for question in read_asked_questions(run.path):
         if question.persona_id is not None and kind == PERSONAGYM_KIND:
@@ -321,7 +321,7 @@ def _cut_text(text: str) -> Any:
 
 
 def _template_texts(run: Run) -> dict[str, str]:
-    path = run.path / "asked.json"
+    path = run.path / "grid.json"
     crossed = read_json(path).get("templates", {}) if path.exists() else {}
     return {escape_control(name): escape_control(text) for name, text in crossed.items()}
 
