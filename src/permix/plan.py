@@ -24,6 +24,9 @@ from permix.tasks import TASKS, load_questions
 from permix.types import Persona, PlanRow, Question, digest, seed_from
 
 PLAN_FORMAT = "permix-plan-3"
+"""The format of a plan file: its columns and the keys of its metadata."""
+ROW_FORMAT = "permix-plan-2"
+"""The fields of a row. It is part of a plan's hash, so equal rows keep their hash when only the metadata changes."""
 
 
 class Plan(NamedTuple):
@@ -35,7 +38,7 @@ class Plan(NamedTuple):
     @property
     def hash(self) -> str:
         """The same on every machine for the same rows."""
-        return digest(PLAN_FORMAT, *(row.model_dump_json() for row in self.rows))
+        return digest(ROW_FORMAT, *(row.model_dump_json() for row in self.rows))
 
     @property
     def steps(self) -> int:
