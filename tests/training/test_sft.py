@@ -138,7 +138,7 @@ def test_micro_batches_leave_out_nothing_but_padding() -> None:
     assert parts[0]["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
-@pytest.mark.parametrize("microbatch_tokens", [1, 60, 120, 1000])
+@pytest.mark.parametrize("micro_tokens", [1, 60, 120, 1000])
 def test_loss_and_gradient_are_those_of_the_completions_alone(tiny_model: Path, tmp_path: Path, micro_tokens: int) -> None:
     trainer, _ = trainer_of(tiny_model, tmp_path, [STEP], micro_tokens)
     inputs = trainer.data_collator([trainer.train_dataset[0]])
