@@ -163,7 +163,7 @@ def test_one_process_cannot_open_a_run_twice(tmp_path: Path) -> None:
         ({"model": "abd", "seed": 0}, "model = 'abc', not 'abd'"),
         ({"model": "abc", "seed": 1}, "seed = 0, not 1"),
         ({"model": "abc"}, "seed = 0, not None"),
-        ({"model": "abc", "seed": 0, "empty_system_prompt": True}, "bare = None, not True"),
+        ({"model": "abc", "seed": 0, "empty_system_prompt": True}, "empty_system_prompt = None, not True"),
     ],
 )
 def test_another_identity_is_refused_by_name_and_both_values(other: dict[str, Any], named: str, tmp_path: Path) -> None:
