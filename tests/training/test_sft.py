@@ -62,12 +62,12 @@ class Watched(PlanSFTTrainer):
 
 
 def trainer_of(
-    tiny_model: Path, out: Path, steps: Sequence[Sequence[SFTExample]], micro_tokens: int = 256, config: OptimConfig = QUICK
+    tiny_model: Path, out: Path, steps: Sequence[Sequence[SFTExample]], microbatch_tokens: int = 256, config: OptimConfig = QUICK
 ) -> tuple[Watched, Notes]:
     torch.set_num_threads(1)
     notes = Notes()
     trainer = Watched(
-        steps=steps, microbatch_tokens=micro_tokens, recorder=notes, args=sft_arguments(config, len(steps), out),
+        steps=steps, microbatch_tokens=microbatch_tokens, recorder=notes, args=sft_arguments(config, len(steps), out),
         model=load_causal_lm(str(tiny_model), torch.float32, "cpu").train(), processing_class=load_tokenizer(str(tiny_model)),
     )  # fmt: skip
     return trainer, notes
