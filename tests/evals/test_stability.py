@@ -115,12 +115,12 @@ def test_bare_sends_an_empty_system_message_instead_of_none(bare: bool, roles: l
     with openai_server(reply) as server:
         values = stability_values(tmp_path, server.base_url)
         config = build_config(
-            StabilityConfig, values | {"personas": values["personas"] | {"empty_system_prompt": empty_system_prompt}}, source="test"
+            StabilityConfig, values | {"personas": values["personas"] | {"empty_system_prompt": bare}}, source="test"
         )
         assert run_stability(config).baseline.value == 1.0
     sent = server.asked[0].body["messages"]
     assert [message["role"] for message in sent] == roles
-    assert sent[0]["content"] == ("" if empty_system_prompt else QUESTIONS[0])
+    assert sent[0]["content"] == ("" if bare else QUESTIONS[0])
     assert server.asked[6].body["messages"][0] == {"role": "system", "content": "You are a careful clerk."}
 
 
