@@ -110,7 +110,7 @@ def test_an_accuracy_evaluation(tmp_path: Path) -> None:
     [
         ("persona-search", "27, then at most 6, at most 528 new tokens"),  # 3 × 7 to choose by and 6; then 6 as the chosen one
         ("persona-vote", "24, at most 384 new tokens"),
-        ("persona-plus-neutral", "24, then at most 18, at most 672 new tokens"),
+        ("persona-ensemble", "24, then at most 18, at most 672 new tokens"),
     ],
 )
 def test_an_evaluation_of_a_strategy(strategy: str, cells: str, tmp_path: Path) -> None:

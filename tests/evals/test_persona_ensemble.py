@@ -213,7 +213,7 @@ def reply(body: Mapping[str, Any], nth: int = 0, headers: Mapping[str, str] | No
 
 
 def both(folder: Path, base_url: str, **fields: Any) -> StabilityConfig:
-    return stability_config(folder, base_url, strategy="persona-plus-neutral", **fields)
+    return stability_config(folder, base_url, strategy="persona-ensemble", **fields)
 
 
 def found_in(config: StabilityConfig) -> EnsembleSummary:

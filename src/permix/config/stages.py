@@ -163,7 +163,7 @@ class StabilityConfig(RunConfig):
     """Bootstrap resamples and permutations."""
     exclude_plans: tuple[Path, ...] = ()
     """Plans whose questions must not be asked."""
-    strategy: Literal["none", "persona-search", "persona-vote", "persona-plus-neutral"] = "none"
+    strategy: Literal["none", "persona-search", "persona-vote", "persona-ensemble"] = "none"
     """A way to use personas at inference, measured with what it costs: see `permix.evals.strategies`."""
     strategy_questions: int = Field(default=50, gt=0)
     """By how many questions of the task's dev side a persona is chosen (strategy "persona-search")."""
