@@ -26,6 +26,9 @@ from permix.tasks import TASKS, load_questions
 from permix.types import Persona, PlanRow, Question, digest, seed_from
 
 PLAN_FORMAT = "permix-plan-3"
+"""The format of a plan file: its columns and the keys of its metadata."""
+ROW_FORMAT = "permix-plan-2"
+"""The format of a row. It is part of the plan's hash: equal rows keep their hash if only the metadata's format changes."""
 
 
 class Plan(NamedTuple):
@@ -38,7 +41,7 @@ class Plan(NamedTuple):
     @property
     def hash(self) -> str:
         """Hash of the rows; the same rows have the same hash on every machine."""
-        return digest(PLAN_FORMAT, *(row.model_dump_json() for row in self.rows))
+        return digest(ROW_FORMAT, *(row.model_dump_json() for row in self.rows))
 
     @property
     def steps(self) -> int:

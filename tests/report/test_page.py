@@ -55,8 +55,8 @@ def document() -> Document:
 def written(folder: Path, **more: Any) -> str:
     (folder / "learnt.png").write_bytes(PNG)
     options: dict[str, Any] = {
-        "charts": {"tradeoff": {"x": EVIL}}, "models": model_looks(styles_for(["base"]), {}), "runs": Told(),
-        "tags": {"sailor": ["sea", EVIL]}, "cells": {"grids": {"base": {}}, "sheets": [{}]},
+        "charts": {"tradeoff": {"x": EVIL}}, "looks_of_models": model_looks(styles_for(["base"]), {}), "runs": Told(),
+        "tags": {"sailor": ["sea", EVIL]}, "transcripts": {"grids": {"base": {}}, "sheets": [{}]},
     }  # fmt: skip
     write_page(folder / "index.html", document(), **(options | more))
     return (folder / "index.html").read_text()

@@ -133,8 +133,8 @@ def test_what_was_appended_is_there_before_the_run_is_closed(tmp_path: Path) -> 
 def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from permix.config import StabilityStage; from permix.storage.run_dir import RunDir\n"
-        "with RunDir.open(Path(sys.argv[1]), StabilityStage(label='base'), {'model': 'abc', 'seed': 0}):\n"
+        "from permix.config import StabilityConfig; from permix.storage.run_dir import RunDir\n"
+        "with RunDir.open(Path(sys.argv[1]), StabilityConfig(label='base'), {'model': 'abc', 'seed': 0}):\n"
         "    print('open', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]

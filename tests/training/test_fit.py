@@ -194,7 +194,7 @@ def test_refusals_come_before_anything_is_loaded_or_written(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("something was loaded")
 
-    for name in ("load_tokenizer", "folder_fingerprint", "_learn"):
+    for name in ("load_tokenizer", "folder_fingerprint", "_train_and_save"):
         monkeypatch.setattr(train, name, never)
     for key, value in environment("zero3").items():
         monkeypatch.setenv(key, value)

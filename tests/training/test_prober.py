@@ -78,7 +78,7 @@ model.name = {json.dumps(str(tiny_model))}
 task = {{ split = "train", levels = ["add-1", "sub-1"], n = 20 }}
 personas = {{ split = "train", n = 4 }}
 plan = {{ steps = 4, questions_per_step = 2, group_size = 16 }}
-train = {{ lr = 1e-2, max_new_tokens = 6, micro_tokens = 256, precision = "float32", save_every = 2, samples_every = 2 }}
+train = {{ lr = 1e-2, max_new_tokens = 6, microbatch_tokens = 256, precision = "float32", save_every = 2, samples_every = 2 }}
 [dev_eval]
 every = 2
 personas = 3

@@ -74,9 +74,9 @@ def config(tiny_model: Path, tmp_path: Path) -> Path:
         task = {{ split = "train", levels = ["sub-1"], n = 20 }}
         personas = {{ split = "train", n = 4 }}
         plan = {{ steps = 3, questions_per_step = 4, group_size = 8, mix = 0.6 }}
-        train = {{ lr = 1e-2, max_new_tokens = 6, micro_tokens = 256, precision = "float32", save_every = 2, samples_every = 2 }}
+        train = {{ lr = 1e-2, max_new_tokens = 6, microbatch_tokens = 256, precision = "float32", save_every = 2, samples_every = 2 }}
         character = {{ personas = 2, questions = 3, max_new_tokens = 6, replay_answers = 3 }}
-        """
+        """  # noqa: E501
     )
     return path
 
