@@ -192,7 +192,7 @@ def test_a_method_named_by_a_flag_brings_its_own_mix_unless_the_file_says_one(
     with pytest.raises(SystemExit) as ended:
         cli.run_cli(["train", str(file), "--method", "rlvr"])
     assert ended.value.code == 2
-    assert 'plan.mix = 0.8: method "rlvr" asks without personas' in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert 'plan.mix = 0.8: method "rlvr" trains without personas' in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 # Verbs
