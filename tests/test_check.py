@@ -150,7 +150,7 @@ def test_a_plan_file_with_personas_is_found_before_a_method_without(tmp_path: Pa
     planned = {"stage": "train", "method": "sft-personas", "plan_file": str(plan_file(tmp_path))}
     assert check_config(config_file(tmp_path, planned))["learnt from"] == "4 rows, 4 examples"
     for method in ("rlvr", "sft"):
-        with pytest.raises(ConfigError, match=rf'its rows hold personas .* method = "{method}" has none; give a plan made with'):
+        with pytest.raises(ConfigError, match=rf'its rows have personas .* method = "{method}" uses none; give a plan made with'):
             check_config(config_file(tmp_path, planned | {"method": method}))
 
 

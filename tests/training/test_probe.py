@@ -236,9 +236,9 @@ def test_sections_that_are_not_those_of_the_plan_file_are_refused(sections: Any,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"select": "best"}, r"every = 0: select = \"best\" and patience need probes"),
+        ({"select": "best"}, r"every = 0: select = \"best\" and patience need dev evaluations"),
         ({"patience": 2}, "give dev_eval.every = 10"),
-        ({"every": 5, "characters": 1}, "one voice cannot be told from another"),
+        ({"every": 5, "characters": 1}, "identifiability compares personas"),
         ({"every": 5, "characters": 0}, "take worst, mean or pss"),
         ({"every": 5, "metric": "best"}, "dev_eval.metric = 'best'"),
         ({"every": 5, "roleplay_questions": 9}, "dev_eval.roleplay_questions = 9"),

@@ -308,7 +308,7 @@ def test_ctrl_c_ends_all_and_the_run_goes_on(config: Path, tiny_model: Path, tmp
         found = ended(tmp_path / "team", running)
     assert [end.code for end in found] == [130, 130], found
     (said,) = messages([Ended(end.code, end.said.strip()) for end in found])
-    assert said == "permix train: interrupted; what was done is kept, run the same command to go on"
+    assert said == "permix train: interrupted; finished work is saved, run the same command again to continue"
     done = len(read_training_log(tmp_path / "run" / "log.jsonl"))
     assert 3 <= done < 30
     assert team(tmp_path / "again", *argv)[0].code == 0
