@@ -1,8 +1,8 @@
 """A model that answers from a script: for tests, examples and dry runs of a whole pipeline.
 
-The script is a function of the request, a mapping from the last message's text, or a list of replies used up in the order asked.
-A reply is a text, a ready `Completion`, or a `Failure`; an OSError raised by the function (TimeoutError, ConnectionError) becomes
-the `Failure` it would be behind a real backend, and any other exception is a fault of the script and is raised.
+The script is a function of the request, a mapping from the last message's text, or a list of replies for the requests in order.
+A reply is a text, a `Completion` or a `Failure`. An OSError that the function raises (TimeoutError, ConnectionError) becomes a
+`Failure`, as with a real backend; any other exception is an error of the script and is raised.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ ReplyScript = Callable[[Request], ScriptedReply] | Mapping[str, ScriptedReply] |
 
 
 class ScriptedModel:
-    """Implements `Model`. `requests` holds every request so far, in the order asked; tokens are counted as words."""
+    """Implements `Model`. `requests` holds every request so far, in order. A token is a word."""
 
     default_system: str | None = None
     content_addressed = True
@@ -48,7 +48,5 @@ class ScriptedModel:
         if isinstance(self._script, Mapping):
             return self._script[request.messages[-1]["content"]]
         if len(self.requests) > len(self._script):
-            raise IndexError(
-                f"model {self.name!r} was asked {len(self.requests)} times; its script has {len(self._script)} replies"
-            )
+            raise IndexError(f"model {self.name!r} got {len(self.requests)} requests; its script has {len(self._script)} replies")
         return self._script[len(self.requests) - 1]
