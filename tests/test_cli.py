@@ -80,10 +80,10 @@ def test_help_of_everything_imports_nothing_heavy() -> None:
 import contextlib, sys
 import permix
 from permix import cli
-cli.run(["--help"])
+cli.run_cli(["--help"])
 for verb in cli.VERBS:
     with contextlib.suppress(SystemExit):
-        cli.run([verb, "--help"])
+        cli.run_cli([verb, "--help"])
 assert [name for name in {HEAVY} if name in sys.modules] == [], sorted(sys.modules)
 """
     ended = python(script)
