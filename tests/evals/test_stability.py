@@ -115,7 +115,9 @@ def test_bare_sends_an_empty_system_message_instead_of_none(empty_system_prompt:
     with openai_server(reply) as server:
         values = stability_values(tmp_path, server.base_url)
         config = build_config(
-            StabilityConfig, values | {"personas": values["personas"] | {"empty_system_prompt": empty_system_prompt}}, source="test"
+            StabilityConfig,
+            values | {"personas": values["personas"] | {"empty_system_prompt": empty_system_prompt}},
+            source="test",
         )
         assert run_stability(config).baseline.value == 1.0
     sent = server.asked[0].body["messages"]

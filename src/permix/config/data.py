@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from permix.config.base import ConfigSection
 from permix.types import Split
@@ -17,8 +17,9 @@ from permix.types import Split
 class ModelConfig(ConfigSection):
     name: str = "bundled"
     """"bundled" (SmolLM2-135M-Instruct), a model folder, a hub id, or the name an endpoint serves."""
-    backend: Literal["transformers", "openai"] = "transformers"
-    """Where completions come from: in this process, or an OpenAI-compatible HTTP endpoint."""
+    backend: Literal["transformers", "openai", "python"] = "transformers"
+    """Where completions come from: in this process, an OpenAI-compatible HTTP endpoint, or a function of your own (which only
+    `permix.evaluate_stability` and its like can be given)."""
     base_url: str | None = None
     """The endpoint's address up to /v1 (backend "openai")."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -99,6 +100,10 @@ class TaskConfig(ConfigSection):
         if self.name.startswith("own-") and self.path is None:
             raise ValueError(f'path is missing: name = "{self.name}" asks the questions of a file of yours')
         return self
+
+    @field_serializer("name")
+    def _serialize_name(self, name: str) -> str:
+        return name  # a `Task` made in Python has a name of its own, which pydantic would warn of
 
     @model_validator(mode="after")
     def _check_prompt_template(self) -> "TaskConfig":
