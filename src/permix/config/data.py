@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from permix.config.base import ConfigSection
 from permix.types import Split
@@ -17,9 +17,10 @@ class ModelConfig(ConfigSection):
     """The model that answers, and how to reach it."""
 
     name: str = "bundled"
-    """"bundled" (SmolLM2-135M-Instruct), a model folder, a hub id, or the name that an endpoint serves the model under."""
-    backend: Literal["transformers", "openai"] = "transformers"
-    """Where the model runs: in this process with transformers, or behind an OpenAI-compatible HTTP endpoint."""
+    """"bundled" (SmolLM2-135M-Instruct), a model folder, a hub id, or the name an endpoint serves."""
+    backend: Literal["transformers", "openai", "python"] = "transformers"
+    """Where completions come from: in this process, an OpenAI-compatible HTTP endpoint, or a function of your own (which only
+    `permix.evaluate_stability` and its like can be given)."""
     base_url: str | None = None
     """The endpoint's URL up to /v1, such as http://127.0.0.1:8000/v1 (backend "openai")."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -104,6 +105,10 @@ class TaskConfig(ConfigSection):
         if self.name.startswith("own-") and self.path is None:
             raise ValueError(f'path is missing: name = "{self.name}" reads your own questions from a file; give the file')
         return self
+
+    @field_serializer("name")
+    def _serialize_name(self, name: str) -> str:
+        return name  # a `Task` made in Python has a name of its own, which pydantic would warn of
 
     @model_validator(mode="after")
     def _check_prompt_template(self) -> "TaskConfig":

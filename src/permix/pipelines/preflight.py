@@ -227,5 +227,5 @@ def _check_model(model: config.ModelConfig) -> None:
     """An endpoint's address and key, without asking it anything; a model folder that is named as one."""
     if model.backend == "transformers":
         check_model_folder(model.name)
-    if model.backend == "openai":
+    else:
         load_model(model)
