@@ -13,6 +13,8 @@ from permix.config.base import (
     read_config_values,
 )
 from permix.config.data import (
+    BACKENDS,
+    BackendCapabilities,
     InterviewConfig,
     InterviewerConfig,
     JudgeModelConfig,
@@ -64,6 +66,7 @@ from permix.config.training import (
 )
 
 __all__ = [
+    "BACKENDS",
     "CONFIGS_BY_STAGE",
     "CONFIG_SUFFIXES",
     "DEFAULT_MIX",
@@ -72,6 +75,7 @@ __all__ = [
     "RUNTIME_ONLY_FIELDS",
     "SUPERVISED_METHODS",
     "AnyConfig",
+    "BackendCapabilities",
     "CharacterConfig",
     "CompareConfig",
     "ConfigSection",

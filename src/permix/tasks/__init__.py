@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 
+from pydantic import BaseModel
+
 from permix.config import TaskConfig
+from permix.errors import ConfigError, closest_match, error_context
 from permix.tasks.arithmetic import ARITHMETIC
 from permix.tasks.base import Task, verify_completion
 from permix.tasks.code import CODE
@@ -13,7 +16,7 @@ from permix.tasks.math import AIME_TASKS, MATH, MATH500
 from permix.tasks.multiple_choice import MMLU
 from permix.types import Question
 
-__all__ = ["TASKS", "Task", "check_contamination", "load_questions", "verify_completion"]
+__all__ = ["TASKS", "Task", "check_contamination", "check_task_name", "find_task", "load_questions", "verify_completion"]
 
 TASKS: dict[str, Task] = {
     "arithmetic": ARITHMETIC,
@@ -27,9 +30,25 @@ TASKS: dict[str, Task] = {
 }
 
 
+def find_task(name: str) -> Task:
+    """The task of this name. Raises ConfigError, naming the nearest one that there is."""
+    if name not in TASKS:
+        near = closest_match(name, TASKS)
+        hint = f"; did you mean {near}?" if near else ""
+        raise ConfigError(f"task.name = {name!r}: must be one of {', '.join(TASKS)}{hint}")
+    return TASKS[name]
+
+
+def check_task_name(stage: BaseModel, source: str) -> None:
+    """Raise ConfigError when the section [task] of a configuration, if it has one, names no task. `source`: its file."""
+    if isinstance(section := getattr(stage, "task", None), TaskConfig):
+        with error_context(source):
+            find_task(section.name)
+
+
 def load_questions(config: TaskConfig) -> tuple[Task, tuple[Question, ...]]:
     """The task that `config` names, worded as it says, and its questions. Raises ConfigError or DataError."""
-    task = TASKS[config.name]
+    task = find_task(config.name)
     if task.check_environment is not None:
         task.check_environment()
     return replace(task, prompt_template=config.prompt_template or task.prompt_template), task.questions(config)
