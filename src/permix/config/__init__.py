@@ -14,6 +14,8 @@ from permix.config.base import (
     read_config_values,
 )
 from permix.config.data import (
+    BACKENDS,
+    BackendCapabilities,
     InterviewConfig,
     InterviewerConfig,
     JudgeModelConfig,
@@ -65,6 +67,7 @@ from permix.config.training import (
 )
 
 __all__ = [
+    "BACKENDS",
     "CONFIGS_BY_STAGE",
     "CONFIG_SUFFIXES",
     "DEFAULT_MIX",
@@ -73,6 +76,7 @@ __all__ = [
     "RUNTIME_ONLY_FIELDS",
     "SUPERVISED_METHODS",
     "AnyConfig",
+    "BackendCapabilities",
     "CharacterConfig",
     "CompareConfig",
     "ConfigSection",
