@@ -80,10 +80,10 @@ def test_help_of_everything_imports_nothing_heavy() -> None:
 import contextlib, sys
 import permix
 from permix import cli
-cli.run(["--help"])
+cli.run_cli(["--help"])
 for verb in cli.VERBS:
     with contextlib.suppress(SystemExit):
-        cli.run([verb, "--help"])
+        cli.run_cli([verb, "--help"])
 assert [name for name in {HEAVY} if name in sys.modules] == [], sorted(sys.modules)
 """
     ended = python(script)
@@ -145,7 +145,7 @@ def test_a_configuration_of_another_stage_is_refused(tmp_path: Path, capsys: pyt
     file = tmp_path / "run.toml"
     file.write_text('stage = "fidelity"\n')
     assert cli.run_cli(["stability", str(file)]) == 2
-    assert f'{file}: is a configuration for "permix fidelity", not for "permix stability"' in capsys.readouterr().err
+    assert f'{file}: is a configuration of "permix fidelity", not of "permix stability"' in capsys.readouterr().err
 
 
 def test_main_exits_with_the_code() -> None:
@@ -192,7 +192,7 @@ def test_a_method_named_by_a_flag_brings_its_own_mix_unless_the_file_says_one(
     with pytest.raises(SystemExit) as ended:
         cli.run_cli(["train", str(file), "--method", "rlvr"])
     assert ended.value.code == 2
-    assert 'plan.mix = 0.8: method "rlvr" asks without personas' in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert 'plan.mix = 0.8: method "rlvr" trains without personas' in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 # Verbs
@@ -285,7 +285,7 @@ def test_an_interruption_exits_with_130_and_keeps_what_was_done(tmp_path: Path, 
         file.write_text(toml(stability_values(tmp_path, server.base_url, model=endpoint(server.base_url))))
         assert cli.run_cli(["stability", str(file)]) == 130
         shown = capsys.readouterr()
-        assert "interrupted; what was done is kept, run the same command to go on" in shown.err
+        assert "interrupted; finished work is saved, run the same command again to continue" in shown.err
         assert "Traceback" not in shown.err
         kept, asked = len(read_cells(tmp_path / "run" / "records.jsonl")), len(server.asked)
         assert 1 <= kept < 24

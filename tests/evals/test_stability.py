@@ -110,7 +110,7 @@ def test_samples_differ_in_seed_and_are_averaged(tmp_path: Path) -> None:
     assert (summary.n_scored, summary.n_asked) == (36, 36)
 
 
-@pytest.mark.parametrize(("empty_system_prompt", "roles"), [(False, ["user"]), (True, ["system", "user"])])
+@pytest.mark.parametrize(("bare", "roles"), [(False, ["user"]), (True, ["system", "user"])])
 def test_bare_sends_an_empty_system_message_instead_of_none(bare: bool, roles: list[str], tmp_path: Path) -> None:
     with openai_server(reply) as server:
         values = stability_values(tmp_path, server.base_url)

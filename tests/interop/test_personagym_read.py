@@ -97,7 +97,7 @@ def test_what_is_wrong_with_a_file_is_named_and_nothing_is_written(changes: dict
 
 
 def test_what_means_nothing_with_it_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="metric = 'acc': means nothing with personagym"):
+    with pytest.raises(ConfigError, match="metric = 'acc': has no effect with personagym"):
         imported(tmp_path, results(tmp_path / "gpt"), metric="acc")
     with pytest.raises(ConfigError, match="personagym_questions = gym: give personagym, the folder of answers, too"):
         build_config(ImportConfig, {"personagym_questions": "gym"}, source="test")

@@ -1,7 +1,8 @@
-"""Every configuration class: declared once, frozen, importable without torch.
+"""The configuration classes: each option is declared once. Importing this package does not import torch.
 
-A stage's configuration is one class made of sections; a TOML file mirrors it (`[train] lr = 1e-5`), a flag names the same field
-(`--train.lr 1e-5`), and the resolved whole is written to the run directory. Unknown keys are refused with the nearest known one.
+The configuration of a stage is one frozen class made of sections. A TOML file mirrors it (`[train] lr = 1e-5`), a flag names the
+same field (`--train.lr 1e-5`), and the resolved configuration is written to the run directory. Unknown keys are refused, naming
+the nearest known key. Attribute docstrings are the help texts of `permix VERB --help`.
 """
 
 from permix.config.base import (

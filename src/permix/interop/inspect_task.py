@@ -113,7 +113,7 @@ def generate_with_seed() -> Solver:
     return solve
 
 
-@scorer(metrics=[accuracy(), stderr(), grouped(accuracy(), "persona")])  # type: ignore[untyped-decorator]
+@scorer(metrics=[accuracy(), stderr(), grouped(accuracy(), "persona")], name="verify")  # type: ignore[untyped-decorator]
 def permix_scorer(task: str) -> Scorer:
     """The verdict that `permix stability` gives the same answer: C, I, or unscored when the verifier failed."""
     verifier, permix_task = Verifier(), TASKS[task]
