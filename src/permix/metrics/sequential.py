@@ -50,7 +50,7 @@ SIGN_FLIP_STREAM = 4
 
 
 class Round(Record):
-    """Questions from the end of the previous round up to `until` (a count of all questions), asked under these personas and none."""
+    """Questions from the end of the previous round up to the `until`-th of the run, asked under these personas and without."""
 
     until: int
     personas: tuple[str, ...]
