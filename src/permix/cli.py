@@ -387,7 +387,7 @@ def registered_names(section: Any) -> dict[str, tuple[str, ...]]:
     from permix.tasks import TASKS
 
     if isinstance(section, type) and issubclass(section, config.ModelConfig):
-        return {"backend": tuple(config.BACKENDS)}
+        return {"backend": config.configurable_backends()}
     return {"name": tuple(TASKS)} if section is config.TaskConfig else {}
 
 

@@ -113,7 +113,7 @@ def test_a_new_backend_is_measured_like_any_other(
     assert measure_stability(tmp_path / "run").baseline.value == measure_stability(tmp_path / "run").mean.value == 1.0
     assert read_json(tmp_path / "run/config.json")["model"]["backend"] == "abacus"
     assert cli.run_cli(["stability", str(path), *more, "--out", str(tmp_path / "again")]) == 0
-    assert "held 18 of 24 answers" in capsys.readouterr().err
+    assert "18 of 24 answers were cached" in capsys.readouterr().err
     assert [one.name for one in abacus] == ["beads"] * 4
 
 

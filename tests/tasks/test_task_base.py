@@ -186,7 +186,7 @@ def test_a_wording_of_ones_own_changes_the_prompt_its_identity_and_nothing_else(
     assert task.prompt(questions[0]) == f"Think aloud. {questions[0].text} {{x}}"
     assert task.prompt_hash != plain.prompt_hash
     assert (task.extract_answer("so it is 12"), task.name) == ("12", plain.name)
-    with pytest.raises(ValidationError, match=r"has no \{question\} in it, so nothing would be asked"):
+    with pytest.raises(ValidationError, match=r"must contain \{question\}"):
         TaskConfig(prompt_template="What?")
 
 
@@ -239,10 +239,14 @@ def test_a_new_task_is_one_file_and_one_line(
     assert f"{path}: task.name = 'partiy': must be one of arithmetic," in capsys.readouterr().err
 
 
+def _without_docstrings(path: Path) -> str:
+    return re.sub(r'""".*?"""', "", path.read_text("utf-8"), flags=re.DOTALL)
+
+
 def test_no_other_folder_names_a_task() -> None:
     """Names that are words of other things too are left out; "arithmetic" is the default of `TaskConfig`."""
     names = set(TASKS) - {"arithmetic", "math", "code"}
     quoted = re.compile("|".join(f"[\"']{name}[\"']" for name in names))
     source = Path(permix.__file__).parent
-    found = {path.relative_to(source).parts[0] for path in source.rglob("*.py") if quoted.search(path.read_text("utf-8"))}
+    found = {path.relative_to(source).parts[0] for path in source.rglob("*.py") if quoted.search(_without_docstrings(path))}
     assert found == {"tasks"}

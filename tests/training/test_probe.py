@@ -416,20 +416,22 @@ def test_the_last_weights_are_taken_unless_the_best_are_asked_for() -> None:
 def test_what_is_told() -> None:
     points = (point(0, 0.2), point(10, 0.4), point(20, 0.3))
     assert selection_text(curve(*points)) == (
-        "The weights are those of step 20, the last (select = last; of 3 probes the best by worst is that of step 10, 0.400; "
+        "The weights are those of step 20, the last (select = last; "
+        "of 3 dev evaluations the best by worst is that of step 10, 0.400; "
         "step 20, the last, has 0.300)."
     )
     assert selection_text(curve(*points, select="best", patience=1)) == (
-        "The weights are those of step 10 (select = best; of 3 probes the best by worst is that of step 10, 0.400; "
-        "step 20, the last, has 0.300). Training ended at step 20: no probe since step 10 was better (patience = 1)."
+        "The weights are those of step 10 (select = best; of 3 dev evaluations the best by worst is that of step 10, 0.400; "
+        "step 20, the last, has 0.300). Training ended at step 20: no dev evaluation after step 10 was better (patience = 1)."
     )
     assert selection_text(curve(*points[:2], select="best")) == (
-        "The weights are those of step 10, the last (select = best; of 2 probes the best by worst is that of step 10, 0.400)."
+        "The weights are those of step 10, the last (select = best; "
+        "of 2 dev evaluations the best by worst is that of step 10, 0.400)."
     )
-    assert "No probe was better than the model before training." in selection_text(
+    assert "No dev evaluation was better than that of the model before training." in selection_text(
         curve(points[0], point(10, 0.1), select="best")
     )
     assert (
         selection_text(curve(point(0, None)))
-        == "The weights are those of step 0, the last (select = last; no probe has a score)."
+        == "The weights are those of step 0, the last (select = last; no dev evaluation has a score)."
     )

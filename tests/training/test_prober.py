@@ -317,7 +317,9 @@ def test_the_best_adapters_become_the_model(tiny_model: Path, tmp_path: Path) ->
     assert lines_of(tmp_path / "run")[-1]["best_step"] == 0
     expected, found = load_file(tiny_model / "model.safetensors"), load_file(folder / "model.safetensors")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert "No probe was better than the model before training" in (folder / "README.md").read_text(encoding="utf-8")
+    assert "No dev evaluation was better than that of the model before training" in (folder / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_patience_ends_the_training_and_the_run_is_finished(tiny_model: Path, tmp_path: Path) -> None:
@@ -328,7 +330,7 @@ def test_patience_ends_the_training_and_the_run_is_finished(tiny_model: Path, tm
     expected = next(n for n in range(2, 13) if max(scores[: n - 1]) >= max(scores[n - 1 : n + 1]))
     assert [line["step"] for line in read_training_log(tmp_path / "run" / "log.jsonl")] == list(range(1, expected + 1))
     assert [line["stop"] for line in lines] == [False] * expected + [True]
-    assert f"Training ended at step {expected}: no probe since step {expected - 2} was better (patience = 2)." in (
+    assert f"Training ended at step {expected}: no dev evaluation after step {expected - 2} was better (patience = 2)." in (
         folder / "README.md"
     ).read_text(encoding="utf-8")
     assert not (tmp_path / "run" / "checkpoints").exists()

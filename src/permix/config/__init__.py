@@ -24,6 +24,7 @@ from permix.config.data import (
     PersonaGymTask,
     PersonasConfig,
     TaskConfig,
+    configurable_backends,
 )
 from permix.config.interop import (
     ExportConfig,
@@ -113,6 +114,7 @@ __all__ = [
     "TrainableModelConfig",
     "ViewConfig",
     "build_config",
+    "configurable_backends",
     "format_validation_error",
     "load_config",
     "read_config_values",

@@ -19,21 +19,30 @@ class BackendCapabilities(NamedTuple):
 
     `is_local`: it runs in this process, on weights that the model's name leads to (a folder, a hub id or "bundled"), so files can
     be looked at before anything is loaded. `is_priced`: requests may cost money. `needs_base_url`: it is reached at an address.
-    `content_addressed`: equal fingerprints can mean equal weights, so that answers may be cached.
+    `content_addressed`: equal fingerprints can mean equal weights, so that answers may be cached. `configurable`: a file or a flag
+    may name it.
     """
 
     is_local: bool
     is_priced: bool
     needs_base_url: bool
     content_addressed: bool
+    configurable: bool = True
 
 
 BACKENDS: dict[str, BackendCapabilities] = {
     "transformers": BackendCapabilities(is_local=True, is_priced=False, needs_base_url=False, content_addressed=True),
     "openai": BackendCapabilities(is_local=False, is_priced=True, needs_base_url=True, content_addressed=False),
-    "python": BackendCapabilities(is_local=False, is_priced=False, needs_base_url=False, content_addressed=False),
+    "python": BackendCapabilities(
+        is_local=False, is_priced=False, needs_base_url=False, content_addressed=False, configurable=False
+    ),
 }
 """Every backend, by the name that a configuration gives it; `LOADERS` in `permix.inference` opens its models."""
+
+
+def configurable_backends() -> tuple[str, ...]:
+    """The backends that a configuration file or a flag may name."""
+    return tuple(name for name, backend in BACKENDS.items() if backend.configurable)
 
 
 class ModelConfig(ConfigSection):
@@ -42,8 +51,7 @@ class ModelConfig(ConfigSection):
     name: str = "bundled"
     """"bundled" (SmolLM2-135M-Instruct), a model folder, a hub id, or the name an endpoint serves."""
     backend: str = "transformers"
-    """Where completions come from: in this process, an OpenAI-compatible HTTP endpoint, or a function of your own (which only
-    `permix.evaluate_stability` and its like can be given)."""
+    """Where completions come from: in this process, or an OpenAI-compatible HTTP endpoint."""
     base_url: str | None = None
     """The endpoint's URL up to /v1, such as http://127.0.0.1:8000/v1 (backend "openai")."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -69,7 +77,7 @@ class ModelConfig(ConfigSection):
         if name not in BACKENDS:
             near = closest_match(name, BACKENDS)
             hint = f"; did you mean {near}?" if near else ""
-            raise ValueError(f"must be one of {', '.join(BACKENDS)}{hint}")
+            raise ValueError(f"must be one of {', '.join(configurable_backends())}{hint}")
         return name
 
     @model_validator(mode="after")

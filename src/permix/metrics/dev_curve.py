@@ -1,14 +1,19 @@
+"""Dev evaluations of a training run as a curve, and the choice of a checkpoint from it.
+
+Contract: pure functions of points; no files. Scores are better when higher, and a point without a score is neither better nor
+worse than another.
+"""
+
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from permix.config import DevEvalConfig, DevMetric
 from permix.types import Estimate, Record
 
-# What is measured
-
 
 class DevEvalPoint(Record):
-    """One probe. `identifiability` and `chance` are None without characters; `n_scored` of `n_asked` counts persona cells."""
+    """One dev evaluation. `identifiability` and `chance` are None without open-ended questions; `n_scored` of `n_asked` counts
+    the cells with a persona; `completion_tokens` is a mean per answer."""
 
     step: int
     mean: Estimate
@@ -34,7 +39,7 @@ class DevEvalPoint(Record):
 
 
 class DevCurve(NamedTuple):
-    """The probes of a run so far, by step: at least one."""
+    """The dev evaluations of a run so far, at least one, by step."""
 
     points: tuple[DevEvalPoint, ...]
     config: DevEvalConfig
@@ -44,13 +49,11 @@ class DevCurve(NamedTuple):
         return select_checkpoint(self.points, self.config.metric, self.config.patience)
 
 
-# What is chosen
-
-
 class DevSelection(Record):
-    """What the points so far say. `best` is the step of the first highest score; None where no point has a score.
+    """The choice by the points so far.
 
-    `stale` counts the points with a score after it. `stop` says that patience has run out.
+    `best_step` is the step of the first highest score; None if no point has a score. `n_since_best` counts points with a score
+    after it; `should_stop` tells that they have reached the patience.
     """
 
     metric: DevMetric
@@ -64,11 +67,11 @@ class DevSelection(Record):
 
 
 def selection_scores(points: Sequence[DevEvalPoint], metric: DevMetric) -> list[float | None]:
-    """A number a point, more is better; None where it cannot be computed, which is neither better nor worse.
+    """A score for each point, higher is better; None where it cannot be computed.
 
-    balanced: the worst persona's accuracy less what identifiability has lost since the first point. Both are shares of answers:
-    a character told right less often costs as much as answers right less often. A gain earns nothing: against the base model's
-    own answers it is noise or caricature. There is no ratio, which would be wild where the base is hardly told at all.
+    "balanced": worst persona's accuracy − max(0, identifiability of the first point − identifiability now). Both are shares of
+    answers, so a loss in identifiability costs as much as the same loss in accuracy. A gain adds nothing: measured against the
+    base model's own answers it is noise or caricature. A ratio would be unstable where the base's identifiability is near 0.
     """
     if metric != "balanced":
         return [getattr(point, metric).value for point in points]
@@ -82,7 +85,7 @@ def _balanced_score(point: DevEvalPoint, first_point: DevEvalPoint) -> float | N
 
 
 def select_checkpoint(points: Sequence[DevEvalPoint], metric: DevMetric, patience: int | None = None) -> DevSelection:
-    """What these points (at least one, by step) say. A tie goes to the earlier one: less training for the same."""
+    """The choice by these points (at least one, by step). A tie goes to the earlier step: less training for the same score."""
     known = selection_scores(points, metric)
     scored = [(point.step, score) for point, score in zip(points, known, strict=True) if score is not None]
     top = max((score for _, score in scored), default=None)
@@ -107,10 +110,10 @@ def selected_step(curve: DevCurve) -> int:
 
 
 def selection_text(curve: DevCurve) -> str:
-    """Which weights became the model, by what, and why training ended: for the card, the report and the terminal."""
+    """A text for model card, report and terminal: which weights became the model, by which score, and why training ended."""
     choice, config, step = curve.selection, curve.config, selected_step(curve)
     which = f"The weights are those of step {step}" + (", the last" if step == choice.last_step else "")
-    by = "no probe has a score"
+    by = "no dev evaluation has a score"
     if choice.best_step is not None:
         last = (
             ""
@@ -118,11 +121,15 @@ def selection_text(curve: DevCurve) -> str:
             else f"; step {choice.last_step}, the last, has {_format_score(choice.last_score)}"
         )
         by = (
-            f"of {choice.n_scored} probes the best by {choice.metric} is that of step {choice.best_step}, "
+            f"of {choice.n_scored} dev evaluations the best by {choice.metric} is that of step {choice.best_step}, "
             f"{_format_score(choice.best_score)}{last}"
         )
-    untrained = " No probe was better than the model before training." if 0 == choice.best_step == step < choice.last_step else ""
-    since = f"no probe since step {choice.best_step} was better (patience = {config.patience})"
+    untrained = (
+        " No dev evaluation was better than that of the model before training."
+        if 0 == choice.best_step == step < choice.last_step
+        else ""
+    )
+    since = f"no dev evaluation after step {choice.best_step} was better (patience = {config.patience})"
     ended = f" Training ended at step {choice.last_step}: {since}." if choice.should_stop else ""
     return f"{which} (select = {config.select}; {by}).{untrained}{ended}"
 

@@ -1,27 +1,24 @@
-"""Identifiability: can a classifier tell which persona wrote an answer, on neutral questions that all personas share?
+"""Identifiability: how often a classifier names the persona that wrote an answer, on neutral questions that all personas share.
 
-Its contract: texts in, one record out; no language model, no files, no global random state. It measures distinctness, not
-correctness: eight personas that are all played wrongly, each in its own way, score 1. It is never a PersonaScore.
+Contract: texts in, one record out; no language model, no files, no global random state. It measures how distinct personas are,
+not whether they are played correctly: eight personas that are all played wrongly, each in its own way, score 1. It is not a
+PersonaScore.
 
-Suffixes name axes: P personas, Q questions, L labellings of the training answers, S shuffles of them, R bootstrap resamples.
+- *Held out by question.* Questions are split into folds. For each fold a classifier is trained on the reference answers to the
+  other folds' questions and names the persona of each answer to this fold's. No question is in both, and each answer is scored
+  once. To compare checkpoints, train on the base model's answers (`reference_P_Q`): then all checkpoints are measured against
+  the same characters.
+- *Persona words masked.* Every content word of any persona's text is replaced by one token in all answers, for training and
+  scoring. The words of all personas are masked in every answer, so masking does not depend on the label and can only remove
+  signal. Only the number and place of masked words remain visible.
+- *Controls.* The accuracy comes with four controls under the same folds: question text only, length only, labels shuffled within
+  the question, and chance. Without missing answers, question-only is exactly 1 / P, since all P personas have the same question.
+- *Missing is not wrong.* None is no answer: it is left out and counted. "" is an answer.
 
-- *Held out by question.* Questions are dealt into folds. For each fold a classifier is trained on the reference answers to the
-  questions outside the fold and names the persona of every answer to the questions in it. No question stands on both sides
-  and every answer is scored exactly once. To compare checkpoints, train on the base model's answers (`reference_P_Q`):
-  the question is then whether the character is still *that* character, and no checkpoint brings its own ruler.
-- *Persona words masked.* Every content word of any persona's text becomes one and the same token in all answers, trained on or
-  scored. The union is masked, so what is masked depends on no label and masking can only take signal away. How often an answer
-  falls on a masked word stays visible.
-- *Never alone.* The accuracy stands beside four controls under the same folds: question text only, length only, labels shuffled
-  within the question, and chance. With no answer missing, question-only is exactly 1 / P, since it must say the same of all P.
-- *Missing is not wrong.* None is no answer: left out and counted. "" is an answer: a model with nothing to say as that persona.
+Result and intervals depend on the content of personas and questions and on the seed, not on their order. Intervals resample
+questions and keep the trained classifiers fixed; that of `permuted` also resamples its shuffles.
 
-Result and intervals do not depend on the order of personas or questions, only on their content and the seed. Intervals
-resample questions and hold the trained classifiers fixed; `permuted` resamples its shuffles too.
-
-Training on the questions of all folds but one and naming the voices in that one; and the same from fewer questions.
-
-Contract: pure functions of arrays of texts. No question stands on both sides of a fold. P personas, Q questions, L labellings.
+Axes: P personas, Q questions, L labellings of the training answers, S shuffles of the labels, R bootstrap resamples.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,11 +49,11 @@ LabelArray = NDArray[np.int64]
 
 
 TRAIN_SHARES = (1 / 8, 1 / 4, 1 / 2)
-"""Of the questions that could be learnt from: few, since each costs a fit, and halving shows what doubling would bring."""
+"""Points of the learning curve, as shares of the training questions: few, since each costs a fit in every fold."""
 
 
 class CrossValSplit(NamedTuple):
-    """Which cells (P, Q) are trained on, which are scored, and the fold of each question (Q)."""
+    """The answers to train on, the answers to score, and the fold of each question."""
 
     train_P_Q: BoolArray
     test_P_Q: BoolArray
@@ -71,40 +68,41 @@ def cross_val_predict(
     make_features: Callable[[], FeatureExtractor],
     make_classifier: Callable[[], Classifier],
 ) -> list[LabelArray]:
-    """said_L_P_Q: the label each scored text is given, −1 where none is scored, after training on each of the L labellings.
+    """predicted_L_P_Q: for each of L labellings of the training texts, the label predicted for each test text; −1 elsewhere.
 
-    The texts in a fold are read by features and classifiers that were fitted on the taught texts outside it.
+    Texts of a fold are predicted by features and a classifier fitted on the training texts of the other folds.
     """
-    said_L_P_Q = [np.full(test_text_P_Q.shape, -1) for _ in labels_L_P_Q]
+    predicted_L_P_Q = [np.full(test_text_P_Q.shape, -1) for _ in labels_L_P_Q]
     for fold in np.unique(split.fold_Q):
         train_P_Q = split.train_P_Q & (split.fold_Q != fold)
-        held_P_Q = split.test_P_Q & (split.fold_Q == fold)
-        if not held_P_Q.any():
+        test_P_Q = split.test_P_Q & (split.fold_Q == fold)
+        if not test_P_Q.any():
             continue
-        reader = make_features()
-        train_rows = reader.fit_transform(train_text_P_Q[train_P_Q])
-        held_rows = reader.transform(test_text_P_Q[held_P_Q])
-        for labels_P_Q, said_P_Q in zip(labels_L_P_Q, said_L_P_Q, strict=True):
-            learner = make_classifier()
-            learner.fit(train_rows, labels_P_Q[train_P_Q])
-            said_P_Q[held_P_Q] = learner.predict(held_rows)
-    return said_L_P_Q
+        features = make_features()
+        train_rows = features.fit_transform(train_text_P_Q[train_P_Q])
+        test_rows = features.transform(test_text_P_Q[test_P_Q])
+        for labels_P_Q, predicted_P_Q in zip(labels_L_P_Q, predicted_L_P_Q, strict=True):
+            classifier = make_classifier()
+            classifier.fit(train_rows, labels_P_Q[train_P_Q])
+            predicted_P_Q[test_P_Q] = classifier.predict(test_rows)
+    return predicted_L_P_Q
 
 
 def learning_curve_splits(split: CrossValSplit) -> dict[int, CrossValSplit]:
-    """The same folds, trained on the first eighth, quarter and half of each fold's questions; by how many that comes to at most.
+    """Splits with the same folds that train on the first eighth, quarter and half of each fold's questions.
 
-    Each part holds the one before it. What would leave a persona without any answer to learn from in some fold is left out.
+    Keys are their `max_train_questions`. Each split contains the smaller ones. A split is left out if some persona would have no
+    training answer outside some fold.
     """
-    place_Q = np.array([np.count_nonzero(split.fold_Q[:q] == fold) for q, fold in enumerate(split.fold_Q)])
-    size = int(place_Q.max()) + 1
-    counts = sorted({max(1, round(size * share)) for share in TRAIN_SHARES} - {size})
-    parts = [split._replace(train_P_Q=split.train_P_Q & (place_Q < count)) for count in counts]
+    index_in_fold_Q = np.array([np.count_nonzero(split.fold_Q[:q] == fold) for q, fold in enumerate(split.fold_Q)])
+    fold_size = int(index_in_fold_Q.max()) + 1
+    counts = sorted({max(1, round(fold_size * share)) for share in TRAIN_SHARES} - {fold_size})
+    parts = [split._replace(train_P_Q=split.train_P_Q & (index_in_fold_Q < count)) for count in counts]
     return {max_train_questions(part): part for part in parts if _trains_every_persona(part)}
 
 
 def max_train_questions(split: CrossValSplit) -> int:
-    """Of how many questions the classifiers of a fold know an answer, at most."""
+    """Most questions with a training answer that the classifier of any fold has."""
     known_Q = np.asarray(split.train_P_Q.any(axis=0))
     return max(int(known_Q[np.flatnonzero(split.fold_Q != fold)].sum()) for fold in np.unique(split.fold_Q))
 
@@ -122,25 +120,26 @@ CLASSIFIER_DESCRIPTION = (
     "linear SVM on TF-IDF of word 1–2-grams and character 2–4-grams, persona words masked, {folds} folds by question"
 )
 
-MIN_ANSWERS = 10  # per persona: below that a persona's recall is an anecdote
+MIN_ANSWERS = 10
+"""Fewest answers per persona: with fewer, a persona's recall would mean little."""
 
 N_LABEL_SHUFFLES = 5
 
 
 class LearningCurvePoint(Record):
-    """Accuracy of classifiers that learnt from the answers to at most so many questions of each persona."""
+    """Accuracy of classifiers trained on at most `questions` questions of each persona."""
 
     questions: int
     accuracy: Estimate
 
 
 class Identifiability(Record):
-    """How often the persona behind an answer is told, beside what must be at chance if the test is sound.
+    """Share of answers whose persona the classifier names, with controls that must be near chance if the test is sound.
 
-    `n` of each estimate is the number of answers scored. `confusion[true][said]` counts answers, in the order of `persona_ids`.
-    `learning_curve`, by questions: the last one is `accuracy` itself. Where it still climbs, more questions would tell more.
-    `right_by_question` holds, by the question's text, how many of its answers were told right and how many were scored: what a
-    paired comparison of two models resamples.
+    `n` of each estimate is the number of scored answers. `confusion[true][predicted]` counts answers and `per_persona` has the
+    recall, both in the order of `persona_ids`. `learning_curve` is by ascending questions, and its last point is `accuracy`;
+    where it still rises, more questions would give a higher accuracy. `right_by_question` has for each question's text the
+    numbers of answers attributed correctly and of answers scored, which a paired comparison of two models resamples.
     """
 
     accuracy: Estimate
@@ -172,11 +171,11 @@ def summarize_identifiability(
     seed: int = 0,
     resamples: int = 2000,
 ) -> Identifiability:
-    """Score `answers_P_Q` (None = no answer) with classifiers trained on `reference_P_Q`, or on the answers themselves when None.
+    """Score `answers_P_Q` (None: no answer) with classifiers trained on `reference_P_Q`, or on the answers themselves if None.
 
-    Raises DataError for anything that would make the number meaningless: fewer than two personas, repeated ids or questions,
-    fewer questions than folds, fewer than MIN_ANSWERS answers of a persona on either side, a persona absent from a training fold,
-    or a grid of another shape.
+    Raises DataError where the result would mean nothing: fewer than two personas, repeated ids or questions, fewer questions than
+    folds, fewer than `MIN_ANSWERS` answers or reference answers of a persona, a persona without reference answers outside some
+    fold, or a grid of another shape.
     """
     _check_names(persona_ids, persona_texts, question_texts, folds)
     P, Q = len(persona_ids), len(question_texts)
@@ -184,93 +183,95 @@ def summarize_identifiability(
     questions = sorted(range(Q), key=lambda q: seed_from(seed, canonical_text(question_texts[q])))
 
     answer_P_Q = _to_text_grid(answers_P_Q, "answers", (P, Q))[np.ix_(personas, questions)]
-    taught_P_Q = (
+    train_text_P_Q = (
         answer_P_Q if reference_P_Q is None else _to_text_grid(reference_P_Q, "reference", (P, Q))[np.ix_(personas, questions)]
     )
-    split = CrossValSplit(_is_answered(taught_P_Q), _is_answered(answer_P_Q), np.arange(Q) % folds)
+    split = CrossValSplit(_is_answered(train_text_P_Q), _is_answered(answer_P_Q), np.arange(Q) % folds)
     _check_answers(split, [persona_ids[p] for p in personas])
 
     rng = np.random.default_rng(seed_from(seed, "identify"))
     true_P_Q = np.repeat(np.arange(P)[:, None], Q, axis=1)
     shuffled_S_P_Q = [_shuffle_labels(true_P_Q, split.train_P_Q, rng) for _ in range(N_LABEL_SHUFFLES)]
     mask = partial(mask_persona_words, persona_texts=persona_texts)
-    masked_P_Q, masked_taught_P_Q = _map_texts(mask, answer_P_Q), _map_texts(mask, taught_P_Q)
-    asked_P_Q = _map_texts(mask, np.array([[question_texts[q] for q in questions]] * P, dtype=object))
+    masked_P_Q, masked_train_P_Q = _map_texts(mask, answer_P_Q), _map_texts(mask, train_text_P_Q)
+    question_P_Q = _map_texts(mask, np.array([[question_texts[q] for q in questions]] * P, dtype=object))
 
-    said_L_P_Q = cross_val_predict(
-        masked_taught_P_Q, masked_P_Q, [true_P_Q, *shuffled_S_P_Q], split, text_features, linear_classifier
+    predicted_L_P_Q = cross_val_predict(
+        masked_train_P_Q, masked_P_Q, [true_P_Q, *shuffled_S_P_Q], split, text_features, linear_classifier
     )
-    asked_said_P_Q = cross_val_predict(asked_P_Q, asked_P_Q, [true_P_Q], split, text_features, linear_classifier)[0]
-    length_said_P_Q = cross_val_predict(taught_P_Q, answer_P_Q, [true_P_Q], split, length_features, length_classifier)[0]
+    by_question_P_Q = cross_val_predict(question_P_Q, question_P_Q, [true_P_Q], split, text_features, linear_classifier)[0]
+    by_length_P_Q = cross_val_predict(train_text_P_Q, answer_P_Q, [true_P_Q], split, length_features, length_classifier)[0]
 
-    right_L_P_Q = [_correctness(said_P_Q, true_P_Q) for said_P_Q in said_L_P_Q]
+    correct_L_P_Q = [_correctness(predicted_P_Q, true_P_Q) for predicted_P_Q in predicted_L_P_Q]
     counts_R_Q = rng.multinomial(Q, np.full(Q, 1 / Q), size=resamples).astype(float)
     accuracy = partial(_accuracy, counts_R_Q=counts_R_Q, rng=rng)
-    fewer = {
-        count: cross_val_predict(masked_taught_P_Q, masked_P_Q, [true_P_Q], part, text_features, linear_classifier)[0]
+    predicted_by_count = {
+        count: cross_val_predict(masked_train_P_Q, masked_P_Q, [true_P_Q], part, text_features, linear_classifier)[0]
         for count, part in learning_curve_splits(split).items()
     }
-    recall_P = [accuracy([right_Q[None]]) for right_Q in right_L_P_Q[0]]
-    caller = np.argsort(personas)
-    every = accuracy(right_L_P_Q[:1])
-    learnt = [
-        LearningCurvePoint(questions=count, accuracy=accuracy([_correctness(said, true_P_Q)])) for count, said in fewer.items()
+    # `accuracy` draws from `rng` at each call: the order of the calls is part of the result.
+    recall_P = [accuracy([correct_Q[None]]) for correct_Q in correct_L_P_Q[0]]
+    callers_order = np.argsort(personas)
+    overall = accuracy(correct_L_P_Q[:1])
+    smaller_points = [
+        LearningCurvePoint(questions=count, accuracy=accuracy([_correctness(predicted_P_Q, true_P_Q)]))
+        for count, predicted_P_Q in predicted_by_count.items()
     ]
     return Identifiability(
-        accuracy=every,
+        accuracy=overall,
         chance=1 / P,
-        question_only=accuracy([_correctness(asked_said_P_Q, true_P_Q)]),
-        length_only=accuracy([_correctness(length_said_P_Q, true_P_Q)]),
-        permuted=accuracy(right_L_P_Q[1:]),
+        question_only=accuracy([_correctness(by_question_P_Q, true_P_Q)]),
+        length_only=accuracy([_correctness(by_length_P_Q, true_P_Q)]),
+        permuted=accuracy(correct_L_P_Q[1:]),
         persona_ids=tuple(persona_ids),
-        confusion=_to_tuples(_confusion_counts(said_L_P_Q[0])[np.ix_(caller, caller)]),
-        per_persona=tuple(recall_P[p] for p in caller),
+        confusion=_to_tuples(_confusion_counts(predicted_L_P_Q[0])[np.ix_(callers_order, callers_order)]),
+        per_persona=tuple(recall_P[p] for p in callers_order),
         n_asked=P * Q,
         n_answered=int(split.test_P_Q.sum()),
         n_questions=Q,
         classifier=CLASSIFIER_DESCRIPTION.format(folds=folds),
         reference=reference_name,
-        right_by_question=_correct_by_question(right_L_P_Q[0], [question_texts[q] for q in questions]),
-        learning_curve=(*learnt, LearningCurvePoint(questions=max_train_questions(split), accuracy=every)),
+        right_by_question=_correct_by_question(correct_L_P_Q[0], [question_texts[q] for q in questions]),
+        learning_curve=(*smaller_points, LearningCurvePoint(questions=max_train_questions(split), accuracy=overall)),
     )
 
 
 def _correct_by_question(correct_P_Q: NDArray[np.float64], question_texts: Sequence[str]) -> dict[str, tuple[int, int]]:
     counts = zip(np.nansum(correct_P_Q, axis=0), (~np.isnan(correct_P_Q)).sum(axis=0), strict=True)
-    return {text: (int(right), int(answered)) for text, (right, answered) in zip(question_texts, counts, strict=True)}
+    return {text: (int(n_correct), int(n_scored)) for text, (n_correct, n_scored) in zip(question_texts, counts, strict=True)}
 
 
 def _shuffle_labels(true_P_Q: LabelArray, train_P_Q: BoolArray, rng: np.random.Generator) -> LabelArray:
-    """The labels dealt anew among the trained answers of each question; elsewhere −1, never read."""
-    dealt_P_Q = permute_within_question(np.where(train_P_Q, true_P_Q, np.nan), rng)
-    return np.where(train_P_Q, dealt_P_Q, -1).astype(np.int64)
+    """The labels shuffled among the training answers to each question; −1, which is never read, elsewhere."""
+    shuffled_P_Q = permute_within_question(np.where(train_P_Q, true_P_Q, np.nan), rng)
+    return np.where(train_P_Q, shuffled_P_Q, -1).astype(np.int64)
 
 
 def _correctness(predicted_P_Q: LabelArray, true_P_Q: LabelArray) -> Array:
-    """right_P_Q: 1 or 0, NaN where nothing was scored."""
+    """correct_P_Q: 1 or 0; NaN without a prediction."""
     return np.where(predicted_P_Q < 0, np.nan, (predicted_P_Q == true_P_Q).astype(float))
 
 
 def _accuracy(correct_S_P_Q: Sequence[Array], counts_R_Q: Array, rng: np.random.Generator) -> Estimate:
-    """Share of the scored answers that were told right, averaged over S trainings; resampled over questions and trainings.
+    """Share of scored answers attributed correctly, averaged over S trainings; the interval resamples questions and trainings.
 
-    Σ_q c_q right_q / Σ_q c_q answers_q for a question drawn c_q times: all answers to a question travel together.
+    Σ_q c_q correct_q / Σ_q c_q answers_q for a question drawn c_q times: all answers to a question are drawn together.
     """
     S, R = len(correct_S_P_Q), len(counts_R_Q)
-    told_Q = np.nansum(correct_S_P_Q, axis=(0, 1)) / S
-    told_Q_S = np.nansum(correct_S_P_Q, axis=1).T
+    correct_Q = np.nansum(correct_S_P_Q, axis=(0, 1)) / S
+    correct_Q_S = np.nansum(correct_S_P_Q, axis=1).T
     answers_Q = (~np.isnan(correct_S_P_Q[0])).sum(axis=0)
-    trainings_R_S = rng.multinomial(S, np.full(S, 1 / S), size=R) / S
+    weight_R_S = rng.multinomial(S, np.full(S, 1 / S), size=R) / S
     answers_R = counts_R_Q @ answers_Q
-    told_R = (trainings_R_S * (counts_R_Q @ told_Q_S)).sum(axis=1)
-    replicate_R = told_R / np.where(answers_R > 0, answers_R, np.nan)
-    return bootstrap_estimate(float(told_Q.sum() / answers_Q.sum()), replicate_R, int(answers_Q.sum()))
+    correct_R = (weight_R_S * (counts_R_Q @ correct_Q_S)).sum(axis=1)
+    replicate_R = correct_R / np.where(answers_R > 0, answers_R, np.nan)
+    return bootstrap_estimate(float(correct_Q.sum() / answers_Q.sum()), replicate_R, int(answers_Q.sum()))
 
 
 def _confusion_counts(predicted_P_Q: LabelArray) -> LabelArray:
-    """counts[true][said] over the scored answers."""
+    """counts[true][predicted] over the scored answers."""
     P = len(predicted_P_Q)
-    return np.stack([np.bincount(said_Q[said_Q >= 0], minlength=P) for said_Q in predicted_P_Q])
+    return np.stack([np.bincount(predicted_Q[predicted_Q >= 0], minlength=P) for predicted_Q in predicted_P_Q])
 
 
 def _to_tuples(counts: LabelArray) -> tuple[tuple[int, ...], ...]:
@@ -286,7 +287,7 @@ def _is_answered(text_P_Q: TextGrid) -> BoolArray:
 
 
 def _to_text_grid(text_P_Q: AnswerTexts, what: str, shape: tuple[int, int]) -> TextGrid:
-    """The texts as an array; DataError unless every persona has one entry (a string or None) for every question."""
+    """The texts as an array [P, Q]. Raises DataError unless every persona has an entry, a string or None, for every question."""
     lengths = [len(text_Q) for text_Q in text_P_Q]
     if len(lengths) != shape[0] or set(lengths) != {shape[1]}:
         raise DataError(f"{what}: rows of {lengths} entries; expected {shape[0]} personas × {shape[1]} questions")
@@ -299,7 +300,7 @@ def _to_text_grid(text_P_Q: AnswerTexts, what: str, shape: tuple[int, int]) -> T
 
 def _check_names(persona_ids: Sequence[str], persona_texts: Sequence[str], question_texts: Sequence[str], folds: int) -> None:
     if len(persona_ids) < 2:
-        raise DataError(f"identifiability needs at least 2 personas to tell apart, got {len(persona_ids)}")
+        raise DataError(f"identifiability needs at least 2 personas, got {len(persona_ids)}")
     if len(persona_texts) != len(persona_ids):
         raise DataError(f"{len(persona_texts)} persona texts for {len(persona_ids)} persona ids; expected one each")
     if not 2 <= folds <= len(question_texts):
@@ -308,9 +309,9 @@ def _check_names(persona_ids: Sequence[str], persona_texts: Sequence[str], quest
         )
     try:
         require_unique(persona_ids, "persona")
-        require_unique([canonical_text(text) for text in question_texts], "question")  # a repeated one could stand in two folds
-    except ValueError as err:
-        raise DataError(str(err)) from err
+        require_unique([canonical_text(text) for text in question_texts], "question")  # a repeated one could be in two folds
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def _check_answers(split: CrossValSplit, persona_ids: Sequence[str]) -> None:

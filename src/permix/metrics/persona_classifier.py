@@ -1,8 +1,8 @@
-"""Who wrote this? The features and classifiers of `identify`, and the masking of a persona's own words.
+"""The features and classifiers of `identifiability`, and the masking of the words of the personas' texts.
 
-Chosen by sense and never tuned on a result: words and word pairs for diction, character n-grams within words for spelling,
-dialect and punctuation (case kept: shouting is manner), an opening mark for how an answer begins, and a linear SVM, which is
-steady with more features than answers. scikit-learn is imported only when something is fitted.
+They were chosen by judgement and not tuned on results: words and word pairs for diction; character n-grams within words for
+spelling, dialect and punctuation (case is kept: capitals are style); a start mark for how an answer begins; and a linear SVM,
+which is stable with more features than answers. scikit-learn is imported only inside the functions that need it.
 """
 
 import re
@@ -39,26 +39,26 @@ STOP_WORDS = frozenset(FUNCTION_WORDS.split())
 
 
 class FeatureExtractor(Protocol):
-    """What turns texts into the rows a classifier reads; fitted on training texts only."""
+    """Turns texts into rows of features, as in scikit-learn; fitted on training texts only."""
 
     def fit_transform(self, texts: Any) -> Any: ...
     def transform(self, texts: Any) -> Any: ...
 
 
 class Classifier(Protocol):
-    """What is trained on rows and labels and then says a label for each row."""
+    """Predicts a label for each row of features, as in scikit-learn."""
 
     def fit(self, rows: Any, labels: Any) -> Any: ...
     def predict(self, rows: Any) -> Any: ...
 
 
 def mask_persona_words(text: str, persona_texts: Sequence[str]) -> str:
-    """`text` with every content word of any persona's text replaced by MASK; everything else as it stands (after NFKC).
+    """`text` (after NFKC) with every content word of any persona's text replaced by `MASK_TOKEN`.
 
     Words are compared case-folded. A persona word of four letters or more masks every word that begins with its stem: the word
-    less one common ending, never under four letters. "sailor" (sail-) masks sailors, sailing and sail; "nurse" masks nursing.
-    Shorter words mask only themselves. Stop words stay. Prefixes mask too much rather than too little ("care" masks "career"),
-    which errs towards chance. Made for languages that put spaces between words.
+    without one common ending, at least four letters. "sailor" (sail-) masks sailors, sailing and sail; "nurse" masks nursing.
+    Shorter words mask only themselves; stop words are never masked. Stems mask too much rather than too little ("care" masks
+    "career"), which errs towards chance. For languages that put spaces between words.
     """
     words, stems = persona_words(tuple(persona_texts))
 
@@ -71,17 +71,17 @@ def mask_persona_words(text: str, persona_texts: Sequence[str]) -> str:
 
 @lru_cache(maxsize=32)
 def persona_words(persona_texts: tuple[str, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
-    """(words that count as they stand, stems of which every word that begins with one counts) in all these texts together."""
+    """(content words, stems) of all these texts together; a word matches if it is one of the words or begins with a stem."""
     words = set(WORD_PATTERN.findall(unicodedata.normalize("NFKC", " ".join(persona_texts)).casefold())) - STOP_WORDS
     stems = {match[1] for word in words if (match := STEM_PATTERN.fullmatch(word))}
     return frozenset(words), tuple(sorted(stems))
 
 
 def fit_persona_classifier(answers: Sequence[str], labels: Sequence[str], persona_texts: Sequence[str] = ()) -> "Pipeline":
-    """The same classifier trained once on raw answers, to keep: masks by itself, `predict(answers)` says labels.
+    """The classifier of `identifiability` as one pipeline, trained on raw answers: it masks them itself; `predict(answers)`.
 
-    `decision_function(answers)` gives margins, one column a label in the order of `classes_` (one column in all for two labels).
-    It pickles. The caller holds questions apart.
+    `decision_function(answers)` gives margins [N, labels] in the order of `classes_`, [N] for two labels. The pipeline can be
+    pickled. The caller must keep training and test questions apart.
     """
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer
@@ -95,7 +95,7 @@ def _mask_texts(texts: Sequence[str], persona_texts: Sequence[str]) -> list[str]
 
 
 def text_features() -> FeatureExtractor:
-    """TF-IDF of words and marks (1–2-grams, case-folded) beside characters within words (2–4-grams, case kept), unfitted."""
+    """Unfitted TF-IDF of words and punctuation (1–2-grams, case-folded) and of characters within words (2–4-grams, with case)."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import FeatureUnion
 
@@ -108,7 +108,7 @@ def text_features() -> FeatureExtractor:
 
 
 def _prepend_start_mark(text: str) -> str:
-    """The text behind an opening mark: how it begins becomes a feature, and an empty answer is not an empty vocabulary."""
+    """The text after a start mark: how it begins becomes a feature, and an empty answer still has a token."""
     return f"{START_MARK} {text}"
 
 
@@ -117,7 +117,7 @@ def _prepend_start_mark_casefolded(text: str) -> str:
 
 
 def linear_classifier() -> Classifier:
-    """One linear SVM per persona against the rest. Its solver visits the rows in a random order, the same each time."""
+    """One linear SVM per persona against all others. Its solver goes through rows in random order, hence the fixed seed."""
     from sklearn.svm import LinearSVC
 
     classifier: Classifier = LinearSVC(dual=True, random_state=0)
@@ -125,7 +125,7 @@ def linear_classifier() -> Classifier:
 
 
 def length_features() -> FeatureExtractor:
-    """(log characters, log words), standardised."""
+    """Features log(1 + characters) and log(1 + words), standardised."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
@@ -138,9 +138,9 @@ def _log_lengths(texts: Sequence[str]) -> Array:
 
 
 def length_classifier() -> Classifier:
-    """An SVM with a Gaussian kernel: on two numbers a linear one could not tell "short or long" from "middling"."""
+    """An SVM with a Gaussian kernel: from two numbers a linear one could not separate "short or long" from "medium"."""
     from sklearn.svm import SVC
 
-    # Its fit asks for a seed that it does not use; without one it would draw it from the global generator.
+    # SVC does not use the seed, but without one its fit would draw from numpy's global generator.
     classifier: Classifier = SVC(kernel="rbf", random_state=0)
     return classifier

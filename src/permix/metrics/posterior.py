@@ -1,22 +1,21 @@
-"""The worst and the best persona without the winner's curse: what personas' true accuracies may be, given noisy ones.
+"""The posterior of personas' true accuracies, and from it worst, best, spread and PSS without the winner's curse.
 
-The lowest of many noisy accuracies is too low, the highest too high, and resampling the questions adds the noise once more
-instead of taking it off. So the true accuracies are drawn from what is known of all personas together (`permix.metrics.priors`),
-and worst, best and PSS are read from the draws.
+The lowest of many noisy accuracies is on average too low, the highest too high, and resampling the questions adds noise instead
+of removing it. So true accuracies are drawn from their posterior given the scores of all personas, and the measures are computed
+in every draw.
 
-The true angles have one of two priors (`permix.metrics.priors`), and `combine_priors` hears both. The horseshoe is right
-about personas
-that all differ and takes ties for small differences; the other is right about ties and takes small differences for ties. The
-horseshoe makes the interval, and where "no difference" is nearer by the ties it reaches there. Away from it, worst and best reach
-as far as the persona's own interval would. A normal prior would shrink one bad persona of many away: see
-tests/metrics/test_extremes.py.
+There are two priors (`permix.metrics.priors`). Under the horseshoe no two personas are exactly equal; it fits personas that all
+differ, and turns ties into small differences. Under the Dirichlet process many personas share a value; it fits ties, and turns
+small differences into ties. The point estimate and the interval come from the horseshoe; the end towards "no difference" is the
+wider one of the two priors. Away from it, worst and best reach at least as far as the persona's own interval. A normal prior
+would shrink a single bad persona among many away: see tests/metrics/test_extremes.py.
 
-Several grids on the same questions: training seeds pooled, and models held against each other, by worst and best persona.
+Several grids (training seeds pooled, or two models compared) are drawn together, because they have the same questions: the error
+that the choice of questions causes in all of them is drawn once. A grid is (mean_P_Q, baseline_Q); all grids have the same
+personas and questions in the same order, and every persona has a score. An interval covers other questions, not other seeds.
 
-Contract: a grid is (mean_P_Q, baseline_Q), and all have the same personas and questions in the same order, each persona with a
-score. The accuracies of all grids are drawn together (`permix.metrics.posterior.sample_horseshoe_accuracies`): what the
-questions did to all is drawn once.
-So an interval says what other questions might have given; what another training seed might have given it does not.
+Axes: P personas, Q questions, R draws, G grids, L sets of answers to the questions (each grid's personas, and its baseline).
+Source: the priors are cited in `permix.metrics.priors`; their combination is ours (simulated coverage: docs/measures.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,10 +31,10 @@ from permix.metrics.statistics import Array
 from permix.types import Estimate
 
 HORSESHOE_STREAM, DIRICHLET_STREAM = 1, 2
-"""Streams of random numbers under a seed."""
+"""Streams of random numbers under a seed, so that the draws of one prior do not depend on the other."""
 
 MAX_NOISE_CORRELATION = 1 - 1e-6
-"""The largest correlation of two models' noise: of answers that are the same in every cell."""
+"""Largest correlation of two models' noise, reached where every cell is equal: 1 would make the covariance singular."""
 
 NULL_DIRECTION = {"pss": 1, "worst": 1, "best": -1, "spread": -1, "worst_minus_baseline": 1, "persona_sd": -1}
 """Which end of a measure's interval lies where personas do not differ: 1 the upper one."""
@@ -45,9 +44,10 @@ EXTREME_MEASURES = ("pss", "worst", "best", "spread", "worst_minus_baseline")
 
 
 def sample_horseshoe_accuracies(grids: Sequence[tuple[NoiseModel, Array]], rng: np.random.Generator) -> list[tuple[Array, Array]]:
-    """True accuracies of personas [R, P], and of no persona [R] (NaN where none was asked), of each (grid, baseline_Q).
+    """For each (noise model, baseline_Q): drawn accuracies of personas [R, P] and without persona [R] (NaN without a baseline).
 
-    Grids are on the same questions: what these did to all of them is drawn once, and so is what a question did to one persona.
+    The grids have the same questions. Errors that the questions cause are drawn jointly: the one that all answers of a grid
+    share (`_shared_errors`), and each persona's own (`_noise_covariance`).
     """
     seen = [one for one, _ in grids]
     angle_P_G = np.stack([one.angle_P for one in seen], axis=1)
@@ -63,16 +63,16 @@ def sample_horseshoe_accuracies(grids: Sequence[tuple[NoiseModel, Array]], rng: 
 def _sample_angles(
     noise_models: Sequence[NoiseModel], angle_P_G: Array, order_P: NDArray[np.intp], rng: np.random.Generator
 ) -> Array:
-    """angle_R_P_G in that order of personas."""
+    """angle_R_P_G, with personas in the order `order_P`."""
     own_P_P = noise_models[0].noise_cov_P_P
     if own_P_P is not None:
-        (angle_P,) = angle_P_G.T  # of cells missing by design there is but one grid
+        (angle_P,) = angle_P_G.T  # with cells missing by design there is one grid only
         return priors.sample_correlated_horseshoe(angle_P[order_P], own_P_P[np.ix_(order_P, order_P)], rng)[..., None]
     return priors.sample_horseshoe(angle_P_G[order_P], _noise_covariance(noise_models)[order_P], rng)
 
 
 def sample_dirichlet_accuracies(noise_model: NoiseModel, baseline_Q: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """The same of one grid, where personas share few accuracies."""
+    """Drawn accuracies [R, P] and without persona [R] of one grid under the Dirichlet process prior."""
     ((error_R, without_R),) = _shared_errors([noise_model], [baseline_Q], rng)
     order_P = _canonical_order(noise_model.angle_P, noise_model.noise_var_P)
     angle_R_P = priors.sample_dirichlet(noise_model.angle_P[order_P], noise_model.noise_var_P[order_P], rng)[
@@ -82,14 +82,17 @@ def sample_dirichlet_accuracies(noise_model: NoiseModel, baseline_Q: Array, rng:
 
 
 def _canonical_order(*keys: Array) -> NDArray[np.intp]:
-    """For drawing: who stands where does not matter, nor in what order a sum was made."""
+    """An order of personas by their values alone, so that the order of the file does not change anybody's draws.
+
+    Keys are rounded, or another order of a floating-point sum could change it.
+    """
     return np.lexsort([np.round(key, 9) for key in keys[::-1]])
 
 
 def _shared_errors(
     noise_models: Sequence[NoiseModel], baselines: Sequence[Array], rng: np.random.Generator
 ) -> list[tuple[Array, Array]]:
-    """Of each grid: the error that its personas' angles have alike [R], and the accuracy without persona [R]."""
+    """For each grid: the error [R] that the angles of all its personas share, and the accuracy without persona [R]."""
     alone = [fit_noise_model(baseline_Q[None]) if (~np.isnan(baseline_Q)).sum() > 1 else None for baseline_Q in baselines]
     error_R_L = _sample_level_errors([one.levels for one in (*noise_models, *alone) if one is not None], rng)
     columns = iter(error_R_L.T[len(noise_models) :])
@@ -100,8 +103,9 @@ def _shared_errors(
 
 
 def _noise_covariance(noise_models: Sequence[NoiseModel]) -> Array:
-    """Covariance [P, G, G] of the grids' noise on one persona: as correlated as what is left of their answers is cell by cell,
-    and as far as their cells are the same.
+    """Covariance [P, G, G] of a persona's own noise in the grids.
+
+    The correlation of two grids is that of their residuals over common cells, times the share of the persona's cells in common.
     """
     noise_P_G_G = np.stack(
         [np.stack([np.sqrt(one.noise_var_P * other.noise_var_P) for other in noise_models], axis=1) for one in noise_models],
@@ -112,7 +116,7 @@ def _noise_covariance(noise_models: Sequence[NoiseModel]) -> Array:
             both_P_Q = ~np.isnan(one.residual_P_Q) & ~np.isnan(other.residual_P_Q)
             a, b = one.residual_P_Q[both_P_Q], other.residual_P_Q[both_P_Q]
             size = np.sqrt((a @ a) * (b @ b))
-            same = MAX_NOISE_CORRELATION if a.size and np.array_equal(a, b) else 0.0
+            same = MAX_NOISE_CORRELATION if a.size and np.array_equal(a, b) else 0.0  # all residuals 0: no correlation to compute
             alike = float(np.clip(a @ b / size, -MAX_NOISE_CORRELATION, MAX_NOISE_CORRELATION)) if size > 0 else same
             of_P = both_P_Q.sum(axis=1) / np.sqrt(
                 (~np.isnan(one.residual_P_Q)).sum(axis=1) * (~np.isnan(other.residual_P_Q)).sum(axis=1)
@@ -127,8 +131,9 @@ def _accuracy_from_angle(angle: Array) -> Array:
 
 
 def _sample_level_errors(levels: Sequence[QuestionLevels], rng: np.random.Generator) -> Array:
-    """error_R_L of mean levels, with the covariance that the questions of both gave them; each t-distributed with its questions
-    less one degrees of freedom, since those tell its variance.
+    """error_R_L: drawn errors of the mean levels, correlated as the levels are over common questions.
+
+    Each has a t distribution with (number of questions − 1) degrees of freedom, since the variance is estimated from them.
     """
     covariance = np.diag([one.variance for one in levels])
     questions_L = np.array([(~np.isnan(one.value_Q)).sum() for one in levels], dtype=float)
@@ -142,13 +147,17 @@ def _sample_level_errors(levels: Sequence[QuestionLevels], rng: np.random.Genera
                 found = float(np.clip(found / np.sqrt(one.scale * other.scale), -most, most))
                 covariance[row, column] = covariance[column, row] = found
     heavy_R_L = np.sqrt((questions_L - 1) / chdtri(questions_L - 1, rng.random(priors.N_DRAWS)[:, None]))
-    # A level's errors do not change with those that come after it: of one grid they are the same with and without a baseline.
+    # The factor is lower triangular, so the errors of a level do not depend on later levels: a grid's are the same with and
+    # without a baseline.
     root_L_L = np.linalg.cholesky(_positive_definite(covariance))
     return np.asarray((root_L_L @ rng.normal(size=(len(levels), priors.N_DRAWS))).T * heavy_R_L)
 
 
 def _positive_definite(covariance: Array) -> Array:
-    """The matrix itself with a trace more on its diagonal; where pairs of levels contradict one another, without what does."""
+    """The matrix with a slightly larger diagonal, so that it has a Cholesky factor.
+
+    Covariances estimated pair by pair may contradict one another; then the negative eigenvalues are set to 0 first.
+    """
     size_L, vector_L_L = np.linalg.eigh(covariance)
     if size_L[0] < 0:
         covariance = (vector_L_L * np.maximum(size_L, 0.0)) @ vector_L_L.T
@@ -180,7 +189,7 @@ def combine_priors(name: str, horseshoe_R: Array, dirichlet_R: Array, n: int) ->
 
 
 def summarize_draws(value_R: Array, n: int) -> Estimate:
-    """Their median and middle 95 %; None where one of them cannot be computed."""
+    """Median and central 95 % interval of the draws; no value if one of them is NaN."""
     if np.isnan(value_R).any():
         return Estimate(value=None, n=n)
     low, value, high = np.quantile(value_R, (0.025, 0.5, 0.975))
@@ -188,10 +197,10 @@ def summarize_draws(value_R: Array, n: int) -> Estimate:
 
 
 class PosteriorDraws(NamedTuple):
-    """True accuracies of one grid as they may be: of personas [R, P] and of no persona [R], under either prior.
+    """Draws of the true accuracies of one grid under each prior: of personas [R, P] and without persona [R].
 
-    `n` counts questions that some persona has a score on, `n_paired` those that no persona has one on too. `any_correct`:
-    whether any answer was.
+    `n` counts questions with a score of some persona, `n_paired` those with a baseline score too. `any_correct`: whether any
+    answer scored above 0.
     """
 
     noise_model: NoiseModel
@@ -203,9 +212,9 @@ class PosteriorDraws(NamedTuple):
 
 
 def sample_posterior(mean_P_Q: Array, baseline_Q: Array, *, seed: int, missing_by_design: bool = False) -> PosteriorDraws | None:
-    """None where there is nothing to draw from: fewer than two questions, or personas that share none.
+    """Draws for one grid; None with fewer than two questions, or where personas share too few questions to be compared.
 
-    Every persona of `mean_P_Q` has a score. `missing_by_design` as in `fit_noise_model`.
+    Every persona of `mean_P_Q` must have a score. `missing_by_design` as in `fit_noise_model`.
     """
     n = count_scored_questions(mean_P_Q)
     if n < 2 or not is_connected(mean_P_Q):
@@ -220,8 +229,10 @@ def sample_posterior(mean_P_Q: Array, baseline_Q: Array, *, seed: int, missing_b
 
 
 def posterior_estimates(mean_P_Q: Array, baseline_Q: Array, *, seed: int, no_effect: bool = False) -> dict[str, Estimate]:
-    """Worst, best, their difference and ratio, worst less no persona, and the personas' sd; where nothing can be drawn the values
-    observed, without interval. `alike` as in `estimates_from_draws`."""
+    """Estimates of the measures of one grid by name; where nothing can be drawn, the observed values without an interval.
+
+    `no_effect` as in `estimates_from_draws`.
+    """
     found = sample_posterior(mean_P_Q, baseline_Q, seed=seed)
     return (
         _plugin_estimates(mean_P_Q, baseline_Q, count_scored_questions(mean_P_Q))
@@ -231,10 +242,10 @@ def posterior_estimates(mean_P_Q: Array, baseline_Q: Array, *, seed: int, no_eff
 
 
 def estimates_from_draws(draws: PosteriorDraws, *, no_effect: bool) -> dict[str, Estimate]:
-    """What the draws say of every measure.
+    """Estimates of the measures by name.
 
-    `alike`: a test did not tell the personas apart; then every interval reaches to where they do not differ. If it did, no draw
-    of ties counts in which all are one.
+    `no_effect`: the test showed no persona effect; then every interval is widened to include "all personas are equal". If it
+    showed one, Dirichlet draws in which all personas are equal are left out.
     """
     apart, tied = accuracy_measures(*draws.horseshoe), accuracy_measures(*draws.dirichlet)
     if not no_effect and (differ_R := tied["spread"] > statistics.TIE_TOLERANCE).any():
@@ -251,7 +262,7 @@ def estimates_from_draws(draws: PosteriorDraws, *, no_effect: bool) -> dict[str,
 
 
 def count_scored_questions(mean_P_Q: Array) -> int:
-    """By some persona."""
+    """Number of questions with a score of at least one persona."""
     return int((~np.isnan(mean_P_Q)).any(axis=0).sum())
 
 
@@ -261,8 +272,11 @@ def _plugin_estimates(mean_P_Q: Array, baseline_Q: Array, n: int) -> dict[str, E
 
 
 def _widen_to_own_interval(noise_model: NoiseModel, found: dict[str, Estimate]) -> dict[str, Estimate]:
-    """The worst persona may be as bad as its interval by itself, and the best as good: a persona somewhat apart from all others
-    is shrunk towards them, and without this its truth would be left out too often."""
+    """Widen worst downwards and best upwards to the interval that this persona's scores alone would give.
+
+    A persona moderately far from all others is shrunk towards them; without this the interval would miss its true accuracy too
+    often.
+    """
     t = float(stdtrit(max(found["worst"].n - 1, 1), 0.975))
     reach_P = t * np.sqrt(noise_model.noise_var_P + noise_model.levels.variance)
     worst, best = noise_model.angle_P.argmin(), noise_model.angle_P.argmax()
@@ -287,11 +301,15 @@ def _widen_to_null(name: str, found: Estimate, null_R: Array) -> Estimate:
 AccuracyGrid = tuple[Array, Array]
 
 JOINT_STREAM = 3
-"""Stream of random numbers under a seed, after those of a grid by itself."""
+"""Stream of random numbers for several grids drawn together."""
 
 
 def posterior_differences(first: Sequence[AccuracyGrid], other: Sequence[AccuracyGrid], *, seed: int) -> dict[str, Estimate]:
-    """Other − first, each the mean over its grids. A value is the difference of `posterior_estimates`' values."""
+    """Estimates of (mean of `other`'s grids − mean of `first`'s grids) by measure; the draws of all grids are joint.
+
+    The value is the difference of the values of `posterior_estimates`; the interval is the central 95 % of the draws, stretched
+    to include the value.
+    """
     n = min(count_scored_questions(mean_P_Q) for mean_P_Q, _ in (*first, *other))
     one, two = (_mean_values([posterior_estimates(*grid, seed=seed) for grid in grids]) for grids in (first, other))
     drawn = _joint_measure_draws([*first, *other], seed)
@@ -307,10 +325,10 @@ def posterior_differences(first: Sequence[AccuracyGrid], other: Sequence[Accurac
 def pooled_estimates(
     grids: Sequence[AccuracyGrid], estimates_by_grid: Sequence[Mapping[str, Estimate]], *, seed: int
 ) -> dict[str, Estimate]:
-    """The mean over the grids; `alone` holds what `posterior_estimates` says of each by itself.
+    """Estimates of the mean over the grids; `estimates_by_grid` holds the `posterior_estimates` of each grid.
 
-    A value is the mean of theirs. The end of an interval that lies towards no difference reaches at least as far as the mean of
-    their ends, since those heed a second prior and the test that personas are alike.
+    The value is the mean of theirs. The end of the interval towards "no difference" reaches at least as far as the mean of their
+    ends, which also allow for the second prior and for a test that showed no persona effect.
     """
     n = min(count_scored_questions(mean_P_Q) for mean_P_Q, _ in grids)
     values, drawn = _mean_values(estimates_by_grid), _joint_measure_draws(grids, seed)
@@ -321,7 +339,7 @@ def pooled_estimates(
 
 
 def _joint_measure_draws(grids: Sequence[AccuracyGrid], seed: int) -> list[dict[str, Array]]:
-    """The measures of each grid in every draw; empty where nothing can be drawn."""
+    """For each grid the measures in every draw {name: value_R}; empty where some grid cannot be drawn."""
     if not all(count_scored_questions(mean_P_Q) > 1 and is_connected(mean_P_Q) for mean_P_Q, _ in grids):
         return []
     seen = [(fit_noise_model(mean_P_Q), baseline_Q) for mean_P_Q, baseline_Q in grids]
@@ -339,7 +357,7 @@ def _mean_values(estimates_by_grid: Sequence[Mapping[str, Estimate]]) -> dict[st
 
 
 def _interval_around(value: float | None, drawn_R: Array | None, n: int) -> Estimate:
-    """The middle 95 % of the draws, stretched to the value where they leave it out."""
+    """The value with the central 95 % of the draws, stretched to include the value."""
     if value is None or drawn_R is None:
         return Estimate(value=value, n=n)
     low, high = np.quantile(drawn_R, (0.025, 0.975))

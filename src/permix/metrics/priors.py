@@ -1,20 +1,20 @@
-"""Draws of personas' true angles from noisy ones, under two priors, by Gibbs sampling.
+"""The noise model of a grid of scores, and Gibbs samplers of personas' true angles under two priors.
 
-    horseshoe    μ + τ λ_p z_p, with half-Cauchy τ and λ_p: most personas near one another, any of them far out
-    ties         a Dirichlet process: few values, each shared by many personas
+The scale is the angle arcsin √A of an accuracy A, on which the noise of a share hardly depends on the share. A persona's observed
+angle is its true one, plus noise of its own (the residual of the two-way persona × question analysis), plus an error that all
+personas share, because they were asked the same questions. A persona that was asked other questions is compared with the others
+on common questions; but if cells are missing by design, all questions count, since those of one persona are as good a random
+sample as those of another.
 
-Its contract: pure functions of angles and their noise; DRAWS draws, from chains side by side that were warmed up.
+    horseshoe    θ_p = μ + τ λ_p z_p, z_p standard normal, τ and λ_p half-Cauchy: most personas near each other, any one far away
+    Dirichlet    a Dirichlet process: few values, each shared by many personas
 
+Contract: pure functions of arrays; `N_DRAWS` draws, from parallel chains after `WARMUP_STEPS` steps each.
+
+Axes: P personas, Q questions, G grids, R draws, C chains, V values of the Dirichlet process.
 Sources: Carvalho, Polson, Scott (2010), The horseshoe estimator for sparse signals, Biometrika 97; Makalic, Schmidt (2016), A
 simple sampler for the horseshoe estimator, IEEE SPL 23; Ishwaran, James (2001), Gibbs sampling methods for stick-breaking priors,
-JASA 96.
-
-What a grid says of its personas, with the noise of it: what the draws of `permix.metrics.posterior` start from.
-
-The scale is the angle arcsin √A, where the noise of a share hardly depends on the share. A persona's observed angle is its true
-one, plus noise of its own (the residual of the two-way persona × question analysis), less an error that all personas have alike,
-because they were asked the same questions. A persona with other questions than the others is held against them on those that they
-share; unless cells are missing by design, when the questions of one are as good a draw as those of another.
+JASA 96; Anscombe (1948), The transformation of Poisson, binomial and negative-binomial data, Biometrika 35.
 """
 
 from typing import NamedTuple
@@ -28,90 +28,89 @@ from permix.metrics import statistics
 from permix.metrics.statistics import Array
 
 MAX_VARIANCE_RATIO = 1e4
-"""Of the questions' variance to the residual's: beyond it a matrix that is to be inverted is as good as singular."""
+"""Largest ratio of the questions' variance to the residual's: beyond it, `fit_mixed_model` inverts a nearly singular matrix."""
 
 
 class QuestionLevels(NamedTuple):
-    """How a set of answers to the questions did on each: what its accuracy shares with that of another set.
-
-    `value_Q` is the level of a question (NaN: no score); `variance` that of the mean level, and `scale` what a squared difference
-    of accuracies is divided by, both for angles.
-    """
+    """How well a set of answers did on each question: the part of its error that other answers to the same questions share."""
 
     value_Q: Array
+    """Accuracy on each question without the personas' effects; NaN without a score."""
     variance: float
+    """Variance of the mean level, on the scale of angles."""
     scale: float
+    """Divide a squared difference of accuracies by this to get a squared difference of angles."""
 
 
 class NoiseModel(NamedTuple):
-    """What a grid says of its personas, in angles. `noise_var_P` is the variance of each persona's own noise; `rest_P_Q`
-    that noise.
-
-    `noise_cov_P_P` is the covariance of that noise where cells are missing by design: whoever were asked more are known to
-    one another better than to the rest. None: each persona's is its own.
-    """
+    """Observed angles of a grid's personas, and their noise."""
 
     angle_P: Array
     noise_var_P: Array
+    """Variance of each persona's own noise, of angles."""
     residual_P_Q: Array
+    """Scores without the effects of persona and question; NaN without a score."""
     levels: QuestionLevels
     noise_cov_P_P: Array | None = None
+    """Covariance of the personas' own noise where cells are missing by design: personas that were asked more questions together
+    are compared more exactly. None: independent."""
 
 
 def fit_noise_model(mean_P_Q: Array, *, missing_by_design: bool = False) -> NoiseModel:
-    """`mean_P_Q`: two questions or more have a score, and personas are `is_connected`.
+    """Fit the noise model. At least two questions must have a score, and the personas must be connected (`is_connected`).
 
-    `missing_by_design`: questions came in random order, and who was asked one was settled before anyone was; so how a
-    persona did on
-    questions of its own tells how it compares (`stats.mixed`). Cells that are missing for another reason may be the hard ones.
+    `missing_by_design`: questions came in random order, and the choice of personas for a question did not depend on answers to
+    it. Then accuracies come from `fit_mixed_model`, which also uses questions that a persona shares with no other. Cells missing
+    for other reasons may be the hard ones, so there only common questions count (`fit_two_way`).
     """
     P = len(mean_P_Q)
     scored_P_Q = ~np.isnan(mean_P_Q)
-    found = _fit_persona_effects(mean_P_Q)
-    level_Q, known_Q = _question_levels(mean_P_Q, found.effect_P)
+    effects = _fit_persona_effects(mean_P_Q)
+    level_Q, known_Q = _question_levels(mean_P_Q, effects.effect_P)
     Q = int(known_Q.sum())
-    accuracy_P, spread = _clipped_accuracy_and_variance(level_Q[known_Q].mean() + found.effect_P)
-    # No cell more than the fit takes: as if questions were all alike.
-    residual = spread if np.isnan(found.residual) else found.residual
+    accuracy_P, answer_variance = _clipped_accuracy_and_variance(level_Q[known_Q].mean() + effects.effect_P)
+    # Without residual degrees of freedom: the residual that answers have if all questions are equally hard.
+    residual = answer_variance if np.isnan(effects.residual) else effects.residual
     noise = residual * (1 / scored_P_Q.sum(axis=0)[known_Q]).mean()
-    between = max(level_Q[known_Q].var(ddof=1) - noise, 0.0)
-    effect_P, share_P, share_P_P = found.effect_P, found.noise_share_P, None
+    question_variance = max(level_Q[known_Q].var(ddof=1) - noise, 0.0)
+    effect_P, share_P, share_P_P = effects.effect_P, effects.noise_share_P, None
     if missing_by_design:
-        mixed = statistics.fit_mixed_model(mean_P_Q, min(between / max(residual, statistics.TIE_TOLERANCE), MAX_VARIANCE_RATIO))
+        variance_ratio = min(question_variance / max(residual, statistics.TIE_TOLERANCE), MAX_VARIANCE_RATIO)
+        mixed = statistics.fit_mixed_model(mean_P_Q, variance_ratio)
         effect_P, share_P_P = mixed.accuracy_P - mixed.accuracy_P.mean(), mixed.noise_cov_P_P
         share_P = np.diag(share_P_P)
-        accuracy_P, spread = _clipped_accuracy_and_variance(mixed.accuracy_P)
+        accuracy_P, answer_variance = _clipped_accuracy_and_variance(mixed.accuracy_P)
         level_Q, _ = _question_levels(mean_P_Q, effect_P)
-    level = _fit_question_levels(level_Q, spread, between)
-    # Half a disagreement more than was seen: personas that answered alike throughout need not always do so.
-    unit = (residual + 0.125 * level.scale / (P * Q)) / level.scale
-    rest_P_Q = mean_P_Q - effect_P[:, None] - level_Q
+    levels = _fit_question_levels(level_Q, answer_variance, question_variance)
+    # Half a disagreement more than was observed: personas that agreed on all these questions need not agree on all others.
+    unit = (residual + 0.125 * levels.scale / (P * Q)) / levels.scale
+    residual_P_Q = mean_P_Q - effect_P[:, None] - level_Q
     return NoiseModel(
-        anscombe_angle(accuracy_P, Q), unit * share_P, rest_P_Q, level, None if share_P_P is None else unit * share_P_P
+        anscombe_angle(accuracy_P, Q), unit * share_P, residual_P_Q, levels, None if share_P_P is None else unit * share_P_P
     )
 
 
 def _question_levels(mean_P_Q: Array, effect_P: Array) -> tuple[Array, NDArray[np.bool_]]:
-    """How a question went when personas' effects are taken off, and which questions have a score."""
+    """Mean score [Q] of each question after subtracting the personas' effects, and which questions have a score [Q]."""
     level_Q = statistics.mean_over_samples((mean_P_Q - effect_P[:, None]).T)
     return level_Q, ~np.isnan(level_Q)
 
 
 def _clipped_accuracy_and_variance(accuracy_P: Array) -> tuple[Array, float]:
-    """The accuracies within [0, 1], and the mean variance of one answer."""
-    within_P = np.clip(accuracy_P, 0.0, 1.0)
-    return within_P, float((within_P * (1 - within_P)).mean())
+    """The accuracies clipped to [0, 1], and the mean over personas of the variance A (1 − A) of one answer."""
+    clipped_P = np.clip(accuracy_P, 0.0, 1.0)
+    return clipped_P, float((clipped_P * (1 - clipped_P)).mean())
 
 
 def is_connected(mean_P_Q: Array) -> bool:
-    """Whether any two personas can be compared, if need be by way of others: through questions that both have a score for."""
+    """Whether any two personas can be compared through common questions, if necessary through a chain of other personas."""
     scored_P_Q = (~np.isnan(mean_P_Q)).astype(float)
     return int(connected_components(csr_matrix(scored_P_Q @ scored_P_Q.T), directed=False)[0]) == 1
 
 
 class _PersonaEffects(NamedTuple):
-    """Effects of personas, which add up to 0; the residual's mean square (NaN without degrees of freedom); and which part of it
-    is the variance of each persona's own noise, 1/Q where nothing is missing.
+    """Effects of personas (they add up to 0); the residual's mean square (NaN without degrees of freedom); and the variance of
+    each persona's own noise in units of that mean square, 1 / Q in a complete grid.
     """
 
     effect_P: Array
@@ -120,144 +119,168 @@ class _PersonaEffects(NamedTuple):
 
 
 def _fit_persona_effects(mean_P_Q: Array) -> _PersonaEffects:
-    """For one persona there is no residual."""
+    """The effects by `fit_two_way`; for a single persona effect and residual are 0."""
     P, Q = mean_P_Q.shape
     if P == 1:
         return _PersonaEffects(np.zeros(1), 0.0, np.full(1, 1 / Q))
-    found = statistics.fit_two_way(mean_P_Q, np.ones((1, Q)))
-    return _PersonaEffects(found.effect_R_P[0], max(float(found.residual_R[0]), 0.0), found.pinv_diagonal_R_P[0] * P / (P - 1))
+    fit = statistics.fit_two_way(mean_P_Q, np.ones((1, Q)))
+    # Effects add up to 0, so in a complete grid the variance of one is (1 − 1/P) times that of a persona's own noise.
+    return _PersonaEffects(fit.effect_R_P[0], max(float(fit.residual_R[0]), 0.0), fit.pinv_diagonal_R_P[0] * P / (P - 1))
 
 
 def _fit_question_levels(value_Q: Array, answer_variance: float, question_variance: float) -> QuestionLevels:
-    """`spread`: mean variance of one answer; `between`: how much of it lies between questions."""
+    """`answer_variance`: mean variance of one answer; `question_variance`: the part of it that lies between questions.
+
+    Delta method: d arcsin √A = dA / (2 √(A (1 − A))), so a squared difference of accuracies is 4 A (1 − A) times that of angles.
+    """
     known_Q = value_Q[~np.isnan(value_Q)]
     Q = len(known_Q)
-    middle = (np.clip(known_Q.mean(), 0, 1) * Q + 0.5) / (Q + 1)
-    scale = 4 * max(answer_variance, middle * (1 - middle) / Q)
-    # Where all questions went alike nothing is known of how much they differ: then as if one answer stood for all personas'.
-    varied = int((np.abs(known_Q - np.median(known_Q)) > statistics.TIE_TOLERANCE).sum())
-    share = (varied * min(4 * question_variance / scale, 1.0) + 0.5) / (varied + 0.5)
+    mean = (np.clip(known_Q.mean(), 0, 1) * Q + 0.5) / (Q + 1)
+    scale = 4 * max(answer_variance, mean * (1 - mean) / Q)
+    # If all questions have the same level, nothing is known of their variance: it is taken as that of one answer per question.
+    n_different = int((np.abs(known_Q - np.median(known_Q)) > statistics.TIE_TOLERANCE).sum())
+    share = (n_different * min(4 * question_variance / scale, 1.0) + 0.5) / (n_different + 0.5)
     return QuestionLevels(value_Q, share / (4 * Q), scale)
 
 
 def anscombe_angle(accuracy: Array, n_questions: int) -> Array:
-    """Anscombe's: 0 and 1 of few questions are not read as certainties."""
+    """Anscombe's arcsin √((x + 3/8) / (n + 3/4)) for x = A n: an accuracy of 0 or 1 on few questions is not taken as certain."""
     return np.asarray(np.arcsin(np.sqrt((accuracy * n_questions + 0.375) / (n_questions + 0.75))))
 
 
 N_DRAWS, WARMUP_STEPS = 10_000, 100
 
 MAX_CHAINS, MAX_CHAIN_PERSONAS = 200, 12_800
-"""Chains side by side; fewer where there are so many personas that chains × personas would be more than `MAX_CHAIN_PERSONAS`."""
+"""Parallel chains; fewer for many personas, so that chains × personas is at most `MAX_CHAIN_PERSONAS` (memory)."""
 
 DIRICHLET_TRUNCATION = 12
-"""The most different values that a draw with ties has: the process is cut off there."""
+"""Most different values in one draw of the Dirichlet process, which is truncated there."""
 
 
 def _inverse_gamma(shape: Array | float, rate: Array, rng: np.random.Generator) -> Array:
+    """Draws from inverse gamma distributions, at least 1e-14: a scale of 0 would make the next precision infinite."""
     return np.asarray(np.maximum(rate / rng.gamma(shape, size=rate.shape), 1e-14))
 
 
 def _chains_and_draws(n_personas: int) -> tuple[int, int]:
-    """How many, and how many draws are kept of each."""
+    """Number of chains, and of draws to keep from each."""
     chains = max(1, min(MAX_CHAINS, MAX_CHAIN_PERSONAS // n_personas))
     return chains, -(-N_DRAWS // chains)
 
 
 def sample_horseshoe(y_P_G: Array, noise_P_G_G: Array, rng: np.random.Generator) -> Array:
-    """angle_R_P_G by Gibbs sampling, in chains side by side [C, P, G]: a horseshoe for each grid, their noise correlated."""
+    """angle_R_P_G by Gibbs sampling in C parallel chains: a horseshoe for each grid, with noise correlated between grids.
+
+    Model: y_p = μ + θ_p + noise_p with noise_p ~ N(0, noise_P_G_G[p]), θ_pg ~ N(0, τ_g² λ_pg²), a flat prior on μ_g. Each step
+    draws θ given the rest, then μ, then the scales (`_sample_scales`).
+    """
     P, G = y_P_G.shape
-    C, kept = _chains_and_draws(P)
+    C, n_kept = _chains_and_draws(P)
     noise_P_G_G = noise_P_G_G + 1e-12 * np.eye(G)
     unit_G = np.einsum("pgg->g", noise_P_G_G) / P
-    known_P_G_G = np.linalg.inv(noise_P_G_G)
-    middle_G_G = np.linalg.inv(known_P_G_G.sum(axis=0))
-    middle_root = np.linalg.cholesky(middle_G_G)
-    effect = np.tile(0.5 * (y_P_G - y_P_G.mean(axis=0)), (C, 1, 1))
-    middle_C_G = np.tile(y_P_G.mean(axis=0), (C, 1))
-    local = helper = np.ones((C, P, G))
-    whole_C_G = np.tile(np.maximum(y_P_G.var(axis=0), 0.05 * unit_G), (C, 1))
-    found = []
-    for step in range(WARMUP_STEPS + kept):
-        precision = known_P_G_G + np.eye(G) / (whole_C_G[:, None] * local)[..., None]
-        variance = np.linalg.inv(precision)
-        told = np.einsum("pgh,cph->cpg", known_P_G_G, y_P_G - middle_C_G[:, None])
-        drawn = np.einsum("cpgh,cph->cpg", np.linalg.cholesky(variance), rng.normal(size=(C, P, G)))
-        effect = np.einsum("cpgh,cph->cpg", variance, told) + drawn
-        told_C_G = np.einsum("pgh,cph->cg", known_P_G_G, y_P_G - effect)
-        middle_C_G = told_C_G @ middle_G_G + rng.normal(size=(C, G)) @ middle_root.T
-        local, helper, whole_C_G = _sample_scales(effect, helper, whole_C_G, unit_G, rng)
+    precision_P_G_G = np.linalg.inv(noise_P_G_G)
+    mu_cov_G_G = np.linalg.inv(precision_P_G_G.sum(axis=0))
+    mu_root_G_G = np.linalg.cholesky(mu_cov_G_G)
+    effect_C_P_G = np.tile(0.5 * (y_P_G - y_P_G.mean(axis=0)), (C, 1, 1))
+    mu_C_G = np.tile(y_P_G.mean(axis=0), (C, 1))
+    local = auxiliary = np.ones((C, P, G))
+    global_C_G = np.tile(np.maximum(y_P_G.var(axis=0), 0.05 * unit_G), (C, 1))
+    draws = []
+    for step in range(WARMUP_STEPS + n_kept):
+        posterior_precision = precision_P_G_G + np.eye(G) / (global_C_G[:, None] * local)[..., None]
+        covariance = np.linalg.inv(posterior_precision)
+        weighted = np.einsum("pgh,cph->cpg", precision_P_G_G, y_P_G - mu_C_G[:, None])
+        noise = np.einsum("cpgh,cph->cpg", np.linalg.cholesky(covariance), rng.normal(size=(C, P, G)))
+        effect_C_P_G = np.einsum("cpgh,cph->cpg", covariance, weighted) + noise
+        weighted_C_G = np.einsum("pgh,cph->cg", precision_P_G_G, y_P_G - effect_C_P_G)
+        mu_C_G = weighted_C_G @ mu_cov_G_G + rng.normal(size=(C, G)) @ mu_root_G_G.T
+        local, auxiliary, global_C_G = _sample_scales(effect_C_P_G, auxiliary, global_C_G, unit_G, rng)
         if step >= WARMUP_STEPS:
-            found.append(middle_C_G[:, None] + effect)
-    return np.concatenate(found)[:N_DRAWS]
+            draws.append(mu_C_G[:, None] + effect_C_P_G)
+    return np.concatenate(draws)[:N_DRAWS]
 
 
 def sample_correlated_horseshoe(y_P: Array, noise_P_P: Array, rng: np.random.Generator) -> Array:
-    """angle_R_P of one grid, as `sample_horseshoe`, where personas' noise is correlated."""
+    """angle_R_P of one grid, as `sample_horseshoe`, but with noise correlated between personas."""
     P = len(y_P)
-    C, kept = _chains_and_draws(P)
-    known_P_P = np.linalg.inv(noise_P_P + 1e-12 * np.eye(P))
-    root_P_P, unit_G = np.linalg.cholesky(known_P_P), np.array([np.trace(noise_P_P) / P])
-    precision = float(known_P_P.sum())
-    effect = np.tile(0.5 * (y_P - y_P.mean()), (C, 1))[..., None]
-    middle_C = np.full(C, y_P.mean())
-    local = helper = np.ones((C, P, 1))
-    whole_C_G = np.full((C, 1), max(float(y_P.var()), 0.05 * float(unit_G[0])))
-    found = []
-    for step in range(WARMUP_STEPS + kept):
-        prior_C_P = 1 / (whole_C_G[:, None] * local)[..., 0]
-        # A draw from N(M⁻¹ b, M⁻¹) is M⁻¹ (b + z) with z from N(0, M), and M is a sum of two whose roots are known.
-        told_C_P = (y_P - middle_C[:, None]) @ known_P_P
-        chance_C_P = rng.normal(size=(C, P)) @ root_P_P.T + np.sqrt(prior_C_P) * rng.normal(size=(C, P))
-        effect = np.linalg.solve(known_P_P + prior_C_P[:, None] * np.eye(P), (told_C_P + chance_C_P)[..., None])
-        middle_C = ((y_P - effect[..., 0]) @ known_P_P).sum(axis=1) / precision + rng.normal(size=C) / np.sqrt(precision)
-        local, helper, whole_C_G = _sample_scales(effect, helper, whole_C_G, unit_G, rng)
+    C, n_kept = _chains_and_draws(P)
+    precision_P_P = np.linalg.inv(noise_P_P + 1e-12 * np.eye(P))
+    root_P_P, unit_G = np.linalg.cholesky(precision_P_P), np.array([np.trace(noise_P_P) / P])
+    mu_precision = float(precision_P_P.sum())
+    effect_C_P_1 = np.tile(0.5 * (y_P - y_P.mean()), (C, 1))[..., None]
+    mu_C = np.full(C, y_P.mean())
+    local = auxiliary = np.ones((C, P, 1))
+    global_C_1 = np.full((C, 1), max(float(y_P.var()), 0.05 * float(unit_G[0])))
+    draws = []
+    for step in range(WARMUP_STEPS + n_kept):
+        prior_precision_C_P = 1 / (global_C_1[:, None] * local)[..., 0]
+        # A draw from N(M⁻¹ b, M⁻¹) is M⁻¹ (b + z) with z ~ N(0, M). M is precision_P_P plus a diagonal, and both have known
+        # roots, so no matrix per chain needs a Cholesky factor.
+        weighted_C_P = (y_P - mu_C[:, None]) @ precision_P_P
+        noise_C_P = rng.normal(size=(C, P)) @ root_P_P.T + np.sqrt(prior_precision_C_P) * rng.normal(size=(C, P))
+        effect_C_P_1 = np.linalg.solve(
+            precision_P_P + prior_precision_C_P[:, None] * np.eye(P), (weighted_C_P + noise_C_P)[..., None]
+        )
+        mu_mean_C = ((y_P - effect_C_P_1[..., 0]) @ precision_P_P).sum(axis=1) / mu_precision
+        mu_C = mu_mean_C + rng.normal(size=C) / np.sqrt(mu_precision)
+        local, auxiliary, global_C_1 = _sample_scales(effect_C_P_1, auxiliary, global_C_1, unit_G, rng)
         if step >= WARMUP_STEPS:
-            found.append(middle_C[:, None] + effect[..., 0])
-    return np.concatenate(found)[:N_DRAWS]
+            draws.append(mu_C[:, None] + effect_C_P_1[..., 0])
+    return np.concatenate(draws)[:N_DRAWS]
 
 
 def _sample_scales(
     effect: Array, auxiliary: Array, global_C_G: Array, unit_G: Array, rng: np.random.Generator
 ) -> tuple[Array, Array, Array]:
-    """The half-Cauchy scales of effects [C, P, G], as inverse gammas: each effect's, its helper, and that of all."""
+    """λ² and its auxiliary variable [C, P, G], and τ² [C, G], given effects [C, P, G]; `unit_G` is the squared scale of τ.
+
+    A half-Cauchy scale is a mixture of inverse gammas over an auxiliary variable, so every conditional is an inverse gamma
+    (Makalic and Schmidt 2016).
+    """
     local = _inverse_gamma(1.0, 1 / auxiliary + effect**2 / (2 * global_C_G[:, None]), rng)
     auxiliary = _inverse_gamma(1.0, 1 + 1 / local, rng)
-    spread_C_G = _inverse_gamma(1.0, 1 / unit_G + 1 / global_C_G, rng)
-    rate_C_G = 1 / spread_C_G + (effect**2 / (2 * local)).sum(axis=1)
+    global_auxiliary_C_G = _inverse_gamma(1.0, 1 / unit_G + 1 / global_C_G, rng)
+    rate_C_G = 1 / global_auxiliary_C_G + (effect**2 / (2 * local)).sum(axis=1)
     return local, auxiliary, _inverse_gamma((effect.shape[1] + 1) / 2, rate_C_G, rng)
 
 
 def sample_dirichlet(y_P: Array, noise_var_P: Array, rng: np.random.Generator) -> Array:
-    """angle_R_P by blocked Gibbs sampling of a Dirichlet process cut off at V values, in chains side by side [C, P, V]."""
+    """angle_R_P by blocked Gibbs sampling of a Dirichlet process truncated at V values, in C parallel chains.
+
+    Model: y_p ~ N(value of p's label, noise_var_p); labels with stick-breaking weights of concentration α ~ Gamma(1, rate 4);
+    values ~ N(μ, σ²), a flat prior on μ, σ half-Cauchy with squared scale = mean noise variance. Each step draws weights, α,
+    values, labels, μ and σ² in turn (Ishwaran and James 2001).
+    """
     noise_var_P = np.maximum(noise_var_P, 1e-12)
     P, V, unit = len(y_P), min(len(y_P), DIRICHLET_TRUNCATION), float(noise_var_P.mean())
-    C, kept = _chains_and_draws(P)
-    takes_C_P = rng.integers(0, V, size=(C, P))
-    takes_C_P[::2] = 0  # half of the chains begin with no persona apart
-    middle_C, whole_C = np.full(C, y_P.mean()), np.full(C, max(2 * float(y_P.var()), 0.2 * unit))
-    breadth_C = np.ones(C)
-    found = []
-    for step in range(WARMUP_STEPS + kept):
-        taken_C_P_V = takes_C_P[:, :, None] == np.arange(V)
-        count_C_V = taken_C_P_V.sum(axis=1)
+    C, n_kept = _chains_and_draws(P)
+    label_C_P = rng.integers(0, V, size=(C, P))
+    label_C_P[::2] = 0  # half of the chains start with all personas equal, so that both ends of the posterior are reached
+    mu_C, sigma2_C = np.full(C, y_P.mean()), np.full(C, max(2 * float(y_P.var()), 0.2 * unit))
+    alpha_C = np.ones(C)
+    draws = []
+    for step in range(WARMUP_STEPS + n_kept):
+        is_label_C_P_V = label_C_P[:, :, None] == np.arange(V)
+        count_C_V = is_label_C_P_V.sum(axis=1)
         later_C_V = count_C_V[:, ::-1].cumsum(axis=1)[:, ::-1] - count_C_V
-        stick_C_V = np.clip(rng.beta(1.0 + count_C_V, breadth_C[:, None] + later_C_V), 1e-12, 1 - 1e-12)
-        rest_C_V = np.log1p(-stick_C_V[:, :-1])
-        before_C_V = np.concatenate([np.zeros((C, 1)), rest_C_V.cumsum(axis=1)], axis=1)
-        share_C_V = before_C_V + np.concatenate([np.log(stick_C_V[:, :-1]), np.zeros((C, 1))], axis=1)
-        breadth_C = rng.gamma(V, size=C) / (4.0 - rest_C_V.sum(axis=1))
-        precision_C_V = (taken_C_P_V / noise_var_P[:, None]).sum(axis=1) + 1 / whole_C[:, None]
-        value_C_V = ((taken_C_P_V * (y_P / noise_var_P)[:, None]).sum(axis=1) + (middle_C / whole_C)[:, None]) / precision_C_V
+        stick_C_V = np.clip(rng.beta(1.0 + count_C_V, alpha_C[:, None] + later_C_V), 1e-12, 1 - 1e-12)
+        log_rest_C_V = np.log1p(-stick_C_V[:, :-1])
+        log_before_C_V = np.concatenate([np.zeros((C, 1)), log_rest_C_V.cumsum(axis=1)], axis=1)
+        # The last stick is what the others leave: truncation sets its fraction to 1, whose log is 0.
+        log_weight_C_V = log_before_C_V + np.concatenate([np.log(stick_C_V[:, :-1]), np.zeros((C, 1))], axis=1)
+        alpha_C = rng.gamma(V, size=C) / (4.0 - log_rest_C_V.sum(axis=1))
+        precision_C_V = (is_label_C_P_V / noise_var_P[:, None]).sum(axis=1) + 1 / sigma2_C[:, None]
+        value_C_V = ((is_label_C_P_V * (y_P / noise_var_P)[:, None]).sum(axis=1) + (mu_C / sigma2_C)[:, None]) / precision_C_V
         value_C_V = value_C_V + rng.normal(size=(C, V)) / np.sqrt(precision_C_V)
-        log_C_P_V = share_C_V[:, None] - (y_P[:, None] - value_C_V[:, None]) ** 2 / (2 * noise_var_P[:, None])
-        takes_C_P = (log_C_P_V - np.log(rng.exponential(size=log_C_P_V.shape))).argmax(axis=2)
-        used_C_V = (takes_C_P[:, :, None] == np.arange(V)).any(axis=1)
-        used_C = used_C_V.sum(axis=1)
-        middle_C = (value_C_V * used_C_V).sum(axis=1) / used_C + rng.normal(size=C) * np.sqrt(whole_C / used_C)
-        apart_C = ((value_C_V - middle_C[:, None]) ** 2 * used_C_V).sum(axis=1)
-        spread_C = _inverse_gamma(1.0, 1 / unit + 1 / whole_C, rng)
-        whole_C = _inverse_gamma((used_C + 1) / 2, 1 / spread_C + apart_C / 2, rng)
+        log_C_P_V = log_weight_C_V[:, None] - (y_P[:, None] - value_C_V[:, None]) ** 2 / (2 * noise_var_P[:, None])
+        # Gumbel-max: the argmax of log weights plus Gumbel noise, -log(exponential), is a draw from the weights.
+        label_C_P = (log_C_P_V - np.log(rng.exponential(size=log_C_P_V.shape))).argmax(axis=2)
+        is_used_C_V = (label_C_P[:, :, None] == np.arange(V)).any(axis=1)
+        n_used_C = is_used_C_V.sum(axis=1)
+        mu_C = (value_C_V * is_used_C_V).sum(axis=1) / n_used_C + rng.normal(size=C) * np.sqrt(sigma2_C / n_used_C)
+        squares_C = ((value_C_V - mu_C[:, None]) ** 2 * is_used_C_V).sum(axis=1)
+        auxiliary_C = _inverse_gamma(1.0, 1 / unit + 1 / sigma2_C, rng)
+        sigma2_C = _inverse_gamma((n_used_C + 1) / 2, 1 / auxiliary_C + squares_C / 2, rng)
         if step >= WARMUP_STEPS:
-            found.append(np.take_along_axis(value_C_V, takes_C_P, axis=1))
-    return np.concatenate(found)[:N_DRAWS]
+            draws.append(np.take_along_axis(value_C_V, label_C_P, axis=1))
+    return np.concatenate(draws)[:N_DRAWS]

@@ -1,19 +1,20 @@
-"""Sequential allocation: cells are spent where they decide who is worst, who is best, and by how much.
+"""Sequential allocation: spend cells on the personas that may be the worst or the best.
 
-In the opening round every persona is asked. After it, round by round, the next questions are put to no persona and to those alone
-that may yet be the worst or the best, by draws of what the true accuracies may be (`permix.metrics.posterior`). It ends
-when PSS is
-known as closely as was asked, when the budget is spent, or with the last question.
+The first round asks every persona. Each later round asks the next questions without persona and under the contenders alone: the
+personas that are worst or best in many posterior draws of the true accuracies (`permix.metrics.posterior`). Rounds end when the
+interval of PSS is as narrow as requested, when the budget is spent, or with the last question.
 
-Its contract: pure functions of scores and rounds. Questions stand in an order drawn beforehand and no question is gone back to,
-so whom a question was put to depends on other questions alone. That is what makes the numbers hold:
+Contract: pure functions of scores and rounds. Questions come in an order drawn beforehand, and a later round never returns to
+earlier questions, so the choice of personas for a question depends on answers to other questions alone. Therefore:
 
-- worst, best and what is made of them come from draws given all answers, to which it is the same why the others are missing;
-- the test of any persona effect joins the opening's permutation test and a martingale of the later rounds, by Fisher's method;
-- what needs a whole grid (the mean over personas, PSS as observed and its null, the cross-fit, each question's worst persona) is
-  that of the opening: where personas fall into two camps, draws take the fall of the opening's lucky ones for harder questions.
+- worst, best and measures of them come from the posterior given all answers, which ignores why the other cells are missing;
+- the test of any persona effect combines, by Fisher's method, the first round's permutation test and a martingale test of the
+  later rounds;
+- measures that need a complete grid (mean over personas, observed PSS and its null, cross-fit, each question's worst persona) are
+  those of the first round. Draws would not do for them: where personas form two clusters, personas that were lucky in the first
+  round fall back to their mean, and that looks like harder questions.
 
-The values chosen below were settled on simulated grids; `bench/adaptive.py` measures them on others.
+The constants were chosen on simulated grids; `bench/adaptive.py` measures them on others.
 """
 
 from collections.abc import Sequence
@@ -41,39 +42,41 @@ FIRST_ROUND_QUESTIONS, LATER_ROUND_QUESTIONS = 30, 30
 """Questions of the first round, and of each later one."""
 
 CONTENDER_COVERAGE, MAX_CONTENDERS = 0.9, 4
-"""The likeliest worst personas are asked until they hold this share of the draws, at most so many; and so the best."""
+"""Contenders for worst: the most frequent worst personas that together cover this share of the draws, at most the second number;
+the same for best."""
 
 SIGN_FLIP_STREAM = 4
-"""The stream of random numbers of sign flips; `permix.metrics.posterior` has the others."""
+"""Stream of random numbers for sign flips; `permix.metrics.posterior` has streams 1 to 3."""
 
 
 class Round(Record):
-    """The questions up to this one (counted from the first of the run) were put to these personas, and to none."""
+    """Questions from the end of the previous round up to the `until`-th of the run, asked under these personas and without."""
 
     until: int
     personas: tuple[str, ...]
 
 
 class StoppingRule(NamedTuple):
-    """When to end. `budget` counts cells, `precision` is half the width of PSS's interval; None sets no such end."""
+    """When to stop: `budget` in cells, `precision` as half the width of the interval of PSS. None is no limit."""
 
     budget: int | None
     precision: float | None
 
 
 class SequentialProgress(NamedTuple):
-    """Where a run stands: PSS as it would be reported, and who may be worst or best."""
+    """PSS as it would be reported now, and the ids of the personas that may be worst or best."""
 
     pss: Estimate
     contenders: tuple[str, ...]
 
 
 def count_round_cells(this_round: Round, questions_before: int, n_samples: int) -> int:
-    """How many cells a round asks, `before` being the questions of the rounds before it."""
+    """Number of cells of a round; `questions_before` is `until` of the round before it, 0 for the first."""
     return (this_round.until - questions_before) * (len(this_round.personas) + 1) * n_samples
 
 
 def count_cells(rounds: Sequence[Round], n_samples: int) -> int:
+    """Number of cells of all rounds, cells without persona included."""
     starts = [0, *(one.until for one in rounds)]
     return sum(count_round_cells(one, before, n_samples) for one, before in zip(rounds, starts, strict=False))
 
@@ -85,7 +88,7 @@ def first_round(persona_ids: Sequence[str], n_questions: int) -> Round:
 def next_round(
     rounds: Sequence[Round], current: SequentialProgress, stopping_rule: StoppingRule, *, n_questions: int, n_samples: int
 ) -> Round | None:
-    """The next round; None when it is enough."""
+    """The next round; None when the precision is reached, the budget allows no further question, or all questions were asked."""
     done = rounds[-1].until
     if done >= n_questions or (stopping_rule.precision is not None and _half_width(current.pss) <= stopping_rule.precision):
         return None
@@ -100,7 +103,7 @@ def _half_width(estimate: Estimate) -> float:
 
 
 class SequentialResult(NamedTuple):
-    """What the answers of some rounds say: the draws (None where nothing can be drawn), of whom, and the test of any effect."""
+    """The draws (None where nothing can be drawn), the personas they are of, and p of the test of any persona effect."""
 
     draws: PosteriorDraws | None
     persona_ids: tuple[str, ...]
@@ -114,7 +117,7 @@ class SequentialResult(NamedTuple):
 def measure_rounds(
     mean_P_Q: Array, baseline_Q: Array, rounds: Sequence[Round], persona_ids: Sequence[str], *, seed: int, resamples: int
 ) -> SequentialResult:
-    """After these rounds; axis Q holds their questions. Personas without any score are left out."""
+    """The result after these rounds; axis Q holds their questions in order. Personas without any score are left out."""
     scored_P = np.flatnonzero(~np.isnan(mean_P_Q).all(axis=1))
     if not scored_P.size:
         return SequentialResult(None, (), None)
@@ -125,7 +128,7 @@ def measure_rounds(
 
 
 def sequential_progress(result: SequentialResult, persona_ids: Sequence[str]) -> SequentialProgress:
-    """Everyone is a contender while nothing can be drawn."""
+    """PSS and contenders of a result; all personas are contenders where nothing can be drawn."""
     if result.draws is None:
         return SequentialProgress(Estimate(value=None, n=0), tuple(persona_ids))
     pss = posterior.estimates_from_draws(result.draws, no_effect=result.no_effect)["pss"]
@@ -133,23 +136,23 @@ def sequential_progress(result: SequentialResult, persona_ids: Sequence[str]) ->
 
 
 def contenders(accuracy_R_P: Array) -> list[int]:
-    """Who may yet be the worst or the best, in the order of personas."""
-    ends = (accuracy_R_P.argmin(axis=1), accuracy_R_P.argmax(axis=1))
-    return sorted({place for end_R in ends for place in _likeliest(np.bincount(end_R, minlength=accuracy_R_P.shape[1]))})
+    """Indices, ascending, of the personas that may be the worst or the best (see `CONTENDER_COVERAGE`)."""
+    extremes = (accuracy_R_P.argmin(axis=1), accuracy_R_P.argmax(axis=1))
+    return sorted({index for index_R in extremes for index in _likeliest(np.bincount(index_R, minlength=accuracy_R_P.shape[1]))})
 
 
-def _likeliest(times_P: NDArray[np.intp]) -> list[int]:
-    order_P = np.argsort(-times_P, kind="stable")
-    needed = int(np.searchsorted(times_P[order_P].cumsum(), CONTENDER_COVERAGE * times_P.sum())) + 1
-    return [int(place) for place in order_P[: min(needed, MAX_CONTENDERS)]]
+def _likeliest(count_P: NDArray[np.intp]) -> list[int]:
+    order_P = np.argsort(-count_P, kind="stable")
+    needed = int(np.searchsorted(count_P[order_P].cumsum(), CONTENDER_COVERAGE * count_P.sum())) + 1
+    return [int(index) for index in order_P[: min(needed, MAX_CONTENDERS)]]
 
 
 def later_rounds_p(mean_P_Q: Array, round_ends: Sequence[int]) -> float | None:
-    """One-sided p of "personas do as they did before", over the rounds after the first; None where there is nothing to test.
+    """One-sided p of no persona effect: do personas that were ahead in earlier rounds stay ahead? None without later scores.
 
-    Round by round, with a_p a persona's accuracy in the rounds before, t_q = Σ_p (a_p − a.) x_pq over who was asked q. Did
-    personas not matter, x_pq could stand in any order among these, and t_q would have mean 0 and variance
-    Σ (a_p − a.)² Σ (x_pq − x_.q)² / (k − 1), whatever came before: Σ t_q / √Σ var is then standard normal.
+    In each round, with a_p a persona's accuracy in the rounds before: t_q = Σ_p (a_p − a.) x_pq over the k personas asked q.
+    Without a persona effect the x_pq of a question are exchangeable, so that given the past t_q has mean 0 and variance
+    Σ (a_p − a.)² Σ (x_pq − x_.q)² / (k − 1); by the martingale central limit theorem Σ t_q / √Σ var is standard normal.
     """
     total = variance = 0.0
     for before, until in pairwise(round_ends):
@@ -158,14 +161,17 @@ def later_rounds_p(mean_P_Q: Array, round_ends: Sequence[int]) -> float | None:
         for score_K in mean_P_Q[asked_P, before:until].T:
             both_K = ~np.isnan(score_K) & ~np.isnan(earlier_P)
             if (k := int(both_K.sum())) > 1:
-                lead_K, rest_K = (one[both_K] - one[both_K].mean() for one in (earlier_P, score_K))
-                total += float(lead_K @ rest_K)
-                variance += float((lead_K @ lead_K) * (rest_K @ rest_K)) / (k - 1)
+                earlier_K, now_K = (one[both_K] - one[both_K].mean() for one in (earlier_P, score_K))
+                total += float(earlier_K @ now_K)
+                variance += float((earlier_K @ earlier_K) * (now_K @ now_K)) / (k - 1)
     return float(ndtr(-total / np.sqrt(variance))) if variance > 0 else None
 
 
 def fisher_combined_p(p_first: float | None, p_later: float | None) -> float | None:
-    """Fisher's: −2 (ln p₁ + ln p₂) is χ² with 4 degrees of freedom. `p_later` must be a p whatever `p_first` rests on."""
+    """Fisher's combined p: −2 (ln p₁ + ln p₂) is χ² with 4 degrees of freedom. `p_first` where one of the two is None.
+
+    `p_later` must be valid whatever the data of `p_first` are. Source: Fisher (1932), Statistical Methods for Research Workers.
+    """
     if p_first is None or p_later is None:
         return p_first
     return float(chdtrc(4, -2 * (np.log(p_first) + np.log(max(p_later, 1e-300)))))
@@ -180,11 +186,10 @@ def summarize_rounds(
     seed: int = 0,
     resamples: int = 2000,
 ) -> StabilitySummary:
-    """As `summarize_stability`, of cells that were asked in these rounds. Axis Q holds their questions, NaN where nothing
-    was asked.
+    """`summarize_stability` for cells asked in rounds. Axis Q holds the questions of all rounds, NaN where a cell was not asked.
 
-    Accuracies of personas, their differences and the lottery are medians and 95 % intervals of the draws too; a persona's exact
-    test is on the questions that it and no persona have a score for.
+    The personas' accuracies, their differences to the baseline and the expected best of k are medians and 95 % intervals of the
+    draws; a persona's exact test uses the questions with a score of it and of the baseline.
     """
     correct, baseline = np.asarray(correct_P_Q_S, dtype=float), np.asarray(baseline_Q_S, dtype=float)
     opened = rounds[0].until
@@ -227,15 +232,11 @@ def _persona_summaries(
     p_P = np.array([statistics.sign_flip_p(difference_Q, signs, n_flips) for difference_Q in difference_P_Q])
     holm_P, n_P, both_P = statistics.holm_adjust(p_P), (~np.isnan(mean_P_Q)).sum(axis=1), (~np.isnan(difference_P_Q)).sum(axis=1)
     rows = []
-    for place, one in enumerate(first_round_summary.personas):
-        update: dict[str, object] = {
-            "mcnemar_p": none_if_nan(p_P[place]),
-            "holm_p": none_if_nan(holm_P[place]),
-            "n": int(n_P[place]),
-        }
+    for p, one in enumerate(first_round_summary.personas):
+        update: dict[str, object] = {"mcnemar_p": none_if_nan(p_P[p]), "holm_p": none_if_nan(holm_P[p]), "n": int(n_P[p])}
         if one.id in result.persona_ids:
             true_R = accuracy_R_P[:, result.persona_ids.index(one.id)]
-            update["accuracy"] = posterior.summarize_draws(true_R, int(n_P[place]))
-            update["difference"] = posterior.summarize_draws(true_R - without_R, int(both_P[place]))
+            update["accuracy"] = posterior.summarize_draws(true_R, int(n_P[p]))
+            update["difference"] = posterior.summarize_draws(true_R - without_R, int(both_P[p]))
         rows.append(one.model_copy(update=update))
     return tuple(rows)

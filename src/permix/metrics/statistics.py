@@ -1,19 +1,16 @@
-"""The arithmetic of persona stability: measures, exact tests and the bootstrap, on plain arrays.
+"""The arithmetic of persona stability on arrays: measures, exact tests, the bootstrap, and statistical power.
 
-Its contract: pure functions; no files, no records but `Estimate`, no global random state. A NaN cell is a cell without a score
-and is left out, never read as zero; a NaN result means "cannot be computed". Suffixes name axes: P personas, Q questions,
-S samples, R resamples, K random half splits, N anything. A measure of `accuracy_P` works on the last axis, so it also takes
-`accuracy_R_P`. A measure of `counts_R_Q` weighs every question of replicate r by how often it was drawn; a row of ones is the
-data itself, so a value and its replicates come from the same code.
+Contract: pure functions; no files, no records but `Estimate`, no global random state. A NaN cell has no score and is left out,
+never read as zero; a NaN result cannot be computed. Scores and accuracies lie in [0, 1].
 
-How small a persona effect a grid can show, and how many questions an effect asks for: paired, as the tests are.
+Axes: P personas, Q questions, S samples, R resamples, K random half splits, N anything. A measure of `accuracy_P` works on the
+last axis, so it also takes `accuracy_R_P`. A measure that takes `counts_R_Q` weights question q of replicate r by the number of
+times it was drawn; a row of ones is the data itself, so a value and its replicates come from the same code.
 
-Its contract: pure functions of numbers. A persona is held against no persona on the same questions; what matters besides their
-number is `discordance`, the mean squared difference of a question's two scores (with one sample a cell: the share of questions
-that are right under one and wrong under the other). Several personas are several tests, so the level is divided by their number,
-which is what Holm's first step does.
-
-Source: Connor, R. J. (1987), Sample size for testing differences in proportions for the paired-sample design, Biometrics 43.
+Power (`required_questions`, `minimum_detectable_effect`) is that of the paired test of a persona against no persona on the same
+questions. Besides the number of questions it depends on their `discordance`. Several personas are several tests: the level is
+divided by their number, as in the first step of Holm's correction.
+Source: Connor (1987), Sample size for testing differences in proportions for the paired-sample design, Biometrics 43.
 """
 
 import math
@@ -32,74 +29,81 @@ from permix.types import Estimate
 Array = NDArray[np.float64]
 
 
-TIE_TOLERANCE = 1e-9  # accuracies closer than this are equal: the order of a floating-point sum must not break a tie
+TIE_TOLERANCE = 1e-9
+"""Accuracies closer than this are equal: the order of a floating-point sum must not break a tie."""
 
-MAX_BIAS_CORRECTION_Z = (
-    0.5  # the most the interval is moved for bias, in standard normal units; docs/measures.md has the simulation
-)
+MAX_BIAS_CORRECTION_Z = 0.5
+"""Largest bias correction z0 of a bootstrap interval, in standard normal units; docs/measures.md has the simulation."""
 
 
 def mean_over_samples(correct_P_Q_S: Array) -> Array:
-    """Mean over the scored samples of each cell; NaN where none is scored. Takes any leading axes."""
+    """Mean [P, Q] over the scored samples of each cell, NaN where no sample is scored. Takes any leading axes."""
     return nanmean_along(correct_P_Q_S, axis=-1)
 
 
 def nanmean_along(value_N: Array, axis: int) -> Array:
-    """Mean along one axis of what is not NaN; NaN where nothing is left, without a warning."""
+    """Mean along one axis of the values that are not NaN; NaN where all are NaN, without numpy's warning."""
     scored = ~np.isnan(value_N)
     return _safe_divide(np.where(scored, value_N, 0.0).sum(axis=axis), scored.sum(axis=axis).astype(float))
 
 
 def weighted_question_mean(mean_P_Q: Array, counts_R_Q: Array) -> Array:
-    """accuracy_R_P: A_p = Σ_q c_q x_pq / Σ_q c_q over the questions where persona p has a score; NaN where it has none."""
+    """accuracy_R_P: A_p = Σ_q c_q x_pq / Σ_q c_q over the questions with a score of persona p; NaN without one."""
     value_Q_P, scored_Q_P = _values_and_mask(mean_P_Q)
     return _safe_divide(counts_R_Q @ value_Q_P, counts_R_Q @ scored_Q_P)
 
 
+<<<<<<< HEAD
 def pss(accuracy_P: ArrayLike) -> Array:
     """Persona stability score: min_p A_p / max_p A_p, 0/0 := 0. Our definition; the plug-in is biased down by noise."""
     accuracies = np.asarray(accuracy_P, dtype=float)
     best = accuracies.max(axis=-1)
     return np.where(best == 0, 0.0, _safe_divide(accuracies.min(axis=-1), best))
+=======
+def pss(accuracy_P: Array) -> Array:
+    """Persona stability score: min_p A_p / max_p A_p, with 0/0 := 0. Our definition. Noise in the accuracies biases it down."""
+    best = accuracy_P.max(axis=-1)
+    return np.where(best == 0, 0.0, _safe_divide(accuracy_P.min(axis=-1), best))
+>>>>>>> prose2
 
 
 def expected_best_of_k(accuracy_P: Array) -> Array:
-    """The persona lottery: E[max A over k of the P personas, drawn without replacement], for k = 1..P on the last axis.
+    """E[max accuracy of k personas drawn without replacement from the P], for k = 1..P on the last axis. Exact.
 
-    Σ_i A_(i) C(i-1, k-1) / C(P, k) over the sorted accuracies: the i-th smallest is the best of k in C(i-1, k-1) draws. Exact.
+    Σ_i A_(i) C(i-1, k-1) / C(P, k) over the sorted accuracies: the i-th smallest is the best of k in C(i-1, k-1) draws.
     """
     P = accuracy_P.shape[-1]
     k_K = np.arange(1, P + 1)
     weight_K_P = np.zeros((P, P))
     weight_K_P[:, P - 1] = k_K / P
-    for i in range(P, 1, -1):  # C(i-2, k-1) = C(i-1, k-1) (i-k) / (i-1)
+    for i in range(P, 1, -1):  # C(i-2, k-1) = C(i-1, k-1) (i-k) / (i-1): no binomial that could overflow
         weight_K_P[:, i - 2] = weight_K_P[:, i - 1] * np.maximum(i - k_K, 0) / (i - 1)
     return np.asarray(np.sort(accuracy_P, axis=-1) @ weight_K_P.T)
 
 
 def worst_per_question(mean_P_Q: Array, counts_R_Q: Array) -> Array:
-    """mean_q min_p x_pq: the accuracy if every question met its own worst persona (over the personas scored on it)."""
+    """value_R = mean_q min_p x_pq: the accuracy if each question got its worst persona, among the personas scored on it."""
     min_Q = np.where(np.isnan(mean_P_Q), np.inf, mean_P_Q).min(axis=0)
     return weighted_question_mean(np.where(np.isinf(min_Q), np.nan, min_Q)[None], counts_R_Q)[:, 0]
 
 
 class TwoWayFit(NamedTuple):
-    """An additive persona + question fit: effects that add up to 0, the residual's mean square, and the diagonal of L⁺.
-
-    An effect's variance is the residual's times its place of that diagonal.
-    """
+    """An additive fit of persona + question. The variance of an effect is `residual_R` × its entry of `pinv_diagonal_R_P`."""
 
     effect_R_P: Array
+    """Effects of personas, which add up to 0."""
     residual_R: Array
+    """Mean square of the residual; NaN without degrees of freedom."""
     pinv_diagonal_R_P: Array
+    """Diagonal of L⁺ (see `fit_two_way`)."""
 
 
 def fit_two_way(mean_P_Q: Array, counts_R_Q: Array) -> TwoWayFit:
-    """By least squares (Henderson's method 3), so a persona gains nothing from missing hard questions. Memory R × P × Q.
+    """Least squares (Henderson's method 3), so that a persona gains nothing from missing hard questions. Memory R × P × Q.
 
-    With m the 0/1 mask, d = x − x_.q and L = diag(Σ_q m_pq) − Σ_q m_q m_qᵀ / m_.q, the effects are a = L⁺ Σ_q d_q; the residual,
-    Σ (x_pq − x_p. − x_.q + x..)² where nothing is missing, has N − Q − P + 1 degrees of freedom. NaN without any of those.
-    Where nothing is missing, L⁺ = (I − J/P) / Q, and no matrix is made.
+    With m the 0/1 mask of scored cells, d = x − x_.q and L = diag(Σ_q m_pq) − Σ_q m_q m_qᵀ / m_.q, the effects are
+    a = L⁺ Σ_q d_q. The residual sum of squares, Σ (x_pq − x_p. − x_.q + x..)² in a complete grid, has N − Q − P + 1 degrees of
+    freedom for N scores. In a complete grid L⁺ = (I − J/P) / Q with J all ones, and no matrix is inverted.
     """
     P = len(mean_P_Q)
     scored_P_Q = ~np.isnan(mean_P_Q) & ((~np.isnan(mean_P_Q)).sum(axis=0) > 1)
@@ -122,19 +126,19 @@ def fit_two_way(mean_P_Q: Array, counts_R_Q: Array) -> TwoWayFit:
 
 
 class MixedModelFit(NamedTuple):
-    """Personas' accuracies over all questions, and the covariance of their own noise in units of the residual's variance."""
+    """Accuracies of personas over all questions, and the covariance of each persona's own noise, divided by var e."""
 
     accuracy_P: Array
     noise_cov_P_P: Array
 
 
 def fit_mixed_model(mean_P_Q: Array, variance_ratio: float) -> MixedModelFit:
-    """Accuracies by generalised least squares for x_pq = A_p + u_q + e_pq, questions drawn; `variance_ratio` is var u / var e.
+    """Generalised least squares for x_pq = A_p + u_q + e_pq with random questions; `variance_ratio` is var u / var e.
 
     With m_q the 0/1 column of question q, n_q its sum and ρ_q = ratio / (1 + n_q ratio), the accuracies solve
-    Σ_q (diag m_q − ρ_q m_q m_qᵀ) A = Σ_q (m_q x_q − ρ_q m_q Σ_p x_pq), and the inverse of that matrix is their covariance. What
-    is left of it without the questions' own ratio / Q, which all personas share, is personas' noise. Where nothing is missing A
-    is the plain mean, and that noise 1 / Q for each alone. Every persona has a score.
+    Σ_q (diag m_q − ρ_q m_q m_qᵀ) A = Σ_q (m_q x_q − ρ_q m_q Σ_p x_pq), and the inverse of that matrix is their covariance. All
+    personas share the part ratio / Q of the drawn questions; the rest is their own noise. In a complete grid A is the plain mean
+    and the noise is 1 / Q on the diagonal. Every persona must have a score.
     """
     scored_P_Q = ~np.isnan(mean_P_Q)
     value_P_Q, mask_P_Q = np.where(scored_P_Q, mean_P_Q, 0.0), scored_P_Q.astype(float)
@@ -146,77 +150,76 @@ def fit_mixed_model(mean_P_Q: Array, variance_ratio: float) -> MixedModelFit:
 
 
 def persona_sd(mean_P_Q: Array, counts_R_Q: Array) -> Array:
-    """Standard deviation of the personas' true accuracies: what is left of their spread when the noise is taken off.
+    """Standard deviation [R] of the personas' true accuracies: their observed spread less the part that noise explains.
 
-    The two-way persona × question variance component, questions random: sd² = max(0, (MS_persona − MS_residual) / Q)
-    = max(0, var_p(A_p) − MS_residual / Q), with var_p dividing by P−1, MS_persona = Q var_p(A_p) and
-    MS_residual = Σ (x_pq − x_p. − x_.q + x..)² / ((P−1)(Q−1)). With one sample a cell, interaction and error are one.
-    Missing cells: the same by `fit_two_way`, sd² = (|a|² − MS_residual tr L⁺) / (P−1). Memory R × P × Q.
+    The variance component of personas in the two-way persona × question layout with random questions:
+    sd² = max(0, (MS_persona − MS_residual) / Q) = max(0, var_p(A_p) − MS_residual / Q), with var_p dividing by P−1,
+    MS_persona = Q var_p(A_p) and MS_residual = Σ (x_pq − x_p. − x_.q + x..)² / ((P−1)(Q−1)). With one sample per cell the
+    residual is interaction and error together. With missing cells, by `fit_two_way`: sd² = (|a|² − MS_residual tr L⁺) / (P−1).
     NaN for one persona, without residual degrees of freedom, or if a persona shares no question with another.
     """
-    found = fit_two_way(mean_P_Q, counts_R_Q)
-    excess_R = (found.effect_R_P**2).sum(axis=1) - found.residual_R * found.pinv_diagonal_R_P.sum(axis=1)
+    fit = fit_two_way(mean_P_Q, counts_R_Q)
+    excess_R = (fit.effect_R_P**2).sum(axis=1) - fit.residual_R * fit.pinv_diagonal_R_P.sum(axis=1)
     return np.asarray(np.sqrt(np.maximum(_safe_divide(excess_R, np.float64(len(mean_P_Q) - 1)), 0.0)))
 
 
 def variance_component_sd(
     mean_square: float, error_mean_square: float, df: int, error_df: int, scores_per_effect: int
 ) -> Estimate:
-    """Standard deviation of the true effects behind a mean square of an analysis of variance, with its 95 % interval.
+    """Standard deviation of the true effects behind a mean square in an analysis of variance, with its 95 % interval.
 
-    sd² = max(0, (square − error) / cells), where `scores_per_effect` scores stand behind each effect and `error_mean_square`
-    is the mean square that
-    `mean_square` would be but for the effects. For independent normal errors square / error is non-central F with
-    λ = freedom · cells · sd² / error; the ends are the λ at which what was seen, or less, has probability .975 and .025.
-    No interval where the error is 0. n is `error_df` / `df` + 1, the questions, where these are what is drawn.
+    sd² = max(0, (MS − MS_error) / c), where each effect is a mean of c = `scores_per_effect` scores and MS_error is the MS to
+    expect without effects. For independent normal errors MS / MS_error is non-central F with λ = df · c · sd² / MS_error. The
+    interval ends are the λ at which an F of at most the observed one has probability .975 and .025. No interval where MS_error
+    is 0. n is `error_df` / `df` + 1: the number of questions, where the error is the effects' interaction with questions.
     Source: Steiger (2004), Beyond the F test, Psychological Methods 9.
     """
     n = error_df // df + 1
     value = float(np.sqrt(max(0.0, mean_square - error_mean_square) / scores_per_effect))
     if error_mean_square <= 0:
         return Estimate(value=value, n=n)
-    seen, per_lambda = mean_square / error_mean_square, error_mean_square / (df * scores_per_effect)
-    ends = [float(np.sqrt(per_lambda * _noncentrality(seen, df, error_df, p))) for p in (0.975, 0.025)]
+    f_value, per_lambda = mean_square / error_mean_square, error_mean_square / (df * scores_per_effect)
+    ends = [float(np.sqrt(per_lambda * _noncentrality(f_value, df, error_df, p))) for p in (0.975, 0.025)]
     return Estimate(value=value, low=min(ends[0], value), high=max(ends[1], value), n=n)
 
 
 def _noncentrality(f_value: float, df: int, error_df: int, p: float) -> float:
-    """λ at which a non-central F is at most `seen` with probability p; 0 where it is that likely at no λ."""
+    """λ at which a non-central F is at most `f_value` with probability p; 0 if even λ = 0 gives p or less."""
     if ncfdtr(df, error_df, 0.0, f_value) <= p:
         return 0.0
     top = 1.0
     while ncfdtr(df, error_df, top, f_value) > p:
         top *= 2
-    return float(brentq(lambda size: ncfdtr(df, error_df, size, f_value) - p, 0.0, top))
+    return float(brentq(lambda noncentrality: ncfdtr(df, error_df, noncentrality, f_value) - p, 0.0, top))
 
 
 def random_half_splits(n_questions: int, n_splits: int, rng: np.random.Generator) -> Array:
-    """halves_K_Q: 1 where a question is in the first half of split k. An odd question falls to the second half."""
+    """halves_K_Q: 1 where a question is in the first half of split k. Of an odd number the second half has one more."""
     half_Q = (np.arange(n_questions) < n_questions // 2).astype(float)
     return rng.permuted(np.tile(half_Q, (n_splits, 1)), axis=1)
 
 
 def pss_crossfit(mean_P_Q: Array, halves_K_Q: Array, counts_R_Q: Array) -> Array:
-    """PSS without the winner's curse: choose worst and best persona on one half of the questions, score them on the other.
+    """PSS [R] without selection bias: worst and best persona are chosen on one half of the questions and scored on the other.
 
     Mean other-half accuracy of the worst / mean other-half accuracy of the best, each over splits and both directions; tied
-    personas are averaged; 0/0 := 0. Ours. Not clipped: noise can take it above 1. Copies of a question stay in one half.
-    NaN where no split scores both choices (one question) or where only the best one's mean is 0.
+    personas are averaged; 0/0 := 0. Our definition. Not clipped: noise can lift it above 1. Copies of a resampled question stay
+    in one half. NaN where no split scores both choices (one question), or where only the best one's mean is 0.
     """
     (R, Q), K = counts_R_Q.shape, len(halves_K_Q)
     value_Q_P, scored_Q_P = _values_and_mask(mean_P_Q)
     first_RK_Q = (counts_R_Q[:, None, :] * halves_K_Q).reshape(R * K, Q)
-    right_RK_P, seen_RK_P = first_RK_Q @ value_Q_P, first_RK_Q @ scored_Q_P
-    other_right_RK_P = np.repeat(counts_R_Q @ value_Q_P, K, axis=0) - right_RK_P
-    other_seen_RK_P = np.repeat(counts_R_Q @ scored_Q_P, K, axis=0) - seen_RK_P
-    half_RK_P, other_RK_P = _safe_divide(right_RK_P, seen_RK_P), _safe_divide(other_right_RK_P, other_seen_RK_P)
-    pairs_RK_2 = [_score_worst_and_best(half_RK_P, other_RK_P), _score_worst_and_best(other_RK_P, half_RK_P)]
-    worst_R, best_R = mean_over_samples(np.concatenate([pair.reshape(2, R, K) for pair in pairs_RK_2], axis=2))
+    sum_RK_P, count_RK_P = first_RK_Q @ value_Q_P, first_RK_Q @ scored_Q_P
+    other_sum_RK_P = np.repeat(counts_R_Q @ value_Q_P, K, axis=0) - sum_RK_P
+    other_count_RK_P = np.repeat(counts_R_Q @ scored_Q_P, K, axis=0) - count_RK_P
+    half_RK_P, other_RK_P = _safe_divide(sum_RK_P, count_RK_P), _safe_divide(other_sum_RK_P, other_count_RK_P)
+    pairs_2_RK = [_score_worst_and_best(half_RK_P, other_RK_P), _score_worst_and_best(other_RK_P, half_RK_P)]
+    worst_R, best_R = mean_over_samples(np.concatenate([pair.reshape(2, R, K) for pair in pairs_2_RK], axis=2))
     return np.where((best_R == 0) & (worst_R <= TIE_TOLERANCE), 0.0, _safe_divide(worst_R, best_R))
 
 
 def _score_worst_and_best(select_N_P: Array, score_N_P: Array) -> Array:
-    """score_2_N: the score of the lowest and of the highest persona by `choose`; both NaN unless both have one."""
+    """score_2_N: the `score_N_P` of the lowest and of the highest persona by `select_N_P`; both NaN unless both exist."""
     absent_N_P = np.isnan(select_N_P)
     low_N_P, high_N_P = np.where(absent_N_P, np.inf, select_N_P), np.where(absent_N_P, -np.inf, select_N_P)
     chosen = (
@@ -232,7 +235,7 @@ def _score_worst_and_best(select_N_P: Array, score_N_P: Array) -> Array:
 
 
 def permute_within_question(mean_P_Q: Array, rng: np.random.Generator) -> Array:
-    """The same scores with the persona labels shuffled inside every question; unscored cells stay where they are."""
+    """The scores with persona labels shuffled within each question [P, Q]; cells without a score stay in place."""
     shuffled_Q_P = rng.permuted(mean_P_Q.T, axis=1)
     permuted_Q_P = np.full_like(shuffled_Q_P, np.nan)
     permuted_Q_P[~np.isnan(mean_P_Q.T)] = shuffled_Q_P[~np.isnan(shuffled_Q_P)]
@@ -240,14 +243,14 @@ def permute_within_question(mean_P_Q: Array, rng: np.random.Generator) -> Array:
 
 
 NORMAL_LIMIT_MIN_SCORES, NORMAL_LIMIT_MAX_PERSONAS, NORMAL_LIMIT_MIN_VARIANCE = 200_000, 1000, 25.0
-"""From so many scores on, sums of permuted scores are drawn from their normal limit; unless there are more personas than that, or
-one whose sum has a smaller variance: where nearly all answers are alike the limit is far."""
+"""From this many scores on, sums of permuted scores are drawn from their normal limit; but not with more personas than that, nor
+if the sum of a persona has less than that variance: where nearly all answers are equal, the limit is inaccurate."""
 
 
 def null_accuracies(mean_P_Q: Array, rng: np.random.Generator, n_permutations: int) -> Array:
-    """accuracy_R_P under "personas do nothing": A_p after each of R within-question permutations of the labels.
+    """accuracy_R_P under the null hypothesis of no persona effect: A_p after R permutations of the labels within each question.
 
-    Of very many scores from the normal limit, which may lie a little outside [0, 1].
+    For very many scores drawn from the normal limit, so that values may lie slightly outside [0, 1].
     """
     if mean_P_Q.size >= NORMAL_LIMIT_MIN_SCORES and len(mean_P_Q) <= NORMAL_LIMIT_MAX_PERSONAS:
         mean_P, covariance_P_P = _permutation_moments(mean_P_Q)
@@ -261,36 +264,40 @@ def null_accuracies(mean_P_Q: Array, rng: np.random.Generator, n_permutations: i
 
 
 def _permutation_moments(mean_P_Q: Array) -> tuple[Array, Array]:
-    """Mean [P] and covariance [P, P] of personas' accuracies under permutation, exactly.
+    """Exact mean [P] and covariance [P, P] of the accuracies under permutation within questions.
 
-    Among the n personas scored on a question, a permuted score has the question's mean and variance s², and two of them the
-    covariance −s² / (n − 1).
+    On a question with n scored personas a permuted score has the question's mean and variance s² (dividing by n), and two of them
+    have covariance −s² / (n − 1).
     """
     scored_P_Q = ~np.isnan(mean_P_Q)
     mask_P_Q, n_Q = scored_P_Q.astype(float), scored_P_Q.sum(axis=0)
     mean_Q = np.nan_to_num(mean_over_samples(mean_P_Q.T))
     square_Q = (np.where(scored_P_Q, mean_P_Q - mean_Q, 0.0) ** 2).sum(axis=0)
-    apart_Q = square_Q / (np.maximum(n_Q, 1) * np.maximum(n_Q - 1, 1))  # s² / (n − 1)
-    covariance_P_P = np.diag(mask_P_Q @ (apart_Q * n_Q)) - (mask_P_Q * apart_Q) @ mask_P_Q.T
-    asked_P = mask_P_Q.sum(axis=1)
-    return mask_P_Q @ mean_Q / asked_P, covariance_P_P / np.outer(asked_P, asked_P)
+    unit_Q = square_Q / (np.maximum(n_Q, 1) * np.maximum(n_Q - 1, 1))  # s² / (n − 1)
+    # The off-diagonal formula puts −unit on the diagonal as well; n · unit makes it (n − 1) · unit = s².
+    covariance_P_P = np.diag(mask_P_Q @ (unit_Q * n_Q)) - (mask_P_Q * unit_Q) @ mask_P_Q.T
+    count_P = mask_P_Q.sum(axis=1)
+    return mask_P_Q @ mean_Q / count_P, covariance_P_P / np.outer(count_P, count_P)
 
 
 def permutation_p(statistic: float, null_R: Array) -> float:
-    """(1 + #{null ≥ statistic}) / (1 + R): valid at any R, never 0."""
+    """p = (1 + #{null ≥ statistic}) / (1 + R): valid for any R, never 0.
+
+    Source: Phipson and Smyth (2010), Permutation p-values should never be zero, SAGMB 9.
+    """
     return float((1 + (null_R >= statistic * (1 - TIE_TOLERANCE)).sum()) / (1 + len(null_R)))
 
 
 def mcnemar_exact(wins: int, losses: int) -> float:
-    """Exact two-sided McNemar test: the binomial(wins + losses, ½) test on the discordant pairs; 1 where there are none."""
+    """p of the exact two-sided McNemar test: binomial(wins + losses, ½) on the discordant pairs; 1 without such pairs."""
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def sign_flip_p(difference_Q: Array, rng: np.random.Generator, n_flips: int) -> float:
-    """Two-sided sign-flip test of mean difference 0, questions as units; NaN where no question is paired.
+    """p of the two-sided sign-flip test of mean difference 0 with questions as units; NaN without a difference.
 
-    Where every difference is −1, 0 or 1 (one sample a cell) this is McNemar's test and is computed exactly. Otherwise the signs
-    are flipped at random `n_flips` times: p = (1 + #{|Σ ±d| ≥ |Σ d|}) / (1 + flips).
+    Where every difference is −1, 0 or 1 (one sample per cell) this is McNemar's test and is computed exactly. Otherwise
+    p = (1 + #{|Σ ±d| ≥ |Σ d|}) / (1 + `n_flips`) over random signs.
     """
     paired_Q = difference_Q[~np.isnan(difference_Q)]
     if not len(paired_Q):
@@ -302,7 +309,10 @@ def sign_flip_p(difference_Q: Array, rng: np.random.Generator, n_flips: int) -> 
 
 
 def holm_adjust(p_N: Array) -> Array:
-    """Holm's step-down correction: max over the smaller p of (N − rank) p, at most 1. NaN entries are not tests and stay NaN."""
+    """Holm's step-down correction: the running maximum of (N − rank) p over ascending p, rank from 0, at most 1.
+
+    NaN entries are not tests: they do not count in N and stay NaN.
+    """
     tested = np.flatnonzero(~np.isnan(p_N))
     ordered = tested[np.argsort(p_N[tested], kind="stable")]
     adjusted_N = np.full_like(p_N, np.nan)
@@ -311,7 +321,7 @@ def holm_adjust(p_N: Array) -> Array:
 
 
 class BootstrapResult(NamedTuple):
-    """A measure of the data itself, and of every resample of its questions (axes: R, then the measure's own)."""
+    """A measure of the data, and of R resamples of its units (axes: R, then the measure's own)."""
 
     value: Array
     replicates: Array
@@ -320,9 +330,9 @@ class BootstrapResult(NamedTuple):
 def bootstrap(
     measures: Callable[[Array], dict[str, Array]], n_units: int, rng: np.random.Generator, resamples: int, block_size: int
 ) -> dict[str, BootstrapResult]:
-    """Every array of `measures(counts_R_Q)` on the data itself and on R draws of Q questions, `block_size` draws at a time.
+    """Every array of `measures(counts_R_Q)` on the data and on R draws of its Q units, `block_size` draws at a time (memory).
 
-    All measures see the same draws. All cells of a question travel together, since they are not independent.
+    All measures see the same draws. The units are questions, drawn with all their cells, since those are not independent.
     """
     counts_R_Q = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=resamples).astype(float)
     values = measures(np.ones((1, n_units)))
@@ -331,12 +341,12 @@ def bootstrap(
 
 
 def bootstrap_estimate(value: float, replicate_R: Array, n: int) -> Estimate:
-    """The value with its 95 % bias-corrected percentile interval (Efron's BC, with the correction bounded), for n units.
+    """The value with its 95 % bias-corrected percentile interval (Efron's BC with a bounded correction), for n units.
 
-    z0 = Φ⁻¹(share of replicates below the value + half the ties), within ±Z_BIAS_MAX; ends = the Φ(2 z0 ± z) quantiles,
-    stretched to the value where they would leave it out; z = √(n / (n − 1)) t, t of n − 1 degrees of freedom, since percentiles
-    of few units are too narrow (Hesterberg 2015, What teachers should know about the bootstrap, The American Statistician 69).
-    No interval for n < 2 or when under half of the replicates could be computed.
+    z0 = Φ⁻¹(share of replicates below the value + half the ties), within ±`MAX_BIAS_CORRECTION_Z`; the ends are the Φ(2 z0 ± z)
+    quantiles, stretched to include the value; z = √(n / (n − 1)) t with t of n − 1 degrees of freedom, since percentiles of few
+    units are too narrow (Hesterberg 2015, What teachers should know about the bootstrap, The American Statistician 69).
+    No value if it is NaN; no interval for n < 2, or when under half of the replicates could be computed.
     """
     if np.isnan(value):
         return Estimate(value=None, n=n)
@@ -351,19 +361,21 @@ def bootstrap_estimate(value: float, replicate_R: Array, n: int) -> Estimate:
 
 
 def bootstrap_share(value: float, replicate_R: Array, n: int) -> Estimate:
-    """`bootstrap_estimate` of a mean of scores in [0, 1]. All 0 or all 1, no resample differs: then the exact binomial
-    interval."""
-    found = bootstrap_estimate(value, replicate_R, n)
-    if found.low is None or found.value is None or TIE_TOLERANCE < found.value < 1 - TIE_TOLERANCE:
-        return found
-    beyond = 0.025 ** (1 / n)
-    return found.model_copy(update={"high": 1 - beyond} if found.value <= TIE_TOLERANCE else {"low": beyond})
+    """`bootstrap_estimate` of a mean of scores in [0, 1]; where all are 0 or all are 1, with the exact binomial interval.
+
+    There every resample equals the data, so the bootstrap would give an interval of width 0.
+    """
+    estimate = bootstrap_estimate(value, replicate_R, n)
+    if estimate.low is None or estimate.value is None or TIE_TOLERANCE < estimate.value < 1 - TIE_TOLERANCE:
+        return estimate
+    bound = 0.025 ** (1 / n)
+    return estimate.model_copy(update={"high": 1 - bound} if estimate.value <= TIE_TOLERANCE else {"low": bound})
 
 
 def bootstrap_mean(
     values_N: Array, seed: int, resamples: int, interval: Callable[[float, Array, int], Estimate] = bootstrap_estimate
 ) -> Estimate:
-    """Mean of the scored values with its interval over the N units; NaN values are left out, none left gives None."""
+    """Mean of the values with its 95 % interval over the N units; NaN values are left out, and no value left gives None."""
     scored_N = values_N[~np.isnan(values_N)]
     n = len(scored_N)
     if not n:
@@ -374,7 +386,7 @@ def bootstrap_mean(
 
 
 def _values_and_mask(mean_P_Q: Array) -> tuple[Array, Array]:
-    """(value_Q_P with 0 for NaN, scored_Q_P as 0/1); scored has one column when no cell is missing, which saves a product."""
+    """(value_Q_P with 0 for NaN, scored_Q_P as 0/1). In a complete grid `scored` has a single column, which saves a product."""
     scored_Q_P = ~np.isnan(mean_P_Q.T)
     if scored_Q_P.all():
         return mean_P_Q.T, np.ones((len(scored_Q_P), 1))
@@ -382,7 +394,7 @@ def _values_and_mask(mean_P_Q: Array) -> tuple[Array, Array]:
 
 
 def _safe_divide(numerator: Array, denominator: Array | np.float64) -> Array:
-    """top / bottom, NaN where bottom is not positive."""
+    """numerator / denominator, NaN where the denominator is not positive."""
     numerator, denominator = np.broadcast_arrays(numerator, denominator)
     return np.asarray(np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0))
 
@@ -391,31 +403,35 @@ SIGNIFICANCE_LEVEL, TARGET_POWER = 0.05, 0.8
 
 
 def discordance(mean_P_Q: Array, baseline_Q: Array) -> float | None:
-    """Mean over personas and questions of the squared difference to no persona; None where no question has both scores."""
-    squares_P_Q = (mean_P_Q - baseline_Q) ** 2
-    known = squares_P_Q[~np.isnan(squares_P_Q)]
-    return float(known.mean()) if known.size else None
+    """Mean squared difference between a persona's and the baseline's score on a question; None without a common question.
+
+    With one sample per cell: the share of questions that are right under one of the two and wrong under the other.
+    """
+    square_P_Q = (mean_P_Q - baseline_Q) ** 2
+    paired = square_P_Q[~np.isnan(square_P_Q)]
+    return float(paired.mean()) if paired.size else None
 
 
 def required_questions(
     effect: float, discordance: float, n_tests: int, *, level: float = SIGNIFICANCE_LEVEL, power: float = TARGET_POWER
 ) -> int:
-    """Questions at which a true difference of `effect` is shown with probability `power`.
+    """Questions needed to detect a true difference d = `effect` of accuracies with probability `power`.
 
     n = ((z_a √ψ + z_b √(ψ − d²)) / d)² with ψ the discordance, z_a = Φ⁻¹(1 − level / (2 tests)), z_b = Φ⁻¹(power). A difference
-    of d needs a discordance of at least d, which is taken where less was seen. Raises ValueError for an effect outside (0, 1].
+    of d implies a discordance of at least d, so a smaller ψ is raised to d. Raises ValueError for an effect outside (0, 1].
+    Source: Connor (1987).
     """
     if not 0 < effect <= 1:
-        raise ValueError(f"effect is {effect}; a difference of accuracies that is to be shown lies in (0, 1]")
-    spread = max(discordance, effect)
-    against, beside = float(ndtri(1 - level / (2 * n_tests))), float(ndtri(power))
-    return math.ceil(((against * math.sqrt(spread) + beside * math.sqrt(spread - effect**2)) / effect) ** 2)
+        raise ValueError(f"effect is {effect}; a difference of accuracies to detect lies in (0, 1]")
+    psi = max(discordance, effect)
+    z_level, z_power = float(ndtri(1 - level / (2 * n_tests))), float(ndtri(power))
+    return math.ceil(((z_level * math.sqrt(psi) + z_power * math.sqrt(psi - effect**2)) / effect) ** 2)
 
 
 def minimum_detectable_effect(
     n_questions: int, discordance: float, n_tests: int, *, level: float = SIGNIFICANCE_LEVEL, power: float = TARGET_POWER
 ) -> float | None:
-    """The difference that so many questions show with probability `power`, to three digits; None where not even 1 is shown."""
+    """Smallest difference, to 0.001, that `n_questions` detect with probability `power`; None if they cannot even detect 1."""
     effects = (step / 1000 for step in range(1, 1001))
     needed = partial(required_questions, discordance=discordance, n_tests=n_tests, level=level, power=power)
     return next((effect for effect in effects if needed(effect) <= n_questions), None)
