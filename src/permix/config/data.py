@@ -19,8 +19,8 @@ class BackendCapabilities(NamedTuple):
 
     `is_local`: it runs in this process, on weights that the model's name leads to (a folder, a hub id or "bundled"), so files can
     be looked at before anything is loaded. `is_priced`: requests may cost money. `needs_base_url`: it is reached at an address.
-    `content_addressed`: equal fingerprints can mean equal weights, so that answers may be cached. `configurable`: a file or a flag
-    may name it.
+    `content_addressed`: equal fingerprints can mean equal weights, so that answers may be cached. `configurable`: a file or
+    a flag may name it.
     """
 
     is_local: bool

@@ -53,18 +53,11 @@ def weighted_question_mean(mean_P_Q: Array, counts_R_Q: Array) -> Array:
     return _safe_divide(counts_R_Q @ value_Q_P, counts_R_Q @ scored_Q_P)
 
 
-<<<<<<< HEAD
 def pss(accuracy_P: ArrayLike) -> Array:
-    """Persona stability score: min_p A_p / max_p A_p, 0/0 := 0. Our definition; the plug-in is biased down by noise."""
+    """Persona stability score: min_p A_p / max_p A_p, with 0/0 := 0. Our definition. Noise in the accuracies biases it down."""
     accuracies = np.asarray(accuracy_P, dtype=float)
     best = accuracies.max(axis=-1)
     return np.where(best == 0, 0.0, _safe_divide(accuracies.min(axis=-1), best))
-=======
-def pss(accuracy_P: Array) -> Array:
-    """Persona stability score: min_p A_p / max_p A_p, with 0/0 := 0. Our definition. Noise in the accuracies biases it down."""
-    best = accuracy_P.max(axis=-1)
-    return np.where(best == 0, 0.0, _safe_divide(accuracy_P.min(axis=-1), best))
->>>>>>> prose2
 
 
 def expected_best_of_k(accuracy_P: Array) -> Array:
