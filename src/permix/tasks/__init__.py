@@ -1,4 +1,4 @@
-"""Tasks: questions whose answers can be checked. One file a task, one line here."""
+"""Tasks: questions whose answers can be checked. Each task has its own module and one entry in `TASKS`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -66,7 +66,10 @@ def check_task_name(stage: BaseModel, source: str) -> None:
 
 
 def load_questions(config: TaskConfig) -> tuple[Task, tuple[Question, ...]]:
-    """The task that `config` names, worded as it says, and its questions. Raises ConfigError or DataError."""
+    """The task that `config` names, with `config.prompt_template` if given, and its `config.n` questions.
+
+    Raises ConfigError if the questions cannot be had or scored, and DataError for a bad file.
+    """
     task = find_task(config.name)
     if task.check_environment is not None:
         task.check_environment()
