@@ -5,7 +5,7 @@
     permix import --inspect logs
 
 A sample is a persona × question: its system message, its user message, its target, and in its metadata who and which. Epochs are
-our samples, each with the seed that `permix stability` would send. The scorer is our `permix_scorer`: what it cannot judge
+our samples, each with the seed that `permix stability` would send. The scorer is our `verify`: what it cannot judge
 is unscored, not wrong.
 Needs `pip install permix[inspect]`.
 """
@@ -105,7 +105,7 @@ def generate_with_seed() -> Solver:
     return solve
 
 
-@scorer(metrics=[accuracy(), stderr(), grouped(accuracy(), "persona")])  # type: ignore[untyped-decorator]
+@scorer(metrics=[accuracy(), stderr(), grouped(accuracy(), "persona")], name="verify")  # type: ignore[untyped-decorator]
 def permix_scorer(task: str) -> Scorer:
     """The judgement that `permix stability` makes of the same answer."""
     verifier, known = Verifier(), TASKS[task]
