@@ -22,6 +22,7 @@ from permix.config import NO_PERSONA_METHODS, PersonasConfig, RolloutPlanConfig,
 from permix.errors import ConfigError, DataError
 from permix.personas.pool import select_personas
 from permix.prompts import build_messages, template_hash
+from permix.storage.files import replace_when_done
 from permix.tasks import TASKS, load_questions
 from permix.types import Persona, PlanRow, Question, digest, seed_from
 
@@ -247,9 +248,8 @@ def write_plan(plan: Plan, path: Path) -> None:
     rows = [row.model_dump(mode="json") | {"messages": json.dumps(row.messages, ensure_ascii=False)} for row in plan.rows]
     about = plan.metadata | {"format": PLAN_FORMAT, "hash": plan.hash}
     table = pa.Table.from_pylist(rows, schema=_SCHEMA).replace_schema_metadata({"permix": json.dumps(about)})
-    scratch = path.with_name(f".{path.name}.part")
-    pq.write_table(table, scratch)
-    scratch.replace(path)
+    with replace_when_done(path) as scratch:
+        pq.write_table(table, scratch)
 
 
 def read_plan(path: Path) -> Plan:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from permix.dashboard.run_monitor import RunMonitor, read_locks
+from permix.storage.run_dir import RUN_FORMAT
 from permix.types import Cell
 from tests.sample_runs import answered
 
@@ -37,7 +38,7 @@ def put(run: Path, name: str, value: Any) -> None:
 def stability_run(run: Path, cells: Sequence[Cell] = (), *, label: str = "base", ended: bool = False, **config: Any) -> Path:
     """A run of `whole()` that has come as far as `cells`."""
     put(run, "config.json", {"stage": "stability", "label": label, "model": {"name": "m"}, "seed": 0, "resamples": 100} | config)
-    put(run, "provenance.json", {"command": COMMAND})
+    put(run, "provenance.json", {"format": RUN_FORMAT, "command": COMMAND})
     put(run, "grid.json", {"persona_ids": PERSONAS, "question_ids": QUESTIONS, "samples": 1})
     (run / "records.jsonl").write_bytes(b"".join(map(line, cells)))
     (run / ".lock").write_text("0")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from permix.storage.run_dir import RUN_FORMAT
 from permix.types import Failure
 from tests.dashboard.fake_runs import append, put, stability_run, whole
 from tests.sample_runs import answered, cell
@@ -161,7 +162,7 @@ def test_curves_of_a_training_are_drawn(see: See, tmp_path: Path) -> None:
         "train": {"updates_per_rollout": 1},
     }
     put(tmp_path / "taught", "config.json", settings)
-    put(tmp_path / "taught", "provenance.json", {"command": ["permix", "train"]})
+    put(tmp_path / "taught", "provenance.json", {"format": RUN_FORMAT, "command": ["permix", "train"]})
     log = '{"step": 1, "reward": 0.25}\n{"step": 2, "reward": null}\n{"step": 3, "reward": 0.5}\n'
     (tmp_path / "taught" / "log.jsonl").write_text(log)
     os.utime(tmp_path / "taught" / "log.jsonl", (0, 0))

@@ -14,6 +14,7 @@ from permix.dashboard.live_metrics import LiveMeasures, measure_live, newest_com
 from permix.dashboard.run_monitor import LockHolder, ProgressRate, RunMonitor, lock_holder, read_locks
 from permix.sanitize import redact_command
 from permix.storage.jsonl import FileState, last_lines, read_file_state
+from permix.storage.run_dir import RUN_FORMAT
 from permix.types import Failure
 from tests.dashboard.fake_runs import COMMAND, append, held, line, looked, put, stability_run, whole
 from tests.killable import Moment, command
@@ -193,7 +194,7 @@ def test_each_kind_of_fidelity_run_says_how_much_it_asks(tmp_path: Path, config:
 def train_run(run: Path, steps: int, **config: object) -> Path:
     settings = {"stage": "train", "method": "permix", "plan": {"steps": 4}, "train": {"updates_per_rollout": 2, "epochs": 1}}
     put(run, "config.json", settings | config)
-    put(run, "provenance.json", {"command": ["permix", "train", "t.toml"]})
+    put(run, "provenance.json", {"format": RUN_FORMAT, "command": ["permix", "train", "t.toml"]})
     (run / "log.jsonl").write_text(
         "".join(json.dumps({"step": n, "reward": n / 10, "unscored": 1}) + "\n" for n in range(1, steps + 1))
     )
@@ -229,7 +230,8 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends(tmp_path: Path) -> None:
 def test_a_judge_counts_items_with_a_score(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "judges" / "j"
     put(folder, "config.json", {"stage": "judge", "judge": {"name": "m", "label": "strict"}})
-    call = {"persona_id": "a", "answered_by": "a", "question_id": "q1", "rubric": "R", "score": None, "error": "no score in it"}
+    key = {"persona_id": "a", "answered_by": "a", "question_id": "q1", "rubric": "R"}
+    call = key | {"attempt": 0, "seed": 1, "prompt_hash": "p", "score": None, "error": "no score in it"}
     calls = [call, call | {"score": 3}, call, call | {"question_id": "q2"}]
     (folder / "judgements.jsonl").write_text("".join(json.dumps(one) + "\n" for one in calls))
     watched = RunMonitor(folder, "judges/j")
@@ -500,7 +502,7 @@ def test_completions_are_clipped_and_visible_newest_first(tmp_path: Path) -> Non
 
 def test_no_control_character_leaves_a_configuration(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run", [], label=HOSTILE, model={"name": "http://user:pw@host/" + HOSTILE}, strategy=HOSTILE)
-    put(run, "provenance.json", {"command": ["permix", HOSTILE]})
+    put(run, "provenance.json", {"format": RUN_FORMAT, "command": ["permix", HOSTILE]})
     watched = RunMonitor(run, HOSTILE.encode("utf-8", "replace").decode())
     looked(watched)
     text = json.dumps(watched.detail(), ensure_ascii=False)

@@ -146,7 +146,15 @@ def test_what_was_kept_is_what_is_read_again(tmp_path: Path) -> None:
 def test_a_broken_file_of_examples_is_named(tmp_path: Path) -> None:
     save_sft_dataset(tmp_path, gold(plan_of(["0 + 0 = 0."])), samples_every=1)
     (tmp_path / "examples.jsonl").write_text('{"step": 0}\n')
-    with pytest.raises(DataError, match=r"examples\.jsonl: not a file of examples: Field required"):
+    with pytest.raises(DataError, match=r"examples\.jsonl:1: not an example: Field required"):
+        load_sft_dataset(tmp_path)
+
+
+def test_a_file_of_examples_that_was_cut_is_named(tmp_path: Path) -> None:
+    save_sft_dataset(tmp_path, gold(plan_of(["0 + 0 = 0.", "1 + 1 = 2."])), samples_every=1)
+    whole = (tmp_path / "examples.jsonl").read_bytes()
+    (tmp_path / "examples.jsonl").write_bytes(whole[:-5])
+    with pytest.raises(DataError, match=r"examples\.jsonl: holds (\d+) of (\d+) examples; it was edited or cut"):
         load_sft_dataset(tmp_path)
 
 

@@ -100,7 +100,7 @@ def _stability_measures(run: Path, resamples: int | None) -> LiveMeasures:
 def _fidelity_measures(run: Path, resamples: int | None) -> LiveMeasures:
     from permix.evals.fidelity_records import fidelity_kind
     from permix.evals.text_metrics import measure_text_metrics
-    from permix.storage.files import read_json
+    from permix.storage.run_dir import RunReader
 
     found = measure_text_metrics(run, resamples)
     lines = [
@@ -109,7 +109,7 @@ def _fidelity_measures(run: Path, resamples: int | None) -> LiveMeasures:
         LiveMeasure("cut off", found.truncated_share, "share of answers"),
     ]
     note = f"{found.n_answers} of {found.n_asked} answers"
-    if fidelity_kind(read_json(run / "config.json")) == "open":
+    if fidelity_kind(RunReader(run).config) == "open":
         try:
             lines[:0] = _identifiability_measures(run, resamples)
         except PermixError as error:

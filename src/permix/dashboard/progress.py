@@ -1,82 +1,22 @@
-"""What the lines of a run amount to, added up line by line: how much is done, and what failed by what error.
+"""How far a run is, counted line by line: how much is done, what failed by what error, and how many steps a training takes.
 
 A tally of a million cells must not hold them: of each it keeps one number, of a failed one its error too. A line that is not what
-it should be is counted, and the first is named; it takes nothing down. The last record of a cell counts, as everywhere.
-
-What a run asks in all, from its own files: which cells belong to it, and how many there are.
+it should be is counted, and the first is named; it never raises. The last record of a cell counts, as everywhere.
 
 Contract: nothing is asked of a model or a registry; a run that does not say how much it asks has a total of None, and no share.
 """
 
-import json
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NotRequired
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict
-
-from permix.evals.fidelity_records import fidelity_kind
-from permix.metrics.sequential import Round, count_cells
+from permix.evals.grid import ExpectedCells
+from permix.judges.types import Judgement
 from permix.sanitize import escape_control, truncate
-from permix.storage.files import read_json
-
-PersonaQuestionPairs = frozenset[tuple[str | None, str]]
-
-
-class ExpectedCells(NamedTuple):
-    """`personas`, `questions`: those of the grid, None where every one belongs; `pairs`: of a run that asks each persona its own.
-
-    `cells`: how many, None where the run does not say.
-    """
-
-    total: int | None = None
-    personas: frozenset[str | None] | None = None
-    questions: frozenset[str] | None = None
-    pairs: PersonaQuestionPairs | None = None
-    samples: int | None = None
-
-    def contains(self, persona: str | None, question: str, sample: int, template: str) -> bool:
-        """Whether a recorded cell is one of them."""
-        if self.pairs is not None and (persona, question) not in self.pairs:
-            return False
-        inside = (self.personas is None or persona in self.personas) and (self.questions is None or question in self.questions)
-        return inside and (self.samples is None or sample < self.samples)
-
-
-def read_expected_cells(run: Path, config: Mapping[str, Any]) -> ExpectedCells:
-    """Of a run that has cells. DataError, KeyError, TypeError or ValueError: its files are not what they should be."""
-    path = run / "grid.json"
-    if config["stage"] not in ("stability", "fidelity") or not path.exists():
-        return ExpectedCells()
-    asked = read_json(path)
-    return _expected_grid_cells(asked) if config["stage"] == "stability" else _expected_fidelity_cells(asked, config)
-
-
-def _expected_grid_cells(asked: Mapping[str, Any]) -> ExpectedCells:
-    """Every question under every persona (by every template) and under none."""
-    personas, questions, samples = asked["persona_ids"], asked["question_ids"], int(asked["samples"])
-    brought_in = len(personas) * len(asked.get("templates", ("",)))
-    cells = (brought_in + 1) * len(questions) * samples
-    if asked.get("rounds"):
-        cells = count_cells([Round.model_validate(one) for one in asked["rounds"]], samples)
-    return ExpectedCells(cells, frozenset([None, *personas]), frozenset(questions), samples=samples)
-
-
-def _expected_fidelity_cells(asked: Mapping[str, Any], config: Mapping[str, Any]) -> ExpectedCells:
-    """Of a fidelity run, by its kind."""
-    personas = frozenset[str | None](asked["persona_ids"])
-    match fidelity_kind(config):
-        case "interview":
-            return ExpectedCells(len(personas) * int(config["interview"]["turns"]), personas)
-        case "personagym":
-            own: PersonaQuestionPairs = frozenset((one["persona_id"], one["id"]) for one in asked["questions_asked"])
-            alone: PersonaQuestionPairs = frozenset((None, id) for id in asked.get("asked_without_persona", ()))
-            return ExpectedCells(len(own | alone), pairs=own | alone)
-        case "open":
-            questions, samples = frozenset[str](asked["question_ids"]), int(asked["samples"])
-            return ExpectedCells(len(personas) * len(questions) * samples, personas, questions, samples=samples)
+from permix.storage.cells import CellLine, cell_line_key, parse_cell_line
+from permix.storage.jsonl import PARSE_ERRORS, parse_error_text
+from permix.storage.run_dir import parse_log_step
 
 
 def expected_steps(run: Path, config: Mapping[str, Any]) -> int | None:
@@ -138,12 +78,10 @@ class RecordTally:
             self.lines += 1
             try:
                 self._add_line(line)
-            except (ValidationError, ValueError, OverflowError, KeyError, TypeError, RecursionError) as error:
+            except PARSE_ERRORS as error:
                 self.malformed += 1
-                self.first_error = (
-                    self.first_error
-                    or f"{self.file}:{self.lines}: {truncate(escape_control(_error_text(error)), _MAX_MESSAGE_CHARS)}"
-                )
+                reason = truncate(escape_control(f"not a record: {parse_error_text(error)}"), _MAX_MESSAGE_CHARS)
+                self.first_error = self.first_error or f"{self.file}:{self.lines}: {reason}"
 
     def errors(self) -> list[dict[str, Any]]:
         """What stands without a result, by type, the most frequent first, each with one message."""
@@ -172,41 +110,9 @@ class RecordTally:
             self._failing[key] = error
 
 
-def _error_text(error: Exception) -> str:
-    return f"not a record: {error.errors()[0]['msg']}" if isinstance(error, ValidationError) else f"not a record: {error!r}"
-
-
-class _Failure(TypedDict):
-    type: str
-    message: str
-
-
-class _Verdict(TypedDict):
-    correct: bool | None
-    error: NotRequired[str | None]
-
-
-class _Completion(TypedDict):
-    text: str
-
-
-class _Cell(TypedDict):
-    persona_id: str | None
-    question_id: str
-    sample: NotRequired[int]
-    template: NotRequired[str]
-    gold: NotRequired[str | None]
-    completion: NotRequired[_Completion | None]
-    verdict: NotRequired[_Verdict | None]
-    failure: NotRequired[_Failure | None]
-
-
-_CELL = TypeAdapter(_Cell)
-
-
 class CellTally(RecordTally):
-    """Of records.jsonl: cells that are asked (`asked`) and have their result. Others, which a strategy asks beside the grid or a
-    run asked before it was made smaller, are only counted (`n_outside_grid`)."""
+    """Of records.jsonl: cells that are asked for (`expected`) and have their result. Others, which a strategy asks beside the
+    grid or a run asked before it was made smaller, are only counted (`n_outside_grid`)."""
 
     unit = "cells"
 
@@ -220,15 +126,15 @@ class CellTally(RecordTally):
         return len(self._outside_grid)
 
     def _add_line(self, line: bytes) -> None:
-        cell = _CELL.validate_json(line)
-        key = (cell["persona_id"], cell["question_id"], cell.get("sample", 0), cell.get("template", ""))
-        if self.expected.contains(*key):
+        cell = parse_cell_line(line)
+        key = cell_line_key(cell)
+        if self.expected.contains(key):
             self._set_outcome(key, _cell_error(cell))
         else:
             self._outside_grid.add(hash(key))
 
 
-def _cell_error(cell: _Cell) -> tuple[str, str] | None:
+def _cell_error(cell: CellLine) -> tuple[str, str] | None:
     """Why a cell has no result; None where it has one."""
     failure, verdict = cell.get("failure"), cell.get("verdict")
     if cell.get("completion") is None:
@@ -238,37 +144,18 @@ def _cell_error(cell: _Cell) -> tuple[str, str] | None:
     return ("no verdict", (verdict.get("error") if verdict else None) or "")
 
 
-class _Call(TypedDict):
-    control: NotRequired[str]
-    persona_id: str
-    answered_by: str | None
-    question_id: str
-    sample: NotRequired[int]
-    rubric: str
-    score: int | None
-    failure: NotRequired[_Failure | None]
-    error: NotRequired[str | None]
-
-
-_CALL = TypeAdapter(_Call)
-
-
 class JudgeCallTally(RecordTally):
     """Of a judge's judgements.jsonl: items with a score. A call without one takes no score away."""
 
     unit = "scores"
 
     def _add_line(self, line: bytes) -> None:
-        call = _CALL.validate_json(line)
-        key = (
-            call.get("control", "none"), call["persona_id"], call["answered_by"], call["question_id"],
-            call.get("sample", 0), call["rubric"],
-        )  # fmt: skip
-        failure = call.get("failure")
-        if call["score"] is not None:
-            self._set_outcome(key, None)
-        elif hash(key) not in self._done:
-            self._set_outcome(key, (failure["type"], failure["message"]) if failure else ("no score", call.get("error") or ""))
+        call = Judgement.model_validate_json(line)
+        if call.score is not None:
+            self._set_outcome(call.key, None)
+        elif hash(call.key) not in self._done:
+            failure = call.failure
+            self._set_outcome(call.key, (failure.type, failure.message) if failure else ("no score", call.error or ""))
 
 
 class StepTally(RecordTally):
@@ -289,8 +176,7 @@ class StepTally(RecordTally):
         return [{"type": "no verdict", "count": unscored, "message": "rollouts left out of their step"}] if unscored else []
 
     def _add_line(self, line: bytes) -> None:
-        step = json.loads(line)
-        number = int(step["step"])
+        number, step = parse_log_step(line)
         if not 0 <= number <= _MAX_STEP:
             raise ValueError(f"step {number}; a step is from 0 to {_MAX_STEP}")
         self.steps[number] = step

@@ -21,17 +21,17 @@ from typing import Any, Literal, NamedTuple
 from permix.dashboard.live_metrics import LiveMeasures, newest_completions
 from permix.dashboard.progress import (
     CellTally,
-    ExpectedCells,
     JudgeCallTally,
     RecordTally,
     StepTally,
     expected_steps,
-    read_expected_cells,
 )
 from permix.errors import PermixError
+from permix.evals.fidelity_records import read_expected_cells
+from permix.evals.grid import ExpectedCells
 from permix.sanitize import escape_control, redact_command, redact_secrets, truncate
-from permix.storage.files import read_json
 from permix.storage.jsonl import JsonlTail, read_file_state
+from permix.storage.run_dir import RunReader
 from permix.types import digest
 
 _PROC_LOCKS = Path("/proc/locks")
@@ -145,6 +145,7 @@ class RunMonitor:
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name, self.id = path, name, digest(name)
         self.config: Mapping[str, Any] = {}
+        self._run: RunReader | None = None
         self.total: int | None = None
         self.holder_pid: int | None = None
         self.state: RunState = "broken"
@@ -247,19 +248,20 @@ class RunMonitor:
         return [trouble for trouble in (self._config_error, self._read_error, unmeasured) if trouble] + lines
 
     def _reload_config(self) -> None:
-        """config.json and grid.json, when they have changed; then the records are counted anew."""
-        settings = tuple(read_file_state(self.path / name) for name in ("config.json", "grid.json"))
+        """Read config.json, provenance.json and grid.json when they have changed; then the records are counted anew."""
+        settings = tuple(read_file_state(self.path / name) for name in ("config.json", "provenance.json", "grid.json"))
         if settings != self._config_files:
             self._config_files, self._config_error = settings, ""
             self._try_read(self._load_config)
             self._reset_tally()
 
     def _load_config(self) -> None:
-        self.config = {}
-        config = read_json(self.path / "config.json")
-        if config.get("stage") not in WATCHED_STAGES:
-            raise ValueError(f"config.json: has stage {config.get('stage')!r}; a run has one of {', '.join(WATCHED_STAGES)}")
-        self.config = config
+        self.config, self._run = {}, None
+        run = RunReader(self.path)
+        if run.stage not in WATCHED_STAGES:
+            stage = run.config.get("stage")
+            raise ValueError(f"config.json: has stage {stage!r}; a run has one of {', '.join(WATCHED_STAGES)}")
+        self.config, self._run = run.config, run
 
     def _reset_tally(self) -> None:
         """Count from the beginning of the file."""
@@ -269,8 +271,8 @@ class RunMonitor:
         elif self.stage == "judge":
             self._tally = JudgeCallTally(file)
         else:
-            if self.stage:
-                asked = self._try_read(lambda: read_expected_cells(self.path, self.config)) or asked
+            if (run := self._run) is not None:
+                asked = self._try_read(lambda: read_expected_cells(run)) or asked
             self._tally = CellTally(file, asked)
         self.total = asked.total
         self._tail = JsonlTail(self.path / file)
@@ -338,7 +340,7 @@ class RunMonitor:
     def _command_text(self) -> str:
         """What was typed to start the run; where that is not known, what goes on with it from its own configuration."""
         try:
-            typed = read_json(self.path / "provenance.json")["command"]
+            typed = (self._run or RunReader(self.path)).provenance["command"]
             return redact_command([str(word) for word in typed])
         except READ_ERRORS:
             return redact_command(["permix", self.stage or "STAGE", str(self.path / "config.json")])

@@ -21,7 +21,7 @@ import numpy as np
 
 from permix.errors import DataError
 from permix.evals.fidelity_records import question_text_lookup, read_asked_questions, turn_number
-from permix.evals.grid import read_grid_results
+from permix.evals.grid import grid_results
 from permix.metrics.identifiability import MIN_ANSWERS
 from permix.metrics.linear_models import (
     QuestionIndex,
@@ -42,7 +42,7 @@ from permix.metrics.persona_classifier import (
 )
 from permix.metrics.statistics import Array, bootstrap, bootstrap_estimate, bootstrap_mean, bootstrap_share
 from permix.metrics.text_stats import find_character_breaks, tokenize_words
-from permix.storage.files import read_json
+from permix.storage.run_dir import RunReader, require_run
 from permix.types import Cell, CellKey, Estimate, JudgeInputKey, Record, canonical_text, seed_from
 
 
@@ -67,8 +67,7 @@ def read_train_examples(reference: Path, persona_ids: Sequence[str], question_te
 
     DataError when it is no run, or has fewer than MIN_ANSWERS such answers of a persona.
     """
-    read_json(reference / "config.json")
-    answers, known = read_grid_results(reference), {canonical_text(text) for text in question_texts}
+    answers, known = grid_results(require_run(reference)), {canonical_text(text) for text in question_texts}
     taught = [
         TrainExample(key.persona_id, question, cell.completion.text)
         for key in answers.grid_summaries
@@ -223,10 +222,11 @@ class InterviewRecords(NamedTuple):
 
 def read_interviews(run: Path) -> InterviewRecords:
     """DataError for what is no run of interviews, or when nobody has answered anything."""
-    config, asked = read_json(run / "config.json"), read_json(run / "grid.json")
+    reader = RunReader(run)
+    config, asked = reader.config, reader.grid
     if "turns_asked" not in asked:
         raise DataError(f"{run}: holds no interviews; they are made with permix fidelity --interview.turns")
-    known, turns = read_grid_results(run).cells, config["interview"]["turns"]
+    known, turns = reader.cells, config["interview"]["turns"]
     ids = tuple(asked["persona_ids"])
     names = {who: _pad_turns(asked["turns_asked"][who], turns) for who in ids}
     cells = tuple(tuple(_if_answered(known.get(CellKey(who, one, 0))) for one in names[who]) for who in ids)
@@ -258,7 +258,7 @@ def _question_order(config: Mapping[str, Any]) -> QuestionOrder:
 
 def measure_drift(run: Path, reference: Path | None, judges: Mapping[str, JudgeTurnScores] = MappingProxyType({})) -> Drift:
     """Every measure of the run at `run`; identifiability only with a reference of single questions. `judges`: by label."""
-    talks, config = read_interviews(run), read_json(run / "config.json")
+    talks, config = read_interviews(run), RunReader(run).config
     seed, resamples = config["seed"], config["resamples"]
     turns, first = len(talks.cells_P_I[0]), 2 if talks.question_order == "balanced" else 1
     named = dict(_text_measures(talks))
@@ -280,7 +280,7 @@ def measure_drift(run: Path, reference: Path | None, judges: Mapping[str, JudgeT
         chance=1 / len(talks.persona_ids),
         length_only=None if heard is None else _mean_over_personas(heard.correct_by_length_P_I, seed, resamples),
         permuted=None if heard is None else _mean_over_personas(heard.correct_by_shuffled_P_I, seed, resamples),
-        reference=None if reference is None else str(read_json(reference / "config.json").get("label") or reference.name),
+        reference=None if reference is None else RunReader(reference).label or reference.name,
         n_answered=len(known),
         n_asked=len(talks.persona_ids) * turns,
         n_truncated=sum(cell.completion is not None and cell.completion.finish == "length" for cell in known),

@@ -20,9 +20,8 @@ from permix.metrics.statistics import Array
 from permix.personas.pool import PersonaPool
 from permix.progress import ProgressBar, print_status, progress_bar
 from permix.prompts import build_messages, template_id, template_text
-from permix.storage.cells import CellIndex, CellSummary, cell_summaries, read_cells
-from permix.storage.files import read_json
-from permix.storage.run_dir import RunDir, check_cells_unchanged
+from permix.storage.cells import CellIndex, CellSummary, cell_summaries
+from permix.storage.run_dir import RunDir, RunReader, check_cells_unchanged
 from permix.tasks.contamination import read_trained_on
 from permix.types import Cell, CellKey, Persona, Question, Sampling, Verdict, digest, seed_from
 
@@ -89,8 +88,53 @@ def describe_grid(
     }
 
 
+class ExpectedCells(NamedTuple):
+    """Which cells a run asks for. `total`: how many, `n_without_persona` of them without a persona; None where it does not say.
+
+    `personas`, `questions` and `samples` are None where any belongs. `pairs`: (persona, question) of a run that asks each persona
+    its own questions. `templates`: by what personas are brought in; a cell without persona has none.
+    """
+
+    total: int | None = None
+    n_without_persona: int = 0
+    personas: frozenset[str | None] | None = None
+    questions: frozenset[str] | None = None
+    pairs: frozenset[tuple[str | None, str]] | None = None
+    samples: int | None = None
+    templates: tuple[str, ...] = ("",)
+
+    @property
+    def n_with_persona(self) -> int | None:
+        return None if self.total is None else self.total - self.n_without_persona
+
+    def contains(self, key: CellKey) -> bool:
+        """Whether a recorded cell is one of them."""
+        return (
+            (self.personas is None or key.persona_id in self.personas)
+            and (self.questions is None or key.question_id in self.questions)
+            and (self.pairs is None or (key.persona_id, key.question_id) in self.pairs)
+            and (self.samples is None or key.sample < self.samples)
+            and key.template in (("",) if key.persona_id is None else self.templates)
+        )
+
+
+def expected_grid_cells(
+    persona_ids: Sequence[str], question_ids: Sequence[str], samples: int, templates: Sequence[str] = ("",)
+) -> ExpectedCells:
+    """Every question under every persona, by every template, and under none."""
+    alone = len(question_ids) * samples
+    return ExpectedCells(
+        total=(len(persona_ids) * len(templates) + 1) * alone,
+        n_without_persona=alone,
+        personas=frozenset([None, *persona_ids]),
+        questions=frozenset(question_ids),
+        samples=samples,
+        templates=tuple(templates),
+    )
+
+
 class GridResults(NamedTuple):
-    """The records of a run, and which of them are its grid. `choosing_...`: whom and by what a persona was searched for.
+    """The records of a run, and which of them are its grid. `selection_...`: whom and by what a persona was searched for.
 
     `templates`: what personas were brought in by, as their cells name it.
     """
@@ -105,14 +149,9 @@ class GridResults(NamedTuple):
 
     @property
     def grid_summaries(self) -> dict[CellKey, CellSummary]:
-        """The recorded cells of the grid alone, in brief."""
-        personas, questions = {None, *self.persona_ids}, set(self.question_ids)
-        return {
-            key: brief
-            for key, brief in cell_summaries(self.cells).items()
-            if key.persona_id in personas and key.question_id in questions and key.sample < self.samples
-            if key.template in (("",) if key.persona_id is None else self.templates)
-        }
+        """The summaries of the recorded cells of the grid, without those that a strategy asks beside it."""
+        expected = expected_grid_cells(self.persona_ids, self.question_ids, self.samples, self.templates)
+        return {key: summary for key, summary in cell_summaries(self.cells).items() if expected.contains(key)}
 
     def get_cell(self, persona_id: str | None, question_id: str, sample: int) -> Cell | None:
         return self.cells.get(CellKey(persona_id, question_id, sample))
@@ -146,8 +185,13 @@ def persona_and_baseline_scores(results: GridResults) -> tuple[Array, Array]:
 
 def read_grid_results(run: Path) -> GridResults:
     """The records of a run directory; cells that were asked but have no record lie in its grid all the same."""
-    cells = read_cells(run / "records.jsonl")
-    if not (run / "grid.json").exists():
+    return grid_results(RunReader(run))
+
+
+def grid_results(run: RunReader) -> GridResults:
+    """`read_grid_results` of a run that is open already. Without grid.json the grid is spanned by the cells that there are."""
+    cells, asked = run.cells, run.grid
+    if not asked:
         return GridResults(
             cells,
             tuple(dict.fromkeys(key.persona_id for key in cells if key.persona_id is not None)),
@@ -155,12 +199,15 @@ def read_grid_results(run: Path) -> GridResults:
             1 + max((key.sample for key in cells), default=0),
             templates=tuple(dict.fromkeys(key.template for key in cells if key.persona_id is not None)) or ("",),
         )
-    asked = read_json(run / "grid.json")
-    lists = [
-        tuple(asked.get(name, ())) for name in ("persona_ids", "question_ids", "choosing_persona_ids", "choosing_question_ids")
-    ]
-    templates = tuple(asked.get("templates", ("",)))
-    return GridResults(cells, lists[0], lists[1], asked["samples"], lists[2], lists[3], templates)
+    return GridResults(
+        cells,
+        tuple(asked.get("persona_ids", ())),
+        tuple(asked.get("question_ids", ())),
+        asked["samples"],
+        tuple(asked.get("choosing_persona_ids", ())),
+        tuple(asked.get("choosing_question_ids", ())),
+        tuple(asked.get("templates", ("",))),
+    )
 
 
 def run_cells(

@@ -28,9 +28,9 @@ from typing import NamedTuple, Protocol
 from permix.config import FidelityConfig, InterviewConfig
 from permix.errors import ConfigError, DataError, IncompleteRunError
 from permix.evals.drift_report import Drift, measure_drift, read_train_examples
-from permix.evals.fidelity_records import AskedQuestion, describe_ids, question_at_turn
-from permix.evals.fidelity_runner import write_fidelity_metrics
+from permix.evals.fidelity_records import AskedQuestion, describe_ids, question_at_turn, write_fidelity_metrics
 from permix.evals.grid import describe_grid, run_cells, warn_trained_personas
+from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import load_model
 from permix.inference.base import Model
 from permix.inference.cache import cached_model
@@ -235,7 +235,7 @@ def evaluate_interview(
             result = measure_drift(run.path, config.reference)
         except DataError as error:
             raise (_incomplete_run_error(run, owed, asked) if owed else error) from error
-        write_fidelity_metrics(run.path, result)
+        write_fidelity_metrics(run.path, result, measure_text_metrics(run.path))
         if owed:
             raise _incomplete_run_error(run, owed, asked)
     return result

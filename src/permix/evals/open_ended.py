@@ -10,9 +10,9 @@ from pathlib import Path
 
 from permix.config import FidelityConfig
 from permix.errors import ConfigError, DataError
-from permix.evals.fidelity_records import AskedQuestion, describe_ids, read_persona_cells
-from permix.evals.fidelity_runner import run_fidelity_cells
+from permix.evals.fidelity_records import AskedQuestion, describe_ids, read_persona_cells, run_fidelity_cells
 from permix.evals.grid import PromptFormat, build_grid, describe_grid, warn_trained_personas
+from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import load_model
 from permix.inference.base import Model
 from permix.inference.cache import cached_model
@@ -20,7 +20,7 @@ from permix.metrics.identifiability import MIN_ANSWERS, Identifiability, summari
 from permix.personas.loading import load_roleplay
 from permix.personas.pool import PersonaPool, select_personas
 from permix.prompts import persona_prompt
-from permix.storage.files import read_json
+from permix.storage.run_dir import RunReader, require_run
 from permix.types import Cell, Message, Question
 
 
@@ -59,7 +59,8 @@ def evaluate_open_ended(
     asked = build_open_ended_cells(config, pool, questions)
     in_full = [AskedQuestion(id=question.id, text=question.text) for question in questions]
     about = describe_grid(pool.personas, questions, samples=1) | describe_ids(pool.personas, in_full)
-    return run_fidelity_cells(model, config, asked, about, partial(measure_identifiability, reference=config.reference))
+    measure = partial(measure_identifiability, reference=config.reference)
+    return run_fidelity_cells(model, config, asked, about, measure, measure_text_metrics)
 
 
 def select_open_ended_personas(config: FidelityConfig, given_pool: PersonaPool | None = None) -> PersonaPool:
@@ -87,7 +88,7 @@ def load_open_questions(config: FidelityConfig, given: Sequence[Question] | None
 
 def check_reference_answers(reference: Path, persona_question_pairs: Collection[tuple[str | None, str]]) -> None:
     """Raise DataError when the reference is no run, or has no record of a (persona, question) that is asked."""
-    read_json(reference / "config.json")
+    require_run(reference)
     missing = set(persona_question_pairs) - set(_cells_by_persona_question(reference))
     if missing:
         raise DataError(
@@ -101,7 +102,7 @@ def measure_identifiability(run: Path, reference: Path | None, resamples: int | 
 
     `resamples`: not the run's own number of them.
     """
-    config = read_json(run / "config.json")
+    config = RunReader(run).config
     answers, known = _cells_by_persona_question(run), _cells_by_persona_question(reference) if reference else None
     personas = list(dict.fromkeys(persona for persona, _ in answers))
     questions = list(dict.fromkeys(question for _, question in answers))
@@ -145,4 +146,4 @@ def _question_text(question_id: str, messages: tuple[Message, ...]) -> str:
 
 
 def _reference_name(reference: Path) -> str:
-    return f"answers of {read_json(reference / 'config.json').get('label') or reference}"
+    return f"answers of {RunReader(reference).label or reference}"

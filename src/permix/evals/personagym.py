@@ -10,17 +10,16 @@ from functools import partial
 from pathlib import Path
 
 from permix.config import FidelityConfig
-from permix.evals.fidelity_records import AskedQuestion, describe_ids, read_asked_questions
-from permix.evals.fidelity_runner import run_fidelity_cells
+from permix.evals.fidelity_records import AskedQuestion, describe_ids, read_asked_questions, run_fidelity_cells
 from permix.evals.grid import PromptFormat, build_grid, describe_grid, warn_trained_personas
+from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import load_model
 from permix.inference.base import Model
 from permix.inference.cache import cached_model
 from permix.personas.personagym import PersonaGymQuestion, read_personagym
 from permix.personas.pool import PersonaPool
 from permix.progress import print_status
-from permix.storage.cells import read_cells
-from permix.storage.files import read_json
+from permix.storage.run_dir import RunReader
 from permix.types import Cell, CellKey, Persona, Question, Record, seed_from
 
 TRUNCATION_WARNING_SHARE = 0.1
@@ -71,6 +70,7 @@ def evaluate_personagym(
         build_personagym_cells(config, pool, questions, without),
         about,
         count_personagym_answers,
+        measure_text_metrics,
         kind="personagym",
     )
     _warn_truncated(result, config.sampling.max_new_tokens)
@@ -140,10 +140,10 @@ def describe_personagym(
 
 def count_personagym_answers(run: Path) -> PersonaGymCounts:
     """Counts of a run's answers, from its records and grid.json."""
-    cells, asked = read_cells(run / "records.jsonl"), read_asked_questions(run)
+    reader, asked = RunReader(run), read_asked_questions(run)
+    cells, without = reader.cells, reader.grid.get("asked_without_persona", [])
     found = {one: cells.get(CellKey(one.persona_id, one.id, 0)) for one in asked}
     tasks = sorted({one.task for one in asked if one.task is not None})
-    without = read_json(run / "grid.json").get("asked_without_persona", [])
     return PersonaGymCounts(
         n_personas=len({one.persona_id for one in asked}),
         answers=_count_answers(list(found.values())),

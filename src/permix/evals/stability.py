@@ -43,8 +43,8 @@ from permix.plan import read_plan
 from permix.progress import print_status
 from permix.prompts import template_hash, template_text
 from permix.storage.cells import cell_summaries
-from permix.storage.files import read_json, write_json
-from permix.storage.run_dir import RunDir
+from permix.storage.files import write_json
+from permix.storage.run_dir import RunDir, RunReader
 from permix.tasks import LoadedTask, load_questions
 from permix.tasks.base import Task, verify_completion
 from permix.tasks.contamination import check_contamination, read_trained_on
@@ -77,9 +77,9 @@ def shuffle_questions(setup: EvalSetup) -> EvalSetup:
 
 def check_same_rounds(run: Path, setup: EvalSetup) -> None:
     """Raise ConfigError for a run that asked its whole grid, or whose rounds were of other personas, questions or samples."""
-    if not (run / "grid.json").exists():
+    asked, rounds = RunReader(run).grid, read_rounds(run)
+    if not asked:
         return
-    asked, rounds = read_json(run / "grid.json"), read_rounds(run)
     if not rounds:
         raise ConfigError(
             f"out = {run}: this run asks its whole grid; leave budget and precision out to go on with it, or give another folder"
@@ -144,8 +144,7 @@ def run_rounds(
 
 def read_rounds(run: Path) -> tuple[Round, ...]:
     """Empty for a run that asks its whole grid."""
-    asked = run / "grid.json"
-    return tuple(Round.model_validate(one) for one in read_json(asked).get("rounds", ())) if asked.exists() else ()
+    return tuple(Round.model_validate(one) for one in RunReader(run).grid.get("rounds", ()))
 
 
 def _first_round(setup: EvalSetup) -> Round:
@@ -334,13 +333,14 @@ def _metrics_json(summary: StabilitySummary, run: Path, answers: GridResults) ->
 
 def measure_template_effects(run: Path, answers: GridResults | None = None) -> TemplateEffects | None:
     """What several templates did, from a run's records; None for a run with one. `answers`: where they are read already."""
-    config = read_json(run / "config.json")
+    reader = RunReader(run)
+    config = reader.config
     if not config.get("templates"):
         return None
     answers = answers or read_grid_results(run)
     correct_P_Q_S, baseline_Q_S = persona_and_baseline_scores(answers)
     return summarize_template_effects(
-        split_by_template(correct_P_Q_S, answers.templates), baseline_Q_S, read_json(run / "grid.json")["templates"],
+        split_by_template(correct_P_Q_S, answers.templates), baseline_Q_S, reader.grid["templates"],
         seed=config["seed"], resamples=config["resamples"],
     )  # fmt: skip
 
@@ -378,7 +378,7 @@ def first_round_grid(run: Path, grid: StabilityGrid) -> StabilityGrid:
 
 def measure_stability(run: Path, answers: GridResults | None = None, resamples: int | None = None) -> StabilitySummary:
     """Every measure of a run, from its records. `answers` as above; `resamples`: not the run's own number of them."""
-    config = read_json(run / "config.json")
+    config = RunReader(run).config
     correct, baseline, personas, _ = read_stability_grid(run, answers)
     seed, resamples = config["seed"], resamples or config["resamples"]
     if rounds := read_rounds(run):

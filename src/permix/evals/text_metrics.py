@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from permix.evals.fidelity_records import fidelity_kind, read_persona_cells
+from permix.evals.fidelity_records import fidelity_kind, read_expected_cells, read_persona_cells
 from permix.metrics import text_stats
 from permix.metrics.statistics import Array
 from permix.metrics.text_stats import (
@@ -23,7 +23,7 @@ from permix.metrics.text_stats import (
     find_character_breaks,
 )
 from permix.prompts import persona_prompt
-from permix.storage.files import read_json
+from permix.storage.run_dir import RunReader
 from permix.types import Cell, Estimate, Record, seed_from
 
 DISTINCT_NGRAMS, DISTINCT_NGRAMS_PER_PERSONA = 1000, 200
@@ -109,7 +109,8 @@ def _to_array(values: Iterable[float | None]) -> Array:
 
 def measure_text_metrics(run: Path, resamples: int | None = None) -> TextMetrics:
     """From a run directory of `permix fidelity`, of any kind. `resamples`: not the run's own number of them."""
-    config, cells = read_json(run / "config.json"), read_persona_cells(run)
+    reader, cells = RunReader(run), read_persona_cells(run)
+    config = reader.config
     answers = [
         PersonaAnswer(cell.persona_id or "", cell.question_id, cell.completion.text, _is_truncated(cell))
         for cell in cells
@@ -119,7 +120,7 @@ def measure_text_metrics(run: Path, resamples: int | None = None) -> TextMetrics
         answers,
         read_persona_texts(run, cells),
         unit=resampling_unit(config),
-        n_asked=count_expected_answers(run) or len(cells),
+        n_asked=read_expected_cells(reader).n_with_persona or len(cells),
         seed=config["seed"],
         resamples=resamples or config["resamples"],
     )
@@ -169,7 +170,7 @@ def compute_text_metrics(
 
 def read_persona_texts(run: Path, cells: Sequence[Cell]) -> dict[str, str]:
     """Who each persona is: as grid.json says, else what brought the persona in where it was first asked."""
-    said: dict[str, str] = _read_asked(run).get("persona_texts", {})
+    said: dict[str, str] = RunReader(run).grid.get("persona_texts", {})
     found: dict[str, str] = {}
     for cell in cells:
         if cell.persona_id is not None and cell.persona_id not in found:
@@ -180,24 +181,6 @@ def read_persona_texts(run: Path, cells: Sequence[Cell]) -> dict[str, str]:
 def resampling_unit(config: Mapping[str, Any]) -> ResamplingUnit:
     """Questions where all personas share them; personas where each has its own, or where the turns of a talk hang together."""
     return "questions" if fidelity_kind(config) == "open" else "personas"
-
-
-def count_expected_answers(run: Path) -> int:
-    """How many answers of personas the run asks for, recorded or not; 0 where a run older than grid.json does not say."""
-    config, asked = read_json(run / "config.json"), _read_asked(run)
-    personas = len(asked.get("persona_ids", ()))
-    match fidelity_kind(config):
-        case "personagym":
-            return len(asked.get("questions_asked", ()))
-        case "interview":
-            return personas * int(config["interview"]["turns"])
-        case "open":
-            return personas * len(asked.get("question_ids", ())) * int(asked.get("samples", 1))
-
-
-def _read_asked(run: Path) -> dict[str, Any]:
-    path = run / "grid.json"
-    return read_json(path) if path.exists() else {}
 
 
 def _is_truncated(cell: Cell) -> bool | None:

@@ -24,10 +24,9 @@ from typing import Any, NamedTuple
 
 from permix.config import ImportedSamplingConfig
 from permix.errors import ConfigError, DataError
-from permix.evals.grid import GridResults, read_grid_results
+from permix.evals.grid import GridResults, grid_results
 from permix.evals.stability import read_rounds
-from permix.storage.files import read_json
-from permix.storage.run_dir import read_provenance
+from permix.storage.run_dir import RunReader
 from permix.types import Cell, CellKey, Persona, Question, Verdict, canonical_text, digest
 
 
@@ -68,18 +67,17 @@ class ExportableRun(NamedTuple):
 
 
 def read_exportable_run(path: Path) -> ExportableRun:
-    config = read_json(path / "config.json")
-    if config.get("stage") != "stability":
-        raise DataError(f"{path}: config.json has stage {config.get('stage')!r}; a stability run can be exported")
-    provenance = read_provenance(path)
-    answers = read_grid_results(path)
+    run = RunReader(path)
+    if run.stage != "stability":
+        raise DataError(f"{path}: config.json has stage {run.config.get('stage')!r}; a stability run can be exported")
+    identity, answers = run.identity, grid_results(run)
     if not answers.grid_summaries:
         raise DataError(f"{path}: holds no records yet")
     if read_rounds(path):
         raise DataError(f"{path}: its cells were spent where they decide (budget, precision); a log knows of whole grids alone")
     if answers.templates != ("",):
         raise DataError(f"{path}: asks in {len(answers.templates)} wordings (templates); a log knows of one")
-    return ExportableRun(config, provenance["identity"], provenance["created"], answers)
+    return ExportableRun(run.config, identity, run.provenance["created"], answers)
 
 
 def slug(text: str) -> str:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from permix.config import ImportConfig, ImportedFidelityConfig, ImportedModelConfig, PersonaGymConfig, PersonaGymTask
 from permix.errors import DataError
-from permix.evals.fidelity_runner import write_fidelity_metrics
+from permix.evals.fidelity_records import write_fidelity_metrics
 from permix.evals.personagym import PersonaGymCounts, count_personagym_answers, describe_personagym
+from permix.evals.text_metrics import measure_text_metrics
 from permix.personas.personagym import (
     PersonaGymQuestion,
     index_persona_files,
@@ -64,7 +65,7 @@ def import_personagym_answers(config: ImportConfig, folder: Path) -> PersonaGymC
         known = run.cells()
         run.append(cell for cell in imported.cells if known.get(cell.key) != cell)
         result = count_personagym_answers(run.path)
-        write_fidelity_metrics(run.path, result)
+        write_fidelity_metrics(run.path, result, measure_text_metrics(run.path))
     print_status(f"imported {result.answers.n_answered} answers of {result.n_personas} personas")
     if missing := result.answers.n_asked - result.answers.n_answered:
         print_status(f"note: {missing} of {result.answers.n_asked} answers are missing, {imported.n_failed} of them failed calls")

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from permix.evals.fidelity_records import AskedQuestion, FidelityKind, fidelity_kind, question_text_lookup, read_asked_questions
-from permix.evals.grid import GridResults, read_grid_results
+from permix.evals.grid import GridResults, grid_results
 from permix.judges.parsing import REPEATED_SCORE_ERROR
 from permix.judges.pricing import recorded_cost, total_cost
 from permix.judges.runner import read_judge_calls, read_latest_judgements
@@ -27,8 +27,7 @@ from permix.judges.types import IN_CHARACTER, JudgeInput
 from permix.judges.validation import build_control_inputs
 from permix.metrics.statistics import Array
 from permix.prompts import persona_prompt
-from permix.storage.files import read_json
-from permix.storage.run_dir import read_provenance
+from permix.storage.run_dir import RunReader
 from permix.types import Cell, CellKey, Completion, JudgeControl, JudgeInputKey, Record
 
 INTERVIEWER_LABEL = "Interviewer"
@@ -39,9 +38,9 @@ def read_judge_inputs(run: Path) -> list[JudgeInput]:
 
     An answer without persona is judged as the persona whose question it was. DataError when the run cannot be read.
     """
-    kind, path = fidelity_kind(read_json(run / "config.json")), run / "grid.json"
-    about = read_json(path) if path.exists() else {}
-    answers, asked = read_grid_results(run), read_asked_questions(run)
+    reader = RunReader(run)
+    kind, about = fidelity_kind(reader.config), reader.grid
+    answers, asked = grid_results(reader), read_asked_questions(run)
     questions, texts = {one.id: one for one in asked}, about.get("persona_texts", {})
     told = interviewer_lines_until(about["turns_asked"], question_text_lookup(asked)) if kind == "interview" else None
     cells = (answers.cells.get(key) for key in _judged_cell_keys(kind, answers, asked, about))
@@ -204,7 +203,8 @@ def stack_judges(judges: Sequence[JudgeResults]) -> ScoreArrays:
 
 def read_judge_results(run: Path, folder: Path, inputs: Sequence[JudgeInput] | None = None) -> JudgeResults:
     """The judge in `folder` (one of `judges_of(run)`); `items` are the run's, where they were read before."""
-    config = read_json(folder / "config.json")
+    judging = RunReader(folder)
+    config = judging.config
     answers = read_judge_inputs(run) if inputs is None else inputs
     tried = build_control_inputs(answers, int(config["judge"]["answers_per_control"]), int(config["seed"]))
     judgements = read_latest_judgements(folder)
@@ -214,7 +214,7 @@ def read_judge_results(run: Path, folder: Path, inputs: Sequence[JudgeInput] | N
         int(config["seed"]),
         (*answers, *tried),
         {key: judgement.score for key, judgement in judgements.items()},
-        read_provenance(folder)["identity"],
+        judging.identity,
         frozenset(key for key, judgement in judgements.items() if judgement.error == REPEATED_SCORE_ERROR),
     )
 

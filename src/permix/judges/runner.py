@@ -17,9 +17,6 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
-from permix.errors import DataError
 from permix.inference.base import Model
 from permix.inference.collect import collect
 from permix.judges.parsing import ParsedScore, parse_score
@@ -36,7 +33,7 @@ from permix.judges.pricing import (
 from permix.judges.prompts import JudgePrompt
 from permix.judges.types import Judgement
 from permix.progress import ProgressBar, progress_bar
-from permix.storage.jsonl import JsonlWriter
+from permix.storage.jsonl import JsonlWriter, read_jsonl
 from permix.types import Completion, Failure, JudgeInputKey, Request, Sampling, digest, seed_from
 
 JUDGEMENTS_FILE = "judgements.jsonl"
@@ -57,19 +54,7 @@ def judge_folders(run: Path) -> list[Path]:
 
 def read_judge_calls(folder: Path) -> list[Judgement]:
     """Every call, in order. No file, no calls; DataError naming file and line when a whole line is not a judgement."""
-    path = folder / JUDGEMENTS_FILE
-    if not path.exists():
-        return []
-    calls = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                calls.append(Judgement.model_validate_json(line))
-            except ValidationError as error:
-                raise DataError(f"{path}:{number}: not a judgement: {error.errors()[0]['msg']}") from error
-    return calls
+    return list(read_jsonl(folder / JUDGEMENTS_FILE, Judgement.model_validate_json, "a judgement"))
 
 
 def read_latest_judgements(folder: Path) -> dict[JudgeInputKey, Judgement]:

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, get_args
 
 from permix.config import FidelityConfig, JudgeConfig, JudgeModelConfig, PersonaGymTask
 from permix.errors import ConfigError, DataError, MissingScoresError, error_context
+from permix.evals.fidelity_records import read_expected_cells
 from permix.evals.interview import run_interview
 from permix.evals.open_ended import run_open_ended
 from permix.evals.personagym import run_personagym
-from permix.evals.text_metrics import count_expected_answers
 from permix.inference import check_model, load_model
 from permix.inference.base import Model
 from permix.judges.pricing import Price, load_judge_price
@@ -41,8 +41,8 @@ from permix.judges.types import IN_CHARACTER, JudgeInput
 from permix.judges.validation import build_control_inputs
 from permix.personas.pool import PersonaPool
 from permix.progress import print_status
-from permix.storage.files import read_json, write_json
-from permix.storage.run_dir import RunDir
+from permix.storage.files import write_json
+from permix.storage.run_dir import RunDir, RunReader
 from permix.types import Question, Record, Sampling
 
 
@@ -94,7 +94,7 @@ def prepare_judging(config: JudgeConfig) -> tuple[JudgeSetup, list[JudgePrompt]]
     """
     if config.judge.name == "none":
         raise ConfigError('judge.name = "none": say who judges: a model folder, a hub id, or the name that an endpoint serves')
-    stage = read_json(config.run / "config.json").get("stage")
+    stage = RunReader(config.run).config.get("stage")
     if stage != "fidelity":
         raise DataError(f"run = {config.run}: is a run of permix {stage}; only answers of permix fidelity can be judged")
     items = read_judge_inputs(config.run)
@@ -176,7 +176,7 @@ def _write_metrics(config: JudgeConfig, folder: Path, *, pending: int) -> None:
 
 
 def _print_missing(run: Path, n_present: int) -> None:
-    asked = count_expected_answers(run)
+    asked = read_expected_cells(RunReader(run)).n_with_persona or 0
     if (missing := asked - n_present) > 0:
         print_status(f"note: {missing} of {asked} answers of {run} are missing and were not judged; permix fidelity fills them")
 

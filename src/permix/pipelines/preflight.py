@@ -22,7 +22,7 @@ from permix.pipelines.quickstart import quickstart_configs as quickstart_stages
 from permix.plan import Plan, compile_plan_from_config, describe_plan, load_or_build_plan
 from permix.prompts import template_text
 from permix.question_writer import generator
-from permix.storage.files import read_json
+from permix.storage.run_dir import require_run
 from permix.tasks import check_task_name, load_questions
 from permix.training import dev_eval
 from permix.training.compatibility import check_plan
@@ -48,13 +48,13 @@ def check_config(path: Path) -> dict[str, str]:
             facts |= _check_questions(stage)
         case config.ReportConfig() | config.CompareConfig():
             for run in stage.runs:
-                read_json(run / "config.json")
+                require_run(run)
         case config.ViewConfig():
             require_runs_folder(stage)
         case config.ImportConfig():
             facts |= describe_import(stage) if stage.personagym is None else describe_personagym_import(stage, stage.personagym)
         case config.ExportConfig():
-            read_json(stage.run / "config.json")
+            require_run(stage.run)
         case config.QuickstartConfig():
             for parts in quickstart_stages(stage):
                 for part in parts:

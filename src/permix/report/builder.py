@@ -11,7 +11,6 @@ yet; everything else in a card stays as it is. All cards are found and read befo
 it was.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Collection, Sequence
@@ -42,7 +41,7 @@ from permix.report.published import PublishedComparison, collect_published, publ
 from permix.report.runs import ModelRow, ModelRuns, collect_models
 from permix.report.score_plots import common_chance, plot_tradeoff, tradeoff_points
 from permix.report.tables import StrategyResult
-from permix.storage.files import guard_writes, write_json, write_text
+from permix.storage.files import guard_writes, replace_when_done, write_json, write_text
 
 CARD_BEGIN, CARD_END = "<!-- permix report: begin -->", "<!-- permix report: end -->"
 
@@ -55,7 +54,8 @@ def update_model_cards(models: Sequence[ModelRuns], markdown: str, figure: Path 
     for card, words in renewed.items():
         with guard_writes(card):
             if figure is not None:
-                _copy_atomically(figure, card.with_name(figure.name))
+                with replace_when_done(card.with_name(figure.name)) as scratch:
+                    shutil.copyfile(figure, scratch)
             write_text(card, words)
     return cards
 
@@ -83,12 +83,6 @@ def _with_report_block(card: Path, block: str) -> str:
     if begin == -1 or end < begin or text.count(CARD_BEGIN) > 1 or text.count(CARD_END) > 1:
         raise DataError(f"cards: {card} must hold {CARD_BEGIN} and after it {CARD_END}, once each, or neither")
     return text[:begin] + block + text[end + len(CARD_END) :]
-
-
-def _copy_atomically(source: Path, target: Path) -> None:
-    scratch = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, scratch)
-    os.replace(scratch, target)
 
 
 REPORT_FIGURE_FILES = re.compile(

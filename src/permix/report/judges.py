@@ -23,7 +23,7 @@ from permix.judges.summary import (
     summarize_judge,
 )
 from permix.rendering.table import SourceRun
-from permix.storage.files import read_json
+from permix.storage.run_dir import RunReader
 from permix.types import Estimate, Record
 
 OPEN_ENDED_KIND, PERSONAGYM_KIND, INTERVIEW_KIND = "fidelity", "fidelity, personagym", "fidelity, interview"
@@ -155,7 +155,7 @@ def judge_incompatibilities(one: JudgeResults, two: JudgeResults) -> tuple[str, 
 
 
 def _summarize_judge(folder: Path, results: JudgeResults) -> JudgeSummary:
-    config = read_json(folder / "config.json")
+    config = RunReader(folder).config
     try:
         return summarize_judge(results, read_judge_usage(folder), seed=results.seed, resamples=int(config.get("resamples", 2000)))
     except DataError as error:

@@ -42,7 +42,7 @@ from permix.report.comparisons import (
     stability_incompatibilities,
 )
 from permix.report.runs import ModelRuns, Run
-from permix.storage.files import read_json
+from permix.storage.run_dir import RunReader
 from permix.types import Estimate, Record
 
 Role = Literal["base", "rlvr", "permix", "other"]
@@ -127,7 +127,7 @@ def resolve_model_name(model: str) -> str:
 
 def _read_training_run(folder: Path) -> TrainingRun | None:
     try:
-        return TrainingRun(folder, TrainConfig.model_validate(read_json(folder / "config.json")))
+        return TrainingRun(folder, TrainConfig.model_validate(RunReader(folder).config))
     except (DataError, ValidationError, OSError):
         return None
 

@@ -5,7 +5,6 @@ stage's `metrics.json`. Models keep the order in which they first appear. DataEr
 runs, two runs of one kind and label.
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -18,7 +17,7 @@ from permix.errors import DataError
 from permix.evals import open_ended, stability
 from permix.evals.drift_report import Drift, JudgeTurnScores, measure_drift
 from permix.evals.fidelity_records import fidelity_kind
-from permix.evals.grid import GridResults, read_grid_results
+from permix.evals.grid import GridResults, grid_results
 from permix.evals.stability import StabilityGrid, read_rounds
 from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import StrategySummary
@@ -37,11 +36,11 @@ from permix.report.judges import (
     JudgeScoreEntry,
     read_judged_run,
 )
-from permix.storage.cells import CellSummary, cell_summaries
+from permix.storage.cells import CellSummary
 from permix.storage.files import read_json
-from permix.storage.run_dir import read_provenance
+from permix.storage.run_dir import RunReader
 from permix.training.dev_eval import load_dev_curve
-from permix.types import Cell, CellKey, Estimate, Record
+from permix.types import CellKey, Estimate, Record
 
 REPORTED_STAGES = ("stability", "fidelity", "train")
 
@@ -55,27 +54,20 @@ STABILITY_FIELDS = (
 )  # fmt: skip
 
 
-class Run:
-    """One run directory, read when asked."""
+class Run(RunReader):
+    """One run of a report: what `RunReader` reads, and what a report makes of it. Raises DataError for what is no run."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.provenance = read_provenance(path) if (path / "provenance.json").exists() else {}
-        self.config = read_json(path / "config.json")
-        self.stage: str = self.config["stage"]
+        super().__init__(path)
         self.strategy: str = self.config.get("strategy", "none")
 
     @cached_property
     def grid_results(self) -> GridResults:
-        return read_grid_results(self.path)
-
-    @property
-    def cells(self) -> Mapping[CellKey, Cell]:
-        return self.grid_results.cells
+        return grid_results(self)
 
     @cached_property
     def cell_summaries(self) -> dict[CellKey, CellSummary]:
-        """The cells that the measures of stability or identifiability stand on, in brief."""
+        """The summaries of the cells that the measures of stability or identifiability stand on."""
         return self.grid_results.grid_summaries
 
     @cached_property
@@ -94,21 +86,6 @@ class Run:
     def judged_run(self) -> JudgedRun | None:
         """What judges say of a fidelity run; None where nobody has judged it."""
         return read_judged_run(self.path, self.kind, self.config) if self.stage == "fidelity" else None
-
-    @cached_property
-    def log(self) -> list[dict[str, Any]]:
-        """A training run's steps; a step done again after a resume counts once, a torn last line not at all."""
-        path = self.path / "log.jsonl"
-        steps: dict[int, dict[str, Any]] = {}
-        for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else (), start=1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                step = json.loads(line)
-                steps[int(step["step"])] = step
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path}:{number}: not a training step: {error!r}") from error
-        return [steps[number] for number in sorted(steps)]
 
     @cached_property
     def dev_curve(self) -> DevCurve | None:
@@ -131,13 +108,8 @@ class Run:
         """Tokens generated; of a training on gold answers, tokens learnt from. None when nothing is recorded, or not of all."""
         if self.stage == "train" and not self.cells:
             return self.log[-1].get("tokens") if self.log else None
-        total = _sum_or_none([brief.completion_tokens for brief in cell_summaries(self.cells).values() if brief.has_completion])
+        total = _sum_or_none([one.completion_tokens for one in self.cells.summaries.values() if one.has_completion])
         return None if total is None else int(total)
-
-    @cached_property
-    def usage(self) -> dict[str, Any]:
-        path = self.path / "usage.json"
-        return read_json(path) if path.exists() else {}
 
     @property
     def cpu_seconds(self) -> float | None:
@@ -262,6 +234,7 @@ def find_runs(path: Path) -> Iterator[Run]:
 
 
 def is_run(path: Path) -> bool:
+    """Whether a folder holds a run that a report reads, of whatever format."""
     return (path / "config.json").is_file() and read_json(path / "config.json").get("stage") in REPORTED_STAGES
 
 
@@ -296,8 +269,8 @@ def _with_default_stability_run(kinds: dict[str, Run]) -> dict[str, Run]:
 
 def model_label(run: Run, runs: Sequence[Run]) -> str:
     """The run's label; else the model's name; for a training run without one, that of the run that evaluated its model."""
-    if run.config.get("label"):
-        return str(run.config["label"])
+    if run.label:
+        return run.label
     if run.stage != "train":
         return run.model_name
     trained = (run.path / "model").resolve()

@@ -1,7 +1,7 @@
-"""The records of a run, read: what measures need of every cell is kept, and a cell itself is parsed when it is asked for.
+"""The cells of a run: `read_cells` keeps a summary of each in memory and parses a whole cell when it is asked for.
 
-A run may hold a million cells; whole, they would take many gigabytes. Its contract: `read_cells` goes once through a file that
-only ever grows. The last record of a cell counts, cells stand in order of first appearance, and a torn last line is passed over.
+A run may hold a million cells; whole, they would take many gigabytes. Contract: `read_cells` goes once through a file that only
+ever grows. The last record of a cell counts, and cells are in the order of their first records.
 """
 
 import os
@@ -9,19 +9,21 @@ import weakref
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from sys import intern
 from typing import NamedTuple, NotRequired
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from permix.errors import DataError
+from permix.storage.jsonl import bad_line_error, jsonl_lines
 from permix.types import Cell, CellKey, Message
 
 
 class CellSummary(NamedTuple):
-    """What is kept of a cell. `reward`: None without a score. `has_completion`: whether there is a completion;
-    `completion_tokens`: its tokens,
-    None where nobody counted them. `messages_hash` is the same for two cells of this process whose messages are the same.
+    """What is kept of a cell in memory. `reward`: None without a score; `completion_tokens`: None where nobody counted them.
+
+    `messages_hash` is the same for two cells of this process whose messages are the same. `offset` and `length`, in bytes, say
+    where the file has the cell.
     """
 
     reward: float | None
@@ -32,16 +34,22 @@ class CellSummary(NamedTuple):
     length: int = 0
 
 
-class _Verdict(TypedDict):
+class _VerdictLine(TypedDict):
     correct: bool | None
+    error: NotRequired[str | None]
 
 
-class _Completion(TypedDict):
+class _CompletionLine(TypedDict):
     completion_tokens: int | None
 
 
-class _CellLine(TypedDict):
-    """Of a record, what a brief is made of; the rest of the line is looked at when the cell is."""
+class _FailureLine(TypedDict):
+    type: str
+    message: str
+
+
+class CellLine(TypedDict):
+    """The fields of a `types.Cell` that are read of every line; those with a default may be missing from it."""
 
     persona_id: str | None
     question_id: str
@@ -49,15 +57,34 @@ class _CellLine(TypedDict):
     template: NotRequired[str]
     seed: int
     messages: tuple[Message, ...]
-    completion: NotRequired[_Completion | None]
-    verdict: NotRequired[_Verdict | None]
+    gold: NotRequired[str | None]
+    completion: NotRequired[_CompletionLine | None]
+    verdict: NotRequired[_VerdictLine | None]
+    failure: NotRequired[_FailureLine | None]
 
 
-_CELL_LINE_ADAPTER = TypeAdapter(_CellLine)
+_CELL_RECORD = "a cell record"
+
+_CELL_LINE_ADAPTER = TypeAdapter(CellLine)
+
+parse_cell_line = _CELL_LINE_ADAPTER.validate_json
+"""(line) -> `CellLine`. Raises ValidationError. Several times as fast as making a `Cell`."""
+
+
+def cell_line_key(cell: CellLine) -> CellKey:
+    """The key of the cell that a line records."""
+    persona = cell["persona_id"]
+    # Interned, so that an id of a million cells is in memory once.
+    return CellKey(
+        None if persona is None else intern(persona),
+        intern(cell["question_id"]),
+        cell.get("sample", 0),
+        intern(cell.get("template", "")),
+    )
 
 
 class CellIndex(Mapping[CellKey, Cell]):
-    """The cells of a file, by key. Raises DataError where one that is asked for turns out not to be a cell."""
+    """The cells of a file, by key. Raises DataError when a line that is asked for turns out not to be a cell."""
 
     def __init__(self, path: Path, summaries: dict[CellKey, CellSummary]) -> None:
         self.path, self.summaries = path, summaries
@@ -69,9 +96,9 @@ class CellIndex(Mapping[CellKey, Cell]):
         return self._parsed[key]
 
     def parse_uncached(self, key: CellKey) -> Cell:
-        """The cell, which is not kept: for whoever goes through all of them once."""
-        brief = self.summaries[key]
-        return self._parse(os.pread(self._descriptor, brief.length, brief.offset), brief)
+        """The cell, which is not kept in memory: for a caller that goes through all of them once."""
+        summary = self.summaries[key]
+        return self._parse(os.pread(self._descriptor, summary.length, summary.offset), summary)
 
     @cached_property
     def _descriptor(self) -> int:
@@ -94,38 +121,25 @@ class CellIndex(Mapping[CellKey, Cell]):
         except ValidationError as error:
             with self.path.open("rb") as lines:
                 number = lines.read(summary.offset).count(b"\n") + 1
-            raise _bad_cell_error(self.path, number, error) from error
+            raise bad_line_error(self.path, number, _CELL_RECORD, error) from error
 
 
 def read_cells(path: Path) -> CellIndex:
-    """A file that is not there has no cells. Raises DataError naming file and line when a whole line is not a cell."""
-    briefs: dict[CellKey, CellSummary] = {}
-    if not path.exists():
-        return CellIndex(path, briefs)
-    names: dict[str, str] = {}  # so that an id is in memory once, and not in every key
+    """The cells of a records.jsonl. A file that is not there has none. Raises DataError naming the first line that is no cell."""
+    summaries: dict[CellKey, CellSummary] = {}
     offset = 0
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                found = _CELL_LINE_ADAPTER.validate_json(line)
-            except ValidationError as error:
-                raise _bad_cell_error(path, number, error) from error
-            persona, question, template = found["persona_id"], found["question_id"], found.get("template", "")
-            key = CellKey(
-                None if persona is None else names.setdefault(persona, persona),
-                names.setdefault(question, question),
-                found.get("sample", 0),
-                names.setdefault(template, template),
-            )
-            briefs[key] = _summarize(found, offset, len(line))
-            offset += len(line)
-    return CellIndex(path, briefs)
+    for number, line in jsonl_lines(path):
+        try:
+            cell = parse_cell_line(line)
+        except ValidationError as error:
+            raise bad_line_error(path, number, _CELL_RECORD, error) from error
+        summaries[cell_line_key(cell)] = _summarize(cell, offset, len(line))
+        offset += len(line)
+    return CellIndex(path, summaries)
 
 
 def cell_summaries(cells: Mapping[CellKey, Cell]) -> Mapping[CellKey, CellSummary]:
-    """Of cells that are in memory too."""
+    """The summary of every cell, also of cells that are in memory already."""
     if isinstance(cells, CellIndex):
         return cells.summaries
     return {
@@ -139,20 +153,16 @@ def cell_summaries(cells: Mapping[CellKey, Cell]) -> Mapping[CellKey, CellSummar
     }
 
 
-def _summarize(found: _CellLine, offset: int, length: int) -> CellSummary:
-    verdict, completion = found.get("verdict"), found.get("completion")
+def _summarize(cell: CellLine, offset: int, length: int) -> CellSummary:
+    verdict, completion = cell.get("verdict"), cell.get("completion")
     correct = None if verdict is None else verdict["correct"]
     return CellSummary(
         None if correct is None else float(correct),
         completion is not None,
         None if completion is None else completion["completion_tokens"],
-        _hash_messages(found["messages"]), offset, length,
+        _hash_messages(cell["messages"]), offset, length,
     )  # fmt: skip
 
 
 def _hash_messages(messages: tuple[Message, ...]) -> int:
     return hash(tuple((message["role"], message["content"]) for message in messages))
-
-
-def _bad_cell_error(path: Path, number: int, error: ValidationError) -> DataError:
-    return DataError(f"{path}:{number}: not a cell record: {error.errors()[0]['msg']}")

@@ -1,27 +1,34 @@
-"""A file of records, one JSON object a line, that only ever grows and survives a kill at any moment.
+"""JSON Lines: files of one JSON object a line that only ever grow and survive a kill at any moment.
 
-Its contract: a record is with the operating system when `append` returns; a last line that a kill has torn is dropped before the
-next one is added. Whoever reads the file passes over such a line. One process at a time may add to it.
+    write      `JsonlWriter` adds lines to a file; `write_jsonl` writes a whole file in one step
+    read       `read_jsonl` parses every line of a file, `jsonl_lines` gives them unparsed
+    follow     `JsonlTail` reads on from where it ended, while another process appends; `last_lines` reads from the end
 
-A file of lines that another process appends to, read as it grows.
-
-Contract: every whole line is given once, in order, without its end; a last line that has none yet waits for it. A file that
-became another one, or shorter than what was read of it, is read from its beginning. What is no regular file (a pipe, a folder)
-has no lines, so that nothing here ever blocks.
+Contract: a record is with the operating system when `JsonlWriter.append` returns. A kill may tear the last line: readers pass
+over a line without an end, and the next writer drops it. One process at a time may add to a file.
 """
 
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
+from pydantic import ValidationError
+
+from permix.errors import DataError
+from permix.storage.files import replace_when_done
 from permix.types import Record
+
+Parsed = TypeVar("Parsed")
+
+PARSE_ERRORS = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
+"""What parsing a line raises that is not what it should be; pydantic's ValidationError is a ValueError."""
 
 
 class JsonlWriter:
-    """The file is opened, and made, when the first records are added."""
+    """Adds records to a file, which is opened, and created, with the first of them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,7 +38,7 @@ class JsonlWriter:
         if self._file is None:
             drop_torn_line(self.path)
             self._file = self.path.open("ab")
-        self._file.write(b"".join(_encode_line(record) for record in records))
+        self._file.write(b"".join(map(encode_line, records)))
         self._file.flush()
 
     def close(self) -> None:
@@ -56,9 +63,47 @@ def drop_torn_line(path: Path) -> None:
         file.truncate(0)
 
 
-def _encode_line(record: Record) -> bytes:
-    """Lone surrogates cannot be UTF-8, so such a (rare, hostile) text is written with "?" in their place."""
-    return (json.dumps(record.model_dump(mode="python"), ensure_ascii=False) + "\n").encode("utf-8", "replace")
+def encode_line(record: Record | Mapping[str, Any]) -> bytes:
+    """One line of UTF-8, with its end. Lone surrogates, which UTF-8 cannot hold, are written as "?"."""
+    plain = record.model_dump(mode="python") if isinstance(record, Record) else record
+    return (json.dumps(plain, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
+def write_jsonl(path: Path, records: Iterable[Record | Mapping[str, Any]]) -> None:
+    """Write a whole file in one step."""
+    with replace_when_done(path) as scratch:
+        scratch.write_bytes(b"".join(map(encode_line, records)))
+
+
+def jsonl_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, line with its end) of every whole line. A file that is not there has none."""
+    if not path.exists():
+        return
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                return
+            yield number, line
+
+
+def read_jsonl(path: Path, parse: Callable[[bytes], Parsed], what: str) -> Iterator[Parsed]:
+    """Every whole line, parsed. Raises DataError naming file and line for one that `parse` cannot read: "not {what}: ..."."""
+    for number, line in jsonl_lines(path):
+        try:
+            record = parse(line)
+        except PARSE_ERRORS as error:
+            raise bad_line_error(path, number, what, error) from error
+        yield record
+
+
+def bad_line_error(path: Path, number: int, what: str, error: Exception) -> DataError:
+    """The DataError that says that a line is "not {what}", and why."""
+    return DataError(f"{path}:{number}: not {what}: {parse_error_text(error)}")
+
+
+def parse_error_text(error: Exception) -> str:
+    """Why a line could not be parsed, in a few words."""
+    return error.errors()[0]["msg"] if isinstance(error, ValidationError) else repr(error)
 
 
 READ_CHUNK_BYTES = 4_000_000
@@ -84,7 +129,11 @@ def read_file_state(path: Path) -> FileState | None:
 
 
 class JsonlTail:
-    """What of a file was read. `read` is asked again and again."""
+    """Reads a file as it grows, from where the last `read_lines` ended.
+
+    Every whole line is given once, in order, without its end. A file that was replaced by another, or is shorter than what was
+    read of it, is read from its beginning. What is no regular file (a pipe, a folder) has no lines, so that nothing here blocks.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,12 +1,15 @@
-"""The run directory: what a stage was asked to do, on what, and every cell it produced.
+"""The run directory: what a stage was asked to do, on what, and every cell it produced. `RunDir` writes it, `RunReader` reads it.
 
     config.json        the resolved configuration
-    provenance.json    versions, revision, fingerprints, command: where the numbers were born
+    provenance.json    format, versions, revision, command, and the identity: what all records of the run have in common
+    grid.json          which personas and questions are asked, of a stage that asks some
     records.jsonl      one `Cell` a line, appended as each is finished
+    log.jsonl          of a training, one step a line
+    usage.json         CPU and wall seconds, and memory
     metrics.json       the stage's result
 
 `records.jsonl` survives a kill at any moment: a torn last line is dropped when the run is opened again, and only cells without a
-result are owed. One process at a time may write a run.
+result are asked again. One process at a time may write a run.
 """
 
 import contextlib
@@ -21,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +34,7 @@ from permix import __version__
 from permix.errors import ConfigError, DataError
 from permix.storage.cells import CellIndex, read_cells
 from permix.storage.files import read_json, write_json
-from permix.storage.jsonl import JsonlWriter
+from permix.storage.jsonl import JsonlWriter, read_jsonl
 from permix.types import Cell, CellKey
 
 PROVENANCE_PACKAGES = (
@@ -63,6 +67,84 @@ def read_provenance(run: Path) -> dict[str, Any]:
             f"(permix {found.get('permix', '0.1.0')}, revision {found.get('revision') or 'unknown'})"
         )
     return found
+
+
+class RunReader:
+    """A run directory, whose files are read when they are asked for, once each.
+
+    Raises DataError at once for a run of another format. A run made by hand may lack any of the files; where a property needs one
+    that is missing, it says so.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.provenance: dict[str, Any] = read_provenance(path) if (path / "provenance.json").exists() else {}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What all records of the run have in common. Raises DataError without provenance.json."""
+        provenance = self.provenance or read_provenance(self.path)
+        if "identity" not in provenance:
+            raise DataError(f"{self.path / 'provenance.json'}: has no identity; is this a run directory?")
+        identity: dict[str, Any] = provenance["identity"]
+        return identity
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration. Raises DataError without config.json."""
+        return read_json(self.path / "config.json")
+
+    @property
+    def stage(self) -> str:
+        """The command that makes such a run; "" where the configuration names none."""
+        return str(self.config.get("stage") or "")
+
+    @property
+    def label(self) -> str | None:
+        """The name that the user gave the run."""
+        label = self.config.get("label")
+        return str(label) if label else None
+
+    @cached_property
+    def usage(self) -> dict[str, Any]:
+        """CPU and wall seconds, and memory; {} where they were not recorded."""
+        return self._read_if_there("usage.json")
+
+    @cached_property
+    def grid(self) -> dict[str, Any]:
+        """Which personas and questions are asked; {} where the run does not say."""
+        return self._read_if_there("grid.json")
+
+    @property
+    def records_path(self) -> Path:
+        return self.path / "records.jsonl"
+
+    @cached_property
+    def cells(self) -> CellIndex:
+        """The recorded cells and, as `cells.summaries`, what is kept of each in memory."""
+        return read_cells(self.records_path)
+
+    @cached_property
+    def log(self) -> list[dict[str, Any]]:
+        """The steps of a training, in order. A step done again after a resume counts once, as it was logged last."""
+        steps = dict(read_jsonl(self.path / "log.jsonl", parse_log_step, "a training step"))
+        return [steps[number] for number in sorted(steps)]
+
+    def _read_if_there(self, name: str) -> dict[str, Any]:
+        return read_json(self.path / name) if (self.path / name).exists() else {}
+
+
+def require_run(path: Path) -> RunReader:
+    """The run at `path`. Raises DataError when there is none, or one of another format."""
+    run = RunReader(path)
+    _ = run.config
+    return run
+
+
+def parse_log_step(line: bytes) -> tuple[int, dict[str, Any]]:
+    """(number of the step, all that was logged of it) of a line of log.jsonl."""
+    step = json.loads(line)
+    return int(step["step"]), step
 
 
 class RunDir:

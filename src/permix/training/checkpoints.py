@@ -21,7 +21,7 @@ from permix.errors import ConfigError, DataError, PermixError
 from permix.inference.hardware import pick_device, pick_dtype
 from permix.inference.hf import load_causal_lm, load_empty_causal_lm, resolve_model_source
 from permix.plan import Plan
-from permix.storage.files import guard_writes, read_json
+from permix.storage.files import guard_writes, read_json, replace_when_done
 from permix.tasks.contamination import TrainedOn, write_trained_on
 from permix.training import distributed
 from permix.training.compatibility import detect_sharding, has_sharded_weights
@@ -184,10 +184,8 @@ def save_weights(network: Any, path: Path) -> None:
             tensor = full_tensor(one.detach())
             kept |= {name: tensor.cpu().contiguous()} if distributed.is_main() else {}
     if distributed.is_main():
-        scratch = path.with_name(f".{path.name}.part")
-        with guard_writes(path, SafetensorError):
+        with guard_writes(path, SafetensorError), replace_when_done(path) as scratch:
             save_file(kept, scratch)
-            scratch.replace(path)
 
 
 def restore_weights(network: Any, path: Path | None, state: dict[str, Any] | None = None) -> None:

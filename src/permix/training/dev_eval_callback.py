@@ -9,7 +9,6 @@ the main one asks and writes; the others lend their part of the weights and wait
 """
 
 import contextlib
-import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,8 +35,8 @@ from permix.metrics.dev_curve import (
     selection_text,
 )
 from permix.progress import print_status
-from permix.storage.files import write_text
-from permix.storage.run_dir import read_provenance
+from permix.storage.jsonl import write_jsonl
+from permix.storage.run_dir import RunReader
 from permix.training import distributed
 from permix.training.checkpoints import save_weights
 from permix.training.dev_eval import (
@@ -156,7 +155,7 @@ class DevEvalCallback(TrainerCallback):  # type: ignore[misc]
     # What is kept
 
     def _write_log(self) -> None:
-        write_text(self._out / DEV_EVAL_LOG, "".join(json.dumps(line) + "\n" for line in self._log_lines))
+        write_jsonl(self._out / DEV_EVAL_LOG, self._log_lines)
 
     def _delete_weights(self) -> None:
         points = parse_dev_points(self._log_lines)
@@ -215,7 +214,7 @@ def check_dev_eval_prompts(dev_eval: DevEval, tokenizer: Any, window: int) -> No
 def _set_aside_stale_records(folder: Path, model_fingerprint: str) -> None:
     """Rename the records of other weights: steps done again on another machine need not give the same bits."""
     for born in sorted(folder.glob("*/provenance.json")):
-        if read_provenance(born.parent)["identity"].get("model") != model_fingerprint:
+        if RunReader(born.parent).identity.get("model") != model_fingerprint:
             names = (folder.with_name(f"{folder.name}-set-aside-{number}") for number in count(1))
             folder.rename(next(name for name in names if not name.exists()))
             return

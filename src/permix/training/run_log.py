@@ -8,7 +8,6 @@ Where a training step's time goes: wall and CPU seconds, split into named parts.
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ from typing import Any
 from permix.plan import Plan, write_plan
 from permix.progress import ProgressBar
 from permix.sanitize import escape_control, escape_markdown, truncate
-from permix.storage.files import guard_writes, write_text
+from permix.storage.files import guard_writes, replace_when_done, write_text
+from permix.storage.jsonl import encode_line, read_jsonl, write_jsonl
 from permix.training.rewards import Rollout
 
 STEP_PARTS = ("generation", "verification", "dev_eval", "saving")
@@ -117,7 +117,7 @@ class RolloutLogger(MetricsLogger):
     def log_plan(self, plan: Plan, blocks: Sequence[Mapping[str, Any]]) -> None:
         """Keep the rows as they are drawn now, and how each block of them was weighted."""
         write_plan(plan, self.out / "plan.parquet")
-        write_text(self.out / "plan_blocks.jsonl", "".join(json.dumps(block, ensure_ascii=False) + "\n" for block in blocks))
+        write_jsonl(self.out / "plan_blocks.jsonl", blocks)
 
     def progress_note(self, metrics: Mapping[str, Any]) -> str:
         return "" if metrics.get("reward") is None else f"reward {metrics['reward']:.2f}"
@@ -129,24 +129,20 @@ def _is_not_finite(value: object) -> bool:
 
 
 def read_training_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; a torn last line is passed over."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    """The lines of log.jsonl, rollouts.jsonl or dev_eval.jsonl. Raises DataError naming file and line for one that is no JSON."""
+    return list(read_jsonl(path, json.loads, "JSON"))
 
 
 def _append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     with guard_writes(path), path.open("ab") as file:
-        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "replace"))
+        file.write(b"".join(map(encode_line, lines)))
 
 
 def _truncate_after(path: Path, last_step: int) -> int:
     """Drop lines of later steps; returns the tokens counted on the last line kept."""
     kept = [line for line in read_training_log(path) if line["step"] <= last_step]
-    scratch = path.with_name(f".{path.name}.part")
-    scratch.unlink(missing_ok=True)
-    _append_lines(scratch, kept)
-    os.replace(scratch, path)
+    with replace_when_done(path) as scratch:
+        _append_lines(scratch, kept)  # whose errors name the file that was being written
     return int(kept[-1].get("tokens", 0)) if kept else 0
 
 
@@ -155,7 +151,7 @@ def _rewrite_samples(out: Path, every: int) -> None:
     for line in read_training_log(out / "rollouts.jsonl"):
         by_step.setdefault(line["step"], []).append(line)
     texts = [samples_text(step, lines) for step, lines in by_step.items() if (step - 1) % every == 0]
-    (out / "samples.md").write_text("# Samples of the rollouts\n" + "".join(texts), encoding="utf-8", errors="replace")
+    write_text(out / "samples.md", "# Samples of the rollouts\n" + "".join(texts))
 
 
 def samples_text(step: int, lines: Sequence[Mapping[str, Any]]) -> str:

@@ -13,15 +13,12 @@ same verifier: both methods have the same budget by construction. Samples are ce
 twice, and one that did not come stays owed. Once all are there the teacher is not needed any more.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
-
-from pydantic import ValidationError
 
 from permix.config import TeacherConfig, TrainConfig
 from permix.errors import ConfigError, DataError, IncompleteRunError, PermixError, error_context
@@ -30,6 +27,7 @@ from permix.inference import check_model, load_model
 from permix.inference.base import Model
 from permix.plan import Plan
 from permix.storage.files import read_json, write_json, write_text
+from permix.storage.jsonl import read_jsonl, write_jsonl
 from permix.storage.run_dir import RunDir
 from permix.tasks import TASKS
 from permix.tasks.base import Task, verify_completion
@@ -126,8 +124,7 @@ def save_sft_dataset(out: Path, dataset: SFTDataset, samples_every: int) -> SFTD
     """
     write_json(out / SFT_COUNTS_FILE, dataset.counts)
     write_text(out / "samples.md", _samples_markdown(dataset.examples, samples_every))
-    lines = (json.dumps(one.model_dump(mode="json"), ensure_ascii=False) + "\n" for one in dataset.examples)
-    write_text(out / SFT_EXAMPLES_FILE, "".join(lines))
+    write_jsonl(out / SFT_EXAMPLES_FILE, (one.model_dump(mode="json") for one in dataset.examples))
     return _read_examples(out)
 
 
@@ -138,11 +135,11 @@ def load_sft_dataset(out: Path) -> SFTDataset | None:
 
 def _read_examples(out: Path) -> SFTDataset:
     path = out / SFT_EXAMPLES_FILE
-    try:
-        found = tuple(SFTExample.model_validate_json(line) for line in path.read_bytes().splitlines())
-    except ValidationError as error:
-        raise DataError(f"{path}: not a file of examples: {error.errors()[0]['msg']}") from error
-    return SFTDataset(found, {name: int(count) for name, count in read_json(out / SFT_COUNTS_FILE).items()})
+    examples = tuple(read_jsonl(path, SFTExample.model_validate_json, "an example"))
+    counts = {name: int(count) for name, count in read_json(out / SFT_COUNTS_FILE).items()}
+    if counts.get("examples", len(examples)) != len(examples):
+        raise DataError(f"{path}: holds {len(examples)} of {counts['examples']} examples; it was edited or cut")
+    return SFTDataset(examples, counts)
 
 
 def _samples_markdown(examples: Sequence[SFTExample], every: int) -> str:

@@ -8,7 +8,7 @@ from permix.evals.strategies.base import NO_STRATEGY, EvalSetup, Strategy, Strat
 from permix.evals.strategies.persona_ensemble import PERSONA_ENSEMBLE
 from permix.evals.strategies.persona_search import PERSONA_SEARCH
 from permix.evals.strategies.persona_vote import PERSONA_VOTE
-from permix.storage.files import read_json
+from permix.storage.run_dir import RunReader
 
 __all__ = ["STRATEGIES", "EvalSetup", "Strategy", "StrategySummary", "StrategyTokens", "measure_strategy"]
 
@@ -25,7 +25,7 @@ def measure_strategy(run: Path, answers: GridResults | None = None) -> StrategyS
 
     `answers`: where they are read already. Raises DataError for a strategy that is not known here.
     """
-    config = read_json(run / "config.json")
+    config = RunReader(run).config
     name = config.get("strategy", "none")
     if name not in STRATEGIES:
         raise DataError(f"{run}: config.json has strategy {name!r}; strategies are {', '.join(STRATEGIES)}")

@@ -39,7 +39,6 @@ from permix.report.judges import INTERVIEW_KIND, KIND_TITLES, OPEN_ENDED_KIND, P
 from permix.report.runs import ModelRuns, Run
 from permix.sanitize import escape_control
 from permix.storage.cells import CellSummary
-from permix.storage.files import read_json
 from permix.types import Cell, CellKey, digest
 
 _CELLS_FOLDER = "cells"
@@ -139,7 +138,7 @@ class TranscriptSheet(NamedTuple):
 def build_sheet(label: str, kind: str, run: Run, model_index: int) -> TranscriptSheet:
     """The cells of a run of this kind; `label` is the model's name on the page, `place` its own, from 0."""
     answers = run.grid_results
-    asked = read_json(run.path / "grid.json") if (run.path / "grid.json").exists() else {}
+    asked = run.grid
     own: dict[str | None, tuple[str, ...]] = {one: tuple(turns) for one, turns in asked.get("turns_asked", {}).items()}
     for question in read_asked_questions(run.path):
         if question.persona_id is not None and kind == PERSONAGYM_KIND:
@@ -148,7 +147,7 @@ def build_sheet(label: str, kind: str, run: Run, model_index: int) -> Transcript
     rows: dict[str | None, tuple[str, ...]] = {None: without} if without else {}
     rows |= {persona: own.get(persona, answers.question_ids) for persona in answers.persona_ids}
     questions = tuple(rows.values())
-    stamp = digest(label, kind, json.dumps(questions), str(_file_size(run.path / "records.jsonl")))
+    stamp = digest(label, kind, json.dumps(questions), str(_file_size(run.records_path)))
     return TranscriptSheet(label, kind, f"{_SHEET_NAMES[kind]}-{model_index}", run, tuple(rows), questions, stamp)
 
 
@@ -247,7 +246,7 @@ def _sheet_json(sheet: TranscriptSheet, tile: Tiling) -> dict[str, Any]:
         "templates": _template_texts(sheet.run),
         "samples": sheet.run.grid_results.samples,
         "without_system": _no_system_message_text(sheet.run),
-        "records": escape_control(str(sheet.run.path / "records.jsonl")),
+        "records": escape_control(str(sheet.run.records_path)),
     }
 
 
@@ -321,9 +320,7 @@ def _cut_text(text: str) -> Any:
 
 
 def _template_texts(run: Run) -> dict[str, str]:
-    path = run.path / "grid.json"
-    crossed = read_json(path).get("templates", {}) if path.exists() else {}
-    return {escape_control(name): escape_control(text) for name, text in crossed.items()}
+    return {escape_control(name): escape_control(text) for name, text in run.grid.get("templates", {}).items()}
 
 
 def _no_system_message_text(run: Run) -> str:
