@@ -135,12 +135,12 @@ class AnswerKeyGrid:
         self.shape = len(rows), len(layers), max(filled.values(), default=0)
 
     def to_array(self, values: Mapping[AnswerKey, float]) -> Array:
-        """value_P_T_Q; NaN where there is none. Places that the grid does not have are left out."""
-        value_P_T_Q = np.full(self.shape, np.nan)
+        """value_P_U_Q; NaN where there is none. Places that the grid does not have are left out."""
+        value_P_U_Q = np.full(self.shape, np.nan)
         for place, value in values.items():
             if place in self._index_by_key:
-                value_P_T_Q[self._index_by_key[place]] = value
-        return value_P_T_Q
+                value_P_U_Q[self._index_by_key[place]] = value
+        return value_P_U_Q
 
 
 class JudgeUsage(Record):

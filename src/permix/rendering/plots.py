@@ -68,12 +68,12 @@ def plot_drift(drift_by_model: Mapping[str, Drift], path: Path, styles: Mapping[
 
 
 def _plot_turn_series(ax: Axes, series: TurnSeries, style: Style) -> None:
-    turn_T = np.arange(1, len(series.by_turn) + 1)
-    value_T = np.array([np.nan if one.value is None else one.value for one in series.by_turn])
-    band_T_2 = np.array([theme.interval_ends(one) for one in series.by_turn])
+    turn_I = np.arange(1, len(series.by_turn) + 1)
+    value_I = np.array([np.nan if one.value is None else one.value for one in series.by_turn])
+    band_I_2 = np.array([theme.interval_ends(one) for one in series.by_turn])
     face = "w" if _is_untrusted(series) else style.colour
-    ax.plot(turn_T, value_T, color=style.colour, marker=style.marker, mfc=face, ms=4.5, lw=1.6, ls=style.line, clip_on=False)
-    ax.fill_between(turn_T, *band_T_2.T, color=style.colour, alpha=0.13, lw=0)
+    ax.plot(turn_I, value_I, color=style.colour, marker=style.marker, mfc=face, ms=4.5, lw=1.6, ls=style.line, clip_on=False)
+    ax.fill_between(turn_I, *band_I_2.T, color=style.colour, alpha=0.13, lw=0)
 
 
 def _is_untrusted(series: TurnSeries) -> bool:

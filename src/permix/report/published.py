@@ -96,12 +96,12 @@ def personagym_score_arrays(
     for question in asked_questions:
         places.setdefault((persona_at[question.persona_id], PERSONAGYM_TASKS.index(question.task)), []).append(question)
     shape = len(persona_at), len(PERSONAGYM_TASKS), max(map(len, places.values()))
-    score_J_P_T_Q, asked_P_T_Q = np.full((len(scores), *shape), np.nan), np.zeros(shape, dtype=bool)
-    for (p, t), questions in places.items():
+    score_J_P_U_Q, asked_P_U_Q = np.full((len(scores), *shape), np.nan), np.zeros(shape, dtype=bool)
+    for (p, u), questions in places.items():
         for q, question in enumerate(questions):
-            asked_P_T_Q[p, t, q] = True
-            score_J_P_T_Q[:, p, t, q] = [judge.get(_item_key(question), np.nan) for judge in scores]
-    return PersonaGymScoreArrays(score_J_P_T_Q, asked_P_T_Q)
+            asked_P_U_Q[p, u, q] = True
+            score_J_P_U_Q[:, p, u, q] = [judge.get(_item_key(question), np.nan) for judge in scores]
+    return PersonaGymScoreArrays(score_J_P_U_Q, asked_P_U_Q)
 
 
 def published_json(published: PublishedComparison | None) -> dict[str, object]:
