@@ -46,11 +46,11 @@ def read(runs: Sequence[Path], judge: str, reference: Path) -> Judged:
     score_P_M_Q, told_P_M_Q = np.full(shape, np.nan), np.full(shape, np.nan)
     for m, (run, items) in enumerate(zip(runs, judged, strict=True)):
         said = dict(zip(items, teller.predict([item.answer for item in items.values()]), strict=True))
-        scores = read_judge_results(run, judge_folder(run, judge)).scores
+        scores = read_judge_results(run, judge_folder(run, judge)).scores["none"]
         for (persona, question), item in items.items():
             at = personas.index(persona), m, questions.index(question)
             told_P_M_Q[at] = said[persona, question] == persona
-            score = scores.get(item.key)
+            score = scores.get(item.answer_key)
             score_P_M_Q[at] = np.nan if score is None else score
     return Judged(tuple(_name(run) for run in runs), score_P_M_Q, told_P_M_Q)
 

@@ -186,15 +186,23 @@ JudgeControl = Literal["none", "wrong-persona", "no-persona", "padded", "retest"
 without persona; the answer with empty words added; the same once more; with an instruction to the judge inside."""
 
 
+class AnswerKey(NamedTuple):
+    """One answer under one rubric, whoever judges it and under whatever control.
+
+    `persona_id`: who gave it; of an answer without persona, whose question it was.
+    """
+
+    persona_id: str
+    rubric: str
+    question_id: str
+    sample: int
+
+
 class JudgeInputKey(NamedTuple):
     """What is judged once by each judge."""
 
     control: JudgeControl
-    persona_id: str
-    answered_by: str | None
-    question_id: str
-    sample: int
-    rubric: str
+    answer: AnswerKey
 
 
 class PlanRow(Record):

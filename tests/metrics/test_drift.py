@@ -14,7 +14,7 @@ from permix.metrics.linear_models import (
     turn_effect,
 )
 from permix.metrics.statistics import Array
-from permix.types import JudgeControl, JudgeInputKey
+from permix.types import AnswerKey
 
 NONE_P_I = np.zeros((2, 4), dtype=np.int64)
 
@@ -107,18 +107,23 @@ def test_a_course_counts_what_is_missing() -> None:
     assert found.overall.value == pytest.approx((1.5 + 2 + 3) / 3)
 
 
-def scored(
-    score: int | None, question_id: str, control: JudgeControl = "none", who: str = "a"
-) -> tuple[JudgeInputKey, int | None]:
-    return JudgeInputKey(control, who, who, question_id, 0, "In Character"), score
+def scored(score: int, question_id: str, who: str = "a", rubric: str = "In Character") -> tuple[AnswerKey, int]:
+    return AnswerKey(who, rubric, question_id, 0), score
 
 
-def test_a_judges_scores_by_turn_are_those_of_the_answers_alone() -> None:
+def test_a_judges_scores_by_turn_are_those_of_the_turns_that_were_asked() -> None:
     given = [
-        scored(5, "turn-01-opening"), scored(4, "turn-02-x"), scored(None, "turn-03-y"),
-        scored(1, "turn-01-opening", "wrong-persona"), scored(2, "turn-02", who="b"), scored(3, "q1", who="b"),
+        scored(5, "turn-01-opening"), scored(4, "turn-02-x"), scored(2, "turn-02", who="b"), scored(3, "q1", who="b"),
+        scored(1, "turn-01-opening", who="nobody"), scored(1, "turn-04-late"),
     ]  # fmt: skip
-    np.testing.assert_equal(scores_by_turn(dict(given), ["a", "b"], 3), [[5, 4, np.nan], [np.nan, 2, np.nan]])
+    found = scores_by_turn(dict(given), ["In Character"], ["a", "b"], 3)
+    np.testing.assert_equal(found, [[5, 4, np.nan], [np.nan, 2, np.nan]])
+
+
+def test_a_turns_score_by_several_rubrics_is_their_mean_where_there_are_all() -> None:
+    given = [scored(5, "turn-01"), scored(2, "turn-01", rubric="Warmth"), scored(4, "turn-02")]
+    np.testing.assert_equal(scores_by_turn(dict(given), ["Warmth", "In Character"], ["a"], 2), [[3.5, np.nan]])
+    np.testing.assert_equal(scores_by_turn({}, ["Warmth"], ["a"], 2), [[np.nan, np.nan]])
 
 
 @pytest.mark.parametrize("written", [False, True])

@@ -21,6 +21,7 @@ from permix.config.data import (
     PersonaGymTask,
     PersonasConfig,
     TaskConfig,
+    rubric_entries,
 )
 from permix.config.interop import (
     ExportConfig,
@@ -112,4 +113,5 @@ __all__ = [
     "load_config",
     "read_config_values",
     "resolve_mix",
+    "rubric_entries",
 ]

@@ -4,7 +4,7 @@ Sections on who judges, on PersonaGym's questions and on interviews: `[judge]`, 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,13 +132,19 @@ PersonaGymTask = Literal[
 """PersonaGym's five tasks, by the names of its paper."""
 
 
+def rubric_entries(rubrics: str | Sequence[str]) -> tuple[str, ...]:
+    """What `judge.rubrics` names: a text is one entry."""
+    return (rubrics,) if isinstance(rubrics, str) else tuple(rubrics)
+
+
 class JudgeModelConfig(ModelConfig):
     name: str = "none"
     """Who judges: "none", "bundled", a model folder, a hub id, or the name an endpoint serves."""
     label: str | None = None
     """The judge's name in tables, and of its folder in the run; the model's name when not given."""
-    rubrics: str = "permix"
-    """"permix" (the rubrics that we wrote), or a folder of PersonaGym with rubrics/ in it."""
+    rubrics: str | tuple[str, ...] = "permix"
+    """"permix" (the rubrics that we wrote), or a folder of PersonaGym with rubrics/ in it. Open-ended answers and interviews are
+    judged by one or more: of ours by name ("In Character"), of your own by path (warmth.toml)."""
     reasons: bool = True
     """Ask for a sentence of reasons before the score; without it a judge is cheaper and explains nothing."""
     examples: Path | None = None
@@ -155,6 +161,12 @@ class JudgeModelConfig(ModelConfig):
     """A TOML table of prices by model; costs are unknown without it."""
     max_cost: float | None = Field(default=None, gt=0)
     """US dollars after which no further call is made; needs prices."""
+
+    @model_validator(mode="after")
+    def _check_rubrics(self) -> "JudgeModelConfig":
+        if not rubric_entries(self.rubrics):
+            raise ValueError('rubrics = []: names no rubric; give "permix", a folder of PersonaGym, or one rubric or more')
+        return self
 
     @model_validator(mode="after")
     def _check_prices(self) -> "JudgeModelConfig":

@@ -43,7 +43,7 @@ from permix.metrics.persona_classifier import (
 from permix.metrics.statistics import Array, bootstrap, bootstrap_estimate, bootstrap_mean, bootstrap_share
 from permix.metrics.text_stats import find_character_breaks, tokenize_words
 from permix.storage.files import read_json
-from permix.types import Cell, CellKey, Estimate, JudgeInputKey, Record, canonical_text, seed_from
+from permix.types import AnswerKey, Cell, CellKey, Estimate, Record, canonical_text, seed_from
 
 
 class TrainExample(NamedTuple):
@@ -192,9 +192,10 @@ class Drift(Record):
 
 
 class JudgeTurnScores(NamedTuple):
-    """What a judge of the run scored, and whether it told personas apart; None where it was not tried."""
+    """What a judge of the run scored, by which rubrics, and whether it told personas apart; None where it was not tried."""
 
-    scores: Mapping[JudgeInputKey, int | None]
+    scores: Mapping[AnswerKey, int]
+    rubrics: tuple[str, ...]
     discriminates_persona: bool | None
 
 
@@ -351,20 +352,20 @@ def _text_measures(interviews: InterviewRecords) -> Iterator[tuple[str, Array]]:
 def _judge_series(
     label: str, judge_scores: JudgeTurnScores, interviews: InterviewRecords, first_turn: int, seed: int, resamples: int
 ) -> TurnSeries:
-    score_P_I = scores_by_turn(judge_scores.scores, interviews.persona_ids, len(interviews.cells_P_I[0]))
+    score_P_I = scores_by_turn(judge_scores.scores, judge_scores.rubrics, interviews.persona_ids, len(interviews.cells_P_I[0]))
     found = compute_turn_series(f"judge {label}", score_P_I, interviews.question_P_I, first_turn, seed, resamples)
     return found.model_copy(update={"judge": label, "discriminates_persona": judge_scores.discriminates_persona})
 
 
-def scores_by_turn(scores: Mapping[JudgeInputKey, int | None], persona_ids: Sequence[str], n_turns: int) -> Array:
-    """score_P_I: a judge's scores of the answers themselves (control "none"); NaN where there is none."""
+def scores_by_turn(scores: Mapping[AnswerKey, int], rubrics: Sequence[str], persona_ids: Sequence[str], n_turns: int) -> Array:
+    """score_P_I: a judge's score of each answer, the mean over its rubrics; NaN where there is none, or one is missing."""
     place = {who: p for p, who in enumerate(persona_ids)}
-    found = np.full((len(persona_ids), n_turns), np.nan)
+    score_P_I_U = np.full((len(persona_ids), n_turns, len(rubrics)), np.nan)
     for key, score in scores.items():
         turn = turn_number(key.question_id)
-        if key.control == "none" and key.persona_id in place and turn is not None and turn <= n_turns and score is not None:
-            found[place[key.persona_id], turn - 1] = score
-    return found
+        if key.persona_id in place and turn is not None and turn <= n_turns:
+            score_P_I_U[place[key.persona_id], turn - 1, rubrics.index(key.rubric)] = score
+    return np.asarray(score_P_I_U.mean(axis=2))
 
 
 def _to_array(rows: Sequence[Sequence[float | None]]) -> Array:
