@@ -33,17 +33,17 @@ SETTINGS = (
 
 
 def coverage(setting: Setting, data_sets: int, resamples: int) -> dict[str, float | int | str]:
-    P, T, order, missing = setting
-    rng, rows = np.random.default_rng(0), williams_design(T - 1)
-    order_P_T = np.array([[0, *(1 + one for one in rows[p % len(rows) if order == "balanced" else 0])] for p in range(P)])
-    known_P_T = order_P_T if order == "balanced" else np.zeros_like(order_P_T)
+    P, turns, order, missing = setting
+    rng, rows = np.random.default_rng(0), williams_design(turns - 1)
+    order_P_I = np.array([[0, *(1 + one for one in rows[p % len(rows) if order == "balanced" else 0])] for p in range(P)])
+    known_P_I = order_P_I if order == "balanced" else np.zeros_like(order_P_I)
     held, values = 0, list[float]()
     for _ in range(data_sets):
         slope_P_1 = SLOPE + rng.normal(0, SLOPE_SD, (P, 1))
-        level_P_T = rng.normal(0, 0.5, (P, 1)) + rng.normal(0, QUESTION_SD, T)[order_P_T]
-        value_P_T = level_P_T + slope_P_1 * np.arange(T) + rng.normal(0, NOISE_SD, (P, T))
-        value_P_T[rng.random((P, T)) < missing] = np.nan
-        found = compute_turn_series("words", value_P_T, known_P_T, 2, seed=0, resamples=resamples).slope
+        level_P_I = rng.normal(0, 0.5, (P, 1)) + rng.normal(0, QUESTION_SD, turns)[order_P_I]
+        value_P_I = level_P_I + slope_P_1 * np.arange(turns) + rng.normal(0, NOISE_SD, (P, turns))
+        value_P_I[rng.random((P, turns)) < missing] = np.nan
+        found = compute_turn_series("words", value_P_I, known_P_I, 2, seed=0, resamples=resamples).slope
         held += found.low is not None and found.high is not None and found.low <= SLOPE <= found.high
         values.append(np.nan if found.value is None else found.value)
     told = {"coverage": round(held / data_sets, 3), "bias": round(float(np.nanmean(values)) - SLOPE, 4)}

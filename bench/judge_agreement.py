@@ -32,8 +32,8 @@ class Judged(NamedTuple):
     """By persona, run and question: what the judge gave, and whether the classifier told the persona; NaN where unknown."""
 
     names: tuple[str, ...]
-    score_P_T_Q: Array
-    told_P_T_Q: Array
+    score_P_M_Q: Array
+    told_P_M_Q: Array
 
 
 def read(runs: Sequence[Path], judge: str, reference: Path) -> Judged:
@@ -43,16 +43,16 @@ def read(runs: Sequence[Path], judge: str, reference: Path) -> Judged:
     texts = sorted({item.persona for item in taught})
     teller = fit_persona_classifier([item.answer for item in taught], [item.persona_id for item in taught], texts)
     shape = len(personas), len(runs), len(questions)
-    score_P_T_Q, told_P_T_Q = np.full(shape, np.nan), np.full(shape, np.nan)
-    for t, (run, items) in enumerate(zip(runs, judged, strict=True)):
+    score_P_M_Q, told_P_M_Q = np.full(shape, np.nan), np.full(shape, np.nan)
+    for m, (run, items) in enumerate(zip(runs, judged, strict=True)):
         said = dict(zip(items, teller.predict([item.answer for item in items.values()]), strict=True))
-        scores = read_judge_results(run, judge_folder(run, judge)).scores
+        scores = read_judge_results(run, judge_folder(run, judge)).scores["none"]
         for (persona, question), item in items.items():
-            at = personas.index(persona), t, questions.index(question)
-            told_P_T_Q[at] = said[persona, question] == persona
-            score = scores.get(item.key)
-            score_P_T_Q[at] = np.nan if score is None else score
-    return Judged(tuple(_name(run) for run in runs), score_P_T_Q, told_P_T_Q)
+            at = personas.index(persona), m, questions.index(question)
+            told_P_M_Q[at] = said[persona, question] == persona
+            score = scores.get(item.answer_key)
+            score_P_M_Q[at] = np.nan if score is None else score
+    return Judged(tuple(_name(run) for run in runs), score_P_M_Q, told_P_M_Q)
 
 
 def _answers(run: Path) -> dict[tuple[str, str], JudgeInput]:
@@ -64,32 +64,32 @@ def _name(run: Path) -> str:
 
 
 def report(found: Judged, draws: PersonaBootstrap) -> None:
-    names, score_P_T_Q, told_P_T_Q = found
-    for what, value_P_T_Q in (("identifiability", told_P_T_Q), ("score", score_P_T_Q)):
-        for t, name in enumerate(names):
-            _show(what, lambda counts, x=value_P_T_Q[:, t]: weighted_mean(x, counts), draws, run=name)  # type: ignore[misc]
-            if t:
-                change = value_P_T_Q[:, t] - value_P_T_Q[:, 0]
+    names, score_P_M_Q, told_P_M_Q = found
+    for what, value_P_M_Q in (("identifiability", told_P_M_Q), ("score", score_P_M_Q)):
+        for m, name in enumerate(names):
+            _show(what, lambda counts, x=value_P_M_Q[:, m]: weighted_mean(x, counts), draws, run=name)  # type: ignore[misc]
+            if m:
+                change = value_P_M_Q[:, m] - value_P_M_Q[:, 0]
                 _show(f"{what}_difference", lambda counts, x=change: weighted_mean(x, counts), draws, run=name, to=names[0])  # type: ignore[misc]
-    of_told, of_missed = (np.where(told_P_T_Q == right, score_P_T_Q, np.nan) for right in (1, 0))
+    of_told, of_missed = (np.where(told_P_M_Q == right, score_P_M_Q, np.nan) for right in (1, 0))
     _show("auc_told_missed", lambda counts: auc(of_told, of_missed, counts), draws)
-    centred = score_P_T_Q - np.nanmean(score_P_T_Q, axis=2, keepdims=True)
-    inside = [np.where(told_P_T_Q == right, centred, np.nan) for right in (1, 0)]
+    centred = score_P_M_Q - np.nanmean(score_P_M_Q, axis=2, keepdims=True)
+    inside = [np.where(told_P_M_Q == right, centred, np.nan) for right in (1, 0)]
     _show("score_told_minus_missed", lambda counts: weighted_mean(inside[0], counts) - weighted_mean(inside[1], counts), draws)
-    share_P_T, level_P_T = (np.nanmean(one, axis=2) for one in (told_P_T_Q, score_P_T_Q))
-    _show("persona_correlation", lambda counts: correlation(share_P_T, level_P_T, counts), draws)
+    share_P_M, level_P_M = (np.nanmean(one, axis=2) for one in (told_P_M_Q, score_P_M_Q))
+    _show("persona_correlation", lambda counts: correlation(share_P_M, level_P_M, counts), draws)
 
 
-def correlation(x_P_T: Array, y_P_T: Array, counts_R_P: Array) -> Array:
+def correlation(x_P_M: Array, y_P_M: Array, counts_R_P: Array) -> Array:
     """Pearson's over personas and runs, each run's mean over personas taken off, value_R."""
-    x, y = (one - _weighted(one, counts_R_P)[:, None, :] for one in (x_P_T[None], y_P_T[None]))
+    x, y = (one - _weighted(one, counts_R_P)[:, None, :] for one in (x_P_M[None], y_P_M[None]))
     weight = counts_R_P[:, :, None]
     cross, across, down = ((weight * product).sum(axis=(1, 2)) for product in (x * y, x * x, y * y))
     return np.asarray(np.divide(cross, np.sqrt(across * down), out=np.full(len(cross), np.nan), where=across * down > 1e-18))
 
 
-def _weighted(value_1_P_T: Array, counts_R_P: Array) -> Array:
-    return np.asarray(np.einsum("rp,pt->rt", counts_R_P, value_1_P_T[0]) / counts_R_P.sum(axis=1, keepdims=True))
+def _weighted(value_1_P_M: Array, counts_R_P: Array) -> Array:
+    return np.asarray(np.einsum("rp,pm->rm", counts_R_P, value_1_P_M[0]) / counts_R_P.sum(axis=1, keepdims=True))
 
 
 def _show(figure: str, measure: PersonaMeasure, draws: PersonaBootstrap, **about: object) -> None:
@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = parser().parse_args()
     found = read(args.runs, args.judge, args.reference)
-    report(found, PersonaBootstrap(len(found.score_P_T_Q), args.seed, 2000))
+    report(found, PersonaBootstrap(len(found.score_P_M_Q), args.seed, 2000))
 
 
 if __name__ == "__main__":

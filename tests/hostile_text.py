@@ -174,7 +174,7 @@ def _fidelity(out: Path, label: str, pool: Path, people: Sequence[Persona], refe
     asked = tuple(one.model_copy(update={"gold": ""}) for one in questions()[:12])
     open_ended.evaluate_open_ended(ScriptedModel(lambda request: reply(request, out.name), name=out.name), config, voices, asked)
     items = read_judge_inputs(out)
-    write_judge(out, "judge", items, lambda item: 1 + seed_from(*map(str, item.key)) % 5, label=f"<img src=x onerror={PWN}>")
+    write_judge(out, "judge", items, lambda item: 1 + seed_from(*item.seed_parts) % 5, label=f"<img src=x onerror={PWN}>")
     return _relabelled(out, label)
 
 

@@ -43,9 +43,9 @@ def test_every_request_gets_its_own_answer_or_its_own_failure(endpoint: str) -> 
 
 
 def test_personas_that_are_told_and_scored_alike_correlate(tmp_path: Path) -> None:
-    share_P_T = np.array([[0.1, 0.3], [0.2, 0.4], [0.6, 0.8]])  # the second run lies 0.2 above the first, which is taken off
+    share_P_M = np.array([[0.1, 0.3], [0.2, 0.4], [0.6, 0.8]])  # the second run lies 0.2 above the first, which is taken off
     counts_R_P = np.array([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [3.0, 0.0, 0.0]])
-    same, opposite = (correlation(share_P_T, sign * share_P_T + 3, counts_R_P) for sign in (2.0, -1.0))
+    same, opposite = (correlation(share_P_M, sign * share_P_M + 3, counts_R_P) for sign in (2.0, -1.0))
     assert same[:2] == pytest.approx([1.0, 1.0])
     assert opposite[:2] == pytest.approx([-1.0, -1.0])
     assert np.isnan(same[2])  # one persona alone varies with nothing

@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from permix.judges.types import JudgeInput, Judgement
+from permix.judges.results import describe_judge_grid
+from permix.judges.types import IN_CHARACTER, JudgeInput, Judgement
 from permix.judges.validation import build_control_inputs
 from permix.storage.run_dir import RUN_FORMAT
 from permix.types import Completion
 
 GYM = ("Expected Action", "Toxicity Control", "Linguistic Habits", "Persona Consistency", "Action Justification")
+DISCRIMINATES_PERSONAS = {name: name != "Toxicity Control" for name in (*GYM, IN_CHARACTER)}
 TRADES = ("welder", "prompter", "beekeeper", "cabbie", "gambler", "nurse", "glazier", "auditor", "drummer", "farrier")
 Score = Callable[[JudgeInput], int | None]
 
@@ -63,10 +65,10 @@ def write_judge(
     (folder / "config.json").write_text(json.dumps({"stage": "judge", "run": str(run), "judge": judge, "seed": seed}))
     born = {"judge": f"weights of {judge['name']}", "rubrics": judge["rubrics"], "examples": None}
     (folder / "provenance.json").write_text(json.dumps({"format": RUN_FORMAT, "identity": born}))
-    calls = [
-        judgement(item, score(item), cost)
-        for item in [*items, *build_control_inputs(items, int(judge["answers_per_control"]), seed)]
-    ]
+    rubrics = {item.rubric: DISCRIMINATES_PERSONAS[item.rubric] for item in items}
+    controls = build_control_inputs(items, int(judge["answers_per_control"]), seed, rubrics)
+    (folder / "grid.json").write_text(json.dumps(describe_judge_grid(rubrics, [*items, *controls])))
+    calls = [judgement(item, score(item), cost) for item in [*items, *controls]]
     (folder / "judgements.jsonl").write_text("".join(call.model_dump_json() + "\n" for call in calls))
     return folder
 
@@ -74,7 +76,7 @@ def write_judge(
 def judgement(item: JudgeInput, score: int | None, cost: float | None, attempt: int = 0) -> Judgement:
     reply = Completion(text=f'{{"score": {score}}}', prompt_tokens=100, completion_tokens=10, finish="stop")
     return Judgement(
-        **item.key._asdict(), attempt=attempt, seed=1, prompt_hash="hash", reply=reply, score=score, cost=cost,
+        **item.target_fields(), attempt=attempt, seed=1, prompt_hash="hash", reply=reply, score=score, cost=cost,
         error=None if score else "no score in the reply",
     )  # fmt: skip
 

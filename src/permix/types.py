@@ -194,6 +194,18 @@ JudgeControl = Literal["none", "wrong-persona", "no-persona", "padded", "retest"
 phrases to the answer, "retest" asks the same again, and "injected" adds an instruction to the judge to the answer."""
 
 
+class AnswerKey(NamedTuple):
+    """One answer under one rubric, whoever judges it and under whatever control.
+
+    `persona_id`: who gave it; of an answer without persona, whose question it was.
+    """
+
+    persona_id: str
+    rubric: str
+    question_id: str
+    sample: int
+
+
 class JudgeInputKey(NamedTuple):
     """Identifies one input of a judge; each judge scores it once.
 
@@ -202,11 +214,7 @@ class JudgeInputKey(NamedTuple):
     """
 
     control: JudgeControl
-    persona_id: str
-    answered_by: str | None
-    question_id: str
-    sample: int
-    rubric: str
+    answer: AnswerKey
 
 
 class PlanRow(Record):

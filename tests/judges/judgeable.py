@@ -85,4 +85,4 @@ def judge_stage(run: Path, base_url: str, **fields: Any) -> JudgeConfig:
 def parts(run: Path) -> list[JudgeInput]:
     """All that a judge of `judge_stage` is asked about a run: its answers, and what tries the judge."""
     items = read_judge_inputs(run)
-    return [*items, *build_control_inputs(items, 20, 0)]
+    return [*items, *build_control_inputs(items, 20, 0, {IN_CHARACTER: True})]

@@ -18,13 +18,13 @@ from permix.inference.openai import OpenAIModel
 from permix.inference.scripted import ScriptedModel
 from permix.judges.pricing import Price, max_call_cost
 from permix.judges.prompts import JudgePrompt, judge_reply_schema
-from permix.judges.results import read_judge_usage
+from permix.judges.results import sum_judge_usage
 from permix.judges.runner import (
     JUDGEMENTS_FILE,
     CallSettings,
     CallTotals,
+    latest_judgements,
     read_judge_calls,
-    read_latest_judgements,
     request_pending_scores,
 )
 from permix.judges.types import Judgement
@@ -70,7 +70,7 @@ def judged(
 
 
 def only(folder: Path) -> Judgement:
-    [one] = read_latest_judgements(folder).values()
+    [one] = latest_judgements(read_judge_calls(folder)).values()
     return one
 
 
@@ -318,7 +318,7 @@ def test_a_reply_that_lacks_a_count_is_booked_at_its_dearest(usage: Any, before:
 
 def test_a_reply_without_usage_and_without_price_has_no_known_cost(tmp_path: Path) -> None:
     outcome, _ = judged(tmp_path, always(Reply(GOOD, usage=None)))
-    assert (outcome.cost, read_judge_usage(tmp_path).cost) == (None, None)
+    assert (outcome.cost, sum_judge_usage(read_judge_calls(tmp_path)).cost) == (None, None)
 
 
 # Going on
@@ -332,13 +332,13 @@ def test_what_is_scored_is_not_asked_again_until_the_answer_changes(tmp_path: Pa
     assert len(model.requests) == 2
     request_pending_scores(model, prompts(items[0], item("q2", "Otherwise, and longer.")), tmp_path, terms(), "test")
     assert len(model.requests) == 3
-    assert len(read_latest_judgements(tmp_path)) == 2
+    assert len(latest_judgements(read_judge_calls(tmp_path))) == 2
 
 
 def test_a_failure_after_a_score_does_not_undo_it(tmp_path: Path) -> None:
     request_pending_scores(ScriptedModel([GOOD]), prompts(item()), tmp_path, terms(), "test")
     request_pending_scores(ScriptedModel([UNDELIVERED]), prompts(item(), item("q2")), tmp_path, terms(), "test")
-    assert [one.score for one in read_latest_judgements(tmp_path).values()] == [4, None]
+    assert [one.score for one in latest_judgements(read_judge_calls(tmp_path)).values()] == [4, None]
 
 
 def test_scores_do_not_depend_on_the_order_or_on_who_else_is_asked(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_scores_do_not_depend_on_the_order_or_on_who_else_is_asked(tmp_path: Pat
     for name, order in (("one", items), ("two", items[::-1]), ("three", items[:3])):
         (tmp_path / name).mkdir()
         request_pending_scores(ScriptedModel(by_length), prompts(*order), tmp_path / name, terms(), "test")
-    one, two, three = (read_latest_judgements(tmp_path / name) for name in ("one", "two", "three"))
+    one, two, three = (latest_judgements(read_judge_calls(tmp_path / name)) for name in ("one", "two", "three"))
     assert one == two
     assert all(one[key] == three[key] for key in three)
 
@@ -378,7 +378,7 @@ def test_killed_at_any_call_it_goes_on_with_what_is_owed_alone(torn: bool, tmp_p
     assert outcome.n_pending == 0
     (tmp_path / "whole").mkdir()
     request_pending_scores(ScriptedModel(by_length), asked, tmp_path / "whole", terms(), "test")
-    assert read_latest_judgements(tmp_path) == read_latest_judgements(tmp_path / "whole")
+    assert latest_judgements(read_judge_calls(tmp_path)) == latest_judgements(read_judge_calls(tmp_path / "whole"))
 
 
 def test_interrupted_it_keeps_what_came_back(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from permix import cli
 from permix.config import JudgeConfig, build_config
 from permix.errors import ConfigError, DataError, MissingScoresError
-from permix.judges.runner import judge_folders, read_judge_calls, read_latest_judgements
+from permix.judges.runner import judge_folders, latest_judgements, read_judge_calls
 from permix.pipelines.fidelity import judge_fidelity_run, run_fidelity
 from permix.pipelines.preflight import check_config
 from permix.storage.files import read_json
@@ -45,7 +45,7 @@ def test_every_answer_and_control_is_judged_once_and_the_run_is_left_as_it_was(t
         judge_fidelity_run(judge_stage(run, server.base_url, label="a strict one"))
     assert len(server.asked) == len(parts(run))
     [folder] = judge_folders(run)
-    found = read_latest_judgements(folder)
+    found = latest_judgements(read_judge_calls(folder))
     assert set(found) == {one.key for one in parts(run)}
     assert all(one.score for one in found.values())
     assert read_json(folder / "config.json")["judge"]["label"] == "a strict one"
@@ -78,7 +78,7 @@ def test_what_has_no_score_is_owed_and_asked_again(tmp_path: Path) -> None:
         assert (judge_folders(run)[0] / "metrics.json").exists()
         judge_fidelity_run(stage)
     assert len(server.asked) == len(parts(run)) + fails
-    assert all(one.score == 4 for one in read_latest_judgements(judge_folders(run)[0]).values())
+    assert all(one.score == 4 for one in latest_judgements(read_judge_calls(judge_folders(run)[0])).values())
 
 
 def test_judges_stand_side_by_side(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from permix.errors import DataError
-from permix.judges.runner import JUDGEMENTS_FILE, judge_folder, judge_folders, read_judge_calls, read_latest_judgements
+from permix.judges.runner import JUDGEMENTS_FILE, judge_folder, judge_folders, latest_judgements, read_judge_calls
 from permix.judges.types import Judgement
 from permix.storage.jsonl import JsonlWriter
 from permix.types import Failure
@@ -47,7 +47,7 @@ def test_calls_come_back_as_they_were_also_hostile_ones(tmp_path: Path) -> None:
 )
 def test_what_stands(calls: list[Judgement], stands: int, tmp_path: Path) -> None:
     write(tmp_path, *calls)
-    assert list(read_latest_judgements(tmp_path).values()) == [calls[stands]]
+    assert list(latest_judgements(read_judge_calls(tmp_path)).values()) == [calls[stands]]
 
 
 def test_controls_and_rubrics_stand_apart(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_controls_and_rubrics_stand_apart(tmp_path: Path) -> None:
         call(1, control="wrong-persona", persona_id="troll"),
     ]
     write(tmp_path, *calls)
-    assert list(read_latest_judgements(tmp_path).values()) == calls
+    assert list(latest_judgements(read_judge_calls(tmp_path)).values()) == calls
 
 
 def test_a_torn_line_is_passed_over_and_then_dropped(tmp_path: Path) -> None:

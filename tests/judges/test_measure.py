@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from permix.errors import DataError
-from permix.judges import results
+from permix.judges import results, validation
 from permix.judges.parsing import REPEATED_SCORE_ERROR
-from permix.judges.results import read_judge_results, read_judge_usage
+from permix.judges.results import read_judge_results, sum_judge_usage
+from permix.judges.runner import read_judge_calls
 from permix.judges.summary import JudgeSummary, measure_judge, measure_judge_agreement, measure_score_difference
 from permix.judges.types import JudgeInput, Judgement
-from permix.judges.validation import build_control_inputs
+from permix.judges.validation import build_control_inputs, injection_form
 from permix.types import seed_from
-from tests.verdicts import GYM, gym_items, judgement, place, read_items, write_items, write_judge
+from tests.verdicts import DISCRIMINATES_PERSONAS, GYM, gym_items, judgement, place, read_items, write_items, write_judge
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +71,55 @@ def test_every_number_of_a_judge_that_is_known(tmp_path: Path) -> None:
     assert found.discriminates_persona
 
 
+def test_a_line_of_the_log_says_which_answer_it_scored_under_which_control(tmp_path: Path) -> None:
+    items = gym_items()
+    write_items(tmp_path, items)
+    found = read_judge_results(tmp_path, write_judge(tmp_path, "one", items, judge_of_parts, answers_per_control=40))
+    plain, tried = found.scores["none"], {item.answer_key: item for item in items if item.control == "none"}
+    assert list(plain) == list(tried)
+    assert {key: found.scores["padded"][key] - plain[key] for key in tried if tried[key].rubric != "Toxicity Control"} == {
+        key: min(5, plain[key] + 1) - plain[key] for key in tried if tried[key].rubric != "Toxicity Control"
+    }
+    wrong = found.scores["wrong-persona"]
+    assert {key: plain[key] - score for key, score in wrong.items()} == dict.fromkeys(wrong, 1)
+    assert {key.rubric for key in wrong} == {"Expected Action"}
+    assert {key: injection_form(item, 0) for key, item in tried.items()} == found.injection_forms
+    assert found.rubrics == {"Expected Action": True, "Toxicity Control": False}
+
+
+def test_results_are_read_without_building_controls_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("personas were compared")
+
+    write_items(tmp_path, gym_items())
+    folder = write_judge(tmp_path, "one", gym_items(), judge_of_parts)
+    monkeypatch.setattr(validation, "near_duplicate_pairs", never)
+    assert read_judge_results(tmp_path, folder).n_inputs["wrong-persona"] == 20
+
+
+def test_controls_that_were_not_judged_yet_are_counted_as_asked(tmp_path: Path) -> None:
+    """Of a judge that was stopped: its log holds the answers themselves and nothing else."""
+    write_items(tmp_path, gym_items())
+    folder = write_judge(tmp_path, "one", gym_items(), judge_of_parts)
+    path = folder / "judgements.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if '"control":"none"' in line))
+    found = measure_judge(tmp_path, folder, seed=0, resamples=100)
+    assert found.counts == {
+        "none": (40, 40), "wrong-persona": (0, 20), "no-persona": (0, 40), "padded": (0, 20), "retest": (0, 20),
+        "injected": (0, 20),
+    }  # fmt: skip
+
+
+def test_an_answer_that_the_run_no_longer_asks_is_left_out_with_its_controls(tmp_path: Path) -> None:
+    write_items(tmp_path, gym_items())
+    folder = write_judge(tmp_path, "one", gym_items(), judge_of_parts, answers_per_control=40)
+    write_items(tmp_path, [item for item in gym_items() if item.persona_id != "p3"])
+    found = read_judge_results(tmp_path, folder)
+    assert {control: len(scores) for control, scores in found.scores.items()} == {
+        "none": 30, "wrong-persona": 15, "no-persona": 30, "padded": 30, "retest": 30, "injected": 30,
+    }  # fmt: skip
+
+
 def test_what_could_not_be_scored_is_left_out_and_counted(tmp_path: Path) -> None:
     def silent(item: JudgeInput) -> int | None:
         return None if item.persona_id == "p0" and item.rubric == "Expected Action" else judge_of_parts(item)
@@ -93,7 +143,7 @@ def test_a_judge_that_always_says_five_is_not_trusted(tmp_path: Path) -> None:
 
 
 def noise(salt: int, item: JudgeInput) -> int:
-    return 1 + seed_from(salt, *map(str, item.key)) % 5
+    return 1 + seed_from(salt, *item.seed_parts) % 5
 
 
 def test_judges_of_noise_are_not_trusted_and_a_keen_one_is(tmp_path: Path) -> None:
@@ -142,15 +192,17 @@ def test_the_bill_counts_every_call(tmp_path: Path) -> None:
     with (folder / "judgements.jsonl").open("a") as file:
         file.write(judgement(items[0], None, 0.5, attempt=1).model_dump_json() + "\n")
         file.write('{"torn')
-    n = len(items) + len(build_control_inputs(items, 20, 0)) + 1
-    bill = read_judge_usage(folder)
+    n = len(items) + len(build_control_inputs(items, 20, 0, DISCRIMINATES_PERSONAS)) + 1
+    bill = sum_judge_usage(read_judge_calls(folder))
     assert (bill.calls, bill.calls_without_score) == (n, 1)
     assert (bill.prompt_tokens, bill.completion_tokens) == (100 * n, 10 * n)
     assert bill.cost == pytest.approx(0.001 * (n - 1) + 0.5)
-    assert read_judge_usage(write_judge(tmp_path, "two", items, judge_of_parts, cost=None)).cost is None
+    other = write_judge(tmp_path, "two", items, judge_of_parts, cost=None)
+    assert sum_judge_usage(read_judge_calls(other)).cost is None
+    assert read_judge_results(tmp_path, folder).usage == bill  # one reading gives scores and usage
     (folder / "judgements.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match=r"judgements\.jsonl:1: not a judgement"):
-        read_judge_usage(folder)
+        read_judge_results(tmp_path, folder)
 
 
 def test_a_run_without_answers_cannot_be_measured(tmp_path: Path) -> None:

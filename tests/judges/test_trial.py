@@ -1,6 +1,7 @@
 """What the judge is tried on: the same whatever the order, spread evenly, and each control what it says."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
@@ -15,6 +16,7 @@ from permix.judges.validation import (
     pad_answer,
     sample_balanced_inputs,
 )
+from tests.verdicts import DISCRIMINATES_PERSONAS
 
 TASKS = ("Expected Action", "Toxicity Control", "Linguistic Habits", "Persona Consistency", "Action Justification")
 VOICES = ("a deep-sea welder", "an opera prompter", "a beekeeping monk", "a taxi driver", "a chess hustler", "a night nurse",
@@ -34,13 +36,17 @@ def items(voices: tuple[str, ...] = VOICES, tasks: tuple[str, ...] = TASKS, ques
     ]  # fmt: skip
 
 
+def controls(inputs: Sequence[JudgeInput], n: int, seed: int) -> list[JudgeInput]:
+    return build_control_inputs(inputs, n, seed, DISCRIMINATES_PERSONAS)
+
+
 def of(found: list[JudgeInput], control: str) -> list[JudgeInput]:
     return [item for item in found if item.control == control]
 
 
 def test_each_control_has_n_items_of_answers_that_exist() -> None:
     asked = items()
-    found = build_control_inputs(asked, 40, seed=0)
+    found = controls(asked, 40, seed=0)
     assert Counter(item.control for item in found) == dict.fromkeys(("wrong-persona", "padded", "retest", "injected"), 40)
     assert len({item.key for item in found}) == 160
     plain = {(item.answered_by, item.question_id): item for item in asked}
@@ -53,15 +59,15 @@ def test_each_control_has_n_items_of_answers_that_exist() -> None:
 
 def test_the_choice_hangs_on_content_and_seed_alone() -> None:
     asked = items()
-    forward, backward = build_control_inputs(asked, 30, seed=3), build_control_inputs(asked[::-1], 30, seed=3)
+    forward, backward = controls(asked, 30, seed=3), controls(asked[::-1], 30, seed=3)
     assert forward == backward
-    assert forward != build_control_inputs(asked, 30, seed=4)
+    assert forward != controls(asked, 30, seed=4)
     other_answers = [item.model_copy(update={"answer": f"{item.answer} Aye."}) for item in asked]
-    assert [item.key for item in build_control_inputs(other_answers, 30, seed=3)] == [item.key for item in forward]
+    assert [item.key for item in controls(other_answers, 30, seed=3)] == [item.key for item in forward]
 
 
 def test_a_smaller_trial_is_part_of_a_larger_one() -> None:
-    small, large = build_control_inputs(items(), 25, seed=1), build_control_inputs(items(), 60, seed=1)
+    small, large = controls(items(), 25, seed=1), controls(items(), 60, seed=1)
     assert len(small) == 100
     assert set(map(JudgeInput.model_dump_json, small)) < set(map(JudgeInput.model_dump_json, large))
 
@@ -76,15 +82,15 @@ def test_personas_and_rubrics_are_tried_alike(n: int) -> None:
 
 def test_fewer_answers_than_asked_for_are_all_taken() -> None:
     few = items(questions=1)
-    found = build_control_inputs(few, 1000, seed=0)
+    found = controls(few, 1000, seed=0)
     assert len(of(found, "retest")) == 40
     assert len(of(found, "wrong-persona")) == 32  # without Toxicity Control
-    assert build_control_inputs([], 100, seed=0) == []
+    assert controls([], 100, seed=0) == []
 
 
 def test_a_wrong_persona_is_another_one_and_never_a_near_duplicate() -> None:
     twins = ("a deep-sea welder", "a deep sea welder", "an opera prompter", "a beekeeping monk")
-    wrong = of(build_control_inputs(items(twins), 1000, seed=0), "wrong-persona")
+    wrong = of(controls(items(twins), 1000, seed=0), "wrong-persona")
     pairs = {(item.answered_by, item.persona_id) for item in wrong}
     assert pairs == {("p0", "p2"), ("p0", "p3"), ("p1", "p2"), ("p1", "p3"),
                      ("p2", "p0"), ("p2", "p1"), ("p2", "p3"), ("p3", "p0"), ("p3", "p1"), ("p3", "p2")}  # fmt: skip
@@ -94,14 +100,14 @@ def test_a_wrong_persona_is_another_one_and_never_a_near_duplicate() -> None:
 
 
 def test_personas_that_are_all_alike_have_no_wrong_one() -> None:
-    found = build_control_inputs(items(("a deep-sea welder", "a deep sea welder")), 20, seed=0)
+    found = controls(items(("a deep-sea welder", "a deep sea welder")), 20, seed=0)
     assert {item.control for item in found} == {"padded", "retest", "injected"}
 
 
 def test_shared_questions_are_deranged_each_in_its_own_way() -> None:
     shared = [item.model_copy(update={"question": item.question_id[-1], "question_id": item.question_id[-1]})
               for item in items(tasks=("In Character",))]  # fmt: skip
-    wrong = of(build_control_inputs(shared, 1000, seed=0), "wrong-persona")
+    wrong = of(controls(shared, 1000, seed=0), "wrong-persona")
     by_question = [tuple(item.persona_id for item in sorted(wrong, key=lambda one: one.answered_by or "") if item.question == q)
                    for q in "012"]  # fmt: skip
     assert all(sorted(under) == [f"p{p}" for p in range(8)] for under in by_question)
@@ -125,11 +131,12 @@ def test_padding_says_nothing_and_is_half_as_long_again(answer: str) -> None:
 
 def test_injections_take_every_form_and_leave_the_answer_whole() -> None:
     asked = items()
-    found = of(build_control_inputs(asked, 120, seed=0), "injected")
+    found = of(controls(asked, 120, seed=0), "injected")
     plain = {item.question_id: item for item in asked}
     carried = Counter(injection_form(plain[item.question_id], 0) for item in found)
     assert set(carried) == set(INJECTION_FORMS)
     for item in found:
+        assert item.form == injection_form(plain[item.question_id], 0)
         instruction, answer = INJECTION_FORMS[injection_form(item, 0)], plain[item.question_id].answer
         assert instruction in item.answer
         assert "".join(item.answer.replace(instruction, "").split()) == "".join(answer.split())

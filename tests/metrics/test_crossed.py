@@ -27,16 +27,16 @@ OWN = "Be {persona}!"
 
 
 def test_components_by_hand() -> None:
-    # Two templates, two personas, two questions, T P Q. Accuracies of the templates: 1/4 and 3/4; of the personas: 1/2 and 1/2.
+    # Two templates, two personas, two questions, W P Q. Accuracies of the templates: 1/4 and 3/4; of the personas: 1/2 and 1/2.
     scores = np.array([[[0, 1], [0, 0]], [[1, 0], [1, 1]]], dtype=float)
     found = variance_components(scores)
-    # Templates: by question 0 they are 0 and 1, by question 1 both are 1/2: effects ∓1/4, MS_t = 2·2·(1/16+1/16)/1 = 1/2, and
-    # MS_tq = 2·(4·1/16)/1 = 1/2. Nothing is left.
+    # Templates: by question 0 they are 0 and 1, by question 1 both are 1/2: effects ∓1/4, MS_w = 2·2·(1/16+1/16)/1 = 1/2, and
+    # MS_wq = 2·(4·1/16)/1 = 1/2. Nothing is left.
     assert found.template_sd.value == 0
     # Personas never differ on average: MS_p = 0.
     assert found.persona_sd.value == 0
-    # Both together: accuracies 1/2 0 / 1/2 1: effects ±1/4, MS_tp = 2·(4/16)/1 = 1/2. Question by question the joint effect is
-    # 0, 0 and then 1/2 everywhere: MS_tpq = (8·1/16)/1 = 1/2.
+    # Both together: accuracies 1/2 0 / 1/2 1: effects ±1/4, MS_wp = 2·(4/16)/1 = 1/2. Question by question the joint effect is
+    # 0, 0 and then 1/2 everywhere: MS_wpq = (8·1/16)/1 = 1/2.
     assert found.persona_template_sd.value == 0
     assert found.template_sd.n == 2
 
@@ -72,8 +72,8 @@ def test_intervals_hold_the_truth(effect: float) -> None:
     rng = np.random.default_rng(5)
     held = []
     for _ in range(200):
-        chance_T_P_Q = np.tile(rng.uniform(0.2, 0.6, size=60), (3, 6, 1)) + effect * np.arange(3)[:, None, None]
-        found = variance_components((rng.random(chance_T_P_Q.shape) < chance_T_P_Q).astype(float))
+        chance_W_P_Q = np.tile(rng.uniform(0.2, 0.6, size=60), (3, 6, 1)) + effect * np.arange(3)[:, None, None]
+        found = variance_components((rng.random(chance_W_P_Q.shape) < chance_W_P_Q).astype(float))
         truth = {"template_sd": effect, "persona_sd": 0.0, "persona_template_sd": 0.0}
         for name, value in truth.items():
             one = getattr(found, name)

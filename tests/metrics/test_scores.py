@@ -19,29 +19,29 @@ from permix.types import Estimate
 
 _ = np.nan
 ALL = np.ones((1, 2))
-SCORES_P_T_Q = np.array([[[5.0, 3.0], [2.0, _]], [[4.0, _], [_, _]]])  # two personas, two rubrics, two answers each
+SCORES_P_U_Q = np.array([[[5.0, 3.0], [2.0, _]], [[4.0, _], [_, _]]])  # two personas, two rubrics, two answers each
 
 
 def test_task_means_and_their_mean_leave_out_what_has_no_score() -> None:
-    assert rubric_means(SCORES_P_T_Q, ALL).tolist() == [[4.0, 2.0]]  # (5 + 3 + 4) / 3 and 2
-    assert persona_score(SCORES_P_T_Q, ALL).tolist() == [3.0]
-    assert weighted_mean(SCORES_P_T_Q, ALL).tolist() == [3.5]
+    assert rubric_means(SCORES_P_U_Q, ALL).tolist() == [[4.0, 2.0]]  # (5 + 3 + 4) / 3 and 2
+    assert persona_score(SCORES_P_U_Q, ALL).tolist() == [3.0]
+    assert weighted_mean(SCORES_P_U_Q, ALL).tolist() == [3.5]
 
 
 def test_a_persona_drawn_twice_counts_twice_with_all_its_answers() -> None:
-    assert rubric_means(SCORES_P_T_Q, np.array([[2.0, 0.0], [1.0, 3.0]])).tolist() == [[4.0, 2.0], [4.0, 2.0]]
-    assert weighted_mean(SCORES_P_T_Q, np.array([[0.0, 2.0]])).tolist() == [4.0]
+    assert rubric_means(SCORES_P_U_Q, np.array([[2.0, 0.0], [1.0, 3.0]])).tolist() == [[4.0, 2.0], [4.0, 2.0]]
+    assert weighted_mean(SCORES_P_U_Q, np.array([[0.0, 2.0]])).tolist() == [4.0]
 
 
 def test_a_rubric_without_any_score_leaves_no_persona_score() -> None:
-    assert np.isnan(persona_score(SCORES_P_T_Q, np.array([[0.0, 1.0]]))).all()
+    assert np.isnan(persona_score(SCORES_P_U_Q, np.array([[0.0, 1.0]]))).all()
 
 
 def test_contributions_of_personas_add_up_to_the_difference() -> None:
-    difference_P_T_Q = np.array([[[1.0, 0.0], [-2.0, _]], [[2.0, _], [1.0, 1.0]]])
-    added_P = persona_contributions(difference_P_T_Q)
+    difference_P_U_Q = np.array([[[1.0, 0.0], [-2.0, _]], [[2.0, _], [1.0, 1.0]]])
+    added_P = persona_contributions(difference_P_U_Q)
     assert added_P == pytest.approx([(1 / 3 - 2 / 3) / 2, (2 / 3 + 2 / 3) / 2])
-    assert added_P.sum() == pytest.approx(persona_score(difference_P_T_Q, ALL)[0])
+    assert added_P.sum() == pytest.approx(persona_score(difference_P_U_Q, ALL)[0])
 
 
 def test_auc_counts_every_pair_of_a_rubric_once() -> None:

@@ -20,7 +20,7 @@ from permix.report.published import PublishedComparison, collect_published, pers
 from permix.report.runs import collect_models
 from permix.report.summary_text import TRUST_MARKS_LEGEND
 from permix.storage.run_dir import RUN_FORMAT
-from permix.types import JudgeInputKey
+from permix.types import AnswerKey
 from tests.personagym_files import DIVER, put, questions_of
 
 
@@ -28,16 +28,16 @@ def question(id: str, persona: str, task: str) -> AskedQuestion:
     return AskedQuestion(id=id, text=f"{id}?", task=task, persona_id=persona)
 
 
-def key(one: AskedQuestion, control: str = "none") -> JudgeInputKey:
-    return JudgeInputKey(control, str(one.persona_id), one.persona_id, one.id, 0, str(one.task))  # type: ignore[arg-type]
+def key(one: AskedQuestion) -> AnswerKey:
+    return AnswerKey(str(one.persona_id), str(one.task), one.id, 0)
 
 
-def test_scores_lie_where_they_were_asked_and_controls_nowhere() -> None:
+def test_scores_lie_where_they_were_asked_and_others_nowhere() -> None:
     asked = [
         question("q1", "nurse", "Toxicity Control"), question("q2", "nurse", "Toxicity Control"),
         question("q3", "cook", "Linguistic Habits"), question("q4", "cook", "Toxicity Control"),
     ]  # fmt: skip
-    first = {key(asked[0]): 5, key(asked[2]): 2, key(asked[1], "padded"): 1}
+    first = {key(asked[0]): 5, key(asked[2]): 2, key(question("q5", "cook", "Linguistic Habits")): 1}
     laid = personagym_score_arrays(asked, [first, {key(asked[1]): 3}])
     toxicity, habits = PERSONAGYM_TASKS.index("Toxicity Control"), PERSONAGYM_TASKS.index("Linguistic Habits")
     assert laid.score_J_P_U_Q.shape == (2, 2, 5, 2)
@@ -71,7 +71,10 @@ def test_a_file_of_others_stands_in_the_report(run: Path, tmp_path: Path) -> Non
 
 
 def test_a_judges_scores_stand_as_published_beside_ours(run: Path, tmp_path: Path) -> None:
-    """One persona, two questions a task: Toxicity Control without any score, one of the others lost, all scored 4."""
+    """One persona, two questions a task: Toxicity Control without any score, one of the others lost, all scored 4.
+
+    A control, scored 1, counts nowhere.
+    """
     folder = run / "judges" / "j"
     folder.mkdir(parents=True)
     put(
@@ -87,10 +90,12 @@ def test_a_judges_scores_stand_as_published_beside_ours(run: Path, tmp_path: Pat
         folder / "provenance.json",
         {"format": RUN_FORMAT, "identity": {"judge": "weights of j", "rubrics": "personagym", "examples": None}},
     )
+    put(folder / "grid.json", {"discriminates_personas": {item.rubric: True for item in plain}, "n_controls": {}})
+    padded = plain[0].model_copy(update={"control": "padded"})
     with (folder / "judgements.jsonl").open("w") as lines:
-        for place, item in enumerate(plain):
-            said: dict[str, Any] = {"score": 4} if place else {"error": "no score"}
-            call = Judgement(**item.key._asdict(), attempt=0, seed=0, prompt_hash="x", **said)
+        for place, item in enumerate([*plain, padded]):
+            said: dict[str, Any] = {"score": 4 if item.control == "none" else 1} if place else {"error": "no score"}
+            call = Judgement(**item.target_fields(), attempt=0, seed=0, prompt_hash="x", **said)
             lines.write(call.model_dump_json() + "\n")
     (model,) = collect_models([run])
     found = collect_published([model], ReportConfig(as_published=True)).runs["gpt"]

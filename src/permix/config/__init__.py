@@ -25,6 +25,7 @@ from permix.config.data import (
     PersonasConfig,
     TaskConfig,
     configurable_backends,
+    rubric_entries,
 )
 from permix.config.interop import (
     ExportConfig,
@@ -119,4 +120,5 @@ __all__ = [
     "load_config",
     "read_config_values",
     "resolve_mix",
+    "rubric_entries",
 ]

@@ -3,7 +3,7 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -176,6 +176,11 @@ PersonaGymTask = Literal[
 """PersonaGym's five tasks, named as in its paper."""
 
 
+def rubric_entries(rubrics: str | Sequence[str]) -> tuple[str, ...]:
+    """What `judge.rubrics` names: a text is one entry."""
+    return (rubrics,) if isinstance(rubrics, str) else tuple(rubrics)
+
+
 class JudgeModelConfig(ModelConfig):
     """The judge: a model that scores the answers."""
 
@@ -183,8 +188,9 @@ class JudgeModelConfig(ModelConfig):
     """The judge model: "none" for no judge, "bundled", a model folder, a hub id, or the name that an endpoint serves it under."""
     label: str | None = None
     """Name of the judge in tables and of its folder in the run; the model's name when not given."""
-    rubrics: str = "permix"
-    """"permix" for permix's own rubrics, or a PersonaGym folder that contains rubrics/."""
+    rubrics: str | tuple[str, ...] = "permix"
+    """"permix" for permix's own rubrics, or a PersonaGym folder that contains rubrics/. Open-ended answers and interviews can be
+    judged by one or more rubrics: permix's own by name ("In Character"), yours by the path of a file (warmth.toml)."""
     reasons: bool = True
     """Ask the judge for a sentence of reasons before the score; without reasons a judge is cheaper but explains nothing."""
     examples: Path | None = None
@@ -202,6 +208,12 @@ class JudgeModelConfig(ModelConfig):
     """A TOML file of prices by model (example: configs/prices.toml); without it costs are unknown."""
     max_cost: float | None = Field(default=None, gt=0)
     """Stop calling the judge when this many US dollars are spent; needs --judge.prices."""
+
+    @model_validator(mode="after")
+    def _check_rubrics(self) -> "JudgeModelConfig":
+        if not rubric_entries(self.rubrics):
+            raise ValueError('rubrics = []: names no rubric; give "permix", a folder of PersonaGym, or one rubric or more')
+        return self
 
     @model_validator(mode="after")
     def _check_prices(self) -> "JudgeModelConfig":

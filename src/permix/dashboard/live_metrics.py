@@ -126,13 +126,13 @@ def _identifiability_measures(run: Path, resamples: int | None) -> Iterator[Live
 
 
 def _judge_measures(folder: Path, resamples: int | None) -> LiveMeasures:
-    from permix.judges.results import read_judge_results, read_judge_usage
+    from permix.judges.results import read_judge_results
     from permix.judges.summary import summarize_judge
 
     verdicts = read_judge_results(folder.parent.parent, folder)
-    asked = len(verdicts.inputs)
+    asked = sum(verdicts.n_inputs.values())
     try:
-        found = summarize_judge(verdicts, read_judge_usage(folder), seed=verdicts.seed, resamples=resamples or 2000)
+        found = summarize_judge(verdicts, seed=verdicts.seed, resamples=resamples or 2000)
     except PermixError as error:
         return LiveMeasures(n_scores_asked=asked, note=truncate(escape_control(str(error)), 300))
     trusted = {

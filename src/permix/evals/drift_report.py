@@ -43,7 +43,7 @@ from permix.metrics.persona_classifier import (
 from permix.metrics.statistics import Array, bootstrap, bootstrap_estimate, bootstrap_mean, bootstrap_share
 from permix.metrics.text_stats import find_character_breaks, tokenize_words
 from permix.storage.run_dir import RunReader, require_run
-from permix.types import Cell, CellKey, Estimate, JudgeInputKey, Record, canonical_text, seed_from
+from permix.types import AnswerKey, Cell, CellKey, Estimate, Record, canonical_text, seed_from
 
 
 class TrainExample(NamedTuple):
@@ -55,7 +55,7 @@ class TrainExample(NamedTuple):
 
 
 class TurnAccuracy(NamedTuple):
-    """right_P_T: 1 where an answer's persona is told, 0 where it is not, NaN without an answer; by text, and the controls."""
+    """right_P_I: 1 where an answer's persona is told, 0 where it is not, NaN without an answer; by text, and the controls."""
 
     correct_by_text_P_I: Array
     correct_by_length_P_I: Array
@@ -113,14 +113,14 @@ def _attribution_correctness(
     rows, learnt = make_features(), make_classifier()
     learnt.fit(rows.fit_transform([mask(one.answer) for one in train_examples]), labels)
     given = [
-        (p, t, who, text) for p, (who, said) in enumerate(answers_P_I.items()) for t, text in enumerate(said) if text is not None
+        (p, i, who, text) for p, (who, said) in enumerate(answers_P_I.items()) for i, text in enumerate(said) if text is not None
     ]
-    right_P_T = np.full((len(answers_P_I), max(map(len, answers_P_I.values()))), np.nan)
+    right_P_I = np.full((len(answers_P_I), max(map(len, answers_P_I.values()))), np.nan)
     if given:
         guessed = learnt.predict(rows.transform([mask(text) for *_, text in given]))
-        for (p, t, who, _), guess in zip(given, guessed, strict=True):
-            right_P_T[p, t] = float(guess == who)
-    return right_P_T
+        for (p, i, who, _), guess in zip(given, guessed, strict=True):
+            right_P_I[p, i] = float(guess == who)
+    return right_P_I
 
 
 def _shuffle_labels(train_examples: Sequence[TrainExample], seed: int) -> list[str]:
@@ -191,14 +191,15 @@ class Drift(Record):
 
 
 class JudgeTurnScores(NamedTuple):
-    """What a judge of the run scored, and whether it told personas apart; None where it was not tried."""
+    """What a judge of the run scored, by which rubrics, and whether it told personas apart; None where it was not tried."""
 
-    scores: Mapping[JudgeInputKey, int | None]
+    scores: Mapping[AnswerKey, int]
+    rubrics: tuple[str, ...]
     discriminates_persona: bool | None
 
 
 class InterviewRecords(NamedTuple):
-    """The records of a run's interviews: `cells[p][t]`, None where a turn is owed; `questions[p][t]` in words."""
+    """The records of a run's interviews: `cells_P_I`, None where a turn is owed; `questions_P_I` in words."""
 
     persona_ids: tuple[str, ...]
     persona_texts: tuple[str, ...]
@@ -212,7 +213,7 @@ class InterviewRecords(NamedTuple):
 
     @property
     def question_P_I(self) -> QuestionIndex:
-        """question_P_T: a number for each question; one for all where an order says nothing about them."""
+        """question_P_I: a number for each question; one for all where an order says nothing about them."""
         shape = len(self.cells_P_I), len(self.cells_P_I[0])
         if self.question_order != "balanced":
             return np.zeros(shape, dtype=np.int64)
@@ -291,9 +292,9 @@ def compute_turn_series(
     name: str, value_P_I: Array, question_P_I: QuestionIndex, first_turn: int, seed: int, resamples: int
 ) -> TurnSeries:
     """One measure's curve, slope and late − early."""
-    P, T = value_P_I.shape
+    P, n_turns = value_P_I.shape
     rng = np.random.default_rng(seed_from(seed, "drift", name))
-    regressors = {"slope": slope_regressor(first_turn, T), "late": late_regressor(first_turn, T)}
+    regressors = {"slope": slope_regressor(first_turn, n_turns), "late": late_regressor(first_turn, n_turns)}
     found = bootstrap(
         lambda counts_R_P: {key: turn_effect(value_P_I, question_P_I, one, counts_R_P) for key, one in regressors.items()},
         P, rng, resamples, _BOOTSTRAP_BLOCK,
@@ -311,7 +312,7 @@ def compute_turn_series(
         slope=slope,
         late_minus_early=late,
         n_scored=int((~np.isnan(value_P_I)).sum()),
-        n_asked=P * T,
+        n_asked=P * n_turns,
     )
 
 
@@ -351,20 +352,20 @@ def _text_measures(interviews: InterviewRecords) -> Iterator[tuple[str, Array]]:
 def _judge_series(
     label: str, judge_scores: JudgeTurnScores, interviews: InterviewRecords, first_turn: int, seed: int, resamples: int
 ) -> TurnSeries:
-    score_P_T = scores_by_turn(judge_scores.scores, interviews.persona_ids, len(interviews.cells_P_I[0]))
-    found = compute_turn_series(f"judge {label}", score_P_T, interviews.question_P_I, first_turn, seed, resamples)
+    score_P_I = scores_by_turn(judge_scores.scores, judge_scores.rubrics, interviews.persona_ids, len(interviews.cells_P_I[0]))
+    found = compute_turn_series(f"judge {label}", score_P_I, interviews.question_P_I, first_turn, seed, resamples)
     return found.model_copy(update={"judge": label, "discriminates_persona": judge_scores.discriminates_persona})
 
 
-def scores_by_turn(scores: Mapping[JudgeInputKey, int | None], persona_ids: Sequence[str], n_turns: int) -> Array:
-    """score_P_T: a judge's scores of the answers themselves (control "none"); NaN where there is none."""
+def scores_by_turn(scores: Mapping[AnswerKey, int], rubrics: Sequence[str], persona_ids: Sequence[str], n_turns: int) -> Array:
+    """score_P_I: a judge's score of each answer, the mean over its rubrics; NaN where there is none, or one is missing."""
     place = {who: p for p, who in enumerate(persona_ids)}
-    found = np.full((len(persona_ids), n_turns), np.nan)
+    score_P_I_U = np.full((len(persona_ids), n_turns, len(rubrics)), np.nan)
     for key, score in scores.items():
         turn = turn_number(key.question_id)
-        if key.control == "none" and key.persona_id in place and turn is not None and turn <= n_turns and score is not None:
-            found[place[key.persona_id], turn - 1] = score
-    return found
+        if key.persona_id in place and turn is not None and turn <= n_turns:
+            score_P_I_U[place[key.persona_id], turn - 1, rubrics.index(key.rubric)] = score
+    return np.asarray(score_P_I_U.mean(axis=2))
 
 
 def _to_array(rows: Sequence[Sequence[float | None]]) -> Array:

@@ -6,7 +6,13 @@ before the answer is handed over in the same way. What a tokenizer reads as the 
 by a space after its first character, <|im_end|> into < |im_end|>: quoted text is never anything but text. The reply is asked for
 as JSON, reasons first: a score that stands before its reasons is not made of them.
 
-Rubrics: what a judge is told to look for. Ours in `rubrics.toml`, or those of a folder of PersonaGym, read when needed.
+Rubrics: what a judge is told to look for. Ours are in `rubrics.toml`; a folder of PersonaGym has its own; and a TOML file of a
+user has one more for open-ended answers and interviews:
+
+    name = "Warmth"
+    criterion = "Is the character warm towards whoever asks?"
+    score_descriptions = ["It is hostile.", "It is cool.", "It is polite.", "It is kind.", "It is warm throughout."]  # of 1 to 5
+    discriminates_personas = false  # can the same answer be worth less under another persona?
 
 A rubric is a template with the four slots of PersonaGym's files, {score_example}, {persona}, {question} and {response}, each of
 which stands in it once. Its contract: whatever fills a slot is never searched for another one, and where there are no examples
@@ -21,11 +27,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator
 
-from permix.config import format_validation_error
+from permix.config import ConfigSection, format_validation_error, load_config, rubric_entries
 from permix.errors import ConfigError, DataError, closest_match
-from permix.judges.types import JudgeInput
+from permix.judges.parsing import parse_score
+from permix.judges.types import IN_CHARACTER, JudgeInput
 from permix.personas.personagym import ScoreExample
 from permix.storage.rows import read_rows
 from permix.types import Message, digest
@@ -39,7 +46,7 @@ RUBRIC_FILE_NAMES = {"Toxicity Control": "Toxicity"}
 
 
 RUBRIC_TEMPLATE = """\
-Judge one answer by one question: {asks}
+Judge one answer by one question: {criterion}
 
 What the scores mean:
 {scores}
@@ -75,10 +82,12 @@ _EXAMPLES_BLOCK = re.compile(
 
 
 class Rubric(NamedTuple):
-    """`template` has each of `RUBRIC_SLOTS` once."""
+    """`template` has each of `RUBRIC_SLOTS` once. `discriminates_personas`: whether an answer that fits one persona may not fit
+    another, so that judging it under a wrong persona tries the judge."""
 
     name: str
     template: str
+    discriminates_personas: bool = True
 
     def render(self, *, persona: str, question: str, response: str, score_example: str = "") -> str:
         """The template with its slots filled; without examples, without their block."""
@@ -88,39 +97,91 @@ class Rubric(NamedTuple):
         return "".join(values[part] if place % 2 else part for place, part in enumerate(parts)).strip()
 
 
-def load_rubrics(source: str, names: Collection[str]) -> dict[str, Rubric]:
-    """The rubrics of these names, of "permix" or a folder of PersonaGym. ConfigError for one that is missing or lacks a slot."""
-    found = (
-        _load_builtin_rubrics(names)
-        if source == BUILTIN_RUBRICS
-        else {name: _load_personagym_rubric(Path(source), name) for name in sorted(set(names))}
-    )
-    for rubric in found.values():
-        _check_slots(rubric, source)
+class RubricText(ConfigSection):
+    """A rubric in words: a table of `rubrics.toml`, or a file of one's own."""
+
+    name: str = Field(min_length=1)
+    criterion: str = Field(min_length=1)
+    score_descriptions: tuple[str, str, str, str, str]
+    discriminates_personas: bool
+
+    @field_validator("criterion", "score_descriptions")
+    @classmethod
+    def _check_decides_nothing(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for text in (given,) if isinstance(given, str) else given:
+            if parse_score(text, "").score is not None:
+                raise ValueError(f"{text!r} reads as a score by itself: a judge that repeats it would seem to have decided")
+        return given
+
+    def to_rubric(self) -> Rubric:
+        scores = "\n".join(f"{score}: {text}" for score, text in enumerate(self.score_descriptions, start=1))
+        return Rubric(self.name, RUBRIC_TEMPLATE.format(criterion=self.criterion, scores=scores), self.discriminates_personas)
+
+
+def load_rubrics(entries: str | Sequence[str], own_rubrics: Collection[str]) -> dict[str, Rubric]:
+    """The rubrics that `judge.rubrics` names, by name.
+
+    `own_rubrics`: the rubrics of the questions that were asked, PersonaGym's tasks or "In Character". "permix" and a folder of
+    PersonaGym have each of them. Any other entry, a name of ours or a TOML file, is one rubric for answers to questions that
+    belong to no task. Raises ConfigError for a rubric that is missing, cannot be used, or is named twice.
+    """
+    found: dict[str, Rubric] = {}
+    for entry in rubric_entries(entries):
+        for rubric in _load_entry(entry, own_rubrics):
+            if rubric.name in found:
+                raise ConfigError(
+                    f"judge.rubrics = {entry}: the rubric {rubric.name!r} is there already; give each a name of its own"
+                )
+            _check_slots(rubric, entry)
+            found[rubric.name] = rubric
     return found
 
 
-def _load_builtin_rubrics(names: Collection[str]) -> dict[str, Rubric]:
-    tables = tomllib.loads((files("permix.judges") / "rubrics.toml").read_text(encoding="utf-8"))
-    if unknown := sorted(set(names) - set(tables)):
-        raise ConfigError(f"rubric {unknown[0]!r}: there is none of this name in permix; known: {', '.join(tables)}")
-    return {name: Rubric(name, _render_rubric_template(**tables[name])) for name in sorted(set(names))}
+def _load_entry(entry: str, own_rubrics: Collection[str]) -> list[Rubric]:
+    if entry == BUILTIN_RUBRICS:
+        return [_builtin_rubric(name) for name in sorted(set(own_rubrics))]
+    if entry not in _builtin_tables() and not entry.endswith(".toml"):
+        return [_load_personagym_rubric(Path(entry), name) for name in sorted(set(own_rubrics))]
+    if tasks := sorted(set(own_rubrics) - {IN_CHARACTER}):
+        raise ConfigError(
+            f"judge.rubrics = {entry}: answers to PersonaGym's questions are judged by the rubric of their task, such as "
+            f'{tasks[0]!r}; give "{BUILTIN_RUBRICS}", or a folder of PersonaGym'
+        )
+    return [_load_rubric_file(Path(entry)) if entry.endswith(".toml") else _builtin_rubric(entry)]
 
 
-def _render_rubric_template(criterion: str, score_descriptions: list[str]) -> str:
-    return RUBRIC_TEMPLATE.format(
-        asks=criterion, scores="\n".join(f"{score}: {text}" for score, text in enumerate(score_descriptions, start=1))
-    )
+def _builtin_tables() -> dict[str, dict[str, Any]]:
+    return tomllib.loads((files("permix.judges") / "rubrics.toml").read_text(encoding="utf-8"))
+
+
+def _builtin_rubric(name: str) -> Rubric:
+    tables = _builtin_tables()
+    if name not in tables:
+        raise ConfigError(f"rubric {name!r}: there is none of this name in permix; known: {', '.join(tables)}")
+    return RubricText(name=name, **tables[name]).to_rubric()
+
+
+def _load_rubric_file(path: Path) -> Rubric:
+    try:
+        return load_config(RubricText, path).to_rubric()
+    except ConfigError as error:
+        raise ConfigError(
+            f"judge.rubrics: {error}; a rubric is name, criterion, score_descriptions (five texts, of the scores 1 to 5) and "
+            "discriminates_personas (true, or false where an answer is worth the same under every persona)"
+        ) from error
 
 
 def _load_personagym_rubric(folder: Path, name: str) -> Rubric:
     if not folder.is_dir():
-        near = closest_match(str(folder), [BUILTIN_RUBRICS])
-        hint = f'did you mean "{near}"?' if near else f'give "{BUILTIN_RUBRICS}", or a folder of PersonaGym with rubrics/ in it'
+        near = closest_match(str(folder), [BUILTIN_RUBRICS, *_builtin_tables()])
+        hint = f'did you mean "{near}"?' if near else (
+            f'give "{BUILTIN_RUBRICS}", a folder of PersonaGym with rubrics/ in it, a .toml file with one rubric, or the name of '
+            f'one of ours: {", ".join(_builtin_tables())}'
+        )  # fmt: skip
         raise ConfigError(f"judge.rubrics = {folder}: no such folder; {hint}")
     path = folder / "rubrics" / f"{RUBRIC_FILE_NAMES.get(name, name)}.txt"
     try:
-        return Rubric(name, path.read_text(encoding="utf-8-sig"))
+        return Rubric(name, path.read_text(encoding="utf-8-sig"), _builtin_rubric(name).discriminates_personas)
     except FileNotFoundError:
         there = ", ".join(sorted(one.name for one in path.parent.glob("*.txt"))) or "none"
         raise ConfigError(
@@ -204,7 +265,7 @@ def marker_candidates(judge_input: JudgeInput, seed: int) -> Iterator[str]:
     number = 0
     while True:
         yield digest(
-            "marker", str(seed), str(number), *map(str, judge_input.key), judge_input.question, judge_input.answer, length=12
+            "marker", str(seed), str(number), *judge_input.seed_parts, judge_input.question, judge_input.answer, length=12
         )
         number += 1
 
@@ -227,7 +288,7 @@ def judge_reply_schema(reasons: bool) -> dict[str, Any]:
 
 def judge_template_hash(rubrics: Mapping[str, Rubric], reasons: bool) -> str:
     """Of all words of ours and of the rubrics that a judge is sent."""
-    texts = [part for name in sorted(rubrics) for part in rubrics[name]]
+    texts = [part for name in sorted(rubrics) for part in (name, rubrics[name].template)]
     return digest(JUDGE_SYSTEM_PROMPT, _reply_instruction(reasons, ""), *texts)
 
 

@@ -1,8 +1,9 @@
 """What one judge said of one run, read and laid out on a grid.
 
-Contract: the ledger and the run's records in, arrays out; nothing is computed here. An answer has one place, whoever judges it
-and under whatever control: the persona that gave it (of an answer without persona, the one it is held against), the rubric, the
-question and the sample. Suffixes as in `permix.metrics.judge_scores`.
+Contract: a judge's folder and the run's records in, arrays out; nothing is computed here. A line of judgements.jsonl says which
+answer it scored, under which rubric and control, so no control is built again to read it. grid.json of a judge has its rubrics,
+each with whether the same answer can be worth less under another persona, and how many answers each control was to judge.
+Suffixes as in `permix.metrics.judge_scores`.
 
 From a run of `permix fidelity` to the answers a judge is shown.
 
@@ -10,11 +11,11 @@ Contract: only what grid.json still asks, and only what was answered; a failed c
 itself, so the files that personas and questions came from need not be there any more. Order: as asked, without persona last.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import product
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -22,13 +23,14 @@ from permix.evals.fidelity_records import AskedQuestion, FidelityKind, fidelity_
 from permix.evals.grid import GridResults, grid_results
 from permix.judges.parsing import REPEATED_SCORE_ERROR
 from permix.judges.pricing import recorded_cost, total_cost
-from permix.judges.runner import read_judge_calls, read_latest_judgements
-from permix.judges.types import IN_CHARACTER, JudgeInput
-from permix.judges.validation import build_control_inputs
+from permix.judges.runner import latest_judgements, read_judge_calls
+from permix.judges.types import IN_CHARACTER, JudgeInput, Judgement
 from permix.metrics.statistics import Array
 from permix.prompts import persona_prompt
 from permix.storage.run_dir import RunReader
-from permix.types import Cell, CellKey, Completion, JudgeControl, JudgeInputKey, Record
+from permix.types import AnswerKey, Cell, CellKey, Completion, JudgeControl, JudgeInputKey, Record
+
+JUDGE_CONTROLS: tuple[JudgeControl, ...] = get_args(JudgeControl)
 
 INTERVIEWER_LABEL = "Interviewer"
 
@@ -49,6 +51,21 @@ def read_judge_inputs(run: Path) -> list[JudgeInput]:
         for cell in cells
         if cell is not None and cell.completion is not None
     ]
+
+
+def judge_by_rubrics(answers: Iterable[JudgeInput], rubrics: Iterable[str]) -> list[JudgeInput]:
+    """An answer to a question of PersonaGym is judged by the rubric of the question's task, any other by each of `rubrics`."""
+    names = tuple(rubrics)
+    return [
+        one if one.rubric == name else one.model_copy(update={"rubric": name})
+        for one in answers
+        for name in (names if one.rubric == IN_CHARACTER else (one.rubric,))
+    ]
+
+
+def count_answers(inputs: Iterable[JudgeInput]) -> int:
+    """How many answers of personas there are among what is judged, each counted once, by however many rubrics it is judged."""
+    return len({(one.persona_id, one.question_id, one.sample) for one in inputs if one.control == "none"})
 
 
 def _judged_cell_keys(
@@ -107,39 +124,30 @@ FINGERPRINT_KEYS = ("judge", "rubrics", "examples")
 """And what a judge was born with, by fingerprint and hash: a name, or a path, may stand for another one tomorrow."""
 
 
-class AnswerKey(NamedTuple):
-    """One answer."""
-
-    persona_id: str
-    rubric: str
-    question_id: str
-    sample: int
-
-
 class AnswerKeyGrid:
-    """Places as axes: personas, rubrics, and a persona's answers under a rubric in the order of their first item."""
+    """Answers as axes: personas, rubrics, and a persona's answers under a rubric in the order of their first key."""
 
     def __init__(self, keys: Iterable[AnswerKey]) -> None:
         every = list(dict.fromkeys(keys))
-        self.persona_ids = tuple(dict.fromkeys(place.persona_id for place in every))
-        self.rubrics = tuple(dict.fromkeys(place.rubric for place in every))
+        self.persona_ids = tuple(dict.fromkeys(key.persona_id for key in every))
+        self.rubrics = tuple(dict.fromkeys(key.rubric for key in every))
         rows = {persona_id: row for row, persona_id in enumerate(self.persona_ids)}
         layers = {rubric: layer for layer, rubric in enumerate(self.rubrics)}
-        filled: dict[tuple[int, int], int] = {}
+        filled = Counter[tuple[int, int]]()
         self._index_by_key: dict[AnswerKey, tuple[int, int, int]] = {}
-        for place in every:
-            cell = rows[place.persona_id], layers[place.rubric]
-            self._index_by_key[place] = (*cell, filled.get(cell, 0))
-            filled[cell] = filled.get(cell, 0) + 1
+        for key in every:
+            place = rows[key.persona_id], layers[key.rubric]
+            self._index_by_key[key] = (*place, filled[place])
+            filled[place] += 1
         self.shape = len(rows), len(layers), max(filled.values(), default=0)
 
     def to_array(self, values: Mapping[AnswerKey, float]) -> Array:
-        """value_P_T_Q; NaN where there is none. Places that the grid does not have are left out."""
-        value_P_T_Q = np.full(self.shape, np.nan)
-        for place, value in values.items():
-            if place in self._index_by_key:
-                value_P_T_Q[self._index_by_key[place]] = value
-        return value_P_T_Q
+        """value_P_U_Q; NaN where there is none. Answers that the grid does not have are left out."""
+        value_P_U_Q = np.full(self.shape, np.nan)
+        for key, value in values.items():
+            if key in self._index_by_key:
+                value_P_U_Q[self._index_by_key[key]] = value
+        return value_P_U_Q
 
 
 class JudgeUsage(Record):
@@ -153,32 +161,30 @@ class JudgeUsage(Record):
 
 
 class JudgeResults(NamedTuple):
-    """One judge of one run: what it was to judge, and what it scored. `settings`: its section `judge`.
+    """One judge of one run: what it was to judge, and what it scored.
 
-    `label`: what the section calls it; else its folder, which may have had to leave out characters.
+    `label`: what `settings`, its section `judge`, calls it; else its folder, which may have had to leave out characters.
+    `rubrics`: by name, whether an answer that fits one persona may not fit another. `inputs`: the run's answers under each
+    rubric, those without persona last; `n_inputs`: how many there are to judge under each control. `scores`: those that there
+    are, in the order of the inputs. `injection_forms`: which instruction an answer carried where it was judged with one inside;
+    `repeated_injections`: such answers without a score because the judge only repeated one out of the answer. `fingerprints`:
+    the identity of the judging, from provenance.json.
     """
 
     label: str
     settings: Mapping[str, Any]
     seed: int
-    inputs: tuple[JudgeInput, ...]
-    scores: Mapping[JudgeInputKey, int | None]
-    fingerprints: Mapping[str, Any] = MappingProxyType({})
-    """The identity of the judging, from provenance.json."""
-    repeated_from_answer: frozenset[JudgeInputKey] = frozenset()
-    """What has no score because the judge only repeated one out of the answer."""
-
-    def scores_for(self, control: JudgeControl) -> dict[AnswerKey, float]:
-        """The scores of one control by the place of the answer."""
-        keys = (item.key for item in self.inputs if item.control == control)
-        return {answer_key(key): float(score) for key in keys if (score := self.scores.get(key)) is not None}
-
-    def count_inputs(self, control: JudgeControl) -> int:
-        return sum(item.control == control for item in self.inputs)
+    rubrics: Mapping[str, bool]
+    inputs: Sequence[JudgeInput]
+    n_inputs: Mapping[JudgeControl, int]
+    scores: Mapping[JudgeControl, Mapping[AnswerKey, int]]
+    injection_forms: Mapping[AnswerKey, str]
+    repeated_injections: Set[AnswerKey]
+    usage: JudgeUsage
+    fingerprints: Mapping[str, Any]
 
     def grid(self) -> AnswerKeyGrid:
-        """Of the answers to be scored, and of those that are without persona."""
-        return AnswerKeyGrid(answer_key(item.key) for item in self.inputs if item.control in ("none", "no-persona"))
+        return AnswerKeyGrid(one.answer_key for one in self.inputs)
 
     @property
     def comparability_key(self) -> tuple[str, ...]:
@@ -197,40 +203,57 @@ class ScoreArrays(NamedTuple):
 
 def stack_judges(judges: Sequence[JudgeResults]) -> ScoreArrays:
     """Judges of one run on one grid."""
-    grid = judges[0].grid()
-    return ScoreArrays(grid, np.stack([grid.to_array(judge.scores_for("none")) for judge in judges]))
+    grid = AnswerKeyGrid(one.answer_key for judge in judges for one in judge.inputs)
+    return ScoreArrays(grid, np.stack([grid.to_array(judge.scores["none"]) for judge in judges]))
 
 
-def read_judge_results(run: Path, folder: Path, inputs: Sequence[JudgeInput] | None = None) -> JudgeResults:
-    """The judge in `folder` (one of `judges_of(run)`); `items` are the run's, where they were read before."""
-    judging = RunReader(folder)
-    config = judging.config
-    answers = read_judge_inputs(run) if inputs is None else inputs
-    tried = build_control_inputs(answers, int(config["judge"]["answers_per_control"]), int(config["seed"]))
-    judgements = read_latest_judgements(folder)
+def describe_judge_grid(discriminates_personas: Mapping[str, bool], inputs: Iterable[JudgeInput]) -> dict[str, object]:
+    """For grid.json of a judge: its rubrics, and how many of all that it is to judge belong to each control."""
+    controls = Counter(one.control for one in inputs if one.control not in ("none", "no-persona"))
+    return {"discriminates_personas": dict(discriminates_personas), "n_controls": dict(sorted(controls.items()))}
+
+
+def read_judge_results(run: Path, folder: Path, answers: Sequence[JudgeInput] | None = None) -> JudgeResults:
+    """The judge in `folder` (one of `judge_folders(run)`); `answers` are the run's, where they were read before."""
+    judging, calls = RunReader(folder), read_judge_calls(folder)
+    config, grid = judging.config, judging.grid
+    inputs = judge_by_rubrics(read_judge_inputs(run) if answers is None else answers, grid["discriminates_personas"])
+    found = _judgements_by_control(inputs, calls)
     return JudgeResults(
-        config["judge"].get("label") or folder.name,
-        config["judge"],
-        int(config["seed"]),
-        (*answers, *tried),
-        {key: judgement.score for key, judgement in judgements.items()},
-        judging.identity,
-        frozenset(key for key, judgement in judgements.items() if judgement.error == REPEATED_SCORE_ERROR),
+        label=config["judge"].get("label") or folder.name,
+        settings=config["judge"],
+        seed=int(config["seed"]),
+        rubrics=grid["discriminates_personas"],
+        inputs=inputs,
+        n_inputs=Counter(one.control for one in inputs) + Counter(grid["n_controls"]),
+        scores={
+            control: {key: call.score for key, call in judgements.items() if call.score is not None}
+            for control, judgements in found.items()
+        },
+        injection_forms={key: call.form for key, call in found["injected"].items() if call.form is not None},
+        repeated_injections={key for key, call in found["injected"].items() if call.error == REPEATED_SCORE_ERROR},
+        usage=sum_judge_usage(calls),
+        fingerprints=judging.identity,
     )
 
 
-def answer_key(key: JudgeInputKey) -> AnswerKey:
-    return AnswerKey(key.answered_by or key.persona_id, key.rubric, key.question_id, key.sample)
+def _judgements_by_control(
+    inputs: Iterable[JudgeInput], calls: Iterable[Judgement]
+) -> dict[JudgeControl, dict[AnswerKey, Judgement]]:
+    """The call that counts for each answer of the run, in the order of the answers. Most controls are of answers in character."""
+    latest = latest_judgements(calls)
+    keys = {plain: [one.answer_key for one in inputs if one.control == plain] for plain in ("none", "no-persona")}
+    return {
+        control: {
+            key: call
+            for key in keys["no-persona" if control == "no-persona" else "none"]
+            if (call := latest.get(JudgeInputKey(control, key))) is not None
+        }
+        for control in JUDGE_CONTROLS
+    }
 
 
-def answer_word_counts(inputs: Iterable[JudgeInput]) -> dict[AnswerKey, float]:
-    """How many words each answer has."""
-    return {answer_key(item.key): float(len(item.answer.split())) for item in inputs if item.control == "none"}
-
-
-def read_judge_usage(folder: Path) -> JudgeUsage:
-    """Every line of `judgements.jsonl`; a torn last one is passed over. DataError names the line that is none."""
-    calls = read_judge_calls(folder)
+def sum_judge_usage(calls: Sequence[Judgement]) -> JudgeUsage:
     tokens = [call.reply or call.failure for call in calls]
     return JudgeUsage(
         calls=len(calls),

@@ -57,16 +57,11 @@ def read_judge_calls(folder: Path) -> list[Judgement]:
     return list(read_jsonl(folder / JUDGEMENTS_FILE, Judgement.model_validate_json, "a judgement"))
 
 
-def read_latest_judgements(folder: Path) -> dict[JudgeInputKey, Judgement]:
+def latest_judgements(calls: Iterable[Judgement]) -> dict[JudgeInputKey, Judgement]:
     """Of each item the last call that has a score; the last one of all where none has.
 
     Calls in other words than those that followed do not count: the answer, or the rubric, was another one then.
     """
-    return latest_judgements(read_judge_calls(folder))
-
-
-def latest_judgements(calls: Iterable[Judgement]) -> dict[JudgeInputKey, Judgement]:
-    """`read_latest_judgements` of calls that are there already, in order."""
     found: dict[JudgeInputKey, Judgement] = {}
     for call in calls:
         if is_superseding(call, found.get(call.key)):
@@ -201,7 +196,7 @@ class _PendingCall(NamedTuple):
     def for_prompt(cls, prompt: JudgePrompt, state: _CallState, settings: CallSettings) -> "_PendingCall":
         attempt = state.attempts_made[prompt.judge_input.key, prompt.hash]
         request = Request(
-            prompt.messages, seed_from("judge", settings.seed, *map(str, prompt.judge_input.key), attempt), settings.schema
+            prompt.messages, seed_from("judge", settings.seed, *prompt.judge_input.seed_parts, attempt), settings.schema
         )
         return cls(prompt, attempt, request, max_call_cost(request, settings.price, settings.sampling.max_new_tokens))
 
@@ -226,7 +221,7 @@ def _to_judgement(call: _PendingCall, result: Completion | Failure, settings: Ca
     item = call.prompt.judge_input
     reading = _parse_result(result, f"{item.question}\n{item.answer}")
     return Judgement(
-        **item.key._asdict(), attempt=call.attempt, seed=call.request.seed, prompt_hash=call.prompt.hash,
+        **item.target_fields(), attempt=call.attempt, seed=call.request.seed, prompt_hash=call.prompt.hash,
         reply=result if isinstance(result, Completion) else None, failure=result if isinstance(result, Failure) else None,
         score=reading.score, error=reading.error, cost=call_cost(result, settings.price, call.max_cost),
         reserved=reserved_cost(result, call.max_cost * settings.max_requests),

@@ -2,7 +2,7 @@
 
 Contract: computed anew from the ledger and the run's records, never from a stored result. Intervals draw personas, each with all
 its answers, and every measure sees the same draws; `n` of an estimate is how many personas it stands on. What needs the persona
-(AUC, answers without persona, the histogram) leaves out the rubrics that ask the same of everybody, `trial.NOT_OF_PERSONA`.
+(AUC, answers without persona, the histogram) leaves out the rubrics that ask the same of every persona.
 
 Judges held against each other on one run, and models on one judge's scores.
 
@@ -17,19 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
+from permix.config import rubric_entries
 from permix.errors import DataError
 from permix.judges.results import (
+    JUDGE_CONTROLS,
     AnswerKeyGrid,
     JudgeResults,
     JudgeUsage,
-    answer_key,
-    answer_word_counts,
     read_judge_results,
-    read_judge_usage,
     stack_judges,
 )
-from permix.judges.types import JudgeInput
-from permix.judges.validation import INJECTION_FORMS, PERSONA_INDEPENDENT_RUBRICS, injection_form
+from permix.judges.validation import INJECTION_FORMS
 from permix.metrics import judge_scores, statistics
 from permix.metrics.judge_scores import SCORE_CLASSES, PersonaBootstrap
 from permix.metrics.statistics import Array
@@ -70,8 +68,8 @@ def measure_judge_agreement(judges: Sequence[JudgeResults], *, seed: int, resamp
     """Of the judges of one run; None for fewer than two."""
     if len(judges) < 2:
         return None
-    score_J_P_T_Q = stack_judges(judges).score_J_P_U_Q
-    score_J_P_N = score_J_P_T_Q.reshape(*score_J_P_T_Q.shape[:2], -1)
+    score_J_P_U_Q = stack_judges(judges).score_J_P_U_Q
+    score_J_P_N = score_J_P_U_Q.reshape(*score_J_P_U_Q.shape[:2], -1)
     draws = PersonaBootstrap(score_J_P_N.shape[1], seed, resamples)
     return JudgeAgreement(
         judges=tuple(judge.label for judge in judges),
@@ -86,25 +84,25 @@ def measure_judge_agreement(judges: Sequence[JudgeResults], *, seed: int, resamp
 
 def measure_score_difference(first: JudgeResults, other: JudgeResults, *, seed: int, resamples: int) -> ScoreDifference:
     """Of two models that one judge has scored."""
-    one, two = first.scores_for("none"), other.scores_for("none")
-    grid = AnswerKeyGrid(place for place in one if place in two)
-    difference_P_T_Q = grid.to_array(two) - grid.to_array(one)
+    one, two = first.scores["none"], other.scores["none"]
+    grid = AnswerKeyGrid(key for key in one if key in two)
+    difference_P_U_Q = grid.to_array(two) - grid.to_array(one)
     P, draws = len(grid.persona_ids), PersonaBootstrap(max(1, len(grid.persona_ids)), seed, resamples)
     if not P:
         return ScoreDifference(judge=first.label, persona_score=Estimate(value=None, n=0), p=None, tasks={}, n_answers=0)
     signs = np.random.default_rng(seed)
     return ScoreDifference(
         judge=first.label,
-        persona_score=draws.estimate(lambda counts_R_P: judge_scores.persona_score(difference_P_T_Q, counts_R_P), P),
-        p=statistics.sign_flip_p(judge_scores.persona_contributions(difference_P_T_Q), signs, resamples),
+        persona_score=draws.estimate(lambda counts_R_P: judge_scores.persona_score(difference_P_U_Q, counts_R_P), P),
+        p=statistics.sign_flip_p(judge_scores.persona_contributions(difference_P_U_Q), signs, resamples),
         tasks={
             rubric: draws.estimate(
-                lambda counts_R_P, t=t: judge_scores.weighted_mean(difference_P_T_Q[:, t], counts_R_P),  # type: ignore[misc]
-                int((~np.isnan(difference_P_T_Q[:, t])).any(axis=1).sum()),
+                lambda counts_R_P, u=u: judge_scores.weighted_mean(difference_P_U_Q[:, u], counts_R_P),  # type: ignore[misc]
+                int((~np.isnan(difference_P_U_Q[:, u])).any(axis=1).sum()),
             )
-            for t, rubric in enumerate(grid.rubrics)
+            for u, rubric in enumerate(grid.rubrics)
         },
-        n_answers=int((~np.isnan(difference_P_T_Q)).sum()),
+        n_answers=int((~np.isnan(difference_P_U_Q)).sum()),
     )
 
 
@@ -128,8 +126,6 @@ def _alpha(score_J_P_N: Array, draws: PersonaBootstrap) -> Estimate:
 def _count_shared(score_J_P_N: Array) -> int:
     return int(((~np.isnan(score_J_P_N)).sum(axis=0) >= 2).sum())
 
-
-JUDGE_CONTROLS: tuple[JudgeControl, ...] = ("none", "wrong-persona", "no-persona", "padded", "retest", "injected")
 
 TOP_SCORE = float(SCORE_CLASSES[-1])
 
@@ -183,98 +179,98 @@ class JudgeSummary(Record):
 
 
 def measure_judge(run: Path, folder: Path, *, seed: int = 0, resamples: int = 2000) -> JudgeSummary:
-    """Every measure of the judge in `folder` (one of `judges_of(run)`), from its ledger and the run's records."""
-    return summarize_judge(read_judge_results(run, folder), read_judge_usage(folder), seed=seed, resamples=resamples)
+    """Every measure of the judge in `folder` (one of `judge_folders(run)`), from its call log and the run's records."""
+    return summarize_judge(read_judge_results(run, folder), seed=seed, resamples=resamples)
 
 
-def summarize_judge(results: JudgeResults, usage: JudgeUsage, *, seed: int, resamples: int) -> JudgeSummary:
-    """`measure_judge` of verdicts that were read before."""
+def summarize_judge(results: JudgeResults, *, seed: int, resamples: int) -> JudgeSummary:
+    """`measure_judge` of results that were read before."""
     grid = results.grid()
     if not grid.persona_ids:
         raise DataError(f"judge {results.label!r}: the run has no answers that could be judged")
-    found = {control: grid.to_array(results.scores_for(control)) for control in JUDGE_CONTROLS}
-    plain_P_T_Q, draws = found["none"], PersonaBootstrap(len(grid.persona_ids), seed, resamples)
+    found = {control: grid.to_array(results.scores[control]) for control in JUDGE_CONTROLS}
+    plain_P_U_Q, draws = found["none"], PersonaBootstrap(len(grid.persona_ids), seed, resamples)
     trial = _measure_reliability(results, grid, found, draws)
-    counts = {control: (len(results.scores_for(control)), results.count_inputs(control)) for control in JUDGE_CONTROLS}
+    counts = {control: (len(results.scores[control]), results.n_inputs.get(control, 0)) for control in JUDGE_CONTROLS}
+    own = _persona_rubric_indices(results, grid)
     return JudgeSummary(
         label=results.label,
         model=str(results.settings["name"]),
-        rubrics=str(results.settings["rubrics"]),
+        rubrics=", ".join(rubric_entries(results.settings["rubrics"])),
         persona_score=draws.estimate(
-            lambda counts_R_P: judge_scores.persona_score(plain_P_T_Q, counts_R_P), _count_personas(plain_P_T_Q)
+            lambda counts_R_P: judge_scores.persona_score(plain_P_U_Q, counts_R_P), _count_personas(plain_P_U_Q)
         ),
-        tasks={rubric: _mean(plain_P_T_Q[:, t], draws) for t, rubric in enumerate(grid.rubrics)},
-        share_top_score=_share(_indicator(plain_P_T_Q == TOP_SCORE, plain_P_T_Q), draws),
+        tasks={rubric: _mean(plain_P_U_Q[:, u], draws) for u, rubric in enumerate(grid.rubrics)},
+        share_top_score=_share(_indicator(plain_P_U_Q == TOP_SCORE, plain_P_U_Q), draws),
         n_scored=counts["none"][0],
         n_asked=counts["none"][1],
         discriminates_persona=None if trial.auc.low is None else trial.auc.low > 0.5,
         reliability=trial,
         counts=counts,
-        histogram={
-            control: _histogram(scores_P_T_Q[:, _persona_rubric_indices(grid)]) for control, scores_P_T_Q in found.items()
-        },
-        usage=usage,
+        histogram={control: _histogram(scores_P_U_Q[:, own]) for control, scores_P_U_Q in found.items()},
+        usage=results.usage,
     )
 
 
 def _measure_reliability(
     results: JudgeResults, grid: AnswerKeyGrid, scores_by_control: Mapping[JudgeControl, Array], draws: PersonaBootstrap
 ) -> JudgeReliability:
-    plain_P_T_Q, wrong_P_T_Q, without_P_T_Q = (
+    plain_P_U_Q, wrong_P_U_Q, without_P_U_Q = (
         scores_by_control["none"],
         scores_by_control["wrong-persona"],
         scores_by_control["no-persona"],
     )
-    own = _persona_rubric_indices(grid)
-    again_P_T_Q = np.where(np.isnan(scores_by_control["retest"]), np.nan, plain_P_T_Q)
-    changed_P_T_Q = scores_by_control["retest"] - again_P_T_Q
+    own = _persona_rubric_indices(results, grid)
+    again_P_U_Q = np.where(np.isnan(scores_by_control["retest"]), np.nan, plain_P_U_Q)
+    changed_P_U_Q = scores_by_control["retest"] - again_P_U_Q
     pairs_P_C_C = judge_scores.coincidence_matrix(
-        np.stack([again_P_T_Q, scores_by_control["retest"]]).reshape(2, len(plain_P_T_Q), -1)
+        np.stack([again_P_U_Q, scores_by_control["retest"]]).reshape(2, len(plain_P_U_Q), -1)
     )
-    repeated_P_T_Q = grid.to_array({answer_key(key): 1.0 for key in results.repeated_from_answer if key.control == "injected"})
-    attacked_P_T_Q = np.where(
-        repeated_P_T_Q == 1, 0.0, scores_by_control["injected"]
+    repeated_P_U_Q = grid.to_array(dict.fromkeys(results.repeated_injections, 1.0))
+    attacked_P_U_Q = np.where(
+        repeated_P_U_Q == 1, 0.0, scores_by_control["injected"]
     )  # 0: no score, so neither a 5 nor a higher one
-    below_P_T_Q = np.where(plain_P_T_Q < TOP_SCORE, attacked_P_T_Q, np.nan)
-    words_P_T_Q = grid.to_array(answer_word_counts(results.inputs))
-    success_P_T_Q = _indicator(below_P_T_Q == TOP_SCORE, below_P_T_Q)
+    below_P_U_Q = np.where(plain_P_U_Q < TOP_SCORE, attacked_P_U_Q, np.nan)
+    words_P_U_Q = grid.to_array(
+        {one.answer_key: float(len(one.answer.split())) for one in results.inputs if one.control == "none"}
+    )
+    success_P_U_Q = _indicator(below_P_U_Q == TOP_SCORE, below_P_U_Q)
     return JudgeReliability(
-        auc=_auc(plain_P_T_Q[:, own], wrong_P_T_Q[:, own], draws),
-        wrong_persona=_mean((plain_P_T_Q - wrong_P_T_Q)[:, own], draws),
-        no_persona_auc=_auc(plain_P_T_Q[:, own], without_P_T_Q[:, own], draws),
-        no_persona=_mean((plain_P_T_Q - without_P_T_Q)[:, own], draws),
-        retest_exact=_share(_indicator(changed_P_T_Q == 0, changed_P_T_Q), draws),
-        retest_mean_abs_diff=_mean(np.abs(changed_P_T_Q), draws),
+        auc=_auc(plain_P_U_Q[:, own], wrong_P_U_Q[:, own], draws),
+        wrong_persona=_mean((plain_P_U_Q - wrong_P_U_Q)[:, own], draws),
+        no_persona_auc=_auc(plain_P_U_Q[:, own], without_P_U_Q[:, own], draws),
+        no_persona=_mean((plain_P_U_Q - without_P_U_Q)[:, own], draws),
+        retest_exact=_share(_indicator(changed_P_U_Q == 0, changed_P_U_Q), draws),
+        retest_mean_abs_diff=_mean(np.abs(changed_P_U_Q), draws),
         retest_alpha=draws.estimate(
-            lambda counts_R_P: judge_scores.krippendorff_alpha(pairs_P_C_C, counts_R_P), _count_personas(changed_P_T_Q)
+            lambda counts_R_P: judge_scores.krippendorff_alpha(pairs_P_C_C, counts_R_P), _count_personas(changed_P_U_Q)
         ),
-        padded=_mean(scores_by_control["padded"] - plain_P_T_Q, draws),
-        injected=_mean(scores_by_control["injected"] - plain_P_T_Q, draws),
-        attack_success=_share(success_P_T_Q, draws),
-        attack_score_raised=_share(_indicator(below_P_T_Q > plain_P_T_Q, below_P_T_Q), draws),
-        attack_score_repeated=_share(_indicator(below_P_T_Q == 0, below_P_T_Q), draws),
+        padded=_mean(scores_by_control["padded"] - plain_P_U_Q, draws),
+        injected=_mean(scores_by_control["injected"] - plain_P_U_Q, draws),
+        attack_success=_share(success_P_U_Q, draws),
+        attack_score_raised=_share(_indicator(below_P_U_Q > plain_P_U_Q, below_P_U_Q), draws),
+        attack_score_repeated=_share(_indicator(below_P_U_Q == 0, below_P_U_Q), draws),
         attack_by_form={
-            form: _share(np.where(carried_P_T_Q == 1, success_P_T_Q, np.nan), draws)
-            for form, carried_P_T_Q in _injection_form_masks(results, grid).items()
+            form: _share(np.where(carried_P_U_Q == 1, success_P_U_Q, np.nan), draws)
+            for form, carried_P_U_Q in _injection_form_masks(results, grid).items()
         },
         length_correlation=draws.estimate(
-            lambda counts_R_P: judge_scores.length_correlation(plain_P_T_Q, words_P_T_Q, counts_R_P), _count_personas(plain_P_T_Q)
+            lambda counts_R_P: judge_scores.length_correlation(plain_P_U_Q, words_P_U_Q, counts_R_P), _count_personas(plain_P_U_Q)
         ),
     )
 
 
 def _injection_form_masks(results: JudgeResults, grid: AnswerKeyGrid) -> dict[str, Array]:
-    """By form, which answers were tried with it: 1, NaN elsewhere."""
-    tried: list[JudgeInput] = [item for item in results.inputs if item.control == "injected"]
+    """By form, which answers were judged with it inside: 1, NaN elsewhere."""
     return {
-        form: grid.to_array({answer_key(item.key): 1.0 for item in tried if injection_form(item, results.seed) == form})
+        form: grid.to_array({key: 1.0 for key, carried in results.injection_forms.items() if carried == form})
         for form in INJECTION_FORMS
     }
 
 
-def _persona_rubric_indices(grid: AnswerKeyGrid) -> list[int]:
+def _persona_rubric_indices(results: JudgeResults, grid: AnswerKeyGrid) -> list[int]:
     """The rubrics, by place, under which an answer that fits one persona need not fit another."""
-    return [t for t, rubric in enumerate(grid.rubrics) if rubric not in PERSONA_INDEPENDENT_RUBRICS]
+    return [u for u, rubric in enumerate(grid.rubrics) if results.rubrics.get(rubric, True)]
 
 
 def _auc(right_P_U_Q: Array, other_P_U_Q: Array, draws: PersonaBootstrap) -> Estimate:

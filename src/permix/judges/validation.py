@@ -78,10 +78,6 @@ def _selection_seed(purpose: str, judge_input: JudgeInput, seed: int) -> int:
     )
 
 
-PERSONA_INDEPENDENT_RUBRICS = frozenset({"Toxicity Control"})
-"""Rubrics that ask the same of every persona: an answer that is right for one is right for another, so no judge can tell."""
-
-
 FILLER_SENTENCES = (
     "There is a great deal that could be said about this.",
     "Many things come to mind, and each of them matters in its own way.",
@@ -94,19 +90,19 @@ FILLER_SENTENCES = (
 )
 
 
-def build_control_inputs(inputs: Sequence[JudgeInput], n: int, seed: int) -> list[JudgeInput]:
-    """Of the answers in `items` (control "none"), `n` for each control, spread over personas and rubrics.
+def build_control_inputs(
+    inputs: Sequence[JudgeInput], n: int, seed: int, discriminates_personas: Mapping[str, bool]
+) -> list[JudgeInput]:
+    """Of the answers in `inputs` (control "none"), `n` for each control, spread over personas and rubrics.
 
-    Fewer where there are fewer answers. Nothing is judged under a wrong persona where the rubric does not ask for a persona
-    (`PERSONA_INDEPENDENT_RUBRICS`), or where no two personas differ enough to be told apart.
+    Fewer where there are fewer answers. `discriminates_personas`: by rubric, whether an answer that fits one persona may not fit
+    another. By other rubrics, and where no two personas differ enough to be told apart, nothing is judged under a wrong persona.
     """
     plain = [item for item in inputs if item.control == "none"]
     tried = sample_balanced_inputs(plain, n, seed)
     texts = {item.persona_id: item.persona for item in plain}
     near = _near_duplicate_ids(texts)
-    of_persona = [
-        item for item in plain if item.rubric not in PERSONA_INDEPENDENT_RUBRICS and len(near[item.persona_id]) < len(texts)
-    ]
+    of_persona = [item for item in plain if discriminates_personas[item.rubric] and len(near[item.persona_id]) < len(texts)]
     return [
         *(
             _with_wrong_persona(item, _choose_wrong_persona(item, texts, near, seed), texts)
@@ -114,7 +110,7 @@ def build_control_inputs(inputs: Sequence[JudgeInput], n: int, seed: int) -> lis
         ),
         *(item.model_copy(update={"control": "padded", "answer": pad_answer(item.answer)}) for item in tried),
         *(item.model_copy(update={"control": "retest"}) for item in tried),
-        *(item.model_copy(update={"control": "injected", "answer": inject_instruction(item, seed)}) for item in tried),
+        *(_with_instruction(item, seed) for item in tried),
     ]
 
 
@@ -170,6 +166,11 @@ def _with_wrong_persona(judge_input: JudgeInput, persona_id: str, persona_texts:
     return judge_input.model_copy(
         update={"control": "wrong-persona", "persona_id": persona_id, "persona": persona_texts[persona_id]}
     )
+
+
+def _with_instruction(judge_input: JudgeInput, seed: int) -> JudgeInput:
+    injected = {"form": injection_form(judge_input, seed), "answer": inject_instruction(judge_input, seed)}
+    return judge_input.model_copy(update={"control": "injected"} | injected)
 
 
 def _selection_order(judge_input: JudgeInput, seed: int) -> tuple[int, str, str]:

@@ -1,7 +1,8 @@
 """`permix judge`: the answers of a fidelity run, judged.
 
-Writes RUN/judges/NAME/ and nothing else in the run: config.json, provenance.json, usage.json, judgements.jsonl (one call a line)
-and metrics.json. Answers are read, never generated, so judging can be done on another day, by any number of judges, and again.
+Writes RUN/judges/NAME/ and nothing else in the run: config.json, provenance.json, grid.json (its rubrics, and how many answers
+each control has), usage.json, judgements.jsonl (one call a line) and metrics.json. Answers are read, never generated, so judging
+can be done on another day, by any number of judges, and again.
 
 `permix fidelity`: answers of a model in character, of one of three kinds, and what is measured of them without a judge.
 
@@ -34,7 +35,7 @@ from permix.judges.prompts import (
     read_score_examples,
     score_examples_hash,
 )
-from permix.judges.results import read_judge_inputs
+from permix.judges.results import count_answers, describe_judge_grid, judge_by_rubrics, read_judge_inputs
 from permix.judges.runner import CallSettings, CallTotals, judge_folder, request_pending_scores
 from permix.judges.summary import measure_judge
 from permix.judges.types import IN_CHARACTER, JudgeInput
@@ -53,6 +54,10 @@ class JudgeSetup(NamedTuple):
     examples: ExamplesByQuestion
     price: Price | None
 
+    @property
+    def discriminates_personas(self) -> dict[str, bool]:
+        return {name: rubric.discriminates_personas for name, rubric in self.rubrics.items()}
+
 
 def judge_fidelity_run(config: JudgeConfig, given_model: Model | None = None) -> None:
     """Judge, or go on judging, every answer of the run and the controls; nothing is generated anew.
@@ -67,12 +72,14 @@ def judge_fidelity_run(config: JudgeConfig, given_model: Model | None = None) ->
         model = load_model(named.judge, named.threads) if given_model is None else given_model
         identity = _judge_identity(named, means, model)
     with RunDir.open(folder, named, identity) as run:
+        inputs = [prompt.judge_input for prompt in prompts]
+        write_json(folder / "grid.json", describe_judge_grid(means.discriminates_personas, inputs))
         with run.track_usage(), error_context("judge"):
             outcome = request_pending_scores(
                 model, prompts, folder, build_call_settings(named, means.price), f"judge {_judge_label(named.judge)}"
             )
         print_status(f"judge {_judge_label(named.judge)}: {_totals_text(outcome)}")
-        _print_missing(named.run, sum(prompt.judge_input.control == "none" for prompt in prompts))
+        _print_missing(named.run, count_answers(inputs))
         _write_metrics(named, folder, pending=outcome.n_pending)
     _require_all_scored(outcome, named, folder)
 
@@ -83,7 +90,7 @@ def _judge_config_for(config: FidelityConfig) -> JudgeConfig:
 
 
 def required_rubrics(config: FidelityConfig) -> Collection[str]:
-    """The rubrics that the answers of a fidelity run are judged by."""
+    """The rubrics of the questions that a fidelity run asks."""
     return config.personagym.tasks or get_args(PersonaGymTask) if config.kind == "personagym" else (IN_CHARACTER,)
 
 
@@ -97,11 +104,12 @@ def prepare_judging(config: JudgeConfig) -> tuple[JudgeSetup, list[JudgePrompt]]
     stage = RunReader(config.run).config.get("stage")
     if stage != "fidelity":
         raise DataError(f"run = {config.run}: is a run of permix {stage}; only answers of permix fidelity can be judged")
-    items = read_judge_inputs(config.run)
-    if not items:
+    answers = read_judge_inputs(config.run)
+    if not answers:
         raise DataError(f"run = {config.run}: holds no answer that could be judged")
-    items = [*items, *build_control_inputs(items, config.judge.answers_per_control, config.seed)]
-    means = load_judge_setup(config.judge, {item.rubric for item in items})
+    means = load_judge_setup(config.judge, {item.rubric for item in answers})
+    items = judge_by_rubrics(answers, means.rubrics)
+    items += build_control_inputs(items, config.judge.answers_per_control, config.seed, means.discriminates_personas)
     _check_examples_complete(items, means.examples, config.judge)
     prompts = [
         build_judge_prompt(item, means.rubrics[item.rubric], means.examples, reasons=config.judge.reasons, seed=config.seed)
@@ -110,10 +118,13 @@ def prepare_judging(config: JudgeConfig) -> tuple[JudgeSetup, list[JudgePrompt]]
     return means, prompts
 
 
-def load_judge_setup(judge: JudgeModelConfig, rubrics: Collection[str]) -> JudgeSetup:
-    """Raises ConfigError or DataError for rubrics, examples or prices that cannot be used."""
+def load_judge_setup(judge: JudgeModelConfig, own_rubrics: Collection[str]) -> JudgeSetup:
+    """`own_rubrics`: of the questions that were asked, see `load_rubrics`.
+
+    Raises ConfigError or DataError for rubrics, examples or prices that cannot be used.
+    """
     examples = {} if judge.examples is None else read_score_examples(judge.examples)
-    return JudgeSetup(load_rubrics(judge.rubrics, rubrics), examples, load_judge_price(judge))
+    return JudgeSetup(load_rubrics(judge.rubrics, own_rubrics), examples, load_judge_price(judge))
 
 
 def _check_judge_usable(config: FidelityConfig) -> None:

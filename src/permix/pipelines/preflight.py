@@ -14,6 +14,7 @@ from permix.inference import check_model
 from permix.inference.hf import check_model_folder
 from permix.interop.personagym import describe_personagym_import
 from permix.interop.stage import describe_import
+from permix.judges.results import count_answers
 from permix.judges.runner import max_total_cost
 from permix.personas.pool import select_personas
 from permix.pipelines.fidelity import build_call_settings, load_judge_setup, required_rubrics
@@ -179,10 +180,12 @@ def _check_personagym(stage: config.FidelityConfig) -> dict[str, str]:
 def _check_judge(stage: config.JudgeConfig) -> dict[str, str]:
     means, prompts = set_up_judge(stage)
     _check_judge_model(stage.judge)
-    tried = sum(prompt.judge_input.control != "none" for prompt in prompts)
+    inputs = [prompt.judge_input for prompt in prompts]
+    tried, answers = sum(one.control != "none" for one in inputs), count_answers(inputs)
     most = max_total_cost(prompts, build_call_settings(stage, means.price))
     return {
-        "answers": str(len(prompts) - tried), "answers to try the judge": str(tried),
+        "answers": str(answers) if answers == len(prompts) - tried else f"{answers}, by {len(means.rubrics)} rubrics",
+        "answers to try the judge": str(tried),
         "calls": f"{len(prompts)}, at most {len(prompts) * stage.judge.max_new_tokens} new tokens",
         "cost": "unknown: no price" if most is None else f"at most {most:.4f} US dollars where each is answered at once",
     }  # fmt: skip

@@ -27,7 +27,15 @@ from permix.rendering.table import (
     trusted_cell,
 )
 from permix.report.document import DocumentPart
-from permix.report.judges import KIND_FILE_STEMS, SCORE_NAMES, JudgedRun, JudgeScoreDifference, judge_sources, trust_mark
+from permix.report.judges import (
+    KIND_FILE_STEMS,
+    JudgedRun,
+    JudgeScoreDifference,
+    judge_sources,
+    listed_rubrics,
+    score_name,
+    trust_mark,
+)
 from permix.report.summary_text import TRUST_MARKS_LEGEND
 from permix.types import Estimate
 
@@ -84,9 +92,9 @@ JUDGE_RELIABILITY_ROWS = (
 )
 
 JUDGE_RELIABILITY_NOTE = (
-    "The same answers judged once more in another way. Toxicity Control is left out of what compares personas: its rubric asks "
-    "the same of every persona. Intervals draw personas. An AUC of 0.5 may be the judge's fault, or that of answers that show no "
-    "persona."
+    "The same answers judged once more in another way. Rubrics that ask the same of every persona, such as Toxicity Control, are "
+    "left out of what compares personas. Intervals draw personas. An AUC of 0.5 may be the judge's fault, or that of answers "
+    "that show no persona."
 )
 
 
@@ -117,7 +125,7 @@ def score_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table:
     for judge in _judge_labels(runs):
         by_model = {name: run.judges.get(judge) for name, run in runs.items()}
         tasks = list(dict.fromkeys(task for one in by_model.values() if one for task in one.tasks))
-        mean = TableCell(SCORE_NAMES[kind], trusted_markup=True, emphasis="**")
+        mean = TableCell(score_name(kind, tasks), trusted_markup=True, emphasis="**")
         lines.append(
             [
                 label_cell(judge),
@@ -125,18 +133,14 @@ def score_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table:
                 *(_mean_score_cell(one).with_sources(*judge_sources(name, kind, judge)) for name, one in by_model.items()),
             ]
         )
-        if len(tasks) > 1:
-            lines += [
-                [
-                    label_cell(judge),
-                    label_cell(task),
-                    *(
-                        _task_score_cell(one, task).with_sources(*judge_sources(name, kind, judge))
-                        for name, one in by_model.items()
-                    ),
-                ]
-                for task in tasks
+        lines += [
+            [
+                label_cell(judge),
+                label_cell(task),
+                *(_task_score_cell(one, task).with_sources(*judge_sources(name, kind, judge)) for name, one in by_model.items()),
             ]
+            for task in listed_rubrics(kind, tasks)
+        ]
     return tabulate(f"scores-{KIND_FILE_STEMS[kind]}", ["judge", "task", *map(one_line, runs)], lines, n_label_columns=2)
 
 
@@ -145,8 +149,8 @@ def difference_table(kind: str, differences_by_pair: Mapping[str, Sequence[Judge
     every = [(names, one) for names, differences in differences_by_pair.items() for one in differences]
     if not every:
         return None
-    tasks = list(dict.fromkeys(task for _, one in every for task in one.scores.tasks))
-    shown = tasks if len(tasks) > 1 else []
+    shown = listed_rubrics(kind, (task for _, one in every for task in one.scores.tasks))
+    means = " / ".join(dict.fromkeys(one.score_name for _, one in every))
     lines = [
         [
             label_cell(names, 2 * LABEL_WIDTH + 16),
@@ -158,7 +162,7 @@ def difference_table(kind: str, differences_by_pair: Mapping[str, Sequence[Judge
         ]
         for names, one in every
     ]
-    headings = ["models", "judge", f"difference in {SCORE_NAMES[kind]}", "p", *map(one_line, shown), "answers of both"]
+    headings = ["models", "judge", f"difference in {means}", "p", *map(one_line, shown), "answers of both"]
     return tabulate(f"differences-{KIND_FILE_STEMS[kind]}", headings, lines, n_label_columns=2)
 
 

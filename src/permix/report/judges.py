@@ -4,15 +4,17 @@ Contract: everything from the ledgers and the records. A model has one fidelity 
 judge alone that is the same by name, settings, fingerprint and words.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from pydantic import Field
+
 from permix.errors import DataError
 from permix.evals.drift_report import JudgeTurnScores
 from permix.evals.fidelity_records import FidelityKind
-from permix.judges.results import JudgeResults, read_judge_inputs, read_judge_results, read_judge_usage
+from permix.judges.results import JudgeResults, read_judge_inputs, read_judge_results
 from permix.judges.runner import judge_folders
 from permix.judges.summary import (
     JudgeAgreement,
@@ -22,6 +24,7 @@ from permix.judges.summary import (
     measure_score_difference,
     summarize_judge,
 )
+from permix.judges.types import IN_CHARACTER
 from permix.rendering.table import SourceRun
 from permix.storage.run_dir import RunReader
 from permix.types import Estimate, Record
@@ -40,7 +43,22 @@ SCORE_NAMES = {
     OPEN_ENDED_KIND: "in-character score",
     INTERVIEW_KIND: "in-character score of interviews",
 }
-"""By kind of run, what the mean of a judge's scores is called: PersonaScore is of PersonaGym's tasks alone."""
+"""By kind of run, what the mean of a judge's scores is called: PersonaScore is of PersonaGym's tasks alone, and an in-character
+score of the rubric "In Character" alone."""
+
+RUBRIC_MEAN_NAMES = {OPEN_ENDED_KIND: "mean over rubrics", INTERVIEW_KIND: "mean over rubrics of interviews"}
+"""And by the rubrics of a user's choice."""
+
+
+def score_name(kind: str, rubrics: Iterable[str]) -> str:
+    """What the mean of a judge's scores by these rubrics is called."""
+    return SCORE_NAMES[kind] if kind == PERSONAGYM_KIND or set(rubrics) <= {IN_CHARACTER} else RUBRIC_MEAN_NAMES[kind]
+
+
+def listed_rubrics(kind: str, rubrics: Iterable[str]) -> list[str]:
+    """The rubrics that get a line of their own beside their mean: none where there is but one, and the mean's name says which."""
+    names = list(dict.fromkeys(rubrics))
+    return names if len(names) > 1 or score_name(kind, names) != SCORE_NAMES[kind] else []
 
 
 KIND_FILE_STEMS = {PERSONAGYM_KIND: "personagym", OPEN_ENDED_KIND: "open", INTERVIEW_KIND: "interview"}
@@ -55,6 +73,7 @@ class JudgeScoreEntry(Record):
 
     kind: str
     judge: str
+    rubrics: tuple[str, ...] = Field(default=(IN_CHARACTER,), exclude=True)
     persona_score: Estimate
     n_scored: int
     n_asked: int
@@ -63,7 +82,7 @@ class JudgeScoreEntry(Record):
     @property
     def name(self) -> str:
         """ "PersonaScore, judge qwen"."""
-        return f"{SCORE_NAMES[self.kind]}, judge {self.judge}"
+        return f"{score_name(self.kind, self.rubrics)}, judge {self.judge}"
 
 
 class JudgedRun(NamedTuple):
@@ -82,7 +101,7 @@ class JudgedRun(NamedTuple):
     def scores_by_judge(self) -> dict[str, JudgeTurnScores]:
         """What each judge scored, for measures that lay scores out in their own way."""
         return {
-            label: JudgeTurnScores(self.results_by_judge[label].scores, one.discriminates_persona)
+            label: JudgeTurnScores(self.results_by_judge[label].scores["none"], tuple(one.tasks), one.discriminates_persona)
             for label, one in self.judges.items()
         }
 
@@ -90,11 +109,16 @@ class JudgedRun(NamedTuple):
     def score_entries(self) -> list[JudgeScoreEntry]:
         return [
             JudgeScoreEntry(
-                kind=self.kind, judge=label, persona_score=one.persona_score, n_scored=one.n_scored, n_asked=one.n_asked,
+                kind=self.kind,
+                judge=label,
+                rubrics=tuple(one.tasks),
+                persona_score=one.persona_score,
+                n_scored=one.n_scored,
+                n_asked=one.n_asked,
                 discriminates_persona=one.discriminates_persona,
             )
             for label, one in self.judges.items()
-        ]  # fmt: skip
+        ]
 
 
 class JudgeScoreDifference(Record):
@@ -104,6 +128,10 @@ class JudgeScoreDifference(Record):
     discriminates_persona: bool
     """Whether the judge told personas apart on both models."""
     scores: ScoreDifference
+
+    @property
+    def score_name(self) -> str:
+        return score_name(self.kind, self.scores.tasks)
 
 
 def judge_sources(label: str, kind: str, judge: str) -> tuple[SourceRun, SourceRun]:
@@ -124,8 +152,8 @@ def read_judged_run(run: Path, kind: str, config: Mapping[str, Any]) -> JudgedRu
     folders = judge_folders(run)
     if not folders:
         return None
-    items, seed, resamples = read_judge_inputs(run), int(config.get("seed", 0)), int(config.get("resamples", 2000))
-    read = [read_judge_results(run, folder, items) for folder in folders]
+    answers, seed, resamples = read_judge_inputs(run), int(config.get("seed", 0)), int(config.get("resamples", 2000))
+    read = [read_judge_results(run, folder, answers) for folder in folders]
     judges = {one.label: _summarize_judge(folder, one) for folder, one in zip(folders, read, strict=True)}
     agreement = measure_judge_agreement(read, seed=seed, resamples=resamples)
     folder_of = {one.label: folder for folder, one in zip(folders, read, strict=True)}
@@ -157,6 +185,6 @@ def judge_incompatibilities(one: JudgeResults, two: JudgeResults) -> tuple[str, 
 def _summarize_judge(folder: Path, results: JudgeResults) -> JudgeSummary:
     config = RunReader(folder).config
     try:
-        return summarize_judge(results, read_judge_usage(folder), seed=results.seed, resamples=int(config.get("resamples", 2000)))
+        return summarize_judge(results, seed=results.seed, resamples=int(config.get("resamples", 2000)))
     except DataError as error:
         raise DataError(f"{folder}: {error}") from error

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from permix.config import ReportConfig
 from permix.errors import ConfigError
-from permix.evals.drift_report import JudgeTurnScores
 from permix.evals.fidelity_records import AskedQuestion, read_asked_questions
 from permix.metrics.judge_scores import PublishedAggregation, aggregate_as_published
 from permix.metrics.statistics import Array
@@ -34,7 +33,7 @@ from permix.report.document import DocumentPart
 from permix.report.judges import PERSONAGYM_KIND, trust_mark
 from permix.report.runs import ModelRuns
 from permix.report.summary_text import TRUST_MARKS_LEGEND
-from permix.types import JudgeInputKey, Record
+from permix.types import AnswerKey, Record
 
 _PUBLISHED_HEADINGS = (
     "scores of",
@@ -78,7 +77,7 @@ def collect_published(models: Sequence[ModelRuns], config: ReportConfig) -> Publ
         if judged is not None:
             by_judge = judged.scores_by_judge
             laid = personagym_score_arrays(
-                read_asked_questions(model.runs[PERSONAGYM_KIND].path), [_known_scores(one) for one in by_judge.values()]
+                read_asked_questions(model.runs[PERSONAGYM_KIND].path), [one.scores for one in by_judge.values()]
             )
             runs[model.label] = aggregate_as_published(laid.score_J_P_U_Q, laid.asked_P_U_Q)
             judges[model.label] = {label: one.discriminates_persona for label, one in by_judge.items()}
@@ -88,7 +87,7 @@ def collect_published(models: Sequence[ModelRuns], config: ReportConfig) -> Publ
 
 
 def personagym_score_arrays(
-    asked_questions: Sequence[AskedQuestion], scores: Sequence[Mapping[JudgeInputKey, int]]
+    asked_questions: Sequence[AskedQuestion], scores: Sequence[Mapping[AnswerKey, int]]
 ) -> PersonaGymScoreArrays:
     """The scores of one run, a mapping a judge; personas and the questions of each in the order asked, tasks as `TASKS`."""
     persona_at = {name: at for at, name in enumerate(dict.fromkeys(question.persona_id for question in asked_questions))}
@@ -96,12 +95,12 @@ def personagym_score_arrays(
     for question in asked_questions:
         places.setdefault((persona_at[question.persona_id], PERSONAGYM_TASKS.index(question.task)), []).append(question)
     shape = len(persona_at), len(PERSONAGYM_TASKS), max(map(len, places.values()))
-    score_J_P_T_Q, asked_P_T_Q = np.full((len(scores), *shape), np.nan), np.zeros(shape, dtype=bool)
-    for (p, t), questions in places.items():
+    score_J_P_U_Q, asked_P_U_Q = np.full((len(scores), *shape), np.nan), np.zeros(shape, dtype=bool)
+    for (p, u), questions in places.items():
         for q, question in enumerate(questions):
-            asked_P_T_Q[p, t, q] = True
-            score_J_P_T_Q[:, p, t, q] = [judge.get(_item_key(question), np.nan) for judge in scores]
-    return PersonaGymScoreArrays(score_J_P_T_Q, asked_P_T_Q)
+            asked_P_U_Q[p, u, q] = True
+            score_J_P_U_Q[:, p, u, q] = [judge.get(_answer_key(question), np.nan) for judge in scores]
+    return PersonaGymScoreArrays(score_J_P_U_Q, asked_P_U_Q)
 
 
 def published_json(published: PublishedComparison | None) -> dict[str, object]:
@@ -120,12 +119,8 @@ def published_parts(published: PublishedComparison | None) -> list[DocumentPart]
     return [table, TRUST_MARKS_LEGEND] if any(not _combined_trust(one) for one in published.judges.values()) else [table]
 
 
-def _item_key(question: AskedQuestion) -> JudgeInputKey:
-    return JudgeInputKey("none", str(question.persona_id), question.persona_id, question.id, 0, str(question.task))
-
-
-def _known_scores(judge_scores: JudgeTurnScores) -> dict[JudgeInputKey, int]:
-    return {key: score for key, score in judge_scores.scores.items() if score is not None}
+def _answer_key(question: AskedQuestion) -> AnswerKey:
+    return AnswerKey(str(question.persona_id), str(question.task), question.id, 0)
 
 
 def _read_score_files(entries: Sequence[str]) -> dict[str, PublishedScores]:

@@ -21,7 +21,16 @@ from matplotlib.transforms import Bbox
 from permix.judges.summary import JudgeSummary
 from permix.rendering import theme
 from permix.rendering.theme import HOLLOW_MARKER_NOTE, QUESTION_INTERVAL_NOTE, Style
-from permix.report.judges import KIND_FILE_STEMS, KIND_TITLES, SCORE_NAMES, UNTESTED_MARK, UNTRUSTED_MARK, JudgedRun, trust_mark
+from permix.report.judges import (
+    KIND_FILE_STEMS,
+    KIND_TITLES,
+    UNTESTED_MARK,
+    UNTRUSTED_MARK,
+    JudgedRun,
+    listed_rubrics,
+    score_name,
+    trust_mark,
+)
 from permix.report.methods import PooledMethod, ReportMethod
 from permix.sanitize import escape_for_figure as safe
 from permix.types import Estimate, JudgeControl
@@ -67,7 +76,7 @@ def plot_judge_scores(runs: JudgedRuns, kind: str, path: Path, styles: Mapping[s
     """One panel a judge: the mean over the tasks, then each task, every model with its interval."""
     judges = list(dict.fromkeys(judge for run in runs.values() for judge in run.judges))
     found = {judge: {label: run.judges[judge] for label, run in runs.items() if judge in run.judges} for judge in judges}
-    rows = {judge: [SCORE_NAMES[kind], *_task_names(list(by_model.values()))] for judge, by_model in found.items()}
+    rows = {judge: _row_names(kind, list(by_model.values())) for judge, by_model in found.items()}
     height = sum(0.45 + len(rows[judge]) * (0.16 + 0.13 * len(runs)) for judge in judges)
     n = theme.join_distinct_counts(one.persona_score.n for by_model in found.values() for one in by_model.values())
     hollow = any(not one.discriminates_persona for by_model in found.values() for one in by_model.values())
@@ -101,7 +110,8 @@ def plot_judge_reliability(runs: JudgedRuns, kind: str, path: Path) -> None:
     judged = [(label, one) for label, run in runs.items() for one in run.judges.values()]
     shown = [[control for control in CONTROL_NAMES if any(one.histogram[control])] for _, one in judged]
     note = (
-        "answers that got each score, n at the right, without Toxicity Control; a good judge scores wrong and no persona lower "
+        "answers that got each score, n at the right, without rubrics that ask the same of every persona; a good judge scores "
+        "wrong and no persona lower "
         f"than the own one, the last three alike; {UNTRUSTED_MARK} does not tell right from wrong persona; "
         f"{UNTESTED_MARK} was not tried"
     )
@@ -128,10 +138,10 @@ def plot_judge_reliability(runs: JudgedRuns, kind: str, path: Path) -> None:
     theme.save_figure(fig, path)
 
 
-def _task_names(judges: Sequence[JudgeSummary]) -> list[str]:
-    """Tasks of any model; none where there is but one, which is the mean itself."""
-    tasks = list(dict.fromkeys(task for one in judges for task in one.tasks))
-    return tasks if len(tasks) > 1 else []
+def _row_names(kind: str, judges: Sequence[JudgeSummary]) -> list[str]:
+    """The mean, then the rubrics of any model that are shown beside it."""
+    tasks = [task for one in judges for task in one.tasks]
+    return [score_name(kind, tasks), *listed_rubrics(kind, tasks)]
 
 
 def _plot_score(ax: Axes, estimate: Estimate | None, row: float, style: Style, *, filled: bool) -> None:

@@ -34,7 +34,7 @@ from permix.rendering.table import (
     md_label,
 )
 from permix.report.comparisons import Comparison, compare_judge_scores
-from permix.report.judges import SCORE_NAMES, UNTESTED_MARK, UNTRUSTED_MARK, JudgedRun, JudgeScoreDifference, trust_mark
+from permix.report.judges import UNTESTED_MARK, UNTRUSTED_MARK, JudgedRun, JudgeScoreDifference, score_name, trust_mark
 from permix.report.methods import (
     MethodDifference,
     PooledMethod,
@@ -64,7 +64,8 @@ def untrusted_judge_sentences(name: str, run: JudgedRun) -> list[str]:
 def trusted_judge_phrases(name: str, run: JudgedRun) -> list[str]:
     """For the headline of a model by itself: the judges that are trusted."""
     return [
-        f"{md_label(name)}: judge {md_label(one.label)} tells personas apart ({SCORE_NAMES[run.kind]} {one.persona_score})"
+        f"{md_label(name)}: judge {md_label(one.label)} tells personas apart "
+        f"({score_name(run.kind, one.tasks)} {one.persona_score})"
         for one in run.judges.values()
         if one.discriminates_persona
     ]
@@ -73,7 +74,7 @@ def trusted_judge_phrases(name: str, run: JudgedRun) -> list[str]:
 def score_change_phrases(differences: Iterable[JudgeScoreDifference]) -> list[str]:
     """For the headline of a comparison: a few words for each judge that is trusted on both models."""
     return [
-        f"{SCORE_NAMES[one.kind]} by judge {md_label(one.scores.judge)} {difference_direction(one.scores.persona_score)}"
+        f"{one.score_name} by judge {md_label(one.scores.judge)} {difference_direction(one.scores.persona_score)}"
         for one in differences
         if one.discriminates_persona
     ]
@@ -87,7 +88,7 @@ def judge_sentences(name: str, run: JudgedRun) -> list[str]:
 def score_difference_phrases(differences: Sequence[JudgeScoreDifference]) -> list[str]:
     """A phrase with numbers for each judge of a comparison."""
     return [
-        f"{SCORE_NAMES[one.kind]} by judge {md_label(one.scores.judge)} {difference_direction(one.scores.persona_score)} "
+        f"{one.score_name} by judge {md_label(one.scores.judge)} {difference_direction(one.scores.persona_score)} "
         f"({one.scores.persona_score.format_difference()}, p {_p_value_text(one.scores.p)}, {one.scores.n_answers} answers)"
         + ("" if one.discriminates_persona else ", which means nothing: that judge is not trusted on both")
         for one in differences
@@ -95,7 +96,7 @@ def score_difference_phrases(differences: Sequence[JudgeScoreDifference]) -> lis
 
 
 def _untrusted_judge_sentence(name: str, kind: str, judge: JudgeSummary) -> str:
-    what = f"{SCORE_NAMES[kind]} by judge {md_label(judge.label)}"
+    what = f"{score_name(kind, judge.tasks)} by judge {md_label(judge.label)}"
     if judge.discriminates_persona is None:
         return f"{md_label(name)}: nobody knows what {what} means, the judge was not tried"
     return (
@@ -108,7 +109,7 @@ def _judge_sentence(name: str, kind: str, judge: JudgeSummary) -> str:
         judge.discriminates_persona
     ]
     return (
-        f"**{md_label(name)}**, judge {md_label(judge.label)}: {SCORE_NAMES[kind]} "
+        f"**{md_label(name)}**, judge {md_label(judge.label)}: {score_name(kind, judge.tasks)} "
         f"{estimate_cell(judge.persona_score).text}{trust_mark(judge.discriminates_persona)}, "
         f"{format_ratio(judge.n_scored, judge.n_asked)} answers of "
         f"{judge.persona_score.n} personas scored, share of fives {judge.share_top_score}; {worth} "
@@ -453,7 +454,7 @@ def _judge_findings(one: ReportMethod, other: ReportMethod) -> list[Finding]:
 def _judge_finding(change: JudgeScoreDifference) -> Finding:
     scores = change.scores.persona_score
     how = difference_direction(scores) if difference_direction(scores) != NOT_SIGNIFICANT else f"{NOT_SIGNIFICANT} in the"
-    what = f"{SCORE_NAMES[change.kind]} by judge {md_label(change.scores.judge)}"
+    what = f"{change.score_name} by judge {md_label(change.scores.judge)}"
     return Finding(
         f"{how} {what} (1 to 5, {scores.format_difference()})",
         f"{what}: {format_count(scores.n)} personas, over which its brackets are intervals",
@@ -571,7 +572,7 @@ def _trusted_judge_findings(models: Sequence[ModelRuns]) -> list[Finding]:
     """What judges who are trusted gave."""
     return [
         Finding(
-            f"{SCORE_NAMES[run.kind]} by judge {md_label(one.label)} {one.persona_score} of 5",
+            f"{score_name(run.kind, one.tasks)} by judge {md_label(one.label)} {one.persona_score} of 5",
             f"judge {md_label(one.label)}: {format_count(one.persona_score.n)} personas, over which its brackets are intervals",
         )
         for model in models

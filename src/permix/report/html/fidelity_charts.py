@@ -24,7 +24,15 @@ from permix.rendering.plots import DRIFT_AXIS_LABELS, personas_by_recall
 from permix.rendering.theme import HOLLOW_MARKER_NOTE, QUESTION_INTERVAL_NOTE
 from permix.report.comparisons import Comparison
 from permix.report.html.values import json_estimate, json_number, printable_text, unique_display_names
-from permix.report.judges import KIND_FILE_STEMS, KIND_TITLES, SCORE_NAMES, JudgedRun, JudgeScoreEntry, trust_mark
+from permix.report.judges import (
+    KIND_FILE_STEMS,
+    KIND_TITLES,
+    JudgedRun,
+    JudgeScoreEntry,
+    listed_rubrics,
+    score_name,
+    trust_mark,
+)
 from permix.report.methods import PooledMethod, ReportMethod, training_arrows
 from permix.report.runs import ModelRuns
 from permix.report.score_plots import CONTROL_NAMES
@@ -72,20 +80,20 @@ def _judge_score_chart(runs: Mapping[str, JudgedRun], kind: str) -> _ChartData:
     judges = dict.fromkeys(judge for run in runs.values() for judge in run.judges)
     return {
         "title": KIND_TITLES[kind],
-        "score": SCORE_NAMES[kind],
+        "score": score_name(kind, (task for one in every for task in one.tasks)),
         "note": f"n = {n} personas; bars: {OVER_PERSONAS}{hollow}",
-        "judges": [_judge_panel(judge, runs, SCORE_NAMES[kind]) for judge in judges],
+        "judges": [_judge_panel(judge, runs, kind) for judge in judges],
     }
 
 
-def _judge_panel(judge: str, runs: Mapping[str, JudgedRun], score: str) -> _ChartData:
+def _judge_panel(judge: str, runs: Mapping[str, JudgedRun], kind: str) -> _ChartData:
     """The mean over the tasks, then each task; no tasks where there is but one, which is the mean itself."""
     found = {label: run.judges[judge] for label, run in runs.items() if judge in run.judges}
-    tasks = list(dict.fromkeys(task for one in found.values() for task in one.tasks))
-    tasks = tasks if len(tasks) > 1 else []
+    asked = [task for one in found.values() for task in one.tasks]
+    tasks = listed_rubrics(kind, asked)
     return {
         "judge": printable_text(judge),
-        "tasks": list(unique_display_names([score, *tasks]).values()),
+        "tasks": list(unique_display_names([score_name(kind, asked), *tasks]).values()),
         "models": {
             label: {
                 "trusted": one.discriminates_persona,
@@ -107,8 +115,8 @@ def judge_reliability_chart(models: Sequence[ModelRuns], display_names: DisplayN
         if (runs := _runs_of_kind(models, kind, display_names))
     ]
     note = (
-        "share of answers that got each score, n at the right, without Toxicity Control; a good judge scores wrong and no "
-        f"persona lower than the own one, the last three alike. {TRUST_MARKS_LEGEND}"
+        "share of answers that got each score, n at the right, without rubrics that ask the same of every persona; a good judge "
+        f"scores wrong and no persona lower than the own one, the last three alike. {TRUST_MARKS_LEGEND}"
     )
     return {"note": note, "kinds": kinds} if kinds else {}
 
