@@ -15,13 +15,12 @@ NAN = float("nan")
 # Three personas (A = .75, .50, .25) on four questions, one sample; without a persona 3 of 4 are right.
 LADDER_P_Q_S = np.array([[1.0, 1, 1, 0], [1, 0, 1, 0], [0, 0, 1, 0]])[:, :, None]
 BASELINE_Q_S = np.array([1.0, 0, 1, 1])[:, None]
-OTHERS = {"expected_best_of_k", "personas", "n_scored", "n_asked", "n_questions", "n_personas"}
-MEASURES = [name for name in StabilitySummary.model_fields if name not in OTHERS]
 
 
 def estimates(summary: StabilitySummary) -> dict[str, Estimate]:
     """Every estimate of the summary by name."""
-    named: dict[str, Estimate] = {name: getattr(summary, name) for name in MEASURES}
+    named = dict(summary.measures)
+    named |= {name: getattr(summary, name) for name in ("permutation_p", "minimum_detectable_effect")}
     named |= {f"lottery {k}": one for k, one in enumerate(summary.expected_best_of_k, 1)}
     named |= {f"{one.id} accuracy": one.accuracy for one in summary.personas}
     return named | {f"{one.id} difference": one.difference for one in summary.personas}
