@@ -135,7 +135,7 @@ def told(trials: Sequence[Trial], truth: dict[str, float]) -> dict[str, Any]:
         "pss": [
             round(float(np.mean([one.pss.value for one in some if one.pss.value is not None])), 4) for some in (whole, found)
         ],
-        "held": {name: _share([holds(getattr(one, name), truth[name]) for one in found]) for name in HELD if name in truth},
+        "held": {name: _share([holds(one.measures[name], truth[name]) for one in found]) for name in HELD if name in truth},
         "rejected": {
             "permutation": [_share([_below(one.permutation_p.value) for one in some]) for some in (whole, found)],
             "any persona, Holm": [

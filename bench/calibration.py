@@ -168,7 +168,7 @@ def simulate(setting: Setting, data_sets: int, resamples: int, seed: int) -> dic
     found = [
         summarize_stability(*grid(setting, of, rng), seed=int(rng.integers(2**31)), resamples=resamples) for _ in range(data_sets)
     ]
-    measures = {name: _told([getattr(one, name) for one in found], value) for name, value in truth.items()}
+    measures = {name: _told([one.measures[name] for one in found], value) for name, value in truth.items()}
     measures["a persona's accuracy"] = _told_of_personas(found, "accuracy", of.accuracy_P)
     measures["a persona's difference"] = _told_of_personas(found, "difference", of.accuracy_P - of.baseline)
     p = [one.permutation_p.value for one in found]

@@ -25,7 +25,6 @@ from permix.progress import print_status
 from permix.report.builder import build_report
 from permix.report.comparisons import compare_models
 from permix.report.runs import ModelRuns, collect_models
-from permix.report.summary_text import HEADLINE_MEASURES
 from permix.storage.files import read_json, write_text
 from permix.types import Sampling, Split
 
@@ -119,8 +118,8 @@ def lines(models: dict[str, ModelRuns]) -> Iterator[dict[str, Any]]:
         for other in (BASE, f"rlvr {label.split()[-1]}"):
             if other in models and other != label:
                 found = compare_models(models[other], model)
-                for measure in HEADLINE_MEASURES:
-                    if (difference := getattr(found, measure)) is not None:
+                for measure, difference in (found.measures | {"identifiability": found.identifiability}).items():
+                    if difference is not None:
                         yield {"figure": f"{measure} difference", "model": label, "against": other, **difference.model_dump()}
         if "train" in model.runs:
             usage = read_json(model.runs["train"].path / "usage.json")

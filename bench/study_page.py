@@ -30,7 +30,7 @@ KNOBS: dict[str, dict[str, str]] = {
 UNORDERED = ("method", "draws, rewards, words")
 BLUE = "#0072B2"
 
-COLUMNS = ("baseline", "mean", "worst", "pss", "identifiability")
+MEASURES = ("baseline", "mean", "worst", "pss")
 HEAD = (
     "arm", "seed", "no persona", "mean", "worst", "PSS", "identifiability", "PSS − RLVR's", "worst − RLVR's",
     "identifiability − base's", "training CPU s",
@@ -47,9 +47,8 @@ def table(models: Mapping[str, ModelRuns]) -> str:
         against_base = compare_models(models[BASE], model) if label != BASE else None
         seconds = model.row.train_cpu_s
         rows.append((
-            arm, seed, *(_told(getattr(model.row, name)) for name in COLUMNS),
-            _told(against_plain.pss if against_plain else None, signed=True),
-            _told(against_plain.worst if against_plain else None, signed=True),
+            arm, seed, *(_told(model.row.measures.get(name)) for name in MEASURES), _told(model.row.identifiability),
+            *(_told(against_plain.measures.get(name) if against_plain else None, signed=True) for name in ("pss", "worst")),
             _told(against_base.identifiability if against_base else None, signed=True),
             "–" if seconds is None else f"{seconds:.0f}",
         ))  # fmt: skip
@@ -101,9 +100,10 @@ Point = tuple[Estimate, Estimate]
 
 
 def _point(model: ModelRuns | None) -> Point | None:
-    if model is None or model.row.identifiability is None or model.row.worst is None:
+    worst = None if model is None else model.row.measures.get("worst")
+    if model is None or model.row.identifiability is None or worst is None:
         return None
-    return model.row.identifiability, model.row.worst
+    return model.row.identifiability, worst
 
 
 def _centre(point: Point) -> tuple[float, float]:

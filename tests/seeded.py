@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from permix.types import Cell, Completion, Message, Verdict
+from permix.report.methods import MethodDifference, PooledMethod
+from permix.types import Cell, Completion, Estimate, Message, Verdict
 
 Right = Callable[[int, int], bool]
 VOICES = ("arr matey", "beep boop", "purr hiss", "thee thou")
@@ -79,3 +80,7 @@ def write_study(folder: Path) -> Path:
             stability_run(folder / f"{stem}-stability", name, asked, right)
             fidelity_run(folder / f"{stem}-fidelity", name, asked, base, noise, seed)
     return folder
+
+
+def estimate_of(record: PooledMethod | MethodDifference, name: str) -> Estimate | None:
+    return record.identifiability if name == "identifiability" else record.measures.get(name)

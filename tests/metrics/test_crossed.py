@@ -106,7 +106,9 @@ def test_each_template_is_measured_by_itself() -> None:
     correct = np.zeros((2, 2, 4, 1))
     correct[0, :, :2] = 1  # under template a both personas answer half of the questions, under b none
     found = summarize_template_effects(correct, np.ones((4, 1)), {"a": "A", "b": "B"}, resamples=100)
-    assert [(one.id, one.text, one.mean.value, one.mean_minus_baseline.value) for one in found.templates] == [
+    assert [
+        (one.id, one.text, one.measures["mean"].value, one.measures["mean_minus_baseline"].value) for one in found.templates
+    ] == [
         ("a", "A", 0.5, -0.5),
         ("b", "B", 0.0, -1.0),
     ]
@@ -162,7 +164,7 @@ def test_a_run_in_two_wordings(tmp_path: Path) -> None:
     assert (summary.baseline.value, summary.mean.value) == (1.0, 0.5)
     found = measure_template_effects(config.out)
     assert found is not None
-    assert [(one.id, one.mean.value) for one in found.templates] == [("you_are", 1.0), ("in_question", 0.0)]
+    assert [(one.id, one.measures["mean"].value) for one in found.templates] == [("you_are", 1.0), ("in_question", 0.0)]
     assert found.templates[1].text == "You are {persona}.\n\n{question}"
     assert found.template_sd.value == pytest.approx(np.sqrt(0.5))  # of 1 and 0
     assert read_json(config.out / "metrics.json")["crossed"] == found.model_dump(mode="json")

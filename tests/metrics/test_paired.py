@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from permix.metrics.model_comparison import COMPARED_MEASURES, PairedComparison, compare_models_paired
-from permix.metrics.posterior import EXTREME_MEASURES, posterior_estimates
+from permix.metrics.measures import MEASURE_VIEWS, measures_estimated_by
+from permix.metrics.model_comparison import PairedComparison, compare_models_paired
+from permix.metrics.posterior import posterior_estimates
 from permix.metrics.statistics import Array
 
 NAN = np.nan
@@ -28,14 +29,16 @@ def held(first: Array, other: Array, resamples: int = 200, seed: int = 0) -> Pai
 
 def test_every_difference_is_second_less_first() -> None:
     found = {one.name: one for one in held(FIRST, OTHER).measures}
-    assert tuple(found) == COMPARED_MEASURES
+    assert tuple(found) == MEASURE_VIEWS["comparison"]
     values = {name: (one.first, one.other, one.difference.value) for name, one in found.items()}
     assert values["baseline"] == (0.75, 0.5, -0.25)
     assert values["mean"] == (0.375, 0.625, 0.25)
     assert values["mean_minus_baseline"] == (-0.375, 0.125, 0.5)
     assert values["worst_per_question"] == (0.25, 0.5, 0.25)
     assert {one.difference.n for one in found.values()} == {4}
-    for name in EXTREME_MEASURES:  # what the noise is taken off of: each model as by itself
+    for name in (
+        one.name for one in measures_estimated_by("posterior")
+    ):  # what the noise is taken off of: each model as by itself
         for rows, value in ((FIRST, values[name][0]), (OTHER, values[name][1])):
             assert value == posterior_estimates(rows[:-1], rows[-1], seed=0)[name].value
         one, two, difference = values[name]
@@ -98,7 +101,7 @@ def test_models_that_are_alike_are_seldom_told_apart(monkeypatch: pytest.MonkeyP
     """At the level .05, each measure in at most 5.5 % of the grids in expectation: 13 of 100 is far outside."""
     monkeypatch.setattr("permix.metrics.priors.N_DRAWS", 2)  # the test of a difference needs none
     monkeypatch.setattr("permix.metrics.priors.WARMUP_STEPS", 0)
-    rejected = dict.fromkeys(COMPARED_MEASURES, 0)
+    rejected = dict.fromkeys(MEASURE_VIEWS["comparison"], 0)
     for seed in range(100):
         rng = np.random.default_rng(seed)
         right_Q = rng.random(30)

@@ -15,13 +15,12 @@ NAN = float("nan")
 # Three personas (A = .75, .50, .25) on four questions, one sample; without a persona 3 of 4 are right.
 LADDER_P_Q_S = np.array([[1.0, 1, 1, 0], [1, 0, 1, 0], [0, 0, 1, 0]])[:, :, None]
 BASELINE_Q_S = np.array([1.0, 0, 1, 1])[:, None]
-OTHERS = {"expected_best_of_k", "personas", "n_scored", "n_asked", "n_questions", "n_personas"}
-MEASURES = [name for name in StabilitySummary.model_fields if name not in OTHERS]
 
 
 def estimates(summary: StabilitySummary) -> dict[str, Estimate]:
     """Every estimate of the summary by name."""
-    named: dict[str, Estimate] = {name: getattr(summary, name) for name in MEASURES}
+    named = dict(summary.measures)
+    named |= {name: getattr(summary, name) for name in ("permutation_p", "minimum_detectable_effect")}
     named |= {f"lottery {k}": one for k, one in enumerate(summary.expected_best_of_k, 1)}
     named |= {f"{one.id} accuracy": one.accuracy for one in summary.personas}
     return named | {f"{one.id} difference": one.difference for one in summary.personas}
@@ -143,20 +142,25 @@ def test_without_a_baseline_only_the_comparisons_are_missing() -> None:
 
 def test_one_persona_is_trivially_stable() -> None:
     summary = summarize_stability(some_scores(personas=1), resamples=50)
-    assert (summary.pss.value, summary.pss_null.value, summary.pss_crossfit.value, summary.spread.value) == (1.0, 1.0, 1.0, 0.0)
-    assert summary.persona_sd.value is None
+    assert (
+        summary.pss.value,
+        summary.pss_null.value,
+        summary.measures["pss_crossfit"].value,
+        summary.measures["spread"].value,
+    ) == (1.0, 1.0, 1.0, 0.0)
+    assert summary.measures["persona_sd"].value is None
     assert summary.permutation_p.value is None
 
 
 def test_one_question_has_values_and_no_interval() -> None:
     summary = summarize_stability(np.array([[[1.0]], [[0.0]]]), np.array([[1.0]]), resamples=50)
     assert (summary.pss.value, summary.pss.low, summary.pss.n) == (0.0, None, 1)
-    assert (summary.pss_crossfit.value, summary.persona_sd.value) == (None, None)
+    assert (summary.measures["pss_crossfit"].value, summary.measures["persona_sd"].value) == (None, None)
 
 
 def test_a_model_that_is_never_right_has_pss_zero() -> None:
     summary = summarize_stability(np.zeros((3, 5, 1)), resamples=50)
-    assert (summary.pss.value, summary.pss_crossfit.value, summary.pss_null.value) == (0.0, 0.0, 0.0)
+    assert (summary.pss.value, summary.measures["pss_crossfit"].value, summary.pss_null.value) == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +233,7 @@ def test_more_questions_than_a_block_holds_give_the_same_numbers(monkeypatch: py
     monkeypatch.setattr("permix.metrics.stability.BOOTSTRAP_BLOCK_FLOATS", 100 * 40 * 7)
     blocked = summarize_stability(scores, resamples=50)
     assert values(blocked) == pytest.approx(values(whole), nan_ok=True)
-    assert blocked.pss_crossfit.low == pytest.approx(whole.pss_crossfit.low)
+    assert blocked.measures["pss_crossfit"].low == pytest.approx(whole.measures["pss_crossfit"].low)
 
 
 grids = arrays(

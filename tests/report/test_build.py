@@ -116,9 +116,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[ModelRow], Pat
 def test_numbers_of_a_tree_of_runs(built: tuple[list[ModelRow], Path]) -> None:
     base, rlvr = built[0]
     assert (base.label, rlvr.label) == ("base", "RLVR")
-    measured = (base.baseline, base.mean, base.pss_observed, rlvr.pss_observed)
-    assert [one and one.value for one in measured] == pytest.approx([0.8, 0.5, 0.25, 1.0])
-    told = [(one.value, one.low, one.high) for one in (base.worst, base.pss, rlvr.pss) if one is not None]
+    measured = (*(base.measures[name] for name in ("baseline", "mean", "pss_observed")), rlvr.measures["pss_observed"])
+    assert [one.value for one in measured] == pytest.approx([0.8, 0.5, 0.25, 1.0])
+    told = [(one.value, one.low, one.high) for one in (base.measures["worst"], base.measures["pss"], rlvr.measures["pss"])]
     expected = [(0.24, 0.07, 0.52), (0.32, 0.10, 0.69), (0.99, 0.98, 1.0)]  # the noise of 20 questions taken off
     assert np.array(told) == pytest.approx(np.array(expected), abs=0.04)
     assert (base.n_questions, base.n_personas, base.n_scored, base.n_asked) == (20, 4, 80, 80)
@@ -184,15 +184,14 @@ def test_stability_alone(tmp_path: Path) -> None:
 def test_an_unscored_cell_is_counted_and_not_zero(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run", "m", lambda p, q: None if (p, q) == (0, 0) else True)
     (row,) = build_report([run], tmp_path / "out")
-    assert row.pss_observed
-    assert (row.n_scored, row.n_asked, row.pss_observed.value) == (79, 80, 1.0)
+    assert (row.n_scored, row.n_asked, row.measures["pss_observed"].value) == (79, 80, 1.0)
     assert "79 of 80 cells scored" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_training_alone_has_dashes_and_curves(tmp_path: Path) -> None:
     (row,) = build_report([train_run(tmp_path / "run", "RLVR")], tmp_path / "out")
     report = (tmp_path / "out" / "report.md").read_text()
-    assert row.pss is None
+    assert row.measures == {}
     assert "| RLVR | – | – | – | – | – | – | – | – | – | 3 000 | 12 | – | – |" in report
     assert "![learning curves](training.png)" in report
 
@@ -332,8 +331,7 @@ def test_a_strategy_stands_beside_plain_stability_of_the_same_label(tmp_path: Pa
     plain = stability_run(tmp_path / "plain", "base", strong, personas=3, questions=5)
     runs = [strategy_run(tmp_path / "vote", "base", "persona-vote"), plain, search_run(tmp_path / "search", "base")]
     (row,) = build_report(runs, tmp_path / "out")
-    assert row.pss_observed is not None
-    assert row.pss_observed.value == 1.0  # of the plain run, whatever came first
+    assert row.measures["pss_observed"].value == 1.0  # of the plain run, whatever came first
     report = (tmp_path / "out" / "report.md").read_text()
     table = report.partition("## Inference-time strategies")[2]
     # Two of three personas say 5 in every question; no persona joins p0 in three of five: a tie, and none's answer wins.
@@ -359,7 +357,7 @@ def test_a_run_that_asked_the_whole_grid_stands_for_plain_stability_too(tmp_path
     both = strategy_run(tmp_path / "both", "RLVR", "persona-ensemble", [choice])
     plain = strategy_run(tmp_path / "plain", "base", "none")
     base, other = build_report([plain, both], tmp_path / "out")
-    assert base.pss == other.pss
+    assert base.measures["pss"] == other.measures["pss"]
     report = (tmp_path / "out" / "report.md").read_text()
     assert "do not compare" not in report  # its choices are no questions of the evaluation
     assert "RLVR with persona-ensemble" in report

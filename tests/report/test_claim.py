@@ -9,7 +9,7 @@ from permix.report.methods import ReportMethod, group_methods, method_difference
 from permix.report.runs import collect_models
 from permix.report.summary_text import build_claim
 from permix.types import Estimate
-from tests.seeded import fidelity_run, share, stability_run, torn, train_run, write_study
+from tests.seeded import estimate_of, fidelity_run, share, stability_run, torn, train_run, write_study
 
 
 def grid(cells: int) -> str:
@@ -32,8 +32,8 @@ class Values(NamedTuple):
 
 
 def values(one: ReportMethod, other: ReportMethod, name: str) -> Values:
-    pair = [getattr(pool_seeds(each), name).value for each in (one, other)]
-    return Values(f"{pair[0]:.3f} against {pair[1]:.3f}", signed(getattr(method_difference(one, other), name)))
+    pair = [found.value for each in (one, other) if (found := estimate_of(pool_seeds(each), name)) is not None]
+    return Values(f"{pair[0]:.3f} against {pair[1]:.3f}", signed(estimate_of(method_difference(one, other), name)))
 
 
 def test_personas_mixed_in_against_rlvr_over_seeds(study: dict[str, ReportMethod]) -> None:

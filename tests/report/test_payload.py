@@ -172,9 +172,15 @@ def test_logs_become_curves_of_at_most_400_points(tmp_path: Path) -> None:
 def probe_point(step: int, worst: float | None) -> DevEvalPoint:
     one = Estimate(value=worst, low=None if worst is None else 0.0, high=None if worst is None else 0.9, n=12)
     return DevEvalPoint(
-        step=step, mean=one, baseline=one, worst=one, best=one, pss=one, identifiability=one, chance=0.25,
-        completion_tokens=9.0, n_questions=12, n_scored=36, n_asked=36,
-    )  # fmt: skip
+        step=step,
+        measures={"mean": one, "baseline": one, "worst": one, "best": one, "pss": one},
+        identifiability=one,
+        chance=0.25,
+        completion_tokens=9.0,
+        n_questions=12,
+        n_scored=36,
+        n_asked=36,
+    )
 
 
 def test_probes_name_the_step_whose_weights_were_taken() -> None:

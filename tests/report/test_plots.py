@@ -62,9 +62,15 @@ def test_learning_curves_of_runs_of_different_length_with_gaps(tmp_path: Path) -
 def probe_point(step: int, worst: float | None, characters: bool = True) -> DevEvalPoint:
     one = Estimate(value=worst, low=None if worst is None else 0.0, high=None if worst is None else 0.9, n=12)
     return DevEvalPoint(
-        step=step, mean=one, baseline=one, worst=one, best=one, pss=one, identifiability=one if characters else None,
-        chance=0.25 if characters else None, completion_tokens=9.0, n_questions=12, n_scored=36, n_asked=36,
-    )  # fmt: skip
+        step=step,
+        measures={"mean": one, "baseline": one, "worst": one, "best": one, "pss": one},
+        identifiability=one if characters else None,
+        chance=0.25 if characters else None,
+        completion_tokens=9.0,
+        n_questions=12,
+        n_scored=36,
+        n_asked=36,
+    )
 
 
 def test_probe_curves_with_and_without_characters_and_with_what_was_not_measured(tmp_path: Path) -> None:

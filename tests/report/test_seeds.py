@@ -8,7 +8,7 @@ import pytest
 from permix.report.methods import ReportMethod, group_methods, method_difference, pool_seeds
 from permix.report.runs import collect_models
 from permix.types import Estimate
-from tests.seeded import share, stability_run, torn, write_study
+from tests.seeded import estimate_of, share, stability_run, torn, write_study
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def test_numbers_of_a_method_are_means_of_its_seeds(study: dict[str, ReportMetho
     ]
     found, seeds = pool_seeds(study["RLVR"]), study["RLVR"].models
     assert (found.labels, found.n_stability, found.n_fidelity) == (("rlvr 1", "rlvr 2"), 2, 2)
-    assert value(found.baseline) == pytest.approx(0.7)  # .8 and .6 without persona
+    assert value(found.measures["baseline"]) == pytest.approx(0.7)  # .8 and .6 without persona
     assert value(found.mean) == pytest.approx(0.55)  # (.2 + .4 + .6 + .8) / 4, and .6
     for name in ("pss", "worst"):
-        assert value(getattr(found, name)) == pytest.approx(np.mean([value(getattr(one.stability, name)) for one in seeds]))
+        assert value(found.measures[name]) == pytest.approx(np.mean([value(getattr(one.stability, name)) for one in seeds]))
     told = [one.identifiability.accuracy for one in seeds if one.identifiability is not None]
     assert value(found.identifiability) == pytest.approx(np.mean([value(one) for one in told]))
     assert (found.chance, found.identifiability and found.identifiability.n, found.pss and found.pss.n) == (0.25, 160, 20)
@@ -57,7 +57,7 @@ def test_a_lone_model_keeps_its_own_numbers(study: dict[str, ReportMethod]) -> N
         model.stability.pss,
         model.identifiability.accuracy,
     )
-    assert (found.baseline, found.mean, found.worst, found.pss, found.identifiability) == mine
+    assert (found.measures["baseline"], found.mean, found.worst, found.pss, found.identifiability) == mine
 
 
 def test_a_model_beside_its_copy_is_no_better_known(study: dict[str, ReportMethod]) -> None:
@@ -65,7 +65,7 @@ def test_a_model_beside_its_copy_is_no_better_known(study: dict[str, ReportMetho
     model = study["base"].models[0]
     twice, alone = pool_seeds(ReportMethod("twice", "other", (model, model))), pool_seeds(study["base"])
     for name in ("baseline", "mean", "worst", "pss", "identifiability"):
-        here, there = getattr(twice, name), getattr(alone, name)
+        here, there = estimate_of(twice, name), estimate_of(alone, name)
         assert value(here) == pytest.approx(value(there))
         assert width(here) == pytest.approx(width(there), rel=0.35)
 
@@ -80,13 +80,12 @@ def test_difference_is_that_of_the_means_and_has_an_interval(study: dict[str, Re
         (2, 2),
         4,
     )
-    assert value(found.mean) == pytest.approx(0.8 - 0.55)
+    assert value(found.measures["mean"]) == pytest.approx(0.8 - 0.55)
     for name in ("mean", "pss", "worst", "identifiability"):
-        mine, theirs = (value(getattr(each, name)) for each in pooled)
-        assert value(getattr(found, name)) == pytest.approx(mine - theirs)
-    assert found.mean
-    assert found.mean.low is not None
-    assert found.mean.low > 0
+        mine, theirs = (value(estimate_of(each, name)) for each in pooled)
+        assert value(estimate_of(found, name)) == pytest.approx(mine - theirs)
+    assert found.measures["mean"].low is not None
+    assert found.measures["mean"].low > 0
     assert found.identifiability
     assert found.identifiability.low is not None
     assert found.identifiability.low > 0
@@ -94,8 +93,8 @@ def test_difference_is_that_of_the_means_and_has_an_interval(study: dict[str, Re
 
 def test_a_method_against_itself_differs_in_nothing(study: dict[str, ReportMethod]) -> None:
     found = method_difference(study["RLVR"], study["RLVR"])
-    assert [value(found.pss), value(found.mean), value(found.identifiability)] == [0.0, 0.0, 0.0]
-    assert [width(found.mean), width(found.identifiability)] == [0.0, 0.0]
+    assert [value(found.pss), value(found.measures["mean"]), value(found.identifiability)] == [0.0, 0.0, 0.0]
+    assert [width(found.measures["mean"]), width(found.identifiability)] == [0.0, 0.0]
 
 
 def test_seeds_that_were_asked_otherwise_are_not_pooled(tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ from permix.types import Estimate
 
 PSS = Estimate(value=0.8124, low=0.75, high=0.874, n=200)
 FULL = ModelRow(
-    label="PerMix | RLVR", baseline=PSS, mean=PSS, worst=PSS, pss=PSS, pss_observed=Estimate(value=0.9, n=1), pss_null=PSS,
+    label="PerMix | RLVR",
+    measures={
+        "baseline": PSS, "mean": PSS, "worst": PSS, "pss": PSS, "pss_observed": Estimate(value=0.9, n=1), "pss_null": PSS,
+    },
     identifiability=Estimate(value=0.4, low=0.34, high=0.47, n=210), chance=1 / 7, train_tokens=1234567, train_cpu_s=59.6,
     eval_tokens=0, eval_cpu_s=3.2, n_questions=200, n_personas=16, n_scored=3199, n_asked=3200,
     n_answers=210, n_answers_asked=216,
@@ -34,21 +37,21 @@ def test_main_table_one_line_a_model() -> None:
 
 
 def test_a_value_that_cannot_be_computed_is_a_dash() -> None:
-    row = ModelRow(label="m", pss=Estimate(value=None, n=0))
+    row = ModelRow(label="m", measures={"pss": Estimate(value=None, n=0)})
     assert cells(models_table([row]).markdown.split("\n")[2])[4] == "–"
 
 
 def test_terminal_table_has_models_as_columns_and_no_empty_lines() -> None:
     console = Console(width=120, record=True, color_system=None)
     with console.capture() as capture:
-        console.print(terminal_models_table([FULL, ModelRow(label="[red]base\x1b[0m", pss=PSS)]))
+        console.print(terminal_models_table([FULL, ModelRow(label="[red]base\x1b[0m", measures={"pss": PSS})]))
     shown = capture.get()
     assert "[red]base\\x1b[0m" in shown  # neither markup nor an escape
     assert "0.812 [0.75, 0.87]" in shown
     assert "n = 210, chance 0.143" in shown
     assert max(map(len, shown.splitlines())) <= 120
     with console.capture() as capture:
-        console.print(terminal_models_table([ModelRow(label="base", pss=PSS)]))
+        console.print(terminal_models_table([ModelRow(label="base", measures={"pss": PSS})]))
     assert "identifiability" not in capture.get()
 
 

@@ -37,7 +37,7 @@ def test_a_method_with_a_model_that_may_not_be_compared_is_left_out(study: list[
 
 
 def test_a_method_without_one_of_the_numbers_is_left_out(study: list[ReportMethod]) -> None:
-    gone = pool_seeds(study[0]).model_copy(update={"pss": Estimate(value=None, n=0)})
+    gone = pool_seeds(study[0]).model_copy(update={"measures": {"pss": Estimate(value=None, n=0)}})
     untold = pool_seeds(study[1]).model_copy(update={"identifiability": None})
     assert tradeoff_points(study[:2], [gone, untold]) == []
 

@@ -297,14 +297,14 @@ def test_points_come_from_the_records(tmp_path: Path) -> None:
     assert curve is not None
     first, second = curve.points
     assert (first.step, second.step) == (0, 10)
-    assert [one.value for one in (first.baseline, first.mean)] == pytest.approx([0.5, 0.6])
+    assert [one.value for one in (first.measures["baseline"], first.measures["mean"])] == pytest.approx([0.5, 0.6])
     stable = stability.measure_stability(tmp_path / "dev_eval" / "step-0000" / "stability")
-    assert (first.worst, first.best, first.pss) == (stable.worst, stable.best, stable.pss)
+    assert (first.measures["worst"], first.measures["best"], first.measures["pss"]) == (stable.worst, stable.best, stable.pss)
     assert (first.completion_tokens, first.n_questions, first.n_scored, first.n_asked) == (4.0, 10, 20, 20)
     assert first.identifiability is not None
     assert (first.identifiability.value, first.chance) == (1.0, 0.5)
-    assert second.mean.value == 0.9
-    told = f"mean 0.600, worst {first.worst.value:.3f}, PSS {first.pss.value:.3f}, no persona 0.500, "
+    assert second.measures["mean"].value == 0.9
+    told = f"mean 0.600, worst {first.measures['worst'].value:.3f}, PSS {first.measures['pss'].value:.3f}, no persona 0.500, "
     assert str(first) == told + "identifiability 1.000 (chance 0.500)"
 
 
@@ -335,7 +335,7 @@ def test_a_cell_without_a_score_is_counted_and_not_zero(tmp_path: Path) -> None:
     assert curve is not None
     (point,) = curve.points
     assert (point.n_scored, point.n_asked) == (19, 20)
-    assert point.mean.value == pytest.approx((8 / 9 + 4 / 10) / 2)
+    assert point.measures["mean"].value == pytest.approx((8 / 9 + 4 / 10) / 2)
     assert str(point).endswith("19 of 20 cells scored")
 
 
@@ -348,10 +348,21 @@ def estimate(value: float | None) -> Estimate:
 
 def point(step: int, worst: float | None, identifiability: float | None = 0.5, mean: float | None = None) -> DevEvalPoint:
     return DevEvalPoint(
-        step=step, worst=estimate(worst), mean=estimate(mean), best=estimate(1), pss=estimate(worst), baseline=estimate(0.5),
-        identifiability=None if identifiability is None else estimate(identifiability), chance=0.1,
-        completion_tokens=5, n_questions=10, n_scored=20, n_asked=20,
-    )  # fmt: skip
+        step=step,
+        measures={
+            "worst": estimate(worst),
+            "mean": estimate(mean),
+            "best": estimate(1),
+            "pss": estimate(worst),
+            "baseline": estimate(0.5),
+        },
+        identifiability=None if identifiability is None else estimate(identifiability),
+        chance=0.1,
+        completion_tokens=5,
+        n_questions=10,
+        n_scored=20,
+        n_asked=20,
+    )
 
 
 def curve(*points: DevEvalPoint, **settings: Any) -> DevCurve:

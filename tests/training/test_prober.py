@@ -269,9 +269,8 @@ def test_probes_are_runs_like_any_other(probed: Path, tmp_path: Path) -> None:
     lines = lines_of(probed)
     assert [row.label for row in rows] == ["tiny, step 0", "tiny, step 4"]
     for row, line in zip(rows, (lines[0], lines[2]), strict=True):
-        assert row.mean is not None
         assert row.identifiability is not None
-        assert row.mean.model_dump() == line["mean"]
+        assert row.measures["mean"].model_dump() == line["mean"]
         assert row.identifiability.model_dump() == line["identifiability"]
     assert "task.split = dev, personas.split = dev; not held out: to choose by" in (tmp_path / "report" / "report.md").read_text()
 

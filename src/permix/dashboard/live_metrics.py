@@ -76,21 +76,17 @@ def _estimate_json(estimate: Estimate, is_difference: bool = False) -> dict[str,
 
 def _stability_measures(run: Path, resamples: int | None) -> LiveMeasures:
     from permix.evals.stability import measure_stability
+    from permix.metrics.measures import measures_in
 
     found = measure_stability(run, resamples=resamples)
-    p = found.permutation_p.value
-    lines = (
-        LiveMeasure("no persona", found.baseline),
-        LiveMeasure("mean over personas", found.mean, f"{found.n_personas} personas"),
-        LiveMeasure("worst persona", found.worst),
-        LiveMeasure("best persona", found.best),
-        LiveMeasure("PSS", found.pss, _format_if_known("observed {:.3f}", found.pss_observed.value)),
-        LiveMeasure(
-            "mean − no persona",
-            found.mean_minus_baseline,
-            _format_if_known("any persona effect: p = {:.3g}", p),
-            is_difference=True,
-        ),
+    contexts = {
+        "mean": f"{found.n_personas} personas",
+        "pss": _format_if_known("observed {:.3f}", found.pss_observed.value),
+        "mean_minus_baseline": _format_if_known("any persona effect: p = {:.3g}", found.permutation_p.value),
+    }
+    lines = tuple(
+        LiveMeasure(one.label, found.measures[one.name], contexts.get(one.name, ""), one.is_difference)
+        for one in measures_in("live_page")
     )
     personas = sorted(((one.id, one.accuracy) for one in found.personas), key=lambda one: (one[1].value is None, one[1].value))
     note = f"{found.n_scored} of {found.n_asked} cells of personas scored"

@@ -8,19 +8,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from permix.config import DevEvalConfig, DevMetric
+from permix.metrics.measures import MeasureRecord, measures_in
 from permix.types import Estimate, Record
 
 
-class DevEvalPoint(Record):
+class DevEvalPoint(MeasureRecord):
     """One dev evaluation. `identifiability` and `chance` are None without open-ended questions; `n_scored` of `n_asked` counts
     the cells with a persona; `completion_tokens` is a mean per answer."""
 
+    VIEW = "dev_eval"
+
     step: int
-    mean: Estimate
-    baseline: Estimate
-    worst: Estimate
-    best: Estimate
-    pss: Estimate
+    measures: dict[str, Estimate]
     identifiability: Estimate | None
     chance: float | None
     completion_tokens: float | None
@@ -29,13 +28,16 @@ class DevEvalPoint(Record):
     n_asked: int
 
     def __str__(self) -> str:
-        found = {"mean": self.mean, "worst": self.worst, "PSS": self.pss, "no persona": self.baseline}
-        told = [f"{name} {_format_score(one.value)}" for name, one in found.items()]
+        told = [f"{one.log_label} {_format_score(self.measures[one.name].value)}" for one in measures_in("dev_eval_log")]
         if self.identifiability is not None:
             told.append(f"identifiability {_format_score(self.identifiability.value)} (chance {_format_score(self.chance)})")
         if self.n_scored < self.n_asked:
             told.append(f"{self.n_scored} of {self.n_asked} cells scored")
         return ", ".join(told)
+
+    def estimate(self, name: str) -> Estimate | None:
+        """A measure by name, or "identifiability"."""
+        return self.identifiability if name == "identifiability" else self.measures[name]
 
 
 class DevCurve(NamedTuple):
@@ -74,12 +76,12 @@ def selection_scores(points: Sequence[DevEvalPoint], metric: DevMetric) -> list[
     base model's own answers it is noise or caricature. A ratio would be unstable where the base's identifiability is near 0.
     """
     if metric != "balanced":
-        return [getattr(point, metric).value for point in points]
+        return [point.measures[metric].value for point in points]
     return [_balanced_score(point, points[0]) for point in points]
 
 
 def _balanced_score(point: DevEvalPoint, first_point: DevEvalPoint) -> float | None:
-    values = (point.worst, point.identifiability, first_point.identifiability)
+    values = (point.measures["worst"], point.identifiability, first_point.identifiability)
     worst, now, before = (None if one is None else one.value for one in values)
     return None if worst is None or now is None or before is None else worst - max(0.0, before - now)
 

@@ -23,21 +23,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from permix.metrics import statistics
+from permix.metrics.measures import MeasureRecord, select_measures
 from permix.metrics.stability import summarize_stability
 from permix.metrics.statistics import TIE_TOLERANCE, Array
 from permix.metrics.text_stats import ngrams, tokenize_words
 from permix.types import Estimate, Record
 
 
-class TemplateSummary(Record):
-    """The stability of one template by itself; fields as in `StabilitySummary`."""
+class TemplateSummary(MeasureRecord):
+    """The stability of one template by itself; measures as in `StabilitySummary`."""
+
+    VIEW = "templates"
 
     id: str
     text: str
-    mean: Estimate
-    worst: Estimate
-    pss: Estimate
-    mean_minus_baseline: Estimate
+    measures: dict[str, Estimate]
 
 
 class TemplateEffects(Record):
@@ -59,9 +59,7 @@ def summarize_template_effects(
     correct = np.asarray(correct_W_P_Q_S, dtype=float)
     alone = [summarize_stability(one_P_Q_S, baseline_Q_S, seed=seed, resamples=resamples) for one_P_Q_S in correct]
     rows = [
-        TemplateSummary(
-            id=id, text=text, mean=one.mean, worst=one.worst, pss=one.pss, mean_minus_baseline=one.mean_minus_baseline
-        )
+        TemplateSummary(id=id, text=text, measures=select_measures("templates", one.measures))
         for (id, text), one in zip(template_texts.items(), alone, strict=True)
     ]
     return TemplateEffects(templates=tuple(rows), **variance_components(statistics.mean_over_samples(correct))._asdict())

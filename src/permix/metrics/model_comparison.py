@@ -16,24 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from permix.metrics import posterior, statistics
-from permix.metrics.stability import BOOTSTRAP_BLOCK_FLOATS, build_measures, n_crossfit_splits
+from permix.metrics.measures import measures_in
+from permix.metrics.stability import BOOTSTRAP_BLOCK_FLOATS, n_crossfit_splits, resample_scores
 from permix.metrics.statistics import Array
 from permix.types import Estimate, Record
-
-COMPARED_MEASURES = (
-    "baseline",
-    "mean",
-    "worst",
-    "best",
-    "pss",
-    "pss_crossfit",
-    "spread",
-    "persona_sd",
-    "mean_minus_baseline",
-    "worst_minus_baseline",
-    "worst_per_question",
-)
-"""Fields of `StabilitySummary` that are compared, in the order of tables."""
 
 
 class MeasureDifference(Record):
@@ -109,51 +95,65 @@ def compare_models_paired(
     draws, swaps, signs = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3))
     splits = n_crossfit_splits(N * Q)
     halves_K_Q = statistics.random_half_splits(Q, splits, draws)
-    one, two = (build_measures(rows_N_Q[:-1], rows_N_Q[-1], halves_K_Q) for rows_N_Q in (first_N_Q, other_N_Q))
+    measures = measures_in("comparison")
 
     def resampled(counts_R_Q: Array) -> dict[str, Array]:
-        of_one, of_two = one(counts_R_Q), two(counts_R_Q)
-        return {name: of_two[name] - of_one[name] for name in (*COMPARED_MEASURES, "accuracy")}
+        of_one, of_two = (_compared_measures(rows_N_Q, halves_K_Q, counts_R_Q) for rows_N_Q in (first_N_Q, other_N_Q))
+        accuracy_of_one, accuracy_of_two = (
+            statistics.weighted_question_mean(rows_N_Q[:-1], counts_R_Q) for rows_N_Q in (first_N_Q, other_N_Q)
+        )
+        return {name: of_two[name] - of_one[name] for name in of_one} | {"accuracy_P": accuracy_of_two - accuracy_of_one}
 
     drawn = statistics.bootstrap(
         resampled, Q, draws, resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // (splits * max(N, Q)))
     )
-    alone = [measures(np.ones((1, Q))) for measures in (one, two)]
+    once_1_Q = np.ones((1, Q))
     null = _swap_null_distribution(first_N_Q, other_N_Q, halves_K_Q, swaps, resamples)
     under_Q, without_Q = ~absent_N_Q[:-1].all(axis=0), ~absent_N_Q[-1]
-    n = dict.fromkeys(COMPARED_MEASURES, int(under_Q.sum())) | {"baseline": int(without_Q.sum())}
-    n |= dict.fromkeys(("mean_minus_baseline", "worst_minus_baseline"), int((under_Q & without_Q).sum()))
+    known_Q = {"personas": under_Q, "baseline": without_Q, "both": under_Q & without_Q}
     differences = {
-        name: statistics.bootstrap_estimate(float(drawn[name].value), drawn[name].replicates, n[name])
-        for name in COMPARED_MEASURES
+        one.name: statistics.bootstrap_estimate(
+            float(drawn[one.name].value), drawn[one.name].replicates, int(known_Q[one.questions].sum())
+        )
+        for one in measures
     }
-    values = [{name: _none_if_nan(one[name][0]) for name in COMPARED_MEASURES} for one in alone]
+    values = [
+        {name: _none_if_nan(value_1[0]) for name, value_1 in _compared_measures(rows_N_Q, halves_K_Q, once_1_Q).items()}
+        for rows_N_Q in (first_N_Q, other_N_Q)
+    ]
     scored_P = np.array([not row_Q.all() for row_Q in absent_N_Q[:-1]])
     if scored_P.any():
         grids = [(rows_N_Q[:-1][scored_P], rows_N_Q[-1]) for rows_N_Q in (first_N_Q, other_N_Q)]
         differences |= posterior.posterior_differences(grids[:1], grids[1:], seed=seed)
         for found, grid in zip(values, grids, strict=True):
-            alone_too = posterior.posterior_estimates(*grid, seed=seed)
-            found |= {name: alone_too[name].value for name in posterior.EXTREME_MEASURES}
-    measures = tuple(
+            alone = posterior.posterior_estimates(*grid, seed=seed)
+            found |= {one.name: alone[one.name].value for one in measures if one.estimator == "posterior"}
+    compared = tuple(
         MeasureDifference(
-            name=name, first=values[0][name], other=values[1][name], difference=differences[name],
-            p=_two_sided_p(drawn[name].value, null[name]),
+            name=one.name, first=values[0][one.name], other=values[1][one.name], difference=differences[one.name],
+            p=_two_sided_p(drawn[one.name].value, null[one.name]),
         )
-        for name in COMPARED_MEASURES
+        for one in measures
     )  # fmt: skip
     p_P = np.array([statistics.sign_flip_p(row_Q, signs, resamples) for row_Q in (other_N_Q - first_N_Q)[:-1]])
     holm_P, n_P = statistics.holm_adjust(p_P), (~absent_N_Q[:-1]).sum(axis=1).tolist()
-    value_P, replicate_R_P = drawn["accuracy"]
+    value_P, replicate_R_P = drawn["accuracy_P"]
+    first_P, other_P = (statistics.weighted_question_mean(rows_N_Q[:-1], once_1_Q)[0] for rows_N_Q in (first_N_Q, other_N_Q))
     personas = tuple(
         PersonaDifference(
-            id=id, first=_none_if_nan(alone[0]["accuracy"][0, row]), other=_none_if_nan(alone[1]["accuracy"][0, row]), n=n_P[row],
+            id=id, first=_none_if_nan(first_P[row]), other=_none_if_nan(other_P[row]), n=n_P[row],
             difference=statistics.bootstrap_estimate(float(value_P[row]), replicate_R_P[:, row], n_P[row]),
             p=_none_if_nan(p_P[row]), holm_p=_none_if_nan(holm_P[row]),
         )
         for row, id in enumerate(persona_ids)
     )  # fmt: skip
-    return PairedComparison(measures=measures, personas=personas, n_questions=Q, n_cells=sum(n_P))
+    return PairedComparison(measures=compared, personas=personas, n_questions=Q, n_cells=sum(n_P))
+
+
+def _compared_measures(rows_N_Q: Array, halves_K_Q: Array, counts_R_Q: Array) -> dict[str, Array]:
+    """value_R of each measure of the view "comparison", of one model."""
+    scores = resample_scores(rows_N_Q[:-1], rows_N_Q[-1], counts_R_Q, halves_K_Q)
+    return {measure.name: measure.of_resamples(scores) for measure in measures_in("comparison")}
 
 
 def _swap_null_distribution(
@@ -161,13 +161,13 @@ def _swap_null_distribution(
 ) -> dict[str, Array]:
     """null_R of every measure: its difference after the models were swapped on a random half of the questions."""
     once_1_Q = np.ones((1, first_N_Q.shape[1]))
-    null_R: dict[str, list[float]] = {name: [] for name in COMPARED_MEASURES}
+    null_R: dict[str, list[float]] = {measure.name: [] for measure in measures_in("comparison")}
     for _ in range(n_swaps):
         swap_Q = rng.integers(0, 2, size=first_N_Q.shape[1]).astype(bool)
         rows = np.where(swap_Q, other_N_Q, first_N_Q), np.where(swap_Q, first_N_Q, other_N_Q)
-        one, two = (build_measures(rows_N_Q[:-1], rows_N_Q[-1], halves_K_Q)(once_1_Q) for rows_N_Q in rows)
-        for name in COMPARED_MEASURES:
-            null_R[name].append(float(two[name][0] - one[name][0]))
+        one, two = (_compared_measures(rows_N_Q, halves_K_Q, once_1_Q) for rows_N_Q in rows)
+        for name, differences in null_R.items():
+            differences.append(float(two[name][0] - one[name][0]))
     return {name: np.array(values) for name, values in null_R.items()}
 
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.special import chdtri, stdtrit
 
 from permix.metrics import priors, statistics
+from permix.metrics.measures import StabilityMeasure, measures_estimated_by
 from permix.metrics.priors import NoiseModel, QuestionLevels, fit_noise_model, is_connected
 from permix.metrics.statistics import Array
 from permix.types import Estimate
@@ -35,12 +36,6 @@ HORSESHOE_STREAM, DIRICHLET_STREAM = 1, 2
 
 MAX_NOISE_CORRELATION = 1 - 1e-6
 """Largest correlation of two models' noise, reached where every cell is equal: 1 would make the covariance singular."""
-
-NULL_DIRECTION = {"pss": 1, "worst": 1, "best": -1, "spread": -1, "worst_minus_baseline": 1, "persona_sd": -1}
-"""Which end of a measure's interval lies where personas do not differ: 1 the upper one."""
-
-EXTREME_MEASURES = ("pss", "worst", "best", "spread", "worst_minus_baseline")
-"""Those that only the draws can tell."""
 
 
 def sample_horseshoe_accuracies(grids: Sequence[tuple[NoiseModel, Array]], rng: np.random.Generator) -> list[tuple[Array, Array]]:
@@ -164,27 +159,23 @@ def _positive_definite(covariance: Array) -> Array:
     return np.asarray(covariance + 1e-9 * np.diag(np.diag(covariance) + size_L[-1]))
 
 
+def drawn_measures() -> list[StabilityMeasure]:
+    """The measures whose value or interval is made of draws."""
+    return measures_estimated_by("posterior", "hull")
+
+
 def accuracy_measures(accuracy_R_P: Array, baseline_R: Array) -> dict[str, Array]:
     """Of every draw."""
-    worst_R, best_R = accuracy_R_P.min(axis=1), accuracy_R_P.max(axis=1)
-    return {
-        "pss": statistics.pss(accuracy_R_P), "worst": worst_R, "best": best_R, "spread": best_R - worst_R,
-        "worst_minus_baseline": worst_R - baseline_R, "persona_sd": _persona_sd(accuracy_R_P),
-    }  # fmt: skip
+    return {measure.name: measure.of_accuracies(accuracy_R_P, baseline_R) for measure in drawn_measures()}
 
 
-def _persona_sd(accuracy_R_P: Array) -> Array:
-    """0 where personas are one: a single one, or all taken for alike."""
-    return accuracy_R_P.std(axis=1, ddof=1) if accuracy_R_P.shape[1] > 1 else np.zeros(len(accuracy_R_P))
-
-
-def combine_priors(name: str, horseshoe_R: Array, dirichlet_R: Array, n: int) -> Estimate:
+def combine_priors(measure: StabilityMeasure, horseshoe_R: Array, dirichlet_R: Array, n: int) -> Estimate:
     """Median and 95 % interval by the horseshoe; the end that lies towards no difference is the farther of both priors'."""
     found = summarize_draws(horseshoe_R, n)
     if found.low is None or found.high is None:
         return found
     low, high = np.quantile(dirichlet_R, (0.025, 0.975))
-    end = {"high": max(found.high, float(high))} if NULL_DIRECTION[name] > 0 else {"low": min(found.low, float(low))}
+    end = {"high": max(found.high, float(high))} if measure.null_end == "high" else {"low": min(found.low, float(low))}
     return found.model_copy(update=end)
 
 
@@ -248,17 +239,19 @@ def estimates_from_draws(draws: PosteriorDraws, *, no_effect: bool) -> dict[str,
     showed one, Dirichlet draws in which all personas are equal are left out.
     """
     apart, tied = accuracy_measures(*draws.horseshoe), accuracy_measures(*draws.dirichlet)
-    if not no_effect and (differ_R := tied["spread"] > statistics.TIE_TOLERANCE).any():
+    tied_R_P, _ = draws.dirichlet
+    if not no_effect and (differ_R := np.ptp(tied_R_P, axis=1) > statistics.TIE_TOLERANCE).any():
         tied = {name: one_R[differ_R] for name, one_R in tied.items()}
-    found = {name: combine_priors(name, apart[name], tied[name], draws.n) for name in NULL_DIRECTION}
+    found = {one.name: combine_priors(one, apart[one.name], tied[one.name], draws.n) for one in drawn_measures()}
     found |= _widen_to_own_interval(draws.noise_model, found)
     if no_effect:
         accuracy_R_P, without_R = draws.horseshoe
         same = accuracy_measures(accuracy_R_P.mean(axis=1, keepdims=True), without_R)
-        found = {name: _widen_to_null(name, found[name], same_R) for name, same_R in same.items()}
+        found = {one.name: _widen_to_null(one, found[one.name], same[one.name]) for one in drawn_measures()}
     if not draws.any_correct:
         found["pss"] = Estimate(value=0.0, low=0.0, high=1.0, n=draws.n)  # 0/0, of which no more is known
-    return found | {"worst_minus_baseline": found["worst_minus_baseline"].model_copy(update={"n": draws.n_paired})}
+    paired = [one.name for one in drawn_measures() if one.questions == "both"]
+    return found | {name: found[name].model_copy(update={"n": draws.n_paired}) for name in paired}
 
 
 def count_scored_questions(mean_P_Q: Array) -> int:
@@ -290,11 +283,11 @@ def _widen_to_own_interval(noise_model: NoiseModel, found: dict[str, Estimate]) 
     }
 
 
-def _widen_to_null(name: str, found: Estimate, null_R: Array) -> Estimate:
+def _widen_to_null(measure: StabilityMeasure, found: Estimate, null_R: Array) -> Estimate:
     if found.value is None or found.low is None or found.high is None:
         return found
     low, high = np.quantile(null_R, (0.025, 0.975))
-    ends = {"high": max(found.high, float(high))} if NULL_DIRECTION[name] > 0 else {"low": min(found.low, float(low))}
+    ends = {"high": max(found.high, float(high))} if measure.null_end == "high" else {"low": min(found.low, float(low))}
     return found.model_copy(update=ends)
 
 
@@ -314,7 +307,7 @@ def posterior_differences(first: Sequence[AccuracyGrid], other: Sequence[Accurac
     one, two = (_mean_values([posterior_estimates(*grid, seed=seed) for grid in grids]) for grids in (first, other))
     drawn = _joint_measure_draws([*first, *other], seed)
     found = {}
-    for name in EXTREME_MEASURES:
+    for name in one:
         a, b = one[name], two[name]
         value = None if a is None or b is None else b - a
         sides = [_mean_over_grids(some, name) for some in (drawn[: len(first)], drawn[len(first) :])] if drawn else []
@@ -332,10 +325,12 @@ def pooled_estimates(
     """
     n = min(count_scored_questions(mean_P_Q) for mean_P_Q, _ in grids)
     values, drawn = _mean_values(estimates_by_grid), _joint_measure_draws(grids, seed)
-    found = {
-        name: _interval_around(values[name], _mean_over_grids(drawn, name) if drawn else None, n) for name in EXTREME_MEASURES
-    }
-    return {name: _widen_to_grids(name, one, [each[name] for each in estimates_by_grid]) for name, one in found.items()}
+    found = {}
+    for measure in measures_estimated_by("posterior"):
+        drawn_R = _mean_over_grids(drawn, measure.name) if drawn else None
+        mean = _interval_around(values[measure.name], drawn_R, n)
+        found[measure.name] = _widen_to_grids(measure, mean, [each[measure.name] for each in estimates_by_grid])
+    return found
 
 
 def _joint_measure_draws(grids: Sequence[AccuracyGrid], seed: int) -> list[dict[str, Array]]:
@@ -352,7 +347,7 @@ def _mean_over_grids(drawn: Sequence[Mapping[str, Array]], name: str) -> Array:
 
 def _mean_values(estimates_by_grid: Sequence[Mapping[str, Estimate]]) -> dict[str, float | None]:
     """Means over the grids; None where one of them has none."""
-    each = {name: [one[name].value for one in estimates_by_grid] for name in EXTREME_MEASURES}
+    each = {one.name: [by_name[one.name].value for by_name in estimates_by_grid] for one in measures_estimated_by("posterior")}
     return {name: None if None in some else float(np.mean(np.array(some, dtype=float))) for name, some in each.items()}
 
 
@@ -364,9 +359,9 @@ def _interval_around(value: float | None, drawn_R: Array | None, n: int) -> Esti
     return Estimate(value=value, low=min(float(low), value), high=max(float(high), value), n=n)
 
 
-def _widen_to_grids(name: str, found: Estimate, estimates_by_grid: Sequence[Estimate]) -> Estimate:
+def _widen_to_grids(measure: StabilityMeasure, found: Estimate, estimates_by_grid: Sequence[Estimate]) -> Estimate:
     """With the end towards no difference as far out as the mean of the grids' own."""
-    end = "high" if NULL_DIRECTION[name] > 0 else "low"
+    end = measure.null_end
     mine, theirs = getattr(found, end), [getattr(one, end) for one in estimates_by_grid]
     if mine is None or None in theirs:
         return found

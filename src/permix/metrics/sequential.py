@@ -200,16 +200,16 @@ def summarize_rounds(
     counts: dict[str, object] = {
         "n_questions": correct.shape[1], "n_scored": int((~np.isnan(correct)).sum()),
         "n_asked": count_cells(rounds, correct.shape[2]) - rounds[-1].until * correct.shape[2],
-        "baseline": statistics.bootstrap_mean(baseline_Q, seed, resamples, statistics.bootstrap_share),
         "permutation_p": Estimate(value=found.p, n=n),
     }  # fmt: skip
+    measures = whole.measures | {"baseline": statistics.bootstrap_mean(baseline_Q, seed, resamples, statistics.bootstrap_share)}
     if found.draws is None:
-        return whole.model_copy(update=counts)
+        return whole.model_copy(update=counts | {"measures": measures})
     accuracy_R_P, _ = found.draws.horseshoe
     return whole.model_copy(
         update=counts
-        | posterior.estimates_from_draws(found.draws, no_effect=found.no_effect)
         | {
+            "measures": measures | posterior.estimates_from_draws(found.draws, no_effect=found.no_effect),
             "expected_best_of_k": tuple(
                 posterior.summarize_draws(best_R, n) for best_R in statistics.expected_best_of_k(accuracy_R_P).T
             ),

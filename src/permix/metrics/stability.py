@@ -8,13 +8,22 @@ counted, and a
 number that cannot be computed is None. The same input and seed give the same record.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from permix.metrics import posterior, statistics
+from permix.metrics.measures import (
+    STABILITY_MEASURES,
+    MeasureRecord,
+    ResampledScores,
+    ScoredQuestions,
+    StabilityMeasure,
+    measures_in,
+)
+from permix.metrics.posterior import AccuracyGrid
 from permix.metrics.statistics import Array, BootstrapResult
 from permix.types import Estimate, Record, require_unique
 
@@ -25,6 +34,9 @@ MAX_SPLIT_SCORES = 20_000_000  # scores in all splits together: a large grid nee
 PERSONA_EFFECT_ALPHA = 0.05  # below this p the personas are told apart
 
 BOOTSTRAP_BLOCK_FLOATS = 2_000_000  # floats in the largest array of one bootstrap block: 16 MB
+
+HALVES_STREAM = 5
+"""The stream of random numbers of half splits where several grids are measured; `permix.metrics.posterior` has others."""
 
 
 class PersonaSummary(Record):
@@ -38,30 +50,16 @@ class PersonaSummary(Record):
     n: int
 
 
-class StabilitySummary(Record):
+class StabilitySummary(MeasureRecord):
     """Every measure of docs/measures.md. `Estimate.n` counts questions; n_scored and n_asked count persona cells.
 
-    `pss`, `worst`, `best`, `spread` and `worst_minus_baseline` are those of the true accuracies, the noise taken off
-    (`permix.metrics.posterior`); `pss_observed` is the plain ratio of these answers and has no interval. `lottery[k-1]` is the
-    expected best accuracy of k personas. `pss_null` carries the 2.5 and 97.5 percentiles of its permutation distribution instead
-    of an interval; `permutation_p` and `detectable` have none. `detectable` is the smallest difference
-    of one persona to no persona that as many questions and personas show with 80 % power (`permix.metrics.statistics`);
-    None without a baseline, or where not even 1 is shown.
+    `measures` has every one of `STABILITY_MEASURES` by name; those that code speaks of are attributes too.
+    `expected_best_of_k[k-1]` is the expected best accuracy of k personas. `permutation_p` and `minimum_detectable_effect` have no
+    interval. The latter is the smallest difference of one persona to no persona that as many questions and personas show with
+    80 % power (`permix.metrics.statistics`); None without a baseline, or where not even 1 is shown.
     """
 
-    pss: Estimate
-    pss_observed: Estimate
-    pss_null: Estimate
-    pss_crossfit: Estimate
-    worst: Estimate
-    best: Estimate
-    mean: Estimate
-    baseline: Estimate
-    mean_minus_baseline: Estimate
-    worst_minus_baseline: Estimate
-    spread: Estimate
-    persona_sd: Estimate
-    worst_per_question: Estimate
+    measures: dict[str, Estimate]
     permutation_p: Estimate
     minimum_detectable_effect: Estimate
     expected_best_of_k: tuple[Estimate, ...]
@@ -70,6 +68,38 @@ class StabilitySummary(Record):
     n_asked: int
     n_questions: int
     n_personas: int
+
+    @property
+    def pss(self) -> Estimate:
+        return self.measures["pss"]
+
+    @property
+    def pss_observed(self) -> Estimate:
+        return self.measures["pss_observed"]
+
+    @property
+    def pss_null(self) -> Estimate:
+        return self.measures["pss_null"]
+
+    @property
+    def worst(self) -> Estimate:
+        return self.measures["worst"]
+
+    @property
+    def best(self) -> Estimate:
+        return self.measures["best"]
+
+    @property
+    def mean(self) -> Estimate:
+        return self.measures["mean"]
+
+    @property
+    def baseline(self) -> Estimate:
+        return self.measures["baseline"]
+
+    @property
+    def mean_minus_baseline(self) -> Estimate:
+        return self.measures["mean_minus_baseline"]
 
 
 def summarize_stability(
@@ -99,40 +129,26 @@ def summarize_stability(
 
     mean_P_Q, baseline_Q = statistics.mean_over_samples(correct), statistics.mean_over_samples(baseline)
     draws, labels, signs = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3))
-    measured = _bootstrap_measures(mean_P_Q, baseline_Q, draws, resamples)
+    bootstrapped = _bootstrap_measures(mean_P_Q, baseline_Q, draws, resamples)
     compared_P_Q = _drop_unscored_personas(mean_P_Q)
     permuted = _permutation_test(compared_P_Q, labels, resamples)
     alike = permuted.p.value is None or permuted.p.value >= PERSONA_EFFECT_ALPHA
-    extreme = posterior.posterior_estimates(compared_P_Q, baseline_Q, seed=seed, no_effect=alike)
-    scored_Q = ~np.isnan(mean_P_Q).all(axis=0)
-    n, n_baseline, n_both = (int(one.sum()) for one in (scored_Q, ~np.isnan(baseline_Q), scored_Q & ~np.isnan(baseline_Q)))
+    drawn = posterior.posterior_estimates(compared_P_Q, baseline_Q, seed=seed, no_effect=alike)
+    n_by_questions = _count_scored_questions(mean_P_Q, baseline_Q)
+    n, n_both = n_by_questions["personas"], n_by_questions["both"]
     seen = statistics.discordance(mean_P_Q, baseline_Q)
+    best_of_k = bootstrapped["expected_best_K"]
     return StabilitySummary(
+        measures={
+            measure.name: _measure_estimate(measure, bootstrapped, drawn, permuted.null_R_P, n_by_questions[measure.questions])
+            for measure in STABILITY_MEASURES.values()
+        },
+        permutation_p=permuted.p,
         minimum_detectable_effect=Estimate(
             value=None if seen is None else statistics.minimum_detectable_effect(n_both, seen, P), n=n_both
         ),
-        pss=extreme["pss"],
-        pss_observed=Estimate(value=none_if_nan(float(measured["pss"].value)), n=n),
-        pss_null=permuted.pss_null,
-        pss_crossfit=_estimate(measured["pss_crossfit"], n),
-        worst=extreme["worst"],
-        best=extreme["best"],
-        mean=_estimate(measured["mean"], n, statistics.bootstrap_share),
-        baseline=_estimate(measured["baseline"], n_baseline, statistics.bootstrap_share),
-        mean_minus_baseline=_estimate(measured["mean_minus_baseline"], n_both),
-        worst_minus_baseline=extreme["worst_minus_baseline"],
-        spread=extreme["spread"],
-        persona_sd=_interval_hull(_estimate(measured["persona_sd"], n), extreme["persona_sd"]),
-        worst_per_question=_estimate(measured["worst_per_question"], n, statistics.bootstrap_share),
-        permutation_p=permuted.p,
-        expected_best_of_k=tuple(
-            _estimates(
-                measured["expected_best_of_k"], [n] * measured["expected_best_of_k"].value.size, statistics.bootstrap_share
-            )
-        )
-        if n
-        else (),
-        personas=_persona_summaries(ids, mean_P_Q, mean_P_Q - baseline_Q, measured, signs, resamples),
+        expected_best_of_k=tuple(_estimates(best_of_k, [n] * best_of_k.value.size, statistics.bootstrap_share)) if n else (),
+        personas=_persona_summaries(ids, mean_P_Q, mean_P_Q - baseline_Q, bootstrapped, signs, resamples),
         n_scored=int((~np.isnan(correct)).sum()),
         n_asked=P * Q * S,
         n_questions=Q,
@@ -140,39 +156,151 @@ def summarize_stability(
     )
 
 
-def stability_differences(first: Sequence[Array], other: Sequence[Array], seed: int, resamples: int) -> dict[str, Estimate]:
-    """Other − first in "pss", "worst" and "mean" accuracy, each the mean over its grids (mean_P_Q of one model, or of a model's
+def _measure_estimate(
+    measure: StabilityMeasure,
+    bootstrapped: Mapping[str, BootstrapResult],
+    drawn: Mapping[str, Estimate],
+    null_R_P: Array | None,
+    n: int,
+) -> Estimate:
+    match measure.estimator:
+        case "bootstrap":
+            return _estimate(bootstrapped[measure.name], n)
+        case "share":
+            return _estimate(bootstrapped[measure.name], n, statistics.bootstrap_share)
+        case "posterior":
+            return drawn[measure.name]
+        case "hull":
+            return _interval_hull(_estimate(bootstrapped[measure.name], n), drawn[measure.name])
+        case "observed":
+            return Estimate(value=none_if_nan(float(bootstrapped[measure.name].value)), n=n)
+        case "permuted":
+            return _permuted_estimate(measure, null_R_P, n)
+
+
+def _permuted_estimate(measure: StabilityMeasure, null_R_P: Array | None, n: int) -> Estimate:
+    """If personas did nothing: the mean over the permutations, and the middle 95 % of them. Without a baseline."""
+    if null_R_P is None:
+        return Estimate(value=None, n=0)
+    value_R = measure.of_accuracies(np.clip(null_R_P, 0.0, 1.0), np.full(len(null_R_P), np.nan))
+    if np.isnan(value_R).any():
+        return Estimate(value=None, n=n)
+    low, high = np.quantile(value_R, (0.025, 0.975))
+    return Estimate(value=float(value_R.mean()), low=float(low), high=float(high), n=n)
+
+
+def _count_scored_questions(mean_P_Q: Array, baseline_Q: Array) -> dict[ScoredQuestions, int]:
+    under_Q, without_Q = ~np.isnan(mean_P_Q).all(axis=0), ~np.isnan(baseline_Q)
+    return {"personas": int(under_Q.sum()), "baseline": int(without_Q.sum()), "both": int((under_Q & without_Q).sum())}
+
+
+def stability_differences(
+    first: Sequence[AccuracyGrid], other: Sequence[AccuracyGrid], seed: int, resamples: int
+) -> dict[str, Estimate]:
+    """Other − first in the measures of the view "differences", each the mean over its grids (of one model, or of a model's
     training seeds), over the personas that all have a score for; same draws of questions for all.
 
     Empty when there is no such persona.
     """
-    both_P = np.all([~np.isnan(mean_P_Q).all(axis=1) for mean_P_Q in (*first, *other)], axis=0)
-    Q = first[0].shape[1]
-
-    def level(grids: Sequence[Array], counts_R_Q: Array) -> Array:
-        each = [statistics.weighted_question_mean(mean_P_Q[both_P], counts_R_Q).mean(axis=1) for mean_P_Q in grids]
-        return np.asarray(np.mean(each, axis=0))
-
-    def measures(counts_R_Q: Array) -> dict[str, Array]:
-        return {"mean": level(other, counts_R_Q) - level(first, counts_R_Q)}
-
+    both_P = _scored_in_all([*first, *other])
     if not both_P.any():
         return {}
-    mean = statistics.bootstrap(
-        measures, Q, np.random.default_rng(seed), resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // Q)
-    )["mean"]
-    one, two = ([(mean_P_Q[both_P], np.full(Q, np.nan)) for mean_P_Q in grids] for grids in (first, other))
-    found = posterior.posterior_differences(one, two, seed=seed)
-    return {"pss": found["pss"], "worst": found["worst"], "mean": _estimate(mean, Q)}
+    measures = measures_in("differences")
+    if all(measure.questions == "personas" for measure in measures):
+        # A baseline is one more level in the joint draws: it would change the last digits of all measures.
+        first, other = (
+            [(mean_P_Q, np.full_like(baseline_Q, np.nan)) for mean_P_Q, baseline_Q in some] for some in (first, other)
+        )
+    first, other = ([(mean_P_Q[both_P], baseline_Q) for mean_P_Q, baseline_Q in some] for some in (first, other))
+    n_by_questions = _count_scored_in_all([*first, *other]) | {"personas": first[0][0].shape[1]}
+    one, two = (_bootstrap_grid_means(measures, grids, seed, resamples) for grids in (first, other))
+    drawn = posterior.posterior_differences(first, other, seed=seed)
+    found = {}
+    for measure in measures:
+        if measure.estimator == "posterior":
+            found[measure.name] = drawn[measure.name]
+        else:
+            a, b = one[measure.name], two[measure.name]
+            difference = BootstrapResult(b.value - a.value, b.replicates - a.replicates)
+            found[measure.name] = _estimate(difference, n_by_questions[measure.questions])
+    return found
+
+
+def pool_stability(
+    grids: Sequence[AccuracyGrid], summaries: Sequence[StabilitySummary], seed: int, resamples: int
+) -> dict[str, Estimate]:
+    """The measures of the view "methods": means over the grids of a model's training seeds (`summaries`: of each by itself), of
+    the personas that all have a score for.
+
+    Empty when there is no such persona.
+    """
+    scored_P = _scored_in_all(grids)
+    if not scored_P.any():
+        return {}
+    measures = measures_in("methods")
+    grids = [(mean_P_Q[scored_P], baseline_Q) for mean_P_Q, baseline_Q in grids]
+    n_by_questions = _count_scored_in_all(grids)
+    bootstrapped = _bootstrap_grid_means(measures, grids, seed, resamples)
+    drawn = posterior.pooled_estimates(grids, [summary.measures for summary in summaries], seed=seed)
+    found = {}
+    for measure in measures:
+        if measure.estimator == "posterior":
+            found[measure.name] = drawn[measure.name]
+        else:
+            interval = statistics.bootstrap_share if measure.estimator == "share" else statistics.bootstrap_estimate
+            found[measure.name] = _estimate(bootstrapped[measure.name], n_by_questions[measure.questions], interval)
+    return found
+
+
+def _scored_in_all(grids: Sequence[AccuracyGrid]) -> NDArray[np.bool_]:
+    """Of each persona, whether every grid has a score of it."""
+    return np.asarray(np.all([~np.isnan(mean_P_Q).all(axis=1) for mean_P_Q, _ in grids], axis=0))
+
+
+def _count_scored_in_all(grids: Sequence[AccuracyGrid]) -> dict[ScoredQuestions, int]:
+    """The least of the grids' numbers of scored questions."""
+    counts = [_count_scored_questions(*grid) for grid in grids]
+    return {questions: min(one[questions] for one in counts) for questions in counts[0]}
+
+
+def _bootstrap_grid_means(
+    measures: Sequence[StabilityMeasure], grids: Sequence[AccuracyGrid], seed: int, resamples: int
+) -> dict[str, BootstrapResult]:
+    """Means over the grids of the measures that are not made of draws. Under one seed the draws of questions are the same."""
+    P, Q = grids[0][0].shape
+    resampled = [measure for measure in measures if measure.estimator != "posterior"]
+    splits = n_crossfit_splits(P * Q)
+    halves_K_Q = statistics.random_half_splits(Q, splits, np.random.default_rng([seed, HALVES_STREAM]))
+    floats = splits * max(P, Q) if any(measure.scores_formula for measure in resampled) else Q
+
+    def means(counts_R_Q: Array) -> dict[str, Array]:
+        each = [resample_scores(*grid, counts_R_Q, halves_K_Q) for grid in grids]
+        return {
+            measure.name: np.asarray(np.mean([measure.of_resamples(scores) for scores in each], axis=0)) for measure in resampled
+        }
+
+    return statistics.bootstrap(
+        means, Q, np.random.default_rng(seed), resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // floats)
+    )
 
 
 def _bootstrap_measures(
     mean_P_Q: Array, baseline_Q: Array, rng: np.random.Generator, resamples: int
 ) -> dict[str, BootstrapResult]:
-    """Every measure, all on the same draws of questions."""
+    """Every measure by name, and personas' own numbers, all on the same draws of questions."""
     P, Q = mean_P_Q.shape
     splits = n_crossfit_splits(P * Q)
-    measures = build_measures(mean_P_Q, baseline_Q, statistics.random_half_splits(Q, splits, rng))
+    halves_K_Q = statistics.random_half_splits(Q, splits, rng)
+    resampled = [measure for measure in STABILITY_MEASURES.values() if measure.estimator != "permuted"]
+
+    def measures(counts_R_Q: Array) -> dict[str, Array]:
+        scores = resample_scores(mean_P_Q, baseline_Q, counts_R_Q, halves_K_Q)
+        return {measure.name: measure.of_resamples(scores) for measure in resampled} | {
+            "expected_best_K": statistics.expected_best_of_k(scores.accuracy_R_P),
+            "accuracy_P": statistics.weighted_question_mean(mean_P_Q, counts_R_Q),
+            "difference_P": statistics.weighted_question_mean(mean_P_Q - baseline_Q, counts_R_Q),
+        }
+
     return statistics.bootstrap(measures, Q, rng, resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // (splits * max(P, Q))))
 
 
@@ -180,32 +308,16 @@ def n_crossfit_splits(n_scores: int) -> int:
     return max(CROSSFIT_SPLITS // 10, min(CROSSFIT_SPLITS, MAX_SPLIT_SCORES // n_scores))
 
 
-def build_measures(mean_P_Q: Array, baseline_Q: Array, halves_K_Q: Array) -> Callable[[Array], dict[str, Array]]:
-    """Every measure as a function of how often each question counts (counts_R_Q), as `stats.bootstrap` wants it."""
+def resample_scores(mean_P_Q: Array, baseline_Q: Array, counts_R_Q: Array, halves_K_Q: Array) -> ResampledScores:
+    """What measures are made of, of the questions counted counts_R_Q times. Personas without any score are left out."""
     compared_P_Q = _drop_unscored_personas(mean_P_Q)
-
-    def measures(counts_R_Q: Array) -> dict[str, Array]:
-        accuracy_R_P = statistics.weighted_question_mean(compared_P_Q, counts_R_Q)
-        baseline_R = statistics.weighted_question_mean(baseline_Q[None], counts_R_Q)[:, 0]
-        worst_R, best_R, mean_R = accuracy_R_P.min(axis=1), accuracy_R_P.max(axis=1), accuracy_R_P.mean(axis=1)
-        return {
-            "pss": statistics.pss(accuracy_R_P),
-            "pss_crossfit": statistics.pss_crossfit(compared_P_Q, halves_K_Q, counts_R_Q),
-            "worst": worst_R,
-            "best": best_R,
-            "mean": mean_R,
-            "baseline": baseline_R,
-            "mean_minus_baseline": mean_R - baseline_R,
-            "worst_minus_baseline": worst_R - baseline_R,
-            "spread": best_R - worst_R,
-            "persona_sd": statistics.persona_sd(compared_P_Q, counts_R_Q),
-            "worst_per_question": statistics.worst_per_question(compared_P_Q, counts_R_Q),
-            "expected_best_of_k": statistics.expected_best_of_k(accuracy_R_P),
-            "accuracy": statistics.weighted_question_mean(mean_P_Q, counts_R_Q),
-            "difference": statistics.weighted_question_mean(mean_P_Q - baseline_Q, counts_R_Q),
-        }
-
-    return measures
+    return ResampledScores(
+        mean_P_Q=compared_P_Q,
+        counts_R_Q=counts_R_Q,
+        halves_K_Q=halves_K_Q,
+        accuracy_R_P=statistics.weighted_question_mean(compared_P_Q, counts_R_Q),
+        baseline_R=statistics.weighted_question_mean(baseline_Q[None], counts_R_Q)[:, 0],
+    )
 
 
 def persona_effect_p(mean_P_Q: Array, seed: int, n_permutations: int) -> float | None:
@@ -215,22 +327,21 @@ def persona_effect_p(mean_P_Q: Array, seed: int, n_permutations: int) -> float |
 
 
 class _PermutationTest(NamedTuple):
-    pss_null: Estimate
+    """`null_R_P`: the personas' accuracies in every permutation; None where nothing has a score."""
+
+    null_R_P: Array | None
     p: Estimate
 
 
 def _permutation_test(mean_P_Q: Array, rng: np.random.Generator, n_permutations: int) -> _PermutationTest:
-    """PSS if personas did nothing, and the test that they do; its statistic is the variance of A_p. p is None for one persona."""
+    """The test that personas do something; its statistic is the variance of A_p. p is None for one persona."""
     n = int((~np.isnan(mean_P_Q).all(axis=0)).sum())
     if not n:
-        return _PermutationTest(Estimate(value=None, n=0), Estimate(value=None, n=0))
+        return _PermutationTest(None, Estimate(value=None, n=0))
     null_R_P = statistics.null_accuracies(mean_P_Q, rng, n_permutations)
-    pss_R = statistics.pss(np.clip(null_R_P, 0.0, 1.0))
-    low, high = np.quantile(pss_R, (0.025, 0.975))
     variance = statistics.weighted_question_mean(mean_P_Q, np.ones((1, mean_P_Q.shape[1]))).var()
     p = statistics.permutation_p(float(variance), null_R_P.var(axis=1)) if len(mean_P_Q) > 1 else None
-    null = Estimate(value=float(pss_R.mean()), low=float(low), high=float(high), n=n)
-    return _PermutationTest(null, Estimate(value=p, n=n))
+    return _PermutationTest(null_R_P, Estimate(value=p, n=n))
 
 
 def _persona_summaries(
@@ -246,8 +357,8 @@ def _persona_summaries(
     n_P, paired_P = (~np.isnan(mean_P_Q)).sum(axis=1).tolist(), (~np.isnan(difference_P_Q)).sum(axis=1).tolist()
     columns = zip(
         ids,
-        _estimates(bootstrapped["accuracy"], n_P, statistics.bootstrap_share),
-        _estimates(bootstrapped["difference"], paired_P),
+        _estimates(bootstrapped["accuracy_P"], n_P, statistics.bootstrap_share),
+        _estimates(bootstrapped["difference_P"], paired_P),
         p_P.tolist(),
         statistics.holm_adjust(p_P).tolist(),
         n_P,

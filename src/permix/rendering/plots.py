@@ -8,6 +8,7 @@ Pass the same `styles` everywhere to give a model the same look in every figure.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 from permix.evals.drift_report import Drift, TurnSeries
 from permix.metrics.dev_curve import DevCurve, selected_step
 from permix.metrics.identifiability import Identifiability
+from permix.metrics.measures import MEASURE_VIEWS, measures_in
 from permix.metrics.stability import StabilitySummary
 from permix.metrics.statistics import nanmean_along
 from permix.rendering import theme
@@ -91,15 +93,21 @@ _TrainLog = Sequence[Mapping[str, Any]]
 
 NO_PERSONA_DASHES = (0, (6, 3))
 
-DEV_CURVE_PANELS = (
-    ("mean", "mean accuracy\nover personas"), ("worst", "worst persona's\naccuracy"), ("identifiability", "identifiability"),
-)  # fmt: skip
-
 TRAINING_PANELS = (
     ("reward", "mean reward"),
     ("completion_tokens", "completion tokens"),
     ("frac_nonzero_advantage_groups", "share of groups with\nnonzero advantage"),
 )
+
+
+DEV_CURVE_NAME_WIDTH = 16
+"""Characters of a line of an axis' name."""
+
+
+def dev_curve_panels(*, with_identifiability: bool) -> list[tuple[str, str]]:
+    """(key, name) of what is drawn of a dev evaluation."""
+    measures = [(measure.name, measure.sentence_label) for measure in measures_in("dev_eval_curves")]
+    return [*measures, ("identifiability", "identifiability")] if with_identifiability else measures
 
 
 def plot_persona_accuracy(summaries: Mapping[str, StabilitySummary], path: Path, styles: Styles | None = None) -> None:
@@ -199,26 +207,27 @@ def plot_dev_curves(curves: Mapping[str, DevCurve], path: Path, styles: Styles |
     counts = f"{theme.join_distinct_counts(point.n_questions for point in points)} questions"
     counts += f", {theme.join_distinct_counts(answers)} answers (identifiability)" if answers else ""
     marks = "ring: the selected weights; thin dashed lines without markers: no persona" + ("; dotted: chance" if answers else "")
+    panels = dev_curve_panels(with_identifiability=bool(answers))
     fig = theme.new_figure(
-        7.6 if answers else 5.4,
+        round(1.0 + 2.2 * len(panels), 1),
         "Dev evaluations during training",
         f"n = {counts}; bands: {QUESTION_INTERVAL_NOTE}; {marks}",
     )
-    shown = DEV_CURVE_PANELS if answers else DEV_CURVE_PANELS[:2]
-    axes = theme.stacked_axes(fig, len(shown))
-    for ax, (key, name) in zip(axes, shown, strict=True):
+    axes = theme.stacked_axes(fig, len(panels))
+    for ax, (key, name) in zip(axes, panels, strict=True):
         for label, curve in curves.items():
             _plot_band(ax, _estimates_by_step(curve, key), styles[label], ring_step=selected_step(curve))
-        ax.set_ylabel(name)
+        ax.set_ylabel(fill(name, DEV_CURVE_NAME_WIDTH))
     for label, curve in curves.items():
         known = _estimates_by_step(curve, "baseline")
         value_N = [one.value or 0.0 for one in known.values()]
         axes[0].plot(list(known), value_N, color=styles[label].colour, lw=1.0, ls=NO_PERSONA_DASHES, zorder=1)
     for chance in {point.chance for point in points if point.chance is not None}:
         axes[-1].axhline(chance, color="0.4", lw=1.2, ls=":")
-    top = max(ax.get_ylim()[1] for ax in axes[:2])
+    accuracy_axes = axes[: len(MEASURE_VIEWS["dev_eval_curves"])]
+    top = max(ax.get_ylim()[1] for ax in accuracy_axes)
     for ax in axes:
-        ax.set_ylim(0, min(1.04, top if ax in axes[:2] else ax.get_ylim()[1]))
+        ax.set_ylim(0, min(1.04, top if ax in accuracy_axes else ax.get_ylim()[1]))
     axes[-1].set_xlabel("step")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     theme.draw_legend(fig, list(curves), styles)
@@ -249,7 +258,7 @@ def _plot_interval(ax: Axes, estimate: Estimate, row: float, style: Style) -> No
 
 def _estimates_by_step(curve: DevCurve, key: str) -> dict[int, Estimate]:
     """One measure of a run's dev evaluations by step; steps without a value are left out."""
-    found = {point.step: getattr(point, key) for point in curve.points}
+    found = {point.step: point.estimate(key) for point in curve.points}
     return {step: one for step, one in found.items() if one is not None and one.value is not None}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import Field
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +20,7 @@ from permix.errors import ConfigError, DataError
 from permix.evals.stability import StabilityGrid, read_stability_grid
 from permix.metrics import statistics
 from permix.metrics.identifiability import Identifiability
+from permix.metrics.measures import STABILITY_MEASURES, MeasureRecord
 from permix.metrics.model_comparison import MeasureDifference, PairedComparison, PersonaDifference, compare_models_paired
 from permix.metrics.stability import stability_differences
 from permix.metrics.statistics import Array
@@ -37,17 +39,19 @@ from permix.report.runs import (
 )
 from permix.sanitize import escape_control
 from permix.storage.files import write_json, write_text
-from permix.types import Estimate, Record
+from permix.types import Estimate
 
 
-class Comparison(Record):
-    """One model against another. The differences are None, and `reasons` say why, where the two may not be compared."""
+class Comparison(MeasureRecord):
+    """One model against another. `measures` are differences; there are none, and `reasons` say why, where the two may not be
+    compared.
+    """
+
+    VIEW = "differences"
 
     label: str
     against: str
-    pss: Estimate | None = None
-    worst: Estimate | None = None
-    mean: Estimate | None = None
+    measures: dict[str, Estimate] = Field(default_factory=dict)
     identifiability: Estimate | None = None
     judged: tuple[JudgeScoreDifference, ...] = ()
     reasons: tuple[str, ...] = ()
@@ -58,6 +62,7 @@ class Comparison(Record):
 def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
     reasons, apart = stability_incompatibilities(first, other), identifiability_incompatibilities(first, other)
     differences: dict[str, Estimate] = {}
+    identifiability = None
     if first.grid is not None and other.grid is not None and not reasons:
         config = first.runs["stability"].config
         differences = compare_stability_grids(
@@ -66,31 +71,13 @@ def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
     if first.identifiability is not None and other.identifiability is not None and not apart:
         config = first.runs["fidelity"].config
         seed, resamples = int(config.get("seed", 0)), int(config.get("resamples", 2000))
-        differences["identifiability"] = identifiability_difference(
-            [first.identifiability], [other.identifiability], seed, resamples
-        )
+        identifiability = identifiability_difference([first.identifiability], [other.identifiability], seed, resamples)
     judged, judged_reasons = compare_judge_scores(first, other)
     return Comparison(
-        label=other.label, against=first.label, reasons=reasons, fidelity_reasons=apart,
-        judged=judged, judged_reasons=judged_reasons,
-        pss=differences.get("pss"), worst=differences.get("worst"), mean=differences.get("mean"),
-        identifiability=differences.get("identifiability"),
+        label=other.label, against=first.label, measures=differences, identifiability=identifiability,
+        judged=judged, reasons=reasons, fidelity_reasons=apart, judged_reasons=judged_reasons,
     )  # fmt: skip
 
-
-_MEASURE_LABELS = {
-    "baseline": "no persona",
-    "mean": "mean over personas",
-    "worst": "worst persona",
-    "best": "best persona",
-    "pss": "PSS",
-    "pss_crossfit": "PSS cross-fitted",
-    "spread": "best − worst",
-    "persona_sd": "sd of personas",
-    "mean_minus_baseline": "mean − no persona",
-    "worst_minus_baseline": "worst − no persona",
-    "worst_per_question": "each question's worst persona",
-}
 
 _COMPARISON_NOTE = (
     "Second − first, paired by persona and question, with 95 % intervals over {questions} questions; p: the models "
@@ -180,7 +167,7 @@ def comparison_markdown(comparison: RunComparison) -> str:
 
 
 def _measure_rows(result: PairedComparison) -> list[Sequence[str]]:
-    return [(_MEASURE_LABELS[one.name], *_comparison_cells(one, one.p)) for one in result.measures]
+    return [(STABILITY_MEASURES[one.name].label, *_comparison_cells(one, one.p)) for one in result.measures]
 
 
 def _persona_rows(result: PairedComparison) -> list[Sequence[str]]:
@@ -195,9 +182,10 @@ def _comparison_cells(difference: MeasureDifference | PersonaDifference, p: floa
 
 
 def compare_stability_grids(first: StabilityGrid, other: StabilityGrid, seed: int, resamples: int) -> dict[str, Estimate]:
-    """Other − first in PSS, worst and mean accuracy, over the personas that both have a score for; same draws of questions."""
-    mean_P_Q = statistics.mean_over_samples(np.asarray(first.correct_P_Q_S, dtype=float))
-    return stability_differences([mean_P_Q], [aligned_sample_means(first, other)[0]], seed, resamples)
+    """Other − first in every measure of a report's differences, over the personas that both have a score for; same draws of
+    questions.
+    """
+    return stability_differences([aligned_sample_means(first, first)], [aligned_sample_means(first, other)], seed, resamples)
 
 
 def identifiability_difference(

@@ -24,15 +24,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from permix.config import RUNTIME_ONLY_FIELDS, SUPERVISED_METHODS, TrainConfig, resolve_mix
 from permix.errors import ConfigError, DataError
-from permix.metrics import posterior, statistics
+from permix.metrics import statistics
 from permix.metrics.identifiability import Identifiability
-from permix.metrics.posterior import EXTREME_MEASURES
-from permix.metrics.stability import BOOTSTRAP_BLOCK_FLOATS, stability_differences
-from permix.metrics.statistics import Array
+from permix.metrics.measures import MeasureRecord, select_measures
+from permix.metrics.posterior import AccuracyGrid
+from permix.metrics.stability import pool_stability, stability_differences
 from permix.plan import read_plan
 from permix.report.comparisons import (
     aligned_sample_means,
@@ -43,7 +43,7 @@ from permix.report.comparisons import (
 )
 from permix.report.runs import ModelRuns, Run
 from permix.storage.run_dir import RunReader
-from permix.types import Estimate, Record
+from permix.types import Estimate
 
 Role = Literal["base", "rlvr", "permix", "other"]
 
@@ -264,19 +264,18 @@ __all__ = [
 ]
 
 
-class PooledMethod(Record):
+class PooledMethod(MeasureRecord):
     """A method's numbers: of one model its own, of several the mean of those that were measured (`n_stability`, `n_fidelity`).
 
     An estimate's n is what it is for a model: questions; of identifiability answers, all seeds' together. Where seeds may not be
     pooled, their numbers are None and `reasons` (accuracy and PSS) or `fidelity_reasons` say why.
     """
 
+    VIEW = "methods"
+
     name: str
     labels: tuple[str, ...]
-    baseline: Estimate | None = None
-    mean: Estimate | None = None
-    worst: Estimate | None = None
-    pss: Estimate | None = None
+    measures: dict[str, Estimate] = Field(default_factory=dict)
     identifiability: Estimate | None = None
     chance: float | None = None
     n_stability: int = 0
@@ -284,24 +283,40 @@ class PooledMethod(Record):
     reasons: tuple[str, ...] = ()
     fidelity_reasons: tuple[str, ...] = ()
 
+    @property
+    def pss(self) -> Estimate | None:
+        return self.measures.get("pss")
 
-class MethodDifference(Record):
+    @property
+    def worst(self) -> Estimate | None:
+        return self.measures.get("worst")
+
+    @property
+    def mean(self) -> Estimate | None:
+        return self.measures.get("mean")
+
+
+class MethodDifference(MeasureRecord):
     """One method less another, means over their seeds; None, and `reasons` say why, where they may not be compared.
 
     `n_personas` were asked in accuracy and PSS; `n_seeds` and `n_fidelity_seeds` count the models behind (one, the other).
     """
 
+    VIEW = "differences"
+
     name: str
     against: str
-    pss: Estimate | None = None
-    worst: Estimate | None = None
-    mean: Estimate | None = None
+    measures: dict[str, Estimate] = Field(default_factory=dict)
     identifiability: Estimate | None = None
     n_personas: int = 0
     n_seeds: tuple[int, int] = (0, 0)
     n_fidelity_seeds: tuple[int, int] = (0, 0)
     reasons: tuple[str, ...] = ()
     fidelity_reasons: tuple[str, ...] = ()
+
+    @property
+    def pss(self) -> Estimate | None:
+        return self.measures.get("pss")
 
 
 class BootstrapSettings(NamedTuple):
@@ -313,15 +328,13 @@ def pool_seeds(method: ReportMethod) -> PooledMethod:
     """The method's numbers."""
     stable, distinct = measured_models(method)
     reasons, apart = _seed_incompatibilities(stable, fidelity=False), _seed_incompatibilities(distinct, fidelity=True)
-    found = _pooled_stability(stable) if stable and not reasons else {}
-    if distinct and not apart:
-        found["identifiability"] = _pooled_identifiability(distinct)
     chances = {model.identifiability.chance for model in distinct if model.identifiability is not None}
     return PooledMethod(
         name=method.name, labels=tuple(model.label for model in method.models),
-        n_stability=len(stable), n_fidelity=len(distinct), reasons=reasons, fidelity_reasons=apart,
+        measures=_pooled_stability(stable) if stable and not reasons else {},
+        identifiability=_pooled_identifiability(distinct) if distinct and not apart else None,
         chance=chances.pop() if len(chances) == 1 else None,
-        **found,
+        n_stability=len(stable), n_fidelity=len(distinct), reasons=reasons, fidelity_reasons=apart,
     )  # fmt: skip
 
 
@@ -330,22 +343,21 @@ def method_difference(one: ReportMethod, other: ReportMethod) -> MethodDifferenc
     (stable, distinct), (less_stable, less_distinct) = measured_models(one), measured_models(other)
     reasons = _seed_incompatibilities([*less_stable, *stable], fidelity=False)
     apart = _seed_incompatibilities([*less_distinct, *distinct], fidelity=True)
-    found: dict[str, Estimate] = {}
+    differences: dict[str, Estimate] = {}
+    identifiability = None
     if stable and less_stable and not reasons:
         grids = _aligned_grids([*less_stable, *stable])
-        under = [mean_P_Q for mean_P_Q, _ in grids]
-        found |= stability_differences(
-            under[: len(less_stable)], under[len(less_stable) :], *_bootstrap_settings(less_stable[0].runs["stability"])
+        differences = stability_differences(
+            grids[: len(less_stable)], grids[len(less_stable) :], *_bootstrap_settings(less_stable[0].runs["stability"])
         )
     if distinct and less_distinct and not apart:
         told = _identifiability_results(less_distinct), _identifiability_results(distinct)
-        found["identifiability"] = identifiability_difference(*told, *_bootstrap_settings(less_distinct[0].runs["fidelity"]))
+        identifiability = identifiability_difference(*told, *_bootstrap_settings(less_distinct[0].runs["fidelity"]))
     personas = {len(model.grid.persona_ids) for model in (*stable, *less_stable) if model.grid is not None}
     return MethodDifference(
-        name=one.name, against=other.name, reasons=reasons, fidelity_reasons=apart,
+        name=one.name, against=other.name, measures=differences, identifiability=identifiability,
         n_personas=max(personas, default=0), n_seeds=(len(stable), len(less_stable)),
-        n_fidelity_seeds=(len(distinct), len(less_distinct)),
-        pss=found.get("pss"), worst=found.get("worst"), mean=found.get("mean"), identifiability=found.get("identifiability"),
+        n_fidelity_seeds=(len(distinct), len(less_distinct)), reasons=reasons, fidelity_reasons=apart,
     )  # fmt: skip
 
 
@@ -364,35 +376,8 @@ def _seed_incompatibilities(models: Sequence[ModelRuns], *, fidelity: bool) -> t
 def _pooled_stability(models: Sequence[ModelRuns]) -> dict[str, Estimate]:
     summaries = [model.stability for model in models if model.stability is not None]
     if len(summaries) == 1:
-        return {name: getattr(summaries[0], name) for name in ("baseline", "mean", "worst", "pss")}
-    grids = _aligned_grids(models)
-    scored_P = np.all([~np.isnan(mean_P_Q).all(axis=1) for mean_P_Q, _ in grids], axis=0)
-    if not scored_P.any():
-        return {}
-    settings, grids = (
-        _bootstrap_settings(models[0].runs["stability"]),
-        [(mean_P_Q[scored_P], none_Q) for mean_P_Q, none_Q in grids],
-    )
-    alone = [{name: getattr(one, name) for name in EXTREME_MEASURES} for one in summaries]
-    extreme = posterior.pooled_estimates(grids, alone, seed=settings.seed)
-    return _mean_accuracies(grids, settings) | {"worst": extreme["worst"], "pss": extreme["pss"]}
-
-
-def _mean_accuracies(grids: Sequence[posterior.AccuracyGrid], settings: BootstrapSettings) -> dict[str, Estimate]:
-    """Accuracy without persona, and its mean over personas; the mean over the grids."""
-
-    def measures(counts_R_Q: Array) -> dict[str, Array]:
-        under = [statistics.weighted_question_mean(mean_P_Q, counts_R_Q).mean(axis=1) for mean_P_Q, _ in grids]
-        without = [statistics.weighted_question_mean(baseline_Q[None], counts_R_Q)[:, 0] for _, baseline_Q in grids]
-        return {"mean": np.mean(under, axis=0), "baseline": np.mean(without, axis=0)}
-
-    Q, rng = grids[0][0].shape[1], np.random.default_rng(settings.seed)
-    drawn = statistics.bootstrap(measures, Q, rng, settings.resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // Q))
-    scored = {
-        "mean": min(int((~np.isnan(mean_P_Q)).any(axis=0).sum()) for mean_P_Q, _ in grids),
-        "baseline": min(int((~np.isnan(baseline_Q)).sum()) for _, baseline_Q in grids),
-    }
-    return {name: statistics.bootstrap_share(float(one.value), one.replicates, scored[name]) for name, one in drawn.items()}
+        return select_measures("methods", summaries[0].measures)
+    return pool_stability(_aligned_grids(models), summaries, *_bootstrap_settings(models[0].runs["stability"]))
 
 
 def _pooled_identifiability(models: Sequence[ModelRuns]) -> Estimate:
@@ -414,7 +399,7 @@ def _identifiability_results(models: Sequence[ModelRuns]) -> list[Identifiabilit
     return [model.identifiability for model in models if model.identifiability is not None]
 
 
-def _aligned_grids(models: Sequence[ModelRuns]) -> list[posterior.AccuracyGrid]:
+def _aligned_grids(models: Sequence[ModelRuns]) -> list[AccuracyGrid]:
     """Each model's scores (mean_P_Q, baseline_Q), with personas and questions in the first one's order."""
     grids = [model.grid for model in models if model.grid is not None]
     return [aligned_sample_means(grids[0], one) for one in grids]

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from pydantic import Field
+
 from permix.config import DevEvalConfig
 from permix.errors import DataError
 from permix.evals import open_ended, stability
@@ -25,6 +27,7 @@ from permix.evals.text_metrics import TextMetrics, measure_text_metrics
 from permix.metrics.dev_curve import DevCurve
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.linear_models import TemplateEffects
+from permix.metrics.measures import MeasureRecord, select_measures
 from permix.metrics.sequential import Round
 from permix.metrics.stability import StabilitySummary
 from permix.report.judges import (
@@ -40,18 +43,13 @@ from permix.storage.cells import CellSummary
 from permix.storage.files import read_json
 from permix.storage.run_dir import RunReader
 from permix.training.dev_eval import load_dev_curve
-from permix.types import CellKey, Estimate, Record
+from permix.types import CellKey, Estimate
 
 REPORTED_STAGES = ("stability", "fidelity", "train")
 
 FIDELITY_RUN_KINDS = (OPEN_ENDED_KIND, PERSONAGYM_KIND, INTERVIEW_KIND)
 
 WHOLE_GRID_STRATEGIES = frozenset(name for name, strategy in STRATEGIES.items() if strategy.is_full_grid)
-
-STABILITY_FIELDS = (
-    "baseline", "mean", "worst", "pss", "pss_observed", "pss_null", "pss_crossfit",
-    "n_questions", "n_personas", "n_scored", "n_asked",
-)  # fmt: skip
 
 
 class Run(RunReader):
@@ -121,20 +119,16 @@ class Run(RunReader):
         return self.usage.get("peak_mb")
 
 
-class ModelRow(Record):
+class ModelRow(MeasureRecord):
     """One model of the main table. `n_scored` of `n_asked` counts persona cells. Tokens and CPU seconds: None unless recorded.
 
     `judged`: one entry a judge and kind of fidelity run.
     """
 
+    VIEW = "table_row"
+
     label: str
-    baseline: Estimate | None = None
-    mean: Estimate | None = None
-    worst: Estimate | None = None
-    pss: Estimate | None = None
-    pss_observed: Estimate | None = None
-    pss_null: Estimate | None = None
-    pss_crossfit: Estimate | None = None
+    measures: dict[str, Estimate] = Field(default_factory=dict)
     identifiability: Estimate | None = None
     chance: float | None = None
     judged: tuple[JudgeScoreEntry, ...] = ()
@@ -199,7 +193,8 @@ class ModelRuns(NamedTuple):
             "eval_cpu_s": _sum_or_none([run.cpu_seconds for run in evaluations]),
         }
         if self.stability is not None:
-            values |= {name: getattr(self.stability, name) for name in STABILITY_FIELDS}
+            values["measures"] = select_measures("table_row", self.stability.measures)
+            values |= {name: getattr(self.stability, name) for name in ("n_questions", "n_personas", "n_scored", "n_asked")}
         if self.identifiability is not None:
             values |= {"identifiability": self.identifiability.accuracy, "chance": self.identifiability.chance}
             values |= {"n_answers": self.identifiability.n_answered, "n_answers_asked": self.identifiability.n_asked}

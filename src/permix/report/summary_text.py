@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from permix.evals.strategies.base import StrategySummary
 from permix.judges.summary import JudgeSummary
+from permix.metrics.measures import measures_in
 from permix.metrics.stability import StabilitySummary
 from permix.rendering.table import (
     NOT_SIGNIFICANT,
@@ -117,13 +118,6 @@ def _judge_sentence(name: str, kind: str, judge: JudgeSummary) -> str:
     )
 
 
-HEADLINE_MEASURES = {
-    "pss": "PSS",
-    "worst": "worst persona's accuracy",
-    "mean": "mean accuracy over personas",
-    "identifiability": "identifiability",
-}
-
 _SIGNIFICANCE_LEVEL = 0.05
 
 
@@ -188,12 +182,15 @@ def _headline_sentence(models: Sequence[ModelRuns], comparisons: Sequence[Compar
 
 
 def _comparison_words(comparison: Comparison) -> list[str]:
-    measured = [
-        f"{HEADLINE_MEASURES[name]} {difference_direction(getattr(comparison, name))}"
-        for name in HEADLINE_MEASURES
-        if getattr(comparison, name) is not None
-    ]
+    measured = [f"{what} {difference_direction(difference)}" for what, difference in _named_differences(comparison)]
     return measured + score_change_phrases(comparison.judged)
+
+
+def _named_differences(comparison: Comparison) -> list[tuple[str, Estimate]]:
+    """Every measure that was compared, as a sentence calls it, and its difference."""
+    measures = [one for one in measures_in("differences") if one.name in comparison.measures]
+    found = [(one.sentence_label, comparison.measures[one.name]) for one in measures]
+    return found if comparison.identifiability is None else [*found, ("identifiability", comparison.identifiability)]
 
 
 def _stability_sentence(model: ModelRuns) -> str:
@@ -255,9 +252,8 @@ def _persona_effect_text(model: ModelRuns) -> str:
 
 def _comparison_sentence(comparison: Comparison) -> str:
     parts = [
-        f"{HEADLINE_MEASURES[name]} {difference_direction(got)} ({got.format_difference()})"
-        for name in HEADLINE_MEASURES
-        if (got := getattr(comparison, name)) is not None
+        f"{what} {difference_direction(difference)} ({difference.format_difference()})"
+        for what, difference in _named_differences(comparison)
     ]
     parts += score_difference_phrases(comparison.judged)
     return f"**{md_label(comparison.label)}** against {md_label(comparison.against)}: {'; '.join(parts)}." if parts else ""

@@ -20,6 +20,7 @@ from rich.text import Text
 from permix.evals.strategies.base import StrategySummary, StrategyTokens
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.linear_models import TemplateEffects
+from permix.metrics.measures import measures_in
 from permix.metrics.stability import PersonaSummary, StabilitySummary
 from permix.rendering.table import (
     LABEL_WIDTH,
@@ -65,14 +66,11 @@ def identifiability_cell(row: ModelRow) -> TableCell:
     return cell._replace(note=cell.note and f"{cell.note}, chance {format_decimal(row.chance)}")
 
 
-MODEL_COLUMNS = (
-    ModelColumn("no persona", lambda row: estimate_cell(row.baseline)),
-    ModelColumn("mean over personas", lambda row: estimate_cell(row.mean)),
-    ModelColumn("worst persona", lambda row: estimate_cell(row.worst)),
-    ModelColumn("PSS", lambda row: estimate_cell(row.pss)),
-    ModelColumn("PSS as observed (worst / best)", lambda row: estimate_cell(row.pss_observed)),
-    ModelColumn("PSS if personas did nothing", lambda row: estimate_cell(row.pss_null)),
-    ModelColumn("identifiability", identifiability_cell, OPEN_ENDED_KIND),
+def _measure_cell(row: ModelRow, name: str) -> TableCell:
+    return estimate_cell(row.measures.get(name))
+
+
+_COST_COLUMNS = (
     ModelColumn("scored of asked", lambda row: trusted_cell(format_ratio(row.n_scored, row.n_asked))),
     ModelColumn("answers of asked", lambda row: trusted_cell(format_ratio(row.n_answers, row.n_answers_asked)), OPEN_ENDED_KIND),
     ModelColumn("training tokens", lambda row: count_cell(row.train_tokens), "train"),
@@ -82,14 +80,12 @@ MODEL_COLUMNS = (
 )
 
 
-_JUDGE_COLUMNS_AT = 1 + [column.heading for column in MODEL_COLUMNS].index("identifiability")
-
-
 def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
-    """The columns, and one for each judge of these rows."""
+    """The columns: measures of stability, identifiability, one for each judge of these rows, counts and costs."""
+    measures = [ModelColumn(one.label, partial(_measure_cell, name=one.name)) for one in measures_in("main_table")]
     kinds = {one.name: f"{one.kind}, judge {one.judge}" for row in rows for one in row.judged}
     by_judge = [ModelColumn(name, partial(judge_score_cell, name=name), kind) for name, kind in kinds.items()]
-    return [*MODEL_COLUMNS[:_JUDGE_COLUMNS_AT], *by_judge, *MODEL_COLUMNS[_JUDGE_COLUMNS_AT:]]
+    return [*measures, ModelColumn("identifiability", identifiability_cell, OPEN_ENDED_KIND), *by_judge, *_COST_COLUMNS]
 
 
 def judge_score_cell(row: ModelRow, name: str) -> TableCell:
@@ -176,26 +172,17 @@ def controls_table(results: Mapping[str, Identifiability]) -> Table:
     return tabulate("identifiability", _CONTROL_HEADINGS, lines)
 
 
-TEMPLATE_COLUMNS = (
-    ("mean over personas", "mean"),
-    ("worst persona", "worst"),
-    ("PSS", "pss"),
-    ("mean − no persona", "mean_minus_baseline"),
-)
-
-
 def template_table(effects_by_model: Mapping[str, TemplateEffects]) -> Table:
     """One line a model and template, one more for what templates do in all."""
-    lines = []
+    measures, lines = measures_in("templates"), []
     for model, crossed in effects_by_model.items():
         for one in crossed.templates:
             cells = [
-                difference_cell(one.mean_minus_baseline) if name == "mean_minus_baseline" else estimate_cell(getattr(one, name))
-                for _, name in TEMPLATE_COLUMNS
+                (difference_cell if measure.is_difference else estimate_cell)(one.measures[measure.name]) for measure in measures
             ]
             wording = TableCell(one_line(one.id), one_line(one.text, DETAILS_WIDTH))
             lines.append([label_cell(model), wording, *(cell.with_sources(_stability_source(model)) for cell in cells)])
-    return tabulate("wordings", ["model", "wording", *(heading for heading, _ in TEMPLATE_COLUMNS)], lines, n_label_columns=2)
+    return tabulate("wordings", ["model", "wording", *(measure.label for measure in measures)], lines, n_label_columns=2)
 
 
 def _stability_source(model: str) -> SourceRun:
@@ -299,7 +286,8 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
     with one model: scores are not pooled."""
     rows = [_single_model_row(method) for method in methods]
     judges = {one.name: f"{one.kind}, judge {one.judge}" for row in rows if row for one in row.judged}
-    headings = ["model", "PSS", "identifiability", *judges, "worst persona", "mean over personas", "no persona"]
+    first, *others = (measure.label for measure in measures_in("method_table"))
+    headings = ["model", first, "identifiability", *judges, *others]
     lines = [_method_row(method, one, row, judges) for method, one, row in zip(methods, pooled, rows, strict=True)]
     held = [place for place in range(len(headings)) if place == 0 or any(line[place].text != MISSING_TEXT for line in lines)]
     named_by = [one_line(headings[place], HEADING_WIDTH) for place in held]
@@ -309,14 +297,9 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
 def _method_row(method: ReportMethod, pooled: PooledMethod, row: ModelRow | None, judges: Mapping[str, str]) -> list[TableCell]:
     of = partial(_with_method_sources, method)
     scores = [MISSING_CELL if row is None else of(judge_score_cell(row, name), kind) for name, kind in judges.items()]
-    accuracy = [of(_pooled_cell(found, pooled.reasons), "stability") for found in (pooled.worst, pooled.mean, pooled.baseline)]
-    return [
-        _method_name_cell(method),
-        of(_pooled_cell(pooled.pss, pooled.reasons), "stability"),
-        of(_pooled_identifiability_cell(pooled), OPEN_ENDED_KIND),
-        *scores,
-        *accuracy,
-    ]
+    measures = (pooled.measures.get(measure.name) for measure in measures_in("method_table"))
+    first, *others = (of(_pooled_cell(one, pooled.reasons), "stability") for one in measures)
+    return [_method_name_cell(method), first, of(_pooled_identifiability_cell(pooled), OPEN_ENDED_KIND), *scores, *others]
 
 
 def _with_method_sources(method: ReportMethod, cell: TableCell, kind: str) -> TableCell:

@@ -23,6 +23,7 @@ from permix.evals.strategies import STRATEGIES
 from permix.evals.strategies.base import EvalSetup
 from permix.metrics.dev_curve import DevCurve, DevEvalPoint
 from permix.metrics.identifiability import Identifiability
+from permix.metrics.measures import select_measures
 from permix.metrics.stability import StabilitySummary
 from permix.personas.pool import PersonaPool, select_personas
 from permix.plan import Plan
@@ -258,11 +259,7 @@ def _dev_point(
     ]
     return DevEvalPoint(
         step=step,
-        mean=stability_summary.mean,
-        baseline=stability_summary.baseline,
-        worst=stability_summary.worst,
-        best=stability_summary.best,
-        pss=stability_summary.pss,
+        measures=select_measures("dev_eval", stability_summary.measures),
         identifiability=identifiability.accuracy if identifiability else None,
         chance=identifiability.chance if identifiability else None,
         completion_tokens=sum(written) / len(written) if written else None,

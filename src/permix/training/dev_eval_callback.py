@@ -34,6 +34,7 @@ from permix.metrics.dev_curve import (
     selection_scores,
     selection_text,
 )
+from permix.metrics.measures import MEASURE_VIEWS
 from permix.progress import print_status
 from permix.storage.jsonl import write_jsonl
 from permix.storage.run_dir import RunReader
@@ -53,8 +54,6 @@ from permix.types import digest
 
 FINGERPRINT_VALUES_PER_TENSOR = 256
 """Numbers of one tensor that a fingerprint reads."""
-
-TRACKED_METRICS = ("mean", "worst", "pss", "baseline", "identifiability")
 
 
 class TrainerHooks(NamedTuple):
@@ -147,7 +146,7 @@ class DevEvalCallback(TrainerCallback):  # type: ignore[misc]
         self._write_log()
         best = "" if choice.best_step is None else f"; best by {choice.metric}: step {choice.best_step}"
         print_status(f"probe at step {point.step}: {point}{best}; {seconds} s")
-        found = {name: getattr(point, name) for name in TRACKED_METRICS}
+        found = {name: point.estimate(name) for name in (*MEASURE_VIEWS["dev_eval_log"], "identifiability")}
         self._hooks.log_to_trackers(
             {f"dev_eval/{name}": one.value for name, one in found.items() if one and one.value is not None}
         )
@@ -196,7 +195,7 @@ def weights_fingerprint(network: Any) -> str:
 
 def parse_dev_points(lines: Sequence[dict[str, Any]]) -> list[DevEvalPoint]:
     """The points of dev_eval.jsonl."""
-    return [DevEvalPoint.model_validate({name: line[name] for name in DevEvalPoint.model_fields}) for line in lines]
+    return [DevEvalPoint.model_validate({name: line[name] for name in DevEvalPoint.json_keys()}) for line in lines]
 
 
 def check_dev_eval_prompts(dev_eval: DevEval, tokenizer: Any, window: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from permix.config import IGNORED_FIELDS, SUPERVISED_METHODS, TrainConfig
 from permix.metrics.dev_curve import DevCurve, DevEvalPoint, selection_text
+from permix.metrics.measures import measures_in
 from permix.plan import Plan, describe_plan
 from permix.sanitize import escape_markdown
 from permix.storage.files import read_json, write_text
@@ -37,11 +38,13 @@ def draw_curves(folder: Path, name: str, log: Sequence[Mapping[str, Any]], curve
 def _points_table(points: Sequence[DevEvalPoint]) -> str:
     from permix.rendering.table import estimate_cell, format_ratio, markdown_table
 
-    headings = ["step", "no persona", "mean over personas", "worst persona", "PSS", "identifiability", "scored of asked"]
+    measures = measures_in("dev_eval_card")
+    headings = ["step", *(measure.label for measure in measures), "identifiability", "scored of asked"]
     lines = [
         [
             str(point.step),
-            *(estimate_cell(one).markdown for one in (point.baseline, point.mean, point.worst, point.pss, point.identifiability)),
+            *(estimate_cell(point.measures[measure.name]).markdown for measure in measures),
+            estimate_cell(point.identifiability).markdown,
             format_ratio(point.n_scored, point.n_asked),
         ]
         for point in points

@@ -206,9 +206,11 @@ def measure_persona_ensemble(answers: GridResults, seed: int, resamples: int) ->
     baseline_Q_S = answers.scores([None], answers.question_ids)[0]
     correct_P_Q_S = np.array([pair.score for pair in every]).reshape(plain_P_Q_S.shape)
     ensemble = summarize_stability(correct_P_Q_S, baseline_Q_S, persona_ids=answers.persona_ids, seed=seed, resamples=resamples)
-    gains = stability_differences(
-        [statistics.mean_over_samples(plain_P_Q_S)], [statistics.mean_over_samples(correct_P_Q_S)], seed, resamples
+    plain, paired = (
+        (statistics.mean_over_samples(one_P_Q_S), statistics.mean_over_samples(baseline_Q_S))
+        for one_P_Q_S in (plain_P_Q_S, correct_P_Q_S)
     )
+    gains = stability_differences([plain], [paired], seed, resamples)
     whole = [pair for pair in every if pair.winner is not None]
     asked = [pair for pair in whole if pair.resolution == "ask"]
     one_sided = [pair for pair in whole if None in (recorded_answer(pair.persona)[1], recorded_answer(pair.neutral)[1])]

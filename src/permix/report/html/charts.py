@@ -28,7 +28,7 @@ from permix.metrics.dev_curve import DevCurve, selected_step
 from permix.personas.loading import read_personas
 from permix.prompts import persona_prompt
 from permix.rendering import theme
-from permix.rendering.plots import DEV_CURVE_PANELS, TRAINING_PANELS
+from permix.rendering.plots import TRAINING_PANELS, dev_curve_panels
 from permix.rendering.theme import QUESTION_INTERVAL_NOTE
 from permix.report.comparisons import Comparison
 from permix.report.html import fidelity_charts as fidelity
@@ -217,19 +217,23 @@ def _dev_curve_chart(curves: Mapping[str, DevCurve]) -> _ChartData:
     asked = f"{theme.join_distinct_counts(point.n_questions for point in every)} questions"
     asked += f", {theme.join_distinct_counts(answers)} answers (identifiability)" if answers else ""
     marks = "ring: the weights taken; thin dashed lines without markers: no persona" + ("; dotted: chance" if answers else "")
-    panels = DEV_CURVE_PANELS if answers else DEV_CURVE_PANELS[:2]
+    panels = dev_curve_panels(with_identifiability=bool(answers))
     return (
         {}
         if not every
         else {
             "note": f"n = {asked}; bands: {QUESTION_INTERVAL_NOTE}; {marks}",
-            "panels": [{"key": key, "name": name.replace("\n", " ")} for key, name in panels],
+            "panels": [{"key": key, "name": name} for key, name in panels],
             "models": {
                 label: {
                     "taken": selected_step(curve),
                     "points": [
-                        {"step": point.step, "none": json_estimate(point.baseline), "chance": json_number(point.chance)}
-                        | {key: json_estimate(getattr(point, key)) for key, _ in panels}
+                        {
+                            "step": point.step,
+                            "none": json_estimate(point.measures["baseline"]),
+                            "chance": json_number(point.chance),
+                        }
+                        | {key: json_estimate(point.estimate(key)) for key, _ in panels}
                         for point in curve.points
                     ],
                 }
