@@ -89,7 +89,8 @@ def test_a_persona_in_the_users_message_cannot_be_left_out_of_it() -> None:
         row = plan_of().rows[0].model_copy(update={"persona_id": "sailor", "messages": messages})
         plan = Plan((row.model_copy(update={"rollouts": 4}),), {})
         check_plan(plan, OptimConfig())
-        with pytest.raises(ConfigError, match=r'anchor = "no-persona": persona sailor of step 0 stands in the user\'s message'):
+        refused = r'kl_reference_prompt = "no-persona": persona sailor of step 0 stands in the user\'s message'
+        with pytest.raises(ConfigError, match=refused):
             check_plan(plan, OptimConfig(kl_reference_prompt="no-persona"))
 
 

@@ -161,13 +161,13 @@ def test_import_is_light() -> None:
     ],
 )
 def test_more_than_the_dev_side_has_is_refused(settings: dict[str, int], message: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^\[probe\] asks the dev side: {message}"):
+    with pytest.raises(ConfigError, match=rf"^\[dev_eval\] asks the dev side: {message}"):
         probe_of(stage(dev_eval=probing(**settings)))
 
 
 def test_a_pool_without_a_dev_side_is_refused(tmp_path: Path) -> None:
     pool = PersonasConfig(pool=str(write_pool(tmp_path / "pool.toml")), split="all")
-    with pytest.raises(ConfigError, match=r"\[probe\] asks the dev side: split = 'dev': no persona of 4 stands on that side"):
+    with pytest.raises(ConfigError, match=r"\[dev_eval\] asks the dev side: split = 'dev': no persona of 4 stands on that side"):
         probe_of(stage(personas=pool))
 
 
@@ -246,7 +246,7 @@ def test_sections_that_are_not_those_of_the_plan_file_are_refused(sections: Any,
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
     class Holder(ConfigSection):
-        probe: DevEvalConfig = DevEvalConfig()
+        dev_eval: DevEvalConfig = DevEvalConfig()
 
     with pytest.raises(ConfigError, match=message):
         build_config(Holder, {"dev_eval": settings}, source="test")
