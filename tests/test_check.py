@@ -77,7 +77,7 @@ def test_a_training_with_probes(tmp_path: Path) -> None:
     said = check_config(config_file(tmp_path, values))["dev_eval"]
     assert said == "90 answers before training, every 5 steps and at the end, each time at most 900 new tokens"
     values["dev_eval"] |= {"questions": 5000}
-    with pytest.raises(ConfigError, match=r"probe\.questions = 5000: arithmetic has"):
+    with pytest.raises(ConfigError, match=r"dev_eval\.questions = 5000: arithmetic has"):
         check_config(config_file(tmp_path, values))
 
 

@@ -86,7 +86,7 @@ if TYPE_CHECKING:
 
 def train_rl(config: TrainConfig, plan: Plan, dev_eval: DevEval | None, source: str, out: Path, checkpoint: Path | None) -> Any:
     """Run or go on with the training; returns the trainer, which holds the trained network."""
-    from permix.training.dev_eval_callback import DevEvalCallback
+    from permix.training.callbacks import DevEvalCallback
     from permix.training.grpo_trainer import PlanGRPOTrainer
     from permix.training.trainer_args import grpo_arguments
 
@@ -218,7 +218,7 @@ def _run_sft_trainer(
     out: Path,
     checkpoint: Path | None,
 ) -> Any:
-    from permix.training.dev_eval_callback import DevEvalCallback
+    from permix.training.callbacks import DevEvalCallback
     from permix.training.sft_trainer import PlanSFTTrainer, sft_arguments
 
     done, steps = checkpoint_step(checkpoint), examples_by_step(dataset.examples)
@@ -311,13 +311,13 @@ def _train_and_save(
     config: TrainConfig, plan: Plan, dev_eval: DevEval | None, source: str, run: RunDir | None, target: Path
 ) -> None:
     """Train by the method and write the model."""
-    from permix.training import dev_eval_callback
+    from permix.training import callbacks
     from permix.training.checkpoints import write_model
 
     tokenizer = load_tokenizer(source)
     check_context_window(longest_prompt_tokens(plan, tokenizer, config.train.max_prompt_tokens), config.train, source)
     if dev_eval is not None:
-        dev_eval_callback.check_dev_eval_prompts(dev_eval, tokenizer, context_window(source))
+        callbacks.check_dev_eval_prompts(dev_eval, tokenizer, context_window(source))
     checkpoint = distributed.broadcast(newest_checkpoint(config.out / "checkpoints"))
     seen = build_trained_on(plan, source) | _drawable_personas(config)
     if run is not None:
@@ -328,9 +328,7 @@ def _train_and_save(
         trainer = train_supervised(config, plan, dev_eval, source, run, checkpoint)
     else:
         trainer = train_rl(config, plan, dev_eval, source, config.out, checkpoint)
-    chosen = (
-        dev_eval_callback.selected_weights_path(config.out, config.dev_eval) if dev_eval is not None and run is not None else None
-    )
+    chosen = callbacks.selected_weights_path(config.out, config.dev_eval) if dev_eval is not None and run is not None else None
     write_model(trainer, tokenizer, plan, seen, config, config.out, target, chosen)
 
 

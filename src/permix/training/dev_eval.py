@@ -6,7 +6,7 @@
 
 Every probe asks the same, so two points of a curve differ in the weights alone. Points are measured from the records
 (`load_dev_curve`); choices are pure functions of points. A probe chooses, so its numbers are no results: those come from the
-held-out side, which it never asks. Imports no torch: the model in training is asked by `permix.training.dev_eval_callback`.
+held-out side, which it never asks. Imports no torch: the model in training is asked by `permix.training.callbacks`.
 """
 
 import re

@@ -40,10 +40,10 @@ from permix.plan import Plan
 from permix.progress import print_status
 from permix.storage.files import write_error
 from permix.training import distributed
+from permix.training.callbacks import StepClockCallback, TrainerHooks
 from permix.training.checkpoints import load_rollouts, save_rollouts
 from permix.training.compatibility import check_vllm_logprobs_mode, detect_sharding
 from permix.training.curriculum import Curriculum, rollout_outcomes
-from permix.training.dev_eval_callback import StepClockCallback, TrainerHooks
 from permix.training.gradient_step import GradientStep, ReplayBatch, unwrap_peft
 from permix.training.replay import CharacterReplay
 from permix.training.rewards import ExpressivityReward, Rollout, mean_or_none, mean_reward_by_tag, verify_completions
@@ -363,7 +363,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     # Probes
 
     def dev_eval_hooks(self) -> TrainerHooks:
-        """This trainer, as `permix.training.dev_eval_callback` needs it."""
+        """This trainer, as `permix.training.callbacks` needs it."""
         track = partial(Trainer.log, self)  # past what this class and TRL do with a step's own figures
         return TrainerHooks(self.processing_class, self._rollout_network, self._unwrapped_model, self._clock, track)
 

@@ -25,7 +25,7 @@ from permix.config import OptimConfig
 from permix.inference.generation import stop_token_ids
 from permix.inference.hf import TEMPLATE_MARKER, encode_chat, encode_completion
 from permix.inference.shared_prefix import eval_mode, supports_shared_prefix
-from permix.training.dev_eval_callback import StepClockCallback, TrainerHooks
+from permix.training.callbacks import StepClockCallback, TrainerHooks
 from permix.training.gradient_step import unwrap_peft
 from permix.training.run_log import StepClock
 from permix.training.sft_data import SFTExample
@@ -137,7 +137,7 @@ class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
         return torch.stack(losses).sum()
 
     def dev_eval_hooks(self) -> TrainerHooks:
-        """This trainer, as `permix.training.dev_eval_callback` needs it. Called before training begins, while the network
+        """This trainer, as `permix.training.callbacks` needs it. Called before training begins, while the network
         has one precision."""
         supports_shared_prefix(unwrap_peft(self._unwrapped_model()))
         track = partial(Trainer.log, self)  # past what this class does with a step's own figures
