@@ -97,7 +97,8 @@ def train_rl(config: TrainConfig, plan: Plan, dev_eval: DevEval | None, source: 
         generate_reference_answers(config) if config.character.needs_base_answers and distributed.is_main() else []
     )
     # Before the weights: the arguments say whether those are shared out over processes, and so how they are loaded.
-    arguments = grpo_arguments(config, plan, out / "checkpoints")
+    onpolicy = config.character.replay > 0 and config.character.replay_policy == "on"
+    arguments = grpo_arguments(config.train, plan, out / "checkpoints", with_reference=onpolicy)
     network = load_trainable_model(source)
     replay = _build_replay(config, cells, tokenizer, network)
     expressivity = ExpressivityReward(cells, config.character.expressivity) if config.character.expressivity > 0 else None
