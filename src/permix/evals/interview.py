@@ -31,7 +31,7 @@ from permix.evals.drift_report import Drift, measure_drift, read_train_examples
 from permix.evals.fidelity_records import AskedQuestion, describe_ids, question_at_turn
 from permix.evals.fidelity_runner import write_fidelity_metrics
 from permix.evals.grid import describe_grid, run_cells, warn_trained_personas
-from permix.inference import load_model
+from permix.inference import check_model, load_model
 from permix.inference.base import Model
 from permix.inference.cache import cached_model
 from permix.inference.hf import context_window, encode_chat, load_tokenizer, resolve_model_source
@@ -196,6 +196,18 @@ def run_interview(config: FidelityConfig) -> Drift:
     with cached_model(load_model(config.model, config.threads), config.cache, config.out) as model:
         other = load_model(config.interviewer, config.threads) if config.interviewer.is_model else None
         return evaluate_interview(model, config, plan, other)
+
+
+def preflight_interview(config: FidelityConfig) -> dict[str, str]:
+    """Facts about the interviews, without a model. Raises ConfigError or DataError for what is wrong with them."""
+    pool, turns = prepare_interview(config).pool, config.interview.turns
+    if config.interviewer.is_model:
+        check_model(config.interviewer, contact=False)
+    return {
+        "personas": str(len(pool)),
+        "turns": f"{turns}, asked by {config.interviewer.name if config.interviewer.is_model else 'a script'}",
+        "answers": f"{len(pool) * turns}, at most {len(pool) * turns * config.sampling.max_new_tokens} new tokens",
+    }
 
 
 def prepare_interview(config: FidelityConfig) -> InterviewPlan:

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple, get_args
 
 from permix.config import FidelityConfig, JudgeConfig, JudgeModelConfig, PersonaGymTask
 from permix.errors import ConfigError, DataError, MissingScoresError, error_context
-from permix.evals.interview import run_interview
-from permix.evals.open_ended import run_open_ended
-from permix.evals.personagym import run_personagym
+from permix.evals.interview import preflight_interview, run_interview
+from permix.evals.open_ended import preflight_open_ended, run_open_ended
+from permix.evals.personagym import preflight_personagym, run_personagym
 from permix.evals.text_metrics import count_expected_answers
-from permix.inference import load_model
+from permix.inference import check_model, load_model
 from permix.inference.base import Model
 from permix.judges.pricing import Price, load_judge_price
 from permix.judges.prompts import (
@@ -35,11 +35,12 @@ from permix.judges.prompts import (
     score_examples_hash,
 )
 from permix.judges.results import read_judge_inputs
-from permix.judges.runner import CallSettings, CallTotals, judge_folder, request_pending_scores
+from permix.judges.runner import CallSettings, CallTotals, judge_folder, max_total_cost, request_pending_scores
 from permix.judges.summary import measure_judge
 from permix.judges.types import IN_CHARACTER, JudgeInput
 from permix.judges.validation import build_control_inputs
 from permix.progress import print_status
+from permix.prompts import template_text
 from permix.storage.files import read_json, write_json
 from permix.storage.run_dir import RunDir
 from permix.types import Record, Sampling
@@ -73,6 +74,20 @@ def judge_fidelity_run(config: JudgeConfig) -> None:
         _print_missing(named.run, sum(prompt.judge_input.control == "none" for prompt in prompts))
         _write_metrics(named, folder, pending=outcome.n_pending)
     _require_all_scored(outcome, named, folder)
+
+
+def preflight_judging(config: JudgeConfig) -> dict[str, str]:
+    """Facts about what a judge is going to be asked, and its cost. Raises ConfigError or DataError for what is wrong with it."""
+    setup, prompts = prepare_judging(config)
+    with error_context("judge"):
+        check_model(config.judge, contact=False)
+    controls = sum(prompt.judge_input.control != "none" for prompt in prompts)
+    most = max_total_cost(prompts, build_call_settings(config, setup.price))
+    return {
+        "answers": str(len(prompts) - controls), "answers to try the judge": str(controls),
+        "calls": f"{len(prompts)}, at most {len(prompts) * config.judge.max_new_tokens} new tokens",
+        "cost": "unknown: no price" if most is None else f"at most {most:.4f} US dollars where each is answered at once",
+    }  # fmt: skip
 
 
 def _judge_config_for(config: FidelityConfig) -> JudgeConfig:
@@ -209,6 +224,24 @@ FIDELITY_RUNNERS: Mapping[str, Callable[[FidelityConfig], Record]] = {
     "interview": run_interview,
 }
 """Each runs, or goes on with, an evaluation of one kind, writes its metrics.json and returns what is in it."""
+
+FIDELITY_PREFLIGHTS: Mapping[str, Callable[[FidelityConfig], dict[str, str]]] = {
+    "open": preflight_open_ended,
+    "personagym": preflight_personagym,
+    "interview": preflight_interview,
+}
+"""Each gives the facts about what an evaluation of one kind is going to ask, without a model."""
+
+
+def preflight_fidelity(config: FidelityConfig) -> dict[str, str]:
+    """Facts about what is going to be asked, without a model. Raises ConfigError or DataError for what is wrong with it."""
+    template_text(config.personas.template)
+    check_model(config.model, contact=False)
+    if config.judge.name != "none":
+        load_judge_setup(config.judge, required_rubrics(config))
+        with error_context("judge"):
+            check_model(config.judge, contact=False)
+    return FIDELITY_PREFLIGHTS[config.kind](config)
 
 
 def run_fidelity(config: FidelityConfig) -> Record:
