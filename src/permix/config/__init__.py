@@ -59,6 +59,7 @@ from permix.config.training import (
     LossName,
     OptimConfig,
     RolloutPlanConfig,
+    TrainerBackendName,
     TrainMethod,
     resolve_mix,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "TrainConfig",
     "TrainMethod",
     "TrainableModelConfig",
+    "TrainerBackendName",
     "ViewConfig",
     "build_config",
     "format_validation_error",

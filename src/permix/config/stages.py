@@ -24,6 +24,7 @@ from permix.config.training import (
     DevEvalConfig,
     OptimConfig,
     RolloutPlanConfig,
+    TrainerBackendName,
     TrainMethod,
     resolve_mix,
 )
@@ -108,6 +109,8 @@ class TrainConfig(RunConfig):
     """The run directory."""
     method: TrainMethod = "permix"
     """PerMix-RLVR or plain RLVR; SFT on gold answers, without or with personas; or distillation on verified samples (seqkd)."""
+    backend: TrainerBackendName = "trl"
+    """The engine that trains: "trl" trains in the processes of this command, by TRL's trainers."""
     model: TrainableModelConfig = TrainableModelConfig()
     teacher: TeacherConfig = TeacherConfig()
     """Who gives the samples of method seqkd."""
