@@ -277,8 +277,9 @@ def _shared(setup: Setup) -> dict[str, Any]:
 
 def arguments(setup: Setup) -> GRPOConfig:
     """`permix train`'s, for TRL in micro-batches that add up to the same step."""
-    args = grpo_arguments(setup.stage, setup.plan, setup.stage.out)
+    args = grpo_arguments(setup.stage.train, setup.plan, setup.stage.out)
     if setup.micro_batch is not None:
+        args.loss_type = setup.stage.train.loss
         passes, rest = divmod(args.generation_batch_size, setup.micro_batch)
         if rest:
             raise SystemExit(

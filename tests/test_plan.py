@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from permix.config import PersonasConfig, RolloutPlanConfig, TaskConfig, TrainConfig, TrainMethod
+from permix.config import PersonasConfig, RolloutPlanConfig, TaskConfig, TrainMethod
 from permix.errors import ConfigError, DataError
 from permix.plan import (
     PersonaSampler,
@@ -18,7 +18,7 @@ from permix.plan import (
     compile_plan,
     compile_plan_from_config,
     describe_plan,
-    load_or_build_plan,
+    load_training_plan,
     read_plan,
     write_plan,
 )
@@ -235,11 +235,11 @@ def test_a_plan_file_with_personas_is_refused_for_a_method_without(tmp_path: Pat
     path = tmp_path / "plan.parquet"
     write_plan(plan_of(mix=1.0), path)
     with pytest.raises(ConfigError, match=rf'the first, \w+, in step 0\), but method = "{method}" uses none'):
-        load_or_build_plan(TrainConfig(plan_file=path, method=method))
+        load_training_plan(path, method)
     write_plan(plan_of(mix=0.0), path)
-    assert load_or_build_plan(TrainConfig(plan_file=path, method=method)).rows == plan_of(mix=0.0).rows
+    assert load_training_plan(path, method).rows == plan_of(mix=0.0).rows
     for mixing in ("permix", "sft-personas", "seqkd"):
-        assert load_or_build_plan(TrainConfig(plan_file=path, method=mixing)).rows
+        assert load_training_plan(path, mixing).rows
 
 
 @pytest.mark.parametrize("content", [b"", b"not parquet", b"PAR1" + bytes(100) + b"PAR1"])

@@ -10,7 +10,7 @@ import json
 import random
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +18,18 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from permix.config import NO_PERSONA_METHODS, PersonasConfig, RolloutPlanConfig, TaskConfig, TrainConfig, resolve_mix
+from permix.config import (
+    NO_PERSONA_METHODS,
+    PersonasConfig,
+    PlanConfig,
+    RolloutPlanConfig,
+    TaskConfig,
+    TrainMethod,
+    resolve_mix,
+)
 from permix.errors import ConfigError, DataError
-from permix.personas.pool import select_personas
-from permix.prompts import build_messages, template_hash
+from permix.personas.pool import PersonaSource
+from permix.prompts import build_messages, template_hash, template_text
 from permix.storage.files import replace_when_done
 from permix.tasks import TASKS, load_questions
 from permix.types import Persona, PlanRow, Question, digest, seed_from
@@ -137,20 +145,18 @@ class PlanBuilder(NamedTuple):
             )
 
 
-def load_or_build_plan(config: TrainConfig) -> Plan:
-    """The plan of a training run: read from `plan_file`, or else compiled from the sections task, personas and plan.
+def load_training_plan(path: Path, method: TrainMethod) -> Plan:
+    """The plan in a file, to train from.
 
     Raises ConfigError if the file's rows have personas and the method uses none, and DataError if the file cannot be used.
     """
-    if config.plan_file is None:
-        return compile_plan_from_config(config.task, config.personas, config.plan)
-    plan = read_plan(config.plan_file)
+    plan = read_plan(path)
     _reload_reference_tests(plan)
     asked = next((row for row in plan.rows if row.persona_id is not None), None)
-    if config.method in NO_PERSONA_METHODS and asked is not None:
+    if method in NO_PERSONA_METHODS and asked is not None:
         raise ConfigError(
-            f"plan_file = {config.plan_file}: its rows have personas (the first, {asked.persona_id}, in step {asked.step}), but "
-            f'method = "{config.method}" uses none; give a plan made with --plan.mix 0, or another method'
+            f"plan_file = {path}: its rows have personas (the first, {asked.persona_id}, in step {asked.step}), but "
+            f'method = "{method}" uses none; give a plan made with --plan.mix 0, or another method'
         )
     return plan
 
@@ -174,16 +180,16 @@ def _reload_reference_tests(plan: Plan) -> None:
 
 
 def plan_builder_from_config(
-    task: TaskConfig, personas: PersonasConfig, plan: RolloutPlanConfig
+    task: TaskConfig, personas: PersonasConfig, plan: RolloutPlanConfig, source: PersonaSource
 ) -> tuple[PlanBuilder, dict[str, Any]]:
     """A builder for the plan that these sections describe, and the part of the plan's metadata that the builder does not hold.
 
     Raises ConfigError or DataError if the questions or personas cannot be loaded.
     """
     asked, questions = load_questions(task)
-    pool = select_personas(personas)
-    mixture = PersonaSampler(pool.personas, pool.sampling_weights(plan.tag_weights))
-    return PlanBuilder(questions, asked.prompt, mixture, plan, personas), {
+    pool = source.select(personas)
+    sampler = PersonaSampler(pool.personas, pool.sampling_weights(plan.tag_weights))
+    return PlanBuilder(questions, asked.prompt, sampler, plan, personas), {
         "task": task.model_dump(mode="json"),
         "pool": pool.fingerprint,
     }
@@ -191,13 +197,17 @@ def plan_builder_from_config(
 
 def compile_plan_from_config(task: TaskConfig, personas: PersonasConfig, plan: RolloutPlanConfig) -> Plan:
     """Compile the plan that these sections describe. Raises ConfigError or DataError."""
-    recipe, about = plan_builder_from_config(task, personas, plan)
-    compiled = compile_plan(recipe)
-    return Plan(compiled.rows, compiled.metadata | about)
+    return compile_plan(*plan_builder_from_config(task, personas, plan, PersonaSource(personas.pool)))
 
 
-def compile_plan(builder: PlanBuilder) -> Plan:
-    """Build the rows of `builder.config.steps` steps.
+def preflight_plan(config: PlanConfig) -> dict[str, str]:
+    """Facts about the plan that a configuration describes. Raises ConfigError or DataError for what is wrong with it."""
+    template_text(config.personas.template)
+    return describe_plan(compile_plan_from_config(config.task, config.personas, config.plan))
+
+
+def compile_plan(builder: PlanBuilder, sources: Mapping[str, Any] | None = None) -> Plan:
+    """Build the rows of `builder.config.steps` steps; `sources` is added to the plan's metadata.
 
     Raises ConfigError if a step would ask the same question twice, or if `mix` is above 0 and there are no personas.
     """
@@ -218,7 +228,7 @@ def compile_plan(builder: PlanBuilder) -> Plan:
         "empty_system_prompt": builder.personas_config.empty_system_prompt,
         "personas": len(builder.persona_sampler.personas),
         "questions": len(questions),
-    }
+    } | dict(sources or {})
     return Plan(tuple(builder.build_rows(range(config.steps))), about)
 
 

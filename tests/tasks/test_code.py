@@ -13,11 +13,12 @@ import pytest
 from permix import cli
 from permix.config import PersonasConfig, PlanConfig, RolloutPlanConfig, TaskConfig, TrainConfig
 from permix.errors import ConfigError, DataError
-from permix.plan import compile_plan_from_config, load_or_build_plan, write_plan
+from permix.plan import compile_plan_from_config, write_plan
 from permix.storage.cells import read_cells
 from permix.tasks import TASKS, code, load_questions
 from permix.tasks.base import verify_completion
 from permix.tasks.code import CODE, extract_program, registered_suite
+from permix.training.job import prepare_training
 from permix.training.rewards import verify_completions
 from permix.types import Question
 from permix.verification.math_verifier import Verifier
@@ -314,7 +315,7 @@ def planned(tmp_path: Path, rows: Path) -> TrainConfig:
 def test_a_plan_file_brings_the_tests_of_its_questions_along(tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", *({**row, "split": "train"} for row in (OWN_PROGRAM, OWN_FUNCTION)))
     stage = planned(tmp_path, rows)
-    golds = {row.gold for row in load_or_build_plan(stage).rows}
+    golds = {row.gold for row in prepare_training(stage).plan.rows}
     assert {registered_suite(gold).function for gold in golds} == {None, "add"}
 
 
@@ -325,4 +326,4 @@ def test_a_plan_whose_questions_have_other_tests_by_now_is_refused(tmp_path: Pat
     write(rows, *({**row, "split": "train"} for row in (OWN_PROGRAM, {**OWN_FUNCTION, "tests": [{"args": [1, 2], "output": 4}]})))
     message = r"rows\.jsonl: no longer has the tests of the plan's question code:\w+; make the plan again with `permix plan`"
     with pytest.raises(DataError, match=message):
-        load_or_build_plan(stage)
+        prepare_training(stage)

@@ -212,7 +212,7 @@ def test_refusals_come_before_anything_is_loaded_or_written(
 
 
 def test_vllm_is_off_and_then_none_of_its_arguments_are_given(tmp_path: Path) -> None:
-    arguments = grpo_arguments(TrainConfig(), plan_of(), tmp_path)
+    arguments = grpo_arguments(OptimConfig(), plan_of(), tmp_path)
     assert not arguments.use_vllm
 
 
@@ -222,7 +222,7 @@ def test_settings_reach_trl_under_its_names(tmp_path: Path) -> None:
         "vllm_server_port": 9001, "vllm_gpu_memory_utilization": 0.45, "vllm_tensor_parallel_size": 2,
     }  # fmt: skip
     asked = stage(**VLLM, **settings, max_prompt_tokens=300, max_new_tokens=100)
-    arguments = grpo_arguments(asked, plan_of(), tmp_path)
+    arguments = grpo_arguments(asked.train, plan_of(), tmp_path)
     assert {name: getattr(arguments, name) for name in settings} == settings
     assert arguments.use_vllm
     assert arguments.vllm_max_model_length == 400

@@ -8,7 +8,7 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
-from permix.config import ModelConfig, OptimConfig, PersonasConfig, RolloutPlanConfig, TrainConfig
+from permix.config import ModelConfig, OptimConfig, PersonasConfig, RolloutPlanConfig
 from permix.errors import PermixError
 from permix.inference.generation import generate_tokens
 from permix.inference.hf import HFModel, load_causal_lm, load_tokenizer
@@ -83,7 +83,7 @@ def trainer_of(
     notes = Notes()
     trainer = Watched(
         plan=plan, verifier=verifier or Verifier(), recorder=notes, config=config,
-        args=grpo_arguments(TrainConfig(train=config), plan, out),
+        args=grpo_arguments(config, plan, out),
         model=load_causal_lm(str(tiny_model), torch.float32, "cpu").train(), processing_class=load_tokenizer(str(tiny_model)),
     )  # fmt: skip
     return trainer, notes
@@ -279,6 +279,7 @@ def trainer(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: 
     config = QUICK.model_copy(update={"loss": request.param, "microbatch_tokens": 30})
     made, _ = trainer_of(tiny_model, tmp_path_factory.mktemp("grpo"), plan_of(), config)
     made.current_gradient_accumulation_steps = 1
+    made.loss_type = request.param  # of TRL's own loss, which ours is held against
     return made
 
 

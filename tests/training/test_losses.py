@@ -2,22 +2,28 @@
 
 import math
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
 
-from permix.training.loss import importance_weights, token_losses, token_weights
+from permix.config import LossName
+from permix.training.loss import LOSSES, clipped_token_losses, importance_weights
 
-losses = partial(token_losses, clip_low=0.2, clip_high=0.3)
+losses = partial(clipped_token_losses, clip_low=0.2, clip_high=0.3)
+
+
+def test_every_loss_can_be_named_in_a_configuration_and_no_other() -> None:
+    assert list(LOSSES) == list(get_args(LossName))
 
 
 def test_weights_of_the_four_averages_by_hand() -> None:
     # Two live rollouts of 2 and 4 tokens, in a step of 4 rollouts and 10 tokens, at most 5 tokens long.
     sizes = {"n_rollouts": 4, "n_tokens": 10, "max_tokens": 5}
-    assert token_weights("grpo", [2, 4], **sizes) == [1 / 8, 1 / 16]
-    assert token_weights("dapo", [2, 4], **sizes) == [1 / 10] * 2
-    assert token_weights("bnpo", [2, 4], **sizes) == [1 / 10] * 2
-    assert token_weights("dr_grpo", [2, 4], **sizes) == [1 / 20] * 2
+    assert LOSSES["grpo"].token_weights([2, 4], **sizes) == [1 / 8, 1 / 16]
+    assert LOSSES["dapo"].token_weights([2, 4], **sizes) == [1 / 10] * 2
+    assert LOSSES["bnpo"].token_weights([2, 4], **sizes) == [1 / 10] * 2
+    assert LOSSES["dr_grpo"].token_weights([2, 4], **sizes) == [1 / 20] * 2
 
 
 def test_clipping_holds_back_what_has_gone_far_enough_and_nothing_else() -> None:

@@ -33,11 +33,12 @@ from permix.metrics.dev_curve import (
     selection_text,
 )
 from permix.personas.loading import load_roleplay
-from permix.personas.pool import load_pool
-from permix.plan import Plan, compile_plan_from_config, load_or_build_plan, write_plan
+from permix.personas.pool import PersonaSource, load_pool
+from permix.plan import Plan, compile_plan_from_config, write_plan
 from permix.tasks import load_questions
 from permix.tasks.contamination import TrainedOn, write_trained_on
 from permix.training.dev_eval import DevEval, build_dev_eval, describe_dev_eval, dev_eval_steps, load_dev_curve
+from permix.training.job import prepare_training
 from permix.types import Cell, Completion, Estimate, Message, Persona, Question, Verdict
 from tests.sample_runs import write_pool
 
@@ -62,7 +63,7 @@ def probing(**settings: Any) -> DevEvalConfig:
 
 
 def probe_of(config: TrainConfig) -> DevEval:
-    probe = build_dev_eval(config, load_or_build_plan(config))
+    probe = prepare_training(config).dev_eval
     assert probe is not None
     return probe
 
@@ -139,7 +140,7 @@ def test_when_it_probes(every: int, last: int, steps: list[int]) -> None:
 
 def test_without_every_there_is_no_probe() -> None:
     config = stage(dev_eval=DevEvalConfig())
-    assert build_dev_eval(config, load_or_build_plan(config)) is None
+    assert prepare_training(config).dev_eval is None
 
 
 def test_import_is_light() -> None:
@@ -174,12 +175,12 @@ def test_a_pool_without_a_dev_side_is_refused(tmp_path: Path) -> None:
 def test_a_task_without_a_dev_side_is_refused() -> None:
     """Such a task cannot be compiled into a plan; a plan made in Python can say that it was."""
     config = stage(task=TaskConfig(name="math500", split="train"))
-    plan = load_or_build_plan(stage())
+    plan = prepare_training(stage()).plan
     with pytest.raises(
         ConfigError,
         match=r"task.split = \"dev\": math500 is for evaluation only.*task.name = \"math\"",
     ):
-        build_dev_eval(config, Plan(plan.rows, {}))
+        build_dev_eval(config, Plan(plan.rows, {}), PersonaSource(config.personas.pool), ())
 
 
 def test_a_plan_that_trains_under_its_personas_is_refused(tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_a_plan_that_trains_on_its_questions_is_refused() -> None:
     dev = TaskConfig(split="dev", levels=LEVELS, n=17)
     plan = compile_plan_from_config(dev, PersonasConfig(split="train"), RolloutPlanConfig(steps=4, questions_per_step=4))
     with pytest.raises(ConfigError, match=r"the plan trains on \d+ of its 15 questions, such as 'arithmetic:"):
-        build_dev_eval(stage(), plan)
+        build_dev_eval(stage(), plan, PersonaSource("builtin"), ())
 
 
 def test_a_model_that_learnt_its_questions_before_is_refused(tmp_path: Path) -> None:
@@ -224,11 +225,8 @@ def test_a_model_that_learnt_its_questions_before_is_refused(tmp_path: Path) -> 
 )
 def test_sections_that_are_not_those_of_the_plan_file_are_refused(sections: Any, message: str, tmp_path: Path) -> None:
     config = stage()
-    write_plan(load_or_build_plan(config), tmp_path / "plan.parquet")
-    assert (
-        build_dev_eval(stage(plan_file=tmp_path / "plan.parquet"), load_or_build_plan(stage(plan_file=tmp_path / "plan.parquet")))
-        is not None
-    )
+    write_plan(prepare_training(config).plan, tmp_path / "plan.parquet")
+    assert prepare_training(stage(plan_file=tmp_path / "plan.parquet")).dev_eval is not None
     with pytest.raises(ConfigError, match=message):
         probe_of(stage(plan_file=tmp_path / "plan.parquet", **sections))
 

@@ -28,19 +28,18 @@ from permix.evals import stability
 from permix.inference.hf import load_causal_lm, load_tokenizer
 from permix.metrics.dev_curve import selected_step, selection_text
 from permix.pipelines.train import run_training
-from permix.plan import load_or_build_plan
 from permix.report.builder import build_report
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
-from permix.training.checkpoints import restore_weights, save_weights
-from permix.training.dev_eval import build_dev_eval, load_dev_curve
-from permix.training.dev_eval_callback import (
+from permix.training.callbacks import (
     DevEvalCallback,
     TrainerHooks,
-    check_dev_eval_prompts,
     selected_weights_path,
     weights_fingerprint,
 )
+from permix.training.checkpoints import restore_weights, save_weights
+from permix.training.dev_eval import check_dev_eval_prompts, load_dev_curve
+from permix.training.job import prepare_training
 from permix.training.run_log import StepClock, read_training_log
 from permix.types import Cell
 from tests.killable import Moment, command
@@ -174,7 +173,7 @@ class Trainer:
 
 
 def prober_of(config: TrainConfig, trainer: Trainer, done: int = 0) -> DevEvalCallback:
-    probe = build_dev_eval(config, load_or_build_plan(config))
+    probe = prepare_training(config).dev_eval
     assert probe is not None
     config.out.mkdir(exist_ok=True)
     return DevEvalCallback(probe, done, trainer.probed)
@@ -435,11 +434,11 @@ def test_records_of_other_weights_are_set_aside_and_kept(tiny_model: Path, tmp_p
 MOMENTS = [
     Moment("permix.storage.run_dir:RunDir.append", 30),
     Moment("safetensors.torch:save_file", 1, torn=True),
-    Moment("permix.training.dev_eval_callback:save_weights", 1),
-    Moment("permix.training.dev_eval_callback:DevEvalCallback._write_log", 2),
+    Moment("permix.training.callbacks:save_weights", 1),
+    Moment("permix.training.callbacks:DevEvalCallback._write_log", 2),
     Moment("permix.storage.run_dir:RunDir.append", ASKED - 5),
     Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
-    Moment("permix.training.dev_eval_callback:dev_point_from_metrics", 1),
+    Moment("permix.training.callbacks:dev_point_from_metrics", 1),
     Moment("permix.training.model_card:selection_text", 1),
 ]
 """Where each start of the run dies: in the probe before training; in the middle of keeping its weights; when they are kept and
@@ -490,9 +489,7 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(tiny_model: Path
     with pytest.raises(ConfigError, match=refused):
         run_training(config)
     assert not (tmp_path / "run" / "dev_eval.jsonl").exists()
-    probe = build_dev_eval(
-        config.model_copy(update={"dev_eval": DevEvalConfig.model_validate(SMALL)}), load_or_build_plan(config)
-    )
+    probe = prepare_training(config.model_copy(update={"dev_eval": DevEvalConfig.model_validate(SMALL)})).dev_eval
     assert probe is not None
     check_dev_eval_prompts(probe, load_tokenizer(str(tiny_model)), 512)
 

@@ -11,13 +11,21 @@ from permix import cli
 from permix.config import DEFAULT_MIX, TrainConfig, TrainMethod
 from permix.errors import ConfigError
 from permix.pipelines.preflight import check_config
-from permix.pipelines.train import check_solution_lengths, drop_overlong_examples, run_training
-from permix.plan import load_or_build_plan, read_plan
+from permix.pipelines.train import run_training
+from permix.plan import read_plan
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.tasks.contamination import read_trained_on
+from permix.training.job import prepare_training
 from permix.training.run_log import read_training_log
-from permix.training.sft_data import SFT_EXAMPLES_FILE, SFTDataset, SFTExample, load_sft_dataset
+from permix.training.sft_data import (
+    SFT_EXAMPLES_FILE,
+    SFTDataset,
+    SFTExample,
+    check_solution_lengths,
+    drop_overlong_examples,
+    load_sft_dataset,
+)
 from tests.killable import Moment, command
 from tests.sample_runs import endpoint, solve, toml
 from tests.servers import Action, error, openai_server
@@ -88,10 +96,10 @@ def test_every_method_learns_the_same_questions_in_the_same_steps_as_rl_asks(don
     config = stage(
         tiny_model, done.parent / "rl", "permix", train={"microbatch_tokens": 256}, plan={"mix": DEFAULT_MIX[method_of(done)]}
     )
-    assert load_or_build_plan(config).rows == read_plan(done / "plan.parquet").rows
+    assert prepare_training(config).plan.rows == read_plan(done / "plan.parquet").rows
     chosen = load_sft_dataset(done)
     assert chosen is not None
-    asked = [(row.step, row.question_id, row.persona_id) for row in load_or_build_plan(config).rows]
+    asked = [(row.step, row.question_id, row.persona_id) for row in prepare_training(config).plan.rows]
     learnt = [(one.step, one.question_id, one.persona_id) for one in chosen.examples]
     if method_of(done) == "seqkd":
         assert set(learnt) < set(asked)
@@ -275,15 +283,15 @@ LEARNING = [
     Moment(SAVED, 1),
     Moment("permix.training.run_log:_append_lines", 3, torn=True),
     Moment(STEP, 1),
-    Moment("permix.training.checkpoints:write_model_card", 1),
+    Moment("permix.pipelines.train:write_model_card", 1),
 ]
 """Before the first checkpoint; in the middle of writing it; just after it; in the middle of logging step 3; after step 3; in the
 middle of writing the model."""
 SAMPLING = [
     Moment("permix.storage.run_dir:RunDir.append", 1),
     Moment("permix.storage.run_dir:RunDir.append", 70),
-    Moment("permix.pipelines.train:teacher_examples", 1),
-    Moment("permix.pipelines.train:save_sft_dataset", 1),
+    Moment("permix.training.sft_data:teacher_examples", 1),
+    Moment("permix.training.sft_data:save_sft_dataset", 1),
 ]
 """After the first sample; in the middle of them; after the last, and after they were chosen from."""
 

@@ -15,7 +15,7 @@ from permix.config import TaskConfig, TrainConfig
 from permix.errors import ConfigError, PermixError
 from permix.pipelines import train
 from permix.pipelines.train import run_training
-from permix.training import checkpoints
+from permix.training import checkpoints, grpo_trainer
 from permix.training.checkpoints import newest_checkpoint
 from permix.training.run_log import RolloutLogger, read_training_log
 from permix.verification.math_verifier import Verifier
@@ -118,7 +118,7 @@ def test_a_model_that_cannot_be_written_is_written_by_the_next_start(
 ) -> None:
     config = stage(tiny_model, tmp_path / "run")
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "write_model_card", disk_is_full)
+        patched.setattr(train, "write_model_card", disk_is_full)
         with pytest.raises(PermixError, match=r"run/\.model\.part: cannot be written: No space left on device; make room"):
             run_training(config)
     assert not (tmp_path / "run" / "model").exists()
@@ -169,7 +169,7 @@ def never(*_: Any, **__: Any) -> None:
 def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may be loaded that takes long."""
     monkeypatch.setattr(checkpoints, "load_causal_lm", never)
-    monkeypatch.setattr(train, "generate_reference_answers", never)
+    monkeypatch.setattr(grpo_trainer, "generate_reference_answers", never)
 
 
 @pytest.mark.usefixtures("unloaded")

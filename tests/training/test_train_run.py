@@ -28,6 +28,7 @@ from permix.plan import compile_plan_from_config, read_plan, write_plan
 from permix.storage.cells import read_cells
 from permix.tasks.contamination import TrainedOn, read_trained_on, write_trained_on
 from permix.training.checkpoints import newest_checkpoint
+from permix.training.job import TrainJob
 from permix.training.run_log import read_training_log
 from permix.types import Completion, Message, Request, Sampling, digest
 from tests.killable import Moment, command
@@ -293,7 +294,7 @@ MOMENTS = [
     Moment("permix.training.run_log:_append_lines", 3, torn=True),
     Moment("permix.training.run_log:RolloutLogger.log_metrics", 1),
     Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
-    Moment("permix.training.checkpoints:write_model_card", 1),
+    Moment("permix.pipelines.train:write_model_card", 1),
 ]
 """Where each start of the run dies: before the first checkpoint; in the middle of writing it; just after it; in the middle of
 logging step 3; after step 3; after the last checkpoint; in the middle of writing the model."""
@@ -441,6 +442,7 @@ def test_a_model_trained_on_has_seen_all_that_its_beginning_had(tmp_path: Path) 
     before = TrainedOn(frozenset({"an earlier question"}), frozenset({"an earlier persona"}))
     write_trained_on(tmp_path / "checkpoints", before)
     (tmp_path / "checkpoints" / "checkpoint-5").mkdir()
-    seen = build_trained_on(plan, str(tmp_path / "checkpoints" / "checkpoint-5"))
+    job = TrainJob(TrainConfig(), plan, None, (), None)
+    seen = build_trained_on(job, str(tmp_path / "checkpoints" / "checkpoint-5"))
     assert seen.question_hashes == {row.question_hash for row in plan.rows} | {"an earlier question"}
     assert seen.persona_ids == {row.persona_id for row in plan.rows} | {"an earlier persona"}

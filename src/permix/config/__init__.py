@@ -64,6 +64,7 @@ from permix.config.training import (
     LossName,
     OptimConfig,
     RolloutPlanConfig,
+    TrainerBackendName,
     TrainMethod,
     resolve_mix,
 )
@@ -113,6 +114,7 @@ __all__ = [
     "TrainConfig",
     "TrainMethod",
     "TrainableModelConfig",
+    "TrainerBackendName",
     "ViewConfig",
     "build_config",
     "configurable_backends",

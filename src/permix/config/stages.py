@@ -24,6 +24,7 @@ from permix.config.training import (
     DevEvalConfig,
     OptimConfig,
     RolloutPlanConfig,
+    TrainerBackendName,
     TrainMethod,
     resolve_mix,
 )
@@ -120,6 +121,8 @@ class TrainConfig(RunConfig):
     method: TrainMethod = "permix"
     """Training method: reinforcement learning with personas (permix) or without (rlvr), supervised fine-tuning on gold answers
     without personas (sft) or with (sft-personas), or distillation from a teacher's correct samples (seqkd)."""
+    backend: TrainerBackendName = "trl"
+    """The engine that trains: "trl" trains in the processes of this command, with TRL's trainers."""
     model: TrainableModelConfig = TrainableModelConfig()
     teacher: TeacherConfig = TeacherConfig()
     """The model whose correct samples method seqkd learns from."""

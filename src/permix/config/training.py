@@ -8,6 +8,10 @@ from permix.config.base import ConfigSection
 from permix.types import PersonaScope
 
 LossName = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
+"""The keys of `permix.training.loss.LOSSES`, which the configuration cannot import: it loads torch."""
+
+TrainerBackendName = Literal["trl"]
+"""The keys of `permix.training.backend.TRAINER_BACKENDS`."""
 
 TrainMethod = Literal["permix", "rlvr", "sft", "sft-personas", "seqkd"]
 

@@ -31,7 +31,7 @@ from permix.evals.drift_report import Drift, measure_drift, read_train_examples
 from permix.evals.fidelity_records import AskedQuestion, describe_ids, question_at_turn, write_fidelity_metrics
 from permix.evals.grid import describe_grid, run_cells, warn_trained_personas
 from permix.evals.text_metrics import measure_text_metrics
-from permix.inference import load_model
+from permix.inference import check_model, load_model
 from permix.inference.base import Model
 from permix.inference.cache import cached_model
 from permix.inference.hf import context_window, encode_chat, load_tokenizer, resolve_model_source
@@ -200,6 +200,18 @@ def run_interview(config: FidelityConfig, model: Model | None = None, given_pool
     with cached_model(asked, config.cache, config.out) as cached:
         other = load_model(config.interviewer, config.threads) if config.interviewer.is_model else None
         return evaluate_interview(cached, config, plan, other)
+
+
+def preflight_interview(config: FidelityConfig) -> dict[str, str]:
+    """Facts about the interviews, without a model. Raises ConfigError or DataError for what is wrong with them."""
+    pool, turns = prepare_interview(config).pool, config.interview.turns
+    if config.interviewer.is_model:
+        check_model(config.interviewer, contact=False)
+    return {
+        "personas": str(len(pool)),
+        "turns": f"{turns}, asked by {config.interviewer.name if config.interviewer.is_model else 'a script'}",
+        "answers": f"{len(pool) * turns}, at most {len(pool) * turns * config.sampling.max_new_tokens} new tokens",
+    }
 
 
 def prepare_interview(config: FidelityConfig, given_pool: PersonaPool | None = None) -> InterviewPlan:

@@ -46,6 +46,16 @@ def run_open_ended(
         return evaluate_open_ended(cached, config, pool, questions)
 
 
+def preflight_open_ended(config: FidelityConfig) -> dict[str, str]:
+    """Facts about what is going to be asked, without a model. Raises ConfigError or DataError for what is wrong with it."""
+    pool, questions = select_open_ended_personas(config), load_open_questions(config)
+    if config.reference is not None:
+        check_reference_answers(
+            config.reference, {(persona.id, question.id) for persona in pool.personas for question in questions}
+        )
+    return {"personas": str(len(pool)), "questions": str(len(questions)), "answers": str(len(pool) * len(questions))}
+
+
 def build_open_ended_cells(config: FidelityConfig, pool: PersonaPool, questions: Sequence[Question]) -> list[Cell]:
     """Every persona asked every open-ended question once."""
     wording = PromptFormat(lambda question: question.text, config.personas.template, config.personas.empty_system_prompt)

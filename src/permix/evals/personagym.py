@@ -58,6 +58,18 @@ def run_personagym(config: FidelityConfig, model: Model | None = None) -> Person
         return evaluate_personagym(cached, config, pool, questions)
 
 
+def preflight_personagym(config: FidelityConfig) -> dict[str, str]:
+    """Facts about what is going to be asked, without a model. Raises ConfigError or DataError for what is wrong with it."""
+    pool, questions = select_personagym_questions(config)
+    without = len(sample_balanced_questions(questions, config.personagym.without_persona, config.seed))
+    answers = len(questions) + without
+    return {
+        "personas": str(len(pool)),
+        "questions": f"{len(questions)}, each of one persona; {without} also without",
+        "answers": f"{answers}, at most {answers * config.sampling.max_new_tokens} new tokens",
+    }
+
+
 def evaluate_personagym(
     model: Model, config: FidelityConfig, pool: PersonaPool, questions: Sequence[PersonaGymQuestion]
 ) -> PersonaGymCounts:

@@ -30,7 +30,7 @@ from permix.evals.grid import (
 from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import EvalSetup, Strategy
 from permix.evals.strategies.persona_search import load_selection_questions
-from permix.inference import load_model
+from permix.inference import check_model, load_model
 from permix.inference.base import Model
 from permix.inference.cache import cached_model
 from permix.metrics import sequential, statistics
@@ -276,6 +276,28 @@ def power_analysis(config: StabilityConfig) -> dict[str, str]:
         shows = "no effect" if smallest is None else f"{smallest:.3f} or more"
         facts[f"discordance {discordance:.2f}, {source}"] = f"{needed} questions needed; {config.task.n} show {shows}"
     return facts
+
+
+def preflight_stability(config: StabilityConfig) -> dict[str, str]:
+    """Facts about what is going to be asked, without a model. Raises ConfigError or DataError for what is wrong with it."""
+    template_text(config.personas.template)
+    strategy, (_, setup) = STRATEGIES[config.strategy], prepare_stability(config)
+    check_model(config.model, contact=False)
+    personas = f"{len(setup.pool)}, and none"
+    if limits := build_stopping_rule(config):
+        cells, most = len(first_round_cells(setup, limits)), max_cells(setup, limits)
+        return {
+            "questions": f"{len(setup.questions)} at most", "personas": personas,
+            "cells": f"{cells} first, at most {most}, at most {most * config.sampling.max_new_tokens} new tokens",
+        }  # fmt: skip
+    cells, then = len(strategy.initial_cells(setup)), strategy.max_followups(setup)
+    more = f", then at most {then}" if then else ""
+    facts = {
+        "questions": str(len(setup.questions)),
+        "personas": personas,
+        "cells": f"{cells}{more}, at most {(cells + then) * config.sampling.max_new_tokens} new tokens",
+    }
+    return facts if config.strategy == "none" else {"strategy": config.strategy} | facts
 
 
 def prepare_stability(

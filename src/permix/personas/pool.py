@@ -12,6 +12,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -187,20 +188,38 @@ def _near_duplicate_lines(pool: PersonaPool, max_pairs: int) -> list[str]:
     return [head, *(f"  {-value:.2f}  {a}  {b}" for value, a, b in heapq.nsmallest(max_pairs, top))]
 
 
-def select_personas(config: PersonasConfig) -> PersonaPool:
-    """Load the pool, give a side to personas that have none, keep the asked side and tags, then `n` of them.
+class PersonaSource:
+    """A pool's file, for several choices from it: read and checked once, and split once, each when it is first needed."""
 
-    Raises DataError for a bad file and ConfigError for a choice that leaves too few.
-    """
-    pool = load_pool(config.pool)
-    if config.split != "all":
-        if any(persona.split is None for persona in pool.personas):
-            pool = split_pool(pool)
+    def __init__(self, pool: str) -> None:
+        self._name = pool
+        self._split_pool: PersonaPool | None = None
+
+    @cached_property
+    def _pool(self) -> PersonaPool:
+        return load_pool(self._name)
+
+    def select(self, config: PersonasConfig) -> PersonaPool:
+        """Give a split to personas that have none, keep those of `config`'s split and tags, then `n` of them.
+
+        Raises DataError for a bad file and ConfigError for a choice that leaves too few.
+        """
+        assert config.pool == self._name
+        pool = self._pool if config.split == "all" else self._in_split(config.split)
+        if config.include or config.exclude or config.n:
+            pool = pool.select(include_tags=config.include, exclude_tags=config.exclude, n=config.n, seed=config.seed)
+        return pool
+
+    def _in_split(self, split: Split) -> PersonaPool:
+        if self._split_pool is None and any(persona.split is None for persona in self._pool.personas):
+            self._split_pool = split_pool(self._pool)
             print_status(
-                f"personas.pool = {config.pool}: has personas without a split, so a third of those is held out and a quarter of "
-                f"the others is dev; taking personas.split = {config.split}"
+                f"personas.pool = {self._name}: has personas without a split, so a third of those is held out and a quarter of "
+                f"the others is dev; taking personas.split = {split}"
             )
-        pool = pool.in_split(config.split)
-    if config.include or config.exclude or config.n:
-        pool = pool.select(include_tags=config.include, exclude_tags=config.exclude, n=config.n, seed=config.seed)
-    return pool
+        return (self._split_pool or self._pool).in_split(split)
+
+
+def select_personas(config: PersonasConfig) -> PersonaPool:
+    """The personas that `config` chooses from its file, as `PersonaSource.select` does."""
+    return PersonaSource(config.pool).select(config)

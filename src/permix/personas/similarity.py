@@ -141,7 +141,7 @@ def assign_splits(personas: Sequence[Persona], heldout_share: float, seed: int) 
     if not 0 < heldout_share < 1:
         raise ConfigError(f"heldout_share = {heldout_share}: must lie between 0 and 1")
     sides: dict[str, Split] = {}
-    owed, others = 0.0, 0
+    owed, others, conflicting = 0.0, 0, False
     for group in sorted(near_duplicate_clusters(personas), key=lambda group: _cluster_sort_key(group, seed)):
         side = next((persona.split for persona in group if persona.split), None)
         if side is None:
@@ -153,13 +153,16 @@ def assign_splits(personas: Sequence[Persona], heldout_share: float, seed: int) 
                 side = "dev" if others >= DEV_ONE_IN * len(group) else "train"
                 others -= DEV_ONE_IN * len(group) * (side == "dev")
         sides |= {persona.id: persona.split or side for persona in group}
+        conflicting |= len({sides[persona.id] for persona in group}) > 1
     for needed in ("train", "heldout"):
         if needed not in sides.values():
             raise ConfigError(
                 f"heldout_share = {heldout_share}: {len(personas)} personas leave the {needed} side empty; add personas"
             )
     split = [persona.model_copy(update={"split": sides[persona.id]}) for persona in personas]
-    check_split_leakage(split)
+    # Near-duplicates share a cluster, so only a cluster on several sides can leak: the search is not made twice for nothing.
+    if conflicting:
+        check_split_leakage(split)
     return split
 
 

@@ -11,16 +11,16 @@ personagym   PersonaGym's questions, each persona its own  `personagym.py`
 interview    a conversation with each persona              `interview.py`
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from permix.config import FidelityConfig, JudgeConfig, JudgeModelConfig, PersonaGymTask
 from permix.errors import ConfigError, DataError, MissingScoresError, error_context
 from permix.evals.fidelity_records import read_expected_cells
-from permix.evals.interview import run_interview
-from permix.evals.open_ended import run_open_ended
-from permix.evals.personagym import run_personagym
+from permix.evals.interview import preflight_interview, run_interview
+from permix.evals.open_ended import preflight_open_ended, run_open_ended
+from permix.evals.personagym import preflight_personagym, run_personagym
 from permix.inference import check_model, load_model
 from permix.inference.base import Model
 from permix.judges.pricing import Price, load_judge_price
@@ -36,12 +36,13 @@ from permix.judges.prompts import (
     score_examples_hash,
 )
 from permix.judges.results import count_answers, describe_judge_grid, judge_by_rubrics, read_judge_inputs
-from permix.judges.runner import CallSettings, CallTotals, judge_folder, request_pending_scores
+from permix.judges.runner import CallSettings, CallTotals, judge_folder, max_total_cost, request_pending_scores
 from permix.judges.summary import measure_judge
 from permix.judges.types import IN_CHARACTER, JudgeInput
 from permix.judges.validation import build_control_inputs
 from permix.personas.pool import PersonaPool
 from permix.progress import print_status
+from permix.prompts import template_text
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
 from permix.types import Question, Record, Sampling
@@ -82,6 +83,22 @@ def judge_fidelity_run(config: JudgeConfig, given_model: Model | None = None) ->
         _print_missing(named.run, count_answers(inputs))
         _write_metrics(named, folder, pending=outcome.n_pending)
     _require_all_scored(outcome, named, folder)
+
+
+def preflight_judging(config: JudgeConfig) -> dict[str, str]:
+    """Facts about what a judge is going to be asked, and its cost. Raises ConfigError or DataError for what is wrong with it."""
+    setup, prompts = prepare_judging(config)
+    with error_context("judge"):
+        check_model(config.judge, contact=False)
+    inputs = [prompt.judge_input for prompt in prompts]
+    controls, answers = sum(one.control != "none" for one in inputs), count_answers(inputs)
+    most = max_total_cost(prompts, build_call_settings(config, setup.price))
+    return {
+        "answers": str(answers) if answers == len(prompts) - controls else f"{answers}, by {len(setup.rubrics)} rubrics",
+        "answers to try the judge": str(controls),
+        "calls": f"{len(prompts)}, at most {len(prompts) * config.judge.max_new_tokens} new tokens",
+        "cost": "unknown: no price" if most is None else f"at most {most:.4f} US dollars where each is answered at once",
+    }  # fmt: skip
 
 
 def _judge_config_for(config: FidelityConfig) -> JudgeConfig:
@@ -209,6 +226,25 @@ def _require_all_scored(totals: CallTotals, config: JudgeConfig, folder: Path) -
             f"the next call may cost {totals.next_cost:.6f}; {missing}; run the same command with a higher limit to go on"
         )
     raise MissingScoresError(f"{folder}: {missing}; run the same command again to ask for them")
+
+
+FIDELITY_PREFLIGHTS: Mapping[str, Callable[[FidelityConfig], dict[str, str]]] = {
+    "open": preflight_open_ended,
+    "personagym": preflight_personagym,
+    "interview": preflight_interview,
+}
+"""Each gives the facts about what an evaluation of one kind is going to ask, without a model."""
+
+
+def preflight_fidelity(config: FidelityConfig) -> dict[str, str]:
+    """Facts about what is going to be asked, without a model. Raises ConfigError or DataError for what is wrong with it."""
+    template_text(config.personas.template)
+    check_model(config.model, contact=False)
+    if config.judge.name != "none":
+        load_judge_setup(config.judge, required_rubrics(config))
+        with error_context("judge"):
+            check_model(config.judge, contact=False)
+    return FIDELITY_PREFLIGHTS[config.kind](config)
 
 
 def run_fidelity(

@@ -153,6 +153,25 @@ def run_quickstart(config: QuickstartConfig) -> None:
     _write_report(config, stable, distinct, trained)
 
 
+def preflight_quickstart(config: QuickstartConfig) -> dict[str, str]:
+    """No facts. Raises ConfigError or DataError for what is wrong with a part; what one takes from another is not there yet."""
+    from permix.evals.open_ended import load_open_questions, select_open_ended_personas
+    from permix.personas.pool import select_personas
+    from permix.pipelines.train import preflight_training
+    from permix.tasks import load_questions
+
+    stability_configs, fidelity_configs, train_configs = quickstart_configs(config)
+    for stable in stability_configs:
+        load_questions(stable.task)
+        select_personas(stable.personas)
+    for distinct in fidelity_configs:
+        select_open_ended_personas(distinct)
+        load_open_questions(distinct)
+    for training in train_configs:
+        preflight_training(training)
+    return {}
+
+
 def _model_name(config: QuickstartConfig) -> str:
     return "SmolLM2-135M-Instruct" if config.model == "bundled" else config.model
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from permix.config import PersonaGymTask, QuestionsConfig
 from permix.errors import ConfigError, DataError, IncompleteRunError
-from permix.inference import load_model
+from permix.inference import check_model, load_model
 from permix.inference.base import Model
 from permix.personas.loading import check_plain_text
 from permix.personas.personagym import (
@@ -289,6 +289,30 @@ def write_questions(config: QuestionsConfig) -> Path:
         failed = f"; the last call that failed said {result.last_failure}" if result.last_failure else ""
         raise IncompleteRunError(f"{config.out}: missing are {named}{failed}; run the same command again to have them written")
     return config.out / ("examples.jsonl" if work.given_questions else "questions.jsonl")
+
+
+def preflight_questions(config: QuestionsConfig) -> dict[str, str]:
+    """Facts about what is to be written, in as many calls when no reply is refused; no model is asked.
+
+    Raises ConfigError or DataError for what is wrong with it.
+    """
+    work = build_writing_job(config)
+    check_model(config.model, contact=False)
+    personas, written = len(work.personas), len(work.personas) * len(work.tasks) * work.n_per_task
+    calls = 0 if work.given_questions else personas * (1 + len(work.tasks))
+    questions = (
+        f"{len(work.given_questions)}, given"
+        if work.given_questions
+        else f"{written}, {work.n_per_task} of each persona × {len(work.tasks)} tasks"
+    )
+    examples = (len(work.given_questions) or written) * work.with_examples
+    most = (calls + examples) * config.sampling.max_new_tokens
+    return {
+        "personas": str(personas),
+        "questions": questions,
+        "examples": f"{examples} × 5 answers",
+        "calls": f"{calls + examples} or more, at most {most} new tokens in as many",
+    }
 
 
 def build_writing_job(config: QuestionsConfig) -> WritingJob:

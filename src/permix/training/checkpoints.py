@@ -10,22 +10,18 @@ and its result would be neither run's.
 Which checkpoint a run goes on from.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permix.config import OptimConfig, TrainConfig
+from permix.config import OptimConfig
 from permix.errors import ConfigError, DataError, PermixError
 from permix.inference.hardware import pick_device, pick_dtype
-from permix.inference.hf import load_causal_lm, load_empty_causal_lm, resolve_model_source
-from permix.plan import Plan
+from permix.inference.hf import load_causal_lm, load_empty_causal_lm
 from permix.storage.files import guard_writes, read_json, replace_when_done
-from permix.tasks.contamination import TrainedOn, write_trained_on
 from permix.training import distributed
 from permix.training.compatibility import detect_sharding, has_sharded_weights
-from permix.training.model_card import write_model_card
 
 if TYPE_CHECKING:
     from permix.training.rollouts import Sample
@@ -120,33 +116,22 @@ def build_lora_config(config: OptimConfig) -> Any:
     return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def write_model(
-    trainer: Any,
-    tokenizer: Any,
-    plan: Plan,
-    trained_on: TrainedOn,
-    config: TrainConfig,
-    out: Path,
-    target: Path,
-    selected_weights: Path | None,
+def save_model(
+    trainer: Any, tokenizer: Any, config: OptimConfig, source: str, folder: Path, selected_weights: Path | None
 ) -> None:
-    """Write the model beside its final place, then move it there, so that a folder named `model` is always whole.
+    """Write a trainer's network, adapters merged, and the tokenizer into `folder`. Every process calls it; the main one writes.
 
-    `selected_weights`: weights that were kept while training, to be taken instead of the last ones.
+    `source` is the model that training began with. `selected_weights`: weights that were kept while training, to be taken instead
+    of the last ones.
     """
-    network, state = _merged_model(trainer, config.train, resolve_model_source(config.model.name), selected_weights)
+    network, state = _merged_model(trainer, config, source, selected_weights)
     if not distributed.is_main():
         return
     from safetensors import SafetensorError
 
-    scratch = target.with_name(".model.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    with guard_writes(scratch, SafetensorError):
-        network.save_pretrained(scratch, state_dict=state)
-        tokenizer.save_pretrained(scratch)
-        write_trained_on(scratch, trained_on)
-        write_model_card(scratch, config, plan, out / "log.jsonl")
-        scratch.rename(target)
+    with guard_writes(folder, SafetensorError):
+        network.save_pretrained(folder, state_dict=state)
+        tokenizer.save_pretrained(folder)
 
 
 def _merged_model(

@@ -11,10 +11,13 @@ and `plan_blocks.jsonl` (weights, accuracies, counts, hash of the rows) can be c
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from permix.plan import PersonaSampler, Plan, PlanBuilder
+from permix.training import distributed
 from permix.training.rewards import Rollout
+from permix.training.run_log import read_training_log
 from permix.types import PlanRow, digest
 
 ACCURACY_DECAY = 0.5
@@ -108,6 +111,14 @@ class Curriculum:
             number, rows, dict(zip(names, chance, strict=True)), dict(zip(names, accuracy, strict=True)),
             {name: seen.count(name) for name in names},
         )  # fmt: skip
+
+
+def resume_curriculum(plan_builder: PlanBuilder, out: Path, updates_per_rollout: int) -> Curriculum:
+    """A curriculum that knows the rollouts which the run directory `out` records, in every process those of the main one."""
+    curriculum = Curriculum(plan_builder)
+    lines = distributed.broadcast(read_training_log(out / "rollouts.jsonl"))
+    curriculum.update(logged_outcomes(lines, updates_per_rollout))
+    return curriculum
 
 
 def decayed_accuracies(

@@ -6,14 +6,14 @@
 
 Every probe asks the same, so two points of a curve differ in the weights alone. Points are measured from the records
 (`load_dev_curve`); choices are pure functions of points. A probe chooses, so its numbers are no results: those come from the
-held-out side, which it never asks. Imports no torch: the model in training is asked by `permix.training.dev_eval_callback`.
+held-out side, which it never asks. Imports no torch: the model in training is asked by `permix.training.callbacks`.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from permix.config import DevEvalConfig, FidelityConfig, ModelConfig, PersonasConfig, StabilityConfig, TrainConfig
 from permix.errors import ConfigError
@@ -21,11 +21,12 @@ from permix.evals import open_ended, stability
 from permix.evals.grid import PromptFormat, read_grid_results
 from permix.evals.strategies import STRATEGIES
 from permix.evals.strategies.base import EvalSetup
+from permix.inference.hf import encode_chat
 from permix.metrics.dev_curve import DevCurve, DevEvalPoint
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.measures import select_measures
 from permix.metrics.stability import StabilitySummary
-from permix.personas.pool import PersonaPool, select_personas
+from permix.personas.pool import PersonaPool, PersonaSource
 from permix.plan import Plan
 from permix.prompts import template_hash
 from permix.storage.files import read_json
@@ -55,29 +56,27 @@ class OpenEndedSet(NamedTuple):
 
 
 class DevEval(NamedTuple):
-    """What a training run asks at every probe. `stage` and `voices.stage` say how; where, is said by step."""
+    """What a training run asks at every dev evaluation, and its settings. `out` is the training's run directory."""
 
-    train_config: TrainConfig
+    config: DevEvalConfig
+    out: Path
+    label: str
     stability_config: StabilityConfig
     task: Task
     setup: EvalSetup
     open_ended_set: OpenEndedSet | None
 
-    @property
-    def config(self) -> DevEvalConfig:
-        return self.train_config.dev_eval
-
     def stability_config_at(self, step: int) -> StabilityConfig:
-        folder = dev_eval_dir(self.train_config.out, step)
+        folder = dev_eval_dir(self.out, step)
         return self.stability_config.model_copy(update={"out": folder / "stability", "label": self._label(step)})
 
     def fidelity_config_at(self, step: int, open_ended_set: OpenEndedSet) -> FidelityConfig:
-        folder, base = dev_eval_dir(self.train_config.out, step), dev_eval_dir(self.train_config.out, 0) / "fidelity"
+        folder, base = dev_eval_dir(self.out, step), dev_eval_dir(self.out, 0) / "fidelity"
         settings = {"out": folder / "fidelity", "label": self._label(step), "reference": base if step else None}
         return open_ended_set.config.model_copy(update=settings)
 
     def _label(self, step: int) -> str:
-        return f"{self.train_config.label or self.train_config.out.name}, step {step}"
+        return f"{self.label}, step {step}"
 
     def cells(self) -> list[tuple[Cell, Sampling]]:
         """Everything that one probe asks, unanswered."""
@@ -89,24 +88,26 @@ class DevEval(NamedTuple):
         return asked
 
 
-def build_dev_eval(config: TrainConfig, plan: Plan) -> DevEval | None:
-    """The probe of a training run; None when it has none.
+def build_dev_eval(
+    config: TrainConfig, plan: Plan, personas: PersonaSource, trainable_personas: Collection[str]
+) -> DevEval | None:
+    """The dev evaluation of a training run; None when it has none. `trainable_personas`: ids that its plan holds or may draw.
 
-    Raises ConfigError or DataError when the dev side cannot give what is asked, or when the plan trains on some of it.
+    Raises ConfigError or DataError when the dev split cannot give what is asked, or when the training uses some of it.
     """
     if config.dev_eval.every == 0:
         return None
     _check_plan_sections(config, plan)
     with _dev_eval_error_context():
-        side = select_personas(PersonasConfig(pool=config.personas.pool, split="dev"))
+        side = personas.select(PersonasConfig(pool=config.personas.pool, split="dev"))
         stage = _stability_config(config, side)
         task, questions = load_questions(stage.task)
         check_contamination(questions, read_trained_on(Path(config.model.name)).question_hashes)
         wording = PromptFormat(task.prompt, config.personas.template, config.personas.empty_system_prompt)
         setup = EvalSetup(questions, _select_personas(side, stage.personas), wording, stage.samples, stage.seed)
         voices = _open_ended_set(config, side) if config.dev_eval.characters else None
-    _check_not_trained_on(config, plan, setup, voices)
-    return DevEval(config, stage, task, setup, voices)
+    _check_not_trained_on(plan, trainable_personas, setup, voices)
+    return DevEval(config.dev_eval, config.out, config.label or config.out.name, stage, task, setup, voices)
 
 
 def _stability_config(config: TrainConfig, dev_pool: PersonaPool) -> StabilityConfig:
@@ -189,12 +190,11 @@ def _check_plan_sections(config: TrainConfig, plan: Plan) -> None:
         )
 
 
-def _check_not_trained_on(config: TrainConfig, plan: Plan, setup: EvalSetup, open_ended_set: OpenEndedSet | None) -> None:
+def _check_not_trained_on(
+    plan: Plan, trainable_personas: Collection[str], setup: EvalSetup, open_ended_set: OpenEndedSet | None
+) -> None:
     asked = {persona.id for persona in (*setup.pool.personas, *(open_ended_set.personas.personas if open_ended_set else ()))}
-    drawn = {row.persona_id for row in plan.rows}
-    if config.plan.curriculum_strength > 0 and config.plan_file is None:  # its later blocks may draw any of the pool
-        drawn |= {persona.id for persona in select_personas(config.personas).personas}
-    if shared := asked & drawn:
+    if shared := asked & set(trainable_personas):
         raise ConfigError(
             f"[dev_eval] asks the dev side, and the plan trains under {len(shared)} of its {len(asked)} personas, such as "
             f'{min(shared)!r}; train with personas.split = "train", or with dev_eval.every = 0'
@@ -206,6 +206,18 @@ def _check_not_trained_on(config: TrainConfig, plan: Plan, setup: EvalSetup, ope
             "questions, such as "
             f'{repeated[0]!r}; compile it with task.split = "train", or train with dev_eval.every = 0'
         )
+
+
+def check_dev_eval_prompts(dev_eval: DevEval, tokenizer: Any, window: int) -> None:
+    """Raise ConfigError for a prompt of the dev evaluation that leaves no room for its answer in the model's `window` tokens."""
+    for cell, sampling in dev_eval.cells():
+        read, field = len(encode_chat(tokenizer, cell.messages)), "max_new_tokens" if cell.gold else "roleplay_max_new_tokens"
+        if read + sampling.max_new_tokens > window:
+            raise ConfigError(
+                f"dev_eval.{field} = {sampling.max_new_tokens}: question {cell.question_id} as persona "
+                f"{cell.persona_id} has {read} "
+                f"tokens and the model reads {window}; give dev_eval.{field} = {max(window - read, 0)} or less"
+            )
 
 
 def dev_eval_steps(config: DevEvalConfig, last_step: int) -> list[int]:

@@ -16,7 +16,7 @@ from permix.inference.generation import TokenLogprobs, token_logprobs
 from permix.inference.shared_prefix import PackedGroups, completion_logits, padded_logits, supports_shared_prefix
 from permix.training import distributed
 from permix.training.compatibility import detect_sharding
-from permix.training.loss import TokenTerms, importance_weights, token_losses, token_weights
+from permix.training.loss import LOSSES, TokenLosses, TokenTerms, clipped_token_losses, importance_weights
 from permix.training.replay import TeacherTopK, forward_kl
 from permix.training.rollouts import Pack, Sample, build_prompt_group, pack_samples
 
@@ -83,8 +83,9 @@ class GradientStep:
     def _policy_loss(self, model: Any, pack: Pack, *, sizes: Mapping[str, int], step_metrics: "StepMetrics") -> torch.Tensor:
         """The loss of one pack of rollouts."""
         ordered = [sample for own in pack for sample in own]
-        weights = token_weights(self.config.loss, [len(sample.completion) for sample in ordered], **sizes)
-        terms, scores = self._token_terms(model, pack, self.config.beta)
+        loss = LOSSES[self.config.loss]
+        weights = loss.token_weights([len(sample.completion) for sample in ordered], **sizes)
+        terms, scores = self._token_terms(model, pack, loss.token_losses, self.config.beta)
         old_N, sampler_N = (
             flat_logprobs(ordered, "old_logprobs", scores.logprob_N),
             flat_logprobs(ordered, "rollout_logprobs", scores.logprob_N),
@@ -94,7 +95,7 @@ class GradientStep:
         step_metrics.trained_tokens += sum(build_prompt_group(own).forward_tokens for own in pack)
         return (terms.loss_N * expand_to_tokens(weights, ordered, terms.loss_N)).sum()
 
-    def _token_terms(self, model: Any, pack: Pack, beta: float) -> tuple[TokenTerms, TokenLogprobs]:
+    def _token_terms(self, model: Any, pack: Pack, losses: TokenLosses, beta: float) -> tuple[TokenTerms, TokenLogprobs]:
         ordered = [sample for own in pack for sample in own]
         scores = self._token_logprobs(model, pack)
         for sample, logps in zip(ordered, split_by_sample(scores.logprob_N.detach(), ordered), strict=True):
@@ -106,8 +107,9 @@ class GradientStep:
         )
         assert old_N is not None
         cap = self.config.importance_ratio_cap
-        terms = token_losses(
+        terms = losses(
             scores.logprob_N, old_N, expand_to_tokens([sample.advantage for sample in ordered], ordered, scores.logprob_N),
+            sequence_N=expand_to_tokens(range(len(ordered)), ordered, scores.logprob_N),
             clip_low=self.config.clip_low, clip_high=self.config.clip_high or self.config.clip_low, beta=beta,
             importance_weight_N=None if sampler_N is None or cap is None else importance_weights(old_N, sampler_N, cap),
             ref_logp_N=flat_logprobs(ordered, "ref_logprobs", scores.logprob_N) if beta > 0 else None,
@@ -149,7 +151,7 @@ class GradientStep:
 
     def _onpolicy_kl(self, model: Any, pack: Pack, _: Mapping[int, TeacherTopK]) -> tuple[torch.Tensor, torch.Tensor]:
         """KL(trained || base) on the trained model's answers, as for rollouts with a reference and no advantage."""
-        terms, _scores = self._token_terms(model, pack, beta=1.0)
+        terms, _scores = self._token_terms(model, pack, clipped_token_losses, beta=1.0)
         assert terms.kl_N is not None
         return terms.kl_N, terms.loss_N
 

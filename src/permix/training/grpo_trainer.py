@@ -40,12 +40,22 @@ from permix.plan import Plan
 from permix.progress import print_status
 from permix.storage.files import write_error
 from permix.training import distributed
-from permix.training.checkpoints import load_rollouts, save_rollouts
+from permix.training.callbacks import DevEvalCallback, StepClockCallback, TrainerHooks
+from permix.training.checkpoints import (
+    build_lora_config,
+    check_world_size,
+    checkpoint_step,
+    load_rollouts,
+    load_trainable_model,
+    save_rollouts,
+    seed_trainer,
+)
 from permix.training.compatibility import check_vllm_logprobs_mode, detect_sharding
-from permix.training.curriculum import Curriculum, rollout_outcomes
-from permix.training.dev_eval_callback import StepClockCallback, TrainerHooks
+from permix.training.curriculum import Curriculum, resume_curriculum, rollout_outcomes
 from permix.training.gradient_step import GradientStep, ReplayBatch, unwrap_peft
-from permix.training.replay import CharacterReplay
+from permix.training.job import TrainJob
+from permix.training.reference_answers import generate_reference_answers
+from permix.training.replay import CharacterReplay, build_character_replay
 from permix.training.rewards import ExpressivityReward, Rollout, mean_or_none, mean_reward_by_tag, verify_completions
 from permix.training.rollouts import (
     Sample,
@@ -56,7 +66,8 @@ from permix.training.rollouts import (
     samples_from_trl_batch,
     split_into_groups,
 )
-from permix.training.run_log import StepClock
+from permix.training.run_log import StepClock, open_rollout_log
+from permix.training.trainer_args import grpo_arguments
 from permix.training.weight_sync import inference_copy, sync_weights
 from permix.types import Message, Sampling, seed_from
 from permix.verification.math_verifier import Verifier
@@ -363,7 +374,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     # Probes
 
     def dev_eval_hooks(self) -> TrainerHooks:
-        """This trainer, as `permix.training.dev_eval_callback` needs it."""
+        """This trainer, as `permix.training.callbacks` needs it."""
         track = partial(Trainer.log, self)  # past what this class and TRL do with a step's own figures
         return TrainerHooks(self.processing_class, self._rollout_network, self._unwrapped_model, self._clock, track)
 
@@ -439,3 +450,31 @@ GRPO_METRIC_NAMES = {
     "grad_norm": "grad_norm",
     "lr": "learning_rate",
 }
+
+
+def train_by_reward(job: TrainJob, source: str, tokenizer: Any, checkpoint: Path | None) -> PlanGRPOTrainer:
+    """Train the model `source`, going on after `checkpoint`; returns the trainer, which holds the trained network."""
+    config, character, out, done = job.config.train, job.config.character, job.config.out, checkpoint_step(checkpoint)
+    if checkpoint:
+        check_world_size(checkpoint, distributed.world_size())
+    asks = distributed.is_main() and len(job.reference_cells) > 0
+    cells = distributed.broadcast(generate_reference_answers(job.config, job.reference_cells) if asks else [])
+    # Before the weights: the arguments say whether those are shared out over processes, and so how they are loaded.
+    onpolicy = character.replay > 0 and character.replay_policy == "on"
+    arguments = grpo_arguments(config, job.plan, out / "checkpoints", with_reference=onpolicy)
+    network = load_trainable_model(source)
+    replay = build_character_replay(cells, character, config, tokenizer, network) if character.replay > 0 else None
+    expressivity = ExpressivityReward(cells, character.expressivity) if character.expressivity > 0 else None
+    builder, updates = job.curriculum_builder, config.updates_per_rollout
+    log = open_rollout_log(out, job.label, done, arguments.max_steps, config.samples_every * updates)
+    with Verifier() as verifier, log as recorder:
+        seed_trainer(config.seed)
+        trainer = PlanGRPOTrainer(
+            plan=job.plan, verifier=verifier, recorder=recorder, config=config, args=arguments, model=network,
+            processing_class=tokenizer, peft_config=build_lora_config(config), replay=replay, expressivity=expressivity,
+            curriculum=None if builder is None else resume_curriculum(builder, out, updates),
+        )  # fmt: skip
+        if job.dev_eval is not None:
+            trainer.add_callback(DevEvalCallback(job.dev_eval, done, trainer.dev_eval_hooks()))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer

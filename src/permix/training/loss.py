@@ -5,29 +5,15 @@ w = min(π_old / π_sampler, cap) corrects for an engine that generates with oth
 importance sampling, Yao et al. 2025), and d = log π_ref − log π: the k3 estimate of the KL to the reference (Schulman 2020),
 times r, so that its gradient is that of the reverse KL without bias (DeepSeek-V3.2, 2025; TRL's default).
 
-How tokens are averaged is `token_weights`, under TRL's names: `grpo` (Shao et al. 2024) averages each rollout and then rollouts;
-`bnpo` and `dapo` (Yu et al. 2025) average all tokens; `dr_grpo` (Liu et al. 2025) divides by the longest length allowed, so that
-length has no weight. The sum over the packs of a step is the loss of the step, whatever the packs.
+How tokens are averaged is a loss's `token_weights`, under TRL's names: `grpo` (Shao et al. 2024) averages each rollout and then
+rollouts; `bnpo` and `dapo` (Yu et al. 2025) average all tokens; `dr_grpo` (Liu et al. 2025) divides by the longest length
+allowed, so that length has no weight. The sum over the packs of a step is the loss of the step, whatever the packs.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-
-from permix.config import LossName
-
-
-def token_weights(loss: LossName, length_B: Sequence[int], *, n_rollouts: int, n_tokens: int, max_tokens: int) -> list[float]:
-    """Weight of one token of each rollout. `n_rollouts` and `n_tokens` count the whole step, over all processes and dead
-    rows too."""
-    match loss:
-        case "grpo":
-            return [1 / (n_rollouts * length) for length in length_B]
-        case "dapo" | "bnpo":
-            return [1 / n_tokens] * len(length_B)
-        case "dr_grpo":
-            return [1 / (n_rollouts * max_tokens)] * len(length_B)
 
 
 class TokenTerms(NamedTuple):
@@ -39,18 +25,19 @@ class TokenTerms(NamedTuple):
     kl_N: torch.Tensor | None
 
 
-def token_losses(
+def clipped_token_losses(
     logp_N: torch.Tensor,
     old_logp_N: torch.Tensor,
     advantage_N: torch.Tensor,
     *,
     clip_low: float,
     clip_high: float,
+    sequence_N: torch.Tensor | None = None,
     importance_weight_N: torch.Tensor | None = None,
     ref_logp_N: torch.Tensor | None = None,
     beta: float = 0.0,
 ) -> TokenTerms:
-    """Unweighted loss of every token; gradients flow through `logp_N` alone."""
+    """The loss at the top of this file, token by token, whatever the sequences. Gradients flow through `logp_N` alone."""
     ratio_N = torch.exp(logp_N - old_logp_N)
     clamped_N = ratio_N.clamp(1 - clip_low, 1 + clip_high)
     loss_N = -torch.minimum(ratio_N * advantage_N, clamped_N * advantage_N)
@@ -66,3 +53,65 @@ def token_losses(
 def importance_weights(old_logp_N: torch.Tensor, rollout_logp_N: torch.Tensor, cap: float) -> torch.Tensor:
     """min(π_old / π_sampler, cap) of each token, no gradient. A token the sampler gave no number for (NaN) keeps weight 1."""
     return torch.exp((old_logp_N - rollout_logp_N).detach().nan_to_num(nan=0.0)).clamp(max=cap)
+
+
+class TokenWeights(Protocol):
+    """The weight of one token of each rollout `B` of a pack."""
+
+    def __call__(self, length_B: Sequence[int], *, n_rollouts: int, n_tokens: int, max_tokens: int) -> list[float]:
+        """`length_B` are the completions' lengths in tokens. `n_rollouts` and `n_tokens` count the whole step, over all processes
+        and rollouts without advantage too; `max_tokens` is the longest completion allowed."""
+
+
+def mean_over_rollouts(length_B: Sequence[int], *, n_rollouts: int, n_tokens: int, max_tokens: int) -> list[float]:
+    """The mean over rollouts of the mean over each rollout's tokens: 1 / (rollouts · length)."""
+    return [1 / (n_rollouts * length) for length in length_B]
+
+
+def mean_over_tokens(length_B: Sequence[int], *, n_rollouts: int, n_tokens: int, max_tokens: int) -> list[float]:
+    """The mean over all tokens of the step: 1 / tokens."""
+    return [1 / n_tokens] * len(length_B)
+
+
+def mean_over_max_length(length_B: Sequence[int], *, n_rollouts: int, n_tokens: int, max_tokens: int) -> list[float]:
+    """The sum over all tokens, divided by what it would be at the greatest length: 1 / (rollouts · max_tokens)."""
+    return [1 / (n_rollouts * max_tokens)] * len(length_B)
+
+
+class TokenLosses(Protocol):
+    """The unweighted loss of each completion token `N` of a pack; gradients flow through `logp_N` alone.
+
+    A pack holds whole rollouts. `sequence_N` is the number of each token's rollout in the pack, from 0: a loss of whole sequences
+    averages over the tokens of one number. Without a KL term, rollouts whose advantage is 0 are left out of the packs, so their
+    loss must be 0.
+    """
+
+    def __call__(
+        self,
+        logp_N: torch.Tensor,
+        old_logp_N: torch.Tensor,
+        advantage_N: torch.Tensor,
+        *,
+        sequence_N: torch.Tensor,
+        clip_low: float,
+        clip_high: float,
+        importance_weight_N: torch.Tensor | None,
+        ref_logp_N: torch.Tensor | None,
+        beta: float,
+    ) -> TokenTerms: ...
+
+
+class Loss(NamedTuple):
+    """A policy loss: Σ weight · loss over the tokens of a step."""
+
+    token_weights: TokenWeights
+    token_losses: TokenLosses = clipped_token_losses
+
+
+LOSSES: dict[str, Loss] = {
+    "grpo": Loss(mean_over_rollouts),
+    "dr_grpo": Loss(mean_over_max_length),
+    "dapo": Loss(mean_over_tokens),
+    "bnpo": Loss(mean_over_tokens),
+}
+"""Every loss that `train.loss` may name. The names are those of `permix.config.LossName`; a test holds the two together."""

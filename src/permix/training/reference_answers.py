@@ -7,21 +7,23 @@ is generated twice.
 
 from collections.abc import Sequence
 
-from permix.config import CharacterConfig, ModelConfig, TrainConfig
+from permix.config import CharacterConfig, ModelConfig, PersonasConfig, TrainConfig
 from permix.errors import ConfigError, IncompleteRunError
 from permix.evals.grid import PromptFormat, build_grid, run_cells
 from permix.inference import load_model
 from permix.inference.hardware import release_memory
 from permix.personas.loading import load_roleplay
-from permix.personas.pool import PersonaPool, select_personas
+from permix.personas.pool import PersonaPool
 from permix.prompts import template_hash
 from permix.storage.run_dir import RunDir
 from permix.types import Cell, Question, Sampling
 
 
-def generate_reference_answers(config: TrainConfig) -> list[Cell]:
-    """Every answer, in order of personas and questions. Raises OwedCellsError when some could not be had."""
-    asked = reference_answer_cells(config)
+def generate_reference_answers(config: TrainConfig, cells: Sequence[Cell]) -> list[Cell]:
+    """Let the model that training starts from answer `cells`, as far as their records do not hold the answers yet.
+
+    Returns the answered cells in the order of `cells`. Raises IncompleteRunError when answers are missing.
+    """
     sampling = Sampling(temperature=config.character.temperature, max_new_tokens=config.character.max_new_tokens)
     model = load_model(ModelConfig(name=config.model.name), config.threads)
     identity = {
@@ -30,23 +32,35 @@ def generate_reference_answers(config: TrainConfig) -> list[Cell]:
         "sampling": sampling.model_dump(),
         "seed": config.train.seed,
     }
-    with RunDir.open(config.out / "reference_answers", config, identity, asked) as run:
+    with RunDir.open(config.out / "reference_answers", config, identity, cells) as run:
         with run.track_usage():
-            owed = run_cells(model, asked, sampling, run, None, "in-character answers of the base model")
-        if owed:
-            raise IncompleteRunError(f"{run.path}: {owed} of {len(asked)} answers are missing; run the same command again")
+            pending = run_cells(model, cells, sampling, run, None, "in-character answers of the base model")
+        if pending:
+            raise IncompleteRunError(f"{run.path}: {pending} of {len(cells)} answers are missing; run the same command again")
         known = run.cells()
     del model
     release_memory()
-    return [known[cell.key] for cell in asked]
+    return [known[cell.key] for cell in cells]
 
 
-def reference_answer_cells(config: TrainConfig) -> list[Cell]:
-    """The cells that the bank asks for. Raises ConfigError when there are too few personas or questions."""
-    questions = reference_answer_questions(config.character)
-    pool = reference_answer_personas(config)
-    wording = PromptFormat(lambda question: question.text, config.personas.template, config.personas.empty_system_prompt)
-    return build_grid(pool.personas, questions, wording, samples=1, seed=config.train.seed)
+def reference_answer_cells(pool: PersonaPool, personas: PersonasConfig, character: CharacterConfig, seed: int) -> list[Cell]:
+    """The cells that the base model answers: personas of `pool`, the personas that training may draw, × open-ended questions.
+
+    Raises ConfigError when there are too few personas or questions.
+    """
+    questions = reference_answer_questions(character)
+    prompt_format = PromptFormat(lambda question: question.text, personas.template, personas.empty_system_prompt)
+    chosen = reference_answer_personas(pool, character, seed)
+    return build_grid(chosen.personas, questions, prompt_format, samples=1, seed=seed)
+
+
+def describe_reference_answers(cells: Sequence[Cell], character: CharacterConfig) -> dict[str, str]:
+    """What keeping the character costs, in answers; nothing for a training that keeps none."""
+    if not cells:
+        return {}
+    replayed = f"; {character.replay_answers} replayed in each step" if character.replay else ""
+    most = len(cells) * character.max_new_tokens
+    return {"character": f"{len(cells)} answers of the base model first, at most {most} new tokens{replayed}"}
 
 
 def reference_answer_questions(config: CharacterConfig) -> Sequence[Question]:
@@ -59,11 +73,10 @@ def reference_answer_questions(config: CharacterConfig) -> Sequence[Question]:
     return questions[: config.questions]
 
 
-def reference_answer_personas(config: TrainConfig) -> PersonaPool:
-    """The personas that answer. The expressivity reward needs to know every voice that the plan may draw."""
-    pool = select_personas(config.personas)
-    if config.character.expressivity > 0:
+def reference_answer_personas(pool: PersonaPool, character: CharacterConfig, seed: int) -> PersonaPool:
+    """The personas that the base model answers as: all of the pool for the expressivity reward, which must know each of them."""
+    if character.expressivity > 0:
         if len(pool) < 2:
             raise ConfigError("character.expressivity: one persona cannot be told from others; widen the pool or set it to 0")
         return pool
-    return pool.select(n=min(config.character.personas, len(pool)), seed=config.train.seed)
+    return pool.select(n=min(character.personas, len(pool)), seed=seed)

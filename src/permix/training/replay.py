@@ -14,8 +14,18 @@ from typing import Any, NamedTuple
 
 import torch
 
+from permix.config import CharacterConfig, OptimConfig
 from permix.inference.generation import token_logprobs
-from permix.inference.shared_prefix import PackedGroups, PromptGroup, completion_logits, padded_logits, supports_shared_prefix
+from permix.inference.shared_prefix import (
+    PackedGroups,
+    PromptGroup,
+    completion_logits,
+    eval_mode,
+    padded_logits,
+    supports_shared_prefix,
+)
+from permix.training import distributed
+from permix.training.checkpoints import autocast_context
 from permix.training.rollouts import Sample, pack_samples
 from permix.types import Cell, seed_from
 
@@ -66,6 +76,19 @@ class CharacterReplay:
             ):
                 kept[id(sample)] = TeacherTopK(tokens.clone(), logps.clone())
         self.teacher_topk = [kept[id(sample)] for sample in self.answers]
+
+
+def build_character_replay(
+    cells: Sequence[Cell], character: CharacterConfig, config: OptimConfig, tokenizer: Any, network: Any
+) -> CharacterReplay:
+    """Replay of the base model's answers `cells`. `network` is the base model: off-policy its distributions are kept here."""
+    replay = CharacterReplay(samples_from_cells(cells, tokenizer), character.replay_answers, character.replay, config.seed)
+    if character.replay_policy == "off":
+        if distributed.is_main():  # where weights are shared out, the others hold none of them yet
+            with eval_mode(network), autocast_context(config):
+                replay.cache_base_topk(network, tokenizer.pad_token_id, config.microbatch_tokens)
+        replay.teacher_topk = distributed.broadcast([TeacherTopK(*(one.cpu() for one in own)) for own in replay.teacher_topk])
+    return replay
 
 
 def answer_logits(network: Any, prompt_groups: Sequence[PromptGroup], pad_token_id: int) -> torch.Tensor:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from permix.plan import Plan, write_plan
-from permix.progress import ProgressBar
+from permix.progress import ProgressBar, progress_bar
 from permix.sanitize import escape_control, escape_markdown, truncate
 from permix.storage.files import guard_writes, replace_when_done, write_text
 from permix.storage.jsonl import encode_line, read_jsonl, write_jsonl
+from permix.training import distributed
 from permix.training.rewards import Rollout
 
 STEP_PARTS = ("generation", "verification", "dev_eval", "saving")
@@ -121,6 +122,19 @@ class RolloutLogger(MetricsLogger):
 
     def progress_note(self, metrics: Mapping[str, Any]) -> str:
         return "" if metrics.get("reward") is None else f"reward {metrics['reward']:.2f}"
+
+
+@contextmanager
+def open_rollout_log(
+    out: Path, label: str, done_steps: int, total_steps: int, samples_every: int
+) -> Iterator[RolloutLogger | NullLogger]:
+    """The log of a training by reward, with its progress bar, in the main process; a logger that writes nothing in the others."""
+    if not distributed.is_main():
+        yield NullLogger()
+        return
+    with progress_bar(f"train {label}", total_steps, "steps") as shown:
+        shown.start_at(done_steps)
+        yield RolloutLogger(out, done_steps, samples_every, shown)
 
 
 def _is_not_finite(value: object) -> bool:

@@ -18,14 +18,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from permix.config import TeacherConfig, TrainConfig
 from permix.errors import ConfigError, DataError, IncompleteRunError, PermixError, error_context
 from permix.evals.grid import run_cells
 from permix.inference import check_model, load_model
 from permix.inference.base import Model
+from permix.inference.hf import encode_chat, encode_completion
 from permix.plan import Plan
+from permix.progress import print_status
 from permix.storage.files import read_json, write_json, write_text
 from permix.storage.jsonl import read_jsonl, write_jsonl
 from permix.storage.run_dir import RunDir
@@ -154,6 +156,71 @@ def _samples_markdown(examples: Sequence[SFTExample], every: int) -> str:
             ]
             parts.append(samples_text(step[0].step + 1, lines))
     return "".join(parts)
+
+
+def build_sft_dataset(config: TrainConfig, plan: Plan, run: RunDir, tokenizer: Any, window: int) -> SFTDataset:
+    """Choose what the method learns from, write it into the run directory, and return it as it was written.
+
+    Raises ConfigError when a gold solution is longer than a completion may be, or when nothing is left to learn from.
+    """
+    with Verifier() as verifier:
+        if config.method == "seqkd":
+            chosen = drop_overlong_examples(teacher_examples(config, plan, run, verifier), tokenizer, window)
+        else:
+            chosen = gold_examples(plan, verifier)
+            check_solution_lengths(chosen.examples, tokenizer, config.train.max_new_tokens)
+    print_status(f"train {config.label or config.out.name}: {format_sft_counts(chosen.counts)}")
+    return save_sft_dataset(run.path, chosen, config.train.samples_every)
+
+
+def describe_sft_source(config: TrainConfig, plan: Plan) -> dict[str, str]:
+    """Where the completions of a supervised method come from, without asking a teacher; nothing for a method by reward.
+
+    Raises ConfigError for a plan without usable solutions, or for a teacher that cannot be.
+    """
+    match config.method:
+        case "sft" | "sft-personas":
+            with Verifier() as verifier:
+                return {"learnt from": format_sft_counts(gold_examples(plan, verifier).counts)}
+        case "seqkd":
+            with error_context("teacher"):
+                check_model(teacher_config(config), contact=False)
+            return {"teacher": teacher_config(config).name}
+        case _:
+            return {}
+
+
+def check_solution_lengths(examples: Sequence[SFTExample], tokenizer: Any, limit: int) -> None:
+    """Raise ConfigError when a solution is longer than a completion may be, naming the longest."""
+    size, longest = max(((_completion_length(one, tokenizer), one) for one in examples), key=lambda pair: pair[0])
+    if size > limit:
+        raise ConfigError(
+            f"train.max_new_tokens = {limit}: the solution of question {longest.question_id} has {size} tokens with its end, the "
+            f"most of all; give train.max_new_tokens = {size} or more, or other questions"
+        )
+
+
+def drop_overlong_examples(dataset: SFTDataset, tokenizer: Any, window: int) -> SFTDataset:
+    """What the model can read: a teacher counts in tokens of its own, and a sample may be more of this model's."""
+    fitting = tuple(
+        one
+        for one in dataset.examples
+        if len(encode_chat(tokenizer, one.messages)) + _completion_length(one, tokenizer) <= window
+    )
+    if not fitting:
+        raise ConfigError(
+            f"train.max_new_tokens: no right sample of the teacher fits into the {window} tokens that the model reads; "
+            "give a smaller limit and another folder"
+        )
+    dropped = {"right samples left out, as the model cannot read so much": len(dataset.examples) - len(fitting)}
+    return SFTDataset(
+        fitting, dataset.counts | {"examples": len(fitting)} | (dropped if len(fitting) < len(dataset.examples) else {})
+    )
+
+
+def _completion_length(example: SFTExample, tokenizer: Any) -> int:
+    """Tokens of a completion, with its end where it has one."""
+    return len(encode_completion(example.completion, tokenizer)) + example.ended
 
 
 TEACHER_FILE = "teacher.json"

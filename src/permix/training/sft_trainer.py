@@ -23,12 +23,17 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from permix.config import OptimConfig
 from permix.inference.generation import stop_token_ids
-from permix.inference.hf import TEMPLATE_MARKER, encode_chat, encode_completion
+from permix.inference.hardware import release_memory
+from permix.inference.hf import TEMPLATE_MARKER, context_window, encode_chat, encode_completion
 from permix.inference.shared_prefix import eval_mode, supports_shared_prefix
-from permix.training.dev_eval_callback import StepClockCallback, TrainerHooks
+from permix.progress import progress_bar
+from permix.storage.run_dir import RunDir
+from permix.training.callbacks import DevEvalCallback, StepClockCallback, TrainerHooks
+from permix.training.checkpoints import build_lora_config, checkpoint_step, load_trainable_model, seed_trainer
 from permix.training.gradient_step import unwrap_peft
-from permix.training.run_log import StepClock
-from permix.training.sft_data import SFTExample
+from permix.training.job import TrainJob
+from permix.training.run_log import MetricsLogger, StepClock
+from permix.training.sft_data import SFTExample, build_sft_dataset, examples_by_step, load_sft_dataset
 from permix.training.trainer_args import common_arguments
 
 IGNORE_INDEX = -100
@@ -137,7 +142,7 @@ class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
         return torch.stack(losses).sum()
 
     def dev_eval_hooks(self) -> TrainerHooks:
-        """This trainer, as `permix.training.dev_eval_callback` needs it. Called before training begins, while the network
+        """This trainer, as `permix.training.callbacks` needs it. Called before training begins, while the network
         has one precision."""
         supports_shared_prefix(unwrap_peft(self._unwrapped_model()))
         track = partial(Trainer.log, self)  # past what this class does with a step's own figures
@@ -174,3 +179,25 @@ def sft_arguments(config: OptimConfig, steps: int, out: Path) -> SFTConfig:
         **common_arguments(config, steps * config.epochs, out), per_device_train_batch_size=1, gradient_accumulation_steps=1,
         train_sampling_strategy="sequential", max_length=None,
     )  # fmt: skip
+
+
+def train_supervised(job: TrainJob, source: str, tokenizer: Any, run: RunDir, checkpoint: Path | None) -> PlanSFTTrainer:
+    """Train the model `source`, going on after `checkpoint`; returns the trainer, which holds the trained network."""
+    config, out, done = job.config.train, run.path, checkpoint_step(checkpoint)
+    window = context_window(source)
+    dataset = load_sft_dataset(out) or build_sft_dataset(job.config, job.plan, run, tokenizer, window)
+    release_memory()  # a teacher in this process is not needed any more
+    steps = examples_by_step(dataset.examples)
+    arguments = sft_arguments(config, len(steps), out / "checkpoints")
+    with progress_bar(f"train {job.label}", arguments.max_steps, "steps") as shown:
+        shown.start_at(done)
+        network = load_trainable_model(source)
+        seed_trainer(config.seed)
+        trainer = PlanSFTTrainer(
+            steps=steps, microbatch_tokens=config.microbatch_tokens, recorder=MetricsLogger(out, done, shown), args=arguments,
+            model=network, processing_class=tokenizer, peft_config=build_lora_config(config),
+        )  # fmt: skip
+        if job.dev_eval is not None:
+            trainer.add_callback(DevEvalCallback(job.dev_eval, done, trainer.dev_eval_hooks()))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer

@@ -1,4 +1,4 @@
-"""What TRL's trainers are told: alike, whichever of them runs, and for a training by reward."""
+"""The arguments of TRL's trainers: those that all of them share, and those of a training by reward."""
 
 import os
 from pathlib import Path
@@ -6,10 +6,14 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from permix.config import OptimConfig, TrainConfig
+from permix.config import OptimConfig
 from permix.inference.hardware import pick_device, pick_dtype
 from permix.plan import Plan
 from permix.training import distributed
+
+TRL_LOSS_TYPE = "dapo"
+"""A name that TRL knows, for its check of the arguments: the loss itself is one of `permix.training.loss.LOSSES`, whose names TRL
+need not know."""
 
 
 def common_arguments(config: OptimConfig, steps: int, out: Path) -> dict[str, Any]:
@@ -45,19 +49,18 @@ def common_arguments(config: OptimConfig, steps: int, out: Path) -> dict[str, An
     }
 
 
-def grpo_arguments(stage: TrainConfig, plan: Plan, out: Path) -> GRPOConfig:
+def grpo_arguments(config: OptimConfig, plan: Plan, out: Path, *, with_reference: bool = False) -> GRPOConfig:
     """TRL's arguments for this plan on this machine, for one of its processes.
 
     One generation feeds exactly one optimizer step (per iteration); its groups are dealt to the processes whole, in their order.
+    `with_reference`: the trainer needs a reference model even if the loss has no KL term.
     """
-    config = stage.train
-    # TRL makes (and shards) a reference model when beta is not 0; on-policy replay needs one too.
-    anchored = stage.character.replay > 0 and stage.character.replay_policy == "on"
+    # TRL makes (and shards) a reference model when beta is not 0.
     return GRPOConfig(
         **common_arguments(config, plan.steps * config.updates_per_rollout, out), **vllm_arguments(config),
         num_iterations=config.updates_per_rollout, num_generations=plan.group_size,
         per_device_train_batch_size=plan.groups_per_step // distributed.world_size() * plan.group_size,
-        beta=config.beta or float(anchored), loss_type=config.loss, scale_rewards=config.scale_rewards,
+        beta=config.beta or float(with_reference), loss_type=TRL_LOSS_TYPE, scale_rewards=config.scale_rewards,
         epsilon=config.clip_low, epsilon_high=config.clip_high,
         temperature=config.temperature, top_p=config.top_p, max_completion_length=config.max_new_tokens,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Probing a model while it trains: how it is asked, what is kept of it, and what the trainer is told.
+"""What TRL's trainers call while they train: the dev evaluation, and the clock that starts with the first step.
 
 Contract: training is what it would be without probes, bit for bit. A probe asks the network that generates rollouts, draws from
 its cells' own seeds and leaves the global generators as they were. Its records are kept as they come: a probe that was killed
@@ -22,9 +22,9 @@ import torch
 from transformers import TrainerCallback
 
 from permix.config import DevEvalConfig
-from permix.errors import ConfigError, IncompleteRunError
+from permix.errors import IncompleteRunError
 from permix.evals import open_ended, stability
-from permix.inference.hf import LocalModel, encode_chat
+from permix.inference.hf import LocalModel
 from permix.metrics.dev_curve import (
     DevCurve,
     DevEvalPoint,
@@ -73,7 +73,7 @@ class DevEvalCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(self, dev_eval: DevEval, done_steps: int, hooks: TrainerHooks) -> None:
         """`done_steps`: steps that lie behind the run. Lines after them are of a process that died, and their probes are
         done again."""
-        self._dev_eval, self._config, self._out, self._hooks = dev_eval, dev_eval.config, dev_eval.train_config.out, hooks
+        self._dev_eval, self._config, self._out, self._hooks = dev_eval, dev_eval.config, dev_eval.out, hooks
         self._log_lines: list[dict[str, Any]] = []
         if distributed.is_main():
             self._log_lines = [line for line in read_training_log(self._out / DEV_EVAL_LOG) if line["step"] <= done_steps]
@@ -196,18 +196,6 @@ def weights_fingerprint(network: Any) -> str:
 def parse_dev_points(lines: Sequence[dict[str, Any]]) -> list[DevEvalPoint]:
     """The points of dev_eval.jsonl."""
     return [DevEvalPoint.model_validate({name: line[name] for name in DevEvalPoint.json_keys()}) for line in lines]
-
-
-def check_dev_eval_prompts(dev_eval: DevEval, tokenizer: Any, window: int) -> None:
-    """Raise ConfigError for a prompt of the probe that leaves no room for its answer."""
-    for cell, sampling in dev_eval.cells():
-        read, field = len(encode_chat(tokenizer, cell.messages)), "max_new_tokens" if cell.gold else "roleplay_max_new_tokens"
-        if read + sampling.max_new_tokens > window:
-            raise ConfigError(
-                f"dev_eval.{field} = {sampling.max_new_tokens}: question {cell.question_id} as persona "
-                f"{cell.persona_id} has {read} "
-                f"tokens and the model reads {window}; give dev_eval.{field} = {max(window - read, 0)} or less"
-            )
 
 
 def _set_aside_stale_records(folder: Path, model_fingerprint: str) -> None:

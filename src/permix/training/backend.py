@@ -1,0 +1,63 @@
+"""Training backends: a prepared training and a model in, trained weights out. One class an engine, one line in the registry.
+
+A backend decides how the plan's rows become weights. `permix.pipelines.train` does what is the same for all of them: it prepares
+the training, opens the run directory, checks the prompts, and writes the plan, the record of what was trained on and the card.
+"""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from permix.config import SUPERVISED_METHODS
+from permix.storage.run_dir import RunDir
+from permix.training import distributed
+from permix.training.compatibility import check_launch, check_plan, detect_launch
+from permix.training.job import TrainJob
+
+
+class TrainerBackend(Protocol):
+    """An engine that trains. Its methods are called in this order, each in every process that was started."""
+
+    def check(self, job: TrainJob) -> None:
+        """Raise ConfigError for a plan or a setting that this engine cannot train by. `permix check` calls it too."""
+
+    def check_launch(self, job: TrainJob) -> None:
+        """Raise ConfigError when the processes or the machine at hand will not do. Nothing has been loaded or written yet."""
+
+    def train(self, job: TrainJob, source: str, tokenizer: Any, run: RunDir | None, folder: Path) -> None:
+        """Train the model `source`, a folder or hub id, and write weights, configuration and tokenizer into the new `folder`.
+
+        Interrupted, the next call goes on from what this one left in the run directory, `job.config.out`. A line a step goes to
+        `log.jsonl` there, and a line a rollout to `rollouts.jsonl` (`permix.training.run_log`). `run` is that directory in the
+        main process, which alone writes, and None in the others.
+        """
+
+
+class TRLBackend:
+    """TRL's trainers, in the processes of this command: GRPO for the methods by reward, SFT for the supervised ones."""
+
+    def check(self, job: TrainJob) -> None:
+        check_plan(job.plan, job.config.train)
+
+    def check_launch(self, job: TrainJob) -> None:
+        check_launch(job.plan, job.config, detect_launch())
+
+    def train(self, job: TrainJob, source: str, tokenizer: Any, run: RunDir | None, folder: Path) -> None:
+        from permix.training.callbacks import selected_weights_path
+        from permix.training.checkpoints import newest_checkpoint, save_model
+        from permix.training.grpo_trainer import train_by_reward
+        from permix.training.sft_trainer import train_supervised
+
+        config = job.config
+        checkpoint = distributed.broadcast(newest_checkpoint(config.out / "checkpoints"))
+        if config.method in SUPERVISED_METHODS:
+            assert run is not None  # check_launch lets these methods have one process only
+            trainer: Any = train_supervised(job, source, tokenizer, run, checkpoint)
+        else:
+            trainer = train_by_reward(job, source, tokenizer, checkpoint)
+        selected = selected_weights_path(config.out, config.dev_eval) if job.dev_eval is not None and run is not None else None
+        save_model(trainer, tokenizer, config.train, source, folder, selected)
+
+
+TRAINER_BACKENDS: dict[str, TrainerBackend] = {"trl": TRLBackend()}
+"""Every backend that `backend` may name. The names are those of `permix.config.TrainerBackendName`; a test holds the two
+together."""
