@@ -234,7 +234,7 @@ def test_a_plan_that_no_method_is_named_for_has_permixs_mix() -> None:
 def test_a_plan_file_with_personas_is_refused_for_a_method_without(tmp_path: Path, method: TrainMethod) -> None:
     path = tmp_path / "plan.parquet"
     write_plan(plan_of(mix=1.0), path)
-    with pytest.raises(ConfigError, match=rf'the first, \w+, in step 0\), and method = "{method}" has none'):
+    with pytest.raises(ConfigError, match=rf'the first, \w+, in step 0\), but method = "{method}" uses none'):
         load_or_build_plan(TrainConfig(plan_file=path, method=method))
     write_plan(plan_of(mix=0.0), path)
     assert load_or_build_plan(TrainConfig(plan_file=path, method=method)).rows == plan_of(mix=0.0).rows

@@ -157,14 +157,14 @@ def test_the_questions_of_a_published_config_never_change() -> None:
 def test_the_dev_side_of_a_level_can_be_used_up() -> None:
     config = TaskConfig(levels=("add-1", "sub-1"), split="dev", n=17)
     assert len(arithmetic_questions(config)) == 17
-    with pytest.raises(ConfigError, match=r"task.n = 18: .* 17 distinct .* dev side .*\(add-1 12, sub-1 5\)"):
+    with pytest.raises(ConfigError, match=r"task.n = 18: .* 17 distinct .* dev split .*\(add-1 12, sub-1 5\)"):
         arithmetic_questions(config.model_copy(update={"n": 18}))
 
 
 def test_more_than_there_are_is_refused_with_the_number_there_is() -> None:
     config = TaskConfig(levels=("add-1", "sub-1"), split="heldout", n=32)
     assert len(arithmetic_questions(config)) == 32
-    with pytest.raises(ConfigError, match=r"task.n = 33: .* 32 distinct .* heldout side .*\(add-1 19, sub-1 13\)"):
+    with pytest.raises(ConfigError, match=r"task.n = 33: .* 32 distinct .* heldout split .*\(add-1 19, sub-1 13\)"):
         arithmetic_questions(config.model_copy(update={"n": 33}))
 
 

@@ -138,7 +138,7 @@ def test_a_packed_row_cannot_run_code(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "run",))
 
     packed = base64.b64encode(zlib.compress(pickle.dumps(Evil()))).decode()
-    with pytest.raises(DataError, match=r"private_test_cases = .*: must be a list of tests, .* it asks for"):
+    with pytest.raises(DataError, match=r"private_test_cases = .*: must be a list of tests, .* it imports"):
         one(tmp_path, {**LIVECODEBENCH, "private_test_cases": packed})
     assert not (tmp_path / "run").exists()
 
@@ -176,7 +176,7 @@ def test_the_sides_of_mbpp_are_published_by_number(tmp_path: Path) -> None:
 
 def test_benchmarks_are_never_trained_on(tmp_path: Path) -> None:
     for row in (LIVECODEBENCH, HUMANEVAL):
-        with pytest.raises(ConfigError, match=r'task.split = "train": .*rows\.jsonl has no such questions; its sides: heldout'):
+        with pytest.raises(ConfigError, match=r'task.split = "train": .*rows\.jsonl has no such questions; its splits: heldout'):
             one(tmp_path, row, split="train")
 
 
@@ -197,13 +197,13 @@ def test_your_own_in_both_kinds_by_level(tmp_path: Path) -> None:
         ({"prompt": "?"}, r"rows\.jsonl:1: must have one of the fields question_content, .*, tests; this row has prompt"),
         ({**OWN_PROGRAM, "tests": []}, "tests = .*: must be a list of tests"),
         ({**OWN_PROGRAM, "tests": [{"input": 1, "output": "1"}]}, "without a function, each test must have a text as input"),
-        ({**OWN_FUNCTION, "tests": [{"input": "1", "output": "1"}]}, "of a function, each test must have a list of args"),
-        ({**OWN_FUNCTION, "tests": [{"args": [1]}]}, "of a function, each test must have a list of args, and an output"),
+        ({**OWN_FUNCTION, "tests": [{"input": "1", "output": "1"}]}, "with a function, each test must have a list of args"),
+        ({**OWN_FUNCTION, "tests": [{"args": [1]}]}, "with a function, each test must have a list of args, and an output"),
         ({**OWN_PROGRAM, "question": ""}, "question = '': must be a text"),
         ({**LIVECODEBENCH, "private_test_cases": "!!"}, "must be a list of tests, plain or packed"),
         ({**LIVECODEBENCH, "public_test_cases": '["x"]'}, "each test must have a text as input and one as output"),
-        ({**LIVECODEBENCH, "public_test_cases": "[]", "private_test_cases": "[]"}, "there is no test here"),
-        ({**METHOD, "public_test_cases": '[{"input": "x", "output": "1"}]'}, "holds what is not JSON"),
+        ({**LIVECODEBENCH, "public_test_cases": "[]", "private_test_cases": "[]"}, "has no test, nor do the private tests"),
+        ({**METHOD, "public_test_cases": '[{"input": "x", "output": "1"}]'}, "contains text that is not JSON"),
         ({**HUMANEVAL, "prompt": "def f(:"}, "prompt = .*: must be Python"),
         ({**MBPP, "task_id": 11, "test_list": ["assert ("]}, "test_list = .*: must be Python"),
         ({**MBPP, "task_id": 11, "test_list": []}, "must be a list of assertions"),
@@ -223,7 +223,7 @@ def test_a_gold_is_short_and_changes_with_the_tests_alone(tmp_path: Path) -> Non
 
 
 def test_a_gold_whose_tests_were_not_loaded_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"the tests abc are not among those loaded; give the task\.path"):
+    with pytest.raises(ConfigError, match=r"the tests abc are not loaded; give the task\.path"):
         registered_suite("abc")
 
 

@@ -103,9 +103,7 @@ def test_the_splits_are_the_published_ones(tmp_path: Path) -> None:
     assert [one.gold for one in load_questions(dev)[1]] == ["3"]  # of the published train split; 9 stands in the test split
     assert load_questions(config.model_copy(update={"path": tmp_path / "test.jsonl"})) == load_questions(config)
     for one in (train, dev):
-        with pytest.raises(
-            DataError, match=r"is named as the published test split, .* asks for questions of the published train"
-        ):
+        with pytest.raises(DataError, match=r"has the name of the published split test, .* needs the published split train"):
             load_questions(one.model_copy(update={"path": tmp_path / "test.jsonl"}))
 
 

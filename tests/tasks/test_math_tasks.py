@@ -111,7 +111,7 @@ def test_the_answer_is_the_last_box_else_what_is_called_the_answer(completion: s
 
 def test_the_sides_of_math_are_disjoint_and_whole_whatever_the_seed(tmp_path: Path) -> None:
     path = write(tmp_path / "train.json", train_rows(100))
-    with pytest.raises(ConfigError, match="math has 66 distinct questions on the train side"):
+    with pytest.raises(ConfigError, match="math has 66 distinct questions in the train split"):
         load_questions(TaskConfig(name="math", path=path, split="train", n=100))
     train = load_questions(TaskConfig(name="math", path=path, split="train", n=66, seed=3))[1]
     dev = load_questions(TaskConfig(name="math", path=path, split="dev", n=8, seed=5))[1]
@@ -128,7 +128,7 @@ def test_levels_are_chosen_and_unknown_ones_asked_only_when_none_is(tmp_path: Pa
     assert {one.tags[0] for one in everything} == {f"level-{level}" for level in "12345?"}
     with pytest.raises(ConfigError, match="math has no level 'Level 5'"):
         load_questions(config.model_copy(update={"levels": ("Level 5",)}))
-    with pytest.raises(ConfigError, match=r"of the levels 4, 5 on the train side"):
+    with pytest.raises(ConfigError, match=r"of the levels 4, 5 in the train split"):
         load_questions(config.model_copy(update={"n": 90}))
 
 
@@ -174,6 +174,6 @@ def test_math500_by_level_and_never_to_train_on(tmp_path: Path) -> None:
     assert {one.id for one in load_questions(config)[1]} == {"math500:test/1.json", "math500:test/5.json"}
     for split in ("train", "dev"):
         with pytest.raises(
-            ConfigError, match=rf'task.split = "{split}": math500 is for evaluation only.* take the {split} side of'
+            ConfigError, match=rf'task.split = "{split}": math500 is for evaluation only.* take the {split} split of'
         ):
             load_questions(config.model_copy(update={"split": split}))

@@ -41,7 +41,7 @@ def test_the_sides_are_the_published_splits_in_parquet_too(tmp_path: Path) -> No
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}-00000-of-00001.parquet")
     asked = {split: load(tmp_path, split=split)[0].text.split("\n")[0] for split in ("train", "dev", "heldout")}
     assert asked == {"train": "An example?", "dev": "To choose on?", "heldout": "To measure on?"}
-    with pytest.raises(DataError, match=r"is named as the published validation split, .* of the published test"):
+    with pytest.raises(DataError, match=r"has the name of the published split validation, .* needs the published split test"):
         load(tmp_path / "validation-00000-of-00001.parquet")
 
 
@@ -60,10 +60,10 @@ def test_equal_choices_are_published_and_the_place_decides(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"answer": 4}, "answer = 4: must be the place of the right choice, 0 to 3"),
-        ({"answer": "B"}, "answer = 'B': must be the place"),
-        ({"answer": 1.0}, "answer = 1.0: must be the place"),
-        ({"answer": True}, "answer = True: must be the place"),
+        ({"answer": 4}, "answer = 4: must be the index of the right choice, 0 to 3"),
+        ({"answer": "B"}, "answer = 'B': must be the index"),
+        ({"answer": 1.0}, "answer = 1.0: must be the index"),
+        ({"answer": True}, "answer = True: must be the index"),
         ({"choices": ["a", "b", "c"]}, r"choices = \['a', 'b', 'c'\]: must be a list of 4 texts"),
         ({"choices": ["a", "b", "c", 4]}, "choices = .*: must be a list of 4 texts"),
         ({"subject": ""}, "subject = '': must be a text"),

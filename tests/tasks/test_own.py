@@ -62,7 +62,7 @@ def test_sides_are_the_files_own(tmp_path: Path) -> None:
     assert {one.text for one in held} == {row["question"] for row in CAPITALS[1::2]}
     assert not {one.id for one in held} & {one.id for one in trained}
     assert {one.solution for one in trained} == {f"\\boxed{{Town {n}}}" for n in range(0, 20, 2)}
-    with pytest.raises(ConfigError, match=r"task\.n = 11: own-exact has 10 distinct questions on the heldout side"):
+    with pytest.raises(ConfigError, match=r"task\.n = 11: own-exact has 10 distinct questions in the heldout split"):
         own(path, n=11)
 
 
@@ -115,12 +115,12 @@ def test_bad_rows_are_told_with_file_and_line(row: dict[str, Any], answer: str, 
 
 def test_a_side_for_some_rows_alone_is_refused(tmp_path: Path) -> None:
     rows = [{"question": "A?", "answer": "a", "split": "train"}, {"question": "B?", "answer": "b"}]
-    with pytest.raises(DataError, match=r"qa\.jsonl:2: has no split, and .*qa\.jsonl:1 has one"):
+    with pytest.raises(DataError, match=r"qa\.jsonl:2: has no split, but .*qa\.jsonl:1 has one"):
         own(write(tmp_path / "qa.jsonl", rows))
 
 
 def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
-    for name, words in (("none.jsonl", "no such file"), ("qa.txt", "must end in"), ("empty.jsonl", "holds no rows")):
+    for name, words in (("none.jsonl", "no such file"), ("qa.txt", "must end in"), ("empty.jsonl", "contains no rows")):
         if name != "none.jsonl":
             (tmp_path / name).write_text("")
         with pytest.raises(DataError, match=words):

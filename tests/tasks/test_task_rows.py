@@ -65,16 +65,20 @@ def test_a_row_knows_its_line(tmp_path: Path) -> None:
         ("a.jsonl", b'{"question": "1?"}\n{"question": \n', r"a\.jsonl:2: not JSON: Expecting value \(column 14\)"),
         ("a.jsonl", b'{"question": "1?"}\n{"question": "\xff"}\n', r"a\.jsonl:2: not UTF-8"),
         ("a.jsonl", b'{"question": "1?"}\n["1?"]\n', r"a\.jsonl:2: must be a JSON object with named fields, not list"),
-        ("a.jsonl", b"\n \n", r"a\.jsonl: holds no rows"),
+        ("a.jsonl", b"\n \n", r"a\.jsonl: contains no rows"),
         ("a.jsonl", b'{"level": ' + b"9" * 5000 + b"}", r"a\.jsonl:1: cannot be read as JSON"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: cannot be read as JSON"),
-        ("a.json", b"[]", r"a\.json: holds no rows"),
+        ("a.json", b"[]", r"a\.json: contains no rows"),
         ("a.json", b'[{"question": "1?"},\n {"question": }]', r"a\.json:2: not JSON"),
         ("a.json", b"[\n\n\xff]", r"a\.json:3: not UTF-8"),
         ("a.json", b'[{"question": "1?"}, 7]', r"a\.json: row 2: must be a JSON object with named fields, not int"),
         ("a.parquet", b"PAR1 not really", r"a\.parquet: not a Parquet file"),
         ("a.csv", b"question,answer\n", r"a\.csv: a file must end in \.jsonl, \.json, \.parquet"),
-        ("train.jsonl", JSONL.encode(), r"train\.jsonl: is named as the published train split, but .* of the published test"),
+        (
+            "train.jsonl",
+            JSONL.encode(),
+            r"train\.jsonl: has the name of the published split train, .* published split test",
+        ),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -86,10 +90,10 @@ def test_a_bad_file_is_named_with_its_line(tmp_path: Path, name: str, content: b
 def test_a_missing_file_and_a_folder_without_the_split(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nope: no such file or folder"):
         read(tmp_path / "nope")
-    with pytest.raises(DataError, match=r"no test\.jsonl, \.json or \.parquet in this folder; it holds nothing"):
+    with pytest.raises(DataError, match=r"no test\.jsonl, \.json or \.parquet in this folder; it contains nothing"):
         read(tmp_path)
     (tmp_path / "readme.md").touch()
-    with pytest.raises(DataError, match=r"it holds readme\.md"):
+    with pytest.raises(DataError, match=r"it contains readme\.md"):
         read(tmp_path)
 
 

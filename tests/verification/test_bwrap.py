@@ -108,5 +108,5 @@ def run(filter: bytes, number: int, arch: int) -> int:
 
 
 def test_another_machine_is_refused() -> None:
-    with pytest.raises(ConfigError, match="programs are run on x86_64 and aarch64, not on riscv64"):
+    with pytest.raises(ConfigError, match="the sandbox for programs runs on x86_64 and aarch64, not on riscv64"):
         bubblewrap.build_seccomp_filter("riscv64")

@@ -114,7 +114,7 @@ def test_subclasses_are_dropped_with_their_methods(value: Any, plain: Any) -> No
 
 @pytest.mark.parametrize("value", [object(), len, iter([1]), range(3), [{"a": object()}]])
 def test_anything_else_is_no_value(value: Any) -> None:
-    with pytest.raises(TypeError, match="is no plain value"):
+    with pytest.raises(TypeError, match="is not plain data"):
         encode_value(value)
 
 
@@ -156,4 +156,4 @@ def test_a_check_calls_over_the_channel_and_sees_plain_data(ends: tuple[Channel,
 def test_outside_the_sandbox_the_drivers_do_nothing(script: str) -> None:
     command = [sys.executable, "-m", f"permix.verification.guest.{script}", "{}"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr.strip()) == (1, "this runs in the sandbox alone")
+    assert (done.returncode, done.stderr.strip()) == (1, "this script runs only in the sandbox")

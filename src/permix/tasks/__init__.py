@@ -1,4 +1,4 @@
-"""Tasks: questions whose answers can be checked. One file a task, one line here."""
+"""Tasks: questions whose answers can be checked. Each task has its own module and one entry in `TASKS`."""
 
 from dataclasses import replace
 
@@ -28,7 +28,10 @@ TASKS: dict[str, Task] = {
 
 
 def load_questions(config: TaskConfig) -> tuple[Task, tuple[Question, ...]]:
-    """The task that `config` names, worded as it says, and its questions. Raises ConfigError or DataError."""
+    """The task that `config` names, with `config.prompt_template` if given, and its `config.n` questions.
+
+    Raises ConfigError if the questions cannot be had or scored, and DataError for a bad file.
+    """
     task = TASKS[config.name]
     if task.check_environment is not None:
         task.check_environment()

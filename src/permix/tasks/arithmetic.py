@@ -1,14 +1,16 @@
-"""Arithmetic: sums, differences and products made on the spot, in levels of difficulty. Needs no data and no network.
+"""Arithmetic: generated sums, differences and products, in levels of difficulty. It needs no data and no network.
 
 A question:
 
     Question(id="arithmetic:7+5", task="arithmetic", text="What is 7 + 5?", gold="12", tags=("add-1",), solution="7 + 5 = 12.")
 
-Levels take turns, each giving its questions in the order that the seed shuffles: item i depends on seed, split, levels and i.
-A question's side depends on its content alone, with the operands of sums and products put in order: 7 + 5 and 5 + 7 stand on the
-same side under every seed. A level that is used up is passed over, so of a large n the easy levels give less than their share.
+The levels take turns, and each yields its questions in an order shuffled by the seed: question i depends only on seed, split,
+levels and i. The split of a question depends only on its content, with the operands of sums and products sorted: 7 + 5 and 5 + 7
+are in the same split under every seed. A level without further questions is skipped, so with a large n easy levels contribute
+less than their share.
 
-The prompt is the bare question: a small model does not box unasked. The answer is the last box, else the last number.
+The prompt is the bare question, since small models do not follow a request for a box. The answer of a completion is its last
+box, else its last number.
 """
 
 import functools
@@ -32,17 +34,18 @@ ONE_DIGIT, TWO_DIGITS, THREE_DIGITS = range(10), range(10, 100), range(100, 1000
 
 
 class ArithmeticLevel(NamedTuple):
-    """One operation over operands from these ranges. Differences are never negative: the first operand is not the smaller."""
+    """One operation on operands from these ranges. In differences the first operand is never the smaller one."""
 
     operation: Literal["+", "-", "*"]
     operand_ranges: tuple[range, ...]
 
     @property
     def n_combinations(self) -> int:
+        """Number of combinations of operands."""
         return math.prod(map(len, self.operand_ranges))
 
     def operands(self, index: int) -> tuple[int, ...]:
-        """The index-th combination of operands, 0 <= index < size."""
+        """The index-th combination of operands, 0 <= index < n_combinations."""
         chosen = []
         for values in self.operand_ranges:
             index, at = divmod(index, len(values))
@@ -69,22 +72,23 @@ DEFAULT_ARITHMETIC_LEVELS = ("add-1", "sub-1", "mul-1", "add-1x3", "add-2")
 
 
 def arithmetic_questions(config: TaskConfig) -> tuple[Question, ...]:
+    """The `config.n` questions of a configuration. Raises ConfigError for an unknown level, a path, or too large an n."""
     levels = config.levels or DEFAULT_ARITHMETIC_LEVELS
     check_known_levels(levels, ARITHMETIC_LEVELS, "arithmetic")
     if config.path is not None:
-        raise ConfigError(f"task.path = {config.path}: arithmetic is made on the spot and reads no file")
+        raise ConfigError(f"task.path = {config.path}: arithmetic is generated and reads no file; leave path out")
     items = tuple(islice(interleave_levels(levels, config.seed, config.split), config.n))
     if len(items) < config.n:
         each = ", ".join(f"{level} {n}" for level, n in Counter(item.tags[0] for item in items).items())
         raise ConfigError(
-            f"task.n = {config.n}: arithmetic has {len(items)} distinct questions on the {config.split} side of these levels "
+            f"task.n = {config.n}: arithmetic has {len(items)} distinct questions of these levels in the {config.split} split "
             f"({each}); give task.n = {len(items)} or less, or more task.levels"
         )
     return items
 
 
 def interleave_levels(levels: tuple[str, ...], seed: int, split: Split) -> Iterator[Question]:
-    """Items 0, 1, 2 ... until every level is used up."""
+    """Yield one question of each level in turn until no level has any left."""
     left = {level: level_questions(level, seed, split) for level in levels}
     for level in cycle(levels):
         if not left:
@@ -97,7 +101,7 @@ def interleave_levels(levels: tuple[str, ...], seed: int, split: Split) -> Itera
 
 
 def level_questions(level: str, seed: int, split: Split) -> Iterator[Question]:
-    """Every question that a level has on a side, once each, in the seed's order."""
+    """Yield every question of a level in a split once, in an order shuffled by the seed."""
     operation = ARITHMETIC_LEVELS[level].operation
     for index in iterate_shuffled(ARITHMETIC_LEVELS[level].n_combinations, seed_from("arithmetic", level, seed)):
         operands = ARITHMETIC_LEVELS[level].operands(index)
@@ -109,7 +113,7 @@ def level_questions(level: str, seed: int, split: Split) -> Iterator[Question]:
 
 
 def iterate_shuffled(size: int, seed: int) -> Iterator[int]:
-    """0 ... size - 1 in random order, each drawn when it is asked for: a few of a million cost no more than a few."""
+    """Yield 0 ... size - 1 in random order, drawn lazily: the first k of a million numbers cost O(k) time and memory."""
     rng = random.Random(seed)
     moved: dict[int, int] = {}
     for last in range(size - 1, -1, -1):

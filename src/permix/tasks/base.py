@@ -1,12 +1,12 @@
-"""What a task is: questions with gold answers, a wording, and one verification that training and evaluation share.
+"""The task: questions with gold answers, a prompt template, and the scoring that training and evaluation share.
 
-A task is one file that ends in one `Task(...)`, and one line of the registry in `permix.tasks`. `questions` gives exactly
-`config.n` distinct questions, the same ones for the same config on any machine, or raises ConfigError that names how many there
-are. Which side of a split a question falls on depends on its content alone, never on a seed or on file order, so what one run
-trains on is never what another run holds out.
+A task is a module that ends in `Task(...)`, with an entry in `permix.tasks.TASKS`. `questions` returns exactly `config.n`
+distinct questions, the same ones for the same configuration on every machine, or raises ConfigError naming how many there are.
+The split of a question depends only on its content, not on a seed or on the order of a file, so a question that one run trains
+on is never held out in another run.
 
-A question to train on carries a solution: an answer put as the wording asks for it. Supervised training learns from those that
-`verify_completion` finds right.
+A training question has a solution: an answer in the form that the prompt template asks for. Supervised training uses the
+solutions that `verify_completion` finds correct.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -20,17 +20,17 @@ from permix.verification.math_verifier import Verifier, extract_boxed, numbers_e
 
 @dataclass(frozen=True)
 class Task:
-    """`prompt_template` holds `{question}`; `extract_unboxed` finds the answer of a completion in which nothing is boxed, or
-    gives None.
+    """A task's questions, prompt template and scoring.
 
-    `numeric_answers`: answers are plain numbers, so a box that holds an expression holds no answer. The symbolic engine
-    would work
-    `12*13` out, and a model could earn 156 by boxing the question. `answers_match` compares answer and gold where that is not the
-    verifier's to judge: texts and letters.
-
-    `scorer` is for answers that are not said but done, such as programs: it gives the verdict on answer and gold, and nothing is
-    looked for in boxes. What it needs beside the gold, `questions` has loaded into this process. `check_environment` raises
-    ConfigError where nothing could be judged.
+    prompt_template: contains `{question}`.
+    questions: loads the questions that a configuration asks for.
+    extract_unboxed: finds the answer of a completion without a `\\boxed{}`; returns None if there is no answer.
+    numeric_answers: answers are plain numbers, so a box with an expression does not count as an answer. The symbolic engine would
+        evaluate `12*13`, and a model could earn a reward by boxing the question.
+    answers_match: compares an answer with the gold, for texts and letters; the default is the mathematical verifier.
+    scorer: returns the verdict on an answer and a gold, for answers that must be run, such as programs. Boxes are then ignored.
+        `questions` has loaded what the scorer needs besides the gold into this process.
+    check_environment: raises ConfigError if answers cannot be scored on this machine.
     """
 
     name: str
@@ -44,15 +44,16 @@ class Task:
 
     @property
     def prompt_hash(self) -> str:
-        """Identity of the wording: runs are compared only when they asked in the same words."""
+        """Hash of the prompt template; only runs with the same template are compared."""
         return digest(self.prompt_template)
 
     def prompt(self, question: Question) -> str:
-        # str.format would choke on the braces of LaTeX.
+        """The question in the prompt template."""
+        # str.format fails on the braces of LaTeX.
         return self.prompt_template.replace("{question}", question.text)
 
     def extract_answer(self, completion: str) -> str | None:
-        """The answer in a completion: its last box if that holds anything, else the task's own extraction. None: no answer."""
+        """The answer in a completion: its last box if that is not empty, else what `extract_unboxed` finds. None: no answer."""
         if self.scorer is not None:
             return self.extract_unboxed(completion)
         boxed = extract_boxed(completion)
@@ -62,7 +63,7 @@ class Task:
 
 
 def verify_completion(task: Task, completion: str, gold: str, verifier: Verifier) -> Verdict:
-    """The one judgement of a completion: the training reward and the evaluation's score are both this."""
+    """Score a completion. The training reward and the evaluation's score both come from here."""
     answer = task.extract_answer(completion)
     if task.scorer is not None:
         return Verdict(correct=False) if answer is None else task.scorer(answer, gold)
@@ -72,20 +73,20 @@ def verify_completion(task: Task, completion: str, gold: str, verifier: Verifier
 
 
 def split_of_content(content: str) -> Split:
-    """The side a question's content falls on, for every seed: one in four is held out, one in eight of the others is dev."""
+    """The split of a question, by a hash of its content: one in four is held out, and one in eight of the others is dev."""
     return "heldout" if int(digest("side", content), 16) % 4 == 0 else dev_or_train(content, one_in=8)
 
 
 def dev_or_train(content: str, one_in: int) -> Split:
-    """The side of content that is not held out, by a hash of its own: one in `one_in` is dev."""
+    """The split of content that is not held out, by a second hash of it: one in `one_in` is dev."""
     return "dev" if int(digest("dev", content), 16) % one_in == 0 else "train"
 
 
 def select_questions(questions: Iterable[Question], config: TaskConfig) -> tuple[Question, ...]:
-    """`config.n` of the distinct questions, shuffled by `config.seed`, whatever order they came in.
+    """Choose `config.n` distinct questions, in an order that depends on `config.seed` and not on the input's order.
 
-    A larger n begins with the questions of a smaller one. Questions with equal content are one; the one with the smallest gold
-    stands for it. Raises ConfigError, naming how many there are, when n is more.
+    The questions of a smaller n are the first ones of a larger n. Of questions with equal content, the one with the smallest gold
+    is kept. Raises ConfigError if there are fewer than n questions, and DataError if two have the same id.
     """
     distinct: dict[str, Question] = {}
     for question in sorted(questions, key=lambda one: (one.gold, one.id, one.tags, one.solution or "")):
@@ -94,7 +95,7 @@ def select_questions(questions: Iterable[Question], config: TaskConfig) -> tuple
     if config.n > len(distinct):
         of_levels = f" of the levels {', '.join(config.levels)}" if config.levels else ""
         raise ConfigError(
-            f"task.n = {config.n}: {config.name} has {len(distinct)} distinct questions{of_levels} on the {config.split} side; "
+            f"task.n = {config.n}: {config.name} has {len(distinct)} distinct questions{of_levels} in the {config.split} split; "
             f"give task.n = {len(distinct)} or less"
         )
     order = sorted(distinct, key=lambda content: digest("choose", str(config.seed), content))
@@ -109,7 +110,7 @@ def _check_unique_ids(questions: Iterable[Question], config: TaskConfig) -> None
 
 
 def check_known_levels(levels: Sequence[str], known: Collection[str], task: str) -> None:
-    """Raise ConfigError for the first level that the task does not have, naming the nearest one that it has."""
+    """Raise ConfigError for the first level that the task does not have, naming the nearest level that it has."""
     for level in levels:
         if level not in known:
             near = closest_match(level, known, cutoff=0.5)

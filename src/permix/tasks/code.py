@@ -1,15 +1,14 @@
-"""Code: programming questions, whose answer is a Python program that is run on tests in a sandbox.
+"""Code: programming questions. The answer is a Python program, which is run on tests in a sandbox.
 
-The questions are those of a local file or folder, in one of the formats of `permix.tasks.code_formats`: LiveCodeBench's,
-HumanEval's,
-MBPP's, or your own; without a path MBPP's, from the hub. Levels are difficulties, in the formats that have some.
+The questions come from a local file or folder in one of the formats of `permix.tasks.code_formats`: LiveCodeBench, HumanEval,
+MBPP or your own. Without a path they are MBPP's, from the hub. Levels are difficulties, in formats that have them.
 
-The answer of a completion is its last closed code block that is marked as Python, as the wording asks; where none is, its last
-closed block, since many models show what a program prints in a block after it. It is right when it does what every test asks. How
-programs are run, and what they can neither do nor know, is said in `permix.verification`; it needs bubblewrap.
+The answer of a completion is its last closed code block that is marked as Python, as the prompt asks; if no block is marked, its
+last closed block. Marked blocks come first because many models show the program's output in a later block. An answer is correct
+if it passes every test. `permix.verification.sandbox` runs the programs; it needs bubblewrap.
 
-The gold is a hash of the tests, not the tests: they can be megabytes, and a gold is written into every record. `questions` keeps
-the tests of what it chose in this process, by that hash, so a gold can never stand for other tests than those it was made of.
+The gold is a hash of the tests, because tests can be megabytes long and every record contains its gold. `questions` keeps the
+tests of the chosen questions in this process, by that hash, so a gold always refers to the tests that it was made from.
 """
 
 import json
@@ -39,18 +38,19 @@ _SUITES: dict[str, bytes] = {}  # by gold; compressed JSON
 
 
 def code_questions(config: TaskConfig) -> tuple[Question, ...]:
+    """The `config.n` questions of a configuration; registers their tests in this process. Raises ConfigError or DataError."""
     rows = list(read_published_rows(MBPP_HUB, MBPP_PUBLISHED_SPLITS[config.split], config.path))
     form = detect_code_format(rows[0])
     rows = [row for row in rows if form.is_usable(row)]
     known = [code_question(row, form) for row in rows]
     check_known_levels(config.levels, sorted({level for one in known for level in one.tags}), "code")
-    sides = form.row_splits(rows, known)
-    if config.split not in sides:
-        there = ", ".join(sorted({side for side in sides if side})) or "none"
+    splits = form.row_splits(rows, known)
+    if config.split not in splits:
+        present = ", ".join(sorted({split for split in splits if split})) or "none"
         raise ConfigError(
-            f'task.split = "{config.split}": {config.path or MBPP_HUB.id} has no such questions; its sides: {there}'
+            f'task.split = "{config.split}": {config.path or MBPP_HUB.id} has no such questions; its splits: {present}'
         )
-    ours = {one: row for one, row, its in zip(known, rows, sides, strict=True) if its == config.split}
+    ours = {one: row for one, row, split in zip(known, rows, splits, strict=True) if split == config.split}
     chosen = select_questions((one for one in ours if not config.levels or set(config.levels) & set(one.tags)), config)
     for one in chosen:
         register_suite(one.gold, form.suite(ours[one]))
@@ -71,36 +71,38 @@ def code_question(row: DatasetRow, code_format: CodeFormat) -> Question:
 
 
 def register_suite(gold: str, suite: Suite) -> None:
+    """Keep the tests of a question in this process, for `score_program`."""
     _SUITES[gold] = zlib.compress(json.dumps(suite).encode(), level=1)
 
 
 def registered_suite(gold: str) -> Suite:
-    """Raises ConfigError for a gold whose question was not loaded in this process."""
+    """The tests of a gold. Raises ConfigError if its question was not loaded in this process."""
     if gold not in _SUITES:
-        raise ConfigError(f"code: the tests {gold} are not among those loaded; give the task.path that the question came from")
+        raise ConfigError(f"code: the tests {gold} are not loaded; give the task.path that the question came from")
     prelude, function, cases, check = json.loads(zlib.decompress(_SUITES[gold]))
     return Suite(prelude, function, tuple(Case(*case) for case in cases), check)
 
 
 def extract_program(completion: str) -> str | None:
-    """The last block of Python, else the last of any kind, None if there is none. Blank ones do not count."""
+    """The last code block marked as Python, else the last code block, else None. Blank blocks do not count."""
     found = [(language, content) for language, content in code_blocks(completion) if content.strip()]
     marked = [content for language, content in found if language in PYTHON_FENCE_LABELS]
     return marked[-1] if marked else found[-1][1] if found else None
 
 
 def code_blocks(completion: str) -> Iterator[tuple[str, str]]:
-    """What each closed code block is marked as, and its content. Linear time."""
+    """Yield (label, content) of each closed code block; an unlabeled block has the label "". Takes linear time."""
     opened: re.Match[str] | None = None
     for fence in _FENCE.finditer(completion):
         if opened is None:
-            opened = None if "`" in fence[2] else fence  # backticks around words of a line open nothing
+            opened = None if "`" in fence[2] else fence  # such as ```x```: inline code, not a block
         elif len(fence[1]) >= len(opened[1]) and not fence[2].strip():
             yield opened[2].strip().lower(), completion[opened.end() + 1 : fence.start()]
             opened = None
 
 
 def score_program(program: str, gold: str) -> Verdict:
+    """Run a program on the tests of a gold. `correct` is None if the sandbox or the tests failed."""
     found = run_tests(program, registered_suite(gold))
     error = f"sandbox: {found.reason}" if found.correct is None else None
     return Verdict(correct=found.correct, extracted=truncate_for_record(program), error=error)

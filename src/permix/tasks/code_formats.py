@@ -1,51 +1,47 @@
-r'''What a format of programming questions is: from a published row to a text, and to the tests that judge a program.
+r'''The data formats of programming questions: for each, how a row becomes a question and the tests of a program.
 
-HumanEval (openai/openai_humaneval, MIT): functions to complete, all held out.
+A data file has rows of one format. `CODE_FORMATS` lists the formats; `detect_code_format` recognizes one by a field that only it
+has. Every function that takes a row raises DataError naming the row's file and line, the field and what would be valid.
 
-A row, as published:
+HumanEval (openai/openai_humaneval, MIT): functions to complete, all held out. A row, as published:
 
     {"task_id": "HumanEval/53", "prompt": "def add(x: int, y: int):\n    """Add two numbers x and y ...\n    """\n",
      "entry_point": "add", "canonical_solution": "    return x + y\n",
      "test": "def check(candidate):\n    assert candidate(0, 1) == 1\n ..."}
 
-The prompt is run before the program, so what it imports and what else it defines is there, and before the check, which may use
-that too.
+The prompt is run before the program and before the check, since both may use its imports and definitions.
 
-LiveCodeBench (livecodebench/code_generation_lite, files test.jsonl to test6.jsonl): contest problems, all held out.
-
-A row, as published, but for fields that are not read:
+LiveCodeBench (livecodebench/code_generation_lite, files test.jsonl to test6.jsonl): contest problems, all held out. A row, as
+published, without fields that are not read:
 
     {"question_content": "Print the sum of two numbers ...", "starter_code": "", "difficulty": "easy", "metadata": "{}",
      "public_test_cases": "[{\"input\": \"1 2\\n\", \"output\": \"3\\n\", \"testtype\": \"stdin\"}]",
      "private_test_cases": "eJxrYJ..."}
 
-The private tests are such a list too, or one packed by pickle, zlib and base64. Where a method is asked for there is starter
-code, `metadata` names it as `func_name`, and a test's input is one argument a line, as JSON. Levels are difficulties.
+The private tests are a list of the same form, or such a list packed with pickle, zlib and base64. If a method is asked for, there
+is starter code, `metadata` names the method as `func_name`, and the input of a test has one argument per line, as JSON. Levels
+are difficulties.
 
-MBPP (google-research-datasets/mbpp, CC-BY-4.0; full or sanitized): small functions, on three sides by their number.
-
-A row of the full set, as published (the sanitized one has "prompt" for "text" and a list "test_imports" for "test_setup_code"):
+MBPP (google-research-datasets/mbpp, CC-BY-4.0; full or sanitized): small functions. A row of the full set, as published (the
+sanitized set has "prompt" for "text" and a list "test_imports" for "test_setup_code"):
 
     {"task_id": 604, "text": "Write a function to reverse words in a given string.", "code": "def reverse_words(s): ...",
      "test_list": ["assert reverse_words(\"python program\")==(\"program python\")", ...], "test_setup_code": "",
      "challenge_test_list": []}
 
-Numbers 11 to 510 are held out, 511 to 600 dev, 601 to 974 train; the first ten were published to be shown. One test is shown with
-the question, since a program cannot know the function's name without it, and could look up all that it is shown. A row is left
-out when its tests use more of the published solution than one function: a class, say, that no program could guess.
+Task ids 11 to 510 are heldout, 511 to 600 dev and 601 to 974 train; the first ten were published as examples for prompts. The
+question shows one test, since a program cannot know the function's name without it; it shows only one, because a program could
+look up the results of every test that it was shown. A row is left out if its tests use more of the published solution than one
+function, such as a class, whose name no program could guess.
 
-Programming questions of your own: programs that read standard input, or functions.
-
-A row of each:
+Your own questions: programs that read standard input, or functions. A row of each kind:
 
     {"question": "Print the sum of two numbers.", "tests": [{"input": "1 2\n", "output": "3\n"}]}
     {"question": "Add two numbers.", "function": "add", "tests": [{"args": [1, 2], "output": 3}]}
 
-A function may also be a method of a class Solution. `starter` is code to complete, shown with the question; `level` is what
-`task.levels` chooses by; `solution` is what supervised training learns from, a program or an answer with a code block in it.
-`split` is train, dev or heldout, in all rows or in none; without it the side is by content.
-
-The formats that programming questions come in. One file a format, one line here; a data file holds one of them.
+A function may also be a method of a class Solution. `starter` is code to complete, which the question shows. `task.levels`
+selects by `level`. Supervised training learns from `solution`, a program or an answer with a code block in it. `split` is train,
+dev or heldout, in all rows or in none; without it the split depends on the content.
 '''
 
 import ast
@@ -76,7 +72,7 @@ from math import ceil, floor, gcd, inf, isqrt, sqrt
 from typing import *
 sys.setrecursionlimit(50_000)
 """
-"""What a program has without importing it: benchmarks give about this, and many programs count on it."""
+"""Imports that every program gets: benchmarks provide about the same ones, and many programs rely on them."""
 
 
 def _always_usable(row: DatasetRow) -> bool:
@@ -84,11 +80,14 @@ def _always_usable(row: DatasetRow) -> bool:
 
 
 class CodeFormat(NamedTuple):
-    """`marker_field` is the field that tells it; `test_fields` are those that tests are made of; `level` is the one that
-    names a difficulty.
+    """One data format of programming questions.
 
-    `text`, `suite` and `solution` raise DataError naming the row's file and line. `row_splits` gives one of the three for
-    each row, or None. `is_usable` says whether a row can be asked here at all.
+    marker_field: a field that only this format has.
+    test_fields: the fields that the tests are made from.
+    text, suite, solution: make a row's question, tests and solution; `solution` returns None if the row has none.
+    row_splits: the split of each row, or None for a row that is in no split.
+    level: the field that names the difficulty, if the format has one.
+    is_usable: whether permix can ask the row.
     """
 
     marker_field: str
@@ -101,7 +100,7 @@ class CodeFormat(NamedTuple):
     is_usable: Callable[[DatasetRow], bool] = _always_usable
 
     def gold(self, row: DatasetRow) -> str:
-        """A hash of everything that the row's tests are made of."""
+        """Hash of the fields that the row's tests are made from."""
         values = (json.dumps(row.fields.get(field), sort_keys=True) for field in self.test_fields)
         return digest(self.marker_field, *values, length=32)
 
@@ -122,15 +121,15 @@ STDIN_INSTRUCTION = "Read standard input, print to standard output."
 
 
 def parse_json_field(row: DatasetRow, field: str, text: str) -> Any:
-    """What the text of a field, or a part of it, holds."""
+    """Parse `text`, a field's text or a part of it, as JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError, TypeError) as error:
-        raise row.error(field, f"holds what is not JSON: {error}") from error
+        raise row.error(field, f"contains text that is not JSON: {error}") from error
 
 
 def parse_python_field(row: DatasetRow, field: str, source: str) -> ast.Module:
-    """The syntax tree of Python in a field."""
+    """The syntax tree of the Python code in a field."""
     try:
         return ast.parse(source)
     except (SyntaxError, ValueError) as error:
@@ -179,7 +178,7 @@ def livecodebench_suite(row: DatasetRow) -> Suite:
         for test in parse_json_field(row, PRIVATE_TESTS_FIELD, _unpack_private_tests(row))
     ]
     if not cases:
-        raise row.error(PUBLIC_TESTS_FIELD, "there is no test here, nor a private one")
+        raise row.error(PUBLIC_TESTS_FIELD, "has no test, nor do the private tests")
     return Suite(PRELUDE, function, tuple(cases))
 
 
@@ -193,10 +192,10 @@ def _livecodebench_case(row: DatasetRow, field: str, test: Any, function: str | 
 
 
 class _SafeUnpickler(pickle.Unpickler):
-    """Of pickles, those that need nothing but pickle itself: a data set has no business with code."""
+    """Loads only pickles of built-in values; a pickle that imports something could run code from the data set."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it imports {module}.{name}")
 
 
 def _unpack_private_tests(row: DatasetRow) -> str:
@@ -220,12 +219,12 @@ MBPP_TASK_IDS = {"heldout": range(11, 511), "dev": range(511, 601), "train": ran
 
 
 def mbpp_splits(rows: Sequence[DatasetRow], questions: Sequence[Question]) -> list[str | None]:
-    return [next((side for side, own in MBPP_TASK_IDS.items() if row.value("task_id") in own), None) for row in rows]
+    return [next((split for split, ids in MBPP_TASK_IDS.items() if row.value("task_id") in ids), None) for row in rows]
 
 
 def mbpp_text(row: DatasetRow) -> str:
-    asked = row.text("text" if "text" in row.fields else "prompt")
-    return f"{asked}\n\nA test that it must pass:\n\n{fenced_code(_assertions(row)[0])}"
+    question = row.text("text" if "text" in row.fields else "prompt")
+    return f"{question}\n\nA test that it must pass:\n\n{fenced_code(_assertions(row)[0])}"
 
 
 def mbpp_suite(row: DatasetRow) -> Suite:
@@ -235,7 +234,7 @@ def mbpp_suite(row: DatasetRow) -> Suite:
 
 
 def functions_under_test(row: DatasetRow) -> set[str]:
-    """What the tests use of that which the published solution defines."""
+    """Names of the functions and classes of the published solution that the tests use."""
     solution = parse_python_field(row, "code", row.text("code")).body
     defined = {node.name for node in solution if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     tests = ast.walk(parse_python_field(row, "test_list", "\n".join(_assertions(row))))
@@ -269,7 +268,7 @@ def _interface_instruction(row: DatasetRow) -> str:
 def custom_code_suite(row: DatasetRow) -> Suite:
     tests, function = row.value("tests"), row.text("function") if "function" in row.fields else None
     if not isinstance(tests, list) or not tests or not all(isinstance(test, dict) for test in tests):
-        raise row.error("tests", "must be a list of tests, each with its input or args, and its output")
+        raise row.error("tests", "must be a list of tests, each with input or args, and output")
     return Suite(PRELUDE, function, tuple(_custom_code_case(row, function, test) for test in tests))
 
 
@@ -279,7 +278,7 @@ def _custom_code_case(row: DatasetRow, function: str | None, test: dict[str, Any
             raise row.error("tests", "without a function, each test must have a text as input and one as output")
         return Case(test["input"], test["output"])
     if not isinstance(test.get("args"), list) or "output" not in test:
-        raise row.error("tests", "of a function, each test must have a list of args, and an output")
+        raise row.error("tests", "with a function, each test must have a list of args, and an output")
     return Case(encode_value([test["args"], {}]).decode(), json.dumps(test["output"]))
 
 
@@ -308,7 +307,7 @@ CODE_FORMATS = (LIVECODEBENCH, HUMANEVAL, MBPP, CUSTOM_CODE)
 
 
 def detect_code_format(row: DatasetRow) -> CodeFormat:
-    """By the field that only this format has. Raises DataError for a row of none of them."""
+    """The format of a row, by its marker field. Raises DataError if the row has no marker field."""
     for form in CODE_FORMATS:
         if form.marker_field in row.fields:
             return form

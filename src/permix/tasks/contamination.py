@@ -1,7 +1,7 @@
-"""A question seen in training is never asked in an evaluation.
+"""Refuse evaluations on questions that the model was trained on.
 
-Content is what counts, across tasks, files and splits: a MATH problem that stands in MATH-500 under another id is the same
-question. A model that permix trained carries the hashes of its questions in a file beside its weights.
+Questions are compared by content, across tasks, files and splits: a MATH problem that MATH-500 has under another id is the same
+question. permix writes the hashes of the training questions, and the personas' ids, to a file next to a model's weights.
 """
 
 from collections.abc import Collection, Sequence
@@ -14,7 +14,7 @@ from permix.types import Question
 
 
 def check_contamination(evaluation: Sequence[Question], trained_hashes: Collection[str]) -> None:
-    """Raise ConfigError if any question's content hash was seen, naming how many were, and the first."""
+    """Raise ConfigError if the content hash of a question is in `trained_hashes`; the message has their number and the first."""
     seen = set(trained_hashes)
     shared = [question for question in evaluation if question.content_hash in seen]
     if not shared:
@@ -23,7 +23,7 @@ def check_contamination(evaluation: Sequence[Question], trained_hashes: Collecti
     text = first.text if len(first.text) <= 120 else f"{first.text[:117]}..."
     raise ConfigError(
         f"{len(shared)} of {len(evaluation)} questions of this evaluation were seen in training, the first {first.id}: {text!r}; "
-        f'evaluate with task.split = "heldout", with another task, or from a plan whose questions are not these'
+        f'evaluate with task.split = "heldout" or with another task, or train from a plan without these questions'
     )
 
 
@@ -31,7 +31,7 @@ TRAINED_ON_FILE = "permix_seen_questions.json"
 
 
 class TrainedOn(NamedTuple):
-    """What a model was trained on: content hashes of questions, and ids of personas."""
+    """The training data of a model: content hashes of its questions, and ids of its personas."""
 
     question_hashes: frozenset[str] = frozenset()
     persona_ids: frozenset[str] = frozenset()
@@ -41,7 +41,7 @@ class TrainedOn(NamedTuple):
 
 
 def write_trained_on(folder: Path, trained_on: TrainedOn) -> None:
-    """Leave beside a model's weights, or above its checkpoints, what it was trained on."""
+    """Write `TRAINED_ON_FILE` into a model's folder, or into the folder that contains its checkpoints."""
     write_json(
         folder / TRAINED_ON_FILE,
         {"content_hashes": sorted(trained_on.question_hashes), "persona_ids": sorted(trained_on.persona_ids)},
@@ -49,9 +49,9 @@ def write_trained_on(folder: Path, trained_on: TrainedOn) -> None:
 
 
 def read_trained_on(folder: Path) -> TrainedOn:
-    """What a model folder was trained on; nothing for a model that permix did not train.
+    """The training data of the model in a folder; empty for a model that permix did not train.
 
-    A checkpoint has its file in the folder above it.
+    The file of a checkpoint is in the folder above it. Raises DataError if the file is malformed.
     """
     found = TrainedOn()
     for place in (folder / TRAINED_ON_FILE, folder.parent / TRAINED_ON_FILE):

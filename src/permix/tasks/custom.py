@@ -1,25 +1,23 @@
-"""A user's own questions, from one file and without code: `--task.path qa.jsonl --task.answer number`.
+"""The user's own questions, from a file: `--task.path qa.jsonl --task.answer number`.
 
 A row of the file (.jsonl, .json or .parquet):
 
     {"question": "Which is a prime?", "answer": "B", "choices": ["4", "5", "6"], "split": "heldout", "level": "easy"}
 
-`question` and `answer` are needed, an answer being a text or a number; `choices` for `choice` alone. `split` is train, dev or
-heldout; rows without it get their side by content, one in four held out and one in eight of the others dev, and a file gives it
-for all of its rows or for none. `level` is what `task.levels` chooses by; `solution` is what supervised training learns from, the
-boxed answer where it is missing.
+`question` and `answer` (a text or a number) are required, and `choices` if `task.answer` is `choice`. `split` is train, dev or
+heldout; it must be given in all rows or in none. Without it the split depends on the content: one in four rows is held out, and
+one in eight of the others is dev. `task.levels` selects by `level`. Supervised training learns from `solution`, or from the boxed
+answer if there is none.
 
-How an answer is compared is `task.answer`:
+`task.answer` says how an answer is compared:
 
-    number    as GSM8K's: plain numbers, whatever their dress (1,234.0 and $1234)
-    math      as MATH's: also expressions, by a symbolic engine
-    exact     the same text, but for case, white space, Unicode form and a full stop
-    choice    the letter of the right choice; the gold may be the letter, or the text of the choice itself
+    number    plain numbers, as in GSM8K, in any notation (1,234.0 equals $1234)
+    math      expressions too, as in MATH, by a symbolic engine
+    exact     equal texts, ignoring case, white space, Unicode form and a final full stop
+    choice    the letter of the right choice; the gold may be the letter or the text of the choice
 
-The answer of a completion is its last box. Without one: the last number (number), what its last "answer is" names (math, exact,
-choice), and then its last line (exact) or its last letter that stands alone (choice).
-
-The sides of a user's own rows: given by the file, for all of its rows, or else decided by content.
+The answer of a completion is its last box. Without a box it is the last number (number), the text that the last "answer is" names
+(math, exact, choice), or else the last line (exact) or the last letter that is a word of its own (choice).
 """
 
 from collections.abc import Callable, Sequence
@@ -35,11 +33,14 @@ from permix.verification.math_verifier import last_number
 
 
 def splits_by_row(rows: Sequence[DatasetRow], questions: Sequence[Question]) -> list[str]:
-    """One of `SPLITS` for each row and its question. Raises DataError where some rows have a `split` and others none."""
-    given = [row for row in rows if "split" in row.fields]
-    if given and len(given) < len(rows):
-        bare = next(row for row in rows if "split" not in row.fields)
-        raise DataError(f"{bare.where}: has no split, and {given[0].where} has one; give it in every row or in none")
+    """The split of each row: its `split` field, or else one by the question's content.
+
+    Raises DataError if only some rows have the field, or if it is not one of `SPLITS`.
+    """
+    with_split = [row for row in rows if "split" in row.fields]
+    if with_split and len(with_split) < len(rows):
+        without = next(row for row in rows if "split" not in row.fields)
+        raise DataError(f"{without.where}: has no split, but {with_split[0].where} has one; give it in every row or in none")
     return [_row_split(row, question) for row, question in zip(rows, questions, strict=True)]
 
 
@@ -55,12 +56,13 @@ BOXED_PROMPT_TEMPLATE = "{question}\n\nEnd with the final answer inside \\boxed{
 
 
 def custom_questions(name: str, config: TaskConfig) -> tuple[Question, ...]:
-    assert config.path is not None, "TaskConfig asks for it"
+    """The `config.n` questions of the file `config.path`, for the task `name`. Raises ConfigError or DataError."""
+    assert config.path is not None, "TaskConfig checks it"
     rows = read_file_rows(config.path)
     known = [custom_question(name, row) for row in rows]
     levels = sorted({level for one in known for level in one.tags})
     check_known_levels(config.levels, levels, task=str(config.path))
-    ours = (one for one, its in zip(known, splits_by_row(rows, known), strict=True) if its == config.split)
+    ours = (one for one, split in zip(known, splits_by_row(rows, known), strict=True) if split == config.split)
     return select_questions((one for one in ours if not config.levels or set(config.levels) & set(one.tags)), config)
 
 
@@ -81,7 +83,7 @@ def custom_question(name: str, row: DatasetRow) -> Question:
 
 
 def answer_text(row: DatasetRow) -> str:
-    """A text, or a number as JSON writes it."""
+    """The answer as text; a number is written as in JSON. Raises DataError if it is neither."""
     value = row.value("answer")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return row.text("answer")
@@ -89,6 +91,7 @@ def answer_text(row: DatasetRow) -> str:
 
 
 def parse_choices(row: DatasetRow) -> list[str]:
+    """The row's choices. Raises DataError unless they are 2 to 26 different texts."""
     found = row.value("choices")
     if not isinstance(found, list) or not all(isinstance(one, str) and one.strip() for one in found):
         raise row.error("choices", "must be a list of texts that are not blank")
@@ -99,7 +102,7 @@ def parse_choices(row: DatasetRow) -> list[str]:
 
 
 def _gold_letter(gold: str, choices: list[str], row: DatasetRow) -> str:
-    """The text of a choice comes before a letter: a choice may be "A" itself."""
+    # A text is compared before a letter, since a choice's text may be "A".
     letters = multiple_choice.CHOICE_LETTERS[: len(choices)]
     same = [
         letter for letter, choice in zip(letters, choices, strict=True) if _normalise_answer(choice) == _normalise_answer(gold)
@@ -116,10 +119,12 @@ def _normalise_answer(text: str) -> str:
 
 
 def same_text(answer: str, gold: str) -> bool:
+    """Whether two texts are equal, ignoring case, white space, Unicode form and a final full stop."""
     return _normalise_answer(answer) == _normalise_answer(gold)
 
 
 def extract_named_answer_or_last_line(completion: str) -> str | None:
+    """The text that the last "answer is" names, else the last line that is not blank, else None."""
     lines = [line.strip() for line in completion.splitlines() if line.strip()]
     return math.extract_named_answer(completion) or (lines[-1] if lines else None)
 

@@ -1,10 +1,10 @@
-"""Rows of a published data set, from the hub or from a local file or folder, each with the place it came from.
+"""Read the rows of a published data set, from the hub or from a local file or folder. Each row knows its file and line.
 
-The hub is read through `datasets`, which is imported only then. Local files are read with json and pyarrow: an error names the
-very line, nothing is copied into a cache, and evaluating on a local file needs no extra installed.
+The hub is read with `datasets`, which is imported only when needed. Local files are read with json and pyarrow, so that errors
+name the line, nothing is copied to a cache, and evaluating on a local file needs no extra package.
 
-A path is a .jsonl, .json (an array, or one object a line) or .parquet file, or a folder that holds `train.*`, `test.*` and so on,
-or the hub's own shards (`test-00000-of-00001.parquet`).
+A path is a .jsonl, .json (an array, or one object per line) or .parquet file, or a folder that contains `train.*`, `test.*` and
+so on, or the hub's own shards (`test-00000-of-00001.parquet`).
 """
 
 import json
@@ -20,7 +20,7 @@ DATASET_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 class HubDataset(NamedTuple):
-    """Where a data set is published; `config` is the hub's own subset name, `splits` what it is published in."""
+    """A data set on the hub: its id, the name of its subset (`config`), and its published splits."""
 
     id: str
     config: str | None = None
@@ -28,33 +28,37 @@ class HubDataset(NamedTuple):
 
 
 class DatasetRow(NamedTuple):
-    """One row as published; `where` is its file and line, for error messages."""
+    """One row as published. `where` is its file and line, for error messages."""
 
     where: str
     fields: dict[str, Any]
 
     def value(self, field: str) -> Any:
-        """Raises DataError when the row lacks the field."""
+        """A field's value. Raises DataError if the row has no such field."""
         if field not in self.fields:
             raise DataError(f"{self.where}: field {field!r} is missing; this row has {', '.join(self.fields) or 'no fields'}")
         return self.fields[field]
 
     def text(self, field: str) -> str:
-        """Raises DataError unless the field is a text that is not blank."""
+        """A field's text, without white space at its ends. Raises DataError unless it is a text that is not blank."""
         value = self.value(field)
         if not isinstance(value, str) or not value.strip():
             raise self.error(field, "must be a text that is not blank")
         if not value.isprintable() and any("\ud800" <= char <= "\udfff" for char in value):
-            raise self.error(field, "holds half a surrogate pair, which UTF-8 has no room for")
+            raise self.error(field, "contains half a surrogate pair, which UTF-8 cannot encode")
         return value.strip()
 
     def error(self, field: str, requirement: str) -> DataError:
+        """An error for the caller to raise: the row's place, the field, its value and the requirement."""
         shown = repr(self.fields.get(field))
         return DataError(f"{self.where}: {field} = {shown if len(shown) <= 80 else shown[:77] + '...'}: {requirement}")
 
 
 def read_published_rows(hub: HubDataset, split: PublishedSplit, path: Path | None) -> Iterator[DatasetRow]:
-    """Every row of one published split. Raises ConfigError when the hub cannot be read, DataError for a bad local file."""
+    """Yield every row of one published split, from `path` or, if it is None, from the hub.
+
+    Raises ConfigError if the hub cannot be read, and DataError for a bad local file.
+    """
     if path is None:
         yield from _read_hub_rows(hub, split)
         return
@@ -62,7 +66,7 @@ def read_published_rows(hub: HubDataset, split: PublishedSplit, path: Path | Non
 
 
 def read_file_rows(path: Path) -> list[DatasetRow]:
-    """Every row of one local file. Raises DataError for a file that is not there, holds nothing, or cannot be read."""
+    """Every row of one local file. Raises DataError if the file is missing, empty or malformed."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     _check_suffix(path)
@@ -72,7 +76,7 @@ def read_file_rows(path: Path) -> list[DatasetRow]:
 def _read_all_rows(path: Path, files: Sequence[Path]) -> list[DatasetRow]:
     if rows := [row for file in files for row in _iter_file_rows(file)]:
         return rows
-    raise DataError(f"{path}: holds no rows")
+    raise DataError(f"{path}: contains no rows")
 
 
 def _check_suffix(path: Path) -> None:
@@ -86,35 +90,33 @@ def _read_hub_rows(hub: HubDataset, split: PublishedSplit) -> Iterator[DatasetRo
         import datasets
     except ImportError as error:
         raise ConfigError(f"reading {name} from the hub needs `pip install permix[local]`; or give task.path") from error
-    silent = datasets.are_progress_bars_disabled()
+    bars_disabled = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         data = datasets.load_dataset(hub.id, hub.config, split=split)
     except (OSError, ValueError) as error:  # no network, no such data set, no such split
         raise ConfigError(f"{name}: cannot be read from the hub: {error}; give task.path, a local file or folder") from error
     finally:
-        if not silent:
+        if not bars_disabled:
             datasets.enable_progress_bars()
     for number, fields in enumerate(data, 1):
         yield DatasetRow(f"{hub.id}/{split}:{number}", dict(fields))
 
 
 def _files_of_split(path: Path, split: PublishedSplit, published_splits: Sequence[PublishedSplit]) -> list[Path]:
-    """The files that hold the split: `path` itself, or those of that name in a folder."""
+    """The files of the split: `path` itself, or the files of that name in a folder."""
     if path.is_dir():
         whole = [file for suffix in DATASET_SUFFIXES if (file := path / f"{split}{suffix}").is_file()]
         if found := whole[:1] or sorted(path.glob(f"{split}-*.parquet")):
             return found
-        here = ", ".join(sorted(one.name for one in path.iterdir())[:10])
-        raise DataError(f"{path}: no {split}.jsonl, .json or .parquet in this folder; it holds {here or 'nothing'}")
+        names = ", ".join(sorted(one.name for one in path.iterdir())[:10])
+        raise DataError(f"{path}: no {split}.jsonl, .json or .parquet in this folder; it contains {names or 'nothing'}")
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     _check_suffix(path)
     named = path.stem.split("-")[0]
     if named in published_splits and named != split:
-        raise DataError(
-            f"{path}: is named as the published {named} split, but task.split asks for questions of the published {split}"
-        )
+        raise DataError(f"{path}: has the name of the published split {named}, but task.split needs the published split {split}")
     return [path]
 
 
@@ -142,7 +144,7 @@ def _parse_json(raw: bytes, file: str, *, first_line: int) -> Any:
         raise DataError(f"{file}:{line}: not UTF-8") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{file}:{first_line + error.lineno - 1}: not JSON: {error.msg} (column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets nested thousands deep
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits; thousands of nested brackets
         raise DataError(f"{file}:{first_line}: cannot be read as JSON: {error}") from error
 
 

@@ -6,10 +6,10 @@ A row, as published (7,473 train, 1,319 test):
      earn?", "answer": "Weng earns 12/60 = $<<12/60=0.2>>0.2 per minute.\nWorking 50 minutes, she earned 0.2 x 50 =
      $<<0.2*50=10>>10.\n#### 10"}
 
-The gold is what follows the last `####`, without commas. The solution is what stands before it, without the calculator's notes
-(`<<12/60=0.2>>`), and then the gold in a box, as the prompt asks. Split heldout is the published test; of the published train
-split one in ten, by content, is dev (716), the others are train (6,757). The answer of a completion is its last box, else the
-number after its last `####`, else its last number.
+The gold is the number after the last `####`, without commas. The solution is the text before it, without the calculator's notes
+(`<<12/60=0.2>>`), followed by the gold in a box, as the prompt asks. The published test split is heldout. Of the published train
+split one question in ten, by content, is dev (716); the others are train (6,757). The answer of a completion is its last box,
+else the number after its last `####`, else its last number.
 """
 
 import re
@@ -26,6 +26,7 @@ _CALCULATOR_NOTE = re.compile(r"<<[^<>\n]*>>")
 
 
 def gsm8k_questions(config: TaskConfig) -> tuple[Question, ...]:
+    """The `config.n` questions of a configuration. Raises ConfigError or DataError."""
     check_known_levels(config.levels, (), "gsm8k")
     if config.split == "heldout":
         return select_questions(map(gsm8k_question, read_published_rows(GSM8K_HUB, "test", config.path)), config)
@@ -45,6 +46,7 @@ def gsm8k_question(row: DatasetRow) -> Question:
 
 
 def extract_marked_number(completion: str) -> str | None:
+    """The number after the last "####", as in GSM8K's solutions, else the last number, else None."""
     _, mark, tail = completion.rpartition("####")
     marked = last_number(tail.strip().partition("\n")[0]) if mark else None
     return marked if marked is not None else last_number(completion)

@@ -1,21 +1,25 @@
-r"""MATH: competition problems to train on, by level (rasbt/math_full_minus_math500 on the hub, Apache-2.0).
+r"""Competition mathematics: the tasks math (MATH), math500 (MATH-500), aime24 and aime25.
 
-A row of a local file:
+The answer of a completion is its last box. Without a box, MATH and MATH-500 take the text that the last "answer is" names; they
+do not fall back to the last number, since many golds are expressions. AIME takes the last number.
+
+MATH (rasbt/math_full_minus_math500 on the hub, Apache-2.0) is for training. A row of a local file:
 
     {"problem": "Evaluate $\\log_432$.", "answer": "\\frac{5}{2}", "difficulty": 3.0, "type": "Algebra"}
 
 The hub's rows (12,000: all of MATH without MATH-500) have "level": "Level 3" instead of a difficulty; copies with "level": 3 and
-"subject" are read too. One in four problems, by content, is held out; one in eight of the others is dev.
-The solution is the row's "solution", as published; where it has none, the boxed answer alone.
-A problem published without an answer, or with an empty one, cannot be checked and is left out. One whose level is unknown
-("Level ?", 0.0) is asked unless levels are chosen.
+"subject" are read too. One in four problems, by content, is held out; one in eight of the others is dev. The solution is the
+row's "solution" or, if it has none, the boxed answer. A problem without an answer cannot be checked and is left out. A problem of
+unknown level ("Level ?", 0.0) is used unless `task.levels` is given.
 
-The answer of a completion is its last box, else what its last "answer is" names; no number is guessed, since many golds are
-expressions.
+MATH-500 (HuggingFaceH4/MATH-500) is for evaluation only: 500 problems that reasoning models are compared on. It has the same
+prompt template as MATH, so that a model trained on MATH is evaluated with the prompt of its training. A row, as published:
 
-AIME 2024 and 2025: competition problems whose answers are whole numbers from 0 to 999. 30 each, for evaluation only.
+    {"problem": "What power of 4 is equal to 8? Express your answer as a common fraction.", "solution": "Since $\\sqrt{4}=2$ ...",
+     "answer": "\\frac{3}{2}", "subject": "Algebra", "level": 2, "unique_id": "test/algebra/1265.json"}
 
-A row of aime24 (HuggingFaceH4/aime_2024, whose one split is called train):
+AIME 2024 and 2025 are for evaluation only: 30 problems each, whose answers are whole numbers from 0 to 999. A row of aime24
+(HuggingFaceH4/aime_2024, whose only split is named train):
 
     {"id": 60, "problem": "Every morning Aya goes for a $9$-kilometer-long walk ...", "solution": "...", "answer": "204",
      "url": "https://artofproblemsolving.com/wiki/...", "year": "2024"}
@@ -24,17 +28,7 @@ and of aime25 (math-ai/aime25, split test, Apache-2.0):
 
     {"problem": "Find the sum of all integer bases $b>9$ for which ...", "answer": "70", "id": "0"}
 
-An answer is written with or without the zeros in front (033), in either. The answer of a completion is its last box, else its
-last number.
-
-MATH-500 (HuggingFaceH4/MATH-500): the 500 competition problems that reasoning models are compared on. Evaluation only.
-
-A row, as published:
-
-    {"problem": "What power of 4 is equal to 8? Express your answer as a common fraction.", "solution": "Since $\\sqrt{4}=2$ ...",
-     "answer": "\\frac{3}{2}", "subject": "Algebra", "level": 2, "unique_id": "test/algebra/1265.json"}
-
-Wording and extraction are those of `math`, so a model trained there is asked in the words it was trained on.
+In both, answers have leading zeros (033) or not.
 """
 
 import re
@@ -59,10 +53,10 @@ AIME_PROMPT_TEMPLATE = (
 
 
 def aime_questions(name: str, config: TaskConfig) -> tuple[Question, ...]:
+    """The `config.n` questions of "aime24" or "aime25". Raises ConfigError or DataError."""
     if config.split != "heldout":
         raise ConfigError(
-            f'task.split = "{config.split}": {name} is for evaluation only, all of it held out; ask for "heldout", or train on '
-            'task.name = "math"'
+            f'task.split = "{config.split}": {name} is for evaluation only; give split "heldout", or train on task.name = "math"'
         )
     check_known_levels(config.levels, (), name)
     hub = AIME_HUBS[name]
@@ -102,6 +96,7 @@ _ANSWER_IS = re.compile(r"\b[Aa]nswer(?: is|:)[ \t*:]*(\$[^$\n]+\$|.+?(?=[.!?]\s
 
 
 def math_questions(config: TaskConfig) -> tuple[Question, ...]:
+    """The `config.n` questions of MATH. Raises ConfigError or DataError."""
     check_known_levels(config.levels, MATH_LEVELS, "math")
     rows = (row for row in read_published_rows(MATH_HUB, "train", config.path) if row.value("answer") not in (None, ""))
     ours = (one for one in map(math_question, rows) if split_of_content(one.content_hash) == config.split)
@@ -120,18 +115,21 @@ def math_question(row: DatasetRow) -> Question:
 
 
 def worked_solution(row: DatasetRow, gold: str) -> str:
-    """The worked solution, or the boxed gold where the row has none."""
+    """The row's solution, or the boxed gold if it has none."""
     worked = row.fields.get("solution")
     return row.text("solution") if isinstance(worked, str) and worked.strip() else f"\\boxed{{{gold}}}"
 
 
 def gold_without_dollars(row: DatasetRow) -> str:
-    """The answer without the dollar signs of inline LaTeX around it."""
+    """The row's answer, without dollar signs of inline LaTeX around it."""
     return re.sub(r"^\$(.*[^\\])\$$", r"\1", row.text("answer")).strip()
 
 
 def parse_math_level(row: DatasetRow, field: str) -> str:
-    """One of LEVELS, or "?". A level is published as 4, 4.0, "4" or "Level 4", an unknown one as 0.0 or "Level ?"."""
+    """One of MATH_LEVELS, or "?" for an unknown level. Raises DataError for anything else.
+
+    Data sets write a level as 4, 4.0, "4" or "Level 4", and an unknown one as 0.0 or "Level ?".
+    """
     match = re.fullmatch(r"(?:Level )?([0-5?])(?:\.0)?", str(row.value(field)))
     if not match:
         raise row.error(field, "must be a level, 1 to 5")
@@ -139,12 +137,13 @@ def parse_math_level(row: DatasetRow, field: str) -> str:
 
 
 def filter_by_levels(questions: Iterable[Question], levels: tuple[str, ...]) -> Iterator[Question]:
-    """The questions of these levels, or all of them when none is named."""
+    """The questions of these levels; all questions if `levels` is empty."""
     wanted = {f"level-{level}" for level in levels}
     return (one for one in questions if not wanted or wanted.intersection(one.tags))
 
 
 def extract_named_answer(completion: str) -> str | None:
+    """The text that the last "answer is" or "answer:" of a completion names, up to the end of the sentence, else None."""
     named = _ANSWER_IS.findall(completion)
     return named[-1].strip(" \t*.") or None if named else None
 
@@ -156,10 +155,11 @@ MATH500_HUB = HubDataset("HuggingFaceH4/MATH-500")
 
 
 def math500_questions(config: TaskConfig) -> tuple[Question, ...]:
+    """The `config.n` questions of MATH-500. Raises ConfigError or DataError."""
     if config.split != "heldout":
         raise ConfigError(
-            f'task.split = "{config.split}": math500 is for evaluation only, all of it held out; '
-            f'take the {config.split} side of task.name = "math", or ask for "heldout"'
+            f'task.split = "{config.split}": math500 is for evaluation only; give split "heldout", or '
+            f'take the {config.split} split of task.name = "math"'
         )
     check_known_levels(config.levels, MATH_LEVELS, "math500")
     rows = read_published_rows(MATH500_HUB, "test", config.path)

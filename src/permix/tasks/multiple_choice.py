@@ -1,18 +1,15 @@
-"""MMLU (cais/mmlu, MIT): four choices each, in 57 subjects.
+"""Multiple-choice questions: choices under letters, extraction of the answered letter, and the task MMLU.
 
-A row, as published:
+The answer of a completion is the letter in its last box; without one, the letter named by its last "answer is", else its last
+letter that is a word of its own. The gold is a capital letter.
+
+MMLU (cais/mmlu, MIT) has four choices for each question, in 57 subjects. A row, as published:
 
     {"question": "Which gas is most of the air?", "subject": "high_school_chemistry", "answer": 1,
      "choices": ["Oxygen", "Nitrogen", "Argon", "Helium"]}
 
-`answer` counts from 0. The published splits are the sides: test (14,042) is held out, validation (1,531) is dev, and dev (285,
-five examples a subject) is what can be trained on. The publisher's auxiliary_train comes from other data sets and is not read.
-Levels are subjects. Answers are read as `permix.tasks.multiple_choice` says.
-
-Multiple choice: choices under letters, and the letter of an answer.
-
-The answer of a completion is the letter in its last box; without one, the letter that its last "answer is" names, else its last
-letter that stands alone. The gold is a capital letter.
+`answer` counts from 0. The published split test (14,042 questions) is heldout, validation (1,531) is dev, and dev (285, five for
+each subject) is train. The published auxiliary_train comes from other data sets and is not read. Levels are subjects.
 """
 
 import re
@@ -32,16 +29,20 @@ _LETTER = re.compile(r"(?<![A-Za-z0-9'])\(?([A-Z])\)?(?![A-Za-z0-9'])")
 
 
 def format_choices(question_text: str, choices: Sequence[str]) -> str:
-    """The question, and each choice on a line of its own: "B) a whale"."""
+    """The question, followed by one line for each choice: "B) a whale"."""
     return "\n".join([question_text, *(f"{letter}) {choice}" for letter, choice in zip(CHOICE_LETTERS, choices, strict=False))])
 
 
 def same_letter(answer: str, gold: str) -> bool:
+    """Whether an answer such as "(b)" or "B." is the gold letter."""
     return answer.strip(" ().:").upper() == gold
 
 
 def extract_choice_letter(completion: str) -> str | None:
-    """Of "answer is (B), since A ..." the B; else the last letter by itself. "I" and "A" as words count too: box the answer."""
+    """The letter named by the last "answer is" (B of "answer is (B), since A ..."), else the last single letter, else None.
+
+    The words "I" and "A" count as letters too; a boxed answer avoids that.
+    """
     named = math.extract_named_answer(completion)
     found = _LETTER.match(named.upper()) if named else None
     letters = _LETTER.findall(completion)
@@ -56,6 +57,7 @@ N_MMLU_CHOICES = 4
 
 
 def mmlu_questions(config: TaskConfig) -> tuple[Question, ...]:
+    """The `config.n` questions of a configuration. Raises ConfigError or DataError."""
     known = [mmlu_question(row) for row in read_published_rows(MMLU_HUB, MMLU_PUBLISHED_SPLITS[config.split], config.path)]
     subjects = sorted({subject for one in known for subject in one.tags})
     check_known_levels(config.levels, subjects, "mmlu")
@@ -63,12 +65,12 @@ def mmlu_questions(config: TaskConfig) -> tuple[Question, ...]:
 
 
 def mmlu_question(row: DatasetRow) -> Question:
-    """Raises DataError naming the row's file and line. Equal choices are published, and stay."""
+    """Raises DataError naming the row's file and line. Some published rows have two equal choices; they are kept."""
     offered, answer = row.value("choices"), row.value("answer")
     if not isinstance(offered, list) or len(offered) != N_MMLU_CHOICES or not all(isinstance(one, str) for one in offered):
         raise row.error("choices", f"must be a list of {N_MMLU_CHOICES} texts")
     if type(answer) is not int or answer not in range(N_MMLU_CHOICES):
-        raise row.error("answer", f"must be the place of the right choice, 0 to {N_MMLU_CHOICES - 1}")
+        raise row.error("answer", f"must be the index of the right choice, 0 to {N_MMLU_CHOICES - 1}")
     text, gold = format_choices(row.text("question"), [one.strip() for one in offered]), CHOICE_LETTERS[answer]
     return Question(
         id=f"mmlu:{digest(canonical_text(text))}", task="mmlu", text=text, gold=gold, tags=(row.text("subject"),),

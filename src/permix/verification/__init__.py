@@ -1,1 +1,1 @@
-"""Checking answers: mathematics by a symbolic engine in worker processes, programs in a sandbox."""
+"""Check answers: mathematical expressions with a symbolic engine in worker processes, programs in a sandbox."""

@@ -1,19 +1,17 @@
-"""The sandbox: bubblewrap's command line, and whether it works on this machine.
+"""Start a process in a sandbox made by bubblewrap (`bwrap`), with a filter of system calls.
 
-Inside there is Python's standard library, the system's shared libraries and `permix.verification.guest`, all read-only;
-`/dev/null`
-and `/dev/urandom`; and one scratch folder, `/tmp`, in memory and of bounded size. There is no network (the loopback device in
-there is its own), no process of the host, no `/proc`, no home, none of our environment variables, and no file descriptor but the
-channel. The user has no rights, cannot gain any, and can make no namespaces. `seccomp.py` denies some system calls, and
-`guest/limits.py` adds the limits of a process. Everything in there ends with the process that started it.
+The sandbox contains Python's standard library, the system's shared libraries and `permix.verification.guest`, all read-only;
+`/dev/null` and `/dev/urandom`; and a scratch folder, `/tmp`, in memory and of bounded size. It has no network (only its own
+loopback device), no process of the host, no `/proc`, no home folder, none of our environment variables, and no open file but the
+channel to us. Its user has no privileges, cannot gain any, and cannot make namespaces. `guest/limits.py` adds resource limits.
+All processes of the sandbox end with the process that started it.
 
-The kernel bounds no number of root's processes. So where root starts it, an outer sandbox first becomes the user nobody, and
-hands on the files that root alone may read. What root and an ordinary user get is the same.
+The kernel does not limit the number of root's processes. If root starts the sandbox, an outer sandbox first becomes the user
+nobody, and passes on the files that only root may read. Root and ordinary users get the same sandbox.
 
-A filter of system calls, as the BPF program that `bwrap --seccomp` reads.
-
-Denied (EPERM) is what would hold memory that no limit of a process counts, what reads into other processes, and large parts of
-the kernel that no program of an exercise needs. Everything else is bounded by namespaces and resource limits.
+The filter is a BPF program for `bwrap --seccomp`. It denies (EPERM) system calls that allocate memory which no limit counts, that
+read other processes, or that reach large parts of the kernel which no exercise needs. Namespaces and resource limits bound all
+other calls.
 """
 
 import json
@@ -29,7 +27,7 @@ from typing import NamedTuple
 
 from permix.errors import ConfigError
 
-_X32_SYSCALL_BIT = 0x40000000  # from here on the x86-64 kernel has its calls a second time
+_X32_SYSCALL_BIT = 0x40000000  # the x86-64 kernel offers its calls a second time from this number on
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
@@ -39,7 +37,7 @@ _DENIED_SYSCALLS = {
     "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218), "bpf": (321, 280), "userfaultfd": (323, 282),
     "perf_event_open": (298, 241), "io_uring_setup": (425, 425), "unshare": (272, 97), "setns": (308, 268),
 }  # fmt: skip
-"""Numbers on x86-64 and on arm64, from the kernel's own tables."""
+"""Numbers of the denied calls on x86-64 and on arm64, from the kernel's tables."""
 
 
 _BPF_LOAD, _BPF_JUMP_EQUAL, _BPF_JUMP_AT_LEAST, _BPF_RETURN = 0x20, 0x15, 0x35, 0x06
@@ -50,12 +48,12 @@ _SYSCALL_NUMBER_OFFSET, _ARCH_OFFSET = 0, 4  # in struct seccomp_data
 
 
 def build_seccomp_filter(architecture: str | None = None) -> bytes:
-    """The filter for this machine. Raises ConfigError for one whose calls are not known here."""
+    """The BPF program for this machine's architecture. Raises ConfigError for an architecture without known call numbers."""
     architecture = architecture or platform.machine()
     if architecture not in _AUDIT_ARCH:
-        raise ConfigError(f"programs are run on {' and '.join(_AUDIT_ARCH)}, not on {architecture}")
+        raise ConfigError(f"the sandbox for programs runs on {' and '.join(_AUDIT_ARCH)}, not on {architecture}")
     denied = [numbers[list(_AUDIT_ARCH).index(architecture)] for numbers in _DENIED_SYSCALLS.values()]
-    # Each test jumps over what is left of the tests, to one of the two returns at the end.
+    # A jump counts the lines to skip: each test jumps over the remaining tests to one of the two returns at the end.
     deny = len(denied) + 1
     lines = [
         (_BPF_LOAD, 0, 0, _ARCH_OFFSET),
@@ -77,16 +75,20 @@ DEVICE_PATHS = ("/dev/null", "/dev/urandom")
 SANDBOX_PYTHON, SANDBOX_GUEST_FOLDER = "/python", "/box/permix/verification/guest"
 
 BUBBLEWRAP_INSTALL_HINT = (
-    "programs are run by bubblewrap, 0.8 or newer (Debian: apt install bubblewrap), on Linux 5.14 or newer where a user may make "
-    "namespaces: set the kernel's kernel.unprivileged_userns_clone to 1 where there is such a setting, on Ubuntu also "
-    "kernel.apparmor_restrict_unprivileged_userns to 0, and start a container so that it allows them"
+    "programs run in bubblewrap 0.8 or newer (Debian: apt install bubblewrap), on Linux 5.14 or newer, and users must be allowed "
+    "to make namespaces: set the kernel setting kernel.unprivileged_userns_clone to 1 if it exists, on Ubuntu also "
+    "kernel.apparmor_restrict_unprivileged_userns to 0, and start a container so that it allows namespaces"
 )
 
 
 class SandboxLimits(NamedTuple):
-    """What one program may use. `cpu_seconds` and `wall_seconds`: for one test; `memory_bytes`: of each of its processes.
+    """Resources that one program may use.
 
-    `processes`: at a time, threads included. `output_bytes`: of one test, and of any one file.
+    cpu_seconds, wall_seconds: time for one test.
+    memory_bytes: address space of each process.
+    processes: number of processes and threads at the same time.
+    output_bytes: size of the output of one test, and of each file.
+    scratch_bytes: size of /tmp.
     """
 
     cpu_seconds: int = 6
@@ -98,9 +100,10 @@ class SandboxLimits(NamedTuple):
 
 
 def start_sandbox(script: str, limits: SandboxLimits, channel_fd: int) -> "subprocess.Popen[bytes]":
-    """`script` of `permix.verification.guest`, with `stdin` as its channel; bubblewrap's complaints are on stderr.
+    """Start `script`, a file of `permix.verification.guest`, in a sandbox. Its stdin is the socket `channel_fd`.
 
-    Raises ConfigError where there is no bubblewrap, OSError where no process can be started.
+    stderr of the process has bubblewrap's error messages. Raises ConfigError if bubblewrap is missing, and OSError if no process
+    can be started.
     """
     denied = build_seccomp_filter()
     read, write = os.pipe()
@@ -114,12 +117,12 @@ def start_sandbox(script: str, limits: SandboxLimits, channel_fd: int) -> "subpr
             stderr=subprocess.PIPE,
             pass_fds=[read],
             env={},
-            start_new_session=True,  # Ctrl-C is for the parent
+            start_new_session=True,  # so that Ctrl-C reaches only the parent
         )
 
 
 def bwrap_command(script: str, limits: SandboxLimits, filter_fd: int) -> list[str]:
-    """The whole command line."""
+    """The complete command line: bubblewrap, its options, and Python with the script and the limits as JSON."""
     python = [
         f"{SANDBOX_PYTHON}/bin/python",
         "-P",
@@ -133,8 +136,8 @@ def bwrap_command(script: str, limits: SandboxLimits, filter_fd: int) -> list[st
     ]
     if os.getuid() != 0:
         return [*_sandbox_command(_guest_mounts(), limits, filter_fd), *python]
-    handed_on = [(path, path) for path in (SANDBOX_PYTHON, SANDBOX_GUEST_FOLDER)]
-    return [*_nobody_command(), *_sandbox_command(handed_on, limits, filter_fd), *python]
+    passed_on = [(path, path) for path in (SANDBOX_PYTHON, SANDBOX_GUEST_FOLDER)]
+    return [*_nobody_command(), *_sandbox_command(passed_on, limits, filter_fd), *python]
 
 
 def _sandbox_command(mounts: Sequence[tuple[str, str]], limits: SandboxLimits, filter_fd: int) -> list[str]:
@@ -173,7 +176,7 @@ def _sandbox_command(mounts: Sequence[tuple[str, str]], limits: SandboxLimits, f
 
 
 def _nobody_command() -> list[str]:
-    """Root's outer sandbox. Its folders are open to all, where bubblewrap would make them its own alone."""
+    """The outer sandbox for root. Its folders are readable for all users; bubblewrap's default makes them root's only."""
     files = [*_guest_mounts(), *((path, path) for path in (_bwrap_path(), _find_tool("setpriv")))]
     shown = [*(inside for _, inside in files), *SYSTEM_PATHS, *DEVICE_PATHS]
     folders = sorted({str(parent) for path in shown for parent in Path(path).parents} - {"/"})
@@ -204,7 +207,7 @@ def _nobody_command() -> list[str]:
 
 
 def _guest_mounts() -> list[tuple[str, str]]:
-    """What is shown, and where: Python under a name that tells nothing of this machine."""
+    """(path outside, path inside) of the files in the sandbox. The path of Python inside reveals nothing about this machine."""
     base = Path(sys.base_prefix)
     executable = base / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
     guest = Path(__file__).parent / "guest"
@@ -228,7 +231,7 @@ def _device_flags() -> Iterator[str]:
 
 
 def _environment_flags() -> Iterator[str]:
-    # A hash seed, so that sets are printed in the same order every time: the same program gets the same verdict.
+    # A fixed hash seed: sets print in the same order every time, so a program always gets the same verdict.
     variables = {"HOME": "/tmp", "PYTHONHOME": SANDBOX_PYTHON, "PYTHONPATH": "/box", "PYTHONHASHSEED": "0"}
     yield "--clearenv"
     for name, value in {**variables, "LD_LIBRARY_PATH": f"{SANDBOX_PYTHON}/lib"}.items():

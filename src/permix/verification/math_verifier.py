@@ -1,11 +1,11 @@
-"""Answer extraction and checking: the one verifier that is both the training reward and the evaluation's score.
+"""Extract and check mathematical answers. The training reward and the evaluation's score use the same verifier.
 
-Contract: `Verifier.check` gives a verdict for any text whatever, within its bounds, and never raises because of what it holds.
-`correct` is True or False where the answer could be judged (an unreadable answer is the model's failure: False) and None where
-the verifier itself failed (time, memory, crash), with `error` saying which bound: no score is not zero.
+`Verifier.check` returns a verdict for any text, within bounds of time and memory, and raises for none. `correct` is True or False
+if the answer could be checked; an answer that cannot be parsed is wrong (False). `correct` is None if the verifier itself failed
+(time, memory, crash); `error` then names the bound. A missing score is not zero.
 
-Two paths. Answers identical after light normalisation, plain numbers and words are judged here, exactly and in microseconds.
-Anything else goes to math-verify (sympy) in worker processes of our own (`math_worker.py`); importing this imports neither.
+Equal texts, plain numbers and words are compared in this process, exactly and in microseconds. All other answers go to
+math-verify (sympy) in worker processes (`math_worker.py`). Importing this module imports neither of them.
 """
 
 import os
@@ -20,7 +20,7 @@ from typing import NamedTuple
 from permix.types import Verdict
 from permix.verification.math_worker import SymbolicWorker, WorkerLostError
 
-MAX_ANSWER_CHARS = 10_000  # characters
+MAX_ANSWER_CHARS = 10_000
 
 MAX_RATIONAL_DIGITS = 4_000  # int(str) refuses more than 4300
 
@@ -61,21 +61,21 @@ _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-
 
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|hbox|mathrm|mathbf|textsf) ?\{")
 
-# None of these may eat the second backslash of a matrix's row end.
+# None of these patterns may match the second backslash of `\\`, the end of a matrix row.
 _DELIMITERS = re.compile(r"(?<!\\)\\(?:left|right)(?![A-Za-z])|(?<!\\)\\[()\[\]!]|\\?\$")
 
 _SPACES = re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~")
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{...}` or `\fbox{...}` whose braces balance, None if there is none. Linear time.
+    r"""Content of the last `\boxed{...}` or `\fbox{...}` with balanced braces, or None. Takes linear time.
 
-    The last to *open* counts, so of nested boxes the inner one; a box never closed (a cut-off completion) is skipped.
+    Of nested boxes the inner one counts, since it opens last. A box that is never closed (a truncated completion) is skipped.
     """
     first = min((at for at in (text.find("\\boxed"), text.find("\\fbox")) if at >= 0), default=-1)
     if first < 0:
         return None
-    opened: list[int] = []  # where each open brace's content starts if it is a box's, else -1
+    opened: list[int] = []  # for each open brace: where its content starts if it is a box's, else -1
     best, best_end = -1, -1
     for token in _BOX_OR_BRACE.finditer(text, first):
         mark = token.group()
@@ -87,17 +87,17 @@ def extract_boxed(text: str) -> str | None:
 
 
 def _canonical_decimal(digits: str) -> str:
-    """A decimal without commas or idle zeros: equal numbers, equal strings."""
+    """A decimal without commas and superfluous zeros, so that equal numbers are equal strings."""
     whole, _, rest = digits.replace(",", "").partition(".")
     rest = rest.rstrip("0")
     return (whole.lstrip("0") or "0") + ("." + rest if rest else "")
 
 
 def last_number(text: str) -> str | None:
-    """The last number in a text, canonical ("1,234.50" -> "1234.5", ".5" -> "0.5", "$18" -> "18", "3/4", "12%"), or None.
+    """The last number in a text, in canonical form, or None: "1,234.50" -> "1234.5", ".5" -> "0.5", "$18" -> "18", "3/4", "12%".
 
-    "5-3" ends in 3: a minus is a sign only where nothing to its left could be subtracted from. A number glued to the end of
-    a word (CO2) is not one. Linear time.
+    "5-3" ends in 3: a minus is a sign only if nothing stands on its left that it could be subtracted from. A number at the end of
+    a word (CO2) does not count. Takes linear time.
     """
     last = None
     for last in _NUMBER_IN_TEXT.finditer(text.translate(_MINUS_SIGNS)):  # noqa: B007 - only the last match matters
@@ -111,7 +111,7 @@ def last_number(text: str) -> str | None:
 
 
 class _PlainNumber(NamedTuple):
-    """A plain number's canonical parts; `percent` if it carried a percent sign."""
+    """The canonical parts of a plain number; `is_percent` if it has a percent sign."""
 
     is_negative: bool
     whole: str
@@ -126,7 +126,7 @@ class _PlainNumber(NamedTuple):
 
 
 def clean_latex(text: str) -> str:
-    r"""LaTeX and Unicode dress taken off: invisible characters, `$`, `\left`, thin spaces, `\dfrac`, the sentence's full stop."""
+    r"""Remove notation without meaning: invisible characters, `$`, `\left`, thin spaces, a final full stop, the d of `\dfrac`."""
     text = _INVISIBLE.sub("", text).translate(_MINUS_SIGNS).replace("{,}", ",")
     if "\\" in text or "$" in text:
         text = re.sub(r", ?\\! ?(?=[0-9])", ",", text.replace("\\%", "%"))
@@ -136,7 +136,7 @@ def clean_latex(text: str) -> str:
 
 
 def _parse_plain_number(text: str) -> _PlainNumber | None:
-    """`clean_latex` text as a plain number, None if it is anything else."""
+    """Parse a text that `clean_latex` returned; None if it is not a plain number."""
     match = _PLAIN_NUMBER.match(text)
     if match is None:
         return None
@@ -161,42 +161,41 @@ def _plain_numbers_equal(a: _PlainNumber, b: _PlainNumber) -> bool:
     if max(len(part) for number in (a, b) for part in (number.whole, number.numerator, number.denominator)) > MAX_RATIONAL_DIGITS:
         return a._replace(is_percent=False) == b._replace(is_percent=False)
     x, y = a.value(), b.value()
-    # A percentage is written against its number both ways: 12% is 12 to some golds and 0.12 to others.
+    # Golds write a percentage in both ways: 12% as 12 and as 0.12.
     return x == y or (a.is_percent and not b.is_percent and x == 100 * y) or (b.is_percent and not a.is_percent and y == 100 * x)
 
 
 def numbers_equal(a: str, b: str) -> bool | None:
-    r"""Whether two plain numbers are equal as exact rationals; None if either is not a plain number.
+    r"""Whether two plain numbers are equal as exact rational numbers; None if one of them is not a plain number.
 
-    Plain: integers, decimals, thousands commas, `a/b`, `\frac{a}{b}`, mixed numbers, exponents up to 999, each with an optional
-    dollar, percent or degree sign or a unit, which is ignored. Beyond 4000 digits the written digits are compared.
+    Plain numbers are integers, decimals, numbers with thousands commas, `a/b`, `\frac{a}{b}`, mixed numbers and exponents up to
+    999. A dollar, percent or degree sign or a unit may follow and is ignored. Above 4000 digits the written digits are compared.
     """
     first, second = _parse_plain_number(clean_latex(a)), _parse_plain_number(clean_latex(b))
     return None if first is None or second is None else _plain_numbers_equal(first, second)
 
 
 def _strip_latex_spacing(text: str) -> str:
-    """`clean_latex` text without the spaces and `\text{}` that mean nothing; a space between two digits stays ("1 2" is not
-    12)."""
-    while (bare := re.sub(r"\\text\{([^{}]*)\}", r"\1", text)) != text:
-        text = bare
+    """Remove spaces and `\\text{}` from a text of `clean_latex`. A space between two digits stays: "1 2" is not 12."""
+    while (stripped := re.sub(r"\\text\{([^{}]*)\}", r"\1", text)) != text:
+        text = stripped
     text = re.sub(r"(?<![0-9]) | (?![0-9])", "", text)
     choice = re.fullmatch(r"\(([A-Za-z])\)", text)
     return choice[1] if choice else text
 
 
 def _is_word(answer: str) -> bool:
-    """A name, a colour, yes or no. To the engine a word is a product of letters, and Amy = May."""
+    """Whether the answer is a word, such as a name or "yes". For the engine a word is a product of letters, and Amy = May."""
     return len(answer) >= 3 and answer.isalpha()
 
 
 def match_without_engine(answer: str, gold: str) -> bool | None:
-    """The verdict on two `clean_latex` texts where no symbolic engine is needed, else None."""
+    """Compare two texts that `clean_latex` returned; None if the comparison needs the symbolic engine."""
     first, second = _parse_plain_number(answer), _parse_plain_number(gold)
     if first is not None and second is not None:
         return _plain_numbers_equal(first, second)
     if max(len(answer), len(gold)) > MAX_ANSWER_CHARS:
-        return answer == gold  # nobody asked for an essay in the box, and the engine would only meet its bound on it
+        return answer == gold  # too long for an answer; the engine would only run into its time bound
     left, right = _strip_latex_spacing(answer), _strip_latex_spacing(gold)
     if left == right:
         return left != ""
@@ -208,23 +207,25 @@ def match_without_engine(answer: str, gold: str) -> bool | None:
 
 
 def same_answer(a: str, b: str) -> bool:
-    """Whether two extracted answers are one, as far as can be said without the symbolic engine.
+    """Whether two extracted answers are equal, without the symbolic engine.
 
-    0.5, 1/2 and .50 are one, so are 12 and $12, Paris and paris; 2x and x*2 are two.
+    0.5, 1/2 and .50 are equal, and so are 12 and $12, or Paris and paris. 2x and x*2 are not.
     """
     return match_without_engine(clean_latex(a), clean_latex(b)) is True
 
 
 def truncate_for_record(answer: str) -> str:
-    """An answer as a record holds it: the first 10,000 characters, as UTF-8, which has no place for a lone surrogate."""
+    """An answer for a record: its first MAX_ANSWER_CHARS characters; a lone surrogate, which UTF-8 cannot encode, becomes "?"."""
     return answer[:MAX_ANSWER_CHARS].encode("utf-8", "replace").decode()
 
 
 class Verifier:
-    """Checks answers against golds, from any thread. A context manager; `close` leaves no process behind.
+    """Checks answers against golds, from any thread. A context manager; `close` stops every worker process.
 
-    seconds: wall time for one symbolic check. memory_bytes: address space of one worker. workers: symbolic checks at a time;
-    none starts before it is needed. Raises ValueError for bounds nothing can run in.
+    seconds: wall time for one symbolic check.
+    memory_bytes: address space of one worker process.
+    workers: number of symbolic checks at the same time; a worker starts when it is first needed.
+    Raises ValueError for bounds in which nothing can run.
     """
 
     def __init__(self, seconds: float = 5.0, memory_bytes: int = 1 << 30, workers: int = 1) -> None:
@@ -246,7 +247,7 @@ class Verifier:
         self.close()
 
     def close(self) -> None:
-        """Stop every worker, after the checks that are under way. A later check would start one anew."""
+        """Stop every worker, after the checks in progress. A later check starts a new worker."""
         if self._owner_pid != os.getpid():
             return
         for worker in [self._slots.get() for _ in range(self._n_workers)]:
@@ -255,7 +256,7 @@ class Verifier:
             self._slots.put(None)
 
     def check(self, answer: str | None, gold: str) -> Verdict:
-        """The verdict on one extracted answer. None (no answer found) is wrong. `extracted` is cut to 10,000 characters."""
+        """The verdict on one extracted answer. An answer of None (none was found) is wrong."""
         if answer is None:
             return Verdict(correct=False)
         mine, theirs = clean_latex(answer), clean_latex(gold)
@@ -265,20 +266,20 @@ class Verifier:
         return Verdict(correct=correct, extracted=truncate_for_record(answer), error=error)
 
     def check_many(self, pairs: Iterable[tuple[str | None, str]]) -> list[Verdict]:
-        """A verdict for each (answer, gold), in order; equal pairs are checked once."""
-        asked = list(pairs)
-        distinct = list(dict.fromkeys(asked))
+        """The verdict on each (answer, gold), in order. Equal pairs are checked once."""
+        pairs = list(pairs)
+        distinct = list(dict.fromkeys(pairs))
         if self._n_workers == 1:
             verdicts = [self.check(*pair) for pair in distinct]
         else:
             with ThreadPoolExecutor(self._n_workers) as threads:
                 verdicts = list(threads.map(lambda pair: self.check(*pair), distinct))
         known = dict(zip(distinct, verdicts, strict=True))
-        return [known[pair] for pair in asked]
+        return [known[pair] for pair in pairs]
 
     def _check_symbolically(self, answer: str, gold: str) -> tuple[bool | None, str | None]:
         if self._owner_pid != os.getpid():
-            self._create_slots()  # after a fork: the parent's workers answer to the parent
+            self._create_slots()  # after a fork: the workers belong to the parent process
         slots = self._slots
         worker, kept = slots.get(), None
         try:
@@ -290,7 +291,7 @@ class Verifier:
         except (WorkerLostError, OSError) as lost:
             return None, str(lost)
         finally:
-            # Also after Ctrl-C: a worker still owing a reply would give it to the next question.
+            # Also after Ctrl-C: a worker with a pending reply would send it as the reply to the next question.
             if worker is not None and worker is not kept:
                 worker.close()
             slots.put(kept)

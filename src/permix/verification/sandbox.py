@@ -1,19 +1,16 @@
-"""A program and its tests in, right or wrong out.
+"""Run a program's tests in a sandbox and say whether the program is correct.
 
-What a test expects never enters the sandbox that the program runs in: outputs and values are compared here, and published checks
-run in another sandbox, which calls the program's function from there. So a program can say anything, but not that it is right.
+The expected results never enter the program's sandbox: outputs and values are compared in this process, and published checks
+(assertions) run in a second sandbox, which calls the program's function in the first one. So a program cannot forge its verdict.
 
-Contract: `correct` is False for whatever the program does, also to its sandbox, and None where the sandbox or the tests
-themselves failed: no score is not zero. One program takes one sandbox for all of its tests, a second one for published checks.
+`correct` is False for everything that the program does wrong, also to its own sandbox, and None if the sandbox or the tests
+failed. A missing score is not zero. One sandbox serves all tests of a program.
 
-One process in a sandbox of its own, and the talk with it, question by question.
+`Sandbox` is one process in a sandbox, which replies to requests. SandboxError is a failure of the sandbox; NoReplyError means
+that the process did not reply, and the caller decides what that means. A closed sandbox leaves no process running.
 
-Contract: SandboxError is the sandbox's own failure; LostError is the process's silence once it was there, for its user to judge.
-Nothing is left running once the box is closed.
-
-What counts as the same output, and as the same value: as lenient as LiveCodeBench, and no more.
-
-Both take what a hostile program said: they end, and a thing that cannot be read is not the same as anything.
+`same_output` and `same_value` are as lenient as LiveCodeBench. They terminate on any output of a hostile program, and a value
+that cannot be parsed equals nothing.
 """
 
 import functools
@@ -41,21 +38,24 @@ from permix.verification.guest.protocol import (
     decode_value,
 )
 
-SANDBOX_START_SECONDS = 60.0  # on a busy machine; no part of any bound of the program's
+SANDBOX_START_SECONDS = 60.0  # time to start on a busy machine; not part of the program's time
 
 EXIT_GRACE_SECONDS = 1.0
 
 
 class SandboxError(Exception):
-    """The sandbox failed, so nothing can be said of the program."""
+    """The sandbox failed, so the program cannot be scored."""
 
 
 class NoReplyError(Exception):
-    """The process gave no answer; the message says why, as far as can be seen from outside."""
+    """The process did not reply; the message says why, as far as this is visible from outside."""
 
 
 class Sandbox:
-    """A context manager: started on entering. Raises SandboxError when it cannot be."""
+    """A context manager that runs `script` of `permix.verification.guest` in a sandbox.
+
+    Entering it raises SandboxError if the sandbox does not start, and ConfigError if bubblewrap is missing.
+    """
 
     def __init__(self, script: str, limits: SandboxLimits) -> None:
         self._script, self._limits = script, limits
@@ -82,14 +82,14 @@ class Sandbox:
         self._stop()
 
     def request(self, kind: bytes, payload: bytes, deadline: float) -> Frame:
-        """What the process answers until `deadline`, on `time.monotonic`. Raises LostError."""
+        """Send a frame and return the reply. Raises NoReplyError if none came by `deadline`, a time of `time.monotonic`."""
         try:
             self._channel.send(kind, payload, deadline)
             return self._channel.receive(deadline)
         except TimeoutError:
-            raise NoReplyError("gave no answer in time") from None
+            raise NoReplyError("did not reply in time") from None
         except FrameTooLongError:
-            raise NoReplyError("gave too long an answer") from None
+            raise NoReplyError("sent too long a reply") from None
         except EOFError:
             raise NoReplyError(self._exit_cause()) from None
 
@@ -101,21 +101,24 @@ class Sandbox:
         return "ran out of CPU time" if status == 128 + signal.SIGXCPU else f"ended with status {status}"
 
     def _stop(self) -> str:
-        """End all of it; returns what bubblewrap, or Python in there, complained of last."""
+        """End all processes of the sandbox, and return the last error message of bubblewrap or of Python in it."""
         self._channel.close()
         self._process.kill()
         self._process.wait()
         assert self._process.stderr is not None
-        with self._process.stderr as complaints:
-            os.set_blocking(complaints.fileno(), False)
-            return (complaints.read() or b"").decode("utf-8", "replace").strip()[-300:]
+        with self._process.stderr as messages:
+            os.set_blocking(messages.fileno(), False)
+            return (messages.read() or b"").decode("utf-8", "replace").strip()[-300:]
 
 
 MAX_INTEGER_DIGITS = 4_000  # int(str) refuses more than 4300
 
 
 def same_output(printed: str, expected: str) -> bool:
-    """The same lines, but for white space around each and around all; a line of numbers is the same as one of equal numbers."""
+    """Whether two outputs have equal lines, ignoring white space around lines and around the output.
+
+    Lines of numbers are equal if their numbers are.
+    """
     mine, theirs = (text.strip().split("\n") for text in (printed, expected))
     return len(mine) == len(theirs) and all(map(_same_line, mine, theirs))
 
@@ -128,7 +131,7 @@ def _same_line(printed: str, expected: str) -> bool:
 
 
 def _same_number(printed: str, expected: str) -> bool:
-    """As decimals, exactly: a float has no room for the difference between two numbers of twenty digits."""
+    """Exactly, as decimals: as floats two different numbers of twenty digits may be equal."""
     try:
         first, second = Decimal(printed), Decimal(expected)
     except InvalidOperation:
@@ -137,8 +140,7 @@ def _same_number(printed: str, expected: str) -> bool:
 
 
 def same_value(payload: bytes, expected: str) -> bool:
-    """Whether a value of `permix.verification.guest.protocol` is the one that `expected` writes as JSON; a tuple is as good
-    as a list."""
+    """Whether `payload`, an encoded value (`guest/protocol.py`), equals `expected`, JSON text. Tuples count as lists."""
     try:
         return bool(
             _tuples_to_lists(decode_value(payload, parse_int=_parse_integer)) == json.loads(expected, parse_int=_parse_integer)
@@ -148,7 +150,7 @@ def same_value(payload: bytes, expected: str) -> bool:
 
 
 class _LongInteger(str):
-    """An integer too long to be read: it equals the same digits, and no text."""
+    """The digits of an integer that is too long to parse. It equals the same digits, but no ordinary text."""
 
     __slots__ = ()
     __hash__ = str.__hash__
@@ -168,17 +170,19 @@ def _tuples_to_lists(value: Any) -> Any:
 
 
 class Case(NamedTuple):
-    """One test: standard input and what is to be printed; or, of a function, its arguments and its value, each as JSON."""
+    """One test: standard input and expected output; or, for a function, its arguments (encoded) and expected value, as JSON."""
 
     input: str
     expected: str
 
 
 class Suite(NamedTuple):
-    """What a program must do. `function`: None for a program that reads standard input and prints.
+    """The tests of a program.
 
-    `check_code`: Python that calls `function` and asserts, in place of cases. `prelude`: Python that is run before the
-    program, and before the check: what the question gives.
+    prelude: Python code that is run before the program and before the check, such as definitions that the question gives.
+    function: the name of the function under test; None for a program that reads standard input and prints.
+    cases: the tests, unless there is a check.
+    check_code: Python code that calls `function` and asserts.
     """
 
     prelude: str = ""
@@ -188,18 +192,18 @@ class Suite(NamedTuple):
 
 
 class ProgramOutcome(NamedTuple):
-    """`correct` as in a verdict; `reason` says why it is not True."""
+    """`correct` as in `Verdict`; `reason` says why it is not True."""
 
     correct: bool | None
     reason: str = ""
 
 
 class _WrongProgramError(Exception):
-    """The program is wrong, and why."""
+    """The program is wrong; the message says why."""
 
 
 def run_tests(program: str, suite: Suite, limits: SandboxLimits = SandboxLimits()) -> ProgramOutcome:  # noqa: B008 - a frozen value
-    """Whether the program does what the tests ask. Raises ConfigError where no sandbox is to be had."""
+    """Run a program on its tests. Raises ConfigError if bubblewrap is missing."""
     try:
         with Sandbox("runner.py", limits) as box:
             _load_program(box, program, suite, limits)
@@ -216,10 +220,10 @@ def run_tests(program: str, suite: Suite, limits: SandboxLimits = SandboxLimits(
 
 @functools.cache
 def require_sandbox() -> None:
-    """Raise ConfigError, with what to install and to set, where no program can be run in a sandbox."""
-    tried = run_tests("print(input())", Suite(cases=(Case("yes", "yes"),)))
-    if not tried.correct:
-        raise ConfigError(f"{tried.reason}; {BUBBLEWRAP_INSTALL_HINT}")
+    """Raise ConfigError, saying what to install and to set, if programs cannot be run in a sandbox on this machine."""
+    outcome = run_tests("print(input())", Suite(cases=(Case("yes", "yes"),)))
+    if not outcome.correct:
+        raise ConfigError(f"{outcome.reason}; {BUBBLEWRAP_INSTALL_HINT}")
 
 
 def _load_program(sandbox: Sandbox, program: str, suite: Suite, limits: SandboxLimits) -> None:
@@ -228,54 +232,54 @@ def _load_program(sandbox: Sandbox, program: str, suite: Suite, limits: SandboxL
 
 
 def _run_case(sandbox: Sandbox, suite: Suite, case: Case, limits: SandboxLimits, number: int) -> None:
-    what = f"test {number} of {len(suite.cases)}"
+    test = f"test {number} of {len(suite.cases)}"
     if suite.function is None:
-        printed = _request_result(sandbox, FRAME_CALL, case.input.encode("utf-8", "surrogatepass"), limits.wall_seconds, what)
+        printed = _request_result(sandbox, FRAME_CALL, case.input.encode("utf-8", "surrogatepass"), limits.wall_seconds, test)
         right = same_output(printed.decode("utf-8", "surrogateescape"), case.expected)
     else:
-        value = _request_result(sandbox, FRAME_CALL, case.input.encode(), limits.wall_seconds, what)
+        value = _request_result(sandbox, FRAME_CALL, case.input.encode(), limits.wall_seconds, test)
         right = same_value(value, case.expected)
     if not right:
-        raise _WrongProgramError(f"{what}: not what was expected")
+        raise _WrongProgramError(f"{test}: wrong result")
 
 
 def _request_result(sandbox: Sandbox, kind: bytes, payload: bytes, seconds: float, operation: str) -> bytes:
-    """The result that the program's box gives. Raises _WrongError for anything else."""
+    """The result that the program's sandbox sends. Raises _WrongProgramError if it sends anything else."""
     try:
-        answer = sandbox.request(kind, payload, time.monotonic() + seconds)
+        reply = sandbox.request(kind, payload, time.monotonic() + seconds)
     except NoReplyError as lost:
         raise _WrongProgramError(f"{operation}: {lost}") from None
-    if answer.kind != FRAME_RESULT:
-        raise _WrongProgramError(f"{operation}: {answer.payload[:100].decode('utf-8', 'replace')}")
-    return answer.payload
+    if reply.kind != FRAME_RESULT:
+        raise _WrongProgramError(f"{operation}: {reply.payload[:100].decode('utf-8', 'replace')}")
+    return reply.payload
 
 
 def _run_check(program_sandbox: Sandbox, suite: Suite, limits: SandboxLimits) -> None:
-    """Run the check in a box of its own, and hand its calls to the program. All of it has the time of one test.
+    """Run the check in a second sandbox and pass its calls to the program. The whole check has the time of one test.
 
-    A check that comes to grief fails the program once it has seen a value of the program's, which may be anything; before that it
-    is the check that is not fit to be run.
+    If the check fails after it has received a value from the program, the program is wrong, since the value may be anything. If
+    it fails earlier, the check itself is broken.
     """
-    deadline, asked = time.monotonic() + limits.wall_seconds, False
+    deadline, has_called = time.monotonic() + limits.wall_seconds, False
     with Sandbox("checker.py", limits) as checker:
-        mark, payload = (
+        kind, payload = (
             FRAME_JOB,
             json.dumps({"prelude": suite.prelude, "check": suite.check_code, "function": suite.function}).encode(),
         )
         while True:
             try:
-                said = checker.request(mark, payload, deadline)
+                reply = checker.request(kind, payload, deadline)
             except NoReplyError as lost:
-                raise (_WrongProgramError if asked else SandboxError)(f"the check {lost}") from None
-            if said.kind == FRAME_CALL:
-                mark, payload = (
+                raise (_WrongProgramError if has_called else SandboxError)(f"the check {lost}") from None
+            if reply.kind == FRAME_CALL:
+                kind, payload = (
                     FRAME_RESULT,
-                    _request_result(program_sandbox, FRAME_CALL, said.payload, deadline - time.monotonic(), "a call"),
+                    _request_result(program_sandbox, FRAME_CALL, reply.payload, deadline - time.monotonic(), "a call"),
                 )
-                asked = True
-            elif said.kind in (FRAME_RESULT, FRAME_PROGRAM_FAILED):
-                if said.kind == FRAME_PROGRAM_FAILED:
-                    raise _WrongProgramError(f"the check: {said.payload.decode('utf-8', 'replace')}")
+                has_called = True
+            elif reply.kind in (FRAME_RESULT, FRAME_PROGRAM_FAILED):
+                if reply.kind == FRAME_PROGRAM_FAILED:
+                    raise _WrongProgramError(f"the check: {reply.payload.decode('utf-8', 'replace')}")
                 return
             else:
-                raise SandboxError(f"the check cannot be run: {said.payload.decode('utf-8', 'replace')}")
+                raise SandboxError(f"the check cannot be run: {reply.payload.decode('utf-8', 'replace')}")

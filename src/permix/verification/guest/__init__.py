@@ -1,1 +1,1 @@
-"""What runs inside the sandbox. It imports the standard library and itself alone, since nothing else is there."""
+"""The code that runs inside the sandbox. It imports only the standard library and itself, since nothing else exists there."""

@@ -1,8 +1,9 @@
-"""Runs published checks (assertions in Python) on a program that is in another sandbox, so that it sees nothing of them.
+"""Run a published check (assertions in Python) on a program in another sandbox, which does not see the check.
 
-Job: JSON of `prelude`, `check` and `function`. Answered by RESULT when every assertion holds, FAILED when one does not, BROKEN
-when the check cannot be run. On the way each call of the function is an ASK: its payload is [arguments, keyword arguments], the
-answer, a RESULT, what was returned. That is plain data (`guest/protocol.py`), so an assertion compares what it says.
+The JOB frame has JSON of `prelude`, `check` and `function`. The reply is RESULT if every assertion holds, PROGRAM_FAILED if one
+does not, and TESTS_BROKEN if the check cannot be run. Before that, each call of the function is sent out as a CALL frame with
+[arguments, keyword arguments], and a RESULT frame brings the returned value. Values are plain data (`guest/protocol.py`), so no
+class of the program takes part in an assertion.
 """
 
 import json
@@ -21,6 +22,7 @@ from permix.verification.guest.protocol import (
 
 
 def serve_check() -> None:
+    """Receive one job, run the check and send the reply."""
     channel, bounds = confine_process()
     limit_cpu_time(bounds["cpu_seconds"])
     job = json.loads(channel.receive().payload)
@@ -30,7 +32,7 @@ def serve_check() -> None:
         exec(compile(job["prelude"], "prelude.py", "exec"), namespace)
         namespace[job["function"]] = program
         exec(compile(job["check"], "check.py", "exec"), namespace)
-    except Exception as error:  # the boundary of a check: a value that it cannot work with fails it like a false assertion
+    except Exception as error:  # any error, such as one caused by a value of an unexpected type, fails the check
         channel.send(
             FRAME_PROGRAM_FAILED if program.has_returned else FRAME_TESTS_BROKEN,
             f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:300],
@@ -42,7 +44,7 @@ def serve_check() -> None:
 
 
 class RemoteFunction:
-    """The function under test, called over there. `has_returned`: a value of the program's has come back."""
+    """Stands for the function under test: a call runs it in the program's sandbox. `has_returned`: a value has come back."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel, self.has_returned = channel, False

@@ -1,4 +1,4 @@
-"""The bounds that a process inside the sandbox puts on itself, and on all that it starts, before it reads what to run."""
+"""The resource limits that a process in the sandbox sets on itself and its children before it receives a program."""
 
 import contextlib
 import json
@@ -20,16 +20,19 @@ N_SANDBOX_PROCESSES = 2  # the sandbox's own processes: its init and this one
 
 
 def confine_process() -> tuple[Channel, dict[str, int]]:
-    """The channel to the outside, and the bounds that hold from now on. The standard streams lead nowhere afterwards."""
-    if __file__ != SANDBOXED_LIMITS_PATH:  # outside, ending all that a program left behind would end all that its user runs
-        raise SystemExit("this runs in the sandbox alone")
+    """Set the limits, and return the channel to the outside and the limits. The standard streams become /dev/null.
+
+    Raises SystemExit outside the sandbox.
+    """
+    if __file__ != SANDBOXED_LIMITS_PATH:  # outside, `kill_other_processes` would end every process of the user
+        raise SystemExit("this script runs only in the sandbox")
     bounds: dict[str, int] = json.loads(sys.argv[1])
-    os.closerange(3, MAX_OPEN_FILES)  # the filter of system calls was read from one of them
+    os.closerange(3, MAX_OPEN_FILES)  # one of them is the pipe with the filter of system calls
     channel = Channel(socket.socket(fileno=os.dup(0)))
-    nowhere = os.open(os.devnull, os.O_RDWR)
+    null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
-        os.dup2(nowhere, stream)
-    os.close(nowhere)
+        os.dup2(null, stream)
+    os.close(null)
     _set_limit(resource.RLIMIT_CORE, 0)
     _set_limit(resource.RLIMIT_NPROC, bounds["processes"] + N_SANDBOX_PROCESSES)
     _set_limit(resource.RLIMIT_AS, bounds["memory_bytes"])
@@ -40,12 +43,12 @@ def confine_process() -> tuple[Channel, dict[str, int]]:
 
 
 def limit_file_size(max_bytes: int) -> None:
-    """From now on no file of this process may be longer. Not among the other bounds: a test's input may be."""
+    """Limit the size of files that this process writes. Set after the other limits, since a test's input may be longer."""
     _set_limit(resource.RLIMIT_FSIZE, max_bytes)
 
 
 def limit_cpu_time(seconds: int, is_permanent: bool = False) -> None:
-    """So much CPU time from now on, for this process; then the kernel ends it. `is_permanent`: this can never be raised."""
+    """Let the kernel end this process after `seconds` of CPU time from now. A permanent limit can never be raised again."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     soft = int(used.ru_utime + used.ru_stime) + seconds
     hard = soft + 1 if is_permanent else resource.getrlimit(resource.RLIMIT_CPU)[1]
@@ -54,7 +57,7 @@ def limit_cpu_time(seconds: int, is_permanent: bool = False) -> None:
 
 @contextlib.contextmanager
 def unlimited_integer_digits() -> Iterator[None]:
-    """Numbers of any length are written and read inside; for the program Python's own limit stays what it is."""
+    """Convert integers of any length to and from text in the block. The program itself keeps Python's usual limit."""
     usual = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(0)
     try:

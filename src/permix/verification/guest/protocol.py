@@ -1,10 +1,10 @@
-"""Frames over a socket, and values as JSON: how the two sides of the sandbox's wall speak.
+"""Frames over a socket, and values as JSON: the protocol between the sandbox and the process outside.
 
-A frame is a byte that says what it is, eight that say how long, and so many bytes. Nothing but bytes crosses the wall, and
-nothing that comes out of the sandbox is ever unpickled or run.
+A frame is one byte for its kind, eight bytes for its length, and its payload. Only bytes leave the sandbox, and nothing that
+comes out of it is ever unpickled or run.
 
-A value is what Python's literals can say: None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, of any
-subclass, which is dropped. So what a program returns is compared as plain data, and cannot say itself what it is equal to.
+A value is None or a bool, int, float, complex, str, bytes, list, tuple, dict, set or frozenset. A value of a subclass becomes one
+of the base class. So the value that a program returns is compared as plain data, and a program's own `__eq__` has no effect.
 """
 
 import json
@@ -15,27 +15,28 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 FRAME_READY, FRAME_JOB, FRAME_CALL, FRAME_RESULT, FRAME_PROGRAM_FAILED, FRAME_TESTS_BROKEN = b"R", b"J", b"?", b"=", b"!", b"X"
-"""Set up; what to do; do it; what came of it; it failed, and whose fault it is: the program's, or the tests' own."""
+"""Kinds of frames: the process is ready; its job; a call; a result; a failure of the program; a failure of the tests."""
 
 
 _FRAME_HEADER = struct.Struct("!cQ")
 
 
 class Frame(NamedTuple):
+    """One message: its kind (one byte) and its payload."""
+
     kind: bytes
     payload: bytes
 
 
 class FrameTooLongError(Exception):
-    """The other side announced more than may be read."""
+    """The other end announced a frame that is longer than allowed."""
 
 
 class Channel:
-    """One end of the socket; of what comes in, a frame may have `max_frame_bytes` bytes.
+    """One end of the socket. `max_frame_bytes` limits the payload of received frames.
 
-    Deadlines are on `time.monotonic`; without one, a call may take for ever.
-
-    Raises EOFError when the other end is gone, TimeoutError, and FrameTooLongError.
+    A deadline is a time of `time.monotonic`; without one a call waits forever. Methods raise EOFError if the other end is closed,
+    TimeoutError at the deadline, and FrameTooLongError.
     """
 
     def __init__(self, connection: socket.socket, max_frame_bytes: int | None = None) -> None:
@@ -49,10 +50,10 @@ class Channel:
             raise EOFError from None
 
     def receive(self, deadline: float | None = None) -> Frame:
-        mark, length = _FRAME_HEADER.unpack(self._receive_exactly(_FRAME_HEADER.size, deadline))
+        kind, length = _FRAME_HEADER.unpack(self._receive_exactly(_FRAME_HEADER.size, deadline))
         if self._max_frame_bytes is not None and length > self._max_frame_bytes:
             raise FrameTooLongError
-        return Frame(mark, self._receive_exactly(length, deadline))
+        return Frame(kind, self._receive_exactly(length, deadline))
 
     def close(self) -> None:
         self._connection.close()
@@ -78,17 +79,18 @@ class Channel:
 
 
 def encode_value(value: Any) -> bytes:
-    """Raises TypeError for what is no plain value."""
+    """A value as bytes. Raises TypeError for a value of another type than the module names."""
     return json.dumps(_to_json(value)).encode()
 
 
 def decode_value(payload: bytes, parse_int: Callable[[str], Any] = int) -> Any:
-    """The value again; a ValueError, TypeError or RecursionError where the bytes hold none."""
+    """The value of `encode_value`'s bytes. Raises ValueError, TypeError or RecursionError if they are no value."""
     return _from_json(json.loads(payload, parse_int=parse_int))
 
 
 def _to_json(value: Any) -> Any:
-    # By isinstance: a Counter is a dict, an IntEnum an int. The types' own methods, for a subclass may lie in its.
+    # isinstance, since a Counter is a dict and an IntEnum an int. The base class's methods, since a subclass may override its own
+    # to return something else.
     if value is None or value is True or value is False:
         return value
     if isinstance(value, int):
@@ -113,7 +115,7 @@ def _to_tagged_json(value: Any) -> dict[str, Any]:
         return {"complex": [value.real, value.imag]}
     if isinstance(value, bytes | bytearray):
         return {"bytes": value.hex()}
-    raise TypeError(f"a {type(value).__name__} is no plain value")
+    raise TypeError(f"a {type(value).__name__} is not plain data")
 
 
 _DECODERS: dict[str, Callable[[Any], Any]] = {
@@ -132,6 +134,6 @@ def _from_json(value: Any) -> Any:
     if isinstance(value, dict):
         ((kind, content),) = value.items()
         if kind not in _DECODERS:
-            raise ValueError(f"no kind of value is called {kind[:20]!r}")
+            raise ValueError(f"there is no kind of value named {kind[:20]!r}")
         return _DECODERS[kind](content)
     return value

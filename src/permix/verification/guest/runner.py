@@ -1,15 +1,15 @@
-"""Runs an untrusted program on one test after the other. To be trusted itself only until the program's first line runs.
+"""Run an untrusted program on one test after the other. This process is trustworthy only until the program's first line runs.
 
-Job: JSON of `prelude` (run before the program, in its namespace), `program` and `function`. It is answered by RESULT once the
-program can be tested, else by FAILED; so is every ASK after it:
+The JOB frame has JSON of `prelude` (run before the program, in its namespace), `program` and `function`. The reply is RESULT if
+the program can be tested, else PROGRAM_FAILED. Each CALL frame after it is one test, with the same two kinds of reply:
 
-    without a function    its payload is standard input, and the result what the program printed. Each is a process of its own,
-                          forked before the program's first line; what it left running is ended with it.
-    with one              its payload is [arguments, keyword arguments], and the result what the function returned, or the method
-                          of that name of a class Solution. The program's body is run once, and not as `__main__`.
+    without a function    The payload is standard input, and the result is the program's output. Each test runs in a process of
+                          its own, forked before the program's first line; processes that it leaves behind are killed.
+    with a function       The payload is [arguments, keyword arguments], and the result is the value of the function, or of the
+                          method of that name of a class Solution. The program's body is run once, and not as `__main__`.
 
-The program can do here whatever it likes, to this process and its channel too. So a result says what the program would have it
-say, no more, and is judged where the program cannot reach.
+The program can do anything here, also to this process and its channel. So a result is only the program's claim, and it is
+compared outside, where the program has no access.
 """
 
 import builtins
@@ -28,6 +28,7 @@ from permix.verification.guest.protocol import FRAME_CALL, FRAME_PROGRAM_FAILED,
 
 
 def serve_program() -> None:
+    """Receive one job, load the program and serve its tests until the channel closes."""
     channel, bounds = confine_process()
     limit_cpu_time(bounds["cpu_seconds"])
     job = json.loads(channel.receive().payload)
@@ -35,7 +36,7 @@ def serve_program() -> None:
         module = make_program_module("__main__" if job["function"] is None else "program", job["prelude"])
         code = compile(job["program"], "program.py", "exec")
         call = None if job["function"] is None else load_function(code, vars(module), job["function"], bounds)
-    except BaseException as error:  # the program's boundary: it may raise anything at all
+    except BaseException as error:  # the program's boundary: it may raise any exception
         channel.send(FRAME_PROGRAM_FAILED, exception_message(error))
         return
     channel.send(FRAME_RESULT)
@@ -46,7 +47,7 @@ def serve_program() -> None:
 
 
 def make_program_module(name: str, prelude: str) -> ModuleType:
-    """The module that the program is run as. `exit` and `quit` are what Python's `site`, which is not here, would add."""
+    """The module that the program runs as. It adds `exit` and `quit`, since Python's `site`, which adds them, is missing here."""
     vars(builtins).update(exit=sys.exit, quit=sys.exit)
     sys.argv = ["program.py"]
     module = sys.modules[name] = ModuleType(name)
@@ -66,12 +67,14 @@ def exception_message(error: BaseException) -> bytes:
 
 
 def serve_calls(channel: Channel, call: Callable[..., Any], limits: Mapping[str, int]) -> None:
-    while (asked := channel.receive()).kind == FRAME_CALL:
+    """Answer each CALL frame with the function's value."""
+    while (request := channel.receive()).kind == FRAME_CALL:
         limit_cpu_time(limits["cpu_seconds"])
-        channel.send(*call_result(call, asked.payload))
+        channel.send(*call_result(call, request.payload))
 
 
 def call_result(call: Callable[..., Any], payload: bytes) -> tuple[bytes, bytes]:
+    """Call the function and return the reply: (kind of frame, payload)."""
     try:
         with unlimited_integer_digits():
             arguments, named = decode_value(payload)
@@ -83,21 +86,22 @@ def call_result(call: Callable[..., Any], payload: bytes) -> tuple[bytes, bytes]
 
 
 def serve_stdin_runs(channel: Channel, code: CodeType, namespace: dict[str, Any], limits: Mapping[str, int]) -> None:
-    gc.freeze()  # what is here already need not be gone through at the end of every child: that halves what a test costs
-    while (asked := channel.receive()).kind == FRAME_CALL:
-        given, printed = (os.open("/tmp", os.O_TMPFILE | os.O_RDWR) for _ in range(2))
-        with open(given, "wb", closefd=False) as file:
-            file.write(asked.payload)
-        os.lseek(given, 0, os.SEEK_SET)
+    """Answer each CALL frame with the program's output; each runs in a forked child."""
+    gc.freeze()  # children skip the existing objects in their garbage collection, which halves the time of a test
+    while (request := channel.receive()).kind == FRAME_CALL:
+        stdin_fd, stdout_fd = (os.open("/tmp", os.O_TMPFILE | os.O_RDWR) for _ in range(2))
+        with open(stdin_fd, "wb", closefd=False) as file:
+            file.write(request.payload)
+        os.lseek(stdin_fd, 0, os.SEEK_SET)
         if not (child := os.fork()):
             channel.close()
-            run_program_in_child(code, namespace, given, printed, limits)
-            return  # and so out of `serve_program`: threads are waited for and streams flushed as at the end of any program
+            run_program_in_child(code, namespace, stdin_fd, stdout_fd, limits)
+            return  # the child leaves `serve_program` too, so Python waits for threads and flushes streams as for any program
         _, status = os.waitpid(child, 0)
         kill_other_processes()
-        channel.send(*child_result(os.waitstatus_to_exitcode(status), printed, limits["output_bytes"]))
-        os.close(given)
-        os.close(printed)
+        channel.send(*child_result(os.waitstatus_to_exitcode(status), stdout_fd, limits["output_bytes"]))
+        os.close(stdin_fd)
+        os.close(stdout_fd)
 
 
 def run_program_in_child(
@@ -108,14 +112,14 @@ def run_program_in_child(
     for descriptor, stream in ((stdin_fd, 0), (stdout_fd, 1)):
         os.dup2(descriptor, stream)
         os.close(descriptor)
-    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115 - the program's, to its end
+    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115 - open until the program ends
     sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
-    with contextlib.suppress(SystemExit):  # whatever its status: what counts is what was printed
+    with contextlib.suppress(SystemExit):  # with any status: only the output counts
         exec(code, namespace)
 
 
 def kill_other_processes() -> None:
-    """End every process that the program has left behind; the sandbox's init buries those that are not our own children."""
+    """Kill every process that the program left behind. Those that are not our children are reaped by the sandbox's init."""
     try:
         os.kill(-1, signal.SIGKILL)
     except ProcessLookupError:
@@ -126,6 +130,7 @@ def kill_other_processes() -> None:
 
 
 def child_result(status: int, stdout_fd: int, max_bytes: int) -> tuple[bytes, bytes]:
+    """The reply for a child that ended with `status`: (kind of frame, payload)."""
     if status == -signal.SIGXCPU:
         return FRAME_PROGRAM_FAILED, b"ran out of CPU time"
     if status:
