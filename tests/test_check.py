@@ -191,7 +191,7 @@ def test_an_unknown_key_of_any_stage_is_named(stage: str, tmp_path: Path) -> Non
         ({"stage": "train", "personas": {"template": "yuo_are"}}, "personas.template = 'yuo_are'"),
         ({"stage": "stability", "task": {"levels": ["ad-1"]}}, "arithmetic has no level 'ad-1'; did you mean"),
         ({"stage": "stability", "personas": {"template": "x"}}, "personas.template = 'x'"),
-        ({"stage": "stability", "personas": {"n": 10_000}}, "n = 10000: must lie between 1 and"),
+        ({"stage": "stability", "personas": {"n": 10_000}}, "n = 10000: must be between 1 and"),
         ({"stage": "stability", "personas": {"pool": "none.csv"}}, "none.csv"),
         ({"stage": "stability", "strategy": "best-of-k"}, "strategy = 'best-of-k': Input should be 'none', 'persona-search'"),
         (

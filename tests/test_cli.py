@@ -220,7 +220,7 @@ def test_personas_describes_checks_and_shows_safely(tmp_path: Path, capsys: pyte
     assert "a  [-; sea]  a sailor \\u200b[red]of old[/red]" in shown
     pool.write_text('[[persona]]\nid = "a"\ntext = "a sailor \\u202e"\n')
     assert cli.run_cli(["personas", "--pool", str(pool)]) == 2
-    assert "holds U+202E" in capsys.readouterr().err
+    assert "contains U+202E" in capsys.readouterr().err
     assert cli.run_cli(["personas"]) == 0
     assert "near-duplicates" in capsys.readouterr().out
 

@@ -77,5 +77,5 @@ def test_a_script_of_ones_own_and_what_is_wrong_with_others(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"missing\.txt: no such file"):
         load_interview_script(InterviewConfig(turns=3, script=tmp_path / "missing.txt"))
     own.write_text("Hello there.\nWhat now?\nwhat  now?\n")
-    with pytest.raises(DataError, match=r"own\.txt:3: .*asked before at .*own\.txt:2"):
+    with pytest.raises(DataError, match=r"own\.txt:3: .*repeats .*own\.txt:2"):
         load_interview_script(InterviewConfig(turns=3, script=own))

@@ -245,7 +245,7 @@ def test_content_counts_not_the_side_it_is_published_on(tmp_path: Path) -> None:
     ("task", "words"),
     [
         ({"levels": ["add-1"], "n": 6}, r"strategy_questions = 5000: questions of the \w+ side are needed .*: task.n = 5000"),
-        ({"name": "gsm8k", "path": "test.jsonl", "n": 2}, r"questions of the \w+ side are needed .*: test.jsonl: is named as"),
+        ({"name": "gsm8k", "path": "test.jsonl", "n": 2}, r"questions of the \w+ side are needed .*: test.jsonl: has the name "),
     ],
 )
 def test_too_few_questions_to_choose_by_are_refused(

@@ -175,7 +175,7 @@ def test_a_file_of_questions_may_have_sides(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, tables if name == "q.toml" else "\n".join(map(json.dumps, SIDED)))
     assert [question.text for question in load_roleplay(path, "train")] == ["Who?", "Why?"]
     assert [question.text for question in load_roleplay(path, "dev")] == ["Where?"]
-    with pytest.raises(ConfigError, match=r"'heldout': no question of 3 stands on that side \(train 2, dev 1, heldout 0\)"):
+    with pytest.raises(ConfigError, match=r"'heldout': none of the 3 questions is in that split \(train 2, dev 1, heldout 0\)"):
         load_roleplay(path)
 
 
@@ -251,7 +251,7 @@ BAD = [
     ("p.toml", "[persona]\ntext = 'a baker'\n", 1, r"\[\[persona\]\] tables"),
     ("p.toml", ROW + ROW, 3, "used before at .*p.toml:1"),
     ("p.toml", ROW + "id = 'b'\n[[persona]]\ntext = 'a nurse'\nid = 'b'\n", 4, "id = 'b': used before at .*p.toml:1"),
-    ("p.toml", ROW + "[[persona]]\ntext = 'You are a nurse'\n", 3, "drop its leading"),
+    ("p.toml", ROW + "[[persona]]\ntext = 'You are a nurse'\n", 3, "leave out the"),
     ("p.jsonl", '{"text": "a baker"}\n\n{"text": "a nurse"\n', 3, "not valid JSON"),
     ("p.jsonl", '{"text": "a baker"}\n["a nurse"]\n', 2, "is not an object"),
     ("p.jsonl", '{"text": "a baker", "text": "a nurse"}\n', 1, "key 'text' stands twice"),
@@ -293,12 +293,12 @@ def test_bad_paths(tmp_path: Path, name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "line", "message"),
     [
-        ("q.txt", "Who are you?\n\nwho  are you?\n", 3, "asked before at .*q.txt:1"),
+        ("q.txt", "Who are you?\n\nwho  are you?\n", 3, "repeats .*q.txt:1"),
         ("q.toml", "[[question]]\ntext = 'Who?'\ngold = '3'\n", 1, "unknown key 'gold'"),
         ("q.toml", "[[persona]]\ntext = 'Who?'\n", 1, "unknown key 'persona'"),
         ("q.toml", "[[question]]\ntext = 'Who?'\nsplit = 'test'\n", 1, "split = 'test': must be"),
-        ("q.jsonl", '{"text": "Who?"}\n{"text": "Why?", "split": "dev"}\n', 1, "split is missing, and other questions have one"),
-        ("q.jsonl", '{"text": "Who?", "split": "dev"}\n{"text": "Why?"}\n', 2, "split is missing, and other questions have one"),
+        ("q.jsonl", '{"text": "Who?"}\n{"text": "Why?", "split": "dev"}\n', 1, "split is missing, but other questions have one"),
+        ("q.jsonl", '{"text": "Who?", "split": "dev"}\n{"text": "Why?"}\n', 2, "split is missing, but other questions have one"),
         ("q.txt", " \n", 1, "holds no question"),
     ],
 )
@@ -313,7 +313,7 @@ def test_load_refuses_a_violated_split(tmp_path: Path, sides: tuple[Split, Split
         {"id": "old", "text": "a grumpy old pirate who hates all numbers", "split": sides[0]},
         {"id": "new", "text": "a grumpy pirate who hates numbers", "split": sides[1]},
     ]
-    with pytest.raises(DataError, match=rf"'new'.*{sides[1]}.*'old'.*{sides[0]}.*near-duplicates.*different sides"):
+    with pytest.raises(DataError, match=rf"'new'.*{sides[1]}.*'old'.*{sides[0]}.*near-duplicates.*different splits"):
         load_pool(write(tmp_path / "p.jsonl", "\n".join(map(json.dumps, rows))))
 
 
@@ -399,7 +399,7 @@ def test_select_by_tags(builtin: PersonaPool) -> None:
 
 
 def test_select_refuses_what_it_cannot_give(builtin: PersonaPool) -> None:
-    with pytest.raises(ConfigError, match="n = 28: must lie between 1 and 27"):
+    with pytest.raises(ConfigError, match="n = 28: must be between 1 and 27"):
         builtin.select(include_tags=["expert"], n=28)
     with pytest.raises(ConfigError, match="unknown tag 'experts'; did you mean 'expert'"):
         builtin.select(include_tags=["experts"])
@@ -477,9 +477,7 @@ def test_a_pool_of_a_few_has_no_dev_side_and_says_so(size: int, dev: int) -> Non
     split = split_pool(PersonaPool(personas=tuple(trades("q", size))))
     assert sum(persona.split == "dev" for persona in split.personas) == dev
     if not dev:
-        with pytest.raises(
-            ConfigError, match=rf"'dev': no persona of {size} stands on that side \(train .* when there are about six"
-        ):
+        with pytest.raises(ConfigError, match=rf"'dev': none of the {size} personas is in that split \(train .* needs about six"):
             split.in_split("dev")
 
 
@@ -522,7 +520,7 @@ def test_a_users_pool_without_sides_is_asked_by_side(
 ) -> None:
     path = write(tmp_path / "p.csv", "text\n" + "".join(f"{one.text}\n" for one in trades("q", 12)))
     assert len(select_personas(PersonasConfig.model_validate({"pool": str(path), "split": split}))) == count
-    told = "a third of those is held out and a quarter of the others is dev"
+    told = "a third of them becomes heldout, and a quarter of the others dev"
     assert (told in capsys.readouterr().err) == (split != "all")
 
 
@@ -531,7 +529,7 @@ def test_split_refuses_a_violation_and_an_empty_side() -> None:
     held = people("a grumpy old pirate who hates all numbers", tag="h", split="heldout")
     with pytest.raises(DataError, match=r"'h0'.*'t0'"):
         split_pool(PersonaPool(personas=(*train, *held)))
-    with pytest.raises(ConfigError, match="1 personas leave the heldout side empty"):
+    with pytest.raises(ConfigError, match="1 personas leave the heldout split empty"):
         split_pool(PersonaPool(personas=tuple(people("a baker"))))
     with pytest.raises(ConfigError, match="heldout_share = 1"):
         split_pool(PersonaPool(personas=tuple(people("a baker"))), heldout_share=1)

@@ -84,7 +84,7 @@ def test_two_folders_of_questions_are_refused(tmp_path: Path) -> None:
     folder = write_gym(tmp_path / "gym")
     (folder / "questions" / "v2").mkdir()
     put(folder / "questions" / "v2" / f"{DIVER}.json", questions_of(DIVER))
-    with pytest.raises(DataError, match=r"questions, .*v2 hold files of questions; give the one folder"):
+    with pytest.raises(DataError, match=r"questions, .*v2; there must be one, so give its path"):
         read(folder)
 
 
@@ -92,14 +92,14 @@ def test_two_folders_of_questions_are_refused(tmp_path: Path) -> None:
     ("questions", "said"),
     [
         ({**questions_of(DIVER), "Wit": ["Who?"]}, r"diver\.json: unknown task 'Wit'; .*valid: Action Justification"),
-        ({**questions_of(DIVER), "Toxicity Control": ["Who?"]}, "task 'Toxicity Control' stands there under two names"),
+        ({**questions_of(DIVER), "Toxicity Control": ["Who?"]}, "task 'Toxicity Control' occurs under two names"),
         ({"Toxicity": ["Who?"]}, "no questions of task 'Expected Action'; persona 'an 11-year-old diver'"),
         ({**questions_of(DIVER), "Toxicity": []}, r"diver\.json: task 'Toxicity Control': must be a list of questions, at least"),
         ({**questions_of(DIVER), "Toxicity": "Who?"}, "task 'Toxicity Control': must be a list of questions"),
-        ({**questions_of(DIVER), "Toxicity": ["Who?", " who? "]}, "question 2 = ' who. ': asked before"),
+        ({**questions_of(DIVER), "Toxicity": ["Who?", " who? "]}, "question 2 = ' who. ': occurs twice"),
         ({**questions_of(DIVER), "Toxicity": ["Who?", 7]}, "question 2 = 7: must be a text that is not empty"),
         ({**questions_of(DIVER), "Toxicity": [" "]}, "question 1 = ' ': must be a text that is not empty"),
-        ([], "must hold an object, task → questions; persona 'an 11-year-old diver'"),
+        ([], "must be an object, task → questions; persona 'an 11-year-old diver'"),
     ],
 )
 def test_what_is_wrong_with_a_personas_questions_is_named(questions: object, said: str, tmp_path: Path) -> None:
@@ -112,12 +112,12 @@ def test_what_is_wrong_with_a_personas_questions_is_named(questions: object, sai
 @pytest.mark.parametrize(
     ("personas", "said"),
     [
-        ({}, r"personas\.json: must hold a list"),
-        ([], r"personas\.json: must hold a list"),
+        ({}, r"personas\.json: must be a list"),
+        ([], r"personas\.json: must be a list"),
         ([BAKER, None], "persona 2 = None: must be a text"),
         ([DIVER, "You are a diver"], "persona 2 = 'You are a diver': must complete"),
-        ([DIVER, DIVER.upper()], "persona 2 = 'AN 11-YEAR-OLD DIVER': stands there twice"),
-        ([DIVER, "A cook"], "no file of questions for persona 'A cook'"),
+        ([DIVER, DIVER.upper()], "persona 2 = 'AN 11-YEAR-OLD DIVER': occurs twice"),
+        ([DIVER, "A cook"], "has no file of questions for persona 'A cook'"),
     ],
 )
 def test_what_is_wrong_with_the_personas_is_named(personas: object, said: str, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_broken_json_and_no_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"personas\.json: not JSON"):
         read(folder)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: holds no folder questions"):
+    with pytest.raises(DataError, match="empty: has no folder questions"):
         read(tmp_path / "empty")
     with pytest.raises(DataError, match="no such file"):
         read(tmp_path / "none.jsonl")
@@ -162,8 +162,8 @@ def test_a_file_of_ours_is_read_as_it_stands(tmp_path: Path) -> None:
     ("changed", "said"),
     [
         ({}, r"questions\.jsonl:2: persona_id = 'baker', task 'Toxicity Control': id = 'q1': used before"),
-        ({"id": "q2"}, "text = 'Who burnt it.': asked before"),
-        ({"id": "q2", "persona": "a cook"}, "persona = 'a cook', and earlier 'a baker'"),
+        ({"id": "q2"}, "text = 'Who burnt it.': occurs twice"),
+        ({"id": "q2", "persona": "a cook"}, "persona = 'a cook', but earlier 'a baker'"),
         ({"id": "q2", "text": 5}, "text = 5: must be a text"),
         ({"id": "q2", "task": "Wit"}, "task = 'Wit': Input should be 'Expected Action'"),
         ({"id": "q2", "mood": "x"}, "mood = 'x': Extra inputs"),
@@ -191,5 +191,5 @@ def test_a_hub_that_cannot_be_read_is_said_in_one_line(monkeypatch: pytest.Monke
         raise OSError("no route\nat all")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(ConfigError, match=r"hub = 'some/gym': cannot be read: no route; personagym\.path takes a local folder"):
+    with pytest.raises(ConfigError, match=r"hub = 'some/gym': cannot be read: no route; or give a local personagym\.path"):
         read_personagym(PersonaGymConfig(hub="some/gym"))

@@ -43,10 +43,10 @@ def test_a_file_a_persona_gives_the_mean_over_personas(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ([], "must hold an object"),
-        ({"PersonaScore": 4.0}, "holds the score of no task"),
+        ([], "must be an object"),
+        ({"PersonaScore": 4.0}, "has no score of any task"),
         ({"Wit": 4.0}, "unknown task 'Wit'"),
-        ({"Toxicity": 5.1}, r"Toxicity = 5\.1: must be a score of 0 to 5"),
+        ({"Toxicity": 5.1}, r"Toxicity = 5\.1: must be a score from 0 to 5"),
         ({"Toxicity": "5"}, "Toxicity = '5': must be a score"),
         ({"Toxicity": True}, "Toxicity = True: must be a score"),
         ({"Toxicity": {"scores": []}}, "must be a score"),
@@ -59,5 +59,5 @@ def test_a_bad_score_file_is_named(written: object, said: str, tmp_path: Path) -
 
 
 def test_a_folder_without_scores_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no file"):
+    with pytest.raises(DataError, match="has no file"):
         read_published_scores(tmp_path)

@@ -1,1 +1,1 @@
-"""Persona pools: loaded, checked, split."""
+"""Persona pools (load, check, split) and PersonaGym's data."""

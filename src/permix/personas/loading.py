@@ -1,14 +1,17 @@
-"""Turn the rows of a file into personas and role-play questions, one checked field at a time.
+"""Read personas and open-ended questions from files, and check every field.
 
-    text    a noun phrase that completes "You are ..."        needed
-    id      any printable name                                else: a slug of the text and a short digest of it
-    tags    a list of names; the first one is the kind        else: none (in CSV parted by ; or |)
-    split   "train", "dev" or "heldout"                       else: none
-    weight  a finite number above 0                           else: 1
+Fields of a persona:
 
-Questions have `text`, `id`, `tags` and `split`, which all of a file have or none. The first bad row is a `DataError` that names
-file and line, the field, the value and what would be valid. Text may hold newlines and tabs; every other control character, lone
-surrogate, line separator and bidirectional override is refused, so that what is loaded can be printed on a terminal.
+    text    a noun phrase that completes "You are ..."        required
+    id      any printable name                                default: a slug and a short digest of the text
+    tags    a list of names; the first one is the kind        default: none (in CSV separated by ; or |)
+    split   "train", "dev" or "heldout"                       default: none
+    weight  a finite number above 0                           default: 1
+
+Questions have `text`, `id`, `tags` and `split`; either all questions of a file have a split, or none has. The first bad row
+raises DataError naming file and line, the field, its value and what would be valid. A text may contain newlines and tabs. Every
+other control character, lone surrogate, line separator and bidirectional override is refused, so that texts can be printed
+safely.
 """
 
 import math
@@ -41,7 +44,7 @@ _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def read_personas(source: str | Path) -> tuple[Persona, ...]:
-    """The personas of "builtin" or of a .toml, .jsonl or .csv file, in the order of the file."""
+    """The personas of "builtin" or of a .toml, .jsonl or .csv file, in the order of the file. Raises DataError."""
     if str(source) == "builtin":
         rows = [row for kind in BUILTIN_KINDS for row in _builtin_rows(f"{kind}.toml", "persona")]
     else:
@@ -80,27 +83,27 @@ def build_open_questions(items: Iterable[str | Question]) -> tuple[Question, ...
 def load_roleplay(source: str | Path = "builtin", split: Split = "heldout") -> tuple[Question, ...]:
     """Open-ended questions without a gold answer: "builtin", or a .toml, .jsonl or .txt file (one question per line).
 
-    Those of one side, in the order of the file; all of them, whatever `split`, when the file gives no sides. DataError for a bad
-    row, ConfigError when the file has sides and no question on this one.
+    Returns the questions of one split in the order of the file, or all questions if the file has no splits. Raises DataError for
+    a bad row, and ConfigError if the file has splits but no question in this one.
     """
     if str(source) == "builtin":
         rows = _builtin_rows("roleplay.toml", "question")
     else:
         rows = read_rows(Path(source), "question", QUESTION_SUFFIXES)
     fields = [_checked_fields(row, _QUESTION_CHECKS) for row in rows]
-    sides = [one.pop("split", None) for one in fields]
+    splits = [one.pop("split", None) for one in fields]
     found = [Question.model_validate({"task": "roleplay", "gold": "", **one}) for one in fields]
     _require_distinct_texts(rows, found)
     questions = _require_unique_ids(rows, found)
-    if not any(sides):
+    if not any(splits):
         return questions
-    _check_split_on_all_rows(rows, sides)
-    chosen = tuple(question for question, side in zip(questions, sides, strict=True) if side == split)
+    _check_split_on_all_rows(rows, splits)
+    chosen = tuple(question for question, own in zip(questions, splits, strict=True) if own == split)
     if not chosen:
-        counts = Counter(sides)
+        counts = Counter(splits)
         raise ConfigError(
-            f"{source}: split = {split!r}: no question of {len(questions)} stands on that side "
-            f"({', '.join(f'{side} {counts[side]}' for side in SPLITS)})"
+            f"{source}: split = {split!r}: none of the {len(questions)} questions is in that split "
+            f"({', '.join(f'{name} {counts[name]}' for name in SPLITS)})"
         )
     return chosen
 
@@ -109,15 +112,13 @@ def _require_distinct_texts(rows: Sequence[SourceRow], questions: Sequence[Quest
     first: dict[str, str] = {}
     for row, question in zip(rows, questions, strict=True):
         if (earlier := first.setdefault(question.content_hash, row.where)) != row.where:
-            raise DataError(
-                f"{row.where}: text = {quote_value(question.text)}: asked before at {earlier}; questions must be distinct"
-            )
+            raise DataError(f"{row.where}: text = {quote_value(question.text)}: repeats {earlier}; questions must be distinct")
 
 
-def _check_split_on_all_rows(rows: Sequence[SourceRow], sides: Sequence[object]) -> None:
-    for row, side in zip(rows, sides, strict=True):
-        if side is None:
-            raise DataError(f"{row.where}: split is missing, and other questions have one; give every question a side, or none")
+def _check_split_on_all_rows(rows: Sequence[SourceRow], splits: Sequence[object]) -> None:
+    for row, split in zip(rows, splits, strict=True):
+        if split is None:
+            raise DataError(f"{row.where}: split is missing, but other questions have one; give it for all questions or for none")
 
 
 def _builtin_rows(name: str, table: str) -> list[SourceRow]:
@@ -125,7 +126,7 @@ def _builtin_rows(name: str, table: str) -> list[SourceRow]:
 
 
 def _parse_csv_fields(fields: Mapping[str, object]) -> dict[str, object]:
-    """Cells as the types they stand for; a weight that is no number stays text, for the check to name it."""
+    """Convert CSV texts to the fields' types. A weight that is not a number stays text, and the check refuses it."""
     typed = dict(fields)
     if "tags" in typed:
         typed["tags"] = [tag.strip() for tag in re.split(r"[;|]", str(typed["tags"])) if tag.strip()]
@@ -136,12 +137,12 @@ def _parse_csv_fields(fields: Mapping[str, object]) -> dict[str, object]:
 
 
 def _checked_fields(row: SourceRow, checks: Mapping[str, _FieldCheck]) -> dict[str, object]:
-    """The row's fields, checked; null counts as absent, and an absent id is derived from the text."""
+    """The row's fields, checked. A null counts as absent, and an absent id is derived from the text."""
     for key in row.fields:
         if key not in checks:
             raise DataError(f"{row.where}: unknown key {quote_value(key)}; {valid_names_hint(key, checks)}")
     if row.fields.get("text") is None:
-        raise DataError(f"{row.where}: text is missing; every row needs one")
+        raise DataError(f"{row.where}: text is missing; every row must have one")
     found: dict[str, object] = {}
     for key, value in row.fields.items():
         if value is None:
@@ -154,7 +155,7 @@ def _checked_fields(row: SourceRow, checks: Mapping[str, _FieldCheck]) -> dict[s
 
 
 def derive_id(text: str) -> str:
-    """Id of a row that has none: what ASCII the text offers in kebab case, and a digest of the normalised text."""
+    """The id of a row without id: the text's ASCII words in kebab case, and a digest of the normalized text."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     slug = "-".join(re.findall(r"[a-z0-9]+", plain))[:40].strip("-")
     return f"{slug or 'text'}-{digest(canonical_text(text), length=8)}"
@@ -171,20 +172,22 @@ def _require_unique_ids(rows: list[SourceRow], items: list[_ItemT]) -> tuple[_It
 
 
 def check_plain_text(value: object) -> str:
+    """The text without white space at its ends. Raises ValueError if it is not a text, empty, or has control characters."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError("must be a text that is not empty")
     for place, char in enumerate(text := value.replace("\r\n", "\n").strip()):
         if (char not in "\n\t" and unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")) or char in _BIDI:
             raise ValueError(
-                f"holds U+{ord(char):04X} at character {place + 1}; newline and tab are the only control characters allowed"
+                f"contains U+{ord(char):04X} at character {place + 1}; newline and tab are the only control characters allowed"
             )
     return text
 
 
 def check_persona_text(value: object) -> str:
+    """`check_plain_text` for a persona. Raises ValueError also if the text starts with "You are"."""
     text = check_plain_text(value)
     if re.match(r"you(\s+are|['’]re)\b", text, re.IGNORECASE):
-        raise ValueError('must complete "You are ...": drop its leading "You are"')
+        raise ValueError('must complete "You are ...": leave out the "You are" at its start')
     return text
 
 

@@ -1,25 +1,17 @@
-"""PersonaGym's data, or questions of our own format, read and checked.
+"""Read and check PersonaGym's data: questions, personas and published score files.
 
-A folder holds `questions/{persona}.json` (task → questions; also one folder deeper, as in PersonaGym's repository) and
-`personas.json`, a list of the personas' texts; without that list the names of the files are the personas. Without a folder
-questions, the files lie in the folder itself. A file of ours, `questions.jsonl`, has one `PersonaGymQuestion` a line.
+A PersonaGym folder has `personas.json`, a list of the personas' texts, `questions/{persona}.json` (task → questions), and
+`rubrics/{task}.txt`. The question files may also be one folder deeper, as in PersonaGym's repository, or in the folder itself.
+Without `personas.json` the names of the files are the personas. permix's own file, `questions.jsonl`, has one
+`PersonaGymQuestion` per line; every line has its persona's text, so no other file is needed.
 
-Whatever is wrong first raises DataError, naming file, persona and task.
+A persona's id is made from its text, and a question's id from its persona's text, its task and its own text. So ids do not depend
+on the data's place or on other questions.
 
-The nouns of PersonaGym's kind of question.
+Score files of PersonaGym's code and its forks have one mean for each task and mostly the mean of those, sometimes for a single
+persona, but no intervals and no counts. `permix.metrics.judge_scores` describes how they are computed.
 
-A folder of PersonaGym has `personas.json`, `questions/{persona}.json` (task → questions) and `rubrics/{task}.txt`. A file of
-ours, `questions.jsonl`, has one `PersonaGymQuestion` a line; the persona's text stands in every line, so it needs no other file.
-
-What PersonaGym and we call the same thing: tasks, personas, questions, and the files of a persona.
-
-A persona's id is made of its text, a question's id of its persona's text, its task and its own: both stay the same wherever the
-data lie and whatever else is asked.
-
-Files of scores that PersonaGym's code and its forks have published, to stand beside ours.
-
-They hold a mean by task, maybe of one persona, and mostly the mean of those; no intervals and no counts. What arithmetic is
-behind them is told in `permix.metrics.judge_scores`.
+The first mistake in a file raises DataError naming file, persona and task.
 """
 
 import json
@@ -39,7 +31,7 @@ from permix.types import Persona, Record, canonical_text, digest
 
 
 class PersonaGymQuestion(Record):
-    """One question to one persona, to see one of the five tasks. `setting`: the situation it was written for, where known."""
+    """A question for one persona, of one of the five tasks. `setting` is the situation that it is about, if known."""
 
     id: str = Field(min_length=1)
     persona_id: str = Field(min_length=1)
@@ -50,7 +42,7 @@ class PersonaGymQuestion(Record):
 
 
 class ScoreExample(Record):
-    """One line of `examples.jsonl`: an answer to a question that would earn this score under its task's rubric."""
+    """One line of `examples.jsonl`: an example answer that deserves this score (1 to 5) under its task's rubric."""
 
     question_id: str
     score: int = Field(ge=1, le=5)
@@ -60,22 +52,22 @@ class ScoreExample(Record):
 PERSONAGYM_TASKS: tuple[PersonaGymTask, ...] = get_args(PersonaGymTask)
 
 TASK_ALIASES: Mapping[str, PersonaGymTask] = {"Toxicity": "Toxicity Control"}
-"""Names of tasks in PersonaGym's files that are not those of its paper."""
+"""Task names in PersonaGym's files that differ from its paper's."""
 
 
 class PersonaFiles(NamedTuple):
-    """The files of a folder, each named for a persona. `plain`: by what is left of a name where only letters and digits count."""
+    """The files of a folder, each named after a persona: by the whole name, and by its letters and digits only."""
 
     by_name: Mapping[str, Path]
     by_alphanumeric: Mapping[str, Path]
 
     def find(self, text: str) -> Path | None:
-        """A persona's file. Its name may lack, or hold others for, characters that a file system cannot hold."""
+        """A persona's file, or None. Its name may leave out or replace characters that file systems do not allow."""
         return self.by_name.get(text) or self.by_alphanumeric.get(_alphanumeric(text))
 
 
 def index_persona_files(folder: Path, suffix: str) -> PersonaFiles:
-    """The files of a folder whose names are a persona's text and this ending."""
+    """The files of a folder that are named {persona's text}{suffix}."""
     exact = {file.name.removesuffix(suffix): file for file in sorted(folder.glob(f"*{suffix}"))}
     return PersonaFiles(exact, {_alphanumeric(name): file for name, file in exact.items()})
 
@@ -85,7 +77,7 @@ def _alphanumeric(text: str) -> str:
 
 
 def parse_task_name(name: object, where: str) -> PersonaGymTask:
-    """The task of a name in PersonaGym's files. DataError when there is none."""
+    """The task with this name in PersonaGym's files. Raises DataError, starting with `where`, if there is none."""
     found = TASK_ALIASES.get(str(name), name)
     for task in PERSONAGYM_TASKS:
         if task == found:
@@ -94,9 +86,9 @@ def parse_task_name(name: object, where: str) -> PersonaGymTask:
 
 
 def persona_from_personagym(text: object) -> Persona:
-    """A persona of PersonaGym as one that completes "You are ...": "A 71-year-old nurse" gets a small first letter.
+    """A persona from PersonaGym's text. It must complete "You are ...", so "A 71-year-old nurse" gets a lower-case first letter.
 
-    Raises ValueError for what is no such text.
+    Raises ValueError if it is not a valid text of a persona.
     """
     plain = check_persona_text(text)
     completed = re.sub(r"^(An?|The)\b", lambda article: article[0].lower(), plain)
@@ -104,14 +96,14 @@ def persona_from_personagym(text: object) -> Persona:
 
 
 def make_personagym_question(persona: Persona, task: PersonaGymTask, text: object) -> PersonaGymQuestion:
-    """One question of PersonaGym's to one persona. Raises ValueError for what is no text."""
+    """A question of PersonaGym for one persona. Raises ValueError if `text` is not a valid text."""
     plain = check_plain_text(text)
     name = f"{task.lower().replace(' ', '-')}-{digest(canonical_text(persona.text), task, canonical_text(plain), length=12)}"
     return PersonaGymQuestion(id=name, persona_id=persona.id, persona=persona.text, task=task, text=plain)
 
 
 def read_json_value(path: Path) -> Any:
-    """What a JSON file holds. DataError when it is missing, no text or no JSON."""
+    """The content of a JSON file. Raises DataError if it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -124,7 +116,10 @@ PersonaGymData = tuple[tuple[Persona, ...], tuple[PersonaGymQuestion, ...]]
 
 
 def read_personagym(config: PersonaGymConfig) -> PersonaGymData:
-    """The personas, and the questions of each, in the order of the file. DataError names file, persona and task."""
+    """The personas and their questions, in the order of the file.
+
+    Raises DataError naming file, persona and task, and ConfigError if no source is given or the hub cannot be read.
+    """
     place = Path(_download_dataset(config.hub)) if config.hub else config.path
     if place is None:
         raise ConfigError("personagym: give path, a folder of PersonaGym or a questions.jsonl, or hub")
@@ -145,17 +140,17 @@ def _select_questions(questions: Sequence[PersonaGymQuestion], config: PersonaGy
 
 
 def _download_dataset(repo: str) -> str:
-    """The folder of a data set of the hub."""
+    """Download a data set of the hub, and return its folder."""
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError
     except ImportError as error:
-        raise ConfigError(f"personagym.hub = {repo!r}: needs the extra local: pip install 'permix[local]'") from error
+        raise ConfigError(f"personagym.hub = {repo!r}: needs huggingface_hub: pip install 'permix[local]'") from error
     try:
         return str(snapshot_download(repo, repo_type="dataset"))
-    except (OSError, HFValidationError) as error:  # every failure of the hub and of the network is an OSError
+    except (OSError, HFValidationError) as error:  # all failures of the hub and of the network are OSErrors
         reason = str(error).partition("\n")[0]
-        raise ConfigError(f"personagym.hub = {repo!r}: cannot be read: {reason}; personagym.path takes a local folder") from error
+        raise ConfigError(f"personagym.hub = {repo!r}: cannot be read: {reason}; or give a local personagym.path") from error
 
 
 # A folder of PersonaGym
@@ -167,31 +162,31 @@ def _read_folder(folder: Path, tasks: Sequence[PersonaGymTask]) -> list[PersonaG
     for text, persona in _read_personas(folder, files).items():
         file = files.find(text)
         if file is None:
-            raise DataError(f"{folder}: no file of questions for persona {quote_value(text)}")
+            raise DataError(f"{folder}: has no file of questions for persona {quote_value(text)}")
         found += _read_persona_questions(file, persona, tasks)
     return found
 
 
 def _questions_folder(folder: Path) -> Path:
-    """questions/, or the one folder in it that holds the files; without a folder questions, the folder itself."""
+    """questions/, or the one folder in it with the files, or, if there is no questions/, the folder itself."""
     top = folder / "questions"
     if not top.is_dir():
         if any(folder.glob("*.json")):
             return folder
-        raise DataError(f"{folder}: holds no folder questions; give a folder of PersonaGym, or a questions.jsonl")
+        raise DataError(f"{folder}: has no folder questions; give a PersonaGym folder or a questions.jsonl")
     inside = [one for one in (top, *sorted(top.iterdir())) if one.is_dir() and any(one.glob("*.json"))]
     if len(inside) != 1:
-        said = ", ".join(str(one) for one in inside) or "none of its folders"
-        raise DataError(f"{top}: {said} hold files of questions; give the one folder that is to be asked")
+        folders = ", ".join(str(one) for one in inside) or "none"
+        raise DataError(f"{top}: folders with files of questions: {folders}; there must be one, so give its path")
     return inside[0]
 
 
 def _read_personas(folder: Path, files: PersonaFiles) -> dict[str, Persona]:
-    """Every persona by its text as published."""
+    """Every persona, by its text as published."""
     path, found = folder / "personas.json", dict[str, Persona]()
     texts = read_json_value(path) if path.exists() else list(files.by_name)
     if not isinstance(texts, list) or not texts:
-        raise DataError(f"{path}: must hold a list of personas' texts")
+        raise DataError(f"{path}: must be a list of personas' texts")
     ids = set[str]()
     for place, text in enumerate(texts, 1):
         try:
@@ -199,7 +194,7 @@ def _read_personas(folder: Path, files: PersonaFiles) -> dict[str, Persona]:
         except ValueError as error:
             raise DataError(f"{path}: persona {place} = {quote_value(text)}: {error}") from error
         if persona.id in ids:
-            raise DataError(f"{path}: persona {place} = {quote_value(text)}: stands there twice")
+            raise DataError(f"{path}: persona {place} = {quote_value(text)}: occurs twice")
         ids.add(persona.id)
         found[text] = persona
     return found
@@ -209,11 +204,11 @@ def _read_persona_questions(file: Path, persona: Persona, tasks: Sequence[Person
     by_task: dict[PersonaGymTask, list[PersonaGymQuestion]] = {}
     fields = read_json_value(file)
     if not isinstance(fields, dict):
-        raise DataError(f"{file}: must hold an object, task → questions; persona {quote_value(persona.text)}")
+        raise DataError(f"{file}: must be an object, task → questions; persona {quote_value(persona.text)}")
     for name, texts in fields.items():
         task = parse_task_name(name, str(file))
         if task in by_task:
-            raise DataError(f"{file}: task {task!r} stands there under two names")
+            raise DataError(f"{file}: task {task!r} occurs under two names")
         by_task[task] = _parse_task_questions(f"{file}: task {task!r}", persona, task, texts)
     for task in tasks:
         if task not in by_task:
@@ -231,27 +226,27 @@ def _parse_task_questions(where: str, persona: Persona, task: PersonaGymTask, te
         except ValueError as error:
             raise DataError(f"{where}, question {place} = {quote_value(text)}: {error}") from error
         if question.id in found:
-            raise DataError(f"{where}, question {place} = {quote_value(text)}: asked before; questions must be distinct")
+            raise DataError(f"{where}, question {place} = {quote_value(text)}: occurs twice; questions must be distinct")
         found[question.id] = question
     return list(found.values())
 
 
-# A file of ours
+# permix's own file
 
 
 def _read_questions_jsonl(path: Path) -> list[PersonaGymQuestion]:
     found, texts = dict[str, PersonaGymQuestion](), dict[str, str]()
-    asked = set[tuple[str, PersonaGymTask, str]]()
+    seen = set[tuple[str, PersonaGymTask, str]]()
     for row in read_rows(path, "question", (".jsonl",)):
         one = _parse_question(row)
         who = f"{row.where}: persona_id = {one.persona_id!r}, task {one.task!r}"
         if texts.setdefault(one.persona_id, one.persona) != one.persona:
-            raise DataError(f"{who}: persona = {quote_value(one.persona)}, and earlier {quote_value(texts[one.persona_id])}")
+            raise DataError(f"{who}: persona = {quote_value(one.persona)}, but earlier {quote_value(texts[one.persona_id])}")
         if one.id in found:
             raise DataError(f"{who}: id = {one.id!r}: used before; ids must be unique")
-        if (content := (one.persona_id, one.task, canonical_text(one.text))) in asked:
-            raise DataError(f"{who}: text = {quote_value(one.text)}: asked before; questions must be distinct")
-        asked.add(content)
+        if (content := (one.persona_id, one.task, canonical_text(one.text))) in seen:
+            raise DataError(f"{who}: text = {quote_value(one.text)}: occurs twice; questions must be distinct")
+        seen.add(content)
         found[one.id] = one
     return list(found.values())
 
@@ -271,13 +266,14 @@ def _parse_question(row: SourceRow) -> PersonaGymQuestion:
 
 
 OVERALL_SCORE_KEYS = ("PersonaScore", "overall_score")
-"""What the mean over tasks is called."""
+"""Names of the mean over tasks in score files."""
 
 
 class PublishedScores(Record):
-    """A model's scores as a file has them, by task, rounded as it rounds them. `n_personas`: of how many files they are the mean.
+    """A model's scores as published: by task, with the file's rounding. `n_personas` is the number of files averaged, if several.
 
-    `persona_score` is the file's own: of PersonaGym's published files, one differs from the mean of its tasks by 0.2.
+    `persona_score` is the file's own overall score. It is not recomputed: in one of PersonaGym's published files it differs from
+    the mean of the tasks by 0.2.
     """
 
     tasks: dict[PersonaGymTask, float]
@@ -286,16 +282,16 @@ class PublishedScores(Record):
 
 
 def read_published_scores(path: Path) -> PublishedScores:
-    """A scores.json, or a folder of {persona}_score.json as OpenCharacter's fork writes, of which it is the mean over personas.
+    """Read a scores.json, or the mean over personas of a folder of {persona}_score.json, as OpenCharacter's fork writes them.
 
-    Read are task → mean with "PersonaScore" (PersonaGym, OpenCharacter); task → {"scores": [a block's, ...]}; and
-    {"task_scores": task → mean, "overall_score": ...}. DataError names file and task.
+    Valid contents are task → mean with "PersonaScore" (PersonaGym, OpenCharacter); task → {"scores": [one for each block, ...]};
+    and {"task_scores": task → mean, "overall_score": ...}. Raises DataError naming file and task.
     """
     if not path.is_dir():
         return _read_score_file(path)
     files = sorted(path.glob("*_score.json"))
     if not files:
-        raise DataError(f"{path}: holds no file *_score.json; give a scores.json, or a folder of such files")
+        raise DataError(f"{path}: has no file *_score.json; give a scores.json, or a folder of such files")
     found = [_read_score_file(file) for file in files]
     tasks = {task: [one.tasks[task] for one in found if task in one.tasks] for one in found for task in one.tasks}
     overall = [one.persona_score for one in found if one.persona_score is not None]
@@ -309,7 +305,7 @@ def read_published_scores(path: Path) -> PublishedScores:
 def _read_score_file(path: Path) -> PublishedScores:
     fields = read_json_value(path)
     if not isinstance(fields, dict):
-        raise DataError(f"{path}: must hold an object, task → score")
+        raise DataError(f"{path}: must be an object, task → score")
     by_name: Mapping[str, Any] = fields["task_scores"] if isinstance(fields.get("task_scores"), dict) else fields
     tasks = {
         parse_task_name(name, str(path)): _parse_score_value(value, f"{path}: {name}")
@@ -317,16 +313,16 @@ def _read_score_file(path: Path) -> PublishedScores:
         if name not in OVERALL_SCORE_KEYS
     }
     if not tasks:
-        raise DataError(f"{path}: holds the score of no task")
+        raise DataError(f"{path}: has no score of any task")
     overall = next((_parse_score_value(fields[name], f"{path}: {name}") for name in OVERALL_SCORE_KEYS if name in fields), None)
     return PublishedScores(tasks=tasks, persona_score=overall)
 
 
 def _parse_score_value(value: Any, where: str) -> float:
-    """A number of 0 to 5; or the mean of a list of such under "scores"."""
+    """A number from 0 to 5, or the mean of the list of such numbers under "scores"."""
     if isinstance(value, dict) and isinstance(value.get("scores"), list) and value["scores"]:
         numbers = [_parse_score_value(one, where) for one in value["scores"]]
         return sum(numbers) / len(numbers)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 5:
-        raise DataError(f"{where} = {quote_value(value)}: must be a score of 0 to 5")
+        raise DataError(f"{where} = {quote_value(value)}: must be a score from 0 to 5")
     return float(value)

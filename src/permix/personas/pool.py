@@ -1,10 +1,7 @@
-"""The persona pool: load it, choose from it, weigh it, split it.
+"""The persona pool: load it, split it, select from it, and weight it. `select_personas` does this for a configuration.
 
-A pool is a set: its personas always stand in the order of their ids, so nothing downstream can depend on the order of a file.
-A loaded pool has been checked: no persona, and no near-duplicate of one, stands on two sides of its split. Every choice
-(`select`, `split_pool`) depends on content and seed alone.
-
-From a configuration to the personas a stage works with.
+A pool is a set: its personas are always sorted by id, so nothing depends on the order of a file. A loaded pool is checked: no
+persona has a near-duplicate in another split. Every choice (`select`, `split_pool`) depends only on content and seed.
 """
 
 import heapq
@@ -33,7 +30,7 @@ from permix.types import SPLITS, Persona, Record, Split, digest, require_unique,
 
 
 class PersonaPool(Record):
-    """Personas with unique ids, at least one, in the order of their ids."""
+    """One or more personas with unique ids, sorted by id."""
 
     personas: tuple[Persona, ...] = Field(min_length=1)
 
@@ -48,7 +45,7 @@ class PersonaPool(Record):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the content: equal for equal sets of personas, whatever file they came from."""
+        """Hash of the content: equal sets of personas have the same fingerprint."""
         return digest(*(persona.model_dump_json() for persona in self.personas))
 
     @property
@@ -56,24 +53,24 @@ class PersonaPool(Record):
         return frozenset(tag for persona in self.personas for tag in persona.tags)
 
     def in_split(self, split: Split) -> "PersonaPool":
-        """The personas of one side. ConfigError when there are none."""
+        """The personas of one split. Raises ConfigError if there are none."""
         found = tuple(persona for persona in self.personas if persona.split == split)
         if not found:
             counts = Counter(persona.split for persona in self.personas)
             raise ConfigError(
-                f"split = {split!r}: no persona of {len(self)} stands on that side "
-                f"({', '.join(f'{side} {counts[side]}' for side in SPLITS)}) and {counts[None]} have no split; "
-                "name the side in the file, or let split_pool give one to those that have none (dev when there are about six)"
+                f"split = {split!r}: none of the {len(self)} personas is in that split "
+                f"({', '.join(f'{name} {counts[name]}' for name in SPLITS)}) and {counts[None]} have no split; "
+                "give the split in the file, or more personas without a split (dev needs about six of them)"
             )
         return PersonaPool(personas=found)
 
     def select(
         self, include_tags: Collection[str] = (), exclude_tags: Collection[str] = (), n: int | None = None, seed: int = 0
     ) -> "PersonaPool":
-        """Personas with any of `include_tags` (all, if empty) and none of `exclude_tags`; `n` of them, stratified by kind.
+        """Select `n` personas (all, if None) that have any of `include_tags` (if given) and none of `exclude_tags`.
 
-        Each kind gets its proportional share of `n`, to within rounding. With the same seed a smaller selection is part of a
-        larger one. ConfigError for an unknown tag and for an `n` that cannot be met.
+        The selection is stratified: each kind gets its proportional share of `n`, up to rounding. With the same seed a smaller
+        selection is part of a larger one. Raises ConfigError for an unknown tag, and if there are fewer than `n` personas.
         """
         for tag in (*include_tags, *exclude_tags):
             self._require_tag(tag)
@@ -85,13 +82,14 @@ class PersonaPool(Record):
         if not found:
             raise ConfigError(f"include_tags = {list(include_tags)}, exclude_tags = {list(exclude_tags)}: no persona is left")
         if n is not None and not 1 <= n <= len(found):
-            raise ConfigError(f"n = {n}: must lie between 1 and {len(found)}, the number of personas available")
+            raise ConfigError(f"n = {n}: must be between 1 and {len(found)}, the number of personas available")
         return PersonaPool(personas=tuple(_interleave_kinds(found, seed)[:n]))
 
     def sampling_weights(self, tag_weights: Mapping[str, float] | None = None) -> tuple[float, ...]:
-        """The chance of each persona to be drawn, in order of `personas`; sums to 1.
+        """The probability [P] that each persona is drawn, in the order of `personas`; sums to 1.
 
-        A persona's weight is multiplied by that of each of its tags named in `tag_weights`; 0 takes a tag out of the draw.
+        It is proportional to the persona's weight times the factor of each of its tags in `tag_weights`; a factor of 0 excludes a
+        tag. Raises ConfigError for an unknown tag or a factor that is negative or not finite, and if all weights are 0.
         """
         factors = tag_weights or {}
         for tag, factor in factors.items():
@@ -111,7 +109,7 @@ class PersonaPool(Record):
 
 
 def _interleave_kinds(personas: Collection[Persona], seed: int) -> list[Persona]:
-    """All personas, ordered so that any first `n` hold each kind in proportion; seeded within a kind and among kinds."""
+    """All personas in a seeded order in which the first `n`, for every `n`, have each kind in proportion."""
     by_kind: defaultdict[str, list[tuple[int, str, Persona]]] = defaultdict(list)
     for persona in personas:
         by_kind[persona_kind(persona)].append((seed_from(seed, "select", persona.text), persona.id, persona))
@@ -124,9 +122,10 @@ def _interleave_kinds(personas: Collection[Persona], seed: int) -> list[Persona]
 
 
 def load_pool(source: str | Path = "builtin") -> PersonaPool:
-    """The pool "builtin", or that of a .toml ([[persona]] tables), .jsonl or .csv file; fields are listed in `load.py`.
+    """The pool "builtin", or the pool of a .toml ([[persona]] tables), .jsonl or .csv file; `loading.py` lists the fields.
 
-    DataError when a row is bad or the split given in the file is violated. Personas without a split keep none: `split_pool`.
+    Personas without a split keep none; `split_pool` assigns them. Raises DataError for a bad row, and if near-duplicates have
+    different splits.
     """
     pool = PersonaPool(personas=read_personas(source))
     check_pool_split(pool)
@@ -150,20 +149,20 @@ def resolve_pool(personas: PersonasLike, split: Split) -> PersonaPool:
 
 
 def check_pool_split(pool: PersonaPool) -> None:
-    """Raise DataError, naming the most similar pair, when near-duplicates stand on different sides of the split."""
+    """Raise DataError, naming the most similar pair, if near-duplicates are in different splits."""
     check_split_leakage(pool.personas)
 
 
 def split_pool(pool: PersonaPool, heldout_share: float = 1 / 3, seed: int = 0) -> PersonaPool:
-    """The pool with every persona on a side: stratified by kind, near-duplicates together, explicit sides kept.
+    """Assign a split to every persona without one: stratified by kind, and near-duplicates in the same split.
 
-    Of those that had none, `heldout_share` is held out; of the others one in `DEV_ONE_IN` is dev, rounded down, the rest train.
+    Of these personas `heldout_share` is held out. Of the others one in `DEV_ONE_IN` is dev, rounded down; the rest is train.
     """
     return PersonaPool(personas=tuple(assign_splits(pool.personas, heldout_share, seed)))
 
 
 def describe_pool(pool: PersonaPool, max_pairs: int = 20) -> str:
-    """What `permix personas` prints: personas by kind and split, and the most similar near-duplicates."""
+    """The text that `permix personas` prints: personas by kind and split, and the `max_pairs` most similar near-duplicates."""
     counts = Counter((persona_kind(persona), persona.split) for persona in pool.personas)
     kinds = sorted({name for name, _ in counts})
     width = max(len(name) for name in (*kinds, "total"))
@@ -214,8 +213,8 @@ class PersonaSource:
         if self._split_pool is None and any(persona.split is None for persona in self._pool.personas):
             self._split_pool = split_pool(self._pool)
             print_status(
-                f"personas.pool = {self._name}: has personas without a split, so a third of those is held out and a quarter of "
-                f"the others is dev; taking personas.split = {split}"
+                f"personas.pool = {self._name}: has personas without a split; a third of them becomes heldout, and a quarter of "
+                f"the others dev; using personas.split = {split}"
             )
         return (self._split_pool or self._pool).in_split(split)
 

@@ -1,7 +1,7 @@
-"""Which personas are nearly the same, and which side of the split, train, dev or held out, each one stands on.
+"""Find near-duplicate personas, and assign personas to the splits train, dev and heldout.
 
-Similarity is a pure function of two texts, so a verdict never depends on who else is in the pool. The split depends on texts,
-kinds and the seed, never on the order of a file.
+Similarity is a pure function of two texts, so whether two personas are near-duplicates does not depend on the rest of the pool.
+Splits depend on texts, kinds and the seed, not on the order of a file.
 """
 
 import re
@@ -14,16 +14,16 @@ from permix.storage.rows import quote_value
 from permix.types import Persona, Split, canonical_text, seed_from
 
 NEAR_DUPLICATE_THRESHOLD = 0.8
-"""Similarity from which two personas count as one.
+"""Similarity (0 to 1) from which two personas are near-duplicates.
 
-Chosen on pairs of our own (tests/personas/test_pool.py). A word added, dropped, inflected or misspelt scores 0.84 to 1. Templates
-that differ in one word score 0.36 to 0.82: two kinds of biologist count as one, two kinds of teacher do not. Heavier rewording
-falls below (0.73 to 0.78), and so does everything else: it sees letters, not meaning, and a buccaneer is a stranger to a pirate.
-No two built-in personas reach 0.4.
+Chosen on pairs of our own (tests/personas/test_pool.py). Pairs in which a word is added, dropped, inflected or misspelt have 0.84
+to 1. Texts of one pattern that differ in one word have 0.36 to 0.82: two kinds of biologist are near-duplicates, two kinds of
+teacher are not. Paraphrases (0.73 to 0.78) and everything else are below, since the measure compares letters and not meaning: a
+buccaneer and a pirate are unlike. No two built-in personas reach 0.4.
 """
 
 DEV_ONE_IN = 4
-"""Of the personas that are given a side and are not held out, one in four is dev: with a third held out, a sixth of the pool."""
+"""One in this many of the personas that `assign_splits` does not hold out is dev: with a third held out, a sixth of the pool."""
 
 
 _ROWS_PER_BLOCK = 256
@@ -45,12 +45,12 @@ class NearDuplicate(NamedTuple):
 
 
 def persona_kind(persona: Persona) -> str:
-    """The persona's first tag, by which pools are stratified."""
+    """The persona's first tag, or "untagged"; selections and splits are stratified by it."""
     return persona.tags[0] if persona.tags else "untagged"
 
 
 def char_trigrams(text: str) -> frozenset[str]:
-    """Letter trigrams of the text's words, spaces at their ends included; stop words are dropped."""
+    """Character trigrams of the text's words, including a space at both ends of a word, without stop words."""
     words = re.findall(r"[^\W_]+", canonical_text(text)) or [canonical_text(text)]
     kept = [word for word in words if word not in _STOP_WORDS] or words
     return frozenset(f" {word} "[i : i + 3] for word in kept for i in range(len(word)))
@@ -59,7 +59,10 @@ def char_trigrams(text: str) -> frozenset[str]:
 def near_duplicate_pairs(
     personas: Sequence[Persona], threshold: float = NEAR_DUPLICATE_THRESHOLD
 ) -> Iterator[tuple[Persona, Persona, float]]:
-    """Every pair whose similarity |A ∩ B| / √(|A| |B|) of trigram sets reaches the threshold, in a bounded amount of memory."""
+    """Yield (first, second, similarity) of every pair whose similarity reaches the threshold. Memory is bounded.
+
+    Similarity is the cosine of the trigram sets A and B, |A ∩ B| / √(|A| |B|). Raises ConfigError for a bad threshold.
+    """
     if not 0 < threshold <= 1:
         raise ConfigError(f"threshold = {threshold}: must be above 0 and at most 1")
     matrix = _trigram_matrix([char_trigrams(persona.text) for persona in personas])
@@ -73,7 +76,7 @@ def near_duplicate_pairs(
 
 
 def _trigram_matrix(gram_sets: Sequence[frozenset[str]]) -> Any:
-    """Sparse 0/1 matrix [text, trigram]; scipy is imported here to keep the module light."""
+    """Sparse 0/1 matrix [P, trigrams]. scipy is imported here, so that importing the module stays fast."""
     from scipy import sparse
 
     columns: defaultdict[str, int] = defaultdict(lambda: len(columns))
@@ -85,13 +88,13 @@ def _trigram_matrix(gram_sets: Sequence[frozenset[str]]) -> Any:
 
 
 def find_near_duplicates(personas: Sequence[Persona], threshold: float = NEAR_DUPLICATE_THRESHOLD) -> list[NearDuplicate]:
-    """Pairs that count as the same persona, most similar first, then by id."""
+    """All near-duplicate pairs, most similar first, then by id."""
     found = (NearDuplicate(min(a.id, b.id), max(a.id, b.id), value) for a, b, value in near_duplicate_pairs(personas, threshold))
     return sorted(found, key=lambda near: (-near.similarity, near.first, near.second))
 
 
 def check_split_leakage(personas: Sequence[Persona]) -> None:
-    """Raise DataError, naming the most similar pair, when near-duplicates stand on different sides of the split."""
+    """Raise DataError, naming the most similar pair, if near-duplicates are in different splits."""
     if len({persona.split for persona in personas} - {None}) < 2:
         return
     count, worst = 0, None
@@ -103,15 +106,13 @@ def check_split_leakage(personas: Sequence[Persona]) -> None:
         a, b, value = worst
         raise DataError(
             f"personas {a.id!r} ({quote_value(a.text)}, {a.split}) and {b.id!r} ({quote_value(b.text)}, {b.split}) are "
-            "near-duplicates "
-            f"(similarity {value:.2f}, limit {NEAR_DUPLICATE_THRESHOLD}) on different sides of the split; pairs like "
-            f"this: {count}; "
-            "put such personas on one side, or drop one of them"
+            f"near-duplicates (similarity {value:.2f}, limit {NEAR_DUPLICATE_THRESHOLD}) in different splits; number of such "
+            f"pairs: {count}; give both the same split, or remove one of them"
         )
 
 
 def near_duplicate_clusters(personas: Sequence[Persona]) -> list[list[Persona]]:
-    """Personas grouped so that near-duplicates, and near-duplicates of near-duplicates, share a group."""
+    """Group personas so that near-duplicates, and near-duplicates of near-duplicates, are in the same group."""
     leader = {persona.id: persona.id for persona in personas}
     find = _union_find(leader)
     for a, b, _ in near_duplicate_pairs(personas):
@@ -132,38 +133,39 @@ def _union_find(leader: dict[str, str]) -> Callable[[str], str]:
 
 
 def assign_splits(personas: Sequence[Persona], heldout_share: float, seed: int) -> list[Persona]:
-    """The personas, each with a side: whole clusters, stratified by kind; a side given explicitly is kept.
+    """The personas, each with a split. Clusters of near-duplicates stay together, and given splits are kept.
 
-    Clusters are taken kind by kind in seeded order; one goes to the held-out side when that brings the share held out so far
-    nearer to `heldout_share`. What a kind owes is carried to the next, so that many small kinds also meet the share. The others
-    train, but for every `DEV_ONE_IN` personas among them one is dev: at most that share, so a pool of a few has no dev side.
+    Clusters are assigned kind by kind, in a seeded order. A cluster is held out if that brings the share held out so far closer
+    to `heldout_share`; the remainder of a kind is carried over to the next kind, so that many small kinds also meet the share.
+    Of the other personas one in `DEV_ONE_IN` is dev, rounded down, so a small pool has no dev split. Raises ConfigError if train
+    or heldout stays empty, and DataError if given splits separate near-duplicates.
     """
     if not 0 < heldout_share < 1:
-        raise ConfigError(f"heldout_share = {heldout_share}: must lie between 0 and 1")
-    sides: dict[str, Split] = {}
-    owed, others, conflicting = 0.0, 0, False
+        raise ConfigError(f"heldout_share = {heldout_share}: must be between 0 and 1")
+    splits: dict[str, Split] = {}
+    heldout_due, others, conflicting = 0.0, 0, False
     for group in sorted(near_duplicate_clusters(personas), key=lambda group: _cluster_sort_key(group, seed)):
-        side = next((persona.split for persona in group if persona.split), None)
-        if side is None:
-            owed += heldout_share * len(group)
-            side = "heldout" if owed >= len(group) / 2 else "train"
-            owed -= len(group) * (side == "heldout")
-            if side == "train":
+        split = next((persona.split for persona in group if persona.split), None)
+        if split is None:
+            heldout_due += heldout_share * len(group)
+            split = "heldout" if heldout_due >= len(group) / 2 else "train"
+            heldout_due -= len(group) * (split == "heldout")
+            if split == "train":
                 others += len(group)
-                side = "dev" if others >= DEV_ONE_IN * len(group) else "train"
-                others -= DEV_ONE_IN * len(group) * (side == "dev")
-        sides |= {persona.id: persona.split or side for persona in group}
-        conflicting |= len({sides[persona.id] for persona in group}) > 1
+                split = "dev" if others >= DEV_ONE_IN * len(group) else "train"
+                others -= DEV_ONE_IN * len(group) * (split == "dev")
+        splits |= {persona.id: persona.split or split for persona in group}
+        conflicting |= len({splits[persona.id] for persona in group}) > 1
     for needed in ("train", "heldout"):
-        if needed not in sides.values():
+        if needed not in splits.values():
             raise ConfigError(
-                f"heldout_share = {heldout_share}: {len(personas)} personas leave the {needed} side empty; add personas"
+                f"heldout_share = {heldout_share}: {len(personas)} personas leave the {needed} split empty; add personas"
             )
-    split = [persona.model_copy(update={"split": sides[persona.id]}) for persona in personas]
-    # Near-duplicates share a cluster, so only a cluster on several sides can leak: the search is not made twice for nothing.
+    assigned = [persona.model_copy(update={"split": splits[persona.id]}) for persona in personas]
+    # Near-duplicates share a cluster, so only a cluster with several splits can leak: the search is not made twice for nothing.
     if conflicting:
-        check_split_leakage(split)
-    return split
+        check_split_leakage(assigned)
+    return assigned
 
 
 def _cluster_sort_key(group: Sequence[Persona], seed: int) -> tuple[int, int]:
