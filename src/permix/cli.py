@@ -364,7 +364,7 @@ def _choices_from_registries() -> ConstructorRegistry:
 
     @rules.struct_rule
     def describe_section(info: StructTypeInfo) -> StructConstructorSpec | None:
-        choices = registered_names(info.type)
+        choices = _registered_names(info.type)
         if not choices:
             return None
         given = info.default if isinstance(info.default, info.type) else info.type()
@@ -382,7 +382,7 @@ def _choices_from_registries() -> ConstructorRegistry:
     return rules
 
 
-def registered_names(section: Any) -> dict[str, tuple[str, ...]]:
+def _registered_names(section: Any) -> dict[str, tuple[str, ...]]:
     """The fields of a configuration section that name an entry of a registry, with the names that there are."""
     from permix.tasks import TASKS
 
