@@ -44,8 +44,8 @@ class PublishedAggregation(Record):
     """PersonaScores of one model; tasks are in the order of the array. None where there is nothing to average.
 
     `persona_score`, `tasks`: by the released code, as a mean over personas; `last_...`: those of the last persona, which is all
-    that the code means to save. `permix_...`: the same scores by our arithmetic, as a mean over judges. `difference`: published − ours.
-    `empty_blocks` of `blocks` have no score of a judge and count as a score of 0 in the published arithmetic.
+    that the code means to save. `permix_...`: the same scores by our arithmetic, as a mean over judges. `difference`: published −
+    ours. `empty_blocks` of `blocks` have no score of a judge and count as a score of 0 in the published arithmetic.
     """
 
     persona_score: float | None
