@@ -163,7 +163,7 @@ def _evaluate(config: StabilityConfig, model: ScriptedModel, people: Sequence[Pe
     task = TASKS["own-exact"]
     wording = PromptFormat(task.prompt, "you_are", empty_system_prompt=False)
     setup = EvalSetup(tuple(asked), PersonaPool(personas=tuple(people)), wording, config.samples, config.seed)
-    stability.evaluate_stability(model, config, task, setup)
+    stability.evaluate_setup(model, config, task, setup)
 
 
 def _fidelity(out: Path, label: str, pool: Path, people: Sequence[Persona], reference: Path | None) -> Path:

@@ -174,6 +174,14 @@ def test_an_unknown_key_of_any_stage_is_named(stage: str, tmp_path: Path) -> Non
         ({"stage": "plan", "task": {"n": 100_000}}, "task.n = 100000: arithmetic has"),
         ({"stage": "plan", "task": {"split": "heldout"}}, 'task: split = "heldout": training takes split = "train"'),
         ({"stage": "train", "personas": {"split": "dev"}}, 'personas: split = "dev": training takes split = "train"'),
+        (
+            {"stage": "stability", "task": {"name": "aritmetic"}},
+            r"config\.toml: task\.name = 'aritmetic': must be one of arithmetic, gsm8k, .*; did you mean arithmetic\?",
+        ),
+        (
+            {"stage": "train", "plan_file": "plan.parquet", "task": {"name": "zzz"}},
+            r"config\.toml: task\.name = 'zzz': must be .*choice$",
+        ),
         ({"stage": "stability", "task": {"name": "math500", "split": "dev"}}, "math500 is for evaluation only"),
         ({"stage": "fidelity", "questions_split": "dev", "n_questions": 21}, "n_questions = 21: give 10 .* to 20, the number in"),
         ({"stage": "fidelity", "questions_split": "test"}, "questions_split = 'test': Input should be"),

@@ -125,6 +125,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
     ("argv", "words"),
     [
         (["stability", "--task.n", "0"], "greater than 0"),
+        (["stability", "--task.name", "gsm9k"], "'gsm9k'"),
+        (["stability", "--model.backend", "opnai"], "'opnai'"),
         (["stability", "--task.m", "3"], "--task.n"),
         (["stability", "--model.backend", "openai"], "base_url is missing"),
         (["plan", "--plan.scope", "person"], "rollout"),

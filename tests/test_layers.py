@@ -22,6 +22,7 @@ LAYERS = (
     ("report",),
     ("dashboard",),
     ("pipelines",),
+    ("api",),
     ("cli",),
     ("__main__",),
 )

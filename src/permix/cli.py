@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import tyro
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from permix import __version__, config
 from permix.errors import ConfigError, IncompleteRunError, MissingScoresError, PermixError, closest_match
@@ -335,6 +336,8 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
 
     Raises ConfigError for an invalid file or value. For an unknown flag tyro prints its own message and exits with code 2.
     """
+    from permix.tasks import check_task_name
+
     rest = list(args)
     base: _ConfigT | None = None
     if rest and rest[0].endswith(config.CONFIG_SUFFIXES):
@@ -344,12 +347,48 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
         if stage != verb:
             raise ConfigError(f'{path}: is a configuration of "permix {stage}", not of "permix {verb}"')
         base = config.build_config(cls, values, source=str(path), partial=True)
+        check_task_name(base, str(path))
     options: dict[str, Any] = {} if base is None else {"default": base}
     try:
-        found = tyro.cli(cls, args=rest, prog=f"permix {verb}", description=VERBS[verb].help, **options)
+        found = tyro.cli(
+            cls, args=rest, prog=f"permix {verb}", description=VERBS[verb].help, registry=_choices_from_registries(), **options
+        )
     except ValidationError as error:
         raise ConfigError(config.format_validation_error(error)) from error
     return cast(_ConfigT, found)
+
+
+def _choices_from_registries() -> ConstructorRegistry:
+    """A field that names an entry of a registry takes the names there are, as a Literal field takes its values."""
+    rules = ConstructorRegistry()
+
+    @rules.struct_rule
+    def describe_section(info: StructTypeInfo) -> StructConstructorSpec | None:
+        choices = registered_names(info.type)
+        if not choices:
+            return None
+        given = info.default if isinstance(info.default, info.type) else info.type()
+        fields = [
+            StructFieldSpec(
+                name,
+                cast(Any, Literal)[choices[name]] if name in choices else field.annotation,
+                default=getattr(given, name),
+                helptext=field.description,
+            )
+            for name, field in info.type.model_fields.items()
+        ]
+        return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
+
+    return rules
+
+
+def registered_names(section: Any) -> dict[str, tuple[str, ...]]:
+    """The fields of a configuration section that name an entry of a registry, with the names that there are."""
+    from permix.tasks import TASKS
+
+    if isinstance(section, type) and issubclass(section, config.ModelConfig):
+        return {"backend": config.configurable_backends()}
+    return {"name": tuple(TASKS)} if section is config.TaskConfig else {}
 
 
 def print_table(title: str, facts: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class PermixError(Exception):
@@ -24,9 +25,13 @@ class DataError(PermixError):
 
 
 class IncompleteRunError(PermixError):
-    """The run ended with pending cells (no score); the same command, run again, asks for them."""
+    """The run ended with cells that have no score; run the same command again to fill them.
+
+    `run`: what there is of it, a `permix.StabilityRun` or `permix.FidelityRun`, where the Python API raised this; else None.
+    """
 
     exit_code = 3
+    run: Any = None
 
 
 class MissingScoresError(IncompleteRunError):

@@ -113,7 +113,7 @@ class PlanBuilder(NamedTuple):
         rows = 1 if config.scope == "group" else config.group_size
         for place in range(rows):
             seed = seed_from("plan", config.seed, step, group, place)
-            persona = _sample_persona(seed, persona_sampler, resolve_mix(config))
+            persona = sample_persona(seed, persona_sampler, resolve_mix(config))
             yield PlanRow(
                 step=step,
                 group=group,
@@ -234,7 +234,8 @@ def question_order(questions: Sequence[Question], config: RolloutPlanConfig, pur
         yield from shuffled[:whole]
 
 
-def _sample_persona(seed: int, persona_sampler: PersonaSampler, mix: float) -> Persona | None:
+def sample_persona(seed: int, persona_sampler: PersonaSampler, mix: float) -> Persona | None:
+    """A persona with probability `mix`, else None. With the same seed, a larger `mix` gives the same persona or adds one."""
     rng = random.Random(seed)
     mixed_in = rng.random() < mix
     return persona_sampler.sample(rng) if mixed_in else None

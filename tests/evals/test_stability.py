@@ -115,7 +115,9 @@ def test_bare_sends_an_empty_system_message_instead_of_none(bare: bool, roles: l
     with openai_server(reply) as server:
         values = stability_values(tmp_path, server.base_url)
         config = build_config(
-            StabilityConfig, values | {"personas": values["personas"] | {"empty_system_prompt": bare}}, source="test"
+            StabilityConfig,
+            values | {"personas": values["personas"] | {"empty_system_prompt": bare}},
+            source="test",
         )
         assert run_stability(config).baseline.value == 1.0
     sent = server.asked[0].body["messages"]

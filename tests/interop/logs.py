@@ -13,7 +13,7 @@ from typing import Any
 
 from permix.config import ImportConfig, StabilityConfig, build_config
 from permix.errors import IncompleteRunError
-from permix.evals.stability import evaluate_stability, prepare_stability
+from permix.evals.stability import evaluate_setup, prepare_stability
 from permix.inference.scripted import ScriptedModel
 from permix.storage.files import write_json
 from permix.types import Request
@@ -69,5 +69,5 @@ def own_run(folder: Path, **fields: Any) -> StabilityConfig:
     config = stability_config(folder, "http://127.0.0.1:1/v1", **{"samples": 2} | fields)
     task, setup = prepare_stability(config)
     with contextlib.suppress(IncompleteRunError):
-        evaluate_stability(ScriptedModel(reply, name="test"), config, task, setup)
+        evaluate_setup(ScriptedModel(reply, name="test"), config, task, setup)
     return config

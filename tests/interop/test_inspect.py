@@ -11,7 +11,7 @@ import pytest
 from permix import cli
 from permix.config import ExportConfig, ImportConfig, build_config
 from permix.errors import ConfigError, DataError
-from permix.evals.stability import evaluate_stability, measure_stability, prepare_stability
+from permix.evals.stability import evaluate_setup, measure_stability, prepare_stability
 from permix.inference.scripted import ScriptedModel
 from permix.interop.stage import export_run, import_run
 from permix.storage.cells import read_cells
@@ -125,7 +125,7 @@ def test_the_task_asks_what_permix_stability_asks_and_scores_it_so(tmp_path: Pat
     found = imported(tmp_path, seed=0)
     task, setup = prepare_stability(config)
     with pytest.raises(Exception, match="cells have no score"):
-        evaluate_stability(ScriptedModel(scripted), config, task, setup)
+        evaluate_setup(ScriptedModel(scripted), config, task, setup)
     assert found == measure_stability(config.out)
     own, theirs = (read_cells(folder / "records.jsonl") for folder in (config.out, tmp_path / "again"))
     assert own.keys() == theirs.keys()

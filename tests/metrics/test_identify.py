@@ -17,9 +17,9 @@ from permix.metrics.identifiability import (
     CrossValSplit,
     Identifiability,
     cross_val_predict,
-    identifiability,
     learning_curve_splits,
     max_train_questions,
+    summarize_identifiability,
 )
 from permix.metrics.persona_classifier import MASK_TOKEN, fit_persona_classifier, mask_persona_words
 from permix.types import canonical_text, seed_from
@@ -51,7 +51,7 @@ def distinct(p: int, q: int) -> str:
 def score(answers: Grid, **changed: Any) -> Identifiability:
     settings: dict[str, Any] = {"persona_ids": IDS, "question_texts": QUESTIONS, "folds": 4, "resamples": 200}
     texts = changed.pop("persona_texts", TEXTS)
-    return identifiability(answers, texts, **{**settings, **changed})
+    return summarize_identifiability(answers, texts, **{**settings, **changed})
 
 
 def test_a_word_of_ones_own_in_every_answer_is_always_told() -> None:
@@ -392,5 +392,7 @@ def test_no_global_generator_is_touched() -> None:
 
     answers = [[f"{voice} day {q}" for q in range(10)] for voice in ("arr matey", "beep boop")]
     before = (random.getstate(), str(np.random.get_state()))
-    identifiability(answers, ["a pirate", "a robot"], persona_ids=["a", "b"], question_texts=[f"day {q}?" for q in range(10)])
+    summarize_identifiability(
+        answers, ["a pirate", "a robot"], persona_ids=["a", "b"], question_texts=[f"day {q}?" for q in range(10)]
+    )
     assert (random.getstate(), str(np.random.get_state())) == before

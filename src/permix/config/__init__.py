@@ -14,6 +14,8 @@ from permix.config.base import (
     read_config_values,
 )
 from permix.config.data import (
+    BACKENDS,
+    BackendCapabilities,
     InterviewConfig,
     InterviewerConfig,
     JudgeModelConfig,
@@ -22,6 +24,7 @@ from permix.config.data import (
     PersonaGymTask,
     PersonasConfig,
     TaskConfig,
+    configurable_backends,
 )
 from permix.config.interop import (
     ExportConfig,
@@ -65,6 +68,7 @@ from permix.config.training import (
 )
 
 __all__ = [
+    "BACKENDS",
     "CONFIGS_BY_STAGE",
     "CONFIG_SUFFIXES",
     "DEFAULT_MIX",
@@ -73,6 +77,7 @@ __all__ = [
     "RUNTIME_ONLY_FIELDS",
     "SUPERVISED_METHODS",
     "AnyConfig",
+    "BackendCapabilities",
     "CharacterConfig",
     "CompareConfig",
     "ConfigSection",
@@ -109,6 +114,7 @@ __all__ = [
     "TrainableModelConfig",
     "ViewConfig",
     "build_config",
+    "configurable_backends",
     "format_validation_error",
     "load_config",
     "read_config_values",

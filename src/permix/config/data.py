@@ -5,21 +5,53 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from permix.config.base import ConfigSection
+from permix.errors import closest_match
 from permix.types import Split
+
+
+class BackendCapabilities(NamedTuple):
+    """What the package asks of a backend.
+
+    `is_local`: it runs in this process, on weights that the model's name leads to (a folder, a hub id or "bundled"), so files can
+    be looked at before anything is loaded. `is_priced`: requests may cost money. `needs_base_url`: it is reached at an address.
+    `content_addressed`: equal fingerprints can mean equal weights, so that answers may be cached. `configurable`: a file or
+    a flag may name it.
+    """
+
+    is_local: bool
+    is_priced: bool
+    needs_base_url: bool
+    content_addressed: bool
+    configurable: bool = True
+
+
+BACKENDS: dict[str, BackendCapabilities] = {
+    "transformers": BackendCapabilities(is_local=True, is_priced=False, needs_base_url=False, content_addressed=True),
+    "openai": BackendCapabilities(is_local=False, is_priced=True, needs_base_url=True, content_addressed=False),
+    "python": BackendCapabilities(
+        is_local=False, is_priced=False, needs_base_url=False, content_addressed=False, configurable=False
+    ),
+}
+"""Every backend, by the name that a configuration gives it; `LOADERS` in `permix.inference` opens its models."""
+
+
+def configurable_backends() -> tuple[str, ...]:
+    """The backends that a configuration file or a flag may name."""
+    return tuple(name for name, backend in BACKENDS.items() if backend.configurable)
 
 
 class ModelConfig(ConfigSection):
     """The model that answers, and how to reach it."""
 
     name: str = "bundled"
-    """"bundled" (SmolLM2-135M-Instruct), a model folder, a hub id, or the name that an endpoint serves the model under."""
-    backend: Literal["transformers", "openai"] = "transformers"
-    """Where the model runs: in this process with transformers, or behind an OpenAI-compatible HTTP endpoint."""
+    """"bundled" (SmolLM2-135M-Instruct), a model folder, a hub id, or the name an endpoint serves."""
+    backend: str = "transformers"
+    """Where completions come from: in this process, or an OpenAI-compatible HTTP endpoint."""
     base_url: str | None = None
     """The endpoint's URL up to /v1, such as http://127.0.0.1:8000/v1 (backend "openai")."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -35,10 +67,23 @@ class ModelConfig(ConfigSection):
     retries: int = Field(default=6, ge=0)
     """How many times a request is repeated after HTTP status 429 or 5xx or a timeout (backend "openai")."""
 
+    @property
+    def capabilities(self) -> BackendCapabilities:
+        return BACKENDS[self.backend]
+
+    @field_validator("backend")
+    @classmethod
+    def _check_known_backend(cls, name: str) -> str:
+        if name not in BACKENDS:
+            near = closest_match(name, BACKENDS)
+            hint = f"; did you mean {near}?" if near else ""
+            raise ValueError(f"must be one of {', '.join(configurable_backends())}{hint}")
+        return name
+
     @model_validator(mode="after")
     def _check_endpoint(self) -> "ModelConfig":
-        if self.backend == "openai" and not self.base_url:
-            raise ValueError('base_url is missing: backend "openai" needs one, such as http://127.0.0.1:8000/v1')
+        if self.capabilities.needs_base_url and not self.base_url:
+            raise ValueError(f'base_url is missing: backend "{self.backend}" needs one, such as http://127.0.0.1:8000/v1')
         return self
 
     @model_validator(mode="after")
@@ -54,20 +99,7 @@ class ModelConfig(ConfigSection):
 class TaskConfig(ConfigSection):
     """The questions: which task they come from, and how many."""
 
-    name: Literal[
-        "arithmetic",
-        "gsm8k",
-        "math500",
-        "math",
-        "aime24",
-        "aime25",
-        "mmlu",
-        "code",
-        "own-number",
-        "own-math",
-        "own-exact",
-        "own-choice",
-    ] = "arithmetic"
+    name: str = "arithmetic"  # checked by `permix.tasks.check_task_name`, in whose layer the tasks are known
     """The task. The tasks own-* read your own questions from --task.path."""
     path: Path | None = None
     """A local file or folder in the published format, instead of the hub's data set; or a file with your own questions (its
@@ -104,6 +136,10 @@ class TaskConfig(ConfigSection):
         if self.name.startswith("own-") and self.path is None:
             raise ValueError(f'path is missing: name = "{self.name}" reads your own questions from a file; give the file')
         return self
+
+    @field_serializer("name")
+    def _serialize_name(self, name: str) -> str:
+        return name  # a `Task` made in Python has a name of its own, which pydantic would warn of
 
     @model_validator(mode="after")
     def _check_prompt_template(self) -> "TaskConfig":

@@ -65,8 +65,10 @@ TrainingPersonas = Annotated[PersonasConfig, AfterValidator(_require_builtin_tra
 
 def _check_cache_without_endpoint(folder: Path | None, info: ValidationInfo) -> Path | None:
     model = info.data.get("model")
-    if folder is not None and model is not None and model.backend == "openai":
-        raise ValueError(f'cache = {folder}: the model that an endpoint serves may change; leave cache out with backend "openai"')
+    if folder is not None and model is not None and not model.capabilities.content_addressed:
+        raise ValueError(
+            f'cache = {folder}: what an endpoint serves under a name may change; leave cache out with backend "{model.backend}"'
+        )
     return folder
 
 
@@ -103,8 +105,8 @@ class TeacherConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _check_served_name(self) -> "TeacherConfig":
-        if self.backend == "openai" and self.name == "self":
-            raise ValueError('name is missing: with backend "openai" give the name that the endpoint serves')
+        if not self.capabilities.is_local and self.name == "self":
+            raise ValueError(f'name is missing: with backend "{self.backend}" give the name that the endpoint serves')
         return self
 
 

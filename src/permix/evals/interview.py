@@ -188,19 +188,23 @@ class InterviewPlan(NamedTuple):
     question_orders: QuestionOrders | None
 
 
-def run_interview(config: FidelityConfig) -> Drift:
-    """Run, or go on with, the interviews; writes metrics.json and returns it. OwedCellsError when turns are missing."""
-    plan = prepare_interview(config)
+def run_interview(config: FidelityConfig, model: Model | None = None, given_pool: PersonaPool | None = None) -> Drift:
+    """Run, or go on with, the interviews; writes metrics.json and returns it. IncompleteRunError when turns are missing.
+
+    `model`, `given_pool`: what was made in Python, in place of what the configuration names.
+    """
+    plan = prepare_interview(config, given_pool)
     check_interview_length(config, plan)
     warn_trained_personas(config.model, plan.pool)
-    with cached_model(load_model(config.model, config.threads), config.cache, config.out) as model:
+    asked = load_model(config.model, config.threads) if model is None else model
+    with cached_model(asked, config.cache, config.out) as cached:
         other = load_model(config.interviewer, config.threads) if config.interviewer.is_model else None
-        return evaluate_interview(model, config, plan, other)
+        return evaluate_interview(cached, config, plan, other)
 
 
-def prepare_interview(config: FidelityConfig) -> InterviewPlan:
+def prepare_interview(config: FidelityConfig, given_pool: PersonaPool | None = None) -> InterviewPlan:
     """Everything that can be found wrong without a model. ConfigError for a single persona or a script that is too short."""
-    pool = select_personas(config.personas)
+    pool = select_personas(config.personas) if given_pool is None else given_pool
     if len(pool) < 2:
         raise ConfigError(
             f"personas: only {pool.personas[0].id!r} is left to choose; an interval is over personas, so give two or more"
@@ -311,7 +315,7 @@ def check_interview_length(config: FidelityConfig, plan: InterviewPlan) -> None:
     An endpoint does not say what fits; what it refuses is a failure of that turn.
     """
     turns, answer = config.interview.turns, config.sampling.max_new_tokens
-    if config.model.backend != "transformers":
+    if not config.model.capabilities.is_local:
         return
     source = resolve_model_source(config.model.name)
     tokenizer, window = load_tokenizer(source), context_window(source)

@@ -16,7 +16,7 @@ from permix.evals.grid import PromptFormat, build_grid, describe_grid, warn_trai
 from permix.inference import load_model
 from permix.inference.base import Model
 from permix.inference.cache import cached_model
-from permix.metrics.identifiability import MIN_ANSWERS, Identifiability, identifiability
+from permix.metrics.identifiability import MIN_ANSWERS, Identifiability, summarize_identifiability
 from permix.personas.loading import load_roleplay
 from permix.personas.pool import PersonaPool, select_personas
 from permix.prompts import persona_prompt
@@ -24,19 +24,26 @@ from permix.storage.files import read_json
 from permix.types import Cell, Message, Question
 
 
-def run_open_ended(config: FidelityConfig) -> Identifiability:
+def run_open_ended(
+    config: FidelityConfig,
+    model: Model | None = None,
+    given_pool: PersonaPool | None = None,
+    given_questions: Sequence[Question] | None = None,
+) -> Identifiability:
     """Run, or go on with, an evaluation; writes metrics.json and returns it.
 
-    Raises OwedCellsError when answers are missing, DataError when there are too few to measure.
+    `model`, `given_pool`, `given_questions`: what was made in Python, in place of what the configuration names. Raises
+    IncompleteRunError when answers are missing, DataError when there are too few to measure.
     """
-    pool, questions = select_open_ended_personas(config), load_open_questions(config)
+    pool, questions = select_open_ended_personas(config, given_pool), load_open_questions(config, given_questions)
     if config.reference is not None:
         check_reference_answers(
             config.reference, {(persona.id, question.id) for persona in pool.personas for question in questions}
         )
     warn_trained_personas(config.model, pool)
-    with cached_model(load_model(config.model, config.threads), config.cache, config.out) as model:
-        return evaluate_open_ended(model, config, pool, questions)
+    asked = load_model(config.model, config.threads) if model is None else model
+    with cached_model(asked, config.cache, config.out) as cached:
+        return evaluate_open_ended(cached, config, pool, questions)
 
 
 def build_open_ended_cells(config: FidelityConfig, pool: PersonaPool, questions: Sequence[Question]) -> list[Cell]:
@@ -55,17 +62,20 @@ def evaluate_open_ended(
     return run_fidelity_cells(model, config, asked, about, partial(measure_identifiability, reference=config.reference))
 
 
-def select_open_ended_personas(config: FidelityConfig) -> PersonaPool:
+def select_open_ended_personas(config: FidelityConfig, given_pool: PersonaPool | None = None) -> PersonaPool:
     """The personas to tell apart. ConfigError when there is only one."""
-    pool = select_personas(config.personas)
+    pool = select_personas(config.personas) if given_pool is None else given_pool
     if len(pool) < 2:
         raise ConfigError(f"personas: only {pool.personas[0].id!r} is left to choose, and one voice cannot be told from another")
     return pool
 
 
-def load_open_questions(config: FidelityConfig) -> tuple[Question, ...]:
-    """The first `n_questions` of the configured file and side. ConfigError when there are fewer, or too few to measure."""
-    questions = load_roleplay(config.questions, config.questions_split)
+def load_open_questions(config: FidelityConfig, given: Sequence[Question] | None = None) -> tuple[Question, ...]:
+    """The first `n_questions` of the configured file and side, or of those `given`.
+
+    Raises ConfigError when there are fewer, or too few to measure.
+    """
+    questions = load_roleplay(config.questions, config.questions_split) if given is None else tuple(given)
     count, least = config.n_questions or len(questions), max(config.folds, MIN_ANSWERS)
     if not least <= count <= len(questions):
         raise ConfigError(
@@ -97,7 +107,7 @@ def measure_identifiability(run: Path, reference: Path | None, resamples: int | 
     questions = list(dict.fromkeys(question for _, question in answers))
     if reference is not None:
         check_reference_answers(reference, answers)
-    return identifiability(
+    return summarize_identifiability(
         [[_completion_text(answers.get((persona, question))) for question in questions] for persona in personas],
         [persona_prompt(_first_messages(answers, persona=persona)) for persona in personas],
         persona_ids=personas,

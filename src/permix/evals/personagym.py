@@ -47,12 +47,16 @@ class PersonaGymCounts(Record):
     without_persona: AnswerCounts
 
 
-def run_personagym(config: FidelityConfig) -> PersonaGymCounts:
-    """Run, or go on with, an evaluation; writes metrics.json and returns it. Raises OwedCellsError when answers are missing."""
+def run_personagym(config: FidelityConfig, model: Model | None = None) -> PersonaGymCounts:
+    """Run, or go on with, an evaluation; writes metrics.json and returns it. `model`: in place of the configured one.
+
+    Raises IncompleteRunError when answers are missing.
+    """
     pool, questions = select_personagym_questions(config)
     warn_trained_personas(config.model, pool)
-    with cached_model(load_model(config.model, config.threads), config.cache, config.out) as model:
-        return evaluate_personagym(model, config, pool, questions)
+    asked = load_model(config.model, config.threads) if model is None else model
+    with cached_model(asked, config.cache, config.out) as cached:
+        return evaluate_personagym(cached, config, pool, questions)
 
 
 def evaluate_personagym(

@@ -38,14 +38,14 @@ from permix.metrics.linear_models import TemplateEffects, split_by_template, sum
 from permix.metrics.sequential import Round, SequentialProgress, StoppingRule, summarize_rounds
 from permix.metrics.stability import StabilitySummary, summarize_stability
 from permix.metrics.statistics import mean_over_samples
-from permix.personas.pool import select_personas
+from permix.personas.pool import PersonaPool, select_personas
 from permix.plan import read_plan
 from permix.progress import print_status
 from permix.prompts import template_hash, template_text
 from permix.storage.cells import cell_summaries
 from permix.storage.files import read_json, write_json
 from permix.storage.run_dir import RunDir
-from permix.tasks import load_questions
+from permix.tasks import LoadedTask, load_questions
 from permix.tasks.base import Task, verify_completion
 from permix.tasks.contamination import check_contamination, read_trained_on
 from permix.types import Cell, digest
@@ -184,18 +184,22 @@ __all__ = [
 ]
 
 
-def run_stability(config: StabilityConfig) -> StabilitySummary:
+def run_stability(
+    config: StabilityConfig, model: Model | None = None, task: LoadedTask | None = None, pool: PersonaPool | None = None
+) -> StabilitySummary:
     """Run, or go on with, an evaluation; writes metrics.json and returns what it says of the grid.
 
-    Raises OwedCellsError at the end when cells have no score: run the same again to fill them.
+    `model`, `task`, `pool`: what was made in Python, in place of what the configuration names. Raises IncompleteRunError at the
+    end when cells have no score: run the same again to fill them.
     """
-    task, setup = prepare_stability(config)
+    prepared, setup = prepare_stability(config, task, pool)
     warn_trained_personas(config.model, setup.pool)
-    with cached_model(load_model(config.model, config.threads), config.cache, config.out) as model:
-        return evaluate_stability(model, config, task, setup)
+    asked = load_model(config.model, config.threads) if model is None else model
+    with cached_model(asked, config.cache, config.out) as cached:
+        return evaluate_setup(cached, config, prepared, setup)
 
 
-def evaluate_stability(model: Model, config: StabilityConfig, task: Task, setup: EvalSetup) -> StabilitySummary:
+def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: EvalSetup) -> StabilitySummary:
     """`run_stability` of a model that is there already, asked what was set up before."""
     strategy, limits = STRATEGIES[config.strategy], build_stopping_rule(config)
     if limits:
@@ -275,10 +279,12 @@ def power_analysis(config: StabilityConfig) -> dict[str, str]:
     return facts
 
 
-def prepare_stability(config: StabilityConfig) -> tuple[Task, EvalSetup]:
+def prepare_stability(
+    config: StabilityConfig, given_task: LoadedTask | None = None, given_pool: PersonaPool | None = None
+) -> tuple[Task, EvalSetup]:
     """What is going to be asked. Raises ConfigError or DataError for everything that is wrong with it."""
-    task, questions = load_questions(config.task)
-    pool = select_personas(config.personas)
+    task, questions = load_questions(config.task) if given_task is None else (given_task.task, given_task.questions)
+    pool = select_personas(config.personas) if given_pool is None else given_pool
     seen = trained_question_hashes(config.model, config.exclude_plans)
     check_contamination(questions, seen)
     choosing = load_selection_questions(config, questions, seen) if STRATEGIES[config.strategy].selects_persona else ()

@@ -1,21 +1,81 @@
-"""Models behind one protocol. `load_model` is the only place that knows the engines."""
+"""Models behind one protocol. `LOADERS` is the only place that knows the engines."""
 
-from permix.config import ModelConfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from permix.config import ModelConfig, build_config
+from permix.errors import ConfigError
 from permix.inference.base import CompletionResult, Model
 from permix.inference.cache import cached_model
 
-__all__ = ["CompletionResult", "Model", "cached_model", "load_model"]
+__all__ = ["LOADERS", "CompletionResult", "Model", "build_model_config", "cached_model", "check_model", "load_model"]
 
 
-def load_model(config: ModelConfig, threads: int | None = None) -> Model:
-    """The model a configuration names; torch is imported, and its threads pinned, only for one in this process."""
-    if config.backend == "openai":
-        from permix.inference.openai import OpenAIModel
-
-        return OpenAIModel(config)
+def _load_transformers(config: ModelConfig, threads: int | None) -> Model:
     from permix.inference.hardware import set_threads
 
     set_threads(threads)
     from permix.inference.hf import HFModel
 
     return HFModel(config)
+
+
+def _load_openai(config: ModelConfig, threads: int | None) -> Model:
+    from permix.inference.openai import OpenAIModel
+
+    return OpenAIModel(config)
+
+
+def _refuse_function(config: ModelConfig, threads: int | None) -> Model:
+    raise ConfigError(f'model.backend = "python": {config.name!r} is a function; give it to permix.evaluate_stability again')
+
+
+LOADERS: dict[str, Callable[[ModelConfig, int | None], Model]] = {
+    "transformers": _load_transformers,
+    "openai": _load_openai,
+    "python": _refuse_function,
+}
+"""What opens a model of each backend in `permix.config.BACKENDS`, given CPU threads. An engine is imported when it is used."""
+
+
+def load_model(source: str | Path | ModelConfig, threads: int | None = None, *, name: str | None = None, **fields: Any) -> Model:
+    """Load a model: "bundled", a folder, a hub id, or the address of an OpenAI-compatible endpoint and the `name` it serves.
+
+    `fields` are those of the configuration's [model] section (`batch_size`, `dtype`, `concurrency`, `api_key_env` ...); a
+    `ModelConfig` has them all. torch is imported, and its CPU threads set to `threads`, only for a model in this process.
+    Raises ConfigError when the model cannot be loaded.
+    """
+    config = source if isinstance(source, ModelConfig) else build_model_config(source, name, **fields)
+    return LOADERS[config.backend](config, threads)
+
+
+def build_model_config(source: str | Path, name: str | None = None, **fields: Any) -> ModelConfig:
+    """The [model] section for a folder, a hub id or an endpoint's address. Raises ConfigError for a field that is wrong."""
+    if str(source).startswith(("http://", "https://")):
+        if name is None:
+            raise ConfigError(f"model = {str(source)!r}: is an endpoint; say with name=... which of the models that it serves")
+        section: dict[str, Any] = {"backend": "openai", "base_url": str(source), "name": name}
+    elif name is not None:
+        raise ConfigError(
+            f"name = {name!r}: the model {str(source)!r} has its own; leave name out (label=... names it in tables)"
+        )
+    else:
+        section = {"name": str(source)}
+    return build_config(ModelConfig, section | fields, source="model")
+
+
+def check_model(config: ModelConfig, *, contact: bool) -> None:
+    """Raise ConfigError for a model that is not to be had, without loading weights.
+
+    In this process: a name that can only be a folder and is none. Elsewhere: an address or a key that cannot be one, and with
+    `contact`, which asks the endpoint, one that does not answer.
+    """
+    if config.capabilities.is_local:
+        from permix.inference.hf import check_model_folder
+
+        check_model_folder(config.name)
+        return
+    model = load_model(config)
+    if contact:
+        _ = model.fingerprint

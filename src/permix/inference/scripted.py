@@ -1,14 +1,19 @@
-"""A model that answers from a script: for tests, examples and dry runs of a whole pipeline.
+"""Models made of Python: a function or an object of the user's own (`wrap_model`), and a script (`ScriptedModel`).
 
-The script is a function of the request, a mapping from the last message's text, or a list of replies for the requests in order.
-A reply is a text, a `Completion` or a `Failure`. An OSError that the function raises (TimeoutError, ConnectionError) becomes a
-`Failure`, as with a real backend; any other exception is an error of the script and is raised.
+`ScriptedModel` is for tests, examples and dry runs of a whole pipeline. Its script is a function of the request, a mapping from
+the last message's text, or a list of replies used up in the order asked. A reply is a text, a ready `Completion`, or a
+`Failure`; an OSError raised by the function (TimeoutError, ConnectionError) becomes the `Failure` it would be behind a real
+backend, and any other exception is a fault of the script and is raised.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
-from permix.inference.base import CompletionResult
-from permix.types import Completion, Failure, Request, Sampling, digest
+from permix.errors import ConfigError
+from permix.inference.base import CompletionResult, Model
+from permix.types import Completion, Failure, Message, Request, Sampling, digest
 
 ScriptedReply = str | Completion | Failure
 
@@ -50,3 +55,114 @@ class ScriptedModel:
         if len(self.requests) > len(self._script):
             raise IndexError(f"model {self.name!r} got {len(self.requests)} requests; its script has {len(self._script)} replies")
         return self._script[len(self.requests) - 1]
+
+
+MessageFunction = Callable[[list[Message]], str]
+"""messages -> the text of the answer."""
+
+
+class FunctionModel:
+    """Implements `Model` by a function of the user's own, called once a request, one after another; it is not told the sampling.
+
+    An exception that it raises, or an answer that is no text, is the `Failure` of that request alone.
+    """
+
+    default_system: str | None = None
+    content_addressed = False
+
+    def __init__(self, function: MessageFunction, name: str | None = None) -> None:
+        """`name` stands for the function when a run goes on; without it, its qualified name and source do."""
+        self.name = name or _qualified_name(function)
+        self.fingerprint = digest("function", self.name, "" if name else _source_code(function))
+        self._function = function
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
+        for index, request in enumerate(requests):
+            yield CompletionResult(index, self._call(request))
+
+    def _call(self, request: Request) -> Completion | Failure:
+        try:
+            return _to_completion(self._function([message.copy() for message in request.messages]))
+        except Exception as error:  # a user's function may raise anything; it is this cell's failure, not the run's
+            return Failure(type=type(error).__name__, message=str(error))
+
+
+class GeneratorModel:
+    """Implements `Model` by an object of the user's own that has `generate(requests, sampling)`.
+
+    That yields (index of the request, `Completion`, `Failure` or text) in any order, or texts alone in the order of the
+    requests. `name` and `fingerprint` are the object's own where it has them.
+    """
+
+    default_system: str | None = None
+    content_addressed = False
+
+    def __init__(self, engine: Any, name: str | None = None) -> None:
+        self.name = str(name or getattr(engine, "name", None) or _qualified_name(engine))
+        own = getattr(engine, "fingerprint", None)
+        self.fingerprint = str(own) if own else digest("generator", self.name, "" if name else _source_code(engine))
+        self._engine = engine
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
+        for place, item in enumerate(self._engine.generate(requests, sampling)):
+            index, result = (place, item) if isinstance(item, str) else item
+            yield CompletionResult(index, result if isinstance(result, Completion | Failure) else _to_completion(result))
+
+
+MODEL_ATTRIBUTES = ("name", "fingerprint", "content_addressed", "default_system", "generate")
+
+
+def wrap_model(model: Any, name: str | None = None) -> Model:
+    """A function, or an object with `generate`, as a `Model`; what is one already stays as it is.
+
+    Raises ConfigError for what is none of them, and for a function whose source cannot be read when no `name` is given.
+    """
+    if all(hasattr(model, attribute) for attribute in MODEL_ATTRIBUTES):
+        if name is not None:
+            raise ConfigError(f"name = {name!r}: the model {model.name!r} has its own; leave name out")
+        wrapped: Model = model
+        return wrapped
+    if hasattr(model, "save_pretrained"):
+        raise ConfigError(
+            "model: a network without its tokenizer cannot be asked; save both into a folder and give its path, or give a "
+            "function messages -> text"
+        )
+    if hasattr(model, "generate"):
+        return GeneratorModel(model, name)
+    if callable(model):
+        return FunctionModel(model, name)
+    raise ConfigError(
+        f"model: {type(model).__name__} is none; give a folder, a hub id, what permix.load_model returns, a function messages -> "
+        "text, or an object with generate(requests, sampling)"
+    )
+
+
+def _to_completion(text: object) -> Completion:
+    if not isinstance(text, str):
+        raise TypeError(f"the answer is {type(text).__name__}, not a text")
+    return Completion(text=text, prompt_tokens=None, completion_tokens=None, finish=None)
+
+
+def _unwrap(function: Any) -> Any:
+    """The function, or the class, whose source says what `function` does."""
+    while isinstance(function, partial):
+        function = function.func
+    return function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
+
+
+def _qualified_name(function: Any) -> str:
+    return str(_unwrap(function).__qualname__)
+
+
+def _source_code(function: Any) -> str:
+    """Raises ConfigError for code without a source file, and for a lambda, whose source is the whole line around it."""
+    name = _qualified_name(function)
+    bound = repr((function.args, function.keywords)) if isinstance(function, partial) else ""
+    if not name.endswith("<lambda>"):
+        try:
+            return inspect.getsource(_unwrap(function)) + bound
+        except (OSError, TypeError):
+            pass
+    raise ConfigError(
+        f'model: the source of {name} cannot be read, so another function could not be told from it; give name="..."'
+    )

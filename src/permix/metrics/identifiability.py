@@ -159,7 +159,7 @@ class Identifiability(Record):
     learning_curve: tuple[LearningCurvePoint, ...] = ()
 
 
-def identifiability(
+def summarize_identifiability(
     answers_P_Q: AnswerTexts,
     persona_texts: Sequence[str],
     *,

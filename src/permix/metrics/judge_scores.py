@@ -27,10 +27,11 @@ for a list of texts; the second judge is called with an argument that its functi
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from permix.metrics import statistics
 from permix.metrics.statistics import Array, nanmean_along
@@ -148,6 +149,13 @@ def persona_score(score_P_U_Q: Array, counts_R_P: Array) -> Array:
     Source: Samuel et al., PersonaGym (arXiv 2407.18416).
     """
     return np.asarray(rubric_means(score_P_U_Q, counts_R_P).mean(axis=1))
+
+
+def estimate_persona_score(score_P_U_Q: ArrayLike, *, seed: int = 0, resamples: int = 2000) -> Estimate:
+    """PersonaScore of one judge's scores (1 to 5, NaN without one), with its 95 % interval; `n` counts personas with a score."""
+    scores = np.asarray(score_P_U_Q, dtype=float)
+    n_scored = int((~np.isnan(scores)).any(axis=(1, 2)).sum())
+    return PersonaBootstrap(len(scores), seed, resamples).estimate(partial(persona_score, scores), n_scored)
 
 
 def persona_contributions(difference_P_U_Q: Array) -> Array:

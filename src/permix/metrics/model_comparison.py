@@ -13,6 +13,7 @@ Suffixes as in `permix.metrics.statistics`; N runs over the personas and, last, 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from permix.metrics import posterior, statistics
 from permix.metrics.stability import BOOTSTRAP_BLOCK_FLOATS, build_measures, n_crossfit_splits
@@ -64,6 +65,38 @@ class PairedComparison(Record):
     personas: tuple[PersonaDifference, ...]
     n_questions: int
     n_cells: int
+
+
+def compare_scores(
+    first_P_Q_S: ArrayLike,
+    other_P_Q_S: ArrayLike,
+    first_Q_S: ArrayLike | None = None,
+    other_Q_S: ArrayLike | None = None,
+    *,
+    persona_ids: Sequence[str] | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> PairedComparison:
+    """Two models' scores in [0, 1] on the same personas and questions, NaN without one; S may differ. Differences: other − first.
+
+    `first_Q_S`, `other_Q_S`: the scores of the same questions asked without a persona. Raises ValueError for other shapes.
+    """
+    first_N_Q, other_N_Q = _stack_baseline(first_P_Q_S, first_Q_S), _stack_baseline(other_P_Q_S, other_Q_S)
+    if first_N_Q.shape != other_N_Q.shape:
+        raise ValueError(
+            f"the first model has scores of {len(first_N_Q) - 1} personas × {first_N_Q.shape[1]} questions and the other of "
+            f"{len(other_N_Q) - 1} × {other_N_Q.shape[1]}; they must be the same personas and questions"
+        )
+    ids = [str(place) for place in range(len(first_N_Q) - 1)] if persona_ids is None else persona_ids
+    return compare_models_paired(first_N_Q, other_N_Q, ids, seed=seed, resamples=resamples)
+
+
+def _stack_baseline(correct_P_Q_S: ArrayLike, correct_Q_S: ArrayLike | None) -> Array:
+    """mean_N_Q: the sample means of every persona and, last, of no persona (NaN where that is not given)."""
+    mean_P_Q = statistics.mean_over_samples(np.asarray(correct_P_Q_S, dtype=float))
+    if correct_Q_S is None:
+        return np.vstack([mean_P_Q, np.full(mean_P_Q.shape[1], np.nan)])
+    return np.vstack([mean_P_Q, statistics.mean_over_samples(np.asarray(correct_Q_S, dtype=float))])
 
 
 def compare_models_paired(

@@ -19,7 +19,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import ncfdtr, ndtr, ndtri, stdtrit
 from scipy.stats import binomtest
@@ -53,10 +53,11 @@ def weighted_question_mean(mean_P_Q: Array, counts_R_Q: Array) -> Array:
     return _safe_divide(counts_R_Q @ value_Q_P, counts_R_Q @ scored_Q_P)
 
 
-def pss(accuracy_P: Array) -> Array:
+def pss(accuracy_P: ArrayLike) -> Array:
     """Persona stability score: min_p A_p / max_p A_p, with 0/0 := 0. Our definition. Noise in the accuracies biases it down."""
-    best = accuracy_P.max(axis=-1)
-    return np.where(best == 0, 0.0, _safe_divide(accuracy_P.min(axis=-1), best))
+    accuracies = np.asarray(accuracy_P, dtype=float)
+    best = accuracies.max(axis=-1)
+    return np.where(best == 0, 0.0, _safe_divide(accuracies.min(axis=-1), best))
 
 
 def expected_best_of_k(accuracy_P: Array) -> Array:

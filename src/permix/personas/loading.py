@@ -15,7 +15,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -51,6 +51,32 @@ def read_personas(source: str | Path) -> tuple[Persona, ...]:
     return _require_unique_ids(rows, [Persona.model_validate(_checked_fields(row, _PERSONA_CHECKS)) for row in rows])
 
 
+def build_personas(items: Iterable[str | Persona | Mapping[str, object]]) -> tuple[Persona, ...]:
+    """Personas made in Python: texts that complete "You are ...", records, or mappings with the fields of a file's row.
+
+    Raises DataError that names the place of the first bad one.
+    """
+    fields: list[dict[str, object]] = [
+        {"text": one} if isinstance(one, str) else one.model_dump(mode="json") if isinstance(one, Persona) else dict(one)
+        for one in items
+    ]
+    rows = [SourceRow(f"personas[{place}]", one) for place, one in enumerate(fields)]
+    if not rows:
+        raise DataError('personas: there are none; give at least one text that completes "You are ..."')
+    return _require_unique_ids(rows, [Persona.model_validate(_checked_fields(row, _PERSONA_CHECKS)) for row in rows])
+
+
+def build_open_questions(items: Iterable[str | Question]) -> tuple[Question, ...]:
+    """Open-ended questions made in Python, without a gold answer. Raises DataError for a bad one or one that is there twice."""
+    rows, questions = [], []
+    for place, one in enumerate(items):
+        fields: dict[str, object] = {"id": one.id, "text": one.text} if isinstance(one, Question) else {"text": one}
+        rows.append(SourceRow(f"questions[{place}]", fields))
+        questions.append(Question.model_validate({"task": "roleplay", "gold": "", **_checked_fields(rows[-1], _QUESTION_CHECKS)}))
+    _require_distinct_texts(rows, questions)
+    return _require_unique_ids(rows, questions)
+
+
 def load_roleplay(source: str | Path = "builtin", split: Split = "heldout") -> tuple[Question, ...]:
     """Open-ended questions without a gold answer: "builtin", or a .toml, .jsonl or .txt file (one question per line).
 
@@ -64,12 +90,7 @@ def load_roleplay(source: str | Path = "builtin", split: Split = "heldout") -> t
     fields = [_checked_fields(row, _QUESTION_CHECKS) for row in rows]
     sides = [one.pop("split", None) for one in fields]
     found = [Question.model_validate({"task": "roleplay", "gold": "", **one}) for one in fields]
-    first: dict[str, str] = {}
-    for row, question in zip(rows, found, strict=True):
-        if (earlier := first.setdefault(question.content_hash, row.where)) != row.where:
-            raise DataError(
-                f"{row.where}: text = {quote_value(question.text)}: asked before at {earlier}; questions must be distinct"
-            )
+    _require_distinct_texts(rows, found)
     questions = _require_unique_ids(rows, found)
     if not any(sides):
         return questions
@@ -82,6 +103,15 @@ def load_roleplay(source: str | Path = "builtin", split: Split = "heldout") -> t
             f"({', '.join(f'{side} {counts[side]}' for side in SPLITS)})"
         )
     return chosen
+
+
+def _require_distinct_texts(rows: Sequence[SourceRow], questions: Sequence[Question]) -> None:
+    first: dict[str, str] = {}
+    for row, question in zip(rows, questions, strict=True):
+        if (earlier := first.setdefault(question.content_hash, row.where)) != row.where:
+            raise DataError(
+                f"{row.where}: text = {quote_value(question.text)}: asked before at {earlier}; questions must be distinct"
+            )
 
 
 def _check_split_on_all_rows(rows: Sequence[SourceRow], sides: Sequence[object]) -> None:

@@ -10,7 +10,7 @@ From a configuration to the personas a stage works with.
 import heapq
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 
 from permix.config import PersonasConfig
 from permix.errors import ConfigError
-from permix.personas.loading import read_personas
+from permix.personas.loading import build_personas, read_personas
 from permix.personas.similarity import (
     NEAR_DUPLICATE_THRESHOLD,
     assign_splits,
@@ -130,6 +130,22 @@ def load_pool(source: str | Path = "builtin") -> PersonaPool:
     pool = PersonaPool(personas=read_personas(source))
     check_pool_split(pool)
     return pool
+
+
+PersonasLike = str | Path | PersonaPool | Sequence[str | Persona | Mapping[str, object]]
+"""How personas may be given in Python: "builtin", a file, a pool, or a list of texts, records or mappings."""
+
+
+def resolve_pool(personas: PersonasLike, split: Split) -> PersonaPool:
+    """The personas that are meant: of "builtin" or a file those of one `split`, a pool or a list made in Python whole.
+
+    Raises DataError for a bad file or a bad item of a list, ConfigError when no persona is of the split.
+    """
+    if isinstance(personas, PersonaPool):
+        return personas
+    if isinstance(personas, str | Path):
+        return select_personas(PersonasConfig(pool=str(personas), split=split))
+    return PersonaPool(personas=build_personas(personas))
 
 
 def check_pool_split(pool: PersonaPool) -> None:

@@ -10,7 +10,7 @@ personagym   PersonaGym's questions, each persona its own  `personagym.py`
 interview    a conversation with each persona              `interview.py`
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -20,7 +20,7 @@ from permix.evals.interview import run_interview
 from permix.evals.open_ended import run_open_ended
 from permix.evals.personagym import run_personagym
 from permix.evals.text_metrics import count_expected_answers
-from permix.inference import load_model
+from permix.inference import check_model, load_model
 from permix.inference.base import Model
 from permix.judges.pricing import Price, load_judge_price
 from permix.judges.prompts import (
@@ -39,10 +39,11 @@ from permix.judges.runner import CallSettings, CallTotals, judge_folder, request
 from permix.judges.summary import measure_judge
 from permix.judges.types import IN_CHARACTER, JudgeInput
 from permix.judges.validation import build_control_inputs
+from permix.personas.pool import PersonaPool
 from permix.progress import print_status
 from permix.storage.files import read_json, write_json
 from permix.storage.run_dir import RunDir
-from permix.types import Record, Sampling
+from permix.types import Question, Record, Sampling
 
 
 class JudgeSetup(NamedTuple):
@@ -53,16 +54,17 @@ class JudgeSetup(NamedTuple):
     price: Price | None
 
 
-def judge_fidelity_run(config: JudgeConfig) -> None:
+def judge_fidelity_run(config: JudgeConfig, given_model: Model | None = None) -> None:
     """Judge, or go on judging, every answer of the run and the controls; nothing is generated anew.
 
+    `given_model`: a judge made in Python, in place of the one that the configuration names.
     Raises ConfigError or DataError before anything is asked; OwedScoresError, with metrics.json written, when scores are missing.
     """
     named = _with_label(config)
     means, prompts = prepare_judging(named)
     folder = judge_folder(named.run, _judge_label(named.judge))
     with error_context("judge"):
-        model = load_model(named.judge, named.threads)
+        model = load_model(named.judge, named.threads) if given_model is None else given_model
         identity = _judge_identity(named, means, model)
     with RunDir.open(folder, named, identity) as run:
         with run.track_usage(), error_context("judge"):
@@ -121,12 +123,7 @@ def _check_judge_usable(config: FidelityConfig) -> None:
     """
     load_judge_setup(config.judge, required_rubrics(config))
     with error_context("judge"):
-        if config.judge.backend == "openai":
-            _ = load_model(config.judge).fingerprint
-        else:
-            from permix.inference.hf import check_model_folder
-
-            check_model_folder(config.judge.name)
+        check_model(config.judge, contact=True)
 
 
 def build_call_settings(config: JudgeConfig, price: Price | None) -> CallSettings:
@@ -203,25 +200,38 @@ def _require_all_scored(totals: CallTotals, config: JudgeConfig, folder: Path) -
     raise MissingScoresError(f"{folder}: {missing}; run the same command again to ask for them")
 
 
-FIDELITY_RUNNERS: Mapping[str, Callable[[FidelityConfig], Record]] = {
-    "open": run_open_ended,
-    "personagym": run_personagym,
-    "interview": run_interview,
-}
-"""Each runs, or goes on with, an evaluation of one kind, writes its metrics.json and returns what is in it."""
-
-
-def run_fidelity(config: FidelityConfig) -> Record:
+def run_fidelity(
+    config: FidelityConfig,
+    model: Model | None = None,
+    pool: PersonaPool | None = None,
+    questions: Sequence[Question] | None = None,
+) -> Record:
     """Run, or go on with, an evaluation; writes metrics.json and returns it.
 
-    With a judge, the answers are judged once all are there. Raises OwedCellsError when answers are missing, OwedScoresError when
-    only scores are, DataError when there are too few answers to measure, and ConfigError, before anything is asked, for a judge
-    that could not judge.
+    `model`, `pool`, `questions`: what was made in Python, in place of what the configuration names. With a judge, the answers are
+    judged once all are there. Raises IncompleteRunError when answers are missing, MissingScoresError when only scores are,
+    DataError when there are too few answers to measure, and ConfigError, before anything is asked, for a judge that could not
+    judge, or for personas or questions beside a kind that brings its own.
     """
     judged = config.judge.name != "none"
     if judged:
         _check_judge_usable(config)
-    result = FIDELITY_RUNNERS[config.kind](config)
+    result = _run_kind(config, model, pool, questions)
     if judged:
         judge_fidelity_run(_judge_config_for(config))
     return result
+
+
+def _run_kind(
+    config: FidelityConfig, model: Model | None, pool: PersonaPool | None, questions: Sequence[Question] | None
+) -> Record:
+    """The result of an evaluation of one kind, which is also what its metrics.json holds."""
+    if questions is not None and config.kind != "open":
+        raise ConfigError(f"questions: {config.kind} asks questions of its own; leave them out")
+    if config.kind == "interview":
+        return run_interview(config, model, pool)
+    if config.kind == "open":
+        return run_open_ended(config, model, pool, questions)
+    if pool is not None:
+        raise ConfigError("personas: personagym brings its own; leave them out")
+    return run_personagym(config, model)

@@ -1,19 +1,41 @@
 """Tasks: questions whose answers can be checked. One file a task, one line here."""
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
-from permix.config import TaskConfig
+from pydantic import BaseModel
+
+from permix.config import TaskConfig, build_config
+from permix.errors import ConfigError, DataError, closest_match, error_context
 from permix.tasks.arithmetic import ARITHMETIC
 from permix.tasks.base import Task, verify_completion
 from permix.tasks.code import CODE
 from permix.tasks.contamination import check_contamination
-from permix.tasks.custom import CUSTOM_TASKS
+from permix.tasks.custom import CUSTOM_TASKS, custom_question
+from permix.tasks.datasets import DatasetRow
 from permix.tasks.gsm8k import GSM8K
 from permix.tasks.math import AIME_TASKS, MATH, MATH500
 from permix.tasks.multiple_choice import MMLU
-from permix.types import Question
+from permix.types import Message, Question, Split, require_unique
 
-__all__ = ["TASKS", "Task", "check_contamination", "load_questions", "verify_completion"]
+__all__ = [
+    "TASKS",
+    "AnswerKind",
+    "LoadedTask",
+    "Task",
+    "check_contamination",
+    "check_task_name",
+    "find_task",
+    "load_questions",
+    "load_task",
+    "task_from_questions",
+    "verify_completion",
+]
+
+AnswerKind = Literal["number", "math", "exact", "choice"]
+"""How answers to questions of one's own are compared: see `permix.tasks.custom`."""
 
 TASKS: dict[str, Task] = {
     "arithmetic": ARITHMETIC,
@@ -27,9 +49,100 @@ TASKS: dict[str, Task] = {
 }
 
 
+def find_task(name: str) -> Task:
+    """The task of this name. Raises ConfigError, naming the nearest one that there is."""
+    if name not in TASKS:
+        near = closest_match(name, TASKS)
+        hint = f"; did you mean {near}?" if near else ""
+        raise ConfigError(f"task.name = {name!r}: must be one of {', '.join(TASKS)}{hint}")
+    return TASKS[name]
+
+
+def check_task_name(stage: BaseModel, source: str) -> None:
+    """Raise ConfigError when the section [task] of a configuration, if it has one, names no task. `source`: its file."""
+    if isinstance(section := getattr(stage, "task", None), TaskConfig):
+        with error_context(source):
+            find_task(section.name)
+
+
 def load_questions(config: TaskConfig) -> tuple[Task, tuple[Question, ...]]:
     """The task that `config` names, worded as it says, and its questions. Raises ConfigError or DataError."""
-    task = TASKS[config.name]
+    task = find_task(config.name)
     if task.check_environment is not None:
         task.check_environment()
     return replace(task, prompt_template=config.prompt_template or task.prompt_template), task.questions(config)
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A task and the questions of it that `config` asks for."""
+
+    config: TaskConfig
+    task: Task
+    questions: tuple[Question, ...]
+
+    def prompt_rows(self) -> list[dict[str, Any]]:
+        """One row a question, in TRL's conversational prompt format: `prompt` (a user message), `answer`, `question_id`."""
+        return [
+            {
+                "prompt": [Message(role="user", content=self.task.prompt(question))],
+                "answer": question.gold,
+                "question_id": question.id,
+            }
+            for question in self.questions
+        ]
+
+
+def load_task(
+    name: str,
+    *,
+    split: Split = "heldout",
+    n: int = 100,
+    path: str | Path | None = None,
+    levels: Sequence[str] = (),
+    seed: int = 0,
+    prompt_template: str | None = None,
+) -> LoadedTask:
+    """Load `n` questions of one split of a task: a name of `TASKS`; `path` is a local file or folder in the published format.
+
+    Raises ConfigError for a task, a level or a number of questions that there is not, DataError for a bad file.
+    """
+    values = {"split": split, "n": n, "path": path, "levels": tuple(levels), "seed": seed, "prompt_template": prompt_template}
+    config = build_config(TaskConfig, {"name": find_task(name).name, **values}, source=f"load_task({name!r})")
+    return LoadedTask(config, *load_questions(config))
+
+
+def task_from_questions(questions: Sequence[Question | Mapping[str, Any]], answer: AnswerKind | None) -> LoadedTask:
+    """Questions made in Python: records of a task's own, or mappings with the fields of a file's row (`permix.tasks.custom`) and,
+    if wanted, an `id`. `answer` says how answers are compared; records of a known task need none.
+
+    Raises ConfigError where it cannot be told how to compare answers, DataError for a bad question or one that is there twice.
+    """
+    task = _task_of_questions(questions, answer)
+    found = [
+        one if isinstance(one, Question) else _question_from_fields(task.name, DatasetRow(f"task[{place}]", dict(one)))
+        for place, one in enumerate(questions)
+    ]
+    try:
+        require_unique([one.id for one in found], "question")
+    except ValueError as error:
+        raise DataError(f"task: {error}") from error
+    values = {"name": task.name, "answer": answer, "n": len(found)}
+    return LoadedTask(TaskConfig().model_copy(update=values), task, tuple(found))
+
+
+def _task_of_questions(questions: Sequence[Question | Mapping[str, Any]], answer: AnswerKind | None) -> Task:
+    if not questions:
+        raise ConfigError("task: there are no questions; give one at least")
+    if answer is not None:
+        return find_task(f"own-{answer}")
+    names = {one.task if isinstance(one, Question) else None for one in questions}
+    name = names.pop()
+    if names or name not in TASKS:
+        raise ConfigError('task: say how answers are compared: answer="number", "math", "exact" or "choice"')
+    return TASKS[name]
+
+
+def _question_from_fields(task: str, row: DatasetRow) -> Question:
+    question = custom_question(task, row)
+    return question.model_copy(update={"id": row.text("id")}) if "id" in row.fields else question

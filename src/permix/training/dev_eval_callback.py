@@ -130,7 +130,7 @@ class DevEvalCallback(TrainerCallback):  # type: ignore[misc]
         _set_aside_stale_records(dev_eval_dir(self._out, step), model.fingerprint)
         # A verifier that fails leaves a cell without a score: counted in the point, and no reason to end the training.
         with contextlib.suppress(IncompleteRunError):
-            stability.evaluate_stability(model, probe.stability_config_at(step), probe.task, probe.setup)
+            stability.evaluate_setup(model, probe.stability_config_at(step), probe.task, probe.setup)
         if probe.open_ended_set is not None:
             open_ended.evaluate_open_ended(
                 model,

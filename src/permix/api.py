@@ -1,0 +1,439 @@
+"""The Python API: the stages of the command line as functions, over models, personas and questions that may be made in Python.
+
+Contract: nothing is computed here. Each function builds the configuration of a stage and runs it, so a run made from Python is
+a run directory like any other: it is checked before anything is asked, kept cell by cell, and gone on with when the same
+function is called again with the same `out`. `import permix` offers these names without importing anything (docs/api.md).
+"""
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from permix.config import (
+    FidelityConfig,
+    JudgeConfig,
+    ModelConfig,
+    PersonasConfig,
+    StabilityConfig,
+    TaskConfig,
+    TrainConfig,
+    build_config,
+    read_config_values,
+)
+from permix.errors import ConfigError, DataError, IncompleteRunError
+from permix.evals.fidelity_records import fidelity_kind
+from permix.evals.grid import GridResults, read_grid_results
+from permix.evals.stability import StabilityGrid, measure_stability, read_stability_grid, run_stability
+from permix.evals.strategies import STRATEGIES
+from permix.inference import build_model_config
+from permix.inference.base import CompletionResult, Model
+from permix.inference.scripted import MessageFunction, wrap_model
+from permix.metrics.model_comparison import PairedComparison
+from permix.metrics.stability import StabilitySummary
+from permix.metrics.statistics import Array
+from permix.personas.loading import build_open_questions
+from permix.personas.pool import PersonaPool, PersonasLike, resolve_pool, select_personas
+from permix.storage.files import read_json
+from permix.storage.run_dir import read_provenance
+from permix.tasks import AnswerKind, LoadedTask, Task, find_task, task_from_questions
+from permix.tasks.datasets import DATASET_SUFFIXES
+from permix.types import Cell, Estimate, Question, Record, Request, Sampling, Split
+
+GIVEN_IN_PYTHON = "python"
+"""What config.json names in place of a pool or a file of questions that was made in Python."""
+
+
+class Generates(Protocol):
+    """An object of the user's own that answers many requests at once (see `permix.inference.scripted.GeneratorModel`)."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]: ...
+
+
+ModelLike = str | Path | Mapping[str, Any] | Model | Generates | MessageFunction
+"""A folder, a hub id, "bundled", an endpoint's address, the fields of a [model] section, what `load_model` returns, an object
+with `generate(requests, sampling)`, or a function messages -> text."""
+
+TaskLike = str | Path | Mapping[str, Any] | Task | LoadedTask | Sequence[Question | Mapping[str, Any]]
+"""A task's name, a file of questions, the fields of a [task] section, a task, what `load_task` returns, or a list of questions
+(records, or dicts with `question` and `answer`: see `permix.tasks.task_from_questions`)."""
+
+SamplingLike = Sampling | Mapping[str, Any]
+
+
+class EvaluationRun:
+    """A run directory, read when asked. With `path` None it is a temporary folder, which is removed with this object."""
+
+    def __init__(self, path: str | Path | None) -> None:
+        if path is None:
+            path = tempfile.mkdtemp(prefix="permix-")
+            weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration, as config.json has it."""
+        return read_json(self.path / "config.json")
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Versions, source revision, command, time, and what all cells of the run have in common (`identity`)."""
+        return read_provenance(self.path)
+
+    @cached_property
+    def _results(self) -> GridResults:
+        return read_grid_results(self.path)
+
+    @property
+    def persona_ids(self) -> tuple[str, ...]:
+        return self._results.persona_ids
+
+    @property
+    def question_ids(self) -> tuple[str, ...]:
+        return self._results.question_ids
+
+    def cells(self) -> list[Cell]:
+        """The recorded cells of the grid: what was asked as whom, what came back, and what the verifier said."""
+        return [self._results.read_cell(key) for key in self._results.grid_summaries]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict for each recorded cell; `pandas.DataFrame(run.rows())` is a table.
+
+        `persona_id` is None where nobody was played; `correct` is None where there is no score, and `error` says why.
+        """
+        return [_cell_row(cell) for cell in self.cells()]
+
+
+def _cell_row(cell: Cell) -> dict[str, Any]:
+    completion, verdict, failure = cell.completion, cell.verdict, cell.failure
+    return {
+        "persona_id": cell.persona_id,
+        "question_id": cell.question_id,
+        "sample": cell.sample,
+        "template": cell.template,
+        "correct": None if verdict is None else verdict.correct,
+        "extracted": None if verdict is None else verdict.extracted,
+        "gold": cell.gold,
+        "text": None if completion is None else completion.text,
+        "error": f"{failure.type}: {failure.message}" if failure is not None else None if verdict is None else verdict.error,
+        "prompt_tokens": None if completion is None else completion.prompt_tokens,
+        "completion_tokens": None if completion is None else completion.completion_tokens,
+        "finish": None if completion is None else completion.finish,
+    }
+
+
+def estimate_rows(record: Record, prefix: str = "") -> list[dict[str, Any]]:
+    """One dict for each `Estimate` of a record: name, value, low, high, n. A list of estimates counts from 1: "best_of.1"."""
+    rows: list[dict[str, Any]] = []
+    for name, value in record:
+        if isinstance(value, Estimate):
+            rows.append({"name": prefix + name, **value.model_dump()})
+        elif isinstance(value, Mapping):
+            some = {f"{prefix}{name}.{key}": one for key, one in value.items() if isinstance(one, Estimate)}
+            rows += [{"name": key, **one.model_dump()} for key, one in some.items()]
+        elif isinstance(value, tuple):
+            numbered = [(place, one) for place, one in enumerate(value, start=1) if isinstance(one, Estimate)]
+            rows += [{"name": f"{prefix}{name}.{place}", **one.model_dump()} for place, one in numbered]
+    return rows
+
+
+class StabilityRun(EvaluationRun):
+    """A run of `evaluate_stability`, or of `permix stability`."""
+
+    @cached_property
+    def summary(self) -> StabilitySummary:
+        """Every measure of docs/measures.md, computed from the records; `summary.personas` has a line for each persona."""
+        return measure_stability(self.path, self._results)
+
+    def measures(self) -> list[dict[str, Any]]:
+        """One dict for each measure: name, value, low, high (95 % interval), n (questions)."""
+        return estimate_rows(self.summary)
+
+    @cached_property
+    def _grid(self) -> StabilityGrid:
+        return read_stability_grid(self.path, self._results)
+
+    def scores(self) -> Array:
+        """correct_P_Q_S in the order of `persona_ids` and `question_ids`: 1 right, 0 wrong, NaN without a score."""
+        return self._grid.correct_P_Q_S
+
+    def baseline_scores(self) -> Array:
+        """correct_Q_S of the same questions asked without a persona."""
+        return self._grid.baseline_Q_S
+
+
+class FidelityRun(EvaluationRun):
+    """A run of `evaluate_fidelity`, or of `permix fidelity`."""
+
+    @property
+    def kind(self) -> str:
+        """What was asked: "open", "personagym" or "interview"."""
+        return fidelity_kind(self.config)
+
+    @cached_property
+    def summary(self) -> Record:
+        """What its kind measures, computed from the records: `Identifiability`, `PersonaGymCounts` or `Drift`.
+
+        Raises DataError when there are too few answers.
+        """
+        from permix.evals.drift_report import measure_drift
+        from permix.evals.open_ended import measure_identifiability
+        from permix.evals.personagym import count_personagym_answers
+
+        if self.kind == "personagym":
+            return count_personagym_answers(self.path)
+        named = self.config.get("reference")
+        reference = None if named is None else Path(named)
+        return measure_drift(self.path, reference) if self.kind == "interview" else measure_identifiability(self.path, reference)
+
+    def measures(self) -> list[dict[str, Any]]:
+        """One dict for each measure of `summary` and of the text itself ("text.words" ...): name, value, low, high, n."""
+        from permix.evals.text_metrics import measure_text_metrics
+
+        return estimate_rows(self.summary) + estimate_rows(measure_text_metrics(self.path), "text.")
+
+
+def open_run(path: str | Path) -> StabilityRun | FidelityRun:
+    """A run directory that a command or a function made. Raises DataError for what is no run of stability or fidelity."""
+    folder = Path(path)
+    stage = read_json(folder / "config.json").get("stage")
+    if stage == "stability":
+        return StabilityRun(folder)
+    if stage == "fidelity":
+        return FidelityRun(folder)
+    raise DataError(f"{folder}: config.json has stage {stage!r}; open_run reads runs of stability and fidelity")
+
+
+def load_personas(source: str | Path = "builtin", *, split: Split | None = None) -> PersonaPool:
+    """The pool "builtin", or that of a TOML, JSONL or CSV file; of one `split` alone where that is given.
+
+    Raises DataError for a bad file, ConfigError when no persona is of the split.
+    """
+    return select_personas(PersonasConfig(pool=str(source), split=split or "all"))
+
+
+def evaluate_stability(
+    model: ModelLike,
+    *,
+    task: TaskLike,
+    personas: PersonasLike | Mapping[str, Any] = "builtin",
+    out: str | Path | None = None,
+    n: int | None = None,
+    answer: AnswerKind | None = None,
+    name: str | None = None,
+    template: str | None = None,
+    samples: int = 1,
+    sampling: SamplingLike | None = None,
+    seed: int = 0,
+    **config: Any,
+) -> StabilityRun:
+    """Ask every question as every persona and as none, check the answers, and measure what personas cost: `permix stability`.
+
+    `model`, `task`, `personas`: see `ModelLike`, `TaskLike`, `PersonasLike`. "builtin" and files are asked on their held-out
+    split, pools and lists made in Python whole. `out`: the run directory; the same call goes on with it, and a temporary one is
+    used when not given. `n`: how many questions. `answer`: how answers to your own questions are compared. `name`: of
+    a function or object (in tables, and in place of its source when a run goes on), or which model an endpoint serves.
+    `template`: the wording of the system message. `config`: any other field of `permix stability`, such as label, templates,
+    strategy, budget, precision, cache, resamples.
+
+    Raises ConfigError or DataError for bad input before anything is asked, IncompleteRunError at the end when cells have no
+    score: its `run` is what there is, and the same call asks for the rest. Ctrl-C leaves a run that the same call goes on with.
+    """
+    section, given_model = _resolve_model(model, name)
+    task_section, given_task = _resolve_task(task, n, answer)
+    personas_section, given_pool = _resolve_personas(personas, template)
+    run = StabilityRun(out)
+    values = {
+        "out": run.path, "model": section, "task": task_section, "personas": personas_section,
+        "samples": samples, "sampling": {} if sampling is None else sampling, "seed": seed,
+    }  # fmt: skip
+    stage = build_config(StabilityConfig, values | config, source="evaluate_stability")
+    if given_task is not None:
+        stage = stage.model_copy(update={"task": given_task.config})
+    if STRATEGIES[stage.strategy].selects_persona and given_task is not None and not isinstance(task, LoadedTask):
+        raise ConfigError(
+            f'strategy = "{stage.strategy}": chooses a persona by questions of the dev split; give the task by its name, or as '
+            "permix.load_task returns it"
+        )
+    with _attach_run(run):
+        run.summary = run_stability(stage, given_model, given_task, given_pool)
+    return run
+
+
+def evaluate_fidelity(
+    model: ModelLike,
+    *,
+    personas: PersonasLike | Mapping[str, Any] = "builtin",
+    questions: str | Path | Sequence[str | Question] = "builtin",
+    out: str | Path | None = None,
+    name: str | None = None,
+    template: str | None = None,
+    sampling: SamplingLike | None = None,
+    seed: int = 0,
+    **config: Any,
+) -> FidelityRun:
+    """Have a model answer in character and measure what can be said without a judge: `permix fidelity`.
+
+    `questions`: open questions that every persona is asked: "builtin", a file, or a list of texts. In their place
+    `personagym={"path": ...}` asks PersonaGym's, and `interview={"turns": 16}` has a conversation with each persona. `config`:
+    any other field of `permix fidelity`. The rest, errors included, as in `evaluate_stability`.
+    """
+    from permix.pipelines.fidelity import run_fidelity
+
+    section, given_model = _resolve_model(model, name)
+    personas_section, given_pool = _resolve_personas(personas, template)
+    given_questions = None if isinstance(questions, str | Path) else build_open_questions(questions)
+    run = FidelityRun(out)
+    values = {
+        "out": run.path, "model": section, "personas": personas_section, "seed": seed,
+        "questions": str(questions) if given_questions is None else GIVEN_IN_PYTHON,
+    } | ({} if sampling is None else {"sampling": sampling})  # fmt: skip
+    stage = build_config(FidelityConfig, values | config, source="evaluate_fidelity")
+    with _attach_run(run):
+        run.summary = run_fidelity(stage, given_model, given_pool, given_questions)
+    return run
+
+
+def judge(
+    run: FidelityRun | str | Path,
+    judge: ModelLike,
+    *,
+    name: str | None = None,
+    label: str | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+    threads: int | None = None,
+    **fields: Any,
+) -> Record:
+    """Have the answers of a fidelity run judged, and the judge itself tried: `permix judge`. Returns its `JudgeSummary`.
+
+    `judge`: a model, as in `evaluate_stability`. `fields` are those of a [judge] section: rubrics, reasons, examples,
+    temperature, max_new_tokens, attempts, prices, max_cost ... Raises IncompleteRunError when scores are missing: the same call
+    asks for them.
+    """
+    from permix.judges.runner import judge_folder
+    from permix.judges.summary import JudgeSummary
+    from permix.pipelines.fidelity import judge_fidelity_run
+
+    section, given_model = _resolve_model(judge, name)
+    path = run.path if isinstance(run, FidelityRun) else Path(run)
+    own = section if isinstance(section, Mapping) else section.model_dump(mode="json", exclude_unset=True)
+    values = {"run": path, "judge": {**own, "label": label, **fields}, "seed": seed, "resamples": resamples, "threads": threads}
+    stage = build_config(JudgeConfig, values, source="judge")
+    judge_fidelity_run(stage, given_model)
+    return JudgeSummary.model_validate(read_json(judge_folder(path, stage.judge.label or stage.judge.name) / "metrics.json"))
+
+
+def train(config: str | Path | Mapping[str, Any] | TrainConfig | None = None, **fields: Any) -> Path:
+    """Train a model as `permix train` does, or go on with a training; returns the folder of the trained model.
+
+    `config`: a TOML file, or its content as a dict. `fields` are laid over it, sections in part: `train={"lr": 1e-5}`.
+    Raises ConfigError or DataError for bad input.
+    """
+    from permix.pipelines.train import run_training
+
+    if isinstance(config, str | Path):
+        values, source = read_config_values(Path(config)), str(config)
+    else:
+        given = config.model_dump(exclude_unset=True) if isinstance(config, TrainConfig) else config or {}
+        values, source = dict(given), "train"
+    merged = {
+        key: {**values[key], **value} if isinstance(value, Mapping) and isinstance(values.get(key), Mapping) else value
+        for key, value in fields.items()
+    }
+    return run_training(build_config(TrainConfig, values | merged, source=source))
+
+
+def write_report(
+    runs: EvaluationRun | str | Path | Sequence[EvaluationRun | str | Path],
+    out: str | Path = "runs/report",
+    caption: str = "",
+) -> Path:
+    """Write the report on runs, or folders that hold some: page, tables and figures in `out`. Returns the path of the page.
+
+    `caption`: a paragraph of your own, in Markdown. Raises DataError when there is no run, or two of one kind and label.
+    """
+    from permix.report.builder import build_report
+
+    several = [runs] if isinstance(runs, EvaluationRun | str | Path) else runs
+    build_report([_run_path(one) for one in several], Path(out), caption)
+    return Path(out) / "index.html"
+
+
+def compare(
+    first: StabilityRun | str | Path, other: StabilityRun | str | Path, *, seed: int = 0, resamples: int = 2000
+) -> PairedComparison:
+    """Hold one stability run against another, cell by cell: every measure's difference (other − first), interval and test.
+
+    Raises DataError, with the reason, for runs that were not asked or not verified alike.
+    """
+    from permix.report.comparisons import compare_runs
+
+    return compare_runs(_run_path(first), _run_path(other), seed=seed, resamples=resamples).result
+
+
+def _run_path(run: EvaluationRun | str | Path) -> Path:
+    return run.path if isinstance(run, EvaluationRun) else Path(run)
+
+
+@contextmanager
+def _attach_run(run: EvaluationRun) -> Iterator[None]:
+    """An IncompleteRunError of the block carries the run."""
+    try:
+        yield
+    except IncompleteRunError as error:
+        error.run = run
+        raise
+
+
+def _resolve_model(model: ModelLike, name: str | None) -> tuple[ModelConfig | Mapping[str, Any], Model | None]:
+    """The [model] section, and the model itself where it was made in Python."""
+    if isinstance(model, str | Path):
+        return build_model_config(model, name), None
+    if isinstance(model, Mapping):
+        return model, None
+    wrapped = wrap_model(model, name)
+    loaded = getattr(wrapped, "config", None)
+    return (loaded if isinstance(loaded, ModelConfig) else ModelConfig(name=wrapped.name, backend="python")), wrapped
+
+
+def _resolve_task(task: TaskLike, n: int | None, answer: AnswerKind | None) -> tuple[Mapping[str, Any], LoadedTask | None]:
+    """The [task] section, or the task with its questions where these were made in Python."""
+    more = {name: value for name, value in {"n": n, "answer": answer}.items() if value is not None}
+    if answer is not None and isinstance(task, Task | LoadedTask):
+        raise ConfigError(f'answer = "{answer}": is for a list of questions; a task says itself how answers are compared')
+    if isinstance(task, str | Path):
+        is_file = Path(task).suffix in DATASET_SUFFIXES
+        return ({"path": task, **more} if is_file else {"name": find_task(str(task)).name, **more}), None
+    if isinstance(task, Mapping):
+        return {**task, **more}, None
+    if isinstance(task, Task):
+        config = TaskConfig().model_copy(update={"name": task.name, **more})
+        loaded = LoadedTask(config, task, task.questions(config))
+    elif isinstance(task, LoadedTask):
+        loaded = task
+    else:
+        loaded = task_from_questions(task, answer)
+    if n is not None and n > len(loaded.questions):
+        raise ConfigError(f"n = {n}: there are only {len(loaded.questions)} questions")
+    questions = loaded.questions[:n]
+    return {}, LoadedTask(loaded.config.model_copy(update={"n": len(questions)}), loaded.task, questions)
+
+
+def _resolve_personas(
+    personas: PersonasLike | Mapping[str, Any], template: str | None
+) -> tuple[Mapping[str, Any], PersonaPool | None]:
+    """The [personas] section, and the pool where it was made in Python."""
+    more = {} if template is None else {"template": template}
+    if isinstance(personas, str | Path):
+        return {"pool": str(personas), **more}, None
+    if isinstance(personas, Mapping):
+        return {**personas, **more}, None
+    return {"pool": GIVEN_IN_PYTHON, "split": "all", **more}, resolve_pool(personas, "heldout")

@@ -1,0 +1,271 @@
+"""For people who train with TRL: personas mixed into a data set of prompts, and the verifier as a reward function.
+
+    dataset = permix.mix_personas(dataset, mix=0.8, seed=0)
+    trainer = GRPOTrainer(model=..., train_dataset=dataset, reward_funcs=permix.verifiable_reward("gsm8k"))
+
+A row, in TRL's conversational prompt format: `{"prompt": [{"role": "user", "content": "..."}], "answer": "72"}`. All columns but
+the prompt reach the reward function. trl is not imported here, and datasets only where it is there already.
+
+Contract of `mix_personas`: a row's draw depends on the seed and the row's own prompt, as that of a plan's row depends on its own
+place (`permix.plan`): not on other rows, their order or the process. So shards and streams are mixed as the whole would be, and
+a larger `mix` only adds personas. GRPO samples all completions of a row under the row's one persona.
+
+Contract of the reward: it is the evaluation's verification. 1 for a right answer, 0 for a wrong or missing one, None where the
+verifier failed, which TRL leaves out of the group's advantages.
+"""
+
+import json
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, Protocol, TypeVar, overload
+
+from permix.errors import ConfigError, DataError
+from permix.personas.pool import PersonasLike, resolve_pool
+from permix.plan import PersonaSampler, sample_persona
+from permix.progress import print_status
+from permix.prompts import persona_message, template_text
+from permix.storage.rows import quote_value
+from permix.tasks import LoadedTask, find_task
+from permix.tasks.base import Task, verify_completion
+from permix.types import Persona, digest, seed_from
+from permix.verification.math_verifier import Verifier
+
+PERSONA_COLUMNS = ("persona_id", "persona_tags")
+
+OnSystem = Literal["refuse", "append"]
+
+
+class MappableDataset(Protocol):
+    """`datasets.Dataset` and `datasets.IterableDataset`."""
+
+    column_names: Any
+    features: Any
+
+    def map(self, function: Callable[[dict[str, Any]], dict[str, Any]], *, features: Any = None) -> Any: ...
+
+
+_DatasetT = TypeVar("_DatasetT", bound=MappableDataset)
+
+
+@overload
+def mix_personas(
+    dataset: Sequence[Mapping[str, Any]],
+    personas: PersonasLike = ...,
+    mix: float = ...,
+    seed: int = ...,
+    *,
+    template: str = ...,
+    tag_weights: Mapping[str, float] | None = ...,
+    on_system: OnSystem = ...,
+) -> list[dict[str, Any]]: ...
+@overload
+def mix_personas(
+    dataset: _DatasetT,
+    personas: PersonasLike = ...,
+    mix: float = ...,
+    seed: int = ...,
+    *,
+    template: str = ...,
+    tag_weights: Mapping[str, float] | None = ...,
+    on_system: OnSystem = ...,
+) -> _DatasetT: ...
+def mix_personas(
+    dataset: Any,
+    personas: PersonasLike = "builtin",
+    mix: float = 0.8,
+    seed: int = 0,
+    *,
+    template: str = "you_are",
+    tag_weights: Mapping[str, float] | None = None,
+    on_system: OnSystem = "refuse",
+) -> Any:
+    """Bring a persona into a share `mix` of the rows, as a system message, and say which in `persona_id` and `persona_tags`.
+
+    `dataset`: a `datasets.Dataset` or `IterableDataset` with a column `prompt` of messages, or a list of such rows; the same
+    kind is returned, other columns untouched. Rows that draw no persona have `persona_id` None. `personas`: "builtin" or a file,
+    of which the train split is drawn from (the others are there to measure on); or a pool or a list, drawn from whole.
+    `template`: the wording, as `personas.template`. `tag_weights`: as `plan.tag_weights`. The same prompt has the same persona
+    in every epoch; for others, concatenate copies mixed with other seeds.
+
+    `on_system`: rows with a system message of their own are refused, since it may say who is to answer; "append" puts it behind
+    the persona's sentence, which suits instructions such as the answer's format.
+
+    Raises ConfigError for bad arguments and for a dict of data sets (mix the training split alone), DataError for a row without
+    a conversational prompt or, with on_system "refuse", with a system message.
+    """
+    _check_arguments(dataset, mix, template, on_system)
+    pool = resolve_pool(personas, "train")
+    sampler = PersonaSampler(pool.personas, pool.sampling_weights(tag_weights))
+    mix_row = partial(_mix_row, sampler=sampler, mix=mix, seed=seed, template=template, on_system=on_system)
+    if not hasattr(dataset, "map"):
+        _check_columns(dataset[0] if dataset else ())
+        return [dict(row) | mix_row(row) for row in dataset]
+    _check_columns(dataset.column_names or ())
+    if dataset.features is None:  # a stream whose columns are not known before they come
+        return dataset.map(mix_row)
+    return dataset.map(mix_row, features=_add_persona_features(dataset.features))
+
+
+def _check_arguments(dataset: Any, mix: float, template: str, on_system: str) -> None:
+    if isinstance(dataset, dict):
+        raise ConfigError(
+            f"dataset: is a dict of data sets ({', '.join(map(str, dataset))}); mix the one that is trained on, such as "
+            'mix_personas(dataset["train"]): a model is measured under personas that it was not trained under'
+        )
+    if not 0 <= mix <= 1:
+        raise ConfigError(f"mix = {mix}: is a share of the rows; give 0 to 1")
+    if on_system not in ("refuse", "append"):
+        raise ConfigError(f'on_system = {on_system!r}: give "refuse" or "append"')
+    template_text(template, "template")
+
+
+def _check_columns(columns: Any) -> None:
+    if there := [name for name in PERSONA_COLUMNS if name in columns]:
+        raise ConfigError(f"dataset: has a column {there[0]} already; personas are mixed in once")
+
+
+def _add_persona_features(features: Any) -> Any:
+    """The data set's columns and ours; a column that begins with many None would be given a wrong type."""
+    from datasets import List, Value
+
+    both = features.copy()
+    both.update({"persona_id": Value("string"), "persona_tags": List(Value("string"))})
+    return both
+
+
+def _mix_row(
+    row: Mapping[str, Any], *, sampler: PersonaSampler, mix: float, seed: int, template: str, on_system: OnSystem
+) -> dict[str, Any]:
+    """The columns of one row that change: its prompt, and who is asked."""
+    prompt = _check_prompt(row.get("prompt"), on_system)
+    persona = sample_persona(seed_from("mix", seed, _prompt_hash(prompt)), sampler, mix)
+    return {
+        "prompt": prompt if persona is None else _add_persona(persona, prompt, template),
+        "persona_id": None if persona is None else persona.id,
+        "persona_tags": [] if persona is None else list(persona.tags),
+    }
+
+
+def _check_prompt(prompt: Any, on_system: OnSystem) -> list[dict[str, Any]]:
+    if not isinstance(prompt, list) or not prompt or not all(isinstance(one, Mapping) and "role" in one for one in prompt):
+        raise DataError(
+            f"prompt = {quote_value(prompt)}: is not in TRL's conversational format; give a list of messages, such as "
+            '[{"role": "user", "content": "What is 7 + 5?"}]'
+        )
+    if on_system == "refuse" and (own := _system_texts(prompt)):
+        raise DataError(
+            f'prompt: has a system message of its own, {quote_value(own[0])}; leave it out, or give on_system="append" to put '
+            "it behind the persona's sentence"
+        )
+    return [dict(message) for message in prompt]
+
+
+def _system_texts(prompt: Sequence[Mapping[str, Any]]) -> list[Any]:
+    return [one["content"] for one in prompt if one["role"] == "system" and one["content"]]
+
+
+def _prompt_hash(prompt: Sequence[Mapping[str, Any]]) -> str:
+    """Identity of a prompt: roles and contents alone, since a data set pads messages with empty fields."""
+    return digest(json.dumps([[one["role"], one["content"]] for one in prompt], sort_keys=True))
+
+
+def _add_persona(persona: Persona, prompt: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
+    """The prompt with the persona in a system message, or, where the template holds the question, in the first user message."""
+    place = next((place for place, one in enumerate(prompt) if one["role"] == "user"), len(prompt))
+    question = prompt[place]["content"] if place < len(prompt) else None
+    brought = persona_message(persona, question if isinstance(question, str) else "", template)
+    if brought["role"] == "user":
+        if not isinstance(question, str):
+            raise DataError(f"template = {template!r}: puts the persona into the user's text, and this prompt has none")
+        return [*prompt[:place], {**prompt[place], "content": brought["content"]}, *prompt[place + 1 :]]
+    system = "\n\n".join([brought["content"], *_system_texts(prompt)])
+    return [{"role": "system", "content": system}, *(one for one in prompt if one["role"] != "system")]
+
+
+class VerifiableReward:
+    """A reward function in TRL's signature, which can be pickled. `__name__` names it in TRL's logs."""
+
+    def __init__(self, task: Task, answer_column: str) -> None:
+        self.task, self.answer_column = task, answer_column
+        self.__name__ = f"{task.name}_reward"
+        self._verifier = Verifier()
+        self._gold_by_answer: dict[str, str | None] = {}
+        weakref.finalize(self, self._verifier.close)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return VerifiableReward, (self.task, self.answer_column)
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """One reward for each completion: 1.0, 0.0, or None where the verifier failed or the answer column holds no answer.
+
+        `completions`: texts, or lists of messages, whose last one counts. Raises DataError when the answer column is missing,
+        has not as many rows as there are completions, or has not held a single usable answer so far.
+        """
+        rewards = [
+            None if gold is None else verify_completion(self.task, _completion_text(completion), gold, self._verifier).reward
+            for completion, gold in zip(completions, self._golds(len(completions), columns), strict=True)
+        ]
+        if (log_metric := columns.get("log_metric")) is not None:
+            log_metric(f"{self.__name__}/unscored", float(rewards.count(None)))
+        return rewards
+
+    def _golds(self, n_completions: int, columns: Mapping[str, Any]) -> list[str | None]:
+        name = self.answer_column
+        if name not in columns:
+            others = ", ".join(key for key, value in columns.items() if isinstance(value, list)) or "none"
+            raise DataError(f"{self.__name__}: the data set has no column {name!r}; answer_column may be one of: {others}")
+        answers = columns[name]
+        if len(answers) != n_completions:
+            raise DataError(f"{self.__name__}: {len(answers)} answers in {name!r} for {n_completions} completions")
+        golds = [self._gold(str(answer)) for answer in answers]
+        if answers and all(gold is None for gold in self._gold_by_answer.values()):
+            raise DataError(
+                f"{self.__name__}: {name} = {quote_value(answers[0])}: is no answer that the task {self.task.name} can verify"
+            )
+        return golds
+
+    def _gold(self, answer: str) -> str | None:
+        if answer not in self._gold_by_answer:
+            self._gold_by_answer[answer] = find_gold(self.task, answer, self._verifier)
+            if self._gold_by_answer[answer] is None:
+                print_status(
+                    f"note: {self.__name__}: {quote_value(answer)} is no answer that can be verified; its rewards are None"
+                )
+        return self._gold_by_answer[answer]
+
+
+def find_gold(task: Task, answer: str, verifier: Verifier) -> str | None:
+    """What completions are verified against: of a worked solution its final answer ("... #### 72" -> "72").
+
+    None when the task would not take the answer itself for right: then every completion would be wrong, whatever it says.
+    """
+    if task.scorer is not None:
+        return answer
+    gold = answer if task.answers_match is not None else task.extract_answer(answer) or answer.strip()
+    return None if verify_completion(task, f"\\boxed{{{gold}}}", gold, verifier).correct is False else gold
+
+
+def _completion_text(completion: Any) -> str:
+    """A completion's text, or the content of its last message ("" where that has none, as a tool call)."""
+    if isinstance(completion, str):
+        return completion
+    content = completion[-1].get("content") if completion else None
+    return content if isinstance(content, str) else ""
+
+
+def verifiable_reward(task: str | Task | LoadedTask, answer_column: str = "answer") -> VerifiableReward:
+    """A reward function for TRL's `GRPOTrainer`: 1 for a right answer, 0 for a wrong one, None where the verifier fails.
+
+    `task`: a name such as "gsm8k", "math" or "own-exact", or a task; it says where in a completion the answer stands and how it
+    is compared. `answer_column`: the data set's column of right answers; of a worked solution its final answer counts.
+
+    Raises ConfigError for an unknown task, and where nothing can be verified (the task "code" without bubblewrap).
+    """
+    if isinstance(task, str):
+        task = find_task(task)
+    elif isinstance(task, LoadedTask):
+        task = task.task
+    if task.check_environment is not None:
+        task.check_environment()
+    return VerifiableReward(task, answer_column)
