@@ -39,7 +39,8 @@ class PaddedRows(NamedTuple):
 class PrefixTree:
     """Layout of one flat row: each prefix, then its suffixes, then the next prefix.
 
-    A suffix holds the completion's tokens but the last: the model predicts nothing from that one, so no pass reads it.
+    In training a suffix is a completion without its last token, from which nothing is predicted; in prefill it is the rest of a
+    prompt behind the prefix that it shares with others.
     """
 
     def __init__(self, prefix_lengths: Sequence[int], suffix_lengths: Sequence[Sequence[int]], device: Any) -> None:

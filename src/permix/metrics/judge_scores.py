@@ -1,33 +1,29 @@
-"""The arithmetic of judges' scores, on plain arrays.
+"""The arithmetic of judges' scores: PersonaScore, validation of judges, agreement of judges, and PersonaGym's own aggregation.
 
-Its contract: pure functions; no files, no records but `Estimate`, no global random state. A score is 1 to 5; NaN is a cell
-without a score, left out and never read as zero, and a NaN result means "cannot be computed". Suffixes name axes: P personas,
-U rubrics (PersonaGym's tasks), Q a persona's answers under one rubric, R resamples, C score classes. The unit that is drawn
-is the persona, with all its answers: a measure takes counts_R_P, how often replicate r drew each persona, and a row of ones is
-the data itself. A control is an array of the same axes that holds, where an answer was tried, the score it got then; answers
-travel with the persona that gave them.
+Contract: pure functions of arrays; no files, no records but `Estimate`, no global random state. A score is 1 to 5. NaN is a cell
+without a score, left out and never read as zero; a NaN result cannot be computed.
 
-What PersonaGym's released code would have made of the same scores.
+Axes: P personas, U rubrics (PersonaGym's tasks), Q a persona's answers under one rubric, R resamples, C score classes, J judges,
+N anything. The resampled unit is the persona with all its answers: a measure takes counts_R_P, how often replicate r drew each
+persona; a row of ones is the data itself. A control is an array with the same axes that holds the scores of answers that were
+judged once more in another way, under the persona that gave the answer, and NaN elsewhere.
 
-Its arithmetic, beside ours (`aggregate_as_published` gives both):
+Judges that agree need not be right: two that give every answer a 4 or a 5 agree within one point, so Krippendorff's alpha is
+given with the shares of agreement.
 
-- Five answers travel in one call to a judge, so scores are averaged by blocks of five, and blocks are averaged with equal weight,
-  whatever number of scores each holds. Ours: every score counts alike.
-- A verdict that cannot be read is a 0. A block's mean leaves zeros out, so such answers vanish without being counted; but where a
-  whole block could not be read its mean is 0, which lies below the lowest score there is. Ours: no score, never lowers a mean.
-- Judges are averaged block by block, so a judge's failure moves the score by itself. Ours: each judge is kept apart.
-- No interval, and no count of what was scored.
-- Of all personas the scores of the last one alone are kept for the file. (As released they are not even that: the file is to be
-  written into a folder that nothing makes.) Published tables are means over personas, made elsewhere.
+`aggregate_as_published` computes PersonaScore as PersonaGym's released code does, next to ours. The differences:
 
-Beyond arithmetic: a judge is shown one character of each score example, since a text is taken for a list of texts; the second
-judge is called with an argument that its function does not take; and no score of a single answer is kept. None of that is here.
+- The code sends five answers in one call to a judge, averages scores in blocks of five, and averages blocks with equal weight,
+  whatever number of scores they hold. Ours: every score has the same weight.
+- A reply that cannot be parsed scores 0. The mean of a block leaves zeros out, so such answers disappear uncounted; but if no
+  reply of a block can be parsed, its mean is 0, below the lowest score. Ours: no score, which never lowers a mean.
+- Judges are averaged block by block, so the failure of one judge changes the score. Ours: each judge is kept separate.
+- The code gives no interval and no count of scores.
+- The code saves only the scores of the last persona. (As released it does not even do that: it writes into a folder that is never
+  created.) Published tables are means over personas, computed elsewhere.
 
-How far judges agree on the same answers, on plain arrays.
-
-Contract and axes as in `permix.metrics.judge_scores`; J judges, N anything, C score classes. Judges who agree need not be
-right: two
-that give every answer a 4 or a 5 agree within one, which is why Krippendorff's alpha stands beside the shares.
+Other errors of the released code are not reproduced: a judge sees one character of each score example, because a text is taken
+for a list of texts; the second judge is called with an argument that its function lacks; scores of single answers are not saved.
 """
 
 from collections.abc import Callable
@@ -42,15 +38,15 @@ from permix.metrics.statistics import Array, nanmean_along
 from permix.types import Estimate, Record
 
 QUESTIONS_PER_BLOCK = 5
-"""Answers that the released code has judged in one call."""
+"""Answers that PersonaGym's code sends to a judge in one call."""
 
 
 class PublishedAggregation(Record):
-    """Scores of one model. `tasks`: in the order of the array. None where there is nothing to average.
+    """PersonaScores of one model; tasks are in the order of the array. None where there is nothing to average.
 
-    `persona_score`, `tasks`: the released code's, as a mean over personas; `last_...`: of the last persona, which is all that the
-    code means to save. `ours_...`: the same scores by our arithmetic, a mean over judges. `difference`: published − ours.
-    `empty_blocks` of `blocks`: those that a judge left without any score, each counted as a score of 0.
+    `persona_score`, `tasks`: by the released code, as a mean over personas; `last_...`: those of the last persona, which is all
+    that the code means to save. `permix_...`: the same scores by our arithmetic, as a mean over judges. `difference`: published −
+    ours. `empty_blocks` of `blocks` have no score of a judge and count as a score of 0 in the published arithmetic.
     """
 
     persona_score: float | None
@@ -65,12 +61,12 @@ class PublishedAggregation(Record):
 
 
 def aggregate_as_published(score_J_P_U_Q: Array, asked_P_U_Q: NDArray[np.bool_] | None = None) -> PublishedAggregation:
-    """The released arithmetic of judges' scores 1 to 5, NaN where a judge gave none; personas and questions in the order asked.
+    """PersonaScore by the released code and by ours, from scores 1 to 5 (NaN: none), personas and questions in the order asked.
 
-    `asked_P_U_Q`: which questions there are, where not all personas have as many of each task; all when not given. For persona p,
-    task u and block b of five questions: m_jpub = the mean of judge j's scores in the block, or 0 where it has none; the score of
-    (p, u) is mean_b mean_j m_jpub, and a persona's PersonaScore the mean over its tasks. Ours: for judge j and task u the mean of
-    all its scores, then the mean over judges, then over tasks; None where a task has no score.
+    `asked_P_U_Q`: which questions exist, if not all personas have the same number in each task; None means all. Published: for
+    persona p, task u and block b of five questions, m_jpub is the mean of judge j's scores in the block, or 0 without any; the
+    score of (p, u) is mean_b mean_j m_jpub, and the PersonaScore of p is the mean over its tasks. Ours: for judge j and task u
+    the mean of all scores, then the mean over judges, then over tasks; None where a task has no score.
     """
     asked = np.ones(score_J_P_U_Q.shape[1:], dtype=bool) if asked_P_U_Q is None else asked_P_U_Q
     mean_J_P_U_B, is_block_P_U_B = _block_means(score_J_P_U_Q, asked)
@@ -92,7 +88,7 @@ def aggregate_as_published(score_J_P_U_Q: Array, asked_P_U_Q: NDArray[np.bool_] 
 
 
 def _block_means(score_J_P_U_Q: Array, asked_P_U_Q: NDArray[np.bool_]) -> tuple[Array, NDArray[np.bool_]]:
-    """mean_J_P_U_B, 0 where a block has no score; and is_block_P_U_B, which blocks hold a question."""
+    """mean_J_P_U_B of each block, 0 without a score; and is_block_P_U_B, True where a block has a question."""
     blocks = [slice(start, start + QUESTIONS_PER_BLOCK) for start in range(0, score_J_P_U_Q.shape[-1], QUESTIONS_PER_BLOCK)]
     mean_J_P_U_B = np.stack([nanmean_along(score_J_P_U_Q[..., block], axis=-1) for block in blocks], axis=-1)
     return np.nan_to_num(mean_J_P_U_B), np.stack([asked_P_U_Q[..., block].any(axis=-1) for block in blocks], axis=-1)
@@ -108,7 +104,8 @@ def _none_if_nan_each(values: Array) -> tuple[float | None, ...]:
 
 SCORE_CLASSES = np.arange(1.0, 6.0)
 
-_BOOTSTRAP_BLOCK = 250  # replicates at a time: ranks of 250 × 10,000 answers take 20 MB
+_BOOTSTRAP_BLOCK = 250
+"""Replicates computed at a time: the ranks of 250 × 10,000 answers take 20 MB."""
 
 
 PersonaMeasure = Callable[[Array], Array]
@@ -116,7 +113,7 @@ PersonaMeasure = Callable[[Array], Array]
 
 
 class PersonaBootstrap:
-    """The same R draws of P personas for every measure."""
+    """A bootstrap over personas; every measure sees the same R draws, so that measures can be compared."""
 
     def __init__(self, n_personas: int, seed: int, resamples: int) -> None:
         rng = np.random.default_rng(seed)
@@ -125,7 +122,7 @@ class PersonaBootstrap:
     def estimate(
         self, measure: PersonaMeasure, n: int, interval: Callable[[float, Array, int], Estimate] = statistics.bootstrap_estimate
     ) -> Estimate:
-        """The measure of the data with its 95 % interval; `n` is how many personas it stands on."""
+        """The measure of the data with its 95 % interval; `n` is the number of personas it is based on."""
         value = float(measure(np.ones((1, self.counts_R_P.shape[1])))[0])
         blocks = [
             measure(self.counts_R_P[start : start + _BOOTSTRAP_BLOCK])
@@ -135,19 +132,19 @@ class PersonaBootstrap:
 
 
 def weighted_mean(value_P_U_Q: Array, counts_R_P: Array) -> Array:
-    """Σ c_p x_puq / Σ c_p over the scored cells, value_R; takes any axes behind the first."""
+    """value_R = Σ c_p x_puq / Σ c_p over the scored cells; any axes may follow the first."""
     scored_P_N = ~np.isnan(value_P_U_Q.reshape(len(value_P_U_Q), -1))
     value_P_N = np.where(scored_P_N, value_P_U_Q.reshape(scored_P_N.shape), 0.0)
     return _safe_divide(counts_R_P @ value_P_N.sum(axis=1), counts_R_P @ scored_P_N.sum(axis=1))
 
 
 def rubric_means(score_P_U_Q: Array, counts_R_P: Array) -> Array:
-    """mean_R_U: the mean score of each rubric, over the answers that have one."""
+    """mean_R_U: the mean score of each rubric over the scored answers."""
     return np.stack([weighted_mean(score_P_Q, counts_R_P) for score_P_Q in np.moveaxis(score_P_U_Q, 1, 0)], axis=1)
 
 
 def persona_score(score_P_U_Q: Array, counts_R_P: Array) -> Array:
-    """PersonaScore, value_R: the mean of the task means. NaN where a rubric has no score: four tasks are not five.
+    """PersonaScore, value_R: the mean of the rubrics' means. NaN if a rubric has no score: a mean of four is another measure.
 
     Source: Samuel et al., PersonaGym (arXiv 2407.18416).
     """
@@ -162,9 +159,10 @@ def estimate_persona_score(score_P_U_Q: ArrayLike, *, seed: int = 0, resamples: 
 
 
 def persona_contributions(difference_P_U_Q: Array) -> Array:
-    """What each persona adds to a difference of PersonaScores, value_P; their sum is the difference.
+    """The contribution of each persona to a difference of PersonaScores, value_P; they add up to the difference.
 
-    D_p = mean_u (Σ_q d_puq / n_u), n_u the paired answers of rubric u. Swapping the models for one persona turns its sign.
+    D_p = mean_u (Σ_q d_puq / n_u) with n_u the number of paired answers of rubric u. Swapping the two models for one persona
+    changes the sign of its contribution, which a sign-flip test uses.
     """
     paired_P_U_Q = ~np.isnan(difference_P_U_Q)
     total_P_U = np.where(paired_P_U_Q, difference_P_U_Q, 0.0).sum(axis=2)
@@ -172,10 +170,10 @@ def persona_contributions(difference_P_U_Q: Array) -> Array:
 
 
 def auc(right_P_U_Q: Array, wrong_P_U_Q: Array, counts_R_P: Array) -> Array:
-    """P(right > wrong) + ½ P(right = wrong), value_R, over all pairs of answers of one rubric; ½ tells nothing apart.
+    """value_R = P(right > wrong) + ½ P(right = wrong) over all pairs of scores within a rubric: Mann-Whitney's AUC; ½ is chance.
 
-    Σ_u (Σ_{a>b} r_ua w_ub + ½ Σ_a r_ua w_ua) / Σ_u r_u w_u, with r_ua and w_ua the answers of rubric u that got score a as right
-    and as wrong ones, each counted as often as its persona was drawn.
+    Σ_u (Σ_{a>b} r_ua w_ub + ½ Σ_a r_ua w_ua) / Σ_u r_u w_u, with r_ua and w_ua the numbers of right and wrong answers of rubric u
+    with score a, each counted as often as its persona was drawn.
     """
     right_R_U_C, wrong_R_U_C = (_count_score_classes(score_P_U_Q, counts_R_P) for score_P_U_Q in (right_P_U_Q, wrong_P_U_Q))
     below_R_U_C = np.cumsum(wrong_R_U_C, axis=2) - wrong_R_U_C / 2
@@ -184,9 +182,9 @@ def auc(right_P_U_Q: Array, wrong_P_U_Q: Array, counts_R_P: Array) -> Array:
 
 
 def length_correlation(score_P_U_Q: Array, words_P_U_Q: Array, counts_R_P: Array) -> Array:
-    """Spearman's rank correlation of score and words of the answer within a rubric, mean over the rubrics, value_R.
+    """Spearman's rank correlation of score and number of words within a rubric, averaged over rubrics, value_R.
 
-    Ties get their mean rank. A rubric where all scores, or all lengths, are alike has no correlation and is left out.
+    Ties get their mean rank. A rubric where all scores, or all lengths, are equal has no correlation and is left out.
     """
     scored_P_U_Q = ~np.isnan(score_P_U_Q) & ~np.isnan(words_P_U_Q)
     rho_R_U = np.full((len(counts_R_P), score_P_U_Q.shape[1]), np.nan)
@@ -199,19 +197,19 @@ def length_correlation(score_P_U_Q: Array, words_P_U_Q: Array, counts_R_P: Array
 
 
 def _safe_divide(numerator: Array | NDArray[np.int64], denominator: Array | NDArray[np.int64]) -> Array:
-    """top / bottom, NaN where bottom is not positive."""
+    """numerator / denominator, NaN where the denominator is not positive."""
     numerator, denominator = np.broadcast_arrays(np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float))
     return np.asarray(np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0))
 
 
 def _count_score_classes(score_P_U_Q: Array, counts_R_P: Array) -> Array:
-    """How many answers of each rubric got each score, count_R_U_C."""
+    """count_R_U_C: the number of answers of each rubric with each score."""
     count_P_U_C = (score_P_U_Q[..., None] == SCORE_CLASSES).sum(axis=2).astype(float)
     return np.tensordot(counts_R_P, count_P_U_C, axes=1)
 
 
 def _weighted_mid_ranks(value_N: Array, weight_R_N: Array) -> Array:
-    """Mean rank of each value, rank_R_N, where value n stands in the data weight_rn times."""
+    """rank_R_N: the mean rank of each value where value n occurs weight_rn times (up to a constant that correlation ignores)."""
     order_N = np.argsort(value_N, kind="stable")
     level_N, first = np.unique(value_N[order_N], return_inverse=True)[1], np.unique(value_N[order_N], return_index=True)[1]
     if not len(first):
@@ -224,7 +222,7 @@ def _weighted_mid_ranks(value_N: Array, weight_R_N: Array) -> Array:
 
 
 def _weighted_correlation(x_R_N: Array, y_R_N: Array, weight_R_N: Array) -> Array:
-    """Weighted Pearson correlation of each row; NaN where one of the two does not vary."""
+    """Weighted Pearson correlation of each row, value_R; NaN where x or y does not vary."""
     total_R = weight_R_N.sum(axis=1)
     centred = [row_R_N - _safe_divide((weight_R_N * row_R_N).sum(axis=1), total_R)[:, None] for row_R_N in (x_R_N, y_R_N)]
     covariance_R = (weight_R_N * centred[0] * centred[1]).sum(axis=1)
@@ -233,9 +231,9 @@ def _weighted_correlation(x_R_N: Array, y_R_N: Array, weight_R_N: Array) -> Arra
 
 
 def coincidence_matrix(score_J_P_N: Array) -> Array:
-    """count_P_C_C: o_ck = Σ_u (pairs of different judges that gave unit u scores c and k) / (m_u − 1), for each persona.
+    """count_P_C_C for each persona: o_ck = Σ_n (pairs of different judges that gave answer n scores c and k) / (m_n − 1).
 
-    m_u judges scored unit u; a unit with fewer than two is left out.
+    m_n judges scored answer n; an answer with fewer than two scores is left out.
     """
     judges_P_N_C = (score_J_P_N[..., None] == SCORE_CLASSES).sum(axis=0).astype(float)
     weight_P_N = _safe_divide(np.ones(judges_P_N_C.shape[:2]), judges_P_N_C.sum(axis=2) - 1)
@@ -247,8 +245,8 @@ def coincidence_matrix(score_J_P_N: Array) -> Array:
 def krippendorff_alpha(count_P_C_C: Array, counts_R_P: Array) -> Array:
     """Krippendorff's alpha for ordinal scores, value_R; any number of judges, missing scores allowed.
 
-    α = 1 − (n − 1) Σ_ck o_ck δ²_ck / Σ_ck n_c n_k δ²_ck, with δ_ck = Σ_{g=c}^{k} n_g − (n_c + n_k) / 2. 1 is agreement, 0 what
-    chance would give. NaN where all scores are the same: nothing varies, so nothing can be agreed on.
+    α = 1 − (n − 1) Σ_ck o_ck δ²_ck / Σ_ck n_c n_k δ²_ck, with δ_ck = Σ_{g=c}^{k} n_g − (n_c + n_k) / 2. 1 is perfect agreement, 0
+    is chance. NaN where all scores are equal: the expected disagreement is 0 too.
     Source: Krippendorff (2011), Computing Krippendorff's alpha-reliability.
     """
     o_R_C_C = np.tensordot(counts_R_P, count_P_C_C, axes=1)
@@ -261,6 +259,6 @@ def krippendorff_alpha(count_P_C_C: Array, counts_R_P: Array) -> Array:
 
 
 def within_tolerance(first_P_N: Array, second_P_N: Array, tolerance: int) -> Array:
-    """1 where two judges are at most `tolerance` apart, 0 where they are not, NaN where one has no score."""
+    """1 where two judges differ by at most `tolerance`, else 0; NaN where one has no score. Shape [P, N]."""
     apart_P_N = np.abs(first_P_N - second_P_N)
     return np.where(np.isnan(apart_P_N), np.nan, (apart_P_N <= tolerance).astype(float))

@@ -1,19 +1,18 @@
-"""Several wordings of the same personas: is it the persona that moves the accuracy, or the words that bring it in?
+"""Linear models: effects of templates and personas on accuracy, and drift over the turns of an interview.
 
-Its contract: pure functions of scores by template, persona and question. Templates and personas are these ones and no sample of
-any, questions are drawn; so an effect is judged by how it differs from question to question, which is what every interval here is
-over. The standard deviations are the components of a three-way analysis of variance on the questions that have a score
-under every template and persona; the rest stay in each template's own row.
+Contract: pure functions; no files, no global random state. NaN is no score: left out, never zero.
+Axes: W templates, P personas, Q questions, S samples, I turns, R resamples of personas.
 
-The arithmetic of drift: how a measure changes with the turns of an interview, and what an answer repeats.
+*Templates.* Does the persona change the accuracy, or the template that brings it into the prompt? Templates and personas are
+fixed effects and questions are random, so an effect is compared with its variation over questions, and every interval is over
+questions. The standard deviations are variance components of a three-way analysis of variance on the questions that have a score
+under every template and persona; other questions count in each template's own row.
 
-Contract: pure functions; no files, no records, no global random state. Suffixes name axes: P personas, I turns, R resamples of
-personas. NaN is no score: left out, never zero. `question_P_I` numbers the question that each persona was asked at each turn.
-
-Turn and question are told apart by least squares on  value_pi = a_p + c_q(p,i) + b z_i + noise:  every persona has a level of its
-own, every question one that all personas share, and b is what the turn itself adds. With a balanced order each question stands
-equally often at every turn, the c drop out, and b is the mean over personas of their own slopes. With one number for all
-questions nothing is taken off: b is then what turn and question do together.
+*Drift.* How does a measure change with the turn? Turn and question are separated by least squares on
+value_pi = a_p + c_q(p,i) + b z_i + noise: a level for each persona, a level for each question that all personas share, and the
+effect b of the turn. `question_P_I` numbers the question of each persona and turn. In a balanced order each question is at every
+turn equally often; then the c cancel, and b is the mean of the personas' own slopes. If all questions have the same number, b is
+the effect of turn and question together.
 """
 
 from collections.abc import Sequence
@@ -41,8 +40,8 @@ class TemplateSummary(MeasureRecord):
 
 
 class TemplateEffects(Record):
-    """`persona_sd`: of personas' accuracies, each averaged over the templates. `template_sd`: of templates' accuracies, each
-    averaged over the personas. `persona_template_sd`: of what the two do together besides. n counts complete questions.
+    """`persona_sd`: standard deviation of personas' true accuracies, averaged over templates. `template_sd`: of templates' true
+    accuracies, averaged over personas. `persona_template_sd`: of their interaction. n counts questions complete in all templates.
     """
 
     templates: tuple[TemplateSummary, ...]
@@ -54,8 +53,8 @@ class TemplateEffects(Record):
 def summarize_template_effects(
     correct_W_P_Q_S: ArrayLike, baseline_Q_S: ArrayLike, template_texts: dict[str, str], *, seed: int = 0, resamples: int = 2000
 ) -> TemplateEffects:
-    """Scores in [0, 1], NaN where there is none; `template_texts` are the wordings by id, in the order of W. ValueError as
-    `summarize_stability`."""
+    """Stability under each template, and the variance components. Scores in [0, 1], NaN for none; `template_texts` has the text
+    of each template by id, in the order of W. Raises ValueError as `summarize_stability` does."""
     correct = np.asarray(correct_W_P_Q_S, dtype=float)
     alone = [summarize_stability(one_P_Q_S, baseline_Q_S, seed=seed, resamples=resamples) for one_P_Q_S in correct]
     rows = [
@@ -72,10 +71,10 @@ class VarianceComponents(NamedTuple):
 
 
 def variance_components(mean_W_P_Q: Array) -> VarianceComponents:
-    """The components with their intervals; None for a factor of one level, and for fewer than two complete questions.
+    """The components with their 95 % intervals; no value for a factor of one level or fewer than two complete questions.
 
-    With x_wpq = μ + b_w + a_p + (ab)_wp + q + (bq) + (aq) + e, questions random, a mean square of effects is judged by that of
-    the same effects' interaction with questions: sd_w² = (MS_w − MS_wq) / (P Q), sd_p² = (MS_p − MS_pq) / (W Q),
+    For x_wpq = μ + b_w + a_p + (ab)_wp + q + (bq) + (aq) + e with random questions, the error of a mean square of effects is the
+    mean square of their interaction with questions: sd_w² = (MS_w − MS_wq) / (P Q), sd_p² = (MS_p − MS_pq) / (W Q),
     sd_wp² = (MS_wp − MS_wpq) / Q.
     """
     whole_W_P_Q = mean_W_P_Q[:, :, ~np.isnan(mean_W_P_Q).any(axis=(0, 1))]
@@ -89,13 +88,13 @@ def variance_components(mean_W_P_Q: Array) -> VarianceComponents:
 
 
 def _interaction(complete_W_P_Q: Array) -> Array:
-    """What template and persona do together, question by question: x − x_w − x_p + x."""
+    """The interaction of template and persona on each question [W, P, Q]: x_wpq − x_w.q − x_.pq + x_..q."""
     over = [complete_W_P_Q.mean(axis=axis, keepdims=True) for axis in (1, 0, (0, 1))]
     return np.asarray(complete_W_P_Q - over[0] - over[1] + over[2])
 
 
 def _variance_component(effect_N_Q: Array, df: int, scores_per_effect: int) -> Estimate:
-    """`effect_N_Q`: each level's effect on each question, a mean of `scores_per_effect` scores; adds up to 0 over the levels."""
+    """`effect_N_Q`: the effect of each level on each question, a mean of `scores_per_effect` scores; adds up to 0 over levels."""
     Q = effect_N_Q.shape[1]
     if df < 1 or Q < 2:
         return Estimate(value=None, n=Q)
@@ -106,7 +105,7 @@ def _variance_component(effect_N_Q: Array, df: int, scores_per_effect: int) -> E
 
 
 def split_by_template(correct_P_Q_S: Array, templates: Sequence[str]) -> Array:
-    """correct_W_P_Q_S of scores whose samples stand template by template, as `Answers.scores` gives them."""
+    """correct_W_P_Q_S from scores whose axis S holds the samples of the first template, then of the second, and so on."""
     P, Q, _ = correct_P_Q_S.shape
     return np.moveaxis(correct_P_Q_S.reshape(P, Q, len(templates), -1), 2, 0)
 
@@ -114,17 +113,19 @@ def split_by_template(correct_P_Q_S: Array, templates: Sequence[str]) -> Array:
 QuestionIndex = NDArray[np.int64]
 
 
-REPETITION_NGRAM = 4  # words: chance rarely makes four in a row again
+REPETITION_NGRAM = 4
+"""Words of an n-gram that counts as repeated: four in a row rarely recur by chance."""
 
 ECHO_NGRAM = 3
+"""Words of an n-gram that counts as taken from the question."""
 
 
 def turn_effect(value_P_I: Array, question_P_I: QuestionIndex, regressor_I: Array, counts_R_P: Array) -> Array:
-    """b of the model above for each row of persona weights; a turn whose regressor is NaN is left out.
+    """b of the drift model for each row of persona weights, value_R; turns where the regressor z is NaN are left out.
 
-    Persona levels are taken off by centring each persona on its own scored turns, question levels by the Schur complement of
-    the normal equations: b = (S_zx − S_zq S_qq⁺ S_qx) / (S_zz − S_zq S_qq⁺ S_qz). NaN where questions and turns cannot be told
-    apart, as when all personas of a resample were asked in the same order.
+    Persona levels are removed by centring each persona on its scored turns, question levels by the Schur complement of the normal
+    equations: b = (S_zx − S_zq S_qq⁺ S_qx) / (S_zz − S_zq S_qq⁺ S_qz). NaN where questions and turns are confounded, as when all
+    personas of a resample got the questions in the same order.
     """
     known_P_I = ~np.isnan(value_P_I) & ~np.isnan(regressor_I)
     asked_P_I_Q = np.eye(int(question_P_I.max()) + 1)[question_P_I]
@@ -143,7 +144,7 @@ def turn_effect(value_P_I: Array, question_P_I: QuestionIndex, regressor_I: Arra
 
 
 def _center_by_persona(value_P_I_D: Array, known_P_I: NDArray[np.bool_]) -> Array:
-    """Less each persona's mean over its known turns; 0 where nothing is known."""
+    """Values minus each persona's mean over its known turns; 0 where the value is unknown."""
     known_P_I_1 = known_P_I[:, :, None]
     count_P_1_1 = np.maximum(known_P_I_1.sum(axis=1, keepdims=True), 1)
     mean_P_1_D = (value_P_I_D * known_P_I_1).sum(axis=1, keepdims=True) / count_P_1_1
@@ -165,10 +166,9 @@ def late_regressor(first_turn: int, n_turns: int) -> Array:
 
 
 def repetition_shares(answers: Sequence[str | None]) -> list[float]:
-    """Of each answer of one conversation, the share of its runs of four words that an earlier answer of it holds already.
+    """For each answer of a conversation, the share of its different 4-grams of words that an earlier answer contains.
 
-    NaN for the first answer, which has nothing to repeat, and for one of under four words. What an answer repeats within itself
-    is not counted.
+    NaN for the first answer and for an answer of fewer than four words. Repetition within an answer does not count.
     """
     said: set[tuple[str, ...]] = set()
     found: list[float] = []
@@ -180,7 +180,7 @@ def repetition_shares(answers: Sequence[str | None]) -> list[float]:
 
 
 def question_echo_share(answer: str, question: str) -> float:
-    """The share of an answer's runs of three words that stand in the question it answers; NaN under three words."""
+    """The share of an answer's different 3-grams of words that occur in its question; NaN for fewer than three words."""
     return _overlap_share(_ngram_set(answer, ECHO_NGRAM), _ngram_set(question, ECHO_NGRAM))
 
 

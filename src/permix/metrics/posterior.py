@@ -6,8 +6,8 @@ in every draw.
 
 There are two priors (`permix.metrics.priors`). Under the horseshoe no two personas are exactly equal; it fits personas that all
 differ, and turns ties into small differences. Under the Dirichlet process many personas share a value; it fits ties, and turns
-small differences into ties. The point estimate and the interval come from the horseshoe; the end towards "no difference" is the
-wider one of the two priors. Away from it, worst and best reach at least as far as the persona's own interval. A normal prior
+small differences into ties. Point estimate and interval come from the horseshoe; the end towards "no difference" is the farther
+one of the two priors' ends. Away from it, worst and best reach at least as far as the persona's own interval. A normal prior
 would shrink a single bad persona among many away: see tests/metrics/test_extremes.py.
 
 Several grids (training seeds pooled, or two models compared) are drawn together, because they have the same questions: the error

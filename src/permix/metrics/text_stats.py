@@ -1,18 +1,16 @@
-"""Measures of texts that need no judge: how varied they are, how long, how they repeat, how often they echo a persona's words.
+"""Measures of texts that need no judge: character breaks, variety, repetition, and echoes of the persona's words.
 
-Contract: pure functions of lists of texts and of named arrays; no model, no files, no global random state. None and NaN are no
-answer and are left out, "" is an answer. Suffixes name axes: N answers, P personas, K units that are resampled. Words are runs of
-letters and digits, case-folded: made for languages that put spaces between words. None of this says that an answer is good, true
-to the persona, or even sensible; each docstring says what its measure leaves out.
+Contract: pure functions; no model, no global random state, no files but the rules in `breaks.toml`. None and NaN are no answer
+and are left out; "" is an answer. Words are runs of letters and digits, case-folded, for languages that put spaces between words.
+None of these measures shows that an answer is good, true to the persona, or sensible; "Not measured" in a docstring says what a
+measure does not see.
 
-Does an answer leave its character? Rules that a person can read, in `breaks.toml`, and what they find.
+Axes: N answers, P personas, K resampled units, R resamples, G different n-grams.
 
-Contract: an answer and its persona's text in, the hits out, each with the rule and the place in the answer; no model, no random
-numbers. A persona that is itself a machine does not break character by saying so, so the persona's text decides which rules hold.
-
-It finds what is said outright. It does not see an answer that is merely bland, wrong for the persona or in another voice, it
-knows English only, and it takes the answer's word: a human persona who lies about being a robot is a break to it. How often it
-is wrong was counted on answers labelled by hand: `python -m bench.breaks`.
+`find_character_breaks` applies the rules of `breaks.toml` to an answer. The persona's text decides which rules apply, since a
+persona that is a machine does not break character by saying so. The rules find explicit statements in English. They do not see an
+answer that is bland, wrong for the persona or in another voice; and a human persona that lies about being a robot is counted as a
+break. `python -m bench.breaks` counts their errors on answers labelled by hand.
 """
 
 import re
@@ -53,12 +51,14 @@ SELF_REFERENCE = r"(?:^|[,:;.(]\s*|\b(?:are|is|am|being|identity of|become)\s+)(
 
 MODIFIER_WORDS = r"(?:(?!(?:of|in|on|at|for|with|by|to|and|or|who|that|which|whose|from|about|against)\b)[\w'-]+\s+){0,3}?"
 
-SPEECH_WINDOW_CHARS = 80  # characters before a hit in which somebody else may be named as the speaker
+SPEECH_WINDOW_CHARS = 80
+"""Characters before a hit in which a phrase may attribute it to another speaker, and after a quotation in which "said X" may
+follow."""
 
 
 class BreakRule(NamedTuple):
-    """A rule of breaks.toml. `patterns`: alternatives, words filled in; `exempt_kind`: the kind of persona it does not hold
-    for."""
+    """A rule of breaks.toml. `patterns`: alternative regular expressions; `exempt_kind`: the kind of persona it does not apply
+    to."""
 
     name: str
     description: str
@@ -67,7 +67,7 @@ class BreakRule(NamedTuple):
 
 
 class CharacterBreak(NamedTuple):
-    """A hit: `answer[start:end]` is what the rule was met by."""
+    """A hit of a rule: `answer[start:end]` matches it."""
 
     rule: str
     start: int
@@ -75,9 +75,9 @@ class CharacterBreak(NamedTuple):
 
 
 def find_character_breaks(answer: str, persona_text: str = "") -> list[CharacterBreak]:
-    """Every place where the answer leaves the character of `persona_text`, in the order of the text; empty when it stays in it.
+    """Every place where the answer breaks the character of `persona_text`, in the order of the text.
 
-    Hits of one rule do not overlap; those of two rules may.
+    Quotations and reported speech of others do not count. Hits of one rule do not overlap; hits of two rules may.
     """
     text = normalize_characters(answer)
     quoted = _quoted_spans(text)
@@ -92,7 +92,10 @@ def find_character_breaks(answer: str, persona_text: str = "") -> list[Character
 
 
 def normalize_characters(text: str) -> str:
-    """The text with apostrophes, letter forms and marks of emphasis levelled, place by place: it keeps its length."""
+    """The text with apostrophes, letter forms (NFKC) and emphasis marks normalised, character by character.
+
+    The length stays, so that positions in it are positions in the answer.
+    """
     return "".join(_normalize_character(one) for one in text)
 
 
@@ -106,7 +109,7 @@ def _normalize_character(character: str) -> str:
 
 
 def head_noun(persona_text: str) -> str:
-    """The noun of the first phrase, case-folded: "sailor" of "You are a retired sailor who ..."; "" where there is none."""
+    """The last word of the first phrase, case-folded: "sailor" for "You are a retired sailor who ..."; "" if there is none."""
     phrase = PERSONA_PREFIX.sub("", normalize_characters(persona_text).strip())
     words = HEAD_PHRASE_END.split(phrase, maxsplit=1)[0].split()
     return words[-1].casefold() if words else ""
@@ -129,7 +132,7 @@ def load_break_rules() -> tuple[BreakRule, ...]:
 
 @lru_cache(maxsize=4096)
 def _patterns_for_persona(persona_text: str) -> tuple[tuple[str, re.Pattern[str]], ...]:
-    """(name, pattern) of the rules that hold for this persona."""
+    """(name, pattern) of the rules that apply to this persona."""
     held = [
         rule
         for rule in load_break_rules()
@@ -145,7 +148,7 @@ def _needs_persona_noun(rule: BreakRule) -> bool:
 
 @lru_cache(maxsize=4096)
 def _compile_rule(name: str, noun: str) -> re.Pattern[str]:
-    """A rule's alternatives as one expression; those that need the persona's noun are left out where it has none."""
+    """A rule's alternatives as one expression, without those that need the persona's noun if `noun` is ""."""
     rule = next(one for one in load_break_rules() if one.name == name)
     persona = rf"(?:[\w'-]+\s+){{0,3}}{re.escape(noun)}"
     usable = [pattern.replace("<PERSONA>", persona) for pattern in rule.patterns if noun or "<PERSONA>" not in pattern]
@@ -154,7 +157,7 @@ def _compile_rule(name: str, noun: str) -> re.Pattern[str]:
 
 @lru_cache(maxsize=16)
 def _persona_kind_pattern(name: str) -> re.Pattern[str]:
-    """Finds that a persona is of this kind: "an old robot", "HAL, the computer of a ship"; not "a robot mechanic"."""
+    """Matches the text of a persona of this kind: "an old robot", "HAL, the computer of a ship"; not "a robot mechanic"."""
     told = _load_breaks_toml()
     kind = _expand_placeholders(told["kinds"][name], told["words"])
     return re.compile(f"{SELF_REFERENCE}{MODIFIER_WORDS}{kind}{_expand_placeholders('<END>', told['words'])}", re.IGNORECASE)
@@ -166,7 +169,7 @@ def _load_breaks_toml() -> Mapping[str, Any]:
 
 
 def _expand_placeholders(pattern: str, words: Mapping[str, str]) -> str:
-    """The pattern with its words put in, theirs too, and every space as any white space."""
+    """The pattern with placeholders replaced, also in their replacements, and every space as any white space."""
     while any(match[1] in words for match in PLACEHOLDER.finditer(pattern)):
         pattern = PLACEHOLDER.sub(lambda match: words.get(match[1], match[0]), pattern)
     return pattern.replace(" ", r"(?:\s+)")
@@ -183,10 +186,10 @@ def _speech_tag_pattern() -> re.Pattern[str]:
 
 
 def _quoted_spans(text: str) -> list[tuple[int, int]]:
-    """The quotations in the text that are not the answer itself.
+    """(start, end) of quotations of other speakers.
 
-    A small model often puts its whole answer in quotation marks: what opens the text counts as its own words unless "said X"
-    follows.
+    A small model often puts its whole answer in quotation marks, so a quotation at the beginning is the answer itself unless
+    "said X" follows.
     """
     spans = [match.span() for match in QUOTATION.finditer(text)]
     return [
@@ -197,12 +200,12 @@ def _quoted_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _strip_persona_prefix(persona_text: str) -> str:
-    """The persona's text without the words that bring it in, so that it begins with who it is."""
+    """The persona's text without an introduction such as "You are"."""
     return PERSONA_PREFIX.sub("", normalize_characters(persona_text).strip())
 
 
 REPEAT_NGRAM = 4
-"""Words in a row that count as repeated when they stand twice in one answer: chance rarely repeats so many."""
+"""Words of an n-gram that counts as repeated when an answer contains it twice: four in a row rarely recur by chance."""
 
 
 def tokenize_words(text: str) -> list[str]:
@@ -211,23 +214,24 @@ def tokenize_words(text: str) -> list[str]:
 
 
 def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """Every n words in a row."""
+    """All n-grams of the words, in order, with repetitions."""
     return list(zip(*(words[start:] for start in range(n)), strict=False))
 
 
 def count_ngrams(texts: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    """How often each n-gram stands in the texts; none reaches from one text into the next."""
+    """The number of occurrences of each n-gram in the texts; no n-gram spans two texts."""
     return Counter(gram for text in texts for gram in ngrams(tokenize_words(text), n))
 
 
 def rarefied_distinct_n(counts: Sequence[int] | Array, n_drawn: int) -> float:
-    """Distinct-n at an equal number of n-grams: the share of different ones to expect among `n_drawn` of all, drawn blindly.
+    """Distinct-n at a fixed number of n-grams: the expected share of different ones among `n_drawn` drawn without replacement.
 
-    Σ_g (1 − C(N − c_g, m) / C(N, m)) / m, for c_g times gram g, N = Σ c_g and m = `n_drawn`: rarefaction, exact, no random draw.
-    The plain ratio different / all falls as a text grows, so that it mostly measures length; this one does not. NaN where there
-    are fewer than m. Source: Hurlbert (1971), The nonconcept of species diversity, Ecology 52.
+    Σ_g (1 − C(N − c_g, m) / C(N, m)) / m for c_g occurrences of gram g, N = Σ c_g and m = `n_drawn`: rarefaction, computed
+    exactly. The plain ratio different / all falls with length, so it mostly measures length; this one does not. NaN for N < m or
+    m < 1.
+    Source: Hurlbert (1971), The nonconcept of species diversity, Ecology 52.
 
-    Not measured: meaning. Synonyms count as variety, nonsense as most of all; and a persona may be right to say little.
+    Not measured: meaning. Synonyms count as variety, and nonsense counts most; a persona may be right to say little.
     """
     count_G = np.asarray(counts, dtype=float)
     N = count_G.sum()
@@ -245,13 +249,12 @@ def _log_choose(n: Array | float, k: int) -> Array:
 
 
 def distinct_n_overall(texts: Sequence[str], unit_N: Sequence[str], n: int, n_drawn: int) -> Estimate:
-    """`rarefied_distinct_n` of all texts together; its interval by the jackknife, a unit left out at a time.
+    """`rarefied_distinct_n` of all texts together, with a 95 % interval by the jackknife over units; n is the number of units.
 
-    value ± t √((K − 1) / K · Σ_k (θ_k − mean θ)²), t of K − 1 degrees of freedom. A bootstrap would not do: a unit drawn twice
-    repeats its own words, and every replicate would look less varied than the texts are.
+    value ± t √((K − 1) / K · Σ_k (θ_k − mean θ)²) with θ_k the value without unit k and t of K − 1 degrees of freedom. A
+    bootstrap would be biased: a unit drawn twice repeats its own words, so every replicate would look less varied than the texts.
 
-    Not measured: as `rarefied_distinct_n`; and personas that differ from each other, each with a small vocabulary of its
-    own, look varied.
+    Not measured: as in `rarefied_distinct_n`; also, personas that each have a small vocabulary, but different ones, look varied.
     """
     by_unit = _ngram_counts_by_unit(texts, unit_N, n)
     every = sum(by_unit.values(), Counter[tuple[str, ...]]())
@@ -273,9 +276,9 @@ def _ngram_counts_by_unit(texts: Sequence[str], unit_N: Sequence[str], n: int) -
 
 
 def distinct_n_per_persona(texts: Sequence[str], persona_N: Sequence[str], n: int, n_drawn: int) -> dict[str, float]:
-    """`rarefied_distinct_n` of each persona's texts by themselves; NaN where a persona has fewer than `n_drawn`.
+    """`rarefied_distinct_n` of the texts of each persona, by persona; NaN for fewer than `n_drawn` n-grams.
 
-    Not measured: as `rarefied_distinct_n`; whether two personas differ, too, which is identifiability's business.
+    Not measured: as in `rarefied_distinct_n`; nor whether two personas differ, which identifiability measures.
     """
     return {
         persona: rarefied_distinct_n(list(counts.values()), n_drawn)
@@ -284,23 +287,21 @@ def distinct_n_per_persona(texts: Sequence[str], persona_N: Sequence[str], n: in
 
 
 def has_repeated_ngram(text: str) -> bool:
-    """Whether RUN words in a row stand in the text more than once: the sign of a model in a loop.
+    """Whether some `REPEAT_NGRAM` words in a row occur twice in the text, a sign of a model in a loop.
 
-    Not measured: repetition from one answer to the next, or in other words. A long text has more chances to repeat itself, and
-    refrains are repetition too.
+    Not measured: repetition between answers, and paraphrases. A long text has more chances to repeat itself, and refrains count.
     """
     runs = ngrams(tokenize_words(text), REPEAT_NGRAM)
     return len(set(runs)) < len(runs)
 
 
 def persona_word_echoes(texts: Sequence[str], persona_texts: Sequence[str]) -> Array:
-    """echo_N_P: 1 where a text holds a content word of persona p's text, else 0; a column of NaN for one without content words.
+    """echo_N_P: 1 where a text contains a content word of persona p's text, else 0; NaN for a persona without content words.
 
-    Words count as in `voices.mask_persona_words`: by stem, "sailing" for "sailor". What stands in every persona's text (the
-    wording of a template) says nothing of any and is left out.
+    Words match by stem as in `mask_persona_words`: "sailing" matches "sailor". Words in every persona's text (those of the
+    template) do not count.
 
-    Not measured: whether the word is used rightly. "I know nothing of ships" echoes a sailor; a sailor who talks of nothing but
-    rigging and never says "sailor" does not.
+    Not measured: whether the word fits. "I know nothing of ships" echoes a sailor; an answer about rigging alone does not.
     """
     own_P = [set(tokenize_words(text)) - STOP_WORDS for text in persona_texts]
     everyone = set.intersection(*own_P) if len(own_P) > 1 else set()
@@ -322,10 +323,10 @@ def _any_by_column(rows: Sequence[Sequence[bool]], width: int) -> list[bool]:
 
 
 def own_and_other_echoes(echo_N_P: Array, persona_N: Sequence[int]) -> tuple[Array, Array]:
-    """(own_N, others_N): of each answer, the echo of its own persona's text, and the mean of those of all other personas.
+    """(own_N, others_N): for each answer the echo of its own persona, and the mean echo of all other personas.
 
-    The second is what chance and the questions bring; only what the first has over it was brought by the persona. It is NaN
-    where there is no other persona.
+    Chance and the questions cause the second; only the excess of the first over it is due to the persona. NaN without another
+    persona.
     """
     mine_N_P = np.arange(echo_N_P.shape[1]) == np.asarray(persona_N, dtype=int)[:, None]
     own_N = np.where(mine_N_P, echo_N_P, 0.0).sum(axis=1) if echo_N_P.size else np.full(len(echo_N_P), np.nan)
@@ -335,9 +336,9 @@ def own_and_other_echoes(echo_N_P: Array, persona_N: Sequence[int]) -> tuple[Arr
 
 
 def clustered_mean(value_N: Array, unit_N: Sequence[str], rng: np.random.Generator, resamples: int) -> Estimate:
-    """Mean of the values that are not NaN, its interval by the bootstrap over units: all values of a unit travel together.
+    """Mean of the values that are not NaN, with a 95 % bootstrap interval over units: all values of a unit are drawn together.
 
-    Σ_u c_u Σ_{i in u} x_i / Σ_u c_u n_u for a unit drawn c_u times; n is the number of units.
+    Σ_k c_k Σ_{i in k} x_i / Σ_k c_k n_k for a unit k drawn c_k times; n is the number of units.
     """
     kept = [(value, unit) for value, unit in zip(value_N.tolist(), unit_N, strict=True) if not np.isnan(value)]
     place: Mapping[str, int] = {unit: at for at, unit in enumerate(dict.fromkeys(unit for _, unit in kept))}
@@ -352,10 +353,10 @@ def clustered_mean(value_N: Array, unit_N: Sequence[str], rng: np.random.Generat
 
 
 def clustered_rate(value_N: Array, unit_N: Sequence[str], rng: np.random.Generator, resamples: int) -> Estimate:
-    """`clustered_mean` of values that are 0 or 1, never narrower than the exact binomial interval of so many answers.
+    """`clustered_mean` of values 0 or 1, with an interval at least as wide as Clopper and Pearson's exact binomial interval.
 
-    A bootstrap of a rare thing knows only what was met: of 0 in 360 it would say that there is none. Clopper and Pearson's
-    interval, which takes answers for independent, says at most 1 in 100; the wider end of the two counts.
+    The bootstrap cannot see rare events that did not occur: for 0 of 360 its interval is [0, 0]. The exact interval, which
+    assumes independent answers, reaches 0.01. Each end is the wider one of the two.
     """
     found = clustered_mean(value_N, unit_N, rng, resamples)
     scored_N = value_N[~np.isnan(value_N)]
