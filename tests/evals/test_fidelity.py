@@ -202,7 +202,8 @@ def test_measuring_needs_no_torch(tmp_path: Path) -> None:
         config = fidelity_config(tmp_path, server.base_url)
         run_open_ended(config)
     script = (
-        "import sys; from pathlib import Path; from permix.evals.open_ended import measure_identifiability as measure; measure(Path(sys.argv[1]), None)\n"
+        "import sys; from pathlib import Path; from permix.evals.open_ended import measure_identifiability\n"
+        "measure_identifiability(Path(sys.argv[1]), None)\n"
         "assert 'torch' not in sys.modules and 'openai' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script, str(config.out)], check=True, timeout=60)
