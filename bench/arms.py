@@ -239,7 +239,7 @@ class Conducted(GRPOTrainer):  # type: ignore[misc]
 class Ours(Conducted, PlanGRPOTrainer):
     """`permix.training.grpo_trainer.PlanGRPOTrainer`, conducted."""
 
-    def _record(self) -> None:
+    def _log_rollouts(self) -> None:
         """Rollouts that are given were not generated here, and a run leaves nothing behind."""
 
     def logps(self, batch: dict[str, Any]) -> torch.Tensor:

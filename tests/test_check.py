@@ -77,7 +77,7 @@ def test_a_training_with_probes(tmp_path: Path) -> None:
     said = check_config(config_file(tmp_path, values))["dev_eval"]
     assert said == "90 answers before training, every 5 steps and at the end, each time at most 900 new tokens"
     values["dev_eval"] |= {"questions": 5000}
-    with pytest.raises(ConfigError, match=r"probe\.questions = 5000: arithmetic has"):
+    with pytest.raises(ConfigError, match=r"dev_eval\.questions = 5000: arithmetic has"):
         check_config(config_file(tmp_path, values))
 
 
@@ -110,7 +110,7 @@ def test_an_accuracy_evaluation(tmp_path: Path) -> None:
     [
         ("persona-search", "27, then at most 6, at most 528 new tokens"),  # 3 × 7 to choose by and 6; then 6 as the chosen one
         ("persona-vote", "24, at most 384 new tokens"),
-        ("persona-plus-neutral", "24, then at most 18, at most 672 new tokens"),
+        ("persona-ensemble", "24, then at most 18, at most 672 new tokens"),
     ],
 )
 def test_an_evaluation_of_a_strategy(strategy: str, cells: str, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_plan_file_with_personas_is_found_before_a_method_without(tmp_path: Pa
     planned = {"stage": "train", "method": "sft-personas", "plan_file": str(plan_file(tmp_path))}
     assert check_config(config_file(tmp_path, planned))["learnt from"] == "4 rows, 4 examples"
     for method in ("rlvr", "sft"):
-        with pytest.raises(ConfigError, match=rf'its rows hold personas .* method = "{method}" has none; give a plan made with'):
+        with pytest.raises(ConfigError, match=rf'its rows have personas .* method = "{method}" uses none; give a plan made with'):
             check_config(config_file(tmp_path, planned | {"method": method}))
 
 
@@ -174,6 +174,14 @@ def test_an_unknown_key_of_any_stage_is_named(stage: str, tmp_path: Path) -> Non
         ({"stage": "plan", "task": {"n": 100_000}}, "task.n = 100000: arithmetic has"),
         ({"stage": "plan", "task": {"split": "heldout"}}, 'task: split = "heldout": training takes split = "train"'),
         ({"stage": "train", "personas": {"split": "dev"}}, 'personas: split = "dev": training takes split = "train"'),
+        (
+            {"stage": "stability", "task": {"name": "aritmetic"}},
+            r"config\.toml: task\.name = 'aritmetic': must be one of arithmetic, gsm8k, .*; did you mean arithmetic\?",
+        ),
+        (
+            {"stage": "train", "plan_file": "plan.parquet", "task": {"name": "zzz"}},
+            r"config\.toml: task\.name = 'zzz': must be .*choice$",
+        ),
         ({"stage": "stability", "task": {"name": "math500", "split": "dev"}}, "math500 is for evaluation only"),
         ({"stage": "fidelity", "questions_split": "dev", "n_questions": 21}, "n_questions = 21: give 10 .* to 20, the number in"),
         ({"stage": "fidelity", "questions_split": "test"}, "questions_split = 'test': Input should be"),

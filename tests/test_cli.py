@@ -125,6 +125,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
     ("argv", "words"),
     [
         (["stability", "--task.n", "0"], "greater than 0"),
+        (["stability", "--task.name", "gsm9k"], "'gsm9k'"),
+        (["stability", "--model.backend", "opnai"], "'opnai'"),
         (["stability", "--task.m", "3"], "--task.n"),
         (["stability", "--model.backend", "openai"], "base_url is missing"),
         (["plan", "--plan.scope", "person"], "rollout"),
@@ -145,7 +147,7 @@ def test_a_configuration_of_another_stage_is_refused(tmp_path: Path, capsys: pyt
     file = tmp_path / "run.toml"
     file.write_text('stage = "fidelity"\n')
     assert cli.run_cli(["stability", str(file)]) == 2
-    assert f'{file}: is a configuration for "permix fidelity", not for "permix stability"' in capsys.readouterr().err
+    assert f'{file}: is a configuration of "permix fidelity", not of "permix stability"' in capsys.readouterr().err
 
 
 def test_main_exits_with_the_code() -> None:
@@ -192,7 +194,7 @@ def test_a_method_named_by_a_flag_brings_its_own_mix_unless_the_file_says_one(
     with pytest.raises(SystemExit) as ended:
         cli.run_cli(["train", str(file), "--method", "rlvr"])
     assert ended.value.code == 2
-    assert 'plan.mix = 0.8: method "rlvr" asks without personas' in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert 'plan.mix = 0.8: method "rlvr" trains without personas' in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 # Verbs
@@ -285,7 +287,7 @@ def test_an_interruption_exits_with_130_and_keeps_what_was_done(tmp_path: Path, 
         file.write_text(toml(stability_values(tmp_path, server.base_url, model=endpoint(server.base_url))))
         assert cli.run_cli(["stability", str(file)]) == 130
         shown = capsys.readouterr()
-        assert "interrupted; what was done is kept, run the same command to go on" in shown.err
+        assert "interrupted; finished work is saved, run the same command again to continue" in shown.err
         assert "Traceback" not in shown.err
         kept, asked = len(read_cells(tmp_path / "run" / "records.jsonl")), len(server.asked)
         assert 1 <= kept < 24

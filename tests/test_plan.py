@@ -205,10 +205,10 @@ def test_an_edited_plan_is_refused(tmp_path: Path) -> None:
     golds = table.column("gold").to_pylist()
     edited = table.set_column(table.column_names.index("gold"), "gold", pa.array(["0", *golds[1:]]))
     pq.write_table(edited.replace_schema_metadata(table.schema.metadata), path)
-    with pytest.raises(DataError, match="it was edited or cut"):
+    with pytest.raises(DataError, match="the file was edited or cut short"):
         read_plan(path)
     pq.write_table(table.slice(0, 3), path)
-    with pytest.raises(DataError, match="it was edited or cut"):
+    with pytest.raises(DataError, match="the file was edited or cut short"):
         read_plan(path)
     pq.write_table(table.slice(0, 0), path)
     with pytest.raises(DataError, match="has no rows"):
@@ -220,7 +220,7 @@ def test_a_plan_of_an_earlier_format_says_how_to_make_it_anew(tmp_path: Path) ->
     write_plan(plan_of(), path)
     table = pq.read_table(path).drop_columns(["solution"])
     pq.write_table(table.replace_schema_metadata({"permix": json.dumps({"format": "permix-plan-1", "hash": "x"})}), path)
-    with pytest.raises(DataError, match=r"is of format permix-plan-1, not permix-plan-3; `permix plan` makes it anew"):
+    with pytest.raises(DataError, match=r"has format permix-plan-1, not permix-plan-3; make it again with `permix plan`"):
         read_plan(path)
 
 
@@ -257,7 +257,7 @@ def test_another_parquet_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_plan_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file; `permix plan` makes one"):
+    with pytest.raises(DataError, match="no such file; make one with `permix plan`"):
         read_plan(tmp_path / "plan.parquet")
     with pytest.raises(DataError, match="plan"):
         read_plan(tmp_path)

@@ -54,7 +54,7 @@ def test_the_rate_counts_only_what_this_process_did() -> None:
 
 
 def in_seconds(said: str) -> int:
-    found = re.search(r"(\d+):(\d\d) left in all", said)
+    found = re.search(r"(\d+):(\d\d) left in total", said)
     assert found, said
     return 60 * int(found[1]) + int(found[2])
 
@@ -64,14 +64,14 @@ def test_a_journey_knows_what_is_left_of_the_whole(capsys: pytest.CaptureFixture
     journey = MultiProgress([1, 4999])
     after = time.monotonic()
     with journey.part(0, "first"):
-        assert journey.time_left_text(0.0, 0.0) == "step 1 of 2"  # nothing done, nothing promised
+        assert journey.time_left_text(0.0, 0.0) == "part 1 of 2"  # nothing done, nothing promised
         time.sleep(0.05)
         shortest = time.monotonic() - after
         said = journey.time_left_text(0.5, 0.5)
         longest = time.monotonic() - before
         # Half of weight 1 took t; 0.5 + 4999 are ahead: 9999 t.
         assert 9999 * shortest - 1 <= in_seconds(said) <= 9999 * longest + 1
-        assert said.startswith("step 1 of 2, ")
+        assert said.startswith("part 1 of 2, ")
         shortest = time.monotonic() - after
         said = journey.time_left_text(0.75, 0.25)
         longest = time.monotonic() - before
@@ -85,7 +85,7 @@ def test_a_part_done_before_says_nothing_of_the_speed() -> None:
     with journey.part(0, "found on disk"):
         pass
     with journey.part(1, "to do"):
-        assert journey.time_left_text(0.0, 0.0) == "step 2 of 2"
+        assert journey.time_left_text(0.0, 0.0) == "part 2 of 2"
 
 
 def test_meters_inside_a_journey_name_the_step(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +95,7 @@ def test_meters_inside_a_journey_name_the_step(capsys: pytest.CaptureFixture[str
         shown.advance()
     place, inside, outside = capsys.readouterr().err.splitlines()
     assert place == "[2/2] second"
-    assert re.fullmatch(r"work: 1/1 cells \(.*/s\) loss 0\.5; step 2 of 2, 0:00 left in all", inside)
+    assert re.fullmatch(r"work: 1/1 cells \(.*/s\) loss 0\.5; part 2 of 2, 0:00 left in total", inside)
     assert re.fullmatch(r"alone: 1/1 cells \(.*/s\)", outside)
 
 

@@ -51,9 +51,9 @@ def test_every_named_template_is_tested_above() -> None:
     ],
 )
 @pytest.mark.parametrize("empty_system_prompt", [False, True])
-def test_a_template_that_holds_the_question_is_the_users_message(template: str, user: str, bare: bool) -> None:
-    found = build_messages(SAILOR, "What is 7 + 5?", template=template, empty_system_prompt=bare)
-    empty = (Message(role="system", content=""),) if bare else ()
+def test_a_template_that_holds_the_question_is_the_users_message(template: str, user: str, empty_system_prompt: bool) -> None:
+    found = build_messages(SAILOR, "What is 7 + 5?", template=template, empty_system_prompt=empty_system_prompt)
+    empty = (Message(role="system", content=""),) if empty_system_prompt else ()
     assert found == (*empty, Message(role="user", content=user))
     assert persona_prompt(found) == user
 

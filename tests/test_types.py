@@ -95,7 +95,7 @@ def test_a_cell_is_known_by_persona_question_and_sample() -> None:
 
 
 def test_an_estimate_is_ordered_and_readable() -> None:
-    with pytest.raises(ValidationError, match=r"upside down: low 0\.6 > high 0\.5"):
+    with pytest.raises(ValidationError, match=r"the interval is reversed: low 0\.6 > high 0\.5"):
         Estimate(value=0.5, low=0.6, high=0.5, n=3)
     assert str(Estimate(value=0.12345, low=0.1, high=0.25, n=3)) == "0.123 [0.10, 0.25]"
     assert str(Estimate(value=0.0, n=3)) == "0.000"  # a true zero, unlike

@@ -404,9 +404,7 @@ def _resolve_model(model: ModelLike, name: str | None) -> tuple[ModelConfig | Ma
     return (loaded if isinstance(loaded, ModelConfig) else ModelConfig(name=wrapped.name, backend="python")), wrapped
 
 
-def _resolve_task(
-    task: TaskLike, n: int | None, answer: AnswerKind | None
-) -> tuple[Mapping[str, Any], LoadedTask | None]:
+def _resolve_task(task: TaskLike, n: int | None, answer: AnswerKind | None) -> tuple[Mapping[str, Any], LoadedTask | None]:
     """The [task] section, or the task with its questions where these were made in Python."""
     more = {name: value for name, value in {"n": n, "answer": answer}.items() if value is not None}
     if answer is not None and isinstance(task, Task | LoadedTask):

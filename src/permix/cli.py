@@ -1,9 +1,9 @@
-"""The command line: one verb a stage, each over the configuration class of that stage.
+"""The command line: one verb for each stage; a verb's options are the fields of the stage's configuration class.
 
     permix VERB [CONFIG.toml] [--section.field VALUE ...]
 
-The file may also be the config.json of a run. A flag wins over the file, the file over the default. Exit codes: 0 done, 1 failed,
-2 bad input, 3 cells are still owed (run the same again), 130 interrupted (run the same again).
+The file may also be the config.json of a run. A flag overrides the file, and the file overrides the default. Exit codes: 0 done,
+1 failed, 2 bad input, 3 cells are pending (run the same command again), 130 interrupted (run the same command again).
 """
 
 import errno
@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import tyro
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from permix import __version__, config
 from permix.errors import ConfigError, IncompleteRunError, MissingScoresError, PermixError, closest_match
@@ -28,7 +29,7 @@ _ConfigT = TypeVar("_ConfigT", bound=BaseModel)
 
 
 def quickstart_command(args: Sequence[str]) -> None:
-    """Measure the bundled model, train it with and without personas, measure again, report."""
+    """Measure the bundled model, train it with and without personas, measure it again and write a report."""
     settings = parse_config("quickstart", config.QuickstartConfig, args)
     silence_libraries()
     from permix.pipelines.quickstart import run_quickstart as run
@@ -37,7 +38,7 @@ def quickstart_command(args: Sequence[str]) -> None:
 
 
 def plan_command(args: Sequence[str]) -> None:
-    """Compile tasks × personas into a plan: who asks what, as whom, in which step."""
+    """Compile a training plan: which question is asked under which persona in which step."""
     settings = parse_config("plan", config.PlanConfig, args)
     from permix.plan import compile_plan_from_config, describe_plan, write_plan
 
@@ -47,7 +48,7 @@ def plan_command(args: Sequence[str]) -> None:
 
 
 def train_command(args: Sequence[str]) -> None:
-    """Train a model from a plan: PerMix-RLVR, or with --method plain RLVR, SFT or distillation."""
+    """Train a model with PerMix-RLVR or, with --method, with plain RLVR, SFT or distillation."""
     silence_libraries()
     from permix.training import distributed
 
@@ -62,21 +63,21 @@ def train_command(args: Sequence[str]) -> None:
 
 
 def stability_command(args: Sequence[str]) -> None:
-    """Measure what personas cost a model in accuracy, and whether that is noise."""
+    """Measure how much accuracy personas cost a model, and whether the difference is more than chance."""
     settings = parse_config("stability", config.StabilityConfig, args)
     silence_libraries()
     from permix.evals.stability import power_analysis
     from permix.evals.stability import run_stability as run
 
     if settings.plan_power is not None:
-        print_table("questions for an effect", power_analysis(settings))
+        print_table("questions needed for an effect", power_analysis(settings))
         return
     with _reporting_afterwards(settings.out, IncompleteRunError):
         run(settings)
 
 
 def fidelity_command(args: Sequence[str]) -> None:
-    """Measure how recognisable a model's characters are."""
+    """Measure how well a model plays its personas: how recognizable they are and, with a judge, how it scores them."""
     settings = parse_config("fidelity", config.FidelityConfig, args)
     silence_libraries()
     from permix.pipelines.fidelity import run_fidelity as run
@@ -86,7 +87,7 @@ def fidelity_command(args: Sequence[str]) -> None:
 
 
 def judge_command(args: Sequence[str]) -> None:
-    """Have the answers of a fidelity run judged, and the judge itself tried: permix judge RUN --judge.name NAME."""
+    """Let a judge score the answers of a fidelity run, and test the judge itself: permix judge RUN --judge.name NAME."""
     settings = parse_config("judge", config.JudgeConfig, _insert_run_option(args))
     silence_libraries()
     from permix.pipelines.fidelity import judge_fidelity_run as run
@@ -96,7 +97,7 @@ def judge_command(args: Sequence[str]) -> None:
 
 
 def questions_command(args: Sequence[str]) -> None:
-    """Have questions for your own personas written, of PersonaGym's five tasks, and example answers to them."""
+    """Let a model write questions of PersonaGym's five tasks for your own personas and, with --examples, example answers."""
     settings = parse_config("questions", config.QuestionsConfig, args)
     silence_libraries()
     from permix.question_writer.generator import write_questions as run
@@ -106,7 +107,7 @@ def questions_command(args: Sequence[str]) -> None:
 
 @contextmanager
 def _reporting_afterwards(run: Path, incomplete_error: type[IncompleteRunError]) -> Iterator[None]:
-    """The report of a run's folder once the block is through, also where it ends because it is `incomplete_error`."""
+    """Write the run's report after the block, also if the block raises `incomplete_error`."""
     try:
         yield
     except incomplete_error:
@@ -116,7 +117,7 @@ def _reporting_afterwards(run: Path, incomplete_error: type[IncompleteRunError])
 
 
 def _write_run_report(run: Path) -> None:
-    """The tables and figures of one run, inside it."""
+    """Write the tables and figures of one run into its folder."""
     if (run / "metrics.json").exists():
         from permix.report.builder import run_report
 
@@ -132,7 +133,7 @@ def report_command(args: Sequence[str]) -> None:
 
 
 def compare_command(args: Sequence[str]) -> None:
-    """Hold one stability run against another: permix compare FIRST OTHER [--out DIR]."""
+    """Compare two stability runs: permix compare FIRST OTHER [--out DIR]."""
     settings = parse_config("compare", config.CompareConfig, _insert_runs_option(args))
     from permix.report.comparisons import run_compare
 
@@ -140,10 +141,10 @@ def compare_command(args: Sequence[str]) -> None:
 
 
 def view_command(args: Sequence[str]) -> None:
-    """Look at a folder of runs in a browser on this machine, while they go on: permix view DIR [--port N]."""
+    """Show a folder of runs in a browser on this machine, live: permix view DIR [--port N]."""
     settings = parse_config("view", config.ViewConfig, _insert_run_option(args, "--runs"))
     silence_libraries()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the machine belongs to the runs; read when numpy is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy reads these on import; the cores are for the runs
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from permix.dashboard.server import serve_viewer as run
 
@@ -151,7 +152,7 @@ def view_command(args: Sequence[str]) -> None:
 
 
 def import_command(args: Sequence[str]) -> None:
-    """Make a run of what lm-evaluation-harness, inspect_ai or PersonaGym has saved, to be measured here."""
+    """Make a run from logs of lm-evaluation-harness or inspect_ai, or from answers saved by PersonaGym's code."""
     settings = parse_config("import", config.ImportConfig, args)
     if settings.personagym is not None:
         from permix.interop.personagym import import_personagym_answers
@@ -165,7 +166,7 @@ def import_command(args: Sequence[str]) -> None:
 
 
 def export_command(args: Sequence[str]) -> None:
-    """Write a run's records as their logs: permix export RUN --format lm-eval|inspect [--out DIR]."""
+    """Write a run as logs of lm-evaluation-harness or inspect_ai: permix export RUN --format lm-eval|inspect [--out DIR]."""
     settings = parse_config("export", config.ExportConfig, _insert_run_option(args))
     from permix.interop.stage import export_run
 
@@ -173,13 +174,13 @@ def export_command(args: Sequence[str]) -> None:
 
 
 def _insert_run_option(args: Sequence[str], option: str = "--run") -> Sequence[str]:
-    """A run directory that comes first is the option --run; a folder of runs, --runs."""
+    """Insert `option` before the first argument if that is a run directory: neither a flag nor a configuration file."""
     named = bool(args) and not args[0].startswith("-") and not args[0].endswith(config.CONFIG_SUFFIXES)
     return [option, *args] if named else args
 
 
 def _insert_runs_option(args: Sequence[str]) -> Sequence[str]:
-    """Run directories that come first are the option --runs."""
+    """Insert --runs before the leading arguments if they are run directories."""
     runs = list(args[: next((place for place, word in enumerate(args) if word.startswith("-")), len(args))])
     return ["--runs", *runs, *args[len(runs) :]] if runs and not runs[0].endswith(config.CONFIG_SUFFIXES) else args
 
@@ -190,7 +191,7 @@ class ModelsOptions(config.ConfigSection):
 
 
 def models_command(args: Sequence[str]) -> None:
-    """Show where models can come from, and the bundled one's folder."""
+    """Show how to name a model, and the folder of the bundled one."""
     settings = parse_config("models", ModelsOptions, args)
     from permix.inference import hf
 
@@ -212,13 +213,13 @@ def models_command(args: Sequence[str]) -> None:
 
 class PersonasOptions(config.ConfigSection):
     pool: str = "builtin"
-    """"builtin", or a TOML, JSONL or CSV file to check and describe."""
+    """"builtin", or a TOML, JSONL or CSV file of personas."""
     show: bool = False
     """Print every persona."""
 
 
 def personas_command(args: Sequence[str]) -> None:
-    """Check and describe a persona pool."""
+    """Check a persona pool and describe it."""
     settings = parse_config("personas", PersonasOptions, args)
     from permix.personas.pool import describe_pool, load_pool
     from permix.sanitize import escape_control
@@ -231,7 +232,7 @@ def personas_command(args: Sequence[str]) -> None:
 
 
 def check_command(args: Sequence[str]) -> None:
-    """Validate configuration files, and everything they name that needs no model."""
+    """Check configuration files and the data they name, without loading a model."""
     if not args or args[0] in ("-h", "--help"):
         print(f"usage: permix check CONFIG.toml ...\n\n{check_command.__doc__}")
         return
@@ -246,7 +247,7 @@ class Verb(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of the function without "_command"."""
+        """The function's name without "_command"."""
         return self.run.__name__.removesuffix("_command")
 
     @property
@@ -285,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run_cli(argv: Sequence[str]) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command and return its exit code. A PermixError becomes a message on stderr; other errors propagate."""
     if not argv or argv[0] in ("-h", "--help"):
         argv = ["help"]
     try:
@@ -298,7 +299,8 @@ def run_cli(argv: Sequence[str]) -> int:
         print(f"permix {argv[0]}: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing more to say to it
+        # The reader closed the pipe. Python flushes stdout at exit, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -306,12 +308,13 @@ def run_cli(argv: Sequence[str]) -> int:
         print(f"permix {argv[0]}: {write_error(Path(error.filename or 'a file'), error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\npermix {argv[0]}: interrupted; what was done is kept, run the same command to go on", file=sys.stderr)
+        print(f"\npermix {argv[0]}: interrupted; finished work is saved, run the same command again to continue", file=sys.stderr)
         return 130
     return 0
 
 
 def usage_text() -> str:
+    """The text of `permix --help`: every verb with its description."""
     width = max(map(len, VERBS))
     lines = [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
     return "\n".join(
@@ -320,7 +323,7 @@ def usage_text() -> str:
 
 
 def find_verb(name: str) -> Verb:
-
+    """Raises ConfigError, naming the nearest verb, if there is none of this name."""
     if name not in VERBS:
         near = closest_match(name, VERBS)
         hint = f"did you mean {near}?" if near else f"verbs: {', '.join(VERBS)}"
@@ -329,7 +332,12 @@ def find_verb(name: str) -> Verb:
 
 
 def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _ConfigT:
-    """The stage's configuration from an optional file and flags. Bad flags print their own help and exit with 2."""
+    """Build the stage's configuration from flags and an optional file, the first argument.
+
+    Raises ConfigError for an invalid file or value. For an unknown flag tyro prints its own message and exits with code 2.
+    """
+    from permix.tasks import check_task_name
+
     rest = list(args)
     base: _ConfigT | None = None
     if rest and rest[0].endswith(config.CONFIG_SUFFIXES):
@@ -337,29 +345,66 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
         values = config.read_config_values(path)
         stage = values.get("stage", verb)
         if stage != verb:
-            raise ConfigError(f'{path}: is a configuration for "permix {stage}", not for "permix {verb}"')
+            raise ConfigError(f'{path}: is a configuration of "permix {stage}", not of "permix {verb}"')
         base = config.build_config(cls, values, source=str(path), partial=True)
+        check_task_name(base, str(path))
     options: dict[str, Any] = {} if base is None else {"default": base}
     try:
-        found = tyro.cli(cls, args=rest, prog=f"permix {verb}", description=VERBS[verb].help, **options)
+        found = tyro.cli(
+            cls, args=rest, prog=f"permix {verb}", description=VERBS[verb].help, registry=_choices_from_registries(), **options
+        )
     except ValidationError as error:
         raise ConfigError(config.format_validation_error(error)) from error
     return cast(_ConfigT, found)
 
 
+def _choices_from_registries() -> ConstructorRegistry:
+    """A field that names an entry of a registry takes the names there are, as a Literal field takes its values."""
+    rules = ConstructorRegistry()
+
+    @rules.struct_rule
+    def describe_section(info: StructTypeInfo) -> StructConstructorSpec | None:
+        choices = registered_names(info.type)
+        if not choices:
+            return None
+        given = info.default if isinstance(info.default, info.type) else info.type()
+        fields = [
+            StructFieldSpec(
+                name,
+                cast(Any, Literal)[choices[name]] if name in choices else field.annotation,
+                default=getattr(given, name),
+                helptext=field.description,
+            )
+            for name, field in info.type.model_fields.items()
+        ]
+        return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
+
+    return rules
+
+
+def registered_names(section: Any) -> dict[str, tuple[str, ...]]:
+    """The fields of a configuration section that name an entry of a registry, with the names that there are."""
+    from permix.tasks import TASKS
+
+    if isinstance(section, type) and issubclass(section, config.ModelConfig):
+        return {"backend": tuple(config.BACKENDS)}
+    return {"name": tuple(TASKS)} if section is config.TaskConfig else {}
+
+
 def print_table(title: str, facts: dict[str, str]) -> None:
+    """Print a title and a table with one row for each fact: its name and its value."""
     table = Table(show_header=False)
     for name, value in facts.items():
         table.add_row(name, Text(value))
     console = Console()
     if not console.is_terminal:
-        console.width = 10_000  # whoever reads a pipe wants a path on one line
+        console.width = 10_000  # without a terminal nothing wraps: a program that reads the output needs each path on one line
     console.print(Text(title, style="italic"), soft_wrap=True)
     console.print(table)
 
 
 def silence_libraries() -> None:
-    """Keep libraries' own notices off the terminal and their threads asleep when idle; called before torch is imported."""
+    """Silence libraries' notices, and let their idle threads sleep instead of spin. Call it before torch is imported."""
     import logging
     import warnings
 

@@ -1,4 +1,4 @@
-"""The errors a person can act on. The command line prints their message alone and exits with their code."""
+"""Errors that a user can act on. The command line prints the message without a traceback and exits with `exit_code`."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -7,19 +7,19 @@ from typing import Any
 
 
 class PermixError(Exception):
-    """Base: a failure with a message that names what was wrong, the value seen, and what would be valid."""
+    """Base class. The message names the problem, the value found and the valid values."""
 
     exit_code = 1
 
 
 class ConfigError(PermixError):
-    """Bad input, found before anything expensive started."""
+    """Bad input, found before expensive work starts."""
 
     exit_code = 2
 
 
 class DataError(PermixError):
-    """A file that cannot be used; the message names file and line."""
+    """A file that cannot be used; the message names the file and the line."""
 
     exit_code = 2
 
@@ -35,18 +35,18 @@ class IncompleteRunError(PermixError):
 
 
 class MissingScoresError(IncompleteRunError):
-    """All answers are there, and a judge gave some of them no score; run the same command again to ask for them."""
+    """The run has all answers, but a judge gave some of them no score; the same command, run again, asks for those scores."""
 
 
 def closest_match(name: str, valid_names: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known word that was probably meant, for a message; None when none is near."""
+    """The valid name most similar to `name`, for a "did you mean" hint; None if no similarity reaches `cutoff` (0 to 1)."""
     near = difflib.get_close_matches(name, list(valid_names), n=1, cutoff=cutoff)
     return near[0] if near else None
 
 
 @contextmanager
 def error_context(prefix: str) -> Iterator[None]:
-    """Bad input inside is told of a model; here that model is the teacher, or the judge."""
+    """Prefix the message of a ConfigError raised in the block, to say which model it concerns ("teacher", "judge")."""
     try:
         yield
     except ConfigError as error:

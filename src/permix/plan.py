@@ -1,7 +1,9 @@
-"""The plan: who asks what, as whom, in which step. Compiled before training, engine-neutral, seeded per row, hashable.
+"""The training plan: which question is asked under which persona in which step. It is compiled before training, and every
+training engine can follow it.
 
-Every draw depends on the plan's seed and the row's own place (step, group, rollout) and on nothing else. So two plans that differ
-only in `mix` ask the same questions in the same order, and a persona drawn at a small `mix` is still there at a larger one.
+Every random draw depends only on the plan's seed and on the row's position (step, group, row in the group). So two plans that
+differ only in `mix` ask the same questions in the same order, and a row with a persona at a small `mix` has the same persona at
+a larger one.
 """
 
 import json
@@ -24,18 +26,22 @@ from permix.tasks import TASKS, load_questions
 from permix.types import Persona, PlanRow, Question, digest, seed_from
 
 PLAN_FORMAT = "permix-plan-3"
+"""The format of a plan file: its columns and the keys of its metadata."""
+ROW_FORMAT = "permix-plan-2"
+"""The format of a row. It is part of the plan's hash: equal rows keep their hash if only the metadata's format changes."""
 
 
 class Plan(NamedTuple):
-    """Rows in training order, and how they came about (`about`: configuration and fingerprints, not part of the hash)."""
+    """The rows in training order, and `metadata`: the configuration and the fingerprints that they were made with. The hash
+    covers the rows only."""
 
     rows: tuple[PlanRow, ...]
     metadata: dict[str, Any]
 
     @property
     def hash(self) -> str:
-        """The same on every machine for the same rows."""
-        return digest(PLAN_FORMAT, *(row.model_dump_json() for row in self.rows))
+        """Hash of the rows; the same rows have the same hash on every machine."""
+        return digest(ROW_FORMAT, *(row.model_dump_json() for row in self.rows))
 
     @property
     def steps(self) -> int:
@@ -54,17 +60,17 @@ class Plan(NamedTuple):
 
     @property
     def groups_per_step(self) -> int:
-        """Groups that a step always asks; spare ones are not counted."""
+        """Groups that every step samples; spare groups are not counted."""
         return len({row.group for row in self.rows if row.step == 0 and not row.spare})
 
     @property
     def dynamic_sampling_groups(self) -> int:
-        """Groups that a step holds ready."""
+        """Spare groups of a step, which replace groups whose rollouts all earned the same reward."""
         return len({row.group for row in self.rows if row.step == 0 and row.spare})
 
 
 class PersonaSampler(NamedTuple):
-    """Personas and the chance of each."""
+    """Personas and their weights [P]; the chance of a persona is proportional to its weight."""
 
     personas: tuple[Persona, ...]
     weights: tuple[float, ...]
@@ -76,7 +82,7 @@ class PersonaSampler(NamedTuple):
 
 
 class PlanBuilder(NamedTuple):
-    """Everything that rows are made of. `prompt` words a question; `personas_config` gives the system message's template."""
+    """Builds the rows of a plan. `format_question` makes a prompt of a question; `personas_config` gives the persona template."""
 
     questions: Sequence[Question]
     format_question: Callable[[Question], str]
@@ -85,9 +91,8 @@ class PlanBuilder(NamedTuple):
     personas_config: PersonasConfig
 
     def build_rows(self, steps: range, persona_sampler: PersonaSampler | None = None) -> Iterator[PlanRow]:
-        """The rows of these steps, personas drawn from `mixture` (the recipe's own, when not given).
-
-        Another mixture changes who asks and nothing else: questions, groups and seeds are the same.
+        """Yield the rows of these steps. `persona_sampler` replaces the builder's own; it changes the personas and nothing else:
+        questions, groups and seeds stay the same.
         """
         config = self.config
         order, spares = question_order(self.questions, config), self._reserve_question_order()
@@ -100,7 +105,7 @@ class PlanBuilder(NamedTuple):
                     yield from self._group_rows(step, group, question, persona_sampler or self.persona_sampler)
 
     def _reserve_question_order(self) -> Iterator[Question]:
-        """Questions for spare groups, in orders of their own: with and without spares the others are the same."""
+        """Questions for the spare groups, from a separate order: spare groups do not change the other groups' questions."""
         return question_order(self.questions, self.config, "spare")
 
     def _group_rows(self, step: int, group: int, question: Question, persona_sampler: PersonaSampler) -> Iterator[PlanRow]:
@@ -132,7 +137,10 @@ class PlanBuilder(NamedTuple):
 
 
 def load_or_build_plan(config: TrainConfig) -> Plan:
-    """The plan that a training follows. Raises ConfigError when a file's rows hold personas and the method has none."""
+    """The plan of a training run: read from `plan_file`, or else compiled from the sections task, personas and plan.
+
+    Raises ConfigError if the file's rows have personas and the method uses none, and DataError if the file cannot be used.
+    """
     if config.plan_file is None:
         return compile_plan_from_config(config.task, config.personas, config.plan)
     plan = read_plan(config.plan_file)
@@ -140,16 +148,17 @@ def load_or_build_plan(config: TrainConfig) -> Plan:
     asked = next((row for row in plan.rows if row.persona_id is not None), None)
     if config.method in NO_PERSONA_METHODS and asked is not None:
         raise ConfigError(
-            f"plan_file = {config.plan_file}: its rows hold personas (the first, {asked.persona_id}, in step {asked.step}), and "
-            f'method = "{config.method}" has none; give a plan made with --plan.mix 0, or another method'
+            f"plan_file = {config.plan_file}: its rows have personas (the first, {asked.persona_id}, in step {asked.step}), but "
+            f'method = "{config.method}" uses none; give a plan made with --plan.mix 0, or another method'
         )
     return plan
 
 
 def _reload_reference_tests(plan: Plan) -> None:
-    """Load the questions again where a gold is not all that an answer is judged by; the plan says where they are.
+    """Load the questions of tasks whose scorer needs more than the row's gold (a program's tests); the plan's metadata says from
+    where.
 
-    Raises DataError when they are others by now.
+    Raises DataError if a row's tests are no longer in the data set.
     """
     judged = [row for row in plan.rows if TASKS[row.task].scorer is not None]
     if not judged:
@@ -158,14 +167,18 @@ def _reload_reference_tests(plan: Plan) -> None:
     golds = {question.gold for question in load_questions(task)[1]}
     if changed := [row for row in judged if row.gold not in golds]:
         raise DataError(
-            f"{task.path or task.name}: has not the tests any more that the plan's {changed[0].question_id} was made with"
+            f"{task.path or task.name}: no longer has the tests of the plan's question {changed[0].question_id}; make the "
+            "plan again with `permix plan`, or give the data set that it was made from"
         )
 
 
 def plan_builder_from_config(
     task: TaskConfig, personas: PersonasConfig, plan: RolloutPlanConfig
 ) -> tuple[PlanBuilder, dict[str, Any]]:
-    """What these sections describe, and what a plan says of it."""
+    """A builder for the plan that these sections describe, and the part of the plan's metadata that the builder does not hold.
+
+    Raises ConfigError or DataError if the questions or personas cannot be loaded.
+    """
     asked, questions = load_questions(task)
     pool = select_personas(personas)
     mixture = PersonaSampler(pool.personas, pool.sampling_weights(plan.tag_weights))
@@ -176,16 +189,16 @@ def plan_builder_from_config(
 
 
 def compile_plan_from_config(task: TaskConfig, personas: PersonasConfig, plan: RolloutPlanConfig) -> Plan:
-    """The plan that these sections describe."""
+    """Compile the plan that these sections describe. Raises ConfigError or DataError."""
     recipe, about = plan_builder_from_config(task, personas, plan)
     compiled = compile_plan(recipe)
     return Plan(compiled.rows, compiled.metadata | about)
 
 
 def compile_plan(builder: PlanBuilder) -> Plan:
-    """Lay out `recipe.config.steps` steps.
+    """Build the rows of `builder.config.steps` steps.
 
-    Raises ConfigError when a step would hold the same question twice, or when there are personas to mix in and none to draw.
+    Raises ConfigError if a step would ask the same question twice, or if `mix` is above 0 and there are no personas.
     """
     config, questions = builder.config, builder.questions
     if len(questions) < config.questions_per_step + config.dynamic_sampling_groups:
@@ -209,7 +222,10 @@ def compile_plan(builder: PlanBuilder) -> Plan:
 
 
 def question_order(questions: Sequence[Question], config: RolloutPlanConfig, purpose: str = "order") -> Iterator[Question]:
-    """Endless passes over the questions, each in its own seeded order; what does not fill a step is left to the next pass."""
+    """Pass over the questions endlessly, each pass in a new order, seeded by `purpose`, the plan's seed and the pass's number.
+
+    Only whole steps are taken from a pass: the last questions of its order that do not fill a step are skipped.
+    """
     by_hash = sorted(questions, key=lambda question: question.content_hash)
     whole = len(by_hash) - len(by_hash) % config.questions_per_step
     for epoch in count():
@@ -226,7 +242,7 @@ def sample_persona(seed: int, persona_sampler: PersonaSampler, mix: float) -> Pe
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """One Parquet file; messages as JSON text, so that any reader can show them."""
+    """Write the plan to one Parquet file. Messages are written as JSON text, so that any Parquet viewer shows them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [row.model_dump(mode="json") | {"messages": json.dumps(row.messages, ensure_ascii=False)} for row in plan.rows]
     about = plan.metadata | {"format": PLAN_FORMAT, "hash": plan.hash}
@@ -237,15 +253,15 @@ def write_plan(plan: Plan, path: Path) -> None:
 
 
 def read_plan(path: Path) -> Plan:
-    """Raises DataError when the file is no plan or one of another format, or when its rows are not those that were hashed."""
+    """Read a plan file. Raises DataError if it is missing, no plan, of another format, or if its rows do not match its hash."""
     try:
         table = pq.read_table(path)
         about = json.loads(table.schema.metadata[b"permix"])
         if about["format"] != PLAN_FORMAT:
-            raise DataError(f"plan {path}: is of format {about['format']}, not {PLAN_FORMAT}; `permix plan` makes it anew")
+            raise DataError(f"plan {path}: has format {about['format']}, not {PLAN_FORMAT}; make it again with `permix plan`")
         rows = tuple(PlanRow.model_validate(row | {"messages": json.loads(row["messages"])}) for row in table.to_pylist())
     except FileNotFoundError as error:
-        raise DataError(f"plan {path}: no such file; `permix plan` makes one") from error
+        raise DataError(f"plan {path}: no such file; make one with `permix plan`") from error
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise DataError(f"plan {path}: not a plan file: {error}") from error
     if not rows:
@@ -253,7 +269,8 @@ def read_plan(path: Path) -> Plan:
     plan = Plan(rows, about)
     if plan.hash != about.get("hash"):
         raise DataError(
-            f"plan {path}: its rows hash to {plan.hash}, not to the recorded {about.get('hash')}; it was edited or cut"
+            f"plan {path}: its rows hash to {plan.hash}, not to the recorded {about.get('hash')}; "
+            "the file was edited or cut short"
         )
     return plan
 
@@ -278,7 +295,7 @@ _SCHEMA = pa.schema(
 
 
 def describe_plan(plan: Plan) -> dict[str, str]:
-    """What a person wants to know of a plan before paying for it."""
+    """The facts that `permix plan` prints, by name: steps, rollouts, questions, personas and an estimate of the tokens."""
     rollouts = sum(row.rollouts for row in plan.rows)
     spare = sum(row.rollouts for row in plan.rows if row.spare)
     without = sum(row.rollouts for row in plan.rows if row.persona_id is None)

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and time left on a terminal, a plain line now and then where there is none."""
+"""Show the progress of long work on stderr: a bar with rate and time left on a terminal, else one plain line every 10 s."""
 
 import contextlib
 import sys
@@ -12,7 +12,7 @@ PLAIN_INTERVAL_S = 10.0
 
 
 class MultiProgress:
-    """Several pieces of work in a row. `weights` are their expected shares of the time, in any unit."""
+    """Progress over several parts of work, done one after the other. `weights` [N] are their expected durations, in any unit."""
 
     def __init__(self, weights: Sequence[float]) -> None:
         self._weights = weights
@@ -20,7 +20,7 @@ class MultiProgress:
 
     @contextlib.contextmanager
     def part(self, number: int, name: str) -> Iterator[None]:
-        """Do part `number` (from 0). Meters inside it say which part it is and what is left of the whole."""
+        """Run part `number` (from 0) in the block. Its progress bars also show the part's number and the time left in total."""
         global _current_progress
         self._part_index, outer, _current_progress = number, _current_progress, self
         print_status(f"[{number + 1}/{len(self._weights)}] {name}")
@@ -35,22 +35,27 @@ class MultiProgress:
             self._weight_done += self._weights[number]
 
     def time_left_text(self, fraction_done: float, fraction_done_now: float) -> str:
-        """Time left of the whole, when this part is done to `fraction_done` and this process did `fresh` of it itself."""
+        """The part's number and the time left in total.
+
+        `fraction_done` of this part is done (0 to 1); this process itself did `fraction_done_now` of the part, and an earlier
+        process the rest. Only this process's work enters the estimate of the speed.
+        """
         weight = self._weights[self._part_index]
         done = self._weight_done + weight * fraction_done_now
         ahead = weight * (1 - fraction_done) + sum(self._weights[self._part_index + 1 :])
         seconds = (time.monotonic() - self._started) * ahead / done if done > 0 else None
-        place = f"step {self._part_index + 1} of {len(self._weights)}"
-        return place if seconds is None else f"{place}, {format_duration(seconds)} left in all"
+        part = f"part {self._part_index + 1} of {len(self._weights)}"
+        return part if seconds is None else f"{part}, {format_duration(seconds)} left in total"
 
 
-RESUMED_PART_MAX_S = 2.0  # a part this quick was done by an earlier process and says nothing of the speed
+# A part that ends sooner was already done by an earlier process, so it is left out of the estimate of the speed.
+RESUMED_PART_MAX_S = 2.0
 
 _current_progress: MultiProgress | None = None
 
 
 class ProgressBar:
-    """Counts units of one piece of work. `note` is shown beside the count (a loss, a rate)."""
+    """Counts the finished units of one piece of work. A `status` (such as a loss) is shown next to the count."""
 
     def __init__(self, description: str, total: int, unit: str) -> None:
         self.description, self.total, self.unit = description, total, unit
@@ -59,7 +64,7 @@ class ProgressBar:
         self._already_done = 0
 
     def start_at(self, done: int) -> None:
-        """Units finished by an earlier, interrupted process: counted, but not in the rate."""
+        """Count `done` units that an earlier, interrupted process finished; they do not enter the rate."""
         self.done = self._already_done = done
         self.show("")
 
@@ -72,17 +77,18 @@ class ProgressBar:
 
     @property
     def rate(self) -> float:
-        """Units a second since this process began."""
+        """Units per second in this process."""
         return (self.done - self._already_done) / max(time.monotonic() - self._started, 1e-9)
 
     def status_text(self, status: str) -> str:
-        """What is shown beside the count: the caller's own word, and the place in the whole journey."""
-        fresh = (self.done - self._already_done) / max(self.total, 1)
-        parts = [status, _current_progress.time_left_text(self.done / max(self.total, 1), fresh) if _current_progress else ""]
+        """The text next to the count: the caller's status and, inside a `MultiProgress`, its part and the time left in total."""
+        done_now = (self.done - self._already_done) / max(self.total, 1)
+        parts = [status, _current_progress.time_left_text(self.done / max(self.total, 1), done_now) if _current_progress else ""]
         return "; ".join(filter(None, parts))
 
     @property
     def seconds_left(self) -> float | None:
+        """Estimated seconds left; None before this process has finished a unit."""
         return (self.total - self.done) / self.rate if self.done > self._already_done else None
 
 
@@ -108,21 +114,21 @@ class _PlainLines(ProgressBar):
         if now - self._last_printed < PLAIN_INTERVAL_S and self.done < self.total:
             return
         self._last_printed = now
-        left = self.seconds_left
-        ahead = "" if not left else f", about {format_duration(left)} left"
+        seconds = self.seconds_left
+        left = "" if not seconds else f", about {format_duration(seconds)} left"
         line = (
-            f"{self.description}: {self.done}/{self.total} {self.unit} ({self.rate:.2f}/s{ahead}) {self.status_text(status)}"
+            f"{self.description}: {self.done}/{self.total} {self.unit} ({self.rate:.2f}/s{left}) {self.status_text(status)}"
         ).rstrip()
         print_status(line)
 
 
 def print_status(line: str) -> None:
-    """One line for the person who waits, beside the results on stdout."""
+    """Print a line on stderr; stdout is for results."""
     print(line, file=sys.stderr, flush=True)
 
 
 def format_duration(seconds: float) -> str:
-    """75 -> "1:15"."""
+    """Format seconds as minutes and seconds: 75 -> "1:15"."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"
 

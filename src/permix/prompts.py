@@ -1,7 +1,7 @@
-"""Persona × question → messages: the only place that formats prompts.
+"""Build the chat messages for a persona and a question. No other module formats prompts.
 
-A template is the text of the system message with `{persona}` in it; or, with `{question}` in it too, that of the user message,
-and then no system message is sent. Records carry its hash, so that two runs are compared only when they asked in the same words.
+A template that contains `{persona}` is the system message. A template that contains `{question}` too is the user message, and
+no system message is sent. Records carry the template's hash, so that only runs with the same template are compared.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ TEMPLATES = {
 
 
 def template_text(template: str, field: str = "personas.template") -> str:
-    """The wording of a named template, or `template` itself when it is a wording of the user's own with `{persona}` in it.
+    """The text of a named template, or `template` itself if it contains `{persona}`.
 
-    Raises ConfigError naming `field` when it is neither.
+    Raises ConfigError, naming the configuration `field`, if `template` is neither.
     """
     if template in TEMPLATES:
         return TEMPLATES[template]
@@ -36,29 +36,30 @@ def template_hash(template: str) -> str:
 
 
 def template_id(template: str) -> str:
-    """What stands for a template in the records of a run that asks in several: its name, or the hash of a user's own wording."""
+    """The id of a template in the records of a run with several: its name, or the hash of the user's own text."""
     text = template_text(template)
-    return next((name for name, wording in TEMPLATES.items() if wording == text), template_hash(template))
+    return next((name for name, known_text in TEMPLATES.items() if known_text == text), template_hash(template))
 
 
 def persona_message(persona: Persona, prompt: str, template: str) -> Message:
-    """The one message that brings the persona in; it holds the prompt only where the template does.
+    """The message that states the persona: a system message, or a user message with the prompt if the template has `{question}`.
 
-    What a persona's text or a question holds in braces is left as it is.
+    Braces in a persona's text or in a question stay as they are.
     """
-    # str.format would choke on such braces; and neither text may be searched for the other's place.
-    wording, text = template_text(template), persona.text.rstrip(".")
-    parts = [part.replace("{persona}", text) for part in wording.split("{question}")]
+    # str.format fails on such braces. Replacing one placeholder after the other is wrong too: a persona's text may contain
+    # "{question}", and a question "{persona}".
+    text = persona.text.rstrip(".")
+    parts = [part.replace("{persona}", text) for part in template_text(template).split("{question}")]
     return Message(role="user" if len(parts) > 1 else "system", content=prompt.join(parts))
 
 
 def persona_prompt(messages: Sequence[Message]) -> str:
-    """The text that tells who is to answer: the system message or, where that is missing or empty, the user's."""
+    """The text that states the persona: the system message or, if that is missing or empty, the user message."""
     return next((one["content"] for one in messages if one["content"]), "")
 
 
 def pairwise_choice_prompt(question: str, first: str, second: str) -> str:
-    """The question again, and two replies to it, one of which is to be chosen by its letter."""
+    """A prompt that repeats the question, shows two answers and asks for the letter of the right one."""
     return (
         f"{question}\n\nTwo answers were given to this question.\n\nAnswer A:\n{first.strip()}\n\nAnswer B:\n{second.strip()}\n\n"
         "Which of the two is right? Reply with A or B and nothing else."
@@ -68,15 +69,15 @@ def pairwise_choice_prompt(question: str, first: str, second: str) -> str:
 def build_messages(
     persona: Persona | None, prompt: str, *, template: str = "you_are", empty_system_prompt: bool = False
 ) -> tuple[Message, ...]:
-    """The chat for one cell.
+    """The chat messages of one cell: the persona's message, if there is a persona, and the user message with `prompt`.
 
-    Where no persona stands in a system message none is sent, so a chat template that has a default one inserts it: that is what
-    users get. `empty_system_prompt` sends an empty system message instead.
+    Without persona no system message is sent. The model's chat template may then insert its default system message, as it does
+    for ordinary users. `empty_system_prompt` sends an empty system message instead, which prevents the default.
     """
     user = Message(role="user", content=prompt)
     if persona is not None:
-        brought = persona_message(persona, prompt, template)
-        if brought["role"] == "system":
-            return (brought, user)
-        user = brought
+        message = persona_message(persona, prompt, template)
+        if message["role"] == "system":
+            return (message, user)
+        user = message
     return (Message(role="system", content=""), user) if empty_system_prompt else (user,)

@@ -1,8 +1,8 @@
-"""The vocabulary: every noun that passes between stages, frozen.
+"""The shared vocabulary: the frozen records that stages exchange.
 
-A stage reads and writes these records and nothing else, so any stage can run on another machine on another day.
-`None` is used in exactly two senses: a persona of `None` means "no persona" (no system message is sent), and a verdict of
-`None` means "not scored" (the verifier or judge failed, and the cell is still owed). It never means zero.
+A stage reads and writes only these records, so each stage can run on another machine at another time.
+A persona of `None` means "no persona": no system message is sent. A verdict or score of `None` means "not scored": the verifier
+or judge failed and the cell is pending. `None` never means zero.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 Split = Literal["train", "dev", "heldout"]
-"""The sides of personas and questions: train to train on, dev to choose on, heldout to measure on once all is chosen."""
+"""Splits of personas and questions: train for training, dev for choosing settings, heldout for the final measurement."""
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -23,7 +23,7 @@ PersonaScope = Literal["group", "rollout"]
 
 
 class Record(BaseModel):
-    """Base of everything written to disk: immutable, unknown keys refused."""
+    """Base of every record written to disk: immutable; unknown keys, infinite numbers and NaN are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -36,7 +36,8 @@ class Message(TypedDict):
 
 
 class Persona(Record):
-    """Who is asked to answer: a noun phrase that completes "You are ..." ("a retired sailor who distrusts numbers")."""
+    """A persona that a model plays: `text` is a noun phrase that completes "You are ..." ("a retired sailor who distrusts
+    numbers"). `weight` is relative: the chance that training draws this persona is proportional to it."""
 
     id: str = Field(min_length=1)
     text: str = Field(min_length=1)
@@ -46,12 +47,13 @@ class Persona(Record):
 
 
 def canonical_text(text: str) -> str:
-    """Text with case, Unicode form and white space levelled: what counts as "the same question" or "the same persona"."""
+    """Normalize case, Unicode form (NFKC) and white space. Two questions or personas are equal if these texts are equal."""
     return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text)).strip().casefold()
 
 
 def digest(*parts: str, length: int = 16) -> str:
-    """Hex SHA-256 of the parts, unambiguous under concatenation, cut to `length` characters."""
+    """The first `length` hex digits of the SHA-256 of the parts. Each part's length is hashed too, so that ("a", "bc") and
+    ("ab", "c") differ."""
     sha = hashlib.sha256()
     for part in parts:
         raw = part.encode("utf-8", "surrogatepass")
@@ -61,14 +63,15 @@ def digest(*parts: str, length: int = 16) -> str:
 
 
 def seed_from(*parts: str | int) -> int:
-    """A 63-bit seed that depends on every part and on nothing else (not on order of drawing, process or machine)."""
+    """A 63-bit seed that depends only on the parts, not on the order of draws, the process or the machine."""
     return int(digest(*map(str, parts)), 16) >> 1
 
 
 class Question(Record):
-    """One checkable question. `text` is the bare question; the task's prompt wording is added in `Task.prompt`.
+    """A question whose answer can be checked. `text` is the bare question; `Task.prompt` puts it into the task's template.
 
-    `solution` is a right answer as a model should give it, which supervised training learns from; None where there is none.
+    `gold` is the correct answer that a verifier compares with. `solution` is a full correct answer for supervised training to
+    learn from; None if the data set has none.
     """
 
     id: str = Field(min_length=1)
@@ -80,15 +83,15 @@ class Question(Record):
 
     @property
     def content_hash(self) -> str:
-        """Identity of the question across tasks, splits and files: the hash of its normalised text."""
+        """Identifies the question across tasks, splits and files: the hash of its normalized text."""
         return digest(canonical_text(self.text))
 
 
 class Verdict(Record):
-    """What a verifier says of one completion.
+    """A verifier's result for one completion.
 
-    `correct` is None when the verifier itself failed (time, memory, crash): then `error` says why. A completion with no
-    answer in it is the model's failure: `correct=False, extracted=None`.
+    `correct` is None if the verifier itself failed (time, memory, crash); `error` then says why. A completion without an answer
+    counts as wrong: `correct=False, extracted=None`.
     """
 
     correct: bool | None
@@ -97,21 +100,25 @@ class Verdict(Record):
 
     @property
     def reward(self) -> float | None:
+        """1.0 for a right answer, 0.0 for a wrong one, None if the verifier failed."""
         return None if self.correct is None else float(self.correct)
 
 
 class Sampling(Record):
-    """How completions are drawn. `temperature=0` is greedy."""
+    """How a model samples its completions."""
 
     temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature; 0 is greedy decoding."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling: sample from the likeliest tokens whose probabilities add up to this; 1 samples from all tokens."""
     max_new_tokens: int = Field(default=256, gt=0)
+    """Maximum length of a completion, in tokens."""
 
 
 class Request(NamedTuple):
-    """One prompt for a model; `seed` makes its sample independent of the batch it travels in.
+    """One prompt for a model. Its sample depends on `seed`, not on the other requests of its batch.
 
-    `schema`: a JSON schema that the reply is to obey where the engine can see to that; others answer as they like.
+    `schema` is a JSON schema for the reply. Engines with constrained decoding enforce it; other engines ignore it.
     """
 
     messages: tuple[Message, ...]
@@ -120,9 +127,9 @@ class Request(NamedTuple):
 
 
 class Completion(Record):
-    """What a model answered. Token counts are the backend's own; `finish` is "length" when it was cut off.
+    """A model's answer. The backend counts the tokens; `finish` is "length" if the token limit cut the answer off.
 
-    Each of them is None where another program asked and did not say (`permix import`).
+    Token counts and `finish` are None if an imported log does not state them (`permix import`).
     """
 
     text: str
@@ -132,9 +139,9 @@ class Completion(Record):
 
 
 class Failure(Record):
-    """Why a cell has no completion, or no verdict: the error's type and message, recorded at the cell's boundary.
+    """Why a cell has no completion or no verdict: the type and message of the error.
 
-    Tokens: what replies that could not be used were charged with, as far as the endpoint said.
+    The token counts are those that the endpoint reported for replies that could not be used; they cost money too.
     """
 
     type: str
@@ -144,9 +151,9 @@ class Failure(Record):
 
 
 class CellKey(NamedTuple):
-    """Persona × question × sample: the unit of evaluation, caching, failure and resume.
+    """Identifies a cell: persona × question × sample, the unit of evaluation, caching, failure and resume.
 
-    `template` is which of several wordings brought the persona in; empty where a run has but one, and without persona.
+    `template` names the persona template of a run with several; it is empty in other runs and in cells without persona.
     """
 
     persona_id: str | None
@@ -160,9 +167,9 @@ class CellKey(NamedTuple):
 
 
 class Cell(Record):
-    """One line of `records.jsonl`: what was asked as whom, what came back, and what the verifier said.
+    """One line of `records.jsonl`: the messages sent, the completion, and the verifier's verdict.
 
-    `verdict` is None for open-ended questions and for cells whose completion never came; `failure` then says why.
+    `verdict` is None for open-ended questions and for cells without a completion; `failure` says why a completion is missing.
     """
 
     persona_id: str | None
@@ -182,12 +189,17 @@ class Cell(Record):
 
 
 JudgeControl = Literal["none", "wrong-persona", "no-persona", "padded", "retest", "injected"]
-"""Why an answer is judged. "none": to score it. All others try the judge: the answer under another persona; an answer given
-without persona; the answer with empty words added; the same once more; with an instruction to the judge inside."""
+"""Why a judge scores an answer. "none" is the measurement itself. The others are controls, which test the judge:
+"wrong-persona" shows the answer under another persona, "no-persona" shows an answer given without persona, "padded" adds empty
+phrases to the answer, "retest" asks the same again, and "injected" adds an instruction to the judge to the answer."""
 
 
 class JudgeInputKey(NamedTuple):
-    """What is judged once by each judge."""
+    """Identifies one input of a judge; each judge scores it once.
+
+    `answered_by` is the persona that gave the answer (None: no persona); in a control it may differ from `persona_id`, the
+    persona that the judge is shown.
+    """
 
     control: JudgeControl
     persona_id: str
@@ -198,10 +210,10 @@ class JudgeInputKey(NamedTuple):
 
 
 class PlanRow(Record):
-    """One line of a plan: `rollouts` completions of these messages, in this group of this step.
+    """One row of a training plan: sample `rollouts` completions of these messages, in this group of this step.
 
-    With scope "group" a group is one row of G rollouts; with scope "rollout" it is G rows of one rollout each, which share the
-    question and differ in persona.
+    With scope "group" a group is one row of G rollouts. With scope "rollout" it is G rows of one rollout each, which share the
+    question; each row draws its own persona.
     """
 
     step: int = Field(ge=0)
@@ -216,12 +228,15 @@ class PlanRow(Record):
     messages: tuple[Message, ...]
     gold: str
     spare: bool = False
-    """Asked only in place of a group of its step whose rollouts all earned the same."""
+    """Sampled only to replace a group of the same step whose rollouts all earned the same reward (dynamic sampling)."""
     solution: str | None = None
 
 
 class Estimate(Record):
-    """A measured number: its value, 95 % interval and the number of units resampled. None where it cannot be computed."""
+    """A measured number: `value`, the 95 % interval from `low` to `high`, and the number `n` of resampled units.
+
+    `value` or the interval is None if it cannot be computed.
+    """
 
     value: float | None
     low: float | None = None
@@ -231,7 +246,7 @@ class Estimate(Record):
     @model_validator(mode="after")
     def _check_interval(self) -> "Estimate":
         if self.low is not None and self.high is not None and self.low > self.high:
-            raise ValueError(f"interval is upside down: low {self.low} > high {self.high}")
+            raise ValueError(f"the interval is reversed: low {self.low} > high {self.high}")
         return self
 
     def __str__(self) -> str:
@@ -241,16 +256,16 @@ class Estimate(Record):
         return f"{self.value:.3f}{interval}"
 
     def format_difference(self) -> str:
-        """As a difference: "+0.120 [+0.05, +0.19]"."""
+        """The estimate with signs: "+0.120 [+0.05, +0.19]"."""
         if self.value is None:
             return "–"
-        value = round(self.value, 9) + 0.0  # what a floating-point sum leaves of nothing has no sign
+        value = round(self.value, 9) + 0.0  # a sum that is zero but for rounding errors must not print as "-0.000"
         interval = "" if self.low is None or self.high is None else f" [{self.low:+.2f}, {self.high:+.2f}]"
         return f"{value:+.3f}{interval}".replace("-", "−")
 
 
 def require_unique(ids: Sequence[str], what: str) -> None:
-    """Raise ValueError naming the first id that occurs twice."""
+    """Raise ValueError naming the first id that occurs twice; `what` says in the message what the ids belong to."""
     seen: set[str] = set()
     for one in ids:
         if one in seen:

@@ -329,7 +329,7 @@ def deleted(path: Path) -> FileState | None:
 @pytest.mark.parametrize(
     ("patched", "by", "error"),
     [
-        ("permix.storage.jsonl.JsonlTail._whole", refused, "PermissionError: [Errno 13] Permission denied"),
+        ("permix.storage.jsonl.JsonlTail._read_whole_lines", refused, "PermissionError: [Errno 13] Permission denied"),
         ("permix.storage.jsonl.read_file_state", deleted, "FileNotFoundError: [Errno 2] No such file or directory"),
     ],
 )

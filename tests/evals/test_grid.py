@@ -208,7 +208,7 @@ def test_a_smaller_grid_owes_nothing_for_what_it_does_not_ask(tmp_path: Path) ->
 
 def test_a_model_that_passes_over_a_request_leaves_it_owed(tmp_path: Path) -> None:
     class Forgetful(ScriptedModel):
-        def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
+        def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
             yield from list(super().generate(requests, sampling))[:-2]
 
     model = Forgetful(answer)
@@ -218,7 +218,7 @@ def test_a_model_that_passes_over_a_request_leaves_it_owed(tmp_path: Path) -> No
 
 def test_answers_that_come_in_another_order_find_their_cells(tmp_path: Path) -> None:
     class Backwards(ScriptedModel):
-        def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
+        def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
             yield from list(super().generate(requests, sampling))[::-1]
 
     model = Backwards(answer)

@@ -292,14 +292,14 @@ def test_an_interviewer_that_never_asks_leaves_the_turns_owed_and_is_asked_anew_
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"interview": {"turns": 2}}, "turns = 2: nothing can be said of drift; give 3 or more"),
-        ({"interview": {"order": "written"}}, "interview.order: there is no interview without interview.turns"),
-        ({"interviewer": {"name": "bundled"}}, 'interviewer.name = "bundled": there is no interview without interview.turns'),
+        ({"interview": {"turns": 2}}, "turns = 2: too few to measure drift; give 3 or more"),
+        ({"interview": {"order": "written"}}, "interview.order: has no effect without interview.turns"),
+        ({"interviewer": {"name": "bundled"}}, 'interviewer.name = "bundled": has no effect without interview.turns'),
         (
             {"interview": {"turns": 3, "order": "written"}, "interviewer": {"name": "bundled"}},
-            'interviewer.name = "bundled": a model asks its own questions; leave interview.order out',
+            'interviewer.name = "bundled": the model asks its own questions; leave interview.order out',
         ),
-        ({"interview": {"turns": 3}, "n_questions": 12}, "n_questions = 12: means nothing with interview.turns"),
+        ({"interview": {"turns": 3}, "n_questions": 12}, "n_questions = 12: has no effect with interview.turns"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:

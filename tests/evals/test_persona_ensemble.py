@@ -213,7 +213,7 @@ def reply(body: Mapping[str, Any], nth: int = 0, headers: Mapping[str, str] | No
 
 
 def both(folder: Path, base_url: str, **fields: Any) -> StabilityConfig:
-    return stability_config(folder, base_url, strategy="persona-plus-neutral", **fields)
+    return stability_config(folder, base_url, strategy="persona-ensemble", **fields)
 
 
 def found_in(config: StabilityConfig) -> EnsembleSummary:
@@ -303,7 +303,7 @@ def test_an_answer_that_is_owed_holds_back_its_own_choice_alone(tmp_path: Path) 
     assert found_in(config).accuracy.value == pytest.approx(12 / 18)
 
 
-@pytest.mark.parametrize("empty_system_prompt", [False, True])
+@pytest.mark.parametrize("bare", [False, True])
 def test_the_choice_is_asked_without_persona_as_the_run_asks_without_one(bare: bool, tmp_path: Path) -> None:
     with openai_server(reply) as server:
         config = both(tmp_path, server.base_url)

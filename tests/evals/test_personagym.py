@@ -139,12 +139,12 @@ def test_questions_without_persona_are_spread_over_personas_and_tasks(n: int, tm
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"personas": {"pool": "my.csv"}}, "personas.pool = 'my.csv': means nothing with personagym"),
-        ({"personas": {"split": "all"}}, "personas.split = 'all': means nothing with personagym"),
+        ({"personas": {"pool": "my.csv"}}, "personas.pool = 'my.csv': has no effect with personagym"),
+        ({"personas": {"split": "all"}}, "personas.split = 'all': has no effect with personagym"),
         ({"personas": {"include": ["expert"]}}, r"personas.include = \('expert',\)"),
-        ({"n_questions": 10}, "n_questions = 10: means nothing"),
-        ({"reference": "runs/base"}, "reference = .*: means nothing"),
-        ({"interview": {"turns": 3}}, "interview.turns = 3: personagym asks questions of its own"),
+        ({"n_questions": 10}, "n_questions = 10: has no effect"),
+        ({"reference": "runs/base"}, "reference = .*: has no effect"),
+        ({"interview": {"turns": 3}}, "interview.turns = 3: personagym has its own questions"),
     ],
 )
 def test_what_means_nothing_here_is_refused(fields: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -110,19 +110,19 @@ def test_samples_differ_in_seed_and_are_averaged(tmp_path: Path) -> None:
     assert (summary.n_scored, summary.n_asked) == (36, 36)
 
 
-@pytest.mark.parametrize(("empty_system_prompt", "roles"), [(False, ["user"]), (True, ["system", "user"])])
-def test_bare_sends_an_empty_system_message_instead_of_none(empty_system_prompt: bool, roles: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bare", "roles"), [(False, ["user"]), (True, ["system", "user"])])
+def test_bare_sends_an_empty_system_message_instead_of_none(bare: bool, roles: list[str], tmp_path: Path) -> None:
     with openai_server(reply) as server:
         values = stability_values(tmp_path, server.base_url)
         config = build_config(
             StabilityConfig,
-            values | {"personas": values["personas"] | {"empty_system_prompt": empty_system_prompt}},
+            values | {"personas": values["personas"] | {"empty_system_prompt": bare}},
             source="test",
         )
         assert run_stability(config).baseline.value == 1.0
     sent = server.asked[0].body["messages"]
     assert [message["role"] for message in sent] == roles
-    assert sent[0]["content"] == ("" if empty_system_prompt else QUESTIONS[0])
+    assert sent[0]["content"] == ("" if bare else QUESTIONS[0])
     assert server.asked[6].body["messages"][0] == {"role": "system", "content": "You are a careful clerk."}
 
 

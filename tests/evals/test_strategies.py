@@ -30,7 +30,7 @@ TASK = TaskConfig(levels=("add-1",), n=6)
 QUESTIONS = [question.text for question in load_questions(TASK)[1]]
 CHOOSING = [question.text for question in load_questions(TASK.model_copy(update={"split": SELECTION_SPLIT, "n": 4}))[1]]
 NAMES = [name for name in STRATEGIES if name != "none"]
-CELLS = {"persona-search": 12 + 6 + 6, "persona-vote": 24, "persona-plus-neutral": 24 + 8}
+CELLS = {"persona-search": 12 + 6 + 6, "persona-vote": 24, "persona-ensemble": 24 + 8}
 """How many are asked in all, by `reply`."""
 
 
@@ -116,18 +116,18 @@ def test_a_plain_run_goes_on_as_a_vote_without_asking_anything(tmp_path: Path) -
     assert metrics["pss"] == summary.pss.model_dump(mode="json")
 
 
-def test_a_plain_run_goes_on_as_persona_plus_neutral_with_the_choices_alone(tmp_path: Path) -> None:
+def test_a_plain_run_goes_on_as_persona_ensemble_with_the_choices_alone(tmp_path: Path) -> None:
     with openai_server(reply) as server:
         run_stability(stability_config(tmp_path, server.base_url))
-        run_stability(strategic(tmp_path, server.base_url, "persona-plus-neutral"))
-        assert len(server.asked) == CELLS["persona-plus-neutral"]
+        run_stability(strategic(tmp_path, server.base_url, "persona-ensemble"))
+        assert len(server.asked) == CELLS["persona-ensemble"]
 
 
 @pytest.mark.parametrize(
     ("first", "second", "words"),
     [
         ("persona-vote", "none", "this run was made with strategy = 'persona-vote', not None"),
-        ("persona-vote", "persona-plus-neutral", "strategy = 'persona-vote', not 'persona-plus-neutral'"),
+        ("persona-vote", "persona-ensemble", "strategy = 'persona-vote', not 'persona-ensemble'"),
         ("persona-search", "persona-vote", "strategy = 'persona-search', not 'persona-vote'"),
         ("none", "persona-search", "strategy = None, not 'persona-search'"),
     ],
@@ -162,8 +162,8 @@ COMMAND = [sys.executable, "-c", "import sys; from permix.cli import main; main(
         ("persona-search", 14),  # asking without persona
         ("persona-search", 22),  # asking as the chosen one
         ("persona-vote", 9),
-        ("persona-plus-neutral", 23),
-        ("persona-plus-neutral", 30),  # asking to choose
+        ("persona-ensemble", 23),
+        ("persona-ensemble", 30),  # asking to choose
     ],
 )
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(strategy: str, at: int, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_flag_chooses_the_strategy_and_a_wrong_one_says_what_there_is(capsys: 
     with pytest.raises(SystemExit) as ended:
         cli.parse_config("stability", StabilityConfig, ["--strategy", "persona-veto"])
     assert ended.value.code == 2
-    assert "persona-plus-neutral" in capsys.readouterr().err
+    assert "persona-ensemble" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("strategy", NAMES)
@@ -247,7 +247,7 @@ def test_a_real_model_in_this_process(strategy: str, tiny_model: Path, tmp_path:
     assert cli.run_cli(["stability", str(file)]) == 0
     found = measure_strategy(tmp_path / "run")
     assert found is not None
-    assert found.n_scored == found.n_asked == (8 if strategy == "persona-plus-neutral" else 4)
+    assert found.n_scored == found.n_asked == (8 if strategy == "persona-ensemble" else 4)
     assert found.tokens_per_answer is not None
     assert found.tokens_per_answer.prompt_tokens > 0
     assert found.token_ratio is not None

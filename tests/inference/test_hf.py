@@ -120,7 +120,7 @@ def test_a_prompt_too_long_fails_its_own_cell_only(model: HFModel) -> None:
     assert isinstance(second, Failure)
     assert second.type == "PromptTooLong"
     tokens = len(encode_chat(model.tokenizer, long.messages))
-    assert second.message == f"the prompt has {tokens} tokens; 496 fit beside 16 new ones"
+    assert second.message == f"the prompt has {tokens} tokens; the model takes at most 496 with max_new_tokens = 16"
 
 
 @pytest.mark.parametrize(

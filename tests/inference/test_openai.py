@@ -415,10 +415,10 @@ from permix.config import ModelConfig
 from permix.inference.openai import OpenAIModel
 from permix.types import Request, Sampling
 model = OpenAIModel(ModelConfig(name="test", backend="openai", base_url=sys.argv[1], timeout_s=60))
-model.check()
+model.check_endpoint()
 threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 try:
-    list(model.complete([Request(({"role": "user", "content": "q"},), 0)] * 50, Sampling()))
+    list(model.generate([Request(({"role": "user", "content": "q"},), 0)] * 50, Sampling()))
 except KeyboardInterrupt:
     sys.exit(8 if "permix-background" in [thread.name for thread in threading.enumerate()] else 7)
 """
@@ -433,7 +433,7 @@ from permix.config import ModelConfig
 from permix.inference.openai import OpenAIModel
 from permix.types import Request, Sampling
 model = OpenAIModel(ModelConfig(name="test", backend="openai", base_url=sys.argv[1]))
-answers = model.complete([Request(({"role": "user", "content": "q"},), 0)] * 50, Sampling())
+answers = model.generate([Request(({"role": "user", "content": "q"},), 0)] * 50, Sampling())
 next(answers)
 sys.modules["kept"] = answers
 """

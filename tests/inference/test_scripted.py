@@ -35,7 +35,7 @@ def test_list_is_used_up_over_calls_and_then_raises() -> None:
     model = ScriptedModel(["a", "b"], name="short")
     assert texts(model.generate(ask("x"), Sampling())) == ["a"]
     assert texts(model.generate(ask("y"), Sampling())) == ["b"]
-    with pytest.raises(IndexError, match="'short' was asked 3 times; its script has 2 replies"):
+    with pytest.raises(IndexError, match="'short' got 3 requests; its script has 2 replies"):
         list(model.generate(ask("z"), Sampling()))
 
 

@@ -160,11 +160,11 @@ def test_of_several_filters_metrics_and_tasks_one_is_chosen_by_name(tmp_path: Pa
 
 def test_what_would_do_nothing_is_refused(tmp_path: Path) -> None:
     given = recorded(tmp_path, "none", "pirate")
-    with pytest.raises(ConfigError, match=r"answer = 'number': every answer is judged anew; leave metric and filter out"):
+    with pytest.raises(ConfigError, match=r"answer = 'number': permix scores every answer again; leave metric and filter out"):
         import_run(importing(tmp_path, given, answer="number"))
     with pytest.raises(ConfigError, match=r"lm_eval, inspect: give the logs of one of the two"):
         import_run(importing(tmp_path, []))
-    with pytest.raises(ConfigError, match=r"nobody was asked as a persona"):
+    with pytest.raises(ConfigError, match=r"no log has a persona: name the persona of a log with NAME=PATH"):
         import_run(importing(tmp_path, given[:1]))
 
 
@@ -256,7 +256,9 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     again.write_text("")
     with pytest.raises(DataError, match=r"holds 2 runs of sums: .*; give one file"):
         import_run(importing(tmp_path, given))
-    with pytest.raises(DataError, match=r"results_2026-11-24T16-04-44.154027.json: no such file; it says which model was asked"):
+    with pytest.raises(
+        DataError, match=r"results_2026-11-24T16-04-44.154027.json: no such file; it names the model and its settings"
+    ):
         import_run(importing(tmp_path, [f"none={again}", given[1]]))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: holds no samples_TASK_DATE.jsonl; the harness writes it with --log_samples"):
@@ -294,7 +296,7 @@ def test_the_command_imports_reports_and_says_what_is_wrong(tmp_path: Path, caps
     assert "permix import: " in capsys.readouterr().err
     assert cli.run_cli(["import", "--lm-eval", *given, "--filter", "flexible-extract", "--label", "smol", *out]) == 0
     shown = capsys.readouterr()
-    assert "imported 24 answers: 3 personas × 6 questions × 1" in shown.err
+    assert "imported 24 answers: 3 personas × 6 questions × 1 samples" in shown.err
     assert "18 of 18" in shown.out
     assert (tmp_path / "run" / "report" / "report.md").exists()
     assert cli.run_cli(["compare", str(tmp_path / "run"), str(tmp_path / "run")]) == 0

@@ -72,10 +72,10 @@ def test_questions_that_were_to_be_answered_are_missing_without_an_answer(tmp_pa
     assert sorted(texts.values())[0] == "a 40-year-old baker from Lyon, who sings"
     assert {item.persona for item in read_judge_inputs(tmp_path / "run")} == set(texts.values()) - {"a nurse"}
     put(folder / f"{DIVER}_qa.json", {"Toxicity": [["Who asked you?", "Nobody."]]})
-    with pytest.raises(DataError, match=r"task 'Toxicity Control', answer 1: question 'Who asked you\?' is none of .*gym"):
+    with pytest.raises(DataError, match=r"task 'Toxicity Control', answer 1: question 'Who asked you\?' is not in .*gym"):
         imported(tmp_path, folder, personagym_questions=str(gym))
     (folder / f"{DIVER}_qa.json").rename(folder / "A clown_qa.json")
-    with pytest.raises(DataError, match=r"A clown_qa\.json: no persona of .*gym is called so"):
+    with pytest.raises(DataError, match=r"A clown_qa\.json: .*gym has no persona of that name"):
         imported(tmp_path, folder, personagym_questions=str(gym))
 
 
@@ -87,7 +87,7 @@ def test_questions_that_were_to_be_answered_are_missing_without_an_answer(tmp_pa
         ({"Toxicity": [["Who?"]]}, r"answer 1 = \['Who\?'\]: must be \[question, answer\]"),
         ({"Toxicity": [["Who?", 5]]}, r"must be \[question, answer\], two texts"),
         ({"Toxicity": [["", "I."]]}, "answer 1: question = '': must be a text that is not empty"),
-        ({"Toxicity": [["Who?", "I."], ["Who?", "You."]]}, "answer 2: question 'Who.' is answered before"),
+        ({"Toxicity": [["Who?", "I."], ["Who?", "You."]]}, "answer 2: question 'Who.' has an answer already"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_named_and_nothing_is_written(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_what_is_wrong_with_a_file_is_named_and_nothing_is_written(changes: dict
 
 
 def test_what_means_nothing_with_it_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="metric = 'acc': means nothing with personagym"):
+    with pytest.raises(ConfigError, match="metric = 'acc': has no effect with personagym"):
         imported(tmp_path, results(tmp_path / "gpt"), metric="acc")
     with pytest.raises(ConfigError, match="personagym_questions = gym: give personagym, the folder of answers, too"):
         build_config(ImportConfig, {"personagym_questions": "gym"}, source="test")

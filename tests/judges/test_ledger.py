@@ -16,7 +16,7 @@ def call(score: int | None = None, prompt: str = "p", attempt: int = 0, **fields
     key = {"persona_id": "sailor", "answered_by": "sailor", "question_id": "q1", "rubric": "In Character"}
     error = None if score else "no score"
     return Judgement.model_validate(
-        key | {"attempt": attempt, "seed": 1, "prompt": prompt, "score": score, "error": error} | fields
+        key | {"attempt": attempt, "seed": 1, "prompt_hash": prompt, "score": score, "error": error} | fields
     )
 
 

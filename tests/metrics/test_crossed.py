@@ -215,9 +215,9 @@ def test_a_wording_goes_by_its_name_however_it_is_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"templates": ["adopt"]}, "give two or more to cross, or this one as personas.template"),
-        ({"templates": ["adopt", "you_are"], "strategy": "persona-vote"}, 'strategy = "persona-vote" asks in one wording'),
-        ({"templates": ["adopt", "you_are"], "personas": {"template": "adopt"}}, "templates are asked in its place"),
+        ({"templates": ["adopt"]}, "give two or more, or this one as personas.template"),
+        ({"templates": ["adopt", "you_are"], "strategy": "persona-vote"}, 'strategy = "persona-vote" uses one template'),
+        ({"templates": ["adopt", "you_are"], "personas": {"template": "adopt"}}, "templates replace it"),
     ],
 )
 def test_what_does_not_go_together_is_refused(fields: dict[str, Any], said: str) -> None:

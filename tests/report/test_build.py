@@ -356,13 +356,13 @@ def test_a_strategy_stands_beside_plain_stability_of_the_same_label(tmp_path: Pa
 
 def test_a_run_that_asked_the_whole_grid_stands_for_plain_stability_too(tmp_path: Path) -> None:
     choice = cell(None, 99, "A").model_copy(update={"question_id": 'choice:["p0", "q4"]', "verdict": None})
-    both = strategy_run(tmp_path / "both", "RLVR", "persona-plus-neutral", [choice])
+    both = strategy_run(tmp_path / "both", "RLVR", "persona-ensemble", [choice])
     plain = strategy_run(tmp_path / "plain", "base", "none")
     base, other = build_report([plain, both], tmp_path / "out")
     assert base.pss == other.pss
     report = (tmp_path / "out" / "report.md").read_text()
     assert "do not compare" not in report  # its choices are no questions of the evaluation
-    assert "RLVR with persona-plus-neutral" in report
+    assert "RLVR with persona-ensemble" in report
     assert json.loads((tmp_path / "out" / "table.json").read_text())["comparisons"][0]["pss"]["value"] == 0.0
 
 

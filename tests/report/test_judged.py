@@ -29,7 +29,7 @@ Score = Callable[[JudgeInput], int | None]
 def by_hand() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         for module in (results, report_judged):
-            patch.setattr(module, "read_items", read_items)
+            patch.setattr(module, "read_judge_inputs", read_items)
         yield
 
 

@@ -25,8 +25,8 @@ class Told(RunIndex):
     """Two runs, without any run directory."""
 
     def __init__(self) -> None:
-        self.told = [{"label": name, "kind": "stability", "command": EVIL} for name in ("base", EVIL)]
-        self._place = {SourceRun("base", "stability"): 0, SourceRun(EVIL, "stability"): 1}
+        self.facts = [{"label": name, "kind": "stability", "command": EVIL} for name in ("base", EVIL)]
+        self._index_of = {SourceRun("base", "stability"): 0, SourceRun(EVIL, "stability"): 1}
 
 
 def document() -> Document:
@@ -55,8 +55,8 @@ def document() -> Document:
 def written(folder: Path, **more: Any) -> str:
     (folder / "learnt.png").write_bytes(PNG)
     options: dict[str, Any] = {
-        "charts": {"tradeoff": {"x": EVIL}}, "models": model_looks(styles_for(["base"]), {}), "runs": Told(),
-        "tags": {"sailor": ["sea", EVIL]}, "cells": {"grids": {"base": {}}, "sheets": [{}]},
+        "charts": {"tradeoff": {"x": EVIL}}, "looks_of_models": model_looks(styles_for(["base"]), {}), "runs": Told(),
+        "tags": {"sailor": ["sea", EVIL]}, "transcripts": {"grids": {"base": {}}, "sheets": [{}]},
     }  # fmt: skip
     write_page(folder / "index.html", document(), **(options | more))
     return (folder / "index.html").read_text()
@@ -121,7 +121,7 @@ def test_a_chart_is_shown_once_and_a_figure_without_one_is_a_picture(tmp_path: P
 def test_without_transcripts_a_section_keeps_its_parts(tmp_path: Path) -> None:
     for file in ("heatmap-1.png", "heatmap-2.png"):
         (tmp_path / file).write_bytes(PNG)
-    page = written(tmp_path, cells={"grids": {}, "sheets": []})
+    page = written(tmp_path, transcripts={"grids": {}, "sheets": []})
     assert "only on paper" in page
     assert 'data-chart="grid"' not in page
 

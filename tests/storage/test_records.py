@@ -133,8 +133,8 @@ def test_what_was_appended_is_there_before_the_run_is_closed(tmp_path: Path) -> 
 def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from permix.config import StabilityStage; from permix.storage.run_dir import RunDir\n"
-        "with RunDir.open(Path(sys.argv[1]), StabilityStage(label='base'), {'model': 'abc', 'seed': 0}):\n"
+        "from permix.config import StabilityConfig; from permix.storage.run_dir import RunDir\n"
+        "with RunDir.open(Path(sys.argv[1]), StabilityConfig(label='base'), {'model': 'abc', 'seed': 0}):\n"
         "    print('open', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
@@ -163,7 +163,7 @@ def test_one_process_cannot_open_a_run_twice(tmp_path: Path) -> None:
         ({"model": "abd", "seed": 0}, "model = 'abc', not 'abd'"),
         ({"model": "abc", "seed": 1}, "seed = 0, not 1"),
         ({"model": "abc"}, "seed = 0, not None"),
-        ({"model": "abc", "seed": 0, "empty_system_prompt": True}, "bare = None, not True"),
+        ({"model": "abc", "seed": 0, "empty_system_prompt": True}, "empty_system_prompt = None, not True"),
     ],
 )
 def test_another_identity_is_refused_by_name_and_both_values(other: dict[str, Any], named: str, tmp_path: Path) -> None:

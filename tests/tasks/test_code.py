@@ -323,5 +323,6 @@ def test_a_plan_whose_questions_have_other_tests_by_now_is_refused(tmp_path: Pat
     rows = write(tmp_path / "rows.jsonl", *({**row, "split": "train"} for row in (OWN_PROGRAM, OWN_FUNCTION)))
     stage = planned(tmp_path, rows)
     write(rows, *({**row, "split": "train"} for row in (OWN_PROGRAM, {**OWN_FUNCTION, "tests": [{"args": [1, 2], "output": 4}]})))
-    with pytest.raises(DataError, match=r"rows\.jsonl: has not the tests any more that the plan's code:\w+ was made with"):
+    message = r"rows\.jsonl: no longer has the tests of the plan's question code:\w+; make the plan again with `permix plan`"
+    with pytest.raises(DataError, match=message):
         load_or_build_plan(stage)

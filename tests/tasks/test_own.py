@@ -46,8 +46,8 @@ def test_answer_names_the_task(tmp_path: Path) -> None:
     [
         ({"answer": "exact"}, 'path is missing: name = "own-exact"'),
         ({"name": "own-math"}, "path is missing"),
-        ({"name": "gsm8k", "answer": "exact", "path": "x"}, 'answer = "exact": is for your own questions'),
-        ({"name": "own-math", "answer": "exact", "path": "x"}, 'answer = "exact": is for your own questions'),
+        ({"name": "gsm8k", "answer": "exact", "path": "x"}, 'answer = "exact": applies to your own questions only'),
+        ({"name": "own-math", "answer": "exact", "path": "x"}, 'answer = "exact": applies to your own questions only'),
         ({"answer": "regex", "path": "x"}, "Input should be"),
     ],
 )

@@ -1,22 +1,32 @@
 """What all tasks share: one verification, sides by content, and a choice that does not depend on file order."""
 
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import permix
+from permix import cli
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
-from permix.tasks import TASKS, load_questions
-from permix.tasks.base import dev_or_train, select_questions, split_of_content, verify_completion
+from permix.evals.stability import measure_stability
+from permix.storage.cells import read_cells
+from permix.tasks import TASKS, find_task, load_questions
+from permix.tasks.base import Task, dev_or_train, select_questions, split_of_content, verify_completion
 from permix.tasks.contamination import check_contamination
 from permix.types import SPLITS, Question, Verdict
 from permix.verification.math_verifier import Verifier
+from tests.sample_runs import asked_as, asked_what, stability_values, toml
+from tests.servers import openai_server
 
 TEN = [Question(id=f"q{i}", task="gsm8k", text=f"Question {i}?", gold=str(i)) for i in range(10)]
 
@@ -25,9 +35,30 @@ def gsm8k(**fields: object) -> TaskConfig:
     return TaskConfig.model_validate({"name": "gsm8k", **fields})
 
 
-def test_the_registry_holds_every_task_that_a_config_can_name() -> None:
-    assert set(TASKS) == set(TaskConfig.model_json_schema()["properties"]["name"]["enum"])
+def offered_tasks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The values of --task.name that `permix stability --help` lists."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.run_cli(["stability", "--help"])
+    listed = re.search(r"--task\.name\{(.*?)\}", re.sub(r"[\s│]+", "", capsys.readouterr().out))
+    assert listed is not None
+    return listed[1].split(",")
+
+
+def test_the_registry_holds_every_task_that_a_config_can_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert offered_tasks(capsys, monkeypatch) == list(TASKS)
     assert all(task.name == name for name, task in TASKS.items())
+
+
+@pytest.mark.parametrize(("name", "words"), [("gsm9k", "; did you mean gsm8k?"), ("zzz", "own-choice")])
+def test_an_unknown_name_is_refused_with_the_nearest_one_that_there_is(name: str, words: str) -> None:
+    for look_up in (lambda: find_task(name), lambda: load_questions(TaskConfig(name=name))):
+        with pytest.raises(ConfigError) as caught:
+            look_up()
+        assert str(caught.value).startswith(f"task.name = '{name}': must be one of arithmetic, gsm8k, math500, ")
+        assert str(caught.value).endswith(words)
 
 
 def test_load_questions_gives_the_task_and_its_questions() -> None:
@@ -157,3 +188,61 @@ def test_a_wording_of_ones_own_changes_the_prompt_its_identity_and_nothing_else(
     assert (task.extract_answer("so it is 12"), task.name) == ("12", plain.name)
     with pytest.raises(ValidationError, match=r"has no \{question\} in it, so nothing would be asked"):
         TaskConfig(prompt_template="What?")
+
+
+# A task of one's own, added as CONTRIBUTING.md says: its file, and its line in `TASKS`
+
+
+def parity_questions(config: TaskConfig) -> tuple[Question, ...]:
+    numbers = [Question(id=f"parity:{n}", task="parity", text=f"Is {n} odd?", gold="yes" if n % 2 else "no") for n in range(40)]
+    return select_questions((one for one in numbers if split_of_content(one.content_hash) == config.split), config)
+
+
+PARITY = Task(
+    name="parity",
+    prompt_template="{question} Say yes or no.",
+    questions=parity_questions,
+    extract_unboxed=lambda completion: completion.strip(". ").lower() or None,
+    answers_match=lambda answer, gold: answer == gold,
+)
+
+
+def say_parity(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> str:
+    """Right without persona, and "Yes." under any."""
+    number = int(re.findall(r"\d+", asked_what(body))[0])
+    return "Yes." if asked_as(body) or number % 2 else "No."
+
+
+def test_a_new_task_is_one_file_and_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setitem(TASKS, "parity", PARITY)
+    assert offered_tasks(capsys, monkeypatch) == list(TASKS)
+    path = tmp_path / "config.toml"
+    with openai_server(say_parity) as server:
+        path.write_text(toml(stability_values(tmp_path, server.base_url, task={"name": "parity", "n": 8})))
+        assert cli.run_cli(["check", str(path)]) == 0
+        assert cli.run_cli(["stability", str(path)]) == 0
+        assert len(server.asked) == 4 * 8
+        path.write_text(toml(stability_values(tmp_path, server.base_url, out=str(tmp_path / "flagged"))))
+        assert cli.run_cli(["stability", str(path), "--task.name", "parity", "--task.levels", "--task.n", "8"]) == 0
+    n_odd = sum(question.gold == "yes" for question in parity_questions(TaskConfig(name="parity", n=8)))
+    for run in ("run", "flagged"):
+        found = measure_stability(tmp_path / run)
+        assert (found.baseline.value, found.mean.value) == (1.0, n_odd / 8)
+        assert {cell.messages[-1]["content"][-15:] for cell in read_cells(tmp_path / run / "records.jsonl").values()} == {
+            " Say yes or no."
+        }
+    path.write_text(toml(stability_values(tmp_path, "http://127.0.0.1:1/v1", task={"name": "partiy"})))
+    assert cli.run_cli(["stability", str(path)]) == 2
+    assert f"{path}: task.name = 'partiy': must be one of arithmetic," in capsys.readouterr().err
+
+
+def test_no_other_folder_names_a_task() -> None:
+    """Names that are words of other things too are left out; "arithmetic" is the default of `TaskConfig`."""
+    names = set(TASKS) - {"arithmetic", "math", "code"}
+    quoted = re.compile("|".join(f"[\"']{name}[\"']" for name in names))
+    source = Path(permix.__file__).parent
+    found = {path.relative_to(source).parts[0] for path in source.rglob("*.py") if quoted.search(path.read_text("utf-8"))}
+    assert found == {"tasks"}

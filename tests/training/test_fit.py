@@ -89,7 +89,8 @@ def test_a_persona_in_the_users_message_cannot_be_left_out_of_it() -> None:
         row = plan_of().rows[0].model_copy(update={"persona_id": "sailor", "messages": messages})
         plan = Plan((row.model_copy(update={"rollouts": 4}),), {})
         check_plan(plan, OptimConfig())
-        with pytest.raises(ConfigError, match=r'anchor = "no-persona": persona sailor of step 0 stands in the user\'s message'):
+        refused = r'kl_reference_prompt = "no-persona": persona sailor of step 0 stands in the user\'s message'
+        with pytest.raises(ConfigError, match=refused):
             check_plan(plan, OptimConfig(kl_reference_prompt="no-persona"))
 
 
@@ -194,7 +195,7 @@ def test_refusals_come_before_anything_is_loaded_or_written(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("something was loaded")
 
-    for name in ("load_tokenizer", "folder_fingerprint", "_learn"):
+    for name in ("load_tokenizer", "folder_fingerprint", "_train_and_save"):
         monkeypatch.setattr(train, name, never)
     for key, value in environment("zero3").items():
         monkeypatch.setenv(key, value)

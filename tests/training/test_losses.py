@@ -13,7 +13,7 @@ losses = partial(token_losses, clip_low=0.2, clip_high=0.3)
 
 def test_weights_of_the_four_averages_by_hand() -> None:
     # Two live rollouts of 2 and 4 tokens, in a step of 4 rollouts and 10 tokens, at most 5 tokens long.
-    sizes = {"rows": 4, "tokens": 10, "longest": 5}
+    sizes = {"n_rollouts": 4, "n_tokens": 10, "max_tokens": 5}
     assert token_weights("grpo", [2, 4], **sizes) == [1 / 8, 1 / 16]
     assert token_weights("dapo", [2, 4], **sizes) == [1 / 10] * 2
     assert token_weights("bnpo", [2, 4], **sizes) == [1 / 10] * 2

@@ -161,13 +161,13 @@ def test_import_is_light() -> None:
     ],
 )
 def test_more_than_the_dev_side_has_is_refused(settings: dict[str, int], message: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^\[probe\] asks the dev side: {message}"):
+    with pytest.raises(ConfigError, match=rf"^\[dev_eval\] asks the dev side: {message}"):
         probe_of(stage(dev_eval=probing(**settings)))
 
 
 def test_a_pool_without_a_dev_side_is_refused(tmp_path: Path) -> None:
     pool = PersonasConfig(pool=str(write_pool(tmp_path / "pool.toml")), split="all")
-    with pytest.raises(ConfigError, match=r"\[probe\] asks the dev side: split = 'dev': no persona of 4 stands on that side"):
+    with pytest.raises(ConfigError, match=r"\[dev_eval\] asks the dev side: split = 'dev': no persona of 4 stands on that side"):
         probe_of(stage(personas=pool))
 
 
@@ -236,9 +236,9 @@ def test_sections_that_are_not_those_of_the_plan_file_are_refused(sections: Any,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"select": "best"}, r"every = 0: select = \"best\" and patience need probes"),
+        ({"select": "best"}, r"every = 0: select = \"best\" and patience need dev evaluations"),
         ({"patience": 2}, "give dev_eval.every = 10"),
-        ({"every": 5, "characters": 1}, "one voice cannot be told from another"),
+        ({"every": 5, "characters": 1}, "identifiability compares personas"),
         ({"every": 5, "characters": 0}, "take worst, mean or pss"),
         ({"every": 5, "metric": "best"}, "dev_eval.metric = 'best'"),
         ({"every": 5, "roleplay_questions": 9}, "dev_eval.roleplay_questions = 9"),
@@ -246,7 +246,7 @@ def test_sections_that_are_not_those_of_the_plan_file_are_refused(sections: Any,
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
     class Holder(ConfigSection):
-        probe: DevEvalConfig = DevEvalConfig()
+        dev_eval: DevEvalConfig = DevEvalConfig()
 
     with pytest.raises(ConfigError, match=message):
         build_config(Holder, {"dev_eval": settings}, source="test")

@@ -78,7 +78,7 @@ model.name = {json.dumps(str(tiny_model))}
 task = {{ split = "train", levels = ["add-1", "sub-1"], n = 20 }}
 personas = {{ split = "train", n = 4 }}
 plan = {{ steps = 4, questions_per_step = 2, group_size = 16 }}
-train = {{ lr = 1e-2, max_new_tokens = 6, micro_tokens = 256, precision = "float32", save_every = 2, samples_every = 2 }}
+train = {{ lr = 1e-2, max_new_tokens = 6, microbatch_tokens = 256, precision = "float32", save_every = 2, samples_every = 2 }}
 [dev_eval]
 every = 2
 personas = 3
@@ -485,7 +485,8 @@ def files(out: Path) -> list[str]:
 
 def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     config = stage(tiny_model, tmp_path / "run", {"max_new_tokens": 500})
-    with pytest.raises(ConfigError, match=r"probe.max_new_tokens = 500: .* reads 512; give probe.max_new_tokens = \d+ or less"):
+    refused = r"dev_eval.max_new_tokens = 500: .* reads 512; give dev_eval.max_new_tokens = \d+ or less"
+    with pytest.raises(ConfigError, match=refused):
         run_training(config)
     assert not (tmp_path / "run" / "dev_eval.jsonl").exists()
     probe = build_dev_eval(
@@ -497,7 +498,7 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(tiny_model: Path
 
 def test_another_probe_in_its_folder_is_refused(tiny_model: Path, probed: Path) -> None:
     for other in ({"every": 3}, None):
-        with pytest.raises(ConfigError, match="this run was made with probe = "):
+        with pytest.raises(ConfigError, match="this run was made with dev_eval = "):
             run_training(stage(tiny_model, probed, other))
 
 
@@ -509,7 +510,7 @@ def trained(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "plan.steps": 2, "plan.questions-per-step": 2, "plan.group-size": 8, "train.max-new-tokens": 6, "train.lr": 0.01,
         "train.precision": "float32",
         "dev_eval.every": 1, "dev_eval.personas": 2, "dev_eval.questions": 5, "dev_eval.characters": 2, "dev_eval.select": "best",
-        "probe.roleplay-max-new-tokens": 6, "dev_eval.patience": 5,
+        "dev_eval.roleplay-max-new-tokens": 6, "dev_eval.patience": 5,
     }  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     assert cli.run_cli(["train", *words]) == 0

@@ -74,9 +74,9 @@ def config(tiny_model: Path, tmp_path: Path) -> Path:
         task = {{ split = "train", levels = ["sub-1"], n = 20 }}
         personas = {{ split = "train", n = 4 }}
         plan = {{ steps = 3, questions_per_step = 4, group_size = 8, mix = 0.6 }}
-        train = {{ lr = 1e-2, max_new_tokens = 6, micro_tokens = 256, precision = "float32", save_every = 2, samples_every = 2 }}
+        train = {{ lr = 1e-2, max_new_tokens = 6, microbatch_tokens = 256, precision = "float32", save_every = 2, samples_every = 2 }}
         character = {{ personas = 2, questions = 3, max_new_tokens = 6, replay_answers = 3 }}
-        """
+        """  # noqa: E501
     )
     return path
 
@@ -308,7 +308,7 @@ def test_ctrl_c_ends_all_and_the_run_goes_on(config: Path, tiny_model: Path, tmp
         found = ended(tmp_path / "team", running)
     assert [end.code for end in found] == [130, 130], found
     (said,) = messages([Ended(end.code, end.said.strip()) for end in found])
-    assert said == "permix train: interrupted; what was done is kept, run the same command to go on"
+    assert said == "permix train: interrupted; finished work is saved, run the same command again to continue"
     done = len(read_training_log(tmp_path / "run" / "log.jsonl"))
     assert 3 <= done < 30
     assert team(tmp_path / "again", *argv)[0].code == 0

@@ -62,12 +62,12 @@ class Watched(PlanSFTTrainer):
 
 
 def trainer_of(
-    tiny_model: Path, out: Path, steps: Sequence[Sequence[SFTExample]], micro_tokens: int = 256, config: OptimConfig = QUICK
+    tiny_model: Path, out: Path, steps: Sequence[Sequence[SFTExample]], microbatch_tokens: int = 256, config: OptimConfig = QUICK
 ) -> tuple[Watched, Notes]:
     torch.set_num_threads(1)
     notes = Notes()
     trainer = Watched(
-        steps=steps, microbatch_tokens=micro_tokens, recorder=notes, args=sft_arguments(config, len(steps), out),
+        steps=steps, microbatch_tokens=microbatch_tokens, recorder=notes, args=sft_arguments(config, len(steps), out),
         model=load_causal_lm(str(tiny_model), torch.float32, "cpu").train(), processing_class=load_tokenizer(str(tiny_model)),
     )  # fmt: skip
     return trainer, notes
@@ -138,7 +138,7 @@ def test_micro_batches_leave_out_nothing_but_padding() -> None:
     assert parts[0]["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
-@pytest.mark.parametrize("microbatch_tokens", [1, 60, 120, 1000])
+@pytest.mark.parametrize("micro_tokens", [1, 60, 120, 1000])
 def test_loss_and_gradient_are_those_of_the_completions_alone(tiny_model: Path, tmp_path: Path, micro_tokens: int) -> None:
     trainer, _ = trainer_of(tiny_model, tmp_path, [STEP], micro_tokens)
     inputs = trainer.data_collator([trainer.train_dataset[0]])

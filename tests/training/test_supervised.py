@@ -268,7 +268,7 @@ def test_a_self_teachers_first_samples_are_the_rollouts_that_rl_begins_with(tiny
 
 
 SAVED = "transformers.trainer_callback:TrainerState.save_to_json"
-STEP = "permix.training.run_log:MetricsLogger.step"
+STEP = "permix.training.run_log:MetricsLogger.log_metrics"
 LEARNING = [
     Moment(STEP, 1),
     Moment(SAVED, 1, torn=True),

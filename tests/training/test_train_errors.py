@@ -138,7 +138,7 @@ def test_a_full_disk_elsewhere_is_one_line_and_exit_code_1(
 class Mortal(SymbolicWorker):
     """Dies of some answers, in the middle of the check."""
 
-    def ask(self, answer: str, gold: str) -> dict[str, Any]:
+    def check(self, answer: str, gold: str) -> dict[str, Any]:
         if answer in ("1", "3"):
             self._process.kill()
         return super().check(answer, gold)

@@ -332,8 +332,8 @@ def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
         task = {{ split = "train", levels = ["sub-1"], n = 20 }}
         personas = {{ split = "train", n = 4 }}
         plan = {{ steps = 4, questions_per_step = 2, group_size = 16 }}
-        train = {{ lr = 1e-2, max_new_tokens = 6, micro_tokens = 256, precision = "float32", save_every = 2, samples_every = 2 }}
-        """
+        train = {{ lr = 1e-2, max_new_tokens = 6, microbatch_tokens = 256, precision = "float32", save_every = 2, samples_every = 2 }}
+        """  # noqa: E501
     )
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert command("train", str(config), "--out", str(undisturbed), *settings) == 0
@@ -381,8 +381,8 @@ def test_a_run_killed_amid_the_steps_of_a_generation_ends_where_an_undisturbed_o
         personas = {{ split = "train", n = 4 }}
         plan = {{ steps = 3, questions_per_step = 2, group_size = 16 }}
         character = {{ personas = 2, questions = 2, max_new_tokens = 6, replay_answers = 3 }}
-        train = {{ lr = 1e-2, max_new_tokens = 6, micro_tokens = 256, precision = "float32", iterations = 3, save_every = 2 }}
-        """
+        train = {{ lr = 1e-2, max_new_tokens = 6, microbatch_tokens = 256, precision = "float32", updates_per_rollout = 3, save_every = 2 }}
+        """  # noqa: E501
     )
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert command("train", str(config), "--out", str(undisturbed), *settings) == 0

@@ -1,7 +1,8 @@
-"""Every configuration class: declared once, frozen, importable without torch.
+"""The configuration classes: each option is declared once. Importing this package does not import torch.
 
-A stage's configuration is one class made of sections; a TOML file mirrors it (`[train] lr = 1e-5`), a flag names the same field
-(`--train.lr 1e-5`), and the resolved whole is written to the run directory. Unknown keys are refused with the nearest known one.
+The configuration of a stage is one frozen class made of sections. A TOML file mirrors it (`[train] lr = 1e-5`), a flag names the
+same field (`--train.lr 1e-5`), and the resolved configuration is written to the run directory. Unknown keys are refused, naming
+the nearest known key. Attribute docstrings are the help texts of `permix VERB --help`.
 """
 
 from permix.config.base import (
@@ -13,6 +14,8 @@ from permix.config.base import (
     read_config_values,
 )
 from permix.config.data import (
+    BACKENDS,
+    BackendCapabilities,
     InterviewConfig,
     InterviewerConfig,
     JudgeModelConfig,
@@ -64,6 +67,7 @@ from permix.config.training import (
 )
 
 __all__ = [
+    "BACKENDS",
     "CONFIGS_BY_STAGE",
     "CONFIG_SUFFIXES",
     "DEFAULT_MIX",
@@ -72,6 +76,7 @@ __all__ = [
     "RUNTIME_ONLY_FIELDS",
     "SUPERVISED_METHODS",
     "AnyConfig",
+    "BackendCapabilities",
     "CharacterConfig",
     "CompareConfig",
     "ConfigSection",

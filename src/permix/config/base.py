@@ -1,6 +1,6 @@
-"""What every configuration class is built on.
+"""The base of every configuration class, and the reading of configuration files.
 
-From a file's content to a stage, with errors that name the field, the value and what would be valid.
+Errors name the file, the field, its value and what would be valid.
 """
 
 import json
@@ -16,7 +16,7 @@ from permix.errors import ConfigError, closest_match
 
 
 class ConfigSection(BaseModel):
-    """Base of every configuration class."""
+    """Base of every configuration class: immutable; unknown keys, infinite numbers and NaN are refused."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -27,10 +27,17 @@ class ConfigSection(BaseModel):
         hide_input_in_errors=True,
     )
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        # Attribute docstrings are help texts, and tyro would print their line breaks.
+        for field in cls.model_fields.values():
+            field.description = field.description and " ".join(field.description.split())
+
     @model_validator(mode="before")
     @classmethod
     def _merge_stage_defaults(cls, values: Any) -> Any:
-        """A section given in part keeps what its stage sets otherwise: a training [task] without `n` has training's `n`."""
+        """Fill a section that is given in part from its stage's own defaults: a [task] of `permix train` without `n` has the
+        `n` of `permix train`, not of `TaskConfig`."""
         if not isinstance(values, Mapping):
             return values
         return {name: _merge_with_default(cls.model_fields.get(name), value) for name, value in values.items()}
@@ -50,12 +57,12 @@ CONFIG_SUFFIXES = (".toml", ".json")
 
 
 def load_config(cls: type[_ConfigT], path: Path) -> _ConfigT:
-    """Read a file into `cls`. Raises ConfigError naming the file, the field, the value and what would be valid."""
+    """Read a TOML or JSON file into `cls`. Raises ConfigError naming the file, the field, the value and what would be valid."""
     return build_config(cls, read_config_values(path), source=str(path))
 
 
 def read_config_values(path: Path) -> dict[str, Any]:
-    """The content of a TOML file, or of the config.json that a run left."""
+    """The content of a TOML file or of a run's config.json. Raises ConfigError if the file is missing or not valid."""
     kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
         text = path.read_text(encoding="utf-8")
@@ -65,14 +72,14 @@ def read_config_values(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ConfigError(f"{path}: not a {kind} file: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds {type(values).__name__}, not an object")
+        raise ConfigError(f"{path}: contains a {type(values).__name__}, not an object")
     return values
 
 
 def build_config(cls: type[_ConfigT], values: Mapping[str, Any], *, source: str, partial: bool = False) -> _ConfigT:
-    """Validate a plain mapping, as read from TOML or JSON, into `cls`.
+    """Validate a mapping, as read from TOML or JSON, into `cls`. Raises ConfigError, prefixed with `source`.
 
-    A draft is what flags are still laid over: what depends on another field and was not given stays open in it.
+    `partial` says that flags will still override some values: fields that are derived from other fields are not filled yet.
     """
     check_unknown_keys(cls, values, source=source)
     try:
@@ -82,7 +89,7 @@ def build_config(cls: type[_ConfigT], values: Mapping[str, Any], *, source: str,
 
 
 def check_unknown_keys(cls: type[BaseModel], values: Mapping[str, Any], *, source: str, prefix: str = "") -> None:
-    """Raise ConfigError for the first key that `cls` does not have, naming the nearest one that it has."""
+    """Raise ConfigError for the first key that `cls` does not have, naming the nearest known one."""
     for key, value in values.items():
         if key not in cls.model_fields:
             near = closest_match(key, cls.model_fields, cutoff=0.5)
@@ -94,7 +101,7 @@ def check_unknown_keys(cls: type[BaseModel], values: Mapping[str, Any], *, sourc
 
 
 def format_validation_error(error: ValidationError) -> str:
-    """A pydantic error as one line a field: its path, the value, what is wrong."""
+    """A pydantic error as text: for each field its path, its value and what is wrong, separated by semicolons."""
     lines = []
     for one in error.errors():
         where = ".".join(str(part) for part in one["loc"]) or "configuration"

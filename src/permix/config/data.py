@@ -1,49 +1,86 @@
-"""Sections on what is asked, of whom, and as whom: `[model]`, `[task]`, `[personas]`.
-
-Sections on who judges, on PersonaGym's questions and on interviews: `[judge]`, `[personagym]`, `[interview]`, ...
+"""Sections for models, questions and personas: `[model]`, `[task]`, `[personas]`, `[judge]`, `[personagym]`, `[interview]`,
+`[interviewer]`. Validators raise ValueError, naming the field, its value and what to change.
 """
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from permix.config.base import ConfigSection
+from permix.errors import closest_match
 from permix.types import Split
 
 
+class BackendCapabilities(NamedTuple):
+    """What the package asks of a backend.
+
+    `is_local`: it runs in this process, on weights that the model's name leads to (a folder, a hub id or "bundled"), so files can
+    be looked at before anything is loaded. `is_priced`: requests may cost money. `needs_base_url`: it is reached at an address.
+    `content_addressed`: equal fingerprints can mean equal weights, so that answers may be cached.
+    """
+
+    is_local: bool
+    is_priced: bool
+    needs_base_url: bool
+    content_addressed: bool
+
+
+BACKENDS: dict[str, BackendCapabilities] = {
+    "transformers": BackendCapabilities(is_local=True, is_priced=False, needs_base_url=False, content_addressed=True),
+    "openai": BackendCapabilities(is_local=False, is_priced=True, needs_base_url=True, content_addressed=False),
+    "python": BackendCapabilities(is_local=False, is_priced=False, needs_base_url=False, content_addressed=False),
+}
+"""Every backend, by the name that a configuration gives it; `LOADERS` in `permix.inference` opens its models."""
+
+
 class ModelConfig(ConfigSection):
+    """The model that answers, and how to reach it."""
+
     name: str = "bundled"
     """"bundled" (SmolLM2-135M-Instruct), a model folder, a hub id, or the name an endpoint serves."""
-    backend: Literal["transformers", "openai", "python"] = "transformers"
+    backend: str = "transformers"
     """Where completions come from: in this process, an OpenAI-compatible HTTP endpoint, or a function of your own (which only
     `permix.evaluate_stability` and its like can be given)."""
     base_url: str | None = None
-    """The endpoint's address up to /v1 (backend "openai")."""
+    """The endpoint's URL up to /v1, such as http://127.0.0.1:8000/v1 (backend "openai")."""
     api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the endpoint's key; the key itself is never in a file."""
+    """Name of the environment variable that holds the endpoint's API key; the key itself must not be in a file."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Weights' precision; auto is bfloat16 where the machine multiplies it natively, else float32."""
+    """Precision of the weights; auto takes bfloat16 on hardware that multiplies it natively, else float32."""
     batch_size: int = Field(default=64, gt=0)
-    """Requests decoded together (backend "transformers")."""
+    """Number of requests generated together (backend "transformers")."""
     concurrency: int = Field(default=16, gt=0)
-    """Requests in flight (backend "openai")."""
+    """Number of requests sent to the endpoint at the same time (backend "openai")."""
     timeout_s: float = Field(default=120, gt=0)
-    """Seconds one HTTP request may take."""
+    """Maximum duration of one HTTP request, in seconds (backend "openai")."""
     retries: int = Field(default=6, ge=0)
-    """How often a request is tried again after 429, 5xx or a timeout."""
+    """How many times a request is repeated after HTTP status 429 or 5xx or a timeout (backend "openai")."""
+
+    @property
+    def capabilities(self) -> BackendCapabilities:
+        return BACKENDS[self.backend]
+
+    @field_validator("backend")
+    @classmethod
+    def _check_known_backend(cls, name: str) -> str:
+        if name not in BACKENDS:
+            near = closest_match(name, BACKENDS)
+            hint = f"; did you mean {near}?" if near else ""
+            raise ValueError(f"must be one of {', '.join(BACKENDS)}{hint}")
+        return name
 
     @model_validator(mode="after")
     def _check_endpoint(self) -> "ModelConfig":
-        if self.backend == "openai" and not self.base_url:
-            raise ValueError('base_url is missing: backend "openai" needs one, such as http://127.0.0.1:8000/v1')
+        if self.capabilities.needs_base_url and not self.base_url:
+            raise ValueError(f'base_url is missing: backend "{self.backend}" needs one, such as http://127.0.0.1:8000/v1')
         return self
 
     @model_validator(mode="after")
     def _check_no_secrets(self) -> "ModelConfig":
-        # The configuration is written to the run directory, so the messages do not repeat the values either.
+        # A value here may be a secret, so the messages do not repeat it.
         if "@" in (self.base_url or ""):
             raise ValueError("base_url holds credentials; put the key into the environment variable that api_key_env names")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
@@ -52,41 +89,32 @@ class ModelConfig(ConfigSection):
 
 
 class TaskConfig(ConfigSection):
-    name: Literal[
-        "arithmetic",
-        "gsm8k",
-        "math500",
-        "math",
-        "aime24",
-        "aime25",
-        "mmlu",
-        "code",
-        "own-number",
-        "own-math",
-        "own-exact",
-        "own-choice",
-    ] = "arithmetic"
-    """Which task asks the questions; the own- ones are those of a file of yours."""
+    """The questions: which task they come from, and how many."""
+
+    name: str = "arithmetic"  # checked by `permix.tasks.check_task_name`, in whose layer the tasks are known
+    """The task. The tasks own-* read your own questions from --task.path."""
     path: Path | None = None
-    """A local file or folder in the published format, instead of the hub; or your own questions, see `permix.tasks.custom`."""
+    """A local file or folder in the published format, instead of the hub's data set; or a file with your own questions (its
+    format: `permix.tasks.custom`)."""
     answer: Literal["number", "math", "exact", "choice"] | None = None
-    """How answers to your own questions are compared; names the task own-ANSWER."""
+    """How answers to your own questions are compared: as numbers, as mathematical expressions, as texts that must be equal, or
+    as letters of choices. It selects the task own-ANSWER."""
     split: Split = "heldout"
-    """Which side of the task: train to train on, dev to choose on, heldout to measure on."""
+    """Split of the questions: train for training, dev for choosing settings, heldout for the final measurement."""
     n: int = Field(default=100, gt=0)
-    """How many questions."""
+    """Number of questions."""
     levels: tuple[str, ...] = ()
-    """Only these levels (arithmetic: see `permix.tasks.arithmetic`; math: 1 to 5; mmlu: subjects; code: difficulties);
-    empty means the task's default."""
+    """Only questions of these levels: of arithmetic such as add-1 or mul-2x1 (all: `permix.tasks.arithmetic`), of math 1 to 5, of
+    mmlu subjects, of code difficulties; when empty, the task's default levels."""
     seed: int = Field(default=0, ge=0)
-    """Which questions are drawn."""
+    """Seed for choosing the questions."""
     prompt_template: str | None = None
-    """How a question is put, with {question} in it ("Think aloud, then answer. {question}"); the task's own when not given."""
+    """The prompt, with {question} in it, such as "Think aloud, then answer. {question}"; the task's own when not given."""
 
     @model_validator(mode="before")
     @classmethod
     def _name_from_answer_type(cls, values: Any) -> Any:
-        """`answer` is enough to name a task of one's own."""
+        """Set `name` to own-ANSWER if `answer` is given and `name` is not."""
         if isinstance(values, Mapping) and values.get("answer") and values.get("name", "arithmetic") == "arithmetic":
             return {**values, "name": f"own-{values['answer']}"}
         return values
@@ -95,10 +123,10 @@ class TaskConfig(ConfigSection):
     def _check_custom_task(self) -> "TaskConfig":
         if self.answer is not None and self.name != f"own-{self.answer}":
             raise ValueError(
-                f'answer = "{self.answer}": is for your own questions; leave it out, or leave out name = "{self.name}"'
+                f'answer = "{self.answer}": applies to your own questions only; leave out either answer or name = "{self.name}"'
             )
         if self.name.startswith("own-") and self.path is None:
-            raise ValueError(f'path is missing: name = "{self.name}" asks the questions of a file of yours')
+            raise ValueError(f'path is missing: name = "{self.name}" reads your own questions from a file; give the file')
         return self
 
     @field_serializer("name")
@@ -108,77 +136,85 @@ class TaskConfig(ConfigSection):
     @model_validator(mode="after")
     def _check_prompt_template(self) -> "TaskConfig":
         if self.prompt_template is not None and "{question}" not in self.prompt_template:
-            raise ValueError(f"wording = {self.prompt_template!r}: has no {{question}} in it, so nothing would be asked")
+            raise ValueError(f"prompt_template = {self.prompt_template!r}: must contain {{question}}")
         return self
 
 
 class PersonasConfig(ConfigSection):
+    """The personas: which pool they come from, how many, and how the prompt states them."""
+
     pool: str = "builtin"
     """"builtin", or a TOML, JSONL or CSV file of personas."""
     split: Literal[Split, "all"] = "heldout"
-    """Which side of the pool: train, dev, heldout, or all."""
+    """Split of the pool: train for training, dev for choosing settings, heldout for the final measurement, or all."""
     include: tuple[str, ...] = ()
-    """Only personas with one of these tags."""
+    """Only personas that have one of these tags."""
     exclude: tuple[str, ...] = ()
-    """No persona with one of these tags."""
+    """Leave out personas that have one of these tags."""
     n: int | None = Field(default=None, gt=0)
-    """How many, spread over the kinds; all when not given."""
+    """Number of personas, chosen in proportion from each kind (first tag); all when not given."""
     seed: int = Field(default=0, ge=0)
-    """Which personas are drawn when `n` is given."""
+    """Seed for choosing the `n` personas."""
     template: str = "you_are"
-    """Wording of the system message: you_are, adopt, second_person, or a text with {persona} in it."""
+    """How the prompt states the persona: you_are, adopt, second_person or in_question, or your own text with {persona} in it. It
+    is the system message; a text with {question} in it too is the user message."""
     empty_system_prompt: bool = False
-    """Without persona, send an empty system message instead of none."""
+    """Without persona, send an empty system message instead of none, so that the model's default one is not used."""
 
 
 PersonaGymTask = Literal[
     "Expected Action", "Toxicity Control", "Linguistic Habits", "Persona Consistency", "Action Justification"
 ]
-"""PersonaGym's five tasks, by the names of its paper."""
+"""PersonaGym's five tasks, named as in its paper."""
 
 
 class JudgeModelConfig(ModelConfig):
+    """The judge: a model that scores the answers."""
+
     name: str = "none"
-    """Who judges: "none", "bundled", a model folder, a hub id, or the name an endpoint serves."""
+    """The judge model: "none" for no judge, "bundled", a model folder, a hub id, or the name that an endpoint serves it under."""
     label: str | None = None
-    """The judge's name in tables, and of its folder in the run; the model's name when not given."""
+    """Name of the judge in tables and of its folder in the run; the model's name when not given."""
     rubrics: str = "permix"
-    """"permix" (the rubrics that we wrote), or a folder of PersonaGym with rubrics/ in it."""
+    """"permix" for permix's own rubrics, or a PersonaGym folder that contains rubrics/."""
     reasons: bool = True
-    """Ask for a sentence of reasons before the score; without it a judge is cheaper and explains nothing."""
+    """Ask the judge for a sentence of reasons before the score; without reasons a judge is cheaper but explains nothing."""
     examples: Path | None = None
-    """Example answers for each score, as `permix questions --examples` writes them; a judge sees them whole."""
+    """A file of example answers for each score, which the judge sees: examples.jsonl of `permix questions --examples`."""
     temperature: float = Field(default=0.0, ge=0)
-    """0 is greedy."""
+    """Sampling temperature of the judge; 0 is greedy decoding."""
     max_new_tokens: int = Field(default=256, gt=0)
-    """Most tokens of one verdict."""
+    """Maximum length of one reply of the judge, in tokens."""
     attempts: int = Field(default=2, gt=0)
-    """How often one start asks again, with another seed, where no score could be read."""
+    """How many times one start of the command asks for a score that could not be read, each time with another seed."""
     answers_per_control: int = Field(default=100, ge=20)
-    """Answers that each control of the judge itself judges once more."""
+    """Number of answers in each control: to test the judge, they are judged again with a wrong persona, without persona, padded,
+    unchanged, or with an instruction to the judge."""
     prices: Path | None = None
-    """A TOML table of prices by model; costs are unknown without it."""
+    """A TOML file of prices by model (example: configs/prices.toml); without it costs are unknown."""
     max_cost: float | None = Field(default=None, gt=0)
-    """US dollars after which no further call is made; needs prices."""
+    """Stop calling the judge when this many US dollars are spent; needs --judge.prices."""
 
     @model_validator(mode="after")
     def _check_prices(self) -> "JudgeModelConfig":
         if self.max_cost is not None and self.prices is None:
-            raise ValueError(f"max_cost = {self.max_cost:g}: needs a table of prices; give prices")
+            raise ValueError(f"max_cost = {self.max_cost:g}: needs the prices of models; give prices, a TOML file")
         return self
 
 
 class PersonaGymConfig(ConfigSection):
+    """PersonaGym's questions, which differ from persona to persona."""
+
     path: Path | None = None
-    """A folder of PersonaGym (personas.json, questions/, rubrics/), or questions.jsonl as `permix questions` writes it."""
+    """A PersonaGym folder (personas.json, questions/, rubrics/), or the questions.jsonl that `permix questions` writes."""
     hub: str | None = None
-    """A data set of the hub that holds such a folder."""
+    """The hub id of a data set that contains such a folder, in place of --personagym.path."""
     light: bool = False
-    """Only the first question of each task, as the OpenCharacter evaluation asks."""
+    """Ask each persona only the first question of each task (PersonaGym-light, as in the OpenCharacter evaluation)."""
     tasks: tuple[PersonaGymTask, ...] = ()
     """Only these tasks; all five when not given."""
     without_persona: int = Field(default=100, ge=0)
-    """Of so many questions the answer without a persona is taken too, for the judge's trial."""
+    """Number of questions that are also asked without persona; these answers are a control that tests the judge."""
 
     @model_validator(mode="after")
     def _check_one_source(self) -> "PersonaGymConfig":
@@ -188,25 +224,30 @@ class PersonaGymConfig(ConfigSection):
 
 
 class InterviewConfig(ConfigSection):
+    """A conversation of several turns with each persona."""
+
     turns: int = Field(default=0, ge=0)
-    """Turns of one conversation, three or more; 0: no interview."""
+    """Turns (questions with answers) of each interview, 3 or more; 0 for no interview."""
     script: Path | None = None
-    """What the interviewer says, one a line; the built-in script when not given. The first opens every interview."""
+    """A text file with one question per line; the built-in script when not given. Every interview starts with the first one."""
     order: Literal["balanced", "written"] = "balanced"
-    """"balanced": every persona is asked in an order of its own, so that turn and question are told apart; "written": as the
-    script stands, for one whose questions build on each other."""
+    """Order of the questions. "balanced": another order for each persona, so that effects of the turn and of the question can be
+    separated. "written": the order of the script, for questions that build on each other."""
 
     @model_validator(mode="after")
     def _check_turns(self) -> "InterviewConfig":
         if self.turns in (1, 2):
-            raise ValueError(f"turns = {self.turns}: nothing can be said of drift; give 3 or more, or 0 for no interview")
+            raise ValueError(f"turns = {self.turns}: too few to measure drift; give 3 or more, or 0 for no interview")
         return self
 
 
 class InterviewerConfig(ModelConfig):
+    """Who asks the interview's questions: a script or a model."""
+
     name: str = "script"
-    """"script", or a model that plays the interviewer, named as in a model section."""
+    """"script" for the questions of interview.script, or a model as in --model.name, which asks its own questions."""
 
     @property
     def is_model(self) -> bool:
+        """Whether a model asks the questions instead of a script."""
         return self.name != "script"

@@ -1,4 +1,4 @@
-"""Runs of other programs, read and written: `permix import`, `permix export`, and what an imported run says of itself."""
+"""Configuration of `permix import` and `permix export`, and the config.json that an import writes into its run directory."""
 
 from pathlib import Path
 from typing import Literal
@@ -12,62 +12,73 @@ LogFormat = Literal["lm-eval", "inspect"]
 
 
 class ImportConfig(ConfigSection):
+    """Configuration of `permix import`."""
+
     stage: Literal["import"] = "import"
+    """Fixed: names the verb in a configuration file."""
     out: Path = Path("runs/imported")
-    """The run directory."""
+    """The run directory to write."""
     label: str | None = None
-    """The model's name in tables; its name in the logs when not given."""
+    """Name of the model in tables; its name in the logs when not given."""
     lm_eval: tuple[str, ...] = ()
-    """What lm-evaluation-harness wrote with --log_samples: NAME=PATH a persona, none=PATH without one; a PATH alone is named by
-    its system instruction. A path is a folder of --output_path or a samples_*.jsonl."""
+    """Logs of lm-evaluation-harness, written with --log_samples, one for each persona: NAME=PATH for a persona, none=PATH for the
+    run without persona; a PATH without name is named after its system instruction. PATH is the folder given as --output_path, or
+    a samples_*.jsonl."""
     inspect: tuple[str, ...] = ()
-    """Logs of inspect_ai (.eval, .json or a folder of them): a PATH whose samples say who was asked, or NAME=PATH a persona."""
+    """Logs of inspect_ai (.eval or .json files, or a folder of them): PATH if the samples' metadata names the persona (see
+    --persona-key), or NAME=PATH for each persona."""
     personagym: Path | None = None
-    """Answers as PersonaGym's code and its forks save them: a folder of {persona}_qa.json, of one model."""
+    """A folder of one model's answers, {persona}_qa.json, as PersonaGym's code and its forks save them."""
     personagym_questions: Path | None = None
-    """The questions that were to be answered, as --personagym.path of `permix fidelity`; when not given, those in the answers."""
+    """The questions that the model was asked, as --personagym.path of `permix fidelity`, so that missing answers are counted;
+    when not given, the questions in the answers."""
     task: str | None = None
-    """Which task, where the folders hold several."""
+    """The task to import; needed if the logs contain several."""
     metric: str | None = None
-    """Which score counts, where there are several: a metric of lm-evaluation-harness, a scorer of inspect_ai."""
+    """The score to import: a metric of lm-evaluation-harness or a scorer of inspect_ai; needed if the logs contain several."""
     filter: str | None = None
-    """Which filter of lm-evaluation-harness, where answers were extracted in several ways."""
+    """The filter (answer extraction) of lm-evaluation-harness to import; needed if the logs contain several."""
     answer: Literal["number", "math", "exact", "choice"] | None = None
-    """Judge every answer anew by permix's own verifier, as the task own-ANSWER does; the scores of the logs do not count then."""
+    """Score every answer with permix's verifier, as the task own-ANSWER does, instead of using the logs' scores."""
     persona_key: str = "persona"
-    """The field of a sample's metadata that says who was asked (inspect_ai)."""
+    """Name of the field in a sample's metadata that names the persona (inspect_ai)."""
     seed: int = Field(default=0, ge=0)
-    """Seeds the resampling of the intervals."""
+    """Seed for the bootstrap and the permutation tests."""
     resamples: int = Field(default=2000, ge=100)
-    """Bootstrap resamples and permutations."""
+    """Number of bootstrap resamples, and of permutations in each test."""
 
     @model_validator(mode="after")
     def _check_personagym_options(self) -> "ImportConfig":
-        """PersonaGym's answers have no score, so nothing that chooses one."""
+        """PersonaGym's answers have no scores, so options that choose or make a score are refused."""
         if self.personagym is None and self.personagym_questions is not None:
             raise ValueError(f"personagym_questions = {self.personagym_questions}: give personagym, the folder of answers, too")
         for name in ("lm_eval", "inspect", "task", "metric", "filter", "answer"):
             if self.personagym is not None and getattr(self, name):
-                raise ValueError(f"{name} = {getattr(self, name)!r}: means nothing with personagym; leave it out")
+                raise ValueError(f"{name} = {getattr(self, name)!r}: has no effect with personagym; leave it out")
         return self
 
 
 class ExportConfig(ConfigSection):
+    """Configuration of `permix export`."""
+
     stage: Literal["export"] = "export"
+    """Fixed: names the verb in a configuration file."""
     run: Path = Path("runs/stability")
-    """A stability run."""
+    """The stability run to export."""
     format: LogFormat = "inspect"
-    """Whose files: a log of inspect_ai, or a folder a persona as lm-evaluation-harness writes them."""
+    """File format: one log of inspect_ai, or one folder per persona as lm-evaluation-harness writes it."""
     out: Path = Path("runs/exported")
     """The folder to write to."""
 
 
 class ImportedModelConfig(ConfigSection):
+    """The model of an imported run, by the name in its logs."""
+
     name: str
 
 
 class ImportedSamplingConfig(ConfigSection):
-    """Named as in `Sampling`; None where the log does not say."""
+    """The fields of `Sampling`; None if the log does not state a field."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -75,7 +86,7 @@ class ImportedSamplingConfig(ConfigSection):
 
 
 class ImportedStabilityConfig(ConfigSection):
-    """The config.json of an imported run: what readers of a stability run look for, and what was imported how."""
+    """The config.json of a stability run made by `permix import`: the fields that readers of such runs need, and `imported`."""
 
     stage: Literal["stability"] = "stability"
     label: str | None
@@ -88,7 +99,7 @@ class ImportedStabilityConfig(ConfigSection):
 
 
 class ImportedFidelityConfig(ConfigSection):
-    """The config.json of imported answers to PersonaGym: what readers of a fidelity run look for, and what was imported."""
+    """The config.json of a fidelity run made by `permix import`: the fields that readers of such runs need, and `imported`."""
 
     stage: Literal["fidelity"] = "fidelity"
     label: str | None

@@ -1,4 +1,4 @@
-"""One class a verb: the sections it is made of, and what must hold between them."""
+"""The configuration of each verb: its sections and options, and the checks that involve several of them."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,20 +31,20 @@ from permix.types import Sampling, Split
 
 
 class RunConfig(ConfigSection):
-    """What every verb that makes a run directory shares."""
+    """Options of every verb that makes a run directory."""
 
     out: Path
     """The run directory."""
     label: str | None = None
-    """The model's name in tables ("base", "RLVR"); the model's own name when not given."""
+    """Name of the model in tables, such as "base" or "RLVR"; when not given, --model.name or, in `permix train`, the folder."""
     threads: int | None = Field(default=None, gt=0)
-    """CPU threads for torch, in each process; the machine's cores, shared out among its processes, when not given."""
+    """CPU threads for torch in each process; when not given, the machine's cores divided by the number of processes."""
 
 
 def _require_train_split(section: TaskConfig) -> TaskConfig:
     if section.split != "train":
         raise ValueError(
-            f'split = "{section.split}": training takes split = "train"; dev is there to choose on, heldout to measure on'
+            f'split = "{section.split}": training takes split = "train"; dev is for choosing settings, heldout for measuring'
         )
     return section
 
@@ -52,8 +52,8 @@ def _require_train_split(section: TaskConfig) -> TaskConfig:
 def _require_builtin_train_split(section: PersonasConfig) -> PersonasConfig:
     if section.pool == "builtin" and section.split != "train":
         raise ValueError(
-            f'split = "{section.split}": training takes split = "train" of the built-in pool; dev is there to choose on, heldout '
-            "to measure on. A pool of your own may be trained on whole"
+            f'split = "{section.split}": training takes split = "train" of the built-in pool; dev is for choosing settings, '
+            "heldout for measuring. A pool of your own may be used whole"
         )
     return section
 
@@ -65,9 +65,9 @@ TrainingPersonas = Annotated[PersonasConfig, AfterValidator(_require_builtin_tra
 
 def _check_cache_without_endpoint(folder: Path | None, info: ValidationInfo) -> Path | None:
     model = info.data.get("model")
-    if folder is not None and model is not None and model.backend == "openai":
+    if folder is not None and model is not None and not model.capabilities.content_addressed:
         raise ValueError(
-            f'cache = {folder}: what an endpoint serves under a name may change; leave cache out with backend "openai"'
+            f'cache = {folder}: what an endpoint serves under a name may change; leave cache out with backend "{model.backend}"'
         )
     return folder
 
@@ -76,43 +76,55 @@ CachePath = Annotated[Path | None, AfterValidator(_check_cache_without_endpoint)
 
 
 class PlanConfig(ConfigSection):
+    """Configuration of `permix plan`."""
+
     stage: Literal["plan"] = "plan"
+    """Fixed: names the verb in a configuration file."""
     out: Path = Path("runs/plan.parquet")
-    """The Parquet file to write."""
+    """The plan file to write (Parquet)."""
     task: TrainingTask = TaskConfig(split="train", n=1000)
     personas: TrainingPersonas = PersonasConfig(split="train")
     plan: RolloutPlanConfig = RolloutPlanConfig()
 
 
 class TrainableModelConfig(ConfigSection):
+    """The model to train."""
+
     name: str = "bundled"
-    """"bundled" (SmolLM2-135M-Instruct), a model folder or a hub id; its weights are trained in float32."""
+    """"bundled" (SmolLM2-135M-Instruct), a model folder or a hub id. Its weights are trained in float32."""
 
 
 class TeacherConfig(ModelConfig):
+    """The model whose correct samples method seqkd learns from."""
+
     name: str = "self"
-    """"self" (the model that is trained, as it is before training), or as in a model section."""
+    """"self" for the model to train, before training; or a teacher: "bundled", a model folder, a hub id, or the name that an
+    endpoint serves it under."""
     max_samples_per_row: int | None = Field(default=None, gt=0)
-    """At most so many different right samples of one row are learnt from; all when not given."""
+    """Maximum number of different correct samples of one row of the plan to learn from; all when not given."""
 
     @model_validator(mode="after")
     def _check_served_name(self) -> "TeacherConfig":
-        if self.backend == "openai" and self.name == "self":
-            raise ValueError('name is missing: with backend "openai" give the name that the endpoint serves')
+        if not self.capabilities.is_local and self.name == "self":
+            raise ValueError(f'name is missing: with backend "{self.backend}" give the name that the endpoint serves')
         return self
 
 
 class TrainConfig(RunConfig):
+    """Configuration of `permix train`."""
+
     stage: Literal["train"] = "train"
+    """Fixed: names the verb in a configuration file."""
     out: Path = Path("runs/train")
     """The run directory."""
     method: TrainMethod = "permix"
-    """PerMix-RLVR or plain RLVR; SFT on gold answers, without or with personas; or distillation on verified samples (seqkd)."""
+    """Training method: reinforcement learning with personas (permix) or without (rlvr), supervised fine-tuning on gold answers
+    without personas (sft) or with (sft-personas), or distillation from a teacher's correct samples (seqkd)."""
     model: TrainableModelConfig = TrainableModelConfig()
     teacher: TeacherConfig = TeacherConfig()
-    """Who gives the samples of method seqkd."""
+    """The model whose correct samples method seqkd learns from."""
     plan_file: Path | None = None
-    """A plan to train from; when not given, one is compiled from the sections task, personas and plan."""
+    """A plan file of `permix plan`; when not given, the plan is compiled from the sections task, personas and plan."""
     task: TrainingTask = TaskConfig(split="train", n=1000)
     personas: TrainingPersonas = PersonasConfig(split="train")
     plan: RolloutPlanConfig = RolloutPlanConfig()
@@ -123,7 +135,7 @@ class TrainConfig(RunConfig):
     @field_validator("plan")
     @classmethod
     def _fill_mix_from_method(cls, plan: RolloutPlanConfig, info: ValidationInfo) -> RolloutPlanConfig:
-        """So that whoever reads the configuration reads the share that is used. A plan from a file has its own."""
+        """Fill in the method's default mix, so that the recorded configuration states the value used. A plan file has its own."""
         draft = bool(info.context and info.context.get("draft"))
         if draft or "method" not in info.data or info.data.get("plan_file") is not None:
             return plan
@@ -131,20 +143,23 @@ class TrainConfig(RunConfig):
 
     @model_validator(mode="after")
     def _check_ignored_fields(self) -> "TrainConfig":
-        """What means nothing to the method must stand at its default: whoever sets it expects something of it."""
+        """Refuse settings that have no effect with the method: a user who sets one expects an effect."""
         if self.method in NO_PERSONA_METHODS and self.plan.mix:
             raise ValueError(
-                f'plan.mix = {self.plan.mix}: method "{self.method}" asks without personas; leave plan.mix out, or give method '
+                f'plan.mix = {self.plan.mix}: method "{self.method}" trains without personas; leave plan.mix out, or give method '
                 f'"{"permix" if self.method == "rlvr" else "sft-personas"}"'
             )
-        _require_defaults(self.train, IGNORED_FIELDS[self.method], "train.", f'to method "{self.method}"')
+        _require_defaults(self.train, IGNORED_FIELDS[self.method], "train.", f'with method "{self.method}"')
         if self.method != "seqkd" and self.teacher != TeacherConfig():
-            raise ValueError(f'teacher: method "{self.method}" has none; leave the section out, or give method "seqkd"')
+            raise ValueError(f'teacher: method "{self.method}" uses none; leave the section out, or give method "seqkd"')
         return self
 
 
 class StabilityConfig(RunConfig):
+    """Configuration of `permix stability`."""
+
     stage: Literal["stability"] = "stability"
+    """Fixed: names the verb in a configuration file."""
     out: Path = Path("runs/stability")
     """The run directory."""
     model: ModelConfig = ModelConfig()
@@ -152,38 +167,44 @@ class StabilityConfig(RunConfig):
     personas: PersonasConfig = PersonasConfig()
     sampling: Sampling = Sampling()
     cache: CachePath = None
-    """A folder of answers by content, for other runs to use and add to: what is there is not generated again."""
+    """A folder that stores completions for several runs: a completion that is in it is not generated again."""
     samples: int = Field(default=1, gt=0)
-    """Completions of one persona × question."""
+    """Number of completions for each persona and question."""
     templates: tuple[str, ...] = ()
-    """Two wordings or more that bring every persona in in turn, in place of personas.template; each as that one is given."""
+    """Two or more persona templates, named as in --personas.template: each persona and question is asked with each of them, to
+    separate the effect of the template from the effect of the persona."""
     seed: int = Field(default=0, ge=0)
-    """Seeds every cell's sampling, and the resampling of the intervals."""
+    """Seed for sampling completions, and for the bootstrap and the permutation tests."""
     resamples: int = Field(default=2000, ge=100)
-    """Bootstrap resamples and permutations."""
+    """Number of bootstrap resamples, and of permutations in each test."""
     exclude_plans: tuple[Path, ...] = ()
-    """Plans whose questions must not be asked."""
-    strategy: Literal["none", "persona-search", "persona-vote", "persona-plus-neutral"] = "none"
-    """A way to use personas at inference, measured with what it costs: see `permix.evals.strategies`."""
+    """Plan files whose questions must not be asked: the run is refused if it shares a question with one of them."""
+    strategy: Literal["none", "persona-search", "persona-vote", "persona-ensemble"] = "none"
+    """A way to use personas at inference without training; its gain and its cost in tokens are measured: choose the best persona
+    (persona-search), vote over personas (persona-vote), or choose between an answer with persona and one without
+    (persona-ensemble)."""
     strategy_questions: int = Field(default=50, gt=0)
-    """By how many questions of the task's dev side a persona is chosen (strategy "persona-search")."""
+    """Number of dev questions that the persona is chosen by (strategy "persona-search")."""
     budget: int | None = Field(default=None, gt=0)
-    """At most so many cells, spent where they decide who is worst and best; the whole grid when not given."""
+    """Maximum number of cells (persona × question × sample): further rounds ask only personas that may still be the worst or the
+    best; the whole grid when not given."""
     precision: float | None = Field(default=None, gt=0, lt=1)
-    """Ask until PSS is known to ± this, spending cells where they decide; task.n is then the most questions."""
+    """Ask in rounds until the interval of PSS has this half width or less; each round asks only personas that may still be the
+    worst or the best, and at most task.n questions."""
     plan_power: float | None = Field(default=None, gt=0, le=1)
-    """Ask nothing; say how many questions a persona effect of this size needs, by the run that is there if one is."""
+    """Do not run a model; print how many questions are needed to detect a persona effect of this size (0 to 1), based on the run
+    in --out if there is one."""
 
     @model_validator(mode="after")
     def _check_templates(self) -> "StabilityConfig":
         if len(self.templates) == 1:
-            raise ValueError(f"templates = {self.templates!r}: give two or more to cross, or this one as personas.template")
+            raise ValueError(f"templates = {self.templates!r}: give two or more, or this one as personas.template")
         if self.templates and self.personas.template != PersonasConfig().template:
             raise ValueError(
-                f"personas.template = {self.personas.template!r}: templates are asked in its place; put it among them"
+                f"personas.template = {self.personas.template!r}: templates replace it; leave it out, or add it to templates"
             )
         if self.templates and self.strategy != "none":
-            raise ValueError(f'templates: strategy = "{self.strategy}" asks in one wording; leave templates out')
+            raise ValueError(f'templates: strategy = "{self.strategy}" uses one template; leave templates out')
         return self
 
     @model_validator(mode="after")
@@ -197,39 +218,43 @@ class StabilityConfig(RunConfig):
 
 
 class FidelityConfig(RunConfig):
+    """Configuration of `permix fidelity`."""
+
     stage: Literal["fidelity"] = "fidelity"
+    """Fixed: names the verb in a configuration file."""
     out: Path = Path("runs/fidelity")
     """The run directory."""
     model: ModelConfig = ModelConfig()
     personas: PersonasConfig = PersonasConfig()
     questions: str = "builtin"
-    """"builtin", or a file of open-ended questions (TOML, JSONL, or one a line)."""
+    """"builtin", or a file of open-ended questions: TOML, JSONL, or a .txt file with one question per line."""
     questions_split: Split = "heldout"
-    """Which side of them, where the file gives them sides; a file without sides is asked whole."""
+    """Split of these questions; a file without splits is used whole."""
     personagym: PersonaGymConfig = PersonaGymConfig()
-    """PersonaGym's questions, each persona its own, in place of the shared ones."""
+    """PersonaGym's questions, which differ from persona to persona, in place of the shared questions."""
     interview: InterviewConfig = InterviewConfig()
-    """A conversation with each persona in place of single questions."""
+    """A conversation with each persona, in place of single questions."""
     interviewer: InterviewerConfig = InterviewerConfig()
     judge: JudgeModelConfig = JudgeModelConfig()
-    """Who judges the answers once they are there; more judges by `permix judge`."""
+    """A judge that scores the answers of this run; `permix judge` adds further judges."""
     n_questions: int | None = Field(default=None, gt=0)
-    """How many of them; all when not given."""
+    """Number of shared questions; all when not given."""
     reference: Path | None = None
-    """The base model's fidelity run, whose answers train the classifier; this run's own answers when not given."""
+    """The base model's fidelity run: its answers train the classifier that names the personas; this run's own answers when not
+    given."""
     cache: CachePath = None
-    """A folder of answers by content, for other runs to use and add to: what is there is not generated again."""
+    """A folder that stores completions for several runs: a completion that is in it is not generated again."""
     folds: int = Field(default=5, ge=2)
-    """Questions are held out in this many parts."""
+    """Folds of the cross-validation over questions: the classifier never sees the questions that it is tested on."""
     sampling: Sampling = Sampling(temperature=0.7, max_new_tokens=48)
     seed: int = Field(default=0, ge=0)
-    """Seeds every cell's sampling, the folds and the resampling of the intervals."""
+    """Seed for sampling completions, for the folds and for the bootstrap."""
     resamples: int = Field(default=2000, ge=100)
-    """Bootstrap resamples."""
+    """Number of bootstrap resamples."""
 
     @property
     def kind(self) -> Literal["open", "personagym", "interview"]:
-        """What is asked: questions that all personas share, PersonaGym's own of each, or a conversation."""
+        """The kind of run: questions that all personas share (open), PersonaGym's questions, or an interview."""
         if self.interview.turns:
             return "interview"
         return "personagym" if self.personagym.path or self.personagym.hub else "open"
@@ -238,13 +263,13 @@ class FidelityConfig(RunConfig):
     def _check_one_kind(self) -> "FidelityConfig":
         if self.interview.turns and (self.personagym.path or self.personagym.hub):
             raise ValueError(
-                f"interview.turns = {self.interview.turns}: personagym asks questions of its own; leave one of the two out"
+                f"interview.turns = {self.interview.turns}: personagym has its own questions; leave one of the two out"
             )
         return self
 
     @model_validator(mode="after")
     def _check_ignored_fields(self) -> "FidelityConfig":
-        """PersonaGym brings personas and questions of its own, an interview its questions; neither is learnt from in folds."""
+        """PersonaGym has its own personas and questions, and an interview its own questions; neither uses cross-validation."""
         shared = ("questions", "questions_split", "n_questions", "folds")
         match self.kind:
             case "personagym":
@@ -269,129 +294,153 @@ class FidelityConfig(RunConfig):
         given = [name for name in ("script", "order") if getattr(self.interview, name) != getattr(InterviewConfig(), name)]
         if not self.interview.turns and (given or self.interviewer.is_model):
             named = f"interview.{given[0]}" if given else f'interviewer.name = "{self.interviewer.name}"'
-            raise ValueError(f"{named}: there is no interview without interview.turns; give 3 or more")
+            raise ValueError(f"{named}: has no effect without interview.turns; give interview.turns = 3 or more")
         if self.interviewer.is_model and given:
             raise ValueError(
-                f'interviewer.name = "{self.interviewer.name}": a model asks its own questions; leave interview.{given[0]} out'
+                f'interviewer.name = "{self.interviewer.name}": the model asks its own questions; leave interview.{given[0]} out'
             )
         return self
 
 
 def _require_defaults(section: ConfigSection, names: tuple[str, ...], prefix: str, ignored_where: str) -> None:
-    """Raise ValueError for a field that does not stand at its default, and `ignored_where` means nothing."""
+    """Raise ValueError for the first of these fields that does not have its default value, since it would have no effect.
+
+    `ignored_where` completes the message: "has no effect with personagym"."""
     for name in names:
         value, default = getattr(section, name), type(section).model_fields[name].default
         if value != default:
-            raise ValueError(f"{prefix}{name} = {value!r}: means nothing {ignored_where}; leave it out (default: {default!r})")
+            raise ValueError(f"{prefix}{name} = {value!r}: has no effect {ignored_where}; leave it out (default: {default!r})")
 
 
 class JudgeConfig(ConfigSection):
+    """Configuration of `permix judge`."""
+
     stage: Literal["judge"] = "judge"
+    """Fixed: names the verb in a configuration file."""
     run: Path = Path("runs/fidelity")
-    """The run of `permix fidelity` whose answers are judged; verdicts go to judges/LABEL in it."""
+    """The fidelity run whose answers the judge scores; the scores are written to judges/LABEL in it."""
     judge: JudgeModelConfig = JudgeModelConfig()
     threads: int | None = Field(default=None, gt=0)
-    """CPU threads for torch; the machine's cores when not given."""
+    """CPU threads for torch; all cores of the machine when not given."""
     seed: int = Field(default=0, ge=0)
-    """Seeds every verdict, what the judge is tried on, and the resampling of the intervals."""
+    """Seed for sampling the judge's replies, for choosing the controls and for the bootstrap."""
     resamples: int = Field(default=2000, ge=100)
-    """Bootstrap resamples."""
+    """Number of bootstrap resamples."""
 
 
 class QuestionsConfig(RunConfig):
+    """Configuration of `permix questions`."""
+
     stage: Literal["questions"] = "questions"
+    """Fixed: names the verb in a configuration file."""
     out: Path = Path("runs/questions")
-    """The run directory; questions.jsonl in it is what `permix fidelity --personagym.path` reads."""
+    """The run directory; `permix fidelity --personagym.path` reads the questions.jsonl in it."""
     model: ModelConfig = ModelConfig()
-    """Who writes the questions."""
+    """The model that writes the questions."""
     personas: PersonasConfig = PersonasConfig(split="all")
     personagym: PersonaGymConfig = PersonaGymConfig()
-    """Take the questions from here instead of having them written, to get example answers to them."""
+    """Take these questions instead of writing new ones, to get example answers to them (with --examples)."""
     tasks: tuple[PersonaGymTask, ...] = ()
     """Only these tasks; all five when not given."""
     n: int = Field(default=10, gt=0, le=100)
-    """Questions of each task for each persona."""
+    """Number of questions of each task for each persona."""
     settings: Path | None = None
-    """Situations to choose from, one a line; the built-in list when not given."""
+    """A text file of situations that questions may be about, one per line; the built-in list when not given."""
     examples: bool = False
-    """Also have an example answer written for each score of each question: examples.jsonl."""
+    """Also write an example answer for each score of each question, to examples.jsonl."""
     attempts: int = Field(default=3, gt=0)
-    """How often one start asks again where the reply cannot be used."""
+    """How many times one start of the command asks again if a reply cannot be used."""
     sampling: Sampling = Sampling(temperature=0.9, top_p=0.95, max_new_tokens=1500)
     seed: int = Field(default=0, ge=0)
-    """Seeds every reply."""
+    """Seed for sampling the replies."""
 
     @model_validator(mode="after")
     def _check_ignored_fields(self) -> "QuestionsConfig":
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks = {list(self.tasks)}: names a task twice")
-        _require_defaults(self.personas, ("template", "empty_system_prompt"), "personas.", "here, where nobody plays a persona")
+        _require_defaults(self.personas, ("template", "empty_system_prompt"), "personas.", "here: no model plays a persona")
         if self.personagym.path is None and self.personagym.hub is None:
             if self.personagym != PersonaGymConfig():
-                raise ValueError("personagym: has neither path nor hub, so no questions are taken from it; leave the section out")
+                raise ValueError("personagym: has neither path nor hub; give one of them, or leave the section out")
             return self
         if not self.examples:
-            raise ValueError("examples = false: the questions of personagym are there already; give examples = true")
+            raise ValueError("examples = false: personagym already has the questions; give examples = true")
         if self.tasks and self.personagym.tasks:
             raise ValueError(f"tasks = {list(self.tasks)}, personagym.tasks = {list(self.personagym.tasks)}: give one of the two")
         for name in ("personas", "n", "settings"):
             value, default = getattr(self, name), QuestionsConfig.model_fields[name].default
             if value != default:
-                raise ValueError(f"{name} = {value!r}: means nothing with personagym, which brings its own; leave it out")
+                raise ValueError(f"{name} = {value!r}: has no effect with personagym, which has its own; leave it out")
         return self
 
 
 class ReportConfig(ConfigSection):
+    """Configuration of `permix report`."""
+
     stage: Literal["report"] = "report"
+    """Fixed: names the verb in a configuration file."""
     runs: tuple[Path, ...] = ()
-    """Run directories, or folders that hold some."""
+    """Run directories, or folders that contain run directories."""
     out: Path = Path("runs/report")
-    """Where report.md, table.json and the figures go."""
+    """The folder for report.md, index.html, table.json and the figures."""
     methods: tuple[str, ...] = ()
-    """Models that are training seeds of one method, NAME=LABEL,LABEL; found from their training runs where not given."""
+    """Models that differ only in the training seed, to be pooled: NAME=LABEL,LABEL; when not given, found from the training
+    runs."""
     cards: bool = False
-    """Also write the claim, the main table and the trade-off figure into the card of every model trained in these runs."""
+    """Also write the headline, the main table and the trade-off figure into the model card of every model trained in these
+    runs."""
     as_published: bool = False
-    """Beside PersonaScore, also what PersonaGym's released code would have made of the same scores."""
+    """Also show the score that PersonaGym's released code would compute from the same judge scores."""
     published: tuple[str, ...] = ()
-    """Score files of PersonaGym's code or a fork's to stand beside ours: NAME=PATH, a scores.json or a folder of *_score.json."""
+    """Score files of PersonaGym's code or a fork, to show next to the runs: NAME=PATH, where PATH is a scores.json or a folder of
+    *_score.json."""
 
 
 class CompareConfig(ConfigSection):
+    """Configuration of `permix compare`."""
+
     stage: Literal["compare"] = "compare"
+    """Fixed: names the verb in a configuration file."""
     runs: tuple[Path, ...] = ()
-    """Two stability runs, or folders that hold one each; every difference is second − first."""
+    """Two stability runs, or two folders that contain one each; every difference is second minus first."""
     out: Path | None = None
-    """Where comparison.md and comparison.json go; only the terminal when not given."""
+    """The folder for comparison.md and comparison.json; when not given, the comparison is only printed."""
     seed: int = Field(default=0, ge=0)
-    """Seeds draws and swaps."""
+    """Seed for the bootstrap and the permutation tests."""
     resamples: int = Field(default=2000, ge=100)
-    """Bootstrap draws, and swaps of the tests."""
+    """Number of bootstrap resamples, and of permutations in each test."""
 
 
 class ViewConfig(ConfigSection):
+    """Configuration of `permix view`."""
+
     stage: Literal["view"] = "view"
+    """Fixed: names the verb in a configuration file."""
     runs: Path = Path("runs")
-    """The folder whose runs are shown, at any depth; runs that appear later too."""
+    """The folder to watch: all runs in it and its subfolders are shown, also runs that start later."""
     port: int = Field(default=8642, ge=0, le=65535)
-    """The port on this machine (127.0.0.1); 0 for a free one."""
+    """Port of the web page on this machine (127.0.0.1); 0 for any free port."""
 
 
 class QuickstartConfig(ConfigSection):
+    """Configuration of `permix quickstart`."""
+
     stage: Literal["quickstart"] = "quickstart"
+    """Fixed: names the verb in a configuration file."""
     out: Path | None = None
-    """Where the runs and the report go; runs/quickstart, or runs/quickstart-fast with --fast, when not given."""
+    """The folder for the runs and the report; when not given, runs/quickstart, or runs/quickstart-fast with --fast."""
     model: str = "bundled"
     """The model to measure and train: "bundled" (SmolLM2-135M-Instruct), a model folder, or a hub id."""
     fast: bool = False
     """About four minutes instead of twenty: fewer steps, questions and personas."""
     seed: int = Field(default=0, ge=0)
-    """Seeds plans, evaluations and training alike."""
+    """Seed for plans, training and evaluations."""
     threads: int | None = Field(default=None, gt=0)
-    """CPU threads for torch; the machine's cores when not given."""
+    """CPU threads for torch; all cores of the machine when not given."""
 
     @property
     def folder(self) -> Path:
+        """`out`, or its default."""
         return self.out or Path("runs/quickstart-fast" if self.fast else "runs/quickstart")
 
 

@@ -1,4 +1,4 @@
-"""Sections on training: the method, `[plan]`, `[train]`, `[character]`, `[dev_eval]`."""
+"""Sections for training: `[plan]`, `[train]`, `[character]` and `[dev_eval]`, and which settings each method ignores."""
 
 from typing import Literal
 
@@ -12,149 +12,163 @@ LossName = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
 TrainMethod = Literal["permix", "rlvr", "sft", "sft-personas", "seqkd"]
 
 SUPERVISED_METHODS: tuple[TrainMethod, ...] = ("sft", "sft-personas", "seqkd")
-"""Methods that learn from given completions; the others learn from their own, by reward."""
+"""Methods that learn from given completions; the other methods learn from their own rollouts, by reward."""
 
 DEFAULT_MIX: dict[TrainMethod, float] = {"permix": 0.8, "rlvr": 0.0, "sft": 0.0, "sft-personas": 0.8, "seqkd": 0.8}
-"""Each method's own `plan.mix`."""
+"""Default of `plan.mix` for each method."""
 
 NO_PERSONA_METHODS: tuple[TrainMethod, ...] = ("rlvr", "sft")
+"""Methods that train without personas."""
 
 
 class RolloutPlanConfig(ConfigSection):
+    """The training plan: how many steps, groups and rollouts, and under which personas."""
+
     mix: float | None = Field(default=None, ge=0, le=1)
-    """Probability that a question is asked under a persona; when not given, the method's own: 0 for rlvr and sft, else 0.8."""
+    """Probability that a question is asked under a persona; when not given, 0 for methods rlvr and sft, else 0.8."""
     tag_weights: dict[str, float] = Field(default={})
-    """Multiplies the chance that personas with a tag are drawn."""
+    """Factors on the chance that a persona is drawn, by tag: "expert 2 harmful 0" doubles the weight of experts and leaves out
+    harmful personas."""
     scope: PersonaScope = "group"
-    """Whether a group shares one persona, or each of its rollouts draws its own."""
+    """"group": the rollouts of a group share one persona; "rollout": each rollout draws its own persona."""
     steps: int = Field(default=100, gt=0)
-    """Generations. Each serves one optimizer step, or as many as train.updates_per_rollout says."""
+    """Number of steps that generate rollouts; each is followed by train.updates_per_rollout optimizer steps."""
     questions_per_step: int = Field(default=8, gt=0)
-    """Groups in one step; several processes share them out evenly."""
+    """Questions (groups) in each step; with several processes it must be divisible by their number."""
     group_size: int = Field(default=8, ge=2)
-    """Rollouts of one question (G)."""
+    """Rollouts of each question (G)."""
     dynamic_sampling_groups: int = Field(default=0, ge=0)
-    """Groups a step holds ready to replace those whose rollouts all earn the same (dynamic sampling); at most so many are."""
+    """Spare groups in each step (dynamic sampling): they replace groups whose rollouts all earn the same reward; 0 is off."""
     curriculum_strength: float = Field(default=0.0, ge=0)
-    """Strength with which personas are drawn more often where accuracy is lost under them; 0 keeps the pool's weights."""
+    """How strongly training prefers personas under which accuracy is low: larger values draw them more often; 0 keeps the pool's
+    weights."""
     curriculum_update_every: int = Field(default=5, gt=0)
-    """Steps that one set of adapted weights holds."""
+    """Steps between two updates of the personas' weights (with curriculum_strength above 0)."""
     curriculum_floor: float = Field(default=0.25, gt=0, le=1)
-    """Share of its plain chance that every persona keeps, however right the model is under it."""
+    """Lower bound on a persona's chance of being drawn, as a share of its chance without curriculum (0 to 1)."""
     seed: int = Field(default=0, ge=0)
-    """Seeds every row of the plan. Plans that differ only in `mix` ask the same questions in the same order."""
+    """Seed of the plan. Plans that differ only in `mix` ask the same questions in the same order."""
 
 
 def resolve_mix(plan: RolloutPlanConfig, method: TrainMethod = "permix") -> float:
-    """The share of questions asked under a persona: the plan's own, else the method's."""
+    """The probability that a question is asked under a persona: `plan.mix` if given, else the method's default."""
     return DEFAULT_MIX[method] if plan.mix is None else plan.mix
 
 
 class OptimConfig(ConfigSection):
+    """Optimization, sampling of rollouts, checkpoints and logs."""
+
     lr: float = Field(default=1e-5, gt=0)
     """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Shape of the learning rate after warm-up."""
+    """How the learning rate changes after warm-up."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps of linear warm-up."""
+    """Optimizer steps of linear warm-up of the learning rate."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's weight decay."""
+    """Weight decay of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are clipped to this norm."""
+    """Gradients with a larger norm are scaled down to this norm."""
     beta: float = Field(default=0.0, ge=0)
-    """Weight of the KL to the reference model (the one training starts from); 0 loads no reference."""
+    """Weight of the KL divergence from the reference model (the model that training starts from); 0 needs no reference."""
     kl_reference_prompt: Literal["same-persona", "no-persona"] = "same-persona"
-    """Which prompt the reference reads: the rollout's own, or the question without its persona (an ablation)."""
+    """The reference model's prompt (with beta above 0): the rollout's own, or the same question without persona."""
     loss: LossName = "dapo"
-    """How token losses are averaged (TRL's names)."""
+    """How the losses of tokens are averaged, named as in TRL."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    """Standard deviation the advantages are divided by."""
+    """Divide the advantages by the standard deviation of the rewards of their group or of the whole batch, or not at all."""
     clip_low: float = Field(default=0.2, gt=0)
-    """Lower clip range of the probability ratio."""
+    """Lower clip range of the ratio of new to old token probability: the ratio is clipped at 1 - clip_low."""
     clip_high: float | None = Field(default=None, gt=0)
-    """Upper clip range; the lower one when not given."""
+    """Upper clip range: the ratio is clipped at 1 + clip_high; clip_low when not given."""
     updates_per_rollout: int = Field(default=1, gt=0)
-    """Optimizer steps that one generation serves."""
+    """Optimizer steps on the same rollouts."""
     epochs: int = Field(default=1, gt=0)
-    """Passes over the plan's examples (sft, sft-personas, seqkd)."""
+    """Passes over the training examples (methods sft, sft-personas, seqkd)."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature of the rollouts, and of the teacher's samples."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus of that sampling."""
+    """Nucleus sampling of the rollouts and of the teacher's samples; 1 samples from all tokens."""
     max_new_tokens: int = Field(default=256, gt=0)
-    """Longest completion."""
+    """Maximum length of a completion, in tokens."""
     max_prompt_tokens: int = Field(default=1024, gt=0)
-    """A longer prompt is refused before training starts."""
+    """Maximum length of a prompt, in tokens; training does not start if a prompt of the plan is longer."""
     microbatch_tokens: int = Field(default=1024, gt=0)
-    """Tokens in one forward and backward pass: what bounds memory. A group's prompt counts once. A GPU takes 8192 or more."""
+    """Maximum number of tokens in one forward and backward pass; it bounds the memory. A group's prompt counts once. On a GPU
+    take 8192 or more."""
     importance_ratio_cap: float | None = Field(default=2.0, gt=1)
-    """Largest weight a token gets for being likelier to the trainer than to the engine that sampled it; None: no correction."""
+    """Upper bound of the importance weight, which corrects for probabilities that differ between the trainer and the engine that
+    sampled the token (vLLM); None for no correction."""
     lora_rank: int = Field(default=0, ge=0)
-    """Rank of LoRA adapters on every linear layer; 0 trains all weights."""
+    """Rank of the LoRA adapters, on every linear layer; 0 trains all weights."""
     lora_alpha: int = Field(default=32, gt=0)
-    """LoRA's scale."""
+    """LoRA alpha: the adapters' output is scaled by lora_alpha / lora_rank."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Autocast of the forward pass; weights stay float32."""
+    """Precision of the forward pass; the weights stay float32. auto takes bfloat16 on hardware that multiplies it natively."""
     gradient_checkpointing: bool = False
-    """Trade a second forward pass for memory."""
+    """Save memory by computing activations a second time in the backward pass."""
     save_every: int = Field(default=10, gt=0)
-    """Optimizer steps between checkpoints; with iterations above 1 they may fall amid a generation's steps."""
+    """Optimizer steps between checkpoints."""
     keep_checkpoints: bool = False
-    """Keep the last checkpoint (weights and optimizer state) after the final model is written."""
+    """Keep the last checkpoint (weights and optimizer state) when training is finished."""
     samples_every: int = Field(default=5, gt=0)
-    """Generations between readable samples in samples.md."""
+    """Steps of the plan between samples of completions in samples.md."""
     seed: int = Field(default=0, ge=0)
-    """Seeds everything the plan does not (LoRA's initial weights, dropout)."""
+    """Seed for everything that plan.seed does not cover (LoRA's initial weights, dropout)."""
     report_to: tuple[str, ...] = ()
-    """Trackers besides the log file (wandb, tensorboard, mlflow, trackio ...)."""
+    """Experiment trackers that receive the metrics, besides log.jsonl: wandb, tensorboard, mlflow, trackio ..."""
     use_vllm: bool = False
-    """Rollouts by vLLM, as TRL runs it, instead of by this program; they are then not repeatable bit for bit."""
+    """Generate rollouts with vLLM through TRL. They are then not reproducible bit for bit."""
     vllm_mode: Literal["colocate", "server"] = "colocate"
-    """vLLM on the GPUs that train, or a server of its own (see docs/scale.md for its command)."""
+    """Run vLLM on the training GPUs (colocate), or use a vLLM server (its command: docs/scale.md)."""
     vllm_server_base_url: str | None = None
-    """The server's address ("http://HOST:PORT"), in place of host and port."""
+    """URL of the vLLM server, "http://HOST:PORT", in place of vllm_server_host and vllm_server_port."""
     vllm_server_host: str = "0.0.0.0"
-    """The server's host."""
+    """Host of the vLLM server."""
     vllm_server_port: int = Field(default=8000, gt=0, lt=65536)
-    """The server's port."""
+    """Port of the vLLM server."""
     vllm_gpu_memory_utilization: float = Field(default=0.3, gt=0, lt=1)
-    """Share of each GPU's memory for vLLM (mode "colocate")."""
+    """Share of each GPU's memory that vLLM may use (vllm_mode "colocate")."""
     vllm_tensor_parallel_size: int = Field(default=1, gt=0)
-    """Over how many processes vLLM spreads its weights (mode "colocate")."""
+    """Number of processes that vLLM distributes its weights over (vllm_mode "colocate")."""
 
     @model_validator(mode="after")
     def _check_no_secrets(self) -> "OptimConfig":
         if "@" in (self.vllm_server_base_url or ""):
-            raise ValueError("vllm_server_base_url holds credentials; it is written to the run directory, so it must not")
+            raise ValueError(
+                "vllm_server_base_url holds credentials, and it is written to the run directory; give a URL without them"
+            )
         return self
 
 
 RUNTIME_ONLY_FIELDS = ("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_gpu_memory_utilization")
-"""Settings of [train] that say where something runs and not what it computes: a run may go on with others."""
+"""Settings of [train] that change where rollouts are generated, not what is computed: a run may be resumed with other values."""
 
 
 class CharacterConfig(ConfigSection):
-    """What keeps a model able to play characters while it learns to be right; every part is off at 0."""
+    """Ways to keep the model able to play characters while it learns to answer correctly; both are off at 0."""
 
     replay: float = Field(default=0.0, ge=0)
-    """Weight of character replay: KL per token to the base model, on personas answering open-ended questions."""
+    """Weight of character replay: the KL divergence per token from the base model on in-character answers; 0 is off."""
     replay_policy: Literal["off", "on"] = "off"
-    """Whose answers: the base model's own with KL(base || trained), or fresh ones of the trained with KL(trained || base)."""
+    """Answers used for replay. "off": the base model's, with KL(base || trained). "on": fresh answers of the trained model, with
+    KL(trained || base)."""
     replay_answers: int = Field(default=12, gt=0)
-    """In-character answers replayed in one step."""
+    """Number of in-character answers in each step."""
     expressivity: float = Field(default=0.0, ge=0)
-    """Largest bonus a right answer earns by sounding like its persona, as judged by what the base model says in character."""
+    """Largest bonus reward of a correct answer that sounds like its persona, as rated by a classifier that is trained on the base
+    model's in-character answers; 0 is off."""
     personas: int = Field(default=24, gt=0)
-    """How many of the training personas the base model answers as, spread over the kinds; all of them for expressivity."""
+    """Number of training personas that the base model answers as, chosen in proportion from each kind; expressivity uses all."""
     questions: int = Field(default=10, gt=0)
-    """How many open-ended training questions each of them is asked."""
+    """Number of open-ended training questions for each of these personas."""
     temperature: float = Field(default=0.7, gt=0)
-    """Sampling temperature of those answers."""
+    """Sampling temperature of the in-character answers."""
     max_new_tokens: int = Field(default=48, gt=0)
-    """Longest in-character answer."""
+    """Maximum length of an in-character answer, in tokens."""
 
     @property
     def needs_base_answers(self) -> bool:
+        """Whether the base model must answer in character before training."""
         return self.replay > 0 or self.expressivity > 0
 
 
@@ -167,47 +181,47 @@ IGNORED_FIELDS: dict[TrainMethod, tuple[str, ...]] = {
     "sft-personas": (*_RL_ONLY_FIELDS, "temperature", "top_p"),
     "seqkd": _RL_ONLY_FIELDS,
 }
-"""Settings of `[train]` that mean nothing to a method: they stand at their defaults."""
+"""Settings of `[train]` that have no effect with a method; giving them another value than the default is an error."""
 
 
 DevMetric = Literal["balanced", "worst", "mean", "pss"]
 
 
 class DevEvalConfig(ConfigSection):
-    """A small fixed evaluation on the dev side while a model trains: curves, a choice of weights, an early end."""
+    """Dev evaluation: a small fixed evaluation on the dev split during training. It gives curves, and may choose the weights or
+    stop early."""
 
     every: int = Field(default=0, ge=0)
-    """Optimizer steps between probes; there is also one before training and one after its last step. 0: no probe."""
+    """Optimizer steps between dev evaluations; there is also one before training and one after the last step. 0 for none."""
     personas: int = Field(default=8, ge=2)
-    """Dev personas that ask the questions, beside no persona; spread over the kinds."""
+    """Number of dev personas, chosen in proportion from each kind; every question is also asked without persona."""
     questions: int = Field(default=30, gt=0)
-    """Dev questions of the same task and levels."""
+    """Number of dev questions, of the same task and levels as in training."""
     characters: int = Field(default=6, ge=0)
-    """Dev personas to be told apart: characters, where the pool has any; 0 leaves identifiability out."""
+    """Number of dev personas whose identifiability is measured, with the tag "character" if the pool has any; 0 leaves
+    identifiability out."""
     roleplay_questions: int = Field(default=10, ge=10)
-    """Open-ended dev questions that each of those answers."""
+    """Number of open-ended dev questions for each of these personas."""
     max_new_tokens: int | None = Field(default=None, gt=0)
-    """Longest answer to a question; train.max_new_tokens when not given."""
+    """Maximum length of an answer to a task question, in tokens; train.max_new_tokens when not given."""
     roleplay_max_new_tokens: int = Field(default=48, gt=0)
-    """Longest open-ended answer."""
+    """Maximum length of an open-ended answer, in tokens."""
     metric: DevMetric = "balanced"
-    """What makes a probe better: the accuracy of the worst persona or its mean over personas, worst / best (pss), or balanced:
-    the worst persona's accuracy less what identifiability has lost since before training."""
+    """Measure that ranks dev evaluations: accuracy of the worst persona (worst), mean accuracy over personas (mean), worst / best
+    accuracy (pss), or the worst persona's accuracy minus the loss of identifiability since step 0 (balanced)."""
     select: Literal["last", "best"] = "last"
-    """Which weights become the model: those of the last step, or those of the best probe."""
+    """Which weights become the final model: those of the last step, or those of the best dev evaluation."""
     patience: int | None = Field(default=None, gt=0)
-    """Training ends when this many probes in a row were no better than the best before them; None: it does not."""
+    """Stop training after this many dev evaluations in a row without a new best one; None to train all steps."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> "DevEvalConfig":
         if self.every == 0 and (self.select == "best" or self.patience is not None):
             raise ValueError(
-                'every = 0: select = "best" and patience need probes; give dev_eval.every = 10, or another number of steps'
+                'every = 0: select = "best" and patience need dev evaluations; give dev_eval.every = 10 or another number'
             )
         if self.characters == 1:
-            raise ValueError("characters = 1: one voice cannot be told from another; give 2 or more, or 0 for none")
+            raise ValueError("characters = 1: identifiability compares personas; give 2 or more, or 0 for none")
         if self.characters == 0 and self.metric == "balanced":
-            raise ValueError(
-                'metric = "balanced" weighs identifiability, which characters = 0 leaves out; take worst, mean or pss'
-            )
+            raise ValueError('metric = "balanced" uses identifiability, which characters = 0 leaves out; take worst, mean or pss')
         return self

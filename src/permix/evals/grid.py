@@ -6,7 +6,8 @@ A cell on disk is used again when it was asked in the same words with the same s
 verdict is missing is judged again, not generated again. What could not be answered or judged stays owed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,15 +15,16 @@ import numpy as np
 
 from permix.config import ModelConfig
 from permix.inference.base import Model
+from permix.inference.collect import CellRequest, collect
 from permix.metrics.statistics import Array
 from permix.personas.pool import PersonaPool
-from permix.progress import print_status, progress_bar
+from permix.progress import ProgressBar, print_status, progress_bar
 from permix.prompts import build_messages, template_id, template_text
 from permix.storage.cells import CellIndex, CellSummary, cell_summaries, read_cells
 from permix.storage.files import read_json
 from permix.storage.run_dir import RunDir, check_cells_unchanged
 from permix.tasks.contamination import read_trained_on
-from permix.types import Cell, CellKey, Failure, Persona, Question, Request, Sampling, Verdict, digest, seed_from
+from permix.types import Cell, CellKey, Persona, Question, Sampling, Verdict, digest, seed_from
 
 Scorer = Callable[[str, str], Verdict]
 """(completion, gold) -> verdict."""
@@ -164,26 +166,39 @@ def read_grid_results(run: Path) -> GridResults:
 def run_cells(
     model: Model, cells: Sequence[Cell], sampling: Sampling, run: RunDir, scorer: Scorer | None, description: str
 ) -> int:
-    """Answer and judge what is owed of `asked`; returns how many cells are still owed at the end.
+    """Generate and score what is pending of `cells`; returns how many of them are pending at the end.
 
-    A cell without gold, or any with `judge=None`, is open-ended: its answer is its result, without a verdict. Raises ConfigError
-    when the run on disk asked a cell in other words.
+    Each is asked for once. A cell without gold, or any with `scorer=None`, is open-ended: its completion is its result, without
+    a verdict. Raises ConfigError when the run on disk asked a cell in other words.
     """
     known = run.cells()
     check_cells_unchanged(known, cells)
-    owed = [cell for cell in cells if not _is_done(known.get(cell.key), scorer)]
-    unjudged = [known[cell.key] for cell in owed if _has_completion(known.get(cell.key))]
-    unanswered = [cell for cell in owed if not _has_completion(known.get(cell.key))]
+    pending = [cell for cell in cells if not _is_done(known.get(cell.key), scorer)]
+    unscored = [known[cell.key] for cell in pending if _has_completion(known.get(cell.key))]
+    requests = [CellRequest.for_cell(cell) for cell in pending if not _has_completion(known.get(cell.key))]
     finished = failed = 0
-    with progress_bar(description, len(cells), "cells") as shown:
-        shown.start_at(len(cells) - len(owed))
-        for cell in _generate(model, unanswered, unjudged, sampling):
-            tried = _score(cell, scorer)
-            run.append([tried])
-            finished += _is_done(tried, scorer)
-            failed += not _is_done(tried, scorer)
-            shown.advance(status=f"{failed} without a result" if failed else "")
-    return len(owed) - finished
+
+    def score_and_append(cell: Cell, bar: ProgressBar) -> None:
+        nonlocal finished, failed
+        scored = _score(cell, scorer)
+        run.append([scored])
+        finished += _is_done(scored, scorer)
+        failed += not _is_done(scored, scorer)
+        bar.advance(status=f"{failed} without a result" if failed else "")
+
+    with progress_bar(description, len(cells), "cells") as bar:
+        bar.start_at(len(cells) - len(pending))
+        for cell in unscored:
+            score_and_append(cell, bar)
+        collect(
+            model,
+            sampling,
+            lambda: requests,
+            lambda one, result, bar: score_and_append(one.cell_with(result), bar),
+            lambda _: nullcontext(bar),
+            max_rounds=1,
+        )
+    return len(pending) - finished
 
 
 def _has_completion(cell: Cell | None) -> bool:
@@ -194,15 +209,6 @@ def _is_done(cell: Cell | None, scorer: Scorer | None) -> bool:
     if cell is None or cell.completion is None:
         return False
     return scorer is None or cell.gold is None or (cell.verdict is not None and cell.verdict.correct is not None)
-
-
-def _generate(model: Model, unanswered: Sequence[Cell], unscored: Sequence[Cell], sampling: Sampling) -> Iterator[Cell]:
-    yield from unscored
-    if not unanswered:
-        return
-    for index, result in model.generate([Request(cell.messages, cell.seed) for cell in unanswered], sampling):
-        part = "failure" if isinstance(result, Failure) else "completion"
-        yield unanswered[index].model_copy(update={part: result})
 
 
 def _score(cell: Cell, scorer: Scorer | None) -> Cell:

@@ -315,7 +315,7 @@ def check_interview_length(config: FidelityConfig, plan: InterviewPlan) -> None:
     An endpoint does not say what fits; what it refuses is a failure of that turn.
     """
     turns, answer = config.interview.turns, config.sampling.max_new_tokens
-    if config.model.backend != "transformers":
+    if not config.model.capabilities.is_local:
         return
     source = resolve_model_source(config.model.name)
     tokenizer, window = load_tokenizer(source), context_window(source)

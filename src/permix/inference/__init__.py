@@ -1,5 +1,6 @@
-"""Models behind one protocol. `load_model` is the only place that knows the engines."""
+"""Models behind one protocol. `LOADERS` is the only place that knows the engines."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,34 @@ from permix.errors import ConfigError
 from permix.inference.base import CompletionResult, Model
 from permix.inference.cache import cached_model
 
-__all__ = ["CompletionResult", "Model", "build_model_config", "cached_model", "load_model"]
+__all__ = ["LOADERS", "CompletionResult", "Model", "build_model_config", "cached_model", "check_model", "load_model"]
+
+
+def _load_transformers(config: ModelConfig, threads: int | None) -> Model:
+    from permix.inference.hardware import set_threads
+
+    set_threads(threads)
+    from permix.inference.hf import HFModel
+
+    return HFModel(config)
+
+
+def _load_openai(config: ModelConfig, threads: int | None) -> Model:
+    from permix.inference.openai import OpenAIModel
+
+    return OpenAIModel(config)
+
+
+def _refuse_function(config: ModelConfig, threads: int | None) -> Model:
+    raise ConfigError(f'model.backend = "python": {config.name!r} is a function; give it to permix.evaluate_stability again')
+
+
+LOADERS: dict[str, Callable[[ModelConfig, int | None], Model]] = {
+    "transformers": _load_transformers,
+    "openai": _load_openai,
+    "python": _refuse_function,
+}
+"""What opens a model of each backend in `permix.config.BACKENDS`, given CPU threads. An engine is imported when it is used."""
 
 
 def load_model(source: str | Path | ModelConfig, threads: int | None = None, *, name: str | None = None, **fields: Any) -> Model:
@@ -19,18 +47,7 @@ def load_model(source: str | Path | ModelConfig, threads: int | None = None, *, 
     Raises ConfigError when the model cannot be loaded.
     """
     config = source if isinstance(source, ModelConfig) else build_model_config(source, name, **fields)
-    if config.backend == "python":
-        raise ConfigError(f'model.backend = "python": {config.name!r} is a function; give it to permix.evaluate_stability again')
-    if config.backend == "openai":
-        from permix.inference.openai import OpenAIModel
-
-        return OpenAIModel(config)
-    from permix.inference.hardware import set_threads
-
-    set_threads(threads)
-    from permix.inference.hf import HFModel
-
-    return HFModel(config)
+    return LOADERS[config.backend](config, threads)
 
 
 def build_model_config(source: str | Path, name: str | None = None, **fields: Any) -> ModelConfig:
@@ -46,3 +63,19 @@ def build_model_config(source: str | Path, name: str | None = None, **fields: An
     else:
         section = {"name": str(source)}
     return build_config(ModelConfig, section | fields, source="model")
+
+
+def check_model(config: ModelConfig, *, contact: bool) -> None:
+    """Raise ConfigError for a model that is not to be had, without loading weights.
+
+    In this process: a name that can only be a folder and is none. Elsewhere: an address or a key that cannot be one, and with
+    `contact`, which asks the endpoint, one that does not answer.
+    """
+    if config.capabilities.is_local:
+        from permix.inference.hf import check_model_folder
+
+        check_model_folder(config.name)
+        return
+    model = load_model(config)
+    if contact:
+        _ = model.fingerprint

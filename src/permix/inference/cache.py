@@ -1,8 +1,9 @@
-"""Answers kept by what was asked, for other runs to use: the same model, words, sampling and seed are not generated again.
+"""A cache of completions that several runs share: the same request to the same model is not generated again.
 
-Contract: an answer is taken only where the whole question stands beside it, letter for letter: the model's fingerprint, every
-message, the sampling, the seed where one is drawn from (a greedy answer has none), and the versions of what decodes. The key is a
-hash and only finds the row. Failures are not kept. One SQLite file, `answers.sqlite`, that several processes may use at once.
+Contract: a completion is reused only if everything it depends on is equal, as text: the model's fingerprint, every message, the
+sampling, the seed (not for greedy decoding, which uses none), and the versions of the decoding packages. A row's key is a hash of
+that text; the text itself is stored in the row and compared. Failures are not cached. The cache is one SQLite file,
+`answers.sqlite`, which several processes may use at the same time.
 """
 
 import contextlib
@@ -29,11 +30,11 @@ CACHE_STATS_FILE = "cache.json"
 DECODER_PACKAGES = ("permix", "torch", "transformers")
 
 LOCK_TIMEOUT_S = 60.0
-"""How long another process may hold the file."""
+"""Longest wait while another process has the file locked."""
 
 
 class CachedModel:
-    """`permix.inference.base.Model` that asks another one only for what is not there. `hits` of `asked` were."""
+    """Implements `Model`: asks another model only for completions that are not cached. `hits` of `lookups` were."""
 
     def __init__(self, model: Model, connection: sqlite3.Connection, path: Path) -> None:
         self.model, self.path = model, path
@@ -43,51 +44,51 @@ class CachedModel:
         self._connection = connection
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
-        asked = [cache_key_text(self.fingerprint, request, sampling) for request in requests]
+        key_texts = [cache_key_text(self.fingerprint, request, sampling) for request in requests]
         missing = []
-        for place, text in enumerate(asked):
+        for index, key_text in enumerate(key_texts):
             self.lookups += 1
-            if (found := self._look_up(text)) is None:
-                missing.append(place)
+            if (cached := self._look_up(key_text)) is None:
+                missing.append(index)
             else:
                 self.hits += 1
-                yield CompletionResult(place, found)
+                yield CompletionResult(index, cached)
         if not missing:
             return
-        for index, result in self.model.generate([requests[place] for place in missing], sampling):
+        for index, result in self.model.generate([requests[each] for each in missing], sampling):
             if not isinstance(result, Failure):
-                self._store(asked[missing[index]], result)
+                self._store(key_texts[missing[index]], result)
             yield CompletionResult(missing[index], result)
 
     def _look_up(self, text: str) -> Completion | None:
         try:
             row = self._connection.execute("SELECT asked, answer FROM answers WHERE key = ?", (_key(text),)).fetchone()
         except sqlite3.Error as error:
-            raise PermixError(f"{self.path}: {error}; remove it if it is damaged, and start again: it only saves work") from error
-        with contextlib.suppress(ValueError):  # an answer that somebody edited is none
+            raise PermixError(f"{self.path}: {error}; if it is damaged, remove it and start again: it is only a cache") from error
+        with contextlib.suppress(ValueError):  # a row that somebody edited by hand counts as missing
             return Completion.model_validate(json.loads(row[1])) if row is not None and row[0] == text else None
         return None
 
     def _store(self, text: str, completion: Completion) -> None:
-        answer = json.dumps(completion.model_dump(mode="json"))  # ASCII: half a surrogate pair survives
+        answer = json.dumps(completion.model_dump(mode="json"))  # ASCII: half a surrogate pair has no UTF-8
         try:
             self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (_key(text), text, answer))
-        except sqlite3.Error as error:  # a full disk, say
+        except sqlite3.Error as error:  # such as a full disk
             raise write_error(self.path, OSError(0, str(error))) from error
 
 
 def cache_key_text(fingerprint: str, request: Request, sampling: Sampling) -> str:
-    """All that an answer depends on, as one text."""
-    whole = {
+    """Everything that a completion depends on, as JSON with sorted keys."""
+    fields = {
         "model": fingerprint, "messages": list(request.messages), "sampling": sampling.model_dump(mode="json"),
         "seed": request.seed if sampling.temperature > 0 else None, "decoder": decoder_versions(),
     }  # fmt: skip
-    return json.dumps(whole, sort_keys=True)
+    return json.dumps(fields, sort_keys=True)
 
 
 @cache
 def decoder_versions() -> dict[str, str]:
-    """What turns weights and words into an answer: another version may answer otherwise."""
+    """Versions of the packages that turn weights and a prompt into a completion: another version may give another one."""
     return {name: version(name) for name in DECODER_PACKAGES}
 
 
@@ -97,10 +98,11 @@ def _key(text: str) -> str:
 
 @contextmanager
 def cached_model(model: Model, folder: Path | None, run_dir: Path) -> Iterator[Model]:
-    """The model with the answers of a folder, or the model itself without one. How many answers were there is said at the end,
-    and added up in `cache.json` of the run directory: its usage does not hold what they cost.
+    """The model behind the cache in `folder`; the model itself if `folder` is None.
 
-    Raises ConfigError for a folder that cannot be used, and for a model that is not known by its content.
+    At the end a status line tells the hits, and `cache.json` of the run directory adds them up over its starts: `usage.json` does
+    not count what the cached completions cost. Raises ConfigError for a folder that cannot be used, and for a model whose
+    fingerprint does not identify its weights.
     """
     if folder is None:
         yield model
@@ -108,18 +110,19 @@ def cached_model(model: Model, folder: Path | None, run_dir: Path) -> Iterator[M
     if not model.content_addressed:
         raise ConfigError(f"cache = {folder}: weights under the name {model.name!r} may change; leave cache out")
     path = folder / CACHE_DATABASE
-    with closing(_open_database(path)) as table:
-        kept = CachedModel(model, table, path)
+    with closing(_open_database(path)) as connection:
+        cached = CachedModel(model, connection, path)
         try:
-            yield kept
+            yield cached
         finally:
-            if kept.lookups:
-                print_status(f"{path}: held {kept.hits} of {kept.lookups} answers")
+            if cached.lookups:
+                print_status(f"{path}: {cached.hits} of {cached.lookups} answers were cached")
                 before = (
                     read_json(run_dir / CACHE_STATS_FILE) if (run_dir / CACHE_STATS_FILE).exists() else {"held": 0, "asked": 0}
                 )
                 write_json(
-                    run_dir / CACHE_STATS_FILE, {"held": before["held"] + kept.hits, "asked": before["asked"] + kept.lookups}
+                    run_dir / CACHE_STATS_FILE,
+                    {"held": before["held"] + cached.hits, "asked": before["asked"] + cached.lookups},
                 )
 
 
@@ -127,17 +130,18 @@ def _open_database(path: Path) -> sqlite3.Connection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # SQLite waits for its readers, but not for whoever makes the file
-            table = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
+            # SQLite's timeout covers readers and writers, but not two processes that create the file at the same time.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            connection = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
             try:
-                table.execute("PRAGMA journal_mode = WAL")
-                table.execute("PRAGMA synchronous = NORMAL")
-                table.execute(
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = NORMAL")
+                connection.execute(
                     "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, asked TEXT NOT NULL, answer TEXT NOT NULL)"
                 )
             except sqlite3.Error:
-                table.close()
+                connection.close()
                 raise
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(f"cache = {path.parent}: {error}; give a folder that can be written to") from error
-    return table
+    return connection

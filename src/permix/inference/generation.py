@@ -1,10 +1,13 @@
-"""Decoding a batch of prompts: what they begin with alike is read once, and rows that have ended leave the batch.
+"""Sampling completions of token-id prompts, and log-probabilities of given completions.
 
-A network that cannot share prompts is decoded by transformers' `generate`, row for row; the draws are the same.
+A network that supports shared prefixes reads each prompt once, and completions leave the batch when they end. Any other network
+goes through transformers' `generate`, one padded row per prompt, with the same random draws.
 
-Drawing tokens: each row from its own stream of uniform numbers, by inverting its distribution.
+Each row has its own stream of uniform numbers and inverts its cumulative distribution, so its draws do not depend on the batch
+that it is in. `token_logprobs` works in blocks of rows and never holds the float32 distributions of a whole batch.
 
-Log-probabilities of chosen tokens, without ever holding a whole batch's distributions in float32.
+Axes: B all rows of a batch, N the rows still growing (or, in `token_logprobs`, completion tokens), M rows of logits,
+T tokens, V vocabulary; K entries of each of the vocabulary's N blocks in `_inverse_cdf_sample`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +24,7 @@ from permix.types import Sampling
 
 
 class SeededSampler:
-    """Picks the next token of each row: the likeliest at temperature 0, else by the row's own uniform numbers."""
+    """Chooses the next token of each row: the likeliest at temperature 0, else by the row's own uniform numbers."""
 
     def __init__(self, seeds: Sequence[int], sampling: Sampling) -> None:
         self.sampling = sampling
@@ -31,7 +34,7 @@ class SeededSampler:
             self.uniform_B_T = torch.from_numpy(draws_B_T)
 
     def sample(self, rows_N: torch.Tensor, step: int, logits_N_V: torch.Tensor) -> "SampledTokens":
-        """The `step`-th token of these rows, and its log-probability before the nucleus is cut."""
+        """The `step`-th token (from 0) of rows `rows_N`. Its log-probability is that of the whole distribution, before top-p."""
         if self.sampling.temperature == 0:
             return SampledTokens(logits_N_V.argmax(-1), None)
         probs_N_V = torch.softmax(logits_N_V.float() / self.sampling.temperature, dim=-1)
@@ -41,25 +44,29 @@ class SeededSampler:
 
 
 class SampledTokens(NamedTuple):
-    """Tokens, and the log-probability of each at the sampling temperature (None where nothing was drawn)."""
+    """Tokens and the log-probability (nats) of each at the sampling temperature; None for greedy decoding."""
 
     token_N: torch.Tensor
     logprob_N: torch.Tensor | None
 
 
 def sample_top_p(probs_B_V: torch.Tensor, uniform_B: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The token whose share of the (nucleus-cut) cumulative distribution each uniform number falls into; shape [B]."""
+    """Token ids [B]: each uniform number in [0, 1) picks the token whose interval of the cumulative distribution it falls into.
+
+    With `top_p` < 1 only the likeliest tokens that together reach `top_p` count (nucleus sampling). Raises PermixError where a
+    row's probabilities are NaN or all 0.
+    """
     if top_p >= 1:
         return _inverse_cdf_sample(probs_B_V, uniform_B)
     ordered_B_V, order_B_V = probs_B_V.sort(dim=-1, descending=True, stable=True)
-    # A token stays when the mass before it is still short of top_p: the first one always does.
+    # A token stays where the mass before it is below top_p, so the likeliest token always stays.
     before_B_V = ordered_B_V.cumsum(-1) - ordered_B_V
     rank_B = _inverse_cdf_sample(torch.where(before_B_V < top_p, ordered_B_V, 0.0), uniform_B)
     return order_B_V.gather(1, rank_B[:, None])[:, 0]
 
 
 def _inverse_cdf_sample(mass_B_V: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
-    """Find each target first among blocks of the vocabulary, then inside its block: a running sum over all of it is slow."""
+    """Two searches, over sums of blocks and then inside one block: a cumulative sum over the whole vocabulary is slow."""
     short = -mass_B_V.shape[1] % VOCAB_BLOCK_SIZE
     padded_B_V = torch.nn.functional.pad(mass_B_V, (0, short)) if short else mass_B_V
     blocks_B_N_K = padded_B_V.view(len(mass_B_V), -1, VOCAB_BLOCK_SIZE)
@@ -75,22 +82,23 @@ def _inverse_cdf_sample(mass_B_V: torch.Tensor, uniform_B: torch.Tensor) -> torc
 
 
 def _first_above(cumulative_B_N: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
-    """Index of the first running sum above the target; by rounding a target may reach the last one, which then it is.
+    """Index [B] of the first cumulative sum above the target, and at most the last entry that has mass.
 
-    The last one that grew, that is: an entry of no mass, such as padding or a token cut from the nucleus, is never drawn.
+    Rounding can lift a target to the last sum, and the entries behind it (padding, tokens cut by top-p) must never be drawn.
     """
-    place_B = torch.searchsorted(cumulative_B_N, target_B[:, None], right=True)[:, 0]
+    index_B = torch.searchsorted(cumulative_B_N, target_B[:, None], right=True)[:, 0]
     last_B = torch.searchsorted(cumulative_B_N, cumulative_B_N[:, -1:].contiguous(), right=False)[:, 0]
-    return torch.minimum(place_B, last_B)
+    return torch.minimum(index_B, last_B)
 
 
 VOCAB_BLOCK_SIZE = 256
+"""Tokens of a block in `_inverse_cdf_sample`."""
 
 
 class CompletionTokens(NamedTuple):
-    """A completion that ends with its stop token, or has `max_new_tokens` tokens.
+    """A completion that ends with its stop token or has `max_new_tokens` tokens.
 
-    `logps` are the tokens' log-probabilities at the sampling temperature; empty for greedy decoding.
+    `logprobs` are the tokens' log-probabilities (nats) at the sampling temperature; empty for greedy decoding.
     """
 
     token_ids: list[int]
@@ -100,16 +108,16 @@ class CompletionTokens(NamedTuple):
 def generate_tokens(
     network: Any, tokenizer: Any, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling
 ) -> list[CompletionTokens]:
-    """Complete token-id prompts in one batch, in the order they are given."""
+    """Complete the prompts in one batch; results are in their order. `seeds` has one seed per prompt."""
     stops = frozenset(stop_token_ids(network, tokenizer))
-    drawer = SeededSampler(seeds, sampling)
-    way = _generate_shared_prefix if supports_shared_prefix(network) else _generate_padded
+    sampler = SeededSampler(seeds, sampling)
+    generate = _generate_shared_prefix if supports_shared_prefix(network) else _generate_padded
     with torch.inference_mode():
-        return way(network, tokenizer, prompts, drawer, stops)
+        return generate(network, tokenizer, prompts, sampler, stops)
 
 
 def stop_token_ids(network: Any, tokenizer: Any) -> list[int]:
-    """Token ids that end a completion: the generation config's, and the tokenizer's own."""
+    """Token ids that end a completion, ascending: those of the generation config and the tokenizer's own."""
     configured = network.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return sorted({one for one in (*ids, tokenizer.eos_token_id) if one is not None})
@@ -118,28 +126,31 @@ def stop_token_ids(network: Any, tokenizer: Any) -> list[int]:
 def _generate_shared_prefix(
     network: Any, _: Any, prompts: Sequence[list[int]], sampler: SeededSampler, stops: frozenset[int]
 ) -> list[CompletionTokens]:
-    distinct = sorted(set(map(tuple, prompts)))  # neighbours begin alike
-    number = {prompt: place for place, prompt in enumerate(distinct)}
-    order = sorted(range(len(prompts)), key=lambda row: number[tuple(prompts[row])])
-    owners = [number[tuple(prompts[row])] for row in order]
-    store, logits_P_V = prefill(network, distinct, owners)
+    distinct = sorted(set(map(tuple, prompts)))  # sorted, so that neighbours share the longest prefixes
+    index_of = {prompt: index for index, prompt in enumerate(distinct)}
+    # The cache wants rows sorted by prompt, the caller wants results in the order given, and a row's draws belong to its place
+    # in that order. So two numbers follow each row: `row_N` is its place in `prompts`, `cache_row_N` its row of the cache.
+    order = sorted(range(len(prompts)), key=lambda row: index_of[tuple(prompts[row])])
+    prompt_indices = [index_of[tuple(prompts[row])] for row in order]
+    kv_cache, logits_P_V = prefill(network, distinct, prompt_indices)
     device = logits_P_V.device
-    row_N = torch.tensor(order, device=device)  # whose tokens these are
-    place_N = torch.arange(len(order), device=device)  # where the store keeps them
-    logits_N_V = logits_P_V[torch.tensor(owners, device=device)]
-    grown = [CompletionTokens([], []) for _ in prompts]
+    row_N = torch.tensor(order, device=device)
+    cache_row_N = torch.arange(len(order), device=device)
+    logits_N_V = logits_P_V[torch.tensor(prompt_indices, device=device)]
+    completions = [CompletionTokens([], []) for _ in prompts]
     for step in range(sampler.sampling.max_new_tokens):
-        token_N, logp_N = sampler.sample(row_N, step, logits_N_V)
-        goes_on = _append_tokens(grown, row_N, token_N, logp_N, stops)
-        if step + 1 == sampler.sampling.max_new_tokens or not any(goes_on):
+        token_N, logprob_N = sampler.sample(row_N, step, logits_N_V)
+        continues = _append_tokens(completions, row_N, token_N, logprob_N, stops)
+        if step + 1 == sampler.sampling.max_new_tokens or not any(continues):
             break
-        goes_on_N = torch.tensor(goes_on, device=device)
-        row_N, place_N, token_N = row_N[goes_on_N], place_N[goes_on_N], token_N[goes_on_N]
-        if 4 * len(place_N) <= 3 * len(store.prompt_index_B):
-            store.select_rows(place_N)
-            place_N = torch.arange(len(place_N), device=device)
-        logits_N_V = decode_step(network, store, place_N, token_N, step)
-    return grown
+        continues_N = torch.tensor(continues, device=device)
+        row_N, cache_row_N, token_N = row_N[continues_N], cache_row_N[continues_N], token_N[continues_N]
+        # Dropping ended rows copies the cache, keeping them wastes attention: copy once a quarter of them has ended.
+        if 4 * len(cache_row_N) <= 3 * len(kv_cache.prompt_index_B):
+            kv_cache.select_rows(cache_row_N)
+            cache_row_N = torch.arange(len(cache_row_N), device=device)
+        logits_N_V = decode_step(network, kv_cache, cache_row_N, token_N, step)
+    return completions
 
 
 def _append_tokens(
@@ -149,13 +160,13 @@ def _append_tokens(
     logprob_N: torch.Tensor | None,
     stops: frozenset[int],
 ) -> list[bool]:
-    """Write the new tokens down; returns which rows go on."""
+    """Append one token to each row's completion; returns for each row whether it continues."""
     tokens = token_N.tolist()
     for row, token in zip(row_N.tolist(), tokens, strict=True):
         completions[row].token_ids.append(token)
     if logprob_N is not None:
-        for row, logp in zip(row_N.tolist(), logprob_N.tolist(), strict=True):
-            completions[row].logprobs.append(logp)
+        for row, logprob in zip(row_N.tolist(), logprob_N.tolist(), strict=True):
+            completions[row].logprobs.append(logprob)
     return [token not in stops for token in tokens]
 
 
@@ -164,7 +175,7 @@ def _generate_padded(
 ) -> list[CompletionTokens]:
     batch = tokenizer.pad({"input_ids": list(prompts)}, padding=True, return_tensors="pt").to(network.device)
     width = batch["input_ids"].shape[1]
-    chooser = _ForcedTokenLogitsProcessor(sampler, width, len(prompts))
+    processor = _ForcedTokenLogitsProcessor(sampler, width, len(prompts))
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=sampler.sampling.max_new_tokens,
@@ -172,51 +183,51 @@ def _generate_padded(
         pad_token_id=tokenizer.pad_token_id,
     )
     with _without_generation_defaults(network):
-        output_B_T = network.generate(**batch, generation_config=settings, logits_processor=LogitsProcessorList([chooser]))
-    whole = [_cut_after_stop(ids, stops) for ids in output_B_T[:, width:].tolist()]
-    return [CompletionTokens(ids, logps[: len(ids)]) for ids, logps in zip(whole, chooser.logprobs(), strict=True)]
+        output_B_T = network.generate(**batch, generation_config=settings, logits_processor=LogitsProcessorList([processor]))
+    completions = [_cut_after_stop(ids, stops) for ids in output_B_T[:, width:].tolist()]
+    return [CompletionTokens(ids, logprobs[: len(ids)]) for ids, logprobs in zip(completions, processor.logprobs(), strict=True)]
 
 
 class _ForcedTokenLogitsProcessor:
-    """A logits processor that leaves only the drawn token possible, so that greedy decoding after it picks exactly that one."""
+    """A logits processor that draws a token per row and rules out all others, so that greedy decoding after it takes that one."""
 
     def __init__(self, sampler: SeededSampler, prompt_width: int, rows: int) -> None:
         self._sampler, self._prompt_width, self._row_B = sampler, prompt_width, torch.arange(rows)
         self._logprobs: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        token_B, logp_B = self._sampler.sample(self._row_B, input_ids.shape[1] - self._prompt_width, scores)
-        if logp_B is not None:
-            self._logprobs.append(logp_B)
+        token_B, logprob_B = self._sampler.sample(self._row_B, input_ids.shape[1] - self._prompt_width, scores)
+        if logprob_B is not None:
+            self._logprobs.append(logprob_B)
         return torch.full_like(scores, -torch.inf).scatter_(1, token_B[:, None], 0.0)
 
     def logprobs(self) -> list[list[float]]:
-        """One list a row, as long as the longest completion; empty ones for greedy decoding."""
+        """One list per row, as long as the longest completion; empty lists for greedy decoding."""
         return torch.stack(self._logprobs, dim=1).tolist() if self._logprobs else [[] for _ in self._row_B]
 
 
 @contextmanager
 def _without_generation_defaults(network: Any) -> Iterator[None]:
-    """Only what is asked for counts: a model's own generation defaults (a repetition penalty, say) would change what is drawn."""
-    own, network.generation_config = network.generation_config, GenerationConfig()
+    """Take the model's own generation config away inside the block: its repetition penalty, say, would change the draws."""
+    defaults, network.generation_config = network.generation_config, GenerationConfig()
     try:
         yield
     finally:
-        network.generation_config = own
+        network.generation_config = defaults
 
 
 def _cut_after_stop(ids: list[int], stops: frozenset[int]) -> list[int]:
-    """Cut after the first stop token: padding is often that same token, so counting pads would miscount."""
-    end = next((place for place, one in enumerate(ids) if one in stops), None)
+    """Cut behind the first stop token. Stripping padding would not do: the padding token is often the stop token."""
+    end = next((index for index, one in enumerate(ids) if one in stops), None)
     return ids if end is None else ids[: end + 1]
 
 
 LOGIT_ROWS_PER_BLOCK = 16
-"""Few enough that a block of a large vocabulary stays in a CPU's cache."""
+"""Rows of logits that a CPU works on at a time: a block of a large vocabulary fits its cache. A GPU takes 8 times as many."""
 
 
 class TokenLogprobs(NamedTuple):
-    """Of each completion token: its log-probability, and the entropy (nats, no gradient) of what it was drawn from."""
+    """For each completion token its log-probability, and the entropy of its distribution (no gradient); both in nats, float32."""
 
     logprob_N: torch.Tensor
     entropy_N: torch.Tensor
@@ -225,15 +236,18 @@ class TokenLogprobs(NamedTuple):
 def token_logprobs(
     logits_M_V: torch.Tensor, logit_row_N: torch.Tensor, target_N: torch.Tensor, temperature: float
 ) -> TokenLogprobs:
-    """Scores of the targets under softmax(logits[source] / temperature), in float32; several may share a source."""
-    logp_N, entropy_M = _TokenLogprobs.apply(logits_M_V, logit_row_N, target_N, temperature)  # type: ignore[no-untyped-call]
-    return TokenLogprobs(logp_N, entropy_M[logit_row_N])
+    """Log-probabilities of `target_N` under softmax(logits_M_V[logit_row_N] / temperature), differentiable in the logits.
+
+    Several targets may share a row of logits.
+    """
+    logprob_N, entropy_M = _TokenLogprobs.apply(logits_M_V, logit_row_N, target_N, temperature)  # type: ignore[no-untyped-call]
+    return TokenLogprobs(logprob_N, entropy_M[logit_row_N])
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Works through the rows in blocks, and again in the backward pass: softmax is cheaper made twice than kept.
+    """Goes through the logits in blocks of rows, and again in the backward pass: softmax [M, V] is cheaper to redo than to keep.
 
-    d logp_n / d logits[m] = (one-hot of the target - softmax) / temperature where m is n's source, else 0.
+    d logprob_n / d logits_m = (onehot(target_n) - softmax(logits_m / temperature)) / temperature where m is n's row, else 0.
     """
 
     @staticmethod
@@ -249,7 +263,7 @@ class _TokenLogprobs(torch.autograd.Function):
             weight = below.exp()
             total = weight.sum(-1)
             norm_M[rows] = highest[:, 0] + total.log()
-            # What is minus infinity has no weight and adds nothing.
+            # H = log Z - Σ w_v x_v / Z with x = logits less their maximum. A logit of -inf gives 0 × -inf = NaN, which counts 0.
             entropy_M[rows] = total.log() - weight.mul_(below).nan_to_num_(nan=0.0).sum(-1) / total
         chosen_N = logits_M_V[logit_row_N, target_N].float() / temperature
         ctx.save_for_backward(logits_M_V, logit_row_N, target_N, norm_M)
@@ -259,26 +273,26 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_N: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        logits_M_V, source_N, target_N, norm_M = ctx.saved_tensors
+        logits_M_V, row_N, target_N, norm_M = ctx.saved_tensors
         grad_N = grad_N / ctx.temperature
-        grad_M = torch.zeros_like(norm_M).index_add_(0, source_N, grad_N)
-        out_M_V = torch.empty_like(logits_M_V)
-        order_N = source_N.argsort()
-        source_N, target_N, grad_N = source_N[order_N], target_N[order_N], grad_N[order_N]
+        grad_M = torch.zeros_like(norm_M).index_add_(0, row_N, grad_N)
+        grad_M_V = torch.empty_like(logits_M_V)
+        order_N = row_N.argsort()
+        row_N, target_N, grad_N = row_N[order_N], target_N[order_N], grad_N[order_N]
         blocks = _row_blocks(logits_M_V)
-        ends = torch.tensor([rows.stop for rows in blocks], device=source_N.device)
+        ends = torch.tensor([rows.stop for rows in blocks], device=row_N.device)
         start = 0
-        for rows, end in zip(blocks, torch.searchsorted(source_N, ends).tolist(), strict=True):
-            slope = _scaled(logits_M_V[rows], ctx.temperature).sub_(norm_M[rows, None]).exp_().mul_(-grad_M[rows, None])
-            # Still in float32: at a likely token two nearly equal numbers cancel.
-            slope.index_put_((source_N[start:end] - rows.start, target_N[start:end]), grad_N[start:end], accumulate=True)
-            out_M_V[rows] = slope
+        for rows, end in zip(blocks, torch.searchsorted(row_N, ends).tolist(), strict=True):
+            grad_block = _scaled(logits_M_V[rows], ctx.temperature).sub_(norm_M[rows, None]).exp_().mul_(-grad_M[rows, None])
+            # Add the one-hot part before rounding to the logits' dtype: at a likely target two nearly equal numbers cancel.
+            grad_block.index_put_((row_N[start:end] - rows.start, target_N[start:end]), grad_N[start:end], accumulate=True)
+            grad_M_V[rows] = grad_block
             start = end
-        return out_M_V, None, None, None
+        return grad_M_V, None, None, None
 
 
 def _scaled(logits_M_V: torch.Tensor, temperature: float) -> torch.Tensor:
-    """A copy in float32."""
+    """logits / temperature, as a float32 copy that may be overwritten."""
     return logits_M_V.to(torch.float32, copy=True).div_(temperature)
 
 

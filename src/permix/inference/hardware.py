@@ -1,4 +1,4 @@
-"""What this machine can do: threads, device and precision, decided in one place. Imports torch only when asked."""
+"""Threads, memory allocation, device and precision of this machine. torch is imported only inside the functions that need it."""
 
 import contextlib
 import ctypes
@@ -14,9 +14,9 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def set_passive_threads() -> None:
-    """Let idle OpenMP threads sleep instead of spin. Must run before torch is imported; a setting of the user's own wins.
+    """Make idle OpenMP threads sleep instead of spin. Call it before torch is imported; variables that are already set win.
 
-    Spinning threads cost 5 to 20 times the work itself on a machine with anything else running.
+    On a machine that also runs something else, spinning threads cost 5 to 20 times the work itself.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -24,9 +24,9 @@ def set_passive_threads() -> None:
 
 
 def tune_malloc() -> None:
-    """Let glibc keep freed blocks instead of giving every large tensor back to the kernel and faulting it in again.
+    """Make glibc keep freed blocks instead of returning every large tensor to the kernel and faulting it in again.
 
-    Without it a fifth of a CPU training step is spent in the kernel. Elsewhere than on glibc it does nothing.
+    Without it a CPU training step spends a fifth of its time in the kernel. Does nothing where there is no glibc.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
@@ -36,18 +36,18 @@ def tune_malloc() -> None:
 
 
 def release_memory() -> None:
-    """Drop what only reference cycles hold (a trainer, its optimizer) and give the freed blocks back to the kernel."""
+    """Free objects that only reference cycles hold (a trainer, its optimizer) and return freed blocks to the kernel."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-# From glibc's malloc.h.
+# Constants of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def set_threads(threads: int | None) -> int:
-    """Give torch a fixed number of threads and return it; when not given, this process's share of the cores it may use."""
+    """Set torch's number of threads and return it; None means this process's share of the cores it may use."""
     set_passive_threads()
     tune_malloc()
     import torch
@@ -58,7 +58,7 @@ def set_threads(threads: int | None) -> int:
 
 
 def cores_per_process(cores: int) -> int:
-    """Cores for each of the processes that a launcher started on this machine: whole ones, and at least one."""
+    """Whole cores for each process that a launcher (torchrun, accelerate) started on this machine; at least 1."""
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
@@ -69,13 +69,13 @@ def pick_device() -> str:
 
 
 def has_fast_bfloat16(device: str) -> bool:
-    """Whether bfloat16 is a speed-up here rather than an emulation."""
+    """Whether the device multiplies in bfloat16 itself; where it only emulates that, bfloat16 is slower than float32."""
     import torch
 
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def pick_dtype(precision: Precision, device: str) -> "torch.dtype":

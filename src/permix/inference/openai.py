@@ -1,15 +1,13 @@
 """Completions from any OpenAI-compatible chat endpoint: vLLM, SGLang, llama.cpp, Ollama, a hosted API.
 
-Callers see an ordinary generator; requests run on an event loop in a thread of its own, so it works in a notebook too. At most
-`concurrency` requests are in flight, and about `BUFFERED_PER_REQUEST` times as many answers wait until the caller takes
-some. Closing the
-generator cancels what is in flight. What may heal (408, 429, 5xx, a lost connection, no reply in time, a reply that cannot be
-read) is tried again; what does not heal is a `Failure` of that request alone. ConfigError is for an endpoint that can answer
-nothing: no such host, a refused key, a model it does not know.
+Callers see an ordinary generator. Requests run on an event loop in a thread of its own, so it also works in a notebook. At most
+`concurrency` requests are in flight, and at most about `BUFFERED_PER_REQUEST` times as many completions wait for the caller.
+Closing the generator cancels the requests in flight.
 
-The key is read from the environment when it is needed and is in no file, message, log or repr.
+Transient errors (408, 429, 5xx, a lost connection, a timeout, a malformed reply) are retried; an error that stays is a `Failure`
+of that request alone. ConfigError means that the endpoint can answer nothing: no such host, a refused key, an unknown model.
 
-Asynchronous work behind an ordinary generator: an event loop in a thread of its own, so it works in a notebook too.
+The key is read from the environment when it is needed; no file, message, log or repr contains it.
 """
 
 import asyncio
@@ -53,9 +51,9 @@ Emit = Callable[[_Item], Awaitable[None]]
 
 
 def iterate_async(work: Callable[[Emit[_Item]], Coroutine[Any, Any, None]], max_buffered: int) -> Iterator[_Item]:
-    """Run `work` on an event loop in a thread of its own and yield what it emits; then raise what it raised.
+    """Run `work` on an event loop in a thread of its own, yield the items that it emits, then raise the exception that it raised.
 
-    Emitting waits while `max_buffered` items are not yet taken. Closing the iterator cancels `work` and ends the thread.
+    `emit` waits while the caller has not taken `max_buffered` items. Closing the iterator cancels `work` and ends the thread.
     """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="permix-background", daemon=True)
@@ -75,7 +73,7 @@ def iterate_async(work: Callable[[Emit[_Item]], Coroutine[Any, Any, None]], max_
             yield item[0]
         done.result()
     finally:
-        # A generator still open when the interpreter exits: its thread is frozen and must not be waited for.
+        # If the interpreter exits while the generator is open, the thread is frozen and waiting for it would never end.
         if not sys.is_finalizing():
             asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
@@ -91,16 +89,16 @@ async def _cancel_others() -> None:
 
 
 BUFFERED_PER_REQUEST = 4
-"""Answers that wait for the caller, per request in flight, before the next request is sent."""
+"""Completions per request in flight that may wait for the caller before the next request is sent."""
 
 REQUESTS_PER_CLIENT = 32
-"""Requests in flight that share a client: for each request it goes through all of its connections, several times."""
+"""Most requests in flight per client: a client looks through all of its connections several times for each request."""
 
 MAX_RETRY_WAIT_S = 60.0
 """Longest wait before a retry, whatever the server asks for."""
 
 MAX_REFUSALS = 8
-"""So many refusals (401, 403, 404) before any answer mean that the endpoint refuses everything."""
+"""Refusals (401, 403, 404) before any completion after which the endpoint is taken to refuse everything."""
 
 MAX_ERROR_CHARS = 500
 
@@ -109,7 +107,7 @@ _T = TypeVar("_T")
 
 
 class _ServedModel(BaseModel):
-    """One entry of `GET /models`, without what changes from call to call or from start to start (`created`, permission ids)."""
+    """One entry of `GET /models`, without the fields that change between calls or server starts (`created`, permission ids)."""
 
     id: str
     root: Any = None
@@ -122,10 +120,10 @@ class _ModelList(BaseModel):
 
 
 class OpenAIModel:
-    """Implements `Model` over HTTP. `backoff_s` is the first wait before a retry; it doubles with every further one."""
+    """Implements `Model` over HTTP. `backoff_s` is the wait before the first retry; it doubles with each further one."""
 
     default_system: str | None = None
-    """Not knowable over HTTP: the endpoint applies its own chat template."""
+    """Unknown: the endpoint applies its own chat template."""
     content_addressed = False
 
     def __init__(self, config: ModelConfig, *, backoff_s: float = 0.5) -> None:
@@ -141,9 +139,9 @@ class OpenAIModel:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of address, model name and what `GET /models` says of its weights.
+        """Digest of address, model name and the metadata of the weights in `GET /models`.
 
-        Best effort: most servers say nothing of them, and then a swapped model under an old name goes unseen. Asks the endpoint
+        Best effort: most servers give no metadata, and then another model under the same name is not noticed. Asks the endpoint
         on first use, and raises ConfigError as `check_endpoint` does.
         """
         self.check_endpoint()
@@ -152,9 +150,9 @@ class OpenAIModel:
         return digest("openai", where, self.name, *own)
 
     def check_endpoint(self) -> None:
-        """Raise ConfigError unless the endpoint can be reached and accepts the key; asks it once, then remembers.
+        """Raise ConfigError unless the endpoint can be reached and accepts the key. Only the first call asks it.
 
-        An endpoint without `GET /models`, or with a key that may not list models, passes: its first requests decide.
+        An endpoint without `GET /models`, or a key that may not list models, passes: then the first requests decide.
         """
 
         async def work(_: Emit[None]) -> None:
@@ -165,11 +163,11 @@ class OpenAIModel:
             list(iterate_async(work, max_buffered=1))
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
-        """Yield one `Answer` per request as it arrives. Raises ConfigError when the endpoint refuses everything.
+        """Yield one `CompletionResult` per request as it arrives. Raises ConfigError when the endpoint refuses everything.
 
-        Token counts are the endpoint's own, 0 where it reports none, and those of a request: replies to it that could not be
-        read are counted where they were charged. Only the low 31 bits of a seed are sent. A schema is sent too, until an
-        endpoint refuses one and takes the same request without it.
+        Token counts are the endpoint's, 0 where it reports none, and include those of malformed replies that it charged for the
+        same request. Only the low 31 bits of a seed are sent. JSON schemas are sent until the endpoint refuses one and accepts
+        the same request without it.
         """
         if not requests:
             return
@@ -186,31 +184,31 @@ class OpenAIModel:
             for index, request in pending:
                 await emit(CompletionResult(index, await self._complete_request(client, request, sampling, len(requests))))
 
-        places = min(self.config.concurrency, len(requests))
+        n_workers = min(self.config.concurrency, len(requests))
         try:
             async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
-                for place in range(places):
-                    if place % REQUESTS_PER_CLIENT == 0:
+                for number in range(n_workers):
+                    if number % REQUESTS_PER_CLIENT == 0:
                         client = await stack.enter_async_context(self._make_client())
                         await self._ensure_model_list(client)
                     group.create_task(worker(client))
-        except ExceptionGroup as many:
-            raise many.exceptions[0] from None
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     async def _complete_request(
         self, client: "openai.AsyncOpenAI", request: Request, sampling: Sampling, n_requests: int
     ) -> Completion | Failure:
-        """The one boundary: whatever goes wrong with one request is a Failure of that request."""
-        lost = WastedTokens()
+        """The boundary for errors: any exception of one request becomes a `Failure` of that request."""
+        wasted = WastedTokens()
         try:
             completion: Completion = await self._make_retrying(is_retryable)(
-                self._post_with_schema_fallback, client, request, sampling, lost
+                self._post_with_schema_fallback, client, request, sampling, wasted
             )
         except Exception as error:
             self._raise_if_all_refused(error, n_requests)
-            return Failure(type=type(error).__name__, message=self._sanitize_message(error_message(error)), **lost.counts)
+            return Failure(type=type(error).__name__, message=self._sanitize_message(error_message(error)), **wasted.counts)
         self._has_answered = True
-        return lost.add_to_completion(completion)
+        return wasted.add_to_completion(completion)
 
     async def _post_with_schema_fallback(
         self, client: "openai.AsyncOpenAI", request: Request, sampling: Sampling, wasted: WastedTokens
@@ -240,10 +238,10 @@ class OpenAIModel:
         }
 
     async def _post(self, client: "openai.AsyncOpenAI", body: dict[str, Any], wasted: WastedTokens) -> Completion:
-        """One HTTP request. What a reply that cannot be read was charged with is added to `lost`."""
+        """One HTTP request. The tokens of a malformed reply are added to `wasted`."""
         import openai
 
-        # Not chat.completions.create: it looks at every part of the body for what it may have to rewrite.
+        # Not chat.completions.create: it walks through the whole body for parts to rewrite, which costs CPU time per request.
         raw = await self._with_timeout(client.post("/chat/completions", cast_to=openai.HttpxBinaryResponseContent, body=body))
         try:
             return parse_chat_completion(raw.content)
@@ -252,7 +250,7 @@ class OpenAIModel:
             raise
 
     async def _with_timeout(self, reply: Awaitable[_T]) -> _T:
-        """The HTTP client's own timeouts start anew with every byte; this one bounds the whole reply."""
+        """Bound the whole reply; the HTTP client's own timeouts restart with every byte. Raises TimeoutError."""
         try:
             async with asyncio.timeout(self.config.timeout_s):
                 return await reply
@@ -260,7 +258,7 @@ class OpenAIModel:
             raise TimeoutError(f"no complete reply within model.timeout_s = {self.config.timeout_s:g}") from None
 
     def _make_retrying(self, should_retry: Callable[[BaseException], bool]) -> "tenacity.AsyncRetrying":
-        """A fresh one per request: tenacity keeps the state of an attempt on the object, and tasks would share it."""
+        """A new object per request: tenacity keeps the state of an attempt on it, and concurrent tasks would share that state."""
         import tenacity
 
         jitter = tenacity.wait_random(0, self._backoff_s)
@@ -282,7 +280,7 @@ class OpenAIModel:
             self._served_models = await self._list_models(client)
 
     async def _list_models(self, client: "openai.AsyncOpenAI") -> tuple[_ServedModel, ...]:
-        """What the endpoint serves; empty where it does not say."""
+        """The models that the endpoint lists; empty if it lists none. Raises ConfigError as `check_endpoint` does."""
         import openai
 
         try:
@@ -307,7 +305,7 @@ class OpenAIModel:
         return (await self._with_timeout(client.models.with_raw_response.list())).content
 
     def _raise_if_all_refused(self, error: Exception, n_requests: int) -> None:
-        """Raise ConfigError once nothing was answered yet and `MAX_REFUSALS` requests, or all there are, were refused."""
+        """Raise ConfigError if nothing was answered yet and `MAX_REFUSALS` requests, or all requests, were refused."""
         if self._has_answered or http_status(error) not in (401, 403, 404):
             return
         self._refusal_count += 1
@@ -315,15 +313,15 @@ class OpenAIModel:
             raise self._refusal_error(error) from None
 
     def _refusal_error(self, error: Exception) -> ConfigError:
-        words = self._sanitize_message(error_message(error))
+        details = self._sanitize_message(error_message(error))
         if http_status(error) == 404:
             known = ", ".join(served.id for served in self._served_models or ()) or "unknown; base_url usually ends in /v1"
             return ConfigError(
-                f"model.name = {self.name!r}: not served at {self._base_url} (served: {self._sanitize_message(known)}): {words}"
+                f"model.name = {self.name!r}: not served at {self._base_url} (served: {self._sanitize_message(known)}): {details}"
             )
         key = f"the key in the environment variable {self.config.api_key_env}"
         state = "was not accepted" if self._api_key() else "is missing: the variable is not set"
-        return ConfigError(f"model.base_url = {self._base_url}: {key} {state} (model.api_key_env names the variable): {words}")
+        return ConfigError(f"model.base_url = {self._base_url}: {key} {state} (model.api_key_env names the variable): {details}")
 
     def _make_client(self) -> "openai.AsyncOpenAI":
         import openai
@@ -345,7 +343,8 @@ class OpenAIModel:
         return key
 
     def _sanitize_message(self, text: str) -> str:
-        """Text fit for a record or a terminal: no key, no control characters, bounded. Cut last, or half a key would pass."""
+        """Text safe for a record or a terminal: no key, no control characters, at most `MAX_ERROR_CHARS` characters."""
+        # The key goes first: cutting first could leave half of it, which would not be recognised.
         if key := self._api_key():
             text = text.replace(key, "[redacted]")
         shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: MAX_ERROR_CHARS + 1])
@@ -369,7 +368,7 @@ def _parse_url(url: str) -> SplitResult:
 
 
 def _weights_metadata(served: _ServedModel) -> str:
-    """What an entry of `GET /models` says of the weights: vLLM's root and parent, llama.cpp's size."""
+    """The metadata of the weights in an entry of `GET /models`, as JSON: vLLM's root and parent, llama.cpp's sizes."""
     meta = served.meta if isinstance(served.meta, dict) else {}
     kept = {field: meta.get(field) for field in ("n_params", "size", "n_vocab", "n_embd")}
     return json.dumps({"root": served.root, "parent": served.parent, **kept}, sort_keys=True)

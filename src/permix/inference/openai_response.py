@@ -1,4 +1,4 @@
-"""One reply of a chat-completions endpoint, read: a completion, an error that may heal, or one that will not."""
+"""Parsing one reply of a chat-completions endpoint: a completion, a transient error, or a permanent one."""
 
 import contextlib
 import email.utils
@@ -16,7 +16,7 @@ _HTTP_PREFIX = "HTTP "
 
 
 class MalformedReplyError(Exception):
-    """A reply with status 200 and no completion in it."""
+    """A reply with status 200 that contains no completion."""
 
 
 class _ChatMessage(BaseModel):
@@ -29,41 +29,44 @@ class _Choice(BaseModel):
 
 
 class _ChatCompletion(BaseModel):
-    """The part of a chat completion that is read; everything else is ignored."""
+    """The fields of a chat completion that are read; all others are ignored."""
 
     choices: list[_Choice] = Field(min_length=1)
     usage: Any = None
 
 
 class WastedTokens:
-    """Tokens that an endpoint has counted in replies of which nothing could be used."""
+    """Tokens that an endpoint charged for malformed replies to one request."""
 
     def __init__(self) -> None:
         self.counts = {"prompt_tokens": 0, "completion_tokens": 0}
 
     def add_reply(self, body: bytes) -> None:
-        """Nothing is added for a body that is not even JSON."""
+        """Add the token counts of a malformed reply; a body that is not JSON adds nothing."""
         with contextlib.suppress(ValueError, RecursionError):
             reply = json.loads(body)
             usage = reply.get("usage") if isinstance(reply, dict) else None
             self.counts = {name: count + usage_count(usage, name) for name, count in self.counts.items()}
 
     def add_to_completion(self, completion: Completion) -> Completion:
-        """The completion, with what was paid on the way to it; as it is where it lacks a count, which must not look counted."""
-        counted = {name: getattr(completion, name) for name in self.counts}
-        if not any(self.counts.values()) or not all(counted.values()):
+        """The completion with the wasted tokens added to its counts.
+
+        A completion without both counts stays as it is: a sum with an unknown part would look like a full count.
+        """
+        counts = {name: getattr(completion, name) for name in self.counts}
+        if not any(self.counts.values()) or not all(counts.values()):
             return completion
-        return completion.model_copy(update={name: counted[name] + count for name, count in self.counts.items()})
+        return completion.model_copy(update={name: counts[name] + wasted for name, wasted in self.counts.items()})
 
 
 def parse_chat_completion(body: bytes) -> Completion:
-    """The first choice of a chat completion. Raises MalformedReplyError, also for a blank text that no token accounts for."""
+    """The first choice of a chat completion. Raises MalformedReplyError, also for a blank text without a generated token."""
     try:
         reply = _ChatCompletion.model_validate_json(body)
     except ValidationError as error:
         raise MalformedReplyError(f"{format_validation_error(error)}; the reply was {body.decode(errors='replace')}") from None
     choice, generated = reply.choices[0], usage_count(reply.usage, "completion_tokens")
-    # A reasoning model that was cut off while it thought says nothing, and has been paid for it: that is its answer.
+    # A reasoning model that reached the token limit while it reasoned gives no text but has generated tokens: an empty answer.
     text = choice.message.content or ""
     if not text.strip() and not generated:
         raise MalformedReplyError(f"empty completion without a generated token; finish_reason = {choice.finish_reason!r}")
@@ -85,7 +88,7 @@ def http_status(error: BaseException | None) -> int | None:
 
 
 def error_message(error: BaseException) -> str:
-    """What an error says; of an HTTP status, the body's own message."""
+    """The text of an error; for an HTTP status, "HTTP STATUS: " and the message in the body."""
     status, body, cause = http_status(error), getattr(error, "body", None), error.__cause__
     if status is not None:
         message = body.get("message") if isinstance(body, dict) else None
@@ -94,12 +97,12 @@ def error_message(error: BaseException) -> str:
 
 
 def is_http_failure(failure: Failure) -> bool:
-    """Whether the endpoint answered with an error, by `error_message`; otherwise nobody here knows what it did."""
+    """Whether the endpoint answered with an HTTP error (by the text of `error_message`); otherwise its state is unknown."""
     return failure.message.startswith(_HTTP_PREFIX)
 
 
 def is_transient_status(error: BaseException) -> bool:
-    """A status that may be another one soon. A spent quota is a 429 that waiting does not heal."""
+    """Whether a retry may succeed: status 408, 429 or 5xx. A 429 for a spent quota is permanent."""
     status = http_status(error)
     if status is None or getattr(error, "code", None) == "insufficient_quota":
         return False
@@ -107,7 +110,7 @@ def is_transient_status(error: BaseException) -> bool:
 
 
 def is_schema_refusal(error: BaseException) -> bool:
-    """A status by which endpoints that know no JSON schemas answer one. It may also mean something else: ask without it."""
+    """Whether the status may mean "no support for JSON schemas". It can have other causes, so retry without the schema."""
     return http_status(error) in (400, 404, 415, 422, 501)
 
 
@@ -118,12 +121,12 @@ def is_retryable(error: BaseException) -> bool:
 
 
 def retry_after_s(error: BaseException | None) -> float:
-    """Seconds the server asks to wait, given as a number or a date; 0 when it does not ask."""
+    """Seconds to wait by the Retry-After header, which is a number or a date; 0 without one."""
     response = getattr(error, "response", None)
-    asked = response.headers.get("retry-after", "") if response is not None else ""
-    if re.fullmatch(r"\d{1,9}(\.\d*)?", asked):
-        return float(asked)
+    header = response.headers.get("retry-after", "") if response is not None else ""
+    if re.fullmatch(r"\d{1,9}(\.\d*)?", header):
+        return float(header)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
+        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
     except (ValueError, OverflowError):
         return 0.0

@@ -21,7 +21,7 @@ ReplyScript = Callable[[Request], ScriptedReply] | Mapping[str, ScriptedReply] |
 
 
 class ScriptedModel:
-    """Implements `Model`. `requests` holds every request so far, in the order asked; tokens are counted as words."""
+    """Implements `Model`. `requests` holds every request so far, in order. A token is a word."""
 
     default_system: str | None = None
     content_addressed = True
@@ -53,9 +53,7 @@ class ScriptedModel:
         if isinstance(self._script, Mapping):
             return self._script[request.messages[-1]["content"]]
         if len(self.requests) > len(self._script):
-            raise IndexError(
-                f"model {self.name!r} was asked {len(self.requests)} times; its script has {len(self._script)} replies"
-            )
+            raise IndexError(f"model {self.name!r} got {len(self.requests)} requests; its script has {len(self._script)} replies")
         return self._script[len(self.requests) - 1]
 
 

@@ -1,9 +1,12 @@
-"""Whether a network can read a prompt once for many completions, and the passes that do.
+"""Forward passes that read a prompt once for many completions, for the networks that can do so.
 
-`supports_shared_prefix` teaches a network's attention the layouts of `permix.inference.prefix_attention` and believes it
-only after a trial: the
-log-probabilities of a few made-up completions must be those of the network as it was, in one pass and token by token. What cannot
-do it (recurrent layers, soft-capped scores, attention sinks, attention of its own) goes the plain way.
+`supports_shared_prefix` gives a network an attention function that knows the layouts of `permix.inference.prefix_attention`, and
+keeps it only if a trial succeeds: on made-up prompts, the logits of the completions must equal those of the network's own
+attention, in one packed pass and decoded token by token. Networks that fail (recurrent layers, soft-capped scores, attention
+sinks, attention code of their own) are left as they were, and callers pad one row per completion instead.
+
+Axes: N tokens whose attention or logits are computed, L tokens of a packed row, M positions that need logits, P prompts,
+V vocabulary, H and K query and key/value heads, D size of a head; B rows and T tokens of a padded batch.
 """
 
 import random
@@ -33,34 +36,34 @@ IGNORED_ATTENTION_KWARGS = {
     "output_hidden_states",
     "return_dict",
 }
-"""What models pass to attention that changes nothing here. Anything else that is set is refused."""
+"""Keyword arguments of models to attention that change nothing here. Any other that is not None is refused."""
 
 
 MAX_PREFILL_TOKENS = 8192
-"""Tokens of prompts in one forward pass that only reads."""
+"""Most prompt tokens of one prefill pass, counted before sharing; a longer prompt has a pass of its own."""
 
 MAX_PROMPTS_PER_PREFIX = 128
-"""Prompts at most whose common beginning is read once."""
+"""Most prompts that share one reading of their common prefix."""
 
 
 class UnsupportedAttentionError(Exception):
-    """The network's attention is given something that shared prompts do not know."""
+    """The network passes its attention an argument that shared prefixes do not support."""
 
 
 class PromptGroup(NamedTuple):
-    """A prompt and completions of it, as token ids."""
+    """A prompt and its completions, as token ids. A completion has at least one token."""
 
     prompt: Sequence[int]
     completions: Sequence[Sequence[int]]
 
     @property
     def forward_tokens(self) -> int:
-        """Tokens that a forward pass reads."""
+        """Tokens that a packed pass reads: of a completion all but the last."""
         return len(self.prompt) + sum(len(one) - 1 for one in self.completions)
 
 
 class AttentionLayout(Protocol):
-    """Who sees whom in one pass."""
+    """Which token sees which in one pass; implemented by the three passes of `prefix_attention`."""
 
     def attend(
         self, layer: int, query_N_H_D: torch.Tensor, key_N_K_D: torch.Tensor, value_N_K_D: torch.Tensor, *,
@@ -73,12 +76,16 @@ def shared_prefix_attention(
     scaling: float | None = None, sliding_window: int | None = None, dropout: float = 0.0, layout: AttentionLayout | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """transformers' attention interface: [1, heads, N, size] in, [1, N, heads, size] out; without seats, the ordinary one."""
+    """transformers' attention interface: query [1, H, N, D], key and value [1, K, N, D] in, [1, N, H, D] out.
+
+    Without a layout this is transformers' own SDPA attention, so the network still works in padded batches. Raises
+    UnsupportedAttentionError when the model passes an argument that the layouts would ignore.
+    """
     if layout is None:
         if sliding_window is not None:
             kwargs["sliding_window"] = sliding_window
-        mixed, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-        return mixed, None
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        return output, None
     unknown = [name for name, value in kwargs.items() if value is not None and name not in IGNORED_ATTENTION_KWARGS]
     if unknown:
         raise UnsupportedAttentionError(f"attention is given {', '.join(unknown)}")
@@ -94,8 +101,8 @@ AttentionMaskInterface.register(SHARED_PREFIX_ATTENTION, sdpa_mask)
 def forward_packed(
     network: Any, token_N: torch.Tensor, position_N: torch.Tensor, logit_position_M: torch.Tensor, layout: AttentionLayout
 ) -> torch.Tensor:
-    """Logits [M, V] at the scored places of one flat row of tokens."""
-    # A mask of four dimensions is taken as it is, so none is built; the seats decide instead.
+    """Logits [M, V] at positions `logit_position_M` of one flat row of tokens."""
+    # transformers takes a mask of four dimensions as it is and builds no N × N one. The layout decides; the mask is never read.
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=token_N.device)
     out = network(
         input_ids=token_N[None],
@@ -105,59 +112,60 @@ def forward_packed(
         logits_to_keep=logit_position_M,
         layout=layout,
     )
-    # Not [0]: its backward pass would fill a tensor of that size with zeros first.
+    # Not logits[0]: the backward pass of indexing fills a tensor of the logits' size with zeros, that of squeeze does not.
     logits: torch.Tensor = out.logits.squeeze(0)
     return logits
 
 
 def prefill(network: Any, prompts: Sequence[Sequence[int]], prompt_indices: Sequence[int]) -> tuple[PrefixKVCache, torch.Tensor]:
-    """Read each prompt once, and what neighbours begin with alike once for all of them.
+    """Read each prompt once, and a prefix that neighbouring prompts share once for all of them.
 
-    Returns what was kept of them, and the logits [P, V] of what follows each. Sorted prompts are the cheapest to read.
+    `prompts` are distinct token ids; sorted ones share the most. `prompt_indices` gives the prompt of each completion to come,
+    ascending. Returns the filled cache, and the logits [P, V] of each prompt's next token.
     """
     device = network.device
-    store = PrefixKVCache([len(prompt) for prompt in prompts], prompt_indices, device)
+    kv_cache = PrefixKVCache([len(prompt) for prompt in prompts], prompt_indices, device)
     logits = []
     for part in _split_by_budget([len(prompt) for prompt in prompts], MAX_PREFILL_TOKENS):
-        tokens, stems, rests, at = list[int](), list[int](), list[list[int]](), part.start
-        for count, stem in split_by_common_prefix(prompts[part]):
-            own = prompts[at : at + count]
-            tokens += own[0][:stem]
-            tokens += chain.from_iterable(prompt[stem:] for prompt in own)
-            stems.append(stem)
-            rests.append([len(prompt) - stem for prompt in own] if count > 1 else [])
-            at += count
-        tree = PrefixTree(stems, rests, device)
+        tokens, prefix_lengths, suffix_lengths, start = list[int](), list[int](), list[list[int]](), part.start
+        for n_prompts, prefix_length in split_by_common_prefix(prompts[part]):
+            group = prompts[start : start + n_prompts]
+            tokens += group[0][:prefix_length]
+            tokens += chain.from_iterable(prompt[prefix_length:] for prompt in group)
+            prefix_lengths.append(prefix_length)
+            suffix_lengths.append([len(prompt) - prefix_length for prompt in group] if n_prompts > 1 else [])
+            start += n_prompts
+        tree = PrefixTree(prefix_lengths, suffix_lengths, device)
         last_P = tree.root_to_leaf.index_R_T.gather(1, tree.root_to_leaf.valid_R_T.sum(1, keepdim=True) - 1)[:, 0]
         token_N = torch.tensor(tokens, device=device)
-        logits.append(forward_packed(network, token_N, tree.position_N, last_P, PrefillPass(tree, store, part)))
-    return store, torch.cat(logits)
+        logits.append(forward_packed(network, token_N, tree.position_N, last_P, PrefillPass(tree, kv_cache, part)))
+    return kv_cache, torch.cat(logits)
 
 
 def split_by_common_prefix(prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """Cut prompts (distinct, in this order) into runs of neighbours so that the fewest tokens are read.
+    """Cut distinct prompts, in the order given, into runs of neighbours so that the fewest tokens are read.
 
-    A run is told by (how many prompts, how many tokens they begin with alike), one by itself by (1, its length). It has at most
-    `MAX_PROMPTS_PER_PREFIX` prompts.
+    Returns (number of prompts, tokens of their common prefix) for each run, at most `MAX_PROMPTS_PER_PREFIX` prompts each; a
+    prompt alone gives (1, its length). Exact, by dynamic programming over where the last run begins.
     """
     lengths = [len(prompt) for prompt in prompts]
-    # Each keeps a token of its own: there the next one is predicted.
-    alike = [min(_common_prefix_length(one, two), len(one) - 1, len(two) - 1) for one, two in pairwise(prompts)]
-    spared, start = [0], [0]  # of the first so many prompts: the most tokens spared, and where their last run begins
+    # A prompt that is a prefix of its neighbour still keeps its last token to itself: its next token is predicted there.
+    common = [min(_common_prefix_length(one, two), len(one) - 1, len(two) - 1) for one, two in pairwise(prompts)]
+    saved, last_start = [0], [0]  # for the first `end` prompts: the most tokens saved, and where the last run then begins
     for end in range(1, len(prompts) + 1):
-        best, first, stem = spared[end - 1], end - 1, lengths[end - 1]
-        for begin in range(end - 2, max(end - 1 - MAX_PROMPTS_PER_PREFIX, -1), -1):
-            stem = min(stem, alike[begin])
-            found = spared[begin] + (end - begin - 1) * stem
-            if found > best:
-                best, first = found, begin
-        spared.append(best)
-        start.append(first)
+        best, best_start, prefix_length = saved[end - 1], end - 1, lengths[end - 1]
+        for start in range(end - 2, max(end - 1 - MAX_PROMPTS_PER_PREFIX, -1), -1):
+            prefix_length = min(prefix_length, common[start])
+            total = saved[start] + (end - start - 1) * prefix_length
+            if total > best:
+                best, best_start = total, start
+        saved.append(best)
+        last_start.append(best_start)
     runs, end = list[tuple[int, int]](), len(prompts)
     while end:
-        begin = start[end]
-        runs.append((end - begin, min(alike[begin : end - 1], default=lengths[begin])))
-        end = begin
+        start = last_start[end]
+        runs.append((end - start, min(common[start : end - 1], default=lengths[start])))
+        end = start
     return runs[::-1]
 
 
@@ -166,70 +174,79 @@ def _common_prefix_length(one: Sequence[int], two: Sequence[int]) -> int:
 
 
 def _split_by_budget(costs: Sequence[int], budget: int) -> Iterator[slice]:
-    """Consecutive runs whose costs add up to the budget or less; one that is over it stands alone."""
+    """Consecutive slices whose costs add up to at most `budget`; an item that costs more has a slice of its own."""
     start = spent = 0
-    for place, cost in enumerate(costs):
-        if place > start and spent + cost > budget:
-            yield slice(start, place)
-            start, spent = place, 0
+    for index, cost in enumerate(costs):
+        if index > start and spent + cost > budget:
+            yield slice(start, index)
+            start, spent = index, 0
         spent += cost
     yield slice(start, len(costs))
 
 
 def decode_step(network: Any, kv_cache: PrefixKVCache, rows_N: torch.Tensor, token_N: torch.Tensor, step: int) -> torch.Tensor:
-    """Give each of these rows one more token, the `step`-th of its completion; returns the logits [N, V] of what follows."""
-    seats = DecodeStep(kv_cache, rows_N, step)
-    return forward_packed(network, token_N, seats.position_N, torch.arange(len(rows_N), device=rows_N.device), seats)
+    """Append the `step`-th token (from 0) of these completions; returns the logits [N, V] of the token after it.
+
+    `rows_N` are row numbers of the cache, ascending.
+    """
+    layout = DecodeStep(kv_cache, rows_N, step)
+    return forward_packed(network, token_N, layout.position_N, torch.arange(len(rows_N), device=rows_N.device), layout)
 
 
 class PackedGroups(NamedTuple):
-    """Families laid out for one pass. `N` runs over the tokens of all completions, in order."""
+    """Prompt groups packed into one row of L tokens. N counts the tokens of all completions, in order.
+
+    The logits of a completion's token are at the token before it: of the first one, at the prompt's last token, so all
+    completions of a prompt share that row of logits.
+    """
 
     tree: PrefixTree
     token_L: torch.Tensor
     logit_position_M: torch.Tensor
+    """Positions in the packed row whose logits are needed."""
     logit_row_N: torch.Tensor
-    """Which of the scored places each completion token is predicted at."""
+    """For each completion token, the row of the logits [M, V] that predicts it."""
     target_N: torch.Tensor
+    """The completion tokens themselves."""
 
     @classmethod
     def pack(cls, groups: Sequence[PromptGroup], device: Any) -> "PackedGroups":
-        tokens, scored, source, target = list[int](), list[int](), list[int](), list[int]()
-        for family in groups:
-            tokens += family.prompt
-            root = len(scored)
-            scored.append(len(tokens) - 1)
-            for completion in family.completions:
+        tokens, logit_positions, logit_rows, targets = list[int](), list[int](), list[int](), list[int]()
+        for group in groups:
+            tokens += group.prompt
+            prompt_row = len(logit_positions)
+            logit_positions.append(len(tokens) - 1)
+            for completion in group.completions:
                 read = completion[:-1]
-                source += [root, *range(len(scored), len(scored) + len(read))]
-                scored += range(len(tokens), len(tokens) + len(read))
+                logit_rows += [prompt_row, *range(len(logit_positions), len(logit_positions) + len(read))]
+                logit_positions += range(len(tokens), len(tokens) + len(read))
                 tokens += read
-                target += completion
-        read_lengths = [[len(completion) - 1 for completion in family.completions] for family in groups]
-        tree = PrefixTree([len(family.prompt) for family in groups], read_lengths, device)
-        return cls(tree, *(torch.tensor(each, device=device) for each in (tokens, scored, source, target)))
+                targets += completion
+        read_lengths = [[len(completion) - 1 for completion in group.completions] for group in groups]
+        tree = PrefixTree([len(group.prompt) for group in groups], read_lengths, device)
+        return cls(tree, *(torch.tensor(each, device=device) for each in (tokens, logit_positions, logit_rows, targets)))
 
 
 def completion_logits(network: Any, packed: PackedGroups) -> torch.Tensor:
-    """Logits [M, V] at the places where the families' completions are predicted, with gradient where it is enabled."""
+    """Logits [M, V] at `packed.logit_position_M`, with gradient where it is enabled."""
     return forward_packed(network, packed.token_L, packed.tree.position_N, packed.logit_position_M, TrainingPass(packed.tree))
 
 
 def padded_logits(network: Any, groups: Sequence[PromptGroup], *, pad: int, device: Any) -> torch.Tensor:
-    """Logits [N, V] of every completion token by the ordinary way: one left-padded row a completion."""
-    rows = [[*family.prompt, *completion] for family in groups for completion in family.completions]
-    lengths = [len(completion) for family in groups for completion in family.completions]
+    """Logits [N, V] of every completion token without sharing: one left-padded row per completion."""
+    rows = [[*group.prompt, *completion] for group in groups for completion in group.completions]
+    lengths = [len(completion) for group in groups for completion in group.completions]
     width, keep = max(map(len, rows)), max(lengths)
     ids_B_T = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
     mask_B_T = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     out = network(input_ids=ids_B_T, attention_mask=mask_B_T, use_cache=False, logits_to_keep=keep + 1)
-    real_B_T = torch.arange(keep, device=device) >= keep - torch.tensor(lengths, device=device)[:, None]
-    logits: torch.Tensor = out.logits[:, -keep - 1 : -1][real_B_T]
+    is_completion_B_T = torch.arange(keep, device=device) >= keep - torch.tensor(lengths, device=device)[:, None]
+    logits: torch.Tensor = out.logits[:, -keep - 1 : -1][is_completion_B_T]
     return logits
 
 
 def supports_shared_prefix(network: Any) -> bool:
-    """Make the network able to read prompts once, if it can be; whether it is."""
+    """Whether the network can share prefixes; the first call makes the trial and, if it succeeds, switches the attention over."""
     if not hasattr(network, "shared_prefix_enabled"):
         network.shared_prefix_enabled = _enable_if_equivalent(network)
     return bool(network.shared_prefix_enabled)
@@ -240,24 +257,24 @@ def _enable_if_equivalent(network: Any) -> bool:
         return False
     network.set_attn_implementation(DEFAULT_ATTENTION)
     with torch.no_grad(), eval_mode(network):
-        families = _trial_groups(network.config.get_text_config().vocab_size)
-        plain = padded_logits(network, families, pad=0, device=network.device)
+        groups = _trial_groups(network.config.get_text_config().vocab_size)
+        reference_N_V = padded_logits(network, groups, pad=0, device=network.device)
         network.set_attn_implementation(SHARED_PREFIX_ATTENTION)
         try:
-            if _logits_match(plain, _packed_logits(network, families)) and _logits_match(
-                plain, _decoded_logits(network, families)
+            if _logits_match(reference_N_V, _packed_logits(network, groups)) and _logits_match(
+                reference_N_V, _decoded_logits(network, groups)
             ):
                 return True
         except (UnsupportedAttentionError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-            pass  # the network's code asked for something that a flat row does not have
+            pass  # a network's own code may need what a packed row lacks, such as a mask per sequence: then it is not supported
         network.set_attn_implementation(DEFAULT_ATTENTION)
         return False
 
 
 def _trial_groups(vocabulary: int) -> list[PromptGroup]:
-    """Made-up prompts and completions of unlike lengths, over the whole vocabulary: a few ids alone may be control tokens.
+    """Made-up prompts and completions of different lengths; two of the prompts share a prefix.
 
-    Two of the prompts begin alike.
+    Token ids come from the whole vocabulary, since the lowest ids may all be control tokens.
     """
     rng = random.Random(0)
 
@@ -273,42 +290,44 @@ def _trial_groups(vocabulary: int) -> list[PromptGroup]:
 
 
 def _packed_logits(network: Any, groups: Sequence[PromptGroup]) -> torch.Tensor:
-    branches = PackedGroups.pack(groups, network.device)
-    return completion_logits(network, branches)[branches.logit_row_N]
+    """Logits [N, V] of every completion token by one packed pass."""
+    packed = PackedGroups.pack(groups, network.device)
+    return completion_logits(network, packed)[packed.logit_row_N]
 
 
 def _decoded_logits(network: Any, groups: Sequence[PromptGroup]) -> torch.Tensor:
-    """The same logits as decoding makes them: prompts first, then a token at a time, rows leaving as they end."""
-    completions = [one for family in groups for one in family.completions]
-    owners = [number for number, family in enumerate(groups) for _ in family.completions]
-    store, logits_P_V = prefill(network, [family.prompt for family in groups], owners)
-    rows = {row: [logits_P_V[owner]] for row, owner in enumerate(owners)}
+    """Logits [N, V] of every completion token by decoding: prefill, then one token at a time; rows leave when they end."""
+    completions = [completion for group in groups for completion in group.completions]
+    prompt_indices = [index for index, group in enumerate(groups) for _ in group.completions]
+    kv_cache, logits_P_V = prefill(network, [group.prompt for group in groups], prompt_indices)
+    logits_by_row = {row: [logits_P_V[index]] for row, index in enumerate(prompt_indices)}
     for step in range(max(map(len, completions)) - 1):
-        live = [row for row, one in enumerate(completions) if len(one) > step + 1]
+        live = [row for row, completion in enumerate(completions) if len(completion) > step + 1]
         tokens = torch.tensor([completions[row][step] for row in live], device=network.device)
-        grown = decode_step(network, store, torch.tensor(live, device=network.device), tokens, step)
-        for row, logits_V in zip(live, grown, strict=True):
-            rows[row].append(logits_V)
-    return torch.stack(list(chain.from_iterable(rows.values())))
+        logits_N_V = decode_step(network, kv_cache, torch.tensor(live, device=network.device), tokens, step)
+        for row, logits_V in zip(live, logits_N_V, strict=True):
+            logits_by_row[row].append(logits_V)
+    return torch.stack(list(chain.from_iterable(logits_by_row.values())))
 
 
 def _logits_match(padded_N_V: torch.Tensor, other_N_V: torch.Tensor) -> bool:
-    """Whether most tokens' logits differ by no more than their precision explains. A wrong layout moves them by their own size.
+    """Whether most tokens' logits differ by no more than rounding explains; a wrong layout moves them by their own spread.
 
-    Two paddings of the same row stand about 1e-5 of the logits' spread apart in float32, and up to 0.15 in bfloat16.
+    For scale: two paddings of the same row differ by about 1e-5 of the logits' standard deviation in float32, and by up to 0.15
+    of it in bfloat16.
     """
     allowed = 1e-3 if padded_N_V.dtype == torch.float32 else 0.2
-    off_N = (padded_N_V - other_N_V).float().square().mean(-1).sqrt()
+    difference_N = (padded_N_V - other_N_V).float().square().mean(-1).sqrt()
     spread_N = (padded_N_V - padded_N_V.mean(-1, keepdim=True)).float().square().mean(-1).sqrt()
-    return bool((off_N <= allowed * spread_N).float().mean() > 0.5)
+    return bool((difference_N <= allowed * spread_N).float().mean() > 0.5)
 
 
 @contextmanager
 def eval_mode(network: Any) -> Iterator[None]:
-    """In evaluation mode, and then as it was."""
-    was = network.training
+    """Evaluation mode inside the block; afterwards the mode that the network had."""
+    was_training = network.training
     network.eval()
     try:
         yield
     finally:
-        network.train(was)
+        network.train(was_training)

@@ -1,19 +1,13 @@
-"""Logs of inspect_ai, read by its own reader: .eval or .json, or a folder of them.
+"""Reading and writing logs of inspect_ai, with its own library.
 
-A log is a `Source`; `permix.interop.inspect_logs` says how its samples are read. Where a log has one persona, its sample ids
-are the questions; where it has several, ids differ between personas and the question's words are. What must be the same in all
-logs is the model, the task, the scorer and how answers were drawn.
+Reading: an entry is one log (.eval or .json) or a folder of them; each log becomes a `LogSource`, each of its samples a cell. A
+sample's persona is the field `persona` of its metadata, else its system message, else None. Its question is its prompt without
+system messages; its epoch, counted from 1, is our sample. In a log of one persona the sample id identifies the question; in a log
+of several personas the question's text does, since ids differ by persona. A sample that ended in an error becomes a failure. All
+logs must have the same model, task, scorer and sampling.
 
-A sample of inspect_ai as a cell: who was asked what, what came back, and what its scorer said. Knows no library, only fields.
-
-A sample's persona is the field `persona` of its metadata, else its system message: None without either. Its question is what it
-was asked without system messages; its epoch, counted from 1, is our sample. A sample that ended in an error has a failure and no
-score.
-
-A run as one log of inspect_ai, written by its own library: a sample a cell, personas in the metadata, samples as epochs.
-
-Contract: the log opens in `inspect view` and with `read_eval_log`. A cell that failed is a sample with an error, one without a
-verdict is unscored; a cell without a record is not in the log.
+Writing: a run becomes one log that `inspect view` and `read_eval_log` open, with one sample per cell. A failed cell is a sample
+with an error, a cell without a verdict is unscored, a cell without a record is left out.
 """
 
 import json
@@ -47,13 +41,13 @@ if TYPE_CHECKING:
 
 
 PERMIX_METADATA_KEY = "permix"
-"""The field of the metadata that permix writes: of a sample which cell it was, of a log the identity of its run."""
+"""The metadata field that permix writes: in a sample the cell's question id and seeds, in a log the identity of the run."""
 
 FINISH_BY_STOP_REASON = {"stop": "stop", "max_tokens": "length", "model_length": "length"}
 
 
 class SamplePrompt(NamedTuple):
-    """What a sample was asked: all messages, its system text (None without one), and the question without that."""
+    """A sample's messages, its system text (None if there is none), and the text of its other messages: the question."""
 
     messages: tuple[Message, ...]
     system_prompt: str | None
@@ -61,36 +55,39 @@ class SamplePrompt(NamedTuple):
 
 
 def sample_id(persona_id: str | None, question_id: str) -> str:
-    """Unique for any two ids, whatever they hold, and readable: '["pirate", "q1"]', '[null, "q1"]'."""
+    """A sample id that is unique for any two ids, such as '["pirate", "q1"]' or '[null, "q1"]'."""
     return json.dumps([persona_id, question_id], ensure_ascii=False)
 
 
 def parse_sample_prompt(sample: "EvalSample", system_prompt: str | None) -> SamplePrompt:
-    """`system` is the system message that the log's generation added to every prompt."""
-    before = [one for one in _prompt_messages(sample) if one["content"] or one["role"] == "system"]
+    """`system_prompt` is the system message that the log's generation settings added to every prompt."""
+    messages = [one for one in _prompt_messages(sample) if one["content"] or one["role"] == "system"]
     if system_prompt is not None:
-        before = [Message(role="system", content=system_prompt), *before]
-    said = [one["content"] for one in before if one["role"] == "system"]
-    words = "\n".join(one["content"] for one in before if one["role"] != "system")
-    return SamplePrompt(tuple(before), "\n".join(said) or None, words)
+        messages = [Message(role="system", content=system_prompt), *messages]
+    system_texts = [one["content"] for one in messages if one["role"] == "system"]
+    question_text = "\n".join(one["content"] for one in messages if one["role"] != "system")
+    return SamplePrompt(tuple(messages), "\n".join(system_texts) or None, question_text)
 
 
 def _prompt_messages(sample: "EvalSample") -> list[Message]:
-    """The messages up to the first that was generated: solvers add some to the input, and replies in the input are examples."""
-    given = [] if isinstance(sample.input, str) else sample.input
-    replies = sum(one.role == "assistant" for one in given)
+    """The messages before the first generated one. The input alone would not do: solvers may add messages to it."""
+    input_messages = [] if isinstance(sample.input, str) else sample.input
+    # Assistant messages of the input are few-shot examples, not generated.
+    examples_left = sum(one.role == "assistant" for one in input_messages)
     if not sample.messages:
         return (
-            [Message(role="user", content=sample.input)] if isinstance(sample.input, str) else [_to_message(one) for one in given]
+            [Message(role="user", content=sample.input)]
+            if isinstance(sample.input, str)
+            else [_to_message(one) for one in input_messages]
         )
-    found = []
+    messages = []
     for one in sample.messages:
         if one.role == "assistant":
-            if not replies:
+            if not examples_left:
                 break
-            replies -= 1
-        found.append(_to_message(one))
-    return found
+            examples_left -= 1
+        messages.append(_to_message(one))
+    return messages
 
 
 def _to_message(message: Any) -> Message:
@@ -98,27 +95,27 @@ def _to_message(message: Any) -> Message:
 
 
 def sample_persona_id(sample: "EvalSample", prompt: SamplePrompt, persona_key: str, where: str) -> str | None:
-    """Raises DataError when the metadata names the persona by anything but a text or null."""
+    """The persona in the metadata, else the system text. Raises DataError if the metadata holds neither a text nor null."""
     if persona_key not in sample.metadata:
         return prompt.system_prompt
-    named = sample.metadata[persona_key]
-    if named is not None and not (isinstance(named, str) and named):
+    value = sample.metadata[persona_key]
+    if value is not None and not (isinstance(value, str) and value):
         raise DataError(
-            f"{where}: sample {sample.id!r}: metadata.{persona_key} = {named!r}: must be a persona's name, or null for no persona"
+            f"{where}: sample {sample.id!r}: metadata.{persona_key} = {value!r}: must be a persona's name, or null for no persona"
         )
-    return named
+    return value
 
 
 def exported_sample_info(sample: "EvalSample") -> Mapping[str, Any]:
-    """What permix wrote about the cell; empty for samples of others."""
-    about = sample.metadata.get(PERMIX_METADATA_KEY)
-    return about if isinstance(about, dict) else {}
+    """The metadata that `permix export` wrote for the cell; empty for samples of other programs."""
+    info = sample.metadata.get(PERMIX_METADATA_KEY)
+    return info if isinstance(info, dict) else {}
 
 
 def parse_inspect_sample(
     sample: "EvalSample", prompt: SamplePrompt, persona_id: str | None, question_id: str, scorer: str | None, where: str
 ) -> LoggedCell:
-    """The cell; judged by `scorer` unless that is None. Raises DataError for a score that is no verdict."""
+    """The sample as a cell, with the verdict of `scorer` (none if None). Raises DataError for a score that is no verdict."""
     where = f"{where}: sample {sample.id!r}, epoch {sample.epoch}"
     completion, failure = _completion_or_failure(sample)
     verdict = None
@@ -151,9 +148,9 @@ def _completion_or_failure(sample: "EvalSample") -> tuple[Completion | None, Fai
     output = sample.output
     if not output.choices:
         return None, Failure(type="inspect_ai", message="no output was logged")
-    read, written = (output.usage.input_tokens, output.usage.output_tokens) if output.usage else (None, None)
+    n_input, n_output = (output.usage.input_tokens, output.usage.output_tokens) if output.usage else (None, None)
     finish: Any = FINISH_BY_STOP_REASON.get(output.stop_reason)
-    return Completion(text=output.completion, prompt_tokens=read, completion_tokens=written, finish=finish), None
+    return Completion(text=output.completion, prompt_tokens=n_input, completion_tokens=n_output, finish=finish), None
 
 
 LOG_SUFFIXES = (".eval", ".json")
@@ -172,11 +169,12 @@ IGNORED_GENERATE_FIELDS = frozenset(
         "cache",
         "batch",
     )
-)  # of the generation's configuration: who was asked, and how requests travel
+)
+"""Fields of the generation settings that may differ between logs: the persona, the seed and how requests are sent."""
 
 
 def require_inspect_ai() -> None:
-    """Raises ConfigError naming the extra when inspect_ai is not installed."""
+    """Raise ConfigError naming the extra to install if inspect_ai is missing."""
     try:
         import inspect_ai.log  # noqa: F401
     except ImportError as error:
@@ -184,17 +182,18 @@ def require_inspect_ai() -> None:
 
 
 def read_inspect_logs(entry: NamedLogPath, config: ImportConfig) -> list[LogSource]:
-    """Every log at the entry's path. Raises ConfigError or DataError naming log, sample and field of whatever cannot be used."""
+    """Every log at the entry's path. Raises ConfigError or DataError naming log, sample and field of what cannot be used."""
     require_inspect_ai()
     logs = [(path, _read_log(path)) for path in find_log_files(entry.path)]
-    asked = [(path, log) for path, log in logs if config.task in (None, log.eval.task)]
-    if not asked:
+    selected = [(path, log) for path, log in logs if config.task in (None, log.eval.task)]
+    if not selected:
         tasks = ", ".join(dict.fromkeys(log.eval.task for _, log in logs))
         raise DataError(f"task = {config.task!r}: {entry.path} has {tasks}")
-    return [_to_log_source(path, log, entry, config) for path, log in asked]
+    return [_to_log_source(path, log, entry, config) for path, log in selected]
 
 
 def find_log_files(path: Path) -> list[Path]:
+    """The log itself, or every log below a folder. Raises DataError if there is none."""
     if path.is_file():
         return [path]
     found = sorted(one for one in path.rglob("*") if one.suffix in LOG_SUFFIXES and one.is_file()) if path.is_dir() else []
@@ -207,31 +206,31 @@ def _to_log_source(path: Path, log: "EvalLog", entry: NamedLogPath, config: Impo
     samples = _samples_in_order(log)
     if not samples:
         raise DataError(f"{path}: holds no samples (status {log.status}); a log written with log_samples has them")
-    system = log.eval.model_generate_config.system_message
-    texts = [parse_sample_prompt(sample, system) for sample in samples]
-    personas = [_persona_id(sample, found, entry, config, path) for sample, found in zip(samples, texts, strict=True)]
+    system_prompt = log.eval.model_generate_config.system_message
+    prompts = [parse_sample_prompt(sample, system_prompt) for sample in samples]
+    personas = [_persona_id(sample, prompt, entry, config, path) for sample, prompt in zip(samples, prompts, strict=True)]
     scorer = None if config.answer else select_option(_scorer_names(samples), config.metric, field="metric", where=str(path))
-    alone = len(set(personas)) == 1
+    single_persona = len(set(personas)) == 1
     cells = [
-        parse_inspect_sample(sample, found, persona, _question_id(sample, found, alone), scorer, str(path))
-        for sample, found, persona in zip(samples, texts, personas, strict=True)
+        parse_inspect_sample(sample, prompt, persona, _question_id(sample, prompt, single_persona), scorer, str(path))
+        for sample, prompt, persona in zip(samples, prompts, personas, strict=True)
     ]
-    about = (log.eval.metadata or {}).get(PERMIX_METADATA_KEY)
-    born = about if isinstance(about, dict) else None
+    metadata = (log.eval.metadata or {}).get(PERMIX_METADATA_KEY)
+    identity = metadata if isinstance(metadata, dict) else None
     generation = {**_generation_settings(log.plan.config), **_generation_settings(log.eval.model_generate_config)}
     return LogSource(
         where=str(path),
         model=log.eval.model,
         task=log.eval.task,
         sampling=_parse_sampling(generation),
-        scorer=scorer_of_log(born if scorer in PERMIX_SCORERS else None, f"inspect {scorer}"),
+        scorer=scorer_of_log(identity if scorer in PERMIX_SCORERS else None, f"inspect {scorer}"),
         details=to_json_value({"model_args": log.eval.model_args, "generation": generation}),
-        personas=_persona_texts(personas, texts, path),
+        personas=_persona_texts(personas, prompts, path),
         logged_cells=cells,
-        question_ids=_dataset_question_ids(log, cells) if alone else (),
+        question_ids=_dataset_question_ids(log, cells) if single_persona else (),
         samples=log.eval.config.epochs or 1,
-        default_system=_default_system_prompt(personas, texts),
-        permix_identity=born,
+        default_system=_default_system_prompt(personas, prompts),
+        permix_identity=identity,
     )
 
 
@@ -245,9 +244,9 @@ def _read_log(path: Path) -> "EvalLog":
 
 
 def _samples_in_order(log: "EvalLog") -> list["EvalSample"]:
-    """As the data set had them: the reader sorts by id, and draws of questions depend on their order."""
-    place = {id: number for number, id in enumerate(log.eval.dataset.sample_ids or ())}
-    return sorted(log.samples or [], key=lambda sample: (place.get(sample.id, len(place)), sample.epoch))
+    """Samples in the order of the data set: inspect_ai's reader sorts by id, but resampling depends on the order of questions."""
+    index_of = {id: index for index, id in enumerate(log.eval.dataset.sample_ids or ())}
+    return sorted(log.samples or [], key=lambda sample: (index_of.get(sample.id, len(index_of)), sample.epoch))
 
 
 def _persona_id(sample: "EvalSample", prompt: SamplePrompt, entry: NamedLogPath, config: ImportConfig, path: Path) -> str | None:
@@ -270,28 +269,31 @@ def _scorer_names(samples: Sequence["EvalSample"]) -> list[str]:
 
 
 def _persona_texts(personas: Sequence[str | None], prompts: Sequence[SamplePrompt], path: Path) -> dict[str, str]:
-    """The one system text of each; a name without one speaks for itself."""
-    first: dict[str, str] = {}
-    for id, found in zip(personas, prompts, strict=True):
-        text = found.system_prompt or id
-        if id is not None and text is not None and first.setdefault(id, text) != text:
+    """The system text of each persona, its id where it has none. Raises DataError if a persona has two texts."""
+    texts: dict[str, str] = {}
+    for id, prompt in zip(personas, prompts, strict=True):
+        text = prompt.system_prompt or id
+        if id is not None and text is not None and texts.setdefault(id, text) != text:
             raise DataError(
-                f"{path}: persona {id!r} is {truncated_repr(first[id])} in one sample and {truncated_repr(text)} in another"
+                f"{path}: persona {id!r} is {truncated_repr(texts[id])} in one sample and {truncated_repr(text)} in another"
             )
-    return first
+    return texts
 
 
 def _default_system_prompt(personas: Sequence[str | None], prompts: Sequence[SamplePrompt]) -> str | None:
     return next(
-        (found.system_prompt for id, found in zip(personas, prompts, strict=True) if id is None and found.system_prompt), None
+        (prompt.system_prompt for id, prompt in zip(personas, prompts, strict=True) if id is None and prompt.system_prompt), None
     )
 
 
 def _dataset_question_ids(log: "EvalLog", logged_cells: Sequence[LoggedCell]) -> list[str]:
-    """The ids of a log's data set, so that samples that were never logged are missed; a log of ours names questions otherwise."""
-    known = {one.cell.question_id for one in logged_cells}
-    listed = [str(id) for id in log.eval.dataset.sample_ids or ()]
-    return listed if known <= set(listed) else []
+    """All ids of the log's data set, so that samples that were never logged count as missing.
+
+    Empty for a log that permix wrote: there the cells name their questions by other ids.
+    """
+    logged = {one.cell.question_id for one in logged_cells}
+    dataset_ids = [str(id) for id in log.eval.dataset.sample_ids or ()]
+    return dataset_ids if logged <= set(dataset_ids) else []
 
 
 def _generation_settings(config: Any) -> dict[str, Any]:
@@ -311,7 +313,7 @@ STOP_REASON_BY_FINISH = {"stop": "stop", "length": "max_tokens", None: "unknown"
 
 
 def write_inspect_log(run: ExportableRun, out: Path) -> dict[str, str]:
-    """Raises ConfigError when inspect_ai is not installed."""
+    """Write the run as one .eval log in `out`; returns facts to print. Raises ConfigError when inspect_ai is not installed."""
     require_inspect_ai()
     from inspect_ai.log import write_eval_log
 
@@ -331,7 +333,9 @@ def _build_log(run: ExportableRun) -> "EvalLog":
     from inspect_ai.model import GenerateConfig
 
     sampling, id = run.sampling, _log_id(run)
-    drawn = GenerateConfig(temperature=sampling["temperature"], top_p=sampling["top_p"], max_tokens=sampling["max_new_tokens"])
+    generation = GenerateConfig(
+        temperature=sampling["temperature"], top_p=sampling["top_p"], max_tokens=sampling["max_new_tokens"]
+    )
     samples = [
         sample for persona_id in (None, *run.results.persona_ids) for sample in _build_samples(run.cells_of_persona(persona_id))
     ]
@@ -339,11 +343,12 @@ def _build_log(run: ExportableRun) -> "EvalLog":
     return EvalLog(
         status="success",
         eval=EvalSpec(
-            created=run.created, eval_id=id, run_id=id, task_id=id, task=run.task, model=run.model, model_generate_config=drawn,
-            dataset=EvalDataset(name=run.task, samples=len(ids), sample_ids=ids), config=EvalConfig(epochs=run.results.samples),
+            created=run.created, eval_id=id, run_id=id, task_id=id, task=run.task, model=run.model,
+            model_generate_config=generation, config=EvalConfig(epochs=run.results.samples),
+            dataset=EvalDataset(name=run.task, samples=len(ids), sample_ids=ids),
             metadata={PERMIX_METADATA_KEY: dict(run.identity)},
         ),
-        plan=EvalPlan(steps=[EvalPlanStep(solver="generate")], config=drawn),
+        plan=EvalPlan(steps=[EvalPlanStep(solver="generate")], config=generation),
         stats=EvalStats(started_at=run.created, completed_at=run.created),
         results=_build_results(samples, len(ids)),
         samples=samples,
@@ -351,27 +356,28 @@ def _build_log(run: ExportableRun) -> "EvalLog":
 
 
 def _build_samples(cells: Sequence[Cell]) -> "Iterable[EvalSample]":
+    """One per cell; the metadata of each has the seeds of all samples of its question, 0 for a sample without a record."""
     seeds: dict[str, dict[int, int]] = {}
     for cell in cells:
         seeds.setdefault(cell.question_id, {})[cell.sample] = cell.seed
     for cell in cells:
-        known = seeds[cell.question_id]
-        yield _build_sample(cell, [known.get(sample, 0) for sample in range(max(known) + 1)])
+        seed_by_sample = seeds[cell.question_id]
+        yield _build_sample(cell, [seed_by_sample.get(sample, 0) for sample in range(max(seed_by_sample) + 1)])
 
 
 def _build_sample(cell: Cell, seeds: Sequence[int]) -> "EvalSample":
     from inspect_ai.log import EvalSample
     from inspect_ai.model import ModelOutput
 
-    asked = [_to_chat_message(message) for message in cell.messages]
+    prompt = [_to_chat_message(message) for message in cell.messages]
     output = ModelOutput() if cell.completion is None else _to_model_output(cell.completion)
     return EvalSample(
         id=sample_id(cell.persona_id, cell.question_id),
         epoch=cell.sample + 1,
-        input=asked,
+        input=prompt,
         target=cell.gold or "",
         metadata={"persona": cell.persona_id, PERMIX_METADATA_KEY: {"question_id": cell.question_id, "seeds": list(seeds)}},
-        messages=[*asked, *(choice.message for choice in output.choices)],
+        messages=[*prompt, *(choice.message for choice in output.choices)],
         output=output,
         scores=None if cell.completion is None else {EXPORT_SCORER: _to_inspect_score(cell)},
         error=None if cell.failure is None or cell.completion is not None else _to_eval_error(cell),
@@ -383,20 +389,20 @@ def _to_chat_message(message: Message) -> "ChatMessage":
 
     kinds: Any = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
     if message["role"] not in kinds:
-        raise DataError(f"role = {message['role']!r}: a message to export is of one of {', '.join(kinds)}")
-    made: ChatMessage = kinds[message["role"]](content=message["content"])
-    return made
+        raise DataError(f"role = {message['role']!r}: the role of a message to export must be one of {', '.join(kinds)}")
+    chat_message: ChatMessage = kinds[message["role"]](content=message["content"])
+    return chat_message
 
 
 def _to_model_output(completion: Completion) -> "ModelOutput":
     from inspect_ai.model import ChatCompletionChoice, ChatMessageAssistant, ModelOutput, ModelUsage
 
-    stopped: Any = STOP_REASON_BY_FINISH[completion.finish]
-    read, written = completion.prompt_tokens, completion.completion_tokens
+    stop_reason: Any = STOP_REASON_BY_FINISH[completion.finish]
+    n_input, n_output = completion.prompt_tokens, completion.completion_tokens
     usage = None
-    if read is not None and written is not None:
-        usage = ModelUsage(input_tokens=read, output_tokens=written, total_tokens=read + written)
-    choice = ChatCompletionChoice(message=ChatMessageAssistant(content=completion.text), stop_reason=stopped)
+    if n_input is not None and n_output is not None:
+        usage = ModelUsage(input_tokens=n_input, output_tokens=n_output, total_tokens=n_input + n_output)
+    choice = ChatCompletionChoice(message=ChatMessageAssistant(content=completion.text), stop_reason=stop_reason)
     return ModelOutput(choices=[choice], usage=usage)
 
 

@@ -1,13 +1,12 @@
-"""An inspect_ai task that asks our grid, so that its providers and its viewer serve it: personas × questions × samples.
+"""An inspect_ai task for the stability grid (personas × questions × samples), to use inspect_ai's providers and viewer.
 
     inspect eval permix/stability --model openai/NAME -T task=gsm8k -T path=test.jsonl -T personas=my.csv -T samples=3
     inspect eval permix/stability --model openai/NAME -T config=configs/stability-gsm8k-endpoint.toml
     permix import --inspect logs
 
-A sample is a persona × question: its system message, its user message, its target, and in its metadata who and which. Epochs are
-our samples, each with the seed that `permix stability` would send. The scorer is our `permix_scorer`: what it cannot judge
-is unscored, not wrong.
-Needs `pip install permix[inspect]`.
+A sample of inspect_ai is a persona × question: its messages, its target, and in its metadata the persona and the question id. Its
+epochs are our samples, each with the seed that `permix stability` would send. The scorer checks answers as `permix stability`
+does; an answer that it cannot check is unscored, not wrong. Needs `pip install permix[inspect]`.
 """
 
 import asyncio
@@ -29,7 +28,7 @@ from permix.evals.grid import build_grid
 from permix.evals.stability import grid_identity, prepare_stability
 from permix.interop.inspect_logs import PERMIX_METADATA_KEY, sample_id
 from permix.tasks import TASKS
-from permix.tasks.base import verify_completion as judge
+from permix.tasks.base import verify_completion
 from permix.types import Cell, Message
 from permix.verification.math_verifier import Verifier
 
@@ -43,19 +42,28 @@ def stability_task(
     personas: str | None = None,
     samples: int | None = None,
 ) -> Task:
-    """The grid of a stability configuration, or of its defaults. What is given beside it wins: `task`, `path` and `n` are fields
-    of its [task]; `personas` is the pool, which is asked whole when it is a file."""
-    stage = _build_config(config, {"name": task, "path": path, "n": n}, personas, samples)
-    chosen, setup = prepare_stability(stage)
-    cells = build_grid([None, *setup.pool.personas], setup.questions, setup.prompt_format, samples=stage.samples, seed=stage.seed)
-    sampling = stage.sampling
+    """The grid of a stability configuration file, or of the defaults.
+
+    Other arguments override the file: `task`, `path` and `n` are fields of its [task], `samples` its samples, `personas` its pool
+    (all of a pool file, the configured split of "builtin"). Raises ConfigError for a file that asks for more than a plain grid.
+    """
+    stability_config = _build_config(config, {"name": task, "path": path, "n": n}, personas, samples)
+    permix_task, setup = prepare_stability(stability_config)
+    cells = build_grid(
+        [None, *setup.pool.personas],
+        setup.questions,
+        setup.prompt_format,
+        samples=stability_config.samples,
+        seed=stability_config.seed,
+    )
+    sampling = stability_config.sampling
     return Task(
-        dataset=MemoryDataset(_build_samples(cells), name=chosen.name),
+        dataset=MemoryDataset(_build_samples(cells), name=permix_task.name),
         solver=generate_with_seed(),
-        scorer=permix_scorer(chosen.name),
-        epochs=Epochs(stage.samples, "mean"),
+        scorer=permix_scorer(permix_task.name),
+        epochs=Epochs(stability_config.samples, "mean"),
         config=GenerateConfig(temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=sampling.max_new_tokens),
-        metadata={PERMIX_METADATA_KEY: grid_identity(stage, chosen)},
+        metadata={PERMIX_METADATA_KEY: grid_identity(stability_config, permix_task)},
     )
 
 
@@ -66,28 +74,28 @@ def _build_config(config: str | None, task_fields: dict[str, Any], pool: str | N
         values["personas"] = values.get("personas", {}) | {"pool": pool} | ({} if pool == "builtin" else {"split": "all"})
     if samples is not None:
         values["samples"] = samples
-    stage = build_config(StabilityConfig, values, source=config or "-T")
+    stability_config = build_config(StabilityConfig, values, source=config or "-T")
     for field in ("strategy", "templates", "budget", "precision"):
-        if (value := getattr(stage, field)) != StabilityConfig.model_fields[field].default:
+        if (value := getattr(stability_config, field)) != StabilityConfig.model_fields[field].default:
             raise ConfigError(f"{config}: {field} = {value!r}: a task of inspect_ai asks the plain grid; leave it out")
-    return stage
+    return stability_config
 
 
 def _build_samples(cells: Sequence[Cell]) -> list[Sample]:
-    """One for every persona × question; `cells` has the samples of one behind one another."""
-    found = []
-    for (persona, question), same in groupby(cells, key=lambda cell: (cell.persona_id, cell.question_id)):
-        cells_S = list(same)
-        about = {"question_id": question, "seeds": [cell.seed for cell in cells_S]}
-        found.append(
+    """One per persona × question. The samples of a persona × question must be next to each other in `cells`."""
+    samples = []
+    for (persona, question), group in groupby(cells, key=lambda cell: (cell.persona_id, cell.question_id)):
+        cells_S = list(group)
+        info = {"question_id": question, "seeds": [cell.seed for cell in cells_S]}
+        samples.append(
             Sample(
                 id=sample_id(persona, question),
                 input=[_to_chat_message(message) for message in cells_S[0].messages],
                 target=cells_S[0].gold or "",
-                metadata={"persona": persona, PERMIX_METADATA_KEY: about},
+                metadata={"persona": persona, PERMIX_METADATA_KEY: info},
             )
         )
-    return found
+    return samples
 
 
 def _to_chat_message(message: Message) -> ChatMessage:
@@ -97,7 +105,7 @@ def _to_chat_message(message: Message) -> ChatMessage:
 
 @solver  # type: ignore[untyped-decorator]
 def generate_with_seed() -> Solver:
-    """Ask once, with the seed of this sample; a provider that knows no seeds leaves it out."""
+    """Generate once, with the seed of this epoch (31 bits); a provider without seeds ignores it."""
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         return await generate(state, seed=state.metadata[PERMIX_METADATA_KEY]["seeds"][state.epoch - 1] & 0x7FFFFFFF)
@@ -105,16 +113,16 @@ def generate_with_seed() -> Solver:
     return solve
 
 
-@scorer(metrics=[accuracy(), stderr(), grouped(accuracy(), "persona")])  # type: ignore[untyped-decorator]
+@scorer(metrics=[accuracy(), stderr(), grouped(accuracy(), "persona")], name="verify")  # type: ignore[untyped-decorator]
 def permix_scorer(task: str) -> Scorer:
-    """The judgement that `permix stability` makes of the same answer."""
-    verifier, known = Verifier(), TASKS[task]
+    """The verdict that `permix stability` gives the same answer: C, I, or unscored when the verifier failed."""
+    verifier, permix_task = Verifier(), TASKS[task]
     atexit.register(verifier.close)
 
     async def score(state: TaskState, target: Target) -> Score:
-        found = await asyncio.to_thread(judge, known, state.output.completion, target.text, verifier)
-        if found.correct is None:
-            return Score.unscored(answer=found.extracted, reason=found.error)
-        return Score(value="C" if found.correct else "I", answer=found.extracted)
+        verdict = await asyncio.to_thread(verify_completion, permix_task, state.output.completion, target.text, verifier)
+        if verdict.correct is None:
+            return Score.unscored(answer=verdict.extracted, reason=verdict.error)
+        return Score(value="C" if verdict.correct else "I", answer=verdict.extracted)
 
     return score

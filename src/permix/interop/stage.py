@@ -1,13 +1,11 @@
-"""`permix import`: runs that another program has made, as a run directory that every report and measure reads.
+"""`permix import` and `permix export`: logs of another program as a run directory, and a stability run as logs of that program.
 
-Contract: nothing is generated. Everything is read and checked before anything is written; importing onto a run of another origin
-is refused, and importing the same again changes nothing. Answers keep the verdict of their log, or with `answer` get one from our
-own verifier. What has no score stays without one and is counted.
+Import generates nothing. It reads and checks all logs before it writes. It refuses a run directory of another origin; importing
+the same logs again changes nothing. Answers keep the verdict of their log, or with `answer` get one from our own verifier. Cells
+without a score stay without one and are counted.
 
-`permix export`: a stability run's grid in the files of another program, for its viewers and for `permix import`.
-
-Contract: from the records alone, and writing the same twice gives the same files. What the other program has no place for is
-lost: docs/interop.md says what.
+Export reads the records alone, and exporting a run twice gives the same files. docs/interop.md lists what the other program's
+format cannot hold.
 """
 
 import json
@@ -31,7 +29,7 @@ from permix.verification.math_verifier import Verifier
 
 
 def export_run(config: ExportConfig) -> dict[str, str]:
-    """Write the files; returns facts about them. Raises DataError for what is no stability run, or has no records."""
+    """Write the run in the chosen format; returns facts to print. Raises DataError for a run that cannot be exported."""
     run = read_exportable_run(config.run)
     if config.format == "lm-eval":
         from permix.interop.lm_eval import write_lm_eval_logs
@@ -42,64 +40,65 @@ def export_run(config: ExportConfig) -> dict[str, str]:
 
         written = write_inspect_log(run, config.out)
     cells = run.results.grid_summaries.values()
-    scored = sum(brief.reward is not None for brief in cells)
-    return {"format": config.format, "cells": f"{len(cells)}, {scored} of them scored", **written}
+    n_scored = sum(cell.reward is not None for cell in cells)
+    return {"format": config.format, "cells": f"{len(cells)}, {n_scored} of them scored", **written}
 
 
 def import_run(config: ImportConfig) -> StabilitySummary:
-    """Read, check, judge if asked to, and write the run. Raises ConfigError or DataError before anything is written."""
-    found = read_import_logs(config)
-    about = ImportedStabilityConfig(
+    """Read, check and, with `answer`, rescore the logs; then write the run. Raises ConfigError or DataError before writing."""
+    merged = read_import_logs(config)
+    run_config = ImportedStabilityConfig(
         label=config.label,
-        model=ImportedModelConfig(name=found.first.model),
-        sampling=found.first.sampling,
-        samples=found.samples,
+        model=ImportedModelConfig(name=merged.first.model),
+        sampling=merged.first.sampling,
+        samples=merged.samples,
         seed=config.seed,
         resamples=config.resamples,
         imported=config,
     )
-    with RunDir.open(config.out, about, import_identity(found, config), found.cells) as run:
-        write_json(run.path / "grid.json", describe_grid(found.personas, found.questions, found.samples))
+    with RunDir.open(config.out, run_config, import_identity(merged, config), merged.cells) as run:
+        write_json(run.path / "grid.json", describe_grid(merged.personas, merged.questions, merged.samples))
         known = run.cells()
-        cells = found.cells if config.answer is None else rescore_cells(found.cells, config.answer)
+        cells = merged.cells if config.answer is None else rescore_cells(merged.cells, config.answer)
         run.append(cell for cell in cells if known.get(cell.key) != cell)
         summary = measure_stability(run.path)
         write_json(run.path / "metrics.json", summary)
     print_status(
-        f"imported {len(cells)} answers: {summary.n_personas} personas × {summary.n_questions} questions × {found.samples}"
+        f"imported {len(cells)} answers: {summary.n_personas} personas × {summary.n_questions} questions × "
+        f"{merged.samples} samples"
     )
     if missing := summary.n_asked - summary.n_scored:
-        print_status(f"note: {missing} of {summary.n_asked} persona cells have no score: they are missing, not wrong")
+        print_status(f"note: {missing} of {summary.n_asked} persona cells have no score; they count as missing, not as wrong")
     return summary
 
 
 def describe_import(config: ImportConfig) -> dict[str, str]:
-    """What an import would make, for `permix check`."""
-    found = read_import_logs(config)
+    """Facts about the run that an import would write, for `permix check`."""
+    merged = read_import_logs(config)
     return {
-        "model": found.first.model,
-        "task": found.first.task,
-        "personas": ", ".join(persona.id for persona in found.personas),
-        "questions": str(len(found.questions)),
-        "answers": str(len(found.cells)),
-        "judged by": found.first.scorer,
+        "model": merged.first.model,
+        "task": merged.first.task,
+        "personas": ", ".join(persona.id for persona in merged.personas),
+        "questions": str(len(merged.questions)),
+        "answers": str(len(merged.cells)),
+        "scorer": merged.first.scorer,
     }
 
 
 def read_import_logs(config: ImportConfig) -> MergedLogs:
-    """Every log that the configuration names, as one grid with personas in it."""
+    """All logs of the configuration, merged into one grid. Raises ConfigError or DataError."""
     if bool(config.lm_eval) == bool(config.inspect):
         raise ConfigError(
             "lm_eval, inspect: give the logs of one of the two, such as --lm-eval none=DIR pirate=DIR, or --personagym DIR"
         )
     if config.answer and (config.metric or config.filter):
-        raise ConfigError(f"answer = {config.answer!r}: every answer is judged anew; leave metric and filter out")
+        raise ConfigError(f"answer = {config.answer!r}: permix scores every answer again; leave metric and filter out")
     if config.inspect and config.filter:
         raise ConfigError(f"filter = {config.filter!r}: inspect_ai has no filters; give --metric, the name of a scorer")
-    found = merge_logs(_read_sources(config))
-    if not found.personas:
-        raise ConfigError(f"{found.first.where}: nobody was asked as a persona: give NAME=PATH for logs that were")
-    return found
+    merged = merge_logs(_read_sources(config))
+    if not merged.personas:
+        raise ConfigError(f"{merged.first.where}: no log has a persona: name the persona of a log with NAME=PATH")
+    return merged
 
 
 def _read_sources(config: ImportConfig) -> Sequence[LogSource]:
@@ -113,28 +112,28 @@ def _read_sources(config: ImportConfig) -> Sequence[LogSource]:
 
 
 def import_identity(merged: MergedLogs, config: ImportConfig) -> dict[str, Any]:
-    """What all records have in common. A run of ours that was exported keeps its own, so that it can be compared as before."""
-    system = {} if merged.default_system is None else {"default_system": merged.default_system}
-    plain = {
+    """The identity of the imported run. A run that permix exported keeps its own fields, so that it stays comparable."""
+    default_system = {} if merged.default_system is None else {"default_system": merged.default_system}
+    from_logs = {
         "model": merged.first.model,
         "task": merged.first.task,
         "sampling": merged.first.sampling.model_dump(),
         "settings": digest(json.dumps(merged.first.details, sort_keys=True)),
     }
     judge = merged.first.scorer if config.answer is None else f"permix own-{config.answer}"
-    here = {"judge": judge, "imported": "lm-eval" if config.lm_eval else "inspect"}
-    return plain | system | dict(merged.first.permix_identity or {}) | here
+    from_import = {"judge": judge, "imported": "lm-eval" if config.lm_eval else "inspect"}
+    return from_logs | default_system | dict(merged.first.permix_identity or {}) | from_import
 
 
 def rescore_cells(cells: Sequence[Cell], answer: str) -> list[Cell]:
-    """Every answer judged by the task own-ANSWER; the right answer is what that task reads in the log's target."""
+    """The cells with verdicts of the task own-ANSWER. The gold answer is what that task extracts from the log's target."""
     task = TASKS[f"own-{answer}"]
     with Verifier() as verifier:
 
-        def judge(cell: Cell) -> Cell:
+        def rescore(cell: Cell) -> Cell:
             if cell.completion is None or cell.gold is None:
                 return cell
             gold = task.extract_answer(cell.gold) or cell.gold
             return cell.model_copy(update={"verdict": verify_completion(task, cell.completion.text, gold, verifier)})
 
-        return [judge(cell) for cell in cells]
+        return [rescore(cell) for cell in cells]

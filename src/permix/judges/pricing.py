@@ -43,7 +43,7 @@ FREE = Price(input=0, output=0)
 def load_judge_price(judge: JudgeModelConfig) -> Price | None:
     """The judge's price; None where no price is known, which a judge with a limit cannot do with (ConfigError)."""
     prices = {} if judge.prices is None else load_prices(judge.prices)
-    if judge.backend != "openai":
+    if not judge.capabilities.is_priced:
         return FREE
     found = prices.get(judge.name) or next((one for name, one in prices.items() if fnmatchcase(judge.name, name)), None)
     if found is None and judge.max_cost is not None:

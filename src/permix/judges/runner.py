@@ -12,8 +12,8 @@ has one folder a judge, `judges/NAME`, NAME being the judge's label made fit for
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from permix.errors import DataError
 from permix.inference.base import Model
+from permix.inference.collect import collect
 from permix.judges.parsing import ParsedScore, parse_score
 from permix.judges.pricing import (
     Price,
@@ -125,20 +126,32 @@ class CallTotals(NamedTuple):
 def request_pending_scores(
     model: Model, prompts: Sequence[JudgePrompt], folder: Path, settings: CallSettings, label: str
 ) -> CallTotals:
-    """Ask for every score that the ledger in `folder` lacks. Raises what the model raises when it can answer nothing."""
-    book, next_cost = _CallState(read_judge_calls(folder), settings.price), None
-    with closing(JsonlWriter(folder / JUDGEMENTS_FILE)) as ledger, progress_bar(label, len(prompts), "scores") as shown:
-        shown.start_at(len(prompts) - len(book.pending(prompts)))
-        for _ in range(settings.attempts):
-            owed = [_PendingCall.for_prompt(prompt, book, settings) for prompt in book.pending(prompts)]
-            while owed and next_cost is None:
-                batch, next_cost = _next_batch(owed, book, settings)
-                for judgement in _run_calls(model, batch, settings):
-                    ledger.append([judgement])
-                    book.record(judgement)
-                    _update_progress(shown, judgement, book)
-                owed = owed[len(batch) :]
-    return book.totals(prompts, next_cost if book.pending(prompts) else None)
+    """Ask for every score that the calls in `folder` lack. Raises what the model raises when it can answer nothing."""
+    state = _CallState(read_judge_calls(folder), settings.price)
+    limit = _CostLimit(state, settings)
+
+    def find_pending() -> list[_PendingCall]:
+        return [_PendingCall.for_prompt(prompt, state, settings) for prompt in state.pending(prompts)]
+
+    def record(call: _PendingCall, result: Completion | Failure, bar: ProgressBar) -> None:
+        judgement = _to_judgement(call, result, settings)
+        writer.append([judgement])
+        state.record(judgement)
+        note = f"{state.unscored} calls without a score" if state.unscored else ""
+        bar.advance(int(judgement.score is not None), status=note)
+
+    with closing(JsonlWriter(folder / JUDGEMENTS_FILE)) as writer, progress_bar(label, len(prompts), "scores") as whole:
+        whole.start_at(len(prompts) - len(state.pending(prompts)))
+        collect(
+            model,
+            settings.sampling,
+            find_pending,
+            record,
+            lambda _: nullcontext(whole),
+            max_rounds=settings.attempts,
+            count_affordable_items=limit.count_affordable_calls,
+        )
+    return state.totals(prompts, limit.next_cost if state.pending(prompts) else None)
 
 
 def max_total_cost(prompts: Sequence[JudgePrompt], settings: CallSettings) -> float | None:
@@ -208,23 +221,20 @@ class _PendingCall(NamedTuple):
         return cls(prompt, attempt, request, max_call_cost(request, settings.price, settings.sampling.max_new_tokens))
 
 
-def _next_batch(
-    calls: Sequence[_PendingCall], state: _CallState, settings: CallSettings
-) -> tuple[Sequence[_PendingCall], float | None]:
-    """As many calls as the limit allows to be in flight together; what the first may cost, where it allows none.
+class _CostLimit:
+    """`CallSettings.max_cost` as a bound on the calls in flight. `next_cost`: see `CallTotals`."""
 
-    Once they are back, and cost less than they might have, there is room for more.
-    """
-    worst = [call.max_cost * settings.max_requests for call in calls]
-    several = count_affordable(worst, None if settings.max_cost is None else settings.max_cost - state.spent)
-    return calls[:several], None if several else worst[0]
+    def __init__(self, state: _CallState, settings: CallSettings) -> None:
+        self._state, self._settings = state, settings
+        self.next_cost: float | None = None
 
-
-def _run_calls(model: Model, calls: Sequence[_PendingCall], settings: CallSettings) -> Iterator[Judgement]:
-    if not calls:
-        return
-    for place, result in model.generate([call.request for call in calls], settings.sampling):
-        yield _to_judgement(calls[place], result, settings)
+    def count_affordable_calls(self, calls: Sequence[_PendingCall]) -> int:
+        """How many of the next calls can be in flight together so that the limit holds, were each as dear as it can be."""
+        worst = [call.max_cost * self._settings.max_requests for call in calls]
+        limit = self._settings.max_cost
+        several = count_affordable(worst, None if limit is None else limit - self._state.spent)
+        self.next_cost = None if several else worst[0]
+        return several
 
 
 def _to_judgement(call: _PendingCall, result: Completion | Failure, settings: CallSettings) -> Judgement:
@@ -245,8 +255,3 @@ def _parse_result(result: Completion | Failure, judged_text: str) -> ParsedScore
     if reading.score is None and result.finish == "length":
         return ParsedScore(None, f"{reading.error}; the reply was cut off at judge.max_new_tokens")
     return reading
-
-
-def _update_progress(bar: ProgressBar, judgement: Judgement, state: _CallState) -> None:
-    note = f"{state.unscored} calls without a score" if state.unscored else ""
-    bar.advance(int(judgement.score is not None), status=note)

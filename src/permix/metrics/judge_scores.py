@@ -2,7 +2,7 @@
 
 Its contract: pure functions; no files, no records but `Estimate`, no global random state. A score is 1 to 5; NaN is a cell
 without a score, left out and never read as zero, and a NaN result means "cannot be computed". Suffixes name axes: P personas,
-T rubrics (PersonaGym's tasks), Q a persona's answers under one rubric, R resamples, C score classes. The unit that is drawn
+U rubrics (PersonaGym's tasks), Q a persona's answers under one rubric, R resamples, C score classes. The unit that is drawn
 is the persona, with all its answers: a measure takes counts_R_P, how often replicate r drew each persona, and a row of ones is
 the data itself. A control is an array of the same axes that holds, where an answer was tried, the score it got then; answers
 travel with the persona that gave them.
@@ -68,34 +68,34 @@ def aggregate_as_published(score_J_P_U_Q: Array, asked_P_U_Q: NDArray[np.bool_] 
     """The released arithmetic of judges' scores 1 to 5, NaN where a judge gave none; personas and questions in the order asked.
 
     `asked_P_U_Q`: which questions there are, where not all personas have as many of each task; all when not given. For persona p,
-    task t and block b of five questions: m_jptb = the mean of judge j's scores in the block, or 0 where it has none; the score of
-    (p, t) is mean_b mean_j m_jptb, and a persona's PersonaScore the mean over its tasks. Ours: for judge j and task t the mean of
+    task u and block b of five questions: m_jpub = the mean of judge j's scores in the block, or 0 where it has none; the score of
+    (p, u) is mean_b mean_j m_jpub, and a persona's PersonaScore the mean over its tasks. Ours: for judge j and task u the mean of
     all its scores, then the mean over judges, then over tasks; None where a task has no score.
     """
     asked = np.ones(score_J_P_U_Q.shape[1:], dtype=bool) if asked_P_U_Q is None else asked_P_U_Q
-    mean_J_P_T_B, is_block_P_T_B = _block_means(score_J_P_U_Q, asked)
-    task_P_T = nanmean_along(np.where(is_block_P_T_B, mean_J_P_T_B.mean(axis=0), np.nan), axis=-1)
-    overall_P = nanmean_along(task_P_T, axis=-1)
-    ours_T = nanmean_along(nanmean_along(np.concatenate(list(np.moveaxis(score_J_P_U_Q, 1, 0)), axis=-1), axis=-1), axis=0)
-    published, ours = nanmean_along(overall_P, axis=0), ours_T[asked.any(axis=(0, 2))].mean()
+    mean_J_P_U_B, is_block_P_U_B = _block_means(score_J_P_U_Q, asked)
+    task_P_U = nanmean_along(np.where(is_block_P_U_B, mean_J_P_U_B.mean(axis=0), np.nan), axis=-1)
+    overall_P = nanmean_along(task_P_U, axis=-1)
+    ours_U = nanmean_along(nanmean_along(np.concatenate(list(np.moveaxis(score_J_P_U_Q, 1, 0)), axis=-1), axis=-1), axis=0)
+    published, ours = nanmean_along(overall_P, axis=0), ours_U[asked.any(axis=(0, 2))].mean()
     return PublishedAggregation(
         persona_score=_none_if_nan(published),
-        tasks=_none_if_nan_each(nanmean_along(task_P_T, axis=0)),
+        tasks=_none_if_nan_each(nanmean_along(task_P_U, axis=0)),
         last_persona_score=_none_if_nan(overall_P[-1]),
-        last_tasks=_none_if_nan_each(task_P_T[-1]),
+        last_tasks=_none_if_nan_each(task_P_U[-1]),
         permix_persona_score=_none_if_nan(ours),
-        permix_tasks=_none_if_nan_each(ours_T),
+        permix_tasks=_none_if_nan_each(ours_U),
         difference=_none_if_nan(published - ours),
-        blocks=int(is_block_P_T_B.sum()) * len(score_J_P_U_Q),
-        empty_blocks=int((is_block_P_T_B & (mean_J_P_T_B == 0)).sum()),
+        blocks=int(is_block_P_U_B.sum()) * len(score_J_P_U_Q),
+        empty_blocks=int((is_block_P_U_B & (mean_J_P_U_B == 0)).sum()),
     )
 
 
 def _block_means(score_J_P_U_Q: Array, asked_P_U_Q: NDArray[np.bool_]) -> tuple[Array, NDArray[np.bool_]]:
-    """mean_J_P_T_B, 0 where a block has no score; and is_block_P_T_B, which blocks hold a question."""
+    """mean_J_P_U_B, 0 where a block has no score; and is_block_P_U_B, which blocks hold a question."""
     blocks = [slice(start, start + QUESTIONS_PER_BLOCK) for start in range(0, score_J_P_U_Q.shape[-1], QUESTIONS_PER_BLOCK)]
-    mean_J_P_T_B = np.stack([nanmean_along(score_J_P_U_Q[..., block], axis=-1) for block in blocks], axis=-1)
-    return np.nan_to_num(mean_J_P_T_B), np.stack([asked_P_U_Q[..., block].any(axis=-1) for block in blocks], axis=-1)
+    mean_J_P_U_B = np.stack([nanmean_along(score_J_P_U_Q[..., block], axis=-1) for block in blocks], axis=-1)
+    return np.nan_to_num(mean_J_P_U_B), np.stack([asked_P_U_Q[..., block].any(axis=-1) for block in blocks], axis=-1)
 
 
 def _none_if_nan(value: Any) -> float | None:
@@ -135,14 +135,14 @@ class PersonaBootstrap:
 
 
 def weighted_mean(value_P_U_Q: Array, counts_R_P: Array) -> Array:
-    """Σ c_p x_ptq / Σ c_p over the scored cells, value_R; takes any axes behind the first."""
+    """Σ c_p x_puq / Σ c_p over the scored cells, value_R; takes any axes behind the first."""
     scored_P_N = ~np.isnan(value_P_U_Q.reshape(len(value_P_U_Q), -1))
     value_P_N = np.where(scored_P_N, value_P_U_Q.reshape(scored_P_N.shape), 0.0)
     return _safe_divide(counts_R_P @ value_P_N.sum(axis=1), counts_R_P @ scored_P_N.sum(axis=1))
 
 
 def rubric_means(score_P_U_Q: Array, counts_R_P: Array) -> Array:
-    """mean_R_T: the mean score of each rubric, over the answers that have one."""
+    """mean_R_U: the mean score of each rubric, over the answers that have one."""
     return np.stack([weighted_mean(score_P_Q, counts_R_P) for score_P_Q in np.moveaxis(score_P_U_Q, 1, 0)], axis=1)
 
 
@@ -164,23 +164,23 @@ def estimate_persona_score(score_P_U_Q: ArrayLike, *, seed: int = 0, resamples: 
 def persona_contributions(difference_P_U_Q: Array) -> Array:
     """What each persona adds to a difference of PersonaScores, value_P; their sum is the difference.
 
-    D_p = mean_t (Σ_q d_ptq / n_t), n_t the paired answers of rubric t. Swapping the models for one persona turns its sign.
+    D_p = mean_u (Σ_q d_puq / n_u), n_u the paired answers of rubric u. Swapping the models for one persona turns its sign.
     """
-    paired_P_T_Q = ~np.isnan(difference_P_U_Q)
-    total_P_T = np.where(paired_P_T_Q, difference_P_U_Q, 0.0).sum(axis=2)
-    return np.asarray(_safe_divide(total_P_T, paired_P_T_Q.sum(axis=(0, 2))).mean(axis=1))
+    paired_P_U_Q = ~np.isnan(difference_P_U_Q)
+    total_P_U = np.where(paired_P_U_Q, difference_P_U_Q, 0.0).sum(axis=2)
+    return np.asarray(_safe_divide(total_P_U, paired_P_U_Q.sum(axis=(0, 2))).mean(axis=1))
 
 
 def auc(right_P_U_Q: Array, wrong_P_U_Q: Array, counts_R_P: Array) -> Array:
     """P(right > wrong) + ½ P(right = wrong), value_R, over all pairs of answers of one rubric; ½ tells nothing apart.
 
-    Σ_t (Σ_{a>b} r_ta w_tb + ½ Σ_a r_ta w_ta) / Σ_t r_t w_t, with r_ta and w_ta the answers of rubric t that got score a as right
+    Σ_u (Σ_{a>b} r_ua w_ub + ½ Σ_a r_ua w_ua) / Σ_u r_u w_u, with r_ua and w_ua the answers of rubric u that got score a as right
     and as wrong ones, each counted as often as its persona was drawn.
     """
-    right_R_T_C, wrong_R_T_C = (_count_score_classes(score_P_T_Q, counts_R_P) for score_P_T_Q in (right_P_U_Q, wrong_P_U_Q))
-    below_R_T_C = np.cumsum(wrong_R_T_C, axis=2) - wrong_R_T_C / 2
-    won_R = (right_R_T_C * below_R_T_C).sum(axis=(1, 2))
-    return _safe_divide(won_R, (right_R_T_C.sum(axis=2) * wrong_R_T_C.sum(axis=2)).sum(axis=1))
+    right_R_U_C, wrong_R_U_C = (_count_score_classes(score_P_U_Q, counts_R_P) for score_P_U_Q in (right_P_U_Q, wrong_P_U_Q))
+    below_R_U_C = np.cumsum(wrong_R_U_C, axis=2) - wrong_R_U_C / 2
+    won_R = (right_R_U_C * below_R_U_C).sum(axis=(1, 2))
+    return _safe_divide(won_R, (right_R_U_C.sum(axis=2) * wrong_R_U_C.sum(axis=2)).sum(axis=1))
 
 
 def length_correlation(score_P_U_Q: Array, words_P_U_Q: Array, counts_R_P: Array) -> Array:
@@ -188,14 +188,14 @@ def length_correlation(score_P_U_Q: Array, words_P_U_Q: Array, counts_R_P: Array
 
     Ties get their mean rank. A rubric where all scores, or all lengths, are alike has no correlation and is left out.
     """
-    scored_P_T_Q = ~np.isnan(score_P_U_Q) & ~np.isnan(words_P_U_Q)
-    rho_R_T = np.full((len(counts_R_P), score_P_U_Q.shape[1]), np.nan)
-    for t in range(score_P_U_Q.shape[1]):
-        scored_P_Q = scored_P_T_Q[:, t]
+    scored_P_U_Q = ~np.isnan(score_P_U_Q) & ~np.isnan(words_P_U_Q)
+    rho_R_U = np.full((len(counts_R_P), score_P_U_Q.shape[1]), np.nan)
+    for u in range(score_P_U_Q.shape[1]):
+        scored_P_Q = scored_P_U_Q[:, u]
         weight_R_N = counts_R_P[:, np.nonzero(scored_P_Q)[0]]
-        ranks = [_weighted_mid_ranks(value_P_T_Q[:, t][scored_P_Q], weight_R_N) for value_P_T_Q in (score_P_U_Q, words_P_U_Q)]
-        rho_R_T[:, t] = _weighted_correlation(ranks[0], ranks[1], weight_R_N)
-    return statistics.mean_over_samples(rho_R_T)
+        ranks = [_weighted_mid_ranks(value_P_U_Q[:, u][scored_P_Q], weight_R_N) for value_P_U_Q in (score_P_U_Q, words_P_U_Q)]
+        rho_R_U[:, u] = _weighted_correlation(ranks[0], ranks[1], weight_R_N)
+    return statistics.mean_over_samples(rho_R_U)
 
 
 def _safe_divide(numerator: Array | NDArray[np.int64], denominator: Array | NDArray[np.int64]) -> Array:
@@ -205,9 +205,9 @@ def _safe_divide(numerator: Array | NDArray[np.int64], denominator: Array | NDAr
 
 
 def _count_score_classes(score_P_U_Q: Array, counts_R_P: Array) -> Array:
-    """How many answers of each rubric got each score, count_R_T_C."""
-    count_P_T_C = (score_P_U_Q[..., None] == SCORE_CLASSES).sum(axis=2).astype(float)
-    return np.tensordot(counts_R_P, count_P_T_C, axes=1)
+    """How many answers of each rubric got each score, count_R_U_C."""
+    count_P_U_C = (score_P_U_Q[..., None] == SCORE_CLASSES).sum(axis=2).astype(float)
+    return np.tensordot(counts_R_P, count_P_U_C, axes=1)
 
 
 def _weighted_mid_ranks(value_N: Array, weight_R_N: Array) -> Array:

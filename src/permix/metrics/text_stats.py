@@ -1,7 +1,7 @@
 """Measures of texts that need no judge: how varied they are, how long, how they repeat, how often they echo a persona's words.
 
 Contract: pure functions of lists of texts and of named arrays; no model, no files, no global random state. None and NaN are no
-answer and are left out, "" is an answer. Suffixes name axes: N answers, P personas, U units that are resampled. Words are runs of
+answer and are left out, "" is an answer. Suffixes name axes: N answers, P personas, K units that are resampled. Words are runs of
 letters and digits, case-folded: made for languages that put spaces between words. None of this says that an answer is good, true
 to the persona, or even sensible; each docstring says what its measure leaves out.
 
@@ -247,7 +247,7 @@ def _log_choose(n: Array | float, k: int) -> Array:
 def distinct_n_overall(texts: Sequence[str], unit_N: Sequence[str], n: int, n_drawn: int) -> Estimate:
     """`rarefied_distinct_n` of all texts together; its interval by the jackknife, a unit left out at a time.
 
-    value ± t √((U − 1) / U · Σ_u (θ_u − mean θ)²), t of U − 1 degrees of freedom. A bootstrap would not do: a unit drawn twice
+    value ± t √((K − 1) / K · Σ_k (θ_k − mean θ)²), t of K − 1 degrees of freedom. A bootstrap would not do: a unit drawn twice
     repeats its own words, and every replicate would look less varied than the texts are.
 
     Not measured: as `rarefied_distinct_n`; and personas that differ from each other, each with a small vocabulary of its
@@ -255,14 +255,14 @@ def distinct_n_overall(texts: Sequence[str], unit_N: Sequence[str], n: int, n_dr
     """
     by_unit = _ngram_counts_by_unit(texts, unit_N, n)
     every = sum(by_unit.values(), Counter[tuple[str, ...]]())
-    value, U = rarefied_distinct_n(list(every.values()), n_drawn), len(by_unit)
+    value, K = rarefied_distinct_n(list(every.values()), n_drawn), len(by_unit)
     if np.isnan(value):
-        return Estimate(value=None, n=U)
-    without_U = np.array([rarefied_distinct_n(list((every - mine).values()), n_drawn) for mine in by_unit.values()])
-    if U < 2 or np.isnan(without_U).any():
-        return Estimate(value=value, n=U)
-    half = float(stdtrit(U - 1, 0.975) * np.sqrt((U - 1) / U * ((without_U - without_U.mean()) ** 2).sum()))
-    return Estimate(value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=U)
+        return Estimate(value=None, n=K)
+    without_K = np.array([rarefied_distinct_n(list((every - mine).values()), n_drawn) for mine in by_unit.values()])
+    if K < 2 or np.isnan(without_K).any():
+        return Estimate(value=value, n=K)
+    half = float(stdtrit(K - 1, 0.975) * np.sqrt((K - 1) / K * ((without_K - without_K.mean()) ** 2).sum()))
+    return Estimate(value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=K)
 
 
 def _ngram_counts_by_unit(texts: Sequence[str], unit_N: Sequence[str], n: int) -> dict[str, Counter[tuple[str, ...]]]:
@@ -341,14 +341,14 @@ def clustered_mean(value_N: Array, unit_N: Sequence[str], rng: np.random.Generat
     """
     kept = [(value, unit) for value, unit in zip(value_N.tolist(), unit_N, strict=True) if not np.isnan(value)]
     place: Mapping[str, int] = {unit: at for at, unit in enumerate(dict.fromkeys(unit for _, unit in kept))}
-    U = len(place)
-    if not U:
+    K = len(place)
+    if not K:
         return Estimate(value=None, n=0)
     unit_of_N = [place[unit] for _, unit in kept]
-    total_U = np.bincount(unit_of_N, weights=[value for value, _ in kept], minlength=U)
-    size_U = np.bincount(unit_of_N, minlength=U).astype(float)
-    counts_R_U = rng.multinomial(U, np.full(U, 1 / U), size=resamples).astype(float)
-    return bootstrap_estimate(float(total_U.sum() / size_U.sum()), (counts_R_U @ total_U) / (counts_R_U @ size_U), U)
+    total_K = np.bincount(unit_of_N, weights=[value for value, _ in kept], minlength=K)
+    size_K = np.bincount(unit_of_N, minlength=K).astype(float)
+    counts_R_K = rng.multinomial(K, np.full(K, 1 / K), size=resamples).astype(float)
+    return bootstrap_estimate(float(total_K.sum() / size_K.sum()), (counts_R_K @ total_K) / (counts_R_K @ size_K), K)
 
 
 def clustered_rate(value_N: Array, unit_N: Sequence[str], rng: np.random.Generator, resamples: int) -> Estimate:

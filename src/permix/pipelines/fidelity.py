@@ -20,7 +20,7 @@ from permix.evals.interview import run_interview
 from permix.evals.open_ended import run_open_ended
 from permix.evals.personagym import run_personagym
 from permix.evals.text_metrics import count_expected_answers
-from permix.inference import load_model
+from permix.inference import check_model, load_model
 from permix.inference.base import Model
 from permix.judges.pricing import Price, load_judge_price
 from permix.judges.prompts import (
@@ -123,12 +123,7 @@ def _check_judge_usable(config: FidelityConfig) -> None:
     """
     load_judge_setup(config.judge, required_rubrics(config))
     with error_context("judge"):
-        if config.judge.backend == "openai":
-            _ = load_model(config.judge).fingerprint
-        else:
-            from permix.inference.hf import check_model_folder
-
-            check_model_folder(config.judge.name)
+        check_model(config.judge, contact=True)
 
 
 def build_call_settings(config: JudgeConfig, price: Price | None) -> CallSettings:

@@ -10,7 +10,7 @@ from permix.evals.open_ended import check_reference_answers, load_open_questions
 from permix.evals.personagym import sample_balanced_questions, select_personagym_questions
 from permix.evals.stability import build_stopping_rule, first_round_cells, max_cells, prepare_stability
 from permix.evals.strategies import STRATEGIES
-from permix.inference import load_model
+from permix.inference import check_model
 from permix.inference.hf import check_model_folder
 from permix.interop.personagym import describe_personagym_import
 from permix.interop.stage import describe_import
@@ -23,7 +23,7 @@ from permix.plan import Plan, compile_plan_from_config, describe_plan, load_or_b
 from permix.prompts import template_text
 from permix.question_writer import generator
 from permix.storage.files import read_json
-from permix.tasks import load_questions
+from permix.tasks import check_task_name, load_questions
 from permix.training import dev_eval
 from permix.training.compatibility import check_plan
 from permix.training.reference_answers import reference_answer_cells
@@ -80,7 +80,9 @@ def read_stage_config(path: Path) -> config.AnyConfig:
     name = values.get("stage")
     if name not in config.CONFIGS_BY_STAGE:
         raise ConfigError(f"{path}: stage = {name!r}: must be one of {', '.join(config.CONFIGS_BY_STAGE)}")
-    return config.build_config(config.CONFIGS_BY_STAGE[name], values, source=str(path))
+    found = config.build_config(config.CONFIGS_BY_STAGE[name], values, source=str(path))
+    check_task_name(found, str(path))
+    return found
 
 
 def _check_plan(stage: config.PlanConfig | config.TrainConfig) -> dict[str, str]:
@@ -105,7 +107,7 @@ def _check_method(stage: config.TrainConfig, plan: Plan) -> dict[str, str]:
                 return {"learnt from": format_sft_counts(gold_examples(plan, verifier).counts)}
         case "seqkd":
             with error_context("teacher"):
-                _check_model(teacher_config(stage))
+                check_model(teacher_config(stage), contact=False)
             return {"teacher": teacher_config(stage).name}
 
 
@@ -122,7 +124,7 @@ def _check_character(stage: config.TrainConfig) -> dict[str, str]:
 def _check_stability(stage: config.StabilityConfig) -> dict[str, str]:
     template_text(stage.personas.template)
     strategy, (_, setup) = STRATEGIES[stage.strategy], prepare_stability(stage)
-    _check_model(stage.model)
+    check_model(stage.model, contact=False)
     if limits := build_stopping_rule(stage):
         cells, most = len(first_round_cells(setup, limits)), max_cells(setup, limits)
         return {
@@ -141,7 +143,7 @@ def _check_stability(stage: config.StabilityConfig) -> dict[str, str]:
 
 def _check_fidelity(stage: config.FidelityConfig) -> dict[str, str]:
     template_text(stage.personas.template)
-    _check_model(stage.model)
+    check_model(stage.model, contact=False)
     if stage.judge.name != "none":
         load_judge_setup(stage.judge, required_rubrics(stage))
         _check_judge_model(stage.judge)
@@ -188,13 +190,13 @@ def _check_judge(stage: config.JudgeConfig) -> dict[str, str]:
 
 def _check_judge_model(judge: config.JudgeModelConfig) -> None:
     with error_context("judge"):
-        _check_model(judge)
+        check_model(judge, contact=False)
 
 
 def _check_questions(stage: config.QuestionsConfig) -> dict[str, str]:
     """What is to be written, in as many calls when no reply is refused."""
     work = generator.build_writing_job(stage)
-    _check_model(stage.model)
+    check_model(stage.model, contact=False)
     personas, written = len(work.personas), len(work.personas) * len(work.tasks) * work.n_per_task
     calls = 0 if work.given_questions else personas * (1 + len(work.tasks))
     questions = (
@@ -215,17 +217,9 @@ def _check_questions(stage: config.QuestionsConfig) -> dict[str, str]:
 def _check_interview(stage: config.FidelityConfig) -> dict[str, str]:
     pool, turns = interview.prepare_interview(stage).pool, stage.interview.turns
     if stage.interviewer.is_model:
-        _check_model(stage.interviewer)
+        check_model(stage.interviewer, contact=False)
     return {
         "personas": str(len(pool)),
         "turns": f"{turns}, asked by {stage.interviewer.name if stage.interviewer.is_model else 'a script'}",
         "answers": f"{len(pool) * turns}, at most {len(pool) * turns * stage.sampling.max_new_tokens} new tokens",
     }
-
-
-def _check_model(model: config.ModelConfig) -> None:
-    """An endpoint's address and key, without asking it anything; a model folder that is named as one."""
-    if model.backend == "transformers":
-        check_model_folder(model.name)
-    else:
-        load_model(model)

@@ -13,17 +13,18 @@ that stands in a persona, a situation or a question is taken for a part of the w
 import functools
 import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from string import Template
 from typing import Any, NamedTuple
 
 from permix.config import PersonaGymTask, QuestionsConfig
 from permix.inference.base import Model
-from permix.progress import progress_bar
+from permix.inference.collect import CellRequest, collect
+from permix.progress import ProgressBar, progress_bar
 from permix.question_writer.parsing import SCORE_KEYS, Replies
 from permix.storage.run_dir import RunDir
-from permix.types import Cell, CellKey, Completion, Failure, Message, Request, digest, seed_from
+from permix.types import Cell, CellKey, Completion, Failure, Message, digest, seed_from
 
 
 class WritingPrompt(NamedTuple):
@@ -128,6 +129,9 @@ class PendingRequest(NamedTuple):
             seed=seed_from("write", seed, *self.key, self.calls_made), messages=self.prompt.messages,
         )  # fmt: skip
 
+    def to_request(self, seed: int) -> CellRequest:
+        return CellRequest.for_cell(self.to_cell(seed), self.prompt.schema)
+
 
 RepliesByKey = Mapping[RequestKey, Replies]
 """All replies so far, of each slot in the order of the calls; None where a call failed."""
@@ -151,25 +155,19 @@ def generate_until_complete(
 ) -> None:
     """Ask for what is `find_pending` until nothing is, or each slot that is left has failed or was asked `attempts` times in
     vain."""
-    patience = RetryTracker(config.attempts)
-    while calls := patience.next_requests(find_pending(replies_by_key(run.cells()))):
-        with progress_bar(label, len(calls), "replies") as shown:
-            for slot, result in _run_requests(model, config, run, calls):
-                if isinstance(result, Failure):
-                    patience.failed.add(slot)
-                shown.advance(status=f"{len(patience.failed)} failed" if patience.failed else "")
+    tracker = RetryTracker(config.attempts)
 
+    def next_requests() -> list[CellRequest]:
+        pending = find_pending(replies_by_key(run.cells()))
+        return [one.to_request(config.seed) for one in tracker.next_requests(pending)]
 
-def _run_requests(
-    model: Model, config: QuestionsConfig, run: RunDir, pending: Sequence[PendingRequest]
-) -> Iterator[tuple[RequestKey, Completion | Failure]]:
-    """What came of each call, as soon as it is in the records."""
-    cells = [call.to_cell(config.seed) for call in pending]
-    requests = [Request(cell.messages, cell.seed, call.prompt.schema) for cell, call in zip(cells, pending, strict=True)]
-    for place, result in model.generate(requests, config.sampling):
-        part = "failure" if isinstance(result, Failure) else "completion"
-        run.append([cells[place].model_copy(update={part: result})])
-        yield pending[place].key, result
+    def record(one: CellRequest, result: Completion | Failure, bar: ProgressBar) -> None:
+        run.append([one.cell_with(result)])
+        if isinstance(result, Failure):
+            tracker.failed.add(RequestKey(one.cell.persona_id or "", one.cell.question_id))
+        bar.advance(status=f"{len(tracker.failed)} failed" if tracker.failed else "")
+
+    collect(model, config.sampling, next_requests, record, lambda n: progress_bar(label, n, "replies"))
 
 
 class RetryTracker:

@@ -1,13 +1,8 @@
-"""The figures: each function draws one from summaries or arrays alone and writes PNG and SVG, the same bytes for the same input.
+"""Figures of stability, training, dev evaluations, drift and identifiability, as PNG and SVG.
 
-Contract: intervals are those of the estimates handed in; what cannot be computed is left out, what was not scored is hatched, and
-neither is drawn as zero. Pass the same `styles` to give a model one look in every figure. Titles and names may be hostile text.
-
-The figure of drift: every measure by turn, all models in one sheet. Same contract as `plots`.
-
-Figures of identifiability: who is taken for whom, and what more questions would tell.
-
-Contract: drawn from `Identifiability` records alone; the same bytes for the same input. Names may be hostile text.
+Contract: each function draws one figure from records or arrays alone, with the same bytes for the same input. Intervals are those
+of the estimates passed in. A value that cannot be computed is left out, a cell without a score is hatched; neither is drawn as 0.
+Pass the same `styles` everywhere to give a model the same look in every figure. Titles and names may be hostile text.
 """
 
 import math
@@ -32,30 +27,30 @@ from permix.sanitize import escape_for_figure as safe
 from permix.types import Estimate
 
 DRIFT_AXIS_LABELS = {
-    "identifiability": "persona told\n(identifiability)",
+    "identifiability": "identifiability",
     "breaks": "answers that\nbreak character",
-    "repetition": "said earlier\nin the interview",
-    "echo": "said by the\ninterviewer",
-    "words": "words of\nan answer",
+    "repetition": "share repeated\nfrom earlier answers",
+    "echo": "share repeated\nfrom the question",
+    "words": "words per\nanswer",
 }
 
 
 def plot_drift(drift_by_model: Mapping[str, Drift], path: Path, styles: Mapping[str, Style] | None = None) -> None:
-    """One panel a measure that any model has, in the order of the table; turns without a score leave a gap."""
+    """Measures of interviews by turn: one panel per measure that any model has. A turn without a score leaves a gap."""
     styles = styles or theme.styles_for(drift_by_model)
     names = list(dict.fromkeys(one.name for drift in drift_by_model.values() for one in drift.series))
-    asked = theme.join_distinct_counts(len(drift.persona_ids) for drift in drift_by_model.values())
+    n_personas = theme.join_distinct_counts(len(drift.persona_ids) for drift in drift_by_model.values())
     dotted = "; dotted: chance" if "identifiability" in names else ""
-    courses = [one for drift in drift_by_model.values() for one in drift.series]
-    hollow = HOLLOW_MARKER_NOTE if any(map(_is_untrusted, courses)) else ""
-    note = f"n = {asked} personas, means over them; bands: 95 % intervals over personas, of each turn by itself{dotted}{hollow}"
-    fig = theme.new_figure(1.0 + 1.35 * len(names), "An interview, turn by turn", note)
+    all_series = [one for drift in drift_by_model.values() for one in drift.series]
+    hollow = HOLLOW_MARKER_NOTE if any(map(_is_untrusted, all_series)) else ""
+    note = f"n = {n_personas} personas, means over them; bands: 95 % intervals over personas, for each turn alone{dotted}{hollow}"
+    fig = theme.new_figure(1.0 + 1.35 * len(names), "Interviews by turn", note)
     axes = theme.stacked_axes(fig, len(names))
     for ax, name in zip(axes, names, strict=True):
         for label, drift in drift_by_model.items():
-            if (course := drift.find_series(name)) is not None:
-                _plot_turn_series(ax, course, styles[label])
-        judge = next((one.judge for one in courses if one.name == name), None)
+            if (series := drift.find_series(name)) is not None:
+                _plot_turn_series(ax, series, styles[label])
+        judge = next((one.judge for one in all_series if one.name == name), None)
         ax.set_ylabel(DRIFT_AXIS_LABELS[name] if judge is None else f"judge\n{safe(judge, 24)}")
         _set_y_limits(ax, name, is_judge_score=judge is not None)
         if name == "identifiability":
@@ -68,12 +63,12 @@ def plot_drift(drift_by_model: Mapping[str, Drift], path: Path, styles: Mapping[
 
 
 def _plot_turn_series(ax: Axes, series: TurnSeries, style: Style) -> None:
-    turn_T = np.arange(1, len(series.by_turn) + 1)
-    value_T = np.array([np.nan if one.value is None else one.value for one in series.by_turn])
-    band_T_2 = np.array([theme.interval_ends(one) for one in series.by_turn])
+    turn_I = np.arange(1, len(series.by_turn) + 1)
+    value_I = np.array([np.nan if one.value is None else one.value for one in series.by_turn])
+    band_I_2 = np.array([theme.interval_ends(one) for one in series.by_turn])
     face = "w" if _is_untrusted(series) else style.colour
-    ax.plot(turn_T, value_T, color=style.colour, marker=style.marker, mfc=face, ms=4.5, lw=1.6, ls=style.line, clip_on=False)
-    ax.fill_between(turn_T, *band_T_2.T, color=style.colour, alpha=0.13, lw=0)
+    ax.plot(turn_I, value_I, color=style.colour, marker=style.marker, mfc=face, ms=4.5, lw=1.6, ls=style.line, clip_on=False)
+    ax.fill_between(turn_I, *band_I_2.T, color=style.colour, alpha=0.13, lw=0)
 
 
 def _is_untrusted(series: TurnSeries) -> bool:
@@ -81,7 +76,7 @@ def _is_untrusted(series: TurnSeries) -> bool:
 
 
 def _set_y_limits(ax: Axes, name: str, *, is_judge_score: bool) -> None:
-    """A judge's scores run from 1 to 5; all else begins at 0, and shares end at 1."""
+    """1 to 5 for a judge's scores; other measures from 0, shares at most to 1."""
     if is_judge_score:
         ax.set_ylim(1, 5)
     else:
@@ -103,22 +98,22 @@ DEV_CURVE_PANELS = (
 TRAINING_PANELS = (
     ("reward", "mean reward"),
     ("completion_tokens", "completion tokens"),
-    ("frac_nonzero_advantage_groups", "groups with signal"),
+    ("frac_nonzero_advantage_groups", "share of groups with\nnonzero advantage"),
 )
 
 
 def plot_persona_accuracy(summaries: Mapping[str, StabilitySummary], path: Path, styles: Styles | None = None) -> None:
-    """Accuracy under each persona, the first model's best at the top; dashed line and band: the same model without persona."""
+    """Accuracy under each persona, the first model's best one on top; dashed line and band: the same model without a persona."""
     styles = styles or theme.styles_for(summaries)
     row_of = {id: row for row, id in enumerate(_persona_order(list(summaries.values())))}
     note = (
         f"n = {_question_count_text(summaries)}; bars: {QUESTION_INTERVAL_NOTE}; dashed line and band: no persona, "
-        "with its interval"
+        "with its 95 % interval"
     )
     fig = theme.new_figure(1.2 + len(row_of) * (0.14 + 0.13 * len(summaries)), "Accuracy under each persona", note)
     (ax,) = theme.stacked_axes(fig, 1)
-    for place, (label, summary) in enumerate(summaries.items()):
-        style, offset = styles[label], (place - (len(summaries) - 1) / 2) * 0.72 / len(summaries)
+    for number, (label, summary) in enumerate(summaries.items()):
+        style, offset = styles[label], (number - (len(summaries) - 1) / 2) * 0.72 / len(summaries)
         _plot_no_persona_level(ax, summary.baseline, style)
         for persona in summary.personas:
             _plot_interval(ax, persona.accuracy, row_of[persona.id] + offset, style)
@@ -133,7 +128,7 @@ def plot_persona_accuracy(summaries: Mapping[str, StabilitySummary], path: Path,
 def plot_heatmap(
     mean_P_Q: PlotArray, persona_ids: Sequence[str], path: Path, title: str, baseline_Q: PlotArray | None = None
 ) -> None:
-    """Mean score of persona × question: easiest question left, best persona at the top, unscored cells hatched."""
+    """Mean score of each persona × question: easiest question on the left, best persona on top, unscored cells hatched."""
     rows = np.argsort(-np.nan_to_num(nanmean_along(mean_P_Q, axis=1), nan=-1.0), kind="stable")
     columns = np.argsort(-np.nan_to_num(nanmean_along(mean_P_Q, axis=0), nan=-1.0), kind="stable")
     P, Q = mean_P_Q.shape
@@ -151,12 +146,12 @@ def plot_heatmap(
 
 
 def plot_lottery(summaries: Mapping[str, StabilitySummary], path: Path, styles: Styles | None = None) -> None:
-    """Expected accuracy of the best of k personas drawn at random; dashed line: the same model without persona."""
+    """Expected accuracy of the best of k personas drawn at random, by k; dashed line: the same model without a persona."""
     styles = styles or theme.styles_for(summaries)
     note = (
         f"n = {_question_count_text(summaries)}; bands: {QUESTION_INTERVAL_NOTE}; thin dashed lines without markers: no persona"
     )
-    fig = theme.new_figure(4.2, "The persona lottery: expected best of k personas", note)
+    fig = theme.new_figure(4.2, "Expected accuracy of the best of k personas", note)
     (ax,) = theme.stacked_axes(fig, 1)
     for label, summary in summaries.items():
         style = styles[label]
@@ -175,11 +170,11 @@ def plot_lottery(summaries: Mapping[str, StabilitySummary], path: Path, styles: 
 
 
 def plot_learning_curves(logs: Mapping[str, _TrainLog], path: Path, styles: Styles | None = None) -> None:
-    """Training logs: reward, completion length and share of groups with signal by step; a step without a value leaves a gap."""
+    """Training logs by step: reward, completion length, groups with nonzero advantage. A step without a value leaves a gap."""
     styles = styles or theme.styles_for(logs)
     window = max(1, max((len(log) for log in logs.values()), default=0) // 20 * 2 + 1)
-    steps = theme.join_distinct_counts(len(log) for log in logs.values())
-    note = f"n = {steps} steps, one run each, so no interval; thin: each step; bold: centred mean of {window} steps"
+    n_steps = theme.join_distinct_counts(len(log) for log in logs.values())
+    note = f"n = {n_steps} steps, one run each, so no interval; thin: each step; bold: centred mean of {window} steps"
     fig = theme.new_figure(7.0, "Training", note)
     axes = theme.stacked_axes(fig, len(TRAINING_PANELS))
     for ax, (key, name) in zip(axes, TRAINING_PANELS, strict=True):
@@ -197,17 +192,17 @@ def plot_learning_curves(logs: Mapping[str, _TrainLog], path: Path, styles: Styl
 
 
 def plot_dev_curves(curves: Mapping[str, DevCurve], path: Path, styles: Styles | None = None) -> None:
-    """Accuracy and identifiability by training step, with bands; a ring on the weights that became the model."""
+    """Accuracy and identifiability of dev evaluations by training step, with bands; a ring marks the selected weights."""
     styles = styles or theme.styles_for(curves)
-    every = [point for curve in curves.values() for point in curve.points]
-    answers = [point.identifiability.n for point in every if point.identifiability is not None]
-    asked = f"{theme.join_distinct_counts(point.n_questions for point in every)} questions"
-    asked += f", {theme.join_distinct_counts(answers)} answers (identifiability)" if answers else ""
-    marks = "ring: the weights taken; thin dashed lines without markers: no persona" + ("; dotted: chance" if answers else "")
+    points = [point for curve in curves.values() for point in curve.points]
+    answers = [point.identifiability.n for point in points if point.identifiability is not None]
+    counts = f"{theme.join_distinct_counts(point.n_questions for point in points)} questions"
+    counts += f", {theme.join_distinct_counts(answers)} answers (identifiability)" if answers else ""
+    marks = "ring: the selected weights; thin dashed lines without markers: no persona" + ("; dotted: chance" if answers else "")
     fig = theme.new_figure(
         7.6 if answers else 5.4,
-        "Probes on the dev side, while training",
-        f"n = {asked}; bands: {QUESTION_INTERVAL_NOTE}; {marks}",
+        "Dev evaluations during training",
+        f"n = {counts}; bands: {QUESTION_INTERVAL_NOTE}; {marks}",
     )
     shown = DEV_CURVE_PANELS if answers else DEV_CURVE_PANELS[:2]
     axes = theme.stacked_axes(fig, len(shown))
@@ -219,7 +214,7 @@ def plot_dev_curves(curves: Mapping[str, DevCurve], path: Path, styles: Styles |
         known = _estimates_by_step(curve, "baseline")
         value_N = [one.value or 0.0 for one in known.values()]
         axes[0].plot(list(known), value_N, color=styles[label].colour, lw=1.0, ls=NO_PERSONA_DASHES, zorder=1)
-    for chance in {point.chance for point in every if point.chance is not None}:
+    for chance in {point.chance for point in points if point.chance is not None}:
         axes[-1].axhline(chance, color="0.4", lw=1.2, ls=":")
     top = max(ax.get_ylim()[1] for ax in axes[:2])
     for ax in axes:
@@ -231,18 +226,18 @@ def plot_dev_curves(curves: Mapping[str, DevCurve], path: Path, styles: Styles |
 
 
 def moving_average(value_N: PlotArray, window: int) -> PlotArray:
-    """Centred mean over `window` (odd) neighbours; shorter at both ends, missing values left out, NaN where all are missing."""
+    """Centred mean [N] over `window` (odd) values, fewer at both ends; NaN values are left out, and NaN where all are NaN."""
     half = window // 2
     return np.array([nanmean_along(value_N[max(0, i - half) : i + half + 1], axis=0) for i in range(len(value_N))], dtype=float)
 
 
 def _persona_order(summaries: Sequence[StabilitySummary]) -> list[str]:
-    """Every persona once, the first model's best first; then those only others met; those without a score last."""
-    value: dict[str, float] = {}
+    """Every persona id once: those of the first model by falling accuracy, then those of other models only, likewise."""
+    accuracy: dict[str, float] = {}
     for one in reversed(summaries):
-        value |= {persona.id: -1.0 if persona.accuracy.value is None else persona.accuracy.value for persona in one.personas}
+        accuracy |= {persona.id: -1.0 if persona.accuracy.value is None else persona.accuracy.value for persona in one.personas}
     first = {persona.id for one in summaries[:1] for persona in one.personas}
-    return sorted(value, key=lambda id: (id not in first, -value[id], id))
+    return sorted(accuracy, key=lambda id: (id not in first, -accuracy[id], id))
 
 
 def _plot_interval(ax: Axes, estimate: Estimate, row: float, style: Style) -> None:
@@ -253,13 +248,13 @@ def _plot_interval(ax: Axes, estimate: Estimate, row: float, style: Style) -> No
 
 
 def _estimates_by_step(curve: DevCurve, key: str) -> dict[int, Estimate]:
-    """One measure of a run's probes by step; steps without a value are left out."""
+    """One measure of a run's dev evaluations by step; steps without a value are left out."""
     found = {point.step: getattr(point, key) for point in curve.points}
     return {step: one for step, one in found.items() if one is not None and one.value is not None}
 
 
 def _plot_band(ax: Axes, estimate_at: Mapping[int, Estimate], style: Style, ring_step: int) -> None:
-    """A measure over steps with its intervals, and a ring at one of them. What lies at 0 is not cut by the axis."""
+    """A measure by step with its intervals, and a ring at `ring_step`. Markers at 0 are not clipped by the axis."""
     value_N = [one.value or 0.0 for one in estimate_at.values()]
     band_N_2 = np.array([theme.interval_ends(one) for one in estimate_at.values()]).reshape(-1, 2)
     ax.plot(list(estimate_at), value_N, color=style.colour, marker=style.marker, ms=4.5, lw=1.6, ls=style.line, clip_on=False)
@@ -277,7 +272,7 @@ def _plot_no_persona_level(ax: Axes, estimate: Estimate, style: Style) -> None:
 
 
 def _plot_score_matrix(ax: Axes, value_R_Q: PlotArray, names: Sequence[str]) -> Any:
-    """One block of cells; where there is no value the hatched ground shows."""
+    """One block of cells, one row per name; where a value is NaN the hatched background shows."""
     R, Q = value_R_Q.shape
     ax.add_patch(Rectangle((-0.5, -0.5), Q, R, facecolor="0.85", edgecolor="0.55", hatch="/////", lw=0))
     cells = np.ma.masked_invalid(value_R_Q)
@@ -296,58 +291,58 @@ _IDENTIFIABILITY_CURVE_FILE = "learnt.png"
 _CONFUSION_FILE_PREFIX = "confusion-"
 
 _MAX_PERSONAS_WITH_NAMES = 30
-"""Personas up to which columns carry names; beyond, numbers that stand before the names of the rows."""
+"""Most personas for which columns carry names; with more they carry the numbers of the rows."""
 
 _MAX_PERSONAS_WITH_COUNTS = 24
-"""Personas up to which a count fits into its cell."""
+"""Most personas for which a count fits into its cell."""
 
 
 def plot_identifiability_figures(
     results: Mapping[str, Identifiability], out: Path, styles: Mapping[str, Style]
 ) -> dict[str, str]:
-    """Every figure that these results allow; {file name: what it shows}."""
+    """Write every figure that these results have data for; returns {file name: caption}."""
     figures = {}
     if any(len(one.learning_curve) > 1 for one in results.values()):
         plot_identifiability_curves(results, out / _IDENTIFIABILITY_CURVE_FILE, styles)
-        figures[_IDENTIFIABILITY_CURVE_FILE] = "identifiability by the number of questions learnt from"
+        figures[_IDENTIFIABILITY_CURVE_FILE] = "identifiability by the number of questions that the classifier was trained on"
     first = personas_by_recall(next(iter(results.values()))) if results else ()
-    for place, (name, one) in enumerate(results.items(), start=1):
-        plot_confusion_matrix(one, out / f"{_CONFUSION_FILE_PREFIX}{place}.png", f"{name}: who is taken for whom", first)
-        figures[f"{_CONFUSION_FILE_PREFIX}{place}.png"] = f"who is taken for whom, {md_label(name)}"
+    for number, (name, one) in enumerate(results.items(), start=1):
+        plot_confusion_matrix(one, out / f"{_CONFUSION_FILE_PREFIX}{number}.png", f"{name}: confusion of personas", first)
+        figures[f"{_CONFUSION_FILE_PREFIX}{number}.png"] = f"confusion of personas, {md_label(name)}"
     return figures
 
 
 def plot_identifiability_curves(
     results: Mapping[str, Identifiability], path: Path, styles: Mapping[str, Style] | None = None
 ) -> None:
-    """Accuracy by the number of questions whose answers the classifier learnt from; dotted: chance."""
+    """Identifiability by the number of questions whose answers the classifier was trained on; dotted: chance."""
     styles = styles or theme.styles_for(results)
     answers = theme.join_distinct_counts(one.n_answered for one in results.values())
     note = (
-        f"n = {answers} answers, the same at every point; bands: {QUESTION_INTERVAL_NOTE}; dotted: chance. Still "
-        "climbing at its right end: "
+        f"n = {answers} answers, the same at every point; bands: {QUESTION_INTERVAL_NOTE}; dotted: chance. A curve that "
+        "still rises at its right end would rise further with more questions"
     )
-    fig = theme.new_figure(4.2, "Identifiability by what it learnt from", note + "more questions would tell more")
+    fig = theme.new_figure(4.2, "Identifiability by the classifier's training questions", note)
     (ax,) = theme.stacked_axes(fig, 1)
     for name, one in results.items():
-        known = [point for point in one.learning_curve if point.accuracy.value is not None]
-        questions, style = [point.questions for point in known], styles[name]
+        points = [point for point in one.learning_curve if point.accuracy.value is not None]
+        questions, style = [point.questions for point in points], styles[name]
         ax.plot(
             questions,
-            [point.accuracy.value or 0.0 for point in known],
+            [point.accuracy.value or 0.0 for point in points],
             color=style.colour,
             marker=style.marker,
             ms=5,
             lw=1.6,
             ls=style.line,
         )
-        band_N_2 = np.array([theme.interval_ends(point.accuracy) for point in known]).reshape(-1, 2)
+        band_N_2 = np.array([theme.interval_ends(point.accuracy) for point in points]).reshape(-1, 2)
         ax.fill_between(questions, *band_N_2.T, color=style.colour, alpha=0.12, lw=0)
     for chance in {one.chance for one in results.values()}:
         ax.axhline(chance, color="0.4", lw=1.2, ls=":")
     _set_log2_axis(ax, sorted({point.questions for one in results.values() for point in one.learning_curve}))
     ax.set_ylim(bottom=0)
-    ax.set_xlabel("questions whose answers were learnt from, of each persona (log scale)")
+    ax.set_xlabel("questions that the classifier was trained on, per persona (log scale)")
     ax.set_ylabel("identifiability")
     theme.draw_legend(fig, list(results), styles)
     theme.save_figure(fig, path)
@@ -361,16 +356,15 @@ def _set_log2_axis(ax: Axes, questions: list[int]) -> None:
 
 
 def personas_by_recall(result: Identifiability) -> tuple[str, ...]:
-    """Its personas, best told first."""
-    told = {id: recall.value or 0.0 for id, recall in zip(result.persona_ids, result.per_persona, strict=True)}
-    return tuple(sorted(told, key=lambda id: (-told[id], id)))
+    """Persona ids by falling recall: the share of a persona's answers that the classifier attributes to it."""
+    recalls = {id: recall.value or 0.0 for id, recall in zip(result.persona_ids, result.per_persona, strict=True)}
+    return tuple(sorted(recalls, key=lambda id: (-recalls[id], id)))
 
 
 def plot_confusion_matrix(result: Identifiability, path: Path, title: str, first_ids: Sequence[str] = ()) -> None:
-    """Rows: whose answer it was; columns: who the classifier says; shade: share of the row's answers.
+    """Rows: the persona that answered; columns: the persona that the classifier names; shade: share of the row's answers.
 
-    Personas stand in the order of `first`, so that figures of several models can be laid side by side; others follow, best told
-    first.
+    Personas come in the order of `first_ids`, so that figures of several models can be compared; others follow by falling recall.
     """
     order = _persona_order_indices(result, first_ids)
     count_P_P = np.array(result.confusion, dtype=float)[np.ix_(order, order)]
@@ -379,8 +373,8 @@ def plot_confusion_matrix(result: Identifiability, path: Path, title: str, first
     P = len(order)
     numbered = P > _MAX_PERSONAS_WITH_NAMES
     names = [safe(result.persona_ids[p], 30) for p in order]
-    told = "counts of answers; " if P <= _MAX_PERSONAS_WITH_COUNTS else ""
-    note = f"n = {result.n_answered} answers of {P} personas to {result.n_questions} questions; {told}shade: share of the row"
+    counts = "numbers: counts of answers; " if P <= _MAX_PERSONAS_WITH_COUNTS else ""
+    note = f"n = {result.n_answered} answers of {P} personas to {result.n_questions} questions; {counts}shade: share of the row"
     fig = theme.new_figure(1.5 + P * max(0.16, min(0.42, 5.0 / P)), title, note)
     ax = fig.subplots()
     image = ax.imshow(share_P_P, aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
@@ -389,8 +383,8 @@ def plot_confusion_matrix(result: Identifiability, path: Path, title: str, first
     )
     ax.set_xticks(range(P), [str(row) for row in range(1, P + 1)] if numbered else names, fontsize=_font_size(P), rotation=90)
     ax.tick_params(length=0)
-    ax.set_ylabel("whose answer it is")
-    ax.set_xlabel("who the classifier says it is")
+    ax.set_ylabel("persona that answered")
+    ax.set_xlabel("persona that the classifier names")
     if P <= _MAX_PERSONAS_WITH_COUNTS:
         _write_counts(ax, count_P_P, share_P_P)
     fig.colorbar(image, ax=ax, label="share of the persona's answers", fraction=0.04, pad=0.02)
@@ -403,7 +397,7 @@ def _persona_order_indices(result: Identifiability, first_ids: Sequence[str]) ->
 
 
 def _write_counts(ax: Axes, count_P_P: PlotArray, share_P_P: PlotArray) -> None:
-    """The count in every cell that is not empty, in white where the ground is dark."""
+    """The count in every cell above 0, in white on dark cells."""
     for row, column in zip(*np.nonzero(count_P_P), strict=True):
         colour = "white" if share_P_P[row, column] > 0.5 else "black"
         ax.text(
@@ -418,5 +412,5 @@ def _write_counts(ax: Axes, count_P_P: PlotArray, share_P_P: PlotArray) -> None:
 
 
 def _font_size(personas: int) -> float:
-    """Points of the names: smaller where there are many, never under 6."""
+    """Font size of the names in points: 9 for few personas, down to 6 for many."""
     return max(6.0, min(9.0, 11 - personas / 8))

@@ -1,7 +1,7 @@
-"""A table as data: what stands in it, what each number rests on, and how it is written as Markdown and as CSV.
+"""Tables as data: cells with text, number and source runs; their Markdown and CSV; and the formats of numbers.
 
-Contract: a cell holds text that is readable as it is (control and bidi marks are visible codes already) but not escaped; whoever
-renders a table escapes for its medium. What is missing is "–" in a document and empty in CSV, never 0.
+Contract: the text of a cell is readable as it is (control and bidi characters are already visible codes) but not escaped; the
+renderer escapes for its medium. A missing value is "–" in a document and empty in CSV, never 0.
 """
 
 import csv
@@ -16,14 +16,14 @@ LABEL_WIDTH = 48
 
 
 def md_label(text: str, width: int = LABEL_WIDTH) -> str:
-    """A name for a Markdown cell: one line, cut, escaped."""
+    """A name for a Markdown cell: one line, at most `width` characters, escaped."""
     return escape_markdown(one_line(text, width))
 
 
 MISSING_TEXT = "–"
 
 FORMULA_PREFIXES = tuple("=+-@＝＋－＠")
-"""What makes a spreadsheet read a text cell as a formula."""
+"""Characters at the beginning of a text that make a spreadsheet read it as a formula."""
 
 
 class SourceRun(NamedTuple):
@@ -34,9 +34,10 @@ class SourceRun(NamedTuple):
 
 
 class TableCell(NamedTuple):
-    """`text`, and in small letters below it `note`. `number` is what the text says, for sorting and for CSV.
+    """`text`, and `note` in small type below it. `number` is the value of the text, for sorting and for CSV.
 
-    `trusted_markup`: nobody else wrote any of it, so Markdown needs no escaping. `emphasis`: "**" or "*" around the text.
+    `trusted_markup`: permix wrote text and note, so Markdown does not escape them. `emphasis`: "**" or "*" around the text.
+    `sources`: the runs that the number comes from.
     """
 
     text: str
@@ -47,7 +48,7 @@ class TableCell(NamedTuple):
     sources: tuple[SourceRun, ...] = ()
 
     def with_sources(self, *sources: SourceRun) -> "TableCell":
-        """The same, resting on these runs; nothing rests on a cell that is missing."""
+        """The cell with these source runs; a missing cell stays without."""
         return self if self.text == MISSING_TEXT else self._replace(sources=sources)
 
     @property
@@ -63,11 +64,11 @@ class TableCell(NamedTuple):
 MISSING_CELL = TableCell(MISSING_TEXT, trusted_markup=True)
 
 EMPTY_ANSWER_CELL = TableCell("(empty)", trusted_markup=True, emphasis="*")
-"""Where somebody said nothing at all, which is not nothing recorded."""
+"""An answer that is recorded and empty, unlike a missing one."""
 
 
 class Table(NamedTuple):
-    """`name` is that of its CSV file and unique in a report. The first `n_label_columns` columns say what a line is about."""
+    """`name` is the name of its CSV file, unique in a report. The first `n_label_columns` columns identify a row."""
 
     name: str
     headings: tuple[str, ...]
@@ -77,15 +78,15 @@ class Table(NamedTuple):
     @property
     def markdown(self) -> str:
         headings = [escape_markdown(heading) for heading in self.headings]
-        return markdown_table(headings, [[cell.markdown for cell in line] for line in self.rows])
+        return markdown_table(headings, [[cell.markdown for cell in row] for row in self.rows])
 
     @property
     def csv(self) -> str:
-        """Numbers in full: a column of estimates becomes value, low, high and n; a note that says more has a column too."""
-        columns = [_csv_columns(heading, [line[place] for line in self.rows]) for place, heading in enumerate(self.headings)]
+        """Numbers in full precision. A column of estimates becomes value, low, high and n; any other note gets its own column."""
+        columns = [_csv_columns(heading, [row[index] for row in self.rows]) for index, heading in enumerate(self.headings)]
         flat = [part for column in columns for part in column]
         out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)  # also where ";" separates
+        writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)  # quoted text survives programs that split at ";"
         writer.writerow([_escape_formula(heading) for heading, _ in flat])
         writer.writerows(zip(*(values for _, values in flat), strict=True))
         return out.getvalue()
@@ -96,24 +97,24 @@ def tabulate(name: str, headings: Sequence[str], rows: Sequence[Sequence[TableCe
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells that are Markdown already."""
+    """A Markdown table; headings and cells must be Markdown already."""
     ruled = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in ruled)
 
 
 def label_cell(text: str, width: int = LABEL_WIDTH) -> TableCell:
-    """Somebody's name for something: one line, cut."""
+    """A name given by a user (untrusted): one line, cut to `width` characters."""
     return TableCell(one_line(text, width))
 
 
 def text_cell(text: str, width: int, max_lines: int) -> TableCell:
-    """Somebody's words, over several lines, cut."""
-    said = truncate(escape_control(text).strip(), width, max_lines)
-    return TableCell(said) if said else EMPTY_ANSWER_CELL
+    """Text of a model or user (untrusted): at most `max_lines` lines of `width` characters."""
+    shown = truncate(escape_control(text).strip(), width, max_lines)
+    return TableCell(shown) if shown else EMPTY_ANSWER_CELL
 
 
 def trusted_cell(text: str, note: str = "", number: Estimate | float | None = None) -> TableCell:
-    """Our own words or numbers."""
+    """Text or a number that permix itself wrote; the missing cell for "–"."""
     return MISSING_CELL if text == MISSING_TEXT else TableCell(text, note, number, trusted_markup=True)
 
 
@@ -137,9 +138,9 @@ def _csv_columns(heading: str, cells: Sequence[TableCell]) -> list[_CsvColumn]:
 
 
 def _note_column(heading: str, cells: Sequence[TableCell], implied: Sequence[str]) -> list[_CsvColumn]:
-    """The notes, unless they say no more than is known."""
+    """A column of the notes; none if each note is empty or equals the note that the CSV's other columns imply ("n = 8")."""
     notes = [cell.note for cell in cells]
-    return [] if all(note in ("", said) for note, said in zip(notes, implied, strict=True)) else [
+    return [] if all(note in ("", known) for note, known in zip(notes, implied, strict=True)) else [
         (f"{heading}, note", [_escape_formula(note) for note in notes])
     ]  # fmt: skip
 
@@ -155,7 +156,7 @@ def _csv_number(value: float | None) -> str:
 
 
 def _escape_formula(text: str) -> str:
-    """As a spreadsheet shows it: a leading apostrophe keeps text from being a formula."""
+    """The text with an apostrophe in front if a spreadsheet would run it as a formula."""
     return f"'{text}" if text.lstrip().startswith(FORMULA_PREFIXES) else text
 
 
@@ -163,14 +164,14 @@ NOT_SIGNIFICANT = "no difference shown"
 
 
 def estimate_cell(estimate: Estimate | None) -> TableCell:
-    """ "0.812 [0.75, 0.87]" over "n = 200"."""
+    """ "0.812 [0.75, 0.87]" with the note "n = 200"; the missing cell without a value."""
     return (
         MISSING_CELL if estimate is None or estimate.value is None else trusted_cell(str(estimate), f"n = {estimate.n}", estimate)
     )
 
 
 def difference_cell(difference: Estimate | None) -> TableCell:
-    """As a difference: "+0.120 [+0.05, +0.19]" over its n."""
+    """ "+0.120 [+0.05, +0.19]" with the note "n = 200"; the missing cell without a value."""
     return (
         MISSING_CELL
         if difference is None or difference.value is None
@@ -179,7 +180,7 @@ def difference_cell(difference: Estimate | None) -> TableCell:
 
 
 def difference_direction(difference: Estimate | None) -> str:
-    """ "higher", "lower" or "no difference shown"; "not measured" without an interval."""
+    """ "higher" or "lower" if the interval excludes 0, else "no difference shown"; "not measured" without an interval."""
     if difference is None or difference.low is None or difference.high is None:
         return "not measured"
     return "higher" if difference.low > 0 else "lower" if difference.high < 0 else NOT_SIGNIFICANT
@@ -199,7 +200,7 @@ def count_cell(value: float | None) -> TableCell:
 
 
 def format_dollars(value: float | None) -> str:
-    """ "$ 0.0123"; a price that nobody gave is not 0."""
+    """ "$ 0.0123"; "–" for an unknown price, which is not 0."""
     return MISSING_TEXT if value is None else f"$ {value:,.4f}"
 
 

@@ -1,8 +1,8 @@
-"""What every figure shares: the look of a model, the sheet with its heading and legend, intervals as matplotlib wants them.
+"""Common parts of all figures: the style of each model, the sheet with title, note and legend, and intervals for matplotlib.
 
-Contract: no pyplot and no global state; sheets are 8 inches wide at 150 dpi, which reads at 800 pixels, and the same input gives
-the same bytes, as PNG and as SVG. Colours are Okabe-Ito's; markers and lines differ too, so models are told apart by colour-blind
-eyes and in grey.
+Contract: no pyplot and no global state. Sheets are 8 inches wide at 150 dpi, readable at 800 pixels. The same input gives the
+same bytes, as PNG and as SVG. Colours are Okabe and Ito's; markers and line styles differ too, so that models can be told apart
+in grey and by colour-blind readers.
 """
 
 import math
@@ -33,15 +33,15 @@ DPI = 150
 
 FIGURE_WIDTH_IN = 8.0
 
-TITLE_HEIGHT_IN = 0.36  # inches of the title line
+TITLE_HEIGHT_IN = 0.36
 
-NOTE_LINE_HEIGHT_IN = 0.17  # inches of a line under it
+NOTE_LINE_HEIGHT_IN = 0.17
 
 QUESTION_INTERVAL_NOTE = "95 % intervals over questions"
 
 
 class Style(NamedTuple):
-    """How one model looks, in every figure; training seeds of one `method` look the same."""
+    """How a model looks in every figure. Training seeds of one `method` look the same."""
 
     colour: str
     marker: str
@@ -61,26 +61,26 @@ PALETTE = (
 
 
 def styles_for(labels: Iterable[str], methods: Mapping[str, str] = MappingProxyType({})) -> dict[str, Style]:
-    """A style for each label; `methods` names the method that a label is a training seed of.
+    """A style for each label. `methods` maps a label to its method where several labels are training seeds of one method.
 
-    Looks are dealt by the place of the method. After seven the colours come again, each with the next one's marker and line.
+    Methods take the palette in their order. From the eighth on the colours repeat, with the marker and line of the next one.
     """
     method_of = {label: methods.get(label, label) for label in labels}
-    place_of = {method: place for place, method in enumerate(dict.fromkeys(method_of.values()))}
-    return {label: _style_at(place_of[method])._replace(method=method) for label, method in method_of.items()}
+    number_of = {method: number for number, method in enumerate(dict.fromkeys(method_of.values()))}
+    return {label: _style_at(number_of[method])._replace(method=method) for label, method in method_of.items()}
 
 
-def _style_at(place: int) -> Style:
-    around, within = divmod(place, len(PALETTE))
-    return Style(PALETTE[within].colour, *PALETTE[(within + around) % len(PALETTE)][1:])
+def _style_at(number: int) -> Style:
+    cycle, within = divmod(number, len(PALETTE))
+    return Style(PALETTE[within].colour, *PALETTE[(within + cycle) % len(PALETTE)][1:])
 
 
-HOLLOW_MARKER_NOTE = "; hollow: the judge does not tell right from wrong persona, or was not tried"
-"""For the note of a figure that holds numbers of such a judge."""
+HOLLOW_MARKER_NOTE = "; hollow: the judge does not tell right from wrong persona, or was not validated"
+"""Part of the note of a figure that shows scores of such a judge."""
 
 
 def new_figure(height: float, title: str, note: str) -> Figure:
-    """An empty figure whose plots take `height` inches, under a heading and small lines that say what n and the intervals are."""
+    """An empty figure: `height` inches of room for plots, under a title and a note in small type (n, intervals, marks)."""
     lines = textwrap.wrap(note, 126)
     above = TITLE_HEIGHT_IN + NOTE_LINE_HEIGHT_IN * len(lines) + 0.06
     fig = Figure(figsize=(FIGURE_WIDTH_IN, height + above), dpi=DPI, layout="constrained")
@@ -93,7 +93,7 @@ def new_figure(height: float, title: str, note: str) -> Figure:
 
 
 def stacked_axes(fig: Figure, count: int) -> list[Axes]:
-    """`count` plots, one under the other, on one x axis."""
+    """`count` plots below each other with a common x axis."""
     axes = list(fig.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
@@ -102,43 +102,43 @@ def stacked_axes(fig: Figure, count: int) -> list[Axes]:
 
 
 def draw_legend(fig: Figure, labels: Sequence[str], styles: Mapping[str, Style], *, marker: bool = True) -> None:
-    """Below all plots; seeds of one method stand once, counted."""
-    named = labels_by_legend_name(labels, styles)
-    looks = [styles[of[0]] for of in named.values()]
+    """The legend, below all plots; seeds of one method have one entry with their number."""
+    groups = labels_by_legend_name(labels, styles)
+    looks = [styles[group[0]] for group in groups.values()]
     handles = [Line2D([], [], color=one.colour, ls=one.line, lw=1.8, marker=one.marker if marker else "") for one in looks]
-    columns = max(1, min(len(named), 3 if max(map(len, named), default=0) <= 32 else 2))
-    fig.legend(handles, [safe(name, 44) for name in named], loc="outside lower center", ncols=columns, frameon=False)
+    columns = max(1, min(len(groups), 3 if max(map(len, groups), default=0) <= 32 else 2))
+    fig.legend(handles, [safe(name, 44) for name in groups], loc="outside lower center", ncols=columns, frameon=False)
 
 
 def labels_by_legend_name(labels: Sequence[str], styles: Mapping[str, Style]) -> dict[str, list[str]]:
-    """{"RLVR, 3 seeds": its labels, "base": ["base"]}: what to call those that look alike."""
-    alike: dict[Style, list[str]] = {}
+    """The labels of each style under the name of its legend entry: {"RLVR, 3 seeds": [...], "base": ["base"]}."""
+    by_style: dict[Style, list[str]] = {}
     for label in labels:
-        alike.setdefault(styles[label], []).append(label)
-    return {of[0] if len(of) == 1 else f"{style.method}, {len(of)} seeds": of for style, of in alike.items()}
+        by_style.setdefault(styles[label], []).append(label)
+    return {group[0] if len(group) == 1 else f"{style.method}, {len(group)} seeds": group for style, group in by_style.items()}
 
 
 def save_figure(fig: Figure, path: Path) -> None:
-    """The PNG at `path`, and beside it the same as SVG."""
+    """Write the figure as PNG to `path`, and as SVG next to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(fig).print_png(path, metadata={"Software": None})
-    with rc_context({"svg.hashsalt": "permix"}):  # else ids in it are random
+    with rc_context({"svg.hashsalt": "permix"}):  # without it the SVG's ids are random
         FigureCanvasSVG(fig).print_svg(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
 
 
 def join_distinct_counts(values: Iterable[int]) -> str:
-    """ "100"; "100 / 80" when models differ."""
+    """ "100"; "100 / 80" where models differ."""
     return " / ".join(str(one) for one in dict.fromkeys(values))
 
 
 def interval_ends(estimate: Estimate) -> tuple[float, float]:
-    """The interval's ends; the value twice where there is no interval."""
+    """(low, high) of the interval; the value twice where there is no interval, NaN where there is no value."""
     value = math.nan if estimate.value is None else estimate.value
     return (value if estimate.low is None else estimate.low, value if estimate.high is None else estimate.high)
 
 
 def error_bar_lengths(estimate: Estimate) -> list[list[float]]:
-    """Lengths of both sides of the interval, as errorbar wants them."""
+    """Lengths of both sides of the interval, as Axes.errorbar takes them: [[below], [above]]."""
     (low, high), value = interval_ends(estimate), estimate.value or 0.0
     return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
@@ -146,7 +146,7 @@ def error_bar_lengths(estimate: Estimate) -> list[list[float]]:
 def label_points(
     ax: Axes, positions: Mapping[str, tuple[float, float]], obstacles: Sequence[Bbox], styles: Mapping[str, Style]
 ) -> None:
-    """Write each label beside its point, where it meets the fewest points, labels and `obstacles` (boxes in data coordinates)."""
+    """Write each label next to its point, where it overlaps least with points, labels and `obstacles` (data coordinates)."""
     ax.figure.draw_without_rendering()  # type: ignore[union-attr]
     inside = ax.get_window_extent()
     taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in (ax.transData.transform(xy) for xy in positions.values())]
@@ -154,14 +154,15 @@ def label_points(
     for label, xy in positions.items():
         tries = [_add_label(ax, label, xy, styles[label], right, up) for up in (6, -6, 22, -22) for right in (9, -9)]
         boxes = [one.get_window_extent() for one in tries]
+        # The part of a label outside the plot counts four times: an overlap can still be read, a cut label cannot.
         costs = [
             sum(_overlap_area(box, other) for other in taken) + 4 * (_overlap_area(box, box) - _overlap_area(box, inside))
             for box in boxes
         ]
         best = int(np.argmin(costs))
         taken.append(boxes[best])
-        for place, one in enumerate(tries):
-            if place != best:
+        for index, one in enumerate(tries):
+            if index != best:
                 one.remove()
 
 
@@ -177,6 +178,6 @@ def _add_label(ax: Axes, label: str, xy: tuple[float, float], style: Style, dx: 
 
 
 def _overlap_area(one: Bbox, other: Bbox) -> float:
-    """Square pixels that two boxes share."""
+    """Area in square pixels that two boxes share."""
     shared = Bbox.intersection(one, other)
     return 0.0 if shared is None else float(shared.width * shared.height)

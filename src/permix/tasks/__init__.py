@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from permix.config import TaskConfig, build_config
-from permix.errors import ConfigError, DataError, closest_match
+from permix.errors import ConfigError, DataError, closest_match, error_context
 from permix.tasks.arithmetic import ARITHMETIC
 from permix.tasks.base import Task, verify_completion
 from permix.tasks.code import CODE
@@ -24,6 +26,7 @@ __all__ = [
     "LoadedTask",
     "Task",
     "check_contamination",
+    "check_task_name",
     "find_task",
     "load_questions",
     "load_task",
@@ -46,9 +49,25 @@ TASKS: dict[str, Task] = {
 }
 
 
+def find_task(name: str) -> Task:
+    """The task of this name. Raises ConfigError, naming the nearest one that there is."""
+    if name not in TASKS:
+        near = closest_match(name, TASKS)
+        hint = f"; did you mean {near}?" if near else ""
+        raise ConfigError(f"task.name = {name!r}: must be one of {', '.join(TASKS)}{hint}")
+    return TASKS[name]
+
+
+def check_task_name(stage: BaseModel, source: str) -> None:
+    """Raise ConfigError when the section [task] of a configuration, if it has one, names no task. `source`: its file."""
+    if isinstance(section := getattr(stage, "task", None), TaskConfig):
+        with error_context(source):
+            find_task(section.name)
+
+
 def load_questions(config: TaskConfig) -> tuple[Task, tuple[Question, ...]]:
     """The task that `config` names, worded as it says, and its questions. Raises ConfigError or DataError."""
-    task = TASKS[config.name]
+    task = find_task(config.name)
     if task.check_environment is not None:
         task.check_environment()
     return replace(task, prompt_template=config.prompt_template or task.prompt_template), task.questions(config)
@@ -91,14 +110,6 @@ def load_task(
     values = {"split": split, "n": n, "path": path, "levels": tuple(levels), "seed": seed, "prompt_template": prompt_template}
     config = build_config(TaskConfig, {"name": find_task(name).name, **values}, source=f"load_task({name!r})")
     return LoadedTask(config, *load_questions(config))
-
-
-def find_task(name: str) -> Task:
-    """The task of this name. Raises ConfigError that names the nearest one."""
-    if name not in TASKS:
-        near = closest_match(name, TASKS)
-        raise ConfigError(f"task = {name!r}: {f'did you mean {near}? ' if near else ''}tasks: {', '.join(TASKS)}")
-    return TASKS[name]
 
 
 def task_from_questions(questions: Sequence[Question | Mapping[str, Any]], answer: AnswerKind | None) -> LoadedTask:

@@ -50,7 +50,7 @@ class GradientStep:
         tokens, rows = self._sum_over_ranks(sum(len(sample.completion) for sample in samples), len(samples))
         live = [sample for sample in samples if sample.advantage != 0 or self.config.beta != 0.0]
         tally = StepMetrics()
-        sizes = {"rows": rows, "tokens": tokens, "longest": self.config.max_new_tokens}
+        sizes = {"n_rollouts": rows, "n_tokens": tokens, "max_tokens": self.config.max_new_tokens}
         jobs: list[Callable[[], torch.Tensor]] = [
             partial(self._policy_loss, model, one, sizes=sizes, step_metrics=tally)
             for one in pack_samples(live, self.config.microbatch_tokens)
@@ -85,7 +85,10 @@ class GradientStep:
         ordered = [sample for own in pack for sample in own]
         weights = token_weights(self.config.loss, [len(sample.completion) for sample in ordered], **sizes)
         terms, scores = self._token_terms(model, pack, self.config.beta)
-        old_N, sampler_N = flat_logprobs(ordered, "old", scores.logprob_N), flat_logprobs(ordered, "sampler", scores.logprob_N)
+        old_N, sampler_N = (
+            flat_logprobs(ordered, "old_logprobs", scores.logprob_N),
+            flat_logprobs(ordered, "rollout_logprobs", scores.logprob_N),
+        )
         gap_N = None if sampler_N is None or old_N is None else (old_N - sampler_N).abs()
         step_metrics.add(entropy=scores.entropy_N, clipped=terms.clipped_N, kl=terms.kl_N, rollout_logprob_gap=gap_N)
         step_metrics.trained_tokens += sum(build_prompt_group(own).forward_tokens for own in pack)
@@ -97,14 +100,17 @@ class GradientStep:
         for sample, logps in zip(ordered, split_by_sample(scores.logprob_N.detach(), ordered), strict=True):
             if sample.old_logprobs is None:
                 sample.old_logprobs = logps.tolist()
-        old_N, sampler_N = flat_logprobs(ordered, "old", scores.logprob_N), flat_logprobs(ordered, "sampler", scores.logprob_N)
+        old_N, sampler_N = (
+            flat_logprobs(ordered, "old_logprobs", scores.logprob_N),
+            flat_logprobs(ordered, "rollout_logprobs", scores.logprob_N),
+        )
         assert old_N is not None
         cap = self.config.importance_ratio_cap
         terms = token_losses(
             scores.logprob_N, old_N, expand_to_tokens([sample.advantage for sample in ordered], ordered, scores.logprob_N),
             clip_low=self.config.clip_low, clip_high=self.config.clip_high or self.config.clip_low, beta=beta,
             importance_weight_N=None if sampler_N is None or cap is None else importance_weights(old_N, sampler_N, cap),
-            ref_logp_N=flat_logprobs(ordered, "reference", scores.logprob_N) if beta > 0 else None,
+            ref_logp_N=flat_logprobs(ordered, "ref_logprobs", scores.logprob_N) if beta > 0 else None,
         )  # fmt: skip
         return terms, scores
 
@@ -234,7 +240,7 @@ def expand_to_tokens(values: Sequence[float], samples: Sequence[Sample], like_N:
 
 
 def flat_logprobs(
-    samples: Sequence[Sample], field: Literal["old", "sampler", "reference"], like_N: torch.Tensor
+    samples: Sequence[Sample], field: Literal["old_logprobs", "rollout_logprobs", "ref_logprobs"], like_N: torch.Tensor
 ) -> torch.Tensor | None:
     """A log-probability of every token, or None where it is not known."""
     if getattr(samples[0], field) is None:

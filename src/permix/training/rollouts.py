@@ -111,7 +111,10 @@ def has_nonzero_advantage(group: Sequence[Sample]) -> bool:
 def samples_from_trl_batch(batch: dict[str, Any]) -> list[Sample]:
     """TRL's padded batch as rollouts without padding."""
     prompt_B_T, completion_B_T = batch["prompt_mask"].bool(), batch["completion_mask"].bool()
-    columns = {name: batch.get(f"{theirs}_per_token_logps") for name, theirs in (("sampler", "sampling"), ("reference", "ref"))}
+    columns = {
+        name: batch.get(f"{theirs}_per_token_logps")
+        for name, theirs in (("rollout_logprobs", "sampling"), ("ref_logprobs", "ref"))
+    }
     samples = []
     for row, advantage in enumerate(batch["advantages"].tolist()):
         own = completion_B_T[row]

@@ -26,9 +26,8 @@ from pydantic import ValidationError
 from permix.config import TeacherConfig, TrainConfig
 from permix.errors import ConfigError, DataError, IncompleteRunError, PermixError, error_context
 from permix.evals.grid import run_cells
-from permix.inference import load_model
+from permix.inference import check_model, load_model
 from permix.inference.base import Model
-from permix.inference.hf import check_model_folder
 from permix.plan import Plan
 from permix.storage.files import read_json, write_json, write_text
 from permix.storage.run_dir import RunDir
@@ -182,12 +181,8 @@ def check_teacher(config: TrainConfig) -> None:
     """Raise ConfigError when the teacher is not to be had, before a run is begun that would be bound to its name or address."""
     if (config.out / "provenance.json").exists():
         return
-    teacher = teacher_config(config)
     with error_context("teacher"):
-        if teacher.backend == "openai":
-            str(load_model(teacher).fingerprint)  # asks the endpoint
-        else:
-            check_model_folder(teacher.name)
+        check_model(teacher_config(config), contact=True)
 
 
 def teacher_cells(plan: Plan) -> list[tuple[PlanRow, list[Cell]]]:

@@ -16,7 +16,7 @@ STRATEGIES: dict[str, Strategy] = {
     "none": NO_STRATEGY,
     "persona-search": PERSONA_SEARCH,
     "persona-vote": PERSONA_VOTE,
-    "persona-plus-neutral": PERSONA_ENSEMBLE,
+    "persona-ensemble": PERSONA_ENSEMBLE,
 }
 
 

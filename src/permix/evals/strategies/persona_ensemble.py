@@ -44,7 +44,7 @@ class EnsembleSummary(StrategySummary):
     were put to the model, which took the persona's side `n_persona` times and could not be read `n_unreadable` times.
     """
 
-    strategy: Literal["persona-plus-neutral"] = "persona-plus-neutral"
+    strategy: Literal["persona-ensemble"] = "persona-ensemble"
     ensemble: StabilitySummary
     pss_gain: Estimate | None
     worst_gain: Estimate | None
