@@ -269,7 +269,7 @@ def test_a_column_that_cannot_be_right_is_refused(answers: dict[str, list[str]],
 
 
 def test_a_task_that_is_not_known_is_refused() -> None:
-    with pytest.raises(ConfigError, match="task = 'gsm9k': did you mean gsm8k"):
+    with pytest.raises(ConfigError, match=r"task\.name = 'gsm9k': must be one of .*; did you mean gsm8k"):
         verifiable_reward("gsm9k")
 
 
