@@ -69,12 +69,17 @@ def test_there_is_something_to_test() -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
-def test_python_runs_and_prints_what_it_says(name: str, code: str, tmp_path: Path) -> None:
+def test_python_runs_and_prints_what_it_says(name: str, code: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if "my-model" in code:
+        (tmp_path / "my-model").symlink_to(request.getfixturevalue("tiny_model"))
     script = tmp_path / f"{name}.py"
     script.write_text(code, encoding="utf-8")
     done = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == expected(code)
+    printed = done.stdout.splitlines()
+    if "GRPOTrainer" in code:
+        printed = [line for line in printed if not line.startswith("{'train_")]  # the trainer's own log
+    assert printed == expected(code)
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *sorted((ROOT / "configs").glob("*.toml"))], ids=lambda path: path.stem)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from permix.config.base import ConfigSection
 from permix.errors import closest_match
@@ -136,10 +136,6 @@ class TaskConfig(ConfigSection):
         if self.name.startswith("own-") and self.path is None:
             raise ValueError(f'path is missing: name = "{self.name}" reads your own questions from a file; give the file')
         return self
-
-    @field_serializer("name")
-    def _serialize_name(self, name: str) -> str:
-        return name  # a `Task` made in Python has a name of its own, which pydantic would warn of
 
     @model_validator(mode="after")
     def _check_prompt_template(self) -> "TaskConfig":

@@ -1,0 +1,322 @@
+"""Personas mixed into a data set of TRL's, and the verifier as its reward: draws, columns, refusals, and TRL's own trainer."""
+
+import json
+import pickle
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict, IterableDataset
+
+from permix.config import TaskConfig
+from permix.errors import ConfigError, DataError
+from permix.interop.trl import VerifiableReward, find_gold, mix_personas, verifiable_reward
+from permix.personas.pool import load_pool
+from permix.plan import PersonaSampler, sample_persona
+from permix.prompts import build_messages
+from permix.tasks import TASKS, LoadedTask, Task, load_task
+from permix.types import Persona, Verdict, digest, seed_from
+from permix.verification.math_verifier import Verifier
+from tests.sample_runs import TEXTS
+
+Row = dict[str, Any]
+PERSONAS = [Persona(id=name, text=text, tags=(name, "all")) for name, text in TEXTS.items()]
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def system(text: str) -> dict[str, str]:
+    return {"role": "system", "content": text}
+
+
+ROWS: list[Row] = [{"prompt": [user(f"What is {n} + 1?")], "answer": str(n + 1), "level": n % 3} for n in range(60)]
+
+
+def mixed(rows: Sequence[Row] = ROWS, personas: Any = PERSONAS, **settings: Any) -> list[Row]:
+    return mix_personas(list(rows), personas, **settings)
+
+
+# Personas
+
+
+def test_the_persona_is_a_system_message_and_says_who_it_is() -> None:
+    for before, after in zip(ROWS, mixed(mix=0.5), strict=True):
+        assert (after["answer"], after["level"]) == (before["answer"], before["level"])
+        if after["persona_id"] is None:
+            assert after["prompt"] == before["prompt"]
+            assert after["persona_tags"] == []
+        else:
+            [persona] = [one for one in PERSONAS if one.id == after["persona_id"]]
+            assert after["prompt"] == list(build_messages(persona, before["prompt"][0]["content"]))
+            assert after["persona_tags"] == [persona.id, "all"]
+    assert list(ROWS[0]) == ["prompt", "answer", "level"]
+    assert ROWS[0]["prompt"] == [user("What is 0 + 1?")]
+
+
+def test_a_larger_mix_only_adds_personas() -> None:
+    drawn = [[row["persona_id"] for row in mixed(mix=mix)] for mix in (0, 0.25, 0.5, 0.8, 1)]
+    for less, more in pairwise(drawn):
+        assert all(one in (None, two) for one, two in zip(less, more, strict=True))
+    counts = [sum(one is not None for one in some) for some in drawn]
+    assert counts[0] == 0
+    assert counts[-1] == 60
+    assert counts == sorted(counts)
+    assert 15 < counts[2] < 45
+    assert set(drawn[-1]) == set(TEXTS)
+    assert [row["persona_id"] for row in mixed()] == drawn[3]
+
+
+def test_the_draw_is_that_of_a_plan_and_depends_on_the_seed_and_the_prompt_alone() -> None:
+    pool = tuple(sorted(PERSONAS, key=lambda persona: persona.id))
+    sampler = PersonaSampler(pool, (0.25,) * 4)
+    content = digest(json.dumps([["user", "What is 7 + 1?"]]))
+    expected = sample_persona(seed_from("mix", 3, content), sampler, 0.9)
+    whole = mixed(mix=0.9, seed=3)
+    assert whole[7]["persona_id"] == (expected.id if expected else None)
+    assert mixed(ROWS[::-1], mix=0.9, seed=3) == whole[::-1]
+    assert mixed(ROWS[7:8], mix=0.9, seed=3) == whole[7:8]
+    assert mixed([row | {"level": 9} for row in ROWS], PERSONAS[::-1], mix=0.9, seed=3) == [row | {"level": 9} for row in whole]
+    assert mixed(mix=0.9, seed=4) != whole
+
+
+def test_weights_of_tags_and_personas_are_the_pools() -> None:
+    heavy = [persona.model_copy(update={"weight": 1e9 if persona.id == "troll" else 1.0}) for persona in PERSONAS]
+    assert {row["persona_id"] for row in mixed(personas=heavy, mix=1)} == {"troll"}
+    assert {row["persona_id"] for row in mixed(mix=1, tag_weights={"troll": 0, "nurse": 0})} == {"clerk", "sailor"}
+    with pytest.raises(ConfigError, match="unknown tag 'trol'"):
+        mixed(tag_weights={"trol": 0})
+
+
+def test_of_the_built_in_pool_only_the_train_split_is_drawn_from() -> None:
+    train = {persona.id for persona in load_pool().in_split("train").personas}
+    assert {row["persona_id"] for row in mixed(personas="builtin", mix=1)} <= train
+    with pytest.raises(DataError, match="no such file"):
+        mixed(personas="nowhere.csv")
+
+
+def test_data_sets_of_every_kind_are_mixed_alike() -> None:
+    whole = mixed(mix=0.5)
+    table = mix_personas(Dataset.from_list(ROWS), PERSONAS, 0.5)
+    assert isinstance(table, Dataset)
+    assert table.column_names == ["prompt", "answer", "level", "persona_id", "persona_tags"]
+    assert table.to_list() == whole
+    stream = mix_personas(Dataset.from_list(ROWS).to_iterable_dataset(), PERSONAS, 0.5)
+    assert isinstance(stream, IterableDataset)
+    assert list(stream) == whole
+    unknown = mix_personas(IterableDataset.from_generator(lambda: iter(ROWS)), PERSONAS, 0.5)
+    assert list(unknown) == whole
+    assert mix_personas([], PERSONAS) == []
+
+
+def test_columns_have_their_types_when_nobody_is_drawn() -> None:
+    table = mix_personas(Dataset.from_list(ROWS), PERSONAS, 0)
+    assert (table.features["persona_id"].dtype, table.features["persona_tags"].feature.dtype) == ("string", "string")
+    assert table.to_list() == mixed(mix=0)
+
+
+def test_a_data_set_that_pads_its_messages_draws_the_same() -> None:
+    padded = [row | {"prompt": [message | {"name": None} for message in row["prompt"]]} for row in ROWS]
+    assert [row["persona_id"] for row in mixed(padded)] == [row["persona_id"] for row in mixed()]
+    first = mix_personas(Dataset.from_list(padded), PERSONAS, 1)[0]["prompt"]
+    assert [message["role"] for message in first] == ["system", "user"]
+    assert first[0]["name"] is None
+
+
+def test_conversations_keep_their_turns() -> None:
+    turns = [user("Hello."), {"role": "assistant", "content": "Hi."}, user("What is 1 + 1?")]
+    [row] = mixed([{"prompt": turns}], PERSONAS[:1], mix=1)
+    assert row["prompt"] == [system("You are a careful clerk."), *turns]
+    [row] = mixed([{"prompt": turns}], PERSONAS[:1], mix=1, template="in_question")
+    assert row["prompt"] == [user("You are a careful clerk.\n\nHello."), *turns[1:]]
+    blocks = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}]}]
+    [row] = mixed([{"prompt": blocks}], PERSONAS[:1], mix=1, template="Be {persona}!")
+    assert row["prompt"] == [system("Be a careful clerk!"), *blocks]
+    with pytest.raises(DataError, match="puts the persona into the user's text, and this prompt has none"):
+        mixed([{"prompt": blocks}], PERSONAS[:1], mix=1, template="in_question")
+
+
+def test_a_system_message_is_refused_or_put_behind_the_persona() -> None:
+    row = {"prompt": [system("Answer in one word."), user("What is 1 + 1?")]}
+    with pytest.raises(
+        DataError, match=r"has a system message of its own, 'Answer in one word\.'; leave it out, or give on_system"
+    ):
+        mixed([row], mix=0)
+    [both] = mixed([row], PERSONAS[:1], mix=1, on_system="append")
+    assert both["prompt"] == [system("You are a careful clerk.\n\nAnswer in one word."), user("What is 1 + 1?")]
+    [alone] = mixed([row], PERSONAS[:1], mix=0, on_system="append")
+    assert alone["prompt"] == row["prompt"]
+    [empty] = mixed([{"prompt": [system(""), user("What is 1 + 1?")]}], PERSONAS[:1], mix=1)
+    assert empty["prompt"] == [system("You are a careful clerk."), user("What is 1 + 1?")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "kind", "words"),
+    [
+        ([{"prompt": "What is 1 + 1?"}], {}, DataError, "prompt = 'What is 1 . 1.': is not in TRL's conversational format"),
+        ([{"question": "What is 1 + 1?"}], {}, DataError, "prompt = None: is not in TRL's"),
+        ([{"prompt": []}], {}, DataError, r"prompt = \[\]: is not in TRL's"),
+        ([{"prompt": ["What is 1 + 1?"]}], {}, DataError, "is not in TRL's"),
+        (ROWS, {"mix": 1.2}, ConfigError, "mix = 1.2: is a share of the rows; give 0 to 1"),
+        (ROWS, {"mix": -0.1}, ConfigError, "mix = -0.1"),
+        (ROWS, {"template": "yuo"}, ConfigError, "template = 'yuo': give one of you_are"),
+        (ROWS, {"on_system": "replace"}, ConfigError, "on_system = 'replace': give"),
+        ([ROWS[0] | {"persona_id": "me"}], {}, ConfigError, "has a column persona_id already; personas are mixed in once"),
+    ],
+)
+def test_what_cannot_be_mixed_is_refused(rows: list[Row], settings: dict[str, Any], kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        mixed(rows, **settings)
+
+
+def test_a_dict_of_data_sets_is_refused() -> None:
+    both = DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS)})
+    with pytest.raises(ConfigError, match=r"a dict of data sets \(train, test\); mix the one that is trained on"):
+        mix_personas(both, PERSONAS)
+    with pytest.raises(ConfigError, match="has a column persona_id already"):
+        mix_personas(mix_personas(both["train"], PERSONAS), PERSONAS)
+
+
+# The reward
+
+
+def said(*texts: str) -> list[list[dict[str, str]]]:
+    return [[{"role": "assistant", "content": text}] for text in texts]
+
+
+def reward_of(reward: VerifiableReward, completions: list[Any], answers: list[Any], **columns: Any) -> list[float | None]:
+    return reward([None] * len(completions), completions, **{reward.answer_column: answers}, **columns)
+
+
+def test_a_right_answer_earns_one_and_any_other_nothing() -> None:
+    reward = verifiable_reward("gsm8k")
+    texts = ["So \\boxed{72}.", "#### 72", "It is 72 or 71", "I give up.", ""]
+    assert reward_of(reward, said(*texts), ["72"] * 5) == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert reward_of(reward, texts, ["72"] * 5) == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert reward_of(reward, [[{"role": "assistant", "content": None, "tool_calls": []}], []], ["72"] * 2) == [0.0, 0.0]
+    two_turns = [[*said("\\boxed{1}")[0], user("Sure?"), *said("\\boxed{72}")[0]]]
+    assert reward_of(reward, two_turns, ["72"]) == [1.0]
+
+
+def test_the_reward_is_the_evaluations_verdict() -> None:
+    task = load_task("arithmetic", n=20)
+    reward = verifiable_reward(task)
+    texts = [f"\\boxed{{{question.gold}}}" if n % 2 else "\\boxed{0.5}" for n, question in enumerate(task.questions)]
+    rows = task.prompt_rows()
+    assert reward_of(reward, said(*texts), [row["answer"] for row in rows]) == [float(n % 2) for n in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "gold"),
+    [
+        ("gsm8k", "She earned 0.2 x 50 = $<<0.2*50=10>>10.\n#### 10", "10"),
+        ("gsm8k", "1,234", "1234"),
+        ("math", "We get $x = 2$, so \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        ("math", "\\frac{1}{2}", "\\frac{1}{2}"),
+        ("own-exact", "The answer is: yes\nor no", "The answer is: yes\nor no"),
+        ("own-choice", "B", "B"),
+        ("arithmetic", "12", "12"),
+        ("gsm8k", "no number", None),
+        ("own-choice", "the second", None),
+    ],
+)
+def test_of_a_worked_solution_the_final_answer_counts(task: str, answer: str, gold: str | None) -> None:
+    with Verifier() as verifier:
+        assert find_gold(TASKS[task], answer, verifier) == gold
+
+
+def test_rows_of_the_published_gsm8k_are_rewarded() -> None:
+    reward = verifiable_reward("gsm8k", answer_column="solution")
+    worked = (
+        "Weng earns 12/60 = $<<12/60=0.2>>0.2 per minute.\nWorking 50 minutes, she earned 0.2 x 50 = $<<0.2*50=10>>10.\n#### 10"
+    )
+    assert reward_of(reward, said("\\boxed{10}", "\\boxed{50}"), [worked, worked]) == [1.0, 0.0]
+
+
+def test_a_verifier_that_fails_gives_no_reward_and_is_counted() -> None:
+    def unsure(text: str, gold: str) -> Verdict:
+        return Verdict(correct=None, error="out of memory") if text == "heavy" else Verdict(correct=text == gold)
+
+    task = Task(name="mine", prompt_template="{question}", questions=lambda config: (), extract_unboxed=str, scorer=unsure)
+    noted: list[tuple[str, float]] = []
+    reward = verifiable_reward(task)
+    rewards = reward_of(reward, said("12", "heavy", "7"), ["12"] * 3, log_metric=lambda *metric: noted.append(metric))
+    assert rewards == [1.0, None, 0.0]
+    assert noted == [("mine_reward/unscored", 1.0)]
+
+
+def test_one_answer_that_cannot_be_verified_gives_none_and_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    reward = verifiable_reward("gsm8k")
+    assert reward_of(reward, said("\\boxed{72}", "\\boxed{3}"), ["72", "three"]) == [1.0, None]
+    assert reward_of(reward, said("\\boxed{3}"), ["three"]) == [None]
+    assert capsys.readouterr().err.count("note: gsm8k_reward: 'three' is no answer that can be verified") == 1
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ({"answer": ["one", "two"]}, "gsm8k_reward: answer = 'one': is no answer that the task gsm8k can verify"),
+        ({"answer": ["1"]}, "gsm8k_reward: 1 answers in 'answer' for 2 completions"),
+        ({"gold": ["1", "2"]}, "gsm8k_reward: the data set has no column 'answer'; answer_column may be one of: gold"),
+    ],
+)
+def test_a_column_that_cannot_be_right_is_refused(answers: dict[str, list[str]], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        verifiable_reward("gsm8k")([None, None], said("1", "2"), **answers, trainer_state=None)
+
+
+def test_a_task_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"task\.name = 'gsm9k': must be one of .*; did you mean gsm8k"):
+        verifiable_reward("gsm9k")
+
+
+def test_it_has_a_name_and_survives_a_pickle() -> None:
+    reward = pickle.loads(pickle.dumps(verifiable_reward("own-number", "gold")))
+    assert reward.__name__ == "own-number_reward"
+    assert reward_of(reward, said("12"), [12]) == [1.0]
+
+
+def test_numbers_are_answers_too() -> None:
+    task = LoadedTask(TaskConfig(), TASKS["own-number"], ())
+    assert reward_of(verifiable_reward(task), said("\\boxed{0.5}", "7"), [0.5, 7]) == [1.0, 1.0]
+
+
+# TRL's own trainer
+
+
+def test_trls_own_trainer_trains_on_both(tiny_model: Path, tmp_path: Path) -> None:
+    from trl import GRPOConfig, GRPOTrainer
+
+    rows = load_task("arithmetic", split="train", levels=["sub-1"], n=8).prompt_rows()
+    dataset = mix_personas(Dataset.from_list(rows), mix=0.6, seed=0)
+    asked: list[tuple[str | None, Any]] = []
+
+    def watched(prompts: list[Any], completions: list[Any], persona_id: list[str | None], **columns: Any) -> list[None]:
+        asked.extend(zip(persona_id, prompts, strict=True))
+        return [None] * len(prompts)
+
+    trainer = GRPOTrainer(
+        model=str(tiny_model),
+        reward_funcs=[verifiable_reward("arithmetic"), watched],
+        train_dataset=dataset,
+        args=GRPOConfig(
+            output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=16, num_generations=8, max_completion_length=6,
+            learning_rate=1e-3, logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, bf16=False,
+            disable_tqdm=True,
+        ),
+    )  # fmt: skip
+    trainer.train()
+    steps = [line for line in trainer.state.log_history if "reward" in line]
+    assert len(steps) == 2
+    for line in steps:
+        assert 0 <= line["rewards/arithmetic_reward/mean"] <= 1
+        assert line["reward"] == line["rewards/arithmetic_reward/mean"]
+        assert line["arithmetic_reward/unscored"] == 0
+    known = {row["question_id"]: row for row in dataset.to_list()}
+    assert len(asked) == 32
+    for persona, prompt in asked:
+        assert (persona is None) == (prompt[0]["role"] == "user")
+        assert prompt in [row["prompt"] for row in known.values() if row["persona_id"] == persona]
