@@ -12,7 +12,7 @@ from permix.pipelines.fidelity import run_fidelity
 from permix.pipelines.preflight import check_config
 from permix.plan import compile_plan_from_config, write_plan
 from permix.tasks import load_questions
-from permix.tasks.contamination import TrainedOn, write_trained_on
+from permix.tasks.base import TrainedOn, write_trained_on
 from tests.sample_runs import endpoint, fidelity_config, fidelity_values, stability_values, toml, write_pool
 from tests.servers import openai_server
 

@@ -11,7 +11,7 @@ from permix.pipelines.quickstart import BASE_LABEL, FAST_SIZE, PERMIX_LABEL, RLV
 from permix.plan import read_plan
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
-from permix.tasks.contamination import read_trained_on
+from permix.tasks.base import read_trained_on
 from permix.training.run_log import read_training_log
 from permix.types import Cell
 from tests.killable import Moment, command

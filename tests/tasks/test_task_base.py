@@ -21,8 +21,7 @@ from permix.errors import ConfigError, DataError
 from permix.evals.stability import measure_stability
 from permix.storage.cells import read_cells
 from permix.tasks import TASKS, find_task, load_questions
-from permix.tasks.base import Task, dev_or_train, select_questions, split_of_content, verify_completion
-from permix.tasks.contamination import check_contamination
+from permix.tasks.base import Task, check_contamination, dev_or_train, select_questions, split_of_content, verify_completion
 from permix.types import SPLITS, Question, Verdict
 from permix.verification.math_verifier import Verifier
 from tests.sample_runs import asked_as, asked_what, stability_values, toml

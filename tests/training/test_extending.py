@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from permix.config import TrainerBackendName
 from permix.storage.files import read_json
-from permix.tasks.contamination import read_trained_on
+from permix.tasks.base import read_trained_on
 from permix.training import loss
 from permix.training.backend import TRAINER_BACKENDS
 from permix.training.run_log import read_training_log

@@ -36,7 +36,7 @@ from permix.personas.loading import load_roleplay
 from permix.personas.pool import PersonaSource, load_pool
 from permix.plan import Plan, compile_plan_from_config, write_plan
 from permix.tasks import load_questions
-from permix.tasks.contamination import TrainedOn, write_trained_on
+from permix.tasks.base import TrainedOn, write_trained_on
 from permix.training.dev_eval import DevEval, build_dev_eval, describe_dev_eval, dev_eval_steps, load_dev_curve
 from permix.training.job import prepare_training
 from permix.types import Cell, Completion, Estimate, Message, Persona, Question, Verdict

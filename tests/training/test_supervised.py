@@ -15,7 +15,7 @@ from permix.pipelines.train import run_training
 from permix.plan import read_plan
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
-from permix.tasks.contamination import read_trained_on
+from permix.tasks.base import read_trained_on
 from permix.training.job import prepare_training
 from permix.training.run_log import read_training_log
 from permix.training.sft_data import (

@@ -26,7 +26,7 @@ from permix.inference.hf import HFModel
 from permix.pipelines.train import build_trained_on, run_training
 from permix.plan import compile_plan_from_config, read_plan, write_plan
 from permix.storage.cells import read_cells
-from permix.tasks.contamination import TrainedOn, read_trained_on, write_trained_on
+from permix.tasks.base import TrainedOn, read_trained_on, write_trained_on
 from permix.training.checkpoints import newest_checkpoint
 from permix.training.job import TrainJob
 from permix.training.run_log import read_training_log

@@ -27,19 +27,17 @@ from permix.config.data import (
     configurable_backends,
     rubric_entries,
 )
-from permix.config.interop import (
+from permix.config.stages import (
+    CONFIGS_BY_STAGE,
+    AnyConfig,
+    CompareConfig,
     ExportConfig,
+    FidelityConfig,
     ImportConfig,
     ImportedFidelityConfig,
     ImportedModelConfig,
     ImportedSamplingConfig,
     ImportedStabilityConfig,
-)
-from permix.config.stages import (
-    CONFIGS_BY_STAGE,
-    AnyConfig,
-    CompareConfig,
-    FidelityConfig,
     JudgeConfig,
     PlanConfig,
     QuestionsConfig,

@@ -22,7 +22,7 @@ from permix.progress import ProgressBar, print_status, progress_bar
 from permix.prompts import build_messages, template_id, template_text
 from permix.storage.cells import CellIndex, CellSummary, cell_summaries
 from permix.storage.run_dir import RunDir, RunReader, check_cells_unchanged
-from permix.tasks.contamination import read_trained_on
+from permix.tasks.base import read_trained_on
 from permix.types import Cell, CellKey, Persona, Question, Sampling, Verdict, digest, seed_from
 
 Scorer = Callable[[str, str], Verdict]

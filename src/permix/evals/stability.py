@@ -46,8 +46,7 @@ from permix.storage.cells import cell_summaries
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
 from permix.tasks import LoadedTask, load_questions
-from permix.tasks.base import Task, verify_completion
-from permix.tasks.contamination import check_contamination, read_trained_on
+from permix.tasks.base import Task, check_contamination, read_trained_on, verify_completion
 from permix.types import Cell, digest
 from permix.verification.math_verifier import Verifier
 

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from permix.config import JudgeModelConfig, format_validation_error, read_config_values
 from permix.errors import ConfigError, closest_match
-from permix.inference.openai_response import is_http_failure
+from permix.inference.openai import is_http_failure
 from permix.judges.types import Judgement
 from permix.types import Completion, Failure, Record, Request
 

@@ -34,7 +34,7 @@ from permix.plan import describe_plan, write_plan
 from permix.prompts import template_text
 from permix.storage.files import guard_writes
 from permix.storage.run_dir import RunDir, cpu_seconds
-from permix.tasks.contamination import TrainedOn, read_trained_on, write_trained_on
+from permix.tasks.base import TrainedOn, read_trained_on, write_trained_on
 from permix.training import distributed
 from permix.training.backend import TRAINER_BACKENDS, TrainerBackend
 from permix.training.compatibility import check_context_window, longest_prompt_tokens

@@ -10,9 +10,8 @@ from pydantic import BaseModel
 from permix.config import TaskConfig, build_config
 from permix.errors import ConfigError, DataError, closest_match, error_context
 from permix.tasks.arithmetic import ARITHMETIC
-from permix.tasks.base import Task, verify_completion
+from permix.tasks.base import Task, check_contamination, verify_completion
 from permix.tasks.code import CODE
-from permix.tasks.contamination import check_contamination
 from permix.tasks.custom import CUSTOM_TASKS, custom_question
 from permix.tasks.datasets import DatasetRow
 from permix.tasks.gsm8k import GSM8K

@@ -31,8 +31,7 @@ from permix.plan import Plan
 from permix.prompts import template_hash
 from permix.storage.files import read_json
 from permix.tasks import load_questions
-from permix.tasks.base import Task
-from permix.tasks.contamination import check_contamination, read_trained_on
+from permix.tasks.base import Task, check_contamination, read_trained_on
 from permix.training.run_log import read_training_log
 from permix.types import Cell, Question, Sampling
 

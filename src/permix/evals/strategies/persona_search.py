@@ -27,7 +27,7 @@ from permix.evals.strategies.base import (
 from permix.metrics import statistics
 from permix.metrics.statistics import TIE_TOLERANCE, Array
 from permix.tasks import load_questions
-from permix.tasks.contamination import check_contamination
+from permix.tasks.base import check_contamination
 from permix.types import Cell, CellKey, Estimate, Question, Record, Split
 
 SELECTION_SPLIT: Split = "dev"
