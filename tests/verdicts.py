@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from permix.judges.results import describe_judge_grid
+from permix.judges.results import JUDGE_INPUTS_FILE, describe_judge_inputs
 from permix.judges.types import IN_CHARACTER, JudgeInput, Judgement
 from permix.judges.validation import build_control_inputs
 from permix.storage.run_dir import RUN_FORMAT
@@ -67,7 +67,7 @@ def write_judge(
     (folder / "provenance.json").write_text(json.dumps({"format": RUN_FORMAT, "identity": born}))
     rubrics = {item.rubric: DISCRIMINATES_PERSONAS[item.rubric] for item in items}
     controls = build_control_inputs(items, int(judge["answers_per_control"]), seed, rubrics)
-    (folder / "grid.json").write_text(json.dumps(describe_judge_grid(rubrics, [*items, *controls])))
+    (folder / JUDGE_INPUTS_FILE).write_text(json.dumps(describe_judge_inputs(rubrics, [*items, *controls])))
     calls = [judgement(item, score(item), cost) for item in [*items, *controls]]
     (folder / "judgements.jsonl").write_text("".join(call.model_dump_json() + "\n" for call in calls))
     return folder

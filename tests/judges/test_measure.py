@@ -188,6 +188,7 @@ def test_the_order_of_the_ledger_changes_nothing(tmp_path: Path) -> None:
 
 def test_the_bill_counts_every_call(tmp_path: Path) -> None:
     items = gym_items()
+    write_items(tmp_path, items)
     folder = write_judge(tmp_path, "one", items, judge_of_parts)
     with (folder / "judgements.jsonl").open("a") as file:
         file.write(judgement(items[0], None, 0.5, attempt=1).model_dump_json() + "\n")

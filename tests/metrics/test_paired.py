@@ -36,9 +36,7 @@ def test_every_difference_is_second_less_first() -> None:
     assert values["mean_minus_baseline"] == (-0.375, 0.125, 0.5)
     assert values["worst_per_question"] == (0.25, 0.5, 0.25)
     assert {one.difference.n for one in found.values()} == {4}
-    for name in (
-        one.name for one in measures_estimated_by("posterior")
-    ):  # what the noise is taken off of: each model as by itself
+    for name in [one.name for one in measures_estimated_by("posterior")]:  # each model as by itself
         for rows, value in ((FIRST, values[name][0]), (OTHER, values[name][1])):
             assert value == posterior_estimates(rows[:-1], rows[-1], seed=0)[name].value
         one, two, difference = values[name]

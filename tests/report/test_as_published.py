@@ -90,7 +90,7 @@ def test_a_judges_scores_stand_as_published_beside_ours(run: Path, tmp_path: Pat
         folder / "provenance.json",
         {"format": RUN_FORMAT, "identity": {"judge": "weights of j", "rubrics": "personagym", "examples": None}},
     )
-    put(folder / "grid.json", {"discriminates_personas": {item.rubric: True for item in plain}, "n_controls": {}})
+    put(folder / "inputs.json", {"discriminates_personas": {item.rubric: True for item in plain}, "n_controls": {}})
     padded = plain[0].model_copy(update={"control": "padded"})
     with (folder / "judgements.jsonl").open("w") as lines:
         for place, item in enumerate([*plain, padded]):

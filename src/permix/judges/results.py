@@ -1,7 +1,7 @@
 """What one judge said of one run, read and laid out on a grid.
 
 Contract: a judge's folder and the run's records in, arrays out; nothing is computed here. A line of judgements.jsonl says which
-answer it scored, under which rubric and control, so no control is built again to read it. grid.json of a judge has its rubrics,
+answer it scored, under which rubric and control, so no control is built again to read it. inputs.json has the judge's rubrics,
 each with whether the same answer can be worth less under another persona, and how many answers each control was to judge.
 Suffixes as in `permix.metrics.judge_scores`.
 
@@ -27,12 +27,15 @@ from permix.judges.runner import latest_judgements, read_judge_calls
 from permix.judges.types import IN_CHARACTER, JudgeInput, Judgement
 from permix.metrics.statistics import Array
 from permix.prompts import persona_prompt
+from permix.storage.files import read_json
 from permix.storage.run_dir import RunReader
 from permix.types import AnswerKey, Cell, CellKey, Completion, JudgeControl, JudgeInputKey, Record
 
 JUDGE_CONTROLS: tuple[JudgeControl, ...] = get_args(JudgeControl)
 
 INTERVIEWER_LABEL = "Interviewer"
+
+JUDGE_INPUTS_FILE = "inputs.json"
 
 
 def read_judge_inputs(run: Path) -> list[JudgeInput]:
@@ -207,25 +210,25 @@ def stack_judges(judges: Sequence[JudgeResults]) -> ScoreArrays:
     return ScoreArrays(grid, np.stack([grid.to_array(judge.scores["none"]) for judge in judges]))
 
 
-def describe_judge_grid(discriminates_personas: Mapping[str, bool], inputs: Iterable[JudgeInput]) -> dict[str, object]:
-    """For grid.json of a judge: its rubrics, and how many of all that it is to judge belong to each control."""
+def describe_judge_inputs(discriminates_personas: Mapping[str, bool], inputs: Iterable[JudgeInput]) -> dict[str, object]:
+    """For inputs.json: the judge's rubrics, and how many of all that it is to judge belong to each control."""
     controls = Counter(one.control for one in inputs if one.control not in ("none", "no-persona"))
     return {"discriminates_personas": dict(discriminates_personas), "n_controls": dict(sorted(controls.items()))}
 
 
 def read_judge_results(run: Path, folder: Path, answers: Sequence[JudgeInput] | None = None) -> JudgeResults:
     """The judge in `folder` (one of `judge_folders(run)`); `answers` are the run's, where they were read before."""
-    judging, calls = RunReader(folder), read_judge_calls(folder)
-    config, grid = judging.config, judging.grid
-    inputs = judge_by_rubrics(read_judge_inputs(run) if answers is None else answers, grid["discriminates_personas"])
+    judging, asked, calls = RunReader(folder), read_json(folder / JUDGE_INPUTS_FILE), read_judge_calls(folder)
+    config = judging.config
+    inputs = judge_by_rubrics(read_judge_inputs(run) if answers is None else answers, asked["discriminates_personas"])
     found = _judgements_by_control(inputs, calls)
     return JudgeResults(
         label=config["judge"].get("label") or folder.name,
         settings=config["judge"],
         seed=int(config["seed"]),
-        rubrics=grid["discriminates_personas"],
+        rubrics=asked["discriminates_personas"],
         inputs=inputs,
-        n_inputs=Counter(one.control for one in inputs) + Counter(grid["n_controls"]),
+        n_inputs=Counter(one.control for one in inputs) + Counter(asked["n_controls"]),
         scores={
             control: {key: call.score for key, call in judgements.items() if call.score is not None}
             for control, judgements in found.items()

@@ -1,6 +1,6 @@
 """`permix judge`: the answers of a fidelity run, judged.
 
-Writes RUN/judges/NAME/ and nothing else in the run: config.json, provenance.json, grid.json (its rubrics, and how many answers
+Writes RUN/judges/NAME/ and nothing else in the run: config.json, provenance.json, inputs.json (its rubrics, and how many answers
 each control has), usage.json, judgements.jsonl (one call a line) and metrics.json. Answers are read, never generated, so judging
 can be done on another day, by any number of judges, and again.
 
@@ -35,7 +35,7 @@ from permix.judges.prompts import (
     read_score_examples,
     score_examples_hash,
 )
-from permix.judges.results import count_answers, describe_judge_grid, judge_by_rubrics, read_judge_inputs
+from permix.judges.results import JUDGE_INPUTS_FILE, count_answers, describe_judge_inputs, judge_by_rubrics, read_judge_inputs
 from permix.judges.runner import CallSettings, CallTotals, judge_folder, max_total_cost, request_pending_scores
 from permix.judges.summary import measure_judge
 from permix.judges.types import IN_CHARACTER, JudgeInput
@@ -74,7 +74,7 @@ def judge_fidelity_run(config: JudgeConfig, given_model: Model | None = None) ->
         identity = _judge_identity(named, means, model)
     with RunDir.open(folder, named, identity) as run:
         inputs = [prompt.judge_input for prompt in prompts]
-        write_json(folder / "grid.json", describe_judge_grid(means.discriminates_personas, inputs))
+        write_json(folder / JUDGE_INPUTS_FILE, describe_judge_inputs(means.discriminates_personas, inputs))
         with run.track_usage(), error_context("judge"):
             outcome = request_pending_scores(
                 model, prompts, folder, build_call_settings(named, means.price), f"judge {_judge_label(named.judge)}"
