@@ -25,7 +25,7 @@ import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -97,12 +97,15 @@ class Rubric(NamedTuple):
         return "".join(values[part] if place % 2 else part for place, part in enumerate(parts)).strip()
 
 
+_RubricWords = Annotated[str, Field(min_length=1)]
+
+
 class RubricText(ConfigSection):
     """A rubric in words: a table of `rubrics.toml`, or a file of one's own."""
 
-    name: str = Field(min_length=1)
-    criterion: str = Field(min_length=1)
-    score_descriptions: tuple[str, str, str, str, str]
+    name: _RubricWords
+    criterion: _RubricWords
+    score_descriptions: tuple[_RubricWords, _RubricWords, _RubricWords, _RubricWords, _RubricWords]
     discriminates_personas: bool
 
     @field_validator("criterion", "score_descriptions")
