@@ -394,7 +394,7 @@ def test_questions_of_ones_own_have_ids_choices_and_levels() -> None:
         ({"task": "arithmetic", "samples": 0}, ConfigError, "samples = 0"),
         ({"task": SUMS, "answer": "number", "strategy": "persona-search"}, ConfigError, "by questions of the dev split"),
         ({"task": "arithmetic", "personas": []}, DataError, "personas: there are none"),
-        ({"task": "arithmetic", "personas": ["You are a poet"]}, DataError, r"personas\[0\]: text = .* drop its leading"),
+        ({"task": "arithmetic", "personas": ["You are a poet"]}, DataError, r"personas\[0\]: text = .* leave out"),
         ({"task": "arithmetic", "personas": ["a poet", "a poet"]}, DataError, r"personas\[1\]"),
         ({"task": "arithmetic", "template": "yuo"}, ConfigError, "personas.template = 'yuo': give one of you_are"),
     ],
@@ -467,7 +467,7 @@ def test_character_is_measured_judged_and_read_again(tmp_path: Path) -> None:
 
 
 def test_a_kind_that_brings_its_own_takes_no_personas_or_questions(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="means nothing with personagym"):
+    with pytest.raises(ConfigError, match="has no effect with personagym"):
         permix.evaluate_fidelity(in_character, personas=PERSONAS, personagym={"path": tmp_path})
     with pytest.raises(ConfigError, match="means nothing with interview"):
         permix.evaluate_fidelity(in_character, questions=["Why?"], interview={"turns": 3})

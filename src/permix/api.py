@@ -136,7 +136,10 @@ def estimate_rows(record: Record, prefix: str = "") -> list[dict[str, Any]]:
         if isinstance(value, Estimate):
             rows.append({"name": prefix + name, **value.model_dump()})
         elif isinstance(value, Mapping):
-            some = {f"{prefix}{name}.{key}": one for key, one in value.items() if isinstance(one, Estimate)}
+            outer = (
+                "" if name == "measures" else f"{name}."
+            )  # the measures of a `MeasureRecord` have the names that JSON gives them
+            some = {f"{prefix}{outer}{key}": one for key, one in value.items() if isinstance(one, Estimate)}
             rows += [{"name": key, **one.model_dump()} for key, one in some.items()]
         elif isinstance(value, tuple):
             numbered = [(place, one) for place, one in enumerate(value, start=1) if isinstance(one, Estimate)]

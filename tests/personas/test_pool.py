@@ -536,7 +536,7 @@ def test_split_refuses_a_violation_and_an_empty_side() -> None:
 
 
 def test_side_of_an_unsplit_pool_points_to_split_pool() -> None:
-    with pytest.raises(ConfigError, match=r"1 have no split.*split_pool"):
+    with pytest.raises(ConfigError, match=r"1 have no split; give the split in the file"):
         PersonaPool(personas=tuple(people("a baker"))).in_split("heldout")
 
 

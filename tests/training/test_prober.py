@@ -397,7 +397,7 @@ def test_a_state_of_tied_weights_gets_them_under_each_of_their_names(network: An
 
 def test_the_last_weights_need_no_file(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert selected_weights_path(probed, DevEvalConfig.model_validate(SMALL)) is None
-    assert "The weights are those of step 4, the last (select = last; of 3 probes" in capsys.readouterr().err
+    assert "The weights are those of step 4, the last (select = last; of 3 dev evaluations" in capsys.readouterr().err
 
 
 # Resuming
