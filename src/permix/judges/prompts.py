@@ -6,8 +6,8 @@ it. An interview is quoted in the same way. Control tokens such as <|im_end|> ar
 (< |im_end|>), so that a tokenizer reads quoted text as plain text. The judge replies in JSON, reason first: a score that comes
 before its reason cannot depend on it.
 
-A rubric comes from one of three sources: the built-in `rubrics.toml`, a folder of PersonaGym, or a TOML file of the user. The last
-kind is for open-ended answers and interviews:
+A rubric comes from the built-in `rubrics.toml`, from a folder of PersonaGym, or from a TOML file of the user. Such a file is for
+open-ended answers and interviews:
 
     name = "Warmth"
     criterion = "Is the character warm towards whoever asks?"
