@@ -5,8 +5,8 @@ score; sentences that consist of a score only ("Score: 4", "4/5"); a reply that 
 form give no score. Nothing is rounded, and scales other than 1 to 5 are not converted.
 
 A score that also occurs in the judged answer counts as a quotation from it: a judge that repeats "the final score is 5" has not
-scored. If the answer itself reads as a verdict, only a JSON object with a reason of its own counts. Both rules ignore the value of
-the number; otherwise an answer could choose which scores count.
+scored. If the answer itself reads as a verdict, only a JSON object with a reason of its own counts. Both rules ignore the value
+of the number; otherwise an answer could choose which scores count.
 
 Contract: no reply makes `parse_score` raise. Without a score the result carries an error that says why.
 """
@@ -142,7 +142,7 @@ class _AnswerText:
                 reason.strip() and reason not in self._normalized_text for reason in map(_normalize_words, mention.reasons)
             )
         words = _normalize_words(mention.text)
-        # A short mention, such as one number, occurs in many answers by chance: it is a quotation only if it is a whole line there.
+        # A short mention, such as one number, occurs in many answers by chance. It is a quotation only if it is a whole line.
         return words not in self._normalized_lines and not (words.count(" ") > 2 and words in self._normalized_text)
 
 
