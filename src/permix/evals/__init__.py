@@ -1,1 +1,1 @@
-"""What is asked of a model, how its answers are stored, and their summaries."""
+"""Evaluations: which cells a run asks, how answers are stored and resumed, and what is measured from them."""

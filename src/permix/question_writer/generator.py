@@ -196,7 +196,7 @@ def _build_question(persona: Persona, task: PersonaGymTask, text: str, chosen: S
 
 
 class WritingCounts(Record):
-    """Counts of one part of a job. `kept`: usable items (situations, questions or answers). `rejected`: other items, by reason."""
+    """Counts of one part of a job. `kept`: usable situations, questions or answers. `rejected`: unusable ones, by reason."""
 
     calls: int
     failed: int

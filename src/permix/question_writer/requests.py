@@ -103,7 +103,7 @@ def _load_prompts_toml() -> dict[str, Any]:
 
 
 class RequestKey(NamedTuple):
-    """Identifies one wanted item: `name` for one persona."""
+    """One wanted item of one persona: `name` is a task, or names situations or examples."""
 
     persona_id: str
     name: str
