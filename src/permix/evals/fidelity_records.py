@@ -24,7 +24,7 @@ FidelityResult = TypeVar("FidelityResult", bound=Record)
 
 
 class AskedQuestion(Record):
-    """A question in grid.json. `task` is its PersonaGym task or None; `persona_id` is the persona asked, None for all personas."""
+    """A question in grid.json. `task`: its PersonaGym task, or None; `persona_id`: the persona asked, None for all personas."""
 
     id: str
     text: str
@@ -129,7 +129,7 @@ def _expected_fidelity_cells(asked: Mapping[str, Any], config: Mapping[str, Any]
 
 
 def read_persona_cells(run: Path) -> list[Cell]:
-    """Read the recorded cells with a persona. Cells that are outside today's grid, of a run that was made smaller, are left out."""
+    """Read the recorded cells with a persona. If a run was made smaller, cells outside its present grid are left out."""
     answers = read_grid_results(run)
     return [answers.cells[key] for key in answers.grid_summaries if key.persona_id is not None]
 

@@ -286,7 +286,7 @@ def build_turn_cell(persona: Persona, earlier_turns: Sequence[InterviewTurn], qu
 def turn_messages(
     persona: Persona, earlier_turns: Sequence[InterviewTurn], question: str, config: FidelityConfig
 ) -> tuple[Message, ...]:
-    """Messages of a turn: persona, earlier turns, question. A template for the user message applies to the first question only."""
+    """Messages of a turn: persona, earlier turns, question. A user-message template applies to the first question only."""
     texts = [*(one.question.text for one in earlier_turns), question]
     first = build_messages(
         persona, texts[0], template=config.personas.template, empty_system_prompt=config.personas.empty_system_prompt

@@ -190,8 +190,8 @@ def run_stability(
 ) -> StabilitySummary:
     """Start or resume a stability run; writes metrics.json and returns the stability measures.
 
-    `model`, `task` and `pool` are Python objects that replace what the configuration names. Raises ConfigError or DataError if the
-    configuration is invalid, and IncompleteRunError at the end if cells have no score; the same call tries them again.
+    `model`, `task` and `pool` are Python objects that replace what the configuration names. Raises ConfigError or DataError if
+    the configuration is invalid, and IncompleteRunError at the end if cells have no score; the same call tries them again.
     """
     prepared, setup = prepare_stability(config, task, pool)
     warn_trained_personas(config.model, setup.pool)
