@@ -223,7 +223,7 @@ class InterviewRecords(NamedTuple):
 
     @property
     def question_P_I(self) -> QuestionIndex:
-        """A number for each question text; 0 everywhere unless the order is balanced, since only then effects can be separated."""
+        """A number for each question text; 0 everywhere unless the order is balanced: only then effects can be separated."""
         shape = len(self.cells_P_I), len(self.cells_P_I[0])
         if self.question_order != "balanced":
             return np.zeros(shape, dtype=np.int64)

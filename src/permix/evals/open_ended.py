@@ -31,8 +31,8 @@ def run_open_ended(
 ) -> Identifiability:
     """Start or resume an open-ended run; writes metrics.json and returns identifiability.
 
-    `model`, `given_pool` and `given_questions` are Python objects that replace what the configuration names. Raises ConfigError if
-    the configuration is invalid, IncompleteRunError if answers are missing, and DataError if there are too few to measure.
+    `model`, `given_pool` and `given_questions` are Python objects that replace what the configuration names. Raises ConfigError
+    if the configuration is invalid, IncompleteRunError if answers are missing, and DataError if there are too few to measure.
     """
     pool, questions = select_open_ended_personas(config, given_pool), load_open_questions(config, given_questions)
     if config.reference is not None:

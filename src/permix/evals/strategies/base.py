@@ -4,8 +4,8 @@ A strategy is one file that defines one `Strategy(...)`, and one entry of the re
 rounds of cells.
 
 Contract: the cells depend only on content, seed and earlier answers, so an interrupted run asks the remaining cells and no cell
-twice. Measures are computed from the records alone. A missing score or token count stays missing: a value that needs it is None or
-leaves the answer out, and the counts show it.
+twice. Measures are computed from the records alone. A missing score or token count stays missing: a value that needs it is None
+or leaves the answer out, and the counts show it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

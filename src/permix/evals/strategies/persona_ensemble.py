@@ -1,9 +1,9 @@
 """Ensemble of persona and neutral answer, after "Persona is a Double-edged Sword" (Jekyll & Hyde, arXiv 2408.08631).
 
 Every question is answered with each persona and without one (neutral). If the two answers are equal by `same_answer`, this is the
-answer of the pair. If only one of the two replies contains an answer, that answer counts. If the answers differ, the model itself,
-without a persona, sees the question and both replies, in an order that the cell's seed decides, and says which is right. If its
-choice cannot be read, the neutral answer counts, and this is reported.
+answer of the pair. If only one of the two replies contains an answer, that answer counts. If the answers differ, the model
+itself, without a persona, sees the question and both replies, in an order that the cell's seed decides, and says which is right. If
+its choice cannot be read, the neutral answer counts, and this is reported.
 
 So there is one answer per persona, question and sample, and all stability measures apply. A pair has no score while one of its
 calls is pending. Differences from the paper: the personas come from the pool (in the paper a model writes one per question), and

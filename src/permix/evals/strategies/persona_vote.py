@@ -1,4 +1,4 @@
-"""Majority vote over personas: every persona and the neutral model answer a question once; the most frequent answer wins.
+"""Majority vote: each question is asked once with every persona and once without; the most frequent answer wins.
 
 Two answers count as the same if `same_answer` says so, for example 0.5 and 1/2, or $12 and 12. It does not use the symbolic
 engine, so 2x and x*2 are different answers. Each answer is compared with the first answer of each group. A ballot without an
