@@ -1,1 +1,1 @@
-"""Evaluations: which cells a run asks, how answers are stored and resumed, and what is measured from them."""
+"""Evaluations: the cells that a run asks, how answers are stored and resumed, and the measures computed from them."""

@@ -350,7 +350,7 @@ def grid_identity(config: StabilityConfig, task: Task) -> dict[str, Any]:
 
 
 def _metrics_json(summary: StabilitySummary, run: Path, answers: GridResults) -> Mapping[str, Any]:
-    """Content of metrics.json: stability measures, those of a strategy as "strategy", those of several templates as "crossed"."""
+    """Content of metrics.json: stability measures; measures of a strategy ("strategy") and of several templates ("crossed")."""
     more = {"strategy": measure_strategy(run, answers), "crossed": measure_template_effects(run, answers)}
     return summary.model_dump(mode="json") | {name: one.model_dump(mode="json") for name, one in more.items() if one is not None}
 

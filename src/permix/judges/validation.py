@@ -153,7 +153,7 @@ def _choose_wrong_persona(
 ) -> str:
     """Choose the wrong persona that the answer is judged under.
 
-    The personas form a circle, shuffled anew for each question; the choice is the next persona in it that is no near-duplicate.
+    The personas form a circle in an order that depends on the question; the choice is the next persona that is no near-duplicate.
     So on a shared question every answer gets another persona, and each persona is chosen about once.
     """
     circle = sorted(

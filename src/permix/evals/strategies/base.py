@@ -98,7 +98,7 @@ def _describe_full_grid(setup: EvalSetup, followup_cells: Sequence[Cell]) -> dic
 class Strategy:
     """What a strategy asks and how it is measured.
 
-    `initial_cells` builds the cells of the first round. `followup_cells` builds those of the second round from the setup and all
+    `initial_cells` builds the cells of the first round. `followup_cells` builds the second round from the setup and all
     answered cells; there are at most `max_followups` of them. Cells without gold get no verdict. `describe_grid` returns the
     content of grid.json from the setup and the follow-up cells; stability is measured on this grid. `selects_persona`: whether
     the setup needs `selection_questions`.

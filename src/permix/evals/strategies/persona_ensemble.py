@@ -2,8 +2,8 @@
 
 Every question is answered with each persona and without one (neutral). If the two answers are equal by `same_answer`, this is the
 answer of the pair. If only one of the two replies contains an answer, that answer counts. If the answers differ, the model
-itself, without a persona, sees the question and both replies, in an order that the cell's seed decides, and says which is right. If
-its choice cannot be read, the neutral answer counts, and this is reported.
+itself, without a persona, sees the question and both replies, in an order that the cell's seed decides, and says which is right.
+If its choice cannot be read, the neutral answer counts, and this is reported.
 
 So there is one answer per persona, question and sample, and all stability measures apply. A pair has no score while one of its
 calls is pending. Differences from the paper: the personas come from the pool (in the paper a model writes one per question), and
@@ -90,9 +90,8 @@ _LETTER_CALLED_CORRECT = re.compile(
     rf"|\b(?i:so|thus|hence|therefore),?\s+(?i:answer\s+|option\s+)?{_LETTER}\s*(?:[.!]|$)"
 )
 
-_LETTER_MENTIONED = re.compile(
-    rf"\b(?i:answer|option|choice)\s+{_LETTER}(?!\s*:)"
-)  # with a colon it is a quoted heading of the prompt
+# With a colon the letter is a quoted heading of the prompt, not a choice.
+_LETTER_MENTIONED = re.compile(rf"\b(?i:answer|option|choice)\s+{_LETTER}(?!\s*:)")
 
 
 def parse_choice(reply: str) -> str | None:

@@ -2,7 +2,8 @@
 
 The selection questions are of the same task, from the split `SELECTION_SPLIT`. They are disjoint from the evaluated questions,
 and no evaluated question influences the choice. A persona is chosen only after every persona has answered every selection
-question. A selection question that the verifier failed on for one persona is left out for all personas. The first persona by id wins a tie.
+question. A selection question that the verifier failed on for one persona is left out for all personas. The first persona by id
+wins a tie.
 The search always chooses a persona, even if no persona is better than the baseline.
 """
 
