@@ -1,1 +1,1 @@
-"""What is asked of a model, how its answers are stored, and their summaries."""
+"""Evaluations: the cells that a run asks, how answers are stored and resumed, and the measures computed from them."""

@@ -1,14 +1,15 @@
-"""What a run of interviews says of drift: every measure by turn, its slope and late − early, with intervals over personas.
+"""Measure drift in a run of interviews: every measure by turn, its slope, and late − early, with intervals over personas.
 
-Contract: everything comes from the run's records, grid.json and what judges scored. A missing turn is left out and counted.
-The opening of a balanced interview stands in the curves and in no slope: all are asked it first, so it cannot be told from its
-turn.
+Contract: everything is computed from the run's records, grid.json and the scores of judges. A missing turn is left out and
+counted. In a balanced interview all personas get the same opening question, so the effect of turn 1 cannot be separated from that
+of its question; turn 1 is in the curves but in no slope.
 
-Is a character still told late in an interview? A classifier that knows it from answers given afresh names who answers.
+Identifiability by turn asks whether a classifier still recognises the persona late in an interview. The classifier is the one of
+`metrics.persona_classifier`, with persona words masked. It is trained on the answers of a reference run that asks the same
+personas single questions, not on the interview: the answers of one interview repeat one another, so a model that repeats itself
+would seem ever easier to recognise. Questions that both runs ask are excluded from training.
 
-Contract: texts in, one array out. The classifier is that of `identify`: persona words masked, trained on the answers of another
-run of the same personas, here one of single questions. It is not trained on the interview: the answers of one conversation repeat
-one another, so a model that only repeats itself would be told ever better. What both runs were asked is not trained on either.
+Array suffixes: P personas, I turns of an interview, U rubrics, R resamples.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,7 +48,7 @@ from permix.types import AnswerKey, Cell, CellKey, Estimate, Record, canonical_t
 
 
 class TrainExample(NamedTuple):
-    """An answer to learn from: whose, to which question (levelled), and the text."""
+    """A training answer of the classifier: its persona, its question (as `canonical_text`), and its text."""
 
     persona_id: str
     question: str
@@ -55,7 +56,10 @@ class TrainExample(NamedTuple):
 
 
 class TurnAccuracy(NamedTuple):
-    """right_P_I: 1 where an answer's persona is told, 0 where it is not, NaN without an answer; by text, and the controls."""
+    """Classifier results per persona and turn (P, I): 1 if the persona is named correctly, 0 if not, NaN without an answer.
+
+    The first array is the measure. The other two are controls: a classifier of answer lengths, and one with shuffled labels.
+    """
 
     correct_by_text_P_I: Array
     correct_by_length_P_I: Array
@@ -63,9 +67,9 @@ class TurnAccuracy(NamedTuple):
 
 
 def read_train_examples(reference: Path, persona_ids: Sequence[str], question_texts: Sequence[str]) -> list[TrainExample]:
-    """What the reference's personas answered to other questions than `asked`.
+    """Read the answers of the reference run by `persona_ids` to questions that are not in `question_texts`.
 
-    DataError when it is no run, or has fewer than MIN_ANSWERS such answers of a persona.
+    Raises DataError if `reference` is no run, or has fewer than `MIN_ANSWERS` such answers of a persona.
     """
     answers, known = grid_results(require_run(reference)), {canonical_text(text) for text in question_texts}
     taught = [
@@ -91,7 +95,7 @@ def attribute_turns(
     persona_texts: Sequence[str],
     seed: int,
 ) -> TurnAccuracy:
-    """Name the persona of every answer of the interviews, given by persona id."""
+    """Train on `train_examples` and classify every answer of the interviews; `answers_P_I` maps persona id to its answers."""
     mask = partial(mask_persona_words, persona_texts=persona_texts)
     labels = [one.persona_id for one in train_examples]
     right = partial(_attribution_correctness, answers_P_I, train_examples)
@@ -124,7 +128,7 @@ def _attribution_correctness(
 
 
 def _shuffle_labels(train_examples: Sequence[TrainExample], seed: int) -> list[str]:
-    """The labels dealt anew among the answers to each question."""
+    """Permute the labels among the answers to each question."""
     rng, labels = np.random.default_rng(seed_from(seed, "told")), [one.persona_id for one in train_examples]
     for question in dict.fromkeys(one.question for one in train_examples):
         places = [place for place, one in enumerate(train_examples) if one.question == question]
@@ -149,9 +153,12 @@ SHARE_MEASURES = ("identifiability", "breaks")
 
 
 class TurnSeries(Record):
-    """One measure over the turns. `slope` is its change a turn; `late_minus_early` that from the first half of the turns to the
-    second. Intervals resample personas; there is none where every score is the same. `judge`: the label of the one whose
-    scores they are, None of what needs no judge; `trusted`: whether it told personas apart, None where it was not tried.
+    """One measure over the turns of the interviews.
+
+    `slope` is the change per turn, `late_minus_early` the change from the first half of the turns to the second half. Intervals
+    resample personas; slope and late − early have no interval if all values are equal. `judge` is the label of the judge whose
+    scores these are, None for a measure without a judge. `discriminates_persona` says whether this judge discriminates personas,
+    None if it was not validated.
     """
 
     name: str
@@ -166,11 +173,12 @@ class TurnSeries(Record):
 
 
 class Drift(Record):
-    """Interviews of P personas over `turns` turns. `slopes_from`: the first turn that slopes stand on.
+    """The drift measures of a run of interviews over `turns` turns.
 
-    `order`: "balanced" (turn and question are told apart), "written" (all asked alike, so they are not), or "model" (a model
-    asked, and what it asks late is part of the slope). `chance`, `length_only`, `permuted` belong to identifiability, which is
-    missing where the run has no reference.
+    `question_order`: "balanced" (the effect of the turn is separated from that of the question), "written" (all personas have the
+    same order, so it is not), or "model" (a model asked, and its late questions are part of the slope). `first_slope_turn` is the
+    first turn that slopes include. `chance`, `length_only` and `permuted` are comparisons for identifiability, which needs a
+    reference run.
     """
 
     turns: int
@@ -187,11 +195,12 @@ class Drift(Record):
     n_truncated: int
 
     def find_series(self, name: str) -> TurnSeries | None:
+        """The series with this name, or None."""
         return next((one for one in self.series if one.name == name), None)
 
 
 class JudgeTurnScores(NamedTuple):
-    """What a judge of the run scored, by which rubrics, and whether it told personas apart; None where it was not tried."""
+    """Scores of one judge, its rubrics, and whether it discriminates personas; None if the judge was not validated."""
 
     scores: Mapping[AnswerKey, int]
     rubrics: tuple[str, ...]
@@ -199,7 +208,7 @@ class JudgeTurnScores(NamedTuple):
 
 
 class InterviewRecords(NamedTuple):
-    """The records of a run's interviews: `cells_P_I`, None where a turn is owed; `questions_P_I` in words."""
+    """The interviews of a run by persona and turn (P, I): the cells, None for a pending turn, and the texts of the questions."""
 
     persona_ids: tuple[str, ...]
     persona_texts: tuple[str, ...]
@@ -209,11 +218,12 @@ class InterviewRecords(NamedTuple):
 
     @property
     def answers_P_I(self) -> list[list[str | None]]:
+        """The texts of the answers, None for a pending turn."""
         return [[cell.completion.text if cell and cell.completion else None for cell in row] for row in self.cells_P_I]
 
     @property
     def question_P_I(self) -> QuestionIndex:
-        """question_P_I: a number for each question; one for all where an order says nothing about them."""
+        """A number for each question text; 0 everywhere unless the order is balanced: only then effects can be separated."""
         shape = len(self.cells_P_I), len(self.cells_P_I[0])
         if self.question_order != "balanced":
             return np.zeros(shape, dtype=np.int64)
@@ -222,7 +232,7 @@ class InterviewRecords(NamedTuple):
 
 
 def read_interviews(run: Path) -> InterviewRecords:
-    """DataError for what is no run of interviews, or when nobody has answered anything."""
+    """Read the interviews of a run. Raises DataError if it is no run of interviews, or if no turn was answered."""
     reader = RunReader(run)
     config, asked = reader.config, reader.grid
     if "turns_asked" not in asked:
@@ -258,7 +268,11 @@ def _question_order(config: Mapping[str, Any]) -> QuestionOrder:
 
 
 def measure_drift(run: Path, reference: Path | None, judges: Mapping[str, JudgeTurnScores] = MappingProxyType({})) -> Drift:
-    """Every measure of the run at `run`; identifiability only with a reference of single questions. `judges`: by label."""
+    """Compute every drift measure of a run of interviews.
+
+    Identifiability needs `reference`, a run of single questions with the same personas. `judges` maps a judge's label to its
+    scores. Raises DataError if the run or the reference cannot be used.
+    """
     talks, config = read_interviews(run), RunReader(run).config
     seed, resamples = config["seed"], config["resamples"]
     turns, first = len(talks.cells_P_I[0]), 2 if talks.question_order == "balanced" else 1
@@ -291,7 +305,7 @@ def measure_drift(run: Path, reference: Path | None, judges: Mapping[str, JudgeT
 def compute_turn_series(
     name: str, value_P_I: Array, question_P_I: QuestionIndex, first_turn: int, seed: int, resamples: int
 ) -> TurnSeries:
-    """One measure's curve, slope and late − early."""
+    """Compute curve, slope and late − early of one measure, given as value_P_I (personas, turns; NaN for a missing value)."""
     P, n_turns = value_P_I.shape
     rng = np.random.default_rng(seed_from(seed, "drift", name))
     regressors = {"slope": slope_regressor(first_turn, n_turns), "late": late_regressor(first_turn, n_turns)}
@@ -317,19 +331,19 @@ def compute_turn_series(
 
 
 def _estimate_unless_constant(value: float, replicate_R: Array, n: int, is_constant: bool) -> Estimate:
-    """Where every score is the same no resample differs, and an interval of no width would claim to know."""
+    """An estimate without an interval if all values are equal: resamples are equal too, and width 0 would suggest certainty."""
     found = bootstrap_estimate(value, replicate_R, n)
     return Estimate(value=found.value, n=n) if is_constant else found
 
 
 def _mean_over_personas(value_P_I: Array, seed: int, resamples: int) -> Estimate:
-    """Mean over personas of their own means."""
+    """Mean over personas of each persona's mean over turns."""
     rows = [row[~np.isnan(row)] for row in value_P_I]
     return bootstrap_mean(np.array([row.mean() if len(row) else np.nan for row in rows]), seed, resamples)
 
 
 def _text_measures(interviews: InterviewRecords) -> Iterator[tuple[str, Array]]:
-    """What is counted in the answers alone."""
+    """Yield (name, value_P_I) of each measure that needs only the texts."""
     answers = interviews.answers_P_I
     rows = list(zip(answers, interviews.questions_P_I, interviews.persona_texts, strict=True))
     yield (
@@ -358,7 +372,7 @@ def _judge_series(
 
 
 def scores_by_turn(scores: Mapping[AnswerKey, int], rubrics: Sequence[str], persona_ids: Sequence[str], n_turns: int) -> Array:
-    """score_P_I: a judge's score of each answer, the mean over its rubrics; NaN where there is none, or one is missing."""
+    """score_P_I: mean over the rubrics of a judge's scores of each answer; NaN if the score of a rubric is missing."""
     place = {who: p for p, who in enumerate(persona_ids)}
     score_P_I_U = np.full((len(persona_ids), n_turns, len(rubrics)), np.nan)
     for key, score in scores.items():

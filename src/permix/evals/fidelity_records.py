@@ -1,7 +1,7 @@
-"""What the kinds of fidelity run share: which kind a run is, how cells are answered once, and what a run asked in words.
+"""Functions that all kinds of fidelity run share: the kind of a run, answering its cells, and reading what it asked.
 
-`grid.json` names the personas and questions in full, so that answers can be judged later without the files they came from.
-Answers have no verdict; one that is missing is counted and asked for again, never made up.
+Contract: `grid.json` holds the full texts of personas and questions, so a judge can score the answers without the original files.
+Fidelity answers have no verdict. A missing answer is counted and stays pending.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ FidelityResult = TypeVar("FidelityResult", bound=Record)
 
 
 class AskedQuestion(Record):
-    """A question as grid.json tells it. `task`: which of PersonaGym's, if any; `persona_id`: who is asked it, None for all."""
+    """A question in grid.json. `task`: its PersonaGym task, or None; `persona_id`: the persona asked, None for all personas."""
 
     id: str
     text: str
@@ -33,7 +33,7 @@ class AskedQuestion(Record):
 
 
 def describe_ids(personas: Sequence[Persona], questions: Sequence[AskedQuestion]) -> dict[str, object]:
-    """For grid.json: what the ids there stand for."""
+    """Part of grid.json: the texts of personas and questions by id."""
     return {
         "persona_texts": {persona.id: persona.text for persona in personas},
         "questions_asked": [question.model_dump() for question in questions],
@@ -41,7 +41,7 @@ def describe_ids(personas: Sequence[Persona], questions: Sequence[AskedQuestion]
 
 
 def fidelity_kind(config: Mapping[str, Any]) -> FidelityKind:
-    """The kind of a fidelity run, from its config.json; runs older than the other kinds are open."""
+    """The kind of a fidelity run, from its config.json; "open" if the config has no section of another kind."""
     if (config.get("interview") or {}).get("turns"):
         return "interview"
     gym = config.get("personagym") or {}
@@ -57,10 +57,10 @@ def run_fidelity_cells(
     measure_text: Callable[[Path], Record],
     **identity: object,
 ) -> FidelityResult:
-    """Have every cell answered, or go on; write grid.json and metrics.json, and return what `measure` makes of the run.
+    """Answer the pending cells, write grid.json and metrics.json, and return the result of `measure`.
 
-    `measure` computes what the kind measures, `measure_text` what is measured of all kinds. `identity`: what else all records of
-    the run have in common. Raises IncompleteRunError when answers are missing, and what `measure` raises when none are.
+    `measure` computes the measures of this kind, `measure_text` the measures of all kinds. `identity` is added to the identity of
+    the run. Raises IncompleteRunError if answers are missing, or the DataError of `measure` if no answer is missing.
     """
     common = {
         "model": model.fingerprint,
@@ -84,14 +84,14 @@ def run_fidelity_cells(
 
 
 def write_fidelity_metrics(run: Path, result: Record, text_metrics: Record) -> None:
-    """Write metrics.json: what the kind measures and, under "unjudged", what is measured of the answers of all kinds."""
+    """Write metrics.json: the measures of the kind, and under "unjudged" the text metrics that all kinds share."""
     write_json(run / "metrics.json", result.model_dump(mode="json") | {"unjudged": text_metrics.model_dump(mode="json")})
 
 
 def read_expected_cells(run: RunReader) -> ExpectedCells:
-    """The cells that a stability or fidelity run asks for, from config.json and grid.json; of another run nothing is known.
+    """The cells that a stability or fidelity run asks, from config.json and grid.json; for other runs they are unknown.
 
-    Raises DataError, KeyError, TypeError or ValueError when the files are not what they should be.
+    Raises DataError, KeyError, TypeError or ValueError if the files are invalid.
     """
     asked = run.grid
     if not asked or run.stage not in ("stability", "fidelity"):
@@ -111,7 +111,7 @@ def _expected_fidelity_cells(asked: Mapping[str, Any], config: Mapping[str, Any]
     personas = frozenset[str | None](asked["persona_ids"])
     match fidelity_kind(config):
         case "interview":
-            # Also the turns that a model has yet to name a question for, but not what it is asked itself ("ask-03").
+            # Includes turns whose question an interviewer model has not asked yet, but not the calls to that model ("ask-03").
             turns = int(config["interview"]["turns"])
             names = frozenset(f"turn-{turn:02}" for turn in range(1, turns + 1))
             return ExpectedCells(
@@ -129,29 +129,29 @@ def _expected_fidelity_cells(asked: Mapping[str, Any], config: Mapping[str, Any]
 
 
 def read_persona_cells(run: Path) -> list[Cell]:
-    """The recorded cells of personas; of a run that was made smaller, those that it still asks."""
+    """Read the recorded cells with a persona. If a run was made smaller, cells outside its present grid are left out."""
     answers = read_grid_results(run)
     return [answers.cells[key] for key in answers.grid_summaries if key.persona_id is not None]
 
 
 def question_text_lookup(questions: Sequence[AskedQuestion]) -> Callable[[str, str], str]:
-    """(question's id, persona's id) -> the question as that persona was asked it; "" for one that is not there."""
+    """Return a function (question id, persona id) -> text of the question for that persona; "" if it is unknown."""
     said = {(one.id, one.persona_id): one.text for one in questions}
     return lambda question, persona: said.get((question, persona)) or said.get((question, None), "")
 
 
 def read_asked_questions(run: Path) -> tuple[AskedQuestion, ...]:
-    """What a run asked, in words; empty for a run that is older than that."""
+    """Read the questions in grid.json; empty if grid.json has no texts of questions."""
     return tuple(AskedQuestion.model_validate(one) for one in RunReader(run).grid.get("questions_asked", ()))
 
 
 def question_at_turn(turn: int, question: Question) -> Question:
-    """The question as it is asked at this turn: its id says both ("turn-03-evening")."""
+    """A copy of the question whose id also names the turn ("turn-03-evening")."""
     return question.model_copy(update={"id": f"turn-{turn:02}-{question.id}"})
 
 
 def turn_number(question_id: str) -> int | None:
-    """3 for "turn-03-evening" and "turn-03"; None for what is no turn of an interview."""
+    """The turn in a question id: 3 for "turn-03-evening" and "turn-03"; None if the id is not of a turn."""
     name, _, rest = question_id.partition("-")
     number = rest.partition("-")[0]
     return int(number) if name == "turn" and number.isdecimal() else None

@@ -1,9 +1,8 @@
-"""The grid: every persona and no persona × every question × every sample, asked once, kept for ever.
+"""The grid: every persona and no persona × every question × every sample (× every template), and how its cells are answered.
 
-Where personas are brought in by several templates, these are one factor more; no persona has no wording and is asked once.
-
-A cell on disk is used again when it was asked in the same words with the same seed. A cell whose completion is there but whose
-verdict is missing is judged again, not generated again. What could not be answered or judged stays owed.
+Contract: a cell on disk is reused if its messages and seed are the same. A cell with a completion but no verdict is scored again,
+not generated again. A cell that could not be answered or scored stays pending. With several templates each cell of a persona is
+asked once per template; a cell without a persona has no template and is asked once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,10 @@ Scorer = Callable[[str, str], Verdict]
 
 
 class PromptFormat(NamedTuple):
-    """How questions are put. `crossed`: templates that every persona is brought in by in turn, in place of `template`."""
+    """How persona and question become messages.
+
+    `crossed_templates`: if given, every persona is asked once with each of these templates, and `template` is not used.
+    """
 
     prompt: Callable[[Question], str]
     template: str
@@ -38,7 +40,7 @@ class PromptFormat(NamedTuple):
     crossed_templates: tuple[str, ...] = ()
 
     def templates_for(self, persona: Persona | None) -> dict[str, str]:
-        """What a persona is brought in by, under what stands for it in the records."""
+        """Template id, as cells store it, to template. The id is "" if there is a single template, or without a persona."""
         if persona is None or not self.crossed_templates:
             return {"": self.template}
         return {template_id(template): template for template in self.crossed_templates}
@@ -47,7 +49,7 @@ class PromptFormat(NamedTuple):
 def build_grid(
     personas: Sequence[Persona | None], questions: Sequence[Question], prompt_format: PromptFormat, *, samples: int, seed: int
 ) -> list[Cell]:
-    """Every cell of the grid, unanswered, personas outermost, each with a seed of its own."""
+    """Build every cell of the grid, unanswered. Personas are the outermost loop; each cell has its own seed."""
     return [
         Cell(
             persona_id=persona.id if persona else None,
@@ -68,7 +70,7 @@ def build_grid(
 
 
 def warn_trained_personas(model: ModelConfig, pool: PersonaPool) -> None:
-    """Say when some of the personas are not held out: allowed, but another measurement."""
+    """Print a note if the model was trained with some of the personas: that is allowed, but measures something else."""
     known = read_trained_on(Path(model.name)).persona_ids & {persona.id for persona in pool.personas}
     if known:
         print_status(f"note: the model was trained under {len(known)} of these {len(pool)} personas, such as {min(known)}")
@@ -77,7 +79,7 @@ def warn_trained_personas(model: ModelConfig, pool: PersonaPool) -> None:
 def describe_grid(
     personas: Sequence[Persona], questions: Sequence[Question], samples: int, templates: Sequence[str] = ()
 ) -> dict[str, object]:
-    """What was asked, by id and by content: cells without a record are known to be missing, and data can be told apart."""
+    """Content of grid.json: ids, so that missing cells are known, and content hashes, so that changed data are noticed."""
     crossed = {"templates": {template_id(one): template_text(one) for one in templates}} if templates else {}
     return crossed | {
         "persona_ids": [persona.id for persona in personas],
@@ -89,10 +91,11 @@ def describe_grid(
 
 
 class ExpectedCells(NamedTuple):
-    """Which cells a run asks for. `total`: how many, `n_without_persona` of them without a persona; None where it does not say.
+    """The cells that a run asks.
 
-    `personas`, `questions` and `samples` are None where any belongs. `pairs`: (persona, question) of a run that asks each persona
-    its own questions. `templates`: by what personas are brought in; a cell without persona has none.
+    `total` is their number, None if unknown; `n_without_persona` of them have no persona. `personas`, `questions` and `samples`
+    restrict the cells, and None means no restriction. `pairs` are the (persona, question) pairs of a run that asks each persona
+    its own questions. `templates` are the template ids of cells with a persona; a cell without a persona has the id "".
     """
 
     total: int | None = None
@@ -108,7 +111,7 @@ class ExpectedCells(NamedTuple):
         return None if self.total is None else self.total - self.n_without_persona
 
     def contains(self, key: CellKey) -> bool:
-        """Whether a recorded cell is one of them."""
+        """Whether the run asks the cell with this key."""
         return (
             (self.personas is None or key.persona_id in self.personas)
             and (self.questions is None or key.question_id in self.questions)
@@ -121,7 +124,7 @@ class ExpectedCells(NamedTuple):
 def expected_grid_cells(
     persona_ids: Sequence[str], question_ids: Sequence[str], samples: int, templates: Sequence[str] = ("",)
 ) -> ExpectedCells:
-    """Every question under every persona, by every template, and under none."""
+    """Cells of a full grid: every question with every persona and template, and without a persona."""
     alone = len(question_ids) * samples
     return ExpectedCells(
         total=(len(persona_ids) * len(templates) + 1) * alone,
@@ -134,9 +137,10 @@ def expected_grid_cells(
 
 
 class GridResults(NamedTuple):
-    """The records of a run, and which of them are its grid. `selection_...`: whom and by what a persona was searched for.
+    """The cells of a run, and the axes of its grid.
 
-    `templates`: what personas were brought in by, as their cells name it.
+    `selection_persona_ids` and `selection_question_ids` are the candidates and the questions of a persona search. `templates` are
+    template ids as cells store them.
     """
 
     cells: Mapping[CellKey, Cell]
@@ -149,21 +153,23 @@ class GridResults(NamedTuple):
 
     @property
     def grid_summaries(self) -> dict[CellKey, CellSummary]:
-        """The summaries of the recorded cells of the grid, without those that a strategy asks beside it."""
+        """Summaries of the recorded cells that belong to the grid; additional cells of a strategy are left out."""
         expected = expected_grid_cells(self.persona_ids, self.question_ids, self.samples, self.templates)
         return {key: summary for key, summary in cell_summaries(self.cells).items() if expected.contains(key)}
 
     def get_cell(self, persona_id: str | None, question_id: str, sample: int) -> Cell | None:
+        """The recorded cell with the template id "", or None."""
         return self.cells.get(CellKey(persona_id, question_id, sample))
 
     def read_cell(self, key: CellKey) -> Cell:
-        """A cell that is not kept in memory."""
+        """Read a cell from disk without keeping it in memory."""
         return self.cells.parse_uncached(key) if isinstance(self.cells, CellIndex) else self.cells[key]
 
     def scores(self, persona_ids: Sequence[str | None], question_ids: Sequence[str]) -> Array:
         """correct_P_Q_S: 1 right, 0 wrong, NaN without a score.
 
-        Several templates make as many times the samples, template by template; no persona has none of them.
+        With several templates, axis S holds the samples of each template in turn. If `persona_ids` contains None, S holds only
+        the cells without a template id.
         """
         briefs, unknown = cell_summaries(self.cells), CellSummary(None, False, None, 0)
         templates = ("",) if None in persona_ids else self.templates
@@ -179,17 +185,17 @@ class GridResults(NamedTuple):
 
 
 def persona_and_baseline_scores(results: GridResults) -> tuple[Array, Array]:
-    """The grid's scores, with personas [P, Q, S] and without [Q, S]."""
+    """The grid's scores: correct_P_Q_S with personas, and baseline_Q_S without a persona."""
     return results.scores(results.persona_ids, results.question_ids), results.scores([None], results.question_ids)[0]
 
 
 def read_grid_results(run: Path) -> GridResults:
-    """The records of a run directory; cells that were asked but have no record lie in its grid all the same."""
+    """Read the cells of a run directory. The grid includes cells that were asked but have no record."""
     return grid_results(RunReader(run))
 
 
 def grid_results(run: RunReader) -> GridResults:
-    """`read_grid_results` of a run that is open already. Without grid.json the grid is spanned by the cells that there are."""
+    """Like `read_grid_results`, for an open run. Without grid.json the recorded cells determine the axes of the grid."""
     cells, asked = run.cells, run.grid
     if not asked:
         return GridResults(
@@ -213,10 +219,10 @@ def grid_results(run: RunReader) -> GridResults:
 def run_cells(
     model: Model, cells: Sequence[Cell], sampling: Sampling, run: RunDir, scorer: Scorer | None, description: str
 ) -> int:
-    """Generate and score what is pending of `cells`; returns how many of them are pending at the end.
+    """Generate and score the pending cells; returns the number of cells that are still pending at the end.
 
-    Each is asked for once. A cell without gold, or any with `scorer=None`, is open-ended: its completion is its result, without
-    a verdict. Raises ConfigError when the run on disk asked a cell in other words.
+    Each pending cell is requested once. Without gold or without a scorer a cell is open-ended: it is done once it has a
+    completion. Raises ConfigError if a cell on disk has other messages than the same cell in `cells`.
     """
     known = run.cells()
     check_cells_unchanged(known, cells)

@@ -1,23 +1,17 @@
-"""`permix fidelity --interview.turns K`: each persona in a conversation, turn by turn, to see whether its character drifts.
+"""`permix fidelity --interview.turns K`: interview each persona for K turns and measure whether its character drifts.
 
-Contract: a turn's prompt is the persona, every earlier question and the model's own answers to them, and this turn's question.
-All personas answer a turn before the next one begins, so they travel in batches. What was answered is never asked again: a killed
-run goes on with the same words. Where an answer is missing the conversation stops, since nobody is asked on a gap, and its later
-turns are owed too.
+Contract: the prompt of a turn is the persona, all earlier questions and answers, and this turn's question. All personas answer a
+turn before the next turn begins, so turns are generated in batches. Answered turns are kept, so an interrupted run resumes with
+the same conversation. If an answer is missing, the interview of that persona stops, and its later turns are pending too.
 
-What an interviewer asks, and in which order whom: so that a turn and the question put in it can be told apart.
+A script or a model asks. A script asks in one of two orders. In the order "written" the effect of a late turn cannot be separated
+from the effect of the late questions. In the order "balanced" it can: the first question of the script opens every interview, and
+the other n questions are asked in rows of a Williams design (Williams 1949, Experimental designs balanced for the estimation of
+residual effects of treatments). Over n personas every question occurs once at every later turn. Over n personas (n even) or 2 n
+(n odd) every question follows every other question equally often. Persona ids and the seed decide which persona gets which row.
 
-Contract: were all personas asked in one order, a late fall would be the late questions' as well as the conversation's. Here the
-first question of the script opens every interview, and the n others are asked in orders that are rows of a Williams design
-(Williams 1949, Experimental designs balanced for the estimation of residual effects of treatments): over n personas every
-question stands once at every later turn, and over n (n even) or 2 n (n odd) every one follows every other equally often. Which
-persona has which row hangs on ids and the seed.
-
-Who asks in an interview: a script, or a model that plays the interviewer.
-
-Contract: an interviewer is given what was said so far and names the next question of each persona it has one for; one it has none
-for is owed. A model's questions are cells of the run like any other ("ask-03", a sample an attempt), so what it asked
-is never asked anew; it is told to get to know somebody, and neither who that is nor that anything is tested.
+An interviewer model sees the conversation so far. Its questions are cells of the run (question id "ask-03", one sample per
+attempt), so they are not generated again. Its prompt says neither who the persona is nor that anything is tested.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,11 +38,11 @@ from permix.storage.run_dir import RunDir
 from permix.types import Cell, CellKey, Completion, Message, Persona, Question, Sampling, digest, seed_from
 
 QuestionOrders = Mapping[str, tuple[Question, ...]]
-"""The questions of each persona, by id, in the order of asking."""
+"""Persona id to its questions in the order of asking."""
 
 
 def load_interview_script(config: InterviewConfig) -> tuple[Question, ...]:
-    """The first `turns` questions of the script. ConfigError when it has fewer, DataError for a bad file."""
+    """The first `turns` questions of the script. Raises ConfigError if it has fewer, DataError if the file is invalid."""
     script = load_roleplay(config.script or Path(str(files("permix.personas") / "interview.toml")))
     if len(script) < config.turns:
         named = f"{config.script} has" if config.script else "the built-in script has"
@@ -61,7 +55,7 @@ def load_interview_script(config: InterviewConfig) -> tuple[Question, ...]:
 def assign_question_orders(
     persona_ids: Sequence[str], script: Sequence[Question], order_design: str, seed: int
 ) -> QuestionOrders:
-    """Who is asked what when: as the script stands ("written"), or the opening and then a row of the design ("balanced")."""
+    """Order the questions of each persona: as in the script ("written"), or opening plus a row of the design ("balanced")."""
     if order_design == "written":
         return {persona: tuple(script) for persona in persona_ids}
     opening, *others = script
@@ -72,9 +66,10 @@ def assign_question_orders(
 
 
 def williams_design(n: int) -> list[list[int]]:
-    """Orders of 0..n-1; the first n are a Latin square, and all of them balance who follows whom.
+    """Rows of a Williams design (Williams 1949) over 0..n-1: n rows for even n, 2 n rows for odd n.
 
-    Row i is (w + i) mod n with w = 0, 1, n-1, 2, n-2, ...; of an odd n the rows follow once more, turned round.
+    The first n rows are a Latin square. Over all rows every number follows every other number equally often. Row i is
+    (w + i) mod n with w = 0, 1, n-1, 2, n-2, ...; for odd n the reversed rows follow.
     """
     first = [(place + 1) // 2 if place % 2 else (n - place // 2) % n for place in range(n)]
     square = [[(one + shift) % n for one in first] for shift in range(n)]
@@ -101,23 +96,25 @@ EMPTY_ANSWER_TEXT = "(no answer)"
 
 
 class InterviewTurn(NamedTuple):
-    """One turn: what was asked, and what the persona answered."""
+    """One turn: the question, and the answer of the persona."""
 
     question: Question
     answer: str
 
 
 Conversations = Mapping[str, Sequence[InterviewTurn]]
-"""What each persona and its interviewer have said so far, by the persona's id."""
+"""Persona id to the turns of its interview so far."""
 
 
 class Interviewer(Protocol):
+    """Chooses the next question of each interview."""
+
     def next_questions(self, turn: int, conversations: Conversations) -> dict[str, Question]:
-        """The question of this turn (from 1) for every persona of `talks` that there is one for."""
+        """Persona id to its question for this turn, counted from 1. A persona without a question is absent and stays pending."""
 
 
 class ScriptedInterviewer:
-    """Asks what is written, in each persona's own order."""
+    """Asks the questions of the script, in the order of each persona."""
 
     def __init__(self, question_orders: QuestionOrders) -> None:
         self._question_orders = question_orders
@@ -127,8 +124,7 @@ class ScriptedInterviewer:
 
 
 class ModelInterviewer:
-    """A model asks, from its side of the conversation; a question that is none is asked for again, `INTERVIEWER_ATTEMPTS`
-    times a start."""
+    """A model asks the questions. An unusable question is requested again, up to `INTERVIEWER_ATTEMPTS` times per start."""
 
     def __init__(self, model: Model, run: RunDir, seed: int) -> None:
         self._model, self._run, self._seed = model, run, seed
@@ -154,7 +150,7 @@ class ModelInterviewer:
 
 
 def interviewer_messages(conversation: Sequence[InterviewTurn]) -> tuple[Message, ...]:
-    """The conversation as the interviewer has it: its own questions are the assistant's, the persona's answers the user's."""
+    """The conversation from the interviewer's view: its questions have the role assistant, the answers have the role user."""
     said = [Message(role="system", content=INTERVIEWER_PROMPT), Message(role="user", content=INTERVIEWEE_GREETING)]
     for one in conversation:
         said.append(Message(role="assistant", content=one.question.text))
@@ -163,18 +159,18 @@ def interviewer_messages(conversation: Sequence[InterviewTurn]) -> tuple[Message
 
 
 def first_usable_question(cells: CellIndex, persona: str, turn: int) -> Question | None:
-    """The first of the model's replies that can be put to somebody; None when there is none yet."""
+    """The first reply of the interviewer model for this turn that is a usable question; None if there is no such reply yet."""
     usable = (reply.text.strip() for reply in _interviewer_replies(cells, persona, turn) if is_usable_question(reply))
     return next((Question(id=f"turn-{turn:02}", task="interview", text=text, gold="") for text in usable), None)
 
 
 def is_usable_question(reply: Completion) -> bool:
-    """Something was said, to its end, and briefly."""
+    """Whether the reply is not empty, not too long, and not cut off."""
     return 0 < len(reply.text.strip()) <= MAX_INTERVIEW_QUESTION_CHARS and reply.finish != "length"
 
 
 def _interviewer_replies(cells: CellIndex, persona: str, turn: int) -> list[Completion]:
-    """What the model said for this turn, attempt by attempt."""
+    """The interviewer model's replies for this turn, in the order of the attempts."""
     found: list[Completion] = []
     while (cell := cells.get(CellKey(persona, f"ask-{turn:02}", len(found)))) is not None and cell.completion is not None:
         found.append(cell.completion)
@@ -182,16 +178,17 @@ def _interviewer_replies(cells: CellIndex, persona: str, turn: int) -> list[Comp
 
 
 class InterviewPlan(NamedTuple):
-    """Whom to interview, and who is asked what when; no script where a model asks."""
+    """The personas to interview and the order of their questions; `question_orders` is None if a model asks."""
 
     pool: PersonaPool
     question_orders: QuestionOrders | None
 
 
 def run_interview(config: FidelityConfig, model: Model | None = None, given_pool: PersonaPool | None = None) -> Drift:
-    """Run, or go on with, the interviews; writes metrics.json and returns it. IncompleteRunError when turns are missing.
+    """Start or resume a run of interviews; writes metrics.json and returns the drift measures.
 
-    `model`, `given_pool`: what was made in Python, in place of what the configuration names.
+    `model` and `given_pool` are Python objects that replace what the configuration names. Raises ConfigError or DataError if the
+    configuration is invalid, and IncompleteRunError if turns are missing at the end.
     """
     plan = prepare_interview(config, given_pool)
     check_interview_length(config, plan)
@@ -203,7 +200,7 @@ def run_interview(config: FidelityConfig, model: Model | None = None, given_pool
 
 
 def preflight_interview(config: FidelityConfig) -> dict[str, str]:
-    """Facts about the interviews, without a model. Raises ConfigError or DataError for what is wrong with them."""
+    """Facts about the interviews without calling a model. Raises ConfigError or DataError if the configuration is invalid."""
     pool, turns = prepare_interview(config).pool, config.interview.turns
     if config.interviewer.is_model:
         check_model(config.interviewer, contact=False)
@@ -215,7 +212,10 @@ def preflight_interview(config: FidelityConfig) -> dict[str, str]:
 
 
 def prepare_interview(config: FidelityConfig, given_pool: PersonaPool | None = None) -> InterviewPlan:
-    """Everything that can be found wrong without a model. ConfigError for a single persona or a script that is too short."""
+    """Choose personas and question orders, and check the reference; calls no model.
+
+    Raises ConfigError for a single persona or a script that is too short, DataError for a file or reference that is unusable.
+    """
     pool = select_personas(config.personas) if given_pool is None else given_pool
     if len(pool) < 2:
         raise ConfigError(
@@ -237,7 +237,7 @@ def prepare_interview(config: FidelityConfig, given_pool: PersonaPool | None = N
 def evaluate_interview(
     model: Model, config: FidelityConfig, plan: InterviewPlan, interviewer_model: Model | None = None
 ) -> Drift:
-    """`interview` by models that are there already; `other` asks where the plan has no script."""
+    """Like `run_interview`, for loaded models; `interviewer_model` asks if the plan has no question orders."""
     with RunDir.open(config.out, config, _identity(model, config, plan, interviewer_model)) as run:
         with run.track_usage():
             talks = conduct_interviews(model, config, plan, _make_interviewer(plan, interviewer_model, run, config.seed), run)
@@ -256,7 +256,7 @@ def evaluate_interview(
 def conduct_interviews(
     model: Model, config: FidelityConfig, plan: InterviewPlan, interviewer: Interviewer, run: RunDir
 ) -> dict[str, tuple[InterviewTurn, ...]]:
-    """Ask turn by turn what is not answered yet; returns what each persona and its interviewer have said."""
+    """Ask the pending turns, turn by turn; returns the answered turns of each persona."""
     personas = {persona.id: persona for persona in plan.pool.personas}
     talks: dict[str, tuple[InterviewTurn, ...]] = dict.fromkeys(personas, ())
     for turn in range(1, config.interview.turns + 1):
@@ -274,7 +274,7 @@ def conduct_interviews(
 
 
 def build_turn_cell(persona: Persona, earlier_turns: Sequence[InterviewTurn], question: Question, config: FidelityConfig) -> Cell:
-    """The next turn of one conversation, unanswered."""
+    """Build the cell of the next turn of one interview, unanswered."""
     return Cell(
         persona_id=persona.id,
         question_id=question.id,
@@ -286,7 +286,7 @@ def build_turn_cell(persona: Persona, earlier_turns: Sequence[InterviewTurn], qu
 def turn_messages(
     persona: Persona, earlier_turns: Sequence[InterviewTurn], question: str, config: FidelityConfig
 ) -> tuple[Message, ...]:
-    """The persona, all that was said, and the question. A template that puts the persona beside a question does so once."""
+    """Messages of a turn: persona, earlier turns, question. A user-message template applies to the first question only."""
     texts = [*(one.question.text for one in earlier_turns), question]
     first = build_messages(
         persona, texts[0], template=config.personas.template, empty_system_prompt=config.personas.empty_system_prompt
@@ -302,9 +302,9 @@ def turn_messages(
 def describe_interview(
     config: FidelityConfig, plan: InterviewPlan, conversations: Mapping[str, Sequence[InterviewTurn]]
 ) -> dict[str, object]:
-    """grid.json: where a script asks, every turn that will be; where a model does, those that were.
+    """Content of grid.json: all turns if a script asks; the turns answered so far if a model asks.
 
-    `turns_asked`: of each persona the ids of its turns, in order.
+    `turns_asked` maps each persona id to the question ids of its turns, in order.
     """
     if plan.question_orders is not None:
         each = {
@@ -322,9 +322,9 @@ def describe_interview(
 
 
 def check_interview_length(config: FidelityConfig, plan: InterviewPlan) -> None:
-    """ConfigError when an interview of the longest answers would not fit the window of a model in this process.
+    """Raise ConfigError if an interview with answers of maximum length exceeds the context window of a model in this process.
 
-    An endpoint does not say what fits; what it refuses is a failure of that turn.
+    The context window of an endpoint is unknown; a turn that the endpoint rejects is recorded as a failure.
     """
     turns, answer = config.interview.turns, config.sampling.max_new_tokens
     if not config.model.capabilities.is_local:
@@ -345,7 +345,7 @@ def check_interview_length(config: FidelityConfig, plan: InterviewPlan) -> None:
 
 
 def _identity(model: Model, config: FidelityConfig, plan: InterviewPlan, interviewer_model: Model | None) -> dict[str, object]:
-    """What must be the same for a run to be gone on with. Orders hang on all personas, so these belong to it."""
+    """The identity of the run. It contains all personas, since the question orders depend on all of them."""
     texts = [] if plan.question_orders is None else [one.text for order in plan.question_orders.values() for one in order]
     return {
         "model": model.fingerprint,
@@ -368,7 +368,7 @@ def _make_interviewer(plan: InterviewPlan, interviewer_model: Model | None, run:
 
 
 def _incomplete_run_error(run: RunDir, pending: int, n_turns: int) -> IncompleteRunError:
-    """How many turns are missing, and what the first failure was: one that comes back every time will not be filled."""
+    """Build the error for missing turns. It quotes the first failure, since a failure that recurs needs another remedy."""
     known = run.cells()
     failures = (known[key].failure for key, brief in cell_summaries(known).items() if not brief.has_completion)
     why = next((f" (the first failure: {one.type}: {one.message})" for one in failures if one is not None), "")

@@ -1,7 +1,6 @@
-"""The kind "open" of `permix fidelity`: how recognisable a model's characters are.
+"""The kind "open" of `permix fidelity`: asks every persona the same open-ended questions and measures identifiability.
 
-Asks every persona the same open-ended questions and measures identifiability from the answers. That is distinctness, not
-correctness: it does not say that an answer is what the persona would have said.
+Identifiability measures how distinct the personas' answers are. It does not measure whether an answer fits its persona.
 """
 
 from collections.abc import Collection, Sequence
@@ -30,10 +29,10 @@ def run_open_ended(
     given_pool: PersonaPool | None = None,
     given_questions: Sequence[Question] | None = None,
 ) -> Identifiability:
-    """Run, or go on with, an evaluation; writes metrics.json and returns it.
+    """Start or resume an open-ended run; writes metrics.json and returns identifiability.
 
-    `model`, `given_pool`, `given_questions`: what was made in Python, in place of what the configuration names. Raises
-    IncompleteRunError when answers are missing, DataError when there are too few to measure.
+    `model`, `given_pool` and `given_questions` are Python objects that replace what the configuration names. Raises ConfigError
+    if the configuration is invalid, IncompleteRunError if answers are missing, and DataError if there are too few to measure.
     """
     pool, questions = select_open_ended_personas(config, given_pool), load_open_questions(config, given_questions)
     if config.reference is not None:
@@ -47,7 +46,7 @@ def run_open_ended(
 
 
 def preflight_open_ended(config: FidelityConfig) -> dict[str, str]:
-    """Facts about what is going to be asked, without a model. Raises ConfigError or DataError for what is wrong with it."""
+    """Facts about the run without calling a model. Raises ConfigError or DataError if the configuration is invalid."""
     pool, questions = select_open_ended_personas(config), load_open_questions(config)
     if config.reference is not None:
         check_reference_answers(
@@ -57,7 +56,7 @@ def preflight_open_ended(config: FidelityConfig) -> dict[str, str]:
 
 
 def build_open_ended_cells(config: FidelityConfig, pool: PersonaPool, questions: Sequence[Question]) -> list[Cell]:
-    """Every persona asked every open-ended question once."""
+    """Build the cells: every persona × every open-ended question, one sample."""
     wording = PromptFormat(lambda question: question.text, config.personas.template, config.personas.empty_system_prompt)
     return build_grid(pool.personas, questions, wording, samples=1, seed=config.seed)
 
@@ -65,7 +64,7 @@ def build_open_ended_cells(config: FidelityConfig, pool: PersonaPool, questions:
 def evaluate_open_ended(
     model: Model, config: FidelityConfig, pool: PersonaPool, questions: Sequence[Question]
 ) -> Identifiability:
-    """`run_open_ended` of a model that is there already, asked what was chosen before."""
+    """Like `run_open_ended`, for a loaded model and chosen personas and questions."""
     asked = build_open_ended_cells(config, pool, questions)
     in_full = [AskedQuestion(id=question.id, text=question.text) for question in questions]
     about = describe_grid(pool.personas, questions, samples=1) | describe_ids(pool.personas, in_full)
@@ -74,7 +73,7 @@ def evaluate_open_ended(
 
 
 def select_open_ended_personas(config: FidelityConfig, given_pool: PersonaPool | None = None) -> PersonaPool:
-    """The personas to tell apart. ConfigError when there is only one."""
+    """Select the personas. Raises ConfigError if there is only one, since identifiability needs two."""
     pool = select_personas(config.personas) if given_pool is None else given_pool
     if len(pool) < 2:
         raise ConfigError(f"personas: only {pool.personas[0].id!r} is left to choose, and one voice cannot be told from another")
@@ -82,9 +81,9 @@ def select_open_ended_personas(config: FidelityConfig, given_pool: PersonaPool |
 
 
 def load_open_questions(config: FidelityConfig, given: Sequence[Question] | None = None) -> tuple[Question, ...]:
-    """The first `n_questions` of the configured file and side, or of those `given`.
+    """The first `n_questions` of `given`, or of the configured file and split.
 
-    Raises ConfigError when there are fewer, or too few to measure.
+    Raises ConfigError if there are fewer, or too few to measure identifiability.
     """
     questions = load_roleplay(config.questions, config.questions_split) if given is None else tuple(given)
     count, least = config.n_questions or len(questions), max(config.folds, MIN_ANSWERS)
@@ -97,7 +96,7 @@ def load_open_questions(config: FidelityConfig, given: Sequence[Question] | None
 
 
 def check_reference_answers(reference: Path, persona_question_pairs: Collection[tuple[str | None, str]]) -> None:
-    """Raise DataError when the reference is no run, or has no record of a (persona, question) that is asked."""
+    """Raise DataError if the reference is no run, or lacks a record for one of the (persona, question) pairs."""
     require_run(reference)
     missing = set(persona_question_pairs) - set(_cells_by_persona_question(reference))
     if missing:
@@ -108,9 +107,10 @@ def check_reference_answers(reference: Path, persona_question_pairs: Collection[
 
 
 def measure_identifiability(run: Path, reference: Path | None, resamples: int | None = None) -> Identifiability:
-    """Identifiability of a run's answers, from its records; the classifier learns from `reference`'s, or from the run's own.
+    """Measure identifiability from a run's records.
 
-    `resamples`: not the run's own number of them.
+    The classifier is trained on the answers of `reference`, or on the run's own answers without a reference. `resamples` replaces
+    the number in the run's configuration.
     """
     config = RunReader(run).config
     answers, known = _cells_by_persona_question(run), _cells_by_persona_question(reference) if reference else None
@@ -145,12 +145,12 @@ def _completion_text(cell: Cell | None) -> str | None:
 def _first_messages(
     answers: dict[tuple[str, str], Cell], *, persona: str | None = None, question: str | None = None
 ) -> tuple[Message, ...]:
-    """The messages of the first of a persona's, or a question's, cells."""
+    """The messages of the first cell of a persona or of a question."""
     return next(cell.messages for (own, asked), cell in answers.items() if own == persona or asked == question)
 
 
 def _question_text(question_id: str, messages: tuple[Message, ...]) -> str:
-    """The question; its id where a persona stands beside it in the user's message, so that nothing hangs on which one that is."""
+    """The text of the question, or its id if the user message also contains a persona: the text must not depend on one."""
     alone = any(message["role"] == "system" and message["content"] for message in messages)
     return messages[-1]["content"] if alone else question_id
 

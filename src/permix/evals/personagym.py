@@ -1,7 +1,7 @@
-"""The kind "personagym" of `permix fidelity`: every persona is asked its own questions of PersonaGym's five tasks.
+"""The kind "personagym" of `permix fidelity`: asks every persona its own questions of PersonaGym's five tasks.
 
-Some of the questions are asked without persona too, which a judge is tried with. Nothing is scored here: answers are there to
-be judged, and metrics.json says how many there are and how long.
+Some questions are also asked without a persona, for a control of judges. Nothing is scored here: judges score the answers later,
+and metrics.json contains counts and lengths of answers.
 """
 
 from collections import Counter
@@ -26,9 +26,9 @@ TRUNCATION_WARNING_SHARE = 0.1
 
 
 class AnswerCounts(Record):
-    """Of some questions: how many were asked and answered, and of the answers the mean length in words and the share cut off.
+    """Counts of questions asked and answered, the mean length of the answers in words, and the share that was cut off.
 
-    `cut_off`: among answers of which it is known why they end. None where there is no such answer.
+    `truncated_share` is over answers with a known finish reason. A mean or share over no answers is None.
     """
 
     n_asked: int
@@ -38,7 +38,7 @@ class AnswerCounts(Record):
 
 
 class PersonaGymCounts(Record):
-    """What there is to judge: of all personas together, by task, and without persona."""
+    """Counts of answers that a judge can score: over all personas, by task, and without a persona."""
 
     n_personas: int
     answers: AnswerCounts
@@ -47,9 +47,10 @@ class PersonaGymCounts(Record):
 
 
 def run_personagym(config: FidelityConfig, model: Model | None = None) -> PersonaGymCounts:
-    """Run, or go on with, an evaluation; writes metrics.json and returns it. `model`: in place of the configured one.
+    """Start or resume a PersonaGym run; writes metrics.json and returns the counts.
 
-    Raises IncompleteRunError when answers are missing.
+    `model` replaces the configured model. Raises ConfigError or DataError if the configuration or the files are invalid, and
+    IncompleteRunError if answers are missing.
     """
     pool, questions = select_personagym_questions(config)
     warn_trained_personas(config.model, pool)
@@ -59,7 +60,7 @@ def run_personagym(config: FidelityConfig, model: Model | None = None) -> Person
 
 
 def preflight_personagym(config: FidelityConfig) -> dict[str, str]:
-    """Facts about what is going to be asked, without a model. Raises ConfigError or DataError for what is wrong with it."""
+    """Facts about the run without calling a model. Raises ConfigError or DataError if the configuration is invalid."""
     pool, questions = select_personagym_questions(config)
     without = len(sample_balanced_questions(questions, config.personagym.without_persona, config.seed))
     answers = len(questions) + without
@@ -73,7 +74,7 @@ def preflight_personagym(config: FidelityConfig) -> dict[str, str]:
 def evaluate_personagym(
     model: Model, config: FidelityConfig, pool: PersonaPool, questions: Sequence[PersonaGymQuestion]
 ) -> PersonaGymCounts:
-    """`personagym` of a model that is there already, asked what was chosen before."""
+    """Like `run_personagym`, for a loaded model and chosen personas and questions."""
     without = sample_balanced_questions(questions, config.personagym.without_persona, config.seed)
     about = describe_personagym(pool.personas, questions, without)
     result = run_fidelity_cells(
@@ -90,7 +91,7 @@ def evaluate_personagym(
 
 
 def select_personagym_questions(config: FidelityConfig) -> tuple[PersonaPool, tuple[PersonaGymQuestion, ...]]:
-    """The personas, `personas.n` of them by content and seed, and the questions of each."""
+    """Select `personas.n` personas by content and seed, and return them with their questions."""
     personas, questions = read_personagym(config.personagym)
     pool = PersonaPool(personas=personas).select(n=config.personas.n, seed=config.personas.seed)
     chosen = {persona.id for persona in pool.personas}
@@ -103,7 +104,7 @@ def build_personagym_cells(
     questions: Sequence[PersonaGymQuestion],
     without_persona: Sequence[PersonaGymQuestion],
 ) -> list[Cell]:
-    """Every question asked once of its persona, and those of `without` once without."""
+    """Build the cells: every question with its persona, and the questions in `without_persona` once more without a persona."""
     wording = PromptFormat(lambda question: question.text, config.personas.template, config.personas.empty_system_prompt)
     lay = partial(build_grid, prompt_format=wording, samples=1, seed=config.seed)
     own: dict[str, list[Question]] = {}
@@ -114,9 +115,9 @@ def build_personagym_cells(
 
 
 def sample_balanced_questions(questions: Sequence[PersonaGymQuestion], n: int, seed: int) -> tuple[PersonaGymQuestion, ...]:
-    """`n` of the questions, all if there are fewer: evenly over personas and nearly so over tasks; by content and seed.
+    """Choose `n` questions, or all if there are fewer, evenly over personas and almost evenly over tasks; ids and seed decide.
 
-    In each round every persona gives one question, and neighbours in a seeded order of personas give other tasks.
+    Each round takes one question of every persona; neighbouring personas in a seeded order contribute different tasks.
     """
 
     def by_seed(names: Iterable[str]) -> dict[str, int]:
@@ -137,7 +138,7 @@ def sample_balanced_questions(questions: Sequence[PersonaGymQuestion], n: int, s
 def describe_personagym(
     personas: Sequence[Persona], questions: Sequence[PersonaGymQuestion], without_persona: Sequence[PersonaGymQuestion]
 ) -> Mapping[str, object]:
-    """grid.json: of whom, what, and which of it also without persona."""
+    """Content of grid.json: personas, questions, and the ids of questions that are also asked without a persona."""
     asked = [
         AskedQuestion(id=question.id, text=question.text, task=question.task, persona_id=question.persona_id)
         for question in questions
@@ -151,7 +152,7 @@ def describe_personagym(
 
 
 def count_personagym_answers(run: Path) -> PersonaGymCounts:
-    """Counts of a run's answers, from its records and grid.json."""
+    """Count the answers of a run from its records and grid.json."""
     reader, asked = RunReader(run), read_asked_questions(run)
     cells, without = reader.cells, reader.grid.get("asked_without_persona", [])
     found = {one: cells.get(CellKey(one.persona_id, one.id, 0)) for one in asked}
@@ -165,7 +166,7 @@ def count_personagym_answers(run: Path) -> PersonaGymCounts:
 
 
 def _count_answers(cells: Sequence[Cell | None]) -> AnswerCounts:
-    """Of cells as asked; None is one that has no record."""
+    """Count the answers in cells; None is a cell without a record."""
     answers = [cell.completion for cell in cells if cell is not None and cell.completion is not None]
     words = [len(one.text.split()) for one in answers]
     ends = [one.finish == "length" for one in answers if one.finish is not None]
@@ -186,5 +187,5 @@ def _warn_truncated(counts: PersonaGymCounts, max_new_tokens: int) -> None:
 
 
 def _to_question(question: PersonaGymQuestion) -> Question:
-    """As the grid asks it."""
+    """Convert to a `Question` without gold."""
     return Question(id=question.id, task=question.task, text=question.text, gold="")

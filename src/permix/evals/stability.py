@@ -1,12 +1,12 @@
-"""`permix stability`: how much accuracy personas cost a model, and whether the difference is noise.
+"""`permix stability`: how much accuracy personas cost a model, and whether the difference is more than noise.
 
-Asks every question under every persona and without one, keeps each cell, and measures from the records alone: `measure(run)`
-gives the same numbers wherever the run directory is. With a strategy it asks what that strategy asks, and measures that too.
+Asks every question with every persona and without one. With a strategy it also asks the cells of that strategy. A sequential run
+(`budget` or `precision` is set) asks in rounds that a stopping rule ends.
 
-A sequential run on disk: its rounds stand in grid.json, and each is settled before it is asked.
-
-So a run that was killed asks the rest of the round that it was in, then settles the next one as it would have done. A round goes
-on while a completion is owed; one that came and could not be judged is left out, as everywhere.
+Contract: measures are computed from the records alone, so `measure_stability(run)` gives the same numbers wherever the run
+directory is. A round is written to grid.json before it is asked, so an interrupted run finishes its round and then decides on the
+next round as it would have done without the interruption. A round is finished once all its completions exist; a completion that
+could not be scored is left out of the measures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,11 +51,11 @@ from permix.types import Cell, digest
 from permix.verification.math_verifier import Verifier
 
 CellRunner = Callable[[Sequence[Cell], str], int]
-"""(cells, what they are) -> how many of them are owed afterwards."""
+"""(cells, description) -> number of these cells that are pending afterwards."""
 
 
 class GridProgress(NamedTuple):
-    """How many cells were asked, how many of them have no score; `selection_pending`: more would be asked, had these come."""
+    """Counts of cells. `pending` have no score; `selection_pending`: a strategy cannot choose its further cells without them."""
 
     pending: int
     n_cells: int
@@ -63,19 +63,19 @@ class GridProgress(NamedTuple):
 
 
 def build_stopping_rule(config: StabilityConfig) -> StoppingRule | None:
-    """None for a run that asks its whole grid."""
+    """The stopping rule of a sequential run; None if neither `budget` nor `precision` is set."""
     both = StoppingRule(config.budget, config.precision)
     return None if both == StoppingRule(None, None) else both
 
 
 def shuffle_questions(setup: EvalSetup) -> EvalSetup:
-    """The questions in an order that is drawn: a task may give them level by level, and then later rounds would be harder."""
+    """Shuffle the questions by seed: a task can list them by difficulty, and then later rounds would be harder."""
     order = sorted(setup.questions, key=lambda question: digest("round", str(setup.seed), question.content_hash))
     return setup._replace(questions=tuple(order))
 
 
 def check_same_rounds(run: Path, setup: EvalSetup) -> None:
-    """Raise ConfigError for a run that asked its whole grid, or whose rounds were of other personas, questions or samples."""
+    """Raise ConfigError if the run asks its whole grid, or if its rounds have other personas, questions or samples."""
     asked, rounds = RunReader(run).grid, read_rounds(run)
     if not asked:
         return
@@ -97,7 +97,7 @@ def check_same_rounds(run: Path, setup: EvalSetup) -> None:
 
 
 def first_round_cells(setup: EvalSetup, stopping_rule: StoppingRule) -> list[Cell]:
-    """The opening. Raises ConfigError when the budget does not reach for it."""
+    """Cells of the first round. Raises ConfigError if the budget is smaller than the first round."""
     one = _first_round(setup)
     needed = sequential.count_cells([one], setup.samples)
     if stopping_rule.budget is not None and stopping_rule.budget < needed:
@@ -110,7 +110,7 @@ def first_round_cells(setup: EvalSetup, stopping_rule: StoppingRule) -> list[Cel
 
 
 def max_cells(setup: EvalSetup, stopping_rule: StoppingRule) -> int:
-    """What a run may come to."""
+    """The maximum number of cells of a sequential run."""
     whole = len(setup.questions) * (len(setup.pool) + 1) * setup.samples
     return whole if stopping_rule.budget is None else min(whole, stopping_rule.budget)
 
@@ -123,7 +123,10 @@ def run_rounds(
     answer_cells: CellRunner,
     description: str,
 ) -> GridProgress:
-    """Round by round, to the end, or until a completion does not come. Questions are `shuffle_questions`."""
+    """Ask round by round until the stopping rule ends the run, or until a completion is missing.
+
+    `setup` must come from `shuffle_questions`. grid.json is written before each round is asked.
+    """
     rounds = read_rounds(run.path) or (_first_round(setup),)
     while True:
         write_json(run.path / "grid.json", _describe_rounds(setup, rounds))
@@ -142,7 +145,7 @@ def run_rounds(
 
 
 def read_rounds(run: Path) -> tuple[Round, ...]:
-    """Empty for a run that asks its whole grid."""
+    """Read the rounds of a run from grid.json; empty if the run asks its whole grid."""
     return tuple(Round.model_validate(one) for one in RunReader(run).grid.get("rounds", ()))
 
 
@@ -185,10 +188,10 @@ __all__ = [
 def run_stability(
     config: StabilityConfig, model: Model | None = None, task: LoadedTask | None = None, pool: PersonaPool | None = None
 ) -> StabilitySummary:
-    """Run, or go on with, an evaluation; writes metrics.json and returns what it says of the grid.
+    """Start or resume a stability run; writes metrics.json and returns the stability measures.
 
-    `model`, `task`, `pool`: what was made in Python, in place of what the configuration names. Raises IncompleteRunError at the
-    end when cells have no score: run the same again to fill them.
+    `model`, `task` and `pool` are Python objects that replace what the configuration names. Raises ConfigError or DataError if
+    the configuration is invalid, and IncompleteRunError at the end if cells have no score; the same call tries them again.
     """
     prepared, setup = prepare_stability(config, task, pool)
     warn_trained_personas(config.model, setup.pool)
@@ -198,7 +201,7 @@ def run_stability(
 
 
 def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: EvalSetup) -> StabilitySummary:
-    """`run_stability` of a model that is there already, asked what was set up before."""
+    """Like `run_stability`, for a model that is already loaded and a prepared setup."""
     strategy, limits = STRATEGIES[config.strategy], build_stopping_rule(config)
     if limits:
         setup = shuffle_questions(setup)
@@ -237,7 +240,7 @@ def _run_strategy(
     answer_cells: CellRunner,
     descriptions: tuple[str, str],
 ) -> GridProgress:
-    """What the strategy asks at once, and then in the light of it; `descriptions` of both."""
+    """Ask the initial cells of a strategy, then the follow-up cells that depend on them; `descriptions` has one text for each."""
     write_json(run.path / "grid.json", strategy.describe_grid(setup, ()))
     owed = answer_cells(initial_cells, descriptions[0])
     then = strategy.followup_cells(setup, run.cells())
@@ -248,13 +251,13 @@ def _run_strategy(
 
 
 ASSUMED_DISCORDANCES = (0.1, 0.2, 0.3, 0.5)
-"""Discordances for which a grid is planned that has not been asked yet."""
+"""Discordances that `power_analysis` assumes if there is no run to measure it from."""
 
 
 def power_analysis(config: StabilityConfig) -> dict[str, str]:
-    """How many questions show an effect of `config.plan_power`, and what `config.task.n` questions show; asks no model.
+    """Number of questions that detect an effect of `config.plan_power`, and the effect that `config.task.n` questions detect.
 
-    By the discordance that the run directory has seen; for several assumed ones where there is no run yet.
+    Uses the discordance measured in the run directory, or `ASSUMED_DISCORDANCES` if there is no run. Calls no model.
     """
     assert config.plan_power is not None
     effect, personas = config.plan_power, len(select_personas(config.personas))
@@ -278,7 +281,7 @@ def power_analysis(config: StabilityConfig) -> dict[str, str]:
 
 
 def preflight_stability(config: StabilityConfig) -> dict[str, str]:
-    """Facts about what is going to be asked, without a model. Raises ConfigError or DataError for what is wrong with it."""
+    """Facts about the run without calling a model. Raises ConfigError or DataError if the configuration is invalid."""
     template_text(config.personas.template)
     strategy, (_, setup) = STRATEGIES[config.strategy], prepare_stability(config)
     check_model(config.model, contact=False)
@@ -302,7 +305,7 @@ def preflight_stability(config: StabilityConfig) -> dict[str, str]:
 def prepare_stability(
     config: StabilityConfig, given_task: LoadedTask | None = None, given_pool: PersonaPool | None = None
 ) -> tuple[Task, EvalSetup]:
-    """What is going to be asked. Raises ConfigError or DataError for everything that is wrong with it."""
+    """Load task, questions and personas. Raises ConfigError or DataError if the configuration or the data are invalid."""
     task, questions = load_questions(config.task) if given_task is None else (given_task.task, given_task.questions)
     pool = select_personas(config.personas) if given_pool is None else given_pool
     seen = trained_question_hashes(config.model, config.exclude_plans)
@@ -315,7 +318,7 @@ def prepare_stability(
 
 
 def require_distinct_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """Raises ConfigError when one is no template, or two are the same in words."""
+    """Return the templates. Raises ConfigError if one is invalid or two have the same text."""
     texts = [template_text(one, "templates") for one in templates]
     for place, text in enumerate(texts):
         if text in texts[:place]:
@@ -326,7 +329,7 @@ def require_distinct_templates(templates: Sequence[str]) -> tuple[str, ...]:
 
 
 def stability_identity(config: StabilityConfig, task: Task, model: Model) -> dict[str, Any]:
-    """What all records of a run have in common."""
+    """The identity of a run: what all its cells have in common."""
     plain = grid_identity(config, task) | {
         "model": model.fingerprint,
         "default_system": None if config.personas.empty_system_prompt else model.default_system,
@@ -336,7 +339,7 @@ def stability_identity(config: StabilityConfig, task: Task, model: Model) -> dic
 
 
 def grid_identity(config: StabilityConfig, task: Task) -> dict[str, Any]:
-    """What a grid asks, whichever model it asks and however that draws."""
+    """The part of the identity that does not depend on model and sampling."""
     return {
         "task": task.name,
         "prompt": task.prompt_hash,
@@ -347,13 +350,16 @@ def grid_identity(config: StabilityConfig, task: Task) -> dict[str, Any]:
 
 
 def _metrics_json(summary: StabilitySummary, run: Path, answers: GridResults) -> Mapping[str, Any]:
-    """The summary's fields and, of a run with one, its strategy's under "strategy" and its templates' under "crossed"."""
+    """Content of metrics.json: stability measures; measures of a strategy ("strategy") and of several templates ("crossed")."""
     more = {"strategy": measure_strategy(run, answers), "crossed": measure_template_effects(run, answers)}
     return summary.model_dump(mode="json") | {name: one.model_dump(mode="json") for name, one in more.items() if one is not None}
 
 
 def measure_template_effects(run: Path, answers: GridResults | None = None) -> TemplateEffects | None:
-    """What several templates did, from a run's records; None for a run with one. `answers`: where they are read already."""
+    """Measure the effects of several templates from a run's records; None for a run with a single template.
+
+    `answers` are the results of `read_grid_results(run)`, if the caller has them already.
+    """
     reader = RunReader(run)
     config = reader.config
     if not config.get("templates"):
@@ -367,13 +373,13 @@ def measure_template_effects(run: Path, answers: GridResults | None = None) -> T
 
 
 def trained_question_hashes(model: ModelConfig, plans: Sequence[Path]) -> frozenset[str]:
-    """Content hashes of the questions that the model, or any of the plans, was trained on."""
+    """Content hashes of the questions in the model's training data and in the plans."""
     seen = read_trained_on(Path(model.name)).question_hashes
     return seen.union(*({row.question_hash for row in read_plan(plan).rows} for plan in plans))
 
 
 class StabilityGrid(NamedTuple):
-    """Scores by cell: 1 right, 0 wrong, NaN not scored."""
+    """Scores with personas (P, Q, S) and without (Q, S): 1 right, 0 wrong, NaN without a score."""
 
     correct_P_Q_S: npt.NDArray[np.float64]
     baseline_Q_S: npt.NDArray[np.float64]
@@ -382,13 +388,13 @@ class StabilityGrid(NamedTuple):
 
 
 def read_stability_grid(run: Path, answers: GridResults | None = None) -> StabilityGrid:
-    """The scores of a run directory. Cells that were asked but have no record are there, unscored. `answers` as above."""
+    """Read the scores of a run; NaN if a cell has no record. `answers` as in `measure_template_effects`."""
     answers = answers or read_grid_results(run)
     return StabilityGrid(*persona_and_baseline_scores(answers), answers.persona_ids, answers.question_ids)
 
 
 def first_round_grid(run: Path, grid: StabilityGrid) -> StabilityGrid:
-    """The questions that every persona was asked: of a run in rounds those of the first, of another all."""
+    """Restrict the grid to questions that every persona was asked: in a sequential run, the questions of the first round."""
     rounds = read_rounds(run)
     if not rounds:
         return grid
@@ -398,7 +404,10 @@ def first_round_grid(run: Path, grid: StabilityGrid) -> StabilityGrid:
 
 
 def measure_stability(run: Path, answers: GridResults | None = None, resamples: int | None = None) -> StabilitySummary:
-    """Every measure of a run, from its records. `answers` as above; `resamples`: not the run's own number of them."""
+    """Compute every measure of a stability run from its records.
+
+    `answers` as in `measure_template_effects`; `resamples` replaces the number in the run's configuration.
+    """
     config = RunReader(run).config
     correct, baseline, personas, _ = read_stability_grid(run, answers)
     seed, resamples = config["seed"], resamples or config["resamples"]

@@ -1,7 +1,7 @@
-"""What can be said of a fidelity run's answers without a judge: breaks of character, variety, length, repetition, echo.
+"""Text metrics of a fidelity run, computed without a judge: character breaks, distinct-n, length, repetition, echo.
 
-Computed from the records of any kind of fidelity run. Answers without a persona are left out. Nothing here says that an answer
-is right for its persona: see `evals.texts` and `evals.breaks` for what each measure does not see.
+They are computed from the records of any kind of fidelity run; answers without a persona are left out. No metric says whether an
+answer fits its persona. `metrics.text_stats` documents what each metric does not measure.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ from permix.storage.run_dir import RunReader
 from permix.types import Cell, Estimate, Record, seed_from
 
 DISTINCT_NGRAMS, DISTINCT_NGRAMS_PER_PERSONA = 1000, 200
-"""n-grams at which variety is compared, of a run and of one persona: fixed, so that runs can be held against each other."""
+"""Number of n-grams that distinct-n is computed at, of a run and of one persona. It is fixed so that runs are comparable."""
 
 MAX_BREAK_EXAMPLES = 5
 
@@ -38,7 +38,7 @@ ResamplingUnit = Literal["questions", "personas"]
 
 
 class BreakExample(Record):
-    """A break of character, as it stands in the answer: `before`, what the rule was met by, `after`."""
+    """A break of character in an answer: `quote` is the text that matched `rule`; `before` and `after` surround it."""
 
     persona_id: str
     question_id: str
@@ -49,14 +49,18 @@ class BreakExample(Record):
 
 
 class TextMetrics(Record):
-    """Measures of the answers of one run, with intervals over `resampled`; n of each is the number of those.
+    """Text metrics of the answers of one run. Intervals are over `resampling_unit`, and `n` of an estimate counts these units.
 
-    `broke`: share of answers that leave the character, by the rules of metrics/breaks.toml; `broke_by_rule` counts answers,
-    and an
-    answer may meet several rules. `distinct_1`, `distinct_2`: of all answers together, at DRAWN n-grams; `..._each`: mean over
-    personas of their own, at DRAWN_OF_EACH, always over personas. `cut_off`: share that stopped at the token limit. `repeats`:
-    share that repeat four words in a row. `echo_own`, `echo_others`: share that hold a content word of their own persona's text,
-    and of another persona's; `echo` is the difference.
+    `break_rate`: share of answers that break character by the rules in metrics/breaks.toml.
+    `breaks_by_rule`: number of answers by rule; an answer can match several rules.
+    `words`, `characters`: mean length of an answer.
+    `truncated_share`: share of answers that ended at the token limit.
+    `repetition_rate`: share of answers that repeat a sequence of four words.
+    `distinct_1`, `distinct_2`: distinct-n of all answers together, at `DISTINCT_NGRAMS` n-grams.
+    `distinct_1_per_persona`, `distinct_2_per_persona`: mean over personas of their own distinct-n, at
+    `DISTINCT_NGRAMS_PER_PERSONA` n-grams; the interval is always over personas.
+    `echo_own`, `echo_others`: share of answers that contain a content word of their own persona's text, and of another persona's
+    text; `echo` is the difference.
     """
 
     break_rate: Estimate
@@ -89,17 +93,18 @@ class PersonaAnswer(NamedTuple):
 
 
 class ClusterBootstrap(NamedTuple):
-    """What is resampled: the unit of each answer. Every measure sees the same draws."""
+    """Bootstrap over units; `unit_N` is the unit of each answer. Every measure uses the same resamples."""
 
     unit_N: Sequence[str]
     seed: int
     resamples: int
 
     def mean(self, values: Iterable[float | None]) -> Estimate:
+        """Mean of the values, None left out."""
         return clustered_mean(_to_array(values), self.unit_N, np.random.default_rng(self.seed), self.resamples)
 
     def rate(self, values: Iterable[bool | float | None]) -> Estimate:
-        """Of values that are 0 or 1."""
+        """Mean of values that are 0 or 1, None left out."""
         return clustered_rate(_to_array(values), self.unit_N, np.random.default_rng(self.seed), self.resamples)
 
 
@@ -108,7 +113,7 @@ def _to_array(values: Iterable[float | None]) -> Array:
 
 
 def measure_text_metrics(run: Path, resamples: int | None = None) -> TextMetrics:
-    """From a run directory of `permix fidelity`, of any kind. `resamples`: not the run's own number of them."""
+    """Compute the text metrics of a fidelity run of any kind. `resamples` replaces the number in the run's configuration."""
     reader, cells = RunReader(run), read_persona_cells(run)
     config = reader.config
     answers = [
@@ -135,7 +140,7 @@ def compute_text_metrics(
     seed: int = 0,
     resamples: int = 2000,
 ) -> TextMetrics:
-    """Every measure of these answers; `persona_texts` says who each persona is. The order of the answers does not matter."""
+    """Compute the text metrics of answers; `persona_texts` is by persona id. The order of the answers does not matter."""
     answers = sorted(answers, key=lambda one: (one.persona_id, one.question_id, one.text))
     text_N, persona_N = [one.text for one in answers], [one.persona_id for one in answers]
     unit_N = persona_N if unit == "personas" else [one.question_id for one in answers]
@@ -169,7 +174,7 @@ def compute_text_metrics(
 
 
 def read_persona_texts(run: Path, cells: Sequence[Cell]) -> dict[str, str]:
-    """Who each persona is: as grid.json says, else what brought the persona in where it was first asked."""
+    """Persona texts by id, from grid.json, or from the messages of a persona's first cell if grid.json lacks the text."""
     said: dict[str, str] = RunReader(run).grid.get("persona_texts", {})
     found: dict[str, str] = {}
     for cell in cells:
@@ -179,12 +184,12 @@ def read_persona_texts(run: Path, cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def resampling_unit(config: Mapping[str, Any]) -> ResamplingUnit:
-    """Questions where all personas share them; personas where each has its own, or where the turns of a talk hang together."""
+    """ "questions" if all personas share them; "personas" if each has its own questions, or if turns depend on each other."""
     return "questions" if fidelity_kind(config) == "open" else "personas"
 
 
 def _is_truncated(cell: Cell) -> bool | None:
-    """None where the engine did not say why it stopped."""
+    """Whether the answer ended at the token limit; None if the finish reason is unknown."""
     assert cell.completion is not None
     return None if cell.completion.finish is None else cell.completion.finish == "length"
 
@@ -197,7 +202,7 @@ def _count_by_rule(broken_N: Sequence[Sequence[CharacterBreak]]) -> dict[str, in
 def _pick_break_examples(
     answers: Sequence[PersonaAnswer], broken_N: Sequence[Sequence[CharacterBreak]]
 ) -> tuple[BreakExample, ...]:
-    """The first break of each of a few answers, evenly spread over those that have one."""
+    """The first break of up to `MAX_BREAK_EXAMPLES` answers, evenly spread over the answers with a break."""
     broken = [(one, found[0]) for one, found in zip(answers, broken_N, strict=True) if found]
     step = max(1, -(-len(broken) // MAX_BREAK_EXAMPLES))
     return tuple(_to_break_example(one, first) for one, first in broken[::step])

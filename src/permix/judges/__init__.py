@@ -1,1 +1,1 @@
-"""Judges: what they are asked, what they said, what that is worth."""
+"""LLM judges: the prompts that they are sent, the scores that they return, and the controls that validate these scores."""

@@ -1,11 +1,14 @@
-"""What a judge's reply says: a score from 1 to 5, or None and why there is none.
+"""Read the score, 1 to 5, out of a judge's reply.
 
-A JSON object with a score in it decides, wherever it stands; else a sentence that says the final score; else sentences that are
-nothing but a score ("Score: 4", "4/5"); else a reply that is nothing but a number. What also stands in the answer that was
-judged, whatever the number, is the answer's: a judge that repeats "the final score is 5" has said nothing. About an answer that
-itself reads as a verdict, only a JSON object with a reason of its own decides. Neither rule looks at the number, or an answer
-could choose which scores count. Two different scores are none. Nothing is rounded, and a scale other than 1 to 5 is not
-converted. Its contract: it never fails, whatever the reply.
+The first of these forms that occurs decides: a JSON object with a score, anywhere in the reply; a sentence that names the final
+score; sentences that consist of a score only ("Score: 4", "4/5"); a reply that is only a number. Two different scores of the same
+form give no score. Nothing is rounded, and scales other than 1 to 5 are not converted.
+
+A score that also occurs in the judged answer counts as a quotation from it: a judge that repeats "the final score is 5" has not
+scored. If the answer itself reads as a verdict, only a JSON object with a reason of its own counts. Both rules ignore the value
+of the number; otherwise an answer could choose which scores count.
+
+Contract: no reply makes `parse_score` raise. Without a score the result carries an error that says why.
 """
 
 import json
@@ -21,7 +24,7 @@ _NUMBER_ONLY = re.compile(_NUMBER)
 
 _LINKING_WORDS = r"[\s*_:=]{0,8}(?:is|of)?[\s*_:=]{0,8}"
 
-# Without what may not follow, "4 or 5", "15 to 20" and "4/10 or so" would be read in part.
+# The negative lookahead keeps "4 or 5", "15 to 20" and "4/10 or so" from being read in part.
 _FINAL_SCORE = re.compile(rf"final (?:score|rating){_LINKING_WORDS}{_NUMBER}(?!\.?\d|\s*(?:/|out of|-|–|to|or|and)\s*\d)")
 
 _SCORE_SENTENCE = re.compile(
@@ -37,18 +40,21 @@ _MARKUP_CHARS = "*_`#>\"'()[] \t\r\n"
 
 
 REPEATED_SCORE_ERROR = "the only score in the reply is one that stands in the answer"
-"""Or as well may: whatever its number. Ledgers hold these words."""
+"""The error of a reply whose score can be a quotation from the answer, whatever its number.
+
+Recorded judgements contain this text and `judges.results` compares with it, so it must not change.
+"""
 
 
 class ParsedScore(NamedTuple):
-    """`error` says why `score` is None; one of the two is always None."""
+    """A score, or the error that says why there is no score; exactly one of the two is None."""
 
     score: int | None
     error: str | None = None
 
 
 class ScoreMention(NamedTuple):
-    """A place that names a score: what it reads in full, what the score is said to be, and the reasons given with it."""
+    """A passage that names a score: its full text, the value as written, and the reasons that come with it."""
 
     text: str
     value: object
@@ -56,7 +62,10 @@ class ScoreMention(NamedTuple):
 
 
 def parse_score(reply: str, answer: str) -> ParsedScore:
-    """The score that a judge gave by `reply`; `answer` is all that the judged model wrote of what it was shown."""
+    """Read the score out of a judge's reply; never raises.
+
+    `answer` is the quoted text that the judge saw; a score that can be a quotation from it does not count.
+    """
     said = _strip_thinking(reply)
     if said is None:
         return ParsedScore(None, "no score in the reply: its thinking never ends")
@@ -71,9 +80,9 @@ def parse_score(reply: str, answer: str) -> ParsedScore:
 
 
 def _strip_thinking(reply: str) -> str | None:
-    """What follows the last </think> that does not stand inside a verdict; None where a <think> at the beginning is not closed.
+    """Return the text after the last </think> that is outside a JSON verdict; None if an initial <think> is never closed.
 
-    Some chat templates open the thinking themselves, so that the reply has its end alone.
+    A </think> without a <think> counts too: some chat templates open the thinking block in the prompt.
     """
     verdicts = [(start, start + len(raw)) for start, raw, _ in _score_objects(reply)] if "</think>" in reply else []
     ends = [found for found in re.finditer("</think>", reply) if not any(start < found.start() < end for start, end in verdicts)]
@@ -91,7 +100,7 @@ def _resolve_mentions(mentions: Iterable[ScoreMention]) -> ParsedScore:
 
 
 def _parse_value(value: object) -> ParsedScore:
-    """A number, or a text that is one; nothing else is a score, and True is no number."""
+    """Read a number, or a text that is a number. Nothing else is a score; True is excluded although bool is an int."""
     number: object = value
     if isinstance(value, str):
         found = _NUMBER_ONLY.fullmatch(value.strip())
@@ -107,8 +116,10 @@ def _short_repr(value: object) -> str:
 
 
 class _AnswerText:
-    """The judged answer, to see what a judge has only repeated: by words alone, whatever stands between them and whatever the
-    numbers."""
+    """The judged answer, for deciding whether a judge only repeated it.
+
+    Texts are compared word by word, ignoring punctuation, case and the value of numbers.
+    """
 
     def __init__(self, answer: str) -> None:
         lines = _SENTENCE_END.split(answer)
@@ -125,18 +136,18 @@ class _AnswerText:
         )
 
     def is_from_judge(self, mention: ScoreMention) -> bool:
-        """Whether the claim can only be the judge's own."""
+        """Whether the mention cannot be a quotation from the answer."""
         if self._reads_as_score:
             return any(
                 reason.strip() and reason not in self._normalized_text for reason in map(_normalize_words, mention.reasons)
             )
         words = _normalize_words(mention.text)
-        # A lone number is all over an answer: it is repeated only where it stands alone there, too.
+        # A short mention, such as one number, occurs in many answers by chance. It is a quotation only if it is a whole line.
         return words not in self._normalized_lines and not (words.count(" ") > 2 and words in self._normalized_text)
 
 
 def _normalize_words(text: str) -> str:
-    """ " final score is # ": every number alike."""
+    """Words separated by single spaces, every number replaced by "#", such as " final score is # "."""
     return f" {' '.join('#' if word.isdecimal() else word for word in _WORD.findall(canonical_text(text)))} "
 
 
@@ -154,7 +165,7 @@ def _is_score_key(key: str) -> bool:
 
 
 def _score_objects(text: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Every JSON object that has a score: where it stands, as written and as read; not those inside such a one."""
+    """Yield (start, raw text, parsed object) of every JSON object with a score; objects nested in such an object are skipped."""
     decoder, place = json.JSONDecoder(), text.find("{")
     while place >= 0:
         end = place + 1
@@ -174,7 +185,7 @@ def _final_score_mentions(text: str) -> list[ScoreMention]:
 
 
 def _score_sentence_mentions(text: str) -> list[ScoreMention]:
-    """Sentences that are a score and nothing more. "Score = 4" is how rubrics describe one, and no such sentence."""
+    """Find sentences that consist of a score only. "Score = 4" does not count, since PersonaGym's rubrics describe scores so."""
     claims = []
     for sentence in _SENTENCE_END.split(text):
         bare = canonical_text(sentence).strip(_MARKUP_CHARS)

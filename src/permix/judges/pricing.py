@@ -1,11 +1,13 @@
-"""What judges cost: a table of prices that the user keeps, and a limit that is never exceeded.
+"""Prices of judges and the cost of their calls, in US dollars.
 
-    ["gpt-4o-mini*"]         # a model's name as the endpoint serves it, or a pattern with * and ? in it
-    input = 0.15             # US dollars for a million tokens
+The user keeps a TOML file of prices:
+
+    ["gpt-4o-mini*"]         # the model name at the endpoint, or a pattern with * and ?
+    input = 0.15             # US dollars per million tokens
     output = 0.60
 
-A name that stands there in full counts before any pattern, and patterns count in the order of the file. Models in this process
-cost nothing.
+An exact name takes precedence over patterns; patterns apply in the order of the file. Models in this process are free. The upper
+bounds and reserved costs computed here let `judges.runner` keep a cost limit.
 """
 
 import json
@@ -23,17 +25,17 @@ from permix.judges.types import Judgement
 from permix.types import Completion, Failure, Record, Request
 
 CHAT_TEMPLATE_TOKENS = 64
-"""More than a chat template adds to two messages."""
+"""An upper bound on the tokens that a chat template adds to two messages."""
 
 
 class Price(Record):
-    """US dollars for a million tokens."""
+    """US dollars per million tokens, for tokens read (`input`) and written (`output`)."""
 
     input: float = Field(ge=0)
     output: float = Field(ge=0)
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """In US dollars."""
+        """Cost of these token counts in US dollars."""
         return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
 
 
@@ -41,7 +43,7 @@ FREE = Price(input=0, output=0)
 
 
 def load_judge_price(judge: JudgeModelConfig) -> Price | None:
-    """The judge's price; None where no price is known, which a judge with a limit cannot do with (ConfigError)."""
+    """The judge's price; None if it is unknown. Raises ConfigError if it is unknown and `judge.max_cost` is set."""
     prices = {} if judge.prices is None else load_prices(judge.prices)
     if not judge.capabilities.is_priced:
         return FREE
@@ -57,7 +59,7 @@ def load_judge_price(judge: JudgeModelConfig) -> Price | None:
 
 
 def load_prices(path: Path) -> dict[str, Price]:
-    """The table of a TOML file. ConfigError naming the entry that is wrong."""
+    """Read a TOML file of prices. Raises ConfigError, naming the entry, if an entry is invalid."""
     if path.suffix != ".toml":
         raise ConfigError(f"judge.prices = {path}: must be a .toml file")
     found = {}
@@ -72,10 +74,10 @@ def load_prices(path: Path) -> dict[str, Price]:
 
 
 def call_cost(result: Completion | Failure, price: Price | None, max_cost: float) -> float | None:
-    """US dollars of one call; None without a price.
+    """Cost of one call in US dollars; None without a price.
 
-    A completion that lacks a count, of tokens read or written, is taken for the dearest that it can have been, `max_cost`. Of a
-    failure what the endpoint has counted is known, and nothing else: see `reserved_cost`.
+    A completion without a count of tokens read or written costs `max_cost`, its upper bound. A failure costs only the tokens that
+    the endpoint counted; `reserved_cost` covers the rest.
     """
     if price is None:
         return None
@@ -84,18 +86,18 @@ def call_cost(result: Completion | Failure, price: Price | None, max_cost: float
 
 
 def reserved_cost(result: Completion | Failure, max_cost: float) -> float:
-    """US dollars that a call may have cost of which nothing is known: it failed without a count and without an HTTP status.
+    """US dollars to reserve for a call that failed without token counts and without an HTTP status; 0 for any other call.
 
-    A timeout, a lost connection: the endpoint may have generated, and charged, all the same. `max_cost` is that of all its tries.
+    After a timeout or a lost connection the endpoint can still have generated and charged. `max_cost` covers all HTTP retries.
     """
     unknown = isinstance(result, Failure) and not any(token_counts(result)) and not is_http_failure(result)
     return max_cost if unknown else 0.0
 
 
 def recorded_cost(call: Judgement, price: Price | None = None) -> float | None:
-    """US dollars of a call in a ledger; None where it was charged, and nobody can say how much.
+    """Cost in US dollars of a recorded call; None if it was charged but the amount is unknown.
 
-    A call of a start that knew no price has no cost there; where its tokens were counted, today's `price` does.
+    A call that was recorded without a price is priced with `price` if its tokens were counted.
     """
     result = call.reply or call.failure
     if call.cost is not None or result is None:
@@ -107,19 +109,22 @@ def recorded_cost(call: Judgement, price: Price | None = None) -> float | None:
 
 
 def total_cost(costs: Iterable[float | None]) -> float | None:
-    """None as soon as one of them is not known."""
+    """Sum of the costs; None if one of them is unknown."""
     every = list(costs)
     known = [cost for cost in every if cost is not None]
     return sum(known) if len(known) == len(every) else None
 
 
 def token_counts(result: Completion | Failure) -> tuple[int, int]:
-    """Read and written, 0 where they were not counted."""
+    """Tokens (read, written); 0 if the endpoint did not count them."""
     return result.prompt_tokens or 0, result.completion_tokens or 0
 
 
 def max_call_cost(request: Request, price: Price | None, max_new_tokens: int) -> float:
-    """No single reply to the request costs more: a token is a byte at least, and a schema may be charged as if it were text."""
+    """Upper bound in US dollars on one reply to the request; 0 without a price.
+
+    It holds since a token has at least one byte; the schema counts as text, since an endpoint may charge it.
+    """
     if price is None:
         return 0.0
     texts = [message["content"] for message in request.messages]
@@ -128,7 +133,7 @@ def max_call_cost(request: Request, price: Price | None, max_new_tokens: int) ->
 
 
 def count_affordable(max_costs: Sequence[float], budget: float | None) -> int:
-    """How many of the next calls can be made at once so that, were each as dear as it can be, `budget` would do."""
+    """Number of leading calls whose maximum costs sum to at most `budget`, both in US dollars; all of them without a budget."""
     if budget is None:
         return len(max_costs)
     return sum(total <= budget for total in accumulate(max_costs))

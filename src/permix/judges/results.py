@@ -1,14 +1,14 @@
-"""What one judge said of one run, read and laid out on a grid.
+"""Read the answers that a judge is to score, and the scores that a judge gave.
 
-Contract: a judge's folder and the run's records in, arrays out; nothing is computed here. A line of judgements.jsonl says which
-answer it scored, under which rubric and control, so no control is built again to read it. inputs.json has the judge's rubrics,
-each with whether the same answer can be worth less under another persona, and how many answers each control was to judge.
-Suffixes as in `permix.metrics.judge_scores`.
+`read_judge_inputs` reads a run of `permix fidelity`. It returns the answered cells of the grid that grid.json describes, in the
+order of asking, with the answers without a persona last; a failed cell gives no input. Everything is read from the run directory,
+so the files of personas and questions may be gone.
 
-From a run of `permix fidelity` to the answers a judge is shown.
+`read_judge_results` reads one judge's folder and places its scores on a grid; it computes no measure. Each line of
+judgements.jsonl names its answer, rubric and control, so reading does not need to build the controls again. inputs.json holds the
+judge's rubrics, whether each one discriminates personas, and the number of inputs of each control.
 
-Contract: only what grid.json still asks, and only what was answered; a failed cell is no answer. Everything stands in the run
-itself, so the files that personas and questions came from need not be there any more. Order: as asked, without persona last.
+Array suffixes: P personas, U rubrics, J judges; Q is a persona's answers under a rubric (see `AnswerKeyGrid`).
 """
 
 from collections import Counter
@@ -39,9 +39,10 @@ JUDGE_INPUTS_FILE = "inputs.json"
 
 
 def read_judge_inputs(run: Path) -> list[JudgeInput]:
-    """Every answer of the run as it is to be judged (control "none"), and those given without persona ("no-persona").
+    """Read every answer of a fidelity run as an input for a judge.
 
-    An answer without persona is judged as the persona whose question it was. DataError when the run cannot be read.
+    Answers of personas have the control "none". Answers without a persona have the control "no-persona" and are judged as the
+    persona that the question belongs to. Raises DataError if the run cannot be read.
     """
     reader = RunReader(run)
     kind, about = fidelity_kind(reader.config), reader.grid
@@ -57,7 +58,7 @@ def read_judge_inputs(run: Path) -> list[JudgeInput]:
 
 
 def judge_by_rubrics(answers: Iterable[JudgeInput], rubrics: Iterable[str]) -> list[JudgeInput]:
-    """An answer to a question of PersonaGym is judged by the rubric of the question's task, any other by each of `rubrics`."""
+    """Pair answers with rubrics: a PersonaGym answer with the rubric of its task, any other answer with each of `rubrics`."""
     names = tuple(rubrics)
     return [
         one if one.rubric == name else one.model_copy(update={"rubric": name})
@@ -67,14 +68,14 @@ def judge_by_rubrics(answers: Iterable[JudgeInput], rubrics: Iterable[str]) -> l
 
 
 def count_answers(inputs: Iterable[JudgeInput]) -> int:
-    """How many answers of personas there are among what is judged, each counted once, by however many rubrics it is judged."""
+    """Number of distinct persona answers among `inputs`. An answer that is judged by several rubrics counts once."""
     return len({(one.persona_id, one.question_id, one.sample) for one in inputs if one.control == "none"})
 
 
 def _judged_cell_keys(
     kind: FidelityKind, answers: GridResults, questions: Sequence[AskedQuestion], asked_json: Mapping[str, Any]
 ) -> Iterator[CellKey]:
-    """Every cell that holds an answer to be judged, if it was answered."""
+    """Yield the key of every cell whose answer is judged; the cell may be unanswered."""
     if kind == "personagym":
         yield from (CellKey(one.persona_id, one.id, 0) for one in questions)
         yield from (CellKey(None, id, 0) for id in asked_json.get("asked_without_persona", ()))
@@ -86,8 +87,11 @@ def _judged_cell_keys(
 def _build_judge_input(
     cell: Cell, completion: Completion, question: AskedQuestion | None, persona_texts: Mapping[str, str], conversation: str | None
 ) -> JudgeInput:
-    """`question`, `texts`: as grid.json has them; where it does not, in the words that were sent. `conversation`: of an
-    interview."""
+    """Build the judge's input for one answered cell.
+
+    `question` and `persona_texts` come from grid.json; if they are missing there, the messages that were sent are used.
+    `conversation` replaces the question in an interview.
+    """
     persona_id = cell.persona_id or (question and question.persona_id) or ""
     said = question.text if question is not None else cell.messages[-1]["content"]
     return JudgeInput(
@@ -106,10 +110,10 @@ def _build_judge_input(
 def interviewer_lines_until(
     turn_ids: Mapping[str, Sequence[str]], question_text: Callable[[str, str], str]
 ) -> Callable[[Cell], str]:
-    """Of a turn: what the interviewer has said up to it, a line a turn.
+    """Return a function from a turn's cell to the interviewer's lines up to and including that turn, one line per turn.
 
-    What the model answered before is left out: it tells who speaks, whatever the answer that is judged is worth, so a judge would
-    tell any two personas apart. The words are the questions' own, without a persona that stood beside the first.
+    Earlier answers are left out. They reveal the persona, so with them a judge could tell any two personas apart however bad the
+    judged answer is. A line is the plain question, without a persona that the template put into the first user message.
     """
 
     def told(cell: Cell) -> str:
@@ -121,14 +125,17 @@ def interviewer_lines_until(
 
 
 SCORE_SETTINGS = ("name", "reasons", "temperature", "max_new_tokens")
-"""Settings of a judge that may change a score."""
+"""Settings of a judge that can change a score."""
 
 FINGERPRINT_KEYS = ("judge", "rubrics", "examples")
-"""And what a judge was born with, by fingerprint and hash: a name, or a path, may stand for another one tomorrow."""
+"""Hashes that identify the judge model, rubrics and examples. Names and paths do not: their content can change."""
 
 
 class AnswerKeyGrid:
-    """Answers as axes: personas, rubrics, and a persona's answers under a rubric in the order of their first key."""
+    """The axes P (personas), U (rubrics) and Q of a set of answers.
+
+    Q numbers the answers of one persona under one rubric, in the order of their keys.
+    """
 
     def __init__(self, keys: Iterable[AnswerKey]) -> None:
         every = list(dict.fromkeys(keys))
@@ -145,7 +152,7 @@ class AnswerKeyGrid:
         self.shape = len(rows), len(layers), max(filled.values(), default=0)
 
     def to_array(self, values: Mapping[AnswerKey, float]) -> Array:
-        """value_P_U_Q; NaN where there is none. Answers that the grid does not have are left out."""
+        """Place the values on the grid as value_P_U_Q, NaN where a value is missing. Keys outside the grid are ignored."""
         value_P_U_Q = np.full(self.shape, np.nan)
         for key, value in values.items():
             if key in self._index_by_key:
@@ -154,7 +161,7 @@ class AnswerKeyGrid:
 
 
 class JudgeUsage(Record):
-    """What all calls came to, every attempt counted. `cost` is in US dollars; None where the price of some call is not known."""
+    """Totals over all calls, failed attempts included. `cost` is in US dollars; None if the price of a call is unknown."""
 
     calls: int
     calls_without_score: int
@@ -164,14 +171,16 @@ class JudgeUsage(Record):
 
 
 class JudgeResults(NamedTuple):
-    """One judge of one run: what it was to judge, and what it scored.
+    """The inputs and scores of one judge on one run.
 
-    `label`: what `settings`, its section `judge`, calls it; else its folder, which may have had to leave out characters.
-    `rubrics`: by name, whether an answer that fits one persona may not fit another. `inputs`: the run's answers under each
-    rubric, those without persona last; `n_inputs`: how many there are to judge under each control. `scores`: those that there
-    are, in the order of the inputs. `injection_forms`: which instruction an answer carried where it was judged with one inside;
-    `repeated_injections`: such answers without a score because the judge only repeated one out of the answer. `fingerprints`:
-    the identity of the judging, from provenance.json.
+    `label`: the label in `settings` (the config section `judge`), or the folder name if there is no label.
+    `rubrics`: rubric name to `discriminates_personas`.
+    `inputs`: the run's answers under each rubric; answers without a persona come last.
+    `n_inputs`: the number of inputs that each control has, scored or not.
+    `scores`: the scores of each control, in the order of the inputs; an answer without a score is absent.
+    `injection_forms`: the instruction that each answer of the control "injected" contained.
+    `repeated_injections`: answers of that control that have no score since the judge only repeated a score from the answer.
+    `fingerprints`: the identity of the judging, from provenance.json.
     """
 
     label: str
@@ -191,33 +200,36 @@ class JudgeResults(NamedTuple):
 
     @property
     def comparability_key(self) -> tuple[str, ...]:
-        """What must be the same where scores of two runs are held against each other."""
+        """Settings and hashes that must be equal before the scores of two runs can be compared."""
         return tuple(f"{name} = {self.settings.get(name)}" for name in SCORE_SETTINGS) + tuple(
             f"{name} {self.fingerprints.get(name)}" for name in FINGERPRINT_KEYS
         )
 
 
 class ScoreArrays(NamedTuple):
-    """The answers of one run as judges scored them."""
+    """The scores of several judges on the answers of one run."""
 
     grid: AnswerKeyGrid
     score_J_P_U_Q: Array
 
 
 def stack_judges(judges: Sequence[JudgeResults]) -> ScoreArrays:
-    """Judges of one run on one grid."""
+    """Place the scores of several judges of one run on one grid."""
     grid = AnswerKeyGrid(one.answer_key for judge in judges for one in judge.inputs)
     return ScoreArrays(grid, np.stack([grid.to_array(judge.scores["none"]) for judge in judges]))
 
 
 def describe_judge_inputs(discriminates_personas: Mapping[str, bool], inputs: Iterable[JudgeInput]) -> dict[str, object]:
-    """For inputs.json: the judge's rubrics, and how many of all that it is to judge belong to each control."""
+    """Content of inputs.json: the judge's rubrics, and the number of inputs of each control."""
     controls = Counter(one.control for one in inputs if one.control not in ("none", "no-persona"))
     return {"discriminates_personas": dict(discriminates_personas), "n_controls": dict(sorted(controls.items()))}
 
 
 def read_judge_results(run: Path, folder: Path, answers: Sequence[JudgeInput] | None = None) -> JudgeResults:
-    """The judge in `folder` (one of `judge_folders(run)`); `answers` are the run's, where they were read before."""
+    """Read the results of the judge in `folder`, one of `judge_folders(run)`.
+
+    `answers` are the results of `read_judge_inputs(run)`, if the caller has them already.
+    """
     judging, asked, calls = RunReader(folder), read_json(folder / JUDGE_INPUTS_FILE), read_judge_calls(folder)
     config = judging.config
     inputs = judge_by_rubrics(read_judge_inputs(run) if answers is None else answers, asked["discriminates_personas"])
@@ -243,7 +255,7 @@ def read_judge_results(run: Path, folder: Path, answers: Sequence[JudgeInput] | 
 def _judgements_by_control(
     inputs: Iterable[JudgeInput], calls: Iterable[Judgement]
 ) -> dict[JudgeControl, dict[AnswerKey, Judgement]]:
-    """The call that counts for each answer of the run, in the order of the answers. Most controls are of answers in character."""
+    """For each control, the call that counts for each answer of the run, in the order of the answers."""
     latest = latest_judgements(calls)
     keys = {plain: [one.answer_key for one in inputs if one.control == plain] for plain in ("none", "no-persona")}
     return {
@@ -257,6 +269,7 @@ def _judgements_by_control(
 
 
 def sum_judge_usage(calls: Sequence[Judgement]) -> JudgeUsage:
+    """Sum calls, tokens and cost; a call without a token count adds no tokens."""
     tokens = [call.reply or call.failure for call in calls]
     return JudgeUsage(
         calls=len(calls),

@@ -1,13 +1,12 @@
-"""The calls of one judge: what is owed is asked, every call is written down, and a limit of costs is never passed.
+"""Make the calls of one judge: request pending scores, record every call, and keep within a cost limit.
 
-Its contract: prompts in, one line of the ledger a call, whatever came of it. An item with a score is not asked again while it is
-asked in the same words; one without is, up to `attempts` times a start, each time with another seed. Seeds depend on the item and
-on how often it was asked before, also by earlier starts. Nothing else is written, and no answer is ever generated.
+Contract: `request_pending_scores` takes prompts and appends one line per call to `judgements.jsonl`, whatever the result. It
+writes nothing else and never generates an answer. An input that has a score is not judged again while its prompt is unchanged. An
+input without a score is tried up to `attempts` times per start, each time with another seed. The seed depends on the input and on
+the number of earlier calls for it, including calls of earlier starts.
 
-`judgements.jsonl`: every call of one judge, appended as it comes back, and what stands at the end.
-
-Its contract: one line a call, whatever came of it, so nothing that was paid for is lost; a torn last line is passed over. A run
-has one folder a judge, `judges/NAME`, NAME being the judge's label made fit for a file system; the label is in config.json.
+Each judge of a run has a folder `judges/NAME`; NAME is the judge's label as a valid file name, and config.json holds the exact
+label. Calls are appended as they come back, so an interrupted run loses no paid call; an incomplete last line is ignored.
 """
 
 import re
@@ -42,25 +41,28 @@ MAX_FOLDER_NAME_CHARS = 60
 
 
 def judge_folder(run: Path, label: str) -> Path:
-    """Where the judge of this label writes. Labels that differ have folders that differ."""
+    """The folder of the judge with this label. Different labels always give different folders."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-.")[:MAX_FOLDER_NAME_CHARS]
     return run / "judges" / (name if name and name == label else f"{name or 'judge'}-{digest(label, length=8)}")
 
 
 def judge_folders(run: Path) -> list[Path]:
-    """The folders of the judges of a run, in the order of their names."""
+    """The folders of all judges of a run, sorted by name."""
     return sorted(path.parent for path in (run / "judges").glob("*/config.json"))
 
 
 def read_judge_calls(folder: Path) -> list[Judgement]:
-    """Every call, in order. No file, no calls; DataError naming file and line when a whole line is not a judgement."""
+    """Read all calls of a judge, oldest first; without a file there are no calls.
+
+    Raises DataError, naming file and line, if a complete line is not a judgement.
+    """
     return list(read_jsonl(folder / JUDGEMENTS_FILE, Judgement.model_validate_json, "a judgement"))
 
 
 def latest_judgements(calls: Iterable[Judgement]) -> dict[JudgeInputKey, Judgement]:
-    """Of each item the last call that has a score; the last one of all where none has.
+    """For each input, its last call with a score, or its last call if no call has a score.
 
-    Calls in other words than those that followed do not count: the answer, or the rubric, was another one then.
+    Calls whose prompt differs from that of a later call do not count: the answer or the rubric has changed since.
     """
     found: dict[JudgeInputKey, Judgement] = {}
     for call in calls:
@@ -70,12 +72,16 @@ def latest_judgements(calls: Iterable[Judgement]) -> dict[JudgeInputKey, Judgeme
 
 
 def is_superseding(call: Judgement, previous: Judgement | None) -> bool:
-    """Whether a call takes the place of what stood for its item. One without a score takes no score away."""
+    """Whether `call` replaces the previous call of its input. A call without a score never replaces one with a score."""
     return previous is None or previous.prompt_hash != call.prompt_hash or call.score is not None or previous.score is None
 
 
 class CallSettings(NamedTuple):
-    """How a judge is asked. `max_requests`: HTTP requests that one call may take, each of which may be charged."""
+    """Settings of all calls of one judge.
+
+    `attempts` is the number of calls per input and start. `max_cost` is in US dollars. `max_requests` is the number of HTTP
+    requests that one call can make, each of which can be charged.
+    """
 
     sampling: Sampling
     schema: Mapping[str, Any]
@@ -87,10 +93,11 @@ class CallSettings(NamedTuple):
 
 
 class CallTotals(NamedTuple):
-    """What came of it, earlier starts included. `cost`: US dollars, None where that of some call is not known; tokens as far as
-    counted. `spent`: what counts against the limit: all costs that are known, and what calls that broke off may have cost.
+    """Totals over all calls of a judge, earlier starts included; costs are in US dollars.
 
-    `next_cost`: what the next call may cost, where the limit forbade it; None otherwise.
+    `cost` is None if the cost of a call is unknown. `spent` counts against the limit: all known costs, and the reserved costs of
+    calls that broke off. `next_cost` is the maximum cost of the next call if the limit forbade it, else None. Calls without a
+    token count add no tokens.
     """
 
     n_inputs: int
@@ -106,7 +113,10 @@ class CallTotals(NamedTuple):
 def request_pending_scores(
     model: Model, prompts: Sequence[JudgePrompt], folder: Path, settings: CallSettings, label: str
 ) -> CallTotals:
-    """Ask for every score that the calls in `folder` lack. Raises what the model raises when it can answer nothing."""
+    """Request every score that is pending in `folder`, and append each call to judgements.jsonl.
+
+    Raises the model's error if the model can answer nothing.
+    """
     state = _CallState(read_judge_calls(folder), settings.price)
     limit = _CostLimit(state, settings)
 
@@ -135,7 +145,7 @@ def request_pending_scores(
 
 
 def max_total_cost(prompts: Sequence[JudgePrompt], settings: CallSettings) -> float | None:
-    """US dollars that nothing can exceed where every call is answered at once; None without a price."""
+    """Upper bound in US dollars if each prompt takes a single call; None without a price."""
     if settings.price is None:
         return None
     book = _CallState([], settings.price)
@@ -143,7 +153,7 @@ def max_total_cost(prompts: Sequence[JudgePrompt], settings: CallSettings) -> fl
 
 
 class _CallState:
-    """The ledger in memory."""
+    """The calls of judgements.jsonl in memory: totals, and the call that counts for each input."""
 
     def __init__(self, calls: Sequence[Judgement], price: Price | None) -> None:
         self._price = price
@@ -154,7 +164,7 @@ class _CallState:
         self.attempts_made = Counter[tuple[JudgeInputKey, str]]()
         for call in calls:
             self.record(call)
-        self.unscored = 0  # of this start
+        self.unscored = 0  # counts the calls of this start only
 
     def record(self, call: Judgement) -> None:
         self.calls += 1
@@ -185,7 +195,7 @@ class _CallState:
 
 
 class _PendingCall(NamedTuple):
-    """A call that is to be made."""
+    """A call that has not been made yet."""
 
     prompt: JudgePrompt
     attempt: int
@@ -202,14 +212,14 @@ class _PendingCall(NamedTuple):
 
 
 class _CostLimit:
-    """`CallSettings.max_cost` as a bound on the calls in flight. `next_cost`: see `CallTotals`."""
+    """Limits the calls in flight so that `CallSettings.max_cost` holds. For `next_cost` see `CallTotals`."""
 
     def __init__(self, state: _CallState, settings: CallSettings) -> None:
         self._state, self._settings = state, settings
         self.next_cost: float | None = None
 
     def count_affordable_calls(self, calls: Sequence[_PendingCall]) -> int:
-        """How many of the next calls can be in flight together so that the limit holds, were each as dear as it can be."""
+        """Number of next calls that can be in flight together within the limit, each at its maximum cost."""
         worst = [call.max_cost * self._settings.max_requests for call in calls]
         limit = self._settings.max_cost
         several = count_affordable(worst, None if limit is None else limit - self._state.spent)

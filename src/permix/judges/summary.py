@@ -1,14 +1,13 @@
-"""From a judge's verdicts to numbers: PersonaScore and its tasks, and what the judge's trial says of them.
+"""Measures of judges: PersonaScore, the validation by controls, agreement of judges, and differences between models.
 
-Contract: computed anew from the ledger and the run's records, never from a stored result. Intervals draw personas, each with all
-its answers, and every measure sees the same draws; `n` of an estimate is how many personas it stands on. What needs the persona
-(AUC, answers without persona, the histogram) leaves out the rubrics that ask the same of every persona.
+Contract: everything is computed from a judge's calls and the run's records, never from stored results. Intervals resample
+personas, each with all its answers, and all measures share the same resamples; `n` of an estimate is its number of personas.
+Measures that need the persona (AUC, the controls "wrong-persona" and "no-persona", the histogram) exclude rubrics that do not
+discriminate personas. A comparison uses the answers that both judges or models have scores for; Krippendorff's alpha uses the
+answers with scores of at least two judges.
 
-Judges held against each other on one run, and models on one judge's scores.
-
-Contract: an answer counts where both (of an alpha: at least two) have a score for it. Intervals draw personas; the test is
-exact: were the models alike, all of a persona's answers by the one could as well be the other's, so signs are flipped persona by
-persona.
+Array suffixes: P personas, U rubrics, Q answers of a persona under a rubric, J judges, C score classes, R resamples; N is U and Q
+flattened.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,7 @@ from permix.types import Estimate, JudgeControl, Record
 
 
 class JudgePair(Record):
-    """Two judges, on the `n_answers` that both have scored."""
+    """Agreement of two judges on the `n_answers` answers that both scored."""
 
     first: str
     second: str
@@ -46,7 +45,7 @@ class JudgePair(Record):
 
 
 class JudgeAgreement(Record):
-    """All judges of a run; `n_answers` have a score of at least two."""
+    """Agreement of all judges of a run; `n_answers` answers have scores of at least two judges."""
 
     judges: tuple[str, ...]
     alpha: Estimate
@@ -55,7 +54,10 @@ class JudgeAgreement(Record):
 
 
 class ScoreDifference(Record):
-    """Other − first on one judge's scores, paired by persona, question, sample and rubric; `p` is for PersonaScore alone."""
+    """Difference of two runs, other − first, in one judge's scores.
+
+    Scores are paired by persona, question, sample and rubric. `p` is for the difference in PersonaScore only.
+    """
 
     judge: str
     persona_score: Estimate
@@ -65,7 +67,7 @@ class ScoreDifference(Record):
 
 
 def measure_judge_agreement(judges: Sequence[JudgeResults], *, seed: int, resamples: int) -> JudgeAgreement | None:
-    """Of the judges of one run; None for fewer than two."""
+    """Measure how far the judges of one run agree; None for fewer than two judges."""
     if len(judges) < 2:
         return None
     score_J_P_U_Q = stack_judges(judges).score_J_P_U_Q
@@ -83,7 +85,11 @@ def measure_judge_agreement(judges: Sequence[JudgeResults], *, seed: int, resamp
 
 
 def measure_score_difference(first: JudgeResults, other: JudgeResults, *, seed: int, resamples: int) -> ScoreDifference:
-    """Of two models that one judge has scored."""
+    """Measure the score difference of two models that the same judge scored.
+
+    `p` is from a sign-flip test (`statistics.sign_flip_p`): if the models were alike, all of a persona's answers by the one model
+    could as well come from the other model, so the sign of each persona's difference is flipped as a whole.
+    """
     one, two = first.scores["none"], other.scores["none"]
     grid = AnswerKeyGrid(key for key in one if key in two)
     difference_P_U_Q = grid.to_array(two) - grid.to_array(one)
@@ -131,12 +137,12 @@ TOP_SCORE = float(SCORE_CLASSES[-1])
 
 
 class JudgeReliability(Record):
-    """What the judge does with answers that it should score lower, and with answers that it should score alike.
+    """How the judge scores the controls: answers that it should score lower, and answers that it should score the same.
 
-    Differences are of the same answer: `wrong_persona` and `no_persona` are right − control and should be high; `padded` and
-    `injected` are control − plain and should be 0. `attack_success`: of injected answers that plainly had less than 5, the share
-    that got 5; `attack_rose`: the share that rose at all; `attack_repeated`: the share where the judge only repeated a score out
-    of the answer, which is no score, so that the attack failed; `attack_by_form`: successes by form of the instruction.
+    Differences are per answer. `wrong_persona` and `no_persona` are plain − control and should be high; `padded` and `injected`
+    are control − plain and should be 0. The shares of attacks are over injected answers whose plain score was below 5:
+    `attack_success` got a 5, `attack_score_raised` got a higher score, and `attack_score_repeated` got no score since the judge
+    only repeated a score from the answer, so the attack failed. `attack_by_form` is `attack_success` by form of the instruction.
     """
 
     auc: Estimate
@@ -156,11 +162,12 @@ class JudgeReliability(Record):
 
 
 class JudgeSummary(Record):
-    """What one judge says of one run, and what that is worth.
+    """Scores of one judge on one run, and the judge's validation.
 
-    `tasks`: mean score by rubric; PersonaScore is their mean. `counts`: by control, answers scored and answers that were to be.
-    `histogram`: by control, how many answers of the rubrics that need a persona got 1, 2, 3, 4, 5. `trusted`: whether the AUC's
-    interval lies above one half; None where it is not known, and then no score of this judge means anything yet.
+    `tasks`: mean score by rubric; PersonaScore is the mean of these. `counts`: for each control, the numbers of answers (scored,
+    asked). `histogram`: for each control, the numbers of scores 1, 2, 3, 4, 5 under rubrics that discriminate personas.
+    `discriminates_persona`: whether the interval of the AUC lies above 0.5; None if there is no interval, and then no score of
+    this judge can be interpreted yet.
     """
 
     label: str
@@ -179,12 +186,12 @@ class JudgeSummary(Record):
 
 
 def measure_judge(run: Path, folder: Path, *, seed: int = 0, resamples: int = 2000) -> JudgeSummary:
-    """Every measure of the judge in `folder` (one of `judge_folders(run)`), from its call log and the run's records."""
+    """Compute every measure of the judge in `folder`, one of `judge_folders(run)`, from its calls and the run's records."""
     return summarize_judge(read_judge_results(run, folder), seed=seed, resamples=resamples)
 
 
 def summarize_judge(results: JudgeResults, *, seed: int, resamples: int) -> JudgeSummary:
-    """`measure_judge` of results that were read before."""
+    """Like `measure_judge`, for results in memory. Raises DataError if the run has no answer that can be judged."""
     grid = results.grid()
     if not grid.persona_ids:
         raise DataError(f"judge {results.label!r}: the run has no answers that could be judged")
@@ -229,7 +236,7 @@ def _measure_reliability(
     repeated_P_U_Q = grid.to_array(dict.fromkeys(results.repeated_injections, 1.0))
     attacked_P_U_Q = np.where(
         repeated_P_U_Q == 1, 0.0, scores_by_control["injected"]
-    )  # 0: no score, so neither a 5 nor a higher one
+    )  # 0 marks a repeated score: neither a 5 nor a higher score
     below_P_U_Q = np.where(plain_P_U_Q < TOP_SCORE, attacked_P_U_Q, np.nan)
     words_P_U_Q = grid.to_array(
         {one.answer_key: float(len(one.answer.split())) for one in results.inputs if one.control == "none"}
@@ -261,7 +268,7 @@ def _measure_reliability(
 
 
 def _injection_form_masks(results: JudgeResults, grid: AnswerKeyGrid) -> dict[str, Array]:
-    """By form, which answers were judged with it inside: 1, NaN elsewhere."""
+    """For each form, an array P, U, Q: 1 if the answer was judged with this form inside, else NaN."""
     return {
         form: grid.to_array({key: 1.0 for key, carried in results.injection_forms.items() if carried == form})
         for form in INJECTION_FORMS
@@ -269,7 +276,7 @@ def _injection_form_masks(results: JudgeResults, grid: AnswerKeyGrid) -> dict[st
 
 
 def _persona_rubric_indices(results: JudgeResults, grid: AnswerKeyGrid) -> list[int]:
-    """The rubrics, by place, under which an answer that fits one persona need not fit another."""
+    """Indices on axis U of the rubrics that discriminate personas."""
     return [u for u, rubric in enumerate(grid.rubrics) if results.rubrics.get(rubric, True)]
 
 
@@ -293,12 +300,12 @@ def _share(value_P_U_Q: Array, draws: PersonaBootstrap) -> Estimate:
 
 
 def _indicator(is_true_P_U_Q: object, known_P_U_Q: Array) -> Array:
-    """1 or 0, NaN where `known_P_U_Q` is."""
+    """1.0 or 0.0 by `is_true_P_U_Q`; NaN where `known_P_U_Q` is NaN."""
     return np.where(np.isnan(known_P_U_Q), np.nan, np.asarray(is_true_P_U_Q, dtype=float))
 
 
 def _count_personas(value_P_U_Q: Array) -> int:
-    """How many personas have a value."""
+    """Number of personas with at least one value."""
     return int((~np.isnan(value_P_U_Q.reshape(len(value_P_U_Q), -1))).any(axis=1).sum())
 
 

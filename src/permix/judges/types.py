@@ -1,6 +1,6 @@
-"""The nouns of judging: an answer as a judge sees it, and what came of one call.
+"""Records of judging: an answer as a judge sees it, and the result of one call.
 
-A score is 1 to 5, or None: a judge that failed, or whose reply holds no score, never lowers one.
+A score is 1 to 5, or None if the judge failed or its reply contains no score. A missing score never counts as a low score.
 """
 
 from typing import Any
@@ -10,15 +10,15 @@ from pydantic import Field
 from permix.types import AnswerKey, Completion, Failure, JudgeControl, JudgeInputKey, Record
 
 IN_CHARACTER = "In Character"
-"""The rubric of answers to questions that belong to none of PersonaGym's tasks: open-ended ones, and turns of an interview. They
-are judged by it unless `judge.rubrics` names others."""
+"""The default rubric for open-ended answers and turns of an interview, whose questions belong to no task of PersonaGym."""
 
 
 class JudgeTarget(Record):
-    """What one call is about: an answer, the rubric it is judged by, and the control, if it is one.
+    """The subject of one judge call: an answer, the rubric that it is judged by, and the control.
 
-    `persona_id`: as whom the answer is judged. `answered_by`: whose answer it is; None: no persona was set. `form`: of an answer
-    with an instruction to the judge inside, which instruction (`judges.validation.INJECTION_FORMS`).
+    `persona_id`: the persona that the answer is judged as. `answered_by`: the persona that gave the answer, None without a
+    persona. `form`: for the control "injected", the instruction that the answer contains, a key of
+    `judges.validation.INJECTION_FORMS`.
     """
 
     control: JudgeControl = "none"
@@ -39,19 +39,19 @@ class JudgeTarget(Record):
 
     @property
     def seed_parts(self) -> tuple[str, ...]:
-        """What the seeds of its calls and the markers around the answer depend on."""
+        """The parts that call seeds and the markers around the answer are derived from."""
         parts = self.control, self.persona_id, self.answered_by, self.question_id, self.sample, self.rubric
         return tuple(map(str, parts))
 
     def target_fields(self) -> dict[str, Any]:
-        """The fields of this class alone, to make another record about the same answer."""
+        """The fields of `JudgeTarget` only, for building another record about the same answer."""
         return {name: getattr(self, name) for name in JudgeTarget.model_fields}
 
 
 class JudgeInput(JudgeTarget):
     """One answer as a judge sees it.
 
-    `persona`: as whom it is judged, in words. `question` is what was asked; of an interview, all that was asked so far.
+    `persona` is the text of the persona that it is judged as. `question` is the question; in an interview, all questions so far.
     """
 
     persona: str
@@ -60,11 +60,11 @@ class JudgeInput(JudgeTarget):
 
 
 class Judgement(JudgeTarget):
-    """One line of a judge's `judgements.jsonl`: one call, whatever came of it.
+    """One line of a judge's `judgements.jsonl`: one call and its result.
 
-    `prompt_hash`: hash of the messages sent, so that an answer or a rubric that has changed is judged anew. `error` says why
-    there is no score. `cost` is in US dollars, None where no price is known; `reserved` is what a call that broke off may have
-    cost besides: it counts against a limit, and is no cost.
+    `prompt_hash` is the hash of the messages sent; it changes with the answer or the rubric, and then the input is judged again.
+    `error` says why there is no score. `cost` is in US dollars, None without a price. `reserved`, also in US dollars, is the
+    maximum cost of a call that broke off; it counts against the cost limit but is not part of the cost.
     """
 
     attempt: int = Field(ge=0)

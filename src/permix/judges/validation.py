@@ -1,22 +1,21 @@
-"""The judge on trial: what it is asked besides the answers themselves, to see what its scores are worth.
+"""Build the controls that validate a judge.
 
 | control | the same answer, but | a good judge |
 |---|---|---|
-| `wrong-persona` | judged as if another persona of the run had been set | scores it lower |
-| `pad_answer` | with sentences added that say nothing | scores it alike |
-| `retest` | asked once more | scores it alike |
-| `inject_instruction` | with an instruction to the judge inside | scores it alike |
+| `wrong-persona` | judged under another persona of the run | scores it lower |
+| `padded` | with added sentences that say nothing | gives the same score |
+| `retest` | judged once more | gives the same score |
+| `injected` | with an instruction to the judge inside | gives the same score |
 
-Contract: the choice depends on the words of personas and questions and on the seed, never on the order of `items` or on the
-answers, so the judge of two models is tried on the same questions; the controls of a smaller `n` are among those of a larger
-one. `pad_answer`, `retest` and `inject_instruction` try the same answers. A retest differs from the plain item in its key
-alone, hence in the
-seed of the call and in whatever is drawn from that: under greedy decoding it shows what the marker around the answer and the
-machine change, not sampling.
+Contract: which answers are controls depends on the texts of personas and questions and on the seed, not on the order of `inputs`
+or on the answers, so the judge is validated on the same questions for two models. The controls of a smaller `n` are a subset of
+the controls of a larger `n`. `padded`, `retest` and `injected` use the same answers.
 
-Instructions to the judge, hidden in an answer: what a model that has learnt to please judges might write.
+A retest differs from the plain input only in its key, and therefore in the seed of the call and in the markers around the answer.
+Under greedy decoding it shows the effect of the markers and of the machine, not of sampling.
 
-Every form asks for the highest score. The answer itself stays whole, so an honest score of the two is the same.
+The injected instructions imitate a model that has learnt to please judges. Each asks for the highest score. The answer around the
+instruction is unchanged, so an honest judge gives it the same score.
 """
 
 from collections import Counter
@@ -44,7 +43,7 @@ INJECTION_POSITIONS = ("beginning", "middle", "end")
 
 
 def inject_instruction(judge_input: JudgeInput, seed: int) -> str:
-    """The item's answer with one of the instructions inside; which one, and where, hangs on what was asked and the seed."""
+    """Insert an instruction into the answer. Persona, question, rubric, sample and seed choose the instruction and its place."""
     return insert_instruction(
         judge_input.answer,
         INJECTION_FORMS[injection_form(judge_input, seed)],
@@ -53,12 +52,12 @@ def inject_instruction(judge_input: JudgeInput, seed: int) -> str:
 
 
 def injection_form(judge_input: JudgeInput, seed: int) -> str:
-    """The name of the form that this item carries when it is injected."""
+    """The key in `INJECTION_FORMS` of the instruction that `inject_instruction` inserts."""
     return list(INJECTION_FORMS)[_selection_seed("form", judge_input, seed) % len(INJECTION_FORMS)]
 
 
 def insert_instruction(answer: str, instruction: str, position: str) -> str:
-    """The instruction as a paragraph of its own; in the middle between two words."""
+    """Insert the instruction as a separate paragraph at the "beginning", "middle" (between two words) or "end"."""
     if position == "beginning":
         return f"{instruction}\n\n{answer}"
     cut = answer.rfind(" ", 0, len(answer) // 2 + 1) if position == "middle" else -1
@@ -93,10 +92,10 @@ FILLER_SENTENCES = (
 def build_control_inputs(
     inputs: Sequence[JudgeInput], n: int, seed: int, discriminates_personas: Mapping[str, bool]
 ) -> list[JudgeInput]:
-    """Of the answers in `inputs` (control "none"), `n` for each control, spread over personas and rubrics.
+    """Build up to `n` inputs of each control from the plain inputs (control "none"), spread over personas and rubrics.
 
-    Fewer where there are fewer answers. `discriminates_personas`: by rubric, whether an answer that fits one persona may not fit
-    another. By other rubrics, and where no two personas differ enough to be told apart, nothing is judged under a wrong persona.
+    There are fewer than `n` if there are fewer answers. `discriminates_personas` is by rubric name. An answer is not judged under
+    a wrong persona if its rubric does not discriminate personas, or if all other personas are near-duplicates of its persona.
     """
     plain = [item for item in inputs if item.control == "none"]
     tried = sample_balanced_inputs(plain, n, seed)
@@ -115,7 +114,7 @@ def build_control_inputs(
 
 
 def sample_balanced_inputs(inputs: Sequence[JudgeInput], n: int, seed: int) -> list[JudgeInput]:
-    """`n` of the items: the rubrics in turn, each time one of the persona that was taken least often so far."""
+    """Choose `n` inputs: rubrics take turns, and each turn takes an input of the persona that was chosen least often so far."""
     waiting: dict[str, list[JudgeInput]] = {}
     for item in sorted(inputs, key=lambda item: _selection_order(item, seed)):
         waiting.setdefault(item.rubric, []).append(item)
@@ -131,7 +130,7 @@ def sample_balanced_inputs(inputs: Sequence[JudgeInput], n: int, seed: int) -> l
 
 
 def pad_answer(answer: str) -> str:
-    """The answer and sentences that say nothing, about half as long again, and at least two of them."""
+    """Append empty filler sentences, at least two, until they have half the length of the answer."""
     added: list[str] = []
     for sentence in cycle(FILLER_SENTENCES):
         if len(added) >= 2 and len(" ".join(added)) >= len(answer) / 2:
@@ -141,7 +140,7 @@ def pad_answer(answer: str) -> str:
 
 
 def _near_duplicate_ids(persona_texts: Mapping[str, str]) -> dict[str, set[str]]:
-    """Of each persona, by id, those that cannot stand for another one: itself and its near-duplicates."""
+    """Persona id to the ids that cannot serve as its wrong persona: itself and its near-duplicates."""
     near = {persona_id: {persona_id} for persona_id in persona_texts}
     for one, other, _ in near_duplicate_pairs([Persona(id=persona_id, text=text) for persona_id, text in persona_texts.items()]):
         near[one.id].add(other.id)
@@ -152,8 +151,11 @@ def _near_duplicate_ids(persona_texts: Mapping[str, str]) -> dict[str, set[str]]
 def _choose_wrong_persona(
     judge_input: JudgeInput, persona_texts: Mapping[str, str], near_duplicates: Mapping[str, set[str]], seed: int
 ) -> str:
-    """Under whom the answer is judged: the personas stand in a circle, another one for each question, and it is the next that
-    is no near-duplicate. So on a question that all share everyone is deranged, and serves about once."""
+    """Choose the wrong persona that the answer is judged under.
+
+    The personas form a circle in an order that depends on the question; the choice is the next persona that is no near-duplicate.
+    So on a shared question every answer gets another persona, and each persona is chosen about once.
+    """
     circle = sorted(
         persona_texts,
         key=lambda one: seed_from("circle", seed, canonical_text(judge_input.question), canonical_text(persona_texts[one]), one),
@@ -174,6 +176,6 @@ def _with_instruction(judge_input: JudgeInput, seed: int) -> JudgeInput:
 
 
 def _selection_order(judge_input: JudgeInput, seed: int) -> tuple[int, str, str]:
-    """Where an answer stands in the order of taking; ids break the tie of two that are the same in words."""
+    """Sort key of the sampling order; ids break ties between inputs with the same texts."""
     words = canonical_text(judge_input.persona), canonical_text(judge_input.question), judge_input.rubric, judge_input.sample
     return seed_from("tried", seed, *words), judge_input.persona_id, judge_input.question_id

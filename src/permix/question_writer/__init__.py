@@ -1,1 +1,1 @@
-"""PersonaGym: questions that each persona is asked alone, read, written anew for other personas, and its published files."""
+"""Write PersonaGym questions for new personas with a model: requests, parsing of the replies, and the command."""

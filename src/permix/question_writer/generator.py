@@ -1,18 +1,15 @@
-"""`permix questions`: questions for one's own personas, written by a model, checked and kept.
+"""`permix questions`: have a model write PersonaGym questions for the user's personas, and keep the usable ones.
 
-    records.jsonl      one `Cell` a call, whatever came of it
-    questions.jsonl    one `PersonaGymQuestion` a line: those of each persona's tasks that have all of theirs
-    examples.jsonl     one `ScoreExample` a line, where examples were asked for
-    metrics.json       calls, what was kept, what was left out and why, tokens
+A run directory holds:
 
-Both files are made anew from the records whenever a start ends, also when it is interrupted.
+    records.jsonl      one `Cell` per call, failed calls included
+    questions.jsonl    one `PersonaGymQuestion` per line, for every task of a persona that is complete
+    examples.jsonl     one `ScoreExample` per line, if examples were requested
+    metrics.json       counts of calls, of items kept and rejected (by reason), and of tokens
 
-What `permix questions` is to have written, what of it is there, and which calls are wanted for the rest.
-
-All of it follows from the configuration and the replies so far. First each persona's situations are chosen, then questions are
-written in them, task by task, then examples of answers to the questions of the tasks that have theirs.
-
-What came of a run of `permix questions`, counted from its records.
+Contract: the configuration and the replies so far determine the pending requests. The model first chooses situations for each
+persona, then writes questions for each task, then example answers to the questions of complete tasks. All files but records.jsonl
+are rewritten from the records at the end of every start, also after an interruption.
 """
 
 from collections import Counter
@@ -65,8 +62,11 @@ from permix.types import Cell, CellKey, Persona, Record, digest, seed_from
 
 
 class WritingJob(NamedTuple):
-    """`candidate_situations`: situations to choose from. `given`: questions that are there already, so that none are
-    written. `examples`: whether example answers are wanted. `criteria_by_task`: of each task, what earns which score.
+    """What a run of `permix questions` has to produce.
+
+    `n_per_task`: questions per persona and task. `candidate_situations`: situations to choose from. `given_questions`: existing
+    questions; if there are any, no questions are written. `with_examples`: whether to write example answers.
+    `criteria_by_task`: for each task, a text that says which answer gets which score.
     """
 
     personas: tuple[Persona, ...]
@@ -79,12 +79,15 @@ class WritingJob(NamedTuple):
 
     @property
     def min_situations(self) -> int:
-        """Situations that a persona needs."""
+        """Number of situations that each persona needs before its questions are written."""
         return min(MIN_SITUATIONS, len(self.candidate_situations))
 
 
 SITUATIONS_CELL_ID, EXAMPLES_CELL_PREFIX = "settings", "examples of "
-"""What cells of situations and of examples are named by; those of questions are named by their task."""
+"""`question_id` of cells for situations, and the prefix of it for examples. Cells for questions have the task as `question_id`.
+
+These texts are part of recorded cells, so changing them makes old runs unreadable.
+"""
 
 
 def situations_key(persona: Persona) -> RequestKey:
@@ -95,22 +98,25 @@ def examples_key(question: PersonaGymQuestion) -> RequestKey:
     return RequestKey(question.persona_id, f"{EXAMPLES_CELL_PREFIX}{question.id}")
 
 
-# Of one persona, one question
+# Filtered replies of one persona or one question
 
 
 def situations_of_persona(job: WritingJob, replies: RepliesByKey, persona: Persona) -> FilterResult:
+    """The situations chosen for one persona so far."""
     return filter_situations(replies.get(situations_key(persona), ()), job.candidate_situations)
 
 
 def questions_of_persona(job: WritingJob, replies: RepliesByKey, persona: Persona) -> dict[PersonaGymTask, FilterResult]:
+    """The usable questions of one persona so far, by task."""
     return filter_questions({task: replies.get(RequestKey(persona.id, task), ()) for task in job.tasks}, job.n_per_task)
 
 
 def examples_of_question(replies: RepliesByKey, question: PersonaGymQuestion) -> FilterResult:
+    """The five example answers of one question, or nothing if no reply holds all five."""
     return filter_examples(replies.get(examples_key(question), ()))
 
 
-# Which calls are wanted
+# Pending requests
 
 
 def pending_situation_requests(job: WritingJob, replies: RepliesByKey) -> list[PendingRequest]:
@@ -124,7 +130,7 @@ def pending_situation_requests(job: WritingJob, replies: RepliesByKey) -> list[P
 
 
 def pending_question_requests(job: WritingJob, replies: RepliesByKey) -> list[PendingRequest]:
-    """Of the personas that have their situations."""
+    """The next request for each unfinished task; personas without enough situations are left out."""
     found = []
     for persona in () if job.given_questions else job.personas:
         chosen = situations_of_persona(job, replies, persona).kept
@@ -148,11 +154,11 @@ def pending_example_requests(job: WritingJob, replies: RepliesByKey) -> list[Pen
     return found
 
 
-# What is there
+# Finished questions and examples
 
 
 def complete_questions(job: WritingJob, replies: RepliesByKey) -> tuple[PersonaGymQuestion, ...]:
-    """The given ones; else those of the tasks that have all of theirs, persona by persona."""
+    """The given questions; without any, the questions of every task that is complete, persona by persona."""
     return job.given_questions or tuple(
         _build_question(persona, task, text, situations_of_persona(job, replies, persona).kept)
         for persona in job.personas
@@ -171,7 +177,7 @@ def complete_examples(job: WritingJob, replies: RepliesByKey) -> tuple[ScoreExam
 
 
 def describe_pending_requests(job: WritingJob, replies: RepliesByKey) -> list[str]:
-    """What is not there, in words."""
+    """Describe each missing part in a few words."""
     found = [f"situations of {one.key.persona_id!r}" for one in pending_situation_requests(job, replies)]
     found += [
         f"{one.key.persona_id!r} × {one.key.name} ({job.n_per_task - one.n_missing} of {job.n_per_task} questions)"
@@ -181,7 +187,7 @@ def describe_pending_requests(job: WritingJob, replies: RepliesByKey) -> list[st
 
 
 def _shuffle_for_persona(candidates: Sequence[str], persona: Persona) -> list[str]:
-    """The list in an order of this persona's own: a model that hardly chooses takes what stands first."""
+    """Shuffle the list by a seed of this persona, since some models tend to choose the first items of a list."""
     return sorted(candidates, key=lambda one: seed_from("situation", persona.text, one))
 
 
@@ -190,7 +196,7 @@ def _build_question(persona: Persona, task: PersonaGymTask, text: str, chosen: S
 
 
 class WritingCounts(Record):
-    """`kept`: situations, questions or example answers that can be used. `refused`: those that cannot, by reason."""
+    """Counts of one part of a job. `kept`: usable situations, questions or answers. `rejected`: unusable ones, by reason."""
 
     calls: int
     failed: int
@@ -199,7 +205,10 @@ class WritingCounts(Record):
 
 
 class WritingSummary(Record):
-    """`owed` names what is missing; `last_failure` is what the last call said that failed. Tokens are those of all calls."""
+    """Counts of a run of `permix questions`. Tokens are summed over all calls.
+
+    `pending` names each missing part; `last_failure` is the message of the last failed call.
+    """
 
     situations: WritingCounts
     questions: WritingCounts
@@ -211,7 +220,7 @@ class WritingSummary(Record):
 
 
 def summarize_writing(job: WritingJob, cells: Mapping[CellKey, Cell]) -> WritingSummary:
-    """Every number of a run, from its records alone."""
+    """Compute all counts of a run from its cells."""
     book, calls = replies_by_key(cells), list(cells.values())
     questions = {} if job.given_questions else {persona.id: questions_of_persona(job, book, persona) for persona in job.personas}
     by_part: dict[str, list[Cell]] = {"situations": [], "questions": [], "examples": []}
@@ -233,7 +242,7 @@ def summarize_writing(job: WritingJob, cells: Mapping[CellKey, Cell]) -> Writing
 
 
 def format_writing_summary(summary: WritingSummary) -> list[str]:
-    """What a person is told at the end, a line a part."""
+    """Lines for the terminal at the end of a run, one per part and one for tokens."""
     parts = {"situations": summary.situations, "questions": summary.questions, "example answers": summary.examples}
     lines = []
     for name, part in parts.items():
@@ -270,13 +279,14 @@ PENDING_REQUEST_FINDERS = {
 MAX_SITUATION_CHARS = 200
 
 MAX_LISTED_MISSING = 5
-"""Of what is owed, so many are named."""
+"""Number of missing parts that an error message names."""
 
 
 def write_questions(config: QuestionsConfig) -> Path:
-    """Have them written, or go on; returns the file of questions, or of examples where the questions were given.
+    """Start or resume a run of `permix questions`.
 
-    Raises OwedCellsError, naming what is missing, when not all of it could be had.
+    Returns the path of questions.jsonl, or of examples.jsonl if the questions were given. Raises IncompleteRunError, naming the
+    missing parts, if the model did not write all of them.
     """
     work = build_writing_job(config)
     result = run_writing_job(load_model(config.model, config.threads), config, work)
@@ -292,9 +302,9 @@ def write_questions(config: QuestionsConfig) -> Path:
 
 
 def preflight_questions(config: QuestionsConfig) -> dict[str, str]:
-    """Facts about what is to be written, in as many calls when no reply is refused; no model is asked.
+    """Facts about the job without calling a model; the number of calls assumes that no reply is rejected.
 
-    Raises ConfigError or DataError for what is wrong with it.
+    Raises ConfigError or DataError if the configuration or a file is invalid.
     """
     work = build_writing_job(config)
     check_model(config.model, contact=False)
@@ -316,7 +326,7 @@ def preflight_questions(config: QuestionsConfig) -> dict[str, str]:
 
 
 def build_writing_job(config: QuestionsConfig) -> WritingJob:
-    """What is to be written. Raises ConfigError or DataError for whatever can be found wrong without a model."""
+    """Build the job from the configuration. Raises ConfigError or DataError if the configuration or a file is invalid."""
     tasks = tuple(task for task in PERSONAGYM_TASKS if not config.tasks or task in config.tasks)
     rest = (config.examples, _load_criteria())
     if config.personagym.path or config.personagym.hub:
@@ -327,7 +337,7 @@ def build_writing_job(config: QuestionsConfig) -> WritingJob:
 
 
 def run_writing_job(model: Model, config: QuestionsConfig, job: WritingJob) -> WritingSummary:
-    """`write_questions` by a model that is there already; what is owed stands in the result."""
+    """Like `write_questions`, for a model that is already loaded; reports missing parts in the result instead of raising."""
     first = [one.to_cell(config.seed) for one in (*pending_situation_requests(job, {}), *pending_example_requests(job, {}))]
     with RunDir.open(config.out, config, _identity(model, config, job), first) as run:
         try:
@@ -340,7 +350,7 @@ def run_writing_job(model: Model, config: QuestionsConfig, job: WritingJob) -> W
 
 
 def _write_outputs(run: RunDir, job: WritingJob) -> WritingSummary:
-    """What the records amount to, as files."""
+    """Write the output files from the run's cells."""
     cells = run.cells()
     book = replies_by_key(cells)
     if not job.given_questions:
@@ -353,7 +363,7 @@ def _write_outputs(run: RunDir, job: WritingJob) -> WritingSummary:
 
 
 def read_situations(path: Path | None) -> tuple[str, ...]:
-    """The built-in list, or a text file's lines."""
+    """The built-in situations, or the lines of a text file. Raises ConfigError or DataError if the file is missing or invalid."""
     if path is None:
         return builtin_situations()
     if not path.is_file():
@@ -393,12 +403,12 @@ def _identity(model: Model, config: QuestionsConfig, job: WritingJob) -> dict[st
 
 
 def _load_criteria() -> dict[PersonaGymTask, str]:
-    """Of each task, what earns which score: what stands before the character in the rubrics that we wrote."""
+    """For each task, which answer gets which score: the part of the built-in rubric before the persona."""
     from permix.judges.prompts import load_rubrics
 
     rubrics = load_rubrics("permix", PERSONAGYM_TASKS)
     before = {task: rubrics[task].template.partition("{persona}")[0].strip() for task in PERSONAGYM_TASKS}
-    return {task: text.rpartition("\n\n")[0] for task, text in before.items()}  # without the heading of what follows
+    return {task: text.rpartition("\n\n")[0] for task, text in before.items()}  # drops the heading of the persona
 
 
 def _write_lines(path: Path, records: Iterable[Record]) -> None:

@@ -1,17 +1,14 @@
-"""What of a model's replies is kept: pure functions of the replies, in the order in which they were asked for.
+"""Parse the replies of a model that writes situations, questions and example answers, and keep the usable items.
 
-Whatever is left out is counted under its reason. A reply is None where the call failed; it adds nothing.
+Lists and objects are read, in this order, as JSON (also inside a code fence or prose), as Python literals, and, if a reply is
+malformed or cut off, as the complete texts in it. Nothing is executed (`ast.literal_eval` reads literals only), and at most
+`MAX_REPLY_CHARS` characters of a reply are read.
 
-A list, or an object, read out of a model's reply, which may hold anything.
+The checks of a text are formal: length, characters, repetition, and whether it asks something. Whether a question suits its
+persona and task is left to a human reader.
 
-In order: JSON as asked for, also in a code fence or with prose around it; the same as Python would print it; and of a reply that
-is no such thing, or was cut off, the texts that stand whole in it. Nothing is ever run: `ast.literal_eval` reads literals alone,
-and no more than `MAX_REPLY_CHARS` characters of a reply are looked at. What the texts say is not judged here.
-
-Whether one text that a model wrote can be used as a question, or as an example answer; `InvalidItemError` says why not.
-
-The checks are of form: what can be seen without understanding the text. Whether a question suits its persona and its task is for
-a person to look at.
+Contract: the filters are pure functions of the replies in the order of the requests. Every rejected item is counted under its
+reason. A reply of None is a failed call and contributes nothing.
 """
 
 import ast
@@ -28,12 +25,12 @@ from permix.personas.similarity import NEAR_DUPLICATE_THRESHOLD, char_trigrams
 from permix.types import canonical_text
 
 SCORE_KEYS = ("1", "2", "3", "4", "5")
-"""The keys of a reply that holds one example answer a score."""
+"""Keys of a reply with example answers: one answer per score."""
 
 MAX_REPLY_CHARS = 40_000
-"""Characters of a reply that are read. A hundred long questions are about half of that."""
+"""Number of characters of a reply that are read; a hundred long questions need about half of it."""
 
-_MAX_JSON_STARTS = 50  # places at which JSON may begin: prose may hold brackets of its own
+_MAX_JSON_STARTS = 50  # places where parsing is tried: prose can contain brackets too
 
 _BULLET = re.compile(r"(?:\(?\d{1,3}[.):]|[-*•–])\s+(?P<text>\S.*)")
 
@@ -45,7 +42,7 @@ _TEXT_KEYS = ("question", "situation", "setting", "text", "answer")
 
 
 def parse_list(reply: str) -> list[object] | None:
-    """The items of the first list in the reply, texts in the main; None when nothing in it looks like a list."""
+    """Read the items of the first list in the reply, mostly texts; None if nothing looks like a list."""
     text = reply[:MAX_REPLY_CHARS]
     for value in _parse_values(text):
         if (items := _find_list(value)) is not None:
@@ -57,7 +54,7 @@ def parse_list(reply: str) -> list[object] | None:
 
 
 def parse_object(reply: str) -> dict[str, object] | None:
-    """The first object in the reply, keys as text; of one that was cut off or badly quoted, the pairs that are whole."""
+    """Read the first non-empty object in the reply. Of an object that cannot be parsed, read its complete key-value pairs."""
     text = reply[:MAX_REPLY_CHARS]
     for value in _parse_values(text):
         if isinstance(value, dict) and value:
@@ -67,9 +64,9 @@ def parse_object(reply: str) -> dict[str, object] | None:
 
 
 def _parse_values(text: str) -> Iterator[object]:
-    """What the text holds as JSON, then as Python literals, from the outside in."""
+    """Yield the values that parse as JSON, then as Python literals; outer values come first."""
     starts = [found.start() for found in re.finditer(r"[\[{]", text)][:_MAX_JSON_STARTS]
-    decoder = json.JSONDecoder(strict=False)  # a line break inside a text is no reason to lose it
+    decoder = json.JSONDecoder(strict=False)  # accepts line breaks inside a string
     for start in starts:
         with suppress(ValueError, RecursionError):
             yield decoder.raw_decode(text, start)[0]
@@ -80,16 +77,16 @@ def _parse_values(text: str) -> Iterator[object]:
 
 
 def _find_list(value: object) -> list[object] | None:
-    """The list, or the only list that an object holds."""
+    """Return the value if it is a list with texts or objects, or the only such list inside an object."""
     if isinstance(value, dict):
         lists = [one for one in value.values() if isinstance(one, list)]
         value = lists[0] if len(lists) == 1 else None
-    worded = isinstance(value, list) and any(isinstance(one, str | dict) for one in value)  # else a "[1]" of the prose
+    worded = isinstance(value, list) and any(isinstance(one, str | dict) for one in value)  # else it can be a "[1]" in prose
     return value if isinstance(value, list) and worded else None
 
 
 def _quoted_lines(lines: Iterable[str]) -> Iterator[str]:
-    """The texts of lines that are one quoted text each, whatever quotes stand inside it."""
+    """Yield lines that consist of one quoted text; it may contain unescaped quotes."""
     for line in lines:
         bare = line.strip("[]{},; ")
         if len(bare) > 2 and bare[0] == bare[-1] == '"' and not re.search(r'",\s?"', bare):
@@ -97,7 +94,7 @@ def _quoted_lines(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _unwrap_item(item: object) -> object:
-    """The text of an item like {"question": "..."}; any other item as it is."""
+    """Return the text of an item such as {"question": "..."}; any other item is returned unchanged."""
     if not isinstance(item, dict):
         return item
     texts = [one for one in item.values() if isinstance(one, str)]
@@ -106,7 +103,7 @@ def _unwrap_item(item: object) -> object:
 
 
 def _strip_markup(text: str) -> str:
-    """Without what JSON, Markdown and a list put around a text."""
+    """Remove quotes, Markdown and list punctuation around a text."""
     text = text.strip("*_`, \t")
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         with suppress(ValueError):
@@ -116,7 +113,7 @@ def _strip_markup(text: str) -> str:
 
 
 MIN_QUESTION_WORDS, MAX_QUESTION_CHARS = 4, 800
-"""Of a question. The long ones first tell a situation and what was done in it, in about 300 characters."""
+"""Limits of a question. Long questions first describe a situation and an action, in about 300 characters."""
 
 MAX_EXAMPLE_CHARS = 2000
 
@@ -149,11 +146,11 @@ _SCORE_WORDING = re.compile(r"\b(?:score|rating)\s*(?:of|is|=|:)?\s*[1-5]\b", re
 
 
 class InvalidItemError(Exception):
-    """A text that cannot be used; the message is a reason that is counted."""
+    """A text cannot be used. The message is the reason under which the rejection is counted."""
 
 
 def validate_question(item: object) -> str:
-    """The item as a question to a persona."""
+    """Return the item as a question to a persona. Raises InvalidItemError."""
     text = _validate_text(item, MAX_QUESTION_CHARS)
     if (text[0], text[-1]) in (('"', '"'), ("“", "”")):
         text = text[1:-1].strip()
@@ -167,7 +164,7 @@ def validate_question(item: object) -> str:
 
 
 def is_question_or_request(text: str) -> bool:
-    """Whether the text ends with a question mark, or with a request ("Tell us ...", "At the gate, describe ...")."""
+    """Whether the text ends with a question mark, or its last sentence is a request ("At the gate, describe ...")."""
     if _QUESTION_MARK.search(text):
         return True
     last = _SENTENCE_END.split(text)[-1]
@@ -176,7 +173,7 @@ def is_question_or_request(text: str) -> bool:
 
 
 def validate_examples(answers: Mapping[str, object]) -> tuple[str, ...]:
-    """The five answers in an object, in the order of their scores, without a "Score 3:" before them."""
+    """Return the five example answers in the order of scores, without a leading "Score 3:". Raises InvalidItemError."""
     by_score = {one[0]: text for key, text in answers.items() if (one := re.findall(r"[1-5]", key))}
     if not all(score in by_score for score in SCORE_KEYS):
         raise InvalidItemError("not five answers")
@@ -215,14 +212,14 @@ MIN_SITUATIONS, MAX_SITUATIONS = 3, 10
 
 
 class FilterResult(NamedTuple):
-    """What was kept, in order, and how often something was left out, by reason."""
+    """Kept items in order, and the number of rejected items by reason."""
 
     kept: tuple[str, ...]
     rejected: Counter[str]
 
 
 def filter_situations(replies: Replies, candidates: Sequence[str]) -> FilterResult:
-    """The situations that were chosen from the list, as the list spells them: at most `MAX_SITUATIONS`."""
+    """Keep up to `MAX_SITUATIONS` situations that are in the list of candidates, in the spelling of the list."""
     known, kept, refused = {normalize_situation(one): one for one in candidates}, list[str](), Counter[str]()
     for item in _parse_items(replies, refused):
         found = known.get(normalize_situation(item)) if isinstance(item, str) else None
@@ -238,9 +235,9 @@ def filter_situations(replies: Replies, candidates: Sequence[str]) -> FilterResu
 
 
 def filter_questions(replies: Mapping[PersonaGymTask, Replies], n: int) -> dict[PersonaGymTask, FilterResult]:
-    """The first `n` usable questions of each task that resemble none before them, of any task of this persona.
+    """Keep the first `n` usable questions of each task; near-duplicates of an earlier question of the persona are rejected.
 
-    All tasks' first replies come before any task's second, so what was kept stays kept when more is asked for.
+    The first replies of all tasks are read before any second reply. So later replies never change which questions were kept.
     """
     kept: dict[PersonaGymTask, list[str]] = {task: [] for task in replies}
     refused = {task: Counter[str]() for task in replies}
@@ -261,7 +258,7 @@ def filter_questions(replies: Mapping[PersonaGymTask, Replies], n: int) -> dict[
 
 
 def filter_examples(replies: Replies) -> FilterResult:
-    """Five answers, for the scores 1 to 5, out of the first reply that holds them; none otherwise."""
+    """Keep the five answers, for the scores 1 to 5, of the first valid reply; keep nothing if no reply is valid."""
     refused = Counter[str]()
     for reply in replies:
         if reply is None:
@@ -277,14 +274,14 @@ def filter_examples(replies: Replies) -> FilterResult:
 
 
 def match_situation(question: str, situations: Sequence[str]) -> str | None:
-    """The one situation whose words stand in the question; None where that is not one."""
+    """The situation whose words occur in the question; None if that holds for no situation or for several."""
     plain = canonical_text(question)
     named = [one for one in situations if normalize_situation(one) in plain]
     return named[0] if len(named) == 1 else None
 
 
 def _parse_items(replies: Replies, rejected: Counter[str]) -> Iterator[object]:
-    """All items of all replies; a reply without a list is counted."""
+    """Yield all items of all replies; a reply without a list is counted as rejected."""
     for reply in replies:
         if reply is None:
             continue
@@ -303,5 +300,5 @@ def _validate_new_question(item: object, accepted_ngrams: Sequence[frozenset[str
 
 
 def normalize_situation(situation: str) -> str:
-    """What a situation is known by: without case, article and the marks at its ends."""
+    """Normalize a situation for comparison: no case, no leading article, no punctuation at the ends."""
     return re.sub(r"^(an?|the)\s", "", canonical_text(situation).strip(" .,;:!-–\"'*"))

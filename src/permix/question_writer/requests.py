@@ -1,13 +1,12 @@
-"""A model asked until what is wanted is whole, or until it adds nothing more.
+"""Build the requests to the model that writes, and make them until everything is complete or nothing more is gained.
 
-Every call is a cell of the run, whatever came of it: its persona, what was wanted (`question_id`), and its number among the calls
-for that (`sample`). A further call has a seed of its own and nothing is ever overwritten. What is still wanted follows from the
-records alone, so a run that was killed goes on as if it had not been.
+The prompts come from `prompts.toml`: the built-in situations, what each task demands of a question, and the templates. Every
+request is one user message, since some models accept no system message, and carries the JSON schema of its reply. A persona,
+situation or question is inserted as text and never read as part of a template.
 
-What a model is asked when it writes: the situations, what each task demands of a question, and our wording (`prompts.toml`).
-
-Every request is one user message, since not every model takes a system message, and carries the JSON schema of its reply. Nothing
-that stands in a persona, a situation or a question is taken for a part of the wording.
+Contract: every call is a cell of the run, failed calls included. Its `question_id` names the wanted item, and its `sample` is its
+number among the calls for this item. Each call has its own seed, and no cell is overwritten. The records alone determine the
+pending requests, so an interrupted run resumes with the requests that it would have made.
 """
 
 import functools
@@ -28,23 +27,24 @@ from permix.types import Cell, CellKey, Completion, Failure, Message, digest, se
 
 
 class WritingPrompt(NamedTuple):
-    """What is sent, and the JSON schema that the reply is to obey."""
+    """The messages of a request, and the JSON schema of its reply."""
 
     messages: tuple[Message, ...]
     schema: Mapping[str, Any]
 
 
 def builtin_situations() -> tuple[str, ...]:
+    """The built-in list of situations, from `prompts.toml`."""
     return tuple(_load_prompts_toml()["situations"])
 
 
 def writing_template_hash() -> str:
-    """Hash of all that is asked apart from personas, situations and criteria."""
+    """Hash of `prompts.toml`: all prompt templates and built-in lists."""
     return digest(_read_prompts_toml())
 
 
 def build_situations_prompt(persona: str, candidates: Sequence[str], chosen: Sequence[str]) -> WritingPrompt:
-    """Which of the situations in the list suit the persona, besides those that are chosen already."""
+    """Ask which candidate situations suit the persona, apart from the situations chosen already."""
     again = _render("settings_again", there="; ".join(chosen)) if chosen else ""
     text = _render("settings", persona=_strip_final_period(persona), situations=_bullets(candidates), again=again)
     return _build_prompt(text, {"situations": _array_schema({"type": "string", "enum": list(candidates)})})
@@ -53,7 +53,7 @@ def build_situations_prompt(persona: str, candidates: Sequence[str], chosen: Seq
 def build_questions_prompt(
     persona: str, task: PersonaGymTask, situations: Sequence[str], n: int, existing: Sequence[str]
 ) -> WritingPrompt:
-    """`n` questions that show this task, besides those that are there already."""
+    """Ask for `n` questions that test this task, apart from the existing questions."""
     again = _render("questions_again", there=_bullets(existing)) if existing else ""
     text = _render(
         "questions",
@@ -67,7 +67,7 @@ def build_questions_prompt(
 
 
 def build_examples_prompt(persona: str, question: str, criteria: str) -> WritingPrompt:
-    """An answer for each score; `criteria` says what earns which."""
+    """Ask for one answer per score; `criteria` says which answer gets which score."""
     text = _render("examples", persona=_strip_final_period(persona), question=question, criteria=criteria)
     return _build_prompt(text, {score: {"type": "string"} for score in SCORE_KEYS})
 
@@ -82,7 +82,7 @@ def _array_schema(items: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _render(name: str, **values: str) -> str:
-    return Template(_load_prompts_toml()["wording"][name]).substitute(values)  # one pass: a "$n" in a persona stays what it is
+    return Template(_load_prompts_toml()["wording"][name]).substitute(values)  # one pass: a "$n" in a persona is not replaced
 
 
 def _bullets(lines: Sequence[str]) -> str:
@@ -103,18 +103,18 @@ def _load_prompts_toml() -> dict[str, Any]:
 
 
 class RequestKey(NamedTuple):
-    """One thing that is wanted, for one persona."""
+    """One wanted item of one persona: `name` is a task, or names situations or examples."""
 
     persona_id: str
     name: str
 
 
 class PendingRequest(NamedTuple):
-    """The next call for a slot. `n_missing`: how much of it is not there yet, in any unit. `calls_made`: calls made for it
-    so far.
+    """The next call for a key.
 
-    Slots of one `dedup_group` are checked against one another, so that none of them is asked again before all have had as
-    many calls: else it would depend on chance which of two like replies came first.
+    `n_missing` is the amount still missing, in any unit; it only has to fall with progress. `calls_made` is the number of calls
+    for the key so far. Replies to keys of the same `dedup_group` are compared for duplicates. So no key of a group is requested
+    again before all have had equally many calls; otherwise chance would decide which of two similar replies comes first.
     """
 
     key: RequestKey
@@ -134,11 +134,11 @@ class PendingRequest(NamedTuple):
 
 
 RepliesByKey = Mapping[RequestKey, Replies]
-"""All replies so far, of each slot in the order of the calls; None where a call failed."""
+"""All replies of each key in the order of the calls; None for a failed call."""
 
 
 def replies_by_key(cells: Mapping[CellKey, Cell]) -> RepliesByKey:
-    """The replies in a run's records; a slot that was never asked for has none."""
+    """Group the replies of a run's cells by key. A key that was never requested is absent."""
     book: defaultdict[RequestKey, list[str | None]] = defaultdict(list)
     for key in sorted(cells, key=lambda key: key.sample):
         completion = cells[key].completion
@@ -153,8 +153,10 @@ def generate_until_complete(
     find_pending: Callable[[RepliesByKey], Sequence[PendingRequest]],
     label: str,
 ) -> None:
-    """Ask for what is `find_pending` until nothing is, or each slot that is left has failed or was asked `attempts` times in
-    vain."""
+    """Make the requests that `find_pending` returns until it returns none, or every key left has used up its attempts.
+
+    A key gets no further call after a failed call, or after `config.attempts` calls without progress.
+    """
     tracker = RetryTracker(config.attempts)
 
     def next_requests() -> list[CellRequest]:
@@ -171,7 +173,7 @@ def generate_until_complete(
 
 
 class RetryTracker:
-    """Which slots are worth another call in this start. A failed call is not asked again: the model has retries of its own."""
+    """Decides which keys get another call in this start. A failed call is not repeated, since the model retries by itself."""
 
     def __init__(self, attempts: int) -> None:
         self.failed: set[RequestKey] = set()

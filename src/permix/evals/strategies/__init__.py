@@ -1,4 +1,4 @@
-"""Ways to use personas at inference, without any training. One file a strategy, one line here."""
+"""Strategies: ways to use personas at inference without training. Each strategy is one file and one entry of `STRATEGIES`."""
 
 from pathlib import Path
 
@@ -21,9 +21,10 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def measure_strategy(run: Path, answers: GridResults | None = None) -> StrategySummary | None:
-    """What a run's strategy gained and cost, from its records; None for a run without one.
+    """Measure gain and cost of a run's strategy from its records; None for a run without a strategy.
 
-    `answers`: where they are read already. Raises DataError for a strategy that is not known here.
+    `answers` are the results of `read_grid_results(run)`, if the caller has them already. Raises DataError if the strategy is
+    unknown.
     """
     config = RunReader(run).config
     name = config.get("strategy", "none")

@@ -1,9 +1,11 @@
-"""What a strategy is: what it asks, and what its answers gained and cost.
+"""The interface of strategies: what a strategy asks, and the measures of its gain and cost.
 
-A strategy is one file that ends in one `Strategy(...)`, and one line of the registry in `permix.evals.strategies`. It asks in two
-rounds, both lists of cells that depend on content, seed and earlier answers alone, so a run that was killed asks the rest and
-nothing twice. It is measured from records alone. A missing score or token count stays missing: what needs it is None or left out,
-and counted.
+A strategy is one file that defines one `Strategy(...)`, and one entry of the registry in `permix.evals.strategies`. It asks two
+rounds of cells.
+
+Contract: the cells depend only on content, seed and earlier answers, so an interrupted run asks the remaining cells and no cell
+twice. Measures are computed from the records alone. A missing score or token count stays missing: a value that needs it is None
+or leaves the answer out, and the counts show it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +22,7 @@ CellsByKey = Mapping[CellKey, Cell]
 
 
 class EvalSetup(NamedTuple):
-    """What an evaluation asks, whatever the strategy. `choosing`: questions to choose a persona by, none of them evaluated."""
+    """What an evaluation asks. `selection_questions` serve to choose a persona; they are disjoint from `questions`."""
 
     questions: tuple[Question, ...]
     pool: PersonaPool
@@ -30,11 +32,12 @@ class EvalSetup(NamedTuple):
     selection_questions: tuple[Question, ...] = ()
 
     def build_grid(self, personas: Sequence[Persona | None], questions: Sequence[Question]) -> list[Cell]:
+        """Build the cells of these personas and questions with the settings of this evaluation."""
         return build_grid(personas, questions, self.prompt_format, samples=self.samples, seed=self.seed)
 
 
 class StrategyTokens(Record):
-    """Tokens: what was read, and what was written."""
+    """Numbers of tokens read and written; means of them can be fractions."""
 
     prompt_tokens: float
     completion_tokens: float
@@ -45,11 +48,12 @@ class StrategyTokens(Record):
 
 
 class StrategySummary(Record):
-    """What a strategy gained over asking once without a persona, and what one answer of it cost.
+    """Gain of a strategy over a single call without a persona (the baseline), and its cost in tokens.
 
-    `gain` is paired by question. `spent` is the mean over answers of the tokens of all calls behind one, `once` that of asking
-    the same questions once without a persona, `times` the one divided by the other; answers with a call whose tokens are not
-    known are left out. `choosing` is spent once, before the first answer. `n_scored` of `n_asked` counts answers.
+    `gain` is paired by question. `tokens_per_answer` is the mean over answers of the tokens of all calls for that answer,
+    `baseline_tokens` the mean for the baseline on the same questions, and `token_ratio` the first divided by the second; answers
+    with an unknown token count are left out. `selection_tokens` are spent once, before the first answer. `n_scored` and `n_asked`
+    count answers.
     """
 
     strategy: str
@@ -65,7 +69,7 @@ class StrategySummary(Record):
 
     @property
     def details_text(self) -> str:
-        """What else there is to say, in words; may hold ids."""
+        """Further results as a text for reports; it can contain ids."""
         return ""
 
 
@@ -74,7 +78,7 @@ StrategyMeasure = Callable[[GridResults, int, int], StrategySummary]
 
 
 def full_grid_cells(setup: EvalSetup) -> list[Cell]:
-    """Every question as every persona and as none: what plain stability asks."""
+    """Every question with every persona and without one: the cells of a stability run without a strategy."""
     return setup.build_grid([None, *setup.pool.personas], setup.questions)
 
 
@@ -92,11 +96,12 @@ def _describe_full_grid(setup: EvalSetup, followup_cells: Sequence[Cell]) -> dic
 
 @dataclass(frozen=True)
 class Strategy:
-    """`initial_cells` is asked at once; `followup_cells` in the light of all cells so far, at most `max_followups` cells.
-    Cells without gold get no verdict.
+    """What a strategy asks and how it is measured.
 
-    `describe_grid` gives grid.json from what `followup_cells` gave; its grid is what stability is measured on.
-    `selects_persona`: the set-up needs questions to choose by.
+    `initial_cells` builds the cells of the first round. `followup_cells` builds the second round from the setup and all
+    answered cells; there are at most `max_followups` of them. Cells without gold get no verdict. `describe_grid` returns the
+    content of grid.json from the setup and the follow-up cells; stability is measured on this grid. `selects_persona`: whether
+    the setup needs `selection_questions`.
     """
 
     measure: StrategyMeasure | None
@@ -108,7 +113,7 @@ class Strategy:
 
     @property
     def is_full_grid(self) -> bool:
-        """Whether a run of it is one of plain stability too."""
+        """Whether a run with this strategy contains all cells of a stability run without a strategy."""
         return self.initial_cells is full_grid_cells
 
 
@@ -116,15 +121,18 @@ NO_STRATEGY = Strategy(measure=None)
 
 
 class AccuracyGain(NamedTuple):
+    """Accuracy of a strategy and of the baseline, and their difference."""
+
     accuracy: Estimate
     baseline: Estimate
     gain: Estimate
 
 
 def accuracy_gain(correct_Q_S: Array, baseline_Q_S: Array, seed: int, resamples: int) -> AccuracyGain:
-    """Accuracy of a strategy, of no persona, and their difference on the questions that both have a score for.
+    """Measure accuracy of a strategy and of the baseline, and their difference on questions that both have scores for.
 
-    Measured as the stability of a single persona, so on the draws of questions that every table of a seed rests on.
+    `correct_Q_S` and `baseline_Q_S` are 1, 0 or NaN by question and sample. The strategy is measured as the stability of a single
+    persona, so it uses the same resamples of questions as every other table with this seed.
     """
     summary = summarize_stability(correct_Q_S[None], baseline_Q_S, seed=seed, resamples=resamples)
     (one,) = summary.personas
@@ -132,20 +140,22 @@ def accuracy_gain(correct_Q_S: Array, baseline_Q_S: Array, seed: int, resamples:
 
 
 class AnswerCalls(NamedTuple):
-    """The cells behind one answer, and the cell that asks its question once without a persona; None where there is none yet."""
+    """The cells of all calls for one answer, and the baseline cell of its question; None if a cell does not exist yet."""
 
     calls: Sequence[Cell | None]
     baseline_call: Cell | None
 
 
 class TokenCost(NamedTuple):
+    """Mean tokens as in `StrategySummary`; all None if no answer has all its token counts."""
+
     tokens_per_answer: StrategyTokens | None
     baseline_tokens: StrategyTokens | None
     token_ratio: float | None
 
 
 def mean_token_cost(answer_calls: Iterable[AnswerCalls]) -> TokenCost:
-    """Mean tokens of an answer, and of asking once, over the answers all of whose calls came back."""
+    """Mean tokens of an answer and of the baseline, over the answers whose calls all have token counts."""
     pairs = [(sum_tokens(calls.calls), sum_tokens([calls.baseline_call])) for calls in answer_calls]
     whole = [(own, once) for own, once in pairs if own is not None and once is not None]
     if not whole:
@@ -155,7 +165,7 @@ def mean_token_cost(answer_calls: Iterable[AnswerCalls]) -> TokenCost:
 
 
 def sum_tokens(cells: Iterable[Cell | None]) -> StrategyTokens | None:
-    """The tokens of these calls; None when one of them has not come back, or is not counted: half a sum would mislead."""
+    """Sum the tokens of calls; None if a call is missing or has no token count, since a partial sum would mislead."""
     prompt = completion = 0
     for cell in cells:
         one = None if cell is None else cell.completion
@@ -173,13 +183,16 @@ def _mean_tokens(tokens: Sequence[StrategyTokens]) -> StrategyTokens:
 
 
 def recorded_answer(cell: Cell | None) -> tuple[bool, str | None]:
-    """(whether the cell was answered and read, the answer in it or None). A verifier that failed has read it all the same."""
+    """(whether the verifier read the cell, the extracted answer or None).
+
+    If the verifier failed after it had extracted an answer, the cell counts as read.
+    """
     if cell is None or cell.verdict is None or (cell.verdict.correct is None and cell.verdict.extracted is None):
         return False, None
     return True, cell.verdict.extracted
 
 
 def recorded_score(cell: Cell | None) -> float:
-    """1 right, 0 wrong, NaN without a score."""
+    """Score of a cell: 1 right, 0 wrong, NaN without a score."""
     reward = None if cell is None or cell.verdict is None else cell.verdict.reward
     return float("nan") if reward is None else reward

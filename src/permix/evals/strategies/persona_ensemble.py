@@ -1,13 +1,13 @@
-"""Persona and neutral together, after "Persona is a Double-edged Sword" (Jekyll & Hyde, arXiv 2408.08631).
+"""Ensemble of persona and neutral answer, after "Persona is a Double-edged Sword" (Jekyll & Hyde, arXiv 2408.08631).
 
-Every question is answered as a persona and as none. Where the two answers are one by `same_answer`, that is the answer. Where
-they differ, the model itself, without persona, is shown the question and both replies in a random order that the cell's seed
-decides, and says which is right; a choice that cannot be read falls to the neutral answer and is counted. Where only one of the
-two holds an answer there is nothing to choose, and it stands.
+Every question is answered with each persona and without one (neutral). If the two answers are equal by `same_answer`, this is the
+answer of the pair. If only one of the two replies contains an answer, that answer counts. If the answers differ, the model
+itself, without a persona, sees the question and both replies, in an order that the cell's seed decides, and says which is right.
+If its choice cannot be read, the neutral answer counts, and this is reported.
 
-So there is an answer of the pair for every persona and question, and every measure of stability applies to them. A pair has no
-score while one of its calls is owed. The personas are those of the pool (the paper has a model write one for each question), and
-the choice is asked once (the paper repeats it in both orders).
+So there is one answer per persona, question and sample, and all stability measures apply. A pair has no score while one of its
+calls is pending. Differences from the paper: the personas come from the pool (in the paper a model writes one per question), and
+the choice is asked once (in the paper it is asked in both orders).
 """
 
 import json
@@ -38,10 +38,12 @@ EnsembleMember = Literal["persona", "neutral"]
 
 
 class EnsembleSummary(StrategySummary):
-    """`ensemble` is every measure of stability on the pairs' answers; `pss_gain` and its like are those minus the plain grid's.
+    """Measures of the ensemble.
 
-    Of the complete pairs: `n_agreed` gave one answer, in `n_one_sided` at most one of the two had an answer, and `n_differed`
-    were put to the model, which took the persona's side `n_persona` times and could not be read `n_unreadable` times.
+    `ensemble` holds the stability measures on the answers of the pairs; `pss_gain`, `worst_gain` and `mean_gain` are the
+    differences from the plain grid, ensemble − plain. Of the complete pairs, `n_agreed` had equal answers, `n_one_sided` had at
+    most one answer, and `n_disagreed` were shown to the model. The model chose the persona's reply in `n_persona_chosen` of these
+    pairs, and its choice could not be read in `n_unreadable` pairs.
     """
 
     strategy: Literal["persona-ensemble"] = "persona-ensemble"
@@ -68,7 +70,7 @@ class EnsembleSummary(StrategySummary):
 
 
 def is_persona_first(seed: int) -> bool:
-    """Whether the persona's reply stands first, under this seed of the choice's cell."""
+    """Whether the persona's reply is shown first, given the seed of the choice cell."""
     return seed % 2 == 0
 
 
@@ -88,14 +90,15 @@ _LETTER_CALLED_CORRECT = re.compile(
     rf"|\b(?i:so|thus|hence|therefore),?\s+(?i:answer\s+|option\s+)?{_LETTER}\s*(?:[.!]|$)"
 )
 
-_LETTER_MENTIONED = re.compile(rf"\b(?i:answer|option|choice)\s+{_LETTER}(?!\s*:)")  # with a colon it repeats what it was shown
+# With a colon the letter is a quoted heading of the prompt, not a choice.
+_LETTER_MENTIONED = re.compile(rf"\b(?i:answer|option|choice)\s+{_LETTER}(?!\s*:)")
 
 
 def parse_choice(reply: str) -> str | None:
-    """ "A" or "B", as a reply chooses; None when it names neither, or both and there is no telling.
+    """Read the choice, "A" or "B", out of a reply; None if the reply names neither, or names both without deciding.
 
-    In this order: a box or a whole reply that is the letter; a reply that opens with it; the one letter that is said to be right
-    or chosen; the one letter that is named as an answer. "A" as an article is none of these.
+    Tried in this order: a box or a whole reply that is only the letter; a reply that begins with the letter; the only letter that
+    is called right or chosen; the only letter that is named as an answer. The patterns exclude "A" as an article.
     """
     text = extract_boxed(reply) or reply
     if found := _LETTER_ALONE.fullmatch(text) or _LETTER_FIRST.match(text):
@@ -108,7 +111,7 @@ def parse_choice(reply: str) -> str | None:
 
 
 def resolve_pair(persona: Cell | None, neutral: Cell | None) -> EnsembleMember | Literal["ask"] | None:
-    """Whose answer stands without asking, or that the two have to be put to the model; None while one of them is owed."""
+    """Which member's answer counts, or "ask" if the model has to choose; None while one of the two cells is pending."""
     (known_p, answer_p), (known_n, answer_n) = recorded_answer(persona), recorded_answer(neutral)
     if not (known_p and known_n):
         return None
@@ -120,12 +123,12 @@ def resolve_pair(persona: Cell | None, neutral: Cell | None) -> EnsembleMember |
 
 
 def choice_key(persona_id: str, question_id: str, sample: int) -> CellKey:
-    """The key of a choice: it is asked as nobody, so the persona stands in the question's id."""
+    """The key of a choice cell. It is asked without a persona, so its question id contains the persona's id."""
     return CellKey(None, f"choice:{json.dumps([persona_id, question_id], ensure_ascii=False)}", sample)
 
 
 def build_choice_cell(question: Question, persona: Cell, neutral: Cell, setup: EvalSetup) -> Cell:
-    """The two replies to a question, put to the model."""
+    """Build the cell that shows both replies to the model, in the order that the cell's seed decides."""
     key = choice_key(persona.persona_id or "", question.id, persona.sample)
     seed = seed_from("choice", setup.seed, *key[1:])
     replies = [cell.completion.text if cell.completion else "" for cell in (persona, neutral)]
@@ -137,7 +140,7 @@ def build_choice_cell(question: Question, persona: Cell, neutral: Cell, setup: E
 
 
 def build_choice_cells(setup: EvalSetup, cells: CellsByKey) -> list[Cell]:
-    """A choice for every pair whose answers differ."""
+    """Build a choice cell for every pair whose answers differ."""
     pairs = (
         (question, cells.get(CellKey(persona.id, question.id, sample)), cells.get(CellKey(None, question.id, sample)))
         for persona in setup.pool.personas
@@ -156,8 +159,7 @@ def _max_choices(setup: EvalSetup) -> int:
 
 
 class EnsemblePair(NamedTuple):
-    """A persona's cell, the neutral one and the choice between them, each None until it is there; and what `resolve_pair`
-    says."""
+    """The persona's cell, the neutral cell and the choice cell, None if not recorded yet; and the result of `resolve_pair`."""
 
     persona: Cell | None
     neutral: Cell | None
@@ -166,12 +168,12 @@ class EnsemblePair(NamedTuple):
 
     @property
     def chosen_letter(self) -> str | None:
-        """The letter that was chosen; None where none can be read."""
+        """The chosen letter; None if there is no choice yet or it cannot be read."""
         return parse_choice(self.choice.completion.text) if self.choice and self.choice.completion else None
 
     @property
     def winner(self) -> EnsembleMember | None:
-        """Whose answer stands; None while a call is owed."""
+        """The member whose answer counts; None while a call is pending."""
         if self.resolution != "ask":
             return self.resolution
         if self.choice is None or self.choice.completion is None:
@@ -181,17 +183,19 @@ class EnsemblePair(NamedTuple):
 
     @property
     def score(self) -> float:
+        """Score of the winner's answer: 1 right, 0 wrong, NaN without a score."""
         side = self.winner
         return float("nan") if side is None else recorded_score(self.persona if side == "persona" else self.neutral)
 
     @property
     def calls(self) -> AnswerCalls:
+        """All calls for this pair's answer, and the neutral cell as baseline."""
         choice = [self.choice] if self.resolution == "ask" else []
         return AnswerCalls([self.persona, self.neutral, *choice], self.neutral)
 
 
 def ensemble_pairs(answers: GridResults) -> Iterator[EnsemblePair]:
-    """Every pair of the grid: personas outermost, then questions, then samples."""
+    """Yield every pair of the grid; personas are the outermost loop, then questions, then samples."""
     for persona in answers.persona_ids:
         for question in answers.question_ids:
             for sample in range(answers.samples):
@@ -201,6 +205,7 @@ def ensemble_pairs(answers: GridResults) -> Iterator[EnsemblePair]:
 
 
 def measure_persona_ensemble(answers: GridResults, seed: int, resamples: int) -> EnsembleSummary:
+    """Measure gain and cost of the ensemble from the cells of a run."""
     every = list(ensemble_pairs(answers))
     plain_P_Q_S = answers.scores(answers.persona_ids, answers.question_ids)
     baseline_Q_S = answers.scores([None], answers.question_ids)[0]

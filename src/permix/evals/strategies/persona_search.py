@@ -1,9 +1,10 @@
-"""Best of k personas: each answers the questions to choose by, and the one that is right most often answers the evaluated ones.
+"""Best of k personas: choose the persona with the highest accuracy on selection questions, and evaluate with this persona.
 
-The questions to choose by are of the same task but of the side `SELECTION_SPLIT`; none of them is evaluated, and no evaluated
-question has a say in the choice. Every one of them must have been answered by every persona before anyone is chosen; those that
-the verifier failed on for some persona then count for none. Of personas equally often right the first in the order of ids is
-taken. The search always takes a persona, also where none of them does better than no persona.
+The selection questions are of the same task, from the split `SELECTION_SPLIT`. They are disjoint from the evaluated questions,
+and no evaluated question influences the choice. A persona is chosen only after every persona has answered every selection
+question. A selection question that the verifier failed on for one persona is left out for all personas. The first persona by id
+wins a tie.
+The search always chooses a persona, even if no persona is better than the baseline.
 """
 
 from collections.abc import Collection, Sequence
@@ -31,19 +32,22 @@ from permix.tasks.base import check_contamination
 from permix.types import Cell, CellKey, Estimate, Question, Record, Split
 
 SELECTION_SPLIT: Split = "dev"
-"""The side of the task whose questions a persona is chosen by."""
+"""The split of the task that the selection questions come from."""
 
 
 class CandidatePersona(Record):
-    """A persona and its accuracy on the questions to choose by."""
+    """A candidate and its accuracy on the selection questions."""
 
     id: str
     accuracy: Estimate
 
 
 class SearchSummary(StrategySummary):
-    """`chosen` is None until every candidate has answered. The chosen one's own accuracy among `candidates` is the best of many
-    noisy ones and too high; `accuracy` is not."""
+    """Measures of the persona search.
+
+    `selected_persona_id` is None until every candidate has answered. The selected persona's accuracy in `candidates` is the
+    maximum of many noisy values and therefore biased upwards; `accuracy` is on other questions and is not.
+    """
 
     strategy: Literal["persona-search"] = "persona-search"
     selected_persona_id: str | None
@@ -64,7 +68,7 @@ class SearchSummary(StrategySummary):
 def load_selection_questions(
     config: StabilityConfig, evaluated: Sequence[Question], trained_hashes: Collection[str]
 ) -> tuple[Question, ...]:
-    """The questions to choose by. ConfigError when there are too few, or when one of them is evaluated or was trained on."""
+    """Load the selection questions. Raises ConfigError if there are too few, or if one is evaluated or in training data."""
     wanted = f'strategy = "persona-search", strategy_questions = {config.strategy_questions}'
     try:
         task = config.task.model_copy(update={"split": SELECTION_SPLIT, "n": config.strategy_questions})
@@ -83,7 +87,10 @@ def load_selection_questions(
 
 
 def best_persona_index(correct_P_Q_S: Array) -> int | None:
-    """The place of the best persona, by the questions that all have a score for; None without such a question."""
+    """Index of the persona with the highest accuracy on questions that all personas have scores for.
+
+    The first persona wins a tie. None if there is no such question.
+    """
     whole_Q = ~np.isnan(correct_P_Q_S).any(axis=(0, 2))
     if not whole_Q.any():
         return None
@@ -92,7 +99,7 @@ def best_persona_index(correct_P_Q_S: Array) -> int | None:
 
 
 def selected_persona_id(answers: GridResults) -> str | None:
-    """The best persona's id; None as long as one of its rivals, or it, has a question left to answer."""
+    """Id of the best persona; None while a candidate has an unanswered selection question, or if none can be compared."""
     keys = (
         CellKey(persona, question, sample)
         for persona in answers.selection_persona_ids
@@ -106,12 +113,12 @@ def selected_persona_id(answers: GridResults) -> str | None:
 
 
 def _selection_and_baseline_cells(setup: EvalSetup) -> list[Cell]:
-    """The candidates' answers, and the evaluated questions without a persona."""
+    """Selection questions with every candidate, and the evaluated questions without a persona."""
     return setup.build_grid(setup.pool.personas, setup.selection_questions) + setup.build_grid([None], setup.questions)
 
 
 def _selected_persona_cells(setup: EvalSetup, cells: CellsByKey) -> list[Cell]:
-    """The evaluated questions as the chosen persona; nothing as long as nobody can be chosen."""
+    """The evaluated questions with the selected persona; empty while no persona can be selected."""
     personas, questions = ([one.id for one in some] for some in (setup.pool.personas, setup.selection_questions))
     best = selected_persona_id(GridResults(cells, (), (), setup.samples, tuple(personas), tuple(questions)))
     return setup.build_grid([one for one in setup.pool.personas if one.id == best], setup.questions)
@@ -122,7 +129,7 @@ def _max_selected_persona_cells(setup: EvalSetup) -> int:
 
 
 def _describe_search(setup: EvalSetup, followup_cells: Sequence[Cell]) -> dict[str, object]:
-    """The grid of the chosen persona, if there is one, and beside it whom and by what it was chosen."""
+    """Content of grid.json: the grid of the selected persona, if any; candidates and selection questions as "choosing_..."."""
     best = {cell.persona_id for cell in followup_cells}
     asked = describe_grid([one for one in setup.pool.personas if one.id in best], setup.questions, setup.samples)
     choice = describe_grid(setup.pool.personas, setup.selection_questions, setup.samples)
@@ -130,6 +137,7 @@ def _describe_search(setup: EvalSetup, followup_cells: Sequence[Cell]) -> dict[s
 
 
 def measure_persona_search(answers: GridResults, seed: int, resamples: int) -> SearchSummary:
+    """Measure gain and cost of the search from the cells of a run."""
     best = selected_persona_id(answers)
     questions, samples = answers.question_ids, range(answers.samples)
     choosing_P_Q_S = answers.scores(answers.selection_persona_ids, answers.selection_question_ids)

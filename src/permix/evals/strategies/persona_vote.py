@@ -1,11 +1,11 @@
-"""Majority vote over personas: every persona and none answer a question once, and the answer given most often stands.
+"""Majority vote: each question is asked once with every persona and once without; the most frequent answer wins.
 
-Answers count together when `same_answer` says so (0.5 and 1/2, $12 and 12; it never asks the symbolic engine, so 2x and x*2 are
-two candidates); each is compared with the first of its kind. A ballot without an answer does not vote. Of answers given equally
-often the one first given stands: no persona votes first, then the personas in the order of their ids. Where nobody gives an
-answer the vote is wrong; where a ballot is still owed, or the verifier failed on the answer that won, it has no score.
+Two answers count as the same if `same_answer` says so, for example 0.5 and 1/2, or $12 and 12. It does not use the symbolic
+engine, so 2x and x*2 are different answers. Each answer is compared with the first answer of each group. A ballot without an
+answer is ignored. In a tie the answer that was given first wins; the order is no persona, then the personas by id. If no ballot
+has an answer the vote is wrong. If a ballot is pending, or the verifier failed on the winning answer, the vote has no score.
 
-Asks what plain stability asks and nothing more.
+The strategy asks the same cells as a stability run without a strategy.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,11 @@ from permix.verification.math_verifier import same_answer
 
 
 class VoteSummary(StrategySummary):
-    """`gain_over_mean` is paired with the mean persona. Of the complete votes: `n_tied` fell to the first of equals, in
-    `n_silent` nobody gave an answer; `n_unparsed` ballots of theirs had none."""
+    """Measures of the vote.
+
+    `gain_over_mean` is the gain over the mean persona, paired by question. Of the complete votes, `n_tied` were ties and
+    `n_unanswered` had no answer on any ballot. `n_unparsed` counts their ballots without an answer.
+    """
 
     strategy: Literal["persona-vote"] = "persona-vote"
     gain_over_mean: Estimate
@@ -49,14 +52,14 @@ class VoteSummary(StrategySummary):
 
 
 class MajorityVote(NamedTuple):
-    """Whose ballot stands (None: nobody gave an answer), and whether another answer was given as often."""
+    """Index of the winning ballot (None if no ballot has an answer), and whether another answer got as many votes."""
 
     winner: int | None
     tied: bool
 
 
 def majority_vote(ballots: Sequence[str | None]) -> MajorityVote:
-    """The outcome of one vote; ballots in the order of the voters."""
+    """Count one vote; the order of the ballots decides ties."""
     groups: list[list[int]] = []
     for voter, ballot in enumerate(ballots):
         if ballot is None:
@@ -72,7 +75,7 @@ def majority_vote(ballots: Sequence[str | None]) -> MajorityVote:
 
 
 class ScoredVote(NamedTuple):
-    """One vote, once every ballot is in."""
+    """The score and result of one complete vote."""
 
     score: float
     result: MajorityVote
@@ -80,7 +83,7 @@ class ScoredVote(NamedTuple):
 
 
 def score_vote(cells: Sequence[Cell | None]) -> ScoredVote | None:
-    """The vote of these cells, one a voter; None while a ballot is owed."""
+    """Count and score the vote of these cells, one per voter; None while a ballot is pending."""
     ballots = [recorded_answer(cell) for cell in cells]
     if not all(known for known, _ in ballots):
         return None
@@ -90,6 +93,7 @@ def score_vote(cells: Sequence[Cell | None]) -> ScoredVote | None:
 
 
 def measure_persona_vote(answers: GridResults, seed: int, resamples: int) -> VoteSummary:
+    """Measure gain and cost of the vote from the cells of a run."""
     voters = (None, *answers.persona_ids)
     ballots_Q_S = [
         [[answers.get_cell(voter, question, sample) for voter in voters] for sample in range(answers.samples)]
@@ -111,7 +115,7 @@ def measure_persona_vote(answers: GridResults, seed: int, resamples: int) -> Vot
 
 
 def gain_over_mean_persona(correct_Q_S: Array, answers: GridResults) -> Array:
-    """difference_Q: the vote's score minus the mean persona's, NaN where the vote has none."""
+    """difference_Q: score of the vote − mean score of the personas; NaN if the vote has no score."""
     mean_P_Q = statistics.mean_over_samples(answers.scores(answers.persona_ids, answers.question_ids))
     return statistics.mean_over_samples(correct_Q_S) - statistics.mean_over_samples(mean_P_Q.T)
 
