@@ -469,9 +469,9 @@ def test_character_is_measured_judged_and_read_again(tmp_path: Path) -> None:
 def test_a_kind_that_brings_its_own_takes_no_personas_or_questions(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no effect with personagym"):
         permix.evaluate_fidelity(in_character, personas=PERSONAS, personagym={"path": tmp_path})
-    with pytest.raises(ConfigError, match="means nothing with interview"):
+    with pytest.raises(ConfigError, match="has no effect with interview"):
         permix.evaluate_fidelity(in_character, questions=["Why?"], interview={"turns": 3})
-    with pytest.raises(DataError, match=r"questions\[1\]: text = 'why\?': asked before at questions\[0\]"):
+    with pytest.raises(DataError, match=r"questions\[1\]: text = 'why\?': repeats questions\[0\]"):
         permix.evaluate_fidelity(in_character, questions=["Why?", "why?"])
 
 
