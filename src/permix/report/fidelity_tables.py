@@ -121,7 +121,7 @@ def _trust_marks_legend(drift_by_model: Mapping[str, Drift]) -> str:
 
 
 def _describe_drift(drift: Drift) -> str:
-    """Return one line with the numbers of turns, personas and questions behind the measures of drift."""
+    """Return one line on the data behind the measures of drift: personas, turns, answers, order of questions, controls."""
     parts = [
         f"{len(drift.persona_ids)} personas × {drift.turns} turns, {format_ratio(drift.n_answered, drift.n_asked)} answered, "
         f"{format_count(drift.n_truncated)} cut off at the longest answer allowed",

@@ -391,7 +391,7 @@ def _stability_findings(
 
 
 class _ScoredCoverage(NamedTuple):
-    """How many of the asked cells have a score. `whole`: there are enough to claim something."""
+    """How many of the asked cells have a score. `is_complete`: there are enough to claim something."""
 
     text: str
     is_complete: bool
