@@ -252,8 +252,8 @@ def _default_system_text(run: Run) -> str:
 
 
 def _shared_keys(runs: Sequence[Mapping[CellKey, Asked]]) -> list[CellKey]:
-    """Return the persona cells of the first sample and template that every run has; those of the first run when the runs share
-    none.
+    """Return the persona cells of the first sample and template that every run has; when the runs share
+    no cell, the cells of the first run.
     """
     under = [key for key in runs[0] if key.persona_id is not None and key.sample == 0]
     mine = [key for key in under if key.template == under[0].template]

@@ -108,10 +108,7 @@ def find_training_run(model: ModelRuns) -> TrainingRun | None:
     for run in model.runs.values():
         away, here = Path(run.model_name), run.path.parent
         if away.name == "model":
-            for folder in (
-                away.parent,
-                here / away.parent.name,
-            ):  # the recorded path, or a folder next to this run when both were moved
+            for folder in (away.parent, here / away.parent.name):  # the recorded path, or next to this run when both were moved
                 if (found := _read_training_run(folder)) is not None:
                     return found
     return None
