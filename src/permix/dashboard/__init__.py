@@ -1,1 +1,1 @@
-"""`permix view`: a folder of runs, looked at from a browser on this machine while they go on. Reads, and never writes."""
+"""`permix view`: shows a folder of runs in a browser on this machine while the runs go on. It only reads and never writes."""

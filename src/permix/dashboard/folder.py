@@ -1,12 +1,11 @@
-"""All runs below a folder, watched by two threads of low priority: one looks what is new, one measures.
+"""All runs below a folder, watched by two threads of low priority: one reads new lines, the other computes measures.
 
-Contract: each thread waits several times as long as its last piece of work took, so that together they take a small share of one
-core, whatever the runs weigh. A run whose files are broken says so itself and holds up no other. What is given out is JSON-ready
-and made under one lock.
+Contract: after each piece of work a thread waits several times as long as the work took, so both threads together use a small
+share of one core, whatever the size of the runs. A run with broken files shows its own error and does not delay other runs. The
+results are JSON-ready, and they are read and written under one lock.
 
-A built report below the folder that is viewed, and which of its files may be served.
-
-Contract: only what `permix report` writes for a browser, by name; never a path that leads elsewhere, by dots or by links.
+`find_report` and `find_report_file` find a built report below the viewed folder. They serve only files that `permix report`
+writes for a browser, by name, and never a path that leads outside the report through dots or symbolic links.
 """
 
 import os
@@ -40,16 +39,19 @@ REPORT_PAGE_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Of the report's page, whose scripts stand in it. The page has a narrower policy of its own, and both hold."""
+"""Content security policy of the report's page, whose scripts are inline. The page carries a narrower policy itself; both apply.
+"""
 
 
 def find_report(root: Path) -> Path | None:
-    """The folder of the report: the viewed one itself, or report/ in it; None where none is built."""
+    """Return the folder of the report: `root` itself, or `root`/report. None when neither holds a report."""
     return next((folder for folder in (root, root / "report") if find_report_file(folder, "index.html") is not None), None)
 
 
 def find_report_file(report: Path, name: str) -> Path | None:
-    """The file of that name in a report; None where it is none of the report's files."""
+    """Return the path of this file of a report. None when the report has no such file, or when the path leaves the report's
+    folder.
+    """
     if not _REPORT_FILES.fullmatch(name):
         return None
     try:
@@ -61,16 +63,16 @@ def find_report_file(report: Path, name: str) -> Path | None:
 
 POLL_EVERY_S, RESCAN_EVERY_S = 1.0, 5.0
 
-IDLE_FACTOR = 5  # times as long as the work took
+IDLE_FACTOR = 5  # waiting time between two pieces of work, as a multiple of the time that the work took
 
 MAX_VIEWED_RUNS, MAX_SCANNED_FOLDERS, MAX_FOLDER_DEPTH = 500, 20_000, 8
 
 RUN_SUBFOLDERS = {"model", "checkpoints", "report", "reference_answers"}
-"""Folders of a run that hold no runs to show."""
+"""Subfolders of a run directory in which no runs are searched."""
 
 
 class RunFolder:
-    """What lies below `root`. `start` begins watching; `stop` ends it."""
+    """All runs below `root`. `start` begins to watch them; `stop` ends it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -92,11 +94,11 @@ class RunFolder:
 
     @property
     def is_watching(self) -> bool:
-        """False once a thread that was started has died."""
+        """False when a started thread has died."""
         return all(thread.is_alive() for thread in self._threads if thread.ident is not None)
 
     def state(self) -> dict[str, Any]:
-        """The overview."""
+        """Return the overview: all runs, and notes about folders that are left out."""
         with self._lock:
             runs = [run.summary() for run in self._runs.values()]
             notes = list(self._notes)
@@ -110,28 +112,30 @@ class RunFolder:
         }
 
     def detail(self, id: str) -> dict[str, Any] | None:
-        """One run; None for one that is not there. It is measured before others from now on."""
+        """Return the details of one run, or None when there is no such run. From then on this run is measured before others."""
         self._selected_id = id
         with self._lock:
             found = next((run for run in self._runs.values() if run.id == id), None)
             return None if found is None else found.detail()
 
     def rescan(self) -> None:
-        """Watch runs that have appeared, and forget those that are gone."""
+        """Start to watch new runs, and forget runs whose directories are gone."""
         found, notes = _find_run_dirs(self.root)
         with self._lock:
             self._notes = notes
             self._runs = {name: self._runs.get(name) or RunMonitor(path, name) for name, path in found.items()}
 
     def poll(self) -> None:
-        """See what is new in each run."""
+        """Read the new lines of each run."""
         for run in list(self._runs.values()):
             locks = read_locks()
             with self._lock:
                 run.poll(locks, time.monotonic(), time.time())
 
     def measure_next(self) -> bool:
-        """Measure the run that waits for it most; False where none does."""
+        """Measure the run with the highest priority: the selected one, then runs never measured, then running ones. False when no
+        run waits.
+        """
         waiting = [
             run
             for run in self._runs.values()
@@ -170,13 +174,17 @@ class RunFolder:
 
 
 def _lower_thread_priority() -> None:
-    """Linux keeps a priority for each thread: the runs that are watched come first."""
+    """Lower the priority of the calling thread, so that the watched runs keep the processor. Linux keeps a priority for each
+    thread.
+    """
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _find_run_dirs(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """Runs by their place below the root, and what was left out. Links to folders are not followed."""
+    """Return the runs by their path below `root`, and notes about runs that are left out. Symbolic links to folders are not
+    followed.
+    """
     found: dict[str, Path] = {}
     for number, (folder, is_run) in enumerate(_walk_folders(root)):
         if number >= MAX_SCANNED_FOLDERS:
@@ -189,7 +197,9 @@ def _find_run_dirs(root: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _walk_folders(root: Path) -> Iterator[tuple[Path, bool]]:
-    """Every folder below the root, and whether it is a run's: one with a configuration, and a lock or an account of its birth."""
+    """Yield every folder below `root`, and whether it is a run directory: it has config.json, and also .lock or
+    provenance.json.
+    """
     for place, names, files in os.walk(root):
         folder, here = Path(place), set(files)
         is_run = "config.json" in here and bool(here & {".lock", "provenance.json"})

@@ -1,9 +1,10 @@
-"""The measures of a run as it stands, in the words and order of the page: computed from the records, as a report would.
+"""The current measures of a run and its newest completions, as the page shows them. Measures come from the records, as in a
+report.
 
-Contract: pure reading. What cannot be measured yet (too few answers, a reference run that is gone) is said in `note` and is no
-error. While a run goes on its intervals stand on fewer resamples, which is said; once it has ended they are the report's.
-
-The newest completions of a run, as text that may be shown: read from the end of its file, however long that is.
+Contract: this module only reads. When a measure cannot be computed yet (too few answers, a missing reference run), `note` gives
+the reason and no error is raised. While a run goes on, its intervals use fewer resamples and the note says so; once it has ended
+they are the report's intervals. The newest completions are read from the end of the file, so the cost does not depend on its
+length.
 """
 
 import json
@@ -22,7 +23,7 @@ _MAX_PERSONAS = 300
 
 
 class LiveMeasure(NamedTuple):
-    """One number: what it is, and beside what it must be read. `is_difference`: it is a difference."""
+    """One number. `context` is the text that a reader needs next to it; `is_difference` marks a difference."""
 
     name: str
     estimate: Estimate
@@ -31,8 +32,11 @@ class LiveMeasure(NamedTuple):
 
 
 class LiveMeasures(NamedTuple):
-    """`asked`: of a judge, how many scores it is to give. `personas`: (id, accuracy), worst first. `note`: what else there is to
-    say. `error`: what is broken."""
+    """All measures of a run. `n_scores_asked` is the number of scores a judge has to give; `personas` are (id, accuracy), worst
+    first.
+
+    `note` holds further remarks. `error` says what is broken.
+    """
 
     lines: tuple[LiveMeasure, ...] = ()
     personas: tuple[tuple[str, Estimate], ...] = ()
@@ -41,7 +45,7 @@ class LiveMeasures(NamedTuple):
     error: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the measures as JSON-ready data."""
         return {
             "lines": [
                 {"name": one.name, "beside": one.context} | _estimate_json(one.estimate, one.is_difference) for one in self.lines
@@ -55,7 +59,7 @@ class LiveMeasures(NamedTuple):
 
 
 def measure_live(run: Path, stage: str, *, live: bool) -> LiveMeasures:
-    """Everything that the page shows of a run. `live`: it still goes on."""
+    """Compute all measures that the page shows of a run. `live`: the run still goes on, so the intervals use fewer resamples."""
     resamples = LIVE_RESAMPLES if live else None
     try:
         found = _MEASURE_BY_STAGE[stage](run, resamples)
@@ -159,7 +163,7 @@ _MEASURE_BY_STAGE: dict[str, Callable[[Path, int | None], LiveMeasures]] = {
 }
 
 MEASURED_STAGES = frozenset(_MEASURE_BY_STAGE)
-"""Stages that have measures of their own; what a training measures stands in its log."""
+"""Stages with measures of their own. The measures of a training are in its log."""
 
 
 _NEWEST_COUNT = 12
@@ -175,7 +179,7 @@ JsonLine = Mapping[str, Any]
 
 
 def newest_completions(run: Path, stage: str) -> list[CompletionView]:
-    """Newest first. What cannot be read, a line or a whole file, is passed over here; the run's troubles name it."""
+    """Return the newest completions, newest first. Unreadable lines and files are skipped; `RunMonitor.errors` reports them."""
     for name, tell in _NEWEST_FILES[stage]:
         if lines := _last_lines(run / name):
             return [told for line in reversed(lines) if (told := _view_or_none(line, tell)) is not None]
@@ -254,7 +258,7 @@ _NEWEST_FILES: dict[str, tuple[tuple[str, Callable[[JsonLine], CompletionView]],
 
 
 def _cut_text(text: str) -> str:
-    """A few lines; cut before anything else is done with them, as a completion may be a megabyte."""
+    """Return a few printable lines. The text is cut first, because a completion may have a megabyte."""
     return truncate(escape_control(text[:_SCANNED_CHARS]), _MAX_CHARS, _MAX_LINES)
 
 

@@ -1,9 +1,9 @@
-"""How far a run is, counted line by line: how much is done, what failed by what error, and how many steps a training takes.
+"""Counts a run's progress line by line: finished units, failures by type of error, and the number of steps of a training.
 
-A tally of a million cells must not hold them: of each it keeps one number, of a failed one its error too. A line that is not what
-it should be is counted, and the first is named; it never raises. The last record of a cell counts, as everywhere.
+A tally keeps one number for each cell, and the error of each failed cell, so a million cells fit into memory. A malformed line is
+counted, and the first one is named; it raises no error. The last record of a cell counts, as everywhere.
 
-Contract: nothing is asked of a model or a registry; a run that does not say how much it asks has a total of None, and no share.
+Contract: no model and no registry is asked. A run that does not say how many units it asks has the total None and no percentage.
 """
 
 from collections import Counter
@@ -20,7 +20,9 @@ from permix.storage.run_dir import parse_log_step
 
 
 def expected_steps(run: Path, config: Mapping[str, Any]) -> int | None:
-    """The optimizer steps of a training: what its log ends at. None until it has said so."""
+    """Return the number of optimizer steps of a training, which is the last step of its log. None while the run has not written
+    it yet.
+    """
     train = config["train"]
     if config["method"] in ("permix", "rlvr"):
         rounds, steps = (
@@ -40,7 +42,9 @@ def _plan_steps(run: Path) -> int | None:
 
 
 def _example_steps(run: Path) -> int | None:
-    """Steps of the plan that have something to learn from."""
+    """Return the number of steps of the plan that have at least one training example. None while the dataset is not
+    written yet.
+    """
     from permix.training.sft_data import examples_by_step, load_sft_dataset
 
     chosen = load_sft_dataset(run)
@@ -49,11 +53,13 @@ def _example_steps(run: Path) -> int | None:
 
 _MAX_MESSAGE_CHARS = 200
 
-_MAX_STEP = 2**53 - 1  # whole numbers that a browser keeps exactly
+_MAX_STEP = 2**53 - 1  # largest whole number that a browser keeps exactly
 
 
 class RecordTally:
-    """Counts of one file. `malformed`: lines that could not be read; `first_error` is the first of them."""
+    """Counts of the lines of one file. `malformed` is the number of unreadable lines; `first_error` describes the
+    first of them.
+    """
 
     unit = "lines"
 
@@ -70,7 +76,7 @@ class RecordTally:
 
     @property
     def n_failing(self) -> int:
-        """Units that were tried and have no result."""
+        """Number of units that were tried and have no result."""
         return len(self._failing)
 
     def add_lines(self, lines: Iterable[bytes]) -> None:
@@ -84,7 +90,7 @@ class RecordTally:
                 self.first_error = self.first_error or f"{self.file}:{self.lines}: {reason}"
 
     def errors(self) -> list[dict[str, Any]]:
-        """What stands without a result, by type, the most frequent first, each with one message."""
+        """Return the ten most frequent types of error among units without a result, each with its count and one message."""
         counts = Counter(kind for kind, _ in self._failing.values())
         said = dict(self._failing.values())
         return [
@@ -100,7 +106,7 @@ class RecordTally:
         raise NotImplementedError
 
     def _set_outcome(self, unit: Hashable, error: tuple[str, str] | None) -> None:
-        """One record of a unit: done where there is no error."""
+        """Store the outcome of one record of a unit. The unit is done when `error` is None."""
         key = hash(unit)
         self._failing.pop(key, None)
         if error is None:
@@ -111,8 +117,10 @@ class RecordTally:
 
 
 class CellTally(RecordTally):
-    """Of records.jsonl: cells that are asked for (`expected`) and have their result. Others, which a strategy asks beside the
-    grid or a run asked before it was made smaller, are only counted (`n_outside_grid`)."""
+    """Cells of records.jsonl that are in the grid (`expected`) and have a result.
+
+    Cells outside the grid are only counted (`n_outside_grid`): a strategy may ask them, or the grid was larger in an earlier run.
+    """
 
     unit = "cells"
 
@@ -135,7 +143,7 @@ class CellTally(RecordTally):
 
 
 def _cell_error(cell: CellLine) -> tuple[str, str] | None:
-    """Why a cell has no result; None where it has one."""
+    """Return (type, message) of the reason why a cell has no result. None when it has one."""
     failure, verdict = cell.get("failure"), cell.get("verdict")
     if cell.get("completion") is None:
         return (failure["type"], failure["message"]) if failure else ("no completion", "")
@@ -145,7 +153,7 @@ def _cell_error(cell: CellLine) -> tuple[str, str] | None:
 
 
 class JudgeCallTally(RecordTally):
-    """Of a judge's judgements.jsonl: items with a score. A call without one takes no score away."""
+    """Inputs with a score in a judge's judgements.jsonl. A later call without a score does not remove an earlier score."""
 
     unit = "scores"
 
@@ -159,7 +167,7 @@ class JudgeCallTally(RecordTally):
 
 
 class StepTally(RecordTally):
-    """Of a training's log.jsonl: its steps, each as it was last logged."""
+    """Steps in log.jsonl of a training. The last line of each step counts."""
 
     unit = "steps"
 

@@ -1,14 +1,13 @@
-"""One run directory under watch: how far it is, whether it goes on, what failed, and what it measures.
+"""Watches one run directory: its progress, its state, its failures, its rate and its measures.
 
-Contract: the directory is only read, and its lock is never taken. `poll` is cheap however long the run is: files are read from
-where the last look ended. Whatever is broken in the directory becomes `errors`, in words, and never an error.
+Contract: the directory is only read. `poll` is cheap however long the run is, because each file is read from where the last call
+ended. Errors in the directory become texts in `errors` and are never raised.
 
-Who holds a run, found out without touching it.
+Whether a process holds the run is read from /proc/locks, where Linux lists all locks of the machine by inode. The run's lock is
+never taken, because that would refuse a command that starts the run at the same moment. Without /proc/locks the holder is
+unknown.
 
-Taking the lock of a run to see whether it is free would refuse whoever starts that run in the same moment. Linux tells of all
-locks of the machine in /proc/locks, by inode; where there is no such file nothing is known.
-
-How fast a run goes, as far as it was watched: never from what it had done before.
+The rate of progress covers only the time during which the run was watched.
 """
 
 import os
@@ -40,18 +39,21 @@ _LOCK_FILE = ".lock"
 
 
 class LockHolder(NamedTuple):
-    """A line of the table: the device as the kernel names it, and the process, 0 where it is in another container."""
+    """One lock: the device as the kernel names it, and the process id, which is 0 for a process in another container."""
 
     device: str
     pid: int
 
 
 LocksByInode = Mapping[int, tuple[LockHolder, ...]]
-"""Who holds a lock on the file of an inode."""
+"""The holders of locks, by the inode of the locked file."""
 
 
 def read_locks(table: Path = _PROC_LOCKS) -> LocksByInode | None:
-    """None where the system does not tell. A line: `1: FLOCK  ADVISORY  WRITE 812 fe:00:1234 0 EOF`; "->" marks who waits."""
+    """Read the table of locks; None when the system has no such table.
+
+    A line is `1: FLOCK ADVISORY WRITE 812 fe:00:1234 0 EOF`; "->" marks a process that waits for the lock.
+    """
     try:
         lines = table.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -67,9 +69,11 @@ def read_locks(table: Path = _PROC_LOCKS) -> LocksByInode | None:
 
 
 def lock_holder(run: Path, locks: LocksByInode | None) -> int | None:
-    """The process that holds the run, 0 where it cannot be named; None where nobody holds it, or nothing is known.
+    """Return the process that holds the run's lock, or 0 when its id is unknown. None when no process holds it or the locks are
+    unknown.
 
-    Some file systems name another device to the kernel than to us; then the process that the lock file names must hold it.
+    On some file systems the kernel names another device than stat does. Then the holder must be the process that the lock file
+    names.
     """
     try:
         found = (run / _LOCK_FILE).stat()
@@ -87,14 +91,14 @@ RATE_WINDOW_S = 60.0
 
 
 class ProgressRate:
-    """Counts at moments (seconds of one clock). Nothing is known of a count that was never seen to grow."""
+    """Progress per second, from counts at several times (seconds of one clock). The rate is unknown until a count has grown."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, int]] = deque()
         self._has_grown = False
 
     def update(self, now: float, count: int) -> None:
-        """A count that shrinks is one of another beginning: what was seen before is forgotten."""
+        """Add a count. When it is smaller than the last one, the file was restarted, and earlier counts are forgotten."""
         if self._samples and count < self._samples[-1][1]:
             self._samples.clear()
             self._has_grown = False
@@ -104,7 +108,9 @@ class ProgressRate:
             self._samples.popleft()
 
     def per_second(self) -> float | None:
-        """Over the last minute, or since watching began; 0 for one that moved before and does not now."""
+        """Return the rate over the last minute, or since watching began. 0 when the count grew earlier and has stopped; None when
+        unknown.
+        """
         if not self._has_grown:
             return None
         (start, before), (end, after) = self._samples[0], self._samples[-1]
@@ -132,7 +138,7 @@ CURVE_METRICS = (
 _PROGRESS_FILES = {"train": "log.jsonl", "judge": "judgements.jsonl"}
 
 READ_ERRORS = (PermixError, OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError)
-"""What a broken directory raises, wherever it is read."""
+"""Errors that reading a broken run directory can raise."""
 
 WATCHED_STAGES = ("stability", "fidelity", "train", "judge", "questions")
 
@@ -140,7 +146,7 @@ RunVersion = tuple[int, bool, str]
 
 
 class RunMonitor:
-    """`name`: where it lies below the folder that is viewed. `id` is the same for the same name."""
+    """The state of one run. `name` is its path below the viewed folder; `id` is derived from `name`."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name, self.id = path, name, digest(name)
@@ -164,16 +170,18 @@ class RunMonitor:
 
     @property
     def is_caught_up(self) -> bool:
-        """Whether all that could be read at the last look has been."""
+        """Whether the last call of `poll` read everything that the file had."""
         return bool(self._read_error) or not self._tail.is_behind
 
     @property
     def version(self) -> RunVersion:
-        """Lines, whether it goes on, why it cannot be read: changes when there is something new to measure."""
+        """The number of lines, whether the run goes on, and the read error. It changes when there is something new to measure."""
         return self._tally.lines, self.state == "going", self._read_error
 
     def poll(self, locks: LocksByInode | None, now: float, wall_time: float) -> None:
-        """See what is new. `now` never goes back (for rates); `wall_time` is seconds since the epoch (for ages of files)."""
+        """Read new lines. `now` is a monotonic time in seconds, for rates; `wall_time` is seconds since the epoch, for ages of
+        files.
+        """
         try:
             self._update(locks, now, wall_time)
             self._read_error = ""
@@ -194,7 +202,7 @@ class RunMonitor:
         self.state = self._state(locks, now, wall_time)
 
     def summary(self) -> dict[str, Any]:
-        """A line of the overview, JSON-ready."""
+        """Return one line of the overview, JSON-ready."""
         going, rate, owed = self.state == "going", self._rate.per_second(), self.pending
         left = owed / rate if going and rate and owed else None
         return {
@@ -218,7 +226,7 @@ class RunMonitor:
         }
 
     def detail(self) -> dict[str, Any]:
-        """What is shown of the one run that somebody looks at."""
+        """Return everything that the page shows of the selected run, JSON-ready."""
         return self.summary() | {
             "command": self._command_text() if self.config else "",
             "beside": getattr(self._tally, "n_outside_grid", 0),
@@ -237,18 +245,20 @@ class RunMonitor:
 
     @property
     def pending(self) -> int | None:
-        """Cells, scores or steps without a result; None where the run does not say how many it asks."""
+        """Number of cells, scores or steps without a result. None when the run does not say how many it asks."""
         return None if self.total is None else max(self.total - self._tally.done, 0)
 
     def errors(self) -> list[str]:
-        """What is broken in the directory."""
+        """Return what is broken in the directory, one text for each problem."""
         broken = self._tally.malformed
         lines = [] if not broken else [f"{self._tally.first_error}" + (f" (and {broken - 1} more lines)" if broken > 1 else "")]
         unmeasured = self.measures.error if self.measures else ""
         return [trouble for trouble in (self._config_error, self._read_error, unmeasured) if trouble] + lines
 
     def _reload_config(self) -> None:
-        """Read config.json, provenance.json and grid.json when they have changed; then the records are counted anew."""
+        """Read config.json, provenance.json and grid.json again when one of them has changed, and count the records from the
+        beginning.
+        """
         settings = tuple(read_file_state(self.path / name) for name in ("config.json", "provenance.json", "grid.json"))
         if settings != self._config_files:
             self._config_files, self._config_error = settings, ""
@@ -264,7 +274,7 @@ class RunMonitor:
         self.config, self._run = run.config, run
 
     def _reset_tally(self) -> None:
-        """Count from the beginning of the file."""
+        """Restart the tally and read the file from the beginning."""
         file, asked = _PROGRESS_FILES.get(self.stage, "records.jsonl"), ExpectedCells()
         if self.stage == "train":
             self._tally = StepTally(file)
@@ -278,14 +288,14 @@ class RunMonitor:
         self._tail = JsonlTail(self.path / file)
 
     def _update_total(self) -> None:
-        """What becomes known only while the run goes on."""
+        """Update the total of stages whose total is known only after the run has started."""
         if self.stage == "train" and self.total is None:
             self.total = expected_steps(self.path, self.config)
         if self.stage == "judge" and self.measures is not None:
             self.total = self.measures.n_scores_asked
 
     def _try_read(self, read: Any) -> Any:
-        """What `read` gives; None, and its error among the troubles, where the directory is broken."""
+        """Return the result of `read`. When the directory is broken, store the error and return None."""
         try:
             return read()
         except READ_ERRORS as error:
@@ -311,7 +321,7 @@ class RunMonitor:
         return (self.path / "metrics.json").is_file() and not self.pending and not self._tally.n_failing
 
     def _state_text(self) -> str:
-        """The state in words."""
+        """Return the state in words."""
         unit = self._tally.unit
         if self.state == "going":
             return f"going on (process {self.holder_pid})" if self.holder_pid else "going on"
@@ -327,7 +337,7 @@ class RunMonitor:
         return f"stopped, {what}: run the same command again"
 
     def _stage_text(self) -> str:
-        """Stage, and its method, strategy or kind."""
+        """Return the stage, with the method of a training or the strategy of an evaluation."""
         more = self.config.get("method") if self.stage == "train" else self.config.get("strategy")
         return truncate(
             escape_control(self.stage or "?") + (f" ({escape_control(str(more))})" if more and more != "none" else ""), 60
@@ -338,7 +348,9 @@ class RunMonitor:
         return str(section.get("name", "")) if isinstance(section, Mapping) else ""
 
     def _command_text(self) -> str:
-        """What was typed to start the run; where that is not known, what goes on with it from its own configuration."""
+        """Return the command that started the run. When it is unknown, return the command that resumes the run from its
+        configuration.
+        """
         try:
             typed = (self._run or RunReader(self.path)).provenance["command"]
             return redact_command([str(word) for word in typed])
@@ -350,7 +362,7 @@ class RunMonitor:
         return self._tail.offset / seen.size if seen and seen.size else 1.0
 
     def _curve_points(self) -> list[dict[str, Any]]:
-        """A training's steps, a few hundred at most, the last one always among them."""
+        """Return the steps of a training for the curve: a few hundred at most, always with the last one."""
         steps = self._tally.steps if isinstance(self._tally, StepTally) else {}
         numbers = sorted(steps)
         stride = -(-len(numbers) // _MAX_CURVE_POINTS) or 1
@@ -359,32 +371,34 @@ class RunMonitor:
 
 
 class _RemoteWriterDetector:
-    """Growth that nobody here holds a lock for: another machine writes the run over a shared folder."""
+    """Detects another machine that writes the run over a shared folder: the file grows although no process here holds
+    the lock.
+    """
 
     def __init__(self) -> None:
         self._size: int | None = None
         self._grew_at: float | None = None
 
     def is_growing(self, now: float, size: int) -> bool:
-        """Asked at each look at which no lock was seen, with the bytes of the run's file."""
+        """Whether the file grows. Call it at each poll that found no lock, with the size of the file in bytes."""
         if self._size is not None and size > self._size:
             self._grew_at = now
         self._size = size
         return self._grew_at is not None and now - self._grew_at < STALE_AFTER_S
 
     def reset(self) -> None:
-        """A lock was seen: what grew until the next look may have been its holder's work."""
+        """Call it when a lock was found: growth up to the next poll may come from the holder of that lock."""
         self._size = self._grew_at = None
 
 
 def readable_error(error: Exception) -> str:
-    """What is wrong with a directory, as text that may be shown."""
+    """Return what is wrong with a directory, as printable text."""
     said = str(error) if isinstance(error, PermixError | ValueError) else f"{type(error).__name__}: {error}"
     return truncate(escape_control(said), 300)
 
 
 def _finite_or_none(value: object) -> float | None:
-    """None for what is no number, or not a finite one."""
+    """Return the value as a number. None when it is not a number or not finite."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     return float(value) if abs(value) <= sys.float_info.max else None

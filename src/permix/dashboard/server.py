@@ -1,10 +1,9 @@
-"""The viewer's server: this machine only, reading only.
+"""`permix view DIR`: the local web server that shows a folder of runs until Ctrl-C.
 
-Contract: it listens on 127.0.0.1, answers GET and HEAD whose Host names this machine and port (a page elsewhere, whose name was
-made to point here, gets 403), and serves a fixed set of files, two JSON views and the files of a built report. Every answer
-carries a policy that lets the browser load nothing from anywhere else. A request that fails takes nothing down.
-
-`permix view DIR`: the page of a folder of runs, on this machine, until Ctrl-C.
+Contract: the server only reads. It listens on 127.0.0.1 and answers GET and HEAD requests whose Host header names this machine
+and port; any other Host gets 403, so a foreign page whose name resolves to this machine cannot read anything. It serves a fixed
+set of files, two JSON views and the files of a built report. Every answer carries a content security policy that lets the browser
+load nothing from other hosts. A failed request does not stop the server.
 """
 
 import errno
@@ -52,11 +51,13 @@ ASSETS = {
     "/curves.js": (VIEWER_ASSETS_PACKAGE, "curves.js", "text/javascript; charset=utf-8"),
     "/view.js": (VIEWER_ASSETS_PACKAGE, "view.js", "text/javascript; charset=utf-8"),
 }
-"""Where the page's files lie: its own, and what it shares with the report."""
+"""Where the page's files are: its own, and the files that it shares with the report."""
 
 
 class HttpResponse(NamedTuple):
-    """What goes back. `location`: where to look instead. `has_etag`: it has an ETag, and is not sent again to who has it."""
+    """One response. `location` is the target of a redirect. `has_etag`: send an ETag, and 304 without a body to a browser that
+    has it.
+    """
 
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
@@ -67,13 +68,13 @@ class HttpResponse(NamedTuple):
 
 
 REPORT_REDIRECT = HttpResponse(b"", status=HTTPStatus.MOVED_PERMANENTLY, location="/report/")
-"""Links in the report are relative to its folder."""
+"""A redirect, because links in the report are relative to its folder."""
 
 NOT_FOUND_RESPONSE = HttpResponse(b"nothing here\n", status=HTTPStatus.NOT_FOUND)
 
 
 class ViewerServer(ThreadingHTTPServer):
-    """Serves one folder. Port 0 is a free one; `url` says which. Raises OSError where the port cannot be had."""
+    """Serves one folder. Port 0 picks a free port; `url` names it. Raises OSError when the port cannot be opened."""
 
     daemon_threads = True
 
@@ -88,16 +89,16 @@ class ViewerServer(ThreadingHTTPServer):
 
     @property
     def hosts(self) -> frozenset[str]:
-        """What a request may call this server."""
+        """Values of the Host header that the server accepts."""
         bare = HOST_NAMES if self.server_port == 80 else ()
         return frozenset([*(f"{name}:{self.server_port}" for name in HOST_NAMES), *bare])
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):  # a browser that went away is no news
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):  # the browser closed the connection, which is normal
             super().handle_error(request, client_address)
 
     def respond(self, target: str) -> HttpResponse:
-        """What is at a request's target."""
+        """Return the response to the target of a request."""
         parts = urlsplit(target)
         path = unquote(parts.path)
         if path in self.assets:
@@ -137,7 +138,7 @@ class ViewerHandler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def _reject_method(self) -> None:
-        self.close_connection = True  # what it carries is not read
+        self.close_connection = True  # the request body is not read, so the connection cannot be used again
         self._send(self._rejection() or HttpResponse(b"only GET and HEAD\n", status=HTTPStatus.METHOD_NOT_ALLOWED))
 
     do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = _reject_method
@@ -172,13 +173,13 @@ class ViewerHandler(BaseHTTPRequestHandler):
             self.wfile.write(response.body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What http.server refuses by itself (a request that is none, a method that nobody knows), without repeating it."""
+        """Answer requests that http.server refuses itself (malformed ones, unknown methods) without repeating their text."""
         self.close_connection = True
         self.command = self.command or ""
         self._send(HttpResponse(b"not a request that is answered here\n", status=code))
 
     def log_message(self, format: str, *args: Any) -> None:
-        """A poll every second is no news."""
+        """Log nothing: the page polls every second."""
 
 
 def _json_response(value: dict[str, Any]) -> HttpResponse:
@@ -191,16 +192,18 @@ def _read_asset(package: str, name: str) -> bytes:
 
 
 WAKE_EVERY_S = 0.25
-"""The system may hand Ctrl-C to any thread, and this one hears of it only when it wakes."""
+"""Longest wait of the main thread. The system may deliver Ctrl-C to any thread, and the main thread handles it only when it
+wakes.
+"""
 
 
 def serve_viewer(config: ViewConfig) -> None:
-    """Serve until Ctrl-C, which ends it as it should. Raises ConfigError for a folder or a port that cannot be had."""
+    """Serve until Ctrl-C, which is the normal end. Raises ConfigError when the folder is missing or the port cannot be opened."""
     require_runs_folder(config)
     folder = RunFolder(config.runs)
     server = open_server(folder, config.port)
     serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
-    try:  # Ctrl-C comes to this thread, which does nothing but wait: it never breaks into a request
+    try:  # only this thread, which just waits, gets KeyboardInterrupt: it never interrupts a request
         folder.start()
         serving.start()
         print(f"{server.url}  shows the runs below {escape_control(str(config.runs))}; Ctrl-C ends it", flush=True)
@@ -215,13 +218,13 @@ def serve_viewer(config: ViewConfig) -> None:
 
 
 def require_runs_folder(config: ViewConfig) -> None:
-    """Raises ConfigError where there is nothing to look at."""
+    """Raise ConfigError when `config.runs` is not a folder."""
     if not config.runs.is_dir():
         raise ConfigError(f"runs = {config.runs}: no such folder; give the folder that holds your run directories")
 
 
 def open_server(folder: RunFolder, port: int) -> ViewerServer:
-    """Raises ConfigError naming the port where the system does not give it."""
+    """Open the server. Raises ConfigError, which names the port, when the system refuses it."""
     try:
         return ViewerServer(folder, port)
     except OSError as error:

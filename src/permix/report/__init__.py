@@ -1,1 +1,1 @@
-"""From run directories to a report: one document, its tables, its page."""
+"""Turns run directories into a report: one document, its tables, figures and HTML page."""

@@ -1,14 +1,12 @@
-"""The report: run directories in; the page, report.md, table.json, a CSV of every table and the figures out.
+"""The report: reads run directories and writes the page, report.md, table.json, a CSV file of every table, and the figures.
 
-Contract: everything is computed anew from the runs' records, so a report can be rebuilt anywhere, and rebuilding writes the same
-bytes. Models keep the order of their first run: the others are held against the first, and each against the one before. Only
-`out` is written to.
+Contract: every number is computed from the runs' records, so a report can be rebuilt anywhere, and rebuilding it writes the same
+bytes. Models keep the order of their first run; every other model is compared with the first one and with the one before it.
 
-A report's result in the cards of the models that it is about: README.md of every model trained in its runs.
-
-Contract: what stands between the two markers is the report's and is written anew each time, at the end of a card that has none
-yet; everything else in a card stays as it is. All cards are found and read before the first is written, and each is whole or as
-it was.
+`update_model_cards` also writes the results into the model cards: the README.md of every model that was trained in these runs.
+Only the text between the two markers `CARD_BEGIN` and `CARD_END` is replaced; a card without markers gets them at its end, and
+everything else in a card is kept. All cards are found and read before the first one is written, and each card is written whole or
+not at all. Apart from the cards, only `out` is written to.
 """
 
 import re
@@ -47,7 +45,10 @@ CARD_BEGIN, CARD_END = "<!-- permix report: begin -->", "<!-- permix report: end
 
 
 def update_model_cards(models: Sequence[ModelRuns], markdown: str, figure: Path | None) -> list[Path]:
-    """Put `markdown` (escaped already) and a copy of `figure` into every card; return the cards. Errors as `model_card_paths`."""
+    """Put `markdown` (already escaped) and a copy of `figure` into every card; return the paths of the cards.
+
+    Raises DataError as `model_card_paths` does, and for a card that is not UTF-8 or has unpaired markers.
+    """
     cards = model_card_paths(models)
     shown = "" if figure is None else f"\n\n![Stability against distinctness]({figure.name})"
     renewed = {card: _with_report_block(card, f"{CARD_BEGIN}\n{markdown}{shown}\n{CARD_END}") for card in cards}
@@ -61,7 +62,9 @@ def update_model_cards(models: Sequence[ModelRuns], markdown: str, figure: Path 
 
 
 def model_card_paths(models: Sequence[ModelRuns]) -> list[Path]:
-    """The cards of the models trained in these runs. Raises DataError when no run is a training, or a card is not there."""
+    """Return the paths of the cards of the models trained in these runs. Raises DataError when no run is a training or a card is
+    missing.
+    """
     trained = [model.runs["train"].path for model in models if "train" in model.runs]
     if not trained:
         raise DataError("cards: none of these runs is a training, so there is no card to write into; give the training runs too")
@@ -72,7 +75,9 @@ def model_card_paths(models: Sequence[ModelRuns]) -> list[Path]:
 
 
 def _with_report_block(card: Path, block: str) -> str:
-    """The card with what is ours in it. Raises DataError when it cannot be told where that stood."""
+    """Return the card's text with `block` between the markers. Raises DataError when the card is not UTF-8 or its markers are
+    unpaired.
+    """
     try:
         text = card.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -88,20 +93,20 @@ def _with_report_block(card: Path, block: str) -> str:
 REPORT_FIGURE_FILES = re.compile(
     r"(tradeoff|personas|lottery|learnt|training|probes|drift|(heatmap|confusion|judged|trial)-\w+)\.(png|svg)"
 )
-"""The figures that a report may have."""
+"""Names of the figures that a report may have."""
 
 REPORT_TABLE_NAMES = re.compile(
     r"methods|models|personas|wordings|strategies|identifiability|as-published|unjudged|drift|step-times|runs"
     r"|(scores|differences|trial|agreement|interview|said)(-.+)?"
 )
-"""The tables that a report may have."""
+"""Names of the tables that a report may have."""
 
 
 def run_report(config: ReportConfig) -> None:
-    """The command: build the report, print its table and where it stands."""
+    """Run `permix report`: build the report, then print its main tables and the paths of its two main files."""
     models = collect_models(config.runs)
     if config.cards:
-        model_card_paths(models)  # whatever is wrong with them is said before anything is drawn
+        model_card_paths(models)  # errors in the cards are raised before any figure is drawn
     rows = _write_report(
         models, group_methods(models, config.methods), config.out, published=collect_published(models, config), cards=config.cards
     )
@@ -122,8 +127,8 @@ def run_report(config: ReportConfig) -> None:
 def build_report(runs: Sequence[Path], out: Path, caption: str = "") -> list[ModelRow]:
     """Write the report on `runs` (run directories, or folders that hold some) into `out`; return the rows of its main table.
 
-    `caption` is a paragraph of the caller's own, in Markdown. Raises DataError when there is no run, a folder is none and holds
-    none, or two runs of one stage have one label.
+    `caption` is a paragraph of the caller's own, in Markdown. Raises DataError when there is no run, when a folder neither is nor
+    holds a run, or when two runs of one kind have the same label.
     """
     models = collect_models(runs)
     return _write_report(models, group_methods(models), out, caption)
@@ -157,7 +162,7 @@ def _write_report(
 
 
 def _remove_stale_files(out: Path, figures: Collection[str], tables: Collection[str]) -> None:
-    """Figures and tables of an earlier report in this folder that this one does not have."""
+    """Delete figures and tables that an earlier report left in this folder and this report does not have."""
     for path in out.glob("*.[ps][nv]g"):
         if path.name not in figures and REPORT_FIGURE_FILES.fullmatch(path.name):
             path.unlink()
@@ -187,7 +192,7 @@ def _strategy_results(models: Sequence[ModelRuns]) -> list[StrategyResult]:
 
 
 def comparison_pairs(models: Sequence[ModelRuns]) -> list[tuple[ModelRuns, ModelRuns]]:
-    """Every other model against the first, and then each against the one before it."""
+    """Return pairs of models: the first model with every other one, then each model with the one before it."""
     return [*((models[0], other) for other in models[1:]), *pairwise(models[1:])]
 
 
@@ -198,9 +203,10 @@ def draw_report_figures(
     comparisons: Sequence[Comparison],
     out: Path,
 ) -> dict[str, str]:
-    """Draw every figure that the runs allow; {file name: what it shows}, in the order of the report.
+    """Draw every figure that the runs allow. Returns {file name: what the figure shows}, in the order of the report.
 
-    The trade-off leaves out methods with a model that may not be held against the first: an arrow to them would do just that.
+    The trade-off figure leaves out every method with a model that cannot be compared with the first model, because an arrow to
+    that method would be such a comparison.
     """
     styles = theme.styles_for((model.label for model in models), method_names(methods))
     summaries = {model.label: model.stability for model in models if model.stability is not None}
@@ -245,7 +251,7 @@ def _plot_model_heatmap(model: ModelRuns, path: Path) -> None:
 
 
 def _report_json(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], caption: str) -> dict[str, object]:
-    """table.json: every number of the report, by label."""
+    """Return the content of table.json: every number of the report, by label."""
     return {
         "caption": caption,
         "rows": [model.row.model_dump(mode="json") for model in models],
@@ -283,6 +289,6 @@ def _report_json(models: Sequence[ModelRuns], comparisons: Sequence[Comparison],
 
 
 def _judges_json(run: JudgedRun) -> dict[str, object]:
-    """A run's judges, and how far they agree where there are two."""
+    """Return the results of a run's judges, and their agreement when there are at least two judges."""
     agreed = None if run.agreement is None else run.agreement.model_dump(mode="json")
     return {"judges": {name: one.model_dump(mode="json") for name, one in run.judges.items()}, "agreement": agreed}

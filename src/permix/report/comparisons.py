@@ -1,7 +1,7 @@
-"""`permix compare`: is one model more stable than another? Every measure of two stability runs, with interval and test.
+"""Comparisons of two models: differences in every measure, with intervals and tests. Used by `permix compare` and by the report.
 
-Contract: from the runs' records alone, as the report; two runs that were not asked the same, or not judged the same, are refused
-with the reason. Names may be hostile text.
+Contract: everything is computed from the runs' records, as in the report. Two runs are compared only when they were asked the
+same and scored the same; otherwise the comparison is refused and the reason is given. Names may be hostile text.
 """
 
 from collections.abc import Sequence
@@ -43,9 +43,7 @@ from permix.types import Estimate
 
 
 class Comparison(MeasureRecord):
-    """One model against another. `measures` are differences; there are none, and `reasons` say why, where the two may not be
-    compared.
-    """
+    """The differences between two models. Where the two cannot be compared, `measures` is empty and `reasons` say why."""
 
     VIEW = "differences"
 
@@ -60,6 +58,7 @@ class Comparison(MeasureRecord):
 
 
 def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
+    """Return other − first in stability, identifiability and judges' scores, each with the reasons where it is not compared."""
     reasons, apart = stability_incompatibilities(first, other), identifiability_incompatibilities(first, other)
     differences: dict[str, Estimate] = {}
     identifiability = None
@@ -87,7 +86,7 @@ _COMPARISON_NOTE = (
 
 
 class RunComparison(NamedTuple):
-    """What stands in the tables."""
+    """Two stability runs and their paired comparison: the content of both tables."""
 
     first: Run
     other: Run
@@ -102,7 +101,9 @@ class RunComparison(NamedTuple):
 
 
 def run_compare(config: CompareConfig) -> None:
-    """The command: print both tables; write them where the configuration says."""
+    """Run `permix compare`: print both tables, and write them to `config.out` when it is set. Raises ConfigError unless there are
+    two runs.
+    """
     if len(config.runs) != 2:
         raise ConfigError(f"runs: compare takes two, and {len(config.runs)} came: permix compare FIRST SECOND [--out DIR]")
     compared = compare_runs(*config.runs, seed=config.seed, resamples=config.resamples)
@@ -118,7 +119,10 @@ def run_compare(config: CompareConfig) -> None:
 
 
 def compare_runs(first: Path, other: Path, *, seed: int = 0, resamples: int = 2000) -> RunComparison:
-    """Two stability runs, or folders that hold one each. Raises DataError when they are not that, or may not be compared."""
+    """Compare two stability runs, or two folders that hold one stability run each.
+
+    Raises DataError when a path does not hold exactly one stability run, or when the two runs cannot be compared.
+    """
     one, two = _find_stability_run(first), _find_stability_run(other)
     grid, there = read_stability_grid(one.path), read_stability_grid(two.path)
     if reasons := run_incompatibilities(one, two, grid, there):
@@ -137,7 +141,7 @@ def _find_stability_run(path: Path) -> Run:
 
 
 def terminal_comparison_tables(comparison: RunComparison) -> list[Table]:
-    """For a terminal: measures, then personas, the one that lost most first."""
+    """Return two tables for a terminal: the measures, then the personas, with the largest loss of accuracy first."""
     labels = [Text(one_line(label)) for label in comparison.labels]
     found = []
     for heading, lines in (("", _measure_rows(comparison.result)), ("persona", _persona_rows(comparison.result))):
@@ -152,7 +156,7 @@ def terminal_comparison_tables(comparison: RunComparison) -> list[Table]:
 
 
 def comparison_markdown(comparison: RunComparison) -> str:
-    """The same as Markdown."""
+    """Return both tables as a Markdown document."""
     one, two = map(table.md_label, comparison.labels)
     parts = [
         f"# {two} against {one}",
@@ -182,8 +186,9 @@ def _comparison_cells(difference: MeasureDifference | PersonaDifference, p: floa
 
 
 def compare_stability_grids(first: StabilityGrid, other: StabilityGrid, seed: int, resamples: int) -> dict[str, Estimate]:
-    """Other − first in every measure of a report's differences, over the personas that both have a score for; same draws of
-    questions.
+    """Return other − first in every measure of the view "differences", paired by persona and question.
+
+    Both models use the same bootstrap draws of questions. `seed` and `resamples` are those of the bootstrap.
     """
     return stability_differences([aligned_sample_means(first, first)], [aligned_sample_means(first, other)], seed, resamples)
 
@@ -191,7 +196,11 @@ def compare_stability_grids(first: StabilityGrid, other: StabilityGrid, seed: in
 def identifiability_difference(
     first: Sequence[Identifiability], other: Sequence[Identifiability], seed: int, resamples: int
 ) -> Estimate:
-    """Other − first in identifiability, each the mean over its models; n is the questions, which are drawn alike for all."""
+    """Return other − first in identifiability, where each is the mean over its models.
+
+    All models use the same bootstrap draws of questions; only questions that every model answered count. n is the number of
+    questions.
+    """
     questions = sorted(set.intersection(*(set(one.right_by_question) for one in (*first, *other))))
 
     def measures(counts_R_Q: Array) -> dict[str, Array]:
@@ -204,14 +213,20 @@ def identifiability_difference(
 
 
 def mean_identifiability(models: Sequence[Identifiability], questions: Sequence[str], counts_R_Q: Array) -> Array:
-    """Share of the answers to these questions that were told right, the mean over the models [R]."""
+    """Return the share of answers to these questions that the classifier attributed to their persona, as the mean over the models
+    [R].
+
+    `counts_R_Q` says how often each bootstrap resample drew each question.
+    """
     tables = [np.array([one.right_by_question[question] for question in questions], dtype=float) for one in models]
     shares = [counts_R_Q @ right_Q / (counts_R_Q @ answered_Q) for right_Q, answered_Q in (table.T for table in tables)]
     return np.asarray(np.mean(shares, axis=0))
 
 
 def stability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
-    """Why the two must not be compared in accuracy or PSS; empty when they may be, or one was not measured."""
+    """Return why two models cannot be compared in accuracy or PSS; empty when they can be compared, or when one was
+    not measured.
+    """
     if first.grid is None or other.grid is None:
         return ()
     return run_incompatibilities(first.runs["stability"], other.runs["stability"], first.grid, other.grid)
@@ -220,13 +235,15 @@ def stability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str
 def run_incompatibilities(
     first_run: Run, other_run: Run, first_grid: StabilityGrid, other_grid: StabilityGrid
 ) -> tuple[str, ...]:
-    """Why the scores of two stability runs must not be held against each other; empty when they may be."""
+    """Return why the scores of two stability runs cannot be compared; empty when they can be."""
     here, there = ((set(grid.persona_ids), set(grid.question_ids)) for grid in (first_grid, other_grid))
     return _setup_mismatches(first_run, other_run) or (() if here == there else ("Not the same personas and questions",))
 
 
 def identifiability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
-    """The same of identifiability."""
+    """Return why two models cannot be compared in identifiability; empty when they can be compared, or when one was
+    not measured.
+    """
     if first.identifiability is None or other.identifiability is None:
         return ()
     one, two = first.runs["fidelity"], other.runs["fidelity"]
@@ -237,7 +254,9 @@ def identifiability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tup
 
 
 def compare_judge_scores(first: ModelRuns, other: ModelRuns) -> tuple[tuple[JudgeScoreDifference, ...], tuple[str, ...]]:
-    """The differences on judges' scores, of each kind that both were asked alike; and why there are none of the others."""
+    """Return the differences on judges' scores for each kind of run that both models were asked alike, and the reasons for the
+    other kinds.
+    """
     found: list[JudgeScoreDifference] = []
     reasons: list[str] = []
     for kind in FIDELITY_RUN_KINDS:
@@ -254,9 +273,11 @@ def compare_judge_scores(first: ModelRuns, other: ModelRuns) -> tuple[tuple[Judg
 
 
 def _setup_mismatches(first: Run, other: Run, *, compare_messages: bool = True) -> tuple[str, ...]:
-    """What differs between two runs that should have been asked the same; read from the records and the sampling.
+    """Return the differences between two runs that should have been asked the same, read from the records and the sampling
+    settings.
 
-    `compare_messages`: whether the messages should be the same too; those of a conversation hold what the model has said itself.
+    `compare_messages`: whether the messages must be equal too. The messages of an interview contain the model's own earlier
+    answers, so they differ between models.
     """
     keys = [list(run.cell_summaries) for run in (first, other)]
     shared = first.cell_summaries.keys() & other.cell_summaries.keys()
@@ -281,7 +302,10 @@ def _setup_mismatches(first: Run, other: Run, *, compare_messages: bool = True) 
 
 
 def _interview_setup(run: Run) -> tuple[Any, Any]:
-    """What an interview was held by: the persona's wording, and the questions. A model's own questions are never another's."""
+    """Return the setup of an interview: the persona's template, and the interview's settings and questions.
+
+    When another model asked the questions, the run's path takes their place: two such interviews never have the same questions.
+    """
     asked = run.grid_results.question_ids if run.config.get("interviewer", {}).get("name", "script") == "script" else run.path
     return _identity_field(run, "template"), (_identity_field(run, "interview"), asked)
 
@@ -291,8 +315,10 @@ def _identity_field(run: Run, name: str) -> Any:
 
 
 def _verifier_identity(run: Run) -> tuple[Any, ...]:
-    """What compares answers: the symbolic engine's version may change a verdict. Open-ended answers are not judged; those of an
-    imported run may have been by another program."""
+    """Return the program that scores answers, with the version of its symbolic engine, because the version can change a verdict.
+
+    Empty for open-ended answers, which have no scorer. An imported run may have been scored by another program.
+    """
     if run.stage != "stability":
         return ()
     judge = _identity_field(run, "judge") or "permix"
@@ -304,7 +330,9 @@ def _sampling_setup(run: Run) -> tuple[Any, ...]:
 
 
 def aligned_sample_means(first: StabilityGrid, other: StabilityGrid) -> tuple[Array, Array]:
-    """The other grid's sample means with personas and questions in the first one's order; and those without persona."""
+    """Return the sample means of `other` [P, Q], and the means of its baseline [Q], with personas and questions in the order of
+    `first`.
+    """
     persona_at = {id: place for place, id in enumerate(other.persona_ids)}
     question_at = {id: place for place, id in enumerate(other.question_ids)}
     rows, columns = [persona_at[id] for id in first.persona_ids], [question_at[id] for id in first.question_ids]

@@ -1,7 +1,7 @@
-"""The report as data: what is said, in which order. `report.md` and the page are two renderings of one document.
+"""The report as data: its parts in order. report.md and the HTML page are two renderings of one `Document`.
 
-Contract: prose is Markdown in which everything foreign is escaped; tables and pictures stand for themselves. A section without
-content is not there.
+Contract: prose is Markdown in which all text from outside is escaped. Tables and figures are parts of their own, not prose. A
+section without content is left out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,9 @@ from permix.report.summary_text import ReportClaim
 
 
 class Figure(NamedTuple):
-    """A figure by its file name, and `description` it shows (Markdown). `chart`: what draws it on the page; several may
-    share one."""
+    """A figure, by its file name. `description` (Markdown) says what it shows. `chart` names the chart that the page draws
+    instead; several figures may share one chart.
+    """
 
     file: str
     description: str
@@ -28,7 +29,7 @@ DocumentPart = str | Table | Figure
 
 
 class DocumentSection(NamedTuple):
-    """`note` says how to read it. `chart`: what the page shows in place of these parts, where it can be drawn."""
+    """A section. `note` says how to read it. `chart` names the chart that the page draws instead of these parts, if it can."""
 
     id: str
     title: str
@@ -38,8 +39,7 @@ class DocumentSection(NamedTuple):
 
 
 class Document(NamedTuple):
-    """`details` are sentences with numbers; `footnotes` says n, seeds, intervals; `render_card_results` stands with the
-    first table."""
+    """A whole report. `details` are sentences with numbers; `footnotes` give n, seeds and the meaning of the intervals."""
 
     title: str
     caption: str
@@ -58,7 +58,7 @@ class Document(NamedTuple):
 
 
 def render_report_markdown(document: Document) -> str:
-    """report.md."""
+    """Return the text of report.md."""
     claimed = [
         document.caption,
         *_claim_paragraphs(document),
@@ -73,7 +73,7 @@ def render_report_markdown(document: Document) -> str:
 
 
 def render_card_results(document: Document) -> str:
-    """Claim and first table, for a model's card."""
+    """Return the claim, the warnings and the main table in Markdown, for a model card."""
     parts = ["## Results", *_claim_paragraphs(document), document.warnings, document.main_table.markdown]
     return "\n\n".join(part for part in parts if part)
 
@@ -85,7 +85,7 @@ def _claim_paragraphs(document: Document) -> tuple[str, str]:
 def optional_section(
     id: str, title: str, parts: Sequence[DocumentPart], note: str = "", chart: str = ""
 ) -> list[DocumentSection]:
-    """No section without parts."""
+    """Return a list with the section, or an empty list when there are no parts."""
     return [DocumentSection(id, title, note, tuple(parts), chart)] if parts else []
 
 

@@ -1,7 +1,8 @@
-"""The parts of a report that quote the runs: what the numbers rest on, completions side by side, where everything was born.
+"""The parts of a report that quote the runs: footnotes, completions next to each other, step times, and the provenance of every
+run.
 
-Contract: whatever came from a model, a persona pool, a task or a command line is cut, and escaped where it is rendered, so it is
-shown and never acts. Order and wording depend on the runs alone.
+Contract: all text from a model, a persona pool, a task or a command line is cut, and escaped when it is rendered, so it is
+displayed and never interpreted. The order and the text depend only on the runs.
 """
 
 import json
@@ -37,7 +38,7 @@ _MAX_PERSONAS = 3
 
 _MAX_QUESTIONS = 4
 
-_MAX_LINE_CHARS = 200  # characters of a line of a completion
+_MAX_LINE_CHARS = 200  # maximal characters of one line of a completion
 
 _MAX_LINES = 8
 
@@ -47,7 +48,9 @@ EXCERPT_KINDS = {kind: KIND_TITLES[kind] for kind in (OPEN_ENDED_KIND, PERSONAGY
 
 
 def build_footnotes(models: Sequence[ModelRuns]) -> str:
-    """n, what the intervals are, seeds, what was not held out, and what "no persona" means."""
+    """Return the footnotes: n, the meaning of the intervals, seeds, runs that are not held out, and the prompt
+    without a persona.
+    """
     lines = [
         "Cells: value [95 % interval]; n is what was counted: questions for accuracy and PSS, answers for identifiability.",
         "Intervals are over questions (the cells of one question are not independent); they do not cover another "
@@ -66,7 +69,9 @@ def build_footnotes(models: Sequence[ModelRuns]) -> str:
 
 
 def completion_excerpts(models: Sequence[ModelRuns], kind: str) -> list[DocumentPart]:
-    """A few answers of every model to the same questions as the same personas; empty when no model has this stage."""
+    """Return a few answers of every model to the same questions as the same personas; empty when no model has a run
+    of this kind.
+    """
     asked = {model.label: model.runs[kind].cells for model in models if kind in model.runs}
     if not asked:
         return []
@@ -85,7 +90,9 @@ def completion_excerpts(models: Sequence[ModelRuns], kind: str) -> list[Document
 
 
 def step_time_table(models: Sequence[ModelRuns]) -> Table | None:
-    """Where a training step's time went: mean wall seconds of each part, CPU seconds in brackets; None without such a log."""
+    """Return how long the parts of a training step took: mean wall seconds, with CPU seconds in brackets. None when no log has
+    times.
+    """
     logs = {model.label: model.runs["train"].log for model in models if "train" in model.runs}
     timed = {name: log for name, log in logs.items() if log and all("cpu_seconds" in step for step in log)}
     if not timed:
@@ -99,7 +106,9 @@ def step_time_table(models: Sequence[ModelRuns]) -> Table | None:
 
 
 def dev_eval_choices(models: Sequence[ModelRuns]) -> str:
-    """What each training's probes chose; of one that goes on, what they would choose now."""
+    """Return the step that each training's dev evaluations chose, in words; for a training that has not ended, the
+    choice so far.
+    """
     lines = []
     for model in models:
         if model.dev_curve is not None:
@@ -130,7 +139,7 @@ _PROVENANCE_HEADINGS = (
 
 
 def provenance_table(models: Sequence[ModelRuns]) -> Table:
-    """Every run behind the report: how it was made and what it cost."""
+    """Return a table of every run behind the report: its command, seed, configuration, versions and costs."""
     return tabulate(
         "runs",
         _PROVENANCE_HEADINGS,
@@ -140,12 +149,12 @@ def provenance_table(models: Sequence[ModelRuns]) -> Table:
 
 
 def command_text(run: Run) -> str:
-    """As it was typed, secrets left out."""
+    """Return the command as it was typed, with secrets removed."""
     return sanitize.redact_command(run.provenance.get("command", []))
 
 
 def settings_hash(run: Run) -> str:
-    """Of the whole resolved configuration."""
+    """Return a hash of the whole resolved configuration."""
     return digest(json.dumps(run.config, sort_keys=True), length=12)
 
 
@@ -188,7 +197,7 @@ def _sample_sizes(models: Sequence[ModelRuns]) -> Iterable[str]:
 
 
 def _judge_score_footnote(models: Sequence[ModelRuns]) -> Iterable[str]:
-    """What judges' scores rest on, where there are some."""
+    """Yield the footnote on judges' scores, if there are any."""
     if any(model.judged_runs for model in models):
         yield (
             "Judges' scores are 1 to 5, n is personas, and intervals are over personas; a mark beside one (†, ‡) says that the "
@@ -197,7 +206,7 @@ def _judge_score_footnote(models: Sequence[ModelRuns]) -> Iterable[str]:
 
 
 def _adaptive_allocation_footnotes(models: Sequence[ModelRuns]) -> Iterable[str]:
-    """The runs whose cells were spent where they decided, and what stands on all of their personas."""
+    """Yield a footnote for each run with adaptive allocation: it names the measures that rest on all of its personas."""
     for model in models:
         rounds = model.runs["stability"].rounds if "stability" in model.runs else ()
         if rounds:
@@ -210,7 +219,7 @@ def _adaptive_allocation_footnotes(models: Sequence[ModelRuns]) -> Iterable[str]
 
 
 def _not_held_out(models: Sequence[ModelRuns]) -> Iterable[str]:
-    """The runs that asked on a side which is there to train or to choose on."""
+    """Yield a footnote for each run that asked questions or personas of the train or dev split."""
     for model in models:
         for run in model.runs.values():
             sides = {f"{part}.split": run.config.get(part, {}).get("split") for part in ("task", "personas")}
@@ -222,7 +231,7 @@ def _not_held_out(models: Sequence[ModelRuns]) -> Iterable[str]:
 
 
 def _no_persona_footnotes(models: Sequence[ModelRuns]) -> Iterable[str]:
-    """What a prompt without persona carried, said once for models that agree."""
+    """Yield what a prompt without a persona contained; models with the same content share one footnote."""
     said: dict[str, list[str]] = {}
     for model in models:
         if "stability" in model.runs:
@@ -243,14 +252,18 @@ def _default_system_text(run: Run) -> str:
 
 
 def _shared_keys(runs: Sequence[Mapping[CellKey, Asked]]) -> list[CellKey]:
-    """Persona cells of the first sample and template that every run has; those of the first run when they share none."""
+    """Return the persona cells of the first sample and template that every run has; when the runs share
+    no cell, the cells of the first run.
+    """
     under = [key for key in runs[0] if key.persona_id is not None and key.sample == 0]
     mine = [key for key in under if key.template == under[0].template]
     return [key for key in mine if all(key in run for run in runs)] or mine
 
 
 def _evenly_spaced(items: Iterable[_T], count: int) -> list[_T]:
-    """The first, the last and evenly between."""
+    """Return the first item, the last item, and items evenly spaced between them: `count` in all, or every item when there are
+    fewer.
+    """
     every = list(items)
     if len(every) <= count:
         return every
@@ -266,7 +279,7 @@ def _message_text(cell: Asked, role: str) -> str:
 
 
 def _answer_cell(cell: Asked | None) -> TableCell:
-    """The completion as text, and what the verifier said of it."""
+    """Return the completion as text, with the scorer's verdict as its note."""
     if cell is None or cell.completion is None:
         return TableCell(f"– ({one_line(cell.failure.type)})") if cell and cell.failure else trusted_cell("–")
     said = "" if cell.verdict is None else {True: "right", False: "wrong", None: "not scored"}[cell.verdict.correct]

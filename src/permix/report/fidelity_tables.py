@@ -1,11 +1,7 @@
-"""What the report says of interviews: a table of drift, and one conversation to read, models side by side.
+"""Tables on fidelity runs: drift over an interview with one conversation to read, and measures of the answers without a judge.
 
-Contract: that of `tables` and `sections`: what is missing is "–" and never 0, and whatever a model, a script or a pool wrote is
-cut, and escaped where it is rendered, so it is shown and never acts.
-
-The report's section "Without a judge": measures of the answers themselves, and the breaks of character, quoted.
-
-Contract: answers, persona ids and labels are cut, and in Markdown escaped.
+Contract: as in `tables` and `excerpts`: a missing number is "–" and never 0. All text from a model, a script or a pool is cut,
+and escaped when it is rendered, so it is displayed and never interpreted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +40,7 @@ from permix.types import Estimate
 
 _DRIFT_HEADINGS = ["model", "measure", "mean", "change a turn", "late − early", "scored of asked"]
 
-_MAX_LINE_CHARS = 600  # characters of a line of a message
+_MAX_LINE_CHARS = 600  # maximal characters of one line of a message
 
 _MAX_LINES = 8
 
@@ -66,7 +62,7 @@ _ORDER_DESCRIPTIONS: Mapping[QuestionOrder, str] = {
 
 
 def drift_parts(models: Sequence[ModelRuns], figure: Figure | None) -> list[DocumentPart]:
-    """The section's parts; empty when no model was interviewed."""
+    """Return the parts of the section on drift; empty when no model was interviewed."""
     found = {model.label: model.drift for model in models if model.drift is not None}
     if not found:
         return []
@@ -76,7 +72,7 @@ def drift_parts(models: Sequence[ModelRuns], figure: Figure | None) -> list[Docu
 
 
 def drift_table(drift_by_model: Mapping[str, Drift]) -> Table:
-    """One line a model and measure."""
+    """Return a table with a row for each model and measure."""
     lines = []
     for model, drift in drift_by_model.items():
         for one in drift.series:
@@ -90,7 +86,9 @@ def drift_table(drift_by_model: Mapping[str, Drift]) -> Table:
 
 
 def terminal_drift_table(drift_by_model: Mapping[str, Drift]) -> TerminalTable:
-    """For a terminal: measures as lines, models as columns; the change a turn, and below it late − early."""
+    """Return a table for a terminal: a row for each measure and a column for each model, with the slope per turn above late −
+    early.
+    """
     table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("change a turn")
     for model in drift_by_model:
@@ -112,7 +110,7 @@ def _slope_text(series: TurnSeries | None) -> Text:
 
 
 def _trust_marks_legend(drift_by_model: Mapping[str, Drift]) -> str:
-    """What the marks mean, where there are any."""
+    """Return the legend of the marks, if any mark is shown."""
     return (
         TRUST_MARKS_LEGEND
         if any(
@@ -123,7 +121,7 @@ def _trust_marks_legend(drift_by_model: Mapping[str, Drift]) -> str:
 
 
 def _describe_drift(drift: Drift) -> str:
-    """What the numbers rest on, in one line."""
+    """Return one line on the data behind the measures of drift: personas, turns, answers, order of questions, controls."""
     parts = [
         f"{len(drift.persona_ids)} personas × {drift.turns} turns, {format_ratio(drift.n_answered, drift.n_asked)} answered, "
         f"{format_count(drift.n_truncated)} cut off at the longest answer allowed",
@@ -140,7 +138,7 @@ def _describe_drift(drift: Drift) -> str:
 
 
 def interview_excerpt(models: Sequence[ModelRuns]) -> list[DocumentPart]:
-    """The first persona that all have, whole."""
+    """Return the whole conversation of the first persona that all models have."""
     talks = {model.label: read_interviews(model.runs[INTERVIEW_KIND].path) for model in models if model.drift is not None}
     first = next(iter(talks.values()))
     common = [who for who in first.persona_ids if all(who in talk.persona_ids for talk in talks.values())]
@@ -156,7 +154,7 @@ def interview_excerpt(models: Sequence[ModelRuns]) -> list[DocumentPart]:
 
 
 def _conversation_table(name: str, conversations: Mapping[str, InterviewRecords], persona: str) -> Table:
-    """One line a turn: what was asked, and what each model answered."""
+    """Return a table with a row for each turn: the question, and the answer of each model."""
     questions, _ = _turns_of(next(iter(conversations.values())), persona)
     answers = [_turns_of(talk, persona)[1] for talk in conversations.values()]
     lines = [
@@ -184,7 +182,7 @@ def _measure_description(name: str) -> str:
 
 
 def _series_texts(series: TurnSeries) -> tuple[str, str, str]:
-    """The mean, the slope, late − early; beside each number of a judge, its mark."""
+    """Return the mean, the slope, and late − early; the numbers of a judge carry its mark."""
     beside = "" if series.judge is None else trust_mark(series.discriminates_persona)
     texts = estimate_cell(series.overall).text, _format_slope(series.slope), _format_slope(series.late_minus_early)
     mean, slope, late = (text if text == MISSING_TEXT else text + beside for text in texts)
@@ -192,7 +190,7 @@ def _series_texts(series: TurnSeries) -> tuple[str, str, str]:
 
 
 def _format_slope(slope: Estimate) -> str:
-    """Slopes are small: three digits in the interval too."""
+    """Return the slope as text, with three digits in the interval too because slopes are small."""
     if slope.value is None:
         return MISSING_TEXT
     interval = "" if slope.low is None or slope.high is None else f" [{slope.low:+.3f}, {slope.high:+.3f}]"
@@ -243,12 +241,12 @@ TEXT_METRIC_COLUMNS = (
 
 
 def label_with_kind(label: str, kind: str) -> str:
-    """A model's fidelity run, for tables that hold several of its kinds: "base", "base, interview"."""
+    """Return the label of a model's fidelity run in tables with several kinds: "base", "base, interview"."""
     return label + kind.removeprefix(OPEN_ENDED_KIND)
 
 
 def text_metric_parts(metrics_by_run: Mapping[SourceRun, TextMetrics]) -> list[DocumentPart]:
-    """The table, what its n are, and a few breaks of each model; empty without models."""
+    """Return the table, the meaning of its n, and a few breaks of character of each model; empty without models."""
     if not metrics_by_run:
         return []
     lines = []
@@ -270,7 +268,7 @@ def text_metric_parts(metrics_by_run: Mapping[SourceRun, TextMetrics]) -> list[D
 
 
 def _text_metric_cell(column: TextMetricColumn, metrics: TextMetrics) -> TableCell:
-    """As everywhere; n is of questions or of personas, so it says which."""
+    """Return the cell of a measure. Its n counts questions or personas, so the cell names what it counts."""
     cell = estimate_cell(column.cell(metrics))
     each = column.heading.endswith("each persona")
     return cell._replace(note=cell.note and f"{cell.note} {'personas' if each else metrics.resampling_unit}")

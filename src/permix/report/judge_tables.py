@@ -1,7 +1,7 @@
-"""The section "Fidelity by judges": scores by task, differences, the judges' trial and their agreement, as tables and words.
+"""The section "Fidelity by judges": scores by task, differences, the judges' validation and their agreement, as tables and text.
 
-Contract as in `permix.report.tables`: a number with its interval and its n, what is missing is "–". Every mean score of a judge
-that is not trusted carries its mark, and so does every difference of such.
+Contract: as in `tables`: every number has its interval and its n, and a missing number is "–". Every mean score of a judge that
+is not trusted carries a mark, and so does every difference of such scores.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +41,7 @@ from permix.types import Estimate
 
 
 class JudgeReliabilityRow(NamedTuple):
-    """One measure of the trial. `expected`: what a judge that is worth listening to would show."""
+    """One measure of the validation. `expected` is the value that a good judge would have."""
 
     heading: str
     expected: str
@@ -101,8 +101,11 @@ JUDGE_RELIABILITY_NOTE = (
 def judge_section_parts(
     kind: str, runs_by_model: Mapping[str, Sequence[JudgedRun]], differences_by_pair: Mapping[str, Sequence[JudgeScoreDifference]]
 ) -> list[DocumentPart]:
-    """What judges say of one kind of run. `runs_by_model`: the judged runs of each model; `found`: differences by the words
-    that name the two models. Empty without judges."""
+    """Return the parts for one kind of run; empty without judges.
+
+    `runs_by_model` are the judged runs of each model. `differences_by_pair` are the differences, by a phrase that names the two
+    models.
+    """
     runs = {name: run for name, judged in runs_by_model.items() for run in judged if run.kind == kind}
     differences = {names: [one for one in every if one.kind == kind] for names, every in differences_by_pair.items()}
     if not runs:
@@ -120,7 +123,7 @@ def judge_section_parts(
 
 
 def score_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table:
-    """One line a judge and task, one column a model; the mean over the tasks first."""
+    """Return a table with a row for each judge and task and a column for each model. The mean over the tasks comes first."""
     lines = []
     for judge in _judge_labels(runs):
         by_model = {name: run.judges.get(judge) for name, run in runs.items()}
@@ -145,7 +148,10 @@ def score_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table:
 
 
 def difference_table(kind: str, differences_by_pair: Mapping[str, Sequence[JudgeScoreDifference]]) -> Table | None:
-    """One line a pair of models and judge: other − first, paired by persona and question; None where nothing is compared."""
+    """Return a table with a row for each pair of models and each judge: other − first, paired by persona and question.
+
+    None when no two models are compared.
+    """
     every = [(names, one) for names, differences in differences_by_pair.items() for one in differences]
     if not every:
         return None
@@ -167,7 +173,7 @@ def difference_table(kind: str, differences_by_pair: Mapping[str, Sequence[Judge
 
 
 def judge_reliability_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table:
-    """One line a measure, one column a model and judge."""
+    """Return a table with a row for each measure of the validation and a column for each model and judge."""
     judged = [(name, one) for name, run in runs.items() for one in run.judges.values()]
     lines = [
         [
@@ -182,7 +188,9 @@ def judge_reliability_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table:
 
 
 def agreement_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table | None:
-    """One line a model and pair of judges, one more for all of them; None where nobody has two judges."""
+    """Return a table with a row for each model and pair of judges, and a row for all judges. None when no model has
+    two judges.
+    """
     lines = []
     for name, run in runs.items():
         if run.agreement is None:

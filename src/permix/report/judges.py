@@ -1,7 +1,8 @@
-"""What judges say of the runs of a report: each judge measured, judges held against each other, and models on one judge's scores.
+"""Results of judges in a report: the measures of each judge, agreement between judges, and differences between two models.
 
-Contract: everything from the ledgers and the records. A model has one fidelity run of each kind. Two models are compared on a
-judge alone that is the same by name, settings, fingerprint and words.
+Contract: everything is computed from the judges' judgements.jsonl and the runs' records. A model has one fidelity run of each
+kind. Two models are compared on a judge's scores only when the judge has the same name, settings, fingerprint and prompts in both
+runs.
 """
 
 from collections.abc import Iterable, Mapping
@@ -36,40 +37,45 @@ RUN_KIND_OF_FIDELITY: Mapping[FidelityKind, str] = {
     "personagym": PERSONAGYM_KIND,
     "interview": INTERVIEW_KIND,
 }
-"""What a report calls a run of each kind: a model has one run of each."""
+"""Name of each kind of fidelity run in a report. A model has one run of each kind."""
 
 SCORE_NAMES = {
     PERSONAGYM_KIND: "PersonaScore",
     OPEN_ENDED_KIND: "in-character score",
     INTERVIEW_KIND: "in-character score of interviews",
 }
-"""By kind of run, what the mean of a judge's scores is called: PersonaScore is of PersonaGym's tasks alone, and an in-character
-score of the rubric "In Character" alone."""
+"""Name of the mean of a judge's scores, by kind of run.
+
+"PersonaScore" is only the mean over PersonaGym's tasks; "in-character score" is only the score of the rubric "In Character".
+"""
 
 RUBRIC_MEAN_NAMES = {OPEN_ENDED_KIND: "mean over rubrics", INTERVIEW_KIND: "mean over rubrics of interviews"}
-"""And by the rubrics of a user's choice."""
+"""The name of that mean when the user chose other rubrics, by kind of run."""
 
 
 def score_name(kind: str, rubrics: Iterable[str]) -> str:
-    """What the mean of a judge's scores by these rubrics is called."""
+    """Return the name of the mean of a judge's scores by these rubrics."""
     return SCORE_NAMES[kind] if kind == PERSONAGYM_KIND or set(rubrics) <= {IN_CHARACTER} else RUBRIC_MEAN_NAMES[kind]
 
 
 def listed_rubrics(kind: str, rubrics: Iterable[str]) -> list[str]:
-    """The rubrics that get a line of their own beside their mean: none where there is but one, and the mean's name says which."""
+    """Return the rubrics that get a row of their own next to the row of their mean.
+
+    Empty when there is one rubric and the mean's name already names it.
+    """
     names = list(dict.fromkeys(rubrics))
     return names if len(names) > 1 or score_name(kind, names) != SCORE_NAMES[kind] else []
 
 
 KIND_FILE_STEMS = {PERSONAGYM_KIND: "personagym", OPEN_ENDED_KIND: "open", INTERVIEW_KIND: "interview"}
-"""What the files of figures and tables are called after."""
+"""Stem of the file names of figures and tables, by kind of run."""
 
 KIND_TITLES = {PERSONAGYM_KIND: "PersonaGym's questions", OPEN_ENDED_KIND: "open-ended questions", INTERVIEW_KIND: "interviews"}
-"""What a kind of run asks, for people; sections and figures stand in this order."""
+"""Title of each kind of run. Sections and figures have this order."""
 
 
 class JudgeScoreEntry(Record):
-    """A judge's number in the main table, and whether it means anything: see `JudgeSummary`."""
+    """A judge's mean score in the main table, and whether the score means anything (see `JudgeSummary`)."""
 
     kind: str
     judge: str
@@ -81,12 +87,12 @@ class JudgeScoreEntry(Record):
 
     @property
     def name(self) -> str:
-        """ "PersonaScore, judge qwen"."""
+        """The name of the score and the judge, such as "PersonaScore, judge qwen"."""
         return f"{score_name(self.kind, self.rubrics)}, judge {self.judge}"
 
 
 class JudgedRun(NamedTuple):
-    """A run and all its judges, by label."""
+    """A fidelity run and the results of all its judges, by the judge's label."""
 
     kind: str
     results_by_judge: dict[str, JudgeResults]
@@ -95,11 +101,11 @@ class JudgedRun(NamedTuple):
     seed: int
     resamples: int
     judge_dirs: Mapping[str, Path] = MappingProxyType({})
-    """Of each judge, its own run."""
+    """The run directory of each judge."""
 
     @property
     def scores_by_judge(self) -> dict[str, JudgeTurnScores]:
-        """What each judge scored, for measures that lay scores out in their own way."""
+        """Each judge's plain scores, for measures that group the scores in their own way."""
         return {
             label: JudgeTurnScores(self.results_by_judge[label].scores["none"], tuple(one.tasks), one.discriminates_persona)
             for label, one in self.judges.items()
@@ -122,11 +128,11 @@ class JudgedRun(NamedTuple):
 
 
 class JudgeScoreDifference(Record):
-    """Other − first on one judge's scores of one kind of run."""
+    """Other − first in one judge's scores of one kind of run."""
 
     kind: str
     discriminates_persona: bool
-    """Whether the judge told personas apart on both models."""
+    """Whether the judge tells personas apart on both models."""
     scores: ScoreDifference
 
     @property
@@ -135,7 +141,7 @@ class JudgeScoreDifference(Record):
 
 
 def judge_sources(label: str, kind: str, judge: str) -> tuple[SourceRun, SourceRun]:
-    """The runs behind a judge's number: the judge's own, and the answers'."""
+    """Return the two runs behind a judge's number: the judge's run and the run with the answers."""
     return SourceRun(label, f"{kind}, judge {judge}"), SourceRun(label, kind)
 
 
@@ -143,12 +149,12 @@ UNTRUSTED_MARK, UNTESTED_MARK = "†", "‡"
 
 
 def trust_mark(trusted: bool | None) -> str:
-    """What stands beside every number of a judge; nothing where it is trusted."""
+    """Return the mark of a judge's number; empty for a judge that is trusted."""
     return "" if trusted else f" {UNTESTED_MARK if trusted is None else UNTRUSTED_MARK}"
 
 
 def read_judged_run(run: Path, kind: str, config: Mapping[str, Any]) -> JudgedRun | None:
-    """None for a run that nobody has judged."""
+    """Read and measure all judges of a run. None when no judge has scored the run."""
     folders = judge_folders(run)
     if not folders:
         return None
@@ -161,7 +167,7 @@ def read_judged_run(run: Path, kind: str, config: Mapping[str, Any]) -> JudgedRu
 
 
 def judge_score_differences(first: JudgedRun, other: JudgedRun) -> list[JudgeScoreDifference]:
-    """Of every judge that scored both in the same way."""
+    """Return the differences for each judge that scored both runs in the same way."""
     return [
         JudgeScoreDifference(
             kind=first.kind,
@@ -174,7 +180,7 @@ def judge_score_differences(first: JudgedRun, other: JudgedRun) -> list[JudgeSco
 
 
 def judge_incompatibilities(one: JudgeResults, two: JudgeResults) -> tuple[str, ...]:
-    """Why the scores of two judges of one name must not be held against each other; empty when they may be."""
+    """Return why the scores of two judges with the same name cannot be compared; empty when they can be."""
     return tuple(
         f"Not the same judge {one.label} ({here}; {there})"
         for here, there in zip(one.comparability_key, two.comparability_key, strict=True)

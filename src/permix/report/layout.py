@@ -1,6 +1,7 @@
-"""What a report says, in which order: from the models and their comparisons to one `Document`.
+"""The order of a report: turns the models and their comparisons into one `Document`.
 
-Contract: everything comes from the runs' records; a section without content is left out. `figures` are those that were drawn.
+Contract: everything comes from the runs' records, and a section without content is left out. Only figures that were drawn are
+named.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,7 +74,9 @@ def build_document(
     caption: str = "",
     published: PublishedComparison | None = None,
 ) -> Document:
-    """`figure_captions`: what each figure shows, by file name; `caption` is a paragraph of the caller's own, in Markdown."""
+    """Return the document. `figure_captions` says what each figure shows, by file name; `caption` is a Markdown paragraph of the
+    caller.
+    """
     figures = {file: Figure(file, what, chart_name(file)) for file, what in figure_captions.items()}
     headline, *details = summary_text.result_sentences(models, comparisons)
     return Document(
@@ -90,7 +93,7 @@ def build_document(
 
 
 def chart_name(file: str) -> str:
-    """What draws the same on the page: "heatmap-3.png" is one of the charts "grid"."""
+    """Return the name of the page's chart that replaces a figure: "heatmap-3.png" belongs to the chart "grid"."""
     stem = file.partition(".")[0].partition("-")[0]
     return {"heatmap": "grid"}.get(stem, stem)
 

@@ -1,18 +1,14 @@
-"""Which models of a report are one method: those that were trained alike but for their seeds.
+"""Methods: models of a report whose trainings differ only in their seeds, and their numbers as means over these seeds.
 
-Contract: found from the training runs (`permix.report.methods`), or said by the user ("NAME=LABEL,LABEL"). Every model is in
-exactly one method; methods keep the order of their first model. Names are unique: a lone model keeps its label.
+Contract: methods are found from the training runs, or named by the user ("NAME=LABEL,LABEL"). Every model is in exactly one
+method, and methods keep the order of their first model. Names are unique; a method with one model has that model's label.
 
-How a model of the report came about: the training run behind it, found from its runs, and what was trained there.
+`find_training_run` finds the training behind a model from the configurations of its runs. A training that cannot be found or read
+is None; the model is then known only by its answers.
 
-Contract: nothing but configurations (and, of a training on a plan from a file, that plan) is read. A training that cannot be
-found or read is None; its model is then known by its answers alone.
-
-Training seeds: models whose trainings differ by chance alone are one method, and a method's numbers are means over its seeds.
-
-Contract: a pooled number is the mean over the seeds, and its interval draws the questions once for all of them: it says what
-other questions might have given. What other training seeds might have given it does not say, and two or three of them could not;
-so wherever a pooled number stands, every seed is shown too. Seeds that were not asked the same are not pooled, and why is said.
+A pooled number is the mean over the seeds. Its interval resamples the questions, with the same draws for all seeds, so it covers
+other questions but not other training seeds; two or three seeds would be too few for that. Therefore every seed is shown wherever
+a pooled number is shown. Seeds that were not asked the same are not pooled, and the reason is given.
 """
 
 import json
@@ -49,7 +45,7 @@ Role = Literal["base", "rlvr", "permix", "other"]
 
 
 RECIPE_IGNORED_FIELDS = {"out", "label", "threads", "seed"}
-"""Fields, in any section, that do not say what is learnt: where, under which name, by how many threads, and by chance."""
+"""Fields of any section that do not change what is learnt: the output folder, the label, the number of threads, and seeds."""
 
 WEIGHT_NEUTRAL_SETTINGS = {
     *RUNTIME_ONLY_FIELDS,
@@ -60,37 +56,37 @@ WEIGHT_NEUTRAL_SETTINGS = {
     "microbatch_tokens",
     "gradient_checkpointing",
 }
-"""Settings of [train] that leave the weights as they are, but for the order of a sum."""
+"""Settings of [train] that do not change the weights, except through the order of a sum."""
 
 TEACHER_ENDPOINT_FIELDS = {"base_url", "api_key_env", "batch_size", "concurrency", "timeout_s", "retries"}
-"""Settings of [teacher] that say where it answers."""
+"""Settings of [teacher] that describe the endpoint and not the teacher."""
 
 
 class TrainingRun(NamedTuple):
-    """A training run: its directory, and what it was asked to do."""
+    """A training run: its directory and its configuration."""
 
     run_dir: Path
     config: TrainConfig
 
     @property
     def model_dir(self) -> Path:
-        """The folder that holds the weights and their card."""
+        """The folder that holds the weights and the model card."""
         return self.run_dir / "model"
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What was trained, seeds left out: trainings with one recipe differ by chance alone."""
+        """The configuration without seeds: trainings with equal recipes differ by chance alone."""
         config = self.config
         recipe: dict[str, Any] = _drop_fields(config.model_dump(mode="json"), RECIPE_IGNORED_FIELDS)
         for section, fields in (("train", WEIGHT_NEUTRAL_SETTINGS), ("teacher", TEACHER_ENDPOINT_FIELDS)):
             recipe[section] = _drop_fields(recipe[section], fields)
         if config.dev_eval.select == "last" and config.dev_eval.patience is None:
-            del recipe["dev_eval"]  # it only looked on
+            del recipe["dev_eval"]  # dev evaluations that neither choose the weights nor stop the training do not change it
         return recipe
 
     @property
     def role(self) -> Role:
-        """What reward taught, and whether as personas too; "other" for what is not learnt by reward."""
+        """ "rlvr" or "permix" for a training by reward, without or with personas; "other" for supervised training."""
         if self.config.method in SUPERVISED_METHODS:
             return "other"
         return "permix" if self._mixes_personas() else "rlvr"
@@ -103,25 +99,28 @@ class TrainingRun(NamedTuple):
 
 
 def find_training_run(model: ModelRuns) -> TrainingRun | None:
-    """The model's training run: the one in the report, else the one whose folder `model` its evaluations asked."""
+    """Return the model's training run, or None.
+
+    It is the training run in the report, or else the run whose folder `model` the model's evaluations used.
+    """
     if "train" in model.runs:
         return _read_training_run(model.runs["train"].path)
     for run in model.runs.values():
         away, here = Path(run.model_name), run.path.parent
         if away.name == "model":
-            for folder in (away.parent, here / away.parent.name):  # as it was named, or beside this run when both were moved
+            for folder in (away.parent, here / away.parent.name):  # the recorded path, or next to this run when both were moved
                 if (found := _read_training_run(folder)) is not None:
                     return found
     return None
 
 
 def untrained_model_names(model: ModelRuns) -> set[str]:
-    """The names under which a model without training was asked; what others started from is named like one of them."""
+    """Return the names under which an untrained model was asked. A training that started from this model names one of them."""
     return {resolve_model_name(run.model_name) for run in model.runs.values()}
 
 
 def resolve_model_name(model: str) -> str:
-    """A model's name; of a folder its place, however it was written."""
+    """Return a model's name; for a folder, its resolved path."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
@@ -133,18 +132,18 @@ def _read_training_run(folder: Path) -> TrainingRun | None:
 
 
 def _drop_fields(value: Any, fields: set[str]) -> Any:
-    """Every section without these fields."""
+    """Return the value without these fields, at every level."""
     if not isinstance(value, dict):
         return value
     return {name: _drop_fields(one, fields) for name, one in value.items() if name not in fields}
 
 
 _ROLE_NAMES: dict[Role, str] = {"rlvr": "RLVR", "permix": "PerMix-RLVR"}
-"""What a method of several seeds is called where it is the only one of its role."""
+"""Name of a method with several seeds when it is the only method with its role."""
 
 
 class ReportMethod(NamedTuple):
-    """Models that differ in their training seeds alone, one a seed; a lone model is a method of one."""
+    """Models that differ only in their training seeds, one model for each seed. A method may have a single model."""
 
     name: str
     role: Role
@@ -156,7 +155,9 @@ class ReportMethod(NamedTuple):
 
 
 def group_methods(models: Sequence[ModelRuns], specs: Sequence[str] = ()) -> list[ReportMethod]:
-    """The methods, in the order of their first model. Raises ConfigError for a wrong `specs`."""
+    """Return the methods, in the order of their first model. Raises ConfigError when `specs` is malformed or names unknown
+    labels.
+    """
     trainings = {model.label: find_training_run(model) for model in models}
     said = _parse_method_specs(specs, [model.label for model in models])
     groups: dict[str, list[ModelRuns]] = {}
@@ -168,26 +169,29 @@ def group_methods(models: Sequence[ModelRuns], specs: Sequence[str] = ()) -> lis
 
 
 def method_names(methods: Sequence[ReportMethod]) -> dict[str, str]:
-    """{label: name of its method}."""
+    """Return {label: name of its method}."""
     return {label: method.name for method in methods for label in method.labels}
 
 
 def training_arrows(methods: Sequence[ReportMethod]) -> list[tuple[str, str]]:
-    """Names of methods, each pair a step of training: base to RLVR to what has personas mixed in; from base where RLVR is not."""
+    """Return pairs of method names, one for each step of training: base to RLVR, RLVR to PerMix-RLVR.
+
+    Without an RLVR method, the second step starts from base.
+    """
     of: dict[str, list[str]] = {role: [one.name for one in methods if one.role == role] for role in ("base", "rlvr", "permix")}
     steps = [("base", "rlvr"), ("rlvr" if of["rlvr"] else "base", "permix")]
     return [(start, end) for one, other in steps for start in of[one] for end in of[other]]
 
 
 def _group_key(label: str, training: TrainingRun | None, assigned: Mapping[str, str]) -> str:
-    """The same for models of one method."""
+    """Return a key that is equal for models of the same method."""
     if label in assigned:
         return f"said {assigned[label]}"
     return f"alone {label}" if training is None else f"trained {json.dumps(training.recipe, sort_keys=True)}"
 
 
 def _parse_method_specs(specs: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
-    """{label: name} of what the user said."""
+    """Return {label: name of the method} from the user's specifications."""
     said: dict[str, str] = {}
     for one in specs:
         name, equals, listed = one.partition("=")
@@ -209,7 +213,7 @@ def _parse_method_specs(specs: Sequence[str], labels: Sequence[str]) -> dict[str
 
 
 def _group_role(group: Sequence[ModelRuns], trainings: Mapping[str, TrainingRun | None]) -> Role:
-    """What all of them are; "other" where they are not the same."""
+    """Return the role that all models of a group share; "other" when they differ."""
     starts = {resolve_model_name(training.config.model.name) for training in trainings.values() if training is not None}
     roles: set[Role] = set()
     for model in group:
@@ -222,7 +226,11 @@ def _group_role(group: Sequence[ModelRuns], trainings: Mapping[str, TrainingRun 
 
 
 def _name_groups(groups: Sequence[Sequence[ModelRuns]], roles: Sequence[Role], assigned: Mapping[str, str]) -> list[str]:
-    """Said names and lone labels as they are; others by their role or, where that is not theirs alone, by their labels."""
+    """Return the name of each group.
+
+    Names from the user and labels of single models are kept. Other groups are named after their role or, when another group has
+    the same role, after their labels.
+    """
     of_role, names = Counter(roles), dict[int, str]()
     for place, group in enumerate(groups):
         if group[0].label in assigned:
@@ -238,7 +246,7 @@ def _name_groups(groups: Sequence[Sequence[ModelRuns]], roles: Sequence[Role], a
 
 
 def _first_free_name(candidates: Sequence[str], used: Collection[str]) -> str:
-    """The first that is a name and not taken."""
+    """Return the first candidate that is not empty and not in use. Marks are added to the last candidate when all are in use."""
     for name in candidates:
         if name and name not in used:
             return name
@@ -246,7 +254,9 @@ def _first_free_name(candidates: Sequence[str], used: Collection[str]) -> str:
 
 
 def common_label_prefix(labels: Sequence[str]) -> str:
-    """What labels of seeds begin with, in whole words: "replay" for "replay 1" and "replay 2"; empty when nothing is shared."""
+    """Return what the labels of several seeds begin with, in whole words: "replay" for "replay 1" and "replay 2". Empty when they
+    differ.
+    """
     words = [re.findall(r"\d+|[^\W\d_]+|[\W_]+", label) for label in labels]
     alike = takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))
     shared = "".join(column[0] for column in alike)
@@ -265,10 +275,11 @@ __all__ = [
 
 
 class PooledMethod(MeasureRecord):
-    """A method's numbers: of one model its own, of several the mean of those that were measured (`n_stability`, `n_fidelity`).
+    """The numbers of a method: those of its model, or the means over its measured models (`n_stability`, `n_fidelity`).
 
-    An estimate's n is what it is for a model: questions; of identifiability answers, all seeds' together. Where seeds may not be
-    pooled, their numbers are None and `reasons` (accuracy and PSS) or `fidelity_reasons` say why.
+    The n of an estimate counts what it counts for one model: questions for accuracy and PSS; for identifiability, the answers of
+    all seeds together. Where seeds cannot be pooled, the numbers are missing and `reasons` (accuracy and PSS) or
+    `fidelity_reasons` say why.
     """
 
     VIEW = "methods"
@@ -297,9 +308,10 @@ class PooledMethod(MeasureRecord):
 
 
 class MethodDifference(MeasureRecord):
-    """One method less another, means over their seeds; None, and `reasons` say why, where they may not be compared.
+    """One method minus another, as means over their seeds. Where they cannot be compared, numbers are missing and `reasons` say
+    why.
 
-    `n_personas` were asked in accuracy and PSS; `n_seeds` and `n_fidelity_seeds` count the models behind (one, the other).
+    `n_personas` counts the personas behind accuracy and PSS. `n_seeds` and `n_fidelity_seeds` count the models of (one, other).
     """
 
     VIEW = "differences"
@@ -325,7 +337,7 @@ class BootstrapSettings(NamedTuple):
 
 
 def pool_seeds(method: ReportMethod) -> PooledMethod:
-    """The method's numbers."""
+    """Return the pooled numbers of a method."""
     stable, distinct = measured_models(method)
     reasons, apart = _seed_incompatibilities(stable, fidelity=False), _seed_incompatibilities(distinct, fidelity=True)
     chances = {model.identifiability.chance for model in distinct if model.identifiability is not None}
@@ -339,7 +351,7 @@ def pool_seeds(method: ReportMethod) -> PooledMethod:
 
 
 def method_difference(one: ReportMethod, other: ReportMethod) -> MethodDifference:
-    """One − other, paired by persona and question."""
+    """Return one − other, paired by persona and question."""
     (stable, distinct), (less_stable, less_distinct) = measured_models(one), measured_models(other)
     reasons = _seed_incompatibilities([*less_stable, *stable], fidelity=False)
     apart = _seed_incompatibilities([*less_distinct, *distinct], fidelity=True)
@@ -362,13 +374,13 @@ def method_difference(one: ReportMethod, other: ReportMethod) -> MethodDifferenc
 
 
 def measured_models(method: ReportMethod) -> tuple[list[ModelRuns], list[ModelRuns]]:
-    """The seeds that have a stability run, and those that have a fidelity run on shared questions."""
+    """Return the models with a stability run, and the models with a fidelity run on shared questions."""
     stable = [model for model in method.models if model.stability is not None and model.grid is not None]
     return stable, [model for model in method.models if model.identifiability is not None]
 
 
 def _seed_incompatibilities(models: Sequence[ModelRuns], *, fidelity: bool) -> tuple[str, ...]:
-    """Why these models' numbers must not be held against each other: what separates any of them from the first."""
+    """Return why the numbers of these models cannot be pooled or compared: the differences between any of them and the first."""
     unlike = identifiability_incompatibilities if fidelity else stability_incompatibilities
     return tuple(dict.fromkeys(reason for model in models[1:] for reason in unlike(models[0], model)))
 
@@ -381,7 +393,7 @@ def _pooled_stability(models: Sequence[ModelRuns]) -> dict[str, Estimate]:
 
 
 def _pooled_identifiability(models: Sequence[ModelRuns]) -> Estimate:
-    """Mean over the seeds of the share told right, on the questions that all of them answered."""
+    """Return the mean over the seeds of the share of answers attributed correctly, on the questions that all seeds answered."""
     told = _identifiability_results(models)
     if len(told) == 1:
         return told[0].accuracy
@@ -400,7 +412,7 @@ def _identifiability_results(models: Sequence[ModelRuns]) -> list[Identifiabilit
 
 
 def _aligned_grids(models: Sequence[ModelRuns]) -> list[AccuracyGrid]:
-    """Each model's scores (mean_P_Q, baseline_Q), with personas and questions in the first one's order."""
+    """Return each model's scores (mean_P_Q, baseline_Q), with personas and questions in the order of the first model."""
     grids = [model.grid for model in models if model.grid is not None]
     return [aligned_sample_means(grids[0], one) for one in grids]
 

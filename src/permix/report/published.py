@@ -1,7 +1,7 @@
-"""The section "As published": PersonaScore by the arithmetic of PersonaGym's released code, and scores that others published.
+"""The section "As published": PersonaScore computed as PersonaGym's released code does, and scores that others published.
 
-Contract: from ledgers and records, like all of the report. All judges of a run count together, as they do in the released code;
-what that makes of scores is told in `permix.metrics.judge_scores`.
+Contract: everything is computed from the judges' judgements.jsonl and the runs' records, as in the whole report. All judges of a
+run count together, as in the released code. `permix.metrics.judge_scores` explains how that changes the scores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,23 +54,26 @@ AS_PUBLISHED_NOTE = (
 
 
 class PublishedComparison(Record):
-    """What the section holds, by label: our runs with their judges, and files of others."""
+    """The content of the section: our runs and their judges, by the model's label, and published files, by name."""
 
     runs: dict[str, PublishedAggregation]
     judges: dict[str, dict[str, bool | None]]
-    """Of each run its judges by label, and whether each is trusted."""
+    """For each run, its judges by label, and whether each judge is trusted."""
     files: dict[str, PublishedScores]
 
 
 class PersonaGymScoreArrays(NamedTuple):
-    """Scores as the arithmetic takes them, NaN without one, and which questions there are."""
+    """Scores by judge, persona, task and question (NaN without a score), and which of the questions exist."""
 
     score_J_P_U_Q: Array
     asked_P_U_Q: NDArray[np.bool_]
 
 
 def collect_published(models: Sequence[ModelRuns], config: ReportConfig) -> PublishedComparison:
-    """What `as_published` and `published` ask for; empty where neither does. ConfigError or DataError for a bad file."""
+    """Collect what the settings `as_published` and `published` ask for; empty when neither is set.
+
+    Raises ConfigError or DataError for a bad entry or file.
+    """
     runs, judges = dict[str, PublishedAggregation](), dict[str, dict[str, bool | None]]()
     for model in models:
         judged = model.runs[PERSONAGYM_KIND].judged_run if config.as_published and PERSONAGYM_KIND in model.runs else None
@@ -89,7 +92,11 @@ def collect_published(models: Sequence[ModelRuns], config: ReportConfig) -> Publ
 def personagym_score_arrays(
     asked_questions: Sequence[AskedQuestion], scores: Sequence[Mapping[AnswerKey, int]]
 ) -> PersonaGymScoreArrays:
-    """The scores of one run, a mapping a judge; personas and the questions of each in the order asked, tasks as `TASKS`."""
+    """Return the scores of one run as arrays, with one mapping of `scores` for each judge.
+
+    Personas, and the questions of each persona, are in the order in which they were asked; tasks are in the order of
+    `PERSONAGYM_TASKS`.
+    """
     persona_at = {name: at for at, name in enumerate(dict.fromkeys(question.persona_id for question in asked_questions))}
     places: dict[tuple[int, int], list[AskedQuestion]] = {}
     for question in asked_questions:
@@ -104,12 +111,14 @@ def personagym_score_arrays(
 
 
 def published_json(published: PublishedComparison | None) -> dict[str, object]:
-    """For table.json."""
+    """Return the entry for table.json; empty when there is nothing to show."""
     return {"published": published.model_dump(mode="json")} if published and (published.runs or published.files) else {}
 
 
 def published_parts(published: PublishedComparison | None) -> list[DocumentPart]:
-    """The table, a line a model of ours, then a line a file, and what its marks mean; empty where there is neither."""
+    """Return a table with a row for each of our models and then for each file, and the legend of its marks. Empty when there is
+    neither.
+    """
     if not published or not (published.runs or published.files):
         return []
     ours = [_run_row(name, one, published.judges[name]) for name, one in published.runs.items()]
@@ -124,7 +133,7 @@ def _answer_key(question: AskedQuestion) -> AnswerKey:
 
 
 def _read_score_files(entries: Sequence[str]) -> dict[str, PublishedScores]:
-    """Names are checked before anything is read."""
+    """Read the files. All names are checked before the first file is read."""
     paths: dict[str, Path] = {}
     for entry in entries:
         name, path = _parse_entry(entry)
@@ -142,7 +151,9 @@ def _parse_entry(entry: str) -> tuple[str, Path]:
 
 
 def _combined_trust(judges: Mapping[str, bool | None]) -> bool | None:
-    """Of numbers that rest on several judges: False where one of them is not trusted, None where one was not tried."""
+    """Return the trust in a number of several judges: False when one is not trusted, None when one was not validated,
+    else True.
+    """
     return False if False in judges.values() else None if None in judges.values() else True
 
 

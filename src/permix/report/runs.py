@@ -1,8 +1,8 @@
-"""From folders to results: find the run directories, group them by model, measure each from its records.
+"""From folders to results: finds run directories, groups them by model, and measures each run from its records.
 
-Contract: every number comes from `records.jsonl` (or a training run's `log.jsonl`, a judge's `judgements.jsonl`), never from a
-stage's `metrics.json`. Models keep the order in which they first appear. DataError says what cannot be used: a folder without
-runs, two runs of one kind and label.
+Contract: every number comes from `records.jsonl` (or log.jsonl of a training run, judgements.jsonl of a judge), never from a
+stage's `metrics.json`. Models keep the order in which they first appear. DataError names what cannot be used: a folder without
+runs, or two runs of the same kind and label.
 """
 
 import os
@@ -53,7 +53,7 @@ WHOLE_GRID_STRATEGIES = frozenset(name for name, strategy in STRATEGIES.items() 
 
 
 class Run(RunReader):
-    """One run of a report: what `RunReader` reads, and what a report makes of it. Raises DataError for what is no run."""
+    """One run of a report: a `RunReader` with measures on top. Raises DataError when the folder is not a run directory."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -65,29 +65,29 @@ class Run(RunReader):
 
     @cached_property
     def cell_summaries(self) -> dict[CellKey, CellSummary]:
-        """The summaries of the cells that the measures of stability or identifiability stand on."""
+        """The summaries of the cells from which stability or identifiability is measured."""
         return self.grid_results.grid_summaries
 
     @cached_property
     def rounds(self) -> tuple[Round, ...]:
-        """Of a run that spent its cells sequentially; empty for others."""
+        """The rounds of a run with adaptive allocation of cells; empty for other runs."""
         return read_rounds(self.path)
 
     @property
     def kind(self) -> str:
-        """Its stage, and its strategy or what a fidelity run asks: a model has one run of each kind."""
+        """The stage, with the strategy or with what a fidelity run asks. A model has one run of each kind."""
         if self.stage == "fidelity":
             return RUN_KIND_OF_FIDELITY[fidelity_kind(self.config)]
         return self.stage if self.strategy == "none" else f"{self.stage}, {self.strategy}"
 
     @cached_property
     def judged_run(self) -> JudgedRun | None:
-        """What judges say of a fidelity run; None where nobody has judged it."""
+        """Results of the judges of a fidelity run. None when no judge has scored it."""
         return read_judged_run(self.path, self.kind, self.config) if self.stage == "fidelity" else None
 
     @cached_property
     def dev_curve(self) -> DevCurve | None:
-        """A training run's probes, measured from their records."""
+        """The dev evaluations of a training run, measured from their records."""
         config = DevEvalConfig.model_validate(self.config.get("dev_eval", {}))
         return load_dev_curve(self.path, config) if self.stage == "train" and config.every else None
 
@@ -97,13 +97,13 @@ class Run(RunReader):
 
     @property
     def description(self) -> str:
-        """Its kind, for people; of a training its method too: "train (sft)"."""
+        """The kind of the run for readers; for a training its method too, as in "train (sft)"."""
         method = self.config.get("method")
         return f"{self.stage} ({method})" if method else self.kind
 
     @property
     def tokens(self) -> int | None:
-        """Tokens generated; of a training on gold answers, tokens learnt from. None when nothing is recorded, or not of all."""
+        """Number of tokens generated; for a training on fixed answers, tokens learnt from. None when a part is not recorded."""
         if self.stage == "train" and not self.cells:
             return self.log[-1].get("tokens") if self.log else None
         total = _sum_or_none([one.completion_tokens for one in self.cells.summaries.values() if one.has_completion])
@@ -115,14 +115,14 @@ class Run(RunReader):
 
     @property
     def peak_mb(self) -> int | None:
-        """Largest resident memory of the process so far, which may have made other runs before."""
+        """Largest resident memory of the process so far, in MB. It may include runs that the same process executed before."""
         return self.usage.get("peak_mb")
 
 
 class ModelRow(MeasureRecord):
-    """One model of the main table. `n_scored` of `n_asked` counts persona cells. Tokens and CPU seconds: None unless recorded.
+    """One model of the main table. `n_scored` of `n_asked` counts persona cells. Tokens and CPU seconds are None unless recorded.
 
-    `judged`: one entry a judge and kind of fidelity run.
+    `judged` has one entry for each judge and kind of fidelity run.
     """
 
     VIEW = "table_row"
@@ -145,8 +145,11 @@ class ModelRow(MeasureRecord):
 
 
 class ModelRuns(NamedTuple):
-    """One model of the report: its runs, and what they measure. Under the name of a stage stands the run it is measured by;
-    runs of a strategy that are not that stand under their kind."""
+    """One model of the report: its runs, and their measures.
+
+    The key of `runs` is the kind of run, and the key of a stage alone names the run from which that stage is measured. Runs of
+    other strategies are under "STAGE, STRATEGY".
+    """
 
     label: str
     runs: dict[str, Run]
@@ -156,14 +159,14 @@ class ModelRuns(NamedTuple):
     strategies: tuple[StrategySummary, ...]
     template_effects: TemplateEffects | None = None
     text_metrics: Mapping[str, TextMetrics] = MappingProxyType({})
-    """Of each kind of fidelity run."""
+    """By kind of fidelity run."""
     drift: Drift | None = None
     unmeasured_reasons: tuple[str, ...] = ()
-    """What could not be measured of its runs, and why."""
+    """What could not be measured, and why."""
 
     @property
     def runs_with_judges(self) -> dict[str, Run]:
-        """By kind; judges' runs of their own too, as "KIND, judge LABEL"."""
+        """All runs by kind, with each judge's run as "KIND, judge LABEL"."""
         judging = {
             f"{kind}, judge {label}": Run(folder)
             for kind, run in self.runs.items()
@@ -178,7 +181,7 @@ class ModelRuns(NamedTuple):
 
     @property
     def judged_runs(self) -> list[JudgedRun]:
-        """Its fidelity runs that were judged, one of each kind."""
+        """The judged fidelity runs, one of each kind."""
         return [
             run.judged_run
             for kind in FIDELITY_RUN_KINDS
@@ -205,7 +208,7 @@ class ModelRuns(NamedTuple):
 
 
 def collect_models(paths: Sequence[Path]) -> list[ModelRuns]:
-    """Every model found in `paths`, measured."""
+    """Find every model in `paths`, and measure it. Raises DataError without paths, and as `find_runs` does."""
     if not paths:
         raise DataError("no runs: give run directories, or folders that hold some")
     found = {run.path.resolve(): run for path in paths for run in find_runs(path)}
@@ -213,7 +216,7 @@ def collect_models(paths: Sequence[Path]) -> list[ModelRuns]:
 
 
 def find_runs(path: Path) -> Iterator[Run]:
-    """The run at `path`, or all runs below it, by name. Raises DataError when there is none."""
+    """Yield the run at `path`, or all runs below it in the order of their names. Raises DataError when there is none."""
     if is_run(path):
         yield Run(path)
         return
@@ -229,7 +232,7 @@ def find_runs(path: Path) -> Iterator[Run]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder holds a run that a report reads, of whatever format."""
+    """Whether a folder holds a run that a report reads, of any format version."""
     return (path / "config.json").is_file() and read_json(path / "config.json").get("stage") in REPORTED_STAGES
 
 
@@ -237,7 +240,7 @@ def _runs_below(path: Path) -> Iterator[Path]:
     for folder, names, _ in os.walk(path):
         names.sort()
         if is_run(Path(folder)):
-            names.clear()  # a run's own folders (model, checkpoints) hold no runs
+            names.clear()  # folders inside a run (model, checkpoints) hold no runs
             yield Path(folder)
 
 
@@ -255,7 +258,7 @@ def _group_by_label(runs: Sequence[Run]) -> dict[str, dict[str, Run]]:
 
 
 def _with_default_stability_run(kinds: dict[str, Run]) -> dict[str, Run]:
-    """Without a run of plain stability, the first one of a strategy that asks the whole grid stands for it."""
+    """Without a plain stability run, use the first run of a strategy that asks the whole grid as the stability run."""
     whole = [kind for kind, run in kinds.items() if run.stage == "stability" and run.strategy in WHOLE_GRID_STRATEGIES]
     if "stability" in kinds or not whole:
         return kinds
@@ -263,7 +266,9 @@ def _with_default_stability_run(kinds: dict[str, Run]) -> dict[str, Run]:
 
 
 def model_label(run: Run, runs: Sequence[Run]) -> str:
-    """The run's label; else the model's name; for a training run without one, that of the run that evaluated its model."""
+    """Return the run's label, or else its model's name. A training run without a label gets the label of the run that evaluated
+    its model.
+    """
     if run.label:
         return run.label
     if run.stage != "train":
@@ -293,7 +298,7 @@ def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
 
 
 def _measure_identifiability(run: Run) -> tuple[Identifiability | None, str]:
-    """Its identifiability; or None, and why the answers that there are do not allow any."""
+    """Return (identifiability, ""), or (None, reason) when the answers do not allow to measure it."""
     reference = find_reference_run(run)
     try:
         return open_ended.measure_identifiability(run.path, reference), ""
@@ -306,7 +311,10 @@ def _scores_by_judge(run: Run) -> dict[str, JudgeTurnScores]:
 
 
 def find_reference_run(run: Run) -> Path | None:
-    """The run whose answers train the classifier: where the configuration says, or beside this run when both were moved."""
+    """Return the run whose answers train the classifier: the configured path, or a place next to this run when both were moved.
+
+    None when no reference is configured. Raises DataError when the configured run is not found.
+    """
     named = run.config.get("reference")
     if named is None:
         return None
@@ -318,5 +326,5 @@ def find_reference_run(run: Run) -> Path | None:
 
 
 def _sum_or_none(parts: Sequence[Any]) -> Any:
-    """The sum, or None when there is no part or one of them is not known: half a sum would mislead."""
+    """Return the sum. None when there is no part or when one part is unknown, because an incomplete sum would mislead."""
     return sum(parts) if parts and all(part is not None for part in parts) else None

@@ -1,11 +1,8 @@
-"""The trade-off figure: stability upwards, distinctness to the right; a point a method, with both intervals.
+"""Figures of scores: the trade-off between stability and distinctness, judges' scores, and the validation of judges.
 
-Contract: a method stands at the mean of its training seeds, and each seed is a small point of the same look. A method that has
-one of the two numbers only is left out.
-
-The figures of judges' scores: tasks by model, and what a judge does with answers that it should score lower or alike.
-
-Contract as in `permix.rendering.plots`; a judge that is not trusted has hollow marks.
+Contract: as in `permix.rendering.plots`. In the trade-off figure the y axis is PSS and the x axis is identifiability; each method
+is one point with both intervals, at the mean of its training seeds, and each seed is a small point of the same look. A method
+without one of the two numbers is left out. In the figures of judges, a judge that is not trusted has hollow marks.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -51,11 +48,11 @@ CONTROL_NAMES: dict[JudgeControl, str] = {
 
 SCORE_COLOURS = colormaps["cividis"](np.linspace(0.05, 1.0, 5))
 
-_MIN_LABELLED_WIDTH = 0.06  # of a bar: a narrower piece has no room for its number
+_MIN_LABELLED_WIDTH = 0.06  # share of the bar: a narrower piece has no room for its number
 
 
 def plot_judge_figures(models: Mapping[str, Sequence[JudgedRun]], out: Path, styles: Mapping[str, Style]) -> dict[str, str]:
-    """Two figures for each kind of run that was judged; {file name: what it shows}."""
+    """Draw two figures for each judged kind of run. Returns {file name: what the figure shows}."""
     figures: dict[str, str] = {}
     for kind in KIND_FILE_STEMS:
         runs = {label: run for label, judged in models.items() for run in judged if run.kind == kind}
@@ -68,12 +65,12 @@ def plot_judge_figures(models: Mapping[str, Sequence[JudgedRun]], out: Path, sty
 
 
 def judge_figure_files(kind: str) -> tuple[str, str]:
-    """The names of both figures of a kind."""
+    """Return the file names of both figures of a kind of run."""
     return f"judged-{KIND_FILE_STEMS[kind]}.png", f"trial-{KIND_FILE_STEMS[kind]}.png"
 
 
 def plot_judge_scores(runs: JudgedRuns, kind: str, path: Path, styles: Mapping[str, Style]) -> None:
-    """One panel a judge: the mean over the tasks, then each task, every model with its interval."""
+    """Draw a panel for each judge: the mean over the tasks, then each task, with every model and its interval."""
     judges = list(dict.fromkeys(judge for run in runs.values() for judge in run.judges))
     found = {judge: {label: run.judges[judge] for label, run in runs.items() if judge in run.judges} for judge in judges}
     rows = {judge: _row_names(kind, list(by_model.values())) for judge, by_model in found.items()}
@@ -106,7 +103,7 @@ def plot_judge_scores(runs: JudgedRuns, kind: str, path: Path, styles: Mapping[s
 
 
 def plot_judge_reliability(runs: JudgedRuns, kind: str, path: Path) -> None:
-    """One panel a model and judge: which scores the answers got, and the same answers under each control."""
+    """Draw a panel for each model and judge: how many answers got each score, plainly and under each control."""
     judged = [(label, one) for label, run in runs.items() for one in run.judges.values()]
     shown = [[control for control in CONTROL_NAMES if any(one.histogram[control])] for _, one in judged]
     note = (
@@ -139,7 +136,7 @@ def plot_judge_reliability(runs: JudgedRuns, kind: str, path: Path) -> None:
 
 
 def _row_names(kind: str, judges: Sequence[JudgeSummary]) -> list[str]:
-    """The mean, then the rubrics of any model that are shown beside it."""
+    """Return the mean, then each rubric that any model shows next to the mean."""
     tasks = [task for one in judges for task in one.tasks]
     return [score_name(kind, tasks), *listed_rubrics(kind, tasks)]
 
@@ -160,7 +157,7 @@ def _plot_score(ax: Axes, estimate: Estimate | None, row: float, style: Style, *
 
 
 def _plot_stacked_bar(ax: Axes, row: int, counts: Sequence[int]) -> None:
-    """One bar of five pieces, each with its share where there is room for it."""
+    """Draw one bar of five pieces; each piece shows its share when there is room."""
     total, left = sum(counts), 0.0
     for place, (count, shade) in enumerate(zip(counts, SCORE_COLOURS, strict=True)):
         width = count / total
@@ -173,7 +170,7 @@ def _plot_stacked_bar(ax: Axes, row: int, counts: Sequence[int]) -> None:
 
 
 class TradeoffPoint(NamedTuple):
-    """A method; `seeds` are (identifiability, PSS) of each of several trainings, and empty of one."""
+    """A method. `seeds` are (identifiability, PSS) of each training seed; empty for a method with one model."""
 
     name: str
     pss: Estimate
@@ -194,8 +191,9 @@ class TradeoffPoint(NamedTuple):
 def tradeoff_points(
     methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod], excluded: Set[str] = frozenset()
 ) -> list[TradeoffPoint]:
-    """The methods that have both numbers, but for those with a label that stands `excluded`: not to be held against the
-    others."""
+    """Return the methods with both numbers, except methods with a label in `excluded`, which cannot be compared with
+    the others.
+    """
     return [
         TradeoffPoint(method.name, mean.pss, mean.identifiability, _seed_values(method))
         for method, mean in zip(methods, pooled, strict=True)
@@ -205,7 +203,9 @@ def tradeoff_points(
 
 
 def common_chance(pooled: Sequence[PooledMethod]) -> float | None:
-    """One line needs one chance: None where methods were told from different numbers of personas."""
+    """Return the chance level that all methods share. None when they have different numbers of personas, as one line cannot show
+    them.
+    """
     found = {mean.chance for mean in pooled if mean.chance is not None}
     return found.pop() if len(found) == 1 else None
 
@@ -217,7 +217,11 @@ def plot_tradeoff(
     path: Path,
     styles: Mapping[str, Style] | None = None,
 ) -> None:
-    """Draw it. `arrows` are pairs of names, those without a point left out; `styles` are by name of the method."""
+    """Draw the trade-off figure.
+
+    `arrows` are pairs of method names; a pair without both points is left out. `chance` is the chance level of identifiability,
+    and `styles` are by the method's name.
+    """
     styles = styles or theme.styles_for(point.name for point in points)
     fig = theme.new_figure(5.2, "Stability against distinctness", _tradeoff_note(points))
     (ax,) = theme.stacked_axes(fig, 1)

@@ -1,19 +1,13 @@
-"""What a set of runs supports, in one breath: the most telling comparison, how stable and how distinct, and what it rests on.
+"""The sentences of a report: the claim above it, the sentences on each model and comparison, and the sentences on judges.
 
-Contract: made from numbers and intervals alone; higher and lower are said only when the 95 % interval of the paired difference
-leaves out 0, everything else is "no difference shown". What may not be compared is refused, with the reason. A judge that is not
-trusted is named and its scores are not. Plain Markdown without emphasis, names escaped.
+Contract: sentences are made only from numbers and intervals. A difference is called higher or lower only when its 95 % interval
+excludes 0 (stability: paired by persona and question; identifiability: paired by question); any other difference is "no
+difference shown". Models that were not asked the same are not compared, and the reason is given.
 
-What judges' scores say, in words, and first of all whether they say anything.
+A judge that is not trusted is named in the claim without its scores; elsewhere its numbers are shown, marked, and called
+meaningless. A difference in a judge's scores is called higher or lower only when the judge tells personas apart on both models.
 
-Contract: a number of a judge that is not trusted is shown, marked, and called meaningless; a difference is called higher or lower
-only when its interval leaves out 0 and the judge told personas apart on both models. Markdown out, labels escaped.
-
-What the numbers say, in words: models compared where they may be, and plainly not where they may not.
-
-Contract: a difference is called higher or lower only when its 95 % interval leaves out 0 (stability: paired by persona and
-question; identifiability: paired by question); everything else is "no difference shown". Models
-that were not asked the same are not compared, and the reason is said. Markdown out, labels escaped.
+The output is Markdown with escaped names and labels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -58,12 +52,12 @@ TRUST_MARKS_LEGEND = (
 
 
 def untrusted_judge_sentences(name: str, run: JudgedRun) -> list[str]:
-    """For the headline: of each judge that is not trusted, that its number means nothing for this model."""
+    """Return sentences for the headline: for each judge that is not trusted, that its number means nothing for this model."""
     return [_untrusted_judge_sentence(name, run.kind, one) for one in run.judges.values() if not one.discriminates_persona]
 
 
 def trusted_judge_phrases(name: str, run: JudgedRun) -> list[str]:
-    """For the headline of a model by itself: the judges that are trusted."""
+    """Return phrases for the headline of a single model, one for each trusted judge."""
     return [
         f"{md_label(name)}: judge {md_label(one.label)} tells personas apart "
         f"({score_name(run.kind, one.tasks)} {one.persona_score})"
@@ -73,7 +67,7 @@ def trusted_judge_phrases(name: str, run: JudgedRun) -> list[str]:
 
 
 def score_change_phrases(differences: Iterable[JudgeScoreDifference]) -> list[str]:
-    """For the headline of a comparison: a few words for each judge that is trusted on both models."""
+    """Return phrases for the headline of a comparison, one for each judge that is trusted on both models."""
     return [
         f"{one.score_name} by judge {md_label(one.scores.judge)} {difference_direction(one.scores.persona_score)}"
         for one in differences
@@ -82,12 +76,12 @@ def score_change_phrases(differences: Iterable[JudgeScoreDifference]) -> list[st
 
 
 def judge_sentences(name: str, run: JudgedRun) -> list[str]:
-    """A sentence with numbers for each judge of a model."""
+    """Return a sentence with numbers for each judge of a model."""
     return [_judge_sentence(name, run.kind, one) for one in run.judges.values()]
 
 
 def score_difference_phrases(differences: Sequence[JudgeScoreDifference]) -> list[str]:
-    """A phrase with numbers for each judge of a comparison."""
+    """Return a phrase with numbers for each judge of a comparison."""
     return [
         f"{one.score_name} by judge {md_label(one.scores.judge)} {difference_direction(one.scores.persona_score)} "
         f"({one.scores.persona_score.format_difference()}, p {_p_value_text(one.scores.p)}, {one.scores.n_answers} answers)"
@@ -122,7 +116,7 @@ _SIGNIFICANCE_LEVEL = 0.05
 
 
 def result_sentences(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> list[str]:
-    """The headline, one sentence; then a sentence with numbers for each model and each comparison."""
+    """Return the headline, which is one sentence, then a sentence with numbers for each model and each comparison."""
     effects = [_stability_sentence(model) for model in models if model.stability is not None]
     judged = [line for model in models for run in model.judged_runs for line in judge_sentences(model.label, run)]
     strategies = [_strategy_sentence(model.label, found) for model in models for found in model.strategies]
@@ -131,7 +125,7 @@ def result_sentences(models: Sequence[ModelRuns], comparisons: Sequence[Comparis
 
 
 def comparison_warnings(comparisons: Sequence[Comparison]) -> list[str]:
-    """Why some models must not be held against the first."""
+    """Return why some models cannot be compared with the first one."""
     return [
         f"> **{reason}: do not compare** {md_label(one.label)} with {md_label(one.against)} in {what}."
         for one in comparisons
@@ -145,7 +139,7 @@ def comparison_warnings(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
-    """What is missing of these runs: cells without a score, and what could not be measured."""
+    """Return what is missing in these runs: cells without a score, and measures that could not be computed."""
     owed = [
         f"> **Not whole**: {md_label(model.label)} has "
         f"{format_ratio(model.stability.n_scored, model.stability.n_asked)} cells scored."
@@ -156,13 +150,13 @@ def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
 
 
 def _headline(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
-    """What is shown; and of every judge that cannot tell right from wrong, that its number means nothing."""
+    """Return the headline, with a sentence for each judge that is not trusted."""
     worthless = [line for model in models for run in model.judged_runs for line in untrusted_judge_sentences(model.label, run)]
     return "**" + " ".join([_headline_sentence(models, comparisons), *(f"{line}." for line in worthless)]) + "**"
 
 
 def _headline_sentence(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
-    """One sentence a model that others are held against, words only."""
+    """Return one sentence in words for each model that is the first of a comparison."""
     said: dict[str, list[str]] = {}
     for one in comparisons:
         if words := _comparison_words(one):
@@ -187,14 +181,14 @@ def _comparison_words(comparison: Comparison) -> list[str]:
 
 
 def _named_differences(comparison: Comparison) -> list[tuple[str, Estimate]]:
-    """Every measure that was compared, as a sentence calls it, and its difference."""
+    """Return every measure that was compared, by its name in a sentence, with its difference."""
     measures = [one for one in measures_in("differences") if one.name in comparison.measures]
     found = [(one.sentence_label, comparison.measures[one.name]) for one in measures]
     return found if comparison.identifiability is None else [*found, ("identifiability", comparison.identifiability)]
 
 
 def _stability_sentence(model: ModelRuns) -> str:
-    """A model by itself."""
+    """Return a sentence on the stability of a single model."""
     one = model.stability
     assert one is not None
     return (
@@ -211,7 +205,7 @@ def _stability_sentence(model: ModelRuns) -> str:
 
 
 def _detectable_effect_text(summary: StabilitySummary) -> str:
-    """What the grid was able to see, beside what it saw."""
+    """Return the smallest effect that the grid could detect, next to the effect that was measured."""
     if summary.minimum_detectable_effect.value is None:
         return ""
     some = (
@@ -226,7 +220,7 @@ def _detectable_effect_text(summary: StabilitySummary) -> str:
 
 
 def _strategy_sentence(name: str, summary: StrategySummary) -> str:
-    """A strategy by itself: what it gained, and what it cost."""
+    """Return a sentence on a strategy: its gain and its cost."""
     price = "its cost is not known"
     if summary.tokens_per_answer is not None and summary.token_ratio is not None:
         price = (
@@ -299,25 +293,27 @@ _NO_CLAIM_POSSIBLE = (
 )
 
 _MIN_SCORED_SHARE = 0.9
-"""Share of the cells asked that must have a score before anything is claimed of accuracy."""
+"""Minimal share of the asked cells that must have a score before the report claims anything about accuracy."""
 
 
 class ReportClaim(NamedTuple):
-    """One sentence, and in the small print what it rests on: values, n, intervals, seeds, what was passed over."""
+    """One sentence, and its support in small print: values, n, intervals, seeds, and the variants that were not chosen."""
 
     sentence: str
     support: str = ""
 
 
 class Finding(NamedTuple):
-    """What is claimed of one side, stability or fidelity, and what that rests on."""
+    """A claim about stability, about distinctness or by a judge, and its support."""
 
     text: str = ""
     support: str = ""
 
 
 class ComparisonPair(NamedTuple):
-    """The comparison to speak of; `others` are the variants of `one` that were passed over."""
+    """The comparison that the claim is about. `other_variants` are further methods with the role of `method` that were not
+    chosen.
+    """
 
     method: ReportMethod
     reference: ReportMethod
@@ -325,7 +321,7 @@ class ComparisonPair(NamedTuple):
 
 
 def build_claim(methods: Sequence[ReportMethod]) -> ReportClaim:
-    """What stands above the report."""
+    """Return the claim above the report."""
     able = [method for method in methods if any(measured_models(method)) or any(model.judged_runs for model in method.models)]
     chosen = choose_comparison(able)
     if chosen is not None:
@@ -337,8 +333,11 @@ def build_claim(methods: Sequence[ReportMethod]) -> ReportClaim:
 
 
 def choose_comparison(methods: Sequence[ReportMethod]) -> ComparisonPair | None:
-    """Personas mixed in against RLVR, of each the method of most training seeds, and among those the first; else the last method
-    against base, or the first. None for one."""
+    """Choose the methods to compare: PerMix-RLVR against RLVR, each with the most training seeds; the first when several have
+    equally many.
+
+    Without these two, the last method is compared with base, or with the first method. None when there is a single method.
+    """
     mixed, plain, start = (_by_seed_count([one for one in methods if one.role == role]) for role in ("permix", "rlvr", "base"))
     if mixed and plain:
         return ComparisonPair(mixed[0], plain[0], tuple(mixed[1:]))
@@ -348,7 +347,7 @@ def choose_comparison(methods: Sequence[ReportMethod]) -> ComparisonPair | None:
 
 
 def _by_seed_count(methods: Sequence[ReportMethod]) -> list[ReportMethod]:
-    """Those of most seeds first, otherwise as they stand."""
+    """Return the methods with most seeds first; methods with equally many seeds keep their order."""
     return sorted(methods, key=lambda one: -len(one.models))
 
 
@@ -392,7 +391,7 @@ def _stability_findings(
 
 
 class _ScoredCoverage(NamedTuple):
-    """How much of what was asked has a score; `whole`: enough to claim anything."""
+    """How many of the asked cells have a score. `is_complete`: there are enough to claim something."""
 
     text: str
     is_complete: bool
@@ -434,7 +433,9 @@ def _values_text(first: Estimate | None, other: Estimate | None) -> str:
 
 
 def _judge_findings(one: ReportMethod, other: ReportMethod) -> list[Finding]:
-    """Where one model of each was judged: what judges who are trusted on both say, and who is not."""
+    """Return findings by judges when each method has one judged model: what judges trusted on both say, and which are not
+    trusted.
+    """
     mine, theirs = ([model for model in method.models if model.judged_runs] for method in (one, other))
     if len(mine) != 1 or len(theirs) != 1:
         return []
@@ -458,7 +459,7 @@ def _judge_finding(change: JudgeScoreDifference) -> Finding:
 
 
 def _untrusted_judge_findings(models: Iterable[ModelRuns]) -> list[Finding]:
-    """Each judge whose scores mean nothing for one of these models, once."""
+    """Return a finding for each judge whose scores mean nothing for one of these models, without repetition."""
     judges = [
         one for model in models for run in model.judged_runs for one in run.judges.values() if not one.discriminates_persona
     ]
@@ -471,7 +472,7 @@ def _untrusted_judge_findings(models: Iterable[ModelRuns]) -> list[Finding]:
 
 
 def _training_effect_sentences(base: ReportMethod | None, one: ReportMethod, other: ReportMethod) -> list[str]:
-    """What training did to the model spoken of, where the claim itself is about two trainings."""
+    """Return what training changed against base, when the claim itself compares two trainings."""
     if base is None or other.role == "base":
         return []
     found = method_difference(one, base)
@@ -481,7 +482,7 @@ def _training_effect_sentences(base: ReportMethod | None, one: ReportMethod, oth
 
 
 def _seed_sentences(change: MethodDifference, one: ReportMethod, other: ReportMethod) -> list[str]:
-    """How many trainings stand behind it, and that intervals are not about those."""
+    """Return how many training seeds a comparison has, and that intervals do not cover other seeds."""
     if change.pss is None and change.identifiability is None:
         return []
     pairs = zip((one, other), _seed_counts(change), strict=True)
@@ -503,7 +504,7 @@ def _seed_counts_text(counts: Sequence[tuple[ReportMethod, int]], *, shared: boo
 
 
 def _seed_counts(change: MethodDifference) -> tuple[int, int]:
-    """Models behind the comparison; accuracy's where both were made."""
+    """Return the numbers of models behind a comparison: those of stability when it was compared, else those of fidelity."""
     return change.n_seeds if change.pss is not None else change.n_fidelity_seeds
 
 
@@ -515,7 +516,9 @@ def _other_variants_sentences(others: Sequence[ReportMethod]) -> list[str]:
 
 
 def _single_method_claim(method: ReportMethod) -> ReportClaim:
-    """A method by itself: does a persona effect show, what is kept under the worst, are personas told apart."""
+    """Return the claim about a single method: whether personas have an effect, the accuracy under the worst one, and
+    distinctness.
+    """
     found, (stable, _) = pool_seeds(method), measured_models(method)
     halves = [
         *_stability_effect_findings(found, stable),
@@ -565,7 +568,7 @@ def _identifiability_findings(pooled: PooledMethod) -> list[Finding]:
 
 
 def _trusted_judge_findings(models: Sequence[ModelRuns]) -> list[Finding]:
-    """What judges who are trusted gave."""
+    """Return the scores of trusted judges."""
     return [
         Finding(
             f"{score_name(run.kind, one.tasks)} by judge {md_label(one.label)} {one.persona_score} of 5",

@@ -1,12 +1,10 @@
-"""The tables: one row a model, one row a persona, the controls of identifiability; and the first of them for a terminal.
+"""The tables of a report, as pure functions of its results; for a terminal too.
 
-Contract: a number is shown as measured, with its interval and its n; what is missing is "–" and never 0. Pure functions of
-records. Labels and persona ids may be hostile text.
+Contract: a number is shown as measured, with its interval and its n; a missing number is "–" and never 0. Labels and persona ids
+may be hostile text.
 
-The first table: a line a method, the measures that decide between them and nothing else.
-
-Contract as in `permix.report.tables`; numbers of several training seeds are means over them (`permix.report.methods`), and every
-seed has its own line in the table of all models.
+`method_table` is the first table of a report: a row for each method, and only the measures that decide between methods. Its
+numbers are means over training seeds (`permix.report.methods`); `models_table` has a row for every seed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +51,7 @@ HEADING_WIDTH = 80
 
 
 class ModelColumn(NamedTuple):
-    """`kind`: of which run of the model the number is."""
+    """A column of the table of models. `kind` is the kind of run from which the number comes."""
 
     heading: str
     cell: Callable[[ModelRow], TableCell]
@@ -61,7 +59,7 @@ class ModelColumn(NamedTuple):
 
 
 def identifiability_cell(row: ModelRow) -> TableCell:
-    """Identifiability, with chance beside n: without it the number says nothing."""
+    """Return identifiability with chance next to n, because identifiability cannot be read without chance."""
     cell = estimate_cell(row.identifiability)
     return cell._replace(note=cell.note and f"{cell.note}, chance {format_decimal(row.chance)}")
 
@@ -81,7 +79,7 @@ _COST_COLUMNS = (
 
 
 def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
-    """The columns: measures of stability, identifiability, one for each judge of these rows, counts and costs."""
+    """Return the columns: measures of stability, identifiability, one column for each judge of these rows, counts and costs."""
     measures = [ModelColumn(one.label, partial(_measure_cell, name=one.name)) for one in measures_in("main_table")]
     kinds = {one.name: f"{one.kind}, judge {one.judge}" for row in rows for one in row.judged}
     by_judge = [ModelColumn(name, partial(judge_score_cell, name=name), kind) for name, kind in kinds.items()]
@@ -89,7 +87,7 @@ def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
 
 
 def judge_score_cell(row: ModelRow, name: str) -> TableCell:
-    """A judge's number, marked where it means nothing."""
+    """Return a judge's mean score, with a mark when the judge is not trusted."""
     one = next((one for one in row.judged if one.name == name), None)
     if one is None or one.persona_score.value is None:
         return MISSING_CELL
@@ -99,7 +97,7 @@ def judge_score_cell(row: ModelRow, name: str) -> TableCell:
 
 
 def models_table(rows: Sequence[ModelRow]) -> Table:
-    """One line a model."""
+    """Return a table with a row for each model."""
     columns = columns_with_judges(rows)
     lines = [
         [label_cell(row.label), *(column.cell(row).with_sources(SourceRun(row.label, column.kind)) for column in columns)]
@@ -108,11 +106,13 @@ def models_table(rows: Sequence[ModelRow]) -> Table:
     return tabulate("models", ["model", *(one_line(column.heading, HEADING_WIDTH) for column in columns)], lines)
 
 
-NAME_WIDTH, VALUE_WIDTH = 19, len("0.123 [0.12, 0.12]")  # three models fit into 80 columns, their intervals unbroken
+NAME_WIDTH, VALUE_WIDTH = 19, len("0.123 [0.12, 0.12]")  # so three models fit into 80 columns without a line break in an interval
 
 
 def terminal_models_table(rows: Sequence[ModelRow]) -> TerminalTable:
-    """For a terminal: measures as lines, models as columns; measures that no model has are left out."""
+    """Return a table for a terminal: a row for each measure and a column for each model. Measures that no model has
+    are left out.
+    """
     table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", width=NAME_WIDTH)
     for row in rows:
@@ -129,7 +129,9 @@ def terminal_models_table(rows: Sequence[ModelRow]) -> TerminalTable:
 
 
 def persona_table(summaries: Mapping[str, StabilitySummary]) -> Table:
-    """One line a persona, one column a model: accuracy, below it the difference to no persona and Holm's p."""
+    """Return a table with a row for each persona and a column for each model: accuracy, the difference to the baseline, and
+    Holm's p.
+    """
     of_model = {model: {one.id: one for one in summary.personas} for model, summary in summaries.items()}
     ids = dict.fromkeys(id for personas in of_model.values() for id in personas)
     none = [
@@ -152,7 +154,7 @@ _CONTROL_HEADINGS = (
 
 
 def controls_table(results: Mapping[str, Identifiability]) -> Table:
-    """Identifiability beside what must be at chance if the test is sound."""
+    """Return a table of identifiability next to its controls, which are at chance when the test is sound."""
     lines = []
     for model, result in results.items():
         tested = (result.question_only, result.length_only, result.permuted)
@@ -173,7 +175,7 @@ def controls_table(results: Mapping[str, Identifiability]) -> Table:
 
 
 def template_table(effects_by_model: Mapping[str, TemplateEffects]) -> Table:
-    """One line a model and template, one more for what templates do in all."""
+    """Return a table with a row for each model and template."""
     measures, lines = measures_in("templates"), []
     for model, crossed in effects_by_model.items():
         for one in crossed.templates:
@@ -190,7 +192,7 @@ def _stability_source(model: str) -> SourceRun:
 
 
 def variance_components_text(effects: TemplateEffects) -> str:
-    """In words: how much personas, wordings and both together move the accuracy."""
+    """Return how much personas, templates and their interaction change the accuracy, in words."""
     parts = {
         "between personas": effects.persona_sd,
         "between wordings": effects.template_sd,
@@ -201,7 +203,7 @@ def variance_components_text(effects: TemplateEffects) -> str:
 
 
 class StrategyResult(NamedTuple):
-    """A model under a strategy."""
+    """The results of one model under one strategy."""
 
     label: str
     summary: StrategySummary
@@ -225,7 +227,7 @@ STRATEGY_COLUMNS = (
 
 
 def tokens_cell(spent: StrategyTokens | None) -> TableCell:
-    """ "812" over "700 read, 112 written"."""
+    """Return the total with its parts as a note: "812" above "700 read, 112 written"."""
     if spent is None:
         return MISSING_CELL
     return trusted_cell(
@@ -240,7 +242,7 @@ def _cost_ratio_cell(ratio: float | None) -> TableCell:
 
 
 def strategy_table(results: Sequence[StrategyResult]) -> Table:
-    """One line a model and strategy."""
+    """Return a table with a row for each model and strategy."""
     lines = []
     for model, one in results:
         source = SourceRun(model, f"stability, {one.strategy}")
@@ -251,7 +253,9 @@ def strategy_table(results: Sequence[StrategyResult]) -> Table:
 
 
 def terminal_strategy_table(results: Sequence[StrategyResult]) -> TerminalTable:
-    """For a terminal: measures as lines, strategies as columns; measures that no strategy has are left out."""
+    """Return a table for a terminal: a row for each measure and a column for each strategy. Measures that no strategy has are
+    left out.
+    """
     table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", width=NAME_WIDTH)
     for one in results:
@@ -282,8 +286,11 @@ def _terminal_text(cell: TableCell) -> Text:
 
 
 def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]) -> Table:
-    """`pooled`: each method's numbers. A measure that no method has is left out. Judges' columns hold those of methods
-    with one model: scores are not pooled."""
+    """Return a table with a row for each method; `pooled` holds the numbers of each method. A measure that no method has is left
+    out.
+
+    A judge's column holds only scores of methods with one model, because judges' scores are not pooled over seeds.
+    """
     rows = [_single_model_row(method) for method in methods]
     judges = {one.name: f"{one.kind}, judge {one.judge}" for row in rows if row for one in row.judged}
     first, *others = (measure.label for measure in measures_in("method_table"))
@@ -312,7 +319,7 @@ def _method_name_cell(method: ReportMethod) -> TableCell:
 
 
 def _pooled_cell(estimate: Estimate | None, reasons: Sequence[str]) -> TableCell:
-    """Numbers of seeds that may not be pooled are missing, and why stands in their place."""
+    """Return the pooled number, or "not pooled" with the reasons when the seeds cannot be pooled."""
     return trusted_cell("not pooled", "; ".join(reasons)) if reasons else estimate_cell(estimate)
 
 

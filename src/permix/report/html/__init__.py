@@ -1,1 +1,1 @@
-"""The page: one HTML file that draws itself from what it carries, and transcripts beside it."""
+"""The HTML page of a report: one file with its data and scripts, and transcripts in separate files."""

@@ -1,7 +1,8 @@
-"""What the page's charts draw: JSON-ready data, a key a chart; a chart that has nothing to draw has no key.
+"""Data of the page's charts: JSON-ready, with a key for each chart. A chart with nothing to draw has no key.
 
-Contract: numbers come from the models' summaries alone, and None where there is none; texts are `plain`. Each chart carries a
-`note`, its caption: what n is and what the intervals are. `models` of a chart are by label, in the order of the report.
+Contract: numbers come only from the models' summaries and are None where they are missing; texts pass `printable_text`. Each
+chart carries a `note`, its caption, which explains n and the intervals. `models` of a chart are by label, in the order of the
+report.
 
     tradeoff   measures [{key, name, chance, low, high, note}], points [{name, labels, y, x {key: estimate}, trusted {key},
                seeds [{label, y, x {key: number}}]}], arrows [[name, name]], y_name
@@ -10,12 +11,11 @@ Contract: numbers come from the models' summaries alone, and None where there is
     training   panels [{key, name}], models [{step, KEY...}]
     probes     panels [{key, name}], models {taken, points [{step, chance, none, KEY: estimate...}]}
     learnt     models {chance, points [{questions, accuracy}]}
-    judged, trial, confusion, drift: see `payload_fidelity`
+    judged, trial, confusion, drift: see `fidelity_charts`
 
-Who the personas of a report are: their texts, from the records, and their tags, from the pool they were drawn from.
-
-Contract: personas stand in the order of the runs that asked them. A run keeps no tags, so they are looked up in its pool, and
-only those of a persona whose text is still the one that was asked are believed; a pool that is gone or cannot be read gives none.
+`persona_infos` gives the texts of a report's personas, from the records, and their tags, from the pool. A run does not keep tags,
+so they are read from its pool, and only for a persona whose text in the pool is the text that was asked. A pool that is missing
+or unreadable gives no tags. Personas are in the order of the runs that asked them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,12 +42,12 @@ from permix.types import CellKey, Persona, canonical_text
 class PersonaInfo(NamedTuple):
     id: str
     text: str
-    """The message that brought the persona in, as it was sent."""
+    """The message that contained the persona, as it was sent."""
     tags: tuple[str, ...]
 
 
 def persona_infos(models: Sequence[ModelRuns]) -> dict[str, PersonaInfo]:
-    """Every persona of the runs of stability, by id; one that several runs asked as the first of them did."""
+    """Return every persona of the stability runs, by id. When several runs asked a persona, the first run counts."""
     found: dict[str, PersonaInfo] = {}
     for model in models:
         if "stability" in model.runs:
@@ -81,10 +81,10 @@ def _read_pool(pool: str) -> Mapping[str, Persona]:
 
 
 _MAX_CURVE_POINTS = 400
-"""Points of a training curve; a longer log is drawn by means of neighbouring steps."""
+"""Largest number of points of a training curve; a longer log is reduced to means of neighbouring steps."""
 
 LOSS_PANEL = ("loss", "loss")
-"""What a run without rewards is followed by."""
+"""The panel of a training without rewards."""
 
 
 _ChartData = dict[str, Any]
@@ -96,7 +96,7 @@ def build_charts(
     pooled: Sequence[PooledMethod],
     comparisons: Sequence[Comparison],
 ) -> dict[str, Any]:
-    """Every chart that the runs allow. `pooled`: of each of `methods`, its mean over the seeds."""
+    """Return the data of every chart that the runs allow. `pooled` holds the mean over the seeds of each of `methods`."""
     shown = unique_display_names(model.label for model in models)
     drawn: dict[str, Any] = {
         "tradeoff": tradeoff_chart(models, methods, pooled, comparisons),
@@ -189,13 +189,15 @@ def _training_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str
 
 
 def training_panel_keys(log: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a training is followed by: rewards and what goes with them, or the loss of one that has no rewards."""
+    """Return the keys of a training's panels: rewards and related values, or the loss of a training without rewards."""
     rewarded = any("reward" in step for step in log)
     return [key for key, _ in TRAINING_PANELS] if rewarded else [LOSS_PANEL[0], "completion_tokens"]
 
 
 def thin_log(log: Sequence[Mapping[str, Any]], keys: Sequence[str], stride: int) -> list[dict[str, Any]]:
-    """Means over each `every` steps that follow one another, under the last of them; a missing value is left out of its mean."""
+    """Return means over groups of `stride` successive steps, each at the last step of its group. Missing values do not enter a
+    mean.
+    """
     groups = [log[start : start + stride] for start in range(0, len(log), stride)]
     return [
         {"step": group[-1]["step"], **{key: _mean_of_known(step.get(key) for step in group) for key in keys}} for group in groups

@@ -1,19 +1,17 @@
-"""The data of the charts on fidelity: what judges scored, judges on trial, who is taken for whom, drift over an interview.
+"""Data of the charts on fidelity: judges' scores, validation of judges, confusion of personas, drift, and the trade-off.
 
     judged     a list, one for each kind of run: {title, score, note, judges [{judge, tasks, models {trusted, scores [estimate of
                each task]}}]}
     trial      {note, kinds [{title, panels [{label, judge, trusted, auc, bars [{name, counts [5]}]}]}]}
-    confusion  models {ids, note, cells [[row, column, count]] that are not 0: rows whose answer it was}
+    confusion  models {ids, note, cells [[row, column, count]] that are not 0; the row is the persona that gave the answer}
     drift      panels [{key, name, low, high}], models {chance, courses {key: {trusted, by_turn [estimate]}}}
 
-Contract as in `payload`. A confusion's cells are at most as many as the answers, however many personas there are.
+Contract: as in `charts`. A confusion matrix has at most as many entries as there are answers, however many personas there are.
 
-The trade-off's data: PSS against every measure of fidelity that there is, one point a method.
-
-Contract: a method stands at the mean of its training seeds. It is left out where one of its models may not be held against the
-first in accuracy, and has no value of a measure of fidelity in which that may not be done: an arrow to it would do just that. A
-judge's score has an interval where one model stands alone; the mean of several seeds has none, since nothing pools judges'
-scores over seeds.
+The trade-off plots PSS against each measure of fidelity, one point for each method at the mean of its training seeds. A method is
+left out when one of its models cannot be compared with the first model in accuracy, and it has no value in a measure of fidelity
+in which its models cannot be compared, because an arrow to its point would be such a comparison. A judge's score has an interval
+only for a method with one model: judges' scores are not pooled over seeds, so the mean of several seeds has no interval.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -46,7 +44,9 @@ _ChartData = dict[str, Any]
 
 
 def learning_curve_chart(models: Sequence[ModelRuns], display_names: DisplayNames) -> _ChartData:
-    """Identifiability by the number of questions that the classifier learnt from; empty where there is but one number."""
+    """Return identifiability by the number of questions that the classifier learnt from; empty when there is a single such
+    number.
+    """
     told = {display_names[model.label]: model.identifiability for model in models if model.identifiability is not None}
     if not any(len(one.learning_curve) > 1 for one in told.values()):
         return {}
@@ -69,7 +69,7 @@ def _runs_of_kind(models: Sequence[ModelRuns], kind: str, display_names: Display
 
 
 def judge_score_charts(models: Sequence[ModelRuns], display_names: DisplayNames) -> list[_ChartData]:
-    """Scores by task, one panel a judge; a list with an entry for each kind of run that was judged."""
+    """Return the scores by task, with a panel for each judge; the list has an entry for each kind of run that was judged."""
     return [_judge_score_chart(runs, kind) for kind in KIND_FILE_STEMS if (runs := _runs_of_kind(models, kind, display_names))]
 
 
@@ -87,7 +87,7 @@ def _judge_score_chart(runs: Mapping[str, JudgedRun], kind: str) -> _ChartData:
 
 
 def _judge_panel(judge: str, runs: Mapping[str, JudgedRun], kind: str) -> _ChartData:
-    """The mean over the tasks, then each task; no tasks where there is but one, which is the mean itself."""
+    """Return the mean over the tasks, then each task. With a single task only the mean is returned, since both are equal."""
     found = {label: run.judges[judge] for label, run in runs.items() if judge in run.judges}
     asked = [task for one in found.values() for task in one.tasks]
     tasks = listed_rubrics(kind, asked)
@@ -105,7 +105,7 @@ def _judge_panel(judge: str, runs: Mapping[str, JudgedRun], kind: str) -> _Chart
 
 
 def judge_reliability_chart(models: Sequence[ModelRuns], display_names: DisplayNames) -> _ChartData:
-    """How many answers got each score, plainly and under each control."""
+    """Return how many answers got each score, plainly and under each control."""
     kinds = [
         {
             "title": KIND_TITLES[kind],
@@ -137,7 +137,10 @@ def _judge_reliability_panel(label: str, run: JudgedRun, judge: str) -> _ChartDa
 
 
 def confusion_chart(models: Sequence[ModelRuns], display_names: DisplayNames) -> _ChartData:
-    """Personas of every model in the order of the first, best told there first, so that two can be laid side by side."""
+    """Return the confusion of personas for each model.
+
+    All models have the order of the first one, with the most identifiable persona first, so that two charts can be compared.
+    """
     told = {display_names[model.label]: model.identifiability for model in models if model.identifiability is not None}
     first = personas_by_recall(next(iter(told.values()))) if told else ()
     found = {}
@@ -160,7 +163,7 @@ def confusion_chart(models: Sequence[ModelRuns], display_names: DisplayNames) ->
 
 
 def drift_chart(models: Sequence[ModelRuns], display_names: DisplayNames) -> _ChartData:
-    """Every measure by turn, in the order of the table."""
+    """Return every measure by turn, in the order of the table."""
     found = {display_names[model.label]: model.drift for model in models if model.drift is not None}
     courses = {one.name: one for drift in found.values() for one in drift.series}
     hollow = (
@@ -195,7 +198,7 @@ def drift_chart(models: Sequence[ModelRuns], display_names: DisplayNames) -> _Ch
 
 
 def _drift_panel(key: str, name: str, judge: str | None) -> _ChartData:
-    """A judge's scores run from 1 to 5; all else begins at 0."""
+    """Return a panel. The axis is 1 to 5 for a judge's scores and begins at 0 for other measures."""
     if judge is not None:
         return {"key": key, "name": f"judge {printable_text(judge)}", "low": 1, "high": 5}
     return {"key": key, "name": DRIFT_AXIS_LABELS[name].replace("\n", " "), "low": 0, "high": None}
@@ -211,7 +214,7 @@ _HOLLOW_POINT_NOTE = "hollow: the judge does not tell right from wrong persona, 
 
 
 _EntriesByMeasure = Mapping[str, Mapping[str, JudgeScoreEntry]]
-"""By judge's measure, then by label of the model."""
+"""By the judge's measure, then by the model's label."""
 
 
 def tradeoff_chart(
@@ -220,7 +223,7 @@ def tradeoff_chart(
     pooled: Sequence[PooledMethod],
     comparisons: Sequence[Comparison],
 ) -> dict[str, Any]:
-    """Empty where no method has both PSS and a measure of fidelity."""
+    """Return the trade-off chart; empty when no method has both PSS and a measure of fidelity."""
     apart = _incomparable_labels(models[0], comparisons)
     pairs = [
         (method, mean)
@@ -248,7 +251,7 @@ def tradeoff_chart(
 
 
 def _incomparable_labels(first: ModelRuns, comparisons: Sequence[Comparison]) -> dict[str, set[str]]:
-    """Labels of models that must not be held against the first, by what is measured."""
+    """Return the labels of models that cannot be compared with the first model, by measure."""
     against = [one for one in comparisons if one.against == first.label]
     return {
         _PSS_KEY: {one.label for one in against if one.reasons},
@@ -270,7 +273,7 @@ _TRADEOFF_LEGEND = "dotted: chance; arrows: from base to RLVR to personas mixed 
 
 
 def _fidelity_axes(pooled: Sequence[PooledMethod], scores: _EntriesByMeasure) -> list[dict[str, Any]]:
-    """The axes that can be chosen; `low` and `high` are the ends of what the measure can be."""
+    """Return the measures for the x axis; `low` and `high` are the ends of the range of a measure."""
     questions = f"{theme.join_distinct_counts(mean.pss.n for mean in pooled if mean.pss is not None)} questions (PSS)"
     answers = theme.join_distinct_counts(mean.identifiability.n for mean in pooled if mean.identifiability is not None)
     bars = f"bars: {QUESTION_INTERVAL_NOTE}"
@@ -294,7 +297,9 @@ def _fidelity_axes(pooled: Sequence[PooledMethod], scores: _EntriesByMeasure) ->
 
 
 def _common_chance(pooled: Sequence[PooledMethod]) -> float | None:
-    """One line needs one chance: none where methods were told from different numbers of personas."""
+    """Return the chance level that all methods share. None when they have different numbers of personas, as one line cannot show
+    them.
+    """
     found = {json_number(mean.chance) for mean in pooled if mean.chance is not None}
     return found.pop() if len(found) == 1 else None
 
@@ -327,7 +332,7 @@ def _tradeoff_point(
 
 
 def _pooled_judge_score(entries: Sequence[JudgeScoreEntry | None]) -> Estimate | None:
-    """One model's own estimate; of several the mean, where all have one."""
+    """Return the estimate of a single model, or the mean of several models when all of them have one."""
     known = [one.persona_score for one in entries if one is not None and one.persona_score.value is not None]
     if len(known) < len(entries):
         return None

@@ -1,12 +1,12 @@
-"""The page: one HTML file that opens from disk, with its styles, its scripts and its data in it.
+"""Writes the HTML page: one file that opens from disk and contains its styles, scripts and data.
 
-Contract: a rendering of a `Document` and of the charts' data, nothing is measured here. Text that others wrote is escaped by the
-template, or shown by scripts as text; the content security policy lets no inline handler, no foreign script and no connection
-through. Beside the page lie only the transcripts (`cells/*.js`) and files that it links to. The same input, the same bytes.
+Contract: the page renders a `Document` and the charts' data; nothing is measured here. Text from outside is escaped by the
+template, or displayed by scripts as text. The content security policy forbids inline handlers, foreign scripts and any
+connection. Apart from the page there are only the transcripts (`cells/*.js`) and files that the page links to. The same input
+gives the same bytes.
 
-Where a number comes from: what the page says of the run behind it.
-
-Contract: a run is told once, and numbers refer to it by its place. Commands and paths may be hostile text and are made visible.
+`RunIndex` describes the run behind each number. Each run is described once, and numbers refer to it by its index. Commands and
+paths may be hostile text, so control characters in them are made visible.
 """
 
 import base64
@@ -36,7 +36,7 @@ _MAX_FACT_CHARS = 2000
 
 
 class RunIndex:
-    """Every run of a report, by what numbers name as their source."""
+    """Every run of a report, by the source that numbers name."""
 
     def __init__(self, models: Sequence[ModelRuns]) -> None:
         every = [(model.label, kind, run) for model in models for kind, run in model.runs_with_judges.items()]
@@ -44,7 +44,7 @@ class RunIndex:
         self._index_of = {SourceRun(label, kind): place for place, (label, kind, _) in enumerate(every)}
 
     def indices(self, sources: Sequence[SourceRun]) -> list[int]:
-        """Of the runs that there are."""
+        """Return the indices of those sources that are runs of this report."""
         known = (
             source if source in self._index_of else source._replace(kind=source.kind.partition(",")[0]) for source in sources
         )
@@ -66,15 +66,15 @@ def _run_facts(label: str, kind: str, run: Run) -> dict[str, str]:
 
 
 FIRST_SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "base.js", "tables.js")
-"""What every page begins with; then whatever draws, then main.js."""
+"""Scripts at the beginning of every page. The scripts of the charts follow, then main.js."""
 
 LAST_SCRIPT, FIRST_STYLESHEET = "main.js", "page.css"
 
 TRANSCRIPT_CHARTS = {"grid": "grids", "completions": "sheets"}
-"""Charts that draw from the transcripts, and what they need of them."""
+"""Charts that are drawn from the transcripts, and the part of the transcripts that each one needs."""
 
 _MIN_FILTERABLE_ROWS = 8
-"""Lines from which a table can be filtered."""
+"""Number of rows from which a table gets a filter."""
 
 
 def write_page(
@@ -86,8 +86,11 @@ def write_page(
     tags: Mapping[str, Sequence[str]],
     transcripts: Mapping[str, Any],
 ) -> None:
-    """Write the page. `charts`: what each chart draws, by name; `models`: how models look; `tags`: of personas, by what stands in
-    tables for them; `cells`: what `write_transcripts` says of the files beside the page."""
+    """Write the page.
+
+    `charts`: the data of each chart, by its name. `looks_of_models`: colour, mark and line of each model. `tags`: the tags of
+    each persona, by the persona's id in tables. `transcripts`: what `write_transcripts` returned.
+    """
     script = page_scripts()
     data = {"models": list(looks_of_models), "charts": dict(charts), "runs": runs.facts} | dict(transcripts)
     drawn = {*charts, *(name for name, needs in TRANSCRIPT_CHARTS.items() if transcripts[needs])}
@@ -118,7 +121,7 @@ def write_page(
 
 
 class _PageView:
-    """What the template needs of a document: plain dicts. A chart that several pictures stand for is shown once."""
+    """A document as plain dicts for the template. A chart that replaces several figures is shown once."""
 
     def __init__(self, runs: RunIndex, tags: Mapping[str, Sequence[str]], available_charts: set[str], folder: Path) -> None:
         self.runs, self.tags, self.available_charts, self.folder = runs, tags, available_charts, folder
@@ -175,7 +178,7 @@ class _PageView:
 
 
 def page_scripts() -> str:
-    """Every script of the page, in order."""
+    """Return all scripts of the page, in order."""
     drawing = [
         *_assets_with_suffix("charts", ".js"),
         *(name for name in _assets_with_suffix("", ".js") if name not in {*FIRST_SCRIPTS, LAST_SCRIPT}),
@@ -184,7 +187,7 @@ def page_scripts() -> str:
 
 
 def page_styles() -> str:
-    """Every style sheet, the page's own first."""
+    """Return all style sheets, the page's own first."""
     sheets = sorted(_assets_with_suffix("", ".css"), key=lambda name: (name != FIRST_STYLESHEET, name))
     return "\n".join(_asset(name).read_text(encoding="utf-8") for name in sheets)
 
@@ -195,7 +198,9 @@ def _assets_with_suffix(folder: str, suffix: str) -> list[str]:
 
 
 def content_security_policy(script: str) -> str:
-    """The content security policy: this script and files beside the page, no handler in markup, no connection at all."""
+    """Return the content security policy: it allows this script and the files of the report, no handlers in markup and no
+    connections.
+    """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; script-src 'sha256-{digest}' 'self'; style-src 'unsafe-inline'; img-src data:; "
@@ -204,35 +209,37 @@ def content_security_policy(script: str) -> str:
 
 
 def embed_json(data: object) -> str:
-    """JSON that can stand inside a script element: no "<" ends it, no line separator breaks it."""
+    """Return JSON that is safe inside a script element: no "<" can end the element, and no line separator can break a string."""
     plain = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return plain.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 @cache
 def _markdown_renderer() -> MarkdownIt:
-    """Without HTML: a tag in the text is text. Links and images are not made either: nothing of ours has any."""
+    """Return a Markdown renderer without HTML, links and images: a tag in the text stays text, and our own prose has no links or
+    images.
+    """
     off = ["link", "image", "autolink", "html_inline", "html_block", "reference"]
     return MarkdownIt("commonmark", {"html": False}).disable(off)
 
 
 def render_prose(text: str) -> Markup:
-    """Our own Markdown, foreign text in it escaped, as HTML."""
+    """Render our own Markdown, in which foreign text is already escaped, as HTML."""
     return Markup(_markdown_renderer().render(text))
 
 
 def unbroken_text(cell: TableCell) -> str:
-    """Its text; an interval stays on one line."""
+    """Return the text of a cell, with spaces that keep an interval on one line."""
     return cell.text.replace(", ", ",\u00a0") if isinstance(cell.number, Estimate) else cell.text
 
 
 def render_inline(text: str) -> Markup:
-    """One line without a paragraph around it."""
+    """Render one line without a paragraph element."""
     return Markup(_markdown_renderer().renderInline(text))
 
 
 def _method_choices(looks_of_models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What can be chosen above the figures: methods, each with the label that shows its look."""
+    """Return the methods for the selection above the figures, each with the label whose look it has."""
     names = dict.fromkeys(str(model["method"]) for model in looks_of_models)
     of = {name: [model["label"] for model in looks_of_models if model["method"] == name] for name in names}
     return [{"name": name, "label": labels[0], "seeds": len(labels)} for name, labels in of.items()]

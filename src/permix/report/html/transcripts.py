@@ -1,20 +1,16 @@
-"""Every cell of a report as a reader can look it up: grids of scores for the page, transcripts in files beside it.
+"""Every cell of a report, for readers to look up: grids of scores in the page, and transcripts in separate files.
 
-Contract: whatever a model, a pool or a task wrote is visible text (`permix.sanitize`); a text that is very long is cut,
-says by how
-much, and the page names the records that have all of it. Records are read once, a tile at a time, and none is kept. Cells without
-a record are told from those without a score by not being there.
+Contract: text from a model, a pool or a task is made printable (`permix.sanitize`). A very long text is cut, with the number of
+cut characters, and the page names the records that contain all of it. Records are read once, a tile at a time, and are not kept
+in memory. A cell without a record is absent, which distinguishes it from a cell without a score.
 
-Files of transcripts beside the page: how a sheet is cut into tiles, what a file holds, which files are ours.
+A sheet has a row for each persona (the baseline first) and a column for each question, from `grid.json` and the records. In a
+grid all rows have the same columns; PersonaGym asks each persona its own questions, and an interview has an order of its own. A
+question that was asked has a column even when no answer came.
 
-Contract: the tile of (row, column) is `KEY-I-J` with I = row // rows and J = column // columns, so the page finds it without an
-index. A file is one call, `permix.cells("KEY-I-J", "base64 of gzip of JSON")`: a page from disk may load that by <script src>
-and nothing else, and what others wrote is in it only as base64. The same records give the same bytes.
-
-What a run asked, laid out: a row for each persona (the first for none), a column for each question that it was asked.
-
-Contract: from `grid.json` and the records alone. In a grid all rows have the same columns; PersonaGym asks every persona its own
-questions, and an interview in an order of its own. A question that was asked has a column, whether or not an answer came.
+Each sheet is cut into tiles. The tile of (row, column) is `KEY-I-J` with I = row // rows and J = column // columns, so the page
+finds it without an index. A file is one call, `permix.cells("KEY-I-J", "base64 of gzip of JSON")`, because a page opened from
+disk can load data only through <script src>; foreign text is in it only as base64. The same records give the same bytes.
 """
 
 import base64
@@ -44,20 +40,22 @@ from permix.types import Cell, CellKey, digest
 _CELLS_FOLDER = "cells"
 
 _MAX_TILE_BYTES = 600_000
-"""Of the records of one tile: some 200 KB as a file. A single place may hold more."""
+"""Largest size of a tile's records in bytes, about 200 KB as a file. A single cell of the sheet may be larger."""
 
 _TILE_FILES = re.compile(r"(stability|open|gym|interview)-\d+-\d+-\d+\.js")
 
 
 class Tiling(NamedTuple):
-    """Rows and columns of a tile."""
+    """Numbers of rows and columns of a tile."""
 
     rows: int
     columns: int
 
 
 def choose_tiling(bytes_R_C: NDArray[np.int64], max_bytes: int = _MAX_TILE_BYTES) -> Tiling:
-    """The largest tile, halved from the whole, none of which holds more than `max_bytes` bytes."""
+    """Return the largest tile for which no tile holds more than `max_bytes` bytes. The whole sheet is halved until
+    this is true.
+    """
     rows, columns = (max(1, one) for one in bytes_R_C.shape)
     while (rows, columns) != (1, 1) and _largest_tile_bytes(bytes_R_C, rows, columns) > max_bytes:
         if rows >= columns:
@@ -75,7 +73,7 @@ def _largest_tile_bytes(bytes_R_C: NDArray[np.int64], rows: int, columns: int) -
 
 
 def gzip_base64(raw: bytes) -> str:
-    """base64 of gzip; `unpack` in cells.js is its other half."""
+    """Return base64 of gzip; `unpack` in cells.js reverses it."""
     return base64.b64encode(gzip.compress(raw, compresslevel=6, mtime=0)).decode("ascii")
 
 
@@ -84,13 +82,13 @@ def gzip_base64_json(value: Any) -> str:
 
 
 def write_tile(folder: Path, name: str, value: Any) -> int:
-    """Write a tile; returns its bytes."""
+    """Write a tile, and return its size in bytes."""
     text = f'permix.cells("{name}","{gzip_base64_json(value)}");\n'
     return (folder / f"{name}.js").write_bytes(text.encode("ascii"))
 
 
 def remove_stale_tiles(folder: Path) -> None:
-    """Take away the tiles of an earlier report; files that are not ours by name stay."""
+    """Delete the tiles of an earlier report. Files with other names are kept."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if _TILE_FILES.fullmatch(path.name):
             path.unlink()
@@ -99,18 +97,25 @@ def remove_stale_tiles(folder: Path) -> None:
 _STABILITY_KIND = "stability"
 
 _SHEET_NAMES = {_STABILITY_KIND: "stability", OPEN_ENDED_KIND: "open", PERSONAGYM_KIND: "gym", INTERVIEW_KIND: "interview"}
-"""By kind of run, what its sheet is called in the page and in the names of its files."""
+"""Name of the sheet in the page and in its files' names, by kind of run."""
 
 _SHEET_TITLES = {_STABILITY_KIND: "questions with checkable answers", **KIND_TITLES}
 
 
 NOT_ASKED_BYTE, NO_SCORE_BYTE, FULL_SCORE_BYTE = 254, 255, 240
-"""Bytes of a grid: a mean score is 0 to RIGHT, a multiple of 2, 3, 4, 5, 6, 8, 10, 12 and 15: means of so many are exact."""
+"""Bytes of a grid: a cell that was not asked, a cell without a score, and a mean score of 1.
+
+A mean score is 0 to FULL_SCORE_BYTE, which is a multiple of 2, 3, 4, 5, 6, 8, 10, 12 and 15, so means of that many samples are
+exact.
+"""
 
 
 class TranscriptSheet(NamedTuple):
-    """`label`: the model's name on the page; `questions`: of each row, in the order of its columns; `stamp`: tells
-    the transcripts of these records from those of others."""
+    """The cells of one run of one model.
+
+    `label` is the model's name on the page. `questions_by_row` holds the questions of each row in the order of its columns.
+    `fingerprint` distinguishes the transcripts of these records from those of other records.
+    """
 
     label: str
     kind: str
@@ -126,7 +131,7 @@ class TranscriptSheet(NamedTuple):
         return all(row == self.questions_by_row[0] for row in self.questions_by_row)
 
     def cell_keys(self, row: int, column: int) -> Iterator[CellKey]:
-        """The recorded cells of a place: its templates and samples, in order."""
+        """Yield the keys of the recorded cells at this row and column: all templates and samples, in order."""
         persona, question, answers = self.personas[row], self.questions_by_row[row][column], self.run.grid_results
         for template in ("",) if persona is None else answers.templates:
             for sample in range(answers.samples):
@@ -136,7 +141,7 @@ class TranscriptSheet(NamedTuple):
 
 
 def build_sheet(label: str, kind: str, run: Run, model_index: int) -> TranscriptSheet:
-    """The cells of a run of this kind; `label` is the model's name on the page, `place` its own, from 0."""
+    """Return the sheet of a run of this kind. `label` is the model's name on the page; `model_index` is its index, from 0."""
     answers = run.grid_results
     asked = run.grid
     own: dict[str | None, tuple[str, ...]] = {one: tuple(turns) for one, turns in asked.get("turns_asked", {}).items()}
@@ -156,7 +161,7 @@ def _file_size(path: Path) -> int:
 
 
 def record_bytes(sheet: TranscriptSheet, max_bytes: int) -> NDArray[np.int64]:
-    """Bytes of the records at each place [rows, columns], none of them counted for more than `max_bytes`."""
+    """Return the bytes of the records at each row and column [rows, columns]; no record counts for more than `max_bytes`."""
     found = np.zeros((len(sheet.personas), max(map(len, sheet.questions_by_row), default=0)), dtype=np.int64)
     grid: dict[CellKey, CellSummary] = sheet.run.cell_summaries
     for row, questions in enumerate(sheet.questions_by_row):
@@ -166,7 +171,10 @@ def record_bytes(sheet: TranscriptSheet, max_bytes: int) -> NDArray[np.int64]:
 
 
 def grid_bytes(run: Run, grid: StabilityGrid) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Mean scores as bytes, with personas [P, Q] and without [Q]: 0 to RIGHT, NO_SCORE, or NOT_ASKED of a run in rounds."""
+    """Return mean scores as bytes, with personas [P, Q] and without [Q].
+
+    A byte is 0 to FULL_SCORE_BYTE, NO_SCORE_BYTE, or NOT_ASKED_BYTE in a run with adaptive allocation.
+    """
     mean_P_Q, baseline_Q = mean_over_samples(grid.correct_P_Q_S), mean_over_samples(grid.baseline_Q_S)
     bytes_P_Q, begun = _means_to_bytes(mean_P_Q), 0
     for one in run.rounds:
@@ -181,17 +189,17 @@ def _means_to_bytes(mean: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 _MAX_TEXT_CHARS = 20_000
-"""Of one text of a transcript."""
+"""Largest number of characters of one text in a transcript."""
 
 _PROGRESS_MIN_CELLS = 50_000
-"""Cells from which on progress is shown."""
+"""Number of cells from which progress is shown."""
 
 
 def write_transcripts(models: Sequence[ModelRuns], out: Path) -> dict[str, Any]:
-    """Write `out`/cells; what the page carries of them: "grids" by model's name on the page, "sheets" to find transcripts by.
+    """Write the tiles into `out`/cells, and return the page's part: "grids" by the model's name on the page, and "sheets".
 
-    A sheet names its tiles' files (`key`), its rows (null: no persona) and, packed, its rows' columns: one list that all rows
-    share, or a list of lists. A grid has the number of its sheet.
+    A sheet gives the prefix of its tiles' file names (`key`), its rows (null is the baseline) and its questions, compressed: one
+    list that all rows share, or a list for each row. A grid gives the index of its sheet.
     """
     folder = out / _CELLS_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -263,7 +271,7 @@ def _write_tiles(sheet: TranscriptSheet, folder: Path, progress: ProgressBar | N
 
 
 def _tile_json(sheet: TranscriptSheet, rows: range, columns: range) -> dict[str, Any]:
-    """Its cells, persona by persona. A prompt stands in `texts` once, and messages name it by its place there."""
+    """Return the cells of a tile, persona by persona. Each prompt is in `texts` once, and messages refer to it by its index."""
     places: dict[str, int] = {}
     cells = [_cell_json(cell, places) for cell in _read_cells(sheet, rows, columns)]
     return {"stamp": sheet.fingerprint, "texts": [_cut_text(one) for one in places], "cells": cells}
@@ -277,7 +285,7 @@ def _read_cells(sheet: TranscriptSheet, rows: range, columns: range) -> Iterator
 
 
 def _cell_json(cell: Cell, text_index: dict[str, int]) -> dict[str, Any]:
-    """A cell for the page; what is None is left out. `places`: of the texts so far, gains this cell's."""
+    """Return a cell for the page; values that are None are left out. The texts of its messages are added to `text_index`."""
     verdict, completion, failure = cell.verdict, cell.completion, cell.failure
     messages = [
         [escape_control(message["role"]), text_index.setdefault(message["content"], len(text_index))] for message in cell.messages
@@ -313,7 +321,7 @@ def _cut_text_or_none(text: str | None) -> Any:
 
 
 def _cut_text(text: str) -> Any:
-    """Visible text; of a very long one [its beginning, how many characters follow]."""
+    """Return printable text; for a very long text, [its beginning, the number of characters that follow]."""
     if len(text) <= _MAX_TEXT_CHARS:
         return escape_control(text)
     return [escape_control(text[:_MAX_TEXT_CHARS]), len(text) - _MAX_TEXT_CHARS]
@@ -324,7 +332,7 @@ def _template_texts(run: Run) -> dict[str, str]:
 
 
 def _no_system_message_text(run: Run) -> str:
-    """What a prompt without a system message carried."""
+    """Return what a prompt without a system message contained, in words."""
     identity = run.provenance.get("identity", {})
     if "default_system" not in identity:
         return "No system message was sent; whether the chat template adds one was not recorded."

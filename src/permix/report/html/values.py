@@ -1,10 +1,7 @@
-"""What every payload of the page is made of: numbers, estimates and names that JSON can hold and a reader can see.
+"""Values of the page's data: numbers, estimates and names that JSON can hold, and the look of each model.
 
-Contract: no NaN and no infinity, None instead; every text printable, in one line and short; names that differ stay different.
-
-How a model looks on the page: the colours, marks and lines of the printed figures, and their colours on a dark ground.
-
-Contract: the same model looks the same in every figure, printed or on the page, told apart by colour, by mark and by line.
+Contract: NaN and infinity become None. Every text is printable, short and on one line; different names stay different. The same
+model has the same colour, mark and line in every figure, printed or on the page; colours are adapted to a dark background.
 """
 
 import math
@@ -16,13 +13,13 @@ from permix.sanitize import escape_control, truncate
 from permix.types import Estimate
 
 DARK_COLOURS = {"#000000": "#f0f0ea", "#D55E00": "#f08a4b", "#0072B2": "#5aaee8", "#009E73": "#35c79b"}
-"""Colours that would not stand out on a dark ground; the others serve on both."""
+"""Colours for a dark background, for printed colours that are hard to see there; the other colours serve on both backgrounds."""
 
 D3_SYMBOLS = {"o": "circle", "s": "square", "^": "triangle", "D": "diamond", "v": "wye", "P": "cross", "X": "star"}
-"""matplotlib's marks as d3 names its symbols, each the nearest that differs from all others."""
+"""The d3 symbol for each matplotlib mark: the nearest one that differs from all others."""
 
 _DASH_UNIT = 1.8
-"""Width of a line that dashes are given in multiples of, as matplotlib does."""
+"""Width of the line whose multiples give the lengths of dashes, as in matplotlib."""
 
 
 def model_look(label: str, method: str, style: Style) -> dict[str, Any]:
@@ -37,32 +34,32 @@ def model_look(label: str, method: str, style: Style) -> dict[str, Any]:
 
 
 def svg_dash(line: Any) -> str:
-    """An SVG dash array; empty for a whole line."""
+    """Return an SVG dash array; empty for a solid line."""
     return "" if line == "-" else " ".join(f"{_DASH_UNIT * part:g}" for part in line[1])
 
 
 def model_looks(styles: Mapping[str, Style], methods: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Of every label, in order; `methods`: which method each is a training seed of."""
+    """Return the look of every label, in order. `methods` gives the method of each label."""
     return [model_look(label, methods.get(label, label), style) for label, style in styles.items()]
 
 
 _MAX_NAME_CHARS = 80
-"""Characters of a model's, persona's or judge's name."""
+"""Largest number of characters of a model's, persona's or judge's name."""
 
 MAX_PERSONA_TEXT_CHARS = 300
-"""Characters of a persona's text."""
+"""Largest number of characters of a persona's text."""
 
 _SIGNIFICANT_DIGITS = 5
-"""Significant digits: more than any interval supports, and half the bytes of a float."""
+"""Significant digits of numbers: more than any interval supports, in half the bytes of a float."""
 
 
 def json_number(value: float | None) -> float | None:
-    """Rounded; None for what is no finite number."""
+    """Return the rounded number. None when the value is missing or not finite."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.{_SIGNIFICANT_DIGITS}g}")
 
 
 def json_estimate(estimate: Estimate | None) -> dict[str, Any] | None:
-    """{value, low, high, n}; None where nothing was measured."""
+    """Return {value, low, high, n}. None where nothing was measured."""
     if estimate is None:
         return None
     return {
@@ -74,12 +71,12 @@ def json_estimate(estimate: Estimate | None) -> dict[str, Any] | None:
 
 
 def printable_text(text: str, width: int = _MAX_NAME_CHARS) -> str:
-    """One printable line."""
+    """Return the text as one printable line of at most `width` characters."""
     return truncate(escape_control(text).replace("\n", " "), width)
 
 
 def unique_display_names(originals: Iterable[str]) -> dict[str, str]:
-    """{original: its name on the page}: where two would look the same, the later ones are numbered."""
+    """Return {original: its name on the page}. When two names would look the same, the later ones are numbered."""
     found: dict[str, str] = {}
     taken: set[str] = set()
     for original in originals:
