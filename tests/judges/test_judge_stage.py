@@ -146,14 +146,14 @@ def test_examples_must_be_there_for_every_question(tmp_path: Path) -> None:
     question = parts(run)[0].question_id
     rows = [{"question_id": question, "score": score, "text": "so"} for score in range(1, 6)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    refused(judge_stage(run, NOBODY, examples=str(file)), DataError, "has none for 11 of the questions")
+    refused(judge_stage(run, NOBODY, examples=str(file)), DataError, "has no examples for 11 of the judged questions")
 
 
 def test_only_runs_of_fidelity_are_judged(tmp_path: Path) -> None:
     run = tmp_path / "stability"
     run.mkdir()
     (run / "config.json").write_text('{"stage": "stability"}')
-    refused(judge_stage(run, NOBODY), DataError, "is a run of permix stability")
+    refused(judge_stage(run, NOBODY), DataError, "was made by permix stability")
 
 
 def config_file(folder: Path, **judge: Any) -> Path:

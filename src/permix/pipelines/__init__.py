@@ -1,1 +1,1 @@
-"""Commands that need several layers: train, fidelity with its judges, quickstart, preflight checks."""
+"""Commands that need several layers: train, fidelity, judge, quickstart and check."""

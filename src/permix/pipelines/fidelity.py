@@ -1,14 +1,14 @@
-"""`permix judge`: the answers of a fidelity run, judged.
+"""Run `permix fidelity` and `permix judge`.
 
-Writes RUN/judges/NAME/ and nothing else in the run: config.json, provenance.json, inputs.json (its rubrics, and how many answers
-each control has), usage.json, judgements.jsonl (one call a line) and metrics.json. Answers are read, never generated, so judging
-can be done on another day, by any number of judges, and again.
+`permix fidelity` has a model answer in character and computes the measures that need no judge. A run has one of three kinds:
 
-`permix fidelity`: answers of a model in character, of one of three kinds, and what is measured of them without a judge.
-
-open         questions that all personas share            `open_ended.py`
+open         questions that all personas share             `open_ended.py`
 personagym   PersonaGym's questions, each persona its own  `personagym.py`
 interview    a conversation with each persona              `interview.py`
+
+`permix judge` scores the answers of such a run. It writes to RUN/judges/LABEL/ only: config.json, provenance.json, inputs.json
+(its rubrics, and the number of answers in each control), usage.json, judgements.jsonl (one line a call) and metrics.json. It
+reads answers and never generates them, so any number of judges can score the same run, at any time.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -49,7 +49,7 @@ from permix.types import Question, Record, Sampling
 
 
 class JudgeSetup(NamedTuple):
-    """What a judge judges by, and at what price."""
+    """The rubrics, example answers and price of a judge."""
 
     rubrics: dict[str, Rubric]
     examples: ExamplesByQuestion
@@ -61,23 +61,24 @@ class JudgeSetup(NamedTuple):
 
 
 def judge_fidelity_run(config: JudgeConfig, given_model: Model | None = None) -> None:
-    """Judge, or go on judging, every answer of the run and the controls; nothing is generated anew.
+    """Judge every answer of the run and every control, or resume doing so. No answer is generated.
 
-    `given_model`: a judge made in Python, in place of the one that the configuration names.
-    Raises ConfigError or DataError before anything is asked; OwedScoresError, with metrics.json written, when scores are missing.
+    `given_model`: a judge made in Python, used instead of the one that the configuration names.
+    Raises ConfigError or DataError before the first call. Raises MissingScoresError, after writing metrics.json, if scores are
+    missing.
     """
     named = _with_label(config)
-    means, prompts = prepare_judging(named)
+    setup, prompts = prepare_judging(named)
     folder = judge_folder(named.run, _judge_label(named.judge))
     with error_context("judge"):
         model = load_model(named.judge, named.threads) if given_model is None else given_model
-        identity = _judge_identity(named, means, model)
+        identity = _judge_identity(named, setup, model)
     with RunDir.open(folder, named, identity) as run:
         inputs = [prompt.judge_input for prompt in prompts]
-        write_json(folder / JUDGE_INPUTS_FILE, describe_judge_inputs(means.discriminates_personas, inputs))
+        write_json(folder / JUDGE_INPUTS_FILE, describe_judge_inputs(setup.discriminates_personas, inputs))
         with run.track_usage(), error_context("judge"):
             outcome = request_pending_scores(
-                model, prompts, folder, build_call_settings(named, means.price), f"judge {_judge_label(named.judge)}"
+                model, prompts, folder, build_call_settings(named, setup.price), f"judge {_judge_label(named.judge)}"
             )
         print_status(f"judge {_judge_label(named.judge)}: {_totals_text(outcome)}")
         _print_missing(named.run, count_answers(inputs))
@@ -86,23 +87,23 @@ def judge_fidelity_run(config: JudgeConfig, given_model: Model | None = None) ->
 
 
 def preflight_judging(config: JudgeConfig) -> dict[str, str]:
-    """Facts about what a judge is going to be asked, and its cost. Raises ConfigError or DataError for what is wrong with it."""
+    """The number of calls of a judge and their cost. Raises ConfigError or DataError if the configuration cannot be used."""
     setup, prompts = prepare_judging(config)
     with error_context("judge"):
         check_model(config.judge, contact=False)
     inputs = [prompt.judge_input for prompt in prompts]
     controls, answers = sum(one.control != "none" for one in inputs), count_answers(inputs)
-    most = max_total_cost(prompts, build_call_settings(config, setup.price))
+    max_cost = max_total_cost(prompts, build_call_settings(config, setup.price))
     return {
         "answers": str(answers) if answers == len(prompts) - controls else f"{answers}, by {len(setup.rubrics)} rubrics",
         "answers to try the judge": str(controls),
         "calls": f"{len(prompts)}, at most {len(prompts) * config.judge.max_new_tokens} new tokens",
-        "cost": "unknown: no price" if most is None else f"at most {most:.4f} US dollars where each is answered at once",
+        "cost": "unknown: no price" if max_cost is None else f"at most {max_cost:.4f} US dollars if no call is repeated",
     }  # fmt: skip
 
 
 def _judge_config_for(config: FidelityConfig) -> JudgeConfig:
-    """The judging that a fidelity run ends with."""
+    """The configuration of the judging at the end of a fidelity run."""
     return JudgeConfig(run=config.out, judge=config.judge, threads=config.threads, seed=config.seed, resamples=config.resamples)
 
 
@@ -112,31 +113,31 @@ def required_rubrics(config: FidelityConfig) -> Collection[str]:
 
 
 def prepare_judging(config: JudgeConfig) -> tuple[JudgeSetup, list[JudgePrompt]]:
-    """All that a judge is going to be asked, in order: what calls share stands together, for endpoints that read it once.
+    """The judge's setup and all of its prompts. Prompts that share text are next to each other, since endpoints cache prefixes.
 
-    Raises ConfigError or DataError for whatever can be found wrong without asking.
+    Raises ConfigError or DataError for every problem that shows without a call.
     """
     if config.judge.name == "none":
-        raise ConfigError('judge.name = "none": say who judges: a model folder, a hub id, or the name that an endpoint serves')
+        raise ConfigError('judge.name = "none": give a judge: a model folder, a hub id, or the name that an endpoint serves')
     stage = RunReader(config.run).config.get("stage")
     if stage != "fidelity":
-        raise DataError(f"run = {config.run}: is a run of permix {stage}; only answers of permix fidelity can be judged")
+        raise DataError(f"run = {config.run}: was made by permix {stage}; only answers of permix fidelity can be judged")
     answers = read_judge_inputs(config.run)
     if not answers:
-        raise DataError(f"run = {config.run}: holds no answer that could be judged")
-    means = load_judge_setup(config.judge, {item.rubric for item in answers})
-    items = judge_by_rubrics(answers, means.rubrics)
-    items += build_control_inputs(items, config.judge.answers_per_control, config.seed, means.discriminates_personas)
-    _check_examples_complete(items, means.examples, config.judge)
+        raise DataError(f"run = {config.run}: contains no answer that can be judged")
+    setup = load_judge_setup(config.judge, {item.rubric for item in answers})
+    items = judge_by_rubrics(answers, setup.rubrics)
+    items += build_control_inputs(items, config.judge.answers_per_control, config.seed, setup.discriminates_personas)
+    _check_examples_complete(items, setup.examples, config.judge)
     prompts = [
-        build_judge_prompt(item, means.rubrics[item.rubric], means.examples, reasons=config.judge.reasons, seed=config.seed)
+        build_judge_prompt(item, setup.rubrics[item.rubric], setup.examples, reasons=config.judge.reasons, seed=config.seed)
         for item in sorted(items, key=_sort_key)
     ]
-    return means, prompts
+    return setup, prompts
 
 
 def load_judge_setup(judge: JudgeModelConfig, own_rubrics: Collection[str]) -> JudgeSetup:
-    """`own_rubrics`: of the questions that were asked, see `load_rubrics`.
+    """Load a judge's rubrics, example answers and price. `own_rubrics`: the rubrics of the run's questions (see `load_rubrics`).
 
     Raises ConfigError or DataError for rubrics, examples or prices that cannot be used.
     """
@@ -145,9 +146,9 @@ def load_judge_setup(judge: JudgeModelConfig, own_rubrics: Collection[str]) -> J
 
 
 def _check_judge_usable(config: FidelityConfig) -> None:
-    """Raises ConfigError or DataError for a judge that could not judge the answers of a run, before there are any.
+    """Raise ConfigError or DataError, before any answer is generated, if the judge cannot judge the answers of the run.
 
-    An endpoint is asked what it serves. Which questions examples are needed for is known once these are chosen.
+    This contacts an endpoint. Missing examples are found later (`_check_examples_complete`), when the questions are chosen.
     """
     load_judge_setup(config.judge, required_rubrics(config))
     with error_context("judge"):
@@ -167,7 +168,7 @@ def _judge_label(judge: JudgeModelConfig) -> str:
 
 
 def _with_label(config: JudgeConfig) -> JudgeConfig:
-    """With the label that the judge goes by, for whoever reads config.json."""
+    """Set judge.label, so that config.json always states it."""
     return config.model_copy(update={"judge": config.judge.model_copy(update={"label": _judge_label(config.judge)})})
 
 
@@ -190,8 +191,8 @@ def _check_examples_complete(items: Collection[JudgeInput], examples: ExamplesBy
     missing = {item.question_id for item in items} - set(examples) if examples else set()
     if missing:
         raise DataError(
-            f"judge.examples = {judge.examples}: has none for {len(missing)} of the questions whose answers are judged, such as "
-            f"{min(missing)!r}; give a file with all of them, or none"
+            f"judge.examples = {judge.examples}: has no examples for {len(missing)} of the judged questions, such as "
+            f"{min(missing)!r}; give a file with examples for all of them, or leave judge.examples out"
         )
 
 
@@ -199,20 +200,22 @@ def _write_metrics(config: JudgeConfig, folder: Path, *, pending: int) -> None:
     try:
         write_json(folder / "metrics.json", measure_judge(config.run, folder, seed=config.seed, resamples=config.resamples))
     except DataError:
-        if not pending:  # else it is the missing scores that are to be told of
+        if not pending:  # with scores missing, the caller raises MissingScoresError, which is the cause
             raise
 
 
 def _print_missing(run: Path, n_present: int) -> None:
-    asked = read_expected_cells(RunReader(run)).n_with_persona or 0
-    if (missing := asked - n_present) > 0:
-        print_status(f"note: {missing} of {asked} answers of {run} are missing and were not judged; permix fidelity fills them")
+    expected = read_expected_cells(RunReader(run)).n_with_persona or 0
+    if (missing := expected - n_present) > 0:
+        print_status(
+            f"note: {missing} of {expected} answers of {run} are missing and were not judged; permix fidelity generates them"
+        )
 
 
 def _totals_text(totals: CallTotals) -> str:
-    paid = "cost unknown" if totals.cost is None else f"{totals.cost:.4f} US dollars"
+    cost = "cost unknown" if totals.cost is None else f"{totals.cost:.4f} US dollars"
     tokens = f"{totals.prompt_tokens} tokens read and {totals.completion_tokens} written"
-    return f"{totals.n_inputs - totals.n_pending} of {totals.n_inputs} scored; {totals.n_calls} calls so far, {tokens}, {paid}"
+    return f"{totals.n_inputs - totals.n_pending} of {totals.n_inputs} scored; {totals.n_calls} calls so far, {tokens}, {cost}"
 
 
 def _require_all_scored(totals: CallTotals, config: JudgeConfig, folder: Path) -> None:
@@ -221,9 +224,8 @@ def _require_all_scored(totals: CallTotals, config: JudgeConfig, folder: Path) -
     missing = f"{totals.n_pending} of {totals.n_inputs} have no score"
     if totals.next_cost is not None:
         raise MissingScoresError(
-            f"{folder}: stopped before judge.max_cost = {config.judge.max_cost:g} US dollars: {totals.spent:.6f} are spent "
-            f"or may have been, and "
-            f"the next call may cost {totals.next_cost:.6f}; {missing}; run the same command with a higher limit to go on"
+            f"{folder}: stopped before judge.max_cost = {config.judge.max_cost:g} US dollars: up to {totals.spent:.6f} are spent "
+            f"and the next call may cost {totals.next_cost:.6f}; {missing}; run the same command with a higher limit to go on"
         )
     raise MissingScoresError(f"{folder}: {missing}; run the same command again to ask for them")
 
@@ -233,11 +235,11 @@ FIDELITY_PREFLIGHTS: Mapping[str, Callable[[FidelityConfig], dict[str, str]]] = 
     "personagym": preflight_personagym,
     "interview": preflight_interview,
 }
-"""Each gives the facts about what an evaluation of one kind is going to ask, without a model."""
+"""For each kind of run: a function that describes its questions without a model."""
 
 
 def preflight_fidelity(config: FidelityConfig) -> dict[str, str]:
-    """Facts about what is going to be asked, without a model. Raises ConfigError or DataError for what is wrong with it."""
+    """Describe the run without loading a model. Raises ConfigError or DataError if the configuration cannot be used."""
     template_text(config.personas.template)
     check_model(config.model, contact=False)
     if config.judge.name != "none":
@@ -253,18 +255,20 @@ def run_fidelity(
     pool: PersonaPool | None = None,
     questions: Sequence[Question] | None = None,
 ) -> Record:
-    """Run, or go on with, an evaluation; writes metrics.json and returns it.
+    """Run or resume a fidelity evaluation, write metrics.json and return its content.
 
-    `model`, `pool`, `questions`: what was made in Python, in place of what the configuration names. With a judge, the answers are
-    judged once all are there. Raises IncompleteRunError when answers are missing, MissingScoresError when only scores are,
-    DataError when there are too few answers to measure, and ConfigError, before anything is asked, for a judge that could not
-    judge, or for personas or questions beside a kind that brings its own.
+    `model`, `pool`, `questions`: objects made in Python, used instead of those that the configuration names. A judge, if the
+    configuration names one, scores the answers when all of them are there.
+
+    Raises IncompleteRunError if answers are missing, MissingScoresError if only scores are missing, and DataError if there are
+    too few answers to measure. Raises ConfigError, before the model is asked, for a judge that cannot be used, and for personas
+    or questions that a kind of run with its own personas or questions cannot use.
     """
-    judged = config.judge.name != "none"
-    if judged:
+    has_judge = config.judge.name != "none"
+    if has_judge:
         _check_judge_usable(config)
     result = _run_kind(config, model, pool, questions)
-    if judged:
+    if has_judge:
         judge_fidelity_run(_judge_config_for(config))
     return result
 
@@ -272,13 +276,13 @@ def run_fidelity(
 def _run_kind(
     config: FidelityConfig, model: Model | None, pool: PersonaPool | None, questions: Sequence[Question] | None
 ) -> Record:
-    """The result of an evaluation of one kind, which is also what its metrics.json holds."""
+    """Run the evaluation of the configuration's kind and return the content of its metrics.json."""
     if questions is not None and config.kind != "open":
-        raise ConfigError(f"questions: {config.kind} asks questions of its own; leave them out")
+        raise ConfigError(f"questions: {config.kind} has its own questions; leave questions out")
     if config.kind == "interview":
         return run_interview(config, model, pool)
     if config.kind == "open":
         return run_open_ended(config, model, pool, questions)
     if pool is not None:
-        raise ConfigError("personas: personagym brings its own; leave them out")
+        raise ConfigError("personas: personagym has its own personas; leave personas out")
     return run_personagym(config, model)

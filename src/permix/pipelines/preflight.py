@@ -1,4 +1,4 @@
-"""`permix check`: everything about a configuration that can be found wrong without a model. Each stage checks its own."""
+"""Run `permix check`: find what is wrong with a configuration file without loading a model. Each stage has its own checks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,39 +20,40 @@ from permix.tasks import check_task_name
 
 
 def check_config(path: Path) -> dict[str, str]:
-    """Facts about a valid configuration; raises ConfigError or DataError for the first thing that is wrong."""
-    found = read_stage_config(path)
-    return {"stage": found.stage} | PREFLIGHTS[type(found)](found) | {"result": "valid"}
+    """Facts about a valid configuration, by name. Raises ConfigError or DataError for the first problem."""
+    stage_config = read_stage_config(path)
+    return {"stage": stage_config.stage} | PREFLIGHTS[type(stage_config)](stage_config) | {"result": "valid"}
 
 
 def read_stage_config(path: Path) -> config.AnyConfig:
-    """The configuration in a file, of the class that its `stage` names."""
+    """Read a configuration file into the class that its `stage` names. Raises ConfigError if the file is not valid."""
     values = config.read_config_values(path)
     name = values.get("stage")
     if name not in config.CONFIGS_BY_STAGE:
         raise ConfigError(f"{path}: stage = {name!r}: must be one of {', '.join(config.CONFIGS_BY_STAGE)}")
-    found = config.build_config(config.CONFIGS_BY_STAGE[name], values, source=str(path))
-    check_task_name(found, str(path))
-    return found
+    stage_config = config.build_config(config.CONFIGS_BY_STAGE[name], values, source=str(path))
+    check_task_name(stage_config, str(path))
+    return stage_config
 
 
-def _preflight_runs(found: config.ReportConfig | config.CompareConfig) -> dict[str, str]:
-    for run in found.runs:
+def _preflight_runs(settings: config.ReportConfig | config.CompareConfig) -> dict[str, str]:
+    for run in settings.runs:
         require_run(run)
     return {}
 
 
-def _preflight_view(found: config.ViewConfig) -> dict[str, str]:
-    require_runs_folder(found)
+def _preflight_view(settings: config.ViewConfig) -> dict[str, str]:
+    require_runs_folder(settings)
     return {}
 
 
-def _preflight_import(found: config.ImportConfig) -> dict[str, str]:
-    return describe_import(found) if found.personagym is None else describe_personagym_import(found, found.personagym)
+def _preflight_import(settings: config.ImportConfig) -> dict[str, str]:
+    folder = settings.personagym
+    return describe_import(settings) if folder is None else describe_personagym_import(settings, folder)
 
 
-def _preflight_export(found: config.ExportConfig) -> dict[str, str]:
-    require_run(found.run)
+def _preflight_export(settings: config.ExportConfig) -> dict[str, str]:
+    require_run(settings.run)
     return {}
 
 
@@ -70,4 +71,4 @@ PREFLIGHTS: dict[type[config.ConfigSection], Callable[[Any], dict[str, str]]] = 
     config.ExportConfig: _preflight_export,
     config.QuickstartConfig: preflight_quickstart,
 }
-"""Each gives facts about a configuration of its class, and raises ConfigError or DataError for what is wrong with it."""
+"""For each configuration class: a function that returns facts about it, and raises ConfigError or DataError for a problem."""

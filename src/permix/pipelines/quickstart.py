@@ -1,9 +1,9 @@
-"""`permix quickstart`: the whole story on a laptop, on a real model.
+"""Run `permix quickstart`: measure a model, train it with and without personas, measure it again and write a report.
 
-Measures a model (the bundled one, unless told otherwise), trains it twice from the same plan seed (plain RLVR: no personas;
-PerMix-RLVR: personas mixed in, and the base model's answers in character replayed), measures both on personas and questions
-that neither saw, and reports. Every part is a stage of its own with its own run directory, so an interrupted quickstart goes on
-where it was, and each part can be run again alone from the config.json it left.
+Both trainings use the same plan seed. Plain RLVR asks every question without a persona. PerMix-RLVR asks most of them under a
+persona, and replays the base model's in-character answers. All evaluations use held-out personas and questions. Each part is a
+stage with its own run directory: an interrupted quickstart resumes where it stopped, and the config.json of a part runs that
+part alone.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ BASE_LABEL, RLVR_LABEL, PERMIX_LABEL = "base", "RLVR", "PerMix-RLVR"
 
 
 class QuickstartSize(NamedTuple):
-    """How much of everything."""
+    """The sizes of the quickstart's trainings and evaluations; `minutes` is its expected duration on 2 cores."""
 
     steps: int
     personas: int
@@ -45,16 +45,16 @@ class QuickstartSize(NamedTuple):
     characters: int
     roleplay_questions: int
     character: CharacterConfig
-    """What keeps PerMix-RLVR in character."""
+    """The [character] section of PerMix-RLVR: how it replays in-character answers."""
     minutes: int
 
 
-# CPU seconds on two cores, as measured: one cell, one open-ended answer, one training step, getting the model.
+# Measured on two cores: CPU seconds of one cell, one open-ended answer, one training step, and getting the model.
 CELL_CPU_SECONDS, ANSWER_CPU_SECONDS, STEP_CPU_SECONDS, MODEL_CPU_SECONDS = 0.09, 0.27, 14.0, 22.0
 
 
 class QuickstartJob(NamedTuple):
-    """One thing to do; `cpu_seconds` is about its CPU seconds, for the time that is left in all."""
+    """One part of the quickstart. `cpu_seconds` is an estimate, from which the time left in total is computed."""
 
     name: str
     cpu_seconds: float
@@ -74,7 +74,7 @@ FAST_SIZE = QuickstartSize(
 
 
 def quickstart_configs(config: QuickstartConfig) -> tuple[list[StabilityConfig], list[FidelityConfig], list[TrainConfig]]:
-    """Every stage of the quickstart: evaluations of base, RLVR and PerMix-RLVR, and the two trainings."""
+    """The stability and the fidelity evaluations of base, RLVR and PerMix-RLVR, and the two trainings."""
     size = FAST_SIZE if config.fast else FULL_SIZE
     trained = [_train_config(config, size, RLVR_LABEL, "rlvr"), _train_config(config, size, PERMIX_LABEL, "permix")]
     models = {BASE_LABEL: config.model, RLVR_LABEL: str(trained[0].out / "model"), PERMIX_LABEL: str(trained[1].out / "model")}
@@ -118,7 +118,7 @@ def _fidelity_config(config: QuickstartConfig, size: QuickstartSize, label: str,
 
 
 def run_quickstart(config: QuickstartConfig) -> None:
-    """Run, or go on with, the quickstart; prints the table and writes `report/` under `config.folder`."""
+    """Run or resume the quickstart; print its table and write `report/` in `config.folder`."""
     from permix.evals.stability import run_stability
     from permix.inference.hardware import release_memory
     from permix.inference.hf import resolve_model_source
@@ -127,34 +127,35 @@ def run_quickstart(config: QuickstartConfig) -> None:
 
     stable, distinct, trained = quickstart_configs(config)
     size = FAST_SIZE if config.fast else FULL_SIZE
-    grid, talk = (
-        (size.personas + 1) * size.questions * CELL_CPU_SECONDS,
-        size.characters * size.roleplay_questions * ANSWER_CPU_SECONDS,
-    )
-    steps = size.steps * STEP_CPU_SECONDS
+    stability_seconds = (size.personas + 1) * size.questions * CELL_CPU_SECONDS
+    fidelity_seconds = size.characters * size.roleplay_questions * ANSWER_CPU_SECONDS
+    training_seconds = size.steps * STEP_CPU_SECONDS
     parts = [
         QuickstartJob(f"get the model ({_model_name(config)})", MODEL_CPU_SECONDS, partial(resolve_model_source, config.model)),
-        QuickstartJob(f"accuracy of {BASE_LABEL}", grid, partial(run_stability, stable[0])),
-        QuickstartJob(f"characters of {BASE_LABEL}", talk, partial(run_fidelity, distinct[0])),
-        *(QuickstartJob(f"train {one.label}", steps, partial(run_training, one)) for one in trained),
+        QuickstartJob(f"accuracy of {BASE_LABEL}", stability_seconds, partial(run_stability, stable[0])),
+        QuickstartJob(f"characters of {BASE_LABEL}", fidelity_seconds, partial(run_fidelity, distinct[0])),
+        *(QuickstartJob(f"train {one.label}", training_seconds, partial(run_training, one)) for one in trained),
     ]
     for one, two in zip(stable[1:], distinct[1:], strict=True):
-        parts.append(QuickstartJob(f"accuracy of {one.label}", grid, partial(run_stability, one)))
-        parts.append(QuickstartJob(f"characters of {two.label}", talk, partial(run_fidelity, two)))
+        parts.append(QuickstartJob(f"accuracy of {one.label}", stability_seconds, partial(run_stability, one)))
+        parts.append(QuickstartJob(f"characters of {two.label}", fidelity_seconds, partial(run_fidelity, two)))
     Console(stderr=True).print(
         f"permix quickstart: {len(parts)} steps, about {size.minutes} minutes on 2 cores; "
-        f"interrupt it at any time and start it again to go on. Everything goes to {config.folder}/", soft_wrap=True,
+        f"you may interrupt it at any time; start it again to go on. It writes to {config.folder}/", soft_wrap=True,
     )  # fmt: skip
-    journey = MultiProgress([part.cpu_seconds for part in parts])
+    progress = MultiProgress([part.cpu_seconds for part in parts])
     for number, part in enumerate(parts):
-        with journey.part(number, part.name):
+        with progress.part(number, part.name):
             part.run()
         release_memory()
     _write_report(config, stable, distinct, trained)
 
 
 def preflight_quickstart(config: QuickstartConfig) -> dict[str, str]:
-    """No facts. Raises ConfigError or DataError for what is wrong with a part; what one takes from another is not there yet."""
+    """Check every part; returns no facts. Raises ConfigError or DataError for a problem.
+
+    The models and runs that one part takes from another do not exist yet, so they are not checked.
+    """
     from permix.evals.open_ended import load_open_questions, select_open_ended_personas
     from permix.personas.pool import select_personas
     from permix.pipelines.train import preflight_training
@@ -191,11 +192,11 @@ def _write_report(
     console = Console()
     console.print(terminal_models_table(rows))
     console.print(_caption(config), markup=False, highlight=False)
-    console.print(f"report: {out / 'index.html'} (or report.md beside it)", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {out / 'index.html'} (or report.md next to it)", markup=False, highlight=False, soft_wrap=True)
 
 
 def _caption(config: QuickstartConfig) -> str:
-    """What was done, in a paragraph that travels with the table."""
+    """A paragraph that describes the quickstart, for the report and the terminal."""
     size = FAST_SIZE if config.fast else FULL_SIZE
     plain, mixed = (resolve_mix(one.plan, one.method) for one in quickstart_configs(config)[2])
     kind = "Fast quickstart (too small to conclude from)" if config.fast else "Quickstart"

@@ -1,24 +1,24 @@
-"""`permix train`: a plan and a model in, a trained model folder and its log out.
+"""Run `permix train`: train a model on a plan. The run directory contains:
 
-    plan.parquet       what was trained on
-    plan_blocks.jsonl  how personas were weighted, where they adapt
-    log.jsonl          one line a step
-    rollouts.jsonl     one line a rollout: everything the run generated
-    samples.md         some of them, for reading
-    reference_answers/ what the base model says in character, where something holds the model to it
-    dev_eval/          the records of its dev evaluations, of a run that has some (`permix.training.dev_eval`)
-    dev_eval.jsonl     one line a dev evaluation
-    checkpoints/       the newest one, until the run has ended
-    model/             the result: a plain Hugging Face folder with its card
+    plan.parquet        the rows that the model is trained on
+    plan_blocks.jsonl   the personas' weights, with a curriculum
+    log.jsonl           one line an optimizer step
+    rollouts.jsonl      one line a rollout
+    samples.md          some rollouts, for reading
+    reference_answers/  the base model's in-character answers, with replay or an expressivity bonus
+    dev_eval/           the runs of the dev evaluations, if there are any (`permix.training.dev_eval`)
+    dev_eval.jsonl      one line a dev evaluation
+    checkpoints/        the newest checkpoint, until training has ended
+    model/              the result: a Hugging Face folder with a model card
 
-What the supervised methods leave in place of rollouts.jsonl:
+The supervised methods write these files in place of rollouts.jsonl:
 
-    examples.jsonl, examples.json    what is learnt from, and how it was counted
-    records.jsonl, teacher.json      seqkd: every sample of the teacher, scored; who the teacher was
+    examples.jsonl, examples.json   the training examples; how many, and why rows were left out
+    records.jsonl, teacher.json     seqkd only: every sample of the teacher with its verdict; the teacher's identity
 
-Started again, the run goes on after its newest whole checkpoint; what was logged after that is dropped and done again. Several
-processes train as one (`permix.training.distributed`): the main one holds the run directory and writes, the others compute. How
-the weights are trained is a backend's (`permix.training.backend`).
+Started again, the run resumes from its newest whole checkpoint; it drops and repeats what was logged after it. Several
+processes train as one (`permix.training.distributed`): the main process writes the run directory, the others only compute. A
+backend (`permix.training.backend`) trains the weights.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ from permix.training.sft_data import check_teacher, describe_sft_source, teacher
 
 
 def run_training(config: TrainConfig) -> Path:
-    """Run or go on with the training, together with the processes started beside this one; returns the trained model's folder."""
+    """Run or resume the training, together with the other processes of the launch. Returns the trained model's folder."""
     with distributed.process_group():
         set_threads(config.threads)
         backend, job = TRAINER_BACKENDS[config.backend], prepare_training(config)
@@ -69,19 +69,19 @@ def run_training(config: TrainConfig) -> Path:
 
 
 def preflight_training(config: TrainConfig) -> dict[str, str]:
-    """Facts about a training, without its model. Raises ConfigError or DataError for what can be found wrong beforehand."""
+    """Facts about a training, without loading its model. Raises ConfigError or DataError if the configuration cannot be used."""
     template_text(config.personas.template)
     check_model_folder(config.model.name)
     job = prepare_training(config)
     TRAINER_BACKENDS[config.backend].check(job)
-    probed = {} if job.dev_eval is None else {"dev_eval": describe_dev_eval(job.dev_eval)}
-    learnt_from = describe_sft_source(config, job.plan) | describe_reference_answers(job.reference_cells, config.character)
-    return {"method": config.method} | describe_plan(job.plan) | learnt_from | probed
+    dev_eval = {} if job.dev_eval is None else {"dev_eval": describe_dev_eval(job.dev_eval)}
+    sources = describe_sft_source(config, job.plan) | describe_reference_answers(job.reference_cells, config.character)
+    return {"method": config.method} | describe_plan(job.plan) | sources | dev_eval
 
 
 @contextlib.contextmanager
 def _open_run_dir(job: TrainJob, source: str) -> Iterator[RunDir | None]:
-    """The run directory, for the main process; the others wait until it has it, and get None."""
+    """The run directory in the main process. The other processes wait until it is open, and get None."""
     if not distributed.is_main():
         distributed.barrier()
         yield None
@@ -93,7 +93,7 @@ def _open_run_dir(job: TrainJob, source: str) -> Iterator[RunDir | None]:
 
 @contextlib.contextmanager
 def _track_usage(run: RunDir | None) -> Iterator[None]:
-    """The CPU seconds of all processes go into the main one's usage.json; after an error, only its own."""
+    """Add the CPU seconds of all processes to usage.json; after an error, only those of the main process."""
     if run is not None:
         with run.track_usage(distributed.all_reduce_sum):
             yield
@@ -104,7 +104,7 @@ def _track_usage(run: RunDir | None) -> Iterator[None]:
 
 
 def _run_identity(job: TrainJob, source: str) -> dict[str, Any]:
-    """What a run must have in common with its continuation. Where it generates and how wide is not in it."""
+    """The identity of the run. It leaves out settings that change only where rollouts are generated, so a resume may set them."""
     config = job.config
     return {
         "method": config.method,
@@ -119,7 +119,7 @@ def _run_identity(job: TrainJob, source: str) -> dict[str, Any]:
 
 
 def _train_and_save(backend: TrainerBackend, job: TrainJob, source: str, run: RunDir | None, target: Path) -> None:
-    """Train, and write the model beside its final place, then move it there, so that a folder named `model` is always whole."""
+    """Train and save the model. It is written to a scratch folder and then moved, so that a folder named `model` is whole."""
     tokenizer = load_tokenizer(source)
     _check_prompt_lengths(job, source, tokenizer)
     trained_on, out, scratch = build_trained_on(job, source), job.config.out, target.with_name(".model.part")
@@ -136,7 +136,7 @@ def _train_and_save(backend: TrainerBackend, job: TrainJob, source: str, run: Ru
 
 
 def _check_prompt_lengths(job: TrainJob, source: str, tokenizer: Any) -> None:
-    """Raise ConfigError for a prompt that is over the limit, or that leaves the model no room for its completion."""
+    """Raise ConfigError for a prompt over the limit, or one whose completion does not fit into the model's context window."""
     config = job.config.train
     check_context_window(longest_prompt_tokens(job.plan, tokenizer, config.max_prompt_tokens), config, source)
     if job.dev_eval is not None:
@@ -144,7 +144,7 @@ def _check_prompt_lengths(job: TrainJob, source: str, tokenizer: Any) -> None:
 
 
 def build_trained_on(job: TrainJob, source: str) -> TrainedOn:
-    """What the trained model has seen: the plan's questions, the personas that training may draw, and all that the model `source`
-    had seen."""
+    """The questions and personas that the trained model has seen: those of the plan, every persona that training may draw, and
+    all that the model `source` was trained on."""
     hashes = frozenset(row.question_hash for row in job.plan.rows)
     return TrainedOn(hashes, job.trainable_personas) | read_trained_on(Path(source))
