@@ -405,7 +405,7 @@ def test_bad_input_is_refused_before_anything_is_asked(settings: dict[str, Any],
 
     with pytest.raises(kind, match=words):
         permix.evaluate_stability(nobody, **{"personas": PERSONAS, **settings})
-    with pytest.raises(ConfigError, match=r"answer = .* is for a list of questions"):
+    with pytest.raises(ConfigError, match=r"answer = .* applies to a list of questions"):
         permix.evaluate_stability(nobody, task=permix.load_task("arithmetic", n=2), answer="number")
 
 

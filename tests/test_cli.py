@@ -96,7 +96,7 @@ assert [name for name in {HEAVY} if name in sys.modules] == [], sorted(sys.modul
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["stabilty"], "permix stabilty: there is no verb 'stabilty'; did you mean stability?"),
+        (["stabilty"], "permix stabilty: unknown verb 'stabilty'; did you mean stability?"),
         (["personnas", "--show"], "did you mean personas?"),
         (["zzz"], "report, compare, view, import, export, models, personas, check"),
         (["stability", "none.toml"], "none.toml: no such configuration file"),
@@ -147,7 +147,7 @@ def test_a_configuration_of_another_stage_is_refused(tmp_path: Path, capsys: pyt
     file = tmp_path / "run.toml"
     file.write_text('stage = "fidelity"\n')
     assert cli.run_cli(["stability", str(file)]) == 2
-    assert f'{file}: is a configuration of "permix fidelity", not of "permix stability"' in capsys.readouterr().err
+    assert f'{file}: configures "permix fidelity", not "permix stability"' in capsys.readouterr().err
 
 
 def test_main_exits_with_the_code() -> None:

@@ -1,8 +1,8 @@
-"""The Python API: the stages of the command line as functions, over models, personas and questions that may be made in Python.
+"""The Python API: the verbs of the command line as functions. Models, personas and questions may be made in Python.
 
-Contract: nothing is computed here. Each function builds the configuration of a stage and runs it, so a run made from Python is
-a run directory like any other: it is checked before anything is asked, kept cell by cell, and gone on with when the same
-function is called again with the same `out`. `import permix` offers these names without importing anything (docs/api.md).
+Contract: this module computes nothing. Each function builds the configuration of a stage and runs it, so a run made from Python
+is like any other: its input is checked before a model is asked, each cell is saved when it is finished, and the same call with
+the same `out` resumes the run. `import permix` offers these names and imports this module when one is used (docs/api.md).
 """
 
 import shutil
@@ -45,7 +45,7 @@ from permix.tasks.datasets import DATASET_SUFFIXES
 from permix.types import Cell, Estimate, Question, Record, Request, Sampling, Split
 
 GIVEN_IN_PYTHON = "python"
-"""What config.json names in place of a pool or a file of questions that was made in Python."""
+"""The value in config.json for a pool or questions made in Python, which have no file."""
 
 
 class Generates(Protocol):
@@ -55,18 +55,19 @@ class Generates(Protocol):
 
 
 ModelLike = str | Path | Mapping[str, Any] | Model | Generates | MessageFunction
-"""A folder, a hub id, "bundled", an endpoint's address, the fields of a [model] section, what `load_model` returns, an object
-with `generate(requests, sampling)`, or a function messages -> text."""
+"""A folder, a hub id, "bundled", an endpoint's URL, the fields of a [model] section, a model from `load_model`, an object with
+`generate(requests, sampling)`, or a function messages -> text."""
 
 TaskLike = str | Path | Mapping[str, Any] | Task | LoadedTask | Sequence[Question | Mapping[str, Any]]
-"""A task's name, a file of questions, the fields of a [task] section, a task, what `load_task` returns, or a list of questions
-(records, or dicts with `question` and `answer`: see `permix.tasks.task_from_questions`)."""
+"""A task's name, a file of questions, the fields of a [task] section, a `Task`, a `LoadedTask` from `load_task`, or a list of
+questions (records, or dicts with `question` and `answer`: see `permix.tasks.task_from_questions`)."""
 
 SamplingLike = Sampling | Mapping[str, Any]
 
 
 class EvaluationRun:
-    """A run directory, read when asked. With `path` None it is a temporary folder, which is removed with this object."""
+    """A run directory; each file is read when it is first needed. With `path` None the run is in a temporary folder, which is
+    deleted with this object."""
 
     def __init__(self, path: str | Path | None) -> None:
         if path is None:
@@ -79,12 +80,12 @@ class EvaluationRun:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration, as config.json has it."""
+        """The content of config.json: the resolved configuration."""
         return read_json(self.path / "config.json")
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Versions, source revision, command, time, and what all cells of the run have in common (`identity`)."""
+        """The content of provenance.json: versions, source revision, command, time and `identity`."""
         return read_provenance(self.path)
 
     @cached_property
@@ -100,13 +101,13 @@ class EvaluationRun:
         return self._results.question_ids
 
     def cells(self) -> list[Cell]:
-        """The recorded cells of the grid: what was asked as whom, what came back, and what the verifier said."""
+        """The recorded cells of the grid: messages, completion and verdict."""
         return [self._results.read_cell(key) for key in self._results.grid_summaries]
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict for each recorded cell; `pandas.DataFrame(run.rows())` is a table.
 
-        `persona_id` is None where nobody was played; `correct` is None where there is no score, and `error` says why.
+        `persona_id` is None without persona. `correct` is None without a score, and `error` says why.
         """
         return [_cell_row(cell) for cell in self.cells()]
 
@@ -136,11 +137,10 @@ def estimate_rows(record: Record, prefix: str = "") -> list[dict[str, Any]]:
         if isinstance(value, Estimate):
             rows.append({"name": prefix + name, **value.model_dump()})
         elif isinstance(value, Mapping):
-            outer = (
-                "" if name == "measures" else f"{name}."
-            )  # the measures of a `MeasureRecord` have the names that JSON gives them
-            some = {f"{prefix}{outer}{key}": one for key, one in value.items() if isinstance(one, Estimate)}
-            rows += [{"name": key, **one.model_dump()} for key, one in some.items()]
+            # The measures of a `MeasureRecord` are named without "measures.", as in its JSON.
+            outer = "" if name == "measures" else f"{name}."
+            estimates = {f"{prefix}{outer}{key}": one for key, one in value.items() if isinstance(one, Estimate)}
+            rows += [{"name": key, **one.model_dump()} for key, one in estimates.items()]
         elif isinstance(value, tuple):
             numbered = [(place, one) for place, one in enumerate(value, start=1) if isinstance(one, Estimate)]
             rows += [{"name": f"{prefix}{name}.{place}", **one.model_dump()} for place, one in numbered]
@@ -152,11 +152,11 @@ class StabilityRun(EvaluationRun):
 
     @cached_property
     def summary(self) -> StabilitySummary:
-        """Every measure of docs/measures.md, computed from the records; `summary.personas` has a line for each persona."""
+        """Every measure of docs/measures.md, computed from the records; `summary.personas` has one entry for each persona."""
         return measure_stability(self.path, self._results)
 
     def measures(self) -> list[dict[str, Any]]:
-        """One dict for each measure: name, value, low, high (95 % interval), n (questions)."""
+        """One dict for each measure: name, value, low and high (95 % interval), n (number of questions)."""
         return estimate_rows(self.summary)
 
     @cached_property
@@ -164,11 +164,12 @@ class StabilityRun(EvaluationRun):
         return read_stability_grid(self.path, self._results)
 
     def scores(self) -> Array:
-        """correct_P_Q_S in the order of `persona_ids` and `question_ids`: 1 right, 0 wrong, NaN without a score."""
+        """correct_P_Q_S [personas, questions, samples], in the order of `persona_ids` and `question_ids`: 1 right, 0 wrong, NaN
+        without a score."""
         return self._grid.correct_P_Q_S
 
     def baseline_scores(self) -> Array:
-        """correct_Q_S of the same questions asked without a persona."""
+        """correct_Q_S [questions, samples] of the baseline: the same questions without a persona."""
         return self._grid.baseline_Q_S
 
 
@@ -177,14 +178,14 @@ class FidelityRun(EvaluationRun):
 
     @property
     def kind(self) -> str:
-        """What was asked: "open", "personagym" or "interview"."""
+        """The kind of run: "open", "personagym" or "interview"."""
         return fidelity_kind(self.config)
 
     @cached_property
     def summary(self) -> Record:
-        """What its kind measures, computed from the records: `Identifiability`, `PersonaGymCounts` or `Drift`.
+        """The measures of the run's kind, computed from the records: `Identifiability`, `PersonaGymCounts` or `Drift`.
 
-        Raises DataError when there are too few answers.
+        Raises DataError if there are too few answers.
         """
         from permix.evals.drift_report import measure_drift
         from permix.evals.open_ended import measure_identifiability
@@ -192,19 +193,19 @@ class FidelityRun(EvaluationRun):
 
         if self.kind == "personagym":
             return count_personagym_answers(self.path)
-        named = self.config.get("reference")
-        reference = None if named is None else Path(named)
+        reference_path = self.config.get("reference")
+        reference = None if reference_path is None else Path(reference_path)
         return measure_drift(self.path, reference) if self.kind == "interview" else measure_identifiability(self.path, reference)
 
     def measures(self) -> list[dict[str, Any]]:
-        """One dict for each measure of `summary` and of the text itself ("text.words" ...): name, value, low, high, n."""
+        """One dict for each measure of `summary` and of the answers' text ("text.words" ...): name, value, low, high, n."""
         from permix.evals.text_metrics import measure_text_metrics
 
         return estimate_rows(self.summary) + estimate_rows(measure_text_metrics(self.path), "text.")
 
 
 def open_run(path: str | Path) -> StabilityRun | FidelityRun:
-    """A run directory that a command or a function made. Raises DataError for what is no run of stability or fidelity."""
+    """Open the run directory of a stability or fidelity run. Raises DataError for any other folder."""
     folder = Path(path)
     stage = read_json(folder / "config.json").get("stage")
     if stage == "stability":
@@ -215,9 +216,9 @@ def open_run(path: str | Path) -> StabilityRun | FidelityRun:
 
 
 def load_personas(source: str | Path = "builtin", *, split: Split | None = None) -> PersonaPool:
-    """The pool "builtin", or that of a TOML, JSONL or CSV file; of one `split` alone where that is given.
+    """The built-in pool, or the pool in a TOML, JSONL or CSV file; with `split`, only its personas of that split.
 
-    Raises DataError for a bad file, ConfigError when no persona is of the split.
+    Raises DataError for a bad file, ConfigError if no persona belongs to the split.
     """
     return select_personas(PersonasConfig(pool=str(source), split=split or "all"))
 
@@ -237,17 +238,18 @@ def evaluate_stability(
     seed: int = 0,
     **config: Any,
 ) -> StabilityRun:
-    """Ask every question as every persona and as none, check the answers, and measure what personas cost: `permix stability`.
+    """Ask every question under every persona and without one, check the answers, and measure what personas cost in accuracy. This
+    is `permix stability`.
 
-    `model`, `task`, `personas`: see `ModelLike`, `TaskLike`, `PersonasLike`. "builtin" and files are asked on their held-out
-    split, pools and lists made in Python whole. `out`: the run directory; the same call goes on with it, and a temporary one is
-    used when not given. `n`: how many questions. `answer`: how answers to your own questions are compared. `name`: of
-    a function or object (in tables, and in place of its source when a run goes on), or which model an endpoint serves.
-    `template`: the wording of the system message. `config`: any other field of `permix stability`, such as label, templates,
-    strategy, budget, precision, cache, resamples.
+    `model`, `task`, `personas`: see `ModelLike`, `TaskLike`, `PersonasLike`. Of "builtin" and of files the held-out personas are
+    used, of pools and lists made in Python all personas. `out`: the run directory, which the same call resumes; a temporary one
+    if not given. `n`: number of questions. `answer`: how answers to your own questions are compared. `name`: the name of a
+    function or object, which tables show and which identifies it when a run is resumed (without a name its source does); or the
+    name of the endpoint's model. `template`: the template that states the persona. `config`: any other field of
+    `permix stability`, such as label, templates, strategy, budget, precision, cache, resamples.
 
-    Raises ConfigError or DataError for bad input before anything is asked, IncompleteRunError at the end when cells have no
-    score: its `run` is what there is, and the same call asks for the rest. Ctrl-C leaves a run that the same call goes on with.
+    Raises ConfigError or DataError for bad input before the model is asked. Raises IncompleteRunError at the end if cells have no
+    score: its `run` is the incomplete run, and the same call asks the missing cells. After Ctrl-C the same call resumes the run.
     """
     section, given_model = _resolve_model(model, name)
     task_section, given_task = _resolve_task(task, n, answer)
@@ -282,11 +284,11 @@ def evaluate_fidelity(
     seed: int = 0,
     **config: Any,
 ) -> FidelityRun:
-    """Have a model answer in character and measure what can be said without a judge: `permix fidelity`.
+    """Have a model answer in character, and compute the measures that need no judge. This is `permix fidelity`.
 
-    `questions`: open questions that every persona is asked: "builtin", a file, or a list of texts. In their place
-    `personagym={"path": ...}` asks PersonaGym's, and `interview={"turns": 16}` has a conversation with each persona. `config`:
-    any other field of `permix fidelity`. The rest, errors included, as in `evaluate_stability`.
+    `questions`: open-ended questions for every persona: "builtin", a file, or a list of texts. Instead of them,
+    `personagym={"path": ...}` asks PersonaGym's questions, and `interview={"turns": 16}` has a conversation with each persona.
+    `config`: any other field of `permix fidelity`. The other arguments and the errors are those of `evaluate_stability`.
     """
     from permix.pipelines.fidelity import run_fidelity
 
@@ -315,11 +317,12 @@ def judge(
     threads: int | None = None,
     **fields: Any,
 ) -> Record:
-    """Have the answers of a fidelity run judged, and the judge itself tried: `permix judge`. Returns its `JudgeSummary`.
+    """Score the answers of a fidelity run with a judge, and test the judge. This is `permix judge`. Returns its `JudgeSummary`.
 
-    `judge`: a model, as in `evaluate_stability`. `fields` are those of a [judge] section: rubrics, reasons, examples,
-    temperature, max_new_tokens, attempts, prices, max_cost ... Raises IncompleteRunError when scores are missing: the same call
-    asks for them.
+    `judge`: a model, as in `evaluate_stability`. `fields`: the fields of a [judge] section: rubrics, reasons, examples,
+    temperature, max_new_tokens, attempts, prices, max_cost ...
+
+    Raises IncompleteRunError if scores are missing; the same call asks for them.
     """
     from permix.judges.runner import judge_folder
     from permix.judges.summary import JudgeSummary
@@ -327,17 +330,18 @@ def judge(
 
     section, given_model = _resolve_model(judge, name)
     path = run.path if isinstance(run, FidelityRun) else Path(run)
-    own = section if isinstance(section, Mapping) else section.model_dump(mode="json", exclude_unset=True)
-    values = {"run": path, "judge": {**own, "label": label, **fields}, "seed": seed, "resamples": resamples, "threads": threads}
+    model_fields = section if isinstance(section, Mapping) else section.model_dump(mode="json", exclude_unset=True)
+    judge_fields = {**model_fields, "label": label, **fields}
+    values = {"run": path, "judge": judge_fields, "seed": seed, "resamples": resamples, "threads": threads}
     stage = build_config(JudgeConfig, values, source="judge")
     judge_fidelity_run(stage, given_model)
     return JudgeSummary.model_validate(read_json(judge_folder(path, stage.judge.label or stage.judge.name) / "metrics.json"))
 
 
 def train(config: str | Path | Mapping[str, Any] | TrainConfig | None = None, **fields: Any) -> Path:
-    """Train a model as `permix train` does, or go on with a training; returns the folder of the trained model.
+    """Train a model or resume a training, as `permix train` does. Returns the folder of the trained model.
 
-    `config`: a TOML file, or its content as a dict. `fields` are laid over it, sections in part: `train={"lr": 1e-5}`.
+    `config`: a TOML file, or its content as a dict. `fields` override it, also single fields of a section: `train={"lr": 1e-5}`.
     Raises ConfigError or DataError for bad input.
     """
     from permix.pipelines.train import run_training
@@ -359,9 +363,10 @@ def write_report(
     out: str | Path = "runs/report",
     caption: str = "",
 ) -> Path:
-    """Write the report on runs, or folders that hold some: page, tables and figures in `out`. Returns the path of the page.
+    """Write the report on runs, or on folders that contain runs: page, tables and figures in `out`. Returns the path of the page.
 
-    `caption`: a paragraph of your own, in Markdown. Raises DataError when there is no run, or two of one kind and label.
+    `caption`: a paragraph of your own, in Markdown. Raises DataError if there is no run, or if two runs have the same kind and
+    label.
     """
     from permix.report.builder import build_report
 
@@ -373,9 +378,9 @@ def write_report(
 def compare(
     first: StabilityRun | str | Path, other: StabilityRun | str | Path, *, seed: int = 0, resamples: int = 2000
 ) -> PairedComparison:
-    """Hold one stability run against another, cell by cell: every measure's difference (other − first), interval and test.
+    """Compare two stability runs, cell by cell: every measure's difference (other − first), interval and test.
 
-    Raises DataError, with the reason, for runs that were not asked or not verified alike.
+    Raises DataError, with the reason, if questions, personas, prompts or verification of the two runs differ.
     """
     from permix.report.comparisons import compare_runs
 
@@ -388,7 +393,7 @@ def _run_path(run: EvaluationRun | str | Path) -> Path:
 
 @contextmanager
 def _attach_run(run: EvaluationRun) -> Iterator[None]:
-    """An IncompleteRunError of the block carries the run."""
+    """Attach the run to an IncompleteRunError of the block."""
     try:
         yield
     except IncompleteRunError as error:
@@ -397,7 +402,7 @@ def _attach_run(run: EvaluationRun) -> Iterator[None]:
 
 
 def _resolve_model(model: ModelLike, name: str | None) -> tuple[ModelConfig | Mapping[str, Any], Model | None]:
-    """The [model] section, and the model itself where it was made in Python."""
+    """The [model] section, and the model itself if it was made in Python."""
     if isinstance(model, str | Path):
         return build_model_config(model, name), None
     if isinstance(model, Mapping):
@@ -408,24 +413,24 @@ def _resolve_model(model: ModelLike, name: str | None) -> tuple[ModelConfig | Ma
 
 
 def _resolve_task(task: TaskLike, n: int | None, answer: AnswerKind | None) -> tuple[Mapping[str, Any], LoadedTask | None]:
-    """The [task] section, or the task with its questions where these were made in Python."""
-    more = {name: value for name, value in {"n": n, "answer": answer}.items() if value is not None}
+    """The [task] section, or the task with its questions if these were made in Python."""
+    overrides = {name: value for name, value in {"n": n, "answer": answer}.items() if value is not None}
     if answer is not None and isinstance(task, Task | LoadedTask):
-        raise ConfigError(f'answer = "{answer}": is for a list of questions; a task says itself how answers are compared')
+        raise ConfigError(f'answer = "{answer}": applies to a list of questions only; leave it out, since a task has a scorer')
     if isinstance(task, str | Path):
         is_file = Path(task).suffix in DATASET_SUFFIXES
-        return ({"path": task, **more} if is_file else {"name": find_task(str(task)).name, **more}), None
+        return ({"path": task, **overrides} if is_file else {"name": find_task(str(task)).name, **overrides}), None
     if isinstance(task, Mapping):
-        return {**task, **more}, None
+        return {**task, **overrides}, None
     if isinstance(task, Task):
-        config = TaskConfig().model_copy(update={"name": task.name, **more})
+        config = TaskConfig().model_copy(update={"name": task.name, **overrides})
         loaded = LoadedTask(config, task, task.questions(config))
     elif isinstance(task, LoadedTask):
         loaded = task
     else:
         loaded = task_from_questions(task, answer)
     if n is not None and n > len(loaded.questions):
-        raise ConfigError(f"n = {n}: there are only {len(loaded.questions)} questions")
+        raise ConfigError(f"n = {n}: there are only {len(loaded.questions)} questions; give at most that number")
     questions = loaded.questions[:n]
     return {}, LoadedTask(loaded.config.model_copy(update={"n": len(questions)}), loaded.task, questions)
 
@@ -433,10 +438,10 @@ def _resolve_task(task: TaskLike, n: int | None, answer: AnswerKind | None) -> t
 def _resolve_personas(
     personas: PersonasLike | Mapping[str, Any], template: str | None
 ) -> tuple[Mapping[str, Any], PersonaPool | None]:
-    """The [personas] section, and the pool where it was made in Python."""
-    more = {} if template is None else {"template": template}
+    """The [personas] section, and the pool if it was made in Python."""
+    overrides = {} if template is None else {"template": template}
     if isinstance(personas, str | Path):
-        return {"pool": str(personas), **more}, None
+        return {"pool": str(personas), **overrides}, None
     if isinstance(personas, Mapping):
-        return {**personas, **more}, None
-    return {"pool": GIVEN_IN_PYTHON, "split": "all", **more}, resolve_pool(personas, "heldout")
+        return {**personas, **overrides}, None
+    return {"pool": GIVEN_IN_PYTHON, "split": "all", **overrides}, resolve_pool(personas, "heldout")

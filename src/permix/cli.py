@@ -87,7 +87,7 @@ def fidelity_command(args: Sequence[str]) -> None:
 
 
 def judge_command(args: Sequence[str]) -> None:
-    """Let a judge score the answers of a fidelity run, and test the judge itself: permix judge RUN --judge.name NAME."""
+    """Score the answers of a fidelity run with a judge, and test the judge: permix judge RUN --judge.name NAME."""
     settings = parse_config("judge", config.JudgeConfig, _insert_run_option(args))
     silence_libraries()
     from permix.pipelines.fidelity import judge_fidelity_run as run
@@ -97,7 +97,7 @@ def judge_command(args: Sequence[str]) -> None:
 
 
 def questions_command(args: Sequence[str]) -> None:
-    """Let a model write questions of PersonaGym's five tasks for your own personas and, with --examples, example answers."""
+    """Have a model write questions of PersonaGym's five tasks for your own personas and, with --examples, example answers."""
     settings = parse_config("questions", config.QuestionsConfig, args)
     silence_libraries()
     from permix.question_writer.generator import write_questions as run
@@ -175,8 +175,8 @@ def export_command(args: Sequence[str]) -> None:
 
 def _insert_run_option(args: Sequence[str], option: str = "--run") -> Sequence[str]:
     """Insert `option` before the first argument if that is a run directory: neither a flag nor a configuration file."""
-    named = bool(args) and not args[0].startswith("-") and not args[0].endswith(config.CONFIG_SUFFIXES)
-    return [option, *args] if named else args
+    starts_with_run = bool(args) and not args[0].startswith("-") and not args[0].endswith(config.CONFIG_SUFFIXES)
+    return [option, *args] if starts_with_run else args
 
 
 def _insert_runs_option(args: Sequence[str]) -> Sequence[str]:
@@ -323,11 +323,11 @@ def usage_text() -> str:
 
 
 def find_verb(name: str) -> Verb:
-    """Raises ConfigError, naming the nearest verb, if there is none of this name."""
+    """The verb of this name. Raises ConfigError, naming the nearest verb, if there is no such verb."""
     if name not in VERBS:
         near = closest_match(name, VERBS)
         hint = f"did you mean {near}?" if near else f"verbs: {', '.join(VERBS)}"
-        raise ConfigError(f"there is no verb {name!r}; {hint}")
+        raise ConfigError(f"unknown verb {name!r}; {hint}")
     return VERBS[name]
 
 
@@ -345,21 +345,21 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
         values = config.read_config_values(path)
         stage = values.get("stage", verb)
         if stage != verb:
-            raise ConfigError(f'{path}: is a configuration of "permix {stage}", not of "permix {verb}"')
+            raise ConfigError(f'{path}: configures "permix {stage}", not "permix {verb}"; run permix {stage} {path}')
         base = config.build_config(cls, values, source=str(path), partial=True)
         check_task_name(base, str(path))
     options: dict[str, Any] = {} if base is None else {"default": base}
     try:
-        found = tyro.cli(
+        settings = tyro.cli(
             cls, args=rest, prog=f"permix {verb}", description=VERBS[verb].help, registry=_choices_from_registries(), **options
         )
     except ValidationError as error:
         raise ConfigError(config.format_validation_error(error)) from error
-    return cast(_ConfigT, found)
+    return cast(_ConfigT, settings)
 
 
 def _choices_from_registries() -> ConstructorRegistry:
-    """A field that names an entry of a registry takes the names there are, as a Literal field takes its values."""
+    """Rules for tyro: a field that names an entry of a registry accepts the registered names, like a Literal field its values."""
     rules = ConstructorRegistry()
 
     @rules.struct_rule
@@ -367,12 +367,12 @@ def _choices_from_registries() -> ConstructorRegistry:
         choices = _registered_names(info.type)
         if not choices:
             return None
-        given = info.default if isinstance(info.default, info.type) else info.type()
+        defaults = info.default if isinstance(info.default, info.type) else info.type()
         fields = [
             StructFieldSpec(
                 name,
                 cast(Any, Literal)[choices[name]] if name in choices else field.annotation,
-                default=getattr(given, name),
+                default=getattr(defaults, name),
                 helptext=field.description,
             )
             for name, field in info.type.model_fields.items()
@@ -383,7 +383,7 @@ def _choices_from_registries() -> ConstructorRegistry:
 
 
 def _registered_names(section: Any) -> dict[str, tuple[str, ...]]:
-    """The fields of a configuration section that name an entry of a registry, with the names that there are."""
+    """For each field of a configuration section that names an entry of a registry: the registered names."""
     from permix.tasks import TASKS
 
     if isinstance(section, type) and issubclass(section, config.ModelConfig):

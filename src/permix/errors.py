@@ -27,7 +27,7 @@ class DataError(PermixError):
 class IncompleteRunError(PermixError):
     """The run ended with cells that have no score; run the same command again to fill them.
 
-    `run`: what there is of it, a `permix.StabilityRun` or `permix.FidelityRun`, where the Python API raised this; else None.
+    `run`: the incomplete run, a `permix.StabilityRun` or `permix.FidelityRun`, if the Python API raised this; else None.
     """
 
     exit_code = 3
@@ -35,7 +35,7 @@ class IncompleteRunError(PermixError):
 
 
 class MissingScoresError(IncompleteRunError):
-    """The run has all answers, but a judge gave some of them no score; the same command, run again, asks for those scores."""
+    """The run has all answers, but some have no score from the judge; run the same command again to ask for these scores."""
 
 
 def closest_match(name: str, valid_names: Iterable[str], cutoff: float = 0.6) -> str | None:

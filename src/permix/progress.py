@@ -1,4 +1,4 @@
-"""Show the progress of long work on stderr: a bar with rate and time left on a terminal, else one plain line every 10 s."""
+"""Show the progress of long work on stderr: on a terminal a bar with rate and time left, elsewhere a plain line every 10 s."""
 
 import contextlib
 import sys
@@ -12,7 +12,7 @@ PLAIN_INTERVAL_S = 10.0
 
 
 class MultiProgress:
-    """Progress over several parts of work, done one after the other. `weights` [N] are their expected durations, in any unit."""
+    """The progress of several parts of work, done one after the other. `weights` [N]: their expected durations, in any unit."""
 
     def __init__(self, weights: Sequence[float]) -> None:
         self._weights = weights
@@ -37,13 +37,13 @@ class MultiProgress:
     def time_left_text(self, fraction_done: float, fraction_done_now: float) -> str:
         """The part's number and the time left in total.
 
-        `fraction_done` of this part is done (0 to 1); this process itself did `fraction_done_now` of the part, and an earlier
-        process the rest. Only this process's work enters the estimate of the speed.
+        `fraction_done`: the share of this part that is done (0 to 1). `fraction_done_now`: the share that this process did; an
+        earlier process did the rest. Only this process's work enters the estimate of the speed.
         """
         weight = self._weights[self._part_index]
         done = self._weight_done + weight * fraction_done_now
-        ahead = weight * (1 - fraction_done) + sum(self._weights[self._part_index + 1 :])
-        seconds = (time.monotonic() - self._started) * ahead / done if done > 0 else None
+        left = weight * (1 - fraction_done) + sum(self._weights[self._part_index + 1 :])
+        seconds = (time.monotonic() - self._started) * left / done if done > 0 else None
         part = f"part {self._part_index + 1} of {len(self._weights)}"
         return part if seconds is None else f"{part}, {format_duration(seconds)} left in total"
 

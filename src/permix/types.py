@@ -195,9 +195,9 @@ phrases to the answer, "retest" asks the same again, and "injected" adds an inst
 
 
 class AnswerKey(NamedTuple):
-    """One answer under one rubric, whoever judges it and under whatever control.
+    """Identifies an answer under one rubric; it is the same for every judge and every control.
 
-    `persona_id`: who gave it; of an answer without persona, whose question it was.
+    `persona_id`: the persona that gave the answer; for an answer without persona, the persona whose question it was.
     """
 
     persona_id: str
@@ -209,8 +209,7 @@ class AnswerKey(NamedTuple):
 class JudgeInputKey(NamedTuple):
     """Identifies one input of a judge; each judge scores it once.
 
-    `answered_by` is the persona that gave the answer (None: no persona); in a control it may differ from `persona_id`, the
-    persona that the judge is shown.
+    `answer` contains the persona that gave the answer. In a control the judge may be shown another persona.
     """
 
     control: JudgeControl
