@@ -180,7 +180,7 @@ def test_what_is_wrong_is_named_with_what_would_be_right(values: dict[str, Any],
         ({"train": {"epochs": 2}}, 'train.epochs = 2: has no effect with method "permix"'),
         (
             {"method": "sft", "teacher": {"name": "bundled"}},
-            'teacher: method "sft" uses none; leave the section out, or give method "seqkd"',
+            'teacher: method "sft" uses no teacher; leave the section out, or give method "seqkd"',
         ),
         (
             {"method": "seqkd", "teacher": {"backend": "openai", "base_url": "http://h/v1"}},

@@ -149,7 +149,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
     endpoint = {"backend": "openai", "base_url": "http://127.0.0.1:1/v1", "name": "m"}
     for stage in (StabilityConfig, FidelityConfig):
-        with pytest.raises(ValueError, match="what an endpoint serves under a name may change"):
+        with pytest.raises(ValueError, match="the model behind an endpoint may change"):
             stage.model_validate({"model": endpoint, "cache": "x"})
 
 

@@ -217,7 +217,7 @@ def test_a_wording_goes_by_its_name_however_it_is_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"templates": ["adopt"]}, "give two or more, or this one as personas.template"),
+        ({"templates": ["adopt"]}, "give two or more templates, or this one as personas.template"),
         ({"templates": ["adopt", "you_are"], "strategy": "persona-vote"}, 'strategy = "persona-vote" uses one template'),
         ({"templates": ["adopt", "you_are"], "personas": {"template": "adopt"}}, "templates replace it"),
     ],

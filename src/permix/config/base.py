@@ -1,6 +1,6 @@
-"""The base of every configuration class, and the reading of configuration files.
+"""Define the base of every configuration class, and read configuration files.
 
-Errors name the file, the field, its value and what would be valid.
+Errors name the file, the field, its value and the valid values.
 """
 
 import json
@@ -57,7 +57,7 @@ CONFIG_SUFFIXES = (".toml", ".json")
 
 
 def load_config(cls: type[_ConfigT], path: Path) -> _ConfigT:
-    """Read a TOML or JSON file into `cls`. Raises ConfigError naming the file, the field, the value and what would be valid."""
+    """Read a TOML or JSON file into `cls`. Raises ConfigError naming the file, the field, its value and the valid values."""
     return build_config(cls, read_config_values(path), source=str(path))
 
 

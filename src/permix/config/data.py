@@ -15,12 +15,12 @@ from permix.types import Split
 
 
 class BackendCapabilities(NamedTuple):
-    """What the package asks of a backend.
+    """Properties of a backend.
 
-    `is_local`: it runs in this process, on weights that the model's name leads to (a folder, a hub id or "bundled"), so files can
-    be looked at before anything is loaded. `is_priced`: requests may cost money. `needs_base_url`: it is reached at an address.
-    `content_addressed`: equal fingerprints can mean equal weights, so that answers may be cached. `configurable`: a file or
-    a flag may name it.
+    `is_local`: it runs in this process, on the weights that the model's name refers to (a folder, a hub id or "bundled"), so its
+    files can be checked before they are loaded. `is_priced`: requests may cost money. `needs_base_url`: it has an address.
+    `content_addressed`: equal fingerprints can mean equal weights, so completions may be cached. `configurable`: a configuration
+    file or a flag may name it.
     """
 
     is_local: bool
@@ -100,9 +100,9 @@ class TaskConfig(ConfigSection):
     """The questions: which task they come from, and how many."""
 
     name: str = "arithmetic"  # checked by `permix.tasks.check_task_name`, in whose layer the tasks are known
-    """The task. The tasks own-* read your own questions from --task.path."""
+    """Name of the task. The tasks own-* read your own questions from --task.path."""
     path: Path | None = None
-    """A local file or folder in the published format, instead of the hub's data set; or a file with your own questions (its
+    """A local copy (file or folder) of the task's data set, instead of the one on the hub; or a file with your own questions (its
     format: `permix.tasks.custom`)."""
     answer: Literal["number", "math", "exact", "choice"] | None = None
     """How answers to your own questions are compared: as numbers, as mathematical expressions, as texts that must be equal, or
@@ -112,8 +112,8 @@ class TaskConfig(ConfigSection):
     n: int = Field(default=100, gt=0)
     """Number of questions."""
     levels: tuple[str, ...] = ()
-    """Only questions of these levels: of arithmetic such as add-1 or mul-2x1 (all: `permix.tasks.arithmetic`), of math 1 to 5, of
-    mmlu subjects, of code difficulties; when empty, the task's default levels."""
+    """Only questions of these levels; when empty, the task's default levels. Arithmetic has levels such as add-1 and mul-2x1
+    (all: `permix.tasks.arithmetic`), math the levels 1 to 5, mmlu its subjects, code its difficulties."""
     seed: int = Field(default=0, ge=0)
     """Seed for choosing the questions."""
     prompt_template: str | None = None
@@ -163,7 +163,7 @@ class PersonasConfig(ConfigSection):
     """How the prompt states the persona: you_are, adopt, second_person or in_question, or your own text with {persona} in it. It
     is the system message; a text with {question} in it too is the user message."""
     empty_system_prompt: bool = False
-    """Without persona, send an empty system message instead of none, so that the model's default one is not used."""
+    """In cells without persona send an empty system message, so that the model's default system message is not used."""
 
 
 PersonaGymTask = Literal[
@@ -173,7 +173,7 @@ PersonaGymTask = Literal[
 
 
 def rubric_entries(rubrics: str | Sequence[str]) -> tuple[str, ...]:
-    """What `judge.rubrics` names: a text is one entry."""
+    """The entries of `judge.rubrics`; a text is one entry."""
     return (rubrics,) if isinstance(rubrics, str) else tuple(rubrics)
 
 
@@ -188,7 +188,7 @@ class JudgeModelConfig(ModelConfig):
     """"permix" for permix's own rubrics, or a PersonaGym folder that contains rubrics/. Open-ended answers and interviews can be
     judged by one or more rubrics: permix's own by name ("In Character"), yours by the path of a file (warmth.toml)."""
     reasons: bool = True
-    """Ask the judge for a sentence of reasons before the score; without reasons a judge is cheaper but explains nothing."""
+    """Ask the judge for one sentence of reasons before the score; without reasons a judge is cheaper but explains nothing."""
     examples: Path | None = None
     """A file of example answers for each score, which the judge sees: examples.jsonl of `permix questions --examples`."""
     temperature: float = Field(default=0.0, ge=0)
@@ -196,7 +196,7 @@ class JudgeModelConfig(ModelConfig):
     max_new_tokens: int = Field(default=256, gt=0)
     """Maximum length of one reply of the judge, in tokens."""
     attempts: int = Field(default=2, gt=0)
-    """How many times one start of the command asks for a score that could not be read, each time with another seed."""
+    """How many times one start of the command asks for a score if replies cannot be read, each time with another seed."""
     answers_per_control: int = Field(default=100, ge=20)
     """Number of answers in each control: to test the judge, they are judged again with a wrong persona, without persona, padded,
     unchanged, or with an instruction to the judge."""
@@ -208,7 +208,7 @@ class JudgeModelConfig(ModelConfig):
     @model_validator(mode="after")
     def _check_rubrics(self) -> "JudgeModelConfig":
         if not rubric_entries(self.rubrics):
-            raise ValueError('rubrics = []: names no rubric; give "permix", a folder of PersonaGym, or one rubric or more')
+            raise ValueError('rubrics = []: names no rubric; give "permix", a folder of PersonaGym, or one or more rubrics')
         return self
 
     @model_validator(mode="after")
@@ -224,7 +224,7 @@ class PersonaGymConfig(ConfigSection):
     path: Path | None = None
     """A PersonaGym folder (personas.json, questions/, rubrics/), or the questions.jsonl that `permix questions` writes."""
     hub: str | None = None
-    """The hub id of a data set that contains such a folder, in place of --personagym.path."""
+    """The hub id of a data set that contains a PersonaGym folder, in place of --personagym.path."""
     light: bool = False
     """Ask each persona only the first question of each task (PersonaGym-light, as in the OpenCharacter evaluation)."""
     tasks: tuple[PersonaGymTask, ...] = ()

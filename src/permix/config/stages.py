@@ -67,7 +67,7 @@ def _check_cache_without_endpoint(folder: Path | None, info: ValidationInfo) -> 
     model = info.data.get("model")
     if folder is not None and model is not None and not model.capabilities.content_addressed:
         raise ValueError(
-            f'cache = {folder}: what an endpoint serves under a name may change; leave cache out with backend "{model.backend}"'
+            f'cache = {folder}: the model behind an endpoint may change; leave cache out with backend "{model.backend}"'
         )
     return folder
 
@@ -153,7 +153,7 @@ class TrainConfig(RunConfig):
             )
         _require_defaults(self.train, IGNORED_FIELDS[self.method], "train.", f'with method "{self.method}"')
         if self.method != "seqkd" and self.teacher != TeacherConfig():
-            raise ValueError(f'teacher: method "{self.method}" uses none; leave the section out, or give method "seqkd"')
+            raise ValueError(f'teacher: method "{self.method}" uses no teacher; leave the section out, or give method "seqkd"')
         return self
 
 
@@ -186,7 +186,7 @@ class StabilityConfig(RunConfig):
     (persona-search), vote over personas (persona-vote), or choose between an answer with persona and one without
     (persona-ensemble)."""
     strategy_questions: int = Field(default=50, gt=0)
-    """Number of dev questions that the persona is chosen by (strategy "persona-search")."""
+    """Number of dev questions from which the best persona is chosen (strategy "persona-search")."""
     budget: int | None = Field(default=None, gt=0)
     """Maximum number of cells (persona × question × sample): further rounds ask only personas that may still be the worst or the
     best; the whole grid when not given."""
@@ -200,7 +200,7 @@ class StabilityConfig(RunConfig):
     @model_validator(mode="after")
     def _check_templates(self) -> "StabilityConfig":
         if len(self.templates) == 1:
-            raise ValueError(f"templates = {self.templates!r}: give two or more, or this one as personas.template")
+            raise ValueError(f"templates = {self.templates!r}: give two or more templates, or this one as personas.template")
         if self.templates and self.personas.template != PersonasConfig().template:
             raise ValueError(
                 f"personas.template = {self.personas.template!r}: templates replace it; leave it out, or add it to templates"
@@ -280,23 +280,23 @@ class FidelityConfig(RunConfig):
             case "interview":
                 _require_defaults(self, shared, "", "with interview.turns")
         if self.kind != "personagym":
-            idle = tuple(name for name in PersonaGymConfig.model_fields if name not in ("path", "hub"))
-            _require_defaults(self.personagym, idle, "personagym.", "without personagym.path or personagym.hub")
+            ignored = tuple(name for name in PersonaGymConfig.model_fields if name not in ("path", "hub"))
+            _require_defaults(self.personagym, ignored, "personagym.", "without personagym.path or personagym.hub")
         return self
 
     @model_validator(mode="after")
     def _check_judge_given(self) -> "FidelityConfig":
         if self.judge.name == "none":
-            idle = tuple(name for name in JudgeModelConfig.model_fields if name != "name")
-            _require_defaults(self.judge, idle, "judge.", "without judge.name")
+            ignored = tuple(name for name in JudgeModelConfig.model_fields if name != "name")
+            _require_defaults(self.judge, ignored, "judge.", "without judge.name")
         return self
 
     @model_validator(mode="after")
     def _check_interview(self) -> "FidelityConfig":
         given = [name for name in ("script", "order") if getattr(self.interview, name) != getattr(InterviewConfig(), name)]
         if not self.interview.turns and (given or self.interviewer.is_model):
-            named = f"interview.{given[0]}" if given else f'interviewer.name = "{self.interviewer.name}"'
-            raise ValueError(f"{named}: has no effect without interview.turns; give interview.turns = 3 or more")
+            field = f"interview.{given[0]}" if given else f'interviewer.name = "{self.interviewer.name}"'
+            raise ValueError(f"{field}: has no effect without interview.turns; give interview.turns = 3 or more")
         if self.interviewer.is_model and given:
             raise ValueError(
                 f'interviewer.name = "{self.interviewer.name}": the model asks its own questions; leave interview.{given[0]} out'
@@ -341,7 +341,7 @@ class QuestionsConfig(RunConfig):
     """The model that writes the questions."""
     personas: PersonasConfig = PersonasConfig(split="all")
     personagym: PersonaGymConfig = PersonaGymConfig()
-    """Take these questions instead of writing new ones, to get example answers to them (with --examples)."""
+    """Use these questions instead of writing new ones, to get example answers to them (with --examples)."""
     tasks: tuple[PersonaGymTask, ...] = ()
     """Only these tasks; all five when not given."""
     n: int = Field(default=10, gt=0, le=100)
@@ -366,13 +366,13 @@ class QuestionsConfig(RunConfig):
                 raise ValueError("personagym: has neither path nor hub; give one of them, or leave the section out")
             return self
         if not self.examples:
-            raise ValueError("examples = false: personagym already has the questions; give examples = true")
+            raise ValueError("examples = false: personagym has the questions already; give examples = true")
         if self.tasks and self.personagym.tasks:
             raise ValueError(f"tasks = {list(self.tasks)}, personagym.tasks = {list(self.personagym.tasks)}: give one of the two")
         for name in ("personas", "n", "settings"):
             value, default = getattr(self, name), QuestionsConfig.model_fields[name].default
             if value != default:
-                raise ValueError(f"{name} = {value!r}: has no effect with personagym, which has its own; leave it out")
+                raise ValueError(f"{name} = {value!r}: has no effect with personagym, which has its own {name}; leave it out")
         return self
 
 
@@ -386,8 +386,7 @@ class ReportConfig(ConfigSection):
     out: Path = Path("runs/report")
     """The folder for report.md, index.html, table.json and the figures."""
     methods: tuple[str, ...] = ()
-    """Models that differ only in the training seed, to be pooled: NAME=LABEL,LABEL; when not given, found from the training
-    runs."""
+    """Models that differ only in the training seed, to be pooled: NAME=LABEL,LABEL; when not given, the training runs decide."""
     cards: bool = False
     """Also write the headline, the main table and the trade-off figure into the model card of every model trained in these
     runs."""
@@ -468,8 +467,8 @@ class ImportConfig(ConfigSection):
     personagym: Path | None = None
     """A folder of one model's answers, {persona}_qa.json, as PersonaGym's code and its forks save them."""
     personagym_questions: Path | None = None
-    """The questions that the model was asked, as --personagym.path of `permix fidelity`, so that missing answers are counted;
-    when not given, the questions in the answers."""
+    """The questions that the model was asked, in the form of --personagym.path of `permix fidelity`, so that missing answers are
+    counted; when not given, the questions in the answers."""
     task: str | None = None
     """The task to import; needed if the logs contain several."""
     metric: str | None = None
@@ -524,7 +523,7 @@ class ImportedSamplingConfig(ConfigSection):
 
 
 class ImportedStabilityConfig(ConfigSection):
-    """The config.json of a stability run made by `permix import`: the fields that readers of such runs need, and `imported`."""
+    """The config.json of a stability run made by `permix import`: the fields that readers of runs need, and `imported`."""
 
     stage: Literal["stability"] = "stability"
     label: str | None
@@ -537,7 +536,7 @@ class ImportedStabilityConfig(ConfigSection):
 
 
 class ImportedFidelityConfig(ConfigSection):
-    """The config.json of a fidelity run made by `permix import`: the fields that readers of such runs need, and `imported`."""
+    """The config.json of a fidelity run made by `permix import`: the fields that readers of runs need, and `imported`."""
 
     stage: Literal["fidelity"] = "fidelity"
     label: str | None

@@ -31,7 +31,7 @@ class RolloutPlanConfig(ConfigSection):
     mix: float | None = Field(default=None, ge=0, le=1)
     """Probability that a question is asked under a persona; when not given, 0 for methods rlvr and sft, else 0.8."""
     tag_weights: dict[str, float] = Field(default={})
-    """Factors on the chance that a persona is drawn, by tag: "expert 2 harmful 0" doubles the weight of experts and leaves out
+    """Factors by tag on the chance that a persona is drawn: "expert 2 harmful 0" doubles the weight of experts and leaves out
     harmful personas."""
     scope: PersonaScope = "group"
     """"group": the rollouts of a group share one persona; "rollout": each rollout draws its own persona."""
@@ -157,7 +157,7 @@ class CharacterConfig(ConfigSection):
     """Answers used for replay. "off": the base model's, with KL(base || trained). "on": fresh answers of the trained model, with
     KL(trained || base)."""
     replay_answers: int = Field(default=12, gt=0)
-    """Number of in-character answers in each step."""
+    """Number of in-character answers that each step replays."""
     expressivity: float = Field(default=0.0, ge=0)
     """Largest bonus reward of a correct answer that sounds like its persona, as rated by a classifier that is trained on the base
     model's in-character answers; 0 is off."""
