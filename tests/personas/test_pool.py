@@ -233,9 +233,9 @@ def test_round_trip_through_jsonl_and_csv(tmp_path_factory: pytest.TempPathFacto
 
 ROW = '[[persona]]\ntext = "a baker"\n'
 BAD = [
-    ("p.toml", "", 1, "holds no persona"),
-    ("p.jsonl", "\n\n", 1, "holds no persona"),
-    ("p.csv", "text\n", 1, "holds no persona"),
+    ("p.toml", "", 1, "contains no persona"),
+    ("p.jsonl", "\n\n", 1, "contains no persona"),
+    ("p.csv", "text\n", 1, "contains no persona"),
     ("p.toml", ROW + "\n[[persona]]\ntags = []\n", 4, "text is missing"),
     ("p.toml", ROW + "\n# note\n[[persona]]\ntxt = 'x'\n", 5, "unknown key 'txt'; did you mean 'text'"),
     ("p.toml", ROW + "[[persona]]\ntext = ' '\n", 3, "text = ' ': must be a text"),
@@ -254,7 +254,7 @@ BAD = [
     ("p.toml", ROW + "[[persona]]\ntext = 'You are a nurse'\n", 3, "leave out the"),
     ("p.jsonl", '{"text": "a baker"}\n\n{"text": "a nurse"\n', 3, "not valid JSON"),
     ("p.jsonl", '{"text": "a baker"}\n["a nurse"]\n', 2, "is not an object"),
-    ("p.jsonl", '{"text": "a baker", "text": "a nurse"}\n', 1, "key 'text' stands twice"),
+    ("p.jsonl", '{"text": "a baker", "text": "a nurse"}\n', 1, "key 'text' occurs twice"),
     ("p.jsonl", '{"text": "a \\u001b[31mbaker"}\n', 1, "U\\+001B at character 3"),
     ("p.jsonl", '{"text": "a \\ud800 baker"}\n', 1, "U\\+D800"),
     ("p.jsonl", '{"text": "a \\u202e baker"}\n', 1, "U\\+202E"),
@@ -263,11 +263,11 @@ BAD = [
     ("p.jsonl", '{"text": "a baker", "weight": ' + "9" * 5000 + "}\n", 1, "not valid JSON"),
     ("p.jsonl", "[" * 100_000, 1, "not valid JSON"),
     ("p.toml", ROW + "weight = " + "9" * 5000, 1, "not usable TOML"),
-    ("p.csv", "text,tags\na baker,x\na nurse,x,y\n", 3, "3 cells under 2 columns"),
+    ("p.csv", "text,tags\na baker,x\na nurse,x,y\n", 3, "3 cells for 2 columns"),
     ("p.csv", 'text,weight\n"a baker\nwho hums",1\na nurse,heavy\n', 4, "weight = 'heavy'"),
     ("p.csv", "text,wieght\na baker,1\n", 2, "unknown key 'wieght'; did you mean 'weight'"),
     ("p.csv", "name,tags\na baker,x\n", 1, "no column 'text'"),
-    ("p.csv", "text,text\na baker,x\n", 1, "a column stands twice"),
+    ("p.csv", "text,text\na baker,x\n", 1, "a column occurs twice"),
     ("p.csv", 'text\n"a baker\n', 2, "not valid CSV"),
     ("p.csv", b"text\na baker\na caf\xe9 owner\n", 3, "byte 0xe9 is not UTF-8"),
 ]

@@ -426,7 +426,7 @@ def test_settings_that_cannot_be_meant(tmp_path: Path, fields: dict[str, Any], w
     ("text", "words"),
     [
         (None, "settings = .*own.txt: no such file; give a .txt file with a situation a line"),
-        ("\n \n", "own.txt:1: the file holds no situation"),
+        ("\n \n", "own.txt:1: the file contains no situation"),
         ("a gym\n\nThe gym.\n", r"own.txt:3: 'The gym.': stands there before as 'a gym'"),
         ("a gym\na \x1b[2Jbar\n", "own.txt:2: .*U\\+001B"),
         ("x" * 201, "201 characters; a situation has at most 200"),

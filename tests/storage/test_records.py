@@ -313,7 +313,7 @@ def test_a_config_with_bytes_that_are_no_text_is_written_too(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "no such file; is this a run directory"), (b"{", "not JSON"), (b"\xff", "not JSON"), (b"[]", "holds list")],
+    [(None, "no such file; is this a run directory"), (b"{", "not JSON"), (b"\xff", "not JSON"), (b"[]", "contains list")],
 )
 def test_a_json_file_that_cannot_be_used_is_named(content: bytes | None, words: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"

@@ -30,7 +30,7 @@ FULL = Path("/dev/full")
 
 pytestmark = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
 
-GO_ON = "No space left on device; make room, then run the same command: it goes on from what is whole"
+GO_ON = "No space left on device; make room, then run the same command again: finished work is saved"
 
 
 def write_a_step(log: RolloutLogger) -> None:

@@ -1,7 +1,7 @@
-"""The cells of a run: `read_cells` keeps a summary of each in memory and parses a whole cell when it is asked for.
+"""Read the cells of a run: `read_cells` keeps a summary of each cell in memory and parses the whole cell on first access.
 
-A run may hold a million cells; whole, they would take many gigabytes. Contract: `read_cells` goes once through a file that only
-ever grows. The last record of a cell counts, and cells are in the order of their first records.
+A run may have a million cells, which would take many gigabytes of memory. Contract: `read_cells` reads the file once, and the
+file only grows. The last record of a cell counts. Cells are in the order of their first records.
 """
 
 import os
@@ -20,10 +20,10 @@ from permix.types import Cell, CellKey, Message
 
 
 class CellSummary(NamedTuple):
-    """What is kept of a cell in memory. `reward`: None without a score; `completion_tokens`: None where nobody counted them.
+    """The part of a cell that is kept in memory. `reward` is None without a score, `completion_tokens` None if it is unknown.
 
-    `messages_hash` is the same for two cells of this process whose messages are the same. `offset` and `length`, in bytes, say
-    where the file has the cell.
+    Two cells with the same messages have the same `messages_hash`, within this process only. `offset` and `length` give the
+    cell's place in the file, in bytes.
     """
 
     reward: float | None
@@ -49,7 +49,7 @@ class _FailureLine(TypedDict):
 
 
 class CellLine(TypedDict):
-    """The fields of a `types.Cell` that are read of every line; those with a default may be missing from it."""
+    """The fields of a `types.Cell` that are read from every line. A field that may be missing has its default in `types.Cell`."""
 
     persona_id: str | None
     question_id: str
@@ -68,13 +68,13 @@ _CELL_RECORD = "a cell record"
 _CELL_LINE_ADAPTER = TypeAdapter(CellLine)
 
 parse_cell_line = _CELL_LINE_ADAPTER.validate_json
-"""(line) -> `CellLine`. Raises ValidationError. Several times as fast as making a `Cell`."""
+"""(line) -> `CellLine`. Raises ValidationError. Several times faster than making a `Cell`."""
 
 
 def cell_line_key(cell: CellLine) -> CellKey:
     """The key of the cell that a line records."""
     persona = cell["persona_id"]
-    # Interned, so that an id of a million cells is in memory once.
+    # Interning keeps one copy of an id in memory instead of one for each of a million cells.
     return CellKey(
         None if persona is None else intern(persona),
         intern(cell["question_id"]),
@@ -84,7 +84,7 @@ def cell_line_key(cell: CellLine) -> CellKey:
 
 
 class CellIndex(Mapping[CellKey, Cell]):
-    """The cells of a file, by key. Raises DataError when a line that is asked for turns out not to be a cell."""
+    """The cells of a file, by key. Accessing a cell parses it and keeps it; raises DataError if its line is not a valid cell."""
 
     def __init__(self, path: Path, summaries: dict[CellKey, CellSummary]) -> None:
         self.path, self.summaries = path, summaries
@@ -96,7 +96,7 @@ class CellIndex(Mapping[CellKey, Cell]):
         return self._parsed[key]
 
     def parse_uncached(self, key: CellKey) -> Cell:
-        """The cell, which is not kept in memory: for a caller that goes through all of them once."""
+        """The cell, without keeping it in memory: for callers that read every cell once."""
         summary = self.summaries[key]
         return self._parse(os.pread(self._descriptor, summary.length, summary.offset), summary)
 
@@ -107,7 +107,7 @@ class CellIndex(Mapping[CellKey, Cell]):
         return file
 
     def __contains__(self, key: object) -> bool:
-        return key in self.summaries  # a mapping's own would parse the cell
+        return key in self.summaries  # Mapping.__contains__ would parse the cell
 
     def __iter__(self) -> Iterator[CellKey]:
         return iter(self.summaries)
@@ -125,7 +125,7 @@ class CellIndex(Mapping[CellKey, Cell]):
 
 
 def read_cells(path: Path) -> CellIndex:
-    """The cells of a records.jsonl. A file that is not there has none. Raises DataError naming the first line that is no cell."""
+    """The cells of a records.jsonl; a missing file has no cells. Raises DataError naming the first line that is not a cell."""
     summaries: dict[CellKey, CellSummary] = {}
     offset = 0
     for number, line in jsonl_lines(path):
@@ -139,7 +139,7 @@ def read_cells(path: Path) -> CellIndex:
 
 
 def cell_summaries(cells: Mapping[CellKey, Cell]) -> Mapping[CellKey, CellSummary]:
-    """The summary of every cell, also of cells that are in memory already."""
+    """The summary of every cell, for a `CellIndex` or for cells that are whole in memory."""
     if isinstance(cells, CellIndex):
         return cells.summaries
     return {

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: each is written beside its place, then moved there in one step."""
+"""Write files atomically: each is written to a scratch file in the same folder and then renamed, so it is whole or missing."""
 
 import contextlib
 import json
@@ -14,10 +14,10 @@ from permix.errors import DataError, PermixError
 
 @contextlib.contextmanager
 def replace_when_done(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; when the block ends, what was written there takes the place of `path`.
+    """Yield a scratch path in the same folder to write to; when the block ends, the scratch file replaces `path`.
 
-    A reader sees the old file or the new one, never half of either. A block that raises leaves the old file and no other. The
-    scratch file of a killed process is overwritten by the next one, so one process at a time may write a path.
+    A reader sees the old file or the new one, never a part. If the block raises, the old file stays and the scratch file is
+    deleted. All writers of a path use the same scratch file, so only one process at a time may write a path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.part")
@@ -31,19 +31,19 @@ def replace_when_done(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole text file in one step. Lone surrogates, which a model's output may hold, are written as "?"."""
+    """Write a whole text file atomically. Lone surrogates, which a model may generate, are written as "?"."""
     with replace_when_done(path) as scratch:
         scratch.write_text(text, encoding="utf-8", errors="replace")
 
 
 def write_json(path: Path, value: BaseModel | Mapping[str, Any]) -> None:
-    """Write a whole JSON file in one step."""
+    """Write a whole JSON file atomically."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     write_text(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises DataError naming the file when it is missing or broken."""
+    """Read a JSON object. Raises DataError naming the file if it is missing or not a JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -51,15 +51,15 @@ def read_json(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path}: holds {type(value).__name__}, not an object")
+        raise DataError(f"{path}: contains {type(value).__name__}, not an object")
     return value
 
 
 @contextlib.contextmanager
 def guard_writes(path: Path, *error_types: type[BaseException]) -> Iterator[None]:
-    """Where the system refuses to write (a full disk, a quota), say so, and that the run can go on.
+    """Turn an OSError of the block (a full disk, a quota) into a PermixError that says that the run can be resumed.
 
-    `error_types` are the errors by which libraries that write files of their own report that.
+    `error_types`: errors that are turned too, by which libraries report that they could not write a file.
     """
     try:
         yield
@@ -68,8 +68,6 @@ def guard_writes(path: Path, *error_types: type[BaseException]) -> Iterator[None
 
 
 def write_error(path: Path, error: BaseException) -> PermixError:
-    """The PermixError that says that `path` could not be written, why, and what to do."""
+    """The PermixError for a `path` that could not be written; it names the reason and the remedy."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error).strip().partition("\n")[0]
-    return PermixError(
-        f"{path}: cannot be written: {reason}; make room, then run the same command: it goes on from what is whole"
-    )
+    return PermixError(f"{path}: cannot be written: {reason}; make room, then run the same command again: finished work is saved")

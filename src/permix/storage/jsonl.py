@@ -1,11 +1,11 @@
-"""JSON Lines: files of one JSON object a line that only ever grow and survive a kill at any moment.
+"""Write, read and follow JSON Lines: files with one JSON object on each line, which only grow and survive a kill at any moment.
 
-    write      `JsonlWriter` adds lines to a file; `write_jsonl` writes a whole file in one step
-    read       `read_jsonl` parses every line of a file, `jsonl_lines` gives them unparsed
-    follow     `JsonlTail` reads on from where it ended, while another process appends; `last_lines` reads from the end
+    write      `JsonlWriter` appends lines to a file; `write_jsonl` writes a whole file atomically
+    read       `read_jsonl` parses every line of a file, `jsonl_lines` yields the lines unparsed
+    follow     `JsonlTail` reads the lines that another process appends; `last_lines` reads from the end of a file
 
-Contract: a record is with the operating system when `JsonlWriter.append` returns. A kill may tear the last line: readers pass
-over a line without an end, and the next writer drops it. One process at a time may add to a file.
+Contract: when `JsonlWriter.append` returns, the operating system has the record. A kill may leave the last line incomplete:
+readers skip a line without a newline, and the next writer deletes it. One process at a time may append to a file.
 """
 
 import json
@@ -24,11 +24,11 @@ from permix.types import Record
 Parsed = TypeVar("Parsed")
 
 PARSE_ERRORS = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
-"""What parsing a line raises that is not what it should be; pydantic's ValidationError is a ValueError."""
+"""The errors that parsing an invalid line raises; pydantic's ValidationError is a ValueError."""
 
 
 class JsonlWriter:
-    """Adds records to a file, which is opened, and created, with the first of them."""
+    """Appends records to a file. The first record opens the file and creates it if it is missing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,7 +47,7 @@ class JsonlWriter:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Cut the file after its last newline."""
+    """Cut the file after its last newline: a line after it is incomplete."""
     if not path.exists():
         return
     with path.open("rb+") as file:
@@ -64,19 +64,19 @@ def drop_torn_line(path: Path) -> None:
 
 
 def encode_line(record: Record | Mapping[str, Any]) -> bytes:
-    """One line of UTF-8, with its end. Lone surrogates, which UTF-8 cannot hold, are written as "?"."""
+    """One line of UTF-8, with its newline. Lone surrogates, which have no UTF-8, are written as "?"."""
     plain = record.model_dump(mode="python") if isinstance(record, Record) else record
     return (json.dumps(plain, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
 def write_jsonl(path: Path, records: Iterable[Record | Mapping[str, Any]]) -> None:
-    """Write a whole file in one step."""
+    """Write a whole file atomically."""
     with replace_when_done(path) as scratch:
         scratch.write_bytes(b"".join(map(encode_line, records)))
 
 
 def jsonl_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line with its end) of every whole line. A file that is not there has none."""
+    """(line number from 1, line with its newline) of every whole line; a missing file has no lines."""
     if not path.exists():
         return
     with path.open("rb") as lines:
@@ -87,7 +87,7 @@ def jsonl_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def read_jsonl(path: Path, parse: Callable[[bytes], Parsed], what: str) -> Iterator[Parsed]:
-    """Every whole line, parsed. Raises DataError naming file and line for one that `parse` cannot read: "not {what}: ..."."""
+    """Every whole line, parsed. Raises DataError naming file and line if `parse` fails: "not {what}: ..."."""
     for number, line in jsonl_lines(path):
         try:
             record = parse(line)
@@ -97,12 +97,12 @@ def read_jsonl(path: Path, parse: Callable[[bytes], Parsed], what: str) -> Itera
 
 
 def bad_line_error(path: Path, number: int, what: str, error: Exception) -> DataError:
-    """The DataError that says that a line is "not {what}", and why."""
+    """The DataError for a line that is "not {what}", with the reason."""
     return DataError(f"{path}:{number}: not {what}: {parse_error_text(error)}")
 
 
 def parse_error_text(error: Exception) -> str:
-    """Why a line could not be parsed, in a few words."""
+    """The reason why a line could not be parsed, in a few words."""
     return error.errors()[0]["msg"] if isinstance(error, ValidationError) else repr(error)
 
 
@@ -112,7 +112,7 @@ TAIL_BYTES, MAX_TAIL_BYTES = 256_000, 16_000_000
 
 
 class FileState(NamedTuple):
-    """A file as it stands: which one it is, its size in bytes, when it was last written (seconds since the epoch)."""
+    """A file's inode, its size in bytes and the time of its last change, in seconds since the epoch."""
 
     inode: int
     size: int
@@ -120,19 +120,19 @@ class FileState(NamedTuple):
 
 
 def read_file_state(path: Path) -> FileState | None:
-    """None where there is no regular file."""
+    """The state of a file; None if `path` is not a regular file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return FileState(found.st_ino, found.st_size, found.st_mtime) if stat.S_ISREG(found.st_mode) else None
+    return FileState(status.st_ino, status.st_size, status.st_mtime) if stat.S_ISREG(status.st_mode) else None
 
 
 class JsonlTail:
-    """Reads a file as it grows, from where the last `read_lines` ended.
+    """Reads a growing file; each `read_lines` continues where the last one ended.
 
-    Every whole line is given once, in order, without its end. A file that was replaced by another, or is shorter than what was
-    read of it, is read from its beginning. What is no regular file (a pipe, a folder) has no lines, so that nothing here blocks.
+    It returns every whole line once, in order, without its newline. A file that was replaced, or that is shorter than before, is
+    read from its beginning. A path that is not a regular file (a pipe, a folder) has no lines, so reading never blocks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -143,7 +143,7 @@ class JsonlTail:
         self._partial_bytes = 0
 
     def read_lines(self, limit: int = READ_CHUNK_BYTES) -> list[bytes]:
-        """The next whole lines, about `limit` bytes of them; [] where there are none yet. `restarts` counts new beginnings."""
+        """The next whole lines, about `limit` bytes; [] if there are none yet. `restarts` counts how often it began again."""
         now = read_file_state(self.path)
         if now is None or (self.state is not None and (now.inode != self.state.inode or now.size < self.offset)):
             self.restart()
@@ -159,40 +159,39 @@ class JsonlTail:
 
     @property
     def is_behind(self) -> bool:
-        """Whether there is more to read at once."""
+        """Whether there is more to read without waiting."""
         return self.state is not None and self.state.size > self.offset + self._partial_bytes
 
     def _read_whole_lines(self, file: IO[bytes], limit: int) -> list[bytes]:
         file.seek(self.offset)
-        found = file.read(limit)
-        while not (end := found.rfind(b"\n") + 1):
+        chunk = file.read(limit)
+        while not (end := chunk.rfind(b"\n") + 1):
             more = file.read(limit)
             if not more:
-                self._partial_bytes = len(found)
+                self._partial_bytes = len(chunk)
                 return []
-            found += more
+            chunk += more
         self.offset, self._partial_bytes = self.offset + end, 0
-        return found[: end - 1].split(b"\n")  # not splitlines: a "\r" inside a line ends none
+        return chunk[: end - 1].split(b"\n")  # not splitlines, which would also split at a "\r" inside a line
 
 
 def last_lines(path: Path, count: int) -> list[bytes]:
-    """Up to `count` of the last whole lines, oldest first, read from the end; [] where none ends within 16 MB of it."""
-    seen = read_file_state(path)
-    if seen is None:
+    """Up to `count` of the last whole lines, oldest first; [] if the last 16 MB of the file contain no whole line."""
+    if read_file_state(path) is None:
         return []
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        reach = TAIL_BYTES
+        n_bytes = TAIL_BYTES
         while True:
-            start = max(0, size - reach)
+            start = max(0, size - n_bytes)
             file.seek(start)
             whole = _whole_lines(file.read(size - start), from_start=start == 0)
-            if whole or start == 0 or reach >= MAX_TAIL_BYTES:
+            if whole or start == 0 or n_bytes >= MAX_TAIL_BYTES:
                 return whole[-count:]
-            reach *= 8
+            n_bytes *= 8
 
 
 def _whole_lines(text: bytes, *, from_start: bool) -> list[bytes]:
-    """The lines of a stretch that begin and end in it."""
+    """The lines that begin and end in `text`. Unless `text` starts where the file starts, its first line is incomplete."""
     lines = text.split(b"\n")[:-1]
     return lines if from_start else lines[1:]

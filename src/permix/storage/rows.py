@@ -1,8 +1,8 @@
-"""Read a TOML, JSONL, CSV or plain-text file into rows that know the line they came from.
+"""Read a TOML, JSONL, CSV or plain-text file into rows, each with its line number.
 
-A row is a mapping of fields, not yet checked; what a field may hold is `load.py`'s business. Whatever cannot be read is a
-`DataError` that names file and line: a missing path, a directory, an unknown suffix, bytes that are not UTF-8, bad syntax.
-A byte-order mark and Windows line ends are accepted.
+A row is a mapping of fields, which callers validate. A file that cannot be read raises DataError, which names file and line: a
+missing path, a directory, an unknown suffix, bytes that are not UTF-8, bad syntax. A byte-order mark and Windows line ends are
+accepted.
 """
 
 import csv
@@ -18,14 +18,14 @@ from permix.errors import DataError, closest_match
 
 
 class SourceRow(NamedTuple):
-    """One record of a file; `where` is "file:line", ready for an error message."""
+    """One record of a file; `where` is "file:line", for error messages."""
 
     where: str
     fields: dict[str, object]
 
 
 def quote_value(value: object) -> str:
-    """The value as an error message may print it: escaped, and cut when long."""
+    """The value for an error message: its repr, at most 80 characters long."""
     shown = repr(value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
@@ -40,7 +40,7 @@ def valid_names_hint(name: str, valid: Collection[str]) -> str:
 
 
 def read_rows(path: Path, table: str, suffixes: Collection[str]) -> list[SourceRow]:
-    """Rows of the file at `path`; `table` is the name of its TOML tables, `suffixes` the formats accepted here."""
+    """The rows of a file. `table`: the name of its TOML tables. `suffixes`: the accepted formats. Raises DataError."""
     name, suffix = _printable_name(str(path)), path.suffix.lower()
     if not path.exists():
         raise DataError(f'{name}: no such file; give "builtin" or a path to a {" / ".join(suffixes)} file')
@@ -56,7 +56,7 @@ def read_rows(path: Path, table: str, suffixes: Collection[str]) -> list[SourceR
 
 
 def parse_rows(name: str, suffix: str, raw: bytes, table: str) -> list[SourceRow]:
-    """Rows of a file's bytes. A file without rows is refused."""
+    """The rows of a file, from its bytes. `name` names the file in errors. Raises DataError, also for a file without rows."""
     text = _decode(name, raw)
     match suffix:
         case ".toml":
@@ -68,7 +68,7 @@ def parse_rows(name: str, suffix: str, raw: bytes, table: str) -> list[SourceRow
         case _:
             rows = [SourceRow(f"{name}:{n}", {"text": line}) for n, line in _numbered_lines(text)]
     if not rows:
-        raise DataError(f"{name}:1: the file holds no {table}; it needs at least one")
+        raise DataError(f"{name}:1: the file contains no {table}; it needs at least one")
     return rows
 
 
@@ -77,7 +77,7 @@ def _printable_name(name: str) -> str:
 
 
 def _numbered_lines(text: str) -> Iterable[tuple[int, str]]:
-    """Numbered lines that are not blank. Only newlines part them: a JSON string may hold other separators."""
+    """Numbered lines that are not blank. Only newlines separate them: a JSON string may contain other separators."""
     return ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
@@ -97,7 +97,7 @@ def _toml_rows(name: str, text: str, table: str) -> list[SourceRow]:
         at = re.search(r"at line (\d+)", str(error))
         line = int(at[1]) if at else len(text.rstrip().split("\n"))
         raise DataError(f"{name}:{line}: not valid TOML: {error}") from error
-    except (ValueError, RecursionError) as error:  # an endless number, endless nesting: tomllib does not say where
+    except (ValueError, RecursionError) as error:  # too long a number or too deep nesting, for which tomllib gives no line
         raise DataError(f"{name}:1: not usable TOML: {error}") from error
     for key in data:
         if key != table:
@@ -111,22 +111,23 @@ def _toml_rows(name: str, text: str, table: str) -> list[SourceRow]:
 
 
 def _line_of(key: str, text: str) -> int:
-    found = re.search(rf"^[ \t]*\[*[ \t]*[\"']?{re.escape(key)}", text, re.MULTILINE)
-    return text.count("\n", 0, found.start()) + 1 if found else 1
+    match = re.search(rf"^[ \t]*\[*[ \t]*[\"']?{re.escape(key)}", text, re.MULTILINE)
+    return text.count("\n", 0, match.start()) + 1 if match else 1
 
 
 def _table_lines(text: str, table: str) -> list[int]:
-    """Line numbers of the [[table]] headers, which `tomllib` does not tell.
+    """Line numbers of the [[table]] headers, which `tomllib` does not give.
 
-    A line that looks like a header may stand inside a multi-line string: it is one only if all since the last header parses.
+    A line that looks like a header may be inside a multi-line string: it is a header only if the text since the last header is
+    valid TOML.
     """
     header = re.compile(rf"[ \t]*\[\[[ \t]*([\"']?){re.escape(table)}\1[ \t]*\]\]")
-    lines, found, start = text.split("\n"), [], 0
+    lines, numbers, start = text.split("\n"), [], 0
     for index, line in enumerate(lines):
         if header.match(line) and _is_valid_toml("\n".join(lines[start:index])):
-            found.append(index + 1)
+            numbers.append(index + 1)
             start = index
-    return found
+    return numbers
 
 
 def _is_valid_toml(text: str) -> bool:
@@ -143,24 +144,24 @@ def _jsonl_rows(name: str, text: str) -> list[SourceRow]:
 
 def _json_object(where: str, line: str) -> dict[str, object]:
     try:
-        found = json.loads(line, object_pairs_hook=_reject_repeated_keys)
+        value = json.loads(line, object_pairs_hook=_reject_repeated_keys)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON: {error}; every line must hold one object") from error
-    if not isinstance(found, dict):
-        raise DataError(f'{where}: {quote_value(found)} is not an object; write {{"text": ...}}')
-    return found
+        raise DataError(f"{where}: not valid JSON: {error}; every line must be one object") from error
+    if not isinstance(value, dict):
+        raise DataError(f'{where}: {quote_value(value)} is not an object; write {{"text": ...}}')
+    return value
 
 
 def _reject_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
     return fields
 
 
 def _csv_rows(name: str, text: str) -> list[SourceRow]:
-    """Rows of a CSV file with a header; an empty cell is an absent field, a cell may hold line breaks."""
+    """Rows of a CSV file with a header. An empty cell is a missing field; a cell may contain line breaks."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
     rows: list[SourceRow] = []
@@ -174,7 +175,7 @@ def _csv_rows(name: str, text: str) -> list[SourceRow]:
                 header = _csv_header(where, cells)
                 continue
             if len(cells) != len(header):
-                raise DataError(f"{where}: {len(cells)} cells under {len(header)} columns; quote a cell that holds a comma")
+                raise DataError(f"{where}: {len(cells)} cells for {len(header)} columns; quote a cell that contains a comma")
             rows.append(SourceRow(where, {key: cell for key, cell in zip(header, cells, strict=True) if cell.strip()}))
     except csv.Error as error:
         raise DataError(f"{name}:{line}: not valid CSV: {error}") from error
@@ -184,9 +185,7 @@ def _csv_rows(name: str, text: str) -> list[SourceRow]:
 def _csv_header(where: str, cells: list[str]) -> list[str]:
     header = [cell.strip() for cell in cells]
     if "text" not in header:
-        raise DataError(
-            f"{where}: the first row {quote_value(cells)} names no column 'text'; write a header such as id,text,tags"
-        )
+        raise DataError(f"{where}: the first row {quote_value(cells)} has no column 'text'; write a header such as id,text,tags")
     if len(set(header)) < len(header):
-        raise DataError(f"{where}: a column stands twice in {quote_value(header)}")
+        raise DataError(f"{where}: a column occurs twice in {quote_value(header)}; give every column once")
     return header
