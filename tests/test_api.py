@@ -283,17 +283,17 @@ def test_what_is_no_model_is_refused() -> None:
         def save_pretrained(self) -> None: ...
 
     wrong: list[tuple[Any, str]] = [
-        (Network(), "a network without its tokenizer cannot be asked"),
-        (7, "model: int is none; give a folder"),
+        (Network(), "a network without its tokenizer cannot answer"),
+        (7, "model: int is not a model; give a folder"),
         (lambda messages: "5", 'the source of .*<lambda> cannot be read, .* give name="..."'),
         (len, "the source of len cannot be read"),
-        ("http://127.0.0.1:1/v1", "is an endpoint; say with name=... which of the models"),
+        ("http://127.0.0.1:1/v1", "is an endpoint; name one of the models that it serves with name=..."),
         ("./nowhere", "no such folder"),
     ]
     for model, words in wrong:
         with pytest.raises(ConfigError, match=words):
             permix.evaluate_stability(model, task=SUMS, answer="number", personas=PERSONAS)
-    with pytest.raises(ConfigError, match="the model 'bundled' has its own; leave name out"):
+    with pytest.raises(ConfigError, match="the model 'bundled' has its own name; leave name out"):
         permix.evaluate_stability("bundled", name="mine", task=SUMS, answer="number")
     with pytest.raises(ConfigError, match=r'model\.backend = "python": .* is a function'):
         permix.load_model("answer", backend="python")

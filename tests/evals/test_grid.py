@@ -240,6 +240,8 @@ def test_answers_that_come_in_another_order_find_their_cells(tmp_path: Path) -> 
 )
 def test_changed_words_are_refused_before_anything_is_asked(changed: list[Cell], tmp_path: Path) -> None:
     _, _, before = run_grid(tmp_path, answer, grid())
-    with pytest.raises(ConfigError, match=r"cell .* × .*: this run asked it in other words, with another seed or for another"):
+    with pytest.raises(
+        ConfigError, match=r"cell .* × .*: this run asked it with another prompt, another seed or another right answer"
+    ):
         run_grid(tmp_path, never, changed)
     assert run_grid(tmp_path, never, grid())[2] == before

@@ -299,7 +299,7 @@ def test_bad_paths(tmp_path: Path, name: str, message: str) -> None:
         ("q.toml", "[[question]]\ntext = 'Who?'\nsplit = 'test'\n", 1, "split = 'test': must be"),
         ("q.jsonl", '{"text": "Who?"}\n{"text": "Why?", "split": "dev"}\n', 1, "split is missing, but other questions have one"),
         ("q.jsonl", '{"text": "Who?", "split": "dev"}\n{"text": "Why?"}\n', 2, "split is missing, but other questions have one"),
-        ("q.txt", " \n", 1, "holds no question"),
+        ("q.txt", " \n", 1, "contains no question"),
     ],
 )
 def test_bad_roleplay_files(tmp_path: Path, name: str, content: str, line: int, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Models behind one protocol. `LOADERS` is the only place that knows the engines."""
+"""Load models behind one protocol. `LOADERS` is the only place that names the engines."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,29 +36,29 @@ LOADERS: dict[str, Callable[[ModelConfig, int | None], Model]] = {
     "openai": _load_openai,
     "python": _refuse_function,
 }
-"""What opens a model of each backend in `permix.config.BACKENDS`, given CPU threads. An engine is imported when it is used."""
+"""For each backend in `permix.config.BACKENDS`: (config, CPU threads) -> model. An engine is imported when it is first used."""
 
 
 def load_model(source: str | Path | ModelConfig, threads: int | None = None, *, name: str | None = None, **fields: Any) -> Model:
-    """Load a model: "bundled", a folder, a hub id, or the address of an OpenAI-compatible endpoint and the `name` it serves.
+    """Load a model: "bundled", a folder, a hub id, or the URL of an OpenAI-compatible endpoint and the `name` that it serves.
 
-    `fields` are those of the configuration's [model] section (`batch_size`, `dtype`, `concurrency`, `api_key_env` ...); a
-    `ModelConfig` has them all. torch is imported, and its CPU threads set to `threads`, only for a model in this process.
-    Raises ConfigError when the model cannot be loaded.
+    `fields`: other fields of the configuration's [model] section (`batch_size`, `dtype`, `concurrency`, `api_key_env` ...). They
+    and `name` are ignored if `source` is a `ModelConfig`. Only a model in this process imports torch, and sets its CPU threads to
+    `threads`. Raises ConfigError if the model cannot be loaded.
     """
     config = source if isinstance(source, ModelConfig) else build_model_config(source, name, **fields)
     return LOADERS[config.backend](config, threads)
 
 
 def build_model_config(source: str | Path, name: str | None = None, **fields: Any) -> ModelConfig:
-    """The [model] section for a folder, a hub id or an endpoint's address. Raises ConfigError for a field that is wrong."""
+    """The [model] section for a folder, a hub id or an endpoint's URL. Raises ConfigError for an invalid field."""
     if str(source).startswith(("http://", "https://")):
         if name is None:
-            raise ConfigError(f"model = {str(source)!r}: is an endpoint; say with name=... which of the models that it serves")
+            raise ConfigError(f"model = {str(source)!r}: is an endpoint; name one of the models that it serves with name=...")
         section: dict[str, Any] = {"backend": "openai", "base_url": str(source), "name": name}
     elif name is not None:
         raise ConfigError(
-            f"name = {name!r}: the model {str(source)!r} has its own; leave name out (label=... names it in tables)"
+            f"name = {name!r}: the model {str(source)!r} has its own name; leave name out (label=... names it in tables)"
         )
     else:
         section = {"name": str(source)}
@@ -66,10 +66,10 @@ def build_model_config(source: str | Path, name: str | None = None, **fields: An
 
 
 def check_model(config: ModelConfig, *, contact: bool) -> None:
-    """Raise ConfigError for a model that is not to be had, without loading weights.
+    """Raise ConfigError if the model cannot be used, without loading weights.
 
-    In this process: a name that can only be a folder and is none. Elsewhere: an address or a key that cannot be one, and with
-    `contact`, which asks the endpoint, one that does not answer.
+    For a model in this process: if its name can only be a folder and there is no such folder. For an endpoint: if its URL or key
+    is malformed and, with `contact`, if it does not answer.
     """
     if config.capabilities.is_local:
         from permix.inference.hf import check_model_folder

@@ -1,7 +1,7 @@
-"""The protocol every backend implements: requests in, completions out as they finish.
+"""Define the protocol that every backend implements: it takes requests and yields completions as they finish.
 
-A backend never raises for one bad request: it yields a `Failure` for it and goes on. It raises only when nothing can be
-answered at all (no such model, no such endpoint).
+A backend never raises for one bad request: it yields a `Failure` for it and continues. It raises only if it cannot answer any
+request (no such model, no such endpoint).
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from permix.types import Completion, Failure, Request, Sampling
 
 
 class CompletionResult(NamedTuple):
-    """What came back for the request at `request_index` of the sequence that was asked."""
+    """The result of the request at `request_index` in the sequence of requests."""
 
     request_index: int
     result: Completion | Failure
@@ -22,19 +22,19 @@ class Model(Protocol):
 
     @property
     def name(self) -> str:
-        """What a person calls it: a folder, a hub id, a served model's name."""
+        """The name that people use: a folder, a hub id, the name that an endpoint serves."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the weights may have changed, so that records of two models are never mixed."""
+        """A hash that changes whenever the weights may have changed, so that records of two models are never mixed."""
 
     @property
     def content_addressed(self) -> bool:
-        """Whether equal fingerprints mean equal weights, so that an answer may serve another run."""
+        """Whether equal fingerprints mean equal weights, so that completions may be cached for other runs."""
 
     @property
     def default_system(self) -> str | None:
-        """The system text its chat template inserts when none is sent; None when it inserts none or cannot be known."""
+        """The system message that the chat template inserts if a request has none; None if it inserts none or is unknown."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
-        """Yield one `CompletionResult` for every request, in any order, each as soon as it is there."""
+        """Yield one `CompletionResult` for every request, in any order, each as soon as it is finished."""

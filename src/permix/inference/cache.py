@@ -1,7 +1,7 @@
-"""A cache of completions that several runs share: the same request to the same model is not generated again.
+"""Cache completions for several runs: the same request to the same model is generated once.
 
 Contract: a completion is reused only if everything it depends on is equal, as text: the model's fingerprint, every message, the
-sampling, the seed (not for greedy decoding, which uses none), and the versions of the decoding packages. A row's key is a hash of
+sampling, the seed (except for greedy decoding), and the versions of the decoding packages. A row's key is a hash of
 that text; the text itself is stored in the row and compared. Failures are not cached. The cache is one SQLite file,
 `answers.sqlite`, which several processes may use at the same time.
 """
@@ -34,7 +34,7 @@ LOCK_TIMEOUT_S = 60.0
 
 
 class CachedModel:
-    """Implements `Model`: asks another model only for completions that are not cached. `hits` of `lookups` were."""
+    """Implements `Model`: asks another model only for completions that are not cached. Of `lookups`, `hits` were cached."""
 
     def __init__(self, model: Model, connection: sqlite3.Connection, path: Path) -> None:
         self.model, self.path = model, path
@@ -64,13 +64,13 @@ class CachedModel:
         try:
             row = self._connection.execute("SELECT asked, answer FROM answers WHERE key = ?", (_key(text),)).fetchone()
         except sqlite3.Error as error:
-            raise PermixError(f"{self.path}: {error}; if it is damaged, remove it and start again: it is only a cache") from error
-        with contextlib.suppress(ValueError):  # a row that somebody edited by hand counts as missing
+            raise PermixError(f"{self.path}: {error}; if it is damaged, delete it and start again: it is only a cache") from error
+        with contextlib.suppress(ValueError):  # a row that was edited by hand counts as missing
             return Completion.model_validate(json.loads(row[1])) if row is not None and row[0] == text else None
         return None
 
     def _store(self, text: str, completion: Completion) -> None:
-        answer = json.dumps(completion.model_dump(mode="json"))  # ASCII: half a surrogate pair has no UTF-8
+        answer = json.dumps(completion.model_dump(mode="json"))  # as ASCII, since a lone surrogate has no UTF-8
         try:
             self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (_key(text), text, answer))
         except sqlite3.Error as error:  # such as a full disk
@@ -88,7 +88,7 @@ def cache_key_text(fingerprint: str, request: Request, sampling: Sampling) -> st
 
 @cache
 def decoder_versions() -> dict[str, str]:
-    """Versions of the packages that turn weights and a prompt into a completion: another version may give another one."""
+    """Versions of the packages that decode: with another version the same request may give another completion."""
     return {name: version(name) for name in DECODER_PACKAGES}
 
 
@@ -100,8 +100,8 @@ def _key(text: str) -> str:
 def cached_model(model: Model, folder: Path | None, run_dir: Path) -> Iterator[Model]:
     """The model behind the cache in `folder`; the model itself if `folder` is None.
 
-    At the end a status line tells the hits, and `cache.json` of the run directory adds them up over its starts: `usage.json` does
-    not count what the cached completions cost. Raises ConfigError for a folder that cannot be used, and for a model whose
+    At the end a status line states the hits, and cache.json in the run directory sums them over all starts, since usage.json does
+    not count the cost of cached completions. Raises ConfigError for a folder that cannot be used, and for a model whose
     fingerprint does not identify its weights.
     """
     if folder is None:

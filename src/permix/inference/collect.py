@@ -1,8 +1,8 @@
-"""One loop for everything that is asked of a model and kept: find what is pending, request it, record each result as it comes.
+"""Ask a model for everything that is pending and record each result when it arrives. All stages use this one loop.
 
-Contract: what is pending follows from what is recorded, so a collection that was killed goes on where it was, and asks nothing
-twice. A `Failure` is the result of one item and goes to the records like a completion; whether the item is pending again in the
-next round is for `find_pending` to say. A request for which the model yields nothing stays pending. Nothing else is caught.
+Contract: the records alone determine what is pending, so a killed collection resumes where it stopped and asks nothing twice. A
+`Failure` is the result of one item and is recorded like a completion; `find_pending` decides whether the item is pending again in
+the next round. An item for which the model yields nothing stays pending. No exception is caught.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from permix.types import Cell, Completion, Failure, Request, Sampling
 
 
 class HasRequest(Protocol):
-    """An item that is pending: what to send for it."""
+    """A pending item, with the request to send."""
 
     @property
     def request(self) -> Request: ...
@@ -36,7 +36,7 @@ class CellRequest(NamedTuple):
         return cls(cell, Request(cell.messages, cell.seed, schema))
 
     def cell_with(self, result: Completion | Failure) -> Cell:
-        """The cell with what came of its request."""
+        """The cell with the result of its request."""
         return self.cell.model_copy(update={"failure" if isinstance(result, Failure) else "completion": result})
 
 
@@ -50,15 +50,15 @@ def collect(
     max_rounds: int | None = None,
     count_affordable_items: Callable[[Sequence[_Item]], int] = len,
 ) -> None:
-    """Request what is pending, round by round, until nothing is.
+    """Ask for all pending items, round by round, until no item is pending.
 
-    `find_pending` gives the items of the next round in the order of asking, and `record` writes down the result of one item and
-    advances the round's progress bar, which `open_progress` makes for a number of items. `max_rounds` bounds how often one start
-    asks for an item. `count_affordable_items` says how many of the next items a budget allows to be in flight together: when they
-    are back, and cost less than they might have, it is asked about the rest; 0 ends the collection.
+    `find_pending` returns the items of the next round in the order of asking; `record` writes one result and advances the
+    round's progress bar. `open_progress` makes that bar for a number of items. `max_rounds`: how often one start asks for an
+    item. `count_affordable_items` says how many of the next items the budget allows to be in flight together. It is called again
+    for the remaining items when these results have arrived, since they may cost less than their maximum; 0 ends the collection.
 
-    A round without any result is the last one: the next one would send the same requests. Raises what the model raises when it
-    can answer nothing, and what `record` raises.
+    The collection also ends after a round without any result, since the next round would send the same requests. Raises whatever
+    `model.generate` and `record` raise.
     """
     for _ in itertools.count() if max_rounds is None else range(max_rounds):
         pending, n_results = find_pending(), 0

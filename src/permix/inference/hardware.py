@@ -1,4 +1,4 @@
-"""Threads, memory allocation, device and precision of this machine. torch is imported only inside the functions that need it."""
+"""Set threads and memory allocation, and choose device and precision. torch is imported only in functions that need it."""
 
 import contextlib
 import ctypes
@@ -24,9 +24,9 @@ def set_passive_threads() -> None:
 
 
 def tune_malloc() -> None:
-    """Make glibc keep freed blocks instead of returning every large tensor to the kernel and faulting it in again.
+    """Make glibc keep freed memory instead of returning every large tensor to the kernel.
 
-    Without it a CPU training step spends a fifth of its time in the kernel. Does nothing where there is no glibc.
+    Otherwise a CPU training step spends a fifth of its time on page faults in the kernel. Does nothing without glibc.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
@@ -36,7 +36,7 @@ def tune_malloc() -> None:
 
 
 def release_memory() -> None:
-    """Free objects that only reference cycles hold (a trainer, its optimizer) and return freed blocks to the kernel."""
+    """Free objects that only reference cycles keep alive (a trainer, its optimizer) and return freed memory to the kernel."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -47,7 +47,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def set_threads(threads: int | None) -> int:
-    """Set torch's number of threads and return it; None means this process's share of the cores it may use."""
+    """Set torch's number of threads and return it. None means this process's share of the cores that it may use."""
     set_passive_threads()
     tune_malloc()
     import torch
@@ -58,7 +58,7 @@ def set_threads(threads: int | None) -> int:
 
 
 def cores_per_process(cores: int) -> int:
-    """Whole cores for each process that a launcher (torchrun, accelerate) started on this machine; at least 1."""
+    """Whole cores for each process of a launcher (torchrun, accelerate) on this machine; at least 1."""
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
@@ -69,7 +69,7 @@ def pick_device() -> str:
 
 
 def has_fast_bfloat16(device: str) -> bool:
-    """Whether the device multiplies in bfloat16 itself; where it only emulates that, bfloat16 is slower than float32."""
+    """Whether the device multiplies bfloat16 natively; where it emulates bfloat16, it is slower than float32."""
     import torch
 
     if device == "cuda":

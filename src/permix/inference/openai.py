@@ -1,11 +1,12 @@
-"""Completions from any OpenAI-compatible chat endpoint: vLLM, SGLang, llama.cpp, Ollama, a hosted API.
+"""Get completions from any OpenAI-compatible chat endpoint: vLLM, SGLang, llama.cpp, Ollama, a hosted API.
 
-Callers see an ordinary generator. Requests run on an event loop in a thread of its own, so it also works in a notebook. At most
+Callers see an ordinary generator. Requests run on an event loop in a thread of its own, so this also works in a notebook. At most
 `concurrency` requests are in flight, and at most about `BUFFERED_PER_REQUEST` times as many completions wait for the caller.
 Closing the generator cancels the requests in flight.
 
-Transient errors (408, 429, 5xx, a lost connection, a timeout, a malformed reply) are retried; an error that stays is a `Failure`
-of that request alone. ConfigError means that the endpoint can answer nothing: no such host, a refused key, an unknown model.
+Transient errors (408, 429, 5xx, a lost connection, a timeout, a malformed reply) are retried. A permanent error is a `Failure`
+of that request alone. ConfigError means that the endpoint cannot answer any request: no such host, a refused key, an unknown
+model.
 
 The key is read from the environment when it is needed; no file, message, log or repr contains it.
 """
@@ -276,9 +277,8 @@ class OpenAIModel:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
         """Yield one `CompletionResult` per request as it arrives. Raises ConfigError when the endpoint refuses everything.
 
-        Token counts are the endpoint's, 0 where it reports none, and include those of malformed replies that it charged for the
-        same request. Only the low 31 bits of a seed are sent. JSON schemas are sent until the endpoint refuses one and accepts
-        the same request without it.
+        Token counts are the endpoint's, or 0 if it reports none; they include malformed replies to the same request. Only the low
+        31 bits of a seed are sent. JSON schemas are sent until the endpoint refuses one and accepts the same request without it.
         """
         if not requests:
             return
@@ -361,7 +361,7 @@ class OpenAIModel:
             raise
 
     async def _with_timeout(self, reply: Awaitable[_T]) -> _T:
-        """Bound the whole reply; the HTTP client's own timeouts restart with every byte. Raises TimeoutError."""
+        """Limit the time of the whole reply; the HTTP client's own timeouts restart with every byte. Raises TimeoutError."""
         try:
             async with asyncio.timeout(self.config.timeout_s):
                 return await reply
@@ -448,14 +448,14 @@ class OpenAIModel:
         key = os.environ.get(self.config.api_key_env, "").strip()
         if not re.fullmatch(r"[!-~]*", key) or set(key) & set("\"'\\"):
             raise ConfigError(
-                f"environment variable {self.config.api_key_env}: not a key: it holds spaces, quotes, backslashes or "
-                "characters outside ASCII, none of which an HTTP header can carry"
+                f"environment variable {self.config.api_key_env}: not a key: it contains spaces, quotes, backslashes or "
+                "non-ASCII characters, which an HTTP header cannot carry; set it to the key alone"
             )
         return key
 
     def _sanitize_message(self, text: str) -> str:
         """Text safe for a record or a terminal: no key, no control characters, at most `MAX_ERROR_CHARS` characters."""
-        # The key goes first: cutting first could leave half of it, which would not be recognised.
+        # The key is replaced before the text is cut: half a key would not be recognised.
         if key := self._api_key():
             text = text.replace(key, "[redacted]")
         shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: MAX_ERROR_CHARS + 1])

@@ -1,9 +1,9 @@
-"""Models made of Python: a function or an object of the user's own (`wrap_model`), and a script (`ScriptedModel`).
+"""Make models from Python: from a function or object of the user (`wrap_model`), or from a script (`ScriptedModel`).
 
 `ScriptedModel` is for tests, examples and dry runs of a whole pipeline. Its script is a function of the request, a mapping from
-the last message's text, or a list of replies used up in the order asked. A reply is a text, a ready `Completion`, or a
-`Failure`; an OSError raised by the function (TimeoutError, ConnectionError) becomes the `Failure` it would be behind a real
-backend, and any other exception is a fault of the script and is raised.
+the last message's text to a reply, or a list of replies, used in order. A reply is a text, a `Completion` or a `Failure`. If the
+function raises an OSError (TimeoutError, ConnectionError), the result is a `Failure`, as behind a real backend; any other
+exception is an error of the script and propagates.
 """
 
 import inspect
@@ -21,7 +21,7 @@ ReplyScript = Callable[[Request], ScriptedReply] | Mapping[str, ScriptedReply] |
 
 
 class ScriptedModel:
-    """Implements `Model`. `requests` holds every request so far, in order. A token is a word."""
+    """Implements `Model`. `requests` lists every request so far, in order. Words count as tokens."""
 
     default_system: str | None = None
     content_addressed = True
@@ -58,20 +58,20 @@ class ScriptedModel:
 
 
 MessageFunction = Callable[[list[Message]], str]
-"""messages -> the text of the answer."""
+"""(messages) -> the text of the answer."""
 
 
 class FunctionModel:
-    """Implements `Model` by a function of the user's own, called once a request, one after another; it is not told the sampling.
+    """Implements `Model` with a function of the user. It is called once for each request, in order, without the sampling.
 
-    An exception that it raises, or an answer that is no text, is the `Failure` of that request alone.
+    If it raises an exception or returns something other than a text, the result is a `Failure` of that request alone.
     """
 
     default_system: str | None = None
     content_addressed = False
 
     def __init__(self, function: MessageFunction, name: str | None = None) -> None:
-        """`name` stands for the function when a run goes on; without it, its qualified name and source do."""
+        """`name` identifies the function when a run is resumed; without it, its qualified name and source do."""
         self.name = name or _qualified_name(function)
         self.fingerprint = digest("function", self.name, "" if name else _source_code(function))
         self._function = function
@@ -83,15 +83,15 @@ class FunctionModel:
     def _call(self, request: Request) -> Completion | Failure:
         try:
             return _to_completion(self._function([message.copy() for message in request.messages]))
-        except Exception as error:  # a user's function may raise anything; it is this cell's failure, not the run's
+        except Exception as error:  # a user's function may raise anything; only this cell fails, not the run
             return Failure(type=type(error).__name__, message=str(error))
 
 
 class GeneratorModel:
-    """Implements `Model` by an object of the user's own that has `generate(requests, sampling)`.
+    """Implements `Model` with an object of the user that has `generate(requests, sampling)`.
 
-    That yields (index of the request, `Completion`, `Failure` or text) in any order, or texts alone in the order of the
-    requests. `name` and `fingerprint` are the object's own where it has them.
+    `generate` yields pairs (index of the request, result) in any order, where a result is a `Completion`, a `Failure` or a text;
+    or it yields texts in the order of the requests. `name` and `fingerprint` are those of the object if it has them.
     """
 
     default_system: str | None = None
@@ -113,18 +113,18 @@ MODEL_ATTRIBUTES = ("name", "fingerprint", "content_addressed", "default_system"
 
 
 def wrap_model(model: Any, name: str | None = None) -> Model:
-    """A function, or an object with `generate`, as a `Model`; what is one already stays as it is.
+    """Wrap a function, or an object with `generate`, as a `Model`; a `Model` is returned unchanged.
 
-    Raises ConfigError for what is none of them, and for a function whose source cannot be read when no `name` is given.
+    Raises ConfigError for any other object, and without a `name` for a function whose source cannot be read.
     """
     if all(hasattr(model, attribute) for attribute in MODEL_ATTRIBUTES):
         if name is not None:
-            raise ConfigError(f"name = {name!r}: the model {model.name!r} has its own; leave name out")
+            raise ConfigError(f"name = {name!r}: the model {model.name!r} has its own name; leave name out")
         wrapped: Model = model
         return wrapped
     if hasattr(model, "save_pretrained"):
         raise ConfigError(
-            "model: a network without its tokenizer cannot be asked; save both into a folder and give its path, or give a "
+            "model: a network without its tokenizer cannot answer; save both into a folder and give its path, or give a "
             "function messages -> text"
         )
     if hasattr(model, "generate"):
@@ -132,8 +132,8 @@ def wrap_model(model: Any, name: str | None = None) -> Model:
     if callable(model):
         return FunctionModel(model, name)
     raise ConfigError(
-        f"model: {type(model).__name__} is none; give a folder, a hub id, what permix.load_model returns, a function messages -> "
-        "text, or an object with generate(requests, sampling)"
+        f"model: {type(model).__name__} is not a model; give a folder, a hub id, what permix.load_model returns, a function "
+        "messages -> text, or an object with generate(requests, sampling)"
     )
 
 
@@ -144,7 +144,7 @@ def _to_completion(text: object) -> Completion:
 
 
 def _unwrap(function: Any) -> Any:
-    """The function, or the class, whose source says what `function` does."""
+    """The function or class whose source defines `function`: without partials, and the class of a callable object."""
     while isinstance(function, partial):
         function = function.func
     return function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
@@ -155,7 +155,8 @@ def _qualified_name(function: Any) -> str:
 
 
 def _source_code(function: Any) -> str:
-    """Raises ConfigError for code without a source file, and for a lambda, whose source is the whole line around it."""
+    """The source of a function or of an object's class. Raises ConfigError for code without a source file, and for a lambda,
+    whose source is the whole line around it."""
     name = _qualified_name(function)
     bound = repr((function.args, function.keywords)) if isinstance(function, partial) else ""
     if not name.endswith("<lambda>"):
@@ -164,5 +165,5 @@ def _source_code(function: Any) -> str:
         except (OSError, TypeError):
             pass
     raise ConfigError(
-        f'model: the source of {name} cannot be read, so another function could not be told from it; give name="..."'
+        f'model: the source of {name} cannot be read, so it cannot be distinguished from another function; give name="..."'
     )

@@ -1,15 +1,15 @@
-"""The run directory: what a stage was asked to do, on what, and every cell it produced. `RunDir` writes it, `RunReader` reads it.
+"""Write a run directory (`RunDir`) and read it (`RunReader`). Its main files:
 
     config.json        the resolved configuration
     provenance.json    format, versions, revision, command, and the identity: what all records of the run have in common
-    grid.json          which personas and questions are asked, of a stage that asks some
-    records.jsonl      one `Cell` a line, appended as each is finished
-    log.jsonl          of a training, one step a line
-    usage.json         CPU and wall seconds, and memory
+    grid.json          the personas and questions of the run, if its stage asks questions
+    records.jsonl      one `Cell` a line, appended when the cell is finished
+    log.jsonl          one line a training step
+    usage.json         CPU and wall seconds, and peak memory
     metrics.json       the stage's result
 
-`records.jsonl` survives a kill at any moment: a torn last line is dropped when the run is opened again, and only cells without a
-result are asked again. One process at a time may write a run.
+Contract: `records.jsonl` survives a kill at any moment. An incomplete last line is deleted when the run is opened again. One
+process at a time may write a run.
 """
 
 import contextlib
@@ -53,27 +53,27 @@ PROVENANCE_PACKAGES = (
 
 
 RUN_FORMAT = 2
-"""The format of a run directory: its file names and the names of their fields. Runs of format 1 carry no number."""
+"""Version of the run directory's format: its file names and their field names. Runs of format 1 do not state it."""
 
 
 def read_provenance(run: Path) -> dict[str, Any]:
-    """provenance.json of a run. Raises DataError when it is missing, broken, or of another format than this version writes."""
+    """Read provenance.json of a run. Raises DataError if it is missing, broken, or not of format `RUN_FORMAT`."""
     path = run / "provenance.json"
-    found = read_json(path)
-    if found.get("format", 1) != RUN_FORMAT:
+    provenance = read_json(path)
+    if provenance.get("format", 1) != RUN_FORMAT:
         raise DataError(
-            f"{path}: the run has format {found.get('format', 1)}, and this version of permix reads format {RUN_FORMAT}; run its "
-            "command again into a new folder, or read it with the version that wrote it "
-            f"(permix {found.get('permix', '0.1.0')}, revision {found.get('revision') or 'unknown'})"
+            f"{path}: the run has format {provenance.get('format', 1)}, and this version of permix reads format {RUN_FORMAT}; "
+            "run its command again into a new folder, or read it with the version that wrote it "
+            f"(permix {provenance.get('permix', '0.1.0')}, revision {provenance.get('revision') or 'unknown'})"
         )
-    return found
+    return provenance
 
 
 class RunReader:
-    """A run directory, whose files are read when they are asked for, once each.
+    """Reads a run directory; each property reads its file on first access, once.
 
-    Raises DataError at once for a run of another format. A run made by hand may lack any of the files; where a property needs one
-    that is missing, it says so.
+    Creating it raises DataError for a run of another format. A run made by hand may lack any file; a property that needs a
+    missing file raises DataError or returns an empty value, as its docstring says.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,7 +82,7 @@ class RunReader:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What all records of the run have in common. Raises DataError without provenance.json."""
+        """The settings that all records of the run have in common. Raises DataError without provenance.json."""
         provenance = self.provenance or read_provenance(self.path)
         if "identity" not in provenance:
             raise DataError(f"{self.path / 'provenance.json'}: has no identity; is this a run directory?")
@@ -96,23 +96,23 @@ class RunReader:
 
     @property
     def stage(self) -> str:
-        """The command that makes such a run; "" where the configuration names none."""
+        """The command that made the run; "" if the configuration does not name it."""
         return str(self.config.get("stage") or "")
 
     @property
     def label(self) -> str | None:
-        """The name that the user gave the run."""
+        """The name that the user gave the run; None without one."""
         label = self.config.get("label")
         return str(label) if label else None
 
     @cached_property
     def usage(self) -> dict[str, Any]:
-        """CPU and wall seconds, and memory; {} where they were not recorded."""
+        """CPU and wall seconds, and peak memory in MB; {} if they were not recorded."""
         return self._read_if_there("usage.json")
 
     @cached_property
     def grid(self) -> dict[str, Any]:
-        """Which personas and questions are asked; {} where the run does not say."""
+        """The personas and questions of the run; {} without grid.json."""
         return self._read_if_there("grid.json")
 
     @property
@@ -121,12 +121,12 @@ class RunReader:
 
     @cached_property
     def cells(self) -> CellIndex:
-        """The recorded cells and, as `cells.summaries`, what is kept of each in memory."""
+        """The recorded cells; `cells.summaries` has the summaries that are kept in memory."""
         return read_cells(self.records_path)
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
-        """The steps of a training, in order. A step done again after a resume counts once, as it was logged last."""
+        """The steps of a training, in order. Of a step that was repeated after a resume, the last record counts."""
         steps = dict(read_jsonl(self.path / "log.jsonl", parse_log_step, "a training step"))
         return [steps[number] for number in sorted(steps)]
 
@@ -135,20 +135,20 @@ class RunReader:
 
 
 def require_run(path: Path) -> RunReader:
-    """The run at `path`. Raises DataError when there is none, or one of another format."""
+    """The run at `path`. Raises DataError if there is no run, or a run of another format."""
     run = RunReader(path)
     _ = run.config
     return run
 
 
 def parse_log_step(line: bytes) -> tuple[int, dict[str, Any]]:
-    """(number of the step, all that was logged of it) of a line of log.jsonl."""
+    """(number of the step, all of its fields), from a line of log.jsonl."""
     step = json.loads(line)
     return int(step["step"]), step
 
 
 class RunDir:
-    """A run directory held by this process. Open it with `RunDir.open`, as a context manager."""
+    """A run directory that this process has locked for writing. Open it with `RunDir.open`, as a context manager."""
 
     def __init__(self, path: Path, lock: IO[str]) -> None:
         self.path = path
@@ -165,14 +165,14 @@ class RunDir:
         expected_cells: Iterable[Cell] = (),
         new_identity_keys: Collection[str] = (),
     ) -> Iterator["RunDir"]:
-        """Create the run, or go on with it.
+        """Create the run, or resume it.
 
-        `identity` is what every record of a run has in common (model fingerprint, sampling, wording ...); `expected_cells`
-        are the cells
-        that it is going to hold. A run on disk whose identity lacks one of the keys `new_identity_keys` is given it, and
-        keeps it. Raises
-        ConfigError when another process holds the run, or when the run on disk has another identity or asked one of these cells
-        otherwise; nothing on disk has changed then.
+        `identity`: the settings that all records of a run have in common (model fingerprint, sampling, template ...).
+        `expected_cells`: the cells that the run will contain. `new_identity_keys`: keys that are added to the identity of a run
+        on disk that lacks them.
+
+        Raises ConfigError, and changes nothing on disk, if another process is writing the run, if the run on disk has another
+        identity, or if it asked one of these cells with another prompt, seed or gold.
         """
         path.mkdir(parents=True, exist_ok=True)
         with _lock_run_dir(path) as lock:
@@ -186,17 +186,18 @@ class RunDir:
     def _open_or_resume(
         self, config: BaseModel, identity: Mapping[str, Any], expected_cells: Iterable[Cell], new_identity_keys: Collection[str]
     ) -> None:
-        settled = json.loads(json.dumps(identity))
-        known = self.path / "provenance.json"
-        if known.exists():
-            born = read_provenance(self.path)
-            gained = {key: settled[key] for key in new_identity_keys if key in settled and born["identity"].get(key) is None}
-            _check_same_identity(self.path, born["identity"] | gained, settled)
+        requested = json.loads(json.dumps(identity))  # as JSON has it: a tuple and a list must compare equal
+        path = self.path / "provenance.json"
+        if path.exists():
+            provenance = read_provenance(self.path)
+            recorded = provenance["identity"]
+            added = {key: requested[key] for key in new_identity_keys if key in requested and recorded.get(key) is None}
+            _check_same_identity(self.path, recorded | added, requested)
             check_cells_unchanged(self.cells(), expected_cells)
-            if gained:
-                write_json(known, born | {"identity": born["identity"] | gained})
+            if added:
+                write_json(path, provenance | {"identity": recorded | added})
         else:
-            write_json(known, {"format": RUN_FORMAT} | collect_provenance() | {"identity": settled})
+            write_json(path, {"format": RUN_FORMAT} | collect_provenance() | {"identity": requested})
         write_json(self.path / "config.json", config)
 
     @property
@@ -208,10 +209,10 @@ class RunDir:
 
     @contextlib.contextmanager
     def track_usage(self, sum_over_processes: Callable[[float], float] = float) -> Iterator[None]:
-        """Add the CPU and wall seconds of the block to usage.json, also when it ends by an error or Ctrl-C.
+        """Add the CPU and wall seconds of the block to usage.json, also when the block ends with an error or Ctrl-C.
 
-        `sum_over_processes` turns this process's CPU seconds into those of all that worked with it; it is asked when the
-        block ends by itself.
+        `sum_over_processes` maps this process's CPU seconds to the sum over all processes of the run. It is not called after an
+        error, when other processes may no longer answer.
         """
         cpu, wall = cpu_seconds(), time.monotonic()
         try:
@@ -230,7 +231,7 @@ class RunDir:
         write_json(path, totals | {"peak_mb": max(before.get("peak_mb", 0), _peak_mb())})
 
     def append(self, cells: Iterable[Cell]) -> None:
-        """Add cells; they are with the operating system when this returns, so a killed process loses none of them."""
+        """Append cells. When this returns the operating system has them, so a killed process loses none of them."""
         self._writer.append(cells)
 
 
@@ -260,29 +261,29 @@ def _check_same_identity(path: Path, recorded: Mapping[str, Any], requested: Map
 
 
 def check_cells_unchanged(recorded: Mapping[CellKey, Cell], expected_cells: Iterable[Cell]) -> None:
-    """Raise ConfigError for the first cell that the run knows in other words, with another seed or with another answer."""
+    """Raise ConfigError for the first cell that the run recorded with other messages, another seed or another gold."""
     for cell in expected_cells:
-        found = recorded.get(cell.key, cell)
-        if (found.messages, found.seed, found.gold) != (cell.messages, cell.seed, cell.gold):
+        on_disk = recorded.get(cell.key, cell)
+        if (on_disk.messages, on_disk.seed, on_disk.gold) != (cell.messages, cell.seed, cell.gold):
             raise ConfigError(
-                f"cell {cell.key}: this run asked it in other words, with another seed or for another answer; "
-                "give another folder, or the settings it was made with"
+                f"cell {cell.key}: this run asked it with another prompt, another seed or another right answer; "
+                "give another folder, or the settings that the run was made with"
             )
 
 
 def _peak_mb() -> int:
-    """The largest resident memory this process has had, in MB (Linux counts it in KiB)."""
+    """This process's peak resident memory, in MB (Linux counts it in KiB)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def cpu_seconds() -> float:
-    """CPU seconds of this process and of the workers it has waited for."""
+    """CPU seconds of this process and of its child processes that have ended."""
     now = os.times()
     return now.user + now.system + now.children_user + now.children_system
 
 
 def collect_provenance() -> dict[str, Any]:
-    """Where a number was born: versions, source revision, command, machine and time."""
+    """Versions, source revision, command, machine and time of this process."""
     return {
         "permix": __version__,
         "python": platform.python_version(),
@@ -303,7 +304,7 @@ def _package_versions() -> Iterator[tuple[str, str]]:
 
 
 def source_revision() -> str | None:
-    """The git revision permix runs from ("+" when files are changed), or None when it is installed as a package."""
+    """The git revision that permix runs from, with "+" if files are changed; None if permix is installed as a package."""
     here = Path(__file__).resolve().parent
     try:
         revision = _git(here, "rev-parse", "--short=12", "HEAD")
