@@ -24,13 +24,13 @@ _UNPRINTABLE_CATEGORIES = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
 
 
 def escape_control(text: str) -> str:
-    """Replace unprintable characters by visible codes; keep "\\n", turn "\\r\\n" into "\\n" and tabs into spaces."""
+    """Replace unprintable characters with visible codes; keep "\\n", turn "\\r\\n" into "\\n" and tabs into spaces."""
     normalized = text.replace("\r\n", "\n").expandtabs(4)
     if normalized.replace("\n", " ").isprintable():  # nearly every text; a hundred times as fast as the loop below
         return normalized
     return "".join(
-        one if one == "\n" or unicodedata.category(one) not in _UNPRINTABLE_CATEGORIES else _escape_code(one)
-        for one in normalized
+        char if char == "\n" or unicodedata.category(char) not in _UNPRINTABLE_CATEGORIES else _escape_code(char)
+        for char in normalized
     )
 
 
@@ -47,7 +47,7 @@ def escape_markdown(text: str) -> str:
     """Escape text for a Markdown table cell or sentence: markup becomes numeric references, line ends become <br>."""
     escaped = _MARKUP_CHARS.sub(_match_to_reference, escape_control(text))
     escaped = _WWW_LINK.sub(r"\1&#46;", escaped)
-    escaped = _BLOCK_START.sub(lambda found: found[1] + "".join(_numeric_reference(one) for one in found[2]), escaped)
+    escaped = _BLOCK_START.sub(lambda match: match[1] + "".join(map(_numeric_reference, match[2])), escaped)
     return escaped.strip("\n").replace("\n", "<br>")
 
 
@@ -57,8 +57,8 @@ def escape_for_figure(text: str, width: int) -> str:
     return "\u200a" + line if line.startswith("_") else line
 
 
-def _match_to_reference(found: re.Match[str]) -> str:
-    return _numeric_reference(found[0])
+def _match_to_reference(match: re.Match[str]) -> str:
+    return _numeric_reference(match[0])
 
 
 def _numeric_reference(character: str) -> str:

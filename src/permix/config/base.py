@@ -104,7 +104,7 @@ def format_validation_error(error: ValidationError) -> str:
     """A pydantic error as text: for each field its path, its value and what is wrong, separated by semicolons."""
     lines = []
     for one in error.errors():
-        where = ".".join(str(part) for part in one["loc"]) or "configuration"
+        field = ".".join(str(part) for part in one["loc"]) or "configuration"
         shown = "" if isinstance(one["input"], (dict, BaseModel)) else f" = {one['input']!r}"
-        lines.append(f"{where}{shown}: {one['msg'].removeprefix('Value error, ')}")
+        lines.append(f"{field}{shown}: {one['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines)

@@ -251,15 +251,15 @@ class OpenAIModel:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of address, model name and the metadata of the weights in `GET /models`.
+        """A digest of the address, the model's name and the metadata of the weights in `GET /models`.
 
-        Best effort: most servers give no metadata, and then another model under the same name is not noticed. Asks the endpoint
-        on first use, and raises ConfigError as `check_endpoint` does.
+        Most servers give no metadata; then another model under the same name goes unnoticed. The first use asks the endpoint and
+        raises ConfigError as `check_endpoint` does.
         """
         self.check_endpoint()
-        where = f"{self._url.netloc.lower()}{self._url.path.rstrip('/')}"
-        own = [_weights_metadata(served) for served in self._served_models or () if served.id == self.name]
-        return digest("openai", where, self.name, *own)
+        address = f"{self._url.netloc.lower()}{self._url.path.rstrip('/')}"
+        metadata = [_weights_metadata(served) for served in self._served_models or () if served.id == self.name]
+        return digest("openai", address, self.name, *metadata)
 
     def check_endpoint(self) -> None:
         """Raise ConfigError unless the endpoint can be reached and accepts the key. Only the first call asks it.
