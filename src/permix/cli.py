@@ -345,7 +345,7 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
         values = config.read_config_values(path)
         stage = values.get("stage", verb)
         if stage != verb:
-            raise ConfigError(f'{path}: configures "permix {stage}", not "permix {verb}"; run permix {stage} {path}')
+            raise ConfigError(f'{path}: configures "permix {stage}", not "permix {verb}"')
         base = config.build_config(cls, values, source=str(path), partial=True)
         check_task_name(base, str(path))
     options: dict[str, Any] = {} if base is None else {"default": base}

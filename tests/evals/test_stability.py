@@ -215,7 +215,7 @@ def test_a_persona_of_another_text_is_refused_and_the_run_stays_as_it_was(tmp_pa
         other = stability_config(tmp_path, server.base_url, resamples=200)
         pool = tmp_path / "pool.toml"
         pool.write_text(pool.read_text().replace("a careful clerk", "a careless clerk"))
-        with pytest.raises(ConfigError, match=r"cell 'clerk' × .*this run asked it in other words"):
+        with pytest.raises(ConfigError, match=r"cell 'clerk' × .*this run asked it with another prompt"):
             run_stability(other)
     assert {name: (config.out / name).read_bytes() for name in before} == before
     assert len(server.asked) == 24

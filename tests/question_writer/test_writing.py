@@ -325,7 +325,7 @@ def test_a_persona_in_other_words_is_refused(tmp_path: Path) -> None:
     written(ScriptedModel(author), stage)
     work = build_writing_job(stage)
     other = work.personas[0].model_copy(update={"text": "a careless clerk"})
-    with pytest.raises(ConfigError, match="in other words"):
+    with pytest.raises(ConfigError, match="asked it with another prompt"):
         run_writing_job(ScriptedModel(author), stage, work._replace(personas=(other, work.personas[1])))
 
 

@@ -209,7 +209,7 @@ def test_cells_asked_otherwise_are_refused_before_anything_is_written(tmp_path: 
     before = (tmp_path / "config.json").read_bytes()
     for changed in (cell("q1", seed=8), cell("q1", gold="13"), cell("q1", messages=())):
         with (
-            pytest.raises(ConfigError, match=r"cell None × 'q1', sample 0: this run asked it in other words"),
+            pytest.raises(ConfigError, match=r"cell None × 'q1', sample 0: this run asked it with another prompt"),
             RunDir.open(tmp_path, StabilityConfig(label="other"), IDENTITY, [cell("q2"), changed]),
         ):
             pass
