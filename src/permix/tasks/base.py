@@ -96,9 +96,9 @@ def select_questions(questions: Iterable[Question], config: TaskConfig) -> tuple
         distinct.setdefault(question.content_hash, question)
     _check_unique_ids(distinct.values(), config)
     if config.n > len(distinct):
-        levels_text = f" of the levels {', '.join(config.levels)}" if config.levels else ""
+        levels = f" of the levels {', '.join(config.levels)}" if config.levels else ""
         raise ConfigError(
-            f"task.n = {config.n}: {config.name} has {len(distinct)} distinct questions{levels_text} in the {config.split} split; "
+            f"task.n = {config.n}: {config.name} has {len(distinct)} distinct questions{levels} in the {config.split} split; "
             f"give task.n = {len(distinct)} or less"
         )
     order = sorted(distinct, key=lambda content: digest("choose", str(config.seed), content))

@@ -96,8 +96,8 @@ def _canonical_decimal(digits: str) -> str:
 def last_number(text: str) -> str | None:
     """The last number in a text, in canonical form, or None: "1,234.50" -> "1234.5", ".5" -> "0.5", "$18" -> "18", "3/4", "12%".
 
-    "5-3" ends in 3: a minus is a sign only if nothing on its left could be the first number of a difference. A number at the end of
-    a word (CO2) does not count. Takes linear time.
+    "5-3" ends in 3: a minus is a sign only if nothing on its left could be the first number of a difference. A number at the end
+    of a word (CO2) does not count. Takes linear time.
     """
     last = None
     for last in _NUMBER_IN_TEXT.finditer(text.translate(_MINUS_SIGNS)):  # noqa: B007 - only the last match matters
