@@ -282,6 +282,7 @@ def _widen_to_own_interval(noise_model: NoiseModel, estimates: dict[str, Estimat
     A persona moderately far from all others is shrunk towards them; without this the interval would miss its true accuracy too
     often.
     """
+    # t and not normal quantiles, since the noise is estimated from the questions.
     t = float(stdtrit(max(estimates["worst"].n - 1, 1), 0.975))
     reach_P = t * np.sqrt(noise_model.noise_var_P + noise_model.levels.variance)
     worst, best = noise_model.angle_P.argmin(), noise_model.angle_P.argmax()

@@ -124,6 +124,7 @@ def measure_rounds(
     if not scored_P.size:
         return SequentialResult(None, (), None)
     mean_P_Q, ends = mean_P_Q[scored_P], [one.until for one in rounds]
+    # A permutation test of all rounds would be invalid: it takes the personas of later rounds as fixed, but scores chose them.
     p = fisher_combined_p(persona_effect_p(mean_P_Q[:, : ends[0]], seed, resamples), later_rounds_p(mean_P_Q, ends))
     draws = posterior.sample_posterior(mean_P_Q, baseline_Q, seed=seed, missing_by_design=True)
     return SequentialResult(draws, tuple(persona_ids[int(place)] for place in scored_P), p)
@@ -159,6 +160,7 @@ def later_rounds_p(mean_P_Q: Array, round_ends: Sequence[int]) -> float | None:
     total = variance = 0.0
     for before, until in pairwise(round_ends):
         asked_P = ~np.isnan(mean_P_Q[:, before:until]).all(axis=1)
+        # The weights use earlier rounds only: with this round's own scores t_q would not have mean 0.
         earlier_P = statistics.mean_over_samples(mean_P_Q[asked_P, :before])
         for score_K in mean_P_Q[asked_P, before:until].T:
             scored_K = ~np.isnan(score_K) & ~np.isnan(earlier_P)

@@ -99,6 +99,7 @@ def fit_two_way(mean_P_Q: Array, counts_R_Q: Array) -> TwoWayFit:
     freedom for N scores. In a complete grid L⁺ = (I − J/P) / Q with J all ones, and no matrix is inverted.
     """
     P = len(mean_P_Q)
+    # A question with a score of one persona only says nothing about differences between personas.
     scored_P_Q = ~np.isnan(mean_P_Q) & ((~np.isnan(mean_P_Q)).sum(axis=0) > 1)
     personas_Q = scored_P_Q.sum(axis=0).astype(float)
     centred_P_Q = np.where(scored_P_Q, mean_P_Q - mean_over_samples(mean_P_Q.T), 0.0)
