@@ -200,7 +200,7 @@ def summarize_identifiability(
     predicted_L_P_Q = cross_val_predict(
         masked_train_P_Q, masked_P_Q, [true_P_Q, *shuffled_S_P_Q], split, text_features, linear_classifier
     )
-    # Controls: without the answers, and without the words, the classifier must be near chance if nothing leaks.
+    # A control: without the answers an accuracy above chance would mean that the folds leak.
     by_question_P_Q = cross_val_predict(question_P_Q, question_P_Q, [true_P_Q], split, text_features, linear_classifier)[0]
     by_length_P_Q = cross_val_predict(train_text_P_Q, answer_P_Q, [true_P_Q], split, length_features, length_classifier)[0]
 

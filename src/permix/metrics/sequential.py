@@ -124,7 +124,7 @@ def measure_rounds(
     if not scored_P.size:
         return SequentialResult(None, (), None)
     mean_P_Q, ends = mean_P_Q[scored_P], [one.until for one in rounds]
-    # A permutation test of all rounds would be invalid: it takes the personas of later rounds as fixed, but scores chose them.
+    # A permutation test of all rounds would be invalid: shuffled first scores would have led to other personas in later rounds.
     p = fisher_combined_p(persona_effect_p(mean_P_Q[:, : ends[0]], seed, resamples), later_rounds_p(mean_P_Q, ends))
     draws = posterior.sample_posterior(mean_P_Q, baseline_Q, seed=seed, missing_by_design=True)
     return SequentialResult(draws, tuple(persona_ids[int(place)] for place in scored_P), p)
