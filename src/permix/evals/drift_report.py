@@ -142,11 +142,11 @@ QuestionOrder = Literal["balanced", "written", "model"]
 _BOOTSTRAP_BLOCK = 500
 
 SERIES_DESCRIPTIONS = {
-    "identifiability": "the persona is told by a classifier taught by its answers to single questions",
-    "breaks": "answers in which the character is broken outright",
-    "repetition": "of an answer's runs of four words, those said earlier in the interview",
-    "echo": "of an answer's runs of three words, those of the question just put",
-    "words": "words of an answer",
+    "identifiability": "share of answers whose persona a classifier names; trained on the personas' answers to single questions",
+    "breaks": "share of answers that break character by a rule",
+    "repetition": "share of an answer's 4-word sequences that the persona used earlier in the interview",
+    "echo": "share of an answer's 3-word sequences that are also in its question",
+    "words": "number of words in an answer",
 }
 
 SHARE_MEASURES = ("identifiability", "breaks")

@@ -1,7 +1,7 @@
-"""Dev evaluations of a training run as a curve, and the choice of a checkpoint from it.
+"""Choose a checkpoint by the dev evaluations of a training run.
 
-Contract: pure functions of points; no files. Scores are better when higher, and a point without a score is neither better nor
-worse than another.
+Contract: pure functions of points; no files. A higher score is better. A point without a score is never chosen, and it does not
+count towards the patience.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,9 @@ from permix.types import Estimate, Record
 
 
 class DevEvalPoint(MeasureRecord):
-    """One dev evaluation. `identifiability` and `chance` are None without open-ended questions; `n_scored` of `n_asked` counts
-    the cells with a persona; `completion_tokens` is a mean per answer."""
+    """One dev evaluation. `identifiability` and `chance` are None without open-ended questions. `n_scored` and `n_asked` count
+    cells with a persona. `completion_tokens` is the mean per answer.
+    """
 
     VIEW = "dev_eval"
 
@@ -28,12 +29,12 @@ class DevEvalPoint(MeasureRecord):
     n_asked: int
 
     def __str__(self) -> str:
-        told = [f"{one.log_label} {_format_score(self.measures[one.name].value)}" for one in measures_in("dev_eval_log")]
+        parts = [f"{one.log_label} {_format_score(self.measures[one.name].value)}" for one in measures_in("dev_eval_log")]
         if self.identifiability is not None:
-            told.append(f"identifiability {_format_score(self.identifiability.value)} (chance {_format_score(self.chance)})")
+            parts.append(f"identifiability {_format_score(self.identifiability.value)} (chance {_format_score(self.chance)})")
         if self.n_scored < self.n_asked:
-            told.append(f"{self.n_scored} of {self.n_asked} cells scored")
-        return ", ".join(told)
+            parts.append(f"{self.n_scored} of {self.n_asked} cells scored")
+        return ", ".join(parts)
 
     def estimate(self, name: str) -> Estimate | None:
         """A measure by name, or "identifiability"."""
@@ -41,7 +42,7 @@ class DevEvalPoint(MeasureRecord):
 
 
 class DevCurve(NamedTuple):
-    """The dev evaluations of a run so far, at least one, by step."""
+    """The dev evaluations of a run so far: at least one, by ascending step."""
 
     points: tuple[DevEvalPoint, ...]
     config: DevEvalConfig
@@ -54,8 +55,8 @@ class DevCurve(NamedTuple):
 class DevSelection(Record):
     """The choice by the points so far.
 
-    `best_step` is the step of the first highest score; None if no point has a score. `n_since_best` counts points with a score
-    after it; `should_stop` tells that they have reached the patience.
+    `best_step` is the first step with the highest score; None if no point has a score. `n_since_best` counts later points with a
+    score. `should_stop`: this number has reached the patience.
     """
 
     metric: DevMetric
@@ -72,8 +73,8 @@ def selection_scores(points: Sequence[DevEvalPoint], metric: DevMetric) -> list[
     """A score for each point, higher is better; None where it cannot be computed.
 
     "balanced": worst persona's accuracy − max(0, identifiability of the first point − identifiability now). Both are shares of
-    answers, so a loss in identifiability costs as much as the same loss in accuracy. A gain adds nothing: measured against the
-    base model's own answers it is noise or caricature. A ratio would be unstable where the base's identifiability is near 0.
+    answers, so a loss in identifiability costs as much as the same loss in accuracy. A gain adds nothing: compared with the base
+    model's own answers, a gain is noise or caricature. A ratio would be unstable where the base's identifiability is near 0.
     """
     if metric != "balanced":
         return [point.measures[metric].value for point in points]
@@ -87,7 +88,7 @@ def _balanced_score(point: DevEvalPoint, first_point: DevEvalPoint) -> float | N
 
 
 def select_checkpoint(points: Sequence[DevEvalPoint], metric: DevMetric, patience: int | None = None) -> DevSelection:
-    """The choice by these points (at least one, by step). A tie goes to the earlier step: less training for the same score."""
+    """The choice by these points: at least one, by ascending step. Of equal scores the earlier step wins: less training."""
     known = selection_scores(points, metric)
     scored = [(point.step, score) for point, score in zip(points, known, strict=True) if score is not None]
     top = max((score for _, score in scored), default=None)
@@ -112,28 +113,28 @@ def selected_step(curve: DevCurve) -> int:
 
 
 def selection_text(curve: DevCurve) -> str:
-    """A text for model card, report and terminal: which weights became the model, by which score, and why training ended."""
+    """A text for model card, report and terminal: whose weights the model has, by which score, and why training ended."""
     choice, config, step = curve.selection, curve.config, selected_step(curve)
-    which = f"The weights are those of step {step}" + (", the last" if step == choice.last_step else "")
-    by = "no dev evaluation has a score"
+    chosen_text = f"The weights are those of step {step}" + (", the last" if step == choice.last_step else "")
+    score_text = "no dev evaluation has a score"
     if choice.best_step is not None:
-        last = (
+        last_text = (
             ""
             if choice.best_step == choice.last_step
-            else f"; step {choice.last_step}, the last, has {_format_score(choice.last_score)}"
+            else f"; step {choice.last_step}, the last_text, has {_format_score(choice.last_score)}"
         )
-        by = (
-            f"of {choice.n_scored} dev evaluations the best by {choice.metric} is that of step {choice.best_step}, "
-            f"{_format_score(choice.best_score)}{last}"
+        score_text = (
+            f"of {choice.n_scored} dev evaluations the best score_text {choice.metric} is that of step {choice.best_step}, "
+            f"{_format_score(choice.best_score)}{last_text}"
         )
-    untrained = (
+    untrained_text = (
         " No dev evaluation was better than that of the model before training."
         if 0 == choice.best_step == step < choice.last_step
         else ""
     )
-    since = f"no dev evaluation after step {choice.best_step} was better (patience = {config.patience})"
-    ended = f" Training ended at step {choice.last_step}: {since}." if choice.should_stop else ""
-    return f"{which} (select = {config.select}; {by}).{untrained}{ended}"
+    patience_text = f"no dev evaluation after step {choice.best_step} was better (patience = {config.patience})"
+    ended_text = f" Training ended_text at step {choice.last_step}: {patience_text}." if choice.should_stop else ""
+    return f"{chosen_text} (select = {config.select}; {score_text}).{untrained_text}{ended_text}"
 
 
 def _format_score(value: float | None) -> str:

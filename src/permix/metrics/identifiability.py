@@ -180,6 +180,7 @@ def summarize_identifiability(
     _check_names(persona_ids, persona_texts, question_texts, folds)
     P, Q = len(persona_ids), len(question_texts)
     personas = sorted(range(P), key=lambda p: persona_ids[p])
+    # Sorted by hash, so that the folds depend on content and seed and not on the caller's order.
     questions = sorted(range(Q), key=lambda q: seed_from(seed, canonical_text(question_texts[q])))
 
     answer_P_Q = _to_text_grid(answers_P_Q, "answers", (P, Q))[np.ix_(personas, questions)]
@@ -199,6 +200,7 @@ def summarize_identifiability(
     predicted_L_P_Q = cross_val_predict(
         masked_train_P_Q, masked_P_Q, [true_P_Q, *shuffled_S_P_Q], split, text_features, linear_classifier
     )
+    # A control: without the answers an accuracy above chance would mean that the folds leak.
     by_question_P_Q = cross_val_predict(question_P_Q, question_P_Q, [true_P_Q], split, text_features, linear_classifier)[0]
     by_length_P_Q = cross_val_predict(train_text_P_Q, answer_P_Q, [true_P_Q], split, length_features, length_classifier)[0]
 
@@ -209,7 +211,7 @@ def summarize_identifiability(
         count: cross_val_predict(masked_train_P_Q, masked_P_Q, [true_P_Q], part, text_features, linear_classifier)[0]
         for count, part in learning_curve_splits(split).items()
     }
-    # `accuracy` draws from `rng` at each call: the order of the calls is part of the result.
+    # `accuracy` draws from `rng` at each call, so another order of the calls would change the intervals.
     recall_P = [accuracy([correct_Q[None]]) for correct_Q in correct_L_P_Q[0]]
     callers_order = np.argsort(personas)
     overall = accuracy(correct_L_P_Q[:1])

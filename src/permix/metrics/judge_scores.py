@@ -1,12 +1,13 @@
-"""The arithmetic of judges' scores: PersonaScore, validation of judges, agreement of judges, and PersonaGym's own aggregation.
+"""Compute PersonaScore, the validation and the agreement of judges, and PersonaGym's published aggregation from judges' scores.
 
-Contract: pure functions of arrays; no files, no records but `Estimate`, no global random state. A score is 1 to 5. NaN is a cell
-without a score, left out and never read as zero; a NaN result cannot be computed.
+Contract: pure functions of arrays; no files, no records except `Estimate` and `PublishedAggregation`, no global random state. A
+score is 1 to 5. NaN in the input means no score: it is left out, never read as zero. NaN in a result means that it cannot be
+computed.
 
 Axes: P personas, U rubrics (PersonaGym's tasks), Q a persona's answers under one rubric, R resamples, C score classes, J judges,
-N anything. The resampled unit is the persona with all its answers: a measure takes counts_R_P, how often replicate r drew each
-persona; a row of ones is the data itself. A control is an array with the same axes that holds the scores of answers that were
-judged once more in another way, under the persona that gave the answer, and NaN elsewhere.
+N anything. The resampled unit is the persona with all its answers: a measure takes counts_R_P, the number of times that replicate
+r drew each persona; a row of ones is the data itself. A control has the same axes: the scores of answers that were judged once
+more in another way, in the place of the persona that gave the answer, and NaN elsewhere.
 
 Judges that agree need not be right: two that give every answer a 4 or a 5 agree within one point, so Krippendorff's alpha is
 given with the shares of agreement.
@@ -61,7 +62,7 @@ class PublishedAggregation(Record):
 
 
 def aggregate_as_published(score_J_P_U_Q: Array, asked_P_U_Q: NDArray[np.bool_] | None = None) -> PublishedAggregation:
-    """PersonaScore by the released code and by ours, from scores 1 to 5 (NaN: none), personas and questions in the order asked.
+    """PersonaScore by the released code and by permix, from scores 1 to 5 (NaN: none), personas and questions in the order asked.
 
     `asked_P_U_Q`: which questions exist, if not all personas have the same number in each task; None means all. Published: for
     persona p, task u and block b of five questions, m_jpub is the mean of judge j's scores in the block, or 0 without any; the
@@ -72,16 +73,16 @@ def aggregate_as_published(score_J_P_U_Q: Array, asked_P_U_Q: NDArray[np.bool_] 
     mean_J_P_U_B, is_block_P_U_B = _block_means(score_J_P_U_Q, asked)
     task_P_U = nanmean_along(np.where(is_block_P_U_B, mean_J_P_U_B.mean(axis=0), np.nan), axis=-1)
     overall_P = nanmean_along(task_P_U, axis=-1)
-    ours_U = nanmean_along(nanmean_along(np.concatenate(list(np.moveaxis(score_J_P_U_Q, 1, 0)), axis=-1), axis=-1), axis=0)
-    published, ours = nanmean_along(overall_P, axis=0), ours_U[asked.any(axis=(0, 2))].mean()
+    permix_U = nanmean_along(nanmean_along(np.concatenate(list(np.moveaxis(score_J_P_U_Q, 1, 0)), axis=-1), axis=-1), axis=0)
+    published, permix = nanmean_along(overall_P, axis=0), permix_U[asked.any(axis=(0, 2))].mean()
     return PublishedAggregation(
         persona_score=_none_if_nan(published),
         tasks=_none_if_nan_each(nanmean_along(task_P_U, axis=0)),
         last_persona_score=_none_if_nan(overall_P[-1]),
         last_tasks=_none_if_nan_each(task_P_U[-1]),
-        permix_persona_score=_none_if_nan(ours),
-        permix_tasks=_none_if_nan_each(ours_U),
-        difference=_none_if_nan(published - ours),
+        permix_persona_score=_none_if_nan(permix),
+        permix_tasks=_none_if_nan_each(permix_U),
+        difference=_none_if_nan(published - permix),
         blocks=int(is_block_P_U_B.sum()) * len(score_J_P_U_Q),
         empty_blocks=int((is_block_P_U_B & (mean_J_P_U_B == 0)).sum()),
     )

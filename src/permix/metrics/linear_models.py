@@ -4,9 +4,9 @@ Contract: pure functions; no files, no global random state. NaN is no score: lef
 Axes: W templates, P personas, Q questions, S samples, I turns, R resamples of personas.
 
 *Templates.* Does the persona change the accuracy, or the template that brings it into the prompt? Templates and personas are
-fixed effects and questions are random, so an effect is compared with its variation over questions, and every interval is over
-questions. The standard deviations are variance components of a three-way analysis of variance on the questions that have a score
-under every template and persona; other questions count in each template's own row.
+fixed effects and questions are random. So an effect is compared with its variation over questions, and every interval is over
+questions. The standard deviations are variance components of a three-way analysis of variance, on the questions with a score
+under every template and persona. Other questions count only in each template's own row.
 
 *Drift.* How does a measure change with the turn? Turn and question are separated by least squares on
 value_pi = a_p + c_q(p,i) + b z_i + noise: a level for each persona, a level for each question that all personas share, and the
@@ -53,13 +53,16 @@ class TemplateEffects(Record):
 def summarize_template_effects(
     correct_W_P_Q_S: ArrayLike, baseline_Q_S: ArrayLike, template_texts: dict[str, str], *, seed: int = 0, resamples: int = 2000
 ) -> TemplateEffects:
-    """Stability under each template, and the variance components. Scores in [0, 1], NaN for none; `template_texts` has the text
-    of each template by id, in the order of W. Raises ValueError as `summarize_stability` does."""
+    """Stability under each template, and the variance components.
+
+    Scores lie in [0, 1]; NaN is no score. `template_texts` has the text of each template by id, in the order of axis W. Raises
+    ValueError as `summarize_stability` does.
+    """
     correct = np.asarray(correct_W_P_Q_S, dtype=float)
-    alone = [summarize_stability(one_P_Q_S, baseline_Q_S, seed=seed, resamples=resamples) for one_P_Q_S in correct]
+    summaries = [summarize_stability(one_P_Q_S, baseline_Q_S, seed=seed, resamples=resamples) for one_P_Q_S in correct]
     rows = [
         TemplateSummary(id=id, text=text, measures=select_measures("templates", one.measures))
-        for (id, text), one in zip(template_texts.items(), alone, strict=True)
+        for (id, text), one in zip(template_texts.items(), summaries, strict=True)
     ]
     return TemplateEffects(templates=tuple(rows), **variance_components(statistics.mean_over_samples(correct))._asdict())
 
@@ -71,7 +74,9 @@ class VarianceComponents(NamedTuple):
 
 
 def variance_components(mean_W_P_Q: Array) -> VarianceComponents:
-    """The components with their 95 % intervals; no value for a factor of one level or fewer than two complete questions.
+    """The components of mean_W_P_Q with their 95 % intervals.
+
+    No value for a factor with one level, or with fewer than two complete questions.
 
     For x_wpq = μ + b_w + a_p + (ab)_wp + q + (bq) + (aq) + e with random questions, the error of a mean square of effects is the
     mean square of their interaction with questions: sd_w² = (MS_w − MS_wq) / (P Q), sd_p² = (MS_p − MS_pq) / (W Q),
@@ -89,8 +94,8 @@ def variance_components(mean_W_P_Q: Array) -> VarianceComponents:
 
 def _interaction(complete_W_P_Q: Array) -> Array:
     """The interaction of template and persona on each question [W, P, Q]: x_wpq − x_w.q − x_.pq + x_..q."""
-    over = [complete_W_P_Q.mean(axis=axis, keepdims=True) for axis in (1, 0, (0, 1))]
-    return np.asarray(complete_W_P_Q - over[0] - over[1] + over[2])
+    means = [complete_W_P_Q.mean(axis=axis, keepdims=True) for axis in (1, 0, (0, 1))]
+    return np.asarray(complete_W_P_Q - means[0] - means[1] + means[2])
 
 
 def _variance_component(effect_N_Q: Array, df: int, scores_per_effect: int) -> Estimate:
@@ -134,13 +139,16 @@ def turn_effect(value_P_I: Array, question_P_I: QuestionIndex, regressor_I: Arra
     value_P_I_1 = _center_by_persona(np.nan_to_num(value_P_I)[:, :, None], known_P_I)
 
     normal_R_D_D = np.tensordot(counts_R_P, design_P_I_D.transpose(0, 2, 1) @ design_P_I_D, axes=1)
-    right_R_D = np.tensordot(counts_R_P, design_P_I_D.transpose(0, 2, 1) @ value_P_I_1, axes=1)[:, :, 0]
+    moment_R_D = np.tensordot(counts_R_P, design_P_I_D.transpose(0, 2, 1) @ value_P_I_1, axes=1)[:, :, 0]
     inverse_R_Q_Q = np.linalg.pinv(normal_R_D_D[:, :-1, :-1], rcond=TIE_TOLERANCE, hermitian=True)
-    taken_R_Q = np.einsum("rq,rqk->rk", normal_R_D_D[:, -1, :-1], inverse_R_Q_Q)
-    left_R = normal_R_D_D[:, -1, -1] - (taken_R_Q * normal_R_D_D[:, :-1, -1]).sum(axis=1)
-    top_R = right_R_D[:, -1] - (taken_R_Q * right_R_D[:, :-1]).sum(axis=1)
-    told_R = left_R > 1e-6 * np.maximum(normal_R_D_D[:, -1, -1], TIE_TOLERANCE)
-    return np.asarray(np.divide(top_R, left_R, out=np.full(len(left_R), np.nan), where=told_R))
+    explained_R_Q = np.einsum("rq,rqk->rk", normal_R_D_D[:, -1, :-1], inverse_R_Q_Q)
+    own_variation_R = normal_R_D_D[:, -1, -1] - (explained_R_Q * normal_R_D_D[:, :-1, -1]).sum(axis=1)
+    own_covariation_R = moment_R_D[:, -1] - (explained_R_Q * moment_R_D[:, :-1]).sum(axis=1)
+    # Where little variation of the regressor is left after removing the questions, rounding errors would decide the value.
+    is_identified_R = own_variation_R > 1e-6 * np.maximum(normal_R_D_D[:, -1, -1], TIE_TOLERANCE)
+    return np.asarray(
+        np.divide(own_covariation_R, own_variation_R, out=np.full(len(own_variation_R), np.nan), where=is_identified_R)
+    )
 
 
 def _center_by_persona(value_P_I_D: Array, known_P_I: NDArray[np.bool_]) -> Array:
@@ -170,13 +178,13 @@ def repetition_shares(answers: Sequence[str | None]) -> list[float]:
 
     NaN for the first answer and for an answer of fewer than four words. Repetition within an answer does not count.
     """
-    said: set[tuple[str, ...]] = set()
-    found: list[float] = []
+    earlier: set[tuple[str, ...]] = set()
+    shares: list[float] = []
     for answer in answers:
-        runs = _ngram_set(answer or "", REPETITION_NGRAM)
-        found.append(_overlap_share(runs, said) if any(one is not None for one in answers[: len(found)]) else np.nan)
-        said |= runs
-    return found
+        grams = _ngram_set(answer or "", REPETITION_NGRAM)
+        shares.append(_overlap_share(grams, earlier) if any(one is not None for one in answers[: len(shares)]) else np.nan)
+        earlier |= grams
+    return shares
 
 
 def question_echo_share(answer: str, question: str) -> float:
@@ -184,8 +192,8 @@ def question_echo_share(answer: str, question: str) -> float:
     return _overlap_share(_ngram_set(answer, ECHO_NGRAM), _ngram_set(question, ECHO_NGRAM))
 
 
-def _overlap_share(runs: set[tuple[str, ...]], reference: set[tuple[str, ...]]) -> float:
-    return len(runs & reference) / len(runs) if runs else np.nan
+def _overlap_share(grams: set[tuple[str, ...]], reference: set[tuple[str, ...]]) -> float:
+    return len(grams & reference) / len(grams) if grams else np.nan
 
 
 def _ngram_set(text: str, n: int) -> set[tuple[str, ...]]:

@@ -1,11 +1,11 @@
-"""Every stability measure, declared once: its name, its formula, its kind of interval, and where it is shown.
+"""Declare every stability measure once: its name, its formula, its kind of interval, and where it is shown.
 
-Contract: `STABILITY_MEASURES` and `MEASURE_VIEWS` are read when something is measured, written or shown, never at import. So a
-measure that is added to the two is computed, written to JSON and shown by every table, sentence and page of its views; no other
-module names it. Formulas are pure functions of arrays, with suffixes as in `permix.metrics.statistics`.
+Contract: a measure that is added to `STABILITY_MEASURES` and `MEASURE_VIEWS` is computed, written to JSON and shown in every
+table, sentence and page of its views; no other module names it. Both dicts are read when they are needed, never at import.
+Formulas are pure functions of arrays, with axes as in `permix.metrics.statistics`.
 
-The p of the permutation test and the minimum detectable effect are no measures of a model; `StabilitySummary` has fields for
-them.
+The p of the permutation test and the minimum detectable effect are not measures of a model: they are fields of
+`StabilitySummary`.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,20 +20,20 @@ from permix.metrics.statistics import Array
 from permix.types import Estimate, Record
 
 MeasureEstimator = Literal["bootstrap", "share", "posterior", "hull", "observed", "permuted"]
-"""How a value and its interval come about:
+"""How the value and the interval of a measure are computed:
 
-bootstrap: the value observed, with the bootstrap's interval over questions
-share: the same of a mean of scores in [0, 1] (`statistics.bootstrap_share`)
+bootstrap: the observed value, with a bootstrap interval over questions
+share: the same for a mean of scores in [0, 1] (`statistics.bootstrap_share`)
 posterior: median and middle 95 % of the draws of true accuracies (`permix.metrics.posterior`)
-hull: the value observed; its interval holds the bootstrap's and that of the draws
-observed: the value observed, without an interval
+hull: the observed value, with an interval that contains the bootstrap's and that of the draws
+observed: the observed value, without an interval
 permuted: mean and middle 95 % over permutations of the persona labels within each question
 
-A difference of two models, and a mean over training seeds, is made of the draws (posterior) or of the bootstrap (all others).
+A difference of two models, and a mean over training seeds, uses the draws for posterior and the bootstrap for all others.
 """
 
 ScoredQuestions = Literal["personas", "baseline", "both"]
-"""The questions that n counts: those with a score of some persona, without persona, or of both."""
+"""The questions that n counts: with a score of some persona ("personas"), with a baseline score ("baseline"), or with both."""
 
 MeasureView = Literal[
     "main_table", "table_row", "templates", "comparison", "differences", "methods", "method_table",
@@ -42,7 +42,10 @@ MeasureView = Literal[
 
 
 class ResampledScores(NamedTuple):
-    """Scores of the personas that have any, and what they come to in each resample of questions, drawn counts_R_Q times."""
+    """Scores of the personas that have any score, and the accuracies in R resamples of the questions.
+
+    Question q is drawn counts_R_Q[r, q] times in resample r.
+    """
 
     mean_P_Q: Array
     counts_R_Q: Array
@@ -50,31 +53,33 @@ class ResampledScores(NamedTuple):
     """Random halves of the questions, the same in every resample."""
     accuracy_R_P: Array
     baseline_R: Array
-    """Accuracy without persona, NaN where none was asked."""
+    """Accuracy without persona; NaN without a baseline."""
 
 
 @dataclass(frozen=True)
 class StabilityMeasure:
-    """`formula` maps accuracy_R_P and baseline_R to value_R, of resamples and of draws alike; `scores_formula` is for what
-    accuracies do not tell, and goes before it on resamples.
+    """One measure.
+
+    `formula` maps accuracy_R_P and baseline_R to value_R, for resamples and for draws. `scores_formula` is for a measure that
+    accuracies do not determine; resamples use it instead of `formula`.
     """
 
     name: str
-    """Its key in JSON."""
+    """Key in JSON."""
     label: str
-    """What a column or line of it is called."""
+    """Heading of its column, or name of its line, in tables."""
     estimator: MeasureEstimator
     formula: Callable[[Array, Array], Array] | None = None
     scores_formula: Callable[[ResampledScores], Array] | None = None
     questions: ScoredQuestions = "personas"
     null_end: Literal["low", "high"] = "high"
-    """The end of the interval that lies where personas do not differ; only the draws' estimators read it."""
+    """The end of the interval towards "personas do not differ"; only the estimators posterior and hull use it."""
     is_difference: bool = False
-    """Shown with its sign."""
+    """Whether it is shown with its sign."""
     short_label: str = ""
-    """In a line of a log; the label by default."""
+    """Name in a line of a log; the label by default."""
     phrase: str = ""
-    """In a sentence; the label by default."""
+    """Name in a sentence; the label by default."""
 
     @property
     def log_label(self) -> str:
@@ -91,7 +96,7 @@ class StabilityMeasure:
         return self.of_accuracies(scores.accuracy_R_P, scores.baseline_R)
 
     def of_accuracies(self, accuracy_R_P: Array, baseline_R: Array) -> Array:
-        """value_R of every draw. Raises TypeError without a formula of accuracies alone."""
+        """value_R of every draw. Raises TypeError for a measure without `formula`."""
         if self.formula is None:
             raise TypeError(f"{self.name} has no formula of accuracies, which its estimator ({self.estimator}) needs")
         return self.formula(accuracy_R_P, baseline_R)
@@ -102,7 +107,7 @@ def _pss(accuracy_R_P: Array, _: Array) -> Array:
 
 
 def _sd_of_draws(accuracy_R_P: Array, _: Array) -> Array:
-    """0 where personas are one: a single one, or all taken for alike."""
+    """Standard deviation [R] over personas; 0 for a single persona, as when a test showed no persona effect."""
     return accuracy_R_P.std(axis=1, ddof=1) if accuracy_R_P.shape[1] > 1 else np.zeros(len(accuracy_R_P))
 
 
@@ -162,7 +167,7 @@ MEASURE_VIEWS: dict[MeasureView, tuple[str, ...]] = {
     # table of models: its columns, and their rows in table.json
     "main_table": ("baseline", "mean", "worst", "pss", "pss_observed", "pss_null"),
     "table_row": ("baseline", "mean", "worst", "pss", "pss_observed", "pss_null", "pss_crossfit"),
-    # a line for each wording of the personas
+    # a line for each persona template
     "templates": ("mean", "worst", "pss", "mean_minus_baseline"),
     # `permix compare`
     "comparison": (
@@ -179,10 +184,10 @@ MEASURE_VIEWS: dict[MeasureView, tuple[str, ...]] = {
     "dev_eval_log": ("mean", "worst", "pss", "baseline"),
     "dev_eval_card": ("baseline", "mean", "worst", "pss"),
     "dev_eval_curves": ("mean", "worst"),
-    # the page of a run that goes on
+    # the page of a running evaluation
     "live_page": ("baseline", "mean", "worst", "best", "pss", "mean_minus_baseline"),
 }  # fmt: skip
-"""Which measures each view shows, in its order."""
+"""The measures that each view shows, in its order."""
 
 
 def measures_in(view: MeasureView) -> list[StabilityMeasure]:
@@ -191,20 +196,20 @@ def measures_in(view: MeasureView) -> list[StabilityMeasure]:
 
 
 def measures_estimated_by(*estimators: MeasureEstimator) -> list[StabilityMeasure]:
-    """The measures of these estimators, in the order of the registry."""
+    """The measures with one of these estimators, in the order of `STABILITY_MEASURES`."""
     return [measure for measure in STABILITY_MEASURES.values() if measure.estimator in estimators]
 
 
 def select_measures(view: MeasureView, estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
-    """Those of a view, in its order; what is not there is left out."""
+    """The estimates of a view's measures, in its order; missing measures are left out."""
     return {name: estimates[name] for name in MEASURE_VIEWS[view] if name in estimates}
 
 
 class MeasureRecord(Record):
-    """Base of a record with a field `measures`, estimates by name, which JSON has under their own names at its place.
+    """Base of a record with a field `measures`: estimates by name. In JSON each measure is a key of the record itself.
 
-    `VIEW` says which measures these are; None: all. Where the field has no default each must be there, else a missing one is
-    null in JSON. ValidationError for a missing or an unknown name.
+    `VIEW` names the view whose measures these are; None: all measures. If the field has no default, every measure must be given;
+    else a missing one is null in JSON. Raises ValidationError for an unknown or a missing name.
     """
 
     VIEW: ClassVar[MeasureView | None] = None
@@ -217,18 +222,18 @@ class MeasureRecord(Record):
     def json_keys(cls) -> tuple[str, ...]:
         """The keys of the record in JSON."""
         keys = ((name,) if name != "measures" else cls.measure_names() for name in cls.model_fields)
-        return tuple(key for some in keys for key in some)
+        return tuple(key for part in keys for key in part)
 
     @model_validator(mode="before")
     @classmethod
     def _collect_measures(cls, data: Any) -> Any:
-        """From the keys of JSON; in Python also from `measures` itself."""
+        """Build `measures` from the keys of JSON. In Python `measures` may be given directly."""
         if not isinstance(data, Mapping):
             return data
         names = cls.measure_names()
         if "measures" not in data:
-            found = {name: data[name] for name in names if data.get(name) is not None}
-            data = {key: value for key, value in data.items() if key not in names} | {"measures": found}
+            by_name = {name: data[name] for name in names if data.get(name) is not None}
+            data = {key: value for key, value in data.items() if key not in names} | {"measures": by_name}
         if unknown := [name for name in data["measures"] if name not in names]:
             raise ValueError(f"measures: {', '.join(unknown)}: not among {', '.join(names)}")
         missing = [name for name in names if name not in data["measures"]]

@@ -1,13 +1,14 @@
-"""Two models asked the same: the difference of every measure, with an interval and a test.
+"""Compare two models on the same questions and personas: the difference of every measure, with an interval and a test.
 
-Its contract: pure functions of scores. A cell counts when both models have a score for it, so the two stand on the same cells.
-The intervals of what is made of a worst or a best persona are those of `permix.metrics.posterior`, the others the
-bootstrap's over
-questions, both models on the same draws. The test is exact whatever the measure: were the
-models alike, a question's answers of the one could as well be the other's, so the two are swapped question by question at random,
-and p = (1 + #{|difference after swapping| ≥ |difference|}) / (1 + swaps).
+Contract: pure functions of scores. Only cells that both models have a score for count. Measures made from the worst or the best
+persona have the intervals of `permix.metrics.posterior`; all others have bootstrap intervals over questions, with the same draws
+for both models.
 
-Suffixes as in `permix.metrics.statistics`; N runs over the personas and, last, no persona.
+The test is exact for every measure: if the models were alike, the answers of one model to a question could as well be those of
+the other. So the models are swapped on a random half of the questions, many times, and
+p = (1 + #{|difference after swapping| ≥ |difference|}) / (1 + swaps).
+
+Axes: P personas, Q questions, S samples, R resamples, K random half splits; N is the personas followed by the baseline.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from permix.types import Estimate, Record
 
 
 class MeasureDifference(Record):
-    """One measure of both models, and other − first. `p` is two-sided and for this measure alone."""
+    """One measure of both models, and the difference other − first. `p` is two-sided and not corrected for other measures."""
 
     name: str
     first: float | None
@@ -45,7 +46,7 @@ class PersonaDifference(Record):
 
 
 class PairedComparison(Record):
-    """Two models on the same grid. `n_cells` counts persona cells with a score of both."""
+    """Two models on the same grid. `n_cells` counts persona cells that both models have a score for."""
 
     measures: tuple[MeasureDifference, ...]
     personas: tuple[PersonaDifference, ...]
@@ -63,9 +64,10 @@ def compare_scores(
     seed: int = 0,
     resamples: int = 2000,
 ) -> PairedComparison:
-    """Two models' scores in [0, 1] on the same personas and questions, NaN without one; S may differ. Differences: other − first.
+    """Compare two models by their scores in [0, 1] on the same personas and questions. Differences are other − first.
 
-    `first_Q_S`, `other_Q_S`: the scores of the same questions asked without a persona. Raises ValueError for other shapes.
+    NaN is no score. The models may have different numbers of samples S. `first_Q_S`, `other_Q_S`: scores of the same questions
+    without a persona. Raises ValueError if personas or questions differ in number.
     """
     first_N_Q, other_N_Q = _stack_baseline(first_P_Q_S, first_Q_S), _stack_baseline(other_P_Q_S, other_Q_S)
     if first_N_Q.shape != other_N_Q.shape:
@@ -88,7 +90,10 @@ def _stack_baseline(correct_P_Q_S: ArrayLike, correct_Q_S: ArrayLike | None) -> 
 def compare_models_paired(
     first_N_Q: Array, other_N_Q: Array, persona_ids: Sequence[str], *, seed: int, resamples: int
 ) -> PairedComparison:
-    """Scores in [0, 1], NaN where there is none; the last row is without persona. `resamples`: draws, swaps and sign flips."""
+    """As `compare_scores`, from sample means whose last row is the baseline.
+
+    `resamples` is the number of bootstrap draws, of swaps and of sign flips.
+    """
     absent_N_Q = np.isnan(first_N_Q) | np.isnan(other_N_Q)
     first_N_Q, other_N_Q = (np.where(absent_N_Q, np.nan, rows_N_Q) for rows_N_Q in (first_N_Q, other_N_Q))
     N, Q = first_N_Q.shape
@@ -104,41 +109,41 @@ def compare_models_paired(
         )
         return {name: of_two[name] - of_one[name] for name in of_one} | {"accuracy_P": accuracy_of_two - accuracy_of_one}
 
-    drawn = statistics.bootstrap(
+    bootstrapped = statistics.bootstrap(
         resampled, Q, draws, resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // (splits * max(N, Q)))
     )
-    once_1_Q = np.ones((1, Q))
+    counts_1_Q = np.ones((1, Q))
     null = _swap_null_distribution(first_N_Q, other_N_Q, halves_K_Q, swaps, resamples)
-    under_Q, without_Q = ~absent_N_Q[:-1].all(axis=0), ~absent_N_Q[-1]
-    known_Q = {"personas": under_Q, "baseline": without_Q, "both": under_Q & without_Q}
+    with_persona_Q, with_baseline_Q = ~absent_N_Q[:-1].all(axis=0), ~absent_N_Q[-1]
+    scored_Q = {"personas": with_persona_Q, "baseline": with_baseline_Q, "both": with_persona_Q & with_baseline_Q}
     differences = {
         one.name: statistics.bootstrap_estimate(
-            float(drawn[one.name].value), drawn[one.name].replicates, int(known_Q[one.questions].sum())
+            float(bootstrapped[one.name].value), bootstrapped[one.name].replicates, int(scored_Q[one.questions].sum())
         )
         for one in measures
     }
     values = [
-        {name: _none_if_nan(value_1[0]) for name, value_1 in _compared_measures(rows_N_Q, halves_K_Q, once_1_Q).items()}
+        {name: _none_if_nan(value_1[0]) for name, value_1 in _compared_measures(rows_N_Q, halves_K_Q, counts_1_Q).items()}
         for rows_N_Q in (first_N_Q, other_N_Q)
     ]
     scored_P = np.array([not row_Q.all() for row_Q in absent_N_Q[:-1]])
     if scored_P.any():
         grids = [(rows_N_Q[:-1][scored_P], rows_N_Q[-1]) for rows_N_Q in (first_N_Q, other_N_Q)]
         differences |= posterior.posterior_differences(grids[:1], grids[1:], seed=seed)
-        for found, grid in zip(values, grids, strict=True):
-            alone = posterior.posterior_estimates(*grid, seed=seed)
-            found |= {one.name: alone[one.name].value for one in measures if one.estimator == "posterior"}
+        for value_by_name, grid in zip(values, grids, strict=True):
+            estimates = posterior.posterior_estimates(*grid, seed=seed)
+            value_by_name |= {one.name: estimates[one.name].value for one in measures if one.estimator == "posterior"}
     compared = tuple(
         MeasureDifference(
             name=one.name, first=values[0][one.name], other=values[1][one.name], difference=differences[one.name],
-            p=_two_sided_p(drawn[one.name].value, null[one.name]),
+            p=_two_sided_p(bootstrapped[one.name].value, null[one.name]),
         )
         for one in measures
     )  # fmt: skip
     p_P = np.array([statistics.sign_flip_p(row_Q, signs, resamples) for row_Q in (other_N_Q - first_N_Q)[:-1]])
     holm_P, n_P = statistics.holm_adjust(p_P), (~absent_N_Q[:-1]).sum(axis=1).tolist()
-    value_P, replicate_R_P = drawn["accuracy_P"]
-    first_P, other_P = (statistics.weighted_question_mean(rows_N_Q[:-1], once_1_Q)[0] for rows_N_Q in (first_N_Q, other_N_Q))
+    value_P, replicate_R_P = bootstrapped["accuracy_P"]
+    first_P, other_P = (statistics.weighted_question_mean(rows_N_Q[:-1], counts_1_Q)[0] for rows_N_Q in (first_N_Q, other_N_Q))
     personas = tuple(
         PersonaDifference(
             id=id, first=_none_if_nan(first_P[row]), other=_none_if_nan(other_P[row]), n=n_P[row],
@@ -151,7 +156,7 @@ def compare_models_paired(
 
 
 def _compared_measures(rows_N_Q: Array, halves_K_Q: Array, counts_R_Q: Array) -> dict[str, Array]:
-    """value_R of each measure of the view "comparison", of one model."""
+    """value_R of each measure of the view "comparison", for one model."""
     scores = resample_scores(rows_N_Q[:-1], rows_N_Q[-1], counts_R_Q, halves_K_Q)
     return {measure.name: measure.of_resamples(scores) for measure in measures_in("comparison")}
 
@@ -159,20 +164,20 @@ def _compared_measures(rows_N_Q: Array, halves_K_Q: Array, counts_R_Q: Array) ->
 def _swap_null_distribution(
     first_N_Q: Array, other_N_Q: Array, halves_K_Q: Array, rng: np.random.Generator, n_swaps: int
 ) -> dict[str, Array]:
-    """null_R of every measure: its difference after the models were swapped on a random half of the questions."""
-    once_1_Q = np.ones((1, first_N_Q.shape[1]))
+    """null_R of every measure: its difference after swapping the models on a random half of the questions."""
+    counts_1_Q = np.ones((1, first_N_Q.shape[1]))
     null_R: dict[str, list[float]] = {measure.name: [] for measure in measures_in("comparison")}
     for _ in range(n_swaps):
         swap_Q = rng.integers(0, 2, size=first_N_Q.shape[1]).astype(bool)
         rows = np.where(swap_Q, other_N_Q, first_N_Q), np.where(swap_Q, first_N_Q, other_N_Q)
-        one, two = (_compared_measures(rows_N_Q, halves_K_Q, once_1_Q) for rows_N_Q in rows)
+        one, two = (_compared_measures(rows_N_Q, halves_K_Q, counts_1_Q) for rows_N_Q in rows)
         for name, differences in null_R.items():
             differences.append(float(two[name][0] - one[name][0]))
     return {name: np.array(values) for name, values in null_R.items()}
 
 
 def _two_sided_p(difference: Array, null_R: Array) -> float | None:
-    """None where the difference, or most of its null, cannot be computed."""
+    """p of the swap test; None if the difference, or more than half of its null distribution, cannot be computed."""
     known_R = null_R[~np.isnan(null_R)]
     if np.isnan(difference) or 2 * len(known_R) < len(null_R):
         return None

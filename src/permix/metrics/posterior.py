@@ -4,13 +4,13 @@ The lowest of many noisy accuracies is on average too low, the highest too high,
 of removing it. So true accuracies are drawn from their posterior given the scores of all personas, and the measures are computed
 in every draw.
 
-There are two priors (`permix.metrics.priors`). Under the horseshoe no two personas are exactly equal; it fits personas that all
-differ, and turns ties into small differences. Under the Dirichlet process many personas share a value; it fits ties, and turns
-small differences into ties. Point estimate and interval come from the horseshoe; the end towards "no difference" is the farther
-one of the two priors' ends. Away from it, worst and best reach at least as far as the persona's own interval. A normal prior
-would shrink a single bad persona among many away: see tests/metrics/test_extremes.py.
+There are two priors (`permix.metrics.priors`). Under the horseshoe no two personas are exactly equal: it fits personas that all
+differ, and turns ties into small differences. Under the Dirichlet process many personas share a value: it fits ties, and turns
+small differences into ties. Estimate and interval come from the horseshoe. The end of the interval towards "no difference" is the
+farther one of the two priors. The other end of worst and best reaches at least as far as the persona's own interval. A normal
+prior would shrink a single bad persona among many towards the others (tests/metrics/test_extremes.py).
 
-Several grids (training seeds pooled, or two models compared) are drawn together, because they have the same questions: the error
+Several grids (training seeds pooled, or two models compared) are drawn together, since they have the same questions: the error
 that the choice of questions causes in all of them is drawn once. A grid is (mean_P_Q, baseline_Q); all grids have the same
 personas and questions in the same order, and every persona has a score. An interval covers other questions, not other seeds.
 
@@ -32,7 +32,7 @@ from permix.metrics.statistics import Array
 from permix.types import Estimate
 
 HORSESHOE_STREAM, DIRICHLET_STREAM = 1, 2
-"""Streams of random numbers under a seed, so that the draws of one prior do not depend on the other."""
+"""Streams of random numbers of one seed: the draws of one prior do not depend on those of the other."""
 
 MAX_NOISE_CORRELATION = 1 - 1e-6
 """Largest correlation of two models' noise, reached where every cell is equal: 1 would make the covariance singular."""
@@ -44,14 +44,14 @@ def sample_horseshoe_accuracies(grids: Sequence[tuple[NoiseModel, Array]], rng: 
     The grids have the same questions. Errors that the questions cause are drawn jointly: the one that all answers of a grid
     share (`_shared_errors`), and each persona's own (`_noise_covariance`).
     """
-    seen = [one for one, _ in grids]
-    angle_P_G = np.stack([one.angle_P for one in seen], axis=1)
-    order_P = _canonical_order(*angle_P_G.T, *(one.noise_var_P for one in seen))
-    angle_R_P_G = _sample_angles(seen, angle_P_G, order_P, rng)[:, np.argsort(order_P)]
-    errors_R = _shared_errors(seen, [baseline_Q for _, baseline_Q in grids], rng)
+    noise_models = [one for one, _ in grids]
+    angle_P_G = np.stack([one.angle_P for one in noise_models], axis=1)
+    order_P = _canonical_order(*angle_P_G.T, *(one.noise_var_P for one in noise_models))
+    angle_R_P_G = _sample_angles(noise_models, angle_P_G, order_P, rng)[:, np.argsort(order_P)]
+    errors_R = _shared_errors(noise_models, [baseline_Q for _, baseline_Q in grids], rng)
     return [
-        (_accuracy_from_angle(angle_R_P_G[:, :, place] - error_R[:, None]), without_R)
-        for place, (error_R, without_R) in enumerate(errors_R)
+        (_accuracy_from_angle(angle_R_P_G[:, :, g] - error_R[:, None]), without_R)
+        for g, (error_R, without_R) in enumerate(errors_R)
     ]
 
 
@@ -88,13 +88,17 @@ def _shared_errors(
     noise_models: Sequence[NoiseModel], baselines: Sequence[Array], rng: np.random.Generator
 ) -> list[tuple[Array, Array]]:
     """For each grid: the error [R] that the angles of all its personas share, and the accuracy without persona [R]."""
-    alone = [fit_noise_model(baseline_Q[None]) if (~np.isnan(baseline_Q)).sum() > 1 else None for baseline_Q in baselines]
-    error_R_L = _sample_level_errors([one.levels for one in (*noise_models, *alone) if one is not None], rng)
-    columns = iter(error_R_L.T[len(noise_models) :])
-    without = [
-        np.full(priors.N_DRAWS, np.nan) if one is None else _accuracy_from_angle(one.angle_P[0] - next(columns)) for one in alone
+    baseline_models = [
+        fit_noise_model(baseline_Q[None]) if (~np.isnan(baseline_Q)).sum() > 1 else None for baseline_Q in baselines
     ]
-    return list(zip(error_R_L.T, without, strict=False))
+    # Personas and baseline answered the same questions, so their errors are correlated: all are drawn in one call.
+    error_R_L = _sample_level_errors([one.levels for one in (*noise_models, *baseline_models) if one is not None], rng)
+    baseline_errors = iter(error_R_L.T[len(noise_models) :])
+    baseline_accuracies = [
+        np.full(priors.N_DRAWS, np.nan) if one is None else _accuracy_from_angle(one.angle_P[0] - next(baseline_errors))
+        for one in baseline_models
+    ]
+    return list(zip(error_R_L.T, baseline_accuracies, strict=False))
 
 
 def _noise_covariance(noise_models: Sequence[NoiseModel]) -> Array:
@@ -110,14 +114,15 @@ def _noise_covariance(noise_models: Sequence[NoiseModel]) -> Array:
         for column, other in enumerate(noise_models[:row]):
             both_P_Q = ~np.isnan(one.residual_P_Q) & ~np.isnan(other.residual_P_Q)
             a, b = one.residual_P_Q[both_P_Q], other.residual_P_Q[both_P_Q]
-            size = np.sqrt((a @ a) * (b @ b))
-            same = MAX_NOISE_CORRELATION if a.size and np.array_equal(a, b) else 0.0  # all residuals 0: no correlation to compute
-            alike = float(np.clip(a @ b / size, -MAX_NOISE_CORRELATION, MAX_NOISE_CORRELATION)) if size > 0 else same
-            of_P = both_P_Q.sum(axis=1) / np.sqrt(
+            norm = np.sqrt((a @ a) * (b @ b))
+            # Where all residuals are 0 there is no correlation to compute.
+            if_constant = MAX_NOISE_CORRELATION if a.size and np.array_equal(a, b) else 0.0
+            correlation = float(np.clip(a @ b / norm, -MAX_NOISE_CORRELATION, MAX_NOISE_CORRELATION)) if norm > 0 else if_constant
+            common_share_P = both_P_Q.sum(axis=1) / np.sqrt(
                 (~np.isnan(one.residual_P_Q)).sum(axis=1) * (~np.isnan(other.residual_P_Q)).sum(axis=1)
             )
-            noise_P_G_G[:, row, column] *= alike * of_P
-            noise_P_G_G[:, column, row] *= alike * of_P
+            noise_P_G_G[:, row, column] *= correlation * common_share_P
+            noise_P_G_G[:, column, row] *= correlation * common_share_P
     return noise_P_G_G
 
 
@@ -136,16 +141,16 @@ def _sample_level_errors(levels: Sequence[QuestionLevels], rng: np.random.Genera
         for column, other in enumerate(levels[:row]):
             both_Q = ~np.isnan(one.value_Q) & ~np.isnan(other.value_Q)
             if both_Q.sum() > 1:
-                found = float(np.cov(one.value_Q[both_Q], other.value_Q[both_Q])[0, 1])
-                found *= float(both_Q.sum() / (questions_L[row] * questions_L[column]))
-                most = np.sqrt(one.variance * other.variance)
-                found = float(np.clip(found / np.sqrt(one.scale * other.scale), -most, most))
-                covariance[row, column] = covariance[column, row] = found
-    heavy_R_L = np.sqrt((questions_L - 1) / chdtri(questions_L - 1, rng.random(priors.N_DRAWS)[:, None]))
+                shared = float(np.cov(one.value_Q[both_Q], other.value_Q[both_Q])[0, 1])
+                shared *= float(both_Q.sum() / (questions_L[row] * questions_L[column]))
+                limit = np.sqrt(one.variance * other.variance)
+                shared = float(np.clip(shared / np.sqrt(one.scale * other.scale), -limit, limit))
+                covariance[row, column] = covariance[column, row] = shared
+    t_scale_R_L = np.sqrt((questions_L - 1) / chdtri(questions_L - 1, rng.random(priors.N_DRAWS)[:, None]))
     # The factor is lower triangular, so the errors of a level do not depend on later levels: a grid's are the same with and
     # without a baseline.
     root_L_L = np.linalg.cholesky(_positive_definite(covariance))
-    return np.asarray((root_L_L @ rng.normal(size=(len(levels), priors.N_DRAWS))).T * heavy_R_L)
+    return np.asarray((root_L_L @ rng.normal(size=(len(levels), priors.N_DRAWS))).T * t_scale_R_L)
 
 
 def _positive_definite(covariance: Array) -> Array:
@@ -165,18 +170,21 @@ def drawn_measures() -> list[StabilityMeasure]:
 
 
 def accuracy_measures(accuracy_R_P: Array, baseline_R: Array) -> dict[str, Array]:
-    """Of every draw."""
+    """value_R of every measure by name, from draws accuracy_R_P and baseline_R."""
     return {measure.name: measure.of_accuracies(accuracy_R_P, baseline_R) for measure in drawn_measures()}
 
 
 def combine_priors(measure: StabilityMeasure, horseshoe_R: Array, dirichlet_R: Array, n: int) -> Estimate:
-    """Median and 95 % interval by the horseshoe; the end that lies towards no difference is the farther of both priors'."""
-    found = summarize_draws(horseshoe_R, n)
-    if found.low is None or found.high is None:
-        return found
+    """Median and 95 % interval of the horseshoe's draws; the end towards "no difference" is the farther one of both priors.
+
+    The horseshoe turns ties into small differences, so alone it would exclude "no difference" too often.
+    """
+    estimate = summarize_draws(horseshoe_R, n)
+    if estimate.low is None or estimate.high is None:
+        return estimate
     low, high = np.quantile(dirichlet_R, (0.025, 0.975))
-    end = {"high": max(found.high, float(high))} if measure.null_end == "high" else {"low": min(found.low, float(low))}
-    return found.model_copy(update=end)
+    end = {"high": max(estimate.high, float(high))} if measure.null_end == "high" else {"low": min(estimate.low, float(low))}
+    return estimate.model_copy(update=end)
 
 
 def summarize_draws(value_R: Array, n: int) -> Estimate:
@@ -210,13 +218,13 @@ def sample_posterior(mean_P_Q: Array, baseline_Q: Array, *, seed: int, missing_b
     n = count_scored_questions(mean_P_Q)
     if n < 2 or not is_connected(mean_P_Q):
         return None
-    seen = fit_noise_model(mean_P_Q, missing_by_design=missing_by_design)
-    ((accuracy_R_P, without_R),) = sample_horseshoe_accuracies(
-        [(seen, baseline_Q)], np.random.default_rng([seed, HORSESHOE_STREAM])
+    noise_model = fit_noise_model(mean_P_Q, missing_by_design=missing_by_design)
+    ((accuracy_R_P, baseline_R),) = sample_horseshoe_accuracies(
+        [(noise_model, baseline_Q)], np.random.default_rng([seed, HORSESHOE_STREAM])
     )
-    tied = sample_dirichlet_accuracies(seen, baseline_Q, np.random.default_rng([seed, DIRICHLET_STREAM]))
-    both = (~np.isnan(mean_P_Q)).any(axis=0) & ~np.isnan(baseline_Q)
-    return PosteriorDraws(seen, (accuracy_R_P, without_R), tied, n, int(both.sum()), bool(np.nansum(mean_P_Q)))
+    dirichlet = sample_dirichlet_accuracies(noise_model, baseline_Q, np.random.default_rng([seed, DIRICHLET_STREAM]))
+    paired_Q = (~np.isnan(mean_P_Q)).any(axis=0) & ~np.isnan(baseline_Q)
+    return PosteriorDraws(noise_model, (accuracy_R_P, baseline_R), dirichlet, n, int(paired_Q.sum()), bool(np.nansum(mean_P_Q)))
 
 
 def posterior_estimates(mean_P_Q: Array, baseline_Q: Array, *, seed: int, no_effect: bool = False) -> dict[str, Estimate]:
@@ -224,11 +232,11 @@ def posterior_estimates(mean_P_Q: Array, baseline_Q: Array, *, seed: int, no_eff
 
     `no_effect` as in `estimates_from_draws`.
     """
-    found = sample_posterior(mean_P_Q, baseline_Q, seed=seed)
+    draws = sample_posterior(mean_P_Q, baseline_Q, seed=seed)
     return (
         _plugin_estimates(mean_P_Q, baseline_Q, count_scored_questions(mean_P_Q))
-        if found is None
-        else estimates_from_draws(found, no_effect=no_effect)
+        if draws is None
+        else estimates_from_draws(draws, no_effect=no_effect)
     )
 
 
@@ -238,20 +246,23 @@ def estimates_from_draws(draws: PosteriorDraws, *, no_effect: bool) -> dict[str,
     `no_effect`: the test showed no persona effect; then every interval is widened to include "all personas are equal". If it
     showed one, Dirichlet draws in which all personas are equal are left out.
     """
-    apart, tied = accuracy_measures(*draws.horseshoe), accuracy_measures(*draws.dirichlet)
-    tied_R_P, _ = draws.dirichlet
-    if not no_effect and (differ_R := np.ptp(tied_R_P, axis=1) > statistics.TIE_TOLERANCE).any():
-        tied = {name: one_R[differ_R] for name, one_R in tied.items()}
-    found = {one.name: combine_priors(one, apart[one.name], tied[one.name], draws.n) for one in drawn_measures()}
-    found |= _widen_to_own_interval(draws.noise_model, found)
+    by_horseshoe, by_dirichlet = accuracy_measures(*draws.horseshoe), accuracy_measures(*draws.dirichlet)
+    dirichlet_R_P, _ = draws.dirichlet
+    # The test has already excluded "all equal", and these draws would pull the end of the interval back to it.
+    if not no_effect and (differ_R := np.ptp(dirichlet_R_P, axis=1) > statistics.TIE_TOLERANCE).any():
+        by_dirichlet = {name: one_R[differ_R] for name, one_R in by_dirichlet.items()}
+    estimates = {
+        one.name: combine_priors(one, by_horseshoe[one.name], by_dirichlet[one.name], draws.n) for one in drawn_measures()
+    }
+    estimates |= _widen_to_own_interval(draws.noise_model, estimates)
     if no_effect:
-        accuracy_R_P, without_R = draws.horseshoe
-        same = accuracy_measures(accuracy_R_P.mean(axis=1, keepdims=True), without_R)
-        found = {one.name: _widen_to_null(one, found[one.name], same[one.name]) for one in drawn_measures()}
+        accuracy_R_P, baseline_R = draws.horseshoe
+        if_equal = accuracy_measures(accuracy_R_P.mean(axis=1, keepdims=True), baseline_R)
+        estimates = {one.name: _widen_to_null(one, estimates[one.name], if_equal[one.name]) for one in drawn_measures()}
     if not draws.any_correct:
-        found["pss"] = Estimate(value=0.0, low=0.0, high=1.0, n=draws.n)  # 0/0, of which no more is known
+        estimates["pss"] = Estimate(value=0.0, low=0.0, high=1.0, n=draws.n)  # 0 / 0: the answers exclude no value
     paired = [one.name for one in drawn_measures() if one.questions == "both"]
-    return found | {name: found[name].model_copy(update={"n": draws.n_paired}) for name in paired}
+    return estimates | {name: estimates[name].model_copy(update={"n": draws.n_paired}) for name in paired}
 
 
 def count_scored_questions(mean_P_Q: Array) -> int:
@@ -260,17 +271,19 @@ def count_scored_questions(mean_P_Q: Array) -> int:
 
 
 def _plugin_estimates(mean_P_Q: Array, baseline_Q: Array, n: int) -> dict[str, Estimate]:
-    found = accuracy_measures(statistics.mean_over_samples(mean_P_Q)[None], statistics.mean_over_samples(baseline_Q[None]))
-    return {name: Estimate(value=None if np.isnan(one_R[0]) else float(one_R[0]), n=n) for name, one_R in found.items()}
+    """The measures of the observed accuracies, without intervals."""
+    values = accuracy_measures(statistics.mean_over_samples(mean_P_Q)[None], statistics.mean_over_samples(baseline_Q[None]))
+    return {name: Estimate(value=None if np.isnan(one_R[0]) else float(one_R[0]), n=n) for name, one_R in values.items()}
 
 
-def _widen_to_own_interval(noise_model: NoiseModel, found: dict[str, Estimate]) -> dict[str, Estimate]:
+def _widen_to_own_interval(noise_model: NoiseModel, estimates: dict[str, Estimate]) -> dict[str, Estimate]:
     """Widen worst downwards and best upwards to the interval that this persona's scores alone would give.
 
     A persona moderately far from all others is shrunk towards them; without this the interval would miss its true accuracy too
     often.
     """
-    t = float(stdtrit(max(found["worst"].n - 1, 1), 0.975))
+    # t and not normal quantiles, since the noise is estimated from the questions.
+    t = float(stdtrit(max(estimates["worst"].n - 1, 1), 0.975))
     reach_P = t * np.sqrt(noise_model.noise_var_P + noise_model.levels.variance)
     worst, best = noise_model.angle_P.argmin(), noise_model.angle_P.argmax()
     low, high = (
@@ -279,16 +292,18 @@ def _widen_to_own_interval(noise_model: NoiseModel, found: dict[str, Estimate]) 
     )
     ends = {"worst": ("low", min, low), "best": ("high", max, high)}
     return {
-        name: found[name].model_copy(update={end: of(getattr(found[name], end), one)}) for name, (end, of, one) in ends.items()
+        name: estimates[name].model_copy(update={end: of(getattr(estimates[name], end), one)})
+        for name, (end, of, one) in ends.items()
     }
 
 
-def _widen_to_null(measure: StabilityMeasure, found: Estimate, null_R: Array) -> Estimate:
-    if found.value is None or found.low is None or found.high is None:
-        return found
+def _widen_to_null(measure: StabilityMeasure, estimate: Estimate, null_R: Array) -> Estimate:
+    """Widen the end towards "no difference" so that it includes the interval of the measure if all personas are equal."""
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return estimate
     low, high = np.quantile(null_R, (0.025, 0.975))
-    ends = {"high": max(found.high, float(high))} if measure.null_end == "high" else {"low": min(found.low, float(low))}
-    return found.model_copy(update=ends)
+    ends = {"high": max(estimate.high, float(high))} if measure.null_end == "high" else {"low": min(estimate.low, float(low))}
+    return estimate.model_copy(update=ends)
 
 
 AccuracyGrid = tuple[Array, Array]
@@ -306,13 +321,13 @@ def posterior_differences(first: Sequence[AccuracyGrid], other: Sequence[Accurac
     n = min(count_scored_questions(mean_P_Q) for mean_P_Q, _ in (*first, *other))
     one, two = (_mean_values([posterior_estimates(*grid, seed=seed) for grid in grids]) for grids in (first, other))
     drawn = _joint_measure_draws([*first, *other], seed)
-    found = {}
+    estimates = {}
     for name in one:
         a, b = one[name], two[name]
         value = None if a is None or b is None else b - a
-        sides = [_mean_over_grids(some, name) for some in (drawn[: len(first)], drawn[len(first) :])] if drawn else []
-        found[name] = _interval_around(value, sides[1] - sides[0] if sides else None, n)
-    return found
+        means = [_mean_over_grids(part, name) for part in (drawn[: len(first)], drawn[len(first) :])] if drawn else []
+        estimates[name] = _interval_around(value, means[1] - means[0] if means else None, n)
+    return estimates
 
 
 def pooled_estimates(
@@ -325,30 +340,37 @@ def pooled_estimates(
     """
     n = min(count_scored_questions(mean_P_Q) for mean_P_Q, _ in grids)
     values, drawn = _mean_values(estimates_by_grid), _joint_measure_draws(grids, seed)
-    found = {}
+    estimates = {}
     for measure in measures_estimated_by("posterior"):
         drawn_R = _mean_over_grids(drawn, measure.name) if drawn else None
         mean = _interval_around(values[measure.name], drawn_R, n)
-        found[measure.name] = _widen_to_grids(measure, mean, [each[measure.name] for each in estimates_by_grid])
-    return found
+        estimates[measure.name] = _widen_to_grids(measure, mean, [each[measure.name] for each in estimates_by_grid])
+    return estimates
 
 
 def _joint_measure_draws(grids: Sequence[AccuracyGrid], seed: int) -> list[dict[str, Array]]:
     """For each grid the measures in every draw {name: value_R}; empty where some grid cannot be drawn."""
     if not all(count_scored_questions(mean_P_Q) > 1 and is_connected(mean_P_Q) for mean_P_Q, _ in grids):
         return []
-    seen = [(fit_noise_model(mean_P_Q), baseline_Q) for mean_P_Q, baseline_Q in grids]
-    return [accuracy_measures(*one) for one in sample_horseshoe_accuracies(seen, np.random.default_rng([seed, JOINT_STREAM]))]
+    noise_models = [(fit_noise_model(mean_P_Q), baseline_Q) for mean_P_Q, baseline_Q in grids]
+    return [
+        accuracy_measures(*one) for one in sample_horseshoe_accuracies(noise_models, np.random.default_rng([seed, JOINT_STREAM]))
+    ]
 
 
 def _mean_over_grids(drawn: Sequence[Mapping[str, Array]], name: str) -> Array:
+    """value_R of one measure, averaged over the grids draw by draw."""
     return np.asarray(np.mean([one[name] for one in drawn], axis=0))
 
 
 def _mean_values(estimates_by_grid: Sequence[Mapping[str, Estimate]]) -> dict[str, float | None]:
-    """Means over the grids; None where one of them has none."""
-    each = {one.name: [by_name[one.name].value for by_name in estimates_by_grid] for one in measures_estimated_by("posterior")}
-    return {name: None if None in some else float(np.mean(np.array(some, dtype=float))) for name, some in each.items()}
+    """The mean over the grids of each measure's value; None if one of the grids has no value."""
+    values_by_name = {
+        one.name: [by_name[one.name].value for by_name in estimates_by_grid] for one in measures_estimated_by("posterior")
+    }
+    return {
+        name: None if None in values else float(np.mean(np.array(values, dtype=float))) for name, values in values_by_name.items()
+    }
 
 
 def _interval_around(value: float | None, drawn_R: Array | None, n: int) -> Estimate:
@@ -359,11 +381,11 @@ def _interval_around(value: float | None, drawn_R: Array | None, n: int) -> Esti
     return Estimate(value=value, low=min(float(low), value), high=max(float(high), value), n=n)
 
 
-def _widen_to_grids(measure: StabilityMeasure, found: Estimate, estimates_by_grid: Sequence[Estimate]) -> Estimate:
-    """With the end towards no difference as far out as the mean of the grids' own."""
+def _widen_to_grids(measure: StabilityMeasure, estimate: Estimate, estimates_by_grid: Sequence[Estimate]) -> Estimate:
+    """Widen the end towards "no difference" to at least the mean of that end over the grids."""
     end = measure.null_end
-    mine, theirs = getattr(found, end), [getattr(one, end) for one in estimates_by_grid]
-    if mine is None or None in theirs:
-        return found
+    pooled_end, grid_ends = getattr(estimate, end), [getattr(one, end) for one in estimates_by_grid]
+    if pooled_end is None or None in grid_ends:
+        return estimate
     farther = max if end == "high" else min
-    return found.model_copy(update={end: farther(mine, float(np.mean(theirs)))})
+    return estimate.model_copy(update={end: farther(pooled_end, float(np.mean(grid_ends)))})

@@ -2,9 +2,8 @@
 
 The scale is the angle arcsin √A of an accuracy A, on which the noise of a share hardly depends on the share. A persona's observed
 angle is its true one, plus noise of its own (the residual of the two-way persona × question analysis), plus an error that all
-personas share, because they were asked the same questions. A persona that was asked other questions is compared with the others
-on common questions; but if cells are missing by design, all questions count, since those of one persona are as good a random
-sample as those of another.
+personas share, because they were asked the same questions. Where personas were asked different questions, they are compared on
+their common questions. But if cells are missing by design, all questions count: each persona has a random sample of them.
 
     horseshoe    θ_p = μ + τ λ_p z_p, z_p standard normal, τ and λ_p half-Cauchy: most personas near each other, any one far away
     Dirichlet    a Dirichlet process: few values, each shared by many personas
@@ -32,7 +31,7 @@ MAX_VARIANCE_RATIO = 1e4
 
 
 class QuestionLevels(NamedTuple):
-    """How well a set of answers did on each question: the part of its error that other answers to the same questions share."""
+    """Mean scores of a set of answers by question. All answers to the same questions share the error that these levels have."""
 
     value_Q: Array
     """Accuracy on each question without the personas' effects; NaN without a score."""
@@ -69,7 +68,7 @@ def fit_noise_model(mean_P_Q: Array, *, missing_by_design: bool = False) -> Nois
     level_Q, known_Q = _question_levels(mean_P_Q, effects.effect_P)
     Q = int(known_Q.sum())
     accuracy_P, answer_variance = _clipped_accuracy_and_variance(level_Q[known_Q].mean() + effects.effect_P)
-    # Without residual degrees of freedom: the residual that answers have if all questions are equally hard.
+    # Without degrees of freedom the residual is unknown: take that of equally hard questions, the largest it could be.
     residual = answer_variance if np.isnan(effects.residual) else effects.residual
     noise = residual * (1 / scored_P_Q.sum(axis=0)[known_Q]).mean()
     question_variance = max(level_Q[known_Q].var(ddof=1) - noise, 0.0)
@@ -82,7 +81,8 @@ def fit_noise_model(mean_P_Q: Array, *, missing_by_design: bool = False) -> Nois
         accuracy_P, answer_variance = _clipped_accuracy_and_variance(mixed.accuracy_P)
         level_Q, _ = _question_levels(mean_P_Q, effect_P)
     levels = _fit_question_levels(level_Q, answer_variance, question_variance)
-    # Half a disagreement more than was observed: personas that agreed on all these questions need not agree on all others.
+    # Add half a disagreement: personas that agreed on all these questions need not agree on all others. Without it their noise
+    # would be 0 and their difference certain.
     unit = (residual + 0.125 * levels.scale / (P * Q)) / levels.scale
     residual_P_Q = mean_P_Q - effect_P[:, None] - level_Q
     return NoiseModel(
@@ -91,7 +91,7 @@ def fit_noise_model(mean_P_Q: Array, *, missing_by_design: bool = False) -> Nois
 
 
 def _question_levels(mean_P_Q: Array, effect_P: Array) -> tuple[Array, NDArray[np.bool_]]:
-    """Mean score [Q] of each question after subtracting the personas' effects, and which questions have a score [Q]."""
+    """For each question [Q]: the mean score after subtracting the personas' effects, and whether it has a score."""
     level_Q = statistics.mean_over_samples((mean_P_Q - effect_P[:, None]).T)
     return level_Q, ~np.isnan(level_Q)
 
@@ -129,7 +129,9 @@ def _fit_persona_effects(mean_P_Q: Array) -> _PersonaEffects:
 
 
 def _fit_question_levels(value_Q: Array, answer_variance: float, question_variance: float) -> QuestionLevels:
-    """`answer_variance`: mean variance of one answer; `question_variance`: the part of it that lies between questions.
+    """The levels of questions from `value_Q`, and the variance of their mean on the scale of angles.
+
+    `answer_variance`: mean variance of one answer; `question_variance`: the part of it that lies between questions.
 
     Delta method: d arcsin √A = dA / (2 √(A (1 − A))), so a squared difference of accuracies is 4 A (1 − A) times that of angles.
     """
@@ -137,7 +139,7 @@ def _fit_question_levels(value_Q: Array, answer_variance: float, question_varian
     Q = len(known_Q)
     mean = (np.clip(known_Q.mean(), 0, 1) * Q + 0.5) / (Q + 1)
     scale = 4 * max(answer_variance, mean * (1 - mean) / Q)
-    # If all questions have the same level, nothing is known of their variance: it is taken as that of one answer per question.
+    # If all questions have the same level, their variance cannot be estimated: it is taken as that of one answer per question.
     n_different = int((np.abs(known_Q - np.median(known_Q)) > statistics.TIE_TOLERANCE).sum())
     share = (n_different * min(4 * question_variance / scale, 1.0) + 0.5) / (n_different + 0.5)
     return QuestionLevels(value_Q, share / (4 * Q), scale)

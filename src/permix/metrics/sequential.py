@@ -11,8 +11,8 @@ earlier questions, so the choice of personas for a question depends on answers t
 - the test of any persona effect combines, by Fisher's method, the first round's permutation test and a martingale test of the
   later rounds;
 - measures that need a complete grid (mean over personas, observed PSS and its null, cross-fit, each question's worst persona) are
-  those of the first round. Draws would not do for them: where personas form two clusters, personas that were lucky in the first
-  round fall back to their mean, and that looks like harder questions.
+  those of the first round. Draws would bias them: where personas form two clusters, personas that were lucky in the first round
+  fall back to their mean later, which looks like harder questions.
 
 The constants were chosen on simulated grids; `bench/adaptive.py` measures them on others.
 """
@@ -42,7 +42,7 @@ FIRST_ROUND_QUESTIONS, LATER_ROUND_QUESTIONS = 30, 30
 """Questions of the first round, and of each later one."""
 
 CONTENDER_COVERAGE, MAX_CONTENDERS = 0.9, 4
-"""Contenders for worst: the most frequent worst personas that together cover this share of the draws, at most the second number;
+"""Contenders for worst are the most frequent worst personas that together cover this share of the draws, but at most this number;
 the same for best."""
 
 SIGN_FLIP_STREAM = 4
@@ -50,7 +50,7 @@ SIGN_FLIP_STREAM = 4
 
 
 class Round(Record):
-    """Questions from the end of the previous round up to the `until`-th of the run, asked under these personas and without."""
+    """The questions after the previous round up to number `until` of the run, asked under these personas and without persona."""
 
     until: int
     personas: tuple[str, ...]
@@ -89,13 +89,15 @@ def next_round(
     rounds: Sequence[Round], current: SequentialProgress, stopping_rule: StoppingRule, *, n_questions: int, n_samples: int
 ) -> Round | None:
     """The next round; None when the precision is reached, the budget allows no further question, or all questions were asked."""
-    done = rounds[-1].until
-    if done >= n_questions or (stopping_rule.precision is not None and _half_width(current.pss) <= stopping_rule.precision):
+    n_done = rounds[-1].until
+    if n_done >= n_questions or (stopping_rule.precision is not None and _half_width(current.pss) <= stopping_rule.precision):
         return None
-    more = min(LATER_ROUND_QUESTIONS, n_questions - done)
+    n_more = min(LATER_ROUND_QUESTIONS, n_questions - n_done)
     if stopping_rule.budget is not None:
-        more = min(more, (stopping_rule.budget - count_cells(rounds, n_samples)) // ((len(current.contenders) + 1) * n_samples))
-    return Round(until=done + more, personas=current.contenders) if more > 0 else None
+        n_more = min(
+            n_more, (stopping_rule.budget - count_cells(rounds, n_samples)) // ((len(current.contenders) + 1) * n_samples)
+        )
+    return Round(until=n_done + n_more, personas=current.contenders) if n_more > 0 else None
 
 
 def _half_width(estimate: Estimate) -> float:
@@ -103,7 +105,7 @@ def _half_width(estimate: Estimate) -> float:
 
 
 class SequentialResult(NamedTuple):
-    """The draws (None where nothing can be drawn), the personas they are of, and p of the test of any persona effect."""
+    """The draws (None if nothing can be drawn), the ids of their personas, and p of the test of any persona effect."""
 
     draws: PosteriorDraws | None
     persona_ids: tuple[str, ...]
@@ -122,13 +124,14 @@ def measure_rounds(
     if not scored_P.size:
         return SequentialResult(None, (), None)
     mean_P_Q, ends = mean_P_Q[scored_P], [one.until for one in rounds]
+    # A permutation test of all rounds would be invalid: shuffled first scores would have led to other personas in later rounds.
     p = fisher_combined_p(persona_effect_p(mean_P_Q[:, : ends[0]], seed, resamples), later_rounds_p(mean_P_Q, ends))
-    drawn = posterior.sample_posterior(mean_P_Q, baseline_Q, seed=seed, missing_by_design=True)
-    return SequentialResult(drawn, tuple(persona_ids[int(place)] for place in scored_P), p)
+    draws = posterior.sample_posterior(mean_P_Q, baseline_Q, seed=seed, missing_by_design=True)
+    return SequentialResult(draws, tuple(persona_ids[int(place)] for place in scored_P), p)
 
 
 def sequential_progress(result: SequentialResult, persona_ids: Sequence[str]) -> SequentialProgress:
-    """PSS and contenders of a result; all personas are contenders where nothing can be drawn."""
+    """PSS and contenders of a result; all personas are contenders if nothing can be drawn."""
     if result.draws is None:
         return SequentialProgress(Estimate(value=None, n=0), tuple(persona_ids))
     pss = posterior.estimates_from_draws(result.draws, no_effect=result.no_effect)["pss"]
@@ -157,11 +160,12 @@ def later_rounds_p(mean_P_Q: Array, round_ends: Sequence[int]) -> float | None:
     total = variance = 0.0
     for before, until in pairwise(round_ends):
         asked_P = ~np.isnan(mean_P_Q[:, before:until]).all(axis=1)
+        # The weights use earlier rounds only: with this round's own scores t_q would not have mean 0.
         earlier_P = statistics.mean_over_samples(mean_P_Q[asked_P, :before])
         for score_K in mean_P_Q[asked_P, before:until].T:
-            both_K = ~np.isnan(score_K) & ~np.isnan(earlier_P)
-            if (k := int(both_K.sum())) > 1:
-                earlier_K, now_K = (one[both_K] - one[both_K].mean() for one in (earlier_P, score_K))
+            scored_K = ~np.isnan(score_K) & ~np.isnan(earlier_P)
+            if (k := int(scored_K.sum())) > 1:
+                earlier_K, now_K = (one[scored_K] - one[scored_K].mean() for one in (earlier_P, score_K))
                 total += float(earlier_K @ now_K)
                 variance += float((earlier_K @ earlier_K) * (now_K @ now_K)) / (k - 1)
     return float(ndtr(-total / np.sqrt(variance))) if variance > 0 else None
@@ -192,28 +196,32 @@ def summarize_rounds(
     draws; a persona's exact test uses the questions with a score of it and of the baseline.
     """
     correct, baseline = np.asarray(correct_P_Q_S, dtype=float), np.asarray(baseline_Q_S, dtype=float)
-    opened = rounds[0].until
-    whole = summarize_stability(correct[:, :opened], baseline[:opened], persona_ids=persona_ids, seed=seed, resamples=resamples)
+    n_first = rounds[0].until
+    first_round_summary = summarize_stability(
+        correct[:, :n_first], baseline[:n_first], persona_ids=persona_ids, seed=seed, resamples=resamples
+    )
     mean_P_Q, baseline_Q = statistics.mean_over_samples(correct), statistics.mean_over_samples(baseline)
-    found = measure_rounds(mean_P_Q, baseline_Q, rounds, persona_ids, seed=seed, resamples=resamples)
+    result = measure_rounds(mean_P_Q, baseline_Q, rounds, persona_ids, seed=seed, resamples=resamples)
     n = int((~np.isnan(mean_P_Q)).any(axis=0).sum())
     counts: dict[str, object] = {
         "n_questions": correct.shape[1], "n_scored": int((~np.isnan(correct)).sum()),
         "n_asked": count_cells(rounds, correct.shape[2]) - rounds[-1].until * correct.shape[2],
-        "permutation_p": Estimate(value=found.p, n=n),
+        "permutation_p": Estimate(value=result.p, n=n),
     }  # fmt: skip
-    measures = whole.measures | {"baseline": statistics.bootstrap_mean(baseline_Q, seed, resamples, statistics.bootstrap_share)}
-    if found.draws is None:
-        return whole.model_copy(update=counts | {"measures": measures})
-    accuracy_R_P, _ = found.draws.horseshoe
-    return whole.model_copy(
+    measures = first_round_summary.measures | {
+        "baseline": statistics.bootstrap_mean(baseline_Q, seed, resamples, statistics.bootstrap_share)
+    }
+    if result.draws is None:
+        return first_round_summary.model_copy(update=counts | {"measures": measures})
+    accuracy_R_P, _ = result.draws.horseshoe
+    return first_round_summary.model_copy(
         update=counts
         | {
-            "measures": measures | posterior.estimates_from_draws(found.draws, no_effect=found.no_effect),
+            "measures": measures | posterior.estimates_from_draws(result.draws, no_effect=result.no_effect),
             "expected_best_of_k": tuple(
                 posterior.summarize_draws(best_R, n) for best_R in statistics.expected_best_of_k(accuracy_R_P).T
             ),
-            "personas": _persona_summaries(whole, found, mean_P_Q, mean_P_Q - baseline_Q, seed, resamples),
+            "personas": _persona_summaries(first_round_summary, result, mean_P_Q, mean_P_Q - baseline_Q, seed, resamples),
         }
     )
 

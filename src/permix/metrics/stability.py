@@ -1,11 +1,9 @@
-"""What one model's accuracy does under personas, as one frozen record of estimates.
+"""Summarize how one model's accuracy depends on the persona, as one frozen record of estimates.
 
-Its contract: `summarize_stability` takes scores by persona, question and sample (and the same questions asked without a
-persona) and
-answers with numbers, 95 % intervals over questions, and counts. It does no arithmetic of its own: each formula stands in
-`permix.metrics.statistics`, each reading in docs/measures.md. A missing score stays missing: NaN cells are left out and
-counted, and a
-number that cannot be computed is None. The same input and seed give the same record.
+Contract: `summarize_stability` takes scores by persona, question and sample, and the scores of the same questions without a
+persona. It returns values, 95 % intervals over questions, and counts. The formulas are in `permix.metrics.statistics`;
+docs/measures.md explains how to read them. Cells without a score (NaN) are left out and counted. A value that cannot be computed
+is None. The same input and seed give the same record.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,20 +25,20 @@ from permix.metrics.posterior import AccuracyGrid
 from permix.metrics.statistics import Array, BootstrapResult
 from permix.types import Estimate, Record, require_unique
 
-CROSSFIT_SPLITS = 100  # random half splits behind pss_crossfit, the same ones in every resample
+CROSSFIT_SPLITS = 100  # random half splits of pss_crossfit, the same ones in every resample
 
-MAX_SPLIT_SCORES = 20_000_000  # scores in all splits together: a large grid needs fewer of them, never under a tenth
+MAX_SPLIT_SCORES = 20_000_000  # scores in all splits together: a large grid gets fewer splits, but at least a tenth of them
 
-PERSONA_EFFECT_ALPHA = 0.05  # below this p the personas are told apart
+PERSONA_EFFECT_ALPHA = 0.05  # p below which the test shows a persona effect
 
 BOOTSTRAP_BLOCK_FLOATS = 2_000_000  # floats in the largest array of one bootstrap block: 16 MB
 
 HALVES_STREAM = 5
-"""The stream of random numbers of half splits where several grids are measured; `permix.metrics.posterior` has others."""
+"""Stream of random numbers for half splits of several grids; `permix.metrics.posterior` has streams 1 to 3."""
 
 
 class PersonaSummary(Record):
-    """One persona. `difference` and its test use the questions scored both with and without the persona."""
+    """One persona. `difference` (persona − baseline) and its test use the questions that have both scores."""
 
     id: str
     accuracy: Estimate
@@ -53,10 +51,10 @@ class PersonaSummary(Record):
 class StabilitySummary(MeasureRecord):
     """Every measure of docs/measures.md. `Estimate.n` counts questions; n_scored and n_asked count persona cells.
 
-    `measures` has every one of `STABILITY_MEASURES` by name; those that code speaks of are attributes too.
-    `expected_best_of_k[k-1]` is the expected best accuracy of k personas. `permutation_p` and `minimum_detectable_effect` have no
-    interval. The latter is the smallest difference of one persona to no persona that as many questions and personas show with
-    80 % power (`permix.metrics.statistics`); None without a baseline, or where not even 1 is shown.
+    `measures` has all of `STABILITY_MEASURES` by name; some are attributes too. `expected_best_of_k[k-1]` is the expected best
+    accuracy of k personas. `permutation_p` and `minimum_detectable_effect` have no interval. The latter is the smallest
+    difference between a persona and the baseline that this number of questions and personas detects with 80 % power
+    (`permix.metrics.statistics`); None without a baseline, or if not even a difference of 1 is detected.
     """
 
     measures: dict[str, Estimate]
@@ -112,11 +110,11 @@ def summarize_stability(
 ) -> StabilitySummary:
     """Measure how accuracy depends on the persona.
 
-    `correct_P_Q_S` holds the score in [0, 1] of persona × question × sample, NaN where there is none; `baseline_Q_S` the same
-    questions without a persona (its S may differ). Without `persona_ids` personas are called "0", "1", ... `resamples` is the
-    number of bootstrap draws, of permutations and of sign flips.
+    `correct_P_Q_S` has the scores in [0, 1] by persona, question and sample; NaN is no score. `baseline_Q_S` has the scores of
+    the same questions without a persona; its number of samples may differ. Without `persona_ids` the ids are "0", "1", ...
+    `resamples` is the number of bootstrap draws, of permutations and of sign flips.
 
-    ValueError: an empty or misshapen array, a score outside [0, 1], ids that do not fit or repeat.
+    Raises ValueError for an empty array or a wrong shape, a score outside [0, 1], repeated ids or a wrong number of ids.
     """
     correct = _check_scores(correct_P_Q_S, 3, "correct_P_Q_S")
     P, Q, S = correct.shape
@@ -132,20 +130,22 @@ def summarize_stability(
     bootstrapped = _bootstrap_measures(mean_P_Q, baseline_Q, draws, resamples)
     compared_P_Q = _drop_unscored_personas(mean_P_Q)
     permuted = _permutation_test(compared_P_Q, labels, resamples)
-    alike = permuted.p.value is None or permuted.p.value >= PERSONA_EFFECT_ALPHA
-    drawn = posterior.posterior_estimates(compared_P_Q, baseline_Q, seed=seed, no_effect=alike)
+    no_effect = permuted.p.value is None or permuted.p.value >= PERSONA_EFFECT_ALPHA
+    from_draws = posterior.posterior_estimates(compared_P_Q, baseline_Q, seed=seed, no_effect=no_effect)
     n_by_questions = _count_scored_questions(mean_P_Q, baseline_Q)
     n, n_both = n_by_questions["personas"], n_by_questions["both"]
-    seen = statistics.discordance(mean_P_Q, baseline_Q)
+    discordance = statistics.discordance(mean_P_Q, baseline_Q)
     best_of_k = bootstrapped["expected_best_K"]
     return StabilitySummary(
         measures={
-            measure.name: _measure_estimate(measure, bootstrapped, drawn, permuted.null_R_P, n_by_questions[measure.questions])
+            measure.name: _measure_estimate(
+                measure, bootstrapped, from_draws, permuted.null_R_P, n_by_questions[measure.questions]
+            )
             for measure in STABILITY_MEASURES.values()
         },
         permutation_p=permuted.p,
         minimum_detectable_effect=Estimate(
-            value=None if seen is None else statistics.minimum_detectable_effect(n_both, seen, P), n=n_both
+            value=None if discordance is None else statistics.minimum_detectable_effect(n_both, discordance, P), n=n_both
         ),
         expected_best_of_k=tuple(_estimates(best_of_k, [n] * best_of_k.value.size, statistics.bootstrap_share)) if n else (),
         personas=_persona_summaries(ids, mean_P_Q, mean_P_Q - baseline_Q, bootstrapped, signs, resamples),
@@ -179,7 +179,7 @@ def _measure_estimate(
 
 
 def _permuted_estimate(measure: StabilityMeasure, null_R_P: Array | None, n: int) -> Estimate:
-    """If personas did nothing: the mean over the permutations, and the middle 95 % of them. Without a baseline."""
+    """The measure if personas had no effect: mean and middle 95 % over the permutations. The formula gets no baseline."""
     if null_R_P is None:
         return Estimate(value=None, n=0)
     value_R = measure.of_accuracies(np.clip(null_R_P, 0.0, 1.0), np.full(len(null_R_P), np.nan))
@@ -190,49 +190,55 @@ def _permuted_estimate(measure: StabilityMeasure, null_R_P: Array | None, n: int
 
 
 def _count_scored_questions(mean_P_Q: Array, baseline_Q: Array) -> dict[ScoredQuestions, int]:
-    under_Q, without_Q = ~np.isnan(mean_P_Q).all(axis=0), ~np.isnan(baseline_Q)
-    return {"personas": int(under_Q.sum()), "baseline": int(without_Q.sum()), "both": int((under_Q & without_Q).sum())}
+    with_persona_Q, with_baseline_Q = ~np.isnan(mean_P_Q).all(axis=0), ~np.isnan(baseline_Q)
+    return {
+        "personas": int(with_persona_Q.sum()),
+        "baseline": int(with_baseline_Q.sum()),
+        "both": int((with_persona_Q & with_baseline_Q).sum()),
+    }
 
 
 def stability_differences(
     first: Sequence[AccuracyGrid], other: Sequence[AccuracyGrid], seed: int, resamples: int
 ) -> dict[str, Estimate]:
-    """Other − first in the measures of the view "differences", each the mean over its grids (of one model, or of a model's
-    training seeds), over the personas that all have a score for; same draws of questions for all.
+    """Other − first in the measures of the view "differences"; the grids of each are those of a model's training seeds.
 
-    Empty when there is no such persona.
+    Each measure is the mean over the grids, on the personas that have a score in all grids. All grids share the draws of
+    questions. Empty if no persona has a score in all grids.
     """
-    both_P = _scored_in_all([*first, *other])
-    if not both_P.any():
+    shared_P = _scored_in_all([*first, *other])
+    if not shared_P.any():
         return {}
     measures = measures_in("differences")
     if all(measure.questions == "personas" for measure in measures):
-        # A baseline is one more level in the joint draws: it would change the last digits of all measures.
+        # These measures need no baseline. In the joint draws it would be one more level and change the last digits of all values.
         first, other = (
-            [(mean_P_Q, np.full_like(baseline_Q, np.nan)) for mean_P_Q, baseline_Q in some] for some in (first, other)
+            [(mean_P_Q, np.full_like(baseline_Q, np.nan)) for mean_P_Q, baseline_Q in grids_of_one]
+            for grids_of_one in (first, other)
         )
-    first, other = ([(mean_P_Q[both_P], baseline_Q) for mean_P_Q, baseline_Q in some] for some in (first, other))
+    first, other = (
+        [(mean_P_Q[shared_P], baseline_Q) for mean_P_Q, baseline_Q in grids_of_one] for grids_of_one in (first, other)
+    )
     n_by_questions = _count_scored_in_all([*first, *other]) | {"personas": first[0][0].shape[1]}
     one, two = (_bootstrap_grid_means(measures, grids, seed, resamples) for grids in (first, other))
-    drawn = posterior.posterior_differences(first, other, seed=seed)
-    found = {}
+    from_draws = posterior.posterior_differences(first, other, seed=seed)
+    differences = {}
     for measure in measures:
         if measure.estimator == "posterior":
-            found[measure.name] = drawn[measure.name]
+            differences[measure.name] = from_draws[measure.name]
         else:
             a, b = one[measure.name], two[measure.name]
             difference = BootstrapResult(b.value - a.value, b.replicates - a.replicates)
-            found[measure.name] = _estimate(difference, n_by_questions[measure.questions])
-    return found
+            differences[measure.name] = _estimate(difference, n_by_questions[measure.questions])
+    return differences
 
 
 def pool_stability(
     grids: Sequence[AccuracyGrid], summaries: Sequence[StabilitySummary], seed: int, resamples: int
 ) -> dict[str, Estimate]:
-    """The measures of the view "methods": means over the grids of a model's training seeds (`summaries`: of each by itself), of
-    the personas that all have a score for.
+    """The measures of the view "methods": means over the grids of a model's training seeds. `summaries`: of each grid alone.
 
-    Empty when there is no such persona.
+    Only personas that have a score in all grids count; empty if there is no such persona.
     """
     scored_P = _scored_in_all(grids)
     if not scored_P.any():
@@ -241,24 +247,24 @@ def pool_stability(
     grids = [(mean_P_Q[scored_P], baseline_Q) for mean_P_Q, baseline_Q in grids]
     n_by_questions = _count_scored_in_all(grids)
     bootstrapped = _bootstrap_grid_means(measures, grids, seed, resamples)
-    drawn = posterior.pooled_estimates(grids, [summary.measures for summary in summaries], seed=seed)
-    found = {}
+    from_draws = posterior.pooled_estimates(grids, [summary.measures for summary in summaries], seed=seed)
+    pooled = {}
     for measure in measures:
         if measure.estimator == "posterior":
-            found[measure.name] = drawn[measure.name]
+            pooled[measure.name] = from_draws[measure.name]
         else:
             interval = statistics.bootstrap_share if measure.estimator == "share" else statistics.bootstrap_estimate
-            found[measure.name] = _estimate(bootstrapped[measure.name], n_by_questions[measure.questions], interval)
-    return found
+            pooled[measure.name] = _estimate(bootstrapped[measure.name], n_by_questions[measure.questions], interval)
+    return pooled
 
 
 def _scored_in_all(grids: Sequence[AccuracyGrid]) -> NDArray[np.bool_]:
-    """Of each persona, whether every grid has a score of it."""
+    """For each persona [P], whether it has a score in every grid."""
     return np.asarray(np.all([~np.isnan(mean_P_Q).all(axis=1) for mean_P_Q, _ in grids], axis=0))
 
 
 def _count_scored_in_all(grids: Sequence[AccuracyGrid]) -> dict[ScoredQuestions, int]:
-    """The least of the grids' numbers of scored questions."""
+    """The smallest number of scored questions over the grids."""
     counts = [_count_scored_questions(*grid) for grid in grids]
     return {questions: min(one[questions] for one in counts) for questions in counts[0]}
 
@@ -266,7 +272,7 @@ def _count_scored_in_all(grids: Sequence[AccuracyGrid]) -> dict[ScoredQuestions,
 def _bootstrap_grid_means(
     measures: Sequence[StabilityMeasure], grids: Sequence[AccuracyGrid], seed: int, resamples: int
 ) -> dict[str, BootstrapResult]:
-    """Means over the grids of the measures that are not made of draws. Under one seed the draws of questions are the same."""
+    """Means over the grids of the measures without posterior draws. The same seed gives the same draws of questions."""
     P, Q = grids[0][0].shape
     resampled = [measure for measure in measures if measure.estimator != "posterior"]
     splits = n_crossfit_splits(P * Q)
@@ -287,7 +293,7 @@ def _bootstrap_grid_means(
 def _bootstrap_measures(
     mean_P_Q: Array, baseline_Q: Array, rng: np.random.Generator, resamples: int
 ) -> dict[str, BootstrapResult]:
-    """Every measure by name, and personas' own numbers, all on the same draws of questions."""
+    """Every measure by name, and the accuracy and difference of each persona, all on the same draws of questions."""
     P, Q = mean_P_Q.shape
     splits = n_crossfit_splits(P * Q)
     halves_K_Q = statistics.random_half_splits(Q, splits, rng)
@@ -309,7 +315,7 @@ def n_crossfit_splits(n_scores: int) -> int:
 
 
 def resample_scores(mean_P_Q: Array, baseline_Q: Array, counts_R_Q: Array, halves_K_Q: Array) -> ResampledScores:
-    """What measures are made of, of the questions counted counts_R_Q times. Personas without any score are left out."""
+    """The input of the measures for the questions as drawn by counts_R_Q. Personas without any score are left out."""
     compared_P_Q = _drop_unscored_personas(mean_P_Q)
     return ResampledScores(
         mean_P_Q=compared_P_Q,
@@ -321,20 +327,20 @@ def resample_scores(mean_P_Q: Array, baseline_Q: Array, counts_R_Q: Array, halve
 
 
 def persona_effect_p(mean_P_Q: Array, seed: int, n_permutations: int) -> float | None:
-    """p of the test that `summarize_stability` makes of the same scores and seed: that personas do nothing."""
+    """p of the test of no persona effect: the one that `summarize_stability` gives for the same scores and seed."""
     labels = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[1])
     return _permutation_test(_drop_unscored_personas(mean_P_Q), labels, n_permutations).p.value
 
 
 class _PermutationTest(NamedTuple):
-    """`null_R_P`: the personas' accuracies in every permutation; None where nothing has a score."""
+    """`null_R_P`: the personas' accuracies in every permutation; None without any score."""
 
     null_R_P: Array | None
     p: Estimate
 
 
 def _permutation_test(mean_P_Q: Array, rng: np.random.Generator, n_permutations: int) -> _PermutationTest:
-    """The test that personas do something; its statistic is the variance of A_p. p is None for one persona."""
+    """The permutation test of no persona effect, by the variance of A_p over personas. p is None for one persona."""
     n = int((~np.isnan(mean_P_Q).all(axis=0)).sum())
     if not n:
         return _PermutationTest(None, Estimate(value=None, n=0))
@@ -352,7 +358,7 @@ def _persona_summaries(
     rng: np.random.Generator,
     n_flips: int,
 ) -> tuple[PersonaSummary, ...]:
-    """The per-persona table, in the order given."""
+    """One summary per persona, in the order of `ids`."""
     p_P = np.array([statistics.sign_flip_p(difference_Q, rng, n_flips) for difference_Q in difference_P_Q])
     n_P, paired_P = (~np.isnan(mean_P_Q)).sum(axis=1).tolist(), (~np.isnan(difference_P_Q)).sum(axis=1).tolist()
     columns = zip(
@@ -371,13 +377,16 @@ def _persona_summaries(
 
 
 def _drop_unscored_personas(mean_P_Q: Array) -> Array:
-    """The rows that can be compared: personas with at least one score; all rows when there is no score at all."""
+    """The rows of personas with at least one score; all rows if there is no score at all."""
     scored_P = ~np.isnan(mean_P_Q).all(axis=1)
     return mean_P_Q[scored_P] if scored_P.any() else mean_P_Q
 
 
 def _interval_hull(one: Estimate, other: Estimate) -> Estimate:
-    """`one`, with an interval that holds both: resampling questions cannot tell how one persona far from the rest got there."""
+    """`one` with an interval that contains both intervals.
+
+    The bootstrap over questions is too narrow if one persona is far from the others, so the draws' interval is added.
+    """
     if one.low is None or one.high is None or other.low is None or other.high is None:
         return one
     return one.model_copy(update={"low": min(one.low, other.low), "high": max(one.high, other.high)})
@@ -402,14 +411,14 @@ def none_if_nan(p: float) -> float | None:
 
 
 def _check_scores(scores: ArrayLike, ndim: int, name: str) -> Array:
-    """The scores as floats; ValueError naming the shape or the first bad value."""
+    """The scores as floats. Raises ValueError naming the shape or the first bad value."""
     array = np.asarray(scores, dtype=float)
     if array.ndim != ndim or not array.size:
         raise ValueError(f"{name} has shape {array.shape}; it needs {ndim} axes, none of them empty")
     bad = np.argwhere(~np.isnan(array) & ~((array >= 0) & (array <= 1)))
     if len(bad):
         where = tuple(int(i) for i in bad[0])
-        raise ValueError(f"{name}{list(where)} is {array[where]}; a score is in [0, 1], or NaN where there is none")
+        raise ValueError(f"{name}{list(where)} is {array[where]}; a score lies in [0, 1]; NaN means no score")
     return array
 
 

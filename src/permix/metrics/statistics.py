@@ -1,11 +1,11 @@
-"""The arithmetic of persona stability on arrays: measures, exact tests, the bootstrap, and statistical power.
+"""Compute persona stability from arrays: measures, exact tests, the bootstrap, and statistical power.
 
-Contract: pure functions; no files, no records but `Estimate`, no global random state. A NaN cell has no score and is left out,
-never read as zero; a NaN result cannot be computed. Scores and accuracies lie in [0, 1].
+Contract: pure functions; no files, no records except `Estimate`, no global random state. NaN in the input means no score: it is
+left out, never read as zero. NaN in a result means that it cannot be computed. Scores and accuracies lie in [0, 1].
 
 Axes: P personas, Q questions, S samples, R resamples, K random half splits, N anything. A measure of `accuracy_P` works on the
-last axis, so it also takes `accuracy_R_P`. A measure that takes `counts_R_Q` weights question q of replicate r by the number of
-times it was drawn; a row of ones is the data itself, so a value and its replicates come from the same code.
+last axis, so it also takes `accuracy_R_P`. A measure that takes `counts_R_Q` weights question q of resample r by the number of
+times it was drawn. A row of ones is the data itself, so a value and its replicates come from the same code.
 
 Power (`required_questions`, `minimum_detectable_effect`) is that of the paired test of a persona against no persona on the same
 questions. Besides the number of questions it depends on their `discordance`. Several personas are several tests: the level is
@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 
 
 TIE_TOLERANCE = 1e-9
-"""Accuracies closer than this are equal: the order of a floating-point sum must not break a tie."""
+"""Accuracies closer than this count as equal: the order of a floating-point sum must not break a tie."""
 
 MAX_BIAS_CORRECTION_Z = 0.5
 """Largest bias correction z0 of a bootstrap interval, in standard normal units; docs/measures.md has the simulation."""
@@ -99,6 +99,7 @@ def fit_two_way(mean_P_Q: Array, counts_R_Q: Array) -> TwoWayFit:
     freedom for N scores. In a complete grid L⁺ = (I − J/P) / Q with J all ones, and no matrix is inverted.
     """
     P = len(mean_P_Q)
+    # A question with a score of one persona only says nothing about differences between personas.
     scored_P_Q = ~np.isnan(mean_P_Q) & ((~np.isnan(mean_P_Q)).sum(axis=0) > 1)
     personas_Q = scored_P_Q.sum(axis=0).astype(float)
     centred_P_Q = np.where(scored_P_Q, mean_P_Q - mean_over_samples(mean_P_Q.T), 0.0)
@@ -139,6 +140,7 @@ def fit_mixed_model(mean_P_Q: Array, variance_ratio: float) -> MixedModelFit:
     known_P_P = np.diag(mask_P_Q.sum(axis=1)) - shared_P_Q @ mask_P_Q.T
     covariance_P_P = np.linalg.inv(known_P_P)
     accuracy_P = covariance_P_P @ (value_P_Q.sum(axis=1) - shared_P_Q @ value_P_Q.sum(axis=0))
+    # The part that all personas share cancels in their differences; the caller adds it once for all of them.
     return MixedModelFit(accuracy_P, covariance_P_P - variance_ratio / scored_P_Q.any(axis=0).sum())
 
 
@@ -195,12 +197,13 @@ def random_half_splits(n_questions: int, n_splits: int, rng: np.random.Generator
 def pss_crossfit(mean_P_Q: Array, halves_K_Q: Array, counts_R_Q: Array) -> Array:
     """PSS [R] without selection bias: worst and best persona are chosen on one half of the questions and scored on the other.
 
-    Mean other-half accuracy of the worst / mean other-half accuracy of the best, each over splits and both directions; tied
+    Mean accuracy of the worst / mean accuracy of the best, both on the other half, over all splits and both directions. Tied
     personas are averaged; 0/0 := 0. Our definition. Not clipped: noise can lift it above 1. Copies of a resampled question stay
-    in one half. NaN where no split scores both choices (one question), or where only the best one's mean is 0.
+    in one half. NaN if no split scores both choices (one question), or if only the mean of the best is 0.
     """
     (R, Q), K = counts_R_Q.shape, len(halves_K_Q)
     value_Q_P, scored_Q_P = _values_and_mask(mean_P_Q)
+    # Weights, not positions, split the questions: copies of a question in both halves would bring the selection bias back.
     first_RK_Q = (counts_R_Q[:, None, :] * halves_K_Q).reshape(R * K, Q)
     sum_RK_P, count_RK_P = first_RK_Q @ value_Q_P, first_RK_Q @ scored_Q_P
     other_sum_RK_P = np.repeat(counts_R_Q @ value_Q_P, K, axis=0) - sum_RK_P
@@ -236,14 +239,14 @@ def permute_within_question(mean_P_Q: Array, rng: np.random.Generator) -> Array:
 
 
 NORMAL_LIMIT_MIN_SCORES, NORMAL_LIMIT_MAX_PERSONAS, NORMAL_LIMIT_MIN_VARIANCE = 200_000, 1000, 25.0
-"""From this many scores on, sums of permuted scores are drawn from their normal limit; but not with more personas than that, nor
-if the sum of a persona has less than that variance: where nearly all answers are equal, the limit is inaccurate."""
+"""Sums of permuted scores are drawn from their normal limit if there are at least this many scores, at most this many personas,
+and at least this variance of each persona's sum. With less variance nearly all answers are equal, and the limit is inaccurate."""
 
 
 def null_accuracies(mean_P_Q: Array, rng: np.random.Generator, n_permutations: int) -> Array:
     """accuracy_R_P under the null hypothesis of no persona effect: A_p after R permutations of the labels within each question.
 
-    For very many scores drawn from the normal limit, so that values may lie slightly outside [0, 1].
+    With very many scores they are drawn from the normal limit, and may then lie slightly outside [0, 1].
     """
     if mean_P_Q.size >= NORMAL_LIMIT_MIN_SCORES and len(mean_P_Q) <= NORMAL_LIMIT_MAX_PERSONAS:
         mean_P, covariance_P_P = _permutation_moments(mean_P_Q)
@@ -314,7 +317,7 @@ def holm_adjust(p_N: Array) -> Array:
 
 
 class BootstrapResult(NamedTuple):
-    """A measure of the data, and of R resamples of its units (axes: R, then the measure's own)."""
+    """The value of a measure, and its values in R resamples (axes: R, then the measure's own)."""
 
     value: Array
     replicates: Array
@@ -323,9 +326,10 @@ class BootstrapResult(NamedTuple):
 def bootstrap(
     measures: Callable[[Array], dict[str, Array]], n_units: int, rng: np.random.Generator, resamples: int, block_size: int
 ) -> dict[str, BootstrapResult]:
-    """Every array of `measures(counts_R_Q)` on the data and on R draws of its Q units, `block_size` draws at a time (memory).
+    """Every array of `measures(counts_R_Q)` on the data and on R draws of the Q units, `block_size` draws at a time (memory).
 
-    All measures see the same draws. The units are questions, drawn with all their cells, since those are not independent.
+    All measures have the same draws. The units are questions: the cells of a question are not independent, so they are drawn
+    together.
     """
     counts_R_Q = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=resamples).astype(float)
     values = measures(np.ones((1, n_units)))
@@ -368,7 +372,7 @@ def bootstrap_share(value: float, replicate_R: Array, n: int) -> Estimate:
 def bootstrap_mean(
     values_N: Array, seed: int, resamples: int, interval: Callable[[float, Array, int], Estimate] = bootstrap_estimate
 ) -> Estimate:
-    """Mean of the values with its 95 % interval over the N units; NaN values are left out, and no value left gives None."""
+    """Mean of the values with its 95 % interval over the N units. NaN values are left out; without any value the mean is None."""
     scored_N = values_N[~np.isnan(values_N)]
     n = len(scored_N)
     if not n:
@@ -379,7 +383,7 @@ def bootstrap_mean(
 
 
 def _values_and_mask(mean_P_Q: Array) -> tuple[Array, Array]:
-    """(value_Q_P with 0 for NaN, scored_Q_P as 0/1). In a complete grid `scored` has a single column, which saves a product."""
+    """value_Q_P with 0 for NaN, and scored_Q_P as 0/1; in a complete grid the latter has one column, which saves a product."""
     scored_Q_P = ~np.isnan(mean_P_Q.T)
     if scored_Q_P.all():
         return mean_P_Q.T, np.ones((len(scored_Q_P), 1))
@@ -398,7 +402,7 @@ SIGNIFICANCE_LEVEL, TARGET_POWER = 0.05, 0.8
 def discordance(mean_P_Q: Array, baseline_Q: Array) -> float | None:
     """Mean squared difference between a persona's and the baseline's score on a question; None without a common question.
 
-    With one sample per cell: the share of questions that are right under one of the two and wrong under the other.
+    With one sample per cell: the share of questions that are right in one of the two conditions and wrong in the other.
     """
     square_P_Q = (mean_P_Q - baseline_Q) ** 2
     paired = square_P_Q[~np.isnan(square_P_Q)]

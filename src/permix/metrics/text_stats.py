@@ -1,16 +1,16 @@
-"""Measures of texts that need no judge: character breaks, variety, repetition, and echoes of the persona's words.
+"""Measure texts without a judge: character breaks, variety, repetition, and echoes of the persona's words.
 
-Contract: pure functions; no model, no global random state, no files but the rules in `breaks.toml`. None and NaN are no answer
-and are left out; "" is an answer. Words are runs of letters and digits, case-folded, for languages that put spaces between words.
-None of these measures shows that an answer is good, true to the persona, or sensible; "Not measured" in a docstring says what a
-measure does not see.
+Contract: pure functions; no model, no global random state, no files except `breaks.toml`. None and NaN mean no answer and are
+left out; "" is an answer. Words are sequences of letters and digits, case-folded, for languages that put spaces between words.
+No measure here shows that an answer is good, true to the persona, or sensible. "Not measured" in a docstring names the limits of
+a measure.
 
 Axes: N answers, P personas, K resampled units, R resamples, G different n-grams.
 
-`find_character_breaks` applies the rules of `breaks.toml` to an answer. The persona's text decides which rules apply, since a
-persona that is a machine does not break character by saying so. The rules find explicit statements in English. They do not see an
-answer that is bland, wrong for the persona or in another voice; and a human persona that lies about being a robot is counted as a
-break. `python -m bench.breaks` counts their errors on answers labelled by hand.
+`find_character_breaks` applies the rules of `breaks.toml` to an answer. The persona's text decides which rules apply: a persona
+that is a machine does not break character by saying so. The rules find explicit statements in English. They miss an answer that
+is bland, wrong for the persona or in another voice. A human persona that lies about being a robot counts as a break.
+`python -m bench.breaks` counts their errors on answers labelled by hand.
 """
 
 import re
@@ -52,13 +52,11 @@ SELF_REFERENCE = r"(?:^|[,:;.(]\s*|\b(?:are|is|am|being|identity of|become)\s+)(
 MODIFIER_WORDS = r"(?:(?!(?:of|in|on|at|for|with|by|to|and|or|who|that|which|whose|from|about|against)\b)[\w'-]+\s+){0,3}?"
 
 SPEECH_WINDOW_CHARS = 80
-"""Characters before a hit in which a phrase may attribute it to another speaker, and after a quotation in which "said X" may
-follow."""
+"""How far before a match a phrase may attribute it to another speaker, and how far after a quotation "said X" may follow."""
 
 
 class BreakRule(NamedTuple):
-    """A rule of breaks.toml. `patterns`: alternative regular expressions; `exempt_kind`: the kind of persona it does not apply
-    to."""
+    """A rule of breaks.toml. `patterns`: alternative regular expressions. `exempt_kind`: personas it does not apply to."""
 
     name: str
     description: str
@@ -67,7 +65,7 @@ class BreakRule(NamedTuple):
 
 
 class CharacterBreak(NamedTuple):
-    """A hit of a rule: `answer[start:end]` matches it."""
+    """A match of a rule: `answer[start:end]`."""
 
     rule: str
     start: int
@@ -77,24 +75,24 @@ class CharacterBreak(NamedTuple):
 def find_character_breaks(answer: str, persona_text: str = "") -> list[CharacterBreak]:
     """Every place where the answer breaks the character of `persona_text`, in the order of the text.
 
-    Quotations and reported speech of others do not count. Hits of one rule do not overlap; hits of two rules may.
+    Quotations and reported speech of others do not count. Matches of one rule do not overlap; those of two rules may.
     """
     text = normalize_characters(answer)
     quoted = _quoted_spans(text)
-    found = [
+    breaks = [
         CharacterBreak(name, match.start(), match.end())
         for name, pattern in _patterns_for_persona(_strip_persona_prefix(persona_text))
         for match in pattern.finditer(text)
         if not any(start <= match.start() and match.end() <= end for start, end in quoted)
         if not _reported_speech_pattern().search(text, max(0, match.start() - SPEECH_WINDOW_CHARS), match.start())
     ]
-    return sorted(found, key=lambda one: (one.start, one.end, one.rule))
+    return sorted(breaks, key=lambda one: (one.start, one.end, one.rule))
 
 
 def normalize_characters(text: str) -> str:
     """The text with apostrophes, letter forms (NFKC) and emphasis marks normalised, character by character.
 
-    The length stays, so that positions in it are positions in the answer.
+    The length does not change, so positions in the result are positions in the text.
     """
     return "".join(_normalize_character(one) for one in text)
 
@@ -118,28 +116,28 @@ def head_noun(persona_text: str) -> str:
 @lru_cache(maxsize=1)
 def load_break_rules() -> tuple[BreakRule, ...]:
     """The rules, in the order of the file."""
-    told = _load_breaks_toml()
+    content = _load_breaks_toml()
     return tuple(
         BreakRule(
             one["name"],
-            one["catches"],
-            tuple(_expand_placeholders(pattern, told["words"]) for pattern in one["patterns"]),
-            one.get("unless"),
+            one["description"],
+            tuple(_expand_placeholders(pattern, content["words"]) for pattern in one["patterns"]),
+            one.get("exempt_kind"),
         )
-        for one in told["rule"]
+        for one in content["rule"]
     )
 
 
 @lru_cache(maxsize=4096)
 def _patterns_for_persona(persona_text: str) -> tuple[tuple[str, re.Pattern[str]], ...]:
     """(name, pattern) of the rules that apply to this persona."""
-    held = [
+    rules = [
         rule
         for rule in load_break_rules()
         if rule.exempt_kind is None or not _persona_kind_pattern(rule.exempt_kind).search(persona_text)
     ]
     noun = head_noun(persona_text)
-    return tuple((rule.name, _compile_rule(rule.name, noun if _needs_persona_noun(rule) else "")) for rule in held)
+    return tuple((rule.name, _compile_rule(rule.name, noun if _needs_persona_noun(rule) else "")) for rule in rules)
 
 
 def _needs_persona_noun(rule: BreakRule) -> bool:
@@ -148,7 +146,7 @@ def _needs_persona_noun(rule: BreakRule) -> bool:
 
 @lru_cache(maxsize=4096)
 def _compile_rule(name: str, noun: str) -> re.Pattern[str]:
-    """A rule's alternatives as one expression, without those that need the persona's noun if `noun` is ""."""
+    """A rule's patterns as one regular expression; if `noun` is "", without the patterns that need the persona's noun."""
     rule = next(one for one in load_break_rules() if one.name == name)
     persona = rf"(?:[\w'-]+\s+){{0,3}}{re.escape(noun)}"
     usable = [pattern.replace("<PERSONA>", persona) for pattern in rule.patterns if noun or "<PERSONA>" not in pattern]
@@ -158,9 +156,9 @@ def _compile_rule(name: str, noun: str) -> re.Pattern[str]:
 @lru_cache(maxsize=16)
 def _persona_kind_pattern(name: str) -> re.Pattern[str]:
     """Matches the text of a persona of this kind: "an old robot", "HAL, the computer of a ship"; not "a robot mechanic"."""
-    told = _load_breaks_toml()
-    kind = _expand_placeholders(told["kinds"][name], told["words"])
-    return re.compile(f"{SELF_REFERENCE}{MODIFIER_WORDS}{kind}{_expand_placeholders('<END>', told['words'])}", re.IGNORECASE)
+    content = _load_breaks_toml()
+    kind = _expand_placeholders(content["kinds"][name], content["words"])
+    return re.compile(f"{SELF_REFERENCE}{MODIFIER_WORDS}{kind}{_expand_placeholders('<END>', content['words'])}", re.IGNORECASE)
 
 
 @lru_cache(maxsize=1)
@@ -169,7 +167,7 @@ def _load_breaks_toml() -> Mapping[str, Any]:
 
 
 def _expand_placeholders(pattern: str, words: Mapping[str, str]) -> str:
-    """The pattern with placeholders replaced, also in their replacements, and every space as any white space."""
+    """The pattern with placeholders replaced, also inside replacements, and with every space matching any white space."""
     while any(match[1] in words for match in PLACEHOLDER.finditer(pattern)):
         pattern = PLACEHOLDER.sub(lambda match: words.get(match[1], match[0]), pattern)
     return pattern.replace(" ", r"(?:\s+)")
@@ -182,7 +180,7 @@ def _reported_speech_pattern() -> re.Pattern[str]:
 
 @lru_cache(maxsize=1)
 def _speech_tag_pattern() -> re.Pattern[str]:
-    return re.compile(_expand_placeholders(_load_breaks_toml()["speech"]["tagged"], {}), re.IGNORECASE)
+    return re.compile(_expand_placeholders(_load_breaks_toml()["speech"]["tag"], {}), re.IGNORECASE)
 
 
 def _quoted_spans(text: str) -> list[tuple[int, int]]:
@@ -257,11 +255,13 @@ def distinct_n_overall(texts: Sequence[str], unit_N: Sequence[str], n: int, n_dr
     Not measured: as in `rarefied_distinct_n`; also, personas that each have a small vocabulary, but different ones, look varied.
     """
     by_unit = _ngram_counts_by_unit(texts, unit_N, n)
-    every = sum(by_unit.values(), Counter[tuple[str, ...]]())
-    value, K = rarefied_distinct_n(list(every.values()), n_drawn), len(by_unit)
+    all_counts = sum(by_unit.values(), Counter[tuple[str, ...]]())
+    value, K = rarefied_distinct_n(list(all_counts.values()), n_drawn), len(by_unit)
     if np.isnan(value):
         return Estimate(value=None, n=K)
-    without_K = np.array([rarefied_distinct_n(list((every - mine).values()), n_drawn) for mine in by_unit.values()])
+    without_K = np.array(
+        [rarefied_distinct_n(list((all_counts - unit_counts).values()), n_drawn) for unit_counts in by_unit.values()]
+    )
     if K < 2 or np.isnan(without_K).any():
         return Estimate(value=value, n=K)
     half = float(stdtrit(K - 1, 0.975) * np.sqrt((K - 1) / K * ((without_K - without_K.mean()) ** 2).sum()))
@@ -269,10 +269,10 @@ def distinct_n_overall(texts: Sequence[str], unit_N: Sequence[str], n: int, n_dr
 
 
 def _ngram_counts_by_unit(texts: Sequence[str], unit_N: Sequence[str], n: int) -> dict[str, Counter[tuple[str, ...]]]:
-    found: dict[str, Counter[tuple[str, ...]]] = {}
+    counts_by_unit: dict[str, Counter[tuple[str, ...]]] = {}
     for text, unit in zip(texts, unit_N, strict=True):
-        found.setdefault(unit, Counter()).update(ngrams(tokenize_words(text), n))
-    return found
+        counts_by_unit.setdefault(unit, Counter()).update(ngrams(tokenize_words(text), n))
+    return counts_by_unit
 
 
 def distinct_n_per_persona(texts: Sequence[str], persona_N: Sequence[str], n: int, n_drawn: int) -> dict[str, float]:
@@ -291,8 +291,8 @@ def has_repeated_ngram(text: str) -> bool:
 
     Not measured: repetition between answers, and paraphrases. A long text has more chances to repeat itself, and refrains count.
     """
-    runs = ngrams(tokenize_words(text), REPEAT_NGRAM)
-    return len(set(runs)) < len(runs)
+    grams = ngrams(tokenize_words(text), REPEAT_NGRAM)
+    return len(set(grams)) < len(grams)
 
 
 def persona_word_echoes(texts: Sequence[str], persona_texts: Sequence[str]) -> Array:
@@ -304,13 +304,13 @@ def persona_word_echoes(texts: Sequence[str], persona_texts: Sequence[str]) -> A
     Not measured: whether the word fits. "I know nothing of ships" echoes a sailor; an answer about rigging alone does not.
     """
     own_P = [set(tokenize_words(text)) - STOP_WORDS for text in persona_texts]
-    everyone = set.intersection(*own_P) if len(own_P) > 1 else set()
-    looked_for_P = [persona_words((" ".join(sorted(own - everyone)),)) for own in own_P]
+    common = set.intersection(*own_P) if len(own_P) > 1 else set()
+    patterns_P = [persona_words((" ".join(sorted(own - common)),)) for own in own_P]
     words_N = [set(tokenize_words(text)) for text in texts]
-    met_P = {word: _matching_personas(word, looked_for_P) for word in set().union(*words_N)}
-    echo_N_P = np.array([_any_by_column([met_P[word] for word in words], len(own_P)) for words in words_N], dtype=float)
+    matches_by_word = {word: _matching_personas(word, patterns_P) for word in set().union(*words_N)}
+    echo_N_P = np.array([_any_by_column([matches_by_word[word] for word in words], len(own_P)) for words in words_N], dtype=float)
     echo_N_P = echo_N_P.reshape(len(texts), len(own_P))
-    echo_N_P[:, [not words for words, _ in looked_for_P]] = np.nan
+    echo_N_P[:, [not words for words, _ in patterns_P]] = np.nan
     return echo_N_P
 
 
@@ -358,10 +358,10 @@ def clustered_rate(value_N: Array, unit_N: Sequence[str], rng: np.random.Generat
     The bootstrap cannot see rare events that did not occur: for 0 of 360 its interval is [0, 0]. The exact interval, which
     assumes independent answers, reaches 0.01. Each end is the wider one of the two.
     """
-    found = clustered_mean(value_N, unit_N, rng, resamples)
+    estimate = clustered_mean(value_N, unit_N, rng, resamples)
     scored_N = value_N[~np.isnan(value_N)]
-    if found.value is None:
-        return found
+    if estimate.value is None:
+        return estimate
     exact = binomtest(int(scored_N.sum()), len(scored_N)).proportion_ci(0.95, "exact")
-    low, high = (end if end is not None else found.value for end in (found.low, found.high))
-    return found.model_copy(update={"low": min(low, float(exact.low)), "high": max(high, float(exact.high))})
+    low, high = (end if end is not None else estimate.value for end in (estimate.low, estimate.high))
+    return estimate.model_copy(update={"low": min(low, float(exact.low)), "high": max(high, float(exact.high))})

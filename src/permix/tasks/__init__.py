@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 AnswerKind = Literal["number", "math", "exact", "choice"]
-"""How answers to questions of one's own are compared: see `permix.tasks.custom`."""
+"""How answers to your own questions are compared: see `permix.tasks.custom`."""
 
 TASKS: dict[str, Task] = {
     "arithmetic": ARITHMETIC,
@@ -49,7 +49,7 @@ TASKS: dict[str, Task] = {
 
 
 def find_task(name: str) -> Task:
-    """The task of this name. Raises ConfigError, naming the nearest one that there is."""
+    """The task of this name. Raises ConfigError naming the nearest known task."""
     if name not in TASKS:
         near = closest_match(name, TASKS)
         hint = f"; did you mean {near}?" if near else ""
@@ -58,7 +58,7 @@ def find_task(name: str) -> Task:
 
 
 def check_task_name(stage: BaseModel, source: str) -> None:
-    """Raise ConfigError when the section [task] of a configuration, if it has one, names no task. `source`: its file."""
+    """Raise ConfigError if the section [task] of a configuration names an unknown task. `source`: the configuration's file."""
     if isinstance(section := getattr(stage, "task", None), TaskConfig):
         with error_context(source):
             find_task(section.name)
@@ -67,7 +67,7 @@ def check_task_name(stage: BaseModel, source: str) -> None:
 def load_questions(config: TaskConfig) -> tuple[Task, tuple[Question, ...]]:
     """The task that `config` names, with `config.prompt_template` if given, and its `config.n` questions.
 
-    Raises ConfigError if the questions cannot be had or scored, and DataError for a bad file.
+    Raises ConfigError if the questions cannot be loaded or scored, and DataError for a bad file.
     """
     task = find_task(config.name)
     if task.check_environment is not None:
@@ -77,7 +77,7 @@ def load_questions(config: TaskConfig) -> tuple[Task, tuple[Question, ...]]:
 
 @dataclass(frozen=True)
 class LoadedTask:
-    """A task and the questions of it that `config` asks for."""
+    """A task, and the questions that `config` selects from it."""
 
     config: TaskConfig
     task: Task
@@ -105,9 +105,9 @@ def load_task(
     seed: int = 0,
     prompt_template: str | None = None,
 ) -> LoadedTask:
-    """Load `n` questions of one split of a task: a name of `TASKS`; `path` is a local file or folder in the published format.
+    """Load `n` questions from one split of a task. `path` is a local file or folder in the published format.
 
-    Raises ConfigError for a task, a level or a number of questions that there is not, DataError for a bad file.
+    Raises ConfigError for an unknown task or level or if there are fewer than n questions, and DataError for a bad file.
     """
     values = {"split": split, "n": n, "path": path, "levels": tuple(levels), "seed": seed, "prompt_template": prompt_template}
     config = build_config(TaskConfig, {"name": find_task(name).name, **values}, source=f"load_task({name!r})")
@@ -115,22 +115,24 @@ def load_task(
 
 
 def task_from_questions(questions: Sequence[Question | Mapping[str, Any]], answer: AnswerKind | None) -> LoadedTask:
-    """Questions made in Python: records of a task's own, or mappings with the fields of a file's row (`permix.tasks.custom`) and,
-    if wanted, an `id`. `answer` says how answers are compared; records of a known task need none.
+    """Load questions made in Python.
 
-    Raises ConfigError where it cannot be told how to compare answers, DataError for a bad question or one that is there twice.
+    They are `Question` records, or mappings with the fields of a file's row (`permix.tasks.custom`) and optionally an `id`.
+    `answer` says how answers are compared; it may be None if all are records of one known task.
+
+    Raises ConfigError if it is unknown how to compare answers, and DataError for a bad question or a repeated id.
     """
     task = _task_of_questions(questions, answer)
-    found = [
-        one if isinstance(one, Question) else _question_from_fields(task.name, DatasetRow(f"task[{place}]", dict(one)))
-        for place, one in enumerate(questions)
+    records = [
+        one if isinstance(one, Question) else _question_from_fields(task.name, DatasetRow(f"task[{index}]", dict(one)))
+        for index, one in enumerate(questions)
     ]
     try:
-        require_unique([one.id for one in found], "question")
+        require_unique([one.id for one in records], "question")
     except ValueError as error:
         raise DataError(f"task: {error}") from error
-    values = {"name": task.name, "answer": answer, "n": len(found)}
-    return LoadedTask(TaskConfig().model_copy(update=values), task, tuple(found))
+    values = {"name": task.name, "answer": answer, "n": len(records)}
+    return LoadedTask(TaskConfig().model_copy(update=values), task, tuple(records))
 
 
 def _task_of_questions(questions: Sequence[Question | Mapping[str, Any]], answer: AnswerKind | None) -> Task:

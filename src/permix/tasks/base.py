@@ -96,9 +96,9 @@ def select_questions(questions: Iterable[Question], config: TaskConfig) -> tuple
         distinct.setdefault(question.content_hash, question)
     _check_unique_ids(distinct.values(), config)
     if config.n > len(distinct):
-        of_levels = f" of the levels {', '.join(config.levels)}" if config.levels else ""
+        levels = f" of the levels {', '.join(config.levels)}" if config.levels else ""
         raise ConfigError(
-            f"task.n = {config.n}: {config.name} has {len(distinct)} distinct questions{of_levels} in the {config.split} split; "
+            f"task.n = {config.n}: {config.name} has {len(distinct)} distinct questions{levels} in the {config.split} split; "
             f"give task.n = {len(distinct)} or less"
         )
     order = sorted(distinct, key=lambda content: digest("choose", str(config.seed), content))
@@ -161,7 +161,7 @@ def read_trained_on(folder: Path) -> TrainedOn:
 
     The file of a checkpoint is in the folder above it. Raises DataError if the file is malformed.
     """
-    found = TrainedOn()
+    trained_on = TrainedOn()
     for place in (folder / TRAINED_ON_FILE, folder.parent / TRAINED_ON_FILE):
         if place.exists():
             content = read_json(place)
@@ -170,5 +170,5 @@ def read_trained_on(folder: Path) -> TrainedOn:
                 raise DataError(
                     f"{place}: content_hashes and persona_ids must be lists; train the model again or remove the file"
                 )
-            found |= TrainedOn(*map(frozenset, lists))
-    return found
+            trained_on |= TrainedOn(*map(frozenset, lists))
+    return trained_on

@@ -34,31 +34,31 @@ PYTHON_FENCE_LABELS = ("python", "py", "python3")
 
 _FENCE = re.compile(r"^[ \t]*(`{3,})(.*)$", re.MULTILINE)
 
-_SUITES: dict[str, bytes] = {}  # by gold; compressed JSON
+_SUITES: dict[str, bytes] = {}  # compressed JSON by gold
 
 
 def code_questions(config: TaskConfig) -> tuple[Question, ...]:
     """The `config.n` questions of a configuration; registers their tests in this process. Raises ConfigError or DataError."""
     rows = list(read_published_rows(MBPP_HUB, MBPP_PUBLISHED_SPLITS[config.split], config.path))
-    form = detect_code_format(rows[0])
-    rows = [row for row in rows if form.is_usable(row)]
-    known = [code_question(row, form) for row in rows]
+    code_format = detect_code_format(rows[0])
+    rows = [row for row in rows if code_format.is_usable(row)]
+    known = [code_question(row, code_format) for row in rows]
     check_known_levels(config.levels, sorted({level for one in known for level in one.tags}), "code")
-    splits = form.row_splits(rows, known)
+    splits = code_format.row_splits(rows, known)
     if config.split not in splits:
         present = ", ".join(sorted({split for split in splits if split})) or "none"
         raise ConfigError(
             f'task.split = "{config.split}": {config.path or MBPP_HUB.id} has no such questions; its splits: {present}'
         )
-    ours = {one: row for one, row, split in zip(known, rows, splits, strict=True) if split == config.split}
-    chosen = select_questions((one for one in ours if not config.levels or set(config.levels) & set(one.tags)), config)
+    row_by_question = {one: row for one, row, split in zip(known, rows, splits, strict=True) if split == config.split}
+    chosen = select_questions((one for one in row_by_question if not config.levels or set(config.levels) & set(one.tags)), config)
     for one in chosen:
-        register_suite(one.gold, form.suite(ours[one]))
+        register_suite(one.gold, code_format.suite(row_by_question[one]))
     return chosen
 
 
 def code_question(row: DatasetRow, code_format: CodeFormat) -> Question:
-    """Raises DataError naming the row's file and line."""
+    """The question of a row. Raises DataError naming the row's file and line."""
     text, level = code_format.text(row), row.fields.get(code_format.level) if code_format.level else None
     return Question(
         id=f"code:{digest(canonical_text(text))}",
@@ -85,9 +85,9 @@ def registered_suite(gold: str) -> Suite:
 
 def extract_program(completion: str) -> str | None:
     """The last code block marked as Python, else the last code block, else None. Blank blocks do not count."""
-    found = [(language, content) for language, content in code_blocks(completion) if content.strip()]
-    marked = [content for language, content in found if language in PYTHON_FENCE_LABELS]
-    return marked[-1] if marked else found[-1][1] if found else None
+    blocks = [(language, content) for language, content in code_blocks(completion) if content.strip()]
+    marked = [content for language, content in blocks if language in PYTHON_FENCE_LABELS]
+    return marked[-1] if marked else blocks[-1][1] if blocks else None
 
 
 def code_blocks(completion: str) -> Iterator[tuple[str, str]]:
@@ -103,9 +103,9 @@ def code_blocks(completion: str) -> Iterator[tuple[str, str]]:
 
 def score_program(program: str, gold: str) -> Verdict:
     """Run a program on the tests of a gold. `correct` is None if the sandbox or the tests failed."""
-    found = run_tests(program, registered_suite(gold))
-    error = f"sandbox: {found.reason}" if found.correct is None else None
-    return Verdict(correct=found.correct, extracted=truncate_for_record(program), error=error)
+    outcome = run_tests(program, registered_suite(gold))
+    error = f"sandbox: {outcome.reason}" if outcome.correct is None else None
+    return Verdict(correct=outcome.correct, extracted=truncate_for_record(program), error=error)
 
 
 CODE = Task(

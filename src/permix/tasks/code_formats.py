@@ -203,10 +203,10 @@ def _unpack_private_tests(row: DatasetRow) -> str:
     if packed.startswith("["):
         return packed
     try:
-        found = _SafeUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(packed, validate=True)))).load()
+        tests = _SafeUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(packed, validate=True)))).load()
     except (binascii.Error, zlib.error, pickle.UnpicklingError, EOFError, ValueError, IndexError) as error:
         raise row.error(PRIVATE_TESTS_FIELD, f"must be a list of tests, plain or packed as published: {error}") from error
-    return found if isinstance(found, str) else json.dumps(found)
+    return tests if isinstance(tests, str) else json.dumps(tests)
 
 
 LIVECODEBENCH = CodeFormat(

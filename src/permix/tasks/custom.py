@@ -62,12 +62,12 @@ def custom_questions(name: str, config: TaskConfig) -> tuple[Question, ...]:
     known = [custom_question(name, row) for row in rows]
     levels = sorted({level for one in known for level in one.tags})
     check_known_levels(config.levels, levels, task=str(config.path))
-    ours = (one for one, split in zip(known, splits_by_row(rows, known), strict=True) if split == config.split)
-    return select_questions((one for one in ours if not config.levels or set(config.levels) & set(one.tags)), config)
+    of_split = (one for one, split in zip(known, splits_by_row(rows, known), strict=True) if split == config.split)
+    return select_questions((one for one in of_split if not config.levels or set(config.levels) & set(one.tags)), config)
 
 
 def custom_question(name: str, row: DatasetRow) -> Question:
-    """Raises DataError naming the row's file and line."""
+    """The question of a row. Raises DataError naming the row's file and line."""
     text, gold = row.text("question"), answer_text(row)
     if name == "own-number" and last_number(gold) is None:
         raise row.error("answer", 'must be a number; for other answers give task.answer = "exact" or "math"')
@@ -92,17 +92,17 @@ def answer_text(row: DatasetRow) -> str:
 
 def parse_choices(row: DatasetRow) -> list[str]:
     """The row's choices. Raises DataError unless they are 2 to 26 different texts."""
-    found = row.value("choices")
-    if not isinstance(found, list) or not all(isinstance(one, str) and one.strip() for one in found):
+    value = row.value("choices")
+    if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
         raise row.error("choices", "must be a list of texts that are not blank")
-    offered = [one.strip() for one in found]
+    offered = [one.strip() for one in value]
     if not 2 <= len(offered) <= len(multiple_choice.CHOICE_LETTERS) or len({*map(_normalise_answer, offered)}) < len(offered):
         raise row.error("choices", f"must be 2 to {len(multiple_choice.CHOICE_LETTERS)} texts, all different")
     return offered
 
 
 def _gold_letter(gold: str, choices: list[str], row: DatasetRow) -> str:
-    # A text is compared before a letter, since a choice's text may be "A".
+    # Compare texts before letters, since the text of a choice may be "A".
     letters = multiple_choice.CHOICE_LETTERS[: len(choices)]
     same = [
         letter for letter, choice in zip(letters, choices, strict=True) if _normalise_answer(choice) == _normalise_answer(gold)

@@ -1,4 +1,4 @@
-"""Read the rows of a published data set, from the hub or from a local file or folder. Each row knows its file and line.
+"""Read the rows of a published data set, from the hub or from a local file or folder. Each row has its file and line.
 
 The hub is read with `datasets`, which is imported only when needed. Local files are read with json and pyarrow, so that errors
 name the line, nothing is copied to a cache, and evaluating on a local file needs no extra package.
@@ -66,7 +66,7 @@ def read_published_rows(hub: HubDataset, split: PublishedSplit, path: Path | Non
 
 
 def read_file_rows(path: Path) -> list[DatasetRow]:
-    """Every row of one local file. Raises DataError if the file is missing, empty or malformed."""
+    """All rows of one local file. Raises DataError if the file is missing, empty or malformed."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     _check_suffix(path)

@@ -35,7 +35,7 @@ def gsm8k_questions(config: TaskConfig) -> tuple[Question, ...]:
 
 
 def gsm8k_question(row: DatasetRow) -> Question:
-    """Raises DataError naming the row's file and line."""
+    """The question of a row. Raises DataError naming the row's file and line."""
     text = row.text("question")
     worked, mark, gold = row.text("answer").rpartition("####")
     gold = gold.replace(",", "").strip()

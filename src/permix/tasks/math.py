@@ -64,7 +64,7 @@ def aime_questions(name: str, config: TaskConfig) -> tuple[Question, ...]:
 
 
 def aime_question(name: str, row: DatasetRow) -> Question:
-    """Raises DataError naming the row's file and line."""
+    """The question of a row. Raises DataError naming the row's file and line."""
     text, answer = row.text("problem"), str(row.value("answer")).strip()
     if not re.fullmatch("[0-9]{1,3}", answer):
         raise row.error("answer", "must be a whole number from 0 to 999")
@@ -104,7 +104,7 @@ def math_questions(config: TaskConfig) -> tuple[Question, ...]:
 
 
 def math_question(row: DatasetRow) -> Question:
-    """Raises DataError naming the row's file and line."""
+    """The question of a row. Raises DataError naming the row's file and line."""
     text = row.text("problem")
     subject = row.text("type" if "type" in row.fields else "subject")
     level = parse_math_level(row, "difficulty" if "difficulty" in row.fields else "level")
@@ -167,7 +167,7 @@ def math500_questions(config: TaskConfig) -> tuple[Question, ...]:
 
 
 def math500_question(row: DatasetRow) -> Question:
-    """Raises DataError naming the row's file and line."""
+    """The question of a row. Raises DataError naming the row's file and line."""
     tags = (f"level-{parse_math_level(row, 'level')}", row.text("subject"))
     name = f"math500:{row.text('unique_id')}"
     return Question(id=name, task="math500", text=row.text("problem"), gold=gold_without_dollars(row), tags=tags)

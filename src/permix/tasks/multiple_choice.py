@@ -44,9 +44,9 @@ def extract_choice_letter(completion: str) -> str | None:
     The words "I" and "A" count as letters too; a boxed answer avoids that.
     """
     named = math.extract_named_answer(completion)
-    found = _LETTER.match(named.upper()) if named else None
+    match = _LETTER.match(named.upper()) if named else None
     letters = _LETTER.findall(completion)
-    return found[1] if found else letters[-1] if letters else None
+    return match[1] if match else letters[-1] if letters else None
 
 
 MMLU_HUB = HubDataset("cais/mmlu", "all", splits=("dev", "validation", "test"))
@@ -65,7 +65,7 @@ def mmlu_questions(config: TaskConfig) -> tuple[Question, ...]:
 
 
 def mmlu_question(row: DatasetRow) -> Question:
-    """Raises DataError naming the row's file and line. Some published rows have two equal choices; they are kept."""
+    """The question of a row. Raises DataError naming its file and line. Published rows with two equal choices are kept."""
     offered, answer = row.value("choices"), row.value("answer")
     if not isinstance(offered, list) or len(offered) != N_MMLU_CHOICES or not all(isinstance(one, str) for one in offered):
         raise row.error("choices", f"must be a list of {N_MMLU_CHOICES} texts")

@@ -1,8 +1,8 @@
 """Extract and check mathematical answers. The training reward and the evaluation's score use the same verifier.
 
-`Verifier.check` returns a verdict for any text, within bounds of time and memory, and raises for none. `correct` is True or False
-if the answer could be checked; an answer that cannot be parsed is wrong (False). `correct` is None if the verifier itself failed
-(time, memory, crash); `error` then names the bound. A missing score is not zero.
+`Verifier.check` returns a verdict for any text, within bounds of time and memory, and never raises an error. `correct` is True or
+False if the answer could be checked; an answer that cannot be parsed is wrong (False). `correct` is None if the verifier itself
+failed (time, memory, crash); `error` then names the bound. No score is not zero.
 
 Equal texts, plain numbers and words are compared in this process, exactly and in microseconds. All other answers go to
 math-verify (sympy) in worker processes (`math_worker.py`). Importing this module imports neither of them.
@@ -22,7 +22,7 @@ from permix.verification.math_worker import SymbolicWorker, WorkerLostError
 
 MAX_ANSWER_CHARS = 10_000
 
-MAX_RATIONAL_DIGITS = 4_000  # int(str) refuses more than 4300
+MAX_RATIONAL_DIGITS = 4_000  # int(str) refuses more than 4300 digits
 
 MIN_WORKER_MEMORY_BYTES = 256 << 20  # sympy alone needs about 70 MiB
 
@@ -96,8 +96,8 @@ def _canonical_decimal(digits: str) -> str:
 def last_number(text: str) -> str | None:
     """The last number in a text, in canonical form, or None: "1,234.50" -> "1234.5", ".5" -> "0.5", "$18" -> "18", "3/4", "12%".
 
-    "5-3" ends in 3: a minus is a sign only if nothing stands on its left that it could be subtracted from. A number at the end of
-    a word (CO2) does not count. Takes linear time.
+    "5-3" ends in 3: a minus is a sign only if nothing on its left could be the first number of a difference. A number at the end
+    of a word (CO2) does not count. Takes linear time.
     """
     last = None
     for last in _NUMBER_IN_TEXT.finditer(text.translate(_MINUS_SIGNS)):  # noqa: B007 - only the last match matters
@@ -190,7 +190,7 @@ def _is_word(answer: str) -> bool:
 
 
 def match_without_engine(answer: str, gold: str) -> bool | None:
-    """Compare two texts that `clean_latex` returned; None if the comparison needs the symbolic engine."""
+    """Whether two texts from `clean_latex` are equal; None if the comparison needs the symbolic engine."""
     first, second = _parse_plain_number(answer), _parse_plain_number(gold)
     if first is not None and second is not None:
         return _plain_numbers_equal(first, second)

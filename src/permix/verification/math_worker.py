@@ -31,7 +31,7 @@ TIMER_GRACE_SECONDS = 1.0  # the parent kills the worker at the bound; the later
 
 PARENT_POLL_SECONDS = 5.0
 
-WORKER_START_SECONDS = 120.0  # time to import sympy on a busy machine; not part of a check's bound
+WORKER_START_SECONDS = 120.0  # time to import sympy on a busy machine; not part of the time of a check
 
 
 class WorkerLostError(RuntimeError):

@@ -1,13 +1,13 @@
-"""Run a program's tests in a sandbox and say whether the program is correct.
+"""Run a program's tests in a sandbox and decide whether the program is correct.
 
 The expected results never enter the program's sandbox: outputs and values are compared in this process, and published checks
 (assertions) run in a second sandbox, which calls the program's function in the first one. So a program cannot forge its verdict.
 
 `correct` is False for everything that the program does wrong, also to its own sandbox, and None if the sandbox or the tests
-failed. A missing score is not zero. One sandbox serves all tests of a program.
+failed. No score is not zero. One sandbox serves all tests of a program.
 
-`Sandbox` is one process in a sandbox, which replies to requests. SandboxError is a failure of the sandbox; NoReplyError means
-that the process did not reply, and the caller decides what that means. A closed sandbox leaves no process running.
+`Sandbox` is one process in a sandbox, which replies to requests. SandboxError is a failure of the sandbox. NoReplyError means
+that the process did not reply; the caller decides whose failure that is. A closed sandbox leaves no process running.
 
 `same_output` and `same_value` are as lenient as LiveCodeBench. They terminate on any output of a hostile program, and a value
 that cannot be parsed equals nothing.
@@ -111,7 +111,7 @@ class Sandbox:
             return (messages.read() or b"").decode("utf-8", "replace").strip()[-300:]
 
 
-MAX_INTEGER_DIGITS = 4_000  # int(str) refuses more than 4300
+MAX_INTEGER_DIGITS = 4_000  # int(str) refuses more than 4300 digits
 
 
 def same_output(printed: str, expected: str) -> bool:

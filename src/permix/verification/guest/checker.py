@@ -44,7 +44,7 @@ def serve_check() -> None:
 
 
 class RemoteFunction:
-    """Stands for the function under test: a call runs it in the program's sandbox. `has_returned`: a value has come back."""
+    """A proxy of the function under test: a call runs it in the program's sandbox. `has_returned`: a value has come back."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel, self.has_returned = channel, False

@@ -1,4 +1,4 @@
-"""Run an untrusted program on one test after the other. This process is trustworthy only until the program's first line runs.
+"""Run an untrusted program on one test after another. This process can be trusted only until the program's first line runs.
 
 The JOB frame has JSON of `prelude` (run before the program, in its namespace), `program` and `function`. The reply is RESULT if
 the program can be tested, else PROGRAM_FAILED. Each CALL frame after it is one test, with the same two kinds of reply:
@@ -58,8 +58,8 @@ def make_program_module(name: str, prelude: str) -> ModuleType:
 def load_function(code: CodeType, namespace: dict[str, Any], function: str, limits: Mapping[str, int]) -> Callable[..., Any]:
     limit_file_size(limits["output_bytes"])
     exec(code, namespace)
-    found: Callable[..., Any] = namespace[function] if function in namespace else getattr(namespace["Solution"](), function)
-    return found
+    call: Callable[..., Any] = namespace[function] if function in namespace else getattr(namespace["Solution"](), function)
+    return call
 
 
 def exception_message(error: BaseException) -> bytes:
