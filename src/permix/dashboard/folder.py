@@ -155,22 +155,22 @@ class RunFolder:
 
     def _poll_loop(self) -> None:
         _lower_thread_priority()
-        looked_for = -RESCAN_EVERY_S
+        last_scan = -RESCAN_EVERY_S
         while not self._stop_event.is_set():
-            began = time.monotonic()
-            if began - looked_for >= RESCAN_EVERY_S:
+            start = time.monotonic()
+            if start - last_scan >= RESCAN_EVERY_S:
                 self.rescan()
-                looked_for = began
+                last_scan = start
             self.poll()
-            more = any(not run.is_caught_up for run in self._runs.values())
-            self._stop_event.wait(max(0.0 if more else POLL_EVERY_S, IDLE_FACTOR * (time.monotonic() - began)))
+            has_unread = any(not run.is_caught_up for run in self._runs.values())
+            self._stop_event.wait(max(0.0 if has_unread else POLL_EVERY_S, IDLE_FACTOR * (time.monotonic() - start)))
 
     def _measure_loop(self) -> None:
         _lower_thread_priority()
         while not self._stop_event.is_set():
-            began = time.monotonic()
+            start = time.monotonic()
             self.measure_next()
-            self._stop_event.wait(max(POLL_EVERY_S, IDLE_FACTOR * (time.monotonic() - began)))
+            self._stop_event.wait(max(POLL_EVERY_S, IDLE_FACTOR * (time.monotonic() - start)))
 
 
 def _lower_thread_priority() -> None:

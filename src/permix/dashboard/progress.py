@@ -92,12 +92,12 @@ class RecordTally:
     def errors(self) -> list[dict[str, Any]]:
         """Return the ten most frequent types of error among units without a result, each with its count and one message."""
         counts = Counter(kind for kind, _ in self._failing.values())
-        said = dict(self._failing.values())
+        message_by_type = dict(self._failing.values())
         return [
             {
                 "type": truncate(escape_control(kind), 80),
                 "count": count,
-                "message": truncate(escape_control(said[kind]), _MAX_MESSAGE_CHARS),
+                "message": truncate(escape_control(message_by_type[kind]), _MAX_MESSAGE_CHARS),
             }
             for kind, count in counts.most_common(10)
         ]

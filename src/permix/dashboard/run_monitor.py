@@ -76,12 +76,12 @@ def lock_holder(run: Path, locks: LocksByInode | None) -> int | None:
     names.
     """
     try:
-        found = (run / _LOCK_FILE).stat()
+        lock = (run / _LOCK_FILE).stat()
         named = (run / _LOCK_FILE).read_bytes()[:20].strip()
     except OSError:
         return None
-    device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
-    for holder in (locks or {}).get(found.st_ino, ()):
+    device = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}"
+    for holder in (locks or {}).get(lock.st_ino, ()):
         if holder.device == device or str(holder.pid).encode() == named:
             return max(holder.pid, 0)
     return None
@@ -203,8 +203,8 @@ class RunMonitor:
 
     def summary(self) -> dict[str, Any]:
         """Return one line of the overview, JSON-ready."""
-        going, rate, owed = self.state == "going", self._rate.per_second(), self.pending
-        left = owed / rate if going and rate and owed else None
+        going, rate, pending = self.state == "going", self._rate.per_second(), self.pending
+        seconds_left = pending / rate if going and rate and pending else None
         return {
             "id": self.id,
             "name": truncate(escape_control(self.name), 200),
@@ -216,9 +216,9 @@ class RunMonitor:
             "unit": self._tally.unit,
             "done": self._tally.done,
             "asked": self.total,
-            "pending": owed,
+            "pending": pending,
             "rate": rate if going else None,
-            "left_s": None if left is None else round(left),
+            "left_s": None if seconds_left is None else round(seconds_left),
             "written": self._tail.state.modified if self._tail.state else None,
             "read": None if self.is_caught_up else self._fraction_read(),
             "failures": sum(error["count"] for error in self._tally.errors()),
@@ -275,16 +275,16 @@ class RunMonitor:
 
     def _reset_tally(self) -> None:
         """Restart the tally and read the file from the beginning."""
-        file, asked = _PROGRESS_FILES.get(self.stage, "records.jsonl"), ExpectedCells()
+        file, expected = _PROGRESS_FILES.get(self.stage, "records.jsonl"), ExpectedCells()
         if self.stage == "train":
             self._tally = StepTally(file)
         elif self.stage == "judge":
             self._tally = JudgeCallTally(file)
         else:
             if (run := self._run) is not None:
-                asked = self._try_read(lambda: read_expected_cells(run)) or asked
-            self._tally = CellTally(file, asked)
-        self.total = asked.total
+                expected = self._try_read(lambda: read_expected_cells(run)) or expected
+            self._tally = CellTally(file, expected)
+        self.total = expected.total
         self._tail = JsonlTail(self.path / file)
 
     def _update_total(self) -> None:
@@ -331,10 +331,10 @@ class RunMonitor:
             return "this directory cannot be read"
         if "imported" in self.config:
             return f"imported, with {self.pending} {unit} missing"
-        what = (
+        reason = (
             "its result not written" if self.pending == 0 else f"{self.pending} {unit} owed" if self.pending else "not finished"
         )
-        return f"stopped, {what}: run the same command again"
+        return f"stopped, {reason}: run the same command again"
 
     def _stage_text(self) -> str:
         """Return the stage, with the method of a training or the strategy of an evaluation."""
@@ -393,8 +393,8 @@ class _RemoteWriterDetector:
 
 def readable_error(error: Exception) -> str:
     """Return what is wrong with a directory, as printable text."""
-    said = str(error) if isinstance(error, PermixError | ValueError) else f"{type(error).__name__}: {error}"
-    return truncate(escape_control(said), 300)
+    text = str(error) if isinstance(error, PermixError | ValueError) else f"{type(error).__name__}: {error}"
+    return truncate(escape_control(text), 300)
 
 
 def _finite_or_none(value: object) -> float | None:

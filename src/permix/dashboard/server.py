@@ -115,12 +115,12 @@ class ViewerServer(ThreadingHTTPServer):
         return NOT_FOUND_RESPONSE
 
     def _report_response(self, name: str) -> HttpResponse:
-        home = folder.find_report(self.folder.root)
-        found = None if home is None else folder.find_report_file(home, name)
-        if found is None:
+        report = folder.find_report(self.folder.root)
+        path = None if report is None else folder.find_report_file(report, name)
+        if path is None:
             return NOT_FOUND_RESPONSE
-        policy = folder.REPORT_PAGE_POLICY if found.suffix == ".html" else VIEWER_PAGE_POLICY
-        return HttpResponse(found.read_bytes(), folder.REPORT_CONTENT_TYPES[found.suffix], policy=policy)
+        policy = folder.REPORT_PAGE_POLICY if path.suffix == ".html" else VIEWER_PAGE_POLICY
+        return HttpResponse(path.read_bytes(), folder.REPORT_CONTENT_TYPES[path.suffix], policy=policy)
 
 
 class ViewerHandler(BaseHTTPRequestHandler):

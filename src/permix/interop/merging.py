@@ -70,14 +70,14 @@ def read_exportable_run(path: Path) -> ExportableRun:
     run = RunReader(path)
     if run.stage != "stability":
         raise DataError(f"{path}: config.json has stage {run.config.get('stage')!r}; a stability run can be exported")
-    identity, answers = run.identity, grid_results(run)
-    if not answers.grid_summaries:
+    identity, results = run.identity, grid_results(run)
+    if not results.grid_summaries:
         raise DataError(f"{path}: holds no records yet")
     if read_rounds(path):
         raise DataError(f"{path}: its cells were spent where they decide (budget, precision); a log knows of whole grids alone")
-    if answers.templates != ("",):
-        raise DataError(f"{path}: asks in {len(answers.templates)} wordings (templates); a log knows of one")
-    return ExportableRun(run.config, identity, run.provenance["created"], answers)
+    if results.templates != ("",):
+        raise DataError(f"{path}: asks in {len(results.templates)} wordings (templates); a log knows of one")
+    return ExportableRun(run.config, identity, run.provenance["created"], results)
 
 
 def slug(text: str) -> str:
@@ -255,14 +255,14 @@ def _merge_personas(sources: Sequence[LogSource]) -> tuple[Persona, ...]:
 
 
 def _require_unique_cells(logged_cells: Iterable[LoggedCell]) -> dict[CellKey, LoggedCell]:
-    found: dict[CellKey, LoggedCell] = {}
+    by_key: dict[CellKey, LoggedCell] = {}
     for one in logged_cells:
-        other = found.setdefault(one.cell.key, one)
-        if other is not one:
+        first = by_key.setdefault(one.cell.key, one)
+        if first is not one:
             who = "no persona" if one.cell.persona_id is None else f"persona {one.cell.persona_id!r}"
             what = f"question {one.cell.question_id!r}, sample {one.cell.sample}, under {who}"
-            raise DataError(f"{one.where}: {what} is in {other.where} already")
-    return found
+            raise DataError(f"{one.where}: {what} is in {first.where} already")
+    return by_key
 
 
 def _merge_questions(source: LogSource, question_ids: Sequence[str], logged_cells: Sequence[LoggedCell]) -> tuple[Question, ...]:
@@ -288,8 +288,8 @@ def _value_by_question(
             continue
         known, where = first.setdefault(one.cell.question_id, (value, one.where))
         if strict and known != value:
-            about = f"question {one.cell.question_id!r}: {field}"
-            raise DataError(f"{one.where}: {about} = {truncated_repr(value)}, and {where} has {truncated_repr(known)}")
+            what = f"question {one.cell.question_id!r}: {field}"
+            raise DataError(f"{one.where}: {what} = {truncated_repr(value)}, and {where} has {truncated_repr(known)}")
     return {id: value for id, (value, _) in first.items()}
 
 

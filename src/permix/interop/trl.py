@@ -121,8 +121,8 @@ def _check_arguments(dataset: Any, mix: float, template: str, on_system: str) ->
 
 
 def _check_columns(columns: Any) -> None:
-    if there := [name for name in PERSONA_COLUMNS if name in columns]:
-        raise ConfigError(f"dataset: has a column {there[0]} already; personas are mixed in once")
+    if existing := [name for name in PERSONA_COLUMNS if name in columns]:
+        raise ConfigError(f"dataset: has a column {existing[0]} already; personas are mixed in once")
 
 
 def _add_persona_features(features: Any) -> Any:
@@ -153,9 +153,9 @@ def _check_prompt(prompt: Any, on_system: OnSystem) -> list[dict[str, Any]]:
             f"prompt = {quote_value(prompt)}: is not in TRL's conversational format; give a list of messages, such as "
             '[{"role": "user", "content": "What is 7 + 5?"}]'
         )
-    if on_system == "refuse" and (own := _system_texts(prompt)):
+    if on_system == "refuse" and (system_texts := _system_texts(prompt)):
         raise DataError(
-            f'prompt: has a system message of its own, {quote_value(own[0])}; leave it out, or give on_system="append" to put '
+            f'prompt: has a system message of its own, {quote_value(system_texts[0])}; leave it out, or give on_system="append" to put '
             "it behind the persona's sentence"
         )
     return [dict(message) for message in prompt]
@@ -172,14 +172,14 @@ def _prompt_hash(prompt: Sequence[Mapping[str, Any]]) -> str:
 
 def _add_persona(persona: Persona, prompt: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
     """The prompt with the persona in a system message, or, where the template holds the question, in the first user message."""
-    place = next((place for place, one in enumerate(prompt) if one["role"] == "user"), len(prompt))
-    question = prompt[place]["content"] if place < len(prompt) else None
-    brought = persona_message(persona, question if isinstance(question, str) else "", template)
-    if brought["role"] == "user":
+    index = next((index for index, one in enumerate(prompt) if one["role"] == "user"), len(prompt))
+    question = prompt[index]["content"] if index < len(prompt) else None
+    message = persona_message(persona, question if isinstance(question, str) else "", template)
+    if message["role"] == "user":
         if not isinstance(question, str):
             raise DataError(f"template = {template!r}: puts the persona into the user's text, and this prompt has none")
-        return [*prompt[:place], {**prompt[place], "content": brought["content"]}, *prompt[place + 1 :]]
-    system = "\n\n".join([brought["content"], *_system_texts(prompt)])
+        return [*prompt[:index], {**prompt[index], "content": message["content"]}, *prompt[index + 1 :]]
+    system = "\n\n".join([message["content"], *_system_texts(prompt)])
     return [{"role": "system", "content": system}, *(one for one in prompt if one["role"] != "system")]
 
 

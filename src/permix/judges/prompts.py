@@ -131,16 +131,16 @@ def load_rubrics(entries: str | Sequence[str], own_rubrics: Collection[str]) -> 
     and a folder of PersonaGym provide each of them. Any other entry, the name of a built-in rubric or a TOML file, provides one
     rubric for answers to questions that belong to no task. Raises ConfigError if a rubric is missing, unusable or named twice.
     """
-    found: dict[str, Rubric] = {}
+    rubrics: dict[str, Rubric] = {}
     for entry in rubric_entries(entries):
         for rubric in _load_entry(entry, own_rubrics):
-            if rubric.name in found:
+            if rubric.name in rubrics:
                 raise ConfigError(
                     f"judge.rubrics = {entry}: the rubric {rubric.name!r} is there already; give each a name of its own"
                 )
             _check_slots(rubric, entry)
-            found[rubric.name] = rubric
-    return found
+            rubrics[rubric.name] = rubric
+    return rubrics
 
 
 def _load_entry(entry: str, own_rubrics: Collection[str]) -> list[Rubric]:
@@ -189,9 +189,9 @@ def _load_personagym_rubric(folder: Path, name: str) -> Rubric:
     try:
         return Rubric(name, path.read_text(encoding="utf-8-sig"), _builtin_rubric(name).discriminates_personas)
     except FileNotFoundError:
-        there = ", ".join(sorted(one.name for one in path.parent.glob("*.txt"))) or "none"
+        existing = ", ".join(sorted(one.name for one in path.parent.glob("*.txt"))) or "none"
         raise ConfigError(
-            f'judge.rubrics = {folder}: has no {path.name} in rubrics/ for answers of "{name}" (there: {there}); '
+            f'judge.rubrics = {folder}: has no {path.name} in rubrics/ for answers of "{name}" (there: {existing}); '
             f'"{BUILTIN_RUBRICS}" has rubrics for all'
         ) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -307,19 +307,19 @@ def read_score_examples(path: Path) -> dict[str, tuple[str, ...]]:
 
     Raises DataError if a line is invalid (it names file and line), or if a question lacks a score or has one twice.
     """
-    found: dict[str, dict[int, str]] = {}
+    texts_by_question: dict[str, dict[int, str]] = {}
     for where, fields in read_rows(path, "example", (".jsonl",)):
         try:
-            one = ScoreExample.model_validate(fields)
+            example = ScoreExample.model_validate(fields)
         except ValidationError as error:
             raise DataError(f"{where}: {format_validation_error(error)}") from error
-        if one.score in found.setdefault(one.question_id, {}):
-            raise DataError(f"{where}: question {one.question_id!r} has an example of score {one.score} already")
-        found[one.question_id][one.score] = one.text
-    for question, texts in found.items():
+        if example.score in texts_by_question.setdefault(example.question_id, {}):
+            raise DataError(f"{where}: question {example.question_id!r} has an example of score {example.score} already")
+        texts_by_question[example.question_id][example.score] = example.text
+    for question, texts in texts_by_question.items():
         if missing := [score for score in ALLOWED_SCORES if score not in texts]:
             raise DataError(f"{path}: question {question!r} has no example of score {missing[0]}; each needs one for 1 to 5")
-    return {question: tuple(texts[score] for score in ALLOWED_SCORES) for question, texts in found.items()}
+    return {question: tuple(texts[score] for score in ALLOWED_SCORES) for question, texts in texts_by_question.items()}
 
 
 def score_examples_hash(examples: ExamplesByQuestion) -> str | None:

@@ -91,14 +91,14 @@ def load_roleplay(source: str | Path = "builtin", split: Split = "heldout") -> t
     else:
         rows = read_rows(Path(source), "question", QUESTION_SUFFIXES)
     fields = [_checked_fields(row, _QUESTION_CHECKS) for row in rows]
-    splits = [one.pop("split", None) for one in fields]
-    found = [Question.model_validate({"task": "roleplay", "gold": "", **one}) for one in fields]
-    _require_distinct_texts(rows, found)
-    questions = _require_unique_ids(rows, found)
+    splits = [row_fields.pop("split", None) for row_fields in fields]
+    all_questions = [Question.model_validate({"task": "roleplay", "gold": "", **row_fields}) for row_fields in fields]
+    _require_distinct_texts(rows, all_questions)
+    questions = _require_unique_ids(rows, all_questions)
     if not any(splits):
         return questions
     _check_split_on_all_rows(rows, splits)
-    chosen = tuple(question for question, own in zip(questions, splits, strict=True) if own == split)
+    chosen = tuple(question for question, row_split in zip(questions, splits, strict=True) if row_split == split)
     if not chosen:
         counts = Counter(splits)
         raise ConfigError(
@@ -143,15 +143,15 @@ def _checked_fields(row: SourceRow, checks: Mapping[str, _FieldCheck]) -> dict[s
             raise DataError(f"{row.where}: unknown key {quote_value(key)}; {valid_names_hint(key, checks)}")
     if row.fields.get("text") is None:
         raise DataError(f"{row.where}: text is missing; every row must have one")
-    found: dict[str, object] = {}
+    checked: dict[str, object] = {}
     for key, value in row.fields.items():
         if value is None:
             continue
         try:
-            found[key] = checks[key](value)
+            checked[key] = checks[key](value)
         except ValueError as error:
             raise DataError(f"{row.where}: {key} = {quote_value(value)}: {error}") from error
-    return {"id": derive_id(str(found["text"])), **found}
+    return {"id": derive_id(str(checked["text"])), **checked}
 
 
 def derive_id(text: str) -> str:

@@ -120,13 +120,13 @@ def read_personagym(config: PersonaGymConfig) -> PersonaGymData:
 
     Raises DataError naming file, persona and task, and ConfigError if no source is given or the hub cannot be read.
     """
-    place = Path(_download_dataset(config.hub)) if config.hub else config.path
-    if place is None:
+    source = Path(_download_dataset(config.hub)) if config.hub else config.path
+    if source is None:
         raise ConfigError("personagym: give path, a folder of PersonaGym or a questions.jsonl, or hub")
-    everything = _read_folder(place, config.tasks or PERSONAGYM_TASKS) if place.is_dir() else _read_questions_jsonl(place)
+    everything = _read_folder(source, config.tasks or PERSONAGYM_TASKS) if source.is_dir() else _read_questions_jsonl(source)
     questions = tuple(_select_questions(everything, config))
     if not questions:
-        raise DataError(f"{place}: holds no question of personagym.tasks = {list(config.tasks or PERSONAGYM_TASKS)}")
+        raise DataError(f"{source}: holds no question of personagym.tasks = {list(config.tasks or PERSONAGYM_TASKS)}")
     personas = {one.persona_id: Persona(id=one.persona_id, text=one.persona) for one in questions}
     return tuple(personas.values()), questions
 
@@ -158,13 +158,13 @@ def _download_dataset(repo: str) -> str:
 
 def _read_folder(folder: Path, tasks: Sequence[PersonaGymTask]) -> list[PersonaGymQuestion]:
     files = index_persona_files(_questions_folder(folder), ".json")
-    found: list[PersonaGymQuestion] = []
+    questions: list[PersonaGymQuestion] = []
     for text, persona in _read_personas(folder, files).items():
         file = files.find(text)
         if file is None:
             raise DataError(f"{folder}: has no file of questions for persona {quote_value(text)}")
-        found += _read_persona_questions(file, persona, tasks)
-    return found
+        questions += _read_persona_questions(file, persona, tasks)
+    return questions
 
 
 def _questions_folder(folder: Path) -> Path:
@@ -183,7 +183,7 @@ def _questions_folder(folder: Path) -> Path:
 
 def _read_personas(folder: Path, files: PersonaFiles) -> dict[str, Persona]:
     """Every persona, by its text as published."""
-    path, found = folder / "personas.json", dict[str, Persona]()
+    path, personas = folder / "personas.json", dict[str, Persona]()
     texts = read_json_value(path) if path.exists() else list(files.by_name)
     if not isinstance(texts, list) or not texts:
         raise DataError(f"{path}: must be a list of personas' texts")
@@ -196,8 +196,8 @@ def _read_personas(folder: Path, files: PersonaFiles) -> dict[str, Persona]:
         if persona.id in ids:
             raise DataError(f"{path}: persona {place} = {quote_value(text)}: occurs twice")
         ids.add(persona.id)
-        found[text] = persona
-    return found
+        personas[text] = persona
+    return personas
 
 
 def _read_persona_questions(file: Path, persona: Persona, tasks: Sequence[PersonaGymTask]) -> list[PersonaGymQuestion]:
@@ -219,36 +219,36 @@ def _read_persona_questions(file: Path, persona: Persona, tasks: Sequence[Person
 def _parse_task_questions(where: str, persona: Persona, task: PersonaGymTask, texts: object) -> list[PersonaGymQuestion]:
     if not isinstance(texts, list) or not texts:
         raise DataError(f"{where}: must be a list of questions, at least one; persona {quote_value(persona.text)}")
-    found: dict[str, PersonaGymQuestion] = {}
+    questions: dict[str, PersonaGymQuestion] = {}
     for place, text in enumerate(texts, 1):
         try:
             question = make_personagym_question(persona, task, text)
         except ValueError as error:
             raise DataError(f"{where}, question {place} = {quote_value(text)}: {error}") from error
-        if question.id in found:
+        if question.id in questions:
             raise DataError(f"{where}, question {place} = {quote_value(text)}: occurs twice; questions must be distinct")
-        found[question.id] = question
-    return list(found.values())
+        questions[question.id] = question
+    return list(questions.values())
 
 
 # permix's own file
 
 
 def _read_questions_jsonl(path: Path) -> list[PersonaGymQuestion]:
-    found, texts = dict[str, PersonaGymQuestion](), dict[str, str]()
+    questions, texts = dict[str, PersonaGymQuestion](), dict[str, str]()
     seen = set[tuple[str, PersonaGymTask, str]]()
     for row in read_rows(path, "question", (".jsonl",)):
         one = _parse_question(row)
-        who = f"{row.where}: persona_id = {one.persona_id!r}, task {one.task!r}"
+        context = f"{row.where}: persona_id = {one.persona_id!r}, task {one.task!r}"
         if texts.setdefault(one.persona_id, one.persona) != one.persona:
-            raise DataError(f"{who}: persona = {quote_value(one.persona)}, but earlier {quote_value(texts[one.persona_id])}")
-        if one.id in found:
-            raise DataError(f"{who}: id = {one.id!r}: used before; ids must be unique")
+            raise DataError(f"{context}: persona = {quote_value(one.persona)}, but earlier {quote_value(texts[one.persona_id])}")
+        if one.id in questions:
+            raise DataError(f"{context}: id = {one.id!r}: used before; ids must be unique")
         if (content := (one.persona_id, one.task, canonical_text(one.text))) in seen:
-            raise DataError(f"{who}: text = {quote_value(one.text)}: occurs twice; questions must be distinct")
+            raise DataError(f"{context}: text = {quote_value(one.text)}: occurs twice; questions must be distinct")
         seen.add(content)
-        found[one.id] = one
-    return list(found.values())
+        questions[one.id] = one
+    return list(questions.values())
 
 
 def _parse_question(row: SourceRow) -> PersonaGymQuestion:

@@ -54,15 +54,15 @@ class PersonaPool(Record):
 
     def in_split(self, split: Split) -> "PersonaPool":
         """The personas of one split. Raises ConfigError if there are none."""
-        found = tuple(persona for persona in self.personas if persona.split == split)
-        if not found:
+        personas = tuple(persona for persona in self.personas if persona.split == split)
+        if not personas:
             counts = Counter(persona.split for persona in self.personas)
             raise ConfigError(
                 f"split = {split!r}: none of the {len(self)} personas is in that split "
                 f"({', '.join(f'{name} {counts[name]}' for name in SPLITS)}) and {counts[None]} have no split; "
                 "give the split in the file, or more personas without a split (dev needs about six of them)"
             )
-        return PersonaPool(personas=found)
+        return PersonaPool(personas=personas)
 
     def select(
         self, include_tags: Collection[str] = (), exclude_tags: Collection[str] = (), n: int | None = None, seed: int = 0
@@ -74,16 +74,16 @@ class PersonaPool(Record):
         """
         for tag in (*include_tags, *exclude_tags):
             self._require_tag(tag)
-        found = [
+        candidates = [
             persona
             for persona in self.personas
             if (not include_tags or set(include_tags) & set(persona.tags)) and not set(exclude_tags) & set(persona.tags)
         ]
-        if not found:
+        if not candidates:
             raise ConfigError(f"include_tags = {list(include_tags)}, exclude_tags = {list(exclude_tags)}: no persona is left")
-        if n is not None and not 1 <= n <= len(found):
-            raise ConfigError(f"n = {n}: must be between 1 and {len(found)}, the number of personas available")
-        return PersonaPool(personas=tuple(_interleave_kinds(found, seed)[:n]))
+        if n is not None and not 1 <= n <= len(candidates):
+            raise ConfigError(f"n = {n}: must be between 1 and {len(candidates)}, the number of personas available")
+        return PersonaPool(personas=tuple(_interleave_kinds(candidates, seed)[:n]))
 
     def sampling_weights(self, tag_weights: Mapping[str, float] | None = None) -> tuple[float, ...]:
         """The probability [P] that each persona is drawn, in the order of `personas`; sums to 1.

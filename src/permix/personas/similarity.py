@@ -89,8 +89,8 @@ def _trigram_matrix(gram_sets: Sequence[frozenset[str]]) -> Any:
 
 def find_near_duplicates(personas: Sequence[Persona], threshold: float = NEAR_DUPLICATE_THRESHOLD) -> list[NearDuplicate]:
     """All near-duplicate pairs, most similar first, then by id."""
-    found = (NearDuplicate(min(a.id, b.id), max(a.id, b.id), value) for a, b, value in near_duplicate_pairs(personas, threshold))
-    return sorted(found, key=lambda near: (-near.similarity, near.first, near.second))
+    pairs = (NearDuplicate(min(a.id, b.id), max(a.id, b.id), value) for a, b, value in near_duplicate_pairs(personas, threshold))
+    return sorted(pairs, key=lambda near: (-near.similarity, near.first, near.second))
 
 
 def check_split_leakage(personas: Sequence[Persona]) -> None:

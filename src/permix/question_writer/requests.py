@@ -45,8 +45,8 @@ def writing_template_hash() -> str:
 
 def build_situations_prompt(persona: str, candidates: Sequence[str], chosen: Sequence[str]) -> WritingPrompt:
     """Ask which candidate situations suit the persona, apart from the situations chosen already."""
-    again = _render("settings_again", there="; ".join(chosen)) if chosen else ""
-    text = _render("settings", persona=_strip_final_period(persona), situations=_bullets(candidates), again=again)
+    exclusion = _render("settings_again", there="; ".join(chosen)) if chosen else ""
+    text = _render("settings", persona=_strip_final_period(persona), situations=_bullets(candidates), again=exclusion)
     return _build_prompt(text, {"situations": _array_schema({"type": "string", "enum": list(candidates)})})
 
 
@@ -54,14 +54,14 @@ def build_questions_prompt(
     persona: str, task: PersonaGymTask, situations: Sequence[str], n: int, existing: Sequence[str]
 ) -> WritingPrompt:
     """Ask for `n` questions that test this task, apart from the existing questions."""
-    again = _render("questions_again", there=_bullets(existing)) if existing else ""
+    exclusion = _render("questions_again", there=_bullets(existing)) if existing else ""
     text = _render(
         "questions",
         persona=_strip_final_period(persona),
         demand=_load_prompts_toml()["demands"][task],
         n=str(n),
         situations=_bullets(situations),
-        again=again,
+        again=exclusion,
     )
     return _build_prompt(text, {"questions": _array_schema({"type": "string"})})
 
@@ -139,11 +139,11 @@ RepliesByKey = Mapping[RequestKey, Replies]
 
 def replies_by_key(cells: Mapping[CellKey, Cell]) -> RepliesByKey:
     """Group the replies of a run's cells by key. A key that was never requested is absent."""
-    book: defaultdict[RequestKey, list[str | None]] = defaultdict(list)
+    replies: defaultdict[RequestKey, list[str | None]] = defaultdict(list)
     for key in sorted(cells, key=lambda key: key.sample):
         completion = cells[key].completion
-        book[RequestKey(key.persona_id or "", key.question_id)].append(completion.text if completion else None)
-    return book
+        replies[RequestKey(key.persona_id or "", key.question_id)].append(completion.text if completion else None)
+    return replies
 
 
 def generate_until_complete(

@@ -135,8 +135,8 @@ def accuracy_gain(correct_Q_S: Array, baseline_Q_S: Array, seed: int, resamples:
     persona, so it uses the same resamples of questions as every other table with this seed.
     """
     summary = summarize_stability(correct_Q_S[None], baseline_Q_S, seed=seed, resamples=resamples)
-    (one,) = summary.personas
-    return AccuracyGain(one.accuracy, summary.baseline, one.difference)
+    (persona,) = summary.personas
+    return AccuracyGain(persona.accuracy, summary.baseline, persona.difference)
 
 
 class AnswerCalls(NamedTuple):
@@ -157,11 +157,11 @@ class TokenCost(NamedTuple):
 def mean_token_cost(answer_calls: Iterable[AnswerCalls]) -> TokenCost:
     """Mean tokens of an answer and of the baseline, over the answers whose calls all have token counts."""
     pairs = [(sum_tokens(calls.calls), sum_tokens([calls.baseline_call])) for calls in answer_calls]
-    whole = [(own, once) for own, once in pairs if own is not None and once is not None]
-    if not whole:
+    counted = [(answer, baseline) for answer, baseline in pairs if answer is not None and baseline is not None]
+    if not counted:
         return TokenCost(None, None, None)
-    own, once = (_mean_tokens(some) for some in zip(*whole, strict=True))
-    return TokenCost(own, once, own.total / once.total if once.total else None)
+    answer, baseline = (_mean_tokens(some) for some in zip(*counted, strict=True))
+    return TokenCost(answer, baseline, answer.total / baseline.total if baseline.total else None)
 
 
 def sum_tokens(cells: Iterable[Cell | None]) -> StrategyTokens | None:
