@@ -309,7 +309,7 @@ def test_settings_that_mean_nothing_are_refused(fields: dict[str, Any], message:
 
 def test_one_persona_has_no_interval(tmp_path: Path) -> None:
     config = config_of(tmp_path, personas={"pool": str(write_pool(tmp_path / "alone.toml", "clerk"))})
-    with pytest.raises(ConfigError, match="only 'clerk' is left to choose"):
+    with pytest.raises(ConfigError, match="only 'clerk' is selected"):
         prepare_interview(config)
 
 

@@ -58,7 +58,7 @@ def test_models_stand_in_one_table_one_figure_and_one_conversation(tmp_path: Pat
     ]
     build_report(runs, tmp_path / "report")
     found = section(tmp_path / "report")
-    assert "| steady | words<br><sub>words of an answer</sub> | 4.000 [4.00, 4.00] | +0.000 | +0.000 | 15 of 15 |" in found
+    assert "| steady | words<br><sub>words per answer</sub> | 4.000 [4.00, 4.00] | +0.000 | +0.000 | 15 of 15 |" in found
     assert "&#60;b&#62;fading&#60;/b&#62; | words<br>" in found
     assert "| −2.000 [−2.000, −2.000] |" in found
     assert "<b>" not in found

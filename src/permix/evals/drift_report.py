@@ -69,7 +69,7 @@ class TurnAccuracy(NamedTuple):
 def read_train_examples(reference: Path, persona_ids: Sequence[str], question_texts: Sequence[str]) -> list[TrainExample]:
     """Read the answers of the reference run by `persona_ids` to questions that are not in `question_texts`.
 
-    Raises DataError if `reference` is no run, or has fewer than `MIN_ANSWERS` such answers of a persona.
+    Raises DataError if `reference` is not a run, or has fewer than `MIN_ANSWERS` such answers of a persona.
     """
     answers, excluded = grid_results(require_run(reference)), {canonical_text(text) for text in question_texts}
     examples = [
@@ -83,8 +83,8 @@ def read_train_examples(reference: Path, persona_ids: Sequence[str], question_te
         count = sum(one.persona_id == persona for one in examples)
         if count < MIN_ANSWERS:
             raise DataError(
-                f"reference = {reference}: {count} answers of persona {persona!r} to questions that the interview does not ask; "
-                f"needs {MIN_ANSWERS}"
+                f"reference = {reference}: has {count} answers of persona {persona!r} to questions that the interview does not "
+                f"ask; at least {MIN_ANSWERS} are needed"
             )
     return examples
 
@@ -145,11 +145,11 @@ QuestionOrder = Literal["balanced", "written", "model"]
 _BOOTSTRAP_BLOCK = 500
 
 SERIES_DESCRIPTIONS = {
-    "identifiability": "the persona is told by a classifier taught by its answers to single questions",
-    "breaks": "answers in which the character is broken outright",
-    "repetition": "of an answer's runs of four words, those said earlier in the interview",
-    "echo": "of an answer's runs of three words, those of the question just put",
-    "words": "words of an answer",
+    "identifiability": "share of answers whose persona a classifier names, trained on answers to single questions",
+    "breaks": "share of answers that break character by the rules",
+    "repetition": "share of an answer's four-word sequences that occurred earlier in the interview",
+    "echo": "share of an answer's three-word sequences that are in its question",
+    "words": "words per answer",
 }
 
 SHARE_MEASURES = ("identifiability", "breaks")
@@ -235,11 +235,11 @@ class InterviewRecords(NamedTuple):
 
 
 def read_interviews(run: Path) -> InterviewRecords:
-    """Read the interviews of a run. Raises DataError if it is no run of interviews, or if no turn was answered."""
+    """Read the interviews of a run. Raises DataError if it is not a run of interviews, or if no turn was answered."""
     reader = RunReader(run)
     config, grid = reader.config, reader.grid
     if "turns_asked" not in grid:
-        raise DataError(f"{run}: holds no interviews; they are made with permix fidelity --interview.turns")
+        raise DataError(f"{run}: has no interviews; permix fidelity --interview.turns makes them")
     cells, turns = reader.cells, config["interview"]["turns"]
     ids = tuple(grid["persona_ids"])
     turn_ids = {persona_id: _pad_turns(grid["turns_asked"][persona_id], turns) for persona_id in ids}

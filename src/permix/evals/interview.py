@@ -47,7 +47,7 @@ def load_interview_script(config: InterviewConfig) -> tuple[Question, ...]:
     if len(script) < config.turns:
         source = f"{config.script} has" if config.script else "the built-in script has"
         raise ConfigError(
-            f"interview.turns = {config.turns}: {source} {len(script)} questions; give at most that, or a longer script"
+            f"interview.turns = {config.turns}: {source} {len(script)} questions; give at most {len(script)}, or a longer script"
         )
     return script[: config.turns]
 
@@ -218,9 +218,7 @@ def prepare_interview(config: FidelityConfig, given_pool: PersonaPool | None = N
     """
     pool = select_personas(config.personas) if given_pool is None else given_pool
     if len(pool) < 2:
-        raise ConfigError(
-            f"personas: only {pool.personas[0].id!r} is left to choose; an interval is over personas, so give two or more"
-        )
+        raise ConfigError(f"personas: only {pool.personas[0].id!r} is selected; intervals are over personas, so give two or more")
     ids = [persona.id for persona in pool.personas]
     if config.interviewer.is_model:
         plan = InterviewPlan(pool, None)
@@ -356,8 +354,8 @@ def check_interview_length(config: FidelityConfig, plan: InterviewPlan) -> None:
         n_tokens = len(encode_chat(tokenizer, longest)) + interviewer_tokens + turns * answer
         if n_tokens > window:
             raise ConfigError(
-                f"interview.turns = {turns}: with persona {persona.id!r} and sampling.max_new_tokens = {answer} up to {n_tokens} "
-                f"tokens are read and written; {window} fit the model. Give fewer turns, or shorter answers"
+                f"interview.turns = {turns}: with persona {persona.id!r} and sampling.max_new_tokens = {answer} an "
+                f"interview has up to {n_tokens} tokens; the context window has {window}. Give fewer turns or shorter answers"
             )
 
 

@@ -76,7 +76,7 @@ def select_open_ended_personas(config: FidelityConfig, given_pool: PersonaPool |
     """Select the personas. Raises ConfigError if there is only one, since identifiability needs two."""
     pool = select_personas(config.personas) if given_pool is None else given_pool
     if len(pool) < 2:
-        raise ConfigError(f"personas: only {pool.personas[0].id!r} is left to choose, and one voice cannot be told from another")
+        raise ConfigError(f"personas: only {pool.personas[0].id!r} is selected; identifiability needs at least two personas")
     return pool
 
 
@@ -89,19 +89,19 @@ def load_open_questions(config: FidelityConfig, given: Sequence[Question] | None
     count, minimum = config.n_questions or len(questions), max(config.folds, MIN_ANSWERS)
     if not minimum <= count <= len(questions):
         raise ConfigError(
-            f"n_questions = {count}: give {minimum} (one a fold, and {MIN_ANSWERS} answers of a persona) to {len(questions)}, "
+            f"n_questions = {count}: give {minimum} (one per fold, and {MIN_ANSWERS} answers per persona) to {len(questions)}, "
             f"the number in {config.questions!r} for questions_split = {config.questions_split!r}"
         )
     return questions[:count]
 
 
 def check_reference_answers(reference: Path, persona_question_pairs: Collection[tuple[str | None, str]]) -> None:
-    """Raise DataError if the reference is no run, or lacks a record for one of the (persona, question) pairs."""
+    """Raise DataError if the reference is not a run, or lacks a record for one of the (persona, question) pairs."""
     require_run(reference)
     missing = set(persona_question_pairs) - set(_cells_by_persona_question(reference))
     if missing:
         raise DataError(
-            f"reference = {reference}: did not answer the same questions as the same personas: "
+            f"reference = {reference}: must have answers to the same questions by the same personas; "
             f"{len(missing)} of {len(persona_question_pairs)} are missing, such as {min(missing, key=str)}"
         )
 
@@ -125,7 +125,7 @@ def measure_identifiability(run: Path, reference: Path | None, resamples: int | 
         question_texts=[_question_text(question, _first_messages(cells, question=question)) for question in questions],
         reference_P_Q=None
         if reference_cells is None
-        else [[_completion_text(reference_cells.get((one, asked))) for asked in questions] for one in personas],
+        else [[_completion_text(reference_cells.get((one, question))) for question in questions] for one in personas],
         reference_name=_reference_name(reference) if reference else "own answers",
         folds=config["folds"],
         seed=config["seed"],
@@ -150,9 +150,9 @@ def _first_messages(
 
 
 def _question_text(question_id: str, messages: tuple[Message, ...]) -> str:
-    """The text of the question, or its id if the user message also contains a persona: the text must not depend on one."""
-    alone = any(message["role"] == "system" and message["content"] for message in messages)
-    return messages[-1]["content"] if alone else question_id
+    """The text of the question, or its id if the user message also contains the persona, since the text must not depend on it."""
+    persona_in_system = any(message["role"] == "system" and message["content"] for message in messages)
+    return messages[-1]["content"] if persona_in_system else question_id
 
 
 def _reference_name(reference: Path) -> str:

@@ -81,7 +81,7 @@ def check_same_rounds(run: Path, setup: EvalSetup) -> None:
         return
     if not rounds:
         raise ConfigError(
-            f"out = {run}: this run asks its whole grid; leave budget and precision out to go on with it, or give another folder"
+            f"out = {run}: this run asks its whole grid; leave budget and precision out to resume it, or give another folder"
         )
     personas, questions = ([one.id for one in some] for some in (setup.pool.personas, setup.questions))
     checks = {
@@ -91,8 +91,8 @@ def check_same_rounds(run: Path, setup: EvalSetup) -> None:
     }
     if changed := [name for name, differs in checks.items() if differs]:
         raise ConfigError(
-            f"{changed[0]}: the rounds of {run} were asked with others; give the same {' and '.join(changed)} to go on, leave budget "
-            "and precision out to ask the whole grid, or give another folder"
+            f"{changed[0]}: differs from the earlier rounds of {run}; give the same {' and '.join(changed)} to resume it, "
+            "leave budget and precision out to ask the whole grid, or give another folder"
         )
 
 
@@ -102,9 +102,8 @@ def first_round_cells(setup: EvalSetup, stopping_rule: StoppingRule) -> list[Cel
     needed = sequential.count_cells([first], setup.samples)
     if stopping_rule.budget is not None and stopping_rule.budget < needed:
         raise ConfigError(
-            f"budget = {stopping_rule.budget}: the first round asks {len(first.personas)} personas and none {first.until} "
-            "questions each, "
-            f"{needed} cells; give that or more, or fewer personas (personas.n)"
+            f"budget = {stopping_rule.budget}: the first round has {needed} cells ({first.until} questions with each of "
+            f"{len(first.personas)} personas and without a persona); give {needed} or more, or fewer personas (personas.n)"
         )
     return _cells_of_rounds(setup, [first])
 
@@ -225,7 +224,7 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
                 asked = _run_strategy(run, setup, first, strategy, answer, (what, f"{what}, {config.strategy}"))
         missing = f"{config.out}: {asked.pending} of {asked.n_cells} cells have no score; run the same command again to fill them"
         if asked.selection_pending:
-            raise IncompleteRunError(f"{missing}; no persona can be chosen before")
+            raise IncompleteRunError(f"{missing}; until then no persona can be chosen")
         answers = read_grid_results(run.path)
         summary = measure_stability(run.path, answers)
         write_json(run.path / "metrics.json", _metrics_json(summary, run.path, answers))
@@ -289,7 +288,7 @@ def preflight_stability(config: StabilityConfig) -> dict[str, str]:
     template_text(config.personas.template)
     strategy, (_, setup) = STRATEGIES[config.strategy], prepare_stability(config)
     check_model(config.model, contact=False)
-    personas = f"{len(setup.pool)}, and none"
+    personas = f"{len(setup.pool)}, and no persona"
     if limits := build_stopping_rule(config):
         cells, maximum = len(first_round_cells(setup, limits)), max_cells(setup, limits)
         return {
@@ -329,7 +328,7 @@ def require_distinct_templates(templates: Sequence[str]) -> tuple[str, ...]:
     for place, text in enumerate(texts):
         if text in texts[:place]:
             raise ConfigError(
-                f"templates: {templates[place]!r} says the same as {templates[texts.index(text)]!r}; give each once"
+                f"templates: {templates[place]!r} has the same text as {templates[texts.index(text)]!r}; give each text once"
             )
     return tuple(templates)
 

@@ -5,8 +5,8 @@ score; sentences that consist of a score only ("Score: 4", "4/5"); a reply that 
 form give no score. Nothing is rounded, and scales other than 1 to 5 are not converted.
 
 A score that also occurs in the judged answer counts as a quotation from it: a judge that repeats "the final score is 5" has not
-scored. If the answer itself reads as a verdict, only a JSON object with a reason of its own counts. Both rules ignore the value
-of the number; otherwise an answer could choose which scores count.
+scored. If the answer itself contains a score, only a JSON object counts, and only with a reason that is not in the answer.
+Both rules ignore the value of the number; otherwise an answer could choose which scores count.
 
 Contract: no reply makes `parse_score` raise. Without a score the result carries an error that says why.
 """
@@ -101,7 +101,7 @@ def _resolve_mentions(mentions: Iterable[ScoreMention]) -> ParsedScore:
     if len(readings) == 1:
         return readings[0]
     values = ", ".join(_short_repr(mention.value) for mention in mentions)
-    return ParsedScore(None, f"several different scores ({values[:80]}), and none of them said to be the final one")
+    return ParsedScore(None, f"several different scores ({values[:80]}), and none of them is called final")
 
 
 def _parse_value(value: object) -> ParsedScore:

@@ -114,8 +114,8 @@ def interviewer_lines_until(
 ) -> Callable[[Cell], str]:
     """Return a function from a turn's cell to the interviewer's lines up to and including that turn, one line per turn.
 
-    Earlier answers are left out. They reveal the persona, so with them a judge could tell any two personas apart however bad the
-    judged answer is. A line is the plain question, without a persona that the template put into the first user message.
+    Earlier answers are left out. They reveal the persona, so with them a judge could distinguish any two personas, however bad
+    the judged answer is. A line is the plain question, without a persona that the template put into the first user message.
     """
 
     def lines_until(cell: Cell) -> str:

@@ -87,8 +87,8 @@ def measure_judge_agreement(judges: Sequence[JudgeResults], *, seed: int, resamp
 def measure_score_difference(first: JudgeResults, other: JudgeResults, *, seed: int, resamples: int) -> ScoreDifference:
     """Measure the score difference of two models that the same judge scored.
 
-    `p` is from a sign-flip test (`statistics.sign_flip_p`): if the models were alike, all of a persona's answers by the one model
-    could as well come from the other model, so the sign of each persona's difference is flipped as a whole.
+    `p` is from a sign-flip test (`statistics.sign_flip_p`). If the models were alike, they could exchange all answers of a
+    persona, so the sign of each persona's difference is flipped as a whole.
     """
     one, two = first.scores["none"], other.scores["none"]
     grid = AnswerKeyGrid(key for key in one if key in two)

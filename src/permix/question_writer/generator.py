@@ -62,7 +62,7 @@ from permix.types import Cell, CellKey, Persona, Record, digest, seed_from
 
 
 class WritingJob(NamedTuple):
-    """What a run of `permix questions` has to produce.
+    """The task of a run of `permix questions`.
 
     `n_per_task`: questions per persona and task. `candidate_situations`: situations to choose from. `given_questions`: existing
     questions; if there are any, no questions are written. `with_examples`: whether to write example answers.
@@ -84,7 +84,7 @@ class WritingJob(NamedTuple):
 
 
 SITUATIONS_CELL_ID, EXAMPLES_CELL_PREFIX = "settings", "examples of "
-"""`question_id` of cells for situations, and the prefix of it for examples. Cells for questions have the task as `question_id`.
+"""The `question_id` of cells for situations, and its prefix in cells for examples. In cells for questions it is the task.
 
 These texts are part of recorded cells, so changing them makes old runs unreadable.
 """
@@ -254,7 +254,7 @@ def format_writing_summary(summary: WritingSummary) -> list[str]:
         if part.calls:
             rejected = ", ".join(f"{reason} {n}" for reason, n in part.rejected.items())
             failed = f", {part.failed} failed" if part.failed else ""
-            lines.append(f"{name}: {part.kept} kept, of {part.calls} calls{failed}; left out: {rejected or 'none'}")
+            lines.append(f"{name}: {part.kept} kept, from {part.calls} calls{failed}; rejected: {rejected or 'none'}")
     return [*lines, f"tokens: {summary.prompt_tokens} read, {summary.completion_tokens} written"]
 
 
@@ -301,8 +301,8 @@ def write_questions(config: QuestionsConfig) -> Path:
         missing = ", ".join(summary.pending[:MAX_LISTED_MISSING]) + (
             f" and {len(summary.pending) - MAX_LISTED_MISSING} more" if len(summary.pending) > MAX_LISTED_MISSING else ""
         )
-        failed = f"; the last call that failed said {summary.last_failure}" if summary.last_failure else ""
-        raise IncompleteRunError(f"{config.out}: missing are {missing}{failed}; run the same command again to have them written")
+        failed = f"; the last failed call: {summary.last_failure}" if summary.last_failure else ""
+        raise IncompleteRunError(f"{config.out}: still missing: {missing}{failed}; run the same command again to write them")
     return config.out / ("examples.jsonl" if job.given_questions else "questions.jsonl")
 
 
@@ -318,7 +318,7 @@ def preflight_questions(config: QuestionsConfig) -> dict[str, str]:
     questions = (
         f"{len(job.given_questions)}, given"
         if job.given_questions
-        else f"{written}, {job.n_per_task} of each persona × {len(job.tasks)} tasks"
+        else f"{written}, {job.n_per_task} for each persona and task ({len(job.tasks)} tasks)"
     )
     examples = (len(job.given_questions) or written) * job.with_examples
     max_tokens = (calls + examples) * config.sampling.max_new_tokens
@@ -326,7 +326,7 @@ def preflight_questions(config: QuestionsConfig) -> dict[str, str]:
         "personas": str(personas),
         "questions": questions,
         "examples": f"{examples} × 5 answers",
-        "calls": f"{calls + examples} or more, at most {max_tokens} new tokens in as many",
+        "calls": f"{calls + examples} or more, with at most {max_tokens} new tokens in the first {calls + examples}",
     }
 
 
@@ -373,7 +373,7 @@ def read_situations(path: Path | None) -> tuple[str, ...]:
         return builtin_situations()
     if not path.is_file():
         raise ConfigError(
-            f"settings = {path}: no such file; give a .txt file with a situation a line, or leave it out for the built-in list"
+            f"settings = {path}: no such file; give a .txt file with one situation per line, or leave it out for the built-in list"
         )
     text_by_key: dict[str, str] = {}
     for row in read_rows(path, "situation", (".txt",)):
@@ -387,8 +387,8 @@ def read_situations(path: Path | None) -> tuple[str, ...]:
             )
         if normalize_situation(text) in text_by_key:
             raise DataError(
-                f"{row.where}: {quote_value(text)}: stands there before as "
-                f"{quote_value(text_by_key[normalize_situation(text)])}; give each once"
+                f"{row.where}: {quote_value(text)}: repeats "
+                f"{quote_value(text_by_key[normalize_situation(text)])}; give each situation once"
             )
         text_by_key[normalize_situation(text)] = text
     return tuple(text_by_key.values())
@@ -408,7 +408,7 @@ def _identity(model: Model, config: QuestionsConfig, job: WritingJob) -> dict[st
 
 
 def _load_criteria() -> dict[PersonaGymTask, str]:
-    """For each task, which answer gets which score: the part of the built-in rubric before the persona."""
+    """For each task, the text that says which answer gets which score: the built-in rubric up to the persona."""
     from permix.judges.prompts import load_rubrics
 
     rubrics = load_rubrics("permix", PERSONAGYM_TASKS)

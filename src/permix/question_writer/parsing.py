@@ -81,7 +81,8 @@ def _find_list(value: object) -> list[object] | None:
     if isinstance(value, dict):
         lists = [one for one in value.values() if isinstance(one, list)]
         value = lists[0] if len(lists) == 1 else None
-    has_items = isinstance(value, list) and any(isinstance(one, str | dict) for one in value)  # else it can be a "[1]" in prose
+    # A list of numbers only can be a reference in prose, such as "[1]".
+    has_items = isinstance(value, list) and any(isinstance(one, str | dict) for one in value)
     return value if isinstance(value, list) and has_items else None
 
 

@@ -1,6 +1,6 @@
-"""Build the requests to the model that writes, and make them until everything is complete or nothing more is gained.
+"""Build the requests to the model that writes, and send them until everything is complete or further calls bring no progress.
 
-The prompts come from `prompts.toml`: the built-in situations, what each task demands of a question, and the templates. Every
+The prompts come from `prompts.toml`: the built-in situations, the demands of each task on a question, and the templates. Every
 request is one user message, since some models accept no system message, and carries the JSON schema of its reply. A persona,
 situation or question is inserted as text and never read as part of a template.
 
@@ -44,7 +44,7 @@ def writing_template_hash() -> str:
 
 
 def build_situations_prompt(persona: str, candidates: Sequence[str], chosen: Sequence[str]) -> WritingPrompt:
-    """Ask which candidate situations suit the persona, apart from the situations chosen already."""
+    """Ask which candidate situations suit the persona; situations in `chosen` are excluded."""
     exclusion = _render("settings_again", there="; ".join(chosen)) if chosen else ""
     text = _render("settings", persona=_strip_final_period(persona), situations=_bullets(candidates), again=exclusion)
     return _build_prompt(text, {"situations": _array_schema({"type": "string", "enum": list(candidates)})})
@@ -53,7 +53,7 @@ def build_situations_prompt(persona: str, candidates: Sequence[str], chosen: Seq
 def build_questions_prompt(
     persona: str, task: PersonaGymTask, situations: Sequence[str], n: int, existing: Sequence[str]
 ) -> WritingPrompt:
-    """Ask for `n` questions that test this task, apart from the existing questions."""
+    """Ask for `n` questions that test this task and differ from the existing questions."""
     exclusion = _render("questions_again", there=_bullets(existing)) if existing else ""
     text = _render(
         "questions",
@@ -153,7 +153,7 @@ def generate_until_complete(
     find_pending: Callable[[RepliesByKey], Sequence[PendingRequest]],
     label: str,
 ) -> None:
-    """Make the requests that `find_pending` returns until it returns none, or every key left has used up its attempts.
+    """Send the requests that `find_pending` returns, until it returns no request or each remaining key has used up its attempts.
 
     A key gets no further call after a failed call, or after `config.attempts` calls without progress.
     """
