@@ -370,5 +370,5 @@ def test_a_killed_run_asks_nothing_twice(tmp_path: Path) -> None:
 def test_an_interview_that_may_outgrow_the_model_is_refused_before_its_weights_are_read(tmp_path: Path, tiny_model: Path) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "tiny", ignore=shutil.ignore_patterns("*.safetensors"))
     config = config_of(tmp_path, model={"name": str(folder)}, sampling={"max_new_tokens": 100_000})
-    with pytest.raises(ConfigError, match=r"interview\.turns = 4: with persona 'clerk' and .* up to 400\d\d\d tokens are read"):
+    with pytest.raises(ConfigError, match=r"interview\.turns = 4: with persona 'clerk' and .* up to 400\d\d\d tokens;"):
         run_interview(config)

@@ -162,7 +162,7 @@ def test_what_would_do_nothing_is_refused(tmp_path: Path) -> None:
     given = recorded(tmp_path, "none", "pirate")
     with pytest.raises(ConfigError, match=r"answer = 'number': permix scores every answer again; leave metric and filter out"):
         import_run(importing(tmp_path, given, answer="number"))
-    with pytest.raises(ConfigError, match=r"lm_eval, inspect: give the logs of exactly one of the two"):
+    with pytest.raises(ConfigError, match=r"lm_eval, inspect: give logs of exactly one of the two"):
         import_run(importing(tmp_path, []))
     with pytest.raises(ConfigError, match=r"no log has a persona: name the persona of a log with NAME=PATH"):
         import_run(importing(tmp_path, given[:1]))

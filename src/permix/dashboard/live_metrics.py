@@ -1,10 +1,9 @@
-"""The current measures of a run and its newest completions, as the page shows them. Measures come from the records, as in a
-report.
+"""Compute the current measures of a run and read its newest completions, for the live page.
 
-Contract: this module only reads. When a measure cannot be computed yet (too few answers, a missing reference run), `note` gives
-the reason and no error is raised. While a run goes on, its intervals use fewer resamples and the note says so; once it has ended
-they are the report's intervals. The newest completions are read from the end of the file, so the cost does not depend on its
-length.
+Contract: this module only reads; measures come from the records, as in a report. If a measure cannot be computed yet (too few
+answers, a missing reference run), `note` gives the reason and no error is raised. While a run goes on, its intervals use fewer
+resamples and the note says so; once it has ended, they are the report's intervals. The newest completions are read from the end
+of the file, so the cost does not depend on its length.
 """
 
 import json
@@ -32,10 +31,9 @@ class LiveMeasure(NamedTuple):
 
 
 class LiveMeasures(NamedTuple):
-    """All measures of a run. `n_scores_asked` is the number of scores a judge has to give; `personas` are (id, accuracy), worst
-    first.
+    """All measures of a run. `personas` are (id, accuracy), worst first. `n_scores_asked`: the number of scores asked of a judge.
 
-    `note` holds further remarks. `error` says what is broken.
+    `note` has further remarks. `error` describes a broken file.
     """
 
     lines: tuple[LiveMeasure, ...] = ()
@@ -45,7 +43,7 @@ class LiveMeasures(NamedTuple):
     error: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the measures as JSON-ready data."""
+        """Return the measures as data for JSON."""
         return {
             "lines": [
                 {"name": one.name, "beside": one.context} | _estimate_json(one.estimate, one.is_difference) for one in self.lines
@@ -59,7 +57,7 @@ class LiveMeasures(NamedTuple):
 
 
 def measure_live(run: Path, stage: str, *, live: bool) -> LiveMeasures:
-    """Compute all measures that the page shows of a run. `live`: the run still goes on, so the intervals use fewer resamples."""
+    """Compute all measures of a run for the page. `live`: the run still goes on, so the intervals use fewer resamples."""
     resamples = LIVE_RESAMPLES if live else None
     try:
         found = _MEASURE_BY_STAGE[stage](run, resamples)
@@ -104,8 +102,8 @@ def _fidelity_measures(run: Path, resamples: int | None) -> LiveMeasures:
 
     metrics = measure_text_metrics(run, resamples)
     lines = [
-        LiveMeasure("leaves the character", metrics.break_rate, "share of answers, by rules"),
-        LiveMeasure("words an answer", metrics.words),
+        LiveMeasure("character breaks", metrics.break_rate, "share of answers, by rules"),
+        LiveMeasure("words per answer", metrics.words),
         LiveMeasure("cut off", metrics.truncated_share, "share of answers"),
     ]
     note = f"{metrics.n_answers} of {metrics.n_asked} answers"
@@ -136,9 +134,9 @@ def _judge_measures(folder: Path, resamples: int | None) -> LiveMeasures:
     except PermixError as error:
         return LiveMeasures(n_scores_asked=n_asked, note=truncate(escape_control(str(error)), 300))
     trust_text = {
-        None: "not known yet whether it tells personas apart",
-        True: "above one half: trusted",
-        False: "NOT above one half",
+        None: "no interval yet",
+        True: "interval above 0.5: the judge distinguishes personas",
+        False: "interval NOT above 0.5",
     }
     lines = (
         LiveMeasure("PersonaScore", summary.persona_score, f"{summary.n_scored} of {summary.n_asked} answers scored"),
@@ -258,7 +256,7 @@ _NEWEST_FILES: dict[str, tuple[tuple[str, Callable[[JsonLine], CompletionView]],
 
 
 def _cut_text(text: str) -> str:
-    """Return a few printable lines. The text is cut first, because a completion may have a megabyte."""
+    """Return a few printable lines. The text is cut before it is escaped, since a completion can have a megabyte."""
     return truncate(escape_control(text[:_SCANNED_CHARS]), _MAX_CHARS, _MAX_LINES)
 
 

@@ -1,8 +1,8 @@
 """`permix import` turns logs of another program into a run directory; `permix export` turns a stability run into such logs.
 
-Import generates no answers. It reads and checks all logs before it writes. It refuses a run directory of another origin; importing
-the same logs again changes nothing. Answers keep the verdict of their log, or with `answer` get one from permix's verifier. Cells
-without a score are counted as missing.
+Import generates no answers. It reads and checks all logs before it writes. It refuses a run directory of another origin. Importing
+the same logs again changes nothing. Answers keep the verdict of their log; with `answer` they get one from permix's verifier.
+Cells without a score are counted as missing.
 
 Export reads the records alone, and exporting a run twice gives the same files. docs/interop.md lists the parts of a run that the
 other program's format cannot hold.
@@ -89,7 +89,7 @@ def read_import_logs(config: ImportConfig) -> MergedLogs:
     """Read all logs of the configuration and merge them into one grid. Raises ConfigError or DataError if that fails."""
     if bool(config.lm_eval) == bool(config.inspect):
         raise ConfigError(
-            "lm_eval, inspect: give the logs of exactly one of the two, such as --lm-eval none=DIR pirate=DIR, or --personagym DIR"
+            "lm_eval, inspect: give logs of exactly one of the two, such as --lm-eval none=DIR pirate=DIR, or --personagym DIR"
         )
     if config.answer and (config.metric or config.filter):
         raise ConfigError(f"answer = {config.answer!r}: permix scores every answer again; leave metric and filter out")

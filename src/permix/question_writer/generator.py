@@ -373,7 +373,7 @@ def read_situations(path: Path | None) -> tuple[str, ...]:
         return builtin_situations()
     if not path.is_file():
         raise ConfigError(
-            f"settings = {path}: no such file; give a .txt file with one situation per line, or leave it out for the built-in list"
+            f"settings = {path}: no such file; give a .txt file with one situation per line, or omit it for the built-in list"
         )
     text_by_key: dict[str, str] = {}
     for row in read_rows(path, "situation", (".txt",)):
