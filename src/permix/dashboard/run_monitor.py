@@ -175,7 +175,7 @@ class RunMonitor:
         return self._tally.lines, self.state == "going", self._read_error
 
     def poll(self, locks: LocksByInode | None, now: float, wall_time: float) -> None:
-        """Read new lines. `now` is a monotonic time in seconds, for rates; `wall_time` is the time since the epoch, for file ages."""
+        """Read new lines. `now` is a monotonic time in seconds, for rates; `wall_time` is seconds since the epoch, for ages."""
         try:
             self._update(locks, now, wall_time)
             self._read_error = ""

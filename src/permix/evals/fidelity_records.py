@@ -1,4 +1,4 @@
-"""Functions that all kinds of fidelity run share: the kind of a run, answering its cells, and reading what it asked.
+"""Functions for all kinds of fidelity run: find the kind of a run, answer its cells, and read its questions.
 
 Contract: `grid.json` holds the full texts of personas and questions, so a judge can score the answers without the original files.
 Fidelity answers have no verdict. A missing answer is counted and stays pending.

@@ -1,4 +1,4 @@
-"""The grid: every persona and no persona × every question × every sample (× every template), and how its cells are answered.
+"""Build the grid, answer its cells, and read its results: personas and no persona × questions × samples (× templates).
 
 Contract: a cell on disk is reused if its messages and seed are the same. A cell with a completion but no verdict is scored again,
 not generated again. A cell that could not be answered or scored stays pending. With several templates each cell of a persona is
@@ -70,10 +70,10 @@ def build_grid(
 
 
 def warn_trained_personas(model: ModelConfig, pool: PersonaPool) -> None:
-    """Print a note if the model was trained with some of the personas: that is allowed, but measures something else."""
+    """Print a note if the model was trained with some of the personas. That is allowed, but the run is no held-out evaluation."""
     known = read_trained_on(Path(model.name)).persona_ids & {persona.id for persona in pool.personas}
     if known:
-        print_status(f"note: the model was trained under {len(known)} of these {len(pool)} personas, such as {min(known)}")
+        print_status(f"note: the model was trained with {len(known)} of these {len(pool)} personas, such as {min(known)}")
 
 
 def describe_grid(

@@ -66,7 +66,7 @@ def preflight_personagym(config: FidelityConfig) -> dict[str, str]:
     answers = len(questions) + without
     return {
         "personas": str(len(pool)),
-        "questions": f"{len(questions)}, each of one persona; {without} also without",
+        "questions": f"{len(questions)}, each for one persona; {without} also without a persona",
         "answers": f"{answers}, at most {answers * config.sampling.max_new_tokens} new tokens",
     }
 
@@ -182,7 +182,7 @@ def _warn_truncated(counts: PersonaGymCounts, max_new_tokens: int) -> None:
     share = counts.answers.truncated_share
     if share is not None and share > TRUNCATION_WARNING_SHARE:
         print_status(
-            f"note: {share:.0%} of the answers were cut off at sampling.max_new_tokens = {max_new_tokens}; a judge sees them so"
+            f"note: {share:.0%} of the answers were cut off at sampling.max_new_tokens = {max_new_tokens}; judges score them as cut"
         )
 
 

@@ -1,4 +1,4 @@
-"""`permix stability`: how much accuracy personas cost a model, and whether the difference is more than noise.
+"""`permix stability`: measure how much accuracy personas cost a model, and whether the difference is more than noise.
 
 Asks every question with every persona and without one. With a strategy it also asks the cells of that strategy. A sequential run
 (`budget` or `precision` is set) asks in rounds that a stopping rule ends.

@@ -1,8 +1,8 @@
 """`permix import` turns logs of another program into a run directory; `permix export` turns a stability run into such logs.
 
-Import generates no answers. It reads and checks all logs before it writes. It refuses a run directory of another origin. Importing
-the same logs again changes nothing. Answers keep the verdict of their log; with `answer` they get one from permix's verifier.
-Cells without a score are counted as missing.
+Import generates no answers. It reads and checks all logs before it writes. It refuses a run directory of another origin.
+Importing the same logs again changes nothing. Answers keep the verdict of their log; with `answer` they get one from permix's
+verifier. Cells without a score are counted as missing.
 
 Export reads the records alone, and exporting a run twice gives the same files. docs/interop.md lists the parts of a run that the
 other program's format cannot hold.

@@ -44,7 +44,10 @@ _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def read_personas(source: str | Path) -> tuple[Persona, ...]:
-    """The personas of "builtin" or of a .toml, .jsonl or .csv file, in the order of the file. Raises DataError."""
+    """Read the personas of "builtin" or of a .toml, .jsonl or .csv file, in the order of the file.
+
+    Raises DataError for the first bad row.
+    """
     if str(source) == "builtin":
         rows = [row for kind in BUILTIN_KINDS for row in _builtin_rows(f"{kind}.toml", "persona")]
     else:
@@ -57,7 +60,7 @@ def read_personas(source: str | Path) -> tuple[Persona, ...]:
 def build_personas(items: Iterable[str | Persona | Mapping[str, object]]) -> tuple[Persona, ...]:
     """Personas made in Python: texts that complete "You are ...", records, or mappings with the fields of a file's row.
 
-    Raises DataError that names the place of the first bad one.
+    Raises DataError, naming the place of the first bad item, or if there are no items.
     """
     fields: list[dict[str, object]] = [
         {"text": one} if isinstance(one, str) else one.model_dump(mode="json") if isinstance(one, Persona) else dict(one)
@@ -65,12 +68,12 @@ def build_personas(items: Iterable[str | Persona | Mapping[str, object]]) -> tup
     ]
     rows = [SourceRow(f"personas[{place}]", one) for place, one in enumerate(fields)]
     if not rows:
-        raise DataError('personas: there are none; give at least one text that completes "You are ..."')
+        raise DataError('personas: is empty; give at least one text that completes "You are ..."')
     return _require_unique_ids(rows, [Persona.model_validate(_checked_fields(row, _PERSONA_CHECKS)) for row in rows])
 
 
 def build_open_questions(items: Iterable[str | Question]) -> tuple[Question, ...]:
-    """Open-ended questions made in Python, without a gold answer. Raises DataError for a bad one or one that is there twice."""
+    """Open-ended questions made in Python, without a gold answer. Raises DataError for a bad or repeated question."""
     rows, questions = [], []
     for place, one in enumerate(items):
         fields: dict[str, object] = {"id": one.id, "text": one.text} if isinstance(one, Question) else {"text": one}
@@ -102,7 +105,7 @@ def load_roleplay(source: str | Path = "builtin", split: Split = "heldout") -> t
     if not chosen:
         counts = Counter(splits)
         raise ConfigError(
-            f"{source}: split = {split!r}: none of the {len(questions)} questions is in that split "
+            f"{source}: split = {split!r}: has none of the {len(questions)} questions "
             f"({', '.join(f'{name} {counts[name]}' for name in SPLITS)})"
         )
     return chosen
@@ -137,7 +140,7 @@ def _parse_csv_fields(fields: Mapping[str, object]) -> dict[str, object]:
 
 
 def _checked_fields(row: SourceRow, checks: Mapping[str, _FieldCheck]) -> dict[str, object]:
-    """The row's fields, checked. A null counts as absent, and an absent id is derived from the text."""
+    """Check the row's fields and return them. A null counts as absent, and an absent id is derived from the text."""
     for key in row.fields:
         if key not in checks:
             raise DataError(f"{row.where}: unknown key {quote_value(key)}; {valid_names_hint(key, checks)}")
@@ -184,7 +187,7 @@ def check_plain_text(value: object) -> str:
 
 
 def check_persona_text(value: object) -> str:
-    """`check_plain_text` for a persona. Raises ValueError also if the text starts with "You are"."""
+    """Like `check_plain_text`, for a persona: raises ValueError also if the text starts with "You are"."""
     text = check_plain_text(value)
     if re.match(r"you(\s+are|['’]re)\b", text, re.IGNORECASE):
         raise ValueError('must complete "You are ...": leave out the "You are" at its start')

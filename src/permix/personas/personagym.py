@@ -42,7 +42,7 @@ class PersonaGymQuestion(Record):
 
 
 class ScoreExample(Record):
-    """One line of `examples.jsonl`: an example answer that deserves this score (1 to 5) under its task's rubric."""
+    """One line of `examples.jsonl`: an example answer that should get this score (1 to 5) by its task's rubric."""
 
     question_id: str
     score: int = Field(ge=1, le=5)
@@ -77,7 +77,7 @@ def _alphanumeric(text: str) -> str:
 
 
 def parse_task_name(name: object, where: str) -> PersonaGymTask:
-    """The task with this name in PersonaGym's files. Raises DataError, starting with `where`, if there is none."""
+    """The task with this name in PersonaGym's files. Raises DataError, starting with `where`, if there is no such task."""
     found = TASK_ALIASES.get(str(name), name)
     for task in PERSONAGYM_TASKS:
         if task == found:
@@ -116,9 +116,9 @@ PersonaGymData = tuple[tuple[Persona, ...], tuple[PersonaGymQuestion, ...]]
 
 
 def read_personagym(config: PersonaGymConfig) -> PersonaGymData:
-    """The personas and their questions, in the order of the file.
+    """Read the personas and their questions, in the order of the file.
 
-    Raises DataError naming file, persona and task, and ConfigError if no source is given or the hub cannot be read.
+    Raises DataError, naming file, persona and task, for bad data. Raises ConfigError without a source, or if the hub fails.
     """
     source = Path(_download_dataset(config.hub)) if config.hub else config.path
     if source is None:
@@ -126,7 +126,7 @@ def read_personagym(config: PersonaGymConfig) -> PersonaGymData:
     everything = _read_folder(source, config.tasks or PERSONAGYM_TASKS) if source.is_dir() else _read_questions_jsonl(source)
     questions = tuple(_select_questions(everything, config))
     if not questions:
-        raise DataError(f"{source}: holds no question of personagym.tasks = {list(config.tasks or PERSONAGYM_TASKS)}")
+        raise DataError(f"{source}: has no question of personagym.tasks = {list(config.tasks or PERSONAGYM_TASKS)}")
     personas = {one.persona_id: Persona(id=one.persona_id, text=one.persona) for one in questions}
     return tuple(personas.values()), questions
 
@@ -162,27 +162,27 @@ def _read_folder(folder: Path, tasks: Sequence[PersonaGymTask]) -> list[PersonaG
     for text, persona in _read_personas(folder, files).items():
         file = files.find(text)
         if file is None:
-            raise DataError(f"{folder}: has no file of questions for persona {quote_value(text)}")
+            raise DataError(f"{folder}: has no question file for persona {quote_value(text)}")
         questions += _read_persona_questions(file, persona, tasks)
     return questions
 
 
 def _questions_folder(folder: Path) -> Path:
-    """questions/, or the one folder in it with the files, or, if there is no questions/, the folder itself."""
+    """The folder with the question files: questions/, or the only subfolder with such files, or else the folder itself."""
     top = folder / "questions"
     if not top.is_dir():
         if any(folder.glob("*.json")):
             return folder
-        raise DataError(f"{folder}: has no folder questions; give a PersonaGym folder or a questions.jsonl")
+        raise DataError(f"{folder}: has no folder questions/; give a PersonaGym folder or a questions.jsonl")
     inside = [one for one in (top, *sorted(top.iterdir())) if one.is_dir() and any(one.glob("*.json"))]
     if len(inside) != 1:
         folders = ", ".join(str(one) for one in inside) or "none"
-        raise DataError(f"{top}: folders with files of questions: {folders}; there must be one, so give its path")
+        raise DataError(f"{top}: must have exactly one folder with question files, has: {folders}; give the path of one")
     return inside[0]
 
 
 def _read_personas(folder: Path, files: PersonaFiles) -> dict[str, Persona]:
-    """Every persona, by its text as published."""
+    """Every persona by its published text."""
     path, personas = folder / "personas.json", dict[str, Persona]()
     texts = read_json_value(path) if path.exists() else list(files.by_name)
     if not isinstance(texts, list) or not texts:
@@ -270,7 +270,7 @@ OVERALL_SCORE_KEYS = ("PersonaScore", "overall_score")
 
 
 class PublishedScores(Record):
-    """A model's scores as published: by task, with the file's rounding. `n_personas` is the number of files averaged, if several.
+    """A model's published scores by task, with the file's rounding. `n_personas` is the number of averaged files, if several.
 
     `persona_score` is the file's own overall score. It is not recomputed: in one of PersonaGym's published files it differs from
     the mean of the tasks by 0.2.

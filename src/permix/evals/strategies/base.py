@@ -1,7 +1,7 @@
-"""The interface of strategies: what a strategy asks, and the measures of its gain and cost.
+"""The interface of strategies: the cells that a strategy asks, and the measures of its gain and cost.
 
-A strategy is one file that defines one `Strategy(...)`, and one entry of the registry in `permix.evals.strategies`. It asks two
-rounds of cells.
+A strategy is one file that defines one `Strategy(...)`, and one entry of the registry in `permix.evals.strategies`. It asks
+initial cells, and then follow-up cells.
 
 Contract: the cells depend only on content, seed and earlier answers, so an interrupted run asks the remaining cells and no cell
 twice. Measures are computed from the records alone. A missing score or token count stays missing: a value that needs it is None
@@ -22,7 +22,7 @@ CellsByKey = Mapping[CellKey, Cell]
 
 
 class EvalSetup(NamedTuple):
-    """What an evaluation asks. `selection_questions` serve to choose a persona; they are disjoint from `questions`."""
+    """The input of an evaluation. `selection_questions` serve to choose a persona; they are disjoint from `questions`."""
 
     questions: tuple[Question, ...]
     pool: PersonaPool
@@ -96,10 +96,10 @@ def _describe_full_grid(setup: EvalSetup, followup_cells: Sequence[Cell]) -> dic
 
 @dataclass(frozen=True)
 class Strategy:
-    """What a strategy asks and how it is measured.
+    """The cells that a strategy asks, and its measure (None for no strategy).
 
-    `initial_cells` builds the cells of the first round. `followup_cells` builds the second round from the setup and all
-    answered cells; there are at most `max_followups` of them. Cells without gold get no verdict. `describe_grid` returns the
+    `initial_cells` builds the cells that are asked first. `followup_cells` builds further cells from the setup and all answered
+    cells, at most `max_followups`. Cells without gold get no verdict. `describe_grid` returns the
     content of grid.json from the setup and the follow-up cells; stability is measured on this grid. `selects_persona`: whether
     the setup needs `selection_questions`.
     """

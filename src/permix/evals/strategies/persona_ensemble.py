@@ -62,10 +62,9 @@ class EnsembleSummary(StrategySummary):
         pss, worst = ("–" if one is None else one.format_difference() for one in (self.pss_gain, self.worst_gain))
         pairs = self.n_agreed + self.n_one_sided + self.n_disagreed
         return (
-            f"PSS {self.ensemble.pss} ({pss} on the plain grid), worst persona {self.ensemble.worst} ({worst}); "
-            f"{self.n_disagreed} of {pairs} pairs differed, {self.n_persona_chosen} fell to the persona, "
-            f"{self.n_unreadable} choices "
-            "could not be read"
+            f"PSS {self.ensemble.pss} ({pss} against the plain grid), worst persona {self.ensemble.worst} ({worst}); "
+            f"{self.n_disagreed} of {pairs} pairs differed; of these choices {self.n_persona_chosen} were the persona's answer, "
+            f"and {self.n_unreadable} could not be read"
         )
 
 
@@ -90,7 +89,7 @@ _LETTER_CALLED_CORRECT = re.compile(
     rf"|\b(?i:so|thus|hence|therefore),?\s+(?i:answer\s+|option\s+)?{_LETTER}\s*(?:[.!]|$)"
 )
 
-# With a colon the letter is a quoted heading of the prompt, not a choice.
+# Before a colon the letter is a heading quoted from the prompt, not a choice.
 _LETTER_MENTIONED = re.compile(rf"\b(?i:answer|option|choice)\s+{_LETTER}(?!\s*:)")
 
 

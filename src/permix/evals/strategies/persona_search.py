@@ -3,8 +3,7 @@
 The selection questions are of the same task, from the split `SELECTION_SPLIT`. They are disjoint from the evaluated questions,
 and no evaluated question influences the choice. A persona is chosen only after every persona has answered every selection
 question. A selection question that the verifier failed on for one persona is left out for all personas. The first persona by id
-wins a tie.
-The search always chooses a persona, even if no persona is better than the baseline.
+wins a tie. The search always chooses a persona, even if no persona is better than the baseline.
 """
 
 from collections.abc import Collection, Sequence
@@ -57,11 +56,11 @@ class SearchSummary(StrategySummary):
     @property
     def details_text(self) -> str:
         if self.selected_persona_id is None:
-            return f"nobody chosen yet of {len(self.candidates)}"
+            return f"none of {len(self.candidates)} personas chosen yet"
         dev = next(one.accuracy for one in self.candidates if one.id == self.selected_persona_id)
         return (
-            f"as {self.selected_persona_id}, the best of {len(self.candidates)} on {self.n_selection_questions} "
-            f"other questions, {dev}"
+            f"persona {self.selected_persona_id}, the best of {len(self.candidates)} on {self.n_selection_questions} "
+            f"{SELECTION_SPLIT} questions ({dev})"
         )
 
 
@@ -75,13 +74,13 @@ def load_selection_questions(
         _, questions = load_questions(task)
         check_contamination(questions, trained_hashes)
     except (ConfigError, DataError) as error:
-        raise ConfigError(f"{setting}: questions of the {SELECTION_SPLIT} side are needed to choose by: {error}") from error
+        raise ConfigError(f"{setting}: needs questions of the {SELECTION_SPLIT} split to choose a persona: {error}") from error
     evaluated_keys = {one.content_hash for one in evaluated} | {one.id for one in evaluated}
     shared = [one for one in questions if {one.content_hash, one.id} & evaluated_keys]
     if shared:
         raise ConfigError(
-            f"{setting}: {len(shared)} of the questions to choose by are evaluated too, the first {shared[0].id}; personas are "
-            f'chosen by questions of the {SELECTION_SPLIT} side, so evaluate with another task.split than "{config.task.split}"'
+            f"{setting}: {len(shared)} selection questions are evaluated too, the first {shared[0].id}; selection questions "
+            f'are of the {SELECTION_SPLIT} split, so evaluate with another task.split than "{config.task.split}"'
         )
     return questions
 
