@@ -115,7 +115,7 @@ def test_the_summary_of_a_search_under_way_has_no_numbers() -> None:
         found.selection_tokens,
     ) == (None, None, None, None, None)
     assert (found.n_scored, found.n_asked) == (0, 1)
-    assert found.details_text == "none of 2 personas chosen yet"
+    assert found.details_text == "no persona chosen yet, of 2"
 
 
 # The whole

@@ -371,7 +371,7 @@ def test_a_search_alone_is_no_measurement_of_stability(chosen: bool, tmp_path: P
     assert "PSS" not in shown
     assert "base, persona-search" in shown
     assert ("**base with persona-search: accuracy not measured against no persona.**" in report) == (not chosen)
-    assert ("none of 3 personas chosen yet" in report) == (not chosen)
+    assert ("no persona chosen yet, of 3" in report) == (not chosen)
 
 
 def test_two_runs_of_one_strategy_and_label_are_refused(tmp_path: Path) -> None:

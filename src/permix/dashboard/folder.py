@@ -140,7 +140,7 @@ class RunFolder:
         if not waiting:
             return False
         run = min(waiting, key=lambda one: (one.id != self._selected_id, one.measured_version is not None, not one.version[1]))
-        version = run.version
+        version = run.version  # taken before measuring, so that lines that arrive meanwhile are measured again
         try:
             found = measure_live(run.path, run.stage, live=version[1])
         except READ_ERRORS as error:

@@ -183,6 +183,7 @@ class RunMonitor:
             self._read_error, self.state = readable_error(error), "broken"
 
     def _update(self, locks: LocksByInode | None, now: float, wall_time: float) -> None:
+        # The holder comes first: a run that ends before its last lines are read still counts as going until the next poll.
         self.holder_pid = lock_holder(self.path, locks)
         self._reload_config()
         restarts = self._tail.restarts

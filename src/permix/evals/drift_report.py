@@ -132,7 +132,8 @@ def _attribution_correctness(
 
 def _shuffle_labels(train_examples: Sequence[TrainExample], seed: int) -> list[str]:
     """Permute the labels among the answers to each question."""
-    rng, labels = np.random.default_rng(seed_from(seed, "told")), [one.persona_id for one in train_examples]
+    rng = np.random.default_rng(seed_from(seed, "told"))  # the word only seeds; another word would change recorded results
+    labels = [one.persona_id for one in train_examples]
     for question in dict.fromkeys(one.question for one in train_examples):
         places = [place for place, one in enumerate(train_examples) if one.question == question]
         for place, other in zip(places, rng.permutation(places), strict=True):

@@ -260,6 +260,7 @@ def conduct_interviews(
     personas = {persona.id: persona for persona in plan.pool.personas}
     conversations: dict[str, tuple[InterviewTurn, ...]] = dict.fromkeys(personas, ())
     for turn in range(1, config.interview.turns + 1):
+        # A missing answer stops its interview, since all later prompts contain that answer.
         questions = interviewer.next_questions(
             turn, {persona: turns for persona, turns in conversations.items() if len(turns) == turn - 1}
         )
@@ -317,7 +318,7 @@ def describe_interview(
             for persona_id, order in plan.question_orders.items()
         }
     else:
-        questions_of = {persona_id: [question.question for question in talk] for persona_id, talk in conversations.items()}
+        questions_of = {persona_id: [question.question for question in turns] for persona_id, turns in conversations.items()}
     shared = plan.question_orders is not None
     question_by_key = {
         (question.id, None if shared else persona_id): question

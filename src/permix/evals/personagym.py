@@ -126,13 +126,13 @@ def sample_balanced_questions(questions: Sequence[PersonaGymQuestion], n: int, s
     persona_at = by_seed(question.persona_id for question in questions)
     task_at = by_seed(question.task for question in questions)
     question_at = by_seed(question.id for question in questions)
-    before: Counter[tuple[str, str]] = Counter()
-    placed: list[tuple[int, int, int, PersonaGymQuestion]] = []
+    n_earlier: Counter[tuple[str, str]] = Counter()
+    ordered: list[tuple[int, int, int, PersonaGymQuestion]] = []
     for one in sorted(questions, key=lambda question: question_at[question.id]):
         place = persona_at[one.persona_id]
-        placed.append((before[one.persona_id, one.task], (task_at[one.task] - place) % len(task_at), place, one))
-        before[one.persona_id, one.task] += 1
-    return tuple(one for *_, one in sorted(placed, key=lambda found: found[:3])[:n])
+        ordered.append((n_earlier[one.persona_id, one.task], (task_at[one.task] - place) % len(task_at), place, one))
+        n_earlier[one.persona_id, one.task] += 1
+    return tuple(one for *_, one in sorted(ordered, key=lambda found: found[:3])[:n])
 
 
 def describe_personagym(
@@ -182,7 +182,8 @@ def _warn_truncated(counts: PersonaGymCounts, max_new_tokens: int) -> None:
     share = counts.answers.truncated_share
     if share is not None and share > TRUNCATION_WARNING_SHARE:
         print_status(
-            f"note: {share:.0%} of the answers were cut off at sampling.max_new_tokens = {max_new_tokens}; judges score them as cut"
+            f"note: {share:.0%} of the answers were cut off at sampling.max_new_tokens = {max_new_tokens}; "
+            "judges score the incomplete answers"
         )
 
 

@@ -203,32 +203,39 @@ def run_stability(
 
 def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: EvalSetup) -> StabilitySummary:
     """Like `run_stability`, for a model that is already loaded and a prepared setup."""
-    strategy, limits = STRATEGIES[config.strategy], build_stopping_rule(config)
-    if limits:
+    strategy, stopping_rule = STRATEGIES[config.strategy], build_stopping_rule(config)
+    if stopping_rule:
         setup = shuffle_questions(setup)
         check_same_rounds(config.out, setup)
-    first = first_round_cells(setup, limits) if limits else strategy.initial_cells(setup)
+    first = first_round_cells(setup, stopping_rule) if stopping_rule else strategy.initial_cells(setup)
     gains = ("strategy",) if strategy.is_full_grid else ()
     with RunDir.open(config.out, config, stability_identity(config, task, model), first, gains) as run:
-        what = f"stability {config.label or model.name}"
+        description = f"stability {config.label or model.name}"
         with run.track_usage(), Verifier() as verifier:
 
-            def answer(cells: Sequence[Cell], what: str) -> int:
+            def answer(cells: Sequence[Cell], description: str) -> int:
                 return run_cells(
-                    model, cells, config.sampling, run, lambda text, gold: verify_completion(task, text, gold, verifier), what
+                    model,
+                    cells,
+                    config.sampling,
+                    run,
+                    lambda text, gold: verify_completion(task, text, gold, verifier),
+                    description,
                 )
 
-            if limits:
-                asked = run_rounds(run, setup, config, limits, answer, what)
+            if stopping_rule:
+                progress = run_rounds(run, setup, config, stopping_rule, answer, description)
             else:
-                asked = _run_strategy(run, setup, first, strategy, answer, (what, f"{what}, {config.strategy}"))
-        missing = f"{config.out}: {asked.pending} of {asked.n_cells} cells have no score; run the same command again to fill them"
-        if asked.selection_pending:
+                progress = _run_strategy(run, setup, first, strategy, answer, (description, f"{description}, {config.strategy}"))
+        missing = (
+            f"{config.out}: {progress.pending} of {progress.n_cells} cells have no score; run the same command again to fill them"
+        )
+        if progress.selection_pending:
             raise IncompleteRunError(f"{missing}; until then no persona can be chosen")
         answers = read_grid_results(run.path)
         summary = measure_stability(run.path, answers)
         write_json(run.path / "metrics.json", _metrics_json(summary, run.path, answers))
-    if asked.pending:
+    if progress.pending:
         raise IncompleteRunError(missing)
     return summary
 
@@ -289,8 +296,8 @@ def preflight_stability(config: StabilityConfig) -> dict[str, str]:
     strategy, (_, setup) = STRATEGIES[config.strategy], prepare_stability(config)
     check_model(config.model, contact=False)
     personas = f"{len(setup.pool)}, and no persona"
-    if limits := build_stopping_rule(config):
-        cells, maximum = len(first_round_cells(setup, limits)), max_cells(setup, limits)
+    if stopping_rule := build_stopping_rule(config):
+        cells, maximum = len(first_round_cells(setup, stopping_rule)), max_cells(setup, stopping_rule)
         return {
             "questions": f"{len(setup.questions)} at most", "personas": personas,
             "cells": f"{cells} first, at most {maximum}, at most {maximum * config.sampling.max_new_tokens} new tokens",
@@ -334,7 +341,7 @@ def require_distinct_templates(templates: Sequence[str]) -> tuple[str, ...]:
 
 
 def stability_identity(config: StabilityConfig, task: Task, model: Model) -> dict[str, Any]:
-    """The identity of a run: what all its cells have in common."""
+    """The identity of a run: the settings that all its cells share."""
     plain = grid_identity(config, task) | {
         "model": model.fingerprint,
         "default_system": None if config.personas.empty_system_prompt else model.default_system,

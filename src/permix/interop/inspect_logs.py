@@ -47,7 +47,7 @@ FINISH_BY_STOP_REASON = {"stop": "stop", "max_tokens": "length", "model_length":
 
 
 class SamplePrompt(NamedTuple):
-    """A sample's messages, its system text (None if there is none), and the text of its other messages: the question."""
+    """A sample's messages, its system text (or None), and the text of its other messages: the question."""
 
     messages: tuple[Message, ...]
     system_prompt: str | None
@@ -193,7 +193,7 @@ def read_inspect_logs(entry: NamedLogPath, config: ImportConfig) -> list[LogSour
 
 
 def find_log_files(path: Path) -> list[Path]:
-    """The log itself, or every log below a folder. Raises DataError if there is none."""
+    """The log itself, or every log below a folder. Raises DataError if there is no log."""
     if path.is_file():
         return [path]
     found = sorted(one for one in path.rglob("*") if one.suffix in LOG_SUFFIXES and one.is_file()) if path.is_dir() else []

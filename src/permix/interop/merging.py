@@ -257,8 +257,8 @@ def _require_unique_cells(logged_cells: Iterable[LoggedCell]) -> dict[CellKey, L
         first = by_key.setdefault(one.cell.key, one)
         if first is not one:
             who = "no persona" if one.cell.persona_id is None else f"persona {one.cell.persona_id!r}"
-            what = f"question {one.cell.question_id!r}, sample {one.cell.sample}, under {who}"
-            raise DataError(f"{one.where}: {what}: occurs in {first.where} already")
+            description = f"question {one.cell.question_id!r}, sample {one.cell.sample}, under {who}"
+            raise DataError(f"{one.where}: {description}: occurs in {first.where} already")
     return by_key
 
 
@@ -284,8 +284,8 @@ def _value_by_question(
             continue
         known, where = first.setdefault(one.cell.question_id, (value, one.where))
         if strict and known != value:
-            what = f"question {one.cell.question_id!r}: {field}"
-            raise DataError(f"{one.where}: {what} = {truncated_repr(value)}, and {where} has {truncated_repr(known)}")
+            description = f"question {one.cell.question_id!r}: {field}"
+            raise DataError(f"{one.where}: {description} = {truncated_repr(value)}, and {where} has {truncated_repr(known)}")
     return {id: value for id, (value, _) in first.items()}
 
 

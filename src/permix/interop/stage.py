@@ -126,7 +126,7 @@ def import_identity(merged: MergedLogs, config: ImportConfig) -> dict[str, Any]:
 
 
 def rescore_cells(cells: Sequence[Cell], answer: str) -> list[Cell]:
-    """The cells with verdicts of the task own-ANSWER. The gold answer is what that task extracts from the log's target."""
+    """The cells with verdicts of the task own-ANSWER. That task extracts the gold answer from the log's target."""
     task = TASKS[f"own-{answer}"]
     with Verifier() as verifier:
 

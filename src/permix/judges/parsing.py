@@ -101,7 +101,7 @@ def _resolve_mentions(mentions: Iterable[ScoreMention]) -> ParsedScore:
     if len(readings) == 1:
         return readings[0]
     values = ", ".join(_short_repr(mention.value) for mention in mentions)
-    return ParsedScore(None, f"several different scores ({values[:80]}), and none of them is called final")
+    return ParsedScore(None, f"several different scores ({values[:80]}), and no score is called final")
 
 
 def _parse_value(value: object) -> ParsedScore:

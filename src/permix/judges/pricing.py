@@ -44,7 +44,7 @@ FREE = Price(input=0, output=0)
 
 def load_judge_price(judge: JudgeModelConfig) -> Price | None:
     """The judge's price; None if it is unknown. Raises ConfigError if it is unknown and `judge.max_cost` is set."""
-    prices = {} if judge.prices is None else load_prices(judge.prices)
+    prices = {} if judge.prices is None else load_prices(judge.prices)  # also for a free judge: an invalid file is refused
     if not judge.capabilities.is_priced:
         return FREE
     price = prices.get(judge.name) or next((one for name, one in prices.items() if fnmatchcase(judge.name, name)), None)

@@ -8,8 +8,8 @@ Fields of a persona:
     split   "train", "dev" or "heldout"                       default: none
     weight  a finite number above 0                           default: 1
 
-Questions have `text`, `id`, `tags` and `split`; either all questions of a file have a split, or none has. The first bad row
-raises DataError naming file and line, the field, its value and what would be valid. A text may contain newlines and tabs. Every
+Questions have `text`, `id`, `tags` and `split`; either all questions of a file have a split, or no question has one. The first
+bad row raises DataError naming file and line, the field, its value and the valid values. A text may contain newlines and tabs. Every
 other control character, lone surrogate, line separator and bidirectional override is refused, so that texts can be printed
 safely.
 """
@@ -66,7 +66,7 @@ def build_personas(items: Iterable[str | Persona | Mapping[str, object]]) -> tup
         {"text": one} if isinstance(one, str) else one.model_dump(mode="json") if isinstance(one, Persona) else dict(one)
         for one in items
     ]
-    rows = [SourceRow(f"personas[{place}]", one) for place, one in enumerate(fields)]
+    rows = [SourceRow(f"personas[{index}]", one) for index, one in enumerate(fields)]
     if not rows:
         raise DataError('personas: is empty; give at least one text that completes "You are ..."')
     return _require_unique_ids(rows, [Persona.model_validate(_checked_fields(row, _PERSONA_CHECKS)) for row in rows])
@@ -75,9 +75,9 @@ def build_personas(items: Iterable[str | Persona | Mapping[str, object]]) -> tup
 def build_open_questions(items: Iterable[str | Question]) -> tuple[Question, ...]:
     """Open-ended questions made in Python, without a gold answer. Raises DataError for a bad or repeated question."""
     rows, questions = [], []
-    for place, one in enumerate(items):
+    for index, one in enumerate(items):
         fields: dict[str, object] = {"id": one.id, "text": one.text} if isinstance(one, Question) else {"text": one}
-        rows.append(SourceRow(f"questions[{place}]", fields))
+        rows.append(SourceRow(f"questions[{index}]", fields))
         questions.append(Question.model_validate({"task": "roleplay", "gold": "", **_checked_fields(rows[-1], _QUESTION_CHECKS)}))
     _require_distinct_texts(rows, questions)
     return _require_unique_ids(rows, questions)
@@ -121,7 +121,9 @@ def _require_distinct_texts(rows: Sequence[SourceRow], questions: Sequence[Quest
 def _check_split_on_all_rows(rows: Sequence[SourceRow], splits: Sequence[object]) -> None:
     for row, split in zip(rows, splits, strict=True):
         if split is None:
-            raise DataError(f"{row.where}: split is missing, but other questions have one; give it for all questions or for none")
+            raise DataError(
+                f"{row.where}: split is missing, but other questions have one; give a split to all questions or to no question"
+            )
 
 
 def _builtin_rows(name: str, table: str) -> list[SourceRow]:

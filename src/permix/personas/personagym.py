@@ -8,10 +8,10 @@ Without `personas.json` the names of the files are the personas. permix's own fi
 A persona's id is made from its text, and a question's id from its persona's text, its task and its own text. So ids do not depend
 on the data's place or on other questions.
 
-Score files of PersonaGym's code and its forks have one mean for each task and mostly the mean of those, sometimes for a single
-persona, but no intervals and no counts. `permix.metrics.judge_scores` describes how they are computed.
+Score files of PersonaGym's code and its forks have the mean of each task and mostly the mean over tasks, sometimes for a single
+persona, but no intervals and no counts. `permix.metrics.judge_scores` describes how these are computed.
 
-The first mistake in a file raises DataError naming file, persona and task.
+The first mistake in a file raises DataError, naming file, persona and task.
 """
 
 import json

@@ -113,19 +113,19 @@ def _interleave_kinds(personas: Collection[Persona], seed: int) -> list[Persona]
     by_kind: defaultdict[str, list[tuple[int, str, Persona]]] = defaultdict(list)
     for persona in personas:
         by_kind[persona_kind(persona)].append((seed_from(seed, "select", persona.text), persona.id, persona))
-    placed = [
+    ordered = [
         (Fraction(2 * rank + 1, 2 * len(drawn)), seed_from(seed, "kind", name), rank, persona)
         for name, drawn in by_kind.items()
         for rank, (_, _, persona) in enumerate(sorted(drawn, key=lambda one: one[:2]))
     ]
-    return [persona for *_, persona in sorted(placed, key=lambda one: one[:3])]
+    return [persona for *_, persona in sorted(ordered, key=lambda one: one[:3])]
 
 
 def load_pool(source: str | Path = "builtin") -> PersonaPool:
     """The pool "builtin", or the pool of a .toml ([[persona]] tables), .jsonl or .csv file; `loading.py` lists the fields.
 
-    Personas without a split keep none; `split_pool` assigns them. Raises DataError for a bad row, and if near-duplicates have
-    different splits.
+    Personas without a split stay without one; `split_pool` assigns splits. Raises DataError for a bad row, and if near-duplicates
+    have different splits.
     """
     pool = PersonaPool(personas=read_personas(source))
     check_pool_split(pool)

@@ -23,7 +23,7 @@ No two built-in personas reach 0.4.
 """
 
 DEV_ONE_IN = 4
-"""`assign_splits` makes one in this many of the personas that it does not hold out dev; with a third held out, a sixth of all."""
+"""Of the personas that `assign_splits` does not hold out, one in this many is dev; with a third held out, a sixth of all."""
 
 
 _ROWS_PER_BLOCK = 256

@@ -347,11 +347,11 @@ def run_writing_job(model: Model, config: QuestionsConfig, job: WritingJob) -> W
     with RunDir.open(config.out, config, _identity(model, config, job), first) as run:
         try:
             with run.track_usage():
-                for what, wanted in PENDING_REQUEST_FINDERS.items():
-                    generate_until_complete(model, config, run, partial(wanted, job), what)
+                for label, find_pending in PENDING_REQUEST_FINDERS.items():
+                    generate_until_complete(model, config, run, partial(find_pending, job), label)
         finally:
-            result = _write_outputs(run, job)
-    return result
+            summary = _write_outputs(run, job)
+    return summary
 
 
 def _write_outputs(run: RunDir, job: WritingJob) -> WritingSummary:

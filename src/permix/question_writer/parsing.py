@@ -275,7 +275,7 @@ def filter_examples(replies: Replies) -> FilterResult:
 
 
 def match_situation(question: str, situations: Sequence[str]) -> str | None:
-    """The situation whose words occur in the question; None if that holds for no situation or for several."""
+    """The situation whose words occur in the question; None if no situation or several match."""
     question_text = canonical_text(question)
     matches = [one for one in situations if normalize_situation(one) in question_text]
     return matches[0] if len(matches) == 1 else None

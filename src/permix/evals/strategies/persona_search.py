@@ -56,7 +56,7 @@ class SearchSummary(StrategySummary):
     @property
     def details_text(self) -> str:
         if self.selected_persona_id is None:
-            return f"none of {len(self.candidates)} personas chosen yet"
+            return f"no persona chosen yet, of {len(self.candidates)}"
         dev = next(one.accuracy for one in self.candidates if one.id == self.selected_persona_id)
         return (
             f"persona {self.selected_persona_id}, the best of {len(self.candidates)} on {self.n_selection_questions} "
