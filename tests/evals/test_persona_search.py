@@ -242,8 +242,8 @@ def test_content_counts_not_the_side_it_is_published_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "words"),
     [
-        ({"levels": ["add-1"], "n": 6}, r"strategy_questions = 5000: questions of the \w+ side are needed .*: task.n = 5000"),
-        ({"name": "gsm8k", "path": "test.jsonl", "n": 2}, r"questions of the \w+ side are needed .*: test.jsonl: has the name "),
+        ({"levels": ["add-1"], "n": 6}, r"strategy_questions = 5000: needs questions of the \w+ split .*: task.n = 5000"),
+        ({"name": "gsm8k", "path": "test.jsonl", "n": 2}, r"needs questions of the \w+ split .*: test.jsonl: has the name "),
     ],
 )
 def test_too_few_questions_to_choose_by_are_refused(
@@ -259,5 +259,5 @@ def test_too_few_questions_to_choose_by_are_refused(
 def test_questions_trained_on_are_not_chosen_by(tmp_path: Path) -> None:
     write_trained_on(tmp_path / "model", TrainedOn(frozenset({CHOOSING[2].content_hash})))
     config = search(tmp_path, "", model=endpoint("http://127.0.0.1:1/v1", name=str(tmp_path / "model")))
-    with pytest.raises(ConfigError, match=r"needed to choose by: 1 of 4 questions .* were seen in training"):
+    with pytest.raises(ConfigError, match=r"split to choose a persona: 1 of 4 questions .* were seen in training"):
         run_stability(config)

@@ -102,7 +102,7 @@ def test_a_bad_file_is_refused_by_field_and_value(changed: dict[str, Any], words
     with pytest.raises(ConfigError, match=words) as error:
         load_rubrics([str(path)], [IN_CHARACTER])
     assert str(path) in str(error.value)
-    assert "a rubric is name, criterion, score_descriptions (five texts" in str(error.value)
+    assert "a rubric has name, criterion, score_descriptions (five texts" in str(error.value)
 
 
 def test_what_names_no_rubric_is_refused(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_two_folders_of_questions_are_refused(tmp_path: Path) -> None:
     folder = write_gym(tmp_path / "gym")
     (folder / "questions" / "v2").mkdir()
     put(folder / "questions" / "v2" / f"{DIVER}.json", questions_of(DIVER))
-    with pytest.raises(DataError, match=r"questions, .*v2; there must be one, so give its path"):
+    with pytest.raises(DataError, match=r"questions, .*v2; give the path of one"):
         read(folder)
 
 

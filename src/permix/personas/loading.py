@@ -9,7 +9,7 @@ Fields of a persona:
     weight  a finite number above 0                           default: 1
 
 Questions have `text`, `id`, `tags` and `split`; either all questions of a file have a split, or no question has one. The first
-bad row raises DataError naming file and line, the field, its value and the valid values. A text may contain newlines and tabs. Every
+bad row raises DataError naming file, line, field, value and valid values. A text may contain newlines and tabs. Every
 other control character, lone surrogate, line separator and bidirectional override is refused, so that texts can be printed
 safely.
 """
