@@ -220,7 +220,7 @@ def test_a_reference_teaches_who_is_who_and_tells_when_they_are_gone(tmp_path: P
     assert result.permuted.value is not None
     assert told.overall.value is not None
     assert result.permuted.value < told.overall.value
-    with pytest.raises(DataError, match=r"reference = .*: 0 answers of persona 'clerk' to questions that the"):
+    with pytest.raises(DataError, match=r"reference = .*: has 0 answers of persona 'clerk' to questions that the"):
         prepare_interview(config_of(tmp_path, reference=str(config.out)))
 
 

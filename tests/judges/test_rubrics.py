@@ -115,7 +115,7 @@ def test_what_names_no_rubric_is_refused(tmp_path: Path) -> None:
         load_rubrics([str(path), str(path)], [IN_CHARACTER])
     with pytest.raises(ConfigError, match="judged by the rubric of their task, such as 'Action Justification'"):
         load_rubrics([str(path)], GYM)
-    with pytest.raises(ConfigError, match=r"the rubric of 'Warmth' has \{persona\} 2 times"):
+    with pytest.raises(ConfigError, match=r"the rubric 'Warmth' contains \{persona\} 2 times"):
         load_rubrics([str(rubric_file(tmp_path, WARMTH | {"criterion": "Is {persona} warm?"}))], [IN_CHARACTER])
     with pytest.raises(ConfigError, match=r"rubrics = \[\]: names no rubric"):
         judge_stage(tmp_path, NOBODY, rubrics=[])
