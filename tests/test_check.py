@@ -98,7 +98,7 @@ def test_an_accuracy_evaluation(tmp_path: Path) -> None:
     assert facts == {
         "stage": "stability",
         "questions": "6",
-        "personas": "3, and none",
+        "personas": "3, and no persona",
         "cells": "48, at most 768 new tokens",
         "result": "valid",
     }
@@ -204,7 +204,7 @@ def test_an_unknown_key_of_any_stage_is_named(stage: str, tmp_path: Path) -> Non
         ({"stage": "fidelity", "n_questions": 9}, "n_questions = 9: give 10"),
         ({"stage": "fidelity", "n_questions": 10_000}, "n_questions = 10000: give 10 .* to "),
         ({"stage": "fidelity", "questions": "none.txt"}, "none.txt"),
-        ({"stage": "fidelity", "personas": {"n": 1}}, "is left to choose, and one voice cannot be told from another"),
+        ({"stage": "fidelity", "personas": {"n": 1}}, "is selected; identifiability needs at least two"),
         ({"stage": "fidelity", "personas": {"template": "x"}}, "personas.template = 'x'"),
         ({"stage": "fidelity", "reference": "nowhere"}, "nowhere/config.json: no such file"),
         ({"stage": "report", "runs": ["nowhere"]}, "nowhere"),

@@ -77,7 +77,7 @@ def test_the_page_follows_a_run_to_its_end(see: See, tmp_path: Path) -> None:
     seen = see()
     seen.waits_for("#detail", "4 of 9 cells")
     seen.waits_for("#detail h2", "base <b>bold</b>")
-    seen.waits_for("#detail", "stopped, 5 cells owed: run the same command again")
+    seen.waits_for("#detail", "stopped, 5 cells pending: run the same command again")
     seen.waits_for("#detail pre.command", "permix stability mine.toml")
     append(tmp_path / "run", *whole()[4:7], cell("q2", persona_id="troll", failure=Failure(type="HTTPError", message="500 <i>")))
     seen.waits_for("#detail", "7 of 9 cells")

@@ -30,7 +30,7 @@ def test_a_run_that_another_process_holds_goes_on_and_when_let_go_has_stopped(tm
     with held(tmp_path / "run") as process:
         found = looked(watched)
         assert (found["state"], found["said"]) == ("going", f"going on (process {process})")
-    assert looked(watched)["said"] == "stopped, 5 cells owed: run the same command again"
+    assert looked(watched)["said"] == "stopped, 5 cells pending: run the same command again"
 
 
 def test_looking_takes_no_lock(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_training_counts_optimizer_steps_and_ends_with_its_model(tmp_path: Pat
     watched = RunMonitor(train_run(tmp_path / "run", 3), "run")
     found = looked(watched)
     assert (found["done"], found["asked"], found["unit"], found["failures"]) == (3, 8, "steps", 3)
-    assert found["said"] == "stopped, 5 steps owed: run the same command again"
+    assert found["said"] == "stopped, 5 steps pending: run the same command again"
     assert [point["reward"] for point in watched.detail()["curve"]] == [0.1, 0.2, 0.3]
     put(tmp_path / "run" / "model", "config.json", {})
     assert looked(watched)["state"] == "finished"

@@ -154,7 +154,7 @@ def test_a_smaller_run_measures_what_it_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"n_questions": 9}, r"n_questions = 9: give 10 \(one a fold, and 10 answers of a persona\) to 12"),
+        ({"n_questions": 9}, r"n_questions = 9: give 10 \(one per fold, and 10 answers per persona\) to 12"),
         ({"folds": 11, "n_questions": 10}, "n_questions = 10: give 11"),
         ({"n_questions": 13}, "n_questions = 13: give 10 .* to 12, the number in "),
     ],
@@ -177,7 +177,7 @@ def test_the_built_in_questions_are_asked_by_side_and_a_file_without_sides_whole
 def test_a_single_persona_is_refused(tmp_path: Path) -> None:
     values = fidelity_values(tmp_path, "http://127.0.0.1:1/v1")
     write_pool(tmp_path / "pool.toml", "troll")
-    with pytest.raises(ConfigError, match="only 'troll' is left to choose"):
+    with pytest.raises(ConfigError, match="only 'troll' is selected"):
         select_open_ended_personas(build_config(FidelityConfig, values, source="test"))
 
 

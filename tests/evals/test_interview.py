@@ -220,7 +220,7 @@ def test_a_reference_teaches_who_is_who_and_tells_when_they_are_gone(tmp_path: P
     assert result.permuted.value is not None
     assert told.overall.value is not None
     assert result.permuted.value < told.overall.value
-    with pytest.raises(DataError, match=r"reference = .*: 0 answers of persona 'clerk' to questions that the"):
+    with pytest.raises(DataError, match=r"reference = .*: has 0 answers of persona 'clerk' to questions that the"):
         prepare_interview(config_of(tmp_path, reference=str(config.out)))
 
 
@@ -309,7 +309,7 @@ def test_settings_that_mean_nothing_are_refused(fields: dict[str, Any], message:
 
 def test_one_persona_has_no_interval(tmp_path: Path) -> None:
     config = config_of(tmp_path, personas={"pool": str(write_pool(tmp_path / "alone.toml", "clerk"))})
-    with pytest.raises(ConfigError, match="only 'clerk' is left to choose"):
+    with pytest.raises(ConfigError, match="only 'clerk' is selected"):
         prepare_interview(config)
 
 
@@ -370,5 +370,5 @@ def test_a_killed_run_asks_nothing_twice(tmp_path: Path) -> None:
 def test_an_interview_that_may_outgrow_the_model_is_refused_before_its_weights_are_read(tmp_path: Path, tiny_model: Path) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "tiny", ignore=shutil.ignore_patterns("*.safetensors"))
     config = config_of(tmp_path, model={"name": str(folder)}, sampling={"max_new_tokens": 100_000})
-    with pytest.raises(ConfigError, match=r"interview\.turns = 4: with persona 'clerk' and .* up to 400\d\d\d tokens are read"):
+    with pytest.raises(ConfigError, match=r"interview\.turns = 4: with persona 'clerk' and .* up to 400\d\d\d tokens;"):
         run_interview(config)

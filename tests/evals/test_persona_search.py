@@ -115,7 +115,7 @@ def test_the_summary_of_a_search_under_way_has_no_numbers() -> None:
         found.selection_tokens,
     ) == (None, None, None, None, None)
     assert (found.n_scored, found.n_asked) == (0, 1)
-    assert found.details_text == "nobody chosen yet of 2"
+    assert found.details_text == "no persona chosen yet, of 2"
 
 
 # The whole
@@ -143,7 +143,7 @@ def test_the_best_on_other_questions_is_taken_and_the_evaluated_ones_have_no_say
     assert (found.selection_tokens.prompt_tokens, found.selection_tokens.completion_tokens) == (12 * 7, 12 * 3)
     assert found.tokens_per_answer is not None
     assert (found.tokens_per_answer.total, found.token_ratio) == (10.0, 1.0)
-    assert "as troll, the best of 3 on 4 other questions, 0.750" in found.details_text
+    assert "persona troll, the best of 3 on 4 dev questions (0.750" in found.details_text
     # What the run says of the grid is what it asked: no persona, and the one that was chosen.
     assert summary.n_personas == 1
     assert summary.personas[0].difference == found.gain
@@ -215,9 +215,7 @@ def test_a_verifier_that_failed_in_choosing_is_counted_and_the_question_counts_f
 def test_questions_to_choose_by_must_not_be_evaluated(tmp_path: Path) -> None:
     with openai_server(reply) as server:
         config = search(tmp_path, server.base_url, task={"levels": ["add-1"], "n": 6, "split": SELECTION_SPLIT})
-        with pytest.raises(
-            ConfigError, match="strategy_questions = 4: 4 of the questions to choose by are evaluated too"
-        ) as refused:
+        with pytest.raises(ConfigError, match="strategy_questions = 4: 4 selection questions are evaluated too") as refused:
             run_stability(config)
     assert f'evaluate with another task.split than "{SELECTION_SPLIT}"' in str(refused.value)
     assert server.asked == []
@@ -236,7 +234,7 @@ def test_content_counts_not_the_side_it_is_published_on(tmp_path: Path) -> None:
     rows_file(folder, "test.jsonl", [text.upper() for text in many])
     with openai_server(reply) as server:
         config = search(tmp_path, server.base_url, task={"name": "gsm8k", "path": str(folder), "n": 200})
-        with pytest.raises(ConfigError, match="4 of the questions to choose by are evaluated too"):
+        with pytest.raises(ConfigError, match="4 selection questions are evaluated too"):
             run_stability(config)
     assert server.asked == []
 
@@ -244,8 +242,8 @@ def test_content_counts_not_the_side_it_is_published_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "words"),
     [
-        ({"levels": ["add-1"], "n": 6}, r"strategy_questions = 5000: questions of the \w+ side are needed .*: task.n = 5000"),
-        ({"name": "gsm8k", "path": "test.jsonl", "n": 2}, r"questions of the \w+ side are needed .*: test.jsonl: has the name "),
+        ({"levels": ["add-1"], "n": 6}, r"strategy_questions = 5000: needs questions of the \w+ split .*: task.n = 5000"),
+        ({"name": "gsm8k", "path": "test.jsonl", "n": 2}, r"needs questions of the \w+ split .*: test.jsonl: has the name "),
     ],
 )
 def test_too_few_questions_to_choose_by_are_refused(
@@ -261,5 +259,5 @@ def test_too_few_questions_to_choose_by_are_refused(
 def test_questions_trained_on_are_not_chosen_by(tmp_path: Path) -> None:
     write_trained_on(tmp_path / "model", TrainedOn(frozenset({CHOOSING[2].content_hash})))
     config = search(tmp_path, "", model=endpoint("http://127.0.0.1:1/v1", name=str(tmp_path / "model")))
-    with pytest.raises(ConfigError, match=r"needed to choose by: 1 of 4 questions .* were seen in training"):
+    with pytest.raises(ConfigError, match=r"split to choose a persona: 1 of 4 questions .* were seen in training"):
         run_stability(config)

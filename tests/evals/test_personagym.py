@@ -169,7 +169,7 @@ def test_check_says_what_would_be_asked(tmp_path: Path) -> None:
     assert check_config(file) == {
         "stage": "fidelity",
         "personas": "2",
-        "questions": "20, each of one persona; 3 also without",
+        "questions": "20, each for one persona; 3 also without a persona",
         "answers": "23, at most 230 new tokens",
         "result": "valid",
     }

@@ -145,7 +145,7 @@ def test_a_run_keeps_the_strategy_it_was_made_with(first: str, second: str, word
 
 def test_a_strategy_of_another_version_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"stage": "stability", "strategy": "persona-oracle"}')
-    with pytest.raises(DataError, match="has strategy 'persona-oracle'; strategies are none, persona-search"):
+    with pytest.raises(DataError, match="strategy = 'persona-oracle'; must be one of none, persona-search"):
         measure_strategy(tmp_path)
 
 

@@ -111,11 +111,11 @@ def test_only_a_stability_run_with_records_is_exported(tmp_path: Path) -> None:
         export_run(ExportConfig(run=tmp_path))
     own_run(tmp_path)
     (tmp_path / "run" / "records.jsonl").unlink()
-    with pytest.raises(DataError, match="holds no records yet"):
+    with pytest.raises(DataError, match="has no records yet"):
         export_run(ExportConfig(run=tmp_path / "run"))
     config = tmp_path / "run" / "config.json"
     config.write_text(config.read_text().replace('"stage": "stability"', '"stage": "fidelity"'))
-    with pytest.raises(DataError, match=r"config\.json has stage 'fidelity'; a stability run can be exported"):
+    with pytest.raises(DataError, match=r"config\.json has stage 'fidelity'; only stability runs can be exported"):
         export_run(ExportConfig(run=tmp_path / "run"))
 
 

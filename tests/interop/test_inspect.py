@@ -254,7 +254,7 @@ def test_mixtures_are_refused(tmp_path: Path, library: Any) -> None:
     other = [(id, system, words.replace("Riddle", "Joke"), *rest) for id, system, words, *rest in riddles("Be.", C, C)]
     with pytest.raises(DataError, match=r"question '1': question = 'Joke 1\?', and .* has 'Riddle 1\?'"):
         imported(tmp_path, none, f"poet={made(tmp_path, 'poet', other)}")
-    with pytest.raises(DataError, match=r"sample 1 has no system message, so it was not asked as 'poet'"):
+    with pytest.raises(DataError, match=r"sample 1 has no system message, so it was not asked with the persona 'poet'"):
         imported(tmp_path, f"poet={made(tmp_path, 'poet', riddles(None, C, C))}")
 
 
@@ -266,5 +266,5 @@ def test_what_is_no_log_is_said_to_be_none(tmp_path: Path, library: Any) -> None
             imported(tmp_path, str(tmp_path / name))
     with pytest.raises(DataError, match=r"nowhere: no such log"):
         imported(tmp_path, str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match=r"holds no samples \(status success\)"):
+    with pytest.raises(DataError, match=r"has no samples \(status success\)"):
         imported(tmp_path, str(made(tmp_path, "empty", [])))

@@ -147,7 +147,7 @@ def test_of_several_filters_metrics_and_tasks_one_is_chosen_by_name(tmp_path: Pa
     given = recorded(tmp_path, "none", "pirate")
     with pytest.raises(DataError, match=r"more than one filter: strict-match, flexible-extract; choose with --filter"):
         import_run(importing(tmp_path, given, filter=None))
-    with pytest.raises(DataError, match=r"filter = 'strict': there is no such one; it has strict-match, flexible-extract"):
+    with pytest.raises(DataError, match=r"filter = 'strict': is not in the log; it has strict-match, flexible-extract"):
         import_run(importing(tmp_path, given, filter="strict"))
     edit_lines(tmp_path / "none", lambda line: line | {"f1": 0.25})
     with pytest.raises(DataError, match=r"more than one metric: exact_match, f1; choose with --metric"):
@@ -162,7 +162,7 @@ def test_what_would_do_nothing_is_refused(tmp_path: Path) -> None:
     given = recorded(tmp_path, "none", "pirate")
     with pytest.raises(ConfigError, match=r"answer = 'number': permix scores every answer again; leave metric and filter out"):
         import_run(importing(tmp_path, given, answer="number"))
-    with pytest.raises(ConfigError, match=r"lm_eval, inspect: give the logs of one of the two"):
+    with pytest.raises(ConfigError, match=r"lm_eval, inspect: give logs of exactly one of the two"):
         import_run(importing(tmp_path, []))
     with pytest.raises(ConfigError, match=r"no log has a persona: name the persona of a log with NAME=PATH"):
         import_run(importing(tmp_path, given[:1]))
@@ -242,9 +242,9 @@ def test_one_log_cannot_be_two_personas(tmp_path: Path) -> None:
         import_run(importing(tmp_path, [*given, f"sailor={path}"]))
     with pytest.raises(ConfigError, match=r"lm_eval: the name 'pirate' is given twice"):
         import_run(importing(tmp_path, [*given, f"pirate={tmp_path}"]))
-    with pytest.raises(DataError, match=r"personas 'pirate' and 'sailor' are the same: 'You are a pirate.'"):
+    with pytest.raises(DataError, match=r"personas 'pirate' and 'sailor' have the same text: 'You are a pirate.'"):
         import_run(importing(tmp_path, [*given, f"sailor={lines_of(path)}"]))
-    with pytest.raises(DataError, match=r"system_instruction is missing, so nothing was asked as 'pirate'"):
+    with pytest.raises(DataError, match=r"system_instruction is missing, so nothing was asked with the persona 'pirate'"):
         import_run(importing(tmp_path, [f"pirate={tmp_path / 'none'}"]))
     with pytest.raises(ConfigError, match=r"lm_eval = '=x': give NAME=PATH"):
         import_run(importing(tmp_path, ["=x"]))
@@ -254,14 +254,14 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     given = recorded(tmp_path, "none", "pirate")
     again = lines_of(tmp_path / "none").with_name("samples_sums_2026-11-24T16-04-44.154027.jsonl")
     again.write_text("")
-    with pytest.raises(DataError, match=r"holds 2 runs of sums: .*; give one file"):
+    with pytest.raises(DataError, match=r"has 2 runs of sums: .*; give one of these files"):
         import_run(importing(tmp_path, given))
     with pytest.raises(
-        DataError, match=r"results_2026-11-24T16-04-44.154027.json: no such file; it names the model and its settings"
+        DataError, match=r"results_2026-11-24T16-04-44.154027.json: no such file; it has the model and its settings"
     ):
         import_run(importing(tmp_path, [f"none={again}", given[1]]))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: holds no samples_TASK_DATE.jsonl; the harness writes it with --log_samples"):
+    with pytest.raises(DataError, match=r"empty: has no samples_TASK_DATE.jsonl; the harness writes it with --log_samples"):
         import_run(importing(tmp_path, [str(tmp_path / "empty")]))
 
 

@@ -101,7 +101,7 @@ def test_what_means_nothing_with_it_is_refused(tmp_path: Path) -> None:
         imported(tmp_path, results(tmp_path / "gpt"), metric="acc")
     with pytest.raises(ConfigError, match="personagym_questions = gym: give personagym, the folder of answers, too"):
         build_config(ImportConfig, {"personagym_questions": "gym"}, source="test")
-    with pytest.raises(DataError, match="holds no file"):
+    with pytest.raises(DataError, match="has no file"):
         imported(tmp_path, tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         imported(tmp_path, tmp_path / "none")

@@ -135,7 +135,7 @@ def test_conversations_keep_their_turns() -> None:
     blocks = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}]}]
     [row] = mixed([{"prompt": blocks}], PERSONAS[:1], mix=1, template="Be {persona}!")
     assert row["prompt"] == [system("Be a careful clerk!"), *blocks]
-    with pytest.raises(DataError, match="puts the persona into the user's text, and this prompt has none"):
+    with pytest.raises(DataError, match="puts the persona into the user's text, but this prompt has no such text"):
         mixed([{"prompt": blocks}], PERSONAS[:1], mix=1, template="in_question")
 
 
@@ -160,11 +160,16 @@ def test_a_system_message_is_refused_or_put_behind_the_persona() -> None:
         ([{"question": "What is 1 + 1?"}], {}, DataError, "prompt = None: is not in TRL's"),
         ([{"prompt": []}], {}, DataError, r"prompt = \[\]: is not in TRL's"),
         ([{"prompt": ["What is 1 + 1?"]}], {}, DataError, "is not in TRL's"),
-        (ROWS, {"mix": 1.2}, ConfigError, "mix = 1.2: is a share of the rows; give 0 to 1"),
+        (ROWS, {"mix": 1.2}, ConfigError, "mix = 1.2: must be a share of the rows, from 0 to 1"),
         (ROWS, {"mix": -0.1}, ConfigError, "mix = -0.1"),
         (ROWS, {"template": "yuo"}, ConfigError, "template = 'yuo': give one of you_are"),
         (ROWS, {"on_system": "replace"}, ConfigError, "on_system = 'replace': give"),
-        ([ROWS[0] | {"persona_id": "me"}], {}, ConfigError, "has a column persona_id already; personas are mixed in once"),
+        (
+            [ROWS[0] | {"persona_id": "me"}],
+            {},
+            ConfigError,
+            "has a column persona_id already; personas can be mixed in only once",
+        ),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(rows: list[Row], settings: dict[str, Any], kind: type[Exception], words: str) -> None:
@@ -174,7 +179,7 @@ def test_what_cannot_be_mixed_is_refused(rows: list[Row], settings: dict[str, An
 
 def test_a_dict_of_data_sets_is_refused() -> None:
     both = DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS)})
-    with pytest.raises(ConfigError, match=r"a dict of data sets \(train, test\); mix the one that is trained on"):
+    with pytest.raises(ConfigError, match=r"a dict of data sets \(train, test\); give only the one to train on"):
         mix_personas(both, PERSONAS)
     with pytest.raises(ConfigError, match="has a column persona_id already"):
         mix_personas(mix_personas(both["train"], PERSONAS), PERSONAS)
@@ -252,13 +257,13 @@ def test_one_answer_that_cannot_be_verified_gives_none_and_is_told_once(capsys: 
     reward = verifiable_reward("gsm8k")
     assert reward_of(reward, said("\\boxed{72}", "\\boxed{3}"), ["72", "three"]) == [1.0, None]
     assert reward_of(reward, said("\\boxed{3}"), ["three"]) == [None]
-    assert capsys.readouterr().err.count("note: gsm8k_reward: 'three' is no answer that can be verified") == 1
+    assert capsys.readouterr().err.count("note: gsm8k_reward: 'three' is not an answer that can be verified") == 1
 
 
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
-        ({"answer": ["one", "two"]}, "gsm8k_reward: answer = 'one': is no answer that the task gsm8k can verify"),
+        ({"answer": ["one", "two"]}, "gsm8k_reward: answer = 'one': is not an answer that the task gsm8k can verify"),
         ({"answer": ["1"]}, "gsm8k_reward: 1 answers in 'answer' for 2 completions"),
         ({"gold": ["1", "2"]}, "gsm8k_reward: the data set has no column 'answer'; answer_column may be one of: gold"),
     ],

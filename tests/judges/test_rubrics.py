@@ -90,7 +90,7 @@ def test_recorded_prompts_and_rubrics_are_built_again_byte_for_byte(model: str) 
         ({"name": ""}, "name = ''"),
         ({"score_descriptions": ["a", "b", "c", "d"]}, r"score_descriptions\.4.*Field required"),
         ({"score_descriptions": ["a", "", "c", "d", "e"]}, r"score_descriptions\.1 = ''"),
-        ({"score_descriptions": ["a", "b", "c", "d", "Score: 5"]}, "'Score: 5' reads as a score by itself"),
+        ({"score_descriptions": ["a", "b", "c", "d", "Score: 5"]}, "'Score: 5' contains a score"),
         ({"discriminates_personas": None}, "discriminates_personas: Field required"),
         ({"discriminates_personas": "perhaps"}, "discriminates_personas = 'perhaps'"),
         ({"critereon": "x"}, "unknown key critereon; did you mean criterion"),
@@ -102,7 +102,7 @@ def test_a_bad_file_is_refused_by_field_and_value(changed: dict[str, Any], words
     with pytest.raises(ConfigError, match=words) as error:
         load_rubrics([str(path)], [IN_CHARACTER])
     assert str(path) in str(error.value)
-    assert "a rubric is name, criterion, score_descriptions (five texts" in str(error.value)
+    assert "a rubric has name, criterion, score_descriptions (five texts" in str(error.value)
 
 
 def test_what_names_no_rubric_is_refused(tmp_path: Path) -> None:
@@ -111,11 +111,11 @@ def test_what_names_no_rubric_is_refused(tmp_path: Path) -> None:
         load_rubrics([str(tmp_path / "coldness.toml")], [IN_CHARACTER])
     with pytest.raises(ConfigError, match='did you mean "In Character"'):
         load_rubrics(["In Charakter"], [IN_CHARACTER])
-    with pytest.raises(ConfigError, match="'Warmth' is there already"):
+    with pytest.raises(ConfigError, match="'Warmth' is given twice"):
         load_rubrics([str(path), str(path)], [IN_CHARACTER])
     with pytest.raises(ConfigError, match="judged by the rubric of their task, such as 'Action Justification'"):
         load_rubrics([str(path)], GYM)
-    with pytest.raises(ConfigError, match=r"the rubric of 'Warmth' has \{persona\} 2 times"):
+    with pytest.raises(ConfigError, match=r"the rubric 'Warmth' contains \{persona\} 2 times"):
         load_rubrics([str(rubric_file(tmp_path, WARMTH | {"criterion": "Is {persona} warm?"}))], [IN_CHARACTER])
     with pytest.raises(ConfigError, match=r"rubrics = \[\]: names no rubric"):
         judge_stage(tmp_path, NOBODY, rubrics=[])

@@ -202,7 +202,7 @@ def test_runs_in_other_wordings_are_not_compared(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="not asked in the same words"):
             compare_runs(tmp_path / "one", tmp_path / other, resamples=100)
     assert compare_runs(tmp_path / "one", tmp_path / "one", resamples=100).result.n_cells > 0
-    with pytest.raises(DataError, match="asks in 2 wordings"):
+    with pytest.raises(DataError, match="uses 2 templates"):
         export_run(ExportConfig(run=tmp_path / "one", format="lm-eval", out=tmp_path / "exported"))
 
 
@@ -231,7 +231,7 @@ def test_what_does_not_go_together_is_refused(fields: dict[str, Any], said: str)
     ("templates", "said"),
     [
         (("adopt", "adpot"), r"templates = 'adpot': give one of you_are"),
-        (("you_are", "You are {persona}."), r"templates: 'You are \{persona\}.' says the same as 'you_are'"),
+        (("you_are", "You are {persona}."), r"templates: 'You are \{persona\}.' has the same text as 'you_are'"),
     ],
 )
 def test_templates_are_looked_at_before_anything_is_asked(templates: tuple[str, ...], said: str, tmp_path: Path) -> None:

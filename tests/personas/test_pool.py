@@ -175,7 +175,7 @@ def test_a_file_of_questions_may_have_sides(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, tables if name == "q.toml" else "\n".join(map(json.dumps, SIDED)))
     assert [question.text for question in load_roleplay(path, "train")] == ["Who?", "Why?"]
     assert [question.text for question in load_roleplay(path, "dev")] == ["Where?"]
-    with pytest.raises(ConfigError, match=r"'heldout': none of the 3 questions is in that split \(train 2, dev 1, heldout 0\)"):
+    with pytest.raises(ConfigError, match=r"'heldout': has none of the 3 questions \(train 2, dev 1, heldout 0\)"):
         load_roleplay(path)
 
 
@@ -477,7 +477,7 @@ def test_a_pool_of_a_few_has_no_dev_side_and_says_so(size: int, dev: int) -> Non
     split = split_pool(PersonaPool(personas=tuple(trades("q", size))))
     assert sum(persona.split == "dev" for persona in split.personas) == dev
     if not dev:
-        with pytest.raises(ConfigError, match=rf"'dev': none of the {size} personas is in that split \(train .* needs about six"):
+        with pytest.raises(ConfigError, match=rf"'dev': has none of the {size} personas \(train .* needs about six"):
             split.in_split("dev")
 
 
@@ -536,7 +536,7 @@ def test_split_refuses_a_violation_and_an_empty_side() -> None:
 
 
 def test_side_of_an_unsplit_pool_points_to_split_pool() -> None:
-    with pytest.raises(ConfigError, match=r"1 have no split; give the split in the file"):
+    with pytest.raises(ConfigError, match=r"no split 1\); set the split in the file"):
         PersonaPool(personas=tuple(people("a baker"))).in_split("heldout")
 
 

@@ -84,7 +84,7 @@ def test_two_folders_of_questions_are_refused(tmp_path: Path) -> None:
     folder = write_gym(tmp_path / "gym")
     (folder / "questions" / "v2").mkdir()
     put(folder / "questions" / "v2" / f"{DIVER}.json", questions_of(DIVER))
-    with pytest.raises(DataError, match=r"questions, .*v2; there must be one, so give its path"):
+    with pytest.raises(DataError, match=r"questions, .*v2; give the path of one"):
         read(folder)
 
 
@@ -117,7 +117,7 @@ def test_what_is_wrong_with_a_personas_questions_is_named(questions: object, sai
         ([BAKER, None], "persona 2 = None: must be a text"),
         ([DIVER, "You are a diver"], "persona 2 = 'You are a diver': must complete"),
         ([DIVER, DIVER.upper()], "persona 2 = 'AN 11-YEAR-OLD DIVER': occurs twice"),
-        ([DIVER, "A cook"], "has no file of questions for persona 'A cook'"),
+        ([DIVER, "A cook"], "has no question file for persona 'A cook'"),
     ],
 )
 def test_what_is_wrong_with_the_personas_is_named(personas: object, said: str, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_file_of_ours_is_read_as_it_stands(tmp_path: Path) -> None:
     assert [(one.id, one.text) for one in personas] == [("baker", "a baker"), ("diver", "a diver")]
     assert [(one.id, one.setting) for one in questions] == [("q1", None), ("q2", "a kitchen"), ("q3", None)]
     assert [one.id for one in read(tmp_path / "questions.jsonl", light=True)[1]] == ["q1", "q3"]
-    with pytest.raises(DataError, match=r"holds no question of personagym\.tasks = \['Expected Action'\]"):
+    with pytest.raises(DataError, match=r"has no question of personagym\.tasks = \['Expected Action'\]"):
         read(tmp_path / "questions.jsonl", tasks=TASK)
 
 

@@ -425,9 +425,9 @@ def test_settings_that_cannot_be_meant(tmp_path: Path, fields: dict[str, Any], w
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "settings = .*own.txt: no such file; give a .txt file with a situation a line"),
+        (None, "settings = .*own.txt: no such file; give a .txt file with one situation per line"),
         ("\n \n", "own.txt:1: the file contains no situation"),
-        ("a gym\n\nThe gym.\n", r"own.txt:3: 'The gym.': stands there before as 'a gym'"),
+        ("a gym\n\nThe gym.\n", r"own.txt:3: 'The gym.': repeats 'a gym'"),
         ("a gym\na \x1b[2Jbar\n", "own.txt:2: .*U\\+001B"),
         ("x" * 201, "201 characters; a situation has at most 200"),
     ],
@@ -443,8 +443,8 @@ def test_a_check_counts_personas_questions_and_calls(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(toml(values(tmp_path, examples=True, sampling={"max_new_tokens": 100})))
     assert check_config(path) == {
-        "stage": "questions", "personas": "2", "questions": "12, 3 of each persona × 2 tasks", "examples": "12 × 5 answers",
-        "calls": "18 or more, at most 1800 new tokens in as many", "result": "valid",
+        "stage": "questions", "personas": "2", "questions": "12, 3 for each persona and task (2 tasks)",
+        "examples": "12 × 5 answers", "calls": "18 or more, with at most 1800 new tokens in the first 18", "result": "valid",
     }  # fmt: skip
     path.write_text(toml(values(tmp_path, settings=str(tmp_path / "none.txt"))))
     with pytest.raises(ConfigError, match=r"none\.txt: no such file"):
@@ -494,9 +494,9 @@ def test_over_http_with_every_fault_it_is_owed_then_whole(tmp_path: Path, capsys
     with openai_server(served(faulty)) as server:
         assert cli.run_cli(command(tmp_path, server.base_url)) == 3
         shown = capsys.readouterr()
-        assert "missing are 'clerk' × Linguistic Habits (0 of 3 questions); the last call that failed said " in shown.err
+        assert "still missing: 'clerk' × Linguistic Habits (0 of 3 questions); the last failed call: " in shown.err
         assert "HTTP 500" in shown.err
-        assert "questions: 9 kept, of 6 calls, 1 failed; left out: none" in shown.err
+        assert "questions: 9 kept, from 6 calls, 1 failed; rejected: none" in shown.err
         server.script = served(lambda request, nth: author_text(request))
         asked = len(server.asked)
         assert cli.run_cli(command(tmp_path, server.base_url)) == 0
@@ -528,7 +528,7 @@ def test_over_http_replies_that_say_nothing_leave_all_owed(
     with openai_server(lambda body, nth, headers: reply) as server:
         assert cli.run_cli(command(tmp_path, server.base_url)) == 3
         assert len(server.asked) == 2 * 3
-    assert "missing are situations of 'clerk', situations of 'sailor'; run the same command again" in capsys.readouterr().err
+    assert "still missing: situations of 'clerk', situations of 'sailor'; run the same command again" in capsys.readouterr().err
     assert (tmp_path / "run/questions.jsonl").read_text() == ""
 
 

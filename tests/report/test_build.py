@@ -343,7 +343,7 @@ def test_a_strategy_stands_beside_plain_stability_of_the_same_label(tmp_path: Pa
     assert search[2].startswith("1.000 [")
     assert search[4].startswith("+0.400 [")
     assert search[8] == "90<br><sub>60 read, 30 written</sub>"
-    assert "as p0, the best of 3 on 2 other questions, 1.000" in search[10]
+    assert "persona p0, the best of 3 on 2 dev questions (1.000" in search[10]
     assert "- **base with persona-search**: accuracy 1.000 [0.48, 1.00], " in report
     assert "15 tokens an answer, 1.00 times the cost of asking once, and 90 tokens before the first; n = 5 questions." in report
     data = json.loads((tmp_path / "out" / "table.json").read_text())
@@ -371,7 +371,7 @@ def test_a_search_alone_is_no_measurement_of_stability(chosen: bool, tmp_path: P
     assert "PSS" not in shown
     assert "base, persona-search" in shown
     assert ("**base with persona-search: accuracy not measured against no persona.**" in report) == (not chosen)
-    assert ("nobody chosen yet of 3" in report) == (not chosen)
+    assert ("no persona chosen yet, of 3" in report) == (not chosen)
 
 
 def test_two_runs_of_one_strategy_and_label_are_refused(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""All runs below a folder, watched by two threads of low priority: one reads new lines, the other computes measures.
+"""Watch all runs below a folder with two threads of low priority: one reads new lines, the other computes measures.
 
 Contract: after each piece of work a thread waits several times as long as the work took, so both threads together use a small
 share of one core, whatever the size of the runs. A run with broken files shows its own error and does not delay other runs. The
-results are JSON-ready, and they are read and written under one lock.
+results can be dumped as JSON, and they are read and written under one lock.
 
 `find_report` and `find_report_file` find a built report below the viewed folder. They serve only files that `permix report`
 writes for a browser, by name, and never a path that leads outside the report through dots or symbolic links.
@@ -44,14 +44,12 @@ REPORT_PAGE_POLICY = (
 
 
 def find_report(root: Path) -> Path | None:
-    """Return the folder of the report: `root` itself, or `root`/report. None when neither holds a report."""
+    """Return the folder of the report: `root` itself, or `root`/report. None if neither contains a report."""
     return next((folder for folder in (root, root / "report") if find_report_file(folder, "index.html") is not None), None)
 
 
 def find_report_file(report: Path, name: str) -> Path | None:
-    """Return the path of this file of a report. None when the report has no such file, or when the path leaves the report's
-    folder.
-    """
+    """Return the path of this file of a report. None if the report has no such file, or if the path leaves its folder."""
     if not _REPORT_FILES.fullmatch(name):
         return None
     try:
@@ -94,11 +92,11 @@ class RunFolder:
 
     @property
     def is_watching(self) -> bool:
-        """False when a started thread has died."""
+        """False if a started thread has died."""
         return all(thread.is_alive() for thread in self._threads if thread.ident is not None)
 
     def state(self) -> dict[str, Any]:
-        """Return the overview: all runs, and notes about folders that are left out."""
+        """Return the overview: all runs, and notes about folders and runs that are left out."""
         with self._lock:
             runs = [run.summary() for run in self._runs.values()]
             notes = list(self._notes)
@@ -112,7 +110,7 @@ class RunFolder:
         }
 
     def detail(self, id: str) -> dict[str, Any] | None:
-        """Return the details of one run, or None when there is no such run. From then on this run is measured before others."""
+        """Return the details of one run, or None if there is no such run. From then on this run is measured before others."""
         self._selected_id = id
         with self._lock:
             found = next((run for run in self._runs.values() if run.id == id), None)
@@ -133,9 +131,7 @@ class RunFolder:
                 run.poll(locks, time.monotonic(), time.time())
 
     def measure_next(self) -> bool:
-        """Measure the run with the highest priority: the selected one, then runs never measured, then running ones. False when no
-        run waits.
-        """
+        """Measure one run: the selected one first, then runs never measured, then running ones. False if no run waits."""
         waiting = [
             run
             for run in self._runs.values()
@@ -144,7 +140,7 @@ class RunFolder:
         if not waiting:
             return False
         run = min(waiting, key=lambda one: (one.id != self._selected_id, one.measured_version is not None, not one.version[1]))
-        version = run.version
+        version = run.version  # taken before measuring, so that lines that arrive meanwhile are measured again
         try:
             found = measure_live(run.path, run.stage, live=version[1])
         except READ_ERRORS as error:
@@ -155,51 +151,45 @@ class RunFolder:
 
     def _poll_loop(self) -> None:
         _lower_thread_priority()
-        looked_for = -RESCAN_EVERY_S
+        last_scan = -RESCAN_EVERY_S
         while not self._stop_event.is_set():
-            began = time.monotonic()
-            if began - looked_for >= RESCAN_EVERY_S:
+            start = time.monotonic()
+            if start - last_scan >= RESCAN_EVERY_S:
                 self.rescan()
-                looked_for = began
+                last_scan = start
             self.poll()
-            more = any(not run.is_caught_up for run in self._runs.values())
-            self._stop_event.wait(max(0.0 if more else POLL_EVERY_S, IDLE_FACTOR * (time.monotonic() - began)))
+            has_unread = any(not run.is_caught_up for run in self._runs.values())
+            self._stop_event.wait(max(0.0 if has_unread else POLL_EVERY_S, IDLE_FACTOR * (time.monotonic() - start)))
 
     def _measure_loop(self) -> None:
         _lower_thread_priority()
         while not self._stop_event.is_set():
-            began = time.monotonic()
+            start = time.monotonic()
             self.measure_next()
-            self._stop_event.wait(max(POLL_EVERY_S, IDLE_FACTOR * (time.monotonic() - began)))
+            self._stop_event.wait(max(POLL_EVERY_S, IDLE_FACTOR * (time.monotonic() - start)))
 
 
 def _lower_thread_priority() -> None:
-    """Lower the priority of the calling thread, so that the watched runs keep the processor. Linux keeps a priority for each
-    thread.
-    """
+    """Lower the priority of the calling thread, so that the watched runs keep the processor. Linux has one per thread."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _find_run_dirs(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return the runs by their path below `root`, and notes about runs that are left out. Symbolic links to folders are not
-    followed.
-    """
+    """Return the runs by their path below `root`, and notes about runs that are left out. Links to folders are not followed."""
     found: dict[str, Path] = {}
     for number, (folder, is_run) in enumerate(_walk_folders(root)):
         if number >= MAX_SCANNED_FOLDERS:
-            return found, [f"more than {MAX_SCANNED_FOLDERS} folders: only runs in the first of them are shown"]
+            return found, [f"more than {MAX_SCANNED_FOLDERS} folders: only runs in the first {MAX_SCANNED_FOLDERS} are shown"]
         if is_run and len(found) >= MAX_VIEWED_RUNS:
-            return found, [f"more than {MAX_VIEWED_RUNS} runs: only the first are shown"]
+            return found, [f"more than {MAX_VIEWED_RUNS} runs: only the first {MAX_VIEWED_RUNS} are shown"]
         if is_run:
             found[os.fsdecode(folder.relative_to(root)) if folder != root else "."] = folder
     return found, []
 
 
 def _walk_folders(root: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield every folder below `root`, and whether it is a run directory: it has config.json, and also .lock or
-    provenance.json.
-    """
+    """Yield every folder below `root`, and whether it is a run directory: with config.json, and .lock or provenance.json."""
     for place, names, files in os.walk(root):
         folder, here = Path(place), set(files)
         is_run = "config.json" in here and bool(here & {".lock", "provenance.json"})

@@ -1,10 +1,9 @@
-"""The current measures of a run and its newest completions, as the page shows them. Measures come from the records, as in a
-report.
+"""Compute the current measures of a run and read its newest completions, for the live page.
 
-Contract: this module only reads. When a measure cannot be computed yet (too few answers, a missing reference run), `note` gives
-the reason and no error is raised. While a run goes on, its intervals use fewer resamples and the note says so; once it has ended
-they are the report's intervals. The newest completions are read from the end of the file, so the cost does not depend on its
-length.
+Contract: this module only reads; measures come from the records, as in a report. If a measure cannot be computed yet (too few
+answers, a missing reference run), `note` gives the reason and no error is raised. While a run goes on, its intervals use fewer
+resamples and the note says so; once it has ended, they are the report's intervals. The newest completions are read from the end
+of the file, so the cost does not depend on its length.
 """
 
 import json
@@ -32,10 +31,9 @@ class LiveMeasure(NamedTuple):
 
 
 class LiveMeasures(NamedTuple):
-    """All measures of a run. `n_scores_asked` is the number of scores a judge has to give; `personas` are (id, accuracy), worst
-    first.
+    """All measures of a run. `personas` are (id, accuracy), worst first. `n_scores_asked`: the number of scores asked of a judge.
 
-    `note` holds further remarks. `error` says what is broken.
+    `note` has further remarks. `error` describes a broken file.
     """
 
     lines: tuple[LiveMeasure, ...] = ()
@@ -45,7 +43,7 @@ class LiveMeasures(NamedTuple):
     error: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the measures as JSON-ready data."""
+        """Return the measures as data for JSON."""
         return {
             "lines": [
                 {"name": one.name, "beside": one.context} | _estimate_json(one.estimate, one.is_difference) for one in self.lines
@@ -59,7 +57,7 @@ class LiveMeasures(NamedTuple):
 
 
 def measure_live(run: Path, stage: str, *, live: bool) -> LiveMeasures:
-    """Compute all measures that the page shows of a run. `live`: the run still goes on, so the intervals use fewer resamples."""
+    """Compute all measures of a run for the page. `live`: the run still goes on, so the intervals use fewer resamples."""
     resamples = LIVE_RESAMPLES if live else None
     try:
         found = _MEASURE_BY_STAGE[stage](run, resamples)
@@ -82,18 +80,18 @@ def _stability_measures(run: Path, resamples: int | None) -> LiveMeasures:
     from permix.evals.stability import measure_stability
     from permix.metrics.measures import measures_in
 
-    found = measure_stability(run, resamples=resamples)
+    summary = measure_stability(run, resamples=resamples)
     contexts = {
-        "mean": f"{found.n_personas} personas",
-        "pss": _format_if_known("observed {:.3f}", found.pss_observed.value),
-        "mean_minus_baseline": _format_if_known("any persona effect: p = {:.3g}", found.permutation_p.value),
+        "mean": f"{summary.n_personas} personas",
+        "pss": _format_if_known("observed {:.3f}", summary.pss_observed.value),
+        "mean_minus_baseline": _format_if_known("any persona effect: p = {:.3g}", summary.permutation_p.value),
     }
     lines = tuple(
-        LiveMeasure(one.label, found.measures[one.name], contexts.get(one.name, ""), one.is_difference)
+        LiveMeasure(one.label, summary.measures[one.name], contexts.get(one.name, ""), one.is_difference)
         for one in measures_in("live_page")
     )
-    personas = sorted(((one.id, one.accuracy) for one in found.personas), key=lambda one: (one[1].value is None, one[1].value))
-    note = f"{found.n_scored} of {found.n_asked} cells of personas scored"
+    personas = sorted(((one.id, one.accuracy) for one in summary.personas), key=lambda one: (one[1].value is None, one[1].value))
+    note = f"{summary.n_scored} of {summary.n_asked} cells of personas scored"
     return LiveMeasures(lines, tuple(personas), note=note)
 
 
@@ -102,13 +100,13 @@ def _fidelity_measures(run: Path, resamples: int | None) -> LiveMeasures:
     from permix.evals.text_metrics import measure_text_metrics
     from permix.storage.run_dir import RunReader
 
-    found = measure_text_metrics(run, resamples)
+    metrics = measure_text_metrics(run, resamples)
     lines = [
-        LiveMeasure("leaves the character", found.break_rate, "share of answers, by rules"),
-        LiveMeasure("words an answer", found.words),
-        LiveMeasure("cut off", found.truncated_share, "share of answers"),
+        LiveMeasure("character breaks", metrics.break_rate, "share of answers, by rules"),
+        LiveMeasure("words per answer", metrics.words),
+        LiveMeasure("cut off", metrics.truncated_share, "share of answers"),
     ]
-    note = f"{found.n_answers} of {found.n_asked} answers"
+    note = f"{metrics.n_answers} of {metrics.n_asked} answers"
     if fidelity_kind(RunReader(run).config) == "open":
         try:
             lines[:0] = _identifiability_measures(run, resamples)
@@ -129,27 +127,27 @@ def _judge_measures(folder: Path, resamples: int | None) -> LiveMeasures:
     from permix.judges.results import read_judge_results
     from permix.judges.summary import summarize_judge
 
-    verdicts = read_judge_results(folder.parent.parent, folder)
-    asked = sum(verdicts.n_inputs.values())
+    results = read_judge_results(folder.parent.parent, folder)
+    n_asked = sum(results.n_inputs.values())
     try:
-        found = summarize_judge(verdicts, seed=verdicts.seed, resamples=resamples or 2000)
+        summary = summarize_judge(results, seed=results.seed, resamples=resamples or 2000)
     except PermixError as error:
-        return LiveMeasures(n_scores_asked=asked, note=truncate(escape_control(str(error)), 300))
-    trusted = {
-        None: "not known yet whether it tells personas apart",
-        True: "above one half: trusted",
-        False: "NOT above one half",
+        return LiveMeasures(n_scores_asked=n_asked, note=truncate(escape_control(str(error)), 300))
+    trust_text = {
+        None: "no interval yet",
+        True: "interval above 0.5: the judge distinguishes personas",
+        False: "interval NOT above 0.5",
     }
     lines = (
-        LiveMeasure("PersonaScore", found.persona_score, f"{found.n_scored} of {found.n_asked} answers scored"),
-        LiveMeasure("AUC, right against wrong persona", found.reliability.auc, trusted[found.discriminates_persona]),
-        *(LiveMeasure(truncate(escape_control(task), 60), estimate) for task, estimate in found.tasks.items()),
+        LiveMeasure("PersonaScore", summary.persona_score, f"{summary.n_scored} of {summary.n_asked} answers scored"),
+        LiveMeasure("AUC, right against wrong persona", summary.reliability.auc, trust_text[summary.discriminates_persona]),
+        *(LiveMeasure(truncate(escape_control(task), 60), estimate) for task, estimate in summary.tasks.items()),
     )
-    bill = found.usage
-    cost = "cost unknown" if bill.cost is None else f"{bill.cost:.4f} US dollars"
-    controls = "; ".join(f"{control} {scored} of {wanted}" for control, (scored, wanted) in found.counts.items() if wanted)
-    note = f"{bill.calls} calls, {bill.calls_without_score} without a score, {cost}. Scored: {controls}"
-    return LiveMeasures(lines, n_scores_asked=asked, note=note)
+    usage = summary.usage
+    cost = "cost unknown" if usage.cost is None else f"{usage.cost:.4f} US dollars"
+    controls = "; ".join(f"{control} {scored} of {wanted}" for control, (scored, wanted) in summary.counts.items() if wanted)
+    note = f"{usage.calls} calls, {usage.calls_without_score} without a score, {cost}. Scored: {controls}"
+    return LiveMeasures(lines, n_scores_asked=n_asked, note=note)
 
 
 def _format_if_known(template: str, value: float | None) -> str:
@@ -180,9 +178,9 @@ JsonLine = Mapping[str, Any]
 
 def newest_completions(run: Path, stage: str) -> list[CompletionView]:
     """Return the newest completions, newest first. Unreadable lines and files are skipped; `RunMonitor.errors` reports them."""
-    for name, tell in _NEWEST_FILES[stage]:
+    for name, to_view in _NEWEST_FILES[stage]:
         if lines := _last_lines(run / name):
-            return [told for line in reversed(lines) if (told := _view_or_none(line, tell)) is not None]
+            return [view for line in reversed(lines) if (view := _view_or_none(line, to_view)) is not None]
     return []
 
 
@@ -258,7 +256,7 @@ _NEWEST_FILES: dict[str, tuple[tuple[str, Callable[[JsonLine], CompletionView]],
 
 
 def _cut_text(text: str) -> str:
-    """Return a few printable lines. The text is cut first, because a completion may have a megabyte."""
+    """Return a few printable lines. The text is cut before it is escaped, since a completion can have a megabyte."""
     return truncate(escape_control(text[:_SCANNED_CHARS]), _MAX_CHARS, _MAX_LINES)
 
 

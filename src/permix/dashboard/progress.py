@@ -1,9 +1,10 @@
-"""Counts a run's progress line by line: finished units, failures by type of error, and the number of steps of a training.
+"""Count a run's progress line by line: finished units, failures by type of error, and the number of steps of a training.
 
-A tally keeps one number for each cell, and the error of each failed cell, so a million cells fit into memory. A malformed line is
-counted, and the first one is named; it raises no error. The last record of a cell counts, as everywhere.
+A tally keeps one number for each cell, and the error of each failed cell, so a million cells fit into memory. Malformed lines
+raise no error: they are counted, and the first one is named. The last record of a cell counts, as everywhere.
 
-Contract: no model and no registry is asked. A run that does not say how many units it asks has the total None and no percentage.
+Contract: no model and no registry is contacted. If the number of units of a run is unknown, its total is None, and the page shows
+no percentage.
 """
 
 from collections import Counter
@@ -20,9 +21,7 @@ from permix.storage.run_dir import parse_log_step
 
 
 def expected_steps(run: Path, config: Mapping[str, Any]) -> int | None:
-    """Return the number of optimizer steps of a training, which is the last step of its log. None while the run has not written
-    it yet.
-    """
+    """Return the number of optimizer steps of a training, which is the last step of its log. None if it is not known yet."""
     train = config["train"]
     if config["method"] in ("permix", "rlvr"):
         rounds, steps = (
@@ -42,9 +41,7 @@ def _plan_steps(run: Path) -> int | None:
 
 
 def _example_steps(run: Path) -> int | None:
-    """Return the number of steps of the plan that have at least one training example. None while the dataset is not
-    written yet.
-    """
+    """Return the number of plan steps with at least one training example. None while the dataset is not written yet."""
     from permix.training.sft_data import examples_by_step, load_sft_dataset
 
     chosen = load_sft_dataset(run)
@@ -57,9 +54,7 @@ _MAX_STEP = 2**53 - 1  # largest whole number that a browser keeps exactly
 
 
 class RecordTally:
-    """Counts of the lines of one file. `malformed` is the number of unreadable lines; `first_error` describes the
-    first of them.
-    """
+    """Counts of the lines of one file. `malformed` is the number of unreadable lines; `first_error` describes the first one."""
 
     unit = "lines"
 
@@ -92,12 +87,12 @@ class RecordTally:
     def errors(self) -> list[dict[str, Any]]:
         """Return the ten most frequent types of error among units without a result, each with its count and one message."""
         counts = Counter(kind for kind, _ in self._failing.values())
-        said = dict(self._failing.values())
+        message_by_type = dict(self._failing.values())
         return [
             {
                 "type": truncate(escape_control(kind), 80),
                 "count": count,
-                "message": truncate(escape_control(said[kind]), _MAX_MESSAGE_CHARS),
+                "message": truncate(escape_control(message_by_type[kind]), _MAX_MESSAGE_CHARS),
             }
             for kind, count in counts.most_common(10)
         ]
@@ -106,7 +101,7 @@ class RecordTally:
         raise NotImplementedError
 
     def _set_outcome(self, unit: Hashable, error: tuple[str, str] | None) -> None:
-        """Store the outcome of one record of a unit. The unit is done when `error` is None."""
+        """Store the outcome of one record of a unit. The unit is done if `error` is None."""
         key = hash(unit)
         self._failing.pop(key, None)
         if error is None:
@@ -117,7 +112,7 @@ class RecordTally:
 
 
 class CellTally(RecordTally):
-    """Cells of records.jsonl that are in the grid (`expected`) and have a result.
+    """Tally of the cells in records.jsonl that are in the grid (`expected`). A cell is done once it has a result.
 
     Cells outside the grid are only counted (`n_outside_grid`): a strategy may ask them, or the grid was larger in an earlier run.
     """
@@ -143,7 +138,7 @@ class CellTally(RecordTally):
 
 
 def _cell_error(cell: CellLine) -> tuple[str, str] | None:
-    """Return (type, message) of the reason why a cell has no result. None when it has one."""
+    """Return (type, message) of the reason why a cell has no result; None if it has one."""
     failure, verdict = cell.get("failure"), cell.get("verdict")
     if cell.get("completion") is None:
         return (failure["type"], failure["message"]) if failure else ("no completion", "")
@@ -153,7 +148,7 @@ def _cell_error(cell: CellLine) -> tuple[str, str] | None:
 
 
 class JudgeCallTally(RecordTally):
-    """Inputs with a score in a judge's judgements.jsonl. A later call without a score does not remove an earlier score."""
+    """Tally of the judged inputs in judgements.jsonl. A later call without a score does not remove an earlier score."""
 
     unit = "scores"
 
@@ -167,7 +162,7 @@ class JudgeCallTally(RecordTally):
 
 
 class StepTally(RecordTally):
-    """Steps in log.jsonl of a training. The last line of each step counts."""
+    """Tally of the steps in log.jsonl of a training. The last line of each step counts."""
 
     unit = "steps"
 
@@ -186,5 +181,5 @@ class StepTally(RecordTally):
     def _add_line(self, line: bytes) -> None:
         number, step = parse_log_step(line)
         if not 0 <= number <= _MAX_STEP:
-            raise ValueError(f"step {number}; a step is from 0 to {_MAX_STEP}")
+            raise ValueError(f"step = {number}: must be from 0 to {_MAX_STEP}")
         self.steps[number] = step

@@ -1,11 +1,10 @@
-"""Watches one run directory: its progress, its state, its failures, its rate and its measures.
+"""Watch one run directory: its progress, its state, its failures, its rate and its measures.
 
-Contract: the directory is only read. `poll` is cheap however long the run is, because each file is read from where the last call
+Contract: the directory is only read. `poll` is cheap for a run of any length, since each file is read from where the last call
 ended. Errors in the directory become texts in `errors` and are never raised.
 
-Whether a process holds the run is read from /proc/locks, where Linux lists all locks of the machine by inode. The run's lock is
-never taken, because that would refuse a command that starts the run at the same moment. Without /proc/locks the holder is
-unknown.
+The process that holds the run is read from /proc/locks, where Linux lists all locks of the machine by inode. The run's lock is
+never taken, since that would refuse a command that starts the run at the same moment. Without /proc/locks the holder is unknown.
 
 The rate of progress covers only the time during which the run was watched.
 """
@@ -39,7 +38,7 @@ _LOCK_FILE = ".lock"
 
 
 class LockHolder(NamedTuple):
-    """One lock: the device as the kernel names it, and the process id, which is 0 for a process in another container."""
+    """One lock: the kernel's name of the device, and the process id, which is 0 for a process in another container."""
 
     device: str
     pid: int
@@ -50,7 +49,7 @@ LocksByInode = Mapping[int, tuple[LockHolder, ...]]
 
 
 def read_locks(table: Path = _PROC_LOCKS) -> LocksByInode | None:
-    """Read the table of locks; None when the system has no such table.
+    """Read the table of locks; None if the system has no such table.
 
     A line is `1: FLOCK ADVISORY WRITE 812 fe:00:1234 0 EOF`; "->" marks a process that waits for the lock.
     """
@@ -69,19 +68,18 @@ def read_locks(table: Path = _PROC_LOCKS) -> LocksByInode | None:
 
 
 def lock_holder(run: Path, locks: LocksByInode | None) -> int | None:
-    """Return the process that holds the run's lock, or 0 when its id is unknown. None when no process holds it or the locks are
-    unknown.
+    """Return the id of the process that holds the run's lock, 0 if its id is unknown, None if there is no known holder.
 
     On some file systems the kernel names another device than stat does. Then the holder must be the process that the lock file
     names.
     """
     try:
-        found = (run / _LOCK_FILE).stat()
+        lock = (run / _LOCK_FILE).stat()
         named = (run / _LOCK_FILE).read_bytes()[:20].strip()
     except OSError:
         return None
-    device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
-    for holder in (locks or {}).get(found.st_ino, ()):
+    device = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}"
+    for holder in (locks or {}).get(lock.st_ino, ()):
         if holder.device == device or str(holder.pid).encode() == named:
             return max(holder.pid, 0)
     return None
@@ -98,7 +96,7 @@ class ProgressRate:
         self._has_grown = False
 
     def update(self, now: float, count: int) -> None:
-        """Add a count. When it is smaller than the last one, the file was restarted, and earlier counts are forgotten."""
+        """Add a count. If it is smaller than the last one, the file was restarted, and earlier counts are dropped."""
         if self._samples and count < self._samples[-1][1]:
             self._samples.clear()
             self._has_grown = False
@@ -108,9 +106,7 @@ class ProgressRate:
             self._samples.popleft()
 
     def per_second(self) -> float | None:
-        """Return the rate over the last minute, or since watching began. 0 when the count grew earlier and has stopped; None when
-        unknown.
-        """
+        """Return the rate over the last minute, or since watching began; 0 if growth has stopped, None if the rate is unknown."""
         if not self._has_grown:
             return None
         (start, before), (end, after) = self._samples[0], self._samples[-1]
@@ -179,9 +175,7 @@ class RunMonitor:
         return self._tally.lines, self.state == "going", self._read_error
 
     def poll(self, locks: LocksByInode | None, now: float, wall_time: float) -> None:
-        """Read new lines. `now` is a monotonic time in seconds, for rates; `wall_time` is seconds since the epoch, for ages of
-        files.
-        """
+        """Read new lines. `now` is a monotonic time in seconds, for rates; `wall_time` is seconds since the epoch, for ages."""
         try:
             self._update(locks, now, wall_time)
             self._read_error = ""
@@ -189,6 +183,7 @@ class RunMonitor:
             self._read_error, self.state = readable_error(error), "broken"
 
     def _update(self, locks: LocksByInode | None, now: float, wall_time: float) -> None:
+        # The holder comes first: a run that ends before its last lines are read still counts as going until the next poll.
         self.holder_pid = lock_holder(self.path, locks)
         self._reload_config()
         restarts = self._tail.restarts
@@ -202,9 +197,9 @@ class RunMonitor:
         self.state = self._state(locks, now, wall_time)
 
     def summary(self) -> dict[str, Any]:
-        """Return one line of the overview, JSON-ready."""
-        going, rate, owed = self.state == "going", self._rate.per_second(), self.pending
-        left = owed / rate if going and rate and owed else None
+        """Return one line of the overview, as data for JSON."""
+        going, rate, pending = self.state == "going", self._rate.per_second(), self.pending
+        seconds_left = pending / rate if going and rate and pending else None
         return {
             "id": self.id,
             "name": truncate(escape_control(self.name), 200),
@@ -216,9 +211,9 @@ class RunMonitor:
             "unit": self._tally.unit,
             "done": self._tally.done,
             "asked": self.total,
-            "pending": owed,
+            "pending": pending,
             "rate": rate if going else None,
-            "left_s": None if left is None else round(left),
+            "left_s": None if seconds_left is None else round(seconds_left),
             "written": self._tail.state.modified if self._tail.state else None,
             "read": None if self.is_caught_up else self._fraction_read(),
             "failures": sum(error["count"] for error in self._tally.errors()),
@@ -226,7 +221,7 @@ class RunMonitor:
         }
 
     def detail(self) -> dict[str, Any]:
-        """Return everything that the page shows of the selected run, JSON-ready."""
+        """Return all data of the page about the selected run, as data for JSON."""
         return self.summary() | {
             "command": self._command_text() if self.config else "",
             "beside": getattr(self._tally, "n_outside_grid", 0),
@@ -245,20 +240,18 @@ class RunMonitor:
 
     @property
     def pending(self) -> int | None:
-        """Number of cells, scores or steps without a result. None when the run does not say how many it asks."""
+        """Number of cells, scores or steps without a result; None if their total is unknown."""
         return None if self.total is None else max(self.total - self._tally.done, 0)
 
     def errors(self) -> list[str]:
-        """Return what is broken in the directory, one text for each problem."""
+        """Return one text for each problem of the directory."""
         broken = self._tally.malformed
         lines = [] if not broken else [f"{self._tally.first_error}" + (f" (and {broken - 1} more lines)" if broken > 1 else "")]
         unmeasured = self.measures.error if self.measures else ""
         return [trouble for trouble in (self._config_error, self._read_error, unmeasured) if trouble] + lines
 
     def _reload_config(self) -> None:
-        """Read config.json, provenance.json and grid.json again when one of them has changed, and count the records from the
-        beginning.
-        """
+        """Reread config.json, provenance.json and grid.json if one has changed, and then count the records from the beginning."""
         settings = tuple(read_file_state(self.path / name) for name in ("config.json", "provenance.json", "grid.json"))
         if settings != self._config_files:
             self._config_files, self._config_error = settings, ""
@@ -270,21 +263,21 @@ class RunMonitor:
         run = RunReader(self.path)
         if run.stage not in WATCHED_STAGES:
             stage = run.config.get("stage")
-            raise ValueError(f"config.json: has stage {stage!r}; a run has one of {', '.join(WATCHED_STAGES)}")
+            raise ValueError(f"config.json: stage = {stage!r}; must be one of {', '.join(WATCHED_STAGES)}")
         self.config, self._run = run.config, run
 
     def _reset_tally(self) -> None:
         """Restart the tally and read the file from the beginning."""
-        file, asked = _PROGRESS_FILES.get(self.stage, "records.jsonl"), ExpectedCells()
+        file, expected = _PROGRESS_FILES.get(self.stage, "records.jsonl"), ExpectedCells()
         if self.stage == "train":
             self._tally = StepTally(file)
         elif self.stage == "judge":
             self._tally = JudgeCallTally(file)
         else:
             if (run := self._run) is not None:
-                asked = self._try_read(lambda: read_expected_cells(run)) or asked
-            self._tally = CellTally(file, asked)
-        self.total = asked.total
+                expected = self._try_read(lambda: read_expected_cells(run)) or expected
+            self._tally = CellTally(file, expected)
+        self.total = expected.total
         self._tail = JsonlTail(self.path / file)
 
     def _update_total(self) -> None:
@@ -295,7 +288,7 @@ class RunMonitor:
             self.total = self.measures.n_scores_asked
 
     def _try_read(self, read: Any) -> Any:
-        """Return the result of `read`. When the directory is broken, store the error and return None."""
+        """Return the result of `read`. If the directory is broken, store the error and return None."""
         try:
             return read()
         except READ_ERRORS as error:
@@ -331,10 +324,14 @@ class RunMonitor:
             return "this directory cannot be read"
         if "imported" in self.config:
             return f"imported, with {self.pending} {unit} missing"
-        what = (
-            "its result not written" if self.pending == 0 else f"{self.pending} {unit} owed" if self.pending else "not finished"
+        reason = (
+            "its result not written"
+            if self.pending == 0
+            else f"{self.pending} {unit} pending"
+            if self.pending
+            else "not finished"
         )
-        return f"stopped, {what}: run the same command again"
+        return f"stopped, {reason}: run the same command again"
 
     def _stage_text(self) -> str:
         """Return the stage, with the method of a training or the strategy of an evaluation."""
@@ -348,9 +345,7 @@ class RunMonitor:
         return str(section.get("name", "")) if isinstance(section, Mapping) else ""
 
     def _command_text(self) -> str:
-        """Return the command that started the run. When it is unknown, return the command that resumes the run from its
-        configuration.
-        """
+        """Return the command that started the run. If it is unknown, return one that resumes the run from its configuration."""
         try:
             typed = (self._run or RunReader(self.path)).provenance["command"]
             return redact_command([str(word) for word in typed])
@@ -362,7 +357,7 @@ class RunMonitor:
         return self._tail.offset / seen.size if seen and seen.size else 1.0
 
     def _curve_points(self) -> list[dict[str, Any]]:
-        """Return the steps of a training for the curve: a few hundred at most, always with the last one."""
+        """Return the steps of a training for the curve: at most about `_MAX_CURVE_POINTS`, always with the last one."""
         steps = self._tally.steps if isinstance(self._tally, StepTally) else {}
         numbers = sorted(steps)
         stride = -(-len(numbers) // _MAX_CURVE_POINTS) or 1
@@ -371,9 +366,7 @@ class RunMonitor:
 
 
 class _RemoteWriterDetector:
-    """Detects another machine that writes the run over a shared folder: the file grows although no process here holds
-    the lock.
-    """
+    """Detects another machine that writes to the run in a shared folder: the file grows, but no process here has the lock."""
 
     def __init__(self) -> None:
         self._size: int | None = None
@@ -392,13 +385,13 @@ class _RemoteWriterDetector:
 
 
 def readable_error(error: Exception) -> str:
-    """Return what is wrong with a directory, as printable text."""
-    said = str(error) if isinstance(error, PermixError | ValueError) else f"{type(error).__name__}: {error}"
-    return truncate(escape_control(said), 300)
+    """Return the message of an error of a directory, as printable text."""
+    text = str(error) if isinstance(error, PermixError | ValueError) else f"{type(error).__name__}: {error}"
+    return truncate(escape_control(text), 300)
 
 
 def _finite_or_none(value: object) -> float | None:
-    """Return the value as a number. None when it is not a number or not finite."""
+    """Return the value as a number; None if it is not a number or not finite."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     return float(value) if abs(value) <= sys.float_info.max else None

@@ -1,4 +1,4 @@
-"""`permix view DIR`: the local web server that shows a folder of runs until Ctrl-C.
+"""`permix view DIR`: serve a folder of runs as a local web page until Ctrl-C.
 
 Contract: the server only reads. It listens on 127.0.0.1 and answers GET and HEAD requests whose Host header names this machine
 and port; any other Host gets 403, so a foreign page whose name resolves to this machine cannot read anything. It serves a fixed
@@ -55,9 +55,7 @@ ASSETS = {
 
 
 class HttpResponse(NamedTuple):
-    """One response. `location` is the target of a redirect. `has_etag`: send an ETag, and 304 without a body to a browser that
-    has it.
-    """
+    """One response. `location` is the target of a redirect. `has_etag`: send an ETag, and answer 304 to a browser that has it."""
 
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
@@ -68,13 +66,13 @@ class HttpResponse(NamedTuple):
 
 
 REPORT_REDIRECT = HttpResponse(b"", status=HTTPStatus.MOVED_PERMANENTLY, location="/report/")
-"""A redirect, because links in the report are relative to its folder."""
+"""A redirect, since links in the report are relative to its folder."""
 
-NOT_FOUND_RESPONSE = HttpResponse(b"nothing here\n", status=HTTPStatus.NOT_FOUND)
+NOT_FOUND_RESPONSE = HttpResponse(b"not found\n", status=HTTPStatus.NOT_FOUND)
 
 
 class ViewerServer(ThreadingHTTPServer):
-    """Serves one folder. Port 0 picks a free port; `url` names it. Raises OSError when the port cannot be opened."""
+    """Serves one folder. Port 0 picks a free port; `url` names it. Raises OSError if the port cannot be opened."""
 
     daemon_threads = True
 
@@ -115,12 +113,12 @@ class ViewerServer(ThreadingHTTPServer):
         return NOT_FOUND_RESPONSE
 
     def _report_response(self, name: str) -> HttpResponse:
-        home = folder.find_report(self.folder.root)
-        found = None if home is None else folder.find_report_file(home, name)
-        if found is None:
+        report = folder.find_report(self.folder.root)
+        path = None if report is None else folder.find_report_file(report, name)
+        if path is None:
             return NOT_FOUND_RESPONSE
-        policy = folder.REPORT_PAGE_POLICY if found.suffix == ".html" else VIEWER_PAGE_POLICY
-        return HttpResponse(found.read_bytes(), folder.REPORT_CONTENT_TYPES[found.suffix], policy=policy)
+        policy = folder.REPORT_PAGE_POLICY if path.suffix == ".html" else VIEWER_PAGE_POLICY
+        return HttpResponse(path.read_bytes(), folder.REPORT_CONTENT_TYPES[path.suffix], policy=policy)
 
 
 class ViewerHandler(BaseHTTPRequestHandler):
@@ -176,7 +174,7 @@ class ViewerHandler(BaseHTTPRequestHandler):
         """Answer requests that http.server refuses itself (malformed ones, unknown methods) without repeating their text."""
         self.close_connection = True
         self.command = self.command or ""
-        self._send(HttpResponse(b"not a request that is answered here\n", status=code))
+        self._send(HttpResponse(b"invalid request\n", status=code))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing: the page polls every second."""
@@ -192,25 +190,23 @@ def _read_asset(package: str, name: str) -> bytes:
 
 
 WAKE_EVERY_S = 0.25
-"""Longest wait of the main thread. The system may deliver Ctrl-C to any thread, and the main thread handles it only when it
-wakes.
-"""
+"""Longest wait of the main thread. The system may deliver Ctrl-C to another thread; the main one handles it when it wakes."""
 
 
 def serve_viewer(config: ViewConfig) -> None:
-    """Serve until Ctrl-C, which is the normal end. Raises ConfigError when the folder is missing or the port cannot be opened."""
+    """Serve until Ctrl-C, which is the normal end. Raises ConfigError if the folder is missing or the port cannot be opened."""
     require_runs_folder(config)
     folder = RunFolder(config.runs)
     server = open_server(folder, config.port)
     serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
-    try:  # only this thread, which just waits, gets KeyboardInterrupt: it never interrupts a request
+    try:  # only this waiting thread gets KeyboardInterrupt, so it never interrupts a request
         folder.start()
         serving.start()
-        print(f"{server.url}  shows the runs below {escape_control(str(config.runs))}; Ctrl-C ends it", flush=True)
+        print(f"{server.url}  shows the runs below {escape_control(str(config.runs))}; Ctrl-C stops it", flush=True)
         while serving.is_alive():
             serving.join(WAKE_EVERY_S)
     except KeyboardInterrupt:
-        print("\npermix view: ended; the runs go on")
+        print("\npermix view: stopped; the runs go on")
     finally:
         server.shutdown()
         server.server_close()
@@ -218,17 +214,17 @@ def serve_viewer(config: ViewConfig) -> None:
 
 
 def require_runs_folder(config: ViewConfig) -> None:
-    """Raise ConfigError when `config.runs` is not a folder."""
+    """Raise ConfigError if `config.runs` is not a folder."""
     if not config.runs.is_dir():
-        raise ConfigError(f"runs = {config.runs}: no such folder; give the folder that holds your run directories")
+        raise ConfigError(f"runs = {config.runs}: no such folder; give the folder with your run directories")
 
 
 def open_server(folder: RunFolder, port: int) -> ViewerServer:
-    """Open the server. Raises ConfigError, which names the port, when the system refuses it."""
+    """Open the server. Raises ConfigError, naming the port, if the system refuses it."""
     try:
         return ViewerServer(folder, port)
     except OSError as error:
         reason = "is in use" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0)
         raise ConfigError(
-            f"port = {port}: cannot be opened on {HOST}: {reason}; give another, or --port 0 for a free one"
+            f"port = {port}: cannot be opened on {HOST}: {reason}; give another port, or --port 0 for a free one"
         ) from error

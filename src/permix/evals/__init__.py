@@ -1,1 +1,1 @@
-"""Evaluations: the cells that a run asks, how answers are stored and resumed, and the measures computed from them."""
+"""Evaluations: ask the cells of a run, store the answers, resume, and compute measures from the records."""

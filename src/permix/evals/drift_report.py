@@ -69,24 +69,24 @@ class TurnAccuracy(NamedTuple):
 def read_train_examples(reference: Path, persona_ids: Sequence[str], question_texts: Sequence[str]) -> list[TrainExample]:
     """Read the answers of the reference run by `persona_ids` to questions that are not in `question_texts`.
 
-    Raises DataError if `reference` is no run, or has fewer than `MIN_ANSWERS` such answers of a persona.
+    Raises DataError if `reference` is not a run, or has fewer than `MIN_ANSWERS` such answers of a persona.
     """
-    answers, known = grid_results(require_run(reference)), {canonical_text(text) for text in question_texts}
-    taught = [
+    answers, excluded = grid_results(require_run(reference)), {canonical_text(text) for text in question_texts}
+    examples = [
         TrainExample(key.persona_id, question, cell.completion.text)
         for key in answers.grid_summaries
         if key.persona_id is not None and key.persona_id in persona_ids
         if (cell := answers.cells[key]).completion is not None
-        if (question := canonical_text(cell.messages[-1]["content"])) not in known
+        if (question := canonical_text(cell.messages[-1]["content"])) not in excluded
     ]
     for persona in persona_ids:
-        count = sum(one.persona_id == persona for one in taught)
+        count = sum(one.persona_id == persona for one in examples)
         if count < MIN_ANSWERS:
             raise DataError(
-                f"reference = {reference}: {count} answers of persona {persona!r} to questions that the interview does not ask; "
-                f"needs {MIN_ANSWERS}"
+                f"reference = {reference}: has {count} answers of persona {persona!r} to questions that the interview does not "
+                f"ask; at least {MIN_ANSWERS} are needed"
             )
-    return taught
+    return examples
 
 
 def attribute_turns(
@@ -98,11 +98,11 @@ def attribute_turns(
     """Train on `train_examples` and classify every answer of the interviews; `answers_P_I` maps persona id to its answers."""
     mask = partial(mask_persona_words, persona_texts=persona_texts)
     labels = [one.persona_id for one in train_examples]
-    right = partial(_attribution_correctness, answers_P_I, train_examples)
+    correctness = partial(_attribution_correctness, answers_P_I, train_examples)
     return TurnAccuracy(
-        correct_by_text_P_I=right(labels, mask, text_features, linear_classifier),
-        correct_by_length_P_I=right(labels, str, length_features, length_classifier),
-        correct_by_shuffled_P_I=right(_shuffle_labels(train_examples, seed), mask, text_features, linear_classifier),
+        correct_by_text_P_I=correctness(labels, mask, text_features, linear_classifier),
+        correct_by_length_P_I=correctness(labels, str, length_features, length_classifier),
+        correct_by_shuffled_P_I=correctness(_shuffle_labels(train_examples, seed), mask, text_features, linear_classifier),
     )
 
 
@@ -114,22 +114,26 @@ def _attribution_correctness(
     make_features: Callable[[], FeatureExtractor],
     make_classifier: Callable[[], Classifier],
 ) -> Array:
-    rows, learnt = make_features(), make_classifier()
-    learnt.fit(rows.fit_transform([mask(one.answer) for one in train_examples]), labels)
-    given = [
-        (p, i, who, text) for p, (who, said) in enumerate(answers_P_I.items()) for i, text in enumerate(said) if text is not None
+    features, classifier = make_features(), make_classifier()
+    classifier.fit(features.fit_transform([mask(one.answer) for one in train_examples]), labels)
+    answered = [
+        (p, i, persona_id, text)
+        for p, (persona_id, answers) in enumerate(answers_P_I.items())
+        for i, text in enumerate(answers)
+        if text is not None
     ]
     right_P_I = np.full((len(answers_P_I), max(map(len, answers_P_I.values()))), np.nan)
-    if given:
-        guessed = learnt.predict(rows.transform([mask(text) for *_, text in given]))
-        for (p, i, who, _), guess in zip(given, guessed, strict=True):
-            right_P_I[p, i] = float(guess == who)
+    if answered:
+        predictions = classifier.predict(features.transform([mask(text) for *_, text in answered]))
+        for (p, i, persona_id, _), prediction in zip(answered, predictions, strict=True):
+            right_P_I[p, i] = float(prediction == persona_id)
     return right_P_I
 
 
 def _shuffle_labels(train_examples: Sequence[TrainExample], seed: int) -> list[str]:
     """Permute the labels among the answers to each question."""
-    rng, labels = np.random.default_rng(seed_from(seed, "told")), [one.persona_id for one in train_examples]
+    rng = np.random.default_rng(seed_from(seed, "told"))  # the word only seeds; another word would change recorded results
+    labels = [one.persona_id for one in train_examples]
     for question in dict.fromkeys(one.question for one in train_examples):
         places = [place for place, one in enumerate(train_examples) if one.question == question]
         for place, other in zip(places, rng.permutation(places), strict=True):
@@ -232,23 +236,25 @@ class InterviewRecords(NamedTuple):
 
 
 def read_interviews(run: Path) -> InterviewRecords:
-    """Read the interviews of a run. Raises DataError if it is no run of interviews, or if no turn was answered."""
+    """Read the interviews of a run. Raises DataError if it is not a run of interviews, or if no turn was answered."""
     reader = RunReader(run)
-    config, asked = reader.config, reader.grid
-    if "turns_asked" not in asked:
-        raise DataError(f"{run}: holds no interviews; they are made with permix fidelity --interview.turns")
-    known, turns = reader.cells, config["interview"]["turns"]
-    ids = tuple(asked["persona_ids"])
-    names = {who: _pad_turns(asked["turns_asked"][who], turns) for who in ids}
-    cells = tuple(tuple(_if_answered(known.get(CellKey(who, one, 0))) for one in names[who]) for who in ids)
-    if not any(cell for row in cells for cell in row):
+    config, grid = reader.config, reader.grid
+    if "turns_asked" not in grid:
+        raise DataError(f"{run}: has no interviews; permix fidelity --interview.turns makes them")
+    cells, turns = reader.cells, config["interview"]["turns"]
+    ids = tuple(grid["persona_ids"])
+    turn_ids = {persona_id: _pad_turns(grid["turns_asked"][persona_id], turns) for persona_id in ids}
+    cells_P_I = tuple(
+        tuple(_if_answered(cells.get(CellKey(persona_id, turn_id, 0))) for turn_id in turn_ids[persona_id]) for persona_id in ids
+    )
+    if not any(cell for row in cells_P_I for cell in row):
         raise DataError(f"{run}: no turn of any interview was answered")
-    said = question_text_lookup(read_asked_questions(run))
+    question_text = question_text_lookup(read_asked_questions(run))
     return InterviewRecords(
         persona_ids=ids,
-        persona_texts=tuple(asked["persona_texts"][who] for who in ids),
-        cells_P_I=cells,
-        questions_P_I=tuple(tuple(said(one, who) for one in names[who]) for who in ids),
+        persona_texts=tuple(grid["persona_texts"][persona_id] for persona_id in ids),
+        cells_P_I=cells_P_I,
+        questions_P_I=tuple(tuple(question_text(turn_id, persona_id) for turn_id in turn_ids[persona_id]) for persona_id in ids),
         question_order=_question_order(config),
     )
 
@@ -273,32 +279,39 @@ def measure_drift(run: Path, reference: Path | None, judges: Mapping[str, JudgeT
     Identifiability needs `reference`, a run of single questions with the same personas. `judges` maps a judge's label to its
     scores. Raises DataError if the run or the reference cannot be used.
     """
-    talks, config = read_interviews(run), RunReader(run).config
+    interviews, config = read_interviews(run), RunReader(run).config
     seed, resamples = config["seed"], config["resamples"]
-    turns, first = len(talks.cells_P_I[0]), 2 if talks.question_order == "balanced" else 1
-    named = dict(_text_measures(talks))
-    heard = None
+    turns, first = len(interviews.cells_P_I[0]), 2 if interviews.question_order == "balanced" else 1
+    value_by_measure = dict(_text_measures(interviews))
+    attributed = None
     if reference is not None:
-        taught = read_train_examples(reference, talks.persona_ids, [text for row in talks.questions_P_I for text in row])
-        heard = attribute_turns(dict(zip(talks.persona_ids, talks.answers_P_I, strict=True)), taught, talks.persona_texts, seed)
-        named = {"identifiability": heard.correct_by_text_P_I} | named
-    known = [cell for row in talks.cells_P_I for cell in row if cell is not None and cell.completion is not None]
+        examples = read_train_examples(
+            reference, interviews.persona_ids, [text for row in interviews.questions_P_I for text in row]
+        )
+        attributed = attribute_turns(
+            dict(zip(interviews.persona_ids, interviews.answers_P_I, strict=True)), examples, interviews.persona_texts, seed
+        )
+        value_by_measure = {"identifiability": attributed.correct_by_text_P_I} | value_by_measure
+    answered = [cell for row in interviews.cells_P_I for cell in row if cell is not None and cell.completion is not None]
     return Drift(
         turns=turns,
-        persona_ids=talks.persona_ids,
-        question_order=talks.question_order,
+        persona_ids=interviews.persona_ids,
+        question_order=interviews.question_order,
         first_slope_turn=first,
         series=(
-            *(compute_turn_series(name, value, talks.question_P_I, first, seed, resamples) for name, value in named.items()),
-            *(_judge_series(label, one, talks, first, seed, resamples) for label, one in judges.items()),
+            *(
+                compute_turn_series(name, value, interviews.question_P_I, first, seed, resamples)
+                for name, value in value_by_measure.items()
+            ),
+            *(_judge_series(label, one, interviews, first, seed, resamples) for label, one in judges.items()),
         ),
-        chance=1 / len(talks.persona_ids),
-        length_only=None if heard is None else _mean_over_personas(heard.correct_by_length_P_I, seed, resamples),
-        permuted=None if heard is None else _mean_over_personas(heard.correct_by_shuffled_P_I, seed, resamples),
+        chance=1 / len(interviews.persona_ids),
+        length_only=None if attributed is None else _mean_over_personas(attributed.correct_by_length_P_I, seed, resamples),
+        permuted=None if attributed is None else _mean_over_personas(attributed.correct_by_shuffled_P_I, seed, resamples),
         reference=None if reference is None else RunReader(reference).label or reference.name,
-        n_answered=len(known),
-        n_asked=len(talks.persona_ids) * turns,
-        n_truncated=sum(cell.completion is not None and cell.completion.finish == "length" for cell in known),
+        n_answered=len(answered),
+        n_asked=len(interviews.persona_ids) * turns,
+        n_truncated=sum(cell.completion is not None and cell.completion.finish == "length" for cell in answered),
     )
 
 
@@ -309,22 +322,22 @@ def compute_turn_series(
     P, n_turns = value_P_I.shape
     rng = np.random.default_rng(seed_from(seed, "drift", name))
     regressors = {"slope": slope_regressor(first_turn, n_turns), "late": late_regressor(first_turn, n_turns)}
-    found = bootstrap(
+    effects = bootstrap(
         lambda counts_R_P: {key: turn_effect(value_P_I, question_P_I, one, counts_R_P) for key, one in regressors.items()},
         P, rng, resamples, _BOOTSTRAP_BLOCK,
     )  # fmt: skip
     interval = bootstrap_share if name in SHARE_MEASURES else bootstrap_estimate
     n = int((~np.isnan(value_P_I[:, first_turn - 1 :])).any(axis=1).sum())
     flat = len(np.unique(value_P_I[~np.isnan(value_P_I)])) < 2
-    slope, late = (
-        _estimate_unless_constant(float(one.value), one.replicates, n, flat) for one in (found["slope"], found["late"])
+    slope, late_minus_early = (
+        _estimate_unless_constant(float(one.value), one.replicates, n, flat) for one in (effects["slope"], effects["late"])
     )
     return TurnSeries(
         name=name,
         by_turn=tuple(bootstrap_mean(value_P, seed, resamples, interval) for value_P in value_P_I.T),
         overall=_mean_over_personas(value_P_I, seed, resamples),
         slope=slope,
-        late_minus_early=late,
+        late_minus_early=late_minus_early,
         n_scored=int((~np.isnan(value_P_I)).sum()),
         n_asked=P * n_turns,
     )
@@ -332,8 +345,8 @@ def compute_turn_series(
 
 def _estimate_unless_constant(value: float, replicate_R: Array, n: int, is_constant: bool) -> Estimate:
     """An estimate without an interval if all values are equal: resamples are equal too, and width 0 would suggest certainty."""
-    found = bootstrap_estimate(value, replicate_R, n)
-    return Estimate(value=found.value, n=n) if is_constant else found
+    estimate = bootstrap_estimate(value, replicate_R, n)
+    return Estimate(value=estimate.value, n=n) if is_constant else estimate
 
 
 def _mean_over_personas(value_P_I: Array, seed: int, resamples: int) -> Estimate:
@@ -367,18 +380,18 @@ def _judge_series(
     label: str, judge_scores: JudgeTurnScores, interviews: InterviewRecords, first_turn: int, seed: int, resamples: int
 ) -> TurnSeries:
     score_P_I = scores_by_turn(judge_scores.scores, judge_scores.rubrics, interviews.persona_ids, len(interviews.cells_P_I[0]))
-    found = compute_turn_series(f"judge {label}", score_P_I, interviews.question_P_I, first_turn, seed, resamples)
-    return found.model_copy(update={"judge": label, "discriminates_persona": judge_scores.discriminates_persona})
+    series = compute_turn_series(f"judge {label}", score_P_I, interviews.question_P_I, first_turn, seed, resamples)
+    return series.model_copy(update={"judge": label, "discriminates_persona": judge_scores.discriminates_persona})
 
 
 def scores_by_turn(scores: Mapping[AnswerKey, int], rubrics: Sequence[str], persona_ids: Sequence[str], n_turns: int) -> Array:
     """score_P_I: mean over the rubrics of a judge's scores of each answer; NaN if the score of a rubric is missing."""
-    place = {who: p for p, who in enumerate(persona_ids)}
+    row_of = {persona_id: p for p, persona_id in enumerate(persona_ids)}
     score_P_I_U = np.full((len(persona_ids), n_turns, len(rubrics)), np.nan)
     for key, score in scores.items():
         turn = turn_number(key.question_id)
-        if key.persona_id in place and turn is not None and turn <= n_turns:
-            score_P_I_U[place[key.persona_id], turn - 1, rubrics.index(key.rubric)] = score
+        if key.persona_id in row_of and turn is not None and turn <= n_turns:
+            score_P_I_U[row_of[key.persona_id], turn - 1, rubrics.index(key.rubric)] = score
     return np.asarray(score_P_I_U.mean(axis=2))
 
 

@@ -1,4 +1,4 @@
-"""Functions that all kinds of fidelity run share: the kind of a run, answering its cells, and reading what it asked.
+"""Functions for all kinds of fidelity run: find the kind of a run, answer its cells, and read its questions.
 
 Contract: `grid.json` holds the full texts of personas and questions, so a judge can score the answers without the original files.
 Fidelity answers have no verdict. A missing answer is counted and stays pending.
@@ -93,10 +93,10 @@ def read_expected_cells(run: RunReader) -> ExpectedCells:
 
     Raises DataError, KeyError, TypeError or ValueError if the files are invalid.
     """
-    asked = run.grid
-    if not asked or run.stage not in ("stability", "fidelity"):
+    grid = run.grid
+    if not grid or run.stage not in ("stability", "fidelity"):
         return ExpectedCells()
-    return _expected_fidelity_cells(asked, run.config) if run.stage == "fidelity" else _expected_stability_cells(asked)
+    return _expected_fidelity_cells(grid, run.config) if run.stage == "fidelity" else _expected_stability_cells(grid)
 
 
 def _expected_stability_cells(asked: Mapping[str, Any]) -> ExpectedCells:
@@ -136,8 +136,8 @@ def read_persona_cells(run: Path) -> list[Cell]:
 
 def question_text_lookup(questions: Sequence[AskedQuestion]) -> Callable[[str, str], str]:
     """Return a function (question id, persona id) -> text of the question for that persona; "" if it is unknown."""
-    said = {(one.id, one.persona_id): one.text for one in questions}
-    return lambda question, persona: said.get((question, persona)) or said.get((question, None), "")
+    text_by_key = {(one.id, one.persona_id): one.text for one in questions}
+    return lambda question, persona: text_by_key.get((question, persona)) or text_by_key.get((question, None), "")
 
 
 def read_asked_questions(run: Path) -> tuple[AskedQuestion, ...]:

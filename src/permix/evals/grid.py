@@ -1,4 +1,4 @@
-"""The grid: every persona and no persona × every question × every sample (× every template), and how its cells are answered.
+"""Build the grid, answer its cells, and read its results: personas and no persona × questions × samples (× templates).
 
 Contract: a cell on disk is reused if its messages and seed are the same. A cell with a completion but no verdict is scored again,
 not generated again. A cell that could not be answered or scored stays pending. With several templates each cell of a persona is
@@ -70,10 +70,10 @@ def build_grid(
 
 
 def warn_trained_personas(model: ModelConfig, pool: PersonaPool) -> None:
-    """Print a note if the model was trained with some of the personas: that is allowed, but measures something else."""
+    """Print a note if the model was trained with some of the personas. That is allowed, but the run is no held-out evaluation."""
     known = read_trained_on(Path(model.name)).persona_ids & {persona.id for persona in pool.personas}
     if known:
-        print_status(f"note: the model was trained under {len(known)} of these {len(pool)} personas, such as {min(known)}")
+        print_status(f"note: the model was trained with {len(known)} of these {len(pool)} personas, such as {min(known)}")
 
 
 def describe_grid(
@@ -125,10 +125,10 @@ def expected_grid_cells(
     persona_ids: Sequence[str], question_ids: Sequence[str], samples: int, templates: Sequence[str] = ("",)
 ) -> ExpectedCells:
     """Cells of a full grid: every question with every persona and template, and without a persona."""
-    alone = len(question_ids) * samples
+    n_without_persona = len(question_ids) * samples
     return ExpectedCells(
-        total=(len(persona_ids) * len(templates) + 1) * alone,
-        n_without_persona=alone,
+        total=(len(persona_ids) * len(templates) + 1) * n_without_persona,
+        n_without_persona=n_without_persona,
         personas=frozenset([None, *persona_ids]),
         questions=frozenset(question_ids),
         samples=samples,
@@ -171,10 +171,10 @@ class GridResults(NamedTuple):
         With several templates, axis S holds the samples of each template in turn. If `persona_ids` contains None, S holds only
         the cells without a template id.
         """
-        briefs, unknown = cell_summaries(self.cells), CellSummary(None, False, None, 0)
+        summaries, no_record = cell_summaries(self.cells), CellSummary(None, False, None, 0)
         templates = ("",) if None in persona_ids else self.templates
         table = [
-            briefs.get(CellKey(persona, question, sample, template), unknown).reward
+            summaries.get(CellKey(persona, question, sample, template), no_record).reward
             for persona in persona_ids
             for question in question_ids
             for template in templates
@@ -196,8 +196,8 @@ def read_grid_results(run: Path) -> GridResults:
 
 def grid_results(run: RunReader) -> GridResults:
     """Like `read_grid_results`, for an open run. Without grid.json the recorded cells determine the axes of the grid."""
-    cells, asked = run.cells, run.grid
-    if not asked:
+    cells, grid = run.cells, run.grid
+    if not grid:
         return GridResults(
             cells,
             tuple(dict.fromkeys(key.persona_id for key in cells if key.persona_id is not None)),
@@ -207,12 +207,12 @@ def grid_results(run: RunReader) -> GridResults:
         )
     return GridResults(
         cells,
-        tuple(asked.get("persona_ids", ())),
-        tuple(asked.get("question_ids", ())),
-        asked["samples"],
-        tuple(asked.get("choosing_persona_ids", ())),
-        tuple(asked.get("choosing_question_ids", ())),
-        tuple(asked.get("templates", ("",))),
+        tuple(grid.get("persona_ids", ())),
+        tuple(grid.get("question_ids", ())),
+        grid["samples"],
+        tuple(grid.get("choosing_persona_ids", ())),
+        tuple(grid.get("choosing_question_ids", ())),
+        tuple(grid.get("templates", ("",))),
     )
 
 

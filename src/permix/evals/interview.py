@@ -45,9 +45,9 @@ def load_interview_script(config: InterviewConfig) -> tuple[Question, ...]:
     """The first `turns` questions of the script. Raises ConfigError if it has fewer, DataError if the file is invalid."""
     script = load_roleplay(config.script or Path(str(files("permix.personas") / "interview.toml")))
     if len(script) < config.turns:
-        named = f"{config.script} has" if config.script else "the built-in script has"
+        source = f"{config.script} has" if config.script else "the built-in script has"
         raise ConfigError(
-            f"interview.turns = {config.turns}: {named} {len(script)} questions; give at most that, or a longer script"
+            f"interview.turns = {config.turns}: {source} {len(script)} questions; give at most {len(script)}, or a longer script"
         )
     return script[: config.turns]
 
@@ -60,9 +60,9 @@ def assign_question_orders(
         return {persona: tuple(script) for persona in persona_ids}
     opening, *others = script
     rows = williams_design(len(others))
-    drawn = sorted(persona_ids, key=lambda persona: seed_from(seed, "interview", persona))
-    place = {persona: rank % len(rows) for rank, persona in enumerate(drawn)}
-    return {persona: (opening, *(others[one] for one in rows[place[persona]])) for persona in persona_ids}
+    shuffled_ids = sorted(persona_ids, key=lambda persona: seed_from(seed, "interview", persona))
+    row_index = {persona: rank % len(rows) for rank, persona in enumerate(shuffled_ids)}
+    return {persona: (opening, *(others[one] for one in rows[row_index[persona]])) for persona in persona_ids}
 
 
 def williams_design(n: int) -> list[list[int]]:
@@ -132,10 +132,10 @@ class ModelInterviewer:
     def next_questions(self, turn: int, conversations: Conversations) -> dict[str, Question]:
         for _ in range(INTERVIEWER_ATTEMPTS):
             known = self._run.cells()
-            owed = [persona for persona in conversations if first_usable_question(known, persona, turn) is None]
-            if not owed:
+            pending = [persona for persona in conversations if first_usable_question(known, persona, turn) is None]
+            if not pending:
                 break
-            cells = [self._question_cell(persona, turn, conversations[persona], known) for persona in owed]
+            cells = [self._question_cell(persona, turn, conversations[persona], known) for persona in pending]
             run_cells(self._model, cells, INTERVIEWER_SAMPLING, self._run, None, f"turn {turn}: the interviewer")
         known = self._run.cells()
         found = {persona: first_usable_question(known, persona, turn) for persona in conversations}
@@ -151,11 +151,11 @@ class ModelInterviewer:
 
 def interviewer_messages(conversation: Sequence[InterviewTurn]) -> tuple[Message, ...]:
     """The conversation from the interviewer's view: its questions have the role assistant, the answers have the role user."""
-    said = [Message(role="system", content=INTERVIEWER_PROMPT), Message(role="user", content=INTERVIEWEE_GREETING)]
+    messages = [Message(role="system", content=INTERVIEWER_PROMPT), Message(role="user", content=INTERVIEWEE_GREETING)]
     for one in conversation:
-        said.append(Message(role="assistant", content=one.question.text))
-        said.append(Message(role="user", content=one.answer.strip() or EMPTY_ANSWER_TEXT))
-    return tuple(said)
+        messages.append(Message(role="assistant", content=one.question.text))
+        messages.append(Message(role="user", content=one.answer.strip() or EMPTY_ANSWER_TEXT))
+    return tuple(messages)
 
 
 def first_usable_question(cells: CellIndex, persona: str, turn: int) -> Question | None:
@@ -171,10 +171,10 @@ def is_usable_question(reply: Completion) -> bool:
 
 def _interviewer_replies(cells: CellIndex, persona: str, turn: int) -> list[Completion]:
     """The interviewer model's replies for this turn, in the order of the attempts."""
-    found: list[Completion] = []
-    while (cell := cells.get(CellKey(persona, f"ask-{turn:02}", len(found)))) is not None and cell.completion is not None:
-        found.append(cell.completion)
-    return found
+    replies: list[Completion] = []
+    while (cell := cells.get(CellKey(persona, f"ask-{turn:02}", len(replies)))) is not None and cell.completion is not None:
+        replies.append(cell.completion)
+    return replies
 
 
 class InterviewPlan(NamedTuple):
@@ -193,10 +193,10 @@ def run_interview(config: FidelityConfig, model: Model | None = None, given_pool
     plan = prepare_interview(config, given_pool)
     check_interview_length(config, plan)
     warn_trained_personas(config.model, plan.pool)
-    asked = load_model(config.model, config.threads) if model is None else model
-    with cached_model(asked, config.cache, config.out) as cached:
-        other = load_model(config.interviewer, config.threads) if config.interviewer.is_model else None
-        return evaluate_interview(cached, config, plan, other)
+    loaded = load_model(config.model, config.threads) if model is None else model
+    with cached_model(loaded, config.cache, config.out) as cached:
+        interviewer_model = load_model(config.interviewer, config.threads) if config.interviewer.is_model else None
+        return evaluate_interview(cached, config, plan, interviewer_model)
 
 
 def preflight_interview(config: FidelityConfig) -> dict[str, str]:
@@ -218,9 +218,7 @@ def prepare_interview(config: FidelityConfig, given_pool: PersonaPool | None = N
     """
     pool = select_personas(config.personas) if given_pool is None else given_pool
     if len(pool) < 2:
-        raise ConfigError(
-            f"personas: only {pool.personas[0].id!r} is left to choose; an interval is over personas, so give two or more"
-        )
+        raise ConfigError(f"personas: only {pool.personas[0].id!r} is selected; intervals are over personas, so give two or more")
     ids = [persona.id for persona in pool.personas]
     if config.interviewer.is_model:
         plan = InterviewPlan(pool, None)
@@ -240,16 +238,18 @@ def evaluate_interview(
     """Like `run_interview`, for loaded models; `interviewer_model` asks if the plan has no question orders."""
     with RunDir.open(config.out, config, _identity(model, config, plan, interviewer_model)) as run:
         with run.track_usage():
-            talks = conduct_interviews(model, config, plan, _make_interviewer(plan, interviewer_model, run, config.seed), run)
-        asked = len(talks) * config.interview.turns
-        owed = asked - sum(map(len, talks.values()))
+            conversations = conduct_interviews(
+                model, config, plan, _make_interviewer(plan, interviewer_model, run, config.seed), run
+            )
+        n_turns = len(conversations) * config.interview.turns
+        n_pending = n_turns - sum(map(len, conversations.values()))
         try:
             result = measure_drift(run.path, config.reference)
         except DataError as error:
-            raise (_incomplete_run_error(run, owed, asked) if owed else error) from error
+            raise (_incomplete_run_error(run, n_pending, n_turns) if n_pending else error) from error
         write_fidelity_metrics(run.path, result, measure_text_metrics(run.path))
-        if owed:
-            raise _incomplete_run_error(run, owed, asked)
+        if n_pending:
+            raise _incomplete_run_error(run, n_pending, n_turns)
     return result
 
 
@@ -258,19 +258,25 @@ def conduct_interviews(
 ) -> dict[str, tuple[InterviewTurn, ...]]:
     """Ask the pending turns, turn by turn; returns the answered turns of each persona."""
     personas = {persona.id: persona for persona in plan.pool.personas}
-    talks: dict[str, tuple[InterviewTurn, ...]] = dict.fromkeys(personas, ())
+    conversations: dict[str, tuple[InterviewTurn, ...]] = dict.fromkeys(personas, ())
     for turn in range(1, config.interview.turns + 1):
-        asked = interviewer.next_questions(turn, {persona: talk for persona, talk in talks.items() if len(talk) == turn - 1})
-        cells = [build_turn_cell(personas[persona], talks[persona], question, config) for persona, question in asked.items()]
+        # A missing answer stops its interview, since all later prompts contain that answer.
+        questions = interviewer.next_questions(
+            turn, {persona: turns for persona, turns in conversations.items() if len(turns) == turn - 1}
+        )
+        cells = [
+            build_turn_cell(personas[persona], conversations[persona], question, config)
+            for persona, question in questions.items()
+        ]
         if cells:
             run_cells(model, cells, config.sampling, run, None, f"turn {turn} of {config.interview.turns}")
         known = run.cells()
-        for persona, question in asked.items():
+        for persona, question in questions.items():
             cell = known.get(CellKey(persona, question.id, 0))
             if cell is not None and cell.completion is not None:
-                talks[persona] = (*talks[persona], InterviewTurn(question, cell.completion.text))
-        write_json(run.path / "grid.json", describe_interview(config, plan, talks))
-    return talks
+                conversations[persona] = (*conversations[persona], InterviewTurn(question, cell.completion.text))
+        write_json(run.path / "grid.json", describe_interview(config, plan, conversations))
+    return conversations
 
 
 def build_turn_cell(persona: Persona, earlier_turns: Sequence[InterviewTurn], question: Question, config: FidelityConfig) -> Cell:
@@ -307,17 +313,27 @@ def describe_interview(
     `turns_asked` maps each persona id to the question ids of its turns, in order.
     """
     if plan.question_orders is not None:
-        each = {
-            who: [question_at_turn(turn, one) for turn, one in enumerate(order, 1)] for who, order in plan.question_orders.items()
+        questions_of = {
+            persona_id: [question_at_turn(turn, question) for turn, question in enumerate(order, 1)]
+            for persona_id, order in plan.question_orders.items()
         }
     else:
-        each = {who: [one.question for one in talk] for who, talk in conversations.items()}
+        questions_of = {persona_id: [question.question for question in turns] for persona_id, turns in conversations.items()}
     shared = plan.question_orders is not None
-    asked = {(one.id, None if shared else who): one for who, order in each.items() for one in order}
-    told = [AskedQuestion(id=name, text=one.text, persona_id=who) for (name, who), one in sorted(asked.items(), key=str)]
-    known = describe_grid(plan.pool.personas, list({one.id: one for one in asked.values()}.values()), samples=1)
-    return known | describe_ids(plan.pool.personas, told) | {
-        "turns_asked": {who: [one.id for one in order] for who, order in each.items()}
+    question_by_key = {
+        (question.id, None if shared else persona_id): question
+        for persona_id, order in questions_of.items()
+        for question in order
+    }
+    asked_questions = [
+        AskedQuestion(id=name, text=question.text, persona_id=persona_id)
+        for (name, persona_id), question in sorted(question_by_key.items(), key=str)
+    ]
+    grid = describe_grid(
+        plan.pool.personas, list({question.id: question for question in question_by_key.values()}.values()), samples=1
+    )
+    return grid | describe_ids(plan.pool.personas, asked_questions) | {
+        "turns_asked": {persona_id: [question.id for question in order] for persona_id, order in questions_of.items()}
     }  # fmt: skip
 
 
@@ -331,16 +347,16 @@ def check_interview_length(config: FidelityConfig, plan: InterviewPlan) -> None:
         return
     source = resolve_model_source(config.model.name)
     tokenizer, window = load_tokenizer(source), context_window(source)
-    asked = INTERVIEWER_SAMPLING.max_new_tokens * turns if plan.question_orders is None else 0
-    silent = [Question(id=f"{turn}", task="interview", text="?", gold="") for turn in range(turns)]
+    interviewer_tokens = INTERVIEWER_SAMPLING.max_new_tokens * turns if plan.question_orders is None else 0
+    placeholders = [Question(id=f"{turn}", task="interview", text="?", gold="") for turn in range(turns)]
     for persona in plan.pool.personas:
-        *before, last = silent if plan.question_orders is None else plan.question_orders[persona.id]
-        longest = turn_messages(persona, [InterviewTurn(one, "") for one in before], last.text, config)
-        most = len(encode_chat(tokenizer, longest)) + asked + turns * answer
-        if most > window:
+        *earlier, last = placeholders if plan.question_orders is None else plan.question_orders[persona.id]
+        longest = turn_messages(persona, [InterviewTurn(one, "") for one in earlier], last.text, config)
+        n_tokens = len(encode_chat(tokenizer, longest)) + interviewer_tokens + turns * answer
+        if n_tokens > window:
             raise ConfigError(
-                f"interview.turns = {turns}: with persona {persona.id!r} and sampling.max_new_tokens = {answer} up to {most} "
-                f"tokens are read and written; {window} fit the model. Give fewer turns, or shorter answers"
+                f"interview.turns = {turns}: with persona {persona.id!r} and sampling.max_new_tokens = {answer} an "
+                f"interview has up to {n_tokens} tokens; the context window has {window}. Give fewer turns or shorter answers"
             )
 
 

@@ -40,8 +40,8 @@ def run_open_ended(
             config.reference, {(persona.id, question.id) for persona in pool.personas for question in questions}
         )
     warn_trained_personas(config.model, pool)
-    asked = load_model(config.model, config.threads) if model is None else model
-    with cached_model(asked, config.cache, config.out) as cached:
+    loaded = load_model(config.model, config.threads) if model is None else model
+    with cached_model(loaded, config.cache, config.out) as cached:
         return evaluate_open_ended(cached, config, pool, questions)
 
 
@@ -57,26 +57,26 @@ def preflight_open_ended(config: FidelityConfig) -> dict[str, str]:
 
 def build_open_ended_cells(config: FidelityConfig, pool: PersonaPool, questions: Sequence[Question]) -> list[Cell]:
     """Build the cells: every persona × every open-ended question, one sample."""
-    wording = PromptFormat(lambda question: question.text, config.personas.template, config.personas.empty_system_prompt)
-    return build_grid(pool.personas, questions, wording, samples=1, seed=config.seed)
+    prompt_format = PromptFormat(lambda question: question.text, config.personas.template, config.personas.empty_system_prompt)
+    return build_grid(pool.personas, questions, prompt_format, samples=1, seed=config.seed)
 
 
 def evaluate_open_ended(
     model: Model, config: FidelityConfig, pool: PersonaPool, questions: Sequence[Question]
 ) -> Identifiability:
     """Like `run_open_ended`, for a loaded model and chosen personas and questions."""
-    asked = build_open_ended_cells(config, pool, questions)
-    in_full = [AskedQuestion(id=question.id, text=question.text) for question in questions]
-    about = describe_grid(pool.personas, questions, samples=1) | describe_ids(pool.personas, in_full)
+    cells = build_open_ended_cells(config, pool, questions)
+    asked_questions = [AskedQuestion(id=question.id, text=question.text) for question in questions]
+    grid_json = describe_grid(pool.personas, questions, samples=1) | describe_ids(pool.personas, asked_questions)
     measure = partial(measure_identifiability, reference=config.reference)
-    return run_fidelity_cells(model, config, asked, about, measure, measure_text_metrics)
+    return run_fidelity_cells(model, config, cells, grid_json, measure, measure_text_metrics)
 
 
 def select_open_ended_personas(config: FidelityConfig, given_pool: PersonaPool | None = None) -> PersonaPool:
     """Select the personas. Raises ConfigError if there is only one, since identifiability needs two."""
     pool = select_personas(config.personas) if given_pool is None else given_pool
     if len(pool) < 2:
-        raise ConfigError(f"personas: only {pool.personas[0].id!r} is left to choose, and one voice cannot be told from another")
+        raise ConfigError(f"personas: only {pool.personas[0].id!r} is selected; identifiability needs at least two personas")
     return pool
 
 
@@ -86,22 +86,22 @@ def load_open_questions(config: FidelityConfig, given: Sequence[Question] | None
     Raises ConfigError if there are fewer, or too few to measure identifiability.
     """
     questions = load_roleplay(config.questions, config.questions_split) if given is None else tuple(given)
-    count, least = config.n_questions or len(questions), max(config.folds, MIN_ANSWERS)
-    if not least <= count <= len(questions):
+    count, minimum = config.n_questions or len(questions), max(config.folds, MIN_ANSWERS)
+    if not minimum <= count <= len(questions):
         raise ConfigError(
-            f"n_questions = {count}: give {least} (one a fold, and {MIN_ANSWERS} answers of a persona) to {len(questions)}, "
+            f"n_questions = {count}: give {minimum} (one per fold, and {MIN_ANSWERS} answers per persona) to {len(questions)}, "
             f"the number in {config.questions!r} for questions_split = {config.questions_split!r}"
         )
     return questions[:count]
 
 
 def check_reference_answers(reference: Path, persona_question_pairs: Collection[tuple[str | None, str]]) -> None:
-    """Raise DataError if the reference is no run, or lacks a record for one of the (persona, question) pairs."""
+    """Raise DataError if the reference is not a run, or lacks a record for one of the (persona, question) pairs."""
     require_run(reference)
     missing = set(persona_question_pairs) - set(_cells_by_persona_question(reference))
     if missing:
         raise DataError(
-            f"reference = {reference}: did not answer the same questions as the same personas: "
+            f"reference = {reference}: must have answers to the same questions by the same personas; "
             f"{len(missing)} of {len(persona_question_pairs)} are missing, such as {min(missing, key=str)}"
         )
 
@@ -113,19 +113,19 @@ def measure_identifiability(run: Path, reference: Path | None, resamples: int | 
     the number in the run's configuration.
     """
     config = RunReader(run).config
-    answers, known = _cells_by_persona_question(run), _cells_by_persona_question(reference) if reference else None
-    personas = list(dict.fromkeys(persona for persona, _ in answers))
-    questions = list(dict.fromkeys(question for _, question in answers))
+    cells, reference_cells = _cells_by_persona_question(run), _cells_by_persona_question(reference) if reference else None
+    personas = list(dict.fromkeys(persona for persona, _ in cells))
+    questions = list(dict.fromkeys(question for _, question in cells))
     if reference is not None:
-        check_reference_answers(reference, answers)
+        check_reference_answers(reference, cells)
     return summarize_identifiability(
-        [[_completion_text(answers.get((persona, question))) for question in questions] for persona in personas],
-        [persona_prompt(_first_messages(answers, persona=persona)) for persona in personas],
+        [[_completion_text(cells.get((persona, question))) for question in questions] for persona in personas],
+        [persona_prompt(_first_messages(cells, persona=persona)) for persona in personas],
         persona_ids=personas,
-        question_texts=[_question_text(question, _first_messages(answers, question=question)) for question in questions],
+        question_texts=[_question_text(question, _first_messages(cells, question=question)) for question in questions],
         reference_P_Q=None
-        if known is None
-        else [[_completion_text(known.get((one, asked))) for asked in questions] for one in personas],
+        if reference_cells is None
+        else [[_completion_text(reference_cells.get((one, question))) for question in questions] for one in personas],
         reference_name=_reference_name(reference) if reference else "own answers",
         folds=config["folds"],
         seed=config["seed"],
@@ -150,9 +150,9 @@ def _first_messages(
 
 
 def _question_text(question_id: str, messages: tuple[Message, ...]) -> str:
-    """The text of the question, or its id if the user message also contains a persona: the text must not depend on one."""
-    alone = any(message["role"] == "system" and message["content"] for message in messages)
-    return messages[-1]["content"] if alone else question_id
+    """The text of the question, or its id if the user message also contains the persona, since the text must not depend on it."""
+    persona_in_system = any(message["role"] == "system" and message["content"] for message in messages)
+    return messages[-1]["content"] if persona_in_system else question_id
 
 
 def _reference_name(reference: Path) -> str:

@@ -54,8 +54,8 @@ def run_personagym(config: FidelityConfig, model: Model | None = None) -> Person
     """
     pool, questions = select_personagym_questions(config)
     warn_trained_personas(config.model, pool)
-    asked = load_model(config.model, config.threads) if model is None else model
-    with cached_model(asked, config.cache, config.out) as cached:
+    loaded = load_model(config.model, config.threads) if model is None else model
+    with cached_model(loaded, config.cache, config.out) as cached:
         return evaluate_personagym(cached, config, pool, questions)
 
 
@@ -66,7 +66,7 @@ def preflight_personagym(config: FidelityConfig) -> dict[str, str]:
     answers = len(questions) + without
     return {
         "personas": str(len(pool)),
-        "questions": f"{len(questions)}, each of one persona; {without} also without",
+        "questions": f"{len(questions)}, each for one persona; {without} also without a persona",
         "answers": f"{answers}, at most {answers * config.sampling.max_new_tokens} new tokens",
     }
 
@@ -76,12 +76,12 @@ def evaluate_personagym(
 ) -> PersonaGymCounts:
     """Like `run_personagym`, for a loaded model and chosen personas and questions."""
     without = sample_balanced_questions(questions, config.personagym.without_persona, config.seed)
-    about = describe_personagym(pool.personas, questions, without)
+    grid_json = describe_personagym(pool.personas, questions, without)
     result = run_fidelity_cells(
         model,
         config,
         build_personagym_cells(config, pool, questions, without),
-        about,
+        grid_json,
         count_personagym_answers,
         measure_text_metrics,
         kind="personagym",
@@ -105,13 +105,13 @@ def build_personagym_cells(
     without_persona: Sequence[PersonaGymQuestion],
 ) -> list[Cell]:
     """Build the cells: every question with its persona, and the questions in `without_persona` once more without a persona."""
-    wording = PromptFormat(lambda question: question.text, config.personas.template, config.personas.empty_system_prompt)
-    lay = partial(build_grid, prompt_format=wording, samples=1, seed=config.seed)
-    own: dict[str, list[Question]] = {}
+    prompt_format = PromptFormat(lambda question: question.text, config.personas.template, config.personas.empty_system_prompt)
+    make_cells = partial(build_grid, prompt_format=prompt_format, samples=1, seed=config.seed)
+    questions_of: dict[str, list[Question]] = {}
     for question in questions:
-        own.setdefault(question.persona_id, []).append(_to_question(question))
-    cells = [cell for persona in pool.personas for cell in lay([persona], own[persona.id])]
-    return cells + lay([None], [_to_question(question) for question in without_persona])
+        questions_of.setdefault(question.persona_id, []).append(_to_question(question))
+    cells = [cell for persona in pool.personas for cell in make_cells([persona], questions_of[persona.id])]
+    return cells + make_cells([None], [_to_question(question) for question in without_persona])
 
 
 def sample_balanced_questions(questions: Sequence[PersonaGymQuestion], n: int, seed: int) -> tuple[PersonaGymQuestion, ...]:
@@ -126,27 +126,27 @@ def sample_balanced_questions(questions: Sequence[PersonaGymQuestion], n: int, s
     persona_at = by_seed(question.persona_id for question in questions)
     task_at = by_seed(question.task for question in questions)
     question_at = by_seed(question.id for question in questions)
-    before: Counter[tuple[str, str]] = Counter()
-    placed: list[tuple[int, int, int, PersonaGymQuestion]] = []
+    n_earlier: Counter[tuple[str, str]] = Counter()
+    ordered: list[tuple[int, int, int, PersonaGymQuestion]] = []
     for one in sorted(questions, key=lambda question: question_at[question.id]):
         place = persona_at[one.persona_id]
-        placed.append((before[one.persona_id, one.task], (task_at[one.task] - place) % len(task_at), place, one))
-        before[one.persona_id, one.task] += 1
-    return tuple(one for *_, one in sorted(placed, key=lambda found: found[:3])[:n])
+        ordered.append((n_earlier[one.persona_id, one.task], (task_at[one.task] - place) % len(task_at), place, one))
+        n_earlier[one.persona_id, one.task] += 1
+    return tuple(one for *_, one in sorted(ordered, key=lambda found: found[:3])[:n])
 
 
 def describe_personagym(
     personas: Sequence[Persona], questions: Sequence[PersonaGymQuestion], without_persona: Sequence[PersonaGymQuestion]
 ) -> Mapping[str, object]:
     """Content of grid.json: personas, questions, and the ids of questions that are also asked without a persona."""
-    asked = [
+    asked_questions = [
         AskedQuestion(id=question.id, text=question.text, task=question.task, persona_id=question.persona_id)
         for question in questions
     ]
-    plain = [_to_question(question) for question in questions]
+    questions_without_gold = [_to_question(question) for question in questions]
     return (
-        describe_grid(personas, plain, samples=1)
-        | describe_ids(personas, asked)
+        describe_grid(personas, questions_without_gold, samples=1)
+        | describe_ids(personas, asked_questions)
         | {"asked_without_persona": [question.id for question in without_persona]}
     )
 
@@ -155,12 +155,12 @@ def count_personagym_answers(run: Path) -> PersonaGymCounts:
     """Count the answers of a run from its records and grid.json."""
     reader, asked = RunReader(run), read_asked_questions(run)
     cells, without = reader.cells, reader.grid.get("asked_without_persona", [])
-    found = {one: cells.get(CellKey(one.persona_id, one.id, 0)) for one in asked}
+    cell_by_question = {one: cells.get(CellKey(one.persona_id, one.id, 0)) for one in asked}
     tasks = sorted({one.task for one in asked if one.task is not None})
     return PersonaGymCounts(
         n_personas=len({one.persona_id for one in asked}),
-        answers=_count_answers(list(found.values())),
-        tasks={task: _count_answers([cell for one, cell in found.items() if one.task == task]) for task in tasks},
+        answers=_count_answers(list(cell_by_question.values())),
+        tasks={task: _count_answers([cell for one, cell in cell_by_question.items() if one.task == task]) for task in tasks},
         without_persona=_count_answers([cells.get(CellKey(None, id, 0)) for id in without]),
     )
 
@@ -182,7 +182,8 @@ def _warn_truncated(counts: PersonaGymCounts, max_new_tokens: int) -> None:
     share = counts.answers.truncated_share
     if share is not None and share > TRUNCATION_WARNING_SHARE:
         print_status(
-            f"note: {share:.0%} of the answers were cut off at sampling.max_new_tokens = {max_new_tokens}; a judge sees them so"
+            f"note: {share:.0%} of the answers were cut off at sampling.max_new_tokens = {max_new_tokens}; "
+            "judges score the incomplete answers"
         )
 
 

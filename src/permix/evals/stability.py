@@ -1,4 +1,4 @@
-"""`permix stability`: how much accuracy personas cost a model, and whether the difference is more than noise.
+"""`permix stability`: measure how much accuracy personas cost a model, and whether the difference is more than noise.
 
 Asks every question with every persona and without one. With a strategy it also asks the cells of that strategy. A sequential run
 (`budget` or `precision` is set) asks in rounds that a stopping rule ends.
@@ -64,8 +64,8 @@ class GridProgress(NamedTuple):
 
 def build_stopping_rule(config: StabilityConfig) -> StoppingRule | None:
     """The stopping rule of a sequential run; None if neither `budget` nor `precision` is set."""
-    both = StoppingRule(config.budget, config.precision)
-    return None if both == StoppingRule(None, None) else both
+    rule = StoppingRule(config.budget, config.precision)
+    return None if rule == StoppingRule(None, None) else rule
 
 
 def shuffle_questions(setup: EvalSetup) -> EvalSetup:
@@ -76,37 +76,36 @@ def shuffle_questions(setup: EvalSetup) -> EvalSetup:
 
 def check_same_rounds(run: Path, setup: EvalSetup) -> None:
     """Raise ConfigError if the run asks its whole grid, or if its rounds have other personas, questions or samples."""
-    asked, rounds = RunReader(run).grid, read_rounds(run)
-    if not asked:
+    grid, rounds = RunReader(run).grid, read_rounds(run)
+    if not grid:
         return
     if not rounds:
         raise ConfigError(
-            f"out = {run}: this run asks its whole grid; leave budget and precision out to go on with it, or give another folder"
+            f"out = {run}: this run asks its whole grid; leave budget and precision out to resume it, or give another folder"
         )
     personas, questions = ([one.id for one in some] for some in (setup.pool.personas, setup.questions))
     checks = {
         "personas": list(rounds[0].personas) != personas,
-        "task": asked["question_ids"] != questions[: rounds[-1].until],
-        "samples": asked["samples"] != setup.samples,
+        "task": grid["question_ids"] != questions[: rounds[-1].until],
+        "samples": grid["samples"] != setup.samples,
     }
-    if other := [name for name, differs in checks.items() if differs]:
+    if changed := [name for name, differs in checks.items() if differs]:
         raise ConfigError(
-            f"{other[0]}: the rounds of {run} were asked with others; give the same {' and '.join(other)} to go on, leave budget "
-            "and precision out to ask the whole grid, or give another folder"
+            f"{changed[0]}: differs from the earlier rounds of {run}; give the same {' and '.join(changed)} to resume it, "
+            "leave budget and precision out to ask the whole grid, or give another folder"
         )
 
 
 def first_round_cells(setup: EvalSetup, stopping_rule: StoppingRule) -> list[Cell]:
     """Cells of the first round. Raises ConfigError if the budget is smaller than the first round."""
-    one = _first_round(setup)
-    needed = sequential.count_cells([one], setup.samples)
+    first = _first_round(setup)
+    needed = sequential.count_cells([first], setup.samples)
     if stopping_rule.budget is not None and stopping_rule.budget < needed:
         raise ConfigError(
-            f"budget = {stopping_rule.budget}: the first round asks {len(one.personas)} personas and none {one.until} "
-            "questions each, "
-            f"{needed} cells; give that or more, or fewer personas (personas.n)"
+            f"budget = {stopping_rule.budget}: the first round has {needed} cells ({first.until} questions with each of "
+            f"{len(first.personas)} personas and without a persona); give {needed} or more, or fewer personas (personas.n)"
         )
-    return _cells_of_rounds(setup, [one])
+    return _cells_of_rounds(setup, [first])
 
 
 def max_cells(setup: EvalSetup, stopping_rule: StoppingRule) -> int:
@@ -131,17 +130,19 @@ def run_rounds(
     while True:
         write_json(run.path / "grid.json", _describe_rounds(setup, rounds))
         cells = _cells_of_rounds(setup, rounds)
-        owed = answer_cells(cells, f"{description}, round {len(rounds)}")
+        n_pending = answer_cells(cells, f"{description}, round {len(rounds)}")
         answers = read_grid_results(run.path)
-        briefs = cell_summaries(answers.cells)
-        if not all(cell.key in briefs and briefs[cell.key].has_completion for cell in cells):
-            return GridProgress(owed, len(cells))
-        found = _measure_progress(answers, rounds, config)
-        print_status(f"round {len(rounds)}: {rounds[-1].until} questions, {len(cells)} cells; PSS {found.pss}")
-        one = sequential.next_round(rounds, found, stopping_rule, n_questions=len(setup.questions), n_samples=setup.samples)
-        if one is None:
-            return GridProgress(owed, len(cells))
-        rounds += (one,)
+        summaries = cell_summaries(answers.cells)
+        if not all(cell.key in summaries and summaries[cell.key].has_completion for cell in cells):
+            return GridProgress(n_pending, len(cells))
+        progress = _measure_progress(answers, rounds, config)
+        print_status(f"round {len(rounds)}: {rounds[-1].until} questions, {len(cells)} cells; PSS {progress.pss}")
+        following = sequential.next_round(
+            rounds, progress, stopping_rule, n_questions=len(setup.questions), n_samples=setup.samples
+        )
+        if following is None:
+            return GridProgress(n_pending, len(cells))
+        rounds += (following,)
 
 
 def read_rounds(run: Path) -> tuple[Round, ...]:
@@ -154,24 +155,24 @@ def _first_round(setup: EvalSetup) -> Round:
 
 
 def _cells_of_rounds(setup: EvalSetup, rounds: Sequence[Round]) -> list[Cell]:
-    cells, before = [], 0
+    cells, start = [], 0
     for one in rounds:
         asked = [persona for persona in setup.pool.personas if persona.id in one.personas]
-        cells += setup.build_grid([None, *asked], setup.questions[before : one.until])
-        before = one.until
+        cells += setup.build_grid([None, *asked], setup.questions[start : one.until])
+        start = one.until
     return cells
 
 
 def _describe_rounds(setup: EvalSetup, rounds: Sequence[Round]) -> dict[str, object]:
-    asked = describe_grid(setup.pool.personas, setup.questions[: rounds[-1].until], setup.samples)
-    return asked | {"rounds": [one.model_dump() for one in rounds]}
+    grid_json = describe_grid(setup.pool.personas, setup.questions[: rounds[-1].until], setup.samples)
+    return grid_json | {"rounds": [one.model_dump() for one in rounds]}
 
 
 def _measure_progress(answers: GridResults, rounds: Sequence[Round], config: StabilityConfig) -> SequentialProgress:
     mean_P_Q, baseline_Q = map(statistics.mean_over_samples, persona_and_baseline_scores(answers))
     ids = answers.persona_ids
-    found = sequential.measure_rounds(mean_P_Q, baseline_Q, rounds, ids, seed=config.seed, resamples=config.resamples)
-    return sequential.sequential_progress(found, ids)
+    by_persona = sequential.measure_rounds(mean_P_Q, baseline_Q, rounds, ids, seed=config.seed, resamples=config.resamples)
+    return sequential.sequential_progress(by_persona, ids)
 
 
 __all__ = [
@@ -195,39 +196,46 @@ def run_stability(
     """
     prepared, setup = prepare_stability(config, task, pool)
     warn_trained_personas(config.model, setup.pool)
-    asked = load_model(config.model, config.threads) if model is None else model
-    with cached_model(asked, config.cache, config.out) as cached:
+    loaded = load_model(config.model, config.threads) if model is None else model
+    with cached_model(loaded, config.cache, config.out) as cached:
         return evaluate_setup(cached, config, prepared, setup)
 
 
 def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: EvalSetup) -> StabilitySummary:
     """Like `run_stability`, for a model that is already loaded and a prepared setup."""
-    strategy, limits = STRATEGIES[config.strategy], build_stopping_rule(config)
-    if limits:
+    strategy, stopping_rule = STRATEGIES[config.strategy], build_stopping_rule(config)
+    if stopping_rule:
         setup = shuffle_questions(setup)
         check_same_rounds(config.out, setup)
-    first = first_round_cells(setup, limits) if limits else strategy.initial_cells(setup)
+    first = first_round_cells(setup, stopping_rule) if stopping_rule else strategy.initial_cells(setup)
     gains = ("strategy",) if strategy.is_full_grid else ()
     with RunDir.open(config.out, config, stability_identity(config, task, model), first, gains) as run:
-        what = f"stability {config.label or model.name}"
+        description = f"stability {config.label or model.name}"
         with run.track_usage(), Verifier() as verifier:
 
-            def answer(cells: Sequence[Cell], what: str) -> int:
+            def answer(cells: Sequence[Cell], description: str) -> int:
                 return run_cells(
-                    model, cells, config.sampling, run, lambda text, gold: verify_completion(task, text, gold, verifier), what
+                    model,
+                    cells,
+                    config.sampling,
+                    run,
+                    lambda text, gold: verify_completion(task, text, gold, verifier),
+                    description,
                 )
 
-            if limits:
-                asked = run_rounds(run, setup, config, limits, answer, what)
+            if stopping_rule:
+                progress = run_rounds(run, setup, config, stopping_rule, answer, description)
             else:
-                asked = _run_strategy(run, setup, first, strategy, answer, (what, f"{what}, {config.strategy}"))
-        missing = f"{config.out}: {asked.pending} of {asked.n_cells} cells have no score; run the same command again to fill them"
-        if asked.selection_pending:
-            raise IncompleteRunError(f"{missing}; no persona can be chosen before")
+                progress = _run_strategy(run, setup, first, strategy, answer, (description, f"{description}, {config.strategy}"))
+        missing = (
+            f"{config.out}: {progress.pending} of {progress.n_cells} cells have no score; run the same command again to fill them"
+        )
+        if progress.selection_pending:
+            raise IncompleteRunError(f"{missing}; until then no persona can be chosen")
         answers = read_grid_results(run.path)
         summary = measure_stability(run.path, answers)
         write_json(run.path / "metrics.json", _metrics_json(summary, run.path, answers))
-    if asked.pending:
+    if progress.pending:
         raise IncompleteRunError(missing)
     return summary
 
@@ -242,12 +250,14 @@ def _run_strategy(
 ) -> GridProgress:
     """Ask the initial cells of a strategy, then the follow-up cells that depend on them; `descriptions` has one text for each."""
     write_json(run.path / "grid.json", strategy.describe_grid(setup, ()))
-    owed = answer_cells(initial_cells, descriptions[0])
-    then = strategy.followup_cells(setup, run.cells())
-    if then:
-        write_json(run.path / "grid.json", strategy.describe_grid(setup, then))
-        owed += answer_cells(then, descriptions[1])
-    return GridProgress(owed, len(initial_cells) + len(then), selection_pending=strategy.selects_persona and not then)
+    n_pending = answer_cells(initial_cells, descriptions[0])
+    followups = strategy.followup_cells(setup, run.cells())
+    if followups:
+        write_json(run.path / "grid.json", strategy.describe_grid(setup, followups))
+        n_pending += answer_cells(followups, descriptions[1])
+    return GridProgress(
+        n_pending, len(initial_cells) + len(followups), selection_pending=strategy.selects_persona and not followups
+    )
 
 
 ASSUMED_DISCORDANCES = (0.1, 0.2, 0.3, 0.5)
@@ -262,16 +272,16 @@ def power_analysis(config: StabilityConfig) -> dict[str, str]:
     assert config.plan_power is not None
     effect, personas = config.plan_power, len(select_personas(config.personas))
     level = f"level {statistics.SIGNIFICANCE_LEVEL:g} (Holm), power {statistics.TARGET_POWER:g}"
-    about = f"{effect:g} against no persona, each of {personas} personas, {level}"
+    effect_text = f"{effect:g} against no persona, each of {personas} personas, {level}"
     grid = first_round_grid(config.out, read_stability_grid(config.out)) if (config.out / "records.jsonl").exists() else None
-    seen = (
+    measured = (
         None
         if grid is None
         else statistics.discordance(mean_over_samples(grid.correct_P_Q_S), mean_over_samples(grid.baseline_Q_S))
     )
-    facts = {"effect": about}
+    facts = {"effect": effect_text}
     for discordance, source in (
-        [(one, "assumed") for one in ASSUMED_DISCORDANCES] if seen is None else [(seen, f"as in {config.out}")]
+        [(one, "assumed") for one in ASSUMED_DISCORDANCES] if measured is None else [(measured, f"as in {config.out}")]
     ):
         needed = statistics.required_questions(effect, discordance, personas)
         smallest = statistics.minimum_detectable_effect(config.task.n, discordance, personas)
@@ -285,19 +295,19 @@ def preflight_stability(config: StabilityConfig) -> dict[str, str]:
     template_text(config.personas.template)
     strategy, (_, setup) = STRATEGIES[config.strategy], prepare_stability(config)
     check_model(config.model, contact=False)
-    personas = f"{len(setup.pool)}, and none"
-    if limits := build_stopping_rule(config):
-        cells, most = len(first_round_cells(setup, limits)), max_cells(setup, limits)
+    personas = f"{len(setup.pool)}, and no persona"
+    if stopping_rule := build_stopping_rule(config):
+        cells, maximum = len(first_round_cells(setup, stopping_rule)), max_cells(setup, stopping_rule)
         return {
             "questions": f"{len(setup.questions)} at most", "personas": personas,
-            "cells": f"{cells} first, at most {most}, at most {most * config.sampling.max_new_tokens} new tokens",
+            "cells": f"{cells} first, at most {maximum}, at most {maximum * config.sampling.max_new_tokens} new tokens",
         }  # fmt: skip
-    cells, then = len(strategy.initial_cells(setup)), strategy.max_followups(setup)
-    more = f", then at most {then}" if then else ""
+    cells, followups = len(strategy.initial_cells(setup)), strategy.max_followups(setup)
+    followup_text = f", then at most {followups}" if followups else ""
     facts = {
         "questions": str(len(setup.questions)),
         "personas": personas,
-        "cells": f"{cells}{more}, at most {(cells + then) * config.sampling.max_new_tokens} new tokens",
+        "cells": f"{cells}{followup_text}, at most {(cells + followups) * config.sampling.max_new_tokens} new tokens",
     }
     return facts if config.strategy == "none" else {"strategy": config.strategy} | facts
 
@@ -308,13 +318,15 @@ def prepare_stability(
     """Load task, questions and personas. Raises ConfigError or DataError if the configuration or the data are invalid."""
     task, questions = load_questions(config.task) if given_task is None else (given_task.task, given_task.questions)
     pool = select_personas(config.personas) if given_pool is None else given_pool
-    seen = trained_question_hashes(config.model, config.exclude_plans)
-    check_contamination(questions, seen)
-    choosing = load_selection_questions(config, questions, seen) if STRATEGIES[config.strategy].selects_persona else ()
-    wording = PromptFormat(
+    trained_hashes = trained_question_hashes(config.model, config.exclude_plans)
+    check_contamination(questions, trained_hashes)
+    selection_questions = (
+        load_selection_questions(config, questions, trained_hashes) if STRATEGIES[config.strategy].selects_persona else ()
+    )
+    prompt_format = PromptFormat(
         task.prompt, config.personas.template, config.personas.empty_system_prompt, require_distinct_templates(config.templates)
     )
-    return task, EvalSetup(questions, pool, wording, config.samples, config.seed, choosing)
+    return task, EvalSetup(questions, pool, prompt_format, config.samples, config.seed, selection_questions)
 
 
 def require_distinct_templates(templates: Sequence[str]) -> tuple[str, ...]:
@@ -323,13 +335,13 @@ def require_distinct_templates(templates: Sequence[str]) -> tuple[str, ...]:
     for place, text in enumerate(texts):
         if text in texts[:place]:
             raise ConfigError(
-                f"templates: {templates[place]!r} says the same as {templates[texts.index(text)]!r}; give each once"
+                f"templates: {templates[place]!r} has the same text as {templates[texts.index(text)]!r}; give each text once"
             )
     return tuple(templates)
 
 
 def stability_identity(config: StabilityConfig, task: Task, model: Model) -> dict[str, Any]:
-    """The identity of a run: what all its cells have in common."""
+    """The identity of a run: the settings that all its cells share."""
     plain = grid_identity(config, task) | {
         "model": model.fingerprint,
         "default_system": None if config.personas.empty_system_prompt else model.default_system,
@@ -351,8 +363,10 @@ def grid_identity(config: StabilityConfig, task: Task) -> dict[str, Any]:
 
 def _metrics_json(summary: StabilitySummary, run: Path, answers: GridResults) -> Mapping[str, Any]:
     """Content of metrics.json: stability measures; measures of a strategy ("strategy") and of several templates ("crossed")."""
-    more = {"strategy": measure_strategy(run, answers), "crossed": measure_template_effects(run, answers)}
-    return summary.model_dump(mode="json") | {name: one.model_dump(mode="json") for name, one in more.items() if one is not None}
+    additional = {"strategy": measure_strategy(run, answers), "crossed": measure_template_effects(run, answers)}
+    return summary.model_dump(mode="json") | {
+        name: one.model_dump(mode="json") for name, one in additional.items() if one is not None
+    }
 
 
 def measure_template_effects(run: Path, answers: GridResults | None = None) -> TemplateEffects | None:

@@ -145,27 +145,27 @@ def compute_text_metrics(
     text_N, persona_N = [one.text for one in answers], [one.persona_id for one in answers]
     unit_N = persona_N if unit == "personas" else [one.question_id for one in answers]
     ids = sorted(set(persona_N))
-    over = ClusterBootstrap(unit_N, seed_from(seed, "unjudged"), resamples)
+    bootstrap = ClusterBootstrap(unit_N, seed_from(seed, "unjudged"), resamples)
     each_1, each_2 = (distinct_n_per_persona(text_N, persona_N, n, DISTINCT_NGRAMS_PER_PERSONA) for n in (1, 2))
-    over_personas = over._replace(unit_N=list(each_1))
-    broken_N = [find_character_breaks(one.text, persona_texts[one.persona_id]) for one in answers]
+    persona_bootstrap = bootstrap._replace(unit_N=list(each_1))
+    breaks_N = [find_character_breaks(one.text, persona_texts[one.persona_id]) for one in answers]
     echo_N_P = text_stats.persona_word_echoes(text_N, [persona_texts[id] for id in ids])
     own_N, others_N = text_stats.own_and_other_echoes(echo_N_P, [ids.index(id) for id in persona_N])
     return TextMetrics(
-        break_rate=over.rate([bool(found) for found in broken_N]),
-        breaks_by_rule=_count_by_rule(broken_N),
-        break_examples=_pick_break_examples(answers, broken_N),
-        words=over.mean([len(text_stats.tokenize_words(text)) for text in text_N]),
-        characters=over.mean([len(text) for text in text_N]),
-        truncated_share=over.rate([one.truncated for one in answers]),
-        repetition_rate=over.rate([text_stats.has_repeated_ngram(text) for text in text_N]),
+        break_rate=bootstrap.rate([bool(found) for found in breaks_N]),
+        breaks_by_rule=_count_by_rule(breaks_N),
+        break_examples=_pick_break_examples(answers, breaks_N),
+        words=bootstrap.mean([len(text_stats.tokenize_words(text)) for text in text_N]),
+        characters=bootstrap.mean([len(text) for text in text_N]),
+        truncated_share=bootstrap.rate([one.truncated for one in answers]),
+        repetition_rate=bootstrap.rate([text_stats.has_repeated_ngram(text) for text in text_N]),
         distinct_1=distinct_n_overall(text_N, unit_N, 1, DISTINCT_NGRAMS),
         distinct_2=distinct_n_overall(text_N, unit_N, 2, DISTINCT_NGRAMS),
-        distinct_1_per_persona=over_personas.mean(each_1.values()),
-        distinct_2_per_persona=over_personas.mean(each_2.values()),
-        echo_own=over.rate(own_N),
-        echo_others=over.mean(others_N),
-        echo=over.mean(own_N - others_N),
+        distinct_1_per_persona=persona_bootstrap.mean(each_1.values()),
+        distinct_2_per_persona=persona_bootstrap.mean(each_2.values()),
+        echo_own=bootstrap.rate(own_N),
+        echo_others=bootstrap.mean(others_N),
+        echo=bootstrap.mean(own_N - others_N),
         resampling_unit=unit,
         n_personas=len(ids),
         n_answers=len(answers),
@@ -175,12 +175,12 @@ def compute_text_metrics(
 
 def read_persona_texts(run: Path, cells: Sequence[Cell]) -> dict[str, str]:
     """Persona texts by id, from grid.json, or from the messages of a persona's first cell if grid.json lacks the text."""
-    said: dict[str, str] = RunReader(run).grid.get("persona_texts", {})
-    found: dict[str, str] = {}
+    grid_texts: dict[str, str] = RunReader(run).grid.get("persona_texts", {})
+    texts: dict[str, str] = {}
     for cell in cells:
-        if cell.persona_id is not None and cell.persona_id not in found:
-            found[cell.persona_id] = said.get(cell.persona_id) or persona_prompt(cell.messages)
-    return found
+        if cell.persona_id is not None and cell.persona_id not in texts:
+            texts[cell.persona_id] = grid_texts.get(cell.persona_id) or persona_prompt(cell.messages)
+    return texts
 
 
 def resampling_unit(config: Mapping[str, Any]) -> ResamplingUnit:
@@ -194,18 +194,18 @@ def _is_truncated(cell: Cell) -> bool | None:
     return None if cell.completion.finish is None else cell.completion.finish == "length"
 
 
-def _count_by_rule(broken_N: Sequence[Sequence[CharacterBreak]]) -> dict[str, int]:
-    counts = Counter(rule for found in broken_N for rule in {one.rule for one in found})
+def _count_by_rule(breaks_N: Sequence[Sequence[CharacterBreak]]) -> dict[str, int]:
+    counts = Counter(rule for found in breaks_N for rule in {one.rule for one in found})
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def _pick_break_examples(
-    answers: Sequence[PersonaAnswer], broken_N: Sequence[Sequence[CharacterBreak]]
+    answers: Sequence[PersonaAnswer], breaks_N: Sequence[Sequence[CharacterBreak]]
 ) -> tuple[BreakExample, ...]:
     """The first break of up to `MAX_BREAK_EXAMPLES` answers, evenly spread over the answers with a break."""
-    broken = [(one, found[0]) for one, found in zip(answers, broken_N, strict=True) if found]
-    step = max(1, -(-len(broken) // MAX_BREAK_EXAMPLES))
-    return tuple(_to_break_example(one, first) for one, first in broken[::step])
+    with_break = [(one, found[0]) for one, found in zip(answers, breaks_N, strict=True) if found]
+    step = max(1, -(-len(with_break) // MAX_BREAK_EXAMPLES))
+    return tuple(_to_break_example(one, first) for one, first in with_break[::step])
 
 
 def _to_break_example(answer: PersonaAnswer, character_break: CharacterBreak) -> BreakExample:

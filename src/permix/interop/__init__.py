@@ -1,1 +1,1 @@
-"""Logs and files of other programs, read and written."""
+"""Read and write logs and files of other programs."""

@@ -1,10 +1,10 @@
-"""Reading and writing logs of inspect_ai, with its own library.
+"""Read and write logs of inspect_ai, with its own library.
 
 Reading: an entry is one log (.eval or .json) or a folder of them; each log becomes a `LogSource`, each of its samples a cell. A
 sample's persona is the field `persona` of its metadata, else its system message, else None. Its question is its prompt without
-system messages; its epoch, counted from 1, is our sample. In a log of one persona the sample id identifies the question; in a log
-of several personas the question's text does, since ids differ by persona. A sample that ended in an error becomes a failure. All
-logs must have the same model, task, scorer and sampling.
+system messages. Its epoch, counted from 1, is the cell's sample, counted from 0. In a log of one persona the sample id identifies
+the question. In a log of several personas the question's text does, since ids differ by persona. A sample that ended in an error
+becomes a failure. All logs must have the same model, task, scorer and sampling.
 
 Writing: a run becomes one log that `inspect view` and `read_eval_log` open, with one sample per cell. A failed cell is a sample
 with an error, a cell without a verdict is unscored, a cell without a record is left out.
@@ -47,7 +47,7 @@ FINISH_BY_STOP_REASON = {"stop": "stop", "max_tokens": "length", "model_length":
 
 
 class SamplePrompt(NamedTuple):
-    """A sample's messages, its system text (None if there is none), and the text of its other messages: the question."""
+    """A sample's messages, its system text (or None), and the text of its other messages: the question."""
 
     messages: tuple[Message, ...]
     system_prompt: str | None
@@ -70,7 +70,7 @@ def parse_sample_prompt(sample: "EvalSample", system_prompt: str | None) -> Samp
 
 
 def _prompt_messages(sample: "EvalSample") -> list[Message]:
-    """The messages before the first generated one. The input alone would not do: solvers may add messages to it."""
+    """The messages before the first generated one. `sample.input` is not enough, since solvers may add messages to it."""
     input_messages = [] if isinstance(sample.input, str) else sample.input
     # Assistant messages of the input are few-shot examples, not generated.
     examples_left = sum(one.role == "assistant" for one in input_messages)
@@ -115,7 +115,7 @@ def exported_sample_info(sample: "EvalSample") -> Mapping[str, Any]:
 def parse_inspect_sample(
     sample: "EvalSample", prompt: SamplePrompt, persona_id: str | None, question_id: str, scorer: str | None, where: str
 ) -> LoggedCell:
-    """The sample as a cell, with the verdict of `scorer` (none if None). Raises DataError for a score that is no verdict."""
+    """The sample as a cell, with the verdict of `scorer` if given. Raises DataError if the score is no verdict."""
     where = f"{where}: sample {sample.id!r}, epoch {sample.epoch}"
     completion, failure = _completion_or_failure(sample)
     verdict = None
@@ -174,7 +174,7 @@ IGNORED_GENERATE_FIELDS = frozenset(
 
 
 def require_inspect_ai() -> None:
-    """Raise ConfigError naming the extra to install if inspect_ai is missing."""
+    """Raise ConfigError, naming the extra to install, if inspect_ai is missing."""
     try:
         import inspect_ai.log  # noqa: F401
     except ImportError as error:
@@ -182,30 +182,30 @@ def require_inspect_ai() -> None:
 
 
 def read_inspect_logs(entry: NamedLogPath, config: ImportConfig) -> list[LogSource]:
-    """Every log at the entry's path. Raises ConfigError or DataError naming log, sample and field of what cannot be used."""
+    """Read every log at the entry's path. Raises ConfigError or DataError, naming log, sample and field of an unusable part."""
     require_inspect_ai()
     logs = [(path, _read_log(path)) for path in find_log_files(entry.path)]
     selected = [(path, log) for path, log in logs if config.task in (None, log.eval.task)]
     if not selected:
         tasks = ", ".join(dict.fromkeys(log.eval.task for _, log in logs))
-        raise DataError(f"task = {config.task!r}: {entry.path} has {tasks}")
+        raise DataError(f"task = {config.task!r}: is not in {entry.path}; it has {tasks}")
     return [_to_log_source(path, log, entry, config) for path, log in selected]
 
 
 def find_log_files(path: Path) -> list[Path]:
-    """The log itself, or every log below a folder. Raises DataError if there is none."""
+    """The log itself, or every log below a folder. Raises DataError if there is no log."""
     if path.is_file():
         return [path]
     found = sorted(one for one in path.rglob("*") if one.suffix in LOG_SUFFIXES and one.is_file()) if path.is_dir() else []
     if not found:
-        raise DataError(f"{path}: no such log, or a folder without any; logs end in {' or '.join(LOG_SUFFIXES)}")
+        raise DataError(f"{path}: no such log, or a folder without logs; logs end in {' or '.join(LOG_SUFFIXES)}")
     return found
 
 
 def _to_log_source(path: Path, log: "EvalLog", entry: NamedLogPath, config: ImportConfig) -> LogSource:
     samples = _samples_in_order(log)
     if not samples:
-        raise DataError(f"{path}: holds no samples (status {log.status}); a log written with log_samples has them")
+        raise DataError(f"{path}: has no samples (status {log.status}); inspect_ai writes them with log_samples")
     system_prompt = log.eval.model_generate_config.system_message
     prompts = [parse_sample_prompt(sample, system_prompt) for sample in samples]
     personas = [_persona_id(sample, prompt, entry, config, path) for sample, prompt in zip(samples, prompts, strict=True)]
@@ -253,7 +253,9 @@ def _persona_id(sample: "EvalSample", prompt: SamplePrompt, entry: NamedLogPath,
     if entry.name is None:
         return sample_persona_id(sample, prompt, config.persona_key, str(path))
     if entry.persona_id is not None and prompt.system_prompt is None:
-        raise DataError(f"{path}: sample {sample.id!r} has no system message, so it was not asked as {entry.persona_id!r}")
+        raise DataError(
+            f"{path}: sample {sample.id!r} has no system message, so it was not asked with the persona {entry.persona_id!r}"
+        )
     return entry.persona_id
 
 
@@ -269,7 +271,7 @@ def _scorer_names(samples: Sequence["EvalSample"]) -> list[str]:
 
 
 def _persona_texts(personas: Sequence[str | None], prompts: Sequence[SamplePrompt], path: Path) -> dict[str, str]:
-    """The system text of each persona, its id where it has none. Raises DataError if a persona has two texts."""
+    """The system text of each persona, or its id if it has no system text. Raises DataError if a persona has two texts."""
     texts: dict[str, str] = {}
     for id, prompt in zip(personas, prompts, strict=True):
         text = prompt.system_prompt or id
@@ -289,7 +291,7 @@ def _default_system_prompt(personas: Sequence[str | None], prompts: Sequence[Sam
 def _dataset_question_ids(log: "EvalLog", logged_cells: Sequence[LoggedCell]) -> list[str]:
     """All ids of the log's data set, so that samples that were never logged count as missing.
 
-    Empty for a log that permix wrote: there the cells name their questions by other ids.
+    Empty for a log that permix wrote, since its cells have other question ids than its data set.
     """
     logged = {one.cell.question_id for one in logged_cells}
     dataset_ids = [str(id) for id in log.eval.dataset.sample_ids or ()]
@@ -356,7 +358,7 @@ def _build_log(run: ExportableRun) -> "EvalLog":
 
 
 def _build_samples(cells: Sequence[Cell]) -> "Iterable[EvalSample]":
-    """One per cell; the metadata of each has the seeds of all samples of its question, 0 for a sample without a record."""
+    """Yield one sample per cell. Its metadata has the seeds of all samples of the question, 0 for a sample without a record."""
     seeds: dict[str, dict[int, int]] = {}
     for cell in cells:
         seeds.setdefault(cell.question_id, {})[cell.sample] = cell.seed
@@ -411,7 +413,7 @@ def _to_inspect_score(cell: Cell) -> "Score":
 
     verdict = cell.verdict
     if verdict is None or verdict.correct is None:
-        return Score.unscored(answer=verdict and verdict.extracted, reason=(verdict and verdict.error) or "not judged")
+        return Score.unscored(answer=verdict and verdict.extracted, reason=(verdict and verdict.error) or "not scored")
     return Score(value="C" if verdict.correct else "I", answer=verdict.extracted)
 
 

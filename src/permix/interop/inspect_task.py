@@ -5,8 +5,8 @@
     permix import --inspect logs
 
 A sample of inspect_ai is a persona × question: its messages, its target, and in its metadata the persona and the question id. Its
-epochs are our samples, each with the seed that `permix stability` would send. The scorer checks answers as `permix stability`
-does; an answer that it cannot check is unscored, not wrong. Needs `pip install permix[inspect]`.
+epochs are the samples of the grid, each with the seed that `permix stability` would send. The scorer checks answers as
+`permix stability` does; an answer that it cannot check is unscored, not wrong. Needs `pip install permix[inspect]`.
 """
 
 import asyncio
@@ -77,12 +77,12 @@ def _build_config(config: str | None, task_fields: dict[str, Any], pool: str | N
     stability_config = build_config(StabilityConfig, values, source=config or "-T")
     for field in ("strategy", "templates", "budget", "precision"):
         if (value := getattr(stability_config, field)) != StabilityConfig.model_fields[field].default:
-            raise ConfigError(f"{config}: {field} = {value!r}: a task of inspect_ai asks the plain grid; leave it out")
+            raise ConfigError(f"{config}: {field} = {value!r}: a task of inspect_ai asks only the full grid; leave it out")
     return stability_config
 
 
 def _build_samples(cells: Sequence[Cell]) -> list[Sample]:
-    """One per persona × question. The samples of a persona × question must be next to each other in `cells`."""
+    """One sample per persona × question. The cells of a persona × question must be next to each other in `cells`."""
     samples = []
     for (persona, question), group in groupby(cells, key=lambda cell: (cell.persona_id, cell.question_id)):
         cells_S = list(group)

@@ -1,4 +1,4 @@
-r"""Reading and writing the logs of lm-evaluation-harness.
+r"""Read and write the logs of lm-evaluation-harness.
 
 Reading: the harness is run with `--log_samples --output_path DIR`, once per persona with `--system_instruction`. A run writes two
 files: samples_TASK_DATE.jsonl, with a line per document and filter, and results_DATE.json, with the model, the task's
@@ -64,7 +64,7 @@ MAX_TOKENS_FIELDS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_comple
 
 
 class LoggedPrompt(NamedTuple):
-    """The messages sent, and their text without the persona (None where the two cannot be separated)."""
+    """The messages sent, and their text without the persona (None if the two cannot be separated)."""
 
     messages: tuple[Message, ...]
     question_text: str | None
@@ -97,7 +97,7 @@ def read_exported_cell_info(row: DatasetRow) -> ExportedCellInfo | None:
 def parse_harness_row(
     row: DatasetRow, question_id: str, persona_id: str | None, metric: str | None, system_instruction: str | None
 ) -> Iterator[LoggedCell]:
-    """A cell for every answer of a line, with the verdict of `metric` (none if None). Raises DataError naming line and field."""
+    """Yield a cell for every answer of a line, with the verdict of `metric` if given. Raises DataError naming line and field."""
     info = read_exported_cell_info(row) or ExportedCellInfo(persona_id=persona_id, question_id=question_id, sample=0, seed=0)
     prompt, texts = _parse_prompt(row, system_instruction), _answer_texts(row)
     if metric is not None and len(texts) > 1:
@@ -113,7 +113,7 @@ def parse_harness_row(
 
 
 def generation_settings(rows: Sequence[DatasetRow]) -> dict[str, Any]:
-    """The generation settings of all documents; empty for multiple choice. Raises DataError where two documents differ."""
+    """The generation settings of all documents; empty for multiple choice. Raises DataError if two documents differ."""
     settings = [one if isinstance(one := _requests(row)[0].get("arg_1"), dict) else {} for row in rows]
     for row, one in zip(rows, settings, strict=True):
         require_equal_fields(settings[0], one, rows[0].where, row.where, "arguments.gen_args_0.arg_1")
@@ -121,7 +121,7 @@ def generation_settings(rows: Sequence[DatasetRow]) -> dict[str, Any]:
 
 
 def parse_sampling(generation: Mapping[str, Any]) -> ImportedSamplingConfig:
-    """The harness's generation settings as ours. `do_sample = false` is temperature 0, whatever temperature it names."""
+    """Convert the harness's generation settings. `do_sample = false` is temperature 0, whatever temperature is set."""
     max_new_tokens = next((generation[name] for name in MAX_TOKENS_FIELDS if generation.get(name) is not None), None)
     greedy = generation.get("do_sample") is False
     return ImportedSamplingConfig(
@@ -195,7 +195,7 @@ MODEL_FIELDS = ("model", "model_args", "model_sha", "model_dtype", "gen_kwargs",
 
 
 class HarnessResults(NamedTuple):
-    """results_DATE.json: its `fields`, and in them the configuration (`config`) of one task."""
+    """The content of results_DATE.json (`fields`), and the configuration of one task in it (`config`)."""
 
     path: Path
     task: str
@@ -213,7 +213,7 @@ class HarnessResults(NamedTuple):
 
     @property
     def details(self) -> dict[str, Any]:
-        """The fields that determine the model and, but for the persona, the prompts: equal in all logs that can be merged."""
+        """The fields that determine the model and the prompts, except the persona. They must be equal in all logs of a merge."""
         run_config = self.fields.get("config") or {}
         task_fields = {f"{name}.{self.task}": (self.fields.get(name) or {}).get(self.task) for name in ("n-shot", "versions")}
         chat_fields = {name: self.fields.get(name) for name in ("chat_template_sha", "fewshot_as_multiturn", "lm_eval_version")}
@@ -222,7 +222,7 @@ class HarnessResults(NamedTuple):
 
 
 def read_lm_eval_log(entry: NamedLogPath, config: ImportConfig) -> LogSource:
-    """One run of the harness. Raises DataError naming file, line and field of what cannot be used."""
+    """Read one run of the harness. Raises DataError, naming file, line and field, if a part is unusable."""
     path = find_samples_file(entry.path, config.task)
     results = read_harness_results(path)
     rows = _select_filter(read_file_rows(path), config, path)
@@ -244,7 +244,7 @@ def read_lm_eval_log(entry: NamedLogPath, config: ImportConfig) -> LogSource:
 
 
 def find_samples_file(path: Path, task: str | None) -> Path:
-    """The samples file at `path`, or the only one below it. Raises DataError if there is none, or several."""
+    """The samples file at `path`, or the only one below it. Raises DataError if there is no such file, or several."""
     if path.is_file():
         return path
     if not path.is_dir():
@@ -253,23 +253,23 @@ def find_samples_file(path: Path, task: str | None) -> Path:
         file: match["task"] for file in sorted(path.rglob("samples_*.jsonl")) if (match := SAMPLES_FILE_NAME.fullmatch(file.name))
     }
     if not task_of:
-        raise DataError(f"{path}: holds no samples_TASK_DATE.jsonl; the harness writes it with --log_samples --output_path")
+        raise DataError(f"{path}: has no samples_TASK_DATE.jsonl; the harness writes it with --log_samples --output_path")
     selected = select_option(list(dict.fromkeys(task_of.values())), task, field="task", where=str(path))
     files = [file for file, file_task in task_of.items() if file_task == selected]
     if len(files) > 1:
-        raise DataError(f"{path}: holds {len(files)} runs of {selected}: {', '.join(map(str, files))}; give one file")
+        raise DataError(f"{path}: has {len(files)} runs of {selected}: {', '.join(map(str, files))}; give one of these files")
     return files[0]
 
 
 def read_harness_results(samples: Path) -> HarnessResults:
-    """The results file with the date of the samples file, in the same folder. Raises DataError."""
+    """Read the results file with the date of the samples file, in the same folder. Raises DataError if it is unusable."""
     match = SAMPLES_FILE_NAME.fullmatch(samples.name)
     if match is None:
         raise DataError(f"{samples}: is not named samples_TASK_DATE.jsonl, so its results_DATE.json cannot be found")
     path = samples.with_name(f"results_{match['date']}.json")
     if not path.exists():
         raise DataError(
-            f"{path}: no such file; it names the model and its settings, and must be in the same folder as {samples.name}"
+            f"{path}: no such file; it has the model and its settings, and must be in the same folder as {samples.name}"
         )
     values = read_json(path)
     configs = values.get("configs")
@@ -280,16 +280,18 @@ def read_harness_results(samples: Path) -> HarnessResults:
 
 
 def _select_filter(rows: Sequence[DatasetRow], config: ImportConfig, path: Path) -> list[DatasetRow]:
-    """The lines of one filter; a document has a line per filter. With `answer` any filter will do: all have equal completions."""
+    """The lines of one filter; a document has a line per filter. With `answer` any filter works: all have equal completions."""
     filters = list(dict.fromkeys(str(row.value("filter")) for row in rows))
     selected = filters[0] if config.answer else select_option(filters, config.filter, field="filter", where=str(path))
     return [row for row in rows if row.fields["filter"] == selected]
 
 
 def _has_persona(entry: NamedLogPath, results: HarnessResults) -> bool:
-    """Whether the log has a persona. Raises DataError when the entry names one but the model had no system instruction."""
+    """Whether the log has a persona. Raises DataError if the entry names one but the model had no system instruction."""
     if entry.persona_id is not None and results.system_instruction is None:
-        raise DataError(f"{results.path}: system_instruction is missing, so nothing was asked as {entry.persona_id!r}")
+        raise DataError(
+            f"{results.path}: system_instruction is missing, so nothing was asked with the persona {entry.persona_id!r}"
+        )
     return results.system_instruction is not None if entry.name is None else entry.persona_id is not None
 
 
@@ -307,13 +309,13 @@ def _persona_id_of_row(row: DatasetRow, results: HarnessResults) -> str | None:
 
 
 def _persona_texts(logged_cells: Sequence[LoggedCell], results: HarnessResults) -> dict[str, str]:
-    """The system instruction as the text of each persona; without one (the persona is in the user's message) its id."""
+    """Persona id to text: the system instruction, or the id if there is no system instruction (persona in the user's message)."""
     persona_ids = {one.cell.persona_id for one in logged_cells} - {None}
     return {id: results.system_instruction or id for id in persona_ids if id is not None}
 
 
 def _rows_by_question_id(task: str, rows: Sequence[DatasetRow]) -> Iterator[tuple[str, DatasetRow]]:
-    """(question id, row) of each document in order of doc_id. The second document with the same hash gets "#2", and so on."""
+    """Yield (question id, row) of each document by doc_id. The second document with the same hash gets "#2", and so on."""
     seen: Counter[str] = Counter()
     for row in sorted(rows, key=_doc_id):
         doc_hash = row.text("doc_hash")
@@ -332,7 +334,7 @@ EXPORT_METRIC, EXPORT_FILTER = "exact_match", "none"
 
 
 def write_lm_eval_logs(run: ExportableRun, out: Path) -> dict[str, str]:
-    """Write one folder per persona that has a score; returns facts to print."""
+    """Write one folder per persona that has at least one score; returns facts to print."""
     folders = []
     for number, persona_id in enumerate((None, *run.results.persona_ids)):
         scored = [
@@ -371,7 +373,7 @@ def _sample_line(doc_id: int, cell: Cell, run: ExportableRun) -> dict[str, Any]:
 
 
 def _generation_kwargs(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are known, under the harness's names."""
+    """The known settings, under the harness's names."""
     values = {"temperature": sampling["temperature"], "top_p": sampling["top_p"], "max_gen_toks": sampling["max_new_tokens"]}
     known = {name: value for name, value in values.items() if value is not None}
     return {"until": [], **({"do_sample": known["temperature"] != 0} if "temperature" in known else {}), **known}

@@ -1,18 +1,13 @@
-"""What the logs of one model hold, gathered into one grid; what does not belong together is refused.
+"""Merge the logs of another program into one grid, convert its scores to verdicts, and read a run for export.
 
-Contract: a reader turns each log into a `LogSource`, whose cells are ours already. `merge_logs` puts them together only when
-they asked
-the same model the same questions in the same way, and raises DataError naming the field that differs otherwise. Cells that one
-persona lacks are no difference: they are missing, and counted as such.
+Merging: a reader turns each log into a `LogSource` with permix cells. `merge_logs` accepts only logs that asked the same model
+the same questions in the same way; else it raises DataError naming the field that differs. Cells that one persona lacks are
+allowed: they count as missing.
 
-A stability run as the writers of other programs' files want it.
+Verdicts: 1 is right and 0 is wrong, in every form that the programs use. NaN and None mean no score. Any other value raises
+DataError, since rounding it would invent a result.
 
-Contract: from the records alone; DataError for what is no stability run, holds no records, or is more than a log can say.
-
-A score of another program as a verdict of ours: right, wrong, or none.
-
-Contract: 1 is right and 0 is wrong, in whatever dress the program gives them. NaN and None are no score. Whatever lies between
-has no place in a verdict and is refused with its value: rounding it would invent a result.
+Export: `read_exportable_run` uses the records alone, and refuses a run that the other program's log format cannot hold.
 """
 
 import json
@@ -31,7 +26,7 @@ from permix.types import Cell, CellKey, Persona, Question, Verdict, canonical_te
 
 
 class ExportableRun(NamedTuple):
-    """What the writers are given: a run's configuration and identity, when it was made, and its grid."""
+    """The input of the writers: a run's configuration, identity, time of creation (ISO 8601) and grid."""
 
     config: Mapping[str, Any]
     identity: Mapping[str, Any]
@@ -48,7 +43,7 @@ class ExportableRun(NamedTuple):
 
     @property
     def file_date(self) -> str:
-        """As both programs write it into a file's name."""
+        """The time of creation as both programs write it into file names."""
         return self.created[:19].replace(":", "-")
 
     @property
@@ -57,31 +52,32 @@ class ExportableRun(NamedTuple):
         return sampling
 
     def cells_of_persona(self, persona_id: str | None) -> list[Cell]:
-        """The recorded cells of one persona, in the order they were asked."""
-        every = (
+        """The recorded cells of one persona, ordered by question and sample."""
+        cells = (
             self.results.get_cell(persona_id, question, sample)
             for question in self.results.question_ids
             for sample in range(self.results.samples)
         )
-        return [cell for cell in every if cell is not None]
+        return [cell for cell in cells if cell is not None]
 
 
 def read_exportable_run(path: Path) -> ExportableRun:
+    """Read a stability run. Raises DataError if it has another stage, no records, rounds, or several templates."""
     run = RunReader(path)
     if run.stage != "stability":
-        raise DataError(f"{path}: config.json has stage {run.config.get('stage')!r}; a stability run can be exported")
-    identity, answers = run.identity, grid_results(run)
-    if not answers.grid_summaries:
-        raise DataError(f"{path}: holds no records yet")
+        raise DataError(f"{path}: config.json has stage {run.config.get('stage')!r}; only stability runs can be exported")
+    identity, results = run.identity, grid_results(run)
+    if not results.grid_summaries:
+        raise DataError(f"{path}: has no records yet")
     if read_rounds(path):
-        raise DataError(f"{path}: its cells were spent where they decide (budget, precision); a log knows of whole grids alone")
-    if answers.templates != ("",):
-        raise DataError(f"{path}: asks in {len(answers.templates)} wordings (templates); a log knows of one")
-    return ExportableRun(run.config, identity, run.provenance["created"], answers)
+        raise DataError(f"{path}: is a sequential run (budget, precision); a log can only hold a full grid")
+    if results.templates != ("",):
+        raise DataError(f"{path}: uses {len(results.templates)} templates; a log can only hold one")
+    return ExportableRun(run.config, identity, run.provenance["created"], results)
 
 
 def slug(text: str) -> str:
-    """A part of a file's name that reads like the text; different texts may have the same."""
+    """A readable part of a file name, made from the text; different texts can have the same slug."""
     return re.sub(r"[^a-z0-9]+", "-", text.casefold()).strip("-")[:40]
 
 
@@ -90,7 +86,7 @@ INSPECT_GRADES = {"C": True, "I": False, "N": False}
 
 
 def to_verdict(value: Any, extracted: str | None, *, field: str, where: str) -> Verdict:
-    """Raises DataError naming the field and the value of what is neither 0 nor 1 nor missing."""
+    """Convert a score of another program. Raises DataError, naming field and value, if it is neither 0, 1 nor missing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return Verdict(correct=None, extracted=extracted, error=f"{field} is {value}: not scored")
     if isinstance(value, str) and value in INSPECT_GRADES:
@@ -98,13 +94,13 @@ def to_verdict(value: Any, extracted: str | None, *, field: str, where: str) -> 
     if isinstance(value, bool | int | float) and value in (0, 1):
         return Verdict(correct=bool(value), extracted=extracted)
     raise DataError(
-        f"{where}: {field} = {value!r}: a verdict is right or wrong (1 or 0, true or false, C or I); name another score with "
-        "--metric, or have every answer judged again with --answer"
+        f"{where}: {field} = {value!r}: a verdict is right or wrong (1 or 0, true or false, C or I); choose another score with "
+        "--metric, or score every answer again with --answer"
     )
 
 
 def select_option(found: list[str], wanted: str | None, *, field: str, where: str) -> str:
-    """The one that counts, of those there are. Raises DataError naming them when it is not there, or was not chosen."""
+    """Return `wanted`, or the only option. Raises DataError, naming the options, if `found` lacks it or `wanted` is needed."""
     if wanted is None and len(found) == 1:
         return found[0]
     if wanted in found:
@@ -112,31 +108,32 @@ def select_option(found: list[str], wanted: str | None, *, field: str, where: st
     known = ", ".join(found) or "none"
     if wanted is None and found:
         raise DataError(f"{where}: more than one {field}: {known}; choose with --{field}")
-    raise DataError(
-        f"{where}: {field} {'is missing' if wanted is None else f'= {wanted!r}: there is no such one'}; it has {known}"
-    )
+    raise DataError(f"{where}: {field} {'is missing' if wanted is None else f'= {wanted!r}: is not in the log'}; it has {known}")
 
 
 NO_PERSONA_NAME = "none"
-"""The name that means no persona, where a persona is named on the command line."""
+"""The persona name on the command line that means no persona."""
 
 MAX_REPR_CHARS = 80
 
 
 class NamedLogPath(NamedTuple):
-    """One "NAME=PATH" or "PATH" of a configuration; `name` is None where the log itself says who was asked."""
+    """One "NAME=PATH" or "PATH" of a configuration. `name` is None if the log itself names its persona."""
 
     name: str | None
     path: Path
 
     @property
     def persona_id(self) -> str | None:
-        """Of an entry with a name."""
+        """The persona of an entry with a name; None means no persona."""
         return None if self.name == NO_PERSONA_NAME else self.name
 
 
 class LoggedCell(NamedTuple):
-    """A cell of a log. `words`: the question as it was put, without the persona; None where the two cannot be told apart."""
+    """A cell of a log. `question_text` is the question without the persona, or None if the log does not separate the two.
+
+    `where` names the place in the log, for messages.
+    """
 
     cell: Cell
     question_text: str | None
@@ -144,10 +141,10 @@ class LoggedCell(NamedTuple):
 
 
 class LogSource(NamedTuple):
-    """One log: what must be the same in all of them, who was asked (id → text), and the cells.
+    """One log: the settings that must be equal in all logs, its personas (id → text), and its cells.
 
-    `details` is all else that must agree; `question_ids` those that were asked, also without a cell; `permix_identity` the
-    identity of the permix run that the log was exported from.
+    `details` holds all further settings that must be equal. `question_ids` are all questions asked, also those without a cell.
+    `permix_identity` is the identity of the permix run that the log was exported from.
     """
 
     where: str
@@ -170,7 +167,7 @@ class LogSource(NamedTuple):
 
 
 class MergedLogs(NamedTuple):
-    """The grid of all sources. `first` speaks for all where they agree."""
+    """The grid of all sources. `first` is the first source; its shared settings are those of all sources."""
 
     first: LogSource
     personas: tuple[Persona, ...]
@@ -181,13 +178,13 @@ class MergedLogs(NamedTuple):
 
 
 def parse_log_paths(arguments: Sequence[str], field: str) -> list[NamedLogPath]:
-    """Raises ConfigError for an empty name or path, and for a name or a path that was given twice."""
+    """Parse the entries of `field`. Raises ConfigError for an empty name or path, and for a name or path that is given twice."""
     found = [_parse_log_path(one, field) for one in arguments]
     for kind, values in (("name", [one.name for one in found]), ("path", [one.path.resolve() for one in found])):
         known = [one for one in values if one is not None]
         for value in known:
             if known.count(value) > 1:
-                raise ConfigError(f"{field}: the {kind} {str(value)!r} is given twice; every persona has logs of its own")
+                raise ConfigError(f"{field}: the {kind} {str(value)!r} is given twice; give each persona its own logs")
     return found
 
 
@@ -201,14 +198,14 @@ def _parse_log_path(text: str, field: str) -> NamedLogPath:
 
 
 def merge_logs(sources: Sequence[LogSource]) -> MergedLogs:
-    """One grid of all sources. Raises DataError for a mixture, naming what differs and where."""
+    """Merge all sources into one grid. Raises DataError, naming field and log, if two sources do not belong to one run."""
     first = sources[0]
     for other in sources[1:]:
         require_equal_fields(first.shared_settings, other.shared_settings, first.where, other.where)
     personas = _merge_personas(sources)
     by_key = _require_unique_cells(one for source in sources for one in source.logged_cells)
     if not by_key:
-        raise DataError(f"{first.where}: holds no answers")
+        raise DataError(f"{first.where}: has no answers")
     return MergedLogs(
         first=first,
         personas=personas,
@@ -220,7 +217,7 @@ def merge_logs(sources: Sequence[LogSource]) -> MergedLogs:
 
 
 def require_equal_fields(first: Any, other: Any, first_where: str, other_where: str, field: str = "") -> None:
-    """Raise DataError for the first field, however deep, in which two descriptions differ."""
+    """Raise DataError for the first field, at any depth, in which two descriptions differ."""
     if isinstance(first, Mapping) and isinstance(other, Mapping):
         for key in dict.fromkeys([*first, *other]):
             require_equal_fields(
@@ -228,8 +225,8 @@ def require_equal_fields(first: Any, other: Any, first_where: str, other_where: 
             )
     elif first != other:
         raise DataError(
-            f"{other_where}: {field} = {truncated_repr(other)}, and {first_where} has {truncated_repr(first)}; one run "
-            "is one model asked the same in the same way"
+            f"{other_where}: {field} = {truncated_repr(other)}, and {first_where} has {truncated_repr(first)}; "
+            "all logs of a run must have the same settings"
         )
 
 
@@ -239,7 +236,7 @@ def truncated_repr(value: Any) -> str:
 
 
 def _merge_personas(sources: Sequence[LogSource]) -> tuple[Persona, ...]:
-    """By first appearance. One text under two names is one persona asked twice; one name for two texts is a mixture."""
+    """All personas by first appearance. Raises DataError if a text has two names, or a name has two texts."""
     text_of: dict[str, tuple[str, str]] = {}
     id_of: dict[str, str] = {}
     for source in sources:
@@ -250,26 +247,25 @@ def _merge_personas(sources: Sequence[LogSource]) -> tuple[Persona, ...]:
                     f"{source.where}: persona {id!r} is {truncated_repr(text)}, and in {where} it is {truncated_repr(known)}"
                 )
             if id_of.setdefault(text, id) != id:
-                raise DataError(f"{source.where}: personas {id_of[text]!r} and {id!r} are the same: {truncated_repr(text)}")
+                raise DataError(f"{source.where}: personas {id_of[text]!r} and {id!r} have the same text: {truncated_repr(text)}")
     return tuple(Persona(id=id, text=text) for id, (text, _) in text_of.items())
 
 
 def _require_unique_cells(logged_cells: Iterable[LoggedCell]) -> dict[CellKey, LoggedCell]:
-    found: dict[CellKey, LoggedCell] = {}
+    by_key: dict[CellKey, LoggedCell] = {}
     for one in logged_cells:
-        other = found.setdefault(one.cell.key, one)
-        if other is not one:
+        first = by_key.setdefault(one.cell.key, one)
+        if first is not one:
             who = "no persona" if one.cell.persona_id is None else f"persona {one.cell.persona_id!r}"
-            what = f"question {one.cell.question_id!r}, sample {one.cell.sample}, under {who}"
-            raise DataError(f"{one.where}: {what} is in {other.where} already")
-    return found
+            description = f"question {one.cell.question_id!r}, sample {one.cell.sample}, under {who}"
+            raise DataError(f"{one.where}: {description}: occurs in {first.where} already")
+    return by_key
 
 
 def _merge_questions(source: LogSource, question_ids: Sequence[str], logged_cells: Sequence[LoggedCell]) -> tuple[Question, ...]:
-    """Every question by first appearance, put in the same words and with the same right answer to all.
+    """All questions by first appearance; an unknown text is replaced by the id. Raises DataError if a text or gold differs.
 
-    A text that is not known is its id. The questions of a run that permix exported were held to this when it was made, maybe from
-    prompts that cannot be told from a persona any more: they are not held to it again.
+    Logs that permix exported are not checked: the run was checked when it was made, and the persona may now be part of the text.
     """
     strict = source.permix_identity is None
     words = _value_by_question("question", logged_cells, [one.question_text for one in logged_cells], strict)
@@ -288,21 +284,21 @@ def _value_by_question(
             continue
         known, where = first.setdefault(one.cell.question_id, (value, one.where))
         if strict and known != value:
-            about = f"question {one.cell.question_id!r}: {field}"
-            raise DataError(f"{one.where}: {about} = {truncated_repr(value)}, and {where} has {truncated_repr(known)}")
+            description = f"question {one.cell.question_id!r}: {field}"
+            raise DataError(f"{one.where}: {description} = {truncated_repr(value)}, and {where} has {truncated_repr(known)}")
     return {id: value for id, (value, _) in first.items()}
 
 
 def scorer_of_log(permix_identity: Mapping[str, Any] | None, log_scorer: str) -> str:
-    """Who judged: permix itself where it did and its verdicts came back, else `log_scorer`."""
+    """The name of the scorer: the scorer of the exported run if `permix_identity` is given, else `log_scorer`."""
     return log_scorer if permix_identity is None else str(permix_identity.get("judge", "permix"))
 
 
 def question_text_id(text: str) -> str:
-    """A question's id where its log has none: the hash of its words."""
+    """The id of a question whose log has no id: a hash of its text."""
     return digest(canonical_text(text))
 
 
 def to_json_value(value: Any) -> Any:
-    """As JSON would give it back, so that what is compared with a file compares equal."""
+    """The value after a round trip through JSON, so that it compares equal with the content of a file."""
     return json.loads(json.dumps(value, default=str))

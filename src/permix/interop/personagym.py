@@ -1,8 +1,8 @@
-"""`permix import --personagym`: answers saved by PersonaGym's code or a fork of it, as a fidelity run that can be judged.
+"""`permix import --personagym`: turn answers saved by PersonaGym's code or a fork into a fidelity run that can be judged.
 
 A folder holds one model's answers in files `{persona}_qa.json`: task → [[question, answer], ...]. The released code and its known
-forks (OpenCharacter's among them) write this format. Nothing is generated or scored, and everything is read before anything is
-written. The texts that the code saves when its calls failed count as missing answers.
+forks (OpenCharacter's among them) write this format. The import generates and scores nothing, and it reads all files before it
+writes. The texts that the code saves for failed calls count as missing answers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -86,14 +86,14 @@ def describe_personagym_import(config: ImportConfig, folder: Path) -> dict[str, 
 def read_personagym_answers(folder: Path, questions: Path | None) -> PersonaGymImport:
     """All answers in a folder of results.
 
-    `questions` is the folder of PersonaGym questions that the model was asked; without it, questions that have no answer are
-    unknown. Raises DataError for a file that cannot be read, or an answer to a question or by a persona that is not among them.
+    `questions` is the folder of PersonaGym questions that the model was asked; without it, unanswered questions are unknown.
+    Raises DataError for an unreadable file, and for an answer whose question or persona is not in `questions`.
     """
     if not folder.is_dir():
         raise DataError(f"personagym = {folder}: no such folder")
     files = index_persona_files(folder, ANSWERS_FILE_SUFFIX)
     if not files.by_name:
-        raise DataError(f"personagym = {folder}: holds no file *{ANSWERS_FILE_SUFFIX}")
+        raise DataError(f"personagym = {folder}: has no file *{ANSWERS_FILE_SUFFIX}")
     if questions is None:
         answered = [one for text, file in files.by_name.items() for one in _read_answers_file(file, _parse_persona(text, file))]
         personas = {one.question.persona_id: Persona(id=one.question.persona_id, text=one.question.persona) for one in answered}
@@ -109,7 +109,7 @@ def read_personagym_answers(folder: Path, questions: Path | None) -> PersonaGymI
 
 
 class SavedAnswer(NamedTuple):
-    """A question and its answer; `text` is None where the call failed. `where` names file, task and number for messages."""
+    """A question and its answer; `text` is None if the call failed. `where` names file, task and number for messages."""
 
     question: PersonaGymQuestion
     text: str | None
@@ -126,7 +126,7 @@ def _parse_persona(text: str, file: Path) -> Persona:
 def _read_answers_file(file: Path, persona: Persona) -> Iterator[SavedAnswer]:
     fields, seen = read_json_value(file), set[str]()
     if not isinstance(fields, dict):
-        raise DataError(f"{file}: must hold an object, task → [[question, answer], ...]")
+        raise DataError(f"{file}: must be an object, task → [[question, answer], ...]")
     for name, pairs in fields.items():
         task = parse_task_name(name, str(file))
         if not isinstance(pairs, list):
@@ -163,7 +163,7 @@ def _with_question_ids(
 
 
 def _to_cell(saved: SavedAnswer) -> Cell:
-    """The cell's messages hold the question alone: the prompt that gave the model its persona is not saved."""
+    """The cell of an answer. Its only message is the question, since PersonaGym does not save the persona's prompt."""
     result: dict[str, Completion | Failure] = {"failure": Failure(type="NoAnswer", message="PersonaGym's call failed")}
     if saved.text is not None:
         result = {"completion": Completion(text=saved.text, prompt_tokens=None, completion_tokens=None, finish=None)}

@@ -1,11 +1,11 @@
-"""`permix import` and `permix export`: logs of another program as a run directory, and a stability run as logs of that program.
+"""`permix import` turns logs of another program into a run directory; `permix export` turns a stability run into such logs.
 
-Import generates nothing. It reads and checks all logs before it writes. It refuses a run directory of another origin; importing
-the same logs again changes nothing. Answers keep the verdict of their log, or with `answer` get one from our own verifier. Cells
-without a score stay without one and are counted.
+Import generates no answers. It reads and checks all logs before it writes. It refuses a run directory of another origin.
+Importing the same logs again changes nothing. Answers keep the verdict of their log; with `answer` they get one from permix's
+verifier. Cells without a score are counted as missing.
 
-Export reads the records alone, and exporting a run twice gives the same files. docs/interop.md lists what the other program's
-format cannot hold.
+Export reads the records alone, and exporting a run twice gives the same files. docs/interop.md lists the parts of a run that the
+other program's format cannot hold.
 """
 
 import json
@@ -86,10 +86,10 @@ def describe_import(config: ImportConfig) -> dict[str, str]:
 
 
 def read_import_logs(config: ImportConfig) -> MergedLogs:
-    """All logs of the configuration, merged into one grid. Raises ConfigError or DataError."""
+    """Read all logs of the configuration and merge them into one grid. Raises ConfigError or DataError if that fails."""
     if bool(config.lm_eval) == bool(config.inspect):
         raise ConfigError(
-            "lm_eval, inspect: give the logs of one of the two, such as --lm-eval none=DIR pirate=DIR, or --personagym DIR"
+            "lm_eval, inspect: give logs of exactly one of the two, such as --lm-eval none=DIR pirate=DIR, or --personagym DIR"
         )
     if config.answer and (config.metric or config.filter):
         raise ConfigError(f"answer = {config.answer!r}: permix scores every answer again; leave metric and filter out")
@@ -126,7 +126,7 @@ def import_identity(merged: MergedLogs, config: ImportConfig) -> dict[str, Any]:
 
 
 def rescore_cells(cells: Sequence[Cell], answer: str) -> list[Cell]:
-    """The cells with verdicts of the task own-ANSWER. The gold answer is what that task extracts from the log's target."""
+    """The cells with verdicts of the task own-ANSWER. That task extracts the gold answer from the log's target."""
     task = TASKS[f"own-{answer}"]
     with Verifier() as verifier:
 

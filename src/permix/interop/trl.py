@@ -1,17 +1,17 @@
-"""For people who train with TRL: personas mixed into a data set of prompts, and the verifier as a reward function.
+"""For users of TRL: mix personas into a data set of prompts, and use the verifier as a reward function.
 
     dataset = permix.mix_personas(dataset, mix=0.8, seed=0)
     trainer = GRPOTrainer(model=..., train_dataset=dataset, reward_funcs=permix.verifiable_reward("gsm8k"))
 
-A row, in TRL's conversational prompt format: `{"prompt": [{"role": "user", "content": "..."}], "answer": "72"}`. All columns but
-the prompt reach the reward function. trl is not imported here, and datasets only where it is there already.
+A row has TRL's conversational prompt format: `{"prompt": [{"role": "user", "content": "..."}], "answer": "72"}`. All columns but
+the prompt reach the reward function. This module does not import trl, and it imports datasets only for a `datasets.Dataset`.
 
-Contract of `mix_personas`: a row's draw depends on the seed and the row's own prompt, as that of a plan's row depends on its own
-place (`permix.plan`): not on other rows, their order or the process. So shards and streams are mixed as the whole would be, and
-a larger `mix` only adds personas. GRPO samples all completions of a row under the row's one persona.
+Contract of `mix_personas`: a row's draw depends on the seed and the row's own prompt, not on other rows, their order or the
+process. So shards and streams get the same personas as the whole data set, and a larger `mix` only adds personas. GRPO samples
+all completions of a row under the row's one persona.
 
-Contract of the reward: it is the evaluation's verification. 1 for a right answer, 0 for a wrong or missing one, None where the
-verifier failed, which TRL leaves out of the group's advantages.
+Contract of the reward: it is the evaluation's score. It is 1 for a right answer, 0 for a wrong or missing one, and None if the
+verifier failed; TRL leaves None out of the group's advantages.
 """
 
 import json
@@ -80,19 +80,19 @@ def mix_personas(
     tag_weights: Mapping[str, float] | None = None,
     on_system: OnSystem = "refuse",
 ) -> Any:
-    """Bring a persona into a share `mix` of the rows, as a system message, and say which in `persona_id` and `persona_tags`.
+    """Put a persona into the prompts of a share `mix` of the rows (0 to 1), and name it in `persona_id` and `persona_tags`.
 
-    `dataset`: a `datasets.Dataset` or `IterableDataset` with a column `prompt` of messages, or a list of such rows; the same
-    kind is returned, other columns untouched. Rows that draw no persona have `persona_id` None. `personas`: "builtin" or a file,
-    of which the train split is drawn from (the others are there to measure on); or a pool or a list, drawn from whole.
-    `template`: the wording, as `personas.template`. `tag_weights`: as `plan.tag_weights`. The same prompt has the same persona
-    in every epoch; for others, concatenate copies mixed with other seeds.
+    `dataset`: a `datasets.Dataset` or `IterableDataset` with a column `prompt` of messages, or a list of such rows. Returns the
+    same kind, with the other columns unchanged. Rows without a persona have `persona_id` None. `personas`: "builtin" or a file,
+    of which only the train split is used (the other splits are for evaluation); or a pool or a list, used as a whole.
+    `template`: like `personas.template`. `tag_weights`: like `plan.tag_weights`. A prompt has the same persona in every epoch;
+    to vary it, concatenate copies that were mixed with different seeds.
 
-    `on_system`: rows with a system message of their own are refused, since it may say who is to answer; "append" puts it behind
-    the persona's sentence, which suits instructions such as the answer's format.
+    `on_system`: "refuse" refuses rows that already have a system message, since it may name another persona. "append" puts that
+    message after the persona's sentence, which suits instructions such as the format of the answer.
 
-    Raises ConfigError for bad arguments and for a dict of data sets (mix the training split alone), DataError for a row without
-    a conversational prompt or, with on_system "refuse", with a system message.
+    Raises ConfigError for bad arguments and for a dict of data sets (mix its training split only). Raises DataError for a row
+    without a conversational prompt or, with on_system "refuse", with a system message.
     """
     _check_arguments(dataset, mix, template, on_system)
     pool = resolve_pool(personas, "train")
@@ -102,7 +102,7 @@ def mix_personas(
         _check_columns(dataset[0] if dataset else ())
         return [dict(row) | mix_row(row) for row in dataset]
     _check_columns(dataset.column_names or ())
-    if dataset.features is None:  # a stream whose columns are not known before they come
+    if dataset.features is None:  # a stream whose columns are unknown until its first row is read
         return dataset.map(mix_row)
     return dataset.map(mix_row, features=_add_persona_features(dataset.features))
 
@@ -110,23 +110,23 @@ def mix_personas(
 def _check_arguments(dataset: Any, mix: float, template: str, on_system: str) -> None:
     if isinstance(dataset, dict):
         raise ConfigError(
-            f"dataset: is a dict of data sets ({', '.join(map(str, dataset))}); mix the one that is trained on, such as "
-            'mix_personas(dataset["train"]): a model is measured under personas that it was not trained under'
+            f"dataset: is a dict of data sets ({', '.join(map(str, dataset))}); give only the one to train on, such as "
+            'mix_personas(dataset["train"]): evaluation uses personas that the model was not trained with'
         )
     if not 0 <= mix <= 1:
-        raise ConfigError(f"mix = {mix}: is a share of the rows; give 0 to 1")
+        raise ConfigError(f"mix = {mix}: must be a share of the rows, from 0 to 1")
     if on_system not in ("refuse", "append"):
         raise ConfigError(f'on_system = {on_system!r}: give "refuse" or "append"')
     template_text(template, "template")
 
 
 def _check_columns(columns: Any) -> None:
-    if there := [name for name in PERSONA_COLUMNS if name in columns]:
-        raise ConfigError(f"dataset: has a column {there[0]} already; personas are mixed in once")
+    if existing := [name for name in PERSONA_COLUMNS if name in columns]:
+        raise ConfigError(f"dataset: has a column {existing[0]} already; personas can be mixed in only once")
 
 
 def _add_persona_features(features: Any) -> Any:
-    """The data set's columns and ours; a column that begins with many None would be given a wrong type."""
+    """The data set's features and those of the new columns. datasets infers a wrong type for a column that begins with None."""
     from datasets import List, Value
 
     both = features.copy()
@@ -137,7 +137,7 @@ def _add_persona_features(features: Any) -> Any:
 def _mix_row(
     row: Mapping[str, Any], *, sampler: PersonaSampler, mix: float, seed: int, template: str, on_system: OnSystem
 ) -> dict[str, Any]:
-    """The columns of one row that change: its prompt, and who is asked."""
+    """The new values of one row: its prompt, and the persona's id and tags."""
     prompt = _check_prompt(row.get("prompt"), on_system)
     persona = sample_persona(seed_from("mix", seed, _prompt_hash(prompt)), sampler, mix)
     return {
@@ -153,10 +153,10 @@ def _check_prompt(prompt: Any, on_system: OnSystem) -> list[dict[str, Any]]:
             f"prompt = {quote_value(prompt)}: is not in TRL's conversational format; give a list of messages, such as "
             '[{"role": "user", "content": "What is 7 + 5?"}]'
         )
-    if on_system == "refuse" and (own := _system_texts(prompt)):
+    if on_system == "refuse" and (system_texts := _system_texts(prompt)):
         raise DataError(
-            f'prompt: has a system message of its own, {quote_value(own[0])}; leave it out, or give on_system="append" to put '
-            "it behind the persona's sentence"
+            f"prompt: has a system message of its own, {quote_value(system_texts[0])}; leave it out, or give "
+            'on_system="append" to put it after the persona\'s sentence'
         )
     return [dict(message) for message in prompt]
 
@@ -166,25 +166,25 @@ def _system_texts(prompt: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 
 def _prompt_hash(prompt: Sequence[Mapping[str, Any]]) -> str:
-    """Identity of a prompt: roles and contents alone, since a data set pads messages with empty fields."""
+    """Hash of the roles and contents of a prompt. Other fields are ignored, since datasets pads messages with empty fields."""
     return digest(json.dumps([[one["role"], one["content"]] for one in prompt], sort_keys=True))
 
 
 def _add_persona(persona: Persona, prompt: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
-    """The prompt with the persona in a system message, or, where the template holds the question, in the first user message."""
-    place = next((place for place, one in enumerate(prompt) if one["role"] == "user"), len(prompt))
-    question = prompt[place]["content"] if place < len(prompt) else None
-    brought = persona_message(persona, question if isinstance(question, str) else "", template)
-    if brought["role"] == "user":
+    """The prompt with the persona in a system message, or in the first user message if the template contains the question."""
+    index = next((index for index, one in enumerate(prompt) if one["role"] == "user"), len(prompt))
+    question = prompt[index]["content"] if index < len(prompt) else None
+    message = persona_message(persona, question if isinstance(question, str) else "", template)
+    if message["role"] == "user":
         if not isinstance(question, str):
-            raise DataError(f"template = {template!r}: puts the persona into the user's text, and this prompt has none")
-        return [*prompt[:place], {**prompt[place], "content": brought["content"]}, *prompt[place + 1 :]]
-    system = "\n\n".join([brought["content"], *_system_texts(prompt)])
+            raise DataError(f"template = {template!r}: puts the persona into the user's text, but this prompt has no such text")
+        return [*prompt[:index], {**prompt[index], "content": message["content"]}, *prompt[index + 1 :]]
+    system = "\n\n".join([message["content"], *_system_texts(prompt)])
     return [{"role": "system", "content": system}, *(one for one in prompt if one["role"] != "system")]
 
 
 class VerifiableReward:
-    """A reward function in TRL's signature, which can be pickled. `__name__` names it in TRL's logs."""
+    """A reward function with TRL's signature. It can be pickled. `__name__` is its name in TRL's logs."""
 
     def __init__(self, task: Task, answer_column: str) -> None:
         self.task, self.answer_column = task, answer_column
@@ -197,10 +197,10 @@ class VerifiableReward:
         return VerifiableReward, (self.task, self.answer_column)
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """One reward for each completion: 1.0, 0.0, or None where the verifier failed or the answer column holds no answer.
+        """One reward for each completion: 1.0, 0.0, or None if the verifier failed or the answer column has no answer.
 
-        `completions`: texts, or lists of messages, whose last one counts. Raises DataError when the answer column is missing,
-        has not as many rows as there are completions, or has not held a single usable answer so far.
+        `completions`: texts, or lists of messages of which the last one counts. Raises DataError if the answer column is missing,
+        if its length differs from the number of completions, or if it has had no usable answer so far.
         """
         rewards = [
             None if gold is None else verify_completion(self.task, _completion_text(completion), gold, self._verifier).reward
@@ -221,7 +221,7 @@ class VerifiableReward:
         golds = [self._gold(str(answer)) for answer in answers]
         if answers and all(gold is None for gold in self._gold_by_answer.values()):
             raise DataError(
-                f"{self.__name__}: {name} = {quote_value(answers[0])}: is no answer that the task {self.task.name} can verify"
+                f"{self.__name__}: {name} = {quote_value(answers[0])}: is not an answer that the task {self.task.name} can verify"
             )
         return golds
 
@@ -230,15 +230,15 @@ class VerifiableReward:
             self._gold_by_answer[answer] = find_gold(self.task, answer, self._verifier)
             if self._gold_by_answer[answer] is None:
                 print_status(
-                    f"note: {self.__name__}: {quote_value(answer)} is no answer that can be verified; its rewards are None"
+                    f"note: {self.__name__}: {quote_value(answer)} is not an answer that can be verified; its rewards are None"
                 )
         return self._gold_by_answer[answer]
 
 
 def find_gold(task: Task, answer: str, verifier: Verifier) -> str | None:
-    """What completions are verified against: of a worked solution its final answer ("... #### 72" -> "72").
+    """The gold answer for an entry of the answer column; for a worked solution its final answer ("... #### 72" -> "72").
 
-    None when the task would not take the answer itself for right: then every completion would be wrong, whatever it says.
+    None if the task does not accept the answer itself as right, since then every completion would be wrong.
     """
     if task.scorer is not None:
         return answer
@@ -247,7 +247,7 @@ def find_gold(task: Task, answer: str, verifier: Verifier) -> str | None:
 
 
 def _completion_text(completion: Any) -> str:
-    """A completion's text, or the content of its last message ("" where that has none, as a tool call)."""
+    """A completion's text, or the content of its last message; "" if that has no content, like a tool call."""
     if isinstance(completion, str):
         return completion
     content = completion[-1].get("content") if completion else None
@@ -255,12 +255,12 @@ def _completion_text(completion: Any) -> str:
 
 
 def verifiable_reward(task: str | Task | LoadedTask, answer_column: str = "answer") -> VerifiableReward:
-    """A reward function for TRL's `GRPOTrainer`: 1 for a right answer, 0 for a wrong one, None where the verifier fails.
+    """A reward function for TRL's `GRPOTrainer`: 1 for a right answer, 0 for a wrong one, None if the verifier fails.
 
-    `task`: a name such as "gsm8k", "math" or "own-exact", or a task; it says where in a completion the answer stands and how it
-    is compared. `answer_column`: the data set's column of right answers; of a worked solution its final answer counts.
+    `task`: a name such as "gsm8k", "math" or "own-exact", or a task. It defines how an answer is extracted from a completion and
+    compared. `answer_column`: the data set's column of right answers; of a worked solution the final answer counts.
 
-    Raises ConfigError for an unknown task, and where nothing can be verified (the task "code" without bubblewrap).
+    Raises ConfigError for an unknown task, or if nothing can be verified (the task "code" without bubblewrap).
     """
     if isinstance(task, str):
         task = find_task(task)

@@ -5,8 +5,8 @@ score; sentences that consist of a score only ("Score: 4", "4/5"); a reply that 
 form give no score. Nothing is rounded, and scales other than 1 to 5 are not converted.
 
 A score that also occurs in the judged answer counts as a quotation from it: a judge that repeats "the final score is 5" has not
-scored. If the answer itself reads as a verdict, only a JSON object with a reason of its own counts. Both rules ignore the value
-of the number; otherwise an answer could choose which scores count.
+scored. If the answer itself contains a score, only a JSON object counts, and only with a reason that is not in the answer.
+Both rules ignore the value of the number; otherwise an answer could choose which scores count.
 
 Contract: no reply makes `parse_score` raise. Without a score the result carries an error that says why.
 """
@@ -66,17 +66,22 @@ def parse_score(reply: str, answer: str) -> ParsedScore:
 
     `answer` is the quoted text that the judge saw; a score that can be a quotation from it does not count.
     """
-    said = _strip_thinking(reply)
-    if said is None:
+    text = _strip_thinking(reply)
+    if text is None:
         return ParsedScore(None, "no score in the reply: its thinking never ends")
-    if not said.strip():
+    if not text.strip():
         return ParsedScore(None, "the reply is empty")
-    shown = _AnswerText(answer)
-    every = _json_mentions(said), _final_score_mentions(said), _score_sentence_mentions(said), _number_only_mentions(said)
-    for claims in every:
-        if own := [claim for claim in claims if shown.is_from_judge(claim)]:
-            return _resolve_mentions(own)
-    return ParsedScore(None, REPEATED_SCORE_ERROR if any(every) else "no score in the reply")
+    answer_text = _AnswerText(answer)
+    mentions_by_form = (
+        _json_mentions(text),
+        _final_score_mentions(text),
+        _score_sentence_mentions(text),
+        _number_only_mentions(text),
+    )
+    for mentions in mentions_by_form:
+        if judge_mentions := [mention for mention in mentions if answer_text.is_from_judge(mention)]:
+            return _resolve_mentions(judge_mentions)
+    return ParsedScore(None, REPEATED_SCORE_ERROR if any(mentions_by_form) else "no score in the reply")
 
 
 def _strip_thinking(reply: str) -> str | None:
@@ -85,34 +90,34 @@ def _strip_thinking(reply: str) -> str | None:
     A </think> without a <think> counts too: some chat templates open the thinking block in the prompt.
     """
     verdicts = [(start, start + len(raw)) for start, raw, _ in _score_objects(reply)] if "</think>" in reply else []
-    ends = [found for found in re.finditer("</think>", reply) if not any(start < found.start() < end for start, end in verdicts)]
+    ends = [tag for tag in re.finditer("</think>", reply) if not any(start < tag.start() < end for start, end in verdicts)]
     if ends:
         return reply[ends[-1].end() :]
     return None if reply.lstrip().startswith("<think>") else reply
 
 
 def _resolve_mentions(mentions: Iterable[ScoreMention]) -> ParsedScore:
-    readings = list(dict.fromkeys(_parse_value(claim.value) for claim in mentions))
+    readings = list(dict.fromkeys(_parse_value(mention.value) for mention in mentions))
     if len(readings) == 1:
         return readings[0]
-    values = ", ".join(_short_repr(claim.value) for claim in mentions)
-    return ParsedScore(None, f"several different scores ({values[:80]}), and none of them said to be the final one")
+    values = ", ".join(_short_repr(mention.value) for mention in mentions)
+    return ParsedScore(None, f"several different scores ({values[:80]}), and no score is called final")
 
 
 def _parse_value(value: object) -> ParsedScore:
     """Read a number, or a text that is a number. Nothing else is a score; True is excluded although bool is an int."""
     number: object = value
     if isinstance(value, str):
-        found = _NUMBER_ONLY.fullmatch(value.strip())
-        number = None if found is None or found[2] not in (None, "5") else float(found[1].replace("−", "-"))
+        match = _NUMBER_ONLY.fullmatch(value.strip())
+        number = None if match is None or match[2] not in (None, "5") else float(match[1].replace("−", "-"))
     if isinstance(number, bool) or not isinstance(number, (int, float)) or number not in (1, 2, 3, 4, 5):
         return ParsedScore(None, f"score = {_short_repr(value)}: must be a whole number from 1 to 5")
     return ParsedScore(int(number))
 
 
 def _short_repr(value: object) -> str:
-    shown = repr(value) if isinstance(value, (str, int, float, bool)) or value is None else f"a {type(value).__name__}"
-    return shown if len(shown) <= 60 else f"{shown[:59]}…"
+    text = repr(value) if isinstance(value, (str, int, float, bool)) or value is None else f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 class _AnswerText:
@@ -152,12 +157,12 @@ def _normalize_words(text: str) -> str:
 
 
 def _json_mentions(text: str) -> list[ScoreMention]:
-    claims: list[ScoreMention] = []
-    for _, raw, found in _score_objects(text):
-        scores = [key for key in found if _is_score_key(key)]
-        reasons = tuple(value for key, value in found.items() if key not in scores and isinstance(value, str))
-        claims.extend(ScoreMention(raw, found[key], reasons) for key in scores)
-    return claims
+    mentions: list[ScoreMention] = []
+    for _, raw, fields in _score_objects(text):
+        scores = [key for key in fields if _is_score_key(key)]
+        reasons = tuple(value for key, value in fields.items() if key not in scores and isinstance(value, str))
+        mentions.extend(ScoreMention(raw, fields[key], reasons) for key in scores)
+    return mentions
 
 
 def _is_score_key(key: str) -> bool:
@@ -166,32 +171,32 @@ def _is_score_key(key: str) -> bool:
 
 def _score_objects(text: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Yield (start, raw text, parsed object) of every JSON object with a score; objects nested in such an object are skipped."""
-    decoder, place = json.JSONDecoder(), text.find("{")
-    while place >= 0:
-        end = place + 1
+    decoder, start = json.JSONDecoder(), text.find("{")
+    while start >= 0:
+        end = start + 1
         try:
-            found, end_found = decoder.raw_decode(text, place)
+            fields, object_end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
             pass
         else:
-            if any(map(_is_score_key, found)):
-                yield place, text[place:end_found], found
-                end = end_found
-        place = text.find("{", end)
+            if any(map(_is_score_key, fields)):
+                yield start, text[start:object_end], fields
+                end = object_end
+        start = text.find("{", end)
 
 
 def _final_score_mentions(text: str) -> list[ScoreMention]:
-    return [ScoreMention(found[0], _format_number(found[1], found[2])) for found in _FINAL_SCORE.finditer(canonical_text(text))]
+    return [ScoreMention(match[0], _format_number(match[1], match[2])) for match in _FINAL_SCORE.finditer(canonical_text(text))]
 
 
 def _score_sentence_mentions(text: str) -> list[ScoreMention]:
     """Find sentences that consist of a score only. "Score = 4" does not count, since PersonaGym's rubrics describe scores so."""
-    claims = []
+    mentions = []
     for sentence in _SENTENCE_END.split(text):
         bare = canonical_text(sentence).strip(_MARKUP_CHARS)
-        if found := _SCORE_SENTENCE.fullmatch(bare):
-            claims.append(ScoreMention(bare, _format_number(found[1] or found[3], found[2] or found[4])))
-    return claims
+        if match := _SCORE_SENTENCE.fullmatch(bare):
+            mentions.append(ScoreMention(bare, _format_number(match[1] or match[3], match[2] or match[4])))
+    return mentions
 
 
 def _number_only_mentions(text: str) -> list[ScoreMention]:

@@ -44,33 +44,33 @@ FREE = Price(input=0, output=0)
 
 def load_judge_price(judge: JudgeModelConfig) -> Price | None:
     """The judge's price; None if it is unknown. Raises ConfigError if it is unknown and `judge.max_cost` is set."""
-    prices = {} if judge.prices is None else load_prices(judge.prices)
+    prices = {} if judge.prices is None else load_prices(judge.prices)  # also for a free judge: an invalid file is refused
     if not judge.capabilities.is_priced:
         return FREE
-    found = prices.get(judge.name) or next((one for name, one in prices.items() if fnmatchcase(judge.name, name)), None)
-    if found is None and judge.max_cost is not None:
+    price = prices.get(judge.name) or next((one for name, one in prices.items() if fnmatchcase(judge.name, name)), None)
+    if price is None and judge.max_cost is not None:
         near = closest_match(judge.name, prices)
         hint = f"did you mean {near!r}? " if near else ""
         raise ConfigError(
             f"judge.max_cost = {judge.max_cost:g}: {judge.prices} has no price for {judge.name!r}; {hint}"
             f"known: {', '.join(prices) or 'none'}"
         )
-    return found
+    return price
 
 
 def load_prices(path: Path) -> dict[str, Price]:
     """Read a TOML file of prices. Raises ConfigError, naming the entry, if an entry is invalid."""
     if path.suffix != ".toml":
         raise ConfigError(f"judge.prices = {path}: must be a .toml file")
-    found = {}
+    prices = {}
     for name, entry in read_config_values(path).items():
         try:
-            found[name] = Price.model_validate(entry)
+            prices[name] = Price.model_validate(entry)
         except ValidationError as error:
             raise ConfigError(
                 f'{path}: ["{name}"] {format_validation_error(error)}; an entry is input = 0.15 and output = 0.60'
             ) from error
-    return found
+    return prices
 
 
 def call_cost(result: Completion | Failure, price: Price | None, max_cost: float) -> float | None:
@@ -110,9 +110,9 @@ def recorded_cost(call: Judgement, price: Price | None = None) -> float | None:
 
 def total_cost(costs: Iterable[float | None]) -> float | None:
     """Sum of the costs; None if one of them is unknown."""
-    every = list(costs)
-    known = [cost for cost in every if cost is not None]
-    return sum(known) if len(known) == len(every) else None
+    all_costs = list(costs)
+    known = [cost for cost in all_costs if cost is not None]
+    return sum(known) if len(known) == len(all_costs) else None
 
 
 def token_counts(result: Completion | Failure) -> tuple[int, int]:
@@ -128,8 +128,8 @@ def max_call_cost(request: Request, price: Price | None, max_new_tokens: int) ->
     if price is None:
         return 0.0
     texts = [message["content"] for message in request.messages]
-    shown = "".join(texts) + (json.dumps(request.schema) if request.schema else "")
-    return price.cost(len(shown.encode("utf-8", "replace")) + CHAT_TEMPLATE_TOKENS, max_new_tokens)
+    sent_text = "".join(texts) + (json.dumps(request.schema) if request.schema else "")
+    return price.cost(len(sent_text.encode("utf-8", "replace")) + CHAT_TEMPLATE_TOKENS, max_new_tokens)
 
 
 def count_affordable(max_costs: Sequence[float], budget: float | None) -> int:

@@ -12,11 +12,11 @@ open-ended answers and interviews:
     name = "Warmth"
     criterion = "Is the character warm towards whoever asks?"
     score_descriptions = ["It is hostile.", "It is cool.", "It is polite.", "It is kind.", "It is warm throughout."]  # of 1 to 5
-    discriminates_personas = false  # can the same answer be worth less under another persona?
+    discriminates_personas = false  # can the same answer get another score under another persona?
 
 A rubric is a template with the four slots of PersonaGym's files, {score_example}, {persona}, {question} and {response}, each
-exactly once. Contract: text that fills a slot is never searched for further slots. Without example answers, the block of
-examples between two lines of dashes is left out.
+exactly once. Text that fills a slot is never searched for further slots. Without example answers, the block of examples between
+two lines of dashes is left out.
 """
 
 import json
@@ -84,8 +84,8 @@ _EXAMPLES_BLOCK = re.compile(
 class Rubric(NamedTuple):
     """What a judge scores by.
 
-    `template` contains each slot of `RUBRIC_SLOTS` exactly once. `discriminates_personas` is False if an answer is worth the same
-    under every persona; then judging it under a wrong persona says nothing about the judge.
+    `template` contains each slot of `RUBRIC_SLOTS` exactly once. `discriminates_personas` is False if an answer gets the same
+    score under every persona; then judging it under a wrong persona says nothing about the judge.
     """
 
     name: str
@@ -116,7 +116,7 @@ class RubricText(ConfigSection):
     def _check_decides_nothing(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
         for text in (given,) if isinstance(given, str) else given:
             if parse_score(text, "").score is not None:
-                raise ValueError(f"{text!r} reads as a score by itself: a judge that repeats it would seem to have decided")
+                raise ValueError(f"{text!r} contains a score: a judge that repeats this text would seem to give that score")
         return given
 
     def to_rubric(self) -> Rubric:
@@ -128,19 +128,19 @@ def load_rubrics(entries: str | Sequence[str], own_rubrics: Collection[str]) -> 
     """Load the rubrics that `judge.rubrics` names; returns them by name.
 
     `own_rubrics` are the rubrics that the asked questions need: names of PersonaGym tasks, or "In Character". The entry "permix"
-    and a folder of PersonaGym provide each of them. Any other entry, the name of a built-in rubric or a TOML file, provides one
+    and a folder of PersonaGym provide each of these. Any other entry, the name of a built-in rubric or a TOML file, provides one
     rubric for answers to questions that belong to no task. Raises ConfigError if a rubric is missing, unusable or named twice.
     """
-    found: dict[str, Rubric] = {}
+    rubrics: dict[str, Rubric] = {}
     for entry in rubric_entries(entries):
         for rubric in _load_entry(entry, own_rubrics):
-            if rubric.name in found:
+            if rubric.name in rubrics:
                 raise ConfigError(
-                    f"judge.rubrics = {entry}: the rubric {rubric.name!r} is there already; give each a name of its own"
+                    f"judge.rubrics = {entry}: the rubric {rubric.name!r} is given twice; give each rubric its own name"
                 )
             _check_slots(rubric, entry)
-            found[rubric.name] = rubric
-    return found
+            rubrics[rubric.name] = rubric
+    return rubrics
 
 
 def _load_entry(entry: str, own_rubrics: Collection[str]) -> list[Rubric]:
@@ -163,7 +163,7 @@ def _builtin_tables() -> dict[str, dict[str, Any]]:
 def _builtin_rubric(name: str) -> Rubric:
     tables = _builtin_tables()
     if name not in tables:
-        raise ConfigError(f"rubric {name!r}: there is none of this name in permix; known: {', '.join(tables)}")
+        raise ConfigError(f"rubric {name!r}: is not built in; known: {', '.join(tables)}")
     return RubricText(name=name, **tables[name]).to_rubric()
 
 
@@ -172,8 +172,8 @@ def _load_rubric_file(path: Path) -> Rubric:
         return load_config(RubricText, path).to_rubric()
     except ConfigError as error:
         raise ConfigError(
-            f"judge.rubrics: {error}; a rubric is name, criterion, score_descriptions (five texts, of the scores 1 to 5) and "
-            "discriminates_personas (true, or false where an answer is worth the same under every persona)"
+            f"judge.rubrics: {error}; a rubric has name, criterion, score_descriptions (five texts, for the scores 1 to 5) and "
+            "discriminates_personas (false if an answer gets the same score under every persona, else true)"
         ) from error
 
 
@@ -182,17 +182,17 @@ def _load_personagym_rubric(folder: Path, name: str) -> Rubric:
         near = closest_match(str(folder), [BUILTIN_RUBRICS, *_builtin_tables()])
         hint = f'did you mean "{near}"?' if near else (
             f'give "{BUILTIN_RUBRICS}", a folder of PersonaGym with rubrics/ in it, a .toml file with one rubric, or the name of '
-            f'one of ours: {", ".join(_builtin_tables())}'
+            f'a built-in rubric: {", ".join(_builtin_tables())}'
         )  # fmt: skip
         raise ConfigError(f"judge.rubrics = {folder}: no such folder; {hint}")
     path = folder / "rubrics" / f"{RUBRIC_FILE_NAMES.get(name, name)}.txt"
     try:
         return Rubric(name, path.read_text(encoding="utf-8-sig"), _builtin_rubric(name).discriminates_personas)
     except FileNotFoundError:
-        there = ", ".join(sorted(one.name for one in path.parent.glob("*.txt"))) or "none"
+        existing = ", ".join(sorted(one.name for one in path.parent.glob("*.txt"))) or "none"
         raise ConfigError(
-            f'judge.rubrics = {folder}: has no {path.name} in rubrics/ for answers of "{name}" (there: {there}); '
-            f'"{BUILTIN_RUBRICS}" has rubrics for all'
+            f'judge.rubrics = {folder}: has no {path.name} in rubrics/ for the task "{name}" (it has: {existing}); '
+            f'"{BUILTIN_RUBRICS}" has a rubric for every task'
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"judge.rubrics: {path} cannot be read: {error}") from error
@@ -203,8 +203,8 @@ def _check_slots(rubric: Rubric, source: str) -> None:
         times = rubric.template.count(f"{{{slot}}}")
         if times != 1:
             raise ConfigError(
-                f"judge.rubrics = {source}: the rubric of {rubric.name!r} has {{{slot}}} {times} times in it; "
-                f"each of {', '.join(f'{{{one}}}' for one in RUBRIC_SLOTS)} must stand there once"
+                f"judge.rubrics = {source}: the rubric {rubric.name!r} contains {{{slot}}} {times} times; "
+                f"it must contain each of {', '.join(f'{{{one}}}' for one in RUBRIC_SLOTS)} once"
             )
 
 
@@ -241,7 +241,7 @@ ExamplesByQuestion = Mapping[str, tuple[str, ...]]
 
 
 class JudgePrompt(NamedTuple):
-    """The messages that a judge is sent about one input, and their hash."""
+    """The messages that a judge receives about one input, and their hash."""
 
     judge_input: JudgeInput
     messages: tuple[Message, ...]
@@ -297,7 +297,7 @@ def judge_reply_schema(reasons: bool) -> dict[str, Any]:
 
 
 def judge_template_hash(rubrics: Mapping[str, Rubric], reasons: bool) -> str:
-    """Hash of every text that a judge is sent apart from the answers: system prompt, reply instruction and rubrics."""
+    """Hash of every text that a judge receives apart from the answers: system prompt, reply instruction and rubrics."""
     texts = [part for name in sorted(rubrics) for part in (name, rubrics[name].template)]
     return digest(JUDGE_SYSTEM_PROMPT, _reply_instruction(reasons, ""), *texts)
 
@@ -307,19 +307,19 @@ def read_score_examples(path: Path) -> dict[str, tuple[str, ...]]:
 
     Raises DataError if a line is invalid (it names file and line), or if a question lacks a score or has one twice.
     """
-    found: dict[str, dict[int, str]] = {}
+    texts_by_question: dict[str, dict[int, str]] = {}
     for where, fields in read_rows(path, "example", (".jsonl",)):
         try:
-            one = ScoreExample.model_validate(fields)
+            example = ScoreExample.model_validate(fields)
         except ValidationError as error:
             raise DataError(f"{where}: {format_validation_error(error)}") from error
-        if one.score in found.setdefault(one.question_id, {}):
-            raise DataError(f"{where}: question {one.question_id!r} has an example of score {one.score} already")
-        found[one.question_id][one.score] = one.text
-    for question, texts in found.items():
+        if example.score in texts_by_question.setdefault(example.question_id, {}):
+            raise DataError(f"{where}: question {example.question_id!r} has an example of score {example.score} already")
+        texts_by_question[example.question_id][example.score] = example.text
+    for question, texts in texts_by_question.items():
         if missing := [score for score in ALLOWED_SCORES if score not in texts]:
             raise DataError(f"{path}: question {question!r} has no example of score {missing[0]}; each needs one for 1 to 5")
-    return {question: tuple(texts[score] for score in ALLOWED_SCORES) for question, texts in found.items()}
+    return {question: tuple(texts[score] for score in ALLOWED_SCORES) for question, texts in texts_by_question.items()}
 
 
 def score_examples_hash(examples: ExamplesByQuestion) -> str | None:

@@ -45,13 +45,15 @@ def read_judge_inputs(run: Path) -> list[JudgeInput]:
     persona that the question belongs to. Raises DataError if the run cannot be read.
     """
     reader = RunReader(run)
-    kind, about = fidelity_kind(reader.config), reader.grid
+    kind, grid = fidelity_kind(reader.config), reader.grid
     answers, asked = grid_results(reader), read_asked_questions(run)
-    questions, texts = {one.id: one for one in asked}, about.get("persona_texts", {})
-    told = interviewer_lines_until(about["turns_asked"], question_text_lookup(asked)) if kind == "interview" else None
-    cells = (answers.cells.get(key) for key in _judged_cell_keys(kind, answers, asked, about))
+    questions, texts = {one.id: one for one in asked}, grid.get("persona_texts", {})
+    interviewer_lines = interviewer_lines_until(grid["turns_asked"], question_text_lookup(asked)) if kind == "interview" else None
+    cells = (answers.cells.get(key) for key in _judged_cell_keys(kind, answers, asked, grid))
     return [
-        _build_judge_input(cell, cell.completion, questions.get(cell.question_id), texts, told and told(cell))
+        _build_judge_input(
+            cell, cell.completion, questions.get(cell.question_id), texts, interviewer_lines and interviewer_lines(cell)
+        )
         for cell in cells
         if cell is not None and cell.completion is not None
     ]
@@ -93,12 +95,12 @@ def _build_judge_input(
     `conversation` replaces the question in an interview.
     """
     persona_id = cell.persona_id or (question and question.persona_id) or ""
-    said = question.text if question is not None else cell.messages[-1]["content"]
+    question_text = question.text if question is not None else cell.messages[-1]["content"]
     return JudgeInput(
         persona_id=persona_id,
         persona=persona_texts.get(persona_id) or persona_prompt(cell.messages),
         question_id=cell.question_id,
-        question=said if conversation is None else conversation,
+        question=question_text if conversation is None else conversation,
         sample=cell.sample,
         rubric=(question and question.task) or IN_CHARACTER,
         answer=completion.text,
@@ -112,16 +114,16 @@ def interviewer_lines_until(
 ) -> Callable[[Cell], str]:
     """Return a function from a turn's cell to the interviewer's lines up to and including that turn, one line per turn.
 
-    Earlier answers are left out. They reveal the persona, so with them a judge could tell any two personas apart however bad the
-    judged answer is. A line is the plain question, without a persona that the template put into the first user message.
+    Earlier answers are left out. They reveal the persona, so with them a judge could distinguish any two personas, however bad
+    the judged answer is. A line is the plain question, without a persona that the template put into the first user message.
     """
 
-    def told(cell: Cell) -> str:
-        who = cell.persona_id or ""
-        until = turn_ids[who][: turn_ids[who].index(cell.question_id) + 1]
-        return "\n".join(f"{INTERVIEWER_LABEL}: {question_text(one, who)}" for one in until)
+    def lines_until(cell: Cell) -> str:
+        persona_id = cell.persona_id or ""
+        turns = turn_ids[persona_id][: turn_ids[persona_id].index(cell.question_id) + 1]
+        return "\n".join(f"{INTERVIEWER_LABEL}: {question_text(one, persona_id)}" for one in turns)
 
-    return told
+    return lines_until
 
 
 SCORE_SETTINGS = ("name", "reasons", "temperature", "max_new_tokens")
@@ -138,14 +140,14 @@ class AnswerKeyGrid:
     """
 
     def __init__(self, keys: Iterable[AnswerKey]) -> None:
-        every = list(dict.fromkeys(keys))
-        self.persona_ids = tuple(dict.fromkeys(key.persona_id for key in every))
-        self.rubrics = tuple(dict.fromkeys(key.rubric for key in every))
+        distinct_keys = list(dict.fromkeys(keys))
+        self.persona_ids = tuple(dict.fromkeys(key.persona_id for key in distinct_keys))
+        self.rubrics = tuple(dict.fromkeys(key.rubric for key in distinct_keys))
         rows = {persona_id: row for row, persona_id in enumerate(self.persona_ids)}
         layers = {rubric: layer for layer, rubric in enumerate(self.rubrics)}
         filled = Counter[tuple[int, int]]()
         self._index_by_key: dict[AnswerKey, tuple[int, int, int]] = {}
-        for key in every:
+        for key in distinct_keys:
             place = rows[key.persona_id], layers[key.rubric]
             self._index_by_key[key] = (*place, filled[place])
             filled[place] += 1
@@ -230,23 +232,23 @@ def read_judge_results(run: Path, folder: Path, answers: Sequence[JudgeInput] | 
 
     `answers` are the results of `read_judge_inputs(run)`, if the caller has them already.
     """
-    judging, asked, calls = RunReader(folder), read_json(folder / JUDGE_INPUTS_FILE), read_judge_calls(folder)
+    judging, inputs_json, calls = RunReader(folder), read_json(folder / JUDGE_INPUTS_FILE), read_judge_calls(folder)
     config = judging.config
-    inputs = judge_by_rubrics(read_judge_inputs(run) if answers is None else answers, asked["discriminates_personas"])
-    found = _judgements_by_control(inputs, calls)
+    inputs = judge_by_rubrics(read_judge_inputs(run) if answers is None else answers, inputs_json["discriminates_personas"])
+    calls_by_control = _judgements_by_control(inputs, calls)
     return JudgeResults(
         label=config["judge"].get("label") or folder.name,
         settings=config["judge"],
         seed=int(config["seed"]),
-        rubrics=asked["discriminates_personas"],
+        rubrics=inputs_json["discriminates_personas"],
         inputs=inputs,
-        n_inputs=Counter(one.control for one in inputs) + Counter(asked["n_controls"]),
+        n_inputs=Counter(one.control for one in inputs) + Counter(inputs_json["n_controls"]),
         scores={
             control: {key: call.score for key, call in judgements.items() if call.score is not None}
-            for control, judgements in found.items()
+            for control, judgements in calls_by_control.items()
         },
-        injection_forms={key: call.form for key, call in found["injected"].items() if call.form is not None},
-        repeated_injections={key for key, call in found["injected"].items() if call.error == REPEATED_SCORE_ERROR},
+        injection_forms={key: call.form for key, call in calls_by_control["injected"].items() if call.form is not None},
+        repeated_injections={key for key, call in calls_by_control["injected"].items() if call.error == REPEATED_SCORE_ERROR},
         usage=sum_judge_usage(calls),
         fingerprints=judging.identity,
     )

@@ -64,11 +64,11 @@ def latest_judgements(calls: Iterable[Judgement]) -> dict[JudgeInputKey, Judgeme
 
     Calls whose prompt differs from that of a later call do not count: the answer or the rubric has changed since.
     """
-    found: dict[JudgeInputKey, Judgement] = {}
+    latest: dict[JudgeInputKey, Judgement] = {}
     for call in calls:
-        if is_superseding(call, found.get(call.key)):
-            found[call.key] = call
-    return found
+        if is_superseding(call, latest.get(call.key)):
+            latest[call.key] = call
+    return latest
 
 
 def is_superseding(call: Judgement, previous: Judgement | None) -> bool:
@@ -130,14 +130,14 @@ def request_pending_scores(
         note = f"{state.unscored} calls without a score" if state.unscored else ""
         bar.advance(int(judgement.score is not None), status=note)
 
-    with closing(JsonlWriter(folder / JUDGEMENTS_FILE)) as writer, progress_bar(label, len(prompts), "scores") as whole:
-        whole.start_at(len(prompts) - len(state.pending(prompts)))
+    with closing(JsonlWriter(folder / JUDGEMENTS_FILE)) as writer, progress_bar(label, len(prompts), "scores") as total_bar:
+        total_bar.start_at(len(prompts) - len(state.pending(prompts)))
         collect(
             model,
             settings.sampling,
             find_pending,
             record,
-            lambda _: nullcontext(whole),
+            lambda _: nullcontext(total_bar),
             max_rounds=settings.attempts,
             count_affordable_items=limit.count_affordable_calls,
         )
@@ -148,8 +148,8 @@ def max_total_cost(prompts: Sequence[JudgePrompt], settings: CallSettings) -> fl
     """Upper bound in US dollars if each prompt takes a single call; None without a price."""
     if settings.price is None:
         return None
-    book = _CallState([], settings.price)
-    return sum(_PendingCall.for_prompt(prompt, book, settings).max_cost for prompt in prompts)
+    state = _CallState([], settings.price)
+    return sum(_PendingCall.for_prompt(prompt, state, settings).max_cost for prompt in prompts)
 
 
 class _CallState:
@@ -182,12 +182,14 @@ class _CallState:
         return [prompt for prompt in prompts if not self._is_done(prompt)]
 
     def _is_done(self, prompt: JudgePrompt) -> bool:
-        found = self.latest.get(prompt.judge_input.key)
-        return found is not None and found.score is not None and found.prompt_hash == prompt.hash
+        latest = self.latest.get(prompt.judge_input.key)
+        return latest is not None and latest.score is not None and latest.prompt_hash == prompt.hash
 
     def totals(self, prompts: Sequence[JudgePrompt], next_cost: float | None) -> CallTotals:
-        owed, cost = len(self.pending(prompts)), total_cost(self.costs)
-        return CallTotals(len(prompts), owed, self.calls, self.prompt_tokens, self.completion_tokens, cost, self.spent, next_cost)
+        n_pending, cost = len(self.pending(prompts)), total_cost(self.costs)
+        return CallTotals(
+            len(prompts), n_pending, self.calls, self.prompt_tokens, self.completion_tokens, cost, self.spent, next_cost
+        )
 
     @property
     def spent(self) -> float:
@@ -220,20 +222,20 @@ class _CostLimit:
 
     def count_affordable_calls(self, calls: Sequence[_PendingCall]) -> int:
         """Number of next calls that can be in flight together within the limit, each at its maximum cost."""
-        worst = [call.max_cost * self._settings.max_requests for call in calls]
+        max_costs = [call.max_cost * self._settings.max_requests for call in calls]
         limit = self._settings.max_cost
-        several = count_affordable(worst, None if limit is None else limit - self._state.spent)
-        self.next_cost = None if several else worst[0]
-        return several
+        n_affordable = count_affordable(max_costs, None if limit is None else limit - self._state.spent)
+        self.next_cost = None if n_affordable else max_costs[0]
+        return n_affordable
 
 
 def _to_judgement(call: _PendingCall, result: Completion | Failure, settings: CallSettings) -> Judgement:
     item = call.prompt.judge_input
-    reading = _parse_result(result, f"{item.question}\n{item.answer}")
+    parsed = _parse_result(result, f"{item.question}\n{item.answer}")
     return Judgement(
         **item.target_fields(), attempt=call.attempt, seed=call.request.seed, prompt_hash=call.prompt.hash,
         reply=result if isinstance(result, Completion) else None, failure=result if isinstance(result, Failure) else None,
-        score=reading.score, error=reading.error, cost=call_cost(result, settings.price, call.max_cost),
+        score=parsed.score, error=parsed.error, cost=call_cost(result, settings.price, call.max_cost),
         reserved=reserved_cost(result, call.max_cost * settings.max_requests),
     )  # fmt: skip
 
@@ -241,7 +243,7 @@ def _to_judgement(call: _PendingCall, result: Completion | Failure, settings: Ca
 def _parse_result(result: Completion | Failure, judged_text: str) -> ParsedScore:
     if isinstance(result, Failure):
         return ParsedScore(None, f"{result.type}: {result.message}")
-    reading = parse_score(result.text, judged_text)
-    if reading.score is None and result.finish == "length":
-        return ParsedScore(None, f"{reading.error}; the reply was cut off at judge.max_new_tokens")
-    return reading
+    parsed = parse_score(result.text, judged_text)
+    if parsed.score is None and result.finish == "length":
+        return ParsedScore(None, f"{parsed.error}; the reply was cut off at judge.max_new_tokens")
+    return parsed

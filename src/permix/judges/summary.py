@@ -87,8 +87,8 @@ def measure_judge_agreement(judges: Sequence[JudgeResults], *, seed: int, resamp
 def measure_score_difference(first: JudgeResults, other: JudgeResults, *, seed: int, resamples: int) -> ScoreDifference:
     """Measure the score difference of two models that the same judge scored.
 
-    `p` is from a sign-flip test (`statistics.sign_flip_p`): if the models were alike, all of a persona's answers by the one model
-    could as well come from the other model, so the sign of each persona's difference is flipped as a whole.
+    `p` is from a sign-flip test (`statistics.sign_flip_p`). If the models were alike, they could exchange all answers of a
+    persona, so the sign of each persona's difference is flipped as a whole.
     """
     one, two = first.scores["none"], other.scores["none"]
     grid = AnswerKeyGrid(key for key in one if key in two)
@@ -195,9 +195,9 @@ def summarize_judge(results: JudgeResults, *, seed: int, resamples: int) -> Judg
     grid = results.grid()
     if not grid.persona_ids:
         raise DataError(f"judge {results.label!r}: the run has no answers that could be judged")
-    found = {control: grid.to_array(results.scores[control]) for control in JUDGE_CONTROLS}
-    plain_P_U_Q, draws = found["none"], PersonaBootstrap(len(grid.persona_ids), seed, resamples)
-    trial = _measure_reliability(results, grid, found, draws)
+    scores_by_control = {control: grid.to_array(results.scores[control]) for control in JUDGE_CONTROLS}
+    plain_P_U_Q, draws = scores_by_control["none"], PersonaBootstrap(len(grid.persona_ids), seed, resamples)
+    reliability = _measure_reliability(results, grid, scores_by_control, draws)
     counts = {control: (len(results.scores[control]), results.n_inputs.get(control, 0)) for control in JUDGE_CONTROLS}
     own = _persona_rubric_indices(results, grid)
     return JudgeSummary(
@@ -211,10 +211,10 @@ def summarize_judge(results: JudgeResults, *, seed: int, resamples: int) -> Judg
         share_top_score=_share(_indicator(plain_P_U_Q == TOP_SCORE, plain_P_U_Q), draws),
         n_scored=counts["none"][0],
         n_asked=counts["none"][1],
-        discriminates_persona=None if trial.auc.low is None else trial.auc.low > 0.5,
-        reliability=trial,
+        discriminates_persona=None if reliability.auc.low is None else reliability.auc.low > 0.5,
+        reliability=reliability,
         counts=counts,
-        histogram={control: _histogram(scores_P_U_Q[:, own]) for control, scores_P_U_Q in found.items()},
+        histogram={control: _histogram(scores_P_U_Q[:, own]) for control, scores_P_U_Q in scores_by_control.items()},
         usage=results.usage,
     )
 

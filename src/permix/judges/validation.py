@@ -98,18 +98,20 @@ def build_control_inputs(
     a wrong persona if its rubric does not discriminate personas, or if all other personas are near-duplicates of its persona.
     """
     plain = [item for item in inputs if item.control == "none"]
-    tried = sample_balanced_inputs(plain, n, seed)
+    sampled = sample_balanced_inputs(plain, n, seed)
     texts = {item.persona_id: item.persona for item in plain}
-    near = _near_duplicate_ids(texts)
-    of_persona = [item for item in plain if discriminates_personas[item.rubric] and len(near[item.persona_id]) < len(texts)]
+    near_duplicates = _near_duplicate_ids(texts)
+    discriminated = [
+        item for item in plain if discriminates_personas[item.rubric] and len(near_duplicates[item.persona_id]) < len(texts)
+    ]
     return [
         *(
-            _with_wrong_persona(item, _choose_wrong_persona(item, texts, near, seed), texts)
-            for item in sample_balanced_inputs(of_persona, n, seed)
+            _with_wrong_persona(item, _choose_wrong_persona(item, texts, near_duplicates, seed), texts)
+            for item in sample_balanced_inputs(discriminated, n, seed)
         ),
-        *(item.model_copy(update={"control": "padded", "answer": pad_answer(item.answer)}) for item in tried),
-        *(item.model_copy(update={"control": "retest"}) for item in tried),
-        *(_with_instruction(item, seed) for item in tried),
+        *(item.model_copy(update={"control": "padded", "answer": pad_answer(item.answer)}) for item in sampled),
+        *(item.model_copy(update={"control": "retest"}) for item in sampled),
+        *(_with_instruction(item, seed) for item in sampled),
     ]
 
 
@@ -118,13 +120,13 @@ def sample_balanced_inputs(inputs: Sequence[JudgeInput], n: int, seed: int) -> l
     waiting: dict[str, list[JudgeInput]] = {}
     for item in sorted(inputs, key=lambda item: _selection_order(item, seed)):
         waiting.setdefault(item.rubric, []).append(item)
-    used, chosen = Counter[str](), list[JudgeInput]()
+    times_chosen, chosen = Counter[str](), list[JudgeInput]()
     rubrics = sorted(waiting, key=lambda rubric: seed_from("rubric", seed, rubric))
     turns = (rubric for rubric in cycle(rubrics) if waiting[rubric])
     for rubric in islice(turns, min(n, len(inputs))):
-        left = waiting[rubric]
-        item = left.pop(min(range(len(left)), key=lambda place: used[left[place].persona_id]))
-        used[item.persona_id] += 1
+        candidates = waiting[rubric]
+        item = candidates.pop(min(range(len(candidates)), key=lambda index: times_chosen[candidates[index].persona_id]))
+        times_chosen[item.persona_id] += 1
         chosen.append(item)
     return chosen
 

@@ -1,1 +1,1 @@
-"""Persona pools (load, check, split) and PersonaGym's data."""
+"""Load, check and split persona pools, and read PersonaGym's data."""

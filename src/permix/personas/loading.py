@@ -8,8 +8,8 @@ Fields of a persona:
     split   "train", "dev" or "heldout"                       default: none
     weight  a finite number above 0                           default: 1
 
-Questions have `text`, `id`, `tags` and `split`; either all questions of a file have a split, or none has. The first bad row
-raises DataError naming file and line, the field, its value and what would be valid. A text may contain newlines and tabs. Every
+Questions have `text`, `id`, `tags` and `split`; either all questions of a file have a split, or no question has one. The first
+bad row raises DataError naming file, line, field, value and valid values. A text may contain newlines and tabs. Every
 other control character, lone surrogate, line separator and bidirectional override is refused, so that texts can be printed
 safely.
 """
@@ -44,7 +44,10 @@ _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def read_personas(source: str | Path) -> tuple[Persona, ...]:
-    """The personas of "builtin" or of a .toml, .jsonl or .csv file, in the order of the file. Raises DataError."""
+    """Read the personas of "builtin" or of a .toml, .jsonl or .csv file, in the order of the file.
+
+    Raises DataError for the first bad row.
+    """
     if str(source) == "builtin":
         rows = [row for kind in BUILTIN_KINDS for row in _builtin_rows(f"{kind}.toml", "persona")]
     else:
@@ -57,24 +60,24 @@ def read_personas(source: str | Path) -> tuple[Persona, ...]:
 def build_personas(items: Iterable[str | Persona | Mapping[str, object]]) -> tuple[Persona, ...]:
     """Personas made in Python: texts that complete "You are ...", records, or mappings with the fields of a file's row.
 
-    Raises DataError that names the place of the first bad one.
+    Raises DataError, naming the place of the first bad item, or if there are no items.
     """
     fields: list[dict[str, object]] = [
         {"text": one} if isinstance(one, str) else one.model_dump(mode="json") if isinstance(one, Persona) else dict(one)
         for one in items
     ]
-    rows = [SourceRow(f"personas[{place}]", one) for place, one in enumerate(fields)]
+    rows = [SourceRow(f"personas[{index}]", one) for index, one in enumerate(fields)]
     if not rows:
-        raise DataError('personas: there are none; give at least one text that completes "You are ..."')
+        raise DataError('personas: is empty; give at least one text that completes "You are ..."')
     return _require_unique_ids(rows, [Persona.model_validate(_checked_fields(row, _PERSONA_CHECKS)) for row in rows])
 
 
 def build_open_questions(items: Iterable[str | Question]) -> tuple[Question, ...]:
-    """Open-ended questions made in Python, without a gold answer. Raises DataError for a bad one or one that is there twice."""
+    """Open-ended questions made in Python, without a gold answer. Raises DataError for a bad or repeated question."""
     rows, questions = [], []
-    for place, one in enumerate(items):
+    for index, one in enumerate(items):
         fields: dict[str, object] = {"id": one.id, "text": one.text} if isinstance(one, Question) else {"text": one}
-        rows.append(SourceRow(f"questions[{place}]", fields))
+        rows.append(SourceRow(f"questions[{index}]", fields))
         questions.append(Question.model_validate({"task": "roleplay", "gold": "", **_checked_fields(rows[-1], _QUESTION_CHECKS)}))
     _require_distinct_texts(rows, questions)
     return _require_unique_ids(rows, questions)
@@ -91,18 +94,18 @@ def load_roleplay(source: str | Path = "builtin", split: Split = "heldout") -> t
     else:
         rows = read_rows(Path(source), "question", QUESTION_SUFFIXES)
     fields = [_checked_fields(row, _QUESTION_CHECKS) for row in rows]
-    splits = [one.pop("split", None) for one in fields]
-    found = [Question.model_validate({"task": "roleplay", "gold": "", **one}) for one in fields]
-    _require_distinct_texts(rows, found)
-    questions = _require_unique_ids(rows, found)
+    splits = [row_fields.pop("split", None) for row_fields in fields]
+    all_questions = [Question.model_validate({"task": "roleplay", "gold": "", **row_fields}) for row_fields in fields]
+    _require_distinct_texts(rows, all_questions)
+    questions = _require_unique_ids(rows, all_questions)
     if not any(splits):
         return questions
     _check_split_on_all_rows(rows, splits)
-    chosen = tuple(question for question, own in zip(questions, splits, strict=True) if own == split)
+    chosen = tuple(question for question, row_split in zip(questions, splits, strict=True) if row_split == split)
     if not chosen:
         counts = Counter(splits)
         raise ConfigError(
-            f"{source}: split = {split!r}: none of the {len(questions)} questions is in that split "
+            f"{source}: split = {split!r}: has none of the {len(questions)} questions "
             f"({', '.join(f'{name} {counts[name]}' for name in SPLITS)})"
         )
     return chosen
@@ -118,7 +121,9 @@ def _require_distinct_texts(rows: Sequence[SourceRow], questions: Sequence[Quest
 def _check_split_on_all_rows(rows: Sequence[SourceRow], splits: Sequence[object]) -> None:
     for row, split in zip(rows, splits, strict=True):
         if split is None:
-            raise DataError(f"{row.where}: split is missing, but other questions have one; give it for all questions or for none")
+            raise DataError(
+                f"{row.where}: split is missing, but other questions have one; give a split to all questions or to no question"
+            )
 
 
 def _builtin_rows(name: str, table: str) -> list[SourceRow]:
@@ -137,21 +142,21 @@ def _parse_csv_fields(fields: Mapping[str, object]) -> dict[str, object]:
 
 
 def _checked_fields(row: SourceRow, checks: Mapping[str, _FieldCheck]) -> dict[str, object]:
-    """The row's fields, checked. A null counts as absent, and an absent id is derived from the text."""
+    """Check the row's fields and return them. A null counts as absent, and an absent id is derived from the text."""
     for key in row.fields:
         if key not in checks:
             raise DataError(f"{row.where}: unknown key {quote_value(key)}; {valid_names_hint(key, checks)}")
     if row.fields.get("text") is None:
         raise DataError(f"{row.where}: text is missing; every row must have one")
-    found: dict[str, object] = {}
+    checked: dict[str, object] = {}
     for key, value in row.fields.items():
         if value is None:
             continue
         try:
-            found[key] = checks[key](value)
+            checked[key] = checks[key](value)
         except ValueError as error:
             raise DataError(f"{row.where}: {key} = {quote_value(value)}: {error}") from error
-    return {"id": derive_id(str(found["text"])), **found}
+    return {"id": derive_id(str(checked["text"])), **checked}
 
 
 def derive_id(text: str) -> str:
@@ -184,7 +189,7 @@ def check_plain_text(value: object) -> str:
 
 
 def check_persona_text(value: object) -> str:
-    """`check_plain_text` for a persona. Raises ValueError also if the text starts with "You are"."""
+    """Like `check_plain_text`, for a persona: raises ValueError also if the text starts with "You are"."""
     text = check_plain_text(value)
     if re.match(r"you(\s+are|['’]re)\b", text, re.IGNORECASE):
         raise ValueError('must complete "You are ...": leave out the "You are" at its start')

@@ -8,10 +8,10 @@ Without `personas.json` the names of the files are the personas. permix's own fi
 A persona's id is made from its text, and a question's id from its persona's text, its task and its own text. So ids do not depend
 on the data's place or on other questions.
 
-Score files of PersonaGym's code and its forks have one mean for each task and mostly the mean of those, sometimes for a single
-persona, but no intervals and no counts. `permix.metrics.judge_scores` describes how they are computed.
+Score files of PersonaGym's code and its forks have the mean of each task and mostly the mean over tasks, sometimes for a single
+persona, but no intervals and no counts. `permix.metrics.judge_scores` describes how these are computed.
 
-The first mistake in a file raises DataError naming file, persona and task.
+The first mistake in a file raises DataError, naming file, persona and task.
 """
 
 import json
@@ -42,7 +42,7 @@ class PersonaGymQuestion(Record):
 
 
 class ScoreExample(Record):
-    """One line of `examples.jsonl`: an example answer that deserves this score (1 to 5) under its task's rubric."""
+    """One line of `examples.jsonl`: an example answer that should get this score (1 to 5) by its task's rubric."""
 
     question_id: str
     score: int = Field(ge=1, le=5)
@@ -77,7 +77,7 @@ def _alphanumeric(text: str) -> str:
 
 
 def parse_task_name(name: object, where: str) -> PersonaGymTask:
-    """The task with this name in PersonaGym's files. Raises DataError, starting with `where`, if there is none."""
+    """The task with this name in PersonaGym's files. Raises DataError, starting with `where`, if there is no such task."""
     found = TASK_ALIASES.get(str(name), name)
     for task in PERSONAGYM_TASKS:
         if task == found:
@@ -116,17 +116,17 @@ PersonaGymData = tuple[tuple[Persona, ...], tuple[PersonaGymQuestion, ...]]
 
 
 def read_personagym(config: PersonaGymConfig) -> PersonaGymData:
-    """The personas and their questions, in the order of the file.
+    """Read the personas and their questions, in the order of the file.
 
-    Raises DataError naming file, persona and task, and ConfigError if no source is given or the hub cannot be read.
+    Raises DataError, naming file, persona and task, for bad data. Raises ConfigError without a source, or if the hub fails.
     """
-    place = Path(_download_dataset(config.hub)) if config.hub else config.path
-    if place is None:
+    source = Path(_download_dataset(config.hub)) if config.hub else config.path
+    if source is None:
         raise ConfigError("personagym: give path, a folder of PersonaGym or a questions.jsonl, or hub")
-    everything = _read_folder(place, config.tasks or PERSONAGYM_TASKS) if place.is_dir() else _read_questions_jsonl(place)
+    everything = _read_folder(source, config.tasks or PERSONAGYM_TASKS) if source.is_dir() else _read_questions_jsonl(source)
     questions = tuple(_select_questions(everything, config))
     if not questions:
-        raise DataError(f"{place}: holds no question of personagym.tasks = {list(config.tasks or PERSONAGYM_TASKS)}")
+        raise DataError(f"{source}: has no question of personagym.tasks = {list(config.tasks or PERSONAGYM_TASKS)}")
     personas = {one.persona_id: Persona(id=one.persona_id, text=one.persona) for one in questions}
     return tuple(personas.values()), questions
 
@@ -158,32 +158,32 @@ def _download_dataset(repo: str) -> str:
 
 def _read_folder(folder: Path, tasks: Sequence[PersonaGymTask]) -> list[PersonaGymQuestion]:
     files = index_persona_files(_questions_folder(folder), ".json")
-    found: list[PersonaGymQuestion] = []
+    questions: list[PersonaGymQuestion] = []
     for text, persona in _read_personas(folder, files).items():
         file = files.find(text)
         if file is None:
-            raise DataError(f"{folder}: has no file of questions for persona {quote_value(text)}")
-        found += _read_persona_questions(file, persona, tasks)
-    return found
+            raise DataError(f"{folder}: has no question file for persona {quote_value(text)}")
+        questions += _read_persona_questions(file, persona, tasks)
+    return questions
 
 
 def _questions_folder(folder: Path) -> Path:
-    """questions/, or the one folder in it with the files, or, if there is no questions/, the folder itself."""
+    """The folder with the question files: questions/, or the only subfolder with such files, or else the folder itself."""
     top = folder / "questions"
     if not top.is_dir():
         if any(folder.glob("*.json")):
             return folder
-        raise DataError(f"{folder}: has no folder questions; give a PersonaGym folder or a questions.jsonl")
+        raise DataError(f"{folder}: has no folder questions/; give a PersonaGym folder or a questions.jsonl")
     inside = [one for one in (top, *sorted(top.iterdir())) if one.is_dir() and any(one.glob("*.json"))]
     if len(inside) != 1:
         folders = ", ".join(str(one) for one in inside) or "none"
-        raise DataError(f"{top}: folders with files of questions: {folders}; there must be one, so give its path")
+        raise DataError(f"{top}: must have exactly one folder with question files, has: {folders}; give the path of one")
     return inside[0]
 
 
 def _read_personas(folder: Path, files: PersonaFiles) -> dict[str, Persona]:
-    """Every persona, by its text as published."""
-    path, found = folder / "personas.json", dict[str, Persona]()
+    """Every persona by its published text."""
+    path, personas = folder / "personas.json", dict[str, Persona]()
     texts = read_json_value(path) if path.exists() else list(files.by_name)
     if not isinstance(texts, list) or not texts:
         raise DataError(f"{path}: must be a list of personas' texts")
@@ -196,8 +196,8 @@ def _read_personas(folder: Path, files: PersonaFiles) -> dict[str, Persona]:
         if persona.id in ids:
             raise DataError(f"{path}: persona {place} = {quote_value(text)}: occurs twice")
         ids.add(persona.id)
-        found[text] = persona
-    return found
+        personas[text] = persona
+    return personas
 
 
 def _read_persona_questions(file: Path, persona: Persona, tasks: Sequence[PersonaGymTask]) -> list[PersonaGymQuestion]:
@@ -219,36 +219,36 @@ def _read_persona_questions(file: Path, persona: Persona, tasks: Sequence[Person
 def _parse_task_questions(where: str, persona: Persona, task: PersonaGymTask, texts: object) -> list[PersonaGymQuestion]:
     if not isinstance(texts, list) or not texts:
         raise DataError(f"{where}: must be a list of questions, at least one; persona {quote_value(persona.text)}")
-    found: dict[str, PersonaGymQuestion] = {}
+    questions: dict[str, PersonaGymQuestion] = {}
     for place, text in enumerate(texts, 1):
         try:
             question = make_personagym_question(persona, task, text)
         except ValueError as error:
             raise DataError(f"{where}, question {place} = {quote_value(text)}: {error}") from error
-        if question.id in found:
+        if question.id in questions:
             raise DataError(f"{where}, question {place} = {quote_value(text)}: occurs twice; questions must be distinct")
-        found[question.id] = question
-    return list(found.values())
+        questions[question.id] = question
+    return list(questions.values())
 
 
 # permix's own file
 
 
 def _read_questions_jsonl(path: Path) -> list[PersonaGymQuestion]:
-    found, texts = dict[str, PersonaGymQuestion](), dict[str, str]()
+    questions, texts = dict[str, PersonaGymQuestion](), dict[str, str]()
     seen = set[tuple[str, PersonaGymTask, str]]()
     for row in read_rows(path, "question", (".jsonl",)):
         one = _parse_question(row)
-        who = f"{row.where}: persona_id = {one.persona_id!r}, task {one.task!r}"
+        context = f"{row.where}: persona_id = {one.persona_id!r}, task {one.task!r}"
         if texts.setdefault(one.persona_id, one.persona) != one.persona:
-            raise DataError(f"{who}: persona = {quote_value(one.persona)}, but earlier {quote_value(texts[one.persona_id])}")
-        if one.id in found:
-            raise DataError(f"{who}: id = {one.id!r}: used before; ids must be unique")
+            raise DataError(f"{context}: persona = {quote_value(one.persona)}, but earlier {quote_value(texts[one.persona_id])}")
+        if one.id in questions:
+            raise DataError(f"{context}: id = {one.id!r}: used before; ids must be unique")
         if (content := (one.persona_id, one.task, canonical_text(one.text))) in seen:
-            raise DataError(f"{who}: text = {quote_value(one.text)}: occurs twice; questions must be distinct")
+            raise DataError(f"{context}: text = {quote_value(one.text)}: occurs twice; questions must be distinct")
         seen.add(content)
-        found[one.id] = one
-    return list(found.values())
+        questions[one.id] = one
+    return list(questions.values())
 
 
 def _parse_question(row: SourceRow) -> PersonaGymQuestion:
@@ -270,7 +270,7 @@ OVERALL_SCORE_KEYS = ("PersonaScore", "overall_score")
 
 
 class PublishedScores(Record):
-    """A model's scores as published: by task, with the file's rounding. `n_personas` is the number of files averaged, if several.
+    """A model's published scores by task, with the file's rounding. `n_personas` is the number of averaged files, if several.
 
     `persona_score` is the file's own overall score. It is not recomputed: in one of PersonaGym's published files it differs from
     the mean of the tasks by 0.2.

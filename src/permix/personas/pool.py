@@ -53,16 +53,16 @@ class PersonaPool(Record):
         return frozenset(tag for persona in self.personas for tag in persona.tags)
 
     def in_split(self, split: Split) -> "PersonaPool":
-        """The personas of one split. Raises ConfigError if there are none."""
-        found = tuple(persona for persona in self.personas if persona.split == split)
-        if not found:
+        """The personas of one split. Raises ConfigError if the split is empty."""
+        personas = tuple(persona for persona in self.personas if persona.split == split)
+        if not personas:
             counts = Counter(persona.split for persona in self.personas)
             raise ConfigError(
-                f"split = {split!r}: none of the {len(self)} personas is in that split "
-                f"({', '.join(f'{name} {counts[name]}' for name in SPLITS)}) and {counts[None]} have no split; "
-                "give the split in the file, or more personas without a split (dev needs about six of them)"
+                f"split = {split!r}: has none of the {len(self)} personas "
+                f"({', '.join(f'{name} {counts[name]}' for name in SPLITS)}, no split {counts[None]}); "
+                "set the split in the file, or add personas without a split (dev needs about six of them)"
             )
-        return PersonaPool(personas=found)
+        return PersonaPool(personas=personas)
 
     def select(
         self, include_tags: Collection[str] = (), exclude_tags: Collection[str] = (), n: int | None = None, seed: int = 0
@@ -74,16 +74,16 @@ class PersonaPool(Record):
         """
         for tag in (*include_tags, *exclude_tags):
             self._require_tag(tag)
-        found = [
+        candidates = [
             persona
             for persona in self.personas
             if (not include_tags or set(include_tags) & set(persona.tags)) and not set(exclude_tags) & set(persona.tags)
         ]
-        if not found:
+        if not candidates:
             raise ConfigError(f"include_tags = {list(include_tags)}, exclude_tags = {list(exclude_tags)}: no persona is left")
-        if n is not None and not 1 <= n <= len(found):
-            raise ConfigError(f"n = {n}: must be between 1 and {len(found)}, the number of personas available")
-        return PersonaPool(personas=tuple(_interleave_kinds(found, seed)[:n]))
+        if n is not None and not 1 <= n <= len(candidates):
+            raise ConfigError(f"n = {n}: must be between 1 and {len(candidates)}, the number of personas available")
+        return PersonaPool(personas=tuple(_interleave_kinds(candidates, seed)[:n]))
 
     def sampling_weights(self, tag_weights: Mapping[str, float] | None = None) -> tuple[float, ...]:
         """The probability [P] that each persona is drawn, in the order of `personas`; sums to 1.
@@ -109,23 +109,23 @@ class PersonaPool(Record):
 
 
 def _interleave_kinds(personas: Collection[Persona], seed: int) -> list[Persona]:
-    """All personas in a seeded order in which the first `n`, for every `n`, have each kind in proportion."""
+    """All personas in a seeded order. Its first `n`, for every `n`, contain each kind in proportion."""
     by_kind: defaultdict[str, list[tuple[int, str, Persona]]] = defaultdict(list)
     for persona in personas:
         by_kind[persona_kind(persona)].append((seed_from(seed, "select", persona.text), persona.id, persona))
-    placed = [
+    ordered = [
         (Fraction(2 * rank + 1, 2 * len(drawn)), seed_from(seed, "kind", name), rank, persona)
         for name, drawn in by_kind.items()
         for rank, (_, _, persona) in enumerate(sorted(drawn, key=lambda one: one[:2]))
     ]
-    return [persona for *_, persona in sorted(placed, key=lambda one: one[:3])]
+    return [persona for *_, persona in sorted(ordered, key=lambda one: one[:3])]
 
 
 def load_pool(source: str | Path = "builtin") -> PersonaPool:
     """The pool "builtin", or the pool of a .toml ([[persona]] tables), .jsonl or .csv file; `loading.py` lists the fields.
 
-    Personas without a split keep none; `split_pool` assigns them. Raises DataError for a bad row, and if near-duplicates have
-    different splits.
+    Personas without a split stay without one; `split_pool` assigns splits. Raises DataError for a bad row, and if near-duplicates
+    have different splits.
     """
     pool = PersonaPool(personas=read_personas(source))
     check_pool_split(pool)
@@ -133,13 +133,13 @@ def load_pool(source: str | Path = "builtin") -> PersonaPool:
 
 
 PersonasLike = str | Path | PersonaPool | Sequence[str | Persona | Mapping[str, object]]
-"""How personas may be given in Python: "builtin", a file, a pool, or a list of texts, records or mappings."""
+"""Forms of personas in Python: "builtin", a file, a pool, or a list of texts, records or mappings."""
 
 
 def resolve_pool(personas: PersonasLike, split: Split) -> PersonaPool:
-    """The personas that are meant: of "builtin" or a file those of one `split`, a pool or a list made in Python whole.
+    """Convert personas to a pool: of "builtin" or a file only those of `split`, of a pool or a list all.
 
-    Raises DataError for a bad file or a bad item of a list, ConfigError when no persona is of the split.
+    Raises DataError for a bad file or a bad item of a list, ConfigError if the split is empty.
     """
     if isinstance(personas, PersonaPool):
         return personas
@@ -188,7 +188,7 @@ def _near_duplicate_lines(pool: PersonaPool, max_pairs: int) -> list[str]:
 
 
 class PersonaSource:
-    """A pool's file, for several choices from it: read and checked once, and split once, each when it is first needed."""
+    """A pool's file, for several selections from it. It is read, checked and split once, when first needed."""
 
     def __init__(self, pool: str) -> None:
         self._name = pool
@@ -199,9 +199,9 @@ class PersonaSource:
         return load_pool(self._name)
 
     def select(self, config: PersonasConfig) -> PersonaPool:
-        """Give a split to personas that have none, keep those of `config`'s split and tags, then `n` of them.
+        """Assign missing splits, keep the personas of `config`'s split and tags, then select `n` of these.
 
-        Raises DataError for a bad file and ConfigError for a choice that leaves too few.
+        Raises DataError for a bad file, and ConfigError if too few personas remain.
         """
         assert config.pool == self._name
         pool = self._pool if config.split == "all" else self._in_split(config.split)
@@ -213,12 +213,12 @@ class PersonaSource:
         if self._split_pool is None and any(persona.split is None for persona in self._pool.personas):
             self._split_pool = split_pool(self._pool)
             print_status(
-                f"personas.pool = {self._name}: has personas without a split; a third of them becomes heldout, and a quarter of "
-                f"the others dev; using personas.split = {split}"
+                f"note: personas.pool = {self._name}: has personas without a split; a third of them becomes heldout, and a "
+                f"quarter of the others dev; using personas.split = {split}"
             )
         return (self._split_pool or self._pool).in_split(split)
 
 
 def select_personas(config: PersonasConfig) -> PersonaPool:
-    """The personas that `config` chooses from its file, as `PersonaSource.select` does."""
+    """Select the personas of `config` from its file; see `PersonaSource.select`."""
     return PersonaSource(config.pool).select(config)

@@ -1,7 +1,7 @@
 """Find near-duplicate personas, and assign personas to the splits train, dev and heldout.
 
 Similarity is a pure function of two texts, so whether two personas are near-duplicates does not depend on the rest of the pool.
-Splits depend on texts, kinds and the seed, not on the order of a file.
+Splits depend on texts, kinds and the seed, not on the order of a file. The suffix P means personas.
 """
 
 import re
@@ -16,14 +16,14 @@ from permix.types import Persona, Split, canonical_text, seed_from
 NEAR_DUPLICATE_THRESHOLD = 0.8
 """Similarity (0 to 1) from which two personas are near-duplicates.
 
-Chosen on pairs of our own (tests/personas/test_pool.py). Pairs in which a word is added, dropped, inflected or misspelt have 0.84
-to 1. Texts of one pattern that differ in one word have 0.36 to 0.82: two kinds of biologist are near-duplicates, two kinds of
-teacher are not. Paraphrases (0.73 to 0.78) and everything else are below, since the measure compares letters and not meaning: a
-buccaneer and a pirate are unlike. No two built-in personas reach 0.4.
+Chosen on the pairs in tests/personas/test_pool.py. Pairs in which a word is added, dropped, inflected or misspelt have 0.84 to 1.
+Texts of one pattern that differ in one word have 0.36 to 0.82: two kinds of biologist are near-duplicates, two kinds of teacher
+are not. Paraphrases have 0.73 to 0.78, since the measure compares letters and not meaning: a buccaneer and a pirate are unlike.
+No two built-in personas reach 0.4.
 """
 
 DEV_ONE_IN = 4
-"""One in this many of the personas that `assign_splits` does not hold out is dev: with a third held out, a sixth of the pool."""
+"""Of the personas that `assign_splits` does not hold out, one in this many is dev; with a third held out, a sixth of all."""
 
 
 _ROWS_PER_BLOCK = 256
@@ -59,7 +59,7 @@ def char_trigrams(text: str) -> frozenset[str]:
 def near_duplicate_pairs(
     personas: Sequence[Persona], threshold: float = NEAR_DUPLICATE_THRESHOLD
 ) -> Iterator[tuple[Persona, Persona, float]]:
-    """Yield (first, second, similarity) of every pair whose similarity reaches the threshold. Memory is bounded.
+    """Yield (first, second, similarity) of every pair whose similarity reaches the threshold, in bounded memory.
 
     Similarity is the cosine of the trigram sets A and B, |A ∩ B| / √(|A| |B|). Raises ConfigError for a bad threshold.
     """
@@ -89,8 +89,8 @@ def _trigram_matrix(gram_sets: Sequence[frozenset[str]]) -> Any:
 
 def find_near_duplicates(personas: Sequence[Persona], threshold: float = NEAR_DUPLICATE_THRESHOLD) -> list[NearDuplicate]:
     """All near-duplicate pairs, most similar first, then by id."""
-    found = (NearDuplicate(min(a.id, b.id), max(a.id, b.id), value) for a, b, value in near_duplicate_pairs(personas, threshold))
-    return sorted(found, key=lambda near: (-near.similarity, near.first, near.second))
+    pairs = (NearDuplicate(min(a.id, b.id), max(a.id, b.id), value) for a, b, value in near_duplicate_pairs(personas, threshold))
+    return sorted(pairs, key=lambda near: (-near.similarity, near.first, near.second))
 
 
 def check_split_leakage(personas: Sequence[Persona]) -> None:
@@ -162,7 +162,7 @@ def assign_splits(personas: Sequence[Persona], heldout_share: float, seed: int) 
                 f"heldout_share = {heldout_share}: {len(personas)} personas leave the {needed} split empty; add personas"
             )
     assigned = [persona.model_copy(update={"split": splits[persona.id]}) for persona in personas]
-    # Near-duplicates share a cluster, so only a cluster with several splits can leak: the search is not made twice for nothing.
+    # Near-duplicates share a cluster, so only a cluster with several splits can leak; else the slow search is not repeated.
     if conflicting:
         check_split_leakage(assigned)
     return assigned

@@ -62,7 +62,7 @@ from permix.types import Cell, CellKey, Persona, Record, digest, seed_from
 
 
 class WritingJob(NamedTuple):
-    """What a run of `permix questions` has to produce.
+    """The task of a run of `permix questions`.
 
     `n_per_task`: questions per persona and task. `candidate_situations`: situations to choose from. `given_questions`: existing
     questions; if there are any, no questions are written. `with_examples`: whether to write example answers.
@@ -84,7 +84,7 @@ class WritingJob(NamedTuple):
 
 
 SITUATIONS_CELL_ID, EXAMPLES_CELL_PREFIX = "settings", "examples of "
-"""`question_id` of cells for situations, and the prefix of it for examples. Cells for questions have the task as `question_id`.
+"""The `question_id` of cells for situations, and its prefix in cells for examples. In cells for questions it is the task.
 
 These texts are part of recorded cells, so changing them makes old runs unreadable.
 """
@@ -120,38 +120,38 @@ def examples_of_question(replies: RepliesByKey, question: PersonaGymQuestion) ->
 
 
 def pending_situation_requests(job: WritingJob, replies: RepliesByKey) -> list[PendingRequest]:
-    found = []
+    requests = []
     for persona in () if job.given_questions else job.personas:
-        slot, chosen = situations_key(persona), situations_of_persona(job, replies, persona).kept
+        key, chosen = situations_key(persona), situations_of_persona(job, replies, persona).kept
         if len(chosen) < job.min_situations:
             prompt = build_situations_prompt(persona.text, _shuffle_for_persona(job.candidate_situations, persona), chosen)
-            found.append(PendingRequest(slot, persona.id, len(replies.get(slot, ())), job.min_situations - len(chosen), prompt))
-    return found
+            requests.append(PendingRequest(key, persona.id, len(replies.get(key, ())), job.min_situations - len(chosen), prompt))
+    return requests
 
 
 def pending_question_requests(job: WritingJob, replies: RepliesByKey) -> list[PendingRequest]:
     """The next request for each unfinished task; personas without enough situations are left out."""
-    found = []
+    requests = []
     for persona in () if job.given_questions else job.personas:
         chosen = situations_of_persona(job, replies, persona).kept
         if len(chosen) < job.min_situations:
             continue
-        for task, there in questions_of_persona(job, replies, persona).items():
-            slot, missing = RequestKey(persona.id, task), job.n_per_task - len(there.kept)
+        for task, questions in questions_of_persona(job, replies, persona).items():
+            key, missing = RequestKey(persona.id, task), job.n_per_task - len(questions.kept)
             if missing:
-                prompt = build_questions_prompt(persona.text, task, chosen, missing, there.kept)
-                found.append(PendingRequest(slot, persona.id, len(replies.get(slot, ())), missing, prompt))
-    return found
+                prompt = build_questions_prompt(persona.text, task, chosen, missing, questions.kept)
+                requests.append(PendingRequest(key, persona.id, len(replies.get(key, ())), missing, prompt))
+    return requests
 
 
 def pending_example_requests(job: WritingJob, replies: RepliesByKey) -> list[PendingRequest]:
-    found = []
+    requests = []
     for question in complete_questions(job, replies) if job.with_examples else ():
-        slot = examples_key(question)
+        key = examples_key(question)
         if not examples_of_question(replies, question).kept:
             prompt = build_examples_prompt(question.persona, question.text, job.criteria_by_task[question.task])
-            found.append(PendingRequest(slot, question.id, len(replies.get(slot, ())), len(SCORE_KEYS), prompt))
-    return found
+            requests.append(PendingRequest(key, question.id, len(replies.get(key, ())), len(SCORE_KEYS), prompt))
+    return requests
 
 
 # Finished questions and examples
@@ -162,9 +162,9 @@ def complete_questions(job: WritingJob, replies: RepliesByKey) -> tuple[PersonaG
     return job.given_questions or tuple(
         _build_question(persona, task, text, situations_of_persona(job, replies, persona).kept)
         for persona in job.personas
-        for task, there in questions_of_persona(job, replies, persona).items()
-        if len(there.kept) == job.n_per_task
-        for text in there.kept
+        for task, questions in questions_of_persona(job, replies, persona).items()
+        if len(questions.kept) == job.n_per_task
+        for text in questions.kept
     )
 
 
@@ -178,12 +178,12 @@ def complete_examples(job: WritingJob, replies: RepliesByKey) -> tuple[ScoreExam
 
 def describe_pending_requests(job: WritingJob, replies: RepliesByKey) -> list[str]:
     """Describe each missing part in a few words."""
-    found = [f"situations of {one.key.persona_id!r}" for one in pending_situation_requests(job, replies)]
-    found += [
+    missing = [f"situations of {one.key.persona_id!r}" for one in pending_situation_requests(job, replies)]
+    missing += [
         f"{one.key.persona_id!r} × {one.key.name} ({job.n_per_task - one.n_missing} of {job.n_per_task} questions)"
         for one in pending_question_requests(job, replies)
     ]
-    return found + [one.key.name for one in pending_example_requests(job, replies)]
+    return missing + [one.key.name for one in pending_example_requests(job, replies)]
 
 
 def _shuffle_for_persona(candidates: Sequence[str], persona: Persona) -> list[str]:
@@ -221,22 +221,27 @@ class WritingSummary(Record):
 
 def summarize_writing(job: WritingJob, cells: Mapping[CellKey, Cell]) -> WritingSummary:
     """Compute all counts of a run from its cells."""
-    book, calls = replies_by_key(cells), list(cells.values())
-    questions = {} if job.given_questions else {persona.id: questions_of_persona(job, book, persona) for persona in job.personas}
+    replies, calls = replies_by_key(cells), list(cells.values())
+    questions = (
+        {} if job.given_questions else {persona.id: questions_of_persona(job, replies, persona) for persona in job.personas}
+    )
     by_part: dict[str, list[Cell]] = {"situations": [], "questions": [], "examples": []}
     for cell in calls:
         by_part[_classify_cell(cell)].append(cell)
-    charged = [part for cell in calls if (part := cell.completion or cell.failure)]
+    results = [result for cell in calls if (result := cell.completion or cell.failure)]
     failures = [cell.failure for cell in calls if cell.failure]
     return WritingSummary(
         situations=_count_replies(
-            by_part["situations"], [] if job.given_questions else [situations_of_persona(job, book, one) for one in job.personas]
+            by_part["situations"],
+            [] if job.given_questions else [situations_of_persona(job, replies, one) for one in job.personas],
         ),
         questions=_count_replies(by_part["questions"], [one for tasks in questions.values() for one in tasks.values()]),
-        examples=_count_replies(by_part["examples"], [examples_of_question(book, one) for one in complete_questions(job, book)]),
-        prompt_tokens=sum(part.prompt_tokens or 0 for part in charged),
-        completion_tokens=sum(part.completion_tokens or 0 for part in charged),
-        pending=tuple(describe_pending_requests(job, book)),
+        examples=_count_replies(
+            by_part["examples"], [examples_of_question(replies, one) for one in complete_questions(job, replies)]
+        ),
+        prompt_tokens=sum(result.prompt_tokens or 0 for result in results),
+        completion_tokens=sum(result.completion_tokens or 0 for result in results),
+        pending=tuple(describe_pending_requests(job, replies)),
         last_failure=escape_control(f"{failures[-1].type}: {failures[-1].message}") if failures else None,
     )
 
@@ -247,9 +252,9 @@ def format_writing_summary(summary: WritingSummary) -> list[str]:
     lines = []
     for name, part in parts.items():
         if part.calls:
-            refused = ", ".join(f"{reason} {n}" for reason, n in part.rejected.items())
+            rejected = ", ".join(f"{reason} {n}" for reason, n in part.rejected.items())
             failed = f", {part.failed} failed" if part.failed else ""
-            lines.append(f"{name}: {part.kept} kept, of {part.calls} calls{failed}; left out: {refused or 'none'}")
+            lines.append(f"{name}: {part.kept} kept, from {part.calls} calls{failed}; rejected: {rejected or 'none'}")
     return [*lines, f"tokens: {summary.prompt_tokens} read, {summary.completion_tokens} written"]
 
 
@@ -261,12 +266,12 @@ def _classify_cell(cell: Cell) -> str:
 
 def _count_replies(calls: Iterable[Cell], filtered: Iterable[FilterResult]) -> WritingCounts:
     calls, filtered = list(calls), list(filtered)
-    refused = sum((one.rejected for one in filtered), Counter[str]())
+    rejected = sum((one.rejected for one in filtered), Counter[str]())
     return WritingCounts(
         calls=len(calls),
         failed=sum(cell.failure is not None for cell in calls),
         kept=sum(len(one.kept) for one in filtered),
-        rejected=dict(sorted(refused.items(), key=lambda item: (-item[1], item[0]))),
+        rejected=dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0]))),
     )
 
 
@@ -288,17 +293,17 @@ def write_questions(config: QuestionsConfig) -> Path:
     Returns the path of questions.jsonl, or of examples.jsonl if the questions were given. Raises IncompleteRunError, naming the
     missing parts, if the model did not write all of them.
     """
-    work = build_writing_job(config)
-    result = run_writing_job(load_model(config.model, config.threads), config, work)
-    for line in format_writing_summary(result):
+    job = build_writing_job(config)
+    summary = run_writing_job(load_model(config.model, config.threads), config, job)
+    for line in format_writing_summary(summary):
         print_status(line)
-    if result.pending:
-        named = ", ".join(result.pending[:MAX_LISTED_MISSING]) + (
-            f" and {len(result.pending) - MAX_LISTED_MISSING} more" if len(result.pending) > MAX_LISTED_MISSING else ""
+    if summary.pending:
+        missing = ", ".join(summary.pending[:MAX_LISTED_MISSING]) + (
+            f" and {len(summary.pending) - MAX_LISTED_MISSING} more" if len(summary.pending) > MAX_LISTED_MISSING else ""
         )
-        failed = f"; the last call that failed said {result.last_failure}" if result.last_failure else ""
-        raise IncompleteRunError(f"{config.out}: missing are {named}{failed}; run the same command again to have them written")
-    return config.out / ("examples.jsonl" if work.given_questions else "questions.jsonl")
+        failed = f"; the last failed call: {summary.last_failure}" if summary.last_failure else ""
+        raise IncompleteRunError(f"{config.out}: still missing: {missing}{failed}; run the same command again to write them")
+    return config.out / ("examples.jsonl" if job.given_questions else "questions.jsonl")
 
 
 def preflight_questions(config: QuestionsConfig) -> dict[str, str]:
@@ -306,34 +311,34 @@ def preflight_questions(config: QuestionsConfig) -> dict[str, str]:
 
     Raises ConfigError or DataError if the configuration or a file is invalid.
     """
-    work = build_writing_job(config)
+    job = build_writing_job(config)
     check_model(config.model, contact=False)
-    personas, written = len(work.personas), len(work.personas) * len(work.tasks) * work.n_per_task
-    calls = 0 if work.given_questions else personas * (1 + len(work.tasks))
+    personas, written = len(job.personas), len(job.personas) * len(job.tasks) * job.n_per_task
+    calls = 0 if job.given_questions else personas * (1 + len(job.tasks))
     questions = (
-        f"{len(work.given_questions)}, given"
-        if work.given_questions
-        else f"{written}, {work.n_per_task} of each persona × {len(work.tasks)} tasks"
+        f"{len(job.given_questions)}, given"
+        if job.given_questions
+        else f"{written}, {job.n_per_task} for each persona and task ({len(job.tasks)} tasks)"
     )
-    examples = (len(work.given_questions) or written) * work.with_examples
-    most = (calls + examples) * config.sampling.max_new_tokens
+    examples = (len(job.given_questions) or written) * job.with_examples
+    max_tokens = (calls + examples) * config.sampling.max_new_tokens
     return {
         "personas": str(personas),
         "questions": questions,
         "examples": f"{examples} × 5 answers",
-        "calls": f"{calls + examples} or more, at most {most} new tokens in as many",
+        "calls": f"{calls + examples} or more, with at most {max_tokens} new tokens in the first {calls + examples}",
     }
 
 
 def build_writing_job(config: QuestionsConfig) -> WritingJob:
     """Build the job from the configuration. Raises ConfigError or DataError if the configuration or a file is invalid."""
     tasks = tuple(task for task in PERSONAGYM_TASKS if not config.tasks or task in config.tasks)
-    rest = (config.examples, _load_criteria())
+    examples = (config.examples, _load_criteria())
     if config.personagym.path or config.personagym.hub:
         source = config.personagym.model_copy(update={"tasks": config.tasks or config.personagym.tasks})
-        personas, given = read_personagym(source)
-        return WritingJob(personas, tasks, config.n, (), given, *rest)
-    return WritingJob(select_personas(config.personas).personas, tasks, config.n, read_situations(config.settings), (), *rest)
+        personas, questions = read_personagym(source)
+        return WritingJob(personas, tasks, config.n, (), questions, *examples)
+    return WritingJob(select_personas(config.personas).personas, tasks, config.n, read_situations(config.settings), (), *examples)
 
 
 def run_writing_job(model: Model, config: QuestionsConfig, job: WritingJob) -> WritingSummary:
@@ -342,24 +347,24 @@ def run_writing_job(model: Model, config: QuestionsConfig, job: WritingJob) -> W
     with RunDir.open(config.out, config, _identity(model, config, job), first) as run:
         try:
             with run.track_usage():
-                for what, wanted in PENDING_REQUEST_FINDERS.items():
-                    generate_until_complete(model, config, run, partial(wanted, job), what)
+                for label, find_pending in PENDING_REQUEST_FINDERS.items():
+                    generate_until_complete(model, config, run, partial(find_pending, job), label)
         finally:
-            result = _write_outputs(run, job)
-    return result
+            summary = _write_outputs(run, job)
+    return summary
 
 
 def _write_outputs(run: RunDir, job: WritingJob) -> WritingSummary:
     """Write the output files from the run's cells."""
     cells = run.cells()
-    book = replies_by_key(cells)
+    replies = replies_by_key(cells)
     if not job.given_questions:
-        _write_lines(run.path / "questions.jsonl", complete_questions(job, book))
+        _write_lines(run.path / "questions.jsonl", complete_questions(job, replies))
     if job.with_examples:
-        _write_lines(run.path / "examples.jsonl", complete_examples(job, book))
-    result = summarize_writing(job, cells)
-    write_json(run.path / "metrics.json", result)
-    return result
+        _write_lines(run.path / "examples.jsonl", complete_examples(job, replies))
+    summary = summarize_writing(job, cells)
+    write_json(run.path / "metrics.json", summary)
+    return summary
 
 
 def read_situations(path: Path | None) -> tuple[str, ...]:
@@ -368,9 +373,9 @@ def read_situations(path: Path | None) -> tuple[str, ...]:
         return builtin_situations()
     if not path.is_file():
         raise ConfigError(
-            f"settings = {path}: no such file; give a .txt file with a situation a line, or leave it out for the built-in list"
+            f"settings = {path}: no such file; give a .txt file with one situation per line, or omit it for the built-in list"
         )
-    found: dict[str, str] = {}
+    text_by_key: dict[str, str] = {}
     for row in read_rows(path, "situation", (".txt",)):
         try:
             text = check_plain_text(row.fields["text"])
@@ -380,13 +385,13 @@ def read_situations(path: Path | None) -> tuple[str, ...]:
             raise DataError(
                 f"{row.where}: {quote_value(text)}: {len(text)} characters; a situation has at most {MAX_SITUATION_CHARS}"
             )
-        if normalize_situation(text) in found:
+        if normalize_situation(text) in text_by_key:
             raise DataError(
-                f"{row.where}: {quote_value(text)}: stands there before as "
-                f"{quote_value(found[normalize_situation(text)])}; give each once"
+                f"{row.where}: {quote_value(text)}: repeats "
+                f"{quote_value(text_by_key[normalize_situation(text)])}; give each situation once"
             )
-        found[normalize_situation(text)] = text
-    return tuple(found.values())
+        text_by_key[normalize_situation(text)] = text
+    return tuple(text_by_key.values())
 
 
 def _identity(model: Model, config: QuestionsConfig, job: WritingJob) -> dict[str, object]:
@@ -403,7 +408,7 @@ def _identity(model: Model, config: QuestionsConfig, job: WritingJob) -> dict[st
 
 
 def _load_criteria() -> dict[PersonaGymTask, str]:
-    """For each task, which answer gets which score: the part of the built-in rubric before the persona."""
+    """For each task, the text that says which answer gets which score: the built-in rubric up to the persona."""
     from permix.judges.prompts import load_rubrics
 
     rubrics = load_rubrics("permix", PERSONAGYM_TASKS)

@@ -48,7 +48,7 @@ def parse_list(reply: str) -> list[object] | None:
         if (items := _find_list(value)) is not None:
             return [_unwrap_item(item) for item in items]
     lines = [line.strip() for line in text.split("\n")]
-    bullets = [found["text"] for line in lines if (found := _BULLET.fullmatch(line))]
+    bullets = [match["text"] for line in lines if (match := _BULLET.fullmatch(line))]
     texts = list(_quoted_lines(lines)) or bullets or [one["text"] for one in _QUOTED_STRING.finditer(text) if not one["key"]]
     return [_strip_markup(one) for one in texts] or None
 
@@ -65,7 +65,7 @@ def parse_object(reply: str) -> dict[str, object] | None:
 
 def _parse_values(text: str) -> Iterator[object]:
     """Yield the values that parse as JSON, then as Python literals; outer values come first."""
-    starts = [found.start() for found in re.finditer(r"[\[{]", text)][:_MAX_JSON_STARTS]
+    starts = [match.start() for match in re.finditer(r"[\[{]", text)][:_MAX_JSON_STARTS]
     decoder = json.JSONDecoder(strict=False)  # accepts line breaks inside a string
     for start in starts:
         with suppress(ValueError, RecursionError):
@@ -81,8 +81,9 @@ def _find_list(value: object) -> list[object] | None:
     if isinstance(value, dict):
         lists = [one for one in value.values() if isinstance(one, list)]
         value = lists[0] if len(lists) == 1 else None
-    worded = isinstance(value, list) and any(isinstance(one, str | dict) for one in value)  # else it can be a "[1]" in prose
-    return value if isinstance(value, list) and worded else None
+    # A list of numbers only can be a reference in prose, such as "[1]".
+    has_items = isinstance(value, list) and any(isinstance(one, str | dict) for one in value)
+    return value if isinstance(value, list) and has_items else None
 
 
 def _quoted_lines(lines: Iterable[str]) -> Iterator[str]:
@@ -220,18 +221,18 @@ class FilterResult(NamedTuple):
 
 def filter_situations(replies: Replies, candidates: Sequence[str]) -> FilterResult:
     """Keep up to `MAX_SITUATIONS` situations that are in the list of candidates, in the spelling of the list."""
-    known, kept, refused = {normalize_situation(one): one for one in candidates}, list[str](), Counter[str]()
-    for item in _parse_items(replies, refused):
-        found = known.get(normalize_situation(item)) if isinstance(item, str) else None
-        if found is None:
-            refused["not in the list"] += 1
-        elif found in kept:
-            refused["repeated"] += 1
+    known, kept, rejected = {normalize_situation(one): one for one in candidates}, list[str](), Counter[str]()
+    for item in _parse_items(replies, rejected):
+        situation = known.get(normalize_situation(item)) if isinstance(item, str) else None
+        if situation is None:
+            rejected["not in the list"] += 1
+        elif situation in kept:
+            rejected["repeated"] += 1
         elif len(kept) == MAX_SITUATIONS:
-            refused["more than asked for"] += 1
+            rejected["more than asked for"] += 1
         else:
-            kept.append(found)
-    return FilterResult(tuple(kept), refused)
+            kept.append(situation)
+    return FilterResult(tuple(kept), rejected)
 
 
 def filter_questions(replies: Mapping[PersonaGymTask, Replies], n: int) -> dict[PersonaGymTask, FilterResult]:
@@ -240,44 +241,44 @@ def filter_questions(replies: Mapping[PersonaGymTask, Replies], n: int) -> dict[
     The first replies of all tasks are read before any second reply. So later replies never change which questions were kept.
     """
     kept: dict[PersonaGymTask, list[str]] = {task: [] for task in replies}
-    refused = {task: Counter[str]() for task in replies}
-    there: list[frozenset[str]] = []
-    for place in range(max(map(len, replies.values()), default=0)):
+    rejected = {task: Counter[str]() for task in replies}
+    kept_trigrams: list[frozenset[str]] = []
+    for call in range(max(map(len, replies.values()), default=0)):
         for task in replies:
-            for item in _parse_items(replies[task][place : place + 1], refused[task]):
+            for item in _parse_items(replies[task][call : call + 1], rejected[task]):
                 try:
-                    text = _validate_new_question(item, there)
+                    text = _validate_new_question(item, kept_trigrams)
                     if len(kept[task]) == n:
                         raise InvalidItemError("more than asked for")
                 except InvalidItemError as reason:
-                    refused[task][str(reason)] += 1
+                    rejected[task][str(reason)] += 1
                     continue
                 kept[task].append(text)
-                there.append(char_trigrams(text))
-    return {task: FilterResult(tuple(kept[task]), refused[task]) for task in replies}
+                kept_trigrams.append(char_trigrams(text))
+    return {task: FilterResult(tuple(kept[task]), rejected[task]) for task in replies}
 
 
 def filter_examples(replies: Replies) -> FilterResult:
     """Keep the five answers, for the scores 1 to 5, of the first valid reply; keep nothing if no reply is valid."""
-    refused = Counter[str]()
+    rejected = Counter[str]()
     for reply in replies:
         if reply is None:
             continue
         try:
-            found = parse_object(reply)
-            if found is None:
+            answers = parse_object(reply)
+            if answers is None:
                 raise InvalidItemError("no object in the reply")
-            return FilterResult(validate_examples(found), refused)
+            return FilterResult(validate_examples(answers), rejected)
         except InvalidItemError as reason:
-            refused[str(reason)] += 1
-    return FilterResult((), refused)
+            rejected[str(reason)] += 1
+    return FilterResult((), rejected)
 
 
 def match_situation(question: str, situations: Sequence[str]) -> str | None:
-    """The situation whose words occur in the question; None if that holds for no situation or for several."""
-    plain = canonical_text(question)
-    named = [one for one in situations if normalize_situation(one) in plain]
-    return named[0] if len(named) == 1 else None
+    """The situation whose words occur in the question; None if no situation or several match."""
+    question_text = canonical_text(question)
+    matches = [one for one in situations if normalize_situation(one) in question_text]
+    return matches[0] if len(matches) == 1 else None
 
 
 def _parse_items(replies: Replies, rejected: Counter[str]) -> Iterator[object]:
@@ -293,8 +294,8 @@ def _parse_items(replies: Replies, rejected: Counter[str]) -> Iterator[object]:
 
 def _validate_new_question(item: object, accepted_ngrams: Sequence[frozenset[str]]) -> str:
     text = validate_question(item)
-    mine = char_trigrams(text)
-    if any(len(mine & one) >= NEAR_DUPLICATE_THRESHOLD * (len(mine) * len(one)) ** 0.5 for one in accepted_ngrams):
+    trigrams = char_trigrams(text)
+    if any(len(trigrams & one) >= NEAR_DUPLICATE_THRESHOLD * (len(trigrams) * len(one)) ** 0.5 for one in accepted_ngrams):
         raise InvalidItemError("repeated")
     return text
 

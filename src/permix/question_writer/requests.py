@@ -1,6 +1,6 @@
-"""Build the requests to the model that writes, and make them until everything is complete or nothing more is gained.
+"""Build the requests to the model that writes, and send them until everything is complete or further calls bring no progress.
 
-The prompts come from `prompts.toml`: the built-in situations, what each task demands of a question, and the templates. Every
+The prompts come from `prompts.toml`: the built-in situations, the demands of each task on a question, and the templates. Every
 request is one user message, since some models accept no system message, and carries the JSON schema of its reply. A persona,
 situation or question is inserted as text and never read as part of a template.
 
@@ -44,24 +44,24 @@ def writing_template_hash() -> str:
 
 
 def build_situations_prompt(persona: str, candidates: Sequence[str], chosen: Sequence[str]) -> WritingPrompt:
-    """Ask which candidate situations suit the persona, apart from the situations chosen already."""
-    again = _render("settings_again", there="; ".join(chosen)) if chosen else ""
-    text = _render("settings", persona=_strip_final_period(persona), situations=_bullets(candidates), again=again)
+    """Ask which candidate situations suit the persona; situations in `chosen` are excluded."""
+    exclusion = _render("settings_again", there="; ".join(chosen)) if chosen else ""
+    text = _render("settings", persona=_strip_final_period(persona), situations=_bullets(candidates), again=exclusion)
     return _build_prompt(text, {"situations": _array_schema({"type": "string", "enum": list(candidates)})})
 
 
 def build_questions_prompt(
     persona: str, task: PersonaGymTask, situations: Sequence[str], n: int, existing: Sequence[str]
 ) -> WritingPrompt:
-    """Ask for `n` questions that test this task, apart from the existing questions."""
-    again = _render("questions_again", there=_bullets(existing)) if existing else ""
+    """Ask for `n` questions that test this task and differ from the existing questions."""
+    exclusion = _render("questions_again", there=_bullets(existing)) if existing else ""
     text = _render(
         "questions",
         persona=_strip_final_period(persona),
         demand=_load_prompts_toml()["demands"][task],
         n=str(n),
         situations=_bullets(situations),
-        again=again,
+        again=exclusion,
     )
     return _build_prompt(text, {"questions": _array_schema({"type": "string"})})
 
@@ -139,11 +139,11 @@ RepliesByKey = Mapping[RequestKey, Replies]
 
 def replies_by_key(cells: Mapping[CellKey, Cell]) -> RepliesByKey:
     """Group the replies of a run's cells by key. A key that was never requested is absent."""
-    book: defaultdict[RequestKey, list[str | None]] = defaultdict(list)
+    replies: defaultdict[RequestKey, list[str | None]] = defaultdict(list)
     for key in sorted(cells, key=lambda key: key.sample):
         completion = cells[key].completion
-        book[RequestKey(key.persona_id or "", key.question_id)].append(completion.text if completion else None)
-    return book
+        replies[RequestKey(key.persona_id or "", key.question_id)].append(completion.text if completion else None)
+    return replies
 
 
 def generate_until_complete(
@@ -153,7 +153,7 @@ def generate_until_complete(
     find_pending: Callable[[RepliesByKey], Sequence[PendingRequest]],
     label: str,
 ) -> None:
-    """Make the requests that `find_pending` returns until it returns none, or every key left has used up its attempts.
+    """Send the requests that `find_pending` returns, until it returns no request or each remaining key has used up its attempts.
 
     A key gets no further call after a failed call, or after `config.attempts` calls without progress.
     """

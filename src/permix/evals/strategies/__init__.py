@@ -29,6 +29,6 @@ def measure_strategy(run: Path, answers: GridResults | None = None) -> StrategyS
     config = RunReader(run).config
     name = config.get("strategy", "none")
     if name not in STRATEGIES:
-        raise DataError(f"{run}: config.json has strategy {name!r}; strategies are {', '.join(STRATEGIES)}")
+        raise DataError(f"{run}: config.json: strategy = {name!r}; must be one of {', '.join(STRATEGIES)}")
     measure = STRATEGIES[name].measure
     return None if measure is None else measure(answers or read_grid_results(run), config["seed"], config["resamples"])

@@ -1,7 +1,7 @@
-"""The interface of strategies: what a strategy asks, and the measures of its gain and cost.
+"""The interface of strategies: the cells that a strategy asks, and the measures of its gain and cost.
 
-A strategy is one file that defines one `Strategy(...)`, and one entry of the registry in `permix.evals.strategies`. It asks two
-rounds of cells.
+A strategy is one file that defines one `Strategy(...)`, and one entry of the registry in `permix.evals.strategies`. It asks
+initial cells, and then follow-up cells.
 
 Contract: the cells depend only on content, seed and earlier answers, so an interrupted run asks the remaining cells and no cell
 twice. Measures are computed from the records alone. A missing score or token count stays missing: a value that needs it is None
@@ -22,7 +22,7 @@ CellsByKey = Mapping[CellKey, Cell]
 
 
 class EvalSetup(NamedTuple):
-    """What an evaluation asks. `selection_questions` serve to choose a persona; they are disjoint from `questions`."""
+    """The input of an evaluation. `selection_questions` serve to choose a persona; they are disjoint from `questions`."""
 
     questions: tuple[Question, ...]
     pool: PersonaPool
@@ -96,10 +96,10 @@ def _describe_full_grid(setup: EvalSetup, followup_cells: Sequence[Cell]) -> dic
 
 @dataclass(frozen=True)
 class Strategy:
-    """What a strategy asks and how it is measured.
+    """The cells that a strategy asks, and its measure (None for no strategy).
 
-    `initial_cells` builds the cells of the first round. `followup_cells` builds the second round from the setup and all
-    answered cells; there are at most `max_followups` of them. Cells without gold get no verdict. `describe_grid` returns the
+    `initial_cells` builds the cells that are asked first. `followup_cells` builds further cells from the setup and all answered
+    cells, at most `max_followups`. Cells without gold get no verdict. `describe_grid` returns the
     content of grid.json from the setup and the follow-up cells; stability is measured on this grid. `selects_persona`: whether
     the setup needs `selection_questions`.
     """
@@ -135,8 +135,8 @@ def accuracy_gain(correct_Q_S: Array, baseline_Q_S: Array, seed: int, resamples:
     persona, so it uses the same resamples of questions as every other table with this seed.
     """
     summary = summarize_stability(correct_Q_S[None], baseline_Q_S, seed=seed, resamples=resamples)
-    (one,) = summary.personas
-    return AccuracyGain(one.accuracy, summary.baseline, one.difference)
+    (persona,) = summary.personas
+    return AccuracyGain(persona.accuracy, summary.baseline, persona.difference)
 
 
 class AnswerCalls(NamedTuple):
@@ -157,11 +157,11 @@ class TokenCost(NamedTuple):
 def mean_token_cost(answer_calls: Iterable[AnswerCalls]) -> TokenCost:
     """Mean tokens of an answer and of the baseline, over the answers whose calls all have token counts."""
     pairs = [(sum_tokens(calls.calls), sum_tokens([calls.baseline_call])) for calls in answer_calls]
-    whole = [(own, once) for own, once in pairs if own is not None and once is not None]
-    if not whole:
+    counted = [(answer, baseline) for answer, baseline in pairs if answer is not None and baseline is not None]
+    if not counted:
         return TokenCost(None, None, None)
-    own, once = (_mean_tokens(some) for some in zip(*whole, strict=True))
-    return TokenCost(own, once, own.total / once.total if once.total else None)
+    answer, baseline = (_mean_tokens(some) for some in zip(*counted, strict=True))
+    return TokenCost(answer, baseline, answer.total / baseline.total if baseline.total else None)
 
 
 def sum_tokens(cells: Iterable[Cell | None]) -> StrategyTokens | None:

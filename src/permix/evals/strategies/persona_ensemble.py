@@ -62,10 +62,9 @@ class EnsembleSummary(StrategySummary):
         pss, worst = ("–" if one is None else one.format_difference() for one in (self.pss_gain, self.worst_gain))
         pairs = self.n_agreed + self.n_one_sided + self.n_disagreed
         return (
-            f"PSS {self.ensemble.pss} ({pss} on the plain grid), worst persona {self.ensemble.worst} ({worst}); "
-            f"{self.n_disagreed} of {pairs} pairs differed, {self.n_persona_chosen} fell to the persona, "
-            f"{self.n_unreadable} choices "
-            "could not be read"
+            f"PSS {self.ensemble.pss} ({pss} against the plain grid), worst persona {self.ensemble.worst} ({worst}); "
+            f"{self.n_disagreed} of {pairs} pairs differed; of these choices {self.n_persona_chosen} were the persona's answer, "
+            f"and {self.n_unreadable} could not be read"
         )
 
 
@@ -90,7 +89,7 @@ _LETTER_CALLED_CORRECT = re.compile(
     rf"|\b(?i:so|thus|hence|therefore),?\s+(?i:answer\s+|option\s+)?{_LETTER}\s*(?:[.!]|$)"
 )
 
-# With a colon the letter is a quoted heading of the prompt, not a choice.
+# Before a colon the letter is a heading quoted from the prompt, not a choice.
 _LETTER_MENTIONED = re.compile(rf"\b(?i:answer|option|choice)\s+{_LETTER}(?!\s*:)")
 
 
@@ -184,8 +183,8 @@ class EnsemblePair(NamedTuple):
     @property
     def score(self) -> float:
         """Score of the winner's answer: 1 right, 0 wrong, NaN without a score."""
-        side = self.winner
-        return float("nan") if side is None else recorded_score(self.persona if side == "persona" else self.neutral)
+        winner = self.winner
+        return float("nan") if winner is None else recorded_score(self.persona if winner == "persona" else self.neutral)
 
     @property
     def calls(self) -> AnswerCalls:
@@ -206,33 +205,33 @@ def ensemble_pairs(answers: GridResults) -> Iterator[EnsemblePair]:
 
 def measure_persona_ensemble(answers: GridResults, seed: int, resamples: int) -> EnsembleSummary:
     """Measure gain and cost of the ensemble from the cells of a run."""
-    every = list(ensemble_pairs(answers))
+    pairs = list(ensemble_pairs(answers))
     plain_P_Q_S = answers.scores(answers.persona_ids, answers.question_ids)
     baseline_Q_S = answers.scores([None], answers.question_ids)[0]
-    correct_P_Q_S = np.array([pair.score for pair in every]).reshape(plain_P_Q_S.shape)
+    correct_P_Q_S = np.array([pair.score for pair in pairs]).reshape(plain_P_Q_S.shape)
     ensemble = summarize_stability(correct_P_Q_S, baseline_Q_S, persona_ids=answers.persona_ids, seed=seed, resamples=resamples)
     plain, paired = (
         (statistics.mean_over_samples(one_P_Q_S), statistics.mean_over_samples(baseline_Q_S))
         for one_P_Q_S in (plain_P_Q_S, correct_P_Q_S)
     )
     gains = stability_differences([plain], [paired], seed, resamples)
-    whole = [pair for pair in every if pair.winner is not None]
-    asked = [pair for pair in whole if pair.resolution == "ask"]
-    one_sided = [pair for pair in whole if None in (recorded_answer(pair.persona)[1], recorded_answer(pair.neutral)[1])]
+    complete = [pair for pair in pairs if pair.winner is not None]
+    disagreed = [pair for pair in complete if pair.resolution == "ask"]
+    one_sided = [pair for pair in complete if None in (recorded_answer(pair.persona)[1], recorded_answer(pair.neutral)[1])]
     return EnsembleSummary(
         accuracy=ensemble.mean,
         baseline=ensemble.baseline,
         gain=ensemble.mean_minus_baseline,
-        **mean_token_cost(pair.calls for pair in every)._asdict(),
+        **mean_token_cost(pair.calls for pair in pairs)._asdict(),
         ensemble=ensemble,
         pss_gain=gains.get("pss"),
         worst_gain=gains.get("worst"),
         mean_gain=gains.get("mean"),
-        n_agreed=len(whole) - len(asked) - len(one_sided),
+        n_agreed=len(complete) - len(disagreed) - len(one_sided),
         n_one_sided=len(one_sided),
-        n_disagreed=len(asked),
-        n_persona_chosen=sum(pair.winner == "persona" for pair in asked),
-        n_unreadable=sum(pair.chosen_letter is None for pair in asked),
+        n_disagreed=len(disagreed),
+        n_persona_chosen=sum(pair.winner == "persona" for pair in disagreed),
+        n_unreadable=sum(pair.chosen_letter is None for pair in disagreed),
         n_scored=ensemble.n_scored,
         n_asked=ensemble.n_asked,
     )

@@ -3,8 +3,7 @@
 The selection questions are of the same task, from the split `SELECTION_SPLIT`. They are disjoint from the evaluated questions,
 and no evaluated question influences the choice. A persona is chosen only after every persona has answered every selection
 question. A selection question that the verifier failed on for one persona is left out for all personas. The first persona by id
-wins a tie.
-The search always chooses a persona, even if no persona is better than the baseline.
+wins a tie. The search always chooses a persona, even if no persona is better than the baseline.
 """
 
 from collections.abc import Collection, Sequence
@@ -57,11 +56,11 @@ class SearchSummary(StrategySummary):
     @property
     def details_text(self) -> str:
         if self.selected_persona_id is None:
-            return f"nobody chosen yet of {len(self.candidates)}"
+            return f"no persona chosen yet, of {len(self.candidates)}"
         dev = next(one.accuracy for one in self.candidates if one.id == self.selected_persona_id)
         return (
-            f"as {self.selected_persona_id}, the best of {len(self.candidates)} on {self.n_selection_questions} "
-            f"other questions, {dev}"
+            f"persona {self.selected_persona_id}, the best of {len(self.candidates)} on {self.n_selection_questions} "
+            f"{SELECTION_SPLIT} questions ({dev})"
         )
 
 
@@ -69,19 +68,19 @@ def load_selection_questions(
     config: StabilityConfig, evaluated: Sequence[Question], trained_hashes: Collection[str]
 ) -> tuple[Question, ...]:
     """Load the selection questions. Raises ConfigError if there are too few, or if one is evaluated or in training data."""
-    wanted = f'strategy = "persona-search", strategy_questions = {config.strategy_questions}'
+    setting = f'strategy = "persona-search", strategy_questions = {config.strategy_questions}'
     try:
         task = config.task.model_copy(update={"split": SELECTION_SPLIT, "n": config.strategy_questions})
         _, questions = load_questions(task)
         check_contamination(questions, trained_hashes)
     except (ConfigError, DataError) as error:
-        raise ConfigError(f"{wanted}: questions of the {SELECTION_SPLIT} side are needed to choose by: {error}") from error
-    taken = {one.content_hash for one in evaluated} | {one.id for one in evaluated}
-    shared = [one for one in questions if {one.content_hash, one.id} & taken]
+        raise ConfigError(f"{setting}: needs questions of the {SELECTION_SPLIT} split to choose a persona: {error}") from error
+    evaluated_keys = {one.content_hash for one in evaluated} | {one.id for one in evaluated}
+    shared = [one for one in questions if {one.content_hash, one.id} & evaluated_keys]
     if shared:
         raise ConfigError(
-            f"{wanted}: {len(shared)} of the questions to choose by are evaluated too, the first {shared[0].id}; personas are "
-            f'chosen by questions of the {SELECTION_SPLIT} side, so evaluate with another task.split than "{config.task.split}"'
+            f"{setting}: {len(shared)} selection questions are evaluated too, the first {shared[0].id}; selection questions "
+            f'are of the {SELECTION_SPLIT} split, so evaluate with another task.split than "{config.task.split}"'
         )
     return questions
 
@@ -108,8 +107,8 @@ def selected_persona_id(answers: GridResults) -> str | None:
     )
     if any(key not in answers.cells or answers.cells[key].completion is None for key in keys):
         return None
-    place = best_persona_index(answers.scores(answers.selection_persona_ids, answers.selection_question_ids))
-    return None if place is None else answers.selection_persona_ids[place]
+    best = best_persona_index(answers.scores(answers.selection_persona_ids, answers.selection_question_ids))
+    return None if best is None else answers.selection_persona_ids[best]
 
 
 def _selection_and_baseline_cells(setup: EvalSetup) -> list[Cell]:
@@ -130,21 +129,21 @@ def _max_selected_persona_cells(setup: EvalSetup) -> int:
 
 def _describe_search(setup: EvalSetup, followup_cells: Sequence[Cell]) -> dict[str, object]:
     """Content of grid.json: the grid of the selected persona, if any; candidates and selection questions as "choosing_..."."""
-    best = {cell.persona_id for cell in followup_cells}
-    asked = describe_grid([one for one in setup.pool.personas if one.id in best], setup.questions, setup.samples)
-    choice = describe_grid(setup.pool.personas, setup.selection_questions, setup.samples)
-    return asked | {f"choosing_{name}": value for name, value in choice.items()}
+    selected_ids = {cell.persona_id for cell in followup_cells}
+    grid = describe_grid([one for one in setup.pool.personas if one.id in selected_ids], setup.questions, setup.samples)
+    selection_grid = describe_grid(setup.pool.personas, setup.selection_questions, setup.samples)
+    return grid | {f"choosing_{name}": value for name, value in selection_grid.items()}
 
 
 def measure_persona_search(answers: GridResults, seed: int, resamples: int) -> SearchSummary:
     """Measure gain and cost of the search from the cells of a run."""
     best = selected_persona_id(answers)
     questions, samples = answers.question_ids, range(answers.samples)
-    choosing_P_Q_S = answers.scores(answers.selection_persona_ids, answers.selection_question_ids)
+    selection_P_Q_S = answers.scores(answers.selection_persona_ids, answers.selection_question_ids)
     baseline_Q_S = answers.scores([None], questions)[0]
     correct_Q_S = np.full_like(baseline_Q_S, np.nan) if best is None else answers.scores([best], questions)[0]
-    found = accuracy_gain(correct_Q_S, baseline_Q_S, seed, resamples)
-    price = mean_token_cost(
+    gain = accuracy_gain(correct_Q_S, baseline_Q_S, seed, resamples)
+    cost = mean_token_cost(
         AnswerCalls(
             [None if best is None else answers.get_cell(best, question, sample)], answers.get_cell(None, question, sample)
         )
@@ -152,15 +151,15 @@ def measure_persona_search(answers: GridResults, seed: int, resamples: int) -> S
         for sample in samples
     )
     return SearchSummary(
-        **found._asdict(), **price._asdict(), selected_persona_id=best,
+        **gain._asdict(), **cost._asdict(), selected_persona_id=best,
         selection_tokens=sum_tokens(
             answers.get_cell(persona, question, sample)
             for persona in answers.selection_persona_ids
             for question in answers.selection_question_ids
             for sample in samples
         ),
-        candidates=_summarize_candidates(answers.selection_persona_ids, choosing_P_Q_S, seed, resamples),
-        n_selection_questions=int((~np.isnan(choosing_P_Q_S).any(axis=(0, 2))).sum()),
+        candidates=_summarize_candidates(answers.selection_persona_ids, selection_P_Q_S, seed, resamples),
+        n_selection_questions=int((~np.isnan(selection_P_Q_S).any(axis=(0, 2))).sum()),
         n_scored=int((~np.isnan(correct_Q_S)).sum()), n_asked=correct_Q_S.size,
     )  # fmt: skip
 

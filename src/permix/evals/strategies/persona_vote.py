@@ -64,11 +64,11 @@ def majority_vote(ballots: Sequence[str | None]) -> MajorityVote:
     for voter, ballot in enumerate(ballots):
         if ballot is None:
             continue
-        own = next((group for group in groups if same_answer(ballot, ballots[group[0]] or "")), None)
-        if own is None:
+        matching = next((group for group in groups if same_answer(ballot, ballots[group[0]] or "")), None)
+        if matching is None:
             groups.append([voter])
         else:
-            own.append(voter)
+            matching.append(voter)
     most = max(map(len, groups), default=0)
     leading = [group[0] for group in groups if len(group) == most]
     return MajorityVote(leading[0] if leading else None, len(leading) > 1)
@@ -87,9 +87,9 @@ def score_vote(cells: Sequence[Cell | None]) -> ScoredVote | None:
     ballots = [recorded_answer(cell) for cell in cells]
     if not all(known for known, _ in ballots):
         return None
-    elected = majority_vote([answer for _, answer in ballots])
-    right = 0.0 if elected.winner is None else recorded_score(cells[elected.winner])
-    return ScoredVote(right, elected, sum(answer is None for _, answer in ballots))
+    result = majority_vote([answer for _, answer in ballots])
+    score = 0.0 if result.winner is None else recorded_score(cells[result.winner])
+    return ScoredVote(score, result, sum(answer is None for _, answer in ballots))
 
 
 def measure_persona_vote(answers: GridResults, seed: int, resamples: int) -> VoteSummary:
@@ -102,14 +102,14 @@ def measure_persona_vote(answers: GridResults, seed: int, resamples: int) -> Vot
     votes_Q_S = [[score_vote(cells) for cells in row] for row in ballots_Q_S]
     correct_Q_S = np.array([[np.nan if vote is None else vote.score for vote in row] for row in votes_Q_S])
     baseline_Q_S = answers.scores([None], answers.question_ids)[0]
-    held = [vote for row in votes_Q_S for vote in row if vote is not None]
-    found = accuracy_gain(correct_Q_S, baseline_Q_S, seed, resamples)
-    price = mean_token_cost(AnswerCalls(cells, cells[0]) for row in ballots_Q_S for cells in row)
+    complete = [vote for row in votes_Q_S for vote in row if vote is not None]
+    gain = accuracy_gain(correct_Q_S, baseline_Q_S, seed, resamples)
+    cost = mean_token_cost(AnswerCalls(cells, cells[0]) for row in ballots_Q_S for cells in row)
     return VoteSummary(
-        **found._asdict(), **price._asdict(),
+        **gain._asdict(), **cost._asdict(),
         gain_over_mean=statistics.bootstrap_mean(gain_over_mean_persona(correct_Q_S, answers), seed, resamples),
-        n_voters=len(voters), n_tied=sum(vote.result.tied for vote in held),
-        n_unanswered=sum(vote.result.winner is None for vote in held), n_unparsed=sum(vote.n_unparsed for vote in held),
+        n_voters=len(voters), n_tied=sum(vote.result.tied for vote in complete),
+        n_unanswered=sum(vote.result.winner is None for vote in complete), n_unparsed=sum(vote.n_unparsed for vote in complete),
         n_scored=int((~np.isnan(correct_Q_S)).sum()), n_asked=correct_Q_S.size,
     )  # fmt: skip
 
