@@ -108,9 +108,7 @@ def test_processes_that_share_the_groups_evenly_may_train(count: int) -> None:
 
 
 def test_processes_that_do_not_are_refused_with_those_that_would() -> None:
-    with pytest.raises(
-        ConfigError, match=r"questions_per_step = 6: .* 4 processes cannot share 6 evenly; start 1, 2, 3 or 6, or .* of 4"
-    ):
+    with pytest.raises(ConfigError, match=r"step = 6: .* 4 processes cannot share 6 evenly; start 1, 2, 3 or 6, or .* of 4"):
         check_launch(plan_of(questions_per_step=6), stage(), Launch(world_size=4))
 
 

@@ -169,7 +169,7 @@ def _divisors(number: int) -> str:
 
 
 def check_vllm_logprobs_mode(server_info: Mapping[str, Any]) -> None:
-    """Raise ConfigError if the server reports log-probabilities before temperature and top-p; importance weights need them after."""
+    """Raise ConfigError if the server reports log-probabilities before temperature and top-p, not after them."""
     mode = server_info["model_config"]["logprobs_mode"]
     if mode != "processed_logprobs":
         raise ConfigError(
