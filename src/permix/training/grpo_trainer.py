@@ -400,7 +400,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 raise write_error(folder, cause) from error
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Also saves the rollouts: each process's last file before the main one completes the checkpoint by trainer_state.json."""
+        """Also saves the rollouts: each process's last file before the main one writes trainer_state.json, which completes it."""
         super()._save_rng_state(output_dir)
         unfinished = self.state.global_step % self.num_iterations != 0
         rank, count = self.accelerator.process_index, self.accelerator.num_processes
@@ -434,7 +434,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
 
 def sync_shared_prefix_support(network: Any) -> bool:
-    """Whether the networks of all processes support shared prefixes. The main one's trial counts: others may have no weights yet."""
+    """Whether all networks support shared prefixes. The main process's trial counts: the others may have no weights yet."""
     has_no_weights = (
         detect_sharding() == "fsdp2" and not distributed.is_main() and not isinstance(next(network.parameters()), DTensor)
     )

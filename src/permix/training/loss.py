@@ -2,8 +2,8 @@
 
 Per token: −min(r A, clip(r) A) · w + β r (e^d − d − 1), where r = π(token) / π_old(token), A is the rollout's advantage,
 w = min(π_old / π_sampler, cap) corrects for the numerical difference between the network that samples and the one that trains
-(truncated importance sampling, Yao et al. 2025), and d = log π_ref − log π: the k3 estimate of the KL to the reference (Schulman 2020),
-times r, so that its gradient is that of the reverse KL without bias (DeepSeek-V3.2, 2025; TRL's default).
+(truncated importance sampling, Yao et al. 2025), and d = log π_ref − log π. The last term is the k3 estimate of the KL to the
+reference (Schulman 2020), times r, so that its gradient is unbiased for the reverse KL (DeepSeek-V3.2, 2025; TRL's default).
 
 A loss's `token_weights` average the tokens, under TRL's names: `grpo` (Shao et al. 2024) averages each rollout and then the
 rollouts; `bnpo` and `dapo` (Yu et al. 2025) average all tokens; `dr_grpo` (Liu et al. 2025) divides by the longest length
@@ -52,7 +52,7 @@ def clipped_token_losses(
 
 
 def importance_weights(old_logp_N: torch.Tensor, rollout_logp_N: torch.Tensor, cap: float) -> torch.Tensor:
-    """min(π_old / π_sampler, cap) of each token, no gradient. A token without a log-probability of the sampler (NaN) has weight 1."""
+    """min(π_old / π_sampler, cap) of each token, no gradient. A token whose π_sampler is unknown (NaN) has weight 1."""
     return torch.exp((old_logp_N - rollout_logp_N).detach().nan_to_num(nan=0.0)).clamp(max=cap)
 
 
@@ -82,8 +82,8 @@ def mean_over_max_length(length_B: Sequence[int], *, n_rollouts: int, n_tokens: 
 class TokenLosses(Protocol):
     """The unweighted loss of each completion token `N` of a pack; gradients flow through `logp_N` alone.
 
-    A pack holds whole rollouts. `sequence_N` numbers each token's rollout in the pack, from 0: a loss of whole sequences averages over the
-    tokens of one number. Without a KL term, rollouts whose advantage is 0 are left out of the packs, so their
+    A pack holds whole rollouts. `sequence_N` numbers each token's rollout in the pack, from 0: a loss of whole sequences averages
+    over the tokens of one number. Without a KL term, rollouts whose advantage is 0 are left out of the packs, so their
     loss must be 0.
     """
 

@@ -1,7 +1,7 @@
 """Writes the card of a trained model: method, plan, settings, and the curves of its training and of its dev evaluations.
 
-Contract: curves and numbers come from the run's logs and records, as in a report on it. Labels are escaped. matplotlib is imported
-only when curves are drawn, after the training.
+Contract: curves and numbers come from the run's logs and records, as in a report on it. Labels are escaped. matplotlib is
+imported only when curves are drawn, after the training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from permix.training.sft_data import SFT_COUNTS_FILE
 
 
 def draw_curves(folder: Path, name: str, log: Sequence[Mapping[str, Any]], curve: DevCurve | None) -> list[str]:
-    """Write training.png (if there are rewards) and probes.png (the dev evaluations) into `folder`; returns Markdown paragraphs."""
+    """Write training.png (if there are rewards) and probes.png (the dev evaluations) into `folder`; returns paragraphs."""
     from permix.rendering import plots
 
     parts = []
@@ -66,7 +66,7 @@ def write_model_card(folder: Path, config: TrainConfig, plan: Plan, log_path: Pa
     counts = log_path.with_name(SFT_COUNTS_FILE)
     if counts.exists():
         parts.append("## Training examples\n\n" + _table(read_json(counts)))
-    parts.append("## Training settings\n\n" + _table(settings))
+    parts.append("## Training\n\n" + _table(settings))
     tags = ", ".join(["permix", *(("sft",) if config.method in SUPERVISED_METHODS else ("reinforcement-learning", "grpo"))])
     write_text(folder / "README.md", f"---\nlibrary_name: transformers\ntags: [{tags}]\n---\n" + "\n\n".join(parts) + "\n")
 

@@ -1,8 +1,8 @@
 """Generates the reference answers: the base model answers open-ended questions of the train split as each persona.
 
-Character replay keeps the trained model close to these answers, and the classifier of the expressivity bonus learns from them. They
-are the records of a grid in `reference_answers/` of the run directory, so an interrupted start continues and nothing is generated
-twice.
+Character replay keeps the trained model close to these answers, and the classifier of the expressivity bonus learns from them.
+They are the records of a grid in `reference_answers/` of the run directory, so an interrupted start continues, and nothing is
+generated twice.
 """
 
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ def describe_reference_answers(cells: Sequence[Cell], character: CharacterConfig
 
 
 def reference_answer_questions(config: CharacterConfig) -> Sequence[Question]:
-    """The first `character.questions` of the built-in open-ended questions of the train split. Raises ConfigError if there are fewer."""
+    """The first `character.questions` of the built-in questions of the train split. Raises ConfigError if there are fewer."""
     questions = load_roleplay("builtin", "train")
     if config.questions > len(questions):
         raise ConfigError(f"character.questions = {config.questions}: the train split has {len(questions)} open-ended questions")
@@ -76,7 +76,8 @@ def reference_answer_personas(pool: PersonaPool, character: CharacterConfig, see
     if character.expressivity > 0:
         if len(pool) < 2:
             raise ConfigError(
-                f"character.expressivity = {character.expressivity}: the pool has one persona and the bonus compares personas; widen it or give 0"
+                f"character.expressivity = {character.expressivity}: the bonus compares personas and the pool has one; "
+                "widen the pool or give 0"
             )
         return pool
     return pool.select(n=min(character.personas, len(pool)), seed=seed)
