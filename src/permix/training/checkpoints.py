@@ -135,7 +135,7 @@ def save_model(
 def _merged_model(
     trainer: Any, config: OptimConfig, source: str, selected_weights: Path | None
 ) -> tuple[Any, dict[str, Any] | None]:
-    """The trained network with adapters merged. With sharded weights: and its whole state, in the main process only."""
+    """The trained network with adapters merged. With sharded weights: and its state; (None, None) in other processes."""
     network, state = trainer.accelerator.unwrap_model(trainer.model), None
     if has_sharded_weights():
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # collective: before the other processes return

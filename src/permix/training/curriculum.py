@@ -127,16 +127,16 @@ def decayed_accuracies(
 ) -> list[float]:
     """Accuracy [P] of each persona over the blocks before this one, as in the module docstring; the overall mean without any."""
     right: defaultdict[str, float] = defaultdict(float)
-    asked: defaultdict[str, float] = defaultdict(float)
+    total: defaultdict[str, float] = defaultdict(float)
     for outcome in outcomes:
         age = block - 1 - outcome.step // block_steps
         if age >= 0 and outcome.persona_id in persona_ids:
             weight = ACCURACY_DECAY**age
             right[outcome.persona_id] += weight * outcome.reward
-            asked[outcome.persona_id] += weight
-    everyone = sum(asked.values())
+            total[outcome.persona_id] += weight
+    everyone = sum(total.values())
     mean = sum(right.values()) / everyone if everyone else 0.0
-    return [(right[name] + prior_rollouts * mean) / (asked[name] + prior_rollouts) for name in persona_ids]
+    return [(right[name] + prior_rollouts * mean) / (total[name] + prior_rollouts) for name in persona_ids]
 
 
 def reweighted_probabilities(
