@@ -88,7 +88,7 @@ def test_what_keeping_the_character_costs_is_said(tmp_path: Path) -> None:
     said = check_config(config_file(tmp_path, values))["character"]
     assert said == "12 answers of the base model first, at most 120 new tokens; 2 replayed in each step"
     values["character"] |= {"questions": 500}
-    with pytest.raises(ConfigError, match=r"character\.questions = 500: the training side has"):
+    with pytest.raises(ConfigError, match=r"character\.questions = 500: the train split has"):
         check_config(config_file(tmp_path, values))
 
 

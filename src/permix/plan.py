@@ -1,5 +1,4 @@
-"""The training plan: which question is asked under which persona in which step. It is compiled before training, and every
-training engine can follow it.
+"""Compiles the training plan: which question is asked under which persona in which step. Any training engine can follow it.
 
 Every random draw depends only on the plan's seed and on the row's position (step, group, row in the group). So two plans that
 differ only in `mix` ask the same questions in the same order, and a row with a persona at a small `mix` has the same persona at
@@ -87,7 +86,7 @@ class PersonaSampler(NamedTuple):
     def sample(self, rng: random.Random) -> Persona:
         cumulative = list(accumulate(self.weights))
         place = bisect_right(cumulative, rng.random() * cumulative[-1])
-        return self.personas[min(place, len(self.personas) - 1)]
+        return self.personas[min(place, len(self.personas) - 1)]  # rounding can lift the product to the last sum
 
 
 class PlanBuilder(NamedTuple):
@@ -105,12 +104,12 @@ class PlanBuilder(NamedTuple):
         """
         config = self.config
         order, spares = question_order(self.questions, config), self._reserve_question_order()
-        for step in range(steps.stop):
-            asked = list(islice(order, config.questions_per_step))
-            while len(asked) < config.questions_per_step + config.dynamic_sampling_groups:
-                asked += [one for one in islice(spares, 1) if one not in asked]
+        for step in range(steps.stop):  # earlier steps too: their questions must be taken from the orders
+            step_questions = list(islice(order, config.questions_per_step))
+            while len(step_questions) < config.questions_per_step + config.dynamic_sampling_groups:
+                step_questions += [one for one in islice(spares, 1) if one not in step_questions]
             if step in steps:
-                for group, question in enumerate(asked):
+                for group, question in enumerate(step_questions):
                     yield from self._group_rows(step, group, question, persona_sampler or self.persona_sampler)
 
     def _reserve_question_order(self) -> Iterator[Question]:
@@ -152,27 +151,26 @@ def load_training_plan(path: Path, method: TrainMethod) -> Plan:
     """
     plan = read_plan(path)
     _reload_reference_tests(plan)
-    asked = next((row for row in plan.rows if row.persona_id is not None), None)
-    if method in NO_PERSONA_METHODS and asked is not None:
+    with_persona = next((row for row in plan.rows if row.persona_id is not None), None)
+    if method in NO_PERSONA_METHODS and with_persona is not None:
         raise ConfigError(
-            f"plan_file = {path}: its rows have personas (the first, {asked.persona_id}, in step {asked.step}), but "
-            f'method = "{method}" uses none; give a plan made with --plan.mix 0, or another method'
+            f"plan_file = {path}: its rows have personas (the first, {with_persona.persona_id}, in step {with_persona.step}), "
+            f'but method = "{method}" uses none; give a plan made with --plan.mix 0, or another method'
         )
     return plan
 
 
 def _reload_reference_tests(plan: Plan) -> None:
-    """Load the questions of tasks whose scorer needs more than the row's gold (a program's tests); the plan's metadata says from
-    where.
+    """Load the questions of a task whose scorer needs more than the row's gold (a program's tests), as the metadata names them.
 
     Raises DataError if a row's tests are no longer in the data set.
     """
-    judged = [row for row in plan.rows if TASKS[row.task].scorer is not None]
-    if not judged:
+    scored_rows = [row for row in plan.rows if TASKS[row.task].scorer is not None]
+    if not scored_rows:
         return
     task = TaskConfig.model_validate(plan.metadata["task"])
     golds = {question.gold for question in load_questions(task)[1]}
-    if changed := [row for row in judged if row.gold not in golds]:
+    if changed := [row for row in scored_rows if row.gold not in golds]:
         raise DataError(
             f"{task.path or task.name}: no longer has the tests of the plan's question {changed[0].question_id}; make the "
             "plan again with `permix plan`, or give the data set that it was made from"
@@ -186,10 +184,10 @@ def plan_builder_from_config(
 
     Raises ConfigError or DataError if the questions or personas cannot be loaded.
     """
-    asked, questions = load_questions(task)
+    loaded_task, questions = load_questions(task)
     pool = source.select(personas)
     sampler = PersonaSampler(pool.personas, pool.sampling_weights(plan.tag_weights))
-    return PlanBuilder(questions, asked.prompt, sampler, plan, personas), {
+    return PlanBuilder(questions, loaded_task.prompt, sampler, plan, personas), {
         "task": task.model_dump(mode="json"),
         "pool": pool.fingerprint,
     }
@@ -237,6 +235,7 @@ def question_order(questions: Sequence[Question], config: RolloutPlanConfig, pur
 
     Only whole steps are taken from a pass: the last questions of its order that do not fill a step are skipped.
     """
+    # Sorted by content first: the plan must not depend on the order in which the questions came.
     by_hash = sorted(questions, key=lambda question: question.content_hash)
     whole = len(by_hash) - len(by_hash) % config.questions_per_step
     for epoch in count():
@@ -247,6 +246,7 @@ def question_order(questions: Sequence[Question], config: RolloutPlanConfig, pur
 
 def sample_persona(seed: int, persona_sampler: PersonaSampler, mix: float) -> Persona | None:
     """A persona with probability `mix`, else None. With the same seed, a larger `mix` gives the same persona or adds one."""
+    # The first number decides whether, the second one who: `mix` never changes the second.
     rng = random.Random(seed)
     mixed_in = rng.random() < mix
     return persona_sampler.sample(rng) if mixed_in else None

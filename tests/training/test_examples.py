@@ -107,7 +107,7 @@ def test_what_is_not_verified_right_is_left_out_and_counted_by_its_reason() -> N
 
 
 def test_nothing_to_learn_is_refused_with_the_reasons() -> None:
-    with pytest.raises(ConfigError, match=r"task arithmetic: no row of the plan can be learnt from \(2 rows, 0 examples, 1 rows"):
+    with pytest.raises(ConfigError, match=r"task arithmetic: no row of the plan gives an example \(2 rows, 0 examples, 1 rows"):
         gold(plan_of(["0 + 0 = 1.", None]))
 
 
@@ -154,7 +154,7 @@ def test_a_file_of_examples_that_was_cut_is_named(tmp_path: Path) -> None:
     save_sft_dataset(tmp_path, gold(plan_of(["0 + 0 = 0.", "1 + 1 = 2."])), samples_every=1)
     whole = (tmp_path / "examples.jsonl").read_bytes()
     (tmp_path / "examples.jsonl").write_bytes(whole[:-5])
-    with pytest.raises(DataError, match=r"examples\.jsonl: its last line is cut"):
+    with pytest.raises(DataError, match=r"examples\.jsonl: its last line is incomplete"):
         load_sft_dataset(tmp_path)
 
 

@@ -72,8 +72,8 @@ def rows(plan: Plan, *sizes: tuple[int, int, int]) -> Plan:
     ("sizes", "said"),
     [
         ([(0, 0, 1), (0, 1, 1)], r"a group has 1 rollout; its baseline needs 2 or more \(plan.group_size\)"),
-        ([(0, 0, 4), (0, 1, 3)], "group 1 of step 0 has 3 rollouts, the first one has 4"),
-        ([(0, 0, 4), (0, 1, 4), (1, 0, 4)], "step 1 has another number of groups, 1, than step 0, 2"),
+        ([(0, 0, 4), (0, 1, 3)], "group 1 of step 0 has 3 rollouts, the first group has 4"),
+        ([(0, 0, 4), (0, 1, 4), (1, 0, 4)], "step 1 has 1 groups, step 0 has 2"),
     ],
 )
 def test_a_plan_of_uneven_groups_is_refused(sizes: list[tuple[int, int, int]], said: str) -> None:
@@ -89,7 +89,7 @@ def test_a_persona_in_the_users_message_cannot_be_left_out_of_it() -> None:
         row = plan_of().rows[0].model_copy(update={"persona_id": "sailor", "messages": messages})
         plan = Plan((row.model_copy(update={"rollouts": 4}),), {})
         check_plan(plan, OptimConfig())
-        refused = r'kl_reference_prompt = "no-persona": persona sailor of step 0 stands in the user\'s message'
+        refused = r'kl_reference_prompt = "no-persona": persona sailor of step 0 is in the user\'s message'
         with pytest.raises(ConfigError, match=refused):
             check_plan(plan, OptimConfig(kl_reference_prompt="no-persona"))
 
@@ -108,7 +108,7 @@ def test_processes_that_share_the_groups_evenly_may_train(count: int) -> None:
 
 
 def test_processes_that_do_not_are_refused_with_those_that_would() -> None:
-    with pytest.raises(ConfigError, match=r"questions_per_step = 6: .* 4 cannot share 6 evenly; start 1, 2, 3 or 6, or .* of 4"):
+    with pytest.raises(ConfigError, match=r"step = 6: .* 4 processes cannot share 6 evenly; start 1, 2, 3 or 6, or .* of 4"):
         check_launch(plan_of(questions_per_step=6), stage(), Launch(world_size=4))
 
 
@@ -172,15 +172,15 @@ def test_every_launch_has_a_header_and_is_tested() -> None:
     ("started", "asked", "said"),
     [
         (Launch(sharding="fsdp1"), stage(), "fsdp_version: 1 is not supported: launch with fsdp_version: 2"),
-        (Launch(sharding="zero3"), stage(), "use_vllm = false: under DeepSpeed ZeRO-3 .* none a network that could generate"),
+        (Launch(sharding="zero3"), stage(), "use_vllm = false: under DeepSpeed ZeRO-3 .* none has a network that could generate"),
         (Launch(sharding="zero3"), stage(lora_rank=4, **VLLM), "lora_rank = 4: under ZeRO-3 adapters cannot be merged"),
         (Launch(sharding="zero3"), stage({"replay": 0.5}, **VLLM), "character.replay = 0.5: under ZeRO-3 the base model cannot"),
         (
             Launch(sharding="fsdp2"),
             probing(),
-            "dev_eval.every = 5: .* no process holds one that could answer; give dev_eval.every = 0",
+            "dev_eval.every = 5: .* no process holds a network that could answer; give dev_eval.every = 0",
         ),
-        (Launch(sharding="zero3"), probing(), "dev_eval.every = 5: a probe asks the network in training"),
+        (Launch(sharding="zero3"), probing(), "dev_eval.every = 5: a dev evaluation asks the network in training"),
     ],
     ids=["fsdp1", "zero3", "zero3-lora", "zero3-replay", "fsdp2-vllm-probe", "zero3-probe"],
 )

@@ -156,19 +156,21 @@ def test_import_is_light() -> None:
     ("settings", "message"),
     [
         ({"questions": 18}, r"dev_eval.questions = 18: arithmetic has 17 distinct .* give dev_eval.questions = 17 or less"),
-        ({"personas": 25}, "dev_eval.personas = 25: the dev side has 24 such personas; give 24 or less"),
-        ({"characters": 7}, "dev_eval.characters = 7: the dev side has 6 such personas; give 6 or less"),
+        ({"personas": 25}, "dev_eval.personas = 25: the dev split has 24 such personas; give 24 or less"),
+        ({"characters": 7}, "dev_eval.characters = 7: the dev split has 6 such personas; give 6 or less"),
         ({"roleplay_questions": 21}, "dev_eval.roleplay_questions = 21: give 10 .* to 20"),
     ],
 )
 def test_more_than_the_dev_side_has_is_refused(settings: dict[str, int], message: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^\[dev_eval\] asks the dev side: {message}"):
+    with pytest.raises(ConfigError, match=rf"^\[dev_eval\] uses the dev split: {message}"):
         probe_of(stage(dev_eval=probing(**settings)))
 
 
 def test_a_pool_without_a_dev_side_is_refused(tmp_path: Path) -> None:
     pool = PersonasConfig(pool=str(write_pool(tmp_path / "pool.toml")), split="all")
-    with pytest.raises(ConfigError, match=r"\[dev_eval\] asks the dev side: split = 'dev': has none of the 4 personas"):
+    with pytest.raises(
+        ConfigError, match=r"\[dev_eval\] uses the dev split: split = 'dev': has none of the 4 personas"
+    ):
         probe_of(stage(personas=pool))
 
 
@@ -216,7 +218,7 @@ def test_a_model_that_learnt_its_questions_before_is_refused(tmp_path: Path) -> 
             {"task": TaskConfig(split="train", levels=LEVELS, prompt_template="{question}!")},
             r"task.prompt_template = '\{question\}!'",
         ),
-        ({"personas": PersonasConfig(split="train", template="adopt")}, "personas.template = 'adopt'.*another wording"),
+        ({"personas": PersonasConfig(split="train", template="adopt")}, "personas.template = 'adopt'.*another template"),
         (
             {"personas": PersonasConfig(split="train", empty_system_prompt=True)},
             "personas.empty_system_prompt = True: .* compiled with False",

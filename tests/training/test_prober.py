@@ -382,7 +382,7 @@ def test_kept_weights_are_put_back_bit_for_bit(network: Any, tmp_path: Path) -> 
             one.add_(1.0)
     restore_weights(network, tmp_path / "weights.safetensors")
     assert all(torch.equal(one, before[name]) for name, one in network.named_parameters())
-    with pytest.raises(DataError, match=r"gone\.safetensors: the weights that the probes chose are gone"):
+    with pytest.raises(DataError, match=r"gone\.safetensors: the weights that the dev evaluations chose are missing"):
         restore_weights(network, tmp_path / "gone.safetensors")
 
 
@@ -515,7 +515,7 @@ def trained(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     shown = capsys.readouterr()
     assert shown.out.strip() == str(tmp_path / "run" / "model")
     for step in (0, 1, 2):
-        assert f"\nprobe at step {step}: mean 0." in f"\n{shown.err}"
+        assert f"\ndev evaluation at step {step}: mean 0." in f"\n{shown.err}"
     assert "The weights are those of step " in shown.err
     return tmp_path / "run"
 

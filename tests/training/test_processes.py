@@ -330,7 +330,7 @@ def test_two_processes_killed_and_started_again_end_where_undisturbed_ones_do(co
         (killed_one,) = dies
         assert found[killed_one].code == -9, found
         # Under torchrun the store outlives the main process; here it dies with it, and what cannot be known is not said.
-        assert ("another process of this run ended without a word" in found[1 - killed_one].said) == (killed_one == 1)
+        assert ("another process of this run ended without an error message" in found[1 - killed_one].said) == (killed_one == 1)
     assert [path.name for path in (killed / "checkpoints").glob("checkpoint-*")] == ["checkpoint-3"]
     assert len(list((killed / "checkpoints" / "checkpoint-3").glob("permix_rollouts-*-of-2.pt"))) == 2
 

@@ -228,7 +228,7 @@ def test_a_teacher_that_fails_leaves_cells_owed_and_the_same_command_fills_them(
         argv = ["train", str(file), "--out", str(tmp_path / "run")]
         assert cli.run_cli(argv) == 3
         said = capsys.readouterr().err
-        assert "8 of 24 samples of the teacher did not come" in said
+        assert "8 of 24 samples of the teacher are missing" in said
         assert "run the same command again to ask for them" in said
         assert not (tmp_path / "run" / "log.jsonl").exists()
         server.script = right

@@ -190,7 +190,7 @@ def test_replay_holds_the_model_nearer_to_its_base(tiny_model: Path, tmp_path: P
 
 
 def test_a_bank_that_cannot_be_filled_is_refused_before_it_begins(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"character\.questions = 500: the training side has 48 open-ended questions"):
+    with pytest.raises(ConfigError, match=r"character\.questions = 500: the train split has 48 open-ended questions"):
         run_training(stage(tiny_model, tmp_path / "run", character={"replay": 1.0, "questions": 500}))
 
 

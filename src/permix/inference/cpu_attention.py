@@ -121,7 +121,7 @@ class _TiledAttention(torch.autograd.Function):
         ctx: Any, query_N_H_D: torch.Tensor, key_N_K_D: torch.Tensor, value_N_K_D: torch.Tensor, tiles: Sequence[AttentionTile],
         scale: float, window: int | None,
     ) -> torch.Tensor:  # fmt: skip
-        ctx.save_for_backward(query_N_H_D, key_N_K_D, value_N_K_D)
+        ctx.save_for_backward(query_N_H_D, key_N_K_D, value_N_K_D)  # no scores: they would need the memory of all tiles at once
         ctx.given = (tiles, scale, window)
         output_N_H_D = torch.empty_like(query_N_H_D)
         with torch.autocast(query_N_H_D.device.type, enabled=False):

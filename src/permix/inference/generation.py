@@ -185,6 +185,7 @@ def _generate_padded(
     with _without_generation_defaults(network):
         output_B_T = network.generate(**batch, generation_config=settings, logits_processor=LogitsProcessorList([processor]))
     completions = [_cut_after_stop(ids, stops) for ids in output_B_T[:, width:].tolist()]
+    # A row that has ended still draws at every step until all have ended; those draws are cut off.
     return [CompletionTokens(ids, logprobs[: len(ids)]) for ids, logprobs in zip(completions, processor.logprobs(), strict=True)]
 
 

@@ -139,9 +139,9 @@ def load_tokenizer(source: str) -> Any:
         raise ConfigError(f"model.name = {source!r}: its tokenizer has no chat template, so it cannot be given a persona")
     if _system_frame(tokenizer) is None:
         raise ConfigError(f"model.name = {source!r}: its chat template takes no system message, so it cannot be given a persona")
-    tokenizer.padding_side = "left"
+    tokenizer.padding_side = "left"  # generation continues at the right end of a row
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token  # so no code may take a pad for the end of a text
     return tokenizer
 
 
@@ -233,6 +233,7 @@ def default_system_text(tokenizer: Any) -> str | None:
 
 
 TEMPLATE_MARKER = "\x00probe\x00"
+"""A text that no chat template contains; where it comes out shows what the template writes around a message."""
 
 
 class LocalModel:

@@ -208,6 +208,7 @@ class PrefixKVCache:
         if layer not in self._prefix_kv:
             _, _, heads, size = keys_P_T_K_D.shape
             shape = (len(self.prompt_length_P), heads, int(self.prompt_length_P.max()), size)
+            # Zeros: padding gets weight 0, but 0 times a NaN of uninitialised memory would be NaN.
             self._prefix_kv[layer] = (keys_P_T_K_D.new_zeros(shape), values_P_T_K_D.new_zeros(shape))
         for stored, new in zip(self._prefix_kv[layer], (keys_P_T_K_D, values_P_T_K_D), strict=True):
             stored[prompt_slice, :, : new.shape[1]] = new.transpose(1, 2)
@@ -234,6 +235,7 @@ class PrefixKVCache:
 
     def select_rows(self, rows_N: torch.Tensor) -> None:
         """Keep only these rows (ascending, renumbered from 0) and the prompts that still have one."""
+        # Rows are sorted by prompt, so rows of one prompt are neighbours.
         kept_P, prompt_index_N = torch.unique_consecutive(self.prompt_index_B[rows_N], return_inverse=True)
         width = int(self.prompt_length_P[kept_P].max())
         self.prompt_length_P, self.prompt_index_B = self.prompt_length_P[kept_P], prompt_index_N

@@ -234,6 +234,7 @@ def completion_logits(network: Any, packed: PackedGroups) -> torch.Tensor:
 
 def padded_logits(network: Any, groups: Sequence[PromptGroup], *, pad: int, device: Any) -> torch.Tensor:
     """Logits [N, V] of every completion token without sharing: one left-padded row per completion."""
+    # Padded on the left, so that all completions end in the last column and `logits_to_keep` covers each of them.
     rows = [[*group.prompt, *completion] for group in groups for completion in group.completions]
     lengths = [len(completion) for group in groups for completion in group.completions]
     width, keep = max(map(len, rows)), max(lengths)
@@ -241,7 +242,7 @@ def padded_logits(network: Any, groups: Sequence[PromptGroup], *, pad: int, devi
     mask_B_T = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     out = network(input_ids=ids_B_T, attention_mask=mask_B_T, use_cache=False, logits_to_keep=keep + 1)
     is_completion_B_T = torch.arange(keep, device=device) >= keep - torch.tensor(lengths, device=device)[:, None]
-    logits: torch.Tensor = out.logits[:, -keep - 1 : -1][is_completion_B_T]
+    logits: torch.Tensor = out.logits[:, -keep - 1 : -1][is_completion_B_T]  # a token is predicted one position before it
     return logits
 
 

@@ -1,1 +1,1 @@
-"""From a plan to trained weights."""
+"""Training: a plan and a model in, trained weights out."""

@@ -1,7 +1,7 @@
-"""Training backends: a prepared training and a model in, trained weights out. One class an engine, one line in the registry.
+"""Training backends: each trains a model by a plan with one engine.
 
-A backend decides how the plan's rows become weights. `permix.pipelines.train` does what is the same for all of them: it prepares
-the training, opens the run directory, checks the prompts, and writes the plan, the record of what was trained on and the card.
+A backend decides how the plan's rows become weights. `permix.pipelines.train` does what all backends have in common: it prepares
+the training, opens the run directory, checks the prompts, and writes the plan, the record of the training data and the card.
 """
 
 from pathlib import Path
@@ -15,25 +15,25 @@ from permix.training.job import TrainJob
 
 
 class TrainerBackend(Protocol):
-    """An engine that trains. Its methods are called in this order, each in every process that was started."""
+    """An engine that trains. Its methods are called in this order, each in every process of the run."""
 
     def check(self, job: TrainJob) -> None:
-        """Raise ConfigError for a plan or a setting that this engine cannot train by. `permix check` calls it too."""
+        """Raise ConfigError for a plan or a setting that this engine does not support. `permix check` calls it too."""
 
     def check_launch(self, job: TrainJob) -> None:
-        """Raise ConfigError when the processes or the machine at hand will not do. Nothing has been loaded or written yet."""
+        """Raise ConfigError if the engine cannot train with these processes or on this machine. Nothing is loaded yet."""
 
     def train(self, job: TrainJob, source: str, tokenizer: Any, run: RunDir | None, folder: Path) -> None:
         """Train the model `source`, a folder or hub id, and write weights, configuration and tokenizer into the new `folder`.
 
-        Interrupted, the next call goes on from what this one left in the run directory, `job.config.out`. A line a step goes to
-        `log.jsonl` there, and a line a rollout to `rollouts.jsonl` (`permix.training.run_log`). `run` is that directory in the
-        main process, which alone writes, and None in the others.
+        After an interruption the next call resumes from the files in the run directory, `job.config.out`. The main process writes
+        there, by `permix.training.run_log`: a line for each step to `log.jsonl` and for each rollout to `rollouts.jsonl`. `run`
+        is that directory in the main process and None in the others.
         """
 
 
 class TRLBackend:
-    """TRL's trainers, in the processes of this command: GRPO for the methods by reward, SFT for the supervised ones."""
+    """TRL's trainers, in the processes of this command: GRPO for methods with a reward, SFT for supervised methods."""
 
     def check(self, job: TrainJob) -> None:
         check_plan(job.plan, job.config.train)
@@ -50,7 +50,7 @@ class TRLBackend:
         config = job.config
         checkpoint = distributed.broadcast(newest_checkpoint(config.out / "checkpoints"))
         if config.method in SUPERVISED_METHODS:
-            assert run is not None  # check_launch lets these methods have one process only
+            assert run is not None  # check_launch allows these methods one process only
             trainer: Any = train_supervised(job, source, tokenizer, run, checkpoint)
         else:
             trainer = train_by_reward(job, source, tokenizer, checkpoint)
@@ -59,5 +59,4 @@ class TRLBackend:
 
 
 TRAINER_BACKENDS: dict[str, TrainerBackend] = {"trl": TRLBackend()}
-"""Every backend that `backend` may name. The names are those of `permix.config.TrainerBackendName`; a test holds the two
-together."""
+"""Every backend that the setting `backend` may name. A test compares the names with `permix.config.TrainerBackendName`."""

@@ -1,11 +1,12 @@
-"""What TRL's trainers call while they train: the dev evaluation, and the clock that starts with the first step.
+"""Callbacks of TRL's trainers: run dev evaluations while training, and start the clock at the first step.
 
-Contract: training is what it would be without probes, bit for bit. A probe asks the network that generates rollouts, draws from
-its cells' own seeds and leaves the global generators as they were. Its records are kept as they come: a probe that was killed
-goes on, and nothing is generated twice. Before a line of `dev_eval.jsonl` says that a probe is the best, its weights are on
-the disk
-(`select = "best"`); those that no resumed run could choose any more are dropped once a checkpoint is whole. Of several processes
-the main one asks and writes; the others lend their part of the weights and wait.
+Contract:
+- Training with dev evaluations gives the same weights as training without, bit for bit. A dev evaluation draws from its cells'
+  seeds and restores the global random generators.
+- Every answer is written when it comes. A dev evaluation that was killed continues, and no answer is generated twice.
+- With `select = "best"`, the weights are on disk before a line of `dev_eval.jsonl` calls them the best. Weights that a resumed
+  run could no longer choose are deleted once a checkpoint is complete.
+- The main process asks and writes. The other processes contribute their shards of the weights and wait.
 """
 
 import contextlib
@@ -53,26 +54,27 @@ from permix.training.run_log import StepClock, read_training_log
 from permix.types import digest
 
 FINGERPRINT_VALUES_PER_TENSOR = 256
-"""Numbers of one tensor that a fingerprint reads."""
+"""About how many numbers of each tensor a fingerprint reads."""
 
 
 class TrainerHooks(NamedTuple):
-    """What a probe needs of a trainer: the network that generates, lent; the one that is trained, adapters and all; its clock;
-    and a way to hand figures to the trackers alone."""
+    """The parts of a trainer that a dev evaluation uses."""
 
     tokenizer: Any
     generation_network: Callable[[], AbstractContextManager[Any]]
+    """Yields the network that generates rollouts."""
     unwrapped_model: Callable[[], Any]
+    """Returns the network that is trained, with its adapters."""
     clock: StepClock
     log_to_trackers: Callable[[dict[str, float]], None]
+    """Sends metrics to the experiment trackers and nowhere else."""
 
 
 class DevEvalCallback(TrainerCallback):  # type: ignore[misc]
-    """Probes before the first step, every so many steps and after the last one; ends training when patience has run out."""
+    """Evaluates before the first step, every `dev_eval.every` steps and after the last; stops training when patience runs out."""
 
     def __init__(self, dev_eval: DevEval, done_steps: int, hooks: TrainerHooks) -> None:
-        """`done_steps`: steps that lie behind the run. Lines after them are of a process that died, and their probes are
-        done again."""
+        """`done_steps`: optimizer steps that the checkpoint contains. Evaluations logged after it are dropped and run again."""
         self._dev_eval, self._config, self._out, self._hooks = dev_eval, dev_eval.config, dev_eval.out, hooks
         self._log_lines: list[dict[str, Any]] = []
         if distributed.is_main():
@@ -80,12 +82,12 @@ class DevEvalCallback(TrainerCallback):  # type: ignore[misc]
             self._write_log()
             self._delete_weights()
 
-    # What the trainer calls
+    # Called by the trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 0:
             self._evaluate_if_pending(0, control)
-            self._hooks.clock.restart()  # what came before the first step is no step's time
+            self._hooks.clock.restart()  # time before the first step counts for no step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step, last = state.global_step, state.max_steps
@@ -94,7 +96,7 @@ class DevEvalCallback(TrainerCallback):  # type: ignore[misc]
         with self._hooks.clock.part("dev_eval"):
             stop = self._evaluate_if_pending(step, control)
         if stop and step < last:
-            # No checkpoint of this step: a run that was killed before its model is written would go on from it by another step.
+            # No checkpoint here: a resumed trainer takes a step before it looks whether to stop, and would train one too many.
             control.should_training_stop, control.should_save = True, False
 
     def on_save(self, *_: Any, **__: Any) -> None:
@@ -102,56 +104,57 @@ class DevEvalCallback(TrainerCallback):  # type: ignore[misc]
             self._delete_weights()
 
     def _evaluate_if_pending(self, step: int, control: Any) -> bool:
-        """Probe, unless that was done; whether training is to end. Every process comes here, and hears the same."""
+        """Evaluate unless it is done; returns whether training must stop. All processes call it and get the same result."""
         if not distributed.broadcast(all(line["step"] != step for line in self._log_lines)):
             return False
         started = time.monotonic()
         with preserve_rng_state(), self._hooks.generation_network() as network:
             points = distributed.broadcast(self._run_evaluations(step, network) if distributed.is_main() else [])
         choice = select_checkpoint(points, self._config.metric, self._config.patience)
+        # Weights first, line second: a run killed between the two evaluates again, and never names weights that do not exist.
         if self._config.select == "best" and choice.best_step == step:
             save_weights(self._hooks.unwrapped_model(), dev_eval_dir(self._out, step) / DEV_EVAL_WEIGHTS)
         if distributed.is_main():
             should_log = control.should_log
             self._record_point(points, choice, round(time.monotonic() - started, 1))
-            control.should_log = should_log  # a tracker's entry passes for the step's own
+            control.should_log = should_log  # Trainer.log clears it, and the step's own line would be missing
         return choice.should_stop
 
-    # One probe
+    # One dev evaluation
 
     def _run_evaluations(self, step: int, network: Any) -> list[DevEvalPoint]:
-        """Let the model as it is now answer what this step's probe still owes; all points with this one."""
-        probe = self._dev_eval
+        """Answer the pending cells of this step with the current weights; returns all points including this one."""
+        dev_eval = self._dev_eval
         model = TrainingModel(
-            network, self._hooks.tokenizer, probe.stability_config.model.batch_size, probe.stability_config.model.name
+            network, self._hooks.tokenizer, dev_eval.stability_config.model.batch_size, dev_eval.stability_config.model.name
         )
         _set_aside_stale_records(dev_eval_dir(self._out, step), model.fingerprint)
-        # A verifier that fails leaves a cell without a score: counted in the point, and no reason to end the training.
+        # If the verifier fails, the cell has no score. The point counts such cells, and training continues.
         with contextlib.suppress(IncompleteRunError):
-            stability.evaluate_setup(model, probe.stability_config_at(step), probe.task, probe.setup)
-        if probe.open_ended_set is not None:
+            stability.evaluate_setup(model, dev_eval.stability_config_at(step), dev_eval.task, dev_eval.setup)
+        if dev_eval.open_ended_set is not None:
             open_ended.evaluate_open_ended(
                 model,
-                probe.fidelity_config_at(step, probe.open_ended_set),
-                probe.open_ended_set.personas,
-                probe.open_ended_set.questions,
+                dev_eval.fidelity_config_at(step, dev_eval.open_ended_set),
+                dev_eval.open_ended_set.personas,
+                dev_eval.open_ended_set.questions,
             )
         return [*parse_dev_points(self._log_lines), dev_point_from_metrics(self._out, step, self._config)]
 
     def _record_point(self, points: Sequence[DevEvalPoint], choice: DevSelection, seconds: float) -> None:
-        """Write the line, say it, and let the trackers have it."""
+        """Write the point to dev_eval.jsonl, print it, and send it to the trackers."""
         point, score = points[-1], selection_scores(points, self._config.metric)[-1]
         chosen = {"score": score, "best_step": choice.best_step, "stop": choice.should_stop, "seconds": seconds}
         self._log_lines.append(point.model_dump(mode="json") | chosen)
         self._write_log()
         best = "" if choice.best_step is None else f"; best by {choice.metric}: step {choice.best_step}"
-        print_status(f"probe at step {point.step}: {point}{best}; {seconds} s")
-        found = {name: point.estimate(name) for name in (*MEASURE_VIEWS["dev_eval_log"], "identifiability")}
+        print_status(f"dev evaluation at step {point.step}: {point}{best}; {seconds} s")
+        estimates = {name: point.estimate(name) for name in (*MEASURE_VIEWS["dev_eval_log"], "identifiability")}
         self._hooks.log_to_trackers(
-            {f"dev_eval/{name}": one.value for name, one in found.items() if one and one.value is not None}
+            {f"dev_eval/{name}": one.value for name, one in estimates.items() if one and one.value is not None}
         )
 
-    # What is kept
+    # Files
 
     def _write_log(self) -> None:
         write_jsonl(self._out / DEV_EVAL_LOG, self._log_lines)
@@ -163,19 +166,19 @@ class DevEvalCallback(TrainerCallback):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def preserve_rng_state() -> Iterator[None]:
-    """Whatever a library draws in the block, at its import perhaps (scikit-learn does), the global generators stand as before."""
-    python, own = random.getstate(), np.random.get_state()
+    """Restore the global random generators after the block. Some libraries draw even when imported (scikit-learn does)."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         try:
             yield
         finally:
-            random.setstate(python)
-            np.random.set_state(own)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 class TrainingModel(LocalModel):
-    """`permix.inference.base.Model` over the network in training, as it is now."""
+    """Answers with the current weights of the network in training; implements `permix.inference.base.Model`."""
 
     def __init__(self, network: Any, tokenizer: Any, batch_size: int, name: str) -> None:
         super().__init__(network, tokenizer, batch_size)
@@ -183,32 +186,32 @@ class TrainingModel(LocalModel):
 
 
 def weights_fingerprint(network: Any) -> str:
-    """Changes when the weights do: by numbers spread over every tensor, nearly all of which an optimizer step moves."""
+    """Hash of a sample of the numbers of every tensor. An optimizer step changes nearly all numbers, so it changes the hash."""
     with torch.no_grad():
-        some = [
+        sampled = [
             one.flatten()[:: max(1, one.numel() // FINGERPRINT_VALUES_PER_TENSOR)].float()
             for _, one in sorted(network.named_parameters())
         ]
         dtypes = sorted({str(one.dtype) for one in network.parameters()})
-        return digest(torch.cat(some).cpu().numpy().tobytes().hex(), *dtypes)
+        return digest(torch.cat(sampled).cpu().numpy().tobytes().hex(), *dtypes)
 
 
 def parse_dev_points(lines: Sequence[dict[str, Any]]) -> list[DevEvalPoint]:
-    """The points of dev_eval.jsonl."""
+    """The points in the lines of dev_eval.jsonl."""
     return [DevEvalPoint.model_validate({name: line[name] for name in DevEvalPoint.json_keys()}) for line in lines]
 
 
 def _set_aside_stale_records(folder: Path, model_fingerprint: str) -> None:
-    """Rename the records of other weights: steps done again on another machine need not give the same bits."""
-    for born in sorted(folder.glob("*/provenance.json")):
-        if RunReader(born.parent).identity.get("model") != model_fingerprint:
+    """Rename records of other weights: a step that is repeated on another machine may give slightly other weights."""
+    for provenance in sorted(folder.glob("*/provenance.json")):
+        if RunReader(provenance.parent).identity.get("model") != model_fingerprint:
             names = (folder.with_name(f"{folder.name}-set-aside-{number}") for number in count(1))
             folder.rename(next(name for name in names if not name.exists()))
             return
 
 
 def selected_weights_path(out: Path, config: DevEvalConfig) -> Path | None:
-    """At the end of training: say what the probes chose; the file of those weights, or None when they are the last ones."""
+    """Print which weights the dev evaluations chose; returns their file, or None if they are the last weights."""
     curve = DevCurve(tuple(parse_dev_points(read_training_log(out / DEV_EVAL_LOG))), config)
     print_status(selection_text(curve))
     step = selected_step(curve)
@@ -216,7 +219,7 @@ def selected_weights_path(out: Path, config: DevEvalConfig) -> Path | None:
 
 
 class StepClockCallback(TrainerCallback):  # type: ignore[misc]
-    """Keeps setting up and loading a checkpoint out of the first step's time."""
+    """Restarts the clock when training begins, so that setup and loading a checkpoint do not count for the first step."""
 
     def __init__(self, clock: StepClock) -> None:
         self._clock = clock

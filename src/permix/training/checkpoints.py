@@ -1,13 +1,9 @@
-"""The weights that are trained: read, given adapters, seeded, and written as a model folder.
+"""Loads the network that is trained, finds and completes checkpoints, and writes the trained model.
 
-The rollouts that a checkpoint was written in the midst of: with `train.updates_per_rollout` > 1 one generation serves
-several steps.
-
-Every process leaves its own in the checkpoint, as `permix_rollouts-RANK-of-COUNT.pt`, also when there are none to keep; so a
-checkpoint says how many processes wrote it. Only as many can go on from it: another number would add gradients in another order,
-and its result would be neither run's.
-
-Which checkpoint a run goes on from.
+With `train.updates_per_rollout` > 1 a checkpoint may fall between two optimizer steps on the same rollouts, so it holds them.
+Every process writes its own rollouts as `permix_rollouts-RANK-of-COUNT.pt`, even if there are none. The file names therefore say
+how many processes wrote the checkpoint, and only the same number may resume from it: with another number, gradients would be
+added in another order, and the result would match neither run.
 """
 
 from collections.abc import Sequence
@@ -28,12 +24,14 @@ if TYPE_CHECKING:
 
 
 def save_rollouts(checkpoint: Path, samples: "Sequence[Sample]", rank: int, world_size: int) -> None:
+    """Write this process's rollouts into the checkpoint."""
     import torch
 
     torch.save([asdict(sample) for sample in samples], _rollouts_path(checkpoint, rank, world_size))
 
 
 def load_rollouts(checkpoint: Path, rank: int, world_size: int) -> "list[Sample]":
+    """The rollouts that this process wrote into the checkpoint."""
     import torch
 
     from permix.training.rollouts import Sample
@@ -46,28 +44,28 @@ def _rollouts_path(checkpoint: Path, rank: int, world_size: int) -> Path:
 
 
 def check_world_size(checkpoint: Path, world_size: int) -> None:
-    """Raise ConfigError when another number of processes wrote the checkpoint, DataError when a process's part is missing."""
-    found = sorted(path.stem.rpartition("-")[2] for path in checkpoint.glob("permix_rollouts-*-of-*.pt"))
-    others = [one for one in found if one != str(world_size)]
+    """Raise ConfigError if another number of processes wrote the checkpoint, DataError if a process's file is missing."""
+    counts = sorted(path.stem.rpartition("-")[2] for path in checkpoint.glob("permix_rollouts-*-of-*.pt"))
+    others = [one for one in counts if one != str(world_size)]
     if others:
         raise ConfigError(
-            f"{checkpoint}: was written by {others[0]} processes, and this run has {world_size}; go on with {others[0]} "
-            f"(torchrun --nproc_per_node {others[0]}), or begin anew in another folder"
+            f"{checkpoint}: was written by {others[0]} processes, and this run has {world_size}; continue with {others[0]} "
+            f"(torchrun --nproc_per_node {others[0]}), or start a new run in another folder"
         )
-    if len(found) != world_size:
+    if len(counts) != world_size:
         raise DataError(
-            f"{checkpoint}: holds the rollouts of {len(found)} of {world_size} processes; remove it, or begin in another folder"
+            f"{checkpoint}: holds the rollouts of {len(counts)} of {world_size} processes; remove it, or start in another folder"
         )
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: its trainer_state.json, written last, is whole."""
-    found = sorted(folder.glob("checkpoint-*"), key=_step_in_name, reverse=True)
-    return next((path for path in found if _is_complete(path)), None)
+    """The newest complete checkpoint, or None. A checkpoint is complete if trainer_state.json, its last file, can be read."""
+    newest_first = sorted(folder.glob("checkpoint-*"), key=_step_in_name, reverse=True)
+    return next((path for path in newest_first if _is_complete(path)), None)
 
 
 def checkpoint_step(checkpoint: Path | None) -> int:
-    """Optimizer steps that are done."""
+    """Number of optimizer steps that the checkpoint contains; 0 without one."""
     return _step_in_name(checkpoint) if checkpoint else 0
 
 
@@ -83,23 +81,24 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def load_trainable_model(source: str) -> Any:
-    """The weights to train, in float32. Where FSDP2 is going to share them out, only the main process has them until then."""
+    """The network to train, in float32. Under FSDP2 only the main process reads the weights; the others get shards later."""
     import torch
 
+    # float32 even if train.precision is bfloat16: bfloat16 weights would lose small updates. Autocast is for forward passes only.
     if detect_sharding() == "fsdp2" and not distributed.is_main():
         return load_empty_causal_lm(source, torch.float32).train()
     return load_causal_lm(source, torch.float32, "cpu" if has_sharded_weights() else pick_device()).train()
 
 
 def seed_trainer(seed: int) -> None:
-    """What the trainer draws as it is made (LoRA's first weights) depends on the seed alone, and is the same in every process."""
+    """Seed torch's global generator. TRL draws LoRA's first weights before it seeds anything, and all processes need the same."""
     import torch
 
     torch.manual_seed(seed)
 
 
 def autocast_context(config: OptimConfig) -> Any:
-    """The precision in which the trainer runs its forward passes."""
+    """A context with the precision of the trainer's forward passes."""
     import torch
 
     device = pick_device()
@@ -108,7 +107,7 @@ def autocast_context(config: OptimConfig) -> Any:
 
 
 def build_lora_config(config: OptimConfig) -> Any:
-    """peft's configuration of adapters on every linear layer, or None."""
+    """peft's configuration of adapters on every linear layer; None without LoRA."""
     if config.lora_rank == 0:
         return None
     from peft import LoraConfig
@@ -121,8 +120,7 @@ def save_model(
 ) -> None:
     """Write a trainer's network, adapters merged, and the tokenizer into `folder`. Every process calls it; the main one writes.
 
-    `source` is the model that training began with. `selected_weights`: weights that were kept while training, to be taken instead
-    of the last ones.
+    `source` is the model that training began with. `selected_weights`: a file of `save_weights` that replaces the last weights.
     """
     network, state = _merged_model(trainer, config, source, selected_weights)
     if not distributed.is_main():
@@ -137,18 +135,18 @@ def save_model(
 def _merged_model(
     trainer: Any, config: OptimConfig, source: str, selected_weights: Path | None
 ) -> tuple[Any, dict[str, Any] | None]:
-    """The trained network with its adapters merged, and its weights where it does not hold them itself: the main process's."""
+    """The trained network with adapters merged. With sharded weights: and its state; (None, None) in other processes."""
     network, state = trainer.accelerator.unwrap_model(trainer.model), None
     if has_sharded_weights():
-        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # collective: before the other processes return
         if not distributed.is_main():
             return None, None
         restore_weights(network, selected_weights, state)
-        if hasattr(network, "merge_and_unload"):  # a part of a weight cannot be merged: put the whole ones into a new network
+        if hasattr(network, "merge_and_unload"):  # shards cannot be merged: load the whole weights into a new network
             from peft import get_peft_model
 
-            network, whole = get_peft_model(load_trainable_model(source), build_lora_config(config)), state
-            network.load_state_dict(whole, assign=True)
+            network, full_state = get_peft_model(load_trainable_model(source), build_lora_config(config)), state
+            network.load_state_dict(full_state, assign=True)
             network.get_base_model().tie_weights()
             state = None
     else:
@@ -157,7 +155,7 @@ def _merged_model(
 
 
 def save_weights(network: Any, path: Path) -> None:
-    """What is trained of a network, as one file that is whole or not there. Every process calls it; the main one writes."""
+    """Write the trainable weights to one file, completely or not at all. Every process calls it; the main one writes."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -166,7 +164,7 @@ def save_weights(network: Any, path: Path) -> None:
     kept: dict[str, Any] = {}
     for name, one in network.named_parameters():
         if one.requires_grad:
-            tensor = full_tensor(one.detach())
+            tensor = full_tensor(one.detach())  # collective: all processes must call it, though one keeps the result
             kept |= {name: tensor.cpu().contiguous()} if distributed.is_main() else {}
     if distributed.is_main():
         with guard_writes(path, SafetensorError), replace_when_done(path) as scratch:
@@ -174,9 +172,9 @@ def save_weights(network: Any, path: Path) -> None:
 
 
 def restore_weights(network: Any, path: Path | None, state: dict[str, Any] | None = None) -> None:
-    """Give a network the weights that `save_weights` kept; or its `state`, where other processes hold parts of it.
+    """Copy the weights that `save_weights` wrote into the network, or into `state` if the network holds shards only.
 
-    Raises DataError when they are gone. Without a path there is nothing to do.
+    Does nothing if `path` is None. Raises DataError if the file is missing.
     """
     if path is None:
         return
@@ -184,11 +182,14 @@ def restore_weights(network: Any, path: Path | None, state: dict[str, Any] | Non
     from safetensors.torch import load_file
 
     if not path.exists():
-        raise DataError(f"{path}: the weights that the probes chose are gone; remove this run's checkpoints to train again")
+        raise DataError(
+            f"{path}: the weights that the dev evaluations chose are missing; remove this run's checkpoints to train again"
+        )
     kept = load_file(path)
     names = {id(one): name for name, one in reversed(list(network.named_parameters()))}
     with torch.no_grad():
-        for name, one in network.named_parameters(remove_duplicate=False):  # tied weights have several names
+        # Tied weights have several names, and the file holds the first of them.
+        for name, one in network.named_parameters(remove_duplicate=False):
             if names[id(one)] not in kept:
                 continue
             if state is None:

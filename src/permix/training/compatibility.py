@@ -1,7 +1,7 @@
-"""Whether a plan, its settings and the processes at hand fit together: asked before anything is loaded.
+"""Checks that a plan, the settings and the started processes fit together, before anything is loaded.
 
-`check_plan` is about the plan and the settings alone, `check_launch` about how the processes were started. Both raise
-ConfigError naming what was found and what would do.
+`check_plan` checks the plan against the settings, `check_launch` how the processes were started. Both raise ConfigError with the
+value and what would be valid.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ Sharding = Literal["none", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
 
 
 class Launch(NamedTuple):
-    """How this process was started: among how many, and whether they share out the weights."""
+    """How this process was started: the number of processes, and how they shard the weights."""
 
     world_size: int = 1
     sharding: Sharding = "none"
@@ -31,13 +31,13 @@ class Launch(NamedTuple):
 
 
 def detect_launch() -> Launch:
-    """As `accelerate launch` and torchrun say in the environment. Imports torch only to count GPUs for a process alone."""
+    """Read the launch from the environment that `accelerate launch` or torchrun set. Imports torch only for a single process."""
     count = distributed.world_size()
     return Launch(count, detect_sharding(), _visible_gpus() if count == 1 else 1)
 
 
 def detect_sharding() -> Sharding:
-    """What `accelerate launch --config_file` chose; none under torchrun."""
+    """The sharding that `accelerate launch --config_file` chose; "none" under torchrun."""
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         return "fsdp1" if os.environ.get("FSDP_VERSION", "1") == "1" else "fsdp2"
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
@@ -46,7 +46,7 @@ def detect_sharding() -> Sharding:
 
 
 def has_sharded_weights() -> bool:
-    """Whether each process holds but a part of every weight."""
+    """Whether each process holds only a shard of every weight."""
     return detect_sharding() in ("fsdp2", "zero3")
 
 
@@ -67,13 +67,12 @@ def _visible_gpus() -> int:
 
 
 def check_plan(plan: Plan, config: OptimConfig) -> None:
-    """A plan whose groups the trainer could not take apart, or whose rollouts the chosen engine would get wrong."""
+    """Raise ConfigError if the groups are uneven, or if these settings cannot train this plan correctly."""
     _check_group_sizes(plan)
     if config.kl_reference_prompt == "no-persona" and (row := next(filter(_has_persona_in_user_message, plan.rows), None)):
         raise ConfigError(
-            f'train.kl_reference_prompt = "no-persona": persona {row.persona_id} of step {row.step} stands in the '
-            "user's message, beside the "
-            'question, and cannot be left out of it; give "same-persona", or personas.template one without {question}'
+            f'train.kl_reference_prompt = "no-persona": persona {row.persona_id} of step {row.step} is in the user\'s message, '
+            'with the question, and cannot be removed from it; give "same-persona", or a personas.template without {question}'
         )
     mixed = len({(row.step, row.group) for row in plan.rows}) < len(plan.rows)
     if config.use_vllm and config.vllm_mode == "server" and mixed:
@@ -96,15 +95,15 @@ def _check_group_sizes(plan: Plan) -> None:
         raise ConfigError(f"plan: a group has {plan.group_size} rollout; its baseline needs 2 or more (plan.group_size)")
     for (step, group), size in sizes.items():
         if size != plan.group_size:
-            raise ConfigError(f"plan: group {group} of step {step} has {size} rollouts, the first one has {plan.group_size}")
-    always = {(row.step, row.group) for row in plan.rows if not row.spare}
-    for step, groups in Counter(step for step, _ in always).items():
+            raise ConfigError(f"plan: group {group} of step {step} has {size} rollouts, the first group has {plan.group_size}")
+    required = {(row.step, row.group) for row in plan.rows if not row.spare}
+    for step, groups in Counter(step for step, _ in required).items():
         if groups != plan.groups_per_step:
-            raise ConfigError(f"plan: step {step} has another number of groups, {groups}, than step 0, {plan.groups_per_step}")
+            raise ConfigError(f"plan: step {step} has {groups} groups, step 0 has {plan.groups_per_step}")
 
 
 def check_launch(plan: Plan, config: TrainConfig, launch: Launch) -> None:
-    """Processes that the step cannot be dealt to, or that hold no weights to generate with; vLLM where it is not there."""
+    """Raise ConfigError if these processes cannot share the groups of a step, cannot generate, or lack vLLM."""
     if config.method in SUPERVISED_METHODS and launch.world_size > 1:
         raise ConfigError(
             f'method = "{config.method}": the supervised methods train in one process, and {launch.world_size} were started; '
@@ -113,7 +112,7 @@ def check_launch(plan: Plan, config: TrainConfig, launch: Launch) -> None:
     groups, count = plan.groups_per_step, launch.world_size
     if groups % count:
         raise ConfigError(
-            f"plan.questions_per_step = {groups}: the groups of a step are dealt to processes whole, and {count} cannot share "
+            f"plan.questions_per_step = {groups}: a process trains whole groups, and {count} processes cannot share "
             f"{groups} evenly; start {_divisors(groups)}, or give plan.questions_per_step a multiple of {count}"
         )
     if launch.visible_gpus > 1:
@@ -127,21 +126,21 @@ def check_launch(plan: Plan, config: TrainConfig, launch: Launch) -> None:
         _check_zero3(config)
     if config.dev_eval.every and config.train.use_vllm and launch.sharding in ("fsdp2", "zero3"):
         raise ConfigError(
-            f"dev_eval.every = {config.dev_eval.every}: a probe asks the network in training, and with weights that "
-            "are shared out and "
-            "rollouts by vLLM no process holds one that could answer; give dev_eval.every = 0, or train.use_vllm = false"
+            f"dev_eval.every = {config.dev_eval.every}: a dev evaluation asks the network in training, and with sharded "
+            "weights and rollouts by vLLM no process holds a network that could answer; give dev_eval.every = 0, or "
+            "train.use_vllm = false"
         )
     if config.train.use_vllm:
         _check_vllm(config.train, count)
 
 
 def _check_zero3(config: TrainConfig) -> None:
-    """What needs a network that runs outside a training step, or whole weights: no process has them, and none can make them."""
-    instead = "or launch with configs/launch/fsdp2.yaml, where whole weights can be had"
+    """Refuse whatever needs whole weights, or a network that runs outside a training step: ZeRO-3 gives neither."""
+    instead = "or launch with configs/launch/fsdp2.yaml, which can gather whole weights"
     if not config.train.use_vllm:
         raise ConfigError(
-            "train.use_vllm = false: under DeepSpeed ZeRO-3 every process holds a part of each weight and none a network that "
-            f"could generate; give train.use_vllm = true, {instead}"
+            "train.use_vllm = false: under DeepSpeed ZeRO-3 every process holds only a shard of each weight, so none "
+            f"has a network that could generate; give train.use_vllm = true, {instead}"
         )
     if config.train.lora_rank:
         raise ConfigError(
@@ -170,7 +169,7 @@ def _divisors(number: int) -> str:
 
 
 def check_vllm_logprobs_mode(server_info: Mapping[str, Any]) -> None:
-    """A vLLM server that reports log-probabilities before temperature and nucleus, which the importance weights would misread."""
+    """Raise ConfigError if the server reports log-probabilities before temperature and top-p, not after them."""
     mode = server_info["model_config"]["logprobs_mode"]
     if mode != "processed_logprobs":
         raise ConfigError(
@@ -180,7 +179,7 @@ def check_vllm_logprobs_mode(server_info: Mapping[str, Any]) -> None:
 
 
 def longest_prompt_tokens(plan: Plan, tokenizer: Any, limit: int) -> int:
-    """Tokens of the plan's longest prompt. Raises ConfigError when it is over the limit, naming the row."""
+    """Tokens of the plan's longest prompt. Raises ConfigError that names the row if a prompt is over the limit."""
     longest = 0
     for row in {row.messages.__repr__(): row for row in plan.rows}.values():
         count = len(encode_chat(tokenizer, row.messages))
@@ -194,11 +193,10 @@ def longest_prompt_tokens(plan: Plan, tokenizer: Any, limit: int) -> int:
 
 
 def check_context_window(prompt_tokens: int, config: OptimConfig, source: str) -> None:
-    """Prompt and completion together are longer than what the model reads."""
+    """Raise ConfigError if the longest prompt and a completion do not fit into the model's context window."""
     window = context_window(source)
     if prompt_tokens + config.max_new_tokens > window:
         raise ConfigError(
             f"train.max_new_tokens = {config.max_new_tokens}: the plan's longest prompt has {prompt_tokens} tokens and "
-            "the model reads "
-            f"{window}; give train.max_new_tokens = {max(window - prompt_tokens, 0)} or less, or shorter prompts"
+            f"the model reads {window}; give train.max_new_tokens = {max(window - prompt_tokens, 0)} or less, or shorter prompts"
         )

@@ -1,11 +1,12 @@
-"""Adaptive personas: draw more often those under whom accuracy is lost, a block of steps at a time.
+"""Curriculum: draws personas more often where accuracy is lower, for one block of steps at a time.
 
 The chance of persona p in a block is floor · plain_p + (1 − floor) · w_p, where w_p ∝ plain_p · exp(strength · (ā − a_p)): the
-exponentiated weights of group DRO (Sagawa et al. 2020), with a floor so that none vanishes. a_p is the share of right answers
-under p in the blocks before, each counting half as much as the next, drawn towards the mean ā by as many rollouts as a group has.
+exponentiated weights of group DRO (Sagawa et al. 2020), with a floor so that every persona keeps a chance. a_p is the share of
+right answers under p in earlier blocks. A block counts half as much as the next one, and G rollouts with the mean ā are added, so
+that a persona with few rollouts stays near the mean.
 
-A block's weights follow from the recorded rollouts of earlier blocks and from nothing else. So a resumed run has the same ones,
-and `plan_blocks.jsonl` (weights, accuracies, counts, hash of the rows) can be checked against `rollouts.jsonl` line by line.
+A block's weights depend on the recorded rollouts of earlier blocks and on nothing else. A resumed run therefore gets the same
+weights, and `plan_blocks.jsonl` (weights, accuracies, counts, hash of the rows) can be checked against `rollouts.jsonl`.
 """
 
 import math
@@ -21,7 +22,7 @@ from permix.training.run_log import read_training_log
 from permix.types import PlanRow, digest
 
 ACCURACY_DECAY = 0.5
-"""What a block counts for, beside the one after it."""
+"""Weight of a block's rollouts relative to the next block's."""
 
 
 class RolloutOutcome(NamedTuple):
@@ -33,8 +34,8 @@ class RolloutOutcome(NamedTuple):
 
 
 def rollout_outcomes(rollouts: Iterable[Rollout], updates_per_rollout: int) -> list[RolloutOutcome]:
-    """Of the rollouts under a persona that have a verdict. They count optimizer steps, `updates_per_rollout` to a step of
-    the plan."""
+    """Outcomes of the rollouts that have a persona and a verdict. Rollouts count optimizer steps; a plan step has
+    `updates_per_rollout` of them."""
     return [
         RolloutOutcome((rollout.step - 1) // updates_per_rollout, rollout.persona_id, rollout.verdict.reward)
         for rollout in rollouts
@@ -43,7 +44,7 @@ def rollout_outcomes(rollouts: Iterable[Rollout], updates_per_rollout: int) -> l
 
 
 def logged_outcomes(lines: Iterable[Mapping[str, Any]], updates_per_rollout: int) -> list[RolloutOutcome]:
-    """The same, from the lines of rollouts.jsonl."""
+    """`rollout_outcomes` of the lines of rollouts.jsonl."""
     return [
         RolloutOutcome((line["step"] - 1) // updates_per_rollout, line["persona_id"], float(line["verdict"]["correct"]))
         for line in lines
@@ -52,7 +53,7 @@ def logged_outcomes(lines: Iterable[Mapping[str, Any]], updates_per_rollout: int
 
 
 class PlanBlock(NamedTuple):
-    """The rows of some steps, and how their personas were weighted."""
+    """The rows of one block of steps; for each persona its chance to be drawn, its accuracy and its number of rollouts so far."""
 
     number: int
     rows: tuple[PlanRow, ...]
@@ -73,7 +74,7 @@ class PlanBlock(NamedTuple):
 
 
 class Curriculum:
-    """Lays out one block after another. `update` what happened in all earlier steps before asking for a block."""
+    """Draws the rows of one block after another. Give `update` the outcomes of all earlier steps before a block is drawn."""
 
     def __init__(self, plan_builder: PlanBuilder) -> None:
         self.plan_builder = plan_builder
@@ -84,21 +85,21 @@ class Curriculum:
         self._outcomes.extend(outcomes)
 
     def extend_plan(self, plan: Plan, step: int) -> Plan | None:
-        """The plan with every block drawn up to that of `step` (from 0), or None when there is none to draw.
+        """The plan with all blocks up to the one of `step` (from 0); None if they are already drawn.
 
-        The first block is the plan's own.
+        The first block is never drawn here: it is the plan's own.
         """
-        begun = range(len(self.blocks) + 1, step // self.plan_builder.config.curriculum_update_every + 1)
-        if not begun:
+        new_blocks = range(len(self.blocks) + 1, step // self.plan_builder.config.curriculum_update_every + 1)
+        if not new_blocks:
             return None
-        self.blocks += [self.build_block(number) for number in begun]
+        self.blocks += [self.build_block(number) for number in new_blocks]
         drawn = [row for block in self.blocks for row in block.rows]
         steps = {row.step for row in drawn}
         kept = [row for row in plan.rows if row.step not in steps]
         return Plan(tuple(sorted([*kept, *drawn], key=lambda row: (row.step, row.group))), plan.metadata)
 
     def build_block(self, number: int) -> PlanBlock:
-        """The block that begins at step `number × adaptive_every`."""
+        """The block that begins at step `number × curriculum_update_every`."""
         config, mixture = self.plan_builder.config, self.plan_builder.persona_sampler
         names = [persona.id for persona in mixture.personas]
         accuracy = decayed_accuracies(self._outcomes, names, number, config.curriculum_update_every, config.group_size)
@@ -114,7 +115,7 @@ class Curriculum:
 
 
 def resume_curriculum(plan_builder: PlanBuilder, out: Path, updates_per_rollout: int) -> Curriculum:
-    """A curriculum that knows the rollouts which the run directory `out` records, in every process those of the main one."""
+    """A curriculum with the outcomes that the run directory `out` records. Every process gets those that the main one reads."""
     curriculum = Curriculum(plan_builder)
     lines = distributed.broadcast(read_training_log(out / "rollouts.jsonl"))
     curriculum.update(logged_outcomes(lines, updates_per_rollout))
@@ -124,26 +125,26 @@ def resume_curriculum(plan_builder: PlanBuilder, out: Path, updates_per_rollout:
 def decayed_accuracies(
     outcomes: Iterable[RolloutOutcome], persona_ids: Sequence[str], block: int, block_steps: int, prior_rollouts: int
 ) -> list[float]:
-    """Faded accuracy under each persona over the blocks before this one; the mean of all where nothing is known."""
+    """Accuracy [P] of each persona over the blocks before this one, as in the module docstring; the overall mean without any."""
     right: defaultdict[str, float] = defaultdict(float)
-    asked: defaultdict[str, float] = defaultdict(float)
+    total: defaultdict[str, float] = defaultdict(float)
     for outcome in outcomes:
         age = block - 1 - outcome.step // block_steps
         if age >= 0 and outcome.persona_id in persona_ids:
             weight = ACCURACY_DECAY**age
             right[outcome.persona_id] += weight * outcome.reward
-            asked[outcome.persona_id] += weight
-    everyone = sum(asked.values())
+            total[outcome.persona_id] += weight
+    everyone = sum(total.values())
     mean = sum(right.values()) / everyone if everyone else 0.0
-    return [(right[name] + prior_rollouts * mean) / (asked[name] + prior_rollouts) for name in persona_ids]
+    return [(right[name] + prior_rollouts * mean) / (total[name] + prior_rollouts) for name in persona_ids]
 
 
 def reweighted_probabilities(
     base_weights: Sequence[float], accuracy: Sequence[float], strength: float, floor: float
 ) -> list[float]:
-    """The chance of each persona; sums to 1."""
+    """The chance [P] of each persona, by the formula of the module docstring; sums to 1."""
     total = sum(base_weights)
     base = [weight / total for weight in base_weights]
-    mean = sum(share * found for share, found in zip(base, accuracy, strict=True))
-    raised = [share * math.exp(strength * (mean - found)) for share, found in zip(base, accuracy, strict=True)]
+    mean = sum(share * value for share, value in zip(base, accuracy, strict=True))
+    raised = [share * math.exp(strength * (mean - value)) for share, value in zip(base, accuracy, strict=True)]
     return [floor * share + (1 - floor) * weight / sum(raised) for share, weight in zip(base, raised, strict=True)]

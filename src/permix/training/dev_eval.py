@@ -1,12 +1,13 @@
-"""The probe: a small fixed evaluation on the dev side, made while a model trains, and what is chosen by it.
+"""Dev evaluations: small evaluations on the dev split while a model trains, by which weights are chosen.
 
-    dev_eval/step-0020/stability/    every dev question as every dev persona and as none: a stability run
-    dev_eval/step-0020/fidelity/     the characters' open-ended answers: a fidelity run, read by a classifier of step 0's answers
-    dev_eval.jsonl                   a line a probe: its figures, for people, and what they chose
+    dev_eval/step-0020/stability/    a stability run: dev questions under each dev persona and without a persona
+    dev_eval/step-0020/fidelity/     a fidelity run: open-ended answers in character, read by a classifier of step 0's answers
+    dev_eval.jsonl                   one line for each evaluation: its measures, and the choice made by them
 
-Every probe asks the same, so two points of a curve differ in the weights alone. Points are measured from the records
-(`load_dev_curve`); choices are pure functions of points. A probe chooses, so its numbers are no results: those come from the
-held-out side, which it never asks. Imports no torch: the model in training is asked by `permix.training.callbacks`.
+Every evaluation of a run asks the same cells, so two points of a curve differ in the weights alone. Points are measured from the
+records (`load_dev_curve`); choices are pure functions of points. Because they are used to choose, the numbers of a dev evaluation
+are no results: results come from the held-out split, which it never asks. This module imports no torch;
+`permix.training.callbacks` asks the model in training.
 """
 
 import re
@@ -40,14 +41,14 @@ DEV_EVAL_LOG = "dev_eval.jsonl"
 DEV_EVAL_WEIGHTS = "weights.safetensors"
 
 CHARACTER_TAG = "character"
-"""The tag of personas that are told apart, where a pool has it: a kind of the built-in pool."""
+"""Tag of the personas whose answers identifiability compares, if the pool has the tag. It is a kind of the built-in pool."""
 
 
-# What is asked
+# Building and checking
 
 
 class OpenEndedSet(NamedTuple):
-    """The open-ended half of a probe."""
+    """The open-ended half of a dev evaluation."""
 
     config: FidelityConfig
     personas: PersonaPool
@@ -55,7 +56,7 @@ class OpenEndedSet(NamedTuple):
 
 
 class DevEval(NamedTuple):
-    """What a training run asks at every dev evaluation, and its settings. `out` is the training's run directory."""
+    """The settings and cells of a run's dev evaluations. `out` is the run directory of the training."""
 
     config: DevEvalConfig
     out: Path
@@ -78,44 +79,45 @@ class DevEval(NamedTuple):
         return f"{self.label}, step {step}"
 
     def cells(self) -> list[tuple[Cell, Sampling]]:
-        """Everything that one probe asks, unanswered."""
-        asked = [(cell, self.stability_config.sampling) for cell in STRATEGIES["none"].initial_cells(self.setup)]
+        """All cells of one evaluation, unanswered, each with its sampling settings."""
+        cells = [(cell, self.stability_config.sampling) for cell in STRATEGIES["none"].initial_cells(self.setup)]
         if self.open_ended_set is not None:
-            asked += [
+            cells += [
                 (cell, self.open_ended_set.config.sampling) for cell in open_ended.build_open_ended_cells(*self.open_ended_set)
             ]
-        return asked
+        return cells
 
 
 def build_dev_eval(
     config: TrainConfig, plan: Plan, personas: PersonaSource, trainable_personas: Collection[str]
 ) -> DevEval | None:
-    """The dev evaluation of a training run; None when it has none. `trainable_personas`: ids that its plan holds or may draw.
+    """The dev evaluation of a training run; None if `dev_eval.every` is 0.
 
-    Raises ConfigError or DataError when the dev split cannot give what is asked, or when the training uses some of it.
+    `trainable_personas`: ids of the personas that the plan contains or a curriculum may draw. Raises ConfigError or DataError if
+    the dev split has too few personas or questions, or if the training uses some of them.
     """
     if config.dev_eval.every == 0:
         return None
     _check_plan_sections(config, plan)
     with _dev_eval_error_context():
-        side = personas.select(PersonasConfig(pool=config.personas.pool, split="dev"))
-        stage = _stability_config(config, side)
+        dev_pool = personas.select(PersonasConfig(pool=config.personas.pool, split="dev"))
+        stage = _stability_config(config, dev_pool)
         task, questions = load_questions(stage.task)
         check_contamination(questions, read_trained_on(Path(config.model.name)).question_hashes)
-        wording = PromptFormat(task.prompt, config.personas.template, config.personas.empty_system_prompt)
-        setup = EvalSetup(questions, _select_personas(side, stage.personas), wording, stage.samples, stage.seed)
-        voices = _open_ended_set(config, side) if config.dev_eval.characters else None
-    _check_not_trained_on(plan, trainable_personas, setup, voices)
-    return DevEval(config.dev_eval, config.out, config.label or config.out.name, stage, task, setup, voices)
+        prompt_format = PromptFormat(task.prompt, config.personas.template, config.personas.empty_system_prompt)
+        setup = EvalSetup(questions, _select_personas(dev_pool, stage.personas), prompt_format, stage.samples, stage.seed)
+        open_ended_set = _open_ended_set(config, dev_pool) if config.dev_eval.characters else None
+    _check_not_trained_on(plan, trainable_personas, setup, open_ended_set)
+    return DevEval(config.dev_eval, config.out, config.label or config.out.name, stage, task, setup, open_ended_set)
 
 
 def _stability_config(config: TrainConfig, dev_pool: PersonaPool) -> StabilityConfig:
-    probe = config.dev_eval
+    settings = config.dev_eval
     personas = _dev_personas_config(config, dev_pool, "personas", config.personas.include)
     return StabilityConfig(
         model=ModelConfig(name=config.model.name), threads=config.threads, personas=personas, seed=config.train.seed,
-        task=config.task.model_copy(update={"split": "dev", "n": probe.questions}),
-        sampling=Sampling(temperature=0, max_new_tokens=probe.max_new_tokens or config.train.max_new_tokens),
+        task=config.task.model_copy(update={"split": "dev", "n": settings.questions}),
+        sampling=Sampling(temperature=0, max_new_tokens=settings.max_new_tokens or config.train.max_new_tokens),
     )  # fmt: skip
 
 
@@ -131,10 +133,11 @@ def _open_ended_set(config: TrainConfig, dev_pool: PersonaPool) -> OpenEndedSet:
 
 
 def _dev_personas_config(config: TrainConfig, dev_pool: PersonaPool, field: str, include: tuple[str, ...]) -> PersonasConfig:
-    """As many of the dev side as `[dev_eval]` asks for, in the wording that is trained under."""
+    """Select as many dev personas as `dev_eval.{field}`, with the training's template. Raises ConfigError if there are fewer."""
     wanted: int = getattr(config.dev_eval, field)
-    # A tag that nobody on this side carries excludes nobody, and includes nobody beside others that do.
-    found = config.personas.model_copy(
+    # A tag of the pool that no dev persona has would be an unknown tag here, so it is left out. If that leaves no tag to include,
+    # the error is right.
+    selection = config.personas.model_copy(
         update={
             "split": "dev",
             "include": tuple(tag for tag in include if tag in dev_pool.tags) or include,
@@ -142,128 +145,135 @@ def _dev_personas_config(config: TrainConfig, dev_pool: PersonaPool, field: str,
             "n": wanted,
         }
     )
-    available = len(_select_personas(dev_pool, found.model_copy(update={"n": None})))
+    available = len(_select_personas(dev_pool, selection.model_copy(update={"n": None})))
     if wanted > available:
-        advice = f"give {available} or less" if available > 1 else "a probe needs two or more"
-        raise ConfigError(f"dev_eval.{field} = {wanted}: the dev side has {available} such personas; {advice}")
-    return found
+        advice = f"give {available} or less" if available > 1 else "a dev evaluation needs two or more"
+        raise ConfigError(f"dev_eval.{field} = {wanted}: the dev split has {available} such personas; {advice}")
+    return selection
 
 
 def _select_personas(dev_pool: PersonaPool, config: PersonasConfig) -> PersonaPool:
-    """As `select_personas` selects from the side that it has loaded."""
+    """Select from the dev personas by tags, number and seed."""
     return dev_pool.select(include_tags=config.include, exclude_tags=config.exclude, n=config.n, seed=config.seed)
 
 
 @contextmanager
 def _dev_eval_error_context() -> Iterator[None]:
-    """Errors say that they are the probe's, and name its own settings."""
+    """Make errors of the block say that the dev evaluation caused them, and name the settings of `[dev_eval]`."""
     try:
         yield
     except ConfigError as error:
-        told = re.sub(r"\btask\.n\b", "dev_eval.questions", str(error))
-        told = re.sub(r"(?<![.\w])n_questions\b", "dev_eval.roleplay_questions", told)
-        raise ConfigError(f"[dev_eval] asks the dev side: {told}") from error
+        message = re.sub(r"\btask\.n\b", "dev_eval.questions", str(error))
+        message = re.sub(r"(?<![.\w])n_questions\b", "dev_eval.roleplay_questions", message)
+        raise ConfigError(f"[dev_eval] uses the dev split: {message}") from error
 
 
 def describe_dev_eval(dev_eval: DevEval) -> str:
-    """What probing costs, in answers."""
+    """The cost of the dev evaluations, in answers and tokens."""
     cells, every = dev_eval.cells(), dev_eval.config.every
     tokens = sum(sampling.max_new_tokens for _, sampling in cells)
     return f"{len(cells)} answers before training, every {every} steps and at the end, each time at most {tokens} new tokens"
 
 
 def _check_plan_sections(config: TrainConfig, plan: Plan) -> None:
-    """The probe asks by the sections [task] and [personas]; a plan from a file must have been compiled from such ones."""
+    """Raise ConfigError if a plan file was compiled with other sections [task] and [personas] than the dev evaluation uses."""
     task, about = config.task.model_dump(mode="json"), plan.metadata
-    known = {name: about["task"][name] for name in ("name", "levels", "path", "prompt_template") if name in about.get("task", {})}
-    other = {f"task.{name}": (task[name], theirs) for name, theirs in known.items() if task[name] != theirs}
+    recorded = {
+        name: about["task"][name] for name in ("name", "levels", "path", "prompt_template") if name in about.get("task", {})
+    }
+    differing = {f"task.{name}": (task[name], theirs) for name, theirs in recorded.items() if task[name] != theirs}
     if about.get("template", template_hash(config.personas.template)) != template_hash(config.personas.template):
-        other["personas.template"] = (config.personas.template, "another wording")
+        differing["personas.template"] = (config.personas.template, "another template")
     if about.get("empty_system_prompt", config.personas.empty_system_prompt) != config.personas.empty_system_prompt:
-        other["personas.empty_system_prompt"] = (config.personas.empty_system_prompt, about["empty_system_prompt"])
-    if other:
-        field, (ours, theirs) = next(iter(other.items()))
+        differing["personas.empty_system_prompt"] = (config.personas.empty_system_prompt, about["empty_system_prompt"])
+    if differing:
+        field, (ours, theirs) = next(iter(differing.items()))
         raise ConfigError(
-            f"{field} = {ours!r}: plan_file = {config.plan_file} was compiled with {theirs!r}; [dev_eval] asks by the sections "
-            "[task] and [personas], so give it those of the plan"
+            f"{field} = {ours!r}: plan_file = {config.plan_file} was compiled with {theirs!r}; [dev_eval] uses the sections "
+            "[task] and [personas], so give them the values of the plan"
         )
 
 
 def _check_not_trained_on(
     plan: Plan, trainable_personas: Collection[str], setup: EvalSetup, open_ended_set: OpenEndedSet | None
 ) -> None:
-    asked = {persona.id for persona in (*setup.pool.personas, *(open_ended_set.personas.personas if open_ended_set else ()))}
-    if shared := asked & set(trainable_personas):
+    dev_ids = {persona.id for persona in (*setup.pool.personas, *(open_ended_set.personas.personas if open_ended_set else ()))}
+    if shared := dev_ids & set(trainable_personas):
         raise ConfigError(
-            f"[dev_eval] asks the dev side, and the plan trains under {len(shared)} of its {len(asked)} personas, such as "
+            f"[dev_eval] uses the dev split, and the plan trains under {len(shared)} of its {len(dev_ids)} personas, such as "
             f'{min(shared)!r}; train with personas.split = "train", or with dev_eval.every = 0'
         )
     hashes = {row.question_hash for row in plan.rows}
     if repeated := [question.id for question in setup.questions if question.content_hash in hashes]:
         raise ConfigError(
-            f"[dev_eval] asks the dev side, and the plan trains on {len(repeated)} of its {len(setup.questions)} "
-            "questions, such as "
-            f'{repeated[0]!r}; compile it with task.split = "train", or train with dev_eval.every = 0'
+            f"[dev_eval] uses the dev split, and the plan trains on {len(repeated)} of its {len(setup.questions)} questions, "
+            f'such as {repeated[0]!r}; compile it with task.split = "train", or train with dev_eval.every = 0'
         )
 
 
 def check_dev_eval_prompts(dev_eval: DevEval, tokenizer: Any, window: int) -> None:
-    """Raise ConfigError for a prompt of the dev evaluation that leaves no room for its answer in the model's `window` tokens."""
+    """Raise ConfigError if a prompt of the dev evaluation and its answer do not fit into the model's `window` tokens."""
     for cell, sampling in dev_eval.cells():
-        read, field = len(encode_chat(tokenizer, cell.messages)), "max_new_tokens" if cell.gold else "roleplay_max_new_tokens"
-        if read + sampling.max_new_tokens > window:
+        prompt_tokens, field = (
+            len(encode_chat(tokenizer, cell.messages)),
+            "max_new_tokens" if cell.gold else "roleplay_max_new_tokens",
+        )
+        if prompt_tokens + sampling.max_new_tokens > window:
             raise ConfigError(
                 f"dev_eval.{field} = {sampling.max_new_tokens}: question {cell.question_id} as persona "
-                f"{cell.persona_id} has {read} "
-                f"tokens and the model reads {window}; give dev_eval.{field} = {max(window - read, 0)} or less"
+                f"{cell.persona_id} has {prompt_tokens} "
+                f"tokens and the model reads {window}; give dev_eval.{field} = {max(window - prompt_tokens, 0)} or less"
             )
 
 
 def dev_eval_steps(config: DevEvalConfig, last_step: int) -> list[int]:
-    """When a run of `last_step` steps is probed."""
+    """Steps after which a run of `last_step` steps is evaluated, 0 included; empty without dev evaluations."""
     return sorted({0, *range(0, last_step, config.every), last_step}) if config.every else []
 
 
 def dev_eval_dir(out: Path, step: int) -> Path:
+    """The folder of one dev evaluation; `out` is the run directory."""
     return out / "dev_eval" / f"step-{step:04d}"
 
 
 def delete_dev_eval_weights(out: Path, keep_step: int | None = None) -> None:
-    """Remove the weights kept of a run's probes, also half written ones, but those of one step."""
+    """Delete the weights of the dev evaluations, also incomplete files, except those of `keep_step`."""
     for path in out.glob(f"dev_eval/*/*{DEV_EVAL_WEIGHTS}*"):
         if keep_step is None or path.parent != dev_eval_dir(out, keep_step):
             path.unlink()
 
 
 def load_dev_curve(out: Path, config: DevEvalConfig) -> DevCurve | None:
-    """The probes that dev_eval.jsonl names, measured from their records; None when there is none.
+    """The evaluations that dev_eval.jsonl names, measured from their records; None if it names none.
 
-    Records of other steps may lie there too: those of a process that died further on than the run went after it.
+    Records of other steps are ignored. A killed process may have left some that the resumed run never reached.
     """
     points = [dev_point_from_records(out, line["step"], config) for line in read_training_log(out / DEV_EVAL_LOG)]
     return DevCurve(tuple(points), config) if points else None
 
 
 def dev_point_from_records(out: Path, step: int, config: DevEvalConfig) -> DevEvalPoint:
-    """A step's point from its records alone."""
+    """The point of a step, measured from its records."""
     folder, base = dev_eval_dir(out, step), dev_eval_dir(out, 0) / "fidelity"
-    distinct = open_ended.measure_identifiability(folder / "fidelity", base if step else None) if config.characters else None
-    return _dev_point(step, folder, stability.measure_stability(folder / "stability"), distinct)
+    identifiability = (
+        open_ended.measure_identifiability(folder / "fidelity", base if step else None) if config.characters else None
+    )
+    return _dev_point(step, folder, stability.measure_stability(folder / "stability"), identifiability)
 
 
 def dev_point_from_metrics(out: Path, step: int, config: DevEvalConfig) -> DevEvalPoint:
-    """The same from what the step's two evaluations, just made, noted of themselves."""
+    """The point of a step, read from the metrics.json of its two runs."""
     folder = dev_eval_dir(out, step)
     stable = StabilitySummary.model_validate(read_json(folder / "stability" / "metrics.json"))
-    found = read_json(folder / "fidelity" / "metrics.json") if config.characters else None
-    distinct = found and {name: found[name] for name in Identifiability.model_fields}
-    return _dev_point(step, folder, stable, None if distinct is None else Identifiability.model_validate(distinct))
+    metrics = read_json(folder / "fidelity" / "metrics.json") if config.characters else None
+    fields = metrics and {name: metrics[name] for name in Identifiability.model_fields}
+    return _dev_point(step, folder, stable, None if fields is None else Identifiability.model_validate(fields))
 
 
 def _dev_point(
     step: int, folder: Path, stability_summary: StabilitySummary, identifiability: Identifiability | None
 ) -> DevEvalPoint:
-    written = [
+    token_counts = [
         brief.completion_tokens
         for brief in read_grid_results(folder / "stability").grid_summaries.values()
         if brief.completion_tokens is not None
@@ -273,7 +283,7 @@ def _dev_point(
         measures=select_measures("dev_eval", stability_summary.measures),
         identifiability=identifiability.accuracy if identifiability else None,
         chance=identifiability.chance if identifiability else None,
-        completion_tokens=sum(written) / len(written) if written else None,
+        completion_tokens=sum(token_counts) / len(token_counts) if token_counts else None,
         n_questions=stability_summary.n_questions,
         n_scored=stability_summary.n_scored,
         n_asked=stability_summary.n_asked,

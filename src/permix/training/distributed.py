@@ -1,8 +1,8 @@
-"""Processes that train as one: how many they are, which one speaks, what they agree on, and how they end.
+"""Lets several processes train as one: their number and rank, collective operations, and one error message if one fails.
 
-torchrun and `accelerate launch` start them and name each in its environment. A process alone is the trivial case, and needs no
-torch for it. The main process is the only one that writes. The first process that fails says why and the others leave without a
-word, so that one mistake is one message.
+torchrun and `accelerate launch` start the processes and set RANK and WORLD_SIZE. Without these there is one process, and torch is
+not imported. Only the main process (rank 0) writes files. The first process that fails prints its error, and the others exit
+silently: one mistake gives one message.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 
 PROCESS_GROUP_TIMEOUT = timedelta(hours=1)
-"""How long a process waits for the others, while one of them hashes a model or asks it in character."""
+"""Longest wait for another process. The main one may hash a model or generate reference answers while the others wait."""
 
 
 def world_size() -> int:
@@ -36,10 +36,10 @@ def is_main() -> bool:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Join the other processes, and leave them at the end of the block, however it comes. Within another such block: nothing.
+    """Join the process group for the block, and leave it at the end. Inside another such block this does nothing.
 
-    After the last statement they leave in step; after an error this one breaks off, so that whoever waits for it wakes up. Where
-    another process failed before this one, SystemExit takes the place of the error.
+    After success all processes leave together. After an error this process aborts the group, so that others that wait for it wake
+    up. Raises SystemExit instead of the error if another process failed first, and PermixError if another process was killed.
     """
     if "RANK" not in os.environ or _is_initialized():
         yield
@@ -48,7 +48,7 @@ def process_group() -> Iterator[None]:
     from accelerate import PartialState
     from torch import distributed
 
-    # Left to itself accelerate counts physical cores, which not every machine knows.
+    # Without this, accelerate counts physical cores, which not every machine reports.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     PartialState(cpu=pick_device() == "cpu", timeout=PROCESS_GROUP_TIMEOUT)
     failures = _FailureCounter()
@@ -59,15 +59,15 @@ def process_group() -> Iterator[None]:
         raise
     except BaseException as error:
         _ignore_sigint()
-        first = failures.count_failure()
+        first = failures.count_failure()  # before abort: the others fail because of it, and must find the count at 1
         if distributed.group.WORLD is not None:
             distributed.group.WORLD.abort()
         if not first:
             raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
         if is_peer_lost(error):
             raise PermixError(
-                "another process of this run ended without a word, killed perhaps; what was done is kept, run the same command "
-                "to go on"
+                "another process of this run ended without an error message; it may have been killed. Finished work is kept; "
+                "run the same command to continue"
             ) from error
         raise
     finally:
@@ -75,7 +75,7 @@ def process_group() -> Iterator[None]:
 
 
 def is_peer_lost(error: BaseException) -> bool:
-    """Whether this is how gloo and NCCL say that a process they waited for is gone."""
+    """Whether gloo or NCCL raised this error because a process that they waited for has ended."""
     signs = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
@@ -87,23 +87,24 @@ def _is_initialized() -> bool:
 
 
 def _ignore_sigint() -> None:
-    """Ctrl-C comes twice under torchrun, from the terminal and from torchrun; the second must not break the end of the first."""
+    """Under torchrun Ctrl-C arrives twice, from the terminal and from torchrun; the second must not interrupt the cleanup."""
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _FailureCounter:
-    """A counter in the store that all processes met at. It outlives each of them where torchrun keeps it."""
+    """Counts failed processes in the store of the process group. Under torchrun the store outlives each process."""
 
     def __init__(self) -> None:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+        # torchrun may restart all processes with the same store: each start needs a count of its own.
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._key = f"permix/failures/{start}"
         self._store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, wait_for_workers=False)
 
     def count_failure(self) -> bool:
-        """Count this process's failure; whether it is the first. When the store is gone, its keeper has failed before."""
+        """Count this process's failure; returns whether it is the first. If the store is gone, its process failed first."""
         try:
             return int(self._store.add(self._key, 1)) == 1
         except RuntimeError:
@@ -112,7 +113,7 @@ class _FailureCounter:
 
 @contextlib.contextmanager
 def main_process_output() -> Iterator[None]:
-    """What every process would print alike is printed by the main one alone."""
+    """Discard the output of all processes but the main one inside the block."""
     if is_main():
         yield
         return
@@ -121,7 +122,7 @@ def main_process_output() -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Until every process is here."""
+    """Wait until every process has come here."""
     if world_size() > 1:
         from accelerate import PartialState
 
@@ -130,7 +131,7 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
-    """The main process goes through the block before the others begin it: what it makes there, they find."""
+    """The main process finishes the block before the others begin it, so they find the files that it makes."""
     if not is_main():
         barrier()
     yield
@@ -139,27 +140,27 @@ def main_process_first() -> Iterator[None]:
 
 
 def broadcast(value: _T) -> _T:
-    """The main process's value, in every process. It is pickled on its way; tensors must lie on the CPU."""
+    """The main process's value, in every process. It is pickled, so tensors must be on the CPU. Collective: all must call it."""
     if world_size() == 1:
         return value
     from torch import distributed
 
-    box: list[Any] = [value if is_main() else None]
-    distributed.broadcast_object_list(box, src=0)
-    return box[0]  # type: ignore[no-any-return]
+    values: list[Any] = [value if is_main() else None]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]  # type: ignore[no-any-return]
 
 
 def all_gather(value: _T) -> list[_T]:
-    """Every process's value, in their order, in every process. Pickled as in `broadcast`."""
+    """The values of all processes by rank, in every process. Pickled and collective as in `broadcast`."""
     if world_size() == 1:
         return [value]
     from torch import distributed
 
-    boxes: list[Any] = [None] * world_size()
-    distributed.all_gather_object(boxes, value)
-    return boxes
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def all_reduce_sum(value: float) -> float:
-    """Over all processes."""
+    """The sum over all processes, in every process."""
     return sum(all_gather(value))

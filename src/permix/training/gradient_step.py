@@ -1,7 +1,10 @@
-"""One optimizer step's arithmetic: from rollouts to gradients, pack by pack.
+"""Computes the gradient of one optimizer step from its rollouts, pack by pack.
 
-Nothing here generates, verifies or writes. A pack is one forward and backward pass; the sum over packs, and over processes, is
-the gradient of the step's whole loss (`permix.training.loss`) and of character replay (`permix.training.replay`).
+A pack is one forward and backward pass. The sum over all packs and processes is the gradient of the step's whole loss
+(`permix.training.loss`) and of character replay (`permix.training.replay`), however the rollouts are packed. This module neither
+generates nor verifies nor writes.
+
+Axes: N completion tokens of a pack, M rows of logits, V vocabulary, K kept tokens of a base distribution.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +25,10 @@ from permix.training.rollouts import Pack, Sample, build_prompt_group, pack_samp
 
 
 class ReplayBatch(NamedTuple):
-    """This process's part of the in-character answers that a step replays.
+    """The answers in character that a step replays in this process.
 
-    With `teachers`, one an answer, the base model's distributions are matched; without, the answers carry its log-probabilities.
+    Off-policy: `teacher_topk` has the base model's distributions, one item for each answer. On-policy: it is empty, and each
+    answer has `ref_logprobs`.
     """
 
     weight: float
@@ -33,7 +37,7 @@ class ReplayBatch(NamedTuple):
 
 
 class GradientStep:
-    """What a step minimises. `accelerator` is the trainer's, `pad` any token id, read by networks that need padded rows."""
+    """The loss of a step. `accelerator` is the trainer's. `pad_token_id` may be any token id: no real token sees it."""
 
     def __init__(self, config: OptimConfig, accelerator: Any, pad_token_id: int) -> None:
         self.config, self.accelerator, self.pad_token_id = config, accelerator, pad_token_id
@@ -41,47 +45,51 @@ class GradientStep:
     def accumulate(
         self, model: Any, samples: Sequence[Sample], replay_batch: ReplayBatch | None = None
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Add the gradient of these rollouts' loss and of character replay, pack by pack; returns the loss and figures.
+        """Add the gradient of the rollouts' loss and of character replay to the parameters; returns loss and metrics.
 
-        Rollouts and answers are this process's, loss and figures those of all: each process adds its packs' share of the step's
-        one loss, and the processes' gradients are averaged, so a share counts as often as there are processes. A rollout's `old`
-        log-probabilities are filled in when they are not known.
+        Rollouts and answers are those of this process; loss and metrics are those of all processes. Sets `old_logprobs` of
+        rollouts that have none.
         """
+        # The loss divides by counts of the whole step, over all processes and with rollouts of advantage 0. Otherwise its scale
+        # would depend on the packs and on how many groups happen to have equal rewards.
         tokens, rows = self._sum_over_ranks(sum(len(sample.completion) for sample in samples), len(samples))
+        # A rollout of advantage 0 has loss 0 unless there is a KL term, so its pass is saved.
         live = [sample for sample in samples if sample.advantage != 0 or self.config.beta != 0.0]
-        tally = StepMetrics()
+        step_metrics = StepMetrics()
         sizes = {"n_rollouts": rows, "n_tokens": tokens, "max_tokens": self.config.max_new_tokens}
         jobs: list[Callable[[], torch.Tensor]] = [
-            partial(self._policy_loss, model, one, sizes=sizes, step_metrics=tally)
+            partial(self._policy_loss, model, one, sizes=sizes, step_metrics=step_metrics)
             for one in pack_samples(live, self.config.microbatch_tokens)
         ]
         if replay_batch is not None:
-            jobs += self._replay_losses(model, replay_batch, tally)
-        # DeepSpeed steps inside a backward pass, so there must be one.
+            jobs += self._replay_losses(model, replay_batch, step_metrics)
+        # A pass may exchange weights or gradients with the other processes, so all must run the same number, or they hang.
+        # DeepSpeed takes its optimizer step inside a backward pass, so it needs at least one.
         passes = max(self.max_over_ranks(len(jobs)), int(detect_sharding().startswith("zero")))
         jobs += [partial(self._dummy_pass, model)] * (passes - len(jobs))
         total = torch.zeros((), device=self.accelerator.device)
         for number, job in enumerate(jobs, start=1):
             with self._grad_sync_context(model, last=number == passes):
                 loss = job()
+                # Each process has its share of one sum, but gradients are averaged over processes: undo the division.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             total += loss.detach()
         if passes == 0:
             _give_zero_gradients(model)
-        tally.live_rollouts = len(live)
-        return self.accelerator.reduce(total), StepMetrics.merged(distributed.all_gather(tally)).as_dict()
+        step_metrics.live_rollouts = len(live)
+        return self.accelerator.reduce(total), StepMetrics.merged(distributed.all_gather(step_metrics)).as_dict()
 
     def _grad_sync_context(self, model: Any, last: bool) -> AbstractContextManager[None]:
-        """Gradients travel between processes once a step, after the last pack; where weights are shared out, after every pack:
-        gradients of whole weights would not fit."""
+        """Exchange gradients between processes once, after the last pack. With sharded weights exchange them after every pack,
+        since gradients of whole weights would not fit into memory."""
         if detect_sharding().startswith("zero"):
-            self.accelerator.gradient_state._set_sync_gradients(last)  # the backward pass that ends in DeepSpeed's step
+            self.accelerator.gradient_state._set_sync_gradients(last)  # only the last backward pass may take DeepSpeed's step
         if last or detect_sharding() != "none":
             return nullcontext()
         return self.accelerator.no_sync(model)  # type: ignore[no-any-return]
 
     def _policy_loss(self, model: Any, pack: Pack, *, sizes: Mapping[str, int], step_metrics: "StepMetrics") -> torch.Tensor:
-        """The loss of one pack of rollouts."""
+        """The share of one pack in the loss of the step; adds the pack's metrics to `step_metrics`."""
         ordered = [sample for own in pack for sample in own]
         loss = LOSSES[self.config.loss]
         weights = loss.token_weights([len(sample.completion) for sample in ordered], **sizes)
@@ -96,9 +104,12 @@ class GradientStep:
         return (terms.loss_N * expand_to_tokens(weights, ordered, terms.loss_N)).sum()
 
     def _token_terms(self, model: Any, pack: Pack, losses: TokenLosses, beta: float) -> tuple[TokenTerms, TokenLogprobs]:
+        """Loss terms and log-probabilities [N] of a pack's completion tokens."""
         ordered = [sample for own in pack for sample in own]
         scores = self._token_logprobs(model, pack)
         for sample, logps in zip(ordered, split_by_sample(scores.logprob_N.detach(), ordered), strict=True):
+            # The first pass runs with the weights that sampled the rollout, so its values are the old ones without another pass.
+            # The sampling engine's values have another precision: with them the first ratio would not be exactly 1.
             if sample.old_logprobs is None:
                 sample.old_logprobs = logps.tolist()
         old_N, sampler_N = (
@@ -117,14 +128,15 @@ class GradientStep:
         return terms, scores
 
     def _dummy_pass(self, model: Any) -> torch.Tensor:
-        """The least a process can run while others still have packs."""
+        """The smallest possible pass, with gradient 0, for a process that has no packs left while others have."""
         return self._token_logprobs(model, [[Sample((self.pad_token_id,), [self.pad_token_id], 0.0)]]).logprob_N.sum() * 0.0
 
     def _replay_losses(
         self, model: Any, replay_batch: ReplayBatch, step_metrics: "StepMetrics"
     ) -> list[Callable[[], torch.Tensor]]:
-        """One job a pack of in-character answers; the term is a mean over the step's tokens, of all processes."""
+        """One job for each pack of answers in character; their sum over processes is a mean over the tokens of the step."""
         (tokens,) = self._sum_over_ranks(sum(len(sample.completion) for sample in replay_batch.samples))
+        # By identity: packing reorders the answers, and two of them may be equal.
         teachers = {
             id(one): own
             for one, own in zip(replay_batch.samples, replay_batch.teacher_topk, strict=bool(replay_batch.teacher_topk))
@@ -141,7 +153,7 @@ class GradientStep:
         return [partial(job, one) for one in packs]
 
     def _offpolicy_kl(self, model: Any, pack: Pack, teacher_topk: Mapping[int, TeacherTopK]) -> tuple[torch.Tensor, torch.Tensor]:
-        """KL(base || trained) on the base model's own answers: (to show, to differentiate)."""
+        """KL(base || trained) [N] on the base model's own answers, as (metric, loss)."""
         ordered = [sample for own in pack for sample in own]
         logits_M_V, source_N, _ = self._logits(model, pack)
         token_N_K = torch.cat([teacher_topk[id(sample)].token_T_K for sample in ordered]).to(source_N.device)
@@ -150,14 +162,14 @@ class GradientStep:
         return kl_N, kl_N
 
     def _onpolicy_kl(self, model: Any, pack: Pack, _: Mapping[int, TeacherTopK]) -> tuple[torch.Tensor, torch.Tensor]:
-        """KL(trained || base) on the trained model's answers, as for rollouts with a reference and no advantage."""
+        """KL(trained || base) [N] on the trained model's answers, as (metric, loss): that of rollouts without advantage."""
         terms, _scores = self._token_terms(model, pack, clipped_token_losses, beta=1.0)
         assert terms.kl_N is not None
         return terms.kl_N, terms.loss_N
 
     def completion_logprobs(self, model: Any, samples: Sequence[Sample]) -> list[list[float]]:
-        """Log-probabilities of each rollout's tokens, without gradient. Every process must ask at once, if only about nothing."""
-        found: dict[int, list[float]] = {}
+        """Log-probabilities of each rollout's tokens, without gradient. All processes must call it, even without rollouts."""
+        by_sample: dict[int, list[float]] = {}
         packs = pack_samples(samples, self.config.microbatch_tokens)
         with torch.no_grad():
             for _ in range(self.max_over_ranks(len(packs)) - len(packs)):
@@ -167,36 +179,38 @@ class GradientStep:
                 for sample, logps in zip(
                     ordered, split_by_sample(self._token_logprobs(model, one).logprob_N, ordered), strict=True
                 ):
-                    found[id(sample)] = logps.tolist()
-        return [found[id(sample)] for sample in samples]
+                    by_sample[id(sample)] = logps.tolist()
+        return [by_sample[id(sample)] for sample in samples]
 
     def _token_logprobs(self, model: Any, pack: Pack) -> TokenLogprobs:
-        """Log-probabilities of a pack's completion tokens, by prompt, rollout and place."""
+        """Log-probabilities [N] of a pack's completion tokens, ordered by prompt, rollout and position."""
         return token_logprobs(*self._logits(model, pack), self.config.temperature)
 
     def _logits(self, model: Any, pack: Pack) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits [M, V], and of each completion token `N` the row that predicts it and its id."""
-        families = [build_prompt_group(own) for own in pack]
+        """Logits [M, V]; for each completion token [N] the row of the logits that predicts it; its token id [N]."""
+        groups = [build_prompt_group(own) for own in pack]
         device = self.accelerator.device
         with self.accelerator.autocast():
             if supports_shared_prefix(unwrap_peft(self.accelerator.unwrap_model(model))):
-                branches = PackedGroups.pack(families, device)
-                return completion_logits(model, branches), branches.logit_row_N, branches.target_N
-            logits_N_V = padded_logits(model, families, pad=self.pad_token_id, device=device)
-        target_N = torch.tensor([one for each in families for own in each.completions for one in own], device=device)
+                packed = PackedGroups.pack(groups, device)
+                return completion_logits(model, packed), packed.logit_row_N, packed.target_N
+            logits_N_V = padded_logits(model, groups, pad=self.pad_token_id, device=device)
+        target_N = torch.tensor(
+            [token for group in groups for completion in group.completions for token in completion], device=device
+        )
         return logits_N_V, torch.arange(len(logits_N_V), device=device), target_N
 
     def _sum_over_ranks(self, *values: int) -> list[int]:
-        """Sums over all processes."""
+        """The sum of each value over all processes."""
         return [int(one) for one in self.accelerator.reduce(torch.tensor(values, device=self.accelerator.device)).tolist()]
 
     def max_over_ranks(self, value: int) -> int:
-        """The largest over all processes: each must run as many passes as the others."""
+        """The largest value over all processes."""
         return int(self.accelerator.gather(torch.tensor([value], device=self.accelerator.device)).max())
 
 
 class StepMetrics:
-    """Means over the completion tokens that a step trained on."""
+    """Metrics of a step, most of them means over the completion tokens that it trained on."""
 
     def __init__(self) -> None:
         self.live_rollouts, self.trained_tokens = 0, 0
@@ -205,6 +219,7 @@ class StepMetrics:
         self.has_replay, self.replay_kl = False, 0.0
 
     def add(self, **values_N: torch.Tensor | None) -> None:
+        # Sums and counts, not means: means of unequal packs and processes could not be merged.
         known = {name: values.detach().float() for name, values in values_N.items() if values is not None}
         for name, values in known.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(values.nansum())
@@ -212,7 +227,7 @@ class StepMetrics:
 
     @classmethod
     def merged(cls, parts: Sequence["StepMetrics"]) -> "StepMetrics":
-        """What several processes counted, as if one had."""
+        """The metrics of several processes, as if one had counted all."""
         whole = cls()
         for part in parts:
             whole.live_rollouts += part.live_rollouts
@@ -231,12 +246,12 @@ class StepMetrics:
 
 
 def split_by_sample(values_N: torch.Tensor, samples: Sequence[Sample]) -> Sequence[torch.Tensor]:
-    """Values of all tokens, rollout by rollout."""
+    """Values [N] of all tokens, split into one tensor for each rollout."""
     return torch.split(values_N, [len(sample.completion) for sample in samples])
 
 
 def expand_to_tokens(values: Sequence[float], samples: Sequence[Sample], like_N: torch.Tensor) -> torch.Tensor:
-    """One value a rollout, repeated for each of its tokens."""
+    """One value for each rollout, repeated for its tokens [N]; `like_N` gives the device."""
     lengths = torch.tensor([len(sample.completion) for sample in samples], device=like_N.device)
     return torch.tensor(values, device=like_N.device).repeat_interleave(lengths)
 
@@ -244,7 +259,7 @@ def expand_to_tokens(values: Sequence[float], samples: Sequence[Sample], like_N:
 def flat_logprobs(
     samples: Sequence[Sample], field: Literal["old_logprobs", "rollout_logprobs", "ref_logprobs"], like_N: torch.Tensor
 ) -> torch.Tensor | None:
-    """A log-probability of every token, or None where it is not known."""
+    """The log-probability of every token [N]; None if the rollouts have none. `like_N` gives the device."""
     if getattr(samples[0], field) is None:
         return None
     return torch.tensor([value for sample in samples for value in getattr(sample, field)], device=like_N.device)
@@ -256,7 +271,7 @@ def unwrap_peft(network: Any) -> Any:
 
 
 def _give_zero_gradients(model: Any) -> None:
-    """What a backward of nothing leaves: without it a step of only dead rows would also skip AdamW's momentum."""
+    """Zero gradients for a step without passes: without any, AdamW would skip its update by momentum and weight decay too."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

@@ -1,15 +1,14 @@
-"""PerMix-RLVR's trainer: TRL's GRPOTrainer fed from a plan, in the plan's order.
+"""Trains with a reward: TRL's GRPOTrainer, fed with the rows of a plan in the plan's order.
 
-TRL keeps the loop, the advantages, the optimizer, the logs, the checkpoints and the distributed machinery. What is ours, and why:
-- a step's rows are the plan's, in its order, so that groups are the plan's and a persona is never drawn here;
-- rollouts are decoded by `permix.inference.generation` from a copy of the weights in the forward pass's precision (TRL casts all
-  float32 weights again at every decode step), each from its own seed, so a rollout depends on the plan and the weights alone;
-- one reward, the verifier's; its None stays None;
-- several processes train as one: each has whole groups of a step, figures and records are those of all, in the plan's order;
-- a checkpoint may fall between two optimizer steps on the same rollouts, and then holds them;
-- one optimizer step is one `training_step`, whose arithmetic is `permix.training.gradient_step`: rollouts packed without
-padding, each
-  prompt read once for all of its completions, those without advantage left out where the loss has no KL term.
+TRL keeps the loop, the advantages, the optimizer, the logs, the checkpoints and the distribution over processes. Changes to it:
+- The rows of a step are the plan's, in its order. Groups are the plan's, and no persona is drawn here.
+- `permix.inference.generation` generates the rollouts from a copy of the weights in the precision of the forward pass (TRL casts
+  all float32 weights again at every decode step). Each rollout has its own seed, so it depends on the plan and the weights alone.
+- The verifier's verdict is the only reward, plus the expressivity bonus where it is on. A missing reward stays None.
+- Several processes train as one. Each has whole groups of a step; metrics and records cover all, in the plan's order.
+- A checkpoint between two optimizer steps on the same rollouts holds these rollouts.
+- One optimizer step is one `training_step`, computed by `permix.training.gradient_step`: rollouts are packed without padding, a
+  prompt is read once for all of its completions, and without a KL term rollouts of advantage 0 are left out.
 """
 
 import shutil
@@ -35,7 +34,7 @@ from permix.config import OptimConfig
 from permix.errors import PermixError
 from permix.inference.generation import generate_tokens
 from permix.inference.hf import encode_chat
-from permix.inference.shared_prefix import DEFAULT_ATTENTION, SHARED_PREFIX_ATTENTION, supports_shared_prefix
+from permix.inference.shared_prefix import DEFAULT_ATTENTION, SHARED_PREFIX_ATTENTION, eval_mode, supports_shared_prefix
 from permix.plan import Plan
 from permix.progress import print_status
 from permix.storage.files import write_error
@@ -74,7 +73,7 @@ from permix.verification.math_verifier import Verifier
 
 
 class RolloutRecorder(Protocol):
-    """Where a step's rollouts and figures go."""
+    """Receives the rollouts and metrics of each step, and the plan when a curriculum changes it."""
 
     def log_rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None: ...
 
@@ -84,7 +83,7 @@ class RolloutRecorder(Protocol):
 
 
 class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
-    """`GRPOTrainer` over the rows of a plan."""
+    """`GRPOTrainer` over the rows of a plan; `options` are arguments of `GRPOTrainer`."""
 
     def __init__(
         self,
@@ -111,14 +110,14 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._inference_copy_synced = False
         self._clock = StepClock()
         self._step_metrics: dict[str, Any] = {}
-        # The loader hands out places in the plan; what stands there is looked up when it is needed.
+        # The data loader yields positions in the plan. Rows are looked up when they are needed: a curriculum may change them.
         rollouts = plan.steps * plan.groups_per_step * plan.group_size
         places = Dataset.from_dict({"place": range(rollouts)})
         super().__init__(reward_funcs=self._reward, train_dataset=places, args=args, **options)
         self._gradient_step = GradientStep(config, self.accelerator, self.processing_class.pad_token_id)
         self.remove_callback(PrinterCallback)
         self.add_callback(StepClockCallback(self._clock))
-        if detect_sharding() != "zero3":  # DeepSpeed's networks run once training has begun: there the first pass tries
+        if detect_sharding() != "zero3":  # DeepSpeed's network cannot run before training begins; its first pass makes the trial
             self._enable_shared_prefix()
         if detect_sharding() == "fsdp2" and not self.use_vllm:
             self._inference_copy = inference_copy(unwrap_peft(self.model), self._rollout_dtype, self.accelerator.device)
@@ -130,12 +129,12 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             if network is not None and not sync_shared_prefix_support(unwrap_peft(network)):
                 if distributed.is_main():
                     print_status(
-                        "note: this model cannot read a prompt once for many completions; every copy of it is read in full"
+                        "note: this model does not support shared prefixes; a prompt is read again for each of its completions"
                     )
                 break
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
-        """Each step's rows once per iteration over them; TRL's own would repeat every row G times and shuffle."""
+        """Yield each step's rows once for each update on them. TRL's own sampler would repeat every row G times and shuffle."""
         sampler: Sampler[int] = RepeatSampler(
             data_source=self.train_dataset if dataset is None else dataset,
             mini_repeat_count=1,
@@ -148,9 +147,9 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     # Rollouts
 
     def _prepare_inputs(self, batch: list[dict[str, int]]) -> list[Sample]:
-        """The rollouts of this optimizer step: fresh ones, or the last ones again while `iterations` asks for them."""
-        step, again = divmod(self.state.global_step, self.num_iterations)
-        if again == 0:
+        """The rollouts of this optimizer step: new ones, or the last ones again for `train.updates_per_rollout` steps."""
+        step, update = divmod(self.state.global_step, self.num_iterations)
+        if update == 0:
             self._extend_plan(step)
             size = self._plan.groups_per_step * self._plan.group_size
             rows = rollout_rows(row for row in self._plan.rows_at(step) if not row.spare)
@@ -161,52 +160,57 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return self._samples
 
     def _extend_plan(self, step: int) -> None:
-        """Where personas adapt: draw the block of this step, if it has not been drawn."""
-        drawn = self._curriculum.extend_plan(self._plan, step) if self._curriculum is not None else None
-        if self._curriculum is not None and drawn is not None:
-            self._plan = drawn
-            self._recorder.log_plan(drawn, [block.record for block in self._curriculum.blocks])
+        """With a curriculum: draw the rows up to the block of this step, unless they are drawn."""
+        extended = self._curriculum.extend_plan(self._plan, step) if self._curriculum is not None else None
+        if self._curriculum is not None and extended is not None:
+            self._plan = extended
+            self._recorder.log_plan(extended, [block.record for block in self._curriculum.blocks])
 
     def _generate_samples(self, rows: list[dict[str, Any]]) -> list[Sample]:
-        """One rollout of each row, scored."""
+        """One scored rollout for each row."""
         self._current_rows = rows
-        # What is drawn from torch's global generator (dropout) depends on these rows and on nothing before them.
+        # Dropout draws from torch's global generator. Seeded here, it depends on these rows alone, so a resumed run draws
+        # the same.
         torch.manual_seed(rows[0]["rollout_seed"])
         return samples_from_trl_batch(self._generate_and_score_completions(rows))
 
     def _resample_zero_variance_groups(self, samples: list[Sample], step: int) -> list[Sample]:
-        """Groups whose rollouts all earn the same give way to the step's spare ones, in the plan's order, until none is left.
+        """Dynamic sampling: replace groups without advantage by the step's spare groups, in the plan's order, while any is left.
 
-        The same spare groups take the same places whatever process holds them.
+        Collective. The result does not depend on which process holds which group.
         """
         groups = split_into_groups(samples, self._plan.group_size)
         spare = split_into_groups(rollout_rows(row for row in self._plan.rows_at(step) if row.spare), self._plan.group_size)
         while spare:
             flat = distributed.all_gather([place for place, group in enumerate(groups) if not has_nonzero_advantage(group)])
             places = [(rank, place) for rank, own in enumerate(flat) for place in own]
-            asked, spare = spare[: len(places)], spare[len(places) :]
-            if not asked:
+            candidates, spare = spare[: len(places)], spare[len(places) :]
+            if not candidates:
                 break
-            for (rank, place), group in zip(places, filter(has_nonzero_advantage, self._generate_groups(asked)), strict=False):
+            useful = filter(has_nonzero_advantage, self._generate_groups(candidates))
+            for (rank, place), group in zip(places, useful, strict=False):
                 if rank == self.accelerator.process_index:
                     groups[place] = group
         return [sample for group in groups for sample in group]
 
     def _generate_groups(self, groups: Sequence[Sequence[dict[str, Any]]]) -> list[Sequence[Sample]]:
-        """Rollouts of these groups, in their order, in every process; each generates as many groups as any other.
+        """The rollouts of these groups, in their order, in every process.
 
-        Where they cannot be shared out evenly, the last group fills up a share; what it says then is not told.
+        Generation is collective, so every process generates the same number of groups. A process with too few generates the last
+        group again and drops the copies.
         """
         size, share = self._plan.group_size, -(-len(groups) // self.accelerator.num_processes)
         own = groups[self.accelerator.process_index * share :][:share]
-        filling = share - len(own)
+        n_copies = share - len(own)
         sampled = split_into_groups(
-            self._generate_samples([row for group in [*own, *[groups[-1]] * filling] for row in group]), size
+            self._generate_samples([row for group in [*own, *[groups[-1]] * n_copies] for row in group]), size
         )
-        del self._scored_rollouts[len(self._scored_rollouts) - filling * size :]
+        del self._scored_rollouts[len(self._scored_rollouts) - n_copies * size :]
         return list(chain.from_iterable(distributed.all_gather(sampled[: len(own)])))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        # TRL passes only prompts on to _generate_single_turn. Seeds belong to rows of the plan, not to processes: a rollout is
+        # the same however many processes there are.
         self._rollout_seeds = [row["rollout_seed"] for row in inputs]
         return dict(super()._generate_and_score_completions(inputs))
 
@@ -220,8 +224,8 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 temperature=self.args.temperature, top_p=self.args.top_p, max_new_tokens=self.args.max_completion_length
             )
             with self._rollout_network() as network:
-                drawn = generate_tokens(network, self.processing_class, prompt_ids, self._rollout_seeds, sampling)
-            return [one.token_ids for one in drawn], [one.logprobs for one in drawn]
+                completions = generate_tokens(network, self.processing_class, prompt_ids, self._rollout_seeds, sampling)
+            return [one.token_ids for one in completions], [one.logprobs for one in completions]
 
     @property
     def _rollout_dtype(self) -> torch.dtype:
@@ -229,19 +233,15 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     @contextmanager
     def _rollout_network(self) -> Iterator[Any]:
-        """The network that decodes: a copy brought up to date, or the trained one where a copy would not help.
+        """The network that generates: an updated copy of the trained one, or the trained one itself if no copy is needed.
 
-        A copy helps in bfloat16, and where weights are shared out: processes decode for different lengths, and a network whose
-        every pass needs all of them would wait for ever.
+        In bfloat16 a copy saves casting the weights at every token. With sharded weights a copy is necessary: every pass of the
+        trained network needs all processes, and these generate for different numbers of passes, so they would hang.
         """
         trained = unwrap_peft(self.accelerator.unwrap_model(self.model))
         if self._inference_copy is None and not self.args.bf16:
-            was = trained.training
-            trained.eval()
-            try:
+            with eval_mode(trained):
                 yield trained
-            finally:
-                trained.train(was)
             return
         if self._inference_copy is None:
             self._inference_copy = inference_copy(trained, self._rollout_dtype)
@@ -252,26 +252,26 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _reward(self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[Any]:
         texts = [completion[0]["content"] for completion in completions]
         with self._clock.part("verification"):
-            found = verify_completions(texts, columns["task"], columns["gold"], self._verifier)
-        rewards = [verdict.reward for verdict in found]
-        paid = rewards
+            verdicts = verify_completions(texts, columns["task"], columns["gold"], self._verifier)
+        rewards = [verdict.reward for verdict in verdicts]
+        shaped = rewards
         shares: Sequence[float | None] = [None] * len(rewards)
         if self._expressivity is not None:
-            shares = expressive = self._expressivity.score_completions(texts, columns["persona_id"])
-            paid = self._expressivity.shaped_rewards(rewards, expressive)
+            shares = expressivities = self._expressivity.score_completions(texts, columns["persona_id"])
+            shaped = self._expressivity.shaped_rewards(rewards, expressivities)
         step = self.state.global_step + 1
         rollouts = [
             Rollout(step, group, persona, question, prompt[-1]["content"], text, len(ids), gold, verdict)
             for group, persona, question, prompt, text, ids, gold, verdict in zip(
                 columns["group"], columns["persona_id"], columns["question_id"], prompts, texts, completion_ids,
-                columns["gold"], found, strict=True,
+                columns["gold"], verdicts, strict=True,
             )
         ]  # fmt: skip
         self._scored_rollouts += zip(rollouts, columns["persona_tags"], shares, strict=True)
-        return paid
+        return shaped
 
     def _log_rollouts(self) -> None:
-        """Write down what all processes generated, spare groups and all, and let the curriculum know."""
+        """Log the rollouts of all processes, spare groups included, and give their outcomes to the curriculum."""
         rollouts, tags, shares = zip(*merge_in_plan_order(distributed.all_gather(self._scored_rollouts)), strict=True)
         rewards = [rollout.verdict.reward for rollout in rollouts]
         self._recorder.log_rollouts(self.state.global_step + 1, rollouts)
@@ -293,13 +293,13 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, None, None]:
-        """What TRL asks of the reference model about the rollouts: log-probabilities [B, T], right-padded with 0."""
+        """Reference log-probabilities [B, T] of the rollouts, padded with 0 on the right; TRL calls this."""
         logp_B_T = torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device)
-        if self.config.beta == 0.0:  # the reference is there for character replay alone
+        if self.config.beta == 0.0:  # only character replay uses the reference, and not for these rollouts
             return logp_B_T, None, None
-        real_B_T = attention_mask.bool()
-        parts = [(ids[:-logits_to_keep][real[:-logits_to_keep]], ids[-logits_to_keep:][real[-logits_to_keep:]])
-                 for ids, real in zip(input_ids, real_B_T, strict=True)]  # fmt: skip
+        is_token_B_T = attention_mask.bool()  # TRL pads prompts on the left and completions on the right
+        parts = [(ids[:-logits_to_keep][mask[:-logits_to_keep]], ids[-logits_to_keep:][mask[-logits_to_keep:]])
+                 for ids, mask in zip(input_ids, is_token_B_T, strict=True)]  # fmt: skip
         prompts = [tuple(prompt.tolist()) for prompt, _ in parts]
         if self.config.kl_reference_prompt == "no-persona":
             prompts = self._prompts_without_persona()
@@ -309,7 +309,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return logp_B_T, None, None
 
     def _prompts_without_persona(self) -> list[tuple[int, ...]]:
-        """The prompts of the current rollouts as they are without persona."""
+        """The token ids of the current rollouts' prompts without the persona."""
         questions = [[message for message in row["prompt"] if message["role"] != "system"] for row in self._current_rows]
         empty = [Message(role="system", content="")] if self._empty_system_prompt else []
         return [tuple(encode_chat(self.processing_class, [*empty, *messages])) for messages in questions]
@@ -317,31 +317,32 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     # The optimizer step
 
     def training_step(self, model: Any, inputs: list[dict[str, int]], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of one whole optimizer step; returns its loss. Raises PermixError when that is not a number."""
+        """Forward and backward passes of one optimizer step; returns its loss. Raises PermixError if the loss is not finite."""
         model.train()
         samples = self._prepare_inputs(inputs)
-        total, figures = self._gradient_step.accumulate(model, samples, self._replay_batch())
+        total, metrics = self._gradient_step.accumulate(model, samples, self._replay_batch())
         if not bool(torch.isfinite(total)):
             raise PermixError(
                 f"step {self.state.global_step + 1}: the loss is {total.item()}; training has diverged. The last checkpoint is "
-                "whole: go on from it with a smaller train.lr or train.max_grad_norm, or in a higher train.precision"
+                "complete: continue from it with a smaller train.lr or train.max_grad_norm, or a higher train.precision"
             )
-        self._step_metrics |= figures
+        self._step_metrics |= metrics
         self._step += 1
         return total
 
     # Character replay
 
     def _replay_batch(self) -> ReplayBatch | None:
-        """This process's part of the answers that the step replays."""
+        """The answers that this process replays in this step; None without character replay."""
         if self._replay is None:
             return None
         own = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         places = self._replay.answer_indices(self.state.global_step)[own]
-        # Copies: what a step learns of an answer (its log-probabilities) is not the next step's.
+        # Copies: the step sets their old_logprobs, which must not last into a later step.
         answers = [replace(self._replay.answers[place]) for place in places]
         if self._replay.teacher_topk:
             return ReplayBatch(self._replay.weight, answers, [self._replay.teacher_topk[place] for place in places])
+        # Numbers of the step, not of the process: with any number of processes an answer has the same seed.
         numbers = range(own.start, own.start + own.step * len(places), own.step)
         seeds = [seed_from("replay", self.config.seed, self.state.global_step, number) for number in numbers]
         return ReplayBatch(
@@ -349,14 +350,14 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         )
 
     def _generate_onpolicy_answers(self, answers: Sequence[Sample], seeds: Sequence[int], max_new_tokens: int) -> list[Sample]:
-        """What the model in training says to the same prompts, scored by the reference."""
+        """Answers of the model in training to the prompts of `answers`, with the reference's log-probabilities."""
         with self._clock.part("generation"), self._rollout_network() as network:
             sampling = Sampling(temperature=self.temperature, max_new_tokens=max_new_tokens)
             prompts = [list(one.prompt) for one in answers]
-            drawn = generate_tokens(network, self.processing_class, prompts, seeds, sampling) if prompts else []
+            completions = generate_tokens(network, self.processing_class, prompts, seeds, sampling) if prompts else []
         samples = [
-            Sample(one.prompt, said.token_ids, 0.0, rollout_logprobs=said.logprobs)
-            for one, said in zip(answers, drawn, strict=True)
+            Sample(answer.prompt, completion.token_ids, 0.0, rollout_logprobs=completion.logprobs)
+            for answer, completion in zip(answers, completions, strict=True)
         ]
         with self._reference_model() as reference:
             for sample, logps in zip(samples, self._gradient_step.completion_logprobs(reference, samples), strict=True):
@@ -365,17 +366,19 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     @contextmanager
     def _reference_model(self) -> Iterator[Any]:
+        """The frozen base model: a second network, or with LoRA the trained one without its adapters."""
         if self.ref_model is not None:
             yield self.ref_model
         else:
             with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None):
                 yield self.model
 
-    # Probes
+    # Dev evaluation
 
     def dev_eval_hooks(self) -> TrainerHooks:
-        """This trainer, as `permix.training.callbacks` needs it."""
-        track = partial(Trainer.log, self)  # past what this class and TRL do with a step's own figures
+        """The parts of this trainer that `permix.training.callbacks` uses."""
+        # Not self.log: this class and TRL would take it for the metrics of the step.
+        track = partial(Trainer.log, self)
         return TrainerHooks(self.processing_class, self._rollout_network, self._unwrapped_model, self._clock, track)
 
     def _unwrapped_model(self) -> Any:
@@ -384,7 +387,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     # Records
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Raises PermixError where the system refuses to write; what was begun is then taken away, and the last one is whole."""
+        """Raises PermixError if the system refuses to write; the incomplete checkpoint is deleted, and the previous one stays."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with self._clock.part("saving"):
             try:
@@ -397,12 +400,12 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 raise write_error(folder, cause) from error
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """The last that each process saves before the main one writes trainer_state.json, which makes the checkpoint count."""
+        """Also saves the rollouts: each process's last file before the main one writes trainer_state.json, which completes it."""
         super()._save_rng_state(output_dir)
         unfinished = self.state.global_step % self.num_iterations != 0
         rank, count = self.accelerator.process_index, self.accelerator.num_processes
         save_rollouts(Path(output_dir), self._samples if unfinished else [], rank, count)
-        distributed.barrier()
+        distributed.barrier()  # no checkpoint may look complete while the rollouts of another process are missing
 
     def _load_rng_state(self, checkpoint: str) -> None:
         super()._load_rng_state(checkpoint)
@@ -415,30 +418,32 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self._recorder.log_metrics(self.state.global_step, self._collect_step_metrics(self.state.log_history[-1]))
 
     def _collect_step_metrics(self, logs: dict[str, float]) -> dict[str, Any]:
-        """TRL's metrics under this project's names, our own, and where the step's time went."""
-        figures = {ours: logs.get(theirs) for ours, theirs in GRPO_METRIC_NAMES.items()}
-        flat = figures.pop("flat_groups")
-        figures["frac_nonzero_advantage_groups"] = None if flat is None else 1 - flat
-        fresh, self._step_metrics = self._step_metrics, {}
-        # Only a step that generated has a reward: a second pass over the same rollouts has none of its own.
-        return {"reward": None} | figures | fresh | self._step_times()
+        """The metrics of a step: TRL's under the names of log.jsonl, our own, and the times."""
+        trl_metrics = {ours: logs.get(theirs) for ours, theirs in GRPO_METRIC_NAMES.items()}
+        flat = trl_metrics.pop("flat_groups")
+        trl_metrics["frac_nonzero_advantage_groups"] = None if flat is None else 1 - flat
+        own_metrics, self._step_metrics = self._step_metrics, {}
+        # Only a step that generated rollouts has a reward; a second update on the same rollouts has none of its own.
+        return {"reward": None} | trl_metrics | own_metrics | self._step_times()
 
     def _step_times(self) -> dict[str, dict[str, float]]:
-        """Wall seconds of this process, CPU seconds of all."""
+        """Wall seconds of this process and CPU seconds of all, by part of the step."""
         laps = distributed.all_gather(self._clock.lap())
         cpu = {part: round(sum(lap["cpu_seconds"][part] for lap in laps), 3) for part in laps[0]["cpu_seconds"]}
         return {"seconds": laps[distributed.rank()]["seconds"], "cpu_seconds": cpu}
 
 
 def sync_shared_prefix_support(network: Any) -> bool:
-    """Whether all processes' networks can share prompts. The main one's trial counts: others may hold no weights yet."""
-    blank = detect_sharding() == "fsdp2" and not distributed.is_main() and not isinstance(next(network.parameters()), DTensor)
-    tried = not blank and supports_shared_prefix(network)
-    found = distributed.broadcast(tried)
-    if found != tried:
-        network.set_attn_implementation(SHARED_PREFIX_ATTENTION if found else DEFAULT_ATTENTION)
-    network.shared_prefix_enabled = found
-    return found
+    """Whether all networks support shared prefixes. The main process's trial counts: the others may have no weights yet."""
+    has_no_weights = (
+        detect_sharding() == "fsdp2" and not distributed.is_main() and not isinstance(next(network.parameters()), DTensor)
+    )
+    own_result = not has_no_weights and supports_shared_prefix(network)
+    supported = distributed.broadcast(own_result)
+    if supported != own_result:
+        network.set_attn_implementation(SHARED_PREFIX_ATTENTION if supported else DEFAULT_ATTENTION)
+    network.shared_prefix_enabled = supported
+    return supported
 
 
 GRPO_METRIC_NAMES = {
@@ -453,13 +458,13 @@ GRPO_METRIC_NAMES = {
 
 
 def train_by_reward(job: TrainJob, source: str, tokenizer: Any, checkpoint: Path | None) -> PlanGRPOTrainer:
-    """Train the model `source`, going on after `checkpoint`; returns the trainer, which holds the trained network."""
+    """Train the model `source`, or resume from `checkpoint`; returns the trainer, which holds the trained network."""
     config, character, out, done = job.config.train, job.config.character, job.config.out, checkpoint_step(checkpoint)
     if checkpoint:
         check_world_size(checkpoint, distributed.world_size())
-    asks = distributed.is_main() and len(job.reference_cells) > 0
-    cells = distributed.broadcast(generate_reference_answers(job.config, job.reference_cells) if asks else [])
-    # Before the weights: the arguments say whether those are shared out over processes, and so how they are loaded.
+    generates = distributed.is_main() and len(job.reference_cells) > 0
+    cells = distributed.broadcast(generate_reference_answers(job.config, job.reference_cells) if generates else [])
+    # Before the weights are loaded: making the arguments sets up sharding, and loading depends on it.
     onpolicy = character.replay > 0 and character.replay_policy == "on"
     arguments = grpo_arguments(config, job.plan, out / "checkpoints", with_reference=onpolicy)
     network = load_trainable_model(source)

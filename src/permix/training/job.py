@@ -1,6 +1,6 @@
-"""A training, prepared: what its configuration names is loaded here once, checked, and handed down in parts.
+"""Prepares a training: loads the personas, questions and plan that the configuration names, once, and checks them.
 
-Nothing of the model is loaded here, and nothing is written, so `permix check` prepares a training just as `permix train` does.
+It loads nothing of the model and writes nothing, so `permix check` prepares a training in the same way as `permix train`.
 """
 
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ from permix.types import Cell
 
 
 class TrainJob(NamedTuple):
-    """All that a training needs besides the model."""
+    """Everything that a training needs except the model."""
 
     config: TrainConfig
     plan: Plan
     """The rows to train on, in order."""
     curriculum_builder: PlanBuilder | None
-    """Builds the rows of later blocks anew, under a curriculum; None when the plan stays as it is."""
+    """Builds the rows of later blocks under a curriculum; None without one."""
     reference_cells: Sequence[Cell]
-    """What the base model is to answer in character before training; empty when nothing holds the trained model to it."""
+    """The cells of the reference answers; empty without character replay and expressivity bonus."""
     dev_eval: DevEval | None
 
     @property
     def label(self) -> str:
-        """What people call the trained model."""
+        """The label of the configuration, else the name of the run directory."""
         return self.config.label or self.config.out.name
 
     @property
@@ -38,9 +38,9 @@ class TrainJob(NamedTuple):
 
 
 def prepare_training(config: TrainConfig) -> TrainJob:
-    """Load the personas, the questions of each split and the plan once, and build what is asked beside the plan's rows.
+    """Load personas, questions and plan, and build the cells of dev evaluations and reference answers.
 
-    Raises ConfigError or DataError for whatever of it cannot be used.
+    Raises ConfigError or DataError if one of them cannot be used.
     """
     personas = PersonaSource(config.personas.pool)
     builder = None

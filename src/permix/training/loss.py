@@ -1,13 +1,14 @@
-"""The loss of a step, as a weighted sum over the completion tokens `N` of its rollouts.
+"""Policy losses: the loss of a step is a weighted sum over the completion tokens `N` of its rollouts.
 
 Per token: −min(r A, clip(r) A) · w + β r (e^d − d − 1), where r = π(token) / π_old(token), A is the rollout's advantage,
-w = min(π_old / π_sampler, cap) corrects for an engine that generates with other numerics than the one that trains (truncated
-importance sampling, Yao et al. 2025), and d = log π_ref − log π: the k3 estimate of the KL to the reference (Schulman 2020),
-times r, so that its gradient is that of the reverse KL without bias (DeepSeek-V3.2, 2025; TRL's default).
+w = min(π_old / π_sampler, cap) corrects for the numerical difference between the network that samples and the one that trains
+(truncated importance sampling, Yao et al. 2025), and d = log π_ref − log π. The last term is the k3 estimate of the KL to the
+reference (Schulman 2020), times r, so that its gradient is unbiased for the reverse KL (DeepSeek-V3.2, 2025; TRL's default).
 
-How tokens are averaged is a loss's `token_weights`, under TRL's names: `grpo` (Shao et al. 2024) averages each rollout and then
+A loss's `token_weights` average the tokens, under TRL's names: `grpo` (Shao et al. 2024) averages each rollout and then the
 rollouts; `bnpo` and `dapo` (Yu et al. 2025) average all tokens; `dr_grpo` (Liu et al. 2025) divides by the longest length
-allowed, so that length has no weight. The sum over the packs of a step is the loss of the step, whatever the packs.
+allowed, so that a token's weight does not depend on its rollout's length. Weights come from counts of the whole step, so the sum
+over its packs is the same however they are packed.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import torch
 
 
 class TokenTerms(NamedTuple):
-    """One number a completion token; `kl_N` is None without a reference."""
+    """One number for each completion token; `kl_N` is None without a reference."""
 
     loss_N: torch.Tensor
     ratio_N: torch.Tensor
@@ -37,7 +38,7 @@ def clipped_token_losses(
     ref_logp_N: torch.Tensor | None = None,
     beta: float = 0.0,
 ) -> TokenTerms:
-    """The loss at the top of this file, token by token, whatever the sequences. Gradients flow through `logp_N` alone."""
+    """The loss of the module docstring for each token; ignores `sequence_N`. Gradients flow through `logp_N` alone."""
     ratio_N = torch.exp(logp_N - old_logp_N)
     clamped_N = ratio_N.clamp(1 - clip_low, 1 + clip_high)
     loss_N = -torch.minimum(ratio_N * advantage_N, clamped_N * advantage_N)
@@ -51,7 +52,7 @@ def clipped_token_losses(
 
 
 def importance_weights(old_logp_N: torch.Tensor, rollout_logp_N: torch.Tensor, cap: float) -> torch.Tensor:
-    """min(π_old / π_sampler, cap) of each token, no gradient. A token the sampler gave no number for (NaN) keeps weight 1."""
+    """min(π_old / π_sampler, cap) of each token, no gradient. A token whose π_sampler is unknown (NaN) has weight 1."""
     return torch.exp((old_logp_N - rollout_logp_N).detach().nan_to_num(nan=0.0)).clamp(max=cap)
 
 
@@ -64,25 +65,25 @@ class TokenWeights(Protocol):
 
 
 def mean_over_rollouts(length_B: Sequence[int], *, n_rollouts: int, n_tokens: int, max_tokens: int) -> list[float]:
-    """The mean over rollouts of the mean over each rollout's tokens: 1 / (rollouts · length)."""
+    """The mean over rollouts of the mean over a rollout's tokens: weights 1 / (rollouts · length)."""
     return [1 / (n_rollouts * length) for length in length_B]
 
 
 def mean_over_tokens(length_B: Sequence[int], *, n_rollouts: int, n_tokens: int, max_tokens: int) -> list[float]:
-    """The mean over all tokens of the step: 1 / tokens."""
+    """The mean over all tokens of the step: weights 1 / tokens."""
     return [1 / n_tokens] * len(length_B)
 
 
 def mean_over_max_length(length_B: Sequence[int], *, n_rollouts: int, n_tokens: int, max_tokens: int) -> list[float]:
-    """The sum over all tokens, divided by what it would be at the greatest length: 1 / (rollouts · max_tokens)."""
+    """The sum over all tokens, divided by the most tokens that the step could have: weights 1 / (rollouts · max_tokens)."""
     return [1 / (n_rollouts * max_tokens)] * len(length_B)
 
 
 class TokenLosses(Protocol):
     """The unweighted loss of each completion token `N` of a pack; gradients flow through `logp_N` alone.
 
-    A pack holds whole rollouts. `sequence_N` is the number of each token's rollout in the pack, from 0: a loss of whole sequences
-    averages over the tokens of one number. Without a KL term, rollouts whose advantage is 0 are left out of the packs, so their
+    A pack holds whole rollouts. `sequence_N` numbers each token's rollout in the pack, from 0: a loss of whole sequences averages
+    over the tokens of one number. Without a KL term, rollouts whose advantage is 0 are left out of the packs, so their
     loss must be 0.
     """
 
@@ -114,4 +115,4 @@ LOSSES: dict[str, Loss] = {
     "dapo": Loss(mean_over_tokens),
     "bnpo": Loss(mean_over_tokens),
 }
-"""Every loss that `train.loss` may name. The names are those of `permix.config.LossName`; a test holds the two together."""
+"""Every loss that `train.loss` may name. A test compares the names with `permix.config.LossName`."""

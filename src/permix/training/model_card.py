@@ -1,9 +1,7 @@
-"""The card of a trained model: method, plan, settings, and the curves of its training. A label is shown as text.
+"""Writes the card of a trained model: method, plan, settings, and the curves of its training and of its dev evaluations.
 
-The curves of a card: figures of a training and of its probes, drawn beside the card, and the probes' numbers as a table.
-
-Contract: the figures are those of a report on the run, from its logs and records. matplotlib is imported here, and only when
-called: a training that has not ended yet has not loaded it.
+Contract: curves and numbers come from the run's logs and records, as in a report on it. Labels are escaped. matplotlib is
+imported only when curves are drawn, after the training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +20,7 @@ from permix.training.sft_data import SFT_COUNTS_FILE
 
 
 def draw_curves(folder: Path, name: str, log: Sequence[Mapping[str, Any]], curve: DevCurve | None) -> list[str]:
-    """Write training.png (of a training by reward) and probes.png into `folder`; return a section in Markdown, or none."""
+    """Write training.png (if there are rewards) and probes.png (the dev evaluations) into `folder`; returns paragraphs."""
     from permix.rendering import plots
 
     parts = []
@@ -31,7 +29,7 @@ def draw_curves(folder: Path, name: str, log: Sequence[Mapping[str, Any]], curve
         parts.append("![Learning curves](training.png)")
     if curve is not None and curve.points:
         plots.plot_dev_curves({name: curve}, folder / "probes.png")
-        parts += ["![Probes while training](probes.png)", _points_table(curve.points)]
+        parts += ["![Dev evaluations while training](probes.png)", _points_table(curve.points)]
     return ["## Learning curves", *parts] if parts else []
 
 
@@ -40,7 +38,7 @@ def _points_table(points: Sequence[DevEvalPoint]) -> str:
 
     measures = measures_in("dev_eval_card")
     headings = ["step", *(measure.label for measure in measures), "identifiability", "scored of asked"]
-    lines = [
+    rows = [
         [
             str(point.step),
             *(estimate_cell(point.measures[measure.name]).markdown for measure in measures),
@@ -49,11 +47,11 @@ def _points_table(points: Sequence[DevEvalPoint]) -> str:
         ]
         for point in points
     ]
-    return markdown_table(headings, lines)
+    return markdown_table(headings, rows)
 
 
 def write_model_card(folder: Path, config: TrainConfig, plan: Plan, log_path: Path) -> None:
-    """README.md of the model and its figures: method, plan, numbers and curves of the training run whose log this is."""
+    """Write README.md and its figures into the model's `folder`; `log_path` is log.jsonl of the training run."""
     lines, name = read_training_log(log_path), config.label or config.out.name
     curve = load_dev_curve(config.out, config.dev_eval) if config.dev_eval.every else None
     settings = config.train.model_dump(mode="json", exclude=set(IGNORED_FIELDS[config.method]))
@@ -67,14 +65,14 @@ def write_model_card(folder: Path, config: TrainConfig, plan: Plan, log_path: Pa
     ]
     counts = log_path.with_name(SFT_COUNTS_FILE)
     if counts.exists():
-        parts.append("## What was learnt from\n\n" + _table(read_json(counts)))
+        parts.append("## Training examples\n\n" + _table(read_json(counts)))
     parts.append("## Training\n\n" + _table(settings))
     tags = ", ".join(["permix", *(("sft",) if config.method in SUPERVISED_METHODS else ("reinforcement-learning", "grpo"))])
     write_text(folder / "README.md", f"---\nlibrary_name: transformers\ntags: [{tags}]\n---\n" + "\n\n".join(parts) + "\n")
 
 
 def training_method_text(config: TrainConfig, plan: Plan) -> str:
-    """The method in words, by what was done: PerMix-RLVR from a plan without personas is plain RLVR."""
+    """The method in words. The plan decides: PerMix-RLVR with a plan without personas is plain RLVR."""
     personas = any(row.persona_id is not None for row in plan.rows)
     match config.method:
         case "permix" | "rlvr":
@@ -96,15 +94,15 @@ Rewards on training questions are no evaluation: run `permix stability` on held-
 def _loss_summary(config: TrainConfig, lines: Sequence[Mapping[str, Any]]) -> str:
     losses = [line["loss"] for line in lines if line.get("loss") is not None]
     return f"""Mean loss of a completion's token: {_first_and_last_means(losses)}
-({lines[-1]["tokens"] if lines else 0} tokens learnt from in {len(lines)} steps).
+({lines[-1]["tokens"] if lines else 0} tokens trained on in {len(lines)} steps).
 A loss on training questions is no evaluation: run `permix stability` on held-out personas and questions."""
 
 
 def _selected_weights_text(curve: DevCurve | None) -> list[str]:
-    """Of a run with probes: which weights these are, and why."""
+    """Which weights the model has and why; empty without dev evaluations."""
     if curve is None:
         return []
-    return [f"{selection_text(curve)} Probes ask the dev side and choose by it: their numbers are no results either."]
+    return [f"{selection_text(curve)} Dev evaluations choose the weights, so their numbers are no results either."]
 
 
 def _table(facts: Mapping[str, object]) -> str:
@@ -112,7 +110,7 @@ def _table(facts: Mapping[str, object]) -> str:
 
 
 def _first_and_last_means(values: Sequence[float]) -> str:
-    """How it began and how it ended, over a fifth of the steps each."""
+    """The means over the first and the last fifth of the steps, as text."""
     if not values:
         return "no rollout was scored"
     edge = max(1, len(values) // 5)

@@ -1,8 +1,8 @@
-"""What the base model says in character, before any training: personas × open-ended questions of the training side.
+"""Generates the reference answers: the base model answers open-ended questions of the train split as each persona.
 
-Character replay holds a model to these answers and the expressivity reward learns from them who sounds how. They lie in
-`reference_answers/` of the run directory as the records of a grid, so an interrupted start goes on where it was and nothing
-is generated twice.
+Character replay keeps the trained model close to these answers, and the classifier of the expressivity bonus learns from them.
+They are the records of a grid in `reference_answers/` of the run directory, so an interrupted start continues, and nothing is
+generated twice.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from permix.types import Cell, Question, Sampling
 
 
 def generate_reference_answers(config: TrainConfig, cells: Sequence[Cell]) -> list[Cell]:
-    """Let the model that training starts from answer `cells`, as far as their records do not hold the answers yet.
+    """Answer the pending ones of `cells` with the model that training starts from.
 
-    Returns the answered cells in the order of `cells`. Raises IncompleteRunError when answers are missing.
+    Returns the answered cells in the order of `cells`. Raises IncompleteRunError if answers are missing.
     """
     sampling = Sampling(temperature=config.character.temperature, max_new_tokens=config.character.max_new_tokens)
     model = load_model(ModelConfig(name=config.model.name), config.threads)
@@ -37,16 +37,16 @@ def generate_reference_answers(config: TrainConfig, cells: Sequence[Cell]) -> li
             pending = run_cells(model, cells, sampling, run, None, "in-character answers of the base model")
         if pending:
             raise IncompleteRunError(f"{run.path}: {pending} of {len(cells)} answers are missing; run the same command again")
-        known = run.cells()
-    del model
+        answered = run.cells()
+    del model  # training loads the weights again, and two copies may not fit
     release_memory()
-    return [known[cell.key] for cell in cells]
+    return [answered[cell.key] for cell in cells]
 
 
 def reference_answer_cells(pool: PersonaPool, personas: PersonasConfig, character: CharacterConfig, seed: int) -> list[Cell]:
-    """The cells that the base model answers: personas of `pool`, the personas that training may draw, × open-ended questions.
+    """The cells that the base model answers: personas × open-ended questions. `pool` has the personas that training may draw.
 
-    Raises ConfigError when there are too few personas or questions.
+    Raises ConfigError if there are too few personas or questions.
     """
     questions = reference_answer_questions(character)
     prompt_format = PromptFormat(lambda question: question.text, personas.template, personas.empty_system_prompt)
@@ -55,7 +55,7 @@ def reference_answer_cells(pool: PersonaPool, personas: PersonasConfig, characte
 
 
 def describe_reference_answers(cells: Sequence[Cell], character: CharacterConfig) -> dict[str, str]:
-    """What keeping the character costs, in answers; nothing for a training that keeps none."""
+    """The cost of the reference answers, in answers and tokens; empty without any."""
     if not cells:
         return {}
     replayed = f"; {character.replay_answers} replayed in each step" if character.replay else ""
@@ -64,19 +64,20 @@ def describe_reference_answers(cells: Sequence[Cell], character: CharacterConfig
 
 
 def reference_answer_questions(config: CharacterConfig) -> Sequence[Question]:
-    """The first of the built-in questions that stand on the training side."""
+    """The first `character.questions` of the built-in questions of the train split. Raises ConfigError if there are fewer."""
     questions = load_roleplay("builtin", "train")
     if config.questions > len(questions):
-        raise ConfigError(
-            f"character.questions = {config.questions}: the training side has {len(questions)} open-ended questions"
-        )
+        raise ConfigError(f"character.questions = {config.questions}: the train split has {len(questions)} open-ended questions")
     return questions[: config.questions]
 
 
 def reference_answer_personas(pool: PersonaPool, character: CharacterConfig, seed: int) -> PersonaPool:
-    """The personas that the base model answers as: all of the pool for the expressivity reward, which must know each of them."""
+    """The personas of the reference answers: all of the pool for the expressivity bonus, whose classifier must know each."""
     if character.expressivity > 0:
         if len(pool) < 2:
-            raise ConfigError("character.expressivity: one persona cannot be told from others; widen the pool or set it to 0")
+            raise ConfigError(
+                f"character.expressivity = {character.expressivity}: the bonus compares personas and the pool has one; "
+                "widen the pool or give 0"
+            )
         return pool
     return pool.select(n=min(character.personas, len(pool)), seed=seed)

@@ -1,11 +1,12 @@
-"""Character replay: a term that holds a model, on personas answering open-ended questions, to what the base model says there.
+"""Character replay: a term of the loss that keeps a model's answers in character close to the base model's.
 
-Off-policy: the base model's own sampled answers, and per token KL(base || trained) over the base's `REPLAY_TOP_K` likeliest
-tokens and the
-rest as one. Those base probabilities are computed once, before training. On-policy: fresh answers of the model in training, and
-KL(trained || base) by the estimator of `permix.training.loss`; the reference model scores them.
+Off-policy: on answers that the base model sampled, KL(base || trained) of each token, over the base's `REPLAY_TOP_K` likeliest
+tokens and all others as one. The base probabilities are computed once, before training. On-policy: on new answers of the model in
+training, KL(trained || base) by the estimator of `permix.training.loss`, with log-probabilities of the reference model.
 
-The term is our own; its first measurement stands in docs/results.md.
+The term is our own; docs/results.md has its first measurement.
+
+Axes: N completion tokens of a pack, T of one answer, K kept tokens, V vocabulary, M rows of logits.
 """
 
 import random
@@ -30,28 +31,28 @@ from permix.training.rollouts import Sample, pack_samples
 from permix.types import Cell, seed_from
 
 REPLAY_TOP_K = 64
-"""Tokens of a base distribution that are kept one by one."""
+"""Tokens (K) of a base distribution whose probabilities are kept."""
 
 
 class TeacherTopK(NamedTuple):
-    """What the base model would have said at each token of an answer; the tokens' probabilities at temperature 1."""
+    """The base model's likeliest tokens at each token of an answer, and their log-probabilities (nats) at temperature 1."""
 
     token_T_K: torch.Tensor
     logp_T_K: torch.Tensor
 
 
 class CharacterReplay:
-    """The in-character prompts, their base answers, and which of them a step replays."""
+    """The prompts in character, the base model's answers, and the choice of answers for each step."""
 
     def __init__(self, answers: Sequence[Sample], per_step: int, weight: float, seed: int) -> None:
-        """`answers` are the base model's; on-policy they only give prompts and the longest length."""
+        """`answers` are the base model's; on-policy only their prompts and the greatest length are used."""
         self.answers, self.weight = list(answers), weight
         self._per_step, self._seed = min(per_step, len(self.answers)), seed
         self.teacher_topk: list[TeacherTopK] = []
         self.max_answer_tokens = max(len(answer.completion) for answer in self.answers)
 
     def answer_indices(self, step: int) -> list[int]:
-        """Places of the answers that this step replays: each as often as any other, in an order drawn anew for every pass."""
+        """Indices of the answers of this step. Passes over all answers follow each other, each shuffled by its own seed."""
         first, last = step * self._per_step, (step + 1) * self._per_step
         return [self._shuffled_order(at // len(self.answers))[at % len(self.answers)] for at in range(first, last)]
 
@@ -61,8 +62,8 @@ class CharacterReplay:
         return order
 
     def cache_base_topk(self, network: Any, pad_token_id: int, microbatch_tokens: int) -> None:
-        """Keep the base model's distributions over its own answers. Call it before the first optimizer step."""
-        kept: dict[int, TeacherTopK] = {}
+        """Set `teacher_topk` from the base model `network`. Call it before the first optimizer step."""
+        by_answer: dict[int, TeacherTopK] = {}  # by identity: packing reorders the answers, and two of them may be equal
         for each in pack_samples(self.answers, microbatch_tokens):
             ordered = [sample for own in each for sample in own]
             logits_N_V = answer_logits(
@@ -74,17 +75,18 @@ class CharacterReplay:
             for sample, tokens, logps in zip(
                 ordered, torch.split(token_N_K, lengths), torch.split(logp_N_K, lengths), strict=True
             ):
-                kept[id(sample)] = TeacherTopK(tokens.clone(), logps.clone())
-        self.teacher_topk = [kept[id(sample)] for sample in self.answers]
+                # Copies: a view would be pickled with the tensor of its whole pack when it is sent to the other processes.
+                by_answer[id(sample)] = TeacherTopK(tokens.clone(), logps.clone())
+        self.teacher_topk = [by_answer[id(sample)] for sample in self.answers]
 
 
 def build_character_replay(
     cells: Sequence[Cell], character: CharacterConfig, config: OptimConfig, tokenizer: Any, network: Any
 ) -> CharacterReplay:
-    """Replay of the base model's answers `cells`. `network` is the base model: off-policy its distributions are kept here."""
+    """Replay of the base model's answers `cells`. `network` is the base model, which off-policy gives its distributions."""
     replay = CharacterReplay(samples_from_cells(cells, tokenizer), character.replay_answers, character.replay, config.seed)
     if character.replay_policy == "off":
-        if distributed.is_main():  # where weights are shared out, the others hold none of them yet
+        if distributed.is_main():  # under FSDP2 the other processes have no weights yet
             with eval_mode(network), autocast_context(config):
                 replay.cache_base_topk(network, tokenizer.pad_token_id, config.microbatch_tokens)
         replay.teacher_topk = distributed.broadcast([TeacherTopK(*(one.cpu() for one in own)) for own in replay.teacher_topk])
@@ -92,31 +94,34 @@ def build_character_replay(
 
 
 def answer_logits(network: Any, prompt_groups: Sequence[PromptGroup], pad_token_id: int) -> torch.Tensor:
-    """Logits [N, V] at every completion token, without gradient."""
+    """Logits [N, V] that predict each completion token, without gradient."""
     with torch.no_grad():
         if supports_shared_prefix(network):
-            branches = PackedGroups.pack(prompt_groups, network.device)
-            return completion_logits(network, branches)[branches.logit_row_N]
+            packed = PackedGroups.pack(prompt_groups, network.device)
+            return completion_logits(network, packed)[packed.logit_row_N]
         return padded_logits(network, prompt_groups, pad=pad_token_id, device=network.device)
 
 
 def samples_from_cells(cells: Sequence[Cell], tokenizer: Any) -> list[Sample]:
-    """Recorded answers as token ids; one that came to its end has its stop token again. Empty answers are left out."""
+    """Recorded answers as token ids, with the stop token if the answer was complete. Empty answers are left out."""
     from permix.inference.hf import encode_chat
 
-    found = []
+    samples = []
     for cell in cells:
         assert cell.completion is not None
         ids = list(tokenizer(cell.completion.text, add_special_tokens=False)["input_ids"])
         if cell.completion.finish == "stop":
             ids.append(tokenizer.eos_token_id)
         if ids:
-            found.append(Sample(tuple(encode_chat(tokenizer, cell.messages)), ids, 0.0))
-    return found
+            samples.append(Sample(tuple(encode_chat(tokenizer, cell.messages)), ids, 0.0))
+    return samples
 
 
 def forward_kl(logits_M_V: torch.Tensor, source_N: torch.Tensor, token_N_K: torch.Tensor, logp_N_K: torch.Tensor) -> torch.Tensor:
-    """KL(base || trained) [N] over the K kept tokens and the rest as one, which is never more than the whole KL."""
+    """KL(base || trained) [N] over the K kept tokens and the rest as one token. It is at most the KL over all tokens.
+
+    `logits_M_V` are the trained model's; `source_N` is the row of logits of each completion token.
+    """
     count = token_N_K.shape[1]
     ours = token_logprobs(logits_M_V, source_N.repeat_interleave(count), token_N_K.flatten(), 1.0).logprob_N.view(-1, count)
     kept = (logp_N_K.exp() * (logp_N_K - ours)).sum(-1)
@@ -125,5 +130,5 @@ def forward_kl(logits_M_V: torch.Tensor, source_N: torch.Tensor, token_N_K: torc
 
 
 def log_remaining_mass(logp_T_K: torch.Tensor) -> torch.Tensor:
-    """log(1 - sum of the kept probabilities), kept off minus infinity where rounding leaves nothing."""
+    """log(1 - sum of the kept probabilities) [T], at least log(1e-6): rounding may leave 0, whose gradient would be infinite."""
     return torch.log1p(-logp_T_K.exp().sum(-1).clamp(max=1 - 1e-6))

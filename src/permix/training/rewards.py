@@ -1,14 +1,13 @@
-"""The reward is the verifier: 1 for a right answer, 0 for a wrong or missing one, None where the verifier itself failed.
+"""Rewards of rollouts: the verifier's verdict, and the expressivity bonus.
 
-A None leaves its rollout out of the group's baseline and gives it no advantage; it is counted, never turned into 0.
+The verdict gives 1 for a right answer, 0 for a wrong or missing one, and None if the verifier itself failed. A rollout with None
+is left out of its group's baseline and has no advantage; it is counted, and never turned into 0.
 
-The expressivity reward: does a right answer still sound like its persona?
-
-A classifier (`permix.metrics.persona_classifier`) is fitted once on what the base model says in character, persona words
-masked, and never
-again. A completion's expressivity is the share of the other personas that it sounds less like than its own: 1 when it is the
-likeliest voice, about 0.5 when nothing can be told. A right answer earns `weight × expressivity` on top of its 1, a wrong one
-nothing: being in character never makes up for being wrong.
+The expressivity bonus rewards right answers that still sound like their persona. A classifier
+(`permix.metrics.persona_classifier`) is fitted once, on the reference answers with the persona's words masked. The expressivity
+of a completion is the share of the other personas that it sounds less like than its own: 1 if its own is the likeliest, 0.5 on
+average if the answer says nothing about it. A right answer earns `weight × expressivity` on top of its 1, a wrong one nothing:
+being in character never makes up for being wrong.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,12 +23,14 @@ from permix.types import Cell, Verdict
 from permix.verification.math_verifier import Verifier
 
 NEUTRAL_EXPRESSIVITY = 0.5
-"""Of a completion without persona, or under one that the classifier has not heard."""
+"""Expressivity of a completion without a persona, or under a persona that the classifier does not know."""
 
 
 class ExpressivityReward:
+    """Scores completions with a classifier that is fitted when the object is made."""
+
     def __init__(self, cells: Sequence[Cell], weight: float) -> None:
-        """`cells` are answered and have a persona; the words that bring it in are masked. At least two personas."""
+        """`cells` are the answered reference answers, of two personas or more; the words of their persona prompts are masked."""
         self.weight = weight
         texts = {cell.persona_id: persona_prompt(cell.messages) for cell in cells}
         answers = [cell.completion.text for cell in cells if cell.completion is not None]
@@ -39,7 +40,7 @@ class ExpressivityReward:
     def score_completions(self, completions: Sequence[str], persona_ids: Sequence[str | None]) -> list[float]:
         """Expressivity of each completion, 0 to 1."""
         margins_N_P = np.asarray(self._classifier.decision_function(list(completions)))
-        if margins_N_P.ndim == 1:  # two labels: one margin, of the second
+        if margins_N_P.ndim == 1:  # with two labels scikit-learn gives one margin, that of the second
             margins_N_P = np.stack([-margins_N_P, margins_N_P], axis=1)
         return [
             NEUTRAL_EXPRESSIVITY
@@ -49,7 +50,7 @@ class ExpressivityReward:
         ]
 
     def shaped_rewards(self, rewards: Sequence[float | None], expressivities: Sequence[float]) -> list[float | None]:
-        """Rewards with what expressivity adds to the right ones; a missing reward stays missing."""
+        """Rewards with the bonus added to right answers; None stays None."""
         return [
             None if reward is None else reward * (1 + self.weight * share)
             for reward, share in zip(rewards, expressivities, strict=True)
@@ -57,13 +58,13 @@ class ExpressivityReward:
 
 
 def rank_percentile(margin_P: Any, own_index: int) -> float:
-    """Share of the others whose margin is lower, a tie counting half."""
+    """Share of the other personas with a lower margin [P] than the one at `own_index`; a tie counts half."""
     others = np.delete(margin_P, own_index)
     return float(((others < margin_P[own_index]) + 0.5 * (others == margin_P[own_index])).mean())
 
 
 class Rollout(NamedTuple):
-    """One completion of one training step, as it is logged."""
+    """One completion of a training step, as a line of rollouts.jsonl holds it."""
 
     step: int
     group: int
@@ -79,7 +80,7 @@ class Rollout(NamedTuple):
 def verify_completions(
     completions: Sequence[str], tasks: Sequence[str], golds: Sequence[str], verifier: Verifier
 ) -> list[Verdict]:
-    """One verdict a rollout, in order."""
+    """One verdict for each completion, in order."""
     return [
         verify_completion(TASKS[task], completion, gold, verifier)
         for completion, task, gold in zip(completions, tasks, golds, strict=True)
@@ -87,7 +88,7 @@ def verify_completions(
 
 
 def mean_reward_by_tag(rewards: Sequence[float | None], tags: Sequence[Sequence[str]]) -> Mapping[str, float]:
-    """Mean reward of the scored rollouts whose persona carries each tag; "none" is the rollouts without persona."""
+    """Mean reward of the scored rollouts by tag of their persona; "none" stands for rollouts without a persona."""
     scored: dict[str, list[float]] = {}
     for reward, own in zip(rewards, tags, strict=True):
         if reward is not None:
@@ -97,5 +98,5 @@ def mean_reward_by_tag(rewards: Sequence[float | None], tags: Sequence[Sequence[
 
 
 def mean_or_none(values: Sequence[float]) -> float | None:
-    """None of nothing."""
+    """The mean, or None if there are no values."""
     return sum(values) / len(values) if values else None

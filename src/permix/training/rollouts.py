@@ -1,6 +1,6 @@
-"""A step's rollouts without padding, and how they are packed into forward passes that read each prompt once.
+"""Rollouts of a step: from the plan's rows, from TRL's padded batch to samples without padding, and into packs.
 
-A step's rollouts on their way: from the plan's rows to the trainer, group by group, and from TRL's padded batch to samples.
+A pack holds the rollouts of one forward pass, which reads each prompt once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,31 +15,33 @@ from permix.types import PlanRow, seed_from
 
 @dataclass
 class Sample:
-    """One rollout as the loss sees it. Log-probabilities are one number a completion token, at the sampling temperature."""
+    """One rollout for the loss. Log-probabilities: nats, one for each completion token, at the sampling temperature."""
 
     prompt: tuple[int, ...]
     completion: list[int]
     advantage: float
     rollout_logprobs: list[float] | None = None
-    """From the engine that generated it, in that engine's precision."""
+    """Under the network that sampled it, in that network's precision."""
     ref_logprobs: list[float] | None = None
+    """Under the frozen base model."""
     old_logprobs: list[float] | None = None
-    """Of the weights it was sampled from, in the trainer's precision: known after the first pass over the batch."""
+    """Under the weights that sampled it, in the trainer's precision. Set by the first pass over the rollout."""
 
 
 Pack = list[list[Sample]]
-"""Rollouts of one forward pass, by prompt."""
+"""The rollouts of one forward pass, one list for each prompt."""
 
 
 def build_prompt_group(samples: Sequence[Sample]) -> PromptGroup:
+    """The prompt and completions of samples that share their prompt."""
     return PromptGroup(samples[0].prompt, [sample.completion for sample in samples])
 
 
 def pack_samples(samples: Iterable[Sample], token_budget: int) -> list[Pack]:
-    """Rollouts by prompt, in order of first appearance, as many in a pass as read `token_budget` tokens or fewer.
+    """Group rollouts by prompt, in order of first appearance, into packs that read at most `token_budget` tokens.
 
-    A prompt's rollouts share a pass where they fit; where not they are spread over several, each reading the prompt again. One
-    rollout over the budget stands alone.
+    Rollouts of a prompt that do not fit into one pack are spread over several, each of which reads the prompt. A rollout over the
+    budget has a pack of its own.
     """
     by_prompt: dict[tuple[int, ...], list[Sample]] = {}
     for sample in samples:
@@ -58,11 +60,11 @@ def pack_samples(samples: Iterable[Sample], token_budget: int) -> list[Pack]:
 
 
 def _split_to_budget(samples: Sequence[Sample], token_budget: int) -> list[list[Sample]]:
-    """One prompt's rollouts in runs that fit the budget."""
+    """The rollouts of one prompt, cut into consecutive parts that fit the budget."""
     parts: list[list[Sample]] = []
     room = 0
     for sample in samples:
-        if not parts or len(sample.completion) - 1 > room:
+        if not parts or len(sample.completion) - 1 > room:  # nothing is predicted from a completion's last token
             parts.append([])
             room = token_budget - len(sample.prompt)
         parts[-1].append(sample)
@@ -77,7 +79,10 @@ ScoredRollout = tuple[Rollout, Sequence[str], float | None]
 
 
 def rollout_rows(rows: Iterable[PlanRow]) -> list[dict[str, Any]]:
-    """One row a rollout, in plan order: row `i` of a step belongs to group `i // G`."""
+    """One row for each rollout, in plan order: row `i` of a step belongs to group `i // G`.
+
+    The seed depends on the row and the rollout's number in it, so it is the same in any process and after a restart.
+    """
     return [
         {
             "prompt": [dict(message) for message in row.messages],
@@ -95,11 +100,12 @@ def rollout_rows(rows: Iterable[PlanRow]) -> list[dict[str, Any]]:
 
 
 def split_into_groups(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
+    """Consecutive slices of `size` items."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def merge_in_plan_order(scored_by_rank: Iterable[Iterable[ScoredRollout]]) -> list[ScoredRollout]:
-    """What all processes tell, group by group: each has told of its own."""
+    """The rollouts of all processes, by group. Each process has whole groups, so a stable sort gives the plan's order."""
     return sorted(chain.from_iterable(scored_by_rank), key=lambda one: one[0].group)
 
 
@@ -109,7 +115,7 @@ def has_nonzero_advantage(group: Sequence[Sample]) -> bool:
 
 
 def samples_from_trl_batch(batch: dict[str, Any]) -> list[Sample]:
-    """TRL's padded batch as rollouts without padding."""
+    """TRL's padded batch as samples without padding."""
     prompt_B_T, completion_B_T = batch["prompt_mask"].bool(), batch["completion_mask"].bool()
     columns = {
         name: batch.get(f"{theirs}_per_token_logps")
@@ -117,8 +123,9 @@ def samples_from_trl_batch(batch: dict[str, Any]) -> list[Sample]:
     }
     samples = []
     for row, advantage in enumerate(batch["advantages"].tolist()):
-        own = completion_B_T[row]
-        logps = {name: None if values is None else values[row][own].tolist() for name, values in columns.items()}
+        # By the mask, not by the token id: the pad token is often the stop token, which belongs to the completion.
+        is_token_T = completion_B_T[row]
+        logps = {name: None if values is None else values[row][is_token_T].tolist() for name, values in columns.items()}
         prompt = tuple(batch["prompt_ids"][row][prompt_B_T[row]].tolist())
-        samples.append(Sample(prompt, batch["completion_ids"][row][own].tolist(), advantage, **logps))
+        samples.append(Sample(prompt, batch["completion_ids"][row][is_token_T].tolist(), advantage, **logps))
     return samples

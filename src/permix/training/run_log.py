@@ -1,9 +1,12 @@
-"""What a training run leaves for people: log.jsonl (a line a step), rollouts.jsonl (a line a rollout), samples.md (to read).
+"""Writes a training run's logs, and measures the time of its steps.
 
-`step` counts optimizer steps from 1 in all of them. A rollout stands under the first step that trains on it; with
-`train.updates_per_rollout` above 1 the steps that train on it again have lines in log.jsonl, without a reward, and no rollouts.
+    log.jsonl         one line for each optimizer step
+    rollouts.jsonl    one line for each rollout
+    samples.md        some rollouts to read
 
-Where a training step's time goes: wall and CPU seconds, split into named parts.
+`step` counts optimizer steps from 1 in all of them. A rollout is logged at the first step that trains on it. With
+`train.updates_per_rollout` above 1, further steps on the same rollouts have a line in log.jsonl, without a reward.
+Times are wall and CPU seconds, split into named parts of the step.
 """
 
 import json
@@ -26,25 +29,27 @@ STEP_PARTS = ("generation", "verification", "dev_eval", "saving")
 
 
 class StepClock:
-    """Runs from its making, or from the end of the last step. What no part claims is training."""
+    """Measures the time since it was made or since the last lap. Time outside of all parts counts as training."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
+        """Begin a new step now."""
         self._parts = dict.fromkeys(STEP_PARTS, (0.0, 0.0))
         self._started = _now()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
+        """Count the block's time for the part `name`, one of `STEP_PARTS`."""
         wall, cpu = _now()
         yield
         ended_wall, ended_cpu = _now()
-        known_wall, known_cpu = self._parts[name]
-        self._parts[name] = (known_wall + ended_wall - wall, known_cpu + ended_cpu - cpu)
+        total_wall, total_cpu = self._parts[name]
+        self._parts[name] = (total_wall + ended_wall - wall, total_cpu + ended_cpu - cpu)
 
     def lap(self) -> dict[str, dict[str, float]]:
-        """{"seconds": wall by part, "cpu_seconds": CPU of this process by part} since the last lap; starts the next one."""
+        """{"seconds": wall by part, "cpu_seconds": CPU of this process by part} since the last lap; begins the next one."""
         names = ("seconds", "cpu_seconds")
         laps = {}
         for place, name in enumerate(names):
@@ -63,7 +68,7 @@ SAMPLES_PER_STEP = 4
 
 
 class NullLogger:
-    """The recorder of a process that does not write."""
+    """The logger of a process that does not write."""
 
     def log_rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
         pass
@@ -76,9 +81,9 @@ class NullLogger:
 
 
 class MetricsLogger:
-    """A line a step in log.jsonl. Lines after step `done_steps` are of a process that died, and are dropped.
+    """Writes one line for each step to log.jsonl. Lines after step `done_steps` are dropped: those steps are trained again.
 
-    Raises PermixError naming the file where the system refuses to write.
+    Raises PermixError that names the file if the system refuses to write.
     """
 
     def __init__(self, out: Path, done_steps: int, progress_bar: ProgressBar) -> None:
@@ -88,17 +93,17 @@ class MetricsLogger:
 
     def log_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         self._total_tokens += metrics.get("tokens", 0)
-        finite = {name: None if _is_not_finite(value) else value for name, value in metrics.items()}
-        _append_lines(self.out / "log.jsonl", [{"step": step, **finite, "tokens": self._total_tokens}])
+        encodable = {name: None if _is_not_finite(value) else value for name, value in metrics.items()}
+        _append_lines(self.out / "log.jsonl", [{"step": step, **encodable, "tokens": self._total_tokens}])
         self.progress_bar.advance(status=self.progress_note(metrics))
 
     def progress_note(self, metrics: Mapping[str, Any]) -> str:
-        """What progress shows beside the count."""
+        """The text after the count in the progress bar."""
         return "" if metrics.get("loss") is None else f"loss {metrics['loss']:.3f}"
 
 
 class RolloutLogger(MetricsLogger):
-    """`permix.training.grpo_trainer.RolloutRecorder` into a run directory: rollouts.jsonl and samples.md too."""
+    """Also writes rollouts.jsonl and samples.md; implements `permix.training.grpo_trainer.RolloutRecorder`."""
 
     def __init__(self, out: Path, done_steps: int, samples_every: int, progress_bar: ProgressBar) -> None:
         super().__init__(out, done_steps, progress_bar)
@@ -116,7 +121,7 @@ class RolloutLogger(MetricsLogger):
                 file.write(samples_text(step, lines))
 
     def log_plan(self, plan: Plan, blocks: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the rows as they are drawn now, and how each block of them was weighted."""
+        """Write the rows drawn so far to plan.parquet, and the records of the curriculum's blocks to plan_blocks.jsonl."""
         write_plan(plan, self.out / "plan.parquet")
         write_jsonl(self.out / "plan_blocks.jsonl", blocks)
 
@@ -128,22 +133,22 @@ class RolloutLogger(MetricsLogger):
 def open_rollout_log(
     out: Path, label: str, done_steps: int, total_steps: int, samples_every: int
 ) -> Iterator[RolloutLogger | NullLogger]:
-    """The log of a training by reward, with its progress bar, in the main process; a logger that writes nothing in the others."""
+    """The logger of a training with a reward, with a progress bar. Processes other than the main one get a `NullLogger`."""
     if not distributed.is_main():
         yield NullLogger()
         return
-    with progress_bar(f"train {label}", total_steps, "steps") as shown:
-        shown.start_at(done_steps)
-        yield RolloutLogger(out, done_steps, samples_every, shown)
+    with progress_bar(f"train {label}", total_steps, "steps") as bar:
+        bar.start_at(done_steps)
+        yield RolloutLogger(out, done_steps, samples_every, bar)
 
 
 def _is_not_finite(value: object) -> bool:
-    """NaN and infinity are no JSON, and no measurement either."""
+    """Whether a value is NaN or infinite, which JSON cannot hold."""
     return isinstance(value, float) and not math.isfinite(value)
 
 
 def read_training_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl, rollouts.jsonl or dev_eval.jsonl. Raises DataError naming file and line for one that is no JSON."""
+    """The lines of log.jsonl, rollouts.jsonl or dev_eval.jsonl. Raises DataError that names file and line if one is not JSON."""
     return list(read_jsonl(path, json.loads, "JSON"))
 
 
@@ -153,10 +158,10 @@ def _append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _truncate_after(path: Path, last_step: int) -> int:
-    """Drop lines of later steps; returns the tokens counted on the last line kept."""
+    """Drop the lines of later steps; returns the token count of the last line that is left."""
     kept = [line for line in read_training_log(path) if line["step"] <= last_step]
     with replace_when_done(path) as scratch:
-        _append_lines(scratch, kept)  # whose errors name the file that was being written
+        _append_lines(scratch, kept)
     return int(kept[-1].get("tokens", 0)) if kept else 0
 
 
@@ -169,18 +174,18 @@ def _rewrite_samples(out: Path, every: int) -> None:
 
 
 def samples_text(step: int, lines: Sequence[Mapping[str, Any]]) -> str:
-    """A few rollouts of one step, spread over its groups, as text a person can read and a browser cannot run."""
+    """Some rollouts of one step, spread over its groups, as Markdown. Nothing in them is rendered or run."""
     stride = max(1, len(lines) // SAMPLES_PER_STEP)
     parts = [f"\n## Step {step}\n"]
     for line in lines[::stride][:SAMPLES_PER_STEP]:
-        said = {True: "right", False: "wrong", None: "not scored"}[line["verdict"]["correct"]]
+        outcome = {True: "right", False: "wrong", None: "not scored"}[line["verdict"]["correct"]]
         parts.append(
-            f"\n**{escape_markdown(line['persona_id'] or 'no persona')}** · gold {escape_markdown(line['gold'])} · {said}\n\n"
+            f"\n**{escape_markdown(line['persona_id'] or 'no persona')}** · gold {escape_markdown(line['gold'])} · {outcome}\n\n"
         )
         parts.append(_code_block(f"{line['prompt']}\n→ {line['completion']}"))
     return "".join(parts)
 
 
 def _code_block(text: str) -> str:
-    """A Markdown code block, which shows text and does nothing else."""
+    """A Markdown code block, cut to 40 lines of 400 characters."""
     return "".join(f"    {line}\n" for line in truncate(escape_control(text), width=400, lines=40).split("\n"))

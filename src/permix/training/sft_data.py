@@ -1,16 +1,15 @@
-"""What supervised training learns from: one right answer to one row's prompt, kept before training starts.
+"""Makes the examples of supervised training: gold solutions, or right answers of a teacher, to the prompts of the plan.
 
-    examples.jsonl     a line an example, in plan order
-    examples.json      how many rows and examples there are, and why rows were left out
+    examples.jsonl     one line for each example, in plan order
+    examples.json      numbers of rows and examples, and why rows were left out
 
-Contract: every example was found right by the task's `verify`. The files are written once, whole or not at all, and a run that
-goes on reads them: a verifier that fails at one start and not at another does not change what is learnt.
+Contract: the verifier found every example right. The files are written once before training, completely or not at all, and a
+resumed run reads them: a verifier that fails at one start and not at another does not change the examples.
 
-Sequence-level distillation: a teacher answers every row of the plan, and its right answers are what is learnt.
-
-The teacher gives as many samples of a row as RL gives rollouts, from the same seeds, under the row's own persona, judged by the
-same verifier: both methods have the same budget by construction. Samples are cells in the run's records.jsonl, so none is asked
-twice, and one that did not come stays owed. Once all are there the teacher is not needed any more.
+Sequence-level distillation (`seqkd`): a teacher answers every row of the plan. It gives as many samples of a row as RL has
+rollouts, from the same seeds, under the row's persona, checked by the same verifier, so both methods have the same budget.
+Samples are cells in the run's records.jsonl: none is generated twice, and a missing one is pending. Once all are there, the
+teacher is no longer needed.
 """
 
 from collections import Counter
@@ -42,7 +41,7 @@ SFT_EXAMPLES_FILE, SFT_COUNTS_FILE = "examples.jsonl", "examples.json"
 
 
 class SFTExample(Record):
-    """One completion to learn, and the messages it answers. One that was cut off has no end: its end is not learnt."""
+    """A completion to train on and the messages that it answers. One that was cut off (`ended` False) gets no stop token."""
 
     step: int
     group: int
@@ -55,13 +54,14 @@ class SFTExample(Record):
 
 
 class SFTDataset(NamedTuple):
-    """Examples in plan order, and what was counted on the way, in words."""
+    """Examples in plan order, and counts by description."""
 
     examples: tuple[SFTExample, ...]
     counts: dict[str, int]
 
 
 def make_sft_example(row: PlanRow, completion: str, *, ended: bool = True) -> SFTExample:
+    """The example of a plan row with this completion."""
     return SFTExample(
         step=row.step, group=row.group, persona_id=row.persona_id, question_id=row.question_id, gold=row.gold,
         messages=row.messages, completion=completion, ended=ended,
@@ -69,23 +69,23 @@ def make_sft_example(row: PlanRow, completion: str, *, ended: bool = True) -> SF
 
 
 def gold_examples(plan: Plan, verifier: Verifier) -> SFTDataset:
-    """Each row's own solution, once, whatever its number of rollouts; rows without one that is verified right are left out.
+    """Each row's own solution, once, whatever its number of rollouts. Rows whose solution is not verified right are left out.
 
-    Raises ConfigError when no row is left.
+    Raises ConfigError if no row is left.
     """
-    verdict = _solution_verdicts(plan.rows, verifier)
+    verdicts = _solution_verdicts(plan.rows, verifier)
     reasons = Counter[str]()
-    found = []
+    examples = []
     for row in plan.rows:
-        reason = _exclusion_reason(row.solution, verdict.get(_solution_key(row)))
+        reason = _exclusion_reason(row.solution, verdicts.get(_solution_key(row)))
         if reason is None and row.solution is not None:
-            found.append(make_sft_example(row, row.solution))
+            examples.append(make_sft_example(row, row.solution))
         else:
             reasons[f"rows left out: {reason}"] += 1
-    counts = {"rows": len(plan.rows), "examples": len(found), **reasons}
-    if not found:
-        raise ConfigError(f"task {plan.rows[0].task}: no row of the plan can be learnt from ({format_sft_counts(counts)})")
-    return SFTDataset(tuple(found), counts)
+    counts = {"rows": len(plan.rows), "examples": len(examples), **reasons}
+    if not examples:
+        raise ConfigError(f"task {plan.rows[0].task}: no row of the plan gives an example ({format_sft_counts(counts)})")
+    return SFTDataset(tuple(examples), counts)
 
 
 def _solution_key(row: PlanRow) -> tuple[str, str, str]:
@@ -93,17 +93,17 @@ def _solution_key(row: PlanRow) -> tuple[str, str, str]:
 
 
 def _solution_verdicts(rows: Sequence[PlanRow], verifier: Verifier) -> Mapping[tuple[str, str, str], bool | None]:
-    """Whether each distinct solution is right; None where the verifier failed."""
+    """Whether each distinct solution is right; None if the verifier failed."""
     distinct = list(dict.fromkeys(_solution_key(row) for row in rows if row.solution is not None))
     if not distinct:
         return {}
     solutions, tasks, golds = zip(*distinct, strict=True)
-    judged = verify_completions(solutions, tasks, golds, verifier)
-    return {answer: one.correct for answer, one in zip(distinct, judged, strict=True)}
+    verdicts = verify_completions(solutions, tasks, golds, verifier)
+    return {answer: one.correct for answer, one in zip(distinct, verdicts, strict=True)}
 
 
 def _exclusion_reason(solution: str | None, correct: bool | None) -> str | None:
-    """Why a row is left out, or None."""
+    """Why a row is left out; None if it is not."""
     if solution is None:
         return "no solution in the task's data"
     return {True: None, False: "its solution is not verified right", None: "the verifier failed on its solution"}[correct]
@@ -111,18 +111,18 @@ def _exclusion_reason(solution: str | None, correct: bool | None) -> str | None:
 
 def format_sft_counts(counts: Mapping[str, int]) -> str:
     """ "120 rows, 118 examples, 2 rows left out: ..."."""
-    return ", ".join(f"{count} {what}" for what, count in counts.items())
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def examples_by_step(examples: Sequence[SFTExample]) -> list[list[SFTExample]]:
-    """The examples of each step of the plan; a step without any is passed over."""
+    """The examples of each step of the plan; steps without examples are left out."""
     return [list(step) for _, step in groupby(examples, key=lambda one: one.step)]
 
 
 def save_sft_dataset(out: Path, dataset: SFTDataset, samples_every: int) -> SFTDataset:
-    """Write down what will be learnt from, and return it as it can be read again.
+    """Write the examples and return them as read back from the files.
 
-    examples.jsonl is written last: its presence means that all is there.
+    examples.jsonl is written last: if it exists, the other files are complete.
     """
     write_json(out / SFT_COUNTS_FILE, dataset.counts)
     write_text(out / "samples.md", _samples_markdown(dataset.examples, samples_every))
@@ -131,7 +131,7 @@ def save_sft_dataset(out: Path, dataset: SFTDataset, samples_every: int) -> SFTD
 
 
 def load_sft_dataset(out: Path) -> SFTDataset | None:
-    """What an earlier start of the run wrote down; None when it did not come that far."""
+    """The examples that an earlier start of the run wrote; None if there are none."""
     return _read_examples(out) if (out / SFT_EXAMPLES_FILE).exists() else None
 
 
@@ -139,14 +139,14 @@ def _read_examples(out: Path) -> SFTDataset:
     path = out / SFT_EXAMPLES_FILE
     examples = tuple(read_jsonl(path, SFTExample.model_validate_json, "an example"))
     counts = {name: int(count) for name, count in read_json(out / SFT_COUNTS_FILE).items()}
-    if not path.read_bytes().endswith(b"\n"):  # `read_jsonl` passes over a last line that is not whole
-        raise DataError(f"{path}: its last line is cut; the file was edited or cut")
+    if not path.read_bytes().endswith(b"\n"):  # `read_jsonl` skips an incomplete last line
+        raise DataError(f"{path}: its last line is incomplete; the file was edited or cut short")
     return SFTDataset(examples, counts)
 
 
 def _samples_markdown(examples: Sequence[SFTExample], every: int) -> str:
-    """Some of the examples, for reading: those of the steps that a log of rollouts would show."""
-    parts = ["# Samples of what is learnt from\n"]
+    """Some examples to read: those of the steps of which a training with a reward shows rollouts."""
+    parts = ["# Samples of the training examples\n"]
     for step in examples_by_step(examples):
         if step[0].step % every == 0:
             lines = [
@@ -159,24 +159,24 @@ def _samples_markdown(examples: Sequence[SFTExample], every: int) -> str:
 
 
 def build_sft_dataset(config: TrainConfig, plan: Plan, run: RunDir, tokenizer: Any, window: int) -> SFTDataset:
-    """Choose what the method learns from, write it into the run directory, and return it as it was written.
+    """Make the examples of the method, write them into the run directory, and return them. `window`: tokens that the model reads.
 
-    Raises ConfigError when a gold solution is longer than a completion may be, or when nothing is left to learn from.
+    Raises ConfigError if a gold solution is longer than `train.max_new_tokens`, or if no example is left.
     """
     with Verifier() as verifier:
         if config.method == "seqkd":
-            chosen = drop_overlong_examples(teacher_examples(config, plan, run, verifier), tokenizer, window)
+            dataset = drop_overlong_examples(teacher_examples(config, plan, run, verifier), tokenizer, window)
         else:
-            chosen = gold_examples(plan, verifier)
-            check_solution_lengths(chosen.examples, tokenizer, config.train.max_new_tokens)
-    print_status(f"train {config.label or config.out.name}: {format_sft_counts(chosen.counts)}")
-    return save_sft_dataset(run.path, chosen, config.train.samples_every)
+            dataset = gold_examples(plan, verifier)
+            check_solution_lengths(dataset.examples, tokenizer, config.train.max_new_tokens)
+    print_status(f"train {config.label or config.out.name}: {format_sft_counts(dataset.counts)}")
+    return save_sft_dataset(run.path, dataset, config.train.samples_every)
 
 
 def describe_sft_source(config: TrainConfig, plan: Plan) -> dict[str, str]:
-    """Where the completions of a supervised method come from, without asking a teacher; nothing for a method by reward.
+    """Where the completions of a supervised method come from, without asking a teacher; empty for a method with a reward.
 
-    Raises ConfigError for a plan without usable solutions, or for a teacher that cannot be.
+    Raises ConfigError if the plan has no usable solutions or the teacher's settings are invalid.
     """
     match config.method:
         case "sft" | "sft-personas":
@@ -191,17 +191,17 @@ def describe_sft_source(config: TrainConfig, plan: Plan) -> dict[str, str]:
 
 
 def check_solution_lengths(examples: Sequence[SFTExample], tokenizer: Any, limit: int) -> None:
-    """Raise ConfigError when a solution is longer than a completion may be, naming the longest."""
+    """Raise ConfigError that names the longest solution if it has more than `limit` tokens."""
     size, longest = max(((_completion_length(one, tokenizer), one) for one in examples), key=lambda pair: pair[0])
     if size > limit:
         raise ConfigError(
-            f"train.max_new_tokens = {limit}: the solution of question {longest.question_id} has {size} tokens with its end, the "
-            f"most of all; give train.max_new_tokens = {size} or more, or other questions"
+            f"train.max_new_tokens = {limit}: the solution of question {longest.question_id} has {size} tokens with its end, "
+            f"more than any other; give train.max_new_tokens = {size} or more, or other questions"
         )
 
 
 def drop_overlong_examples(dataset: SFTDataset, tokenizer: Any, window: int) -> SFTDataset:
-    """What the model can read: a teacher counts in tokens of its own, and a sample may be more of this model's."""
+    """Drop examples longer than `window` tokens: the teacher's limit counts its own tokens, and this model may need more."""
     fitting = tuple(
         one
         for one in dataset.examples
@@ -210,7 +210,7 @@ def drop_overlong_examples(dataset: SFTDataset, tokenizer: Any, window: int) -> 
     if not fitting:
         raise ConfigError(
             f"train.max_new_tokens: no right sample of the teacher fits into the {window} tokens that the model reads; "
-            "give a smaller limit and another folder"
+            "give a smaller limit and another run directory (out)"
         )
     dropped = {"right samples left out, as the model cannot read so much": len(dataset.examples) - len(fitting)}
     return SFTDataset(
@@ -219,7 +219,7 @@ def drop_overlong_examples(dataset: SFTDataset, tokenizer: Any, window: int) -> 
 
 
 def _completion_length(example: SFTExample, tokenizer: Any) -> int:
-    """Tokens of a completion, with its end where it has one."""
+    """Tokens of a completion, with its stop token if it ended."""
     return len(encode_completion(example.completion, tokenizer)) + example.ended
 
 
@@ -227,22 +227,22 @@ TEACHER_FILE = "teacher.json"
 
 
 TeacherRequests = Sequence[tuple[PlanRow, list[Cell]]]
-"""The plan's rows, each with the samples asked of the teacher."""
+"""The rows of the plan, each with the cells that the teacher answers."""
 
 
 def teacher_config(config: TrainConfig) -> TeacherConfig:
-    """The teacher by a name that a model can be opened by: "self" is the model before training."""
-    named = config.teacher.name if config.teacher.name != "self" else config.model.name
-    return config.teacher.model_copy(update={"name": named})
+    """The teacher's settings with the name of a model: "self" becomes the model that training starts from."""
+    name = config.teacher.name if config.teacher.name != "self" else config.model.name
+    return config.teacher.model_copy(update={"name": name})
 
 
 def teacher_identity(config: TrainConfig) -> dict[str, object]:
-    """What all samples of a run have in common, so far as it is known without asking the teacher."""
+    """The part of a run's identity that comes from the teacher's settings."""
     return teacher_config(config).model_dump(include={"name", "backend", "base_url", "dtype", "max_samples_per_row"})
 
 
 def check_teacher(config: TrainConfig) -> None:
-    """Raise ConfigError when the teacher is not to be had, before a run is begun that would be bound to its name or address."""
+    """Raise ConfigError if the teacher is not available. A new run is checked before it is begun, a resumed one not at all."""
     if (config.out / "provenance.json").exists():
         return
     with error_context("teacher"):
@@ -250,66 +250,67 @@ def check_teacher(config: TrainConfig) -> None:
 
 
 def teacher_cells(plan: Plan) -> list[tuple[PlanRow, list[Cell]]]:
-    """Every sample that is asked of the teacher, by row. A question that comes again under a persona counts its samples on."""
-    asked = Counter[tuple[str | None, str]]()
-    found = []
+    """All cells of the teacher, by row. If a question comes again under the same persona, its samples are numbered on."""
+    n_samples = Counter[tuple[str | None, str]]()
+    requests = []
     for row in plan.rows:
-        place = (row.persona_id, row.question_id)
-        first, asked[place] = asked[place], asked[place] + row.rollouts
-        found.append((row, [_teacher_cell(row, number, first + number) for number in range(row.rollouts)]))
-    return found
+        pair = (row.persona_id, row.question_id)
+        first, n_samples[pair] = n_samples[pair], n_samples[pair] + row.rollouts
+        requests.append((row, [_teacher_cell(row, number, first + number) for number in range(row.rollouts)]))
+    return requests
 
 
 def _teacher_cell(row: PlanRow, number: int, sample: int) -> Cell:
     return Cell(
+        # The seed of the rollout with this number in RL.
         persona_id=row.persona_id, question_id=row.question_id, sample=sample, seed=seed_from(row.seed, number),
         messages=row.messages, gold=row.gold,
     )  # fmt: skip
 
 
 def teacher_examples(config: TrainConfig, plan: Plan, run: RunDir, verifier: Verifier) -> SFTDataset:
-    """Ask for the samples that have not come yet, and choose from all of them.
+    """Generate the pending samples of the teacher, and make examples of the right ones.
 
-    Raises OwedCellsError when some did not come, and PermixError when none is right.
+    Raises IncompleteRunError if samples are missing, and PermixError if none is right.
     """
-    asked = teacher_cells(plan)
-    if _missing_cells(asked, run.cells()):
-        _run_teacher(config, asked, run, verifier)
-    known = run.cells()
-    if missing := _missing_cells(asked, known):
+    requests = teacher_cells(plan)
+    if _missing_cells(requests, run.cells()):
+        _run_teacher(config, requests, run, verifier)
+    recorded = run.cells()
+    if missing := _missing_cells(requests, recorded):
         raise IncompleteRunError(
-            f"{run.path}: {len(missing)} of {sum(len(cells) for _, cells in asked)} samples of the teacher did not come"
-            f"{_failure_text(missing, known)}; run the same command again to ask for them"
+            f"{run.path}: {len(missing)} of {sum(len(cells) for _, cells in requests)} samples of the teacher are missing"
+            f"{_failure_text(missing, recorded)}; run the same command again"
         )
-    chosen = select_teacher_samples(asked, known, config.teacher.max_samples_per_row)
-    if not chosen.examples:
+    dataset = select_teacher_samples(requests, recorded, config.teacher.max_samples_per_row)
+    if not dataset.examples:
         raise PermixError(
-            f"{run.path}: none of the teacher's samples is right, so there is nothing to learn from "
-            f"({format_sft_counts(chosen.counts)}); "
-            "give another teacher or easier questions, and another folder"
+            f"{run.path}: none of the teacher's samples is right, so there is no example to train on "
+            f"({format_sft_counts(dataset.counts)}); "
+            "give another teacher or easier questions, and another run directory (out)"
         )
-    return chosen
+    return dataset
 
 
 def _missing_cells(requests: TeacherRequests, recorded: Mapping[CellKey, Cell]) -> list[Cell]:
-    """Cells without a completion. One that the verifier failed on is there: it is not learnt from, as it would have no reward."""
+    """Cells without a completion. A cell on which the verifier failed is not missing; it gives no example, as in RL no reward."""
     return [cell for _, cells in requests for cell in cells if recorded.get(cell.key, cell).completion is None]
 
 
 def _failure_text(missing: Sequence[Cell], recorded: Mapping[CellKey, Cell]) -> str:
-    failures = [found.failure for cell in missing if (found := recorded.get(cell.key)) and found.failure]
+    failures = [record.failure for cell in missing if (record := recorded.get(cell.key)) and record.failure]
     return f" ({failures[0].type}: {failures[0].message})" if failures else ""
 
 
 def _run_teacher(config: TrainConfig, requests: TeacherRequests, run: RunDir, verifier: Verifier) -> None:
-    """Fill the run's records, task by task."""
-    own = config.train
-    sampling = Sampling(temperature=own.temperature, top_p=own.top_p, max_new_tokens=own.max_new_tokens)
+    """Let the teacher answer the pending cells, task by task."""
+    train = config.train
+    sampling = Sampling(temperature=train.temperature, top_p=train.top_p, max_new_tokens=train.max_new_tokens)
     with error_context("teacher"):
         teacher = load_model(teacher_config(config), config.threads)
         _check_same_teacher(teacher, run)
         for name in dict.fromkeys(row.task for row, _ in requests):
-            cells = [cell for row, of_row in requests for cell in of_row if row.task == name]
+            cells = [cell for row, row_cells in requests for cell in row_cells if row.task == name]
             run_cells(teacher, cells, sampling, run, partial(_verify_sample, TASKS[name], verifier), f"teacher {teacher.name}")
 
 
@@ -318,30 +319,30 @@ def _verify_sample(task: Task, verifier: Verifier, completion: str, gold: str) -
 
 
 def _check_same_teacher(teacher: Model, run: RunDir) -> None:
-    """Raise ConfigError when the samples that are there are another teacher's."""
+    """Raise ConfigError if the recorded samples come from another teacher."""
     ours, path = {"name": teacher.name, "fingerprint": teacher.fingerprint}, run.path / TEACHER_FILE
     if path.exists() and (known := read_json(path)) != ours:
         raise ConfigError(
-            f"the samples in {run.path} are of {known.get('name')} with fingerprint {known.get('fingerprint')}, not "
-            f"{ours['fingerprint']} as it has now; give another folder, or that teacher"
+            f"the samples in {run.path} are of {known.get('name')} with fingerprint {known.get('fingerprint')}, but the teacher "
+            f"now has {ours['fingerprint']}; give another run directory (out), or that teacher"
         )
     write_json(path, ours)
 
 
 def select_teacher_samples(requests: TeacherRequests, recorded: Mapping[CellKey, Cell], max_per_row: int | None) -> SFTDataset:
-    """The right samples of each row, each text once, the first `keep` of them in the order of their numbers."""
+    """The right samples of each row, in order of their numbers: each text once, at most `max_per_row` (None: all)."""
     counts = Counter[str]()
-    found: list[SFTExample] = []
+    selected: list[SFTExample] = []
     for row, cells in requests:
         samples = [recorded[cell.key] for cell in cells]
         right = [one for one in samples if _reward(one) == 1]
         examples = list(_distinct_examples(row, right))[:max_per_row]
-        found += examples
+        selected += examples
         counts["samples"] += len(samples)
         counts["right samples"] += len(right)
         counts["samples that the verifier failed on"] += sum(_reward(one) is None for one in samples)
         counts["rows left out: no right sample"] += not examples
-    return SFTDataset(tuple(found), {"rows": len(requests), "examples": len(found), **counts})
+    return SFTDataset(tuple(selected), {"rows": len(requests), "examples": len(selected), **counts})
 
 
 def _reward(cell: Cell) -> float | None:

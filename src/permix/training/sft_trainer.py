@@ -1,12 +1,12 @@
-"""Supervised fine-tuning by TRL's SFTTrainer: a step learns the examples of one step of the plan, in the plan's order.
+"""Supervised fine-tuning by TRL's SFTTrainer: one step trains on the examples of one step of the plan, in the plan's order.
 
-What it changes in TRL, and why:
-- a row of the data set is a whole step, and the step is cut into micro-batches here: steps have unequal numbers of examples, and
-  TRL's batches would run across them. The loss is the mean over all completion tokens of the step, whatever the micro-batch;
-- the prompt's tokens are those that the model is asked with in training by reward and in evaluation, and the completion's are
-  its text and one stop token. TRL would tokenise the whole chat, and so also teach what a template writes behind the stop token,
-  and drop the end of a prompt that the template renders otherwise before an answer;
-- only the completion has labels; prompt and padding, which stands on the right, have none.
+Changes to TRL:
+- A row of the data set is a whole step, which is split into microbatches here. Steps have unequal numbers of examples, so TRL's
+  batches would mix steps. The loss is the mean over all completion tokens of the step, however it is split.
+- The prompt's tokens are the same as in training with a reward and in evaluation; the completion's are its text and one stop
+  token. TRL would tokenize the whole chat. It would then also train on text that the template writes after the stop token,
+  and drop the end of a prompt that the template renders differently before an answer.
+- Only the completion has labels; the prompt and the padding on the right have none.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,40 +37,40 @@ from permix.training.sft_data import SFTExample, build_sft_dataset, examples_by_
 from permix.training.trainer_args import common_arguments
 
 IGNORE_INDEX = -100
-"""The label of a token that is not learnt."""
+"""The label of a token that has no loss."""
 
 
 class MetricsRecorder(Protocol):
-    """Where a step's figures go."""
+    """Receives the metrics of each step."""
 
     def log_metrics(self, step: int, metrics: dict[str, Any]) -> None: ...
 
 
 class TokenizedExample(NamedTuple):
-    """One example as the model reads it."""
+    """The token ids of one example, and its labels (`IGNORE_INDEX` on the prompt)."""
 
     input_ids: list[int]
     labels: list[int]
 
 
 def end_of_turn_id(network: Any, tokenizer: Any) -> int:
-    """The token that ends an answer: the first stop token that the chat template writes behind one, else the tokenizer's own."""
+    """The token that ends an answer: the first stop token that the chat template writes after one, else the tokenizer's own."""
     chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": TEMPLATE_MARKER}]
-    _, _, behind = tokenizer.apply_chat_template(chat, tokenize=False).partition(TEMPLATE_MARKER)
+    _, _, text_after = tokenizer.apply_chat_template(chat, tokenize=False).partition(TEMPLATE_MARKER)
     stops = stop_token_ids(network, tokenizer)
-    written = tokenizer(behind, add_special_tokens=False)["input_ids"]
-    return int(next((one for one in written if one in stops), tokenizer.eos_token_id))
+    ids_after = tokenizer(text_after, add_special_tokens=False)["input_ids"]
+    return int(next((one for one in ids_after if one in stops), tokenizer.eos_token_id))
 
 
 def tokenize_example(example: SFTExample, tokenizer: Any, end_id: int) -> TokenizedExample:
-    """Prompt and completion; the end only where the completion had one."""
+    """Tokens and labels of prompt and completion; the end token only if the completion ended."""
     prompt = encode_chat(tokenizer, example.messages)
     completion = encode_completion(example.completion, tokenizer) + ([end_id] if example.ended else [])
     return TokenizedExample(prompt + completion, [IGNORE_INDEX] * len(prompt) + completion)
 
 
 def build_step_dataset(steps: Sequence[Sequence[SFTExample]], tokenizer: Any, end_id: int) -> Dataset:
-    """One row a step: the tokens and labels of its examples."""
+    """One row for each step: the tokens and labels of its examples."""
     tokens = [[tokenize_example(example, tokenizer, end_id) for example in step] for step in steps]
     return Dataset.from_list(
         [{"input_ids": [one.input_ids for one in step], "labels": [one.labels for one in step]} for step in tokens]
@@ -78,7 +78,7 @@ def build_step_dataset(steps: Sequence[Sequence[SFTExample]], tokenizer: Any, en
 
 
 class _StepCollator:
-    """The examples of one step, padded on the right to the longest of them."""
+    """Pads the examples of one step on the right, to the longest of them."""
 
     def __init__(self, pad_token_id: int) -> None:
         self._collate = DataCollatorForLanguageModeling(pad_token_id=pad_token_id)
@@ -90,8 +90,10 @@ class _StepCollator:
 
 
 def split_into_microbatches(inputs: Mapping[str, torch.Tensor], token_budget: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Consecutive rows, as many as fill `token_budget` tokens when padded to their longest, and at least one; no column only
-    pads."""
+    """Split a batch [B, T] into consecutive rows that hold at most `token_budget` tokens with padding, at least one row each.
+
+    Columns that hold only padding are cut off.
+    """
     lengths = inputs["attention_mask"].sum(1).tolist()
     start = 0
     while start < len(lengths):
@@ -103,7 +105,7 @@ def split_into_microbatches(inputs: Mapping[str, torch.Tensor], token_budget: in
 
 
 class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
-    """`SFTTrainer` over the steps of a plan; up to `microbatch_tokens` tokens in one forward and backward pass."""
+    """`SFTTrainer` over the steps of a plan. A forward and backward pass reads at most `microbatch_tokens` tokens."""
 
     def __init__(
         self,
@@ -128,24 +130,25 @@ class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
         self.add_callback(StepClockCallback(self._clock))
 
     def training_step(self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward over the whole step; the loss of each part is its share of the step's mean."""
-        learnt = (inputs["labels"] != IGNORE_INDEX).sum().to(self.accelerator.device)
-        cut = split_into_microbatches(inputs, self._microbatch_tokens)
-        losses = [super(PlanSFTTrainer, self).training_step(model, part, learnt) for part in cut]
+        """Forward and backward passes of one optimizer step; returns its loss, the mean over its completion tokens."""
+        label_count = (inputs["labels"] != IGNORE_INDEX).sum().to(self.accelerator.device)
+        microbatches = split_into_microbatches(inputs, self._microbatch_tokens)
+        # The count of the whole step, not of the microbatch: else tokens of a short microbatch would weigh more.
+        losses = [super(PlanSFTTrainer, self).training_step(model, part, label_count) for part in microbatches]
         examples = len(inputs["labels"])
         self._step_metrics = {
             "examples": examples,
-            "completion_tokens": int(learnt) / examples,
-            "tokens": int(learnt),
+            "completion_tokens": int(label_count) / examples,
+            "tokens": int(label_count),
             "trained_tokens": int(inputs["attention_mask"].sum()),
         }
         return torch.stack(losses).sum()
 
     def dev_eval_hooks(self) -> TrainerHooks:
-        """This trainer, as `permix.training.callbacks` needs it. Called before training begins, while the network
-        has one precision."""
+        """The parts of this trainer that `permix.training.callbacks` uses. Call it before training begins."""
+        # Make the trial of shared prefixes now: once training has begun, the forward pass runs under autocast.
         supports_shared_prefix(unwrap_peft(self._unwrapped_model()))
-        track = partial(Trainer.log, self)  # past what this class does with a step's own figures
+        track = partial(Trainer.log, self)  # not self.log, which would take it for the metrics of the step
         return TrainerHooks(self.processing_class, self._generation_network, self._unwrapped_model, self._clock, track)
 
     def _unwrapped_model(self) -> Any:
@@ -153,7 +156,7 @@ class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
 
     @contextmanager
     def _generation_network(self) -> Iterator[Any]:
-        """The network in training, in evaluation mode and in the precision of its training."""
+        """The network in training, in evaluation mode and in the precision of its forward passes."""
         network = unwrap_peft(self._unwrapped_model())
         with eval_mode(network), self.accelerator.autocast():
             yield network
@@ -165,16 +168,16 @@ class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
         if "loss" in logs:
-            measured = self.state.log_history[-1]
-            figures = {ours: measured.get(theirs) for ours, theirs in SFT_METRIC_NAMES.items()}
-            self._recorder.log_metrics(self.state.global_step, figures | self._step_metrics | self._clock.lap())
+            trl_metrics = self.state.log_history[-1]
+            metrics = {ours: trl_metrics.get(theirs) for ours, theirs in SFT_METRIC_NAMES.items()}
+            self._recorder.log_metrics(self.state.global_step, metrics | self._step_metrics | self._clock.lap())
 
 
 SFT_METRIC_NAMES = {"loss": "loss", "grad_norm": "grad_norm", "lr": "learning_rate"}
 
 
 def sft_arguments(config: OptimConfig, steps: int, out: Path) -> SFTConfig:
-    """TRL's arguments for `steps` steps an epoch on this machine. A row of the data set is a step, and so is a batch."""
+    """TRL's arguments for `steps` steps in each epoch on this machine. A row of the data set, and so a batch, is a step."""
     return SFTConfig(
         **common_arguments(config, steps * config.epochs, out), per_device_train_batch_size=1, gradient_accumulation_steps=1,
         train_sampling_strategy="sequential", max_length=None,
@@ -182,19 +185,19 @@ def sft_arguments(config: OptimConfig, steps: int, out: Path) -> SFTConfig:
 
 
 def train_supervised(job: TrainJob, source: str, tokenizer: Any, run: RunDir, checkpoint: Path | None) -> PlanSFTTrainer:
-    """Train the model `source`, going on after `checkpoint`; returns the trainer, which holds the trained network."""
+    """Train the model `source`, or resume from `checkpoint`; returns the trainer, which holds the trained network."""
     config, out, done = job.config.train, run.path, checkpoint_step(checkpoint)
     window = context_window(source)
     dataset = load_sft_dataset(out) or build_sft_dataset(job.config, job.plan, run, tokenizer, window)
-    release_memory()  # a teacher in this process is not needed any more
+    release_memory()  # a teacher in this process is no longer needed
     steps = examples_by_step(dataset.examples)
     arguments = sft_arguments(config, len(steps), out / "checkpoints")
-    with progress_bar(f"train {job.label}", arguments.max_steps, "steps") as shown:
-        shown.start_at(done)
+    with progress_bar(f"train {job.label}", arguments.max_steps, "steps") as bar:
+        bar.start_at(done)
         network = load_trainable_model(source)
         seed_trainer(config.seed)
         trainer = PlanSFTTrainer(
-            steps=steps, microbatch_tokens=config.microbatch_tokens, recorder=MetricsLogger(out, done, shown), args=arguments,
+            steps=steps, microbatch_tokens=config.microbatch_tokens, recorder=MetricsLogger(out, done, bar), args=arguments,
             model=network, processing_class=tokenizer, peft_config=build_lora_config(config),
         )  # fmt: skip
         if job.dev_eval is not None:

@@ -1,4 +1,4 @@
-"""The arguments of TRL's trainers: those that all of them share, and those of a training by reward."""
+"""Builds the arguments of TRL's trainers: the common ones, and those of GRPO."""
 
 import os
 from pathlib import Path
@@ -12,23 +12,23 @@ from permix.plan import Plan
 from permix.training import distributed
 
 TRL_LOSS_TYPE = "dapo"
-"""A name that TRL knows, for its check of the arguments: the loss itself is one of `permix.training.loss.LOSSES`, whose names TRL
-need not know."""
+"""A value that passes TRL's check of its arguments. The loss itself is one of `permix.training.loss.LOSSES`, whose names TRL may
+not know."""
 
 
 def common_arguments(config: OptimConfig, steps: int, out: Path) -> dict[str, Any]:
-    """Optimizer, precision, checkpoints and logs of `steps` optimizer steps on this machine; checkpoints go to `out`."""
+    """Arguments for optimizer, precision, logs and checkpoints of `steps` optimizer steps; checkpoints go to `out`."""
     import torch
 
     device = pick_device()
     bf16 = pick_dtype(config.precision, device) == torch.bfloat16
-    # transformers leaves its choice in the environment, where a later run of this process, or a child's, would find it.
+    # transformers writes its choice into the environment, where a later run in this process, or a child process, would find it.
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if bf16 else "no"
     return {
         "output_dir": str(out),
         "max_steps": steps,
         "shuffle_dataset": False,
-        "remove_unused_columns": False,
+        "remove_unused_columns": False,  # GRPO's only column, "place", is no argument of a network
         "learning_rate": config.lr,
         "lr_scheduler_type": "constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule,
         "warmup_steps": config.warmup_steps,
@@ -45,17 +45,17 @@ def common_arguments(config: OptimConfig, steps: int, out: Path) -> dict[str, An
         "disable_tqdm": True,
         "report_to": list(config.report_to) or "none",
         "dataloader_pin_memory": False,
-        "use_cache": True,  # else the trained model's configuration would say that it keeps none
+        "use_cache": True,  # else the trained model's configuration would turn its KV cache off
     }
 
 
 def grpo_arguments(config: OptimConfig, plan: Plan, out: Path, *, with_reference: bool = False) -> GRPOConfig:
-    """TRL's arguments for this plan on this machine, for one of its processes.
+    """TRL's arguments for this plan, for one of the processes.
 
-    One generation feeds exactly one optimizer step (per iteration); its groups are dealt to the processes whole, in their order.
+    One generation gives the rollouts of one step of the plan. Each process gets whole groups, in the plan's order.
     `with_reference`: the trainer needs a reference model even if the loss has no KL term.
     """
-    # TRL makes (and shards) a reference model when beta is not 0.
+    # Only a beta other than 0 makes TRL load (and shard) a reference model. The loss takes its beta from `config`.
     return GRPOConfig(
         **common_arguments(config, plan.steps * config.updates_per_rollout, out), **vllm_arguments(config),
         num_iterations=config.updates_per_rollout, num_generations=plan.group_size,
@@ -67,8 +67,7 @@ def grpo_arguments(config: OptimConfig, plan: Plan, out: Path, *, with_reference
 
 
 def vllm_arguments(config: OptimConfig) -> dict[str, Any]:
-    """TRL's arguments for rollouts by vLLM. The correction for its numerics is ours (train.importance_ratio_cap), so TRL's
-    is off."""
+    """TRL's arguments for rollouts by vLLM. TRL's importance sampling is off: train.importance_ratio_cap replaces it."""
     if not config.use_vllm:
         return {}
     return {

@@ -1,6 +1,6 @@
-"""Weights that lie spread over processes, made whole again: for the copy that generates, and for the model that is saved.
+"""Gathers sharded weights: for the copy of the network that generates, and for the model that is saved.
 
-What touches a parameter that is shared out (a DTensor of FSDP2) is collective: every process must do it, in the same order.
+Gathering a sharded parameter (a DTensor of FSDP2) is collective: every process must do it, in the same order of parameters.
 """
 
 import copy
@@ -11,29 +11,32 @@ from torch.distributed.tensor import DTensor
 
 
 def inference_copy(network: Any, dtype: torch.dtype, device: Any = None) -> Any:
-    """A frozen twin without values yet, its weights in `dtype`; buffers stay as they are: bfloat16 would spoil rotary ones.
+    """A frozen copy of the network with uninitialised weights in `dtype`. `sync_weights` fills it.
 
-    Make it before the network is shared out, while its parameters still have their whole shapes.
+    Make it before the network is sharded, while its parameters still have their whole shapes.
     """
+    # Parameters only: buffers keep their precision, since rotary frequencies in bfloat16 would be too coarse.
     blank = {
         id(one): torch.nn.Parameter(torch.empty_like(one, dtype=dtype, device=device), requires_grad=False)
         for one in network.parameters()
     }
-    twin = copy.deepcopy(network, blank).eval()
-    # TRL puts a function in place of `forward` that holds on to the first network: the twin would run that one's weights.
-    # accelerate keeps what it finds there beside its own.
+    frozen_copy = copy.deepcopy(network, blank).eval()
+    # TRL replaces `forward` by a function bound to the first network, so the copy would run with that one's weights. accelerate
+    # keeps the function that it wraps as `_original_forward`.
     for name in ("forward", "_original_forward"):
-        vars(twin).pop(name, None)
-    return twin if device is None else twin.to(device)
+        vars(frozen_copy).pop(name, None)
+    return frozen_copy if device is None else frozen_copy.to(device)
 
 
 @torch.no_grad()
 def sync_weights(target: Any, source: Any, *, include_frozen: bool) -> None:
-    """Copy the trained weights into the twin; those that are not trained change once, with `include_frozen`."""
+    """Copy the weights of `source` into its `inference_copy`. Frozen weights never change: include them the first time only."""
     for ours, theirs in zip(target.parameters(), source.parameters(), strict=True):
         if include_frozen or theirs.requires_grad:
+            # Gathered, since the copy runs alone: its processes generate for different numbers of passes.
             ours.copy_(full_tensor(theirs))
 
 
 def full_tensor(parameter: torch.Tensor) -> torch.Tensor:
+    """The whole parameter. Collective if it is sharded."""
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
