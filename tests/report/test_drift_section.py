@@ -48,7 +48,7 @@ def interviewed(folder: Path, name: str, answer: Callable[[int], str], personas:
 
 
 def section(out: Path) -> str:
-    return (out / "report.md").read_text().split("## Drift over an interview")[1].split("\n## ")[0]
+    return (out / "report.md").read_text().split("## Drift by interview turn")[1].split("\n## ")[0]
 
 
 def test_models_stand_in_one_table_one_figure_and_one_conversation(tmp_path: Path) -> None:

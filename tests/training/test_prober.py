@@ -525,11 +525,11 @@ def test_from_the_command_line_to_the_report(trained: Path, tmp_path: Path) -> N
     config = TrainConfig.model_validate(read_json(trained / "config.json"))
     curve = load_dev_curve(trained, config.dev_eval)
     assert curve is not None
-    (data,) = read_json(tmp_path / "report" / "table.json")["probes"].values()
+    (data,) = read_json(tmp_path / "report" / "table.json")["dev_evals"].values()
     assert data["points"] == [point.model_dump(mode="json") for point in curve.points]
     assert data["weights_of_step"] == lines_of(trained)[-1]["best_step"] == selected_step(curve)
     assert (tmp_path / "report" / "probes.png").read_bytes().startswith(b"\x89PNG")
     report = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
-    assert "![probes while training](probes.png)" in report
+    assert "![dev evaluations during training](probes.png)" in report
     assert f"- **tiny**: {selection_text(curve)}" in report
-    assert "What chooses is no result" in report
+    assert "These numbers are no results" in report
