@@ -151,8 +151,8 @@ def test_a_run_that_was_not_held_out_is_called_so(built: tuple[list[ModelRow], P
     checked = stability_run(tmp_path / "checked", "tuned", strong, task={"split": "dev"})
     build_report([run, checked], tmp_path / "out")
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "- tuned, fidelity: personas.split = train, questions_split = dev; not held out: to choose by, not to" in report
-    assert "- tuned, stability: task.split = dev; not held out: to choose by, not to conclude from." in report
+    assert "- tuned, fidelity: personas.split = train, questions_split = dev; not held out: use for choices, not for" in report
+    assert "- tuned, stability: task.split = dev; not held out: use for choices, not for conclusions." in report
     assert "not held out" not in (built[1] / "report.md").read_text()
 
 
@@ -288,7 +288,7 @@ def test_refusals(tmp_path: Path) -> None:
         ([tmp_path / "empty"], "neither a run directory"),
         ([tmp_path / "absent"], "no such folder"),
         ([tmp_path / "model"], "stage None"),
-        ([tmp_path / "a"], 'two stability runs of one label, "base"'),
+        ([tmp_path / "a"], 'two stability runs have the label "base"'),
     ):
         with pytest.raises(DataError, match=message):
             build_report(runs, tmp_path / "out")

@@ -147,8 +147,8 @@ DRIFT = {
     },
 }
 CHARTS: dict[str, Any] = {
-    "tradeoff": TRADEOFF, "personas": PERSONAS, "lottery": LOTTERY, "training": TRAINING, "dev_evals": DEV_EVALS, "learnt": LEARNT,
-    "judged": JUDGED, "trial": TRIAL, "confusion": CONFUSION, "drift": DRIFT,
+    "tradeoff": TRADEOFF, "personas": PERSONAS, "lottery": LOTTERY, "training": TRAINING, "dev_evals": DEV_EVALS,
+    "learnt": LEARNT, "judged": JUDGED, "trial": TRIAL, "confusion": CONFUSION, "drift": DRIFT,
 }  # fmt: skip
 MARKS = {
     "tradeoff": 3 + 2,  # methods and seeds

@@ -34,13 +34,13 @@ PERSONA_NOTE = (
 GRID_NOTE = "Each cell is one persona and one question: the mean score over its samples."
 
 LOTTERY_NOTE = (
-    "Expected accuracy if k personas are tried and the best one is kept. The best one is chosen with the right answers known, so "
-    "this is an upper bound."
+    "Expected accuracy if k personas are tried and the best one is kept. It is chosen with the right answers known, so "
+    " this is an upper bound."
 )
 
 TEMPLATE_NOTE = (
-    "The same personas with several templates. Each row is one template alone; the tables above average over all templates. Where "
-    "the interval of a standard deviation begins at 0, no such difference was shown."
+    "The same personas with several templates. Each row is one template alone; the tables above average over all templates. "
+    "Where the interval of a standard deviation begins at 0, no such difference was shown."
 )
 
 STRATEGY_NOTE = (
@@ -60,8 +60,8 @@ JUDGE_SCORES_NOTE = (
 )
 
 DEV_EVAL_NOTE = (
-    "Measured during training, on dev personas and dev questions, to choose the weights and when to stop. These numbers are no "
-    "results, because the best of several noisy numbers is too high. The table at the top has the results on the held-out split."
+    "Measured during training, on dev personas and dev questions, to choose the weights and when to stop. They are not results: "
+    " the best of several noisy numbers is too high. Results on the held-out split are in the table at the top."
 )
 
 
@@ -74,8 +74,8 @@ def build_document(
     caption: str = "",
     published: PublishedComparison | None = None,
 ) -> Document:
-    """Return the document. `figure_captions` says what each figure shows, by file name. `caption` is a Markdown paragraph from the
-    caller.
+    """Return the document. `figure_captions` says what each figure shows, by file name; `caption` is the caller's own paragraph in
+    Markdown.
     """
     figures = {file: Figure(file, description, chart_name(file)) for file, description in figure_captions.items()}
     headline, *details = summary_text.result_sentences(models, comparisons)
@@ -110,8 +110,10 @@ def _sections(
     dev_eval_figure = figures.get("probes.png")
     strategies = [tables.StrategyResult(model.label, summary) for model in models for summary in model.strategies]
     yield from optional_section("models", "All models", [tables.models_table([model.row for model in models])], MODELS_NOTE)
-    table: list[DocumentPart] = [tables.persona_table(summaries)] if summaries else []
-    yield from optional_section("personas", "Accuracy by persona", [*_figures_of_chart(figures, "personas"), *table], PERSONA_NOTE)
+    by_persona: list[DocumentPart] = list(_figures_of_chart(figures, "personas"))
+    if summaries:
+        by_persona.append(tables.persona_table(summaries))
+    yield from optional_section("personas", "Accuracy by persona", by_persona, PERSONA_NOTE)
     yield from optional_section("heat-map", "Heat map", _figures_of_chart(figures, "grid"), GRID_NOTE)
     yield from optional_section("best-of-k", "Best of k personas", _figures_of_chart(figures, "lottery"), LOTTERY_NOTE)
     yield from optional_section("templates", "Templates", _template_parts(models), TEMPLATE_NOTE)

@@ -212,7 +212,7 @@ _PSS_KEY, _IDENTIFIABILITY_KEY, _JUDGE_SCORES_KEY = "pss", "identifiability", "j
 
 _PSS_AXIS_TITLE = "PSS: worst / best persona's accuracy"
 
-_IDENTIFIABILITY_AXIS_TITLE = "identifiability: how often a classifier tells which persona wrote an answer"
+_IDENTIFIABILITY_AXIS_TITLE = "identifiability: how often a classifier names the persona that wrote an answer"
 
 _HOLLOW_POINT_NOTE = "hollow: the judge does not tell right from wrong persona, or was not validated"
 
