@@ -180,7 +180,7 @@ def test_a_missing_file_is_said_in_words(page: Any, report: Path) -> None:
         open_page(page, report, "#cell=stability/one/troll/q0")
         _, mine, other = transcript(page)
         assert "cells/stability-0-0-0.js could not be loaded" in mine
-        assert "keep the two together" in mine
+        assert "keep both together" in mine
         assert other.startswith("two✓ right")
         gone.write_text("1;\n")
         open_page(page, report, "#cell=stability/one/troll/q0")

@@ -74,8 +74,8 @@ def build_document(
     caption: str = "",
     published: PublishedComparison | None = None,
 ) -> Document:
-    """Return the document. `figure_captions` says what each figure shows, by file name; `caption` is the caller's own paragraph in
-    Markdown.
+    """Return the document. `figure_captions` says what each figure shows, by file name; `caption` is a paragraph in Markdown from
+    the caller.
     """
     figures = {file: Figure(file, description, chart_name(file)) for file, description in figure_captions.items()}
     headline, *details = summary_text.result_sentences(models, comparisons)
