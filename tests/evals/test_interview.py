@@ -331,9 +331,9 @@ def test_the_command_line_leaves_a_report_to_read(tmp_path: Path, capfd: pytest.
     with openai_server(in_words) as server:
         assert cli.run_cli(["fidelity", config_file(tmp_path, server.base_url)]) == 0
     assert len(server.asked) == 12
-    assert "change a turn" in capfd.readouterr().out
+    assert "change per turn" in capfd.readouterr().out
     report = (tmp_path / "run" / "report" / "report.md").read_text()
-    assert "## Drift over an interview" in report
+    assert "## Drift by interview turn" in report
     assert "| one&#124;two | words<br>" in report
     assert "clerk says 4" in report
     assert "<script>" not in report

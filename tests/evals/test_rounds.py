@@ -72,7 +72,7 @@ def test_cells_go_where_they_decide(tmp_path: Path) -> None:
     assert read_json(tmp_path / "run" / "metrics.json") == found.model_dump(mode="json")
     build_report([tmp_path / "run"], tmp_path / "report")
     said = (tmp_path / "report" / "report.md").read_text()
-    assert f"cells were spent in {len(rounds)} rounds on who may be worst or best" in said
+    assert f"cells were allocated in {len(rounds)} rounds to the personas that may be worst or best" in said
 
 
 def test_the_budget_is_kept_and_a_larger_one_goes_on(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_it_is_not_held_against_another_run(tmp_path: Path) -> None:
     with openai_server(reply) as server:
         run_stability(config(tmp_path, server.base_url, budget=160))
         run_stability(config(tmp_path, server.base_url, out=str(tmp_path / "whole"), label="whole"))
-    with pytest.raises(DataError, match="cells were spent where they decided"):
+    with pytest.raises(DataError, match="cells were allocated adaptively"):
         compare_runs(tmp_path / "run", tmp_path / "whole", resamples=100)
     with pytest.raises(DataError, match=r"sequential run \(budget, precision\)"):
         export_run(ExportConfig(run=tmp_path / "run", format="lm-eval", out=tmp_path / "exported"))

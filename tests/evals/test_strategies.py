@@ -220,7 +220,7 @@ def test_the_command_ends_with_a_table_and_exits_with_3_while_cells_are_owed(
     shown = capsys.readouterr().out
     assert f"test, {strategy}" in shown
     assert "gain over no" in shown
-    assert "tokens an answer" in shown
+    assert "tokens per answer" in shown
     assert ("PSS as observed" in shown) == (strategy != "persona-search")  # one persona has no worst and best
     report = (tmp_path / "run" / "report" / "report.md").read_text()
     assert "## Inference-time strategies" in report

@@ -171,8 +171,8 @@ def test_a_run_in_two_wordings(tmp_path: Path) -> None:
     assert read_stability_grid(config.out).correct_P_Q_S[0, 0].tolist() == [1, 0]
     build_report([config.out], tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "## Wordings of the personas" in text
-    assert "between wordings" in text
+    assert "## Templates" in text
+    assert "between templates" in text
     assert len(read_grid_results(config.out).grid_summaries) == 42
 
 
@@ -183,7 +183,7 @@ def test_a_run_in_one_wording_has_no_section_on_wordings(tmp_path: Path) -> None
     assert measure_template_effects(config.out) is None
     assert "crossed" not in read_json(config.out / "metrics.json")
     build_report([config.out], tmp_path / "report")
-    assert "Wordings" not in (tmp_path / "report" / "report.md").read_text()
+    assert "## Templates" not in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_other_templates_are_another_run(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_judges_scores_stand_as_published_beside_ours(run: Path, tmp_path: Pat
     assert found.permix_persona_score is None  # four tasks are not five
     assert (found.blocks, found.empty_blocks) == (5, 1)
     run_report(ReportConfig(runs=(run,), out=tmp_path / "report", as_published=True))
-    section = (tmp_path / "report" / "report.md").read_text().split("## As published")[1].split("\n## ")[0]
+    section = (tmp_path / "report" / "report.md").read_text().split("## PersonaScore as published")[1].split("\n## ")[0]
     assert "| gpt | judge &#124; 1 ‡ | 3.200 ‡ | " in section
     assert "| – | 1 of 5 | 3.200 ‡ |" in section  # a count is no score, and what is missing needs no mark
     assert TRUST_MARKS_LEGEND in section

@@ -151,8 +151,8 @@ def test_a_run_that_was_not_held_out_is_called_so(built: tuple[list[ModelRow], P
     checked = stability_run(tmp_path / "checked", "tuned", strong, task={"split": "dev"})
     build_report([run, checked], tmp_path / "out")
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "- tuned, fidelity: personas.split = train, questions_split = dev; not held out: to choose by, not to" in report
-    assert "- tuned, stability: task.split = dev; not held out: to choose by, not to conclude from." in report
+    assert "- tuned, fidelity: personas.split = train, questions_split = dev; not held out: use for choices, not for" in report
+    assert "- tuned, stability: task.split = dev; not held out: use for choices, not for conclusions." in report
     assert "not held out" not in (built[1] / "report.md").read_text()
 
 
@@ -176,7 +176,7 @@ def test_stability_alone(tmp_path: Path) -> None:
     assert (row.label, row.identifiability, row.eval_cpu_s, row.train_tokens) == ("tiny", None, None, None)
     report = (tmp_path / "out" / "report.md").read_text()
     assert "**tiny: a persona effect shown.**" in report
-    assert "Identifiability and its controls" not in report
+    assert "Identifiability and controls" not in report
     assert "training.png" not in report
     assert not (tmp_path / "out" / "tradeoff.png").exists()
 
@@ -247,7 +247,7 @@ def test_runs_moved_together_still_find_their_reference(tmp_path: Path) -> None:
     moved = (tmp_path / "runs").rename(tmp_path / "moved")
     assert find_reference_run(Run(moved / "rlvr" / "fidelity")) == moved / "base" / "fidelity"
     shutil.rmtree(moved / "base")
-    with pytest.raises(DataError, match=r"its reference run .* is gone"):  # and never the run itself, of the same name
+    with pytest.raises(DataError, match=r"its reference run .* was not found"):  # and never the run itself, of the same name
         build_report([moved], tmp_path / "out")
 
 
@@ -288,7 +288,7 @@ def test_refusals(tmp_path: Path) -> None:
         ([tmp_path / "empty"], "neither a run directory"),
         ([tmp_path / "absent"], "no such folder"),
         ([tmp_path / "model"], "stage None"),
-        ([tmp_path / "a"], 'two stability runs of one label, "base"'),
+        ([tmp_path / "a"], 'two stability runs have the label "base"'),
     ):
         with pytest.raises(DataError, match=message):
             build_report(runs, tmp_path / "out")
@@ -345,11 +345,11 @@ def test_a_strategy_stands_beside_plain_stability_of_the_same_label(tmp_path: Pa
     assert search[8] == "90<br><sub>60 read, 30 written</sub>"
     assert "persona p0, the best of 3 on 2 dev questions (1.000" in search[10]
     assert "- **base with persona-search**: accuracy 1.000 [0.48, 1.00], " in report
-    assert "15 tokens an answer, 1.00 times the cost of asking once, and 90 tokens before the first; n = 5 questions." in report
+    assert "15 tokens per answer, 1.00 times the cost of asking once, and 90 tokens before the first; n = 5 questions." in report
     data = json.loads((tmp_path / "out" / "table.json").read_text())
     assert [one["strategy"] for one in data["strategies"]["base"]] == ["persona-vote", "persona-search"]
     assert set(data["runs"]["base"]) == {"stability", "stability, persona-vote", "stability, persona-search"}
-    assert "| base | stability, persona-vote | " in report  # where the numbers come from
+    assert "| base | stability, persona-vote | " in report  # provenance
 
 
 def test_a_run_that_asked_the_whole_grid_stands_for_plain_stability_too(tmp_path: Path) -> None:
@@ -376,7 +376,7 @@ def test_a_search_alone_is_no_measurement_of_stability(chosen: bool, tmp_path: P
 
 def test_two_runs_of_one_strategy_and_label_are_refused(tmp_path: Path) -> None:
     runs = [strategy_run(tmp_path / name, "base", "persona-vote") for name in ("one", "two")]
-    with pytest.raises(DataError, match='two stability, persona-vote runs of one label, "base"'):
+    with pytest.raises(DataError, match='two stability, persona-vote runs have the label "base"'):
         build_report(runs, tmp_path / "out")
 
 

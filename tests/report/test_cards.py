@@ -31,7 +31,7 @@ def test_table_and_figure_stand_at_the_end_of_every_card(tmp_path: Path) -> None
     bystander = ModelRuns("base", {}, None, None, None, ())
     cards = update_model_cards([bystander, *models], "| a |\n|---|\n| 1 |", figure(tmp_path))
     assert cards == [tmp_path / f"run-{n}" / "model" / "README.md" for n in (0, 1)]
-    shown = "![Stability against distinctness](tradeoff.png)"
+    shown = "![PSS against identifiability](tradeoff.png)"
     assert cards[0].read_text() == f"# one\n\nText.\n\n{CARD_BEGIN}\n| a |\n|---|\n| 1 |\n\n{shown}\n{CARD_END}\n"
     assert cards[1].read_text().startswith(f"# two\n\n{CARD_BEGIN}\n| a |")
     assert sorted(one.name for one in cards[0].parent.iterdir()) == ["README.md", "tradeoff.png"]
@@ -67,9 +67,9 @@ def test_markers_that_do_not_pair_are_refused_and_no_card_is_touched(tmp_path: P
 
 
 def test_what_cannot_be_found_or_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="none of these runs is a training"):
+    with pytest.raises(DataError, match="none of these runs is a training run"):
         model_card_paths([ModelRuns("base", {}, None, None, None, ())])
-    with pytest.raises(DataError, match=r"run-1/model/README.md is not there; its training has not ended"):
+    with pytest.raises(DataError, match=r"run-1/model/README.md does not exist; its training has not ended"):
         model_card_paths(trained(tmp_path / "a", "whole", None))
     with pytest.raises(DataError, match="is not UTF-8"):
         update_model_cards(trained(tmp_path / "b", b"\xff"), "new", None)

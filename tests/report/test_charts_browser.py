@@ -34,7 +34,7 @@ def point(name: str, labels: tuple[str, ...], y: float, x: float, judged: float 
     seeds = [{"label": label, "y": y - 0.02, "x": {"identifiability": x + 0.05 * at}} for at, label in enumerate(labels)]
     return {
         "name": name, "labels": labels, "y": about(y), "x": {"identifiability": about(x), "judge": about(judged)},
-        "trusted": {"identifiability": True, "judge": False}, "seeds": seeds if len(labels) > 1 else [],
+        "valid": {"identifiability": True, "judge": False}, "seeds": seeds if len(labels) > 1 else [],
     }  # fmt: skip
 
 
@@ -54,15 +54,15 @@ PERSONAS = {
     "ids": [{"id": id, "text": id.upper(), "tags": tags} for id, tags in (("a", ["sea"]), (EVIL, ["sea", "old"]), ("c", []))],
     "models": {
         "base": {
-            "none": about(0.5), "of": {"a": about(0.2), EVIL: about(0.8), "c": about(None)},
+            "no_persona": about(0.5), "of": {"a": about(0.2), EVIL: about(0.8), "c": about(None)},
             "difference": {"a": about(-0.3), EVIL: about(0.3), "c": about(None)},
         },
-        "rlvr 1": {"none": about(None), "of": {"a": about(0.6), "c": about(0.7)}, "difference": {}},
+        "rlvr 1": {"no_persona": about(None), "of": {"a": about(0.6), "c": about(0.7)}, "difference": {}},
     },
 }  # fmt: skip
 LOTTERY = {
     "note": "n",
-    "models": {label: {"none": about(0.4), "best": [about(0.5), about(0.6), about(None)]} for label in LABELS[:2]},
+    "models": {label: {"no_persona": about(0.4), "best": [about(0.5), about(0.6), about(None)]} for label in LABELS[:2]},
 }
 TRAINING = {
     "note": "n = 3 steps",
@@ -72,16 +72,16 @@ TRAINING = {
         EVIL: [{"step": step, "loss": 1 / step} for step in (1, 2, 3)],
     },
 }
-PROBES = {
+DEV_EVALS = {
     "note": "n",
     "panels": [{"key": "mean", "name": "mean accuracy"}, {"key": "identifiability", "name": "identifiability"}],
     "models": {
         "rlvr 1": {
-            "taken": 10,
+            "selected_step": 10,
             "points": [
                 {
                     "step": step,
-                    "none": about(0.5),
+                    "no_persona": about(0.5),
                     "chance": 0.25,
                     "mean": about(0.6),
                     "identifiability": about(0.4) if step else None,
@@ -102,8 +102,8 @@ JUDGED = [
             {
                 "judge": EVIL, "tasks": ["score", "one", "two"],
                 "models": {
-                    "base": {"trusted": True, "scores": [about(3.0), about(2.0), about(4.0)]},
-                    "rlvr 1": {"trusted": False, "scores": [about(3.0), about(None), None]},
+                    "base": {"valid": True, "scores": [about(3.0), about(2.0), about(4.0)]},
+                    "rlvr 1": {"valid": False, "scores": [about(3.0), about(None), None]},
                 },
             }
         ],
@@ -117,7 +117,7 @@ TRIAL = {
             "title": "interviews",
             "panels": [
                 {
-                    "label": "base", "judge": EVIL, "trusted": None, "auc": "0.700 [0.60, 0.80]",
+                    "label": "base", "judge": EVIL, "valid": None, "auc": "0.700 [0.60, 0.80]",
                     "bars": [{"name": "own persona", "counts": [0, 0, 1, 1, 2]}, {"name": "padded", "counts": [0, 0, 0, 0, 3]}],
                 }
             ],
@@ -140,22 +140,22 @@ DRIFT = {
         "base": {
             "chance": 0.5,
             "courses": {
-                "words": {"trusted": True, "by_turn": [about(9.0), about(None), about(7.0)]},
-                "judge j": {"trusted": None, "by_turn": [about(3.0), about(4.0), about(3.5)]},
+                "words": {"valid": True, "by_turn": [about(9.0), about(None), about(7.0)]},
+                "judge j": {"valid": None, "by_turn": [about(3.0), about(4.0), about(3.5)]},
             },
         }
     },
 }
 CHARTS: dict[str, Any] = {
-    "tradeoff": TRADEOFF, "personas": PERSONAS, "lottery": LOTTERY, "training": TRAINING, "probes": PROBES, "learnt": LEARNT,
-    "judged": JUDGED, "trial": TRIAL, "confusion": CONFUSION, "drift": DRIFT,
+    "tradeoff": TRADEOFF, "personas": PERSONAS, "lottery": LOTTERY, "training": TRAINING, "dev_evals": DEV_EVALS,
+    "learnt": LEARNT, "judged": JUDGED, "trial": TRIAL, "confusion": CONFUSION, "drift": DRIFT,
 }  # fmt: skip
 MARKS = {
     "tradeoff": 3 + 2,  # methods and seeds
     "personas": 2 + 2,  # the two with a value of each model
     "lottery": 2 * 2,
     "training": 0,
-    "probes": 2 + 1 + 2,  # two steps of one measure, one of the other, and a ring in each
+    "dev_evals": 2 + 1 + 2,  # two steps of one measure, one of the other, and a ring in each
     "learnt": 3,
     "judged": 2 * (3 + 1),
     "trial": 0,
@@ -209,7 +209,7 @@ def test_every_picture_says_in_words_what_it_shows(page: "Page", tmp_path: Path)
     assert f"{EVIL}: PSS 0.700" in told[0]
     assert "0.200 to 0.800, 0.500 [0.40, 0.60] without persona" in told[1]
     assert any("own persona: 0 scored 1, 0 scored 2, 1 scored 3, 1 scored 4, 2 scored 5" in one for one in told)
-    assert any("8 of 10 answers of 2 personas are told right" in one for one in told)
+    assert any("the classifier names the right persona for 8 of 10 answers of 2 personas" in one for one in told)
     assert len(told) == 1 + 1 + 1 + 2 + 2 + 1 + 2 + 1 + 2 + 2
 
 
@@ -249,7 +249,7 @@ def test_personas_are_sorted_and_filtered(page: "Page", tmp_path: Path) -> None:
 
 def test_many_personas_are_drawn_when_asked_for(page: "Page", tmp_path: Path) -> None:
     ids = [f"p{at:03}" for at in range(100)]
-    model = {"none": about(0.5), "of": {id: about(0.5) for id in ids}, "difference": {}}
+    model = {"no_persona": about(0.5), "of": {id: about(0.5) for id in ids}, "difference": {}}
     charts = {"personas": {"note": "n", "ids": [{"id": id, "text": "", "tags": []} for id in ids], "models": {"base": model}}}
     opened(page, tmp_path, charts)
     assert len(rows(page)) == 60

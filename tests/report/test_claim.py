@@ -43,11 +43,11 @@ def test_personas_mixed_in_against_rlvr_over_seeds(study: dict[str, ReportMethod
     assert build_claim(list(study.values())) == (
         "PerMix-RLVR (trained by reward, with personas mixed in) against RLVR (trained by reward, without personas): more "
         f"stable: under its worst persona it keeps a larger share of its best persona's accuracy (PSS {pss.difference}); its "
-        f"personas are easier to tell apart by what they answer (identifiability {told.difference}).",
-        f"Persona stability score (PSS) {pss.both}, {grid(320)}; identifiability {told.both} where a guess among 4 personas is "
-        f"right 0.250 of the time, 20 open-ended questions. PerMix-RLVR against base, before training: PSS {since[0]}, "
-        f"identifiability {since[1]}. Brackets are 95 % intervals over the questions, of means over 2 training seeds each; what "
-        "other seeds would give is not covered, every seed stands below.",
+        f"personas are easier to distinguish by their answers (identifiability {told.difference}).",
+        f"Persona stability score (PSS) {pss.both}, {grid(320)}; identifiability {told.both} (chance 0.250 among 4 "
+        f"personas), 20 open-ended questions. PerMix-RLVR against base, before training: PSS {since[0]}, "
+        f"identifiability {since[1]}. Brackets are 95 % intervals over the questions, of means over 2 training seeds each; "
+        "other seeds are not covered; each seed is shown below.",
     )
 
 
@@ -55,15 +55,15 @@ def test_lower_is_said_as_plainly(study: dict[str, ReportMethod]) -> None:
     swapped = [study["RLVR"]._replace(role="permix"), study["PerMix-RLVR"]._replace(role="rlvr")]
     said, _ = build_claim(swapped)
     assert "less stable: under its worst persona it keeps a smaller share of its best persona's accuracy (PSS −" in said
-    assert "its personas are harder to tell apart by what they answer (identifiability −" in said
+    assert "its personas are harder to distinguish by their answers (identifiability −" in said
 
 
 def test_the_last_method_against_the_base_without_a_pair(study: dict[str, ReportMethod]) -> None:
     said, basis = build_claim([study["RLVR"], study["base"]])
     assert said.startswith("RLVR (trained by reward, without personas) against base (before training): ")
     assert basis.endswith(
-        "Brackets are 95 % intervals over the questions, of means over 2 training seeds; what other seeds would give is not "
-        "covered, every seed stands below."
+        "Brackets are 95 % intervals over the questions, of means over 2 training seeds; other seeds are not covered; "
+        "each seed is shown below."
     )
 
 
@@ -78,7 +78,7 @@ def test_one_seed_each_and_no_difference(tmp_path: Path) -> None:
         "shown in stability, the share of its best persona's accuracy that a model keeps under its worst "
         f"(PSS {pss.difference}).",
         f"Persona stability score (PSS) {pss.both}, {grid(160)}. Brackets are 95 % intervals over the questions. One training "
-        "seed each, so what another would give is not covered.",
+        "seed each; other seeds are not covered.",
     )
 
 
@@ -87,7 +87,8 @@ def test_variants_that_were_passed_over_are_named(study: dict[str, ReportMethod]
     lone = study["PerMix-RLVR"]._replace(name="re|play", models=study["PerMix-RLVR"].models[:1])
     said, basis = build_claim([study["RLVR"], lone, study["PerMix-RLVR"]])
     assert said.startswith("PerMix-RLVR (trained by reward, with personas mixed in) against RLVR")
-    assert basis.endswith("Other variants with personas mixed in, of fewer seeds or named later, are in the table: re&#124;play.")
+    others = "Other variants with personas mixed in, with fewer seeds or listed later, are in the table: re&#124;play."
+    assert basis.endswith(others)
     _, basis = build_claim([study["RLVR"], lone])
     assert "of means over 1 training seed of re&#124;play and 2 training seeds of RLVR; " in basis
 
@@ -95,18 +96,18 @@ def test_variants_that_were_passed_over_are_named(study: dict[str, ReportMethod]
 def test_models_that_were_not_asked_the_same_are_not_compared(tmp_path: Path) -> None:
     stability_run(tmp_path / "a", "a", "x", share(4))
     stability_run(tmp_path / "b", "b", "x", share(4), questions=15)
-    said = "b against a: not to be compared in accuracy (not the same questions)."
+    said = "b against a: not comparable in accuracy (not the same questions)."
     assert build_claim(group_methods(collect_models([tmp_path]))) == (said, "")
 
 
 def test_a_model_alone(study: dict[str, ReportMethod]) -> None:
     found = pool_seeds(study["base"])
     assert build_claim([study["base"]]) == (
-        "base (before training): a persona effect is shown; of the accuracy under its best persona it keeps "
-        f"{found.pss} under its worst (PSS); personas are told apart by what they answer (identifiability "
+        "base (before training): a persona effect is shown; accuracy under its worst persona is "
+        f"{found.pss} of that under its best (PSS); personas are distinguished by their answers (identifiability "
         f"{found.identifiability}).",
-        f"Accuracy {found.worst} under the worst and {found.mean} on average, {grid(80)}; identifiability: a guess among 4 "
-        "personas is right 0.250 of the time, 80 answers. Brackets are 95 % intervals over the questions.",
+        f"Accuracy {found.worst} under the worst persona and {found.mean} on average, {grid(80)}; identifiability: chance "
+        "0.250 among 4 personas, 80 answers. Brackets are 95 % intervals over the questions.",
     )
 
 
@@ -114,8 +115,8 @@ def test_a_model_alone_that_personas_do_nothing_to(tmp_path: Path) -> None:
     stability_run(tmp_path / "a", "a", "x", share(4))
     fidelity_run(tmp_path / "f", "a", "x", noise=1.0)
     said, _ = build_claim(group_methods(collect_models([tmp_path])))
-    assert said.startswith("a: no persona effect is shown; of the accuracy under its best persona it keeps ")
-    assert "personas are not shown to be told apart by what they answer" in said
+    assert said.startswith("a: no persona effect is shown; accuracy under its worst persona is ")
+    assert "personas are not shown to be distinguished by their answers" in said
 
 
 def test_seeds_of_a_method_alone_are_counted(study: dict[str, ReportMethod]) -> None:
@@ -125,5 +126,5 @@ def test_seeds_of_a_method_alone_are_counted(study: dict[str, ReportMethod]) -> 
 
 def test_nothing_measured(tmp_path: Path) -> None:
     train_run(tmp_path / "t", "t", 1)
-    nothing = "Nothing here measures accuracy under personas, or how well personas are told apart."
+    nothing = "Nothing here measures accuracy under personas, or how well personas are distinguished."
     assert build_claim(group_methods(collect_models([tmp_path]))) == build_claim([]) == (nothing, "")

@@ -71,16 +71,16 @@ def test_runs_that_were_judged_otherwise_are_refused(tmp_path: Path) -> None:
     born = read_json(two / "provenance.json")
     born["packages"]["math-verify"] = "0.1"
     write_json(two / "provenance.json", born)
-    with pytest.raises(DataError, match="not judged by the same verifier"):
+    with pytest.raises(DataError, match="not scored by the same verifier"):
         compare_runs(one, two)
 
 
 def test_what_is_given_must_be_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = run(tmp_path / "a")
     assert cli.run_cli(["compare", str(one)]) == 2
-    assert "runs: compare takes two, and 1 came" in capsys.readouterr().err
+    assert "runs: compare takes two runs, not 1" in capsys.readouterr().err
     assert cli.run_cli(["compare", str(one), str(tmp_path / "nowhere")]) == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
     run(tmp_path / "a" / "more")
     assert cli.run_cli(["compare", str(tmp_path / "a"), str(one)]) == 2
-    assert "give one stability run; it holds" in capsys.readouterr().err
+    assert "give one stability run; found:" in capsys.readouterr().err

@@ -48,7 +48,7 @@ def interviewed(folder: Path, name: str, answer: Callable[[int], str], personas:
 
 
 def section(out: Path) -> str:
-    return (out / "report.md").read_text().split("## Drift over an interview")[1].split("\n## ")[0]
+    return (out / "report.md").read_text().split("## Drift by interview turn")[1].split("\n## ")[0]
 
 
 def test_models_stand_in_one_table_one_figure_and_one_conversation(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_models_stand_in_one_table_one_figure_and_one_conversation(tmp_path: Pat
     assert "[x](" not in found
     assert found.count(OPENING) == 1  # both models answer to the same questions in one table
     assert "| 1 | Good to meet you." in found
-    assert "identifiability not measured: it needs reference" in found
+    assert "identifiability not measured: it needs `reference`" in found
     before = (tmp_path / "report" / "drift.png").read_bytes()
     build_report(runs, tmp_path / "report")
     assert (tmp_path / "report" / "drift.png").read_bytes() == before
@@ -81,7 +81,7 @@ def test_models_that_were_asked_otherwise_have_a_table_each_and_slopes_that_mean
     build_report(runs, tmp_path / "report")
     found = section(tmp_path / "report")
     assert found.count(OPENING) == 2
-    assert "all were asked in one order, so slopes are those of the questions as much as of the turns" in found
+    assert "all personas were asked in one order, so slopes contain the effects of the questions" in found
     assert "| turn | asked | one |" in found
     assert "| turn | asked | two |" in found
 

@@ -30,5 +30,5 @@ def test_a_fidelity_run_that_has_just_begun_is_left_out_and_named(tmp_path: Path
     records.write_text("".join(records.read_text().splitlines(keepends=True)[:1]))
     build_report([tmp_path / "one", begun], tmp_path / "out")
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "> **Left out**: " in report
-    assert "identifiability needs" in report.partition("**Left out**: ")[2].partition("\n")[0]
+    assert "> **Not measured**: " in report
+    assert "identifiability needs" in report.partition("**Not measured**: ")[2].partition("\n")[0]

@@ -151,7 +151,7 @@ def test_labelled_fields_are_another_way_in(page: Any) -> None:
     assert readout(page) == "troll × q1: wrong (0)"
     page.get_by_label("Go to question").fill("no such question")
     press(page, "Tab")
-    assert page.text_content("#said") == "No question is called no such question."
+    assert page.text_content("#said") == "There is no question no such question."
     page.get_by_label("Model").select_option("two")
     shows(page, ".heat-readout", "troll × q1: right (1)")
     page.get_by_label("Show").select_option("one")  # two less one
@@ -180,11 +180,11 @@ def test_a_missing_file_is_said_in_words(page: Any, report: Path) -> None:
         open_page(page, report, "#cell=stability/one/troll/q0")
         _, mine, other = transcript(page)
         assert "cells/stability-0-0-0.js could not be loaded" in mine
-        assert "keep the two together" in mine
+        assert "keep both together" in mine
         assert other.startswith("two✓ right")
         gone.write_text("1;\n")
         open_page(page, report, "#cell=stability/one/troll/q0")
-        assert "does not hold what its name says" in transcript(page)[1]
+        assert "does not contain the tile of its name" in transcript(page)[1]
         gone.write_text('permix.cells("stability-0-0-0","H4sI");\n')
         open_page(page, report, "#cell=stability/one/troll/q0")
         assert "is damaged" in transcript(page)[1]
@@ -203,9 +203,9 @@ def test_completions_side_by_side(page: Any) -> None:
     first = page.locator(".completions section").first.text_content()
     assert first.startswith("q0What did you do on day 0?one")
     assert "open-ended" in first
-    page.click("text=questions after ›")
+    page.click("text=next questions ›")
     page.wait_for_selector("text=4 to 6 of 20")
-    page.locator("text=whole transcript").first.click()
+    page.locator("text=full transcript").first.click()
     assert transcript(page)[0] == "p0 × q3"
 
 

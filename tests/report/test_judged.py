@@ -167,7 +167,7 @@ def test_one_model_alone_and_its_table_in_the_terminal(tmp_path: Path, capsys: p
     assert "PersonaScore" in shown
     assert "120 of" in shown
     headline = overview(tmp_path / "out")
-    assert headline.startswith("**base: judge qwen tells personas apart (PersonaScore 4.")
+    assert headline.startswith("**base: judge qwen distinguishes personas (PersonaScore 4.")
 
 
 def test_another_judge_of_the_same_name_is_not_compared(tmp_path: Path) -> None:
@@ -213,11 +213,12 @@ def test_interviews_are_compared_although_each_model_said_its_own(tmp_path: Path
     assert "### PersonaGym's questions" in report
 
 
-def test_a_judge_that_was_not_tried_is_told_from_one_that_failed(tmp_path: Path) -> None:
+def test_a_judge_that_was_not_validated_differs_from_one_that_failed(tmp_path: Path) -> None:
     judged_run(tmp_path / "run", "base", {"qwen": lambda item: 4 if item.control == "none" else None})
     build_report([tmp_path / "run"], tmp_path / "out")
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "base: nobody knows what PersonaScore by judge qwen means, the judge was not tried." in overview(tmp_path / "out")
+    said = "base: the meaning of PersonaScore by judge qwen is unknown, the judge was not validated."
+    assert said in overview(tmp_path / "out")
     assert "4.000 [4.00, 4.00] ‡" in report
 
 
@@ -250,8 +251,8 @@ def test_the_claim_says_what_a_trusted_judge_gave_and_leaves_out_another(tmp_pat
     left_out = "cores of judge kind are left out, since it does not tell right from wrong persona"
     said, basis = build_claim(group_methods(collect_models([tmp_path])))
     assert said.startswith("two against one: higher PersonaScore by judge fair (1 to 5, +")
-    assert basis == f"PersonaScore by judge fair: 8 personas, over which its brackets are intervals; s{left_out}."
+    assert basis == f"PersonaScore by judge fair: 8 personas, intervals over personas; s{left_out}."
     said, basis = build_claim(group_methods(collect_models([tmp_path / "one"])))
     assert said.startswith("one: PersonaScore by judge fair ")
     assert said.endswith(" of 5.")
-    assert basis == f"S{left_out}; judge fair: 8 personas, over which its brackets are intervals."
+    assert basis == f"S{left_out}; judge fair: 8 personas, intervals over personas."

@@ -111,11 +111,11 @@ def test_the_user_may_say_which_are_one(tmp_path: Path) -> None:
         (["m1,m2"], "is not NAME=LABEL,LABEL"),
         (["=m1"], "is not NAME=LABEL,LABEL"),
         (["a="], "is not NAME=LABEL,LABEL"),
-        (["a=m1,m9"], "no model has the label 'm9'; there are 'm1', 'm2'"),
-        (["a=m1,m1"], "'m1' stands in 'a' and in 'a'"),
-        (["a=m1", "b=m1"], "'m1' stands in 'a' and in 'b'; a model is of one method"),
-        (["a=m1", "a=m2"], "'a' is named twice"),
-        (["m2=m1"], "'m2' is also the label of a model that is not in it"),
+        (["a=m1,m9"], "no model has the label 'm9'; labels are 'm1', 'm2'"),
+        (["a=m1,m1"], "'m1' is in 'a' and in 'a'"),
+        (["a=m1", "b=m1"], "'m1' is in 'a' and in 'b'; a model belongs to one method"),
+        (["a=m1", "a=m2"], "'a' is given twice"),
+        (["m2=m1"], "'m2' is also the label of a model outside this method"),
     ],
 )
 def test_what_the_user_says_wrongly_is_refused(tmp_path: Path, said: list[str], message: str) -> None:

@@ -46,8 +46,8 @@ def document() -> Document:
         "Title", "", ReportClaim(f"{EVIL.replace('<', '&#60;')} stands.", "By n = 8."), "", "- *a*", main, "- n",
         (Figure("t.png", "t", "tradeoff"),),
         (
-            DocumentSection("personas", "Each persona", "Note.", (*charts, people)),
-            DocumentSection("completions", "What they say", "", ("only on paper",), "completions"),
+            DocumentSection("personas", "Accuracy by persona", "Note.", (*charts, people)),
+            DocumentSection("completions", "Completions", "", ("only on paper",), "completions"),
         ),
     )  # fmt: skip
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from tests.browser import OpenPage
 
-SECTIONS = ("models", "personas", "grid", "lottery", "identifiability", "judges", "training", "completions", "runs")
+SECTIONS = (
+    "models", "personas", "heat-map", "best-of-k", "identifiability", "judges", "training", "completions", "provenance",
+)  # fmt: skip
 PERSONAS = "#table-personas"
 FORBIDDEN = "script[src], iframe, object, embed, base, link, meta[http-equiv=refresh], [onload], [onerror], [onclick], [onfocus]"
 WAIT_S = 20
@@ -78,7 +80,7 @@ def test_every_section_is_there_and_every_chart_is_drawn(shown: "Page") -> None:
 def test_nothing_of_the_hostile_world_acts(shown: "Page", hostile_report: Reported) -> None:
     assert shown.evaluate("window.pwned") is None
     assert shown.evaluate("({}).polluted") is None
-    assert shown.title() == "Personas: what they cost, and what is left of them"
+    assert shown.title() == "Stability and fidelity under personas"
     assert shown.url == (hostile_report.out / "index.html").as_uri()
     assert shown.locator("script").count() == 2  # the data and the program
     assert shown.locator(FORBIDDEN).count() == 0
@@ -138,7 +140,7 @@ def test_a_number_says_where_it_comes_from_and_focus_goes_back(shown: "Page") ->
 
 
 def test_a_transcript_opens_by_pointer(shown: "Page") -> None:
-    canvas = shown.locator("#grid .heat-canvas")
+    canvas = shown.locator("#heat-map .heat-canvas")
     box = canvas.bounding_box()
     assert box is not None
     canvas.click(position={"x": box["width"] / 2, "y": box["height"] / 2})
@@ -148,7 +150,7 @@ def test_a_transcript_opens_by_pointer(shown: "Page") -> None:
 
 
 def test_transcripts_are_walked_by_keyboard_alone(shown: "Page") -> None:
-    shown.locator("#grid .heat-canvas").focus()
+    shown.locator("#heat-map .heat-canvas").focus()
     shown.keyboard.press("ArrowDown")
     shown.keyboard.press("Enter")
     title = shown.locator("dialog[open] h2")
@@ -161,12 +163,12 @@ def test_transcripts_are_walked_by_keyboard_alone(shown: "Page") -> None:
     assert len(seen) == 4
     shown.keyboard.press("Escape")
     assert shown.locator("dialog[open]").count() == 0
-    assert shown.locator("#grid .heat-canvas").evaluate("(canvas) => canvas === document.activeElement")
+    assert shown.locator("#heat-map .heat-canvas").evaluate("(canvas) => canvas === document.activeElement")
 
 
 def test_transcripts_of_a_hostile_world_are_text(shown: "Page") -> None:
     """Through all questions of one persona: more than twenty texts, none of which acts."""
-    shown.locator("#grid .heat-canvas").focus()
+    shown.locator("#heat-map .heat-canvas").focus()
     shown.keyboard.press("ArrowDown")
     shown.keyboard.press("Home")
     shown.keyboard.press("Enter")
@@ -198,7 +200,7 @@ def test_a_model_that_is_unticked_leaves_the_charts(shown: "Page") -> None:
 def test_nobody_is_shut_out(open_page: "OpenPage", hostile_report: Reported, scheme: str) -> None:
     page = show(open_page(color_scheme=scheme), hostile_report)
     assert grave_findings(page) == []
-    page.locator("#grid .heat-canvas").focus()
+    page.locator("#heat-map .heat-canvas").focus()
     page.keyboard.press("Enter")
     page.wait_for_selector("dialog[open] .transcript-body :text('x')")
     assert grave_findings(page) == []
@@ -225,7 +227,7 @@ def test_the_theme_can_be_chosen_against_the_system(shown: "Page") -> None:
 def test_a_phone_scrolls_down_and_never_sideways(open_page: "OpenPage", hostile_report: Reported) -> None:
     page = show(open_page(PHONE), hostile_report)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
-    page.locator("#grid .heat-canvas").focus()
+    page.locator("#heat-map .heat-canvas").focus()
     page.keyboard.press("Enter")
     box = page.locator("dialog[open]").bounding_box()
     assert box is not None
@@ -245,7 +247,7 @@ def test_on_paper_nothing_is_dark_and_no_control_is_left(open_page: "OpenPage", 
     assert contrast(colour(page, "color"), (255, 255, 255)) >= 7
     assert not page.locator("#theme").is_visible()
     assert not page.locator(f"{PERSONAS}-filter").is_visible()
-    assert page.locator("#grid .heat-canvas").is_visible()
+    assert page.locator("#heat-map .heat-canvas").is_visible()
 
 
 def test_every_section_can_be_photographed(open_page: "OpenPage", hostile_report: Reported, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_tradeoff_leaves_out_what_may_not_be_held_against_the_first(study: list[
 def test_personas_and_lottery_by_hand(study: list[ModelRuns]) -> None:
     found = drawn(study)
     base = found["personas"]["models"]["base"]
-    assert base["none"]["value"] == 0.8
+    assert base["no_persona"]["value"] == 0.8
     assert {id: one["value"] for id, one in base["of"].items()} == {"p0": 0.2, "p1": 0.4, "p2": 0.6, "p3": 0.8}
     assert [one["value"] for one in base["difference"].values()] == pytest.approx([-0.6, -0.4, -0.2, 0.0])
     assert found["personas"]["ids"][0] == {"id": "p0", "text": "You are persona 0.", "tags": []}
@@ -183,10 +183,10 @@ def probe_point(step: int, worst: float | None) -> DevEvalPoint:
     )
 
 
-def test_probes_name_the_step_whose_weights_were_taken() -> None:
+def test_dev_evaluations_name_the_selected_step() -> None:
     config = DevEvalConfig(every=10, metric="worst", select="best")
     found = charts._dev_curve_chart({"a": DevCurve((probe_point(0, 0.2), probe_point(10, 0.4), probe_point(20, None)), config)})
-    assert found["models"]["a"]["taken"] == 10
+    assert found["models"]["a"]["selected_step"] == 10
     assert [one["worst"]["value"] for one in found["models"]["a"]["points"]] == [0.2, 0.4, None]
     assert [panel["name"] for panel in found["panels"]] == [
         "mean accuracy over personas",
@@ -200,8 +200,8 @@ def test_judges_say_whether_they_are_trusted(tmp_path: Path) -> None:
     judged_run(tmp_path / "run", "base", {"keen": keen, "<fives>": fives})
     found = drawn(collect_models([tmp_path / "run"]))
     (kind,) = found["judged"]
-    trusted = {judge["judge"]: judge["models"]["base"]["trusted"] for judge in kind["judges"]}
-    assert trusted == {"keen": True, "<fives>": False}
+    valid = {judge["judge"]: judge["models"]["base"]["valid"] for judge in kind["judges"]}
+    assert valid == {"keen": True, "<fives>": False}
     worst = next(judge for judge in kind["judges"] if judge["judge"] == "<fives>")
     assert worst["tasks"][0] == "PersonaScore"
     assert [one["value"] for one in worst["models"]["base"]["scores"]] == [5.0] * len(worst["tasks"])

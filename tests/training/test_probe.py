@@ -168,9 +168,7 @@ def test_more_than_the_dev_side_has_is_refused(settings: dict[str, int], message
 
 def test_a_pool_without_a_dev_side_is_refused(tmp_path: Path) -> None:
     pool = PersonasConfig(pool=str(write_pool(tmp_path / "pool.toml")), split="all")
-    with pytest.raises(
-        ConfigError, match=r"\[dev_eval\] uses the dev split: split = 'dev': has none of the 4 personas"
-    ):
+    with pytest.raises(ConfigError, match=r"\[dev_eval\] uses the dev split: split = 'dev': has none of the 4 personas"):
         probe_of(stage(personas=pool))
 
 

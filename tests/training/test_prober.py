@@ -271,7 +271,8 @@ def test_probes_are_runs_like_any_other(probed: Path, tmp_path: Path) -> None:
         assert row.identifiability is not None
         assert row.measures["mean"].model_dump() == line["mean"]
         assert row.identifiability.model_dump() == line["identifiability"]
-    assert "task.split = dev, personas.split = dev; not held out: to choose by" in (tmp_path / "report" / "report.md").read_text()
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert "task.split = dev, personas.split = dev; not held out: use for choices" in report
 
 
 def test_trackers_get_the_figures_and_the_steps_own_log_is_still_due(tiny_model: Path, tmp_path: Path, network: Any) -> None:
@@ -525,11 +526,11 @@ def test_from_the_command_line_to_the_report(trained: Path, tmp_path: Path) -> N
     config = TrainConfig.model_validate(read_json(trained / "config.json"))
     curve = load_dev_curve(trained, config.dev_eval)
     assert curve is not None
-    (data,) = read_json(tmp_path / "report" / "table.json")["probes"].values()
+    (data,) = read_json(tmp_path / "report" / "table.json")["dev_evals"].values()
     assert data["points"] == [point.model_dump(mode="json") for point in curve.points]
     assert data["weights_of_step"] == lines_of(trained)[-1]["best_step"] == selected_step(curve)
     assert (tmp_path / "report" / "probes.png").read_bytes().startswith(b"\x89PNG")
     report = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
-    assert "![probes while training](probes.png)" in report
+    assert "![dev evaluations during training](probes.png)" in report
     assert f"- **tiny**: {selection_text(curve)}" in report
-    assert "What chooses is no result" in report
+    assert "They are not results" in report

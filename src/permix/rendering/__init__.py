@@ -1,1 +1,1 @@
-"""Tables and figures, for model cards and reports."""
+"""Draws tables and figures for model cards and reports."""

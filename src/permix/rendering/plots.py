@@ -1,4 +1,4 @@
-"""Figures of stability, training, dev evaluations, drift and identifiability, as PNG and SVG.
+"""Draws figures of stability, training, dev evaluations, drift and identifiability, as PNG and SVG.
 
 Contract: each function draws one figure from records or arrays alone, with the same bytes for the same input. Intervals are those
 of the estimates passed in. A value that cannot be computed is left out, a cell without a score is hatched; neither is drawn as 0.
@@ -105,20 +105,20 @@ DEV_CURVE_NAME_WIDTH = 16
 
 
 def dev_curve_panels(*, with_identifiability: bool) -> list[tuple[str, str]]:
-    """(key, name) of what is drawn of a dev evaluation."""
+    """(key, name) of each panel of a dev evaluation."""
     measures = [(measure.name, measure.sentence_label) for measure in measures_in("dev_eval_curves")]
     return [*measures, ("identifiability", "identifiability")] if with_identifiability else measures
 
 
 def plot_persona_accuracy(summaries: Mapping[str, StabilitySummary], path: Path, styles: Styles | None = None) -> None:
-    """Accuracy under each persona, the first model's best one on top; dashed line and band: the same model without a persona."""
+    """Accuracy by persona, with the first model's best persona on top; dashed line and band: the same model without a persona."""
     styles = styles or theme.styles_for(summaries)
     row_of = {id: row for row, id in enumerate(_persona_order(list(summaries.values())))}
     note = (
         f"n = {_question_count_text(summaries)}; bars: {QUESTION_INTERVAL_NOTE}; dashed line and band: no persona, "
         "with its 95 % interval"
     )
-    fig = theme.new_figure(1.2 + len(row_of) * (0.14 + 0.13 * len(summaries)), "Accuracy under each persona", note)
+    fig = theme.new_figure(1.2 + len(row_of) * (0.14 + 0.13 * len(summaries)), "Accuracy by persona", note)
     (ax,) = theme.stacked_axes(fig, 1)
     for number, (label, summary) in enumerate(summaries.items()):
         style, offset = styles[label], (number - (len(summaries) - 1) / 2) * 0.72 / len(summaries)
@@ -241,7 +241,7 @@ def moving_average(value_N: PlotArray, window: int) -> PlotArray:
 
 
 def _persona_order(summaries: Sequence[StabilitySummary]) -> list[str]:
-    """Every persona id once: those of the first model by falling accuracy, then those of other models only, likewise."""
+    """Every persona id once: the first model's by falling accuracy, then the other models' in the same way."""
     accuracy: dict[str, float] = {}
     for one in reversed(summaries):
         accuracy |= {persona.id: -1.0 if persona.accuracy.value is None else persona.accuracy.value for persona in one.personas}
@@ -258,8 +258,8 @@ def _plot_interval(ax: Axes, estimate: Estimate, row: float, style: Style) -> No
 
 def _estimates_by_step(curve: DevCurve, key: str) -> dict[int, Estimate]:
     """One measure of a run's dev evaluations by step; steps without a value are left out."""
-    found = {point.step: point.estimate(key) for point in curve.points}
-    return {step: one for step, one in found.items() if one is not None and one.value is not None}
+    estimates = {point.step: point.estimate(key) for point in curve.points}
+    return {step: one for step, one in estimates.items() if one is not None and one.value is not None}
 
 
 def _plot_band(ax: Axes, estimate_at: Mapping[int, Estimate], style: Style, ring_step: int) -> None:

@@ -1,7 +1,7 @@
-"""Tables as data: cells with text, number and source runs; their Markdown and CSV; and the formats of numbers.
+"""Holds tables as data (cells with text, number and source runs), writes them as Markdown and CSV, and formats numbers.
 
-Contract: the text of a cell is readable as it is (control and bidi characters are already visible codes) but not escaped; the
-renderer escapes for its medium. A missing value is "–" in a document and empty in CSV, never 0.
+Contract: control and bidi characters in a cell's text are already visible codes, but the text is not escaped; the renderer
+escapes for its medium. A missing value is "–" in a document and empty in CSV, never 0.
 """
 
 import csv
@@ -48,7 +48,7 @@ class TableCell(NamedTuple):
     sources: tuple[SourceRun, ...] = ()
 
     def with_sources(self, *sources: SourceRun) -> "TableCell":
-        """The cell with these source runs; a missing cell stays without."""
+        """The cell with these source runs; a missing cell gets none."""
         return self if self.text == MISSING_TEXT else self._replace(sources=sources)
 
     @property
@@ -164,14 +164,14 @@ NOT_SIGNIFICANT = "no difference shown"
 
 
 def estimate_cell(estimate: Estimate | None) -> TableCell:
-    """ "0.812 [0.75, 0.87]" with the note "n = 200"; the missing cell without a value."""
+    """ "0.812 [0.75, 0.87]" with the note "n = 200"; the missing cell if there is no value."""
     return (
         MISSING_CELL if estimate is None or estimate.value is None else trusted_cell(str(estimate), f"n = {estimate.n}", estimate)
     )
 
 
 def difference_cell(difference: Estimate | None) -> TableCell:
-    """ "+0.120 [+0.05, +0.19]" with the note "n = 200"; the missing cell without a value."""
+    """ "+0.120 [+0.05, +0.19]" with the note "n = 200"; the missing cell if there is no value."""
     return (
         MISSING_CELL
         if difference is None or difference.value is None

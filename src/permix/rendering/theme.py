@@ -1,8 +1,8 @@
-"""Common parts of all figures: the style of each model, the sheet with title, note and legend, and intervals for matplotlib.
+"""Provides the common parts of all figures: styles, the sheet with title, note and legend, and intervals for matplotlib.
 
 Contract: no pyplot and no global state. Sheets are 8 inches wide at 150 dpi, readable at 800 pixels. The same input gives the
-same bytes, as PNG and as SVG. Colours are Okabe and Ito's; markers and line styles differ too, so that models can be told apart
-in grey and by colour-blind readers.
+same bytes, as PNG and as SVG. Colours are Okabe and Ito's; markers and line styles differ too, so that they can be
+distinguished in grey and by colour-blind readers.
 """
 
 import math
@@ -63,7 +63,7 @@ PALETTE = (
 def styles_for(labels: Iterable[str], methods: Mapping[str, str] = MappingProxyType({})) -> dict[str, Style]:
     """A style for each label. `methods` maps a label to its method where several labels are training seeds of one method.
 
-    Methods take the palette in their order. From the eighth on the colours repeat, with the marker and line of the next one.
+    Methods get the palette's styles in order. From the eighth on, colours repeat with the marker and line of the next style.
     """
     method_of = {label: methods.get(label, label) for label in labels}
     number_of = {method: number for number, method in enumerate(dict.fromkeys(method_of.values()))}
@@ -149,18 +149,18 @@ def label_points(
     """Write each label next to its point, where it overlaps least with points, labels and `obstacles` (data coordinates)."""
     ax.figure.draw_without_rendering()  # type: ignore[union-attr]
     inside = ax.get_window_extent()
-    taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in (ax.transData.transform(xy) for xy in positions.values())]
-    taken += [ax.transData.transform_bbox(bar).padded(4) for bar in obstacles]
+    occupied = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in (ax.transData.transform(xy) for xy in positions.values())]
+    occupied += [ax.transData.transform_bbox(bar).padded(4) for bar in obstacles]
     for label, xy in positions.items():
         tries = [_add_label(ax, label, xy, styles[label], right, up) for up in (6, -6, 22, -22) for right in (9, -9)]
         boxes = [one.get_window_extent() for one in tries]
         # The part of a label outside the plot counts four times: an overlap can still be read, a cut label cannot.
         costs = [
-            sum(_overlap_area(box, other) for other in taken) + 4 * (_overlap_area(box, box) - _overlap_area(box, inside))
+            sum(_overlap_area(box, other) for other in occupied) + 4 * (_overlap_area(box, box) - _overlap_area(box, inside))
             for box in boxes
         ]
         best = int(np.argmin(costs))
-        taken.append(boxes[best])
+        occupied.append(boxes[best])
         for index, one in enumerate(tries):
             if index != best:
                 one.remove()

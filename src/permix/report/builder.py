@@ -1,4 +1,4 @@
-"""The report: reads run directories and writes the page, report.md, table.json, a CSV file of every table, and the figures.
+"""Builds a report: reads run directories and writes the page, report.md, table.json, a CSV file of every table, and the figures.
 
 Contract: every number is computed from the runs' records, so a report can be rebuilt anywhere, and rebuilding it writes the same
 bytes. Models keep the order of their first run; every other model is compared with the first one and with the one before it.
@@ -50,14 +50,14 @@ def update_model_cards(models: Sequence[ModelRuns], markdown: str, figure: Path 
     Raises DataError as `model_card_paths` does, and for a card that is not UTF-8 or has unpaired markers.
     """
     cards = model_card_paths(models)
-    shown = "" if figure is None else f"\n\n![Stability against distinctness]({figure.name})"
-    renewed = {card: _with_report_block(card, f"{CARD_BEGIN}\n{markdown}{shown}\n{CARD_END}") for card in cards}
-    for card, words in renewed.items():
+    image = "" if figure is None else f"\n\n![PSS against identifiability]({figure.name})"
+    new_texts = {card: _with_report_block(card, f"{CARD_BEGIN}\n{markdown}{image}\n{CARD_END}") for card in cards}
+    for card, text in new_texts.items():
         with guard_writes(card):
             if figure is not None:
                 with replace_when_done(card.with_name(figure.name)) as scratch:
                     shutil.copyfile(figure, scratch)
-            write_text(card, words)
+            write_text(card, text)
     return cards
 
 
@@ -67,10 +67,10 @@ def model_card_paths(models: Sequence[ModelRuns]) -> list[Path]:
     """
     trained = [model.runs["train"].path for model in models if "train" in model.runs]
     if not trained:
-        raise DataError("cards: none of these runs is a training, so there is no card to write into; give the training runs too")
+        raise DataError("cards: none of these runs is a training run, so there is no model card to update; add the training runs")
     cards = [run / "model" / "README.md" for run in trained]
     if missing := [card for card in cards if not card.is_file()]:
-        raise DataError(f"cards: {missing[0]} is not there; its training has not ended, or the model was moved away")
+        raise DataError(f"cards: {missing[0]} does not exist; its training has not ended, or the model was moved")
     return cards
 
 
@@ -115,8 +115,8 @@ def run_report(config: ReportConfig) -> None:
         console.print(tables.terminal_models_table(rows))
     if strategies:
         console.print(tables.terminal_strategy_table(strategies))
-    if interviewed := {model.label: model.drift for model in models if model.drift is not None}:
-        console.print(fidelity_tables.terminal_drift_table(interviewed))
+    if drift_by_model := {model.label: model.drift for model in models if model.drift is not None}:
+        console.print(fidelity_tables.terminal_drift_table(drift_by_model))
     for model in models:
         if model.template_effects is not None:
             console.print(f"{one_line(model.label)}: {tables.variance_components_text(model.template_effects)}", markup=False)
@@ -125,10 +125,10 @@ def run_report(config: ReportConfig) -> None:
 
 
 def build_report(runs: Sequence[Path], out: Path, caption: str = "") -> list[ModelRow]:
-    """Write the report on `runs` (run directories, or folders that hold some) into `out`; return the rows of its main table.
+    """Write the report on `runs` (run directories, or folders that contain some) into `out`; return the rows of its main table.
 
-    `caption` is a paragraph of the caller's own, in Markdown. Raises DataError when there is no run, when a folder neither is nor
-    holds a run, or when two runs of one kind have the same label.
+    `caption` is a Markdown paragraph from the caller. Raises DataError when there is no run, when a folder neither is nor
+    contains a run, or when two runs of one kind have the same label.
     """
     models = collect_models(runs)
     return _write_report(models, group_methods(models), out, caption)
@@ -179,16 +179,16 @@ def _write_html(
     document: Document,
     out: Path,
 ) -> None:
-    shown = unique_display_names(model.label for model in models)
-    method_of = {shown[label]: printable_text(method.name) for method in methods for label in method.labels}
-    styles = {shown[label]: style for label, style in theme.styles_for(shown, method_names(methods)).items()}
+    names = unique_display_names(model.label for model in models)
+    method_of = {names[label]: printable_text(method.name) for method in methods for label in method.labels}
+    styles = {names[label]: style for label, style in theme.styles_for(names, method_names(methods)).items()}
     tags = {one_line(person.id): [printable_text(tag) for tag in person.tags] for person in persona_infos(models).values()}
-    drawn, cells = build_charts(models, methods, pooled, comparisons), write_transcripts(models, out)
-    write_page(out / "index.html", document, drawn, model_looks(styles, method_of), RunIndex(models), tags, cells)
+    charts, transcripts = build_charts(models, methods, pooled, comparisons), write_transcripts(models, out)
+    write_page(out / "index.html", document, charts, model_looks(styles, method_of), RunIndex(models), tags, transcripts)
 
 
 def _strategy_results(models: Sequence[ModelRuns]) -> list[StrategyResult]:
-    return [StrategyResult(model.label, found) for model in models for found in model.strategies]
+    return [StrategyResult(model.label, summary) for model in models for summary in model.strategies]
 
 
 def comparison_pairs(models: Sequence[ModelRuns]) -> list[tuple[ModelRuns, ModelRuns]]:
@@ -210,44 +210,44 @@ def draw_report_figures(
     """
     styles = theme.styles_for((model.label for model in models), method_names(methods))
     summaries = {model.label: model.stability for model in models if model.stability is not None}
-    apart = {one.label for one in comparisons if one.against == models[0].label and (one.reasons or one.fidelity_reasons)}
+    incomparable = {one.label for one in comparisons if one.against == models[0].label and (one.reasons or one.fidelity_reasons)}
     logs = {model.label: model.runs["train"].log for model in models if "train" in model.runs}
-    rewarded = {name: log for name, log in logs.items() if any("reward" in step for step in log)}
+    reward_logs = {name: log for name, log in logs.items() if any("reward" in step for step in log)}
     figures: dict[str, str] = {}
-    if points := tradeoff_points(methods, pooled, apart):
+    if points := tradeoff_points(methods, pooled, incomparable):
         looks_of = {method.name: styles[method.labels[0]] for method in methods}
         plot_tradeoff(points, training_arrows(methods), common_chance(pooled), out / "tradeoff.png", looks_of)
         figures["tradeoff.png"] = "PSS against identifiability"
     if summaries:
         plots.plot_persona_accuracy(summaries, out / "personas.png", styles)
         plots.plot_lottery(summaries, out / "lottery.png", styles)
-        figures |= {"personas.png": "accuracy under each persona", "lottery.png": "expected best of k personas"}
+        figures |= {"personas.png": "accuracy by persona", "lottery.png": "expected best of k personas"}
     for place, model in enumerate(models, start=1):
         if model.grid is not None:
             name = f"heatmap-{place}.png"
             _plot_model_heatmap(model, out / name)
-            figures[name] = f"persona × question, {table.md_label(model.label)}"
+            figures[name] = f"mean score by persona and question, {table.md_label(model.label)}"
     figures |= score_plots.plot_judge_figures(
         {model.label: model.judged_runs for model in models if model.judged_runs}, out, styles
     )
-    if rewarded:
-        plots.plot_learning_curves(rewarded, out / "training.png", styles)
+    if reward_logs:
+        plots.plot_learning_curves(reward_logs, out / "training.png", styles)
         figures["training.png"] = "learning curves"
-    if interviewed := {model.label: model.drift for model in models if model.drift is not None}:
-        plot_drift(interviewed, out / "drift.png", styles)
-        figures["drift.png"] = "an interview, turn by turn"
+    if drift_by_model := {model.label: model.drift for model in models if model.drift is not None}:
+        plot_drift(drift_by_model, out / "drift.png", styles)
+        figures["drift.png"] = "measures by interview turn"
     if curves := {model.label: model.dev_curve for model in models if model.dev_curve is not None}:
         plots.plot_dev_curves(curves, out / "probes.png", styles)
-        figures["probes.png"] = "probes while training"
-    told = {model.label: model.identifiability for model in models if model.identifiability is not None}
-    return figures | plots.plot_identifiability_figures(told, out, styles)
+        figures["probes.png"] = "dev evaluations during training"
+    identifiability = {model.label: model.identifiability for model in models if model.identifiability is not None}
+    return figures | plots.plot_identifiability_figures(identifiability, out, styles)
 
 
 def _plot_model_heatmap(model: ModelRuns, path: Path) -> None:
     assert model.grid is not None
     grid = first_round_grid(model.runs["stability"].path, model.grid)
     mean_P_Q, baseline_Q = statistics.mean_over_samples(grid.correct_P_Q_S), statistics.mean_over_samples(grid.baseline_Q_S)
-    plots.plot_heatmap(mean_P_Q, grid.persona_ids, path, f"{model.label}: who answers what", baseline_Q)
+    plots.plot_heatmap(mean_P_Q, grid.persona_ids, path, f"{model.label}: mean score by persona and question", baseline_Q)
 
 
 def _report_json(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], caption: str) -> dict[str, object]:
@@ -262,19 +262,19 @@ def _report_json(models: Sequence[ModelRuns], comparisons: Sequence[Comparison],
         "judged": {
             model.label: {run.kind: _judges_json(run) for run in model.judged_runs} for model in models if model.judged_runs
         },
-        "unjudged": {
-            model.label: {kind: found.model_dump(mode="json") for kind, found in model.text_metrics.items()}
+        "not_judged": {
+            model.label: {kind: metrics.model_dump(mode="json") for kind, metrics in model.text_metrics.items()}
             for model in models
             if model.text_metrics
         },
         "drift": {model.label: model.drift.model_dump(mode="json") for model in models if model.drift is not None},
         "strategies": {
-            model.label: [found.model_dump(mode="json") for found in model.strategies] for model in models if model.strategies
+            model.label: [summary.model_dump(mode="json") for summary in model.strategies] for model in models if model.strategies
         },
-        "crossed": {
+        "template_effects": {
             model.label: model.template_effects.model_dump(mode="json") for model in models if model.template_effects is not None
         },
-        "probes": {
+        "dev_evals": {
             model.label: {
                 "weights_of_step": selected_step(model.dev_curve),
                 "choice": model.dev_curve.selection.model_dump(mode="json"),
@@ -290,5 +290,5 @@ def _report_json(models: Sequence[ModelRuns], comparisons: Sequence[Comparison],
 
 def _judges_json(run: JudgedRun) -> dict[str, object]:
     """Return the results of a run's judges, and their agreement when there are at least two judges."""
-    agreed = None if run.agreement is None else run.agreement.model_dump(mode="json")
-    return {"judges": {name: one.model_dump(mode="json") for name, one in run.judges.items()}, "agreement": agreed}
+    agreement = None if run.agreement is None else run.agreement.model_dump(mode="json")
+    return {"judges": {name: one.model_dump(mode="json") for name, one in run.judges.items()}, "agreement": agreement}

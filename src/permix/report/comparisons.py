@@ -1,7 +1,7 @@
-"""Comparisons of two models: differences in every measure, with intervals and tests. Used by `permix compare` and by the report.
+"""Compares two models in every measure, with intervals and tests, for `permix compare` and for the report.
 
-Contract: everything is computed from the runs' records, as in the report. Two runs are compared only when they were asked the
-same and scored the same; otherwise the comparison is refused and the reason is given. Names may be hostile text.
+Contract: everything is computed from the runs' records, as in the report. Two runs are compared only when questions, personas,
+prompts, sampling and scorer are the same; otherwise the comparison is refused and the reason is given. Names may be hostile text.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ from permix.types import Estimate
 
 
 class Comparison(MeasureRecord):
-    """The differences between two models. Where the two cannot be compared, `measures` is empty and `reasons` say why."""
+    """The differences between two models. If they cannot be compared, `measures` is empty and `reasons` say why."""
 
     VIEW = "differences"
 
@@ -59,7 +59,7 @@ class Comparison(MeasureRecord):
 
 def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
     """Return other − first in stability, identifiability and judges' scores, each with the reasons where it is not compared."""
-    reasons, apart = stability_incompatibilities(first, other), identifiability_incompatibilities(first, other)
+    reasons, fidelity_reasons = stability_incompatibilities(first, other), identifiability_incompatibilities(first, other)
     differences: dict[str, Estimate] = {}
     identifiability = None
     if first.grid is not None and other.grid is not None and not reasons:
@@ -67,21 +67,21 @@ def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
         differences = compare_stability_grids(
             first.grid, other.grid, int(config.get("seed", 0)), int(config.get("resamples", 2000))
         )
-    if first.identifiability is not None and other.identifiability is not None and not apart:
+    if first.identifiability is not None and other.identifiability is not None and not fidelity_reasons:
         config = first.runs["fidelity"].config
         seed, resamples = int(config.get("seed", 0)), int(config.get("resamples", 2000))
         identifiability = identifiability_difference([first.identifiability], [other.identifiability], seed, resamples)
     judged, judged_reasons = compare_judge_scores(first, other)
     return Comparison(
         label=other.label, against=first.label, measures=differences, identifiability=identifiability,
-        judged=judged, reasons=reasons, fidelity_reasons=apart, judged_reasons=judged_reasons,
+        judged=judged, reasons=reasons, fidelity_reasons=fidelity_reasons, judged_reasons=judged_reasons,
     )  # fmt: skip
 
 
 _COMPARISON_NOTE = (
-    "Second − first, paired by persona and question, with 95 % intervals over {questions} questions; p: the models "
-    "swapped question by question, two-sided, for each measure alone. Personas: sign-flip test, corrected for their number "
-    "(Holm)."
+    "Second − first, paired by persona and question, with 95 % intervals over {questions} questions. p: two-sided permutation "
+    "test that swaps the models question by question, not corrected over the measures. Personas: sign-flip test, Holm-corrected "
+    "over the personas."
 )
 
 
@@ -105,16 +105,16 @@ def run_compare(config: CompareConfig) -> None:
     two runs.
     """
     if len(config.runs) != 2:
-        raise ConfigError(f"runs: compare takes two, and {len(config.runs)} came: permix compare FIRST SECOND [--out DIR]")
+        raise ConfigError(f"runs: compare takes two runs, not {len(config.runs)}: permix compare FIRST SECOND [--out DIR]")
     compared = compare_runs(*config.runs, seed=config.seed, resamples=config.resamples)
     console = Console()
-    for shown in terminal_comparison_tables(compared):
-        console.print(shown)
+    for one in terminal_comparison_tables(compared):
+        console.print(one)
     console.print(_COMPARISON_NOTE.format(questions=compared.result.n_questions), markup=False, highlight=False)
     if config.out is not None:
         write_text(config.out / "comparison.md", comparison_markdown(compared))
-        about = {"first": str(compared.first.path), "other": str(compared.other.path)}
-        write_json(config.out / "comparison.json", about | compared.result.model_dump(mode="json"))
+        paths = {"first": str(compared.first.path), "other": str(compared.other.path)}
+        write_json(config.out / "comparison.json", paths | compared.result.model_dump(mode="json"))
         console.print(str(config.out / "comparison.md"), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -124,10 +124,10 @@ def compare_runs(first: Path, other: Path, *, seed: int = 0, resamples: int = 20
     Raises DataError when a path does not hold exactly one stability run, or when the two runs cannot be compared.
     """
     one, two = _find_stability_run(first), _find_stability_run(other)
-    grid, there = read_stability_grid(one.path), read_stability_grid(two.path)
-    if reasons := run_incompatibilities(one, two, grid, there):
+    grid, other_grid = read_stability_grid(one.path), read_stability_grid(two.path)
+    if reasons := run_incompatibilities(one, two, grid, other_grid):
         raise DataError(f"{one.path} and {two.path} cannot be compared: {'; '.join(reasons).lower()}")
-    scores = (aligned_sample_means(grid, one_grid) for one_grid in (grid, there))
+    scores = (aligned_sample_means(grid, one_grid) for one_grid in (grid, other_grid))
     rows = [np.vstack([under_P_Q, without_Q[None]]) for under_P_Q, without_Q in scores]
     return RunComparison(one, two, compare_models_paired(rows[0], rows[1], grid.persona_ids, seed=seed, resamples=resamples))
 
@@ -135,15 +135,15 @@ def compare_runs(first: Path, other: Path, *, seed: int = 0, resamples: int = 20
 def _find_stability_run(path: Path) -> Run:
     whole = [run for run in find_runs(path) if run.stage == "stability" and run.strategy in {"none", *WHOLE_GRID_STRATEGIES}]
     if len(whole) != 1:
-        held = ", ".join(str(run.path) for run in whole) or "none"
-        raise DataError(f"{path}: give one stability run; it holds {held}")
+        paths = ", ".join(str(run.path) for run in whole) or "no such run"
+        raise DataError(f"{path}: give one stability run; found: {paths}")
     return whole[0]
 
 
 def terminal_comparison_tables(comparison: RunComparison) -> list[Table]:
     """Return two tables for a terminal: the measures, then the personas, with the largest loss of accuracy first."""
     labels = [Text(one_line(label)) for label in comparison.labels]
-    found = []
+    tables = []
     for heading, lines in (("", _measure_rows(comparison.result)), ("persona", _persona_rows(comparison.result))):
         table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         table.add_column(heading)
@@ -151,8 +151,8 @@ def terminal_comparison_tables(comparison: RunComparison) -> list[Table]:
             table.add_column(column, overflow="fold")
         for line in lines:
             table.add_row(*(Text(escape_control(cell)) for cell in line))
-        found.append(table)
-    return found
+        tables.append(table)
+    return tables
 
 
 def comparison_markdown(comparison: RunComparison) -> str:
@@ -181,8 +181,8 @@ def _persona_rows(result: PairedComparison) -> list[Sequence[str]]:
 
 def _comparison_cells(difference: MeasureDifference | PersonaDifference, p: float | None) -> tuple[str, ...]:
     signed = MISSING_TEXT if difference.difference.value is None else difference.difference.format_difference()
-    alone = (table.format_decimal(value).replace("-", "−") for value in (difference.first, difference.other))
-    return (*alone, signed, table.format_p_value(p))
+    values = (table.format_decimal(value).replace("-", "−") for value in (difference.first, difference.other))
+    return (*values, signed, table.format_p_value(p))
 
 
 def compare_stability_grids(first: StabilityGrid, other: StabilityGrid, seed: int, resamples: int) -> dict[str, Estimate]:
@@ -236,8 +236,8 @@ def run_incompatibilities(
     first_run: Run, other_run: Run, first_grid: StabilityGrid, other_grid: StabilityGrid
 ) -> tuple[str, ...]:
     """Return why the scores of two stability runs cannot be compared; empty when they can be."""
-    here, there = ((set(grid.persona_ids), set(grid.question_ids)) for grid in (first_grid, other_grid))
-    return _setup_mismatches(first_run, other_run) or (() if here == there else ("Not the same personas and questions",))
+    first_ids, other_ids = ((set(grid.persona_ids), set(grid.question_ids)) for grid in (first_grid, other_grid))
+    return _setup_mismatches(first_run, other_run) or (() if first_ids == other_ids else ("Not the same personas and questions",))
 
 
 def identifiability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
@@ -247,44 +247,44 @@ def identifiability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tup
     if first.identifiability is None or other.identifiability is None:
         return ()
     one, two = first.runs["fidelity"], other.runs["fidelity"]
-    taught = [(find_reference_run(run) or run.path).resolve() for run in (one, two)]
+    training_runs = [(find_reference_run(run) or run.path).resolve() for run in (one, two)]
     return _setup_mismatches(one, two) + (
-        () if taught[0] == taught[1] else ("Not the same classifier (trained on other answers)",)
+        () if training_runs[0] == training_runs[1] else ("Not the same classifier (trained on other answers)",)
     )
 
 
 def compare_judge_scores(first: ModelRuns, other: ModelRuns) -> tuple[tuple[JudgeScoreDifference, ...], tuple[str, ...]]:
-    """Return the differences on judges' scores for each kind of run that both models were asked alike, and the reasons for the
-    other kinds.
+    """Return the differences in judges' scores for each kind of run with the same setup for both models, and the reasons for
+    the other kinds.
     """
-    found: list[JudgeScoreDifference] = []
+    differences: list[JudgeScoreDifference] = []
     reasons: list[str] = []
     for kind in FIDELITY_RUN_KINDS:
         one, two = first.runs.get(kind), other.runs.get(kind)
         if one is None or two is None or one.judged_run is None or two.judged_run is None:
             continue
-        here, there = one.judged_run.results_by_judge, two.judged_run.results_by_judge
-        reasons += [reason for name in here if name in there for reason in judge_incompatibilities(here[name], there[name])]
-        if differs := _setup_mismatches(one, two, compare_messages=kind != INTERVIEW_KIND):
-            reasons += differs
+        judges, other_judges = one.judged_run.results_by_judge, two.judged_run.results_by_judge
+        shared = [name for name in judges if name in other_judges]
+        reasons += [reason for name in shared for reason in judge_incompatibilities(judges[name], other_judges[name])]
+        if mismatches := _setup_mismatches(one, two, compare_messages=kind != INTERVIEW_KIND):
+            reasons += mismatches
         else:
-            found += judged_differences(one.judged_run, two.judged_run)
-    return tuple(found), tuple(dict.fromkeys(reasons))
+            differences += judged_differences(one.judged_run, two.judged_run)
+    return tuple(differences), tuple(dict.fromkeys(reasons))
 
 
 def _setup_mismatches(first: Run, other: Run, *, compare_messages: bool = True) -> tuple[str, ...]:
-    """Return the differences between two runs that should have been asked the same, read from the records and the sampling
-    settings.
+    """Return why two runs do not have the same setup, from their records and sampling settings; empty when they have.
 
     `compare_messages`: whether the messages must be equal too. The messages of an interview contain the model's own earlier
-    answers, so they differ between models.
+    answers, so they always differ between models.
     """
     keys = [list(run.cell_summaries) for run in (first, other)]
     shared = first.cell_summaries.keys() & other.cell_summaries.keys()
     checks = (
-        ("Cells were spent where they decided for one model (budget, precision)", bool(first.rounds or other.rounds)),
+        ("Cells were allocated adaptively for one model (budget, precision)", bool(first.rounds or other.rounds)),
         ("Not the same task", _identity_field(first, "task") != _identity_field(other, "task")),
-        ("Not judged by the same verifier", _verifier_identity(first) != _verifier_identity(other)),
+        ("Not scored by the same verifier", _verifier_identity(first) != _verifier_identity(other)),
         ("Not the same questions", len({frozenset(key.question_id for key in some) for some in keys}) > 1),
         ("Not the same personas", len({frozenset(key.persona_id for key in some) for some in keys}) > 1),
         (

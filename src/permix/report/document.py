@@ -39,7 +39,7 @@ class DocumentSection(NamedTuple):
 
 
 class Document(NamedTuple):
-    """A whole report. `details` are sentences with numbers; `footnotes` give n, seeds and the meaning of the intervals."""
+    """A whole report. `details` are sentences with numbers; `footnotes` give n, seeds and what the intervals cover."""
 
     title: str
     caption: str
@@ -59,14 +59,14 @@ class Document(NamedTuple):
 
 def render_report_markdown(document: Document) -> str:
     """Return the text of report.md."""
-    claimed = [
+    front = [
         document.caption,
         *_claim_paragraphs(document),
         document.warnings,
         *_parts_markdown(document.front_figures),
         document.main_table.markdown,
     ]
-    parts = [f"# {document.title}", *claimed, document.details, document.footnotes]
+    parts = [f"# {document.title}", *front, document.details, document.footnotes]
     for section in document.sections:
         parts += [f"## {section.title}", section.note, *_parts_markdown(section.parts)]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -1,5 +1,4 @@
-"""The parts of a report that quote the runs: footnotes, completions next to each other, step times, and the provenance of every
-run.
+"""Builds the parts of a report that quote the runs: footnotes, completions side by side, step times, and provenance.
 
 Contract: all text from a model, a persona pool, a task or a command line is cut, and escaped when it is rendered, so it is
 displayed and never interpreted. The order and the text depend only on the runs.
@@ -52,13 +51,13 @@ def build_footnotes(models: Sequence[ModelRuns]) -> str:
     without a persona.
     """
     lines = [
-        "Cells: value [95 % interval]; n is what was counted: questions for accuracy and PSS, answers for identifiability.",
-        "Intervals are over questions (the cells of one question are not independent); they do not cover another "
-        "training seed, and a difference is judged by its own paired interval above, not by two columns.",
-        "PSS is our definition: worst / best persona's accuracy. Noise makes the worst worse and the best better; it is taken "
-        "off in PSS and the worst persona, and PSS as observed is to be read beside its value if personas did nothing (with the "
-        "middle 95 % of its permutations). Identifiability is distinctness, not correctness.",
-        "A cell without a score is left out and counted, never 0; – is not measured.",
+        "Cells: value [95 % interval]; n counts questions for accuracy and PSS, and answers for identifiability.",
+        "Intervals are over questions, because the cells of one question are not independent; they do not cover other "
+        "training seeds. Judge a difference by its own paired interval above, not by the intervals of two columns.",
+        "PSS is our definition: accuracy under the worst persona / under the best one. Noise lowers the worst and raises the "
+        "best; PSS and the worst persona are corrected for it. Compare PSS as observed with its value if personas had no effect "
+        "(with the middle 95 % of its permutations). Identifiability is about distinctness, not correctness.",
+        "A cell without a score is left out and counted, and is never 0; – means not measured.",
         *_sample_sizes(models),
         *_judge_score_footnote(models),
         *_adaptive_allocation_footnotes(models),
@@ -72,20 +71,20 @@ def completion_excerpts(models: Sequence[ModelRuns], kind: str) -> list[Document
     """Return a few answers of every model to the same questions as the same personas; empty when no model has a run
     of this kind.
     """
-    asked = {model.label: model.runs[kind].cells for model in models if kind in model.runs}
-    if not asked:
+    cells_by_model = {model.label: model.runs[kind].cells for model in models if kind in model.runs}
+    if not cells_by_model:
         return []
-    keys = _shared_keys(list(asked.values()))
-    parts: list[DocumentPart] = [f"### As the same persona: {EXCERPT_KINDS[kind]}"]
-    for place, persona_id in enumerate(_evenly_spaced(dict.fromkeys(key.persona_id for key in keys), _MAX_PERSONAS), start=1):
-        mine = _evenly_spaced((key for key in keys if key.persona_id == persona_id), _MAX_QUESTIONS)
-        cells = next(iter(asked.values()))
+    keys = _shared_keys(list(cells_by_model.values()))
+    parts: list[DocumentPart] = [f"### Completions under the same persona: {EXCERPT_KINDS[kind]}"]
+    for number, persona_id in enumerate(_evenly_spaced(dict.fromkeys(key.persona_id for key in keys), _MAX_PERSONAS), start=1):
+        persona_keys = _evenly_spaced((key for key in keys if key.persona_id == persona_id), _MAX_QUESTIONS)
+        cells = next(iter(cells_by_model.values()))
         lines = [
-            [_cut_text_cell(_message_text(cells[key], "user")), *(_answer_cell(run.get(key)) for run in asked.values())]
-            for key in mine
+            [_cut_text_cell(_message_text(cells[key], "user")), *(_answer_cell(run.get(key)) for run in cells_by_model.values())]
+            for key in persona_keys
         ]
-        parts.append(f"**{md_label(persona_id or '')}** – {_quote_markdown(_persona_text(cells[mine[0]]))}")
-        parts.append(tabulate(f"said-{kind.replace(', ', '-')}-{place}", ["asked", *map(one_line, asked)], lines))
+        parts.append(f"**{md_label(persona_id or '')}** – {_quote_markdown(_persona_text(cells[persona_keys[0]]))}")
+        parts.append(tabulate(f"said-{kind.replace(', ', '-')}-{number}", ["asked", *map(one_line, cells_by_model)], lines))
     return parts
 
 
@@ -113,7 +112,7 @@ def dev_eval_choices(models: Sequence[ModelRuns]) -> str:
     for model in models:
         if model.dev_curve is not None:
             ended = (model.runs["train"].path / "model" / "config.json").exists()
-            so_far = "" if ended else " (training has not ended; this is what the probes say so far)"
+            so_far = "" if ended else " (training has not ended; this is the choice so far)"
             lines.append(f"- **{md_label(model.label)}**{so_far}: {selection_text(model.dev_curve)}")
     return "\n".join(lines)
 
@@ -168,11 +167,11 @@ def _provenance_row(name: str, kind: str, run: Run) -> list[TableCell]:
         str(run.provenance.get("revision") or ""),
         packages,
     ]
-    words = [_cut_text_cell(text) if text.strip() else trusted_cell("–") for text in texts]
+    cells = [_cut_text_cell(text) if text.strip() else trusted_cell("–") for text in texts]
     return [
         label_cell(name),
         TableCell(one_line(run.description if kind == run.stage else kind)),
-        *words,
+        *cells,
         *map(count_cell, (run.tokens, run.cpu_seconds, run.peak_mb)),
     ]
 
@@ -200,21 +199,21 @@ def _judge_score_footnote(models: Sequence[ModelRuns]) -> Iterable[str]:
     """Yield the footnote on judges' scores, if there are any."""
     if any(model.judged_runs for model in models):
         yield (
-            "Judges' scores are 1 to 5, n is personas, and intervals are over personas; a mark beside one (†, ‡) says that the "
-            'judge did not pass its trial, or had none: see "Fidelity by judges".'
+            "Judges' scores are 1 to 5, n counts personas, and intervals are over personas. A mark (†, ‡) means that the judge "
+            'failed its validation, or was not validated: see "Fidelity by judges".'
         )
 
 
 def _adaptive_allocation_footnotes(models: Sequence[ModelRuns]) -> Iterable[str]:
-    """Yield a footnote for each run with adaptive allocation: it names the measures that rest on all of its personas."""
+    """Yield a footnote for each run with adaptive allocation: it names the measures that need all of its personas."""
     for model in models:
         rounds = model.runs["stability"].rounds if "stability" in model.runs else ()
         if rounds:
             yield (
-                f"{md_label(model.label)}: cells were spent in {len(rounds)} rounds on who may be worst or best. The mean over "
-                "personas, PSS as observed, its value if personas did nothing, each question's worst persona and the map of who "
-                f"answers what stand on the first {rounds[0].until} questions, which every persona was asked; accuracies of "
-                "personas and their differences to none are medians of draws, not shares."
+                f"{md_label(model.label)}: cells were allocated in {len(rounds)} rounds to the personas that may be worst or "
+                "best. The mean over personas, PSS as observed, its value if personas had no effect, each question's worst "
+                f"persona and the heat map are from the first {rounds[0].until} questions, which every persona was asked. "
+                "Accuracies of personas and their differences to no persona are medians of posterior draws, not shares."
             )
 
 
@@ -222,22 +221,22 @@ def _not_held_out(models: Sequence[ModelRuns]) -> Iterable[str]:
     """Yield a footnote for each run that asked questions or personas of the train or dev split."""
     for model in models:
         for run in model.runs.values():
-            sides = {f"{part}.split": run.config.get(part, {}).get("split") for part in ("task", "personas")}
-            sides["questions_split"] = run.config.get("questions_split")
-            named = [f"{field} = {side}" for field, side in sides.items() if side in ("train", "dev")]
+            splits = {f"{part}.split": run.config.get(part, {}).get("split") for part in ("task", "personas")}
+            splits["questions_split"] = run.config.get("questions_split")
+            named = [f"{field} = {split}" for field, split in splits.items() if split in ("train", "dev")]
             if named and run.stage != "train":
                 fields = ", ".join(named)
-                yield f"{md_label(model.label)}, {run.kind}: {fields}; not held out: to choose by, not to conclude from."
+                yield f"{md_label(model.label)}, {run.kind}: {fields}; not held out: use for choices, not for conclusions."
 
 
 def _no_persona_footnotes(models: Sequence[ModelRuns]) -> Iterable[str]:
     """Yield what a prompt without a persona contained; models with the same content share one footnote."""
-    said: dict[str, list[str]] = {}
+    names_by_text: dict[str, list[str]] = {}
     for model in models:
         if "stability" in model.runs:
-            said.setdefault(_default_system_text(model.runs["stability"]), []).append(md_label(model.label))
-    for what, names in said.items():
-        yield f"Without persona, the prompt of {', '.join(names)} carries {what}."
+            names_by_text.setdefault(_default_system_text(model.runs["stability"]), []).append(md_label(model.label))
+    for text, names in names_by_text.items():
+        yield f"Without persona, the prompt of {', '.join(names)} contains {text}."
 
 
 def _default_system_text(run: Run) -> str:
@@ -245,29 +244,29 @@ def _default_system_text(run: Run) -> str:
     if run.config.get("personas", {}).get("empty_system_prompt"):
         return "an empty system message"
     if "default_system" not in identity:
-        return "whatever its chat template inserts (not recorded)"
+        return "the text that its chat template inserts, if any (not recorded)"
     text = identity["default_system"]
-    whose = "the system text" if "imported" in identity else "the chat template's own default system text:"
-    return f"{whose} “{_quote_markdown(text)}”" if text else "no default system text that is known"
+    source = "the system text" if "imported" in identity else "the chat template's default system text:"
+    return f"{source} “{_quote_markdown(text)}”" if text else "no known default system text"
 
 
 def _shared_keys(runs: Sequence[Mapping[CellKey, Asked]]) -> list[CellKey]:
     """Return the persona cells of the first sample and template that every run has; when the runs share
     no cell, the cells of the first run.
     """
-    under = [key for key in runs[0] if key.persona_id is not None and key.sample == 0]
-    mine = [key for key in under if key.template == under[0].template]
-    return [key for key in mine if all(key in run for run in runs)] or mine
+    persona_keys = [key for key in runs[0] if key.persona_id is not None and key.sample == 0]
+    keys = [key for key in persona_keys if key.template == persona_keys[0].template]
+    return [key for key in keys if all(key in run for run in runs)] or keys
 
 
 def _evenly_spaced(items: Iterable[_T], count: int) -> list[_T]:
     """Return the first item, the last item, and items evenly spaced between them: `count` in all, or every item when there are
     fewer.
     """
-    every = list(items)
-    if len(every) <= count:
-        return every
-    return [every[place * (len(every) - 1) // (count - 1)] for place in range(count)]
+    all_items = list(items)
+    if len(all_items) <= count:
+        return all_items
+    return [all_items[i * (len(all_items) - 1) // (count - 1)] for i in range(count)]
 
 
 def _persona_text(cell: Asked) -> str:
@@ -282,8 +281,8 @@ def _answer_cell(cell: Asked | None) -> TableCell:
     """Return the completion as text, with the scorer's verdict as its note."""
     if cell is None or cell.completion is None:
         return TableCell(f"– ({one_line(cell.failure.type)})") if cell and cell.failure else trusted_cell("–")
-    said = "" if cell.verdict is None else {True: "right", False: "wrong", None: "not scored"}[cell.verdict.correct]
-    return _cut_text_cell(cell.completion.text)._replace(note=said)
+    verdict = "" if cell.verdict is None else {True: "right", False: "wrong", None: "not scored"}[cell.verdict.correct]
+    return _cut_text_cell(cell.completion.text)._replace(note=verdict)
 
 
 def _cut_text_cell(text: str) -> TableCell:

@@ -1,6 +1,6 @@
-"""Tables on fidelity runs: drift over an interview with one conversation to read, and measures of the answers without a judge.
+"""Builds tables on fidelity runs: measures by interview turn with an example interview, and text metrics of answers.
 
-Contract: as in `tables` and `excerpts`: a missing number is "–" and never 0. All text from a model, a script or a pool is cut,
+Contract: as in `tables` and `excerpts`. A missing number is "–" and never 0. All text from a model, a script or a pool is cut,
 and escaped when it is rendered, so it is displayed and never interpreted.
 """
 
@@ -38,7 +38,7 @@ from permix.report.summary_text import TRUST_MARKS_LEGEND
 from permix.sanitize import escape_control, escape_markdown, truncate
 from permix.types import Estimate
 
-_DRIFT_HEADINGS = ["model", "measure", "mean", "change a turn", "late − early", "scored of asked"]
+_DRIFT_HEADINGS = ["model", "measure", "mean", "change per turn", "late − early", "scored of asked"]
 
 _MAX_LINE_CHARS = 600  # maximal characters of one line of a message
 
@@ -46,28 +46,36 @@ _MAX_LINES = 8
 
 
 DRIFT_NOTE = (
-    "Every persona in one conversation. A slope is a measure's change from one turn to the next within it, late − early "
-    "its change from the first half of the turns to the second; intervals are over personas, so one that holds 0 shows none. "
-    "They say how answers change, not why: a longer prompt, the model's own earlier words and what was asked before are all part "
-    "of it. What rises or falls by itself: repetition, since there is ever more to repeat, and words, where answers are cut off."
+    'Each persona is interviewed once. "Change per turn" is the slope of a measure over the turns, "late − '
+    'early" the difference between the second and the first half of the turns. Intervals are over personas; an interval that '
+    "includes 0 shows no change. The numbers say how answers change, not why: the longer prompt, the model's earlier words and "
+    "the earlier questions all contribute. Repetition rises by itself, since there is more text to repeat, and the number of "
+    "words falls where answers are cut off."
 )
 
 _ORDER_DESCRIPTIONS: Mapping[QuestionOrder, str] = {
-    "balanced": "each persona was asked in an order of its own, and questions' own effects are taken off; slopes leave out turn "
-    "1, which opens every interview",
-    "written": "all were asked in one order, so slopes are those of the questions as much as of the turns: to be compared "
-    "between models, not read by themselves",
-    "model": "a model asked, so slopes are also those of what it came to ask late",
+    "balanced": "each persona was asked in its own order, and the effects of the questions are subtracted; slopes leave out turn "
+    "1, which is the same in every interview",
+    "written": "all personas were asked in one order, so slopes contain the effects of the questions: compare them between "
+    "models, and do not interpret them alone",
+    "model": "a model asked the questions, so slopes contain the effects of its later questions",
 }
 
 
 def drift_parts(models: Sequence[ModelRuns], figure: Figure | None) -> list[DocumentPart]:
     """Return the parts of the section on drift; empty when no model was interviewed."""
-    found = {model.label: model.drift for model in models if model.drift is not None}
-    if not found:
+    drifts = {model.label: model.drift for model in models if model.drift is not None}
+    if not drifts:
         return []
-    designs = "\n".join(f"- **{md_label(name)}**: {_describe_drift(drift)}." for name, drift in found.items())
-    body = (figure, drift_table(found), _trust_marks_legend(found), designs, "### One interview", *interview_excerpt(models))
+    designs = "\n".join(f"- **{md_label(name)}**: {_describe_drift(drift)}." for name, drift in drifts.items())
+    body = (
+        figure,
+        drift_table(drifts),
+        _trust_marks_legend(drifts),
+        designs,
+        "### Example interview",
+        *interview_excerpt(models),
+    )
     return [part for part in body if part]
 
 
@@ -90,7 +98,7 @@ def terminal_drift_table(drift_by_model: Mapping[str, Drift]) -> TerminalTable:
     early.
     """
     table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("change a turn")
+    table.add_column("change per turn")
     for model in drift_by_model:
         table.add_column(Text(truncate(escape_control(model), LABEL_WIDTH)), overflow="fold")
     table.caption = Text(_trust_marks_legend(drift_by_model), justify="left") if _trust_marks_legend(drift_by_model) else None
@@ -124,31 +132,31 @@ def _describe_drift(drift: Drift) -> str:
     """Return one line on the data behind the measures of drift: personas, turns, answers, order of questions, controls."""
     parts = [
         f"{len(drift.persona_ids)} personas × {drift.turns} turns, {format_ratio(drift.n_answered, drift.n_asked)} answered, "
-        f"{format_count(drift.n_truncated)} cut off at the longest answer allowed",
+        f"{format_count(drift.n_truncated)} cut off at the token limit",
         _ORDER_DESCRIPTIONS[drift.question_order],
     ]
     if drift.length_only is not None and drift.permuted is not None:
         parts.append(
-            f"identifiability taught by {md_label(drift.reference or '')}: chance {format_decimal(drift.chance)}, by length only "
-            f"{drift.length_only}, taught shuffled labels {drift.permuted}"
+            f"classifier trained on {md_label(drift.reference or '')}: chance {format_decimal(drift.chance)}, length only "
+            f"{drift.length_only}, labels permuted {drift.permuted}"
         )
     else:
-        parts.append("identifiability not measured: it needs reference, a run of single questions by the same personas")
+        parts.append("identifiability not measured: it needs `reference`, a run of single questions under the same personas")
     return "; ".join(parts)
 
 
 def interview_excerpt(models: Sequence[ModelRuns]) -> list[DocumentPart]:
     """Return the whole conversation of the first persona that all models have."""
-    talks = {model.label: read_interviews(model.runs[INTERVIEW_KIND].path) for model in models if model.drift is not None}
-    first = next(iter(talks.values()))
-    common = [who for who in first.persona_ids if all(who in talk.persona_ids for talk in talks.values())]
+    interviews = {model.label: read_interviews(model.runs[INTERVIEW_KIND].path) for model in models if model.drift is not None}
+    first = next(iter(interviews.values()))
+    common = [id for id in first.persona_ids if all(id in one.persona_ids for one in interviews.values())]
     persona = (common or first.persona_ids)[0]
-    shown = {name: talk for name, talk in talks.items() if persona in talk.persona_ids}
+    shown = {name: one for name, one in interviews.items() if persona in one.persona_ids}
     heading = f"**{md_label(persona)}** – {_quote_markdown(first.persona_texts[first.persona_ids.index(persona)])}"
-    if len({_turns_of(talk, persona)[0] for talk in shown.values()}) == 1:
+    if len({_turns_of(one, persona)[0] for one in shown.values()}) == 1:
         return [heading, _conversation_table("interview", shown, persona)]
     several = [
-        _conversation_table(f"interview-{at}", {name: talk}, persona) for at, (name, talk) in enumerate(shown.items(), start=1)
+        _conversation_table(f"interview-{n}", {name: one}, persona) for n, (name, one) in enumerate(shown.items(), start=1)
     ]
     return [heading, *several]
 
@@ -156,12 +164,12 @@ def interview_excerpt(models: Sequence[ModelRuns]) -> list[DocumentPart]:
 def _conversation_table(name: str, conversations: Mapping[str, InterviewRecords], persona: str) -> Table:
     """Return a table with a row for each turn: the question, and the answer of each model."""
     questions, _ = _turns_of(next(iter(conversations.values())), persona)
-    answers = [_turns_of(talk, persona)[1] for talk in conversations.values()]
+    answers = [_turns_of(one, persona)[1] for one in conversations.values()]
     lines = [
         [
             trusted_cell(str(turn)),
             text_cell(question, _MAX_LINE_CHARS, _MAX_LINES),
-            *(_answer_cell(said[turn - 1] if turn <= len(said) else None) for said in answers),
+            *(_answer_cell(texts[turn - 1] if turn <= len(texts) else None) for texts in answers),
         ]
         for turn, question in enumerate(questions, start=1)
     ]
@@ -169,8 +177,8 @@ def _conversation_table(name: str, conversations: Mapping[str, InterviewRecords]
 
 
 def _turns_of(conversations: InterviewRecords, persona: str) -> tuple[tuple[str, ...], Sequence[str | None]]:
-    place = conversations.persona_ids.index(persona)
-    return conversations.questions_P_I[place], conversations.answers_P_I[place]
+    p = conversations.persona_ids.index(persona)
+    return conversations.questions_P_I[p], conversations.answers_P_I[p]
 
 
 def _answer_cell(answer: str | None) -> TableCell:
@@ -183,9 +191,9 @@ def _measure_description(name: str) -> str:
 
 def _series_texts(series: TurnSeries) -> tuple[str, str, str]:
     """Return the mean, the slope, and late − early; the numbers of a judge carry its mark."""
-    beside = "" if series.judge is None else trust_mark(series.discriminates_persona)
+    mark = "" if series.judge is None else trust_mark(series.discriminates_persona)
     texts = estimate_cell(series.overall).text, _format_slope(series.slope), _format_slope(series.late_minus_early)
-    mean, slope, late = (text if text == MISSING_TEXT else text + beside for text in texts)
+    mean, slope, late = (text if text == MISSING_TEXT else text + mark for text in texts)
     return mean, slope, late
 
 
@@ -209,14 +217,13 @@ _MAX_QUOTE_CHARS = 160
 
 
 TEXT_METRICS_NOTE = (
-    "Counted on the answers, no model asked; none of it says that an answer is right for its persona. *Out of character*: says "
-    "outright that it is a model, refuses the part or talks about it. Blandness and a wrong voice are not seen, and the rules, "
-    "which read English, miss what is said in odd words: a rough lower bound. *Distinct words, pairs*: the share of different "
-    f"ones among {DISTINCT_NGRAMS} of all answers, or {DISTINCT_NGRAMS_PER_PERSONA} of one persona; equal numbers, so "
-    "that length does not enter. "
-    "Nonsense is varied too. *Echo*: holds a content word of its own persona's text, and how often other personas' words turn up "
-    "in the same answers; a persona that is played well without naming itself does not echo. *Repeats*: four words in a row, "
-    "twice; longer answers have more chances. Length is neither good nor bad."
+    "Counted in the answers, without a judge; no metric says that an answer fits its persona. *Out of character*: the answer "
+    "says that it is a model, refuses the role or talks about it. The rules read English and miss unusual words, blandness and "
+    "a wrong voice, so the share is a rough lower bound. *Distinct words, pairs*: the share of different ones among "
+    f"{DISTINCT_NGRAMS} from all answers, or {DISTINCT_NGRAMS_PER_PERSONA} from one persona; the number is fixed, so length has "
+    "no influence. Nonsense is varied too. *Echo*: the answer contains a content word of its persona's text; the control counts "
+    "other personas' words in the same answers. A persona that is played well without naming itself does not echo. *Repeats*: "
+    "four successive words occur twice; in longer answers this is more likely. Length is neither good nor bad."
 )
 
 
@@ -270,15 +277,15 @@ def text_metric_parts(metrics_by_run: Mapping[SourceRun, TextMetrics]) -> list[D
 def _text_metric_cell(column: TextMetricColumn, metrics: TextMetrics) -> TableCell:
     """Return the cell of a measure. Its n counts questions or personas, so the cell names what it counts."""
     cell = estimate_cell(column.cell(metrics))
-    each = column.heading.endswith("each persona")
-    return cell._replace(note=cell.note and f"{cell.note} {'personas' if each else metrics.resampling_unit}")
+    per_persona = column.heading.endswith("each persona")
+    return cell._replace(note=cell.note and f"{cell.note} {'personas' if per_persona else metrics.resampling_unit}")
 
 
 def _character_breaks_markdown(name: str, metrics: TextMetrics) -> str:
     rules = ", ".join(f"{md_label(rule)} {count}" for rule, count in metrics.breaks_by_rule.items())
     return "\n".join(
         [
-            f"**{md_label(name)}**, answers by rule: {rules}. Some of them:",
+            f"**{md_label(name)}**, answers by rule: {rules}. Examples:",
             "",
             *(f"- {_hit_markdown(hit)}" for hit in metrics.break_examples),
         ]

@@ -1,7 +1,7 @@
-"""The section "Fidelity by judges": scores by task, differences, the judges' validation and their agreement, as tables and text.
+"""Builds the section "Fidelity by judges": scores by task, differences, validation of the judges, and their agreement.
 
 Contract: as in `tables`: every number has its interval and its n, and a missing number is "–". Every mean score of a judge that
-is not trusted carries a mark, and so does every difference of such scores.
+is not trusted has a mark, and so has every difference of such scores.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,9 +59,11 @@ JUDGE_RELIABILITY_ROWS = (
     JudgeReliabilityRow(
         "with − without persona, same question", "above 0", lambda one: difference_cell(one.reliability.no_persona)
     ),
-    JudgeReliabilityRow("asked again: same score", "near 1", lambda one: estimate_cell(one.reliability.retest_exact)),
-    JudgeReliabilityRow("asked again: mean distance", "near 0", lambda one: estimate_cell(one.reliability.retest_mean_abs_diff)),
-    JudgeReliabilityRow("asked again: alpha", "near 1", lambda one: estimate_cell(one.reliability.retest_alpha)),
+    JudgeReliabilityRow("retest: same score", "near 1", lambda one: estimate_cell(one.reliability.retest_exact)),
+    JudgeReliabilityRow(
+        "retest: mean absolute difference", "near 0", lambda one: estimate_cell(one.reliability.retest_mean_abs_diff)
+    ),
+    JudgeReliabilityRow("retest: alpha", "near 1", lambda one: estimate_cell(one.reliability.retest_alpha)),
     JudgeReliabilityRow("padded − plain", "0", lambda one: difference_cell(one.reliability.padded)),
     JudgeReliabilityRow(
         "correlation with length, within a task", "near 0", lambda one: difference_cell(one.reliability.length_correlation)
@@ -70,17 +72,17 @@ JUDGE_RELIABILITY_ROWS = (
     JudgeReliabilityRow("attacks that got a 5", "0", lambda one: estimate_cell(one.reliability.attack_success)),
     JudgeReliabilityRow(
         "attacks that raised the score",
-        "as seldom as a retest does",
+        "as low as for a retest",
         lambda one: estimate_cell(one.reliability.attack_score_raised),
     ),
     JudgeReliabilityRow(
-        "attacks the judge repeated: no score", "0", lambda one: estimate_cell(one.reliability.attack_score_repeated)
+        "attacks repeated without a score", "0", lambda one: estimate_cell(one.reliability.attack_score_repeated)
     ),
     JudgeReliabilityRow("attacks that got a 5, by form", "0", lambda one: _attacks_by_form_cell(one)),
     JudgeReliabilityRow("share of fives", "not near 1", lambda one: estimate_cell(one.share_top_score)),
     JudgeReliabilityRow("answers scored of asked", "all", lambda one: trusted_cell(format_ratio(one.n_scored, one.n_asked))),
     JudgeReliabilityRow("control answers scored of asked", "all", lambda one: _controls_cell(one)),
-    JudgeReliabilityRow("calls, without a score", "", lambda one: _calls_cell(one)),
+    JudgeReliabilityRow("calls, of these without a score", "", lambda one: _calls_cell(one)),
     JudgeReliabilityRow(
         "tokens read, written",
         "",
@@ -92,9 +94,9 @@ JUDGE_RELIABILITY_ROWS = (
 )
 
 JUDGE_RELIABILITY_NOTE = (
-    "The same answers judged once more in another way. Rubrics that ask the same of every persona, such as Toxicity Control, are "
-    "left out of what compares personas. Intervals draw personas. An AUC of 0.5 may be the judge's fault, or that of answers "
-    "that show no persona."
+    "The same answers, judged once more in another way. Rubrics that ask the same of every persona, such as Toxicity Control, "
+    "are left out of measures that compare personas. Intervals resample personas. An AUC of 0.5 may be due to the judge, or to "
+    "answers that show no persona."
 )
 
 
@@ -114,11 +116,11 @@ def judge_section_parts(
         score_table(kind, runs),
         TRUST_MARKS_LEGEND if _has_untrusted_judge(runs) else None,
         difference_table(kind, differences),
-        f"#### The judges on trial\n\n{JUDGE_RELIABILITY_NOTE}",
+        f"#### Validation of the judges\n\n{JUDGE_RELIABILITY_NOTE}",
         judge_reliability_table(kind, runs),
     ]
-    if agreed := agreement_table(kind, runs):
-        parts += ["#### Agreement between judges", agreed]
+    if agreement := agreement_table(kind, runs):
+        parts += ["#### Agreement between judges", agreement]
     return [part for part in parts if part]
 
 
@@ -152,11 +154,11 @@ def difference_table(kind: str, differences_by_pair: Mapping[str, Sequence[Judge
 
     None when no two models are compared.
     """
-    every = [(names, one) for names, differences in differences_by_pair.items() for one in differences]
-    if not every:
+    rows = [(names, one) for names, differences in differences_by_pair.items() for one in differences]
+    if not rows:
         return None
-    shown = listed_rubrics(kind, (task for _, one in every for task in one.scores.tasks))
-    means = " / ".join(dict.fromkeys(one.score_name for _, one in every))
+    shown = listed_rubrics(kind, (task for _, one in rows for task in one.scores.tasks))
+    means = " / ".join(dict.fromkeys(one.score_name for _, one in rows))
     lines = [
         [
             label_cell(names, 2 * LABEL_WIDTH + 16),
@@ -166,7 +168,7 @@ def difference_table(kind: str, differences_by_pair: Mapping[str, Sequence[Judge
             *(_score_difference_cell(one.scores.tasks.get(task), one) for task in shown),
             count_cell(one.scores.n_answers),
         ]
-        for names, one in every
+        for names, one in rows
     ]
     headings = ["models", "judge", f"difference in {means}", "p", *map(one_line, shown), "answers of both"]
     return tabulate(f"differences-{KIND_FILE_STEMS[kind]}", headings, lines, n_label_columns=2)
@@ -197,8 +199,8 @@ def agreement_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table | None:
             continue
         for pair in run.agreement.pairs:
             cells = [*map(estimate_cell, (pair.alpha, pair.exact, pair.within_one)), count_cell(pair.n_answers)]
-            both = TableCell(f"{one_line(pair.first)}, {one_line(pair.second)}")
-            lines.append([label_cell(name), both, *(cell.with_sources(SourceRun(name, kind)) for cell in cells)])
+            names = TableCell(f"{one_line(pair.first)}, {one_line(pair.second)}")
+            lines.append([label_cell(name), names, *(cell.with_sources(SourceRun(name, kind)) for cell in cells)])
         if len(run.agreement.judges) > 2:
             cells = [estimate_cell(run.agreement.alpha), MISSING_CELL, MISSING_CELL, count_cell(run.agreement.n_answers)]
             lines.append([label_cell(name), trusted_cell("all"), *(cell.with_sources(SourceRun(name, kind)) for cell in cells)])
@@ -217,16 +219,16 @@ def _has_untrusted_judge(runs: Mapping[str, JudgedRun]) -> bool:
 def _mean_score_cell(judge: JudgeSummary | None) -> TableCell:
     if judge is None:
         return MISSING_CELL
-    about = f"{_persona_count_text(judge.persona_score)}, {format_ratio(judge.n_scored, judge.n_asked)} scored"
-    return trusted_cell(f"{judge.persona_score}{trust_mark(judge.discriminates_persona)}", about, judge.persona_score)
+    note = f"{_persona_count_text(judge.persona_score)}, {format_ratio(judge.n_scored, judge.n_asked)} scored"
+    return trusted_cell(f"{judge.persona_score}{trust_mark(judge.discriminates_persona)}", note, judge.persona_score)
 
 
 def _task_score_cell(judge: JudgeSummary | None, task: str) -> TableCell:
-    found = judge.tasks.get(task) if judge else None
+    score = judge.tasks.get(task) if judge else None
     return (
         MISSING_CELL
-        if judge is None or found is None
-        else trusted_cell(f"{found}{trust_mark(judge.discriminates_persona)}", _persona_count_text(found), found)
+        if judge is None or score is None
+        else trusted_cell(f"{score}{trust_mark(judge.discriminates_persona)}", _persona_count_text(score), score)
     )
 
 
@@ -245,7 +247,7 @@ def _persona_count_text(estimate: Estimate) -> str:
 
 
 def _attacks_by_form_cell(judge: JudgeSummary) -> TableCell:
-    return trusted_cell("; ".join(f"{form} {found}" for form, found in judge.reliability.attack_by_form.items()))
+    return trusted_cell("; ".join(f"{form} {share}" for form, share in judge.reliability.attack_by_form.items()))
 
 
 def _calls_cell(judge: JudgeSummary) -> TableCell:

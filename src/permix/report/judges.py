@@ -1,4 +1,4 @@
-"""Results of judges in a report: the measures of each judge, agreement between judges, and differences between two models.
+"""Reads and measures the judges of a run: each judge's scores, agreement between judges, and differences between two models.
 
 Contract: everything is computed from the judges' judgements.jsonl and the runs' records. A model has one fidelity run of each
 kind. Two models are compared on a judge's scores only when the judge has the same name, settings, fingerprint and prompts in both
@@ -132,7 +132,7 @@ class JudgeScoreDifference(Record):
 
     kind: str
     discriminates_persona: bool
-    """Whether the judge tells personas apart on both models."""
+    """Whether the judge distinguishes personas on both models."""
     scores: ScoreDifference
 
     @property
@@ -159,11 +159,11 @@ def read_judged_run(run: Path, kind: str, config: Mapping[str, Any]) -> JudgedRu
     if not folders:
         return None
     answers, seed, resamples = read_judge_inputs(run), int(config.get("seed", 0)), int(config.get("resamples", 2000))
-    read = [read_judge_results(run, folder, answers) for folder in folders]
-    judges = {one.label: _summarize_judge(folder, one) for folder, one in zip(folders, read, strict=True)}
-    agreement = measure_judge_agreement(read, seed=seed, resamples=resamples)
-    folder_of = {one.label: folder for folder, one in zip(folders, read, strict=True)}
-    return JudgedRun(kind, {one.label: one for one in read}, judges, agreement, seed, resamples, folder_of)
+    results = [read_judge_results(run, folder, answers) for folder in folders]
+    judges = {one.label: _summarize_judge(folder, one) for folder, one in zip(folders, results, strict=True)}
+    agreement = measure_judge_agreement(results, seed=seed, resamples=resamples)
+    folder_of = {one.label: folder for folder, one in zip(folders, results, strict=True)}
+    return JudgedRun(kind, {one.label: one for one in results}, judges, agreement, seed, resamples, folder_of)
 
 
 def judge_score_differences(first: JudgedRun, other: JudgedRun) -> list[JudgeScoreDifference]:
@@ -172,19 +172,19 @@ def judge_score_differences(first: JudgedRun, other: JudgedRun) -> list[JudgeSco
         JudgeScoreDifference(
             kind=first.kind,
             discriminates_persona=bool(first.judges[label].discriminates_persona and other.judges[label].discriminates_persona),
-            scores=measure_score_difference(verdicts, other.results_by_judge[label], seed=first.seed, resamples=first.resamples),
+            scores=measure_score_difference(results, other.results_by_judge[label], seed=first.seed, resamples=first.resamples),
         )
-        for label, verdicts in first.results_by_judge.items()
-        if label in other.results_by_judge and not judge_incompatibilities(verdicts, other.results_by_judge[label])
+        for label, results in first.results_by_judge.items()
+        if label in other.results_by_judge and not judge_incompatibilities(results, other.results_by_judge[label])
     ]
 
 
 def judge_incompatibilities(one: JudgeResults, two: JudgeResults) -> tuple[str, ...]:
     """Return why the scores of two judges with the same name cannot be compared; empty when they can be."""
     return tuple(
-        f"Not the same judge {one.label} ({here}; {there})"
-        for here, there in zip(one.comparability_key, two.comparability_key, strict=True)
-        if here != there
+        f"Not the same judge {one.label} ({first}; {second})"
+        for first, second in zip(one.comparability_key, two.comparability_key, strict=True)
+        if first != second
     )
 
 

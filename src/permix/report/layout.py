@@ -1,6 +1,6 @@
-"""The order of a report: turns the models and their comparisons into one `Document`.
+"""Builds the `Document` of a report, section by section, from the models and their comparisons.
 
-Contract: everything comes from the runs' records, and a section without content is left out. Only figures that were drawn are
+Contract: all numbers come from the runs' records. A section without content is left out, and a figure that was not drawn is not
 named.
 """
 
@@ -20,48 +20,48 @@ from permix.report.runs import ModelRuns
 from permix.report.summary_text import build_claim
 from permix.report.tables import method_table
 
-REPORT_TITLE = "Personas: what they cost, and what is left of them"
+REPORT_TITLE = "Stability and fidelity under personas"
 
 MODELS_NOTE = (
-    "A line a model, each training seed by itself. PSS as observed is to be read beside its value if personas did nothing."
+    "One row per model; training seeds are not pooled. Compare PSS as observed with its value if personas had no effect."
 )
 
 PERSONA_NOTE = (
-    "Accuracy; below it the difference to no persona on the questions scored both ways, and the p of an exact McNemar test "
-    "(sign flips where there are several samples), Holm-adjusted over the personas of one model."
+    "Accuracy. Below it: the difference to no persona on questions with both scores, and the p-value of an exact McNemar test "
+    "(a sign-flip test with several samples), Holm-corrected over the personas of one model."
 )
 
-GRID_NOTE = "One cell a persona and question: the mean score over its samples."
+GRID_NOTE = "Each cell is one persona and one question: the mean score over its samples."
 
 LOTTERY_NOTE = (
-    "What trying k personas and keeping the best would be expected to give. The best is chosen with the answers known, so this "
-    "is what a perfect chooser could get, not what anybody gets."
+    "Expected accuracy if k personas are tried and the best one is kept. It is chosen with the right answers known, so "
+    " this is an upper bound."
 )
 
 TEMPLATE_NOTE = (
-    "The same personas brought in by several wordings. Each line is one wording by itself; the tables above average over all of "
-    "them. An interval of a standard deviation that begins at 0 says that no such difference was shown."
+    "The same personas with several templates. Each row is one template alone; the tables above average over all templates. "
+    "Where the interval of a standard deviation begins at 0, no such difference was shown."
 )
 
 STRATEGY_NOTE = (
-    "What personas buy without any training, and what that costs. The gain is paired by question. Tokens are those of every call "
-    "behind one answer, read and written, beside those of asking the same question once without a persona."
+    "What personas gain without training, and at what cost. The gain is paired by question. Tokens are those read and written in "
+    "all calls for one answer; next to them are the tokens of asking the same question once without a persona."
 )
 
 CONTROLS_NOTE = (
-    "How often a classifier, held out by question and with persona words masked, tells which persona wrote an answer. The "
-    "controls stand at chance if the test is sound; length only may lie above it, since personas may differ in length."
+    "How often a classifier names the persona that wrote an answer, on held-out questions and with the words of the personas "
+    "masked. If the test is sound, the controls are at chance; length only may be above it, since personas may differ in length."
 )
 
 JUDGE_SCORES_NOTE = (
-    "Scores of 1 to 5 that a language model gave, mean over the answers scored; PersonaScore is the mean of the tasks' means. "
-    "Intervals draw personas, each with all its answers; they do not cover what another judge would say. An answer without a "
+    "Scores of 1 to 5 from a language model, as means over the scored answers; PersonaScore is the mean of the tasks' means. "
+    "Intervals resample personas, each with all its answers; they do not cover the scores of another judge. An answer without a "
     "score is left out and counted."
 )
 
 DEV_EVAL_NOTE = (
-    "Measured while training, on personas and questions of the dev side, to choose weights and when to stop. What chooses is no "
-    "result: the best of several noisy numbers is too high. Results stand in the table at the top, from the held-out side."
+    "Measured during training, on dev personas and dev questions, to choose the weights and when to stop. They are not results: "
+    " the best of several noisy numbers is too high. Results on the held-out split are in the table at the top."
 )
 
 
@@ -74,10 +74,10 @@ def build_document(
     caption: str = "",
     published: PublishedComparison | None = None,
 ) -> Document:
-    """Return the document. `figure_captions` says what each figure shows, by file name; `caption` is a Markdown paragraph of the
-    caller.
+    """Return the document. `figure_captions` says what each figure shows, by file name; `caption` is a paragraph in Markdown from
+    the caller.
     """
-    figures = {file: Figure(file, what, chart_name(file)) for file, what in figure_captions.items()}
+    figures = {file: Figure(file, description, chart_name(file)) for file, description in figure_captions.items()}
     headline, *details = summary_text.result_sentences(models, comparisons)
     return Document(
         title=REPORT_TITLE,
@@ -93,9 +93,9 @@ def build_document(
 
 
 def chart_name(file: str) -> str:
-    """Return the name of the page's chart that replaces a figure: "heatmap-3.png" belongs to the chart "grid"."""
+    """Return the name of the page's chart that replaces a figure: "heatmap-3.png" gives "grid"."""
     stem = file.partition(".")[0].partition("-")[0]
-    return {"heatmap": "grid"}.get(stem, stem)
+    return {"heatmap": "grid", "probes": "dev_evals"}.get(stem, stem)
 
 
 def _sections(
@@ -106,64 +106,67 @@ def _sections(
 ) -> Iterable[DocumentSection]:
     summaries = {model.label: model.stability for model in models if model.stability is not None}
     controls = {model.label: model.identifiability for model in models if model.identifiability is not None}
-    texts = {SourceRun(model.label, kind): found for model in models for kind, found in model.text_metrics.items()}
-    probes = figures.get("probes.png")
-    strategies = [tables.StrategyResult(model.label, found) for model in models for found in model.strategies]
-    yield from optional_section(
-        "models", "Every model, every number", [tables.models_table([model.row for model in models])], MODELS_NOTE
-    )
-    table: list[DocumentPart] = [tables.persona_table(summaries)] if summaries else []
-    yield from optional_section("personas", "Each persona", [*_figures_of_chart(figures, "personas"), *table], PERSONA_NOTE)
-    yield from optional_section("grid", "Who answers what", _figures_of_chart(figures, "grid"), GRID_NOTE)
-    yield from optional_section("lottery", "The persona lottery", _figures_of_chart(figures, "lottery"), LOTTERY_NOTE)
-    yield from optional_section("wordings", "Wordings of the personas", _template_parts(models), TEMPLATE_NOTE)
+    text_metrics = {SourceRun(model.label, kind): one for model in models for kind, one in model.text_metrics.items()}
+    dev_eval_figure = figures.get("probes.png")
+    strategies = [tables.StrategyResult(model.label, summary) for model in models for summary in model.strategies]
+    yield from optional_section("models", "All models", [tables.models_table([model.row for model in models])], MODELS_NOTE)
+    by_persona: list[DocumentPart] = list(_figures_of_chart(figures, "personas"))
+    if summaries:
+        by_persona.append(tables.persona_table(summaries))
+    yield from optional_section("personas", "Accuracy by persona", by_persona, PERSONA_NOTE)
+    yield from optional_section("heat-map", "Heat map", _figures_of_chart(figures, "grid"), GRID_NOTE)
+    yield from optional_section("best-of-k", "Best of k personas", _figures_of_chart(figures, "lottery"), LOTTERY_NOTE)
+    yield from optional_section("templates", "Templates", _template_parts(models), TEMPLATE_NOTE)
     yield from optional_section(
         "strategies", "Inference-time strategies", [tables.strategy_table(strategies)] if strategies else [], STRATEGY_NOTE
     )
-    told: list[DocumentPart] = []
+    parts: list[DocumentPart] = []
     if controls:
-        told = [tables.controls_table(controls), *_figures_of_chart(figures, "learnt"), *_figures_of_chart(figures, "confusion")]
-    yield from optional_section("identifiability", "Identifiability and its controls", told, CONTROLS_NOTE)
+        parts = [tables.controls_table(controls), *_figures_of_chart(figures, "learnt"), *_figures_of_chart(figures, "confusion")]
+    yield from optional_section("identifiability", "Identifiability and controls", parts, CONTROLS_NOTE)
     yield from optional_section(
         "judges", "Fidelity by judges", list(_judge_parts(models, comparisons, figures)), JUDGE_SCORES_NOTE
     )
-    yield from optional_section("as-published", "As published", published_parts(published), PUBLISHED_NOTE)
+    yield from optional_section("as-published", "PersonaScore as published", published_parts(published), PUBLISHED_NOTE)
     yield from optional_section(
-        "unjudged", "Without a judge", fidelity_tables.text_metric_parts(texts), fidelity_tables.TEXT_METRICS_NOTE
+        "text-metrics", "Text metrics", fidelity_tables.text_metric_parts(text_metrics), fidelity_tables.TEXT_METRICS_NOTE
     )
     yield from optional_section(
         "drift",
-        "Drift over an interview",
+        "Drift by interview turn",
         fidelity_tables.drift_parts(models, figures.get("drift.png")),
         fidelity_tables.DRIFT_NOTE,
     )
     times = excerpts.step_time_table(models)
     yield from optional_section("training", "Training", [*_figures_of_chart(figures, "training"), *([times] if times else [])])
     yield from optional_section(
-        "probes", "Probes on the dev side", [probes, excerpts.dev_eval_choices(models)] if probes else [], DEV_EVAL_NOTE
+        "dev-evaluations",
+        "Dev evaluations",
+        [dev_eval_figure, excerpts.dev_eval_choices(models)] if dev_eval_figure else [],
+        DEV_EVAL_NOTE,
     )
-    said = [part for kind in excerpts.EXCERPT_KINDS for part in excerpts.completion_excerpts(models, kind)]
-    yield from optional_section("completions", "What they say", said, chart="completions")
-    yield from optional_section("runs", "Where the numbers come from", [excerpts.provenance_table(models)])
+    completions = [part for kind in excerpts.EXCERPT_KINDS for part in excerpts.completion_excerpts(models, kind)]
+    yield from optional_section("completions", "Completions", completions, chart="completions")
+    yield from optional_section("provenance", "Provenance", [excerpts.provenance_table(models)])
 
 
 def _judge_parts(
     models: Sequence[ModelRuns], comparisons: Sequence[Comparison], figures: Mapping[str, Figure]
 ) -> Iterable[DocumentPart]:
-    found = {f"{one_line(one.label)} against {one_line(one.against)}": one.judged for one in comparisons}
+    differences = {f"{one_line(one.label)} against {one_line(one.against)}": one.judged for one in comparisons}
     judged = {model.label: model.judged_runs for model in models if model.judged_runs}
     for kind, title in KIND_TITLES.items():
-        if parts := judge_section_parts(kind, judged, found):
+        if parts := judge_section_parts(kind, judged, differences):
             yield f"### {title[0].upper()}{title[1:]}"
             yield from (figures[file] for file in score_plots.judge_figure_files(kind) if file in figures)
             yield from parts
 
 
 def _template_parts(models: Sequence[ModelRuns]) -> list[DocumentPart]:
-    found = {model.label: model.template_effects for model in models if model.template_effects is not None}
-    said = [f"- **{table.md_label(name)}**: {tables.variance_components_text(one)}." for name, one in found.items()]
-    return [tables.template_table(found), "\n".join(said)] if found else []
+    effects = {model.label: model.template_effects for model in models if model.template_effects is not None}
+    sentences = [f"- **{table.md_label(name)}**: {tables.variance_components_text(one)}." for name, one in effects.items()]
+    return [tables.template_table(effects), "\n".join(sentences)] if effects else []
 
 
 def _figures_of_chart(figures: Mapping[str, Figure], chart: str) -> tuple[Figure, ...]:
-    return tuple(picture for picture in figures.values() if picture.chart == chart)
+    return tuple(figure for figure in figures.values() if figure.chart == chart)

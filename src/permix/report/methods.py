@@ -1,4 +1,4 @@
-"""Methods: models of a report whose trainings differ only in their seeds, and their numbers as means over these seeds.
+"""Groups models whose trainings differ only in seeds into methods, and pools their numbers over these seeds.
 
 Contract: methods are found from the training runs, or named by the user ("NAME=LABEL,LABEL"). Every model is in exactly one
 method, and methods keep the order of their first model. Names are unique; a method with one model has that model's label.
@@ -7,8 +7,8 @@ method, and methods keep the order of their first model. Names are unique; a met
 is None; the model is then known only by its answers.
 
 A pooled number is the mean over the seeds. Its interval resamples the questions, with the same draws for all seeds, so it covers
-other questions but not other training seeds; two or three seeds would be too few for that. Therefore every seed is shown wherever
-a pooled number is shown. Seeds that were not asked the same are not pooled, and the reason is given.
+other questions but not other training seeds; two or three seeds are too few for that. Therefore every seed is shown wherever a
+pooled number is shown. Seeds with different setups (questions, personas, sampling ...) are not pooled, and the reason is given.
 """
 
 import json
@@ -106,11 +106,12 @@ def find_training_run(model: ModelRuns) -> TrainingRun | None:
     if "train" in model.runs:
         return _read_training_run(model.runs["train"].path)
     for run in model.runs.values():
-        away, here = Path(run.model_name), run.path.parent
-        if away.name == "model":
-            for folder in (away.parent, here / away.parent.name):  # the recorded path, or next to this run when both were moved
-                if (found := _read_training_run(folder)) is not None:
-                    return found
+        recorded, parent = Path(run.model_name), run.path.parent
+        if recorded.name == "model":
+            # The recorded path, or next to this run when both were moved.
+            for folder in (recorded.parent, parent / recorded.parent.name):
+                if (training := _read_training_run(folder)) is not None:
+                    return training
     return None
 
 
@@ -159,12 +160,12 @@ def group_methods(models: Sequence[ModelRuns], specs: Sequence[str] = ()) -> lis
     labels.
     """
     trainings = {model.label: find_training_run(model) for model in models}
-    said = _parse_method_specs(specs, [model.label for model in models])
+    assigned = _parse_method_specs(specs, [model.label for model in models])
     groups: dict[str, list[ModelRuns]] = {}
     for model in models:
-        groups.setdefault(_group_key(model.label, trainings[model.label], said), []).append(model)
+        groups.setdefault(_group_key(model.label, trainings[model.label], assigned), []).append(model)
     roles = [_group_role(group, trainings) for group in groups.values()]
-    names = _name_groups(list(groups.values()), roles, said)
+    names = _name_groups(list(groups.values()), roles, assigned)
     return [ReportMethod(name, role, tuple(group)) for name, role, group in zip(names, roles, groups.values(), strict=True)]
 
 
@@ -178,9 +179,9 @@ def training_arrows(methods: Sequence[ReportMethod]) -> list[tuple[str, str]]:
 
     Without an RLVR method, the second step starts from base.
     """
-    of: dict[str, list[str]] = {role: [one.name for one in methods if one.role == role] for role in ("base", "rlvr", "permix")}
-    steps = [("base", "rlvr"), ("rlvr" if of["rlvr"] else "base", "permix")]
-    return [(start, end) for one, other in steps for start in of[one] for end in of[other]]
+    names: dict[str, list[str]] = {role: [one.name for one in methods if one.role == role] for role in ("base", "rlvr", "permix")}
+    steps = [("base", "rlvr"), ("rlvr" if names["rlvr"] else "base", "permix")]
+    return [(start, end) for one, other in steps for start in names[one] for end in names[other]]
 
 
 def _group_key(label: str, training: TrainingRun | None, assigned: Mapping[str, str]) -> str:
@@ -192,24 +193,26 @@ def _group_key(label: str, training: TrainingRun | None, assigned: Mapping[str, 
 
 def _parse_method_specs(specs: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
     """Return {label: name of the method} from the user's specifications."""
-    said: dict[str, str] = {}
+    assigned: dict[str, str] = {}
     for one in specs:
         name, equals, listed = one.partition("=")
         members = [label.strip() for label in listed.split(",") if label.strip()]
         name = name.strip()
         if not equals or not name or not members:
             raise ConfigError(f'methods: {one!r} is not NAME=LABEL,LABEL; for example "RLVR=rlvr 1,rlvr 2"')
-        if name in said.values():
-            raise ConfigError(f"methods: {name!r} is named twice; list all its models in one")
+        if name in assigned.values():
+            raise ConfigError(f"methods: {name!r} is given twice; list all its models in one entry")
         for label in members:
             if label not in labels:
-                raise ConfigError(f"methods: {one!r}: no model has the label {label!r}; there are {', '.join(map(repr, labels))}")
-            if label in said:
-                raise ConfigError(f"methods: {label!r} stands in {said[label]!r} and in {name!r}; a model is of one method")
-            said[label] = name
+                raise ConfigError(
+                    f"methods: {one!r}: no model has the label {label!r}; labels are {', '.join(map(repr, labels))}"
+                )
+            if label in assigned:
+                raise ConfigError(f"methods: {label!r} is in {assigned[label]!r} and in {name!r}; a model belongs to one method")
+            assigned[label] = name
         if name in labels and name not in members:
-            raise ConfigError(f"methods: {name!r} is also the label of a model that is not in it; take another name")
-    return said
+            raise ConfigError(f"methods: {name!r} is also the label of a model outside this method; choose another")
+    return assigned
 
 
 def _group_role(group: Sequence[ModelRuns], trainings: Mapping[str, TrainingRun | None]) -> Role:
@@ -338,38 +341,39 @@ class BootstrapSettings(NamedTuple):
 
 def pool_seeds(method: ReportMethod) -> PooledMethod:
     """Return the pooled numbers of a method."""
-    stable, distinct = measured_models(method)
-    reasons, apart = _seed_incompatibilities(stable, fidelity=False), _seed_incompatibilities(distinct, fidelity=True)
-    chances = {model.identifiability.chance for model in distinct if model.identifiability is not None}
+    stable, fidelity = measured_models(method)
+    reasons = _seed_incompatibilities(stable, fidelity=False)
+    fidelity_reasons = _seed_incompatibilities(fidelity, fidelity=True)
+    chances = {model.identifiability.chance for model in fidelity if model.identifiability is not None}
     return PooledMethod(
         name=method.name, labels=tuple(model.label for model in method.models),
         measures=_pooled_stability(stable) if stable and not reasons else {},
-        identifiability=_pooled_identifiability(distinct) if distinct and not apart else None,
+        identifiability=_pooled_identifiability(fidelity) if fidelity and not fidelity_reasons else None,
         chance=chances.pop() if len(chances) == 1 else None,
-        n_stability=len(stable), n_fidelity=len(distinct), reasons=reasons, fidelity_reasons=apart,
+        n_stability=len(stable), n_fidelity=len(fidelity), reasons=reasons, fidelity_reasons=fidelity_reasons,
     )  # fmt: skip
 
 
 def method_difference(one: ReportMethod, other: ReportMethod) -> MethodDifference:
     """Return one − other, paired by persona and question."""
-    (stable, distinct), (less_stable, less_distinct) = measured_models(one), measured_models(other)
-    reasons = _seed_incompatibilities([*less_stable, *stable], fidelity=False)
-    apart = _seed_incompatibilities([*less_distinct, *distinct], fidelity=True)
+    (stable, fidelity), (other_stable, other_fidelity) = measured_models(one), measured_models(other)
+    reasons = _seed_incompatibilities([*other_stable, *stable], fidelity=False)
+    fidelity_reasons = _seed_incompatibilities([*other_fidelity, *fidelity], fidelity=True)
     differences: dict[str, Estimate] = {}
     identifiability = None
-    if stable and less_stable and not reasons:
-        grids = _aligned_grids([*less_stable, *stable])
+    if stable and other_stable and not reasons:
+        grids = _aligned_grids([*other_stable, *stable])
         differences = stability_differences(
-            grids[: len(less_stable)], grids[len(less_stable) :], *_bootstrap_settings(less_stable[0].runs["stability"])
+            grids[: len(other_stable)], grids[len(other_stable) :], *_bootstrap_settings(other_stable[0].runs["stability"])
         )
-    if distinct and less_distinct and not apart:
-        told = _identifiability_results(less_distinct), _identifiability_results(distinct)
-        identifiability = identifiability_difference(*told, *_bootstrap_settings(less_distinct[0].runs["fidelity"]))
-    personas = {len(model.grid.persona_ids) for model in (*stable, *less_stable) if model.grid is not None}
+    if fidelity and other_fidelity and not fidelity_reasons:
+        results = _identifiability_results(other_fidelity), _identifiability_results(fidelity)
+        identifiability = identifiability_difference(*results, *_bootstrap_settings(other_fidelity[0].runs["fidelity"]))
+    personas = {len(model.grid.persona_ids) for model in (*stable, *other_stable) if model.grid is not None}
     return MethodDifference(
         name=one.name, against=other.name, measures=differences, identifiability=identifiability,
-        n_personas=max(personas, default=0), n_seeds=(len(stable), len(less_stable)),
-        n_fidelity_seeds=(len(distinct), len(less_distinct)), reasons=reasons, fidelity_reasons=apart,
+        n_personas=max(personas, default=0), n_seeds=(len(stable), len(other_stable)),
+        n_fidelity_seeds=(len(fidelity), len(other_fidelity)), reasons=reasons, fidelity_reasons=fidelity_reasons,
     )  # fmt: skip
 
 
@@ -381,8 +385,8 @@ def measured_models(method: ReportMethod) -> tuple[list[ModelRuns], list[ModelRu
 
 def _seed_incompatibilities(models: Sequence[ModelRuns], *, fidelity: bool) -> tuple[str, ...]:
     """Return why the numbers of these models cannot be pooled or compared: the differences between any of them and the first."""
-    unlike = identifiability_incompatibilities if fidelity else stability_incompatibilities
-    return tuple(dict.fromkeys(reason for model in models[1:] for reason in unlike(models[0], model)))
+    incompatibilities = identifiability_incompatibilities if fidelity else stability_incompatibilities
+    return tuple(dict.fromkeys(reason for model in models[1:] for reason in incompatibilities(models[0], model)))
 
 
 def _pooled_stability(models: Sequence[ModelRuns]) -> dict[str, Estimate]:
@@ -394,17 +398,17 @@ def _pooled_stability(models: Sequence[ModelRuns]) -> dict[str, Estimate]:
 
 def _pooled_identifiability(models: Sequence[ModelRuns]) -> Estimate:
     """Return the mean over the seeds of the share of answers attributed correctly, on the questions that all seeds answered."""
-    told = _identifiability_results(models)
-    if len(told) == 1:
-        return told[0].accuracy
-    questions, settings = sorted(told[0].right_by_question), _bootstrap_settings(models[0].runs["fidelity"])
+    results = _identifiability_results(models)
+    if len(results) == 1:
+        return results[0].accuracy
+    questions, settings = sorted(results[0].right_by_question), _bootstrap_settings(models[0].runs["fidelity"])
     rng = np.random.default_rng(settings.seed)
     drawn = statistics.bootstrap(
-        lambda counts_R_Q: {"told": mean_identifiability(told, questions, counts_R_Q)},
+        lambda counts_R_Q: {"accuracy": mean_identifiability(results, questions, counts_R_Q)},
         len(questions), rng, settings.resamples, block_size=settings.resamples,
-    )["told"]  # fmt: skip
-    found = statistics.bootstrap_estimate(float(drawn.value), drawn.replicates, len(questions))
-    return found.model_copy(update={"n": sum(one.n_answered for one in told)})
+    )["accuracy"]  # fmt: skip
+    pooled = statistics.bootstrap_estimate(float(drawn.value), drawn.replicates, len(questions))
+    return pooled.model_copy(update={"n": sum(one.n_answered for one in results)})
 
 
 def _identifiability_results(models: Sequence[ModelRuns]) -> list[Identifiability]:

@@ -1,7 +1,7 @@
-"""The section "As published": PersonaScore computed as PersonaGym's released code does, and scores that others published.
+"""Builds the section "PersonaScore as published": scores by the method of PersonaGym's released code, and scores of others.
 
-Contract: everything is computed from the judges' judgements.jsonl and the runs' records, as in the whole report. All judges of a
-run count together, as in the released code. `permix.metrics.judge_scores` explains how that changes the scores.
+Contract: everything is computed from the judges' judgements.jsonl and the runs' records. All judges of a run count together, as
+in the released code. `permix.metrics.judge_scores` explains how that changes the scores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,9 +47,9 @@ _PUBLISHED_HEADINGS = (
 )
 
 AS_PUBLISHED_NOTE = (
-    "The same scores by the arithmetic of PersonaGym's released code: answers in blocks of five, judges averaged block by block, "
-    "a block that could not be read counted as 0. Ours counts every score alike and leaves out what has none; judges count "
-    "together here, and apart elsewhere. The code saves only the last persona's scores. Lines without judges are of files."
+    "The same scores, computed as in PersonaGym's released code: answers in blocks of five, judges averaged block by block, and "
+    "an unreadable block counted as 0. Ours gives every score the same weight and leaves out answers without a score. All judges "
+    "count together in this table only. The released code saves only the last persona's scores. Rows without judges are of files."
 )
 
 
@@ -79,13 +79,13 @@ def collect_published(models: Sequence[ModelRuns], config: ReportConfig) -> Publ
         judged = model.runs[PERSONAGYM_KIND].judged_run if config.as_published and PERSONAGYM_KIND in model.runs else None
         if judged is not None:
             by_judge = judged.scores_by_judge
-            laid = personagym_score_arrays(
+            arrays = personagym_score_arrays(
                 read_asked_questions(model.runs[PERSONAGYM_KIND].path), [one.scores for one in by_judge.values()]
             )
-            runs[model.label] = aggregate_as_published(laid.score_J_P_U_Q, laid.asked_P_U_Q)
+            runs[model.label] = aggregate_as_published(arrays.score_J_P_U_Q, arrays.asked_P_U_Q)
             judges[model.label] = {label: one.discriminates_persona for label, one in by_judge.items()}
     if config.as_published and not runs:
-        print_status("note: as_published: no run here has answers to PersonaGym that a judge has scored")
+        print_status("note: as_published: no run here has PersonaGym answers with a judge's scores")
     return PublishedComparison(runs=runs, judges=judges, files=_read_score_files(config.published))
 
 
@@ -97,13 +97,13 @@ def personagym_score_arrays(
     Personas, and the questions of each persona, are in the order in which they were asked; tasks are in the order of
     `PERSONAGYM_TASKS`.
     """
-    persona_at = {name: at for at, name in enumerate(dict.fromkeys(question.persona_id for question in asked_questions))}
-    places: dict[tuple[int, int], list[AskedQuestion]] = {}
+    persona_index = {name: p for p, name in enumerate(dict.fromkeys(question.persona_id for question in asked_questions))}
+    cells: dict[tuple[int, int], list[AskedQuestion]] = {}
     for question in asked_questions:
-        places.setdefault((persona_at[question.persona_id], PERSONAGYM_TASKS.index(question.task)), []).append(question)
-    shape = len(persona_at), len(PERSONAGYM_TASKS), max(map(len, places.values()))
+        cells.setdefault((persona_index[question.persona_id], PERSONAGYM_TASKS.index(question.task)), []).append(question)
+    shape = len(persona_index), len(PERSONAGYM_TASKS), max(map(len, cells.values()))
     score_J_P_U_Q, asked_P_U_Q = np.full((len(scores), *shape), np.nan), np.zeros(shape, dtype=bool)
-    for (p, u), questions in places.items():
+    for (p, u), questions in cells.items():
         for q, question in enumerate(questions):
             asked_P_U_Q[p, u, q] = True
             score_J_P_U_Q[:, p, u, q] = [judge.get(_answer_key(question), np.nan) for judge in scores]
@@ -138,7 +138,7 @@ def _read_score_files(entries: Sequence[str]) -> dict[str, PublishedScores]:
     for entry in entries:
         name, path = _parse_entry(entry)
         if name in paths:
-            raise ConfigError(f"published = {entry!r}: the name {name!r} is given already; give each file a name of its own")
+            raise ConfigError(f"published = {entry!r}: the name {name!r} is given already; give each file its own name")
         paths[name] = path
     return {name: read_published_scores(path) for name, path in paths.items()}
 
@@ -158,17 +158,17 @@ def _combined_trust(judges: Mapping[str, bool | None]) -> bool | None:
 
 
 def _run_row(name: str, result: PublishedAggregation, judges: Mapping[str, bool | None]) -> list[TableCell]:
-    beside = trust_mark(_combined_trust(judges))
-    marked = ", ".join(f"{one_line(judge)}{trust_mark(trusted)}" for judge, trusted in judges.items())
+    mark = trust_mark(_combined_trust(judges))
+    judged_by = ", ".join(f"{one_line(judge)}{trust_mark(trusted)}" for judge, trusted in judges.items())
     difference = format_decimal(result.difference) if result.difference is None else f"{result.difference:+.3f}".replace("-", "−")
     values = [result.persona_score, *result.tasks, result.permix_persona_score, result.difference, result.last_persona_score]
     texts = [*map(format_decimal, values[:-2]), difference, format_decimal(result.last_persona_score)]
     source = SourceRun(name, PERSONAGYM_KIND)
-    *shown, last = (
-        trusted_cell(text if text == MISSING_TEXT else text + beside, number=value).with_sources(source)
+    *cells, last = (
+        trusted_cell(text if text == MISSING_TEXT else text + mark, number=value).with_sources(source)
         for text, value in zip(texts, values, strict=True)
     )
-    return [label_cell(name), TableCell(marked), *shown, trusted_cell(format_ratio(result.empty_blocks, result.blocks)), last]
+    return [label_cell(name), TableCell(judged_by), *cells, trusted_cell(format_ratio(result.empty_blocks, result.blocks)), last]
 
 
 def _file_row(name: str, published_scores: PublishedScores) -> list[TableCell]:

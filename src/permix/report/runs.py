@@ -1,8 +1,8 @@
-"""From folders to results: finds run directories, groups them by model, and measures each run from its records.
+"""Finds run directories, groups them by model, and measures each run from its records.
 
 Contract: every number comes from `records.jsonl` (or log.jsonl of a training run, judgements.jsonl of a judge), never from a
-stage's `metrics.json`. Models keep the order in which they first appear. DataError names what cannot be used: a folder without
-runs, or two runs of the same kind and label.
+stage's `metrics.json`. Models keep the order in which they first appear. DataError names a path that
+cannot be used: a folder without runs, or two runs of the same kind and label.
 """
 
 import os
@@ -162,7 +162,7 @@ class ModelRuns(NamedTuple):
     """By kind of fidelity run."""
     drift: Drift | None = None
     unmeasured_reasons: tuple[str, ...] = ()
-    """What could not be measured, and why."""
+    """One reason for each measure that could not be computed."""
 
     @property
     def runs_with_judges(self) -> dict[str, Run]:
@@ -210,9 +210,9 @@ class ModelRuns(NamedTuple):
 def collect_models(paths: Sequence[Path]) -> list[ModelRuns]:
     """Find every model in `paths`, and measure it. Raises DataError without paths, and as `find_runs` does."""
     if not paths:
-        raise DataError("no runs: give run directories, or folders that hold some")
-    found = {run.path.resolve(): run for path in paths for run in find_runs(path)}
-    return [_measure_model(label, runs) for label, runs in _group_by_label(list(found.values())).items()]
+        raise DataError("no runs: give run directories, or folders that contain some")
+    run_at = {run.path.resolve(): run for path in paths for run in find_runs(path)}
+    return [_measure_model(label, runs) for label, runs in _group_by_label(list(run_at.values())).items()]
 
 
 def find_runs(path: Path) -> Iterator[Run]:
@@ -227,7 +227,7 @@ def find_runs(path: Path) -> Iterator[Run]:
         raise DataError(f"{path}: config.json has stage {stage!r}; a report reads runs of {', '.join(REPORTED_STAGES)}")
     inside = list(_runs_below(path))
     if not inside:
-        raise DataError(f"{path}: neither a run directory (no config.json with a stage) nor a folder that holds one")
+        raise DataError(f"{path}: neither a run directory (no config.json with a stage) nor a folder that contains one")
     yield from (Run(one) for one in inside)
 
 
@@ -250,8 +250,8 @@ def _group_by_label(runs: Sequence[Run]) -> dict[str, dict[str, Run]]:
         kinds = models.setdefault(model_label(run, runs), {})
         if run.kind in kinds:
             raise DataError(
-                f'{run.path} and {kinds[run.kind].path}: two {run.kind} runs of one label, "{model_label(run, runs)}"; '
-                "give each its own --label, or report them apart"
+                f'{run.path} and {kinds[run.kind].path}: two {run.kind} runs have the label "{model_label(run, runs)}"; '
+                "give each its own --label, or make separate reports"
             )
         kinds[run.kind] = run
     return {name: _with_default_stability_run(kinds) for name, kinds in models.items()}
@@ -281,19 +281,19 @@ def model_label(run: Run, runs: Sequence[Run]) -> str:
 
 
 def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
-    stable, distinct, talked = runs.get("stability"), runs.get("fidelity"), runs.get(INTERVIEW_KIND)
-    told, untold = (None, "") if distinct is None else _measure_identifiability(distinct)
+    stable, fidelity, talk = runs.get("stability"), runs.get("fidelity"), runs.get(INTERVIEW_KIND)
+    identifiability, reason = (None, "") if fidelity is None else _measure_identifiability(fidelity)
     return ModelRuns(
         label=label,
         runs=runs,
         stability=None if stable is None else stability.measure_stability(stable.path, stable.grid_results),
         grid=None if stable is None else stability.read_stability_grid(stable.path, stable.grid_results),
-        identifiability=told,
+        identifiability=identifiability,
         template_effects=None if stable is None else stability.measure_template_effects(stable.path, stable.grid_results),
         text_metrics={kind: measure_text_metrics(runs[kind].path) for kind in FIDELITY_RUN_KINDS if kind in runs},
-        strategies=tuple(found for run in runs.values() if (found := measure_strategy(run.path, run.grid_results)) is not None),
-        drift=None if talked is None else measure_drift(talked.path, find_reference_run(talked), _scores_by_judge(talked)),
-        unmeasured_reasons=(untold,) if untold else (),
+        strategies=tuple(one for run in runs.values() if (one := measure_strategy(run.path, run.grid_results)) is not None),
+        drift=None if talk is None else measure_drift(talk.path, find_reference_run(talk), _scores_by_judge(talk)),
+        unmeasured_reasons=(reason,) if reason else (),
     )
 
 
@@ -315,14 +315,14 @@ def find_reference_run(run: Run) -> Path | None:
 
     None when no reference is configured. Raises DataError when the configured run is not found.
     """
-    named = run.config.get("reference")
-    if named is None:
+    configured = run.config.get("reference")
+    if configured is None:
         return None
-    away, here = Path(named), run.path.parent
-    for place in (away, here.parent / away.parent.name / away.name, here / away.name):
-        if is_run(place) and place.resolve() != run.path.resolve():
-            return place
-    raise DataError(f"{run.path}: its reference run {named} is gone; identifiability cannot be measured without it")
+    recorded, parent = Path(configured), run.path.parent
+    for candidate in (recorded, parent.parent / recorded.parent.name / recorded.name, parent / recorded.name):
+        if is_run(candidate) and candidate.resolve() != run.path.resolve():
+            return candidate
+    raise DataError(f"{run.path}: its reference run {configured} was not found; identifiability cannot be measured without it")
 
 
 def _sum_or_none(parts: Sequence[Any]) -> Any:

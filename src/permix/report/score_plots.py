@@ -1,7 +1,7 @@
-"""Figures of scores: the trade-off between stability and distinctness, judges' scores, and the validation of judges.
+"""Draws the figures of scores: PSS against identifiability, judges' scores, and the validation of judges.
 
-Contract: as in `permix.rendering.plots`. In the trade-off figure the y axis is PSS and the x axis is identifiability; each method
-is one point with both intervals, at the mean of its training seeds, and each seed is a small point of the same look. A method
+Contract: as in `permix.rendering.plots`. In the trade-off figure the y axis is PSS and the x axis is identifiability. Each method
+is one point with both intervals, at the mean of its training seeds; each seed is a small point in the same style. A method
 without one of the two numbers is left out. In the figures of judges, a judge that is not trusted has hollow marks.
 """
 
@@ -42,13 +42,13 @@ CONTROL_NAMES: dict[JudgeControl, str] = {
     "wrong-persona": "wrong persona",
     "no-persona": "no persona",
     "padded": "padded",
-    "retest": "asked again",
+    "retest": "retest",
     "injected": "injected",
 }
 
 SCORE_COLOURS = colormaps["cividis"](np.linspace(0.05, 1.0, 5))
 
-_MIN_LABELLED_WIDTH = 0.06  # share of the bar: a narrower piece has no room for its number
+_MIN_LABELLED_WIDTH = 0.06  # as a share of the bar; a narrower piece has no room for its number
 
 
 def plot_judge_figures(models: Mapping[str, Sequence[JudgedRun]], out: Path, styles: Mapping[str, Style]) -> dict[str, str]:
@@ -57,33 +57,34 @@ def plot_judge_figures(models: Mapping[str, Sequence[JudgedRun]], out: Path, sty
     for kind in KIND_FILE_STEMS:
         runs = {label: run for label, judged in models.items() for run in judged if run.kind == kind}
         if runs:
-            by_task, tried = judge_figure_files(kind)
-            plot_judge_scores(runs, kind, out / by_task, styles)
-            plot_judge_reliability(runs, kind, out / tried)
-            figures |= {by_task: f"judges' scores, {KIND_TITLES[kind]}", tried: f"the judges on trial, {KIND_TITLES[kind]}"}
+            scores_file, validation_file = judge_figure_files(kind)
+            plot_judge_scores(runs, kind, out / scores_file, styles)
+            plot_judge_reliability(runs, kind, out / validation_file)
+            figures[scores_file] = f"judges' scores, {KIND_TITLES[kind]}"
+            figures[validation_file] = f"validation of judges, {KIND_TITLES[kind]}"
     return figures
 
 
 def judge_figure_files(kind: str) -> tuple[str, str]:
-    """Return the file names of both figures of a kind of run."""
+    """Return the file names of the two figures of a kind of run: scores, and validation."""
     return f"judged-{KIND_FILE_STEMS[kind]}.png", f"trial-{KIND_FILE_STEMS[kind]}.png"
 
 
 def plot_judge_scores(runs: JudgedRuns, kind: str, path: Path, styles: Mapping[str, Style]) -> None:
     """Draw a panel for each judge: the mean over the tasks, then each task, with every model and its interval."""
     judges = list(dict.fromkeys(judge for run in runs.values() for judge in run.judges))
-    found = {judge: {label: run.judges[judge] for label, run in runs.items() if judge in run.judges} for judge in judges}
-    rows = {judge: _row_names(kind, list(by_model.values())) for judge, by_model in found.items()}
+    summaries = {judge: {label: run.judges[judge] for label, run in runs.items() if judge in run.judges} for judge in judges}
+    rows = {judge: _row_names(kind, list(by_model.values())) for judge, by_model in summaries.items()}
     height = sum(0.45 + len(rows[judge]) * (0.16 + 0.13 * len(runs)) for judge in judges)
-    n = theme.join_distinct_counts(one.persona_score.n for by_model in found.values() for one in by_model.values())
-    hollow = any(not one.discriminates_persona for by_model in found.values() for one in by_model.values())
+    n = theme.join_distinct_counts(one.persona_score.n for by_model in summaries.values() for one in by_model.values())
+    hollow = any(not one.discriminates_persona for by_model in summaries.values() for one in by_model.values())
     marks = HOLLOW_MARKER_NOTE if hollow else ""
     fig = theme.new_figure(
         0.7 + height, f"Judges' scores: {KIND_TITLES[kind]}", f"n = {n} personas; bars: {PERSONA_INTERVAL_NOTE}{marks}"
     )
     for ax, judge in zip(theme.stacked_axes(fig, len(judges)), judges, strict=True):
-        for place, (label, one) in enumerate(found[judge].items()):
-            offset = (place - (len(found[judge]) - 1) / 2) * 0.7 / len(runs)
+        for place, (label, one) in enumerate(summaries[judge].items()):
+            offset = (place - (len(summaries[judge]) - 1) / 2) * 0.7 / len(runs)
             for row, task in enumerate(rows[judge]):
                 _plot_score(
                     ax,
@@ -103,17 +104,16 @@ def plot_judge_scores(runs: JudgedRuns, kind: str, path: Path, styles: Mapping[s
 
 
 def plot_judge_reliability(runs: JudgedRuns, kind: str, path: Path) -> None:
-    """Draw a panel for each model and judge: how many answers got each score, plainly and under each control."""
+    """Draw a panel for each model and judge: how many answers got each score, in the measurement and under each control."""
     judged = [(label, one) for label, run in runs.items() for one in run.judges.values()]
     shown = [[control for control in CONTROL_NAMES if any(one.histogram[control])] for _, one in judged]
     note = (
-        "answers that got each score, n at the right, without rubrics that ask the same of every persona; a good judge scores "
-        "wrong and no persona lower "
-        f"than the own one, the last three alike; {UNTRUSTED_MARK} does not tell right from wrong persona; "
-        f"{UNTESTED_MARK} was not tried"
+        "answers that got each score, n on the right, without rubrics that ask the same of every persona; a good judge scores "
+        f"wrong and no persona lower than the own one, and the last three alike; {UNTRUSTED_MARK} does not tell right from wrong "
+        f"persona; {UNTESTED_MARK} was not validated"
     )
     fig = theme.new_figure(
-        0.8 + sum(0.55 + 0.24 * len(bars) for bars in shown), f"The judges on trial: {KIND_TITLES[kind]}", note
+        0.8 + sum(0.55 + 0.24 * len(bars) for bars in shown), f"Validation of judges: {KIND_TITLES[kind]}", note
     )
     heights = [max(1, len(bars)) for bars in shown]
     axes = list(fig.subplots(len(judged), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0])
@@ -136,7 +136,7 @@ def plot_judge_reliability(runs: JudgedRuns, kind: str, path: Path) -> None:
 
 
 def _row_names(kind: str, judges: Sequence[JudgeSummary]) -> list[str]:
-    """Return the mean, then each rubric that any model shows next to the mean."""
+    """Return the name of the mean, then the rubrics of any model that have their own row."""
     tasks = [task for one in judges for task in one.tasks]
     return [score_name(kind, tasks), *listed_rubrics(kind, tasks)]
 
@@ -206,8 +206,8 @@ def common_chance(pooled: Sequence[PooledMethod]) -> float | None:
     """Return the chance level that all methods share. None when they have different numbers of personas, as one line cannot show
     them.
     """
-    found = {mean.chance for mean in pooled if mean.chance is not None}
-    return found.pop() if len(found) == 1 else None
+    chances = {mean.chance for mean in pooled if mean.chance is not None}
+    return chances.pop() if len(chances) == 1 else None
 
 
 def plot_tradeoff(
@@ -223,7 +223,7 @@ def plot_tradeoff(
     and `styles` are by the method's name.
     """
     styles = styles or theme.styles_for(point.name for point in points)
-    fig = theme.new_figure(5.2, "Stability against distinctness", _tradeoff_note(points))
+    fig = theme.new_figure(5.2, "PSS against identifiability", _tradeoff_note(points))
     (ax,) = theme.stacked_axes(fig, 1)
     for point in points:
         _plot_tradeoff_point(ax, point, styles[point.name])
@@ -237,7 +237,7 @@ def plot_tradeoff(
         ax.annotate(
             "chance", (chance, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", color="0.3"
         )
-    ax.set_xlabel("identifiability: how often a classifier tells which persona wrote an answer")
+    ax.set_xlabel("identifiability: how often a classifier names the persona that wrote an answer")
     ax.set_ylabel("PSS: worst / best persona's accuracy")
     ax.margins(0.15)
     low, high = ax.get_ylim()
@@ -263,7 +263,7 @@ def _seed_values(method: ReportMethod) -> tuple[tuple[float, float], ...]:
 
 
 def _tradeoff_note(points: Sequence[TradeoffPoint]) -> str:
-    asked = f"{theme.join_distinct_counts(point.pss.n for point in points)} questions (PSS)"
-    answered = f"{theme.join_distinct_counts(point.identifiability.n for point in points)} answers (identifiability)"
-    small = "; large: mean over training seeds; small and open: each seed" if any(point.seeds for point in points) else ""
-    return f"n = {asked}, {answered}; bars: {QUESTION_INTERVAL_NOTE}{small}"
+    questions = f"{theme.join_distinct_counts(point.pss.n for point in points)} questions (PSS)"
+    answers = f"{theme.join_distinct_counts(point.identifiability.n for point in points)} answers (identifiability)"
+    seeds = "; large: mean over training seeds; small and open: each seed" if any(point.seeds for point in points) else ""
+    return f"n = {questions}, {answers}; bars: {QUESTION_INTERVAL_NOTE}{seeds}"

@@ -1,11 +1,11 @@
-"""The sentences of a report: the claim above it, the sentences on each model and comparison, and the sentences on judges.
+"""Writes the sentences of a report: the claim at its top, and sentences on each model, comparison and judge.
 
 Contract: sentences are made only from numbers and intervals. A difference is called higher or lower only when its 95 % interval
 excludes 0 (stability: paired by persona and question; identifiability: paired by question); any other difference is "no
 difference shown". Models that were not asked the same are not compared, and the reason is given.
 
 A judge that is not trusted is named in the claim without its scores; elsewhere its numbers are shown, marked, and called
-meaningless. A difference in a judge's scores is called higher or lower only when the judge tells personas apart on both models.
+meaningless. A difference in a judge's scores is called higher or lower only when the judge is trusted on both models.
 
 The output is Markdown with escaped names and labels.
 """
@@ -44,10 +44,8 @@ from permix.types import Estimate
 
 TRUST_MARKS_LEGEND = (
     f"{UNTRUSTED_MARK} The judge scores an answer under a wrong persona no lower than under its own (the interval of "
-    "the AUC includes "
-    "0.5, or lies below): either it cannot tell, or these answers show no persona, and the number means nothing. "
-    f"{UNTESTED_MARK} The "
-    "judge was not tried, so it is not known what the number means."
+    "the AUC includes 0.5, or is below it). Either the judge cannot tell, or these answers show no persona; the number means "
+    f"nothing. {UNTESTED_MARK} The judge was not validated, so the meaning of the number is unknown."
 )
 
 
@@ -59,7 +57,7 @@ def untrusted_judge_sentences(name: str, run: JudgedRun) -> list[str]:
 def trusted_judge_phrases(name: str, run: JudgedRun) -> list[str]:
     """Return phrases for the headline of a single model, one for each trusted judge."""
     return [
-        f"{md_label(name)}: judge {md_label(one.label)} tells personas apart "
+        f"{md_label(name)}: judge {md_label(one.label)} distinguishes personas "
         f"({score_name(run.kind, one.tasks)} {one.persona_score})"
         for one in run.judges.values()
         if one.discriminates_persona
@@ -85,29 +83,29 @@ def score_difference_phrases(differences: Sequence[JudgeScoreDifference]) -> lis
     return [
         f"{one.score_name} by judge {md_label(one.scores.judge)} {difference_direction(one.scores.persona_score)} "
         f"({one.scores.persona_score.format_difference()}, p {_p_value_text(one.scores.p)}, {one.scores.n_answers} answers)"
-        + ("" if one.discriminates_persona else ", which means nothing: that judge is not trusted on both")
+        + ("" if one.discriminates_persona else ", which means nothing: the judge is not trusted on both models")
         for one in differences
     ]
 
 
 def _untrusted_judge_sentence(name: str, kind: str, judge: JudgeSummary) -> str:
-    what = f"{score_name(kind, judge.tasks)} by judge {md_label(judge.label)}"
+    score = f"{score_name(kind, judge.tasks)} by judge {md_label(judge.label)}"
     if judge.discriminates_persona is None:
-        return f"{md_label(name)}: nobody knows what {what} means, the judge was not tried"
+        return f"{md_label(name)}: the meaning of {score} is unknown, the judge was not validated"
     return (
-        f"{md_label(name)}: {what} means nothing, the judge does not tell right from wrong persona (AUC {judge.reliability.auc})"
+        f"{md_label(name)}: {score} means nothing, the judge does not tell right from wrong persona (AUC {judge.reliability.auc})"
     )
 
 
 def _judge_sentence(name: str, kind: str, judge: JudgeSummary) -> str:
-    worth = {True: "it tells personas apart", False: "it does not tell personas apart", None: "it was not tried"}[
+    validation = {True: "distinguishes personas", False: "does not distinguish personas", None: "was not validated"}[
         judge.discriminates_persona
     ]
     return (
         f"**{md_label(name)}**, judge {md_label(judge.label)}: {score_name(kind, judge.tasks)} "
         f"{estimate_cell(judge.persona_score).text}{trust_mark(judge.discriminates_persona)}, "
         f"{format_ratio(judge.n_scored, judge.n_asked)} answers of "
-        f"{judge.persona_score.n} personas scored, share of fives {judge.share_top_score}; {worth} "
+        f"{judge.persona_score.n} personas scored, share of fives {judge.share_top_score}; it {validation} "
         f"(AUC {judge.reliability.auc}); cost {format_dollars(judge.usage.cost)}."
     )
 
@@ -117,11 +115,12 @@ _SIGNIFICANCE_LEVEL = 0.05
 
 def result_sentences(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> list[str]:
     """Return the headline, which is one sentence, then a sentence with numbers for each model and each comparison."""
-    effects = [_stability_sentence(model) for model in models if model.stability is not None]
+    stability = [_stability_sentence(model) for model in models if model.stability is not None]
     judged = [line for model in models for run in model.judged_runs for line in judge_sentences(model.label, run)]
-    strategies = [_strategy_sentence(model.label, found) for model in models for found in model.strategies]
-    against = [_comparison_sentence(one) for one in comparisons]
-    return [_headline(models, comparisons), *(f"- {line}" for line in [*effects, *judged, *strategies, *against] if line)]
+    strategies = [_strategy_sentence(model.label, summary) for model in models for summary in model.strategies]
+    compared = [_comparison_sentence(one) for one in comparisons]
+    lines = [*stability, *judged, *strategies, *compared]
+    return [_headline(models, comparisons), *(f"- {line}" for line in lines if line)]
 
 
 def comparison_warnings(comparisons: Sequence[Comparison]) -> list[str]:
@@ -140,34 +139,35 @@ def comparison_warnings(comparisons: Sequence[Comparison]) -> list[str]:
 
 def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
     """Return what is missing in these runs: cells without a score, and measures that could not be computed."""
-    owed = [
-        f"> **Not whole**: {md_label(model.label)} has "
+    incomplete = [
+        f"> **Incomplete**: {md_label(model.label)} has "
         f"{format_ratio(model.stability.n_scored, model.stability.n_asked)} cells scored."
         for model in models
         if model.stability is not None and model.stability.n_scored < model.stability.n_asked
     ]
-    return owed + [f"> **Left out**: {md_label(reason, 400)}." for model in models for reason in model.unmeasured_reasons]
+    reasons = [reason for model in models for reason in model.unmeasured_reasons]
+    return incomplete + [f"> **Not measured**: {md_label(reason, 400)}." for reason in reasons]
 
 
 def _headline(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
     """Return the headline, with a sentence for each judge that is not trusted."""
-    worthless = [line for model in models for run in model.judged_runs for line in untrusted_judge_sentences(model.label, run)]
-    return "**" + " ".join([_headline_sentence(models, comparisons), *(f"{line}." for line in worthless)]) + "**"
+    untrusted = [line for model in models for run in model.judged_runs for line in untrusted_judge_sentences(model.label, run)]
+    return "**" + " ".join([_headline_sentence(models, comparisons), *(f"{line}." for line in untrusted)]) + "**"
 
 
 def _headline_sentence(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
     """Return one sentence in words for each model that is the first of a comparison."""
-    said: dict[str, list[str]] = {}
+    phrases: dict[str, list[str]] = {}
     for one in comparisons:
         if words := _comparison_words(one):
-            said.setdefault(one.against, []).append(f"{md_label(one.label)}: {', '.join(words)}")
-    if said:
-        return " ".join(f"Against {md_label(against)}, {'; '.join(parts)}." for against, parts in said.items())
+            phrases.setdefault(one.against, []).append(f"{md_label(one.label)}: {', '.join(words)}")
+    if phrases:
+        return " ".join(f"Against {md_label(against)}, {'; '.join(parts)}." for against, parts in phrases.items())
     effects = [f"{md_label(model.label)}: {_persona_effect_text(model)}" for model in models if model.stability is not None]
     strategies = [
-        f"{md_label(model.label)} with {found.strategy}: accuracy {difference_direction(found.gain)} against no persona"
+        f"{md_label(model.label)} with {one.strategy}: accuracy {difference_direction(one.gain)} against no persona"
         for model in models
-        for found in model.strategies
+        for one in model.strategies
     ]
     judged = [line for model in models for run in model.judged_runs for line in trusted_judge_phrases(model.label, run)]
     if not effects and not strategies and not judged:
@@ -176,15 +176,15 @@ def _headline_sentence(models: Sequence[ModelRuns], comparisons: Sequence[Compar
 
 
 def _comparison_words(comparison: Comparison) -> list[str]:
-    measured = [f"{what} {difference_direction(difference)}" for what, difference in _named_differences(comparison)]
+    measured = [f"{name} {difference_direction(difference)}" for name, difference in _named_differences(comparison)]
     return measured + score_change_phrases(comparison.judged)
 
 
 def _named_differences(comparison: Comparison) -> list[tuple[str, Estimate]]:
     """Return every measure that was compared, by its name in a sentence, with its difference."""
     measures = [one for one in measures_in("differences") if one.name in comparison.measures]
-    found = [(one.sentence_label, comparison.measures[one.name]) for one in measures]
-    return found if comparison.identifiability is None else [*found, ("identifiability", comparison.identifiability)]
+    named = [(one.sentence_label, comparison.measures[one.name]) for one in measures]
+    return named if comparison.identifiability is None else [*named, ("identifiability", comparison.identifiability)]
 
 
 def _stability_sentence(model: ModelRuns) -> str:
@@ -196,8 +196,8 @@ def _stability_sentence(model: ModelRuns) -> str:
         f"{estimate_cell(one.mean).text} "
         f"on average over {one.n_personas} personas, {estimate_cell(one.worst).text} under the worst; PSS "
         f"{estimate_cell(one.pss).text} "
-        f"(observed {format_decimal(one.pss_observed.value)}, where {format_decimal(one.pss_null.value)} would be seen "
-        "if personas did nothing); "
+        f"(observed {format_decimal(one.pss_observed.value)}; {format_decimal(one.pss_null.value)} would be observed "
+        "if personas had no effect); "
         f"{_persona_effect_text(model)} "
         f"(permutation test, p {_p_value_text(one.permutation_p.value)}); n = {one.n_questions} questions"
         f"{_detectable_effect_text(one)}."
@@ -208,23 +208,23 @@ def _detectable_effect_text(summary: StabilitySummary) -> str:
     """Return the smallest effect that the grid could detect, next to the effect that was measured."""
     if summary.minimum_detectable_effect.value is None:
         return ""
-    some = (
-        "which"
+    subset = (
+        ""
         if summary.minimum_detectable_effect.n == summary.n_questions
-        else f"of which {summary.minimum_detectable_effect.n}, asked of every persona,"
+        else f" with the {summary.minimum_detectable_effect.n} questions that every persona was asked"
     )
     return (
-        f", {some} show a persona's difference to none from "
-        f"{format_decimal(summary.minimum_detectable_effect.value)} on (power .8)"
+        f"; smallest detectable difference of a persona to no persona{subset}: "
+        f"{format_decimal(summary.minimum_detectable_effect.value)} (power .8)"
     )
 
 
 def _strategy_sentence(name: str, summary: StrategySummary) -> str:
     """Return a sentence on a strategy: its gain and its cost."""
-    price = "its cost is not known"
+    cost = "its cost is not known"
     if summary.tokens_per_answer is not None and summary.token_ratio is not None:
-        price = (
-            f"{format_count(summary.tokens_per_answer.total)} tokens an answer, {summary.token_ratio:.2f} times "
+        cost = (
+            f"{format_count(summary.tokens_per_answer.total)} tokens per answer, {summary.token_ratio:.2f} times "
             "the cost of asking once"
         )
     before = (
@@ -235,7 +235,7 @@ def _strategy_sentence(name: str, summary: StrategySummary) -> str:
     return (
         f"**{md_label(name)} with {summary.strategy}**: accuracy {estimate_cell(summary.accuracy).text}, "
         f"{difference_direction(summary.gain)} against no "
-        f"persona ({summary.gain.format_difference()}); {price}{before}; n = {summary.gain.n} questions."
+        f"persona ({summary.gain.format_difference()}); {cost}{before}; n = {summary.gain.n} questions."
     )
 
 
@@ -246,8 +246,8 @@ def _persona_effect_text(model: ModelRuns) -> str:
 
 def _comparison_sentence(comparison: Comparison) -> str:
     parts = [
-        f"{what} {difference_direction(difference)} ({difference.format_difference()})"
-        for what, difference in _named_differences(comparison)
+        f"{name} {difference_direction(difference)} ({difference.format_difference()})"
+        for name, difference in _named_differences(comparison)
     ]
     parts += score_difference_phrases(comparison.judged)
     return f"**{md_label(comparison.label)}** against {md_label(comparison.against)}: {'; '.join(parts)}." if parts else ""
@@ -276,20 +276,20 @@ _STABILITY_CLAIMS[NOT_SIGNIFICANT] = (
     f"{NOT_SIGNIFICANT} in stability, the share of its best persona's accuracy that a model keeps under its worst"
 )
 
-_DISTINCTNESS_TEMPLATE = "its personas are {} to tell apart by what they answer"
+_DISTINCTNESS_TEMPLATE = "its personas are {} to distinguish by their answers"
 
 _DISTINCTNESS_CLAIMS = {"higher": _DISTINCTNESS_TEMPLATE.format("easier"), "lower": _DISTINCTNESS_TEMPLATE.format("harder")}
 
-_DISTINCTNESS_CLAIMS[NOT_SIGNIFICANT] = f"{NOT_SIGNIFICANT} in how well personas are told apart by what they answer"
+_DISTINCTNESS_CLAIMS[NOT_SIGNIFICANT] = f"{NOT_SIGNIFICANT} in how well personas are distinguished by their answers"
 
 _INTERVAL_NOTE = "Brackets are 95 % intervals over the questions"
 
-_NO_FINDING = "nothing that can be claimed"
+_NO_FINDING = "no claim can be made"
 
-_NOTHING_MEASURED = "Nothing here measures accuracy under personas, or how well personas are told apart."
+_NOTHING_MEASURED = "Nothing here measures accuracy under personas, or how well personas are distinguished."
 
 _NO_CLAIM_POSSIBLE = (
-    "No claim is made: no accuracy under personas to compare, and no answers to shared questions; what there is stands below."
+    "No claim is made: there is no accuracy under personas to compare, and there are no answers to shared questions."
 )
 
 _MIN_SCORED_SHARE = 0.9
@@ -353,41 +353,41 @@ def _by_seed_count(methods: Sequence[ReportMethod]) -> list[ReportMethod]:
 
 def _comparison_claim(pair: ComparisonPair, base: ReportMethod | None) -> ReportClaim:
     one, other, others = pair
-    found, mine, theirs = method_difference(one, other), pool_seeds(one), pool_seeds(other)
-    halves = [
-        *_stability_findings(found, mine, theirs, [*one.models, *other.models]),
-        *_distinctness_findings(found, mine, theirs),
+    change, pooled, reference_pooled = method_difference(one, other), pool_seeds(one), pool_seeds(other)
+    findings = [
+        *_stability_findings(change, pooled, reference_pooled, [*one.models, *other.models]),
+        *_distinctness_findings(change, pooled, reference_pooled),
         *_judge_findings(one, other),
     ]
     names = f"{md_label(one.name)}{_ROLE_DESCRIPTIONS[one.role]} against {md_label(other.name)}{_ROLE_DESCRIPTIONS[other.role]}"
     return _join_claim(
         names,
-        halves or [Finding("nothing was measured of both")],
-        [*_training_effect_sentences(base, one, other), *_seed_sentences(found, one, other), *_other_variants_sentences(others)],
+        findings or [Finding("they have no measure in common")],
+        [*_training_effect_sentences(base, one, other), *_seed_sentences(change, one, other), *_other_variants_sentences(others)],
     )
 
 
 def _join_claim(names: str, findings: Sequence[Finding], remarks: Sequence[str] = ()) -> ReportClaim:
-    basis = "; ".join(half.support for half in findings if half.support)
-    sentence = f"{names}: {'; '.join(half.text for half in findings if half.text)}."
-    return ReportClaim(sentence, " ".join([*([f"{basis[0].upper()}{basis[1:]}."] if basis else []), *remarks]))
+    support = "; ".join(one.support for one in findings if one.support)
+    sentence = f"{names}: {'; '.join(one.text for one in findings if one.text)}."
+    return ReportClaim(sentence, " ".join([*([f"{support[0].upper()}{support[1:]}."] if support else []), *remarks]))
 
 
 def _stability_findings(
     change: MethodDifference, pooled: PooledMethod, reference_pooled: PooledMethod, models: Sequence[ModelRuns]
 ) -> list[Finding]:
     if change.reasons:
-        return [Finding(f"not to be compared in accuracy ({_reasons_text(change.reasons)})")]
+        return [Finding(f"not comparable in accuracy ({_reasons_text(change.reasons)})")]
     if change.pss is None or change.pss.low is None:
         return []
     scored = _scored_coverage(models)
     if not scored.is_complete:
-        return [Finding(f"not compared in accuracy before the runs are whole ({scored.text})")]
-    basis = (
+        return [Finding(f"not compared in accuracy, because the runs are incomplete ({scored.text})")]
+    support = (
         f"persona stability score (PSS) {_values_text(pooled.pss, reference_pooled.pss)}, "
         f"{format_count(change.pss.n)} questions, {scored.text}"
     )
-    return [Finding(f"{_STABILITY_CLAIMS[difference_direction(change.pss)]} (PSS {change.pss.format_difference()})", basis)]
+    return [Finding(f"{_STABILITY_CLAIMS[difference_direction(change.pss)]} (PSS {change.pss.format_difference()})", support)]
 
 
 class _ScoredCoverage(NamedTuple):
@@ -401,31 +401,31 @@ def _scored_coverage(models: Sequence[ModelRuns]) -> _ScoredCoverage:
     summaries = [model.stability for model in models if model.stability is not None]
     personas = max((one.n_personas for one in summaries), default=0)
     scored, asked = (sum(getattr(one, name) for one in summaries) for name in ("n_scored", "n_asked"))
-    whole = all(one.n_scored >= _MIN_SCORED_SHARE * one.n_asked for one in summaries)
-    return _ScoredCoverage(f"{personas} personas, {format_ratio(scored, asked)} cells scored", whole)
+    is_complete = all(one.n_scored >= _MIN_SCORED_SHARE * one.n_asked for one in summaries)
+    return _ScoredCoverage(f"{personas} personas, {format_ratio(scored, asked)} cells scored", is_complete)
 
 
 def _distinctness_findings(change: MethodDifference, pooled: PooledMethod, reference_pooled: PooledMethod) -> list[Finding]:
     if change.fidelity_reasons:
-        return [Finding(f"not to be compared in how well personas are told apart ({_reasons_text(change.fidelity_reasons)})")]
-    between = change.identifiability
-    if between is None or between.low is None:
+        return [Finding(f"not comparable in how well personas are distinguished ({_reasons_text(change.fidelity_reasons)})")]
+    difference = change.identifiability
+    if difference is None or difference.low is None:
         return []
-    chance = f" where {_chance_text(pooled.chance)}" if pooled.chance is not None else ""
+    chance = f" ({_chance_text(pooled.chance)})" if pooled.chance is not None else ""
     numbers = (
         f"{_values_text(pooled.identifiability, reference_pooled.identifiability)}{chance}, "
-        f"{format_count(between.n)} open-ended questions"
+        f"{format_count(difference.n)} open-ended questions"
     )
     return [
         Finding(
-            f"{_DISTINCTNESS_CLAIMS[difference_direction(between)]} (identifiability {between.format_difference()})",
+            f"{_DISTINCTNESS_CLAIMS[difference_direction(difference)]} (identifiability {difference.format_difference()})",
             f"identifiability {numbers}",
         )
     ]
 
 
 def _chance_text(chance: float) -> str:
-    return f"a guess among {round(1 / chance)} personas is right {format_decimal(chance)} of the time"
+    return f"chance {format_decimal(chance)} among {round(1 / chance)} personas"
 
 
 def _values_text(first: Estimate | None, other: Estimate | None) -> str:
@@ -436,25 +436,25 @@ def _judge_findings(one: ReportMethod, other: ReportMethod) -> list[Finding]:
     """Return findings by judges when each method has one judged model: what judges trusted on both say, and which are not
     trusted.
     """
-    mine, theirs = ([model for model in method.models if model.judged_runs] for method in (one, other))
-    if len(mine) != 1 or len(theirs) != 1:
+    judged, reference_judged = ([model for model in method.models if model.judged_runs] for method in (one, other))
+    if len(judged) != 1 or len(reference_judged) != 1:
         return []
-    found, reasons = compare_judge_scores(theirs[0], mine[0])
-    refused = [Finding(f"judges' scores are not to be compared ({_reasons_text(reasons)})")] if reasons else []
+    differences, reasons = compare_judge_scores(reference_judged[0], judged[0])
+    refused = [Finding(f"judges' scores are not comparable ({_reasons_text(reasons)})")] if reasons else []
     return (
-        [_judge_finding(each) for each in found if each.discriminates_persona]
+        [_judge_finding(each) for each in differences if each.discriminates_persona]
         + refused
-        + _untrusted_judge_findings([*theirs, *mine])
+        + _untrusted_judge_findings([*reference_judged, *judged])
     )
 
 
 def _judge_finding(change: JudgeScoreDifference) -> Finding:
     scores = change.scores.persona_score
-    how = difference_direction(scores) if difference_direction(scores) != NOT_SIGNIFICANT else f"{NOT_SIGNIFICANT} in the"
-    what = f"{change.score_name} by judge {md_label(change.scores.judge)}"
+    direction = difference_direction(scores) if difference_direction(scores) != NOT_SIGNIFICANT else f"{NOT_SIGNIFICANT} in the"
+    name = f"{change.score_name} by judge {md_label(change.scores.judge)}"
     return Finding(
-        f"{how} {what} (1 to 5, {scores.format_difference()})",
-        f"{what}: {format_count(scores.n)} personas, over which its brackets are intervals",
+        f"{direction} {name} (1 to 5, {scores.format_difference()})",
+        f"{name}: {format_count(scores.n)} personas, intervals over personas",
     )
 
 
@@ -463,22 +463,22 @@ def _untrusted_judge_findings(models: Iterable[ModelRuns]) -> list[Finding]:
     judges = [
         one for model in models for run in model.judged_runs for one in run.judges.values() if not one.discriminates_persona
     ]
-    why = {False: "does not tell right from wrong persona", None: "was never tried"}
-    said = {
+    why = {False: "does not tell right from wrong persona", None: "was not validated"}
+    texts = {
         one.label: f"scores of judge {md_label(one.label)} are left out, since it {why[one.discriminates_persona]}"
         for one in judges
     }
-    return [Finding(support=text) for text in said.values()]
+    return [Finding(support=text) for text in texts.values()]
 
 
 def _training_effect_sentences(base: ReportMethod | None, one: ReportMethod, other: ReportMethod) -> list[str]:
     """Return what training changed against base, when the claim itself compares two trainings."""
     if base is None or other.role == "base":
         return []
-    found = method_difference(one, base)
-    pairs = (("PSS", found.pss), ("identifiability", found.identifiability))
-    said = [f"{name} {got.format_difference()}" for name, got in pairs if got is not None and got.value is not None]
-    return [f"{md_label(one.name)} against {md_label(base.name)}, before training: {', '.join(said)}."] if said else []
+    change = method_difference(one, base)
+    pairs = (("PSS", change.pss), ("identifiability", change.identifiability))
+    texts = [f"{name} {value.format_difference()}" for name, value in pairs if value is not None and value.value is not None]
+    return [f"{md_label(one.name)} against {md_label(base.name)}, before training: {', '.join(texts)}."] if texts else []
 
 
 def _seed_sentences(change: MethodDifference, one: ReportMethod, other: ReportMethod) -> list[str]:
@@ -487,14 +487,14 @@ def _seed_sentences(change: MethodDifference, one: ReportMethod, other: ReportMe
         return []
     pairs = zip((one, other), _seed_counts(change), strict=True)
     counts = [(method, n) for method, n in pairs if method.role != "base" and n]
-    each = {n for _, n in counts}
+    distinct_counts = {n for _, n in counts}
     if not counts:
         return [f"{_INTERVAL_NOTE}."]
-    if each == {1}:
+    if distinct_counts == {1}:
         trained = "One training seed each" if len(counts) > 1 else "One training seed"
-        return [f"{_INTERVAL_NOTE}. {trained}, so what another would give is not covered."]
-    trained = _seed_counts_text(counts, shared=len(each) == 1)
-    return [f"{_INTERVAL_NOTE}, of means over {trained}; what other seeds would give is not covered, every seed stands below."]
+        return [f"{_INTERVAL_NOTE}. {trained}; other seeds are not covered."]
+    trained = _seed_counts_text(counts, shared=len(distinct_counts) == 1)
+    return [f"{_INTERVAL_NOTE}, of means over {trained}; other seeds are not covered; each seed is shown below."]
 
 
 def _seed_counts_text(counts: Sequence[tuple[ReportMethod, int]], *, shared: bool) -> str:
@@ -512,59 +512,59 @@ def _other_variants_sentences(others: Sequence[ReportMethod]) -> list[str]:
     if not others:
         return []
     names = ", ".join(md_label(method.name) for method in others)
-    return [f"Other variants with personas mixed in, of fewer seeds or named later, are in the table: {names}."]
+    return [f"Other variants with personas mixed in, with fewer seeds or listed later, are in the table: {names}."]
 
 
 def _single_method_claim(method: ReportMethod) -> ReportClaim:
     """Return the claim about a single method: whether personas have an effect, the accuracy under the worst one, and
     distinctness.
     """
-    found, (stable, _) = pool_seeds(method), measured_models(method)
-    halves = [
-        *_stability_effect_findings(found, stable),
-        *_identifiability_findings(found),
+    pooled, (stable, _) = pool_seeds(method), measured_models(method)
+    findings = [
+        *_stability_effect_findings(pooled, stable),
+        *_identifiability_findings(pooled),
         *_untrusted_judge_findings(method.models),
         *_trusted_judge_findings(method.models),
     ]
-    said = any(half.text for half in halves)
-    measured_here = found.pss is not None or found.identifiability is not None
-    more = [f"{_INTERVAL_NOTE}."] if said and measured_here else []
-    return _join_claim(
-        f"{md_label(method.name)}{_ROLE_DESCRIPTIONS[method.role]}", halves if said else [*halves, Finding(_NO_FINDING)], more
-    )
+    has_text = any(one.text for one in findings)
+    is_measured = pooled.pss is not None or pooled.identifiability is not None
+    remarks = [f"{_INTERVAL_NOTE}."] if has_text and is_measured else []
+    if not has_text:
+        findings.append(Finding(_NO_FINDING))
+    return _join_claim(f"{md_label(method.name)}{_ROLE_DESCRIPTIONS[method.role]}", findings, remarks)
 
 
 def _stability_effect_findings(pooled: PooledMethod, models: Sequence[ModelRuns]) -> list[Finding]:
     if pooled.reasons:
-        return [Finding(f"its seeds are not to be pooled in accuracy ({_reasons_text(pooled.reasons)})")]
+        return [Finding(f"its seeds cannot be pooled in accuracy ({_reasons_text(pooled.reasons)})")]
     if pooled.pss is None or pooled.pss.low is None or pooled.mean is None or pooled.worst is None:
         return []
     scored = _scored_coverage(models)
     if not scored.is_complete:
-        return [Finding(f"nothing is claimed of accuracy before the run is whole ({scored.text})")]
-    tested = [p for model in models if model.stability is not None and (p := model.stability.permutation_p.value) is not None]
-    shows = sum(p < _SIGNIFICANCE_LEVEL for p in tested)
-    effect = f"a persona effect is shown in {shows} of {len(tested)} training seeds"
-    if len(tested) < 2:
-        effect = "no test of a persona effect" if not tested else f"{'a' if shows else 'no'} persona effect is shown"
-    kept = f"of the accuracy under its best persona it keeps {pooled.pss} under its worst (PSS)"
-    asked = f"{format_count(pooled.pss.n)} questions, {scored.text}"
-    return [Finding(f"{effect}; {kept}", f"accuracy {pooled.worst} under the worst and {pooled.mean} on average, {asked}")]
+        return [Finding(f"no claim about accuracy, because the run is incomplete ({scored.text})")]
+    p_values = [p for model in models if model.stability is not None and (p := model.stability.permutation_p.value) is not None]
+    n_shown = sum(p < _SIGNIFICANCE_LEVEL for p in p_values)
+    effect = f"a persona effect is shown in {n_shown} of {len(p_values)} training seeds"
+    if len(p_values) < 2:
+        effect = "no test of a persona effect" if not p_values else f"{'a' if n_shown else 'no'} persona effect is shown"
+    share = f"accuracy under its worst persona is {pooled.pss} of that under its best (PSS)"
+    values = f"accuracy {pooled.worst} under the worst persona and {pooled.mean} on average"
+    return [Finding(f"{effect}; {share}", f"{values}, {format_count(pooled.pss.n)} questions, {scored.text}")]
 
 
 def _identifiability_findings(pooled: PooledMethod) -> list[Finding]:
     if pooled.fidelity_reasons:
         return [
             Finding(
-                f"its seeds are not to be pooled in how well personas are told apart ({_reasons_text(pooled.fidelity_reasons)})"
+                f"its seeds cannot be pooled in how well personas are distinguished ({_reasons_text(pooled.fidelity_reasons)})"
             )
         ]
     one = pooled.identifiability
     if one is None or one.low is None or pooled.chance is None:
         return []
-    how = "told apart" if one.low > pooled.chance else "not shown to be told apart"
-    basis = f"identifiability: {_chance_text(pooled.chance)}, {format_count(one.n)} answers"
-    return [Finding(f"personas are {how} by what they answer (identifiability {one})", basis)]
+    effect = "distinguished" if one.low > pooled.chance else "not shown to be distinguished"
+    support = f"identifiability: {_chance_text(pooled.chance)}, {format_count(one.n)} answers"
+    return [Finding(f"personas are {effect} by their answers (identifiability {one})", support)]
 
 
 def _trusted_judge_findings(models: Sequence[ModelRuns]) -> list[Finding]:
@@ -572,7 +572,7 @@ def _trusted_judge_findings(models: Sequence[ModelRuns]) -> list[Finding]:
     return [
         Finding(
             f"{score_name(run.kind, one.tasks)} by judge {md_label(one.label)} {one.persona_score} of 5",
-            f"judge {md_label(one.label)}: {format_count(one.persona_score.n)} personas, over which its brackets are intervals",
+            f"judge {md_label(one.label)}: {format_count(one.persona_score.n)} personas, intervals over personas",
         )
         for model in models
         for run in model.judged_runs

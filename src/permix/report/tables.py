@@ -1,4 +1,4 @@
-"""The tables of a report, as pure functions of its results; for a terminal too.
+"""Builds the tables of a report from its results, for files and for a terminal.
 
 Contract: a number is shown as measured, with its interval and its n; a missing number is "–" and never 0. Labels and persona ids
 may be hostile text.
@@ -91,9 +91,9 @@ def judge_score_cell(row: ModelRow, name: str) -> TableCell:
     one = next((one for one in row.judged if one.name == name), None)
     if one is None or one.persona_score.value is None:
         return MISSING_CELL
-    about = f"n = {one.persona_score.n} personas, {format_ratio(one.n_scored, one.n_asked)} scored"
-    worth = {True: "", False: ", means nothing: judge not trusted", None: ", judge not tried"}[one.discriminates_persona]
-    return trusted_cell(f"{one.persona_score}{trust_mark(one.discriminates_persona)}", about + worth, one.persona_score)
+    note = f"n = {one.persona_score.n} personas, {format_ratio(one.n_scored, one.n_asked)} scored"
+    caveat = {True: "", False: ", means nothing: judge not trusted", None: ", judge not validated"}[one.discriminates_persona]
+    return trusted_cell(f"{one.persona_score}{trust_mark(one.discriminates_persona)}", note + caveat, one.persona_score)
 
 
 def models_table(rows: Sequence[ModelRow]) -> Table:
@@ -134,7 +134,7 @@ def persona_table(summaries: Mapping[str, StabilitySummary]) -> Table:
     """
     of_model = {model: {one.id: one for one in summary.personas} for model, summary in summaries.items()}
     ids = dict.fromkeys(id for personas in of_model.values() for id in personas)
-    none = [
+    baseline_row = [
         TableCell("no persona", trusted_markup=True, emphasis="*"),
         *(estimate_cell(one.baseline).with_sources(_stability_source(model)) for model, one in summaries.items()),
     ]
@@ -145,7 +145,7 @@ def persona_table(summaries: Mapping[str, StabilitySummary]) -> Table:
         ]
         for id in ids
     ]
-    return tabulate("personas", ["persona", *map(one_line, summaries)], [none, *lines])
+    return tabulate("personas", ["persona", *map(one_line, summaries)], [baseline_row, *lines])
 
 
 _CONTROL_HEADINGS = (
@@ -157,11 +157,11 @@ def controls_table(results: Mapping[str, Identifiability]) -> Table:
     """Return a table of identifiability next to its controls, which are at chance when the test is sound."""
     lines = []
     for model, result in results.items():
-        tested = (result.question_only, result.length_only, result.permuted)
+        control_accuracies = (result.question_only, result.length_only, result.permuted)
         cells = [
             estimate_cell(result.accuracy),
             trusted_cell(format_decimal(result.chance), number=result.chance),
-            *map(estimate_cell, tested),
+            *map(estimate_cell, control_accuracies),
             trusted_cell(format_ratio(result.n_answered, result.n_asked)),
         ]
         lines.append(
@@ -177,14 +177,14 @@ def controls_table(results: Mapping[str, Identifiability]) -> Table:
 def template_table(effects_by_model: Mapping[str, TemplateEffects]) -> Table:
     """Return a table with a row for each model and template."""
     measures, lines = measures_in("templates"), []
-    for model, crossed in effects_by_model.items():
-        for one in crossed.templates:
+    for model, effects in effects_by_model.items():
+        for one in effects.templates:
             cells = [
                 (difference_cell if measure.is_difference else estimate_cell)(one.measures[measure.name]) for measure in measures
             ]
-            wording = TableCell(one_line(one.id), one_line(one.text, DETAILS_WIDTH))
-            lines.append([label_cell(model), wording, *(cell.with_sources(_stability_source(model)) for cell in cells)])
-    return tabulate("wordings", ["model", "wording", *(measure.label for measure in measures)], lines, n_label_columns=2)
+            template = TableCell(one_line(one.id), one_line(one.text, DETAILS_WIDTH))
+            lines.append([label_cell(model), template, *(cell.with_sources(_stability_source(model)) for cell in cells)])
+    return tabulate("wordings", ["model", "template", *(measure.label for measure in measures)], lines, n_label_columns=2)
 
 
 def _stability_source(model: str) -> SourceRun:
@@ -195,11 +195,11 @@ def variance_components_text(effects: TemplateEffects) -> str:
     """Return how much personas, templates and their interaction change the accuracy, in words."""
     parts = {
         "between personas": effects.persona_sd,
-        "between wordings": effects.template_sd,
-        "of a persona from wording to wording, besides": effects.persona_template_sd,
+        "between templates": effects.template_sd,
+        "of the interaction of persona and template": effects.persona_template_sd,
     }
-    said = ", ".join(f"{one} {what}" for what, one in parts.items())
-    return f"standard deviation of accuracy {said}; n = {effects.persona_sd.n} questions"
+    values = ", ".join(f"{estimate} {name}" for name, estimate in parts.items())
+    return f"standard deviation of accuracy {values}; n = {effects.persona_sd.n} questions"
 
 
 class StrategyResult(NamedTuple):
@@ -218,7 +218,7 @@ STRATEGY_COLUMNS = (
     StrategyColumn("accuracy", lambda one: estimate_cell(one.accuracy)),
     StrategyColumn("no persona", lambda one: estimate_cell(one.baseline)),
     StrategyColumn("gain over no persona", lambda one: difference_cell(one.gain)),
-    StrategyColumn("tokens an answer", lambda one: tokens_cell(one.tokens_per_answer)),
+    StrategyColumn("tokens per answer", lambda one: tokens_cell(one.tokens_per_answer)),
     StrategyColumn("tokens of asking once", lambda one: tokens_cell(one.baseline_tokens)),
     StrategyColumn("times the cost of asking once", lambda one: _cost_ratio_cell(one.token_ratio)),
     StrategyColumn("tokens spent before the first answer", lambda one: tokens_cell(one.selection_tokens)),
@@ -248,7 +248,7 @@ def strategy_table(results: Sequence[StrategyResult]) -> Table:
         source = SourceRun(model, f"stability, {one.strategy}")
         cells = [column.cell(one).with_sources(source) for column in STRATEGY_COLUMNS]
         lines.append([label_cell(model), label_cell(one.strategy), *cells, TableCell(_details_text(one))])
-    headings = ["model", "strategy", *(column.heading for column in STRATEGY_COLUMNS), "in detail"]
+    headings = ["model", "strategy", *(column.heading for column in STRATEGY_COLUMNS), "details"]
     return tabulate("strategies", headings, lines, n_label_columns=2)
 
 
@@ -265,7 +265,7 @@ def terminal_strategy_table(results: Sequence[StrategyResult]) -> TerminalTable:
         cells = [column.cell(one.summary) for one in results]
         if any(cell.text != MISSING_TEXT for cell in cells):
             table.add_row(Text(column.heading), *(_terminal_text(cell) for cell in cells))
-    table.add_row(Text("in detail"), *(Text(_details_text(one.summary)) for one in results))
+    table.add_row(Text("details"), *(Text(_details_text(one.summary)) for one in results))
     return table
 
 
@@ -277,8 +277,8 @@ def _persona_cell(persona: PersonaSummary | None) -> TableCell:
     if persona is None or persona.accuracy.value is None:
         return MISSING_CELL
     accuracy = estimate_cell(persona.accuracy)
-    said = f"{persona.difference.format_difference()}, p = {format_p_value(persona.holm_p)}, {accuracy.note}".replace("= <", "<")
-    return accuracy._replace(note=said)
+    note = f"{persona.difference.format_difference()}, p = {format_p_value(persona.holm_p)}, {accuracy.note}".replace("= <", "<")
+    return accuracy._replace(note=note)
 
 
 def _terminal_text(cell: TableCell) -> Text:
@@ -296,17 +296,17 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
     first, *others = (measure.label for measure in measures_in("method_table"))
     headings = ["model", first, "identifiability", *judges, *others]
     lines = [_method_row(method, one, row, judges) for method, one, row in zip(methods, pooled, rows, strict=True)]
-    held = [place for place in range(len(headings)) if place == 0 or any(line[place].text != MISSING_TEXT for line in lines)]
-    named_by = [one_line(headings[place], HEADING_WIDTH) for place in held]
-    return tabulate("methods", named_by, [[line[place] for place in held] for line in lines])
+    kept = [column for column in range(len(headings)) if column == 0 or any(line[column].text != MISSING_TEXT for line in lines)]
+    kept_headings = [one_line(headings[column], HEADING_WIDTH) for column in kept]
+    return tabulate("methods", kept_headings, [[line[column] for column in kept] for line in lines])
 
 
 def _method_row(method: ReportMethod, pooled: PooledMethod, row: ModelRow | None, judges: Mapping[str, str]) -> list[TableCell]:
-    of = partial(_with_method_sources, method)
-    scores = [MISSING_CELL if row is None else of(judge_score_cell(row, name), kind) for name, kind in judges.items()]
+    sourced = partial(_with_method_sources, method)
+    scores = [MISSING_CELL if row is None else sourced(judge_score_cell(row, name), kind) for name, kind in judges.items()]
     measures = (pooled.measures.get(measure.name) for measure in measures_in("method_table"))
-    first, *others = (of(_pooled_cell(one, pooled.reasons), "stability") for one in measures)
-    return [_method_name_cell(method), first, of(_pooled_identifiability_cell(pooled), OPEN_ENDED_KIND), *scores, *others]
+    first, *others = (sourced(_pooled_cell(one, pooled.reasons), "stability") for one in measures)
+    return [_method_name_cell(method), first, sourced(_pooled_identifiability_cell(pooled), OPEN_ENDED_KIND), *scores, *others]
 
 
 def _with_method_sources(method: ReportMethod, cell: TableCell, kind: str) -> TableCell:

@@ -1,21 +1,21 @@
-"""Data of the page's charts: JSON-ready, with a key for each chart. A chart with nothing to draw has no key.
+"""Builds the data of the page's charts, ready for JSON: one key per chart. A chart with nothing to draw has no key.
 
 Contract: numbers come only from the models' summaries and are None where they are missing; texts pass `printable_text`. Each
 chart carries a `note`, its caption, which explains n and the intervals. `models` of a chart are by label, in the order of the
 report.
 
-    tradeoff   measures [{key, name, chance, low, high, note}], points [{name, labels, y, x {key: estimate}, trusted {key},
+    tradeoff   measures [{key, name, chance, low, high, note}], points [{name, labels, y, x {key: estimate}, valid {key},
                seeds [{label, y, x {key: number}}]}], arrows [[name, name]], y_name
-    personas   ids [{id, text, tags}], models {none, of {id: estimate}, difference {id: estimate}}
-    lottery    models {none, best [estimate of k = 1, 2, ...]}
+    personas   ids [{id, text, tags}], models {no_persona, of {id: estimate}, difference {id: estimate}}
+    lottery    models {no_persona, best [estimate of k = 1, 2, ...]}
     training   panels [{key, name}], models [{step, KEY...}]
-    probes     panels [{key, name}], models {taken, points [{step, chance, none, KEY: estimate...}]}
+    dev_evals  panels [{key, name}], models {selected_step, points [{step, chance, no_persona, KEY: estimate...}]}
     learnt     models {chance, points [{questions, accuracy}]}
     judged, trial, confusion, drift: see `fidelity_charts`
 
-`persona_infos` gives the texts of a report's personas, from the records, and their tags, from the pool. A run does not keep tags,
-so they are read from its pool, and only for a persona whose text in the pool is the text that was asked. A pool that is missing
-or unreadable gives no tags. Personas are in the order of the runs that asked them.
+`persona_infos` gives the texts of a report's personas, from the records, and their tags. A run does not keep tags, so they are
+read from its pool, and only for a persona whose text in the pool is the text in the prompt. A pool that is missing or unreadable
+gives no tags. Personas are in the order of the runs that asked them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,21 +48,21 @@ class PersonaInfo(NamedTuple):
 
 def persona_infos(models: Sequence[ModelRuns]) -> dict[str, PersonaInfo]:
     """Return every persona of the stability runs, by id. When several runs asked a persona, the first run counts."""
-    found: dict[str, PersonaInfo] = {}
+    infos: dict[str, PersonaInfo] = {}
     for model in models:
         if "stability" in model.runs:
-            found = _persona_infos_of_run(model.runs["stability"]) | found
-    return found
+            infos = _persona_infos_of_run(model.runs["stability"]) | infos
+    return infos
 
 
 def _persona_infos_of_run(run: Run) -> dict[str, PersonaInfo]:
-    first: dict[str, CellKey] = {}
+    first_cell: dict[str, CellKey] = {}
     for key in run.cells:
         if key.persona_id is not None:
-            first.setdefault(key.persona_id, key)
+            first_cell.setdefault(key.persona_id, key)
     pool = _read_pool(str(run.config.get("personas", {}).get("pool", "")))
-    said = {who: persona_prompt(run.cells[key].messages) for who, key in first.items()}
-    return {who: PersonaInfo(who, text, _tags_if_same_text(pool.get(who), text)) for who, text in said.items()}
+    texts = {id: persona_prompt(run.cells[key].messages) for id, key in first_cell.items()}
+    return {id: PersonaInfo(id, text, _tags_if_same_text(pool.get(id), text)) for id, text in texts.items()}
 
 
 def _tags_if_same_text(persona: Persona | None, message: str) -> tuple[str, ...]:
@@ -97,25 +97,25 @@ def build_charts(
     comparisons: Sequence[Comparison],
 ) -> dict[str, Any]:
     """Return the data of every chart that the runs allow. `pooled` holds the mean over the seeds of each of `methods`."""
-    shown = unique_display_names(model.label for model in models)
-    drawn: dict[str, Any] = {
+    names = unique_display_names(model.label for model in models)
+    charts: dict[str, Any] = {
         "tradeoff": tradeoff_chart(models, methods, pooled, comparisons),
-        "personas": _persona_chart(models, shown),
-        "lottery": _lottery_chart(models, shown),
-        "training": _training_chart(models, shown),
-        "probes": _dev_curve_chart({shown[model.label]: model.dev_curve for model in models if model.dev_curve is not None}),
-        "learnt": fidelity.learning_curve_chart(models, shown),
-        "judged": fidelity.judge_score_charts(models, shown),
-        "trial": fidelity.judge_reliability_chart(models, shown),
-        "confusion": fidelity.confusion_chart(models, shown),
-        "drift": fidelity.drift_chart(models, shown),
+        "personas": _persona_chart(models, names),
+        "lottery": _lottery_chart(models, names),
+        "training": _training_chart(models, names),
+        "dev_evals": _dev_curve_chart({names[model.label]: model.dev_curve for model in models if model.dev_curve is not None}),
+        "learnt": fidelity.learning_curve_chart(models, names),
+        "judged": fidelity.judge_score_charts(models, names),
+        "trial": fidelity.judge_reliability_chart(models, names),
+        "confusion": fidelity.confusion_chart(models, names),
+        "drift": fidelity.drift_chart(models, names),
     }
-    return {name: chart for name, chart in drawn.items() if chart}
+    return {name: chart for name, chart in charts.items() if chart}
 
 
 def _persona_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str]) -> _ChartData:
     summaries = {display_names[model.label]: model.stability for model in models if model.stability is not None}
-    known = persona_infos(models)
+    infos = persona_infos(models)
     ids = unique_display_names(persona.id for summary in summaries.values() for persona in summary.personas)
     return (
         {}
@@ -128,14 +128,14 @@ def _persona_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str]
             "ids": [
                 {
                     "id": name,
-                    "text": printable_text(known[id].text if id in known else "", MAX_PERSONA_TEXT_CHARS),
-                    "tags": [printable_text(tag) for tag in (known[id].tags if id in known else ())],
+                    "text": printable_text(infos[id].text if id in infos else "", MAX_PERSONA_TEXT_CHARS),
+                    "tags": [printable_text(tag) for tag in (infos[id].tags if id in infos else ())],
                 }
                 for id, name in ids.items()
             ],
             "models": {
                 label: {
-                    "none": json_estimate(summary.baseline),
+                    "no_persona": json_estimate(summary.baseline),
                     "of": {ids[persona.id]: json_estimate(persona.accuracy) for persona in summary.personas},
                     "difference": {ids[persona.id]: json_estimate(persona.difference) for persona in summary.personas},
                 }
@@ -157,7 +157,7 @@ def _lottery_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str]
             ),
             "models": {
                 label: {
-                    "none": json_estimate(summary.baseline),
+                    "no_persona": json_estimate(summary.baseline),
                     "best": [json_estimate(one) for one in summary.expected_best_of_k],
                 }
                 for label, summary in summaries.items()
@@ -180,9 +180,9 @@ def _training_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str
     longest = max(map(len, logs.values()))
     rows = {label: thin_log(log, training_panel_keys(log), -(-longest // _MAX_CURVE_POINTS)) for label, log in logs.items()}
     panels = [(key, name) for key, name in (*TRAINING_PANELS, LOSS_PANEL) if any(_has_values(one, key) for one in rows.values())]
-    each = "each step" if longest <= _MAX_CURVE_POINTS else f"means of {-(-longest // _MAX_CURVE_POINTS)} steps"
+    thin = "each step" if longest <= _MAX_CURVE_POINTS else f"means of {-(-longest // _MAX_CURVE_POINTS)} steps"
     return {
-        "note": f"n = {theme.join_distinct_counts(map(len, logs.values()))} steps, one run each, so no interval; thin: {each}",
+        "note": f"n = {theme.join_distinct_counts(map(len, logs.values()))} steps, one run each, so no interval; thin: {thin}",
         "panels": [{"key": key, "name": name.replace("\n", " ")} for key, name in panels],
         "models": rows,
     }
@@ -214,25 +214,25 @@ def _has_values(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
 
 
 def _dev_curve_chart(curves: Mapping[str, DevCurve]) -> _ChartData:
-    every = [point for curve in curves.values() for point in curve.points]
-    answers = [point.identifiability.n for point in every if point.identifiability is not None]
-    asked = f"{theme.join_distinct_counts(point.n_questions for point in every)} questions"
-    asked += f", {theme.join_distinct_counts(answers)} answers (identifiability)" if answers else ""
-    marks = "ring: the weights taken; thin dashed lines without markers: no persona" + ("; dotted: chance" if answers else "")
+    all_points = [point for curve in curves.values() for point in curve.points]
+    answers = [point.identifiability.n for point in all_points if point.identifiability is not None]
+    counts = f"{theme.join_distinct_counts(point.n_questions for point in all_points)} questions"
+    counts += f", {theme.join_distinct_counts(answers)} answers (identifiability)" if answers else ""
+    marks = "ring: the selected weights; thin dashed lines without markers: no persona" + ("; dotted: chance" if answers else "")
     panels = dev_curve_panels(with_identifiability=bool(answers))
     return (
         {}
-        if not every
+        if not all_points
         else {
-            "note": f"n = {asked}; bands: {QUESTION_INTERVAL_NOTE}; {marks}",
+            "note": f"n = {counts}; bands: {QUESTION_INTERVAL_NOTE}; {marks}",
             "panels": [{"key": key, "name": name} for key, name in panels],
             "models": {
                 label: {
-                    "taken": selected_step(curve),
+                    "selected_step": selected_step(curve),
                     "points": [
                         {
                             "step": point.step,
-                            "none": json_estimate(point.measures["baseline"]),
+                            "no_persona": json_estimate(point.measures["baseline"]),
                             "chance": json_number(point.chance),
                         }
                         | {key: json_estimate(point.estimate(key)) for key, _ in panels}

@@ -1,12 +1,14 @@
-"""Data of the charts on fidelity: judges' scores, validation of judges, confusion of personas, drift, and the trade-off.
+"""Builds the data of the charts on fidelity: judges' scores and validation, confusion of personas, drift, and the trade-off.
 
-    judged     a list, one for each kind of run: {title, score, note, judges [{judge, tasks, models {trusted, scores [estimate of
+    judged     a list, one for each kind of run: {title, score, note, judges [{judge, tasks, models {valid, scores [estimate of
                each task]}}]}
-    trial      {note, kinds [{title, panels [{label, judge, trusted, auc, bars [{name, counts [5]}]}]}]}
+    trial      {note, kinds [{title, panels [{label, judge, valid, auc, bars [{name, counts [5]}]}]}]}
     confusion  models {ids, note, cells [[row, column, count]] that are not 0; the row is the persona that gave the answer}
-    drift      panels [{key, name, low, high}], models {chance, courses {key: {trusted, by_turn [estimate]}}}
+    drift      panels [{key, name, low, high}], models {chance, courses {key: {valid, by_turn [estimate]}}}
 
-Contract: as in `charts`. A confusion matrix has at most as many entries as there are answers, however many personas there are.
+`valid`: whether the judge tells an answer's own persona from a wrong one; None when it was not validated; True without a judge.
+
+Contract: as in `charts`. A confusion matrix has at most as many entries as there are answers, for any number of personas.
 
 The trade-off plots PSS against each measure of fidelity, one point for each method at the mean of its training seeds. A method is
 left out when one of its models cannot be compared with the first model in accuracy, and it has no value in a measure of fidelity
@@ -44,22 +46,24 @@ _ChartData = dict[str, Any]
 
 
 def learning_curve_chart(models: Sequence[ModelRuns], display_names: DisplayNames) -> _ChartData:
-    """Return identifiability by the number of questions that the classifier learnt from; empty when there is a single such
-    number.
+    """Return identifiability by the number of questions that the classifier was trained on; empty when there is only one
+    such number.
     """
-    told = {display_names[model.label]: model.identifiability for model in models if model.identifiability is not None}
-    if not any(len(one.learning_curve) > 1 for one in told.values()):
+    results = {display_names[model.label]: model.identifiability for model in models if model.identifiability is not None}
+    if not any(len(one.learning_curve) > 1 for one in results.values()):
         return {}
-    answers = theme.join_distinct_counts(one.n_answered for one in told.values())
+    answers = theme.join_distinct_counts(one.n_answered for one in results.values())
     return {
         "note": f"n = {answers} answers, the same at every point; bands: {QUESTION_INTERVAL_NOTE}; dotted: chance. "
-        "Still climbing at its right end: more questions would tell more",
+        "A curve that still rises at its right end would rise further with more questions",
         "models": {
             label: {
                 "chance": json_number(one.chance),
-                "points": [{"questions": at.questions, "accuracy": json_estimate(at.accuracy)} for at in one.learning_curve],
+                "points": [
+                    {"questions": point.questions, "accuracy": json_estimate(point.accuracy)} for point in one.learning_curve
+                ],
             }
-            for label, one in told.items()
+            for label, one in results.items()
         },
     }
 
@@ -74,13 +78,13 @@ def judge_score_charts(models: Sequence[ModelRuns], display_names: DisplayNames)
 
 
 def _judge_score_chart(runs: Mapping[str, JudgedRun], kind: str) -> _ChartData:
-    every = [one for run in runs.values() for one in run.judges.values()]
-    hollow = HOLLOW_MARKER_NOTE if any(not one.discriminates_persona for one in every) else ""
-    n = theme.join_distinct_counts(one.persona_score.n for one in every)
+    summaries = [one for run in runs.values() for one in run.judges.values()]
+    hollow = HOLLOW_MARKER_NOTE if any(not one.discriminates_persona for one in summaries) else ""
+    n = theme.join_distinct_counts(one.persona_score.n for one in summaries)
     judges = dict.fromkeys(judge for run in runs.values() for judge in run.judges)
     return {
         "title": KIND_TITLES[kind],
-        "score": score_name(kind, (task for one in every for task in one.tasks)),
+        "score": score_name(kind, (task for one in summaries for task in one.tasks)),
         "note": f"n = {n} personas; bars: {OVER_PERSONAS}{hollow}",
         "judges": [_judge_panel(judge, runs, kind) for judge in judges],
     }
@@ -88,24 +92,24 @@ def _judge_score_chart(runs: Mapping[str, JudgedRun], kind: str) -> _ChartData:
 
 def _judge_panel(judge: str, runs: Mapping[str, JudgedRun], kind: str) -> _ChartData:
     """Return the mean over the tasks, then each task. With a single task only the mean is returned, since both are equal."""
-    found = {label: run.judges[judge] for label, run in runs.items() if judge in run.judges}
-    asked = [task for one in found.values() for task in one.tasks]
-    tasks = listed_rubrics(kind, asked)
+    summaries = {label: run.judges[judge] for label, run in runs.items() if judge in run.judges}
+    judged_tasks = [task for one in summaries.values() for task in one.tasks]
+    tasks = listed_rubrics(kind, judged_tasks)
     return {
         "judge": printable_text(judge),
-        "tasks": list(unique_display_names([score_name(kind, asked), *tasks]).values()),
+        "tasks": list(unique_display_names([score_name(kind, judged_tasks), *tasks]).values()),
         "models": {
             label: {
-                "trusted": one.discriminates_persona,
+                "valid": one.discriminates_persona,
                 "scores": [json_estimate(one.persona_score), *(json_estimate(one.tasks.get(task)) for task in tasks)],
             }
-            for label, one in found.items()
+            for label, one in summaries.items()
         },
     }
 
 
 def judge_reliability_chart(models: Sequence[ModelRuns], display_names: DisplayNames) -> _ChartData:
-    """Return how many answers got each score, plainly and under each control."""
+    """Return how many answers got each score, in the measurement itself and under each control."""
     kinds = [
         {
             "title": KIND_TITLES[kind],
@@ -115,8 +119,8 @@ def judge_reliability_chart(models: Sequence[ModelRuns], display_names: DisplayN
         if (runs := _runs_of_kind(models, kind, display_names))
     ]
     note = (
-        "share of answers that got each score, n at the right, without rubrics that ask the same of every persona; a good judge "
-        f"scores wrong and no persona lower than the own one, the last three alike. {TRUST_MARKS_LEGEND}"
+        "share of answers that got each score, n on the right, without rubrics that ask the same of every persona; a good judge "
+        f"scores wrong and no persona lower than the own one, and the last three alike. {TRUST_MARKS_LEGEND}"
     )
     return {"note": note, "kinds": kinds} if kinds else {}
 
@@ -126,7 +130,7 @@ def _judge_reliability_panel(label: str, run: JudgedRun, judge: str) -> _ChartDa
     return {
         "label": label,
         "judge": printable_text(judge) + trust_mark(one.discriminates_persona),
-        "trusted": one.discriminates_persona,
+        "valid": one.discriminates_persona,
         "auc": str(one.reliability.auc),
         "bars": [
             {"name": name, "counts": list(one.histogram[control])}
@@ -141,14 +145,14 @@ def confusion_chart(models: Sequence[ModelRuns], display_names: DisplayNames) ->
 
     All models have the order of the first one, with the most identifiable persona first, so that two charts can be compared.
     """
-    told = {display_names[model.label]: model.identifiability for model in models if model.identifiability is not None}
-    first = personas_by_recall(next(iter(told.values()))) if told else ()
-    found = {}
-    for label, one in told.items():
+    results = {display_names[model.label]: model.identifiability for model in models if model.identifiability is not None}
+    first = personas_by_recall(next(iter(results.values()))) if results else ()
+    matrices = {}
+    for label, one in results.items():
         order = [id for id in dict.fromkeys((*first, *personas_by_recall(one))) if id in one.persona_ids]
-        place = {id: p for p, id in enumerate(order)}
-        at = [place[id] for id in one.persona_ids]
-        found[label] = {
+        index_of = {id: p for p, id in enumerate(order)}
+        at = [index_of[id] for id in one.persona_ids]
+        matrices[label] = {
             "ids": list(unique_display_names(order).values()),
             "note": f"n = {one.n_answered} answers of {len(order)} personas to {one.n_questions} questions; counts of answers; "
             "shade: share of the row",
@@ -159,39 +163,39 @@ def confusion_chart(models: Sequence[ModelRuns], display_names: DisplayNames) ->
                 if count
             ),
         }
-    return {"models": found} if found else {}
+    return {"models": matrices} if matrices else {}
 
 
 def drift_chart(models: Sequence[ModelRuns], display_names: DisplayNames) -> _ChartData:
     """Return every measure by turn, in the order of the table."""
-    found = {display_names[model.label]: model.drift for model in models if model.drift is not None}
-    courses = {one.name: one for drift in found.values() for one in drift.series}
+    drifts = {display_names[model.label]: model.drift for model in models if model.drift is not None}
+    courses = {one.name: one for drift in drifts.values() for one in drift.series}
     hollow = (
         HOLLOW_MARKER_NOTE
-        if any(one.judge is not None and not one.discriminates_persona for d in found.values() for one in d.series)
+        if any(one.judge is not None and not one.discriminates_persona for drift in drifts.values() for one in drift.series)
         else ""
     )
     dotted = "; dotted: chance" if "identifiability" in courses else ""
-    asked = theme.join_distinct_counts(len(one.persona_ids) for one in found.values())
+    n_personas = theme.join_distinct_counts(len(one.persona_ids) for one in drifts.values())
     keys = unique_display_names(courses)
     return (
         {}
-        if not found
+        if not drifts
         else {
-            "note": f"n = {asked} personas, means over them; bands: {OVER_PERSONAS}, of each turn by itself{dotted}{hollow}",
+            "note": f"n = {n_personas} personas, means over them; bands: {OVER_PERSONAS}, for each turn alone{dotted}{hollow}",
             "panels": [_drift_panel(keys[name], name, one.judge) for name, one in courses.items()],
             "models": {
                 label: {
                     "chance": json_number(one.chance),
                     "courses": {
                         keys[course.name]: {
-                            "trusted": course.judge is None or course.discriminates_persona,
+                            "valid": course.judge is None or course.discriminates_persona,
                             "by_turn": [json_estimate(turn) for turn in course.by_turn],
                         }
                         for course in one.series
                     },
                 }
-                for label, one in found.items()
+                for label, one in drifts.items()
             },
         }
     )
@@ -208,9 +212,9 @@ _PSS_KEY, _IDENTIFIABILITY_KEY, _JUDGE_SCORES_KEY = "pss", "identifiability", "j
 
 _PSS_AXIS_TITLE = "PSS: worst / best persona's accuracy"
 
-_IDENTIFIABILITY_AXIS_TITLE = "identifiability: how often a classifier tells which persona wrote an answer"
+_IDENTIFIABILITY_AXIS_TITLE = "identifiability: how often a classifier names the persona that wrote an answer"
 
-_HOLLOW_POINT_NOTE = "hollow: the judge does not tell right from wrong persona, or was not tried"
+_HOLLOW_POINT_NOTE = "hollow: the judge does not tell right from wrong persona, or was not validated"
 
 
 _EntriesByMeasure = Mapping[str, Mapping[str, JudgeScoreEntry]]
@@ -224,17 +228,17 @@ def tradeoff_chart(
     comparisons: Sequence[Comparison],
 ) -> dict[str, Any]:
     """Return the trade-off chart; empty when no method has both PSS and a measure of fidelity."""
-    apart = _incomparable_labels(models[0], comparisons)
+    incomparable = _incomparable_labels(models[0], comparisons)
     pairs = [
         (method, mean)
         for method, mean in zip(methods, pooled, strict=True)
-        if mean.pss is not None and mean.pss.value is not None and not apart[_PSS_KEY] & set(mean.labels)
+        if mean.pss is not None and mean.pss.value is not None and not incomparable[_PSS_KEY] & set(mean.labels)
     ]
     scores = _entries_by_measure(
-        model for method, _ in pairs for model in method.models if model.label not in apart[_JUDGE_SCORES_KEY]
+        model for method, _ in pairs for model in method.models if model.label not in incomparable[_JUDGE_SCORES_KEY]
     )
-    shown, called = unique_display_names(model.label for model in models), unique_display_names(method.name for method in methods)
-    points = [_tradeoff_point(method, mean, scores, apart[_IDENTIFIABILITY_KEY], shown, called) for method, mean in pairs]
+    labels, names = unique_display_names(model.label for model in models), unique_display_names(method.name for method in methods)
+    points = [_tradeoff_point(method, mean, scores, incomparable[_IDENTIFIABILITY_KEY], labels, names) for method, mean in pairs]
     measures = [
         one for one in _fidelity_axes([mean for _, mean in pairs], scores) if any(_has_value(point, one) for point in points)
     ]
@@ -245,7 +249,7 @@ def tradeoff_chart(
             "y_name": _PSS_AXIS_TITLE,
             "measures": measures,
             "points": [point for point in points if any(_has_value(point, one) for one in measures)],
-            "arrows": [[called[start], called[end]] for start, end in training_arrows([method for method, _ in pairs])],
+            "arrows": [[names[start], names[end]] for start, end in training_arrows([method for method, _ in pairs])],
         }
     )
 
@@ -261,12 +265,12 @@ def _incomparable_labels(first: ModelRuns, comparisons: Sequence[Comparison]) ->
 
 
 def _entries_by_measure(models: Iterable[ModelRuns]) -> _EntriesByMeasure:
-    found: dict[str, dict[str, JudgeScoreEntry]] = {}
+    entries: dict[str, dict[str, JudgeScoreEntry]] = {}
     for model in models:
         for judged in model.judged_runs:
             for one in judged.score_entries:
-                found.setdefault(one.name, {})[model.label] = one
-    return found
+                entries.setdefault(one.name, {})[model.label] = one
+    return entries
 
 
 _TRADEOFF_LEGEND = "dotted: chance; arrows: from base to RLVR to personas mixed in"
@@ -278,11 +282,11 @@ def _fidelity_axes(pooled: Sequence[PooledMethod], scores: _EntriesByMeasure) ->
     answers = theme.join_distinct_counts(mean.identifiability.n for mean in pooled if mean.identifiability is not None)
     bars = f"bars: {QUESTION_INTERVAL_NOTE}"
     small = "; small points: training seeds" if any(len(mean.labels) > 1 for mean in pooled) else ""
-    distinct = {
+    identifiability = {
         "key": _IDENTIFIABILITY_KEY, "name": _IDENTIFIABILITY_AXIS_TITLE, "chance": _common_chance(pooled), "low": 0, "high": 1,
         "note": f"n = {questions}, {answers} answers (identifiability); {bars}{small}; {_TRADEOFF_LEGEND}",
     }  # fmt: skip
-    return [distinct] + [
+    return [identifiability] + [
         {
             "key": printable_text(name),
             "name": f"{printable_text(name)}: mean score, 1 to 5",
@@ -290,7 +294,7 @@ def _fidelity_axes(pooled: Sequence[PooledMethod], scores: _EntriesByMeasure) ->
             "low": 1,
             "high": 5,
             "note": f"n = {questions}, {theme.join_distinct_counts(one.persona_score.n for one in of.values())} "
-            f"personas (judge); upright {bars}; level bars: {OVER_PERSONAS}, of a single model{small}; {_HOLLOW_POINT_NOTE}",
+            f"personas (judge); vertical {bars}; horizontal bars: {OVER_PERSONAS}, one model{small}; {_HOLLOW_POINT_NOTE}",
         }
         for name, of in scores.items()
     ]
@@ -300,8 +304,8 @@ def _common_chance(pooled: Sequence[PooledMethod]) -> float | None:
     """Return the chance level that all methods share. None when they have different numbers of personas, as one line cannot show
     them.
     """
-    found = {json_number(mean.chance) for mean in pooled if mean.chance is not None}
-    return found.pop() if len(found) == 1 else None
+    chances = {json_number(mean.chance) for mean in pooled if mean.chance is not None}
+    return chances.pop() if len(chances) == 1 else None
 
 
 def _tradeoff_point(
@@ -317,7 +321,7 @@ def _tradeoff_point(
         printable_text(name): json_estimate(_pooled_judge_score([of.get(label) for label in pooled.labels]))
         for name, of in scores.items()
     }
-    trusted = {
+    valid = {
         printable_text(name): all(of[label].discriminates_persona for label in pooled.labels if label in of)
         for name, of in scores.items()
     }
@@ -326,7 +330,7 @@ def _tradeoff_point(
         "labels": [display_names[label] for label in pooled.labels],
         "y": json_estimate(pooled.pss),
         "x": x,
-        "trusted": {_IDENTIFIABILITY_KEY: True} | trusted,
+        "valid": {_IDENTIFIABILITY_KEY: True} | valid,
         "seeds": [_seed_point(model, scores, display_names) for model in method.models] if len(method.models) > 1 else [],
     }
 
@@ -354,5 +358,5 @@ def _seed_point(model: ModelRuns, scores: _EntriesByMeasure, display_names: Disp
 
 
 def _has_value(point: Mapping[str, Any], measure: Mapping[str, Any]) -> bool:
-    at = point["x"][measure["key"]]
-    return at is not None and at["value"] is not None
+    estimate = point["x"][measure["key"]]
+    return estimate is not None and estimate["value"] is not None

@@ -2,7 +2,7 @@
 
 Contract: the page renders a `Document` and the charts' data; nothing is measured here. Text from outside is escaped by the
 template, or displayed by scripts as text. The content security policy forbids inline handlers, foreign scripts and any
-connection. Apart from the page there are only the transcripts (`cells/*.js`) and files that the page links to. The same input
+connection. The page needs no other files but the transcripts (`cells/*.js`); it links to the report's other files. The same input
 gives the same bytes.
 
 `RunIndex` describes the run behind each number. Each run is described once, and numbers refer to it by its index. Commands and
@@ -39,12 +39,13 @@ class RunIndex:
     """Every run of a report, by the source that numbers name."""
 
     def __init__(self, models: Sequence[ModelRuns]) -> None:
-        every = [(model.label, kind, run) for model in models for kind, run in model.runs_with_judges.items()]
-        self.facts = [_run_facts(label, kind, run) for label, kind, run in every]
-        self._index_of = {SourceRun(label, kind): place for place, (label, kind, _) in enumerate(every)}
+        runs = [(model.label, kind, run) for model in models for kind, run in model.runs_with_judges.items()]
+        self.facts = [_run_facts(label, kind, run) for label, kind, run in runs]
+        self._index_of = {SourceRun(label, kind): index for index, (label, kind, _) in enumerate(runs)}
 
     def indices(self, sources: Sequence[SourceRun]) -> list[int]:
         """Return the indices of those sources that are runs of this report."""
+        # A number of one run names "KIND, STRATEGY", and the run may be listed under KIND alone.
         known = (
             source if source in self._index_of else source._replace(kind=source.kind.partition(",")[0]) for source in sources
         )
@@ -93,8 +94,8 @@ def write_page(
     """
     script = page_scripts()
     data = {"models": list(looks_of_models), "charts": dict(charts), "runs": runs.facts} | dict(transcripts)
-    drawn = {*charts, *(name for name, needs in TRANSCRIPT_CHARTS.items() if transcripts[needs])}
-    view = _PageView(runs, tags, drawn, path.parent)
+    available_charts = {*charts, *(name for name, part in TRANSCRIPT_CHARTS.items() if transcripts[part])}
+    view = _PageView(runs, tags, available_charts, path.parent)
     page = (
         _environment()
         .get_template("page.html")
@@ -106,11 +107,11 @@ def write_page(
             script=Markup(script),
             data=Markup(embed_json(data)),
             claim=render_inline(document.claim.sentence),
-            basis=render_inline(document.claim.support),
+            support=render_inline(document.claim.support),
             caption=render_prose(document.caption),
             warnings=render_prose(document.warnings),
             details=render_prose(document.details),
-            rests_on=render_prose(document.footnotes),
+            footnotes=render_prose(document.footnotes),
             main=view.table(document.main_table),
             front=list(view.parts(document.front_figures)),
             methods=_method_choices(looks_of_models),
@@ -148,7 +149,7 @@ class _PageView:
 
     def table(self, table: Table) -> dict[str, Any]:
         lines = [self._row(table, line) for line in table.rows]
-        numeric = [any(line[place].value is not None for line in table.rows) for place in range(len(table.headings))]
+        numeric = [any(row[column].value is not None for row in table.rows) for column in range(len(table.headings))]
         tags = sorted({tag for line in lines for tag in json.loads(line["tags"] or "[]")})
         return {
             "name": table.name,
@@ -170,9 +171,9 @@ class _PageView:
         }
 
     def _cell(self, cell: TableCell, description: str) -> dict[str, Any]:
-        places = " ".join(str(place) for place in self.runs.indices(cell.sources))
+        run_indices = " ".join(map(str, self.runs.indices(cell.sources)))
         return {
-            "text": unbroken_text(cell), "note": cell.note, "mark": cell.emphasis, "value": cell.value, "runs": places,
+            "text": unbroken_text(cell), "note": cell.note, "mark": cell.emphasis, "value": cell.value, "runs": run_indices,
             "what": f"{description}: {cell.text}" + (f" ({cell.note})" if cell.note else ""),
         }  # fmt: skip
 
@@ -241,8 +242,8 @@ def render_inline(text: str) -> Markup:
 def _method_choices(looks_of_models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the methods for the selection above the figures, each with the label whose look it has."""
     names = dict.fromkeys(str(model["method"]) for model in looks_of_models)
-    of = {name: [model["label"] for model in looks_of_models if model["method"] == name] for name in names}
-    return [{"name": name, "label": labels[0], "seeds": len(labels)} for name, labels in of.items()]
+    labels_of = {name: [model["label"] for model in looks_of_models if model["method"] == name] for name in names}
+    return [{"name": name, "label": labels[0], "seeds": len(labels)} for name, labels in labels_of.items()]
 
 
 def _image_data_uri(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Every cell of a report, for readers to look up: grids of scores in the page, and transcripts in separate files.
+"""Writes every cell of a report for readers to look up: grids of scores in the page, and transcripts in separate files.
 
 Contract: text from a model, a pool or a task is made printable (`permix.sanitize`). A very long text is cut, with the number of
 cut characters, and the page names the records that contain all of it. Records are read once, a tile at a time, and are not kept
@@ -143,13 +143,13 @@ class TranscriptSheet(NamedTuple):
 def build_sheet(label: str, kind: str, run: Run, model_index: int) -> TranscriptSheet:
     """Return the sheet of a run of this kind. `label` is the model's name on the page; `model_index` is its index, from 0."""
     answers = run.grid_results
-    asked = run.grid
-    own: dict[str | None, tuple[str, ...]] = {one: tuple(turns) for one, turns in asked.get("turns_asked", {}).items()}
+    grid = run.grid
+    own: dict[str | None, tuple[str, ...]] = {persona: tuple(turns) for persona, turns in grid.get("turns_asked", {}).items()}
     for question in read_asked_questions(run.path):
         if question.persona_id is not None and kind == PERSONAGYM_KIND:
             own[question.persona_id] = (*own.get(question.persona_id, ()), question.id)
-    without = tuple(asked.get("asked_without_persona", ()) if kind != _STABILITY_KIND else answers.question_ids)
-    rows: dict[str | None, tuple[str, ...]] = {None: without} if without else {}
+    baseline = tuple(grid.get("asked_without_persona", ()) if kind != _STABILITY_KIND else answers.question_ids)
+    rows: dict[str | None, tuple[str, ...]] = {None: baseline} if baseline else {}
     rows |= {persona: own.get(persona, answers.question_ids) for persona in answers.persona_ids}
     questions = tuple(rows.values())
     stamp = digest(label, kind, json.dumps(questions), str(_file_size(run.records_path)))
@@ -162,12 +162,12 @@ def _file_size(path: Path) -> int:
 
 def record_bytes(sheet: TranscriptSheet, max_bytes: int) -> NDArray[np.int64]:
     """Return the bytes of the records at each row and column [rows, columns]; no record counts for more than `max_bytes`."""
-    found = np.zeros((len(sheet.personas), max(map(len, sheet.questions_by_row), default=0)), dtype=np.int64)
+    bytes_R_C = np.zeros((len(sheet.personas), max(map(len, sheet.questions_by_row), default=0)), dtype=np.int64)
     grid: dict[CellKey, CellSummary] = sheet.run.cell_summaries
     for row, questions in enumerate(sheet.questions_by_row):
         for column in range(len(questions)):
-            found[row, column] = sum(min(grid[key].length, max_bytes) for key in sheet.cell_keys(row, column))
-    return found
+            bytes_R_C[row, column] = sum(min(grid[key].length, max_bytes) for key in sheet.cell_keys(row, column))
+    return bytes_R_C
 
 
 def grid_bytes(run: Run, grid: StabilityGrid) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -176,11 +176,11 @@ def grid_bytes(run: Run, grid: StabilityGrid) -> tuple[NDArray[np.uint8], NDArra
     A byte is 0 to FULL_SCORE_BYTE, NO_SCORE_BYTE, or NOT_ASKED_BYTE in a run with adaptive allocation.
     """
     mean_P_Q, baseline_Q = mean_over_samples(grid.correct_P_Q_S), mean_over_samples(grid.baseline_Q_S)
-    bytes_P_Q, begun = _means_to_bytes(mean_P_Q), 0
+    bytes_P_Q, start = _means_to_bytes(mean_P_Q), 0
     for one in run.rounds:
         asked_P = np.isin(np.array(grid.persona_ids, dtype=object), np.array(one.personas, dtype=object))
-        bytes_P_Q[~asked_P, begun : one.until] = NOT_ASKED_BYTE
-        begun = one.until
+        bytes_P_Q[~asked_P, start : one.until] = NOT_ASKED_BYTE
+        start = one.until
     return bytes_P_Q, _means_to_bytes(baseline_Q)
 
 
@@ -204,17 +204,17 @@ def write_transcripts(models: Sequence[ModelRuns], out: Path) -> dict[str, Any]:
     folder = out / _CELLS_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     remove_stale_tiles(folder)
-    shown = unique_display_names(model.label for model in models)
+    names = unique_display_names(model.label for model in models)
     sheets = [
-        build_sheet(shown[model.label], kind, model.runs[kind], place)
-        for place, model in enumerate(models)
+        build_sheet(names[model.label], kind, model.runs[kind], index)
+        for index, model in enumerate(models)
         for kind in _SHEET_NAMES
         if kind in model.runs
     ]
     cells = sum(len(sheet.run.cell_summaries) for sheet in sheets)
     with _transcript_progress(cells) as progress:
-        told = [_sheet_json(sheet, _write_tiles(sheet, folder, progress)) for sheet in sheets]
-    return {"sheets": told, "grids": _grids_json({shown[model.label]: model for model in models}, sheets)}
+        sheets_json = [_sheet_json(sheet, _write_tiles(sheet, folder, progress)) for sheet in sheets]
+    return {"sheets": sheets_json, "grids": _grids_json({names[model.label]: model for model in models}, sheets)}
 
 
 def _transcript_progress(n_cells: int) -> AbstractContextManager[ProgressBar | None]:
@@ -222,14 +222,14 @@ def _transcript_progress(n_cells: int) -> AbstractContextManager[ProgressBar | N
 
 
 def _grids_json(models: Mapping[str, ModelRuns], sheets: Sequence[TranscriptSheet]) -> dict[str, Any]:
-    number = {sheet.label: place for place, sheet in enumerate(sheets) if sheet.kind == _STABILITY_KIND}
+    sheet_index = {sheet.label: index for index, sheet in enumerate(sheets) if sheet.kind == _STABILITY_KIND}
     grids = {}
     for label, model in models.items():
         if model.grid is not None:
             run = model.runs[_STABILITY_KIND]
             bytes_P_Q, bytes_Q = grid_bytes(run, model.grid)
             grids[label] = {
-                "sheet": number[label],
+                "sheet": sheet_index[label],
                 "mean": gzip_base64(bytes_P_Q.tobytes()),
                 "baseline": gzip_base64(bytes_Q.tobytes()),
                 "opening": run.rounds[0].until if run.rounds else len(model.grid.question_ids),
@@ -263,18 +263,18 @@ def _write_tiles(sheet: TranscriptSheet, folder: Path, progress: ProgressBar | N
     width = max(map(len, sheet.questions_by_row), default=0)
     for top in range(0, len(sheet.personas), tile.rows):
         for left in range(0, width, tile.columns):
-            told = _tile_json(sheet, range(top, top + tile.rows), range(left, left + tile.columns))
-            write_tile(folder, f"{sheet.tile_prefix}-{top // tile.rows}-{left // tile.columns}", told)
+            content = _tile_json(sheet, range(top, top + tile.rows), range(left, left + tile.columns))
+            write_tile(folder, f"{sheet.tile_prefix}-{top // tile.rows}-{left // tile.columns}", content)
             if progress is not None:
-                progress.advance(len(told["cells"]))
+                progress.advance(len(content["cells"]))
     return tile
 
 
 def _tile_json(sheet: TranscriptSheet, rows: range, columns: range) -> dict[str, Any]:
     """Return the cells of a tile, persona by persona. Each prompt is in `texts` once, and messages refer to it by its index."""
-    places: dict[str, int] = {}
-    cells = [_cell_json(cell, places) for cell in _read_cells(sheet, rows, columns)]
-    return {"stamp": sheet.fingerprint, "texts": [_cut_text(one) for one in places], "cells": cells}
+    text_index: dict[str, int] = {}
+    cells = [_cell_json(cell, text_index) for cell in _read_cells(sheet, rows, columns)]
+    return {"stamp": sheet.fingerprint, "texts": [_cut_text(text) for text in text_index], "cells": cells}
 
 
 def _read_cells(sheet: TranscriptSheet, rows: range, columns: range) -> Iterator[Cell]:
@@ -290,30 +290,30 @@ def _cell_json(cell: Cell, text_index: dict[str, int]) -> dict[str, Any]:
     messages = [
         [escape_control(message["role"]), text_index.setdefault(message["content"], len(text_index))] for message in cell.messages
     ]
-    told: dict[str, Any] = {
+    required: dict[str, Any] = {
         "persona": None if cell.persona_id is None else escape_control(cell.persona_id),
         "question": escape_control(cell.question_id),
         "sample": cell.sample,
         "messages": messages,
     }
-    more: dict[str, Any] = {"template": escape_control(cell.template) or None, "gold": _cut_text_or_none(cell.gold)}
+    optional: dict[str, Any] = {"template": escape_control(cell.template) or None, "gold": _cut_text_or_none(cell.gold)}
     if completion is not None:
-        more |= {
+        optional |= {
             "text": _cut_text(completion.text),
             "finish": completion.finish,
             "read": completion.prompt_tokens,
             "written": completion.completion_tokens,
         }
     if verdict is not None:
-        more |= {
+        optional |= {
             "correct": verdict.correct,
             "extracted": _cut_text_or_none(verdict.extracted),
             "error": _cut_text_or_none(verdict.error),
         }
-        told["judged"] = True
+        required["judged"] = True
     if failure is not None:
-        more["failure"] = [escape_control(failure.type), _cut_text(failure.message)]
-    return told | {name: value for name, value in more.items() if value is not None}
+        optional["failure"] = [escape_control(failure.type), _cut_text(failure.message)]
+    return required | {name: value for name, value in optional.items() if value is not None}
 
 
 def _cut_text_or_none(text: str | None) -> Any:

@@ -1,4 +1,4 @@
-"""Values of the page's data: numbers, estimates and names that JSON can hold, and the look of each model.
+"""Converts values for the page: numbers, estimates and names for JSON, and the look of each model.
 
 Contract: NaN and infinity become None. Every text is printable, short and on one line; different names stay different. The same
 model has the same colour, mark and line in every figure, printed or on the page; colours are adapted to a dark background.
@@ -77,13 +77,13 @@ def printable_text(text: str, width: int = _MAX_NAME_CHARS) -> str:
 
 def unique_display_names(originals: Iterable[str]) -> dict[str, str]:
     """Return {original: its name on the page}. When two names would look the same, the later ones are numbered."""
-    found: dict[str, str] = {}
-    taken: set[str] = set()
+    names: dict[str, str] = {}
+    used: set[str] = set()
     for original in originals:
-        shown, place = printable_text(original), 1
-        while shown in taken:
-            place += 1
-            shown = f"{printable_text(original, _MAX_NAME_CHARS - 6)} ({place})"
-        found.setdefault(original, shown)
-        taken.add(found[original])
-    return found
+        name, number = printable_text(original), 1
+        while name in used:
+            number += 1
+            name = f"{printable_text(original, _MAX_NAME_CHARS - 6)} ({number})"
+        names.setdefault(original, name)
+        used.add(names[original])
+    return names

@@ -1,5 +1,5 @@
-// What every part of the page shares: the data, elements made without markup, the look of a model, the theme, provenance.
-// Contract: text reaches the page through text nodes alone. `permix` is the page's one global.
+// Shared by all parts of the page: the data, functions that make elements, the look of a model, the theme, popovers.
+// Contract: text enters the page only as text nodes. `permix` is the page's only global.
 "use strict";
 
 globalThis.permix = (() => {
@@ -7,7 +7,7 @@ globalThis.permix = (() => {
   const data = block ? JSON.parse(block.textContent) : {models: [], charts: {}, grids: {}, runs: []};
   const listeners = [];
 
-  /** Sets attributes on an element; `style` is an object, a value of null or false leaves the attribute out. */
+  /** Sets attributes on an element; `style` is an object. An attribute with the value null or false is left out. */
   function dress(element, attributes) {
     for (const [name, value] of Object.entries(attributes)) {
       if (/^on/i.test(name)) throw new TypeError(`${name}: listeners are added with addEventListener`);
@@ -17,7 +17,7 @@ globalThis.permix = (() => {
     return element;
   }
 
-  /** An HTML element; children that are strings or numbers become text nodes, null is left out. */
+  /** An HTML element; strings and numbers become text nodes, null is left out. */
   function el(tag, attributes = {}, ...children) {
     const element = dress(document.createElement(tag), attributes);
     element.append(...children.flat().filter((child) => child !== null && child !== undefined).map((child) => child instanceof Node ? child : String(child)));
@@ -33,20 +33,20 @@ globalThis.permix = (() => {
 
   const digits = (value, places) => value.toFixed(places).replace("-", "−");
 
-  /** "0.812 [0.75, 0.87]"; "–" where nothing was measured. */
+  /** Returns "0.812 [0.75, 0.87]", or "–" if nothing was measured. */
   function estimate(one) {
     if (!one || one.value === null || one.value === undefined) return "–";
     const known = one.low !== null && one.low !== undefined && one.high !== null && one.high !== undefined;
     return digits(one.value, 3) + (known ? ` [${digits(one.low, 2)}, ${digits(one.high, 2)}]` : "");
   }
 
-  const wished = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (document.documentElement.dataset.theme ?? (wished.matches ? "dark" : "light")) === "dark";
+  const prefersDark = matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (document.documentElement.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
 
   const byLabel = new Map(data.models.map((model) => [model.label, model]));
   const plain = {label: "", method: "", colour: "#000000", dark: "#ffffff", symbol: "circle", dash: ""};
 
-  /** How a model looks in every chart of this theme. */
+  /** Returns a model's colour, symbol and dash in the current theme. */
   function look(label) {
     const model = byLabel.get(label) ?? plain;
     return {colour: isDark() ? model.dark : model.colour, symbol: model.symbol, dash: model.dash};
@@ -56,41 +56,41 @@ globalThis.permix = (() => {
   const onChange = (listener) => void listeners.push(listener);
   const changed = () => listeners.forEach((listener) => listener());
 
-  wished.addEventListener("change", changed);
+  prefersDark.addEventListener("change", changed);
   let width = innerWidth;
   let resizing = 0;
   addEventListener("resize", () => {
-    if (innerWidth === width) return; // a phone's address bar changes the height alone
+    if (innerWidth === width) return; // a phone's address bar changes only the height
     width = innerWidth;
     cancelAnimationFrame(resizing);
     resizing = requestAnimationFrame(changed);
   });
 
-  /** Light, dark, or null for what the system wishes. */
+  /** Sets "light" or "dark"; null follows the system. */
   function setTheme(theme) {
     if (theme) document.documentElement.dataset.theme = theme;
     else delete document.documentElement.dataset.theme;
     changed();
   }
 
-  /** Says something to who listens to the page. */
+  /** Announces a text to screen readers. */
   function announce(text) {
     const region = document.getElementById("announced");
     if (region) region.textContent = text;
   }
 
-  let held = null;
+  let openPopover = null;
 
-  /** Shows `content` beside `anchor` until Escape, a click elsewhere or another popover; focus goes back to the anchor. */
+  /** Shows `content` next to `anchor` until Escape, a click elsewhere or another popover. Escape moves the focus back to the anchor. */
   function popover(anchor, content) {
-    held?.remove();
-    const box = el("div", {class: "popover", role: "dialog", "aria-label": "where this number comes from", tabindex: "-1"}, content);
+    openPopover?.remove();
+    const box = el("div", {class: "popover", role: "dialog", "aria-label": "provenance of this number", tabindex: "-1"}, content);
     const close = (back) => {
       box.remove();
       anchor.setAttribute("aria-expanded", "false");
       document.removeEventListener("keydown", onKey);
       document.removeEventListener("pointerdown", onPointer);
-      held = null;
+      openPopover = null;
       if (back) anchor.focus();
     };
     const onKey = (event) => event.key === "Escape" && close(true);
@@ -103,7 +103,7 @@ globalThis.permix = (() => {
     anchor.setAttribute("aria-expanded", "true");
     document.addEventListener("keydown", onKey);
     document.addEventListener("pointerdown", onPointer);
-    held = {remove: () => close(false)};
+    openPopover = {remove: () => close(false)};
     box.focus({preventScroll: true});
   }
 

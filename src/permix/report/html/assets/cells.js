@@ -1,17 +1,17 @@
-// Where cells are found: packed parts of the payload are opened here, and transcripts are loaded from the files beside the page.
-// A file cells/KEY-I-J.js holds the tile of rows I and columns J of the sheet KEY; it calls permix.cells with what it holds.
+// Reads cells: unpacks the compressed data in the page, and loads transcripts from the files next to it.
+// The file cells/KEY-I-J.js holds the tile in tile row I and tile column J of the sheet KEY; it calls permix.cells with its content.
 (() => {
   "use strict";
   const permix = (globalThis.permix ??= {});
-  const KEPT = 24; // tiles
+  const MAX_TILES = 24; // kept in memory
   const NO_SCORE = 255, NOT_ASKED = 254, RIGHT = 240;
   const waiting = new Map(), tiles = new Map(), sheets = new Map(), grids = new Map();
 
-  /** base64 of gzip -> Promise of its bytes. */
+  /** Returns a Promise of the bytes in a base64 text of gzip. */
   permix.unpack = async (packed) => {
     const bytes = Uint8Array.from(atob(packed), (one) => one.charCodeAt(0));
-    const opened = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Uint8Array(await new Response(opened).arrayBuffer());
+    const unzipped = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Uint8Array(await new Response(unzipped).arrayBuffer());
   };
 
   const unpackJson = async (packed) => JSON.parse(new TextDecoder().decode(await permix.unpack(packed)));
@@ -22,56 +22,56 @@
   };
 
   /**
-   * The cells of a model's run of one kind, as Promise; null where it has none.
-   * `columns(row)`: ids of the questions of a row; `find(persona, question)`: {row, column} or null.
+   * Returns a Promise of the sheet of a model's run of one kind, or of null if there is no such run.
+   * `columns(row)`: the question ids of a row. `find(persona, question)`: {row, column} or null.
    */
   permix.sheet = (label, kind = "stability") => {
-    const found = permix.data.sheets.find((one) => one.label === label && one.kind === kind);
-    return found ? once(sheets, found.key, () => openSheet(found)) : Promise.resolve(null);
+    const packed = permix.data.sheets.find((one) => one.label === label && one.kind === kind);
+    return packed ? once(sheets, packed.key, () => openSheet(packed)) : Promise.resolve(null);
   };
 
-  async function openSheet(told) {
-    const questions = await unpackJson(told.questions);
+  async function openSheet(packed) {
+    const questions = await unpackJson(packed.questions);
     const columns = Array.isArray(questions[0]) ? (row) => questions[row] : () => questions;
-    const rows = new Map(told.personas.map((persona, row) => [persona, row]));
+    const rows = new Map(packed.personas.map((persona, row) => [persona, row]));
     const find = (persona, question) => {
       const row = rows.get(persona);
       const column = row === undefined ? -1 : columns(row).indexOf(question);
       return column < 0 ? null : { row, column };
     };
-    return { ...told, columns, find };
+    return { ...packed, columns, find };
   }
 
   /**
-   * A model's grid, as Promise. `value(row, column)`: mean score from 0 to 1, null without a score, undefined where it was not
-   * asked; row 0 is no persona. `rows` and `columns`: as shown, best persona and easiest question first; questions of later
-   * rounds, which only some personas were asked, stand behind those that all were asked.
+   * Returns a Promise of a model's grid. `value(row, column)`: the mean score, 0 to 1; null without a score; undefined if it was
+   * not asked. Row 0 is the baseline. `rows` and `columns` are in display order: best persona and easiest question first.
+   * Questions of later rounds, which only some personas were asked, come last.
    */
   permix.grid = (label) => once(grids, label, () => openGrid(permix.data.grids[label]));
 
-  async function openGrid(told) {
-    const { label } = permix.data.sheets[told.sheet];
+  async function openGrid(packed) {
+    const { label } = permix.data.sheets[packed.sheet];
     const sheet = await permix.sheet(label);
-    const [mean, baseline] = await Promise.all([permix.unpack(told.mean), permix.unpack(told.baseline)]);
+    const [mean, baseline] = await Promise.all([permix.unpack(packed.mean), permix.unpack(packed.baseline)]);
     const P = sheet.personas.length - 1, Q = baseline.length;
     const value = (row, column) => {
       const byte = row === 0 ? baseline[column] : mean[(row - 1) * Q + column];
       return byte === NOT_ASKED ? undefined : byte === NO_SCORE ? null : byte / RIGHT;
     };
-    const rowMeans = Array.from({ length: P + 1 }, (_, row) => meanOf(told.opening, (column) => value(row, column)));
+    const rowMeans = Array.from({ length: P + 1 }, (_, row) => meanOf(packed.opening, (column) => value(row, column)));
     const columnMeans = Array.from({ length: Q }, (_, column) => meanOf(P, (row) => value(row + 1, column)));
     const rows = [0, ...sorted(P, (row) => -rowMeans[row + 1]).map((row) => row + 1)];
-    const later = (column) => (column >= told.opening ? 2 : 0);
+    const later = (column) => (column >= packed.opening ? 2 : 0);
     return { sheet, P, Q, value, rows, columns: sorted(Q, (column) => later(column) - columnMeans[column]) };
   }
 
-  /** Mean of what has a score; -1, the last place, of nothing. */
+  /** Returns the mean of the scores; -1, which sorts last, if there is none. */
   function meanOf(count, value) {
     let sum = 0, scored = 0;
-    for (let place = 0; place < count; place++) {
-      const one = value(place);
-      if (one === null || one === undefined) continue;
-      sum += one;
+    for (let index = 0; index < count; index++) {
+      const score = value(index);
+      if (score === null || score === undefined) continue;
+      sum += score;
       scored++;
     }
     return scored ? sum / scored : -1;
@@ -79,31 +79,31 @@
 
   const sorted = (count, by) => Array.from({ length: count }, (_, place) => place).sort((a, b) => by(a) - by(b) || a - b);
 
-  /** The name of the tile that holds a place of a sheet. */
+  /** Returns the name of the tile with this row and column of a sheet. */
   permix.tileOf = ({ key, tile: [rows, columns] }, { row, column }) =>
     `${key}-${Math.floor(row / rows)}-${Math.floor(column / columns)}`;
 
-  /** The cells recorded at a place, as Promise: a list by template and sample. Error says in words why they cannot be had. */
+  /** Returns a Promise of the recorded cells at {row, column}, by template and sample. An Error's message explains why loading failed. */
   permix.cellsAt = async (sheet, place) => {
     const name = permix.tileOf(sheet, place);
     const { stamp, texts, cells } = await tile(name);
-    if (stamp !== sheet.stamp) throw new Error(`${file(name)} belongs to another report. ${MEND}`);
+    if (stamp !== sheet.stamp) throw new Error(`${file(name)} belongs to another report. ${REMEDY}`);
     const persona = sheet.personas[place.row], question = sheet.columns(place.row)[place.column];
     return cells
       .filter((cell) => cell.persona === persona && cell.question === question)
       .map((cell) => ({ ...cell, messages: cell.messages.map(([role, text]) => [role, texts[text]]) }));
   };
 
-  const MEND = "Transcripts lie in the folder “cells” beside this page: keep the two together, or build the report again.";
+  const REMEDY = "Transcripts are in the folder “cells” next to this page: keep both together, or build the report again.";
   const file = (name) => `cells/${name}.js`;
 
   function tile(name) {
-    const found = tiles.get(name) ?? load(name);
+    const loaded = tiles.get(name) ?? load(name);
     tiles.delete(name);
-    tiles.set(name, found); // the one asked for last stands last
-    if (tiles.size > KEPT) tiles.delete(tiles.keys().next().value);
-    found.catch(() => tiles.delete(name));
-    return found;
+    tiles.set(name, loaded); // a Map keeps the order of insertion, so the oldest tile is first
+    if (tiles.size > MAX_TILES) tiles.delete(tiles.keys().next().value);
+    loaded.catch(() => tiles.delete(name));
+    return loaded;
   }
 
   function load(name) {
@@ -111,20 +111,20 @@
       const script = document.createElement("script");
       const end = (why) => {
         script.remove();
-        if (waiting.delete(name)) reject(new Error(`${file(name)} ${why}. ${MEND}`));
+        if (waiting.delete(name)) reject(new Error(`${file(name)} ${why}. ${REMEDY}`));
       };
       waiting.set(name, { resolve, reject });
       script.addEventListener("error", () => end("could not be loaded"));
-      script.addEventListener("load", () => end("does not hold what its name says"));
+      script.addEventListener("load", () => end("does not contain the tile of its name"));
       script.src = file(name);
       document.head.append(script);
     });
   }
 
-  /** What a tile's file calls. */
+  /** Called by the file of a tile. */
   permix.cells = (name, packed) => {
-    const asked = waiting.get(name);
+    const request = waiting.get(name);
     waiting.delete(name);
-    if (asked) unpackJson(packed).then(asked.resolve, () => asked.reject(new Error(`${file(name)} is damaged. ${MEND}`)));
+    if (request) unpackJson(packed).then(request.resolve, () => request.reject(new Error(`${file(name)} is damaged. ${REMEDY}`)));
   };
 })();

@@ -1,4 +1,4 @@
-// Completions side by side: under one persona, a few questions at a time, what every model that is shown said to them.
+// Completions side by side: the answers of all shown models under one persona, a few questions at a time.
 (() => {
   "use strict";
   const permix = (globalThis.permix ??= {});
@@ -6,7 +6,7 @@
   const SHOWN = 3; // questions at a time
   const drawers = new WeakMap();
 
-  /** Draw into `element`, or draw again what is there. Resolves when answers, or why there are none, can be read. */
+  /** Draws into `element`, or draws it again. Resolves when the answers, or the reasons why they are missing, are on the page. */
   charts.completions = async (element) => {
     if (!drawers.has(element)) drawers.set(element, make(element));
     await drawers.get(element)();
@@ -17,12 +17,12 @@
     const kinds = new Map(permix.data.sheets.map(({ kind, title }) => [kind, title]));
     const kind = field("Asked", [...kinds]);
     const persona = field("Persona", []);
-    const [back, on] = ["‹ questions before", "questions after ›"].map((text) => el("button", { type: "button" }, text));
+    const [previous, next] = ["‹ previous questions", "next questions ›"].map((text) => el("button", { type: "button" }, text));
     const where = el("span", { class: "completions-where" }), body = el("div", { class: "completions" });
     element.replaceChildren(
-      el("div", { class: "heat-controls" }, ...(kinds.size > 1 ? [kind.label] : []), persona.label, back, on, where), body,
+      el("div", { class: "heat-controls" }, ...(kinds.size > 1 ? [kind.label] : []), persona.label, previous, next, where), body,
     );
-    let from = 0, turn = 0;
+    let from = 0, lastDraw = 0;
 
     const shown = () => permix.data.sheets.filter((one) => one.kind === kind.select.value && permix.shown.has(one.label));
 
@@ -35,34 +35,34 @@
     }
 
     async function draw() {
-      const mine = ++turn, who = JSON.parse(persona.select.value);
+      const thisDraw = ++lastDraw, who = JSON.parse(persona.select.value);
       const sheets = await Promise.all(shown().map((one) => permix.sheet(one.label, one.kind)));
-      const questions = [...new Set(sheets.flatMap((sheet) => asked(sheet, who)))];
+      const questions = [...new Set(sheets.flatMap((sheet) => questionsOf(sheet, who)))];
       from = Math.max(0, Math.min(from, questions.length - 1));
       const some = questions.slice(from, from + SHOWN);
       const parts = await Promise.all(some.map((question) => one(sheets, who, question)));
-      if (mine !== turn) return;
-      where.textContent = some.length ? `${from + 1} to ${from + some.length} of ${questions.length}` : "no model that is shown was asked";
-      back.disabled = from === 0;
-      on.disabled = from + SHOWN >= questions.length;
+      if (thisDraw !== lastDraw) return; // a newer draw has started meanwhile
+      where.textContent = some.length ? `${from + 1} to ${from + some.length} of ${questions.length}` : "no shown model was asked as this persona";
+      previous.disabled = from === 0;
+      next.disabled = from + SHOWN >= questions.length;
       body.replaceChildren(...parts);
       element.dataset.drawn = "true";
     }
 
-    /** A question and every model's first answer to it; each with its own prompt where they were asked in other words. */
+    /** A question and each model's first answer to it. Where prompts differ, each answer has its own prompt. */
     async function one(sheets, who, question) {
-      const found = await Promise.all(sheets.map((sheet) => answered(sheet, sheet.find(who, question))));
-      const some = found.filter(({ cell }) => cell);
-      const alike = new Set(some.map(({ cell }) => JSON.stringify(prompt(cell)))).size < 2;
-      const own = ({ cell, sheet }) => [...variant(cell, sheet), ...(alike ? [] : [el("h4", {}, "Asked"), ...said(cell, sheet)])];
-      const articles = found.map((each) => permix.answer(each, each.cell ? own(each) : [], opener(each)));
-      const shared = alike && some.length ? said(some[0].cell, some[0].sheet) : [];
+      const results = await Promise.all(sheets.map((sheet) => firstAnswer(sheet, sheet.find(who, question))));
+      const some = results.filter(({ cell }) => cell);
+      const samePrompt = new Set(some.map(({ cell }) => JSON.stringify(prompt(cell)))).size < 2;
+      const own = ({ cell, sheet }) => [...variant(cell, sheet), ...(samePrompt ? [] : [el("h4", {}, "Asked"), ...promptText(cell, sheet)])];
+      const articles = results.map((each) => permix.answer(each, each.cell ? own(each) : [], opener(each)));
+      const shared = samePrompt && some.length ? promptText(some[0].cell, some[0].sheet) : [];
       return el("section", {}, el("h3", {}, question), ...shared, el("div", { class: "transcript-models" }, ...articles));
     }
 
     function opener({ sheet, place }) {
       if (!place) return [];
-      const button = el("button", { type: "button" }, "whole transcript");
+      const button = el("button", { type: "button" }, "full transcript");
       button.addEventListener("click", () => permix.transcript({ label: sheet.label, kind: sheet.kind, ...place }));
       return [button];
     }
@@ -79,32 +79,32 @@
       from += step;
       return draw();
     };
-    back.addEventListener("click", () => turnTo(-SHOWN));
-    on.addEventListener("click", () => turnTo(SHOWN));
+    previous.addEventListener("click", () => turnTo(-SHOWN));
+    next.addEventListener("click", () => turnTo(SHOWN));
     setPersonas();
     return draw;
   }
 
-  const asked = (sheet, who) => {
+  const questionsOf = (sheet, who) => {
     const row = sheet.personas.indexOf(who);
     return row < 0 ? [] : sheet.columns(row);
   };
 
-  /** The last thing that the model was asked. */
+  /** The last message to the model. */
   const prompt = (cell) => cell.messages.findLast(([role]) => role === "user")?.[1];
 
-  function said(cell, sheet) {
+  function promptText(cell, sheet) {
     const text = prompt(cell);
     return text === undefined ? [] : permix.longText(text, sheet);
   }
 
-  /** Which of several samples and templates of its run a cell is. */
+  /** The sample and template of a cell, if its run has several. */
   function variant(cell, sheet) {
     const several = sheet.samples > 1 || Object.keys(sheet.templates).length > 1;
-    return several ? [permix.el("p", { class: "variant" }, permix.saidOf(cell, sheet))] : [];
+    return several ? [permix.el("p", { class: "variant" }, permix.variantName(cell, sheet))] : [];
   }
 
-  async function answered(sheet, place) {
+  async function firstAnswer(sheet, place) {
     if (!place) return { sheet, place, asked: false };
     try {
       const [cell] = await permix.cellsAt(sheet, place);

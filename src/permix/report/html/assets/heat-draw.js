@@ -1,9 +1,9 @@
-// How the heat map is drawn: a ramp from dark blue to yellow that only gets lighter, so it reads in grey; hatching where there is no
-// score; the number itself wherever a cell has room for it. Only what is in view is drawn, so a grid may have any number of columns.
+// Draws the heat map. Colours run from dark blue to yellow and only get lighter, so they can be read in grey. A cell without a score
+// is hatched, and a cell with enough room shows its number. Only the visible part is drawn, so a grid may have any number of columns.
 (() => {
   "use strict";
   const permix = (globalThis.permix ??= {});
-  // cividis (Nuñez, Anderton and Renslow 2018) at eleven points; it looks the same to colour-blind eyes.
+  // cividis (Nuñez, Anderton and Renslow 2018) at eleven points; colour-blind readers see it the same way.
   const RAMP = ["#00224e", "#083370", "#35456c", "#4f576c", "#666970", "#7d7c78", "#948e77", "#aea371", "#c8b866", "#e5cf52", "#fee838"];
   const ROW = 20, GAP = 4, NAMES = 190, LEAST = 3, WIDEST = 46; // pixels
   const FONT = "11px system-ui, sans-serif";
@@ -18,7 +18,7 @@
   const colourOf = (value, from) => SHADES[Math.round((100 * (value - from)) / (1 - from))];
   const inkOn = (value, from) => (value - from > 0.55 * (1 - from) ? "#000" : "#fff");
 
-  /** "1", "0", ".67", "−.5": as short as can be. */
+  /** Returns the shortest text: "1", "0", ".67", "−.5". */
   function short(value, signed) {
     const text = Math.abs(value).toFixed(2).replace(/\.?0+$/, "").replace(/^0\./, ".");
     return (value < 0 ? "−" : signed && value > 0 ? "+" : "") + (text || "0");
@@ -44,7 +44,7 @@
     pen.fillRect(x, y, width, height);
   }
 
-  /** Swatches with what they stand for. */
+  /** Returns swatches with their meaning. */
   permix.heatLegend = ({ from, grid, value }, element) => {
     const ink = getComputedStyle(element).color;
     const swatch = (shown, text) => {
@@ -63,23 +63,24 @@
     ];
   };
 
-  /** Widths at which columns can be seen: all at once (a column may then be the mean of several questions), up to one number each. */
+  /** Zoom levels, from all columns in view (a column may then be the mean of several questions) to a number in each column. */
   function levels(room, Q) {
     const step = Math.max(1, Math.ceil((Q * LEAST) / room));
-    const found = [{ step, width: Math.min(WIDEST, room / Math.ceil(Q / step)) }];
-    for (let finer = Math.ceil(step / 4); finer > 1; finer = Math.ceil(finer / 4)) found.push({ step: finer, width: LEAST });
-    for (const width of [4, 12, 24, WIDEST]) if (step > 1 || width > 1.2 * found[0].width) found.push({ step: 1, width });
-    return found;
+    const zooms = [{ step, width: Math.min(WIDEST, room / Math.ceil(Q / step)) }];
+    for (let finer = Math.ceil(step / 4); finer > 1; finer = Math.ceil(finer / 4)) zooms.push({ step: finer, width: LEAST });
+    for (const width of [4, 12, 24, WIDEST]) if (step > 1 || width > 1.2 * zooms[0].width) zooms.push({ step: 1, width });
+    return zooms;
   }
 
   /**
-   * The canvas as a window on the whole map. `state`: {grid, value(row, column), from, at, zoom}; places are rows and columns as shown.
+   * Draws the visible part of the map on the canvas. `state`: {grid, value(row, column), from, at, zoom}; rows and columns are in
+   * display order.
    */
   permix.heatView = (canvas, scroller, stage, state) => {
     const pen = canvas.getContext("2d");
     let names = NAMES, level = { step: 1, width: WIDEST };
 
-    /** Measure and draw anew: after another grid, zoom, size or theme. */
+    /** Measures and draws again, after a change of grid, zoom, size or theme. */
     function lay() {
       const { P, Q } = state.grid, room = scroller.clientWidth;
       if (!room) return;
@@ -138,7 +139,7 @@
       name(row, y, look.ink);
     }
 
-    /** Mean of a column that stands for several questions; null or undefined as in `permix.grid`. */
+    /** The mean of a column of several questions; null or undefined as in `permix.grid`. */
     function binned(row, bin) {
       const { grid, value } = state;
       let sum = 0, scored = 0, asked = false;
@@ -178,7 +179,7 @@
       return `${kept}…`;
     }
 
-    /** Two lines around the place one stands at, light and dark, so that one of them is seen on every colour. */
+    /** Draws two frames around the current cell, light and dark, so that one of them is visible on every colour. */
     function ring(look) {
       const x = xOf(state.at.column), y = yOf(state.at.row), width = Math.max(level.width, 5);
       const focused = document.activeElement === canvas;
@@ -191,7 +192,7 @@
       });
     }
 
-    /** Scroll so that the place one stands at is in view. */
+    /** Scrolls until the current cell is in view. */
     function reveal() {
       const x = xOf(state.at.column), y = yOf(state.at.row), right = scroller.clientWidth, bottom = scroller.clientHeight;
       if (x < names) scroller.scrollLeft -= names - x;
@@ -201,7 +202,7 @@
       draw();
     }
 
-    /** What lies under a pointer: {row, column, until, exact}; null beside the cells. */
+    /** The cell under the pointer: {row, column, until, exact}; null outside the cells. */
     function under({ offsetX, offsetY }) {
       const { P, Q } = state.grid;
       const row = offsetY < ROW ? 0 : 1 + Math.floor((offsetY - ROW - GAP + scroller.scrollTop) / ROW);

@@ -1,14 +1,14 @@
-// The heat map of persona × question: a canvas that draws what is in view, with every cell in reach of pointer and keyboard.
-// What is drawn is in heat-draw.js; here are the controls, the place one stands at, and what is said of it.
+// The heat map of persona × question: a canvas that draws the visible part; pointer and keyboard reach every cell.
+// heat-draw.js draws; this file has the controls, the current cell, and the text about it.
 (() => {
   "use strict";
   const permix = (globalThis.permix ??= {});
   const charts = (permix.charts ??= {});
-  const OFFERED = 40; // questions in the list under the field
-  const PAGE = 10; // rows or columns
+  const MAX_SUGGESTIONS = 40; // questions in the list below the field
+  const PAGE = 10; // rows of one Page Up or Page Down
   const maps = new WeakMap();
 
-  /** Draw into `element`, or draw again what is there. Resolves when it is drawn. */
+  /** Draws into `element`, or draws it again. Resolves when it is drawn. */
   charts.grid = async (element) => {
     if (maps.has(element)) return maps.get(element).draw();
     const map = make(element, Object.keys(permix.data.grids));
@@ -19,7 +19,7 @@
   function make(element, labels) {
     const { el } = permix;
     const model = select("Model", labels.map((label) => [label, label]));
-    const less = select("Show", [["", "its scores"], ...labels.map((label) => [label, `its scores less those of ${label}`])]);
+    const minus = select("Show", [["", "scores"], ...labels.map((label) => [label, `scores minus those of ${label}`])]);
     const persona = select("Go to persona", []);
     const question = el("input", { type: "text", list: `${element.id || "heat"}-questions`, autocomplete: "off", spellcheck: "false" });
     const offered = el("datalist", { id: `${element.id || "heat"}-questions` });
@@ -34,7 +34,7 @@
     const readout = el("p", { class: "heat-readout" }), legend = el("p", { class: "heat-legend" });
     const axis = el("p", { class: "heat-axis" }, "Rows: no persona, then personas, best first. Columns: questions, easiest first →");
     element.replaceChildren(
-      el("div", { class: "heat-controls" }, model.label, ...(labels.length > 1 ? [less.label] : []), persona.label,
+      el("div", { class: "heat-controls" }, model.label, ...(labels.length > 1 ? [minus.label] : []), persona.label,
         el("label", {}, "Go to question ", question), offered, el("span", { class: "heat-zoom" }, "Columns ", out, into), open),
       axis, scroller, readout, legend,
     );
@@ -43,29 +43,29 @@
     const view = permix.heatView(canvas, scroller, stage, state);
 
     async function choose() {
-      if (less.field.value === model.field.value) less.field.value = "";
-      for (const option of less.field.options) option.disabled = option.value === model.field.value;
-      const [grid, other] = await Promise.all([permix.grid(model.field.value), less.field.value ? permix.grid(less.field.value) : null]);
+      if (minus.field.value === model.field.value) minus.field.value = "";
+      for (const option of minus.field.options) option.disabled = option.value === model.field.value;
+      const [grid, other] = await Promise.all([permix.grid(model.field.value), minus.field.value ? permix.grid(minus.field.value) : null]);
       const at = sameCell(grid);
       Object.assign(state, { at, grid, other, value: other ? difference(grid, other) : grid.value, from: other ? -1 : 0 });
       persona.field.replaceChildren(...grid.rows.map((row, place) => el("option", { value: String(place) }, nameOf(row))));
       legend.replaceChildren(...permix.heatLegend(state, scroller));
       view.lay();
       element.dataset.drawn = "true";
-      say();
+      update();
     }
 
-    /** Where the cell one stands at is in another grid; its first cell where it has no such one. */
+    /** The place of the current cell in another grid, or the first cell if the other grid does not have it. */
     function sameCell(grid) {
       const { grid: before, at } = state;
-      const found = before && grid.sheet.find(before.sheet.personas[before.rows[at.row]], idOf(before.columns[at.column]));
-      return found ? { row: grid.rows.indexOf(found.row), column: grid.columns.indexOf(found.column) } : { row: 0, column: 0 };
+      const place = before && grid.sheet.find(before.sheet.personas[before.rows[at.row]], idOf(before.columns[at.column]));
+      return place ? { row: grid.rows.indexOf(place.row), column: grid.columns.indexOf(place.column) } : { row: 0, column: 0 };
     }
 
     const nameOf = (row) => state.grid.sheet.personas[row] ?? "no persona";
     const idOf = (column) => state.grid.sheet.columns(0)[column];
 
-    /** Scores of `grid` less those of `other` at the same persona and question, where both have one. */
+    /** Scores of `grid` minus those of `other` for the same persona and question, where both have one. */
     function difference(grid, other) {
       const rows = grid.sheet.personas.map((one) => other.sheet.personas.indexOf(one));
       const places = new Map(other.sheet.columns(0).map((id, column) => [id, column]));
@@ -77,8 +77,8 @@
       };
     }
 
-    /** In words, what stands at rows and columns as shown; of several columns their mean. */
-    function told({ row, column, until = column + 1 }) {
+    /** The score at a displayed row and column, in words; the mean of several columns. */
+    function describe({ row, column, until = column + 1 }) {
       const { grid, value } = state;
       const who = nameOf(grid.rows[row]);
       const columns = grid.columns.slice(column, until);
@@ -97,18 +97,18 @@
       return `mean score ${value.toFixed(2)}`;
     }
 
-    function say(spoken = false) {
-      readout.textContent = told(state.at);
+    function update(announce = false) {
+      readout.textContent = describe(state.at);
       persona.field.value = String(state.at.row);
       question.value = idOf(state.grid.columns[state.at.column]);
-      if (spoken) permix.announce(readout.textContent);
+      if (announce) permix.announce(readout.textContent);
     }
 
     function go(row, column) {
       const { P, Q } = state.grid;
       state.at = { row: Math.max(0, Math.min(P, row)), column: Math.max(0, Math.min(Q - 1, column)) };
       view.reveal();
-      say(true);
+      update(true);
     }
 
     function transcript() {
@@ -145,31 +145,31 @@
     });
     canvas.addEventListener("pointermove", (event) => {
       const place = view.under(event);
-      readout.textContent = told(place ?? state.at);
+      readout.textContent = describe(place ?? state.at);
     });
-    canvas.addEventListener("pointerleave", () => say());
+    canvas.addEventListener("pointerleave", () => update());
     canvas.addEventListener("click", (event) => {
       const place = view.under(event);
       if (!place) return;
       state.at = { row: place.row, column: place.exact };
       view.draw();
-      say();
+      update();
       transcript();
     });
     for (const kind of ["focus", "blur"]) canvas.addEventListener(kind, () => view.draw());
     model.field.addEventListener("change", choose);
-    less.field.addEventListener("change", choose);
+    minus.field.addEventListener("change", choose);
     persona.field.addEventListener("change", () => go(Number(persona.field.value), state.at.column));
     question.addEventListener("input", () => {
       const ids = state.grid.sheet.columns(0), wanted = question.value;
-      const some = ids.filter((id) => id.includes(wanted)).slice(0, OFFERED);
+      const some = ids.filter((id) => id.includes(wanted)).slice(0, MAX_SUGGESTIONS);
       offered.replaceChildren(...some.map((id) => el("option", { value: id })));
       const place = state.grid.columns.indexOf(ids.indexOf(wanted));
       if (place >= 0) go(state.at.row, place);
     });
     question.addEventListener("change", () => {
-      if (!state.grid.sheet.columns(0).includes(question.value)) permix.announce(`No question is called ${question.value}.`);
-      say();
+      if (!state.grid.sheet.columns(0).includes(question.value)) permix.announce(`There is no question ${question.value}.`);
+      update();
     });
     question.addEventListener("focus", () => question.select());
     out.addEventListener("click", () => zoom(-1));
@@ -181,7 +181,7 @@
       if (kind !== "stability" || label !== state.grid?.sheet.label) return;
       state.at = { row: state.grid.rows.indexOf(row), column: state.grid.columns.indexOf(column) };
       view.reveal();
-      say();
+      update();
     });
     return { choose, draw: () => state.grid && view.lay() };
   }

@@ -1,10 +1,10 @@
-// Starts the page: which models the charts show, the theme, and every chart when it comes near.
+// Starts the page: the selection of models, the theme, and each chart when the reader scrolls near it.
 "use strict";
 
 (() => {
   const {data, charts, drawing, shown, setTheme, changed, onChange} = permix;
 
-  /** One box a method; its training seeds go with it. */
+  /** One box per method; it selects all its training seeds. */
   function selection() {
     for (const box of document.querySelectorAll("#choose-models input")) {
       const labels = data.models.filter((model) => model.method === box.value).map((model) => model.label);
@@ -16,8 +16,8 @@
   }
 
   function swatches() {
-    for (const place of document.querySelectorAll("[data-look]")) {
-      place.replaceChildren(drawing.swatch(permix.look(place.dataset.look), true, true));
+    for (const element of document.querySelectorAll("[data-look]")) {
+      element.replaceChildren(drawing.swatch(permix.look(element.dataset.look), true, true));
     }
   }
 
@@ -33,7 +33,7 @@
     });
   }
 
-  /** Draws now, and again whenever something changes. */
+  /** Draws the chart now, and again after each change of models, theme or width. */
   function begin(element) {
     const name = element.dataset.chart;
     const draw = () => charts[name](element, data.charts[name]);

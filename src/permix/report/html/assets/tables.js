@@ -1,4 +1,4 @@
-// Tables that sort, filter and say where each number comes from. The tables themselves stand in the page without any script.
+// Sorts and filters tables, and shows the provenance of each number. The tables are in the page even without scripts.
 "use strict";
 
 (() => {
@@ -6,7 +6,7 @@
 
   const value = (cell) => (cell.dataset.value === undefined ? null : Number(cell.dataset.value));
 
-  /** Numbers before text before nothing; text as people sort it. */
+  /** Compares two cells: numbers come before texts; numbers inside texts are compared by value. */
   function compare(one, two, descending) {
     const [a, b] = [value(one), value(two)];
     if (a !== null && b !== null) return descending ? b - a : a - b;
@@ -24,7 +24,7 @@
     body.append(...fixed, ...free);
   }
 
-  /** The heading's button sorts: first as people want numbers, largest first, then the other way round. */
+  /** A heading's button sorts the table by its column: numbers largest first, texts A first; pressed again, in reverse. */
   function sortable(table) {
     for (const heading of table.tHead.rows[0].cells) {
       const button = heading.querySelector("button");
@@ -39,7 +39,7 @@
     }
   }
 
-  /** Rows whose words hold the text, and whose tags hold the tag. */
+  /** Shows only rows whose name or tags contain the text, and which have the selected tag. */
   function filterable(table) {
     const controls = document.getElementById(`${table.id}-filter`);
     if (!controls) return;
@@ -50,8 +50,8 @@
       const wanted = text.value.trim().toLocaleLowerCase();
       for (const row of rows) {
         const tags = JSON.parse(row.dataset.tags ?? "[]");
-        const found = row.cells[0].textContent.toLocaleLowerCase().includes(wanted) || tags.some((one) => one.toLocaleLowerCase().includes(wanted));
-        row.hidden = !found || (Boolean(tag?.value) && !tags.includes(tag.value));
+        const matches = row.cells[0].textContent.toLocaleLowerCase().includes(wanted) || tags.some((one) => one.toLocaleLowerCase().includes(wanted));
+        row.hidden = !matches || (Boolean(tag?.value) && !tags.includes(tag.value));
       }
       count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} shown`;
     };
@@ -64,15 +64,15 @@
     return text ? [el("dt", {}, name), el("dd", {}, text)] : [];
   }
 
-  /** How the run behind a number was made. */
+  /** Lists the facts of a run. */
   function origin(run) {
     return el("dl", {},
       fact("run", `${run.label}, ${run.kind}`), fact("command", run.command), fact("configuration", run.configuration),
-      fact("seed", run.seed), fact("revision", run.revision), fact("made", run.created), fact("folder", run.path));
+      fact("seed", run.seed), fact("revision", run.revision), fact("created", run.created), fact("folder", run.path));
   }
 
   function provenance(button) {
-    const runs = button.dataset.runs.split(" ").map((place) => data.runs[Number(place)]);
+    const runs = button.dataset.runs.split(" ").map((index) => data.runs[Number(index)]);
     popover(button, el("div", {}, el("p", {class: "value"}, button.dataset.what), runs.map(origin)));
   }
 

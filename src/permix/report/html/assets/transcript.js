@@ -1,16 +1,16 @@
-// The transcript of a cell, in a dialog: as text only, with the same cell of the other models beside it. #cell=KIND/MODEL/PERSONA/
-// QUESTION in the address opens one. Left and right step through questions, with Shift through personas.
+// The transcript of a cell in a dialog, as text only, next to the same cell of the other models. #cell=KIND/MODEL/PERSONA/QUESTION
+// in the address opens it. The left and right arrow keys step through questions, with Shift through personas.
 (() => {
   "use strict";
   const permix = (globalThis.permix ??= {});
   const HASH = "#cell=";
-  const LONG = 3000; // characters of a text that gets a scroll bar of its own
-  const parts = {}; // of the dialog, made when first needed
-  let at = null; // {label, kind, row, column}
-  let chosen = ""; // template and sample
-  let turn = 0; // only the last thing asked for is shown
+  const LONG = 3000; // number of characters from which a text gets its own scroll bar
+  const parts = {}; // elements of the dialog, made at first use
+  let at = null; // the open cell: {label, kind, row, column}
+  let chosen = ""; // the selected template and sample
+  let lastShow = 0; // a slower earlier call must not overwrite a later one
 
-  /** Open the transcript at {label, kind, row, column}; Promise of when it is shown. */
+  /** Opens the transcript at {label, kind, row, column}; the Promise resolves when it is shown. */
   permix.transcript = (place) => {
     if (!parts.dialog) make();
     at = place;
@@ -61,7 +61,7 @@
     move(event.shiftKey ? [step, 0] : [0, step]);
   }
 
-  /** The neighbour of a place in the order of the heat map, or of the run where there is none; null past the end. */
+  /** The next cell in this direction, in the order of the heat map or, without one, of the run; null past the end. */
   async function neighbour([personas, questions]) {
     const sheet = await permix.sheet(at.label, at.kind);
     const grid = at.kind === "stability" ? await permix.grid(at.label) : null;
@@ -75,23 +75,23 @@
 
   async function move(step) {
     const next = await neighbour(step);
-    if (!next) return permix.announce("There is nothing further that way.");
+    if (!next) return permix.announce("There is no further cell in this direction.");
     at = next;
     await show();
   }
 
   async function show() {
-    const mine = ++turn;
+    const thisShow = ++lastShow;
     const sheet = await permix.sheet(at.label, at.kind);
     const persona = sheet.personas[at.row], question = sheet.columns(at.row)[at.column];
     if (!parts.body.hasChildNodes()) parts.body.replaceChildren(permix.el("p", {}, "Loading the transcript…"));
     await setSteps();
-    const models = await Promise.all(beside().map((label) => lookUp(label, persona, question)));
-    if (mine !== turn || !parts.dialog.open) return; // another cell was asked for meanwhile, or none
+    const models = await Promise.all(shownLabels().map((label) => lookUp(label, persona, question)));
+    if (thisShow !== lastShow || !parts.dialog.open) return; // meanwhile another cell was opened, or the dialog closed
     parts.title.textContent = `${persona ?? "no persona"} × ${question}`;
     setSamples(models);
     setHash(hashOf(at.kind, at.label, persona, question));
-    parts.body.replaceChildren(...drawn(models));
+    parts.body.replaceChildren(...modelElements(models));
     document.dispatchEvent(new CustomEvent("permix-cell", { detail: at }));
   }
 
@@ -105,13 +105,13 @@
     }));
   }
 
-  /** The model that was asked for, then the others that are shown and have a run of this kind. */
-  function beside() {
+  /** Labels: the model of the open cell, then the other shown models with a run of this kind. */
+  function shownLabels() {
     const others = permix.data.sheets.filter((one) => one.kind === at.kind && one.label !== at.label && permix.shown.has(one.label));
     return [at.label, ...others.map((one) => one.label)];
   }
 
-  /** A model's cells of one place: {sheet, cells, asked} or {sheet, error}. */
+  /** A model's cells of one persona and question: {sheet, cells, asked}, or {sheet, error}. */
   async function lookUp(label, persona, question) {
     const sheet = await permix.sheet(label, at.kind);
     const place = sheet.find(persona, question);
@@ -129,35 +129,35 @@
   function setSamples(models) {
     const variants = new Map();
     for (const { sheet, cells } of models)
-      for (const cell of cells ?? []) variants.set(variant(cell), permix.saidOf(cell, sheet));
+      for (const cell of cells ?? []) variants.set(variant(cell), permix.variantName(cell, sheet));
     if (!variants.has(chosen)) chosen = variants.keys().next().value ?? "";
     parts.sample.replaceChildren(...[...variants].map(([value, text]) => permix.el("option", { value }, text)));
     parts.sample.value = chosen;
     parts.sample.hidden = variants.size < 2;
   }
 
-  /** In words, which sample and template a cell is. */
-  permix.saidOf = (cell, sheet) => {
+  /** The sample and template of a cell, in words. */
+  permix.variantName = (cell, sheet) => {
     const template = cell.template ? `, “${sheet.templates[cell.template] ?? cell.template}”` : "";
     return `sample ${cell.sample + 1}${template}`;
   };
 
-  function drawn(models) {
+  function modelElements(models) {
     const { el } = permix;
-    const found = models.map((one) => ({ ...one, cell: one.cells?.find((cell) => variant(cell) === chosen) }));
-    const prompts = found.map(({ cell, sheet }) => (cell ? JSON.stringify([cell.messages, systemOf(cell, sheet)]) : null));
-    const alike = new Set(prompts.filter(Boolean)).size === 1;
-    const first = found.find((one) => one.cell);
-    const shared = alike ? [el("section", { class: "transcript-asked" }, ...asked(first.cell, first.sheet))] : [];
-    const columns = found.map((one) => permix.answer(one, alike ? [] : one.cell ? asked(one.cell, one.sheet) : []));
+    const chosenCells = models.map((one) => ({ ...one, cell: one.cells?.find((cell) => variant(cell) === chosen) }));
+    const prompts = chosenCells.map(({ cell, sheet }) => (cell ? JSON.stringify([cell.messages, systemOf(cell, sheet)]) : null));
+    const samePrompt = new Set(prompts.filter(Boolean)).size === 1;
+    const first = chosenCells.find((one) => one.cell);
+    const shared = samePrompt ? [el("section", { class: "transcript-asked" }, ...promptElements(first.cell, first.sheet))] : [];
+    const columns = chosenCells.map((one) => permix.answer(one, samePrompt ? [] : one.cell ? promptElements(one.cell, one.sheet) : []));
     return [...shared, el("div", { class: "transcript-models" }, ...columns)];
   }
 
   const ROLES = { system: "System prompt", user: "Asked", assistant: "Answered earlier" };
   const systemOf = (cell, sheet) => (cell.messages.some(([role]) => role === "system") ? "" : sheet.without_system);
 
-  /** What the model read, as elements. */
-  function asked(cell, sheet) {
+  /** The messages that the model read, as elements. */
+  function promptElements(cell, sheet) {
     const { el } = permix;
     const without = systemOf(cell, sheet);
     return [
@@ -166,44 +166,44 @@
     ];
   }
 
-  /** A text as it was written; of a very long one its beginning, and where the rest is. */
+  /** A text as it was written; for a very long text its beginning, and the file with the rest. */
   permix.longText = (text, sheet) => {
     const { el } = permix;
     const [shown, cut] = Array.isArray(text) ? text : [text, 0];
-    const more = `${cut.toLocaleString("en")} more characters are not shown here; ${sheet.records} has all of them.`;
-    const look = shown.length > LONG ? { class: "long", tabindex: "0" } : {}; // whoever has no pointer scrolls it too
+    const more = `${cut.toLocaleString("en")} more characters are not shown here; ${sheet.records} has the whole text.`;
+    const look = shown.length > LONG ? { class: "long", tabindex: "0" } : {}; // with a tabindex the keyboard can scroll it
     return [shown ? el("pre", look, shown) : el("p", {}, "(empty)"), ...(cut ? [el("p", { class: "cut" }, more)] : [])];
   };
 
-  /** One model's answer with its verdict. `one`: {sheet, cell, asked, error}; `before` and `after`: elements around it. */
+  /** One model's answer with its verdict. `one`: {sheet, cell, asked, error}; `before` and `after`: elements around the answer. */
   permix.answer = ({ sheet, cell, asked, error }, before = [], after = []) => {
     const { el } = permix;
     const look = permix.look(sheet.label);
     const heading = el("h3", { style: { borderColor: look?.colour ?? "currentColor" } }, sheet.label);
     if (error) return el("article", {}, heading, el("p", { class: "failed", role: "alert" }, error.message));
-    if (!cell) return el("article", {}, heading, el("p", {}, asked ? "Asked, but there is no record of it." : "Was not asked this."));
-    const said = cell.text === undefined ? [] : [el("h4", {}, "Completion"), ...permix.longText(cell.text, sheet)];
-    return el("article", {}, heading, el("p", { class: "verdict" }, ...verdict(cell)), ...before, ...said, facts(cell, sheet), ...after);
+    if (!cell) return el("article", {}, heading, el("p", {}, asked ? "Asked, but no answer is recorded." : "Not asked."));
+    const completion = cell.text === undefined ? [] : [el("h4", {}, "Completion"), ...permix.longText(cell.text, sheet)];
+    return el("article", {}, heading, el("p", { class: "verdict" }, ...verdict(cell)), ...before, ...completion, facts(cell, sheet), ...after);
   };
 
   function verdict(cell) {
     const because = (text) => (text === undefined ? "" : `: ${plain(text)}`);
     if (cell.failure) return [`– no completion: ${cell.failure[0]}${because(cell.failure[1])}`];
     if (cell.correct === true) return ["✓ right"];
-    if (cell.correct === false) return [cell.extracted === undefined ? "✗ wrong: no answer was found in it" : "✗ wrong"];
+    if (cell.correct === false) return [cell.extracted === undefined ? "✗ wrong: no answer was found in the completion" : "✗ wrong"];
     if (cell.judged) return [`– not scored${because(cell.error)}`];
-    return [cell.gold === undefined ? "open-ended: nothing to check it against" : "– not scored: it was not verified"];
+    return [cell.gold === undefined ? "open-ended: no right answer to check against" : "– not scored: the scorer did not run"];
   }
 
   const plain = (text) => (Array.isArray(text) ? `${text[0]}…` : text);
 
   function facts(cell, sheet) {
     const { el } = permix;
-    const ends = { stop: "ended by itself", length: "cut off at the token limit" };
+    const finishes = { stop: "ended by itself", length: "cut off at the token limit" };
     const rows = [
-      ["Extracted answer", cell.extracted], ["Gold", cell.gold], ["End", ends[cell.finish]],
+      ["Extracted answer", cell.extracted], ["Gold", cell.gold], ["End", finishes[cell.finish]],
       ["Tokens read", cell.read], ["Tokens written", cell.written],
-      ["Brought in by", cell.template && (sheet.templates[cell.template] ?? cell.template)],
+      ["Template", cell.template && (sheet.templates[cell.template] ?? cell.template)],
     ].filter(([, value]) => value !== undefined);
     return el("dl", {}, ...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(plain(value)))]));
   }
@@ -216,15 +216,15 @@
     history.replaceState(null, "", hash || location.pathname + location.search);
   }
 
-  /** Open what the address names; says so when there is no such cell. */
+  /** Opens the cell in the address, or announces that the report has no such cell. */
   async function followHash() {
     if (!location.hash.startsWith(HASH)) return;
-    const place = await named(location.hash.slice(HASH.length));
+    const place = await cellInAddress(location.hash.slice(HASH.length));
     if (place) await permix.transcript(place);
     else permix.announce("The address names a cell that this report does not have.");
   }
 
-  async function named(address) {
+  async function cellInAddress(address) {
     try {
       const [kind, label, persona, question] = address.split("/").map(decodeURIComponent);
       const place = (await permix.sheet(label, kind))?.find(persona || null, question);

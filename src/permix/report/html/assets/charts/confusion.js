@@ -1,21 +1,21 @@
 "use strict";
-/** Who is taken for whom: a matrix of the model chosen and one beside it, in the order of the first model. */
+/** Confusion matrix of personas for the selected model and, next to it, another one, both in the order of the first model. */
 (() => {
   const { choose, clip, PAPER, panelTitle, plot, sheet, shown } = permix.drawing;
-  const MANY = 3000; // cells beyond which they are painted as one image
-  const LEGIBLE = 15; // pixels that a count needs
-  const NAMED = 11; // pixels that a row needs to carry its name
+  const MANY = 3000; // with more cells the matrix is painted as one image
+  const LEGIBLE = 15; // pixels of a cell that shows its count
+  const NAMED = 11; // pixels of a row that shows its name
 
   permix.charts.confusion = (element, { models }) => {
-    const made = sheet(element, "rows: whose answer it was; columns, in the same order: who the classifier says");
+    const made = sheet(element, "rows: persona that answered; columns, in the same order: persona that the classifier names");
     const redraw = () => permix.charts.confusion(element, { models });
     const labels = shown(models);
     const options = labels.map((label) => [`=${label}`, clip(label, 40)]);
     made.legend.replaceChildren();
     if (!labels.length) return made.body.replaceChildren(permix.el("p", {}, "Nothing is selected."));
     const one = choose(made, "one", "Model", options, redraw);
-    const beside = [...options.filter(([value]) => value !== one), ["", "no other"]];
-    const other = choose(made, "other", "beside model", beside, redraw);
+    const others = [...options.filter(([value]) => value !== one), ["", "no other"]];
+    const other = choose(made, "other", "next to model", others, redraw);
     const panels = [one, other].filter((value) => value !== "").map((value) => value.slice(1));
     const width = made.narrow || panels.length === 1 ? Math.min(made.width, 620) : Math.floor(made.width / 2) - 8;
     made.body.replaceChildren(permix.el("div", { class: "chart-beside" }, ...panels.map((label) =>
@@ -28,9 +28,9 @@
     const step = side / ids.length;
     const points = shares(ids, cells);
     const right = d3.sum(cells, ([row, column, count]) => (row === column ? count : 0));
-    const said = `Who is taken for whom, ${label}: ${right} of ${d3.sum(cells, ([, , count]) => count)} answers of ${ids.length} personas are told right`;
+    const description = `Confusion of personas, ${label}: the classifier names the right persona for ${right} of ${d3.sum(cells, ([, , count]) => count)} answers of ${ids.length} personas`;
     const named = step >= NAMED ? ids : ids.filter((_, place) => place % Math.ceil(NAMED / step) === 0);
-    return plot(made, said, {
+    return plot(made, description, {
       height: side + 24,
       marginLeft,
       marginTop: 6,
@@ -46,7 +46,7 @@
     });
   }
 
-  /** The shade is ink over paper, so that it reads in any theme. */
+  /** The shade is the ink's opacity, so it can be read in each theme. */
   const drawn = (points, step) => [
     Plot.cell(points, { x: "column", y: "row", fill: "currentColor", fillOpacity: "share", inset: 0 }),
     ...(step < LEGIBLE ? [] : [Plot.text(points, { x: "column", y: "row", text: "count", fill: ({ share }) => (share > 0.5 ? PAPER : "currentColor"), fontSize: Math.min(12, step * 0.6), pointerEvents: "none" })]),
@@ -75,7 +75,7 @@
     const total = d3.rollup(cells, (row) => d3.sum(row, ([, , count]) => count), ([row]) => row);
     return cells.map(([row, column, count]) => {
       const share = count / total.get(row);
-      const who = row === column ? "told right" : `taken for ${ids[column]}`;
+      const who = row === column ? "named correctly" : `named ${ids[column]}`;
       return { row, column, count, share, text: `${ids[row]}\n${who}: ${count} of ${total.get(row)} answers (${Math.round(100 * share)} %)` };
     });
   }

@@ -1,5 +1,5 @@
 "use strict";
-/** Charts that are curves with bands: the persona lottery, probes while training, what identifiability learnt from, drift. */
+/** Charts of curves with bands: best of k personas, dev evaluations, identifiability by training questions, drift. */
 (() => {
   const { curves, legend, sheet, shown } = permix.drawing;
 
@@ -9,26 +9,26 @@
     const series = labels.map((label) => ({
       label,
       points: models[label].best.map((estimate, place) => ({ x: place + 1, estimate })),
-      level: models[label].best.map((_, place) => ({ x: place + 1, estimate: models[label].none })),
+      level: models[label].best.map((_, place) => ({ x: place + 1, estimate: models[label].no_persona })),
     }));
     legend(made, labels);
     made.body.replaceChildren(curves(made, { title: "Expected accuracy of the best of k personas", series, x: { label: "personas tried" }, y: "expected best accuracy", height: 320 }));
   };
 
-  permix.charts.probes = (element, { note, panels, models }) => {
+  permix.charts.dev_evals = (element, { note, panels, models }) => {
     const made = sheet(element, note);
     const labels = shown(models);
     legend(made, labels);
     made.body.replaceChildren(...panels.map(({ key, name }, place) => {
-      const series = labels.map((label) => probed(label, models[label], key, place === 0));
+      const series = labels.map((label) => devEvalSeries(label, models[label], key, place === 0));
       const chances = key === "identifiability" ? distinct(labels.flatMap((label) => models[label].points.map((one) => one.chance))) : [];
-      return curves(made, { title: `Probes while training: ${name}`, series, chances, x: { label: "step" }, y: name, low: 0 });
+      return curves(made, { title: `Dev evaluations during training: ${name}`, series, chances, x: { label: "step" }, y: name, low: 0 });
     }));
   };
 
-  function probed(label, { points, taken }, key, first) {
-    const level = first ? points.map(({ step, none }) => ({ x: step, estimate: none })) : [];
-    return { label, level, ring: taken, points: points.map((one) => ({ x: one.step, estimate: one[key] })) };
+  function devEvalSeries(label, { points, selected_step }, key, first) {
+    const level = first ? points.map(({ step, no_persona }) => ({ x: step, estimate: no_persona })) : [];
+    return { label, level, ring: selected_step, points: points.map((one) => ({ x: one.step, estimate: one[key] })) };
   }
 
   permix.charts.learnt = (element, { note, models }) => {
@@ -39,10 +39,10 @@
       points: models[label].points.map(({ questions, accuracy }) => ({ x: questions, estimate: accuracy })),
     }));
     const ticks = distinct(series.flatMap(({ points }) => points.map((one) => one.x)));
-    const x = { label: "questions learnt from", type: "log", base: 2, ticks };
+    const x = { label: "questions that the classifier was trained on", type: "log", base: 2, ticks };
     const chances = distinct(labels.map((label) => models[label].chance));
     legend(made, labels);
-    made.body.replaceChildren(curves(made, { title: "Identifiability by what it learnt from", series, chances, x, y: "identifiability", low: 0, height: 300 }));
+    made.body.replaceChildren(curves(made, { title: "Identifiability by the classifier's training questions", series, chances, x, y: "identifiability", low: 0, height: 300 }));
   };
 
   permix.charts.drift = (element, { note, panels, models }) => {
@@ -51,11 +51,11 @@
     legend(made, labels);
     made.body.replaceChildren(...panels.map(({ key, name, low, high }) => {
       const series = labels.filter((label) => Object.hasOwn(models[label].courses, key)).map((label) => {
-        const { trusted, by_turn } = models[label].courses[key];
-        return { label, hollow: !trusted, points: by_turn.map((estimate, turn) => ({ x: turn + 1, estimate })) };
+        const { valid, by_turn } = models[label].courses[key];
+        return { label, hollow: !valid, points: by_turn.map((estimate, turn) => ({ x: turn + 1, estimate })) };
       });
       const chances = key === "identifiability" ? distinct(labels.map((label) => models[label].chance)) : [];
-      return curves(made, { title: `By turn of the interview: ${name}`, series, chances, x: { label: "turn" }, y: name, low, high, height: 180 });
+      return curves(made, { title: `By interview turn: ${name}`, series, chances, x: { label: "turn" }, y: name, low, high, height: 180 });
     }));
   };
 

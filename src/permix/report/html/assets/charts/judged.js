@@ -1,10 +1,10 @@
 "use strict";
-/** Judges: what they scored, task by task, and what they do with answers that they should score lower or alike. */
+/** Judges' scores by task, and their validation: the scores of each control. */
 (() => {
-  const { clip, dots, known, legend, panelTitle, plot, sheet, shown, tips, told } = permix.drawing;
+  const { clip, dots, known, legend, panelTitle, plot, sheet, shown, tips, withCount } = permix.drawing;
   const SHADES = d3.range(5).map((place) => d3.interpolateCividis(0.05 + (0.95 * place) / 4));
   const INKS = ["white", "white", "black", "black", "black"];
-  const LEGIBLE = 38; // pixels that a share needs
+  const LEGIBLE = 38; // pixels of a piece that shows its share
 
   permix.charts.judged = (element, kinds) => {
     const labels = shown(Object.assign({}, ...kinds.flatMap(({ judges }) => judges.map(({ models }) => models))));
@@ -20,32 +20,32 @@
     const labels = shown(models);
     const width = made.narrow ? 18 : 30;
     const rows = labels.map((label, place) => row(label, models[label], tasks, (place - (labels.length - 1) / 2) * 10));
-    const said = labels.map((label) => `${label}: ${permix.estimate(models[label].scores[0])}${models[label].trusted ? "" : ", not to be trusted"}`);
-    return plot(made, `${score} by judge ${judge}, ${title}. ${said.join("; ")}`, {
+    const values = labels.map((label) => `${label}: ${permix.estimate(models[label].scores[0])}${models[label].valid ? "" : ", judge not trusted"}`);
+    return plot(made, `${score} by judge ${judge}, ${title}. ${values.join("; ")}`, {
       height: 52 + tasks.length * Math.max(22, 10 * labels.length + 8),
       marginLeft: Math.min(made.narrow ? 130 : 220, 14 + 6.8 * d3.max(tasks, (task) => Math.min(task.length, width))),
       x: { label: "mean score, 1 to 5", domain: [1, 5], ticks: 5, grid: true },
       y: { type: "point", label: null, domain: tasks, padding: 0.6 },
       marks: [
         Plot.axisY({ tickFormat: (task) => clip(task, width), tickSize: 0 }),
-        ...rows.flatMap(({ label, hollow, found, dy }) => marks(found, permix.look(label), hollow, dy)),
-        ...rows.map(({ found, dy }) => tips(found, { dy })),
+        ...rows.flatMap(({ label, hollow, bars, dy }) => marks(bars, permix.look(label), hollow, dy)),
+        ...rows.map(({ bars, dy }) => tips(bars, { dy })),
       ],
     });
   }
 
-  function row(label, { trusted, scores }, tasks, dy) {
-    const worth = trusted ? "" : trusted === null ? "\nthe judge was not tried" : "\nthe judge does not tell personas apart";
-    const found = tasks.map((task, place) => ({ task, estimate: scores[place] })).filter(({ estimate }) => known(estimate));
+  function row(label, { valid, scores }, tasks, dy) {
+    const caveat = valid ? "" : valid === null ? "\nthe judge was not validated" : "\nthe judge does not tell right from wrong persona";
+    const scored = tasks.map((task, place) => ({ task, estimate: scores[place] })).filter(({ estimate }) => known(estimate));
     return {
-      label, dy, hollow: trusted !== true,
-      found: found.map(({ task, estimate }) => ({ x: estimate.value, y: task, low: estimate.low ?? estimate.value, high: estimate.high ?? estimate.value, text: `${label}, ${task}\n${told(estimate)}${worth}` })),
+      label, dy, hollow: valid !== true,
+      bars: scored.map(({ task, estimate }) => ({ x: estimate.value, y: task, low: estimate.low ?? estimate.value, high: estimate.high ?? estimate.value, text: `${label}, ${task}\n${withCount(estimate)}${caveat}` })),
     };
   }
 
-  const marks = (found, look, hollow, dy) => [
-    Plot.ruleY(found, { y: "y", x1: "low", x2: "high", dy, stroke: look.colour, strokeWidth: 1.5 }),
-    dots(found, look, { x: "x", y: "y", dy, hollow, r: 5 }),
+  const marks = (bars, look, hollow, dy) => [
+    Plot.ruleY(bars, { y: "y", x1: "low", x2: "high", dy, stroke: look.colour, strokeWidth: 1.5 }),
+    dots(bars, look, { x: "x", y: "y", dy, hollow, r: 5 }),
   ];
 
   permix.charts.trial = (element, { note, kinds }) => {
@@ -65,8 +65,8 @@
     const pieces = bars.flatMap(({ name, counts }) => cut(name, counts));
     const [left, right] = [104, 46];
     const legible = pieces.filter(({ x1, x2 }) => (x2 - x1) * (made.width - left - right) >= LEGIBLE);
-    const said = bars.map(({ name, counts }) => `${name}: ${counts.map((count, place) => `${count} scored ${place + 1}`).join(", ")}`);
-    return plot(made, `The trial of judge ${judge} on ${label}, AUC ${auc}. ${said.join("; ")}`, {
+    const counted = bars.map(({ name, counts }) => `${name}: ${counts.map((count, place) => `${count} scored ${place + 1}`).join(", ")}`);
+    return plot(made, `Validation of judge ${judge} on ${label}, AUC ${auc}. ${counted.join("; ")}`, {
       height: 46 + bars.length * 27,
       marginLeft: left,
       marginRight: right,
@@ -82,7 +82,7 @@
     });
   }
 
-  /** One bar of five pieces, laid end to end. */
+  /** The five pieces of a bar, end to end. */
   function cut(name, counts) {
     const total = d3.sum(counts);
     const ends = d3.cumsum(counts, (count) => count / total);

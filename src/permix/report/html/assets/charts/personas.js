@@ -1,8 +1,8 @@
 "use strict";
-/** Accuracy under every persona, models side by side, with the level without persona; sorted and filtered by its own controls. */
+/** Accuracy by persona for each model, with the accuracy without persona; it has its own controls to sort and filter. */
 (() => {
-  const { choose, clip, dots, known, legend, own, plot, sheet, shown, tips, told } = permix.drawing;
-  const FIRST = 60; // personas drawn before all are asked for
+  const { choose, clip, dots, known, legend, own, plot, sheet, shown, tips, withCount } = permix.drawing;
+  const FIRST = 60; // personas shown before the reader asks for all
   const ORDERS = [["accuracy", "accuracy"], ["difference", "difference to no persona"], ["name", "name"]];
 
   permix.charts.personas = (element, data) => {
@@ -16,7 +16,7 @@
     if (rows.length > FIRST) made.body.append(more(made, rows.length, redraw));
   };
 
-  /** The personas that the controls ask for, in their order. */
+  /** The personas selected by the controls, in order. */
   function chosen(made, data, labels, redraw) {
     const tags = d3.rollup(data.ids.flatMap(({ tags }) => tags), (every) => every.length, (tag) => tag);
     const order = choose(made, "order", "Sort by", ORDERS, redraw);
@@ -28,7 +28,7 @@
     return d3.sort(kept, comparison(data.models[label], order));
   }
 
-  /** Best first; those without a value last; by name where they are alike. */
+  /** Best first; personas without a value last; equal ones by name. */
   function comparison(model, order) {
     const value = ({ id }) => own(order === "difference" ? model.difference : model.of, id)?.value ?? -Infinity;
     const byName = (one, other) => d3.ascending(one.id, other.id);
@@ -51,47 +51,47 @@
         Plot.axisX({ anchor: "top", label: null, ticks: made.narrow ? 4 : 8 }),
         Plot.axisX({ anchor: "bottom", label: "accuracy", ticks: made.narrow ? 4 : 8 }),
         Plot.axisY({ tickFormat: (id) => clip(id, width), tickSize: 0 }),
-        ...labels.flatMap((label) => level(models[label].none, permix.look(label), labels.length)),
-        ...points.flatMap(({ label, found, dy }) => bars(found, permix.look(label), dy)),
-        ...points.map(({ found, dy }) => tips(found, { dy })),
+        ...labels.flatMap((label) => level(models[label].no_persona, permix.look(label), labels.length)),
+        ...points.flatMap(({ label, bars, dy }) => marks(bars, permix.look(label), dy)),
+        ...points.map(({ bars, dy }) => tips(bars, { dy })),
       ],
     });
   }
 
   function series(label, model, rows, dy) {
-    const found = rows.filter(({ id }) => known(own(model.of, id))).map(({ id, text }) => {
+    const bars = rows.filter(({ id }) => known(own(model.of, id))).map(({ id, text }) => {
       const [estimate, difference] = [model.of[id], own(model.difference, id)];
-      const apart = known(difference) ? `\ndifference to no persona ${told(difference)}` : "";
-      return { x: estimate.value, y: id, low: estimate.low ?? estimate.value, high: estimate.high ?? estimate.value, text: `${id}, ${label}\naccuracy ${told(estimate)}${apart}\n${clip(text, 120)}` };
+      const suffix = known(difference) ? `\ndifference to no persona ${withCount(difference)}` : "";
+      return { x: estimate.value, y: id, low: estimate.low ?? estimate.value, high: estimate.high ?? estimate.value, text: `${id}, ${label}\naccuracy ${withCount(estimate)}${suffix}\n${clip(text, 120)}` };
     });
-    return { label, found, dy };
+    return { label, bars, dy };
   }
 
   function extent(labels, models, points) {
-    const ends = points.flatMap(({ found }) => found.flatMap(({ low, high }) => [low, high]));
-    const none = labels.map((label) => models[label].none).filter(known).flatMap(({ value, low, high }) => [low ?? value, high ?? value]);
-    const [low, high] = d3.extent([...ends, ...none]);
+    const ends = points.flatMap(({ bars }) => bars.flatMap(({ low, high }) => [low, high]));
+    const baselines = labels.map((label) => models[label].no_persona).filter(known).flatMap(({ value, low, high }) => [low ?? value, high ?? value]);
+    const [low, high] = d3.extent([...ends, ...baselines]);
     return low === undefined ? [0, 1] : [Math.max(0, low - 0.03), Math.min(1, high + 0.03)];
   }
 
-  /** The bands of many models lie over each other: each is then the paler. */
-  const level = (none, look, count) => (known(none) ? [
-    Plot.rect([none], { x1: (one) => one.low ?? one.value, x2: (one) => one.high ?? one.value, fill: look.colour, fillOpacity: Math.min(0.09, 0.24 / count) }),
-    Plot.ruleX([none.value], { stroke: look.colour, strokeDasharray: "6 3", strokeWidth: 1 }),
+  /** Bands of many models overlap, so each is paler the more there are. */
+  const level = (baseline, look, count) => (known(baseline) ? [
+    Plot.rect([baseline], { x1: (one) => one.low ?? one.value, x2: (one) => one.high ?? one.value, fill: look.colour, fillOpacity: Math.min(0.09, 0.24 / count) }),
+    Plot.ruleX([baseline.value], { stroke: look.colour, strokeDasharray: "6 3", strokeWidth: 1 }),
   ] : []);
 
-  const bars = (found, look, dy) => [
-    Plot.ruleY(found, { y: "y", x1: "low", x2: "high", dy, stroke: look.colour, strokeWidth: 1.4 }),
-    dots(found, look, { x: "x", y: "y", dy }),
+  const marks = (bars, look, dy) => [
+    Plot.ruleY(bars, { y: "y", x1: "low", x2: "high", dy, stroke: look.colour, strokeWidth: 1.4 }),
+    dots(bars, look, { x: "x", y: "y", dy }),
   ];
 
   function describe(labels, models, rows) {
-    const said = labels.map((label) => {
-      const none = known(models[label].none) ? `, ${permix.estimate(models[label].none)} without persona` : "";
+    const ranges = labels.map((label) => {
+      const baseline = known(models[label].no_persona) ? `, ${permix.estimate(models[label].no_persona)} without persona` : "";
       const values = rows.map(({ id }) => own(models[label].of, id)?.value).filter((value) => value != null);
-      return `${label}: ${values.length ? `${d3.min(values).toFixed(3)} to ${d3.max(values).toFixed(3)}` : "not measured"}${none}`;
+      return `${label}: ${values.length ? `${d3.min(values).toFixed(3)} to ${d3.max(values).toFixed(3)}` : "not measured"}${baseline}`;
     });
-    return `Accuracy under each of ${rows.length} personas. ${said.join("; ")}`;
+    return `Accuracy under each of ${rows.length} personas. ${ranges.join("; ")}`;
   }
 
   function more(made, count, redraw) {

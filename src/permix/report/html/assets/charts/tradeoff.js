@@ -1,8 +1,8 @@
 "use strict";
-/** The trade-off: stability upwards, a measure of fidelity to the right; a point a method, every training seed a small one. */
+/** The trade-off: PSS on the y axis, a measure of fidelity on the x axis; one point per method, a small point per training seed. */
 (() => {
-  const { choose, clip, dots, fixed, known, plot, sheet, tips, told } = permix.drawing;
-  const SPREAD = 0.15; // of the range, left free around the points
+  const { choose, clip, dots, fixed, known, plot, sheet, tips, withCount } = permix.drawing;
+  const SPREAD = 0.15; // share of the range left free around the points
 
   permix.charts.tradeoff = (element, data) => {
     const made = sheet(element, "");
@@ -12,19 +12,19 @@
     const points = data.points.filter(({ labels, x }) => labels.some((label) => permix.shown.has(label)) && known(x[key]));
     made.controls.hidden = data.measures.length < 2;
     made.caption.textContent = measure.note;
-    made.body.replaceChildren(draw(made, data, measure, points.map((point) => placed(point, key))));
+    made.body.replaceChildren(draw(made, data, measure, points.map((point) => pointOf(point, key))));
   };
 
-  function placed(point, key) {
+  function pointOf(point, key) {
     const x = point.x[key];
     const seeds = point.seeds.filter((seed) => permix.shown.has(seed.label) && seed.y !== null && (seed.x[key] ?? null) !== null);
-    const hollow = point.trusted[key] !== true;
+    const hollow = point.valid[key] !== true;
     const of = point.labels.length > 1 ? `, mean of ${point.labels.length} seeds` : "";
-    const worth = hollow ? "\nthe judge is not trusted here" : "";
+    const caveat = hollow ? "\nthe judge is not trusted" : "";
     return {
       name: point.name, look: permix.look(point.labels[0]), hollow, estimates: [x, point.y],
       x: x.value, y: point.y.value, left: x.low ?? x.value, right: x.high ?? x.value, low: point.y.low ?? point.y.value, high: point.y.high ?? point.y.value,
-      text: `${point.name}${of}\nPSS ${told(point.y)}\nfidelity ${told(x)}${worth}`,
+      text: `${point.name}${of}\nPSS ${withCount(point.y)}\nfidelity ${withCount(x)}${caveat}`,
       seeds: seeds.map((seed) => ({ x: seed.x[key], y: seed.y, text: `${seed.label}, one seed of ${point.name}\nPSS ${fixed(seed.y)}\nfidelity ${fixed(seed.x[key])}` })),
     };
   }
@@ -44,11 +44,11 @@
         tips([...points, ...seeds]),
       ],
     });
-    name(drawn, points, seeds);
+    writeNames(drawn, points, seeds);
     return drawn;
   }
 
-  /** Room around all there is, inside what can be. */
+  /** The range of the values with some room around them, within the possible range. */
   function range(points, low, high, seeds, at, least, most, also = null) {
     const values = [...points.flatMap((one) => [one[low], one[high]]), ...seeds.map((one) => one[at]), ...(also === null ? [] : [also])];
     const [start, end] = values.length ? d3.extent(values) : [least, most];
@@ -77,8 +77,8 @@
     ];
   }
 
-  /** Write each name beside its point, where it meets the fewest points, bars and other names. */
-  function name(drawn, points, seeds) {
+  /** Writes each name next to its point, where it overlaps least with points, bars and other names. */
+  function writeNames(drawn, points, seeds) {
     const [x, y] = [drawn.scale("x"), drawn.scale("y")];
     const [left, right] = x.range;
     const [bottom, top] = y.range;
@@ -86,24 +86,24 @@
     const bars = ({ left: a, right: b, low, high, x: px, y: py }) => [
       [x.apply(a), y.apply(py) - 3, x.apply(b), y.apply(py) + 3], [x.apply(px) - 3, y.apply(high), x.apply(px) + 3, y.apply(low)],
     ];
-    const taken = [...points.map((one) => box(one, 9)), ...seeds.map((one) => box(one, 6)), ...points.flatMap(bars)];
+    const obstacles = [...points.map((one) => box(one, 9)), ...seeds.map((one) => box(one, 6)), ...points.flatMap(bars)];
     const layer = d3.select(drawn).insert("g", "[data-mark=tip]").attr("class", "chart-names").attr("text-anchor", "start").attr("font-weight", "600").attr("pointer-events", "none");
     for (const point of points) {
       const text = clip(point.name, right - left < 400 ? 24 : 36);
       const node = layer.append("text").text(text).style("fill", `color-mix(in oklab, ${point.look.colour} 65%, currentColor)`).node();
       const length = node.getComputedTextLength?.() || text.length * 7;
-      const cost = (one) => d3.sum(taken, (other) => shared(one, other)) + 4 * (14 * length - shared(one, [left, top, right, bottom]));
+      const cost = (one) => d3.sum(obstacles, (other) => overlap(one, other)) + 4 * (14 * length - overlap(one, [left, top, right, bottom]));
       const best = d3.least(places(x.apply(point.x), y.apply(point.y), length), cost);
-      taken.push(best);
+      obstacles.push(best);
       d3.select(node).attr("x", best[0]).attr("y", best[3] - 3);
     }
   }
 
-  /** Boxes that a name may fill, the nearest first. */
+  /** Candidate boxes for a name, the nearest first. */
   const places = (x, y, length) => [-8, 20, -24, 36, -40, 52].flatMap((down) =>
     [10, -10 - length, -length / 2].map((right) => [x + right, y + down - 12, x + right + length, y + down + 3]));
 
-  function shared([a, b, c, d], [e, f, g, h]) {
+  function overlap([a, b, c, d], [e, f, g, h]) {
     return Math.max(0, Math.min(c, g) - Math.max(a, e)) * Math.max(0, Math.min(d, h) - Math.max(b, f));
   }
 

@@ -1,5 +1,5 @@
 "use strict";
-/** Training curves: every step thin, a centred moving average bold. No interval: each is one run. */
+/** Training curves: each step thin, a centred moving average bold. There is no interval, because each curve is one run. */
 (() => {
   const { fixed, legend, plot, sheet, shown, tips, whole } = permix.drawing;
 
@@ -48,7 +48,7 @@
     };
   }
 
-  /** Centred mean over `window` (odd) neighbours; shorter at both ends, missing values left out, NaN where all are missing. */
+  /** Centred mean over `window` (odd) values, fewer at both ends; missing values are left out, and NaN where all are missing. */
   function movingMean(values, window) {
     const half = (window - 1) / 2;
     return values.map((_, place) => d3.mean(values.slice(Math.max(0, place - half), place + half + 1)) ?? NaN);
