@@ -25,7 +25,7 @@ from permix.plan import Plan
 from permix.training.grpo_trainer import PlanGRPOTrainer
 from permix.training.rewards import Rollout, verify_completions
 from permix.training.rollouts import samples_from_trl_batch
-from permix.training.trainer_args import grpo_arguments
+from permix.training.trl_setup import grpo_arguments
 from permix.types import Verdict
 from permix.verification.math_verifier import Verifier
 

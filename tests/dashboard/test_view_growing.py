@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from permix.storage.jsonl import JsonlTail, last_lines
+from permix.storage.files import JsonlTail, last_lines
 
 
 def add(path: Path, text: bytes) -> None:

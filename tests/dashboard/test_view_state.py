@@ -13,7 +13,7 @@ from permix.dashboard.folder import RunFolder
 from permix.dashboard.live_metrics import LiveMeasures, measure_live, newest_completions
 from permix.dashboard.run_monitor import LockHolder, ProgressRate, RunMonitor, lock_holder, read_locks
 from permix.sanitize import redact_command
-from permix.storage.jsonl import FileState, last_lines, read_file_state
+from permix.storage.files import FileState, last_lines, read_file_state
 from permix.storage.run_dir import RUN_FORMAT
 from permix.types import Failure
 from tests.dashboard.fake_runs import COMMAND, append, held, line, looked, put, stability_run, whole
@@ -331,8 +331,8 @@ def deleted(path: Path) -> FileState | None:
 @pytest.mark.parametrize(
     ("patched", "by", "error"),
     [
-        ("permix.storage.jsonl.JsonlTail._read_whole_lines", refused, "PermissionError: [Errno 13] Permission denied"),
-        ("permix.storage.jsonl.read_file_state", deleted, "FileNotFoundError: [Errno 2] No such file or directory"),
+        ("permix.storage.files.JsonlTail._read_whole_lines", refused, "PermissionError: [Errno 13] Permission denied"),
+        ("permix.storage.files.read_file_state", deleted, "FileNotFoundError: [Errno 2] No such file or directory"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_its_own_runs_trouble_until_it_can(

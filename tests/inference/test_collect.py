@@ -6,8 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 
-from permix.inference.base import CompletionResult
-from permix.inference.collect import CellRequest, collect
+from permix.inference.base import CellRequest, CompletionResult, collect
 from permix.inference.scripted import ScriptedModel, ScriptedReply
 from permix.progress import ProgressBar
 from permix.types import Cell, Completion, Failure, Message, Request, Sampling

@@ -16,14 +16,15 @@ import pytest
 from permix.config import ModelConfig
 from permix.inference.openai import OpenAIModel
 from permix.inference.scripted import ScriptedModel
-from permix.judges.pricing import Price, max_call_cost
 from permix.judges.prompts import JudgePrompt, judge_reply_schema
 from permix.judges.results import sum_judge_usage
 from permix.judges.runner import (
     JUDGEMENTS_FILE,
     CallSettings,
     CallTotals,
+    Price,
     latest_judgements,
+    max_call_cost,
     read_judge_calls,
     request_pending_scores,
 )

@@ -8,7 +8,7 @@ import pytest
 from permix.errors import DataError
 from permix.judges.runner import JUDGEMENTS_FILE, judge_folder, judge_folders, latest_judgements, read_judge_calls
 from permix.judges.types import Judgement
-from permix.storage.jsonl import JsonlWriter
+from permix.storage.files import JsonlWriter
 from permix.types import Failure
 
 

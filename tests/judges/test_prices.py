@@ -7,7 +7,7 @@ import pytest
 
 from permix.config import JudgeModelConfig
 from permix.errors import ConfigError
-from permix.judges.pricing import (
+from permix.judges.runner import (
     FREE,
     Price,
     call_cost,

@@ -18,8 +18,17 @@ from hypothesis import strategies as st
 from permix.config import PersonasConfig
 from permix.errors import ConfigError, DataError
 from permix.personas.loading import BUILTIN_KINDS, load_roleplay, read_personas
-from permix.personas.pool import PersonaPool, check_pool_split, describe_pool, load_pool, select_personas, split_pool
-from permix.personas.similarity import NEAR_DUPLICATE_THRESHOLD, find_near_duplicates, persona_kind
+from permix.personas.pool import (
+    NEAR_DUPLICATE_THRESHOLD,
+    PersonaPool,
+    check_pool_split,
+    describe_pool,
+    find_near_duplicates,
+    load_pool,
+    persona_kind,
+    select_personas,
+    split_pool,
+)
 from permix.types import SPLITS, Persona, Split, canonical_text, digest
 
 

@@ -16,7 +16,7 @@ from permix.judges.types import Judgement
 from permix.metrics.judge_scores import aggregate_as_published
 from permix.personas.personagym import PERSONAGYM_TASKS
 from permix.report.builder import run_report
-from permix.report.published import PublishedComparison, collect_published, personagym_score_arrays, published_parts
+from permix.report.judge_tables import PublishedComparison, collect_published, personagym_score_arrays, published_parts
 from permix.report.runs import collect_models
 from permix.report.summary_text import TRUST_MARKS_LEGEND
 from permix.storage.run_dir import RUN_FORMAT

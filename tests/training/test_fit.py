@@ -35,7 +35,7 @@ from permix.training.compatibility import (
     detect_launch,
     detect_sharding,
 )
-from permix.training.trainer_args import grpo_arguments
+from permix.training.trl_setup import grpo_arguments
 from permix.types import Persona, Sampling
 from tests.launches import FOLDER, environment
 from tests.training.test_grpo import QUICK, plan_of, trainer_of

@@ -16,7 +16,7 @@ from permix.plan import PersonaSampler, Plan, PlanBuilder, compile_plan
 from permix.training.grpo_trainer import PlanGRPOTrainer
 from permix.training.rewards import Rollout
 from permix.training.rollouts import Sample, has_nonzero_advantage, samples_from_trl_batch
-from permix.training.trainer_args import grpo_arguments
+from permix.training.trl_setup import grpo_arguments
 from permix.training.weight_sync import inference_copy, sync_weights
 from permix.types import Completion, Persona, Question, Request, Sampling, Verdict, seed_from
 from permix.verification.math_verifier import Verifier

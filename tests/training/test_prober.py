@@ -31,16 +31,16 @@ from permix.pipelines.train import run_training
 from permix.report.builder import build_report
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
-from permix.training.callbacks import (
+from permix.training.checkpoints import restore_weights, save_weights
+from permix.training.dev_eval import check_dev_eval_prompts, load_dev_curve
+from permix.training.job import prepare_training
+from permix.training.run_log import StepClock, read_training_log
+from permix.training.trl_setup import (
     DevEvalCallback,
     TrainerHooks,
     selected_weights_path,
     weights_fingerprint,
 )
-from permix.training.checkpoints import restore_weights, save_weights
-from permix.training.dev_eval import check_dev_eval_prompts, load_dev_curve
-from permix.training.job import prepare_training
-from permix.training.run_log import StepClock, read_training_log
 from permix.types import Cell
 from tests.killable import Moment, command
 from tests.multi_process import team
@@ -435,11 +435,11 @@ def test_records_of_other_weights_are_set_aside_and_kept(tiny_model: Path, tmp_p
 MOMENTS = [
     Moment("permix.storage.run_dir:RunDir.append", 30),
     Moment("safetensors.torch:save_file", 1, torn=True),
-    Moment("permix.training.callbacks:save_weights", 1),
-    Moment("permix.training.callbacks:DevEvalCallback._write_log", 2),
+    Moment("permix.training.trl_setup:save_weights", 1),
+    Moment("permix.training.trl_setup:DevEvalCallback._write_log", 2),
     Moment("permix.storage.run_dir:RunDir.append", ASKED - 5),
     Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
-    Moment("permix.training.callbacks:dev_point_from_metrics", 1),
+    Moment("permix.training.trl_setup:dev_point_from_metrics", 1),
     Moment("permix.training.model_card:selection_text", 1),
 ]
 """Where each start of the run dies: in the probe before training; in the middle of keeping its weights; when they are kept and

@@ -10,14 +10,7 @@ import pytest
 import torch
 
 from permix.inference.shared_prefix import PromptGroup
-from permix.training.replay import (
-    REPLAY_TOP_K,
-    CharacterReplay,
-    answer_logits,
-    forward_kl,
-    log_remaining_mass,
-    samples_from_cells,
-)
+from permix.training.loss import REPLAY_TOP_K, CharacterReplay, answer_logits, forward_kl, log_remaining_mass, samples_from_cells
 from permix.training.rollouts import Sample
 from permix.types import Cell, Completion, Message
 from tests.networks import NETWORKS

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from permix.errors import PermixError
 from permix.sanitize import escape_control, truncate
-from permix.storage.jsonl import last_lines
+from permix.storage.files import last_lines
 from permix.types import Estimate
 
 LIVE_RESAMPLES = 300

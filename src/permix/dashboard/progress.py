@@ -16,7 +16,7 @@ from permix.evals.grid import ExpectedCells
 from permix.judges.types import Judgement
 from permix.sanitize import escape_control, truncate
 from permix.storage.cells import CellLine, cell_line_key, parse_cell_line
-from permix.storage.jsonl import PARSE_ERRORS, parse_error_text
+from permix.storage.files import PARSE_ERRORS, parse_error_text
 from permix.storage.run_dir import parse_log_step
 
 

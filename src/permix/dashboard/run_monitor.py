@@ -28,7 +28,7 @@ from permix.errors import PermixError
 from permix.evals.fidelity_records import read_expected_cells
 from permix.evals.grid import ExpectedCells
 from permix.sanitize import escape_control, redact_command, redact_secrets, truncate
-from permix.storage.jsonl import JsonlTail, read_file_state
+from permix.storage.files import JsonlTail, read_file_state
 from permix.storage.run_dir import RunReader
 from permix.types import digest
 

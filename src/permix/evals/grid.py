@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from permix.config import ModelConfig
-from permix.inference.base import Model
-from permix.inference.collect import CellRequest, collect
+from permix.inference.base import CellRequest, Model, collect
 from permix.metrics.statistics import Array
 from permix.personas.pool import PersonaPool
 from permix.progress import ProgressBar, print_status, progress_bar

@@ -1,13 +1,21 @@
-"""Define the protocol that every backend implements: it takes requests and yields completions as they finish.
+"""The protocol that every backend implements, and the one loop that asks a model for everything pending.
 
-A backend never raises for one bad request: it yields a `Failure` for it and continues. It raises only if it cannot answer any
-request (no such model, no such endpoint).
+A backend takes requests and yields completions as they finish. It never raises for one bad request: it yields a `Failure` for it
+and continues. It raises only if it cannot answer any request (no such model, no such endpoint).
+
+`collect` records each result when it arrives; all stages use it. The records alone determine what is pending, so a killed
+collection resumes where it stopped and asks nothing twice. A `Failure` is the result of one item and is recorded like a
+completion; `find_pending` decides whether the item is pending again in the next round. An item for which the model yields
+nothing stays pending. No exception is caught.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from permix.types import Completion, Failure, Request, Sampling
+from permix.progress import ProgressBar
+from permix.types import Cell, Completion, Failure, Request, Sampling
 
 
 class CompletionResult(NamedTuple):
@@ -38,3 +46,65 @@ class Model(Protocol):
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
         """Yield one `CompletionResult` for every request, in any order, each as soon as it is finished."""
+
+
+class HasRequest(Protocol):
+    """A pending item, with the request to send."""
+
+    @property
+    def request(self) -> Request: ...
+
+
+_Item = TypeVar("_Item", bound=HasRequest)
+
+
+class CellRequest(NamedTuple):
+    """A cell without a completion, and the request for one."""
+
+    cell: Cell
+    request: Request
+
+    @classmethod
+    def for_cell(cls, cell: Cell, schema: Mapping[str, Any] | None = None) -> "CellRequest":
+        return cls(cell, Request(cell.messages, cell.seed, schema))
+
+    def cell_with(self, result: Completion | Failure) -> Cell:
+        """The cell with the result of its request."""
+        return self.cell.model_copy(update={"failure" if isinstance(result, Failure) else "completion": result})
+
+
+def collect(
+    model: Model,
+    sampling: Sampling,
+    find_pending: Callable[[], Sequence[_Item]],
+    record: Callable[[_Item, Completion | Failure, ProgressBar], None],
+    open_progress: Callable[[int], AbstractContextManager[ProgressBar]],
+    *,
+    max_rounds: int | None = None,
+    count_affordable_items: Callable[[Sequence[_Item]], int] = len,
+) -> None:
+    """Ask for all pending items, round by round, until no item is pending.
+
+    `find_pending` returns the items of the next round in the order of asking; `record` writes one result and advances the
+    round's progress bar. `open_progress` makes that bar for a number of items. `max_rounds`: how often one start asks for an
+    item. `count_affordable_items` says how many of the next items the budget allows to be in flight together. It is called again
+    for the remaining items when these results have arrived, since they may cost less than their maximum; 0 ends the collection.
+
+    The collection also ends after a round without any result, since the next round would send the same requests. Raises whatever
+    `model.generate` and `record` raise.
+    """
+    for _ in itertools.count() if max_rounds is None else range(max_rounds):
+        pending, n_results = find_pending(), 0
+        if not pending:
+            return
+        with open_progress(len(pending)) as progress:
+            while pending:
+                batch = pending[: count_affordable_items(pending)]
+                if not batch:
+                    return
+                for index, result in model.generate([item.request for item in batch], sampling):
+                    record(batch[index], result, progress)
+                    n_results += 1
+                pending = pending[len(batch) :]
+        if not n_results:
+            return

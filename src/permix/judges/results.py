@@ -22,8 +22,7 @@ import numpy as np
 from permix.evals.fidelity_records import AskedQuestion, FidelityKind, fidelity_kind, question_text_lookup, read_asked_questions
 from permix.evals.grid import GridResults, grid_results
 from permix.judges.parsing import REPEATED_SCORE_ERROR
-from permix.judges.pricing import recorded_cost, total_cost
-from permix.judges.runner import latest_judgements, read_judge_calls
+from permix.judges.runner import latest_judgements, read_judge_calls, recorded_cost, total_cost
 from permix.judges.types import IN_CHARACTER, JudgeInput, Judgement
 from permix.metrics.statistics import Array
 from permix.prompts import persona_prompt

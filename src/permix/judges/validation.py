@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 
 from permix.judges.types import JudgeInput
-from permix.personas.similarity import near_duplicate_pairs
+from permix.personas.pool import near_duplicate_pairs
 from permix.types import Persona, canonical_text, seed_from
 
 INJECTION_FORMS = {

@@ -23,7 +23,6 @@ from permix.evals.open_ended import preflight_open_ended, run_open_ended
 from permix.evals.personagym import preflight_personagym, run_personagym
 from permix.inference import check_model, load_model
 from permix.inference.base import Model
-from permix.judges.pricing import Price, load_judge_price
 from permix.judges.prompts import (
     ExamplesByQuestion,
     JudgePrompt,
@@ -36,7 +35,15 @@ from permix.judges.prompts import (
     score_examples_hash,
 )
 from permix.judges.results import JUDGE_INPUTS_FILE, count_answers, describe_judge_inputs, judge_by_rubrics, read_judge_inputs
-from permix.judges.runner import CallSettings, CallTotals, judge_folder, max_total_cost, request_pending_scores
+from permix.judges.runner import (
+    CallSettings,
+    CallTotals,
+    Price,
+    judge_folder,
+    load_judge_price,
+    max_total_cost,
+    request_pending_scores,
+)
 from permix.judges.summary import measure_judge
 from permix.judges.types import IN_CHARACTER, JudgeInput
 from permix.judges.validation import build_control_inputs

@@ -39,9 +39,8 @@ from permix.training import distributed
 from permix.training.backend import TRAINER_BACKENDS, TrainerBackend
 from permix.training.compatibility import check_context_window, longest_prompt_tokens
 from permix.training.dev_eval import check_dev_eval_prompts, delete_dev_eval_weights, describe_dev_eval
-from permix.training.job import TrainJob, prepare_training
+from permix.training.job import TrainJob, describe_reference_answers, prepare_training
 from permix.training.model_card import write_model_card
-from permix.training.reference_answers import describe_reference_answers
 from permix.training.sft_data import check_teacher, describe_sft_source, teacher_identity
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from permix.config import PersonaGymTask
 from permix.personas.loading import check_plain_text
-from permix.personas.similarity import NEAR_DUPLICATE_THRESHOLD, char_trigrams
+from permix.personas.pool import NEAR_DUPLICATE_THRESHOLD, char_trigrams
 from permix.types import canonical_text
 
 SCORE_KEYS = ("1", "2", "3", "4", "5")

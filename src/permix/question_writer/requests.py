@@ -18,8 +18,7 @@ from string import Template
 from typing import Any, NamedTuple
 
 from permix.config import PersonaGymTask, QuestionsConfig
-from permix.inference.base import Model
-from permix.inference.collect import CellRequest, collect
+from permix.inference.base import CellRequest, Model, collect
 from permix.progress import ProgressBar, progress_bar
 from permix.question_writer.parsing import SCORE_KEYS, Replies
 from permix.storage.run_dir import RunDir

@@ -32,10 +32,10 @@ from permix.report.html.charts import build_charts, persona_infos
 from permix.report.html.page import RunIndex, write_page
 from permix.report.html.transcripts import write_transcripts
 from permix.report.html.values import model_looks, printable_text, unique_display_names
+from permix.report.judge_tables import PublishedComparison, collect_published, published_json
 from permix.report.judges import JudgedRun
 from permix.report.layout import build_document
 from permix.report.methods import PooledMethod, ReportMethod, group_methods, method_names, pool_seeds, training_arrows
-from permix.report.published import PublishedComparison, collect_published, published_json
 from permix.report.runs import ModelRow, ModelRuns, collect_models
 from permix.report.score_plots import common_chance, plot_tradeoff, tradeoff_points
 from permix.report.tables import StrategyResult

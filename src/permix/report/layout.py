@@ -11,11 +11,10 @@ from permix.rendering.table import SourceRun, one_line
 from permix.report import excerpts, fidelity_tables, score_plots, summary_text, tables
 from permix.report.comparisons import Comparison
 from permix.report.document import Document, DocumentPart, DocumentSection, Figure, optional_section
-from permix.report.judge_tables import judge_section_parts
+from permix.report.judge_tables import AS_PUBLISHED_NOTE as PUBLISHED_NOTE
+from permix.report.judge_tables import PublishedComparison, judge_section_parts, published_parts
 from permix.report.judges import KIND_TITLES
 from permix.report.methods import PooledMethod, ReportMethod
-from permix.report.published import AS_PUBLISHED_NOTE as PUBLISHED_NOTE
-from permix.report.published import PublishedComparison, published_parts
 from permix.report.runs import ModelRuns
 from permix.report.summary_text import build_claim
 from permix.report.tables import method_table

@@ -15,7 +15,7 @@ from typing import NamedTuple, NotRequired
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from permix.storage.jsonl import bad_line_error, jsonl_lines
+from permix.storage.files import bad_line_error, jsonl_lines
 from permix.types import Cell, CellKey, Message
 
 

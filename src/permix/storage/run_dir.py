@@ -33,8 +33,7 @@ from pydantic import BaseModel
 from permix import __version__
 from permix.errors import ConfigError, DataError
 from permix.storage.cells import CellIndex, read_cells
-from permix.storage.files import read_json, write_json
-from permix.storage.jsonl import JsonlWriter, read_jsonl
+from permix.storage.files import JsonlWriter, read_json, read_jsonl, write_json
 from permix.types import Cell, CellKey
 
 PROVENANCE_PACKAGES = (

@@ -42,10 +42,10 @@ class TRLBackend:
         check_launch(job.plan, job.config, detect_launch())
 
     def train(self, job: TrainJob, source: str, tokenizer: Any, run: RunDir | None, folder: Path) -> None:
-        from permix.training.callbacks import selected_weights_path
         from permix.training.checkpoints import newest_checkpoint, save_model
         from permix.training.grpo_trainer import train_by_reward
         from permix.training.sft_trainer import train_supervised
+        from permix.training.trl_setup import selected_weights_path
 
         config = job.config
         checkpoint = distributed.broadcast(newest_checkpoint(config.out / "checkpoints"))

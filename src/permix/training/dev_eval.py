@@ -7,7 +7,7 @@
 Every evaluation of a run asks the same cells, so two points of a curve differ in the weights alone. Points are measured from the
 records (`load_dev_curve`); choices are pure functions of points. Because they are used to choose, the numbers of a dev evaluation
 are no results: results come from the held-out split, which it never asks. This module imports no torch;
-`permix.training.callbacks` asks the model in training.
+`permix.training.trl_setup` asks the model in training.
 """
 
 import re

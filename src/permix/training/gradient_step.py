@@ -19,8 +19,15 @@ from permix.inference.generation import TokenLogprobs, token_logprobs
 from permix.inference.shared_prefix import PackedGroups, completion_logits, padded_logits, supports_shared_prefix
 from permix.training import distributed
 from permix.training.compatibility import detect_sharding
-from permix.training.loss import LOSSES, TokenLosses, TokenTerms, clipped_token_losses, importance_weights
-from permix.training.replay import TeacherTopK, forward_kl
+from permix.training.loss import (
+    LOSSES,
+    TeacherTopK,
+    TokenLosses,
+    TokenTerms,
+    clipped_token_losses,
+    forward_kl,
+    importance_weights,
+)
 from permix.training.rollouts import Pack, Sample, build_prompt_group, pack_samples
 
 

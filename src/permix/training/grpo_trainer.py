@@ -39,7 +39,6 @@ from permix.plan import Plan
 from permix.progress import print_status
 from permix.storage.files import write_error
 from permix.training import distributed
-from permix.training.callbacks import DevEvalCallback, StepClockCallback, TrainerHooks
 from permix.training.checkpoints import (
     build_lora_config,
     check_world_size,
@@ -52,9 +51,8 @@ from permix.training.checkpoints import (
 from permix.training.compatibility import check_vllm_logprobs_mode, detect_sharding
 from permix.training.curriculum import Curriculum, resume_curriculum, rollout_outcomes
 from permix.training.gradient_step import GradientStep, ReplayBatch, unwrap_peft
-from permix.training.job import TrainJob
-from permix.training.reference_answers import generate_reference_answers
-from permix.training.replay import CharacterReplay, build_character_replay
+from permix.training.job import TrainJob, generate_reference_answers
+from permix.training.loss import CharacterReplay, build_character_replay
 from permix.training.rewards import ExpressivityReward, Rollout, mean_or_none, mean_reward_by_tag, verify_completions
 from permix.training.rollouts import (
     Sample,
@@ -66,7 +64,7 @@ from permix.training.rollouts import (
     split_into_groups,
 )
 from permix.training.run_log import StepClock, open_rollout_log
-from permix.training.trainer_args import grpo_arguments
+from permix.training.trl_setup import DevEvalCallback, StepClockCallback, TrainerHooks, grpo_arguments
 from permix.training.weight_sync import inference_copy, sync_weights
 from permix.types import Message, Sampling, seed_from
 from permix.verification.math_verifier import Verifier
@@ -376,7 +374,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     # Dev evaluation
 
     def dev_eval_hooks(self) -> TrainerHooks:
-        """The parts of this trainer that `permix.training.callbacks` uses."""
+        """The parts of this trainer that `permix.training.trl_setup` uses."""
         # Not self.log: this class and TRL would take it for the metrics of the step.
         track = partial(Trainer.log, self)
         return TrainerHooks(self.processing_class, self._rollout_network, self._unwrapped_model, self._clock, track)

@@ -20,8 +20,7 @@ from typing import Any
 from permix.plan import Plan, write_plan
 from permix.progress import ProgressBar, progress_bar
 from permix.sanitize import escape_control, escape_markdown, truncate
-from permix.storage.files import guard_writes, replace_when_done, write_text
-from permix.storage.jsonl import encode_line, read_jsonl, write_jsonl
+from permix.storage.files import encode_line, guard_writes, read_jsonl, replace_when_done, write_jsonl, write_text
 from permix.training import distributed
 from permix.training.rewards import Rollout
 

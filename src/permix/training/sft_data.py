@@ -27,8 +27,7 @@ from permix.inference.base import Model
 from permix.inference.hf import encode_chat, encode_completion
 from permix.plan import Plan
 from permix.progress import print_status
-from permix.storage.files import read_json, write_json, write_text
-from permix.storage.jsonl import read_jsonl, write_jsonl
+from permix.storage.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from permix.storage.run_dir import RunDir
 from permix.tasks import TASKS
 from permix.tasks.base import Task, verify_completion

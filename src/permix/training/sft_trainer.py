@@ -28,13 +28,12 @@ from permix.inference.hf import TEMPLATE_MARKER, context_window, encode_chat, en
 from permix.inference.shared_prefix import eval_mode, supports_shared_prefix
 from permix.progress import progress_bar
 from permix.storage.run_dir import RunDir
-from permix.training.callbacks import DevEvalCallback, StepClockCallback, TrainerHooks
 from permix.training.checkpoints import build_lora_config, checkpoint_step, load_trainable_model, seed_trainer
 from permix.training.gradient_step import unwrap_peft
 from permix.training.job import TrainJob
 from permix.training.run_log import MetricsLogger, StepClock
 from permix.training.sft_data import SFTExample, build_sft_dataset, examples_by_step, load_sft_dataset
-from permix.training.trainer_args import common_arguments
+from permix.training.trl_setup import DevEvalCallback, StepClockCallback, TrainerHooks, common_arguments
 
 IGNORE_INDEX = -100
 """The label of a token that has no loss."""
@@ -145,7 +144,7 @@ class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
         return torch.stack(losses).sum()
 
     def dev_eval_hooks(self) -> TrainerHooks:
-        """The parts of this trainer that `permix.training.callbacks` uses. Call it before training begins."""
+        """The parts of this trainer that `permix.training.trl_setup` uses. Call it before training begins."""
         # Make the trial of shared prefixes now: once training has begun, the forward pass runs under autocast.
         supports_shared_prefix(unwrap_peft(self._unwrapped_model()))
         track = partial(Trainer.log, self)  # not self.log, which would take it for the metrics of the step
