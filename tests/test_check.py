@@ -196,7 +196,7 @@ def test_an_unknown_key_of_any_stage_is_named(stage: str, tmp_path: Path) -> Non
         ({"stage": "stability", "strategy": "best-of-k"}, "strategy = 'best-of-k': Input should be 'none', 'persona-search'"),
         (
             {"stage": "stability", "strategy": "persona-search", "strategy_questions": 100_000},
-            "strategy_questions = 100000: questio",
+            "needs questions of the dev split to choose a persona: task.n = 100000",
         ),
         ({"stage": "stability", "exclude_plans": ["none.parquet"]}, "plan none.parquet: no such file"),
         ({"stage": "stability", "model": endpoint("127.0.0.1:8000/v1")}, "model.base_url = '127.0.0.1:8000/v1': must be an http"),

@@ -252,7 +252,7 @@ def test_ctrl_c_ends_it_in_peace(tmp_path: Path) -> None:
             os.kill(process.pid, signal.SIGINT)
             said, trouble = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert "ended" in said
+    assert "stopped" in said
     assert trouble == ""
 
 

@@ -387,4 +387,4 @@ def test_a_strategy_with_a_hostile_persona_is_shown_as_text(tmp_path: Path) -> N
     build_report([run], tmp_path / "out")
     report = (tmp_path / "out" / "report.md").read_text()
     assert "<b>" not in report
-    assert "as &#60;b&#62;p&#124;0, the best" in report
+    assert "persona &#60;b&#62;p&#124;0, the best" in report

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from permix.config import PersonasConfig, TaskConfig, TrainConfig
-from permix.personas import pool, similarity
+from permix.personas import pool
 from permix.personas.loading import read_personas
 from permix.pipelines.preflight import check_config
 from permix.pipelines.train import run_training
@@ -52,7 +52,7 @@ def config(request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path) -> 
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often a pool was read, a pool was searched for near-duplicates, and questions of a split were loaded."""
     counts = Counter[str]()
-    search, arithmetic = similarity.near_duplicate_pairs, TASKS["arithmetic"]
+    search, arithmetic = pool.near_duplicate_pairs, TASKS["arithmetic"]
 
     def counted_read(source: str | Path) -> Any:
         counts["reads"] += 1
@@ -67,7 +67,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         return arithmetic.questions(task)
 
     monkeypatch.setattr(pool, "read_personas", counted_read)
-    monkeypatch.setattr(similarity, "near_duplicate_pairs", counted_search)
+    monkeypatch.setattr(pool, "near_duplicate_pairs", counted_search)
     monkeypatch.setitem(TASKS, "arithmetic", dataclasses.replace(arithmetic, questions=counted_questions))
     return counts
 

@@ -227,7 +227,7 @@ def test_groups_that_cannot_be_shared_evenly_are_refused_with_one_message(config
     found = team(tmp_path / "team", "train", str(config), "--out", str(tmp_path / "run"), "--plan.questions-per-step", "3")
     assert all(end.code for end in found)
     assert messages(found) == [
-        "permix train: plan.questions_per_step = 3: the groups of a step are dealt to processes whole, and 2 cannot share 3 "
+        "permix train: plan.questions_per_step = 3: a process trains whole groups, and 2 processes cannot share 3 "
         "evenly; start 1 or 3, or give plan.questions_per_step a multiple of 2"
     ]
     assert not (tmp_path / "run").exists()
@@ -336,7 +336,7 @@ def test_two_processes_killed_and_started_again_end_where_undisturbed_ones_do(co
 
     (alone,) = team(tmp_path / "alone", *argv, "--out", str(killed), size=1)
     assert alone.code == 2
-    assert "was written by 2 processes, and this run has 1; go on with 2 (torchrun --nproc_per_node 2)" in alone.said
+    assert "was written by 2 processes, and this run has 1; continue with 2 (torchrun --nproc_per_node 2)" in alone.said
 
     assert [end.code for end in team(tmp_path / "last", *argv, "--out", str(killed))] == [0, 0]
     assert (killed / "model/model.safetensors").read_bytes() == (undisturbed / "model/model.safetensors").read_bytes()

@@ -121,10 +121,10 @@ def selection_text(curve: DevCurve) -> str:
         last_text = (
             ""
             if choice.best_step == choice.last_step
-            else f"; step {choice.last_step}, the last_text, has {_format_score(choice.last_score)}"
+            else f"; step {choice.last_step}, the last, has {_format_score(choice.last_score)}"
         )
         score_text = (
-            f"of {choice.n_scored} dev evaluations the best score_text {choice.metric} is that of step {choice.best_step}, "
+            f"of {choice.n_scored} dev evaluations the best by {choice.metric} is that of step {choice.best_step}, "
             f"{_format_score(choice.best_score)}{last_text}"
         )
     untrained_text = (
@@ -133,7 +133,7 @@ def selection_text(curve: DevCurve) -> str:
         else ""
     )
     patience_text = f"no dev evaluation after step {choice.best_step} was better (patience = {config.patience})"
-    ended_text = f" Training ended_text at step {choice.last_step}: {patience_text}." if choice.should_stop else ""
+    ended_text = f" Training ended at step {choice.last_step}: {patience_text}." if choice.should_stop else ""
     return f"{chosen_text} (select = {config.select}; {score_text}).{untrained_text}{ended_text}"
 
 

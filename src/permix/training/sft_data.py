@@ -279,7 +279,7 @@ def teacher_examples(config: TrainConfig, plan: Plan, run: RunDir, verifier: Ver
     if missing := _missing_cells(requests, recorded):
         raise IncompleteRunError(
             f"{run.path}: {len(missing)} of {sum(len(cells) for _, cells in requests)} samples of the teacher are missing"
-            f"{_failure_text(missing, recorded)}; run the same command again"
+            f"{_failure_text(missing, recorded)}; run the same command again to ask for them"
         )
     dataset = select_teacher_samples(requests, recorded, config.teacher.max_samples_per_row)
     if not dataset.examples:
