@@ -135,7 +135,7 @@ class _OverError(Exception):
 class _Right(Verifier):
     """Every answer is right: the reward costs nothing, in both arms."""
 
-    def check(self, answer: str | None, gold: str) -> Verdict:
+    def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
         return Verdict(correct=True, extracted=answer)
 
 

@@ -132,13 +132,14 @@ def ask_grid(config: ModelConfig, _: int, asked: Sequence[Cell]) -> None:
     task = TASKS["arithmetic"]
     with tempfile.TemporaryDirectory() as scratch:
         stage = StabilityConfig(out=Path(scratch) / "run", model=config)
-        with RunDir.open(stage.out, stage, {"model": config.name}, asked) as run, Verifier() as verifier:
+        verifier = Verifier()
+        with RunDir.open(stage.out, stage, {"model": config.name}, asked) as run:
             owed = run_cells(
                 OpenAIModel(config),
                 asked,
                 SAMPLING,
                 run,
-                lambda said, gold: verify_completion(task, said, gold, verifier),
+                lambda said, gold, prompt: verify_completion(task, said, gold, verifier, prompt),
                 "grid",
             )
     if owed:

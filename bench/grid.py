@@ -135,11 +135,10 @@ class Bench:
         theirs = [text for block in blocks for text in block.theirs.texts]
         ours = [text for block in blocks for text in block.ours.texts]
         golds = [cell.gold or "" for block in blocks for cell in block.cells]
-        with Verifier() as verifier:
-            verdicts = [
-                [verify_completion(self.task, *pair, verifier) for pair in zip(said, golds, strict=True)]
-                for said in (theirs, ours)
-            ]
+        verifier = Verifier()
+        verdicts = [
+            [verify_completion(self.task, *pair, verifier) for pair in zip(said, golds, strict=True)] for said in (theirs, ours)
+        ]
         answers = [[one.extracted for one in each] for each in verdicts]
         show("equal_completions", share_equal(theirs, ours), n=len(golds), **self.about)
         show("equal_answers", share_equal(*answers), n=len(golds), **self.about)

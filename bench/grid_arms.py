@@ -104,13 +104,14 @@ class Ours:
     def answer(self, cells: Sequence[Cell]) -> list[str]:
         with tempfile.TemporaryDirectory() as scratch:
             config = StabilityConfig(out=Path(scratch) / "run")
-            with RunDir.open(config.out, config, {"sampling": self.sampling.model_dump()}) as run, Verifier() as verifier:
+            verifier = Verifier()
+            with RunDir.open(config.out, config, {"sampling": self.sampling.model_dump()}) as run:
                 run_cells(
                     self.model,
                     cells,
                     self.sampling,
                     run,
-                    lambda said, gold: verify_completion(TASKS["gsm8k"], said, gold, verifier),
+                    lambda said, gold, prompt: verify_completion(TASKS["gsm8k"], said, gold, verifier, prompt),
                     "ours",
                 )
                 answered = run.cells()

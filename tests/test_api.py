@@ -135,7 +135,8 @@ def test_rows_are_a_table_that_a_data_frame_takes(tmp_path: Path) -> None:
     assert len(rows) == len(run.cells()) == 8
     assert rows[0] | {"question_id": ""} == {
         "persona_id": None, "question_id": "", "sample": 0, "template": "", "correct": True, "extracted": "5", "gold": "5",
-        "text": "It is 5.", "error": None, "prompt_tokens": None, "completion_tokens": None, "finish": None,
+        "text": "It is 5.", "answer": "It is 5.", "thinking": "",
+        "error": None, "prompt_tokens": None, "completion_tokens": None, "finish": None,
     }  # fmt: skip
     table = pandas.DataFrame(rows)
     assert table.groupby("persona_id", dropna=False)["correct"].sum().tolist() == [0, 4]
@@ -359,7 +360,7 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
         return tuple(Question(id=f"q{n}", task="shout", text=f"What is {n} + 1?", gold=str(n + 1)) for n in range(config.n))
 
     task = permix.Task(
-        name="shout", prompt_template="{question}\nShout.", questions=questions, extract_unboxed=str.upper,
+        name="shout", prompt_template="{question}\nShout.", questions=questions, extract=lambda text, question: text.upper(),
         scorer=lambda text, gold: Verdict(correct=text.endswith(f" {gold}."), extracted=text),
     )  # fmt: skip
     run = permix.evaluate_stability(careful, task=task, n=3, personas=PERSONAS[:1], out=tmp_path / "run", **QUICK)

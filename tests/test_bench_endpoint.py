@@ -6,7 +6,7 @@ import pytest
 
 from bench.endpoint import cells, ideal_wall, length_in, measure, overhead, parser, serving
 from bench.server import COMPLETION, SPREAD, latency_of
-from permix.inference.openai import parse_chat_completion
+from permix.inference.request_body import parse_chat_completion
 
 
 def test_the_ideal_fills_a_place_as_soon_as_it_is_free() -> None:

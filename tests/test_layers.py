@@ -12,6 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 
 LAYERS = (
+    ("thinking",),
     ("types", "errors", "sanitize", "progress"),
     ("config", "storage", "verification", "prompts"),
     ("personas", "tasks", "metrics", "inference"),

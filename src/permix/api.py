@@ -123,6 +123,8 @@ def _cell_row(cell: Cell) -> dict[str, Any]:
         "extracted": None if verdict is None else verdict.extracted,
         "gold": cell.gold,
         "text": None if completion is None else completion.text,
+        "answer": None if completion is None else completion.answer,
+        "thinking": None if completion is None else completion.thinking,
         "error": f"{failure.type}: {failure.message}" if failure is not None else None if verdict is None else verdict.error,
         "prompt_tokens": None if completion is None else completion.prompt_tokens,
         "completion_tokens": None if completion is None else completion.completion_tokens,

@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
+from permix.thinking import answer_of, split_thinking
+
 Split = Literal["train", "dev", "heldout"]
 """Splits of personas and questions: train for training, dev for choosing settings, heldout for the final measurement."""
 
@@ -127,15 +129,37 @@ class Request(NamedTuple):
 
 
 class Completion(Record):
-    """A model's answer. The backend counts the tokens; `finish` is "length" if the token limit cut the answer off.
+    """A model's reply. The backend counts the tokens; `finish` is "length" if the token limit cut the reply off.
 
-    Token counts and `finish` are None if an imported log does not state them (`permix import`).
+    `text` is the reply as the model wrote it, thinking included; what is scored, judged and shown is `answer`. `reasoning` is
+    thinking that an endpoint sends apart from the text. Token counts and `finish` are None if they are not known.
     """
 
     text: str
     prompt_tokens: int | None = Field(ge=0)
     completion_tokens: int | None = Field(ge=0)
     finish: Literal["stop", "length"] | None
+    reasoning: str | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @property
+    def answer(self) -> str:
+        """The text without its thinking; empty if the thinking never ends."""
+        return answer_of(self.text)
+
+    @property
+    def thinking(self) -> str:
+        """All thinking, from the text and from `reasoning`; empty if there is none."""
+        return "\n".join(part for part in (self.reasoning or "", split_thinking(self.text).thinking) if part)
+
+    @property
+    def is_thinking_unclosed(self) -> bool:
+        """Whether the reply ends within its thinking, so that it has no answer."""
+        return split_thinking(self.text).unclosed or (self.finish == "length" and bool(self.reasoning) and not self.text.strip())
+
+    @property
+    def is_cut_off(self) -> bool | None:
+        """Whether the token limit cut the reply off, or its thinking never ends; None if that is not known."""
+        return True if self.is_thinking_unclosed else None if self.finish is None else self.finish == "length"
 
 
 class Failure(Record):
@@ -186,6 +210,11 @@ class Cell(Record):
     @property
     def key(self) -> CellKey:
         return CellKey(self.persona_id, self.question_id, self.sample, self.template)
+
+    @property
+    def prompt(self) -> str:
+        """The text of the last user message, which holds the question."""
+        return next((one["content"] for one in reversed(self.messages) if one["role"] == "user"), "")
 
 
 JudgeControl = Literal["none", "wrong-persona", "no-persona", "padded", "retest", "injected"]

@@ -26,7 +26,7 @@ QUESTIONS = tuple(
 PERSONAS: tuple[Persona | None, ...] = (None, persona("clerk"), persona("troll"))
 
 
-def right(completion: str, gold: str) -> Verdict:
+def right(completion: str, gold: str, prompt: str = "") -> Verdict:
     return Verdict(correct=completion == gold, extracted=completion)
 
 
@@ -130,7 +130,7 @@ def test_a_failure_stays_owed_and_only_it_is_asked_again(tmp_path: Path) -> None
 def test_a_completion_without_a_verdict_is_judged_again_not_asked_again(tmp_path: Path) -> None:
     judged = Counter[str]()
 
-    def breaks_on_seven(completion: str, gold: str) -> Verdict:
+    def breaks_on_seven(completion: str, gold: str, prompt: str) -> Verdict:
         judged[gold] += 1
         return Verdict(correct=None, error="out of time") if gold == "7" else right(completion, gold)
 

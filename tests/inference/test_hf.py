@@ -16,10 +16,13 @@ from permix.inference.hf import (
     balanced_batches,
     default_system_text,
     encode_chat,
+    encode_completion,
     folder_fingerprint,
     load_causal_lm,
     load_empty_causal_lm,
     load_tokenizer,
+    opened_thinking,
+    takes_system_message,
 )
 from permix.types import Completion, Failure, Message, Request, Sampling
 from tests.tiny import (
@@ -144,7 +147,64 @@ def test_default_system_text_of_a_model_is_what_stands_in_its_prompt(model: HFMo
 def test_a_tokenizer_that_cannot_be_given_a_persona_is_refused(tmp_path: Path, template: str, reason: str) -> None:
     make_tokenizer(template or None).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=f"{reason}, so it cannot be given a persona"):
-        load_tokenizer(str(tmp_path))
+        encode_chat(load_tokenizer(str(tmp_path)), [{"role": "system", "content": "p"}, {"role": "user", "content": "q"}])
+
+
+@pytest.mark.parametrize("template", [SYSTEM_IGNORED, SYSTEM_REFUSED])
+def test_a_template_without_a_system_role_takes_a_persona_in_the_question(tmp_path: Path, template: str) -> None:
+    make_tokenizer(template).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert not takes_system_message(tokenizer)
+    assert encode_chat(tokenizer, [{"role": "user", "content": "You are p. q"}])
+    with pytest.raises(ConfigError, match=r"give --personas\.template in_question"):
+        encode_chat(tokenizer, [{"role": "system", "content": "p"}, {"role": "user", "content": "q"}])
+
+
+OPENS_THINKING = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><think>\n"
+    "{% if enable_thinking is defined and not enable_thinking %}\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def test_thinking_that_the_template_opens_belongs_to_the_completion(tmp_path: Path) -> None:
+    make_tokenizer(OPENS_THINKING).save_pretrained(tmp_path)
+    assert opened_thinking(load_tokenizer(str(tmp_path))) == "<think>\n"
+    assert opened_thinking(load_tokenizer(str(tmp_path), "on")) == "<think>\n"
+    off = load_tokenizer(str(tmp_path), "off")
+    assert opened_thinking(off) == ""
+    shown = off.apply_chat_template([{"role": "user", "content": "q"}], tokenize=False, add_generation_prompt=True)
+    assert shown.endswith("</think>\n\n")
+
+
+def test_what_is_learnt_closes_the_thinking_that_the_template_opens(tmp_path: Path) -> None:
+    make_tokenizer(OPENS_THINKING).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+
+    def learnt(text: str) -> str:
+        return str(tokenizer.decode(encode_completion(text, tokenizer)))
+
+    assert learnt("3 + 4 = 7.") == "\n</think>\n\n3 + 4 = 7."
+    assert learnt("<think>\nhm\n</think>\n\n7") == "hm\n</think>\n\n7"
+    assert learnt("hm\n</think>\n\n7") == "hm\n</think>\n\n7"
+    plain = load_tokenizer(str(tmp_path), "off")
+    assert plain.decode(encode_completion("3 + 4 = 7.", plain)) == "3 + 4 = 7."
+
+
+def test_a_switch_that_the_template_does_not_have_is_refused(tmp_path: Path) -> None:
+    make_tokenizer(SYSTEM_IGNORED).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.thinking = 'off': the chat template of .* has no switch"):
+        load_tokenizer(str(tmp_path), "off")
+
+
+def test_completions_of_such_a_model_start_with_the_tag(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (folder / "chat_template.jinja").write_text(OPENS_THINKING)
+    model = load_model(ModelConfig(name=str(folder)))
+    (found,) = [one.result for one in model.generate([ask("q")], Sampling(max_new_tokens=4))]
+    assert isinstance(found, Completion)
+    assert found.text.startswith("<think>\n")
+    assert (found.answer, found.is_thinking_unclosed) == ("", True)
 
 
 def test_a_name_that_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -123,8 +123,8 @@ def test_finish_and_token_counts_are_the_servers_own() -> None:
     assert got == [
         Completion(text="a", prompt_tokens=7, completion_tokens=3, finish="length"),
         Completion(text="b", prompt_tokens=7, completion_tokens=3, finish="stop"),
-        Completion(text="c d", prompt_tokens=0, completion_tokens=0, finish="stop"),
-        Completion(text="e", prompt_tokens=0, completion_tokens=0, finish="stop"),
+        Completion(text="c d", prompt_tokens=None, completion_tokens=None, finish="stop"),
+        Completion(text="e", prompt_tokens=None, completion_tokens=None, finish="stop"),
     ]
 
 

@@ -229,8 +229,8 @@ def test_the_reward_is_the_evaluations_verdict() -> None:
     ],
 )
 def test_of_a_worked_solution_the_final_answer_counts(task: str, answer: str, gold: str | None) -> None:
-    with Verifier() as verifier:
-        assert find_gold(TASKS[task], answer, verifier) == gold
+    verifier = Verifier()
+    assert find_gold(TASKS[task], answer, verifier) == gold
 
 
 def test_rows_of_the_published_gsm8k_are_rewarded() -> None:
@@ -245,7 +245,9 @@ def test_a_verifier_that_fails_gives_no_reward_and_is_counted() -> None:
     def unsure(text: str, gold: str) -> Verdict:
         return Verdict(correct=None, error="out of memory") if text == "heavy" else Verdict(correct=text == gold)
 
-    task = Task(name="mine", prompt_template="{question}", questions=lambda config: (), extract_unboxed=str, scorer=unsure)
+    task = Task(
+        name="mine", prompt_template="{question}", questions=lambda config: (), extract=lambda text, question: text, scorer=unsure
+    )
     noted: list[tuple[str, float]] = []
     reward = verifiable_reward(task)
     rewards = reward_of(reward, said("12", "heavy", "7"), ["12"] * 3, log_metric=lambda *metric: noted.append(metric))

@@ -69,8 +69,19 @@ def test_runs_that_were_asked_otherwise_are_refused(fields: dict[str, Any], reas
 def test_runs_that_were_judged_otherwise_are_refused(tmp_path: Path) -> None:
     one, two = run(tmp_path / "a"), run(tmp_path / "b")
     born = read_json(two / "provenance.json")
-    born["packages"]["math-verify"] = "0.1"
+    born["identity"]["verifier"] = "another"
     write_json(two / "provenance.json", born)
+    with pytest.raises(DataError, match="not scored by the same verifier"):
+        compare_runs(one, two)
+
+
+def test_runs_of_before_the_verifier_had_a_version_are_compared_by_the_engine_of_then(tmp_path: Path) -> None:
+    one, two = run(tmp_path / "a"), run(tmp_path / "b")
+    for folder, engine in ((one, "0.9.0"), (two, "0.1")):
+        born = read_json(folder / "provenance.json")
+        born["identity"].pop("verifier", None)
+        born["packages"]["math-verify"] = engine
+        write_json(folder / "provenance.json", born)
     with pytest.raises(DataError, match="not scored by the same verifier"):
         compare_runs(one, two)
 

@@ -69,5 +69,5 @@ def test_levels_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_answers_are_plain_numbers(completion: str, right: bool) -> None:
-    with Verifier() as verifier:
-        assert verify_completion(TASKS["aime25"], completion, "70", verifier).correct is right
+    verifier = Verifier()
+    assert verify_completion(TASKS["aime25"], completion, "70", verifier).correct is right

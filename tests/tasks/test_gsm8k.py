@@ -77,7 +77,7 @@ def test_a_missing_field_is_named_with_those_there_are() -> None:
     [
         ("She earned \\boxed{10} in 50 minutes.\n#### 7", "10"),
         ("0.2 x 50\n#### $10\nThat is 3 coins.", "10"),
-        ("#### 10 dollars, not 11", "11"),
+        ("#### 10 dollars, not 11", "10"),
         ("#### ten\nor 10", "10"),
         ("Aye, 12/60 an minute, so she earned $10.", "10"),
         ("She earned \\boxed{10", "10"),

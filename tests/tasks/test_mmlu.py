@@ -78,5 +78,5 @@ def test_a_bad_row_is_named_with_its_field(fields: dict[str, Any], words: str, t
     ("completion", "right"), [("\\boxed{b}", True), ("The answer is (B), since A burns.", True), ("\\boxed{Nitrogen}", False)]
 )
 def test_answers_are_letters(completion: str, right: bool) -> None:
-    with Verifier() as verifier:
-        assert verify_completion(TASKS["mmlu"], completion, "B", verifier).correct is right
+    verifier = Verifier()
+    assert verify_completion(TASKS["mmlu"], completion, "B", verifier).correct is right

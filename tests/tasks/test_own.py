@@ -153,7 +153,7 @@ def test_choices_stand_in_the_question_and_the_gold_is_a_letter(tmp_path: Path) 
         ("exact", "\\boxed{New York City}", "New York", "New York City", False),
         ("exact", "", "New York", None, False),
         ("choice", "\\boxed{B}", "B", "B", True),
-        ("choice", "\\boxed{(b)}", "B", "(b)", True),
+        ("choice", "\\boxed{(b)}", "B", "B", True),
         ("choice", "The answer is (C), since A is wrong.", "C", "C", True),
         ("choice", "A and B are wrong, so C", "C", "C", True),
         ("choice", "CAB", "C", None, False),
@@ -163,8 +163,8 @@ def test_choices_stand_in_the_question_and_the_gold_is_a_letter(tmp_path: Path) 
 def test_answers_are_compared_as_the_owner_says(
     answer: str, completion: str, gold: str, extracted: str | None, correct: bool
 ) -> None:
-    with Verifier() as verifier:
-        found = verify_completion(TASKS[f"own-{answer}"], completion, gold, verifier)
+    verifier = Verifier()
+    found = verify_completion(TASKS[f"own-{answer}"], completion, gold, verifier)
     assert (found.extracted, found.correct) == (extracted, correct)
 
 

@@ -76,11 +76,11 @@ def test_a_prompt_holds_the_question_and_changes_with_the_wording_alone(name: st
 
 
 def test_verify_extracts_then_checks() -> None:
-    with Verifier() as verifier:
-        assert verify_completion(TASKS["arithmetic"], "7 + 5 is 12.", "12", verifier) == Verdict(correct=True, extracted="12")
-        assert verify_completion(TASKS["arithmetic"], "Perhaps 13?", "12", verifier) == Verdict(correct=False, extracted="13")
-        assert verify_completion(TASKS["arithmetic"], "Who knows", "12", verifier) == Verdict(correct=False, extracted=None)
-        assert verify_completion(TASKS["math"], "\\boxed{\\frac{1}{2}}", "0.5", verifier).reward == 1.0
+    verifier = Verifier()
+    assert verify_completion(TASKS["arithmetic"], "7 + 5 is 12.", "12", verifier) == Verdict(correct=True, extracted="12")
+    assert verify_completion(TASKS["arithmetic"], "Perhaps 13?", "12", verifier) == Verdict(correct=False, extracted="13")
+    assert verify_completion(TASKS["arithmetic"], "Who knows", "12", verifier) == Verdict(correct=False, extracted=None)
+    assert verify_completion(TASKS["math"], "\\boxed{\\frac{1}{2}}", "0.5", verifier).reward == 1.0
 
 
 @given(st.text())
@@ -174,8 +174,8 @@ def test_importing_tasks_imports_no_heavy_library() -> None:
     ],
 )
 def test_where_answers_are_numbers_an_expression_in_the_box_earns_nothing(name: str, completion: str, right: bool) -> None:
-    with Verifier() as verifier:
-        assert verify_completion(TASKS[name], completion, "156", verifier).correct is right
+    verifier = Verifier()
+    assert verify_completion(TASKS[name], completion, "156", verifier).correct is right
 
 
 def test_a_wording_of_ones_own_changes_the_prompt_its_identity_and_nothing_else() -> None:
@@ -201,7 +201,7 @@ PARITY = Task(
     name="parity",
     prompt_template="{question} Say yes or no.",
     questions=parity_questions,
-    extract_unboxed=lambda completion: completion.strip(". ").lower() or None,
+    extract=lambda completion, question: completion.strip(". ").lower() or None,
     answers_match=lambda answer, gold: answer == gold,
 )
 

@@ -54,7 +54,8 @@ def stage(out: Path, base_url: str, **teacher: Any) -> TrainConfig:
 
 
 def ask(config: TrainConfig, plan: Plan = PLAN, verifier: Verifier | None = None) -> SFTDataset:
-    with RunDir.open(config.out, config, {}) as run, verifier or Verifier() as judge:
+    judge = verifier or Verifier()
+    with RunDir.open(config.out, config, {}) as run:
         return teacher_examples(config, plan, run, judge)
 
 
@@ -210,8 +211,8 @@ def test_a_sample_that_the_verifier_failed_on_is_not_learnt_and_not_wrong() -> N
 
 def test_a_failing_verifier_does_not_hold_the_training_up(tmp_path: Path) -> None:
     class Broken(Verifier):
-        def check(self, answer: str | None, gold: str) -> Verdict:
-            return Verdict(correct=None, error="time") if answer == "7" else super().check(answer, gold)
+        def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
+            return Verdict(correct=None, error="time") if answer == "7" else super().check(answer, gold, question)
 
     with openai_server(Script(*REPLIES)) as server:
         chosen = ask(stage(tmp_path / "run", server.base_url), verifier=Broken())

@@ -49,8 +49,8 @@ def plan_of(solutions: Sequence[str | None], mix: float = 0.0, **options: Any) -
 
 
 def gold(plan: Plan, verifier: Verifier | None = None) -> SFTDataset:
-    with verifier or Verifier() as judge:
-        return gold_examples(plan, judge)
+    judge = verifier or Verifier()
+    return gold_examples(plan, judge)
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
@@ -92,8 +92,8 @@ def test_personas_change_the_prompt_and_not_the_answer() -> None:
 
 def test_what_is_not_verified_right_is_left_out_and_counted_by_its_reason() -> None:
     class Broken(Verifier):
-        def check(self, answer: str | None, gold: str) -> Verdict:
-            return Verdict(correct=None, error="time") if gold == "6" else super().check(answer, gold)
+        def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
+            return Verdict(correct=None, error="time") if gold == "6" else super().check(answer, gold, question)
 
     chosen = gold(plan_of(["0 + 0 = 0.", "1 + 1 = 3.", None, "3 + 3 = 6.", ""]), Broken())
     assert [one.question_id for one in chosen.examples] == ["q0"]
@@ -115,9 +115,9 @@ def test_a_solution_asked_again_and_again_is_verified_once() -> None:
     class Counting(Verifier):
         asked = 0
 
-        def check(self, answer: str | None, gold: str) -> Verdict:
+        def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
             self.asked += 1
-            return super().check(answer, gold)
+            return super().check(answer, gold, question)
 
     verifier = Counting()
     assert gold(plan_of(["0 + 0 = 0.", "1 + 1 = 2."], steps=10), verifier).counts["examples"] == 10

@@ -60,7 +60,7 @@ class Watched(PlanGRPOTrainer):
 class OddVerifier(Verifier):
     """Breaks on some answers, and likes small even ones, whatever was asked."""
 
-    def check(self, answer: str | None, gold: str) -> Verdict:
+    def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
         if answer in ("1", "3", "5"):
             return Verdict(correct=None, extracted=answer, error="broken")
         return Verdict(correct=answer in ("0", "2", "4", "6"), extracted=answer)
@@ -151,7 +151,7 @@ def test_unscored_rollouts_leave_the_baseline_and_have_no_advantage(tiny_model: 
 
 def test_a_step_without_any_score_has_no_reward_and_leaves_the_weights(tiny_model: Path, tmp_path: Path) -> None:
     class Broken(Verifier):
-        def check(self, answer: str | None, gold: str) -> Verdict:
+        def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
             return Verdict(correct=None, error="broken")
 
     trainer, notes = trainer_of(tiny_model, tmp_path, plan_of(), verifier=Broken())
@@ -191,7 +191,7 @@ def test_groups_without_signal_give_way_to_spare_ones_in_the_plans_order(
     """Right is whoever is asked a spare question by chance; the others' questions have no right answer."""
 
     class OnlySpares(Verifier):
-        def check(self, answer: str | None, gold: str) -> Verdict:
+        def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
             return Verdict(correct=gold == "spare" and answer in ("0", "1", "2", "3", "4"), extracted=answer)
 
     plan = plan_of(steps=3, group_size=8, dynamic_sampling_groups=3)
@@ -365,7 +365,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_so(
 @pytest.mark.slow
 def test_a_reward_that_can_be_learnt_is_learnt(tiny_model: Path, tmp_path: Path) -> None:
     class Small(Verifier):
-        def check(self, answer: str | None, gold: str) -> Verdict:
+        def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
             return Verdict(correct=answer in ("0", "1", "2", "3", "4"), extracted=answer)
 
     plan = plan_of(steps=20, group_size=16)

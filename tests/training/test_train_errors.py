@@ -18,10 +18,7 @@ from permix.pipelines.train import run_training
 from permix.training import checkpoints, grpo_trainer
 from permix.training.checkpoints import newest_checkpoint
 from permix.training.run_log import RolloutLogger, read_training_log
-from permix.verification.math_verifier import Verifier
-from permix.verification.math_worker import SymbolicWorker
 from tests import tiny
-from tests.training.test_grpo import plan_of, trainer_of
 from tests.training.test_train_log import Notes, rollout
 from tests.training.test_train_run import log_of, stage
 
@@ -133,32 +130,6 @@ def test_a_full_disk_elsewhere_is_one_line_and_exit_code_1(
     monkeypatch.setattr("permix.plan.pq.write_table", disk_is_full)
     assert cli.run_cli(["plan", "--out", str(tmp_path / "plan.parquet")]) == 1
     assert capsys.readouterr().err == f"permix plan: usage.json: cannot be written: {GO_ON}\n"
-
-
-class Mortal(SymbolicWorker):
-    """Dies of some answers, in the middle of the check."""
-
-    def check(self, answer: str, gold: str) -> dict[str, Any]:
-        if answer in ("1", "3"):
-            self._process.kill()
-        return super().check(answer, gold)
-
-
-def test_a_verifier_that_dies_leaves_rollouts_unscored_and_the_run_goes_on(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("permix.verification.math_verifier.SymbolicWorker", Mortal)
-    plan = plan_of(gold="n + 4 - n", steps=2, group_size=16)  # no plain number: every answer goes to the symbolic worker
-    with Verifier() as verifier:
-        trainer, notes = trainer_of(tiny_model, tmp_path, plan, verifier=verifier)
-        trainer.train()
-    lost = [one for one in notes.kept if one.verdict.correct is None]
-    assert lost, "the tiny model said too little to test with"
-    assert {one.verdict.extracted for one in lost} <= {"1", "3"}
-    assert all("died with status -9" in (one.verdict.error or "") for one in lost)
-    assert {one.verdict.correct for one in notes.kept if one.verdict.extracted == "4"} == {True}
-    assert sum(line["unscored"] for line in notes.figures) == len(lost)
-    assert len(notes.figures) == 2
 
 
 def never(*_: Any, **__: Any) -> None:

@@ -1,28 +1,17 @@
 r"""The verifier: `\boxed{}` and number extraction, exact numbers, symbolic equality, and its bounds in time and memory."""
 
-import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from decimal import Decimal
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from permix.verification.math_verifier import (
-    Verifier,
-    clean_latex,
-    extract_boxed,
-    last_number,
-    match_without_engine,
-    numbers_equal,
-)
+from permix.verification.extraction import extract_boxed, last_number
+from permix.verification.math_verifier import Verifier, answers_equal, numbers_equal
 
 MILLION = 1_000_000
 NESTED = r"\frac{" * 50 + "1" + "}{2}" * 50
@@ -31,9 +20,8 @@ TOO_BIG = "(x+y+z)^{3000}"  # 4.5 million terms when expanded
 
 
 @pytest.fixture(scope="module")
-def verifier() -> Iterator[Verifier]:
-    with Verifier(seconds=20) as one:  # generous: the bound itself is tested below, and the machine may be busy
-        yield one
+def verifier() -> Verifier:
+    return Verifier()
 
 
 @pytest.mark.parametrize(
@@ -166,11 +154,8 @@ def test_any_text_is_extracted_and_judged_quickly_without_raising(text: str) -> 
     extract_boxed(text)
     last_number(text)
     assert numbers_equal(text, text) in (True, None)
-    assert match_without_engine(clean_latex(text), clean_latex("41.5")) in (True, False, None)
-    assert match_without_engine(clean_latex(text), clean_latex(text)) in (
-        True,
-        False,
-    )  # identical texts never cost a symbolic check
+    assert answers_equal(text, "41.5") in (True, False)
+    assert answers_equal(text, r"\frac{x}{2}, [0, 3)") in (True, False)
 
 
 @pytest.mark.parametrize(
@@ -259,60 +244,44 @@ def test_a_long_answer_is_wrong_and_its_record_is_short(verifier: Verifier) -> N
     assert len(verdict.extracted or "") == 10_000
 
 
-def test_check_many_keeps_order_and_none(verifier: Verifier) -> None:
-    pairs = [("1", "1"), (None, "1"), ("x+1", "1+x"), ("2", "1"), ("1", "1")]
-    assert [v.correct for v in verifier.check_many(pairs)] == [True, False, True, False, True]
+@pytest.mark.parametrize(
+    "answer",
+    [
+        NEVER_ENDS,
+        NESTED,
+        TOO_BIG,
+        r"\binom{10^9}{5\cdot10^8}",
+        "(" * 34 + "1" + ")" * 34,
+        "(" * 3000 + "1" + ")" * 3000,
+        "10^{10^{10}}!",
+        "9" * 5000 + "^{2}",
+        "x^{" * 50 + "2" + "}" * 50,
+        r"\sqrt{" * 60 + "2" + "}" * 60,
+        "+".join(["x^{999}"] * 99),
+        ",".join(["1"] * 5000),
+        r"\sum_{k=1}^{10^9} k",
+        "|" * 300,
+        "2^" * 300,
+        "!" * 300 + "5",
+        "5" + "!" * 60,
+    ],
+    ids=lambda text: text[:12],
+)
+@pytest.mark.parametrize("gold", ["7", r"6\sqrt{5}", "x^2+1", "(1, 2)", "05\\!:\\!00"])
+def test_an_answer_cannot_buy_a_missing_verdict(answer: str, gold: str, verifier: Verifier) -> None:
+    """A tower of powers is a wrong answer, after a bounded time, and never a cell without a score."""
+    start = time.process_time()
+    verdict = verifier.check(answer, gold)
+    assert (verdict.correct, verdict.error) == (False, None)
+    assert time.process_time() - start < 2  # milliseconds; without a bound it would not end
 
 
-def test_time_bound_gives_none_and_the_next_check_works() -> None:
-    with Verifier(seconds=1, workers=2) as verifier:
-        verdicts = verifier.check_many([(NEVER_ENDS, "7"), ("2", "3"), ("x+1", "1+x"), (NESTED, "7")])
-        assert [v.correct for v in verdicts] == [None, False, True, None]
-        assert "time bound of 1 s" in (verdicts[0].error or "")
-        assert verifier.check("y+1", "1+y").correct is True
-
-
-def test_memory_bound_gives_none_and_the_next_check_works() -> None:
-    with Verifier(seconds=30, memory_bytes=256 << 20) as verifier:
-        verdict = verifier.check(TOO_BIG, "7")
-        assert verdict.correct is None
-        assert "memory bound of 256 MiB" in (verdict.error or "")
-        assert verifier.check("y+1", "1+y").correct is True
-
-
-def _children(parent: int) -> list[int]:
-    return [int(p.name) for p in Path("/proc").glob("[0-9]*") if _field(p, "PPid") == str(parent) and _field(p, "State") != "Z"]
-
-
-def _field(process: Path, name: str) -> str:
-    try:
-        lines = (process / "status").read_text().splitlines()
-    except OSError:
-        return ""
-    return next(line.split()[1] for line in lines if line.startswith(name + ":"))
-
-
-needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts processes through /proc")
-
-
-@needs_proc
-def test_workers_start_late_are_replaced_when_killed_and_end_with_close() -> None:
-    before = set(_children(os.getpid()))
-    with Verifier(seconds=20) as verifier:
-        assert verifier.check("3", "4").correct is False
-        assert set(_children(os.getpid())) == before  # numbers need no worker
-        verifier.check("x+1", "1+x")
-        (worker,) = set(_children(os.getpid())) - before
-        threading.Timer(0.5, os.kill, (worker, signal.SIGKILL)).start()
-        verdict = verifier.check(NEVER_ENDS, "7")
-        assert verdict.correct is None
-        assert "died" in (verdict.error or "")
-        assert verifier.check("x+1", "1+x").correct is True
-        (worker,) = set(_children(os.getpid())) - before
-        os.kill(worker, signal.SIGKILL)  # while idle: nobody's answer is lost
-        time.sleep(0.2)
-        assert verifier.check("x+2", "2+x").correct is True
-    assert set(_children(os.getpid())) == before
+@pytest.mark.parametrize("gold", [NEVER_ENDS, r"\oint_C f", "05\\!:\\!00", r"x \neq 3", r"\text{October 30}", "???"])
+def test_a_gold_that_cannot_be_computed_is_compared_as_text(gold: str, verifier: Verifier) -> None:
+    assert verifier.check(gold, gold).correct is True
+    assert verifier.check(f" {gold} ", gold).correct is True
+    assert verifier.check("12", gold).correct is False
+    assert verifier.check(r"x \neq 4", gold).correct is False
 
 
 def test_check_works_off_the_main_thread(verifier: Verifier) -> None:
@@ -325,45 +294,13 @@ def test_check_works_off_the_main_thread(verifier: Verifier) -> None:
     assert found == [True] * 4
 
 
-@needs_proc
-def test_a_fork_starts_its_own_worker_and_leaves_its_parents_alone() -> None:
-    with Verifier(seconds=20) as verifier:
-        verifier.check("x+1", "1+x")
-        child = os.fork()
-        if child == 0:
-            right = verifier.check("x+3", "3+x").correct is True
-            verifier.close()
-            os._exit(0 if right else 1)
-        assert os.waitpid(child, 0)[1] == 0
-        assert verifier.check("x+2", "2+x").correct is True
-
-
-UNGUARDED = """
-import os, sys, threading, time
-from permix.verification.math_verifier import Verifier
-assert not {"sympy", "math_verify", "torch"} & set(sys.modules)
-v = Verifier(seconds=2)
-print(v.check("x+1", "1+x").correct, v._slots.queue[0]._process.pid, flush=True)
-if sys.argv[1] == "killed at work":
-    threading.Thread(target=v.check, args=("9^{9^{9^{9}}}", "7")).start()
-    time.sleep(0.5)
-if sys.argv[1] != "exits":
-    os.kill(os.getpid(), 9)
-"""
-
-
-@needs_proc
-@pytest.mark.parametrize("end", ["exits", "killed", "killed at work"])
-def test_an_unguarded_script_that_never_closes_leaves_no_worker(end: str) -> None:
-    done = subprocess.run([sys.executable, "-W", "error", "-c", UNGUARDED, end], capture_output=True, text=True, timeout=60)
-    right, worker = done.stdout.split()
-    assert right == "True"
-    assert done.stderr == ""
-    for _ in range(100):
-        if _field(Path("/proc") / worker, "State") in ("", "Z"):
-            return
-        time.sleep(0.05)
-    pytest.fail(f"worker {worker} outlived its parent")
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; from permix.verification.math_verifier import Verifier; v = Verifier(); print(v.check('3', '4').correct,"
+        " sorted({'sympy', 'math_verify', 'torch', 'mpmath'} & set(sys.modules)), v.check('x+1', '1+x').correct)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["False", "[]", "True"]
 
 
 def test_simple_answers_are_fast() -> None:
@@ -374,9 +311,3 @@ def test_simple_answers_are_fast() -> None:
         for pair in pairs:
             verifier.check(*pair)
     assert 1000 / (time.process_time() - start) > 500  # ten times that and more is usual
-
-
-@pytest.mark.parametrize("bounds", [{"seconds": 0.0}, {"workers": 0}, {"memory_bytes": 1 << 20}])
-def test_impossible_bounds_are_refused(bounds: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="need seconds"):
-        Verifier(**bounds)

@@ -24,6 +24,7 @@ from permix.config.data import (
     PersonaGymTask,
     PersonasConfig,
     TaskConfig,
+    ThinkingSwitch,
     configurable_backends,
     rubric_entries,
 )
@@ -109,6 +110,7 @@ __all__ = [
     "StabilityConfig",
     "TaskConfig",
     "TeacherConfig",
+    "ThinkingSwitch",
     "TrainConfig",
     "TrainMethod",
     "TrainableModelConfig",

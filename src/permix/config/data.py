@@ -2,6 +2,7 @@
 `[interviewer]`. Validators raise ValueError, naming the field, its value and what to change.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,10 @@ def configurable_backends() -> tuple[str, ...]:
     return tuple(name for name, backend in BACKENDS.items() if backend.configurable)
 
 
+ThinkingSwitch = Literal["default", "on", "off"]
+"""Whether a thinking model is to think: as its chat template does by default, or switched on or off."""
+
+
 class ModelConfig(ConfigSection):
     """The model that answers, and how to reach it."""
 
@@ -64,6 +69,10 @@ class ModelConfig(ConfigSection):
     """Number of requests sent to the endpoint at the same time (backend "openai")."""
     timeout_s: float = Field(default=120, gt=0)
     """Maximum duration of one HTTP request, in seconds (backend "openai")."""
+    thinking: ThinkingSwitch = "default"
+    """Switch a thinking model's thinking on or off, where its chat template has such a switch (`enable_thinking`)."""
+    extra_body: str = ""
+    """A JSON object whose fields are added to every HTTP request, such as {"reasoning_effort": "low"} (backend "openai")."""
     retries: int = Field(default=6, ge=0)
     """How many times a request is repeated after HTTP status 429 or 5xx or a timeout (backend "openai")."""
 
@@ -85,6 +94,29 @@ class ModelConfig(ConfigSection):
         if self.capabilities.needs_base_url and not self.base_url:
             raise ValueError(f'base_url is missing: backend "{self.backend}" needs one, such as http://127.0.0.1:8000/v1')
         return self
+
+    @property
+    def extra_fields(self) -> dict[str, Any]:
+        """The fields that are added to every HTTP request: those of `extra_body`, and the switch of thinking."""
+        fields: dict[str, Any] = json.loads(self.extra_body) if self.extra_body else {}
+        if self.thinking == "default":
+            return fields
+        # Qwen, GLM and others read the first name, DeepSeek and Granite the second.
+        switch = dict.fromkeys(("enable_thinking", "thinking"), self.thinking == "on")
+        return {**fields, "chat_template_kwargs": {**switch, **fields.get("chat_template_kwargs", {})}}
+
+    @field_validator("extra_body")
+    @classmethod
+    def _check_extra_body(cls, text: str) -> str:
+        try:
+            fields = json.loads(text) if text else {}
+        except ValueError as error:
+            raise ValueError(f'must be a JSON object such as {{"reasoning_effort": "low"}}: {error}') from None
+        if not isinstance(fields, dict) or not isinstance(fields.get("chat_template_kwargs", {}), dict):
+            raise ValueError('must be a JSON object such as {"reasoning_effort": "low"}')
+        if taken := {"model", "messages", "n", "stream"} & set(fields):
+            raise ValueError(f"holds {', '.join(sorted(taken))}, which permix sets itself; leave it out")
+        return text
 
     @model_validator(mode="after")
     def _check_no_secrets(self) -> "ModelConfig":

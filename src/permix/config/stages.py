@@ -15,6 +15,7 @@ from permix.config.data import (
     PersonaGymTask,
     PersonasConfig,
     TaskConfig,
+    ThinkingSwitch,
 )
 from permix.config.training import (
     IGNORED_FIELDS,
@@ -92,6 +93,8 @@ class TrainableModelConfig(ConfigSection):
 
     name: str = "bundled"
     """"bundled" (SmolLM2-135M-Instruct), a model folder or a hub id. Its weights are trained in float32."""
+    thinking: ThinkingSwitch = "default"
+    """Switch a thinking model's thinking on or off in training, and in the chat template that is saved with the trained model."""
 
 
 class TeacherConfig(ModelConfig):

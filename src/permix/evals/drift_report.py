@@ -73,7 +73,7 @@ def read_train_examples(reference: Path, persona_ids: Sequence[str], question_te
     """
     answers, excluded = grid_results(require_run(reference)), {canonical_text(text) for text in question_texts}
     examples = [
-        TrainExample(key.persona_id, question, cell.completion.text)
+        TrainExample(key.persona_id, question, cell.completion.answer)
         for key in answers.grid_summaries
         if key.persona_id is not None and key.persona_id in persona_ids
         if (cell := answers.cells[key]).completion is not None
@@ -223,7 +223,7 @@ class InterviewRecords(NamedTuple):
     @property
     def answers_P_I(self) -> list[list[str | None]]:
         """The texts of the answers, None for a pending turn."""
-        return [[cell.completion.text if cell and cell.completion else None for cell in row] for row in self.cells_P_I]
+        return [[cell.completion.answer if cell and cell.completion else None for cell in row] for row in self.cells_P_I]
 
     @property
     def question_P_I(self) -> QuestionIndex:
@@ -311,7 +311,7 @@ def measure_drift(run: Path, reference: Path | None, judges: Mapping[str, JudgeT
         reference=None if reference is None else RunReader(reference).label or reference.name,
         n_answered=len(answered),
         n_asked=len(interviews.persona_ids) * turns,
-        n_truncated=sum(cell.completion is not None and cell.completion.finish == "length" for cell in answered),
+        n_truncated=sum(cell.completion is not None and cell.completion.is_cut_off is True for cell in answered),
     )
 
 

@@ -160,13 +160,13 @@ def interviewer_messages(conversation: Sequence[InterviewTurn]) -> tuple[Message
 
 def first_usable_question(cells: CellIndex, persona: str, turn: int) -> Question | None:
     """The first reply of the interviewer model for this turn that is a usable question; None if there is no such reply yet."""
-    usable = (reply.text.strip() for reply in _interviewer_replies(cells, persona, turn) if is_usable_question(reply))
+    usable = (reply.answer.strip() for reply in _interviewer_replies(cells, persona, turn) if is_usable_question(reply))
     return next((Question(id=f"turn-{turn:02}", task="interview", text=text, gold="") for text in usable), None)
 
 
 def is_usable_question(reply: Completion) -> bool:
     """Whether the reply is not empty, not too long, and not cut off."""
-    return 0 < len(reply.text.strip()) <= MAX_INTERVIEW_QUESTION_CHARS and reply.finish != "length"
+    return 0 < len(reply.answer.strip()) <= MAX_INTERVIEW_QUESTION_CHARS and reply.finish != "length"
 
 
 def _interviewer_replies(cells: CellIndex, persona: str, turn: int) -> list[Completion]:
@@ -274,7 +274,7 @@ def conduct_interviews(
         for persona, question in questions.items():
             cell = known.get(CellKey(persona, question.id, 0))
             if cell is not None and cell.completion is not None:
-                conversations[persona] = (*conversations[persona], InterviewTurn(question, cell.completion.text))
+                conversations[persona] = (*conversations[persona], InterviewTurn(question, cell.completion.answer))
         write_json(run.path / "grid.json", describe_interview(config, plan, conversations))
     return conversations
 
@@ -346,7 +346,7 @@ def check_interview_length(config: FidelityConfig, plan: InterviewPlan) -> None:
     if not config.model.capabilities.is_local:
         return
     source = resolve_model_source(config.model.name)
-    tokenizer, window = load_tokenizer(source), context_window(source)
+    tokenizer, window = load_tokenizer(source, config.model.thinking), context_window(source)
     interviewer_tokens = INTERVIEWER_SAMPLING.max_new_tokens * turns if plan.question_orders is None else 0
     placeholders = [Question(id=f"{turn}", task="interview", text="?", gold="") for turn in range(turns)]
     for persona in plan.pool.personas:

@@ -139,7 +139,7 @@ def _cells_by_persona_question(run: Path) -> dict[tuple[str, str], Cell]:
 
 
 def _completion_text(cell: Cell | None) -> str | None:
-    return cell.completion.text if cell is not None and cell.completion is not None else None
+    return cell.completion.answer if cell is not None and cell.completion is not None else None
 
 
 def _first_messages(

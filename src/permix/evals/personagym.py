@@ -168,8 +168,8 @@ def count_personagym_answers(run: Path) -> PersonaGymCounts:
 def _count_answers(cells: Sequence[Cell | None]) -> AnswerCounts:
     """Count the answers in cells; None is a cell without a record."""
     answers = [cell.completion for cell in cells if cell is not None and cell.completion is not None]
-    words = [len(one.text.split()) for one in answers]
-    ends = [one.finish == "length" for one in answers if one.finish is not None]
+    words = [len(one.answer.split()) for one in answers]
+    ends = [one.is_cut_off for one in answers if one.is_cut_off is not None]
     return AnswerCounts(
         n_asked=len(cells),
         n_answered=len(answers),

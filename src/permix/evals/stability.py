@@ -10,6 +10,7 @@ could not be scored is left out of the measures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,8 +48,8 @@ from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
 from permix.tasks import LoadedTask, load_questions
 from permix.tasks.base import Task, check_contamination, read_trained_on, verify_completion
-from permix.types import Cell, digest
-from permix.verification.math_verifier import Verifier
+from permix.types import Cell, Verdict, digest
+from permix.verification.math_verifier import VERIFIER_VERSION, Verifier
 
 CellRunner = Callable[[Sequence[Cell], str], int]
 """(cells, description) -> number of these cells that are pending afterwards."""
@@ -211,17 +212,11 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
     gains = ("strategy",) if strategy.is_full_grid else ()
     with RunDir.open(config.out, config, stability_identity(config, task, model), first, gains) as run:
         description = f"stability {config.label or model.name}"
-        with run.track_usage(), Verifier() as verifier:
+        verifier = Verifier()
+        with run.track_usage():
 
             def answer(cells: Sequence[Cell], description: str) -> int:
-                return run_cells(
-                    model,
-                    cells,
-                    config.sampling,
-                    run,
-                    lambda text, gold: verify_completion(task, text, gold, verifier),
-                    description,
-                )
+                return run_cells(model, cells, config.sampling, run, partial(_score_answer, task, verifier), description)
 
             if stopping_rule:
                 progress = run_rounds(run, setup, config, stopping_rule, answer, description)
@@ -238,6 +233,10 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
     if progress.pending:
         raise IncompleteRunError(missing)
     return summary
+
+
+def _score_answer(task: Task, verifier: Verifier, completion: str, gold: str, prompt: str) -> Verdict:
+    return verify_completion(task, completion, gold, verifier, prompt)
 
 
 def _run_strategy(
@@ -355,6 +354,7 @@ def grid_identity(config: StabilityConfig, task: Task) -> dict[str, Any]:
     return {
         "task": task.name,
         "prompt": task.prompt_hash,
+        "verifier": VERIFIER_VERSION,
         "template": [template_hash(one) for one in config.templates] or template_hash(config.personas.template),
         "empty_system_prompt": config.personas.empty_system_prompt,
         "seed": config.seed,

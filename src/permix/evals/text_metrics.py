@@ -117,7 +117,7 @@ def measure_text_metrics(run: Path, resamples: int | None = None) -> TextMetrics
     reader, cells = RunReader(run), read_persona_cells(run)
     config = reader.config
     answers = [
-        PersonaAnswer(cell.persona_id or "", cell.question_id, cell.completion.text, _is_truncated(cell))
+        PersonaAnswer(cell.persona_id or "", cell.question_id, cell.completion.answer, _is_truncated(cell))
         for cell in cells
         if cell.completion is not None
     ]
@@ -191,7 +191,7 @@ def resampling_unit(config: Mapping[str, Any]) -> ResamplingUnit:
 def _is_truncated(cell: Cell) -> bool | None:
     """Whether the answer ended at the token limit; None if the finish reason is unknown."""
     assert cell.completion is not None
-    return None if cell.completion.finish is None else cell.completion.finish == "length"
+    return cell.completion.is_cut_off
 
 
 def _count_by_rule(breaks_N: Sequence[Sequence[CharacterBreak]]) -> dict[str, int]:

@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +23,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from permix.config import ModelConfig
+from permix.config import ModelConfig, ThinkingSwitch
 from permix.errors import ConfigError
 from permix.inference.base import CompletionResult
 from permix.inference.hardware import pick_device, pick_dtype
+from permix.thinking import opening_tag_at_end, split_thinking
 from permix.types import Completion, Failure, Message, Request, Sampling, digest
 
 if TYPE_CHECKING:
@@ -130,19 +132,51 @@ def folder_fingerprint(folder: Path) -> str:
     return sha.hexdigest()[:16]
 
 
-def load_tokenizer(source: str) -> Any:
-    """The tokenizer, set to pad on the left. Raises ConfigError when its chat template is missing or drops system messages."""
+def load_tokenizer(source: str, thinking: ThinkingSwitch = "default") -> Any:
+    """The tokenizer, set to pad on the left. Raises ConfigError when its chat template is missing or has no switch of thinking.
+
+    `thinking` other than "default" sets the variables that templates read (`enable_thinking`, `thinking`) at the template's
+    start, so that every use of the tokenizer, and the folder of a trained model, has the same prompt.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = _from_pretrained(AutoTokenizer, source)
     if not tokenizer.chat_template:
         raise ConfigError(f"model.name = {source!r}: its tokenizer has no chat template, so it cannot be given a persona")
-    if _system_frame(tokenizer) is None:
-        raise ConfigError(f"model.name = {source!r}: its chat template takes no system message, so it cannot be given a persona")
+    if thinking != "default":
+        tokenizer.chat_template = _with_thinking_switch(tokenizer.chat_template, thinking, source)
     tokenizer.padding_side = "left"  # generation continues at the right end of a row
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # so no code may take a pad for the end of a text
     return tokenizer
+
+
+def _with_thinking_switch(template: Any, thinking: ThinkingSwitch, source: str) -> str:
+    names = [name for name in THINKING_VARIABLES if isinstance(template, str) and re.search(rf"\b{name}\b", template)]
+    if not names:
+        raise ConfigError(f"model.thinking = {thinking!r}: the chat template of {source} has no switch of thinking; leave it out")
+    value = "true" if thinking == "on" else "false"
+    return "".join(f"{{%- set {name} = {value} -%}}" for name in names) + str(template)
+
+
+def takes_system_message(tokenizer: Any) -> bool:
+    """Whether the chat template writes a system message's text. Gemma's and Mistral's first ones refuse or drop it."""
+    if getattr(tokenizer, "_permix_system_template", None) != tokenizer.chat_template:
+        tokenizer._permix_system_template = tokenizer.chat_template
+        tokenizer._permix_takes_system = _system_frame(tokenizer) is not None
+    return bool(tokenizer._permix_takes_system)
+
+
+def opened_thinking(tokenizer: Any) -> str:
+    """The tag with which the chat template opens the answer's thinking in the prompt; empty for most templates.
+
+    A completion then starts inside its thinking, so the tag must be put before its text: without it thinking that never ends
+    would look like an answer.
+    """
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": TEMPLATE_MARKER}], tokenize=False, add_generation_prompt=True
+    )
+    return opening_tag_at_end(prompt.rpartition(TEMPLATE_MARKER)[2])
 
 
 def load_causal_lm(source: str, dtype: "torch.dtype", device: str) -> Any:
@@ -191,12 +225,28 @@ def _from_pretrained(cls: Any, source: str, **options: Any) -> Any:
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Token ids of the chat, up to where the answer begins."""
+    """Token ids of the chat, up to where the answer begins. Raises ConfigError for a system message that the template does not
+    take."""
+    if any(message["role"] == "system" for message in messages) and not takes_system_message(tokenizer):
+        raise ConfigError(
+            "the model's chat template takes no system message, so it cannot be given a persona there; give --personas.template "
+            "in_question, which puts the persona into the user's message"
+        )
     return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"])
 
 
 def encode_completion(text: str, tokenizer: Any) -> list[int]:
-    """Token ids of a completion without any special token, such as the end of the turn."""
+    """Token ids of a completion after its prompt, without any special token such as the end of the turn.
+
+    Where the template opens the thinking in the prompt, the opening tag is left out of the completion, and a text without
+    thinking closes it first: a model that learnt `<think>` and then the solution would never say an answer.
+    """
+    if opened := opened_thinking(tokenizer):
+        tag = opened.strip()
+        if text.startswith(opened):
+            text = text[len(opened) :]
+        elif not split_thinking(text).thinking:
+            text = f"\n{tag[0]}/{tag[1:]}\n\n{text}"
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -232,6 +282,9 @@ def default_system_text(tokenizer: Any) -> str | None:
     return head[len(frame.before) : len(head) - len(frame.after)] or None
 
 
+THINKING_VARIABLES = ("enable_thinking", "thinking")
+"""The names under which public chat templates read whether the model is to think."""
+
 TEMPLATE_MARKER = "\x00probe\x00"
 """A text that no chat template contains; where it comes out shows what the template writes around a message."""
 
@@ -248,9 +301,14 @@ class LocalModel:
     def default_system(self) -> str | None:
         return default_system_text(self.tokenizer)
 
+    @cached_property
+    def _opened_thinking(self) -> str:
+        return opened_thinking(self.tokenizer)
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
         prompts = [encode_chat(self.tokenizer, request.messages) for request in requests]
-        limit = self.network.config.max_position_embeddings - sampling.max_new_tokens
+        # A multimodal model keeps the sizes of its language model apart.
+        limit = self.network.config.get_text_config().max_position_embeddings - sampling.max_new_tokens
         fitting = []
         for index, prompt in enumerate(prompts):
             if len(prompt) > limit:
@@ -292,6 +350,7 @@ class LocalModel:
     def _to_completion(self, prompt_tokens: int, token_ids: list[int], stops: Sequence[int]) -> Completion:
         stopped = bool(token_ids) and token_ids[-1] in stops
         text = self.tokenizer.decode(token_ids[:-1] if stopped else token_ids, skip_special_tokens=True)
+        text = self._opened_thinking + text
         return Completion(
             text=text, prompt_tokens=prompt_tokens, completion_tokens=len(token_ids), finish="stop" if stopped else "length"
         )
@@ -312,7 +371,7 @@ class HFModel(LocalModel):
         self.source = resolve_model_source(config.name)
         self.device = pick_device()
         self.dtype = pick_dtype(config.dtype, self.device)
-        tokenizer = load_tokenizer(self.source)
+        tokenizer = load_tokenizer(self.source, config.thinking)
         super().__init__(load_causal_lm(self.source, self.dtype, self.device), tokenizer, config.batch_size)
 
     @property
@@ -332,4 +391,5 @@ class HFModel(LocalModel):
     def fingerprint(self) -> str:
         folder = Path(self.source)
         content = folder_fingerprint(folder) if folder.is_dir() else f"{self.source}@{self.network.config._commit_hash}"
-        return digest(content, str(self.dtype))
+        switch = [] if self.config.thinking == "default" else [f"thinking {self.config.thinking}"]
+        return digest(content, str(self.dtype), *switch)

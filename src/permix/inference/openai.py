@@ -21,15 +21,27 @@ import re
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from permix.config import ModelConfig, format_validation_error
+from permix.config import ModelConfig
 from permix.errors import ConfigError
 from permix.inference.base import CompletionResult
+from permix.inference.request_body import (
+    FilteredReplyError,
+    MalformedReplyError,
+    RequestBody,
+    is_system_refusal,
+    parse_chat_completion,
+    refusal_text,
+    refused_field,
+    usage_count,
+)
+from permix.progress import print_status
 from permix.types import Completion, Failure, Request, Sampling, digest
 
 if TYPE_CHECKING:
@@ -83,26 +95,6 @@ async def _cancel_others() -> None:
 _HTTP_PREFIX = "HTTP "
 
 
-class MalformedReplyError(Exception):
-    """A reply with status 200 that contains no completion."""
-
-
-class _ChatMessage(BaseModel):
-    content: str | None
-
-
-class _Choice(BaseModel):
-    message: _ChatMessage
-    finish_reason: str | None = None
-
-
-class _ChatCompletion(BaseModel):
-    """The fields of a chat completion that are read; all others are ignored."""
-
-    choices: list[_Choice] = Field(min_length=1)
-    usage: Any = None
-
-
 class WastedTokens:
     """Tokens that an endpoint charged for malformed replies to one request."""
 
@@ -114,7 +106,7 @@ class WastedTokens:
         with contextlib.suppress(ValueError, RecursionError):
             reply = json.loads(body)
             usage = reply.get("usage") if isinstance(reply, dict) else None
-            self.counts = {name: count + usage_count(usage, name) for name, count in self.counts.items()}
+            self.counts = {name: count + (usage_count(usage, name) or 0) for name, count in self.counts.items()}
 
     def add_to_completion(self, completion: Completion) -> Completion:
         """The completion with the wasted tokens added to its counts.
@@ -127,30 +119,6 @@ class WastedTokens:
         return completion.model_copy(update={name: counts[name] + wasted for name, wasted in self.counts.items()})
 
 
-def parse_chat_completion(body: bytes) -> Completion:
-    """The first choice of a chat completion. Raises MalformedReplyError, also for a blank text without a generated token."""
-    try:
-        reply = _ChatCompletion.model_validate_json(body)
-    except ValidationError as error:
-        raise MalformedReplyError(f"{format_validation_error(error)}; the reply was {body.decode(errors='replace')}") from None
-    choice, generated = reply.choices[0], usage_count(reply.usage, "completion_tokens")
-    # A reasoning model that reached the token limit while it reasoned gives no text but has generated tokens: an empty answer.
-    text = choice.message.content or ""
-    if not text.strip() and not generated:
-        raise MalformedReplyError(f"empty completion without a generated token; finish_reason = {choice.finish_reason!r}")
-    return Completion(
-        text=text,
-        prompt_tokens=usage_count(reply.usage, "prompt_tokens"),
-        completion_tokens=generated,
-        finish="length" if choice.finish_reason == "length" else "stop",
-    )
-
-
-def usage_count(usage: Any, field: str) -> int:
-    value = usage.get(field) if isinstance(usage, dict) else None
-    return value if isinstance(value, int) and value >= 0 else 0
-
-
 def http_status(error: BaseException | None) -> int | None:
     return getattr(error, "status_code", None)
 
@@ -159,8 +127,7 @@ def error_message(error: BaseException) -> str:
     """The text of an error; for an HTTP status, "HTTP STATUS: " and the message in the body."""
     status, body, cause = http_status(error), getattr(error, "body", None), error.__cause__
     if status is not None:
-        message = body.get("message") if isinstance(body, dict) else None
-        return f"{_HTTP_PREFIX}{status}: {message or body}"
+        return f"{_HTTP_PREFIX}{status}: {refusal_text(body)}"
     return f"{error} ({type(cause).__name__}: {cause})" if cause else str(error)
 
 
@@ -172,7 +139,7 @@ def is_http_failure(failure: Failure) -> bool:
 def is_transient_status(error: BaseException) -> bool:
     """Whether a retry may succeed: status 408, 429 or 5xx. A 429 for a spent quota is permanent."""
     status = http_status(error)
-    if status is None or getattr(error, "code", None) == "insufficient_quota":
+    if status is None or getattr(error, "code", None) == "insufficient_quota" or is_system_refusal(error_message(error)):
         return False
     return status in (408, 429) or status >= 500
 
@@ -210,7 +177,7 @@ MAX_RETRY_WAIT_S = 60.0
 """Longest wait before a retry, whatever the server asks for."""
 
 MAX_REFUSALS = 8
-"""Refusals (401, 403, 404) before any completion after which the endpoint is taken to refuse everything."""
+"""Refusals that a retry cannot cure, before any completion of the same kind of request, after which a run stops."""
 
 MAX_ERROR_CHARS = 500
 
@@ -245,9 +212,10 @@ class OpenAIModel:
         self._base_url = self._url.geturl()
         self._backoff_s = backoff_s
         self._served_models: tuple[_ServedModel, ...] | None = None
-        self._has_answered = False
-        self._refusal_count = 0
+        self._has_answered_by_kind: dict[bool, bool] = {}
+        self._refusals_by_kind: Counter[bool] = Counter()
         self._supports_schemas = True
+        self._body = RequestBody(config.name, config.extra_fields)
 
     @property
     def fingerprint(self) -> str:
@@ -259,7 +227,9 @@ class OpenAIModel:
         self.check_endpoint()
         address = f"{self._url.netloc.lower()}{self._url.path.rstrip('/')}"
         metadata = [_weights_metadata(served) for served in self._served_models or () if served.id == self.name]
-        return digest("openai", address, self.name, *metadata)
+        extra = self.config.extra_fields
+        added = [json.dumps(extra, sort_keys=True)] if extra else []
+        return digest("openai", address, self.name, *metadata, *added)
 
     def check_endpoint(self) -> None:
         """Raise ConfigError unless the endpoint can be reached and accepts the key. Only the first call asks it.
@@ -277,8 +247,9 @@ class OpenAIModel:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
         """Yield one `CompletionResult` per request as it arrives. Raises ConfigError when the endpoint refuses everything.
 
-        Token counts are the endpoint's, or 0 if it reports none; they include malformed replies to the same request. Only the low
-        31 bits of a seed are sent. JSON schemas are sent until the endpoint refuses one and accepts the same request without it.
+        Token counts are the endpoint's, or None if it reports none; they include malformed replies to the same request. JSON
+        schemas are sent until the endpoint refuses one and accepts the same request without it. A field that the endpoint
+        refuses is left out or renamed from then on (`request_changes`).
         """
         if not requests:
             return
@@ -291,9 +262,12 @@ class OpenAIModel:
     async def _run_requests(self, requests: Sequence[Request], sampling: Sampling, emit: Emit[CompletionResult]) -> None:
         pending = iter(enumerate(requests))
 
+        n_by_kind = Counter(map(_has_system, requests))
+
         async def worker(client: "openai.AsyncOpenAI") -> None:
             for index, request in pending:
-                await emit(CompletionResult(index, await self._complete_request(client, request, sampling, len(requests))))
+                n_of_kind = n_by_kind[_has_system(request)]
+                await emit(CompletionResult(index, await self._complete_request(client, request, sampling, n_of_kind)))
 
         n_workers = min(self.config.concurrency, len(requests))
         try:
@@ -316,9 +290,9 @@ class OpenAIModel:
                 self._post_with_schema_fallback, client, request, sampling, wasted
             )
         except Exception as error:
-            self._raise_if_all_refused(error, n_requests)
+            self._raise_if_all_refused(error, _has_system(request), n_requests)
             return Failure(type=type(error).__name__, message=self._sanitize_message(error_message(error)), **wasted.counts)
-        self._has_answered = True
+        self._has_answered_by_kind[_has_system(request)] = True
         return wasted.add_to_completion(completion)
 
     async def _post_with_schema_fallback(
@@ -339,26 +313,52 @@ class OpenAIModel:
         return completion
 
     def _request_body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
-        return {
-            "model": self.config.name,
-            "messages": request.messages,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_new_tokens,
-            "seed": request.seed & 0x7FFFFFFF,
-        }
+        return self._body.build(request.messages, request.seed, sampling)
+
+    @property
+    def request_changes(self) -> Mapping[str, str]:
+        """The fields that the endpoint refused and that are left out or renamed, with its words."""
+        return self._body.changes
+
+    def restore_request_changes(self, changes: Mapping[str, str]) -> None:
+        """Take over what an earlier run found out about the endpoint."""
+        self._body.changes.update(changes)
 
     async def _post(self, client: "openai.AsyncOpenAI", body: dict[str, Any], wasted: WastedTokens) -> Completion:
         """One HTTP request. The tokens of a malformed reply are added to `wasted`."""
         import openai
 
-        # Not chat.completions.create: it walks through the whole body for parts to rewrite, which costs CPU time per request.
-        raw = await self._with_timeout(client.post("/chat/completions", cast_to=openai.HttpxBinaryResponseContent, body=body))
-        try:
-            return parse_chat_completion(raw.content)
-        except MalformedReplyError:
-            wasted.add_reply(raw.content)
-            raise
+        while True:
+            try:
+                # Not chat.completions.create: it walks through the whole body for parts to rewrite, which costs CPU time per
+                # request.
+                raw = await self._with_timeout(
+                    client.post("/chat/completions", cast_to=openai.HttpxBinaryResponseContent, body=body)
+                )
+                return parse_chat_completion(raw.content)
+            except (MalformedReplyError, FilteredReplyError):
+                wasted.add_reply(raw.content)
+                raise
+            except openai.APIStatusError as error:
+                if error.status_code not in (400, 422) or (changed := self._adapted(error, body)) is None:
+                    raise
+                body = changed
+
+    def _adapted(self, error: "openai.APIStatusError", body: dict[str, Any]) -> dict[str, Any] | None:
+        """The body without the field that the endpoint refused, or None if the refusal is about something else.
+
+        Requests in flight at the same time are refused for the same field: they too get their bodies changed, and it is noted
+        once.
+        """
+        known = dict(self._body.changes)
+        field = self._body.adapt(refusal_text(error.body), refused_field(error.body), body)
+        if field is None:
+            return None
+        if field not in known:
+            print_status(
+                f"note: {self._base_url}: {_CHANGES[field]}, since it answered: {self._sanitize_message(error_message(error))}"
+            )
+        return self._body.rebuild(body)
 
     async def _with_timeout(self, reply: Awaitable[_T]) -> _T:
         """Limit the time of the whole reply; the HTTP client's own timeouts restart with every byte. Raises TimeoutError."""
@@ -415,16 +415,33 @@ class OpenAIModel:
     async def _fetch_model_list(self, client: "openai.AsyncOpenAI") -> bytes:
         return (await self._with_timeout(client.models.with_raw_response.list())).content
 
-    def _raise_if_all_refused(self, error: Exception, n_requests: int) -> None:
-        """Raise ConfigError if nothing was answered yet and `MAX_REFUSALS` requests, or all requests, were refused."""
-        if self._has_answered or http_status(error) not in (401, 403, 404):
-            return
-        self._refusal_count += 1
-        if self._refusal_count >= min(MAX_REFUSALS, n_requests):
-            raise self._refusal_error(error) from None
+    def _raise_if_all_refused(self, error: Exception, has_system: bool, n_of_kind: int) -> None:
+        """Raise ConfigError if no request of this kind was answered yet and `MAX_REFUSALS` of them, or all, were refused for
+        good.
 
-    def _refusal_error(self, error: Exception) -> ConfigError:
+        Requests with and without a system message are counted apart: a model whose template takes no system message answers the
+        others.
+        """
+        status = http_status(error)
+        system_refusal = has_system and is_system_refusal(error_message(error))
+        is_permanent = system_refusal or (status is not None and 400 <= status < 500 and not is_transient_status(error))
+        if self._has_answered_by_kind.get(has_system) or not is_permanent:
+            return
+        self._refusals_by_kind[has_system] += 1
+        # A few requests may each be refused for their own reason (too long); a missing key or model concerns all of them.
+        concerns_all = system_refusal or status in (401, 403, 404)
+        if self._refusals_by_kind[has_system] >= (min(MAX_REFUSALS, n_of_kind) if concerns_all else MAX_REFUSALS):
+            raise self._refusal_error(error, system_refusal) from None
+
+    def _refusal_error(self, error: Exception, system_refusal: bool = False) -> ConfigError:
         details = self._sanitize_message(error_message(error))
+        if system_refusal:
+            return ConfigError(
+                f"model.name = {self.name!r} at {self._base_url}: takes no system message; give --personas.template "
+                f"in_question, which puts the persona into the user's message: {details}"
+            )
+        if http_status(error) not in (401, 403, 404):
+            return ConfigError(f"model.name = {self.name!r} at {self._base_url}: refuses every request: {details}")
         if http_status(error) == 404:
             known = ", ".join(served.id for served in self._served_models or ()) or "unknown; base_url usually ends in /v1"
             return ConfigError(
@@ -460,6 +477,20 @@ class OpenAIModel:
             text = text.replace(key, "[redacted]")
         shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: MAX_ERROR_CHARS + 1])
         return shown if len(shown) <= MAX_ERROR_CHARS else f"{shown[: MAX_ERROR_CHARS - 1]}…"
+
+
+_CHANGES = {
+    "max_tokens": "max_tokens is sent as max_completion_tokens",
+    "temperature": "no temperature is sent, so answers are sampled at the endpoint's own",
+    "top_p": "no top_p is sent",
+    "seed": "no seed is sent, so sampled answers cannot be reproduced",
+    "stream": "replies are streamed",
+    "stream_options": "no stream_options are sent, so tokens are not counted",
+}
+
+
+def _has_system(request: Request) -> bool:
+    return any(message["role"] == "system" for message in request.messages)
 
 
 def _response_format(schema: Mapping[str, Any]) -> dict[str, Any]:

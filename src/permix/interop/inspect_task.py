@@ -10,7 +10,6 @@ epochs are the samples of the grid, each with the seed that `permix stability` w
 """
 
 import asyncio
-import atexit
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -117,10 +116,11 @@ def generate_with_seed() -> Solver:
 def permix_scorer(task: str) -> Scorer:
     """The verdict that `permix stability` gives the same answer: C, I, or unscored when the verifier failed."""
     verifier, permix_task = Verifier(), TASKS[task]
-    atexit.register(verifier.close)
 
     async def score(state: TaskState, target: Target) -> Score:
-        verdict = await asyncio.to_thread(verify_completion, permix_task, state.output.completion, target.text, verifier)
+        verdict = await asyncio.to_thread(
+            verify_completion, permix_task, state.output.completion, target.text, verifier, state.input_text
+        )
         if verdict.correct is None:
             return Score.unscored(answer=verdict.extracted, reason=verdict.error)
         return Score(value="C" if verdict.correct else "I", answer=verdict.extracted)

@@ -128,12 +128,12 @@ def import_identity(merged: MergedLogs, config: ImportConfig) -> dict[str, Any]:
 def rescore_cells(cells: Sequence[Cell], answer: str) -> list[Cell]:
     """The cells with verdicts of the task own-ANSWER. That task extracts the gold answer from the log's target."""
     task = TASKS[f"own-{answer}"]
-    with Verifier() as verifier:
+    verifier = Verifier()
 
-        def rescore(cell: Cell) -> Cell:
-            if cell.completion is None or cell.gold is None:
-                return cell
-            gold = task.extract_answer(cell.gold) or cell.gold
-            return cell.model_copy(update={"verdict": verify_completion(task, cell.completion.text, gold, verifier)})
+    def rescore(cell: Cell) -> Cell:
+        if cell.completion is None or cell.gold is None:
+            return cell
+        gold = task.extract_answer(cell.gold) or cell.gold
+        return cell.model_copy(update={"verdict": verify_completion(task, cell.completion.text, gold, verifier, cell.prompt)})
 
-        return [rescore(cell) for cell in cells]
+    return [rescore(cell) for cell in cells]

@@ -15,7 +15,6 @@ verifier failed; TRL leaves None out of the group's advantages.
 """
 
 import json
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar, overload
@@ -191,20 +190,23 @@ class VerifiableReward:
         self.__name__ = f"{task.name}_reward"
         self._verifier = Verifier()
         self._gold_by_answer: dict[str, str | None] = {}
-        weakref.finalize(self, self._verifier.close)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return VerifiableReward, (self.task, self.answer_column)
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Sequence[Any] | None, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """One reward for each completion: 1.0, 0.0, or None if the verifier failed or the answer column has no answer.
 
         `completions`: texts, or lists of messages of which the last one counts. Raises DataError if the answer column is missing,
         if its length differs from the number of completions, or if it has had no usable answer so far.
         """
         rewards = [
-            None if gold is None else verify_completion(self.task, _completion_text(completion), gold, self._verifier).reward
-            for completion, gold in zip(completions, self._golds(len(completions), columns), strict=True)
+            None
+            if gold is None
+            else verify_completion(self.task, _completion_text(completion), gold, self._verifier, _last_user_text(prompt)).reward
+            for prompt, completion, gold in zip(
+                prompts or [None] * len(completions), completions, self._golds(len(completions), columns), strict=True
+            )
         ]
         if (log_metric := columns.get("log_metric")) is not None:
             log_metric(f"{self.__name__}/unscored", float(rewards.count(None)))
@@ -244,6 +246,13 @@ def find_gold(task: Task, answer: str, verifier: Verifier) -> str | None:
         return answer
     gold = answer if task.answers_match is not None else task.extract_answer(answer) or answer.strip()
     return None if verify_completion(task, f"\\boxed{{{gold}}}", gold, verifier).correct is False else gold
+
+
+def _last_user_text(prompt: Any) -> str:
+    """The text of a prompt, or the content of its last user message."""
+    if prompt is None or isinstance(prompt, str):
+        return prompt or ""
+    return next((str(one.get("content") or "") for one in reversed(prompt) if one.get("role") == "user"), "")
 
 
 def _completion_text(completion: Any) -> str:

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from permix.thinking import split_thinking
 from permix.types import canonical_text
 
 _NUMBER = r"([-−+]?\d+(?:\.\d+)?)(?:\s*(?:/|out\s+of)\s*(\d+(?:\.\d+)?))?"
@@ -93,7 +94,10 @@ def _strip_thinking(reply: str) -> str | None:
     ends = [tag for tag in re.finditer("</think>", reply) if not any(start < tag.start() < end for start, end in verdicts)]
     if ends:
         return reply[ends[-1].end() :]
-    return None if reply.lstrip().startswith("<think>") else reply
+    if "</think>" in reply:
+        return None if reply.lstrip().startswith("<think>") else reply
+    parts = split_thinking(reply)
+    return None if parts.unclosed else parts.answer
 
 
 def _resolve_mentions(mentions: Iterable[ScoreMention]) -> ParsedScore:

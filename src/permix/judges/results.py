@@ -102,7 +102,7 @@ def _build_judge_input(
         question=question_text if conversation is None else conversation,
         sample=cell.sample,
         rubric=(question and question.task) or IN_CHARACTER,
-        answer=completion.text,
+        answer=completion.answer,
         answered_by=cell.persona_id,
         control="none" if cell.persona_id is not None else "no-persona",
     )

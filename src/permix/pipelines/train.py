@@ -110,6 +110,7 @@ def _run_identity(job: TrainJob, source: str) -> dict[str, Any]:
         "backend": config.backend,
         "plan": job.plan.hash,
         "model": folder_fingerprint(Path(source)) if Path(source).is_dir() else source,
+        **({} if config.model.thinking == "default" else {"thinking": config.model.thinking}),
         "train": config.train.model_dump(mode="json", exclude=set(RUNTIME_ONLY_FIELDS)),
         "character": config.character.model_dump(mode="json"),
         **({"teacher": teacher_identity(config)} if config.method == "seqkd" else {}),
@@ -119,7 +120,7 @@ def _run_identity(job: TrainJob, source: str) -> dict[str, Any]:
 
 def _train_and_save(backend: TrainerBackend, job: TrainJob, source: str, run: RunDir | None, target: Path) -> None:
     """Train and save the model. It is written to a scratch folder and then moved, so that a folder named `model` is whole."""
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, job.config.model.thinking)
     _check_prompt_lengths(job, source, tokenizer)
     trained_on, out, scratch = build_trained_on(job, source), job.config.out, target.with_name(".model.part")
     if run is not None:

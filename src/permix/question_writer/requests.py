@@ -141,7 +141,7 @@ def replies_by_key(cells: Mapping[CellKey, Cell]) -> RepliesByKey:
     replies: defaultdict[RequestKey, list[str | None]] = defaultdict(list)
     for key in sorted(cells, key=lambda key: key.sample):
         completion = cells[key].completion
-        replies[RequestKey(key.persona_id or "", key.question_id)].append(completion.text if completion else None)
+        replies[RequestKey(key.persona_id or "", key.question_id)].append(completion.answer if completion else None)
     return replies
 
 

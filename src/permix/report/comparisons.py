@@ -315,14 +315,17 @@ def _identity_field(run: Run, name: str) -> Any:
 
 
 def _verifier_identity(run: Run) -> tuple[Any, ...]:
-    """Return the program that scores answers, with the version of its symbolic engine, because the version can change a verdict.
+    """Return the program that scores answers, with its version, because the version can change a verdict.
 
     Empty for open-ended answers, which have no scorer. An imported run may have been scored by another program.
     """
     if run.stage != "stability":
         return ()
     judge = _identity_field(run, "judge") or "permix"
-    return (judge, run.provenance.get("packages", {}).get("math-verify") if judge.startswith("permix") else None)
+    if not judge.startswith("permix"):
+        return (judge, None)
+    # Runs without a version were scored by math-verify, whose version was recorded among the packages.
+    return (judge, _identity_field(run, "verifier") or run.provenance.get("packages", {}).get("math-verify"))
 
 
 def _sampling_setup(run: Run) -> tuple[Any, ...]:

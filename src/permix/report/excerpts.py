@@ -282,7 +282,7 @@ def _answer_cell(cell: Asked | None) -> TableCell:
     if cell is None or cell.completion is None:
         return TableCell(f"– ({one_line(cell.failure.type)})") if cell and cell.failure else trusted_cell("–")
     verdict = "" if cell.verdict is None else {True: "right", False: "wrong", None: "not scored"}[cell.verdict.correct]
-    return _cut_text_cell(cell.completion.text)._replace(note=verdict)
+    return _cut_text_cell(cell.completion.answer)._replace(note=verdict)
 
 
 def _cut_text_cell(text: str) -> TableCell:

@@ -47,7 +47,7 @@ PROVENANCE_PACKAGES = (
     "numpy",
     "scipy",
     "scikit-learn",
-    "math-verify",
+    "mpmath",
 )
 
 

@@ -24,9 +24,9 @@ from typing import Literal, NamedTuple
 
 from permix.config import TaskConfig
 from permix.errors import ConfigError
+from permix.tasks.answers import extract_number
 from permix.tasks.base import Task, check_known_levels, split_of_content
 from permix.types import Question, Split, seed_from
-from permix.verification.math_verifier import last_number
 
 OPERATIONS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
@@ -136,6 +136,5 @@ ARITHMETIC = Task(
     name="arithmetic",
     prompt_template="{question}",
     questions=arithmetic_questions,
-    extract_unboxed=last_number,
-    numeric_answers=True,
+    extract=extract_number,
 )

@@ -17,8 +17,12 @@ from typing import NamedTuple
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError, closest_match
 from permix.storage.files import read_json, write_json
+from permix.thinking import answer_of
 from permix.types import Question, Split, Verdict, digest, require_unique
-from permix.verification.math_verifier import Verifier, extract_boxed, numbers_equal
+from permix.verification.math_verifier import Verifier
+
+MAX_COMPLETION_CHARS = 100_000
+"""Characters at the end of a completion in which its answer is looked for."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,10 @@ class Task:
 
     prompt_template: contains `{question}`.
     questions: loads the questions that a configuration asks for.
-    extract_unboxed: finds the answer of a completion without a `\\boxed{}`; returns None if there is no answer.
-    numeric_answers: answers are plain numbers, so a box with an expression does not count as an answer. The symbolic engine would
-        evaluate `12*13`, and a model could earn a reward by boxing the question.
+    extract: finds the final answer in a completion without its thinking, given the question's text (which may be empty); returns
+        None if there is no answer. `permix.tasks.answers` has one for each kind of answer.
     answers_match: compares an answer with the gold, for texts and letters; the default is the mathematical verifier.
-    scorer: returns the verdict on an answer and a gold, for answers that must be run, such as programs. Boxes are then ignored.
+    scorer: returns the verdict on an answer and a gold, for answers that must be run, such as programs.
         `questions` has loaded what the scorer needs besides the gold into this process.
     check_environment: raises ConfigError if answers cannot be scored on this machine.
     """
@@ -39,8 +42,7 @@ class Task:
     name: str
     prompt_template: str
     questions: Callable[[TaskConfig], tuple[Question, ...]]
-    extract_unboxed: Callable[[str], str | None]
-    numeric_answers: bool = False
+    extract: Callable[[str, str], str | None]
     answers_match: Callable[[str, str], bool] | None = None
     scorer: Callable[[str, str], Verdict] | None = None
     check_environment: Callable[[], None] | None = None
@@ -55,24 +57,24 @@ class Task:
         # str.format fails on the braces of LaTeX.
         return self.prompt_template.replace("{question}", question.text)
 
-    def extract_answer(self, completion: str) -> str | None:
-        """The answer in a completion: its last box if that is not empty, else what `extract_unboxed` finds. None: no answer."""
-        if self.scorer is not None:
-            return self.extract_unboxed(completion)
-        boxed = extract_boxed(completion)
-        if boxed is None or not boxed.strip() or (self.numeric_answers and numbers_equal(boxed, boxed) is None):
-            return self.extract_unboxed(completion)
-        return boxed
+    def extract_answer(self, completion: str, question: str = "") -> str | None:
+        """The final answer in a completion, or None. Thinking is no answer, and thinking that never ends leaves none."""
+        return self.extract(answer_of(completion)[-MAX_COMPLETION_CHARS:], question)
 
 
-def verify_completion(task: Task, completion: str, gold: str, verifier: Verifier) -> Verdict:
-    """Score a completion. The training reward and the evaluation's score both come from here."""
-    answer = task.extract_answer(completion)
+def verify_completion(task: Task, completion: str, gold: str, verifier: Verifier, question: str = "") -> Verdict:
+    """Score a completion. The training reward and the evaluation's score both come from here.
+
+    question: the question's text, or the prompt that holds it. Its formulas, repeated, are no answers, and its choices are the
+    letters
+        that count. Without it neither is known.
+    """
+    answer = task.extract_answer(completion, question)
     if task.scorer is not None:
         return Verdict(correct=False) if answer is None else task.scorer(answer, gold)
     if task.answers_match is not None:
         return Verdict(correct=answer is not None and task.answers_match(answer, gold), extracted=answer)
-    return verifier.check(answer, gold)
+    return verifier.check(answer, gold, question)
 
 
 def split_of_content(content: str) -> Split:

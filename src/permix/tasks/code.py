@@ -83,7 +83,7 @@ def registered_suite(gold: str) -> Suite:
     return Suite(prelude, function, tuple(Case(*case) for case in cases), check)
 
 
-def extract_program(completion: str) -> str | None:
+def extract_program(completion: str, question: str = "") -> str | None:
     """The last code block marked as Python, else the last code block, else None. Blank blocks do not count."""
     blocks = [(language, content) for language, content in code_blocks(completion) if content.strip()]
     marked = [content for language, content in blocks if language in PYTHON_FENCE_LABELS]
@@ -112,7 +112,7 @@ CODE = Task(
     name="code",
     prompt_template="{question}\n\nAnswer with one Python program, whole, in a code block:\n\n```python\n# the program\n```",
     questions=code_questions,
-    extract_unboxed=extract_program,
+    extract=extract_program,
     scorer=score_program,
     check_environment=require_sandbox,
 )

@@ -11,13 +11,12 @@ answer if there is none.
 
 `task.answer` says how an answer is compared:
 
-    number    plain numbers, as in GSM8K, in any notation (1,234.0 equals $1234)
-    math      expressions too, as in MATH, by a symbolic engine
+    number    plain numbers, as in GSM8K, in the notation of any language (1,234.0, 1.234,0 and 1 234 equal $1234)
+    math      expressions too, as in MATH, compared by value
     exact     equal texts, ignoring case, white space, Unicode form and a final full stop
     choice    the letter of the right choice; the gold may be the letter or the text of the choice
 
-The answer of a completion is its last box. Without a box it is the last number (number), the text that the last "answer is" names
-(math, exact, choice), or else the last line (exact) or the last letter that is a word of its own (choice).
+`permix.tasks.answers` says how the answer of a completion is found.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,11 +24,20 @@ from functools import partial
 
 from permix.config import TaskConfig
 from permix.errors import DataError
-from permix.tasks import math, multiple_choice
+from permix.tasks import multiple_choice
+from permix.tasks.answers import (
+    extract_choice,
+    extract_expression,
+    extract_number_as_written,
+    extract_text,
+    normalise_text,
+    same_text,
+)
 from permix.tasks.base import Task, check_known_levels, select_questions, split_of_content
 from permix.tasks.datasets import DatasetRow, read_file_rows
 from permix.types import SPLITS, Question, canonical_text, digest
-from permix.verification.math_verifier import last_number
+from permix.verification.extraction import last_number
+from permix.verification.math_verifier import same_number_in_some_notation
 
 
 def splits_by_row(rows: Sequence[DatasetRow], questions: Sequence[Question]) -> list[str]:
@@ -96,7 +104,7 @@ def parse_choices(row: DatasetRow) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
         raise row.error("choices", "must be a list of texts that are not blank")
     offered = [one.strip() for one in value]
-    if not 2 <= len(offered) <= len(multiple_choice.CHOICE_LETTERS) or len({*map(_normalise_answer, offered)}) < len(offered):
+    if not 2 <= len(offered) <= len(multiple_choice.CHOICE_LETTERS) or len({*map(normalise_text, offered)}) < len(offered):
         raise row.error("choices", f"must be 2 to {len(multiple_choice.CHOICE_LETTERS)} texts, all different")
     return offered
 
@@ -104,9 +112,7 @@ def parse_choices(row: DatasetRow) -> list[str]:
 def _gold_letter(gold: str, choices: list[str], row: DatasetRow) -> str:
     # Compare texts before letters, since the text of a choice may be "A".
     letters = multiple_choice.CHOICE_LETTERS[: len(choices)]
-    same = [
-        letter for letter, choice in zip(letters, choices, strict=True) if _normalise_answer(choice) == _normalise_answer(gold)
-    ]
+    same = [letter for letter, choice in zip(letters, choices, strict=True) if normalise_text(choice) == normalise_text(gold)]
     if same:
         return same[0]
     if gold.upper() in letters and len(gold) == 1:
@@ -114,45 +120,32 @@ def _gold_letter(gold: str, choices: list[str], row: DatasetRow) -> str:
     raise row.error("answer", f"must be a letter, A to {letters[-1]}, or the text of one of the choices")
 
 
-def _normalise_answer(text: str) -> str:
-    return canonical_text(text).rstrip(". ")
-
-
-def same_text(answer: str, gold: str) -> bool:
-    """Whether two texts are equal, ignoring case, white space, Unicode form and a final full stop."""
-    return _normalise_answer(answer) == _normalise_answer(gold)
-
-
-def extract_named_answer_or_last_line(completion: str) -> str | None:
-    """The text that the last "answer is" names, else the last line that is not blank, else None."""
-    lines = [line.strip() for line in completion.splitlines() if line.strip()]
-    return math.extract_named_answer(completion) or (lines[-1] if lines else None)
-
-
 def _custom_task(
-    answer_kind: str, extract_unboxed: Callable[[str], str | None], answers_match: Callable[[str, str], bool] | None = None, *,
-    prompt_template: str = BOXED_PROMPT_TEMPLATE, numeric_answers: bool = False,
+    answer_kind: str, extract: Callable[[str, str], str | None], answers_match: Callable[[str, str], bool] | None = None, *,
+    prompt_template: str = BOXED_PROMPT_TEMPLATE,
 ) -> Task:  # fmt: skip
     name = f"own-{answer_kind}"
     return Task(
         name=name,
         prompt_template=prompt_template,
         questions=partial(custom_questions, name),
-        extract_unboxed=extract_unboxed,
+        extract=extract,
         answers_match=answers_match,
-        numeric_answers=numeric_answers,
     )
 
 
 CUSTOM_TASKS = (
     _custom_task(
-        "number", last_number, prompt_template="{question}\n\nEnd with the final number inside \\boxed{}.", numeric_answers=True
+        "number",
+        extract_number_as_written,
+        same_number_in_some_notation,
+        prompt_template="{question}\n\nEnd with the final number inside \\boxed{}.",
     ),
-    _custom_task("math", math.extract_named_answer),
-    _custom_task("exact", extract_named_answer_or_last_line, same_text),
+    _custom_task("math", extract_expression),
+    _custom_task("exact", extract_text, same_text),
     _custom_task(
         "choice",
-        multiple_choice.extract_choice_letter,
+        extract_choice,
         multiple_choice.same_letter,
         prompt_template=multiple_choice.CHOICE_PROMPT_TEMPLATE,
     ),

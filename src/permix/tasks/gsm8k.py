@@ -15,10 +15,10 @@ else the number after its last `####`, else its last number.
 import re
 
 from permix.config import TaskConfig
+from permix.tasks.answers import extract_marked_number
 from permix.tasks.base import Task, check_known_levels, dev_or_train, select_questions
 from permix.tasks.datasets import DatasetRow, HubDataset, read_published_rows
 from permix.types import Question, canonical_text, digest
-from permix.verification.math_verifier import last_number
 
 GSM8K_HUB = HubDataset("openai/gsm8k", "main")
 
@@ -45,17 +45,9 @@ def gsm8k_question(row: DatasetRow) -> Question:
     return Question(id=f"gsm8k:{digest(canonical_text(text))}", task="gsm8k", text=text, gold=gold, solution=solution)
 
 
-def extract_marked_number(completion: str) -> str | None:
-    """The number after the last "####", as in GSM8K's solutions, else the last number, else None."""
-    _, mark, tail = completion.rpartition("####")
-    marked = last_number(tail.strip().partition("\n")[0]) if mark else None
-    return marked if marked is not None else last_number(completion)
-
-
 GSM8K = Task(
     name="gsm8k",
     prompt_template="{question}\n\nSolve this step by step. End with the final number inside \\boxed{}.",
     questions=gsm8k_questions,
-    extract_unboxed=extract_marked_number,
-    numeric_answers=True,
+    extract=extract_marked_number,
 )

@@ -37,10 +37,10 @@ from functools import partial
 
 from permix.config import TaskConfig
 from permix.errors import ConfigError
+from permix.tasks.answers import extract_expression, extract_number
 from permix.tasks.base import Task, check_known_levels, select_questions, split_of_content
 from permix.tasks.datasets import DatasetRow, HubDataset, read_published_rows
 from permix.types import Question, canonical_text, digest
-from permix.verification.math_verifier import last_number
 
 AIME_HUBS = {
     "aime24": HubDataset("HuggingFaceH4/aime_2024", splits=("train",)),
@@ -76,8 +76,7 @@ def _aime_task(name: str) -> Task:
         name=name,
         prompt_template=AIME_PROMPT_TEMPLATE,
         questions=partial(aime_questions, name),
-        extract_unboxed=last_number,
-        numeric_answers=True,
+        extract=extract_number,
     )
 
 
@@ -89,10 +88,6 @@ MATH_HUB = HubDataset("rasbt/math_full_minus_math500")
 MATH_LEVELS = ("1", "2", "3", "4", "5")
 
 MATH_PROMPT_TEMPLATE = "{question}\n\nReason step by step. End with the final answer inside \\boxed{}."
-
-
-# Inline LaTeX, else up to the end of the sentence or line.
-_ANSWER_IS = re.compile(r"\b[Aa]nswer(?: is|:)[ \t*:]*(\$[^$\n]+\$|.+?(?=[.!?]\s|[.!?]?$))", re.MULTILINE)
 
 
 def math_questions(config: TaskConfig) -> tuple[Question, ...]:
@@ -142,13 +137,7 @@ def filter_by_levels(questions: Iterable[Question], levels: tuple[str, ...]) -> 
     return (one for one in questions if not wanted or wanted.intersection(one.tags))
 
 
-def extract_named_answer(completion: str) -> str | None:
-    """The text that the last "answer is" or "answer:" of a completion names, up to the end of the sentence, else None."""
-    named = _ANSWER_IS.findall(completion)
-    return named[-1].strip(" \t*.") or None if named else None
-
-
-MATH = Task(name="math", prompt_template=MATH_PROMPT_TEMPLATE, questions=math_questions, extract_unboxed=extract_named_answer)
+MATH = Task(name="math", prompt_template=MATH_PROMPT_TEMPLATE, questions=math_questions, extract=extract_expression)
 
 
 MATH500_HUB = HubDataset("HuggingFaceH4/MATH-500")
@@ -173,6 +162,4 @@ def math500_question(row: DatasetRow) -> Question:
     return Question(id=name, task="math500", text=row.text("problem"), gold=gold_without_dollars(row), tags=tags)
 
 
-MATH500 = Task(
-    name="math500", prompt_template=MATH_PROMPT_TEMPLATE, questions=math500_questions, extract_unboxed=extract_named_answer
-)
+MATH500 = Task(name="math500", prompt_template=MATH_PROMPT_TEMPLATE, questions=math500_questions, extract=extract_expression)

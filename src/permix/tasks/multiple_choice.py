@@ -12,11 +12,10 @@ MMLU (cais/mmlu, MIT) has four choices for each question, in 57 subjects. A row,
 each subject) is train. The published auxiliary_train comes from other data sets and is not read. Levels are subjects.
 """
 
-import re
 from collections.abc import Sequence
 
 from permix.config import TaskConfig
-from permix.tasks import math
+from permix.tasks.answers import extract_choice
 from permix.tasks.base import Task, check_known_levels, select_questions
 from permix.tasks.datasets import DatasetRow, HubDataset, PublishedSplit, read_published_rows
 from permix.types import Question, Split, canonical_text, digest
@@ -24,8 +23,6 @@ from permix.types import Question, Split, canonical_text, digest
 CHOICE_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 CHOICE_PROMPT_TEMPLATE = "{question}\n\nEnd with the letter of your choice inside \\boxed{}."
-
-_LETTER = re.compile(r"(?<![A-Za-z0-9'])\(?([A-Z])\)?(?![A-Za-z0-9'])")
 
 
 def format_choices(question_text: str, choices: Sequence[str]) -> str:
@@ -36,17 +33,6 @@ def format_choices(question_text: str, choices: Sequence[str]) -> str:
 def same_letter(answer: str, gold: str) -> bool:
     """Whether an answer such as "(b)" or "B." is the gold letter."""
     return answer.strip(" ().:").upper() == gold
-
-
-def extract_choice_letter(completion: str) -> str | None:
-    """The letter named by the last "answer is" (B of "answer is (B), since A ..."), else the last single letter, else None.
-
-    The words "I" and "A" count as letters too; a boxed answer avoids that.
-    """
-    named = math.extract_named_answer(completion)
-    match = _LETTER.match(named.upper()) if named else None
-    letters = _LETTER.findall(completion)
-    return match[1] if match else letters[-1] if letters else None
 
 
 MMLU_HUB = HubDataset("cais/mmlu", "all", splits=("dev", "validation", "test"))
@@ -82,6 +68,6 @@ MMLU = Task(
     name="mmlu",
     prompt_template=CHOICE_PROMPT_TEMPLATE,
     questions=mmlu_questions,
-    extract_unboxed=extract_choice_letter,
+    extract=extract_choice,
     answers_match=same_letter,
 )

@@ -115,7 +115,8 @@ def _stability_config(config: TrainConfig, dev_pool: PersonaPool) -> StabilityCo
     settings = config.dev_eval
     personas = _dev_personas_config(config, dev_pool, "personas", config.personas.include)
     return StabilityConfig(
-        model=ModelConfig(name=config.model.name), threads=config.threads, personas=personas, seed=config.train.seed,
+        model=ModelConfig(name=config.model.name, thinking=config.model.thinking), threads=config.threads,
+        personas=personas, seed=config.train.seed,
         task=config.task.model_copy(update={"split": "dev", "n": settings.questions}),
         sampling=Sampling(temperature=0, max_new_tokens=settings.max_new_tokens or config.train.max_new_tokens),
     )  # fmt: skip
@@ -124,7 +125,7 @@ def _stability_config(config: TrainConfig, dev_pool: PersonaPool) -> StabilityCo
 def _open_ended_set(config: TrainConfig, dev_pool: PersonaPool) -> OpenEndedSet:
     include = (CHARACTER_TAG,) if CHARACTER_TAG in dev_pool.tags else config.personas.include
     stage = FidelityConfig(
-        model=ModelConfig(name=config.model.name), threads=config.threads, seed=config.train.seed,
+        model=ModelConfig(name=config.model.name, thinking=config.model.thinking), threads=config.threads, seed=config.train.seed,
         personas=_dev_personas_config(config, dev_pool, "characters", include),
         questions_split="dev", n_questions=config.dev_eval.roleplay_questions,
         sampling=Sampling(temperature=0.7, max_new_tokens=config.dev_eval.roleplay_max_new_tokens),

@@ -33,11 +33,12 @@ from trl.trainer.utils import RepeatSampler, use_adapter
 from permix.config import OptimConfig
 from permix.errors import PermixError
 from permix.inference.generation import generate_tokens
-from permix.inference.hf import encode_chat
+from permix.inference.hf import encode_chat, opened_thinking
 from permix.inference.shared_prefix import DEFAULT_ATTENTION, SHARED_PREFIX_ATTENTION, eval_mode, supports_shared_prefix
 from permix.plan import Plan
 from permix.progress import print_status
 from permix.storage.files import write_error
+from permix.thinking import answer_of
 from permix.training import distributed
 from permix.training.checkpoints import (
     build_lora_config,
@@ -248,14 +249,17 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         yield self._inference_copy
 
     def _reward(self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[Any]:
-        texts = [completion[0]["content"] for completion in completions]
+        opened = opened_thinking(self.processing_class)  # where the template opens it, the completion starts inside its thinking
+        texts = [opened + completion[0]["content"] for completion in completions]
         with self._clock.part("verification"):
-            verdicts = verify_completions(texts, columns["task"], columns["gold"], self._verifier)
+            verdicts = verify_completions(
+                texts, columns["task"], columns["gold"], self._verifier, [one[-1]["content"] for one in prompts]
+            )
         rewards = [verdict.reward for verdict in verdicts]
         shaped = rewards
         shares: Sequence[float | None] = [None] * len(rewards)
         if self._expressivity is not None:
-            shares = expressivities = self._expressivity.score_completions(texts, columns["persona_id"])
+            shares = expressivities = self._expressivity.score_completions(list(map(answer_of, texts)), columns["persona_id"])
             shaped = self._expressivity.shaped_rewards(rewards, expressivities)
         step = self.state.global_step + 1
         rollouts = [
@@ -470,7 +474,8 @@ def train_by_reward(job: TrainJob, source: str, tokenizer: Any, checkpoint: Path
     expressivity = ExpressivityReward(cells, character.expressivity) if character.expressivity > 0 else None
     builder, updates = job.curriculum_builder, config.updates_per_rollout
     log = open_rollout_log(out, job.label, done, arguments.max_steps, config.samples_every * updates)
-    with Verifier() as verifier, log as recorder:
+    verifier = Verifier()
+    with log as recorder:
         seed_trainer(config.seed)
         trainer = PlanGRPOTrainer(
             plan=job.plan, verifier=verifier, recorder=recorder, config=config, args=arguments, model=network,

@@ -81,7 +81,7 @@ def generate_reference_answers(config: TrainConfig, cells: Sequence[Cell]) -> li
     Returns the answered cells in the order of `cells`. Raises IncompleteRunError if answers are missing.
     """
     sampling = Sampling(temperature=config.character.temperature, max_new_tokens=config.character.max_new_tokens)
-    model = load_model(ModelConfig(name=config.model.name), config.threads)
+    model = load_model(ModelConfig(name=config.model.name, thinking=config.model.thinking), config.threads)
     identity = {
         "model": model.fingerprint,
         "template": template_hash(config.personas.template),

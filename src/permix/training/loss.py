@@ -217,12 +217,12 @@ def answer_logits(network: Any, prompt_groups: Sequence[PromptGroup], pad_token_
 
 def samples_from_cells(cells: Sequence[Cell], tokenizer: Any) -> list[Sample]:
     """Recorded answers as token ids, with the stop token if the answer was complete. Empty answers are left out."""
-    from permix.inference.hf import encode_chat
+    from permix.inference.hf import encode_chat, encode_completion
 
     samples = []
     for cell in cells:
         assert cell.completion is not None
-        ids = list(tokenizer(cell.completion.text, add_special_tokens=False)["input_ids"])
+        ids = encode_completion(cell.completion.text, tokenizer)
         if cell.completion.finish == "stop":
             ids.append(tokenizer.eos_token_id)
         if ids:

@@ -33,7 +33,7 @@ class ExpressivityReward:
         """`cells` are the answered reference answers, of two personas or more; the words of their persona prompts are masked."""
         self.weight = weight
         texts = {cell.persona_id: persona_prompt(cell.messages) for cell in cells}
-        answers = [cell.completion.text for cell in cells if cell.completion is not None]
+        answers = [cell.completion.answer for cell in cells if cell.completion is not None]
         self._classifier: Any = fit_persona_classifier(answers, [str(cell.persona_id) for cell in cells], tuple(texts.values()))
         self._column_by_persona = {str(label): place for place, label in enumerate(self._classifier.classes_)}
 
@@ -78,12 +78,16 @@ class Rollout(NamedTuple):
 
 
 def verify_completions(
-    completions: Sequence[str], tasks: Sequence[str], golds: Sequence[str], verifier: Verifier
+    completions: Sequence[str],
+    tasks: Sequence[str],
+    golds: Sequence[str],
+    verifier: Verifier,
+    prompts: Sequence[str] | None = None,
 ) -> list[Verdict]:
-    """One verdict for each completion, in order."""
+    """One verdict for each rollout, in order. `prompts` hold the questions, whose formulas, repeated, are no answers."""
     return [
-        verify_completion(TASKS[task], completion, gold, verifier)
-        for completion, task, gold in zip(completions, tasks, golds, strict=True)
+        verify_completion(TASKS[task], completion, gold, verifier, prompt)
+        for completion, task, gold, prompt in zip(completions, tasks, golds, prompts or [""] * len(golds), strict=True)
     ]
 
 

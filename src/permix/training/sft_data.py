@@ -162,12 +162,12 @@ def build_sft_dataset(config: TrainConfig, plan: Plan, run: RunDir, tokenizer: A
 
     Raises ConfigError if a gold solution is longer than `train.max_new_tokens`, or if no example is left.
     """
-    with Verifier() as verifier:
-        if config.method == "seqkd":
-            dataset = drop_overlong_examples(teacher_examples(config, plan, run, verifier), tokenizer, window)
-        else:
-            dataset = gold_examples(plan, verifier)
-            check_solution_lengths(dataset.examples, tokenizer, config.train.max_new_tokens)
+    verifier = Verifier()
+    if config.method == "seqkd":
+        dataset = drop_overlong_examples(teacher_examples(config, plan, run, verifier), tokenizer, window)
+    else:
+        dataset = gold_examples(plan, verifier)
+        check_solution_lengths(dataset.examples, tokenizer, config.train.max_new_tokens)
     print_status(f"train {config.label or config.out.name}: {format_sft_counts(dataset.counts)}")
     return save_sft_dataset(run.path, dataset, config.train.samples_every)
 
@@ -179,8 +179,8 @@ def describe_sft_source(config: TrainConfig, plan: Plan) -> dict[str, str]:
     """
     match config.method:
         case "sft" | "sft-personas":
-            with Verifier() as verifier:
-                return {"learnt from": format_sft_counts(gold_examples(plan, verifier).counts)}
+            verifier = Verifier()
+            return {"learnt from": format_sft_counts(gold_examples(plan, verifier).counts)}
         case "seqkd":
             with error_context("teacher"):
                 check_model(teacher_config(config), contact=False)
@@ -313,8 +313,8 @@ def _run_teacher(config: TrainConfig, requests: TeacherRequests, run: RunDir, ve
             run_cells(teacher, cells, sampling, run, partial(_verify_sample, TASKS[name], verifier), f"teacher {teacher.name}")
 
 
-def _verify_sample(task: Task, verifier: Verifier, completion: str, gold: str) -> Verdict:
-    return verify_completion(task, completion, gold, verifier)
+def _verify_sample(task: Task, verifier: Verifier, completion: str, gold: str, prompt: str) -> Verdict:
+    return verify_completion(task, completion, gold, verifier, prompt)
 
 
 def _check_same_teacher(teacher: Model, run: RunDir) -> None:

@@ -1,1 +1,1 @@
-"""Check answers: mathematical expressions with a symbolic engine in worker processes, programs in a sandbox."""
+"""Check answers: mathematics by value (`math_verifier`), programs in a sandbox (`sandbox`)."""

@@ -1,47 +1,43 @@
-"""Extract and check mathematical answers. The training reward and the evaluation's score use the same verifier.
+r"""Check mathematical answers. The training reward and the evaluation's score use the same verifier.
 
-`Verifier.check` returns a verdict for any text, within bounds of time and memory, and never raises an error. `correct` is True or
-False if the answer could be checked; an answer that cannot be parsed is wrong (False). `correct` is None if the verifier itself
-failed (time, memory, crash); `error` then names the bound. No score is not zero.
+`Verifier.check` returns a verdict for any text, in bounded time, and raises for none; it needs no other process. An answer is
+right if it is read whole (`answer_forms`) and has the gold's form and value, or if it is the gold's text. What is not read whole
+is wrong:
 
-Equal texts, plain numbers and words are compared in this process, exactly and in microseconds. All other answers go to
-math-verify (sympy) in worker processes (`math_worker.py`). Importing this module imports neither of them.
+- plain numbers are compared as exact fractions, other expressions by their values at several points (`expressions`);
+- where the gold has a plain number, the answer must have one: `12 \cdot 13` is no answer for 156;
+- an answer may use a logarithm, a trigonometric function, a factorial or a binomial only where the gold has one of that kind;
+- where a formula of the question has the gold's value, the task is to give it another form: an answer must be made of the same
+numbers,
+  letters and commands as the gold, in any order.
+
+docs/verification.md has a table of what is accepted; `tests/verification/test_verification_table.py` checks every row of it.
 """
 
-import os
-import queue
 import re
+from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from types import TracebackType
+from functools import lru_cache
 from typing import NamedTuple
 
 from permix.types import Verdict
-from permix.verification.math_worker import SymbolicWorker, WorkerLostError
+from permix.verification.answer_forms import forms_equal, read_form
+from permix.verification.expressions import UnreadableError
+from permix.verification.extraction import DIGITS, canonical_decimal, number_readings
+from permix.verification.latex import Token, UnreadableTokenError, clean_latex, formulas_in, tokenize
+
+VERIFIER_VERSION = "2"
+"""Part of a run's provenance: scores of different versions are not compared."""
 
 MAX_ANSWER_CHARS = 10_000
 
-MAX_RATIONAL_DIGITS = 4_000  # int(str) refuses more than 4300 digits
-
-MIN_WORKER_MEMORY_BYTES = 256 << 20  # sympy alone needs about 70 MiB
-
-
-_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-
-_DIGITS = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
-
-_MINUS_SIGNS = str.maketrans(dict.fromkeys("\u2212\u2013\ufe63\uff0d", "-"))
-
-_NUMBER_IN_TEXT = re.compile(
-    rf"((?<![\w)\]}}.])[-+](?=\$?[.0-9]))?\$?-?(?<![A-Za-z0-9])({_DIGITS})"
-    rf"(?:\s?/\s?({_DIGITS})|([eE][-+]?[0-9]{{1,3}})(?!\w))?\s?(\\?%)?"
-)
+MAX_RATIONAL_DIGITS = 4_000  # int(str) refuses more than 4300
 
 _PLAIN_NUMBER = re.compile(
     rf"(?P<sign>[-+]?) ?(?:(?:(?P<whole>[0-9]+) ?(?=\\frac)|(?P<whole2>[0-9]+) (?=[0-9]+/))?"
-    rf"(?:\\frac ?(?:\{{(?P<sign2>-?)(?P<top>{_DIGITS})\}}\{{(?P<bottom>{_DIGITS})\}}|(?P<top2>[0-9]) ?(?P<bottom2>[0-9]))"
-    rf"|(?P<top3>{_DIGITS})(?: ?/ ?(?P<bottom3>{_DIGITS}))?(?:[eE](?P<exponent>[-+]?[0-9]{{1,3}})(?![0-9]))?))"
+    rf"(?:\\frac ?(?:\{{(?P<sign2>-?)(?P<top>{DIGITS})\}}\{{(?P<bottom>{DIGITS})\}}|(?P<top2>[0-9]) ?(?P<bottom2>[0-9]))"
+    rf"|(?P<top3>{DIGITS})(?: ?/ ?(?P<bottom3>{DIGITS}))?(?:[eE](?P<exponent>[-+]?[0-9]{{1,3}})(?![0-9]))?))"
 )
 
 _PERCENT = re.compile(r"\\?%|\\text\{ ?percent\}|percent")
@@ -55,63 +51,11 @@ _WORD_UNIT = (
 
 _UNIT = re.compile(rf"{_DEGREE}|(?:\\text\{{[a-zA-Z ./]*\}}|(?:square |cubic )?(?:{_WORD_UNIT}))(?: ?\^ ?\{{?[23]\}}?)?")
 
-_MAGNITUDE = re.compile(r"hundred|thousand|million|billion|trillion|dozen|half|pi\b|base")
-
-_INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
-
-_TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|hbox|mathrm|mathbf|textsf) ?\{")
-
-# None of these patterns may match the second backslash of `\\`, the end of a matrix row.
-_DELIMITERS = re.compile(r"(?<!\\)\\(?:left|right)(?![A-Za-z])|(?<!\\)\\[()\[\]!]|\\?\$")
-
-_SPACES = re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~")
-
-
-def extract_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{...}` or `\fbox{...}` with balanced braces, or None. Takes linear time.
-
-    Of nested boxes the inner one counts, since it opens last. A box that is never closed (a truncated completion) is skipped.
-    """
-    first = min((at for at in (text.find("\\boxed"), text.find("\\fbox")) if at >= 0), default=-1)
-    if first < 0:
-        return None
-    opened: list[int] = []  # for each open brace: where its content starts if it is a box's, else -1
-    best, best_end = -1, -1
-    for token in _BOX_OR_BRACE.finditer(text, first):
-        mark = token.group()
-        if mark[-1] == "{" and mark != "\\{":
-            opened.append(token.end() if len(mark) > 1 else -1)
-        elif mark == "}" and opened and (start := opened.pop()) > best:
-            best, best_end = start, token.start()
-    return text[best:best_end] if best >= 0 else None
-
-
-def _canonical_decimal(digits: str) -> str:
-    """A decimal without commas and superfluous zeros, so that equal numbers are equal strings."""
-    whole, _, rest = digits.replace(",", "").partition(".")
-    rest = rest.rstrip("0")
-    return (whole.lstrip("0") or "0") + ("." + rest if rest else "")
-
-
-def last_number(text: str) -> str | None:
-    """The last number in a text, in canonical form, or None: "1,234.50" -> "1234.5", ".5" -> "0.5", "$18" -> "18", "3/4", "12%".
-
-    "5-3" ends in 3: a minus is a sign only if nothing on its left could be the first number of a difference. A number at the end
-    of a word (CO2) does not count. Takes linear time.
-    """
-    last = None
-    for last in _NUMBER_IN_TEXT.finditer(text.translate(_MINUS_SIGNS)):  # noqa: B007 - only the last match matters
-        pass
-    if last is None:
-        return None
-    top = _canonical_decimal(last[2])
-    negative = last[1] == "-" or "$-" in last[0]
-    bottom = f"/{_canonical_decimal(last[3])}" if last[3] else (last[4] or "").lower()
-    return ("-" if negative and top != "0" else "") + top + bottom + ("%" if last[5] else "")
+_MAGNITUDE = re.compile(r"hundred|thousand|million|billion|trillion|dozen|half|pi\b|base|[ap]\.? ?m\b")
 
 
 class _PlainNumber(NamedTuple):
-    """The canonical parts of a plain number; `is_percent` if it has a percent sign."""
+    """The canonical parts of a plain number; `is_percent` if it has a percent sign, `has_unit` if it has another unit."""
 
     is_negative: bool
     whole: str
@@ -119,24 +63,18 @@ class _PlainNumber(NamedTuple):
     denominator: str
     exponent: int
     is_percent: bool
+    has_unit: bool = False
 
     def value(self) -> Fraction:
         size = Fraction(self.whole) + Fraction(self.numerator) / Fraction(self.denominator) * Fraction(10) ** self.exponent
         return -size if self.is_negative else size
 
 
-def clean_latex(text: str) -> str:
-    r"""Remove notation without meaning: invisible characters, `$`, `\left`, thin spaces, a final full stop, the d of `\dfrac`."""
-    text = _INVISIBLE.sub("", text).translate(_MINUS_SIGNS).replace("{,}", ",")
-    if "\\" in text or "$" in text:
-        text = re.sub(r", ?\\! ?(?=[0-9])", ",", text.replace("\\%", "%"))
-        text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
-        text = _TEXT_COMMAND.sub(r"\\text{", _DELIMITERS.sub("", _SPACES.sub(" ", text)))
-    return " ".join(text.split()).rstrip(". ")
-
-
 def _parse_plain_number(text: str) -> _PlainNumber | None:
     """Parse a text that `clean_latex` returned; None if it is not a plain number."""
+    text = text.removeprefix("\\$").lstrip()
+    if text.startswith("-\\$"):
+        text = "-" + text[3:].lstrip()
     match = _PLAIN_NUMBER.match(text)
     if match is None:
         return None
@@ -145,14 +83,15 @@ def _parse_plain_number(text: str) -> _PlainNumber | None:
     if tail and not percent and (len(tail) > 60 or not _UNIT.fullmatch(tail) or _MAGNITUDE.search(tail)):
         return None
     group = match.groupdict(default="")
-    bottom = _canonical_decimal(group["bottom"] or group["bottom2"] or group["bottom3"] or "1")
+    bottom = canonical_decimal(group["bottom"] or group["bottom2"] or group["bottom3"] or "1")
     if bottom == "0":
         return None
     negative = (group["sign"] == "-") != (group["sign2"] == "-")
     whole, top = group["whole"] or group["whole2"] or "0", group["top"] or group["top2"] or group["top3"]
     return _PlainNumber(
-        negative, _canonical_decimal(whole), _canonical_decimal(top), bottom, int(group["exponent"] or 0), percent
-    )
+        negative, canonical_decimal(whole), canonical_decimal(top), bottom, int(group["exponent"] or 0), percent,
+        bool(tail) and not percent,
+    )  # fmt: skip
 
 
 def _plain_numbers_equal(a: _PlainNumber, b: _PlainNumber) -> bool:
@@ -175,43 +114,144 @@ def numbers_equal(a: str, b: str) -> bool | None:
     return None if first is None or second is None else _plain_numbers_equal(first, second)
 
 
+def same_number_in_some_notation(answer: str, gold: str) -> bool:
+    """Whether an answer is the gold number in the notation of some language: 1.500 and 1 500 for 1500, 2,5 for 2.5."""
+    if numbers_equal(answer, gold):
+        return True
+    return any(numbers_equal(reading, gold) for reading in number_readings(answer))
+
+
 def _strip_latex_spacing(text: str) -> str:
     """Remove spaces and `\\text{}` from a text of `clean_latex`. A space between two digits stays: "1 2" is not 12."""
-    while (stripped := re.sub(r"\\text\{([^{}]*)\}", r"\1", text)) != text:
+    while (stripped := re.sub(r"\\text ?\{([^{}]*)\}", r"\1", text)) != text:
         text = stripped
-    text = re.sub(r"(?<![0-9]) | (?![0-9])", "", text)
+    text = re.sub(r"(?<![0-9]) | (?![0-9])", "", text).rstrip(".,")
     choice = re.fullmatch(r"\(([A-Za-z])\)", text)
     return choice[1] if choice else text
 
 
 def _is_word(answer: str) -> bool:
-    """Whether the answer is a word, such as a name or "yes". For the engine a word is a product of letters, and Amy = May."""
+    """Whether the answer is a word, such as a name or "yes". As mathematics a word is a product of letters, and Amy = May."""
     return len(answer) >= 3 and answer.isalpha()
 
 
-def match_without_engine(answer: str, gold: str) -> bool | None:
-    """Whether two texts from `clean_latex` are equal; None if the comparison needs the symbolic engine."""
-    first, second = _parse_plain_number(answer), _parse_plain_number(gold)
-    if first is not None and second is not None:
-        return _plain_numbers_equal(first, second)
-    if max(len(answer), len(gold)) > MAX_ANSWER_CHARS:
-        return answer == gold  # too long for an answer; the engine would only run into its time bound
-    left, right = _strip_latex_spacing(answer), _strip_latex_spacing(gold)
-    if left == right:
-        return left != ""
-    if _is_word(right):
-        return left.casefold() == right.casefold()
-    if not left or re.fullmatch(r"[0-9]+(?: [0-9]+)+", left):
-        return False  # the engine reads "3 5" as 3 + 5
-    return None
-
-
 def same_answer(a: str, b: str) -> bool:
-    """Whether two extracted answers are equal, without the symbolic engine.
+    """Whether two extracted answers are the same number or the same text, without reading expressions: quick, for votes.
 
     0.5, 1/2 and .50 are equal, and so are 12 and $12, or Paris and paris. 2x and x*2 are not.
     """
-    return match_without_engine(clean_latex(a), clean_latex(b)) is True
+    mine, theirs = clean_latex(a[:MAX_ANSWER_CHARS]), clean_latex(b[:MAX_ANSWER_CHARS])
+    first, second = _parse_plain_number(mine), _parse_plain_number(theirs)
+    if first is not None and second is not None:
+        return _plain_numbers_equal(first, second)
+    return _same_text(mine, theirs)
+
+
+def _same_text(answer: str, gold: str) -> bool:
+    left, right = _strip_latex_spacing(answer), _strip_latex_spacing(gold)
+    return left != "" and (left == right or (_is_word(right) and left.casefold() == right.casefold()))
+
+
+_OPERATION_KINDS = {
+    **dict.fromkeys(
+        ["sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"], "trigonometric"
+    ),
+    **dict.fromkeys(["ln", "log", "lg"], "logarithm"),
+    **dict.fromkeys(("binom", "!"), "factorial"),
+    **dict.fromkeys(("lfloor", "lceil"), "rounding"),
+    **dict.fromkeys(["sum", "prod", "int", "lim", "gcd", "lcm", "max", "min", "det", "bmod", "pmod"], "large"),
+}
+
+
+def _operations(tokens: Iterable[Token]) -> set[str]:
+    """The kinds of operations that leave a computation to the reader."""
+    return {_OPERATION_KINDS[token.text] for token in tokens if token.text in _OPERATION_KINDS}
+
+
+_SIGNS_WITHOUT_VALUE = "{ } ( ) [ ] \\{ \\} cdot times * + , ; | . ~ ast \\$ $ € £ % circ"
+
+_WITHOUT_VALUE = frozenset(_SIGNS_WITHOUT_VALUE.split())
+
+_ONE_SPELLING = {"frac": "/", "div": "/", "{": "", "**": "^"}
+
+_RELATION_SIGN = re.compile(r"=|<|>|\\(?:le|ge|ne|approx|equiv|in|to)(?![A-Za-z])|,|;|&|\\\\")
+
+
+def _ingredients(tokens: Iterable[Token]) -> Counter[object]:
+    """The numbers, letters and commands of a formula, whatever their order; without 0, 1 and signs that change no value."""
+    found: Counter[object] = Counter()
+    for token in tokens:
+        if token.kind == "number":
+            if token.value not in (0, 1):
+                found[token.value] += 1
+        elif token.kind != "text" and not (token.kind in ("sign", "command") and token.text in _WITHOUT_VALUE):
+            found[_ONE_SPELLING.get(token.text, token.text)] += 1
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _question_states_gold(question: str, gold: str) -> bool:
+    """Whether a formula of the question, or a part of it between relations, has the gold's value in another form.
+
+    Such a question asks for a form ("factor", "simplify", "as a common fraction"), so an answer must have the gold's form.
+    """
+    own = _ingredients(tokenize(gold))
+    form = read_form(gold)
+    for formula in formulas_in(question[:MAX_ANSWER_CHARS]):
+        cleaned = clean_latex(formula)
+        for part in {cleaned, *_RELATION_SIGN.split(cleaned)}:
+            try:
+                if _ingredients(tokenize(part.strip())) != own and forms_equal(read_form(part.strip()), form):
+                    return True
+            except (UnreadableError, UnreadableTokenError):
+                continue
+    return False
+
+
+_CHOICE_LABEL = re.compile(r"\\text ?\{ ?\(?([A-J])[).]?[).]? ?\}[ ,:]*(?=.)|\(([A-J])\) ?(?=[\\$0-9])")
+
+_ASSIGNED = re.compile(r"\A(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?|[A-Za-z]\([^()=]{1,12}\)) ?= ?(?=[^=]*\Z)")
+
+
+def answers_equal(answer: str, gold: str, question: str = "") -> bool:
+    """Whether an extracted answer is the gold. `question`: its text, in which formulas stand between dollar signs."""
+    if max(len(answer), len(gold)) > MAX_ANSWER_CHARS:
+        return _long_answers_equal(answer, gold)
+    mine, theirs = clean_latex(answer), clean_latex(gold)
+    if _same_text(mine, theirs):
+        return True
+    if _is_word(_strip_latex_spacing(theirs)):
+        return False
+    if (label := _CHOICE_LABEL.match(mine)) and not _CHOICE_LABEL.match(theirs):
+        if _strip_latex_spacing(theirs) == (label[1] or label[2]):
+            return True
+        mine = mine[label.end() :]
+    return _values_equal(mine, theirs, question)
+
+
+def _long_answers_equal(answer: str, gold: str) -> bool:
+    equal = numbers_equal(answer, gold)
+    return answer == gold if equal is None else equal
+
+
+def _values_equal(mine: str, theirs: str, question: str) -> bool:
+    first, second = _parse_plain_number(mine), _parse_plain_number(theirs)
+    if first is not None and second is not None and not (first.has_unit and second.has_unit):
+        if not _plain_numbers_equal(first, second):
+            return False
+    else:
+        try:
+            if not forms_equal(read_form(mine), read_form(theirs)):
+                return False
+        except UnreadableError:
+            return _strip_latex_spacing(mine).casefold() == _strip_latex_spacing(theirs).casefold() != ""
+    try:
+        tokens, gold_tokens = tokenize(_ASSIGNED.sub("", mine)), tokenize(_ASSIGNED.sub("", theirs))
+    except UnreadableTokenError:
+        return True  # a number of thousands of digits: no formula
+    if _operations(tokens) - _operations(gold_tokens):
+        return False
+    return not question or _ingredients(tokens) == _ingredients(gold_tokens) or not _question_states_gold(question, theirs)
 
 
 def truncate_for_record(answer: str) -> str:
@@ -220,78 +260,10 @@ def truncate_for_record(answer: str) -> str:
 
 
 class Verifier:
-    """Checks answers against golds, from any thread. A context manager; `close` stops every worker process.
+    """Checks answers against golds, from any thread."""
 
-    seconds: wall time for one symbolic check.
-    memory_bytes: address space of one worker process.
-    workers: number of symbolic checks at the same time; a worker starts when it is first needed.
-    Raises ValueError for bounds in which nothing can run.
-    """
-
-    def __init__(self, seconds: float = 5.0, memory_bytes: int = 1 << 30, workers: int = 1) -> None:
-        if seconds <= 0 or workers < 1 or memory_bytes < MIN_WORKER_MEMORY_BYTES:
-            raise ValueError(f"need seconds > 0, workers >= 1, memory_bytes >= {MIN_WORKER_MEMORY_BYTES}")
-        self._timeout_seconds, self._memory_bytes, self._n_workers = seconds, memory_bytes, workers
-        self._create_slots()
-
-    def _create_slots(self) -> None:
-        self._owner_pid = os.getpid()
-        self._slots: queue.LifoQueue[SymbolicWorker | None] = queue.LifoQueue()
-        for _ in range(self._n_workers):
-            self._slots.put(None)
-
-    def __enter__(self) -> "Verifier":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop every worker, after the checks in progress. A later check starts a new worker."""
-        if self._owner_pid != os.getpid():
-            return
-        for worker in [self._slots.get() for _ in range(self._n_workers)]:
-            if worker is not None:
-                worker.close()
-            self._slots.put(None)
-
-    def check(self, answer: str | None, gold: str) -> Verdict:
+    def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
         """The verdict on one extracted answer. An answer of None (none was found) is wrong."""
         if answer is None:
             return Verdict(correct=False)
-        mine, theirs = clean_latex(answer), clean_latex(gold)
-        correct, error = match_without_engine(mine, theirs), None
-        if correct is None:
-            correct, error = self._check_symbolically(mine, theirs)
-        return Verdict(correct=correct, extracted=truncate_for_record(answer), error=error)
-
-    def check_many(self, pairs: Iterable[tuple[str | None, str]]) -> list[Verdict]:
-        """The verdict on each (answer, gold), in order. Equal pairs are checked once."""
-        pairs = list(pairs)
-        distinct = list(dict.fromkeys(pairs))
-        if self._n_workers == 1:
-            verdicts = [self.check(*pair) for pair in distinct]
-        else:
-            with ThreadPoolExecutor(self._n_workers) as threads:
-                verdicts = list(threads.map(lambda pair: self.check(*pair), distinct))
-        known = dict(zip(distinct, verdicts, strict=True))
-        return [known[pair] for pair in pairs]
-
-    def _check_symbolically(self, answer: str, gold: str) -> tuple[bool | None, str | None]:
-        if self._owner_pid != os.getpid():
-            self._create_slots()  # after a fork: the workers belong to the parent process
-        slots = self._slots
-        worker, kept = slots.get(), None
-        try:
-            if worker is None or not worker.is_alive():
-                worker = SymbolicWorker(self._timeout_seconds, self._memory_bytes)
-            reply = worker.check(answer, gold)
-            kept = None if reply.get("retire") else worker
-            return reply.get("correct"), reply.get("error")
-        except (WorkerLostError, OSError) as lost:
-            return None, str(lost)
-        finally:
-            # Also after Ctrl-C: a worker with a pending reply would send it as the reply to the next question.
-            if worker is not None and worker is not kept:
-                worker.close()
-            slots.put(kept)
+        return Verdict(correct=answers_equal(answer, gold, question), extracted=truncate_for_record(answer))

@@ -32,7 +32,8 @@ from permix.metrics import statistics
 from permix.metrics.stability import StabilitySummary, stability_differences, summarize_stability
 from permix.prompts import build_messages, pairwise_choice_prompt
 from permix.types import Cell, CellKey, Estimate, Question, seed_from
-from permix.verification.math_verifier import extract_boxed, same_answer
+from permix.verification.extraction import extract_boxed
+from permix.verification.math_verifier import same_answer
 
 EnsembleMember = Literal["persona", "neutral"]
 
@@ -130,7 +131,7 @@ def build_choice_cell(question: Question, persona: Cell, neutral: Cell, setup: E
     """Build the cell that shows both replies to the model, in the order that the cell's seed decides."""
     key = choice_key(persona.persona_id or "", question.id, persona.sample)
     seed = seed_from("choice", setup.seed, *key[1:])
-    replies = [cell.completion.text if cell.completion else "" for cell in (persona, neutral)]
+    replies = [cell.completion.answer if cell.completion else "" for cell in (persona, neutral)]
     first, second = replies if is_persona_first(seed) else replies[::-1]
     messages = build_messages(
         None, pairwise_choice_prompt(question.text, first, second), empty_system_prompt=setup.prompt_format.empty_system_prompt
@@ -168,7 +169,7 @@ class EnsemblePair(NamedTuple):
     @property
     def chosen_letter(self) -> str | None:
         """The chosen letter; None if there is no choice yet or it cannot be read."""
-        return parse_choice(self.choice.completion.text) if self.choice and self.choice.completion else None
+        return parse_choice(self.choice.completion.answer) if self.choice and self.choice.completion else None
 
     @property
     def winner(self) -> EnsembleMember | None:

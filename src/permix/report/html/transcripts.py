@@ -299,7 +299,9 @@ def _cell_json(cell: Cell, text_index: dict[str, int]) -> dict[str, Any]:
     optional: dict[str, Any] = {"template": escape_control(cell.template) or None, "gold": _cut_text_or_none(cell.gold)}
     if completion is not None:
         optional |= {
-            "text": _cut_text(completion.text),
+            "text": _cut_text(completion.answer),
+            "thinking": _cut_text_or_none(completion.thinking or None),
+            "unclosed": completion.is_thinking_unclosed or None,
             "finish": completion.finish,
             "read": completion.prompt_tokens,
             "written": completion.completion_tokens,

@@ -183,13 +183,18 @@
     if (error) return el("article", {}, heading, el("p", { class: "failed", role: "alert" }, error.message));
     if (!cell) return el("article", {}, heading, el("p", {}, asked ? "Asked, but no answer is recorded." : "Not asked."));
     const completion = cell.text === undefined ? [] : [el("h4", {}, "Completion"), ...permix.longText(cell.text, sheet)];
-    return el("article", {}, heading, el("p", { class: "verdict" }, ...verdict(cell)), ...before, ...completion, facts(cell, sheet), ...after);
+    const thinking = cell.thinking === undefined
+      ? [] : [el("details", {}, el("summary", {}, "Thinking (not scored)"), ...permix.longText(cell.thinking, sheet))];
+    return el(
+      "article", {}, heading, el("p", { class: "verdict" }, ...verdict(cell)), ...before, ...thinking, ...completion, facts(cell, sheet), ...after,
+    );
   };
 
   function verdict(cell) {
     const because = (text) => (text === undefined ? "" : `: ${plain(text)}`);
     if (cell.failure) return [`– no completion: ${cell.failure[0]}${because(cell.failure[1])}`];
     if (cell.correct === true) return ["✓ right"];
+    if (cell.correct === false && cell.unclosed) return ["✗ wrong: the completion ends within its thinking, so it has no answer"];
     if (cell.correct === false) return [cell.extracted === undefined ? "✗ wrong: no answer was found in the completion" : "✗ wrong"];
     if (cell.judged) return [`– not scored${because(cell.error)}`];
     return [cell.gold === undefined ? "open-ended: no right answer to check against" : "– not scored: the scorer did not run"];

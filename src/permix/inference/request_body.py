@@ -1,0 +1,259 @@
+"""The body of a chat request in the form that an endpoint accepts, and what an endpoint's replies hold.
+
+Endpoints differ: some want `max_completion_tokens`, some refuse a temperature, a seed or a top_p of 1, some only stream.
+`RequestBody` starts with the standard fields. When an endpoint refuses one of them, `adapt` reads which one from the refusal,
+changes the body of all later requests, and keeps the endpoint's words, so that a run can record what was not sent.
+
+A field is left out only if the answers then still mean what the configuration says, or if the record says that they do not: a
+top_p below 1 and a number of tokens are never left out.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from permix.config import format_validation_error
+from permix.types import Completion, Message, Sampling
+
+MAX_WORDS_CHARS = 300
+
+_FIELDS = ("max_completion_tokens", "max_tokens", "temperature", "top_p", "seed", "stream_options")
+
+_SYSTEM_REFUSAL = re.compile(
+    r"system (?:role|message|prompt)s? (?:is |are )?not (?:supported|allowed)|roles must alternate|only user and assistant roles"
+    r"|system[' ]*role[^.]{0,40}(?:unsupported|not supported)|unexpected role[: ']*system",
+    re.IGNORECASE,
+)
+
+_STREAM_REFUSAL = re.compile(
+    r"non-?stream|only supports? stream|stream(?:ing)? (?:mode|must|is required|only)|requires? stream", re.IGNORECASE
+)
+
+
+def is_system_refusal(message: str) -> bool:
+    """Whether an endpoint's message says that its chat template takes no system message."""
+    return _SYSTEM_REFUSAL.search(message) is not None
+
+
+class RequestBody:
+    """Builds request bodies for one endpoint, and learns from its refusals. `changes`: what was changed, with the endpoint's
+    words."""
+
+    def __init__(self, model: str, extra: Mapping[str, Any] | None = None, changes: Mapping[str, str] | None = None) -> None:
+        self._model, self._extra = model, dict(extra or {})
+        self.changes: dict[str, str] = dict(changes or {})
+
+    def build(self, messages: Sequence[Message], seed: int, sampling: Sampling) -> dict[str, Any]:
+        """The body of one request. Only the low 31 bits of the seed are sent. Fields of `extra` replace the standard ones."""
+        body: dict[str, Any] = {
+            "model": self._model, "messages": messages, "temperature": sampling.temperature, "top_p": sampling.top_p,
+            "max_tokens": sampling.max_new_tokens, "seed": seed & 0x7FFFFFFF,
+        }  # fmt: skip
+        return self.rebuild(body) | self._extra
+
+    def rebuild(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A body that was built earlier, with all changes up to now."""
+        changed = {name: value for name, value in body.items() if name in self._extra or name not in self.changes}
+        if "max_tokens" in self.changes and "max_tokens" in body and "max_tokens" not in self._extra:
+            changed["max_completion_tokens"] = body["max_tokens"]
+        if "stream" in self.changes:
+            changed["stream"] = True
+            if "stream_options" not in self.changes:
+                changed["stream_options"] = {"include_usage": True}
+        return changed
+
+    def adapt(self, refusal: str, param: str | None, body: Mapping[str, Any]) -> str | None:
+        """Learn from a refusal of `body`; returns the name of the field that changes, or None if nothing can be changed.
+
+        refusal: the endpoint's message. param: the field that it names apart from the message, if it does.
+        """
+        if _STREAM_REFUSAL.search(refusal) and "stream" not in body:
+            return self._change("stream", refusal)
+        named = [param] if param in _FIELDS else [name for name in _FIELDS if re.search(rf"(?<!\w){name}(?!\w)", refusal)]
+        if "max_tokens" in body and ("max_completion_tokens" in refusal or (named == ["max_tokens"] and _says_unknown(refusal))):
+            return self._change("max_tokens", refusal)
+        if "top_p" in named and body.get("top_p") == 1:
+            return self._change("top_p", refusal)
+        for name in ("temperature", "seed", "stream_options"):
+            if name in named and name in body and name not in self._extra:
+                return self._change(name, refusal)
+        return None
+
+    def _change(self, name: str, refusal: str) -> str:
+        self.changes.setdefault(name, refusal[:MAX_WORDS_CHARS])
+        return name
+
+
+def _says_unknown(refusal: str) -> bool:
+    return re.search(r"unsupported|not supported|unknown|unrecognized|unexpected|not permitted|extra", refusal, re.I) is not None
+
+
+def refused_field(body: Any) -> str | None:
+    """The field that an error body names apart from its message: OpenAI's `param`, or the last place of pydantic's `loc`."""
+    if not isinstance(body, dict):
+        return None
+    param = body.get("param")
+    if isinstance(param, str):
+        return param
+    details = body.get("detail")
+    if isinstance(details, list) and details and isinstance(details[0], dict):
+        place = details[0].get("loc")
+        return str(place[-1]) if isinstance(place, list) and place else None
+    return None
+
+
+def refusal_text(body: Any) -> str:
+    """The message of an error body, in the forms of OpenAI, FastAPI, TGI and others; the whole body as JSON if there is none."""
+    if isinstance(body, dict):
+        details = body.get("detail")
+        if isinstance(details, list) and details and isinstance(details[0], dict):
+            place = ".".join(str(part) for part in details[0].get("loc", ()) if part != "body")
+            return f"{place}: {details[0].get('msg')}" if place else str(details[0].get("msg"))
+        for field in ("message", "error", "detail"):
+            value = body.get(field)
+            if isinstance(value, str) and value:
+                return value
+            if isinstance(value, dict):
+                return refusal_text(value)
+    return body if isinstance(body, str) else json.dumps(body, ensure_ascii=False, default=str)
+
+
+class MalformedReplyError(Exception):
+    """A reply with status 200 that contains no completion."""
+
+
+class FilteredReplyError(Exception):
+    """A reply that a content filter stopped: it is no answer of the model, whatever words are left of it."""
+
+
+class _ChatMessage(BaseModel):
+    content: str | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _join_parts(cls, value: Any) -> Any:
+        """Content may be a list of parts: the texts are joined, and parts of other types are dropped."""
+        if not isinstance(value, list):
+            return value
+        return "".join(_part_text(part) for part in value)
+
+
+def _part_text(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict) and part.get("type") in ("text", "output_text", None) and isinstance(part.get("text"), str):
+        return str(part["text"])
+    return ""
+
+
+def _thinking_text(value: Any) -> str:
+    """The text of the thinking parts of a content, or of a field for reasoning, however they are nested."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(_thinking_text(part) for part in value)
+    if isinstance(value, dict):
+        return next(
+            (_thinking_text(value[field]) for field in ("thinking", "text", "content", "summary") if value.get(field)), ""
+        )
+    return ""
+
+
+class _Choice(BaseModel):
+    message: dict[str, Any]
+    finish_reason: str | None = None
+
+
+class _ChatCompletion(BaseModel):
+    """The fields of a chat completion that are read; all others are ignored."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    usage: Any = None
+
+
+_LENGTH_REASONS = frozenset({"length", "max_tokens", "model_length", "max_output_tokens", "token_limit", "incomplete"})
+
+_FILTER_REASONS = frozenset({"content_filter", "content-filter", "safety", "recitation", "prohibited_content", "blocklist"})
+
+
+def parse_chat_completion(body: bytes) -> Completion:
+    """The first choice of a chat completion, streamed or not.
+
+    Token counts that the reply does not state are None. Raises MalformedReplyError, also for a blank text without a generated
+    token, and FilteredReplyError.
+    """
+    raw = _join_stream(body) if body.lstrip()[:5] == b"data:" else body
+    try:
+        reply = _ChatCompletion.model_validate_json(raw)
+        choice = reply.choices[0]
+        message = _ChatMessage.model_validate({"content": choice.message.get("content")})
+    except (ValidationError, RecursionError) as error:
+        why = format_validation_error(error) if isinstance(error, ValidationError) else "nested too deeply"
+        raise MalformedReplyError(f"{why}; the reply was {body.decode(errors='replace')}") from None
+    reason = (choice.finish_reason or "").lower()
+    if reason in _FILTER_REASONS:
+        raise FilteredReplyError(f"a content filter stopped the reply; finish_reason = {choice.finish_reason!r}")
+    generated = usage_count(reply.usage, "completion_tokens")
+    text = message.content or ""
+    # A reasoning model that reached the token limit while it reasoned gives no text: an empty answer, cut off.
+    if not text.strip() and not generated and reason not in _LENGTH_REASONS:
+        raise MalformedReplyError(f"empty completion without a generated token; finish_reason = {choice.finish_reason!r}")
+    return Completion(
+        text=text,
+        prompt_tokens=usage_count(reply.usage, "prompt_tokens"),
+        completion_tokens=generated,
+        finish="length" if reason in _LENGTH_REASONS else "stop",
+        reasoning=_reasoning_of(choice.message) or None,
+    )
+
+
+def _reasoning_of(message: Mapping[str, Any]) -> str:
+    """The thinking that a message holds apart from its text."""
+    for field in ("reasoning_content", "reasoning", "thinking"):
+        if text := _thinking_text(message.get(field)):
+            return text
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    return "".join(
+        _thinking_text(part) for part in parts if isinstance(part, dict) and part.get("type") in ("thinking", "reasoning")
+    )
+
+
+def usage_count(usage: Any, field: str) -> int | None:
+    """A token count of a reply's usage; None if the reply does not state it. Some servers send whole numbers as floats."""
+    value = usage.get(field) if isinstance(usage, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value != int(value):
+        return None
+    return int(value)
+
+
+def _join_stream(body: bytes) -> bytes:
+    """The events of a streamed completion as one completion. Raises MalformedReplyError."""
+    content: list[str] = []
+    reasoning: list[str] = []
+    finish, usage, seen = None, None, False
+    for line in body.decode(errors="replace").splitlines():
+        data = line.removeprefix("data:").strip()
+        if not line.startswith("data:") or data == "[DONE]":
+            continue
+        try:
+            event = json.loads(data)
+        except (ValueError, RecursionError):
+            raise MalformedReplyError(f"an event of the stream is not JSON: {data[:200]}") from None
+        if not isinstance(event, dict) or event.get("error"):
+            raise MalformedReplyError(f"an event of the stream is an error: {data[:200]}")
+        usage = event.get("usage") or usage
+        for choice in event.get("choices") or []:
+            seen = True
+            delta = choice.get("delta") or choice.get("message") or {}
+            parts = delta.get("content")
+            content += map(_part_text, parts if isinstance(parts, list) else [parts])
+            reasoning.append(_thinking_text(delta.get("reasoning_content") or delta.get("reasoning")))
+            finish = choice.get("finish_reason") or finish
+    if not seen:
+        raise MalformedReplyError(f"a stream without a choice: {body[:200].decode(errors='replace')}")
+    message = {"content": "".join(content), "reasoning_content": "".join(reasoning)}
+    return json.dumps({"choices": [{"message": message, "finish_reason": finish}], "usage": usage}).encode()

@@ -1,0 +1,120 @@
+r"""Find the final answer in a completion, for each kind of answer: a number, mathematics, a text, a letter.
+
+Each function takes a completion without its thinking and the question's text, and is a `Task.extract`. All look in this order:
+the last box, `<answer>` tags, the last "answer is"; and then, where none of these is, for what the kind allows: the last number
+that is not a part of an expression, the last formula, the last line, the last letter that is offered.
+"""
+
+import re
+
+from permix.types import canonical_text
+from permix.verification.extraction import (
+    choice_letter,
+    extract_boxed,
+    extract_last_formula,
+    extract_named_answer,
+    extract_tagged,
+    first_number,
+    last_choice_letter,
+    last_result,
+    last_written_number,
+    number_in_box,
+    offered_choices,
+    without_boxes,
+)
+from permix.verification.latex import TEXT_COMMAND
+from permix.verification.math_verifier import numbers_equal
+
+
+def extract_number(completion: str, question: str = "") -> str | None:
+    """A plain number. A box with an expression holds no answer: the verifier would evaluate `12*13`."""
+    marked = _marked_number(completion)
+    return marked if marked is not None else last_result(without_boxes(completion))
+
+
+def extract_number_as_written(completion: str, question: str = "") -> str | None:
+    """A plain number in the notation of any language: "1.500", "2,5"."""
+    boxed = extract_boxed(completion)
+    if boxed is not None and (written := last_written_number(boxed)) is not None and number_in_box(boxed) is not None:
+        return boxed if numbers_equal(boxed, boxed) else written
+    for text in (extract_tagged(completion), extract_named_answer(completion)):
+        if text is not None and (written := last_written_number(text)) is not None and number_in_box(text) is not None:
+            return written
+    marked = _marked_number(completion)
+    return marked if marked is not None else last_written_number(without_boxes(completion))
+
+
+def _marked_number(completion: str) -> str | None:
+    for text in (extract_boxed(completion), extract_tagged(completion), extract_named_answer(completion)):
+        if text is not None and text.strip():
+            if numbers_equal(text, text):
+                return text
+            if (number := number_in_box(text)) is not None:
+                return number
+    return None
+
+
+def extract_marked_number(completion: str, question: str = "") -> str | None:
+    """A plain number; without a box it is the number after the first "####", as in GSM8K's solutions."""
+    _, mark, after = completion.partition("####")
+    if mark and extract_boxed(completion) is None and (number := first_number(after.strip().partition("\n")[0])) is not None:
+        return number
+    return extract_number(completion)
+
+
+def extract_expression(completion: str, question: str = "") -> str | None:
+    """Mathematics of any form."""
+    for text in (extract_boxed(completion), extract_tagged(completion), extract_named_answer(completion)):
+        if text is not None and text.strip():
+            return text
+    return extract_last_formula(completion)
+
+
+def extract_text(completion: str, question: str = "") -> str | None:
+    """A text: without a box or an "answer is", the last line that is not blank."""
+    for text in (extract_boxed(completion), extract_tagged(completion), extract_named_answer(completion)):
+        if text is not None and text.strip():
+            return text
+    lines = [line.strip() for line in completion.splitlines() if line.strip()]
+    return lines[-1] if lines else None
+
+
+_QUOTES = str.maketrans(
+    {"\u2018": "'", "\u2019": "'", "\u201b": "'", "\u02bc": "'", "\u201c": '"', "\u201d": '"', "\u00ab": '"', "\u00bb": '"'}
+)
+
+
+def normalise_text(text: str) -> str:
+    """A text without case, spacing, Unicode form, quotation marks and type around it, LaTeX's `\\text`, and a final full stop."""
+    while (stripped := TEXT_COMMAND.sub("{", text)) != text:
+        text = stripped
+    text = re.sub(r"[{}$]|\\[ ,;]", " ", text) if "\\" in text or "{" in text else text
+    return canonical_text(text.translate(_QUOTES)).strip(" *_`\"'.,!")
+
+
+def same_text(answer: str, gold: str) -> bool:
+    """Whether two texts are equal, ignoring case, spacing, Unicode form, type, quotation marks around them and a final full
+    stop."""
+    return normalise_text(answer) == normalise_text(gold) != ""
+
+
+def extract_choice(completion: str, question: str = "") -> str | None:
+    """The letter of a choice that the question offers; a choice's text counts for its letter."""
+    offered = offered_choices(question)
+    for text in (extract_boxed(completion), extract_tagged(completion)):
+        if text is not None and text.strip():
+            return choice_letter(text, offered) or _letter_of_text(text, offered) or text
+    named = extract_named_answer(completion)
+    if named is not None and (letter := choice_letter(_first_clause(named), offered) or _letter_of_text(named, offered)):
+        return letter
+    return last_choice_letter(completion, offered)
+
+
+def _first_clause(named: str) -> str:
+    """ "(B), since A ..." -> "(B)"."""
+    return re.split(r",|;| (?:since|because|as|and|not|for)\b", named)[0]
+
+
+def _letter_of_text(text: str, offered: dict[str, str]) -> str | None:
+    same = [letter for letter, choice in offered.items() if same_text(text, choice)]
+    return same[0] if len(same) == 1 else None

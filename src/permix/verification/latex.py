@@ -1,0 +1,268 @@
+r"""LaTeX and Unicode mathematics: one spelling for each thing, tokens, formulas of a text.
+
+`clean_latex` removes notation without meaning (`$`, `\left`, thin spaces, the d of `\dfrac`), and writes Unicode mathematics as
+LaTeX (`√5` is `\sqrt{5}`, `x²` is `x^{2}`). `tokenize` splits a cleaned text into tokens and skips none of it.
+"""
+
+import re
+import unicodedata
+from fractions import Fraction
+from typing import NamedTuple
+
+INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe0e\ufe0f\ufeff]")
+
+MINUS_SIGNS = str.maketrans(dict.fromkeys("\u2212\u2013\ufe63\uff0d", "-"))
+
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni", strict=True))
+
+_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙₓₐ", "0123456789+-=()nxa", strict=True))
+
+_FRACTIONS = {character: unicodedata.normalize("NFKC", character).split("\u2044") for character in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"}
+
+_GREEK_NAMES = """
+    alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega
+    Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega
+"""
+
+_GREEK_LETTERS = dict(zip("αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΣΦΨΩ", _GREEK_NAMES.split(), strict=True))
+
+_SIGNS = {
+    "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "×": r"\times ", "✕": r"\times ", "÷": r"\div ", "∗": "*", "∕": "/", "⁄": "/",
+    "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ",
+    "±": r"\pm ", "∓": r"\mp ", "∞": r"\infty ", "∈": r"\in ",
+    "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∖": r"\setminus ", "π": r"\pi ",
+    "𝜋": r"\pi ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
+    "°": r"^{\circ}", "º": r"^{\circ}", "∘": r"\circ ", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"',
+    "⟨": r"\langle ", "⟩": r"\rangle ",
+    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ",
+    "…": r"\ldots ", "⋯": r"\ldots ", "→": r"\to ", "∠": r"\angle ", "‖": r"\|", "∣": "|",
+}  # fmt: skip
+
+_ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
+
+_UNICODE_ROOT = re.compile(r"([√∛∜])\s*(?:([0-9]+(?:\.[0-9]+)?|[A-Za-z]|\\pi )|(?=[({\\]))?")
+
+_RAISED = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+")
+
+_LOWERED = re.compile(f"[{''.join(_SUBSCRIPTS)}]+")
+
+_SPECIAL = re.compile(f"[{''.join(map(re.escape, [*_SIGNS, *_GREEK_LETTERS]))}]")
+
+TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf|tt|up)?|mbox|hbox|mathrm|mathsf|mathit|emph|operatorname\*?) ?\{")
+
+# In upright type these letters are numbers, not units.
+_UPRIGHT_CONSTANT = re.compile(r"\\(?:mathrm|text|textrm|operatorname) ?\{ ?([ei]|\\pi) ?\}")
+
+# None of these patterns may match the second backslash of `\\`, the end of a matrix row.
+_DELIMITERS = re.compile(
+    r"(?<!\\)\\(?:left|right|bigg?[lrm]?|Bigg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|strut|,?negthinspace)(?![A-Za-z])\.?"
+    r"|(?<!\\)\\[()\[\]!]|(?<!\\)\$"
+)
+
+# None of these patterns may match the second backslash of `\\\\`, the end of a matrix row.
+_LEFT_RIGHT = re.compile(r"(?<!\\)\\(?:left|right|bigg?[lrm]?|Bigg?[lrm]?)(?![A-Za-z])(?: ?\.)?")
+
+_STYLE = re.compile(r"(?<!\\)\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits)(?![A-Za-z])")
+
+_MATH_MARKS = re.compile(r"(?<!\\)\\[()\[\]!]|(?<!\\)\$")
+
+_PHANTOM = re.compile(r"\\[hv]?phantom ?(?:\{[^{}]*\}|.)")
+
+# Type of numbers, and text that holds a number: the number counts.
+_TYPE_AROUND = re.compile(r"\\(?:mathbf|text|bf|boldsymbol) ?\{ ?((?:[^{}]|\{[^{}]*\})*[0-9](?:[^{}]|\{[^{}]*\})*)\}")
+
+_SPACES = re.compile(r"(?<!\\)\\(?:[,;: >]|q?quad|hspace ?\{[^{}]*\}|enspace(?![A-Za-z])|thinspace(?![A-Za-z]))|~")
+
+# A separator of thousands that cannot be anything else: `10{,}000`, `11,\! 111`, `12\,000`, a no-break or thin space.
+_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|, ?\\! ?|\\,|\\ |\\thinspace |[\u00a0\u2009\u202f'])(?=[0-9]{3}(?![0-9]))")
+
+_SAME = (
+    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\frac ?([0-9]) ?([0-9])"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
+    (re.compile(r"\\(?:leqslant|leqq?|lt=)(?![A-Za-z])|<="), r"\\le "),
+    (re.compile(r"\\(?:geqslant|geqq?|gt=)(?![A-Za-z])|>="), r"\\ge "),
+    (re.compile(r"\\neq(?![A-Za-z])|\\not ?=|!="), r"\\ne "),
+    (re.compile(r"\\lt(?![A-Za-z])"), "<"),
+    (re.compile(r"\\gt(?![A-Za-z])"), ">"),
+    (re.compile(r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])"), "|"),
+    (re.compile(r"\\(?:lbrace)(?![A-Za-z])"), r"\\{"),
+    (re.compile(r"\\(?:rbrace)(?![A-Za-z])"), r"\\}"),
+    (re.compile(r"\\(?:varnothing)(?![A-Za-z])|\\\{ *\\\}"), r"\\emptyset "),
+    (re.compile(r"\\degree(?![A-Za-z])"), r"^{\\circ}"),
+    (re.compile(r"\^ ?\{? ?\\circ ?\}?"), r"^{\\circ}"),
+    (re.compile(r"\\(?:dots|cdots|ldots|dotsc|dotsb)(?![A-Za-z])|\.\.\."), r"\\ldots "),
+    (re.compile(r"(?<=[\w)}])\*\*(?=[\w({-])"), "^"),
+    (re.compile(r"\\\\ ?\[[^\[\]]*\](?= |[-\\0-9a-z])"), r"\\\\ "),
+)
+
+
+_SPACED_THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
+
+_LEADING_RELATION = re.compile(r"\A(?:[:,=]|\\approx(?![A-Za-z]))+ ?")
+
+
+def fold_digits(text: str) -> str:
+    """Full-width digits, letters and signs (１２) as plain ones. Other characters stay as they are."""
+    if text.isascii():
+        return text
+    return "".join(unicodedata.normalize("NFKC", one) if "\uff01" <= one <= "\uff5e" else one for one in text)
+
+
+def unicode_to_latex(text: str) -> str:
+    r"""Write Unicode mathematics as LaTeX: roots, fractions, powers, indices, Greek letters and signs."""
+    if text.isascii():
+        return text
+    text = fold_digits(text)
+    for character, (top, bottom) in _FRACTIONS.items():
+        if character in text:
+            text = text.replace(character, rf"\frac{{{top}}}{{{bottom}}}")
+    text = text.replace("π", r"\pi ")
+    text = _UNICODE_ROOT.sub(lambda m: _ROOTS[m[1]] + (f"{{{m[2]}}}" if m[2] else ""), text)
+    text = _RAISED.sub(lambda m: "^{" + "".join(_SUPERSCRIPTS[one] for one in m[0]) + "}", text)
+    text = _LOWERED.sub(lambda m: "_{" + "".join(_SUBSCRIPTS[one] for one in m[0]) + "}", text)
+    return _SPECIAL.sub(lambda m: _SIGNS.get(m[0]) or f"\\{_GREEK_LETTERS[m[0]]} ", text)
+
+
+def clean_latex(text: str) -> str:
+    r"""One spelling for each thing, without notation that has no meaning; a final full stop or comma is removed."""
+    text = INVISIBLE.sub("", text).translate(MINUS_SIGNS)
+    text = _THOUSANDS.sub("", text)
+    text = unicode_to_latex(text)
+    if "\\" in text or "$" in text:
+        text = text.replace("\\%", "%").replace("\\&", "&").replace("\\#", "#")
+        text = _UPRIGHT_CONSTANT.sub(lambda m: f" {m[1]} ", text)
+        text = _MATH_MARKS.sub("", _STYLE.sub(" ", _SPACES.sub(" ", text)))
+        text = _LEFT_RIGHT.sub("", text)
+        text = _PHANTOM.sub("", TEXT_COMMAND.sub(r"\\text{", text))
+        while (unwrapped := _TYPE_AROUND.sub(r" \1 ", text)) != text:
+            text = unwrapped
+    for pattern, plain in _SAME:
+        text = pattern.sub(plain, text)
+    text = " ".join(text.replace("**", "").split()) if text.startswith("**") else " ".join(text.split())
+    text = _LEADING_RELATION.sub("", text.rstrip(".,;: "))
+    return text.replace(" ", "") if _SPACED_THOUSANDS.fullmatch(text) else text
+
+
+class Token(NamedTuple):
+    """A token of cleaned LaTeX. `kind`: number, letter, word (two letters or more), command, text (what `\\text` holds) or sign.
+
+    `text` is the name of a command without its backslash. `value` is the value of a number, exact.
+    """
+
+    kind: str
+    text: str
+    value: Fraction = Fraction(0)
+
+
+_NUMBER = r"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
+
+_TOKEN = re.compile(
+    r"(?P<repeating>[0-9]*\.[0-9]*(?:\\(?:overline|bar|dot) ?\{?[0-9]+\}?(?:[0-9]*\\dot ?\{?[0-9]\}?)?|\([0-9]+\))"
+    r"|[0-9]*\.[0-9]{3,}(?= ?\\ldots))"
+    r"|(?P<grouped>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|\.[0-9]*,))(?P<decimals>\.[0-9]+)?"
+    rf"|(?P<number>{_NUMBER})"
+    r"|\\text\{(?P<text>[^{}]*)\}"
+    r"|\\(?:begin|end) ?\{(?P<environment>[a-zA-Z*]+)\}"
+    r"|\\(?P<command>[A-Za-z]+)"
+    r"|(?P<word>[A-Za-z]+)"
+    r"|(?P<sign>\\[{}\\|$]|\\.|[^\s])"
+    r"|\s+",
+    re.DOTALL,
+)
+
+MAX_NUMBER_DIGITS = 300
+
+
+class UnreadableTokenError(ValueError):
+    """The text holds a number that is too long, or a repeating decimal whose period is unclear."""
+
+
+def tokenize(text: str, *, thousands: bool = True) -> list[Token]:
+    """The tokens of a text that `clean_latex` returned. `thousands`: 1,234 is one number, else two numbers and a comma.
+
+    Raises UnreadableTokenError.
+    """
+    found: list[Token] = []
+    at = 0
+    while at < len(text):
+        match = _TOKEN.match(text, at)
+        if match is None:
+            raise UnreadableTokenError(f"cannot read {text[at]!r}")
+        end = match.end()
+        kind = match.lastgroup
+        if kind in ("grouped", "decimals"):
+            if thousands:
+                digits = match[0].replace(",", "")
+                found.append(Token("number", digits, _decimal(digits)))
+            else:
+                end = at + match[0].index(",")
+                found.append(Token("number", text[at:end], _decimal(text[at:end])))
+        elif kind == "repeating":
+            token, end = _repeating(text, match)
+            found.append(token)
+        elif kind == "number":
+            found.append(Token("number", match[0], _decimal(match[0])))
+        elif kind == "text":
+            found.append(Token("text", match["text"]))
+        elif kind == "environment":
+            found.append(Token("begin" if match[0].startswith("\\begin") else "end", match["environment"]))
+        elif kind == "command":
+            found.append(Token("command", match["command"]))
+        elif kind == "word":
+            found.append(Token("letter" if len(match["word"]) == 1 else "word", match["word"]))
+        elif kind == "sign":
+            found.append(Token("sign", match["sign"]))
+        at = end
+    return found
+
+
+def _decimal(digits: str) -> Fraction:
+    if len(digits) > MAX_NUMBER_DIGITS:
+        raise UnreadableTokenError("too long a number")
+    return Fraction(digits if not digits.startswith(".") else f"0{digits}")
+
+
+_MARKED_PERIOD = re.compile(r"([0-9]*)(?:\\(?:overline|bar|dot) ?\{?([0-9]+)\}?(?:([0-9]*)\\dot ?\{?([0-9])\}?)?|\(([0-9]+)\))")
+
+
+def _repeating(text: str, match: re.Match[str]) -> tuple[Token, int]:
+    r"""A repeating decimal: `0.1\overline{6}`, `0.(3)`, `0.3\dot{6}`, or written out and followed by dots (0.333...)."""
+    whole, _, rest = match[0].partition(".")
+    end = match.end()
+    if marked := re.match(
+        r"([0-9]*)(?:\\(?:overline|bar|dot) ?\{?([0-9]+)\}?(?:([0-9]*)\\dot ?\{?([0-9])\}?)?|\(([0-9]+)\))", rest
+    ):
+        start = marked[1]
+        period = (marked[2] or "") + (marked[3] or "") + (marked[4] or "") or marked[5]
+    else:
+        dots = re.match(r" ?\\ldots ?", text[end:])
+        end += len(dots[0]) if dots else 0
+        start, period = _period_of(rest)
+    if len(whole) + len(start) + len(period) > MAX_NUMBER_DIGITS:
+        raise UnreadableTokenError("too long a number")
+    value = Fraction(int(whole or 0)) + Fraction(int(start or 0), 10 ** len(start))
+    value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(start))
+    return Token("number", text[match.start() : end], value), end
+
+
+def _period_of(digits: str) -> tuple[str, str]:
+    """The digits before the period, and the period: the shortest one that the digits end with twice, or a digit three times."""
+    for length in range(1, len(digits) // 2 + 1):
+        period, times = digits[-length:], 3 if length == 1 else 2
+        if len(digits) >= times * length and digits.endswith(period * times):
+            start = digits
+            while start.endswith(period):
+                start = start[:-length]
+            return start, period
+    raise UnreadableTokenError("a decimal that goes on without a clear period")
+
+
+_FORMULA = re.compile(
+    r"\$\$(.{1,2000}?)\$\$|\\\[(.{1,2000}?)\\\]|\\\((.{1,2000}?)\\\)|(?<!\\)\$((?:[^$\\]|\\.){1,2000}?)\$", re.DOTALL
+)
+
+
+def formulas_in(text: str) -> list[str]:
+    r"""The formulas of a text, in order: what stands between `$`, `$$`, `\(` and `\)`, `\[` and `\]`."""
+    return [next(group for group in match.groups() if group is not None).strip() for match in _FORMULA.finditer(text)]

@@ -1,0 +1,289 @@
+"""Endpoints that differ: refused fields are found out once and remembered, replies of all shapes are read, and refusals for good
+stop a run."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from permix import cli
+from permix.config import ModelConfig
+from permix.errors import ConfigError
+from permix.inference.openai import MAX_REFUSALS
+from permix.inference.request_body import (
+    FilteredReplyError,
+    MalformedReplyError,
+    RequestBody,
+    is_system_refusal,
+    parse_chat_completion,
+    refusal_text,
+    refused_field,
+)
+from permix.types import Completion, Failure, Message, Request, Sampling
+from tests.inference.test_openai import model_at, questions
+from tests.sample_runs import endpoint, stability_values, toml
+from tests.servers import Action, Raw, Reply, openai_server
+
+USAGE = {"prompt_tokens": 20, "completion_tokens": 5}
+
+
+def refusal(message: str, status: int = 400, **more: Any) -> Raw:
+    return Raw(json.dumps({"error": {"message": message, "type": "invalid_request_error", **more}}).encode(), status)
+
+
+def reasoning_model(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+    """Like o1: another name for max_tokens, and no temperature but 1."""
+    if "max_tokens" in body:
+        return refusal(
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        )
+    if body.get("temperature", 1) != 1:
+        return refusal("Unsupported value: 'temperature' does not support 0 with this model.", param="temperature")
+    return Reply("18")
+
+
+def without_temperature(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+    return refusal("Unsupported parameter: 'temperature' is not supported.") if "temperature" in body else Reply("18")
+
+
+def without_seed(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+    detail = {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}
+    return Raw(json.dumps(detail).encode(), 422) if "seed" in body else Reply("18")
+
+
+def one_of_two(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+    both = "temperature" in body and "top_p" in body
+    return refusal("`temperature` and `top_p` cannot both be specified for this model.") if both else Reply("18")
+
+
+def top_p_below_one(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+    wrong = {"error": "Input validation error: `top_p` must be > 0.0 and < 1.0", "error_type": "validation"}
+    return Raw(json.dumps(wrong).encode(), 422) if body.get("top_p", 0.5) >= 1 else Reply("18")
+
+
+def streams_only(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+    if not body.get("stream"):
+        return refusal("parameter.enable_thinking must be set to false for non-streaming calls")
+    return events([{"delta": {"content": "1"}}, {"delta": {"content": "8"}, "finish_reason": "stop"}], usage=USAGE)
+
+
+def events(choices: list[dict[str, Any]], usage: Any = None) -> Raw:
+    lines = [json.dumps({"choices": [{"index": 0, **choice}]}) for choice in choices]
+    last = [json.dumps({"choices": [], "usage": usage})] if usage else []
+    return Raw(
+        "".join(f"data: {line}\n\n" for line in [*lines, *last, "[DONE]"]).encode(), headers={"Content-Type": "text/event-stream"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("habit", "changed"),
+    [
+        (reasoning_model, {"max_tokens", "temperature"}),
+        (without_temperature, {"temperature"}),
+        (without_seed, {"seed"}),
+        (one_of_two, {"top_p"}),
+        (top_p_below_one, {"top_p"}),
+        (streams_only, {"stream"}),
+    ],
+)
+def test_a_refused_field_is_found_out_once(habit: Any, changed: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with openai_server(habit) as server:
+        model = model_at(server.base_url, concurrency=1)
+        for _ in range(2):
+            found = [one.result for one in model.generate(questions(3), Sampling(max_new_tokens=40))]
+            assert [one.text for one in found if isinstance(one, Completion)] == ["18"] * 3
+        assert set(model.request_changes) == changed
+        assert len(server.asked) == 6 + len(changed)
+        said = capsys.readouterr().err
+        assert said.count("note: ") == len(changed)
+        assert "since it answered: HTTP 4" in said
+
+
+def test_what_was_found_out_is_remembered_in_the_run(tmp_path: Path) -> None:
+    with openai_server(reasoning_model) as server:
+        values = stability_values(tmp_path, server.base_url, model=endpoint(server.base_url))
+        (tmp_path / "run.toml").write_text(toml(values))
+        cli.run_cli(["stability", str(tmp_path / "run.toml")])
+        found = json.loads((tmp_path / "run" / "endpoint.json").read_text())
+        assert set(found) == {"max_tokens", "temperature"}
+        assert "max_completion_tokens" in found["max_tokens"]
+        n = len(server.asked)
+        records = tmp_path / "run" / "records.jsonl"
+        records.write_text("\n".join(records.read_text().splitlines()[:-2]) + "\n")
+        cli.run_cli(["stability", str(tmp_path / "run.toml")])
+        assert len(server.asked) == n + 2, "no field was tried again"
+
+
+def test_a_setting_that_matters_is_never_left_out() -> None:
+    with openai_server(lambda body, *_: refusal("`top_p` is not supported") if "top_p" in body else Reply("18")) as server:
+        found = [one.result for one in model_at(server.base_url).generate(questions(2), Sampling(temperature=1, top_p=0.9))]
+    assert all(isinstance(one, Failure) and "`top_p` is not supported" in one.message for one in found)
+
+
+@pytest.mark.parametrize(
+    ("message", "content", "answer", "reasoning"),
+    [
+        ({"content": [{"type": "text", "text": "18"}]}, None, "18", None),
+        (
+            {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "18"}]},
+            None,
+            "18",
+            "hm",
+        ),
+        ({"content": "18", "reasoning_content": "hm"}, None, "18", "hm"),
+        ({"content": "18", "reasoning": "hm"}, None, "18", "hm"),
+        ({"content": "<think>hm</think>18"}, None, "18", None),
+    ],
+)
+def test_content_and_thinking_of_all_shapes(message: dict[str, Any], content: None, answer: str, reasoning: str | None) -> None:
+    found = parse_chat_completion(reply(message))
+    assert (found.answer, found.reasoning) == (answer, reasoning)
+    assert found.thinking == ("hm" if "hm" in json.dumps(message) else "")
+
+
+def reply(message: dict[str, Any], finish: str | None = "stop", usage: Any = USAGE) -> bytes:
+    return json.dumps({"choices": [{"message": message, "finish_reason": finish}], "usage": usage}).encode()
+
+
+@pytest.mark.parametrize(
+    "message", [{"content": None, "reasoning_content": "hm"}, {"reasoning": "hm"}, {"content": None}, {"content": ""}]
+)
+@pytest.mark.parametrize("usage", [USAGE, None])
+def test_no_text_at_the_token_limit_is_an_empty_answer_that_was_cut_off(message: dict[str, Any], usage: Any) -> None:
+    found = parse_chat_completion(reply(message, "length", usage))
+    assert (found.text, found.finish, found.is_cut_off) == ("", "length", True)
+
+
+@pytest.mark.parametrize(
+    ("finish", "means"),
+    [
+        ("max_tokens", "length"),
+        ("MAX_TOKENS", "length"),
+        ("model_length", "length"),
+        ("eos", "stop"),
+        (None, "stop"),
+        ("STOP", "stop"),
+    ],
+)
+def test_finish_reasons_of_other_makers(finish: str | None, means: str) -> None:
+    assert parse_chat_completion(reply({"content": "half of it is"}, finish)).finish == means
+
+
+@pytest.mark.parametrize("content", [None, "", "I cannot"])
+def test_a_filtered_reply_is_no_answer(content: str | None) -> None:
+    with pytest.raises(FilteredReplyError, match="content filter"):
+        parse_chat_completion(reply({"content": content}, "content_filter"))
+    with openai_server(lambda *_: Reply(content, finish="content_filter", usage=USAGE)) as server:
+        (found,) = [one.result for one in model_at(server.base_url, retries=0).generate(questions(1), Sampling())]
+    assert isinstance(found, Failure)
+    assert found.type == "FilteredReplyError"
+    assert found.completion_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [(None, None), ({"prompt_tokens": 20.0, "completion_tokens": 5.0}, 5), ({"completion_tokens": True}, None)],
+)
+def test_usage_that_is_missing_is_unknown(usage: Any, tokens: int | None) -> None:
+    assert parse_chat_completion(reply({"content": "18"}, usage=usage)).completion_tokens == tokens
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"data: [DONE]\n\n",
+        b"data: {\n\n",
+        b'data: {"error": {"message": "overloaded"}}\n\n',
+        b"<html>Sign in</html>",
+        b"[" * 100_000,
+    ],
+)
+def test_replies_without_a_completion(body: bytes) -> None:
+    with pytest.raises(MalformedReplyError):
+        parse_chat_completion(body)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "System role not supported",
+        "Conversation roles must alternate user/assistant/user/assistant/...",
+        "Internal Server Error: jinja2.exceptions.TemplateError: System role not supported",
+    ],
+)
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_model_without_a_system_role_stops_the_run_and_names_the_way_out(message: str, status: int) -> None:
+    def habit(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+        return refusal(message, status) if body["messages"][0]["role"] == "system" else Reply("18")
+
+    asked = [Request((Message(role="system", content="You are p."), *one.messages), one.seed) for one in questions(20)]
+    assert is_system_refusal(message)
+    with openai_server(habit) as server:
+        model = model_at(server.base_url, concurrency=1)
+        assert len(list(model.generate(questions(3), Sampling()))) == 3
+        with pytest.raises(
+            ConfigError, match=r"takes no system message; give --personas\.template in_question.*not supported|alternate"
+        ):
+            list(model.generate(asked, Sampling()))
+        assert len(server.asked) == 3 + MAX_REFUSALS
+
+
+def test_a_refusal_of_everything_stops_after_a_few_with_the_servers_words() -> None:
+    with openai_server(lambda *_: refusal("this model answers no one")) as server:
+        with pytest.raises(ConfigError, match="refuses every request: HTTP 400: this model answers no one"):
+            list(model_at(server.base_url, concurrency=1).generate(questions(100), Sampling()))
+        assert len(server.asked) == MAX_REFUSALS
+
+
+def test_one_refused_request_among_answered_ones_is_a_failure_of_its_own() -> None:
+    def habit(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+        return Reply("18") if nth == 0 else refusal("This model's maximum context length is 64 tokens.")
+
+    with openai_server(habit) as server:
+        found = [one.result for one in model_at(server.base_url, concurrency=1).generate(questions(20), Sampling())]
+    assert sum(isinstance(one, Failure) for one in found) == 19
+
+
+def test_the_switch_of_thinking_and_extra_fields_are_sent() -> None:
+    with openai_server(lambda *_: Reply("18")) as server:
+        plain = model_at(server.base_url)
+        switched = model_at(server.base_url, thinking="off", extra_body='{"reasoning_effort": "low", "temperature": 0.5}')
+        list(switched.generate(questions(1), Sampling()))
+        body = server.asked[-1].body
+        assert body["chat_template_kwargs"] == {"enable_thinking": False, "thinking": False}
+        assert (body["reasoning_effort"], body["temperature"]) == ("low", 0.5)
+        assert plain.fingerprint != switched.fingerprint, "what changes the answers is identity"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"messages": []}', '{"stream": true}', '{"chat_template_kwargs": 1}'])
+def test_extra_fields_that_cannot_be_sent_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"must be a JSON object|permix sets itself"):
+        ModelConfig(backend="openai", base_url="http://127.0.0.1:1/v1", name="m", extra_body=text)
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "text"),
+    [
+        ({"message": "no", "param": "seed"}, "seed", "no"),
+        ({"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs"}]}, "seed", "seed: Extra inputs"),
+        ({"error": "words"}, None, "words"),
+        ({"error": {"message": "deep"}}, None, "deep"),
+        ("plain", None, "plain"),
+        (None, None, "null"),
+    ],
+)
+def test_error_bodies_of_several_makers(body: Any, field: str | None, text: str) -> None:
+    assert refused_field(body) == field
+    assert refusal_text(body) == text
+
+
+def test_a_body_in_flight_gets_the_changes_that_others_found() -> None:
+    body = RequestBody("m")
+    sent = body.build((Message(role="user", content="q"),), 2**40 + 7, Sampling(max_new_tokens=9))
+    assert (sent["seed"], sent["max_tokens"]) == (7, 9)
+    assert body.adapt("use max_completion_tokens", None, sent) == "max_tokens"
+    changed = body.rebuild(sent)
+    assert (changed["max_completion_tokens"], "max_tokens" in changed) == (9, False)
+    assert body.adapt("use max_completion_tokens", None, changed) is None

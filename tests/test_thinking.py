@@ -1,0 +1,105 @@
+"""Thinking is separated from the answer, in every form that public models write."""
+
+import json
+import time
+
+import pytest
+
+from permix.thinking import SplitCompletion, answer_of, split_thinking
+from permix.types import Completion
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "thinking"),
+    [
+        ("The answer is 7.", "The answer is 7.", ""),
+        ("", "", ""),
+        ("<think>\nhm \\boxed{3}\n</think>\n\nIt is 7.", "It is 7.", "hm \\boxed{3}"),
+        ("hm, 3?\n</think>\n\nIt is 7.", "It is 7.", "hm, 3?"),  # the template opened the block
+        ("<think></think>\n\n7", "7", ""),
+        ("<think>\n\n</think>\n7", "7", ""),
+        ("<think>a</think>b<think>c</think>7", "7", "ab c"),
+        ("<THINK>a</THINK>7", "7", "a"),
+        ("<thinking>a</thinking>7", "7", "a"),
+        ("<thought>a</thought>7", "7", "a"),
+        ("<seed:think>a</seed:think>7", "7", "a"),
+        ("[THINK]a[/THINK]7", "7", "a"),
+        ("◁think▷a◁/think▷7", "7", "a"),
+        ("<|START_THINKING|>a<|END_THINKING|>7", "7", "a"),
+        ("<think>a</think>", "", "a"),
+        ("<think>a</think>\n", "", "a"),
+        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>7<|return|>", "7", "a"),
+        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary<|message|>b<|end|>"
+         "<|start|>assistant<|channel|>final<|message|>7", "7", "a\nb"),
+        ("analysisWe need 7.assistantfinalIt is 7.", "It is 7.", "We need 7."),
+        ("analysis of the problem: 7", "analysis of the problem: 7", ""),  # prose
+        ("I think 7. <b>bold</b>", "I think 7. <b>bold</b>", ""),
+    ],
+)  # fmt: skip
+def test_closed_thinking(completion: str, answer: str, thinking: str) -> None:
+    found = split_thinking(completion)
+    assert found.answer == answer
+    assert found.thinking.split() == thinking.replace("ab c", "a b c" if " " in found.thinking else "abc").split()
+    assert not found.unclosed
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "<think>\nSo \\boxed{18}. But wait, let me re-read",
+        "<think>a</think>b<think>again \\boxed{18}",
+        "[THINK]a \\boxed{18}",
+        "Sure. <think>a \\boxed{18}",
+        "<|channel|>analysis<|message|>We need \\boxed{18}",
+        "analysisWe need \\boxed{18}",
+    ],
+)
+def test_thinking_that_never_ends_leaves_no_answer(completion: str) -> None:
+    found = split_thinking(completion)
+    assert (found.answer, found.unclosed) == ("", True)
+    assert "18" in found.thinking
+
+
+def test_a_megabyte_takes_linear_time() -> None:
+    start = time.process_time()
+    for text in (
+        "<think>" * 150_000,
+        "</think>" * 120_000,
+        "<think>a</think>" * 60_000,
+        "[THINK" * 150_000,
+        "<|channel|>" * 90_000,
+    ):
+        answer_of(text)
+    assert time.process_time() - start < 10  # well under a second; quadratic would be hours
+
+
+def test_a_completion_keeps_its_thinking_beside_the_answer() -> None:
+    completion = Completion(text="<think>hm</think>7", prompt_tokens=1, completion_tokens=2, finish="stop")
+    assert (completion.answer, completion.thinking, completion.is_thinking_unclosed, completion.is_cut_off) == (
+        "7",
+        "hm",
+        False,
+        False,
+    )
+    assert "reasoning" not in json.loads(completion.model_dump_json())
+    apart = Completion(text="7", prompt_tokens=1, completion_tokens=2, finish="stop", reasoning="hm")
+    assert (apart.answer, apart.thinking) == ("7", "hm")
+    assert Completion.model_validate_json(apart.model_dump_json()) == apart
+
+
+@pytest.mark.parametrize(
+    ("completion", "cut_off"),
+    [
+        (Completion(text="<think>hm", prompt_tokens=1, completion_tokens=2, finish="stop"), True),
+        (Completion(text="<think>hm", prompt_tokens=1, completion_tokens=2, finish=None), True),
+        (Completion(text="", prompt_tokens=1, completion_tokens=2, finish="length", reasoning="hm"), True),
+        (Completion(text="7", prompt_tokens=1, completion_tokens=2, finish="length"), True),
+        (Completion(text="7", prompt_tokens=1, completion_tokens=2, finish=None), None),
+    ],
+)
+def test_what_counts_as_cut_off(completion: Completion, cut_off: bool | None) -> None:
+    assert completion.is_cut_off is cut_off
+
+
+def test_the_record_of_a_split() -> None:
+    assert split_thinking("7") == SplitCompletion("7", "", False)

@@ -1,0 +1,191 @@
+"""Final answers are found in what models write, by kind of answer."""
+
+import time
+
+import pytest
+
+from permix.tasks.answers import (
+    extract_choice,
+    extract_expression,
+    extract_marked_number,
+    extract_number,
+    extract_number_as_written,
+    extract_text,
+    same_text,
+)
+from permix.tasks.base import MAX_COMPLETION_CHARS
+from permix.verification.extraction import number_readings, offered_choices
+
+QUESTION = "Which is prime?\nA) 4\nB) 5\nC) six\nD) 8"
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        (r"\boxed{18}", "18"),
+        (r"\boxed{18 doubloons}, matey! I'd wager 5 more.", "18"),
+        (r"\boxed{18 cups}. 3 left", "18"),
+        (r"\boxed{€18}. 3 left", "18"),
+        (r"\boxed{\textbf{18}} and 2 for luck", r"\textbf{18}"),
+        (r"\boxed{x = 18}. 3 left", "18"),
+        (r"\boxed{\text{Total: } 18 \text{ apples}}. 3 left", "18"),
+        (r"\boxed{18 😀} 3", "18"),
+        (r"\boxed{18 \text{ m}^2} 3", "18 \\text{ m}^2"),
+        (r"\boxed{12\,000}", "12\\,000"),
+        (r"\boxed{-\$18}", r"-\$18"),
+        (r"\boxed{26-13}", None),
+        (r"\boxed{12*13}", None),
+        (r"\boxed{2^{7}}", None),
+        (r"\boxed{\sqrt{9}}", None),
+        (r"\boxed{18x}", None),
+        (r"\boxed{3 or 4}", None),
+        (r"\boxed{1} and \boxed{2}", None),
+        (r"\boxed{2} \text{ or } \boxed{2}", "2"),
+        (r"\boxed{} The answer is 18.", "18"),
+        (r"\boxed{?} so 18", "18"),
+        (r"So 26 - 13 = 13", "13"),
+        ("What is 26 - 13?", None),
+        ("It is 18 (2 × 9).", "18"),
+        ("It is 7 + 5", None),
+        ("(3)(4)", "4"),
+        ("The answer is 18. I'd wager 5 more.", "18"),
+        ("<answer>18</answer> 3", "18"),
+        ("The answer is $18$, and 3 are left.", "$18$"),
+        ("１２", "12"),
+        ("no number", None),
+    ],
+)
+def test_numbers(completion: str, answer: str | None) -> None:
+    assert extract_number(completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("48+96 #### 144\n\nQuestion: Tom has 5.\n#### 7", "144"),
+        ("#### $1,200.00", "1200"),
+        ("#### none\n18", "18"),
+        (r"#### 7 \boxed{18}", "18"),
+    ],
+)
+def test_marked_numbers(completion: str, answer: str | None) -> None:
+    assert extract_marked_number(completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("written", "readings"),
+    [
+        ("1,234.5", {"1234.5"}),
+        ("1.234,5", {"1234.5"}),
+        ("1.500", {"1.5", "1500"}),
+        ("2,5", {"2.5"}),
+        ("1 500", {"1500", "500"}),
+        ("1\u202f500,25", {"1500.25"}),
+        ("1'234'567", {"1234567"}),
+        ("1,50,000", {"150000"}),
+        ("12%", {"12%"}),
+        ("-3", {"-3"}),
+        ("1.2.3", set()),
+    ],
+)
+def test_number_notations(written: str, readings: set[str]) -> None:
+    assert number_readings(written) == readings
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("Es bleiben 1.500 Euro.", "1.500"),
+        ("Die Antwort ist 2,5.", "2,5"),
+        ("Il reste 1 500 euros.", "1 500"),
+        (r"\boxed{1.500}", "1.500"),
+    ],
+)
+def test_numbers_as_they_are_written(completion: str, answer: str) -> None:
+    assert extract_number_as_written(completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        (r"The roots are $\boxed{-3}$ and $\boxed{8}$.", "-3, 8"),
+        (r"First \boxed{2}. Later we find \boxed{3}", "3"),
+        (r"x = \boxed{2}, y = \boxed{3}", "2, 3"),
+        ("Final Answer: The final answer is $x^2+1$. I hope it is correct.", "$x^2+1$"),
+        ("**Final Answer**\n\\[\n\\frac{3}{7}\n\\]", "\\[\n\\frac{3}{7}\n\\]"),
+        ("The answer is therefore $7$", "$7$"),
+        ("The answer is $2$ or $3$", "$2$, $3$"),
+        ("Answer $9$", "$9$"),
+        ("Final Answer: The volume of $ABC$ is 120. I hope it is correct.", "120"),
+        ("Answer: The area equals 24 square units.", "24 square units"),
+        ("It is \\(18\\).", "\\(18\\)"),
+        ("no formula here", None),
+    ],
+)
+def test_expressions(completion: str, answer: str | None) -> None:
+    assert extract_expression(completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        (r"\boxed{\text{C}}", "C"),
+        (r"\boxed{\textbf{(C)}}", "C"),
+        (r"\boxed{C) six}", "C"),
+        (r"\boxed{\text{Option C}}", "C"),
+        (r"\boxed{six}", "C"),
+        (r"\boxed{E}", "E"),  # not offered: wrong, and kept for the record
+        (r"\boxed{BC}", "BC"),
+        ("Aye, 'tis B. I be sure of it.", "B"),
+        ("C. A fine riddle", "C"),
+        ("The answer is (B), since A is even.", "B"),
+        ("The answer is six.", "C"),
+        ("I think so", None),
+        ("A fine riddle", None),
+        ("E", None),
+        ("Answer: **D**", "D"),
+        ("a) b) c)", None),
+    ],
+)
+def test_choices(completion: str, answer: str | None) -> None:
+    assert extract_choice(completion, QUESTION) == answer
+
+
+def test_offered_choices() -> None:
+    assert offered_choices(QUESTION) == {"A": "4", "B": "5", "C": "six", "D": "8"}
+    assert offered_choices("A) is not a list") == {}
+    assert offered_choices(f"Read this.\nB) stray\n{QUESTION}\n\nEnd with the letter.") == offered_choices(QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "same"),
+    [
+        (r"\text{Paris}", "Paris", True),
+        ("**Paris**", "paris", True),
+        ('"Paris."', "Paris", True),
+        ("O’Neil", "O'Neil", True),
+        ("New   York", "new york", True),
+        ("Paris, France", "Paris", False),
+        ("", "", False),
+    ],
+)
+def test_texts(answer: str, gold: str, same: bool) -> None:
+    assert same_text(answer, gold) is same
+
+
+@pytest.mark.parametrize(
+    "unit", [r"\boxed{", r"\boxed{1} and ", "The answer is ", "$", r"\[", r"\(", "<answer>", "1 - ", "A) ", "#### ", "1.", "1 "]
+)
+def test_a_long_answer_takes_linear_time(unit: str) -> None:
+    text = unit * (MAX_COMPLETION_CHARS // len(unit))
+    start = time.process_time()
+    for extract in (
+        extract_number,
+        extract_marked_number,
+        extract_number_as_written,
+        extract_expression,
+        extract_text,
+        extract_choice,
+    ):
+        extract(text, QUESTION)
+    assert time.process_time() - start < 60  # a few seconds; quadratic would be hours
