@@ -189,8 +189,9 @@ class Letters:
     def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
         return {"input_ids": [ord(letter) for letter in text]}
 
-    def apply_chat_template(self, messages: Any, **_: Any) -> dict[str, list[int]]:
-        return self("".join(message["content"] for message in messages), add_special_tokens=False)
+    def apply_chat_template(self, messages: Any, *, tokenize: bool = True, **_: Any) -> dict[str, list[int]] | str:
+        text = "".join(message["content"] for message in messages)
+        return self(text, add_special_tokens=False) if tokenize else text
 
 
 def test_what_the_model_cannot_read_is_left_out_of_a_teachers_samples() -> None:

@@ -146,7 +146,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("unloaded")
 @pytest.mark.parametrize(
     ("template", "said"),
-    [(None, "its tokenizer has no chat template"), (tiny.SYSTEM_IGNORED, "its chat template takes no system message")],
+    [(None, "its tokenizer has no chat template"), (tiny.SYSTEM_IGNORED, "chat template takes no system message")],
 )
 def test_a_model_that_cannot_be_given_a_persona_is_refused(
     tiny_model: Path, tmp_path: Path, template: str | None, said: str

@@ -159,12 +159,30 @@ def _with_thinking_switch(template: Any, thinking: ThinkingSwitch, source: str) 
     return "".join(f"{{%- set {name} = {value} -%}}" for name in names) + str(template)
 
 
+class _TemplateFacts(NamedTuple):
+    """What a chat template does: whether it writes system messages, and the tag of thinking that it opens before an answer."""
+
+    template: Any
+    takes_system: bool
+    opened_thinking: str
+
+
+def _template_facts(tokenizer: Any) -> _TemplateFacts:
+    """Found out once for each tokenizer and template."""
+    template = getattr(tokenizer, "chat_template", None)
+    facts: _TemplateFacts | None = getattr(tokenizer, "_permix_template_facts", None)
+    if facts is None or facts.template != template:
+        question = [{"role": "user", "content": TEMPLATE_MARKER}]
+        prompt = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+        opened = opening_tag_at_end(prompt.rpartition(TEMPLATE_MARKER)[2])
+        facts = _TemplateFacts(template, _system_frame(tokenizer) is not None, opened)
+        tokenizer._permix_template_facts = facts
+    return facts
+
+
 def takes_system_message(tokenizer: Any) -> bool:
     """Whether the chat template writes a system message's text. Gemma's and Mistral's first ones refuse or drop it."""
-    if getattr(tokenizer, "_permix_system_template", None) != tokenizer.chat_template:
-        tokenizer._permix_system_template = tokenizer.chat_template
-        tokenizer._permix_takes_system = _system_frame(tokenizer) is not None
-    return bool(tokenizer._permix_takes_system)
+    return _template_facts(tokenizer).takes_system
 
 
 def opened_thinking(tokenizer: Any) -> str:
@@ -173,10 +191,7 @@ def opened_thinking(tokenizer: Any) -> str:
     A completion then starts inside its thinking, so the tag must be put before its text: without it thinking that never ends
     would look like an answer.
     """
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": TEMPLATE_MARKER}], tokenize=False, add_generation_prompt=True
-    )
-    return opening_tag_at_end(prompt.rpartition(TEMPLATE_MARKER)[2])
+    return _template_facts(tokenizer).opened_thinking
 
 
 def load_causal_lm(source: str, dtype: "torch.dtype", device: str) -> Any:
