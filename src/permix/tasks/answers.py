@@ -6,6 +6,7 @@ that is not a part of an expression, the last formula, the last line, the last l
 """
 
 import re
+from collections.abc import Iterable, Iterator
 
 from permix.types import canonical_text
 from permix.verification.extraction import (
@@ -22,35 +23,40 @@ from permix.verification.extraction import (
     offered_choices,
     without_boxes,
 )
-from permix.verification.latex import TEXT_COMMAND
-from permix.verification.math_verifier import numbers_equal
+from permix.verification.latex import without_text_commands
+from permix.verification.math_verifier import is_number_text
+
+
+def _stated_answers(completion: str) -> Iterator[str]:
+    """What a completion marks as its answer: the content of its last box, of its last tags, and what "answer is" names."""
+    for extract in (extract_boxed, extract_tagged, extract_named_answer):
+        text = extract(completion)
+        if text is not None and text.strip():
+            yield text
 
 
 def extract_number(completion: str, question: str = "") -> str | None:
     """A plain number. A box with an expression holds no answer: the verifier would evaluate `12*13`."""
-    marked = _marked_number(completion)
+    marked = _stated_number(_stated_answers(completion))
     return marked if marked is not None else last_result(without_boxes(completion))
 
 
 def extract_number_as_written(completion: str, question: str = "") -> str | None:
     """A plain number in the notation of any language: "1.500", "2,5"."""
-    boxed = extract_boxed(completion)
-    if boxed is not None and (written := last_written_number(boxed)) is not None and number_in_box(boxed) is not None:
-        return boxed if numbers_equal(boxed, boxed) else written
-    for text in (extract_tagged(completion), extract_named_answer(completion)):
-        if text is not None and (written := last_written_number(text)) is not None and number_in_box(text) is not None:
-            return written
-    marked = _marked_number(completion)
+    stated = list(_stated_answers(completion))
+    for text in stated:
+        if (written := last_written_number(text)) is not None and number_in_box(text) is not None:
+            return text if text == extract_boxed(completion) and is_number_text(text) else written
+    marked = _stated_number(stated)
     return marked if marked is not None else last_written_number(without_boxes(completion))
 
 
-def _marked_number(completion: str) -> str | None:
-    for text in (extract_boxed(completion), extract_tagged(completion), extract_named_answer(completion)):
-        if text is not None and text.strip():
-            if numbers_equal(text, text):
-                return text
-            if (number := number_in_box(text)) is not None:
-                return number
+def _stated_number(stated: Iterable[str]) -> str | None:
+    for text in stated:
+        if is_number_text(text):
+            return text
+        if (number := number_in_box(text)) is not None:
+            return number
     return None
 
 
@@ -64,19 +70,13 @@ def extract_marked_number(completion: str, question: str = "") -> str | None:
 
 def extract_expression(completion: str, question: str = "") -> str | None:
     """Mathematics of any form."""
-    for text in (extract_boxed(completion), extract_tagged(completion), extract_named_answer(completion)):
-        if text is not None and text.strip():
-            return text
-    return extract_last_formula(completion)
+    return next(_stated_answers(completion), None) or extract_last_formula(completion)
 
 
 def extract_text(completion: str, question: str = "") -> str | None:
     """A text: without a box or an "answer is", the last line that is not blank."""
-    for text in (extract_boxed(completion), extract_tagged(completion), extract_named_answer(completion)):
-        if text is not None and text.strip():
-            return text
-    lines = [line.strip() for line in completion.splitlines() if line.strip()]
-    return lines[-1] if lines else None
+    lines = (line.strip() for line in reversed(completion.splitlines()) if line.strip())
+    return next(_stated_answers(completion), None) or next(lines, None)
 
 
 _QUOTES = str.maketrans(
@@ -86,15 +86,13 @@ _QUOTES = str.maketrans(
 
 def normalise_text(text: str) -> str:
     """A text without case, spacing, Unicode form, quotation marks and type around it, LaTeX's `\\text`, and a final full stop."""
-    while (stripped := TEXT_COMMAND.sub("{", text)) != text:
-        text = stripped
+    text = without_text_commands(text)
     text = re.sub(r"[{}$]|\\[ ,;]", " ", text) if "\\" in text or "{" in text else text
     return canonical_text(text.translate(_QUOTES)).strip(" *_`\"'.,!")
 
 
 def same_text(answer: str, gold: str) -> bool:
-    """Whether two texts are equal, ignoring case, spacing, Unicode form, type, quotation marks around them and a final full
-    stop."""
+    """Whether two texts are equal as `normalise_text` writes them, and not blank."""
     return normalise_text(answer) == normalise_text(gold) != ""
 
 

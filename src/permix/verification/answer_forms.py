@@ -1,5 +1,7 @@
-r"""What a final answer is: a number or an expression with its unit, a list, a tuple, an interval, a set, a matrix, an equation,
-an inequality, a time of day, a number in a base. `read_form` reads a whole text; `forms_equal` compares two forms.
+r"""The forms of a final answer: `read_form` reads a whole text, `forms_equal` compares two forms.
+
+A form is a number or an expression with its unit, a list, a tuple, an interval, a set, a matrix, an equation, an inequality, a
+ratio, a time of day, or a number in a base.
 
 The gold decides what an answer must look like: where the gold has a plain number, the answer must have one (`26-13` is no answer
 for 13).
@@ -30,11 +32,14 @@ MAX_ITEMS = 60
 
 # One spelling for each unit. Units of other words (apples, students) are read and ignored.
 _UNIT_SPELLINGS = """
-    mm millimeter millimetre; cm centimeter centimetre; m meter metre; km kilometer kilometre; in inch inche; ft foot feet;
-    yd yard; mi mile; s sec second; min minute; h hr hour; day; week wk; month; year yr; mg milligram; g gram; kg kilogram; lb
-    pound; oz ounce; t ton tonne; ml milliliter millilitre; l liter litre; gal gallon; qt quart; pt pint; cup; dollar usd $; cent
-    ¢; euro eur €; gbp £; yen ¥; rupee ₹; degree deg °; rad radian; % percent pct; mph; km/h kph kmh; hz hertz; j joule; n
-    newton; w watt; acre; am; pm; celsius; fahrenheit; kelvin
+    mm millimeter millimetre; cm centimeter centimetre; m meter metre; km kilometer kilometre;
+    in inch inche; ft foot feet; yd yard; mi mile; acre;
+    s sec second; min minute; h hr hour; day; week wk; month; year yr; am; pm;
+    mg milligram; g gram; kg kilogram; t ton tonne; lb pound; oz ounce;
+    ml milliliter millilitre; l liter litre; gal gallon; qt quart; pt pint; cup;
+    dollar usd $; cent ¢; euro eur €; gbp £; yen ¥; rupee ₹; % percent pct;
+    degree deg °; rad radian; celsius; fahrenheit; kelvin;
+    mph; km/h kph kmh; hz hertz; j joule; n newton; w watt
 """
 
 _UNITS = {spelling: unit.split()[0] for unit in _UNIT_SPELLINGS.split(";") for spelling in unit.split()}
@@ -51,17 +56,8 @@ _WORDS_WITH_VALUE = """
 _CURRENCIES = {"\\$": "dollar", "$": "dollar", "€": "euro", "£": "gbp", "¥": "yen", "₹": "rupee", "¢": "cent", "%": "%"}
 
 _RELATIONS = {
-    "=": "=",
-    "<": "<",
-    ">": ">",
-    "le": "<=",
-    "ge": ">=",
-    "ne": "!=",
-    "in": "in",
-    "approx": "=",
-    "sim": "~",
-    "equiv": "==",
-}
+    "=": "=", "approx": "=", "<": "<", ">": ">", "le": "<=", "ge": ">=", "ne": "!=", "in": "in", "sim": "~", "equiv": "==",
+}  # fmt: skip
 
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 
@@ -192,13 +188,18 @@ def _commands_for_words(tokens: list[Token]) -> list[Token]:
     return found
 
 
+def _depth_change(token: Token) -> int:
+    """1 for a token that opens a bracket or an environment, -1 for one that closes it, else 0."""
+    mark = token.text if token.kind in ("sign", "command") else token.kind if token.kind in ("begin", "end") else ""
+    return (mark in _OPENING) - (mark in _CLOSING)
+
+
 def _split(tokens: Sequence[Token], is_separator: Callable[[Token], bool]) -> list[list[Token]]:
     """The parts between separators that are outside of all brackets."""
     parts: list[list[Token]] = [[]]
     depth = 0
     for token in tokens:
-        mark = token.text if token.kind in ("sign", "command") else token.kind if token.kind in ("begin", "end") else ""
-        depth += (mark in _OPENING) - (mark in _CLOSING)
+        depth += _depth_change(token)
         if depth == 0 and is_separator(token):
             parts.append([])
         else:
@@ -247,7 +248,7 @@ def _read_one(tokens: Sequence[Token], depth: int) -> Form:
         raise UnreadableError("nothing to read")
     if any(token.text in ("pm", "mp") and token.kind == "command" for token in tokens):
         return _plus_and_minus(tokens, depth)
-    if any(token.kind in ("command", "sign") and token.text in _RELATIONS for token in tokens):
+    if any(map(_is_relation, tokens)):
         parts = _split(tokens, _is_relation)
         if len(parts) > 1:
             signs = [_RELATIONS[token.text] for token in _outer(tokens) if _is_relation(token)]
@@ -278,8 +279,7 @@ def _outer(tokens: Sequence[Token]) -> list[Token]:
     """The tokens outside of all brackets."""
     found, depth = [], 0
     for token in tokens:
-        mark = token.text if token.kind in ("sign", "command") else token.kind if token.kind in ("begin", "end") else ""
-        depth += (mark in _OPENING) - (mark in _CLOSING)
+        depth += _depth_change(token)
         if depth == 0:
             found.append(token)
     return found
@@ -347,8 +347,7 @@ def _is_one_group(tokens: Sequence[Token]) -> bool:
     """Whether the first token opens a bracket that the last one closes."""
     depth = 0
     for place, token in enumerate(tokens):
-        if token.kind in ("sign", "command"):
-            depth += (token.text in _OPENING) - (token.text in _CLOSING)
+        depth += _depth_change(token)
         if depth == 0:
             return place == len(tokens) - 1 and place > 0
     return False
@@ -424,9 +423,9 @@ def _read_equation(parts: list[list[Token]], depth: int) -> Form:
     if name is not None and len(parts) == 2:
         return Assignment(name, _read_one(parts[1], depth + 1))
     values = [_read_quantity(part) for part in (parts if name is None else parts[1:])]
-    # "2/3 = 0.67 = 67%": the parts of a chain must be equal, whatever they are written as.
     if name is None and len(parts) == 2 and (variables_of(values[0].node) or variables_of(values[1].node)):
         return Relation("=", values[0].node, values[1].node)
+    # "2/3 = 0.67 = 67%": the parts of a chain must be equal, whatever they are written as.
     if not all(_quantities_equal(left, right) or _quantities_equal(right, left) for left, right in pairwise(values)):
         raise UnreadableError("a chain of equations that does not hold")
     return values[-1] if name is None else Assignment(name, values[-1])
@@ -594,12 +593,7 @@ def forms_equal(answer: Form, gold: Form) -> bool:
     if isinstance(gold, Quantity):
         return isinstance(_single(answer), Quantity) and _quantities_equal(_single(answer), gold)  # type: ignore[arg-type]
     if isinstance(answer, Quantity):
-        return (
-            isinstance(gold, Collection)
-            and len(gold.items) == 1
-            and gold.brackets in ("", "{}")
-            and forms_equal(answer, gold.items[0])
-        )
+        return _single(gold) is not gold and forms_equal(answer, _single(gold))
     if isinstance(gold, Union) or isinstance(answer, Union):
         left, right = _as_union(answer), _as_union(gold)
         return left is not None and right is not None and _unions_equal(left, right)
@@ -641,6 +635,7 @@ def _parts_proportional(answer: Ratio, gold: Ratio) -> bool:
 
 
 def _single(form: Form) -> Form:
+    """The one item of a set with one item; any other form as it is."""
     return form.items[0] if isinstance(form, Collection) and len(form.items) == 1 and form.brackets == "{}" else form
 
 

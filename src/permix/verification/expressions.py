@@ -9,7 +9,6 @@ All work is bounded: nesting, length, the size of exact numbers and of exponents
 """
 
 import math
-import operator
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -147,8 +146,8 @@ class _Reader:
         sign = self.peek()
         if sign == "|":
             return not self.inside_bars
-        return sign in ("<letter>", "(", "[", "{", "frac", "sqrt", "binom", "lfloor", "lceil", "pi", "sqrt[") or (
-            sign in FUNCTIONS or sign in GREEK or sign in ACCENTS or sign == "operatorname"
+        return sign in ("<letter>", "(", "[", "{", "frac", "sqrt", "binom", "lfloor", "lceil", "pi") or (
+            sign in FUNCTIONS or sign in GREEK or sign in ACCENTS
         )
 
     def power(self) -> Node:
@@ -538,7 +537,6 @@ def _elementary_functions() -> Mapping[str, Callable[[Value], Value]]:
 
 
 def _make_functions(mp: Any) -> Mapping[str, Callable[[Value], Value]]:
-
     def inverse(x: Any, _: Any) -> Any:
         return 1 + 1 / (abs(1 - x * x) + mp.eps)
 
@@ -724,10 +722,9 @@ def expressions_equal(a: Node, b: Node) -> bool:
 
 
 def proportional(a: Node, b: Node, *, positive: bool = False) -> bool:
-    """Whether a / b is the same constant at every point, so that a = 0 and b = 0 are the same equation; `positive`: and it is >
-    0.
+    """Whether a / b is the same constant at every point, so that a = 0 and b = 0 are the same equation.
 
-    Raises UnreadableError if they cannot be evaluated.
+    `positive`: the constant must be above 0, as for inequalities. Raises UnreadableError if they cannot be evaluated.
     """
     names = sorted(variables_of(a) | variables_of(b))
     ratios = []
@@ -748,4 +745,4 @@ def proportional(a: Node, b: Node, *, positive: bool = False) -> bool:
 
 def less(a: Node, b: Node) -> bool:
     """Whether a < b, for two real numbers. Raises UnreadableError."""
-    return bool(operator.lt(_real(evaluate(a, {})), _real(evaluate(b, {}))))
+    return bool(_real(evaluate(a, {})) < _real(evaluate(b, {})))

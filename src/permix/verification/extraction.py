@@ -8,7 +8,7 @@ Thinking is removed first.
 import re
 from collections.abc import Collection
 
-from permix.verification.latex import INVISIBLE, MINUS_SIGNS, TEXT_COMMAND, clean_latex, fold_digits
+from permix.verification.latex import INVISIBLE, MINUS_SIGNS, clean_latex, fold_digits, unwrap_text, without_text_commands
 
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
@@ -132,7 +132,7 @@ def _after_verb(sentence: str) -> str:
 
 
 def extract_last_formula(completion: str) -> str | None:
-    """The last formula of the last line that holds one, or None."""
+    """The last formula of a completion, or None."""
     found = _ANY_FORMULA.findall(completion)
     return found[-1] if found else None
 
@@ -187,17 +187,20 @@ def last_number(text: str) -> str | None:
     return None if last is None else _canonical_number(last)
 
 
+def _is_operand(text: str, match: re.Match[str]) -> bool:
+    """Whether a number in a text is a part of an expression, such as the 13 of "26 - 13"."""
+    before = text[max(0, match.start() - 24) : match.start()]
+    return bool(_OPERATOR_BEFORE.search(before) or _OPERATOR_AFTER.match(text, match.end()))
+
+
 def last_result(text: str) -> str | None:
-    """The last number in a text that is not a part of an expression: of "26 - 13" none, of "26 - 13 = 13" 13, of "18 (2 × 9)"
-    18."""
+    """The last number in a text that is not a part of an expression, in canonical form, or None.
+
+    "26 - 13" has none, "26 - 13 = 13" has 13, and "18 (2 × 9)" has 18.
+    """
     text = _normalise(text)
-    found = list(_NUMBER_IN_TEXT.finditer(text))
-    for match in reversed(found):
-        before = text[max(0, match.start() - 24) : match.start()]
-        is_operand = _OPERATOR_BEFORE.search(before) or _OPERATOR_AFTER.match(text, match.end())
-        if not is_operand:
-            return _canonical_number(match)
-    return None
+    found = reversed(list(_NUMBER_IN_TEXT.finditer(text)))
+    return next((_canonical_number(match) for match in found if not _is_operand(text, match)), None)
 
 
 _NAME_BEFORE = re.compile(r"\s*(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?|\\text\{[^{}]*\})\s*(?:=|\\approx)\s*")
@@ -214,10 +217,10 @@ def number_in_box(content: str) -> str | None:
     """
     text = _normalise(INVISIBLE.sub("", content))
     text = re.sub(r"(?<=[0-9])(?:\\,|\\ |\{,\}|,\\!|[\u00a0\u2009\u202f])(?=[0-9]{3}(?![0-9]))", "", text)
-    while (stripped := TEXT_COMMAND.sub("{", text)) != text:
-        text = stripped
+    text = without_text_commands(text)
     text = re.sub(r"\\[,;:! ]|\\q?quad|\*\*", " ", text).replace("{", " ").replace("}", " ")
-    text = _NAME_BEFORE.sub("", text, count=1) if _NAME_BEFORE.match(text) else text
+    if name := _NAME_BEFORE.match(text):
+        text = text[name.end() :]
     found = list(_NUMBER_IN_TEXT.finditer(text))
     if len(found) != 1:
         return None
@@ -250,12 +253,11 @@ def offered_choices(question: str) -> dict[str, str]:
 
 
 def choice_letter(text: str, offered: Collection[str]) -> str | None:
-    r"""The letter that a box or a named answer states: "C", "(c)", `\text{C}`, "C) the moon", "Option C". None if it is not
-    offered."""
-    plain = clean_latex(text)
-    while (stripped := re.sub(r"\\text\{([^{}]*)\}", r"\1 ", plain)) != plain:
-        plain = stripped
-    plain = plain.strip(" *_.\"'`")
+    r"""The letter that a box or a named answer states: "C", "(c)", `\text{C}`, "C) the moon", "Option C"; None if it states none.
+
+    A letter that is not offered counts as none. Without choices in `offered` every letter counts.
+    """
+    plain = unwrap_text(clean_latex(text), after=" ").strip(" *_.\"'`")
     match = _CHOICE_IN_BOX.match(plain)
     if match is None:
         return None
@@ -286,7 +288,7 @@ _WRITTEN_NUMBER = re.compile(
 )
 
 _NOTATIONS = (
-    (re.compile(rf"{DIGITS}"), ",", "."),  # 1,234.5 and 1,50,000
+    (re.compile(DIGITS), ",", "."),  # 1,234.5 and 1,50,000
     (re.compile(r"[0-9]{1,3}(?:\.[0-9]{3})+(?:,[0-9]+)?|[0-9]+,[0-9]+"), ".", ","),  # 1.234,5
     (re.compile(r"[0-9]{1,3}(?:[ \u00a0\u202f\u2009][0-9]{3})+(?:[.,][0-9]+)?"), " \u00a0\u202f\u2009", ".,"),  # 1 234,5
     (re.compile(r"[0-9]{1,3}(?:['\u2019][0-9]{3})+(?:\.[0-9]+)?"), "'\u2019", "."),  # 1'234.5
@@ -294,14 +296,10 @@ _NOTATIONS = (
 
 
 def last_written_number(text: str) -> str | None:
-    """The last number of a text that is not a part of an expression, as it is written: "1.500", "2,5", "1 500", "1'234.5",
-    "12%"."""
+    """The last number of a text that is not a part of an expression, as it is written: "1.500", "2,5", "1 500", "12%"."""
     text = _normalise(text)
-    for match in reversed(list(_WRITTEN_NUMBER.finditer(text))):
-        before = text[max(0, match.start() - 24) : match.start()]
-        if not (_OPERATOR_BEFORE.search(before) or _OPERATOR_AFTER.match(text, match.end())):
-            return match[0]
-    return None
+    found = reversed(list(_WRITTEN_NUMBER.finditer(text)))
+    return next((match[0] for match in found if not _is_operand(text, match)), None)
 
 
 def number_readings(written: str) -> set[str]:

@@ -30,7 +30,7 @@ _SIGNS = {
     "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "×": r"\times ", "✕": r"\times ", "÷": r"\div ", "∗": "*", "∕": "/", "⁄": "/",
     "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ",
     "±": r"\pm ", "∓": r"\mp ", "∞": r"\infty ", "∈": r"\in ",
-    "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∖": r"\setminus ", "π": r"\pi ",
+    "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∖": r"\setminus ",
     "𝜋": r"\pi ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
     "°": r"^{\circ}", "º": r"^{\circ}", "∘": r"\circ ", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"',
     "⟨": r"\langle ", "⟩": r"\rangle ",
@@ -54,12 +54,6 @@ TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf|tt|up)?|mbox|hbox|mat
 _UPRIGHT_CONSTANT = re.compile(r"\\(?:mathrm|text|textrm|operatorname) ?\{ ?([ei]|\\pi) ?\}")
 
 # None of these patterns may match the second backslash of `\\`, the end of a matrix row.
-_DELIMITERS = re.compile(
-    r"(?<!\\)\\(?:left|right|bigg?[lrm]?|Bigg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|strut|,?negthinspace)(?![A-Za-z])\.?"
-    r"|(?<!\\)\\[()\[\]!]|(?<!\\)\$"
-)
-
-# None of these patterns may match the second backslash of `\\\\`, the end of a matrix row.
 _LEFT_RIGHT = re.compile(r"(?<!\\)\\(?:left|right|bigg?[lrm]?|Bigg?[lrm]?)(?![A-Za-z])(?: ?\.)?")
 
 _STYLE = re.compile(r"(?<!\\)\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits)(?![A-Za-z])")
@@ -117,7 +111,7 @@ def unicode_to_latex(text: str) -> str:
     for character, (top, bottom) in _FRACTIONS.items():
         if character in text:
             text = text.replace(character, rf"\frac{{{top}}}{{{bottom}}}")
-    text = text.replace("π", r"\pi ")
+    text = text.replace("π", r"\pi ")  # before roots: √π is a root of a command
     text = _UNICODE_ROOT.sub(lambda m: _ROOTS[m[1]] + (f"{{{m[2]}}}" if m[2] else ""), text)
     text = _RAISED.sub(lambda m: "^{" + "".join(_SUPERSCRIPTS[one] for one in m[0]) + "}", text)
     text = _LOWERED.sub(lambda m: "_{" + "".join(_SUBSCRIPTS[one] for one in m[0]) + "}", text)
@@ -142,6 +136,18 @@ def clean_latex(text: str) -> str:
     text = " ".join(text.replace("**", "").split()) if text.startswith("**") else " ".join(text.split())
     text = _LEADING_RELATION.sub("", text.rstrip(".,;: "))
     return text.replace(" ", "") if _SPACED_THOUSANDS.fullmatch(text) else text
+
+
+def unwrap_text(text: str, after: str = "") -> str:
+    r"""A text that `clean_latex` returned, with what `\text{...}` holds in place of the command; `after` follows each."""
+    while (unwrapped := re.sub(r"\\text ?\{([^{}]*)\}", rf"\1{after}", text)) != text:
+        text = unwrapped
+    return text
+
+
+def without_text_commands(text: str) -> str:
+    r"""A text as it was written, with `\text{`, `\textbf{` and their like as plain opening braces."""
+    return TEXT_COMMAND.sub("{", text)
 
 
 class Token(NamedTuple):
@@ -230,9 +236,7 @@ def _repeating(text: str, match: re.Match[str]) -> tuple[Token, int]:
     r"""A repeating decimal: `0.1\overline{6}`, `0.(3)`, `0.3\dot{6}`, or written out and followed by dots (0.333...)."""
     whole, _, rest = match[0].partition(".")
     end = match.end()
-    if marked := re.match(
-        r"([0-9]*)(?:\\(?:overline|bar|dot) ?\{?([0-9]+)\}?(?:([0-9]*)\\dot ?\{?([0-9])\}?)?|\(([0-9]+)\))", rest
-    ):
+    if marked := _MARKED_PERIOD.match(rest):
         start = marked[1]
         period = (marked[2] or "") + (marked[3] or "") + (marked[4] or "") or marked[5]
     else:

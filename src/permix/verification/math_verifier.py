@@ -8,8 +8,7 @@ is wrong:
 - where the gold has a plain number, the answer must have one: `12 \cdot 13` is no answer for 156;
 - an answer may use a logarithm, a trigonometric function, a factorial or a binomial only where the gold has one of that kind;
 - where a formula of the question has the gold's value, the task is to give it another form: an answer must be made of the same
-numbers,
-  letters and commands as the gold, in any order.
+  numbers, letters and commands as the gold, in any order.
 
 docs/verification.md has a table of what is accepted; `tests/verification/test_verification_table.py` checks every row of it.
 """
@@ -25,7 +24,7 @@ from permix.types import Verdict
 from permix.verification.answer_forms import forms_equal, read_form
 from permix.verification.expressions import UnreadableError
 from permix.verification.extraction import DIGITS, canonical_decimal, number_readings
-from permix.verification.latex import Token, UnreadableTokenError, clean_latex, formulas_in, tokenize
+from permix.verification.latex import Token, UnreadableTokenError, clean_latex, formulas_in, tokenize, unwrap_text
 
 VERIFIER_VERSION = "2"
 """Part of a run's provenance: scores of different versions are not compared."""
@@ -114,6 +113,11 @@ def numbers_equal(a: str, b: str) -> bool | None:
     return None if first is None or second is None else _plain_numbers_equal(first, second)
 
 
+def is_number_text(text: str) -> bool:
+    """Whether a text is a plain number, as `numbers_equal` reads it."""
+    return _parse_plain_number(clean_latex(text)) is not None
+
+
 def same_number_in_some_notation(answer: str, gold: str) -> bool:
     """Whether an answer is the gold number in the notation of some language: 1.500 and 1 500 for 1500, 2,5 for 2.5."""
     if numbers_equal(answer, gold):
@@ -123,9 +127,7 @@ def same_number_in_some_notation(answer: str, gold: str) -> bool:
 
 def _strip_latex_spacing(text: str) -> str:
     """Remove spaces and `\\text{}` from a text of `clean_latex`. A space between two digits stays: "1 2" is not 12."""
-    while (stripped := re.sub(r"\\text ?\{([^{}]*)\}", r"\1", text)) != text:
-        text = stripped
-    text = re.sub(r"(?<![0-9]) | (?![0-9])", "", text).rstrip(".,")
+    text = re.sub(r"(?<![0-9]) | (?![0-9])", "", unwrap_text(text)).rstrip(".,")
     choice = re.fullmatch(r"\(([A-Za-z])\)", text)
     return choice[1] if choice else text
 
@@ -172,7 +174,7 @@ _SIGNS_WITHOUT_VALUE = "{ } ( ) [ ] \\{ \\} cdot times * + , ; | . ~ ast \\$ $ â
 
 _WITHOUT_VALUE = frozenset(_SIGNS_WITHOUT_VALUE.split())
 
-_ONE_SPELLING = {"frac": "/", "div": "/", "{": "", "**": "^"}
+_ONE_SPELLING = {"frac": "/", "div": "/"}
 
 _RELATION_SIGN = re.compile(r"=|<|>|\\(?:le|ge|ne|approx|equiv|in|to)(?![A-Za-z])|,|;|&|\\\\")
 
