@@ -77,7 +77,7 @@ def earned(questions: Sequence[Question], policy: Callable[[Question], list[str]
 
 
 def figures(task: str, level: str, questions: Sequence[Question]) -> Iterator[dict[str, object]]:
-    """One figure for each policy. `literal`: questions whose gold a policy gives letter by letter, which nothing can refuse."""
+    """One figure for each policy."""
     ((_, most),) = Counter(one.gold for one in questions).most_common(1)
     for name, policy in policies().items():
         n = earned(questions, policy, Verifier())

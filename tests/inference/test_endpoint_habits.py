@@ -1,5 +1,4 @@
-"""Endpoints that differ: refused fields are found out once and remembered, replies of all shapes are read, and refusals for good
-stop a run."""
+"""Endpoints that differ: refused fields are found out once, all shapes of replies are read, refusals for good stop a run."""
 
 import json
 from collections.abc import Mapping
@@ -244,6 +243,16 @@ def test_one_refused_request_among_answered_ones_is_a_failure_of_its_own() -> No
     with openai_server(habit) as server:
         found = [one.result for one in model_at(server.base_url, concurrency=1).generate(questions(20), Sampling())]
     assert sum(isinstance(one, Failure) for one in found) == 19
+
+
+def test_a_field_of_the_users_own_is_never_changed() -> None:
+    """A refusal of it ends in a failure, not in the same request again and again."""
+    with openai_server(reasoning_model) as server:
+        model = model_at(server.base_url, extra_body='{"max_tokens": 9, "temperature": 0.5}')
+        (found,) = [one.result for one in model.generate(questions(1), Sampling())]
+        assert isinstance(found, Failure)
+        assert "max_completion_tokens" in found.message
+        assert (len(server.asked), model.request_changes) == (1, {})
 
 
 def test_the_switch_of_thinking_and_extra_fields_are_sent() -> None:

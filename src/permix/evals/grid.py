@@ -266,17 +266,17 @@ def _remember_request_changes(model: Model, run: Path) -> Iterator[None]:
     The file is part of the record: without a temperature or a seed the answers are not those that the configuration asks for.
     """
     endpoint: Any = getattr(model, "model", model)  # a cached model holds the endpoint's
-    if not hasattr(endpoint, "restore_request_changes"):
+    if not hasattr(endpoint, "request_changes"):
         yield
         return
     path = run / REQUEST_CHANGES_FILE
     known = read_json(path) if path.exists() else {}
-    endpoint.restore_request_changes(known)
+    endpoint.request_changes.update(known)
     try:
         yield
     finally:
         if endpoint.request_changes != known:
-            write_json(path, dict(endpoint.request_changes))
+            write_json(path, endpoint.request_changes)
 
 
 def _has_completion(cell: Cell | None) -> bool:

@@ -240,8 +240,10 @@ def _from_pretrained(cls: Any, source: str, **options: Any) -> Any:
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Token ids of the chat, up to where the answer begins. Raises ConfigError for a system message that the template does not
-    take."""
+    """Token ids of the chat, up to where the answer begins.
+
+    Raises ConfigError for a system message if the chat template takes none.
+    """
     if any(message["role"] == "system" for message in messages) and not takes_system_message(tokenizer):
         raise ConfigError(
             "the model's chat template takes no system message, so it cannot be given a persona there; give --personas.template "
@@ -316,10 +318,6 @@ class LocalModel:
     def default_system(self) -> str | None:
         return default_system_text(self.tokenizer)
 
-    @cached_property
-    def _opened_thinking(self) -> str:
-        return opened_thinking(self.tokenizer)
-
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
         prompts = [encode_chat(self.tokenizer, request.messages) for request in requests]
         # A multimodal model keeps the sizes of its language model apart.
@@ -365,7 +363,7 @@ class LocalModel:
     def _to_completion(self, prompt_tokens: int, token_ids: list[int], stops: Sequence[int]) -> Completion:
         stopped = bool(token_ids) and token_ids[-1] in stops
         text = self.tokenizer.decode(token_ids[:-1] if stopped else token_ids, skip_special_tokens=True)
-        text = self._opened_thinking + text
+        text = opened_thinking(self.tokenizer) + text
         return Completion(
             text=text, prompt_tokens=prompt_tokens, completion_tokens=len(token_ids), finish="stop" if stopped else "length"
         )

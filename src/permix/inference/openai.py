@@ -212,7 +212,7 @@ class OpenAIModel:
         self._base_url = self._url.geturl()
         self._backoff_s = backoff_s
         self._served_models: tuple[_ServedModel, ...] | None = None
-        self._has_answered_by_kind: dict[bool, bool] = {}
+        self._answered_kinds: set[bool] = set()  # of requests: with a system message (True) and without
         self._refusals_by_kind: Counter[bool] = Counter()
         self._supports_schemas = True
         self._body = RequestBody(config.name, config.extra_fields)
@@ -261,7 +261,6 @@ class OpenAIModel:
 
     async def _run_requests(self, requests: Sequence[Request], sampling: Sampling, emit: Emit[CompletionResult]) -> None:
         pending = iter(enumerate(requests))
-
         n_by_kind = Counter(map(_has_system, requests))
 
         async def worker(client: "openai.AsyncOpenAI") -> None:
@@ -281,7 +280,7 @@ class OpenAIModel:
             raise errors.exceptions[0] from None
 
     async def _complete_request(
-        self, client: "openai.AsyncOpenAI", request: Request, sampling: Sampling, n_requests: int
+        self, client: "openai.AsyncOpenAI", request: Request, sampling: Sampling, n_of_kind: int
     ) -> Completion | Failure:
         """The boundary for errors: any exception of one request becomes a `Failure` of that request."""
         wasted = WastedTokens()
@@ -290,9 +289,9 @@ class OpenAIModel:
                 self._post_with_schema_fallback, client, request, sampling, wasted
             )
         except Exception as error:
-            self._raise_if_all_refused(error, _has_system(request), n_requests)
+            self._raise_if_all_refused(error, _has_system(request), n_of_kind)
             return Failure(type=type(error).__name__, message=self._sanitize_message(error_message(error)), **wasted.counts)
-        self._has_answered_by_kind[_has_system(request)] = True
+        self._answered_kinds.add(_has_system(request))
         return wasted.add_to_completion(completion)
 
     async def _post_with_schema_fallback(
@@ -300,7 +299,7 @@ class OpenAIModel:
     ) -> Completion:
         import openai
 
-        body = self._request_body(request, sampling)
+        body = self._body.build(request.messages, request.seed, sampling)
         if request.schema is None or not self._supports_schemas:
             return await self._post(client, body, wasted)
         try:
@@ -312,17 +311,13 @@ class OpenAIModel:
         self._supports_schemas = False
         return completion
 
-    def _request_body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
-        return self._body.build(request.messages, request.seed, sampling)
-
     @property
-    def request_changes(self) -> Mapping[str, str]:
-        """The fields that the endpoint refused and that are left out or renamed, with its words."""
-        return self._body.changes
+    def request_changes(self) -> dict[str, str]:
+        """The fields that the endpoint refused and that are left out or renamed, with its words.
 
-    def restore_request_changes(self, changes: Mapping[str, str]) -> None:
-        """Take over what an earlier run found out about the endpoint."""
-        self._body.changes.update(changes)
+        What an earlier start found out may be added, so that it is not found out again.
+        """
+        return self._body.changes
 
     async def _post(self, client: "openai.AsyncOpenAI", body: dict[str, Any], wasted: WastedTokens) -> Completion:
         """One HTTP request. The tokens of a malformed reply are added to `wasted`."""
@@ -425,7 +420,7 @@ class OpenAIModel:
         status = http_status(error)
         system_refusal = has_system and is_system_refusal(error_message(error))
         is_permanent = system_refusal or (status is not None and 400 <= status < 500 and not is_transient_status(error))
-        if self._has_answered_by_kind.get(has_system) or not is_permanent:
+        if has_system in self._answered_kinds or not is_permanent:
             return
         self._refusals_by_kind[has_system] += 1
         # A few requests may each be refused for their own reason (too long); a missing key or model concerns all of them.

@@ -39,15 +39,18 @@ def is_system_refusal(message: str) -> bool:
 
 
 class RequestBody:
-    """Builds request bodies for one endpoint, and learns from its refusals. `changes`: what was changed, with the endpoint's
-    words."""
+    """Builds request bodies for one endpoint, and learns from its refusals.
 
-    def __init__(self, model: str, extra: Mapping[str, Any] | None = None, changes: Mapping[str, str] | None = None) -> None:
+    extra: fields that the user adds; they replace the standard ones, and no refusal changes them.
+    changes: the fields that are left out or renamed, each with the endpoint's words.
+    """
+
+    def __init__(self, model: str, extra: Mapping[str, Any] | None = None) -> None:
         self._model, self._extra = model, dict(extra or {})
-        self.changes: dict[str, str] = dict(changes or {})
+        self.changes: dict[str, str] = {}
 
     def build(self, messages: Sequence[Message], seed: int, sampling: Sampling) -> dict[str, Any]:
-        """The body of one request. Only the low 31 bits of the seed are sent. Fields of `extra` replace the standard ones."""
+        """The body of one request. Only the low 31 bits of the seed are sent."""
         body: dict[str, Any] = {
             "model": self._model, "messages": messages, "temperature": sampling.temperature, "top_p": sampling.top_p,
             "max_tokens": sampling.max_new_tokens, "seed": seed & 0x7FFFFFFF,
@@ -57,7 +60,7 @@ class RequestBody:
     def rebuild(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """A body that was built earlier, with all changes up to now."""
         changed = {name: value for name, value in body.items() if name in self._extra or name not in self.changes}
-        if "max_tokens" in self.changes and "max_tokens" in body and "max_tokens" not in self._extra:
+        if "max_tokens" in body and "max_tokens" not in changed:
             changed["max_completion_tokens"] = body["max_tokens"]
         if "stream" in self.changes:
             changed["stream"] = True
@@ -72,13 +75,14 @@ class RequestBody:
         """
         if _STREAM_REFUSAL.search(refusal) and "stream" not in body:
             return self._change("stream", refusal)
+        ours = body.keys() - self._extra.keys()
         named = [param] if param in _FIELDS else [name for name in _FIELDS if re.search(rf"(?<!\w){name}(?!\w)", refusal)]
-        if "max_tokens" in body and ("max_completion_tokens" in refusal or (named == ["max_tokens"] and _says_unknown(refusal))):
+        if "max_tokens" in ours and ("max_completion_tokens" in refusal or (named == ["max_tokens"] and _says_unknown(refusal))):
             return self._change("max_tokens", refusal)
-        if "top_p" in named and body.get("top_p") == 1:
+        if "top_p" in named and "top_p" in ours and body["top_p"] == 1:
             return self._change("top_p", refusal)
         for name in ("temperature", "seed", "stream_options"):
-            if name in named and name in body and name not in self._extra:
+            if name in named and name in ours:
                 return self._change(name, refusal)
         return None
 
@@ -91,27 +95,29 @@ def _says_unknown(refusal: str) -> bool:
     return re.search(r"unsupported|not supported|unknown|unrecognized|unexpected|not permitted|extra", refusal, re.I) is not None
 
 
-def refused_field(body: Any) -> str | None:
-    """The field that an error body names apart from its message: OpenAI's `param`, or the last place of pydantic's `loc`."""
-    if not isinstance(body, dict):
+def _validation_error(body: Any) -> tuple[list[str], str] | None:
+    """The place and the message of the first error in FastAPI's form (`detail`: a list); None for a body of another form."""
+    details = body.get("detail") if isinstance(body, dict) else None
+    if not isinstance(details, list) or not details or not isinstance(details[0], dict):
         return None
-    param = body.get("param")
-    if isinstance(param, str):
-        return param
-    details = body.get("detail")
-    if isinstance(details, list) and details and isinstance(details[0], dict):
-        place = details[0].get("loc")
-        return str(place[-1]) if isinstance(place, list) and place else None
-    return None
+    place = details[0].get("loc")
+    return [str(part) for part in place if part != "body"] if isinstance(place, list) else [], str(details[0].get("msg"))
+
+
+def refused_field(body: Any) -> str | None:
+    """The field that an error body names apart from its message: OpenAI's `param`, or the last place of FastAPI's `loc`."""
+    if isinstance(body, dict) and isinstance(body.get("param"), str):
+        return str(body["param"])
+    place, _ = _validation_error(body) or ([], "")
+    return place[-1] if place else None
 
 
 def refusal_text(body: Any) -> str:
     """The message of an error body, in the forms of OpenAI, FastAPI, TGI and others; the whole body as JSON if there is none."""
+    if (invalid := _validation_error(body)) is not None:
+        place, message = invalid
+        return f"{'.'.join(place)}: {message}" if place else message
     if isinstance(body, dict):
-        details = body.get("detail")
-        if isinstance(details, list) and details and isinstance(details[0], dict):
-            place = ".".join(str(part) for part in details[0].get("loc", ()) if part != "body")
-            return f"{place}: {details[0].get('msg')}" if place else str(details[0].get("msg"))
         for field in ("message", "error", "detail"):
             value = body.get(field)
             if isinstance(value, str) and value:
