@@ -118,7 +118,7 @@ def check_model_folder(name: str) -> None:
 
 
 def resolve_model_source(name: str) -> str:
-    """The folder or hub id that a model name stands for; "bundled" is converted on first use. Raises ConfigError."""
+    """The folder or hub id that a model name means; "bundled" is converted on first use. Raises ConfigError."""
     check_model_folder(name)
     return str(ensure_bundled_model()) if name == "bundled" else name
 

@@ -92,7 +92,7 @@ def verify_completions(
 
 
 def mean_reward_by_tag(rewards: Sequence[float | None], tags: Sequence[Sequence[str]]) -> Mapping[str, float]:
-    """Mean reward of the scored rollouts by tag of their persona; "none" stands for rollouts without a persona."""
+    """Mean reward of the scored rollouts by tag of their persona; "none" is the tag of rollouts without a persona."""
     scored: dict[str, list[float]] = {}
     for reward, own in zip(rewards, tags, strict=True):
         if reward is not None:

@@ -405,7 +405,7 @@ def _interval_of(nodes: list[Node], signs: list[str]) -> Form | None:
         return None
     low, high = (Node("neg", (INFINITY,)), False), (INFINITY, False)
     for place, sign in enumerate(signs):
-        is_left = names[0] == place  # the variable stands left of this sign
+        is_left = names[0] == place  # the variable is on the left of this sign
         bound, closed = nodes[place + 1] if is_left else nodes[place], sign.endswith("=")
         if (sign[0] == "<") == is_left:
             high = (bound, closed)

@@ -178,8 +178,8 @@ def first_number(text: str) -> str | None:
 def last_number(text: str) -> str | None:
     """The last number in a text, in canonical form, or None: "1,234.50" -> "1234.5", ".5" -> "0.5", "$18" -> "18", "3/4", "12%".
 
-    "5-3" ends in 3: a minus is a sign only if nothing stands on its left that it could be subtracted from. A number at the end of
-    a word (CO2) does not count. Takes linear time.
+    "5-3" ends in 3: a minus is a sign only if there is nothing on its left to subtract from. A number at the end of a word (CO2)
+    does not count. Takes linear time.
     """
     last = None
     for last in _NUMBER_IN_TEXT.finditer(_normalise(text)):  # noqa: B007 - only the last match matters

@@ -268,5 +268,5 @@ _FORMULA = re.compile(
 
 
 def formulas_in(text: str) -> list[str]:
-    r"""The formulas of a text, in order: what stands between `$`, `$$`, `\(` and `\)`, `\[` and `\]`."""
+    r"""The formulas of a text, in order: the texts between `$`, `$$`, `\(` and `\)`, `\[` and `\]`."""
     return [next(group for group in match.groups() if group is not None).strip() for match in _FORMULA.finditer(text)]

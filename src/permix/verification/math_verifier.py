@@ -216,7 +216,7 @@ _ASSIGNED = re.compile(r"\A(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?|[A-Za-z]\([^()=]{1,12}
 
 
 def answers_equal(answer: str, gold: str, question: str = "") -> bool:
-    """Whether an extracted answer is the gold. `question`: its text, in which formulas stand between dollar signs."""
+    """Whether an extracted answer is the gold. `question`: its text, with formulas between dollar signs or LaTeX's brackets."""
     if max(len(answer), len(gold)) > MAX_ANSWER_CHARS:
         return _long_answers_equal(answer, gold)
     mine, theirs = clean_latex(answer), clean_latex(gold)
