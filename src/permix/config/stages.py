@@ -462,8 +462,8 @@ class ImportConfig(ConfigSection):
     """Name of the model in tables; its name in the logs when not given."""
     lm_eval: tuple[str, ...] = ()
     """Logs of lm-evaluation-harness, written with --log_samples, one for each persona: NAME=PATH for a persona, none=PATH for the
-    run without persona; a PATH without name is named after its system instruction. PATH is the folder given as --output_path, or
-    a samples_*.jsonl."""
+    run without persona; a PATH without name is named after its system instruction. PATH is the folder given as --output_path, a
+    samples_*.jsonl, or the results_*.json of one run."""
     inspect: tuple[str, ...] = ()
     """Logs of inspect_ai (.eval or .json files, or a folder of them): PATH if the samples' metadata names the persona (see
     --persona-key), or NAME=PATH for each persona."""
@@ -473,7 +473,7 @@ class ImportConfig(ConfigSection):
     """The questions that the model was asked, in the form of --personagym.path of `permix fidelity`, so that missing answers are
     counted; when not given, the questions in the answers."""
     task: str | None = None
-    """The task to import; needed if the logs contain several."""
+    """The task to import, or a group of tasks, such as mmlu; needed if the logs contain several."""
     metric: str | None = None
     """The score to import: a metric of lm-evaluation-harness or a scorer of inspect_ai; needed if the logs contain several."""
     filter: str | None = None
@@ -512,9 +512,9 @@ class ExportConfig(ConfigSection):
 
 
 class ImportedModelConfig(ConfigSection):
-    """The model of an imported run, by the name in its logs."""
+    """The model of an imported run, by the name in its logs; None if they do not name it."""
 
-    name: str
+    name: str | None
 
 
 class ImportedSamplingConfig(ConfigSection):

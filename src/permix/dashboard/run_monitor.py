@@ -342,7 +342,7 @@ class RunMonitor:
 
     def _model_name(self) -> str:
         section = self.config.get("judge" if self.stage == "judge" else "model")
-        return str(section.get("name", "")) if isinstance(section, Mapping) else ""
+        return str(section.get("name") or "") if isinstance(section, Mapping) else ""
 
     def _command_text(self) -> str:
         """Return the command that started the run. If it is unknown, return one that resumes the run from its configuration."""

@@ -2,7 +2,10 @@
 
 Merging: a reader turns each log into a `LogSource` with permix cells. `merge_logs` accepts only logs that asked the same model
 the same questions in the same way; else it raises DataError naming the field that differs. Cells that one persona lacks are
-allowed: they count as missing.
+allowed: they count as missing. A setting that a log does not have is not compared, and the merged run does not have it either.
+
+Logs may come from anybody, and may be damaged. `read_log_bytes` reads regular files up to a size; `guard_values` turns values of
+a wrong type or depth into a DataError.
 
 Verdicts: 1 is right and 0 is wrong, in every form that the programs use. NaN and None mean no score. Any other value raises
 DataError, since rounding it would invent a result.
@@ -10,17 +13,21 @@ DataError, since rounding it would invent a result.
 Export: `read_exportable_run` uses the records alone, and refuses a run that the other program's log format cannot hold.
 """
 
+import contextlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from permix.config import ImportedSamplingConfig
 from permix.errors import ConfigError, DataError
 from permix.evals.grid import GridResults, grid_results
 from permix.evals.stability import read_rounds
+from permix.storage.files import read_file_state
 from permix.storage.run_dir import RunReader
 from permix.types import Cell, CellKey, Persona, Question, Verdict, canonical_text, digest
 
@@ -143,12 +150,13 @@ class LoggedCell(NamedTuple):
 class LogSource(NamedTuple):
     """One log: the settings that must be equal in all logs, its personas (id → text), and its cells.
 
-    `details` holds all further settings that must be equal. `question_ids` are all questions asked, also those without a cell.
-    `permix_identity` is the identity of the permix run that the log was exported from.
+    `model` is None if the log does not name it. `details` holds all further settings that must be equal. `question_ids` are all
+    questions asked, also those without a cell. `permix_identity` is the identity of the permix run that the log was exported
+    from. `notes` are sentences that the user must read.
     """
 
     where: str
-    model: str
+    model: str | None
     task: str
     sampling: ImportedSamplingConfig
     scorer: str
@@ -159,15 +167,17 @@ class LogSource(NamedTuple):
     samples: int = 1
     default_system: str | None = None
     permix_identity: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def shared_settings(self) -> dict[str, Any]:
-        plain = {"model": self.model, "task": self.task, "sampling": self.sampling.model_dump(), "judge": self.scorer}
-        return plain | dict(self.details) | ({"permix": dict(self.permix_identity)} if self.permix_identity else {})
+        """The settings that are known and must be equal in all logs."""
+        known = {} if self.model is None else {"model": self.model, "permix": dict(self.permix_identity or {})}
+        return known | {"task": self.task, "sampling": self.sampling.model_dump(), "judge": self.scorer} | dict(self.details)
 
 
 class MergedLogs(NamedTuple):
-    """The grid of all sources. `first` is the first source; its shared settings are those of all sources."""
+    """The grid of all sources. `first` is the first source whose model is unknown, else the first: it describes the run."""
 
     first: LogSource
     personas: tuple[Persona, ...]
@@ -175,6 +185,45 @@ class MergedLogs(NamedTuple):
     samples: int
     cells: tuple[Cell, ...]
     default_system: str | None
+    notes: tuple[str, ...]
+
+
+MAX_GRID_CELLS = 100_000_000
+"""A log that numbers an epoch 1,000,000,000 must not make the run ask for so many cells."""
+
+MAX_SETTINGS_DEPTH = 50
+
+
+@contextlib.contextmanager
+def guard_values(where: str) -> Iterator[None]:
+    """Turn a value of a wrong type, or one that is nested too deeply, into a DataError that names the place."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "value"
+        raise DataError(f"{where}: {field} = {truncated_repr(first['input'])}: {first['msg']}") from error
+    except RecursionError as error:
+        raise DataError(f"{where}: a value is nested too deeply") from error
+
+
+def read_log_bytes(path: Path, max_bytes: int) -> bytes:
+    """The content of a log. Raises DataError unless it is a readable regular file of at most `max_bytes`."""
+    require_log_file(path, max_bytes)
+    try:
+        with path.open("rb") as file:
+            return file.read(max_bytes)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def require_log_file(path: Path, max_bytes: int) -> None:
+    """Raise DataError unless `path` is a regular file (a pipe or a device may never end) of at most `max_bytes`."""
+    state = read_file_state(path)
+    if state is None:
+        raise DataError(f"{path}: {'is not a regular file' if path.exists() else 'no such file'}")
+    if state.size > max_bytes:
+        raise DataError(f"{path}: has {state.size:,} bytes, more than the {max_bytes:,} that are read")
 
 
 def parse_log_paths(arguments: Sequence[str], field: str) -> list[NamedLogPath]:
@@ -199,21 +248,48 @@ def _parse_log_path(text: str, field: str) -> NamedLogPath:
 
 def merge_logs(sources: Sequence[LogSource]) -> MergedLogs:
     """Merge all sources into one grid. Raises DataError, naming field and log, if two sources do not belong to one run."""
-    first = sources[0]
-    for other in sources[1:]:
-        require_equal_fields(first.shared_settings, other.shared_settings, first.where, other.where)
+    first = next((source for source in sources if source.model is None), sources[0])
+    _require_equal_settings(sources)
     personas = _merge_personas(sources)
     by_key = _require_unique_cells(one for source in sources for one in source.logged_cells)
     if not by_key:
         raise DataError(f"{first.where}: has no answers")
+    questions = _merge_questions(first, [one for source in sources for one in source.question_ids], list(by_key.values()))
+    samples = max(*(source.samples for source in sources), *(key.sample + 1 for key in by_key), 1)
+    if (n_cells := (len(personas) + 1) * len(questions) * samples) > MAX_GRID_CELLS:
+        raise DataError(f"{first.where}: {samples} samples of each question make {n_cells:,} cells; is a sample's number wrong?")
     return MergedLogs(
         first=first,
         personas=personas,
-        questions=_merge_questions(first, [one for source in sources for one in source.question_ids], list(by_key.values())),
-        samples=max(*(source.samples for source in sources), *(key.sample + 1 for key in by_key), 1),
+        questions=questions,
+        samples=samples,
         cells=tuple(one.cell for one in by_key.values()),
         default_system=next((source.default_system for source in sources if source.default_system is not None), None),
+        notes=tuple(dict.fromkeys(note for source in sources for note in source.notes)),
     )
+
+
+def _require_equal_settings(sources: Sequence[LogSource]) -> None:
+    """Raise DataError if two sources that have a setting differ in it."""
+    known: dict[str, tuple[Any, str]] = {}
+    for source in sources:
+        if _is_deeper(source.shared_settings, MAX_SETTINGS_DEPTH):
+            raise DataError(f"{source.where}: its settings are nested more than {MAX_SETTINGS_DEPTH} levels deep")
+        for name, value in source.shared_settings.items():
+            first, where = known.setdefault(name, (value, source.where))
+            require_equal_fields(first, value, where, source.where, name)
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether a value has more than `depth` levels of objects and lists; without recursion, since it may have very many."""
+    level = [value]
+    for _ in range(depth):
+        level = [child for one in level for child in _children(one)]
+    return any(_children(one) for one in level)
+
+
+def _children(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else []
 
 
 def require_equal_fields(first: Any, other: Any, first_where: str, other_where: str, field: str = "") -> None:
@@ -300,5 +376,5 @@ def question_text_id(text: str) -> str:
 
 
 def to_json_value(value: Any) -> Any:
-    """The value after a round trip through JSON, so that it compares equal with the content of a file."""
-    return json.loads(json.dumps(value, default=str))
+    """The value after a round trip through JSON, so that it compares equal with the content of a file; NaN becomes a text."""
+    return json.loads(json.dumps(value, default=str), parse_constant=str)

@@ -56,6 +56,8 @@ def import_run(config: ImportConfig) -> StabilitySummary:
         resamples=config.resamples,
         imported=config,
     )
+    for note in merged.notes:
+        print_status(f"note: {note}")
     with RunDir.open(config.out, run_config, import_identity(merged, config), merged.cells) as run:
         write_json(run.path / "grid.json", describe_grid(merged.personas, merged.questions, merged.samples))
         known = run.cells()
@@ -76,12 +78,13 @@ def describe_import(config: ImportConfig) -> dict[str, str]:
     """Facts about the run that an import would write, for `permix check`."""
     merged = read_import_logs(config)
     return {
-        "model": merged.first.model,
+        "model": merged.first.model or "unknown",
         "task": merged.first.task,
         "personas": ", ".join(persona.id for persona in merged.personas),
         "questions": str(len(merged.questions)),
         "answers": str(len(merged.cells)),
         "scorer": merged.first.scorer,
+        **({"notes": "; ".join(merged.notes)} if merged.notes else {}),
     }
 
 

@@ -93,7 +93,7 @@ class Run(RunReader):
 
     @property
     def model_name(self) -> str:
-        return str(self.config.get("model", {}).get("name", self.path.name))
+        return str(self.config.get("model", {}).get("name") or self.path.name)
 
     @property
     def description(self) -> str:

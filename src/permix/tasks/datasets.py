@@ -128,15 +128,16 @@ def _iter_file_rows(file: Path) -> Iterator[DatasetRow]:
     if file.suffix == ".parquet":
         yield from _read_parquet_rows(file)
     elif file.suffix == ".json" and raw.lstrip().startswith(b"["):
-        for number, fields in enumerate(_parse_json(raw, str(file), first_line=1), 1):
+        for number, fields in enumerate(parse_json(raw, str(file), first_line=1), 1):
             yield _dataset_row(fields, f"{file}: row {number}")
     else:
         for number, line in enumerate(raw.split(b"\n"), 1):
             if line.strip():
-                yield _dataset_row(_parse_json(line, str(file), first_line=number), f"{file}:{number}")
+                yield _dataset_row(parse_json(line, str(file), first_line=number), f"{file}:{number}")
 
 
-def _parse_json(raw: bytes, file: str, *, first_line: int) -> Any:
+def parse_json(raw: bytes, file: str, *, first_line: int = 1) -> Any:
+    """Parse JSON that begins in `first_line` of `file`. Raises DataError, naming the line, for anything that cannot be parsed."""
     try:
         return json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
