@@ -265,11 +265,12 @@ def _from_pretrained(cls: Any, source: str, **options: Any) -> Any:
 
     try:
         return cls.from_pretrained(source, trust_remote_code=False, **options)
-    except (SafetensorError, UnpicklingError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
+    except UnpicklingError as error:  # whose text advises to load it all the same
         raise ConfigError(
-            f"model.name = {source!r}: its weights are damaged, or are a pickle of other things: {reason}"
+            f"model.name = {source!r}: its weights are a damaged pickle, or one that would run code; give weights in safetensors"
         ) from error
+    except (SafetensorError, EOFError) as error:
+        raise ConfigError(f"model.name = {source!r}: its weights are damaged: {error}") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"model.name = {source!r}: cannot be loaded: {' '.join(str(error).split())}") from error
 
