@@ -276,11 +276,12 @@ def test_a_self_teachers_first_samples_are_the_rollouts_that_rl_begins_with(tiny
 # Killed and started again
 
 
-SAVED = "transformers.trainer_callback:TrainerState.save_to_json"
+SAVING = "transformers.trainer_callback:TrainerState.save_to_json"
+SAVED = "permix.training.checkpoints:_write_manifest"
 STEP = "permix.training.run_log:MetricsLogger.log_metrics"
 LEARNING = [
     Moment(STEP, 1),
-    Moment(SAVED, 1, torn=True),
+    Moment(SAVING, 1, torn=True),
     Moment(SAVED, 1),
     Moment("permix.training.run_log:_append_lines", 3, torn=True),
     Moment(STEP, 1),

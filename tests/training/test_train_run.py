@@ -270,30 +270,13 @@ def test_a_model_whose_weights_diverged_is_named_as_one(tiny_model: Path, tmp_pa
         run_training(stage(folder, tmp_path / "run"))
 
 
-def checkpoint(folder: Path, step: int, state: str | None) -> Path:
-    path = folder / f"checkpoint-{step}"
-    path.mkdir(parents=True)
-    if state is not None:
-        (path / "trainer_state.json").write_text(state)
-    return path
-
-
-def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path / "none") is None
-    whole = checkpoint(tmp_path, 9, json.dumps({"global_step": 9}))
-    checkpoint(tmp_path, 5, json.dumps({"global_step": 5}))
-    for step, state in ((10, None), (11, '{"global_step": 1'), (12, json.dumps({"global_step": 9})), (13, "[]"), (14, "")):
-        checkpoint(tmp_path, step, state)
-    assert newest_checkpoint(tmp_path) == whole
-
-
 MOMENTS = [
     Moment("permix.training.run_log:RolloutLogger.log_metrics", 1),
     Moment("transformers.trainer_callback:TrainerState.save_to_json", 1, torn=True),
-    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
+    Moment("permix.training.checkpoints:_write_manifest", 1),
     Moment("permix.training.run_log:_append_lines", 3, torn=True),
     Moment("permix.training.run_log:RolloutLogger.log_metrics", 1),
-    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
+    Moment("permix.training.checkpoints:_write_manifest", 1),
     Moment("permix.pipelines.train:write_model_card", 1),
 ]
 """Where each start of the run dies: before the first checkpoint; in the middle of writing it; just after it; in the middle of
@@ -354,9 +337,9 @@ def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
 
 
 AMID = [
-    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
+    Moment("permix.training.checkpoints:_write_manifest", 1),
     Moment("permix.training.grpo_trainer:save_rollouts", 1),
-    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
+    Moment("permix.training.checkpoints:_write_manifest", 1),
     Moment("permix.training.run_log:RolloutLogger.log_metrics", 1),
 ]
 """Generations serve steps 1 to 3, 4 to 6 and 7 to 9; checkpoints fall after every second step. The starts die: just after

@@ -237,10 +237,11 @@ def dev_eval_dir(out: Path, step: int) -> Path:
     return out / "dev_eval" / f"step-{step:04d}"
 
 
-def delete_dev_eval_weights(out: Path, keep_step: int | None = None) -> None:
-    """Delete the weights of the dev evaluations, also incomplete files, except those of `keep_step`."""
+def delete_dev_eval_weights(out: Path, keep_steps: Collection[int] = ()) -> None:
+    """Delete the weights of the dev evaluations, also incomplete files, except those of `keep_steps`."""
+    kept = {dev_eval_dir(out, step) for step in keep_steps}
     for path in out.glob(f"dev_eval/*/*{DEV_EVAL_WEIGHTS}*"):
-        if keep_step is None or path.parent != dev_eval_dir(out, keep_step):
+        if path.parent not in kept:
             path.unlink()
 
 

@@ -11,7 +11,6 @@ TRL keeps the loop, the advantages, the optimizer, the logs, the checkpoints and
   prompt is read once for all of its completions, and without a KL term rollouts of advantage 0 are left out.
 """
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,8 +21,6 @@ from typing import Any, Protocol
 
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer
@@ -37,7 +34,6 @@ from permix.inference.hf import encode_chat, opened_thinking
 from permix.inference.shared_prefix import DEFAULT_ATTENTION, SHARED_PREFIX_ATTENTION, eval_mode, supports_shared_prefix
 from permix.plan import Plan
 from permix.progress import print_status
-from permix.storage.files import write_error
 from permix.thinking import answer_of
 from permix.training import distributed
 from permix.training.checkpoints import (
@@ -48,6 +44,7 @@ from permix.training.checkpoints import (
     load_trainable_model,
     save_rollouts,
     seed_trainer,
+    write_checkpoint,
 )
 from permix.training.compatibility import check_vllm_logprobs_mode, detect_sharding
 from permix.training.curriculum import Curriculum, resume_curriculum, rollout_outcomes
@@ -389,17 +386,9 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     # Records
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Raises PermixError if the system refuses to write; the incomplete checkpoint is deleted, and the previous one stays."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with self._clock.part("saving"):
-            try:
-                super()._save_checkpoint(model, trial)
-            except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
-                if distributed.is_peer_lost(error):
-                    raise
-                shutil.rmtree(folder, ignore_errors=True)
-                cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-                raise write_error(folder, cause) from error
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with self._clock.part("saving"), write_checkpoint(checkpoint):
+            super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Also saves the rollouts: each process's last file before the main one writes trainer_state.json, which completes it."""

@@ -28,7 +28,13 @@ from permix.inference.hf import TEMPLATE_MARKER, context_window, encode_chat, en
 from permix.inference.shared_prefix import eval_mode, supports_shared_prefix
 from permix.progress import progress_bar
 from permix.storage.run_dir import RunDir
-from permix.training.checkpoints import build_lora_config, checkpoint_step, load_trainable_model, seed_trainer
+from permix.training.checkpoints import (
+    build_lora_config,
+    checkpoint_step,
+    load_trainable_model,
+    seed_trainer,
+    write_checkpoint,
+)
 from permix.training.gradient_step import unwrap_peft
 from permix.training.job import TrainJob
 from permix.training.run_log import MetricsLogger, StepClock
@@ -161,7 +167,8 @@ class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
             yield network
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with self._clock.part("saving"):
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with self._clock.part("saving"), write_checkpoint(checkpoint):
             super()._save_checkpoint(model, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
