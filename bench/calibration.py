@@ -41,6 +41,7 @@ MEASURES = (
     "pss",
     "worst_minus_baseline",
     "persona_sd",
+    "relative_persona_sd",
     "pss_crossfit",
 )
 PAIRED = ("mean", "worst", "best", "spread", "pss")
@@ -126,7 +127,7 @@ class World(NamedTuple):
         return {
             "baseline": self.baseline, "mean": mean, "mean_minus_baseline": mean - self.baseline, "worst": worst, "best": best,
             "spread": best - worst, "pss": worst / best, "worst_minus_baseline": worst - self.baseline, "persona_sd": sd,
-            "pss_crossfit": worst / best,
+            "relative_persona_sd": sd / mean, "pss_crossfit": worst / best,
         }  # fmt: skip
 
 
@@ -221,12 +222,12 @@ def _leaves_out_0(one: Estimate) -> bool:
 
 
 def _told(found: list[Estimate], truth: float) -> dict[str, float]:
-    ends = [(one.value, one.low, one.high) for one in found]
-    known = np.array([one for one in ends if None not in one], dtype=float)
-    value_N, low_N, high_N = known.T
+    value_N = np.array([one.value for one in found if one.value is not None])
+    known = [(one.low, one.high) for one in found if one.low is not None and one.high is not None]
+    low_N, high_N = np.array(known, dtype=float).T if known else np.full((2, 1), np.nan)
     return {
         "true": round(truth, 4),
-        "held": round(float(((low_N <= truth + 1e-9) & (truth <= high_N + 1e-9)).mean()), 4),
+        "held": round(float(((low_N <= truth + 1e-9) & (truth <= high_N + 1e-9)).mean()), 4) if known else math.nan,
         "below": round(float((truth < low_N - 1e-9).mean()), 4),
         "bias": round(float(value_N.mean() - truth), 4),
         "width": round(float((high_N - low_N).mean()), 4),
@@ -275,7 +276,7 @@ COVERED = {
     "pss": "PSS",
     "worst_minus_baseline": "worst $-A_0$",
     "persona_sd": "sd",
-    "pss_crossfit": "cross-fit",
+    "relative_persona_sd": "sd / mean",
 }
 
 

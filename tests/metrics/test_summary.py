@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 
-from permix.metrics.stability import StabilitySummary, summarize_stability
+from permix.metrics.stability import StabilitySummary, persona_effect_p, summarize_stability
 from permix.metrics.statistics import Array
 from permix.types import Estimate
 
@@ -158,9 +158,41 @@ def test_one_question_has_values_and_no_interval() -> None:
     assert (summary.measures["pss_crossfit"].value, summary.measures["persona_sd"].value) == (None, None)
 
 
-def test_a_model_that_is_never_right_has_pss_zero() -> None:
+def test_a_model_that_is_never_right_has_no_pss_and_no_worst_above_the_mean() -> None:
     summary = summarize_stability(np.zeros((3, 5, 1)), resamples=50)
-    assert (summary.pss.value, summary.measures["pss_crossfit"].value, summary.pss_null.value) == (0.0, 0.0, 0.0)
+    assert {summary.measures[name].value for name in ("pss", "pss_observed", "pss_crossfit", "pss_null")} == {None}
+    assert (summary.worst.value, summary.mean.value) == (0.0, 0.0)
+
+
+def test_one_always_wrong_persona_of_108_is_significant_with_two_samples() -> None:
+    rng = np.random.default_rng(0)
+    scores_P_Q_S = (rng.random((108, 60, 2)) < 0.7).astype(float)
+    scores_P_Q_S[0] = 0
+    summary = summarize_stability(scores_P_Q_S, (rng.random((60, 2)) < 0.7).astype(float), resamples=100)
+    p = summary.personas[0].holm_p
+    assert p is not None
+    assert p < 1e-6
+
+
+def test_all_right_on_few_questions_is_not_certain() -> None:
+    """No interval of a worst persona excludes what 20 questions without an error cannot exclude: .832."""
+    summary = summarize_stability(np.ones((12, 20, 1)), np.ones((20, 1)), resamples=50)
+    low = 0.025 ** (1 / 20)
+    for name in ("pss", "worst"):
+        assert summary.measures[name].low == pytest.approx(low, abs=0.02)
+    shift = summary.mean_minus_baseline
+    assert (shift.low, shift.high) == pytest.approx((low - 1, 1 - low))
+
+
+def test_the_test_of_any_effect_sees_one_bad_persona_among_many() -> None:
+    """In 20 grids of 64 equal personas and one that is right .15 less often. Their variance alone shows it in fewer than half."""
+    found = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        accuracy_P = np.where(np.arange(64) == 0, 0.45, 0.6)
+        scores_P_Q = (rng.random((64, 150)) < accuracy_P[:, None]).astype(float)
+        found.append(persona_effect_p(scores_P_Q, seed, 200))
+    assert sum(p is not None and p < 0.05 for p in found) >= 11
 
 
 @pytest.mark.parametrize(
@@ -220,9 +252,10 @@ def test_cells_of_a_question_travel_together() -> None:
     # Every persona answers exactly as the baseline does: accuracy is uncertain, the shift is not.
     answers_Q_S = (np.arange(50) % 2).astype(float)[:, None]
     summary = summarize_stability(np.stack([answers_Q_S] * 3), answers_Q_S, resamples=200)
-    assert [summary.mean_minus_baseline.low, summary.mean_minus_baseline.high] == pytest.approx([0, 0], abs=1e-12)
+    unseen = 1 - 0.025 ** (1 / 50)
+    assert [summary.mean_minus_baseline.low, summary.mean_minus_baseline.high] == pytest.approx([-unseen, unseen], abs=1e-12)
     assert summary.pss.low is not None
-    assert (summary.pss.low > 0.98, summary.pss.high) == (True, 1.0)
+    assert (summary.pss.low > 0.9, summary.pss.high) == (True, 1.0)
     assert summary.mean.low is not None
     assert summary.mean.low < 0.45
 
