@@ -2,10 +2,10 @@
 
 Contract: after each piece of work a thread waits several times as long as the work took, so both threads together use a small
 share of one core, whatever the size of the runs. A run with broken files shows its own error and does not delay other runs. The
-results can be dumped as JSON, and they are read and written under one lock.
+results can be dumped as JSON. No lock is held: each thread replaces what it found as a whole, so a request never waits for a file.
 
 `find_report` and `find_report_file` find a built report below the viewed folder. They serve only files that `permix report`
-writes for a browser, by name, and never a path that leads outside the report through dots or symbolic links.
+writes for a browser, by name, and never a path that leads outside the viewed folder through dots or symbolic links.
 """
 
 import os
@@ -44,8 +44,9 @@ REPORT_PAGE_POLICY = (
 
 
 def find_report(root: Path) -> Path | None:
-    """Return the folder of the report: `root` itself, or `root`/report. None if neither contains a report."""
-    return next((folder for folder in (root, root / "report") if find_report_file(folder, "index.html") is not None), None)
+    """Return the folder of the report: `root` itself, or `root`/report, which must not be a link. None if neither has a report."""
+    inside = () if (root / "report").is_symlink() else (root / "report",)
+    return next((folder for folder in (root, *inside) if find_report_file(folder, "index.html") is not None), None)
 
 
 def find_report_file(report: Path, name: str) -> Path | None:
@@ -77,7 +78,6 @@ class RunFolder:
         self._runs: dict[str, RunMonitor] = {}
         self._notes: list[str] = []
         self._selected_id = ""
-        self._lock = threading.Lock()
         self._stop_event = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._poll_loop, self._measure_loop)]
 
@@ -97,13 +97,10 @@ class RunFolder:
 
     def state(self) -> dict[str, Any]:
         """Return the overview: all runs, and notes about folders and runs that are left out."""
-        with self._lock:
-            runs = [run.summary() for run in self._runs.values()]
-            notes = list(self._notes)
         return {
             "root": truncate(escape_control(str(self.root)), 300),
-            "runs": runs,
-            "notes": notes,
+            "runs": [run.summary() for run in self._runs.values() if run.published is not None],
+            "notes": self._notes,
             "watching": self.is_watching,
             "report": find_report(self.root) is not None,
             "report_command": redact_command(["permix", "report", str(self.root), "--out", str(self.root / "report")]),
@@ -112,30 +109,25 @@ class RunFolder:
     def detail(self, id: str) -> dict[str, Any] | None:
         """Return the details of one run, or None if there is no such run. From then on this run is measured before others."""
         self._selected_id = id
-        with self._lock:
-            found = next((run for run in self._runs.values() if run.id == id), None)
-            return None if found is None else found.detail()
+        found = next((run for run in self._runs.values() if run.id == id and run.published is not None), None)
+        return None if found is None else found.detail()
 
     def rescan(self) -> None:
         """Start to watch new runs, and forget runs whose directories are gone."""
-        found, notes = _find_run_dirs(self.root)
-        with self._lock:
-            self._notes = notes
-            self._runs = {name: self._runs.get(name) or RunMonitor(path, name) for name, path in found.items()}
+        found, self._notes = _find_run_dirs(self.root)
+        self._runs = {name: self._runs.get(name) or RunMonitor(path, name, self.root) for name, path in found.items()}
 
     def poll(self) -> None:
         """Read the new lines of each run."""
-        for run in list(self._runs.values()):
-            locks = read_locks()
-            with self._lock:
-                run.poll(locks, time.monotonic(), time.time())
+        for run in self._runs.values():
+            run.poll(read_locks(), time.monotonic(), time.time())
 
     def measure_next(self) -> bool:
         """Measure one run: the selected one first, then runs never measured, then running ones. False if no run waits."""
         waiting = [
             run
             for run in self._runs.values()
-            if run.stage in MEASURED_STAGES and run.is_caught_up and run.measured_version != run.version
+            if run.stage in MEASURED_STAGES and run.is_measurable and run.measured_version != run.version
         ]
         if not waiting:
             return False
@@ -145,8 +137,7 @@ class RunFolder:
             found = measure_live(run.path, run.stage, live=version[1])
         except READ_ERRORS as error:
             found = LiveMeasures(note="not measured", error=f"not measured: {readable_error(error)}")
-        with self._lock:
-            run.measures, run.measured_version = found, version
+        run.measures, run.measured_version = found, version
         return True
 
     def _poll_loop(self) -> None:
@@ -191,7 +182,7 @@ def _find_run_dirs(root: Path) -> tuple[dict[str, Path], list[str]]:
 def _walk_folders(root: Path) -> Iterator[tuple[Path, bool]]:
     """Yield every folder below `root`, and whether it is a run directory: with config.json, and .lock or provenance.json."""
     for place, names, files in os.walk(root):
-        folder, here = Path(place), set(files)
+        folder, here = Path(place), {*files, *names}
         is_run = "config.json" in here and bool(here & {".lock", "provenance.json"})
         names[:] = sorted(name for name in names if not name.startswith(".") and not (is_run and name in RUN_SUBFOLDERS))
         if len(folder.relative_to(root).parts) >= MAX_FOLDER_DEPTH:
