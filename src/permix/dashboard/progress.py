@@ -34,7 +34,7 @@ def expected_steps(run: Path, config: Mapping[str, Any]) -> int | None:
     return None if steps is None else steps * rounds
 
 
-MAX_JSON_BYTES = 16_000_000
+MAX_JSON_BYTES = 8_000_000
 """Largest JSON file, plan or list of examples that the viewer reads; a larger one would hold up the page."""
 
 

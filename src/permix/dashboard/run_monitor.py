@@ -171,6 +171,7 @@ class RunMonitor:
         self.state: RunState = "broken"
         self.measures: LiveMeasures | None = None
         self.measured_version: RunVersion | None = None
+        self.measured_at = 0.0
         self._config_error = self._read_error = self._command = ""
         self._config_files: object = ()
         self._tail = JsonlTail(path / "records.jsonl")

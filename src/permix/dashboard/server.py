@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from permix.config import ViewConfig
 from permix.dashboard import folder
-from permix.dashboard.folder import RunFolder
+from permix.dashboard.folder import MeasureProcess, RunFolder
 from permix.errors import ConfigError, DataError
 from permix.sanitize import escape_control
 from permix.storage.files import open_regular
@@ -265,7 +265,7 @@ WAKE_EVERY_S = 0.25
 def serve_viewer(config: ViewConfig) -> None:
     """Serve until Ctrl-C, which is the normal end. Raises ConfigError if the folder is missing or the port cannot be opened."""
     require_runs_folder(config)
-    folder = RunFolder(config.runs)
+    folder = RunFolder(config.runs, MeasureProcess())
     server = open_server(folder, config.port)
     serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
     try:  # only this waiting thread gets KeyboardInterrupt, so it never interrupts a request

@@ -29,9 +29,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Annotated, Any, Required, cast
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from permix import __version__
@@ -76,18 +76,26 @@ class _OpenDict(TypedDict, total=False):
     __pydantic_config__ = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)  # type: ignore[misc]
 
 
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _JudgeSection(_OpenDict, total=False):
+    name: Required[str]
+    label: str | None
+
+
 class _ConfigFields(_OpenDict, total=False):
     stage: str
     label: str | None
     method: str
     strategy: str
-    seed: int
-    samples: int
-    resamples: int
-    folds: int
+    seed: _Count
+    samples: _Count
+    resamples: Annotated[int, Field(ge=1, le=1_000_000)]
+    folds: Annotated[int, Field(ge=2)]
     reference: str | None
     model: dict[str, Any]
-    judge: dict[str, Any] | None
+    judge: _JudgeSection
     personas: dict[str, Any]
     task: dict[str, Any]
     sampling: dict[str, Any]
@@ -113,7 +121,7 @@ class _UsageFields(_OpenDict, total=False):
 
 
 class _GridFields(_OpenDict, total=False):
-    samples: int
+    samples: Annotated[int, Field(ge=1)]
     persona_ids: list[str]
     question_ids: list[str]
     choosing_persona_ids: list[str]
@@ -126,6 +134,11 @@ class _GridFields(_OpenDict, total=False):
     rounds: list[dict[str, Any]]
 
 
+class _JudgeInputFields(_OpenDict, total=False):
+    discriminates_personas: dict[str, bool]
+    n_controls: dict[str, _Count]
+
+
 _FIELDS = {
     name: TypeAdapter[Any](fields)
     for name, fields in {
@@ -133,11 +146,12 @@ _FIELDS = {
         "provenance.json": _ProvenanceFields,
         "usage.json": _UsageFields,
         "grid.json": _GridFields,
+        "inputs.json": _JudgeInputFields,
     }.items()
 }
 
 
-def _read_run_file(path: Path) -> RunFile:
+def read_run_file(path: Path) -> RunFile:
     """Read a JSON file of a run directory. Raises DataError if it is missing, or naming the first field of a wrong type."""
     values = read_json(path)
     try:
@@ -152,7 +166,7 @@ def _read_run_file(path: Path) -> RunFile:
 def read_provenance(run: Path) -> RunFile:
     """Read provenance.json of a run. Raises DataError if it is missing, broken, or not of format `RUN_FORMAT`."""
     path = run / "provenance.json"
-    provenance = _read_run_file(path)
+    provenance = read_run_file(path)
     if provenance.get("format", 1) != RUN_FORMAT:
         raise DataError(
             f"{path}: the run has format {provenance.get('format', 1)}, and this version of permix reads format {RUN_FORMAT}; "
@@ -183,7 +197,7 @@ class RunReader:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The resolved configuration. Raises DataError without config.json."""
-        return _read_run_file(self.path / "config.json")
+        return read_run_file(self.path / "config.json")
 
     @property
     def stage(self) -> str:
@@ -222,7 +236,7 @@ class RunReader:
         return [steps[number] for number in sorted(steps)]
 
     def _read_if_there(self, name: str) -> dict[str, Any]:
-        return _read_run_file(self.path / name) if (self.path / name).exists() else RunFile(self.path / name, {})
+        return read_run_file(self.path / name) if (self.path / name).exists() else RunFile(self.path / name, {})
 
 
 def require_run(path: Path) -> RunReader:
