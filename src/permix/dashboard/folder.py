@@ -101,8 +101,10 @@ class MeasureProcess:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_answer_measure_requests, args=(theirs,), daemon=True)
-        self._process.start()
+        process = context.Process(target=_answer_measure_requests, args=(theirs,), daemon=True)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C ends the viewer, which ends the process
+        process.start()
+        self._process = process
         theirs.close()  # so that the end of the process ends the pipe
 
     def stop(self) -> None:
@@ -113,7 +115,6 @@ class MeasureProcess:
 
 
 def _answer_measure_requests(pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the viewer, which ends this process
     os.nice(10)
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEASURE_BYTES, MAX_MEASURE_BYTES))
     with suppress(EOFError, OSError):

@@ -126,6 +126,8 @@ def write_error(path: Path, error: BaseException) -> PermixError:
     return PermixError(f"{path}: cannot be written: {reason}; {remedy}, then run the same command again: finished work is saved")
 
 
+FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 _WRITE_REMEDIES: dict[int | None, str] = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow writing there or give another folder"),
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "move away the file that is in the folder's place"),
