@@ -87,9 +87,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: BaseModel | Mapping[str, Any]) -> None:
-    """Write a whole JSON file atomically."""
+    """Write a whole JSON file atomically. Characters that a terminal does not print are written as escapes."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    write_text(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(plain, indent=1, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")
+    if not text.replace("\n", "").isprintable():
+        text = "".join(char if char == "\n" or char.isprintable() else json.dumps(char)[1:-1] for char in text)
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
