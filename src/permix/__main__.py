@@ -1,4 +1,4 @@
-"""`permix` and `python -m permix`: the command line; the second is for launchers that start modules (torchrun, accelerate launch).
+"""`permix` and `python -m permix`: the command line. Launchers such as torchrun and `accelerate launch` start modules.
 
 Only the standard library is imported before signals are handled, so that Ctrl-C during the imports leaves no traceback either.
 """
@@ -8,7 +8,7 @@ import signal
 import sys
 
 
-def main() -> None:
+def start() -> None:
     """Entry point of the process. Until the command line is imported nothing is to be saved, and a signal ends it at once."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -20,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start()

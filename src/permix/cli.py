@@ -3,7 +3,7 @@
     permix VERB [CONFIG.toml] [--section.field VALUE ...]
 
 The file may also be the config.json of a run. A flag overrides the file, and the file overrides the default. Exit codes: 0 done,
-1 failed, 2 bad input, 3 cells are pending (run the same command again), 130 interrupted by Ctrl-C and 143 by SIGTERM (run the same
+1 failed, 2 bad input, 3 cells are pending (run the same command again), 130 interrupted by Ctrl-C, 143 by SIGTERM (run the same
 command again).
 """
 
@@ -296,7 +296,7 @@ SAME_PRESS_S = 1.0
 
 
 class _Signals:
-    """Handles Ctrl-C and SIGTERM. The first raises KeyboardInterrupt, a later one ends the process at once, without a traceback."""
+    """Handles Ctrl-C and SIGTERM. The first raises KeyboardInterrupt, a later one ends the process at once."""
 
     def __init__(self) -> None:
         self.first: int | None = None
@@ -329,7 +329,8 @@ class _Signals:
     def end_on_lost_interrupt(self, unraisable: "sys.UnraisableHookArgs") -> None:
         """The `sys.unraisablehook`: Python drops a KeyboardInterrupt in some places, as in a callback of the import system."""
         if self.first is None or unraisable.exc_type is not KeyboardInterrupt:
-            return sys.__unraisablehook__(unraisable)
+            sys.__unraisablehook__(unraisable)
+            return
         self._first_at = 0.0
         self.end(self.first)
 

@@ -2,7 +2,7 @@
 
 Contract: after each piece of work a thread waits several times as long as the work took, so both threads together use a small
 share of one core, whatever the size of the runs. A run with broken files shows its own error and does not delay other runs. The
-results can be dumped as JSON. No lock is held: each thread replaces what it found as a whole, so a request never waits for a file.
+results can be dumped as JSON. No lock is held: each thread replaces its results as a whole, so a request never waits for a file.
 Measures are computed in a process of its own (`MeasureProcess`), with bounds on memory and time.
 
 `find_report` and `find_report_file` find a built report below the viewed folder. They serve only files that `permix report`
@@ -49,7 +49,7 @@ REPORT_PAGE_POLICY = (
 
 
 def find_report(root: Path) -> Path | None:
-    """Return the folder of the report: `root` itself, or `root`/report, which must not be a link. None if neither has a report."""
+    """Return the folder of the report: `root` itself, or `root`/report, which may be no link. None if neither has a report."""
     inside = () if (root / "report").is_symlink() else (root / "report",)
     return next((folder for folder in (root, *inside) if find_report_file(folder, "index.html") is not None), None)
 
@@ -102,8 +102,11 @@ class MeasureProcess:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         process = context.Process(target=_answer_measure_requests, args=(theirs,), daemon=True)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C ends the viewer, which ends the process
-        process.start()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()  # it inherits the mask: Ctrl-C ends the viewer, which ends the process
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._process = process
         theirs.close()  # so that the end of the process ends the pipe
 
@@ -149,7 +152,7 @@ RUN_SUBFOLDERS = {"model", "checkpoints", "report", "reference_answers"}
 
 
 class RunFolder:
-    """All runs below `root`. `start` begins to watch them; `stop` ends it. `measure`: a `MeasureProcess`, or None for this process."""
+    """All runs below `root`. `start` begins to watch them; `stop` ends it. Without `measure`, this process computes measures."""
 
     def __init__(self, root: Path, measure: MeasureProcess | None = None) -> None:
         self.root = root
@@ -204,7 +207,7 @@ class RunFolder:
             run.poll(read_locks(), time.monotonic(), time.time())
 
     def measure_next(self) -> bool:
-        """Measure one run: the selected one first, then runs never measured, then running ones, then the one measured longest ago.
+        """Measure one run: the selected one, else one never measured, else a running one, else the one measured longest ago.
 
         Returns False if no run waits.
         """

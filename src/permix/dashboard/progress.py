@@ -195,7 +195,7 @@ class Step(NamedTuple):
 
 
 class StepTally(RecordTally):
-    """Tally of the steps in log.jsonl of a training. The last line of each step counts. `steps` has the first `MAX_STEPS` steps."""
+    """Tally of the steps in log.jsonl of a training. The last line of a step counts. `steps` has the first `MAX_STEPS` steps."""
 
     unit = "steps"
 

@@ -3,8 +3,8 @@
 Contract: the directory is only read. `poll` is cheap for a run of any length, since each file is read from where the last call
 ended. Errors in the directory become texts in `errors` and are never raised.
 
-One thread polls. It publishes what it found in one assignment, and other threads read only that, so that no reader waits for a file
-of this or another run. Only regular files below the viewed folder are read, and no JSON file above `MAX_JSON_BYTES`.
+One thread polls. It publishes its results in one assignment, and other threads read only those, so that no reader waits for a
+file. Only regular files below the viewed folder are read, and no JSON file above `MAX_JSON_BYTES`.
 
 The process that holds the run is read from /proc/locks, where Linux lists all locks of the machine by inode. The run's lock is
 never taken, since that would refuse a command that starts the run at the same moment. Without /proc/locks the holder is unknown.
@@ -133,8 +133,8 @@ WATCHED_STAGES = ("stability", "fidelity", "train", "judge", "questions")
 _SETTINGS_FILES = ("config.json", "provenance.json", "grid.json")
 
 _READ_FILES = (
-    *_SETTINGS_FILES, _LOCK_FILE, "inputs.json", "records.jsonl", "judgements.jsonl", "log.jsonl", "rollouts.jsonl", "plan.parquet",
-    "examples.jsonl", "examples.json",
+    *_SETTINGS_FILES, _LOCK_FILE, "inputs.json", "records.jsonl", "judgements.jsonl", "log.jsonl", "rollouts.jsonl",
+    "plan.parquet", "examples.jsonl", "examples.json",
 )  # fmt: skip
 
 
@@ -202,8 +202,6 @@ class RunMonitor:
         """Read new lines. `now` is a monotonic time in seconds, for rates; `wall_time` is seconds since the epoch, for ages."""
         try:
             check_run_files(self.path, self.root)
-            if self.stage == "judge":
-                check_run_files(self.path.parent.parent, self.root)
             self._update(locks, now, wall_time)
             self._read_error = ""
         except READ_ERRORS as error:
@@ -214,6 +212,8 @@ class RunMonitor:
         # The holder comes first: a run that ends before its last lines are read still counts as going until the next poll.
         self.holder_pid = lock_holder(self.path, locks)
         self._reload_config()
+        if self.stage == "judge":
+            check_run_files(self.path.parent.parent, self.root)  # its measures need the answers that it scored
         restarts = self._tail.restarts
         lines = self._tail.read_lines()
         if self._tail.restarts != restarts:

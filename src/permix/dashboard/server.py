@@ -162,6 +162,7 @@ class ViewerHandler(BaseHTTPRequestHandler):
     server_version, sys_version = "permix", ""
     wbufsize = -1
     server: ViewerServer
+    raw_requestline: bytes
 
     def setup(self) -> None:
         super().setup()

@@ -11,8 +11,8 @@
 Contract: `records.jsonl` survives a kill at any moment. An incomplete last line is deleted when the run is opened again. One
 process at a time may write a run.
 
-A run directory may come from elsewhere. `RunReader` checks each JSON file, so a damaged one raises a DataError that names the file
-and the field.
+A run directory may come from elsewhere. `RunReader` checks each JSON file: a damaged one raises a DataError that names the
+file and the field.
 """
 
 import contextlib
@@ -53,6 +53,10 @@ PROVENANCE_PACKAGES = (
     "scikit-learn",
     "mpmath",
 )
+
+
+APPENDED_FILES = ("records.jsonl", "judgements.jsonl", "log.jsonl", "rollouts.jsonl")
+"""Files that grow line by line. Opening the run drops an incomplete last line, so that other programs can read them."""
 
 
 RUN_FORMAT = 2
@@ -305,8 +309,9 @@ class RunDir:
                 write_json(path, provenance | {"identity": recorded | added})
         else:
             write_json(path, {"format": RUN_FORMAT} | collect_provenance() | {"identity": requested})
-        with guard_writes(self.records_path):
-            drop_torn_line(self.records_path)
+        for name in APPENDED_FILES:
+            with guard_writes(self.path / name):
+                drop_torn_line(self.path / name)
         write_json(self.path / "config.json", config)
 
     @property
@@ -353,8 +358,11 @@ def _lock_run_dir(path: Path) -> Iterator[IO[bytes]]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                owner = ascii(lock.read(20).decode("ascii", "replace").strip() or "unknown").strip("'")
-                raise ConfigError(f"out = {path}: process {owner} is writing this run; wait for it or give another folder") from None
+                owner = lock.read(20).strip().decode("ascii", "replace")
+                owner = owner if owner.isdigit() else "unknown"
+                raise ConfigError(
+                    f"out = {path}: process {owner} is writing this run; wait for it or give another folder"
+                ) from None
             lock.truncate(0)
             lock.write(str(os.getpid()).encode())
         yield lock

@@ -183,7 +183,7 @@ _INVISIBLE = re.compile("[\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\uf
 
 
 def page_scripts() -> str:
-    """Return all scripts of the page, in order. Invisible characters in them are written as escapes, as in all text of the page."""
+    """Return all scripts of the page, in order. Invisible characters are written as escapes, as in all text of the page."""
     drawing = [
         *_assets_with_suffix("charts", ".js"),
         *(name for name in _assets_with_suffix("", ".js") if name not in {*FIRST_SCRIPTS, LAST_SCRIPT}),
