@@ -263,9 +263,7 @@ def test_a_clock_that_goes_back_changes_no_usage(tmp_path: Path, monkeypatch: py
     assert usage["starts"] == 2
 
 
-def test_a_line_beyond_all_bounds_is_refused_and_does_not_fill_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_beyond_all_bounds_is_refused_and_fills_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "MAX_LINE_BYTES", 1000)
     monkeypatch.setattr(files, "READ_CHUNK_BYTES", 100)
     path = tmp_path / "records.jsonl"
