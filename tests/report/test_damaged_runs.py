@@ -102,6 +102,7 @@ CASES: list[tuple[str, Callable[[Path], Any], tuple[str, ...]]] = [
     ("stab/config.json", put("[" * 50_000), READS_STAB),
     ("stab/config.json", with_field(resamples=-1), READS_STAB),
     ("stab/config.json", without("seed"), READS_STAB),
+    ("stab", lambda run: with_field(persona_ids=[])(run / "grid.json"), READS_STAB),
     ("stab/grid.json", with_field(samples=10**12), READS_STAB),
     ("stab/grid.json", without("samples"), READS_STAB),
     ("stab/records.jsonl", put("[" * 50_000 + "\n"), RESUMES_STAB + READS_STAB),
@@ -154,7 +155,10 @@ def test_a_report_that_is_a_file_is_named_and_the_result_is_kept(
 
 def test_a_report_with_files_and_folders_exchanged_is_named(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.fresh()
-    for name, make in {"tables": Path.touch, "cells": Path.touch, "index.html": Path.mkdir, "table.json": Path.mkdir}.items():
+    exchanged: dict[str, Callable[[Path], Any]] = {
+        "tables": Path.touch, "cells": Path.touch, "index.html": Path.mkdir, "table.json": Path.mkdir,
+    }  # fmt: skip
+    for name, make in exchanged.items():
         out = world.folder / f"out-{name}"
         out.mkdir()
         make(out / name)

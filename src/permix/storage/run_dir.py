@@ -64,10 +64,10 @@ RUN_FORMAT = 2
 
 
 class RunFile(dict[str, Any]):
-    """A JSON file of a run directory. A missing key raises DataError, naming file and key."""
+    """A JSON file of a run directory, or an object in it. A missing key raises DataError, naming file and key."""
 
     def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
-        super().__init__(values)
+        super().__init__({name: RunFile(path, value) if isinstance(value, dict) else value for name, value in values.items()})
         self.path = path
 
     def __missing__(self, key: str) -> Any:
