@@ -119,7 +119,9 @@ class MeasureProcess:
 
 def _answer_measure_requests(pipe: Connection) -> None:
     os.nice(10)
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEASURE_BYTES, MAX_MEASURE_BYTES))
+    _, allowed = resource.getrlimit(resource.RLIMIT_AS)
+    bound = MAX_MEASURE_BYTES if allowed == resource.RLIM_INFINITY else min(MAX_MEASURE_BYTES, allowed)
+    resource.setrlimit(resource.RLIMIT_AS, (bound, allowed))
     with suppress(EOFError, OSError):
         while True:
             run, stage, live = pipe.recv()
