@@ -129,7 +129,7 @@ def test_a_full_disk_elsewhere_is_one_line_and_exit_code_1(
 ) -> None:
     monkeypatch.setattr("permix.plan.pq.write_table", disk_is_full)
     assert cli.run_cli(["plan", "--out", str(tmp_path / "plan.parquet")]) == 1
-    assert capsys.readouterr().err == f"permix plan: usage.json: cannot be written: {GO_ON}\n"
+    assert capsys.readouterr().err == f"permix plan: {tmp_path / 'plan.parquet'}: cannot be written: {GO_ON}\n"
 
 
 def never(*_: Any, **__: Any) -> None:

@@ -64,12 +64,14 @@ def load_config(cls: type[_ConfigT], path: Path) -> _ConfigT:
 def read_config_values(path: Path) -> dict[str, Any]:
     """The content of a TOML file or of a run's config.json. Raises ConfigError if the file is missing or not valid."""
     kind = "JSON" if path.suffix == ".json" else "TOML"
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path}: not a {kind} file but a folder, a pipe or a device")
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such configuration file") from error
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (ValueError, RecursionError) as error:  # bad syntax, bytes that are not UTF-8, too deep nesting, too long a number
         raise ConfigError(f"{path}: not a {kind} file: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: contains a {type(values).__name__}, not an object")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from permix.config import ModelConfig
+from permix.errors import DataError
 from permix.inference.base import CellRequest, Model, collect
 from permix.metrics.statistics import Array
 from permix.personas.pool import PersonaPool
@@ -205,7 +206,7 @@ def grid_results(run: RunReader) -> GridResults:
             1 + max((key.sample for key in cells), default=0),
             templates=tuple(dict.fromkeys(key.template for key in cells if key.persona_id is not None)) or ("",),
         )
-    return GridResults(
+    found = GridResults(
         cells,
         tuple(grid.get("persona_ids", ())),
         tuple(grid.get("question_ids", ())),
@@ -214,6 +215,14 @@ def grid_results(run: RunReader) -> GridResults:
         tuple(grid.get("choosing_question_ids", ())),
         tuple(grid.get("templates", ("",))),
     )
+    asked = (len(found.persona_ids) + 1) * len(found.question_ids) * len(found.templates) * found.samples
+    if asked > MAX_GRID_CELLS:
+        raise DataError(f"{run.path / 'grid.json'}: asks for {asked} cells, above {MAX_GRID_CELLS}; the file is damaged")
+    return found
+
+
+MAX_GRID_CELLS = 100_000_000
+"""Largest grid that is read. A larger one would fill the memory; no run has answered as many cells."""
 
 
 def run_cells(

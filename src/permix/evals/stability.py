@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from permix.config import ModelConfig, StabilityConfig
-from permix.errors import ConfigError, IncompleteRunError
+from permix.errors import ConfigError, DataError, IncompleteRunError
 from permix.evals.grid import (
     GridResults,
     PromptFormat,
@@ -424,6 +424,8 @@ def measure_stability(run: Path, answers: GridResults | None = None, resamples: 
     """
     config = RunReader(run).config
     correct, baseline, personas, _ = read_stability_grid(run, answers)
+    if not correct.size:
+        raise DataError(f"{run}: has no cell of a persona, neither in grid.json nor in records.jsonl, so nothing can be measured")
     seed, resamples = config["seed"], resamples or config["resamples"]
     if rounds := read_rounds(run):
         return summarize_rounds(correct, baseline, rounds, personas, seed=seed, resamples=resamples)

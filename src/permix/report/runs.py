@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from permix.config import DevEvalConfig
+from permix.config import DevEvalConfig, build_config
 from permix.errors import DataError
 from permix.evals import open_ended, stability
 from permix.evals.drift_report import Drift, JudgeTurnScores, measure_drift
@@ -88,7 +88,7 @@ class Run(RunReader):
     @cached_property
     def dev_curve(self) -> DevCurve | None:
         """The dev evaluations of a training run, measured from their records."""
-        config = DevEvalConfig.model_validate(self.config.get("dev_eval", {}))
+        config = build_config(DevEvalConfig, self.config.get("dev_eval", {}), source=f"{self.path / 'config.json'}: dev_eval")
         return load_dev_curve(self.path, config) if self.stage == "train" and config.every else None
 
     @property

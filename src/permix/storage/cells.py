@@ -15,7 +15,7 @@ from typing import NamedTuple, NotRequired
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from permix.storage.files import bad_line_error, jsonl_lines
+from permix.storage.files import bad_line_error, jsonl_lines, open_regular
 from permix.types import Cell, CellKey, Message
 
 
@@ -102,9 +102,9 @@ class CellIndex(Mapping[CellKey, Cell]):
 
     @cached_property
     def _descriptor(self) -> int:
-        file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, file)
-        return file
+        file = open_regular(self.path)
+        weakref.finalize(self, file.close)
+        return file.fileno()
 
     def __contains__(self, key: object) -> bool:
         return key in self.summaries  # Mapping.__contains__ would parse the cell
@@ -119,7 +119,7 @@ class CellIndex(Mapping[CellKey, Cell]):
         try:
             return Cell.model_validate_json(line)
         except ValidationError as error:
-            with self.path.open("rb") as lines:
+            with open_regular(self.path) as lines:
                 number = lines.read(summary.offset).count(b"\n") + 1
             raise bad_line_error(self.path, number, _CELL_RECORD, error) from error
 
