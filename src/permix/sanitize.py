@@ -78,7 +78,7 @@ _SECRET_OPTION = re.compile(r"(?i)(^|[-_.])(api[-_]?key|secret|passw(or)?d|token
 
 _URL_LOGIN = re.compile(r"(//)[^/@\s]+@")
 
-_API_KEY = re.compile(r"\b(sk|hf|ghp|xox[abp])[-_][A-Za-z0-9_-]{16,}")
+_API_KEY = re.compile(r"\b(?:(?:sk|gsk|hf|r8|gh[pousr]|github_pat|xox[abp]|xai|pplx|nvapi)[-_]|AIza)[A-Za-z0-9_-]{16,}")
 
 
 def redact_command(arguments: Sequence[object]) -> str:
@@ -87,7 +87,7 @@ def redact_command(arguments: Sequence[object]) -> str:
 
 
 def redact_secrets(text: str) -> str:
-    """Hide logins in URLs, and API keys that have a known prefix (sk-, hf_, ghp_, xoxb-)."""
+    """Hide logins in URLs, and API keys that have a known prefix (such as sk-, gsk_, hf_, ghp_ or AIza)."""
     return _API_KEY.sub(REDACTED, _URL_LOGIN.sub(rf"\1{REDACTED}@", text))
 
 
