@@ -16,7 +16,7 @@ from permix import cli
 from permix.errors import ConfigError
 from permix.inference import openai
 from permix.inference.openai import MAX_ERROR_CHARS, MAX_REPLY_BYTES, retry_after_s
-from permix.inference.request_body import MAX_TOKENS, refusal_text, usage_count
+from permix.inference.request_body import MAX_USAGE_TOKENS, refusal_text, usage_count
 from permix.storage.cells import read_cells
 from permix.types import Completion, Failure, Sampling
 from tests.inference.test_openai import KEY, KEY_ENV, failure, model_at, only, questions
@@ -233,8 +233,8 @@ def test_a_count_of_tokens_that_is_none_is_unknown(count: str) -> None:
 
 
 def test_counts_have_a_bound() -> None:
-    assert usage_count({"a": MAX_TOKENS}, "a") == MAX_TOKENS
-    assert usage_count({"a": MAX_TOKENS + 1}, "a") is None
+    assert usage_count({"a": MAX_USAGE_TOKENS}, "a") == MAX_USAGE_TOKENS
+    assert usage_count({"a": MAX_USAGE_TOKENS + 1}, "a") is None
     assert usage_count({"a": int("9" * 4000)}, "a") is None
 
 

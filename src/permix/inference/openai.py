@@ -37,6 +37,7 @@ from permix.errors import ConfigError
 from permix.inference.base import CompletionResult
 from permix.inference.request_body import (
     MAX_REFUSAL_CHARS,
+    ChangeableField,
     FilteredReplyError,
     MalformedReplyError,
     RequestBody,
@@ -144,9 +145,10 @@ def redirect_target(error: BaseException | None) -> str | None:
     response = getattr(error, "response", None)
     if response is None or not 300 <= response.status_code < 400 or "location" not in response.headers:
         return None
+    location: str = response.headers["location"]
     with contextlib.suppress(ValueError):
-        return urljoin(str(response.request.url), response.headers["location"])
-    return str(response.headers["location"])
+        return urljoin(str(response.request.url), location)
+    return location
 
 
 def is_http_failure(failure: Failure) -> bool:
@@ -390,7 +392,12 @@ class OpenAIModel:
         return completion
 
     @property
-    def request_changes(self) -> dict[str, str]:
+    def address(self) -> str:
+        """The model's name and the endpoint's URL: what is found out about an endpoint holds for this model there."""
+        return f"{self.name} at {self._base_url}"
+
+    @property
+    def request_changes(self) -> dict[ChangeableField, str]:
         """The fields that the endpoint refused and that are left out or renamed, with its words.
 
         What an earlier start found out may be added, so that it is not found out again.
@@ -582,7 +589,7 @@ class OpenAIModel:
         return completion if hidden.items() <= found.items() else completion.model_copy(update=hidden)
 
 
-_CHANGES = {
+_CHANGES: dict[ChangeableField, str] = {
     "max_tokens": "max_tokens is sent as max_completion_tokens",
     "temperature": "no temperature is sent, so answers are sampled at the endpoint's own",
     "top_p": "no top_p is sent",

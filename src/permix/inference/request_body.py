@@ -12,7 +12,7 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
@@ -23,8 +23,11 @@ MAX_WORDS_CHARS = 300
 MAX_REFUSAL_CHARS = 100_000
 """Characters of an endpoint's error that are searched for what it refuses, and for the API key, of which few are kept."""
 
-MAX_TOKENS = 10**9
+MAX_USAGE_TOKENS = 10**9
 """A count of tokens above this is no count: no model reads or writes as many for one request."""
+
+ChangeableField = Literal["max_tokens", "temperature", "top_p", "seed", "stream", "stream_options"]
+"""A field of a request that is left out, renamed or added (`stream`) when an endpoint refuses a request."""
 
 _FIELDS = ("max_completion_tokens", "max_tokens", "temperature", "top_p", "seed", "stream_options")
 
@@ -53,7 +56,7 @@ class RequestBody:
 
     def __init__(self, model: str, extra: Mapping[str, Any] | None = None) -> None:
         self._model, self._extra = model, dict(extra or {})
-        self.changes: dict[str, str] = {}
+        self.changes: dict[ChangeableField, str] = {}
 
     def build(self, messages: Sequence[Message], seed: int, sampling: Sampling) -> dict[str, Any]:
         """The body of one request. Only the low 31 bits of the seed are sent."""
@@ -65,7 +68,11 @@ class RequestBody:
 
     def rebuild(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """A body that was built earlier, with all changes up to now."""
-        changed = {name: value for name, value in body.items() if name in self._extra or name not in self.changes}
+        changed = {
+            name: value
+            for name, value in body.items()
+            if name in self._extra or name not in self.changes or (name == "top_p" and value != 1)
+        }
         if "max_tokens" in body and "max_tokens" not in changed:
             changed["max_completion_tokens"] = body["max_tokens"]
         if "stream" in self.changes:
@@ -74,7 +81,7 @@ class RequestBody:
                 changed["stream_options"] = {"include_usage": True}
         return changed
 
-    def adapt(self, refusal: str, param: str | None, body: Mapping[str, Any]) -> str | None:
+    def adapt(self, refusal: str, param: str | None, body: Mapping[str, Any]) -> ChangeableField | None:
         """Learn from a refusal of `body`; returns the name of the field that changes, or None if nothing can be changed.
 
         refusal: the endpoint's message. param: the field that it names apart from the message, if it does.
@@ -87,12 +94,13 @@ class RequestBody:
             return self._change("max_tokens", refusal)
         if "top_p" in named and "top_p" in ours and body["top_p"] == 1:
             return self._change("top_p", refusal)
-        for name in ("temperature", "seed", "stream_options"):
+        removable: tuple[ChangeableField, ...] = ("temperature", "seed", "stream_options")
+        for name in removable:
             if name in named and name in ours:
                 return self._change(name, refusal)
         return None
 
-    def _change(self, name: str, refusal: str) -> str:
+    def _change(self, name: ChangeableField, refusal: str) -> ChangeableField:
         self.changes.setdefault(name, refusal[:MAX_WORDS_CHARS])
         return name
 
@@ -262,7 +270,7 @@ def _reasoning_of(message: Mapping[str, Any]) -> str:
 def usage_count(usage: Any, field: str) -> int | None:
     """A token count of a reply's usage; None if the reply does not state it. Some servers send whole numbers as floats."""
     value = usage.get(field) if isinstance(usage, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_TOKENS or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_USAGE_TOKENS or value != int(value):
         return None
     return int(value)
 
