@@ -13,7 +13,7 @@ from permix.types import Verdict
 from permix.verification.math_verifier import Verifier
 
 SECONDS = 1.0
-"""CPU time of one verdict; the slowest takes a third of that on an idle core, the others milliseconds."""
+"""CPU time of one verdict; the slowest takes less than half of that on an idle core, most take milliseconds."""
 
 GOLDS = {
     "gsm8k": "7",
