@@ -160,7 +160,11 @@ def format_validation_error(error: ValidationError | UnicodeEncodeError, prefix:
     for one in error.errors(include_url=False):
         place = ".".join(str(part) for part in one["loc"])
         field = truncate(escape_control(f"{prefix}{place}".rstrip(".")), MAX_SHOWN_CHARS) or "configuration"
-        hidden = isinstance(one["input"], (dict, BaseModel)) or place.rpartition(".")[2] in _MAY_HOLD_SECRETS
+        hidden = (
+            one["type"] == "missing"
+            or isinstance(one["input"], (dict, BaseModel))
+            or place.rpartition(".")[2] in _MAY_HOLD_SECRETS
+        )
         shown = "" if hidden else f" = {quote_input(one['input'])}"
         words = next((words for start, words in _TYPE_WORDS.items() if one["type"].startswith(start)), None)
         own_words = one["msg"].removeprefix("Value error, ").replace("Input should", "must")
