@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NamedTuple, TypeVar, cast
@@ -27,6 +28,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 from permix import __version__, config
 from permix.errors import ConfigError, IncompleteRunError, MissingScoresError, PermixError, closest_match
+from permix.sanitize import names_secret
 from permix.storage.files import FULL_DISK_ERRNOS, write_error
 
 _ConfigT = TypeVar("_ConfigT", bound=BaseModel)
@@ -415,47 +417,71 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
     from permix.tasks import check_task_name
 
     rest = list(args)
+    if secret := next((name for word in rest if names_secret(name := word.partition("=")[0])), None):
+        raise ConfigError(
+            f"{secret}: a command line can be read by everyone on this machine; put the key into an environment variable and "
+            "give the variable's name with --model.api-key-env"
+        )
     base: _ConfigT | None = None
     if rest and rest[0].endswith(config.CONFIG_SUFFIXES):
         path = Path(rest.pop(0))
         values = config.read_config_values(path)
         stage = values.get("stage", verb)
         if stage != verb:
-            raise ConfigError(f'{path}: configures "permix {stage}", not "permix {verb}"')
+            shown = stage if isinstance(stage, str) and stage in VERBS else config.quote_input(stage)
+            raise ConfigError(f'{path}: configures "permix {shown}", not "permix {verb}"')
         base = config.build_config(cls, values, source=str(path), partial=True)
         check_task_name(base, str(path))
     options: dict[str, Any] = {} if base is None else {"default": base}
     try:
         settings = tyro.cli(
-            cls, args=rest, prog=f"permix {verb}", description=VERBS[verb].help, registry=_choices_from_registries(), **options
+            cls, args=rest, prog=f"permix {verb}", description=VERBS[verb].help, registry=_section_rules(cls), **options
         )
     except ValidationError as error:
         raise ConfigError(config.format_validation_error(error)) from error
     return cast(_ConfigT, settings)
 
 
-def _choices_from_registries() -> ConstructorRegistry:
-    """Rules for tyro: a field that names an entry of a registry accepts the registered names, like a Literal field its values."""
+def _section_rules(stage: type[BaseModel]) -> ConstructorRegistry:
+    """Rules for tyro: a field that names an entry of a registry accepts the registered names, like a Literal field its values;
+    and a section that cannot be made raises ConfigError, which tyro lets pass, in the words of a configuration file's errors.
+    """
     rules = ConstructorRegistry()
+    prefixes = dict(_section_prefixes(stage))
 
     @rules.struct_rule
     def describe_section(info: StructTypeInfo) -> StructConstructorSpec | None:
-        choices = _registered_names(info.type)
-        if not choices:
+        if info.type not in prefixes:
             return None
-        defaults = info.default if isinstance(info.default, info.type) else info.type()
+        choices = _registered_names(info.type)
+        given = info.default if isinstance(info.default, info.type) else None
         fields = [
             StructFieldSpec(
                 name,
-                cast(Any, Literal)[choices[name]] if name in choices else field.annotation,
-                default=getattr(defaults, name),
+                cast(Any, Literal)[choices[name]] if name in choices else cast(Any, field.annotation),
+                default=field.get_default() if given is None else getattr(given, name),
                 helptext=field.description,
             )
             for name, field in info.type.model_fields.items()
         ]
-        return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
+        return StructConstructorSpec(instantiate=partial(_build_section, info.type, prefixes[info.type]), fields=tuple(fields))
 
     return rules
+
+
+def _section_prefixes(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[type[BaseModel], str]]:
+    """Each class of a section, at any depth, and what precedes its fields' names in a message: ("model." for `ModelConfig`)."""
+    yield section, prefix
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _section_prefixes(field.annotation, f"{prefix}{name}.")
+
+
+def _build_section(section: type[BaseModel], prefix: str, **values: Any) -> BaseModel:
+    try:
+        return section(**values)
+    except (ValidationError, UnicodeEncodeError) as error:
+        raise ConfigError(config.format_validation_error(error, prefix)) from error
 
 
 def _registered_names(section: Any) -> dict[str, tuple[str, ...]]:

@@ -48,7 +48,7 @@ def test_answer_names_the_task(tmp_path: Path) -> None:
         ({"name": "own-math"}, "path is missing"),
         ({"name": "gsm8k", "answer": "exact", "path": "x"}, 'answer = "exact": applies to your own questions only'),
         ({"name": "own-math", "answer": "exact", "path": "x"}, 'answer = "exact": applies to your own questions only'),
-        ({"answer": "regex", "path": "x"}, "Input should be"),
+        ({"answer": "regex", "path": "x"}, "must be"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(values: dict[str, Any], words: str) -> None:

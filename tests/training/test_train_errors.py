@@ -203,5 +203,5 @@ def test_a_group_of_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     path = tmp_path / "train.toml"
     path.write_text(f"out = {json.dumps(str(tmp_path / 'run'))}\nplan = {{ group_size = 1 }}\n")
     assert cli.run_cli(["train", str(path)]) == 2
-    assert "plan.group_size = 1: Input should be greater than or equal to 2" in capsys.readouterr().err
+    assert "plan.group_size = 1: must be greater than or equal to 2" in capsys.readouterr().err
     assert TrainConfig().plan.group_size == 8

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from permix.config.base import ConfigSection
 from permix.errors import closest_match
+from permix.sanitize import redact_secrets
 from permix.types import Split
 
 
@@ -48,6 +49,30 @@ def configurable_backends() -> tuple[str, ...]:
 
 ThinkingSwitch = Literal["default", "on", "off"]
 """Whether a thinking model is to think: as its chat template does by default, or switched on or off."""
+
+
+_SECRET_FIELD = re.compile(r"(?i)api[-_]?key|secret|passw(or)?d|authorization|credentials?|(access|auth|bearer)[-_]?token")
+
+
+def _find_secret(fields: Any) -> str | None:
+    """The name of a field, at any depth, that holds a secret: by its name, or by a value that looks like a key.
+
+    Raises ValueError for more than `MAX_EXTRA_BODY_DEPTH` levels.
+    """
+    waiting = [("the object", fields, 0)]
+    while waiting:
+        name, value, depth = waiting.pop()
+        if depth > MAX_EXTRA_BODY_DEPTH:
+            raise ValueError(f"nested too deeply; no more than {MAX_EXTRA_BODY_DEPTH} levels")
+        if _SECRET_FIELD.fullmatch(name) or (isinstance(value, str) and redact_secrets(value) != value):
+            return name
+        inner = value.items() if isinstance(value, dict) else ((name, one) for one in value) if isinstance(value, list) else ()
+        waiting += [(key, one, depth + 1) for key, one in inner]
+    return None
+
+
+MAX_EXTRA_BODY_DEPTH = 50
+"""Levels of `extra_body`; JSON schemas, which may be in it, have fewer."""
 
 
 class ModelConfig(ConfigSection):
@@ -110,8 +135,13 @@ class ModelConfig(ConfigSection):
     def _check_extra_body(cls, text: str) -> str:
         try:
             fields = json.loads(text) if text else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f'must be a JSON object such as {{"reasoning_effort": "low"}}: {error}') from None
+        if (secret := _find_secret(fields)) is not None:
+            raise ValueError(
+                f"holds a secret in {secret[:40]!r}, and the run records it; put the key into the environment variable that "
+                "api_key_env names"
+            )
         if not isinstance(fields, dict) or not isinstance(fields.get("chat_template_kwargs", {}), dict):
             raise ValueError('must be a JSON object such as {"reasoning_effort": "low"}')
         if taken := {"model", "messages", "n", "stream"} & set(fields):
@@ -121,9 +151,16 @@ class ModelConfig(ConfigSection):
     @model_validator(mode="after")
     def _check_no_secrets(self) -> "ModelConfig":
         # A value here may be a secret, so the messages do not repeat it.
-        if "@" in (self.base_url or ""):
+        url, name = self.base_url or "", self.api_key_env
+        if "@" in url or redact_secrets(url) != url:
             raise ValueError("base_url holds credentials; put the key into the environment variable that api_key_env names")
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+        if "?" in url or "#" in url:
+            raise ValueError(
+                "base_url must be an address such as http://127.0.0.1:8000/v1, without a query; put a key into the environment "
+                "variable that api_key_env names"
+            )
+        looks_like_key = len(name) >= 20 and re.search("[a-z]", name) and re.search("[0-9]", name)
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or looks_like_key or redact_secrets(name) != name:
             raise ValueError("api_key_env is not the name of an environment variable; the key itself must not be in a file")
         return self
 

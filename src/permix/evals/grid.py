@@ -5,10 +5,10 @@ not generated again. A cell that could not be answered or scored stays pending. 
 asked once per template; a cell without a persona has no template and is asked once.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from permix.personas.pool import PersonaPool
 from permix.progress import ProgressBar, print_status, progress_bar
 from permix.prompts import build_messages, template_id, template_text
 from permix.storage.cells import CellIndex, CellSummary, cell_summaries
-from permix.storage.files import read_json, write_json
 from permix.storage.run_dir import RunDir, RunReader, check_cells_unchanged
 from permix.tasks.base import read_trained_on
 from permix.types import Cell, CellKey, Persona, Question, Sampling, Verdict, digest, seed_from
@@ -252,40 +251,16 @@ def run_cells(
         bar.start_at(len(cells) - len(pending))
         for cell in unscored:
             score_and_append(cell, bar)
-        with _remember_request_changes(model, run.path):
-            collect(
-                model,
-                sampling,
-                lambda: requests,
-                lambda one, result, bar: score_and_append(one.cell_with(result), bar),
-                lambda _: nullcontext(bar),
-                max_rounds=1,
-            )
+        collect(
+            model,
+            sampling,
+            lambda: requests,
+            lambda one, result, bar: score_and_append(one.cell_with(result), bar),
+            lambda _: nullcontext(bar),
+            run.path,
+            max_rounds=1,
+        )
     return len(pending) - finished
-
-
-REQUEST_CHANGES_FILE = "endpoint.json"
-"""The fields of a request that the endpoint refused and that were left out or renamed, with its words."""
-
-
-@contextmanager
-def _remember_request_changes(model: Model, run: Path) -> Iterator[None]:
-    """Take over what an earlier start found out about the endpoint, and write down what this one finds out.
-
-    The file is part of the record: without a temperature or a seed the answers are not those that the configuration asks for.
-    """
-    endpoint: Any = getattr(model, "model", model)  # a cached model holds the endpoint's
-    if not hasattr(endpoint, "request_changes"):
-        yield
-        return
-    path = run / REQUEST_CHANGES_FILE
-    known = read_json(path) if path.exists() else {}
-    endpoint.request_changes.update(known)
-    try:
-        yield
-    finally:
-        if endpoint.request_changes != known:
-            write_json(path, endpoint.request_changes)
 
 
 def _has_completion(cell: Cell | None) -> bool:

@@ -32,7 +32,7 @@ from permix.inference.hf import context_window, encode_chat, load_tokenizer, res
 from permix.personas.loading import load_roleplay
 from permix.personas.pool import PersonaPool, select_personas
 from permix.prompts import build_messages, template_hash
-from permix.storage.cells import CellIndex, cell_summaries
+from permix.storage.cells import CellIndex, explain_missing, find_failures
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir
 from permix.types import Cell, CellKey, Completion, Message, Persona, Question, Sampling, digest, seed_from
@@ -384,10 +384,6 @@ def _make_interviewer(plan: InterviewPlan, interviewer_model: Model | None, run:
 
 
 def _incomplete_run_error(run: RunDir, pending: int, n_turns: int) -> IncompleteRunError:
-    """Build the error for missing turns. It quotes the first failure, since a failure that recurs needs another remedy."""
-    known = run.cells()
-    failures = (known[key].failure for key, brief in cell_summaries(known).items() if not brief.has_completion)
-    why = next((f" (the first failure: {one.type}: {one.message})" for one in failures if one is not None), "")
-    return IncompleteRunError(
-        f"{run.path}: {pending} of {n_turns} turns are missing{why}; run the same command again to fill them"
-    )
+    """Build the error for missing turns, with the reasons: a failure that recurs needs another remedy."""
+    why = explain_missing(find_failures(run.cells(), scored=False))
+    return IncompleteRunError(f"{run.path}: {pending} of {n_turns} turns are missing{why}")

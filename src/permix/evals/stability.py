@@ -43,7 +43,7 @@ from permix.personas.pool import PersonaPool, select_personas
 from permix.plan import read_plan
 from permix.progress import print_status
 from permix.prompts import template_hash, template_text
-from permix.storage.cells import cell_summaries
+from permix.storage.cells import cell_summaries, explain_missing, find_failures
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
 from permix.tasks import LoadedTask, load_questions
@@ -222,9 +222,8 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
                 progress = run_rounds(run, setup, config, stopping_rule, answer, description)
             else:
                 progress = _run_strategy(run, setup, first, strategy, answer, (description, f"{description}, {config.strategy}"))
-        missing = (
-            f"{config.out}: {progress.pending} of {progress.n_cells} cells have no score; run the same command again to fill them"
-        )
+        why = explain_missing(find_failures(run.cells(), scored=True) if progress.pending else ())
+        missing = f"{config.out}: {progress.pending} of {progress.n_cells} cells have no score{why}"
         if progress.selection_pending:
             raise IncompleteRunError(f"{missing}; until then no persona can be chosen")
         answers = read_grid_results(run.path)

@@ -5,8 +5,10 @@ file only grows. The last record of a cell counts. Cells are in the order of the
 """
 
 import os
+import re
 import weakref
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from sys import intern
@@ -15,8 +17,9 @@ from typing import NamedTuple, NotRequired
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from permix.sanitize import escape_control, redact_secrets, truncate
 from permix.storage.files import bad_line_error, jsonl_lines, open_regular
-from permix.types import Cell, CellKey, Message
+from permix.types import Cell, CellKey, Failure, Message
 
 
 class CellSummary(NamedTuple):
@@ -166,3 +169,61 @@ def _summarize(cell: CellLine, offset: int, length: int) -> CellSummary:
 
 def _hash_messages(messages: tuple[Message, ...]) -> int:
     return hash(tuple((message["role"], message["content"]) for message in messages))
+
+
+MAX_LISTED_REASONS, MAX_REASON_CHARS = 3, 200
+
+
+def find_failures(cells: Mapping[CellKey, Cell], *, scored: bool) -> Iterator[Failure]:
+    """Why cells have no completion or, of a run whose cells are scored, no score."""
+    for key, summary in cell_summaries(cells).items():
+        if summary.has_completion and (not scored or summary.reward is not None):
+            continue
+        cell = cells.parse_uncached(key) if isinstance(cells, CellIndex) else cells[key]
+        if cell.completion is None and cell.failure is not None:
+            yield cell.failure
+        elif cell.verdict is not None and cell.verdict.error:
+            yield Failure(type="scorer", message=cell.verdict.error)
+
+
+def explain_missing(failures: Iterable[Failure], again: str = "run the same command again to fill them") -> str:
+    """The end of an error about missing results: whether to run again, and the most frequent reasons with their counts.
+
+    `again`: what to do where a further start can help. Reasons that differ only in their numbers are counted together.
+    """
+    examples: dict[str, str] = {}
+    counts, permanent = Counter[str](), 0
+    for failure in failures:
+        text = failure.message if failure.message.startswith("HTTP ") else f"{failure.type}: {failure.message}"
+        kind = re.sub(r"\d+", "0", text)
+        examples.setdefault(kind, text)
+        counts[kind] += 1
+        permanent += is_permanent(failure)
+    if not counts:
+        return f"; {again}"
+    listed = [f"{count} × {_shorten(examples[kind])}" for kind, count in counts.most_common(MAX_LISTED_REASONS)]
+    rest = counts.total() - sum(count for _, count in counts.most_common(MAX_LISTED_REASONS))
+    reasons = "; ".join([*listed, *([f"{rest} × other reasons"] if rest else [])])
+    refused = "the endpoint refuses these requests, or a content filter stops the replies"
+    if permanent == counts.total():
+        return f"; running the same command again does not help, since {refused}: {reasons}"
+    useless = f"; it does not help with {permanent} of them, since {refused}" if permanent else ""
+    return f"; {again} ({reasons}{useless})"
+
+
+def is_permanent(failure: Failure) -> bool:
+    """Whether the same request would most likely fail again: the endpoint refused it, or its reply was filtered or too long."""
+    return failure.type in ("FilteredReplyError", "ReplyTooLargeError", "UnicodeEncodeError") or (
+        _REFUSED_FOR_GOOD.search(failure.message) is not None
+    )
+
+
+_REFUSED_FOR_GOOD = re.compile(
+    r"^HTTP (?:413|414|415|422|431):|content.?(?:filter|policy|management)|prohibited|flagged|not supported|unsupported"
+    r"|too long|context.?(?:length|window)|maximum.{1,40}tokens",
+    re.IGNORECASE,
+)
+
+
+def _shorten(text: str) -> str:
+    return truncate(" ".join(escape_control(redact_secrets(text)).split()), MAX_REASON_CHARS)

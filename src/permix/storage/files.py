@@ -102,7 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
             value = json.loads(file.read().decode("utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; is this a run directory?") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a syntax error, no UTF-8, too many digits, nested too deeply
         raise DataError(f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: contains {type(value).__name__}, not an object")

@@ -36,6 +36,7 @@ from typing_extensions import TypedDict
 
 from permix import __version__
 from permix.errors import ConfigError, DataError, PermixError
+from permix.sanitize import redact_arguments
 from permix.storage.cells import CellIndex, read_cells
 from permix.storage.files import JsonlWriter, drop_torn_line, guard_writes, open_regular, read_json, read_jsonl, write_json
 from permix.types import Cell, CellKey
@@ -409,7 +410,7 @@ def collect_provenance() -> dict[str, Any]:
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "packages": dict(_package_versions()),
         "revision": source_revision(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *redact_arguments(sys.argv[1:])],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
