@@ -137,7 +137,8 @@ def test_an_article_within_a_sentence_is_made_small(text: str, template: str, co
 
 NO_NOUN_PHRASES = (
     "# Role\nYou are Ava.", "I want you to act as a sailor.", "Act as a poet", "Your name is Bo. You bake.", "Du bist ein Pirat.",
-    "你是一名海盗。", "一名海盗", "Eres un pirata.", "Ты пират", "{{char}} is a knight.", "Mira is a clockmaker.", "Name: Mira\nAge: 3",
+    "你是一名海盗。", "一名海盗", "Eres un pirata.", "Ты пират", "{{char}} is a knight.", "Mira is a clockmaker.",
+    "Name: Mira\nAge: 3",
     "Pretend that you are a ghost", "Vous êtes un pirate", "Kapitän auf einem großen Schiff",
 )  # fmt: skip
 
@@ -147,7 +148,7 @@ NOUN_PHRASES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("template", ["you_are", "adopt", "in_question", "Be {persona}!"])
+@pytest.mark.parametrize("template", ["you_are", "adopt", "in_question", "Answer as {persona}!"])
 def test_texts_that_do_not_complete_the_sentence_are_counted_in_one_warning(template: str) -> None:
     texts = (*NO_NOUN_PHRASES, *NOUN_PHRASES)
     pool = [Persona(id=f"p{n}", text=text) for n, text in enumerate(texts)]
@@ -166,7 +167,7 @@ def test_a_warning_shows_the_prompt_and_other_things_a_user_should_know() -> Non
     assert "1 of 4 personas do not complete its sentence, such as poet ('You are Act as a poet.')" in lines[0]
     assert lines[1].startswith("note: 1 of 4 personas are whole prompts and are sent as they are")
     assert "2 of 4 personas have macros that nothing fills in, such as knight ({{user}})" in lines[2]
-    assert "1 personas have the text of another one, such as twin (as knight)" in lines[3]
+    assert "1 of 4 personas have the text of another one, such as twin (as knight)" in lines[3]
     assert "ava ('Adopt the identity of You are" in describe_misfits([ava], ["adopt"])[0]
 
 

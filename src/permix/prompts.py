@@ -9,7 +9,7 @@ as "{persona}" has, the text is sent as it is. A whole prompt replaces "You are 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from permix.errors import ConfigError
 from permix.types import Message, Persona, canonical_text, digest
@@ -94,15 +94,17 @@ _ENGLISH_WORD = re.compile(
 
 _OTHER_OPENING = re.compile(
     r"""[#*<\[{`=_>"“«|~-] | \d+[.)]\s | [\w ]{1,30}:\s                           # markup, a quotation, a list, a label
-    | (?: i | i['’]m | my | you | your | yours | we | he | she | they | (?-i:[Ii]t) | it['’]s | this\ is | there\ is
-        | please | from\ now\ on | as | in\ this | imagine | pretend | assume | adopt | portray | embody | become | be | simulate
-        | role-?play | behave | act\ (?:as|like) | play\ (?:a|an|the|as) | take\ on | let['’]?s | let\ us
-        | respond | reply | answer | (?:speak|talk|write|stay)\ (?:like|as|in) | always | never | do\ not | don['’]t | ignore | welcome
+    | (?: i | i['’]m | my | you | your | yours | we | he | she | they | (?-i:[Ii]t) | it['’]s | this\ is
+        | there\ is | please | from\ now\ on | as | in\ this | imagine | pretend | assume | adopt | portray | embody | become
+        | be | simulate | role-?play | behave | act\ (?:as|like) | play\ (?:a|an|the|as) | take\ on | let['’]?s | let\ us
+        | respond | reply | answer | (?:speak|talk|write|stay)\ (?:like|as|in) | always | never | do\ not | don['’]t | ignore
+        | welcome
         | du | sie\ sind | ihr\ seid | ich | dein | deine | stell\ dir | spiele | verhalte | handle\ als
         | tu | vous | je | j['’]\w+ | agis | agissez | incarne | joue | imagines | votre
         | t[uú]\ eres | eres | usted | soy | act[uú]a | imagina | quiero | voc[eê] | atue | quero
         | sei | lei\ è | agisci | comportati | immagina | voglio | je\ bent | jij | u\ bent | ni\ är
-        | jesteś | jestes | jsi | jste | ti\ si | sen\ bir | siz\ bir | e[sș]ti | sunte[tț]i | te\ egy | ön\ egy | olet | sinä | sa\ oled
+        | jesteś | jestes | jsi | jste | ti\ si | sen\ bir | siz\ bir | e[sș]ti | sunte[tț]i
+        | te\ egy | ön\ egy | olet | sinä | sa\ oled
         | kamu | anda | bạn | wewe | ikaw
       )(?=[\s,:.!]|$)""",
     re.IGNORECASE | re.VERBOSE,
@@ -122,40 +124,39 @@ def describe_misfits(personas: Sequence[Persona], templates: Sequence[str]) -> l
     The kinds: texts that do not complete the template's sentence, such as "Act as a poet" behind "You are"; whole prompts;
     macros such as `{{char}}`; and texts that two personas have.
     """
-    lines = []
-    for template in templates:
-        shown = {persona.id: f"{persona_message(persona, '', template)['content'][:70]!r}" for persona in personas}
-        misfits = [persona.id for persona in personas if not _fits(persona, template)]
-        whole = [one.id for one in personas if one.whole_prompt and one.id not in set(misfits) and template != "{persona}"]
-        if misfits:
-            lines.append(
-                f"warning: personas.template = {template!r}: {len(misfits)} of {len(personas)} personas do not complete its sentence, "
-                f"such as {_examples(misfits, shown)}; to send the texts as they are, give --personas.template '{{persona}}', or "
-                "put them into a column system"
-            )
-        if whole:
-            lines.append(
-                f"note: {len(whole)} of {len(personas)} personas are whole prompts and are sent as they are, without the template's "
-                f'own "You are", such as {_examples(whole, shown)}'
-            )
-    macros = {one.id: ", ".join(found) for one in personas if (found := dict.fromkeys(_MACRO_LEFT.findall(one.text)))}
-    if macros:
+    lines = [line for template in templates for line in _describe_template_misfits(personas, template)]
+    of_all = f"of {len(personas)} personas"
+    if macros := {one.id: ", ".join(found) for one in personas if (found := dict.fromkeys(_MACRO_LEFT.findall(one.text)))}:
         lines.append(
-            f"warning: {len(macros)} of {len(personas)} personas have macros that nothing fills in, such as "
-            f"{_examples(list(macros), macros)}; write what they stand for"
+            f"warning: {len(macros)} {of_all} have macros that nothing fills in, such as {_examples(macros)}; write what they "
+            "stand for"
         )
-    same: dict[str, str] = {}
     first: dict[str, str] = {}
-    for one in personas:
-        if (earlier := first.setdefault(canonical_text(one.text), one.id)) != one.id:
-            same[one.id] = f"as {earlier}"
-    if same:
-        lines.append(f"warning: {len(same)} personas have the text of another one, such as {_examples(list(same), same)}")
+    earlier = {one.id: first.setdefault(canonical_text(one.text), one.id) for one in personas}
+    if repeats := {id: f"as {other}" for id, other in earlier.items() if other != id}:
+        lines.append(f"warning: {len(repeats)} {of_all} have the text of another one, such as {_examples(repeats)}")
     return lines
 
 
-def _examples(ids: Sequence[str], shown: Mapping[str, str]) -> str:
-    return ", ".join(f"{one} ({shown[one]})" for one in ids[:_MAX_EXAMPLES])
+def _describe_template_misfits(personas: Sequence[Persona], template: str) -> Iterator[str]:
+    prompts = {one.id: f"{persona_message(one, '', template)['content'][:70]!r}" for one in personas}
+    unfit = {one.id: prompts[one.id] for one in personas if not _fits(one, template)}
+    if unfit:
+        yield (
+            f"warning: personas.template = {template!r}: {len(unfit)} of {len(personas)} personas do not complete its sentence, "
+            f"such as {_examples(unfit)}; to send the texts as they are, give --personas.template '{{persona}}', or put them into a "
+            "column system"
+        )
+    replaces_you_are = _YOU_ARE_PERSONA.search(template_text(template)) is not None
+    if whole := {one.id: prompts[one.id] for one in personas if one.whole_prompt and replaces_you_are and one.id not in unfit}:
+        yield (
+            f"note: {len(whole)} of {len(personas)} personas are whole prompts and are sent as they are, without the template's "
+            f'own "You are", such as {_examples(whole)}'
+        )
+
+
+def _examples(shown: Mapping[str, str]) -> str:
+    return ", ".join(f"{id} ({text})" for id, text in list(shown.items())[:_MAX_EXAMPLES])
 
 
 def _fits(persona: Persona, template: str) -> bool:

@@ -31,6 +31,7 @@ CARD_TEXT = (
     "You are Mira.\n\nMira is a clockmaker.\nShe trusts tools more than the user.\n\nPersonality: dry, exact\n\n"
     "Scenario: The user brings Mira a watch."
 )
+BO, BO_TEXT = {**CARD, "name": "Bo"}, CARD_TEXT.replace("Mira", "Bo")
 V2 = {
     "spec": "chara_card_v2",
     "spec_version": "2.0",
@@ -80,10 +81,10 @@ def png(**chunks: str) -> bytes:
         ("v1.json", CARD, [CARD_TEXT]),
         ("v2.json", V2, [CARD_TEXT]),
         ("v3.json", V3, [CARD_TEXT.replace("You are Mira", "Be Mi").replace("Mira", "Mi")]),
-        ("cards.json", [V2, {**CARD, "name": "Bo"}], [CARD_TEXT, CARD_TEXT.replace("Mira", "Bo")]),
+        ("cards.json", [V2, BO], [CARD_TEXT, BO_TEXT]),
         ("old.json", {"char_name": "Bo", "char_persona": "{{char}} bakes.", "world_scenario": ""}, ["You are Bo.\n\nBo bakes."]),
         ("card.png", png(chara=json.dumps(V2)), [CARD_TEXT]),
-        ("both.png", png(chara=json.dumps(V2), ccv3=json.dumps({**V3, "data": {**CARD, "name": "Bo"}})), [CARD_TEXT.replace("Mira", "Bo")]),
+        ("both.png", png(chara=json.dumps(V2), ccv3=json.dumps({"spec": "chara_card_v3", "data": BO})), [BO_TEXT]),
     ],
 )  # fmt: skip
 def test_files_as_published_are_read_without_an_option(tmp_path: Path, name: str, content: object, texts: list[str]) -> None:
@@ -95,7 +96,7 @@ def test_files_as_published_are_read_without_an_option(tmp_path: Path, name: str
 
 def test_a_folder_of_cards_is_a_pool(tmp_path: Path) -> None:
     write(tmp_path / "a.png", png(chara=json.dumps(V2)))
-    write(tmp_path / "b.json", {**CARD, "name": "Bo"})
+    write(tmp_path / "b.json", BO)
     write(tmp_path / "readme.txt", "x")
     pool = load_pool(tmp_path)
     assert [(one.id, one.tags) for one in pool.personas] == [("Bo", ()), ("Mira", ("craft fine",))]
@@ -124,7 +125,7 @@ def test_a_column_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "column", "message"),
     [
-        ("p.csv", "bio,age\na,3\n", None, r"p\.csv:1: no column 'text'.*--personas\.column NAME\); columns: bio, age"),
+        ("p.csv", "about,age\na,3\n", None, r"p\.csv:1: no column 'text'.*--personas\.column NAME\); columns: about, age"),
         ("p.jsonl", '{"desc": "a", "bio": "b"}', None, r"several columns may hold the texts \(desc, bio\).*columns: desc, bio"),
         ("p.csv", "bio,age\na,3\n", "bios", "personas.column = 'bios': no row has such a column; columns: bio, age"),
         ("p.jsonl", '{"persona": "a"}\n{"persona": null}\n', None, r"p\.jsonl:2: persona is missing"),

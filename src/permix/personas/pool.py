@@ -125,7 +125,8 @@ def load_pool(source: str | Path = "builtin", column: str | None = None) -> Pers
     """The pool "builtin", or the pool of a file or folder: `loading.py` lists the fields, `published.py` the forms of files.
 
     `column` names the column of the texts. Personas without a split stay without one; `split_pool` assigns splits. Prints what
-    was read if the file is not in permix's own form. Raises DataError for a bad row, and if near-duplicates have different splits.
+    was read if the file is not in permix's own form. Raises DataError for a bad row, and if near-duplicates have different
+    splits.
     """
     personas, notes = read_pool_file(source, column)
     for note in notes:

@@ -141,9 +141,9 @@ def _flatten(value: object) -> object:
 
 
 def _flatten_inline(value: object) -> str:
-    return ", ".join(map(_flatten_inline, value)) if isinstance(value, list) else value if isinstance(value, str) else json.dumps(
-        value, ensure_ascii=False
-    )  # fmt: skip
+    if isinstance(value, list):
+        return ", ".join(map(_flatten_inline, value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _without_repeats(path: Path, rows: Sequence[SourceRow], notes: Sequence[str]) -> PoolRows:
@@ -197,13 +197,8 @@ def _folder_rows(folder: Path) -> Iterator[SourceRow]:
 
 def _json_rows(value: Any, name: str) -> Iterator[SourceRow]:
     """The rows of a JSON value: a list, an object that is a row, or an object of names."""
-    if (
-        isinstance(value, Mapping)
-        and len(value) == 1
-        and isinstance(value.get(key := next(iter(value))), list)
-        and key in LIST_KEYS
-    ):
-        value = value[key]
+    if isinstance(value, dict) and len(value) == 1 and isinstance(inner := next(iter(value.values())), list):
+        value = inner if next(iter(value)) in LIST_KEYS else value
     if isinstance(value, list):
         for number, item in enumerate(value, 1):
             if not isinstance(item, str | dict):
@@ -234,7 +229,7 @@ def _columns_of_table(value: Mapping[str, Any]) -> list[str]:
 
 
 def _rows_of_names(value: Mapping[str, Any], name: str) -> Iterator[SourceRow]:
-    """One row for each name. Profiles with a known column keep their columns; of other objects every field is part of the text."""
+    """One row for each name. Of a profile without a known column every field is part of the text."""
     for role, profile in value.items():
         where = f"{name}: {quote_value(role)}"
         if isinstance(profile, dict) and (_is_card(profile) or _is_row(profile)):
@@ -258,7 +253,7 @@ _CARD_COMMENT = re.compile(r"\{\{//.*?\}\}", re.DOTALL)
 
 
 def fill_macros(text: str, name: str | None) -> str:
-    """Put the persona's name and "the user" in for `{{char}}`, `{{user}}`, `<BOT>` and `<USER>`; without a name leave the text."""
+    """Replace `{{char}}` and `<BOT>` by the name, `{{user}}` and `<USER>` by "the user". Without a name the text stays."""
     if name is None:
         return text
 

@@ -91,8 +91,8 @@ def decode_text(name: str, raw: bytes) -> str:
         line = raw[: error.start].count(b"\n") + 1
         name_of_encoding = encoding.removesuffix("-sig").upper()
         raise DataError(
-            f"{name}:{line}: not {name_of_encoding} text: byte 0x{raw[error.start]:02x} is not {name_of_encoding}; save the file with "
-            "the encoding UTF-8"
+            f"{name}:{line}: not {name_of_encoding} text: byte 0x{raw[error.start]:02x} is not {name_of_encoding}; save the file "
+            "with the encoding UTF-8"
         ) from error
 
 
@@ -221,7 +221,8 @@ def csv_rows(name: str, text: str) -> list[SourceRow]:
                 continue
             if len(cells) != len(header):
                 raise DataError(
-                    f"{where}: {len(cells)} cells for {len(header)} columns; quote a cell that contains {reader.dialect.delimiter!r}"
+                    f"{where}: {len(cells)} cells for {len(header)} columns; quote a cell that contains "
+                    f"{reader.dialect.delimiter!r}"
                 )
             rows.append(SourceRow(where, {key: cell for key, cell in zip(header, cells, strict=True) if key and cell.strip()}))
     except csv.Error as error:

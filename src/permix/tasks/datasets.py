@@ -4,8 +4,8 @@ The hub is read with `datasets`, which is imported only when needed. Local files
 name the line, nothing is copied to a cache, and evaluating on a local file needs no extra package.
 
 A path is a .jsonl, .json (an array, an object that contains one, or one object per line) or .parquet file, or a folder that
-contains `train.*`, `test.*` and so on, or the hub's own shards (`test-00000-of-00001.parquet`). A file with your own questions may
-also be .csv or .tsv.
+contains `train.*`, `test.*` and so on, or the hub's own shards (`test-00000-of-00001.parquet`). A file with your own questions
+may also be .csv or .tsv.
 """
 
 import json
