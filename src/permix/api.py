@@ -41,7 +41,7 @@ from permix.personas.pool import PersonaPool, PersonasLike, resolve_pool, select
 from permix.storage.files import read_json
 from permix.storage.run_dir import read_provenance
 from permix.tasks import AnswerKind, LoadedTask, Task, find_task, task_from_questions
-from permix.tasks.datasets import DATASET_SUFFIXES
+from permix.tasks.datasets import CSV_SUFFIXES, DATASET_SUFFIXES
 from permix.types import Cell, Estimate, Question, Record, Request, Sampling, Split
 
 GIVEN_IN_PYTHON = "python"
@@ -420,7 +420,7 @@ def _resolve_task(task: TaskLike, n: int | None, answer: AnswerKind | None) -> t
     if answer is not None and isinstance(task, Task | LoadedTask):
         raise ConfigError(f'answer = "{answer}": applies to a list of questions only; leave it out, since a task has a scorer')
     if isinstance(task, str | Path):
-        is_file = Path(task).suffix in DATASET_SUFFIXES
+        is_file = Path(task).suffix in (*DATASET_SUFFIXES, *CSV_SUFFIXES)
         return ({"path": task, **overrides} if is_file else {"name": find_task(str(task)).name, **overrides}), None
     if isinstance(task, Mapping):
         return {**task, **overrides}, None

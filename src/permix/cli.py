@@ -219,7 +219,11 @@ def models_command(args: Sequence[str]) -> None:
 
 class PersonasOptions(config.ConfigSection):
     pool: str = "builtin"
-    """"builtin", or a TOML, JSONL or CSV file of personas."""
+    """"builtin", or a file or folder of personas, as in --personas.pool."""
+    column: str | None = None
+    """The column that holds the texts, as in --personas.column."""
+    template: str = "you_are"
+    """The template of the prompts that are shown, as in --personas.template."""
     show: bool = False
     """Print every persona."""
 
@@ -227,11 +231,16 @@ class PersonasOptions(config.ConfigSection):
 def personas_command(args: Sequence[str]) -> None:
     """Check a persona pool and describe it."""
     settings = parse_config("personas", PersonasOptions, args)
-    from permix.personas.pool import describe_pool, load_pool
-    from permix.sanitize import escape_control
+    from permix.personas.pool import describe_pool, load_pool, warn_of_misfits
+    from permix.prompts import persona_message
+    from permix.sanitize import escape_control, truncate
 
-    pool = load_pool(settings.pool)
+    pool = load_pool(settings.pool, settings.column)
+    warn_of_misfits(pool, [settings.template])
     print(describe_pool(pool))
+    prompt = persona_message(pool.personas[0], "(the question)", settings.template)
+    shown = truncate(escape_control(prompt["content"]), 120, lines=20)
+    print(f"\nthe {prompt['role']} message of {escape_control(pool.personas[0].id)}:\n{shown}")
     if settings.show:
         for one in pool.personas:
             print(escape_control(f"{one.id}  [{one.split or '-'}; {', '.join(one.tags)}]  {one.text}"))

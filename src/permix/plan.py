@@ -27,7 +27,7 @@ from permix.config import (
     resolve_mix,
 )
 from permix.errors import ConfigError, DataError
-from permix.personas.pool import PersonaSource
+from permix.personas.pool import PersonaSource, warn_of_misfits
 from permix.prompts import build_messages, template_hash, template_text
 from permix.sanitize import escape_control
 from permix.storage.files import PARSE_ERRORS, parse_error_text, replace_when_done
@@ -188,6 +188,7 @@ def plan_builder_from_config(
     """
     loaded_task, questions = load_questions(task)
     pool = source.select(personas)
+    warn_of_misfits(pool, [personas.template])
     sampler = PersonaSampler(pool.personas, pool.sampling_weights(plan.tag_weights))
     return PlanBuilder(questions, loaded_task.prompt, sampler, plan, personas), {
         "task": task.model_dump(mode="json"),
@@ -197,7 +198,7 @@ def plan_builder_from_config(
 
 def compile_plan_from_config(task: TaskConfig, personas: PersonasConfig, plan: RolloutPlanConfig) -> Plan:
     """Compile the plan that these sections describe. Raises ConfigError or DataError."""
-    return compile_plan(*plan_builder_from_config(task, personas, plan, PersonaSource(personas.pool)))
+    return compile_plan(*plan_builder_from_config(task, personas, plan, PersonaSource(personas.pool, personas.column)))
 
 
 def preflight_plan(config: PlanConfig) -> dict[str, str]:

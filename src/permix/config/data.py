@@ -217,7 +217,10 @@ class PersonasConfig(ConfigSection):
     """The personas: which pool they come from, how many, and how the prompt states them."""
 
     pool: str = "builtin"
-    """"builtin", or a TOML, JSONL or CSV file of personas."""
+    """"builtin", or a file of personas: JSONL, CSV, TSV, JSON, Parquet, TOML, or a character card (JSON, PNG) or a folder of them
+    (the forms that are read: `permix.personas.published`)."""
+    column: str | None = None
+    """The column of the pool that holds the texts, such as persona or data.bio; not needed for the known forms."""
     split: Literal[Split, "all"] = "heldout"
     """Split of the pool: train for training, dev for choosing settings, heldout for the final measurement, or all."""
     include: tuple[str, ...] = ()
@@ -230,7 +233,8 @@ class PersonasConfig(ConfigSection):
     """Seed for choosing the `n` personas."""
     template: str = "you_are"
     """How the prompt states the persona: you_are, adopt, second_person or in_question, or your own text with {persona} in it. It
-    is the system message; a text with {question} in it too is the user message."""
+    is the system message; a text with {question} in it too is the user message. "{persona}" sends the texts as they are, for
+    pools of whole system prompts."""
     empty_system_prompt: bool = False
     """In cells without persona send an empty system message, so that the model's default system message is not used."""
 

@@ -30,7 +30,7 @@ from permix.inference.base import Model
 from permix.inference.cache import cached_model
 from permix.inference.hf import context_window, encode_chat, load_tokenizer, resolve_model_source
 from permix.personas.loading import load_roleplay
-from permix.personas.pool import PersonaPool, select_personas
+from permix.personas.pool import PersonaPool, select_personas, warn_of_misfits
 from permix.prompts import build_messages, template_hash
 from permix.storage.cells import CellIndex, explain_missing, find_failures
 from permix.storage.files import write_json
@@ -217,6 +217,7 @@ def prepare_interview(config: FidelityConfig, given_pool: PersonaPool | None = N
     Raises ConfigError for a single persona or a script that is too short, DataError for a file or reference that is unusable.
     """
     pool = select_personas(config.personas) if given_pool is None else given_pool
+    warn_of_misfits(pool, [config.personas.template])
     if len(pool) < 2:
         raise ConfigError(f"personas: only {pool.personas[0].id!r} is selected; intervals are over personas, so give two or more")
     ids = [persona.id for persona in pool.personas]

@@ -39,7 +39,7 @@ from permix.metrics.linear_models import TemplateEffects, split_by_template, sum
 from permix.metrics.sequential import Round, SequentialProgress, StoppingRule, summarize_rounds
 from permix.metrics.stability import StabilitySummary, summarize_stability
 from permix.metrics.statistics import mean_over_samples
-from permix.personas.pool import PersonaPool, select_personas
+from permix.personas.pool import PersonaPool, select_personas, warn_of_misfits
 from permix.plan import read_plan
 from permix.progress import print_status
 from permix.prompts import template_hash, template_text
@@ -324,6 +324,7 @@ def prepare_stability(
     prompt_format = PromptFormat(
         task.prompt, config.personas.template, config.personas.empty_system_prompt, require_distinct_templates(config.templates)
     )
+    warn_of_misfits(pool, config.templates or [config.personas.template])
     return task, EvalSetup(questions, pool, prompt_format, config.samples, config.seed, selection_questions)
 
 

@@ -100,7 +100,7 @@ def build_dev_eval(
         return None
     _check_plan_sections(config, plan)
     with _dev_eval_error_context():
-        dev_pool = personas.select(PersonasConfig(pool=config.personas.pool, split="dev"))
+        dev_pool = personas.select(PersonasConfig(pool=config.personas.pool, column=config.personas.column, split="dev"))
         stage = _stability_config(config, dev_pool)
         task, questions = load_questions(stage.task)
         check_contamination(questions, read_trained_on(Path(config.model.name)).question_hashes)

@@ -53,7 +53,7 @@ def prepare_training(config: TrainConfig) -> TrainJob:
 
     Raises ConfigError or DataError if one of them cannot be used.
     """
-    personas = PersonaSource(config.personas.pool)
+    personas = PersonaSource(config.personas.pool, config.personas.column)
     builder = None
     if config.plan_file is None:
         builder, sources = plan_builder_from_config(config.task, config.personas, config.plan, personas)
