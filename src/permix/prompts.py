@@ -144,8 +144,8 @@ def _describe_template_misfits(personas: Sequence[Persona], template: str) -> It
     if unfit:
         yield (
             f"warning: personas.template = {template!r}: {len(unfit)} of {len(personas)} personas do not complete its sentence, "
-            f"such as {_examples(unfit)}; to send the texts as they are, give --personas.template '{{persona}}', or put them into a "
-            "column system"
+            f"such as {_examples(unfit)}; to send the texts as they are, give --personas.template '{{persona}}', or put them "
+            "into a column system"
         )
     replaces_you_are = _YOU_ARE_PERSONA.search(template_text(template)) is not None
     if whole := {one.id: prompts[one.id] for one in personas if one.whole_prompt and replaces_you_are and one.id not in unfit}:

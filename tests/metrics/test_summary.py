@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 
-from permix.metrics.stability import StabilitySummary, persona_effect_p, summarize_stability
+from permix.metrics.stability import (
+    StabilitySummary,
+    joint_persona_effect_p,
+    persona_effect_p,
+    pool_stability,
+    summarize_stability,
+)
 from permix.metrics.statistics import Array
 from permix.types import Estimate
 
@@ -299,3 +305,39 @@ def test_the_order_of_personas_does_not_matter(seed: int, order: list[int]) -> N
     assert {name: values(other)[name] for name in before} == pytest.approx(before, abs=1e-7)
     assert {p.id: p.holm_p for p in other.personas} == pytest.approx({p.id: p.holm_p for p in one.personas})
     assert other.pss.low == pytest.approx(one.pss.low)
+
+
+def seeds_without_effect(seed: int) -> list[tuple[Array, Array]]:
+    rng = np.random.default_rng(seed)
+    return [((rng.random((8, 30)) < 0.5).astype(float), (rng.random(30) < 0.5).astype(float)) for _ in range(3)]
+
+
+def test_one_test_decides_for_all_training_seeds() -> None:
+    """Of 40 methods of three seeds without any effect, some have a seed whose own p is below .05; few have a joint p below it."""
+    alone, joint, undecided = 0, 0, []
+    for seed in range(40):
+        grids = seeds_without_effect(seed)
+        own = [persona_effect_p(mean_P_Q, 0, 200) for mean_P_Q, _ in grids]
+        p = joint_persona_effect_p([mean_P_Q for mean_P_Q, _ in grids], 0, 200)
+        assert p is not None
+        is_shown_by_one = any(one is not None and one < 0.05 for one in own)
+        alone, joint = alone + is_shown_by_one, joint + (p < 0.05)
+        if is_shown_by_one and p >= 0.05:
+            undecided.append(grids)
+    assert joint <= 6
+    assert alone >= joint
+    pooled = pool_stability(undecided[0], seed=0, resamples=200)
+    assert pooled["pss"].high == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_joint_test_sees_an_effect_that_all_seeds_share_and_leaves_out_cells_that_one_lacks() -> None:
+    rng = np.random.default_rng(3)
+    accuracy_P = np.array([0.2, 0.6, 0.6, 0.6])
+    grids = [(rng.random((4, 40)) < accuracy_P[:, None]).astype(float) for _ in range(3)]
+    grids[1][2, :5] = np.nan
+    p = joint_persona_effect_p(grids, 0, 400)
+    assert p is not None
+    assert p < 0.02
+    assert joint_persona_effect_p([grids[0][:1]], 0, 50) is None
+    alone = persona_effect_p(grids[0], 0, 400)
+    assert joint_persona_effect_p([grids[0]], 0, 400) == pytest.approx(alone, abs=0.03)

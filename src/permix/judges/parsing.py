@@ -299,27 +299,6 @@ def _keep_repeated_scores(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _read_broken_object(text: str, start: int, end: int) -> _ScoreObject | None:
-    """Read an object with quotes inside its strings; None unless it names one score, and that at its beginning or end."""
-    keys, verdict = list(_SCORE_KEY.finditer(text, start, end)), _BROKEN_VERDICT.match(text, start, end)
-    if verdict is None or len(keys) != 1:
-        return None
-    return _ScoreObject(start, verdict.end(), text[keys[0].start() : verdict.end("score")], verdict.groupdict(default=""))
-
-
-def _keep_repeated_scores(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The fields of an object. A repeated "score" is kept under a key of its own, since two scores are no verdict."""
-    fields: dict[str, Any] = {}
-    for key, value in pairs:
-        fields[key + " " * len(fields) if key in fields and _is_score_key(key) else key] = value
-    return fields
-
-
-def _broken_object_end(text: str, start: int) -> int:
-    next_object = _NEXT_OBJECT_LINE.search(text, start)
-    return len(text) if next_object is None else next_object.start()
-
-
 def _is_hedged(text: str, start: int, end: int) -> bool:
     """Whether the sentence around `text[start:end]` denies the score, makes it a condition or an example, or asks."""
     sentence = _SENTENCE_END.split(text[max(0, start - _HEDGE_CHARS) : start].casefold())[-1]
