@@ -51,8 +51,8 @@ LEVEL = 0.05
 class Setting(NamedTuple):
     """A kind of grid. `effect`: what a persona shifts the logit by; `size` is its sd, or what the bad ones lose.
 
-    With the effect "rest right" all personas are always right, but for one, which is wrong with probability `size`. `interaction` is
-    the sd of a shift that each cell has of its own.
+    With the effect "rest right" all personas but one are always right; that one is wrong with probability `size`. `interaction`
+    is the sd of a shift that each cell has of its own.
     """
 
     effect: str
