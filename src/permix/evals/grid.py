@@ -22,7 +22,7 @@ from permix.prompts import build_messages, template_id, template_text
 from permix.storage.cells import CellIndex, CellSummary, cell_summaries
 from permix.storage.run_dir import RunDir, RunReader, check_cells_unchanged
 from permix.tasks.base import read_trained_on
-from permix.types import Cell, CellKey, Persona, Question, Sampling, Verdict, digest, seed_from
+from permix.types import Cell, CellKey, Persona, Question, Record, Sampling, Verdict, digest, seed_from
 
 Scorer = Callable[[str, str, str], Verdict]
 """(completion, gold, prompt) -> verdict."""
@@ -187,6 +187,52 @@ class GridResults(NamedTuple):
 def persona_and_baseline_scores(results: GridResults) -> tuple[Array, Array]:
     """The grid's scores: correct_P_Q_S with personas, and baseline_Q_S without a persona."""
     return results.scores(results.persona_ids, results.question_ids), results.scores([None], results.question_ids)[0]
+
+
+class CutOffCounts(Record):
+    """How many answers of a grid were cut off at the token limit, or never ended their thinking.
+
+    Counts are over answers with a known end. `by_persona` has the share of each persona ("" is no persona).
+    `accuracy_of_others` is the mean score of the answers that were not cut off; None without any.
+    """
+
+    n_known: int
+    n_cut_off: int
+    n_thinking_unclosed: int
+    by_persona: dict[str, float]
+    accuracy_of_others: float | None
+
+    @property
+    def is_notable(self) -> bool:
+        """Whether more than 5 % were cut off in all, or some persona's share is 10 points above another's."""
+        shares = self.by_persona.values()
+        return bool(self.n_cut_off) and (self.n_cut_off > 0.05 * self.n_known or max(shares) - min(shares) > 0.1)
+
+    def describe(self, max_new_tokens: int) -> str:
+        """One sentence on the counts, and what to do."""
+        unclosed = f", {self.n_thinking_unclosed} of them within their thinking" if self.n_thinking_unclosed else ""
+        others = "" if self.accuracy_of_others is None else f"; accuracy of the others {self.accuracy_of_others:.3f}"
+        low, high = min(self.by_persona.values()), max(self.by_persona.values())
+        return (
+            f"{self.n_cut_off} of {self.n_known} answers were cut off at sampling.max_new_tokens = {max_new_tokens}{unclosed} "
+            f"({low:.0%} to {high:.0%} by persona){others}. A longer limit may change the accuracies and their differences"
+        )
+
+
+def count_cut_off(answers: GridResults) -> CutOffCounts:
+    """Count the answers of the grid that were cut off; additional cells of a strategy are left out."""
+    known = {key: one for key, one in answers.grid_summaries.items() if one.cut_off is not None}
+    by_persona: dict[str, list[bool]] = {}
+    for key, one in known.items():
+        by_persona.setdefault(key.persona_id or "", []).append(one.cut_off is True)
+    others = [one.reward for one in known.values() if not one.cut_off and one.reward is not None]
+    return CutOffCounts(
+        n_known=len(known),
+        n_cut_off=sum(one.cut_off is True for one in known.values()),
+        n_thinking_unclosed=sum(one.thinking_unclosed for one in known.values()),
+        by_persona={persona: sum(cut) / len(cut) for persona, cut in by_persona.items()},
+        accuracy_of_others=sum(others) / len(others) if others else None,
+    )
 
 
 def read_grid_results(run: Path) -> GridResults:

@@ -22,6 +22,7 @@ from permix.errors import ConfigError, DataError, IncompleteRunError
 from permix.evals.grid import (
     GridResults,
     PromptFormat,
+    count_cut_off,
     describe_grid,
     persona_and_baseline_scores,
     read_grid_results,
@@ -229,6 +230,8 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
         answers = read_grid_results(run.path)
         summary = measure_stability(run.path, answers)
         write_json(run.path / "metrics.json", _metrics_json(summary, run.path, answers))
+        if (cut_off := count_cut_off(answers)).is_notable:
+            print_status(f"warning: {cut_off.describe(config.sampling.max_new_tokens)}")
     if progress.pending:
         raise IncompleteRunError(missing)
     return summary
@@ -362,11 +365,16 @@ def grid_identity(config: StabilityConfig, task: Task) -> dict[str, Any]:
 
 
 def _metrics_json(summary: StabilitySummary, run: Path, answers: GridResults) -> Mapping[str, Any]:
-    """Content of metrics.json: stability measures; measures of a strategy ("strategy") and of several templates ("crossed")."""
+    """Content of metrics.json: stability measures; counts of answers that were cut off ("cut_off"); measures of a strategy
+    ("strategy") and of several templates ("crossed").
+    """
     additional = {"strategy": measure_strategy(run, answers), "crossed": measure_template_effects(run, answers)}
-    return summary.model_dump(mode="json") | {
-        name: one.model_dump(mode="json") for name, one in additional.items() if one is not None
-    }
+    cut_off = {"cut_off": count_cut_off(answers).model_dump(mode="json")}
+    return (
+        summary.model_dump(mode="json")
+        | cut_off
+        | {name: one.model_dump(mode="json") for name, one in additional.items() if one is not None}
+    )
 
 
 def measure_template_effects(run: Path, answers: GridResults | None = None) -> TemplateEffects | None:

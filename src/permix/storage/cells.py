@@ -19,11 +19,13 @@ from typing_extensions import TypedDict
 
 from permix.sanitize import escape_control, redact_secrets, truncate
 from permix.storage.files import bad_line_error, jsonl_lines, open_regular
-from permix.types import Cell, CellKey, Failure, Message
+from permix.types import Cell, CellKey, Completion, Failure, Message
 
 
 class CellSummary(NamedTuple):
     """The part of a cell that is kept in memory. `reward` is None without a score, `completion_tokens` None if it is unknown.
+
+    `cut_off` as `Completion.is_cut_off`, `thinking_unclosed` as `Completion.is_thinking_unclosed`.
 
     Two cells with the same messages have the same `messages_hash`, within this process only. `offset` and `length` give the
     cell's place in the file, in bytes.
@@ -35,6 +37,8 @@ class CellSummary(NamedTuple):
     messages_hash: int
     offset: int = 0
     length: int = 0
+    cut_off: bool | None = None
+    thinking_unclosed: bool = False
 
 
 class _VerdictLine(TypedDict):
@@ -43,7 +47,10 @@ class _VerdictLine(TypedDict):
 
 
 class _CompletionLine(TypedDict):
+    text: str
     completion_tokens: int | None
+    finish: NotRequired[str | None]
+    reasoning: NotRequired[str | None]
 
 
 class _FailureLine(TypedDict):
@@ -151,6 +158,8 @@ def cell_summaries(cells: Mapping[CellKey, Cell]) -> Mapping[CellKey, CellSummar
             cell.completion is not None,
             None if cell.completion is None else cell.completion.completion_tokens,
             _hash_messages(cell.messages),
+            cut_off=None if cell.completion is None else cell.completion.is_cut_off,
+            thinking_unclosed=cell.completion is not None and cell.completion.is_thinking_unclosed,
         )
         for key, cell in cells.items()
     }
@@ -159,11 +168,13 @@ def cell_summaries(cells: Mapping[CellKey, Cell]) -> Mapping[CellKey, CellSummar
 def _summarize(cell: CellLine, offset: int, length: int) -> CellSummary:
     verdict, completion = cell.get("verdict"), cell.get("completion")
     correct = None if verdict is None else verdict["correct"]
+    reply = None if completion is None else Completion.model_construct(**({"finish": None, "reasoning": None} | completion))
     return CellSummary(
         None if correct is None else float(correct),
         completion is not None,
         None if completion is None else completion["completion_tokens"],
         _hash_messages(cell["messages"]), offset, length,
+        None if reply is None else reply.is_cut_off, reply is not None and reply.is_thinking_unclosed,
     )  # fmt: skip
 
 
