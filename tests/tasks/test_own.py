@@ -198,7 +198,7 @@ def test_the_right_choice_is_a_letter_a_label_a_text_or_an_index(row: dict[str, 
 
 
 def test_an_integer_that_is_an_index_and_a_choice_is_never_guessed(tmp_path: Path) -> None:
-    sides = {"question": "How many sides has a triangle?", "choices": ["1", "2", "3", "4"], "answer": 2}
+    sides: dict[str, Any] = {"question": "How many sides has a triangle?", "choices": ["1", "2", "3", "4"], "answer": 2}
     with pytest.raises(DataError, match=r"qa\.jsonl:1: answer = 2: may be the index of choice C .* or the text of choice B"):
         one(tmp_path, sides, "choice")
     for other, gold in (({"choices": ["a", "b"], "answer": 1}, "C"), ({"choices": ["7", "8"], "answer": 8}, "B")):

@@ -116,6 +116,8 @@ def questions_of_rows(name: str, rows: Sequence[DatasetRow], config: TaskConfig 
 
     Raises DataError naming the row's file and line, also if two rows give one question different answers.
     """
+    if not rows:
+        return []
     columns = find_columns(name, rows, config or TaskConfig())
     integers_are_indices = _integers_are_indices(rows, columns) if name == "own-choice" else None
     questions = [_custom_question(name, row, columns, integers_are_indices) for row in rows]

@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from permix.errors import ConfigError, DataError
-from permix.storage.rows import csv_rows, decode_text, field_value, parquet_rows, parse_json
+from permix.storage.rows import CSV_SUFFIXES, csv_rows, decode_text, field_value, parquet_rows, parse_json
 
 PublishedSplit = Literal["train", "dev", "validation", "test"]
 
 DATASET_SUFFIXES = (".jsonl", ".json", ".parquet")
-
-CSV_SUFFIXES = (".csv", ".tsv")
-"""Suffixes of files with your own questions, besides `DATASET_SUFFIXES`."""
 
 
 class HubDataset(NamedTuple):
@@ -141,7 +138,8 @@ def _iter_file_rows(file: Path) -> Iterator[DatasetRow]:
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     if file.suffix in CSV_SUFFIXES:
-        yield from (DatasetRow(*row) for row in csv_rows(str(file), text))
+        for where, cells in csv_rows(str(file), text):
+            yield DatasetRow(where, {name: cell for name, cell in cells.items() if cell is not None})
     elif (records := _json_records(text, file)) is not None:
         for number, fields in enumerate(records, 1):
             yield _dataset_row(fields, f"{file}: row {number}")
