@@ -150,8 +150,8 @@ def _describe_template_misfits(personas: Sequence[Persona], template: str) -> It
     replaces_you_are = _YOU_ARE_PERSONA.search(template_text(template)) is not None
     if whole := {one.id: prompts[one.id] for one in personas if one.whole_prompt and replaces_you_are and one.id not in unfit}:
         yield (
-            f"note: {len(whole)} of {len(personas)} personas are whole prompts and are sent as they are, without the template's "
-            f'own "You are", such as {_examples(whole)}'
+            f"note: {len(whole)} of {len(personas)} personas are whole prompts and are sent as they are, without the "
+            f'template\'s own "You are", such as {_examples(whole)}'
         )
 
 

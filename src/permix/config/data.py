@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from permix.config.base import ConfigSection
 from permix.errors import closest_match
@@ -176,8 +176,9 @@ class TaskConfig(ConfigSection):
     answer: Literal["number", "math", "exact", "choice"] | None = None
     """How answers to your own questions are compared: as numbers, as mathematical expressions, as texts that must be equal, or
     as letters of choices. It selects the task own-ANSWER."""
-    split: Split = "heldout"
-    """Split of the questions: train for training, dev for choosing settings, heldout for the final measurement."""
+    split: Literal[Split, "all"] = "heldout"
+    """Split of the questions: train for training, dev for choosing settings, heldout for the final measurement, or all questions
+    of your own file."""
     n: int = Field(default=100, gt=0)
     """Number of questions."""
     levels: tuple[str, ...] = ()
@@ -187,6 +188,13 @@ class TaskConfig(ConfigSection):
     """Seed for choosing the questions."""
     prompt_template: str | None = None
     """The prompt, with {question} in it, such as "Think aloud, then answer. {question}"; the task's own when not given."""
+    question_column: str | None = None
+    """The column of your own file that holds the questions, such as problem or extra_info.question; not needed for the names that
+    `permix.tasks.custom` lists."""
+    answer_column: str | None = None
+    """The column that holds the right answers."""
+    choices_column: str | None = None
+    """The column that holds the choices (answer "choice")."""
 
     @model_validator(mode="before")
     @classmethod
@@ -202,9 +210,28 @@ class TaskConfig(ConfigSection):
             raise ValueError(
                 f'answer = "{self.answer}": applies to your own questions only; leave out either answer or name = "{self.name}"'
             )
-        if self.name.startswith("own-") and self.path is None:
+        is_own = self.name.startswith("own-")
+        if is_own and self.path is None:
             raise ValueError(f'path is missing: name = "{self.name}" reads your own questions from a file; give the file')
+        columns = [name for name in ("question_column", "answer_column", "choices_column") if getattr(self, name) is not None]
+        if columns and not is_own:
+            raise ValueError(f'{columns[0]}: applies to your own questions only, not to name = "{self.name}"; leave it out')
         return self
+
+    @field_validator("split")
+    @classmethod
+    def _check_all_splits(cls, split: str, info: ValidationInfo) -> str:
+        if split == "all" and not info.data.get("name", "").startswith("own-"):
+            raise ValueError(
+                "Input should be 'train', 'dev' or 'heldout'; 'all' is for your own questions (task.path, task.answer)"
+            )
+        return split
+
+    @property
+    def single_split(self) -> Split:
+        """The split, of a task that has no "all"."""
+        assert self.split != "all"
+        return self.split
 
     @model_validator(mode="after")
     def _check_prompt_template(self) -> "TaskConfig":

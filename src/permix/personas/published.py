@@ -7,7 +7,7 @@ A file is .jsonl, .csv, .tsv, .json, .parquet or .toml, a character card in a .p
     persona, input persona              PersonaHub
     act and prompt                      prompts.csv of awesome-chatgpt-prompts; the prompt is a whole system prompt
     one of `TEXT_COLUMNS`               RoleBench (desc), CharacterBench (character_profile), ...; two of them are refused
-    one other column of texts           beside a name and permix's own fields
+    one other column of texts           beside a name and permix's own fields; not in .csv and .tsv
     a character card                    version 1, 2 or 3; see `_card_fields`
 
 A .json file holds a list of texts or of such rows, or an object: one row, one list, or names with their texts or profiles
@@ -28,7 +28,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from permix.errors import DataError
-from permix.storage.rows import SourceRow, decode_text, field_value, parquet_rows, parse_json, quote_value, read_rows
+from permix.storage.rows import (
+    CSV_SUFFIXES,
+    SourceRow,
+    decode_text,
+    field_value,
+    parquet_rows,
+    parse_json,
+    quote_value,
+    read_rows,
+)
 from permix.types import canonical_text
 
 POOL_SUFFIXES = (".toml", ".jsonl", ".csv", ".tsv", ".json", ".parquet", ".png")
@@ -69,7 +78,7 @@ def read_pool_rows(path: Path, column: str | None = None) -> PoolRows:
         raise DataError(f"{path}:1: the file contains no persona; it needs at least one")
     fields = {name: None for row in raw for name in row.fields}  # a dict keeps the order of the columns
     if column is None and any(name in fields for name in OWN_TEXT_FIELDS):
-        is_csv = path.suffix.lower() in (".csv", ".tsv")
+        is_csv = path.suffix.lower() in CSV_SUFFIXES
         return PoolRows([SourceRow(row.where, _parse_texts(row.fields)) for row in raw] if is_csv else raw)
     cards = [] if column is not None else [row for row in raw if _is_card(row.fields)]
     if cards and len(cards) == len(raw):
@@ -94,7 +103,7 @@ def _text_column(path: Path, rows: Sequence[SourceRow], columns: Sequence[str], 
     if not known and "act" in columns and "prompt" in columns:
         known = ["prompt"]
     known = known or [name for name in TEXT_COLUMNS if name in columns]
-    if not known:
+    if not known and path.suffix.lower() not in CSV_SUFFIXES:  # there a file without header would lose its first persona
         others = [name for name in columns if name not in (*OWN_FIELDS, *NAME_COLUMNS)]
         known = others if len(others) == 1 and all(isinstance(row.fields.get(others[0]), str) for row in rows) else []
     if len(known) == 1:

@@ -2,7 +2,7 @@
 
 A row is a mapping of fields, which callers validate. A file that cannot be read raises DataError, which names file and line: a
 missing path, a directory, an unknown suffix, bytes that are not text, bad syntax. UTF-8 and UTF-16 are read, with or without a
-byte-order mark and with the line ends of any system. The cells of a CSV file may be separated by commas, semicolons, tabs or |.
+byte-order mark and with Windows line ends. The cells of a CSV file may be separated by commas, semicolons, tabs or |.
 """
 
 import codecs
@@ -12,10 +12,13 @@ import json
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from permix.errors import DataError, closest_match
+
+CSV_SUFFIXES = (".csv", ".tsv")
 
 
 class SourceRow(NamedTuple):
@@ -64,7 +67,7 @@ def parse_rows(name: str, suffix: str, raw: bytes, table: str) -> list[SourceRow
             rows = _toml_rows(name, text, table)
         case ".jsonl":
             rows = _jsonl_rows(name, text)
-        case ".csv" | ".tsv":
+        case suffix if suffix in CSV_SUFFIXES:
             rows = csv_rows(name, text)
         case _:
             rows = [SourceRow(f"{name}:{n}", {"text": line}) for n, line in _numbered_lines(text)]
@@ -206,7 +209,7 @@ def _reject_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def csv_rows(name: str, text: str) -> list[SourceRow]:
-    """Rows of a CSV file with a header. An empty cell is a missing field; a cell may contain line breaks."""
+    """Rows of a CSV file with a header. An empty cell is None; a cell may contain line breaks."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_csv_delimiter(text))
     header: list[str] = []
     rows: list[SourceRow] = []
@@ -224,7 +227,10 @@ def csv_rows(name: str, text: str) -> list[SourceRow]:
                     f"{where}: {len(cells)} cells for {len(header)} columns; quote a cell that contains "
                     f"{reader.dialect.delimiter!r}"
                 )
-            rows.append(SourceRow(where, {key: cell for key, cell in zip(header, cells, strict=True) if key and cell.strip()}))
+            fields: dict[str, object] = {
+                key: cell if cell.strip() else None for key, cell in zip(header, cells, strict=True) if key
+            }
+            rows.append(SourceRow(where, fields))
     except csv.Error as error:
         raise DataError(f"{name}:{line}: not valid CSV: {error}") from error
     return rows
@@ -232,8 +238,14 @@ def csv_rows(name: str, text: str) -> list[SourceRow]:
 
 def _csv_delimiter(text: str) -> str:
     """The separator that gives the header the most columns; a comma if none does."""
-    header = next((line for line in text.split("\n") if line.strip()), "")
-    return max(",;\t|", key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), [])))
+    return max(",;\t|", key=lambda delimiter: _n_header_columns(text, delimiter))
+
+
+def _n_header_columns(text: str, delimiter: str) -> int:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    with suppress(csv.Error):
+        return len(next((cells for cells in reader if any(cell.strip() for cell in cells)), []))
+    return 0
 
 
 def _csv_header(where: str, cells: list[str]) -> list[str]:

@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from permix.errors import ConfigError, DataError
-from permix.storage.rows import csv_rows, decode_text, parquet_rows, parse_json
+from permix.storage.rows import CSV_SUFFIXES, csv_rows, decode_text, field_value, parquet_rows, parse_json
 
 PublishedSplit = Literal["train", "dev", "validation", "test"]
 
 DATASET_SUFFIXES = (".jsonl", ".json", ".parquet")
-
-CSV_SUFFIXES = (".csv", ".tsv")
-"""Suffixes of files with your own questions, besides `DATASET_SUFFIXES`."""
 
 
 class HubDataset(NamedTuple):
@@ -39,7 +36,9 @@ class DatasetRow(NamedTuple):
     fields: dict[str, Any]
 
     def value(self, field: str) -> Any:
-        """A field's value. Raises DataError if the row has no such field."""
+        """A field's value; a dot leads into an object. Raises DataError if the row has no such field."""
+        if field not in self.fields and (inner := field_value(self.fields, field)) is not None:
+            return inner
         if field not in self.fields:
             raise DataError(f"{self.where}: field {field!r} is missing; this row has {', '.join(self.fields) or 'no fields'}")
         return self.fields[field]
@@ -49,14 +48,19 @@ class DatasetRow(NamedTuple):
         value = self.value(field)
         if not isinstance(value, str) or not value.strip():
             raise self.error(field, "must be a text that is not blank")
-        if not value.isprintable() and any("\ud800" <= char <= "\udfff" for char in value):
+        if has_lone_surrogate(value):
             raise self.error(field, "contains half a surrogate pair, which UTF-8 cannot encode")
         return value.strip()
 
     def error(self, field: str, requirement: str) -> DataError:
         """An error for the caller to raise: the row's place, the field, its value and the requirement."""
-        shown = repr(self.fields.get(field))
+        shown = repr(field_value(self.fields, field))
         return DataError(f"{self.where}: {field} = {shown if len(shown) <= 80 else shown[:77] + '...'}: {requirement}")
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text has half a surrogate pair, which UTF-8 cannot encode."""
+    return not text.isprintable() and any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def read_published_rows(hub: HubDataset, split: PublishedSplit, path: Path | None) -> Iterator[DatasetRow]:
@@ -134,7 +138,8 @@ def _iter_file_rows(file: Path) -> Iterator[DatasetRow]:
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     if file.suffix in CSV_SUFFIXES:
-        yield from (DatasetRow(*row) for row in csv_rows(str(file), text))
+        for where, cells in csv_rows(str(file), text):
+            yield DatasetRow(where, {name: cell for name, cell in cells.items() if cell is not None})
     elif (records := _json_records(text, file)) is not None:
         for number, fields in enumerate(records, 1):
             yield _dataset_row(fields, f"{file}: row {number}")
