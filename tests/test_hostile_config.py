@@ -120,8 +120,11 @@ def test_paths_that_are_no_file(name: str, tmp_path: Path, monkeypatch: pytest.M
 
 def test_an_endless_file_is_not_read_to_its_end(tmp_path: Path) -> None:
     (tmp_path / "a.toml").symlink_to("/dev/zero")
-    with pytest.raises(ConfigError, match="longer than 10 MB"):
+    with pytest.raises(ConfigError, match="not a TOML file but a folder, a pipe or a device"):
         read_config_values(tmp_path / "a.toml")
+    (tmp_path / "b.toml").write_bytes(b"# " + b"x" * 10_000_000)
+    with pytest.raises(ConfigError, match="longer than 10 MB"):
+        read_config_values(tmp_path / "b.toml")
 
 
 @pytest.mark.parametrize("stage", ["[]", "{}", "3", '"\\u202e"', "NaN", '"nothing"'])

@@ -84,9 +84,9 @@ def load_config(cls: type[_ConfigT], path: Path) -> _ConfigT:
 def read_config_values(path: Path) -> dict[str, Any]:
     """The content of a TOML file or of a run's config.json. Raises ConfigError if the file is missing or not valid."""
     kind = "JSON" if path.suffix == ".json" else "TOML"
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"{path}: not a {kind} file but a folder, a pipe or a device")
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: not a {kind} file but a folder, a pipe or a device")
         with path.open("rb") as file:
             content = file.read(MAX_CONFIG_BYTES + 1)
         if len(content) > MAX_CONFIG_BYTES:

@@ -82,7 +82,7 @@ _ESCAPE = re.compile(r"\\(?:(?P<known>[\"\\/bfnrt]|u[0-9a-fA-F]{4})|)")
 
 _COMMA_BEFORE_BRACKET = re.compile(r",(?=\s*[}\]])")
 
-MAX_REPLY_CHARS, _MAX_JSON_STARTS = 400_000, 2000
+MAX_JUDGE_REPLY_CHARS, _MAX_JSON_STARTS = 400_000, 2000
 """Bounds on the time that reading takes: a longer reply gives no score, and only so many braces may begin an object."""
 
 _OBJECT_START = re.compile(r"\{\s*\"")
@@ -130,8 +130,8 @@ def parse_score(reply: str, answer: str) -> ParsedScore:
 
     `answer` is the quoted text that the judge saw; a score that can be a quotation from it does not count.
     """
-    if len(reply) > MAX_REPLY_CHARS:
-        return ParsedScore(None, f"the reply has {len(reply)} characters, more than {MAX_REPLY_CHARS}")
+    if len(reply) > MAX_JUDGE_REPLY_CHARS:
+        return ParsedScore(None, f"the reply has {len(reply)} characters, more than {MAX_JUDGE_REPLY_CHARS}")
     text = _strip_thinking(_mend_json(reply))
     if text is None:
         return ParsedScore(None, "no score in the reply: its thinking never ends")

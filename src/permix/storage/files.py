@@ -180,16 +180,16 @@ def drop_torn_line(path: Path) -> None:
     except FileNotFoundError:
         return
     with file:
-        end = file.seek(0, os.SEEK_END)
-        while end > 0:
+        size = end = file.seek(0, os.SEEK_END)
+        newline = -1
+        while end > 0 and newline < 0:
             start = max(0, end - 65536)
             file.seek(start)
             newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                file.truncate(start + newline + 1)
-                return
             end = start
-        file.truncate(0)
+        complete = end + newline + 1
+        if complete < size:  # a file that is whole keeps its time of change
+            file.truncate(complete)
 
 
 def encode_line(record: Record | Mapping[str, Any]) -> bytes:
