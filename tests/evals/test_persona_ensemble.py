@@ -256,7 +256,7 @@ def test_the_numbers_are_exact(tmp_path: Path) -> None:
     assert found.token_ratio == pytest.approx(2 + 8 / 18)
     metrics = read_json(config.out / "metrics.json")
     assert metrics.pop("strategy") == found.model_dump(mode="json")
-    assert metrics == plain.model_dump(mode="json")
+    assert metrics.items() >= plain.model_dump(mode="json").items()
 
 
 def test_choices_are_no_part_of_the_grid(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_the_best_on_other_questions_is_taken_and_the_evaluated_ones_have_no_say
     assert summary.personas[0].difference == found.gain
     metrics = read_json(config.out / "metrics.json")
     assert metrics.pop("strategy") == found.model_dump(mode="json")
-    assert metrics == summary.model_dump(mode="json")
+    assert metrics.items() >= summary.model_dump(mode="json").items()
 
 
 def test_a_finished_search_asks_nothing_more(tmp_path: Path) -> None:
