@@ -75,6 +75,21 @@ def opening_tag_at_end(prompt: str) -> str:
     return prompt[starts[-1].start() :]
 
 
+def is_thinking_tag(text: str) -> bool:
+    """Whether the text is a tag that opens or closes thinking, and nothing else."""
+    return bool(_START.fullmatch(text) or _END.fullmatch(text))
+
+
+def closing_text(opening_tag: str) -> str:
+    """The text that closes a block of thinking, as the models that write this tag close it: `<think>` -> `\\n</think>\\n\\n`."""
+    if "channel" in opening_tag:
+        return "<|end|><|start|>assistant<|channel|>final<|message|>"
+    if opening_tag.startswith(("<|", "[", "◁")):
+        end = opening_tag.replace("START", "END").replace("begin", "end")
+        return end if end != opening_tag else f"{opening_tag[0]}/{opening_tag[1:]}"
+    return f"\n</{opening_tag[1:]}\n\n"
+
+
 def answer_of(completion: str) -> str:
     """The completion without its thinking: empty where the thinking never ends."""
     return split_thinking(completion).answer

@@ -186,6 +186,9 @@ def test_a_solution_longer_than_a_completion_may_be_is_refused_before_training(t
 class Letters:
     """A tokenizer whose tokens are letters."""
 
+    all_special_ids, added_tokens_decoder = (), dict[int, Any]()
+    bos_token_id = eos_token_id = None
+
     def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
         return {"input_ids": [ord(letter) for letter in text]}
 

@@ -19,7 +19,9 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
 from permix.errors import PermixError
+from permix.inference.hf import end_of_turn_ids
 from permix.inference.shared_prefix import decode_step, prefill, supports_shared_prefix
+from permix.progress import print_status_once
 from permix.types import Sampling
 
 
@@ -117,10 +119,44 @@ def generate_tokens(
 
 
 def stop_token_ids(network: Any, tokenizer: Any) -> list[int]:
-    """Token ids that end a completion, ascending: those of the generation config and the tokenizer's own."""
+    """Token ids that end a completion, ascending: those of the generation config, the tokenizer's own, and the end of a turn."""
+    missing = _missing_stop_id(network, tokenizer)
+    return sorted(_configured_stop_ids(network, tokenizer) | ({missing} if missing is not None else set()))
+
+
+def _configured_stop_ids(network: Any, tokenizer: Any) -> set[int]:
     configured = network.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
-    return sorted({one for one in (*ids, tokenizer.eos_token_id) if one is not None})
+    return {one for one in (*ids, tokenizer.eos_token_id) if one is not None}
+
+
+def _missing_stop_id(network: Any, tokenizer: Any) -> int | None:
+    """The token by which the chat template ends a turn; None if the model is configured to stop there.
+
+    A base model's tokenizer and generation config often name only the end of a text.
+    """
+    ids = end_of_turn_ids(tokenizer)
+    return ids[0] if ids and _configured_stop_ids(network, tokenizer).isdisjoint(ids) else None
+
+
+def end_of_turn_id(network: Any, tokenizer: Any) -> int:
+    """The token that ends an answer: the first stop token that the chat template writes after one, else the tokenizer's own."""
+    stops = stop_token_ids(network, tokenizer)
+    in_order = (*end_of_turn_ids(tokenizer), tokenizer.eos_token_id, *stops)
+    return next(int(one) for one in in_order if one in stops)
+
+
+def stop_at_end_of_turn(network: Any, tokenizer: Any) -> int | None:
+    """Add the end of a turn to the stop tokens of the network's generation config, where it is missing, so that every engine
+    stops there; returns its id, or None if it was not missing. Prints what it does."""
+    missing = _missing_stop_id(network, tokenizer)
+    if missing is not None:
+        network.generation_config.eos_token_id = [*sorted(_configured_stop_ids(network, tokenizer)), missing]
+        token = tokenizer.convert_ids_to_tokens(missing)
+        print_status_once(
+            f"note: the chat template ends a turn with {token}, which is no stop token of the model; answers end there"
+        )
+    return missing
 
 
 def _generate_shared_prefix(

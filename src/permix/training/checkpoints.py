@@ -325,6 +325,9 @@ def save_model(
         return
     from safetensors import SafetensorError
 
+    from permix.inference.generation import stop_at_end_of_turn
+
+    stop_at_end_of_turn(network, tokenizer)  # adapters may have been merged into a newly loaded network
     with guard_writes(folder, SafetensorError):
         network.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)

@@ -29,8 +29,8 @@ from trl.trainer.utils import RepeatSampler, use_adapter
 
 from permix.config import OptimConfig
 from permix.errors import PermixError
-from permix.inference.generation import generate_tokens
-from permix.inference.hf import encode_chat, opened_thinking
+from permix.inference.generation import generate_tokens, stop_at_end_of_turn, stop_token_ids
+from permix.inference.hf import decode_completion, encode_chat
 from permix.inference.shared_prefix import DEFAULT_ATTENTION, SHARED_PREFIX_ATTENTION, eval_mode, supports_shared_prefix
 from permix.plan import Plan
 from permix.progress import print_status
@@ -110,6 +110,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         rollouts = plan.steps * plan.groups_per_step * plan.group_size
         places = Dataset.from_dict({"place": range(rollouts)})
         super().__init__(reward_funcs=self._reward, train_dataset=places, args=args, **options)
+        self._stop_ids = stop_token_ids(unwrap_peft(self.model), self.processing_class)
         self._gradient_step = GradientStep(config, self.accelerator, self.processing_class.pad_token_id)
         self.remove_callback(PrinterCallback)
         self.add_callback(StepClockCallback(self._clock))
@@ -246,8 +247,8 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         yield self._inference_copy
 
     def _reward(self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[Any]:
-        opened = opened_thinking(self.processing_class)  # where the template opens it, the completion starts inside its thinking
-        texts = [opened + completion[0]["content"] for completion in completions]
+        # Not TRL's texts: they lack the tags of thinking, where the template opens it or the tags are special tokens.
+        texts = [decode_completion(self.processing_class, ids, self._stop_ids) for ids in completion_ids]
         with self._clock.part("verification"):
             verdicts = verify_completions(
                 texts, columns["task"], columns["gold"], self._verifier, [one[-1]["content"] for one in prompts]
@@ -459,6 +460,9 @@ def train_by_reward(job: TrainJob, source: str, tokenizer: Any, checkpoint: Path
     onpolicy = character.replay > 0 and character.replay_policy == "on"
     arguments = grpo_arguments(config, job.plan, out / "checkpoints", with_reference=onpolicy)
     network = load_trainable_model(source)
+    added_stop = stop_at_end_of_turn(network, tokenizer)
+    if config.use_vllm and added_stop is not None:  # vLLM reads the generation config of `source`
+        arguments.generation_kwargs = {"stop_token_ids": [added_stop]}
     replay = build_character_replay(cells, character, config, tokenizer, network) if character.replay > 0 else None
     expressivity = ExpressivityReward(cells, character.expressivity) if character.expressivity > 0 else None
     builder, updates = job.curriculum_builder, config.updates_per_rollout
