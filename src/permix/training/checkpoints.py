@@ -377,7 +377,7 @@ def load_weights(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     weights: dict[str, Any] = {}
-    with contextlib.suppress(OSError, SafetensorError), safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+    with contextlib.suppress(OSError, SafetensorError), safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
         if (file.metadata() or {}).get("sha256") == _tensors_sha256(tensors):
             weights = tensors
