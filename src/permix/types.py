@@ -39,13 +39,15 @@ class Message(TypedDict):
 
 class Persona(Record):
     """A persona that a model plays: `text` is a noun phrase that completes "You are ..." ("a retired sailor who distrusts
-    numbers"). `weight` is relative: the chance that training draws this persona is proportional to it."""
+    numbers"), or a whole system prompt if `whole_prompt`. `weight` is relative: the chance that training draws this persona is
+    proportional to it."""
 
     id: str = Field(min_length=1)
     text: str = Field(min_length=1)
     tags: tuple[str, ...] = ()
     split: Split | None = None
     weight: float = Field(default=1.0, gt=0)
+    whole_prompt: bool = Field(default=False, exclude_if=lambda value: not value)
 
 
 def canonical_text(text: str) -> str:

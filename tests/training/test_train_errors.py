@@ -129,7 +129,7 @@ def test_a_full_disk_elsewhere_is_one_line_and_exit_code_1(
 ) -> None:
     monkeypatch.setattr("permix.plan.pq.write_table", disk_is_full)
     assert cli.run_cli(["plan", "--out", str(tmp_path / "plan.parquet")]) == 1
-    assert capsys.readouterr().err == f"permix plan: usage.json: cannot be written: {GO_ON}\n"
+    assert capsys.readouterr().err == f"permix plan: {tmp_path / 'plan.parquet'}: cannot be written: {GO_ON}\n"
 
 
 def never(*_: Any, **__: Any) -> None:
@@ -203,5 +203,5 @@ def test_a_group_of_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     path = tmp_path / "train.toml"
     path.write_text(f"out = {json.dumps(str(tmp_path / 'run'))}\nplan = {{ group_size = 1 }}\n")
     assert cli.run_cli(["train", str(path)]) == 2
-    assert "plan.group_size = 1: Input should be greater than or equal to 2" in capsys.readouterr().err
+    assert "plan.group_size = 1: must be greater than or equal to 2" in capsys.readouterr().err
     assert TrainConfig().plan.group_size == 8

@@ -217,7 +217,7 @@ def end_of_turn_id(network: Any, tokenizer: Any) -> int:
     """The token that ends an answer: the first stop token that the chat template writes after one, else the tokenizer's own."""
     stops = stop_token_ids(network, tokenizer)
     in_order = (*end_of_turn_ids(tokenizer), tokenizer.eos_token_id, *stops)
-    return next(one for one in in_order if one in stops)
+    return next(int(one) for one in in_order if one in stops)
 
 
 def stop_at_end_of_turn(network: Any, tokenizer: Any) -> int | None:

