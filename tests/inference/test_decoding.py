@@ -2,18 +2,18 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 
-from permix.inference.generation import CompletionTokens, generate_tokens
+from permix.inference.generation import CompletionTokens, ThinkingBudget, generate_tokens
 from permix.inference.hf import encode_chat
 from permix.inference.shared_prefix import supports_shared_prefix
 from permix.types import Message, Sampling
 from tests.networks import NETWORKS
-from tests.tiny import make_network, make_tokenizer
+from tests.tiny import CHATML, make_network, make_tokenizer
 
 GREEDY, SAMPLED = Sampling(max_new_tokens=16), Sampling(temperature=1.0, max_new_tokens=16)
 
@@ -160,7 +160,7 @@ def test_thinking_over_its_budget_is_closed_and_the_answer_follows(thinker: tupl
     closing = tokenizer(CLOSING)["input_ids"]
     prompts = [encode_chat(tokenizer, messages) for messages in CHATS]
     sampling = Sampling(max_new_tokens=limit + len(closing) + 6)
-    with contextlib.nullcontext() if shared else plainly(network):
+    with nullcontext() if shared else plainly(network):
         free = generate_tokens(network, tokenizer, prompts, range(9), sampling)
         bounded = generate_tokens(network, tokenizer, prompts, range(9), sampling, limit)
         begun = [[*prompt, *one.token_ids[:limit], *closing] for prompt, one in zip(prompts, free, strict=True)]
@@ -184,6 +184,20 @@ def test_a_budget_that_is_not_reached_changes_nothing(wild: tuple[Any, Any], thi
         prompts = [encode_chat(tokenizer, messages) for messages in CHATS]
         free = generate_tokens(network, tokenizer, prompts, range(9), SAMPLED)
         assert generate_tokens(network, tokenizer, prompts, range(9), SAMPLED, limit) == free
+
+
+def make_bytewise_tokenizer(template: str) -> Any:
+    """One token a byte."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = {one: number for number, one in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    core = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 @pytest.mark.parametrize(
@@ -210,10 +224,7 @@ def test_thinking_is_bounded_however_it_is_opened(template: str, sampled: str, w
     """One token a byte: 12 of them in all, tags not counted but for the part that closes a block."""
     tokenizer = make_bytewise_tokenizer(template)
     budget = ThinkingBudget(12, tokenizer, 1, frozenset())
-    source = iter(tokenizer(sampled)["input_ids"])
-    ids: list[int] = []
-    for token in source:
-        ids.append(budget.next_token(0, token))
+    ids = [budget.next_token(0, token) for token in tokenizer(sampled)["input_ids"]]
     shown = tokenizer.decode(ids)
     assert budget.cut_rows == ({0} if shown != sampled else set())
     assert shown.startswith(written[: len(shown)]) or written.startswith(shown)

@@ -131,8 +131,8 @@ class ModelConfig(ConfigSection):
         if self.thinking_budget is not None and not self.capabilities.bounds_thinking:
             budget = self.thinking_budget
             raise ValueError(
-                f'thinking_budget = {budget}: backend "{self.backend}" cannot bound the thinking; leave it out. An endpoint has a '
-                f'field of its own for it, which model.extra_body adds: {{"thinking_token_budget": {budget}}} (vLLM), '
+                f'thinking_budget = {budget}: backend "{self.backend}" cannot bound the thinking; leave it out. An endpoint has '
+                f'a field of its own for it, which model.extra_body adds: {{"thinking_token_budget": {budget}}} (vLLM), '
                 f'{{"thinking_budget": {budget}}} (Qwen) or {{"reasoning_effort": "low"}}'
             )
         return self
