@@ -75,6 +75,18 @@ def opening_tag_at_end(prompt: str) -> str:
     return prompt[starts[-1].start() :]
 
 
+def open_tag(text: str, before: str = "") -> str:
+    """The tag of the block of thinking that is open at the end of the text; empty if none is.
+
+    before: the tag that is open at its beginning.
+    """
+    tags = [tag for pattern in (_START, _END, _CHANNEL) for tag in pattern.finditer(text)]
+    if not tags:
+        return before
+    last = max(tags, key=re.Match.start)
+    return "" if last.re is _END or (last.re is _CHANNEL and last[1] == "final") else last[0]
+
+
 def is_thinking_tag(text: str) -> bool:
     """Whether the text is a tag that opens or closes thinking, and nothing else."""
     return bool(_START.fullmatch(text) or _END.fullmatch(text))

@@ -135,6 +135,7 @@ class Completion(Record):
 
     `text` is the reply as the model wrote it, thinking included; what is scored, judged and shown is `answer`. `reasoning` is
     thinking that an endpoint sends apart from the text. Token counts and `finish` are None if they are not known.
+    `thinking_cut`: the thinking reached its budget, and the text that closes it was forced.
     """
 
     text: str
@@ -142,6 +143,7 @@ class Completion(Record):
     completion_tokens: int | None = Field(ge=0)
     finish: Literal["stop", "length"] | None
     reasoning: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    thinking_cut: bool = Field(default=False, exclude_if=lambda value: not value)
 
     @property
     def answer(self) -> str:

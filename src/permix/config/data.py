@@ -22,7 +22,7 @@ class BackendCapabilities(NamedTuple):
     `is_local`: it runs in this process, on the weights that the model's name refers to (a folder, a hub id or "bundled"), so its
     files can be checked before they are loaded. `is_priced`: requests may cost money. `needs_base_url`: it has an address.
     `content_addressed`: equal fingerprints can mean equal weights, so completions may be cached. `configurable`: a configuration
-    file or a flag may name it.
+    file or a flag may name it. `bounds_thinking`: it can close a completion's thinking after a number of tokens.
     """
 
     is_local: bool
@@ -30,10 +30,13 @@ class BackendCapabilities(NamedTuple):
     needs_base_url: bool
     content_addressed: bool
     configurable: bool = True
+    bounds_thinking: bool = False
 
 
 BACKENDS: dict[str, BackendCapabilities] = {
-    "transformers": BackendCapabilities(is_local=True, is_priced=False, needs_base_url=False, content_addressed=True),
+    "transformers": BackendCapabilities(
+        is_local=True, is_priced=False, needs_base_url=False, content_addressed=True, bounds_thinking=True
+    ),
     "openai": BackendCapabilities(is_local=False, is_priced=True, needs_base_url=True, content_addressed=False),
     "python": BackendCapabilities(
         is_local=False, is_priced=False, needs_base_url=False, content_addressed=False, configurable=False
@@ -96,6 +99,9 @@ class ModelConfig(ConfigSection):
     """Maximum duration of one HTTP request, in seconds (backend "openai")."""
     thinking: ThinkingSwitch = "default"
     """Switch a thinking model's thinking on or off, where its chat template has such a switch (`enable_thinking`)."""
+    thinking_budget: int | None = Field(default=None, ge=0)
+    """Close the thinking of a completion after this many tokens, so that the answer follows (backend "transformers"); no bound
+    when not given. It counts towards max_new_tokens. An endpoint takes a field of its own for it, in extra_body."""
     extra_body: str = ""
     """A JSON object whose fields are added to every HTTP request, such as {"reasoning_effort": "low"} (backend "openai")."""
     retries: int = Field(default=6, ge=0)
@@ -118,6 +124,17 @@ class ModelConfig(ConfigSection):
     def _check_endpoint(self) -> "ModelConfig":
         if self.capabilities.needs_base_url and not self.base_url:
             raise ValueError(f'base_url is missing: backend "{self.backend}" needs one, such as http://127.0.0.1:8000/v1')
+        return self
+
+    @model_validator(mode="after")
+    def _check_thinking_budget(self) -> "ModelConfig":
+        if self.thinking_budget is not None and not self.capabilities.bounds_thinking:
+            budget = self.thinking_budget
+            raise ValueError(
+                f'thinking_budget = {budget}: backend "{self.backend}" cannot bound the thinking; leave it out. An endpoint has '
+                f'a field of its own for it, which model.extra_body adds: {{"thinking_token_budget": {budget}}} (vLLM), '
+                f'{{"thinking_budget": {budget}}} (Qwen) or {{"reasoning_effort": "low"}}'
+            )
         return self
 
     @property
@@ -163,6 +180,15 @@ class ModelConfig(ConfigSection):
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or looks_like_key or redact_secrets(name) != name:
             raise ValueError("api_key_env is not the name of an environment variable; the key itself must not be in a file")
         return self
+
+
+def check_room_for_answer(model: ModelConfig, field: str, max_new_tokens: int) -> None:
+    """Raise ValueError if the thinking may use all tokens of a completion. `field` names the limit of its tokens."""
+    if model.thinking_budget is not None and model.thinking_budget >= max_new_tokens:
+        raise ValueError(
+            f"thinking_budget = {model.thinking_budget}: leaves no token for the answer; give less, or more than that as {field} "
+            f"(now {max_new_tokens})"
+        )
 
 
 class TaskConfig(ConfigSection):
@@ -304,6 +330,11 @@ class JudgeModelConfig(ModelConfig):
     """A TOML file of prices by model (example: configs/prices.toml); without it costs are unknown."""
     max_cost: float | None = Field(default=None, gt=0)
     """Stop calling the judge when this many US dollars are spent; needs --judge.prices."""
+
+    @model_validator(mode="after")
+    def _check_room_for_a_score(self) -> "JudgeModelConfig":
+        check_room_for_answer(self, "max_new_tokens", self.max_new_tokens)
+        return self
 
     @model_validator(mode="after")
     def _check_rubrics(self) -> "JudgeModelConfig":

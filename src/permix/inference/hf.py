@@ -507,8 +507,9 @@ class LocalModel:
 
     content_addressed = False
 
-    def __init__(self, network: Any, tokenizer: Any, batch_size: int) -> None:
+    def __init__(self, network: Any, tokenizer: Any, batch_size: int, thinking_budget: int | None = None) -> None:
         self.network, self.tokenizer, self.batch_size = network, tokenizer, batch_size
+        self.thinking_budget = thinking_budget
 
     @cached_property
     def default_system(self) -> str | None:
@@ -549,20 +550,18 @@ class LocalModel:
     def _generate_batch(self, prompts: list[list[int]], seeds: list[int], sampling: Sampling) -> list[Completion]:
         from permix.inference.generation import generate_tokens, stop_token_ids
 
-        completions = generate_tokens(self.network, self.tokenizer, prompts, seeds, sampling)
+        completions = generate_tokens(self.network, self.tokenizer, prompts, seeds, sampling, self.thinking_budget)
         stops = stop_token_ids(self.network, self.tokenizer)
         return [
-            self._to_completion(len(prompt), completion.token_ids, stops)
+            Completion(
+                text=decode_completion(self.tokenizer, completion.token_ids, stops),
+                prompt_tokens=len(prompt),
+                completion_tokens=len(completion.token_ids),
+                finish="stop" if completion.token_ids[-1] in stops else "length",
+                thinking_cut=completion.thinking_cut,
+            )
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
-
-    def _to_completion(self, prompt_tokens: int, token_ids: list[int], stops: Sequence[int]) -> Completion:
-        return Completion(
-            text=decode_completion(self.tokenizer, token_ids, stops),
-            prompt_tokens=prompt_tokens,
-            completion_tokens=len(token_ids),
-            finish="stop" if token_ids and token_ids[-1] in stops else "length",
-        )
 
 
 def balanced_batches(indices: Sequence[int], max_size: int) -> list[Sequence[int]]:
@@ -583,7 +582,8 @@ class HFModel(LocalModel):
         from permix.inference.generation import stop_at_end_of_turn
 
         tokenizer = load_tokenizer(self.source, config.thinking)
-        super().__init__(load_causal_lm(self.source, self.dtype, self.device), tokenizer, config.batch_size)
+        network = load_causal_lm(self.source, self.dtype, self.device)
+        super().__init__(network, tokenizer, config.batch_size, config.thinking_budget)
         self._added_stop = stop_at_end_of_turn(self.network, tokenizer)
 
     @property
@@ -606,6 +606,8 @@ class HFModel(LocalModel):
         """What changes the prompts or the answers, apart from the files; nothing for most models."""
         if self.config.thinking != "default":
             yield f"thinking {self.config.thinking}"
+        if self.thinking_budget is not None:
+            yield f"thinking budget {self.thinking_budget}"
         if self._added_stop is not None:
             yield f"stops at {self._added_stop}"
         if DATE_MACRO in _default_template(self.tokenizer):

@@ -238,7 +238,9 @@ def teacher_config(config: TrainConfig) -> TeacherConfig:
 
 def teacher_identity(config: TrainConfig) -> dict[str, object]:
     """The part of a run's identity that comes from the teacher's settings."""
-    return teacher_config(config).model_dump(include={"name", "backend", "base_url", "dtype", "max_samples_per_row"})
+    teacher = teacher_config(config)
+    always = {"name", "backend", "base_url", "dtype", "max_samples_per_row"}
+    return teacher.model_dump(include=always) | teacher.model_dump(include={"thinking", "thinking_budget"}, exclude_defaults=True)
 
 
 def check_teacher(config: TrainConfig) -> None:
