@@ -41,6 +41,7 @@ MEASURES = (
     "pss",
     "worst_minus_baseline",
     "persona_sd",
+    "relative_persona_sd",
     "pss_crossfit",
 )
 PAIRED = ("mean", "worst", "best", "spread", "pss")
@@ -48,7 +49,11 @@ LEVEL = 0.05
 
 
 class Setting(NamedTuple):
-    """A kind of grid. `effect`: what a persona shifts the logit by; `size` is its sd, or what the bad ones lose."""
+    """A kind of grid. `effect`: what a persona shifts the logit by; `size` is its sd, or what the bad ones lose.
+
+    With the effect "rest right" all personas but one are always right; that one is wrong with probability `size`. `interaction`
+    is the sd of a shift that each cell has of its own.
+    """
 
     effect: str
     size: float
@@ -57,6 +62,7 @@ class Setting(NamedTuple):
     accuracy: float
     samples: int = 1
     missing: float = 0.0
+    interaction: float = 0.0
 
 
 SETTINGS = (
@@ -84,6 +90,13 @@ SETTINGS = (
     Setting("graded", 0.4, 16, 100, 0.5, samples=4),
     Setting("graded", 0.4, 8, 30, 0.5, samples=8),
     Setting("graded", 0.4, 16, 100, 0.5, missing=0.2),
+    Setting("rest right", 0.15, 3, 20, 1.0),
+    Setting("rest right", 0.1, 8, 30, 1.0),
+    Setting("rest right", 0.05, 16, 100, 1.0),
+    Setting("rest right", 0.0, 12, 20, 1.0),
+    Setting("heavy", 0.3, 16, 100, 0.5),
+    Setting("one bad", 0.7, 16, 150, 0.6, interaction=1.0),
+    Setting("graded", 0.3, 16, 150, 0.6, interaction=1.0),
 )
 
 
@@ -126,7 +139,7 @@ class World(NamedTuple):
         return {
             "baseline": self.baseline, "mean": mean, "mean_minus_baseline": mean - self.baseline, "worst": worst, "best": best,
             "spread": best - worst, "pss": worst / best, "worst_minus_baseline": worst - self.baseline, "persona_sd": sd,
-            "pss_crossfit": worst / best,
+            "relative_persona_sd": sd / mean, "pss_crossfit": worst / best,
         }  # fmt: skip
 
 
@@ -139,22 +152,35 @@ def world(setting: Setting, rng: np.random.Generator) -> World:
             shift_P = np.where(np.arange(P) == 0, -setting.size, 0.0)
         case "half bad":
             shift_P = np.where(np.arange(P) < P // 2, -setting.size, 0.0)
+        case "rest right":
+            bad = brentq(lambda shift: expit(30 + MANY_Q + shift).mean() - (1 - setting.size), -60, 0) if setting.size else 0.0
+            return _world(30.0, np.where(np.arange(P) == 0, bad, 0.0))
+        case "heavy":
+            shift_P = setting.size * rng.standard_t(1.5, size=P)
         case _:
             shift_P = rng.normal(size=P)
             shift_P = setting.size * (shift_P - shift_P.mean()) / shift_P.std()
-    intercept = float(brentq(lambda logit: expit(logit + MANY_Q).mean() - setting.accuracy, -30, 30))
-    return _world(intercept, shift_P)
+    many_Q = _difficulties(setting.interaction)
+    intercept = float(brentq(lambda logit: expit(logit + many_Q).mean() - setting.accuracy, -30, 30))
+    return _world(intercept, shift_P, setting.interaction)
 
 
-def _world(intercept: float, shift_P: Array) -> World:
-    accuracy_N = np.array([expit(intercept + MANY_Q + shift).mean() for shift in [*shift_P, 0.0]])
+def _difficulties(interaction: float) -> Array:
+    """The difficulties of all cells: of questions, and the cells' own shifts."""
+    return np.asarray(MANY_Q * math.hypot(DIFFICULTY_SD, interaction) / DIFFICULTY_SD)
+
+
+def _world(intercept: float, shift_P: Array, interaction: float = 0.0) -> World:
+    many_Q = _difficulties(interaction)
+    accuracy_N = np.array([expit(intercept + many_Q + shift).mean() for shift in [*shift_P, 0.0]])
     return World(intercept, shift_P, accuracy_N[:-1], float(accuracy_N[-1]))
 
 
 def grid(setting: Setting, of: World, rng: np.random.Generator) -> tuple[Array, Array]:
     """Scores with personas [P, Q, S] and without [Q, S]."""
     easy_Q = of.intercept + rng.normal(0, DIFFICULTY_SD, setting.questions)
-    chance_N_Q = expit(easy_Q + np.concatenate([of.shift_P, [0.0]])[:, None])
+    own_N_Q = setting.interaction * rng.normal(size=(setting.personas + 1, setting.questions)) if setting.interaction else 0.0
+    chance_N_Q = expit(easy_Q + np.concatenate([of.shift_P, [0.0]])[:, None] + own_N_Q)
     right_N_Q_S = (rng.random((*chance_N_Q.shape, setting.samples)) < chance_N_Q[:, :, None]).astype(float)
     right_N_Q_S[rng.random(right_N_Q_S.shape) < setting.missing] = np.nan
     return right_N_Q_S[:-1], right_N_Q_S[-1]
@@ -221,12 +247,12 @@ def _leaves_out_0(one: Estimate) -> bool:
 
 
 def _told(found: list[Estimate], truth: float) -> dict[str, float]:
-    ends = [(one.value, one.low, one.high) for one in found]
-    known = np.array([one for one in ends if None not in one], dtype=float)
-    value_N, low_N, high_N = known.T
+    value_N = np.array([one.value for one in found if one.value is not None])
+    known = [(one.low, one.high) for one in found if one.low is not None and one.high is not None]
+    low_N, high_N = np.array(known, dtype=float).T if known else np.full((2, 1), np.nan)
     return {
         "true": round(truth, 4),
-        "held": round(float(((low_N <= truth + 1e-9) & (truth <= high_N + 1e-9)).mean()), 4),
+        "held": round(float(((low_N <= truth + 1e-9) & (truth <= high_N + 1e-9)).mean()), 4) if known else math.nan,
         "below": round(float((truth < low_N - 1e-9).mean()), 4),
         "bias": round(float(value_N.mean() - truth), 4),
         "width": round(float((high_N - low_N).mean()), 4),
@@ -275,7 +301,7 @@ COVERED = {
     "pss": "PSS",
     "worst_minus_baseline": "worst $-A_0$",
     "persona_sd": "sd",
-    "pss_crossfit": "cross-fit",
+    "relative_persona_sd": "sd / mean",
 }
 
 
@@ -286,6 +312,7 @@ def _size(one: dict[str, Any]) -> str:
 
 def _effect(one: dict[str, Any]) -> str:
     size = f" {one['size']:g}" if one["size"] else ""
+    size += f", interaction {one['interaction']:g}" if one.get("interaction") else ""
     return f"{one['effect']}{size}" + (f", {one['missing']:.0%} missing" if one["missing"] else "")
 
 

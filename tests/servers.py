@@ -5,7 +5,10 @@ Calls are numbered and scripted one at a time, so a script may keep state withou
 """
 
 import contextlib
+import itertools
 import json
+import socket
+import struct
 import sys
 import threading
 import time
@@ -62,7 +65,26 @@ class Drop:
     """Close the connection without a word."""
 
 
-Action = Reply | Raw | Hang | Drip | Drop
+@dataclass(frozen=True)
+class Wire:
+    """Bytes as they are, status line and all: `head`, then `repeat` `times` times (None: until the client leaves), then `tail`.
+
+    `reset`: end with a reset of the connection instead of an orderly close.
+    """
+
+    head: bytes
+    repeat: bytes = b""
+    times: int | None = 0
+    tail: bytes = b""
+    reset: bool = False
+
+    def parts(self) -> Iterator[bytes]:
+        yield self.head
+        yield from itertools.repeat(self.repeat) if self.times is None else itertools.repeat(self.repeat, self.times)
+        yield self.tail
+
+
+Action = Reply | Raw | Hang | Drip | Drop | Wire
 Script = Callable[[dict[str, Any], int, Mapping[str, str]], str | Action]
 
 HALF_JSON = Raw(Reply("never to be seen").body[:40])
@@ -167,6 +189,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Act. `end` is called before the last byte leaves: a client may answer it with the next request at once."""
         if isinstance(action, (Hang, Reply)):
             self.owner.closing.wait(action.seconds if isinstance(action, Hang) else action.after_s)
+        if isinstance(action, Wire):
+            end()
+            return self._send_wire(action)
         body = Reply(action.text).body if isinstance(action, Drip) else getattr(action, "body", b"")
         every_s = action.every_s if isinstance(action, Drip) else 0.0
         if isinstance(action, (Hang, Drop)):
@@ -190,6 +215,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             if every_s and self.owner.closing.wait(every_s):
                 return
+
+    def _send_wire(self, action: Wire) -> None:
+        self.close_connection = True
+        with contextlib.suppress(ConnectionError):
+            for part in action.parts():
+                if self.owner.closing.is_set():
+                    return
+                self.wfile.write(part)
+            self.wfile.flush()
+            if action.reset:
+                self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.request.close()
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

@@ -395,7 +395,7 @@ def test_questions_of_ones_own_have_ids_choices_and_levels() -> None:
         ({"task": "arithmetic", "samples": 0}, ConfigError, "samples = 0"),
         ({"task": SUMS, "answer": "number", "strategy": "persona-search"}, ConfigError, "by questions of the dev split"),
         ({"task": "arithmetic", "personas": []}, DataError, "personas: is empty"),
-        ({"task": "arithmetic", "personas": ["You are a poet"]}, DataError, r"personas\[0\]: text = .* leave out"),
+        ({"task": "arithmetic", "personas": [{"text": "x", "system": "y"}]}, DataError, r"personas\[0\]: has both"),
         ({"task": "arithmetic", "personas": ["a poet", "a poet"]}, DataError, r"personas\[1\]"),
         ({"task": "arithmetic", "template": "yuo"}, ConfigError, "personas.template = 'yuo': give one of you_are"),
     ],

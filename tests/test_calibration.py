@@ -25,6 +25,20 @@ def test_the_truth_of_each_effect() -> None:
     assert set(none) == set(MEASURES)
 
 
+def test_a_world_where_all_personas_but_one_are_always_right() -> None:
+    truth = world(Setting("rest right", 0.15, 3, 20, 1.0), np.random.default_rng(0)).truth()
+    assert (truth["worst"], truth["best"], truth["pss"], truth["baseline"]) == pytest.approx((0.85, 1, 0.85, 1), abs=1e-6)
+    assert world(Setting("rest right", 0, 3, 20, 1.0), np.random.default_rng(0)).truth()["worst"] == pytest.approx(1)
+
+
+def test_a_shift_of_each_cell_is_in_the_truth_and_in_the_answers() -> None:
+    setting = Setting("one bad", 1.0, 3, 20_000, 0.3, interaction=2.0)
+    of = world(setting, np.random.default_rng(0))
+    assert of.baseline == pytest.approx(0.3, abs=1e-6)
+    under_P_Q_S, _ = grid(setting, of, np.random.default_rng(1))
+    assert under_P_Q_S.mean(axis=(1, 2)) == pytest.approx(of.accuracy_P, abs=0.015)
+
+
 def test_answers_are_as_often_right_as_the_truth_says() -> None:
     setting = Setting("one bad", 1.5, 3, 20_000, 0.3, samples=2, missing=0.25)
     of = world(setting, np.random.default_rng(0))
@@ -37,7 +51,8 @@ def test_answers_are_as_often_right_as_the_truth_says() -> None:
 
 def test_lines_become_tables() -> None:
     alone = simulate(Setting("none", 0, 3, 20, 0.5), data_sets=3, resamples=40, seed=0)
-    assert {0 <= one["held"] <= 1 for one in alone["measures"].values()} == {True}
+    assert {0 <= one["held"] <= 1 for name, one in alone["measures"].items() if name != "pss_crossfit"} == {True}
+    assert np.isnan(alone["measures"]["pss_crossfit"]["held"])  # it has no interval
     assert alone["measures"]["mean"]["n"] == 3
     two = simulate_pair(Pair(Setting("none", 0, 3, 20, 0.5), same=1.0), data_sets=2, resamples=40, seed=0)
     assert [two["pair"][name]["held"] for name in PAIRED] == [1.0] * 5, "the same answers"

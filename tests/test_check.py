@@ -184,7 +184,7 @@ def test_an_unknown_key_of_any_stage_is_named(stage: str, tmp_path: Path) -> Non
         ),
         ({"stage": "stability", "task": {"name": "math500", "split": "dev"}}, "math500 is for evaluation only"),
         ({"stage": "fidelity", "questions_split": "dev", "n_questions": 21}, "n_questions = 21: give 10 .* to 20, the number in"),
-        ({"stage": "fidelity", "questions_split": "test"}, "questions_split = 'test': Input should be"),
+        ({"stage": "fidelity", "questions_split": "test"}, "questions_split = 'test': must be"),
         ({"stage": "plan", "personas": {"template": "yuo_are"}}, "personas.template = 'yuo_are'"),
         ({"stage": "plan", "plan": {"tag_weights": {"exprt": 2}}}, "unknown tag"),
         ({"stage": "train", "plan_file": "none.parquet"}, "plan none.parquet: no such file"),
@@ -193,7 +193,7 @@ def test_an_unknown_key_of_any_stage_is_named(stage: str, tmp_path: Path) -> Non
         ({"stage": "stability", "personas": {"template": "x"}}, "personas.template = 'x'"),
         ({"stage": "stability", "personas": {"n": 10_000}}, "n = 10000: must be between 1 and"),
         ({"stage": "stability", "personas": {"pool": "none.csv"}}, "none.csv"),
-        ({"stage": "stability", "strategy": "best-of-k"}, "strategy = 'best-of-k': Input should be 'none', 'persona-search'"),
+        ({"stage": "stability", "strategy": "best-of-k"}, "strategy = 'best-of-k': must be 'none', 'persona-search'"),
         (
             {"stage": "stability", "strategy": "persona-search", "strategy_questions": 100_000},
             "needs questions of the dev split to choose a persona: task.n = 100000",

@@ -124,7 +124,15 @@ def test_bad_input_is_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["stability", "--task.n", "0"], "greater than 0"),
+        (["stability", "--task.n", "0"], "permix stability: task.n = 0: must be greater than 0"),
+        (["stability", "--samples", "-1"], "permix stability: samples = -1: must be greater than 0"),
+        (["stability", "--sampling.top-p", "nan"], "permix stability: sampling.top_p = nan: must be a finite number"),
+        (["fidelity", "--judge.temperature", "-1"], "judge.temperature = -1.0: must be greater than or equal to 0"),
+        (["fidelity", "--interview.turns", "2"], "interview: turns = 2: too few to measure drift; give 3 or more"),
+        (["train", "--train.lr", "0"], "permix train: train.lr = 0.0: must be greater than 0"),
+        (["stability", "--seed", "9" * 30], "configuration: seed: must be an integer between"),
+        (["stability", "--model.api-key", "hunter2"], "--model.api-key: a command line can be read by everyone on this machine"),
+        (["stability", "--api_key=hunter2"], "give the variable's name with --model.api-key-env"),
         (["stability", "--task.name", "gsm9k"], "'gsm9k'"),
         (["stability", "--model.backend", "opnai"], "'opnai'"),
         (["stability", "--task.m", "3"], "--task.n"),
@@ -135,12 +143,19 @@ def test_bad_input_is_one_line_and_exit_code_2(
     ],
 )
 def test_bad_flags_say_what_is_valid_and_exit_with_2(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.run_cli(argv)
-    assert ended.value.code == 2
+    assert exit_code(argv) == 2
     shown = capsys.readouterr().err
     assert words in " ".join(shown.split())
     assert "hunter2" not in shown
+    assert "pydantic" not in shown
+
+
+def exit_code(argv: list[str]) -> Any:
+    """Of a command; the parser of flags ends the process itself."""
+    try:
+        return cli.run_cli(argv)
+    except SystemExit as ended:
+        return ended.code
 
 
 def test_a_configuration_of_another_stage_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,10 +206,8 @@ def test_a_method_named_by_a_flag_brings_its_own_mix_unless_the_file_says_one(
     assert cli.parse_config("train", config.TrainConfig, [str(file), "--plan.mix", "0.3"]).plan.mix == 0.3
     assert cli.parse_config("train", config.TrainConfig, ["--method", "sft"]).plan.mix == 0.0
     file.write_text("[plan]\nmix = 0.8\n")
-    with pytest.raises(SystemExit) as ended:
-        cli.run_cli(["train", str(file), "--method", "rlvr"])
-    assert ended.value.code == 2
-    assert 'plan.mix = 0.8: method "rlvr" trains without personas' in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert cli.run_cli(["train", str(file), "--method", "rlvr"]) == 2
+    assert 'plan.mix = 0.8: method "rlvr" trains without personas' in capsys.readouterr().err
 
 
 # Verbs

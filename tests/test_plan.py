@@ -1,6 +1,8 @@
 """The plan: the same on every machine, the same questions whatever the mix, and refused when it is not what was hashed."""
 
 import json
+import os
+import random
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -270,3 +272,91 @@ def test_describe_counts_rollouts() -> None:
     assert facts["without persona"] == "0.0% of rollouts"
     assert describe_plan(plan_of(mix=0.0))["without persona"] == "100.0% of rollouts"
     assert describe_plan(plan_of(mix=0.0))["personas"] == "0"
+
+
+# A plan of a stranger
+
+
+def altered(path: Path, **columns: pa.Array) -> None:
+    """A plan on disk, with these columns replaced."""
+    write_plan(plan_of(), path)
+    table = pq.read_table(path)
+    for name, column in columns.items():
+        place = table.column_names.index(name) if name in table.column_names else table.num_columns
+        table = (table.remove_column(place) if name in table.column_names else table).add_column(place, name, column)
+    pq.write_table(table, path)
+
+
+N_ROWS = len(plan_of().rows)
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"step": pa.array(["0"] * N_ROWS)}, "column 'step' has type string; valid: int32"),
+        ({"seed": pa.array([1.5] * N_ROWS)}, "column 'seed' has type double; valid: int64"),
+        ({"messages": pa.array([b"\x80\x04N."] * N_ROWS)}, "column 'messages' has type binary; valid: string"),
+        ({"persona_tags": pa.array([{"a": 1}] * N_ROWS)}, "column 'persona_tags' has type struct"),
+        ({"more": pa.array([b"\x80\x04N."] * N_ROWS)}, "column 'more' has type binary; valid: no such column"),
+        ({"messages": pa.array(["[" * 100_000] * N_ROWS)}, "not a plan file"),
+        ({"messages": pa.array(["9" * 10_000] * N_ROWS)}, "not a plan file"),
+        ({"messages": pa.array(["NaN"] * N_ROWS)}, "not a plan file"),
+        ({"messages": pa.array([None] * N_ROWS, pa.string())}, "not a plan file"),
+        ({"step": pa.array([-1] * N_ROWS, pa.int32())}, "not a plan file"),
+        ({"rollouts": pa.array([0] * N_ROWS, pa.int32())}, "not a plan file"),
+        ({"gold": pa.array(["\x1b[2J"] * N_ROWS)}, "the file was edited or cut short"),
+        ({"task": pa.array(["../../x\x1b"] * N_ROWS)}, r"its task '../../x\x1b' is unknown; known: arithmetic"),
+    ],
+)
+def test_wrong_columns_are_named(columns: dict[str, pa.Array], words: str, tmp_path: Path) -> None:
+    altered(tmp_path / "plan.parquet", **columns)
+    with pytest.raises(DataError) as caught:
+        read_plan(tmp_path / "plan.parquet")
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize(
+    "about", ["[]", "{}", "3", "[" * 100_000, '{"format": ["x"]}', '{"format": "permix-plan-3", "hash": {}}', "\x00"]
+)
+def test_metadata_of_all_kinds(about: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.parquet"
+    write_plan(plan_of(), path)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"permix": about}), path)
+    with pytest.raises(DataError, match="plan "):
+        read_plan(path)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_plan_is_refused_or_the_same(seed: int, tmp_path: Path) -> None:
+    path, rng = tmp_path / "plan.parquet", random.Random(seed)
+    write_plan(plan_of(), path)
+    content = bytearray(path.read_bytes())
+    for _ in range(rng.choice((1, 20, 400))):
+        content[rng.randrange(len(content))] = rng.randrange(256)
+    path.write_bytes(content[: rng.choice((len(content), rng.randrange(len(content))))])
+    try:
+        rows = read_plan(path).rows
+    except DataError:
+        return
+    assert rows == plan_of().rows
+
+
+def test_a_small_file_of_many_rows_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "plan.parquet"
+    write_plan(plan_of(), path)
+    row = pq.read_table(path).slice(0, 1)
+    big = pa.table(
+        {name: pa.array(row.column(name).to_pylist() * 300_000, row.schema.field(name).type) for name in row.column_names}
+    )
+    pq.write_table(big.replace_schema_metadata(row.schema.metadata), path)
+    assert path.stat().st_size < 1_000_000
+    monkeypatch.setattr("permix.plan.MAX_PLAN_BYTES", 1_000_000)
+    with pytest.raises(DataError, match=r"has more than 0\.001 GB of rows; give a plan of fewer steps"):
+        read_plan(path)
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "plan.parquet")
+    with pytest.raises(DataError, match="not a file"):
+        read_plan(tmp_path / "plan.parquet")

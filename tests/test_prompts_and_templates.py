@@ -6,6 +6,7 @@ from permix.errors import ConfigError
 from permix.prompts import (
     TEMPLATES,
     build_messages,
+    describe_misfits,
     pairwise_choice_prompt,
     persona_message,
     persona_prompt,
@@ -91,6 +92,90 @@ def test_without_persona_nothing_is_sent_and_bare_sends_an_empty_system_message(
 )
 def test_a_persona_text_is_put_in_as_it_stands_but_for_its_full_stop(text: str, system: str) -> None:
     assert persona_message(Persona(id="x", text=text), "x", "you_are") == Message(role="system", content=system)
+
+
+AVA = "You are Ava, the assistant of a bike shop. Be brief..."
+
+
+@pytest.mark.parametrize("text", [AVA, "# Role\n- Be {brief}...", "a sailor.", "The end...", "你是一名海盗。"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_template_of_the_persona_alone_sends_the_text_as_it_is(text: str, whole: bool) -> None:
+    persona = Persona(id="x", text=text, whole_prompt=whole)
+    assert persona_message(persona, "?", "{persona}")["content"] == text
+    assert persona_message(persona, "?", "{persona}\n\nAnswer.")["content"] == f"{text}\n\nAnswer."
+    assert persona_message(persona, "Why?", "{persona}\n\n{question}")["content"] == f"{text}\n\nWhy?"
+
+
+@pytest.mark.parametrize(
+    ("template", "content"),
+    [
+        ("you_are", AVA),
+        ("in_question", f"{AVA}\n\nWhy?"),
+        ("You're {persona}. Be kind.", f"{AVA} Be kind."),
+        ("you are {persona}, and kind", "You are Ava, the assistant of a bike shop. Be brief, and kind"),
+        ("Rules:\n{persona} Be kind.", f"Rules:\n{AVA} Be kind."),
+    ],
+)
+def test_a_whole_prompt_takes_the_place_of_you_are(template: str, content: str) -> None:
+    assert persona_message(Persona(id="ava", text=AVA, whole_prompt=True), "Why?", template)["content"] == content
+
+
+@pytest.mark.parametrize(
+    ("text", "template", "content"),
+    [
+        ("A die-hard fan", "you_are", "You are a die-hard fan."),
+        ("The Mayor of Oz", "adopt", "Adopt the identity of the Mayor of Oz. Answer every message as this person would."),
+        ("An otter.", "Hi. {persona} speaks.", "Hi. An otter speaks."),
+        ("Ada, A cook", "you_are", "You are Ada, A cook."),
+        ("A. Smith", "you_are", "You are A. Smith."),
+        ("A fan", "{persona}", "A fan"),
+    ],
+)
+def test_an_article_within_a_sentence_is_made_small(text: str, template: str, content: str) -> None:
+    assert persona_message(Persona(id="x", text=text), "?", template)["content"] == content
+
+
+NO_NOUN_PHRASES = (
+    "# Role\nYou are Ava.", "I want you to act as a sailor.", "Act as a poet", "Your name is Bo. You bake.", "Du bist ein Pirat.",
+    "你是一名海盗。", "一名海盗", "Eres un pirata.", "Ты пират", "{{char}} is a knight.", "Mira is a clockmaker.",
+    "Name: Mira\nAge: 3",
+    "Pretend that you are a ghost", "Vous êtes un pirate", "Kapitän auf einem großen Schiff",
+)  # fmt: skip
+
+NOUN_PHRASES = (
+    "a sailor", "An otter.", "the Pope", "Ada Lovelace, the mathematician", "Dr. House", "IT specialist", "someone who lies",
+    "stay-at-home mother of two", "always-late commuter from Rome",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("template", ["you_are", "adopt", "in_question", "Answer as {persona}!"])
+def test_texts_that_do_not_complete_the_sentence_are_counted_in_one_warning(template: str) -> None:
+    texts = (*NO_NOUN_PHRASES, *NOUN_PHRASES)
+    pool = [Persona(id=f"p{n}", text=text) for n, text in enumerate(texts)]
+    warning = describe_misfits(pool, [template])[0]
+    assert f"{len(NO_NOUN_PHRASES)} of {len(texts)} personas do not complete its sentence, such as p0 (" in warning
+    assert "--personas.template '{persona}'" in warning
+    assert len(warning) < 700
+    assert describe_misfits([Persona(id="x", text=text) for text in NOUN_PHRASES[:1]], [template]) == []
+    assert "complete" not in "".join(describe_misfits(pool, ["{persona}"]))
+
+
+def test_a_warning_shows_the_prompt_and_other_things_a_user_should_know() -> None:
+    poet, ava = Persona(id="poet", text="Act as a poet"), Persona(id="ava", text=AVA, whole_prompt=True)
+    knight, twin = Persona(id="knight", text="a knight of {{user}}"), Persona(id="twin", text="A  knight of {{user}}")
+    lines = describe_misfits([poet, ava, knight, twin], ["you_are"])
+    assert "1 of 4 personas do not complete its sentence, such as poet ('You are Act as a poet.')" in lines[0]
+    assert lines[1].startswith("note: 1 of 4 personas are whole prompts and are sent as they are")
+    assert "2 of 4 personas have macros that nothing fills in, such as knight ({{user}})" in lines[2]
+    assert "1 of 4 personas have the text of another one, such as twin (as knight)" in lines[3]
+    assert "ava ('Adopt the identity of You are" in describe_misfits([ava], ["adopt"])[0]
+
+
+def test_german_personas_complete_a_german_template() -> None:
+    pool = [Persona(id="x", text="ein Pirat aus dem hohen Norden"), Persona(id="y", text="Du bist ein Pirat")]
+    assert "1 of 2 personas" in describe_misfits(pool, ["Du bist {persona}."])[0]
+    assert describe_misfits(pool[:1], ["Du bist {persona}."]) == []
+    assert describe_misfits([Persona(id="x", text="一名海盗")], ["你是{persona}。"]) == []
 
 
 def test_a_template_without_a_place_for_the_persona_is_refused() -> None:

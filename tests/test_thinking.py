@@ -2,9 +2,12 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from permix.config import ModelConfig, StabilityConfig, TrainConfig
 from permix.thinking import SplitCompletion, answer_of, split_thinking
 from permix.types import Completion
 
@@ -103,3 +106,15 @@ def test_what_counts_as_cut_off(completion: Completion, cut_off: bool | None) ->
 
 def test_the_record_of_a_split() -> None:
     assert split_thinking("7") == SplitCompletion("7", "", False)
+
+
+def test_a_bound_that_cannot_hold_is_refused_and_says_what_can(tmp_path: Path) -> None:
+    endpoint = {"backend": "openai", "base_url": "http://127.0.0.1:1/v1", "name": "m"}
+    with pytest.raises(ValidationError, match=r'thinking_budget = 9: backend "openai" cannot .*model.extra_body'):
+        ModelConfig.model_validate(endpoint | {"thinking_budget": 9})
+    with pytest.raises(ValidationError, match=r"thinking_budget = 256: leaves no token .*sampling.max_new_tokens \(now 256\)"):
+        StabilityConfig.model_validate({"out": tmp_path, "model": {"thinking_budget": 256}})
+    with pytest.raises(ValidationError, match="thinking_budget = 9: a token that is forced is not the model's own"):
+        TrainConfig.model_validate({"out": tmp_path, "model": {"thinking_budget": 9}})
+    bounded = StabilityConfig.model_validate({"out": tmp_path, "model": {"thinking_budget": 255}})
+    assert bounded.model.thinking_budget == 255

@@ -1,7 +1,9 @@
 """A real, very small chat model made in code: byte-level BPE that keeps digits single, a ChatML template, a seeded Llama."""
 
 import io
+import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,4 +104,14 @@ def make_folder(folder: Path, template: str = CHATML_DEFAULT, seed: int = 0) -> 
     teach_to_answer(network, tokenizer)
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_base_folder(tiny_model: Path, folder: Path) -> Path:
+    """The tiny model as a base model: it and its tokenizer name the end of a text only, its template ends turns with another."""
+    shutil.copytree(tiny_model, folder)
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_start|>"
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "pad_token_id": 0}))
     return folder

@@ -39,6 +39,7 @@ from permix.metrics.statistics import Array
 from permix.personas.loading import build_open_questions
 from permix.personas.pool import PersonaPool, PersonasLike, resolve_pool, select_personas
 from permix.storage.files import read_json
+from permix.storage.rows import CSV_SUFFIXES
 from permix.storage.run_dir import read_provenance
 from permix.tasks import AnswerKind, LoadedTask, Task, find_task, task_from_questions
 from permix.tasks.datasets import DATASET_SUFFIXES
@@ -217,12 +218,13 @@ def open_run(path: str | Path) -> StabilityRun | FidelityRun:
     raise DataError(f"{folder}: config.json has stage {stage!r}; open_run reads runs of stability and fidelity")
 
 
-def load_personas(source: str | Path = "builtin", *, split: Split | None = None) -> PersonaPool:
-    """The built-in pool, or the pool in a TOML, JSONL or CSV file; with `split`, only its personas of that split.
+def load_personas(source: str | Path = "builtin", *, split: Split | None = None, column: str | None = None) -> PersonaPool:
+    """The built-in pool, or the pool in a file or folder; with `split`, only its personas of that split.
 
+    `column` names the column of the texts, where that is not clear. `permix.personas.published` lists the forms of files.
     Raises DataError for a bad file, ConfigError if no persona belongs to the split.
     """
-    return select_personas(PersonasConfig(pool=str(source), split=split or "all"))
+    return select_personas(PersonasConfig(pool=str(source), split=split or "all", column=column))
 
 
 def evaluate_stability(
@@ -420,7 +422,7 @@ def _resolve_task(task: TaskLike, n: int | None, answer: AnswerKind | None) -> t
     if answer is not None and isinstance(task, Task | LoadedTask):
         raise ConfigError(f'answer = "{answer}": applies to a list of questions only; leave it out, since a task has a scorer')
     if isinstance(task, str | Path):
-        is_file = Path(task).suffix in DATASET_SUFFIXES
+        is_file = Path(task).suffix in (*DATASET_SUFFIXES, *CSV_SUFFIXES)
         return ({"path": task, **overrides} if is_file else {"name": find_task(str(task)).name, **overrides}), None
     if isinstance(task, Mapping):
         return {**task, **overrides}, None

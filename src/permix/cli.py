@@ -3,15 +3,20 @@
     permix VERB [CONFIG.toml] [--section.field VALUE ...]
 
 The file may also be the config.json of a run. A flag overrides the file, and the file overrides the default. Exit codes: 0 done,
-1 failed, 2 bad input, 3 cells are pending (run the same command again), 130 interrupted (run the same command again).
+1 failed, 2 bad input, 3 cells are pending (run the same command again), 130 interrupted by Ctrl-C, 143 by SIGTERM (run the same
+command again).
 """
 
-import errno
+import atexit
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import tyro
@@ -23,7 +28,8 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 from permix import __version__, config
 from permix.errors import ConfigError, IncompleteRunError, MissingScoresError, PermixError, closest_match
-from permix.storage.files import write_error
+from permix.sanitize import names_secret
+from permix.storage.files import FULL_DISK_ERRNOS, write_error
 
 _ConfigT = TypeVar("_ConfigT", bound=BaseModel)
 
@@ -213,7 +219,11 @@ def models_command(args: Sequence[str]) -> None:
 
 class PersonasOptions(config.ConfigSection):
     pool: str = "builtin"
-    """"builtin", or a TOML, JSONL or CSV file of personas."""
+    """"builtin", or a file or folder of personas, as in --personas.pool."""
+    column: str | None = None
+    """The column that holds the texts, as in --personas.column."""
+    template: str = "you_are"
+    """The template of the prompts that are shown, as in --personas.template."""
     show: bool = False
     """Print every persona."""
 
@@ -221,11 +231,16 @@ class PersonasOptions(config.ConfigSection):
 def personas_command(args: Sequence[str]) -> None:
     """Check a persona pool and describe it."""
     settings = parse_config("personas", PersonasOptions, args)
-    from permix.personas.pool import describe_pool, load_pool
-    from permix.sanitize import escape_control
+    from permix.personas.pool import describe_pool, load_pool, warn_of_misfits
+    from permix.prompts import persona_message
+    from permix.sanitize import escape_control, truncate
 
-    pool = load_pool(settings.pool)
+    pool = load_pool(settings.pool, settings.column)
+    warn_of_misfits(pool, [settings.template])
     print(describe_pool(pool))
+    prompt = persona_message(pool.personas[0], "(the question)", settings.template)
+    shown = truncate(escape_control(prompt["content"]), 120, lines=20)
+    print(f"\nthe {prompt['role']} message of {escape_control(pool.personas[0].id)}:\n{shown}")
     if settings.show:
         for one in pool.personas:
             print(escape_control(f"{one.id}  [{one.split or '-'}; {', '.join(one.tags)}]  {one.text}"))
@@ -281,12 +296,82 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the `permix` command."""
-    sys.exit(run_cli(sys.argv[1:] if argv is None else list(argv)))
+    """Entry point of the `permix` command. Without `argv` it runs the arguments of this process and handles its signals."""
+    sys.exit(_run_process(sys.argv[1:]) if argv is None else run_cli(list(argv)))
+
+
+INTERRUPTED_TEXT = "interrupted; finished work is saved, run the same command again to continue"
+
+SAME_PRESS_S = 1.0
+"""A signal this soon after the first one belongs to it: a terminal and a launcher both send Ctrl-C, and people press it twice."""
+
+
+class _Signals:
+    """Handles Ctrl-C and SIGTERM. The first raises KeyboardInterrupt, a later one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self._first_at, self._pid = 0.0, os.getpid()
+        # A shell lets a job in the background ignore Ctrl-C.
+        self._handled = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is not signal.SIG_IGN]
+
+    def handle(self, handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+        for number in self._handled:
+            # torchrun ends processes by SIGTERM. They may wait in C code for one that has ended, where no handler would run.
+            under_torchrun = number == signal.SIGTERM and "LOCAL_RANK" in os.environ
+            signal.signal(number, signal.SIG_DFL if under_torchrun else handler)
+
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.first is not None or os.getpid() != self._pid:  # a forked process has nothing to end in order
+            return self.end(number, frame)
+        self.first, self._first_at = number, time.monotonic()
+        raise KeyboardInterrupt
+
+    def end(self, number: int, frame: FrameType | None = None) -> None:
+        if os.getpid() == self._pid:
+            if self.first is not None and time.monotonic() - self._first_at < SAME_PRESS_S:
+                return
+            with suppress(OSError, ValueError, RuntimeError):  # the signal may have come in the middle of a write
+                sys.stdout.flush()
+            with suppress(OSError):
+                os.write(2, f"permix: {INTERRUPTED_TEXT}\n".encode())
+        os._exit(128 + (self.first or number))
+
+    def end_on_lost_interrupt(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        """The `sys.unraisablehook`: Python drops a KeyboardInterrupt in some places, as in a callback of the import system."""
+        if self.first is None or unraisable.exc_type is not KeyboardInterrupt:
+            sys.__unraisablehook__(unraisable)
+            return
+        self._first_at = 0.0
+        self.end(self.first)
+
+
+def _run_process(argv: Sequence[str]) -> int:
+    """Run one command and return its exit code. No signal leaves a traceback, neither now nor while Python ends afterwards."""
+    signals = _Signals()
+    atexit.register(signals.handle, signal.SIG_IGN)
+    sys.unraisablehook = signals.end_on_lost_interrupt
+    try:
+        signals.handle(signals.interrupt)
+        code = run_cli(argv)
+        signals.handle(signals.end)
+    except BaseException as error:
+        signals.handle(signals.end)
+        if signals.first is None or isinstance(error, SystemExit):
+            raise
+        code = 130  # a library turned the interrupt into an error of its own, as numpy does while it is imported
+        print(f"\npermix: {INTERRUPTED_TEXT}", file=sys.stderr)
+    if code != 130 or signals.first is None:
+        return code
+    exec("")  # clears CPython's note of an interrupt inside an earlier exec(), for which it would end this process by SIGINT
+    return 128 + signals.first
 
 
 def run_cli(argv: Sequence[str]) -> int:
-    """Run one command and return its exit code. A PermixError becomes a message on stderr; other errors propagate."""
+    """Run one command and return its exit code. A PermixError, or an OSError that names a file, becomes a message on stderr.
+
+    Other errors propagate.
+    """
     if not argv or argv[0] in ("-h", "--help"):
         argv = ["help"]
     try:
@@ -303,12 +388,14 @@ def run_cli(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.filename is None and error.errno not in FULL_DISK_ERRNOS:
             raise
-        print(f"permix {argv[0]}: {write_error(Path(error.filename or 'a file'), error)}", file=sys.stderr)
+        path = Path(os.fsdecode(error.filename or "a file"))
+        is_full = error.errno in FULL_DISK_ERRNOS
+        print(f"permix {argv[0]}: {write_error(path, error) if is_full else f'{path}: {error.strerror}'}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\npermix {argv[0]}: interrupted; finished work is saved, run the same command again to continue", file=sys.stderr)
+        print(f"\npermix {argv[0]}: {INTERRUPTED_TEXT}", file=sys.stderr)
         return 130
     return 0
 
@@ -339,47 +426,71 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
     from permix.tasks import check_task_name
 
     rest = list(args)
+    if secret := next((name for word in rest if names_secret(name := word.partition("=")[0])), None):
+        raise ConfigError(
+            f"{secret}: a command line can be read by everyone on this machine; put the key into an environment variable and "
+            "give the variable's name with --model.api-key-env"
+        )
     base: _ConfigT | None = None
     if rest and rest[0].endswith(config.CONFIG_SUFFIXES):
         path = Path(rest.pop(0))
         values = config.read_config_values(path)
         stage = values.get("stage", verb)
         if stage != verb:
-            raise ConfigError(f'{path}: configures "permix {stage}", not "permix {verb}"')
+            shown = stage if isinstance(stage, str) and stage in VERBS else config.quote_input(stage)
+            raise ConfigError(f'{path}: configures "permix {shown}", not "permix {verb}"')
         base = config.build_config(cls, values, source=str(path), partial=True)
         check_task_name(base, str(path))
     options: dict[str, Any] = {} if base is None else {"default": base}
     try:
         settings = tyro.cli(
-            cls, args=rest, prog=f"permix {verb}", description=VERBS[verb].help, registry=_choices_from_registries(), **options
+            cls, args=rest, prog=f"permix {verb}", description=VERBS[verb].help, registry=_section_rules(cls), **options
         )
     except ValidationError as error:
         raise ConfigError(config.format_validation_error(error)) from error
     return cast(_ConfigT, settings)
 
 
-def _choices_from_registries() -> ConstructorRegistry:
-    """Rules for tyro: a field that names an entry of a registry accepts the registered names, like a Literal field its values."""
+def _section_rules(stage: type[BaseModel]) -> ConstructorRegistry:
+    """Rules for tyro: a field that names an entry of a registry accepts the registered names, like a Literal field its values;
+    and a section that cannot be made raises ConfigError, which tyro lets pass, in the words of a configuration file's errors.
+    """
     rules = ConstructorRegistry()
+    prefixes = dict(_section_prefixes(stage))
 
     @rules.struct_rule
     def describe_section(info: StructTypeInfo) -> StructConstructorSpec | None:
-        choices = _registered_names(info.type)
-        if not choices:
+        if info.type not in prefixes:
             return None
-        defaults = info.default if isinstance(info.default, info.type) else info.type()
+        choices = _registered_names(info.type)
+        given = info.default if isinstance(info.default, info.type) else None
         fields = [
             StructFieldSpec(
                 name,
-                cast(Any, Literal)[choices[name]] if name in choices else field.annotation,
-                default=getattr(defaults, name),
+                cast(Any, Literal)[choices[name]] if name in choices else cast(Any, field.annotation),
+                default=field.get_default() if given is None else getattr(given, name),
                 helptext=field.description,
             )
             for name, field in info.type.model_fields.items()
         ]
-        return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
+        return StructConstructorSpec(instantiate=partial(_build_section, info.type, prefixes[info.type]), fields=tuple(fields))
 
     return rules
+
+
+def _section_prefixes(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[type[BaseModel], str]]:
+    """Each class of a section, at any depth, and what precedes its fields' names in a message: ("model." for `ModelConfig`)."""
+    yield section, prefix
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _section_prefixes(field.annotation, f"{prefix}{name}.")
+
+
+def _build_section(section: type[BaseModel], prefix: str, **values: Any) -> BaseModel:
+    try:
+        return section(**values)
+    except (ValidationError, UnicodeEncodeError) as error:
+        raise ConfigError(config.format_validation_error(error, prefix)) from error
 
 
 def _registered_names(section: Any) -> dict[str, tuple[str, ...]]:

@@ -27,9 +27,11 @@ from permix.config import (
     resolve_mix,
 )
 from permix.errors import ConfigError, DataError
-from permix.personas.pool import PersonaSource
+from permix.personas.pool import PersonaSource, warn_of_misfits
 from permix.prompts import build_messages, template_hash, template_text
-from permix.storage.files import replace_when_done
+from permix.sanitize import escape_control
+from permix.storage.files import PARSE_ERRORS, parse_error_text, replace_when_done
+from permix.storage.rows import quote_value
 from permix.tasks import TASKS, load_questions
 from permix.types import Persona, PlanRow, Question, digest, seed_from
 
@@ -186,6 +188,7 @@ def plan_builder_from_config(
     """
     loaded_task, questions = load_questions(task)
     pool = source.select(personas)
+    warn_of_misfits(pool, [personas.template])
     sampler = PersonaSampler(pool.personas, pool.sampling_weights(plan.tag_weights))
     return PlanBuilder(questions, loaded_task.prompt, sampler, plan, personas), {
         "task": task.model_dump(mode="json"),
@@ -195,7 +198,7 @@ def plan_builder_from_config(
 
 def compile_plan_from_config(task: TaskConfig, personas: PersonasConfig, plan: RolloutPlanConfig) -> Plan:
     """Compile the plan that these sections describe. Raises ConfigError or DataError."""
-    return compile_plan(*plan_builder_from_config(task, personas, plan, PersonaSource(personas.pool)))
+    return compile_plan(*plan_builder_from_config(task, personas, plan, PersonaSource(personas.pool, personas.column)))
 
 
 def preflight_plan(config: PlanConfig) -> dict[str, str]:
@@ -263,19 +266,28 @@ def write_plan(plan: Plan, path: Path) -> None:
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan file. Raises DataError if it is missing, no plan, of another format, or if its rows do not match its hash."""
+    """Read a plan file. Raises DataError if it is missing, no plan, of another format, or if its rows do not match its hash.
+
+    The file may be a stranger's: columns of other types are refused unread, and at most `MAX_PLAN_BYTES` are decompressed.
+    """
+    if path.exists() and not path.is_file():
+        raise DataError(f"plan {path}: not a file; give the file that `permix plan` wrote")
     try:
-        table = pq.read_table(path)
-        about = json.loads(table.schema.metadata[b"permix"])
-        if about["format"] != PLAN_FORMAT:
-            raise DataError(f"plan {path}: has format {about['format']}, not {PLAN_FORMAT}; make it again with `permix plan`")
-        rows = tuple(PlanRow.model_validate(row | {"messages": json.loads(row["messages"])}) for row in table.to_pylist())
+        with pq.ParquetFile(path) as file:
+            about = json.loads(file.schema_arrow.metadata[b"permix"])
+            if about["format"] != PLAN_FORMAT:
+                found = escape_control(str(about["format"]))[:MAX_PLAN_ERROR_CHARS]
+                raise DataError(f"plan {path}: has format {found}, not {PLAN_FORMAT}; make it again with `permix plan`")
+            _check_columns(path, file.schema_arrow)
+            rows = tuple(_read_rows(path, file))
     except FileNotFoundError as error:
         raise DataError(f"plan {path}: no such file; make one with `permix plan`") from error
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"plan {path}: not a plan file: {error}") from error
+    except (OSError, pa.ArrowException, *PARSE_ERRORS) as error:
+        raise DataError(f"plan {path}: not a plan file: {parse_error_text(error)[:MAX_PLAN_ERROR_CHARS]}") from error
     if not rows:
         raise DataError(f"plan {path}: has no rows")
+    if unknown := next((row for row in rows if row.task not in TASKS), None):
+        raise DataError(f"plan {path}: its task {quote_value(unknown.task)} is unknown; known: {', '.join(TASKS)}")
     plan = Plan(rows, about)
     if plan.hash != about.get("hash"):
         raise DataError(
@@ -283,6 +295,36 @@ def read_plan(path: Path) -> Plan:
             "the file was edited or cut short"
         )
     return plan
+
+
+MAX_PLAN_BYTES = 4_000_000_000
+"""Most bytes of a plan's rows, decompressed: a million rows of 4 kB. A small file can claim more, which would fill the memory."""
+
+ROWS_PER_READ = 256
+
+MAX_PLAN_ERROR_CHARS = 300
+
+
+def _check_columns(path: Path, schema: pa.Schema) -> None:
+    """Raise DataError naming the first column that is missing, additional or of another type."""
+    found, wanted = ({field.name: field.type for field in one} for one in (schema, _SCHEMA))
+    for name in wanted | found:
+        if found.get(name) != wanted.get(name):
+            raise DataError(
+                f"plan {path}: not a plan file: column {quote_value(name)} has type {found.get(name, 'none, it is missing')}; "
+                f"valid: {wanted.get(name, 'no such column')}"
+            )
+
+
+def _read_rows(path: Path, file: pq.ParquetFile) -> Iterator[PlanRow]:
+    """The rows, a few at a time. Raises DataError when they have more than `MAX_PLAN_BYTES`."""
+    n_bytes = 0
+    for batch in file.iter_batches(ROWS_PER_READ):
+        n_bytes += batch.nbytes
+        if n_bytes > MAX_PLAN_BYTES:
+            raise DataError(f"plan {path}: has more than {MAX_PLAN_BYTES / 1e9:g} GB of rows; give a plan of fewer steps")
+        for row in batch.to_pylist():
+            yield PlanRow.model_validate(row | {"messages": json.loads(row["messages"])})
 
 
 _SCHEMA = pa.schema(

@@ -1,6 +1,7 @@
 """Show the progress of long work on stderr: on a terminal a bar with rate and time left, elsewhere a plain line every 10 s."""
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -125,6 +126,12 @@ class _PlainLines(ProgressBar):
 def print_status(line: str) -> None:
     """Print a line on stderr; stdout is for results."""
     print(line, file=sys.stderr, flush=True)
+
+
+@functools.cache
+def print_status_once(line: str) -> None:
+    """`print_status`, unless this process has printed the line before."""
+    print_status(line)
 
 
 def format_duration(seconds: float) -> str:

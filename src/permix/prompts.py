@@ -2,12 +2,17 @@
 
 A template that contains `{persona}` is the system message. A template that contains `{question}` too is the user message, and
 no system message is sent. Records carry the template's hash, so that only runs with the same template are compared.
+
+A persona's text is fitted into the template's sentence: its final full stops are left out if the template goes on behind it, and
+a leading "A", "An" or "The" becomes small if the template has words before it. Where the template has only the text in its line,
+as "{persona}" has, the text is sent as it is. A whole prompt replaces "You are {persona}." in a template.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 from permix.errors import ConfigError
-from permix.types import Message, Persona, digest
+from permix.types import Message, Persona, canonical_text, digest
 
 TEMPLATES = {
     "you_are": "You are {persona}.",
@@ -48,9 +53,133 @@ def persona_message(persona: Persona, prompt: str, template: str) -> Message:
     """
     # str.format fails on such braces. Replacing one placeholder after the other is wrong too: a persona's text may contain
     # "{question}", and a question "{persona}".
-    text = persona.text.rstrip(".")
-    parts = [part.replace("{persona}", text) for part in template_text(template).split("{question}")]
+    text = _YOU_ARE_PERSONA.sub("{persona}", template_text(template)) if persona.whole_prompt else template_text(template)
+    parts = [_PERSONA.sub(lambda place: _fit_text(persona.text, place), part) for part in text.split("{question}")]
     return Message(role="user" if len(parts) > 1 else "system", content=prompt.join(parts))
+
+
+_PERSONA = re.compile(r"\{persona\}")
+
+_YOU_ARE = r"you(?:\s+are|['’]re)\b"
+
+_YOU_ARE_PERSONA = re.compile(rf"{_YOU_ARE}\s+\{{persona\}}\.?", re.IGNORECASE)
+
+
+def begins_with_you_are(text: str) -> bool:
+    """Whether a text begins with "You are" or "You're", so that it is a whole prompt."""
+    return re.match(_YOU_ARE, text, re.IGNORECASE) is not None
+
+
+def _fit_text(text: str, place: re.Match[str]) -> str:
+    """The persona's text for one place of a template."""
+    before, after = _line_around(place)
+    if after.strip() and (before.strip() or not after[0].isspace()):
+        text = text.rstrip(".")
+    return re.sub(r"^(?:An?|The)(?=\s)", lambda article: article[0].lower(), text) if _is_within_sentence(before) else text
+
+
+def _line_around(place: re.Match[str]) -> tuple[str, str]:
+    return place.string[: place.start()].rpartition("\n")[2], place.string[place.end() :].partition("\n")[0]
+
+
+def _is_within_sentence(before: str) -> bool:
+    return bool(before.strip()) and before.rstrip()[-1] not in ".!?"
+
+
+_LATIN_LETTER = re.compile(r"[A-Za-z\u00aa-\u024f\u1e00-\u1eff]")
+
+_ENGLISH_WORD = re.compile(
+    r"\b(?:a|an|the|who|whose|of|and|with|from|that|for|your|their|his|her|my|is|you|as|like)\b", re.IGNORECASE
+)
+
+_OTHER_OPENING = re.compile(
+    r"""[#*<\[{`=_>"“«|~-] | \d+[.)]\s | [\w ]{1,30}:\s                           # markup, a quotation, a list, a label
+    | (?: i | i['’]m | my | you | your | yours | we | he | she | they | (?-i:[Ii]t) | it['’]s | this\ is
+        | there\ is | please | from\ now\ on | as | in\ this | imagine | pretend | assume | adopt | portray | embody | become
+        | be | simulate | role-?play | behave | act\ (?:as|like) | play\ (?:a|an|the|as) | take\ on | let['’]?s | let\ us
+        | respond | reply | answer | (?:speak|talk|write|stay)\ (?:like|as|in) | always | never | do\ not | don['’]t | ignore
+        | welcome
+        | du | sie\ sind | ihr\ seid | ich | dein | deine | stell\ dir | spiele | verhalte | handle\ als
+        | tu | vous | je | j['’]\w+ | agis | agissez | incarne | joue | imagines | votre
+        | t[uú]\ eres | eres | usted | soy | act[uú]a | imagina | quiero | voc[eê] | atue | quero
+        | sei | lei\ è | agisci | comportati | immagina | voglio | je\ bent | jij | u\ bent | ni\ är
+        | jesteś | jestes | jsi | jste | ti\ si | sen\ bir | siz\ bir | e[sș]ti | sunte[tț]i
+        | te\ egy | ön\ egy | olet | sinä | sa\ oled
+        | kamu | anda | bạn | wewe | ikaw
+      )(?=[\s,:.!]|$)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""How texts begin that are sentences of their own, in many languages."""
+
+_CLAUSE = re.compile(r"(?:[A-Z][\w'’.-]*\s+){1,4}(?:is|was|are|were|has|had|lives|lived|works|worked|likes|loves)\s")
+
+_MACRO_LEFT = re.compile(r"\{\{[^{}\n]{1,80}\}\}|<(?:bot|user|char)>", re.IGNORECASE)
+
+_MAX_EXAMPLES = 3
+
+
+def describe_misfits(personas: Sequence[Persona], templates: Sequence[str]) -> list[str]:
+    """What a user should know about the prompts of these personas: one line for each kind, with a count and some examples.
+
+    The kinds: texts that do not complete the template's sentence, such as "Act as a poet" behind "You are"; whole prompts;
+    macros such as `{{char}}`; and texts that two personas have.
+    """
+    lines = [line for template in templates for line in _describe_template_misfits(personas, template)]
+    of_all = f"of {len(personas)} personas"
+    if macros := {one.id: ", ".join(found) for one in personas if (found := dict.fromkeys(_MACRO_LEFT.findall(one.text)))}:
+        lines.append(
+            f"warning: {len(macros)} {of_all} have macros that nothing fills in, such as {_examples(macros)}; write what they "
+            "stand for"
+        )
+    first: dict[str, str] = {}
+    earlier = {one.id: first.setdefault(canonical_text(one.text), one.id) for one in personas}
+    if repeats := {id: f"as {other}" for id, other in earlier.items() if other != id}:
+        lines.append(f"warning: {len(repeats)} {of_all} have the text of another one, such as {_examples(repeats)}")
+    return lines
+
+
+def _describe_template_misfits(personas: Sequence[Persona], template: str) -> Iterator[str]:
+    prompts = {one.id: f"{persona_message(one, '', template)['content'][:70]!r}" for one in personas}
+    unfit = {one.id: prompts[one.id] for one in personas if not _fits(one, template)}
+    if unfit:
+        yield (
+            f"warning: personas.template = {template!r}: {len(unfit)} of {len(personas)} personas do not complete its sentence, "
+            f"such as {_examples(unfit)}; to send the texts as they are, give --personas.template '{{persona}}', or put them "
+            "into a column system"
+        )
+    replaces_you_are = _YOU_ARE_PERSONA.search(template_text(template)) is not None
+    if whole := {one.id: prompts[one.id] for one in personas if one.whole_prompt and replaces_you_are and one.id not in unfit}:
+        yield (
+            f"note: {len(whole)} of {len(personas)} personas are whole prompts and are sent as they are, without the "
+            f'template\'s own "You are", such as {_examples(whole)}'
+        )
+
+
+def _examples(shown: Mapping[str, str]) -> str:
+    return ", ".join(f"{id} ({text})" for id, text in list(shown.items())[:_MAX_EXAMPLES])
+
+
+def _fits(persona: Persona, template: str) -> bool:
+    """Whether the text can complete the template's sentence, as far as that shows in its script and its first words."""
+    sentences = template_text(template)
+    if persona.whole_prompt:
+        sentences = _YOU_ARE_PERSONA.sub("{persona}", sentences)
+    before = next((line for place in _PERSONA.finditer(sentences) if _is_within_sentence(line := _line_around(place)[0])), None)
+    if before is None:
+        return True
+    text = persona.text
+    if persona.whole_prompt or _OTHER_OPENING.match(text) or _CLAUSE.match(text) or text.startswith(before.strip()):
+        return False
+    if not _is_latin(sentences.replace("{persona}", "").replace("{question}", "")):
+        return True
+    is_other_language = _ENGLISH_WORD.search(before) and len(text.split()) >= 4 and not _ENGLISH_WORD.search(text)
+    return _is_latin(text) and not is_other_language
+
+
+def _is_latin(text: str) -> bool:
+    """Whether most letters are Latin."""
+    letters = [char for char in text if char.isalpha()]
+    return text.isascii() or 2 * len(_LATIN_LETTER.findall(text)) >= len(letters)
 
 
 def persona_prompt(messages: Sequence[Message]) -> str:

@@ -4,8 +4,8 @@ Model output, persona texts and labels are untrusted. `escape_control` serves ev
 characters, terminal escapes, bidirectional and zero-width marks and lone surrogates become visible codes (`\x1b`, `\u202e`).
 `escape_markdown` also escapes Markdown and HTML. `truncate` shortens.
 
-`redact_command` and `redact_secrets` replace text that looks like a key or a password. provenance.json records the command line
-of a run, and a user may have typed a secret there.
+`redact_arguments`, `redact_command` and `redact_secrets` replace text that looks like a key or a password. provenance.json
+records the command line of a run, and a user may have typed a secret there.
 """
 
 import re
@@ -78,24 +78,32 @@ _SECRET_OPTION = re.compile(r"(?i)(^|[-_.])(api[-_]?key|secret|passw(or)?d|token
 
 _URL_LOGIN = re.compile(r"(//)[^/@\s]+@")
 
-_API_KEY = re.compile(r"\b(sk|hf|ghp|xox[abp])[-_][A-Za-z0-9_-]{16,}")
+_URL_SECRET = re.compile(r"(?i)([?&](?:[a-z]+[-_])?(?:api[-_]?key|key|token|secret|passw(?:or)?d|signature)=)[^&#\s\"']+")
+
+_API_KEY = re.compile(r"\b(?:(?:sk|gsk|hf|r8|gh[pousr]|github_pat|xox[abp]|xai|pplx|nvapi)[-_]|AIza)[A-Za-z0-9_-]{16,}")
 
 
 def redact_command(arguments: Sequence[object]) -> str:
     """A command line, quoted for a shell, with secrets hidden and control characters visible; at most MAX_COMMAND_CHARS long."""
-    return truncate(escape_control(shlex.join(_redact_arguments([str(word) for word in arguments]))), MAX_COMMAND_CHARS)
+    return truncate(escape_control(shlex.join(redact_arguments([str(word) for word in arguments]))), MAX_COMMAND_CHARS)
 
 
 def redact_secrets(text: str) -> str:
-    """Hide logins in URLs, and API keys that have a known prefix (sk-, hf_, ghp_, xoxb-)."""
-    return _API_KEY.sub(REDACTED, _URL_LOGIN.sub(rf"\1{REDACTED}@", text))
+    """Hide logins and keys in URLs, and API keys that have a known prefix (such as sk-, gsk_, hf_, ghp_ or AIza)."""
+    return _API_KEY.sub(REDACTED, _URL_SECRET.sub(rf"\1{REDACTED}", _URL_LOGIN.sub(rf"\1{REDACTED}@", text)))
 
 
-def _redact_arguments(arguments: Sequence[str]) -> Iterator[str]:
+def names_secret(option: str) -> bool:
+    """Whether an option of a command line is named like a secret, such as --model.api-key."""
+    return option.startswith("-") and _SECRET_OPTION.search(option) is not None
+
+
+def redact_arguments(arguments: Sequence[str]) -> Iterator[str]:
+    """A command line's arguments with secrets hidden: values of options such as --api-key, and what `redact_secrets` hides."""
     hide_next = False
     for word in arguments:
         name, equals, _ = word.partition("=")
-        is_secret = word.startswith("-") and _SECRET_OPTION.search(name) is not None
+        is_secret = names_secret(name)
         if hide_next and not word.startswith("-"):
             yield REDACTED
         else:

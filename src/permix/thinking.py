@@ -75,6 +75,33 @@ def opening_tag_at_end(prompt: str) -> str:
     return prompt[starts[-1].start() :]
 
 
+def open_tag(text: str, before: str = "") -> str:
+    """The tag of the block of thinking that is open at the end of the text; empty if none is.
+
+    before: the tag that is open at its beginning.
+    """
+    tags = [tag for pattern in (_START, _END, _CHANNEL) for tag in pattern.finditer(text)]
+    if not tags:
+        return before
+    last = max(tags, key=re.Match.start)
+    return "" if last.re is _END or (last.re is _CHANNEL and last[1] == "final") else last[0]
+
+
+def is_thinking_tag(text: str) -> bool:
+    """Whether the text is a tag that opens or closes thinking, and nothing else."""
+    return bool(_START.fullmatch(text) or _END.fullmatch(text))
+
+
+def closing_text(opening_tag: str) -> str:
+    """The text that closes a block of thinking, as the models that write this tag close it: `<think>` -> `\\n</think>\\n\\n`."""
+    if "channel" in opening_tag:
+        return "<|end|><|start|>assistant<|channel|>final<|message|>"
+    if opening_tag.startswith(("<|", "[", "◁")):
+        end = opening_tag.replace("START", "END").replace("begin", "end")
+        return end if end != opening_tag else f"{opening_tag[0]}/{opening_tag[1:]}"
+    return f"\n</{opening_tag[1:]}\n\n"
+
+
 def answer_of(completion: str) -> str:
     """The completion without its thinking: empty where the thinking never ends."""
     return split_thinking(completion).answer

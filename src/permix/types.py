@@ -39,13 +39,15 @@ class Message(TypedDict):
 
 class Persona(Record):
     """A persona that a model plays: `text` is a noun phrase that completes "You are ..." ("a retired sailor who distrusts
-    numbers"). `weight` is relative: the chance that training draws this persona is proportional to it."""
+    numbers"), or a whole system prompt if `whole_prompt`. `weight` is relative: the chance that training draws this persona is
+    proportional to it."""
 
     id: str = Field(min_length=1)
     text: str = Field(min_length=1)
     tags: tuple[str, ...] = ()
     split: Split | None = None
     weight: float = Field(default=1.0, gt=0)
+    whole_prompt: bool = Field(default=False, exclude_if=lambda value: not value)
 
 
 def canonical_text(text: str) -> str:
@@ -133,6 +135,7 @@ class Completion(Record):
 
     `text` is the reply as the model wrote it, thinking included; what is scored, judged and shown is `answer`. `reasoning` is
     thinking that an endpoint sends apart from the text. Token counts and `finish` are None if they are not known.
+    `thinking_cut`: the thinking reached its budget, and the text that closes it was forced.
     """
 
     text: str
@@ -140,6 +143,7 @@ class Completion(Record):
     completion_tokens: int | None = Field(ge=0)
     finish: Literal["stop", "length"] | None
     reasoning: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    thinking_cut: bool = Field(default=False, exclude_if=lambda value: not value)
 
     @property
     def answer(self) -> str:

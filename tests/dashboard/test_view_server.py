@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+import tracemalloc
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +20,7 @@ from permix import cli
 from permix.dashboard.folder import RunFolder
 from permix.dashboard.server import ASSETS, ViewerServer
 from tests.dashboard.fake_runs import append, put, stability_run, whole
+from tests.storage.test_odd_files import ODD, put_odd
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
@@ -232,6 +235,114 @@ def test_folders_of_a_report_that_lead_elsewhere_are_no_part_of_it(server: Viewe
     (tmp_path / "report" / "index.html").write_text("x")
     (tmp_path / "report" / "cells").symlink_to(tmp_path / "elsewhere" / "cells")
     assert ask(server, "/report/cells/a-1.js").status == 404
+
+
+def test_a_report_that_is_a_link_is_not_served(
+    server: ViewerServer, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    write_report(elsewhere)
+    (tmp_path / "report").symlink_to(elsewhere)
+    assert json.loads(ask(server, "/state.json").body)["report"] is False
+    for name in ("", *REPORT):
+        assert ask(server, f"/report/{name}").status == 404
+
+
+@pytest.mark.parametrize("name", ["index.html", "table.json", "cells/a-1.js"])
+def test_a_file_of_a_report_that_is_none_is_not_served(server: ViewerServer, tmp_path: Path, name: str) -> None:
+    write_report(tmp_path / "report")
+    for kind in ODD:
+        put_odd(tmp_path / "report" / name, kind)
+        assert ask(server, f"/report/{name}").status == 404
+        path = tmp_path / "report" / name
+        path.rmdir() if kind == "folder" else path.unlink()
+
+
+def test_a_large_file_of_a_report_is_sent_in_pieces(
+    server: ViewerServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_report(tmp_path / "report")
+    with (tmp_path / "report" / "one.png").open("wb") as file:
+        file.truncate(100_000_000)
+    tracemalloc.start()
+    try:
+        assert ask(server, "/report/one.png", "HEAD").headers["Content-Length"] == "100000000"
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
+            host = b"Host: 127.0.0.1:%d\r\n" % server.server_port
+            connection.sendall(b"GET /report/one.png HTTP/1.1\r\n" + host + b"Connection: close\r\n\r\n")
+            received = sum(len(part) for part in iter(lambda: connection.recv(1_000_000), b""))
+        assert received > 100_000_000
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+# Malformed requests
+
+HOST = "Host: 127.0.0.1:{port}\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_text", "status"),
+    [
+        ("GET /state.json\r\n", 400),  # HTTP/0.9
+        ("GET /state.json\r\n\r\n", 400),
+        ("POST /state.json\r\n", 400),
+        ("GET /state.json HTTP/1.0\r\n", 408),
+        ("GET /state.json HTTP/1.0\r\n\r\n", 403),
+        ("GET /state.json HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", 403),
+        ("GET /state.json HTTP/1.1\r\n\r\n", 403),
+        ("GET / HTTP/2.0\r\n" + HOST + "\r\n", 400),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        ("GET / HTTP/1.99999999999\r\n", 400),
+        ("GET\r\n", 400),
+        ("\r\n", 400),
+        ("get / HTTP/1.1\r\n", 400),
+        ("GET  /  HTTP/1.1\r\n", 400),
+        ("GET /\0 HTTP/1.1\r\n", 400),
+        ("GET /" + "a" * 70_000 + " HTTP/1.1\r\n" + HOST + "\r\n", 414),
+        ("GET /" + "a" * 1_000_000, 414),
+        ("GET / HTTP/1.1\r\n" + HOST + "X: " + "a" * 70_000 + "\r\n\r\n", 431),
+        ("GET / HTTP/1.1\r\n" + HOST + "X: 1\r\n" * 200 + "\r\n", 431),
+        ("GET / HTTP/1.1\r\n" + HOST + "X: slow", 408),
+        ("POST / HTTP/1.1\r\n" + HOST + "Content-Length: 1000000\r\n\r\nslow", 405),
+        ("GET / HTTP/1.1\r\n" + HOST + "Content-Length: 1000000\r\n\r\nslow", 200),
+        ("GET / HTTP/1.1\r\n" + HOST + "Content-Length: -1\r\n\r\n", 200),
+        ("GET / HTTP/1.1\r\n" + HOST + "Transfer-Encoding: chunked\r\n\r\nslow", 200),
+        ("GET /report/..%2f..%2fetc%2fpasswd HTTP/1.1\r\n" + HOST + "Connection: close\r\n\r\n", 404),
+        ("GET /report/%00 HTTP/1.1\r\n" + HOST + "Connection: close\r\n\r\n", 404),
+        ("GET //[::1/x HTTP/1.1\r\n" + HOST + "Connection: close\r\n\r\n", 404),
+        ("GET /run.json?run=" + "a&" * 30_000 + " HTTP/1.1\r\n" + HOST + "Connection: close\r\n\r\n", 404),
+        ("GET /view.js HTTP/1.1\r\n" + HOST + "Range: bytes=0-,0-,0-\r\nConnection: close\r\n\r\n", 200),
+    ],
+    ids=lambda value: ascii(value)[:40],
+)
+def test_a_malformed_request_has_its_answer_at_once_and_no_more(server: ViewerServer, request_text: str, status: int) -> None:
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
+        with contextlib.suppress(ConnectionError):  # it may be refused before all of it is sent
+            connection.sendall(request_text.replace("{port}", str(server.server_port)).encode())
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(65536):
+                answer += part
+    assert time.monotonic() - began < 5
+    assert f" {status} ".encode() in answer.partition(b"\r\n")[0] or (status == 414 and not answer)
+
+
+def test_a_greeting_of_another_protocol_is_ended_soon(server: ViewerServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
+        connection.sendall(bytes.fromhex("16030100c8010000c40303") + b"\0" * 200)  # TLS
+        assert connection.recv(100) == b""
+
+
+def test_a_connection_is_used_again(server: ViewerServer) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    for target in ("/state.json", "/nothing", "/view.js"):
+        connection.request("GET", target)
+        assert connection.getresponse().read()
+        assert connection.sock is not None
+    connection.close()
 
 
 # The verb

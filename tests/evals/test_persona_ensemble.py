@@ -256,7 +256,7 @@ def test_the_numbers_are_exact(tmp_path: Path) -> None:
     assert found.token_ratio == pytest.approx(2 + 8 / 18)
     metrics = read_json(config.out / "metrics.json")
     assert metrics.pop("strategy") == found.model_dump(mode="json")
-    assert metrics == plain.model_dump(mode="json")
+    assert metrics.items() >= plain.model_dump(mode="json").items()
 
 
 def test_choices_are_no_part_of_the_grid(tmp_path: Path) -> None:
@@ -278,7 +278,10 @@ def test_a_choice_that_failed_is_owed_and_only_it_is_asked_again(tmp_path: Path)
 
     with openai_server(flaky) as server:
         config = both(tmp_path, server.base_url)
-        with pytest.raises(IncompleteRunError, match=r"1 of 32 cells have no score; run the same command again to fill them$"):
+        with pytest.raises(
+            IncompleteRunError,
+            match=r"1 of 32 cells have no score; run the same command again to fill them \(1 × HTTP 400: no\)$",
+        ):
             run_stability(config)
         partly = found_in(config)
         assert (partly.n_scored, partly.n_asked, partly.n_disagreed) == (17, 18, 7)

@@ -149,7 +149,7 @@ def test_the_best_on_other_questions_is_taken_and_the_evaluated_ones_have_no_say
     assert summary.personas[0].difference == found.gain
     metrics = read_json(config.out / "metrics.json")
     assert metrics.pop("strategy") == found.model_dump(mode="json")
-    assert metrics == summary.model_dump(mode="json")
+    assert metrics.items() >= summary.model_dump(mode="json").items()
 
 
 def test_a_finished_search_asks_nothing_more(tmp_path: Path) -> None:
@@ -170,7 +170,8 @@ def test_a_choosing_answer_that_is_owed_holds_the_choice_back(tmp_path: Path) ->
     with openai_server(flaky) as server:
         config = search(tmp_path, server.base_url)
         with pytest.raises(
-            IncompleteRunError, match=r"1 of 18 cells have no score; .* again to fill them; until then no persona can be chosen"
+            IncompleteRunError,
+            match=r"1 of 18 cells have no score; .* again to fill them .*; until then no persona can be chosen",
         ):
             run_stability(config)
         assert len(server.asked) == 18

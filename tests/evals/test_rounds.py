@@ -69,7 +69,7 @@ def test_cells_go_where_they_decide(tmp_path: Path) -> None:
     assert found.pss.high is not None
     assert (found.pss.high - found.pss.low) / 2 <= 0.1 or rounds[-1].until == 120
     assert measure_stability(tmp_path / "run") == found
-    assert read_json(tmp_path / "run" / "metrics.json") == found.model_dump(mode="json")
+    assert found.model_dump(mode="json").items() <= read_json(tmp_path / "run" / "metrics.json").items()
     build_report([tmp_path / "run"], tmp_path / "report")
     said = (tmp_path / "report" / "report.md").read_text()
     assert f"cells were allocated in {len(rounds)} rounds to the personas that may be worst or best" in said

@@ -40,8 +40,8 @@ def test_no_file_tells_backends_apart_by_their_names() -> None:
 
 
 def test_what_is_asked_of_the_backends_there_are() -> None:
-    assert BACKENDS["transformers"] == (True, False, False, True, True)
-    assert BACKENDS["openai"] == (False, True, True, False, True)
+    assert BACKENDS["transformers"] == (True, False, False, True, True, True)
+    assert BACKENDS["openai"] == (False, True, True, False, True, False)
     assert ModelConfig(backend="openai", base_url="http://h/v1").capabilities is BACKENDS["openai"]
 
 

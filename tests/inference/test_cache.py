@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from permix.config import FidelityConfig, ModelConfig, StabilityConfig
-from permix.errors import ConfigError
+from permix.errors import ConfigError, DataError
 from permix.evals.stability import run_stability
 from permix.inference.base import Model
 from permix.inference.cache import CACHE_DATABASE, cache_key_text, cached_model
@@ -176,3 +176,24 @@ def test_a_run_from_the_cache_is_the_run(tiny_model: Path, tmp_path: Path) -> No
         rows = table.execute("SELECT asked FROM answers").fetchall()
     assert len(rows) == 4 * (3 + 1)
     assert {json.loads(row[0])["seed"] for row in rows} == {None}
+
+
+@pytest.mark.parametrize(
+    "answer", [None, 7, 1.5, b"\x80\x04N.", b"\xff", "", "[]", "{", "[" * 100_000, "9" * 10_000, '{"text": 1}', '{"text": NaN}']
+)
+def test_a_row_of_any_kind_is_asked_again(answer: object, tmp_path: Path) -> None:
+    assert texts(ScriptedModel(lambda _: "18"), tmp_path, [request("q")]) == ["18"]
+    with sqlite3.connect(tmp_path / CACHE_DATABASE) as connection:
+        connection.executescript("ALTER TABLE answers RENAME TO old; CREATE TABLE answers (key PRIMARY KEY, asked, answer);")
+        connection.execute("INSERT INTO answers SELECT key, asked, ? FROM old", (answer,))
+    assert texts(ScriptedModel(lambda _: "19"), tmp_path, [request("q")]) == ["19"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"held": "1", "asked": 2}', '{"held": 1, "asked": NaN}', "[" * 100_000])
+def test_damaged_counts_are_refused_before_a_model_is_asked(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "cache.json").write_text(text)
+    model = ScriptedModel(lambda _: "18")
+    with pytest.raises(DataError, match=r"cache\.json: "):
+        texts(model, tmp_path, [request("q")])
+    assert model.requests == []

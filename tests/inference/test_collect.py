@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,7 @@ class Records:
             self.find_pending,
             self.record,
             self.open_progress,
+            Path("nowhere"),  # only what is found out about an endpoint is written there
             max_rounds=max_rounds,
             count_affordable_items=affordable,
         )

@@ -2,18 +2,18 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 
-from permix.inference.generation import CompletionTokens, generate_tokens
+from permix.inference.generation import CompletionTokens, ThinkingBudget, generate_tokens
 from permix.inference.hf import encode_chat
 from permix.inference.shared_prefix import supports_shared_prefix
 from permix.types import Message, Sampling
 from tests.networks import NETWORKS
-from tests.tiny import make_network, make_tokenizer
+from tests.tiny import CHATML, make_network, make_tokenizer
 
 GREEDY, SAMPLED = Sampling(max_new_tokens=16), Sampling(temperature=1.0, max_new_tokens=16)
 
@@ -136,3 +136,105 @@ def test_log_probabilities_are_the_forward_passes(wild: tuple[Any, Any]) -> None
         logits_T_V = network(torch.tensor([prompt + drawn.token_ids])).logits[0, len(prompt) - 1 : -1]
     expected = torch.log_softmax(logits_T_V / 0.7, -1).gather(1, torch.tensor(drawn.token_ids)[:, None])[:, 0]
     assert drawn.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+# A bound on thinking
+
+OPENS = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n")
+CLOSING = "\n</think>\n\n"
+
+
+@pytest.fixture(scope="module")
+def thinker() -> tuple[Any, Any]:
+    """The untaught network, with a template that opens the thinking: it never closes it."""
+    tokenizer = make_tokenizer(OPENS)
+    tokenizer.padding_side = "left"
+    return make_network(len(tokenizer)).eval(), tokenizer
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("limit", [0, 1, 5])
+def test_thinking_over_its_budget_is_closed_and_the_answer_follows(thinker: tuple[Any, Any], limit: int, shared: bool) -> None:
+    """As if the closing text were part of the prompt."""
+    network, tokenizer = thinker
+    closing = tokenizer(CLOSING)["input_ids"]
+    prompts = [encode_chat(tokenizer, messages) for messages in CHATS]
+    sampling = Sampling(max_new_tokens=limit + len(closing) + 6)
+    with nullcontext() if shared else plainly(network):
+        free = generate_tokens(network, tokenizer, prompts, range(9), sampling)
+        bounded = generate_tokens(network, tokenizer, prompts, range(9), sampling, limit)
+        begun = [[*prompt, *one.token_ids[:limit], *closing] for prompt, one in zip(prompts, free, strict=True)]
+        answers = generate_tokens(network, tokenizer, begun, range(9), Sampling(max_new_tokens=6))
+    for prompt, start, one, answer in zip(prompts, begun, bounded, answers, strict=True):
+        assert [*prompt, *one.token_ids] == [*start, *answer.token_ids]
+        assert one.thinking_cut
+
+
+def test_a_bounded_row_does_not_depend_on_its_batch(thinker: tuple[Any, Any]) -> None:
+    network, tokenizer = thinker
+    prompts = [encode_chat(tokenizer, messages) for messages in CHATS]
+    together = generate_tokens(network, tokenizer, prompts, range(9), SAMPLED, 3)
+    alone = [generate_tokens(network, tokenizer, [prompt], [seed], SAMPLED, 3)[0] for seed, prompt in enumerate(prompts)]
+    assert [(one.token_ids, one.thinking_cut) for one in together] == [(one.token_ids, one.thinking_cut) for one in alone]
+    assert all(len(one.logprobs) == len(one.token_ids) for one in together)
+
+
+def test_a_budget_that_is_not_reached_changes_nothing(wild: tuple[Any, Any], thinker: tuple[Any, Any]) -> None:
+    for network, tokenizer, limit in [(*wild, 0), (*thinker, 16)]:  # no thinking; as much as there is room for
+        prompts = [encode_chat(tokenizer, messages) for messages in CHATS]
+        free = generate_tokens(network, tokenizer, prompts, range(9), SAMPLED)
+        assert generate_tokens(network, tokenizer, prompts, range(9), SAMPLED, limit) == free
+
+
+def make_bytewise_tokenizer(template: str) -> Any:
+    """One token a byte."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = {one: number for number, one in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    core = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "sampled", "written"),
+    [
+        (OPENS, "ab\n</think>\n\n7", "ab\n</think>\n\n7"),  # closes within its budget of 12
+        (OPENS, "a" * 20, "a" * 12 + CLOSING + "aaaa"),
+        (CHATML, "So: <think>" + "b" * 20, "So: <think>" + "b" * 12 + CLOSING + "bbbb"),
+        (CHATML, "<think>a</think>7", "<think>a</think>7"),
+        (CHATML, "<think>abc</think>d<think>" + "e" * 20, "<think>abc</think>d<think>e" + CLOSING + "eeee"),
+        (CHATML, "[THINK]" + "c" * 20, "[THINK]" + "c" * 12 + "[/THINK]cccc"),
+        (CHATML, "◁think▷" + "c" * 20, "◁think▷" + "c" * 12 + "◁/think▷cccc"),
+        (CHATML, "<|START_THINKING|>" + "c" * 20, "<|START_THINKING|>" + "c" * 12 + "<|END_THINKING|>cccc"),
+        (
+            CHATML,
+            "<|channel|>analysis<|message|>" + "c" * 20,
+            "<|channel|>analysis<|message|>" + "c" * 12 + "<|end|><|start|>assistant<|channel|>final<|message|>cccc",
+        ),
+        (CHATML, "<|channel|>final<|message|>" + "c" * 20, "<|channel|>final<|message|>" + "c" * 20),
+        (CHATML, "no thinking at all, whatever its length", "no thinking at all, whatever its length"),
+    ],
+)
+def test_thinking_is_bounded_however_it_is_opened(template: str, sampled: str, written: str) -> None:
+    """One token a byte: 12 of them in all, tags not counted but for the part that closes a block."""
+    tokenizer = make_bytewise_tokenizer(template)
+    budget = ThinkingBudget(12, tokenizer, 1, frozenset())
+    ids = [budget.next_token(0, token) for token in tokenizer(sampled)["input_ids"]]
+    shown = tokenizer.decode(ids)
+    assert budget.cut_rows == ({0} if shown != sampled else set())
+    assert shown.startswith(written[: len(shown)]) or written.startswith(shown)
+
+
+def test_a_row_that_has_ended_is_left_alone() -> None:
+    """In a padded batch it goes on drawing until the others have ended."""
+    tokenizer = make_tokenizer(OPENS)
+    budget = ThinkingBudget(2, tokenizer, 2, frozenset({1}))
+    assert [budget.next_token(0, one) for one in (9, 1, 9, 9, 9)] == [9, 1, 9, 9, 9]
+    assert budget.cut_rows == set()
+    assert [budget.next_token(1, one) for one in (9, 9, 1)] == [9, 9, tokenizer(CLOSING)["input_ids"][0]]
+    assert budget.cut_rows == {1}

@@ -105,7 +105,8 @@ def test_what_was_found_out_is_remembered_in_the_run(tmp_path: Path) -> None:
         values = stability_values(tmp_path, server.base_url, model=endpoint(server.base_url))
         (tmp_path / "run.toml").write_text(toml(values))
         cli.run_cli(["stability", str(tmp_path / "run.toml")])
-        found = json.loads((tmp_path / "run" / "endpoint.json").read_text())
+        ((address, found),) = json.loads((tmp_path / "run" / "endpoint.json").read_text()).items()
+        assert address == f"test at {server.base_url}"
         assert set(found) == {"max_tokens", "temperature"}
         assert "max_completion_tokens" in found["max_tokens"]
         n = len(server.asked)

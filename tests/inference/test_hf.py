@@ -3,17 +3,19 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from permix.config import ModelConfig
+from permix.config import ModelConfig, ThinkingSwitch
 from permix.errors import ConfigError
 from permix.inference import load_model
 from permix.inference.generation import generate_tokens
 from permix.inference.hf import (
     HFModel,
     balanced_batches,
+    decode_completion,
     default_system_text,
     encode_chat,
     encode_completion,
@@ -24,7 +26,8 @@ from permix.inference.hf import (
     opened_thinking,
     takes_system_message,
 )
-from permix.types import Completion, Failure, Message, Request, Sampling
+from permix.progress import print_status_once
+from permix.types import Completion, Failure, Message, Request, Sampling, digest
 from tests.tiny import (
     CHATML,
     CHATML_DEFAULT,
@@ -32,6 +35,7 @@ from tests.tiny import (
     MARK,
     SYSTEM_IGNORED,
     SYSTEM_REFUSED,
+    make_base_folder,
     make_folder,
     make_tokenizer,
 )
@@ -195,6 +199,82 @@ def test_a_switch_that_the_template_does_not_have_is_refused(tmp_path: Path) -> 
     make_tokenizer(SYSTEM_IGNORED).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"model\.thinking = 'off': the chat template of .* has no switch"):
         load_tokenizer(str(tmp_path), "off")
+
+
+def test_a_base_model_stops_where_its_template_ends_a_turn(
+    tiny_model: Path, tmp_path: Path, model: HFModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_base_folder(tiny_model, tmp_path / "base")
+    print_status_once.cache_clear()
+    config = ModelConfig(name=str(folder), dtype="float32")
+    base, again = HFModel(config), HFModel(config)
+    note = f"note: the chat template ends a turn with {MARK}, which is no stop token of the model; answers end there\n"
+    assert capsys.readouterr().err == note
+    assert answers(base, REQUESTS, SAMPLED) == answers(model, REQUESTS, SAMPLED)
+    assert {one.finish for one in answers(base, REQUESTS, SAMPLED) if isinstance(one, Completion)} == {"stop"}
+    assert base.fingerprint == again.fingerprint == digest(folder_fingerprint(folder), "torch.float32", "stops at 1")
+
+
+def test_a_template_without_an_end_of_turn_changes_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    """Its answers run into the limit, and say so."""
+    folder = make_base_folder(tiny_model, tmp_path / "base")
+    (folder / "chat_template.jinja").write_text(CHATML_DEFAULT.replace(MARK, "[end]"))
+    base = HFModel(ModelConfig(name=str(folder), dtype="float32"))
+    assert base.fingerprint == digest(folder_fingerprint(folder), "torch.float32")
+    assert base.network.generation_config.eos_token_id == 0
+    found = answers(base, REQUESTS[:3], GREEDY)
+    assert [one.is_cut_off for one in found if isinstance(one, Completion)] == [True] * 3
+
+
+def test_a_date_belongs_to_what_a_model_is(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (folder / "chat_template.jinja").write_text("{{ strftime_now('%d.%-m.%y') }}" + CHATML)
+    model = HFModel(ModelConfig(name=str(folder), dtype="float32"))
+    assert model.fingerprint == digest(folder_fingerprint(folder), "torch.float32", "date 2024-07-26")
+    assert model.content_addressed
+    assert model.tokenizer.decode(encode_chat(model.tokenizer, ask("q").messages)).startswith("26.7.24<|im_start|>user")
+    model.tokenizer.save_pretrained(tmp_path / "trained")
+    assert load_tokenizer(str(tmp_path / "trained")).chat_template == model.tokenizer.chat_template
+
+
+@pytest.mark.parametrize("thinking", ["default", "on"])
+def test_what_is_written_before_a_template_changes_nothing_else(tmp_path: Path, thinking: ThinkingSwitch) -> None:
+    """The line break that ends it is no part of the prompt, and the template's own first white space stays."""
+    template = "\n  {% if enable_thinking is defined and enable_thinking %}on{% endif %}" + CHATML
+    make_tokenizer(template).save_pretrained(tmp_path)
+    shown = load_tokenizer(str(tmp_path), thinking).apply_chat_template([{"role": "user", "content": "q"}], tokenize=False)
+    assert shown == ("\non" if thinking == "on" else "\n") + "<|im_start|>user\nq<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ({"tool_use": CHATML, "rag": CHATML}, r"none of its chat templates \(tool_use, rag\) is named default"),
+        ("{{ raise_exception('no chat') }}", "refuses or leaves out the user's message"),
+        ("{{ messages[0].text }}", "refuses or leaves out the user's message"),
+    ],
+)
+def test_a_template_that_writes_no_question_is_refused(tmp_path: Path, template: Any, reason: str) -> None:
+    make_tokenizer(template).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=reason):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_chat_that_the_template_refuses_is_named(tmp_path: Path) -> None:
+    make_tokenizer(CHATML + "{% if messages | length > 1 %}{{ raise_exception('one at most') }}{% endif %}").save_pretrained(
+        tmp_path
+    )
+    chat = [Message(role="user", content="q"), Message(role="assistant", content="a"), Message(role="user", content="q")]
+    with pytest.raises(ConfigError, match="refuses a chat of the messages user, assistant, user: one at most"):
+        encode_chat(load_tokenizer(str(tmp_path)), chat)
+
+
+def test_tags_of_thinking_that_are_special_tokens_stay_in_the_text(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(CHATML)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]", "[pause]"]})
+    ids = tokenizer("[THINK]hm[pause][/THINK]The answer is 12.<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert decode_completion(tokenizer, ids, {1}) == "[THINK]hm[/THINK]The answer is 12."
+    assert decode_completion(tokenizer, ids[:-1], {1}) == "[THINK]hm[/THINK]The answer is 12."
 
 
 def test_completions_of_such_a_model_start_with_the_tag(tiny_model: Path, tmp_path: Path) -> None:

@@ -344,9 +344,7 @@ def test_a_server_without_a_list_of_models_is_fine(models: Raw) -> None:
         assert server.listed == 1
 
 
-@pytest.mark.parametrize(
-    "base_url", ["127.0.0.1:8000/v1", "ftp://h/v1", "http://", "http://h:99999/v1", "http://h/v1?key=1", "a b"]
-)
+@pytest.mark.parametrize("base_url", ["127.0.0.1:8000/v1", "ftp://h/v1", "http://", "http://h:99999/v1", "a b"])
 def test_an_address_that_is_none_is_refused(base_url: str) -> None:
     with pytest.raises(ConfigError, match=r"model\.base_url = .*http://127.0.0.1:8000/v1"):
         model_at(base_url)

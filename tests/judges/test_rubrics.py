@@ -86,12 +86,12 @@ def test_recorded_prompts_and_rubrics_are_built_again_byte_for_byte(model: str) 
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"criterion": None}, "criterion: Field required"),
+        ({"criterion": None}, "criterion: is missing"),
         ({"name": ""}, "name = ''"),
-        ({"score_descriptions": ["a", "b", "c", "d"]}, r"score_descriptions\.4.*Field required"),
+        ({"score_descriptions": ["a", "b", "c", "d"]}, r"score_descriptions\.4.*is missing"),
         ({"score_descriptions": ["a", "", "c", "d", "e"]}, r"score_descriptions\.1 = ''"),
         ({"score_descriptions": ["a", "b", "c", "d", "Score: 5"]}, "'Score: 5' contains a score"),
-        ({"discriminates_personas": None}, "discriminates_personas: Field required"),
+        ({"discriminates_personas": None}, "discriminates_personas: is missing"),
         ({"discriminates_personas": "perhaps"}, "discriminates_personas = 'perhaps'"),
         ({"critereon": "x"}, "unknown key critereon; did you mean criterion"),
     ],

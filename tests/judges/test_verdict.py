@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from permix.judges.parsing import MAX_REPLY_CHARS, REPEATED_SCORE_ERROR, SCORE_WORDS, ParsedScore, parse_score
+from permix.judges.parsing import MAX_JUDGE_REPLY_CHARS, REPEATED_SCORE_ERROR, SCORE_WORDS, ParsedScore, parse_score
 from permix.judges.prompts import load_rubrics
 
 PLAIN = "I sailed to Genoa, and I never trusted a number."
@@ -150,7 +150,7 @@ def test_a_score_is_found(reply: str, score: int) -> None:
         ("评分：4/10", "4/10"),
         ("Score: 4\n评分：5", "several"),
         ('<think>a</think>\n<think>{"score": 5}', "thinking never ends"),
-        ("4" * (MAX_REPLY_CHARS + 1), "more than 400000"),
+        ("4" * (MAX_JUDGE_REPLY_CHARS + 1), "more than 400000"),
     ],
 )
 def test_no_score_says_why(reply: str, why: str) -> None:

@@ -1,4 +1,4 @@
-"""Worst, best and PSS with the noise taken off: limits that can be worked out, symmetries, and a small simulation."""
+"""Worst, best and PSS from draws of the true accuracies: limits that can be worked out, symmetries, and a small simulation."""
 
 from collections.abc import Callable
 
@@ -80,9 +80,10 @@ def test_one_persona_is_trivially_stable() -> None:
     assert low < 0.6 < high
 
 
-def test_never_right_is_zero_and_knows_nothing_more() -> None:
+def test_never_right_has_no_ratio_and_no_worst_above_the_mean() -> None:
     found = posterior_estimates(np.zeros((3, 50)), np.zeros(50), seed=0, no_effect=True)
-    assert (value(found["pss"]), ends(found["pss"])) == (0.0, (0.0, 1.0))
+    assert (found["pss"].value, found["pss"].low, found["pss"].high) == (None, None, None)
+    assert found["worst"].value == 0.0
     assert ends(found["worst"])[0] < 0.001
     assert 0.01 < ends(found["best"])[1] < 0.2
 

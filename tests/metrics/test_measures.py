@@ -67,7 +67,8 @@ def test_a_summary_is_flat_in_json_and_read_again() -> None:
     written = json.loads(summary.model_dump_json())
     assert list(written) == [
         "pss", "pss_observed", "pss_null", "pss_crossfit", "worst", "best", "mean", "baseline", "mean_minus_baseline",
-        "worst_minus_baseline", "spread", "persona_sd", "worst_per_question", "permutation_p", "minimum_detectable_effect",
+        "worst_minus_baseline", "spread", "persona_sd", "relative_persona_sd",
+        "worst_per_question", "permutation_p", "minimum_detectable_effect",
         "expected_best_of_k", "personas", "n_scored", "n_asked", "n_questions", "n_personas",
     ]  # fmt: skip
     assert written["pss"] == summary.pss.model_dump()
@@ -79,17 +80,24 @@ def test_a_summary_is_flat_in_json_and_read_again() -> None:
 def test_what_was_not_measured_is_null_in_json() -> None:
     row = ModelRow(label="m", measures={"pss": ONE})
     written = row.model_dump(mode="json")
-    assert list(written)[:9] == [
-        "label", "baseline", "mean", "worst", "pss", "pss_observed", "pss_null", "pss_crossfit", "identifiability",
+    assert list(written)[:11] == [
+        "label", "baseline", "mean", "worst", "pss", "persona_sd", "relative_persona_sd", "pss_observed", "pss_null",
+        "pss_crossfit", "identifiability",
     ]  # fmt: skip
     assert (written["mean"], written["pss"]) == (None, ONE.model_dump())
     assert ModelRow.model_validate(written) == row
     against = Comparison(label="b", against="a", measures={"mean": ONE})
-    assert list(against.model_dump())[:6] == ["label", "against", "pss", "worst", "mean", "identifiability"]
+    assert list(against.model_dump())[:7] == [
+        "label", "against", "pss", "relative_persona_sd", "worst", "mean", "identifiability",
+    ]  # fmt: skip
     change = MethodDifference(name="b", against="a")
-    assert list(change.model_dump())[:6] == ["name", "against", "pss", "worst", "mean", "identifiability"]
+    assert list(change.model_dump())[:7] == [
+        "name", "against", "pss", "relative_persona_sd", "worst", "mean", "identifiability",
+    ]  # fmt: skip
     pooled = PooledMethod(name="b", labels=("b",))
-    assert list(pooled.model_dump())[:7] == ["name", "labels", "baseline", "mean", "worst", "pss", "identifiability"]
+    assert list(pooled.model_dump())[:9] == [
+        "name", "labels", "baseline", "mean", "worst", "pss", "persona_sd", "relative_persona_sd", "identifiability",
+    ]  # fmt: skip
 
 
 def test_what_must_be_there_is_missed_and_what_is_unknown_refused() -> None:

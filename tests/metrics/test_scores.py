@@ -140,8 +140,8 @@ def test_the_test_of_a_difference_keeps_its_level_and_finds_an_effect() -> None:
     for _set in range(sets):
         difference = np.round(rng.normal(size=(16, 1, 1)) * 0.5 + rng.normal(size=(16, 5, 3)))
         difference[rng.random(difference.shape) < 0.1] = _
-        level += statistics.sign_flip_p(persona_contributions(difference), rng, 200) <= 0.05
-        power += statistics.sign_flip_p(persona_contributions(difference + 0.5), rng, 200) <= 0.05
+        level += statistics.sign_flip_p(persona_contributions(difference)) <= 0.05
+        power += statistics.sign_flip_p(persona_contributions(difference + 0.5)) <= 0.05
     assert 0.01 <= level / sets <= 0.09
     assert power / sets > 0.8
 

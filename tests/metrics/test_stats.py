@@ -1,6 +1,6 @@
 """The measures against numbers worked by hand, against brute force, and against simulations with a known truth."""
 
-from itertools import combinations
+from itertools import combinations, product
 from math import comb
 
 import numpy as np
@@ -36,7 +36,7 @@ def test_question_mean_weighs_questions_and_skips_unscored_ones() -> None:
 
 @pytest.mark.parametrize(
     ("accuracy_P", "expected"),
-    [([0.75, 0.5, 0.25], 1 / 3), ([0.4], 1.0), ([0.5, 0.0], 0.0), ([0.0, 0.0], 0.0), ([NAN, 0.5], NAN)],
+    [([0.75, 0.5, 0.25], 1 / 3), ([0.4], 1.0), ([0.5, 0.0], 0.0), ([0.0, 0.0], NAN), ([NAN, 0.5], NAN)],
 )
 def test_pss(accuracy_P: list[float], expected: float) -> None:
     np.testing.assert_allclose(statistics.pss(np.array(accuracy_P)), expected)
@@ -44,8 +44,9 @@ def test_pss(accuracy_P: list[float], expected: float) -> None:
 
 @given(accuracies)
 def test_pss_is_a_share_and_ignores_order(accuracy_P: statistics.Array) -> None:
-    assert 0 <= statistics.pss(accuracy_P) <= 1
-    assert statistics.pss(accuracy_P) == statistics.pss(accuracy_P[::-1])
+    found = statistics.pss(accuracy_P)
+    assert np.isnan(found) if not accuracy_P.any() else 0 <= found <= 1
+    np.testing.assert_equal(found, statistics.pss(accuracy_P[::-1]))
 
 
 def test_expected_best_of_k_by_hand() -> None:
@@ -126,7 +127,7 @@ def test_pss_crossfit_keeps_copies_of_a_question_in_one_half() -> None:
 def test_pss_crossfit_edges() -> None:
     first = np.array([[1.0, 0]])
     once = np.ones((1, 2))
-    assert statistics.pss_crossfit(np.zeros((2, 2)), first, once) == [0.0]  # 0/0
+    assert np.isnan(statistics.pss_crossfit(np.zeros((2, 2)), first, once)).all()  # 0/0
     assert np.isnan(
         statistics.pss_crossfit(np.array([[1.0, 0], [0, 1]]), first, once)
     ).all()  # the chosen best scores 0, the worst 1
@@ -197,14 +198,84 @@ def test_mcnemar_is_the_two_sided_binomial_tail(wins: int, losses: int) -> None:
 
 
 def test_paired_p_is_mcnemar_for_single_answers_and_a_sign_flip_test_for_means() -> None:
-    rng = np.random.default_rng(0)
-    assert statistics.sign_flip_p(np.array([1.0, -1, -1, -1, -1, -1, 0, NAN]), rng, 10) == pytest.approx(14 / 64)
-    assert statistics.sign_flip_p(np.zeros(5), rng, 10) == 1.0
-    assert np.isnan(statistics.sign_flip_p(np.array([NAN]), rng, 10))
+    assert statistics.sign_flip_p(np.array([1.0, -1, -1, -1, -1, -1, 0, NAN])) == pytest.approx(14 / 64)
+    assert statistics.sign_flip_p(np.zeros(5)) == 1.0
+    assert np.isnan(statistics.sign_flip_p(np.array([NAN])))
     # .5 four times: only ++++ and ---- of the 16 signings are as far from 0
-    assert statistics.sign_flip_p(np.full(4, 0.5), rng, 4000) == pytest.approx(2 / 16, abs=0.02)
+    assert statistics.sign_flip_p(np.full(4, 0.5)) == pytest.approx(2 / 16)
     # size counts, not only sign: sums of ±1 ±.25 ±.25 reach |.5| in all eight signings
-    assert statistics.sign_flip_p(np.array([1.0, -0.25, -0.25]), rng, 100) == 1.0
+    assert statistics.sign_flip_p(np.array([1.0, -0.25, -0.25])) == 1.0
+
+
+@pytest.mark.parametrize("denominator", [1, 2, 3, 4, 6, 12])
+def test_sign_flip_p_counts_every_choice_of_signs(denominator: int) -> None:
+    rng = np.random.default_rng(denominator)
+    signs_R_Q = np.array(list(product((-1.0, 1.0), repeat=9)))
+    for _ in range(10):
+        difference_Q = rng.integers(-denominator, denominator + 1, size=9) / denominator
+        as_far = np.abs(signs_R_Q @ difference_Q) >= abs(difference_Q.sum()) - 1e-9
+        assert statistics.sign_flip_p(difference_Q) == pytest.approx(as_far.mean())
+
+
+def test_sign_flip_p_of_any_numbers_is_exact_up_to_rounding_and_free_of_scale() -> None:
+    rng = np.random.default_rng(0)
+    signs_R_Q = np.array(list(product((-1.0, 1.0), repeat=11)))
+    for scale in (1e-5, 1.0, 1e4):
+        difference_Q = rng.normal(size=11) * scale
+        as_far = np.abs(signs_R_Q @ difference_Q) >= abs(difference_Q.sum())
+        assert statistics.sign_flip_p(difference_Q) == pytest.approx(as_far.mean(), abs=0.005)
+
+
+def test_sign_flip_p_is_as_small_as_the_answers_make_it_and_never_0() -> None:
+    assert statistics.sign_flip_p(np.full(60, 0.5)) == pytest.approx(2.0**-59)
+    assert 0 < statistics.sign_flip_p(np.tile([0.5, 1.0], 800)) < 1e-300
+
+
+def test_min_p_by_hand() -> None:
+    # The observed 3 is the largest of the first statistic: p 1/4. In the second it is the smallest: p 1. Of the permutations only
+    # the one with 9 has a p as small.
+    null_2_R = np.array([[1.0, 2.0, 2.5], [5.0, 9.0, 4.0]])
+    assert statistics.min_p(np.array([3.0, 0.0]), null_2_R) == 2 / 4
+    assert statistics.min_p(np.array([3.0, 9.5]), null_2_R) == 1 / 4
+    assert statistics.min_p(np.zeros(2), np.zeros((2, 5))) == 1.0
+
+
+def test_the_statistics_of_a_persona_effect_by_hand() -> None:
+    np.testing.assert_allclose(
+        statistics.persona_effect_statistics(np.array([[0.2, 0.6, 0.7], [0.5, 0.5, 0.5]])), [[0.14 / 3, 0.0], [0.3, 0.0]]
+    )
+
+
+def test_one_permutation_moves_the_labels_of_all_grids_alike() -> None:
+    mean_P_Q = np.random.default_rng(0).random((4, 6))
+    mean_P_Q[1, 2] = NAN
+    null_2_R_P = statistics.joint_null_accuracies(np.stack([mean_P_Q, 1 - mean_P_Q]), np.random.default_rng(1), 20)
+    np.testing.assert_allclose(null_2_R_P[1], 1 - null_2_R_P[0])
+    counts_P = (~np.isnan(mean_P_Q)).sum(axis=1)
+    np.testing.assert_allclose((null_2_R_P[0] * counts_P).sum(axis=1), np.nansum(mean_P_Q))
+
+
+def test_the_low_end_of_paired_differences_by_hand() -> None:
+    # never worse on 20 questions: nothing below 1 - .025^(1/20) is excluded
+    assert statistics.paired_low(np.zeros(20)) == pytest.approx(-(1 - 0.025 ** (1 / 20)))
+    # two of 100 worse: Clopper-Pearson's high end of 2 in 100 is .0704
+    assert statistics.paired_low(np.array([-1.0] * 2 + [0.0] * 98)) == pytest.approx(-0.0704, abs=1e-4)
+    # many differences: Student's t
+    many_Q = np.tile([-1.0, 1.0, 0.0, 0.0], 50)
+    assert statistics.paired_low(many_Q) == pytest.approx(-1.972 * many_Q.std(ddof=1) / np.sqrt(200), abs=1e-3)
+    assert statistics.paired_low(np.array([0.0, NAN])) == -1.0
+    assert statistics.paired_low(np.full(5, -1.0)) == -1.0
+
+
+def test_an_interval_of_paired_differences_reaches_what_was_not_seen() -> None:
+    unseen = 1 - 0.025 ** (1 / 20)
+    equal = statistics.bootstrap_paired(0.0, np.zeros(50), np.zeros(20))
+    assert (equal.low, equal.high) == pytest.approx((-unseen, unseen))
+    worse = np.array([-1.0] * 4 + [0.0] * 16)
+    found = statistics.bootstrap_paired(-0.2, np.linspace(-0.4, 0.0, 200), worse)
+    assert found.high == pytest.approx(-0.2 + max(unseen, 0.2), abs=0.01)
+    assert found.low is not None
+    assert found.low > -0.45
 
 
 def test_holm_by_hand() -> None:

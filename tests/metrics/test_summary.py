@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 
-from permix.metrics.stability import StabilitySummary, summarize_stability
+from permix.metrics.stability import (
+    StabilitySummary,
+    joint_persona_effect_p,
+    persona_effect_p,
+    pool_stability,
+    summarize_stability,
+)
 from permix.metrics.statistics import Array
 from permix.types import Estimate
 
@@ -158,9 +164,41 @@ def test_one_question_has_values_and_no_interval() -> None:
     assert (summary.measures["pss_crossfit"].value, summary.measures["persona_sd"].value) == (None, None)
 
 
-def test_a_model_that_is_never_right_has_pss_zero() -> None:
+def test_a_model_that_is_never_right_has_no_pss_and_no_worst_above_the_mean() -> None:
     summary = summarize_stability(np.zeros((3, 5, 1)), resamples=50)
-    assert (summary.pss.value, summary.measures["pss_crossfit"].value, summary.pss_null.value) == (0.0, 0.0, 0.0)
+    assert {summary.measures[name].value for name in ("pss", "pss_observed", "pss_crossfit", "pss_null")} == {None}
+    assert (summary.worst.value, summary.mean.value) == (0.0, 0.0)
+
+
+def test_one_always_wrong_persona_of_108_is_significant_with_two_samples() -> None:
+    rng = np.random.default_rng(0)
+    scores_P_Q_S = (rng.random((108, 60, 2)) < 0.7).astype(float)
+    scores_P_Q_S[0] = 0
+    summary = summarize_stability(scores_P_Q_S, (rng.random((60, 2)) < 0.7).astype(float), resamples=100)
+    p = summary.personas[0].holm_p
+    assert p is not None
+    assert p < 1e-6
+
+
+def test_all_right_on_few_questions_is_not_certain() -> None:
+    """No interval of a worst persona excludes what 20 questions without an error cannot exclude: .832."""
+    summary = summarize_stability(np.ones((12, 20, 1)), np.ones((20, 1)), resamples=50)
+    low = 0.025 ** (1 / 20)
+    for name in ("pss", "worst"):
+        assert summary.measures[name].low == pytest.approx(low, abs=0.02)
+    shift = summary.mean_minus_baseline
+    assert (shift.low, shift.high) == pytest.approx((low - 1, 1 - low))
+
+
+def test_the_test_of_any_effect_sees_one_bad_persona_among_many() -> None:
+    """In 20 grids of 64 equal personas and one that is right .15 less often. Their variance alone shows it in fewer than half."""
+    found = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        accuracy_P = np.where(np.arange(64) == 0, 0.45, 0.6)
+        scores_P_Q = (rng.random((64, 150)) < accuracy_P[:, None]).astype(float)
+        found.append(persona_effect_p(scores_P_Q, seed, 200))
+    assert sum(p is not None and p < 0.05 for p in found) >= 11
 
 
 @pytest.mark.parametrize(
@@ -220,9 +258,10 @@ def test_cells_of_a_question_travel_together() -> None:
     # Every persona answers exactly as the baseline does: accuracy is uncertain, the shift is not.
     answers_Q_S = (np.arange(50) % 2).astype(float)[:, None]
     summary = summarize_stability(np.stack([answers_Q_S] * 3), answers_Q_S, resamples=200)
-    assert [summary.mean_minus_baseline.low, summary.mean_minus_baseline.high] == pytest.approx([0, 0], abs=1e-12)
+    unseen = 1 - 0.025 ** (1 / 50)
+    assert [summary.mean_minus_baseline.low, summary.mean_minus_baseline.high] == pytest.approx([-unseen, unseen], abs=1e-12)
     assert summary.pss.low is not None
-    assert (summary.pss.low > 0.98, summary.pss.high) == (True, 1.0)
+    assert (summary.pss.low > 0.9, summary.pss.high) == (True, 1.0)
     assert summary.mean.low is not None
     assert summary.mean.low < 0.45
 
@@ -266,3 +305,39 @@ def test_the_order_of_personas_does_not_matter(seed: int, order: list[int]) -> N
     assert {name: values(other)[name] for name in before} == pytest.approx(before, abs=1e-7)
     assert {p.id: p.holm_p for p in other.personas} == pytest.approx({p.id: p.holm_p for p in one.personas})
     assert other.pss.low == pytest.approx(one.pss.low)
+
+
+def seeds_without_effect(seed: int) -> list[tuple[Array, Array]]:
+    rng = np.random.default_rng(seed)
+    return [((rng.random((8, 30)) < 0.5).astype(float), (rng.random(30) < 0.5).astype(float)) for _ in range(3)]
+
+
+def test_one_test_decides_for_all_training_seeds() -> None:
+    """Of 40 methods of three seeds without any effect, some have a seed whose own p is below .05; few have a joint p below it."""
+    alone, joint, undecided = 0, 0, []
+    for seed in range(40):
+        grids = seeds_without_effect(seed)
+        own = [persona_effect_p(mean_P_Q, 0, 200) for mean_P_Q, _ in grids]
+        p = joint_persona_effect_p([mean_P_Q for mean_P_Q, _ in grids], 0, 200)
+        assert p is not None
+        is_shown_by_one = any(one is not None and one < 0.05 for one in own)
+        alone, joint = alone + is_shown_by_one, joint + (p < 0.05)
+        if is_shown_by_one and p >= 0.05:
+            undecided.append(grids)
+    assert joint <= 6
+    assert alone >= joint
+    pooled = pool_stability(undecided[0], seed=0, resamples=200)
+    assert pooled["pss"].high == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_joint_test_sees_an_effect_that_all_seeds_share_and_leaves_out_cells_that_one_lacks() -> None:
+    rng = np.random.default_rng(3)
+    accuracy_P = np.array([0.2, 0.6, 0.6, 0.6])
+    grids = [(rng.random((4, 40)) < accuracy_P[:, None]).astype(float) for _ in range(3)]
+    grids[1][2, :5] = np.nan
+    p = joint_persona_effect_p(grids, 0, 400)
+    assert p is not None
+    assert p < 0.02
+    assert joint_persona_effect_p([grids[0][:1]], 0, 50) is None
+    alone = persona_effect_p(grids[0], 0, 400)
+    assert joint_persona_effect_p([grids[0]], 0, 400) == pytest.approx(alone, abs=0.03)

@@ -158,6 +158,16 @@ def test_a_file_of_ours_is_read_as_it_stands(tmp_path: Path) -> None:
         read(tmp_path / "questions.jsonl", tasks=TASK)
 
 
+def test_a_whole_prompt_stays_one(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {**ROW, "persona": "You are Bo."},
+        {**ROW, "id": "q2", "persona_id": "x", "persona": "# Role", "whole_prompt": True},
+    ]
+    personas, questions = read(jsonl(tmp_path / "questions.jsonl", *rows))
+    assert all(one.whole_prompt for one in (*personas, *questions))
+    assert json.loads(questions[1].model_dump_json()) == {**rows[1], "setting": None}
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

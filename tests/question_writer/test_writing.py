@@ -494,7 +494,10 @@ def test_over_http_with_every_fault_it_is_owed_then_whole(tmp_path: Path, capsys
     with openai_server(served(faulty)) as server:
         assert cli.run_cli(command(tmp_path, server.base_url)) == 3
         shown = capsys.readouterr()
-        assert "still missing: 'clerk' × Linguistic Habits (0 of 3 questions); the last failed call: " in shown.err
+        assert (
+            "still missing: 'clerk' × Linguistic Habits (0 of 3 questions); run the same command again to write them (1 × "
+            in shown.err
+        )
         assert "HTTP 500" in shown.err
         assert "questions: 9 kept, from 6 calls, 1 failed; rejected: none" in shown.err
         server.script = served(lambda request, nth: author_text(request))

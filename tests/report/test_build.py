@@ -131,7 +131,9 @@ def test_numbers_of_a_tree_of_runs(built: tuple[list[ModelRow], Path]) -> None:
 def test_report_says_what_the_numbers_say(built: tuple[list[ModelRow], Path]) -> None:
     out = built[1]
     report = (out / "report.md").read_text()
-    assert "**Against base, RLVR: PSS higher, worst persona's accuracy higher" in report
+    assert (
+        "**Against base, RLVR: PSS higher, sd of personas relative to the mean lower, worst persona's accuracy higher" in report
+    )
     assert "identifiability no difference shown" in report
     assert "RLVR**: accuracy 0.800" in report
     assert "no persona effect shown (permutation test, p = 1.000)" in report
@@ -192,7 +194,7 @@ def test_training_alone_has_dashes_and_curves(tmp_path: Path) -> None:
     (row,) = build_report([train_run(tmp_path / "run", "RLVR")], tmp_path / "out")
     report = (tmp_path / "out" / "report.md").read_text()
     assert row.measures == {}
-    assert "| RLVR | – | – | – | – | – | – | – | – | – | 3 000 | 12 | – | – |" in report
+    assert "| RLVR | – | – | – | – | – | – | – | – | – | – | – | 3 000 | 12 | – | – |" in report
     assert "![learning curves](training.png)" in report
 
 
@@ -337,7 +339,7 @@ def test_a_strategy_stands_beside_plain_stability_of_the_same_label(tmp_path: Pa
     # Two of three personas say 5 in every question; no persona joins p0 in three of five: a tie, and none's answer wins.
     vote = next(line for line in table.splitlines() if line.startswith("| base | persona-vote |")).split(" | ")
     assert vote[2].startswith("0.600 [")
-    assert vote[4] == "+0.000 [+0.00, +0.00]<br><sub>n = 5</sub>"
+    assert vote[4] == "+0.000 [−0.52, +0.52]<br><sub>n = 5</sub>"  # five equal answers exclude little
     assert vote[5:8] == ["60<br><sub>40 read, 20 written</sub>", "15<br><sub>10 read, 5 written</sub>", "4.00 ×"]
     search = next(line for line in table.splitlines() if line.startswith("| base | persona-search |")).split(" | ")
     assert search[2].startswith("1.000 [")

@@ -219,6 +219,20 @@ def test_hostile_names_are_text(page: "Page", tmp_path: Path) -> None:
     assert page.locator("#tradeoff .chart-names text").all_text_contents() == ["base", "RLVR", EVIL]
 
 
+def test_events_without_a_place_raise_no_error(page: "Page", tmp_path: Path) -> None:
+    """A script or an extension may send them; `open_page` fails the test for an uncaught error."""
+    sent = opened(page, tmp_path).evaluate("""() => {
+        const types = ["pointerenter", "pointermove", "pointerdown", "pointerleave", "mousedown", "click", "touchstart"];
+        const parts = [...document.querySelectorAll("main *")];
+        for (const part of parts) for (const type of types) part.dispatchEvent(new Event(type, { bubbles: true }));
+        return parts.length * types.length;
+    }""")
+    assert sent > 1000
+    page.locator("#tradeoff .chart-body svg").hover()
+    page.mouse.down()
+    page.mouse.up()
+
+
 def test_a_measure_is_chosen_and_an_untrusted_judge_is_hollow(page: "Page", tmp_path: Path) -> None:
     opened(page, tmp_path)
     select = page.get_by_label("Fidelity by")

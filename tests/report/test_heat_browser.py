@@ -145,6 +145,15 @@ def test_pointer_reads_out_and_opens(page: Any) -> None:
     assert transcript(page)[0] == "no persona × q0"
 
 
+def test_events_without_a_place_choose_no_cell(page: Any) -> None:
+    before = readout(page)
+    page.evaluate("""() => {
+        const canvas = document.querySelector(".heat-canvas");
+        for (const type of ["pointermove", "click", "pointerleave"]) canvas.dispatchEvent(new Event(type, { bubbles: true }));
+    }""")
+    assert readout(page) == before
+
+
 def test_labelled_fields_are_another_way_in(page: Any) -> None:
     page.get_by_label("Go to persona").select_option("troll")
     page.get_by_label("Go to question").fill("q1")

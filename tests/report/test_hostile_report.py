@@ -79,8 +79,10 @@ def test_markdown_shows_what_was_hidden(rendered: Elements) -> None:
 
 
 def test_no_file_holds_a_character_that_acts(hostile_report: Reported) -> None:
-    """table.json holds labels as they are, as JSON writes them: in ASCII or not, but never so that a terminal would obey."""
-    for path in sorted(hostile_report.out.rglob("*.md")):
+    """Neither the page, whose scripts are ours and others', nor table.json, which holds labels as they are: it escapes them."""
+    texts = [path for path in sorted(hostile_report.out.rglob("*")) if path.is_file() and path.suffix not in (".png", ".csv")]
+    assert {path.suffix for path in texts} == {".html", ".js", ".json", ".md", ".svg"}
+    for path in texts:
         assert acting(path.read_text(encoding="utf-8")) == set(), path.name
     labels = [row["label"] for row in json.loads((hostile_report.out / "table.json").read_text(encoding="utf-8"))["rows"]]
     assert len(labels) == len(LABELS)

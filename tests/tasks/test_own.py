@@ -48,7 +48,7 @@ def test_answer_names_the_task(tmp_path: Path) -> None:
         ({"name": "own-math"}, "path is missing"),
         ({"name": "gsm8k", "answer": "exact", "path": "x"}, 'answer = "exact": applies to your own questions only'),
         ({"name": "own-math", "answer": "exact", "path": "x"}, 'answer = "exact": applies to your own questions only'),
-        ({"answer": "regex", "path": "x"}, "Input should be"),
+        ({"answer": "regex", "path": "x"}, "must be"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(values: dict[str, Any], words: str) -> None:
@@ -96,6 +96,11 @@ def test_levels_choose(tmp_path: Path) -> None:
         ({"question": "Q?"}, "exact", r"qa\.jsonl:2: field 'answer' is missing"),
         ({"question": "Q?", "answer": True}, "exact", "answer = True: must be a text that is not blank"),
         ({"question": "Q?", "answer": " "}, "exact", "must be a text that is not blank"),
+        ({"question": "Q?", "answer": [True]}, "exact", "must be a text, a number, or a list of these"),
+        ({"question": "Q?", "answer": []}, "exact", "must be a text, a number, or a list of these that is not empty"),
+        ({"question": "Q?", "answer": float("nan")}, "number", "answer = nan: must be a text that is not blank, or a number"),
+        ({"question": "Q?", "answer": ["1", "2"]}, "number", "has 2 answers, and it is not clear whether all or any"),
+        ({"question": "Q?", "answer": "He has 9 apples"}, "number", "must be a number; for other answers"),
         ({"question": "Q?", "answer": "blue"}, "number", "answer = 'blue': must be a number"),
         ({"question": "Q?", "answer": "A"}, "choice", "field 'choices' is missing"),
         ({"question": "Q?", "answer": "A", "choices": "ab"}, "choice", "must be a list of texts"),
@@ -139,6 +144,142 @@ def test_choices_stand_in_the_question_and_the_gold_is_a_letter(tmp_path: Path) 
     assert asked["Which is prime?"].text == "Which is prime?\nA) 4\nB) 5\nC) 6"
     golds = {text: one.gold for text, one in asked.items()}
     assert golds == {"Which is prime?": "B", "Which is even?": "C", "Which letter comes second?": "A"}
+
+
+def one(tmp_path: Path, row: dict[str, Any], answer: str, **fields: Any) -> Question:
+    return own(write(tmp_path / "qa.jsonl", [row]), answer, split="all", **fields)[0]
+
+
+USER = [{"role": "user", "content": "What is 3+4?"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "answer", "gold"),
+    [
+        ({"question": "What is 3+4?", "answer": ["7"]}, "number", "7"),
+        ({"question": "What is 3+4?", "answer": "3+4 = <<3+4=7>>7\n#### 7"}, "number", "7"),
+        ({"question": "What is 3+4?", "answer": "thus \\boxed{7}."}, "number", "7"),
+        ({"problem": "What is 3+4?", "solution": "\\boxed{7}", "answer": "7", "messages": USER}, "math", "7"),
+        ({"problem": "What is 3+4?", "solution": "It is \\boxed{7}."}, "math", "7"),
+        ({"question": "What is 3+4?", "solution": ["Add."], "final_answer": ["7, 8"]}, "math", "7, 8"),
+        ({"prompt": USER, "reward_model": {"ground_truth": "7", "style": "rule"}, "extra_info": {"index": 0}}, "math", "7"),
+        ({"prompt": USER, "reward_model": {"ground_truth": '["\\\\frac{7}{1}"]'}}, "math", "\\frac{7}{1}"),
+        ({"messages": [*USER, {"role": "assistant", "content": "7"}], "ground_truth": 7}, "number", "7"),
+        ({"Question": "What is 3+4?", "Answer": "7"}, "exact", "7"),
+        ({"input": "What is 3+4?", "target": "7"}, "exact", "7"),
+    ],
+)
+def test_rows_as_published_are_read_without_an_option(row: dict[str, Any], answer: str, gold: str, tmp_path: Path) -> None:
+    question = one(tmp_path, row, answer)
+    assert (question.text, question.gold) == ("What is 3+4?", gold)
+    assert verify_completion(TASKS[f"own-{answer}"], question.solution or "", gold, Verifier()).correct or answer == "math"
+
+
+@pytest.mark.parametrize(
+    ("row", "gold"),
+    [
+        ({"choices": ["a", "b", "c"], "answer": 0}, "A"),
+        ({"choices": ["a", "b", "c"], "answer": 2.0}, "C"),
+        ({"choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "2"}, "B"),
+        ({"choices": {"text": ["2", "1"], "label": ["1", "2"]}, "answerKey": "2"}, "B"),
+        ({"choices": [{"label": "A", "text": "a"}, {"label": "B", "text": "b"}], "answerKey": "B"}, "B"),
+        ({"endings": ["a", "b", "c", "d"], "label": "3"}, "D"),
+        ({"options": {"A": "a", "B": "b"}, "answer": "b"}, "B"),
+        ({"A": "a", "B": "b", "C": "c", "answer": "C"}, "C"),
+        ({"options": ["A)21", "B) 22"], "correct": "B"}, "B"),
+        ({"choices": ["1", "2", "3", "4"], "answer": "2"}, "B"),
+        ({"choices": ["4", "5", "6"], "answer": 5}, "B"),
+        ({"choices": ["0", "1", "2"], "answer": 1}, "B"),
+        ({"choices": "['a', 'b']", "answer": "(b)"}, "B"),
+    ],
+)
+def test_the_right_choice_is_a_letter_a_label_a_text_or_an_index(row: dict[str, Any], gold: str, tmp_path: Path) -> None:
+    assert one(tmp_path, {"question": "Which?", **row}, "choice").gold == gold
+
+
+def test_an_integer_that_is_an_index_and_a_choice_is_never_guessed(tmp_path: Path) -> None:
+    sides: dict[str, Any] = {"question": "How many sides has a triangle?", "choices": ["1", "2", "3", "4"], "answer": 2}
+    with pytest.raises(DataError, match=r"qa\.jsonl:1: answer = 2: may be the index of choice C .* or the text of choice B"):
+        one(tmp_path, sides, "choice")
+    for other, gold in (({"choices": ["a", "b"], "answer": 1}, "C"), ({"choices": ["7", "8"], "answer": 8}, "B")):
+        rows = [sides, {"question": "Other?", **other}]
+        asked = own(write(tmp_path / "qa.jsonl", rows), "choice", split="all", n=2)
+        assert {one.text.split("\n")[0]: one.gold for one in asked}[sides["question"]] == gold
+    assert one(tmp_path, {**sides, "answer": "C"}, "choice").gold == "C"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"choices": ["a", "b"], "answer": "1"}, "must be a letter, A to B, or the text of one of the choices, or as an integer"),
+        ({"choices": ["a", "b"], "answer": 2}, "must be a letter"),
+        ({"choices": ["a", "b"], "answer": True}, "must be a text that is not blank, or a number"),
+        ({"choices": ["a", "b"], "answer": ["a", "b"]}, "must be a text"),
+        ({"endings": ["1", "2", "3"], "label": "2"}, "may be the index of choice C"),
+    ],
+)
+def test_an_unclear_choice_is_refused(row: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=words):
+        one(tmp_path, {"question": "Which?", **row}, "choice")
+
+
+def test_of_several_accepted_texts_any_is_right(tmp_path: Path) -> None:
+    gold = one(tmp_path, {"question": "Capital?", "answer": ["Paris", "Lutetia", "Paris"]}, "exact").gold
+    right = {
+        text: verify_completion(TASKS["own-exact"], text, gold, Verifier()).correct for text in ("paris.", "Lutetia", "Rome")
+    }
+    assert right == {"paris.": True, "Lutetia": True, "Rome": False}
+
+
+def test_columns_are_named(tmp_path: Path) -> None:
+    row = {"meta": {"q": "What is 3+4?"}, "a": 7, "opts": ["6", "7"], "answer": "6"}
+    columns = {"question_column": "meta.q", "answer_column": "a"}
+    assert one(tmp_path, row, "number", **columns).gold == "7"
+    assert one(tmp_path, row, "choice", **columns, choices_column="opts").gold == "B"
+    with pytest.raises(DataError, match=r"field 'q' is missing in every row; .*--task.question-column NAME\); columns: meta, a"):
+        one(tmp_path, row, "number", question_column="q")
+    with pytest.raises(ConfigError, match="question_column: applies to your own questions only"):
+        build_config(TaskConfig, {"question_column": "q"}, source="test")
+
+
+def test_messages_are_a_question_if_the_user_speaks_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    system = [{"role": "system", "content": "Be brief."}, *USER]
+    assert one(tmp_path, {"prompt": system, "answer": "7"}, "number").text == "What is 3+4?"
+    assert "1 of 1 questions have a system message, which is left out" in capsys.readouterr().err
+    with pytest.raises(DataError, match="chat messages with one user message, not 2"):
+        one(tmp_path, {"prompt": [*USER, *USER], "answer": "7"}, "number")
+
+
+def test_two_answers_to_one_question_are_refused(tmp_path: Path) -> None:
+    rows = [{"question": "Q?", "answer": "1"}, {"question": "q?", "answer": "2"}]
+    with pytest.raises(DataError, match=r"qa\.jsonl:2: asks the question of .*qa\.jsonl:1, but the answer is '2' and not '1'"):
+        own(write(tmp_path / "qa.jsonl", rows), split="all")
+    rows[1]["answer"] = "1"
+    assert len(own(write(tmp_path / "qa.jsonl", rows), split="all")) == 1
+
+
+def test_all_questions_of_a_small_file_are_asked(tmp_path: Path) -> None:
+    path = write(tmp_path / "qa.jsonl", [{"question": f"Q{n}?", "answer": n} for n in range(5)])
+    assert len(own(path, "number", n=5, split="all")) == 5
+    with pytest.raises(ConfigError, match=r'in the heldout split; .*task\.split = "all" asks all 5 questions of the file'):
+        own(path, "number", n=5)
+    assert len(own(write(tmp_path / "qa.jsonl", [{**CAPITALS[0], "split": "test"}]), split="all")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("q.csv", "question;answer\r\nWhat is 3+4?;7\r\n".encode("utf-16")),
+        ("q.tsv", b"question\tanswer\nWhat is 3+4?\t7\n"),
+        ("q.json", b'{"data": [{"question": "What is 3+4?", "answer": 7}]}'),
+        ("q.json", b'[{"question": "What is 3+4?", "answer": 7}]'),
+        ("q.json", b'{"question": "What is 3+4?", "answer": 7}'),
+        ("q.jsonl", '{"question": "What is 3+4?", "answer": 7}'.encode("utf-16")),
+    ],
+)
+def test_kinds_of_files(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert [one.gold for one in own(tmp_path / name, "number", split="all")] == ["7"]
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_a_right_sample_that_was_cut_off_is_learnt_without_an_end(tmp_path: Path
 def test_what_did_not_come_is_owed_and_asked_for_again_alone(tmp_path: Path) -> None:
     with openai_server(Script("6", error(500, "no luck"), "7", "6", *REPLIES[4:])) as server:
         with pytest.raises(
-            IncompleteRunError, match=r"1 of 8 samples of the teacher are missing \(InternalServerError: .*no luck"
+            IncompleteRunError, match=r"1 of 8 samples of the teacher are missing; run .* \(1 × HTTP 500: no luck"
         ) as owed:
             ask(stage(tmp_path / "run", server.base_url))
         assert owed.value.exit_code == 3

@@ -10,7 +10,7 @@ import pytest
 
 from permix.config import PersonasConfig, TaskConfig, TrainConfig
 from permix.personas import pool
-from permix.personas.loading import read_personas
+from permix.personas.loading import read_pool_file
 from permix.pipelines.preflight import check_config
 from permix.pipelines.train import run_training
 from permix.plan import write_plan
@@ -54,9 +54,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counts = Counter[str]()
     search, arithmetic = pool.near_duplicate_pairs, TASKS["arithmetic"]
 
-    def counted_read(source: str | Path) -> Any:
+    def counted_read(source: str | Path, column: str | None) -> Any:
         counts["reads"] += 1
-        return read_personas(source)
+        return read_pool_file(source, column)
 
     def counted_search(personas: Sequence[Persona], *rest: float) -> Iterator[Any]:
         counts["searches"] += 1
@@ -66,7 +66,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counts[f"{task.split} questions"] += 1
         return arithmetic.questions(task)
 
-    monkeypatch.setattr(pool, "read_personas", counted_read)
+    monkeypatch.setattr(pool, "read_pool_file", counted_read)
     monkeypatch.setattr(pool, "near_duplicate_pairs", counted_search)
     monkeypatch.setitem(TASKS, "arithmetic", dataclasses.replace(arithmetic, questions=counted_questions))
     return counts

@@ -438,7 +438,7 @@ MOMENTS = [
     Moment("permix.training.trl_setup:save_weights", 1),
     Moment("permix.training.trl_setup:DevEvalCallback._write_log", 2),
     Moment("permix.storage.run_dir:RunDir.append", ASKED - 5),
-    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
+    Moment("permix.training.checkpoints:_write_manifest", 1),
     Moment("permix.training.trl_setup:dev_point_from_metrics", 1),
     Moment("permix.training.model_card:selection_text", 1),
 ]

@@ -322,7 +322,7 @@ def test_two_processes_killed_and_started_again_end_where_undisturbed_ones_do(co
     assert team(tmp_path / "team", *argv, "--out", str(undisturbed))[0].code == 0
     kills = (
         {1: Moment("permix.training.grpo_trainer:save_rollouts", 1)},  # in the middle of the first checkpoint
-        {0: Moment("transformers.trainer_callback:TrainerState.save_to_json", 1)},  # after it, amid a generation's steps
+        {0: Moment("permix.training.checkpoints:_write_manifest", 1)},  # after it, amid a generation's steps
         {1: Moment("permix.training.grpo_trainer:PlanGRPOTrainer.training_step", 1)},  # in the step that goes on from there
     )
     for number, dies in enumerate(kills):

@@ -108,7 +108,8 @@ def test_recorded_answers_become_tokens_again() -> None:
         completion = Completion(text=text, prompt_tokens=1, completion_tokens=1, finish=finish)
         return Cell(persona_id="sailor", question_id="q", seed=0, messages=messages, completion=completion)
 
-    ended, cut = samples_from_cells([cell("The answer", "stop"), cell("The answer", "length"), cell("", "length")], tokenizer)
-    assert ended.completion == [*cut.completion, tokenizer.eos_token_id]
+    cells = [cell("The answer", "stop"), cell("The answer", "length"), cell("", "length")]
+    ended, cut = samples_from_cells(cells, tokenizer, 7)
+    assert ended.completion == [*cut.completion, 7]
     assert tokenizer.decode(cut.completion) == "The answer"
     assert tokenizer.decode(list(ended.prompt)).endswith("<|im_start|>assistant\n")

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from permix.config import OptimConfig
+from permix.inference.generation import end_of_turn_id
 from permix.inference.hf import encode_chat, load_causal_lm, load_tokenizer
 from permix.training.sft_data import SFTExample
 from permix.training.sft_trainer import (
     PlanSFTTrainer,
     _StepCollator,
-    end_of_turn_id,
     sft_arguments,
     split_into_microbatches,
     tokenize_example,

@@ -77,7 +77,7 @@ def test_a_run_over_shared_out_weights_goes_on_where_it_was_killed(
     argv = (str(config), "--train.updates_per_rollout", "2", "--train.save-every", "3", *settings)
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert [end.code for end in train(tmp_path / "team", *argv, "--out", str(undisturbed))] == [0, 0]
-    dies = {0: Moment("transformers.trainer_callback:TrainerState.save_to_json", 1)}
+    dies = {0: Moment("permix.training.checkpoints:_write_manifest", 1)}
     assert train(tmp_path / "kill", *argv, "--out", str(killed), dies=dies)[0].code == -9
     assert [path.name for path in (killed / "checkpoints").glob("checkpoint-*")] == ["checkpoint-3"]
     assert [end.code for end in train(tmp_path / "again", *argv, "--out", str(killed))] == [0, 0]

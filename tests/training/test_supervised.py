@@ -186,6 +186,9 @@ def test_a_solution_longer_than_a_completion_may_be_is_refused_before_training(t
 class Letters:
     """A tokenizer whose tokens are letters."""
 
+    all_special_ids, added_tokens_decoder = (), dict[int, Any]()
+    bos_token_id = eos_token_id = None
+
     def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
         return {"input_ids": [ord(letter) for letter in text]}
 
@@ -276,11 +279,12 @@ def test_a_self_teachers_first_samples_are_the_rollouts_that_rl_begins_with(tiny
 # Killed and started again
 
 
-SAVED = "transformers.trainer_callback:TrainerState.save_to_json"
+SAVING = "transformers.trainer_callback:TrainerState.save_to_json"
+SAVED = "permix.training.checkpoints:_write_manifest"
 STEP = "permix.training.run_log:MetricsLogger.log_metrics"
 LEARNING = [
     Moment(STEP, 1),
-    Moment(SAVED, 1, torn=True),
+    Moment(SAVING, 1, torn=True),
     Moment(SAVED, 1),
     Moment("permix.training.run_log:_append_lines", 3, torn=True),
     Moment(STEP, 1),

@@ -72,17 +72,17 @@ def test_a_checkpoint_on_a_full_disk_leaves_the_last_one_whole_and_the_run_goes_
     config = stage(tiny_model, tmp_path / "run", plan={"steps": 4})
     folder = tmp_path / "run" / "checkpoints"
     with monkeypatch.context() as patched:
-        original = RolloutLogger.log_metrics
+        original = GRPOTrainer._save_checkpoint
 
-        def step(log: RolloutLogger, number: int, figures: Any) -> None:
-            original(log, number, figures)
-            if number == 3:  # checkpoint 2 is written, checkpoint 4 is next
-                (folder / "checkpoint-4").mkdir()
-                place = folder / "checkpoint-4" / name
+        def save(trainer: Any, *arguments: Any) -> None:
+            place = folder / f"checkpoint-{trainer.state.global_step}" / name
+            if trainer.state.global_step == 4:
+                place.parent.mkdir()
                 # safetensors writes beside the name and then takes it: it is refused by a folder that has it.
                 (place / "taken").mkdir(parents=True) if name == "model.safetensors" else place.symlink_to(FULL)
+            original(trainer, *arguments)
 
-        patched.setattr(RolloutLogger, "log_metrics", step)
+        patched.setattr(GRPOTrainer, "_save_checkpoint", save)
         patched.setattr("permix.storage.run_dir.RunDir._add_usage", disk_is_full)
         with pytest.raises(PermixError, match=r"checkpoints/checkpoint-4: cannot be written: .*; make room, then run the same"):
             run_training(config)
@@ -129,7 +129,7 @@ def test_a_full_disk_elsewhere_is_one_line_and_exit_code_1(
 ) -> None:
     monkeypatch.setattr("permix.plan.pq.write_table", disk_is_full)
     assert cli.run_cli(["plan", "--out", str(tmp_path / "plan.parquet")]) == 1
-    assert capsys.readouterr().err == f"permix plan: usage.json: cannot be written: {GO_ON}\n"
+    assert capsys.readouterr().err == f"permix plan: {tmp_path / 'plan.parquet'}: cannot be written: {GO_ON}\n"
 
 
 def never(*_: Any, **__: Any) -> None:
@@ -203,5 +203,5 @@ def test_a_group_of_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     path = tmp_path / "train.toml"
     path.write_text(f"out = {json.dumps(str(tmp_path / 'run'))}\nplan = {{ group_size = 1 }}\n")
     assert cli.run_cli(["train", str(path)]) == 2
-    assert "plan.group_size = 1: Input should be greater than or equal to 2" in capsys.readouterr().err
+    assert "plan.group_size = 1: must be greater than or equal to 2" in capsys.readouterr().err
     assert TrainConfig().plan.group_size == 8

@@ -20,9 +20,10 @@ from permix.config import (
     TaskConfig,
     TrainableModelConfig,
     TrainConfig,
+    TrainMethod,
 )
 from permix.errors import ConfigError, DataError, PermixError
-from permix.inference.hf import HFModel
+from permix.inference.hf import HFModel, folder_fingerprint
 from permix.pipelines.train import build_trained_on, run_training
 from permix.plan import compile_plan_from_config, read_plan, write_plan
 from permix.storage.cells import read_cells
@@ -32,6 +33,7 @@ from permix.training.job import TrainJob
 from permix.training.run_log import read_training_log
 from permix.types import Completion, Message, Request, Sampling, digest
 from tests.killable import Moment, command
+from tests.tiny import make_base_folder
 
 QUICK = {"lr": 1e-2, "max_new_tokens": 6, "microbatch_tokens": 256, "precision": "float32", "save_every": 2}
 
@@ -85,6 +87,18 @@ def test_the_result_is_a_plain_model_folder_that_answers(plain: Path, tiny_model
     assert {value.dtype for value in weights(plain / "model").values()} == {torch.float32}
     for name in ("chat_template.jinja", "generation_config.json", "config.json"):
         assert (plain / "model" / name).read_text() == (tiny_model / name).read_text()
+
+
+@pytest.mark.parametrize("method", ["permix", "sft"])
+def test_a_base_model_learns_to_end_its_turn_and_says_so(tiny_model: Path, tmp_path: Path, method: TrainMethod) -> None:
+    """Rollouts end there, examples end with it, and the trained model's generation config has it for every engine."""
+    config = stage(make_base_folder(tiny_model, tmp_path / "base"), tmp_path / "run", plan={"steps": 1}, max_new_tokens=12)
+    folder = run_training(config.model_copy(update={"method": method}))
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [0, 1]
+    if method == "permix":
+        assert log_of(tmp_path / "run")[0]["truncated"] < 0.5
+    trained = HFModel(ModelConfig(name=str(folder), dtype="float32"))
+    assert trained.fingerprint == digest(folder_fingerprint(folder), "torch.float32")
 
 
 def test_the_model_carries_its_card_and_the_questions_it_saw(plain: Path) -> None:
@@ -270,30 +284,13 @@ def test_a_model_whose_weights_diverged_is_named_as_one(tiny_model: Path, tmp_pa
         run_training(stage(folder, tmp_path / "run"))
 
 
-def checkpoint(folder: Path, step: int, state: str | None) -> Path:
-    path = folder / f"checkpoint-{step}"
-    path.mkdir(parents=True)
-    if state is not None:
-        (path / "trainer_state.json").write_text(state)
-    return path
-
-
-def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path / "none") is None
-    whole = checkpoint(tmp_path, 9, json.dumps({"global_step": 9}))
-    checkpoint(tmp_path, 5, json.dumps({"global_step": 5}))
-    for step, state in ((10, None), (11, '{"global_step": 1'), (12, json.dumps({"global_step": 9})), (13, "[]"), (14, "")):
-        checkpoint(tmp_path, step, state)
-    assert newest_checkpoint(tmp_path) == whole
-
-
 MOMENTS = [
     Moment("permix.training.run_log:RolloutLogger.log_metrics", 1),
     Moment("transformers.trainer_callback:TrainerState.save_to_json", 1, torn=True),
-    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
+    Moment("permix.training.checkpoints:_write_manifest", 1),
     Moment("permix.training.run_log:_append_lines", 3, torn=True),
     Moment("permix.training.run_log:RolloutLogger.log_metrics", 1),
-    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
+    Moment("permix.training.checkpoints:_write_manifest", 1),
     Moment("permix.pipelines.train:write_model_card", 1),
 ]
 """Where each start of the run dies: before the first checkpoint; in the middle of writing it; just after it; in the middle of
@@ -354,9 +351,9 @@ def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
 
 
 AMID = [
-    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
+    Moment("permix.training.checkpoints:_write_manifest", 1),
     Moment("permix.training.grpo_trainer:save_rollouts", 1),
-    Moment("transformers.trainer_callback:TrainerState.save_to_json", 1),
+    Moment("permix.training.checkpoints:_write_manifest", 1),
     Moment("permix.training.run_log:RolloutLogger.log_metrics", 1),
 ]
 """Generations serve steps 1 to 3, 4 to 6 and 7 to 9; checkpoints fall after every second step. The starts die: just after

@@ -332,9 +332,15 @@ CLAIMS = """
 import os, socket, struct
 def claim(payload):
     for descriptor in range(3, 64):
-        try: os.write(descriptor, struct.pack("!cQ", b"=", len(payload)) + payload)
+        try: os.write(descriptor, struct.pack("!cQ16s", b"=", len(payload), bytes(16)) + payload)
         except OSError: pass
 """
+CHANNEL = """
+import gc
+channel = next(one for one in gc.get_objects() if type(one).__name__ == "Channel")
+def claim(payload): channel.send(b"=", payload)
+"""
+"""The runner's own channel: what is sent over it has the token of the last request."""
 
 
 @pytest.mark.parametrize(
@@ -356,6 +362,91 @@ def claim(payload):
 )  # fmt: skip
 def test_what_claims_to_be_right_is_wrong(program: str, suite: Suite) -> None:
     assert run_tests(program, suite, TIGHT).correct is False
+
+
+THREES = Suite(function="add", cases=(Case('[[1, 2], {"dict": []}]', "3"),) * 3)
+EARLY = "sent a reply before it was asked"
+
+
+@pytest.mark.parametrize(
+    ("program", "suite", "reason"),
+    [
+        (f"{CLAIMS}\nfor _ in range(50): claim(b'3')\ndef add(a, b): return 3", THREES, f"the program: {EARLY}"),
+        (f"{CHANNEL}\nfor _ in range(50): claim(b'3')\ndef add(a, b): return 3", THREES, f"test 1 of 3: {EARLY}"),
+        (f"{CHANNEL}\ndef add(a, b):\n  for _ in range(50): claim(b'3')\n  return 3", THREES, f"test 2 of 3: {EARLY}"),
+        (f"{CHANNEL}\nclaim(b'')\nfor _ in range(9): claim(b'true')\ndef add(a, b): return 3", ADD_CHECK, f"a call: {EARLY}"),
+        (f"{CHANNEL}\ndef add(a, b):\n  for _ in range(9): claim(b'3')\n  return 3", ADD_CHECK, f"a call: {EARLY}"),
+    ],
+)
+def test_an_answer_counts_only_after_its_question_and_once(program: str, suite: Suite, reason: str) -> None:
+    assert run_tests(program, suite, TIGHT) == ProgramOutcome(False, reason)
+
+
+def test_a_program_that_answers_itself_after_each_question_has_answered() -> None:
+    """It holds the channel of its own sandbox. It has to know the answers all the same."""
+    serve = (
+        "def add(a, b):\n  while True:\n    claim(str(a + b).encode())\n"
+        "    a, b = __import__('json').loads(channel.receive().payload)[0]"
+    )
+    assert run_tests(f"{CHANNEL}\n{serve}", ADD_FUNCTION, TIGHT).correct
+    assert not run_tests(f"{CHANNEL}\n{serve.replace('a + b', '3')}", ADD_FUNCTION, TIGHT).correct
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        'b"=" + (1 << 62).to_bytes(8) + bytes(16)',  # a frame without end
+        'b"=" + (9).to_bytes(8) + bytes(16)',  # half a frame
+        'b"="',
+        'b"?" + bytes(24)',
+        'b"\\xff" * 1000',
+    ],
+)
+def test_frames_that_are_none_are_wrong_within_the_deadline(frame: str) -> None:
+    program = f"import os\ndef add(a, b):\n  os.write(3, {frame}); __import__('time').sleep(9)"
+    began = time.monotonic()
+    assert run_tests(program, ADD_FUNCTION, TIGHT._replace(wall_seconds=2)).correct is False
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("value", "correct"),
+    [
+        ("complex(10 ** 300, 0)", False),
+        ("{n * (2**61 - 1) for n in range(300)}", False),
+        ("float('nan')", False),
+        ("float('inf')", False),
+        ("-0.0", False),
+        ("[[]] * 1000", False),
+        ("'3' * 100_000", False),
+        ("b'3'", False),
+        ("3 + 0j", True),
+        ("True + 2", True),
+    ],
+)
+def test_values_of_every_kind_are_judged(value: str, correct: bool) -> None:
+    assert run_tests(f"def add(a, b): return {value}", THREES, TIGHT).correct is correct
+
+
+HUGE_COMPLEX = '{"complex": [1' + "0" * 400 + ", 0]}"
+
+
+@pytest.mark.parametrize("suite", [THREES, ADD_CHECK])
+@pytest.mark.parametrize(
+    "payload", [HUGE_COMPLEX, "[" * 10_000, '{"set": [[]]}', '{"": 0}'], ids=["complex", "deep", "set", "kind"]
+)
+def test_frames_that_hold_no_value_are_wrong(suite: Suite, payload: str) -> None:
+    """Written by the program itself, as its own frame would be."""
+    program = f"import time\n{CHANNEL}\ndef add(a, b):\n  claim({payload!r}.encode())\n  time.sleep(9)"
+    assert run_tests(program, suite, TIGHT).correct is False
+
+
+def test_a_set_of_integers_that_collide_ends_the_check_and_not_our_process() -> None:
+    program = "def add(a, b): return {n * (2**61 - 1) for n in range(2500)}"
+    began = time.process_time()
+    assert run_tests(program, THREES, TIGHT._replace(cpu_seconds=6)).correct is False
+    assert run_tests(program, ADD_CHECK, TIGHT).correct is False
+    assert time.process_time() - began < 5
 
 
 SEARCH = """

@@ -1,6 +1,7 @@
 """What counts as the same output and the same value, and that nothing a program says can count as more."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -59,6 +60,20 @@ def test_output_line_by_line_and_number_by_number(printed: str, expected: str, s
         (None, "0", False),
         (float("nan"), "NaN", False),
         (0.1 + 0.2, "0.3", False),
+        (3 + 0j, "3", True),
+        (3 + 1j, "3", False),
+        (3 + 0j, "[3, 0]", False),
+        ({}, "{}", True),
+        ({}, "[]", False),
+        ([], "{}", False),
+        ({"a": 1, "b": {"c": ()}}, '{"b": {"c": []}, "a": 1}', True),
+        ({"a": 1}, '{"a": 1, "b": 2}', False),
+        (b"3", "3", False),
+        (b"", "[]", False),
+        (frozenset(), "[]", False),
+        (10**400, "1e400", False),
+        (float("inf"), "1e400", True),  # as Python reads it
+        (float("-inf"), "Infinity", False),
     ],
 )
 def test_values_as_python_compares_them_but_for_tuples(value: object, expected: str, same: bool) -> None:
@@ -75,10 +90,44 @@ def test_integers_of_any_length_are_compared_by_their_digits() -> None:
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"{", b"\xff", b'{"eval": "1"}', b'{"tuple": 3}', b'{"set": [[1]]}', b"[" * 100_000, b'{"a": 1, "b": 2}', b"{}"],
+    [
+        b"", b"{", b"\xff", b'{"eval": "1"}', b'{"tuple": 3}', b'{"tuple": "ab"}', b'{"set": [[1]]}', b"[" * 100_000,
+        b'{"a": 1, "b": 2}', b"{}", b'{"dict": [1, 2]}', b'{"dict": [[1]]}', b'{"dict": {}}', b'{"dict": [["a", 1], ["a", 1]]}',
+        b'{"dict": [["a", 2], ["a", 1]]}', b'{"dict": [[["a"], 1]]}', b'{"complex": []}', b'{"complex": 1}',
+        b'{"complex": [1, 0]}', b'{"complex": ["1", 0]}', b'{"complex": [null, 0]}',
+        b'{"bytes": "zz"}', b'{"bytes": 1}', b'{"tuple": [] } extra', b'{"dict": [[1' + b"0" * 5000 + b', 1], ["b", 2]]}',
+        b'{"complex": [1' + b"0" * 400 + b', 0]}', b'{"complex": [0, 1' + b"0" * 400 + b']}', b"1" + b"0" * 400, b"-1e999",
+        b'{"complex": [1' + b"0" * 5000 + b', 0]}', b'{"set": ' * 300 + b"[]" + b"}" * 300, b"[" * 5000 + b"]" * 5000,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("expected", ["null", "1", "[]", '{"a": 1, "b": 2}', '"ab"', "[1, 2]", "1e300"])
+def test_what_is_no_value_is_the_same_as_nothing(payload: bytes, expected: str) -> None:
+    assert not same_value(payload, expected)
+
+
+MODULUS = 2**61 - 1
+"""Python's hash of an integer is its remainder by this: all of its multiples have hash 0."""
+
+
+@pytest.mark.parametrize(
+    "form", ['{"set": [%s]}', '{"frozenset": [%s]}', '{"dict": [%s]}', '{"tuple": [{"set": [%s]}]}', '[{"dict": [%s]}]', "[%s]"]
 )
-def test_what_is_no_value_is_the_same_as_nothing(payload: bytes) -> None:
-    assert not same_value(payload, "null")
+@pytest.mark.parametrize("expected", ["[]", "3"])
+def test_integers_that_collide_take_no_longer_than_others(form: str, expected: str) -> None:
+    """In a set or a dict of Python 380,000 of them, 8 MB, take minutes."""
+    one = "[%d, 0]" if "dict" in form else "%d"
+    payload = (form % ", ".join(one % (n * MODULUS) for n in range(1, 100_000))).encode()
+    began = time.process_time()
+    assert not same_value(payload, expected)
+    assert time.process_time() - began < 10
+
+
+def test_a_long_value_is_compared_whole() -> None:
+    numbers = [n * MODULUS for n in range(20_000)]
+    text = json.dumps(numbers)
+    assert same_value(encode_value(tuple(numbers)), text)
+    assert not same_value(encode_value([*numbers[:-1], 0]), text)
+    assert same_value(encode_value({str(n): [n] for n in numbers}), json.dumps({str(n): [n] for n in numbers}))
 
 
 @given(

@@ -19,6 +19,7 @@ from permix.verification.guest.protocol import (
     FRAME_CALL,
     FRAME_PROGRAM_FAILED,
     FRAME_RESULT,
+    NO_TOKEN,
     Channel,
     Frame,
     FrameTooLongError,
@@ -57,6 +58,18 @@ def test_frames_arrive_whole_and_in_order(ends: tuple[Channel, Channel]) -> None
     ours.send(FRAME_RESULT)
     assert theirs.receive() == Frame(FRAME_CALL, b"x" * 1000)
     assert theirs.receive() == Frame(FRAME_RESULT, b"")
+
+
+def test_a_reply_carries_the_token_of_its_request(ends: tuple[Channel, Channel]) -> None:
+    ours, theirs = ends
+    theirs.send(FRAME_RESULT, b"too early")
+    assert ours.receive() == Frame(FRAME_RESULT, b"too early", NO_TOKEN)
+    for token in (b"a" * 16, b"b" * 16):
+        ours.send(FRAME_CALL, b"x", token=token)
+        theirs.receive()
+        for _ in range(2):
+            theirs.send(FRAME_RESULT, b"y")
+            assert ours.receive() == Frame(FRAME_RESULT, b"y", token)
 
 
 def test_more_than_was_allowed_is_not_read(ends: tuple[Channel, Channel]) -> None:

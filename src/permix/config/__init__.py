@@ -11,6 +11,7 @@ from permix.config.base import (
     build_config,
     format_validation_error,
     load_config,
+    quote_input,
     read_config_values,
 )
 from permix.config.data import (
@@ -120,6 +121,7 @@ __all__ = [
     "configurable_backends",
     "format_validation_error",
     "load_config",
+    "quote_input",
     "read_config_values",
     "resolve_mix",
     "rubric_entries",

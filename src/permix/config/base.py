@@ -4,6 +4,7 @@ Errors name the file, the field, its value and the valid values.
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from permix.errors import ConfigError, closest_match
+from permix.sanitize import escape_control, redact_secrets, truncate
 
 
 class ConfigSection(BaseModel):
@@ -40,7 +42,22 @@ class ConfigSection(BaseModel):
         `n` of `permix train`, not of `TaskConfig`."""
         if not isinstance(values, Mapping):
             return values
+        for name, value in values.items():
+            _check_representable(name, value)
         return {name: _merge_with_default(cls.model_fields.get(name), value) for name, value in values.items()}
+
+
+MAX_INTEGER = 2**63 - 1
+"""Largest integer of a configuration: what a TOML file, numpy and a Parquet file can all hold."""
+
+
+def _check_representable(name: str, value: Any) -> None:
+    """Raise ValueError for a text that no path can hold, and for an integer that numpy cannot hold."""
+    if isinstance(value, int) and not -MAX_INTEGER <= value <= MAX_INTEGER:
+        raise ValueError(f"{name}: must be an integer between -(2^63 - 1) and 2^63 - 1")
+    for text in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(text, str | Path) and "\x00" in str(text):
+            raise ValueError(f"{name} = {quote_input(text)}: holds a NUL, which no path can hold; leave it out")
 
 
 def _merge_with_default(field: FieldInfo | None, value: Any) -> Any:
@@ -55,6 +72,9 @@ _ConfigT = TypeVar("_ConfigT", bound=BaseModel)
 
 CONFIG_SUFFIXES = (".toml", ".json")
 
+MAX_CONFIG_BYTES = 10_000_000
+"""Longest configuration file that is read; one with a thousand lists of runs has less than 1 MB."""
+
 
 def load_config(cls: type[_ConfigT], path: Path) -> _ConfigT:
     """Read a TOML or JSON file into `cls`. Raises ConfigError naming the file, the field, its value and the valid values."""
@@ -65,12 +85,20 @@ def read_config_values(path: Path) -> dict[str, Any]:
     """The content of a TOML file or of a run's config.json. Raises ConfigError if the file is missing or not valid."""
     kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: not a {kind} file but a folder, a pipe or a device")
+        with path.open("rb") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+        if len(content) > MAX_CONFIG_BYTES:
+            raise ConfigError(f"{path}: longer than {MAX_CONFIG_BYTES / 1e6:g} MB; is this a configuration file?")
+        text = content.decode("utf-8")
         values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such configuration file") from error
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ConfigError(f"{path}: not a {kind} file: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not a {kind} file: nested too deeply") from error
+    except (ValueError, OSError) as error:  # a syntax error, text that is not UTF-8, too many digits, a folder
+        raise ConfigError(f"{path}: not a {kind} file: {escape_control(str(error))}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: contains a {type(values).__name__}, not an object")
     return values
@@ -84,7 +112,7 @@ def build_config(cls: type[_ConfigT], values: Mapping[str, Any], *, source: str,
     check_unknown_keys(cls, values, source=source)
     try:
         return cls.model_validate(values, context={"draft": partial})
-    except ValidationError as error:
+    except (ValidationError, UnicodeEncodeError) as error:
         raise ConfigError(f"{source}: {format_validation_error(error)}") from error
 
 
@@ -94,17 +122,67 @@ def check_unknown_keys(cls: type[BaseModel], values: Mapping[str, Any], *, sourc
         if key not in cls.model_fields:
             near = closest_match(key, cls.model_fields, cutoff=0.5)
             hint = f"did you mean {prefix}{near}?" if near else f"known: {', '.join(cls.model_fields)}"
-            raise ConfigError(f"{source}: unknown key {prefix}{key}; {hint}")
+            raise ConfigError(f"{source}: unknown key {prefix}{truncate(escape_control(key), MAX_SHOWN_CHARS)}; {hint}")
         inner = cls.model_fields[key].annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, Mapping):
             check_unknown_keys(inner, value, source=source, prefix=f"{prefix}{key}.")
 
 
-def format_validation_error(error: ValidationError) -> str:
-    """A pydantic error as text: for each field its path, its value and what is wrong, separated by semicolons."""
+MAX_SHOWN_CHARS = 120
+
+_MAY_HOLD_SECRETS = ("base_url", "api_key_env", "extra_body", "vllm_server_base_url")
+"""Fields whose value is not repeated in an error."""
+
+_TYPE_WORDS = {
+    "int_": "must be a whole number",
+    "float_": "must be a number",
+    "bool_": "must be true or false",
+    "string_": "must be a text",
+    "path_": "must be a path",
+    "tuple_": "must be a list",
+    "list_": "must be a list",
+    "dict_": "must be a section of fields",
+    "model_": "must be a section of fields",
+    "none_": "must be left out",
+    "missing": "is missing",
+    "extra_forbidden": "is not a known field",
+    "finite_number": "must be a finite number",
+}
+"""For the beginning of pydantic's name for an error: what would be valid."""
+
+
+def format_validation_error(error: ValidationError | UnicodeEncodeError, prefix: str = "") -> str:
+    """A pydantic error as text: for each field its path, its value and what would be valid, separated by semicolons.
+
+    `prefix` precedes each path, such as "model.".
+    """
+    if isinstance(error, UnicodeEncodeError):  # a validator's message quotes a lone surrogate, which pydantic cannot pass on
+        return f"{prefix.rstrip('.') or 'configuration'}: a text holds a lone surrogate, which is no character; leave it out"
     lines = []
-    for one in error.errors():
-        field = ".".join(str(part) for part in one["loc"]) or "configuration"
-        shown = "" if isinstance(one["input"], (dict, BaseModel)) else f" = {one['input']!r}"
-        lines.append(f"{field}{shown}: {one['msg'].removeprefix('Value error, ')}")
+    for one in error.errors(include_url=False):
+        place = ".".join(str(part) for part in one["loc"])
+        field = truncate(escape_control(f"{prefix}{place}".rstrip(".")), MAX_SHOWN_CHARS) or "configuration"
+        hidden = (
+            one["type"] == "missing"
+            or isinstance(one["input"], (dict, BaseModel))
+            or place.rpartition(".")[2] in _MAY_HOLD_SECRETS
+        )
+        shown = "" if hidden else f" = {quote_input(one['input'])}"
+        words = next((words for start, words in _TYPE_WORDS.items() if one["type"].startswith(start)), None)
+        own_words = one["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        lines.append(f"{field}{shown}: {words or _shorten_words(escape_control(own_words))}")
     return "; ".join(lines)
+
+
+def _shorten_words(text: str) -> str:
+    """The text with each word longer than `MAX_SHOWN_CHARS` cut: a message quotes values of any length."""
+    return re.sub(rf"(\S{{{MAX_SHOWN_CHARS}}})\S+", r"\1…", text)
+
+
+def quote_input(value: object) -> str:
+    """A value of a configuration for an error message: its repr without secrets, at most `MAX_SHOWN_CHARS` long."""
+    try:
+        shown = repr(value)
+    except (ValueError, RecursionError):
+        return "(a number of thousands of digits)" if isinstance(value, int) else "(a value that is nested too deeply)"
+    return truncate(escape_control(redact_secrets(shown)), MAX_SHOWN_CHARS)

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from permix.config.base import ConfigSection
 from permix.errors import closest_match
+from permix.sanitize import redact_secrets
 from permix.types import Split
 
 
@@ -21,7 +22,7 @@ class BackendCapabilities(NamedTuple):
     `is_local`: it runs in this process, on the weights that the model's name refers to (a folder, a hub id or "bundled"), so its
     files can be checked before they are loaded. `is_priced`: requests may cost money. `needs_base_url`: it has an address.
     `content_addressed`: equal fingerprints can mean equal weights, so completions may be cached. `configurable`: a configuration
-    file or a flag may name it.
+    file or a flag may name it. `bounds_thinking`: it can close a completion's thinking after a number of tokens.
     """
 
     is_local: bool
@@ -29,10 +30,13 @@ class BackendCapabilities(NamedTuple):
     needs_base_url: bool
     content_addressed: bool
     configurable: bool = True
+    bounds_thinking: bool = False
 
 
 BACKENDS: dict[str, BackendCapabilities] = {
-    "transformers": BackendCapabilities(is_local=True, is_priced=False, needs_base_url=False, content_addressed=True),
+    "transformers": BackendCapabilities(
+        is_local=True, is_priced=False, needs_base_url=False, content_addressed=True, bounds_thinking=True
+    ),
     "openai": BackendCapabilities(is_local=False, is_priced=True, needs_base_url=True, content_addressed=False),
     "python": BackendCapabilities(
         is_local=False, is_priced=False, needs_base_url=False, content_addressed=False, configurable=False
@@ -48,6 +52,30 @@ def configurable_backends() -> tuple[str, ...]:
 
 ThinkingSwitch = Literal["default", "on", "off"]
 """Whether a thinking model is to think: as its chat template does by default, or switched on or off."""
+
+
+_SECRET_FIELD = re.compile(r"(?i)api[-_]?key|secret|passw(or)?d|authorization|credentials?|(access|auth|bearer)[-_]?token")
+
+
+def _find_secret(fields: Any) -> str | None:
+    """The name of a field, at any depth, that holds a secret: by its name, or by a value that looks like a key.
+
+    Raises ValueError for more than `MAX_EXTRA_BODY_DEPTH` levels.
+    """
+    waiting = [("the object", fields, 0)]
+    while waiting:
+        name, value, depth = waiting.pop()
+        if depth > MAX_EXTRA_BODY_DEPTH:
+            raise ValueError(f"nested too deeply; no more than {MAX_EXTRA_BODY_DEPTH} levels")
+        if _SECRET_FIELD.fullmatch(name) or (isinstance(value, str) and redact_secrets(value) != value):
+            return name
+        inner = value.items() if isinstance(value, dict) else ((name, one) for one in value) if isinstance(value, list) else ()
+        waiting += [(key, one, depth + 1) for key, one in inner]
+    return None
+
+
+MAX_EXTRA_BODY_DEPTH = 50
+"""Levels of `extra_body`; JSON schemas, which may be in it, have fewer."""
 
 
 class ModelConfig(ConfigSection):
@@ -71,6 +99,9 @@ class ModelConfig(ConfigSection):
     """Maximum duration of one HTTP request, in seconds (backend "openai")."""
     thinking: ThinkingSwitch = "default"
     """Switch a thinking model's thinking on or off, where its chat template has such a switch (`enable_thinking`)."""
+    thinking_budget: int | None = Field(default=None, ge=0)
+    """Close the thinking of a completion after this many tokens, so that the answer follows (backend "transformers"); no bound
+    when not given. It counts towards max_new_tokens. An endpoint takes a field of its own for it, in extra_body."""
     extra_body: str = ""
     """A JSON object whose fields are added to every HTTP request, such as {"reasoning_effort": "low"} (backend "openai")."""
     retries: int = Field(default=6, ge=0)
@@ -95,6 +126,17 @@ class ModelConfig(ConfigSection):
             raise ValueError(f'base_url is missing: backend "{self.backend}" needs one, such as http://127.0.0.1:8000/v1')
         return self
 
+    @model_validator(mode="after")
+    def _check_thinking_budget(self) -> "ModelConfig":
+        if self.thinking_budget is not None and not self.capabilities.bounds_thinking:
+            budget = self.thinking_budget
+            raise ValueError(
+                f'thinking_budget = {budget}: backend "{self.backend}" cannot bound the thinking; leave it out. An endpoint has '
+                f'a field of its own for it, which model.extra_body adds: {{"thinking_token_budget": {budget}}} (vLLM), '
+                f'{{"thinking_budget": {budget}}} (Qwen) or {{"reasoning_effort": "low"}}'
+            )
+        return self
+
     @property
     def extra_fields(self) -> dict[str, Any]:
         """The fields that are added to every HTTP request: those of `extra_body`, and the switch of thinking."""
@@ -110,8 +152,13 @@ class ModelConfig(ConfigSection):
     def _check_extra_body(cls, text: str) -> str:
         try:
             fields = json.loads(text) if text else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f'must be a JSON object such as {{"reasoning_effort": "low"}}: {error}') from None
+        if (secret := _find_secret(fields)) is not None:
+            raise ValueError(
+                f"holds a secret in {secret[:40]!r}, and the run records it; put the key into the environment variable that "
+                "api_key_env names"
+            )
         if not isinstance(fields, dict) or not isinstance(fields.get("chat_template_kwargs", {}), dict):
             raise ValueError('must be a JSON object such as {"reasoning_effort": "low"}')
         if taken := {"model", "messages", "n", "stream"} & set(fields):
@@ -121,11 +168,27 @@ class ModelConfig(ConfigSection):
     @model_validator(mode="after")
     def _check_no_secrets(self) -> "ModelConfig":
         # A value here may be a secret, so the messages do not repeat it.
-        if "@" in (self.base_url or ""):
+        url, name = self.base_url or "", self.api_key_env
+        if "@" in url or redact_secrets(url) != url:
             raise ValueError("base_url holds credentials; put the key into the environment variable that api_key_env names")
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+        if "?" in url or "#" in url:
+            raise ValueError(
+                "base_url must be an address such as http://127.0.0.1:8000/v1, without a query; put a key into the environment "
+                "variable that api_key_env names"
+            )
+        looks_like_key = len(name) >= 20 and re.search("[a-z]", name) and re.search("[0-9]", name)
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or looks_like_key or redact_secrets(name) != name:
             raise ValueError("api_key_env is not the name of an environment variable; the key itself must not be in a file")
         return self
+
+
+def check_room_for_answer(model: ModelConfig, field: str, max_new_tokens: int) -> None:
+    """Raise ValueError if the thinking may use all tokens of a completion. `field` names the limit of its tokens."""
+    if model.thinking_budget is not None and model.thinking_budget >= max_new_tokens:
+        raise ValueError(
+            f"thinking_budget = {model.thinking_budget}: leaves no token for the answer; give less, or more than that as {field} "
+            f"(now {max_new_tokens})"
+        )
 
 
 class TaskConfig(ConfigSection):
@@ -139,8 +202,9 @@ class TaskConfig(ConfigSection):
     answer: Literal["number", "math", "exact", "choice"] | None = None
     """How answers to your own questions are compared: as numbers, as mathematical expressions, as texts that must be equal, or
     as letters of choices. It selects the task own-ANSWER."""
-    split: Split = "heldout"
-    """Split of the questions: train for training, dev for choosing settings, heldout for the final measurement."""
+    split: Literal[Split, "all"] = "heldout"
+    """Split of the questions: train for training, dev for choosing settings, heldout for the final measurement, or all questions
+    of your own file."""
     n: int = Field(default=100, gt=0)
     """Number of questions."""
     levels: tuple[str, ...] = ()
@@ -150,6 +214,13 @@ class TaskConfig(ConfigSection):
     """Seed for choosing the questions."""
     prompt_template: str | None = None
     """The prompt, with {question} in it, such as "Think aloud, then answer. {question}"; the task's own when not given."""
+    question_column: str | None = None
+    """The column of your own file that holds the questions, such as problem or extra_info.question; not needed for the names that
+    `permix.tasks.custom` lists."""
+    answer_column: str | None = None
+    """The column that holds the right answers."""
+    choices_column: str | None = None
+    """The column that holds the choices (answer "choice")."""
 
     @model_validator(mode="before")
     @classmethod
@@ -165,9 +236,28 @@ class TaskConfig(ConfigSection):
             raise ValueError(
                 f'answer = "{self.answer}": applies to your own questions only; leave out either answer or name = "{self.name}"'
             )
-        if self.name.startswith("own-") and self.path is None:
+        is_own = self.name.startswith("own-")
+        if is_own and self.path is None:
             raise ValueError(f'path is missing: name = "{self.name}" reads your own questions from a file; give the file')
+        columns = [name for name in ("question_column", "answer_column", "choices_column") if getattr(self, name) is not None]
+        if columns and not is_own:
+            raise ValueError(f'{columns[0]}: applies to your own questions only, not to name = "{self.name}"; leave it out')
         return self
+
+    @field_validator("split")
+    @classmethod
+    def _check_all_splits(cls, split: str, info: ValidationInfo) -> str:
+        if split == "all" and not info.data.get("name", "").startswith("own-"):
+            raise ValueError(
+                "Input should be 'train', 'dev' or 'heldout'; 'all' is for your own questions (task.path, task.answer)"
+            )
+        return split
+
+    @property
+    def single_split(self) -> Split:
+        """The split, of a task that has no "all"."""
+        assert self.split != "all"
+        return self.split
 
     @model_validator(mode="after")
     def _check_prompt_template(self) -> "TaskConfig":
@@ -180,7 +270,10 @@ class PersonasConfig(ConfigSection):
     """The personas: which pool they come from, how many, and how the prompt states them."""
 
     pool: str = "builtin"
-    """"builtin", or a TOML, JSONL or CSV file of personas."""
+    """"builtin", or a file of personas: JSONL, CSV, TSV, JSON, Parquet, TOML, or a character card (JSON, PNG) or a folder of them
+    (the forms that are read: `permix.personas.published`)."""
+    column: str | None = None
+    """The column of the pool that holds the texts, such as persona or data.bio; not needed for the known forms."""
     split: Literal[Split, "all"] = "heldout"
     """Split of the pool: train for training, dev for choosing settings, heldout for the final measurement, or all."""
     include: tuple[str, ...] = ()
@@ -193,7 +286,8 @@ class PersonasConfig(ConfigSection):
     """Seed for choosing the `n` personas."""
     template: str = "you_are"
     """How the prompt states the persona: you_are, adopt, second_person or in_question, or your own text with {persona} in it. It
-    is the system message; a text with {question} in it too is the user message."""
+    is the system message; a text with {question} in it too is the user message. "{persona}" sends the texts as they are, for
+    pools of whole system prompts."""
     empty_system_prompt: bool = False
     """In cells without persona send an empty system message, so that the model's default system message is not used."""
 
@@ -236,6 +330,11 @@ class JudgeModelConfig(ModelConfig):
     """A TOML file of prices by model (example: configs/prices.toml); without it costs are unknown."""
     max_cost: float | None = Field(default=None, gt=0)
     """Stop calling the judge when this many US dollars are spent; needs --judge.prices."""
+
+    @model_validator(mode="after")
+    def _check_room_for_a_score(self) -> "JudgeModelConfig":
+        check_room_for_answer(self, "max_new_tokens", self.max_new_tokens)
+        return self
 
     @model_validator(mode="after")
     def _check_rubrics(self) -> "JudgeModelConfig":

@@ -16,6 +16,7 @@ from permix.config.data import (
     PersonasConfig,
     TaskConfig,
     ThinkingSwitch,
+    check_room_for_answer,
 )
 from permix.config.training import (
     IGNORED_FIELDS,
@@ -95,6 +96,17 @@ class TrainableModelConfig(ConfigSection):
     """"bundled" (SmolLM2-135M-Instruct), a model folder or a hub id. Its weights are trained in float32."""
     thinking: ThinkingSwitch = "default"
     """Switch a thinking model's thinking on or off in training, and in the chat template that is saved with the trained model."""
+    thinking_budget: int | None = None
+    """Not for training, where every token must be the model's own; evaluations have it."""
+
+    @model_validator(mode="after")
+    def _check_no_thinking_budget(self) -> "TrainableModelConfig":
+        if self.thinking_budget is not None:
+            raise ValueError(
+                f"thinking_budget = {self.thinking_budget}: a token that is forced is not the model's own, so it cannot be "
+                "trained on; leave it out (train.max_new_tokens bounds a rollout, model.thinking can switch thinking off)"
+            )
+        return self
 
 
 class TeacherConfig(ModelConfig):
@@ -201,6 +213,11 @@ class StabilityConfig(RunConfig):
     in --out if there is one."""
 
     @model_validator(mode="after")
+    def _check_room_for_answer(self) -> "StabilityConfig":
+        check_room_for_answer(self.model, "sampling.max_new_tokens", self.sampling.max_new_tokens)
+        return self
+
+    @model_validator(mode="after")
     def _check_templates(self) -> "StabilityConfig":
         if len(self.templates) == 1:
             raise ValueError(f"templates = {self.templates!r}: give two or more templates, or this one as personas.template")
@@ -263,6 +280,11 @@ class FidelityConfig(RunConfig):
         if self.interview.turns:
             return "interview"
         return "personagym" if self.personagym.path or self.personagym.hub else "open"
+
+    @model_validator(mode="after")
+    def _check_room_for_answer(self) -> "FidelityConfig":
+        check_room_for_answer(self.model, "sampling.max_new_tokens", self.sampling.max_new_tokens)
+        return self
 
     @model_validator(mode="after")
     def _check_one_kind(self) -> "FidelityConfig":

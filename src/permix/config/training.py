@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from permix.config.base import ConfigSection
+from permix.sanitize import redact_secrets
 from permix.types import PersonaScope
 
 LossName = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
@@ -137,7 +138,8 @@ class OptimConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _check_no_secrets(self) -> "OptimConfig":
-        if "@" in (self.vllm_server_base_url or ""):
+        url = self.vllm_server_base_url or ""
+        if "@" in url or redact_secrets(url) != url:
             raise ValueError(
                 "vllm_server_base_url holds credentials, and it is written to the run directory; give a URL without them"
             )

@@ -178,7 +178,7 @@ JsonLine = Mapping[str, Any]
 
 def newest_completions(run: Path, stage: str) -> list[CompletionView]:
     """Return the newest completions, newest first. Unreadable lines and files are skipped; `RunMonitor.errors` reports them."""
-    for name, to_view in _NEWEST_FILES[stage]:
+    for name, to_view in _NEWEST_FILES.get(stage, ()):
         if lines := _last_lines(run / name):
             return [view for line in reversed(lines) if (view := _view_or_none(line, to_view)) is not None]
     return []
@@ -187,7 +187,7 @@ def newest_completions(run: Path, stage: str) -> list[CompletionView]:
 def _last_lines(path: Path) -> list[bytes]:
     try:
         return last_lines(path, _NEWEST_COUNT)
-    except OSError:
+    except (OSError, PermixError):
         return []
 
 

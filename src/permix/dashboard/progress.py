@@ -4,19 +4,20 @@ A tally keeps one number for each cell, and the error of each failed cell, so a 
 raise no error: they are counted, and the first one is named. The last record of a cell counts, as everywhere.
 
 Contract: no model and no registry is contacted. If the number of units of a run is unknown, its total is None, and the page shows
-no percentage.
+no percentage. Memory is bounded: texts are cut before they are kept, and a training's curve keeps `MAX_STEPS` steps.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from permix.evals.grid import ExpectedCells
 from permix.judges.types import Judgement
 from permix.sanitize import escape_control, truncate
 from permix.storage.cells import CellLine, cell_line_key, parse_cell_line
-from permix.storage.files import PARSE_ERRORS, parse_error_text
+from permix.storage.files import LONG_LINE, LONG_LINE_TEXT, PARSE_ERRORS, parse_error_text, read_file_state
 from permix.storage.run_dir import parse_log_step
 
 
@@ -33,24 +34,47 @@ def expected_steps(run: Path, config: Mapping[str, Any]) -> int | None:
     return None if steps is None else steps * rounds
 
 
+MAX_JSON_BYTES = 8_000_000
+"""Largest JSON file, plan or list of examples that the viewer reads; a larger one would hold up the page."""
+
+
 def _plan_steps(run: Path) -> int | None:
     from permix.plan import read_plan
 
     path = run / "plan.parquet"
-    return read_plan(path).steps if path.is_file() else None
+    return read_plan(path).steps if _is_readable(path) else None
+
+
+def _is_readable(path: Path) -> bool:
+    state = read_file_state(path)
+    return state is not None and state.size <= MAX_JSON_BYTES
 
 
 def _example_steps(run: Path) -> int | None:
-    """Return the number of plan steps with at least one training example. None while the dataset is not written yet."""
-    from permix.training.sft_data import examples_by_step, load_sft_dataset
+    """Return the number of plan steps with at least one training example. None if the dataset is not written yet or too large."""
+    from permix.training.sft_data import SFT_EXAMPLES_FILE, examples_by_step, load_sft_dataset
 
-    chosen = load_sft_dataset(run)
+    chosen = load_sft_dataset(run) if _is_readable(run / SFT_EXAMPLES_FILE) else None
     return None if chosen is None else len(examples_by_step(chosen.examples))
 
 
-_MAX_MESSAGE_CHARS = 200
+_MAX_TYPE_CHARS, _MAX_MESSAGE_CHARS = 80, 200
 
 _MAX_STEP = 2**53 - 1  # largest whole number that a browser keeps exactly
+
+MAX_STEPS = 200_000
+
+CURVE_METRICS = (
+    "reward",
+    "loss",
+    "completion_tokens",
+    "frac_nonzero_advantage_groups",
+    "truncated",
+    "entropy",
+    "replay_kl",
+    "lr",
+    "grad_norm",
+)
 
 
 class RecordTally:
@@ -78,22 +102,19 @@ class RecordTally:
         for line in lines:
             self.lines += 1
             try:
+                if line is LONG_LINE:
+                    raise ValueError(LONG_LINE_TEXT)
                 self._add_line(line)
             except PARSE_ERRORS as error:
                 self.malformed += 1
-                reason = truncate(escape_control(f"not a record: {parse_error_text(error)}"), _MAX_MESSAGE_CHARS)
-                self.first_error = self.first_error or f"{self.file}:{self.lines}: {reason}"
+                self.first_error = self.first_error or f"{self.file}:{self.lines}: not a record: {_cut(parse_error_text(error))}"
 
     def errors(self) -> list[dict[str, Any]]:
         """Return the ten most frequent types of error among units without a result, each with its count and one message."""
         counts = Counter(kind for kind, _ in self._failing.values())
         message_by_type = dict(self._failing.values())
         return [
-            {
-                "type": truncate(escape_control(kind), 80),
-                "count": count,
-                "message": truncate(escape_control(message_by_type[kind]), _MAX_MESSAGE_CHARS),
-            }
+            {"type": _cut(kind, _MAX_TYPE_CHARS), "count": count, "message": _cut(message_by_type[kind])}
             for kind, count in counts.most_common(10)
         ]
 
@@ -108,7 +129,12 @@ class RecordTally:
             self._done.add(key)
         else:
             self._done.discard(key)
-            self._failing[key] = error
+            self._failing[key] = sys.intern(error[0][: _MAX_TYPE_CHARS + 1]), error[1][: _MAX_MESSAGE_CHARS + 1]
+
+
+def _cut(text: str, width: int = _MAX_MESSAGE_CHARS) -> str:
+    """Return printable text; it is cut before it is escaped, since a damaged file may hold a megabyte in one field."""
+    return truncate(escape_control(text[: width + 1]), width)
 
 
 class CellTally(RecordTally):
@@ -161,25 +187,43 @@ class JudgeCallTally(RecordTally):
             self._set_outcome(call.key, (failure.type, failure.message) if failure else ("no score", call.error or ""))
 
 
+class Step(NamedTuple):
+    """One optimizer step: the values of `CURVE_METRICS`, None where missing or not finite, and the rollouts without a verdict."""
+
+    metrics: tuple[float | None, ...]
+    unscored: int
+
+
 class StepTally(RecordTally):
-    """Tally of the steps in log.jsonl of a training. The last line of each step counts."""
+    """Tally of the steps in log.jsonl of a training. The last line of a step counts. `steps` has the first `MAX_STEPS` steps."""
 
     unit = "steps"
 
     def __init__(self, file: str) -> None:
         super().__init__(file)
-        self.steps: dict[int, dict[str, Any]] = {}
+        self.steps: dict[int, Step] = {}
+        self._last = 0
 
     @property
     def done(self) -> int:
-        return max(self.steps, default=0)
+        return self._last
 
     def errors(self) -> list[dict[str, Any]]:
-        unscored = sum(count for step in self.steps.values() if isinstance(count := step.get("unscored"), int))
+        unscored = sum(step.unscored for step in self.steps.values())
         return [{"type": "no verdict", "count": unscored, "message": "rollouts left out of their step"}] if unscored else []
 
     def _add_line(self, line: bytes) -> None:
         number, step = parse_log_step(line)
         if not 0 <= number <= _MAX_STEP:
             raise ValueError(f"step = {number}: must be from 0 to {_MAX_STEP}")
-        self.steps[number] = step
+        self._last = max(self._last, number)
+        if number in self.steps or len(self.steps) < MAX_STEPS:
+            unscored = _finite_or_none(step.get("unscored"))
+            self.steps[number] = Step(tuple(_finite_or_none(step.get(name)) for name in CURVE_METRICS), int(unscored or 0))
+
+
+def _finite_or_none(value: object) -> float | None:
+    """Return the value as a number; None if it is not a number or not finite."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None

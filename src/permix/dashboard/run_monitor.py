@@ -3,6 +3,9 @@
 Contract: the directory is only read. `poll` is cheap for a run of any length, since each file is read from where the last call
 ended. Errors in the directory become texts in `errors` and are never raised.
 
+One thread polls. It publishes its results in one assignment, and other threads read only those, so that no reader waits for a
+file. Only regular files below the viewed folder are read, and no JSON file above `MAX_JSON_BYTES`.
+
 The process that holds the run is read from /proc/locks, where Linux lists all locks of the machine by inode. The run's lock is
 never taken, since that would refuse a command that starts the run at the same moment. Without /proc/locks the holder is unknown.
 
@@ -10,7 +13,6 @@ The rate of progress covers only the time during which the run was watched.
 """
 
 import os
-import sys
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,17 +20,19 @@ from typing import Any, Literal, NamedTuple
 
 from permix.dashboard.live_metrics import LiveMeasures, newest_completions
 from permix.dashboard.progress import (
+    CURVE_METRICS,
+    MAX_JSON_BYTES,
     CellTally,
     JudgeCallTally,
     RecordTally,
     StepTally,
     expected_steps,
 )
-from permix.errors import PermixError
+from permix.errors import DataError, PermixError
 from permix.evals.fidelity_records import read_expected_cells
 from permix.evals.grid import ExpectedCells
 from permix.sanitize import escape_control, redact_command, redact_secrets, truncate
-from permix.storage.files import JsonlTail, read_file_state
+from permix.storage.files import JsonlTail, open_regular, read_file_state
 from permix.storage.run_dir import RunReader
 from permix.types import digest
 
@@ -74,9 +78,9 @@ def lock_holder(run: Path, locks: LocksByInode | None) -> int | None:
     names.
     """
     try:
-        lock = (run / _LOCK_FILE).stat()
-        named = (run / _LOCK_FILE).read_bytes()[:20].strip()
-    except OSError:
+        with open_regular(run / _LOCK_FILE) as file:
+            lock, named = os.fstat(file.fileno()), file.read(20).strip()
+    except (OSError, PermixError):
         return None
     device = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}"
     for holder in (locks or {}).get(lock.st_ino, ()):
@@ -119,33 +123,47 @@ STALE_AFTER_S = 90.0
 
 _MAX_CURVE_POINTS = 400
 
-CURVE_METRICS = (
-    "reward",
-    "loss",
-    "completion_tokens",
-    "frac_nonzero_advantage_groups",
-    "truncated",
-    "entropy",
-    "replay_kl",
-    "lr",
-    "grad_norm",
-)
-
 _PROGRESS_FILES = {"train": "log.jsonl", "judge": "judgements.jsonl"}
 
-READ_ERRORS = (PermixError, OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError)
+READ_ERRORS = (PermixError, OSError, ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError)
 """Errors that reading a broken run directory can raise."""
 
 WATCHED_STAGES = ("stability", "fidelity", "train", "judge", "questions")
+
+_SETTINGS_FILES = ("config.json", "provenance.json", "grid.json")
+
+_READ_FILES = (
+    *_SETTINGS_FILES, _LOCK_FILE, "inputs.json", "records.jsonl", "judgements.jsonl", "log.jsonl", "rollouts.jsonl",
+    "plan.parquet", "examples.jsonl", "examples.json",
+)  # fmt: skip
+
+
+def check_run_files(run: Path, root: Path) -> None:
+    """Raise DataError for a file of a run that leads out of `root`, is not a regular file, or is JSON above `MAX_JSON_BYTES`."""
+    for path in (run / name for name in _READ_FILES):
+        if not os.path.lexists(path):
+            continue
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+            raise DataError(f"{path.name}: is a link that leads out of the viewed folder, so it is not read")
+        if not path.exists():
+            continue
+        state = read_file_state(path)
+        if state is None:
+            raise DataError(f"{path.name}: is a folder, a pipe or a device, not a file, so it is not read")
+        if path.suffix == ".json" and state.size > MAX_JSON_BYTES:
+            raise DataError(f"{path.name}: has {state.size} bytes; the viewer reads JSON files of up to {MAX_JSON_BYTES} bytes")
+
 
 RunVersion = tuple[int, bool, str]
 
 
 class RunMonitor:
-    """The state of one run. `name` is its path below the viewed folder; `id` is derived from `name`."""
+    """The state of one run. `name` is its path below the viewed folder `root`; `id` is derived from `name`."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.name, self.id = path, name, digest(name)
+    def __init__(self, path: Path, name: str, root: Path | None = None) -> None:
+        self.path, self.name, self.id, self.root = path, name, digest(name), root or path
+        self.published: dict[str, Any] | None = None
+        self._tally_published: dict[str, Any] = {}
         self.config: Mapping[str, Any] = {}
         self._run: RunReader | None = None
         self.total: int | None = None
@@ -153,7 +171,8 @@ class RunMonitor:
         self.state: RunState = "broken"
         self.measures: LiveMeasures | None = None
         self.measured_version: RunVersion | None = None
-        self._config_error = self._read_error = ""
+        self.measured_at = 0.0
+        self._config_error = self._read_error = self._command = ""
         self._config_files: object = ()
         self._tail = JsonlTail(path / "records.jsonl")
         self._tally: RecordTally = CellTally("records.jsonl", ExpectedCells())
@@ -170,6 +189,11 @@ class RunMonitor:
         return bool(self._read_error) or not self._tail.is_behind
 
     @property
+    def is_measurable(self) -> bool:
+        """Whether the last call of `poll` read everything, and found no error that forbids to read this run."""
+        return not self._read_error and not self._tail.is_behind
+
+    @property
     def version(self) -> RunVersion:
         """The number of lines, whether the run goes on, and the read error. It changes when there is something new to measure."""
         return self._tally.lines, self.state == "going", self._read_error
@@ -177,35 +201,69 @@ class RunMonitor:
     def poll(self, locks: LocksByInode | None, now: float, wall_time: float) -> None:
         """Read new lines. `now` is a monotonic time in seconds, for rates; `wall_time` is seconds since the epoch, for ages."""
         try:
+            check_run_files(self.path, self.root)
             self._update(locks, now, wall_time)
             self._read_error = ""
         except READ_ERRORS as error:
             self._read_error, self.state = readable_error(error), "broken"
+        self.published = self._collect()
 
     def _update(self, locks: LocksByInode | None, now: float, wall_time: float) -> None:
         # The holder comes first: a run that ends before its last lines are read still counts as going until the next poll.
         self.holder_pid = lock_holder(self.path, locks)
         self._reload_config()
+        if self.stage == "judge":
+            check_run_files(self.path.parent.parent, self.root)  # its measures need the answers that it scored
         restarts = self._tail.restarts
         lines = self._tail.read_lines()
         if self._tail.restarts != restarts:
             self._reset_tally()
-        self._tally.add_lines(lines)
+        if lines:
+            self._tally.add_lines(lines)
+            self._tally_published = {}
         self._try_read(self._update_total)
         if self.is_caught_up:
             self._rate.update(now, self._tally.done)
         self.state = self._state(locks, now, wall_time)
 
     def summary(self) -> dict[str, Any]:
-        """Return one line of the overview, as data for JSON."""
+        """Return one line of the overview, as data for JSON. `poll` must have been called."""
+        published = self.published or {}
+        unmeasured = self.measures.error if self.measures else ""
+        troubles = published["troubles"] + ([unmeasured] if unmeasured else [])
+        return {name: published[name] for name in published if name not in _DETAIL_FIELDS} | {"troubles": troubles}
+
+    def detail(self) -> dict[str, Any]:
+        """Return all data of the page about the selected run, as data for JSON. `poll` must have been called."""
+        published, measures = self.published or {}, self.measures
+        is_broken = published["state"] == "broken"
+        if is_broken:
+            measures = LiveMeasures(note="not measured: this directory cannot be read")
+        return (
+            self.summary()
+            | {name: published[name] for name in _DETAIL_FIELDS}
+            | {
+                "measured": None if measures is None else measures.to_json(),
+                "newest": [] if is_broken else newest_completions(self.path, self.stage),
+            }
+        )
+
+    def _collect(self) -> dict[str, Any]:
+        """Return what other threads may see of this run."""
         going, rate, pending = self.state == "going", self._rate.per_second(), self.pending
         seconds_left = pending / rate if going and rate and pending else None
-        return {
+        self._tally_published = self._tally_published or {
+            "failures": sum(error["count"] for error in self._tally.errors()),
+            "errors": self._tally.errors(),
+            "curve": self._curve_points(),
+            "beside": getattr(self._tally, "n_outside_grid", 0),
+        }
+        return self._tally_published | {
             "id": self.id,
             "name": truncate(escape_control(self.name), 200),
-            "label": truncate(escape_control(self.label), 80),
+            "label": truncate(escape_control(self.label[:_MAX_FIELD_CHARS]), 80),
             "stage": self._stage_text(),
-            "model": truncate(escape_control(redact_secrets(self._model_name())), 120),
+            "model": truncate(escape_control(redact_secrets(self._model_name()[:_MAX_FIELD_CHARS])), 120),
             "state": self.state,
             "said": self._state_text(),
             "unit": self._tally.unit,
@@ -216,19 +274,8 @@ class RunMonitor:
             "left_s": None if seconds_left is None else round(seconds_left),
             "written": self._tail.state.modified if self._tail.state else None,
             "read": None if self.is_caught_up else self._fraction_read(),
-            "failures": sum(error["count"] for error in self._tally.errors()),
             "troubles": self.errors(),
-        }
-
-    def detail(self) -> dict[str, Any]:
-        """Return all data of the page about the selected run, as data for JSON."""
-        return self.summary() | {
-            "command": self._command_text() if self.config else "",
-            "beside": getattr(self._tally, "n_outside_grid", 0),
-            "errors": self._tally.errors(),
-            "measured": None if self.measures is None else self.measures.to_json(),
-            "curve": self._curve_points(),
-            "newest": newest_completions(self.path, self.stage) if self.stage in WATCHED_STAGES else [],
+            "command": self._command,
         }
 
     @property
@@ -247,28 +294,29 @@ class RunMonitor:
         """Return one text for each problem of the directory."""
         broken = self._tally.malformed
         lines = [] if not broken else [f"{self._tally.first_error}" + (f" (and {broken - 1} more lines)" if broken > 1 else "")]
-        unmeasured = self.measures.error if self.measures else ""
-        return [trouble for trouble in (self._config_error, self._read_error, unmeasured) if trouble] + lines
+        return [trouble for trouble in (self._config_error, self._read_error) if trouble] + lines
 
     def _reload_config(self) -> None:
         """Reread config.json, provenance.json and grid.json if one has changed, and then count the records from the beginning."""
-        settings = tuple(read_file_state(self.path / name) for name in ("config.json", "provenance.json", "grid.json"))
+        settings = tuple(read_file_state(self.path / name) for name in _SETTINGS_FILES)
         if settings != self._config_files:
             self._config_files, self._config_error = settings, ""
-            self._try_read(self._load_config)
+            self._run = self._try_read(self._load_run)
+            self.config = {} if self._run is None else self._run.config
+            self._command = self._command_text() if self.config else ""
             self._reset_tally()
 
-    def _load_config(self) -> None:
-        self.config, self._run = {}, None
+    def _load_run(self) -> RunReader:
         run = RunReader(self.path)
         if run.stage not in WATCHED_STAGES:
-            stage = run.config.get("stage")
-            raise ValueError(f"config.json: stage = {stage!r}; must be one of {', '.join(WATCHED_STAGES)}")
-        self.config, self._run = run.config, run
+            stage = repr(run.config.get("stage"))[:_MAX_FIELD_CHARS]
+            raise ValueError(f"config.json: stage = {stage}; must be one of {', '.join(WATCHED_STAGES)}")
+        return run
 
     def _reset_tally(self) -> None:
         """Restart the tally and read the file from the beginning."""
         file, expected = _PROGRESS_FILES.get(self.stage, "records.jsonl"), ExpectedCells()
+        self._tally_published = {}
         if self.stage == "train":
             self._tally = StepTally(file)
         elif self.stage == "judge":
@@ -335,10 +383,8 @@ class RunMonitor:
 
     def _stage_text(self) -> str:
         """Return the stage, with the method of a training or the strategy of an evaluation."""
-        more = self.config.get("method") if self.stage == "train" else self.config.get("strategy")
-        return truncate(
-            escape_control(self.stage or "?") + (f" ({escape_control(str(more))})" if more and more != "none" else ""), 60
-        )
+        more = str(self.config.get("method" if self.stage == "train" else "strategy") or "none")[:_MAX_FIELD_CHARS]
+        return truncate(escape_control(self.stage or "?") + (f" ({escape_control(more)})" if more != "none" else ""), 60)
 
     def _model_name(self) -> str:
         section = self.config.get("judge" if self.stage == "judge" else "model")
@@ -348,7 +394,7 @@ class RunMonitor:
         """Return the command that started the run. If it is unknown, return one that resumes the run from its configuration."""
         try:
             typed = (self._run or RunReader(self.path)).provenance["command"]
-            return redact_command([str(word) for word in typed])
+            return redact_command([word[:_MAX_FIELD_CHARS] for word in typed[:_MAX_COMMAND_WORDS]])
         except READ_ERRORS:
             return redact_command(["permix", self.stage or "STAGE", str(self.path / "config.json")])
 
@@ -362,7 +408,7 @@ class RunMonitor:
         numbers = sorted(steps)
         stride = -(-len(numbers) // _MAX_CURVE_POINTS) or 1
         kept = sorted({*numbers[::stride], *numbers[-1:]})
-        return [{"step": number} | {name: _finite_or_none(steps[number].get(name)) for name in CURVE_METRICS} for number in kept]
+        return [{"step": number} | dict(zip(CURVE_METRICS, steps[number].metrics, strict=True)) for number in kept]
 
 
 class _RemoteWriterDetector:
@@ -387,11 +433,12 @@ class _RemoteWriterDetector:
 def readable_error(error: Exception) -> str:
     """Return the message of an error of a directory, as printable text."""
     text = str(error) if isinstance(error, PermixError | ValueError) else f"{type(error).__name__}: {error}"
-    return truncate(escape_control(text), 300)
+    return truncate(escape_control(text[:_MAX_FIELD_CHARS]), 300)
 
 
-def _finite_or_none(value: object) -> float | None:
-    """Return the value as a number; None if it is not a number or not finite."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    return float(value) if abs(value) <= sys.float_info.max else None
+_MAX_FIELD_CHARS = 1000
+"""Longest text of a run that is made printable: a damaged file may hold megabytes in one field."""
+
+_MAX_COMMAND_WORDS = 200
+
+_DETAIL_FIELDS = ("command", "beside", "errors", "curve")

@@ -3,32 +3,41 @@
 Contract: the server only reads. It listens on 127.0.0.1 and answers GET and HEAD requests whose Host header names this machine
 and port; any other Host gets 403, so a foreign page whose name resolves to this machine cannot read anything. It serves a fixed
 set of files, two JSON views and the files of a built report. Every answer carries a content security policy that lets the browser
-load nothing from other hosts. A failed request does not stop the server.
+load nothing from other hosts. A failed request does not stop the server. A request that is not HTTP/1.0 or 1.1, or that is not
+whole `REQUEST_S` after its first byte, is refused; no request body is read. A refused request ends its connection.
 """
 
 import errno
 import hashlib
+import io
 import json
 import os
+import re
+import socket
 import sys
 import threading
+import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from permix.config import ViewConfig
 from permix.dashboard import folder
-from permix.dashboard.folder import RunFolder
-from permix.errors import ConfigError
+from permix.dashboard.folder import MeasureProcess, RunFolder
+from permix.errors import ConfigError, DataError
 from permix.sanitize import escape_control
+from permix.storage.files import open_regular
 
 HOST = "127.0.0.1"
 
 HOST_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
-IDLE_S = 60
+IDLE_S, REQUEST_S = 60.0, 1.0
+"""Longest wait for the first byte of a request, and from there for its last one."""
+
+_REQUEST_LINE = re.compile(rb"[A-Z]+ [!-~\x80-\xff]+ HTTP/1\.[01]\r?\n")
 
 VIEWER_PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
@@ -55,7 +64,10 @@ ASSETS = {
 
 
 class HttpResponse(NamedTuple):
-    """One response. `location` is the target of a redirect. `has_etag`: send an ETag, and answer 304 to a browser that has it."""
+    """One response. `location` is the target of a redirect. `has_etag`: send an ETag, and answer 304 to a browser that has it.
+
+    `file`: an open file that is sent instead of the body, and then closed.
+    """
 
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
@@ -63,6 +75,7 @@ class HttpResponse(NamedTuple):
     policy: str = VIEWER_PAGE_POLICY
     location: str = ""
     has_etag: bool = False
+    file: IO[bytes] | None = None
 
 
 REPORT_REDIRECT = HttpResponse(b"", status=HTTPStatus.MOVED_PERMANENTLY, location="/report/")
@@ -118,18 +131,63 @@ class ViewerServer(ThreadingHTTPServer):
         if path is None:
             return NOT_FOUND_RESPONSE
         policy = folder.REPORT_PAGE_POLICY if path.suffix == ".html" else VIEWER_PAGE_POLICY
-        return HttpResponse(path.read_bytes(), folder.REPORT_CONTENT_TYPES[path.suffix], policy=policy)
+        try:
+            return HttpResponse(b"", folder.REPORT_CONTENT_TYPES[path.suffix], policy=policy, file=open_regular(path))
+        except (OSError, DataError):  # it was replaced just now
+            return NOT_FOUND_RESPONSE
+
+
+_PIECE_BYTES = 65_536
+
+
+class _RequestReader(io.RawIOBase):
+    """Reads a socket. Raises TimeoutError if no request begins within `IDLE_S`, or if it is not whole after `REQUEST_S`."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.deadline: float | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._connection.settimeout(IDLE_S if self.deadline is None else max(self.deadline - time.monotonic(), 0.001))
+        count = self._connection.recv_into(buffer)
+        self.deadline = self.deadline or time.monotonic() + REQUEST_S
+        return count
 
 
 class ViewerHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "permix", ""
-    timeout = IDLE_S
     wbufsize = -1
     server: ViewerServer
+    raw_requestline: bytes
+
+    def setup(self) -> None:
+        super().setup()
+        self._reader = _RequestReader(self.connection)
+        self.rfile = io.BufferedReader(self._reader)
+
+    def handle_one_request(self) -> None:
+        self._reader.deadline = None
+        super().handle_one_request()
+
+    def parse_request(self) -> bool:
+        """Whether the request is well-formed. Any other is answered here, if possible before its headers are read."""
+        self.command, self.requestline, self.request_version = "", "", self.protocol_version
+        if not _REQUEST_LINE.fullmatch(self.raw_requestline):
+            self.send_error(HTTPStatus.BAD_REQUEST)
+            return False
+        try:
+            return super().parse_request()
+        except TimeoutError:
+            self.send_error(HTTPStatus.REQUEST_TIMEOUT)
+            return False
 
     def do_GET(self) -> None:
         if refusal := self._rejection():
+            self.close_connection = True
             return self._send(refusal)
         self._send(self.server.respond(self.path))
 
@@ -155,9 +213,11 @@ class ViewerHandler(BaseHTTPRequestHandler):
         tag = f'"{hashlib.sha256(response.body).hexdigest()[:32]}"' if response.has_etag else ""
         if tag and self.headers.get("If-None-Match") == tag:
             response = HttpResponse(b"", response.content_type, HTTPStatus.NOT_MODIFIED)
+        length = len(response.body) if response.file is None else os.fstat(response.file.fileno()).st_size
+        self.connection.settimeout(IDLE_S)
         self.send_response(response.status)
         self.send_header("Content-Type", response.content_type)
-        self.send_header("Content-Length", str(len(response.body)))
+        self.send_header("Content-Length", str(length))
         for name, value in (SECURITY_HEADERS | {"Content-Security-Policy": response.policy}).items():
             self.send_header(name, value)
         if response.location:
@@ -166,9 +226,19 @@ class ViewerHandler(BaseHTTPRequestHandler):
             self.send_header("ETag", tag)
         if response.status == HTTPStatus.METHOD_NOT_ALLOWED:
             self.send_header("Allow", "GET, HEAD")
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(response.body)
+        with response.file or io.BytesIO(response.body) as content:
+            if self.command != "HEAD":
+                self._write(content, length)
+
+    def _write(self, content: IO[bytes], length: int) -> None:
+        """Send `length` bytes piece by piece, so that a large file is never in memory; end the connection if there are fewer."""
+        while length and (piece := content.read(min(length, _PIECE_BYTES))):
+            self.wfile.write(piece)
+            length -= len(piece)
+        self.close_connection = self.close_connection or length > 0
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer requests that http.server refuses itself (malformed ones, unknown methods) without repeating their text."""
@@ -196,7 +266,7 @@ WAKE_EVERY_S = 0.25
 def serve_viewer(config: ViewConfig) -> None:
     """Serve until Ctrl-C, which is the normal end. Raises ConfigError if the folder is missing or the port cannot be opened."""
     require_runs_folder(config)
-    folder = RunFolder(config.runs)
+    folder = RunFolder(config.runs, MeasureProcess())
     server = open_server(folder, config.port)
     serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
     try:  # only this waiting thread gets KeyboardInterrupt, so it never interrupts a request

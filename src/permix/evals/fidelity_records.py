@@ -14,6 +14,7 @@ from permix.evals.grid import ExpectedCells, expected_grid_cells, read_grid_resu
 from permix.inference.base import Model
 from permix.metrics.sequential import Round, count_cells
 from permix.prompts import template_hash
+from permix.storage.cells import explain_missing, find_failures
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
 from permix.types import Cell, Persona, Question, Record
@@ -72,7 +73,8 @@ def run_fidelity_cells(
         write_json(run.path / "grid.json", grid_description)
         with run.track_usage():
             pending = run_cells(model, cells, config.sampling, run, None, f"fidelity {config.label or model.name}")
-        missing = f"{config.out}: {pending} of {len(cells)} answers are missing; run the same command again to fill them"
+        why = explain_missing(find_failures(run.cells(), scored=False) if pending else ())
+        missing = f"{config.out}: {pending} of {len(cells)} answers are missing{why}"
         try:
             result = measure(run.path)
         except DataError as error:

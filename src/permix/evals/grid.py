@@ -5,24 +5,24 @@ not generated again. A cell that could not be answered or scored stays pending. 
 asked once per template; a cell without a persona has no template and is asked once.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from permix.config import ModelConfig
+from permix.errors import DataError
 from permix.inference.base import CellRequest, Model, collect
 from permix.metrics.statistics import Array
 from permix.personas.pool import PersonaPool
 from permix.progress import ProgressBar, print_status, progress_bar
 from permix.prompts import build_messages, template_id, template_text
 from permix.storage.cells import CellIndex, CellSummary, cell_summaries
-from permix.storage.files import read_json, write_json
 from permix.storage.run_dir import RunDir, RunReader, check_cells_unchanged
 from permix.tasks.base import read_trained_on
-from permix.types import Cell, CellKey, Persona, Question, Sampling, Verdict, digest, seed_from
+from permix.types import Cell, CellKey, Persona, Question, Record, Sampling, Verdict, digest, seed_from
 
 Scorer = Callable[[str, str, str], Verdict]
 """(completion, gold, prompt) -> verdict."""
@@ -189,6 +189,52 @@ def persona_and_baseline_scores(results: GridResults) -> tuple[Array, Array]:
     return results.scores(results.persona_ids, results.question_ids), results.scores([None], results.question_ids)[0]
 
 
+class CutOffCounts(Record):
+    """How many answers of a grid were cut off at the token limit, or never ended their thinking.
+
+    Counts are over answers with a known end. `by_persona` has the share of each persona ("" is no persona).
+    `accuracy_of_others` is the mean score of the answers that were not cut off; None without any.
+    """
+
+    n_known: int
+    n_cut_off: int
+    n_thinking_unclosed: int
+    by_persona: dict[str, float]
+    accuracy_of_others: float | None
+
+    @property
+    def is_notable(self) -> bool:
+        """Whether more than 5 % were cut off in all, or some persona's share is 10 points above another's."""
+        shares = self.by_persona.values()
+        return bool(self.n_cut_off) and (self.n_cut_off > 0.05 * self.n_known or max(shares) - min(shares) > 0.1)
+
+    def describe(self, max_new_tokens: int) -> str:
+        """One sentence on the counts, and what to do."""
+        unclosed = f", {self.n_thinking_unclosed} of them within their thinking" if self.n_thinking_unclosed else ""
+        others = "" if self.accuracy_of_others is None else f"; accuracy of the others {self.accuracy_of_others:.3f}"
+        low, high = min(self.by_persona.values()), max(self.by_persona.values())
+        return (
+            f"{self.n_cut_off} of {self.n_known} answers were cut off at sampling.max_new_tokens = {max_new_tokens}{unclosed} "
+            f"({low:.0%} to {high:.0%} by persona){others}. A longer limit may change the accuracies and their differences"
+        )
+
+
+def count_cut_off(answers: GridResults) -> CutOffCounts:
+    """Count the answers of the grid that were cut off; additional cells of a strategy are left out."""
+    known = {key: one for key, one in answers.grid_summaries.items() if one.cut_off is not None}
+    by_persona: dict[str, list[bool]] = {}
+    for key, one in known.items():
+        by_persona.setdefault(key.persona_id or "", []).append(one.cut_off is True)
+    others = [one.reward for one in known.values() if not one.cut_off and one.reward is not None]
+    return CutOffCounts(
+        n_known=len(known),
+        n_cut_off=sum(one.cut_off is True for one in known.values()),
+        n_thinking_unclosed=sum(one.thinking_unclosed for one in known.values()),
+        by_persona={persona: sum(cut) / len(cut) for persona, cut in by_persona.items()},
+        accuracy_of_others=sum(others) / len(others) if others else None,
+    )
+
+
 def read_grid_results(run: Path) -> GridResults:
     """Read the cells of a run directory. The grid includes cells that were asked but have no record."""
     return grid_results(RunReader(run))
@@ -205,7 +251,7 @@ def grid_results(run: RunReader) -> GridResults:
             1 + max((key.sample for key in cells), default=0),
             templates=tuple(dict.fromkeys(key.template for key in cells if key.persona_id is not None)) or ("",),
         )
-    return GridResults(
+    found = GridResults(
         cells,
         tuple(grid.get("persona_ids", ())),
         tuple(grid.get("question_ids", ())),
@@ -214,6 +260,14 @@ def grid_results(run: RunReader) -> GridResults:
         tuple(grid.get("choosing_question_ids", ())),
         tuple(grid.get("templates", ("",))),
     )
+    asked = (len(found.persona_ids) + 1) * len(found.question_ids) * len(found.templates) * found.samples
+    if asked > MAX_GRID_CELLS:
+        raise DataError(f"{run.path / 'grid.json'}: asks for {asked} cells, above {MAX_GRID_CELLS}; the file is damaged")
+    return found
+
+
+MAX_GRID_CELLS = 100_000_000
+"""Largest grid that is read. A larger one would fill the memory; no run has answered as many cells."""
 
 
 def run_cells(
@@ -243,40 +297,16 @@ def run_cells(
         bar.start_at(len(cells) - len(pending))
         for cell in unscored:
             score_and_append(cell, bar)
-        with _remember_request_changes(model, run.path):
-            collect(
-                model,
-                sampling,
-                lambda: requests,
-                lambda one, result, bar: score_and_append(one.cell_with(result), bar),
-                lambda _: nullcontext(bar),
-                max_rounds=1,
-            )
+        collect(
+            model,
+            sampling,
+            lambda: requests,
+            lambda one, result, bar: score_and_append(one.cell_with(result), bar),
+            lambda _: nullcontext(bar),
+            run.path,
+            max_rounds=1,
+        )
     return len(pending) - finished
-
-
-REQUEST_CHANGES_FILE = "endpoint.json"
-"""The fields of a request that the endpoint refused and that were left out or renamed, with its words."""
-
-
-@contextmanager
-def _remember_request_changes(model: Model, run: Path) -> Iterator[None]:
-    """Take over what an earlier start found out about the endpoint, and write down what this one finds out.
-
-    The file is part of the record: without a temperature or a seed the answers are not those that the configuration asks for.
-    """
-    endpoint: Any = getattr(model, "model", model)  # a cached model holds the endpoint's
-    if not hasattr(endpoint, "request_changes"):
-        yield
-        return
-    path = run / REQUEST_CHANGES_FILE
-    known = read_json(path) if path.exists() else {}
-    endpoint.request_changes.update(known)
-    try:
-        yield
-    finally:
-        if endpoint.request_changes != known:
-            write_json(path, endpoint.request_changes)
 
 
 def _has_completion(cell: Cell | None) -> bool:

@@ -30,9 +30,9 @@ from permix.inference.base import Model
 from permix.inference.cache import cached_model
 from permix.inference.hf import context_window, encode_chat, load_tokenizer, resolve_model_source
 from permix.personas.loading import load_roleplay
-from permix.personas.pool import PersonaPool, select_personas
+from permix.personas.pool import PersonaPool, select_personas, warn_of_misfits
 from permix.prompts import build_messages, template_hash
-from permix.storage.cells import CellIndex, cell_summaries
+from permix.storage.cells import CellIndex, explain_missing, find_failures
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir
 from permix.types import Cell, CellKey, Completion, Message, Persona, Question, Sampling, digest, seed_from
@@ -217,6 +217,7 @@ def prepare_interview(config: FidelityConfig, given_pool: PersonaPool | None = N
     Raises ConfigError for a single persona or a script that is too short, DataError for a file or reference that is unusable.
     """
     pool = select_personas(config.personas) if given_pool is None else given_pool
+    warn_of_misfits(pool, [config.personas.template])
     if len(pool) < 2:
         raise ConfigError(f"personas: only {pool.personas[0].id!r} is selected; intervals are over personas, so give two or more")
     ids = [persona.id for persona in pool.personas]
@@ -384,10 +385,6 @@ def _make_interviewer(plan: InterviewPlan, interviewer_model: Model | None, run:
 
 
 def _incomplete_run_error(run: RunDir, pending: int, n_turns: int) -> IncompleteRunError:
-    """Build the error for missing turns. It quotes the first failure, since a failure that recurs needs another remedy."""
-    known = run.cells()
-    failures = (known[key].failure for key, brief in cell_summaries(known).items() if not brief.has_completion)
-    why = next((f" (the first failure: {one.type}: {one.message})" for one in failures if one is not None), "")
-    return IncompleteRunError(
-        f"{run.path}: {pending} of {n_turns} turns are missing{why}; run the same command again to fill them"
-    )
+    """Build the error for missing turns, with the reasons: a failure that recurs needs another remedy."""
+    why = explain_missing(find_failures(run.cells(), scored=False))
+    return IncompleteRunError(f"{run.path}: {pending} of {n_turns} turns are missing{why}")

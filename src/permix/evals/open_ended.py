@@ -17,7 +17,7 @@ from permix.inference.base import Model
 from permix.inference.cache import cached_model
 from permix.metrics.identifiability import MIN_ANSWERS, Identifiability, summarize_identifiability
 from permix.personas.loading import load_roleplay
-from permix.personas.pool import PersonaPool, select_personas
+from permix.personas.pool import PersonaPool, select_personas, warn_of_misfits
 from permix.prompts import persona_prompt
 from permix.storage.run_dir import RunReader, require_run
 from permix.types import Cell, Message, Question
@@ -75,6 +75,7 @@ def evaluate_open_ended(
 def select_open_ended_personas(config: FidelityConfig, given_pool: PersonaPool | None = None) -> PersonaPool:
     """Select the personas. Raises ConfigError if there is only one, since identifiability needs two."""
     pool = select_personas(config.personas) if given_pool is None else given_pool
+    warn_of_misfits(pool, [config.personas.template])
     if len(pool) < 2:
         raise ConfigError(f"personas: only {pool.personas[0].id!r} is selected; identifiability needs at least two personas")
     return pool

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from permix.config import ModelConfig, StabilityConfig
-from permix.errors import ConfigError, IncompleteRunError
+from permix.errors import ConfigError, DataError, IncompleteRunError
 from permix.evals.grid import (
     GridResults,
     PromptFormat,
+    count_cut_off,
     describe_grid,
     persona_and_baseline_scores,
     read_grid_results,
@@ -39,11 +40,11 @@ from permix.metrics.linear_models import TemplateEffects, split_by_template, sum
 from permix.metrics.sequential import Round, SequentialProgress, StoppingRule, summarize_rounds
 from permix.metrics.stability import StabilitySummary, summarize_stability
 from permix.metrics.statistics import mean_over_samples
-from permix.personas.pool import PersonaPool, select_personas
+from permix.personas.pool import PersonaPool, select_personas, warn_of_misfits
 from permix.plan import read_plan
 from permix.progress import print_status
 from permix.prompts import template_hash, template_text
-from permix.storage.cells import cell_summaries
+from permix.storage.cells import cell_summaries, explain_missing, find_failures
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
 from permix.tasks import LoadedTask, load_questions
@@ -222,14 +223,15 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
                 progress = run_rounds(run, setup, config, stopping_rule, answer, description)
             else:
                 progress = _run_strategy(run, setup, first, strategy, answer, (description, f"{description}, {config.strategy}"))
-        missing = (
-            f"{config.out}: {progress.pending} of {progress.n_cells} cells have no score; run the same command again to fill them"
-        )
+        why = explain_missing(find_failures(run.cells(), scored=True) if progress.pending else ())
+        missing = f"{config.out}: {progress.pending} of {progress.n_cells} cells have no score{why}"
         if progress.selection_pending:
             raise IncompleteRunError(f"{missing}; until then no persona can be chosen")
         answers = read_grid_results(run.path)
         summary = measure_stability(run.path, answers)
         write_json(run.path / "metrics.json", _metrics_json(summary, run.path, answers))
+        if (cut_off := count_cut_off(answers)).is_notable:
+            print_status(f"warning: {cut_off.describe(config.sampling.max_new_tokens)}")
     if progress.pending:
         raise IncompleteRunError(missing)
     return summary
@@ -325,6 +327,7 @@ def prepare_stability(
     prompt_format = PromptFormat(
         task.prompt, config.personas.template, config.personas.empty_system_prompt, require_distinct_templates(config.templates)
     )
+    warn_of_misfits(pool, config.templates or [config.personas.template])
     return task, EvalSetup(questions, pool, prompt_format, config.samples, config.seed, selection_questions)
 
 
@@ -362,11 +365,16 @@ def grid_identity(config: StabilityConfig, task: Task) -> dict[str, Any]:
 
 
 def _metrics_json(summary: StabilitySummary, run: Path, answers: GridResults) -> Mapping[str, Any]:
-    """Content of metrics.json: stability measures; measures of a strategy ("strategy") and of several templates ("crossed")."""
+    """Content of metrics.json: stability measures; counts of answers that were cut off ("cut_off"); measures of a strategy
+    ("strategy") and of several templates ("crossed").
+    """
     additional = {"strategy": measure_strategy(run, answers), "crossed": measure_template_effects(run, answers)}
-    return summary.model_dump(mode="json") | {
-        name: one.model_dump(mode="json") for name, one in additional.items() if one is not None
-    }
+    cut_off = {"cut_off": count_cut_off(answers).model_dump(mode="json")}
+    return (
+        summary.model_dump(mode="json")
+        | cut_off
+        | {name: one.model_dump(mode="json") for name, one in additional.items() if one is not None}
+    )
 
 
 def measure_template_effects(run: Path, answers: GridResults | None = None) -> TemplateEffects | None:
@@ -424,6 +432,8 @@ def measure_stability(run: Path, answers: GridResults | None = None, resamples: 
     """
     config = RunReader(run).config
     correct, baseline, personas, _ = read_stability_grid(run, answers)
+    if not correct.size:
+        raise DataError(f"{run}: has no cell of a persona, neither in grid.json nor in records.jsonl, so nothing can be measured")
     seed, resamples = config["seed"], resamples or config["resamples"]
     if rounds := read_rounds(run):
         return summarize_rounds(correct, baseline, rounds, personas, seed=seed, resamples=resamples)

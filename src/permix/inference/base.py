@@ -11,10 +11,16 @@ nothing stays pending. No exception is caught.
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
+from permix.errors import DataError
+from permix.inference.request_body import ChangeableField
 from permix.progress import ProgressBar
+from permix.storage.files import parse_error_text, read_json, write_json
 from permix.types import Cell, Completion, Failure, Request, Sampling
 
 
@@ -79,6 +85,7 @@ def collect(
     find_pending: Callable[[], Sequence[_Item]],
     record: Callable[[_Item, Completion | Failure, ProgressBar], None],
     open_progress: Callable[[int], AbstractContextManager[ProgressBar]],
+    folder: Path,
     *,
     max_rounds: int | None = None,
     count_affordable_items: Callable[[Sequence[_Item]], int] = len,
@@ -86,25 +93,65 @@ def collect(
     """Ask for all pending items, round by round, until no item is pending.
 
     `find_pending` returns the items of the next round in the order of asking; `record` writes one result and advances the
-    round's progress bar. `open_progress` makes that bar for a number of items. `max_rounds`: how often one start asks for an
-    item. `count_affordable_items` says how many of the next items the budget allows to be in flight together. It is called again
-    for the remaining items when these results have arrived, since they may cost less than their maximum; 0 ends the collection.
+    round's progress bar. `open_progress` makes that bar for a number of items. `folder` holds the records, and what was found out
+    about the endpoint. `max_rounds`: how often one start asks for an item. `count_affordable_items` says how many of the next
+    items the budget allows to be in flight together. It is called again for the remaining items when these results have arrived,
+    since they may cost less than their maximum; 0 ends the collection.
 
     The collection also ends after a round without any result, since the next round would send the same requests. Raises whatever
     `model.generate` and `record` raise.
     """
-    for _ in itertools.count() if max_rounds is None else range(max_rounds):
-        pending, n_results = find_pending(), 0
-        if not pending:
-            return
-        with open_progress(len(pending)) as progress:
-            while pending:
-                batch = pending[: count_affordable_items(pending)]
-                if not batch:
-                    return
-                for index, result in model.generate([item.request for item in batch], sampling):
-                    record(batch[index], result, progress)
-                    n_results += 1
-                pending = pending[len(batch) :]
-        if not n_results:
-            return
+    with remember_request_changes(model, folder):
+        for _ in itertools.count() if max_rounds is None else range(max_rounds):
+            pending, n_results = find_pending(), 0
+            if not pending:
+                return
+            with open_progress(len(pending)) as progress:
+                while pending:
+                    batch = pending[: count_affordable_items(pending)]
+                    if not batch:
+                        return
+                    for index, result in model.generate([item.request for item in batch], sampling):
+                        record(batch[index], result, progress)
+                        n_results += 1
+                    pending = pending[len(batch) :]
+            if not n_results:
+                return
+
+
+REQUEST_CHANGES_FILE = "endpoint.json"
+"""For each model at an endpoint: the fields of a request that were left out or renamed, with the words of the refusal."""
+
+_REQUEST_CHANGES = TypeAdapter(dict[str, dict[ChangeableField, str]])
+
+
+@contextmanager
+def remember_request_changes(model: Model, folder: Path) -> Iterator[None]:
+    """Take over what an earlier start found out about the model's endpoint, and write down what this one finds out.
+
+    The file is part of the record: without a temperature or a seed the answers are not those that the configuration asks for.
+    Raises DataError if it is damaged.
+    """
+    endpoint: Any = getattr(model, "model", model)  # a cached model holds the endpoint's
+    if not hasattr(endpoint, "request_changes"):
+        yield
+        return
+    path = folder / REQUEST_CHANGES_FILE
+    known = _read_request_changes(path).get(endpoint.address, {})
+    endpoint.request_changes.update(known)
+    try:
+        yield
+    finally:
+        if endpoint.request_changes != known:
+            write_json(path, _read_request_changes(path) | {endpoint.address: endpoint.request_changes})
+
+
+def _read_request_changes(path: Path) -> dict[str, dict[ChangeableField, str]]:
+    if not path.exists():
+        return {}
+    try:
+        return _REQUEST_CHANGES.validate_python(read_json(path))
+    except ValidationError as error:
+        raise DataError(
+            f"{path}: not the fields that an endpoint refused: {parse_error_text(error)}; delete it, and they are found out again"
+        ) from error

@@ -17,10 +17,10 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from permix.errors import ConfigError, PermixError
+from permix.errors import ConfigError, DataError, PermixError
 from permix.inference.base import CompletionResult, Model
 from permix.progress import print_status
-from permix.storage.files import read_json, write_error, write_json
+from permix.storage.files import PARSE_ERRORS, read_json, write_error, write_json
 from permix.types import Completion, Failure, Request, Sampling
 
 CACHE_DATABASE = "answers.sqlite"
@@ -65,7 +65,7 @@ class CachedModel:
             row = self._connection.execute("SELECT asked, answer FROM answers WHERE key = ?", (_key(text),)).fetchone()
         except sqlite3.Error as error:
             raise PermixError(f"{self.path}: {error}; if it is damaged, delete it and start again: it is only a cache") from error
-        with contextlib.suppress(ValueError):  # a row that was edited by hand counts as missing
+        with contextlib.suppress(*PARSE_ERRORS):  # a row that was edited by hand counts as missing
             return Completion.model_validate(json.loads(row[1])) if row is not None and row[0] == text else None
         return None
 
@@ -109,7 +109,8 @@ def cached_model(model: Model, folder: Path | None, run_dir: Path) -> Iterator[M
         return
     if not model.content_addressed:
         raise ConfigError(f"cache = {folder}: weights under the name {model.name!r} may change; leave cache out")
-    path = folder / CACHE_DATABASE
+    path, stats_path = folder / CACHE_DATABASE, run_dir / CACHE_STATS_FILE
+    before = _read_stats(stats_path)
     with closing(_open_database(path)) as connection:
         cached = CachedModel(model, connection, path)
         try:
@@ -117,13 +118,15 @@ def cached_model(model: Model, folder: Path | None, run_dir: Path) -> Iterator[M
         finally:
             if cached.lookups:
                 print_status(f"{path}: {cached.hits} of {cached.lookups} answers were cached")
-                before = (
-                    read_json(run_dir / CACHE_STATS_FILE) if (run_dir / CACHE_STATS_FILE).exists() else {"held": 0, "asked": 0}
-                )
-                write_json(
-                    run_dir / CACHE_STATS_FILE,
-                    {"held": before["held"] + cached.hits, "asked": before["asked"] + cached.lookups},
-                )
+                write_json(stats_path, {"held": before["held"] + cached.hits, "asked": before["asked"] + cached.lookups})
+
+
+def _read_stats(path: Path) -> dict[str, int]:
+    """The hits ("held") and lookups ("asked") of earlier starts. Raises DataError for a damaged file."""
+    stats = read_json(path) if path.exists() else {"held": 0, "asked": 0}
+    if stats.keys() != {"held", "asked"} or not all(type(count) is int for count in stats.values()):
+        raise DataError(f"{path}: not the counts of cached answers, held and asked; delete it to count from 0 again")
+    return stats
 
 
 def _open_database(path: Path) -> sqlite3.Connection:

@@ -12,6 +12,8 @@ T tokens, V vocabulary; K entries of each of the vocabulary's N blocks in `_inve
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,15 +21,21 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
 from permix.errors import PermixError
+from permix.inference.hf import end_of_turn_ids, opened_thinking
 from permix.inference.shared_prefix import decode_step, prefill, supports_shared_prefix
+from permix.progress import print_status_once
+from permix.thinking import closing_text, open_tag
 from permix.types import Sampling
 
 
 class SeededSampler:
-    """Chooses the next token of each row: the likeliest at temperature 0, else by the row's own uniform numbers."""
+    """Chooses the next token of each row: the likeliest at temperature 0, else by the row's own uniform numbers.
 
-    def __init__(self, seeds: Sequence[int], sampling: Sampling) -> None:
-        self.sampling = sampling
+    A `budget` may put a token that closes the thinking in its place.
+    """
+
+    def __init__(self, seeds: Sequence[int], sampling: Sampling, budget: "ThinkingBudget | None" = None) -> None:
+        self.sampling, self.budget = sampling, budget
         if sampling.temperature > 0:
             # NumPy's generators take all 63 bits of a seed; torch's on the CPU would keep 32.
             draws_B_T = np.stack([np.random.default_rng(seed).random(sampling.max_new_tokens) for seed in seeds])
@@ -36,11 +44,69 @@ class SeededSampler:
     def sample(self, rows_N: torch.Tensor, step: int, logits_N_V: torch.Tensor) -> "SampledTokens":
         """The `step`-th token (from 0) of rows `rows_N`. Its log-probability is that of the whole distribution, before top-p."""
         if self.sampling.temperature == 0:
-            return SampledTokens(logits_N_V.argmax(-1), None)
+            return SampledTokens(self._within_budget(rows_N, logits_N_V.argmax(-1)), None)
         probs_N_V = torch.softmax(logits_N_V.float() / self.sampling.temperature, dim=-1)
         uniform_N = self.uniform_B_T[rows_N.cpu(), step].to(logits_N_V.device)
-        token_N = sample_top_p(probs_N_V, uniform_N, self.sampling.top_p)
+        token_N = self._within_budget(rows_N, sample_top_p(probs_N_V, uniform_N, self.sampling.top_p))
         return SampledTokens(token_N, probs_N_V.gather(1, token_N[:, None])[:, 0].log())
+
+    def _within_budget(self, rows_N: torch.Tensor, token_N: torch.Tensor) -> torch.Tensor:
+        if self.budget is None:
+            return token_N
+        tokens = [self.budget.next_token(*pair) for pair in zip(rows_N.tolist(), token_N.tolist(), strict=True)]
+        return torch.tensor(tokens, device=token_N.device)
+
+
+class ThinkingBudget:
+    """Bounds the tokens of each row's thinking: the token after the last one allowed, and those after it, close the thinking.
+
+    Tokens count from the tag that opens the thinking, or from the row's first one where the prompt holds the tag. A row whose
+    thinking is closed by then is left alone; one that opens it again has it closed at once. `cut_rows` are the rows in which
+    tokens were forced.
+    """
+
+    def __init__(self, limit: int, tokenizer: Any, rows: int, stops: frozenset[int]) -> None:
+        self.cut_rows: set[int] = set()
+        self._limit, self._tokenizer, self._stops = limit, tokenizer, stops
+        self._decode_token = cache(lambda token: str(tokenizer.decode([token])))
+        self._rows = [_BudgetedRow(opened_thinking(tokenizer).strip(), [], []) for _ in range(rows)]
+
+    def next_token(self, row_index: int, sampled: int) -> int:
+        """The token to append to a row: the sampled one, or a forced one."""
+        row = self._rows[row_index]
+        if row.token_ids and row.token_ids[-1] in self._stops:  # in a padded batch an ended row still draws
+            return sampled
+        if not row.forced and row.n_thinking >= self._limit and row.open_tag and self._open_tag_after(row, sampled):
+            closing = closing_text(row.open_tag)
+            row.forced = list(self._tokenizer(closing, add_special_tokens=False)["input_ids"])
+            self.cut_rows.add(row_index)
+        token = row.forced.pop(0) if row.forced else sampled
+        row.n_thinking += bool(row.open_tag)
+        row.open_tag = self._open_tag_after(row, token)
+        row.token_ids.append(token)
+        return token
+
+    def _open_tag_after(self, row: "_BudgetedRow", token: int) -> str:
+        if TAG_ENDS.isdisjoint(self._decode_token(token)):
+            return row.open_tag
+        return open_tag(self._tokenizer.decode([*row.token_ids[-LONGEST_TAG:], token]), row.open_tag)
+
+
+@dataclass
+class _BudgetedRow:
+    """The tag of the thinking that is open, the tokens so far, the tokens to force next, and the number of thinking tokens."""
+
+    open_tag: str
+    token_ids: list[int]
+    forced: list[int]
+    n_thinking: int = 0
+
+
+TAG_ENDS = frozenset(">]▷\ufffd")
+"""The last characters of tags of thinking, and what a part of a character decodes to."""
+
+LONGEST_TAG = 32
+"""Most tokens before the last one in which a tag of thinking may begin."""
 
 
 class SampledTokens(NamedTuple):
@@ -98,29 +164,73 @@ VOCAB_BLOCK_SIZE = 256
 class CompletionTokens(NamedTuple):
     """A completion that ends with its stop token or has `max_new_tokens` tokens.
 
-    `logprobs` are the tokens' log-probabilities (nats) at the sampling temperature; empty for greedy decoding.
+    `logprobs` are the tokens' log-probabilities (nats) at the sampling temperature; empty for greedy decoding. `thinking_cut`:
+    some tokens were not sampled but forced, to close the thinking.
     """
 
     token_ids: list[int]
     logprobs: list[float]
+    thinking_cut: bool = False
 
 
 def generate_tokens(
-    network: Any, tokenizer: Any, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling
+    network: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    thinking_budget: int | None = None,
 ) -> list[CompletionTokens]:
     """Complete the prompts in one batch; results are in their order. `seeds` has one seed per prompt."""
     stops = frozenset(stop_token_ids(network, tokenizer))
-    sampler = SeededSampler(seeds, sampling)
+    budget = None if thinking_budget is None else ThinkingBudget(thinking_budget, tokenizer, len(prompts), stops)
+    sampler = SeededSampler(seeds, sampling, budget)
     generate = _generate_shared_prefix if supports_shared_prefix(network) else _generate_padded
     with torch.inference_mode():
-        return generate(network, tokenizer, prompts, sampler, stops)
+        completions = generate(network, tokenizer, prompts, sampler, stops)
+    cut_rows = set() if budget is None else budget.cut_rows
+    return [one._replace(thinking_cut=row in cut_rows) for row, one in enumerate(completions)]
 
 
 def stop_token_ids(network: Any, tokenizer: Any) -> list[int]:
-    """Token ids that end a completion, ascending: those of the generation config and the tokenizer's own."""
+    """Token ids that end a completion, ascending: those of the generation config, the tokenizer's own, and the end of a turn."""
+    missing = _missing_stop_id(network, tokenizer)
+    return sorted(_configured_stop_ids(network, tokenizer) | ({missing} if missing is not None else set()))
+
+
+def _configured_stop_ids(network: Any, tokenizer: Any) -> set[int]:
     configured = network.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
-    return sorted({one for one in (*ids, tokenizer.eos_token_id) if one is not None})
+    return {one for one in (*ids, tokenizer.eos_token_id) if one is not None}
+
+
+def _missing_stop_id(network: Any, tokenizer: Any) -> int | None:
+    """The token by which the chat template ends a turn; None if the model is configured to stop there.
+
+    A base model's tokenizer and generation config often name only the end of a text.
+    """
+    ids = end_of_turn_ids(tokenizer)
+    return ids[0] if ids and _configured_stop_ids(network, tokenizer).isdisjoint(ids) else None
+
+
+def end_of_turn_id(network: Any, tokenizer: Any) -> int:
+    """The token that ends an answer: the first stop token that the chat template writes after one, else the tokenizer's own."""
+    stops = stop_token_ids(network, tokenizer)
+    in_order = (*end_of_turn_ids(tokenizer), tokenizer.eos_token_id, *stops)
+    return next(int(one) for one in in_order if one in stops)
+
+
+def stop_at_end_of_turn(network: Any, tokenizer: Any) -> int | None:
+    """Add the end of a turn to the stop tokens of the network's generation config, where it is missing, so that every engine
+    stops there; returns its id, or None if it was not missing. Prints what it does."""
+    missing = _missing_stop_id(network, tokenizer)
+    if missing is not None:
+        network.generation_config.eos_token_id = [*sorted(_configured_stop_ids(network, tokenizer)), missing]
+        token = tokenizer.convert_ids_to_tokens(missing)
+        print_status_once(
+            f"note: the chat template ends a turn with {token}, which is no stop token of the model; answers end there"
+        )
+    return missing
 
 
 def _generate_shared_prefix(

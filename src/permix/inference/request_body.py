@@ -8,17 +8,26 @@ A field is left out only if the answers then still mean what the configuration s
 top_p below 1 and a number of tokens are never left out.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from permix.config import format_validation_error
 from permix.types import Completion, Message, Sampling
 
 MAX_WORDS_CHARS = 300
+
+MAX_REFUSAL_CHARS = 100_000
+"""Characters of an endpoint's error that are searched for what it refuses, and for the API key, of which few are kept."""
+
+MAX_USAGE_TOKENS = 10**9
+"""A count of tokens above this is no count: no model reads or writes as many for one request."""
+
+ChangeableField = Literal["max_tokens", "temperature", "top_p", "seed", "stream", "stream_options"]
+"""A field of a request that is left out, renamed or added (`stream`) when an endpoint refuses a request."""
 
 _FIELDS = ("max_completion_tokens", "max_tokens", "temperature", "top_p", "seed", "stream_options")
 
@@ -47,7 +56,7 @@ class RequestBody:
 
     def __init__(self, model: str, extra: Mapping[str, Any] | None = None) -> None:
         self._model, self._extra = model, dict(extra or {})
-        self.changes: dict[str, str] = {}
+        self.changes: dict[ChangeableField, str] = {}
 
     def build(self, messages: Sequence[Message], seed: int, sampling: Sampling) -> dict[str, Any]:
         """The body of one request. Only the low 31 bits of the seed are sent."""
@@ -59,7 +68,11 @@ class RequestBody:
 
     def rebuild(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """A body that was built earlier, with all changes up to now."""
-        changed = {name: value for name, value in body.items() if name in self._extra or name not in self.changes}
+        changed = {
+            name: value
+            for name, value in body.items()
+            if name in self._extra or name not in self.changes or (name == "top_p" and value != 1)
+        }
         if "max_tokens" in body and "max_tokens" not in changed:
             changed["max_completion_tokens"] = body["max_tokens"]
         if "stream" in self.changes:
@@ -68,7 +81,7 @@ class RequestBody:
                 changed["stream_options"] = {"include_usage": True}
         return changed
 
-    def adapt(self, refusal: str, param: str | None, body: Mapping[str, Any]) -> str | None:
+    def adapt(self, refusal: str, param: str | None, body: Mapping[str, Any]) -> ChangeableField | None:
         """Learn from a refusal of `body`; returns the name of the field that changes, or None if nothing can be changed.
 
         refusal: the endpoint's message. param: the field that it names apart from the message, if it does.
@@ -81,12 +94,13 @@ class RequestBody:
             return self._change("max_tokens", refusal)
         if "top_p" in named and "top_p" in ours and body["top_p"] == 1:
             return self._change("top_p", refusal)
-        for name in ("temperature", "seed", "stream_options"):
+        removable: tuple[ChangeableField, ...] = ("temperature", "seed", "stream_options")
+        for name in removable:
             if name in named and name in ours:
                 return self._change(name, refusal)
         return None
 
-    def _change(self, name: str, refusal: str) -> str:
+    def _change(self, name: ChangeableField, refusal: str) -> ChangeableField:
         self.changes.setdefault(name, refusal[:MAX_WORDS_CHARS])
         return name
 
@@ -113,7 +127,18 @@ def refused_field(body: Any) -> str | None:
 
 
 def refusal_text(body: Any) -> str:
-    """The message of an error body, in the forms of OpenAI, FastAPI, TGI and others; the whole body as JSON if there is none."""
+    """The message of an error body, in the forms of OpenAI, FastAPI, TGI and others; the whole body as JSON if there is none.
+
+    At most `MAX_REFUSAL_CHARS` characters of it.
+    """
+    try:
+        text = _find_message(body) or (body if isinstance(body, str) else json.dumps(body, ensure_ascii=False, default=str))
+        return text[:MAX_REFUSAL_CHARS]
+    except RecursionError:
+        return "(an error that is nested too deeply)"
+
+
+def _find_message(body: Any) -> str:
     if (invalid := _validation_error(body)) is not None:
         place, message = invalid
         return f"{'.'.join(place)}: {message}" if place else message
@@ -123,8 +148,8 @@ def refusal_text(body: Any) -> str:
             if isinstance(value, str) and value:
                 return value
             if isinstance(value, dict):
-                return refusal_text(value)
-    return body if isinstance(body, str) else json.dumps(body, ensure_ascii=False, default=str)
+                return _find_message(value) or json.dumps(value, ensure_ascii=False, default=str)
+    return ""
 
 
 class MalformedReplyError(Exception):
@@ -193,11 +218,11 @@ def parse_chat_completion(body: bytes) -> Completion:
     """
     raw = _join_stream(body) if body.lstrip()[:5] == b"data:" else body
     try:
-        reply = _ChatCompletion.model_validate_json(raw)
+        reply = _ChatCompletion.model_validate_json(_replace_surrogates(raw))
         choice = reply.choices[0]
         message = _ChatMessage.model_validate({"content": choice.message.get("content")})
     except (ValidationError, RecursionError) as error:
-        why = format_validation_error(error) if isinstance(error, ValidationError) else "nested too deeply"
+        why = _first_problem(error) if isinstance(error, ValidationError) else "nested too deeply"
         raise MalformedReplyError(f"{why}; the reply was {body.decode(errors='replace')}") from None
     reason = (choice.finish_reason or "").lower()
     if reason in _FILTER_REASONS:
@@ -216,6 +241,20 @@ def parse_chat_completion(body: bytes) -> Completion:
     )
 
 
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'reply'}: {first['msg']}"
+
+
+def _replace_surrogates(body: bytes) -> bytes:
+    """The JSON with "?" for each lone surrogate, which a model may generate and pydantic refuses; other bodies as they are."""
+    if b"\\ud" not in body.lower():
+        return body
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.dumps(json.loads(body), ensure_ascii=False).encode("utf-8", "replace")
+    return body
+
+
 def _reasoning_of(message: Mapping[str, Any]) -> str:
     """The thinking that a message holds apart from its text."""
     for field in ("reasoning_content", "reasoning", "thinking"):
@@ -231,7 +270,7 @@ def _reasoning_of(message: Mapping[str, Any]) -> str:
 def usage_count(usage: Any, field: str) -> int | None:
     """A token count of a reply's usage; None if the reply does not state it. Some servers send whole numbers as floats."""
     value = usage.get(field) if isinstance(usage, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_USAGE_TOKENS or value != int(value):
         return None
     return int(value)
 
@@ -248,18 +287,21 @@ def _join_stream(body: bytes) -> bytes:
         try:
             event = json.loads(data)
         except (ValueError, RecursionError):
-            raise MalformedReplyError(f"an event of the stream is not JSON: {data[:200]}") from None
+            raise MalformedReplyError(f"an event of the stream is not JSON: {data}") from None
         if not isinstance(event, dict) or event.get("error"):
-            raise MalformedReplyError(f"an event of the stream is an error: {data[:200]}")
+            raise MalformedReplyError(f"an event of the stream is an error: {data}")
         usage = event.get("usage") or usage
-        for choice in event.get("choices") or []:
-            seen = True
-            delta = choice.get("delta") or choice.get("message") or {}
-            parts = delta.get("content")
-            content += map(_part_text, parts if isinstance(parts, list) else [parts])
-            reasoning.append(_thinking_text(delta.get("reasoning_content") or delta.get("reasoning")))
-            finish = choice.get("finish_reason") or finish
+        try:
+            for choice in event.get("choices") or []:
+                seen = True
+                delta = choice.get("delta") or choice.get("message") or {}
+                parts = delta.get("content")
+                content += map(_part_text, parts if isinstance(parts, list) else [parts])
+                reasoning.append(_thinking_text(delta.get("reasoning_content") or delta.get("reasoning")))
+                finish = choice.get("finish_reason") or finish
+        except (AttributeError, TypeError, RecursionError):
+            raise MalformedReplyError(f"an event of the stream is no part of a completion: {data}") from None
     if not seen:
-        raise MalformedReplyError(f"a stream without a choice: {body[:200].decode(errors='replace')}")
+        raise MalformedReplyError(f"a stream without a choice: {body.decode(errors='replace')}")
     message = {"content": "".join(content), "reasoning_content": "".join(reasoning)}
     return json.dumps({"choices": [{"message": message, "finish_reason": finish}], "usage": usage}).encode()

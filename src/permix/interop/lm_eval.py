@@ -56,7 +56,8 @@ from permix.interop.merging import (
     truncated_repr,
 )
 from permix.storage.files import write_json, write_text
-from permix.tasks.datasets import DatasetRow, parse_json
+from permix.storage.rows import parse_json
+from permix.tasks.datasets import DatasetRow
 from permix.types import Cell, Completion, Failure, Message, Record
 
 PERMIX_FIELD = "permix"
@@ -465,7 +466,7 @@ def _results_path(samples: Path) -> Path | None:
 
 
 def _read_results(path: Path) -> HarnessResults:
-    values = parse_json(read_log_bytes(path, MAX_RESULTS_BYTES), str(path))
+    values = _parse_utf8_json(read_log_bytes(path, MAX_RESULTS_BYTES), path, 1)
     with guard_values(str(path)):
         return HarnessResults.model_validate(values)
 
@@ -499,11 +500,19 @@ def _read_rows(path: Path) -> list[DatasetRow]:
 
 
 def _parse_line(line: bytes, path: Path, number: int) -> DatasetRow:
-    fields = parse_json(line, str(path), first_line=number)
+    fields = _parse_utf8_json(line, path, number)
     if not isinstance(fields, dict):
         raise DataError(f"{path}:{number}: must be a JSON object with named fields, not {type(fields).__name__}")
     fields.pop("doc", None)
     return DatasetRow(f"{path}:{number}", fields)
+
+
+def _parse_utf8_json(raw: bytes, path: Path, first_line: int) -> Any:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:{first_line + raw[: error.start].count(b"\n")}: not UTF-8") from error
+    return parse_json(text, str(path), first_line)
 
 
 def _select_filter(rows: Sequence[DatasetRow], config: ImportConfig, path: Path) -> list[DatasetRow]:

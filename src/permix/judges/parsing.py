@@ -82,7 +82,7 @@ _ESCAPE = re.compile(r"\\(?:(?P<known>[\"\\/bfnrt]|u[0-9a-fA-F]{4})|)")
 
 _COMMA_BEFORE_BRACKET = re.compile(r",(?=\s*[}\]])")
 
-MAX_REPLY_CHARS, _MAX_JSON_STARTS = 400_000, 2000
+MAX_JUDGE_REPLY_CHARS, _MAX_JSON_STARTS = 400_000, 2000
 """Bounds on the time that reading takes: a longer reply gives no score, and only so many braces may begin an object."""
 
 _OBJECT_START = re.compile(r"\{\s*\"")
@@ -130,8 +130,8 @@ def parse_score(reply: str, answer: str) -> ParsedScore:
 
     `answer` is the quoted text that the judge saw; a score that can be a quotation from it does not count.
     """
-    if len(reply) > MAX_REPLY_CHARS:
-        return ParsedScore(None, f"the reply has {len(reply)} characters, more than {MAX_REPLY_CHARS}")
+    if len(reply) > MAX_JUDGE_REPLY_CHARS:
+        return ParsedScore(None, f"the reply has {len(reply)} characters, more than {MAX_JUDGE_REPLY_CHARS}")
     text = _strip_thinking(_mend_json(reply))
     if text is None:
         return ParsedScore(None, "no score in the reply: its thinking never ends")
@@ -297,27 +297,6 @@ def _keep_repeated_scores(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if not is_second or value != fields[key]:
             fields[f"{key} " if is_second else key] = value
     return fields
-
-
-def _read_broken_object(text: str, start: int, end: int) -> _ScoreObject | None:
-    """Read an object with quotes inside its strings; None unless it names one score, and that at its beginning or end."""
-    keys, verdict = list(_SCORE_KEY.finditer(text, start, end)), _BROKEN_VERDICT.match(text, start, end)
-    if verdict is None or len(keys) != 1:
-        return None
-    return _ScoreObject(start, verdict.end(), text[keys[0].start() : verdict.end("score")], verdict.groupdict(default=""))
-
-
-def _keep_repeated_scores(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The fields of an object. A repeated "score" is kept under a key of its own, since two scores are no verdict."""
-    fields: dict[str, Any] = {}
-    for key, value in pairs:
-        fields[key + " " * len(fields) if key in fields and _is_score_key(key) else key] = value
-    return fields
-
-
-def _broken_object_end(text: str, start: int) -> int:
-    next_object = _NEXT_OBJECT_LINE.search(text, start)
-    return len(text) if next_object is None else next_object.start()
 
 
 def _is_hedged(text: str, start: int, end: int) -> bool:

@@ -26,8 +26,7 @@ from permix.judges.runner import latest_judgements, read_judge_calls, recorded_c
 from permix.judges.types import IN_CHARACTER, JudgeInput, Judgement
 from permix.metrics.statistics import Array
 from permix.prompts import persona_prompt
-from permix.storage.files import read_json
-from permix.storage.run_dir import RunReader
+from permix.storage.run_dir import RunReader, read_run_file
 from permix.types import AnswerKey, Cell, CellKey, Completion, JudgeControl, JudgeInputKey, Record
 
 JUDGE_CONTROLS: tuple[JudgeControl, ...] = get_args(JudgeControl)
@@ -231,7 +230,7 @@ def read_judge_results(run: Path, folder: Path, answers: Sequence[JudgeInput] | 
 
     `answers` are the results of `read_judge_inputs(run)`, if the caller has them already.
     """
-    judging, inputs_json, calls = RunReader(folder), read_json(folder / JUDGE_INPUTS_FILE), read_judge_calls(folder)
+    judging, inputs_json, calls = RunReader(folder), read_run_file(folder / JUDGE_INPUTS_FILE), read_judge_calls(folder)
     config = judging.config
     inputs = judge_by_rubrics(read_judge_inputs(run) if answers is None else answers, inputs_json["discriminates_personas"])
     calls_by_control = _judgements_by_control(inputs, calls)

@@ -258,6 +258,7 @@ def request_pending_scores(
             find_pending,
             record,
             lambda _: nullcontext(total_bar),
+            folder,
             max_rounds=settings.attempts,
             count_affordable_items=limit.count_affordable_calls,
         )

@@ -96,11 +96,10 @@ def measure_score_difference(first: JudgeResults, other: JudgeResults, *, seed: 
     P, draws = len(grid.persona_ids), PersonaBootstrap(max(1, len(grid.persona_ids)), seed, resamples)
     if not P:
         return ScoreDifference(judge=first.label, persona_score=Estimate(value=None, n=0), p=None, tasks={}, n_answers=0)
-    signs = np.random.default_rng(seed)
     return ScoreDifference(
         judge=first.label,
         persona_score=draws.estimate(lambda counts_R_P: judge_scores.persona_score(difference_P_U_Q, counts_R_P), P),
-        p=statistics.sign_flip_p(judge_scores.persona_contributions(difference_P_U_Q), signs, resamples),
+        p=statistics.sign_flip_p(judge_scores.persona_contributions(difference_P_U_Q)),
         tasks={
             rubric: draws.estimate(
                 lambda counts_R_P, u=u: judge_scores.weighted_mean(difference_P_U_Q[:, u], counts_R_P),  # type: ignore[misc]

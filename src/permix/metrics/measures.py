@@ -19,11 +19,12 @@ from permix.metrics import statistics
 from permix.metrics.statistics import Array
 from permix.types import Estimate, Record
 
-MeasureEstimator = Literal["bootstrap", "share", "posterior", "hull", "observed", "permuted"]
+MeasureEstimator = Literal["bootstrap", "share", "paired", "posterior", "hull", "observed", "permuted"]
 """How the value and the interval of a measure are computed:
 
 bootstrap: the observed value, with a bootstrap interval over questions
 share: the same for a mean of scores in [0, 1] (`statistics.bootstrap_share`)
+paired: the same for mean − no persona (`statistics.bootstrap_paired`)
 posterior: median and middle 95 % of the draws of true accuracies (`permix.metrics.posterior`)
 hull: the observed value, with an interval that contains the bootstrap's and that of the draws
 observed: the observed value, without an interval
@@ -114,11 +115,11 @@ def _sd_of_draws(accuracy_R_P: Array, _: Array) -> Array:
 STABILITY_MEASURES: dict[str, StabilityMeasure] = {
     measure.name: measure
     for measure in (
-        StabilityMeasure("pss", "PSS", "posterior", _pss),
+        StabilityMeasure("pss", "PSS (estimate)", "posterior", _pss, short_label="PSS", phrase="PSS"),
         StabilityMeasure("pss_observed", "PSS as observed (worst / best)", "observed", _pss),
         StabilityMeasure("pss_null", "PSS if personas did nothing", "permuted", _pss),
         StabilityMeasure(
-            "pss_crossfit", "PSS cross-fitted", "bootstrap",
+            "pss_crossfit", "PSS cross-fitted", "observed",
             scores_formula=lambda scores: statistics.pss_crossfit(scores.mean_P_Q, scores.halves_K_Q, scores.counts_R_Q),
         ),
         StabilityMeasure(
@@ -138,7 +139,7 @@ STABILITY_MEASURES: dict[str, StabilityMeasure] = {
             questions="baseline", phrase="accuracy without persona",
         ),
         StabilityMeasure(
-            "mean_minus_baseline", "mean − no persona", "bootstrap",
+            "mean_minus_baseline", "mean − no persona", "paired",
             lambda accuracy_R_P, baseline_R: accuracy_R_P.mean(axis=1) - baseline_R,
             questions="both", is_difference=True,
         ),
@@ -156,6 +157,12 @@ STABILITY_MEASURES: dict[str, StabilityMeasure] = {
             scores_formula=lambda scores: statistics.persona_sd(scores.mean_P_Q, scores.counts_R_Q), null_end="low",
         ),
         StabilityMeasure(
+            "relative_persona_sd", "sd of personas / mean", "hull",
+            lambda accuracy_R_P, _: _sd_of_draws(accuracy_R_P, _) / accuracy_R_P.mean(axis=1),
+            scores_formula=lambda scores: statistics.relative_persona_sd(scores.mean_P_Q, scores.counts_R_Q), null_end="low",
+            phrase="sd of personas relative to the mean",
+        ),
+        StabilityMeasure(
             "worst_per_question", "each question's worst persona", "share",
             scores_formula=lambda scores: statistics.worst_per_question(scores.mean_P_Q, scores.counts_R_Q),
         ),
@@ -165,20 +172,22 @@ STABILITY_MEASURES: dict[str, StabilityMeasure] = {
 
 MEASURE_VIEWS: dict[MeasureView, tuple[str, ...]] = {
     # table of models: its columns, and their rows in table.json
-    "main_table": ("baseline", "mean", "worst", "pss", "pss_observed", "pss_null"),
-    "table_row": ("baseline", "mean", "worst", "pss", "pss_observed", "pss_null", "pss_crossfit"),
+    "main_table": ("baseline", "mean", "worst", "pss", "persona_sd", "relative_persona_sd", "pss_observed", "pss_null"),
+    "table_row": (
+        "baseline", "mean", "worst", "pss", "persona_sd", "relative_persona_sd", "pss_observed", "pss_null", "pss_crossfit",
+    ),
     # a line for each persona template
     "templates": ("mean", "worst", "pss", "mean_minus_baseline"),
     # `permix compare`
     "comparison": (
-        "baseline", "mean", "worst", "best", "pss", "pss_crossfit", "spread", "persona_sd", "mean_minus_baseline",
-        "worst_minus_baseline", "worst_per_question",
+        "baseline", "mean", "worst", "best", "pss", "pss_crossfit", "spread", "persona_sd", "relative_persona_sd",
+        "mean_minus_baseline", "worst_minus_baseline", "worst_per_question",
     ),
     # differences of two models or methods in a report's sentences
-    "differences": ("pss", "worst", "mean"),
+    "differences": ("pss", "relative_persona_sd", "worst", "mean"),
     # means over a method's training seeds: in table.json, and the columns of their table
-    "methods": ("baseline", "mean", "worst", "pss"),
-    "method_table": ("pss", "worst", "mean", "baseline"),
+    "methods": ("baseline", "mean", "worst", "pss", "persona_sd", "relative_persona_sd"),
+    "method_table": ("pss", "persona_sd", "relative_persona_sd", "worst", "mean", "baseline"),
     # a point of a dev evaluation: in dev_eval.jsonl; on the status line and for trackers; in the model card; as curves
     "dev_eval": ("mean", "baseline", "worst", "best", "pss"),
     "dev_eval_log": ("mean", "worst", "pss", "baseline"),

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from permix.metrics import posterior, statistics
 from permix.metrics.measures import measures_in
-from permix.metrics.stability import BOOTSTRAP_BLOCK_FLOATS, n_crossfit_splits, resample_scores
+from permix.metrics.stability import BOOTSTRAP_BLOCK_FLOATS, n_crossfit_splits, observed_measures, resample_scores
 from permix.metrics.statistics import Array
 from permix.types import Estimate, Record
 
@@ -92,62 +92,67 @@ def compare_models_paired(
 ) -> PairedComparison:
     """As `compare_scores`, from sample means whose last row is the baseline.
 
-    `resamples` is the number of bootstrap draws, of swaps and of sign flips.
+    `resamples` is the number of bootstrap draws and of swaps.
     """
     absent_N_Q = np.isnan(first_N_Q) | np.isnan(other_N_Q)
     first_N_Q, other_N_Q = (np.where(absent_N_Q, np.nan, rows_N_Q) for rows_N_Q in (first_N_Q, other_N_Q))
     N, Q = first_N_Q.shape
-    draws, swaps, signs = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3))
-    splits = n_crossfit_splits(N * Q)
-    halves_K_Q = statistics.random_half_splits(Q, splits, draws)
+    draws, swaps = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
+    halves_K_Q = statistics.random_half_splits(Q, n_crossfit_splits(N * Q), draws)
     measures = measures_in("comparison")
+    resampled_measures = [one for one in measures if one.estimator not in ("posterior", "observed")]
 
     def resampled(counts_R_Q: Array) -> dict[str, Array]:
-        of_one, of_two = (_compared_measures(rows_N_Q, halves_K_Q, counts_R_Q) for rows_N_Q in (first_N_Q, other_N_Q))
+        of_one, of_two = (
+            {one.name: one.of_resamples(resample_scores(rows_N_Q[:-1], rows_N_Q[-1], counts_R_Q)) for one in resampled_measures}
+            for rows_N_Q in (first_N_Q, other_N_Q)
+        )
         accuracy_of_one, accuracy_of_two = (
             statistics.weighted_question_mean(rows_N_Q[:-1], counts_R_Q) for rows_N_Q in (first_N_Q, other_N_Q)
         )
         return {name: of_two[name] - of_one[name] for name in of_one} | {"accuracy_P": accuracy_of_two - accuracy_of_one}
 
     bootstrapped = statistics.bootstrap(
-        resampled, Q, draws, resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // (splits * max(N, Q)))
+        resampled, Q, draws, resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // (N * max(N, Q)))
     )
-    counts_1_Q = np.ones((1, Q))
     null = _swap_null_distribution(first_N_Q, other_N_Q, halves_K_Q, swaps, resamples)
     with_persona_Q, with_baseline_Q = ~absent_N_Q[:-1].all(axis=0), ~absent_N_Q[-1]
     scored_Q = {"personas": with_persona_Q, "baseline": with_baseline_Q, "both": with_persona_Q & with_baseline_Q}
+    observed = [observed_measures(rows_N_Q[:-1], rows_N_Q[-1], halves_K_Q, measures) for rows_N_Q in (first_N_Q, other_N_Q)]
+    observed_difference = {one.name: observed[1][one.name] - observed[0][one.name] for one in measures}
     differences = {
-        one.name: statistics.bootstrap_estimate(
-            float(bootstrapped[one.name].value), bootstrapped[one.name].replicates, int(scored_Q[one.questions].sum())
-        )
+        one.name: Estimate(value=_none_if_nan(observed_difference[one.name]), n=int(scored_Q[one.questions].sum()))
         for one in measures
     }
-    values = [
-        {name: _none_if_nan(value_1[0]) for name, value_1 in _compared_measures(rows_N_Q, halves_K_Q, counts_1_Q).items()}
-        for rows_N_Q in (first_N_Q, other_N_Q)
-    ]
+    for one in resampled_measures:
+        value, replicate_R = bootstrapped[one.name]
+        differences[one.name] = statistics.bootstrap_estimate(float(value), replicate_R, differences[one.name].n)
+    values = [{name: _none_if_nan(value) for name, value in each.items()} for each in observed]
     scored_P = np.array([not row_Q.all() for row_Q in absent_N_Q[:-1]])
     if scored_P.any():
+        drawn = [one.name for one in measures if one.estimator == "posterior"]
         grids = [(rows_N_Q[:-1][scored_P], rows_N_Q[-1]) for rows_N_Q in (first_N_Q, other_N_Q)]
-        differences |= posterior.posterior_differences(grids[:1], grids[1:], seed=seed)
+        of_draws = posterior.posterior_differences(grids[:1], grids[1:], seed=seed)
+        differences |= {name: of_draws[name] for name in drawn}
         for value_by_name, grid in zip(values, grids, strict=True):
             estimates = posterior.posterior_estimates(*grid, seed=seed)
-            value_by_name |= {one.name: estimates[one.name].value for one in measures if one.estimator == "posterior"}
+            value_by_name |= {name: estimates[name].value for name in drawn}
     compared = tuple(
         MeasureDifference(
             name=one.name, first=values[0][one.name], other=values[1][one.name], difference=differences[one.name],
-            p=_two_sided_p(bootstrapped[one.name].value, null[one.name]),
+            p=_two_sided_p(observed_difference[one.name], null[one.name]),
         )
         for one in measures
     )  # fmt: skip
-    p_P = np.array([statistics.sign_flip_p(row_Q, signs, resamples) for row_Q in (other_N_Q - first_N_Q)[:-1]])
+    difference_P_Q = (other_N_Q - first_N_Q)[:-1]
+    p_P = np.array([statistics.sign_flip_p(difference_Q) for difference_Q in difference_P_Q])
     holm_P, n_P = statistics.holm_adjust(p_P), (~absent_N_Q[:-1]).sum(axis=1).tolist()
     value_P, replicate_R_P = bootstrapped["accuracy_P"]
-    first_P, other_P = (statistics.weighted_question_mean(rows_N_Q[:-1], counts_1_Q)[0] for rows_N_Q in (first_N_Q, other_N_Q))
+    first_P, other_P = (statistics.mean_over_samples(rows_N_Q[:-1]) for rows_N_Q in (first_N_Q, other_N_Q))
     personas = tuple(
         PersonaDifference(
             id=id, first=_none_if_nan(first_P[row]), other=_none_if_nan(other_P[row]), n=n_P[row],
-            difference=statistics.bootstrap_estimate(float(value_P[row]), replicate_R_P[:, row], n_P[row]),
+            difference=statistics.bootstrap_paired(float(value_P[row]), replicate_R_P[:, row], difference_P_Q[row]),
             p=_none_if_nan(p_P[row]), holm_p=_none_if_nan(holm_P[row]),
         )
         for row, id in enumerate(persona_ids)
@@ -155,33 +160,27 @@ def compare_models_paired(
     return PairedComparison(measures=compared, personas=personas, n_questions=Q, n_cells=sum(n_P))
 
 
-def _compared_measures(rows_N_Q: Array, halves_K_Q: Array, counts_R_Q: Array) -> dict[str, Array]:
-    """value_R of each measure of the view "comparison", for one model."""
-    scores = resample_scores(rows_N_Q[:-1], rows_N_Q[-1], counts_R_Q, halves_K_Q)
-    return {measure.name: measure.of_resamples(scores) for measure in measures_in("comparison")}
-
-
 def _swap_null_distribution(
     first_N_Q: Array, other_N_Q: Array, halves_K_Q: Array, rng: np.random.Generator, n_swaps: int
 ) -> dict[str, Array]:
     """null_R of every measure: its difference after swapping the models on a random half of the questions."""
-    counts_1_Q = np.ones((1, first_N_Q.shape[1]))
-    null_R: dict[str, list[float]] = {measure.name: [] for measure in measures_in("comparison")}
+    measures = measures_in("comparison")
+    null_R: dict[str, list[float]] = {measure.name: [] for measure in measures}
     for _ in range(n_swaps):
         swap_Q = rng.integers(0, 2, size=first_N_Q.shape[1]).astype(bool)
         rows = np.where(swap_Q, other_N_Q, first_N_Q), np.where(swap_Q, first_N_Q, other_N_Q)
-        one, two = (_compared_measures(rows_N_Q, halves_K_Q, counts_1_Q) for rows_N_Q in rows)
+        one, two = (observed_measures(rows_N_Q[:-1], rows_N_Q[-1], halves_K_Q, measures) for rows_N_Q in rows)
         for name, differences in null_R.items():
-            differences.append(float(two[name][0] - one[name][0]))
+            differences.append(two[name] - one[name])
     return {name: np.array(values) for name, values in null_R.items()}
 
 
-def _two_sided_p(difference: Array, null_R: Array) -> float | None:
+def _two_sided_p(difference: float, null_R: Array) -> float | None:
     """p of the swap test; None if the difference, or more than half of its null distribution, cannot be computed."""
     known_R = null_R[~np.isnan(null_R)]
     if np.isnan(difference) or 2 * len(known_R) < len(null_R):
         return None
-    return statistics.permutation_p(abs(float(difference)), np.abs(known_R))
+    return statistics.permutation_p(abs(difference), np.abs(known_R))
 
 
 def _none_if_nan(value: float) -> float | None:

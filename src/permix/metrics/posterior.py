@@ -18,7 +18,7 @@ Axes: P personas, Q questions, R draws, G grids, L sets of answers to the questi
 Source: the priors are cited in `permix.metrics.priors`; their combination is ours (simulated coverage: docs/measures.md).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -182,32 +182,42 @@ def combine_priors(measure: StabilityMeasure, horseshoe_R: Array, dirichlet_R: A
     estimate = summarize_draws(horseshoe_R, n)
     if estimate.low is None or estimate.high is None:
         return estimate
-    low, high = np.quantile(dirichlet_R, (0.025, 0.975))
+    low, high = np.nanquantile(dirichlet_R, (0.025, 0.975))
     end = {"high": max(estimate.high, float(high))} if measure.null_end == "high" else {"low": min(estimate.low, float(low))}
     return estimate.model_copy(update=end)
 
 
 def summarize_draws(value_R: Array, n: int) -> Estimate:
-    """Median and central 95 % interval of the draws; no value if one of them is NaN."""
-    if np.isnan(value_R).any():
+    """Median and central 95 % interval of the draws that have a value (a ratio of 0 to 0 has none); None if most have none."""
+    if 2 * np.isnan(value_R).sum() >= len(value_R):
         return Estimate(value=None, n=n)
-    low, value, high = np.quantile(value_R, (0.025, 0.5, 0.975))
+    low, value, high = np.nanquantile(value_R, (0.025, 0.5, 0.975))
     return Estimate(value=float(value), low=float(low), high=float(high), n=n)
 
 
 class PosteriorDraws(NamedTuple):
-    """Draws of the true accuracies of one grid under each prior: of personas [R, P] and without persona [R].
+    """The scores of one grid, and draws of the true accuracies under each prior: of personas [R, P] and without persona [R]."""
 
-    `n` counts questions with a score of some persona, `n_paired` those with a baseline score too. `any_correct`: whether any
-    answer scored above 0.
-    """
-
+    mean_P_Q: Array
+    baseline_Q: Array
     noise_model: NoiseModel
     horseshoe: tuple[Array, Array]
     dirichlet: tuple[Array, Array]
-    n: int
-    n_paired: int
-    any_correct: bool
+
+    @property
+    def n(self) -> int:
+        """Number of questions with a score of some persona."""
+        return count_scored_questions(self.mean_P_Q)
+
+    @property
+    def n_paired(self) -> int:
+        """Number of questions with a score of some persona and a baseline score."""
+        return int(((~np.isnan(self.mean_P_Q)).any(axis=0) & ~np.isnan(self.baseline_Q)).sum())
+
+    @property
+    def accuracy_P(self) -> Array:
+        """The observed accuracies."""
+        return statistics.mean_over_samples(self.mean_P_Q)
 
 
 def sample_posterior(mean_P_Q: Array, baseline_Q: Array, *, seed: int, missing_by_design: bool = False) -> PosteriorDraws | None:
@@ -215,16 +225,14 @@ def sample_posterior(mean_P_Q: Array, baseline_Q: Array, *, seed: int, missing_b
 
     Every persona of `mean_P_Q` must have a score. `missing_by_design` as in `fit_noise_model`.
     """
-    n = count_scored_questions(mean_P_Q)
-    if n < 2 or not is_connected(mean_P_Q):
+    if count_scored_questions(mean_P_Q) < 2 or not is_connected(mean_P_Q):
         return None
     noise_model = fit_noise_model(mean_P_Q, missing_by_design=missing_by_design)
     ((accuracy_R_P, baseline_R),) = sample_horseshoe_accuracies(
         [(noise_model, baseline_Q)], np.random.default_rng([seed, HORSESHOE_STREAM])
     )
     dirichlet = sample_dirichlet_accuracies(noise_model, baseline_Q, np.random.default_rng([seed, DIRICHLET_STREAM]))
-    paired_Q = (~np.isnan(mean_P_Q)).any(axis=0) & ~np.isnan(baseline_Q)
-    return PosteriorDraws(noise_model, (accuracy_R_P, baseline_R), dirichlet, n, int(paired_Q.sum()), bool(np.nansum(mean_P_Q)))
+    return PosteriorDraws(mean_P_Q, baseline_Q, noise_model, (accuracy_R_P, baseline_R), dirichlet)
 
 
 def posterior_estimates(mean_P_Q: Array, baseline_Q: Array, *, seed: int, no_effect: bool = False) -> dict[str, Estimate]:
@@ -254,13 +262,14 @@ def estimates_from_draws(draws: PosteriorDraws, *, no_effect: bool) -> dict[str,
     estimates = {
         one.name: combine_priors(one, by_horseshoe[one.name], by_dirichlet[one.name], draws.n) for one in drawn_measures()
     }
-    estimates |= _widen_to_own_interval(draws.noise_model, estimates)
+    estimates |= _widen_to_own_interval(draws, estimates)
     if no_effect:
         accuracy_R_P, baseline_R = draws.horseshoe
         if_equal = accuracy_measures(accuracy_R_P.mean(axis=1, keepdims=True), baseline_R)
         estimates = {one.name: _widen_to_null(one, estimates[one.name], if_equal[one.name]) for one in drawn_measures()}
-    if not draws.any_correct:
-        estimates["pss"] = Estimate(value=0.0, low=0.0, high=1.0, n=draws.n)  # 0 / 0: the answers exclude no value
+    if not draws.accuracy_P.any():
+        estimates["pss"] = Estimate(value=None, n=draws.n)  # no right answer: 0 / 0
+    estimates |= limit_extremes(estimates, float(draws.accuracy_P.mean()))
     paired = [one.name for one in drawn_measures() if one.questions == "both"]
     return estimates | {name: estimates[name].model_copy(update={"n": draws.n_paired}) for name in paired}
 
@@ -276,32 +285,70 @@ def _plugin_estimates(mean_P_Q: Array, baseline_Q: Array, n: int) -> dict[str, E
     return {name: Estimate(value=None if np.isnan(one_R[0]) else float(one_R[0]), n=n) for name, one_R in values.items()}
 
 
-def _widen_to_own_interval(noise_model: NoiseModel, estimates: dict[str, Estimate]) -> dict[str, Estimate]:
-    """Widen worst downwards and best upwards to the interval that this persona's scores alone would give.
+def limit_extremes(estimates: Mapping[str, Estimate], mean: float) -> dict[str, Estimate]:
+    """The estimates with worst at most and best at least the mean over the personas' accuracies.
 
-    A persona moderately far from all others is shrunk towards them; without this the interval would miss its true accuracy too
-    often.
+    On few questions with nearly equal answers the draws shrink worst and best beyond the mean, which is not shrunk.
     """
-    # t and not normal quantiles, since the noise is estimated from the questions.
-    t = float(stdtrit(max(estimates["worst"].n - 1, 1), 0.975))
-    reach_P = t * np.sqrt(noise_model.noise_var_P + noise_model.levels.variance)
-    worst, best = noise_model.angle_P.argmin(), noise_model.angle_P.argmax()
-    low, high = (
-        float(_accuracy_from_angle(end))
-        for end in (noise_model.angle_P[worst] - reach_P[worst], noise_model.angle_P[best] + reach_P[best])
-    )
-    ends = {"worst": ("low", min, low), "best": ("high", max, high)}
-    return {
-        name: estimates[name].model_copy(update={end: of(getattr(estimates[name], end), one)})
-        for name, (end, of, one) in ends.items()
+    limited = {}
+    for name, limit in (("worst", min), ("best", max)):
+        one = estimates[name]
+        if one.value is not None:
+            value = limit(one.value, mean)
+            ends = {} if one.low is None or one.high is None else {"low": min(one.low, value), "high": max(one.high, value)}
+            limited[name] = one.model_copy(update={"value": value} | ends)
+    return limited
+
+
+def _widen_to_own_interval(draws: PosteriorDraws, estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Widen the ends away from "no difference" to what the answers of the worst (or best) persona alone would give.
+
+    A persona moderately far from all others is shrunk towards them; without this the intervals would miss its true accuracy too
+    often. Ratio, spread and sd of personas take the persona's own noise only, since all personas share the error of the drawn
+    questions. For sd: one persona that differs by d from P − 1 equal ones has an sd of d / √P.
+    """
+    noise_model, P = draws.noise_model, len(draws.mean_P_Q)
+    worst, best = int(noise_model.angle_P.argmin()), int(noise_model.angle_P.argmax())
+    reaches = {}
+    for name, variance in (("own", 0.0), ("with questions", noise_model.levels.variance)):
+        reach_P = stdtrit(max(draws.n - 1, 1), 0.975) * np.sqrt(noise_model.noise_var_P + variance)
+        low, high = (_accuracy_from_angle(noise_model.angle_P + sign * reach_P) for sign in (-1, 1))
+        reaches[name] = (min(float(low[worst]), _low_without_error(draws.mean_P_Q[worst])), float(high[best]))
+    own_low, _ = reaches["own"]
+    others = float(np.delete(draws.accuracy_P, worst).mean()) if P > 1 else own_low
+    one_bad_sd = max(others - own_low, 0.0) / float(np.sqrt(P))
+    values = {name: estimates[name].value for name in ("best", "worst")}
+    ends: dict[str, tuple[str, Callable[[float, float], float], float]] = {
+        "worst": ("low", min, reaches["with questions"][0]),
+        "best": ("high", max, reaches["with questions"][1]),
+        "persona_sd": ("high", max, one_bad_sd),
     }
+    if mean := float(draws.accuracy_P.mean()):
+        ends["relative_persona_sd"] = ("high", max, one_bad_sd / mean)
+    if P > 1 and values["best"]:
+        ends["pss"] = ("low", min, own_low / values["best"])
+        ends["spread"] = ("high", max, values["best"] - own_low)
+    difference_Q = draws.mean_P_Q[worst] - draws.baseline_Q
+    if not np.isnan(difference_Q).all():
+        ends["worst_minus_baseline"] = ("low", min, statistics.paired_low(difference_Q))
+    return {
+        name: estimates[name].model_copy(update={end: farther(getattr(estimates[name], end), one)})
+        for name, (end, farther, one) in ends.items()
+        if getattr(estimates[name], end) is not None
+    }
+
+
+def _low_without_error(score_Q: Array) -> float:
+    """The exact low end of an accuracy without a single error on n questions; 1 if there was an error."""
+    scored_Q = score_Q[~np.isnan(score_Q)]
+    return 1 - statistics.largest_unseen_share(len(scored_Q)) if (scored_Q > 1 - statistics.TIE_TOLERANCE).all() else 1.0
 
 
 def _widen_to_null(measure: StabilityMeasure, estimate: Estimate, null_R: Array) -> Estimate:
     """Widen the end towards "no difference" so that it includes the interval of the measure if all personas are equal."""
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return estimate
-    low, high = np.quantile(null_R, (0.025, 0.975))
+    low, high = np.nanquantile(null_R, (0.025, 0.975))
     ends = {"high": max(estimate.high, float(high))} if measure.null_end == "high" else {"low": min(estimate.low, float(low))}
     return estimate.model_copy(update=ends)
 
@@ -330,21 +377,21 @@ def posterior_differences(first: Sequence[AccuracyGrid], other: Sequence[Accurac
     return estimates
 
 
-def pooled_estimates(
-    grids: Sequence[AccuracyGrid], estimates_by_grid: Sequence[Mapping[str, Estimate]], *, seed: int
-) -> dict[str, Estimate]:
-    """Estimates of the mean over the grids; `estimates_by_grid` holds the `posterior_estimates` of each grid.
+def pooled_estimates(grids: Sequence[AccuracyGrid], *, seed: int, no_effect: bool) -> dict[str, Estimate]:
+    """Estimates of the mean over the grids.
 
-    The value is the mean of theirs. The end of the interval towards "no difference" reaches at least as far as the mean of their
-    ends, which also allow for the second prior and for a test that showed no persona effect.
+    `no_effect`: one test of all grids together showed no persona effect. The value is the mean of the grids' own. Each end of the
+    interval reaches at least as far as the mean of the grids' ends, which also allow for the second prior, for that test, and for
+    a persona far from all others.
     """
     n = min(count_scored_questions(mean_P_Q) for mean_P_Q, _ in grids)
+    estimates_by_grid = [posterior_estimates(*grid, seed=seed, no_effect=no_effect) for grid in grids]
     values, drawn = _mean_values(estimates_by_grid), _joint_measure_draws(grids, seed)
     estimates = {}
-    for measure in measures_estimated_by("posterior"):
+    for measure in drawn_measures():
         drawn_R = _mean_over_grids(drawn, measure.name) if drawn else None
         mean = _interval_around(values[measure.name], drawn_R, n)
-        estimates[measure.name] = _widen_to_grids(measure, mean, [each[measure.name] for each in estimates_by_grid])
+        estimates[measure.name] = _widen_to_grids(mean, [each[measure.name] for each in estimates_by_grid])
     return estimates
 
 
@@ -365,9 +412,7 @@ def _mean_over_grids(drawn: Sequence[Mapping[str, Array]], name: str) -> Array:
 
 def _mean_values(estimates_by_grid: Sequence[Mapping[str, Estimate]]) -> dict[str, float | None]:
     """The mean over the grids of each measure's value; None if one of the grids has no value."""
-    values_by_name = {
-        one.name: [by_name[one.name].value for by_name in estimates_by_grid] for one in measures_estimated_by("posterior")
-    }
+    values_by_name = {one.name: [by_name[one.name].value for by_name in estimates_by_grid] for one in drawn_measures()}
     return {
         name: None if None in values else float(np.mean(np.array(values, dtype=float))) for name, values in values_by_name.items()
     }
@@ -377,15 +422,16 @@ def _interval_around(value: float | None, drawn_R: Array | None, n: int) -> Esti
     """The value with the central 95 % of the draws, stretched to include the value."""
     if value is None or drawn_R is None:
         return Estimate(value=value, n=n)
-    low, high = np.quantile(drawn_R, (0.025, 0.975))
+    low, high = np.nanquantile(drawn_R, (0.025, 0.975))
     return Estimate(value=value, low=min(float(low), value), high=max(float(high), value), n=n)
 
 
-def _widen_to_grids(measure: StabilityMeasure, estimate: Estimate, estimates_by_grid: Sequence[Estimate]) -> Estimate:
-    """Widen the end towards "no difference" to at least the mean of that end over the grids."""
-    end = measure.null_end
-    pooled_end, grid_ends = getattr(estimate, end), [getattr(one, end) for one in estimates_by_grid]
-    if pooled_end is None or None in grid_ends:
+def _widen_to_grids(estimate: Estimate, estimates_by_grid: Sequence[Estimate]) -> Estimate:
+    """Widen each end to at least the mean of that end over the grids."""
+    if estimate.low is None or estimate.high is None:
         return estimate
-    farther = max if end == "high" else min
-    return estimate.model_copy(update={end: farther(pooled_end, float(np.mean(grid_ends)))})
+    ends = [(one.low, one.high) for one in estimates_by_grid]
+    if any(None in one for one in ends):
+        return estimate
+    low, high = np.mean(np.array(ends, dtype=float), axis=0)
+    return estimate.model_copy(update={"low": min(estimate.low, float(low)), "high": max(estimate.high, float(high))})

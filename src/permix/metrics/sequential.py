@@ -45,9 +45,6 @@ CONTENDER_COVERAGE, MAX_CONTENDERS = 0.9, 4
 """Contenders for worst are the most frequent worst personas that together cover this share of the draws, but at most this number;
 the same for best."""
 
-SIGN_FLIP_STREAM = 4
-"""Stream of random numbers for sign flips; `permix.metrics.posterior` has streams 1 to 3."""
-
 
 class Round(Record):
     """The questions after the previous round up to number `until` of the run, asked under these personas and without persona."""
@@ -214,14 +211,17 @@ def summarize_rounds(
     if result.draws is None:
         return first_round_summary.model_copy(update=counts | {"measures": measures})
     accuracy_R_P, _ = result.draws.horseshoe
+    measures |= posterior.estimates_from_draws(result.draws, no_effect=result.no_effect)
+    if (mean := measures["mean"].value) is not None:  # that of the first round, which the table shows
+        measures |= posterior.limit_extremes(measures, mean)
     return first_round_summary.model_copy(
         update=counts
         | {
-            "measures": measures | posterior.estimates_from_draws(result.draws, no_effect=result.no_effect),
+            "measures": measures,
             "expected_best_of_k": tuple(
                 posterior.summarize_draws(best_R, n) for best_R in statistics.expected_best_of_k(accuracy_R_P).T
             ),
-            "personas": _persona_summaries(first_round_summary, result, mean_P_Q, mean_P_Q - baseline_Q, seed, resamples),
+            "personas": _persona_summaries(first_round_summary, result, mean_P_Q, mean_P_Q - baseline_Q),
         }
     )
 
@@ -231,13 +231,10 @@ def _persona_summaries(
     result: SequentialResult,
     mean_P_Q: Array,
     difference_P_Q: Array,
-    seed: int,
-    n_flips: int,
 ) -> tuple[PersonaSummary, ...]:
     assert result.draws is not None
     accuracy_R_P, without_R = result.draws.horseshoe
-    signs = np.random.default_rng([seed, SIGN_FLIP_STREAM])
-    p_P = np.array([statistics.sign_flip_p(difference_Q, signs, n_flips) for difference_Q in difference_P_Q])
+    p_P = np.array([statistics.sign_flip_p(difference_Q) for difference_Q in difference_P_Q])
     holm_P, n_P, both_P = statistics.holm_adjust(p_P), (~np.isnan(mean_P_Q)).sum(axis=1), (~np.isnan(difference_P_Q)).sum(axis=1)
     rows = []
     for p, one in enumerate(first_round_summary.personas):

@@ -19,6 +19,7 @@ from permix.metrics.measures import (
     ResampledScores,
     ScoredQuestions,
     StabilityMeasure,
+    measures_estimated_by,
     measures_in,
 )
 from permix.metrics.posterior import AccuracyGrid
@@ -32,9 +33,6 @@ MAX_SPLIT_SCORES = 20_000_000  # scores in all splits together: a large grid get
 PERSONA_EFFECT_ALPHA = 0.05  # p below which the test shows a persona effect
 
 BOOTSTRAP_BLOCK_FLOATS = 2_000_000  # floats in the largest array of one bootstrap block: 16 MB
-
-HALVES_STREAM = 5
-"""Stream of random numbers for half splits of several grids; `permix.metrics.posterior` has streams 1 to 3."""
 
 
 class PersonaSummary(Record):
@@ -112,7 +110,7 @@ def summarize_stability(
 
     `correct_P_Q_S` has the scores in [0, 1] by persona, question and sample; NaN is no score. `baseline_Q_S` has the scores of
     the same questions without a persona; its number of samples may differ. Without `persona_ids` the ids are "0", "1", ...
-    `resamples` is the number of bootstrap draws, of permutations and of sign flips.
+    `resamples` is the number of bootstrap draws and of permutations.
 
     Raises ValueError for an empty array or a wrong shape, a score outside [0, 1], repeated ids or a wrong number of ids.
     """
@@ -126,7 +124,9 @@ def summarize_stability(
         raise ValueError(f"resamples is {resamples}; it must be at least 1")
 
     mean_P_Q, baseline_Q = statistics.mean_over_samples(correct), statistics.mean_over_samples(baseline)
-    draws, labels, signs = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3))
+    draws, labels = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
+    halves_K_Q = statistics.random_half_splits(Q, n_crossfit_splits(P * Q), draws)
+    observed = observed_measures(mean_P_Q, baseline_Q, halves_K_Q, list(STABILITY_MEASURES.values()))
     bootstrapped = _bootstrap_measures(mean_P_Q, baseline_Q, draws, resamples)
     compared_P_Q = _drop_unscored_personas(mean_P_Q)
     permuted = _permutation_test(compared_P_Q, labels, resamples)
@@ -136,10 +136,11 @@ def summarize_stability(
     n, n_both = n_by_questions["personas"], n_by_questions["both"]
     discordance = statistics.discordance(mean_P_Q, baseline_Q)
     best_of_k = bootstrapped["expected_best_K"]
+    shift_Q = statistics.mean_over_samples(mean_P_Q.T) - baseline_Q
     return StabilitySummary(
         measures={
             measure.name: _measure_estimate(
-                measure, bootstrapped, from_draws, permuted.null_R_P, n_by_questions[measure.questions]
+                measure, observed, bootstrapped, from_draws, permuted.null_R_P, shift_Q, n_by_questions[measure.questions]
             )
             for measure in STABILITY_MEASURES.values()
         },
@@ -148,7 +149,7 @@ def summarize_stability(
             value=None if discordance is None else statistics.minimum_detectable_effect(n_both, discordance, P), n=n_both
         ),
         expected_best_of_k=tuple(_estimates(best_of_k, [n] * best_of_k.value.size, statistics.bootstrap_share)) if n else (),
-        personas=_persona_summaries(ids, mean_P_Q, mean_P_Q - baseline_Q, bootstrapped, signs, resamples),
+        personas=_persona_summaries(ids, mean_P_Q, mean_P_Q - baseline_Q, bootstrapped),
         n_scored=int((~np.isnan(correct)).sum()),
         n_asked=P * Q * S,
         n_questions=Q,
@@ -158,14 +159,20 @@ def summarize_stability(
 
 def _measure_estimate(
     measure: StabilityMeasure,
+    observed: Mapping[str, float],
     bootstrapped: Mapping[str, BootstrapResult],
     drawn: Mapping[str, Estimate],
     null_R_P: Array | None,
+    shift_Q: Array,
     n: int,
 ) -> Estimate:
     match measure.estimator:
         case "bootstrap":
             return _estimate(bootstrapped[measure.name], n)
+        case "paired":
+            return statistics.bootstrap_paired(
+                float(bootstrapped[measure.name].value), bootstrapped[measure.name].replicates, shift_Q
+            )
         case "share":
             return _estimate(bootstrapped[measure.name], n, statistics.bootstrap_share)
         case "posterior":
@@ -173,7 +180,7 @@ def _measure_estimate(
         case "hull":
             return _interval_hull(_estimate(bootstrapped[measure.name], n), drawn[measure.name])
         case "observed":
-            return Estimate(value=none_if_nan(float(bootstrapped[measure.name].value)), n=n)
+            return Estimate(value=none_if_nan(observed[measure.name]), n=n)
         case "permuted":
             return _permuted_estimate(measure, null_R_P, n)
 
@@ -233,10 +240,8 @@ def stability_differences(
     return differences
 
 
-def pool_stability(
-    grids: Sequence[AccuracyGrid], summaries: Sequence[StabilitySummary], seed: int, resamples: int
-) -> dict[str, Estimate]:
-    """The measures of the view "methods": means over the grids of a model's training seeds. `summaries`: of each grid alone.
+def pool_stability(grids: Sequence[AccuracyGrid], seed: int, resamples: int) -> dict[str, Estimate]:
+    """The measures of the view "methods": means over the grids of a model's training seeds.
 
     Only personas that have a score in all grids count; empty if there is no such persona.
     """
@@ -247,14 +252,16 @@ def pool_stability(
     grids = [(mean_P_Q[scored_P], baseline_Q) for mean_P_Q, baseline_Q in grids]
     n_by_questions = _count_scored_in_all(grids)
     bootstrapped = _bootstrap_grid_means(measures, grids, seed, resamples)
-    from_draws = posterior.pooled_estimates(grids, [summary.measures for summary in summaries], seed=seed)
+    p = joint_persona_effect_p([mean_P_Q for mean_P_Q, _ in grids], seed, resamples)
+    from_draws = posterior.pooled_estimates(grids, seed=seed, no_effect=p is None or p >= PERSONA_EFFECT_ALPHA)
     pooled = {}
     for measure in measures:
         if measure.estimator == "posterior":
             pooled[measure.name] = from_draws[measure.name]
         else:
             interval = statistics.bootstrap_share if measure.estimator == "share" else statistics.bootstrap_estimate
-            pooled[measure.name] = _estimate(bootstrapped[measure.name], n_by_questions[measure.questions], interval)
+            estimate = _estimate(bootstrapped[measure.name], n_by_questions[measure.questions], interval)
+            pooled[measure.name] = _interval_hull(estimate, from_draws[measure.name]) if measure.estimator == "hull" else estimate
     return pooled
 
 
@@ -275,12 +282,10 @@ def _bootstrap_grid_means(
     """Means over the grids of the measures without posterior draws. The same seed gives the same draws of questions."""
     P, Q = grids[0][0].shape
     resampled = [measure for measure in measures if measure.estimator != "posterior"]
-    splits = n_crossfit_splits(P * Q)
-    halves_K_Q = statistics.random_half_splits(Q, splits, np.random.default_rng([seed, HALVES_STREAM]))
-    floats = splits * max(P, Q) if any(measure.scores_formula for measure in resampled) else Q
+    floats = P * max(P, Q) if any(measure.scores_formula for measure in resampled) else Q
 
     def means(counts_R_Q: Array) -> dict[str, Array]:
-        each = [resample_scores(*grid, counts_R_Q, halves_K_Q) for grid in grids]
+        each = [resample_scores(*grid, counts_R_Q) for grid in grids]
         return {
             measure.name: np.asarray(np.mean([measure.of_resamples(scores) for scores in each], axis=0)) for measure in resampled
         }
@@ -290,37 +295,46 @@ def _bootstrap_grid_means(
     )
 
 
+def observed_measures(
+    mean_P_Q: Array, baseline_Q: Array, halves_K_Q: Array, measures: Sequence[StabilityMeasure]
+) -> dict[str, float]:
+    """The observed value of each measure by name; NaN where it cannot be computed."""
+    scores = resample_scores(mean_P_Q, baseline_Q, np.ones((1, mean_P_Q.shape[1])), halves_K_Q)
+    return {measure.name: float(measure.of_resamples(scores)[0]) for measure in measures if measure.estimator != "permuted"}
+
+
 def _bootstrap_measures(
     mean_P_Q: Array, baseline_Q: Array, rng: np.random.Generator, resamples: int
 ) -> dict[str, BootstrapResult]:
-    """Every measure by name, and the accuracy and difference of each persona, all on the same draws of questions."""
+    """Every measure with a bootstrap interval by name, and each persona's accuracy and difference, all on the same draws."""
     P, Q = mean_P_Q.shape
-    splits = n_crossfit_splits(P * Q)
-    halves_K_Q = statistics.random_half_splits(Q, splits, rng)
-    resampled = [measure for measure in STABILITY_MEASURES.values() if measure.estimator != "permuted"]
+    resampled = measures_estimated_by("bootstrap", "share", "paired", "hull")
 
     def measures(counts_R_Q: Array) -> dict[str, Array]:
-        scores = resample_scores(mean_P_Q, baseline_Q, counts_R_Q, halves_K_Q)
+        scores = resample_scores(mean_P_Q, baseline_Q, counts_R_Q)
         return {measure.name: measure.of_resamples(scores) for measure in resampled} | {
             "expected_best_K": statistics.expected_best_of_k(scores.accuracy_R_P),
             "accuracy_P": statistics.weighted_question_mean(mean_P_Q, counts_R_Q),
             "difference_P": statistics.weighted_question_mean(mean_P_Q - baseline_Q, counts_R_Q),
         }
 
-    return statistics.bootstrap(measures, Q, rng, resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // (splits * max(P, Q))))
+    return statistics.bootstrap(measures, Q, rng, resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // (P * max(P, Q))))
 
 
 def n_crossfit_splits(n_scores: int) -> int:
     return max(CROSSFIT_SPLITS // 10, min(CROSSFIT_SPLITS, MAX_SPLIT_SCORES // n_scores))
 
 
-def resample_scores(mean_P_Q: Array, baseline_Q: Array, counts_R_Q: Array, halves_K_Q: Array) -> ResampledScores:
-    """The input of the measures for the questions as drawn by counts_R_Q. Personas without any score are left out."""
+def resample_scores(mean_P_Q: Array, baseline_Q: Array, counts_R_Q: Array, halves_K_Q: Array | None = None) -> ResampledScores:
+    """The input of the measures for the questions as drawn by counts_R_Q. Personas without any score are left out.
+
+    Only observed measures need `halves_K_Q`, random halves of the questions.
+    """
     compared_P_Q = _drop_unscored_personas(mean_P_Q)
     return ResampledScores(
         mean_P_Q=compared_P_Q,
         counts_R_Q=counts_R_Q,
-        halves_K_Q=halves_K_Q,
+        halves_K_Q=np.empty((0, mean_P_Q.shape[1])) if halves_K_Q is None else halves_K_Q,
         accuracy_R_P=statistics.weighted_question_mean(compared_P_Q, counts_R_Q),
         baseline_R=statistics.weighted_question_mean(baseline_Q[None], counts_R_Q)[:, 0],
     )
@@ -328,8 +342,28 @@ def resample_scores(mean_P_Q: Array, baseline_Q: Array, counts_R_Q: Array, halve
 
 def persona_effect_p(mean_P_Q: Array, seed: int, n_permutations: int) -> float | None:
     """p of the test of no persona effect: the one that `summarize_stability` gives for the same scores and seed."""
-    labels = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[1])
+    labels = np.random.default_rng(np.random.SeedSequence(seed).spawn(2)[1])
     return _permutation_test(_drop_unscored_personas(mean_P_Q), labels, n_permutations).p.value
+
+
+def joint_persona_effect_p(grids_P_Q: Sequence[Array], seed: int, n_permutations: int) -> float | None:
+    """p of one test of no persona effect in any of the grids, which have the same personas and questions; None for one persona.
+
+    The labels of a question are permuted in the same way in all grids, so answers of the grids to one cell may be alike. The
+    statistics of `statistics.persona_effect_statistics` are added over the grids; only cells with a score in all grids count.
+    """
+    mean_G_P_Q = np.stack(grids_P_Q)
+    absent_P_Q = np.asarray(np.isnan(mean_G_P_Q).any(axis=0))
+    if len(absent_P_Q) < 2 or absent_P_Q.all(axis=1).any():
+        return None
+    common_G_P_Q = np.where(absent_P_Q, np.nan, mean_G_P_Q)
+    observed_G_1_P = [statistics.weighted_question_mean(one, np.ones((1, one.shape[1]))) for one in common_G_P_Q]
+    labels = np.random.default_rng(np.random.SeedSequence(seed).spawn(2)[1])
+    null_G_R_P = statistics.joint_null_accuracies(common_G_P_Q, labels, n_permutations)
+    observed_2_1, null_2_R = (
+        np.sum([statistics.persona_effect_statistics(one) for one in each], axis=0) for each in (observed_G_1_P, null_G_R_P)
+    )
+    return statistics.min_p(observed_2_1[:, 0], null_2_R)
 
 
 class _PermutationTest(NamedTuple):
@@ -340,14 +374,16 @@ class _PermutationTest(NamedTuple):
 
 
 def _permutation_test(mean_P_Q: Array, rng: np.random.Generator, n_permutations: int) -> _PermutationTest:
-    """The permutation test of no persona effect, by the variance of A_p over personas. p is None for one persona."""
+    """The permutation test of no persona effect, by `statistics.persona_effect_statistics`. p is None for one persona."""
     n = int((~np.isnan(mean_P_Q).all(axis=0)).sum())
     if not n:
         return _PermutationTest(None, Estimate(value=None, n=0))
     null_R_P = statistics.null_accuracies(mean_P_Q, rng, n_permutations)
-    variance = statistics.weighted_question_mean(mean_P_Q, np.ones((1, mean_P_Q.shape[1]))).var()
-    p = statistics.permutation_p(float(variance), null_R_P.var(axis=1)) if len(mean_P_Q) > 1 else None
-    return _PermutationTest(null_R_P, Estimate(value=p, n=n))
+    if len(mean_P_Q) < 2:
+        return _PermutationTest(null_R_P, Estimate(value=None, n=n))
+    accuracy_1_P = statistics.weighted_question_mean(mean_P_Q, np.ones((1, mean_P_Q.shape[1])))
+    observed_2_1, null_2_R = map(statistics.persona_effect_statistics, (accuracy_1_P, null_R_P))
+    return _PermutationTest(null_R_P, Estimate(value=statistics.min_p(observed_2_1[:, 0], null_2_R), n=n))
 
 
 def _persona_summaries(
@@ -355,16 +391,14 @@ def _persona_summaries(
     mean_P_Q: Array,
     difference_P_Q: Array,
     bootstrapped: dict[str, BootstrapResult],
-    rng: np.random.Generator,
-    n_flips: int,
 ) -> tuple[PersonaSummary, ...]:
     """One summary per persona, in the order of `ids`."""
-    p_P = np.array([statistics.sign_flip_p(difference_Q, rng, n_flips) for difference_Q in difference_P_Q])
-    n_P, paired_P = (~np.isnan(mean_P_Q)).sum(axis=1).tolist(), (~np.isnan(difference_P_Q)).sum(axis=1).tolist()
+    p_P = np.array([statistics.sign_flip_p(difference_Q) for difference_Q in difference_P_Q])
+    n_P, differences = (~np.isnan(mean_P_Q)).sum(axis=1).tolist(), bootstrapped["difference_P"]
     columns = zip(
         ids,
         _estimates(bootstrapped["accuracy_P"], n_P, statistics.bootstrap_share),
-        _estimates(bootstrapped["difference_P"], paired_P),
+        map(statistics.bootstrap_paired, differences.value, differences.replicates.T, difference_P_Q),
         p_P.tolist(),
         statistics.holm_adjust(p_P).tolist(),
         n_P,

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.special import ncfdtr, ndtr, ndtri, stdtrit
-from scipy.stats import binomtest
+from scipy.special import betaincinv, ncfdtr, ndtr, ndtri, stdtrit
+from scipy.stats import binomtest, rankdata
 
 from permix.types import Estimate
 
@@ -54,10 +54,12 @@ def weighted_question_mean(mean_P_Q: Array, counts_R_Q: Array) -> Array:
 
 
 def pss(accuracy_P: ArrayLike) -> Array:
-    """Persona stability score: min_p A_p / max_p A_p, with 0/0 := 0. Our definition. Noise in the accuracies biases it down."""
+    """Persona stability score: min_p A_p / max_p A_p; NaN if no persona has a right answer. Our definition.
+
+    Noise in the accuracies biases it down.
+    """
     accuracies = np.asarray(accuracy_P, dtype=float)
-    best = accuracies.max(axis=-1)
-    return np.where(best == 0, 0.0, _safe_divide(accuracies.min(axis=-1), best))
+    return _safe_divide(accuracies.min(axis=-1), accuracies.max(axis=-1))
 
 
 def expected_best_of_k(accuracy_P: Array) -> Array:
@@ -158,6 +160,11 @@ def persona_sd(mean_P_Q: Array, counts_R_Q: Array) -> Array:
     return np.asarray(np.sqrt(np.maximum(_safe_divide(excess_R, np.float64(len(mean_P_Q) - 1)), 0.0)))
 
 
+def relative_persona_sd(mean_P_Q: Array, counts_R_Q: Array) -> Array:
+    """`persona_sd` divided by the mean accuracy over personas [R]; NaN where that is 0."""
+    return _safe_divide(persona_sd(mean_P_Q, counts_R_Q), weighted_question_mean(mean_P_Q, counts_R_Q).mean(axis=1))
+
+
 def variance_component_sd(
     mean_square: float, error_mean_square: float, df: int, error_df: int, scores_per_effect: int
 ) -> Estimate:
@@ -198,8 +205,8 @@ def pss_crossfit(mean_P_Q: Array, halves_K_Q: Array, counts_R_Q: Array) -> Array
     """PSS [R] without selection bias: worst and best persona are chosen on one half of the questions and scored on the other.
 
     Mean accuracy of the worst / mean accuracy of the best, both on the other half, over all splits and both directions. Tied
-    personas are averaged; 0/0 := 0. Our definition. Not clipped: noise can lift it above 1. Copies of a resampled question stay
-    in one half. NaN if no split scores both choices (one question), or if only the mean of the best is 0.
+    personas are averaged. Our definition. Not clipped: noise can lift it above 1. Copies of a resampled question stay in one
+    half. NaN if no split scores both choices (one question), or if the mean of the best is 0.
     """
     (R, Q), K = counts_R_Q.shape, len(halves_K_Q)
     value_Q_P, scored_Q_P = _values_and_mask(mean_P_Q)
@@ -211,7 +218,7 @@ def pss_crossfit(mean_P_Q: Array, halves_K_Q: Array, counts_R_Q: Array) -> Array
     half_RK_P, other_RK_P = _safe_divide(sum_RK_P, count_RK_P), _safe_divide(other_sum_RK_P, other_count_RK_P)
     pairs_2_RK = [_score_worst_and_best(half_RK_P, other_RK_P), _score_worst_and_best(other_RK_P, half_RK_P)]
     worst_R, best_R = mean_over_samples(np.concatenate([pair.reshape(2, R, K) for pair in pairs_2_RK], axis=2))
-    return np.where((best_R == 0) & (worst_R <= TIE_TOLERANCE), 0.0, _safe_divide(worst_R, best_R))
+    return _safe_divide(worst_R, best_R)
 
 
 def _score_worst_and_best(select_N_P: Array, score_N_P: Array) -> Array:
@@ -259,6 +266,19 @@ def null_accuracies(mean_P_Q: Array, rng: np.random.Generator, n_permutations: i
     return np.concatenate(rows)
 
 
+def joint_null_accuracies(mean_G_P_Q: Array, rng: np.random.Generator, n_permutations: int) -> Array:
+    """accuracy_G_R_P as of `null_accuracies`, with the same permutation in all grids. NaN must be in the same cells of all."""
+    G, P, Q = mean_G_P_Q.shape
+    place_P_Q = np.where(np.isnan(mean_G_P_Q[0]), np.nan, np.arange(P * Q, dtype=float).reshape(P, Q))
+    score_G_N = np.nan_to_num(mean_G_P_Q.reshape(G, P * Q))
+    scored_P_Q = ~np.isnan(place_P_Q)
+    accuracy_R_G_P = np.empty((n_permutations, G, P))
+    for accuracy_G_P in accuracy_R_G_P:
+        permuted_P_Q = np.where(scored_P_Q, permute_within_question(place_P_Q, rng), 0.0).astype(np.int64)
+        accuracy_G_P[:] = (score_G_N[:, permuted_P_Q] * scored_P_Q).sum(axis=2) / scored_P_Q.sum(axis=1)
+    return accuracy_R_G_P.transpose(1, 0, 2)
+
+
 def _permutation_moments(mean_P_Q: Array) -> tuple[Array, Array]:
     """Exact mean [P] and covariance [P, P] of the accuracies under permutation within questions.
 
@@ -284,24 +304,70 @@ def permutation_p(statistic: float, null_R: Array) -> float:
     return float((1 + (null_R >= statistic * (1 - TIE_TOLERANCE)).sum()) / (1 + len(null_R)))
 
 
+def persona_effect_statistics(accuracy_R_P: Array) -> Array:
+    """statistic_2_R: the variance of the accuracies over personas, and the largest distance of one from their mean.
+
+    The variance is large where personas differ in general; the distance where one persona differs from all others.
+    """
+    deviation_R_P = accuracy_R_P - accuracy_R_P.mean(axis=1, keepdims=True)
+    return np.stack([(deviation_R_P**2).mean(axis=1), np.abs(deviation_R_P).max(axis=1)])
+
+
+def min_p(statistic_K: Array, null_K_R: Array) -> float:
+    """p of the test that rejects where any of K statistics is large, from their joint values in R permutations.
+
+    Each statistic becomes its p among the 1 + R values (observed and permuted); the smallest p of the data is compared with the
+    smallest p of every permutation. So it needs no correction for K, is valid for any R and never 0.
+    Source: Westfall and Young (1993), Resampling-Based Multiple Testing, section 2.3.
+    """
+    value_K_N = np.concatenate([statistic_K[:, None], null_K_R], axis=1)
+    # Values that differ by rounding alone count as equal.
+    value_K_N = np.round(value_K_N / np.maximum(value_K_N.max(axis=1, keepdims=True), 1e-300), 9)
+    smallest_N = rankdata(-value_K_N, method="max", axis=1).min(axis=0)
+    return float((smallest_N <= smallest_N[0]).mean())
+
+
 def mcnemar_exact(wins: int, losses: int) -> float:
     """p of the exact two-sided McNemar test: binomial(wins + losses, ½) on the discordant pairs; 1 without such pairs."""
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
-def sign_flip_p(difference_Q: Array, rng: np.random.Generator, n_flips: int) -> float:
-    """p of the two-sided sign-flip test of mean difference 0 with questions as units; NaN without a difference.
+MAX_SCORE_DENOMINATOR, COARSE_STEPS = 840, 50_000
+"""Differences of shares have a small common denominator: 840 = lcm(1, ..., 8) is that of up to 8 samples, some missing. Other
+differences are rounded to steps, this number of them divided by the number of questions for the largest difference."""
 
-    Where every difference is −1, 0 or 1 (one sample per cell) this is McNemar's test and is computed exactly. Otherwise
-    p = (1 + #{|Σ ±d| ≥ |Σ d|}) / (1 + `n_flips`) over random signs.
+
+def sign_flip_p(difference_Q: Array) -> float:
+    """Exact p of the two-sided sign-flip test of mean difference 0 with questions as units; NaN without a difference.
+
+    p is the probability that |Σ ±d| ≥ |Σ d| over all 2^Q choices of signs. The sum of ±d is determined by the sum of those |d|
+    that get a plus, whose distribution is computed question by question on a grid of equal steps. Where every difference is −1, 0
+    or 1 (one sample per cell) this is McNemar's test. Differences without a small common denominator are rounded, which keeps
+    the test exact: any choice of signs of rounded differences is as likely as before.
     """
     paired_Q = difference_Q[~np.isnan(difference_Q)]
     if not len(paired_Q):
         return float("nan")
-    if np.isin(paired_Q, (-1.0, 0.0, 1.0)).all():
-        return mcnemar_exact(int((paired_Q > 0).sum()), int((paired_Q < 0).sum()))
-    sign_R_Q = rng.integers(0, 2, size=(n_flips, len(paired_Q))) * 2.0 - 1.0
-    return permutation_p(abs(paired_Q.sum()), np.abs(sign_R_Q @ paired_Q))
+    steps_Q = _whole_steps(paired_Q)
+    size_Q = np.abs(steps_Q[steps_Q != 0])
+    if (size_Q == 1).all():
+        return mcnemar_exact(int((steps_Q > 0).sum()), int((steps_Q < 0).sum()))
+    share_N = np.ones(1)
+    for size in np.sort(size_Q):
+        padding = np.zeros(size)
+        share_N = (np.concatenate([share_N, padding]) + np.concatenate([padding, share_N])) / 2
+    smaller = (len(share_N) - 1 - abs(int(steps_Q.sum()))) // 2  # sum of the |d| with the rarer sign
+    return min(1.0, max(2 * float(share_N[: smaller + 1].sum()), float(np.finfo(float).tiny)))
+
+
+def _whole_steps(difference_Q: Array) -> NDArray[np.int64]:
+    """The differences as multiples of 1 / their common denominator, or else rounded as `COARSE_STEPS` says."""
+    for denominator in range(1, MAX_SCORE_DENOMINATOR + 1):
+        steps_Q = np.round(difference_Q * denominator)
+        if np.abs(difference_Q * denominator - steps_Q).max() < 1e-6:
+            return np.asarray(steps_Q, dtype=np.int64)
+    largest = np.abs(difference_Q).max()
+    return np.asarray(np.round(difference_Q / largest * max(20, COARSE_STEPS // len(difference_Q))), dtype=np.int64)
 
 
 def holm_adjust(p_N: Array) -> Array:
@@ -365,8 +431,46 @@ def bootstrap_share(value: float, replicate_R: Array, n: int) -> Estimate:
     estimate = bootstrap_estimate(value, replicate_R, n)
     if estimate.low is None or estimate.value is None or TIE_TOLERANCE < estimate.value < 1 - TIE_TOLERANCE:
         return estimate
-    bound = 0.025 ** (1 / n)
-    return estimate.model_copy(update={"high": 1 - bound} if estimate.value <= TIE_TOLERANCE else {"low": bound})
+    unseen = largest_unseen_share(n)
+    return estimate.model_copy(update={"high": unseen} if estimate.value <= TIE_TOLERANCE else {"low": 1 - unseen})
+
+
+def largest_unseen_share(n: int) -> float:
+    """The share of all questions that none of n drawn ones shows with probability .025: the exact end of a share of 0."""
+    return float(1 - 0.025 ** (1 / n))
+
+
+def bootstrap_paired(value: float, replicate_R: Array, difference_Q: Array) -> Estimate:
+    """`bootstrap_estimate` of a mean of paired differences in [−1, 1] (NaN: not paired).
+
+    Where no question differs in one direction, resamples cannot show any: that end reaches `largest_unseen_share` further.
+    """
+    paired_Q = difference_Q[~np.isnan(difference_Q)]
+    estimate = bootstrap_estimate(value, replicate_R, len(paired_Q))
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return estimate
+    ends, unseen = {}, largest_unseen_share(len(paired_Q))
+    if not (paired_Q < -TIE_TOLERANCE).any():
+        ends["low"] = max(-1.0, min(estimate.low, estimate.value - unseen))
+    if not (paired_Q > TIE_TOLERANCE).any():
+        ends["high"] = min(1.0, max(estimate.high, estimate.value + unseen))
+    return estimate.model_copy(update=ends)
+
+
+def paired_low(difference_Q: Array) -> float:
+    """The low end of the 95 % interval of a mean of paired differences in [−1, 1] (NaN: not paired), by Student's t.
+
+    At least one question must be paired; a single one gives −1. The share of negative differences reaches at least as far as its
+    exact binomial interval: with few of them, t is too narrow.
+    """
+    paired_Q = difference_Q[~np.isnan(difference_Q)]
+    n, mean = len(paired_Q), float(paired_Q.mean())
+    negative = float(np.maximum(-paired_Q, 0.0).sum())
+    if n < 2 or n - negative < TIE_TOLERANCE:
+        return -1.0
+    by_t = float(stdtrit(n - 1, 0.975) * paired_Q.std(ddof=1) / np.sqrt(n))
+    exact = float(betaincinv(negative + 1, n - negative, 0.975)) - negative / n
+    return max(-1.0, mean - max(by_t, exact))
 
 
 def bootstrap_mean(

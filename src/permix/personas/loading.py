@@ -2,11 +2,16 @@
 
 Fields of a persona:
 
-    text    a noun phrase that completes "You are ..."        required
+    text    a noun phrase that completes "You are ..."        required, or system
+    system  a whole system prompt                             in place of text
     id      any printable name                                default: a slug and a short digest of the text
     tags    a list of names; the first one is the kind        default: none (in CSV separated by ; or |)
     split   "train", "dev" or "heldout"                       default: none
     weight  a finite number above 0                           default: 1
+
+A text that begins with "You are" is a whole system prompt too. A whole prompt is sent as it is, without the template's "You are"
+(`permix.prompts.persona_message`). White space at the ends of a text is left out, and its line ends become newlines.
+`permix.personas.published` reads files whose rows have other fields.
 
 Questions have `text`, `id`, `tags` and `split`; either all questions of a file have a split, or no question has one. The first
 bad row raises DataError naming file, line, field, value and valid values. A text may contain newlines and tabs. Every
@@ -19,18 +24,17 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from permix.errors import ConfigError, DataError
+from permix.personas.published import PoolRows, read_pool_rows
+from permix.prompts import begins_with_you_are
 from permix.storage.rows import SourceRow, parse_rows, quote_value, read_rows, valid_names_hint
 from permix.types import SPLITS, Persona, Question, Split, canonical_text, digest
 
 BUILTIN_KINDS = ("expert", "neutral", "harmful", "character")
-
-POOL_SUFFIXES = (".toml", ".jsonl", ".csv")
 
 QUESTION_SUFFIXES = (".toml", ".jsonl", ".txt")
 
@@ -40,21 +44,31 @@ _ItemT = TypeVar("_ItemT", Persona, Question)
 _FieldCheck = Callable[[object], object]
 
 
-_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_NOT_PRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
-def read_personas(source: str | Path) -> tuple[Persona, ...]:
-    """Read the personas of "builtin" or of a .toml, .jsonl or .csv file, in the order of the file.
+class ReadPool(NamedTuple):
+    """The personas of a file in its order, and notes on what was read."""
 
-    Raises DataError for the first bad row.
+    personas: tuple[Persona, ...]
+    notes: tuple[str, ...]
+
+
+def read_pool_file(source: str | Path, column: str | None = None) -> ReadPool:
+    """Read the personas of "builtin" or of a file or folder; `permix.personas.published` lists the forms.
+
+    `column` names the column of the texts. Raises DataError for the first bad row.
     """
     if str(source) == "builtin":
-        rows = [row for kind in BUILTIN_KINDS for row in _builtin_rows(f"{kind}.toml", "persona")]
+        read = PoolRows([row for kind in BUILTIN_KINDS for row in _builtin_rows(f"{kind}.toml", "persona")])
     else:
-        rows = read_rows(Path(source), "persona", POOL_SUFFIXES)
-    if str(source).lower().endswith(".csv"):
-        rows = [SourceRow(row.where, _parse_csv_fields(row.fields)) for row in rows]
-    return _require_unique_ids(rows, [Persona.model_validate(_checked_fields(row, _PERSONA_CHECKS)) for row in rows])
+        read = read_pool_rows(Path(source), column)
+    return ReadPool(_require_unique_ids(read.rows, [_persona_of_row(row) for row in read.rows]), read.notes)
+
+
+def read_personas(source: str | Path, column: str | None = None) -> tuple[Persona, ...]:
+    """The personas of `read_pool_file`."""
+    return read_pool_file(source, column).personas
 
 
 def build_personas(items: Iterable[str | Persona | Mapping[str, object]]) -> tuple[Persona, ...]:
@@ -62,14 +76,28 @@ def build_personas(items: Iterable[str | Persona | Mapping[str, object]]) -> tup
 
     Raises DataError, naming the place of the first bad item, or if there are no items.
     """
-    fields: list[dict[str, object]] = [
-        {"text": one} if isinstance(one, str) else one.model_dump(mode="json") if isinstance(one, Persona) else dict(one)
-        for one in items
-    ]
-    rows = [SourceRow(f"personas[{index}]", one) for index, one in enumerate(fields)]
+    rows = [SourceRow(f"personas[{index}]", _given_fields(one)) for index, one in enumerate(items)]
     if not rows:
         raise DataError('personas: is empty; give at least one text that completes "You are ..."')
-    return _require_unique_ids(rows, [Persona.model_validate(_checked_fields(row, _PERSONA_CHECKS)) for row in rows])
+    return _require_unique_ids(rows, [_persona_of_row(row) for row in rows])
+
+
+def _given_fields(given: str | Persona | Mapping[str, object]) -> dict[str, object]:
+    if isinstance(given, str):
+        return {"text": given}
+    if not isinstance(given, Persona):
+        return dict(given)
+    fields = given.model_dump(mode="json")
+    return {("system" if given.whole_prompt and key == "text" else key): fields[key] for key in fields if key != "whole_prompt"}
+
+
+def _persona_of_row(row: SourceRow) -> Persona:
+    is_system = row.fields.get("system") is not None
+    if is_system and row.fields.get("text") is not None:
+        raise DataError(f"{row.where}: has both text and system; give one of them")
+    fields = _checked_fields(row, _PERSONA_CHECKS, "system" if is_system else "text")
+    text = str(fields.pop("system" if is_system else "text"))
+    return Persona.model_validate({**fields, "text": text, "whole_prompt": is_system or begins_with_you_are(text)})
 
 
 def build_open_questions(items: Iterable[str | Question]) -> tuple[Question, ...]:
@@ -130,24 +158,13 @@ def _builtin_rows(name: str, table: str) -> list[SourceRow]:
     return parse_rows(f"builtin {name}", ".toml", (files("permix.personas") / name).read_bytes(), table)
 
 
-def _parse_csv_fields(fields: Mapping[str, object]) -> dict[str, object]:
-    """Convert CSV texts to the fields' types. A weight that is not a number stays text, and the check refuses it."""
-    typed = dict(fields)
-    if "tags" in typed:
-        typed["tags"] = [tag.strip() for tag in re.split(r"[;|]", str(typed["tags"])) if tag.strip()]
-    if "weight" in typed:
-        with suppress(ValueError):
-            typed["weight"] = float(str(typed["weight"]))
-    return typed
-
-
-def _checked_fields(row: SourceRow, checks: Mapping[str, _FieldCheck]) -> dict[str, object]:
+def _checked_fields(row: SourceRow, checks: Mapping[str, _FieldCheck], text_field: str = "text") -> dict[str, object]:
     """Check the row's fields and return them. A null counts as absent, and an absent id is derived from the text."""
     for key in row.fields:
         if key not in checks:
             raise DataError(f"{row.where}: unknown key {quote_value(key)}; {valid_names_hint(key, checks)}")
-    if row.fields.get("text") is None:
-        raise DataError(f"{row.where}: text is missing; every row must have one")
+    if row.fields.get(text_field) is None:
+        raise DataError(f"{row.where}: {text_field} is missing; every row must have one")
     checked: dict[str, object] = {}
     for key, value in row.fields.items():
         if value is None:
@@ -156,7 +173,7 @@ def _checked_fields(row: SourceRow, checks: Mapping[str, _FieldCheck]) -> dict[s
             checked[key] = checks[key](value)
         except ValueError as error:
             raise DataError(f"{row.where}: {key} = {quote_value(value)}: {error}") from error
-    return {"id": derive_id(str(checked["text"])), **checked}
+    return {"id": derive_id(str(checked[text_field])), **checked}
 
 
 def derive_id(text: str) -> str:
@@ -180,18 +197,19 @@ def check_plain_text(value: object) -> str:
     """The text without white space at its ends. Raises ValueError if it is not a text, empty, or has control characters."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError("must be a text that is not empty")
-    for place, char in enumerate(text := value.replace("\r\n", "\n").strip()):
-        if (char not in "\n\t" and unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")) or char in _BIDI:
-            raise ValueError(
-                f"contains U+{ord(char):04X} at character {place + 1}; newline and tab are the only control characters allowed"
-            )
+    text = value.replace("\r\n", "\n").strip()
+    if bad := _NOT_PRINTABLE.search(text):
+        raise ValueError(
+            f"contains U+{ord(bad[0]):04X} at character {bad.start() + 1}; newline and tab are the only control characters "
+            "allowed"
+        )
     return text
 
 
 def check_persona_text(value: object) -> str:
     """Like `check_plain_text`, for a persona: raises ValueError also if the text starts with "You are"."""
     text = check_plain_text(value)
-    if re.match(r"you(\s+are|['’]re)\b", text, re.IGNORECASE):
+    if begins_with_you_are(text):
         raise ValueError('must complete "You are ...": leave out the "You are" at its start')
     return text
 
@@ -237,7 +255,8 @@ _QUESTION_CHECKS: dict[str, _FieldCheck] = {
 
 _PERSONA_CHECKS: dict[str, _FieldCheck] = {
     "id": _check_id,
-    "text": check_persona_text,
+    "text": check_plain_text,
+    "system": check_plain_text,
     "tags": _check_tags,
     "split": _check_split_name,
     "weight": _check_weight,

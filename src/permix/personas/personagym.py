@@ -26,12 +26,14 @@ from pydantic import Field, ValidationError
 from permix.config import PersonaGymConfig, PersonaGymTask
 from permix.errors import ConfigError, DataError
 from permix.personas.loading import check_persona_text, check_plain_text, derive_id
+from permix.prompts import begins_with_you_are
 from permix.storage.rows import SourceRow, quote_value, read_rows, valid_names_hint
 from permix.types import Persona, Record, canonical_text, digest
 
 
 class PersonaGymQuestion(Record):
-    """A question for one persona, of one of the five tasks. `setting` is the situation that it is about, if known."""
+    """A question for one persona, of one of the five tasks. `setting` is the situation that it is about, if known.
+    `whole_prompt`: the persona is a whole system prompt, as in `Persona`."""
 
     id: str = Field(min_length=1)
     persona_id: str = Field(min_length=1)
@@ -39,6 +41,7 @@ class PersonaGymQuestion(Record):
     task: PersonaGymTask
     text: str = Field(min_length=1)
     setting: str | None = None
+    whole_prompt: bool = Field(default=False, exclude_if=lambda value: not value)
 
 
 class ScoreExample(Record):
@@ -99,7 +102,9 @@ def make_personagym_question(persona: Persona, task: PersonaGymTask, text: objec
     """A question of PersonaGym for one persona. Raises ValueError if `text` is not a valid text."""
     plain = check_plain_text(text)
     name = f"{task.lower().replace(' ', '-')}-{digest(canonical_text(persona.text), task, canonical_text(plain), length=12)}"
-    return PersonaGymQuestion(id=name, persona_id=persona.id, persona=persona.text, task=task, text=plain)
+    return PersonaGymQuestion(
+        id=name, persona_id=persona.id, persona=persona.text, task=task, text=plain, whole_prompt=persona.whole_prompt
+    )
 
 
 def read_json_value(path: Path) -> Any:
@@ -127,7 +132,7 @@ def read_personagym(config: PersonaGymConfig) -> PersonaGymData:
     questions = tuple(_select_questions(everything, config))
     if not questions:
         raise DataError(f"{source}: has no question of personagym.tasks = {list(config.tasks or PERSONAGYM_TASKS)}")
-    personas = {one.persona_id: Persona(id=one.persona_id, text=one.persona) for one in questions}
+    personas = {one.persona_id: Persona(id=one.persona_id, text=one.persona, whole_prompt=one.whole_prompt) for one in questions}
     return tuple(personas.values()), questions
 
 
@@ -252,13 +257,14 @@ def _read_questions_jsonl(path: Path) -> list[PersonaGymQuestion]:
 
 
 def _parse_question(row: SourceRow) -> PersonaGymQuestion:
-    for name, check in (("text", check_plain_text), ("persona", check_persona_text)):
+    for name in ("text", "persona"):
         try:
-            check(row.fields.get(name))
+            check_plain_text(row.fields.get(name))
         except ValueError as error:
             raise DataError(f"{row.where}: {name} = {quote_value(row.fields.get(name))}: {error}") from error
     try:
-        return PersonaGymQuestion.model_validate(row.fields)
+        question = PersonaGymQuestion.model_validate(row.fields)
+        return question.model_copy(update={"whole_prompt": question.whole_prompt or begins_with_you_are(question.persona)})
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

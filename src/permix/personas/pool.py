@@ -21,8 +21,10 @@ from pydantic import Field, field_validator
 
 from permix.config import PersonasConfig
 from permix.errors import ConfigError, DataError
-from permix.personas.loading import build_personas, read_personas
+from permix.personas.loading import build_personas, read_pool_file
 from permix.progress import print_status
+from permix.prompts import describe_misfits
+from permix.sanitize import escape_control
 from permix.storage.rows import quote_value, valid_names_hint
 from permix.types import SPLITS, Persona, Record, Split, canonical_text, digest, require_unique, seed_from
 
@@ -119,13 +121,17 @@ def _interleave_kinds(personas: Collection[Persona], seed: int) -> list[Persona]
     return [persona for *_, persona in sorted(ordered, key=lambda one: one[:3])]
 
 
-def load_pool(source: str | Path = "builtin") -> PersonaPool:
-    """The pool "builtin", or the pool of a .toml ([[persona]] tables), .jsonl or .csv file; `loading.py` lists the fields.
+def load_pool(source: str | Path = "builtin", column: str | None = None) -> PersonaPool:
+    """The pool "builtin", or the pool of a file or folder: `loading.py` lists the fields, `published.py` the forms of files.
 
-    Personas without a split stay without one; `split_pool` assigns splits. Raises DataError for a bad row, and if near-duplicates
-    have different splits.
+    `column` names the column of the texts. Personas without a split stay without one; `split_pool` assigns splits. Prints what
+    was read if the file is not in permix's own form. Raises DataError for a bad row, and if near-duplicates have different
+    splits.
     """
-    pool = PersonaPool(personas=read_personas(source))
+    personas, notes = read_pool_file(source, column)
+    for note in notes:
+        print_status(f"note: {escape_control(note)}")
+    pool = PersonaPool(personas=personas)
     check_pool_split(pool)
     return pool
 
@@ -188,20 +194,20 @@ def _near_duplicate_lines(pool: PersonaPool, max_pairs: int) -> list[str]:
 class PersonaSource:
     """A pool's file, for several selections from it. It is read, checked and split once, when first needed."""
 
-    def __init__(self, pool: str) -> None:
-        self._name = pool
+    def __init__(self, pool: str, column: str | None = None) -> None:
+        self._name, self._column = pool, column
         self._split_pool: PersonaPool | None = None
 
     @cached_property
     def _pool(self) -> PersonaPool:
-        return load_pool(self._name)
+        return load_pool(self._name, self._column)
 
     def select(self, config: PersonasConfig) -> PersonaPool:
         """Assign missing splits, keep the personas of `config`'s split and tags, then select `n` of these.
 
         Raises DataError for a bad file, and ConfigError if too few personas remain.
         """
-        assert config.pool == self._name
+        assert (config.pool, config.column) == (self._name, self._column)
         pool = self._pool if config.split == "all" else self._in_split(config.split)
         if config.include or config.exclude or config.n:
             pool = pool.select(include_tags=config.include, exclude_tags=config.exclude, n=config.n, seed=config.seed)
@@ -219,7 +225,13 @@ class PersonaSource:
 
 def select_personas(config: PersonasConfig) -> PersonaPool:
     """Select the personas of `config` from its file; see `PersonaSource.select`."""
-    return PersonaSource(config.pool).select(config)
+    return PersonaSource(config.pool, config.column).select(config)
+
+
+def warn_of_misfits(pool: PersonaPool, templates: Sequence[str]) -> None:
+    """Print a warning for each kind of persona that a template does not fit; see `permix.prompts.describe_misfits`."""
+    for line in describe_misfits(pool.personas, templates):
+        print_status(escape_control(line))
 
 
 NEAR_DUPLICATE_THRESHOLD = 0.8
@@ -274,18 +286,27 @@ def near_duplicate_pairs(
     """
     if not 0 < threshold <= 1:
         raise ConfigError(f"threshold = {threshold}: must be above 0 and at most 1")
+    import numpy as np  # here, so that importing the module stays fast
+
     matrix = _trigram_matrix([char_trigrams(persona.text) for persona in personas])
     sizes = matrix.getnnz(axis=1)
+    # A pair's similarity is a product of two scaled rows. It is rounded, so it only finds the few pairs to look at exactly.
+    scaled = matrix.copy()
+    scaled.data /= np.repeat(np.sqrt(sizes), sizes).astype(np.float32)
     for start in range(0, len(personas), _ROWS_PER_BLOCK):
-        common = (matrix[start : start + _ROWS_PER_BLOCK] @ matrix[start:].T).tocoo()
-        similarity = common.data / (sizes[start + common.row] * sizes[start + common.col]) ** 0.5
-        keep = (similarity >= threshold) & (common.col > common.row)
-        for row, col, value in zip(common.row[keep], common.col[keep], similarity[keep], strict=True):
-            yield personas[start + row], personas[start + col], float(value)
+        product = scaled[start : start + _ROWS_PER_BLOCK] @ scaled[start:].T
+        near = np.flatnonzero(product.data >= threshold - 1e-3)
+        rows, cols = start + np.searchsorted(product.indptr, near, side="right") - 1, start + product.indices[near]
+        rows, cols = rows[cols > rows], cols[cols > rows]
+        similarity = matrix[rows].multiply(matrix[cols]).sum(axis=1).A1 / (sizes[rows] * sizes[cols]) ** 0.5
+        for row, col, value in sorted(zip(rows.tolist(), cols.tolist(), similarity.tolist(), strict=True)):
+            if value >= threshold:
+                yield personas[row], personas[col], value
 
 
 def _trigram_matrix(gram_sets: Sequence[frozenset[str]]) -> Any:
-    """Sparse 0/1 matrix [P, trigrams]. scipy is imported here, so that importing the module stays fast."""
+    """Sparse 0/1 matrix [P, trigrams]."""
+    import numpy as np
     from scipy import sparse
 
     columns: defaultdict[str, int] = defaultdict(lambda: len(columns))
@@ -293,7 +314,8 @@ def _trigram_matrix(gram_sets: Sequence[frozenset[str]]) -> Any:
     for one in gram_sets:
         indices += [columns[gram] for gram in one]
         ends.append(len(indices))
-    return sparse.csr_matrix(([1.0] * len(indices), indices, ends), shape=(len(gram_sets), len(columns)))
+    ones = np.ones(len(indices), dtype=np.float32)
+    return sparse.csr_matrix((ones, indices, ends), shape=(len(gram_sets), len(columns)))
 
 
 def find_near_duplicates(personas: Sequence[Persona], threshold: float = NEAR_DUPLICATE_THRESHOLD) -> list[NearDuplicate]:

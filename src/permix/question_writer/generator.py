@@ -55,6 +55,7 @@ from permix.question_writer.requests import (
     writing_template_hash,
 )
 from permix.sanitize import escape_control
+from permix.storage.cells import explain_missing, find_failures, read_cells
 from permix.storage.files import write_json, write_text
 from permix.storage.rows import quote_value, read_rows
 from permix.storage.run_dir import RunDir
@@ -301,8 +302,9 @@ def write_questions(config: QuestionsConfig) -> Path:
         missing = ", ".join(summary.pending[:MAX_LISTED_MISSING]) + (
             f" and {len(summary.pending) - MAX_LISTED_MISSING} more" if len(summary.pending) > MAX_LISTED_MISSING else ""
         )
-        failed = f"; the last failed call: {summary.last_failure}" if summary.last_failure else ""
-        raise IncompleteRunError(f"{config.out}: still missing: {missing}{failed}; run the same command again to write them")
+        failures = find_failures(read_cells(config.out / "records.jsonl"), scored=False)
+        why = explain_missing(failures, "run the same command again to write them")
+        raise IncompleteRunError(f"{config.out}: still missing: {missing}{why}")
     return config.out / ("examples.jsonl" if job.given_questions else "questions.jsonl")
 
 

@@ -168,7 +168,7 @@ def generate_until_complete(
             tracker.failed.add(RequestKey(one.cell.persona_id or "", one.cell.question_id))
         bar.advance(status=f"{len(tracker.failed)} failed" if tracker.failed else "")
 
-    collect(model, config.sampling, next_requests, record, lambda n: progress_bar(label, n, "replies"))
+    collect(model, config.sampling, next_requests, record, lambda n: progress_bar(label, n, "replies"), run.path)
 
 
 class RetryTracker:

@@ -24,6 +24,7 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from permix.sanitize import escape_for_figure as safe
+from permix.storage.files import guard_writes
 from permix.types import Estimate
 
 PlotArray = NDArray[np.float64]
@@ -120,9 +121,9 @@ def labels_by_legend_name(labels: Sequence[str], styles: Mapping[str, Style]) ->
 
 def save_figure(fig: Figure, path: Path) -> None:
     """Write the figure as PNG to `path`, and as SVG next to it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(fig).print_png(path, metadata={"Software": None})
-    with rc_context({"svg.hashsalt": "permix"}):  # without it the SVG's ids are random
+    with guard_writes(path), rc_context({"svg.hashsalt": "permix"}):  # without it the SVG's ids are random
+        path.parent.mkdir(parents=True, exist_ok=True)
+        FigureCanvasAgg(fig).print_png(path, metadata={"Software": None})
         FigureCanvasSVG(fig).print_svg(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
 
 

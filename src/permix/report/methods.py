@@ -393,7 +393,7 @@ def _pooled_stability(models: Sequence[ModelRuns]) -> dict[str, Estimate]:
     summaries = [model.stability for model in models if model.stability is not None]
     if len(summaries) == 1:
         return select_measures("methods", summaries[0].measures)
-    return pool_stability(_aligned_grids(models), summaries, *_bootstrap_settings(models[0].runs["stability"]))
+    return pool_stability(_aligned_grids(models), *_bootstrap_settings(models[0].runs["stability"]))
 
 
 def _pooled_identifiability(models: Sequence[ModelRuns]) -> Estimate:

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from permix.config import DevEvalConfig
+from permix.config import DevEvalConfig, build_config
 from permix.errors import DataError
 from permix.evals import open_ended, stability
 from permix.evals.drift_report import Drift, JudgeTurnScores, measure_drift
 from permix.evals.fidelity_records import fidelity_kind
-from permix.evals.grid import GridResults, grid_results
+from permix.evals.grid import CutOffCounts, GridResults, count_cut_off, grid_results
 from permix.evals.stability import StabilityGrid, read_rounds
 from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import StrategySummary
@@ -74,6 +74,11 @@ class Run(RunReader):
         return read_rounds(self.path)
 
     @property
+    def max_new_tokens(self) -> int:
+        """The token limit of an answer."""
+        return int(self.config["sampling"]["max_new_tokens"])
+
+    @property
     def kind(self) -> str:
         """The stage, with the strategy or with what a fidelity run asks. A model has one run of each kind."""
         if self.stage == "fidelity":
@@ -88,7 +93,7 @@ class Run(RunReader):
     @cached_property
     def dev_curve(self) -> DevCurve | None:
         """The dev evaluations of a training run, measured from their records."""
-        config = DevEvalConfig.model_validate(self.config.get("dev_eval", {}))
+        config = build_config(DevEvalConfig, self.config.get("dev_eval", {}), source=f"{self.path / 'config.json'}: dev_eval")
         return load_dev_curve(self.path, config) if self.stage == "train" and config.every else None
 
     @property
@@ -161,6 +166,8 @@ class ModelRuns(NamedTuple):
     text_metrics: Mapping[str, TextMetrics] = MappingProxyType({})
     """By kind of fidelity run."""
     drift: Drift | None = None
+    cut_off: CutOffCounts | None = None
+    """Of the stability run."""
     unmeasured_reasons: tuple[str, ...] = ()
     """One reason for each measure that could not be computed."""
 
@@ -293,6 +300,7 @@ def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
         text_metrics={kind: measure_text_metrics(runs[kind].path) for kind in FIDELITY_RUN_KINDS if kind in runs},
         strategies=tuple(one for run in runs.values() if (one := measure_strategy(run.path, run.grid_results)) is not None),
         drift=None if talk is None else measure_drift(talk.path, find_reference_run(talk), _scores_by_judge(talk)),
+        cut_off=None if stable is None else count_cut_off(stable.grid_results),
         unmeasured_reasons=(reason,) if reason else (),
     )
 

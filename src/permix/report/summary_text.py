@@ -138,15 +138,20 @@ def comparison_warnings(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
-    """Return what is missing in these runs: cells without a score, and measures that could not be computed."""
+    """Return what is missing in these runs: cells without a score, ends of answers, and measures that could not be computed."""
     incomplete = [
         f"> **Incomplete**: {md_label(model.label)} has "
         f"{format_ratio(model.stability.n_scored, model.stability.n_asked)} cells scored."
         for model in models
         if model.stability is not None and model.stability.n_scored < model.stability.n_asked
     ]
+    cut_off = [
+        f"> **Cut off**: {md_label(model.label)}: {model.cut_off.describe(model.runs['stability'].max_new_tokens)}."
+        for model in models
+        if model.cut_off is not None and model.cut_off.is_notable
+    ]
     reasons = [reason for model in models for reason in model.unmeasured_reasons]
-    return incomplete + [f"> **Not measured**: {md_label(reason, 400)}." for reason in reasons]
+    return incomplete + cut_off + [f"> **Not measured**: {md_label(reason, 400)}." for reason in reasons]
 
 
 def _headline(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:

@@ -5,8 +5,10 @@ file only grows. The last record of a cell counts. Cells are in the order of the
 """
 
 import os
+import re
 import weakref
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from sys import intern
@@ -15,12 +17,15 @@ from typing import NamedTuple, NotRequired
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from permix.storage.files import bad_line_error, jsonl_lines
-from permix.types import Cell, CellKey, Message
+from permix.sanitize import escape_control, redact_secrets, truncate
+from permix.storage.files import bad_line_error, jsonl_lines, open_regular
+from permix.types import Cell, CellKey, Completion, Failure, Message
 
 
 class CellSummary(NamedTuple):
     """The part of a cell that is kept in memory. `reward` is None without a score, `completion_tokens` None if it is unknown.
+
+    `cut_off` as `Completion.is_cut_off`, `thinking_unclosed` as `Completion.is_thinking_unclosed`.
 
     Two cells with the same messages have the same `messages_hash`, within this process only. `offset` and `length` give the
     cell's place in the file, in bytes.
@@ -32,6 +37,8 @@ class CellSummary(NamedTuple):
     messages_hash: int
     offset: int = 0
     length: int = 0
+    cut_off: bool | None = None
+    thinking_unclosed: bool = False
 
 
 class _VerdictLine(TypedDict):
@@ -40,7 +47,10 @@ class _VerdictLine(TypedDict):
 
 
 class _CompletionLine(TypedDict):
+    text: str
     completion_tokens: int | None
+    finish: NotRequired[str | None]
+    reasoning: NotRequired[str | None]
 
 
 class _FailureLine(TypedDict):
@@ -102,9 +112,9 @@ class CellIndex(Mapping[CellKey, Cell]):
 
     @cached_property
     def _descriptor(self) -> int:
-        file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, file)
-        return file
+        file = open_regular(self.path)
+        weakref.finalize(self, file.close)
+        return file.fileno()
 
     def __contains__(self, key: object) -> bool:
         return key in self.summaries  # Mapping.__contains__ would parse the cell
@@ -119,7 +129,7 @@ class CellIndex(Mapping[CellKey, Cell]):
         try:
             return Cell.model_validate_json(line)
         except ValidationError as error:
-            with self.path.open("rb") as lines:
+            with open_regular(self.path) as lines:
                 number = lines.read(summary.offset).count(b"\n") + 1
             raise bad_line_error(self.path, number, _CELL_RECORD, error) from error
 
@@ -148,6 +158,8 @@ def cell_summaries(cells: Mapping[CellKey, Cell]) -> Mapping[CellKey, CellSummar
             cell.completion is not None,
             None if cell.completion is None else cell.completion.completion_tokens,
             _hash_messages(cell.messages),
+            cut_off=None if cell.completion is None else cell.completion.is_cut_off,
+            thinking_unclosed=cell.completion is not None and cell.completion.is_thinking_unclosed,
         )
         for key, cell in cells.items()
     }
@@ -156,13 +168,73 @@ def cell_summaries(cells: Mapping[CellKey, Cell]) -> Mapping[CellKey, CellSummar
 def _summarize(cell: CellLine, offset: int, length: int) -> CellSummary:
     verdict, completion = cell.get("verdict"), cell.get("completion")
     correct = None if verdict is None else verdict["correct"]
+    reply = None if completion is None else Completion.model_construct(**({"finish": None, "reasoning": None} | completion))
     return CellSummary(
         None if correct is None else float(correct),
         completion is not None,
         None if completion is None else completion["completion_tokens"],
         _hash_messages(cell["messages"]), offset, length,
+        None if reply is None else reply.is_cut_off, reply is not None and reply.is_thinking_unclosed,
     )  # fmt: skip
 
 
 def _hash_messages(messages: tuple[Message, ...]) -> int:
     return hash(tuple((message["role"], message["content"]) for message in messages))
+
+
+MAX_LISTED_REASONS, MAX_REASON_CHARS = 3, 200
+
+
+def find_failures(cells: Mapping[CellKey, Cell], *, scored: bool) -> Iterator[Failure]:
+    """Why cells have no completion or, of a run whose cells are scored, no score."""
+    for key, summary in cell_summaries(cells).items():
+        if summary.has_completion and (not scored or summary.reward is not None):
+            continue
+        cell = cells.parse_uncached(key) if isinstance(cells, CellIndex) else cells[key]
+        if cell.completion is None and cell.failure is not None:
+            yield cell.failure
+        elif cell.verdict is not None and cell.verdict.error:
+            yield Failure(type="scorer", message=cell.verdict.error)
+
+
+def explain_missing(failures: Iterable[Failure], again: str = "run the same command again to fill them") -> str:
+    """The end of an error about missing results: whether to run again, and the most frequent reasons with their counts.
+
+    `again`: what to do where a further start can help. Reasons that differ only in their numbers are counted together.
+    """
+    examples: dict[str, str] = {}
+    counts, permanent = Counter[str](), 0
+    for failure in failures:
+        text = failure.message if failure.message.startswith("HTTP ") else f"{failure.type}: {failure.message}"
+        kind = re.sub(r"\d+", "0", text)
+        examples.setdefault(kind, text)
+        counts[kind] += 1
+        permanent += is_permanent(failure)
+    if not counts:
+        return f"; {again}"
+    listed = [f"{count} × {_shorten(examples[kind])}" for kind, count in counts.most_common(MAX_LISTED_REASONS)]
+    rest = counts.total() - sum(count for _, count in counts.most_common(MAX_LISTED_REASONS))
+    reasons = "; ".join([*listed, *([f"{rest} × other reasons"] if rest else [])])
+    refused = "the endpoint refuses these requests, or a content filter stops the replies"
+    if permanent == counts.total():
+        return f"; running the same command again does not help, since {refused}: {reasons}"
+    useless = f"; it does not help with {permanent} of them, since {refused}" if permanent else ""
+    return f"; {again} ({reasons}{useless})"
+
+
+def is_permanent(failure: Failure) -> bool:
+    """Whether the same request would most likely fail again: the endpoint refused it, or its reply was filtered or too long."""
+    return failure.type in ("FilteredReplyError", "ReplyTooLargeError", "UnicodeEncodeError") or (
+        _REFUSED_FOR_GOOD.search(failure.message) is not None
+    )
+
+
+_REFUSED_FOR_GOOD = re.compile(
+    r"^HTTP (?:413|414|415|422|431):|content.?(?:filter|policy|management)|prohibited|flagged|not supported|unsupported"
+    r"|too long|context.?(?:length|window)|maximum.{1,40}tokens",
+    re.IGNORECASE,
+)
+
+
+def _shorten(text: str) -> str:
+    return truncate(" ".join(escape_control(redact_secrets(text)).split()), MAX_REASON_CHARS)

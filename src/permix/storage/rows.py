@@ -1,20 +1,24 @@
-"""Read a TOML, JSONL, CSV or plain-text file into rows, each with its line number.
+"""Read a TOML, JSONL, CSV, TSV, Parquet or plain-text file into rows, each with its line number.
 
 A row is a mapping of fields, which callers validate. A file that cannot be read raises DataError, which names file and line: a
-missing path, a directory, an unknown suffix, bytes that are not UTF-8, bad syntax. A byte-order mark and Windows line ends are
-accepted.
+missing path, a directory, an unknown suffix, bytes that are not text, bad syntax. UTF-8 and UTF-16 are read, with or without a
+byte-order mark and with Windows line ends. The cells of a CSV file may be separated by commas, semicolons, tabs or |.
 """
 
+import codecs
 import csv
 import io
 import json
 import re
 import tomllib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from permix.errors import DataError, closest_match
+
+CSV_SUFFIXES = (".csv", ".tsv")
 
 
 class SourceRow(NamedTuple):
@@ -57,14 +61,14 @@ def read_rows(path: Path, table: str, suffixes: Collection[str]) -> list[SourceR
 
 def parse_rows(name: str, suffix: str, raw: bytes, table: str) -> list[SourceRow]:
     """The rows of a file, from its bytes. `name` names the file in errors. Raises DataError, also for a file without rows."""
-    text = _decode(name, raw)
+    text = decode_text(name, raw)
     match suffix:
         case ".toml":
             rows = _toml_rows(name, text, table)
         case ".jsonl":
             rows = _jsonl_rows(name, text)
-        case ".csv":
-            rows = _csv_rows(name, text)
+        case suffix if suffix in CSV_SUFFIXES:
+            rows = csv_rows(name, text)
         case _:
             rows = [SourceRow(f"{name}:{n}", {"text": line}) for n, line in _numbered_lines(text)]
     if not rows:
@@ -81,13 +85,57 @@ def _numbered_lines(text: str) -> Iterable[tuple[int, str]]:
     return ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
-def _decode(name: str, raw: bytes) -> str:
+def decode_text(name: str, raw: bytes) -> str:
+    """The text of a file in UTF-8 or UTF-16. Raises DataError, naming the line, for bytes that are neither."""
+    encoding = _detect_encoding(raw)
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode(encoding)
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        byte = f"0x{raw[error.start]:02x}"
-        raise DataError(f"{name}:{line}: byte {byte} is not UTF-8; save the file with the encoding UTF-8") from error
+        name_of_encoding = encoding.removesuffix("-sig").upper()
+        raise DataError(
+            f"{name}:{line}: not {name_of_encoding} text: byte 0x{raw[error.start]:02x} is not {name_of_encoding}; save the file "
+            "with the encoding UTF-8"
+        ) from error
+
+
+def _detect_encoding(raw: bytes) -> str:
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if b"\0" in raw[:2]:  # the other half of an ASCII character, in UTF-16 without a byte-order mark
+        return "utf-16-be" if raw[:1] == b"\0" else "utf-16-le"
+    return "utf-8-sig"
+
+
+def parse_json(text: str, name: str, first_line: int = 1) -> Any:
+    """The JSON value of a text that starts at `first_line` of the file. Raises DataError, naming the line."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{name}:{first_line + error.lineno - 1}: not JSON: {error.msg} (column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits; thousands of nested brackets
+        raise DataError(f"{name}:{first_line}: cannot be read as JSON: {error}") from error
+
+
+def parquet_rows(path: Path) -> list[SourceRow]:
+    """The rows of a Parquet file. Raises DataError if it is none."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path}: not a Parquet file: {error}") from error
+    return [SourceRow(f"{path}: row {number}", fields) for number, fields in enumerate(table.to_pylist(), 1)]
+
+
+def field_value(fields: Mapping[str, Any], column: str) -> Any:
+    """The value of a column, None if the row has none. A dot leads into an object: `reward_model.ground_truth`."""
+    if column in fields or "." not in column:
+        return fields.get(column)
+    first, _, rest = column.partition(".")
+    inner = fields.get(first)
+    return field_value(inner, rest) if isinstance(inner, Mapping) else None
 
 
 def _toml_rows(name: str, text: str, table: str) -> list[SourceRow]:
@@ -160,9 +208,9 @@ def _reject_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return fields
 
 
-def _csv_rows(name: str, text: str) -> list[SourceRow]:
-    """Rows of a CSV file with a header. An empty cell is a missing field; a cell may contain line breaks."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def csv_rows(name: str, text: str) -> list[SourceRow]:
+    """Rows of a CSV file with a header. An empty cell is None; a cell may contain line breaks."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_csv_delimiter(text))
     header: list[str] = []
     rows: list[SourceRow] = []
     line = 1
@@ -175,17 +223,34 @@ def _csv_rows(name: str, text: str) -> list[SourceRow]:
                 header = _csv_header(where, cells)
                 continue
             if len(cells) != len(header):
-                raise DataError(f"{where}: {len(cells)} cells for {len(header)} columns; quote a cell that contains a comma")
-            rows.append(SourceRow(where, {key: cell for key, cell in zip(header, cells, strict=True) if cell.strip()}))
+                raise DataError(
+                    f"{where}: {len(cells)} cells for {len(header)} columns; quote a cell that contains "
+                    f"{reader.dialect.delimiter!r}"
+                )
+            fields: dict[str, object] = {
+                key: cell if cell.strip() else None for key, cell in zip(header, cells, strict=True) if key
+            }
+            rows.append(SourceRow(where, fields))
     except csv.Error as error:
         raise DataError(f"{name}:{line}: not valid CSV: {error}") from error
     return rows
 
 
+def _csv_delimiter(text: str) -> str:
+    """The separator that gives the header the most columns; a comma if none does."""
+    return max(",;\t|", key=lambda delimiter: _n_header_columns(text, delimiter))
+
+
+def _n_header_columns(text: str, delimiter: str) -> int:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    with suppress(csv.Error):
+        return len(next((cells for cells in reader if any(cell.strip() for cell in cells)), []))
+    return 0
+
+
 def _csv_header(where: str, cells: list[str]) -> list[str]:
     header = [cell.strip() for cell in cells]
-    if "text" not in header:
-        raise DataError(f"{where}: the first row {quote_value(cells)} has no column 'text'; write a header such as id,text,tags")
-    if len(set(header)) < len(header):
+    named = [name for name in header if name]
+    if len(set(named)) < len(named):
         raise DataError(f"{where}: a column occurs twice in {quote_value(header)}; give every column once")
     return header

@@ -10,6 +10,9 @@
 
 Contract: `records.jsonl` survives a kill at any moment. An incomplete last line is deleted when the run is opened again. One
 process at a time may write a run.
+
+A run directory may come from elsewhere. `RunReader` checks each JSON file: a damaged one raises a DataError that names the
+file and the field.
 """
 
 import contextlib
@@ -26,14 +29,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, Required, cast
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from permix import __version__
-from permix.errors import ConfigError, DataError
+from permix.errors import ConfigError, DataError, PermixError
+from permix.sanitize import redact_arguments
 from permix.storage.cells import CellIndex, read_cells
-from permix.storage.files import JsonlWriter, read_json, read_jsonl, write_json
+from permix.storage.files import JsonlWriter, drop_torn_line, guard_writes, open_regular, read_json, read_jsonl, write_json
 from permix.types import Cell, CellKey
 
 PROVENANCE_PACKAGES = (
@@ -51,14 +56,122 @@ PROVENANCE_PACKAGES = (
 )
 
 
+APPENDED_FILES = ("records.jsonl", "judgements.jsonl", "log.jsonl", "rollouts.jsonl")
+"""Files that grow line by line. Opening the run drops an incomplete last line, so that other programs can read them."""
+
+
 RUN_FORMAT = 2
 """Version of the run directory's format: its file names and their field names. Runs of format 1 do not state it."""
 
 
-def read_provenance(run: Path) -> dict[str, Any]:
+class RunFile(dict[str, Any]):
+    """A JSON file of a run directory, or an object in it. A missing key raises DataError, naming file and key."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        super().__init__({name: RunFile(path, value) if isinstance(value, dict) else value for name, value in values.items()})
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise DataError(f"{self.path}: has no {key}; is this a run directory? If so, the file was edited or cut short")
+
+
+class _OpenDict(TypedDict, total=False):
+    """Base of the fields that readers use, each of which may be missing; other fields are allowed."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)  # type: ignore[misc]
+
+
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _JudgeSection(_OpenDict, total=False):
+    name: Required[str]
+    label: str | None
+
+
+class _ConfigFields(_OpenDict, total=False):
+    stage: str
+    label: str | None
+    method: str
+    strategy: str
+    seed: _Count
+    samples: _Count
+    resamples: Annotated[int, Field(ge=1, le=1_000_000)]
+    folds: Annotated[int, Field(ge=2)]
+    reference: str | None
+    model: dict[str, Any]
+    judge: _JudgeSection
+    personas: dict[str, Any]
+    task: dict[str, Any]
+    sampling: dict[str, Any]
+    plan: dict[str, Any]
+    train: dict[str, Any]
+    dev_eval: dict[str, Any]
+    interview: dict[str, Any] | None
+    interviewer: dict[str, Any]
+    personagym: dict[str, Any] | None
+
+
+class _ProvenanceFields(_OpenDict, total=False):
+    identity: dict[str, Any]
+    packages: dict[str, str]
+    command: list[str]
+
+
+class _UsageFields(_OpenDict, total=False):
+    cpu_seconds: float
+    wall_seconds: float
+    starts: int
+    peak_mb: int
+
+
+class _GridFields(_OpenDict, total=False):
+    samples: Annotated[int, Field(ge=1)]
+    persona_ids: list[str]
+    question_ids: list[str]
+    choosing_persona_ids: list[str]
+    choosing_question_ids: list[str]
+    asked_without_persona: list[str]
+    templates: dict[str, str]
+    persona_texts: dict[str, str]
+    turns_asked: dict[str, list[str]]
+    questions_asked: list[dict[str, Any]]
+    rounds: list[dict[str, Any]]
+
+
+class _JudgeInputFields(_OpenDict, total=False):
+    discriminates_personas: dict[str, bool]
+    n_controls: dict[str, _Count]
+
+
+_FIELDS = {
+    name: TypeAdapter[Any](fields)
+    for name, fields in {
+        "config.json": _ConfigFields,
+        "provenance.json": _ProvenanceFields,
+        "usage.json": _UsageFields,
+        "grid.json": _GridFields,
+        "inputs.json": _JudgeInputFields,
+    }.items()
+}
+
+
+def read_run_file(path: Path) -> RunFile:
+    """Read a JSON file of a run directory. Raises DataError if it is missing, or naming the first field of a wrong type."""
+    values = read_json(path)
+    try:
+        _FIELDS[path.name].validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path}: {field}: {first['msg']}; the file was edited or is damaged") from error
+    return RunFile(path, values)
+
+
+def read_provenance(run: Path) -> RunFile:
     """Read provenance.json of a run. Raises DataError if it is missing, broken, or not of format `RUN_FORMAT`."""
     path = run / "provenance.json"
-    provenance = read_json(path)
+    provenance = read_run_file(path)
     if provenance.get("format", 1) != RUN_FORMAT:
         raise DataError(
             f"{path}: the run has format {provenance.get('format', 1)}, and this version of permix reads format {RUN_FORMAT}; "
@@ -77,21 +190,19 @@ class RunReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.provenance: dict[str, Any] = read_provenance(path) if (path / "provenance.json").exists() else {}
+        self.provenance: dict[str, Any] = (
+            read_provenance(path) if (path / "provenance.json").exists() else RunFile(path / "provenance.json", {})
+        )
 
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that all records of the run have in common. Raises DataError without provenance.json."""
-        provenance = self.provenance or read_provenance(self.path)
-        if "identity" not in provenance:
-            raise DataError(f"{self.path / 'provenance.json'}: has no identity; is this a run directory?")
-        identity: dict[str, Any] = provenance["identity"]
-        return identity
+        return cast(dict[str, Any], (self.provenance or read_provenance(self.path))["identity"])
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The resolved configuration. Raises DataError without config.json."""
-        return read_json(self.path / "config.json")
+        return read_run_file(self.path / "config.json")
 
     @property
     def stage(self) -> str:
@@ -130,7 +241,7 @@ class RunReader:
         return [steps[number] for number in sorted(steps)]
 
     def _read_if_there(self, name: str) -> dict[str, Any]:
-        return read_json(self.path / name) if (self.path / name).exists() else {}
+        return read_run_file(self.path / name) if (self.path / name).exists() else RunFile(self.path / name, {})
 
 
 def require_run(path: Path) -> RunReader:
@@ -149,7 +260,7 @@ def parse_log_step(line: bytes) -> tuple[int, dict[str, Any]]:
 class RunDir:
     """A run directory that this process has locked for writing. Open it with `RunDir.open`, as a context manager."""
 
-    def __init__(self, path: Path, lock: IO[str]) -> None:
+    def __init__(self, path: Path, lock: IO[bytes]) -> None:
         self.path = path
         self._lock = lock
         self._writer = JsonlWriter(self.records_path)
@@ -173,7 +284,8 @@ class RunDir:
         Raises ConfigError, and changes nothing on disk, if another process is writing the run, if the run on disk has another
         identity, or if it asked one of these cells with another prompt, seed or gold.
         """
-        path.mkdir(parents=True, exist_ok=True)
+        with guard_writes(path):
+            path.mkdir(parents=True, exist_ok=True)
         with _lock_run_dir(path) as lock:
             run = cls(path, lock)
             run._open_or_resume(config, identity, expected_cells, new_identity_keys)
@@ -187,6 +299,7 @@ class RunDir:
     ) -> None:
         requested = json.loads(json.dumps(identity))  # as JSON has it: a tuple and a list must compare equal
         path = self.path / "provenance.json"
+        _ = RunReader(self.path).usage  # a damaged file is refused now, and not after the work
         if path.exists():
             provenance = read_provenance(self.path)
             recorded = provenance["identity"]
@@ -197,6 +310,9 @@ class RunDir:
                 write_json(path, provenance | {"identity": recorded | added})
         else:
             write_json(path, {"format": RUN_FORMAT} | collect_provenance() | {"identity": requested})
+        for name in APPENDED_FILES:
+            with guard_writes(self.path / name):
+                drop_torn_line(self.path / name)
         write_json(self.path / "config.json", config)
 
     @property
@@ -217,14 +333,13 @@ class RunDir:
         try:
             yield
         except BaseException:
-            with contextlib.suppress(OSError):  # the error itself may be a full disk
+            with contextlib.suppress(OSError, PermixError):  # the error itself may be a full disk
                 self._add_usage(cpu_seconds() - cpu, time.monotonic() - wall)
             raise
         self._add_usage(sum_over_processes(cpu_seconds() - cpu), time.monotonic() - wall)
 
     def _add_usage(self, cpu: float, wall: float) -> None:
-        path = self.path / "usage.json"
-        before = read_json(path) if path.exists() else {}
+        path, before = self.path / "usage.json", RunReader(self.path).usage
         used = {"cpu_seconds": cpu, "wall_seconds": wall, "starts": 1}
         totals = {key: round(before.get(key, 0) + value, 2) for key, value in used.items()}
         write_json(path, totals | {"peak_mb": max(before.get("peak_mb", 0), _peak_mb())})
@@ -235,18 +350,22 @@ class RunDir:
 
 
 @contextlib.contextmanager
-def _lock_run_dir(path: Path) -> Iterator[IO[str]]:
-    with (path / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            raise ConfigError(f"out = {path}: process {owner} is writing this run; wait for it or give another folder") from None
-        lock.seek(0)
-        lock.truncate()
-        lock.write(str(os.getpid()))
-        lock.flush()
+def _lock_run_dir(path: Path) -> Iterator[IO[bytes]]:
+    file = path / ".lock"
+    with guard_writes(file):
+        lock = open_regular(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+    with lock:
+        with guard_writes(file):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = lock.read(20).strip().decode("ascii", "replace")
+                owner = owner if owner.isdigit() else "unknown"
+                raise ConfigError(
+                    f"out = {path}: process {owner} is writing this run; wait for it or give another folder"
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()).encode())
         yield lock
 
 
@@ -291,7 +410,7 @@ def collect_provenance() -> dict[str, Any]:
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "packages": dict(_package_versions()),
         "revision": source_revision(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *redact_arguments(sys.argv[1:])],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -12,7 +12,7 @@ from permix.errors import ConfigError, DataError, closest_match, error_context
 from permix.tasks.arithmetic import ARITHMETIC
 from permix.tasks.base import Task, check_contamination, verify_completion
 from permix.tasks.code import CODE
-from permix.tasks.custom import CUSTOM_TASKS, custom_question
+from permix.tasks.custom import CUSTOM_TASKS, questions_of_rows
 from permix.tasks.datasets import DatasetRow
 from permix.tasks.gsm8k import GSM8K
 from permix.tasks.math import AIME_TASKS, MATH, MATH500
@@ -98,14 +98,15 @@ class LoadedTask:
 def load_task(
     name: str,
     *,
-    split: Split = "heldout",
+    split: Split | Literal["all"] = "heldout",
     n: int = 100,
     path: str | Path | None = None,
     levels: Sequence[str] = (),
     seed: int = 0,
     prompt_template: str | None = None,
 ) -> LoadedTask:
-    """Load `n` questions from one split of a task. `path` is a local file or folder in the published format.
+    """Load `n` questions from one split of a task, or from all splits of your own file. `path` is a local file or folder in the
+    published format.
 
     Raises ConfigError for an unknown task or level or if there are fewer than n questions, and DataError for a bad file.
     """
@@ -123,10 +124,9 @@ def task_from_questions(questions: Sequence[Question | Mapping[str, Any]], answe
     Raises ConfigError if it is unknown how to compare answers, and DataError for a bad question or a repeated id.
     """
     task = _task_of_questions(questions, answer)
-    records = [
-        one if isinstance(one, Question) else _question_from_fields(task.name, DatasetRow(f"task[{index}]", dict(one)))
-        for index, one in enumerate(questions)
-    ]
+    rows = [DatasetRow(f"task[{index}]", dict(one)) for index, one in enumerate(questions) if not isinstance(one, Question)]
+    read = iter(_questions_from_fields(task.name, rows))
+    records = [one if isinstance(one, Question) else next(read) for one in questions]
     try:
         require_unique([one.id for one in records], "question")
     except ValueError as error:
@@ -147,6 +147,8 @@ def _task_of_questions(questions: Sequence[Question | Mapping[str, Any]], answer
     return TASKS[name]
 
 
-def _question_from_fields(task: str, row: DatasetRow) -> Question:
-    question = custom_question(task, row)
-    return question.model_copy(update={"id": row.text("id")}) if "id" in row.fields else question
+def _questions_from_fields(task: str, rows: Sequence[DatasetRow]) -> list[Question]:
+    return [
+        question.model_copy(update={"id": row.text("id")}) if "id" in row.fields else question
+        for row, question in zip(rows, questions_of_rows(task, rows), strict=True)
+    ]

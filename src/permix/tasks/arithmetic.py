@@ -77,7 +77,7 @@ def arithmetic_questions(config: TaskConfig) -> tuple[Question, ...]:
     check_known_levels(levels, ARITHMETIC_LEVELS, "arithmetic")
     if config.path is not None:
         raise ConfigError(f"task.path = {config.path}: arithmetic is generated and reads no file; leave path out")
-    items = tuple(islice(interleave_levels(levels, config.seed, config.split), config.n))
+    items = tuple(islice(interleave_levels(levels, config.seed, config.single_split), config.n))
     if len(items) < config.n:
         each = ", ".join(f"{level} {n}" for level, n in Counter(item.tags[0] for item in items).items())
         raise ConfigError(

@@ -87,11 +87,11 @@ def dev_or_train(content: str, one_in: int) -> Split:
     return "dev" if int(digest("dev", content), 16) % one_in == 0 else "train"
 
 
-def select_questions(questions: Iterable[Question], config: TaskConfig) -> tuple[Question, ...]:
+def select_questions(questions: Iterable[Question], config: TaskConfig, hint: str = "") -> tuple[Question, ...]:
     """Choose `config.n` distinct questions, in an order that depends on `config.seed` and not on the input's order.
 
     The questions of a smaller n are the first ones of a larger n. Of questions with equal content, the one with the smallest gold
-    is kept. Raises ConfigError if there are fewer than n questions, and DataError if two have the same id.
+    is kept. Raises ConfigError, ending in `hint`, if there are fewer than n questions, and DataError if two have the same id.
     """
     distinct: dict[str, Question] = {}
     for question in sorted(questions, key=lambda one: (one.gold, one.id, one.tags, one.solution or "")):
@@ -100,8 +100,9 @@ def select_questions(questions: Iterable[Question], config: TaskConfig) -> tuple
     if config.n > len(distinct):
         levels = f" of the levels {', '.join(config.levels)}" if config.levels else ""
         raise ConfigError(
-            f"task.n = {config.n}: {config.name} has {len(distinct)} distinct questions{levels} in the {config.split} split; "
-            f"give task.n = {len(distinct)} or less"
+            f"task.n = {config.n}: {config.name} has {len(distinct)} distinct questions{levels} in "
+            f"{'all splits' if config.split == 'all' else f'the {config.split} split'}"
+            f"{f'; give task.n = {len(distinct)} or less' if distinct else ''}{hint}"
         )
     order = sorted(distinct, key=lambda content: digest("choose", str(config.seed), content))
     return tuple(distinct[content] for content in order[: config.n])

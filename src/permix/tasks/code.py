@@ -39,7 +39,7 @@ _SUITES: dict[str, bytes] = {}  # compressed JSON by gold
 
 def code_questions(config: TaskConfig) -> tuple[Question, ...]:
     """The `config.n` questions of a configuration; registers their tests in this process. Raises ConfigError or DataError."""
-    rows = list(read_published_rows(MBPP_HUB, MBPP_PUBLISHED_SPLITS[config.split], config.path))
+    rows = list(read_published_rows(MBPP_HUB, MBPP_PUBLISHED_SPLITS[config.single_split], config.path))
     code_format = detect_code_format(rows[0])
     rows = [row for row in rows if code_format.is_usable(row)]
     known = [code_question(row, code_format) for row in rows]

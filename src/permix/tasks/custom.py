@@ -1,29 +1,52 @@
-"""The user's own questions, from a file: `--task.path qa.jsonl --task.answer number`.
+r"""The user's own questions, from a file: `--task.path qa.jsonl --task.answer number`.
 
-A row of the file (.jsonl, .json or .parquet):
+A row of the file (.jsonl, .json, .parquet, .csv or .tsv):
 
     {"question": "Which is a prime?", "answer": "B", "choices": ["4", "5", "6"], "split": "heldout", "level": "easy"}
 
-`question` and `answer` (a text or a number) are required, and `choices` if `task.answer` is `choice`. `split` is train, dev or
-heldout; it must be given in all rows or in none. Without it the split depends on the content: one in four rows is held out, and
-one in eight of the others is dev. `task.levels` selects by `level`. Supervised training learns from `solution`, or from the boxed
-answer if there is none.
+Question and answer are required, and choices if `task.answer` is `choice`. `split` is train, dev or heldout; it must be given in
+all rows or in none. Without it the split depends on the content: one in four rows is held out, and one in eight of the others is
+dev. `task.split = "all"` asks all rows. `task.levels` selects by `level`. Supervised training learns from `solution`, or from the
+boxed answer if there is none.
+
+`task.question_column`, `answer_column` and `choices_column` name the columns; a dot leads into an object. Without them a file's
+columns are the first of these that it has, whatever their case:
+
+    question    question, problem, query, question_stem, ctx, prompt, messages, input. A list of chat messages (verl's `prompt`)
+                is read if it has one user message; its system message is left out, with a note
+    answer      answer, final_answer, reward_model.ground_truth (verl), ground_truth, answerKey (ARC), label (HellaSwag),
+                correct, target, gold, solution. Of a worked answer its `#### 72` (GSM8K) or its last box counts
+    choices     choices, options, endings, or a column for each letter (A, B, C ...). A list of texts, an object of letters and
+                texts, or ARC's {"label": [...], "text": [...]}; in CSV a list in Python's notation
 
 `task.answer` says how an answer is compared:
 
     number    plain numbers, as in GSM8K, in the notation of any language (1,234.0, 1.234,0 and 1 234 equal $1234)
     math      expressions too, as in MATH, compared by value
     exact     equal texts, ignoring case, white space, Unicode form and a final full stop
-    choice    the letter of the right choice; the gold may be the letter or the text of the choice
+    choice    the letter of the right choice
+
+An answer that is a list of one is that one. A list of several is accepted by `exact` only: any of them is right.
+
+The answer of a choice is its letter or label, its text, or as an integer its index from 0. An integer that is also the text of
+another choice is an index if another row of the file shows that its integers are indices; otherwise it is refused. A text of
+digits is an index only beside HellaSwag's `endings`.
 
 `permix.tasks.answers` says how the answer of a completion is found.
 """
 
-from collections.abc import Callable, Sequence
+import ast
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 from permix.config import TaskConfig
 from permix.errors import DataError
+from permix.progress import print_status
+from permix.storage.rows import field_value
 from permix.tasks import multiple_choice
 from permix.tasks.answers import (
     extract_choice,
@@ -34,10 +57,20 @@ from permix.tasks.answers import (
     same_text,
 )
 from permix.tasks.base import Task, check_known_levels, select_questions, split_of_content
-from permix.tasks.datasets import DatasetRow, read_file_rows
+from permix.tasks.datasets import DatasetRow, has_lone_surrogate, read_file_rows
+from permix.tasks.gsm8k import split_marked_answer
 from permix.types import SPLITS, Question, canonical_text, digest
-from permix.verification.extraction import last_number
+from permix.verification.extraction import extract_boxed
 from permix.verification.math_verifier import same_number_in_some_notation
+
+QUESTION_COLUMNS = ("question", "problem", "query", "question_stem", "ctx", "prompt", "messages", "input")
+
+ANSWER_COLUMNS = (
+    *("answer", "final_answer", "reward_model.ground_truth", "ground_truth", "answerKey", "label", "correct", "target", "gold"),
+    "solution",
+)
+
+CHOICES_COLUMNS = ("choices", "options", "endings")
 
 
 def splits_by_row(rows: Sequence[DatasetRow], questions: Sequence[Question]) -> list[str]:
@@ -67,57 +100,288 @@ def custom_questions(name: str, config: TaskConfig) -> tuple[Question, ...]:
     """The `config.n` questions of the file `config.path`, for the task `name`. Raises ConfigError or DataError."""
     assert config.path is not None, "TaskConfig checks it"
     rows = read_file_rows(config.path)
-    known = [custom_question(name, row) for row in rows]
+    known = questions_of_rows(name, rows, config)
     levels = sorted({level for one in known for level in one.tags})
     check_known_levels(config.levels, levels, task=str(config.path))
-    of_split = (one for one, split in zip(known, splits_by_row(rows, known), strict=True) if split == config.split)
-    return select_questions((one for one in of_split if not config.levels or set(config.levels) & set(one.tags)), config)
+    of_level = [one for one in known if not config.levels or set(config.levels) & set(one.tags)]
+    if config.split == "all":
+        return select_questions(of_level, config)
+    split_of = dict(zip((one.id for one in known), splits_by_row(rows, known), strict=True))
+    hint = f'; task.split = "all" asks all {len(of_level)} questions of the file'
+    return select_questions((one for one in of_level if split_of[one.id] == config.split), config, hint)
 
 
-def custom_question(name: str, row: DatasetRow) -> Question:
-    """The question of a row. Raises DataError naming the row's file and line."""
-    text, gold = row.text("question"), answer_text(row)
-    if name == "own-number" and last_number(gold) is None:
-        raise row.error("answer", 'must be a number; for other answers give task.answer = "exact" or "math"')
+def questions_of_rows(name: str, rows: Sequence[DatasetRow], config: TaskConfig | None = None) -> list[Question]:
+    """The question of each row; `config` may name the columns.
+
+    Raises DataError naming the row's file and line, also if two rows give one question different answers.
+    """
+    if not rows:
+        return []
+    columns = find_columns(name, rows, config or TaskConfig())
+    integers_are_indices = _integers_are_indices(rows, columns) if name == "own-choice" else None
+    questions = [_custom_question(name, row, columns, integers_are_indices) for row in rows]
+    first: dict[str, tuple[DatasetRow, Question]] = {}
+    for row, question in zip(rows, questions, strict=True):
+        earlier_row, earlier = first.setdefault(question.content_hash, (row, question))
+        if earlier.gold != question.gold:
+            raise DataError(
+                f"{row.where}: asks the question of {earlier_row.where}, but the answer is {question.gold!r} and not "
+                f"{earlier.gold!r}; keep one of the two"
+            )
+    with_system = sum(_has_system_message(field_value(row.fields, columns.question)) for row in rows)
+    if with_system:
+        print_status(f"note: {with_system} of {len(rows)} questions have a system message, which is left out")
+    return questions
+
+
+class Columns(NamedTuple):
+    """The columns of a file. `choices` is None if each choice has its own column, or if there are none."""
+
+    question: str
+    answer: str
+    choices: str | None
+
+
+def find_columns(name: str, rows: Sequence[DatasetRow], config: TaskConfig) -> Columns:
+    """The columns that `config` names, or else the first known ones that a row has. Raises DataError if there is none."""
+    choices = None
+    if name == "own-choice" and (config.choices_column or not all("A" in row.fields and "B" in row.fields for row in rows)):
+        choices = _find_column(rows, config.choices_column, CHOICES_COLUMNS, "choices")
+    return Columns(
+        _find_column(rows, config.question_column, QUESTION_COLUMNS, "question"),
+        _find_column(rows, config.answer_column, ANSWER_COLUMNS, "answer"),
+        choices,
+    )
+
+
+def _find_column(rows: Sequence[DatasetRow], given: str | None, known: Sequence[str], field: str) -> str:
+    for column in (given,) if given is not None else known:
+        spellings = [column, *(key for row in rows[:1] for key in row.fields if key.lower() == column.lower())]
+        for spelling in spellings:
+            if any(field_value(row.fields, spelling) is not None for row in rows):
+                return spelling
+    columns = ", ".join(dict.fromkeys(key for row in rows for key in row.fields)) or "no fields"
+    missing = f"field {(given or field)!r} is missing in every row"
+    raise DataError(
+        f"{rows[0].where}: {missing}; name the column with task.{field}_column (--task.{field}-column NAME); columns: {columns}"
+    )
+
+
+def _custom_question(name: str, row: DatasetRow, columns: Columns, integers_are_indices: bool | None) -> Question:
+    text = question_text(row, columns.question)
+    worked = row.fields.get("solution")
+    worked = worked[0] if isinstance(worked, list) and worked else worked
     if name == "own-choice":
-        offered = parse_choices(row)
-        gold, text = _gold_letter(gold, offered, row), multiple_choice.format_choices(text, offered)
+        offered = parse_choices(row, columns.choices)
+        gold = _gold_letter(row, columns, offered, integers_are_indices)
+        text = multiple_choice.format_choices(text, offered.texts)
+    else:
+        gold, marked_solution = parse_gold(name, row, columns.answer)
+        worked = marked_solution or worked
     level = row.fields.get("level")
-    solution = row.text("solution") if row.fields.get("solution") else f"\\boxed{{{gold}}}"
+    solution = worked.strip() if isinstance(worked, str) and worked.strip() else f"\\boxed{{{gold.split(ALTERNATIVE)[0]}}}"
     return Question(
         id=f"{name}:{digest(canonical_text(text))}", task=name, text=text, gold=gold, solution=solution,
         tags=() if level is None else (str(level),),
     )  # fmt: skip
 
 
-def answer_text(row: DatasetRow) -> str:
+def question_text(row: DatasetRow, column: str) -> str:
+    """The question, also out of a list of chat messages with one user message. Raises DataError for any other value."""
+    messages = row.value(column)
+    if not isinstance(messages, list):
+        return row.text(column)
+    asked = [one for one in messages if isinstance(one, Mapping) and one.get("role", one.get("from")) in ("user", "human")]
+    text = asked[0].get("content", asked[0].get("value")) if len(asked) == 1 else None
+    if not isinstance(text, str) or not text.strip():
+        raise row.error(column, f"must be a text, or chat messages with one user message, not {len(asked)}")
+    return text.strip()
+
+
+def _has_system_message(messages: object) -> bool:
+    return isinstance(messages, list) and any(isinstance(one, Mapping) and one.get("role") == "system" for one in messages)
+
+
+# Answers
+
+ALTERNATIVE = "\n— or —\n"
+"""Separates the accepted answers in the gold of an `exact` question that has several."""
+
+
+def parse_gold(name: str, row: DatasetRow, column: str) -> tuple[str, str | None]:
+    """The gold of a row, and the worked solution that it was taken from, if any. Raises DataError for a bad answer."""
+    accepted = _accepted_answers(name, row, column)
+    if name == "own-exact" and len(accepted) > 1:
+        return ALTERNATIVE.join(accepted), None
+    answer = accepted[0]
+    marked = split_marked_answer(answer) if name != "own-exact" else None
+    if marked is not None:
+        return marked
+    boxed = extract_boxed(answer)
+    if column.lower() == "solution" and boxed is None:
+        raise row.error(column, "must end in the answer in a \\boxed{}, or name the column of the answer with task.answer_column")
+    gold = answer if boxed is None else boxed
+    if name == "own-number" and not same_number_in_some_notation(gold, gold):
+        raise row.error(column, 'must be a number; for other answers give task.answer = "exact" or "math"')
+    return gold, answer if boxed is not None and boxed != answer.removeprefix("\\boxed{").removesuffix("}") else None
+
+
+def _accepted_answers(name: str, row: DatasetRow, column: str) -> list[str]:
+    value = row.value(column)
+    if isinstance(value, str) and name != "own-exact" and value.lstrip().startswith('["'):
+        value = _parse_list(value)  # the ground truths of some of verl's data sets are lists in JSON
+    if not isinstance(value, list):
+        return [answer_text(row, column)]
+    answers = [_scalar_text(one) for one in value]
+    if not answers or not all(answers):
+        raise row.error(column, "must be a text, a number, or a list of these that is not empty")
+    if len(answers) > 1 and name != "own-exact":
+        raise row.error(
+            column,
+            f"has {len(answers)} answers, and it is not clear whether all or any of them are right; write one text, such as "
+            '"1, 2", or give task.answer = "exact", where any of them is right',
+        )
+    return list(dict.fromkeys(answers))
+
+
+def answer_text(row: DatasetRow, column: str) -> str:
     """The answer as text; a number is written as in JSON. Raises DataError if it is neither."""
-    value = row.value("answer")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return row.text("answer")
-    return str(value)
+    text = _scalar_text(row.value(column))
+    if not text:
+        raise row.error(column, "must be a text that is not blank, or a number")
+    return text
 
 
-def parse_choices(row: DatasetRow) -> list[str]:
+def _scalar_text(value: object) -> str:
+    """A text or a number as text; "" for anything else, and for a text that UTF-8 cannot encode."""
+    if isinstance(value, str):
+        return "" if has_lone_surrogate(value) else value.strip()
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return str(value) if is_number else ""
+
+
+def _parse_list(text: str) -> Any:
+    """The list that a text spells in Python's or JSON's notation; the text itself if it spells none."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list | dict):
+            return value
+    return text
+
+
+def _same_as_any(answer: str, gold: str) -> bool:
+    return any(same_text(answer, one) for one in gold.split(ALTERNATIVE))
+
+
+# Choices
+
+
+class Choices(NamedTuple):
+    """The texts of the choices, and their labels in the file if it has some."""
+
+    texts: list[str]
+    labels: list[str] | None = None
+
+
+def parse_choices(row: DatasetRow, column: str | None) -> Choices:
     """The row's choices. Raises DataError unless they are 2 to 26 different texts."""
-    value = row.value("choices")
-    if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
-        raise row.error("choices", "must be a list of texts that are not blank")
-    offered = [one.strip() for one in value]
-    if not 2 <= len(offered) <= len(multiple_choice.CHOICE_LETTERS) or len({*map(normalise_text, offered)}) < len(offered):
-        raise row.error("choices", f"must be 2 to {len(multiple_choice.CHOICE_LETTERS)} texts, all different")
-    return offered
+    if column is None:
+        letters = [letter for letter in multiple_choice.CHOICE_LETTERS if row.fields.get(letter) is not None]
+        value: Any = {letter: row.fields[letter] for letter in letters}
+        column = "choices"
+    else:
+        value = row.value(column)
+    if isinstance(value, str):
+        value = _parse_list(value)
+    choices = _split_labels(value)
+    if choices is None or not all(choices.texts):
+        raise row.error(column, "must be a list of texts that are not blank")
+    most = len(multiple_choice.CHOICE_LETTERS)
+    if not 2 <= len(choices.texts) <= most or len({*map(normalise_text, choices.texts)}) < len(choices.texts):
+        raise row.error(column, f"must be 2 to {most} texts, all different")
+    return choices
 
 
-def _gold_letter(gold: str, choices: list[str], row: DatasetRow) -> str:
-    # Compare texts before letters, since the text of a choice may be "A".
-    letters = multiple_choice.CHOICE_LETTERS[: len(choices)]
-    same = [letter for letter, choice in zip(letters, choices, strict=True) if normalise_text(choice) == normalise_text(gold)]
-    if same:
-        return same[0]
-    if gold.upper() in letters and len(gold) == 1:
-        return gold.upper()
-    raise row.error("answer", f"must be a letter, A to {letters[-1]}, or the text of one of the choices")
+def _split_labels(value: object) -> Choices | None:
+    """Choices of any known form; None for another one."""
+    if isinstance(value, Mapping) and isinstance(value.get("text"), list) and isinstance(value.get("label"), list):
+        texts, labels = value["text"], value["label"]
+    elif isinstance(value, Mapping):
+        texts, labels = list(value.values()), list(value)
+    elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+        texts, labels = [one.get("text") for one in value], [one.get("label") for one in value]
+    elif isinstance(value, list):
+        lettered = [re.fullmatch(rf"\(?{letter}[).:]\s*(.+)", one, re.DOTALL) if isinstance(one, str) else None
+                    for letter, one in zip(multiple_choice.CHOICE_LETTERS, value, strict=False)]  # fmt: skip
+        if lettered and all(lettered) and len(lettered) == len(value):
+            return Choices([one[1].strip() for one in lettered if one])
+        return Choices([_scalar_text(one) for one in value])
+    else:
+        return None
+    return (
+        Choices([_scalar_text(one) for one in texts], [_scalar_text(one) for one in labels])
+        if len(texts) == len(labels)
+        else None
+    )
+
+
+def _gold_letter(row: DatasetRow, columns: Columns, offered: Choices, integers_are_indices: bool | None) -> str:
+    """The letter of the right choice. Raises DataError if the answer names none, or if it can be read in two ways."""
+    value = row.value(columns.answer)
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    value = int(value) if isinstance(value, float) and value.is_integer() else value  # of a column of integers with gaps
+    gold = _scalar_text(value) or answer_text(row, columns.answer)
+    letters = multiple_choice.CHOICE_LETTERS[: len(offered.texts)]
+    if offered.labels is not None and gold in offered.labels:
+        return letters[offered.labels.index(gold)]
+    index, text = _index_reading(value, columns, len(letters)), _text_reading(gold, offered.texts)
+    if index is not None and text is not None and index != text:
+        if integers_are_indices is None:
+            raise row.error(
+                columns.answer,
+                f"may be the index of choice {letters[index]} (from 0) or the text of choice {letters[text]}; give the letter",
+            )
+        return letters[index if integers_are_indices else text]
+    # Texts come before letters, since the text of a choice may be "A".
+    found = text if text is not None else index
+    letter = gold.strip(" ().:").upper()
+    if found is None and len(letter) == 1 and letter in letters:
+        return letter
+    if found is None:
+        raise row.error(
+            columns.answer,
+            f"must be a letter, A to {letters[-1]}, or the text of one of the choices, or as an integer its index from 0",
+        )
+    return letters[found]
+
+
+def _index_reading(value: object, columns: Columns, n_choices: int) -> int | None:
+    """The index from 0 that an answer may be: an integer, or HellaSwag's label, which is a text of digits."""
+    if columns.choices is not None and columns.choices.lower() == "endings" and isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < n_choices else None
+
+
+def _text_reading(gold: str, texts: Sequence[str]) -> int | None:
+    same = [place for place, text in enumerate(texts) if normalise_text(text) == normalise_text(gold)]
+    return same[0] if same else None
+
+
+def _integers_are_indices(rows: Sequence[DatasetRow], columns: Columns) -> bool | None:
+    """Whether the file's integer answers are indices, as answers show that can be read in one way only; None if none shows it."""
+    shown = set[bool]()
+    for row in rows:
+        value = field_value(row.fields, columns.answer)
+        if isinstance(value, int):
+            texts = parse_choices(row, columns.choices).texts
+            readings = _index_reading(value, columns, len(texts)), _text_reading(str(value), texts)
+            if (readings[0] is None) != (readings[1] is None):
+                shown.add(readings[0] is not None)
+    return shown.pop() if len(shown) == 1 else None
 
 
 def _custom_task(
@@ -142,7 +406,7 @@ CUSTOM_TASKS = (
         prompt_template="{question}\n\nEnd with the final number inside \\boxed{}.",
     ),
     _custom_task("math", extract_expression),
-    _custom_task("exact", extract_text, same_text),
+    _custom_task("exact", extract_text, _same_as_any),
     _custom_task(
         "choice",
         extract_choice,

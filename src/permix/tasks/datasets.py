@@ -3,8 +3,9 @@
 The hub is read with `datasets`, which is imported only when needed. Local files are read with json and pyarrow, so that errors
 name the line, nothing is copied to a cache, and evaluating on a local file needs no extra package.
 
-A path is a .jsonl, .json (an array, or one object per line) or .parquet file, or a folder that contains `train.*`, `test.*` and
-so on, or the hub's own shards (`test-00000-of-00001.parquet`).
+A path is a .jsonl, .json (an array, an object that contains one, or one object per line) or .parquet file, or a folder that
+contains `train.*`, `test.*` and so on, or the hub's own shards (`test-00000-of-00001.parquet`). A file with your own questions
+may also be .csv or .tsv.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from permix.errors import ConfigError, DataError
+from permix.storage.rows import CSV_SUFFIXES, csv_rows, decode_text, field_value, parquet_rows, parse_json
 
 PublishedSplit = Literal["train", "dev", "validation", "test"]
 
@@ -34,7 +36,9 @@ class DatasetRow(NamedTuple):
     fields: dict[str, Any]
 
     def value(self, field: str) -> Any:
-        """A field's value. Raises DataError if the row has no such field."""
+        """A field's value; a dot leads into an object. Raises DataError if the row has no such field."""
+        if field not in self.fields and (inner := field_value(self.fields, field)) is not None:
+            return inner
         if field not in self.fields:
             raise DataError(f"{self.where}: field {field!r} is missing; this row has {', '.join(self.fields) or 'no fields'}")
         return self.fields[field]
@@ -44,14 +48,19 @@ class DatasetRow(NamedTuple):
         value = self.value(field)
         if not isinstance(value, str) or not value.strip():
             raise self.error(field, "must be a text that is not blank")
-        if not value.isprintable() and any("\ud800" <= char <= "\udfff" for char in value):
+        if has_lone_surrogate(value):
             raise self.error(field, "contains half a surrogate pair, which UTF-8 cannot encode")
         return value.strip()
 
     def error(self, field: str, requirement: str) -> DataError:
         """An error for the caller to raise: the row's place, the field, its value and the requirement."""
-        shown = repr(self.fields.get(field))
+        shown = repr(field_value(self.fields, field))
         return DataError(f"{self.where}: {field} = {shown if len(shown) <= 80 else shown[:77] + '...'}: {requirement}")
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text has half a surrogate pair, which UTF-8 cannot encode."""
+    return not text.isprintable() and any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def read_published_rows(hub: HubDataset, split: PublishedSplit, path: Path | None) -> Iterator[DatasetRow]:
@@ -69,7 +78,7 @@ def read_file_rows(path: Path) -> list[DatasetRow]:
     """All rows of one local file. Raises DataError if the file is missing, empty or malformed."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    _check_suffix(path)
+    _check_suffix(path, (*DATASET_SUFFIXES, *CSV_SUFFIXES))
     return _read_all_rows(path, [path])
 
 
@@ -79,9 +88,9 @@ def _read_all_rows(path: Path, files: Sequence[Path]) -> list[DatasetRow]:
     raise DataError(f"{path}: contains no rows")
 
 
-def _check_suffix(path: Path) -> None:
-    if path.suffix not in DATASET_SUFFIXES:
-        raise DataError(f"{path}: a file must end in {', '.join(DATASET_SUFFIXES)}")
+def _check_suffix(path: Path, suffixes: Sequence[str] = DATASET_SUFFIXES) -> None:
+    if path.suffix not in suffixes:
+        raise DataError(f"{path}: a file must end in {', '.join(suffixes)}")
 
 
 def _read_hub_rows(hub: HubDataset, split: PublishedSplit) -> Iterator[DatasetRow]:
@@ -121,47 +130,41 @@ def _files_of_split(path: Path, split: PublishedSplit, published_splits: Sequenc
 
 
 def _iter_file_rows(file: Path) -> Iterator[DatasetRow]:
+    if file.suffix == ".parquet":
+        yield from (DatasetRow(*row) for row in parquet_rows(file))
+        return
     try:
-        raw = b"" if file.suffix == ".parquet" else file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        text = decode_text(str(file), file.read_bytes())
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    if file.suffix == ".parquet":
-        yield from _read_parquet_rows(file)
-    elif file.suffix == ".json" and raw.lstrip().startswith(b"["):
-        for number, fields in enumerate(parse_json(raw, str(file), first_line=1), 1):
+    if file.suffix in CSV_SUFFIXES:
+        for where, cells in csv_rows(str(file), text):
+            yield DatasetRow(where, {name: cell for name, cell in cells.items() if cell is not None})
+    elif (records := _json_records(text, file)) is not None:
+        for number, fields in enumerate(records, 1):
             yield _dataset_row(fields, f"{file}: row {number}")
     else:
-        for number, line in enumerate(raw.split(b"\n"), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
-                yield _dataset_row(parse_json(line, str(file), first_line=number), f"{file}:{number}")
+                yield _dataset_row(parse_json(line, str(file), number), f"{file}:{number}")
 
 
-def parse_json(raw: bytes, file: str, *, first_line: int = 1) -> Any:
-    """Parse JSON that begins in `first_line` of `file`. Raises DataError, naming the line, for anything that cannot be parsed."""
+def _json_records(text: str, file: Path) -> list[Any] | None:
+    """The items of a .json file that is an array, or an object with one array of objects; None if it has an object per line."""
+    if file.suffix != ".json":
+        return None
+    if text.lstrip().startswith("["):
+        records: list[Any] = parse_json(text, str(file))
+        return records
     try:
-        return json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        line = first_line + raw[: error.start].count(b"\n")
-        raise DataError(f"{file}:{line}: not UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file}:{first_line + error.lineno - 1}: not JSON: {error.msg} (column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # a number with thousands of digits; thousands of nested brackets
-        raise DataError(f"{file}:{first_line}: cannot be read as JSON: {error}") from error
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    lists = [value for value in whole.values() if isinstance(value, list)] if isinstance(whole, dict) else []
+    return lists[0] if len(lists) == 1 and lists[0] and all(isinstance(one, dict) for one in lists[0]) else None
 
 
 def _dataset_row(fields: Any, where: str) -> DatasetRow:
     if not isinstance(fields, dict):
         raise DataError(f"{where}: must be a JSON object with named fields, not {type(fields).__name__}")
     return DatasetRow(where, fields)
-
-
-def _read_parquet_rows(file: Path) -> Iterator[DatasetRow]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(file)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{file}: not a Parquet file: {error}") from error
-    for number, fields in enumerate(table.to_pylist(), 1):
-        yield DatasetRow(f"{file}: row {number}", fields)

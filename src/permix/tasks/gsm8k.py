@@ -37,12 +37,20 @@ def gsm8k_questions(config: TaskConfig) -> tuple[Question, ...]:
 def gsm8k_question(row: DatasetRow) -> Question:
     """The question of a row. Raises DataError naming the row's file and line."""
     text = row.text("question")
-    worked, mark, gold = row.text("answer").rpartition("####")
+    marked = split_marked_answer(row.text("answer"))
+    if marked is None:
+        raise row.error("answer", "must end in a line such as '#### 72'")
+    gold, solution = marked
+    return Question(id=f"gsm8k:{digest(canonical_text(text))}", task="gsm8k", text=text, gold=gold, solution=solution)
+
+
+def split_marked_answer(answer: str) -> tuple[str, str] | None:
+    """The gold and the solution of a worked answer that ends in "#### 72"; None for any other answer."""
+    worked, mark, gold = answer.rpartition("####")
     gold = gold.replace(",", "").strip()
     if not mark or not re.fullmatch(r"-?\d+(\.\d+)?", gold):
-        raise row.error("answer", "must end in a line such as '#### 72'")
-    solution = f"{_CALCULATOR_NOTE.sub('', worked).strip()}\nThe answer is \\boxed{{{gold}}}.".strip()
-    return Question(id=f"gsm8k:{digest(canonical_text(text))}", task="gsm8k", text=text, gold=gold, solution=solution)
+        return None
+    return gold, f"{_CALCULATOR_NOTE.sub('', worked).strip()}\nThe answer is \\boxed{{{gold}}}.".strip()
 
 
 GSM8K = Task(

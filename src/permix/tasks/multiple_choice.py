@@ -44,7 +44,7 @@ N_MMLU_CHOICES = 4
 
 def mmlu_questions(config: TaskConfig) -> tuple[Question, ...]:
     """The `config.n` questions of a configuration. Raises ConfigError or DataError."""
-    known = [mmlu_question(row) for row in read_published_rows(MMLU_HUB, MMLU_PUBLISHED_SPLITS[config.split], config.path)]
+    known = [mmlu_question(row) for row in read_published_rows(MMLU_HUB, MMLU_PUBLISHED_SPLITS[config.single_split], config.path)]
     subjects = sorted({subject for one in known for subject in one.tags})
     check_known_levels(config.levels, subjects, "mmlu")
     return select_questions((one for one in known if not config.levels or set(config.levels) & set(one.tags)), config)

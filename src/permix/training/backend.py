@@ -42,13 +42,13 @@ class TRLBackend:
         check_launch(job.plan, job.config, detect_launch())
 
     def train(self, job: TrainJob, source: str, tokenizer: Any, run: RunDir | None, folder: Path) -> None:
-        from permix.training.checkpoints import newest_checkpoint, save_model
+        from permix.training.checkpoints import delete_older_checkpoints, newest_checkpoint, save_model
         from permix.training.grpo_trainer import train_by_reward
         from permix.training.sft_trainer import train_supervised
         from permix.training.trl_setup import selected_weights_path
 
-        config = job.config
-        checkpoint = distributed.broadcast(newest_checkpoint(config.out / "checkpoints"))
+        config, checkpoints = job.config, job.config.out / "checkpoints"
+        checkpoint = distributed.broadcast(newest_checkpoint(checkpoints) if distributed.is_main() else None)
         if config.method in SUPERVISED_METHODS:
             assert run is not None  # check_launch allows these methods one process only
             trainer: Any = train_supervised(job, source, tokenizer, run, checkpoint)
@@ -56,6 +56,8 @@ class TRLBackend:
             trainer = train_by_reward(job, source, tokenizer, checkpoint)
         selected = selected_weights_path(config.out, config.dev_eval) if job.dev_eval is not None and run is not None else None
         save_model(trainer, tokenizer, config.train, source, folder, selected)
+        if distributed.is_main():
+            delete_older_checkpoints(checkpoints / f"checkpoint-{trainer.state.global_step + 1}", keep=1)
 
 
 TRAINER_BACKENDS: dict[str, TrainerBackend] = {"trl": TRLBackend()}

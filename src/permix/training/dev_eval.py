@@ -100,7 +100,7 @@ def build_dev_eval(
         return None
     _check_plan_sections(config, plan)
     with _dev_eval_error_context():
-        dev_pool = personas.select(PersonasConfig(pool=config.personas.pool, split="dev"))
+        dev_pool = personas.select(PersonasConfig(pool=config.personas.pool, column=config.personas.column, split="dev"))
         stage = _stability_config(config, dev_pool)
         task, questions = load_questions(stage.task)
         check_contamination(questions, read_trained_on(Path(config.model.name)).question_hashes)
@@ -237,10 +237,11 @@ def dev_eval_dir(out: Path, step: int) -> Path:
     return out / "dev_eval" / f"step-{step:04d}"
 
 
-def delete_dev_eval_weights(out: Path, keep_step: int | None = None) -> None:
-    """Delete the weights of the dev evaluations, also incomplete files, except those of `keep_step`."""
+def delete_dev_eval_weights(out: Path, keep_steps: Collection[int] = ()) -> None:
+    """Delete the weights of the dev evaluations, also incomplete files, except those of `keep_steps`."""
+    kept = {dev_eval_dir(out, step) for step in keep_steps}
     for path in out.glob(f"dev_eval/*/*{DEV_EVAL_WEIGHTS}*"):
-        if keep_step is None or path.parent != dev_eval_dir(out, keep_step):
+        if path.parent not in kept:
             path.unlink()
 
 
@@ -265,7 +266,8 @@ def dev_point_from_records(out: Path, step: int, config: DevEvalConfig) -> DevEv
 def dev_point_from_metrics(out: Path, step: int, config: DevEvalConfig) -> DevEvalPoint:
     """The point of a step, read from the metrics.json of its two runs."""
     folder = dev_eval_dir(out, step)
-    stable = StabilitySummary.model_validate(read_json(folder / "stability" / "metrics.json"))
+    measured = read_json(folder / "stability" / "metrics.json")
+    stable = StabilitySummary.model_validate({name: value for name, value in measured.items() if name != "cut_off"})
     metrics = read_json(folder / "fidelity" / "metrics.json") if config.characters else None
     fields = metrics and {name: metrics[name] for name in Identifiability.model_fields}
     return _dev_point(step, folder, stable, None if fields is None else Identifiability.model_validate(fields))

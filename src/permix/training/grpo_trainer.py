@@ -11,7 +11,6 @@ TRL keeps the loop, the advantages, the optimizer, the logs, the checkpoints and
   prompt is read once for all of its completions, and without a KL term rollouts of advantage 0 are left out.
 """
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,8 +21,6 @@ from typing import Any, Protocol
 
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer
@@ -32,12 +29,11 @@ from trl.trainer.utils import RepeatSampler, use_adapter
 
 from permix.config import OptimConfig
 from permix.errors import PermixError
-from permix.inference.generation import generate_tokens
-from permix.inference.hf import encode_chat, opened_thinking
+from permix.inference.generation import generate_tokens, stop_at_end_of_turn, stop_token_ids
+from permix.inference.hf import decode_completion, encode_chat
 from permix.inference.shared_prefix import DEFAULT_ATTENTION, SHARED_PREFIX_ATTENTION, eval_mode, supports_shared_prefix
 from permix.plan import Plan
 from permix.progress import print_status
-from permix.storage.files import write_error
 from permix.thinking import answer_of
 from permix.training import distributed
 from permix.training.checkpoints import (
@@ -48,6 +44,7 @@ from permix.training.checkpoints import (
     load_trainable_model,
     save_rollouts,
     seed_trainer,
+    write_checkpoint,
 )
 from permix.training.compatibility import check_vllm_logprobs_mode, detect_sharding
 from permix.training.curriculum import Curriculum, resume_curriculum, rollout_outcomes
@@ -113,6 +110,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         rollouts = plan.steps * plan.groups_per_step * plan.group_size
         places = Dataset.from_dict({"place": range(rollouts)})
         super().__init__(reward_funcs=self._reward, train_dataset=places, args=args, **options)
+        self._stop_ids = stop_token_ids(unwrap_peft(self.model), self.processing_class)
         self._gradient_step = GradientStep(config, self.accelerator, self.processing_class.pad_token_id)
         self.remove_callback(PrinterCallback)
         self.add_callback(StepClockCallback(self._clock))
@@ -249,8 +247,8 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         yield self._inference_copy
 
     def _reward(self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[Any]:
-        opened = opened_thinking(self.processing_class)  # where the template opens it, the completion starts inside its thinking
-        texts = [opened + completion[0]["content"] for completion in completions]
+        # Not TRL's texts: they lack the tags of thinking, where the template opens it or the tags are special tokens.
+        texts = [decode_completion(self.processing_class, ids, self._stop_ids) for ids in completion_ids]
         with self._clock.part("verification"):
             verdicts = verify_completions(
                 texts, columns["task"], columns["gold"], self._verifier, [one[-1]["content"] for one in prompts]
@@ -389,17 +387,9 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     # Records
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Raises PermixError if the system refuses to write; the incomplete checkpoint is deleted, and the previous one stays."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with self._clock.part("saving"):
-            try:
-                super()._save_checkpoint(model, trial)
-            except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
-                if distributed.is_peer_lost(error):
-                    raise
-                shutil.rmtree(folder, ignore_errors=True)
-                cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-                raise write_error(folder, cause) from error
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with self._clock.part("saving"), write_checkpoint(checkpoint):
+            super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Also saves the rollouts: each process's last file before the main one writes trainer_state.json, which completes it."""
@@ -470,6 +460,9 @@ def train_by_reward(job: TrainJob, source: str, tokenizer: Any, checkpoint: Path
     onpolicy = character.replay > 0 and character.replay_policy == "on"
     arguments = grpo_arguments(config, job.plan, out / "checkpoints", with_reference=onpolicy)
     network = load_trainable_model(source)
+    added_stop = stop_at_end_of_turn(network, tokenizer)
+    if config.use_vllm and added_stop is not None:  # vLLM reads the generation config of `source`
+        arguments.generation_kwargs = {"stop_token_ids": [added_stop]}
     replay = build_character_replay(cells, character, config, tokenizer, network) if character.replay > 0 else None
     expressivity = ExpressivityReward(cells, character.expressivity) if character.expressivity > 0 else None
     builder, updates = job.curriculum_builder, config.updates_per_rollout

@@ -19,6 +19,7 @@ from permix.personas.loading import load_roleplay
 from permix.personas.pool import PersonaPool, PersonaSource
 from permix.plan import Plan, PlanBuilder, compile_plan, load_training_plan, plan_builder_from_config
 from permix.prompts import template_hash
+from permix.storage.cells import explain_missing, find_failures
 from permix.storage.run_dir import RunDir
 from permix.training.dev_eval import DevEval, build_dev_eval
 from permix.types import Cell, Question, Sampling
@@ -52,7 +53,7 @@ def prepare_training(config: TrainConfig) -> TrainJob:
 
     Raises ConfigError or DataError if one of them cannot be used.
     """
-    personas = PersonaSource(config.personas.pool)
+    personas = PersonaSource(config.personas.pool, config.personas.column)
     builder = None
     if config.plan_file is None:
         builder, sources = plan_builder_from_config(config.task, config.personas, config.plan, personas)
@@ -92,7 +93,8 @@ def generate_reference_answers(config: TrainConfig, cells: Sequence[Cell]) -> li
         with run.track_usage():
             pending = run_cells(model, cells, sampling, run, None, "in-character answers of the base model")
         if pending:
-            raise IncompleteRunError(f"{run.path}: {pending} of {len(cells)} answers are missing; run the same command again")
+            why = explain_missing(find_failures(run.cells(), scored=False))
+            raise IncompleteRunError(f"{run.path}: {pending} of {len(cells)} answers are missing{why}")
         answered = run.cells()
     del model  # training loads the weights again, and two copies may not fit
     release_memory()

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from permix.config import CharacterConfig, OptimConfig
-from permix.inference.generation import token_logprobs
+from permix.inference.generation import end_of_turn_id, token_logprobs
 from permix.inference.shared_prefix import (
     PackedGroups,
     PromptGroup,
@@ -197,7 +197,10 @@ def build_character_replay(
     cells: Sequence[Cell], character: CharacterConfig, config: OptimConfig, tokenizer: Any, network: Any
 ) -> CharacterReplay:
     """Replay of the base model's answers `cells`. `network` is the base model, which off-policy gives its distributions."""
-    replay = CharacterReplay(samples_from_cells(cells, tokenizer), character.replay_answers, character.replay, config.seed)
+    end_id = end_of_turn_id(network, tokenizer)
+    replay = CharacterReplay(
+        samples_from_cells(cells, tokenizer, end_id), character.replay_answers, character.replay, config.seed
+    )
     if character.replay_policy == "off":
         if distributed.is_main():  # under FSDP2 the other processes have no weights yet
             with eval_mode(network), autocast_context(config):
@@ -215,8 +218,8 @@ def answer_logits(network: Any, prompt_groups: Sequence[PromptGroup], pad_token_
         return padded_logits(network, prompt_groups, pad=pad_token_id, device=network.device)
 
 
-def samples_from_cells(cells: Sequence[Cell], tokenizer: Any) -> list[Sample]:
-    """Recorded answers as token ids, with the stop token if the answer was complete. Empty answers are left out."""
+def samples_from_cells(cells: Sequence[Cell], tokenizer: Any, end_id: int) -> list[Sample]:
+    """Recorded answers as token ids, with the token `end_id` if the answer was complete. Empty answers are left out."""
     from permix.inference.hf import encode_chat, encode_completion
 
     samples = []
@@ -224,7 +227,7 @@ def samples_from_cells(cells: Sequence[Cell], tokenizer: Any) -> list[Sample]:
         assert cell.completion is not None
         ids = encode_completion(cell.completion.text, tokenizer)
         if cell.completion.finish == "stop":
-            ids.append(tokenizer.eos_token_id)
+            ids.append(end_id)
         if ids:
             samples.append(Sample(tuple(encode_chat(tokenizer, cell.messages)), ids, 0.0))
     return samples

@@ -21,6 +21,7 @@ from permix.plan import Plan, write_plan
 from permix.progress import ProgressBar, progress_bar
 from permix.sanitize import escape_control, escape_markdown, truncate
 from permix.storage.files import encode_line, guard_writes, read_jsonl, replace_when_done, write_jsonl, write_text
+from permix.storage.run_dir import parse_log_step
 from permix.training import distributed
 from permix.training.rewards import Rollout
 
@@ -151,6 +152,11 @@ def read_training_log(path: Path) -> list[dict[str, Any]]:
     return list(read_jsonl(path, json.loads, "JSON"))
 
 
+def read_log_until(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """The lines up to a step. Raises DataError that names file and line for one that has no step, also a later one."""
+    return [fields for step, fields in read_jsonl(path, parse_log_step, "a line with a step") if step <= last_step]
+
+
 def _append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     with guard_writes(path), path.open("ab") as file:
         file.write(b"".join(map(encode_line, lines)))
@@ -158,7 +164,7 @@ def _append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 def _truncate_after(path: Path, last_step: int) -> int:
     """Drop the lines of later steps; returns the token count of the last line that is left."""
-    kept = [line for line in read_training_log(path) if line["step"] <= last_step]
+    kept = read_log_until(path, last_step)
     with replace_when_done(path) as scratch:
         _append_lines(scratch, kept)
     return int(kept[-1].get("tokens", 0)) if kept else 0

@@ -27,6 +27,7 @@ from permix.inference.base import Model
 from permix.inference.hf import encode_chat, encode_completion
 from permix.plan import Plan
 from permix.progress import print_status
+from permix.storage.cells import explain_missing, find_failures
 from permix.storage.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from permix.storage.run_dir import RunDir
 from permix.tasks import TASKS
@@ -237,7 +238,9 @@ def teacher_config(config: TrainConfig) -> TeacherConfig:
 
 def teacher_identity(config: TrainConfig) -> dict[str, object]:
     """The part of a run's identity that comes from the teacher's settings."""
-    return teacher_config(config).model_dump(include={"name", "backend", "base_url", "dtype", "max_samples_per_row"})
+    teacher = teacher_config(config)
+    always = {"name", "backend", "base_url", "dtype", "max_samples_per_row"}
+    return teacher.model_dump(include=always) | teacher.model_dump(include={"thinking", "thinking_budget"}, exclude_defaults=True)
 
 
 def check_teacher(config: TrainConfig) -> None:
@@ -279,7 +282,7 @@ def teacher_examples(config: TrainConfig, plan: Plan, run: RunDir, verifier: Ver
     if missing := _missing_cells(requests, recorded):
         raise IncompleteRunError(
             f"{run.path}: {len(missing)} of {sum(len(cells) for _, cells in requests)} samples of the teacher are missing"
-            f"{_failure_text(missing, recorded)}; run the same command again to ask for them"
+            + explain_missing(find_failures(recorded, scored=False), "run the same command again to ask for them")
         )
     dataset = select_teacher_samples(requests, recorded, config.teacher.max_samples_per_row)
     if not dataset.examples:
@@ -294,11 +297,6 @@ def teacher_examples(config: TrainConfig, plan: Plan, run: RunDir, verifier: Ver
 def _missing_cells(requests: TeacherRequests, recorded: Mapping[CellKey, Cell]) -> list[Cell]:
     """Cells without a completion. A cell on which the verifier failed is not missing; it gives no example, as in RL no reward."""
     return [cell for _, cells in requests for cell in cells if recorded.get(cell.key, cell).completion is None]
-
-
-def _failure_text(missing: Sequence[Cell], recorded: Mapping[CellKey, Cell]) -> str:
-    failures = [record.failure for cell in missing if (record := recorded.get(cell.key)) and record.failure]
-    return f" ({failures[0].type}: {failures[0].message})" if failures else ""
 
 
 def _run_teacher(config: TrainConfig, requests: TeacherRequests, run: RunDir, verifier: Verifier) -> None:

@@ -22,13 +22,19 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from permix.config import OptimConfig
-from permix.inference.generation import stop_token_ids
+from permix.inference.generation import end_of_turn_id, stop_at_end_of_turn
 from permix.inference.hardware import release_memory
-from permix.inference.hf import TEMPLATE_MARKER, context_window, encode_chat, encode_completion
+from permix.inference.hf import context_window, encode_chat, encode_completion
 from permix.inference.shared_prefix import eval_mode, supports_shared_prefix
 from permix.progress import progress_bar
 from permix.storage.run_dir import RunDir
-from permix.training.checkpoints import build_lora_config, checkpoint_step, load_trainable_model, seed_trainer
+from permix.training.checkpoints import (
+    build_lora_config,
+    checkpoint_step,
+    load_trainable_model,
+    seed_trainer,
+    write_checkpoint,
+)
 from permix.training.gradient_step import unwrap_peft
 from permix.training.job import TrainJob
 from permix.training.run_log import MetricsLogger, StepClock
@@ -50,15 +56,6 @@ class TokenizedExample(NamedTuple):
 
     input_ids: list[int]
     labels: list[int]
-
-
-def end_of_turn_id(network: Any, tokenizer: Any) -> int:
-    """The token that ends an answer: the first stop token that the chat template writes after one, else the tokenizer's own."""
-    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": TEMPLATE_MARKER}]
-    _, _, text_after = tokenizer.apply_chat_template(chat, tokenize=False).partition(TEMPLATE_MARKER)
-    stops = stop_token_ids(network, tokenizer)
-    ids_after = tokenizer(text_after, add_special_tokens=False)["input_ids"]
-    return int(next((one for one in ids_after if one in stops), tokenizer.eos_token_id))
 
 
 def tokenize_example(example: SFTExample, tokenizer: Any, end_id: int) -> TokenizedExample:
@@ -161,7 +158,8 @@ class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
             yield network
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with self._clock.part("saving"):
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with self._clock.part("saving"), write_checkpoint(checkpoint):
             super()._save_checkpoint(model, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -194,6 +192,7 @@ def train_supervised(job: TrainJob, source: str, tokenizer: Any, run: RunDir, ch
     with progress_bar(f"train {job.label}", arguments.max_steps, "steps") as bar:
         bar.start_at(done)
         network = load_trainable_model(source)
+        stop_at_end_of_turn(network, tokenizer)
         seed_trainer(config.seed)
         trainer = PlanSFTTrainer(
             steps=steps, microbatch_tokens=config.microbatch_tokens, recorder=MetricsLogger(out, done, bar), args=arguments,

@@ -4,8 +4,8 @@ Contract:
 - Training with dev evaluations gives the same weights as training without, bit for bit. A dev evaluation draws from its cells'
   seeds and restores the global random generators.
 - Every answer is written when it comes. A dev evaluation that was killed continues, and no answer is generated twice.
-- With `select = "best"`, the weights are on disk before a line of `dev_eval.jsonl` calls them the best. Weights that a resumed
-  run could no longer choose are deleted once a checkpoint is complete.
+- With `select = "best"`, the weights are on disk before a line of `dev_eval.jsonl` calls them the best. Weights that a run
+  could not choose, from whichever checkpoint it resumes, are deleted once a checkpoint is complete.
 - The main process asks and writes. The other processes contribute their shards of the weights and wait.
 """
 
@@ -44,7 +44,7 @@ from permix.progress import print_status
 from permix.storage.files import write_jsonl
 from permix.storage.run_dir import RunReader
 from permix.training import distributed
-from permix.training.checkpoints import save_weights
+from permix.training.checkpoints import checkpoint_steps, load_weights, save_weights
 from permix.training.dev_eval import (
     DEV_EVAL_LOG,
     DEV_EVAL_WEIGHTS,
@@ -54,7 +54,7 @@ from permix.training.dev_eval import (
     dev_eval_steps,
     dev_point_from_metrics,
 )
-from permix.training.run_log import StepClock, read_training_log
+from permix.training.run_log import StepClock, read_log_until, read_training_log
 from permix.types import digest
 
 FINGERPRINT_VALUES_PER_TENSOR = 256
@@ -78,11 +78,18 @@ class DevEvalCallback(TrainerCallback):  # type: ignore[misc]
     """Evaluates before the first step, every `dev_eval.every` steps and after the last; stops training when patience runs out."""
 
     def __init__(self, dev_eval: DevEval, done_steps: int, hooks: TrainerHooks) -> None:
-        """`done_steps`: optimizer steps that the checkpoint contains. Evaluations logged after it are dropped and run again."""
+        """`done_steps`: optimizer steps that the checkpoint contains. Evaluations logged after it are dropped and run again.
+
+        Without a checkpoint all are, from the answers on disk: the weights of step 0 may be gone. Raises DataError if the weights
+        that the evaluations chose up to the checkpoint are missing or damaged.
+        """
         self._dev_eval, self._config, self._out, self._hooks = dev_eval, dev_eval.config, dev_eval.out, hooks
         self._log_lines: list[dict[str, Any]] = []
         if distributed.is_main():
-            self._log_lines = [line for line in read_training_log(self._out / DEV_EVAL_LOG) if line["step"] <= done_steps]
+            self._log_lines = read_log_until(self._out / DEV_EVAL_LOG, done_steps) if done_steps else []
+            best = self._best_step()
+            if self._config.select == "best" and best is not None:
+                load_weights(dev_eval_dir(self._out, best) / DEV_EVAL_WEIGHTS)  # now, and not when training has ended
             self._write_log()
             self._delete_weights()
 
@@ -164,8 +171,14 @@ class DevEvalCallback(TrainerCallback):  # type: ignore[misc]
         write_jsonl(self._out / DEV_EVAL_LOG, self._log_lines)
 
     def _delete_weights(self) -> None:
-        points = parse_dev_points(self._log_lines)
-        delete_dev_eval_weights(self._out, keep_step=select_checkpoint(points, self._config.metric).best_step if points else None)
+        """Delete the weights that are not the best now, and were not when a checkpoint on disk was written."""
+        ends = [*checkpoint_steps(self._out / "checkpoints"), None]
+        delete_dev_eval_weights(self._out, {step for end in ends if (step := self._best_step(end)) is not None})
+
+    def _best_step(self, end: int | None = None) -> int | None:
+        """The best of the evaluations up to step `end`; None if there are none, or none with a score."""
+        points = [point for point in parse_dev_points(self._log_lines) if end is None or point.step <= end]
+        return select_checkpoint(points, self._config.metric).best_step if points else None
 
 
 @contextlib.contextmanager
@@ -261,7 +274,6 @@ def common_arguments(config: OptimConfig, steps: int, out: Path) -> dict[str, An
         "seed": config.seed,
         "data_seed": config.seed,
         "save_steps": config.save_every,
-        "save_total_limit": 1,
         "logging_steps": 1,
         "disable_tqdm": True,
         "report_to": list(config.report_to) or "none",

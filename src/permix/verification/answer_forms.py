@@ -243,6 +243,8 @@ def _spread(items: Sequence[Form]) -> tuple[Form, ...]:
 
 
 def _read_one(tokens: Sequence[Token], depth: int) -> Form:
+    if depth > MAX_DEPTH:
+        raise UnreadableError("nested too deeply")
     tokens = _without_text_around(tokens)
     if not tokens:
         raise UnreadableError("nothing to read")

@@ -9,13 +9,14 @@ failed. No score is not zero. One sandbox serves all tests of a program.
 `Sandbox` is one process in a sandbox, which replies to requests. SandboxError is a failure of the sandbox. NoReplyError means
 that the process did not reply; the caller decides whose failure that is. A closed sandbox leaves no process running.
 
-`same_output` and `same_value` are as lenient as LiveCodeBench. They terminate on any output of a hostile program, and a value
-that cannot be parsed equals nothing.
+`same_output` and `same_value` are as lenient as LiveCodeBench. On any output of a hostile program they take time and memory in
+proportion to its size, and a value that cannot be parsed equals nothing.
 """
 
 import functools
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -32,10 +33,10 @@ from permix.verification.guest.protocol import (
     FRAME_JOB,
     FRAME_PROGRAM_FAILED,
     FRAME_RESULT,
+    TOKEN_BYTES,
     Channel,
     Frame,
     FrameTooLongError,
-    decode_value,
 )
 
 SANDBOX_START_SECONDS = 60.0  # time to start on a busy machine; not part of the program's time
@@ -82,16 +83,23 @@ class Sandbox:
         self._stop()
 
     def request(self, kind: bytes, payload: bytes, deadline: float) -> Frame:
-        """Send a frame and return the reply. Raises NoReplyError if none came by `deadline`, a time of `time.monotonic`."""
+        """Send a frame and return the reply. Raises NoReplyError if none came by `deadline`, a time of `time.monotonic`.
+
+        A frame that was written before this request, or again after an earlier one, lacks the token of this one: it is no reply.
+        """
+        token = secrets.token_bytes(TOKEN_BYTES)
         try:
-            self._channel.send(kind, payload, deadline)
-            return self._channel.receive(deadline)
+            self._channel.send(kind, payload, deadline, token)
+            reply = self._channel.receive(deadline)
         except TimeoutError:
             raise NoReplyError("did not reply in time") from None
         except FrameTooLongError:
             raise NoReplyError("sent too long a reply") from None
         except EOFError:
             raise NoReplyError(self._exit_cause()) from None
+        if reply.token != token:
+            raise NoReplyError("sent a reply before it was asked")
+        return reply
 
     def _exit_cause(self) -> str:
         try:
@@ -142,11 +150,40 @@ def _same_number(printed: str, expected: str) -> bool:
 def same_value(payload: bytes, expected: str) -> bool:
     """Whether `payload`, an encoded value (`guest/protocol.py`), equals `expected`, JSON text. Tuples count as lists."""
     try:
-        return bool(
-            _tuples_to_lists(decode_value(payload, parse_int=_parse_integer)) == json.loads(expected, parse_int=_parse_integer)
-        )
+        return _equals_json(*(json.loads(text, parse_int=_parse_integer) for text in (payload, expected)))
     except (ValueError, TypeError, RecursionError):
         return False
+
+
+def _equals_json(value: Any, expected: Any) -> bool:
+    """Whether an encoded value equals a JSON value. Nothing of the program's is hashed but text: the rest may collide."""
+    kind, content = _untagged(value)
+    if kind == "list":
+        return isinstance(expected, list) and len(content) == len(expected) and all(map(_equals_json, content, expected))
+    if kind == "dict":
+        if not isinstance(expected, dict) or len(content) != len(expected):
+            return False
+        equal = {key for key, one in content if isinstance(key, str) and key in expected and _equals_json(one, expected[key])}
+        return len(equal) == len(expected)
+    return kind == "scalar" and not isinstance(expected, list | dict) and bool(content == expected)
+
+
+def _untagged(value: Any) -> tuple[str, Any]:
+    """("list", "dict" or "scalar", content) of an encoded value; another kind for a set, which no JSON equals.
+
+    The content of a dict is a list of pairs. Raises ValueError or TypeError for what is no encoded value.
+    """
+    if isinstance(value, list):
+        return "list", value
+    if not isinstance(value, dict):
+        return "scalar", value
+    ((kind, content),) = value.items()
+    if kind == "complex":
+        real, imaginary = content
+        return ("scalar", real) if isinstance(real, float) and imaginary == 0 else (kind, content)
+    if not isinstance(content, list):
+        raise TypeError(f"a {kind} of {type(content).__name__}")
+    return "list" if kind == "tuple" else kind, content
 
 
 class _LongInteger(str):
@@ -161,12 +198,6 @@ class _LongInteger(str):
 
 def _parse_integer(digits: str) -> Any:
     return int(digits) if len(digits) <= MAX_INTEGER_DIGITS else _LongInteger(digits)
-
-
-def _tuples_to_lists(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_tuples_to_lists(one) for one in value]
-    return {key: _tuples_to_lists(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 class Case(NamedTuple):

@@ -60,7 +60,8 @@ def _persona_infos_of_run(run: Run) -> dict[str, PersonaInfo]:
     for key in run.cells:
         if key.persona_id is not None:
             first_cell.setdefault(key.persona_id, key)
-    pool = _read_pool(str(run.config.get("personas", {}).get("pool", "")))
+    section = run.config.get("personas", {})
+    pool = _read_pool(str(section.get("pool", "")), section.get("column"))
     texts = {id: persona_prompt(run.cells[key].messages) for id, key in first_cell.items()}
     return {id: PersonaInfo(id, text, _tags_if_same_text(pool.get(id), text)) for id, text in texts.items()}
 
@@ -71,11 +72,11 @@ def _tags_if_same_text(persona: Persona | None, message: str) -> tuple[str, ...]
 
 
 @cache
-def _read_pool(pool: str) -> Mapping[str, Persona]:
-    if pool != "builtin" and not Path(pool).is_file():
+def _read_pool(pool: str, column: str | None) -> Mapping[str, Persona]:
+    if not pool or (pool != "builtin" and not Path(pool).exists()):
         return {}
     try:
-        return {persona.id: persona for persona in read_personas(pool)}
+        return {persona.id: persona for persona in read_personas(pool, column)}
     except DataError:
         return {}
 

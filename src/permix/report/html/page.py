@@ -12,6 +12,7 @@ paths may be hostile text, so control characters in them are made visible.
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -178,13 +179,17 @@ class _PageView:
         }  # fmt: skip
 
 
+_INVISIBLE = re.compile("[\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+
+
 def page_scripts() -> str:
-    """Return all scripts of the page, in order."""
+    """Return all scripts of the page, in order. Invisible characters are written as escapes, as in all text of the page."""
     drawing = [
         *_assets_with_suffix("charts", ".js"),
         *(name for name in _assets_with_suffix("", ".js") if name not in {*FIRST_SCRIPTS, LAST_SCRIPT}),
     ]
-    return "\n;\n".join(_asset(name).read_text(encoding="utf-8") for name in (*FIRST_SCRIPTS, *drawing, LAST_SCRIPT))
+    script = "\n;\n".join(_asset(name).read_text(encoding="utf-8") for name in (*FIRST_SCRIPTS, *drawing, LAST_SCRIPT))
+    return _INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", script)
 
 
 def page_styles() -> str:

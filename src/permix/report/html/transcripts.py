@@ -35,6 +35,7 @@ from permix.report.judges import INTERVIEW_KIND, KIND_TITLES, OPEN_ENDED_KIND, P
 from permix.report.runs import ModelRuns, Run
 from permix.sanitize import escape_control
 from permix.storage.cells import CellSummary
+from permix.storage.files import guard_writes
 from permix.types import Cell, CellKey, digest
 
 _CELLS_FOLDER = "cells"
@@ -83,8 +84,9 @@ def gzip_base64_json(value: Any) -> str:
 
 def write_tile(folder: Path, name: str, value: Any) -> int:
     """Write a tile, and return its size in bytes."""
-    text = f'permix.cells("{name}","{gzip_base64_json(value)}");\n'
-    return (folder / f"{name}.js").write_bytes(text.encode("ascii"))
+    text, path = f'permix.cells("{name}","{gzip_base64_json(value)}");\n', folder / f"{name}.js"
+    with guard_writes(path):
+        return path.write_bytes(text.encode("ascii"))
 
 
 def remove_stale_tiles(folder: Path) -> None:
@@ -202,7 +204,8 @@ def write_transcripts(models: Sequence[ModelRuns], out: Path) -> dict[str, Any]:
     list that all rows share, or a list for each row. A grid gives the index of its sheet.
     """
     folder = out / _CELLS_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    with guard_writes(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     remove_stale_tiles(folder)
     names = unique_display_names(model.label for model in models)
     sheets = [

@@ -1,7 +1,10 @@
 """Frames over a socket, and values as JSON: the protocol between the sandbox and the process outside.
 
-A frame is one byte for its kind, eight bytes for its length, and its payload. Only bytes leave the sandbox, and nothing that
-comes out of it is ever unpickled or run.
+A frame is one byte for its kind, eight for its length, 16 for its token, and its payload. Only bytes leave the sandbox, and
+nothing that comes out of it is ever unpickled or run.
+
+Each request of the process outside has a new random token, which the reply must carry. So a frame that was written before the
+request, or a second one after it, is no reply to it.
 
 A value is None or a bool, int, float, complex, str, bytes, list, tuple, dict, set or frozenset. A value of a subclass becomes one
 of the base class. So the value that a program returns is compared as plain data, and a program's own `__eq__` has no effect.
@@ -18,14 +21,20 @@ FRAME_READY, FRAME_JOB, FRAME_CALL, FRAME_RESULT, FRAME_PROGRAM_FAILED, FRAME_TE
 """Kinds of frames: the process is ready; its job; a call; a result; a failure of the program; a failure of the tests."""
 
 
-_FRAME_HEADER = struct.Struct("!cQ")
+TOKEN_BYTES = 16
+
+NO_TOKEN = bytes(TOKEN_BYTES)
+"""The token of a frame that replies to no request."""
+
+_FRAME_HEADER = struct.Struct(f"!cQ{TOKEN_BYTES}s")
 
 
 class Frame(NamedTuple):
-    """One message: its kind (one byte) and its payload."""
+    """One message: its kind (one byte), its payload, and the token of the request to which it belongs."""
 
     kind: bytes
     payload: bytes
+    token: bytes = NO_TOKEN
 
 
 class FrameTooLongError(Exception):
@@ -35,25 +44,29 @@ class FrameTooLongError(Exception):
 class Channel:
     """One end of the socket. `max_frame_bytes` limits the payload of received frames.
 
-    A deadline is a time of `time.monotonic`; without one a call waits forever. Methods raise EOFError if the other end is closed,
-    TimeoutError at the deadline, and FrameTooLongError.
+    A frame is sent with the token of the last frame that was received, unless it gets one of its own. A deadline is a time of
+    `time.monotonic`; without one a call waits forever. Methods raise EOFError if the other end is closed, TimeoutError at the
+    deadline, and FrameTooLongError.
     """
 
     def __init__(self, connection: socket.socket, max_frame_bytes: int | None = None) -> None:
         self._connection, self._max_frame_bytes = connection, max_frame_bytes
+        self._last_token = NO_TOKEN
 
-    def send(self, kind: bytes, payload: bytes = b"", deadline: float | None = None) -> None:
+    def send(self, kind: bytes, payload: bytes = b"", deadline: float | None = None, token: bytes | None = None) -> None:
+        header = _FRAME_HEADER.pack(kind, len(payload), self._last_token if token is None else token)
         self._set_timeout(deadline)
         try:
-            self._connection.sendall(_FRAME_HEADER.pack(kind, len(payload)) + payload)
+            self._connection.sendall(header + payload)
         except (BrokenPipeError, ConnectionResetError):
             raise EOFError from None
 
     def receive(self, deadline: float | None = None) -> Frame:
-        kind, length = _FRAME_HEADER.unpack(self._receive_exactly(_FRAME_HEADER.size, deadline))
+        kind, length, token = _FRAME_HEADER.unpack(self._receive_exactly(_FRAME_HEADER.size, deadline))
         if self._max_frame_bytes is not None and length > self._max_frame_bytes:
             raise FrameTooLongError
-        return Frame(kind, self._receive_exactly(length, deadline))
+        self._last_token = token
+        return Frame(kind, self._receive_exactly(length, deadline), token)
 
     def close(self) -> None:
         self._connection.close()
@@ -83,9 +96,12 @@ def encode_value(value: Any) -> bytes:
     return json.dumps(_to_json(value)).encode()
 
 
-def decode_value(payload: bytes, parse_int: Callable[[str], Any] = int) -> Any:
-    """The value of `encode_value`'s bytes. Raises ValueError, TypeError or RecursionError if they are no value."""
-    return _from_json(json.loads(payload, parse_int=parse_int))
+def decode_value(payload: bytes) -> Any:
+    """The value of `encode_value`'s bytes. Raises ValueError, TypeError, OverflowError or RecursionError if they are no value.
+
+    The process outside never decodes the bytes of a program: elements of a set may collide, which takes quadratic time.
+    """
+    return _from_json(json.loads(payload))
 
 
 def _to_json(value: Any) -> Any:

@@ -204,6 +204,7 @@
 
     /** The cell under the pointer: {row, column, until, exact}; null outside the cells. */
     function under({ offsetX, offsetY }) {
+      if (!Number.isFinite(offsetX) || !Number.isFinite(offsetY)) return null; // an event of a script
       const { P, Q } = state.grid;
       const row = offsetY < ROW ? 0 : 1 + Math.floor((offsetY - ROW - GAP + scroller.scrollTop) / ROW);
       const across = (offsetX - names + scroller.scrollLeft) / level.width;

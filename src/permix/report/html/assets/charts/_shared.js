@@ -88,7 +88,13 @@
     }
     drawn.setAttribute("role", "img");
     drawn.setAttribute("aria-label", label);
+    for (const type of ["pointerenter", "pointermove", "pointerdown", "pointerleave"]) drawn.addEventListener(type, dropWithoutPlace, { capture: true });
     return drawn;
+  }
+
+  /** Keeps an event without coordinates, which a script or an extension may send, from Plot: it would raise an error there. */
+  function dropWithoutPlace(event) {
+    if (!Number.isFinite(event.clientX) || !Number.isFinite(event.clientY)) event.stopImmediatePropagation();
   }
 
   /** A model's points; hollow if the judge is not trusted. */

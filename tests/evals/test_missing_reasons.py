@@ -1,0 +1,183 @@
+"""An incomplete run says why, and every command shares what a run found out about its endpoint."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from permix import cli
+from permix.errors import DataError
+from permix.evals.interview import prepare_interview, run_interview
+from permix.inference.base import remember_request_changes
+from permix.inference.request_body import FilteredReplyError, RequestBody
+from permix.storage.cells import explain_missing, find_failures, is_permanent, read_cells
+from permix.types import Failure, Message, Sampling, Verdict
+from tests.inference.test_openai import model_at
+from tests.sample_runs import answered, cell, endpoint, fidelity_config, fidelity_values, stability_values, toml
+from tests.servers import Action, Reply, error, openai_server
+
+RATE = "HTTP 429: slow down"
+
+
+def failures(*counted: tuple[int, str, str]) -> list[Failure]:
+    return [Failure(type=kind, message=message) for n, kind, message in counted for _ in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        ([], "; run the same command again to fill them"),
+        (
+            failures((20, "RateLimitError", RATE)),
+            "; run the same command again to fill them (20 × HTTP 429: slow down)",
+        ),
+        (
+            failures((1, "TimeoutError", "no complete reply within model.timeout_s = 5"), (2, "RateLimitError", RATE)),
+            "; run the same command again to fill them (2 × HTTP 429: slow down; "
+            "1 × TimeoutError: no complete reply within model.timeout_s = 5)",
+        ),
+        (
+            failures((1, "A", "x"), (4, "B", "x"), (3, "C", "x"), (2, "D", "x"), (1, "E", "x")),
+            "; run the same command again to fill them (4 × B: x; 3 × C: x; 2 × D: x; 2 × other reasons)",
+        ),
+        (
+            failures((3, "FilteredReplyError", "a content filter stopped the reply")),
+            "; running the same command again does not help, since the endpoint refuses these requests, or a content filter "
+            "stops the replies: 3 × FilteredReplyError: a content filter stopped the reply",
+        ),
+        (
+            failures((3, "BadRequestError", "HTTP 400: Unsupported parameter: 'n'"), (1, "RateLimitError", RATE)),
+            "; run the same command again to fill them (3 × HTTP 400: Unsupported parameter: 'n'; 1 × HTTP 429: slow down; it "
+            "does not help with 3 of them, since the endpoint refuses these requests, or a content filter stops the replies)",
+        ),
+        (
+            [Failure(type="X", message=f"asked for {n} of 64") for n in range(5)],
+            "; run the same command again to fill them (5 × X: asked for 0 of 64)",
+        ),
+        (
+            failures((1, "X", "\x1b[2J\u202e two\nlines sk-hunter2hunter2hunter2" + "y" * 10_000)),
+            "; run the same command again to fill them (1 × X: \\x1b[2J\\u202e two lines (hidden))",
+        ),
+    ],
+)
+def test_reasons_are_counted_by_kind(found: list[Failure], text: str) -> None:
+    assert explain_missing(found) == text
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "permanent"),
+    [
+        (FilteredReplyError.__name__, "a content filter stopped the reply", True),
+        ("BadRequestError", "HTTP 400: The response was filtered due to the prompt triggering content management policy", True),
+        ("BadRequestError", "HTTP 400: This model's maximum context length is 64 tokens", True),
+        ("UnprocessableEntityError", "HTTP 422: top_k: Extra inputs are not permitted", True),
+        ("APIStatusError", "HTTP 413: too large", True),
+        ("UnicodeEncodeError", "surrogates not allowed", True),
+        ("BadRequestError", "HTTP 400: try again", False),
+        ("RateLimitError", "HTTP 429: slow down", False),
+        ("InternalServerError", "HTTP 500: ", False),
+        ("AuthenticationError", "HTTP 401: no key", False),
+        ("TimeoutError", "no complete reply within model.timeout_s = 5", False),
+        ("scorer", "RuntimeError: out of memory", False),
+    ],
+)
+def test_what_is_refused_for_good(kind: str, message: str, permanent: bool) -> None:
+    assert is_permanent(Failure(type=kind, message=message)) == permanent
+
+
+def test_failures_of_cells_with_and_without_scores() -> None:
+    late = Failure(type="TimeoutError", message="late")
+    broken = answered("q2", correct=None).model_copy(update={"verdict": Verdict(correct=None, error="no sandbox")})
+    cells = {one.key: one for one in (answered("q1"), broken, cell("q3", failure=late), cell("q4"))}
+    assert list(find_failures(cells, scored=True)) == [Failure(type="scorer", message="no sandbox"), late]
+    assert list(find_failures(cells, scored=False)) == [late]
+
+
+def flaky(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+    refused = error(400, "content_policy_violation")
+    actions: list[Action] = [Reply("18"), Reply("8", finish="content_filter"), error(500, "busy\x1b"), refused]
+    return actions[nth % 4]
+
+
+@pytest.mark.parametrize("verb", ["stability", "fidelity"])
+def test_a_command_that_ends_incomplete_names_its_reasons(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"stability": stability_values, "fidelity": fidelity_values}[verb]
+    with openai_server(flaky) as server:
+        (tmp_path / "run.toml").write_text(toml(values(tmp_path, server.base_url)))
+        assert cli.run_cli([verb, str(tmp_path / "run.toml")]) == 3
+    said = capsys.readouterr().err.splitlines()[-1]
+    n = 6 if verb == "stability" else 9
+    assert f"; run the same command again to fill them ({n} × FilteredReplyError: a content filter stopped the reply" in said
+    assert f"; {n} × HTTP 500: busy\\x1b" in said
+    assert f"; {n} × HTTP 400: content_policy_violation; it does not help with {2 * n} of them" in said
+
+
+# What is found out about an endpoint
+
+
+def no_seed(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+    return error(400, "'seed' is not supported") if "seed" in body else Reply("Do you agree?")
+
+
+def test_an_interviewer_and_its_model_are_kept_apart(tmp_path: Path) -> None:
+    with openai_server(no_seed) as server, openai_server(lambda *_: "I like it.") as other:
+        config = fidelity_config(tmp_path, other.base_url, interview={"turns": 3}, interviewer=endpoint(server.base_url))
+        run_interview(config)
+        found = json.loads((tmp_path / "run" / "endpoint.json").read_text())
+        assert found == {f"test at {server.base_url}": {"seed": "'seed' is not supported"}}
+        assert all("seed" in one.body for one in other.asked), "nobody refused it there"
+        assert len([one for one in server.asked if "seed" in one.body]) == 1
+        assert prepare_interview(config).question_orders is None
+
+
+def test_a_judge_remembers_between_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def habit(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+        return (
+            no_seed(body, nth, headers)
+            if "seed" in body
+            else Reply('{"reason": "So it is.", "score": 4}' if "response_format" in body else "Well.")
+        )
+
+    with openai_server(habit) as server:
+        values = fidelity_values(tmp_path, server.base_url, judge=endpoint(server.base_url, label="j", answers_per_control=20))
+        (tmp_path / "run.toml").write_text(toml(values))
+        assert cli.run_cli(["fidelity", str(tmp_path / "run.toml")]) == 0
+        judge = tmp_path / "run" / "judges" / "j"
+        for folder in (tmp_path / "run", judge):
+            assert json.loads((folder / "endpoint.json").read_text()) == {
+                f"test at {server.base_url}": {"seed": "'seed' is not supported"}
+            }
+        lines = (judge / "judgements.jsonl").read_text().splitlines(keepends=True)
+        (judge / "judgements.jsonl").write_text("".join(lines[:-2]))
+        n = len(server.asked)
+        assert cli.run_cli(["fidelity", str(tmp_path / "run.toml")]) == 0
+        assert [("seed" in one.body) for one in server.asked[n:]] == [False, False], "nothing is found out again"
+        assert capsys.readouterr().err.count("note: ") == 2
+        assert len(read_cells(tmp_path / "run" / "records.jsonl")) == 36
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", "\x00",
+        '{"a": 1}', '{"a": {"messages": "x"}}', '{"a": {"model": "x"}}', '{"a": {"seed": 1}}', '{"seed": "x"}',
+        "[" * 100_000, '{"a": ' + "9" * 10_000 + "}",
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "endpoint.json").write_text(text)
+    with (
+        pytest.raises(DataError, match=r"endpoint\.json: "),
+        remember_request_changes(model_at("http://127.0.0.1:1/v1"), tmp_path),
+    ):
+        pass
+
+
+def test_what_was_found_out_never_drops_a_setting_that_matters() -> None:
+    body = RequestBody("m")
+    body.changes["top_p"] = "refused at 1"
+    messages = (Message(role="user", content="q"),)
+    assert "top_p" not in body.build(messages, 0, Sampling())
+    assert body.build(messages, 0, Sampling(temperature=1, top_p=0.9))["top_p"] == 0.9

@@ -1,0 +1,120 @@
+"""Completions that mean harm, through the whole scorer of every kind of task: bounded time and memory, and no process left."""
+
+import random
+import resource
+import time
+from pathlib import Path
+
+import pytest
+
+from permix.tasks import TASKS
+from permix.tasks.base import MAX_COMPLETION_CHARS, verify_completion
+from permix.types import Verdict
+from permix.verification.math_verifier import Verifier
+
+SECONDS = 1.0
+"""CPU time of one verdict; the slowest takes less than half of that on an idle core, most take milliseconds."""
+
+GOLDS = {
+    "gsm8k": "7",
+    "math": r"\frac{x}{2}",
+    "own-math": "7",
+    "own-number": "7",
+    "own-exact": "paris",
+    "own-choice": "C",
+    "mmlu": "C",
+}
+PROMPT = "Which one? (A) 1 (B) 2 (C) 3 (D) 4"
+
+PIECES = (
+    "{", "}", r"\frac", r"\frac{1}{", r"\boxed{", r"\boxed{1} ", r"\boxed{1}, \boxed{2} ", "9^{", "9^", "2^{2^{", "9",
+    "1,", "1.", "1/", "$", "$$", r"\[", r"\(", r"\]", r"\)", r"\[x", r"\sqrt{", r"\left(", r"\begin{pmatrix}", "&", r"\\",
+    "(", "[", "|", "!", "^", "_", "-", "+", " ", "\n", "\t", "\u202e", "\ud800", "\x00", "\u200b", "٣", "５", "½", "²",
+    "√", "∞", "∪", "answer is ", "The final answer is ", "A) ", "A. ", "(A) ", "I ", "#### ", "<think>", "</think>",
+    "<answer>", "</answer>", "assistantfinal", "**", r"\text{", r"\mathrm{", r"\pm", "=", "<", ">", ",", r"\cup", "e",
+    r"\binom{9}{", r"\sum_{k=1}^{", r"\oint", "x", "x^{9}", "1e9", "1e", "%", r"\%", r"\,", ":", "12:30 ", r"\neq ",
+    r"\overline{", r"\dots", "...", r"\log_{", r"\infty", "i", "π", "x = ", "n \\in ", "and ", "or ", "\r\n", "é", "数",
+    "😀",
+)  # fmt: skip
+
+
+def verdict_of(task: str, text: str, verifier: Verifier) -> Verdict:
+    started = time.process_time()
+    verdict = verify_completion(TASKS[task], text, GOLDS[task], verifier, PROMPT)
+    assert time.process_time() - started < SECONDS, (task, text[:40], len(text))
+    assert verdict.correct is not None, (task, text[:40], verdict.error)
+    assert len(verdict.extracted or "") <= MAX_COMPLETION_CHARS
+    return verdict
+
+
+def children() -> list[str]:
+    return [path.read_text() for path in Path("/proc/self/task").glob("*/children") if path.read_text().strip()]
+
+
+@pytest.fixture
+def verifier() -> Verifier:
+    return Verifier()
+
+
+@pytest.mark.parametrize("task", GOLDS)
+def test_each_piece_100_000_times(task: str, verifier: Verifier) -> None:
+    before, left = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, children()
+    for place, piece in enumerate(PIECES):
+        text = (piece * 100_000)[:1_000_000]
+        verdict_of(task, (text, r"\boxed{" + text + "}", f"The answer is {text}")[place % 3], verifier)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000, "KiB"
+    assert children() == left
+
+
+TOWERS = (
+    r"\frac{1}{" * 10_000 + "2" + "}" * 10_000,
+    r"\frac" * 10_000,
+    "9^{9^{9^9}}",
+    "9^" * 9 + "9",
+    "10^{10^{10}}!",
+    "9" * 10**6,
+    "-" + "9" * 10**6 + "." + "9" * 10**6,
+    "1/" + "9" * 10**6,
+    "0." + "0" * 10**6 + "1",
+    "1e" + "9" * 10**5,
+    r"\boxed{7} " * 10**5,
+    r"\boxed{" * 10**5 + "7" + "}" * 10**5,
+    "{" * 10**5 + "7" + "}" * 10**5,
+    r"\sqrt{" * 10**4 + "2" + "}" * 10**4,
+    "(" * 10**5 + "7" + ")" * 10**5,
+    r"\left(" * 10**4 + "7" + r"\right)" * 10**4,
+    "+".join(["x^{999}"] * 10**4),
+    ",".join(map(str, range(10**5))),
+    "\\{" + ",".join(map(str, range(10**5))) + "\\}",
+    "x" * 10**6,
+    r"\binom{10^9}{5\cdot 10^8}",
+    r"\begin{pmatrix}" + "1 & " * 10**5 + r"\end{pmatrix}",
+    r"\sum_{k=1}^{10^{99}} k",
+    r"\int_0^{" * 10**4,
+    "=".join(["x"] * 10**5),
+    "|" * 10**5,
+    r"\log_{2}" * 10**4 + "8",
+    "!".join(["5"] * 10**5),
+    "\u0663" * 10**6,
+    "７" * 10**6,
+    "½" * 10**6,
+    "e\u0301" * 10**5,
+)
+
+
+@pytest.mark.parametrize("tower", range(len(TOWERS)))
+def test_towers(tower: int, verifier: Verifier) -> None:
+    for task in GOLDS:
+        for text in (TOWERS[tower], r"\boxed{" + TOWERS[tower] + "}"):
+            verdict_of(task, text, verifier)
+
+
+def test_20_000_random_texts(verifier: Verifier) -> None:
+    rng, tasks, left = random.Random(0), list(GOLDS), children()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(20_000):
+        pieces = [rng.choice(PIECES) * rng.choice((1, 1, 1, 2, 30)) for _ in range(rng.randint(1, 12))]
+        text = "".join(pieces) * rng.choice((1, 1, 1, 20))
+        verdict_of(tasks[number % len(tasks)], rng.choice((text, r"\boxed{" + text + "}", f"Answer: {text}")), verifier)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "KiB"
+    assert children() == left
