@@ -1,7 +1,9 @@
 """inspect_ai's logs, read and written by its own library, its task that asks our grid, and what is said without the library."""
 
+import os
 import re
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -176,8 +178,10 @@ def made(folder: Path, name: str, samples: Sequence[Any], **fields: Any) -> Path
 
     values: dict[str, Any] = {"task": "riddles", "model": "openai/m", "dataset": EvalDataset(sample_ids=[1, 2, 3])} | fields
     path = folder / f"{name}.json"
+    status, words = values.pop("status", "success"), values.pop("error", None)
+    error = EvalError(message=words, traceback="", traceback_ansi="") if words else None
     spec = EvalSpec(created="2026-01-01T00:00:00+00:00", config=EvalConfig(epochs=1), **values)
-    write_eval_log(EvalLog(status="success", eval=spec, samples=[sample(*one) for one in samples]), str(path))
+    write_eval_log(EvalLog(status=status, error=error, eval=spec, samples=[sample(*one) for one in samples]), str(path))
     return path
 
 
@@ -268,3 +272,47 @@ def test_what_is_no_log_is_said_to_be_none(tmp_path: Path, library: Any) -> None
         imported(tmp_path, str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"has no samples \(status success\)"):
         imported(tmp_path, str(made(tmp_path, "empty", [])))
+
+
+def test_an_eval_that_failed_says_so_first(tmp_path: Path, library: Any) -> None:
+    failed = made(tmp_path, "failed", riddles("You are a poet.", None, None), status="error", error="CUDA out of memory\nat 0x1")
+    with pytest.raises(DataError, match=r"failed.json: status error: CUDA out of memory; it ended before anything was scored"):
+        imported(tmp_path, f"poet={failed}")
+    empty = made(tmp_path, "empty", [], status="cancelled")
+    with pytest.raises(DataError, match=r"has no samples \(status cancelled\)"):
+        imported(tmp_path, str(empty))
+
+
+def test_an_eval_that_was_cancelled_is_read_as_far_as_it_went(
+    tmp_path: Path, library: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none = made(tmp_path, "none", riddles(None, C, I))
+    poet = made(tmp_path, "poet", riddles("You are a poet.", C, None), status="cancelled")
+    summary = imported(tmp_path, f"none={none}", f"poet={poet}")
+    assert summary.n_scored < summary.n_asked
+    assert "poet.json: status cancelled; answers may be missing" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_zip_that_unpacks_to_more_than_memory_is_refused_unread(
+    tmp_path: Path, library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = tmp_path / "bomb.eval"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("header.json", b" " * 5_000_000)
+        archive.writestr("../../outside.json", b"{}")
+    monkeypatch.setattr("permix.interop.inspect_logs.MAX_UNPACKED_BYTES", 4_000_000)
+    with pytest.raises(DataError, match=r"bomb.eval: has 2 members of 5,000,002 bytes unpacked; at most 1,000,000 and 4,000,000"):
+        imported(tmp_path, str(bomb))
+    monkeypatch.undo()
+    with pytest.raises(DataError, match=r"bomb.eval: not a log of inspect_ai"):
+        imported(tmp_path, str(bomb))
+    assert not (tmp_path.parent / "outside.json").exists()
+
+
+def test_a_log_that_is_deep_or_a_pipe_is_refused(tmp_path: Path, library: Any) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"deep.json: not a log of inspect_ai"):
+        imported(tmp_path, str(tmp_path / "deep.json"))
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(DataError, match=r"pipe.json: "):
+        imported(tmp_path, str(tmp_path / "pipe.json"))

@@ -1,6 +1,7 @@
 """lm-evaluation-harness's own output, imported: numbers counted by hand, and what does not belong together refused."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,13 +257,105 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     again.write_text("")
     with pytest.raises(DataError, match=r"has 2 runs of sums: .*; give one of these files"):
         import_run(importing(tmp_path, given))
-    with pytest.raises(
-        DataError, match=r"results_2026-11-24T16-04-44.154027.json: no such file; it has the model and its settings"
-    ):
+    with pytest.raises(DataError, match=r"samples_sums_2026-11-24T16-04-44.154027.jsonl: contains no rows"):
         import_run(importing(tmp_path, [f"none={again}", given[1]]))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: has no samples_TASK_DATE.jsonl; the harness writes it with --log_samples"):
         import_run(importing(tmp_path, [str(tmp_path / "empty")]))
+
+
+# Samples alone, groups of tasks, damaged files
+
+
+def test_an_instruction_that_the_template_trimmed_is_found(tmp_path: Path) -> None:
+    given = recorded(tmp_path, "none", "pirate")
+    edit_results(tmp_path / "pirate", system_instruction="  You are a pirate.\r\n")
+    summary = import_run(importing(tmp_path, given))
+    assert summary.mean.value == pytest.approx(3 / 6)
+    pirate = next(one for one in cells(tmp_path) if one.persona_id == "pirate")
+    assert pirate.messages[0]["content"] == "You are a pirate."
+    edit_results(tmp_path / "pirate", system_instruction="You are a pirat.\n")
+    with pytest.raises(DataError, match=r"the prompt does not contain the system_instruction 'You are a pirat"):
+        import_run(importing(tmp_path, given, out=str(tmp_path / "other")))
+
+
+def test_samples_without_results_are_read_and_what_is_unknown_is_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = recorded(tmp_path)
+    for results in tmp_path.glob("*/results_*.json"):
+        results.unlink()
+    summary = import_run(importing(tmp_path, given))
+    assert summary.pss_observed.value == pytest.approx(3 / 4)
+    assert read_json(tmp_path / "run" / "config.json")["model"]["name"] is None
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("samples without their results_DATE.json: the model's name") == 1
+    assert "'You are a pirate.'" in said
+
+
+def test_samples_without_results_and_without_a_name_need_an_instruction_in_the_prompts(tmp_path: Path) -> None:
+    recorded(tmp_path, "none", "pirate")
+    for results in tmp_path.glob("*/results_*.json"):
+        results.unlink()
+
+    def bare(line: Line) -> Line:
+        request = line["arguments"]["gen_args_0"]
+        return line | {"arguments": {"gen_args_0": request | {"arg_0": "Arr! " + line["doc"]["question"]}}}
+
+    edit_lines(tmp_path / "pirate", bare)
+    with pytest.raises(DataError, match=r"its results_DATE.json is missing and the prompts .* give NAME=PATH"):
+        import_run(importing(tmp_path, [f"none={tmp_path / 'none'}", str(tmp_path / "pirate")]))
+
+
+def as_group(folder: Path) -> None:
+    """The recorded task twice, as two tasks of a group."""
+    samples, results = lines_of(folder), next(folder.glob("results_*.json"))
+    values = json.loads(results.read_text())
+    for task in ("sums_easy", "sums_hard"):
+        samples.with_name(samples.name.replace("samples_sums_", f"samples_{task}_")).write_text(samples.read_text())
+        for field in ("configs", "versions", "n-shot"):
+            values.setdefault(field, {})[task] = values.get(field, {}).get("sums")
+    values["group_subtasks"] = {"all_sums": ["sums_easy", "sums_hard"], "sums_easy": [], "sums_hard": []}
+    results.write_text(json.dumps(values))
+    samples.unlink()
+
+
+def test_a_group_is_imported_as_one_run_and_equal_documents_of_its_tasks_are_two_questions(tmp_path: Path) -> None:
+    given = recorded(tmp_path, "none", "pirate")
+    for name in ("none", "pirate"):
+        as_group(tmp_path / name)
+    with pytest.raises(DataError, match=r"more than one task: all_sums \(a group of 2\).*sums_easy.*sums_hard"):
+        import_run(importing(tmp_path, given))
+    summary = import_run(importing(tmp_path, given, task="all_sums"))
+    assert (summary.n_questions, summary.n_asked) == (12, 12)
+    assert summary.mean.value == pytest.approx(3 / 6)
+    alone = import_run(importing(tmp_path, given, task="sums_hard", out=str(tmp_path / "alone")))
+    assert alone.n_questions == 6
+
+
+def test_a_log_that_is_a_pipe_deep_or_endless_is_refused_by_name(tmp_path: Path) -> None:
+    given = recorded(tmp_path, "none", "pirate")
+    path = lines_of(tmp_path / "pirate")
+    good = path.read_text()
+    for content, words in [
+        ('{"doc": ' + "[" * 100_000, r"samples_sums_.*jsonl:1: cannot be read as JSON"),
+        (good + "[]\n", r"jsonl:\d+: must be a JSON object"),
+        (good.replace('"resps": ', '"resps": 3, "old": '), r"jsonl:\d+: resps"),
+        (good + "\udcff", r"jsonl:\d+: not UTF-8"),
+    ]:
+        path.write_bytes(content.encode("utf-8", "surrogateescape"))
+        with pytest.raises(DataError, match=words):
+            import_run(importing(tmp_path, given, metric="exact_match"))
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"samples_sums_.*jsonl: is not a regular file"):
+        import_run(importing(tmp_path, given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_line_of_extreme_length_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = recorded(tmp_path, "none", "pirate")
+    monkeypatch.setattr("permix.interop.lm_eval.MAX_LINE_BYTES", 100)
+    with pytest.raises(DataError, match=r"jsonl:1: the line has more than 100 bytes"):
+        import_run(importing(tmp_path, given))
 
 
 # The run directory

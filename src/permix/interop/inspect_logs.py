@@ -12,6 +12,7 @@ with an error, a cell without a verdict is unscored, a cell without a record is 
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +25,7 @@ from permix.interop.merging import (
     LogSource,
     NamedLogPath,
     question_text_id,
+    require_log_file,
     scorer_of_log,
     select_option,
     slug,
@@ -31,6 +33,7 @@ from permix.interop.merging import (
     to_verdict,
     truncated_repr,
 )
+from permix.sanitize import escape_control
 from permix.storage.files import guard_writes
 from permix.types import Cell, Completion, Failure, Message, digest
 
@@ -203,12 +206,16 @@ def find_log_files(path: Path) -> list[Path]:
 
 
 def _to_log_source(path: Path, log: "EvalLog", entry: NamedLogPath, config: ImportConfig) -> LogSource:
-    samples = _samples_in_order(log)
+    samples, status = _samples_in_order(log), _status_text(log)
     if not samples:
-        raise DataError(f"{path}: has no samples (status {log.status}); inspect_ai writes them with log_samples")
+        raise DataError(f"{path}: has no samples ({status}); inspect_ai writes them with log_samples")
     system_prompt = log.eval.model_generate_config.system_message
     prompts = [parse_sample_prompt(sample, system_prompt) for sample in samples]
     personas = [_persona_id(sample, prompt, entry, config, path) for sample, prompt in zip(samples, prompts, strict=True)]
+    if log.status != "success" and not config.answer and not _scorer_names(samples):
+        raise DataError(
+            f"{path}: {status}; it ended before anything was scored. Give --answer to score its answers, or repeat it"
+        )
     scorer = None if config.answer else select_option(_scorer_names(samples), config.metric, field="metric", where=str(path))
     single_persona = len(set(personas)) == 1
     cells = [
@@ -231,15 +238,49 @@ def _to_log_source(path: Path, log: "EvalLog", entry: NamedLogPath, config: Impo
         samples=log.eval.config.epochs or 1,
         default_system=_default_system_prompt(personas, prompts),
         permix_identity=identity,
+        notes=() if log.status == "success" else (f"{path}: {status}; answers may be missing",),
     )
+
+
+def _status_text(log: "EvalLog") -> str:
+    """ "status error: CUDA out of memory"."""
+    reason = f": {escape_control(log.error.message.strip().partition(chr(10))[0])}" if log.error else ""
+    return f"status {log.status}{reason}"
+
+
+MAX_LOG_BYTES, MAX_UNPACKED_BYTES, MAX_ZIP_MEMBERS = 1_000_000_000, 4_000_000_000, 1_000_000
+"""A log of 10,000 samples has about 100 MB unpacked."""
+
+
+def _check_size(path: Path) -> None:
+    """Raise DataError for a log that is no regular file, or whose content would fill the memory."""
+    require_log_file(path, MAX_LOG_BYTES)
+    if path.suffix != ".eval":
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        unpacked = sum(one.file_size for one in members)
+    if len(members) > MAX_ZIP_MEMBERS or unpacked > MAX_UNPACKED_BYTES:
+        raise DataError(
+            f"{path}: has {len(members):,} members of {unpacked:,} bytes unpacked; at most {MAX_ZIP_MEMBERS:,} and "
+            f"{MAX_UNPACKED_BYTES:,} are read"
+        )
+
+
+_READ_ERRORS = (
+    ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, RecursionError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What inspect_ai's reader raises for files that are damaged in different ways."""
 
 
 def _read_log(path: Path) -> "EvalLog":
     from inspect_ai.log import read_eval_log
 
     try:
+        _check_size(path)
         return read_eval_log(str(path), resolve_attachments=True)
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except _READ_ERRORS as error:
         raise DataError(f"{path}: not a log of inspect_ai: {str(error).partition(chr(10))[0]}") from error
 
 

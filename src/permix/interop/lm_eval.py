@@ -511,7 +511,8 @@ def _parse_utf8_json(raw: bytes, path: Path, first_line: int) -> Any:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{first_line + raw[: error.start].count(b"\n")}: not UTF-8") from error
+        line = first_line + raw[: error.start].count(b"\n")
+        raise DataError(f"{path}:{line}: not UTF-8") from error
     return parse_json(text, str(path), first_line)
 
 
