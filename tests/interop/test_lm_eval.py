@@ -353,7 +353,7 @@ def test_a_log_that_is_a_pipe_deep_or_endless_is_refused_by_name(tmp_path: Path)
 
 def test_a_line_of_extreme_length_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = recorded(tmp_path, "none", "pirate")
-    monkeypatch.setattr("permix.interop.lm_eval.MAX_LINE_BYTES", 100)
+    monkeypatch.setattr("permix.interop.lm_eval.MAX_SAMPLE_LINE_BYTES", 100)
     with pytest.raises(DataError, match=r"jsonl:1: the line has more than 100 bytes"):
         import_run(importing(tmp_path, given))
 

@@ -73,7 +73,7 @@ INVALID_ANSWER = "[invalid]"
 MAX_TOKENS_FIELDS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
-MAX_SAMPLES_BYTES, MAX_LINE_BYTES, MAX_RESULTS_BYTES = 1_000_000_000, 64_000_000, 64_000_000
+MAX_SAMPLES_BYTES, MAX_SAMPLE_LINE_BYTES, MAX_RESULTS_BYTES = 1_000_000_000, 64_000_000, 64_000_000
 
 SYSTEM_START = re.compile(
     r"<\|im_start\|>system(?:\n|<\|im_sep\|>)|<\|system\|>|<<SYS>>|\[SYSTEM_PROMPT\]|<\|start_of_role\|>system<\|end_of_role\|>"
@@ -487,9 +487,9 @@ def _read_rows(path: Path) -> list[DatasetRow]:
     rows = []
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
-                if len(line) > MAX_LINE_BYTES:
-                    raise DataError(f"{path}:{number}: the line has more than {MAX_LINE_BYTES:,} bytes")
+            for number, line in enumerate(iter(lambda: file.readline(MAX_SAMPLE_LINE_BYTES + 1), b""), start=1):
+                if len(line) > MAX_SAMPLE_LINE_BYTES:
+                    raise DataError(f"{path}:{number}: the line has more than {MAX_SAMPLE_LINE_BYTES:,} bytes")
                 if line := line.removeprefix(b"\xef\xbb\xbf").strip():
                     rows.append(_parse_line(line, path, number))
     except OSError as error:

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from permix.config import ImportedSamplingConfig
 from permix.errors import ConfigError, DataError
-from permix.evals.grid import GridResults, grid_results
+from permix.evals.grid import MAX_GRID_CELLS, GridResults, grid_results
 from permix.evals.stability import read_rounds
 from permix.storage.files import read_file_state
 from permix.storage.run_dir import RunReader
@@ -187,9 +187,6 @@ class MergedLogs(NamedTuple):
     default_system: str | None
     notes: tuple[str, ...]
 
-
-MAX_GRID_CELLS = 100_000_000
-"""A log that numbers an epoch 1,000,000,000 must not make the run ask for so many cells."""
 
 MAX_SETTINGS_DEPTH = 50
 
