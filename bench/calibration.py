@@ -9,12 +9,15 @@ such questions. One JSON line a setting; with --page, the tables of docs/measure
     python -m bench.calibration --pairs --data-sets 100 >> calibration.jsonl
     python -m bench.calibration --page calibration.jsonl
 
-With --pairs two models answer the same questions and are compared by `permix.metrics.model_comparison.compare_models_paired`.
+With --training-seeds the models of three training seeds answer the same questions and are pooled by
+`permix.metrics.stability.pool_stability`. With --pairs two models answer the same questions and are compared by
+`permix.metrics.model_comparison.compare_models_paired`.
 """
 
 import argparse
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +27,8 @@ from scipy.special import expit, ndtri
 
 from permix.metrics import priors, stability
 from permix.metrics.model_comparison import MeasureDifference, compare_models_paired
-from permix.metrics.stability import StabilitySummary, summarize_stability
-from permix.metrics.statistics import Array
+from permix.metrics.stability import StabilitySummary, pool_stability, summarize_stability
+from permix.metrics.statistics import Array, mean_over_samples
 from permix.types import Estimate
 
 DIFFICULTY_SD = 1.5
@@ -176,9 +179,9 @@ def _world(intercept: float, shift_P: Array, interaction: float = 0.0) -> World:
     return World(intercept, shift_P, accuracy_N[:-1], float(accuracy_N[-1]))
 
 
-def grid(setting: Setting, of: World, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Scores with personas [P, Q, S] and without [Q, S]."""
-    easy_Q = of.intercept + rng.normal(0, DIFFICULTY_SD, setting.questions)
+def grid(setting: Setting, of: World, rng: np.random.Generator, easy_Q: Array | None = None) -> tuple[Array, Array]:
+    """Scores with personas [P, Q, S] and without [Q, S]. `easy_Q`: the questions' difficulties; drawn when not given."""
+    easy_Q = of.intercept + (rng.normal(0, DIFFICULTY_SD, setting.questions) if easy_Q is None else easy_Q)
     own_N_Q = setting.interaction * rng.normal(size=(setting.personas + 1, setting.questions)) if setting.interaction else 0.0
     chance_N_Q = expit(easy_Q + np.concatenate([of.shift_P, [0.0]])[:, None] + own_N_Q)
     right_N_Q_S = (rng.random((*chance_N_Q.shape, setting.samples)) < chance_N_Q[:, :, None]).astype(float)
@@ -207,6 +210,35 @@ def simulate(setting: Setting, data_sets: int, resamples: int, seed: int) -> dic
             "permutation": round(float(np.mean([one is not None and one < LEVEL for one in p])), 4),
             "any persona, Holm": round(float(np.mean([one < LEVEL for one in holm])), 4),
         },
+    }  # fmt: skip
+
+
+POOLED = ("mean", "worst", "pss", "persona_sd", "relative_persona_sd")
+N_TRAINING_SEEDS = 3
+SEED_SETTINGS = (
+    Setting("none", 0, 16, 150, 0.5),
+    Setting("graded", 0.2, 16, 150, 0.6),
+    Setting("one bad", 0.7, 16, 150, 0.6),
+)
+
+
+def simulate_training_seeds(setting: Setting, data_sets: int, resamples: int, seed: int) -> dict[str, Any]:
+    """Coverage and width of the pooled intervals of three training seeds with the same personas' effects and questions."""
+    rng = np.random.default_rng(seed)
+    of = world(setting, rng)
+    truth = of.truth()
+    found = []
+    for _ in range(data_sets):
+        easy_Q = rng.normal(0, DIFFICULTY_SD, setting.questions)
+        grids = [
+            (mean_over_samples(under_P_Q_S), mean_over_samples(without_Q_S))
+            for under_P_Q_S, without_Q_S in (grid(setting, of, rng, easy_Q) for _ in range(N_TRAINING_SEEDS))
+        ]
+        found.append(pool_stability(grids, seed=int(rng.integers(2**31)), resamples=resamples))
+    measures = {name: _told([one[name] for one in found], truth[name]) for name in POOLED}
+    return {
+        **setting._asdict(), "training_seeds": N_TRAINING_SEEDS, "data_sets": data_sets, "resamples": resamples, "seed": seed,
+        "measures": measures,
     }  # fmt: skip
 
 
@@ -269,8 +301,8 @@ def _told_of_personas(found: list[StabilitySummary], name: str, truth_P: Array) 
 def page(lines: list[dict[str, Any]]) -> str:
     """Markdown: coverage of each interval, then bias of what is made of extremes, and the tests."""
     covered = [["personas × questions", "accuracy", "effect", *COVERED.values()]]
-    pairs = [line for line in lines if "pair" in line]
-    lines = [line for line in lines if "pair" not in line]
+    pairs, pooled = ([line for line in lines if key in line] for key in ("pair", "training_seeds"))
+    lines = [line for line in lines if line not in pairs and line not in pooled]
     near = [[*covered[0][:3], "true PSS", "PSS, mean", "as observed", "cross-fitted", "worst, bias", "test rejects"]]
     for one in lines:
         measures = one["measures"]
@@ -286,7 +318,11 @@ def page(lines: list[dict[str, Any]]) -> str:
         found = [one["pair"][name] for name in PAIRED]
         shares = [", ".join(f"{100 * measure[key]:.0f}" for key in ("held", "not 0", "rejected")) for measure in found]
         together.append([_size(one), f"{one['accuracy']:g}", _effect(one), second, f"{one['same']:.0%}", *shares])
-    return "\n\n".join(_markdown(table) for table in (covered, near, together) if len(table) > 1)
+    seeds = [[*covered[0][:3], "training seeds", *(COVERED[name] for name in POOLED)]]
+    for one in pooled:
+        about = [_size(one), f"{one['accuracy']:g}", _effect(one), str(one["training_seeds"])]
+        seeds.append([*about, *(_held(one["measures"][name]) for name in POOLED)])
+    return "\n\n".join(_markdown(table) for table in (covered, near, together, seeds) if len(table) > 1)
 
 
 COVERED = {
@@ -333,6 +369,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--splits", type=int, default=20, help="half splits of the cross-fitted PSS")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--only", type=int, nargs="+", help="these settings, by place; all when not given")
+    parser.add_argument("--training-seeds", action="store_true", help="three training seeds, pooled")
     parser.add_argument("--pairs", action="store_true", help="pairs of models instead of single ones")
     parser.add_argument("--page", type=Path, help="simulate nothing: tables of the lines in this file")
     return parser
@@ -345,11 +382,16 @@ def main() -> None:
         return
     priors.N_DRAWS, stability.CROSSFIT_SPLITS = options.draws, options.splits
     priors.MAX_CHAIN_PERSONAS = options.draws  # fewer chains, as many steps
-    for place, setting in enumerate([pair.setting for pair in PAIRS] if options.pairs else SETTINGS):
-        if options.only is not None and place not in options.only:
-            continue
-        how = options.data_sets, options.resamples, options.seed
-        print(json.dumps(simulate_pair(PAIRS[place], *how) if options.pairs else simulate(setting, *how)), flush=True)
+    how = options.data_sets, options.resamples, options.seed
+    if options.pairs:
+        lines = [partial(simulate_pair, one, *how) for one in PAIRS]
+    elif options.training_seeds:
+        lines = [partial(simulate_training_seeds, one, *how) for one in SEED_SETTINGS]
+    else:
+        lines = [partial(simulate, one, *how) for one in SETTINGS]
+    for place, line in enumerate(lines):
+        if options.only is None or place in options.only:
+            print(json.dumps(line()), flush=True)
 
 
 if __name__ == "__main__":

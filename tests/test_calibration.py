@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.calibration import MEASURES, PAIRED, Pair, Setting, grid, page, simulate, simulate_pair, world
+from bench.calibration import MEASURES, PAIRED, Pair, Setting, grid, page, simulate, simulate_pair, simulate_training_seeds, world
 
 
 def test_a_world_has_the_accuracy_that_was_asked_for() -> None:
@@ -60,3 +60,10 @@ def test_lines_become_tables() -> None:
     tables = page([alone, two]).split("\n\n")
     assert [len(table.splitlines()) for table in tables] == [3, 3, 3]
     assert "| 3 × 20 | 0.5 | none | alike | 100% | 100, 0, 0 |" in tables[2]
+
+
+def test_pooled_seeds_become_a_table() -> None:
+    pooled = simulate_training_seeds(Setting("none", 0, 3, 20, 0.5), data_sets=2, resamples=40, seed=0)
+    assert {0 <= one["held"] <= 1 for one in pooled["measures"].values()} == {True}
+    (table,) = page([pooled]).split("\n\n")
+    assert table.splitlines()[2].startswith("| 3 × 20 | 0.5 | none | 3 |")

@@ -29,11 +29,11 @@ def test_main_table_one_line_a_model() -> None:
     heading, _, full, empty = models_table([FULL, ModelRow(label="base")]).markdown.split("\n")
     number = "0.812 [0.75, 0.87]<br><sub>n = 200</sub>"
     assert cells(full) == [
-        "PerMix &#124; RLVR", number, number, number, number, "0.900<br><sub>n = 1</sub>", number,
+        "PerMix &#124; RLVR", number, number, number, number, "–", "–", "0.900<br><sub>n = 1</sub>", number,
         "0.400 [0.34, 0.47]<br><sub>n = 210, chance 0.143</sub>", "3 199 of 3 200", "210 of 216", "1 234 567", "60", "0", "3",
     ]  # fmt: skip
-    assert cells(empty) == ["base", *["–"] * 13]
-    assert len(cells(heading)) == 14
+    assert cells(empty) == ["base", *["–"] * 15]
+    assert len(cells(heading)) == 16
 
 
 def test_a_value_that_cannot_be_computed_is_a_dash() -> None:
@@ -61,7 +61,7 @@ def test_persona_table() -> None:
     lines = persona_table({"base": summary}).markdown.split("\n")
     assert lines[0] == "| persona | base |"
     assert lines[2] == "| *no persona* | 1.000 [0.69, 1.00]<br><sub>n = 10</sub> |"
-    assert lines[3] == "| poet | 1.000 [0.69, 1.00]<br><sub>+0.000 [+0.00, +0.00], p = 1.000, n = 10</sub> |"
+    assert lines[3] == "| poet | 1.000 [0.69, 1.00]<br><sub>+0.000 [−0.31, +0.31], p = 1.000, n = 10</sub> |"
     assert lines[4].startswith("| &#60;b&#62; | 0.200 [")
     assert "<sub>−0.800 [−" in lines[4]
     assert "p = 0.016, n = 10" in lines[4]  # eight losses, no win: 2 / 2^8, times two personas

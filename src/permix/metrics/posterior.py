@@ -378,21 +378,21 @@ def posterior_differences(first: Sequence[AccuracyGrid], other: Sequence[Accurac
 
 
 def pooled_estimates(grids: Sequence[AccuracyGrid], *, seed: int, no_effect: bool) -> dict[str, Estimate]:
-    """Estimates of the mean over the grids.
+    """Estimates of the mean over the grids: the means of the grids' values and of the ends of their intervals.
 
-    `no_effect`: one test of all grids together showed no persona effect. The value is the mean of the grids' own. Each end of the
-    interval reaches at least as far as the mean of the grids' ends, which also allow for the second prior, for that test, and for
-    a persona far from all others.
+    `no_effect`: one test of all grids together showed no persona effect. Grids of the same questions have errors in common; the
+    mean of the ends is the interval for errors that are the same in all grids, and at least as wide as for any others.
     """
     n = min(count_scored_questions(mean_P_Q) for mean_P_Q, _ in grids)
     estimates_by_grid = [posterior_estimates(*grid, seed=seed, no_effect=no_effect) for grid in grids]
-    values, drawn = _mean_values(estimates_by_grid), _joint_measure_draws(grids, seed)
-    estimates = {}
-    for measure in drawn_measures():
-        drawn_R = _mean_over_grids(drawn, measure.name) if drawn else None
-        mean = _interval_around(values[measure.name], drawn_R, n)
-        estimates[measure.name] = _widen_to_grids(mean, [each[measure.name] for each in estimates_by_grid])
-    return estimates
+    return {measure.name: _mean_estimate([each[measure.name] for each in estimates_by_grid], n) for measure in drawn_measures()}
+
+
+def _mean_estimate(estimates: Sequence[Estimate], n: int) -> Estimate:
+    """The means of values and ends; None where one of them is missing."""
+    columns = zip(*((one.value, one.low, one.high) for one in estimates), strict=True)
+    value, low, high = (None if None in column else float(np.mean(np.array(column, dtype=float))) for column in columns)
+    return Estimate(value=value, low=None if high is None else low, high=None if low is None else high, n=n)
 
 
 def _joint_measure_draws(grids: Sequence[AccuracyGrid], seed: int) -> list[dict[str, Array]]:
@@ -424,14 +424,3 @@ def _interval_around(value: float | None, drawn_R: Array | None, n: int) -> Esti
         return Estimate(value=value, n=n)
     low, high = np.nanquantile(drawn_R, (0.025, 0.975))
     return Estimate(value=value, low=min(float(low), value), high=max(float(high), value), n=n)
-
-
-def _widen_to_grids(estimate: Estimate, estimates_by_grid: Sequence[Estimate]) -> Estimate:
-    """Widen each end to at least the mean of that end over the grids."""
-    if estimate.low is None or estimate.high is None:
-        return estimate
-    ends = [(one.low, one.high) for one in estimates_by_grid]
-    if any(None in one for one in ends):
-        return estimate
-    low, high = np.mean(np.array(ends, dtype=float), axis=0)
-    return estimate.model_copy(update={"low": min(estimate.low, float(low)), "high": max(estimate.high, float(high))})
