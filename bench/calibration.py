@@ -1,9 +1,8 @@
 """How often the 95 % intervals hold the truth, how far estimates lie from it, and how often the tests reject: by simulation.
 
 Grids with known truth are drawn and measured by `permix.metrics.stability.summarize_stability` itself. Question difficulty
-is normal
-on the logit scale (sd 1.5) and shared by all personas; a persona shifts the logit. The truth of a measure is its value over all
-such questions. One JSON line a setting; with --page, the tables of docs/measures.md from such lines.
+is normal on the logit scale (sd 1.5) and shared by all personas; a persona shifts the logit. The truth of a measure is its value
+over all such questions. One JSON line a setting; with --page, the tables of docs/measures.md from such lines.
 
     python -m bench.calibration > calibration.jsonl
     python -m bench.calibration --pairs --data-sets 100 >> calibration.jsonl
@@ -197,9 +196,9 @@ def simulate(setting: Setting, data_sets: int, resamples: int, seed: int) -> dic
     found = [
         summarize_stability(*grid(setting, of, rng), seed=int(rng.integers(2**31)), resamples=resamples) for _ in range(data_sets)
     ]
-    measures = {name: _told([one.measures[name] for one in found], value) for name, value in truth.items()}
-    measures["a persona's accuracy"] = _told_of_personas(found, "accuracy", of.accuracy_P)
-    measures["a persona's difference"] = _told_of_personas(found, "difference", of.accuracy_P - of.baseline)
+    measures = {name: _coverage([one.measures[name] for one in found], value) for name, value in truth.items()}
+    measures["a persona's accuracy"] = _coverage_of_personas(found, "accuracy", of.accuracy_P)
+    measures["a persona's difference"] = _coverage_of_personas(found, "difference", of.accuracy_P - of.baseline)
     p = [one.permutation_p.value for one in found]
     holm = [min((persona.holm_p or 1.0) for persona in one.personas) for one in found]
     observed = [one.pss_observed.value for one in found if one.pss_observed.value is not None]
@@ -235,7 +234,7 @@ def simulate_training_seeds(setting: Setting, data_sets: int, resamples: int, se
             for under_P_Q_S, without_Q_S in (grid(setting, of, rng, easy_Q) for _ in range(N_TRAINING_SEEDS))
         ]
         found.append(pool_stability(grids, seed=int(rng.integers(2**31)), resamples=resamples))
-    measures = {name: _told([one[name] for one in found], truth[name]) for name in POOLED}
+    measures = {name: _coverage([one[name] for one in found], truth[name]) for name in POOLED}
     return {
         **setting._asdict(), "training_seeds": N_TRAINING_SEEDS, "data_sets": data_sets, "resamples": resamples, "seed": seed,
         "measures": measures,
@@ -264,10 +263,10 @@ def simulate_pair(pair: Pair, data_sets: int, resamples: int, seed: int) -> dict
             found.setdefault(difference.name, []).append(difference)
     measures = {}
     for name in PAIRED:
-        told = _told([difference.difference for difference in found[name]], two[name] - one[name])
-        told["not 0"] = round(float(np.mean([_leaves_out_0(one.difference) for one in found[name]])), 4)
-        told["rejected"] = round(float(np.mean([one.p is not None and one.p < LEVEL for one in found[name]])), 4)
-        measures[name] = told
+        found_coverage = _coverage([difference.difference for difference in found[name]], two[name] - one[name])
+        found_coverage["not 0"] = round(float(np.mean([_leaves_out_0(one.difference) for one in found[name]])), 4)
+        found_coverage["rejected"] = round(float(np.mean([one.p is not None and one.p < LEVEL for one in found[name]])), 4)
+        measures[name] = found_coverage
     return {
         **pair.setting._asdict(), **pair._asdict() | {"setting": None}, "data_sets": data_sets, "resamples": resamples,
         "seed": seed, "pair": measures,
@@ -278,7 +277,7 @@ def _leaves_out_0(one: Estimate) -> bool:
     return one.low is not None and one.high is not None and (one.low > 0 or one.high < 0)
 
 
-def _told(found: list[Estimate], truth: float) -> dict[str, float]:
+def _coverage(found: list[Estimate], truth: float) -> dict[str, float]:
     value_N = np.array([one.value for one in found if one.value is not None])
     known = [(one.low, one.high) for one in found if one.low is not None and one.high is not None]
     low_N, high_N = np.array(known, dtype=float).T if known else np.full((2, 1), np.nan)
@@ -292,9 +291,9 @@ def _told(found: list[Estimate], truth: float) -> dict[str, float]:
     }
 
 
-def _told_of_personas(found: list[StabilitySummary], name: str, truth_P: Array) -> dict[str, float]:
+def _coverage_of_personas(found: list[StabilitySummary], name: str, truth_P: Array) -> dict[str, float]:
     """Mean over personas."""
-    each = [_told([getattr(one.personas[p], name) for one in found], float(truth)) for p, truth in enumerate(truth_P)]
+    each = [_coverage([getattr(one.personas[p], name) for one in found], float(truth)) for p, truth in enumerate(truth_P)]
     return {key: round(float(np.mean([one[key] for one in each])), 4) for key in each[0]}
 
 

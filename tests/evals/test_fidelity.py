@@ -92,6 +92,26 @@ def test_one_voice_for_all_is_told_by_luck(tmp_path: Path) -> None:
     assert result.accuracy.value <= 1 / 3  # every answer to a question is the same, so one of three at best
 
 
+def test_thinking_is_no_part_of_an_answer(tmp_path: Path) -> None:
+    """Every persona thinks in its own voice, and out of character, but gives the same answer: nothing tells them apart."""
+
+    def thinks(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> str:
+        return f"<think>As an AI language model, I say: {in_character(body, nth, headers)}</think>\n\n{flat(body, nth, headers)}"
+
+    with openai_server(thinks) as server:
+        thinking = fidelity_config(tmp_path, server.base_url, out=str(tmp_path / "thinking"))
+        found = run_open_ended(thinking)
+    with openai_server(flat) as server:
+        plain = fidelity_config(tmp_path, server.base_url, out=str(tmp_path / "plain"))
+        assert found == run_open_ended(plain)
+    assert found.accuracy.value == pytest.approx(found.chance, abs=0.2)
+    texts = measure_text_metrics(thinking.out)
+    assert texts == measure_text_metrics(plain.out)
+    assert texts.break_rate.value == 0
+    cells = read_cells(thinking.out / "records.jsonl").values()
+    assert all("AI language model" in one.completion.thinking for one in cells if one.completion)
+
+
 def test_the_reference_teaches_what_the_characters_sound_like(tmp_path: Path) -> None:
     base, flattened = tmp_path / "base", tmp_path / "flattened"
     for folder in (base, flattened):

@@ -76,6 +76,17 @@ def test_each_turn_is_asked_with_the_persona_and_all_that_was_said(tmp_path: Pat
     assert (result.n_answered, result.n_asked, result.question_order, result.first_slope_turn) == (9, 9, "written", 1)
 
 
+def test_thinking_is_left_out_of_what_is_sent_back_and_of_what_a_judge_is_shown(tmp_path: Path) -> None:
+    config = config_of(tmp_path, interview={"turns": 3, "script": str(tmp_path / "script.txt"), "order": "written"})
+    model = ScriptedModel(lambda request: f"<think>\nWho am I?\n</think>\n\n{plainly(request)}")
+    evaluate_interview(model, config, prepare_interview(config))
+    assert model.requests[3].messages[1:] == (user("Who are you?"), said("clerk answers 1"), user("What of bread?"))
+    items = read_judge_inputs(config.out)
+    assert len(items) == 9
+    assert all("Who am I" not in repr(item) for item in items)
+    assert {item.answer for item in items} >= {"clerk answers 1", "troll answers 2"}
+
+
 def test_a_template_that_stands_in_the_question_brings_the_persona_in_once(tmp_path: Path) -> None:
     personas = {"pool": str(write_pool(tmp_path / "two.toml", "clerk", "troll")), "template": "in_question"}
     model = ScriptedModel(lambda request: "Yes.")

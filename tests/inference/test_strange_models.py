@@ -13,9 +13,11 @@ import torch
 from jinja2.exceptions import SecurityError, TemplateError
 from safetensors.torch import load_file
 
+from permix.config import ModelConfig
 from permix.errors import ConfigError
 from permix.inference import hf
 from permix.inference.hf import context_window, load_causal_lm, load_tokenizer
+from permix.types import Completion, Message, Request, Sampling
 from tests import tiny
 
 
@@ -173,3 +175,29 @@ def test_a_converted_model_that_changed_is_named(monkeypatch: pytest.MonkeyPatch
     (folder / "model.safetensors").write_bytes(content[:-100] + bytes(100))
     with pytest.raises(ConfigError, match=rf"'bundled': {folder}: its files have changed since they were written"):
         hf.ensure_bundled_model()
+
+
+def test_a_model_with_images_is_asked_through_its_part_for_text(tmp_path: Path) -> None:
+    """Its configuration keeps the sizes of the text part apart (Gemma 3, Qwen3-VL, Mistral Small 3.1)."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    tokenizer = tiny.make_tokenizer()
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 512, "sliding_window": 64,
+        "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 1,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1, eos_token_id=1)
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert context_window(str(tmp_path)) == 512
+    model = hf.HFModel(ModelConfig(name=str(tmp_path), dtype="float32"))
+    messages = (Message(role="system", content="You are a sailor."), Message(role="user", content="What is 1 + 1?"))
+    (answer,) = model.generate([Request(messages, 0)], Sampling(max_new_tokens=4))
+    assert isinstance(answer.result, Completion)
+    assert answer.result.completion_tokens

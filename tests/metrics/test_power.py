@@ -64,6 +64,8 @@ def test_a_plan_without_a_run_says_what_it_assumes(tmp_path: Path) -> None:
     needed = required_questions(0.1, 0.2, 4)
     smallest = minimum_detectable_effect(100, 0.2, 4)
     assert facts["discordance 0.20, assumed"] == f"{needed} questions needed; 100 show {smallest:.3f} or more"
+    assert facts["two models, PSS 20 % apart, test of PSS"] == "340 to 430 questions (simulated)"
+    assert facts["two models, PSS 20 % apart, test of sd of personas / mean"].startswith("190 to 360 questions")
 
 
 def test_a_run_that_is_there_is_planned_by_and_says_what_it_showed(tmp_path: Path) -> None:
@@ -73,7 +75,9 @@ def test_a_run_that_is_there_is_planned_by_and_says_what_it_showed(tmp_path: Pat
         found = run_stability(config)
         asked = len(server.asked)
         (line,) = [
-            text for name, text in power_analysis(config.model_copy(update={"plan_power": 0.25})).items() if name != "effect"
+            text
+            for name, text in power_analysis(config.model_copy(update={"plan_power": 0.25})).items()
+            if name.startswith("discordance")
         ]
         assert len(server.asked) == asked
     assert line.startswith(f"{required_questions(0.25, 1 / 3, 3)} questions needed; 6 show ")

@@ -242,6 +242,20 @@ def test_columns_are_named(tmp_path: Path) -> None:
         build_config(TaskConfig, {"question_column": "q"}, source="test")
 
 
+def test_the_text_that_a_question_is_about_is_put_before_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SVAMP has the story in `Body`; without it nobody can answer the question."""
+    row = {"Body": "Ann has 3 hats and buys 4.", "Question": "How many hats has she?", "Answer": 7}
+    assert one(tmp_path, row, "number").text == "Ann has 3 hats and buys 4.\nHow many hats has she?"
+    assert "the text in the column Body is put before the question" in capsys.readouterr().err
+    named = {"q": "How many?", "a": 7, "notes": "Ann has 7 hats.", "Body": "not this"}
+    columns = {"question_column": "q", "answer_column": "a"}
+    assert one(tmp_path, named, "number", **columns).text == "How many?"
+    assert one(tmp_path, named, "number", **columns, context_column="notes").text == "Ann has 7 hats.\nHow many?"
+    assert one(tmp_path, row | {"Body": ""}, "number").text == "How many hats has she?"
+    with pytest.raises(DataError, match=r"Body = 3: must be a text that is not blank"):
+        own(write(tmp_path / "qa.jsonl", [row, row | {"Body": 3, "Question": "And now?"}]), split="all")
+
+
 def test_messages_are_a_question_if_the_user_speaks_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     system = [{"role": "system", "content": "Be brief."}, *USER]
     assert one(tmp_path, {"prompt": system, "answer": "7"}, "number").text == "What is 3+4?"

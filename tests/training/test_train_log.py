@@ -8,7 +8,7 @@ import pytest
 
 from permix.progress import ProgressBar
 from permix.training.rewards import Rollout
-from permix.training.run_log import RolloutLogger, read_training_log, samples_text
+from permix.training.run_log import RolloutLogger, describe_truncation, read_training_log, samples_text
 from permix.types import Verdict
 
 
@@ -44,6 +44,25 @@ def test_tokens_add_up_and_progress_shows_the_reward(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert shown.notes == ["reward 0.50", "", "reward 0.50"]
     assert shown.done == 3
+
+
+def test_the_share_of_truncated_rollouts_is_shown_beside_the_reward(tmp_path: Path) -> None:
+    shown = Notes()
+    log = RolloutLogger(tmp_path, 0, 2, shown)
+    log.log_metrics(1, {"reward": 0.12, "truncated": 0.75})
+    assert shown.notes == ["reward 0.12, 75% cut off"]
+
+
+def test_truncation_is_described_from_the_last_fifth_of_the_steps() -> None:
+    """10 steps with rollouts: the last two have 0.2 and 0.4 cut off. Lines without rollouts do not count."""
+    log = [{"step": step, "truncated": 0.9} for step in range(8)]
+    log += [{"step": 8, "truncated": 0.2}, {"step": 9}, {"step": 10, "truncated": 0.4}]
+    text = describe_truncation(log, 28)
+    assert text is not None
+    assert text.startswith("30% of the rollouts in the last 2 of 10 steps were cut off at train.max_new_tokens = 28.")
+    assert describe_truncation([{"truncated": 0.9}] * 4 + [{"truncated": 0.05}], 28) is None
+    assert describe_truncation([{"loss": 1.0}], 28) is None
+    assert describe_truncation([], 28) is None
 
 
 def test_a_rollout_is_a_whole_record(tmp_path: Path) -> None:

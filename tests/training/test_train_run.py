@@ -33,7 +33,7 @@ from permix.training.job import TrainJob
 from permix.training.run_log import read_training_log
 from permix.types import Completion, Message, Request, Sampling, digest
 from tests.killable import Moment, command
-from tests.tiny import make_base_folder
+from tests.tiny import CHATML_DEFAULT, make_base_folder, make_tokenizer
 
 QUICK = {"lr": 1e-2, "max_new_tokens": 6, "microbatch_tokens": 256, "precision": "float32", "save_every": 2}
 
@@ -99,6 +99,20 @@ def test_a_base_model_learns_to_end_its_turn_and_says_so(tiny_model: Path, tmp_p
         assert log_of(tmp_path / "run")[0]["truncated"] < 0.5
     trained = HFModel(ModelConfig(name=str(folder), dtype="float32"))
     assert trained.fingerprint == digest(folder_fingerprint(folder), "torch.float32")
+
+
+def test_rollouts_keep_the_thinking_that_the_template_opens(tiny_model: Path, tmp_path: Path) -> None:
+    """The model answers with digits and never closes the thinking, so nothing is an answer and nothing is paid."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "thinker"))
+    opens = "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    assert CHATML_DEFAULT.count(opens) == 1
+    make_tokenizer(CHATML_DEFAULT.replace(opens, opens + "<think>\n")).save_pretrained(folder)
+    run_training(stage(folder, tmp_path / "run", plan={"steps": 1}))
+    rollouts = read_training_log(tmp_path / "run" / "rollouts.jsonl")
+    assert len(rollouts) == 32
+    assert all(one["completion"].startswith("<think>\n") for one in rollouts)
+    assert any(any(digit in one["completion"] for digit in "0123456789") for one in rollouts)
+    assert {(one["verdict"]["correct"], one["verdict"]["extracted"]) for one in rollouts} == {(False, None)}
 
 
 def test_the_model_carries_its_card_and_the_questions_it_saw(plain: Path) -> None:

@@ -217,6 +217,8 @@ class TaskConfig(ConfigSection):
     question_column: str | None = None
     """The column of your own file that holds the questions, such as problem or extra_info.question; not needed for the names that
     `permix.tasks.custom` lists."""
+    context_column: str | None = None
+    """The column of a text that the question is about, such as passage; it is put before the question."""
     answer_column: str | None = None
     """The column that holds the right answers."""
     choices_column: str | None = None
@@ -239,7 +241,11 @@ class TaskConfig(ConfigSection):
         is_own = self.name.startswith("own-")
         if is_own and self.path is None:
             raise ValueError(f'path is missing: name = "{self.name}" reads your own questions from a file; give the file')
-        columns = [name for name in ("question_column", "answer_column", "choices_column") if getattr(self, name) is not None]
+        columns = [
+            name
+            for name in ("question_column", "context_column", "answer_column", "choices_column")
+            if getattr(self, name) is not None
+        ]
         if columns and not is_own:
             raise ValueError(f'{columns[0]}: applies to your own questions only, not to name = "{self.name}"; leave it out')
         return self

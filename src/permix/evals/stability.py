@@ -264,11 +264,21 @@ def _run_strategy(
 ASSUMED_DISCORDANCES = (0.1, 0.2, 0.3, 0.5)
 """Discordances that `power_analysis` assumes if there is no run to measure it from."""
 
+QUESTIONS_TO_COMPARE_MODELS = {
+    "PSS": "340 to 430 questions",
+    "sd of personas / mean": "190 to 360 questions, about 500 if one persona alone differs",
+}
+"""Questions at which the test of a difference of 20 % in PSS between two models has a power of .8, by the measure tested.
+
+Source: simulation with 8 and 16 personas by bench/power.py; its table is in docs/measures.md.
+"""
+
 
 def power_analysis(config: StabilityConfig) -> dict[str, str]:
     """Number of questions that detect an effect of `config.plan_power`, and the effect that `config.task.n` questions detect.
 
-    Uses the discordance measured in the run directory, or `ASSUMED_DISCORDANCES` if there is no run. Calls no model.
+    Also the number of questions that a comparison of two models needs, by measure. Uses the discordance measured in the run
+    directory, or `ASSUMED_DISCORDANCES` if there is no run. Calls no model.
     """
     assert config.plan_power is not None
     effect, personas = config.plan_power, len(select_personas(config.personas))
@@ -288,6 +298,10 @@ def power_analysis(config: StabilityConfig) -> dict[str, str]:
         smallest = statistics.minimum_detectable_effect(config.task.n, discordance, personas)
         shows = "no effect" if smallest is None else f"{smallest:.3f} or more"
         facts[f"discordance {discordance:.2f}, {source}"] = f"{needed} questions needed; {config.task.n} show {shows}"
+    facts |= {
+        f"two models, PSS 20 % apart, test of {measure}": f"{needed_text} (simulated)"
+        for measure, needed_text in QUESTIONS_TO_COMPARE_MODELS.items()
+    }
     return facts
 
 

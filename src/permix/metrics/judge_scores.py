@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from permix.metrics import statistics
-from permix.metrics.statistics import Array, nanmean_along
+from permix.metrics.statistics import Array, nanmean_along, safe_divide
 from permix.types import Estimate, Record
 
 QUESTIONS_PER_BLOCK = 5
@@ -136,7 +136,7 @@ def weighted_mean(value_P_U_Q: Array, counts_R_P: Array) -> Array:
     """value_R = Σ c_p x_puq / Σ c_p over the scored cells; any axes may follow the first."""
     scored_P_N = ~np.isnan(value_P_U_Q.reshape(len(value_P_U_Q), -1))
     value_P_N = np.where(scored_P_N, value_P_U_Q.reshape(scored_P_N.shape), 0.0)
-    return _safe_divide(counts_R_P @ value_P_N.sum(axis=1), counts_R_P @ scored_P_N.sum(axis=1))
+    return safe_divide(counts_R_P @ value_P_N.sum(axis=1), counts_R_P @ scored_P_N.sum(axis=1))
 
 
 def rubric_means(score_P_U_Q: Array, counts_R_P: Array) -> Array:
@@ -167,7 +167,7 @@ def persona_contributions(difference_P_U_Q: Array) -> Array:
     """
     paired_P_U_Q = ~np.isnan(difference_P_U_Q)
     total_P_U = np.where(paired_P_U_Q, difference_P_U_Q, 0.0).sum(axis=2)
-    return np.asarray(_safe_divide(total_P_U, paired_P_U_Q.sum(axis=(0, 2))).mean(axis=1))
+    return np.asarray(safe_divide(total_P_U, paired_P_U_Q.sum(axis=(0, 2))).mean(axis=1))
 
 
 def auc(right_P_U_Q: Array, wrong_P_U_Q: Array, counts_R_P: Array) -> Array:
@@ -179,7 +179,7 @@ def auc(right_P_U_Q: Array, wrong_P_U_Q: Array, counts_R_P: Array) -> Array:
     right_R_U_C, wrong_R_U_C = (_count_score_classes(score_P_U_Q, counts_R_P) for score_P_U_Q in (right_P_U_Q, wrong_P_U_Q))
     below_R_U_C = np.cumsum(wrong_R_U_C, axis=2) - wrong_R_U_C / 2
     won_R = (right_R_U_C * below_R_U_C).sum(axis=(1, 2))
-    return _safe_divide(won_R, (right_R_U_C.sum(axis=2) * wrong_R_U_C.sum(axis=2)).sum(axis=1))
+    return safe_divide(won_R, (right_R_U_C.sum(axis=2) * wrong_R_U_C.sum(axis=2)).sum(axis=1))
 
 
 def length_correlation(score_P_U_Q: Array, words_P_U_Q: Array, counts_R_P: Array) -> Array:
@@ -195,12 +195,6 @@ def length_correlation(score_P_U_Q: Array, words_P_U_Q: Array, counts_R_P: Array
         ranks = [_weighted_mid_ranks(value_P_U_Q[:, u][scored_P_Q], weight_R_N) for value_P_U_Q in (score_P_U_Q, words_P_U_Q)]
         rho_R_U[:, u] = _weighted_correlation(ranks[0], ranks[1], weight_R_N)
     return statistics.mean_over_samples(rho_R_U)
-
-
-def _safe_divide(numerator: Array | NDArray[np.int64], denominator: Array | NDArray[np.int64]) -> Array:
-    """numerator / denominator, NaN where the denominator is not positive."""
-    numerator, denominator = np.broadcast_arrays(np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float))
-    return np.asarray(np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0))
 
 
 def _count_score_classes(score_P_U_Q: Array, counts_R_P: Array) -> Array:
@@ -225,10 +219,10 @@ def _weighted_mid_ranks(value_N: Array, weight_R_N: Array) -> Array:
 def _weighted_correlation(x_R_N: Array, y_R_N: Array, weight_R_N: Array) -> Array:
     """Weighted Pearson correlation of each row, value_R; NaN where x or y does not vary."""
     total_R = weight_R_N.sum(axis=1)
-    centred = [row_R_N - _safe_divide((weight_R_N * row_R_N).sum(axis=1), total_R)[:, None] for row_R_N in (x_R_N, y_R_N)]
+    centred = [row_R_N - safe_divide((weight_R_N * row_R_N).sum(axis=1), total_R)[:, None] for row_R_N in (x_R_N, y_R_N)]
     covariance_R = (weight_R_N * centred[0] * centred[1]).sum(axis=1)
     square_R = [(weight_R_N * row_R_N**2).sum(axis=1) for row_R_N in centred]
-    return _safe_divide(covariance_R, np.sqrt(square_R[0] * square_R[1]))
+    return safe_divide(covariance_R, np.sqrt(square_R[0] * square_R[1]))
 
 
 def coincidence_matrix(score_J_P_N: Array) -> Array:
@@ -237,7 +231,7 @@ def coincidence_matrix(score_J_P_N: Array) -> Array:
     m_n judges scored answer n; an answer with fewer than two scores is left out.
     """
     judges_P_N_C = (score_J_P_N[..., None] == SCORE_CLASSES).sum(axis=0).astype(float)
-    weight_P_N = _safe_divide(np.ones(judges_P_N_C.shape[:2]), judges_P_N_C.sum(axis=2) - 1)
+    weight_P_N = safe_divide(np.ones(judges_P_N_C.shape[:2]), judges_P_N_C.sum(axis=2) - 1)
     weighted_P_N_C = judges_P_N_C * np.nan_to_num(weight_P_N)[..., None]
     own_P_C = weighted_P_N_C.sum(axis=1)
     return np.asarray(np.einsum("pnc,pnk->pck", weighted_P_N_C, judges_P_N_C) - own_P_C[:, :, None] * np.eye(len(SCORE_CLASSES)))
@@ -256,7 +250,7 @@ def krippendorff_alpha(count_P_C_C: Array, counts_R_P: Array) -> Array:
     square_R_C_C = (middle_R_C[:, :, None] - middle_R_C[:, None, :]) ** 2
     observed_R = (o_R_C_C * square_R_C_C).sum(axis=(1, 2))
     expected_R = (n_R_C[:, :, None] * n_R_C[:, None, :] * square_R_C_C).sum(axis=(1, 2))
-    return 1 - _safe_divide((n_R_C.sum(axis=1) - 1) * observed_R, expected_R)
+    return 1 - safe_divide((n_R_C.sum(axis=1) - 1) * observed_R, expected_R)
 
 
 def within_tolerance(first_P_N: Array, second_P_N: Array, tolerance: int) -> Array:

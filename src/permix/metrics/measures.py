@@ -158,7 +158,7 @@ STABILITY_MEASURES: dict[str, StabilityMeasure] = {
         ),
         StabilityMeasure(
             "relative_persona_sd", "sd of personas / mean", "hull",
-            lambda accuracy_R_P, _: _sd_of_draws(accuracy_R_P, _) / accuracy_R_P.mean(axis=1),
+            lambda accuracy_R_P, _: statistics.safe_divide(_sd_of_draws(accuracy_R_P, _), accuracy_R_P.mean(axis=1)),
             scores_formula=lambda scores: statistics.relative_persona_sd(scores.mean_P_Q, scores.counts_R_Q), null_end="low",
             phrase="sd of personas relative to the mean",
         ),

@@ -44,13 +44,13 @@ def mean_over_samples(correct_P_Q_S: Array) -> Array:
 def nanmean_along(value_N: Array, axis: int) -> Array:
     """Mean along one axis of the values that are not NaN; NaN where all are NaN, without numpy's warning."""
     scored = ~np.isnan(value_N)
-    return _safe_divide(np.where(scored, value_N, 0.0).sum(axis=axis), scored.sum(axis=axis).astype(float))
+    return safe_divide(np.where(scored, value_N, 0.0).sum(axis=axis), scored.sum(axis=axis).astype(float))
 
 
 def weighted_question_mean(mean_P_Q: Array, counts_R_Q: Array) -> Array:
     """accuracy_R_P: A_p = Σ_q c_q x_pq / Σ_q c_q over the questions with a score of persona p; NaN without one."""
     value_Q_P, scored_Q_P = _values_and_mask(mean_P_Q)
-    return _safe_divide(counts_R_Q @ value_Q_P, counts_R_Q @ scored_Q_P)
+    return safe_divide(counts_R_Q @ value_Q_P, counts_R_Q @ scored_Q_P)
 
 
 def pss(accuracy_P: ArrayLike) -> Array:
@@ -59,7 +59,7 @@ def pss(accuracy_P: ArrayLike) -> Array:
     Noise in the accuracies biases it down.
     """
     accuracies = np.asarray(accuracy_P, dtype=float)
-    return _safe_divide(accuracies.min(axis=-1), accuracies.max(axis=-1))
+    return safe_divide(accuracies.min(axis=-1), accuracies.max(axis=-1))
 
 
 def expected_best_of_k(accuracy_P: Array) -> Array:
@@ -117,7 +117,7 @@ def fit_two_way(mean_P_Q: Array, counts_R_Q: Array) -> TwoWayFit:
         effect_R_P = (inverse_R_P_P @ total_R_P[:, :, None])[:, :, 0]
         diagonal_R_P = np.diagonal(inverse_R_P_P, axis1=1, axis2=2)
     freedom_R = seen_R_P.sum(axis=1) - counts_R_Q @ (personas_Q > 1) - P + 1
-    residual_R = _safe_divide(counts_R_Q @ (centred_P_Q**2).sum(axis=0) - (effect_R_P * total_R_P).sum(axis=1), freedom_R)
+    residual_R = safe_divide(counts_R_Q @ (centred_P_Q**2).sum(axis=0) - (effect_R_P * total_R_P).sum(axis=1), freedom_R)
     return TwoWayFit(effect_R_P, np.where((seen_R_P > 0).all(axis=1), residual_R, np.nan), diagonal_R_P)
 
 
@@ -157,12 +157,12 @@ def persona_sd(mean_P_Q: Array, counts_R_Q: Array) -> Array:
     """
     fit = fit_two_way(mean_P_Q, counts_R_Q)
     excess_R = (fit.effect_R_P**2).sum(axis=1) - fit.residual_R * fit.pinv_diagonal_R_P.sum(axis=1)
-    return np.asarray(np.sqrt(np.maximum(_safe_divide(excess_R, np.float64(len(mean_P_Q) - 1)), 0.0)))
+    return np.asarray(np.sqrt(np.maximum(safe_divide(excess_R, np.float64(len(mean_P_Q) - 1)), 0.0)))
 
 
 def relative_persona_sd(mean_P_Q: Array, counts_R_Q: Array) -> Array:
     """`persona_sd` divided by the mean accuracy over personas [R]; NaN where that is 0."""
-    return _safe_divide(persona_sd(mean_P_Q, counts_R_Q), weighted_question_mean(mean_P_Q, counts_R_Q).mean(axis=1))
+    return safe_divide(persona_sd(mean_P_Q, counts_R_Q), weighted_question_mean(mean_P_Q, counts_R_Q).mean(axis=1))
 
 
 def variance_component_sd(
@@ -215,10 +215,10 @@ def pss_crossfit(mean_P_Q: Array, halves_K_Q: Array, counts_R_Q: Array) -> Array
     sum_RK_P, count_RK_P = first_RK_Q @ value_Q_P, first_RK_Q @ scored_Q_P
     other_sum_RK_P = np.repeat(counts_R_Q @ value_Q_P, K, axis=0) - sum_RK_P
     other_count_RK_P = np.repeat(counts_R_Q @ scored_Q_P, K, axis=0) - count_RK_P
-    half_RK_P, other_RK_P = _safe_divide(sum_RK_P, count_RK_P), _safe_divide(other_sum_RK_P, other_count_RK_P)
+    half_RK_P, other_RK_P = safe_divide(sum_RK_P, count_RK_P), safe_divide(other_sum_RK_P, other_count_RK_P)
     pairs_2_RK = [_score_worst_and_best(half_RK_P, other_RK_P), _score_worst_and_best(other_RK_P, half_RK_P)]
     worst_R, best_R = mean_over_samples(np.concatenate([pair.reshape(2, R, K) for pair in pairs_2_RK], axis=2))
-    return _safe_divide(worst_R, best_R)
+    return safe_divide(worst_R, best_R)
 
 
 def _score_worst_and_best(select_N_P: Array, score_N_P: Array) -> Array:
@@ -232,7 +232,7 @@ def _score_worst_and_best(select_N_P: Array, score_N_P: Array) -> Array:
     scored_N_P = ~(absent_N_P | np.isnan(score_N_P))
     filled_N_P = np.where(scored_N_P, score_N_P, 0.0)
     pair_2_N = np.stack(
-        [_safe_divide((filled_N_P * one).sum(axis=1), (scored_N_P & one).sum(axis=1).astype(float)) for one in chosen]
+        [safe_divide((filled_N_P * one).sum(axis=1), (scored_N_P & one).sum(axis=1).astype(float)) for one in chosen]
     )
     return np.where(np.isnan(pair_2_N).any(axis=0), np.nan, pair_2_N)
 
@@ -494,9 +494,9 @@ def _values_and_mask(mean_P_Q: Array) -> tuple[Array, Array]:
     return np.where(scored_Q_P, mean_P_Q.T, 0.0), scored_Q_P.astype(float)
 
 
-def _safe_divide(numerator: Array, denominator: Array | np.float64) -> Array:
+def safe_divide(numerator: Array | NDArray[np.int64], denominator: Array | NDArray[np.int64] | np.float64) -> Array:
     """numerator / denominator, NaN where the denominator is not positive."""
-    numerator, denominator = np.broadcast_arrays(numerator, denominator)
+    numerator, denominator = np.broadcast_arrays(np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float))
     return np.asarray(np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0))
 
 

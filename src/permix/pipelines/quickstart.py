@@ -29,9 +29,15 @@ from permix.config import (
     resolve_mix,
 )
 from permix.progress import MultiProgress
-from permix.types import Sampling
+from permix.types import Sampling, Split
 
 QUICKSTART_LEVELS = ("add-1", "sub-1", "mul-1", "add-1x3", "add-2")
+
+QUICKSTART_PROMPT = "{question} Answer with a number only."
+
+QUICKSTART_MAX_NEW_TOKENS = 64
+"""With the bare question the model talks on: of the answers of the dev personas, 15 % are cut off at 256 tokens. With this prompt
+2 % are cut off at 64 tokens (6 dev personas and no persona, 25 dev questions each)."""
 
 BASE_LABEL, RLVR_LABEL, PERMIX_LABEL = "base", "RLVR", "PerMix-RLVR"
 
@@ -87,14 +93,18 @@ def _folder(config: QuickstartConfig, label: str, stage: str) -> Path:
     return config.folder / f"{label.lower()}-{stage}"
 
 
+def _task_config(config: QuickstartConfig, split: Split, n: int) -> TaskConfig:
+    return TaskConfig(split=split, levels=QUICKSTART_LEVELS, n=n, seed=config.seed, prompt_template=QUICKSTART_PROMPT)
+
+
 def _train_config(config: QuickstartConfig, size: QuickstartSize, label: str, method: TrainMethod) -> TrainConfig:
     return TrainConfig(
         out=_folder(config, label, "train"), label=label, threads=config.threads,
         method=method, model=TrainableModelConfig(name=config.model),
-        task=TaskConfig(split="train", levels=QUICKSTART_LEVELS, n=300, seed=config.seed),
+        task=_task_config(config, "train", 300),
         personas=PersonasConfig(split="train"),
         plan=RolloutPlanConfig(steps=size.steps, questions_per_step=6, group_size=8, seed=config.seed),
-        train=OptimConfig(lr=3e-5, temperature=0.7, max_new_tokens=28, save_every=5, seed=config.seed),
+        train=OptimConfig(lr=3e-5, temperature=0.7, max_new_tokens=QUICKSTART_MAX_NEW_TOKENS, save_every=5, seed=config.seed),
         character=size.character if method == "permix" else CharacterConfig(),
     )  # fmt: skip
 
@@ -102,9 +112,9 @@ def _train_config(config: QuickstartConfig, size: QuickstartSize, label: str, me
 def _stability_config(config: QuickstartConfig, size: QuickstartSize, label: str, model: str) -> StabilityConfig:
     return StabilityConfig(
         out=_folder(config, label, "stability"), label=label, threads=config.threads, model=ModelConfig(name=model),
-        task=TaskConfig(split="heldout", levels=QUICKSTART_LEVELS, n=size.questions, seed=config.seed),
+        task=_task_config(config, "heldout", size.questions),
         personas=PersonasConfig(split="heldout", n=size.personas, seed=config.seed),
-        sampling=Sampling(temperature=0, max_new_tokens=28), seed=config.seed,
+        sampling=Sampling(temperature=0, max_new_tokens=QUICKSTART_MAX_NEW_TOKENS), seed=config.seed,
     )  # fmt: skip
 
 

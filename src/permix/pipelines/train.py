@@ -31,6 +31,7 @@ from permix.config import RUNTIME_ONLY_FIELDS, TrainConfig
 from permix.inference.hardware import set_threads
 from permix.inference.hf import check_model_folder, context_window, folder_fingerprint, load_tokenizer, resolve_model_source
 from permix.plan import describe_plan, write_plan
+from permix.progress import print_status
 from permix.prompts import template_text
 from permix.storage.files import guard_writes
 from permix.storage.run_dir import RunDir, cpu_seconds
@@ -41,6 +42,7 @@ from permix.training.compatibility import check_context_window, longest_prompt_t
 from permix.training.dev_eval import check_dev_eval_prompts, delete_dev_eval_weights, describe_dev_eval
 from permix.training.job import TrainJob, describe_reference_answers, prepare_training
 from permix.training.model_card import write_model_card
+from permix.training.run_log import describe_truncation, read_training_log
 from permix.training.sft_data import check_teacher, describe_sft_source, teacher_identity
 
 
@@ -60,6 +62,10 @@ def run_training(config: TrainConfig) -> Path:
             if not distributed.broadcast((target / "config.json").exists()):
                 with _track_usage(run):
                     _train_and_save(backend, job, source, run, target)
+                if run is not None and (
+                    truncation := describe_truncation(read_training_log(config.out / "log.jsonl"), config.train.max_new_tokens)
+                ):
+                    print_status(f"warning: {truncation}")
             if run is not None:
                 delete_dev_eval_weights(config.out)
                 if not config.train.keep_checkpoints:

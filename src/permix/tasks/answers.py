@@ -22,6 +22,7 @@ from permix.verification.extraction import (
     number_in_box,
     offered_choices,
     without_boxes,
+    written_number_in_box,
 )
 from permix.verification.latex import without_text_commands
 from permix.verification.math_verifier import is_number_text
@@ -45,8 +46,8 @@ def extract_number_as_written(completion: str, question: str = "") -> str | None
     """A plain number in the notation of any language: "1.500", "2,5"."""
     stated = list(_stated_answers(completion))
     for text in stated:
-        if (written := last_written_number(text)) is not None and number_in_box(text) is not None:
-            return text if text == extract_boxed(completion) and is_number_text(text) else written
+        if (written := written_number_in_box(text)) is not None:
+            return written
     marked = _stated_number(stated)
     return marked if marked is not None else last_written_number(without_boxes(completion))
 

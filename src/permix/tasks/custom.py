@@ -9,11 +9,13 @@ all rows or in none. Without it the split depends on the content: one in four ro
 dev. `task.split = "all"` asks all rows. `task.levels` selects by `level`. Supervised training learns from `solution`, or from the
 boxed answer if there is none.
 
-`task.question_column`, `answer_column` and `choices_column` name the columns; a dot leads into an object. Without them a file's
-columns are the first of these that it has, whatever their case:
+`task.question_column`, `context_column`, `answer_column` and `choices_column` name the columns; a dot leads into an object.
+Without them a file's columns are the first of these that it has, whatever their case:
 
     question    question, problem, query, question_stem, ctx, prompt, messages, input. A list of chat messages (verl's `prompt`)
                 is read if it has one user message; its system message is left out, with a note
+    context     body (SVAMP), passage (BoolQ, DROP), context (SQuAD), article, story: a text that the question is about. It is put
+                before the question, with a note. Where question_column is given, only a given context_column is
     answer      answer, final_answer, reward_model.ground_truth (verl), ground_truth, answerKey (ARC), label (HellaSwag),
                 correct, target, gold, solution. Of a worked answer its `#### 72` (GSM8K) or its last box counts
     choices     choices, options, endings, or a column for each letter (A, B, C ...). A list of texts, an object of letters and
@@ -64,6 +66,8 @@ from permix.verification.extraction import extract_boxed
 from permix.verification.math_verifier import same_number_in_some_notation
 
 QUESTION_COLUMNS = ("question", "problem", "query", "question_stem", "ctx", "prompt", "messages", "input")
+
+CONTEXT_COLUMNS = ("body", "passage", "context", "article", "story")
 
 ANSWER_COLUMNS = (
     *("answer", "final_answer", "reward_model.ground_truth", "ground_truth", "answerKey", "label", "correct", "target", "gold"),
@@ -132,6 +136,8 @@ def questions_of_rows(name: str, rows: Sequence[DatasetRow], config: TaskConfig 
     with_system = sum(_has_system_message(field_value(row.fields, columns.question)) for row in rows)
     if with_system:
         print_status(f"note: {with_system} of {len(rows)} questions have a system message, which is left out")
+    if columns.context is not None:
+        print_status(f"note: the text in the column {columns.context} is put before the question")
     return questions
 
 
@@ -141,6 +147,7 @@ class Columns(NamedTuple):
     question: str
     answer: str
     choices: str | None
+    context: str | None
 
 
 def find_columns(name: str, rows: Sequence[DatasetRow], config: TaskConfig) -> Columns:
@@ -152,7 +159,18 @@ def find_columns(name: str, rows: Sequence[DatasetRow], config: TaskConfig) -> C
         _find_column(rows, config.question_column, QUESTION_COLUMNS, "question"),
         _find_column(rows, config.answer_column, ANSWER_COLUMNS, "answer"),
         choices,
+        _find_context_column(rows, config),
     )
+
+
+def _find_context_column(rows: Sequence[DatasetRow], config: TaskConfig) -> str | None:
+    """The column of the text that the question is about; None if no row has one."""
+    if config.context_column is not None:
+        return _find_column(rows, config.context_column, (), "context")
+    if config.question_column is not None:
+        return None
+    columns = {key.lower(): key for row in rows for key, value in row.fields.items() if isinstance(value, str) and value.strip()}
+    return next((columns[name] for name in CONTEXT_COLUMNS if name in columns), None)
 
 
 def _find_column(rows: Sequence[DatasetRow], given: str | None, known: Sequence[str], field: str) -> str:
@@ -170,6 +188,8 @@ def _find_column(rows: Sequence[DatasetRow], given: str | None, known: Sequence[
 
 def _custom_question(name: str, row: DatasetRow, columns: Columns, integers_are_indices: bool | None) -> Question:
     text = question_text(row, columns.question)
+    if columns.context is not None and field_value(row.fields, columns.context) not in (None, ""):
+        text = f"{row.text(columns.context)}\n{text}"
     worked = row.fields.get("solution")
     worked = worked[0] if isinstance(worked, list) and worked else worked
     if name == "own-choice":

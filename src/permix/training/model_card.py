@@ -15,7 +15,7 @@ from permix.plan import Plan, describe_plan
 from permix.sanitize import escape_markdown
 from permix.storage.files import read_json, write_text
 from permix.training.dev_eval import load_dev_curve
-from permix.training.run_log import read_training_log
+from permix.training.run_log import describe_truncation, read_training_log
 from permix.training.sft_data import SFT_COUNTS_FILE
 
 
@@ -86,8 +86,10 @@ def training_method_text(config: TrainConfig, plan: Plan) -> str:
 
 def _reward_summary(config: TrainConfig, lines: Sequence[Mapping[str, Any]]) -> str:
     rewards = [line["reward"] for line in lines if line.get("reward") is not None]
+    truncation = describe_truncation(lines, config.train.max_new_tokens)
     return f"""Mean reward of the rollouts: {_first_and_last_means(rewards)}
 (sampled at temperature {config.train.temperature}; {lines[-1]["tokens"] if lines else 0} tokens generated).
+{"" if truncation is None else f"{truncation}.{chr(10)}"}\
 Rewards on training questions are no evaluation: run `permix stability` on held-out personas and questions."""
 
 

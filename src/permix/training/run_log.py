@@ -126,7 +126,25 @@ class RolloutLogger(MetricsLogger):
         write_jsonl(self.out / "plan_blocks.jsonl", blocks)
 
     def progress_note(self, metrics: Mapping[str, Any]) -> str:
-        return "" if metrics.get("reward") is None else f"reward {metrics['reward']:.2f}"
+        if metrics.get("reward") is None:
+            return ""
+        truncated = metrics.get("truncated")
+        return f"reward {metrics['reward']:.2f}" + ("" if truncated is None else f", {truncated:.0%} cut off")
+
+
+NOTABLE_TRUNCATED_SHARE = 0.05
+
+
+def describe_truncation(log: Sequence[Mapping[str, Any]], max_new_tokens: int) -> str | None:
+    """A sentence about the rollouts that were cut off in the last fifth of the steps; None for at most 5 %."""
+    shares = [line["truncated"] for line in log if line.get("truncated") is not None]
+    last = shares[-max(1, len(shares) // 5) :]
+    if not last or (share := sum(last) / len(last)) <= NOTABLE_TRUNCATED_SHARE:
+        return None
+    return (
+        f"{share:.0%} of the rollouts in the last {len(last)} of {len(shares)} steps were cut off at train.max_new_tokens = "
+        f"{max_new_tokens}. A rollout that is cut off before its answer earns no reward, so the training also rewards brevity"
+    )
 
 
 @contextmanager

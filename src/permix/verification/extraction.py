@@ -161,8 +161,12 @@ def canonical_decimal(digits: str) -> str:
     return (whole.lstrip("0") or "0") + ("." + rest if rest else "")
 
 
+_LATEX_GROUPING = re.compile(r"(?<=[0-9])(?:\\[,;:! ]|\{,\}|,\\!|[\u2009\u202f])(?=[0-9]{3}(?![0-9]))")
+
+
 def _normalise(text: str) -> str:
-    return fold_digits(text.translate(MINUS_SIGNS))
+    r"""ASCII digits and minus signs, without the marks that LaTeX sets between thousands: `12\,000` and `12{,}000` are 12000."""
+    return _LATEX_GROUPING.sub("", fold_digits(text.translate(MINUS_SIGNS))).replace("{,}", ",")
 
 
 def _canonical_number(match: re.Match[str]) -> str:
@@ -218,20 +222,30 @@ def number_in_box(content: str) -> str | None:
 
     None for an expression: the question's own formula, boxed, is no answer.
     """
-    text = _normalise(INVISIBLE.sub("", content))
-    text = re.sub(r"(?<=[0-9])(?:\\,|\\ |\{,\}|,\\!|[\u00a0\u2009\u202f])(?=[0-9]{3}(?![0-9]))", "", text)
+    match = _only_number(content, _NUMBER_IN_TEXT)
+    return None if match is None else _canonical_number(match)
+
+
+def written_number_in_box(content: str) -> str | None:
+    """As `number_in_box`, in the notation of any language and as it is written: "2,5 km" holds "2,5"."""
+    match = _only_number(content, _WRITTEN_NUMBER)
+    return None if match is None else match[0]
+
+
+def _only_number(content: str, number: re.Pattern[str]) -> re.Match[str] | None:
+    text = re.sub("(?<=[0-9])\u00a0(?=[0-9]{3}(?![0-9]))", "", _normalise(INVISIBLE.sub("", content)))
     text = without_text_commands(text)
     text = re.sub(r"\\[,;:! ]|\\q?quad|\*\*", " ", text).replace("{", " ").replace("}", " ")
     if name := _NAME_BEFORE.match(text):
         text = text[name.end() :]
-    found = list(_NUMBER_IN_TEXT.finditer(text))
+    found = list(number.finditer(text))
     if len(found) != 1:
         return None
     (match,) = found
     rest = _UNIT_AROUND.sub(" ", text[: match.start()] + " " + text[match.end() :])
     if _OPERATOR.search(rest) or re.search(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z.])", re.sub(r"\b[mgshlLCFK]\b|\ba\b", "", rest)):
         return None
-    return _canonical_number(match)
+    return match
 
 
 _CHOICE_IN_BOX = re.compile(
@@ -286,7 +300,7 @@ def last_choice_letter(text: str, offered: Collection[str]) -> str | None:
 
 
 _WRITTEN_NUMBER = re.compile(
-    r"(?<![\w.,])(?:(?<![\w)\]}.][ ])[-+])?[$\u20ac\u00a3]?-?"
+    r"(?<![A-Za-z\u00c0-\u024f0-9_.,])(?:(?<![\w)\]}.][ ])[-+])?[$\u20ac\u00a3]?-?"
     r"[0-9]+(?:(?:[.,'\u2019\u00a0\u202f\u2009]|[ ](?=[0-9]{3}(?![0-9])))[0-9]+)*(?:\s?%)?"
 )
 
