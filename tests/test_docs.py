@@ -182,8 +182,9 @@ def test_results_hold_no_number_without_its_command() -> None:
     assert all("```sh\n" in section for section in sections)
 
 
-def test_the_tests_that_the_security_page_names_exist() -> None:
-    named = re.findall(r"(tests/[\w/]+\.py)::(\w+)", (ROOT / "docs" / "security.md").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("page", ["security.md", "inputs.md"])
+def test_the_tests_that_a_page_names_exist(page: str) -> None:
+    named = re.findall(r"(tests/[\w/]+\.py)::(\w+)", (ROOT / "docs" / page).read_text(encoding="utf-8"))
     assert len(named) > 30
     gone = [f"{file}::{name}" for file, name in named if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")]
     assert gone == []
