@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from permix.config import DevEvalConfig, OptimConfig, PersonasConfig, RolloutPlanConfig, TrainableModelConfig, TrainConfig
 from permix.metrics.dev_curve import DevCurve, DevEvalPoint
@@ -24,7 +25,7 @@ def card(tmp_path: Path, plan: Plan, rewards: list[float | None]) -> str:
         out=tmp_path / "run", label="PerMix", model=TrainableModelConfig(name="base-model"),
         train=OptimConfig(lr=3e-5, temperature=0.7, beta=0.04),
     )  # fmt: skip
-    write_model_card(tmp_path, config, plan, log)
+    write_model_card(tmp_path, config, plan, log, str(tmp_path / "base"))
     return (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
@@ -81,7 +82,7 @@ def test_probes_stand_in_a_table_and_a_figure(tmp_path: Path) -> None:
 def test_a_label_is_text(tmp_path: Path) -> None:
     config = TrainConfig(out=tmp_path / "run", label="<!-- permix report: begin -->\n## x")
     (tmp_path / "log.jsonl").write_text("")
-    write_model_card(tmp_path, config, plan_of(0.8), tmp_path / "log.jsonl")
+    write_model_card(tmp_path, config, plan_of(0.8), tmp_path / "log.jsonl", "base-model")
     text = (tmp_path / "README.md").read_text()
     assert "<!--" not in text
     assert "\n## x" not in text
@@ -90,3 +91,48 @@ def test_a_label_is_text(tmp_path: Path) -> None:
 def test_matplotlib_waits_for_the_card() -> None:
     code = "import sys, permix.training.model_card, permix.training.checkpoints; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def front_matter(tmp_path: Path, name: str, source_card: str | None) -> dict[str, object]:
+    """The fields of the card of a model trained from `name`, whose folder has this README.md."""
+    source = tmp_path / "source"
+    source.mkdir()
+    if source_card is not None:
+        (source / "README.md").write_text(source_card, encoding="utf-8")
+    config = TrainConfig(out=tmp_path / "run", model=TrainableModelConfig(name=str(source) if name == "FOLDER" else name))
+    write_model_card(tmp_path, config, plan_of(0.8), tmp_path / "log.jsonl", str(source))
+    head = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n")[1]
+    fields: dict[str, object] = yaml.safe_load(head)
+    assert fields["library_name"] == "transformers"
+    assert fields["pipeline_tag"] == "text-generation"
+    assert fields["tags"] == ["permix", "reinforcement-learning", "grpo"]
+    return {key: value for key, value in fields.items() if key not in ("library_name", "pipeline_tag", "tags")}
+
+
+OURS = "---\nbase_model: Org/Small\nlicense: apache-2.0\ntags: [permix, grpo]\n---\n# Model"
+OTHER = "---\r\nlicense: other\r\nlicense_name: 'own: #1'\r\nlicense_link: LICENSE\r\nbase_model: Org/Base\r\n---\r\n"
+
+OTHER_LICENCE = {"license": "other", "license_name": "own: #1", "license_link": "LICENSE"}
+
+
+@pytest.mark.parametrize(
+    ("name", "source_card", "fields"),
+    [
+        ("bundled", None, {"base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0"}),
+        ("Org/Small", None, {"base_model": "Org/Small"}),
+        ("Org/Small", OTHER, {"base_model": "Org/Small"} | OTHER_LICENCE),
+        ("FOLDER", OURS, {"base_model": "Org/Small", "license": "apache-2.0"}),  # trained here before, so its origin is ours
+        ("FOLDER", OTHER, OTHER_LICENCE),  # the card names the base of that model, not that model
+        ("FOLDER", None, {}),
+        ("FOLDER", "# no front matter", {}),
+        ("FOLDER", "---\n[a: {\n---\n", {}),
+        ("FOLDER", "---\n- a list\n---\n", {}),
+        ("FOLDER", "---\n!!python/object/apply:os.system ['false']\n---\n", {}),
+        ("FOLDER", "---\nlicense: [mit, 3]\nbase_model: {a: b}\ntags: permix\n---\n", {}),
+        ("FOLDER", "---\nlicense: mit\n---\n" + "x" * 1_000_000, {}),
+    ],
+)  # fmt: skip
+def test_a_card_names_the_base_model_and_the_licence(
+    tmp_path: Path, name: str, source_card: str | None, fields: dict[str, str]
+) -> None:
+    assert front_matter(tmp_path, name, source_card) == fields

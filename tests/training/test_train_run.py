@@ -1,6 +1,7 @@
 """`permix train`: what it writes, what it refuses, and that a killed run ends bitwise where an undisturbed one does."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -121,6 +122,24 @@ def test_the_model_carries_its_card_and_the_questions_it_saw(plain: Path) -> Non
     assert plan.hash in card
     assert "PerMix-RLVR (persona-mixed RLVR), trained by permix from" in card
     assert read_trained_on(plain / "model").question_hashes == {row.question_hash for row in plan.rows}
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_the_result_is_saved_in_bfloat16_on_request(tiny_model: Path, tmp_path: Path, lora_rank: int) -> None:
+    """Tied weights are saved once, the configuration says the format, and everybody may read the files."""
+    before = os.umask(0o027)
+    try:
+        run_training(stage(tiny_model, tmp_path / "run", plan={"steps": 1}, save_dtype="bfloat16", lora_rank=lora_rank))
+    finally:
+        os.umask(before)
+    folder = tmp_path / "run" / "model"
+    assert {value.dtype for value in weights(folder).values()} == {torch.bfloat16}
+    assert weights(folder).keys() == weights(tiny_model).keys()
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir() if path.is_file()} == {0o640}
+    model = HFModel(ModelConfig(name=str(folder), dtype="float32"))
+    (answer,) = model.generate([Request((Message(role="user", content="What is 1 + 1?"),), 0)], Sampling(max_new_tokens=4))
+    assert isinstance(answer.result, Completion)
 
 
 def test_a_run_leaves_its_log_and_no_scratch(plain: Path) -> None:

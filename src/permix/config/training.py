@@ -115,6 +115,9 @@ class OptimConfig(ConfigSection):
     """Optimizer steps between checkpoints."""
     keep_checkpoints: bool = False
     """Keep the last checkpoint (weights and optimizer state) when training is finished."""
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the weights in the result, the folder model/. bfloat16 halves its size; most engines convert to it anyway.
+    float32 keeps exactly what was trained."""
     samples_every: int = Field(default=5, gt=0)
     """Steps of the plan between samples of completions in samples.md."""
     seed: int = Field(default=0, ge=0)
@@ -146,7 +149,10 @@ class OptimConfig(ConfigSection):
         return self
 
 
-RUNTIME_ONLY_FIELDS = ("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_gpu_memory_utilization")
+RUNTIME_ONLY_FIELDS = (
+    *("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_gpu_memory_utilization"),
+    "save_dtype",
+)
 """Settings of [train] that change where rollouts are generated, not what is computed: a run may be resumed with other values."""
 
 

@@ -137,7 +137,7 @@ def _train_and_save(backend: TrainerBackend, job: TrainJob, source: str, run: Ru
     if run is not None:
         with guard_writes(scratch):
             write_trained_on(scratch, trained_on)
-            write_model_card(scratch, job.config, job.plan, out / "log.jsonl")
+            write_model_card(scratch, job.config, job.plan, out / "log.jsonl", source)
             scratch.rename(target)
 
 

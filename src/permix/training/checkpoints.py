@@ -323,14 +323,38 @@ def save_model(
     network, state = _merged_model(trainer, config, source, selected_weights)
     if not distributed.is_main():
         return
+    import torch
     from safetensors import SafetensorError
 
     from permix.inference.generation import stop_at_end_of_turn
 
     stop_at_end_of_turn(network, tokenizer)  # adapters may have been merged into a newly loaded network
+    if config.save_dtype == "bfloat16":
+        state = _cast_state(network.state_dict() if state is None else state, torch.bfloat16)
     with guard_writes(folder, SafetensorError):
         network.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
+        if config.save_dtype != "float32":  # save_pretrained writes the dtype of the network, which was not cast
+            write_json(folder / "config.json", read_json(folder / "config.json") | {"dtype": config.save_dtype})
+        _make_readable(folder)
+
+
+def _cast_state(state: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """The floating-point tensors of a state in another format. Tied tensors stay one tensor, so that they are saved once."""
+    cast: dict[tuple[int, tuple[int, ...]], Any] = {}
+    return {
+        name: cast.setdefault((value.data_ptr(), tuple(value.shape)), value.to(dtype)) if value.is_floating_point() else value
+        for name, value in state.items()
+    }
+
+
+def _make_readable(folder: Path) -> None:
+    """Give every file the permissions of a new file: safetensors writes files that only their owner may read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
 
 
 def _merged_model(

@@ -4,11 +4,14 @@ Contract: curves and numbers come from the run's logs and records, as in a repor
 imported only when curves are drawn, after the training.
 """
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from permix.config import IGNORED_FIELDS, SUPERVISED_METHODS, TrainConfig
+from permix.inference.hf import BUNDLED_HUB_ID
 from permix.metrics.dev_curve import DevCurve, DevEvalPoint, selection_text
 from permix.metrics.measures import measures_in
 from permix.plan import Plan, describe_plan
@@ -50,8 +53,11 @@ def _points_table(points: Sequence[DevEvalPoint]) -> str:
     return markdown_table(headings, rows)
 
 
-def write_model_card(folder: Path, config: TrainConfig, plan: Plan, log_path: Path) -> None:
-    """Write README.md and its figures into the model's `folder`; `log_path` is log.jsonl of the training run."""
+def write_model_card(folder: Path, config: TrainConfig, plan: Plan, log_path: Path, source: str) -> None:
+    """Write README.md and its figures into the model's `folder`.
+
+    `log_path` is log.jsonl of the training run. `source` is the folder of the model that the training began with.
+    """
     lines, name = read_training_log(log_path), config.label or config.out.name
     curve = load_dev_curve(config.out, config.dev_eval) if config.dev_eval.every else None
     settings = config.train.model_dump(mode="json", exclude=set(IGNORED_FIELDS[config.method]))
@@ -67,8 +73,48 @@ def write_model_card(folder: Path, config: TrainConfig, plan: Plan, log_path: Pa
     if counts.exists():
         parts.append("## Training examples\n\n" + _table(read_json(counts)))
     parts.append("## Training\n\n" + _table(settings))
-    tags = ", ".join(["permix", *(("sft",) if config.method in SUPERVISED_METHODS else ("reinforcement-learning", "grpo"))])
-    write_text(folder / "README.md", f"---\nlibrary_name: transformers\ntags: [{tags}]\n---\n" + "\n\n".join(parts) + "\n")
+    tags = ["permix", *(("sft",) if config.method in SUPERVISED_METHODS else ("reinforcement-learning", "grpo"))]
+    facts = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": tags} | _origin(config.model.name, source)
+    # JSON is YAML, and quotes what a source's card holds.
+    lines_of_facts = "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in facts.items())
+    write_text(folder / "README.md", f"---\n{lines_of_facts}---\n" + "\n\n".join(parts) + "\n")
+
+
+LICENCE_FIELDS = ("license", "license_name", "license_link")
+
+
+def _origin(name: str, source: str) -> dict[str, str]:
+    """`base_model` and the licence of a trained model, by the name and the folder of the model that the training began with.
+
+    Without a hub id the base model is that of a source trained by permix, else it is unknown. The licence is the source's.
+    """
+    card = _front_matter(Path(source) / "README.md")
+    licence = {field: card[field] for field in LICENCE_FIELDS if isinstance(card.get(field), str)}
+    if name == "bundled":
+        return {"base_model": BUNDLED_HUB_ID, "license": "apache-2.0"}
+    if not Path(name).is_dir():
+        return {"base_model": name} | licence
+    tags, base = card.get("tags"), card.get("base_model")
+    is_ours = isinstance(tags, list) and "permix" in tags
+    return ({"base_model": base} if is_ours and isinstance(base, str) else {}) | licence
+
+
+MAX_CARD_BYTES = 1_000_000
+
+
+def _front_matter(card: Path) -> dict[str, Any]:
+    """The fields between the `---` lines at the start of a model card; empty if there are none or they cannot be read."""
+    if not card.is_file() or card.stat().st_size > MAX_CARD_BYTES:
+        return {}
+    import yaml  # transformers brings it
+
+    text = card.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n")
+    match = re.match(r"---\n(.*?)\n---(?:\n|$)", text, re.DOTALL)
+    try:
+        fields = yaml.safe_load(match[1]) if match else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def training_method_text(config: TrainConfig, plan: Plan) -> str:
