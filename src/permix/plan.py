@@ -5,6 +5,8 @@ differ only in `mix` ask the same questions in the same order, and a row with a 
 a larger one.
 """
 
+from __future__ import annotations
+
 import json
 import random
 from bisect import bisect_left, bisect_right
@@ -12,10 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, count, islice
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from permix.config import (
     NO_PERSONA_METHODS,
@@ -34,6 +33,11 @@ from permix.storage.files import PARSE_ERRORS, parse_error_text, replace_when_do
 from permix.storage.rows import quote_value
 from permix.tasks import TASKS, load_questions
 from permix.types import Persona, PlanRow, Question, digest, seed_from
+
+# pyarrow is optional: evaluations and reports import this module and need no Parquet file.
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 PLAN_FORMAT = "permix-plan-3"
 """The format of a plan file: its columns and the keys of its metadata."""
@@ -257,10 +261,13 @@ def sample_persona(seed: int, persona_sampler: PersonaSampler, mix: float) -> Pe
 
 def write_plan(plan: Plan, path: Path) -> None:
     """Write the plan to one Parquet file. Messages are written as JSON text, so that any Parquet viewer shows them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [row.model_dump(mode="json") | {"messages": json.dumps(row.messages, ensure_ascii=False)} for row in plan.rows]
     about = plan.metadata | {"format": PLAN_FORMAT, "hash": plan.hash}
-    table = pa.Table.from_pylist(rows, schema=_SCHEMA).replace_schema_metadata({"permix": json.dumps(about)})
+    table = pa.Table.from_pylist(rows, schema=_schema()).replace_schema_metadata({"permix": json.dumps(about)})
     with replace_when_done(path) as scratch:
         pq.write_table(table, scratch)
 
@@ -270,6 +277,9 @@ def read_plan(path: Path) -> Plan:
 
     The file may be a stranger's: columns of other types are refused unread, and at most `MAX_PLAN_BYTES` are decompressed.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     if path.exists() and not path.is_file():
         raise DataError(f"plan {path}: not a file; give the file that `permix plan` wrote")
     try:
@@ -307,7 +317,7 @@ MAX_PLAN_ERROR_CHARS = 300
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:
     """Raise DataError naming the first column that is missing, additional or of another type."""
-    found, wanted = ({field.name: field.type for field in one} for one in (schema, _SCHEMA))
+    found, wanted = ({field.name: field.type for field in one} for one in (schema, _schema()))
     for name in wanted | found:
         if found.get(name) != wanted.get(name):
             raise DataError(
@@ -327,23 +337,27 @@ def _read_rows(path: Path, file: pq.ParquetFile) -> Iterator[PlanRow]:
             yield PlanRow.model_validate(row | {"messages": json.loads(row["messages"])})
 
 
-_SCHEMA = pa.schema(
-    [
-        ("step", pa.int32()),
-        ("group", pa.int32()),
-        ("rollouts", pa.int32()),
-        ("task", pa.string()),
-        ("question_id", pa.string()),
-        ("question_hash", pa.string()),
-        ("persona_id", pa.string()),
-        ("persona_tags", pa.list_(pa.string())),
-        ("seed", pa.int64()),
-        ("messages", pa.string()),
-        ("gold", pa.string()),
-        ("spare", pa.bool_()),
-        ("solution", pa.string()),
-    ]
-)
+def _schema() -> pa.Schema:
+    """The columns of a plan file."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("step", pa.int32()),
+            ("group", pa.int32()),
+            ("rollouts", pa.int32()),
+            ("task", pa.string()),
+            ("question_id", pa.string()),
+            ("question_hash", pa.string()),
+            ("persona_id", pa.string()),
+            ("persona_tags", pa.list_(pa.string())),
+            ("seed", pa.int64()),
+            ("messages", pa.string()),
+            ("gold", pa.string()),
+            ("spare", pa.bool_()),
+            ("solution", pa.string()),
+        ]
+    )
 
 
 def describe_plan(plan: Plan) -> dict[str, str]:

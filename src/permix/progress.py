@@ -89,8 +89,9 @@ class ProgressBar:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated seconds left; None before this process has finished a unit."""
-        return (self.total - self.done) / self.rate if self.done > self._already_done else None
+        """Estimated seconds left; None before this process has done 2 % of the units, of which the first include the start-up."""
+        done_now = self.done - self._already_done
+        return (self.total - self.done) / self.rate if done_now > 0 and done_now >= 0.02 * self.total else None
 
 
 class _TerminalBar(ProgressBar):

@@ -5,16 +5,15 @@ of the estimates passed in. A value that cannot be computed is left out, a cell 
 Pass the same `styles` everywhere to give a model the same look in every figure. Titles and names may be hostile text.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 from permix.evals.drift_report import Drift, TurnSeries
 from permix.metrics.dev_curve import DevCurve, selected_step
@@ -27,6 +26,9 @@ from permix.rendering.table import md_label
 from permix.rendering.theme import HOLLOW_MARKER_NOTE, QUESTION_INTERVAL_NOTE, PlotArray, Style
 from permix.sanitize import escape_for_figure as safe
 from permix.types import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 DRIFT_AXIS_LABELS = {
     "identifiability": "identifiability",
@@ -59,7 +61,7 @@ def plot_drift(drift_by_model: Mapping[str, Drift], path: Path, styles: Mapping[
             for chance in {drift.chance for drift in drift_by_model.values()}:
                 ax.axhline(chance, color="0.4", lw=1.2, ls=":")
     axes[-1].set_xlabel("turn")
-    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    theme.integer_ticks(axes[-1])
     theme.draw_legend(fig, list(drift_by_model), styles)
     theme.save_figure(fig, path)
 
@@ -170,7 +172,7 @@ def plot_lottery(summaries: Mapping[str, StabilitySummary], path: Path, styles: 
         ax.fill_between(k_K, *band_K_2.T, color=style.colour, alpha=0.15, lw=0)
         if summary.baseline.value is not None:
             ax.axhline(summary.baseline.value, color=style.colour, lw=1.0, ls=NO_PERSONA_DASHES, zorder=1)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    theme.integer_ticks(ax)
     ax.set_xlabel("k, personas tried")
     ax.set_ylabel("expected best accuracy")
     theme.draw_legend(fig, list(summaries), styles)
@@ -194,7 +196,7 @@ def plot_learning_curves(logs: Mapping[str, _TrainLog], path: Path, styles: Styl
         ax.set_ylabel(name)
         ax.set_ylim(bottom=0)
     axes[-1].set_xlabel("step")
-    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    theme.integer_ticks(axes[-1])
     theme.draw_legend(fig, list(logs), styles, marker=False)
     theme.save_figure(fig, path)
 
@@ -229,7 +231,7 @@ def plot_dev_curves(curves: Mapping[str, DevCurve], path: Path, styles: Styles |
     for ax in axes:
         ax.set_ylim(0, min(1.04, top if ax in accuracy_axes else ax.get_ylim()[1]))
     axes[-1].set_xlabel("step")
-    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    theme.integer_ticks(axes[-1], steps=[1, 2, 5, 10])
     theme.draw_legend(fig, list(curves), styles)
     theme.save_figure(fig, path)
 
@@ -282,6 +284,8 @@ def _plot_no_persona_level(ax: Axes, estimate: Estimate, style: Style) -> None:
 
 def _plot_score_matrix(ax: Axes, value_R_Q: PlotArray, names: Sequence[str]) -> Any:
     """One block of cells, one row per name; where a value is NaN the hatched background shows."""
+    from matplotlib.patches import Rectangle
+
     R, Q = value_R_Q.shape
     ax.add_patch(Rectangle((-0.5, -0.5), Q, R, facecolor="0.85", edgecolor="0.55", hatch="/////", lw=0))
     cells = np.ma.masked_invalid(value_R_Q)
@@ -358,6 +362,8 @@ def plot_identifiability_curves(
 
 
 def _set_log2_axis(ax: Axes, questions: list[int]) -> None:
+    from matplotlib.ticker import NullLocator, ScalarFormatter
+
     ax.set_xscale("log", base=2)
     ax.set_xticks(questions)
     ax.xaxis.set_major_formatter(ScalarFormatter())

@@ -5,27 +5,27 @@ same bytes, as PNG and as SVG. Colours are Okabe and Ito's; markers and line sty
 distinguished in grey and by colour-blind readers.
 """
 
+from __future__ import annotations
+
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
-from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from permix.sanitize import escape_for_figure as safe
 from permix.storage.files import guard_writes
 from permix.types import Estimate
+
+# matplotlib is optional and is imported only when a figure is drawn: styles and texts serve the HTML page too.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 PlotArray = NDArray[np.float64]
 
@@ -82,6 +82,8 @@ HOLLOW_MARKER_NOTE = "; hollow: the judge does not tell right from wrong persona
 
 def new_figure(height: float, title: str, note: str) -> Figure:
     """An empty figure: `height` inches of room for plots, under a title and a note in small type (n, intervals, marks)."""
+    from matplotlib.figure import Figure
+
     lines = textwrap.wrap(note, 126)
     above = TITLE_HEIGHT_IN + NOTE_LINE_HEIGHT_IN * len(lines) + 0.06
     fig = Figure(figsize=(FIGURE_WIDTH_IN, height + above), dpi=DPI, layout="constrained")
@@ -102,8 +104,17 @@ def stacked_axes(fig: Figure, count: int) -> list[Axes]:
     return axes
 
 
+def integer_ticks(ax: Axes, **options: Any) -> None:
+    """Put the ticks of the x axis at whole numbers; `options` are those of matplotlib's MaxNLocator."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, **options))
+
+
 def draw_legend(fig: Figure, labels: Sequence[str], styles: Mapping[str, Style], *, marker: bool = True) -> None:
     """The legend, below all plots; seeds of one method have one entry with their number."""
+    from matplotlib.lines import Line2D
+
     groups = labels_by_legend_name(labels, styles)
     looks = [styles[group[0]] for group in groups.values()]
     handles = [Line2D([], [], color=one.colour, ls=one.line, lw=1.8, marker=one.marker if marker else "") for one in looks]
@@ -121,6 +132,10 @@ def labels_by_legend_name(labels: Sequence[str], styles: Mapping[str, Style]) ->
 
 def save_figure(fig: Figure, path: Path) -> None:
     """Write the figure as PNG to `path`, and as SVG next to it."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     with guard_writes(path), rc_context({"svg.hashsalt": "permix"}):  # without it the SVG's ids are random
         path.parent.mkdir(parents=True, exist_ok=True)
         FigureCanvasAgg(fig).print_png(path, metadata={"Software": None})
@@ -148,6 +163,8 @@ def label_points(
     ax: Axes, positions: Mapping[str, tuple[float, float]], obstacles: Sequence[Bbox], styles: Mapping[str, Style]
 ) -> None:
     """Write each label next to its point, where it overlaps least with points, labels and `obstacles` (data coordinates)."""
+    from matplotlib.transforms import Bbox
+
     ax.figure.draw_without_rendering()  # type: ignore[union-attr]
     inside = ax.get_window_extent()
     occupied = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in (ax.transData.transform(xy) for xy in positions.values())]
@@ -168,6 +185,8 @@ def label_points(
 
 
 def _add_label(ax: Axes, label: str, xy: tuple[float, float], style: Style, dx: int, dy: int) -> Any:
+    from matplotlib.patheffects import withStroke
+
     look: dict[str, Any] = {"ha": "left" if dx > 0 else "right", "va": "bottom" if dy > 0 else "top"}
     look |= {
         "color": style.colour,
@@ -180,5 +199,7 @@ def _add_label(ax: Axes, label: str, xy: tuple[float, float], style: Style, dx: 
 
 def _overlap_area(one: Bbox, other: Bbox) -> float:
     """Area in square pixels that two boxes share."""
+    from matplotlib.transforms import Bbox
+
     shared = Bbox.intersection(one, other)
     return 0.0 if shared is None else float(shared.width * shared.height)

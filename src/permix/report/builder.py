@@ -12,6 +12,7 @@ not at all. Apart from the cards, only `out` is written to.
 import re
 import shutil
 from collections.abc import Collection, Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from permix.errors import DataError
 from permix.evals.stability import first_round_grid
 from permix.metrics import statistics
 from permix.metrics.dev_curve import selected_step
+from permix.progress import print_status_once
 from permix.rendering import plots, table, theme
 from permix.rendering.plots import plot_drift
 from permix.rendering.table import one_line
@@ -205,9 +207,13 @@ def draw_report_figures(
 ) -> dict[str, str]:
     """Draw every figure that the runs allow. Returns {file name: what the figure shows}, in the order of the report.
 
+    Without matplotlib there are none; the page draws its charts itself.
     The trade-off figure leaves out every method with a model that cannot be compared with the first model, because an arrow to
     that method would be such a comparison.
     """
+    if find_spec("matplotlib") is None:
+        print_status_once("note: no figures as PNG and SVG files, since matplotlib is not installed; index.html draws its own")
+        return {}
     styles = theme.styles_for((model.label for model in models), method_names(methods))
     summaries = {model.label: model.stability for model in models if model.stability is not None}
     incomparable = {one.label for one in comparisons if one.against == models[0].label and (one.reasons or one.fidelity_reasons)}

@@ -5,15 +5,11 @@ is one point with both intervals, at the mean of its training seeds; each seed i
 without one of the two numbers is left out. In the figures of judges, a judge that is not trusted has hollow marks.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.patches import Patch
-from matplotlib.transforms import Bbox
+from typing import TYPE_CHECKING, NamedTuple
 
 from permix.judges.summary import JudgeSummary
 from permix.rendering import theme
@@ -32,6 +28,10 @@ from permix.report.methods import PooledMethod, ReportMethod
 from permix.sanitize import escape_for_figure as safe
 from permix.types import Estimate, JudgeControl
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.transforms import Bbox
+
 JudgedRuns = Mapping[str, JudgedRun]
 
 
@@ -46,7 +46,8 @@ CONTROL_NAMES: dict[JudgeControl, str] = {
     "injected": "injected",
 }
 
-SCORE_COLOURS = colormaps["cividis"](np.linspace(0.05, 1.0, 5))
+SCORE_COLOURS = ("#002b62", "#4c556c", "#828079", "#bfb06b", "#fee838")
+"""Of the scores 1 to 5: cividis from 0.05 to 1."""
 
 _MIN_LABELLED_WIDTH = 0.06  # as a share of the bar; a narrower piece has no room for its number
 
@@ -130,6 +131,8 @@ def plot_judge_reliability(runs: JudgedRuns, kind: str, path: Path) -> None:
             fontsize=10,
         )
     axes[-1].set_xlabel("share of answers")
+    from matplotlib.patches import Patch
+
     patches = [Patch(facecolor=shade, label=f"score {score}") for score, shade in enumerate(SCORE_COLOURS, start=1)]
     fig.legend(handles=patches, loc="outside lower center", ncols=5, frameon=False)
     theme.save_figure(fig, path)
@@ -184,6 +187,8 @@ class TradeoffPoint(NamedTuple):
     @property
     def boxes(self) -> list[Bbox]:
         """The two interval bars through the point, and its seeds, as boxes without width."""
+        from matplotlib.transforms import Bbox
+
         (x, y), (left, right), (low, high) = self.xy, theme.interval_ends(self.identifiability), theme.interval_ends(self.pss)
         return [Bbox([[left, y], [right, y]]), Bbox([[x, low], [x, high]]), *(Bbox([seed, seed]) for seed in self.seeds)]
 

@@ -1,0 +1,85 @@
+"""The install without extras: an endpoint is measured, reported and compared without matplotlib, pyarrow and torch."""
+
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from tests.sample_runs import asked_what, solve, stability_values, toml
+from tests.servers import openai_server
+
+OPTIONAL = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "pandas",
+    "pyarrow",
+    "matplotlib",
+    "PIL",
+    "inspect_ai",
+)
+
+SCRIPT = f"""
+import sys
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {OPTIONAL}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Without())
+import importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.partition(".")[0] in {OPTIONAL} else real(name, *rest)
+from permix.cli import main
+main(sys.argv[1:])
+"""
+
+
+def permix(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", SCRIPT, *argv], capture_output=True, text=True)
+
+
+def test_an_endpoint_is_measured_reported_and_compared(tmp_path: Path) -> None:
+    with openai_server(lambda body, *_: str(solve(asked_what(body)))) as server:
+        for name in ("one", "two"):
+            file = tmp_path / f"{name}.toml"
+            file.write_text(toml(stability_values(tmp_path, server.base_url, out=str(tmp_path / name), label=name)))
+            ended = permix("stability", str(file))
+            assert ended.returncode == 0, ended.stderr[-2000:]
+            assert "matplotlib is not installed; index.html draws its own" in ended.stderr
+    ended = permix("compare", str(tmp_path / "one"), str(tmp_path / "two"))
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    ended = permix("report", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "report"))
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "one" in page
+    assert not re.findall(r'(?:src|href)="[^"]+\\.(?:png|svg)"', page)  # no link to a figure that is not there
+    assert list((tmp_path / "report").rglob("*.png")) == []
+
+
+def test_the_base_install_is_small() -> None:
+    """At most 350 MB with all that the base dependencies bring, as pip records the sizes of their files."""
+    sizes: dict[str, int] = {}
+
+    def add(requirement: str) -> None:
+        name = re.split(r"[\s;<>=!\[\](~]", requirement)[0].lower().replace("_", "-")
+        if "extra ==" in requirement or name in sizes:
+            return
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            return  # for another system
+        sizes[name] = sum(
+            path.stat().st_size for file in found.files or () if (path := Path(str(found.locate_file(file)))).is_file()
+        )
+        for one in found.requires or ():
+            add(one)
+
+    for one in metadata.requires("permix") or ():
+        add(one)
+    assert {"openai", "scipy", "tyro"} <= sizes.keys()
+    assert not {"pyarrow", "matplotlib", "torch"} & sizes.keys()
+    assert sum(sizes.values()) < 350e6
