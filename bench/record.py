@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LEFT_OUT = (
-    "*.safetensors", "tokenizer*", "chat_template.jinja", "generation_config.json", "checkpoints", "character", "report",
+    "*.safetensors", "tokenizer*", "chat_template.jinja", "generation_config.json", "checkpoints", "reference_answers", "report",
     "samples.md", ".lock",
 )  # fmt: skip
 """Of a run, what no report reads."""
