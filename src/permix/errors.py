@@ -34,6 +34,10 @@ class IncompleteRunError(PermixError):
     run: Any = None
 
 
+class EndpointStoppedError(IncompleteRunError):
+    """An endpoint that had given answers of this run gives none any more, so it was asked no further."""
+
+
 class MissingScoresError(IncompleteRunError):
     """The run has all answers, but some have no score from the judge; run the same command again to ask for these scores."""
 

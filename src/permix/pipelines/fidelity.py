@@ -52,7 +52,7 @@ from permix.judges.validation import build_control_inputs
 from permix.personas.pool import PersonaPool
 from permix.progress import print_status
 from permix.prompts import template_text
-from permix.storage.cells import explain_missing
+from permix.storage.cells import OptionNames, explain_missing
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
 from permix.types import Failure, Question, Record, Sampling
@@ -239,7 +239,13 @@ def _require_all_scored(totals: CallTotals, config: JudgeConfig, folder: Path) -
         )
     unscored = (call for call in latest_judgements(read_judge_calls(folder)).values() if call.score is None)
     reasons = (call.failure or Failure(type="reply", message=call.error or "no score") for call in unscored)
-    raise MissingScoresError(f"{folder}: {missing}{explain_missing(reasons, 'run the same command again to ask for them')}")
+    why = explain_missing(
+        reasons,
+        "run the same command again to ask for them",
+        stop_reason=totals.stop_reason,
+        options=OptionNames("judge", "judge.max_new_tokens"),
+    )
+    raise MissingScoresError(f"{folder}: {missing}{why}")
 
 
 FIDELITY_PREFLIGHTS: Mapping[str, Callable[[FidelityConfig], dict[str, str]]] = {
