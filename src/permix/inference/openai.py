@@ -51,7 +51,7 @@ from permix.inference.request_body import (
 )
 from permix.progress import print_status
 from permix.sanitize import redact_secrets
-from permix.storage.cells import FailureCause, find_cause
+from permix.storage.cells import FailureCause, find_cause, find_cure
 from permix.types import Completion, Failure, Request, Sampling, digest
 
 if TYPE_CHECKING:
@@ -471,7 +471,7 @@ class OpenAIModel:
         try:
             completion = await self._make_retrying(lambda error: not is_probe and is_retryable(error))(attempt)
         except Exception as error:
-            failure = Failure(type=type(error).__name__, message=self._sanitize_message(error_message(error)), **wasted.counts)
+            failure = _to_failure(error, self._sanitize_message(error_message(error)), **wasted.counts)
             self._raise_if_all_refused(error, failure, _has_system(request), n_of_kind)
             # Failures of requests that were in flight when the streak began are the same event; and where others were answered
             # since the first attempt, the endpoint works.
@@ -632,11 +632,9 @@ class OpenAIModel:
             return
         if self._has_answered:
             raise self._stopped_error(n_failures, last)
-        cause = find_cause(last)
-        cure = f"; what helps: {cause.cure()}" if cause is not None and cause.cure() else ""
         raise ConfigError(
             f"model.base_url = {self._base_url}: answers no request; {n_failures} failures in a row, and retrying did not help: "
-            f"{last.message or last.type}{cure}"
+            f"{last.message or last.type}{_cure_text(last)}"
         )
 
     def _stopped_error(self, n_failures: int, last: Failure) -> EndpointStoppedError:
@@ -669,7 +667,7 @@ class OpenAIModel:
         limit = MAX_REFUSED_PROMPTS if of_prompt else min(MAX_REFUSALS, n_of_kind) if concerns_all else MAX_REFUSALS
         if self._refusals_by_kind[has_system, of_prompt] < limit:
             return
-        if self._answered_kinds and not system_refusal:
+        if self._has_answered and not concerns_all:
             raise self._stopped_error(limit, failure) from None
         raise self._refusal_error(error, system_refusal) from None
 
@@ -687,7 +685,8 @@ class OpenAIModel:
                 f"in_question, which puts the persona into the user's message: {details}"
             )
         if http_status(error) not in (401, 403, 404):
-            return ConfigError(f"model.name = {self.name!r} at {self._base_url}: refuses every request: {details}")
+            cure = _cure_text(_to_failure(error, details))
+            return ConfigError(f"model.name = {self.name!r} at {self._base_url}: refuses every request: {details}{cure}")
         if http_status(error) == 404:
             known = ", ".join(served.id for served in self._served_models or ()) or "unknown; base_url usually ends in /v1"
             return ConfigError(
@@ -761,6 +760,15 @@ def _leads_elsewhere(error: "openai.APIStatusError") -> bool:
     """Whether the status is a redirect to another address, not only to the same one with a slash at its end."""
     target = redirect_target(error)
     return target is not None and target.rstrip("/") != str(error.request.url).rstrip("/")
+
+
+def _to_failure(error: Exception, message: str, **n_tokens: int) -> Failure:
+    return Failure(type=type(error).__name__, message=message, **n_tokens)
+
+
+def _cure_text(failure: Failure) -> str:
+    cure = find_cure(failure)
+    return f"; what helps: {cure}" if cure else ""
 
 
 def _refuses_this_prompt(failure: Failure) -> bool:

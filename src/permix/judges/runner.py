@@ -20,7 +20,7 @@ An exact name takes precedence over patterns; patterns apply in the order of the
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from fnmatch import fnmatchcase
 from itertools import accumulate
@@ -189,6 +189,13 @@ def latest_judgements(calls: Iterable[Judgement]) -> dict[JudgeInputKey, Judgeme
         if is_superseding(call, latest.get(call.key)):
             latest[call.key] = call
     return latest
+
+
+def find_judge_failures(folder: Path) -> Iterator[Failure]:
+    """Why inputs of a judge have no score: failed calls, and replies without one."""
+    for call in latest_judgements(read_judge_calls(folder)).values():
+        if call.score is None:
+            yield call.failure or Failure(type="reply", message=call.error or "no score")
 
 
 def is_superseding(call: Judgement, previous: Judgement | None) -> bool:

@@ -218,6 +218,8 @@ class OptionNames(NamedTuple):
 
 MODEL_OPTIONS = OptionNames()
 
+JUDGE_OPTIONS = OptionNames("judge", "judge.max_new_tokens")
+
 
 def count_failures(failures: Iterable[Failure], options: OptionNames = MODEL_OPTIONS) -> list[FailureReason]:
     """The reasons of failures, the most frequent first. Reasons that differ only in their numbers are counted together."""
