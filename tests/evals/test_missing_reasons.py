@@ -129,7 +129,7 @@ def test_what_is_refused_for_good(kind: str, message: str, permanent: bool) -> N
             "AuthenticationError",
             "HTTP 401: no key",
             "KEY",
-            "a valid key in the environment variable that judge.api_key_env names",
+            "a valid key in the environment variable that judge.api",
         ),
         ("NotFoundError", "HTTP 404: no such model", "NOT_FOUND", "another judge.name, or a judge.base_url that ends in /v1"),
         ("MalformedReplyError", "reply: bad JSON; the reply was \n<HTML>", "WEB_PAGE", "a judge.base_url that ends in /v1"),
@@ -196,8 +196,8 @@ def test_a_command_that_ends_incomplete_names_its_reasons(verb: str, tmp_path: P
     assert f"; {n} × HTTP 500: busy\\x1b" in said
     assert f"; {n} × HTTP 400: content_policy_violation; it does not help with {2 * n} of them" in said
     assert said.endswith(
-        "; what helps: a content filter that is switched off at the endpoint, or other personas and questions; the endpoint's own "
-        "log, which says what fails there"
+        "; what helps: a content filter that is switched off at the endpoint, or other personas and questions; the endpoint's "
+        "own log, which says what fails there"
     )
 
 

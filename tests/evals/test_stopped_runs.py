@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,6 @@ def completions(run: Path) -> int:
 
 @pytest.fixture
 def served() -> Iterator[Callable[[Ailing], OpenAIServer]]:
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         yield lambda script: stack.enter_context(openai_server(script))
 
@@ -61,12 +60,10 @@ def served() -> Iterator[Callable[[Ailing], OpenAIServer]]:
     ("trouble", "words"),
     [
         (Drop(), "APIConnectionError: Connection error"),
-        (error(500, "no GPU"), "HTTP 500: no GPU"),
         (HTML, "MalformedReplyError: "),
-        (error(429, "You exceeded your current quota"), "HTTP 429: You exceeded your current quota"),
         (error(401, "key revoked"), "HTTP 401: key revoked"),
     ],
-    ids=["drop", "500", "html", "quota", "key"],
+    ids=["drop", "html", "key"],
 )
 def test_a_stability_run_keeps_measures_and_resumes(
     trouble: Action,
@@ -80,7 +77,7 @@ def test_a_stability_run_keeps_measures_and_resumes(
     values = stability_values(tmp_path, server.base_url)  # 24 cells, 6 of them without a persona
     code, said = start("stability", tmp_path, values, capsys)
     assert code == 3
-    assert f"run: 14 of 24 cells have no score; {server.base_url}: asked no more after 8 failures in a row: " in said
+    assert f"run: 14 of 24 cells have no score; {server.base_url}: asked no more after 8 failures in a row; " in said
     assert f"; run the same command again to fill them (8 × {words}" in said
     assert "; what helps: " in said
     assert (len(server.asked), completions(tmp_path / "run")) == (18, 10)
@@ -91,7 +88,7 @@ def test_a_stability_run_keeps_measures_and_resumes(
     assert (code, len(server.asked), completions(tmp_path / "run")) == (0, 32, 24)
 
 
-@pytest.mark.parametrize("trouble", [Drop(), error(500, "no GPU"), HTML], ids=["drop", "500", "html"])
+@pytest.mark.parametrize("trouble", [error(500, "no GPU"), HTML], ids=["500", "html"])
 def test_a_run_without_any_answer_is_an_error_and_can_be_started_again(
     trouble: Action, served: Callable[[Ailing], OpenAIServer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,7 +122,7 @@ def test_rounds_and_strategies_ask_no_further(
 ) -> None:
     """A vote asks more personas after the first cells; none of that is asked once the endpoint has stopped."""
     server = served(Ailing(error(500), 7, answer))
-    values = stability_values(tmp_path, server.base_url, strategy="persona_vote")
+    values = stability_values(tmp_path, server.base_url, strategy="persona-vote")
     code, said = start("stability", tmp_path, values, capsys)
     assert code == 3
     assert "asked no more after 8 failures in a row" in said
@@ -141,7 +138,7 @@ def test_a_fidelity_run_keeps_its_answers(
     code, said = start("fidelity", tmp_path, values, capsys)
     assert code == 3
     assert "16 of 36 answers are missing" in said
-    assert "asked no more after 8 failures in a row: HTTP 500: scripted" in said
+    assert "asked no more after 8 failures in a row; run the same command again to fill them (8 × HTTP 500: scripted)" in said
     assert (len(server.asked), completions(tmp_path / "run")) == (28, 20)
     script.is_cured = True
     assert start("fidelity", tmp_path, values, capsys)[0] == 0
@@ -153,7 +150,6 @@ def test_interviews_end_in_the_turn_in_which_the_endpoint_stops(
 ) -> None:
     script = Ailing(error(500), 4, answer)
     server = served(script)
-    script.trouble = error(500)
     values = fidelity_values(tmp_path, server.base_url, interview={"turns": 3})
     code, said = start("fidelity", tmp_path, values, capsys)
     assert code == 3
@@ -174,7 +170,7 @@ def test_a_judge_keeps_its_scores_and_the_report_names_the_reasons(
     code, said = start("fidelity", tmp_path, values, capsys)
     assert code == 3
     assert "have no score; " in said
-    assert "asked no more after 8 failures in a row: HTTP 503" in said
+    assert "asked no more after 8 failures in a row; run the same" in said
     assert "; run the same command again to ask for them (8 × HTTP 503: <b>*busy*</b> |); what helps: the endpoint's own" in said
     assert len(judge_server.asked) == 38
     assert len(list(find_judge_failures(tmp_path / "run" / "judges" / "j"))) == 8
@@ -204,10 +200,9 @@ def test_the_report_names_reasons_with_counts_as_text(
         }
     }
     markdown = (report / "report.md").read_text()
-    (line,) = [line for line in markdown.splitlines() if line.startswith("> **Failed**: test, stability: 8 × HTTP 500: ")]
-    assert "what helps: the endpoint" in line
-    assert "<img" not in line
-    assert "[a](http" not in line
+    (line,) = [line for line in markdown.splitlines() if line.startswith("> **Failed**: test, stability: 8 × HTTP 500")]
+    assert line.endswith("the endpoint's own log, which says what fails there.")
+    assert not set("<>*[]|$") & set(line.removeprefix("> **Failed**"))
     page = (report / "index.html").read_text()
     assert "8 × HTTP 500: " in page
     assert "<img src=x" not in page

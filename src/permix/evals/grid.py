@@ -310,7 +310,7 @@ def run_cells(
                 has_answers=any(map(_has_completion, known.values())),
             )
         except EndpointStoppedError as error:
-            run.stop_reason = str(error)
+            run.stop_reason = error.stop_reason
     return len(pending) - finished
 
 

@@ -639,7 +639,7 @@ class OpenAIModel:
 
     def _stopped_error(self, n_failures: int, last: Failure) -> EndpointStoppedError:
         return EndpointStoppedError(
-            f"{self._base_url}: asked no more after {n_failures} failures in a row: {last.message or last.type}"
+            f"{self._base_url}: asked no more after {n_failures} failures in a row", last.message or last.type
         )
 
     def _raise_if_all_refused(self, error: Exception, failure: Failure, has_system: bool, n_of_kind: int) -> None:

@@ -274,7 +274,7 @@ def request_pending_scores(
                 count_affordable_items=limit.count_affordable_calls,
             )
         except EndpointStoppedError as error:
-            stop_reason = str(error)
+            stop_reason = error.stop_reason
     totals = state.totals(prompts, limit.next_cost if state.pending(prompts) else None)
     return totals._replace(stop_reason=stop_reason)
 

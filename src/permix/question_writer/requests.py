@@ -181,7 +181,7 @@ def generate_until_complete(
             has_answers=any(one.has_completion for one in run.cells().summaries.values()),
         )
     except EndpointStoppedError as error:
-        run.stop_reason = str(error)
+        run.stop_reason = error.stop_reason
 
 
 class RetryTracker:
