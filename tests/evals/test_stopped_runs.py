@@ -175,7 +175,7 @@ def test_a_judge_keeps_its_scores_and_the_report_names_the_reasons(
     assert len(judge_server.asked) == 38
     assert len(list(find_judge_failures(tmp_path / "run" / "judges" / "j"))) == 8
     (model,) = collect_models([tmp_path / "run"])
-    assert {kind: [one.count for one in found] for kind, found in model.failure_reasons.items()} == {"fidelity, judge j": [8]}
+    assert {kind: [one.n for one in found] for kind, found in model.failure_reasons.items()} == {"fidelity, judge j": [8]}
     script.is_cured = True
     assert start("fidelity", tmp_path, values, capsys)[0] == 0
 
@@ -192,7 +192,7 @@ def test_the_report_names_reasons_with_counts_as_text(
         "test": {
             "stability": [
                 {
-                    "count": 8,
+                    "n": 8,
                     "text": f"HTTP 500: {words}",
                     "cure": "the endpoint's own log, which says what fails there",
                 }

@@ -469,7 +469,7 @@ class OpenAIModel:
                     raise
 
         try:
-            completion = await self._make_retrying(lambda error: not is_probe and is_retryable(error))(attempt)
+            completion: Completion = await self._make_retrying(lambda error: not is_probe and is_retryable(error))(attempt)
         except Exception as error:
             failure = _to_failure(error, self._sanitize_message(error_message(error)), **wasted.counts)
             self._raise_if_all_refused(error, failure, _has_system(request), n_of_kind)

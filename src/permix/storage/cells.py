@@ -201,12 +201,12 @@ def find_failures(cells: Mapping[CellKey, Cell], *, scored: bool) -> Iterator[Fa
 class FailureReason(NamedTuple):
     """Failures of one kind: how many, the words of one of them, safe to print, and what helps ("" if that is unknown)."""
 
-    count: int
+    n: int
     text: str
     cure: str
 
     def __str__(self) -> str:
-        return f"{self.count} × {self.text}"
+        return f"{self.n} × {self.text}"
 
 
 class OptionNames(NamedTuple):
@@ -262,7 +262,7 @@ def explain_missing(
 
 def describe_reasons(reasons: Sequence[FailureReason]) -> str:
     """The most frequent reasons with their counts, and how many failures had others."""
-    rest = sum(reason.count for reason in reasons[MAX_LISTED_REASONS:])
+    rest = sum(reason.n for reason in reasons[MAX_LISTED_REASONS:])
     return "; ".join([*map(str, reasons[:MAX_LISTED_REASONS]), *([f"{rest} × other reasons"] if rest else [])])
 
 
