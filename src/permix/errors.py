@@ -34,6 +34,17 @@ class IncompleteRunError(PermixError):
     run: Any = None
 
 
+class EndpointStoppedError(IncompleteRunError):
+    """An endpoint that had given answers of this run gives none any more, so it was asked no further.
+
+    `stop_reason`: that, without the words of the last failure.
+    """
+
+    def __init__(self, stop_reason: str, last_failure: str) -> None:
+        super().__init__(f"{stop_reason}: {last_failure}")
+        self.stop_reason = stop_reason
+
+
 class MissingScoresError(IncompleteRunError):
     """The run has all answers, but some have no score from the judge; run the same command again to ask for these scores."""
 

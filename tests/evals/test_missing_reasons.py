@@ -1,6 +1,7 @@
 """An incomplete run says why, and every command shares what a run found out about its endpoint."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,22 @@ from typing import Any
 import pytest
 
 from permix import cli
+from permix.config import FidelityConfig, StabilityConfig
 from permix.errors import DataError
 from permix.evals.interview import prepare_interview, run_interview
 from permix.inference.base import remember_request_changes
 from permix.inference.request_body import FilteredReplyError, RequestBody
-from permix.storage.cells import explain_missing, find_failures, is_permanent, read_cells
+from permix.storage.cells import (
+    JUDGE_OPTIONS,
+    MODEL_OPTIONS,
+    FailureCause,
+    explain_missing,
+    find_cause,
+    find_cure,
+    find_failures,
+    is_permanent,
+    read_cells,
+)
 from permix.types import Failure, Message, Sampling, Verdict
 from tests.inference.test_openai import model_at
 from tests.sample_runs import answered, cell, endpoint, fidelity_config, fidelity_values, stability_values, toml
@@ -31,12 +43,13 @@ def failures(*counted: tuple[int, str, str]) -> list[Failure]:
         ([], "; run the same command again to fill them"),
         (
             failures((20, "RateLimitError", RATE)),
-            "; run the same command again to fill them (20 × HTTP 429: slow down)",
+            "; run the same command again to fill them (20 × HTTP 429: slow down); what helps: a smaller model.concurrency",
         ),
         (
             failures((1, "TimeoutError", "no complete reply within model.timeout_s = 5"), (2, "RateLimitError", RATE)),
             "; run the same command again to fill them (2 × HTTP 429: slow down; "
-            "1 × TimeoutError: no complete reply within model.timeout_s = 5)",
+            "1 × TimeoutError: no complete reply within model.timeout_s = 5); what helps: a smaller model.concurrency; a larger "
+            "model.timeout_s",
         ),
         (
             failures((1, "A", "x"), (4, "B", "x"), (3, "C", "x"), (2, "D", "x"), (1, "E", "x")),
@@ -45,12 +58,14 @@ def failures(*counted: tuple[int, str, str]) -> list[Failure]:
         (
             failures((3, "FilteredReplyError", "a content filter stopped the reply")),
             "; running the same command again does not help, since the endpoint refuses these requests, or a content filter "
-            "stops the replies: 3 × FilteredReplyError: a content filter stopped the reply",
+            "stops the replies: 3 × FilteredReplyError: a content filter stopped the reply; what helps: a content filter that is "
+            "switched off at the endpoint, or other personas and questions",
         ),
         (
             failures((3, "BadRequestError", "HTTP 400: Unsupported parameter: 'n'"), (1, "RateLimitError", RATE)),
             "; run the same command again to fill them (3 × HTTP 400: Unsupported parameter: 'n'; 1 × HTTP 429: slow down; it "
-            "does not help with 3 of them, since the endpoint refuses these requests, or a content filter stops the replies)",
+            "does not help with 3 of them, since the endpoint refuses these requests, or a content filter stops the replies); "
+            "what helps: a smaller model.concurrency",
         ),
         (
             [Failure(type="X", message=f"asked for {n} of 64") for n in range(5)],
@@ -87,6 +102,74 @@ def test_what_is_refused_for_good(kind: str, message: str, permanent: bool) -> N
     assert is_permanent(Failure(type=kind, message=message)) == permanent
 
 
+@pytest.mark.parametrize(
+    ("kind", "message", "cause", "cure"),
+    [
+        ("RateLimitError", "HTTP 429: You exceeded your current quota, see billing", "QUOTA", "new credit at the provider"),
+        ("APIStatusError", "HTTP 402: Payment Required", "QUOTA", "new credit at the provider"),
+        ("BadRequestError", "HTTP 400: Your credit balance is too low", "QUOTA", "new credit at the provider"),
+        ("RateLimitError", RATE, "RATE_LIMIT", "a smaller judge.concurrency"),
+        ("RateLimitError", "HTTP 429: Limit of 10000 tokens per minute", "RATE_LIMIT", "a smaller judge.concurrency"),
+        ("FilteredReplyError", "a content filter stopped the reply", "CONTENT_FILTER", "a content filter that is switched off"),
+        ("PermissionDeniedError", "HTTP 403: Input was flagged", "CONTENT_FILTER", "a content filter that is switched off"),
+        (
+            "BadRequestError",
+            "HTTP 400: maximum context length is 64",
+            "CONTEXT_LENGTH",
+            "shorter prompts, or a smaller judge.max_new",
+        ),
+        (
+            "BadRequestError",
+            "HTTP 400: prompt is too long: 9 tokens",
+            "CONTEXT_LENGTH",
+            "shorter prompts, or a smaller judge.max_new",
+        ),
+        ("APIStatusError", "HTTP 413: Payload Too Large", "CONTEXT_LENGTH", "shorter prompts, or a smaller judge.max_new_tokens"),
+        (
+            "AuthenticationError",
+            "HTTP 401: no key",
+            "KEY",
+            "a valid key in the environment variable that judge.api",
+        ),
+        ("NotFoundError", "HTTP 404: no such model", "NOT_FOUND", "another judge.name, or a judge.base_url that ends in /v1"),
+        ("MalformedReplyError", "reply: bad JSON; the reply was \n<HTML>", "WEB_PAGE", "a judge.base_url that ends in /v1"),
+        ("MalformedReplyError", "empty completion without a generated token", "EMPTY_REPLY", ""),
+        ("MalformedReplyError", "reply: bad JSON; the reply was {", None, ""),
+        ("TimeoutError", "no complete reply within model.timeout_s = 5", "TIMEOUT", "a larger judge.timeout_s"),
+        ("APIConnectionError", "Connection error.", "NO_CONNECTION", "an endpoint that runs at judge.base_url"),
+        ("InternalServerError", "HTTP 503: busy", "SERVER_ERROR", "the endpoint's own log, which says what fails there"),
+        ("BadRequestError", "HTTP 400: no", None, ""),
+        ("scorer", "TimeoutError: HTTP 500: content filter", None, ""),
+    ],
+)
+def test_causes_and_what_helps(kind: str, message: str, cause: str | None, cure: str) -> None:
+    failure = Failure(type=kind, message=message)
+    found = find_cause(failure)
+    assert (found and found.name) == cause
+    assert find_cure(failure, JUDGE_OPTIONS).startswith(cure)
+    assert (find_cure(failure, JUDGE_OPTIONS) == "") == (cure == "")
+
+
+def test_cures_name_options_that_exist() -> None:
+    for options, config in ((MODEL_OPTIONS, StabilityConfig), (JUDGE_OPTIONS, FidelityConfig)):
+        for cause in FailureCause:
+            for section, field in re.findall(r"\b(model|judge|sampling)\.(\w+)", cause.cure(options)):
+                inner = config.model_fields[section].annotation
+                assert inner is not None
+                assert field in inner.model_fields
+
+
+def test_a_stop_is_named_before_what_to_do() -> None:
+    found = failures((8, "InternalServerError", "HTTP 500: no GPU"))
+    assert explain_missing(found, stop_reason="http://x/v1: asked no more") == (
+        "; http://x/v1: asked no more; run the same command again to fill them (8 × HTTP 500: no GPU); what helps: the "
+        "endpoint's own log, which says what fails there"
+    )
+    # The requests that were never sent may be answered, whatever became of those that were.
+    assert "does not help with 2 of them" in explain_missing(failures((2, "FilteredReplyError", "x")), stop_reason="stopped")
+    assert explain_missing([], stop_reason="stopped") == "; stopped; run the same command again to fill them"
+
+
 def test_failures_of_cells_with_and_without_scores() -> None:
     late = Failure(type="TimeoutError", message="late")
     broken = answered("q2", correct=None).model_copy(update={"verdict": Verdict(correct=None, error="no sandbox")})
@@ -112,6 +195,10 @@ def test_a_command_that_ends_incomplete_names_its_reasons(verb: str, tmp_path: P
     assert f"; run the same command again to fill them ({n} × FilteredReplyError: a content filter stopped the reply" in said
     assert f"; {n} × HTTP 500: busy\\x1b" in said
     assert f"; {n} × HTTP 400: content_policy_violation; it does not help with {2 * n} of them" in said
+    assert said.endswith(
+        "; what helps: a content filter that is switched off at the endpoint, or other personas and questions; the endpoint's "
+        "own log, which says what fails there"
+    )
 
 
 # What is found out about an endpoint

@@ -14,6 +14,7 @@ import pytest
 from permix import cli
 from permix.config import PersonaGymConfig, QuestionsConfig, build_config
 from permix.errors import ConfigError, DataError
+from permix.inference.openai import OpenAIModel
 from permix.inference.scripted import ScriptedModel, ScriptedReply
 from permix.personas.personagym import PersonaGymQuestion, ScoreExample, read_personagym
 from permix.pipelines.preflight import check_config
@@ -506,6 +507,31 @@ def test_over_http_with_every_fault_it_is_owed_then_whole(tmp_path: Path, capsys
         assert len(server.asked) == asked + 1
         assert capsys.readouterr().out == f"{tmp_path}/run/questions.jsonl\n"
     assert len(lines(tmp_path / "run/questions.jsonl")) == 12
+
+
+def test_an_endpoint_that_stops_answering_is_asked_no_further(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The situations of four personas are written, and then nothing is; the next start goes on."""
+    monkeypatch.setattr(OpenAIModel.__init__, "__kwdefaults__", {"backoff_s": 0.001})
+    with openai_server(served(lambda request, nth: author_text(request) if nth < 4 else error(500, "no GPU"))) as server:
+        pool = str(write_pool(tmp_path / "all.toml"))
+        wanted = values(
+            tmp_path, model=endpoint(server.base_url), personas={"pool": pool, "split": "all"}, tasks=[*TASKS, "Toxicity Control"]
+        )
+        (tmp_path / "config.toml").write_text(toml(wanted))
+        assert cli.run_cli(["questions", str(tmp_path / "config.toml")]) == 3
+        assert len(server.asked) == 4 + 8
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert (
+            f"; {server.base_url}: asked no more after 8 failures in a row; run the same command again to write them (8 × "
+            in said
+        )
+        assert "HTTP 500: no GPU" in said
+        server.script = served(lambda request, nth: author_text(request))
+        cli.run_cli(["questions", str(tmp_path / "config.toml")])
+        assert len(server.asked) >= 4 + 8 + 12
+        assert (tmp_path / "run/questions.jsonl").read_text().count("\n") >= 4 * 2 * 3
 
 
 def author_text(request: Request) -> str:

@@ -73,7 +73,8 @@ def run_fidelity_cells(
         write_json(run.path / "grid.json", grid_description)
         with run.track_usage():
             pending = run_cells(model, cells, config.sampling, run, None, f"fidelity {config.label or model.name}")
-        why = explain_missing(find_failures(run.cells(), scored=False) if pending else ())
+        failures = find_failures(run.cells(), scored=False) if pending else ()
+        why = explain_missing(failures, stop_reason=run.stop_reason)
         missing = f"{config.out}: {pending} of {len(cells)} answers are missing{why}"
         try:
             result = measure(run.path)

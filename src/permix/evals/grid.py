@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from permix.config import ModelConfig
-from permix.errors import DataError
+from permix.errors import DataError, EndpointStoppedError
 from permix.inference.base import CellRequest, Model, collect
 from permix.metrics.statistics import Array
 from permix.personas.pool import PersonaPool
@@ -276,7 +276,8 @@ def run_cells(
     """Generate and score the pending cells; returns the number of cells that are still pending at the end.
 
     Each pending cell is requested once. Without gold or without a scorer a cell is open-ended: it is done once it has a
-    completion. Raises ConfigError if a cell on disk has other messages than the same cell in `cells`.
+    completion. If the endpoint stops answering, `run.stop_reason` says so, and no cell is requested any more. Raises ConfigError
+    if a cell on disk has other messages than the same cell in `cells`.
     """
     known = run.cells()
     check_cells_unchanged(known, cells)
@@ -297,15 +298,19 @@ def run_cells(
         bar.start_at(len(cells) - len(pending))
         for cell in unscored:
             score_and_append(cell, bar)
-        collect(
-            model,
-            sampling,
-            lambda: requests,
-            lambda one, result, bar: score_and_append(one.cell_with(result), bar),
-            lambda _: nullcontext(bar),
-            run.path,
-            max_rounds=1,
-        )
+        try:
+            collect(
+                model,
+                sampling,
+                lambda: [] if run.stop_reason else requests,
+                lambda one, result, bar: score_and_append(one.cell_with(result), bar),
+                lambda _: nullcontext(bar),
+                run.path,
+                max_rounds=1,
+                has_answers=any(map(_has_completion, known.values())),
+            )
+        except EndpointStoppedError as error:
+            run.stop_reason = error.stop_reason
     return len(pending) - finished
 
 

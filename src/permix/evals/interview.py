@@ -277,6 +277,8 @@ def conduct_interviews(
             if cell is not None and cell.completion is not None:
                 conversations[persona] = (*conversations[persona], InterviewTurn(question, cell.completion.answer))
         write_json(run.path / "grid.json", describe_interview(config, plan, conversations))
+        if run.stop_reason:
+            break
     return conversations
 
 
@@ -386,5 +388,5 @@ def _make_interviewer(plan: InterviewPlan, interviewer_model: Model | None, run:
 
 def _incomplete_run_error(run: RunDir, pending: int, n_turns: int) -> IncompleteRunError:
     """Build the error for missing turns, with the reasons: a failure that recurs needs another remedy."""
-    why = explain_missing(find_failures(run.cells(), scored=False))
+    why = explain_missing(find_failures(run.cells(), scored=False), stop_reason=run.stop_reason)
     return IncompleteRunError(f"{run.path}: {pending} of {n_turns} turns are missing{why}")

@@ -223,7 +223,8 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
                 progress = run_rounds(run, setup, config, stopping_rule, answer, description)
             else:
                 progress = _run_strategy(run, setup, first, strategy, answer, (description, f"{description}, {config.strategy}"))
-        why = explain_missing(find_failures(run.cells(), scored=True) if progress.pending else ())
+        failures = find_failures(run.cells(), scored=True) if progress.pending else ()
+        why = explain_missing(failures, stop_reason=run.stop_reason)
         missing = f"{config.out}: {progress.pending} of {progress.n_cells} cells have no score{why}"
         if progress.selection_pending:
             raise IncompleteRunError(f"{missing}; until then no persona can be chosen")

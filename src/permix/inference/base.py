@@ -88,19 +88,24 @@ def collect(
     folder: Path,
     *,
     max_rounds: int | None = None,
+    has_answers: bool = False,
     count_affordable_items: Callable[[Sequence[_Item]], int] = len,
 ) -> None:
     """Ask for all pending items, round by round, until no item is pending.
 
     `find_pending` returns the items of the next round in the order of asking; `record` writes one result and advances the
     round's progress bar. `open_progress` makes that bar for a number of items. `folder` holds the records, and what was found out
-    about the endpoint. `max_rounds`: how often one start asks for an item. `count_affordable_items` says how many of the next
-    items the budget allows to be in flight together. It is called again for the remaining items when these results have arrived,
-    since they may cost less than their maximum; 0 ends the collection.
+    about the endpoint. `max_rounds`: how often one start asks for an item. `has_answers`: whether the model has answered in an
+    earlier start, so that refusals of the pending items do not mean that it refuses everything. `count_affordable_items` says how
+    many of the next items the budget allows to be in flight together. It is called again for the remaining items when these
+    results have arrived, since they may cost less than their maximum; 0 ends the collection.
 
     The collection also ends after a round without any result, since the next round would send the same requests. Raises whatever
     `model.generate` and `record` raise.
     """
+    endpoint: Any = getattr(model, "model", model)  # a cached model holds the endpoint's
+    if has_answers and hasattr(endpoint, "has_answered_before"):
+        endpoint.has_answered_before = True
     with remember_request_changes(model, folder):
         for _ in itertools.count() if max_rounds is None else range(max_rounds):
             pending, n_results = find_pending(), 0

@@ -6,7 +6,9 @@ Closing the generator cancels the requests in flight.
 
 Transient errors (408, 429, 5xx, a lost connection, a timeout, a malformed reply) are retried. A permanent error is a `Failure`
 of that request alone. ConfigError means that the endpoint cannot answer any request: no such host, a refused key, an unknown
-model, a redirect.
+model, a redirect, or nothing but failures. An endpoint that answered and then fails `MAX_FAILURES_IN_A_ROW` times without an
+answer is asked no more: EndpointStoppedError. Failures that concern one request (a prompt that is too long, a content filter)
+do not count.
 
 The endpoint is not trusted. A reply is read up to `MAX_REPLY_BYTES` after decompression and for at most `timeout_s` seconds.
 Redirects are not followed. The key is read from the environment when it is needed; no file, message, log or repr contains it,
@@ -24,8 +26,8 @@ import sys
 import threading
 import time
 import zlib
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -33,7 +35,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from pydantic import BaseModel, ValidationError
 
 from permix.config import ModelConfig
-from permix.errors import ConfigError
+from permix.errors import ConfigError, EndpointStoppedError
 from permix.inference.base import CompletionResult
 from permix.inference.request_body import (
     MAX_REFUSAL_CHARS,
@@ -49,6 +51,7 @@ from permix.inference.request_body import (
 )
 from permix.progress import print_status
 from permix.sanitize import redact_secrets
+from permix.storage.cells import FailureCause, find_cause, find_cure
 from permix.types import Completion, Failure, Request, Sampling, digest
 
 if TYPE_CHECKING:
@@ -212,6 +215,12 @@ MIN_HIDDEN_KEY_CHARS = 12
 MAX_REFUSALS = 8
 """Refusals that a retry cannot cure, before any completion of the same kind of request, after which a run stops."""
 
+MAX_REFUSED_PROMPTS = 100
+"""The same for refusals of the prompt itself (too long, filtered) before any completion at all: one persona may explain fewer."""
+
+MAX_FAILURES_IN_A_ROW = 8
+"""Failures of the endpoint that retrying did not cure, without an answer in between, after which it is asked no more."""
+
 MAX_ERROR_CHARS = 500
 
 
@@ -220,6 +229,81 @@ _T = TypeVar("_T")
 
 class ReplyTooLargeError(Exception):
     """A reply of more than `MAX_REPLY_BYTES`."""
+
+
+class FailureStreak:
+    """The failures of an endpoint since its last answer: how many count, and the last of them. 0 failures: it works."""
+
+    def __init__(self) -> None:
+        self.n_answers = self.n_failures = 0
+        self.last: Failure | None = None
+
+    def add_answer(self) -> None:
+        self.n_answers += 1
+        self.n_failures = 0
+
+
+class CircuitBreaker:
+    """Decides which request may be sent next, and which failures show that an endpoint has stopped answering.
+
+    While the endpoint works, requests are independent of each other. The first request that fails after all of its retries,
+    while no other was answered, begins a streak. From then on one request at a time is sent, a probe, without retries, until one
+    is answered or `MAX_FAILURES_IN_A_ROW` have failed. The others wait, so that an outage costs the retries of the requests in
+    flight and a few probes. Probes are taken from all over the pending requests: those of one persona or one question may fail
+    for a reason of their own. One object serves one call of `generate`; the streak outlives it.
+    """
+
+    def __init__(self, streak: FailureStreak, n_requests: int, pause_s: float) -> None:
+        self.streak = streak
+        self._pause_s, self._wait_s = pause_s, 0.0
+        self._unstarted = deque(range(n_requests))
+        self._n_first_attempts_waiting = self._n_in_flight = 0
+        self._changed = asyncio.Event()
+
+    def next_request(self) -> int | None:
+        """The index of the next request to start; None when all are started."""
+        if not self._unstarted:
+            return None
+        place = min(self.streak.n_failures * len(self._unstarted) // MAX_FAILURES_IN_A_ROW, len(self._unstarted) - 1)
+        index = self._unstarted[place]
+        del self._unstarted[place]
+        self._n_first_attempts_waiting += 1
+        return index
+
+    @contextlib.asynccontextmanager
+    async def attempt(self, *, is_first: bool) -> AsyncIterator[bool]:
+        """Wait until the attempt may be sent; yields whether it is a probe. `is_first`: of a request of `next_request`."""
+        # During a streak, requests between two retries go last: their neighbours have failed already.
+        while self.streak.n_failures and (
+            self._n_in_flight or (not is_first and (self._unstarted or self._n_first_attempts_waiting))
+        ):
+            await self._changed.wait()
+        self._n_in_flight += 1
+        self._n_first_attempts_waiting -= is_first
+        is_probe = self.streak.n_failures > 0
+        try:
+            if is_probe:
+                await asyncio.sleep(self._wait_s)
+            yield is_probe
+        finally:
+            self._n_in_flight -= 1
+            self._notify()
+
+    def add_answer(self) -> None:
+        self.streak.add_answer()
+        self._wait_s = 0.0
+        self._notify()
+
+    def add_failure(self, failure: Failure, wait_s: float) -> None:
+        """Count a failure of the endpoint; `wait_s`: how long it asks to wait."""
+        self.streak.n_failures += 1
+        self.streak.last = failure
+        self._wait_s = max(wait_s, self._pause_s if self.streak.n_failures > 1 else 0.0)
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
 @cache
@@ -291,8 +375,11 @@ class OpenAIModel:
         self._base_url = self._url.geturl()
         self._backoff_s = backoff_s
         self._served_models: tuple[_ServedModel, ...] | None = None
+        self.has_answered_before = False
+        """Whether the run has answers of an earlier start: then no refusal of a prompt ends it."""
         self._answered_kinds: set[bool] = set()  # of requests: with a system message (True) and without
-        self._refusals_by_kind: Counter[bool] = Counter()
+        self._refusals_by_kind: Counter[tuple[bool, bool]] = Counter()  # (with a system message, of the prompt itself)
+        self._streak = FailureStreak()
         self._supports_schemas = True
         self._body = RequestBody(config.name, config.extra_fields)
         self._next_wait_note_s = 0.0
@@ -325,7 +412,10 @@ class OpenAIModel:
             list(iterate_async(work, max_buffered=1))
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
-        """Yield one `CompletionResult` per request as it arrives. Raises ConfigError when the endpoint refuses everything.
+        """Yield one `CompletionResult` per request as it arrives.
+
+        Raises ConfigError when the endpoint refuses everything or answers nothing, and EndpointStoppedError when it answers no
+        more; both after the results of the requests that failed.
 
         Token counts are the endpoint's, or None if it reports none; they include malformed replies to the same request. JSON
         schemas are sent until the endpoint refuses one and accepts the same request without it. A field that the endpoint
@@ -340,13 +430,15 @@ class OpenAIModel:
         yield from iterate_async(work, max_buffered=BUFFERED_PER_REQUEST * self.config.concurrency)
 
     async def _run_requests(self, requests: Sequence[Request], sampling: Sampling, emit: Emit[CompletionResult]) -> None:
-        pending = iter(enumerate(requests))
+        breaker = CircuitBreaker(self._streak, len(requests), pause_s=2 * self._backoff_s)
         n_by_kind = Counter(map(_has_system, requests))
 
         async def worker(client: "openai.AsyncOpenAI") -> None:
-            for index, request in pending:
-                n_of_kind = n_by_kind[_has_system(request)]
-                await emit(CompletionResult(index, await self._complete_request(client, request, sampling, n_of_kind)))
+            while (index := breaker.next_request()) is not None:
+                n_of_kind = n_by_kind[_has_system(requests[index])]
+                result = await self._complete_request(client, requests[index], sampling, n_of_kind, breaker)
+                await emit(CompletionResult(index, result))
+                self._raise_if_stopped()
 
         n_workers = min(self.config.concurrency, len(requests))
         try:
@@ -360,17 +452,34 @@ class OpenAIModel:
             raise errors.exceptions[0] from None
 
     async def _complete_request(
-        self, client: "openai.AsyncOpenAI", request: Request, sampling: Sampling, n_of_kind: int
+        self, client: "openai.AsyncOpenAI", request: Request, sampling: Sampling, n_of_kind: int, breaker: CircuitBreaker
     ) -> Completion | Failure:
         """The boundary for errors: any exception of one request becomes a `Failure` of that request."""
         wasted = WastedTokens()
+        is_probe, n_attempts, n_answers = False, 0, 0
+
+        async def attempt() -> Completion:
+            nonlocal is_probe, n_attempts, n_answers
+            n_attempts += 1
+            async with breaker.attempt(is_first=n_attempts == 1) as is_probe:
+                try:
+                    return await self._post_with_schema_fallback(client, request, sampling, wasted)
+                except Exception:
+                    n_answers = breaker.streak.n_answers if n_attempts == 1 else n_answers
+                    raise
+
         try:
-            completion: Completion = await self._make_retrying(is_retryable)(
-                self._post_with_schema_fallback, client, request, sampling, wasted
-            )
+            completion: Completion = await self._make_retrying(lambda error: not is_probe and is_retryable(error))(attempt)
         except Exception as error:
-            self._raise_if_all_refused(error, _has_system(request), n_of_kind)
-            return Failure(type=type(error).__name__, message=self._sanitize_message(error_message(error)), **wasted.counts)
+            failure = _to_failure(error, self._sanitize_message(error_message(error)), **wasted.counts)
+            self._raise_if_all_refused(error, failure, _has_system(request), n_of_kind)
+            # Failures of requests that were in flight when the streak began are the same event; and where others were answered
+            # since the first attempt, the endpoint works.
+            begins_streak = not breaker.streak.n_failures and n_answers == breaker.streak.n_answers
+            if (is_probe or begins_streak) and self._is_outage(error, failure):
+                breaker.add_failure(failure, min(retry_after_s(error), MAX_RETRY_WAIT_S))
+            return failure
+        breaker.add_answer()
         self._answered_kinds.add(_has_system(request))
         return self._redact_completion(wasted.add_to_completion(completion))
 
@@ -506,23 +615,61 @@ class OpenAIModel:
     async def _fetch_model_list(self, client: "openai.AsyncOpenAI") -> bytes:
         return (await self._with_timeout(client.models.with_raw_response.list())).content
 
-    def _raise_if_all_refused(self, error: Exception, has_system: bool, n_of_kind: int) -> None:
+    @property
+    def _has_answered(self) -> bool:
+        return self.has_answered_before or bool(self._answered_kinds)
+
+    def _is_outage(self, error: Exception, failure: Failure) -> bool:
+        """Whether a failure may concern all requests. Refusals for good count once the endpoint has answered in this start;
+        before, `_raise_if_all_refused` counts them."""
+        if _refuses_this_prompt(failure) or is_system_refusal(failure.message):
+            return False
+        return is_retryable(error) or (bool(self._answered_kinds) and _refuses_everything(error, failure))
+
+    def _raise_if_stopped(self) -> None:
+        n_failures, last = self._streak.n_failures, self._streak.last
+        if n_failures < MAX_FAILURES_IN_A_ROW or last is None:
+            return
+        if self._has_answered:
+            raise self._stopped_error(n_failures, last)
+        raise ConfigError(
+            f"model.base_url = {self._base_url}: answers no request; {n_failures} failures in a row, and retrying did not help: "
+            f"{last.message or last.type}{_cure_text(last)}"
+        )
+
+    def _stopped_error(self, n_failures: int, last: Failure) -> EndpointStoppedError:
+        return EndpointStoppedError(
+            f"{self._base_url}: asked no more after {n_failures} failures in a row", last.message or last.type
+        )
+
+    def _raise_if_all_refused(self, error: Exception, failure: Failure, has_system: bool, n_of_kind: int) -> None:
         """Raise ConfigError if no request of this kind was answered yet and `MAX_REFUSALS` of them, or all, were refused for
-        good.
+        good; EndpointStoppedError if requests of the other kind were answered.
 
         Requests with and without a system message are counted apart: a model whose template takes no system message answers the
-        others.
+        others. Refusals of the prompt itself end a run only if nothing was ever answered, and after `MAX_REFUSED_PROMPTS`.
         """
         status = http_status(error)
         system_refusal = has_system and is_system_refusal(error_message(error))
         is_permanent = system_refusal or (status is not None and 300 <= status < 500 and not is_transient_status(error))
         if has_system in self._answered_kinds or not is_permanent:
             return
-        self._refusals_by_kind[has_system] += 1
-        # A few requests may each be refused for their own reason (too long); a missing key or model concerns all of them.
-        concerns_all = system_refusal or status in (401, 403, 404) or redirect_target(error) is not None
-        if self._refusals_by_kind[has_system] >= (min(MAX_REFUSALS, n_of_kind) if concerns_all else MAX_REFUSALS):
-            raise self._refusal_error(error, system_refusal) from None
+        of_prompt, of_everything = _refuses_this_prompt(failure), _refuses_everything(error, failure)
+        if not system_refusal:
+            if of_everything and self._answered_kinds:
+                return  # the circuit breaker counts it
+            if not of_everything and (self.has_answered_before or (of_prompt and self._answered_kinds)):
+                return  # the pending requests may be those alone that were refused in an earlier start
+        of_prompt = of_prompt and not system_refusal
+        self._refusals_by_kind[has_system, of_prompt] += 1
+        # A few requests may each be refused for their own reason; a missing key or model concerns all of them.
+        concerns_all = system_refusal or (of_everything and (status in (401, 403, 404) or redirect_target(error) is not None))
+        limit = MAX_REFUSED_PROMPTS if of_prompt else min(MAX_REFUSALS, n_of_kind) if concerns_all else MAX_REFUSALS
+        if self._refusals_by_kind[has_system, of_prompt] < limit:
+            return
+        if self._has_answered and not concerns_all:
+            raise self._stopped_error(limit, failure) from None
+        raise self._refusal_error(error, system_refusal) from None
 
     def _refusal_error(self, error: Exception, system_refusal: bool = False) -> ConfigError:
         details = self._sanitize_message(error_message(error))
@@ -538,7 +685,8 @@ class OpenAIModel:
                 f"in_question, which puts the persona into the user's message: {details}"
             )
         if http_status(error) not in (401, 403, 404):
-            return ConfigError(f"model.name = {self.name!r} at {self._base_url}: refuses every request: {details}")
+            cure = _cure_text(_to_failure(error, details))
+            return ConfigError(f"model.name = {self.name!r} at {self._base_url}: refuses every request: {details}{cure}")
         if http_status(error) == 404:
             known = ", ".join(served.id for served in self._served_models or ()) or "unknown; base_url usually ends in /v1"
             return ConfigError(
@@ -612,6 +760,28 @@ def _leads_elsewhere(error: "openai.APIStatusError") -> bool:
     """Whether the status is a redirect to another address, not only to the same one with a slash at its end."""
     target = redirect_target(error)
     return target is not None and target.rstrip("/") != str(error.request.url).rstrip("/")
+
+
+def _to_failure(error: Exception, message: str, **n_tokens: int) -> Failure:
+    return Failure(type=type(error).__name__, message=message, **n_tokens)
+
+
+def _cure_text(failure: Failure) -> str:
+    cure = find_cure(failure)
+    return f"; what helps: {cure}" if cure else ""
+
+
+def _refuses_this_prompt(failure: Failure) -> bool:
+    cause = find_cause(failure)
+    return cause is not None and cause.concerns_one_request
+
+
+def _refuses_everything(error: Exception, failure: Failure) -> bool:
+    """Whether a refusal concerns the account, the key, the model or the address rather than the request."""
+    if is_retryable(error) or _refuses_this_prompt(failure):
+        return False
+    is_spent = getattr(error, "code", None) == "insufficient_quota" or find_cause(failure) is FailureCause.QUOTA
+    return is_spent or http_status(error) in (401, 402, 403, 404) or redirect_target(error) is not None
 
 
 def _has_system(request: Request) -> bool:

@@ -20,7 +20,7 @@ An exact name takes precedence over patterns; patterns apply in the order of the
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from fnmatch import fnmatchcase
 from itertools import accumulate
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from pydantic import Field, ValidationError
 
 from permix.config import JudgeModelConfig, format_validation_error, read_config_values
-from permix.errors import ConfigError, closest_match
+from permix.errors import ConfigError, EndpointStoppedError, closest_match
 from permix.inference.base import Model, collect
 from permix.inference.openai import is_http_failure
 from permix.judges.parsing import ParsedScore, parse_score
@@ -191,6 +191,13 @@ def latest_judgements(calls: Iterable[Judgement]) -> dict[JudgeInputKey, Judgeme
     return latest
 
 
+def find_judge_failures(folder: Path) -> Iterator[Failure]:
+    """Why inputs of a judge have no score: failed calls, and replies without one."""
+    for call in latest_judgements(read_judge_calls(folder)).values():
+        if call.score is None:
+            yield call.failure or Failure(type="reply", message=call.error or "no score")
+
+
 def is_superseding(call: Judgement, previous: Judgement | None) -> bool:
     """Whether `call` replaces the previous call of its input. A call without a score never replaces one with a score."""
     return previous is None or previous.prompt_hash != call.prompt_hash or call.score is not None or previous.score is None
@@ -217,7 +224,7 @@ class CallTotals(NamedTuple):
 
     `cost` is None if the cost of a call is unknown. `spent` counts against the limit: all known costs, and the reserved costs of
     calls that broke off. `next_cost` is the maximum cost of the next call if the limit forbade it, else None. Calls without a
-    token count add no tokens.
+    token count add no tokens. `stop_reason`: why no further call was made in this start, if the endpoint stopped answering.
     """
 
     n_inputs: int
@@ -228,6 +235,7 @@ class CallTotals(NamedTuple):
     cost: float | None
     spent: float
     next_cost: float | None
+    stop_reason: str = ""
 
 
 def request_pending_scores(
@@ -235,9 +243,10 @@ def request_pending_scores(
 ) -> CallTotals:
     """Request every score that is pending in `folder`, and append each call to judgements.jsonl.
 
-    Raises the model's error if the model can answer nothing.
+    Raises the model's error if the model can answer nothing. If an endpoint stops answering, the rest stays pending.
     """
-    state = _CallState(read_judge_calls(folder), settings.price)
+    calls = read_judge_calls(folder)
+    state, stop_reason = _CallState(calls, settings.price), ""
     limit = _CostLimit(state, settings)
 
     def find_pending() -> list[_PendingCall]:
@@ -252,17 +261,22 @@ def request_pending_scores(
 
     with closing(JsonlWriter(folder / JUDGEMENTS_FILE)) as writer, progress_bar(label, len(prompts), "scores") as total_bar:
         total_bar.start_at(len(prompts) - len(state.pending(prompts)))
-        collect(
-            model,
-            settings.sampling,
-            find_pending,
-            record,
-            lambda _: nullcontext(total_bar),
-            folder,
-            max_rounds=settings.attempts,
-            count_affordable_items=limit.count_affordable_calls,
-        )
-    return state.totals(prompts, limit.next_cost if state.pending(prompts) else None)
+        try:
+            collect(
+                model,
+                settings.sampling,
+                find_pending,
+                record,
+                lambda _: nullcontext(total_bar),
+                folder,
+                max_rounds=settings.attempts,
+                has_answers=any(call.reply is not None for call in calls),
+                count_affordable_items=limit.count_affordable_calls,
+            )
+        except EndpointStoppedError as error:
+            stop_reason = error.stop_reason
+    totals = state.totals(prompts, limit.next_cost if state.pending(prompts) else None)
+    return totals._replace(stop_reason=stop_reason)
 
 
 def max_total_cost(prompts: Sequence[JudgePrompt], settings: CallSettings) -> float | None:

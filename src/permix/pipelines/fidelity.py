@@ -39,11 +39,10 @@ from permix.judges.runner import (
     CallSettings,
     CallTotals,
     Price,
+    find_judge_failures,
     judge_folder,
-    latest_judgements,
     load_judge_price,
     max_total_cost,
-    read_judge_calls,
     request_pending_scores,
 )
 from permix.judges.summary import measure_judge
@@ -52,10 +51,10 @@ from permix.judges.validation import build_control_inputs
 from permix.personas.pool import PersonaPool
 from permix.progress import print_status
 from permix.prompts import template_text
-from permix.storage.cells import explain_missing
+from permix.storage.cells import JUDGE_OPTIONS, explain_missing
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
-from permix.types import Failure, Question, Record, Sampling
+from permix.types import Question, Record, Sampling
 
 
 class JudgeSetup(NamedTuple):
@@ -237,9 +236,13 @@ def _require_all_scored(totals: CallTotals, config: JudgeConfig, folder: Path) -
             f"{folder}: stopped before judge.max_cost = {config.judge.max_cost:g} US dollars: up to {totals.spent:.6f} are spent "
             f"and the next call may cost {totals.next_cost:.6f}; {missing}; run the same command with a higher limit to go on"
         )
-    unscored = (call for call in latest_judgements(read_judge_calls(folder)).values() if call.score is None)
-    reasons = (call.failure or Failure(type="reply", message=call.error or "no score") for call in unscored)
-    raise MissingScoresError(f"{folder}: {missing}{explain_missing(reasons, 'run the same command again to ask for them')}")
+    why = explain_missing(
+        find_judge_failures(folder),
+        "run the same command again to ask for them",
+        stop_reason=totals.stop_reason,
+        options=JUDGE_OPTIONS,
+    )
+    raise MissingScoresError(f"{folder}: {missing}{why}")
 
 
 FIDELITY_PREFLIGHTS: Mapping[str, Callable[[FidelityConfig], dict[str, str]]] = {

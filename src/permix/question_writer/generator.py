@@ -208,7 +208,8 @@ class WritingCounts(Record):
 class WritingSummary(Record):
     """Counts of a run of `permix questions`. Tokens are summed over all calls.
 
-    `pending` names each missing part; `last_failure` is the message of the last failed call.
+    `pending` names each missing part; `last_failure` is the message of the last failed call. `stop_reason`: why this start asked
+    for no more, if the endpoint stopped answering.
     """
 
     situations: WritingCounts
@@ -218,6 +219,7 @@ class WritingSummary(Record):
     completion_tokens: int
     pending: tuple[str, ...]
     last_failure: str | None
+    stop_reason: str = ""
 
 
 def summarize_writing(job: WritingJob, cells: Mapping[CellKey, Cell]) -> WritingSummary:
@@ -303,7 +305,7 @@ def write_questions(config: QuestionsConfig) -> Path:
             f" and {len(summary.pending) - MAX_LISTED_MISSING} more" if len(summary.pending) > MAX_LISTED_MISSING else ""
         )
         failures = find_failures(read_cells(config.out / "records.jsonl"), scored=False)
-        why = explain_missing(failures, "run the same command again to write them")
+        why = explain_missing(failures, "run the same command again to write them", stop_reason=summary.stop_reason)
         raise IncompleteRunError(f"{config.out}: still missing: {missing}{why}")
     return config.out / ("examples.jsonl" if job.given_questions else "questions.jsonl")
 
@@ -353,7 +355,7 @@ def run_writing_job(model: Model, config: QuestionsConfig, job: WritingJob) -> W
                     generate_until_complete(model, config, run, partial(find_pending, job), label)
         finally:
             summary = _write_outputs(run, job)
-    return summary
+    return summary.model_copy(update={"stop_reason": run.stop_reason})
 
 
 def _write_outputs(run: RunDir, job: WritingJob) -> WritingSummary:

@@ -18,6 +18,7 @@ from string import Template
 from typing import Any, NamedTuple
 
 from permix.config import PersonaGymTask, QuestionsConfig
+from permix.errors import EndpointStoppedError
 from permix.inference.base import CellRequest, Model, collect
 from permix.progress import ProgressBar, progress_bar
 from permix.question_writer.parsing import SCORE_KEYS, Replies
@@ -154,12 +155,13 @@ def generate_until_complete(
 ) -> None:
     """Send the requests that `find_pending` returns, until it returns no request or each remaining key has used up its attempts.
 
-    A key gets no further call after a failed call, or after `config.attempts` calls without progress.
+    A key gets no further call after a failed call, or after `config.attempts` calls without progress. If the endpoint stops
+    answering, `run.stop_reason` says so, and nothing is requested any more.
     """
     tracker = RetryTracker(config.attempts)
 
     def next_requests() -> list[CellRequest]:
-        pending = find_pending(replies_by_key(run.cells()))
+        pending = [] if run.stop_reason else find_pending(replies_by_key(run.cells()))
         return [one.to_request(config.seed) for one in tracker.next_requests(pending)]
 
     def record(one: CellRequest, result: Completion | Failure, bar: ProgressBar) -> None:
@@ -168,7 +170,18 @@ def generate_until_complete(
             tracker.failed.add(RequestKey(one.cell.persona_id or "", one.cell.question_id))
         bar.advance(status=f"{len(tracker.failed)} failed" if tracker.failed else "")
 
-    collect(model, config.sampling, next_requests, record, lambda n: progress_bar(label, n, "replies"), run.path)
+    try:
+        collect(
+            model,
+            config.sampling,
+            next_requests,
+            record,
+            lambda n: progress_bar(label, n, "replies"),
+            run.path,
+            has_answers=any(one.has_completion for one in run.cells().summaries.values()),
+        )
+    except EndpointStoppedError as error:
+        run.stop_reason = error.stop_reason
 
 
 class RetryTracker:

@@ -289,6 +289,11 @@ def _report_json(models: Sequence[ModelRuns], comparisons: Sequence[Comparison],
             for model in models
             if model.dev_curve is not None
         },
+        "failures": {
+            model.label: {kind: [one._asdict() for one in found] for kind, found in reasons.items()}
+            for model in models
+            if (reasons := model.failure_reasons)
+        },
         "comparisons": [one.model_dump(mode="json") for one in comparisons],
         "runs": {model.label: {stage: str(run.path) for stage, run in model.runs.items()} for model in models},
     }

@@ -24,6 +24,7 @@ from permix.evals.stability import StabilityGrid, read_rounds
 from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import StrategySummary
 from permix.evals.text_metrics import TextMetrics, measure_text_metrics
+from permix.judges.runner import find_judge_failures
 from permix.metrics.dev_curve import DevCurve
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.linear_models import TemplateEffects
@@ -39,7 +40,7 @@ from permix.report.judges import (
     JudgeScoreEntry,
     read_judged_run,
 )
-from permix.storage.cells import CellSummary
+from permix.storage.cells import JUDGE_OPTIONS, CellSummary, FailureReason, count_failures, find_failures
 from permix.storage.files import read_json
 from permix.storage.run_dir import RunReader
 from permix.training.dev_eval import load_dev_curve
@@ -95,6 +96,13 @@ class Run(RunReader):
         """The dev evaluations of a training run, measured from their records."""
         config = build_config(DevEvalConfig, self.config.get("dev_eval", {}), source=f"{self.path / 'config.json'}: dev_eval")
         return load_dev_curve(self.path, config) if self.stage == "train" and config.every else None
+
+    @cached_property
+    def failure_reasons(self) -> list[FailureReason]:
+        """Why cells of a stability or fidelity run have no result, the most frequent reason first."""
+        if self.stage not in ("stability", "fidelity"):
+            return []
+        return count_failures(find_failures(self.cells, scored=self.stage == "stability"))
 
     @property
     def model_name(self) -> str:
@@ -181,6 +189,15 @@ class ModelRuns(NamedTuple):
             for label, folder in run.judged_run.judge_dirs.items()
         }
         return self.runs | judging
+
+    @property
+    def failure_reasons(self) -> dict[str, list[FailureReason]]:
+        """Why results are missing, by kind of run, and by judge as "KIND, judge LABEL"; only of those that miss some."""
+        reasons = {kind: run.failure_reasons for kind, run in self.runs.items()}
+        for run in self.judged_runs:
+            for label, folder in run.judge_dirs.items():
+                reasons[f"{run.kind}, judge {label}"] = count_failures(find_judge_failures(folder), JUDGE_OPTIONS)
+        return {kind: found for kind, found in reasons.items() if found}
 
     @property
     def dev_curve(self) -> DevCurve | None:

@@ -40,7 +40,11 @@ from permix.report.methods import (
     pool_seeds,
 )
 from permix.report.runs import ModelRuns
+from permix.storage.cells import describe_cures, describe_reasons
 from permix.types import Estimate
+
+MAX_FAILURE_CHARS = 1200
+"""Longest text of the failures of one run: the words of three reasons, and what helps."""
 
 TRUST_MARKS_LEGEND = (
     f"{UNTRUSTED_MARK} The judge scores an answer under a wrong persona no lower than under its own (the interval of "
@@ -138,7 +142,9 @@ def comparison_warnings(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
-    """Return what is missing in these runs: cells without a score, ends of answers, and measures that could not be computed."""
+    """Return what is missing in these runs and why: cells without a score, failures with what helps, ends of answers, and
+    measures that could not be computed.
+    """
     incomplete = [
         f"> **Incomplete**: {md_label(model.label)} has "
         f"{format_ratio(model.stability.n_scored, model.stability.n_asked)} cells scored."
@@ -150,8 +156,14 @@ def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
         for model in models
         if model.cut_off is not None and model.cut_off.is_notable
     ]
+    failed = [
+        f"> **Failed**: {md_label(model.label)}, {md_label(kind)}: "
+        f"{md_label(describe_reasons(found) + describe_cures(found), MAX_FAILURE_CHARS)}."
+        for model in models
+        for kind, found in model.failure_reasons.items()
+    ]
     reasons = [reason for model in models for reason in model.unmeasured_reasons]
-    return incomplete + cut_off + [f"> **Not measured**: {md_label(reason, 400)}." for reason in reasons]
+    return incomplete + failed + cut_off + [f"> **Not measured**: {md_label(reason, 400)}." for reason in reasons]
 
 
 def _headline(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:

@@ -262,6 +262,8 @@ class RunDir:
 
     def __init__(self, path: Path, lock: IO[bytes]) -> None:
         self.path = path
+        self.stop_reason = ""
+        """Why this start asks for no more: its endpoint answers no more; "" if it does."""
         self._lock = lock
         self._writer = JsonlWriter(self.records_path)
 

@@ -27,7 +27,7 @@ from permix.inference.base import Model
 from permix.inference.hf import encode_chat, encode_completion
 from permix.plan import Plan
 from permix.progress import print_status
-from permix.storage.cells import explain_missing, find_failures
+from permix.storage.cells import OptionNames, explain_missing, find_failures
 from permix.storage.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from permix.storage.run_dir import RunDir
 from permix.tasks import TASKS
@@ -282,7 +282,12 @@ def teacher_examples(config: TrainConfig, plan: Plan, run: RunDir, verifier: Ver
     if missing := _missing_cells(requests, recorded):
         raise IncompleteRunError(
             f"{run.path}: {len(missing)} of {sum(len(cells) for _, cells in requests)} samples of the teacher are missing"
-            + explain_missing(find_failures(recorded, scored=False), "run the same command again to ask for them")
+            + explain_missing(
+                find_failures(recorded, scored=False),
+                "run the same command again to ask for them",
+                stop_reason=run.stop_reason,
+                options=OptionNames("teacher", "train.max_new_tokens"),
+            )
         )
     dataset = select_teacher_samples(requests, recorded, config.teacher.max_samples_per_row)
     if not dataset.examples:
