@@ -17,7 +17,7 @@ FULL = ModelRow(
     },
     identifiability=Estimate(value=0.4, low=0.34, high=0.47, n=210), chance=1 / 7, train_tokens=1234567, train_cpu_s=59.6,
     eval_tokens=0, eval_cpu_s=3.2, n_questions=200, n_personas=16, n_scored=3199, n_asked=3200,
-    n_answers=210, n_answers_asked=216,
+    n_answers=210, n_answers_asked=216, n_cut_off=12, n_known_ends=3400, accuracy_of_others=0.85,
 )  # fmt: skip
 
 
@@ -30,10 +30,11 @@ def test_main_table_one_line_a_model() -> None:
     number = "0.812 [0.75, 0.87]<br><sub>n = 200</sub>"
     assert cells(full) == [
         "PerMix &#124; RLVR", number, number, number, number, "–", "–", "0.900<br><sub>n = 1</sub>", number,
-        "0.400 [0.34, 0.47]<br><sub>n = 210, chance 0.143</sub>", "3 199 of 3 200", "210 of 216", "1 234 567", "60", "0", "3",
+        "0.400 [0.34, 0.47]<br><sub>n = 210, chance 0.143</sub>", "3 199 of 3 200",
+        "12 of 3 400<br><sub>accuracy of the others 0.850</sub>", "210 of 216", "1 234 567", "60", "0", "3",
     ]  # fmt: skip
-    assert cells(empty) == ["base", *["–"] * 15]
-    assert len(cells(heading)) == 16
+    assert cells(empty) == ["base", *["–"] * 16]
+    assert len(cells(heading)) == 17
 
 
 def test_a_value_that_cannot_be_computed_is_a_dash() -> None:

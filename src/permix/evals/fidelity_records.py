@@ -10,9 +10,17 @@ from typing import Any, Literal, TypeVar
 
 from permix.config import FidelityConfig
 from permix.errors import DataError, IncompleteRunError
-from permix.evals.grid import ExpectedCells, expected_grid_cells, read_grid_results, run_cells
+from permix.evals.grid import (
+    NOTABLE_CUT_OFF_SHARE,
+    ExpectedCells,
+    count_cut_off,
+    expected_grid_cells,
+    read_grid_results,
+    run_cells,
+)
 from permix.inference.base import Model
 from permix.metrics.sequential import Round, count_cells
+from permix.progress import print_status
 from permix.prompts import template_hash
 from permix.storage.cells import explain_missing, find_failures
 from permix.storage.files import write_json
@@ -86,8 +94,22 @@ def run_fidelity_cells(
 
 
 def write_fidelity_metrics(run: Path, result: Record, text_metrics: Record) -> None:
-    """Write metrics.json: the measures of the kind, and under "unjudged" the text metrics that all kinds share."""
+    """Write metrics.json: the measures of the kind, and under "unjudged" the text metrics that all kinds share. Print a warning
+    where many answers were cut off.
+    """
     write_json(run / "metrics.json", result.model_dump(mode="json") | {"unjudged": text_metrics.model_dump(mode="json")})
+    cut_off = count_cut_off(read_grid_results(run))
+    if cut_off.n_cut_off > NOTABLE_CUT_OFF_SHARE * cut_off.n_known:
+        limit = int(RunReader(run).config["sampling"]["max_new_tokens"])
+        print_status(f"warning: {describe_cut_off_answers(cut_off.n_cut_off / cut_off.n_known, limit)}")
+
+
+def describe_cut_off_answers(share: float, max_new_tokens: int) -> str:
+    """One sentence on the share of answers in character that the token limit cut off, and what it means."""
+    return (
+        f"{share:.0%} of the answers were cut off at sampling.max_new_tokens = {max_new_tokens}. What is measured of them, and "
+        "what judges score, is the incomplete answer"
+    )
 
 
 def read_expected_cells(run: RunReader) -> ExpectedCells:

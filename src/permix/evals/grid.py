@@ -189,6 +189,10 @@ def persona_and_baseline_scores(results: GridResults) -> tuple[Array, Array]:
     return results.scores(results.persona_ids, results.question_ids), results.scores([None], results.question_ids)[0]
 
 
+NOTABLE_CUT_OFF_SHARE = 0.05
+"""Share of answers cut off at the token limit above which it is said aloud."""
+
+
 class CutOffCounts(Record):
     """How many answers of a grid were cut off at the token limit, or never ended their thinking.
 
@@ -206,7 +210,7 @@ class CutOffCounts(Record):
     def is_notable(self) -> bool:
         """Whether more than 5 % were cut off in all, or some persona's share is 10 points above another's."""
         shares = self.by_persona.values()
-        return bool(self.n_cut_off) and (self.n_cut_off > 0.05 * self.n_known or max(shares) - min(shares) > 0.1)
+        return bool(self.n_cut_off) and (self.n_cut_off > NOTABLE_CUT_OFF_SHARE * self.n_known or max(shares) - min(shares) > 0.1)
 
     def describe(self, max_new_tokens: int) -> str:
         """One sentence on the counts, and what to do."""

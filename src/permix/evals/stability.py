@@ -379,13 +379,15 @@ def grid_identity(config: StabilityConfig, task: Task) -> dict[str, Any]:
 
 
 def _metrics_json(summary: StabilitySummary, run: Path, answers: GridResults) -> Mapping[str, Any]:
-    """Content of metrics.json: stability measures; counts of answers that were cut off ("cut_off"); measures of a strategy
-    ("strategy") and of several templates ("crossed").
+    """Content of metrics.json: stability measures; "pss_reason", why PSS has no value, only then; counts of answers that were cut
+    off ("cut_off"); measures of a strategy ("strategy") and of several templates ("crossed").
     """
     additional = {"strategy": measure_strategy(run, answers), "crossed": measure_template_effects(run, answers)}
     cut_off = {"cut_off": count_cut_off(answers).model_dump(mode="json")}
+    reason = {} if summary.pss_reason is None else {"pss_reason": summary.pss_reason}
     return (
         summary.model_dump(mode="json")
+        | reason
         | cut_off
         | {name: one.model_dump(mode="json") for name, one in additional.items() if one is not None}
     )

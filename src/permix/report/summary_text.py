@@ -13,7 +13,10 @@ The output is Markdown with escaped names and labels.
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from permix.evals.fidelity_records import describe_cut_off_answers
+from permix.evals.grid import NOTABLE_CUT_OFF_SHARE
 from permix.evals.strategies.base import StrategySummary
+from permix.evals.text_metrics import TextMetrics
 from permix.judges.summary import JudgeSummary
 from permix.metrics.measures import measures_in
 from permix.metrics.stability import StabilitySummary
@@ -28,8 +31,16 @@ from permix.rendering.table import (
     format_ratio,
     md_label,
 )
-from permix.report.comparisons import Comparison, compare_judge_scores
-from permix.report.judges import UNTESTED_MARK, UNTRUSTED_MARK, JudgedRun, JudgeScoreDifference, score_name, trust_mark
+from permix.report.comparisons import MIN_SCORED_SHARE, Comparison, compare_judge_scores, stability_claim
+from permix.report.judges import (
+    KIND_TITLES,
+    UNTESTED_MARK,
+    UNTRUSTED_MARK,
+    JudgedRun,
+    JudgeScoreDifference,
+    score_name,
+    trust_mark,
+)
 from permix.report.methods import (
     MethodDifference,
     PooledMethod,
@@ -42,11 +53,16 @@ from permix.report.methods import (
 from permix.report.runs import ModelRuns
 from permix.types import Estimate
 
-TRUST_MARKS_LEGEND = (
-    f"{UNTRUSTED_MARK} The judge scores an answer under a wrong persona no lower than under its own (the interval of "
-    "the AUC includes 0.5, or is below it). Either the judge cannot tell, or these answers show no persona; the number means "
-    f"nothing. {UNTESTED_MARK} The judge was not validated, so the meaning of the number is unknown."
-)
+TRUST_MARK_MEANINGS = {
+    UNTRUSTED_MARK: (
+        f"{UNTRUSTED_MARK} The judge scores an answer under a wrong persona no lower than under its own (the interval of "
+        "the AUC includes 0.5, or is below it). Either the judge cannot tell, or these answers show no persona; the number means "
+        "nothing."
+    ),
+    UNTESTED_MARK: f"{UNTESTED_MARK} The judge was not validated, so the meaning of the number is unknown.",
+}
+
+TRUST_MARKS_LEGEND = " ".join(TRUST_MARK_MEANINGS.values())
 
 
 def untrusted_judge_sentences(name: str, run: JudgedRun) -> list[str]:
@@ -126,7 +142,7 @@ def result_sentences(models: Sequence[ModelRuns], comparisons: Sequence[Comparis
 def comparison_warnings(comparisons: Sequence[Comparison]) -> list[str]:
     """Return why some models cannot be compared with the first one."""
     return [
-        f"> **{reason}: do not compare** {md_label(one.label)} with {md_label(one.against)} in {what}."
+        f"> **{md_label(reason, 200)}: do not compare** {md_label(one.label)} with {md_label(one.against)} in {what}."
         for one in comparisons
         for what, reasons in (
             ("accuracy or PSS", one.reasons),
@@ -149,6 +165,13 @@ def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
         f"> **Cut off**: {md_label(model.label)}: {model.cut_off.describe(model.runs['stability'].max_new_tokens)}."
         for model in models
         if model.cut_off is not None and model.cut_off.is_notable
+    ]
+    cut_off += [
+        f"> **Cut off**: {md_label(model.label)}, {KIND_TITLES[kind]}: "
+        f"{describe_cut_off_answers(share, model.runs[kind].max_new_tokens)}."
+        for model in models
+        for kind, metrics in model.text_metrics.items()
+        if (share := metrics.truncated_share.value) is not None and share > NOTABLE_CUT_OFF_SHARE
     ]
     reasons = [reason for model in models for reason in model.unmeasured_reasons]
     return incomplete + cut_off + [f"> **Not measured**: {md_label(reason, 400)}." for reason in reasons]
@@ -270,17 +293,6 @@ _ROLE_DESCRIPTIONS: dict[Role, str] = {
     "other": "",
 }
 
-_STABILITY_TEMPLATE = "{} stable: under its worst persona it keeps a {} share of its best persona's accuracy"
-
-_STABILITY_CLAIMS = {
-    "higher": _STABILITY_TEMPLATE.format("more", "larger"),
-    "lower": _STABILITY_TEMPLATE.format("less", "smaller"),
-}
-
-_STABILITY_CLAIMS[NOT_SIGNIFICANT] = (
-    f"{NOT_SIGNIFICANT} in stability, the share of its best persona's accuracy that a model keeps under its worst"
-)
-
 _DISTINCTNESS_TEMPLATE = "its personas are {} to distinguish by their answers"
 
 _DISTINCTNESS_CLAIMS = {"higher": _DISTINCTNESS_TEMPLATE.format("easier"), "lower": _DISTINCTNESS_TEMPLATE.format("harder")}
@@ -296,9 +308,6 @@ _NOTHING_MEASURED = "Nothing here measures accuracy under personas, or how well 
 _NO_CLAIM_POSSIBLE = (
     "No claim is made: there is no accuracy under personas to compare, and there are no answers to shared questions."
 )
-
-_MIN_SCORED_SHARE = 0.9
-"""Minimal share of the asked cells that must have a score before the report claims anything about accuracy."""
 
 
 class ReportClaim(NamedTuple):
@@ -333,8 +342,21 @@ def build_claim(methods: Sequence[ReportMethod]) -> ReportClaim:
         return _comparison_claim(chosen, next((method for method in able if method.role == "base"), None))
     if able:
         return _single_method_claim(able[0])
-    other = any(model.drift is not None or model.strategies for method in methods for model in method.models)
-    return ReportClaim(_NO_CLAIM_POSSIBLE if other else _NOTHING_MEASURED)
+    models = [model for method in methods for model in method.models]
+    if any(model.drift is not None or model.strategies for model in models):
+        return ReportClaim(_NO_CLAIM_POSSIBLE)
+    answered = [_answers_text(model.label, one) for model in models for one in model.text_metrics.values() if one.n_answers]
+    return ReportClaim(f"{'; '.join(answered)}; no judge has scored the answers." if answered else _NOTHING_MEASURED)
+
+
+def _answers_text(label: str, metrics: TextMetrics) -> str:
+    """Return how many questions a model answered in character, and what is measured of the answers without a judge."""
+    shares = {"out of character": metrics.break_rate.value, "cut off": metrics.truncated_share.value}
+    measured = ", ".join(f"{share:.0%} {name}" for name, share in shares.items() if share is not None)
+    return (
+        f"{md_label(label)} answered {format_ratio(metrics.n_answers, metrics.n_asked)} questions of "
+        f"{format_count(metrics.n_personas)} personas" + (f" ({measured})" if measured else "")
+    )
 
 
 def choose_comparison(methods: Sequence[ReportMethod]) -> ComparisonPair | None:
@@ -361,6 +383,7 @@ def _comparison_claim(pair: ComparisonPair, base: ReportMethod | None) -> Report
     change, pooled, reference_pooled = method_difference(one, other), pool_seeds(one), pool_seeds(other)
     findings = [
         *_stability_findings(change, pooled, reference_pooled, [*one.models, *other.models]),
+        *_no_pss_findings(change, [one, other]),
         *_distinctness_findings(change, pooled, reference_pooled),
         *_judge_findings(one, other),
     ]
@@ -392,7 +415,14 @@ def _stability_findings(
         f"persona stability score (PSS) {_values_text(pooled.pss, reference_pooled.pss)}, "
         f"{format_count(change.pss.n)} questions, {scored.text}"
     )
-    return [Finding(f"{_STABILITY_CLAIMS[difference_direction(change.pss)]} (PSS {change.pss.format_difference()})", support)]
+    return [Finding(stability_claim(change.pss), support)]
+
+
+def _no_pss_findings(change: MethodDifference, methods: Sequence[ReportMethod]) -> list[Finding]:
+    """Return why PSS is not compared: the methods of which it has no value, and the reason."""
+    if change.reasons or change.pss is None or change.pss.low is not None:
+        return []
+    return [Finding(f"of {md_label(one.name)} {one.pss_reason}") for one in methods if one.pss_reason is not None]
 
 
 class _ScoredCoverage(NamedTuple):
@@ -406,7 +436,7 @@ def _scored_coverage(models: Sequence[ModelRuns]) -> _ScoredCoverage:
     summaries = [model.stability for model in models if model.stability is not None]
     personas = max((one.n_personas for one in summaries), default=0)
     scored, asked = (sum(getattr(one, name) for one in summaries) for name in ("n_scored", "n_asked"))
-    is_complete = all(one.n_scored >= _MIN_SCORED_SHARE * one.n_asked for one in summaries)
+    is_complete = all(one.n_scored >= MIN_SCORED_SHARE * one.n_asked for one in summaries)
     return _ScoredCoverage(f"{personas} personas, {format_ratio(scored, asked)} cells scored", is_complete)
 
 
@@ -526,7 +556,7 @@ def _single_method_claim(method: ReportMethod) -> ReportClaim:
     """
     pooled, (stable, _) = pool_seeds(method), measured_models(method)
     findings = [
-        *_stability_effect_findings(pooled, stable),
+        *_stability_effect_findings(pooled, stable, method.pss_reason),
         *_identifiability_findings(pooled),
         *_untrusted_judge_findings(method.models),
         *_trusted_judge_findings(method.models),
@@ -539,9 +569,12 @@ def _single_method_claim(method: ReportMethod) -> ReportClaim:
     return _join_claim(f"{md_label(method.name)}{_ROLE_DESCRIPTIONS[method.role]}", findings, remarks)
 
 
-def _stability_effect_findings(pooled: PooledMethod, models: Sequence[ModelRuns]) -> list[Finding]:
+def _stability_effect_findings(pooled: PooledMethod, models: Sequence[ModelRuns], pss_reason: str | None) -> list[Finding]:
     if pooled.reasons:
         return [Finding(f"its seeds cannot be pooled in accuracy ({_reasons_text(pooled.reasons)})")]
+    if pss_reason is not None:
+        text = pss_reason if len(models) == 1 else f"in some training seed {pss_reason}"
+        return [Finding(text, _scored_coverage(models).text)]
     if pooled.pss is None or pooled.pss.low is None or pooled.mean is None or pooled.worst is None:
         return []
     scored = _scored_coverage(models)
