@@ -13,6 +13,7 @@ from permix.errors import DataError, IncompleteRunError
 from permix.evals.grid import (
     NOTABLE_CUT_OFF_SHARE,
     ExpectedCells,
+    GridResults,
     count_cut_off,
     expected_grid_cells,
     read_grid_results,
@@ -20,7 +21,6 @@ from permix.evals.grid import (
 )
 from permix.inference.base import Model
 from permix.metrics.sequential import Round, count_cells
-from permix.progress import print_status
 from permix.prompts import template_hash
 from permix.storage.cells import explain_missing, find_failures
 from permix.storage.files import write_json
@@ -94,22 +94,29 @@ def run_fidelity_cells(
 
 
 def write_fidelity_metrics(run: Path, result: Record, text_metrics: Record) -> None:
-    """Write metrics.json: the measures of the kind, and under "unjudged" the text metrics that all kinds share. Print a warning
-    where many answers were cut off.
-    """
+    """Write metrics.json: the measures of the kind, and under "unjudged" the text metrics that all kinds share."""
     write_json(run / "metrics.json", result.model_dump(mode="json") | {"unjudged": text_metrics.model_dump(mode="json")})
-    cut_off = count_cut_off(read_grid_results(run))
-    if cut_off.n_cut_off > NOTABLE_CUT_OFF_SHARE * cut_off.n_known:
-        limit = int(RunReader(run).config["sampling"]["max_new_tokens"])
-        print_status(f"warning: {describe_cut_off_answers(cut_off.n_cut_off / cut_off.n_known, limit)}")
 
 
-def describe_cut_off_answers(share: float, max_new_tokens: int) -> str:
-    """One sentence on the share of answers in character that the token limit cut off, and what it means."""
+def cut_off_warning(run: RunReader, answers: GridResults) -> str | None:
+    """One sentence on the answers of a stability or fidelity run that the token limit cut off; None if they are few.
+
+    In a fidelity run only answers with a persona count.
+    """
+    if run.stage == "stability":
+        counts = count_cut_off(answers)
+        return counts.describe(_token_limit(run)) if counts.is_notable else None
+    ends = [one.cut_off for key, one in answers.grid_summaries.items() if key.persona_id is not None and one.cut_off is not None]
+    if sum(ends) <= NOTABLE_CUT_OFF_SHARE * len(ends):
+        return None
     return (
-        f"{share:.0%} of the answers were cut off at sampling.max_new_tokens = {max_new_tokens}. What is measured of them, and "
-        "what judges score, is the incomplete answer"
+        f"{sum(ends) / len(ends):.0%} of the answers were cut off at sampling.max_new_tokens = {_token_limit(run)}. What is measured of "
+        "them, and what judges score, is the incomplete answer"
     )
+
+
+def _token_limit(run: RunReader) -> int:
+    return int(run.config["sampling"]["max_new_tokens"])
 
 
 def read_expected_cells(run: RunReader) -> ExpectedCells:

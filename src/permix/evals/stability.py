@@ -230,8 +230,6 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
         answers = read_grid_results(run.path)
         summary = measure_stability(run.path, answers)
         write_json(run.path / "metrics.json", _metrics_json(summary, run.path, answers))
-        if (cut_off := count_cut_off(answers)).is_notable:
-            print_status(f"warning: {cut_off.describe(config.sampling.max_new_tokens)}")
     if progress.pending:
         raise IncompleteRunError(missing)
     return summary

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from permix.config import CompareConfig
 from permix.errors import ConfigError, DataError
+from permix.evals.fidelity_records import cut_off_warning
 from permix.evals.grid import CutOffCounts, count_cut_off
 from permix.evals.stability import StabilityGrid, read_stability_grid
 from permix.metrics import statistics
@@ -196,12 +197,12 @@ def comparison_claim(comparison: RunComparison) -> str:
 def comparison_cautions(comparison: RunComparison) -> list[str]:
     """Return what a reader must know about the two runs, in Markdown: cells without a score, and answers that were cut off."""
     cautions = []
-    for label, run, cut_off in zip(comparison.labels, (comparison.first, comparison.other), comparison.cut_off, strict=True):
+    for label, run in zip(comparison.labels, (comparison.first, comparison.other), strict=True):
         scored, asked = _count_persona_scores(run)
         if scored < asked:
             cautions.append(f"**Incomplete**: {table.md_label(label)} has {format_ratio(scored, asked)} cells scored.")
-        if cut_off.is_notable:
-            cautions.append(f"**Cut off**: {table.md_label(label)}: {cut_off.describe(run.max_new_tokens)}.")
+        if (warning := cut_off_warning(run, run.grid_results)) is not None:
+            cautions.append(f"**Cut off**: {table.md_label(label)}: {warning}.")
     return cautions
 
 

@@ -74,11 +74,6 @@ class Run(RunReader):
         return read_rounds(self.path)
 
     @property
-    def max_new_tokens(self) -> int:
-        """The token limit of an answer."""
-        return int(self.config["sampling"]["max_new_tokens"])
-
-    @property
     def kind(self) -> str:
         """The stage, with the strategy or with what a fidelity run asks. A model has one run of each kind."""
         if self.stage == "fidelity":

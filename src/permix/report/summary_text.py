@@ -13,8 +13,7 @@ The output is Markdown with escaped names and labels.
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from permix.evals.fidelity_records import describe_cut_off_answers
-from permix.evals.grid import NOTABLE_CUT_OFF_SHARE
+from permix.evals.fidelity_records import cut_off_warning
 from permix.evals.strategies.base import StrategySummary
 from permix.evals.text_metrics import TextMetrics
 from permix.judges.summary import JudgeSummary
@@ -162,16 +161,10 @@ def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
         if model.stability is not None and model.stability.n_scored < model.stability.n_asked
     ]
     cut_off = [
-        f"> **Cut off**: {md_label(model.label)}: {model.cut_off.describe(model.runs['stability'].max_new_tokens)}."
+        f"> **Cut off**: {md_label(model.label)}{f', {KIND_TITLES[kind]}' if kind in KIND_TITLES else ''}: {warning}."
         for model in models
-        if model.cut_off is not None and model.cut_off.is_notable
-    ]
-    cut_off += [
-        f"> **Cut off**: {md_label(model.label)}, {KIND_TITLES[kind]}: "
-        f"{describe_cut_off_answers(share, model.runs[kind].max_new_tokens)}."
-        for model in models
-        for kind, metrics in model.text_metrics.items()
-        if (share := metrics.truncated_share.value) is not None and share > NOTABLE_CUT_OFF_SHARE
+        for kind, run in model.runs.items()
+        if kind in ("stability", *KIND_TITLES) and (warning := cut_off_warning(run, run.grid_results)) is not None
     ]
     reasons = [reason for model in models for reason in model.unmeasured_reasons]
     return incomplete + cut_off + [f"> **Not measured**: {md_label(reason, 400)}." for reason in reasons]

@@ -89,7 +89,7 @@ def _requests_per_second_cell(row: ModelRow) -> TableCell:
     if row.eval_requests is None or not row.eval_wall_s:
         return MISSING_CELL
     rate = row.eval_requests / row.eval_wall_s
-    return trusted_cell(f"{rate:.2f}", number=rate)
+    return trusted_cell(f"{rate:.2f}" if rate < 10 else format_count(rate), number=rate)
 
 
 _COUNT_AND_COST_COLUMNS = (
