@@ -93,9 +93,8 @@ def test_it_is_in_the_output_the_metrics_and_the_report(tmp_path: Path, capsys: 
     report = (tmp_path / "report" / "report.md").read_text()
     assert words in report
     assert "8 of 12<br><sub>accuracy of the others 0.000</sub>" in report
-    by_persona = [
-        line.strip("| ").split(" | ") for line in report.split("## Accuracy by persona")[1].splitlines() if "| " in line
-    ]
+    section = report.split("## Accuracy by persona")[1].split("\n## ")[0]
+    by_persona = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
     shares = {cells[0]: cells[2] for cells in by_persona[2:]}
     assert by_persona[0][2] == "cutter, cut off"
     assert shares == {"*no persona*": "0%", "clerk": "100%", "troll": "100%"}
@@ -120,7 +119,7 @@ def test_python_callers_are_warned(tmp_path: Path, capsys: pytest.CaptureFixture
     """There is no report at the end of these, so the warning is on stderr; answers in character count from 5 %."""
     pool = load_pool(write_pool(tmp_path / "pool.toml", "clerk", "troll"))
     task = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(4)]
-    permix.evaluate_stability(ScriptedModel(cut_as_a_persona), task=task, answer="number", personas=pool, resamples=50)
+    permix.evaluate_stability(ScriptedModel(cut_as_a_persona), task=task, answer="number", personas=pool, resamples=100)
     assert "warning: 8 of 12 answers were cut off at sampling.max_new_tokens = 256" in capsys.readouterr().err
     questions = [f"What do you think of {one}?" for one in ("bread", "rain", "sleep", "music", "letters", "gardens")]
 
@@ -128,7 +127,7 @@ def test_python_callers_are_warned(tmp_path: Path, capsys: pytest.CaptureFixture
         bread_as_troll = "bread" in request.messages[-1]["content"] and "troll" in request.messages[0]["content"]
         return answer("I like it and", "length") if bread_as_troll else f"I like {request.messages[-1]['content'][21:]}"
 
-    permix.evaluate_fidelity(ScriptedModel(one_of_twelve), personas=pool, questions=questions, folds=3, resamples=50)
+    permix.evaluate_fidelity(ScriptedModel(one_of_twelve), personas=pool, questions=questions, folds=3, resamples=100)
     assert "warning: 8% of the answers were cut off at sampling.max_new_tokens = 48" in capsys.readouterr().err
-    permix.evaluate_fidelity(ScriptedModel(lambda _: "I like it"), personas=pool, questions=questions, folds=3, resamples=50)
+    permix.evaluate_fidelity(ScriptedModel(lambda _: "I like it"), personas=pool, questions=questions, folds=3, resamples=100)
     assert "cut off" not in capsys.readouterr().err

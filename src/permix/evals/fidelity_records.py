@@ -110,8 +110,8 @@ def cut_off_warning(run: RunReader, answers: GridResults) -> str | None:
     if sum(ends) <= NOTABLE_CUT_OFF_SHARE * len(ends):
         return None
     return (
-        f"{sum(ends) / len(ends):.0%} of the answers were cut off at sampling.max_new_tokens = {_token_limit(run)}. What is measured of "
-        "them, and what judges score, is the incomplete answer"
+        f"{sum(ends) / len(ends):.0%} of the answers were cut off at sampling.max_new_tokens = {_token_limit(run)}. What is "
+        "measured of them, and what judges score, is the incomplete answer"
     )
 
 
