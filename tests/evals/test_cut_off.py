@@ -14,7 +14,7 @@ from permix.personas.pool import load_pool
 from permix.report.builder import run_report
 from permix.storage.cells import parse_cell_line
 from permix.types import Cell, Completion, Request, Verdict
-from tests.sample_runs import write_pool
+from tests.sample_runs import OPEN_QUESTIONS, write_pool
 
 
 def answer(text: str, finish: str | None, reasoning: str | None = None) -> Completion:
@@ -121,13 +121,14 @@ def test_python_callers_are_warned(tmp_path: Path, capsys: pytest.CaptureFixture
     task = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(4)]
     permix.evaluate_stability(ScriptedModel(cut_as_a_persona), task=task, answer="number", personas=pool, resamples=100)
     assert "warning: 8 of 12 answers were cut off at sampling.max_new_tokens = 256" in capsys.readouterr().err
-    questions = [f"What do you think of {one}?" for one in ("bread", "rain", "sleep", "music", "letters", "gardens")]
+    questions = [f"What do you think of {one}?" for one in OPEN_QUESTIONS]
 
-    def one_of_twelve(request: Request) -> Completion | str:
-        bread_as_troll = "bread" in request.messages[-1]["content"] and "troll" in request.messages[0]["content"]
-        return answer("I like it and", "length") if bread_as_troll else f"I like {request.messages[-1]['content'][21:]}"
+    def two_of_24(request: Request) -> Completion | str:
+        asked = request.messages[-1]["content"]
+        as_troll = "troll" in request.messages[0]["content"]
+        return answer("I like it and", "length") if as_troll and ("bread" in asked or "rain" in asked) else f"I like {asked[21:]}"
 
-    permix.evaluate_fidelity(ScriptedModel(one_of_twelve), personas=pool, questions=questions, folds=3, resamples=100)
+    permix.evaluate_fidelity(ScriptedModel(two_of_24), personas=pool, questions=questions, folds=3, resamples=100)
     assert "warning: 8% of the answers were cut off at sampling.max_new_tokens = 48" in capsys.readouterr().err
     permix.evaluate_fidelity(ScriptedModel(lambda _: "I like it"), personas=pool, questions=questions, folds=3, resamples=100)
     assert "cut off" not in capsys.readouterr().err

@@ -567,7 +567,7 @@ def _stability_effect_findings(pooled: PooledMethod, models: Sequence[ModelRuns]
         return [Finding(f"its seeds cannot be pooled in accuracy ({_reasons_text(pooled.reasons)})")]
     if pss_reason is not None:
         text = pss_reason if len(models) == 1 else f"in some training seed {pss_reason}"
-        return [Finding(text, _scored_coverage(models).text)]
+        return [Finding(text, f"{format_count(pooled.pss.n)} questions, {_scored_coverage(models).text}" if pooled.pss else "")]
     if pooled.pss is None or pooled.pss.low is None or pooled.mean is None or pooled.worst is None:
         return []
     scored = _scored_coverage(models)
