@@ -176,7 +176,7 @@ def test_check_says_what_would_be_asked(tmp_path: Path) -> None:
 
 
 def test_the_command_ends_with_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of 20 answers with a persona the four about habits were cut off; no judge has scored them, and the next command is named."""
+    """Of 20 answers with a persona the four about habits were cut off; the next command is named."""
     with openai_server(three_words) as server:
         (tmp_path / "run.toml").write_text(toml(gym_values(tmp_path, server.base_url)))
         assert cli.run_cli(["fidelity", str(tmp_path / "run.toml")]) == 0

@@ -134,8 +134,7 @@ def test_marks_of_judges_are_explained_below_the_table() -> None:
     def shown(*trusted: bool | None) -> str:
         judged = tuple(
             JudgeScoreEntry(
-                kind=OPEN_ENDED_KIND, judge=f"j{place}", name=f"score by j{place}", persona_score=PSS, discriminates_persona=one,
-                n_scored=9, n_asked=10,
+                kind=OPEN_ENDED_KIND, judge=f"j{place}", persona_score=PSS, discriminates_persona=one, n_scored=9, n_asked=10,
             )
             for place, one in enumerate(trusted)
         )  # fmt: skip

@@ -142,6 +142,6 @@ def test_a_training_is_told_in_one_line() -> None:
         "10 steps in 1:05; reward 0.05 over the first fifth of the steps, 0.85 over the last; cut off 50%, then 10%; tokens an "
         "answer 20, then 28"
     )
-    supervised = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.25, "reward": None}]
+    supervised: list[dict[str, float | None]] = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.25, "reward": None}]
     assert describe_training(supervised) == "2 steps in 0:00; loss 2.000 over the first fifth of the steps, 1.250 over the last"
     assert describe_training([]) is None
