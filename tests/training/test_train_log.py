@@ -131,7 +131,7 @@ def test_a_completion_cannot_leave_its_block() -> None:
     assert all(line.startswith("    ") for line in body.splitlines() if line)
 
 
-def test_a_training_is_told_in_one_line() -> None:
+def test_a_training_is_described_in_one_line() -> None:
     """Ten steps: rewards 0, .1, ... .9, so .05 over the first two and .85 over the last two; every step takes 2 s and 4.5 s."""
     log = [
         {"step": n, "reward": n / 10, "loss": 1.0, "truncated": 0.5 if n < 2 else 0.1, "completion_tokens": 20.0 + n,
