@@ -171,7 +171,7 @@ def terminal_models_table(rows: Sequence[ModelRow]) -> TerminalTable:
                 Text(truncate(escape_control(column.heading), HEADING_WIDTH)), *(_terminal_text(cell) for cell in cells)
             )
     judged = [one for row in rows for one in row.judged if one.persona_score.value is not None]
-    shown_marks = {trust_mark(one.discriminates_persona) for one in judged}
+    shown_marks = {trust_mark(one.discriminates_persona).strip() for one in judged}
     if meanings := [TRUST_MARK_MEANINGS[mark] for mark in (UNTRUSTED_MARK, UNTESTED_MARK) if mark in shown_marks]:
         table.caption = Text(" ".join(meanings), justify="left")
     return table
