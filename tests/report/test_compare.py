@@ -38,6 +38,7 @@ def test_what_differs_is_told_by_measure_and_by_persona(tmp_path: Path, capsys: 
     claim = shown.splitlines()[0]
     assert claim.startswith("after against be|fore: more stable: under its worst persona it keeps a larger share of its best")
     assert "; mean accuracy over personas higher (+0.333 [" in claim
+    assert claim.count(", p = 0.") == 2  # with six questions the intervals exclude 0 and the tests do not reject: both are shown
     assert "cut off, of answered" in " ".join(shown.split())
     lines = {line.split("  ")[0].strip(): line.split() for line in shown.splitlines()}
     worst = [float(number) for number in lines["worst persona"][2:5]]

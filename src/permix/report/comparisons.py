@@ -103,9 +103,16 @@ MIN_SCORED_SHARE = 0.9
 """Minimal share of the asked cells that must have a score before anything is claimed about accuracy."""
 
 
-def stability_claim(pss: Estimate) -> str:
-    """Return what a difference in PSS says about stability, with its value. The difference must have an interval."""
-    return f"{_STABILITY_CLAIMS[difference_direction(pss)]} (PSS {pss.format_difference()})"
+def stability_claim(pss: Estimate, p: float | None = None) -> str:
+    """Return what a difference in PSS says about stability, with its value and, if given, the p of its test. The difference must
+    have an interval.
+    """
+    return f"{_STABILITY_CLAIMS[difference_direction(pss)]} (PSS {pss.format_difference()}{_p_text(p)})"
+
+
+def _p_text(p: float | None) -> str:
+    shown = table.format_p_value(p)
+    return "" if p is None else f", p {shown}" if shown.startswith("<") else f", p = {shown}"
 
 
 _COMPARISON_NOTE = (
@@ -187,10 +194,13 @@ def comparison_claim(comparison: RunComparison) -> str:
     if any(scored < MIN_SCORED_SHARE * asked for scored, asked in counts):
         scored, asked = map(sum, zip(*counts, strict=True))
         return f"{two} against {one}: not compared, because the runs are incomplete ({format_ratio(scored, asked)} cells scored)."
-    differences = {measure.name: measure.difference for measure in comparison.result.measures}
-    pss, mean = differences["pss"], differences["mean"]
-    stable = stability_claim(pss) if pss.low is not None else "PSS has no value in one of the runs, so stability is not compared"
-    accuracy = f"{STABILITY_MEASURES['mean'].sentence_label} {difference_direction(mean)} ({mean.format_difference()})"
+    measures = {measure.name: measure for measure in comparison.result.measures}
+    (pss, pss_p), (mean, mean_p) = ((measures[name].difference, measures[name].p) for name in ("pss", "mean"))
+    stable = "PSS has no value in one of the runs, so stability is not compared"
+    if pss.low is not None:
+        stable = stability_claim(pss, pss_p)
+    direction, name = difference_direction(mean), STABILITY_MEASURES["mean"].sentence_label
+    accuracy = f"{name} {direction} ({mean.format_difference()}{_p_text(mean_p)})"
     return f"{two} against {one}: {stable}; {accuracy}."
 
 
