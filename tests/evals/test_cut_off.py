@@ -52,6 +52,7 @@ def test_counts_by_hand(tmp_path: Path) -> None:
         "3 of 5 answers were cut off at sampling.max_new_tokens = 28, 2 of them within their thinking (0% to 100% by persona); "
         "accuracy of the others 0.500. A longer limit may change the accuracies and their differences"
     )
+    assert found.describe(None).startswith("3 of 5 answers were cut off at a token limit that is not recorded, 2 of them")
 
 
 @pytest.mark.parametrize(

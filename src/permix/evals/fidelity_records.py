@@ -18,6 +18,7 @@ from permix.evals.grid import (
     expected_grid_cells,
     read_grid_results,
     run_cells,
+    token_limit_text,
 )
 from permix.inference.base import Model
 from permix.metrics.sequential import Round, count_cells
@@ -110,13 +111,14 @@ def cut_off_warning(run: RunReader, answers: GridResults) -> str | None:
     if sum(ends) <= NOTABLE_CUT_OFF_SHARE * len(ends):
         return None
     return (
-        f"{sum(ends) / len(ends):.0%} of the answers were cut off at sampling.max_new_tokens = {_token_limit(run)}. What is "
-        "measured of them, and what judges score, is the incomplete answer"
+        f"{sum(ends) / len(ends):.0%} of the answers were cut off at {token_limit_text(_token_limit(run))}. What is measured of "
+        "them, and what judges score, is the incomplete answer"
     )
 
 
-def _token_limit(run: RunReader) -> int:
-    return int(run.config["sampling"]["max_new_tokens"])
+def _token_limit(run: RunReader) -> int | None:
+    limit = (run.config.get("sampling") or {}).get("max_new_tokens")
+    return None if limit is None else int(limit)
 
 
 def read_expected_cells(run: RunReader) -> ExpectedCells:
