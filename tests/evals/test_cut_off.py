@@ -84,9 +84,12 @@ def test_it_is_in_the_output_the_metrics_and_the_report(tmp_path: Path, capsys: 
     )  # fmt: skip
     run_stability(config, ScriptedModel(cut_as_a_persona))
     words = "8 of 12 answers were cut off at sampling.max_new_tokens = 256 (0% to 100% by persona)"
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["cut_off"]["n_cut_off"] == 8
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["cut_off"]["n_cut_off"] == 8
+    assert metrics["pss_reason"] == "no answer was right under any persona, so PSS has no value"
     run_report(ReportConfig(runs=(tmp_path / "run",), out=tmp_path / "report"))
     shown = capsys.readouterr().out
+    assert shown.startswith("cutter: no answer was right under any persona, so PSS has no value.\n")
     assert f"Cut off: cutter: {words}" in shown
     row = next(line for line in shown.splitlines() if line.strip().startswith("cut off, of"))
     assert "8 of 12" in row
@@ -100,6 +103,8 @@ def test_it_is_in_the_output_the_metrics_and_the_report(tmp_path: Path, capsys: 
     assert by_persona[0][2] == "cutter, cut off"
     assert shares == {"*no persona*": "0%", "clerk": "100%", "troll": "100%"}
     (table_row,) = json.loads((tmp_path / "report" / "table.json").read_text())["rows"]
+    assert table_row["pss_reason"] == metrics["pss_reason"]
+    assert metrics["pss_reason"] in (tmp_path / "report" / "index.html").read_text()
     assert (table_row["n_cut_off"], table_row["n_known_ends"], table_row["accuracy_of_others"]) == (8, 12, 0.0)
 
 
