@@ -34,7 +34,7 @@ class DevEvalPoint(MeasureRecord):
         parts = [f"{one.log_label} {_format_score(self.measures[one.name].value)}" for one in measures_in("dev_eval_log")]
         if self.identifiability is not None:
             parts.append(f"identifiability {_format_score(self.identifiability.value)} (chance {_format_score(self.chance)})")
-        if self.cut_off is not None:
+        if self.cut_off:
             parts.append(f"cut off {self.cut_off:.0%}")
         if self.n_scored < self.n_asked:
             parts.append(f"{self.n_scored} of {self.n_asked} cells scored")
