@@ -26,7 +26,7 @@ from permix.config import (
     read_config_values,
 )
 from permix.errors import ConfigError, DataError, IncompleteRunError
-from permix.evals.fidelity_records import fidelity_kind
+from permix.evals.fidelity_records import cut_off_warning, fidelity_kind
 from permix.evals.grid import GridResults, read_grid_results
 from permix.evals.stability import StabilityGrid, measure_stability, read_stability_grid, run_stability
 from permix.evals.strategies import STRATEGIES
@@ -38,9 +38,10 @@ from permix.metrics.stability import StabilitySummary
 from permix.metrics.statistics import Array
 from permix.personas.loading import build_open_questions
 from permix.personas.pool import PersonaPool, PersonasLike, resolve_pool, select_personas
+from permix.progress import print_status
 from permix.storage.files import read_json
 from permix.storage.rows import CSV_SUFFIXES
-from permix.storage.run_dir import read_provenance
+from permix.storage.run_dir import RunReader, read_provenance
 from permix.tasks import AnswerKind, LoadedTask, Task, find_task, task_from_questions
 from permix.tasks.datasets import DATASET_SUFFIXES
 from permix.types import Cell, Estimate, Question, Record, Request, Sampling, Split
@@ -397,12 +398,19 @@ def _run_path(run: EvaluationRun | str | Path) -> Path:
 
 @contextmanager
 def _attach_run(run: EvaluationRun) -> Iterator[None]:
-    """Attach the run to an IncompleteRunError of the block."""
+    """Attach the run to an IncompleteRunError of the block. Print a warning at its end if many answers were cut off."""
     try:
         yield
     except IncompleteRunError as error:
         error.run = run
+        _warn_of_cut_off(run)
         raise
+    _warn_of_cut_off(run)
+
+
+def _warn_of_cut_off(run: EvaluationRun) -> None:
+    if (warning := cut_off_warning(RunReader(run.path), read_grid_results(run.path))) is not None:
+        print_status(f"warning: {warning}")
 
 
 def _resolve_model(model: ModelLike, name: str | None) -> tuple[ModelConfig | Mapping[str, Any], Model | None]:

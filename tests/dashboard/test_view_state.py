@@ -15,7 +15,7 @@ from permix.dashboard.run_monitor import LockHolder, ProgressRate, RunMonitor, l
 from permix.sanitize import redact_command
 from permix.storage.files import FileState, last_lines, read_file_state
 from permix.storage.run_dir import RUN_FORMAT
-from permix.types import Failure
+from permix.types import Completion, Failure, Verdict
 from tests.dashboard.fake_runs import COMMAND, append, held, line, looked, put, stability_run, whole
 from tests.killable import Moment, command
 from tests.sample_runs import answered, asked_what, cell, solve, stability_values, toml
@@ -473,6 +473,27 @@ def test_what_cannot_be_measured_says_why(tmp_path: Path) -> None:
     (run / "records.jsonl").write_text("{half\n")
     assert measure_live(run, "stability", live=False).note.startswith("not measured: ")
     assert measure_live(tmp_path / "none", "fidelity", live=True).note.startswith("not measured: ")
+
+
+def test_answers_cut_off_and_the_reason_of_no_pss_are_among_the_measures(tmp_path: Path) -> None:
+    """Of nine answers the troll's three are cut off; three are right, all of them without a persona."""
+    cells = [
+        one.model_copy(
+            update={
+                "verdict": Verdict(correct=one.persona_id is None, extracted="12"),
+                "completion": Completion(
+                    text="so", prompt_tokens=1, completion_tokens=2, finish="length" if one.persona_id == "troll" else "stop"
+                ),
+            }
+        )
+        for one in whole()
+    ]
+    lines = {one.name: one for one in measure_live(stability_run(tmp_path / "run", cells), "stability", live=False).lines}
+    cut_off = lines["cut off, of answered"]
+    assert cut_off.estimate.value == pytest.approx(1 / 3)
+    assert (cut_off.estimate.n, cut_off.context) == (9, "accuracy of the others 0.500")
+    pss = next(one for name, one in lines.items() if name.startswith("PSS"))
+    assert (pss.estimate.value, pss.context) == (None, "no answer was right under any persona, so PSS has no value")
 
 
 def test_live_intervals_say_that_they_stand_on_fewer_resamples(tmp_path: Path) -> None:

@@ -173,3 +173,17 @@ def test_check_says_what_would_be_asked(tmp_path: Path) -> None:
         "answers": "23, at most 230 new tokens",
         "result": "valid",
     }
+
+
+def test_the_command_ends_with_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 20 answers with a persona the four about habits were cut off; the next command is named."""
+    with openai_server(three_words) as server:
+        (tmp_path / "run.toml").write_text(toml(gym_values(tmp_path, server.base_url)))
+        assert cli.run_cli(["fidelity", str(tmp_path / "run.toml")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    claim = "test answered 20 of 20 questions of 2 personas (0% out of character, 20% cut off); no judge has scored the answers."
+    assert shown.startswith(f"{claim} Cut off: test, PersonaGym's questions: 20% of the answers were cut off")
+    for row in ("answers of asked 20 of 20", "out of character 0.000 [", "words 3.400 [", "cut off 0.200 ["):
+        assert row in shown, row
+    assert f"permix judge {tmp_path / 'run'} --judge.name NAME" in shown
+    assert f"**{claim}**" in (tmp_path / "run" / "report" / "report.md").read_text()

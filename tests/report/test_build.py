@@ -194,7 +194,7 @@ def test_training_alone_has_dashes_and_curves(tmp_path: Path) -> None:
     (row,) = build_report([train_run(tmp_path / "run", "RLVR")], tmp_path / "out")
     report = (tmp_path / "out" / "report.md").read_text()
     assert row.measures == {}
-    assert "| RLVR | – | – | – | – | – | – | – | – | – | – | – | 3 000 | 12 | – | – |" in report
+    assert "| RLVR | – | – | – | – | – | – | – | – | – | – | – | – | 3 000 | 12 | – | – |" in report
     assert "![learning curves](training.png)" in report
 
 
@@ -215,9 +215,9 @@ def test_a_supervised_training_shows_its_method_and_no_rewards(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"questions": 19}, "Not the same questions"),
-        ({"personas": 3}, "Not the same personas"),
-        ({"sampling": {"temperature": 1.0}}, "Not the same sampling"),
+        ({"questions": 19}, "Not the same questions (20 against 19, 19 in common)"),
+        ({"personas": 3}, "Not the same personas (4 against 3, 3 in common)"),
+        ({"sampling": {"temperature": 1.0}}, "Not the same sampling (temperature unknown against 1.0)"),
     ],
 )
 def test_what_was_not_asked_the_same_is_not_compared(tmp_path: Path, change: dict[str, Any], reason: str) -> None:

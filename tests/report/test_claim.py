@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 import pytest
 
+from permix.evals.text_metrics import PersonaAnswer, TextMetrics, compute_text_metrics
+from permix.report.judges import PERSONAGYM_KIND
 from permix.report.methods import ReportMethod, group_methods, method_difference, pool_seeds
-from permix.report.runs import collect_models
+from permix.report.runs import ModelRuns, collect_models
 from permix.report.summary_text import build_claim
 from permix.types import Estimate
 from tests.seeded import estimate_of, fidelity_run, share, stability_run, torn, train_run, write_study
@@ -96,7 +98,7 @@ def test_variants_that_were_passed_over_are_named(study: dict[str, ReportMethod]
 def test_models_that_were_not_asked_the_same_are_not_compared(tmp_path: Path) -> None:
     stability_run(tmp_path / "a", "a", "x", share(4))
     stability_run(tmp_path / "b", "b", "x", share(4), questions=15)
-    said = "b against a: not comparable in accuracy (not the same questions)."
+    said = "b against a: not comparable in accuracy (not the same questions (20 against 15, 15 in common))."
     assert build_claim(group_methods(collect_models([tmp_path]))) == (said, "")
 
 
@@ -128,3 +130,43 @@ def test_nothing_measured(tmp_path: Path) -> None:
     train_run(tmp_path / "t", "t", 1)
     nothing = "Nothing here measures accuracy under personas, or how well personas are distinguished."
     assert build_claim(group_methods(collect_models([tmp_path]))) == build_claim([]) == (nothing, "")
+
+
+def test_no_right_answer_leaves_no_pss_and_says_so(tmp_path: Path) -> None:
+    """0 / 0 is no stability of 0. One model alone, and against one that is right."""
+    reason = "no answer was right under any persona, so PSS has no value"
+    stability_run(tmp_path / "a", "a|b", "x", share(0))
+    stability_run(tmp_path / "c", "c", "x", share(4))
+    (never, right) = group_methods(collect_models([tmp_path]))
+    assert build_claim([never]) == (
+        f"a&#124;b: {reason}.", f"{grid(80)[0].upper()}{grid(80)[1:]}. Brackets are 95 % intervals over the questions."
+    )  # fmt: skip
+    said, _ = build_claim([right, never])
+    assert said == f"a&#124;b against c: of a&#124;b {reason}."
+    summary = never.models[0].stability
+    assert summary is not None
+    assert (summary.pss_reason, summary.pss.value, summary.mean.value) == (reason, None, 0.0)
+    assert right.models[0].stability is not None
+    assert right.models[0].stability.pss_reason is None
+
+
+def test_answers_without_a_judge_are_claimed_as_what_they_are() -> None:
+    """Ten answers of two personas to twelve questions: two out of character, one cut off. Of another model no end is known."""
+    answers = [
+        PersonaAnswer("p" if n % 2 else "q", f"q{n}", "As an AI language model, no." if n < 2 else "Aye.", n == 5)
+        for n in range(10)
+    ]
+    texts = {"p": "a sailor", "q": "a cook"}
+    measured = compute_text_metrics(answers, texts, unit="personas", n_asked=12, resamples=100)
+    unknown = compute_text_metrics([one._replace(truncated=None) for one in answers], texts, unit="personas", resamples=100)
+
+    def claim(**metrics: TextMetrics) -> str:
+        kinds = {label: {PERSONAGYM_KIND: one} for label, one in metrics.items()}
+        models = [ModelRuns(label, {}, None, None, None, (), text_metrics=one) for label, one in kinds.items()]
+        return build_claim([ReportMethod("m", "other", tuple(models))]).sentence
+
+    known = "a answered 10 of 12 questions of 2 personas (20% out of character, 10% cut off)"
+    assert claim(a=measured) == f"{known}; no judge has scored the answers."
+    assert claim(a=measured, b=unknown) == (
+        f"{known}; b answered 10 of 10 questions of 2 personas (20% out of character); no judge has scored the answers."
+    )

@@ -1,5 +1,6 @@
 """`permix compare`, from runs on disk: refused with the reason, or tables that name both."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ import pytest
 
 from permix import cli
 from permix.errors import DataError
-from permix.report.comparisons import compare_runs, comparison_markdown
+from permix.report.comparisons import compare_runs, comparison_cautions, comparison_claim, comparison_markdown
 from permix.storage.files import read_json, write_json
 from tests.sample_runs import asked_as, asked_what, endpoint, solve, stability_values, toml
-from tests.servers import openai_server
+from tests.servers import Reply, openai_server
 
 
 def run(folder: Path, wrong_as: str | None = "nobody", **fields: Any) -> Path:
@@ -34,6 +35,11 @@ def test_what_differs_is_told_by_measure_and_by_persona(tmp_path: Path, capsys: 
     assert cli.run_cli(["compare", str(one), str(two), "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert "be|fore" in shown
+    claim = shown.splitlines()[0]
+    assert claim.startswith("after against be|fore: more stable: under its worst persona it keeps a larger share of its best")
+    assert "; mean accuracy over personas higher (+0.333 [" in claim
+    assert claim.count(", p = 0.") == 2  # with six questions the intervals exclude 0 and the tests do not reject: both are shown
+    assert "cut off, of answered" in " ".join(shown.split())
     lines = {line.split("  ")[0].strip(): line.split() for line in shown.splitlines()}
     worst = [float(number) for number in lines["worst persona"][2:5]]
     assert worst == pytest.approx([0.06, 0.94, 0.88], abs=0.02)  # of six questions
@@ -42,8 +48,9 @@ def test_what_differs_is_told_by_measure_and_by_persona(tmp_path: Path, capsys: 
     found = read_json(tmp_path / "out" / "comparison.json")
     assert (found["first"], found["n_questions"], found["n_cells"]) == (str(one), 6, 18)
     assert [persona["id"] for persona in found["personas"]] == ["clerk", "sailor", "troll"]
+    assert (found["cut_off"]["first"]["n_cut_off"], found["cut_off"]["other"]["n_known"]) == (0, 24)
     told = (tmp_path / "out" / "comparison.md").read_text()
-    assert told.startswith("# after against be&#124;fore\n")
+    assert told.startswith("# after against be&#124;fore\n\n**after against be&#124;fore: more stable")
     assert told.index("| clerk |") < told.index("| troll |")  # what lost most stands first
     assert comparison_markdown(compare_runs(one.parent, two.parent)) == told  # a folder that holds the run will do
 
@@ -51,9 +58,9 @@ def test_what_differs_is_told_by_measure_and_by_persona(tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"task": {"name": "arithmetic", "levels": ["add-1"], "n": 7}}, "not the same questions"),
-        ({"sampling": {"max_new_tokens": 17}}, "not the same sampling"),
-        ({"samples": 2}, "not the same sampling"),
+        ({"task": {"name": "arithmetic", "levels": ["add-1"], "n": 7}}, r"not the same questions \(6 against 7, 6 in common\)"),
+        ({"sampling": {"max_new_tokens": 17}}, r"not the same sampling \(max_new_tokens 16 against 17\)$"),
+        ({"samples": 2}, r"not the same sampling \(samples 1 against 2\)"),
         (
             {"task": {"name": "arithmetic", "levels": ["add-1"], "n": 6, "prompt_template": "Well? {question}"}},
             "not asked in the same words",
@@ -71,7 +78,7 @@ def test_runs_that_were_judged_otherwise_are_refused(tmp_path: Path) -> None:
     born = read_json(two / "provenance.json")
     born["identity"]["verifier"] = "another"
     write_json(two / "provenance.json", born)
-    with pytest.raises(DataError, match="not scored by the same verifier"):
+    with pytest.raises(DataError, match=r"not scored by the same verifier \(version \S+ against another\)"):
         compare_runs(one, two)
 
 
@@ -82,7 +89,7 @@ def test_runs_of_before_the_verifier_had_a_version_are_compared_by_the_engine_of
         born["identity"].pop("verifier", None)
         born["packages"]["math-verify"] = engine
         write_json(folder / "provenance.json", born)
-    with pytest.raises(DataError, match="not scored by the same verifier"):
+    with pytest.raises(DataError, match=r"not scored by the same verifier \(version 0.9.0 against 0.1\)"):
         compare_runs(one, two)
 
 
@@ -95,3 +102,44 @@ def test_what_is_given_must_be_two_runs(tmp_path: Path, capsys: pytest.CaptureFi
     run(tmp_path / "a" / "more")
     assert cli.run_cli(["compare", str(tmp_path / "a"), str(one)]) == 2
     assert "give one stability run; found:" in capsys.readouterr().err
+
+
+def test_what_a_reader_must_know_of_both_runs_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every answer as the troll is cut off in the second run."""
+    one = run(tmp_path / "a", label="first")
+    (tmp_path / "b").mkdir()
+
+    def cut(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Reply:
+        return Reply(str(solve(asked_what(body))), finish="length" if asked_as(body) == "troll" else "stop")
+
+    with openai_server(cut) as server:
+        values = stability_values(tmp_path / "b", server.base_url, label="second")
+        (tmp_path / "b" / "run.toml").write_text(toml(values))
+        assert cli.run_cli(["stability", str(tmp_path / "b" / "run.toml")]) == 0
+    capsys.readouterr()
+    assert cli.run_cli(["compare", str(one), str(tmp_path / "b" / "run")]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("second against first: no difference shown in stability, ")
+    assert shown[1].startswith(
+        "Cut off: second: 6 of 24 answers were cut off at sampling.max_new_tokens = 16 (0% to 100% by persona)"
+    )
+    assert next(line for line in shown if "6 of 24" in line and "0 of 24" in line)
+
+
+def test_nothing_is_claimed_of_incomplete_runs(tmp_path: Path) -> None:
+    """Two of eighteen persona cells without a score are more than a tenth, one is not."""
+    one, two = run(tmp_path / "a", label="first"), run(tmp_path / "b", label="second")
+    lines = (two / "records.jsonl").read_text().splitlines(keepends=True)
+    personas = [place for place, line in enumerate(lines) if json.loads(line)["persona_id"] is not None]
+
+    def without(*places: int) -> list[str]:
+        kept = [line for place, line in enumerate(lines) if place not in places]
+        (two / "records.jsonl").write_text("".join(kept))
+        compared = compare_runs(one, two)
+        return [comparison_claim(compared), *comparison_cautions(compared)]
+
+    claim, caution = without(personas[0])
+    assert claim.startswith("second against first: no difference shown in stability, ")
+    assert caution == "**Incomplete**: second has 17 of 18 cells scored."
+    claim, caution = without(*personas[:2])
+    assert claim == "second against first: not compared, because the runs are incomplete (34 of 36 cells scored)."

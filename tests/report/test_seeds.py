@@ -104,9 +104,9 @@ def test_seeds_that_were_asked_otherwise_are_not_pooled(tmp_path: Path) -> None:
     two, other = group_methods(collect_models([tmp_path]), ["a=a 1,a 2"])
     found = pool_seeds(two)
     assert (found.pss, found.mean, found.n_stability) == (None, None, 2)
-    assert found.reasons == ("Not the same questions",)
+    assert found.reasons == ("Not the same questions (20 against 15, 15 in common)",)
     against = method_difference(two, other)
-    assert (against.pss, against.reasons) == (None, ("Not the same questions",))
+    assert (against.pss, against.reasons) == (None, ("Not the same questions (20 against 15, 15 in common)",))
 
 
 def test_a_seed_that_was_not_measured_is_not_counted(tmp_path: Path, study: dict[str, ReportMethod]) -> None:

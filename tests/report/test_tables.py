@@ -4,7 +4,8 @@ from rich.console import Console
 
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.stability import summarize_stability
-from permix.rendering.table import format_p_value
+from permix.rendering.table import format_p_value, md_label, plain_text
+from permix.report.judges import OPEN_ENDED_KIND, JudgeScoreEntry
 from permix.report.runs import ModelRow
 from permix.report.tables import controls_table, models_table, persona_table, terminal_models_table
 from permix.types import Estimate
@@ -17,7 +18,7 @@ FULL = ModelRow(
     },
     identifiability=Estimate(value=0.4, low=0.34, high=0.47, n=210), chance=1 / 7, train_tokens=1234567, train_cpu_s=59.6,
     eval_tokens=0, eval_cpu_s=3.2, n_questions=200, n_personas=16, n_scored=3199, n_asked=3200,
-    n_answers=210, n_answers_asked=216,
+    n_answers=210, n_answers_asked=216, n_cut_off=12, n_known_ends=3400, accuracy_of_others=0.85,
 )  # fmt: skip
 
 
@@ -30,10 +31,11 @@ def test_main_table_one_line_a_model() -> None:
     number = "0.812 [0.75, 0.87]<br><sub>n = 200</sub>"
     assert cells(full) == [
         "PerMix &#124; RLVR", number, number, number, number, "–", "–", "0.900<br><sub>n = 1</sub>", number,
-        "0.400 [0.34, 0.47]<br><sub>n = 210, chance 0.143</sub>", "3 199 of 3 200", "210 of 216", "1 234 567", "60", "0", "3",
+        "0.400 [0.34, 0.47]<br><sub>n = 210, chance 0.143</sub>", "3 199 of 3 200",
+        "12 of 3 400<br><sub>accuracy of the others 0.850</sub>", "210 of 216", "1 234 567", "60", "0", "3",
     ]  # fmt: skip
-    assert cells(empty) == ["base", *["–"] * 15]
-    assert len(cells(heading)) == 16
+    assert cells(empty) == ["base", *["–"] * 16]
+    assert len(cells(heading)) == 17
 
 
 def test_a_value_that_cannot_be_computed_is_a_dash() -> None:
@@ -85,3 +87,66 @@ def test_controls_table() -> None:
 
 def test_small_probabilities_are_not_zero() -> None:
     assert [format_p_value(p) for p in (0.0004, 0.001, 0.25, None)] == ["< 0.001", "0.001", "0.250", "–"]
+
+
+def shown_on_a_terminal(*rows: ModelRow) -> str:
+    console = Console(width=80, record=True, color_system=None)
+    with console.capture() as capture:
+        console.print(terminal_models_table(rows))
+    return capture.get()
+
+
+def test_the_costs_of_an_endpoint_are_wall_seconds_and_requests() -> None:
+    """120 answers in 50 s, 60 in 4 s. This machine's CPU seconds are not shown for them; a model in this process keeps them."""
+    slow = ModelRow(label="slow", eval_cpu_s=7.0, eval_wall_s=50.0, eval_requests=120)
+    quick = ModelRow(label="quick", eval_cpu_s=7.0, eval_wall_s=4.0, eval_requests=60)
+    local = ModelRow(label="local", eval_cpu_s=7.0)
+    assert models_table([local]).headings[-1] == "evaluation CPU s"
+    alone = models_table([slow, quick])
+    assert alone.headings[-2:] == ("evaluation wall s", "requests per second")
+    assert "evaluation CPU s" not in alone.headings
+    assert [[cell.text for cell in row[-2:]] for row in alone.rows] == [["50", "2.40"], ["4", "15"]]
+    mixed = models_table([slow, local])
+    assert [[cell.text for cell in row[-3:]] for row in mixed.rows] == [["–", "50", "2.40"], ["7", "–", "–"]]
+    shown = shown_on_a_terminal(slow)
+    assert "CPU" not in shown
+    assert "requests per second  2.40" in shown
+    assert shown_on_a_terminal(ModelRow(label="m", eval_wall_s=None, eval_requests=3)).count("requests") == 0
+
+
+def test_pss_without_a_value_keeps_its_row_and_says_why() -> None:
+    summary = summarize_stability([[[0.0]] * 5] * 3, [[0.0]] * 5, resamples=100)
+    assert summary.pss_reason == "no answer was right under any persona, so PSS has no value"
+    row = ModelRow(label="m", measures={"pss": summary.pss, "mean": summary.mean}, pss_reason=summary.pss_reason)
+    shown = " ".join(shown_on_a_terminal(row).split())
+    assert "PSS (estimate) – no answer was right under any persona, so PSS has no value" in shown
+    assert "PSS as observed" not in shown
+    assert f"| –<br><sub>{summary.pss_reason}</sub> |" in models_table([row]).markdown
+    assert "PSS" not in shown_on_a_terminal(row.model_copy(update={"pss_reason": None}))
+    right = summarize_stability([[[1.0]] * 5] * 3, [[0.0]] * 5, resamples=100)
+    assert right.pss_reason is None
+
+
+def test_marks_of_judges_are_explained_below_the_table() -> None:
+    """Only the marks that appear: trusted none, untrusted one, unvalidated the other."""
+    untrusted, unvalidated = "† The judge scores an answer under a wrong persona", "‡ The judge was not validated"
+
+    def shown(*trusted: bool | None) -> str:
+        judged = tuple(
+            JudgeScoreEntry(
+                kind=OPEN_ENDED_KIND, judge=f"j{place}", persona_score=PSS, discriminates_persona=one, n_scored=9, n_asked=10,
+            )
+            for place, one in enumerate(trusted)
+        )  # fmt: skip
+        return " ".join(shown_on_a_terminal(ModelRow(label="m", judged=judged)).split())
+
+    assert [(untrusted in one, unvalidated in one) for one in (shown(True), shown(False), shown(None), shown(False, None))] == [
+        (False, False), (True, False), (False, True), (True, True),
+    ]  # fmt: skip
+
+
+def test_plain_text_undoes_markdown_and_no_more() -> None:
+    name = "a*b_c <i> & &#42; `x` | ~d"
+    assert plain_text(f"> **Cut off**: {md_label(name)}: *so* `it` goes") == f"Cut off: {name}: so it goes"
+    assert plain_text("one\n>\n> two") == "one\n\ntwo"
+    assert plain_text(md_label("\x1b[31mred")) == "\\x1b[31mred"  # what was made visible stays visible

@@ -337,6 +337,11 @@ def test_a_cell_without_a_score_is_counted_and_not_zero(tmp_path: Path) -> None:
     assert str(point).endswith("19 of 20 cells scored")
 
 
+def test_the_share_of_answers_cut_off_is_in_the_line() -> None:
+    assert "cut off" not in str(point(0, 0.5).model_copy(update={"cut_off": 0.0}))
+    assert str(point(0, 0.5).model_copy(update={"cut_off": 0.25})).endswith(", cut off 25%")
+
+
 # What is chosen
 
 

@@ -517,7 +517,11 @@ def trained(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert shown.out.strip() == str(tmp_path / "run" / "model")
     for step in (0, 1, 2):
         assert f"\ndev evaluation at step {step}: mean 0." in f"\n{shown.err}"
+    assert ", cut off " in next(line for line in shown.err.splitlines() if line.startswith("dev evaluation at step 2"))
     assert "The weights are those of step " in shown.err
+    (summary,) = (line for line in shown.err.splitlines() if line.startswith("trained tiny: "))
+    assert summary.startswith("trained tiny: 2 steps in 0:")
+    assert "; reward 0." in summary
     return tmp_path / "run"
 
 

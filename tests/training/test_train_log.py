@@ -8,7 +8,7 @@ import pytest
 
 from permix.progress import ProgressBar
 from permix.training.rewards import Rollout
-from permix.training.run_log import RolloutLogger, describe_truncation, read_training_log, samples_text
+from permix.training.run_log import RolloutLogger, describe_training, describe_truncation, read_training_log, samples_text
 from permix.types import Verdict
 
 
@@ -129,3 +129,19 @@ def test_a_completion_cannot_leave_its_block() -> None:
     lines = [rollout(1, "```\n# heading\n<script>")._asdict() | {"verdict": {"correct": False}}]
     body = samples_text(1, lines).split("\n\n", 2)[2]
     assert all(line.startswith("    ") for line in body.splitlines() if line)
+
+
+def test_a_training_is_described_in_one_line() -> None:
+    """Ten steps: rewards 0, .1, ... .9, so .05 over the first two and .85 over the last two; every step takes 2 s and 4.5 s."""
+    log = [
+        {"step": n, "reward": n / 10, "loss": 1.0, "truncated": 0.5 if n < 2 else 0.1, "completion_tokens": 20.0 + n,
+         "seconds": {"generation": 2.0, "training": 4.5}}
+        for n in range(10)
+    ]  # fmt: skip
+    assert describe_training(log) == (
+        "10 steps in 1:05; reward 0.05 over the first fifth of the steps, 0.85 over the last; cut off 50%, then 10%; tokens an "
+        "answer 20, then 28"
+    )
+    supervised: list[dict[str, float | None]] = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.25, "reward": None}]
+    assert describe_training(supervised) == "2 steps in 0:00; loss 2.000 over the first fifth of the steps, 1.250 over the last"
+    assert describe_training([]) is None

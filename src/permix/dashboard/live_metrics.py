@@ -77,22 +77,29 @@ def _estimate_json(estimate: Estimate, is_difference: bool = False) -> dict[str,
 
 
 def _stability_measures(run: Path, resamples: int | None) -> LiveMeasures:
+    from permix.evals.grid import count_cut_off, read_grid_results
     from permix.evals.stability import measure_stability
     from permix.metrics.measures import measures_in
 
-    summary = measure_stability(run, resamples=resamples)
+    answers = read_grid_results(run)
+    summary = measure_stability(run, answers, resamples)
+    cut_off = count_cut_off(answers)
     contexts = {
         "mean": f"{summary.n_personas} personas",
-        "pss": _format_if_known("observed {:.3f}", summary.pss_observed.value),
+        "pss": summary.pss_reason or _format_if_known("observed {:.3f}", summary.pss_observed.value),
         "mean_minus_baseline": _format_if_known("any persona effect: p = {:.3g}", summary.permutation_p.value),
     }
-    lines = tuple(
+    lines = [
         LiveMeasure(one.label, summary.measures[one.name], contexts.get(one.name, ""), one.is_difference)
         for one in measures_in("live_page")
-    )
+    ]
+    if cut_off.n_known:
+        share = Estimate(value=cut_off.n_cut_off / cut_off.n_known, n=cut_off.n_known)
+        others = _format_if_known("accuracy of the others {:.3f}", cut_off.accuracy_of_others if cut_off.n_cut_off else None)
+        lines.append(LiveMeasure("cut off, of answered", share, others))
     personas = sorted(((one.id, one.accuracy) for one in summary.personas), key=lambda one: (one[1].value is None, one[1].value))
     note = f"{summary.n_scored} of {summary.n_asked} cells of personas scored"
-    return LiveMeasures(lines, tuple(personas), note=note)
+    return LiveMeasures(tuple(lines), tuple(personas), note=note)
 
 
 def _fidelity_measures(run: Path, resamples: int | None) -> LiveMeasures:

@@ -10,7 +10,16 @@ from typing import Any, Literal, TypeVar
 
 from permix.config import FidelityConfig
 from permix.errors import DataError, IncompleteRunError
-from permix.evals.grid import ExpectedCells, expected_grid_cells, read_grid_results, run_cells
+from permix.evals.grid import (
+    NOTABLE_CUT_OFF_SHARE,
+    ExpectedCells,
+    GridResults,
+    count_cut_off,
+    expected_grid_cells,
+    read_grid_results,
+    run_cells,
+    token_limit_text,
+)
 from permix.inference.base import Model
 from permix.metrics.sequential import Round, count_cells
 from permix.prompts import template_hash
@@ -89,6 +98,28 @@ def run_fidelity_cells(
 def write_fidelity_metrics(run: Path, result: Record, text_metrics: Record) -> None:
     """Write metrics.json: the measures of the kind, and under "unjudged" the text metrics that all kinds share."""
     write_json(run / "metrics.json", result.model_dump(mode="json") | {"unjudged": text_metrics.model_dump(mode="json")})
+
+
+def cut_off_warning(run: RunReader, answers: GridResults) -> str | None:
+    """One sentence on the answers of a stability or fidelity run that the token limit cut off; None if they are few.
+
+    In a fidelity run only answers with a persona count.
+    """
+    if run.stage == "stability":
+        counts = count_cut_off(answers)
+        return counts.describe(_token_limit(run)) if counts.is_notable else None
+    ends = [one.cut_off for key, one in answers.grid_summaries.items() if key.persona_id is not None and one.cut_off is not None]
+    if sum(ends) <= NOTABLE_CUT_OFF_SHARE * len(ends):
+        return None
+    return (
+        f"{sum(ends) / len(ends):.0%} of the answers were cut off at {token_limit_text(_token_limit(run))}. What is measured of "
+        "them, and what judges score, is the incomplete answer"
+    )
+
+
+def _token_limit(run: RunReader) -> int | None:
+    limit = (run.config.get("sampling") or {}).get("max_new_tokens")
+    return None if limit is None else int(limit)
 
 
 def read_expected_cells(run: RunReader) -> ExpectedCells:

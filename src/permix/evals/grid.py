@@ -189,6 +189,10 @@ def persona_and_baseline_scores(results: GridResults) -> tuple[Array, Array]:
     return results.scores(results.persona_ids, results.question_ids), results.scores([None], results.question_ids)[0]
 
 
+NOTABLE_CUT_OFF_SHARE = 0.05
+"""Share of answers cut off at the token limit above which it is said aloud."""
+
+
 class CutOffCounts(Record):
     """How many answers of a grid were cut off at the token limit, or never ended their thinking.
 
@@ -206,17 +210,22 @@ class CutOffCounts(Record):
     def is_notable(self) -> bool:
         """Whether more than 5 % were cut off in all, or some persona's share is 10 points above another's."""
         shares = self.by_persona.values()
-        return bool(self.n_cut_off) and (self.n_cut_off > 0.05 * self.n_known or max(shares) - min(shares) > 0.1)
+        return bool(self.n_cut_off) and (self.n_cut_off > NOTABLE_CUT_OFF_SHARE * self.n_known or max(shares) - min(shares) > 0.1)
 
-    def describe(self, max_new_tokens: int) -> str:
-        """One sentence on the counts, and what to do."""
+    def describe(self, max_new_tokens: int | None) -> str:
+        """One sentence on the counts, and what to do. `max_new_tokens` is None if the limit is not recorded."""
         unclosed = f", {self.n_thinking_unclosed} of them within their thinking" if self.n_thinking_unclosed else ""
         others = "" if self.accuracy_of_others is None else f"; accuracy of the others {self.accuracy_of_others:.3f}"
         low, high = min(self.by_persona.values()), max(self.by_persona.values())
         return (
-            f"{self.n_cut_off} of {self.n_known} answers were cut off at sampling.max_new_tokens = {max_new_tokens}{unclosed} "
+            f"{self.n_cut_off} of {self.n_known} answers were cut off at {token_limit_text(max_new_tokens)}{unclosed} "
             f"({low:.0%} to {high:.0%} by persona){others}. A longer limit may change the accuracies and their differences"
         )
+
+
+def token_limit_text(max_new_tokens: int | None) -> str:
+    """The limit at which answers were cut off, by the name of its setting."""
+    return "a token limit that is not recorded" if max_new_tokens is None else f"sampling.max_new_tokens = {max_new_tokens}"
 
 
 def count_cut_off(answers: GridResults) -> CutOffCounts:

@@ -18,11 +18,8 @@ from permix.inference.base import Model
 from permix.inference.cache import cached_model
 from permix.personas.personagym import PersonaGymQuestion, read_personagym
 from permix.personas.pool import PersonaPool
-from permix.progress import print_status
 from permix.storage.run_dir import RunReader
 from permix.types import Cell, CellKey, Persona, Question, Record, seed_from
-
-TRUNCATION_WARNING_SHARE = 0.1
 
 
 class AnswerCounts(Record):
@@ -77,7 +74,7 @@ def evaluate_personagym(
     """Like `run_personagym`, for a loaded model and chosen personas and questions."""
     without = sample_balanced_questions(questions, config.personagym.without_persona, config.seed)
     grid_json = describe_personagym(pool.personas, questions, without)
-    result = run_fidelity_cells(
+    return run_fidelity_cells(
         model,
         config,
         build_personagym_cells(config, pool, questions, without),
@@ -86,8 +83,6 @@ def evaluate_personagym(
         measure_text_metrics,
         kind="personagym",
     )
-    _warn_truncated(result, config.sampling.max_new_tokens)
-    return result
 
 
 def select_personagym_questions(config: FidelityConfig) -> tuple[PersonaPool, tuple[PersonaGymQuestion, ...]]:
@@ -176,15 +171,6 @@ def _count_answers(cells: Sequence[Cell | None]) -> AnswerCounts:
         mean_words=sum(words) / len(words) if words else None,
         truncated_share=sum(ends) / len(ends) if ends else None,
     )
-
-
-def _warn_truncated(counts: PersonaGymCounts, max_new_tokens: int) -> None:
-    share = counts.answers.truncated_share
-    if share is not None and share > TRUNCATION_WARNING_SHARE:
-        print_status(
-            f"note: {share:.0%} of the answers were cut off at sampling.max_new_tokens = {max_new_tokens}; "
-            "judges score the incomplete answers"
-        )
 
 
 def _to_question(question: PersonaGymQuestion) -> Question:

@@ -231,8 +231,6 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
         answers = read_grid_results(run.path)
         summary = measure_stability(run.path, answers)
         write_json(run.path / "metrics.json", _metrics_json(summary, run.path, answers))
-        if (cut_off := count_cut_off(answers)).is_notable:
-            print_status(f"warning: {cut_off.describe(config.sampling.max_new_tokens)}")
     if progress.pending:
         raise IncompleteRunError(missing)
     return summary
@@ -380,13 +378,15 @@ def grid_identity(config: StabilityConfig, task: Task) -> dict[str, Any]:
 
 
 def _metrics_json(summary: StabilitySummary, run: Path, answers: GridResults) -> Mapping[str, Any]:
-    """Content of metrics.json: stability measures; counts of answers that were cut off ("cut_off"); measures of a strategy
-    ("strategy") and of several templates ("crossed").
+    """Content of metrics.json: stability measures; "pss_reason", why PSS has no value, only then; counts of answers that were cut
+    off ("cut_off"); measures of a strategy ("strategy") and of several templates ("crossed").
     """
     additional = {"strategy": measure_strategy(run, answers), "crossed": measure_template_effects(run, answers)}
     cut_off = {"cut_off": count_cut_off(answers).model_dump(mode="json")}
+    reason = {} if summary.pss_reason is None else {"pss_reason": summary.pss_reason}
     return (
         summary.model_dump(mode="json")
+        | reason
         | cut_off
         | {name: one.model_dump(mode="json") for name, one in additional.items() if one is not None}
     )

@@ -14,7 +14,8 @@ from permix.types import Estimate, Record
 
 class DevEvalPoint(MeasureRecord):
     """One dev evaluation. `identifiability` and `chance` are None without open-ended questions. `n_scored` and `n_asked` count
-    cells with a persona. `completion_tokens` is the mean per answer.
+    cells with a persona. `completion_tokens` is the mean per answer, `cut_off` the share of answers to task questions that the
+    token limit cut off; None if not known.
     """
 
     VIEW = "dev_eval"
@@ -24,6 +25,7 @@ class DevEvalPoint(MeasureRecord):
     identifiability: Estimate | None
     chance: float | None
     completion_tokens: float | None
+    cut_off: float | None = None
     n_questions: int
     n_scored: int
     n_asked: int
@@ -32,6 +34,8 @@ class DevEvalPoint(MeasureRecord):
         parts = [f"{one.log_label} {_format_score(self.measures[one.name].value)}" for one in measures_in("dev_eval_log")]
         if self.identifiability is not None:
             parts.append(f"identifiability {_format_score(self.identifiability.value)} (chance {_format_score(self.chance)})")
+        if self.cut_off:
+            parts.append(f"cut off {self.cut_off:.0%}")
         if self.n_scored < self.n_asked:
             parts.append(f"{self.n_scored} of {self.n_asked} cells scored")
         return ", ".join(parts)

@@ -35,6 +35,9 @@ PERSONA_EFFECT_ALPHA = 0.05  # p below which the test shows a persona effect
 BOOTSTRAP_BLOCK_FLOATS = 2_000_000  # floats in the largest array of one bootstrap block: 16 MB
 
 
+NO_RIGHT_ANSWER = "no answer was right under any persona, so PSS has no value"
+
+
 class PersonaSummary(Record):
     """One persona. `difference` (persona − baseline) and its test use the questions that have both scores."""
 
@@ -68,6 +71,11 @@ class StabilitySummary(MeasureRecord):
     @property
     def pss(self) -> Estimate:
         return self.measures["pss"]
+
+    @property
+    def pss_reason(self) -> str | None:
+        """Why PSS has no value although there are scores: it is 0 / 0. None if it has a value, or without any score."""
+        return NO_RIGHT_ANSWER if self.pss.value is None and self.mean.value == 0 else None
 
     @property
     def pss_observed(self) -> Estimate:

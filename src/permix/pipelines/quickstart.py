@@ -20,6 +20,7 @@ from permix.config import (
     OptimConfig,
     PersonasConfig,
     QuickstartConfig,
+    ReportConfig,
     RolloutPlanConfig,
     StabilityConfig,
     TaskConfig,
@@ -193,16 +194,12 @@ def _write_report(
     fidelity_configs: list[FidelityConfig],
     train_configs: list[TrainConfig],
 ) -> None:
-    """Write the report on the quickstart's runs and print its table."""
-    from permix.report.builder import build_report
-    from permix.report.tables import terminal_models_table
+    """Write the report on the quickstart's runs; print its caption, its claim and its table."""
+    from permix.report.builder import run_report
 
-    out = config.folder / "report"
-    rows = build_report([one.out for one in (*stability_configs, *fidelity_configs, *train_configs)], out, _caption(config))
-    console = Console()
-    console.print(terminal_models_table(rows))
-    console.print(_caption(config), markup=False, highlight=False)
-    console.print(f"report: {out / 'index.html'} (or report.md next to it)", markup=False, highlight=False, soft_wrap=True)
+    Console().print(_caption(config), markup=False, highlight=False)
+    runs = tuple(one.out for one in (*stability_configs, *fidelity_configs, *train_configs))
+    run_report(ReportConfig(runs=runs, out=config.folder / "report"), _caption(config))
 
 
 def _caption(config: QuickstartConfig) -> str:

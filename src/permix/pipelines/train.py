@@ -42,7 +42,7 @@ from permix.training.compatibility import check_context_window, longest_prompt_t
 from permix.training.dev_eval import check_dev_eval_prompts, delete_dev_eval_weights, describe_dev_eval
 from permix.training.job import TrainJob, describe_reference_answers, prepare_training
 from permix.training.model_card import write_model_card
-from permix.training.run_log import describe_truncation, read_training_log
+from permix.training.run_log import describe_training, describe_truncation, read_training_log
 from permix.training.sft_data import check_teacher, describe_sft_source, teacher_identity
 
 
@@ -62,10 +62,8 @@ def run_training(config: TrainConfig) -> Path:
             if not distributed.broadcast((target / "config.json").exists()):
                 with _track_usage(run):
                     _train_and_save(backend, job, source, run, target)
-                if run is not None and (
-                    truncation := describe_truncation(read_training_log(config.out / "log.jsonl"), config.train.max_new_tokens)
-                ):
-                    print_status(f"warning: {truncation}")
+                if run is not None:
+                    _print_summary(config)
             if run is not None:
                 delete_dev_eval_weights(config.out)
                 if not config.train.keep_checkpoints:
@@ -82,6 +80,15 @@ def preflight_training(config: TrainConfig) -> dict[str, str]:
     dev_eval = {} if job.dev_eval is None else {"dev_eval": describe_dev_eval(job.dev_eval)}
     sources = describe_sft_source(config, job.plan) | describe_reference_answers(job.reference_cells, config.character)
     return {"method": config.method} | describe_plan(job.plan) | sources | dev_eval
+
+
+def _print_summary(config: TrainConfig) -> None:
+    """Print what happened in the training, and a warning where many rollouts were cut off."""
+    log = read_training_log(config.out / "log.jsonl")
+    if (summary := describe_training(log)) is not None:
+        print_status(f"trained {config.label or config.out.name}: {summary}")
+    if truncation := describe_truncation(log, config.train.max_new_tokens):
+        print_status(f"warning: {truncation}")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ escapes for its medium. A missing value is "–" in a document and empty in CSV,
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,15 @@ LABEL_WIDTH = 48
 def md_label(text: str, width: int = LABEL_WIDTH) -> str:
     """A name for a Markdown cell: one line, at most `width` characters, escaped."""
     return escape_markdown(one_line(text, width))
+
+
+def plain_text(markdown: str) -> str:
+    """Markdown that permix wrote, as text for a terminal: without emphasis and quote marks, and with names unescaped.
+
+    Names in it were escaped by `escape_markdown`, so every mark that is removed is permix's own.
+    """
+    unmarked = re.sub(r"(?m)^> ?|[*`]", "", markdown).replace("<br>", " ")
+    return re.sub(r"&#(\d+);", lambda match: chr(int(match[1])), unmarked)
 
 
 MISSING_TEXT = "–"

@@ -10,6 +10,7 @@ not at all. Apart from the cards, only `out` is written to.
 """
 
 import re
+import shlex
 import shutil
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
@@ -26,7 +27,7 @@ from permix.metrics.dev_curve import selected_step
 from permix.progress import print_status_once
 from permix.rendering import plots, table, theme
 from permix.rendering.plots import plot_drift
-from permix.rendering.table import one_line
+from permix.rendering.table import SourceRun, one_line
 from permix.report import fidelity_tables, score_plots, tables
 from permix.report.comparisons import Comparison, compare_models
 from permix.report.document import Document, render_card_results, render_report_markdown
@@ -35,7 +36,7 @@ from permix.report.html.page import RunIndex, write_page
 from permix.report.html.transcripts import write_transcripts
 from permix.report.html.values import model_looks, printable_text, unique_display_names
 from permix.report.judge_tables import PublishedComparison, collect_published, published_json
-from permix.report.judges import JudgedRun
+from permix.report.judges import PERSONAGYM_KIND, JudgedRun
 from permix.report.layout import build_document
 from permix.report.methods import PooledMethod, ReportMethod, group_methods, method_names, pool_seeds, training_arrows
 from permix.report.runs import ModelRow, ModelRuns, collect_models
@@ -104,17 +105,22 @@ REPORT_TABLE_NAMES = re.compile(
 """Names of the tables that a report may have."""
 
 
-def run_report(config: ReportConfig) -> None:
-    """Run `permix report`: build the report, then print its main tables and the paths of its two main files."""
+def run_report(config: ReportConfig, caption: str = "") -> None:
+    """Run `permix report`: build the report, then print its claim, its warnings, its main tables and the paths of its two main
+    files. `caption` as in `build_report`.
+    """
     models = collect_models(config.runs)
     if config.cards:
         model_card_paths(models)  # errors in the cards are raised before any figure is drawn
-    rows = _write_report(
-        models, group_methods(models, config.methods), config.out, published=collect_published(models, config), cards=config.cards
-    )
+    methods, published = group_methods(models, config.methods), collect_published(models, config)
+    document = _write_report(models, methods, config.out, caption, published, cards=config.cards)
     console, strategies = Console(), _strategy_results(models)
+    _print_conclusion(document, console)
     if any(model.stability or model.identifiability or model.judged_runs or "train" in model.runs for model in models):
-        console.print(tables.terminal_models_table(rows))
+        console.print(tables.terminal_models_table([model.row for model in models]))
+    text_metrics = {SourceRun(model.label, kind): one for model in models for kind, one in model.text_metrics.items()}
+    if text_metrics:
+        console.print(fidelity_tables.terminal_text_metrics_table(text_metrics))
     if strategies:
         console.print(tables.terminal_strategy_table(strategies))
     if drift_by_model := {model.label: model.drift for model in models if model.drift is not None}:
@@ -122,8 +128,20 @@ def run_report(config: ReportConfig) -> None:
     for model in models:
         if model.template_effects is not None:
             console.print(f"{one_line(model.label)}: {tables.variance_components_text(model.template_effects)}", markup=False)
+    for model in models:
+        if PERSONAGYM_KIND in model.runs and model.runs[PERSONAGYM_KIND].judged_run is None:
+            run = shlex.quote(str(model.runs[PERSONAGYM_KIND].path))
+            command = f"next, have a judge score the answers: permix judge {run} --judge.name NAME"
+            console.print(command, markup=False, highlight=False, soft_wrap=True)
     for file in ("report.md", "index.html"):
         console.print(str(config.out / file), markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_conclusion(document: Document, console: Console) -> None:
+    """Print the claim and the warnings of a report, as plain text."""
+    for line in (document.claim.sentence, *document.warnings.split("\n")):
+        if text := table.plain_text(line).strip():
+            console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def build_report(runs: Sequence[Path], out: Path, caption: str = "") -> list[ModelRow]:
@@ -133,7 +151,8 @@ def build_report(runs: Sequence[Path], out: Path, caption: str = "") -> list[Mod
     contains a run, or when two runs of one kind have the same label.
     """
     models = collect_models(runs)
-    return _write_report(models, group_methods(models), out, caption)
+    _write_report(models, group_methods(models), out, caption)
+    return [model.row for model in models]
 
 
 def _write_report(
@@ -144,7 +163,7 @@ def _write_report(
     published: PublishedComparison | None = None,
     *,
     cards: bool = False,
-) -> list[ModelRow]:
+) -> Document:
     comparisons = [compare_models(one, other) for one, other in comparison_pairs(models)]
     pooled = [pool_seeds(method) for method in methods]
     figures = draw_report_figures(models, methods, pooled, comparisons, out)
@@ -160,7 +179,7 @@ def _write_report(
     write_json(out / "table.json", _report_json(models, comparisons, caption) | seeds | published_json(published))
     if cards:
         update_model_cards(models, render_card_results(document), out / "tradeoff.png" if "tradeoff.png" in figures else None)
-    return [model.row for model in models]
+    return document
 
 
 def _remove_stale_files(out: Path, figures: Collection[str], tables: Collection[str]) -> None:

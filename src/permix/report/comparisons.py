@@ -4,7 +4,7 @@ Contract: everything is computed from the runs' records, as in the report. Two r
 prompts, sampling and scorer are the same; otherwise the comparison is refused and the reason is given. Names may be hostile text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from rich.text import Text
 
 from permix.config import CompareConfig
 from permix.errors import ConfigError, DataError
+from permix.evals.fidelity_records import cut_off_warning
+from permix.evals.grid import CutOffCounts, count_cut_off
 from permix.evals.stability import StabilityGrid, read_stability_grid
 from permix.metrics import statistics
 from permix.metrics.identifiability import Identifiability
@@ -25,7 +27,16 @@ from permix.metrics.model_comparison import MeasureDifference, PairedComparison,
 from permix.metrics.stability import stability_differences
 from permix.metrics.statistics import Array
 from permix.rendering import table
-from permix.rendering.table import MISSING_TEXT, markdown_table, one_line
+from permix.rendering.table import (
+    MISSING_TEXT,
+    NOT_SIGNIFICANT,
+    difference_direction,
+    format_count,
+    format_ratio,
+    markdown_table,
+    one_line,
+    plain_text,
+)
 from permix.report.judges import INTERVIEW_KIND, JudgeScoreDifference, judge_incompatibilities
 from permix.report.judges import judge_score_differences as judged_differences
 from permix.report.runs import (
@@ -78,6 +89,32 @@ def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
     )  # fmt: skip
 
 
+_STABILITY_TEMPLATE = "{} stable: under its worst persona it keeps a {} share of its best persona's accuracy"
+
+_STABILITY_CLAIMS = {
+    "higher": _STABILITY_TEMPLATE.format("more", "larger"),
+    "lower": _STABILITY_TEMPLATE.format("less", "smaller"),
+    NOT_SIGNIFICANT: (
+        f"{NOT_SIGNIFICANT} in stability, the share of its best persona's accuracy that a model keeps under its worst"
+    ),
+}
+
+MIN_SCORED_SHARE = 0.9
+"""Minimal share of the asked cells that must have a score before anything is claimed about accuracy."""
+
+
+def stability_claim(pss: Estimate, p: float | None = None) -> str:
+    """Return what a difference in PSS says about stability, with its value and, if given, the p of its test. The difference must
+    have an interval.
+    """
+    return f"{_STABILITY_CLAIMS[difference_direction(pss)]} (PSS {pss.format_difference()}{_p_text(p)})"
+
+
+def _p_text(p: float | None) -> str:
+    shown = table.format_p_value(p)
+    return "" if p is None else f", p {shown}" if shown.startswith("<") else f", p = {shown}"
+
+
 _COMPARISON_NOTE = (
     "Second − first, paired by persona and question, with 95 % intervals over {questions} questions. p: two-sided permutation "
     "test that swaps the models question by question, not corrected over the measures. Personas: sign-flip test, Holm-corrected "
@@ -99,6 +136,11 @@ class RunComparison(NamedTuple):
         one, two = named if named[0] != named[1] else [str(run.path) for run in runs]
         return one, two
 
+    @property
+    def cut_off(self) -> tuple[CutOffCounts, CutOffCounts]:
+        """The answers of each run that were cut off at the token limit."""
+        return count_cut_off(self.first.grid_results), count_cut_off(self.other.grid_results)
+
 
 def run_compare(config: CompareConfig) -> None:
     """Run `permix compare`: print both tables, and write them to `config.out` when it is set. Raises ConfigError unless there are
@@ -108,13 +150,17 @@ def run_compare(config: CompareConfig) -> None:
         raise ConfigError(f"runs: compare takes two runs, not {len(config.runs)}: permix compare FIRST SECOND [--out DIR]")
     compared = compare_runs(*config.runs, seed=config.seed, resamples=config.resamples)
     console = Console()
+    for line in (comparison_claim(compared), *comparison_cautions(compared)):
+        console.print(plain_text(line), markup=False, highlight=False, soft_wrap=not console.is_terminal)
     for one in terminal_comparison_tables(compared):
         console.print(one)
     console.print(_COMPARISON_NOTE.format(questions=compared.result.n_questions), markup=False, highlight=False)
     if config.out is not None:
         write_text(config.out / "comparison.md", comparison_markdown(compared))
         paths = {"first": str(compared.first.path), "other": str(compared.other.path)}
-        write_json(config.out / "comparison.json", paths | compared.result.model_dump(mode="json"))
+        cut_off = dict(zip(paths, (one.model_dump(mode="json") for one in compared.cut_off), strict=True))
+        content = paths | compared.result.model_dump(mode="json") | {"cut_off": cut_off}
+        write_json(config.out / "comparison.json", content)
         console.print(str(config.out / "comparison.md"), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -126,7 +172,8 @@ def compare_runs(first: Path, other: Path, *, seed: int = 0, resamples: int = 20
     one, two = _find_stability_run(first), _find_stability_run(other)
     grid, other_grid = read_stability_grid(one.path), read_stability_grid(two.path)
     if reasons := run_incompatibilities(one, two, grid, other_grid):
-        raise DataError(f"{one.path} and {two.path} cannot be compared: {'; '.join(reasons).lower()}")
+        why = "; ".join(escape_control(reason[:1].lower() + reason[1:]) for reason in reasons)
+        raise DataError(f"{one.path} and {two.path} cannot be compared: {why}")
     scores = (aligned_sample_means(grid, one_grid) for one_grid in (grid, other_grid))
     rows = [np.vstack([under_P_Q, without_Q[None]]) for under_P_Q, without_Q in scores]
     return RunComparison(one, two, compare_models_paired(rows[0], rows[1], grid.persona_ids, seed=seed, resamples=resamples))
@@ -140,11 +187,46 @@ def _find_stability_run(path: Path) -> Run:
     return whole[0]
 
 
+def comparison_claim(comparison: RunComparison) -> str:
+    """Return the conclusion as one sentence in Markdown: stability, and the mean accuracy over the personas."""
+    one, two = map(table.md_label, comparison.labels)
+    counts = [_count_persona_scores(run) for run in (comparison.first, comparison.other)]
+    if any(scored < MIN_SCORED_SHARE * asked for scored, asked in counts):
+        scored, asked = map(sum, zip(*counts, strict=True))
+        return f"{two} against {one}: not compared, because the runs are incomplete ({format_ratio(scored, asked)} cells scored)."
+    measures = {measure.name: measure for measure in comparison.result.measures}
+    (pss, pss_p), (mean, mean_p) = ((measures[name].difference, measures[name].p) for name in ("pss", "mean"))
+    stable = "PSS has no value in one of the runs, so stability is not compared"
+    if pss.low is not None:
+        stable = stability_claim(pss, pss_p)
+    direction, name = difference_direction(mean), STABILITY_MEASURES["mean"].sentence_label
+    accuracy = f"{name} {direction} ({mean.format_difference()}{_p_text(mean_p)})"
+    return f"{two} against {one}: {stable}; {accuracy}."
+
+
+def comparison_cautions(comparison: RunComparison) -> list[str]:
+    """Return what a reader must know about the two runs, in Markdown: cells without a score, and answers that were cut off."""
+    cautions = []
+    for label, run in zip(comparison.labels, (comparison.first, comparison.other), strict=True):
+        scored, asked = _count_persona_scores(run)
+        if scored < asked:
+            cautions.append(f"**Incomplete**: {table.md_label(label)} has {format_ratio(scored, asked)} cells scored.")
+        if (warning := cut_off_warning(run, run.grid_results)) is not None:
+            cautions.append(f"**Cut off**: {table.md_label(label)}: {warning}.")
+    return cautions
+
+
+def _count_persona_scores(run: Run) -> tuple[int, int]:
+    """Return how many cells with a persona have a score, and how many were asked."""
+    correct_P_Q_S = read_stability_grid(run.path, run.grid_results).correct_P_Q_S
+    return int((~np.isnan(correct_P_Q_S)).sum()), correct_P_Q_S.size
+
+
 def terminal_comparison_tables(comparison: RunComparison) -> list[Table]:
     """Return two tables for a terminal: the measures, then the personas, with the largest loss of accuracy first."""
     labels = [Text(one_line(label)) for label in comparison.labels]
     tables = []
-    for heading, lines in (("", _measure_rows(comparison.result)), ("persona", _persona_rows(comparison.result))):
+    for heading, lines in (("", _measure_rows(comparison)), ("persona", _persona_rows(comparison.result))):
         table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         table.add_column(heading)
         for column in (*labels, Text("second − first"), Text("p")):
@@ -160,18 +242,25 @@ def comparison_markdown(comparison: RunComparison) -> str:
     one, two = map(table.md_label, comparison.labels)
     parts = [
         f"# {two} against {one}",
+        f"**{comparison_claim(comparison)}**",
+        "\n>\n".join(f"> {line}" for line in comparison_cautions(comparison)),
         _COMPARISON_NOTE.format(questions=comparison.result.n_questions),
-        markdown_table(["", one, two, "second − first", "p"], _measure_rows(comparison.result)),
+        markdown_table(["", one, two, "second − first", "p"], _measure_rows(comparison)),
         markdown_table(
             ["persona", one, two, "second − first", "p"],
             [[table.md_label(line[0]), *line[1:]] for line in _persona_rows(comparison.result)],
         ),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _measure_rows(result: PairedComparison) -> list[Sequence[str]]:
-    return [(STABILITY_MEASURES[one.name].label, *_comparison_cells(one, one.p)) for one in result.measures]
+def _measure_rows(comparison: RunComparison) -> list[Sequence[str]]:
+    measures = comparison.result.measures
+    cut_off = (format_ratio(one.n_cut_off, one.n_known) if one.n_known else MISSING_TEXT for one in comparison.cut_off)
+    return [
+        *((STABILITY_MEASURES[one.name].label, *_comparison_cells(one, one.p)) for one in measures),
+        ("cut off, of answered", *cut_off, MISSING_TEXT, MISSING_TEXT),
+    ]
 
 
 def _persona_rows(result: PairedComparison) -> list[Sequence[str]]:
@@ -279,14 +368,18 @@ def _setup_mismatches(first: Run, other: Run, *, compare_messages: bool = True) 
     `compare_messages`: whether the messages must be equal too. The messages of an interview contain the model's own earlier
     answers, so they always differ between models.
     """
-    keys = [list(run.cell_summaries) for run in (first, other)]
     shared = first.cell_summaries.keys() & other.cell_summaries.keys()
+    question_ids, persona_ids = (
+        [frozenset(getattr(key, name) for key in run.cell_summaries) for run in (first, other)]
+        for name in ("question_id", "persona_id")
+    )
+    task, verifier, sampling = ([setup(run) for run in (first, other)] for setup in (_task, _verifier_identity, _sampling_setup))
     checks = (
         ("Cells were allocated adaptively for one model (budget, precision)", bool(first.rounds or other.rounds)),
-        ("Not the same task", _identity_field(first, "task") != _identity_field(other, "task")),
-        ("Not scored by the same verifier", _verifier_identity(first) != _verifier_identity(other)),
-        ("Not the same questions", len({frozenset(key.question_id for key in some) for some in keys}) > 1),
-        ("Not the same personas", len({frozenset(key.persona_id for key in some) for some in keys}) > 1),
+        (f"Not the same task{_values_against(*task)}", task[0] != task[1]),
+        (f"Not scored by the same verifier{_values_against(*verifier)}", verifier[0] != verifier[1]),
+        (f"Not the same questions{_counts_against(*question_ids)}", question_ids[0] != question_ids[1]),
+        (f"Not the same personas{_counts_against(*persona_ids)}", persona_ids[0] != persona_ids[1]),
         (
             "Not asked in the same words",
             set(first.grid_results.templates) != set(other.grid_results.templates)
@@ -296,9 +389,33 @@ def _setup_mismatches(first: Run, other: Run, *, compare_messages: bool = True) 
                 and any(first.cell_summaries[key].messages_hash != other.cell_summaries[key].messages_hash for key in shared)
             ),
         ),
-        ("Not the same sampling", _sampling_setup(first) != _sampling_setup(other)),
+        (f"Not the same sampling{_values_against(*sampling)}", sampling[0] != sampling[1]),
     )
     return tuple(reason for reason, differs in checks if differs)
+
+
+def _values_against(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return the fields that differ with both values, as in " (max_new_tokens 16 against 256)"; a value is one short line."""
+    names = [name for name in dict.fromkeys([*first, *other]) if first.get(name) != other.get(name)]
+    values = (f"{name} {_short_value(first.get(name))} against {_short_value(other.get(name))}".strip() for name in names)
+    return f" ({', '.join(values)})" if names else ""
+
+
+def _short_value(value: Any) -> str:
+    return "unknown" if value is None else one_line(str(value))
+
+
+def _counts_against(first: Collection[str | None], other: Collection[str | None]) -> str:
+    """Return the numbers of ids of both runs and of those in common, as in " (20 against 19, 19 in common)". None, which is no
+    persona, is named instead of counted.
+    """
+    one, two = (set(ids) - {None} for ids in (first, other))
+    alone = "; only one was asked without a persona" if (None in first) != (None in other) else ""
+    return f" ({format_count(len(one))} against {format_count(len(two))}, {format_count(len(one & two))} in common{alone})"
+
+
+def _task(run: Run) -> dict[str, Any]:
+    return {"": _identity_field(run, "task")}
 
 
 def _interview_setup(run: Run) -> tuple[Any, Any]:
@@ -314,22 +431,23 @@ def _identity_field(run: Run, name: str) -> Any:
     return run.provenance.get("identity", {}).get(name)
 
 
-def _verifier_identity(run: Run) -> tuple[Any, ...]:
+def _verifier_identity(run: Run) -> dict[str, Any]:
     """Return the program that scores answers, with its version, because the version can change a verdict.
 
     Empty for open-ended answers, which have no scorer. An imported run may have been scored by another program.
     """
     if run.stage != "stability":
-        return ()
+        return {}
     judge = _identity_field(run, "judge") or "permix"
     if not judge.startswith("permix"):
-        return (judge, None)
+        return {"": judge, "version": None}
     # Runs without a version were scored by math-verify, whose version was recorded among the packages.
-    return (judge, _identity_field(run, "verifier") or run.provenance.get("packages", {}).get("math-verify"))
+    version = _identity_field(run, "verifier") or run.provenance.get("packages", {}).get("math-verify")
+    return {"": judge, "version": version}
 
 
-def _sampling_setup(run: Run) -> tuple[Any, ...]:
-    return (run.config.get("sampling"), run.config.get("samples"))
+def _sampling_setup(run: Run) -> dict[str, Any]:
+    return {**(run.config.get("sampling") or {}), "samples": run.config.get("samples")}
 
 
 def aligned_sample_means(first: StabilityGrid, other: StabilityGrid) -> tuple[Array, Array]:

@@ -274,6 +274,27 @@ def text_metric_parts(metrics_by_run: Mapping[SourceRun, TextMetrics]) -> list[D
     ]
 
 
+TERMINAL_TEXT_METRICS = ("out of character", "words", "cut off")
+
+
+def terminal_text_metrics_table(metrics_by_run: Mapping[SourceRun, TextMetrics]) -> TerminalTable:
+    """Return a table for a terminal of what is measured without a judge: a row for each metric of `TERMINAL_TEXT_METRICS`, and a
+    column for each model and kind of run.
+    """
+    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("without a judge")
+    for source in metrics_by_run:
+        name = truncate(escape_control(label_with_kind(*source)), LABEL_WIDTH)
+        table.add_column(Text(name), overflow="fold")
+    table.add_row("answers of asked", *(format_ratio(one.n_answers, one.n_asked) for one in metrics_by_run.values()))
+    for column in TEXT_METRIC_COLUMNS:
+        if column.heading in TERMINAL_TEXT_METRICS:
+            cells = (_text_metric_cell(column, one) for one in metrics_by_run.values())
+            texts = (Text.assemble(cell.text, (f"\n{cell.note}" if cell.note else "", "dim")) for cell in cells)
+            table.add_row(Text(column.heading), *texts)
+    return table
+
+
 def _text_metric_cell(column: TextMetricColumn, metrics: TextMetrics) -> TableCell:
     """Return the cell of a measure. Its n counts questions or personas, so the cell names what it counts."""
     cell = estimate_cell(column.cell(metrics))

@@ -111,7 +111,8 @@ def _sections(
     yield from optional_section("models", "All models", [tables.models_table([model.row for model in models])], MODELS_NOTE)
     by_persona: list[DocumentPart] = list(_figures_of_chart(figures, "personas"))
     if summaries:
-        by_persona.append(tables.persona_table(summaries))
+        cut_off = {model.label: model.cut_off for model in models if model.cut_off is not None}
+        by_persona.append(tables.persona_table(summaries, cut_off))
     yield from optional_section("personas", "Accuracy by persona", by_persona, PERSONA_NOTE)
     yield from optional_section("heat-map", "Heat map", _figures_of_chart(figures, "grid"), GRID_NOTE)
     yield from optional_section("best-of-k", "Best of k personas", _figures_of_chart(figures, "lottery"), LOTTERY_NOTE)

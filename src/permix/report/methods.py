@@ -154,6 +154,12 @@ class ReportMethod(NamedTuple):
     def labels(self) -> tuple[str, ...]:
         return tuple(model.label for model in self.models)
 
+    @property
+    def pss_reason(self) -> str | None:
+        """Why PSS of some model has no value, and so the mean over the seeds has none; None if that is not known."""
+        reasons = (model.stability.pss_reason for model in self.models if model.stability is not None)
+        return next(filter(None, reasons), None)
+
 
 def group_methods(models: Sequence[ModelRuns], specs: Sequence[str] = ()) -> list[ReportMethod]:
     """Return the methods, in the order of their first model. Raises ConfigError when `specs` is malformed or names unknown

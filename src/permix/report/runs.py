@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from permix.config import DevEvalConfig, build_config
+from permix.config import BACKENDS, DevEvalConfig, build_config
 from permix.errors import DataError
 from permix.evals import open_ended, stability
 from permix.evals.drift_report import Drift, JudgeTurnScores, measure_drift
@@ -75,11 +75,6 @@ class Run(RunReader):
         return read_rounds(self.path)
 
     @property
-    def max_new_tokens(self) -> int:
-        """The token limit of an answer."""
-        return int(self.config["sampling"]["max_new_tokens"])
-
-    @property
     def kind(self) -> str:
         """The stage, with the strategy or with what a fidelity run asks. A model has one run of each kind."""
         if self.stage == "fidelity":
@@ -127,28 +122,51 @@ class Run(RunReader):
         return self.usage.get("cpu_seconds")
 
     @property
+    def wall_seconds(self) -> float | None:
+        return self.usage.get("wall_seconds")
+
+    @property
+    def asks_endpoint(self) -> bool:
+        """Whether the model is behind an address, so that this machine's CPU seconds are not those of the answers."""
+        backend = BACKENDS.get(str(self.config.get("model", {}).get("backend")))
+        return backend is not None and backend.needs_base_url
+
+    @property
+    def n_answered(self) -> int:
+        """Number of recorded cells with a completion."""
+        return sum(one.has_completion for one in self.cells.summaries.values())
+
+    @property
     def peak_mb(self) -> int | None:
         """Largest resident memory of the process so far, in MB. It may include runs that the same process executed before."""
         return self.usage.get("peak_mb")
 
 
 class ModelRow(MeasureRecord):
-    """One model of the main table. `n_scored` of `n_asked` counts persona cells. Tokens and CPU seconds are None unless recorded.
+    """One model of the main table. `n_scored` of `n_asked` counts persona cells. Tokens and seconds are None unless recorded.
 
-    `judged` has one entry for each judge and kind of fidelity run.
+    `pss_reason` says why PSS has no value, if that is known. `n_cut_off` of `n_known_ends` answers of the stability run were cut
+    off at the token limit; `accuracy_of_others` is the accuracy of those that were not. `judged` has one entry for each judge and
+    kind of fidelity run. `eval_wall_s` and `eval_requests` (answers of the evaluations) are None for a model in this process.
     """
 
     VIEW = "table_row"
 
     label: str
     measures: dict[str, Estimate] = Field(default_factory=dict)
+    pss_reason: str | None = None
     identifiability: Estimate | None = None
     chance: float | None = None
     judged: tuple[JudgeScoreEntry, ...] = ()
+    n_cut_off: int | None = None
+    n_known_ends: int | None = None
+    accuracy_of_others: float | None = None
     train_tokens: int | None = None
     train_cpu_s: float | None = None
     eval_tokens: int | None = None
     eval_cpu_s: float | None = None
+    eval_wall_s: float | None = None
+    eval_requests: int | None = None
     n_questions: int | None = None
     n_personas: int | None = None
     n_scored: int | None = None
@@ -219,8 +237,15 @@ class ModelRuns(NamedTuple):
             "eval_tokens": _sum_or_none([run.tokens for run in evaluations]),
             "eval_cpu_s": _sum_or_none([run.cpu_seconds for run in evaluations]),
         }
+        if evaluations and all(run.asks_endpoint for run in evaluations):
+            values["eval_wall_s"] = _sum_or_none([run.wall_seconds for run in evaluations])
+            values["eval_requests"] = sum(run.n_answered for run in evaluations)
+        if self.cut_off is not None:
+            values |= {"n_cut_off": self.cut_off.n_cut_off, "n_known_ends": self.cut_off.n_known}
+            values["accuracy_of_others"] = self.cut_off.accuracy_of_others
         if self.stability is not None:
             values["measures"] = select_measures("table_row", self.stability.measures)
+            values["pss_reason"] = self.stability.pss_reason
             values |= {name: getattr(self.stability, name) for name in ("n_questions", "n_personas", "n_scored", "n_asked")}
         if self.identifiability is not None:
             values |= {"identifiability": self.identifiability.accuracy, "chance": self.identifiability.chance}

@@ -13,7 +13,9 @@ The output is Markdown with escaped names and labels.
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from permix.evals.fidelity_records import cut_off_warning
 from permix.evals.strategies.base import StrategySummary
+from permix.evals.text_metrics import TextMetrics
 from permix.judges.summary import JudgeSummary
 from permix.metrics.measures import measures_in
 from permix.metrics.stability import StabilitySummary
@@ -28,8 +30,16 @@ from permix.rendering.table import (
     format_ratio,
     md_label,
 )
-from permix.report.comparisons import Comparison, compare_judge_scores
-from permix.report.judges import UNTESTED_MARK, UNTRUSTED_MARK, JudgedRun, JudgeScoreDifference, score_name, trust_mark
+from permix.report.comparisons import MIN_SCORED_SHARE, Comparison, compare_judge_scores, stability_claim
+from permix.report.judges import (
+    KIND_TITLES,
+    UNTESTED_MARK,
+    UNTRUSTED_MARK,
+    JudgedRun,
+    JudgeScoreDifference,
+    score_name,
+    trust_mark,
+)
 from permix.report.methods import (
     MethodDifference,
     PooledMethod,
@@ -46,11 +56,16 @@ from permix.types import Estimate
 MAX_FAILURE_CHARS = 1200
 """Longest text of the failures of one run: the words of three reasons, and what helps."""
 
-TRUST_MARKS_LEGEND = (
-    f"{UNTRUSTED_MARK} The judge scores an answer under a wrong persona no lower than under its own (the interval of "
-    "the AUC includes 0.5, or is below it). Either the judge cannot tell, or these answers show no persona; the number means "
-    f"nothing. {UNTESTED_MARK} The judge was not validated, so the meaning of the number is unknown."
-)
+TRUST_MARK_MEANINGS = {
+    UNTRUSTED_MARK: (
+        f"{UNTRUSTED_MARK} The judge scores an answer under a wrong persona no lower than under its own (the interval of "
+        "the AUC includes 0.5, or is below it). Either the judge cannot tell, or these answers show no persona; the number means "
+        "nothing."
+    ),
+    UNTESTED_MARK: f"{UNTESTED_MARK} The judge was not validated, so the meaning of the number is unknown.",
+}
+
+TRUST_MARKS_LEGEND = " ".join(TRUST_MARK_MEANINGS.values())
 
 
 def untrusted_judge_sentences(name: str, run: JudgedRun) -> list[str]:
@@ -130,7 +145,7 @@ def result_sentences(models: Sequence[ModelRuns], comparisons: Sequence[Comparis
 def comparison_warnings(comparisons: Sequence[Comparison]) -> list[str]:
     """Return why some models cannot be compared with the first one."""
     return [
-        f"> **{reason}: do not compare** {md_label(one.label)} with {md_label(one.against)} in {what}."
+        f"> **{md_label(reason, 200)}: do not compare** {md_label(one.label)} with {md_label(one.against)} in {what}."
         for one in comparisons
         for what, reasons in (
             ("accuracy or PSS", one.reasons),
@@ -152,9 +167,10 @@ def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
         if model.stability is not None and model.stability.n_scored < model.stability.n_asked
     ]
     cut_off = [
-        f"> **Cut off**: {md_label(model.label)}: {model.cut_off.describe(model.runs['stability'].max_new_tokens)}."
+        f"> **Cut off**: {md_label(model.label)}{f', {KIND_TITLES[kind]}' if kind in KIND_TITLES else ''}: {warning}."
         for model in models
-        if model.cut_off is not None and model.cut_off.is_notable
+        for kind, run in model.runs.items()
+        if kind in ("stability", *KIND_TITLES) and (warning := cut_off_warning(run, run.grid_results)) is not None
     ]
     failed = [
         f"> **Failed**: {md_label(model.label)}, {md_label(kind)}: "
@@ -282,17 +298,6 @@ _ROLE_DESCRIPTIONS: dict[Role, str] = {
     "other": "",
 }
 
-_STABILITY_TEMPLATE = "{} stable: under its worst persona it keeps a {} share of its best persona's accuracy"
-
-_STABILITY_CLAIMS = {
-    "higher": _STABILITY_TEMPLATE.format("more", "larger"),
-    "lower": _STABILITY_TEMPLATE.format("less", "smaller"),
-}
-
-_STABILITY_CLAIMS[NOT_SIGNIFICANT] = (
-    f"{NOT_SIGNIFICANT} in stability, the share of its best persona's accuracy that a model keeps under its worst"
-)
-
 _DISTINCTNESS_TEMPLATE = "its personas are {} to distinguish by their answers"
 
 _DISTINCTNESS_CLAIMS = {"higher": _DISTINCTNESS_TEMPLATE.format("easier"), "lower": _DISTINCTNESS_TEMPLATE.format("harder")}
@@ -308,9 +313,6 @@ _NOTHING_MEASURED = "Nothing here measures accuracy under personas, or how well 
 _NO_CLAIM_POSSIBLE = (
     "No claim is made: there is no accuracy under personas to compare, and there are no answers to shared questions."
 )
-
-_MIN_SCORED_SHARE = 0.9
-"""Minimal share of the asked cells that must have a score before the report claims anything about accuracy."""
 
 
 class ReportClaim(NamedTuple):
@@ -345,8 +347,21 @@ def build_claim(methods: Sequence[ReportMethod]) -> ReportClaim:
         return _comparison_claim(chosen, next((method for method in able if method.role == "base"), None))
     if able:
         return _single_method_claim(able[0])
-    other = any(model.drift is not None or model.strategies for method in methods for model in method.models)
-    return ReportClaim(_NO_CLAIM_POSSIBLE if other else _NOTHING_MEASURED)
+    models = [model for method in methods for model in method.models]
+    if any(model.drift is not None or model.strategies for model in models):
+        return ReportClaim(_NO_CLAIM_POSSIBLE)
+    answered = [_answers_text(model.label, one) for model in models for one in model.text_metrics.values() if one.n_answers]
+    return ReportClaim(f"{'; '.join(answered)}; no judge has scored the answers." if answered else _NOTHING_MEASURED)
+
+
+def _answers_text(label: str, metrics: TextMetrics) -> str:
+    """Return how many questions a model answered in character, and what is measured of the answers without a judge."""
+    shares = {"out of character": metrics.break_rate.value, "cut off": metrics.truncated_share.value}
+    measured = ", ".join(f"{share:.0%} {name}" for name, share in shares.items() if share is not None)
+    return (
+        f"{md_label(label)} answered {format_ratio(metrics.n_answers, metrics.n_asked)} questions of "
+        f"{format_count(metrics.n_personas)} personas" + (f" ({measured})" if measured else "")
+    )
 
 
 def choose_comparison(methods: Sequence[ReportMethod]) -> ComparisonPair | None:
@@ -373,6 +388,7 @@ def _comparison_claim(pair: ComparisonPair, base: ReportMethod | None) -> Report
     change, pooled, reference_pooled = method_difference(one, other), pool_seeds(one), pool_seeds(other)
     findings = [
         *_stability_findings(change, pooled, reference_pooled, [*one.models, *other.models]),
+        *_no_pss_findings(change, [one, other]),
         *_distinctness_findings(change, pooled, reference_pooled),
         *_judge_findings(one, other),
     ]
@@ -404,7 +420,14 @@ def _stability_findings(
         f"persona stability score (PSS) {_values_text(pooled.pss, reference_pooled.pss)}, "
         f"{format_count(change.pss.n)} questions, {scored.text}"
     )
-    return [Finding(f"{_STABILITY_CLAIMS[difference_direction(change.pss)]} (PSS {change.pss.format_difference()})", support)]
+    return [Finding(stability_claim(change.pss), support)]
+
+
+def _no_pss_findings(change: MethodDifference, methods: Sequence[ReportMethod]) -> list[Finding]:
+    """Return why PSS is not compared: the methods of which it has no value, and the reason."""
+    if change.reasons or change.pss is None or change.pss.low is not None:
+        return []
+    return [Finding(f"of {md_label(one.name)} {one.pss_reason}") for one in methods if one.pss_reason is not None]
 
 
 class _ScoredCoverage(NamedTuple):
@@ -418,7 +441,7 @@ def _scored_coverage(models: Sequence[ModelRuns]) -> _ScoredCoverage:
     summaries = [model.stability for model in models if model.stability is not None]
     personas = max((one.n_personas for one in summaries), default=0)
     scored, asked = (sum(getattr(one, name) for one in summaries) for name in ("n_scored", "n_asked"))
-    is_complete = all(one.n_scored >= _MIN_SCORED_SHARE * one.n_asked for one in summaries)
+    is_complete = all(one.n_scored >= MIN_SCORED_SHARE * one.n_asked for one in summaries)
     return _ScoredCoverage(f"{personas} personas, {format_ratio(scored, asked)} cells scored", is_complete)
 
 
@@ -538,7 +561,7 @@ def _single_method_claim(method: ReportMethod) -> ReportClaim:
     """
     pooled, (stable, _) = pool_seeds(method), measured_models(method)
     findings = [
-        *_stability_effect_findings(pooled, stable),
+        *_stability_effect_findings(pooled, stable, method.pss_reason),
         *_identifiability_findings(pooled),
         *_untrusted_judge_findings(method.models),
         *_trusted_judge_findings(method.models),
@@ -551,9 +574,12 @@ def _single_method_claim(method: ReportMethod) -> ReportClaim:
     return _join_claim(f"{md_label(method.name)}{_ROLE_DESCRIPTIONS[method.role]}", findings, remarks)
 
 
-def _stability_effect_findings(pooled: PooledMethod, models: Sequence[ModelRuns]) -> list[Finding]:
+def _stability_effect_findings(pooled: PooledMethod, models: Sequence[ModelRuns], pss_reason: str | None) -> list[Finding]:
     if pooled.reasons:
         return [Finding(f"its seeds cannot be pooled in accuracy ({_reasons_text(pooled.reasons)})")]
+    if pss_reason is not None:
+        text = pss_reason if len(models) == 1 else f"in some training seed {pss_reason}"
+        return [Finding(text, f"{format_count(pooled.pss.n)} questions, {_scored_coverage(models).text}" if pooled.pss else "")]
     if pooled.pss is None or pooled.pss.low is None or pooled.mean is None or pooled.worst is None:
         return []
     scored = _scored_coverage(models)

@@ -7,7 +7,7 @@ may be hostile text.
 numbers are means over training seeds (`permix.report.methods`); `models_table` has a row for every seed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
+from permix.evals.grid import CutOffCounts
 from permix.evals.strategies.base import StrategySummary, StrategyTokens
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.linear_models import TemplateEffects
@@ -39,9 +40,10 @@ from permix.rendering.table import (
     tabulate,
     trusted_cell,
 )
-from permix.report.judges import OPEN_ENDED_KIND, trust_mark
+from permix.report.judges import OPEN_ENDED_KIND, UNTESTED_MARK, UNTRUSTED_MARK, trust_mark
 from permix.report.methods import PooledMethod, ReportMethod
 from permix.report.runs import ModelRow
+from permix.report.summary_text import TRUST_MARK_MEANINGS
 from permix.sanitize import escape_control, truncate
 from permix.types import Estimate
 
@@ -65,25 +67,68 @@ def identifiability_cell(row: ModelRow) -> TableCell:
 
 
 def _measure_cell(row: ModelRow, name: str) -> TableCell:
-    return estimate_cell(row.measures.get(name))
+    return _explained(estimate_cell(row.measures.get(name)), name, row.pss_reason)
 
 
-_COST_COLUMNS = (
+def _explained(cell: TableCell, measure: str, pss_reason: str | None) -> TableCell:
+    """The cell of PSS with the reason why it has no value; any other cell as it is."""
+    without_value = measure == "pss" and pss_reason is not None and cell.text == MISSING_TEXT
+    return cell._replace(note=pss_reason or "") if without_value else cell
+
+
+def cut_off_cell(row: ModelRow) -> TableCell:
+    """Return how many answers were cut off at the token limit and, if any were, the accuracy of those that were not."""
+    if not row.n_known_ends:
+        return MISSING_CELL
+    accuracy = "" if not row.n_cut_off or row.accuracy_of_others is None else format_decimal(row.accuracy_of_others)
+    ratio = format_ratio(row.n_cut_off, row.n_known_ends)
+    return trusted_cell(ratio, accuracy and f"accuracy of the others {accuracy}", row.n_cut_off)
+
+
+def _requests_per_second_cell(row: ModelRow) -> TableCell:
+    if row.eval_requests is None or not row.eval_wall_s:
+        return MISSING_CELL
+    rate = row.eval_requests / row.eval_wall_s
+    return trusted_cell(f"{rate:.2f}" if rate < 10 else format_count(rate), number=rate)
+
+
+_COUNT_AND_COST_COLUMNS = (
     ModelColumn("scored of asked", lambda row: trusted_cell(format_ratio(row.n_scored, row.n_asked))),
+    ModelColumn("cut off, of answered", cut_off_cell),
     ModelColumn("answers of asked", lambda row: trusted_cell(format_ratio(row.n_answers, row.n_answers_asked)), OPEN_ENDED_KIND),
     ModelColumn("training tokens", lambda row: count_cell(row.train_tokens), "train"),
     ModelColumn("training CPU s", lambda row: count_cell(row.train_cpu_s), "train"),
     ModelColumn("evaluation tokens", lambda row: count_cell(row.eval_tokens)),
-    ModelColumn("evaluation CPU s", lambda row: count_cell(row.eval_cpu_s)),
 )
+
+_LOCAL_COST_COLUMNS = (ModelColumn("evaluation CPU s", lambda row: count_cell(None if _asks_endpoint(row) else row.eval_cpu_s)),)
+
+_ENDPOINT_COST_COLUMNS = (
+    ModelColumn("evaluation wall s", lambda row: count_cell(row.eval_wall_s)),
+    ModelColumn("requests per second", _requests_per_second_cell),
+)
+"""What an evaluation of a model behind an address costs: the CPU seconds of this machine are not those of its answers."""
+
+
+def _asks_endpoint(row: ModelRow) -> bool:
+    return row.eval_requests is not None
 
 
 def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
-    """Return the columns: measures of stability, identifiability, one column for each judge of these rows, counts and costs."""
+    """Return the columns: measures of stability, identifiability, one column for each judge of these rows, counts and costs.
+
+    The costs of an endpoint's model have columns of their own, which are there only if some of these rows needs them.
+    """
     measures = [ModelColumn(one.label, partial(_measure_cell, name=one.name)) for one in measures_in("main_table")]
     kinds = {one.name: f"{one.kind}, judge {one.judge}" for row in rows for one in row.judged}
     by_judge = [ModelColumn(name, partial(judge_score_cell, name=name), kind) for name, kind in kinds.items()]
-    return [*measures, ModelColumn("identifiability", identifiability_cell, OPEN_ENDED_KIND), *by_judge, *_COST_COLUMNS]
+    at_endpoint = [_asks_endpoint(row) for row in rows]
+    evaluation_costs = [
+        *(_LOCAL_COST_COLUMNS if not all(at_endpoint) else ()),
+        *(_ENDPOINT_COST_COLUMNS if any(at_endpoint) else ()),
+    ]
+    identifiability = ModelColumn("identifiability", identifiability_cell, OPEN_ENDED_KIND)
+    return [*measures, identifiability, *by_judge, *_COUNT_AND_COST_COLUMNS, *evaluation_costs]
 
 
 def judge_score_cell(row: ModelRow, name: str) -> TableCell:
@@ -111,7 +156,7 @@ NAME_WIDTH, VALUE_WIDTH = 19, len("0.123 [0.12, 0.12]")  # so three models fit i
 
 def terminal_models_table(rows: Sequence[ModelRow]) -> TerminalTable:
     """Return a table for a terminal: a row for each measure and a column for each model. Measures that no model has
-    are left out.
+    are left out; PSS stays where a note says why it has no value. Below it is the meaning of the judges' marks that appear.
     """
     table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", width=NAME_WIDTH)
@@ -121,31 +166,47 @@ def terminal_models_table(rows: Sequence[ModelRow]) -> TerminalTable:
         )
     for column in columns_with_judges(rows):
         cells = [column.cell(row) for row in rows]
-        if any(cell.text != MISSING_TEXT for cell in cells):
+        if any(cell.text != MISSING_TEXT or cell.note for cell in cells):
             table.add_row(
                 Text(truncate(escape_control(column.heading), HEADING_WIDTH)), *(_terminal_text(cell) for cell in cells)
             )
+    judged = [one for row in rows for one in row.judged if one.persona_score.value is not None]
+    shown_marks = {trust_mark(one.discriminates_persona).strip() for one in judged}
+    if meanings := [TRUST_MARK_MEANINGS[mark] for mark in (UNTRUSTED_MARK, UNTESTED_MARK) if mark in shown_marks]:
+        table.caption = Text(" ".join(meanings), justify="left")
     return table
 
 
-def persona_table(summaries: Mapping[str, StabilitySummary]) -> Table:
+def persona_table(summaries: Mapping[str, StabilitySummary], cut_off: Mapping[str, CutOffCounts] | None = None) -> Table:
     """Return a table with a row for each persona and a column for each model: accuracy, the difference to the baseline, and
-    Holm's p.
+    Holm's p. A model of which an answer was cut off (`cut_off`, by model) has one more column: the share that was, by persona.
     """
+    counts = {model: one for model, one in (cut_off or {}).items() if model in summaries and one.n_cut_off}
     of_model = {model: {one.id: one for one in summary.personas} for model, summary in summaries.items()}
     ids = dict.fromkeys(id for personas in of_model.values() for id in personas)
-    baseline_row = [
-        TableCell("no persona", trusted_markup=True, emphasis="*"),
-        *(estimate_cell(one.baseline).with_sources(_stability_source(model)) for model, one in summaries.items()),
+    accuracies: dict[str, dict[str, TableCell]] = {
+        model: {"": estimate_cell(summaries[model].baseline)} | {id: _persona_cell(one) for id, one in personas.items()}
+        for model, personas in of_model.items()
+    }
+
+    def cells(id: str) -> Iterator[TableCell]:
+        for model in summaries:
+            source = _stability_source(model)
+            yield accuracies[model].get(id, MISSING_CELL).with_sources(source)
+            if model in counts:
+                yield _cut_off_share_cell(counts[model].by_persona.get(id)).with_sources(source)
+
+    headings = [
+        heading
+        for model in summaries
+        for heading in (one_line(model), *((one_line(f"{model}, cut off", HEADING_WIDTH),) if model in counts else ()))
     ]
-    lines = [
-        [
-            label_cell(id),
-            *(_persona_cell(personas.get(id)).with_sources(_stability_source(model)) for model, personas in of_model.items()),
-        ]
-        for id in ids
-    ]
-    return tabulate("personas", ["persona", *map(one_line, summaries)], [baseline_row, *lines])
+    no_persona = TableCell("no persona", trusted_markup=True, emphasis="*")
+    return tabulate("personas", ["persona", *headings], [[no_persona, *cells("")], *([label_cell(id), *cells(id)] for id in ids)])
+
+
+def _cut_off_share_cell(share: float | None) -> TableCell:
+    return MISSING_CELL if share is None else trusted_cell(f"{share:.0%}", number=share)
 
 
 _CONTROL_HEADINGS = (
@@ -296,7 +357,11 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
     first, *others = (measure.label for measure in measures_in("method_table"))
     headings = ["model", first, "identifiability", *judges, *others]
     lines = [_method_row(method, one, row, judges) for method, one, row in zip(methods, pooled, rows, strict=True)]
-    kept = [column for column in range(len(headings)) if column == 0 or any(line[column].text != MISSING_TEXT for line in lines)]
+    kept = [
+        column
+        for column in range(len(headings))
+        if column == 0 or any(line[column].text != MISSING_TEXT or line[column].note for line in lines)
+    ]
     kept_headings = [one_line(headings[column], HEADING_WIDTH) for column in kept]
     return tabulate("methods", kept_headings, [[line[column] for column in kept] for line in lines])
 
@@ -304,8 +369,8 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
 def _method_row(method: ReportMethod, pooled: PooledMethod, row: ModelRow | None, judges: Mapping[str, str]) -> list[TableCell]:
     sourced = partial(_with_method_sources, method)
     scores = [MISSING_CELL if row is None else sourced(judge_score_cell(row, name), kind) for name, kind in judges.items()]
-    measures = (pooled.measures.get(measure.name) for measure in measures_in("method_table"))
-    first, *others = (sourced(_pooled_cell(one, pooled.reasons), "stability") for one in measures)
+    cells = {one.name: _pooled_cell(pooled.measures.get(one.name), pooled.reasons) for one in measures_in("method_table")}
+    first, *others = (sourced(_explained(cell, name, method.pss_reason), "stability") for name, cell in cells.items())
     return [_method_name_cell(method), first, sourced(_pooled_identifiability_cell(pooled), OPEN_ENDED_KIND), *scores, *others]
 
 
@@ -320,7 +385,7 @@ def _method_name_cell(method: ReportMethod) -> TableCell:
 
 def _pooled_cell(estimate: Estimate | None, reasons: Sequence[str]) -> TableCell:
     """Return the pooled number, or "not pooled" with the reasons when the seeds cannot be pooled."""
-    return trusted_cell("not pooled", "; ".join(reasons)) if reasons else estimate_cell(estimate)
+    return TableCell("not pooled", one_line("; ".join(reasons), DETAILS_WIDTH)) if reasons else estimate_cell(estimate)
 
 
 def _pooled_identifiability_cell(pooled: PooledMethod) -> TableCell:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from permix.config import DevEvalConfig, FidelityConfig, ModelConfig, PersonasConfig, StabilityConfig, TrainConfig
 from permix.errors import ConfigError
 from permix.evals import open_ended, stability
-from permix.evals.grid import PromptFormat, read_grid_results
+from permix.evals.grid import PromptFormat, count_cut_off, read_grid_results
 from permix.evals.strategies import STRATEGIES
 from permix.evals.strategies.base import EvalSetup
 from permix.inference.hf import encode_chat
@@ -267,7 +267,7 @@ def dev_point_from_metrics(out: Path, step: int, config: DevEvalConfig) -> DevEv
     """The point of a step, read from the metrics.json of its two runs."""
     folder = dev_eval_dir(out, step)
     measured = read_json(folder / "stability" / "metrics.json")
-    stable = StabilitySummary.model_validate({name: value for name, value in measured.items() if name != "cut_off"})
+    stable = StabilitySummary.model_validate({name: measured.get(name) for name in StabilitySummary.json_keys()})
     metrics = read_json(folder / "fidelity" / "metrics.json") if config.characters else None
     fields = metrics and {name: metrics[name] for name in Identifiability.model_fields}
     return _dev_point(step, folder, stable, None if fields is None else Identifiability.model_validate(fields))
@@ -276,17 +276,16 @@ def dev_point_from_metrics(out: Path, step: int, config: DevEvalConfig) -> DevEv
 def _dev_point(
     step: int, folder: Path, stability_summary: StabilitySummary, identifiability: Identifiability | None
 ) -> DevEvalPoint:
-    token_counts = [
-        brief.completion_tokens
-        for brief in read_grid_results(folder / "stability").grid_summaries.values()
-        if brief.completion_tokens is not None
-    ]
+    answers = read_grid_results(folder / "stability")
+    token_counts = [brief.completion_tokens for brief in answers.grid_summaries.values() if brief.completion_tokens is not None]
+    cut_off = count_cut_off(answers)
     return DevEvalPoint(
         step=step,
         measures=select_measures("dev_eval", stability_summary.measures),
         identifiability=identifiability.accuracy if identifiability else None,
         chance=identifiability.chance if identifiability else None,
         completion_tokens=sum(token_counts) / len(token_counts) if token_counts else None,
+        cut_off=cut_off.n_cut_off / cut_off.n_known if cut_off.n_known else None,
         n_questions=stability_summary.n_questions,
         n_scored=stability_summary.n_scored,
         n_asked=stability_summary.n_asked,

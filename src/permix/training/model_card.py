@@ -40,12 +40,13 @@ def _points_table(points: Sequence[DevEvalPoint]) -> str:
     from permix.rendering.table import estimate_cell, format_ratio, markdown_table
 
     measures = measures_in("dev_eval_card")
-    headings = ["step", *(measure.label for measure in measures), "identifiability", "scored of asked"]
+    headings = ["step", *(measure.label for measure in measures), "identifiability", "cut off", "scored of asked"]
     rows = [
         [
             str(point.step),
             *(estimate_cell(point.measures[measure.name]).markdown for measure in measures),
             estimate_cell(point.identifiability).markdown,
+            "–" if point.cut_off is None else f"{point.cut_off:.0%}",
             format_ratio(point.n_scored, point.n_asked),
         ]
         for point in points

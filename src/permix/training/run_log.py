@@ -12,13 +12,13 @@ Times are wall and CPU seconds, split into named parts of the step.
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from permix.plan import Plan, write_plan
-from permix.progress import ProgressBar, progress_bar
+from permix.progress import ProgressBar, format_duration, progress_bar
 from permix.sanitize import escape_control, escape_markdown, truncate
 from permix.storage.files import encode_line, guard_writes, read_jsonl, replace_when_done, write_jsonl, write_text
 from permix.storage.run_dir import parse_log_step
@@ -145,6 +145,34 @@ def describe_truncation(log: Sequence[Mapping[str, Any]], max_new_tokens: int) -
         f"{share:.0%} of the rollouts in the last {len(last)} of {len(shares)} steps were cut off at train.max_new_tokens = "
         f"{max_new_tokens}. A rollout that is cut off before its answer earns no reward, so the training also rewards brevity"
     )
+
+
+def describe_training(log: Sequence[Mapping[str, Any]]) -> str | None:
+    """One line on what happened in a training: its reward, or its loss without rewards; the share of rollouts that were cut off;
+    the mean length of an answer in tokens; and the wall time of all steps. None for an empty log.
+
+    A metric is shown over the first and the last fifth of the steps that have a value of it.
+    """
+    metrics = {name: [float(line[name]) for line in log if line.get(name) is not None] for name in _SUMMARY_FORMATS}
+    if metrics["reward"]:
+        metrics["loss"] = []  # that of a policy gradient says nothing about progress
+    parts = [_SUMMARY_FORMATS[name](_first_and_last_fifth(values)) for name, values in metrics.items() if values]
+    seconds = sum(sum(line["seconds"].values()) for line in log if line.get("seconds"))
+    return "; ".join([f"{len(log)} steps in {format_duration(seconds)}", *parts]) if log else None
+
+
+_SUMMARY_FORMATS: dict[str, Callable[[tuple[float, float]], str]] = {
+    "reward": lambda ends: f"reward {ends[0]:.2f} over the first fifth of the steps, {ends[1]:.2f} over the last",
+    "loss": lambda ends: f"loss {ends[0]:.3f} over the first fifth of the steps, {ends[1]:.3f} over the last",
+    "truncated": lambda ends: f"cut off {ends[0]:.0%}, then {ends[1]:.0%}",
+    "completion_tokens": lambda ends: f"tokens an answer {ends[0]:.0f}, then {ends[1]:.0f}",
+}
+"""How `describe_training` shows a metric of log.jsonl, from its means over the first and the last fifth."""
+
+
+def _first_and_last_fifth(values: Sequence[float]) -> tuple[float, float]:
+    n = max(1, len(values) // 5)
+    return sum(values[:n]) / n, sum(values[-n:]) / n
 
 
 @contextmanager

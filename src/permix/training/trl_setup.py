@@ -161,8 +161,9 @@ class DevEvalCallback(TrainerCallback):  # type: ignore[misc]
         best = "" if choice.best_step is None else f"; best by {choice.metric}: step {choice.best_step}"
         print_status(f"dev evaluation at step {point.step}: {point}{best}; {seconds} s")
         estimates = {name: point.estimate(name) for name in (*MEASURE_VIEWS["dev_eval_log"], "identifiability")}
+        shares = {} if point.cut_off is None else {"dev_eval/cut_off": point.cut_off}
         self._hooks.log_to_trackers(
-            {f"dev_eval/{name}": one.value for name, one in estimates.items() if one and one.value is not None}
+            {f"dev_eval/{name}": one.value for name, one in estimates.items() if one and one.value is not None} | shares
         )
 
     # Files
@@ -215,7 +216,8 @@ def weights_fingerprint(network: Any) -> str:
 
 def parse_dev_points(lines: Sequence[dict[str, Any]]) -> list[DevEvalPoint]:
     """The points in the lines of dev_eval.jsonl."""
-    return [DevEvalPoint.model_validate({name: line[name] for name in DevEvalPoint.json_keys()}) for line in lines]
+    names = DevEvalPoint.json_keys()
+    return [DevEvalPoint.model_validate({name: line[name] for name in names if name in line}) for line in lines]
 
 
 def _set_aside_stale_records(folder: Path, model_fingerprint: str) -> None:
