@@ -12,14 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from permix.config import ModelConfig
+from permix.config import FidelityConfig, ModelConfig, StabilityConfig
 from permix.errors import DataError
 from permix.inference.base import CellRequest, Model, collect
+from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.metrics.statistics import Array
 from permix.personas.pool import PersonaPool
 from permix.progress import ProgressBar, print_status, progress_bar
 from permix.prompts import build_messages, template_id, template_text
-from permix.storage.cells import CellIndex, CellSummary, cell_summaries
+from permix.storage.cells import CellIndex, CellSummary, cell_summaries, read_cells
 from permix.storage.run_dir import RunDir, RunReader, check_cells_unchanged
 from permix.tasks.base import read_trained_on
 from permix.types import Cell, CellKey, Persona, Question, Record, Sampling, Verdict, digest, seed_from
@@ -307,6 +308,23 @@ def run_cells(
             max_rounds=1,
         )
     return len(pending) - finished
+
+
+def estimate_cells(
+    stage: str, config: StabilityConfig | FidelityConfig, cells: Sequence[Cell], n_later: int = 0
+) -> dict[str, str]:
+    """The cost of the cells that a run has not answered yet, and of at most `n_later` further ones (see `estimate_cost`).
+
+    Raises ConfigError if the run in `config.out` asked one of these cells with other messages or another seed.
+    """
+    recorded = read_cells(config.out / "records.jsonl")
+    check_cells_unchanged(recorded, cells)
+    summaries, limit = recorded.summaries, config.sampling.max_new_tokens
+    pending = [cell.messages for cell in cells if cell.key not in summaries or not summaries[cell.key].has_completion]
+    n_recorded = sum(one.has_completion for one in summaries.values())
+    groups = [RequestGroup(pending, limit, max(0, n_later - (n_recorded - (len(cells) - len(pending)))))]
+    measured = find_measured(runs_beside(config.out), stage, config.model, limit)
+    return estimate_cost(groups, config.model, measured, n_recorded=n_recorded)
 
 
 def _has_completion(cell: Cell | None) -> bool:

@@ -162,25 +162,40 @@ def run_quickstart(config: QuickstartConfig) -> None:
 
 
 def preflight_quickstart(config: QuickstartConfig) -> dict[str, str]:
-    """Check every part; returns no facts. Raises ConfigError or DataError for a problem.
+    """Check every part, and estimate what all parts cost together. Raises ConfigError or DataError for a problem.
 
-    The models and runs that one part takes from another do not exist yet, so they are not checked.
+    The models and runs that one part takes from another do not exist yet, so they are not checked. The estimate counts the
+    prompts of trained models like those of the base model.
     """
-    from permix.evals.open_ended import load_open_questions, select_open_ended_personas
+    from permix.evals.open_ended import build_open_ended_cells, load_open_questions, select_open_ended_personas
+    from permix.evals.stability import prepare_stability
+    from permix.evals.strategies import STRATEGIES
+    from permix.inference.cost import RequestGroup, estimate_cost
     from permix.personas.pool import select_personas
-    from permix.pipelines.train import preflight_training
+    from permix.pipelines.train import preflight_training, training_requests
     from permix.tasks import load_questions
+    from permix.training.job import prepare_training
 
     stability_configs, fidelity_configs, train_configs = quickstart_configs(config)
     for stable in stability_configs:
         load_questions(stable.task)
         select_personas(stable.personas)
-    for distinct in fidelity_configs:
-        select_open_ended_personas(distinct)
-        load_open_questions(distinct)
     for training in train_configs:
         preflight_training(training)
-    return {}
+    base = stability_configs[0]
+    cells = STRATEGIES[base.strategy].initial_cells(prepare_stability(base)[1])
+    groups = [RequestGroup([cell.messages for cell in cells], base.sampling.max_new_tokens, times=len(stability_configs))]
+    for distinct in fidelity_configs:
+        answers = build_open_ended_cells(distinct, select_open_ended_personas(distinct), load_open_questions(distinct))
+        groups.append(RequestGroup([cell.messages for cell in answers], distinct.sampling.max_new_tokens))
+    groups += [group for training in train_configs for group in training_requests(prepare_training(training))]
+    size = FAST_SIZE if config.fast else FULL_SIZE
+    parts = {
+        "evaluations": f"{len(cells)} cells and {len(answers)} answers in character, each by {len(stability_configs)} models",
+        "trainings": f"{len(train_configs)}, of {size.steps} steps",
+    }
+    time = {"time": f"about {size.minutes} min on 2 cores with the bundled model; nothing is subtracted for finished parts"}
+    return parts | estimate_cost(groups, base.model, None) | time
 
 
 def _model_name(config: QuickstartConfig) -> str:
