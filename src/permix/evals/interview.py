@@ -422,4 +422,4 @@ def _make_interviewer(plan: InterviewPlan, interviewer_model: Model | None, run:
 def _incomplete_run_error(run: RunDir, pending: int, n_turns: int) -> IncompleteRunError:
     """Build the error for missing turns, with the reasons: a failure that recurs needs another remedy."""
     why = explain_missing(find_failures(run.cells(), scored=False))
-    return IncompleteRunError(f"{run.path}: {pending} of {n_turns} turns are missing{why}")
+    return IncompleteRunError(f"{run.path}: {pending} of {n_turns} turns are missing{why}", pending)

@@ -227,14 +227,14 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
         why = explain_missing(find_failures(run.cells(), scored=True) if progress.pending else ())
         missing = f"{config.out}: {progress.pending} of {progress.n_cells} cells have no score{why}"
         if progress.selection_pending:
-            raise IncompleteRunError(f"{missing}; until then no persona can be chosen")
+            raise IncompleteRunError(f"{missing}; until then no persona can be chosen", progress.pending)
         answers = read_grid_results(run.path)
         summary = measure_stability(run.path, answers)
         write_json(run.path / "metrics.json", _metrics_json(summary, run.path, answers))
         if (cut_off := count_cut_off(answers)).is_notable:
             print_status(f"warning: {cut_off.describe(config.sampling.max_new_tokens)}")
     if progress.pending:
-        raise IncompleteRunError(missing)
+        raise IncompleteRunError(missing, progress.pending)
     return summary
 
 

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 
 from permix.config import ModelConfig, format_validation_error, read_config_values
 from permix.errors import ConfigError, DataError
+from permix.progress import add_result
 from permix.sanitize import escape_control
 from permix.storage.files import read_jsonl
 from permix.storage.run_dir import read_run_file
@@ -162,26 +163,46 @@ def estimate_cost(
     """Facts about the requests, by name: their number, prompt tokens, new tokens, time, and cost in US dollars.
 
     `n_recorded`: requests of the run that have an answer already; `groups` are the others. `prefix` is put before each name.
-    `max_dollars`: a strict upper bound of the cost, where the caller knows one; the one here rests on estimated prompt tokens.
+    `max_dollars`: a strict upper bound of the cost, where the caller knows one; without it, the cost of answers of the greatest
+    length and of the prompt tokens as counted here. The numbers alone are added to the result for --json ("estimates").
     Raises ConfigError for an invalid file of prices, and for a prompt that the chat template of a local model refuses.
     """
     known, most = sum(len(group.prompts) * group.times for group in groups), sum(group.n_at_most for group in groups)
-    price = find_price(model, price_option)
-    count = _count_prompt_tokens(groups, model)
+    price, count = find_price(model, price_option), _count_prompt_tokens(groups, model)
     max_new = sum(group.n_at_most * group.max_new_tokens for group in groups)
     mean = None if measured is None else measured.mean_new_tokens
     expected = None if mean is None else sum(group.n_at_most * min(mean, group.max_new_tokens) for group in groups)
+    rate = None if measured is None else measured.per_second
+    if price is not None and max_dollars is None:
+        max_dollars = price.cost(count.tokens, max_new)
+    dollars_at_most = None if price is None else max_dollars
+    dollars_expected = None if price is None or expected is None else price.cost(count.tokens, expected)
+    numbers = {
+        "requests": known,
+        "requests_at_most": most,
+        "requests_recorded": n_recorded,
+        "prompt_tokens": round(count.tokens),
+        "prompt_tokens_are_exact": count.is_exact,
+        "new_tokens_at_most": max_new,
+        "new_tokens_expected": expected,
+        "seconds": 0.0 if not most else None if rate is None else most / rate,
+        "dollars_at_most": dollars_at_most,
+        "dollars_expected": dollars_expected,
+        "measured_in": None if measured is None else str(measured.run),
+    }
+    add_result(estimates={prefix.removesuffix(": ") or "model": numbers})
     later = f", then at most {most - known} more" if most > known else ""
     recorded = f"; {n_recorded} more are recorded already" if n_recorded else ""
+    new_tokens = f"at most {max_new}"
+    if measured is not None and expected is not None:
+        new_tokens += f", about {expected:.0f} expected (mean of {measured.n} answers in {_shown(measured.run)}: {mean:.1f})"
     facts = {
         "requests": f"{known}{later}{recorded}",
         "prompt tokens": f"{'' if count.is_exact else 'about '}{count.tokens:.0f} ({count.source})",
-        "new tokens": f"at most {max_new}" + ("" if expected is None or mean is None else f", about {expected:.0f} expected"),
+        "new tokens": new_tokens,
         "time": _time_text(most, measured),
-        "cost": _cost_text(price, model, count.tokens, max_new, expected, max_dollars),
+        "cost": _cost_text(model, dollars_at_most, dollars_expected),
     }
-    if measured is not None and expected is not None:
-        facts["new tokens"] += f" (mean of {measured.n} answers in {_shown(measured.run)}: {mean:.1f})"
     return {prefix + name: text for name, text in facts.items()}
 
 
@@ -193,22 +214,13 @@ def _time_text(n: int, measured: MeasuredRequests | None) -> str:
     return f"about {duration_text(n / measured.per_second)} ({measured.per_second:.3g} requests/s in {_shown(measured.run)})"
 
 
-def _cost_text(
-    price: Price | None,
-    model: ModelConfig,
-    prompt_tokens: float,
-    max_new: int,
-    expected: float | None,
-    max_dollars: float | None,
-) -> str:
+def _cost_text(model: ModelConfig, at_most: float | None, expected: float | None) -> str:
     if not model.capabilities.is_priced:
         return "none: the model runs in this process"
-    if price is None:
+    if at_most is None:
         return f"unknown: no price for {_shown(model.name)}"
-    likely = "" if expected is None else f", about {price.cost(prompt_tokens, expected):.4f} expected"
-    if max_dollars is not None:
-        return f"at most {max_dollars:.4f} US dollars if no request is repeated{likely}"
-    return f"about {price.cost(prompt_tokens, max_new):.4f} US dollars if all answers have the greatest length{likely}"
+    likely = "" if expected is None else f", about {expected:.4f} expected"
+    return f"at most {at_most:.4f} US dollars if no request is repeated{likely}"
 
 
 def duration_text(seconds: float) -> str:

@@ -250,11 +250,13 @@ def _require_all_scored(totals: CallTotals, config: JudgeConfig, folder: Path) -
     if totals.next_cost is not None:
         raise MissingScoresError(
             f"{folder}: stopped before judge.max_cost = {config.judge.max_cost:g} US dollars: up to {totals.spent:.6f} are spent "
-            f"and the next call may cost {totals.next_cost:.6f}; {missing}; run the same command with a higher limit to go on"
+            f"and the next call may cost {totals.next_cost:.6f}; {missing}; run the same command with a higher limit to go on",
+            totals.n_pending,
         )
     unscored = (call for call in latest_judgements(read_judge_calls(folder)).values() if call.score is None)
     reasons = (call.failure or Failure(type="reply", message=call.error or "no score") for call in unscored)
-    raise MissingScoresError(f"{folder}: {missing}{explain_missing(reasons, 'run the same command again to ask for them')}")
+    why = explain_missing(reasons, "run the same command again to ask for them")
+    raise MissingScoresError(f"{folder}: {missing}{why}", totals.n_pending)
 
 
 FIDELITY_PREFLIGHTS: Mapping[str, Callable[[FidelityConfig], dict[str, str]]] = {

@@ -28,7 +28,7 @@ from permix.config import (
     TrainMethod,
     resolve_mix,
 )
-from permix.progress import MultiProgress
+from permix.progress import MultiProgress, print_status
 from permix.types import Sampling, Split
 
 QUICKSTART_LEVELS = ("add-1", "sub-1", "mul-1", "add-1x3", "add-2")
@@ -149,10 +149,10 @@ def run_quickstart(config: QuickstartConfig) -> None:
     for one, two in zip(stable[1:], distinct[1:], strict=True):
         parts.append(QuickstartJob(f"accuracy of {one.label}", stability_seconds, partial(run_stability, one)))
         parts.append(QuickstartJob(f"characters of {two.label}", fidelity_seconds, partial(run_fidelity, two)))
-    Console(stderr=True).print(
+    print_status(
         f"permix quickstart: {len(parts)} steps, about {size.minutes} minutes on 2 cores; "
-        f"you may interrupt it at any time; start it again to go on. It writes to {config.folder}/", soft_wrap=True,
-    )  # fmt: skip
+        f"you may interrupt it at any time; start it again to go on. It writes to {config.folder}/"
+    )
     progress = MultiProgress([part.cpu_seconds for part in parts])
     for number, part in enumerate(parts):
         with progress.part(number, part.name):

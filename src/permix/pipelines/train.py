@@ -33,7 +33,7 @@ from permix.inference.cost import RequestGroup, duration_text, estimate_cost, ru
 from permix.inference.hardware import set_threads
 from permix.inference.hf import check_model_folder, context_window, folder_fingerprint, load_tokenizer, resolve_model_source
 from permix.plan import describe_plan, write_plan
-from permix.progress import print_status
+from permix.progress import add_result, print_status
 from permix.prompts import template_text
 from permix.sanitize import escape_control
 from permix.storage.files import guard_writes
@@ -99,7 +99,9 @@ def estimate_training(job: TrainJob) -> dict[str, str]:
     facts = estimate_cost(groups, model, None) if groups else {}
     n_steps = job.plan.steps * config.train.updates_per_rollout
     facts["time"] = "unknown: no earlier training of this model by this method tells it"
-    if (found := _step_seconds(config)) is not None:
+    found = _step_seconds(config)
+    add_result(estimates={"training": {"steps": n_steps, "seconds": None if found is None else found[1] * n_steps}})
+    if found is not None:
         run, seconds = found
         facts["time"] = f"about {duration_text(seconds * n_steps)} ({seconds:.1f} s a step in {escape_control(str(run))})"
     if config.method != "seqkd":

@@ -305,7 +305,7 @@ def write_questions(config: QuestionsConfig) -> Path:
         )
         failures = find_failures(read_cells(config.out / "records.jsonl"), scored=False)
         why = explain_missing(failures, "run the same command again to write them")
-        raise IncompleteRunError(f"{config.out}: still missing: {missing}{why}")
+        raise IncompleteRunError(f"{config.out}: still missing: {missing}{why}", len(summary.pending))
     return config.out / ("examples.jsonl" if job.given_questions else "questions.jsonl")
 
 

@@ -22,6 +22,7 @@ from permix.errors import DataError
 from permix.evals.stability import first_round_grid
 from permix.metrics import statistics
 from permix.metrics.dev_curve import selected_step
+from permix.progress import add_result
 from permix.rendering import plots, table, theme
 from permix.rendering.plots import plot_drift
 from permix.rendering.table import one_line
@@ -147,6 +148,13 @@ def _write_report(
     pooled = [pool_seeds(method) for method in methods]
     figures = draw_report_figures(models, methods, pooled, comparisons, out)
     document = build_document(models, comparisons, methods, pooled, figures, caption, published)
+    add_result(
+        claim=document.claim.sentence,
+        claim_support=document.claim.support,
+        rows=[model.row.model_dump(mode="json") for model in models],
+        warnings=[line for line in document.warnings.splitlines() if line != ">"],
+        paths={"report": out / "report.md", "page": out / "index.html", "table": out / "table.json", "tables": out / "tables"},
+    )
     _remove_stale_files(
         out, {*figures, *(name.replace(".png", ".svg") for name in figures)}, {table.name for table in document.tables}
     )

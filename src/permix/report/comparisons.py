@@ -24,6 +24,7 @@ from permix.metrics.measures import STABILITY_MEASURES, MeasureRecord
 from permix.metrics.model_comparison import MeasureDifference, PairedComparison, PersonaDifference, compare_models_paired
 from permix.metrics.stability import stability_differences
 from permix.metrics.statistics import Array
+from permix.progress import add_result
 from permix.rendering import table
 from permix.rendering.table import MISSING_TEXT, markdown_table, one_line
 from permix.report.judges import INTERVIEW_KIND, JudgeScoreDifference, judge_incompatibilities
@@ -107,6 +108,7 @@ def run_compare(config: CompareConfig) -> None:
     if len(config.runs) != 2:
         raise ConfigError(f"runs: compare takes two runs, not {len(config.runs)}: permix compare FIRST SECOND [--out DIR]")
     compared = compare_runs(*config.runs, seed=config.seed, resamples=config.resamples)
+    add_result(comparison=compared.result.model_dump(mode="json"))
     console = Console()
     for one in terminal_comparison_tables(compared):
         console.print(one)
@@ -115,6 +117,7 @@ def run_compare(config: CompareConfig) -> None:
         write_text(config.out / "comparison.md", comparison_markdown(compared))
         paths = {"first": str(compared.first.path), "other": str(compared.other.path)}
         write_json(config.out / "comparison.json", paths | compared.result.model_dump(mode="json"))
+        add_result(paths={"comparison": config.out / "comparison.json", "report": config.out / "comparison.md"})
         console.print(str(config.out / "comparison.md"), markup=False, highlight=False, soft_wrap=True)
 
 
