@@ -417,7 +417,10 @@ def _print_json(output: CommandOutput, error: str | None = None) -> None:
     """With --json, print the object, with the first error of the command; of several processes the main one does."""
     output.result.setdefault("error", error)
     if os.environ.get("RANK", "0") == "0":
-        output.print_json()
+        try:
+            output.print_json()
+        except BrokenPipeError:
+            _ignore_closed_pipe()
 
 
 def _run_verb(argv: Sequence[str], output: CommandOutput) -> int:
@@ -432,8 +435,7 @@ def _run_verb(argv: Sequence[str], output: CommandOutput) -> int:
         output.result |= {"error": str(error)} | ({"pending": error.pending} if isinstance(error, IncompleteRunError) else {})
         return error.exit_code
     except BrokenPipeError:
-        # The reader closed the pipe. Python flushes stdout at exit, which must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _ignore_closed_pipe()
         return 0
     except OSError as error:
         if error.filename is None and error.errno not in FULL_DISK_ERRNOS:
@@ -474,6 +476,11 @@ def show_estimate(settings: BaseModel) -> None:
     facts = PREFLIGHTS[type(settings)](settings)  # type: ignore[index]
     add_result(dry_run=True)
     print_table("dry run: nothing was asked", facts)
+
+
+def _ignore_closed_pipe() -> None:
+    """The reader closed the pipe. Python flushes stdout at exit, which must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def usage_text() -> str:
