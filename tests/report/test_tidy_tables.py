@@ -14,6 +14,7 @@ from permix.rendering.table import write_rows
 from permix.report.builder import build_report
 from permix.report.tables import CELL_COLUMNS, PERSONA_COLUMNS
 from permix.storage.run_dir import RunReader
+from permix.types import CellKey
 from tests.seeded import fidelity_run, stability_run, torn
 
 
@@ -30,12 +31,8 @@ def test_every_cell_of_the_runs_is_a_row(tmp_path: Path) -> None:
     assert len(rows) == sum(map(len, cells.values()))
     assert list(rows[0]) == list(CELL_COLUMNS)
     for row in rows:
-        [cell] = [
-            one
-            for one in cells[row["kind"]].values()
-            if ((one.persona_id or ""), one.question_id, str(one.sample))
-            == (row["persona_id"], row["question_id"], row["sample"])
-        ]
+        key = CellKey(row["persona_id"] or None, row["question_id"], int(row["sample"]))
+        cell = cells[row["kind"]][key]
         expected = "" if cell.verdict is None or cell.verdict.correct is None else str(int(cell.verdict.correct))
         assert (row["model"], row["correct"], row["gold"]) == ("one", expected, cell.gold or "")
     typed = pyarrow.parquet.read_table(tmp_path / "out" / "tables" / "cells.parquet").to_pylist()

@@ -146,6 +146,8 @@ def _measure_folder(folder: Path, stage: str, model: ModelConfig, max_new_tokens
 def _parse_reply(line: bytes) -> Mapping[str, Any] | None:
     """The completion of a cell, or the reply of a judge; None if the line has none."""
     values = json.loads(line)
+    if not isinstance(values, dict):
+        raise ValueError("not an object")
     reply = values.get("completion") or values.get("reply")
     return reply if isinstance(reply, dict) else None
 
