@@ -123,7 +123,7 @@ def questions_command(args: Sequence[str]) -> None:
     from permix.question_writer.generator import write_questions as run
 
     written = run(settings)
-    add_result(paths={"run": settings.out, "questions": written})
+    add_result(paths={"run": settings.out, "questions": written}, pending=0)
     print(written)
 
 

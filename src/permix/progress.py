@@ -21,12 +21,13 @@ PLAIN_INTERVAL_S = 10.0
 class CommandOutput:
     """How a command is shown, and its result as data.
 
-    `stdout` is where the JSON object goes; None if the result is text for people. `result`: what the object will hold.
-    `notes`: the lines on stderr that begin with "note:" or "warning:", also those that `is_quiet` has suppressed.
+    `stdout` is where the JSON object goes; None if the result is text for people, for which nothing is collected. `result`: what
+    the object will hold. `notes`: the lines on stderr that begin with "note:" or "warning:", also those that `is_quiet` suppressed.
     """
 
     def __init__(self, stdout: TextIO | None = None, *, is_quiet: bool = False) -> None:
         self.stdout, self.is_quiet = stdout, is_quiet
+        self.collects = stdout is not None
         self.result: dict[str, Any] = {}
         self.notes: list[str] = []
 
@@ -58,6 +59,8 @@ def command_output(*, as_json: bool, is_quiet: bool) -> Iterator[CommandOutput]:
 
 def add_result(**values: Any) -> None:
     """Add values to the object that --json prints; a mapping is added to the mapping that has this name already."""
+    if not _output.collects:
+        return
     for name, value in values.items():
         known = _output.result.get(name)
         _output.result[name] = {**known, **value} if isinstance(known, Mapping) and isinstance(value, Mapping) else value
@@ -191,7 +194,7 @@ class _PlainLines(ProgressBar):
 
 def print_status(line: str) -> None:
     """Print a line on stderr, unless the command is quiet; stdout is for results."""
-    if line.startswith(("note:", "warning:")):
+    if _output.collects and line.startswith(("note:", "warning:")):
         _output.notes.append(line)
     if not _output.is_quiet:
         print(line, file=sys.stderr, flush=True)
