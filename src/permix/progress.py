@@ -22,7 +22,7 @@ class CommandOutput:
     """How a command is shown, and its result as data.
 
     `stdout` is where the JSON object goes; None if the result is text for people, for which nothing is collected. `result`: what
-    the object will hold. `notes`: the lines on stderr that begin with "note:" or "warning:", also those that `is_quiet` suppressed.
+    the object will hold. `notes`: the lines that begin with "note:" or "warning:", also if `is_quiet` keeps them off stderr.
     """
 
     def __init__(self, stdout: TextIO | None = None, *, is_quiet: bool = False) -> None:

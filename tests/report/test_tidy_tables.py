@@ -1,7 +1,7 @@
 """The tables for programs: one row a cell, one row a model and persona, as CSV and Parquet."""
 
 import csv
-import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from permix.rendering import table
 from permix.rendering.table import write_rows
 from permix.report.builder import build_report
-from permix.report.tables import CELL_COLUMNS, PERSONA_COLUMNS
+from permix.report.tables import TIDY_CELL_COLUMNS, TIDY_PERSONA_COLUMNS
 from permix.storage.run_dir import RunReader
 from permix.types import CellKey
 from tests.seeded import fidelity_run, stability_run, torn
@@ -29,7 +29,7 @@ def test_every_cell_of_the_runs_is_a_row(tmp_path: Path) -> None:
     rows = read(tmp_path / "out" / "tables" / "cells.csv")
     cells = {"stability": RunReader(stable).cells, "fidelity": RunReader(distinct).cells}
     assert len(rows) == sum(map(len, cells.values()))
-    assert list(rows[0]) == list(CELL_COLUMNS)
+    assert list(rows[0]) == list(TIDY_CELL_COLUMNS)
     for row in rows:
         key = CellKey(row["persona_id"] or None, row["question_id"], int(row["sample"]))
         cell = cells[row["kind"]][key]
@@ -46,7 +46,7 @@ def test_every_persona_is_a_row_of_numbers(tmp_path: Path) -> None:
     rows = read(tmp_path / "out" / "tables" / "personas_tidy.csv")
     ids = ["", "p0", "p1", "p2", "p3"]
     assert [(row["model"], row["persona_id"]) for row in rows] == [(name, id) for name in ("one", "two") for id in ids]
-    assert list(rows[0]) == list(PERSONA_COLUMNS)
+    assert list(rows[0]) == list(TIDY_PERSONA_COLUMNS)
     for row in rows:
         assert 0 <= float(row["low"]) <= float(row["accuracy"]) <= float(row["high"]) <= 1
         assert (row["difference"] == "") == (row["persona_id"] == "")
@@ -96,8 +96,7 @@ def test_without_pyarrow_there_is_csv_and_no_old_parquet(tmp_path: Path, monkeyp
     parquet = (tmp_path / "out" / "tables" / "cells.parquet").read_bytes()
     build_report([run], tmp_path / "out")
     assert (tmp_path / "out" / "tables" / "cells.parquet").read_bytes() == parquet
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "pyarrow" else real(name, *rest))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     build_report([run], tmp_path / "out")
     assert (tmp_path / "out" / "tables" / "cells.csv").read_bytes() == first
     assert list((tmp_path / "out").rglob("*.parquet")) == []

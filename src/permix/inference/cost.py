@@ -4,7 +4,6 @@ Contract: no request is sent, no weights are loaded and nothing is written. Each
 runs did not measure is "unknown"; it is never a guess.
 """
 
-import importlib.util
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -275,7 +274,11 @@ def _prompt_tokens(messages: Sequence[Message], tokenizer: Any) -> float:
 
 def _tokenizer_at_hand(model: ModelConfig) -> Any:
     """The tokenizer of a local model; None if it is not on this machine, or if transformers is not installed."""
-    if not model.capabilities.is_local or importlib.util.find_spec("transformers") is None:
+    if not model.capabilities.is_local:
+        return None
+    try:
+        import transformers  # noqa: F401
+    except ModuleNotFoundError:
         return None
     from permix.inference import hf
 

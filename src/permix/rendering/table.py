@@ -5,7 +5,6 @@ escapes for its medium. A missing value is "–" in a document and empty in CSV,
 """
 
 import csv
-import importlib.util
 import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -151,7 +150,12 @@ def write_rows(path: Path, columns: Mapping[str, type], rows: Iterable[Mapping[s
     `columns`: name to str, int or float; a value is of that type or None. The rows are read once and not kept. In CSV, None is
     empty and a text that a spreadsheet would run as a formula begins with an apostrophe; control characters are visible codes.
     """
-    has_parquet = importlib.util.find_spec("pyarrow") is not None
+    try:
+        import pyarrow  # noqa: F401
+
+        has_parquet = True
+    except ModuleNotFoundError:
+        has_parquet = False
     parquet = path.with_suffix(".parquet")
     plain_rows = ([_plain_value(row[name]) for name in columns] for row in rows)  # only these few values of a row are kept
     with ExitStack() as stack:

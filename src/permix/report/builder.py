@@ -174,8 +174,8 @@ def _write_report(
 
 
 TIDY_TABLES = {
-    "cells": (tables.CELL_COLUMNS, tables.tidy_cell_rows),
-    "personas_tidy": (tables.PERSONA_COLUMNS, tables.tidy_persona_rows),
+    "cells": (tables.TIDY_CELL_COLUMNS, tables.tidy_cell_rows),
+    "personas_tidy": (tables.TIDY_PERSONA_COLUMNS, tables.tidy_persona_rows),
 }
 """For each table for programs: its columns, and a function that makes its rows from the models."""
 

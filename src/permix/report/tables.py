@@ -149,13 +149,13 @@ def persona_table(summaries: Mapping[str, StabilitySummary]) -> Table:
     return tabulate("personas", ["persona", *map(one_line, summaries)], [baseline_row, *lines])
 
 
-CELL_COLUMNS: Mapping[str, type] = {
+TIDY_CELL_COLUMNS: Mapping[str, type] = {
     "model": str, "kind": str, "persona_id": str, "question_id": str, "sample": int, "template": str, "correct": int,
     "extracted": str, "gold": str, "error": str, "prompt_tokens": int, "completion_tokens": int, "finish": str,
 }  # fmt: skip
 """The columns of tables/cells.csv; texts of the answers are in records.jsonl."""
 
-PERSONA_COLUMNS: Mapping[str, type] = {
+TIDY_PERSONA_COLUMNS: Mapping[str, type] = {
     "model": str, "persona_id": str, "n": int, "accuracy": float, "low": float, "high": float, "difference": float,
     "difference_low": float, "difference_high": float, "p": float, "holm_p": float, "cut_off": float,
 }  # fmt: skip
