@@ -54,7 +54,7 @@ def test_every_persona_is_a_row_of_numbers(tmp_path: Path) -> None:
     assert float(first["difference"]) == pytest.approx(float(first["accuracy"]) - float(baseline["accuracy"]))
 
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"name": "=1+1", "n": 3, "share": 0.1},
     {"name": "+a\x1b[2J\u202e", "n": None, "share": None},
     {"name": 'two\nlines, "quoted"', "n": True, "share": 2.5},

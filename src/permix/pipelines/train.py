@@ -85,7 +85,10 @@ def preflight_training(config: TrainConfig) -> dict[str, str]:
     TRAINER_BACKENDS[config.backend].check(job)
     dev_eval = {} if job.dev_eval is None else {"dev_eval": describe_dev_eval(job.dev_eval)}
     sources = describe_sft_source(config, job.plan) | describe_reference_answers(job.reference_cells, config.character)
-    return {"method": config.method} | describe_plan(job.plan) | sources | dev_eval | estimate_training(job)
+    plan = {
+        name: text for name, text in describe_plan(job.plan).items() if name != "completion tokens"
+    }  # "new tokens" counts them
+    return {"method": config.method} | plan | sources | dev_eval | estimate_training(job)
 
 
 def estimate_training(job: TrainJob) -> dict[str, str]:
