@@ -85,9 +85,8 @@ def preflight_training(config: TrainConfig) -> dict[str, str]:
     TRAINER_BACKENDS[config.backend].check(job)
     dev_eval = {} if job.dev_eval is None else {"dev_eval": describe_dev_eval(job.dev_eval)}
     sources = describe_sft_source(config, job.plan) | describe_reference_answers(job.reference_cells, config.character)
-    plan = {
-        name: text for name, text in describe_plan(job.plan).items() if name != "completion tokens"
-    }  # "new tokens" counts them
+    plan = describe_plan(job.plan)
+    del plan["completion tokens"]  # the estimate has them, as new tokens
     return {"method": config.method} | plan | sources | dev_eval | estimate_training(job)
 
 
