@@ -195,7 +195,7 @@ def estimate_cost(
     later = f", then at most {most - known} more" if most > known else ""
     recorded = f"; {n_recorded} more are recorded already" if n_recorded else ""
     new_tokens = f"at most {max_new}"
-    if measured is not None and expected is not None:
+    if measured is not None and expected:
         new_tokens += f", about {expected:.0f} expected (mean of {measured.n} answers in {_shown(measured.run)}: {mean:.1f})"
     facts = {
         "requests": f"{known}{later}{recorded}",
