@@ -140,6 +140,10 @@ def test_rows_are_a_table_that_a_data_frame_takes(tmp_path: Path) -> None:
     }  # fmt: skip
     table = pandas.DataFrame(rows)
     assert table.groupby("persona_id", dropna=False)["correct"].sum().tolist() == [0, 4]
+    by_persona = pandas.DataFrame(run.persona_rows())
+    assert by_persona["persona_id"].isna().tolist() == [True, False]
+    assert by_persona[["n", "accuracy"]].values.tolist() == [[4, 1.0], [4, 0.0]]
+    assert by_persona["difference"].tolist()[1] == -1.0
 
 
 def test_without_out_the_run_lives_as_long_as_its_result() -> None:

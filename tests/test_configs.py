@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from permix import config
-from permix.judges.runner import FREE, load_prices
+from permix.inference.cost import FREE, load_prices
 from permix.pipelines.preflight import check_config, read_stage_config
 from permix.pipelines.quickstart import quickstart_configs
 from tests.personagym_files import write_gym

@@ -123,6 +123,10 @@ def launched(words: list[str]) -> list[str]:
 
 def refuse_bad_flags(verb: str, words: list[str]) -> None:
     """Parse as the command line does, and run nothing. A bad flag exits, a bad value raises."""
+    words = [word for word in words if word not in cli.OUTPUT_OPTIONS]
+    if "--dry-run" in words:
+        assert verb in cli.ASKING_VERBS
+        words.remove("--dry-run")
     if verb == "check":
         assert all((ROOT / word).is_file() for word in words)
         return

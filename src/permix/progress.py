@@ -1,15 +1,84 @@
-"""Show the progress of long work on stderr: on a terminal a bar with rate and time left, elsewhere a plain line every 10 s."""
+"""Show the progress of long work on stderr: on a terminal a bar with rate and time left, elsewhere a plain line every 10 s.
+
+Also holds how this process shows a command (`command_output`): with --quiet none of this, with --json one object on stdout.
+"""
 
 import contextlib
 import functools
+import json
+import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_INTERVAL_S = 10.0
+
+
+class CommandOutput:
+    """How a command is shown, and its result as data.
+
+    `stdout` is where the JSON object goes; None if the result is text for people, for which nothing is collected. `result`: what
+    the object will hold. `notes`: the lines that begin with "note:" or "warning:", also if `is_quiet` keeps them off stderr.
+    """
+
+    def __init__(self, stdout: TextIO | None = None, *, is_quiet: bool = False) -> None:
+        self.stdout, self.is_quiet = stdout, is_quiet
+        self.collects = stdout is not None
+        self.result: dict[str, Any] = {}
+        self.notes: list[str] = []
+
+    def print_json(self) -> None:
+        """Print the object, the first time that this is called. Text outside ASCII is escaped, as are control characters."""
+        if self.stdout is None:
+            return
+        content = self.result | {"notes": self.notes}
+        print(json.dumps(content, indent=2, allow_nan=False, default=str), file=self.stdout, flush=True)
+        self.stdout = None
+
+
+_output = CommandOutput()
+
+
+@contextlib.contextmanager
+def command_output(*, as_json: bool, is_quiet: bool) -> Iterator[CommandOutput]:
+    """Show what happens in the block in this way. With `as_json` all other text for stdout is dropped: one object is all."""
+    global _output
+    before, _output = _output, CommandOutput(sys.stdout if as_json else None, is_quiet=is_quiet)
+    try:
+        with contextlib.ExitStack() as stack:
+            if as_json:
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            yield _output
+    finally:
+        _output = before
+
+
+def add_result(**values: Any) -> None:
+    """Add values to the object that --json prints; a mapping is added to the mapping that has this name already."""
+    if not _output.collects:
+        return
+    for name, value in values.items():
+        known = _output.result.get(name)
+        _output.result[name] = {**known, **value} if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+
+
+@contextlib.contextmanager
+def separate_result() -> Iterator[dict[str, Any]]:
+    """Collect what the block adds to the result in a dict of its own, which the caller may add under a name."""
+    outer, _output.result = _output.result, {}
+    try:
+        yield _output.result
+    finally:
+        _output.result = outer
+
+
+def print_result_now() -> None:
+    """With --json, print the object now: for a command that goes on after its result is known."""
+    _output.print_json()
 
 
 class MultiProgress:
@@ -125,8 +194,11 @@ class _PlainLines(ProgressBar):
 
 
 def print_status(line: str) -> None:
-    """Print a line on stderr; stdout is for results."""
-    print(line, file=sys.stderr, flush=True)
+    """Print a line on stderr, unless the command is quiet; stdout is for results."""
+    if _output.collects and line.startswith(("note:", "warning:")):
+        _output.notes.append(line)
+    if not _output.is_quiet:
+        print(line, file=sys.stderr, flush=True)
 
 
 @functools.cache
@@ -145,7 +217,7 @@ def format_duration(seconds: float) -> str:
 def progress_bar(description: str, total: int, unit: str) -> Iterator[ProgressBar]:
     """Show the progress of `total` units of work on stderr while the block runs."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if _output.is_quiet or not console.is_terminal:
         yield _PlainLines(description, total, unit)
         return
     columns = (

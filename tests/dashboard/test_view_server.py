@@ -367,6 +367,19 @@ def test_ctrl_c_ends_it_in_peace(tmp_path: Path) -> None:
     assert trouble == ""
 
 
+def test_with_json_the_address_is_there_while_it_serves(tmp_path: Path) -> None:
+    stability_run(tmp_path / "run", whole())
+    with viewer(tmp_path, "--port", "0", "--json") as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline()]
+        while lines[-1].rstrip() != "}":
+            lines.append(process.stdout.readline())
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", json.loads("".join(lines))["url"])
+        os.kill(process.pid, signal.SIGINT)
+        said, trouble = process.communicate(timeout=30)
+    assert (process.returncode, said, trouble) == (0, "", "")
+
+
 def test_a_port_in_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -15,7 +15,8 @@ from permix.errors import ConfigError
 from permix.evals.stability import measure_stability
 from permix.inference import LOADERS, Model, check_model, load_model
 from permix.inference.base import CompletionResult
-from permix.judges.runner import FREE, load_judge_price
+from permix.inference.cost import FREE
+from permix.judges.runner import load_judge_price
 from permix.storage.files import read_json
 from permix.types import Completion, Failure, Request, Sampling, digest
 from tests.sample_runs import solve, stability_values, toml

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from permix.config import ModelConfig
+from permix.inference.cost import Price
 from permix.inference.openai import OpenAIModel
 from permix.inference.scripted import ScriptedModel
 from permix.judges.prompts import JudgePrompt, judge_reply_schema
@@ -22,7 +23,6 @@ from permix.judges.runner import (
     JUDGEMENTS_FILE,
     CallSettings,
     CallTotals,
-    Price,
     latest_judgements,
     max_call_cost,
     read_judge_calls,

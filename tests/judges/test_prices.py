@@ -7,13 +7,11 @@ import pytest
 
 from permix.config import JudgeModelConfig
 from permix.errors import ConfigError
+from permix.inference.cost import FREE, Price, load_prices
 from permix.judges.runner import (
-    FREE,
-    Price,
     call_cost,
     count_affordable,
     load_judge_price,
-    load_prices,
     max_call_cost,
     reserved_cost,
 )

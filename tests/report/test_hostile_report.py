@@ -7,6 +7,7 @@ import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from markdown_it import MarkdownIt
 
@@ -80,12 +81,16 @@ def test_markdown_shows_what_was_hidden(rendered: Elements) -> None:
 
 def test_no_file_holds_a_character_that_acts(hostile_report: Reported) -> None:
     """Neither the page, whose scripts are ours and others', nor table.json, which holds labels as they are: it escapes them."""
-    texts = [path for path in sorted(hostile_report.out.rglob("*")) if path.is_file() and path.suffix not in (".png", ".csv")]
+    others = (".png", ".csv", ".parquet")
+    texts = [path for path in sorted(hostile_report.out.rglob("*")) if path.is_file() and path.suffix not in others]
     assert {path.suffix for path in texts} == {".html", ".js", ".json", ".md", ".svg"}
     for path in texts:
         assert acting(path.read_text(encoding="utf-8")) == set(), path.name
     labels = [row["label"] for row in json.loads((hostile_report.out / "table.json").read_text(encoding="utf-8"))["rows"]]
     assert len(labels) == len(LABELS)
+    for path in hostile_report.out.rglob("*.parquet"):
+        values = [value for row in pyarrow.parquet.read_table(path).to_pylist() for value in row.values()]
+        assert acting("".join(value for value in values if isinstance(value, str))) == set(), path.name
 
 
 def test_the_terminal_is_told_in_plain_text(hostile_report: Reported) -> None:

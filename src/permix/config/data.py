@@ -106,6 +106,8 @@ class ModelConfig(ConfigSection):
     """A JSON object whose fields are added to every HTTP request, such as {"reasoning_effort": "low"} (backend "openai")."""
     retries: int = Field(default=6, ge=0)
     """How many times a request is repeated after HTTP status 429 or 5xx or a timeout (backend "openai")."""
+    prices: Path | None = None
+    """A TOML file of prices by model (example: configs/prices.toml), from which --dry-run estimates the cost."""
 
     @property
     def capabilities(self) -> BackendCapabilities:

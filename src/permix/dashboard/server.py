@@ -27,6 +27,7 @@ from permix.config import ViewConfig
 from permix.dashboard import folder
 from permix.dashboard.folder import MeasureProcess, RunFolder
 from permix.errors import ConfigError, DataError
+from permix.progress import add_result, print_result_now
 from permix.sanitize import escape_control
 from permix.storage.files import open_regular
 
@@ -272,6 +273,8 @@ def serve_viewer(config: ViewConfig) -> None:
     try:  # only this waiting thread gets KeyboardInterrupt, so it never interrupts a request
         folder.start()
         serving.start()
+        add_result(url=server.url)
+        print_result_now()
         print(f"{server.url}  shows the runs below {escape_control(str(config.runs))}; Ctrl-C stops it", flush=True)
         while serving.is_alive():
             serving.join(WAKE_EVERY_S)

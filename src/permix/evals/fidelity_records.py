@@ -88,10 +88,10 @@ def run_fidelity_cells(
         try:
             result = measure(run.path)
         except DataError as error:
-            raise (IncompleteRunError(missing) if pending else error) from error
+            raise (IncompleteRunError(missing, pending) if pending else error) from error
         write_fidelity_metrics(run.path, result, measure_text(run.path))
     if pending:
-        raise IncompleteRunError(missing)
+        raise IncompleteRunError(missing, pending)
     return result
 
 

@@ -8,21 +8,23 @@ asked once per template; a cell without a persona has no template and is asked o
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from permix.config import ModelConfig
+from permix.config import FidelityConfig, ModelConfig, StabilityConfig
 from permix.errors import DataError, EndpointStoppedError
 from permix.inference.base import CellRequest, Model, collect
+from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
+from permix.metrics.stability import StabilitySummary
 from permix.metrics.statistics import Array
 from permix.personas.pool import PersonaPool
 from permix.progress import ProgressBar, print_status, progress_bar
 from permix.prompts import build_messages, template_id, template_text
-from permix.storage.cells import CellIndex, CellSummary, cell_summaries
+from permix.storage.cells import CellIndex, CellSummary, cell_summaries, read_cells
 from permix.storage.run_dir import RunDir, RunReader, check_cells_unchanged
 from permix.tasks.base import read_trained_on
-from permix.types import Cell, CellKey, Persona, Question, Record, Sampling, Verdict, digest, seed_from
+from permix.types import Cell, CellKey, Estimate, Persona, Question, Record, Sampling, Verdict, digest, seed_from
 
 Scorer = Callable[[str, str, str], Verdict]
 """(completion, gold, prompt) -> verdict."""
@@ -244,6 +246,64 @@ def count_cut_off(answers: GridResults) -> CutOffCounts:
     )
 
 
+def cell_row(cell: Cell) -> dict[str, Any]:
+    """The cell as one row of a table. `persona_id` is None without persona; `correct` is None without a score."""
+    completion, verdict, failure = cell.completion, cell.verdict, cell.failure
+    return {
+        "persona_id": cell.persona_id,
+        "question_id": cell.question_id,
+        "sample": cell.sample,
+        "template": cell.template,
+        "correct": None if verdict is None else verdict.correct,
+        "extracted": None if verdict is None else verdict.extracted,
+        "gold": cell.gold,
+        "text": None if completion is None else completion.text,
+        "answer": None if completion is None else completion.answer,
+        "thinking": None if completion is None else completion.thinking,
+        "error": f"{failure.type}: {failure.message}" if failure is not None else None if verdict is None else verdict.error,
+        "prompt_tokens": None if completion is None else completion.prompt_tokens,
+        "completion_tokens": None if completion is None else completion.completion_tokens,
+        "finish": None if completion is None else completion.finish,
+    }
+
+
+def persona_rows(summary: StabilitySummary, cut_off: CutOffCounts | None) -> list[dict[str, Any]]:
+    """One row of numbers for the baseline (`persona_id` None) and for each persona. `cut_off`: the share of its answers that were
+    cut off; None if it is unknown. Differences are persona − baseline.
+    """
+    shares = {} if cut_off is None else cut_off.by_persona
+    baseline = summary.measures.get("baseline")
+    rows = [] if baseline is None or baseline.value is None else [_persona_row(None, baseline, None, None, None, shares.get(""))]
+    return rows + [
+        _persona_row(one.id, one.accuracy, one.difference, one.mcnemar_p, one.holm_p, shares.get(one.id))
+        for one in summary.personas
+    ]
+
+
+def _persona_row(
+    persona_id: str | None,
+    accuracy: Estimate,
+    difference: Estimate | None,
+    p: float | None,
+    holm_p: float | None,
+    cut_off: float | None,
+) -> dict[str, Any]:
+    change = Estimate(value=None, low=None, high=None, n=0) if difference is None else difference
+    return {
+        "persona_id": persona_id,
+        "n": accuracy.n,
+        "accuracy": accuracy.value,
+        "low": accuracy.low,
+        "high": accuracy.high,
+        "difference": change.value,
+        "difference_low": change.low,
+        "difference_high": change.high,
+        "p": p,
+        "holm_p": holm_p,
+        "cut_off": cut_off,
+    }
+
+
 def read_grid_results(run: Path) -> GridResults:
     """Read the cells of a run directory. The grid includes cells that were asked but have no record."""
     return grid_results(RunReader(run))
@@ -321,6 +381,23 @@ def run_cells(
         except EndpointStoppedError as error:
             run.stop_reason = error.stop_reason
     return len(pending) - finished
+
+
+def estimate_cells(
+    stage: str, config: StabilityConfig | FidelityConfig, cells: Sequence[Cell], n_later: int = 0
+) -> dict[str, str]:
+    """The cost of the cells that a run has not answered yet, and of at most `n_later` further ones (see `estimate_cost`).
+
+    Raises ConfigError if the run in `config.out` asked one of these cells with other messages or another seed.
+    """
+    recorded = read_cells(config.out / "records.jsonl")
+    check_cells_unchanged(recorded, cells)
+    summaries, limit = recorded.summaries, config.sampling.max_new_tokens
+    pending = [cell.messages for cell in cells if cell.key not in summaries or not summaries[cell.key].has_completion]
+    n_recorded = sum(one.has_completion for one in summaries.values())
+    groups = [RequestGroup(pending, limit, max(0, n_later - (n_recorded - (len(cells) - len(pending)))))]
+    measured = find_measured(runs_beside(config.out), stage, config.model, limit)
+    return estimate_cost(groups, config.model, measured, n_recorded=n_recorded)
 
 
 def _has_completion(cell: Cell | None) -> bool:

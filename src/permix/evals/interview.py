@@ -14,6 +14,7 @@ An interviewer model sees the conversation so far. Its questions are cells of th
 attempt), so they are not generated again. Its prompt says neither who the persona is nor that anything is tested.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -22,17 +23,18 @@ from typing import NamedTuple, Protocol
 from permix.config import FidelityConfig, InterviewConfig
 from permix.errors import ConfigError, DataError, IncompleteRunError
 from permix.evals.drift_report import Drift, measure_drift, read_train_examples
-from permix.evals.fidelity_records import AskedQuestion, describe_ids, question_at_turn, write_fidelity_metrics
+from permix.evals.fidelity_records import AskedQuestion, describe_ids, question_at_turn, turn_number, write_fidelity_metrics
 from permix.evals.grid import describe_grid, run_cells, warn_trained_personas
 from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import check_model, load_model
 from permix.inference.base import Model
 from permix.inference.cache import cached_model
+from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.inference.hf import context_window, encode_chat, load_tokenizer, resolve_model_source
 from permix.personas.loading import load_roleplay
 from permix.personas.pool import PersonaPool, select_personas, warn_of_misfits
 from permix.prompts import build_messages, template_hash
-from permix.storage.cells import CellIndex, explain_missing, find_failures
+from permix.storage.cells import CellIndex, explain_missing, find_failures, read_cells
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir
 from permix.types import Cell, CellKey, Completion, Message, Persona, Question, Sampling, digest, seed_from
@@ -201,14 +203,47 @@ def run_interview(config: FidelityConfig, model: Model | None = None, given_pool
 
 def preflight_interview(config: FidelityConfig) -> dict[str, str]:
     """Facts about the interviews without calling a model. Raises ConfigError or DataError if the configuration is invalid."""
-    pool, turns = prepare_interview(config).pool, config.interview.turns
+    plan, turns = prepare_interview(config), config.interview.turns
     if config.interviewer.is_model:
         check_model(config.interviewer, contact=False)
-    return {
-        "personas": str(len(pool)),
+    facts = {
+        "personas": str(len(plan.pool)),
         "turns": f"{turns}, asked by {config.interviewer.name if config.interviewer.is_model else 'a script'}",
-        "answers": f"{len(pool) * turns}, at most {len(pool) * turns * config.sampling.max_new_tokens} new tokens",
+        "answers": str(len(plan.pool) * turns),
     }
+    return facts | _estimate_interview(config, plan)
+
+
+def _estimate_interview(config: FidelityConfig, plan: InterviewPlan) -> dict[str, str]:
+    """The cost of the turns that are not answered yet, and of an interviewer model's questions.
+
+    Earlier answers, and the questions of an interviewer model, count with their greatest length in the prompts of later turns.
+    """
+    turns, limit, recorded = config.interview.turns, config.sampling.max_new_tokens, read_cells(config.out / "records.jsonl")
+    answered = [key for key, one in recorded.summaries.items() if one.has_completion]
+    n_answered = Counter(key.persona_id for key in answered if turn_number(key.question_id) is not None)
+    placeholders = [Question(id=f"{turn}", task="interview", text="?", gold="") for turn in range(turns)]
+    prompts, earlier_turns = [], 0
+    for persona in plan.pool.personas:
+        order = placeholders if plan.question_orders is None else plan.question_orders[persona.id]
+        for turn in range(n_answered[persona.id], turns):
+            earlier = [InterviewTurn(question, "") for question in order[:turn]]
+            prompts.append(turn_messages(persona, earlier, order[turn].text, config))
+            earlier_turns += turn
+    question_limit = INTERVIEWER_SAMPLING.max_new_tokens if config.interviewer.is_model else 0
+    answer_tokens = earlier_turns * (limit + question_limit) + len(prompts) * question_limit
+    measured = None if question_limit else find_measured(runs_beside(config.out), "fidelity", config.model, limit)
+    group = RequestGroup(prompts, limit, answer_tokens=answer_tokens)
+    facts = estimate_cost([group], config.model, measured, n_recorded=n_answered.total())
+    if not question_limit:
+        return facts
+    n_asked = len({key[:2] for key in answered if turn_number(key.question_id) is None})
+    asking = [interviewer_messages(())] * (len(plan.pool) * turns - n_asked)
+    unusable = len(asking) * (INTERVIEWER_ATTEMPTS - 1)
+    group = RequestGroup(asking, question_limit, n_later=unusable, answer_tokens=INTERVIEWER_ATTEMPTS * answer_tokens)
+    return facts | estimate_cost(
+        [group], config.interviewer, None, n_recorded=n_asked, price_option="interviewer.prices", prefix="interviewer: "
+    )
 
 
 def prepare_interview(config: FidelityConfig, given_pool: PersonaPool | None = None) -> InterviewPlan:
@@ -389,4 +424,4 @@ def _make_interviewer(plan: InterviewPlan, interviewer_model: Model | None, run:
 def _incomplete_run_error(run: RunDir, pending: int, n_turns: int) -> IncompleteRunError:
     """Build the error for missing turns, with the reasons: a failure that recurs needs another remedy."""
     why = explain_missing(find_failures(run.cells(), scored=False), stop_reason=run.stop_reason)
-    return IncompleteRunError(f"{run.path}: {pending} of {n_turns} turns are missing{why}")
+    return IncompleteRunError(f"{run.path}: {pending} of {n_turns} turns are missing{why}", pending)

@@ -10,7 +10,7 @@ from pathlib import Path
 from permix.config import FidelityConfig
 from permix.errors import ConfigError, DataError
 from permix.evals.fidelity_records import AskedQuestion, describe_ids, read_persona_cells, run_fidelity_cells
-from permix.evals.grid import PromptFormat, build_grid, describe_grid, warn_trained_personas
+from permix.evals.grid import PromptFormat, build_grid, describe_grid, estimate_cells, warn_trained_personas
 from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import load_model
 from permix.inference.base import Model
@@ -52,7 +52,8 @@ def preflight_open_ended(config: FidelityConfig) -> dict[str, str]:
         check_reference_answers(
             config.reference, {(persona.id, question.id) for persona in pool.personas for question in questions}
         )
-    return {"personas": str(len(pool)), "questions": str(len(questions)), "answers": str(len(pool) * len(questions))}
+    facts = {"personas": str(len(pool)), "questions": str(len(questions)), "answers": str(len(pool) * len(questions))}
+    return facts | estimate_cells("fidelity", config, build_open_ended_cells(config, pool, questions))
 
 
 def build_open_ended_cells(config: FidelityConfig, pool: PersonaPool, questions: Sequence[Question]) -> list[Cell]:

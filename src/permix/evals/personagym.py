@@ -11,7 +11,7 @@ from pathlib import Path
 
 from permix.config import FidelityConfig
 from permix.evals.fidelity_records import AskedQuestion, describe_ids, read_asked_questions, run_fidelity_cells
-from permix.evals.grid import PromptFormat, build_grid, describe_grid, warn_trained_personas
+from permix.evals.grid import PromptFormat, build_grid, describe_grid, estimate_cells, warn_trained_personas
 from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import load_model
 from permix.inference.base import Model
@@ -59,13 +59,13 @@ def run_personagym(config: FidelityConfig, model: Model | None = None) -> Person
 def preflight_personagym(config: FidelityConfig) -> dict[str, str]:
     """Facts about the run without calling a model. Raises ConfigError or DataError if the configuration is invalid."""
     pool, questions = select_personagym_questions(config)
-    without = len(sample_balanced_questions(questions, config.personagym.without_persona, config.seed))
-    answers = len(questions) + without
-    return {
+    without = sample_balanced_questions(questions, config.personagym.without_persona, config.seed)
+    facts = {
         "personas": str(len(pool)),
-        "questions": f"{len(questions)}, each for one persona; {without} also without a persona",
-        "answers": f"{answers}, at most {answers * config.sampling.max_new_tokens} new tokens",
+        "questions": f"{len(questions)}, each for one persona; {len(without)} also without a persona",
+        "answers": str(len(questions) + len(without)),
     }
+    return facts | estimate_cells("fidelity", config, build_personagym_cells(config, pool, questions, without))
 
 
 def evaluate_personagym(

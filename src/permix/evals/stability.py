@@ -24,6 +24,7 @@ from permix.evals.grid import (
     PromptFormat,
     count_cut_off,
     describe_grid,
+    estimate_cells,
     persona_and_baseline_scores,
     read_grid_results,
     run_cells,
@@ -227,12 +228,12 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
         why = explain_missing(failures, stop_reason=run.stop_reason)
         missing = f"{config.out}: {progress.pending} of {progress.n_cells} cells have no score{why}"
         if progress.selection_pending:
-            raise IncompleteRunError(f"{missing}; until then no persona can be chosen")
+            raise IncompleteRunError(f"{missing}; until then no persona can be chosen", progress.pending)
         answers = read_grid_results(run.path)
         summary = measure_stability(run.path, answers)
         write_json(run.path / "metrics.json", _metrics_json(summary, run.path, answers))
     if progress.pending:
-        raise IncompleteRunError(missing)
+        raise IncompleteRunError(missing, progress.pending)
     return summary
 
 
@@ -309,21 +310,18 @@ def preflight_stability(config: StabilityConfig) -> dict[str, str]:
     template_text(config.personas.template)
     strategy, (_, setup) = STRATEGIES[config.strategy], prepare_stability(config)
     check_model(config.model, contact=False)
-    personas = f"{len(setup.pool)}, and no persona"
+    facts = {"questions": str(len(setup.questions)), "personas": f"{len(setup.pool)}, and no persona"}
     if stopping_rule := build_stopping_rule(config):
-        cells, maximum = len(first_round_cells(setup, stopping_rule)), max_cells(setup, stopping_rule)
-        return {
-            "questions": f"{len(setup.questions)} at most", "personas": personas,
-            "cells": f"{cells} first, at most {maximum}, at most {maximum * config.sampling.max_new_tokens} new tokens",
-        }  # fmt: skip
-    cells, followups = len(strategy.initial_cells(setup)), strategy.max_followups(setup)
-    followup_text = f", then at most {followups}" if followups else ""
-    facts = {
-        "questions": str(len(setup.questions)),
-        "personas": personas,
-        "cells": f"{cells}{followup_text}, at most {(cells + followups) * config.sampling.max_new_tokens} new tokens",
-    }
-    return facts if config.strategy == "none" else {"strategy": config.strategy} | facts
+        setup = shuffle_questions(setup)
+        check_same_rounds(config.out, setup)
+        cells, maximum = first_round_cells(setup, stopping_rule), max_cells(setup, stopping_rule)
+        facts |= {"questions": f"{facts['questions']} at most", "cells": f"{len(cells)} first, at most {maximum}"}
+        n_later = maximum - len(cells)
+    else:
+        cells, n_later = strategy.initial_cells(setup), strategy.max_followups(setup)
+        facts |= {"cells": f"{len(cells)}" + (f", then at most {n_later}" if n_later else "")}
+    strategy_fact = {} if config.strategy == "none" else {"strategy": config.strategy}
+    return strategy_fact | facts | estimate_cells("stability", config, cells, n_later)
 
 
 def prepare_stability(

@@ -22,49 +22,32 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from fnmatch import fnmatchcase
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import Field, ValidationError
-
-from permix.config import JudgeModelConfig, format_validation_error, read_config_values
+from permix.config import JudgeModelConfig
 from permix.errors import ConfigError, EndpointStoppedError, closest_match
 from permix.inference.base import Model, collect
+from permix.inference.cost import Price, find_price, load_prices
 from permix.inference.openai import is_http_failure
 from permix.judges.parsing import ParsedScore, parse_score
 from permix.judges.prompts import JudgePrompt
 from permix.judges.types import Judgement
 from permix.progress import ProgressBar, progress_bar
 from permix.storage.files import JsonlWriter, read_jsonl
-from permix.types import Completion, Failure, JudgeInputKey, Record, Request, Sampling, digest, seed_from
+from permix.types import Completion, Failure, JudgeInputKey, Request, Sampling, digest, seed_from
 
 CHAT_TEMPLATE_TOKENS = 64
 """An upper bound on the tokens that a chat template adds to two messages."""
 
 
-class Price(Record):
-    """US dollars per million tokens, for tokens read (`input`) and written (`output`)."""
-
-    input: float = Field(ge=0)
-    output: float = Field(ge=0)
-
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Cost of these token counts in US dollars."""
-        return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
-
-
-FREE = Price(input=0, output=0)
-
-
 def load_judge_price(judge: JudgeModelConfig) -> Price | None:
     """The judge's price; None if it is unknown. Raises ConfigError if it is unknown and `judge.max_cost` is set."""
-    prices = {} if judge.prices is None else load_prices(judge.prices)  # also for a free judge: an invalid file is refused
-    if not judge.capabilities.is_priced:
-        return FREE
-    price = prices.get(judge.name) or next((one for name, one in prices.items() if fnmatchcase(judge.name, name)), None)
+    price = find_price(judge, "judge.prices")
     if price is None and judge.max_cost is not None:
+        assert judge.prices is not None  # the configuration refuses max_cost without prices
+        prices = load_prices(judge.prices)
         near = closest_match(judge.name, prices)
         hint = f"did you mean {near!r}? " if near else ""
         raise ConfigError(
@@ -72,21 +55,6 @@ def load_judge_price(judge: JudgeModelConfig) -> Price | None:
             f"known: {', '.join(prices) or 'none'}"
         )
     return price
-
-
-def load_prices(path: Path) -> dict[str, Price]:
-    """Read a TOML file of prices. Raises ConfigError, naming the entry, if an entry is invalid."""
-    if path.suffix != ".toml":
-        raise ConfigError(f"judge.prices = {path}: must be a .toml file")
-    prices = {}
-    for name, entry in read_config_values(path).items():
-        try:
-            prices[name] = Price.model_validate(entry)
-        except ValidationError as error:
-            raise ConfigError(
-                f'{path}: ["{name}"] {format_validation_error(error)}; an entry is input = 0.15 and output = 0.60'
-            ) from error
-    return prices
 
 
 def call_cost(result: Completion | Failure, price: Price | None, max_cost: float) -> float | None:

@@ -89,6 +89,10 @@ FILLER_SENTENCES = (
 )
 
 
+N_ADDED_CONTROLS = 4
+"""The controls that `build_control_inputs` makes of answers: wrong persona, padded, retest and instruction."""
+
+
 def build_control_inputs(
     inputs: Sequence[JudgeInput], n: int, seed: int, discriminates_personas: Mapping[str, bool]
 ) -> list[JudgeInput]:

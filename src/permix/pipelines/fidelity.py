@@ -23,6 +23,7 @@ from permix.evals.open_ended import preflight_open_ended, run_open_ended
 from permix.evals.personagym import preflight_personagym, run_personagym
 from permix.inference import check_model, load_model
 from permix.inference.base import Model
+from permix.inference.cost import Price, RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.judges.prompts import (
     ExamplesByQuestion,
     JudgePrompt,
@@ -38,16 +39,16 @@ from permix.judges.results import JUDGE_INPUTS_FILE, count_answers, describe_jud
 from permix.judges.runner import (
     CallSettings,
     CallTotals,
-    Price,
     find_judge_failures,
     judge_folder,
+    judge_folders,
     load_judge_price,
     max_total_cost,
     request_pending_scores,
 )
 from permix.judges.summary import measure_judge
 from permix.judges.types import IN_CHARACTER, JudgeInput
-from permix.judges.validation import build_control_inputs
+from permix.judges.validation import N_ADDED_CONTROLS, build_control_inputs
 from permix.personas.pool import PersonaPool
 from permix.progress import print_status
 from permix.prompts import template_text
@@ -102,13 +103,27 @@ def preflight_judging(config: JudgeConfig) -> dict[str, str]:
         check_model(config.judge, contact=False)
     inputs = [prompt.judge_input for prompt in prompts]
     controls, answers = sum(one.control != "none" for one in inputs), count_answers(inputs)
-    max_cost = max_total_cost(prompts, build_call_settings(config, setup.price))
-    return {
+    facts = {
         "answers": str(answers) if answers == len(prompts) - controls else f"{answers}, by {len(setup.rubrics)} rubrics",
         "answers to try the judge": str(controls),
-        "calls": f"{len(prompts)}, at most {len(prompts) * config.judge.max_new_tokens} new tokens",
-        "cost": "unknown: no price" if max_cost is None else f"at most {max_cost:.4f} US dollars if no call is repeated",
-    }  # fmt: skip
+    }
+    return facts | _estimate_judging(config, setup, prompts)
+
+
+def _estimate_judging(config: JudgeConfig, setup: JudgeSetup, prompts: Sequence[JudgePrompt]) -> dict[str, str]:
+    """The cost of the calls that have no score yet, if each prompt takes a single call."""
+    folder = judge_folder(config.run, _judge_label(config.judge))
+    latest = latest_judgements(read_judge_calls(folder))
+    scored = {(key, call.prompt_hash) for key, call in latest.items() if call.score is not None}
+    pending = [prompt for prompt in prompts if (prompt.judge_input.key, prompt.hash) not in scored]
+    folders = [folder, *(one for run in runs_beside(config.run) for one in judge_folders(run) if one != folder)]
+    limit = config.judge.max_new_tokens
+    measured = find_measured(folders, "judge", config.judge, limit, section="judge")
+    return estimate_cost(
+        [RequestGroup([prompt.messages for prompt in pending], limit)], config.judge, measured,
+        n_recorded=len(prompts) - len(pending), price_option="judge.prices",
+        max_dollars=max_total_cost(pending, build_call_settings(config, setup.price)),
+    )  # fmt: skip
 
 
 def _judge_config_for(config: FidelityConfig) -> JudgeConfig:
@@ -234,7 +249,8 @@ def _require_all_scored(totals: CallTotals, config: JudgeConfig, folder: Path) -
     if totals.next_cost is not None:
         raise MissingScoresError(
             f"{folder}: stopped before judge.max_cost = {config.judge.max_cost:g} US dollars: up to {totals.spent:.6f} are spent "
-            f"and the next call may cost {totals.next_cost:.6f}; {missing}; run the same command with a higher limit to go on"
+            f"and the next call may cost {totals.next_cost:.6f}; {missing}; run the same command with a higher limit to go on",
+            totals.n_pending,
         )
     why = explain_missing(
         find_judge_failures(folder),
@@ -242,7 +258,7 @@ def _require_all_scored(totals: CallTotals, config: JudgeConfig, folder: Path) -
         stop_reason=totals.stop_reason,
         options=JUDGE_OPTIONS,
     )
-    raise MissingScoresError(f"{folder}: {missing}{why}")
+    raise MissingScoresError(f"{folder}: {missing}{why}", totals.n_pending)
 
 
 FIDELITY_PREFLIGHTS: Mapping[str, Callable[[FidelityConfig], dict[str, str]]] = {
@@ -257,11 +273,21 @@ def preflight_fidelity(config: FidelityConfig) -> dict[str, str]:
     """Describe the run without loading a model. Raises ConfigError or DataError if the configuration cannot be used."""
     template_text(config.personas.template)
     check_model(config.model, contact=False)
-    if config.judge.name != "none":
-        load_judge_setup(config.judge, required_rubrics(config))
-        with error_context("judge"):
-            check_model(config.judge, contact=False)
-    return FIDELITY_PREFLIGHTS[config.kind](config)
+    if config.judge.name == "none":
+        return FIDELITY_PREFLIGHTS[config.kind](config)
+    setup = load_judge_setup(config.judge, required_rubrics(config))
+    with error_context("judge"):
+        check_model(config.judge, contact=False)
+    facts = FIDELITY_PREFLIGHTS[config.kind](config)
+    return facts | {"judge": _describe_later_judging(config, setup, int(facts["answers"]))}
+
+
+def _describe_later_judging(config: FidelityConfig, setup: JudgeSetup, n_answers: int) -> str:
+    """How many calls the judge at the end of a fidelity run takes. Its prompts contain the answers, so they are not known yet."""
+    calls = n_answers * (1 if config.kind == "personagym" else len(setup.rubrics))
+    trials = N_ADDED_CONTROLS * min(config.judge.answers_per_control, calls)
+    tokens = (calls + trials) * config.judge.max_new_tokens
+    return f"at most {calls + trials} calls afterwards, {trials} of them to test the judge; at most {tokens} new tokens"
 
 
 def run_fidelity(

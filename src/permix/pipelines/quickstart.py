@@ -29,7 +29,7 @@ from permix.config import (
     TrainMethod,
     resolve_mix,
 )
-from permix.progress import MultiProgress
+from permix.progress import MultiProgress, print_status
 from permix.types import Sampling, Split
 
 QUICKSTART_LEVELS = ("add-1", "sub-1", "mul-1", "add-1x3", "add-2")
@@ -150,10 +150,10 @@ def run_quickstart(config: QuickstartConfig) -> None:
     for one, two in zip(stable[1:], distinct[1:], strict=True):
         parts.append(QuickstartJob(f"accuracy of {one.label}", stability_seconds, partial(run_stability, one)))
         parts.append(QuickstartJob(f"characters of {two.label}", fidelity_seconds, partial(run_fidelity, two)))
-    Console(stderr=True).print(
+    print_status(
         f"permix quickstart: {len(parts)} steps, about {size.minutes} minutes on 2 cores; "
-        f"you may interrupt it at any time; start it again to go on. It writes to {config.folder}/", soft_wrap=True,
-    )  # fmt: skip
+        f"you may interrupt it at any time; start it again to go on. It writes to {config.folder}/"
+    )
     progress = MultiProgress([part.cpu_seconds for part in parts])
     for number, part in enumerate(parts):
         with progress.part(number, part.name):
@@ -163,25 +163,40 @@ def run_quickstart(config: QuickstartConfig) -> None:
 
 
 def preflight_quickstart(config: QuickstartConfig) -> dict[str, str]:
-    """Check every part; returns no facts. Raises ConfigError or DataError for a problem.
+    """Check every part, and estimate what all parts cost together. Raises ConfigError or DataError for a problem.
 
-    The models and runs that one part takes from another do not exist yet, so they are not checked.
+    The models and runs that one part takes from another do not exist yet, so they are not checked. The estimate counts the
+    prompts of trained models like those of the base model.
     """
-    from permix.evals.open_ended import load_open_questions, select_open_ended_personas
+    from permix.evals.open_ended import build_open_ended_cells, load_open_questions, select_open_ended_personas
+    from permix.evals.stability import prepare_stability
+    from permix.evals.strategies import STRATEGIES
+    from permix.inference.cost import RequestGroup, estimate_cost
     from permix.personas.pool import select_personas
-    from permix.pipelines.train import preflight_training
+    from permix.pipelines.train import preflight_training, training_requests
     from permix.tasks import load_questions
+    from permix.training.job import prepare_training
 
     stability_configs, fidelity_configs, train_configs = quickstart_configs(config)
     for stable in stability_configs:
         load_questions(stable.task)
         select_personas(stable.personas)
-    for distinct in fidelity_configs:
-        select_open_ended_personas(distinct)
-        load_open_questions(distinct)
     for training in train_configs:
         preflight_training(training)
-    return {}
+    base = stability_configs[0]
+    cells = STRATEGIES[base.strategy].initial_cells(prepare_stability(base)[1])
+    groups = [RequestGroup([cell.messages for cell in cells], base.sampling.max_new_tokens, times=len(stability_configs))]
+    for distinct in fidelity_configs:
+        answers = build_open_ended_cells(distinct, select_open_ended_personas(distinct), load_open_questions(distinct))
+        groups.append(RequestGroup([cell.messages for cell in answers], distinct.sampling.max_new_tokens))
+    groups += [group for training in train_configs for group in training_requests(prepare_training(training))]
+    size = FAST_SIZE if config.fast else FULL_SIZE
+    parts = {
+        "evaluations": f"{len(cells)} cells and {len(answers)} answers in character, each by {len(stability_configs)} models",
+        "trainings": f"{len(train_configs)}, of {size.steps} steps",
+    }
+    time = {"time": f"about {size.minutes} min on 2 cores with the bundled model; nothing is subtracted for finished parts"}
+    return parts | estimate_cost(groups, base.model, None) | time
 
 
 def _model_name(config: QuickstartConfig) -> str:

@@ -23,27 +23,31 @@ backend (`permix.training.backend`) trains the weights.
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from permix.config import RUNTIME_ONLY_FIELDS, TrainConfig
+from permix.config import RUNTIME_ONLY_FIELDS, SUPERVISED_METHODS, ModelConfig, TrainConfig
+from permix.errors import DataError
+from permix.inference.cost import RequestGroup, duration_text, estimate_cost, runs_beside
 from permix.inference.hardware import set_threads
 from permix.inference.hf import check_model_folder, context_window, folder_fingerprint, load_tokenizer, resolve_model_source
 from permix.plan import describe_plan, write_plan
-from permix.progress import print_status
+from permix.progress import add_result, print_status
 from permix.prompts import template_text
+from permix.sanitize import escape_control
 from permix.storage.files import guard_writes
-from permix.storage.run_dir import RunDir, cpu_seconds
+from permix.storage.run_dir import RunDir, RunReader, cpu_seconds, read_run_file
 from permix.tasks.base import TrainedOn, read_trained_on, write_trained_on
 from permix.training import distributed
 from permix.training.backend import TRAINER_BACKENDS, TrainerBackend
 from permix.training.compatibility import check_context_window, longest_prompt_tokens
-from permix.training.dev_eval import check_dev_eval_prompts, delete_dev_eval_weights, describe_dev_eval
+from permix.training.dev_eval import check_dev_eval_prompts, delete_dev_eval_weights, describe_dev_eval, dev_eval_steps
 from permix.training.job import TrainJob, describe_reference_answers, prepare_training
 from permix.training.model_card import write_model_card
 from permix.training.run_log import describe_training, describe_truncation, read_training_log
-from permix.training.sft_data import check_teacher, describe_sft_source, teacher_identity
+from permix.training.sft_data import check_teacher, describe_sft_source, teacher_cells, teacher_config, teacher_identity
+from permix.types import Message
 
 
 def run_training(config: TrainConfig) -> Path:
@@ -79,7 +83,64 @@ def preflight_training(config: TrainConfig) -> dict[str, str]:
     TRAINER_BACKENDS[config.backend].check(job)
     dev_eval = {} if job.dev_eval is None else {"dev_eval": describe_dev_eval(job.dev_eval)}
     sources = describe_sft_source(config, job.plan) | describe_reference_answers(job.reference_cells, config.character)
-    return {"method": config.method} | describe_plan(job.plan) | sources | dev_eval
+    plan = describe_plan(job.plan)
+    del plan["completion tokens"]  # the estimate has them, as new tokens
+    return {"method": config.method} | plan | sources | dev_eval | estimate_training(job)
+
+
+def estimate_training(job: TrainJob) -> dict[str, str]:
+    """The cost of the tokens that the model generates in training, and the time of the steps.
+
+    Nothing is subtracted for steps that are already done. A supervised method on given answers generates nothing.
+    """
+    config = job.config
+    model = ModelConfig(name=config.model.name, thinking=config.model.thinking)
+    groups = training_requests(job)
+    facts = estimate_cost(groups, model, None) if groups else {}
+    n_steps = job.plan.steps * config.train.updates_per_rollout
+    facts["time"] = "unknown: no earlier training of this model by this method tells it"
+    found = _step_seconds(config)
+    add_result(estimates={"training": {"steps": n_steps, "seconds": None if found is None else found[1] * n_steps}})
+    if found is not None:
+        run, seconds = found
+        facts["time"] = f"about {duration_text(seconds * n_steps)} ({seconds:.1f} s a step in {escape_control(str(run))})"
+    if config.method != "seqkd":
+        return facts
+    teacher = teacher_config(config)
+    asked = [RequestGroup([cell.messages for _, cells in teacher_cells(job.plan) for cell in cells], config.train.max_new_tokens)]
+    return facts | estimate_cost(asked, teacher, None, price_option="teacher.prices", prefix="teacher: ")
+
+
+def training_requests(job: TrainJob) -> list[RequestGroup]:
+    """What the model in training generates: rollouts, reference answers and the answers of the dev evaluations."""
+    config, groups = job.config, []
+    if config.method not in SUPERVISED_METHODS:
+        rollouts = [row.messages for row in job.plan.rows for _ in range(row.rollouts)]
+        groups.append(RequestGroup(rollouts, config.train.max_new_tokens))
+    if job.reference_cells:
+        groups.append(RequestGroup([cell.messages for cell in job.reference_cells], config.character.max_new_tokens))
+    if job.dev_eval is not None:
+        times = len(dev_eval_steps(job.dev_eval.config, job.plan.steps * config.train.updates_per_rollout))
+        by_limit: dict[int, list[Sequence[Message]]] = {}
+        for cell, sampling in job.dev_eval.cells():
+            by_limit.setdefault(sampling.max_new_tokens, []).append(cell.messages)
+        groups += [RequestGroup(prompts, limit, times=times) for limit, prompts in by_limit.items()]
+    return groups
+
+
+def _step_seconds(config: TrainConfig) -> tuple[Path, float] | None:
+    """The first run beside `config.out`, itself included, that trained this model by this method, with its mean wall seconds of a
+    step; None without one. A damaged run is passed over."""
+    for folder in runs_beside(config.out):
+        with contextlib.suppress(DataError):
+            recorded = read_run_file(folder / "config.json")
+            asked = (recorded.get("stage"), recorded.get("method"), recorded.get("model", {}).get("name"))
+            if asked != ("train", config.method, config.model.name):
+                continue
+            seconds = [sum(step["seconds"].values()) for step in RunReader(folder).log if isinstance(step.get("seconds"), dict)]
+            if seconds:
+                return folder, sum(seconds) / len(seconds)
+    return None
 
 
 def _print_summary(config: TrainConfig) -> None:

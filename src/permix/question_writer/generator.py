@@ -22,6 +22,7 @@ from permix.config import PersonaGymTask, QuestionsConfig
 from permix.errors import ConfigError, DataError, IncompleteRunError
 from permix.inference import check_model, load_model
 from permix.inference.base import Model
+from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.personas.loading import check_plain_text
 from permix.personas.personagym import (
     PERSONAGYM_TASKS,
@@ -306,7 +307,7 @@ def write_questions(config: QuestionsConfig) -> Path:
         )
         failures = find_failures(read_cells(config.out / "records.jsonl"), scored=False)
         why = explain_missing(failures, "run the same command again to write them", stop_reason=summary.stop_reason)
-        raise IncompleteRunError(f"{config.out}: still missing: {missing}{why}")
+        raise IncompleteRunError(f"{config.out}: still missing: {missing}{why}", len(summary.pending))
     return config.out / ("examples.jsonl" if job.given_questions else "questions.jsonl")
 
 
@@ -325,13 +326,25 @@ def preflight_questions(config: QuestionsConfig) -> dict[str, str]:
         else f"{written}, {job.n_per_task} for each persona and task ({len(job.tasks)} tasks)"
     )
     examples = (len(job.given_questions) or written) * job.with_examples
-    max_tokens = (calls + examples) * config.sampling.max_new_tokens
-    return {
+    facts = {
         "personas": str(personas),
         "questions": questions,
         "examples": f"{examples} × 5 answers",
-        "calls": f"{calls + examples} or more, with at most {max_tokens} new tokens in the first {calls + examples}",
+        "calls": f"{calls + examples} or more, since unusable replies are asked for again",
     }
+    return facts | _estimate_writing(config, job, calls + examples)
+
+
+def _estimate_writing(config: QuestionsConfig, job: WritingJob, n_calls: int) -> dict[str, str]:
+    """The cost of the calls that are not made yet, if no reply is rejected: `n_calls` in all, the recorded ones included."""
+    cells = read_cells(config.out / "records.jsonl")
+    replies, n_recorded = replies_by_key(cells), sum(one.has_completion for one in cells.summaries.values())
+    pending = [one for find in PENDING_REQUEST_FINDERS.values() for one in find(job, replies)]
+    n_later = max(0, n_calls - n_recorded - len(pending))
+    limit = config.sampling.max_new_tokens
+    group = RequestGroup([one.prompt.messages for one in pending], limit, n_later=n_later if pending else 0)
+    measured = find_measured(runs_beside(config.out), "questions", config.model, limit)
+    return estimate_cost([group], config.model, measured, n_recorded=n_recorded)
 
 
 def build_writing_job(config: QuestionsConfig) -> WritingJob:

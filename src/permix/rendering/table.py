@@ -6,11 +6,15 @@ escapes for its medium. A missing value is "–" in a document and empty in CSV,
 
 import csv
 import io
+import itertools
 import re
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from permix.sanitize import escape_control, escape_markdown, truncate
+from permix.storage.files import replace_when_done
 from permix.types import Estimate
 
 LABEL_WIDTH = 48
@@ -145,6 +149,67 @@ def _csv_columns(heading: str, cells: Sequence[TableCell]) -> list[_CsvColumn]:
     }  # fmt: skip
     columns = [(heading + end, [_csv_number(part(one)) if one else "" for one in estimates]) for end, part in parts.items()]
     return [*columns, *_note_column(heading, cells, [f"n = {one.n}" if one else "" for one in estimates])]
+
+
+PARQUET_BATCH_ROWS = 10_000
+
+
+def write_rows(path: Path, columns: Mapping[str, type], rows: Iterable[Mapping[str, Any]]) -> list[Path]:
+    """Write a table as CSV to `path` and, if pyarrow is installed, as Parquet next to it; returns the paths.
+
+    `columns`: name to str, int or float; a value is of that type or None. The rows are read once and not kept. In CSV, None is
+    empty and a text that a spreadsheet would run as a formula begins with an apostrophe; control characters are visible codes.
+    """
+    try:
+        import pyarrow  # noqa: F401
+
+        has_parquet = True
+    except ModuleNotFoundError:
+        has_parquet = False
+    parquet = path.with_suffix(".parquet")
+    plain_rows = ([_plain_value(row[name]) for name in columns] for row in rows)  # only these few values of a row are kept
+    with ExitStack() as stack:
+        scratch = stack.enter_context(replace_when_done(path))
+        file = stack.enter_context(scratch.open("w", encoding="utf-8", newline=""))
+        add_batch = stack.enter_context(_parquet_writer(parquet, columns)) if has_parquet else None
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writerow(columns)
+        while batch := list(itertools.islice(plain_rows, PARQUET_BATCH_ROWS)):
+            writer.writerows([_csv_value(value) for value in values] for values in batch)
+            if add_batch is not None:
+                add_batch(batch)
+    return [path, parquet] if has_parquet else [path]
+
+
+@contextmanager
+def _parquet_writer(path: Path, columns: Mapping[str, type]) -> Iterator[Callable[[Sequence[Sequence[Any]]], None]]:
+    """Yield a function that appends rows to the file, which exists when the block has ended."""
+    import pyarrow
+    import pyarrow.parquet
+
+    types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
+    schema = pyarrow.schema([(name, types[kind]) for name, kind in columns.items()])
+    with replace_when_done(path) as scratch, pyarrow.parquet.ParquetWriter(scratch, schema) as writer:
+
+        def add(rows: Sequence[Sequence[Any]]) -> None:
+            columns_of_rows = zip(zip(*rows, strict=True), schema, strict=True)
+            arrays = [pyarrow.array(list(values), type=field.type) for values, field in columns_of_rows]
+            writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
+
+        yield add
+
+
+def _plain_value(value: Any) -> Any:
+    """A text that any program can show; True and False are 1 and 0. A damaged count, too large for a column, is None."""
+    if isinstance(value, str):
+        return escape_control(value)
+    if isinstance(value, bool):
+        return int(value)
+    return None if isinstance(value, int) and abs(value) >= 2**63 else value
+
+
+def _csv_value(value: Any) -> str:
+    return "" if value is None else _escape_formula(value) if isinstance(value, str) else repr(value)
 
 
 def _note_column(heading: str, cells: Sequence[TableCell], implied: Sequence[str]) -> list[_CsvColumn]:

@@ -9,6 +9,7 @@ everything else in a card is kept. All cards are found and read before the first
 not at all. Apart from the cards, only `out` is written to.
 """
 
+import itertools
 import re
 import shlex
 import shutil
@@ -24,7 +25,7 @@ from permix.errors import DataError
 from permix.evals.stability import first_round_grid
 from permix.metrics import statistics
 from permix.metrics.dev_curve import selected_step
-from permix.progress import print_status_once
+from permix.progress import add_result, print_status_once
 from permix.rendering import plots, table, theme
 from permix.rendering.plots import plot_drift
 from permix.rendering.table import SourceRun, one_line
@@ -99,7 +100,7 @@ REPORT_FIGURE_FILES = re.compile(
 """Names of the figures that a report may have."""
 
 REPORT_TABLE_NAMES = re.compile(
-    r"methods|models|personas|wordings|strategies|identifiability|as-published|unjudged|drift|step-times|runs"
+    r"methods|models|cells|personas_tidy|personas|wordings|strategies|identifiability|as-published|unjudged|drift|step-times|runs"
     r"|(scores|differences|trial|agreement|interview|said)(-.+)?"
 )
 """Names of the tables that a report may have."""
@@ -168,18 +169,47 @@ def _write_report(
     pooled = [pool_seeds(method) for method in methods]
     figures = draw_report_figures(models, methods, pooled, comparisons, out)
     document = build_document(models, comparisons, methods, pooled, figures, caption, published)
+    add_result(
+        claim=document.claim.sentence,
+        claim_support=document.claim.support,
+        rows=[model.row.model_dump(mode="json") for model in models],
+        warnings=[line for line in document.warnings.splitlines() if line != ">"],
+        paths={"report": out / "report.md", "page": out / "index.html", "table": out / "table.json", "tables": out / "tables"},
+    )
     _remove_stale_files(
-        out, {*figures, *(name.replace(".png", ".svg") for name in figures)}, {table.name for table in document.tables}
+        out,
+        {*figures, *(name.replace(".png", ".svg") for name in figures)},
+        {*TIDY_TABLES, *(table.name for table in document.tables)},
     )
     write_text(out / "report.md", render_report_markdown(document))
     _write_html(models, methods, pooled, comparisons, document, out)
     for one in document.tables:
         write_text(out / "tables" / f"{one.name}.csv", one.csv)
+    _write_tidy_tables(models, out / "tables")
     seeds = {"methods": [one.model_dump(mode="json") for one in pooled]}
     write_json(out / "table.json", _report_json(models, comparisons, caption) | seeds | published_json(published))
     if cards:
         update_model_cards(models, render_card_results(document), out / "tradeoff.png" if "tradeoff.png" in figures else None)
     return document
+
+
+TIDY_TABLES = {
+    "cells": (tables.TIDY_CELL_COLUMNS, tables.tidy_cell_rows),
+    "personas_tidy": (tables.TIDY_PERSONA_COLUMNS, tables.tidy_persona_rows),
+}
+"""For each table for programs: its columns, and a function that makes its rows from the models."""
+
+
+def _write_tidy_tables(models: Sequence[ModelRuns], folder: Path) -> None:
+    """Write the tables for programs that have rows, as CSV and Parquet, and delete those that an earlier report left."""
+    written: list[Path] = []
+    for name, (columns, make_rows) in TIDY_TABLES.items():
+        rows = make_rows(models)
+        if (first := next(rows, None)) is not None:
+            written += table.write_rows(folder / f"{name}.csv", columns, itertools.chain([first], rows))
+    for path in (folder / f"{name}{suffix}" for name in TIDY_TABLES for suffix in (".csv", ".parquet")):
+        if path not in written:
+            path.unlink(missing_ok=True)
 
 
 def _remove_stale_files(out: Path, figures: Collection[str], tables: Collection[str]) -> None:

@@ -26,6 +26,7 @@ from permix.metrics.measures import STABILITY_MEASURES, MeasureRecord
 from permix.metrics.model_comparison import MeasureDifference, PairedComparison, PersonaDifference, compare_models_paired
 from permix.metrics.stability import stability_differences
 from permix.metrics.statistics import Array
+from permix.progress import add_result
 from permix.rendering import table
 from permix.rendering.table import (
     MISSING_TEXT,
@@ -149,6 +150,7 @@ def run_compare(config: CompareConfig) -> None:
     if len(config.runs) != 2:
         raise ConfigError(f"runs: compare takes two runs, not {len(config.runs)}: permix compare FIRST SECOND [--out DIR]")
     compared = compare_runs(*config.runs, seed=config.seed, resamples=config.resamples)
+    add_result(comparison=compared.result.model_dump(mode="json"))
     console = Console()
     for line in (comparison_claim(compared), *comparison_cautions(compared)):
         console.print(plain_text(line), markup=False, highlight=False, soft_wrap=not console.is_terminal)
@@ -161,6 +163,7 @@ def run_compare(config: CompareConfig) -> None:
         cut_off = dict(zip(paths, (one.model_dump(mode="json") for one in compared.cut_off), strict=True))
         content = paths | compared.result.model_dump(mode="json") | {"cut_off": cut_off}
         write_json(config.out / "comparison.json", content)
+        add_result(paths={"comparison": config.out / "comparison.json", "report": config.out / "comparison.md"})
         console.print(str(config.out / "comparison.md"), markup=False, highlight=False, soft_wrap=True)
 
 

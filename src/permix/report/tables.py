@@ -9,13 +9,13 @@ numbers are means over training seeds (`permix.report.methods`); `models_table` 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from permix.evals.grid import CutOffCounts
+from permix.evals.grid import CutOffCounts, cell_row, persona_rows
 from permix.evals.strategies.base import StrategySummary, StrategyTokens
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.linear_models import TemplateEffects
@@ -42,7 +42,7 @@ from permix.rendering.table import (
 )
 from permix.report.judges import OPEN_ENDED_KIND, UNTESTED_MARK, UNTRUSTED_MARK, trust_mark
 from permix.report.methods import PooledMethod, ReportMethod
-from permix.report.runs import ModelRow
+from permix.report.runs import ModelRow, ModelRuns
 from permix.report.summary_text import TRUST_MARK_MEANINGS
 from permix.sanitize import escape_control, truncate
 from permix.types import Estimate
@@ -207,6 +207,35 @@ def persona_table(summaries: Mapping[str, StabilitySummary], cut_off: Mapping[st
 
 def _cut_off_share_cell(share: float | None) -> TableCell:
     return MISSING_CELL if share is None else trusted_cell(f"{share:.0%}", number=share)
+
+
+TIDY_CELL_COLUMNS: Mapping[str, type] = {
+    "model": str, "kind": str, "persona_id": str, "question_id": str, "sample": int, "template": str, "correct": int,
+    "extracted": str, "gold": str, "error": str, "prompt_tokens": int, "completion_tokens": int, "finish": str,
+}  # fmt: skip
+"""The columns of tables/cells.csv; texts of the answers are in records.jsonl."""
+
+TIDY_PERSONA_COLUMNS: Mapping[str, type] = {
+    "model": str, "persona_id": str, "n": int, "accuracy": float, "low": float, "high": float, "difference": float,
+    "difference_low": float, "difference_high": float, "p": float, "holm_p": float, "cut_off": float,
+}  # fmt: skip
+"""The columns of tables/personas_tidy.csv."""
+
+
+def tidy_cell_rows(models: Sequence[ModelRuns]) -> Iterator[dict[str, Any]]:
+    """One row for each recorded cell of the models' evaluations, read from disk one by one."""
+    for model in models:
+        for kind, run in model.runs.items():
+            if run.stage != "train":
+                for key in run.cell_summaries:
+                    yield {"model": model.label, "kind": kind} | cell_row(run.grid_results.read_cell(key))
+
+
+def tidy_persona_rows(models: Sequence[ModelRuns]) -> Iterator[dict[str, Any]]:
+    """One row for each model and persona of the stability runs, and one for each model's baseline."""
+    for model in models:
+        if model.stability is not None:
+            yield from ({"model": model.label} | row for row in persona_rows(model.stability, model.cut_off))
 
 
 _CONTROL_HEADINGS = (

@@ -94,7 +94,7 @@ def generate_reference_answers(config: TrainConfig, cells: Sequence[Cell]) -> li
             pending = run_cells(model, cells, sampling, run, None, "in-character answers of the base model")
         if pending:
             why = explain_missing(find_failures(run.cells(), scored=False))
-            raise IncompleteRunError(f"{run.path}: {pending} of {len(cells)} answers are missing{why}")
+            raise IncompleteRunError(f"{run.path}: {pending} of {len(cells)} answers are missing{why}", pending)
         answered = run.cells()
     del model  # training loads the weights again, and two copies may not fit
     release_memory()
