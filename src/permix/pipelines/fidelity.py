@@ -42,8 +42,10 @@ from permix.judges.runner import (
     find_judge_failures,
     judge_folder,
     judge_folders,
+    latest_judgements,
     load_judge_price,
     max_total_cost,
+    read_judge_calls,
     request_pending_scores,
 )
 from permix.judges.summary import measure_judge
