@@ -30,11 +30,12 @@ from typing import Any
 from permix.config import RUNTIME_ONLY_FIELDS, TrainConfig
 from permix.inference.hardware import set_threads
 from permix.inference.hf import check_model_folder, context_window, folder_fingerprint, load_tokenizer, resolve_model_source
-from permix.plan import describe_plan, write_plan
+from permix.plan import Plan, describe_plan, write_plan
 from permix.progress import print_status
 from permix.prompts import template_text
 from permix.storage.files import guard_writes
 from permix.storage.run_dir import RunDir, cpu_seconds
+from permix.tasks import find_task, is_own_task
 from permix.tasks.base import TrainedOn, read_trained_on, write_trained_on
 from permix.training import distributed
 from permix.training.backend import TRAINER_BACKENDS, TrainerBackend
@@ -51,6 +52,7 @@ def run_training(config: TrainConfig) -> Path:
     with distributed.process_group():
         set_threads(config.threads)
         backend, job = TRAINER_BACKENDS[config.backend], prepare_training(config)
+        config = job.config
         backend.check(job)
         backend.check_launch(job)
         with distributed.main_process_first():
@@ -80,6 +82,7 @@ def preflight_training(config: TrainConfig) -> dict[str, str]:
     job = prepare_training(config)
     TRAINER_BACKENDS[config.backend].check(job)
     dev_eval = {} if job.dev_eval is None else {"dev_eval": describe_dev_eval(job.dev_eval)}
+    config = job.config
     sources = describe_sft_source(config, job.plan) | describe_reference_answers(job.reference_cells, config.character)
     return {"method": config.method} | describe_plan(job.plan) | sources | dev_eval
 
@@ -115,6 +118,7 @@ def _run_identity(job: TrainJob, source: str) -> dict[str, Any]:
         "method": config.method,
         "backend": config.backend,
         "plan": job.plan.hash,
+        **_own_task_sources(job.plan),
         "model": folder_fingerprint(Path(source)) if Path(source).is_dir() else source,
         **({} if config.model.thinking == "default" else {"thinking": config.model.thinking}),
         "train": config.train.model_dump(mode="json", exclude=set(RUNTIME_ONLY_FIELDS)),
@@ -122,6 +126,12 @@ def _run_identity(job: TrainJob, source: str) -> dict[str, Any]:
         **({"teacher": teacher_identity(config)} if config.method == "seqkd" else {}),
         **({"dev_eval": config.dev_eval.model_dump(mode="json")} if config.dev_eval.every else {}),
     }
+
+
+def _own_task_sources(plan: Plan) -> dict[str, Any]:
+    """The part of the identity that tells versions of the user's own tasks apart; empty without such a task."""
+    own = {name: find_task(name).source for name in sorted({row.task for row in plan.rows}) if is_own_task(name)}
+    return {"task_source": own} if own else {}
 
 
 def _train_and_save(backend: TrainerBackend, job: TrainJob, source: str, run: RunDir | None, target: Path) -> None:
