@@ -240,7 +240,7 @@ class TextsInOrder:
     """An object with nothing but `generate`."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Any]:
-        assert sampling == Sampling(temperature=0.5)
+        assert sampling == Sampling(temperature=0.5, max_new_tokens=512)
         yield from (careful(list(request.messages)) for request in requests)
 
 

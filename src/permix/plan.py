@@ -146,7 +146,7 @@ class PlanBuilder(NamedTuple):
             )
 
 
-def load_training_plan(path: Path, method: TrainMethod, task_name: str) -> Plan:
+def load_training_plan(path: Path, method: TrainMethod, task_name: str = "") -> Plan:
     """The plan in a file, to train from. `task_name`: the task that the configuration names.
 
     Raises ConfigError if the file's rows have personas and the method uses none, or if they name a task of the user's own that
@@ -158,8 +158,8 @@ def load_training_plan(path: Path, method: TrainMethod, task_name: str) -> Plan:
         answer = other.removeprefix("own-")
         option = f'task.name = "{other}"' if answer == other else f'task.answer = "{answer}" and task.path'
         raise ConfigError(
-            f"task.name = {task_name!r}: plan_file = {path} has questions of {quote_value(other)}, whose module training would run; "
-            f"give {option} too, if you trust that module"
+            f"task.name = {task_name!r}: plan_file = {path} has questions of {quote_value(other)}, whose module training would "
+            f"run; give {option} too, if you trust that module"
         )
     _reload_reference_tests(plan)
     with_persona = next((row for row in plan.rows if row.persona_id is not None), None)

@@ -76,7 +76,7 @@ def test_it_is_in_the_output_the_metrics_and_the_report(tmp_path: Path, capsys: 
     )  # fmt: skip
     model = ScriptedModel(lambda request: answer("so", "length") if len(request.messages) > 1 else "so")
     run_stability(config, model)
-    words = "8 of 12 answers were cut off at sampling.max_new_tokens = 256 (0% to 100% by persona)"
+    words = "8 of 12 answers were cut off at sampling.max_new_tokens = 128 (0% to 100% by persona)"
     assert f"warning: {words}" in " ".join(capsys.readouterr().err.split())
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["cut_off"]["n_cut_off"] == 8
     run_report(ReportConfig(runs=(tmp_path / "run",), out=tmp_path / "report"))

@@ -76,9 +76,8 @@ def check_known_task(name: str) -> None:
     if name not in TASKS and not is_own_task(name):
         near = closest_match(name, TASKS)
         hint = f"; did you mean {near}?" if near else ""
-        raise ConfigError(
-            f"task.name = {name!r}: must be a task of your own, package.module:NAME, or one of {', '.join(TASKS)}{hint}"
-        )
+        own = "" if name.isidentifier() else "; a task of your own is named package.module:NAME"
+        raise ConfigError(f"task.name = {name!r}: must be one of {', '.join(TASKS)}{hint}{own}")
 
 
 def is_own_task(name: str) -> bool:
@@ -198,7 +197,10 @@ def _check_own_scorer(task: Task, question: Question) -> None:
     """Score the right answer of a question, so that a scorer which raises is found before a model is asked."""
     verdict = verify_completion(task, question.solution or question.gold, question.gold, Verifier(), question.text)
     if verdict.correct is None:
-        raise ConfigError(f"{verdict.error}; the scorer was tried on the right answer of the question {question.id}")
+        is_function = task.name.startswith("own-")
+        option = f"task.answer = {task.name.removeprefix('own-')!r}" if is_function else f"task.name = {task.name!r}"
+        why = (verdict.error or "").removeprefix(f"{task.name}: ")
+        raise ConfigError(f"{option}: cannot score the right answer of the question {question.id}: {why}")
 
 
 @dataclass(frozen=True)

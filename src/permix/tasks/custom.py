@@ -6,8 +6,8 @@ A row of the file (.jsonl, .json, .parquet, .csv or .tsv):
 
 Question and answer are required, and choices if `task.answer` is `choice`. `split` is train, dev or heldout; it must be given in
 all rows or in none. Without it the split depends on the content: one in four rows is held out, and one in eight of the others is
-dev. `task.split = "all"` asks all rows; it is the default, outside of training, of a file whose rows have no `split`. `task.levels` selects by `level`. Supervised training learns from `solution`, or from the
-boxed answer if there is none.
+dev. `task.split = "all"` asks all rows; it is the default, outside of training, of a file whose rows have no `split`.
+`task.levels` selects by `level`. Supervised training learns from `solution`, or from the boxed answer if there is none.
 
 `task.question_column`, `context_column`, `answer_column` and `choices_column` name the columns; a dot leads into an object.
 Without them a file's columns are the first of these that it has, whatever their case:
@@ -33,9 +33,9 @@ and without white space at its ends, and the gold as the file has it, both as te
 never ends, is wrong without a call. A completion for which it raises, or returns something else than True or False, has no score.
 
 The column `answers` holds a list of accepted answers (in CSV as a JSON text): any of them is right, and so is that of an answer
-column beside it. It is read unless answer_column names another column, and not for `choice`. A function is called for one accepted
-answer after the other, until it returns True. In any other column, an answer that is a list of one is that one, and a list of
-several is accepted by `exact` and by functions only.
+column beside it. It is read unless answer_column names another column, and not for `choice`. A function is called for one
+accepted answer after the other, until it returns True. In any other column, an answer that is a list of one is that one, and a
+list of several is accepted by `exact` and by functions only.
 
 The answer of a choice is its letter or label, its text, or as an integer its index from 0. An integer that is also the text of
 another choice is an index if another row of the file shows that its integers are indices; otherwise it is refused. A text of
