@@ -241,7 +241,8 @@ def test_a_budget_without_a_limit_leaves_room_for_the_answer(tmp_path: Path) -> 
 @pytest.mark.parametrize(("given", "limit"), [(None, 128), (256, 256)])
 def test_rollouts_have_the_limit_of_the_plans_task(given: int | None, limit: int) -> None:
     settings: dict[str, Any] = {
-        "task": {"levels": ["add-1"], "n": 20}, "personas": {"n": 4}, "plan": {"steps": 1, "questions_per_step": 2, "group_size": 2},
+        "task": {"levels": ["add-1"], "n": 20}, "personas": {"n": 4},
+        "plan": {"steps": 1, "questions_per_step": 2, "group_size": 2},
     } | ({} if given is None else {"train": {"max_new_tokens": given}})  # fmt: skip
     assert prepare_training(build_config(TrainConfig, settings, source="test")).config.train.max_new_tokens == limit
 

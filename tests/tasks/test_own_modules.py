@@ -1,4 +1,4 @@
-"""Tasks and scorers of the user's own, named package.module:NAME: found, guarded, recorded, and imported only where they are used."""
+"""Tasks and scorers of the user's own, named package.module:NAME: found, guarded, recorded, imported where they are used."""
 
 import json
 import sys
@@ -20,6 +20,7 @@ from permix.storage.files import read_json
 from permix.tasks import _find_own_task, find_task, load_selection, verify_completion
 from permix.training.job import prepare_training
 from permix.training.rewards import verify_completions
+from permix.types import Request
 from permix.verification.math_verifier import Verifier
 from tests.sample_runs import toml, write_pool
 
@@ -105,16 +106,16 @@ def own(function: str, **fields: Any) -> dict[str, Any]:
     return {"path": "qa.jsonl", "answer": f"my_scorers:{function}", **fields}
 
 
-def town_model(extra: str = "") -> ScriptedModel:
+def town_model() -> ScriptedModel:
     """Names the right town, but as the troll nothing."""
-    return ScriptedModel(
-        lambda request: (
-            " No. "
-            if "troll" in request.messages[0]["content"]
-            else f"<think>7</think>\n TOWN {request.messages[-1]['content'][21]}{extra} "
-        ),
-        name="towns",
-    )
+
+    def reply(request: Request) -> str:
+        if "troll" in request.messages[0]["content"]:
+            return " No. "
+        number = request.messages[-1]["content"].removesuffix("?")[-1]
+        return f"<think>7</think>\n TOWN {number} "
+
+    return ScriptedModel(reply, name="towns")
 
 
 # What a function gets, and what its results mean
@@ -232,9 +233,7 @@ def test_bad_tasks_are_named(folder: Path, section: dict[str, Any], words: str) 
 def test_a_local_file_never_takes_the_place_of_an_installed_module(folder: Path) -> None:
     (folder / "textwrap.py").write_text("raise RuntimeError('the wrong module')\n")
     sys.modules.pop("textwrap", None)
-    with pytest.raises(
-        ConfigError, match="task.answer = 'textwrap:dedent': cannot score .*takes 1 positional argument"
-    ):  # it takes one argument
+    with pytest.raises(ConfigError, match=r"task\.answer = 'textwrap:dedent': cannot score .*takes 1 positional argument"):
         load_selection(build_config(TaskConfig, {"path": "qa.jsonl", "answer": "textwrap:dedent"}, source="test"))
 
 
