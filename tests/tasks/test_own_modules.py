@@ -308,7 +308,7 @@ def test_a_strangers_plan_imports_nothing(folder: Path) -> None:
         prepare_training(build_config(TrainConfig, {"plan_file": str(folder / "plan.parquet")}, source="test"))
     code = tuple(row.model_copy(update={"task": "code"}) for row in plan.rows)
     write_plan(plan._replace(rows=code, metadata=plan.metadata | {"task": own("same")}), folder / "plan.parquet")
-    with pytest.raises(PermixError, match="its rows are of the task code, but its metadata names 'own-my_scorers:same'"):
+    with pytest.raises(PermixError, match="its questions are of code, but it says that they are of 'own-my_scorers:same'"):
         prepare_training(build_config(TrainConfig, {"plan_file": str(folder / "plan.parquet")}, source="test"))
     assert not (folder / "imports.txt").exists()
 
