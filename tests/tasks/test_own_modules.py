@@ -181,7 +181,7 @@ def test_an_answer_that_it_raises_for_has_no_score_and_is_not_wrong(folder: Path
         ),
         ("my_scorers.deep:same", "there is no module my_scorers.deep"),
         ("my_scorers:sane", "the module my_scorers has no sane; did you mean same?"),
-        ("my_scorers:NUMBER", "task.answer = 'my_scorers:NUMBER': is not a function but a int"),
+        ("my_scorers:NUMBER", "task.answer = 'my_scorers:NUMBER': must be a function, but is of the type int"),
         (
             "my_scorers:exploding",
             "task.answer = 'my_scorers:exploding': cannot score the right answer of the question own-my_scorers:exploding:",
@@ -190,12 +190,14 @@ def test_an_answer_that_it_raises_for_has_no_score_and_is_not_wrong(folder: Path
         ("broken_syntax:f", "task.answer = 'broken_syntax:f': the module cannot be imported: SyntaxError: "),
         ("broken_import:f", "the module cannot be imported: ModuleNotFoundError: No module named 'my_missing'"),
         ("broken_raise:f", "the module cannot be imported: ZeroDivisionError: division by zero"),
+        ("broken_exit:f", "the module cannot be imported: SystemExit: 5"),
     ],
 )
 def test_bad_scorers_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str], answer: str, words: str) -> None:
     (folder / "broken_syntax.py").write_text("def f(:\n")
     (folder / "broken_import.py").write_text("import my_missing\n")
     (folder / "broken_raise.py").write_text("1 / 0\n")
+    (folder / "broken_exit.py").write_text("raise SystemExit(5)\n")
     model = ["--model.name", str(folder / "no-such-model")]
     assert cli.run_cli(["stability", "--task.path", "qa.jsonl", "--task.answer", answer, *model, "--out", "run"]) == 2
     [line] = capsys.readouterr().err.splitlines()
@@ -210,7 +212,7 @@ def test_bad_scorers_are_one_line(folder: Path, capsys: pytest.CaptureFixture[st
         ({"name": "my_tasks:TOWNZ"}, "the module my_tasks has no TOWNZ; did you mean TOWNS?"),
         (
             {"name": "my_tasks:compare"},
-            'must be a permix.Task, but is a function; give a function as task.answer = "my_tasks:compare"',
+            'must be a permix.Task, but is of the type function; give a function as task.answer = "my_tasks:compare"',
         ),
         ({"name": "my_tasks:BROKEN"}, "its questions cannot be loaded: ZeroDivisionError: division by zero"),
         ({"name": "my_tasks:EMPTY"}, r"questions\(config\) must return permix.Question records, not \(\)"),

@@ -91,12 +91,12 @@ def _find_own_task(name: str) -> Task:
         answer = name.removeprefix("own-")
         module, function = _import_object("task.answer", answer)
         if not callable(function):
-            raise ConfigError(f"task.answer = {answer!r}: is not a function but a {type(function).__name__}")
+            raise ConfigError(f"task.answer = {answer!r}: must be a function, but is of the type {type(function).__name__}")
         return function_task(answer, function, _source_digest(module))
     module, task = _import_object("task.name", name)
     if not isinstance(task, Task):
         hint = f'; give a function as task.answer = "{name}"' if callable(task) else ""
-        raise ConfigError(f"task.name = {name!r}: must be a permix.Task, but is a {type(task).__name__}{hint}")
+        raise ConfigError(f"task.name = {name!r}: must be a permix.Task, but is of the type {type(task).__name__}{hint}")
     return replace(task, name=name, source=_source_digest(module))
 
 
@@ -110,7 +110,7 @@ def _import_object(option: str, name: str) -> tuple[ModuleType, Any]:
     importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's own module may raise anything
+    except (Exception, SystemExit) as error:  # the user's own module may raise anything
         if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(
                 f"{option} = {name!r}: there is no module {error.name}, neither installed nor in the current folder, {Path.cwd()}"
@@ -129,7 +129,7 @@ def _source_digest(module: ModuleType) -> str:
     return digest(Path(path).read_bytes().decode("utf-8", "replace") if path else module.__name__)
 
 
-def _error_text(error: Exception) -> str:
+def _error_text(error: BaseException) -> str:
     return truncate(escape_control(f"{type(error).__name__}: {error}"), 300)
 
 
