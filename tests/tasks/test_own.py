@@ -380,7 +380,7 @@ def test_accepted_answers_that_are_none_are_refused(tmp_path: Path, answer: str,
 
 
 def test_rows_may_have_one_answer_or_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"question": "One?", "answer": 1}, {"question": "Two?", "answers": [2, 22]}]
+    rows: list[dict[str, Any]] = [{"question": "One?", "answer": 1}, {"question": "Two?", "answers": [2, 22]}]
     found = {one.text: one.gold for one in own(write(tmp_path / "qa.jsonl", rows), "number", n=2)}
     assert found == {"One?": "1", "Two?": f"2{ALTERNATIVE}22"}
     assert "note: any of the answers in the column answers is right" in " ".join(capsys.readouterr().err.split())
