@@ -244,7 +244,7 @@ class TextsInOrder:
     """An object with nothing but `generate`."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Any]:
-        assert sampling == Sampling(temperature=0.5)
+        assert sampling == Sampling(temperature=0.5, max_new_tokens=512)
         yield from (careful(list(request.messages)) for request in requests)
 
 
@@ -553,5 +553,6 @@ def test_the_arithmetic_takes_lists() -> None:
 def test_results_of_an_object_are_typed() -> None:
     """What `generate` of a `permix.Model` yields is what an object of one's own may yield."""
     model: permix.Model = wrap_model(TextsInOrder())
-    [result] = model.generate([Request((Message(role="user", content="What is 1 + 1?"),), 0)], Sampling(temperature=0.5))
+    request = Request((Message(role="user", content="What is 1 + 1?"),), 0)
+    [result] = model.generate([request], Sampling(temperature=0.5, max_new_tokens=512))
     assert result == CompletionResult(0, Completion(text="It is 2.", prompt_tokens=None, completion_tokens=None, finish=None))

@@ -61,8 +61,9 @@ ModelLike = str | Path | Mapping[str, Any] | Model | Generates | MessageFunction
 `generate(requests, sampling)`, or a function messages -> text."""
 
 TaskLike = str | Path | Mapping[str, Any] | Task | LoadedTask | Sequence[Question | Mapping[str, Any]]
-"""A task's name, a file of questions, the fields of a [task] section, a `Task`, a `LoadedTask` from `load_task`, or a list of
-questions (records, or dicts with `question` and `answer`: see `permix.tasks.task_from_questions`)."""
+"""A task's name, also that of your own ("package.module:NAME"), a file of questions, the fields of a [task] section, a `Task`, a
+`LoadedTask` from `load_task`, or a list of questions (records, or dicts with `question` and `answer`: see
+`permix.tasks.task_from_questions`)."""
 
 SamplingLike = Sampling | Mapping[str, Any]
 
@@ -222,7 +223,7 @@ def evaluate_stability(
     personas: PersonasLike | Mapping[str, Any] = "builtin",
     out: str | Path | None = None,
     n: int | None = None,
-    answer: AnswerKind | None = None,
+    answer: AnswerKind | str | None = None,
     name: str | None = None,
     template: str | None = None,
     samples: int = 1,
@@ -233,12 +234,13 @@ def evaluate_stability(
     """Ask every question under every persona and without one, check the answers, and measure what personas cost in accuracy. This
     is `permix stability`.
 
-    `model`, `task`, `personas`: see `ModelLike`, `TaskLike`, `PersonasLike`. Of "builtin" and of files the held-out personas are
-    used, of pools and lists made in Python all personas. `out`: the run directory, which the same call resumes; a temporary one
-    if not given. `n`: number of questions. `answer`: how answers to your own questions are compared. `name`: the name of a
-    function or object, which tables show and which identifies it when a run is resumed (without a name its source does); or the
-    name of the endpoint's model. `template`: the template that states the persona. `config`: any other field of
-    `permix stability`, such as label, templates, strategy, budget, precision, cache, resamples.
+    `model`, `task`, `personas`: see `ModelLike`, `TaskLike`, `PersonasLike`. Of "builtin" and of files whose rows have splits the
+    held-out personas are used, else all. `out`: the run directory, which the same call resumes; a temporary one if not given.
+    `n`: number of questions; all of your own file if not given. `answer`: how answers to your own questions are compared, also
+    by your own "package.module:function". `name`: the name of a function or object, which tables show and which identifies it
+    when a run is resumed (without a name its source does); or the name of the endpoint's model. `template`: the template that
+    states the persona. `config`: any other field of `permix stability`, such as label, templates, strategy, budget, precision,
+    cache, resamples.
 
     Raises ConfigError or DataError for bad input before the model is asked. Raises IncompleteRunError at the end if cells have no
     score: its `run` is the incomplete run, and the same call asks the missing cells. After Ctrl-C the same call resumes the run.
@@ -411,7 +413,7 @@ def _resolve_model(model: ModelLike, name: str | None) -> tuple[ModelConfig | Ma
     return (loaded if isinstance(loaded, ModelConfig) else ModelConfig(name=wrapped.name, backend="python")), wrapped
 
 
-def _resolve_task(task: TaskLike, n: int | None, answer: AnswerKind | None) -> tuple[Mapping[str, Any], LoadedTask | None]:
+def _resolve_task(task: TaskLike, n: int | None, answer: str | None) -> tuple[Mapping[str, Any], LoadedTask | None]:
     """The [task] section, or the task with its questions if these were made in Python."""
     overrides = {name: value for name, value in {"n": n, "answer": answer}.items() if value is not None}
     if answer is not None and isinstance(task, Task | LoadedTask):

@@ -530,6 +530,7 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
         )
     except ValidationError as error:
         raise ConfigError(config.format_validation_error(error)) from error
+    check_task_name(settings)
     return cast(_ConfigT, settings)
 
 
@@ -538,8 +539,9 @@ def _description(verb: str) -> str:
 
 
 def _section_rules(stage: type[BaseModel]) -> ConstructorRegistry:
-    """Rules for tyro: a field that names an entry of a registry accepts the registered names, like a Literal field its values;
-    and a section that cannot be made raises ConfigError, which tyro lets pass, in the words of a configuration file's errors.
+    """Rules for tyro: a field that names an entry of a registry accepts the registered names, like a Literal field its values; a
+    field whose default depends on the data is None where it is not given, so that its section knows; and a section that cannot be
+    made raises ConfigError, which tyro lets pass, in the words of a configuration file's errors.
     """
     rules = ConstructorRegistry()
     prefixes = dict(_section_prefixes(stage))
@@ -548,13 +550,15 @@ def _section_rules(stage: type[BaseModel]) -> ConstructorRegistry:
     def describe_section(info: StructTypeInfo) -> StructConstructorSpec | None:
         if info.type not in prefixes:
             return None
-        choices = _registered_names(info.type)
+        types = _types_of_named_fields(info.type)
         given = info.default if isinstance(info.default, info.type) else None
+        from_data = config.DEFAULTS_FROM_DATA.get(info.type, ())
+        unset = {name for name in from_data if given is None or name not in given.model_fields_set}
         fields = [
             StructFieldSpec(
                 name,
-                cast(Any, Literal)[choices[name]] if name in choices else cast(Any, field.annotation),
-                default=field.get_default() if given is None else getattr(given, name),
+                cast(Any, field.annotation) | None if name in from_data else types.get(name, cast(Any, field.annotation)),
+                default=None if name in unset else field.get_default() if given is None else getattr(given, name),
                 helptext=field.description,
             )
             for name, field in info.type.model_fields.items()
@@ -573,19 +577,23 @@ def _section_prefixes(section: type[BaseModel], prefix: str = "") -> Iterator[tu
 
 
 def _build_section(section: type[BaseModel], prefix: str, **values: Any) -> BaseModel:
+    from_data = config.DEFAULTS_FROM_DATA.get(section, ())
     try:
-        return section(**values)
+        return section(**{name: value for name, value in values.items() if value is not None or name not in from_data})
     except (ValidationError, UnicodeEncodeError) as error:
         raise ConfigError(config.format_validation_error(error, prefix)) from error
 
 
-def _registered_names(section: Any) -> dict[str, tuple[str, ...]]:
-    """For each field of a configuration section that names an entry of a registry: the registered names."""
+def _types_of_named_fields(section: Any) -> dict[str, Any]:
+    """For each field of a configuration section that names an entry of a registry: the type of the registered names.
+
+    A task may be one of the user's own, so any text is accepted there; `check_task_name` refuses what is no task.
+    """
     from permix.tasks import TASKS
 
     if isinstance(section, type) and issubclass(section, config.ModelConfig):
-        return {"backend": config.configurable_backends()}
-    return {"name": tuple(TASKS)} if section is config.TaskConfig else {}
+        return {"backend": cast(Any, Literal)[config.configurable_backends()]}
+    return {"name": cast(Any, Literal)[tuple(TASKS)] | str} if section is config.TaskConfig else {}
 
 
 def print_table(title: str, facts: dict[str, str]) -> None:

@@ -31,7 +31,7 @@ from permix.prompts import build_messages, template_hash, template_text
 from permix.sanitize import escape_control
 from permix.storage.files import PARSE_ERRORS, parse_error_text, replace_when_done
 from permix.storage.rows import quote_value
-from permix.tasks import TASKS, load_questions
+from permix.tasks import TASKS, is_own_task, load_questions, load_selection
 from permix.types import Persona, PlanRow, Question, digest, seed_from
 
 # pyarrow is optional: evaluations and reports import this module and need no Parquet file.
@@ -150,12 +150,21 @@ class PlanBuilder(NamedTuple):
             )
 
 
-def load_training_plan(path: Path, method: TrainMethod) -> Plan:
-    """The plan in a file, to train from.
+def load_training_plan(path: Path, method: TrainMethod, task_name: str = "") -> Plan:
+    """The plan in a file, to train from. `task_name`: the task that the configuration names.
 
-    Raises ConfigError if the file's rows have personas and the method uses none, and DataError if the file cannot be used.
+    Raises ConfigError if the file's rows have personas and the method uses none, or if they name a task of the user's own that
+    the configuration does not name, and DataError if the file cannot be used.
     """
     plan = read_plan(path)
+    # The reward imports the module of such a task, and a plan may be a stranger's file: only the user's own word is enough.
+    if other := next((row.task for row in plan.rows if is_own_task(row.task) and row.task != task_name), None):
+        answer = other.removeprefix("own-")
+        option = f'task.name = "{other}"' if answer == other else f'task.answer = "{answer}" and task.path'
+        raise ConfigError(
+            f"task.name = {task_name!r}: plan_file = {path} has questions of {quote_value(other)}, whose module training would "
+            f"run; give {option} too, if you trust that module"
+        )
     _reload_reference_tests(plan)
     with_persona = next((row for row in plan.rows if row.persona_id is not None), None)
     if method in NO_PERSONA_METHODS and with_persona is not None:
@@ -171,10 +180,14 @@ def _reload_reference_tests(plan: Plan) -> None:
 
     Raises DataError if a row's tests are no longer in the data set.
     """
-    scored_rows = [row for row in plan.rows if TASKS[row.task].scorer is not None]
+    scored_rows = [row for row in plan.rows if row.task in TASKS and TASKS[row.task].scorer is not None]
     if not scored_rows:
         return
     task = TaskConfig.model_validate(plan.metadata["task"])
+    if task.name not in TASKS:
+        raise DataError(
+            f"plan: its questions are of {scored_rows[0].task}, but it says that they are of {quote_value(task.name)}"
+        )
     golds = {question.gold for question in load_questions(task)[1]}
     if changed := [row for row in scored_rows if row.gold not in golds]:
         raise DataError(
@@ -190,12 +203,12 @@ def plan_builder_from_config(
 
     Raises ConfigError or DataError if the questions or personas cannot be loaded.
     """
-    loaded_task, questions = load_questions(task)
+    loaded = load_selection(task)
     pool = source.select(personas)
     warn_of_misfits(pool, [personas.template])
     sampler = PersonaSampler(pool.personas, pool.sampling_weights(plan.tag_weights))
-    return PlanBuilder(questions, loaded_task.prompt, sampler, plan, personas), {
-        "task": task.model_dump(mode="json"),
+    return PlanBuilder(loaded.questions, loaded.task.prompt, sampler, plan, personas), {
+        "task": loaded.config.model_dump(mode="json"),
         "pool": pool.fingerprint,
     }
 
@@ -296,7 +309,7 @@ def read_plan(path: Path) -> Plan:
         raise DataError(f"plan {path}: not a plan file: {parse_error_text(error)[:MAX_PLAN_ERROR_CHARS]}") from error
     if not rows:
         raise DataError(f"plan {path}: has no rows")
-    if unknown := next((row for row in rows if row.task not in TASKS), None):
+    if unknown := next((row for row in rows if row.task not in TASKS and not is_own_task(row.task)), None):
         raise DataError(f"plan {path}: its task {quote_value(unknown.task)} is unknown; known: {', '.join(TASKS)}")
     plan = Plan(rows, about)
     if plan.hash != about.get("hash"):

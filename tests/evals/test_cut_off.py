@@ -83,7 +83,7 @@ def test_it_is_in_the_output_the_metrics_and_the_report(tmp_path: Path, capsys: 
         personas=PersonasConfig(pool=str(write_pool(tmp_path / "pool.toml", "clerk", "troll")), split="all"),
     )  # fmt: skip
     run_stability(config, ScriptedModel(cut_as_a_persona))
-    words = "8 of 12 answers were cut off at sampling.max_new_tokens = 256 (0% to 100% by persona)"
+    words = "8 of 12 answers were cut off at sampling.max_new_tokens = 128 (0% to 100% by persona)"
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["cut_off"]["n_cut_off"] == 8
     assert metrics["pss_reason"] == "no answer was right under any persona, so PSS has no value"
@@ -126,7 +126,7 @@ def test_python_callers_are_warned(tmp_path: Path, capsys: pytest.CaptureFixture
     pool = load_pool(write_pool(tmp_path / "pool.toml", "clerk", "troll"))
     task = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(4)]
     permix.evaluate_stability(ScriptedModel(cut_as_a_persona), task=task, answer="number", personas=pool, resamples=100)
-    assert "warning: 8 of 12 answers were cut off at sampling.max_new_tokens = 256" in capsys.readouterr().err
+    assert "warning: 8 of 12 answers were cut off at sampling.max_new_tokens = 512" in capsys.readouterr().err
     questions = [f"What do you think of {one}?" for one in OPEN_QUESTIONS]
 
     def two_of_24(request: Request) -> Completion | str:

@@ -67,7 +67,7 @@ def reply(request: Request) -> str:
 def own_run(folder: Path, **fields: Any) -> StabilityConfig:
     """Three personas and none × six sums × two samples, by a scripted model."""
     config = stability_config(folder, "http://127.0.0.1:1/v1", **{"samples": 2} | fields)
-    task, setup = prepare_stability(config)
+    _, task, setup = prepare_stability(config)
     with contextlib.suppress(IncompleteRunError):
         evaluate_setup(ScriptedModel(reply, name="test"), config, task, setup)
     return config

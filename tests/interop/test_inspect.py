@@ -125,7 +125,7 @@ def test_the_task_asks_what_permix_stability_asks_and_scores_it_so(tmp_path: Pat
     log = ran(tmp_path, stability_task(config=str(file)), sailors_are_half_right)
     assert log.status == "success"
     found = imported(tmp_path, seed=0)
-    task, setup = prepare_stability(config)
+    _, task, setup = prepare_stability(config)
     with pytest.raises(Exception, match="cells have no score"):
         evaluate_setup(ScriptedModel(scripted), config, task, setup)
     assert found == measure_stability(config.out)

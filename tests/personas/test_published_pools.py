@@ -203,3 +203,16 @@ def test_the_command_shows_what_was_read_and_warns(tmp_path: Path, capsys: pytes
 def test_all_card_tags_become_tags(tmp_path: Path) -> None:
     card: dict[str, Any] = {**CARD, "tags": ["a|b", "", 7, " a b ", "c"]}
     assert read_personas(write(tmp_path / "c.json", card))[0].tags == ("a b", "c")
+
+
+def test_equal_texts_under_two_ids_are_noted_with_both_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "my.csv"
+    path.write_text("id,text\na,a baker\nb,a diver\nc,A  Baker\nd,a baker\n")
+    assert len(load_pool(path)) == 4
+    assert " ".join(capsys.readouterr().err.split()) == (
+        f"note: {path}:4: persona 'c' has the text of 'a' at {path}:2, so one text counts as two personas; remove one of them; "
+        "2 personas repeat an earlier text"
+    )
+    path.write_text("id,text\na,a baker\nb,a diver\n")
+    load_pool(path)
+    assert capsys.readouterr().err == ""

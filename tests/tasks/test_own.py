@@ -12,7 +12,7 @@ from permix.config import TaskConfig, build_config
 from permix.errors import ConfigError, DataError
 from permix.storage.cells import read_cells
 from permix.tasks import TASKS, load_questions
-from permix.tasks.base import verify_completion
+from permix.tasks.base import ALTERNATIVE, verify_completion
 from permix.types import Question
 from permix.verification.math_verifier import Verifier
 from tests.sample_runs import endpoint, stability_values, toml
@@ -276,7 +276,7 @@ def test_all_questions_of_a_small_file_are_asked(tmp_path: Path) -> None:
     path = write(tmp_path / "qa.jsonl", [{"question": f"Q{n}?", "answer": n} for n in range(5)])
     assert len(own(path, "number", n=5, split="all")) == 5
     with pytest.raises(ConfigError, match=r'in the heldout split; .*task\.split = "all" asks all 5 questions of the file'):
-        own(path, "number", n=5)
+        own(path, "number", n=5, split="heldout")
     assert len(own(write(tmp_path / "qa.jsonl", [{**CAPITALS[0], "split": "test"}]), split="all")) == 1
 
 
@@ -334,3 +334,57 @@ def test_a_run_asks_them(tmp_path: Path) -> None:
     cells = read_cells(tmp_path / "run" / "records.jsonl").values()
     assert len(cells) == 16
     assert all(cell.verdict is not None and cell.verdict.correct for cell in cells)
+
+
+@pytest.mark.parametrize(
+    ("answer", "row", "gold", "right", "wrong"),
+    [
+        ("number", {"answers": [3, "4"]}, ["3", "4"], ["3", "It is \\boxed{4}.", "4.0"], ["5", "34", "none"]),
+        ("number", {"answer": 3, "answers": [4, 3]}, ["3", "4"], ["3", "4"], ["7"]),
+        ("number", {"answers": '["3", "4"]'}, ["3", "4"], ["4"], ["5"]),
+        ("number", {"answers": 3}, ["3"], ["3"], ["4"]),
+        ("number", {"answer": "1 + 2 = 3\n#### 3", "answers": ["4"]}, ["3", "4"], ["3", "4"], ["1"]),
+        (
+            "math",
+            {"answers": ["x + 1", "\\frac{1}{2}"]},
+            ["x + 1", "\\frac{1}{2}"],
+            ["\\boxed{1+x}", "\\boxed{0.5}"],
+            ["\\boxed{x}"],
+        ),
+        ("exact", {"answers": ["New York", "NYC"]}, ["New York", "NYC"], ["nyc", "new york."], ["York"]),
+        ("exact", {"answers": {"text": ["in Rome", "Rome"], "answer_start": [1, 4]}}, ["in Rome", "Rome"], ["rome"], ["Paris"]),
+    ],
+)
+def test_any_of_the_accepted_answers_is_right(
+    tmp_path: Path, answer: str, row: dict[str, Any], gold: list[str], right: list[str], wrong: list[str]
+) -> None:
+    [question] = own(write(tmp_path / "qa.jsonl", [{"question": "Which?", **row}]), answer)
+    assert question.gold.split(ALTERNATIVE) == gold
+    task, verifier = TASKS[f"own-{answer}"], Verifier()
+    assert [verify_completion(task, one, question.gold, verifier).correct for one in right] == [True] * len(right)
+    assert [verify_completion(task, one, question.gold, verifier).correct for one in wrong] == [False] * len(wrong)
+
+
+@pytest.mark.parametrize(
+    ("answer", "row", "words"),
+    [
+        ("number", {"answers": []}, "answers = .*must be a list of texts or numbers that is not empty"),
+        ("number", {"answers": [3, None]}, "must be a list of texts or numbers"),
+        ("number", {"answers": ["three"]}, "answers = 'three': must be a number"),
+        ("number", {"answer": [3, 4]}, "if any is, name the column answers; if all are, write one text"),
+    ],
+)
+def test_accepted_answers_that_are_none_are_refused(tmp_path: Path, answer: str, row: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        own(write(tmp_path / "qa.jsonl", [{"question": "Which?", **row}]), answer)
+
+
+def test_rows_may_have_one_answer_or_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[dict[str, Any]] = [{"question": "One?", "answer": 1}, {"question": "Two?", "answers": [2, 22]}]
+    found = {one.text: one.gold for one in own(write(tmp_path / "qa.jsonl", rows), "number", n=2)}
+    assert found == {"One?": "1", "Two?": f"2{ALTERNATIVE}22"}
+    assert "note: any of the answers in the column answers is right" in " ".join(capsys.readouterr().err.split())
+    given = own(write(tmp_path / "qa.jsonl", [{"question": "One?", "sum": 1, "answers": [1, 2]}]), "number", answer_column="sum")
+    assert [one.gold for one in given] == ["1"]  # only the column that is named counts
+    choice = {"question": "Which?", "choices": ["x", "y"], "answer": "A", "answers": ["x", "y"]}
+    assert [one.gold for one in own(write(tmp_path / "qa.jsonl", [choice]), "choice")] == ["A"]

@@ -15,7 +15,9 @@ from permix.config.base import (
     read_config_values,
 )
 from permix.config.data import (
+    ANSWER_KINDS,
     BACKENDS,
+    OWN_OBJECT_NAME,
     BackendCapabilities,
     InterviewConfig,
     InterviewerConfig,
@@ -31,6 +33,7 @@ from permix.config.data import (
 )
 from permix.config.stages import (
     CONFIGS_BY_STAGE,
+    DEFAULTS_FROM_DATA,
     AnyConfig,
     CompareConfig,
     ExportConfig,
@@ -70,12 +73,15 @@ from permix.config.training import (
 )
 
 __all__ = [
+    "ANSWER_KINDS",
     "BACKENDS",
     "CONFIGS_BY_STAGE",
     "CONFIG_SUFFIXES",
+    "DEFAULTS_FROM_DATA",
     "DEFAULT_MIX",
     "IGNORED_FIELDS",
     "NO_PERSONA_METHODS",
+    "OWN_OBJECT_NAME",
     "RUNTIME_ONLY_FIELDS",
     "SUPERVISED_METHODS",
     "AnyConfig",

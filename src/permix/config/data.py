@@ -15,6 +15,9 @@ from permix.errors import closest_match
 from permix.sanitize import redact_secrets
 from permix.types import Split
 
+OWN_OBJECT_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+"""The name of a Python object of the user's own: "package.module:NAME"."""
+
 
 class BackendCapabilities(NamedTuple):
     """Properties of a backend.
@@ -193,22 +196,32 @@ def check_room_for_answer(model: ModelConfig, field: str, max_new_tokens: int) -
         )
 
 
+ANSWER_KINDS = ("number", "math", "exact", "choice")
+"""How permix itself compares the answers to your own questions."""
+
+
 class TaskConfig(ConfigSection):
-    """The questions: which task they come from, and how many."""
+    """The questions: which task they come from, and how many.
+
+    `split` and `n`, where they are not given (`model_fields_set`), depend on the questions: `permix.tasks.load_selection` fills
+    them in, and a run records the values that it used.
+    """
 
     name: str = "arithmetic"  # checked by `permix.tasks.check_task_name`, in whose layer the tasks are known
-    """Name of the task. The tasks own-* read your own questions from --task.path."""
+    """Name of the task. The tasks own-* read your own questions from --task.path; package.module:NAME is a permix.Task of your
+    own."""
     path: Path | None = None
     """A local copy (file or folder) of the task's data set, instead of the one on the hub; or a file with your own questions (its
     format: `permix.tasks.custom`)."""
-    answer: Literal["number", "math", "exact", "choice"] | None = None
-    """How answers to your own questions are compared: as numbers, as mathematical expressions, as texts that must be equal, or
-    as letters of choices. It selects the task own-ANSWER."""
+    answer: str | None = None
+    """How answers to your own questions are compared: as numbers (number), as mathematical expressions (math), as texts that must
+    be equal (exact), as letters of choices (choice), or by your own function (package.module:function). It selects the task
+    own-ANSWER."""
     split: Literal[Split, "all"] = "heldout"
     """Split of the questions: train for training, dev for choosing settings, heldout for the final measurement, or all questions
-    of your own file."""
+    of your own file. When not given: train in training, else heldout, or all of your own file if no row names its split."""
     n: int = Field(default=100, gt=0)
-    """Number of questions."""
+    """Number of questions; when not given, 1000 in training, else 100, or all of your own file."""
     levels: tuple[str, ...] = ()
     """Only questions of these levels; when empty, the task's default levels. Arithmetic has levels such as add-1 and mul-2x1
     (all: `permix.tasks.arithmetic`), math the levels 1 to 5, mmlu its subjects, code its difficulties."""
@@ -234,13 +247,27 @@ class TaskConfig(ConfigSection):
             return {**values, "name": f"own-{values['answer']}"}
         return values
 
+    @field_validator("answer")
+    @classmethod
+    def _check_answer_kind(cls, answer: str | None) -> str | None:
+        if answer is None or answer in ANSWER_KINDS or OWN_OBJECT_NAME.fullmatch(answer):
+            return answer
+        near = closest_match(answer, ANSWER_KINDS)
+        hint = f"; did you mean {near}?" if near else ""
+        raise ValueError(f"must be one of {', '.join(ANSWER_KINDS)}, or a function of your own, package.module:function{hint}")
+
+    @property
+    def reads_own_file(self) -> bool:
+        """Whether the task is one of own-*, which read the user's own questions."""
+        return self.name.startswith("own-")
+
     @model_validator(mode="after")
     def _check_custom_task(self) -> "TaskConfig":
         if self.answer is not None and self.name != f"own-{self.answer}":
             raise ValueError(
                 f'answer = "{self.answer}": applies to your own questions only; leave out either answer or name = "{self.name}"'
             )
-        is_own = self.name.startswith("own-")
+        is_own = self.reads_own_file
         if is_own and self.path is None:
             raise ValueError(f'path is missing: name = "{self.name}" reads your own questions from a file; give the file')
         columns = [
@@ -283,7 +310,8 @@ class PersonasConfig(ConfigSection):
     column: str | None = None
     """The column of the pool that holds the texts, such as persona or data.bio; not needed for the known forms."""
     split: Literal[Split, "all"] = "heldout"
-    """Split of the pool: train for training, dev for choosing settings, heldout for the final measurement, or all."""
+    """Split of the pool: train for training, dev for choosing settings, heldout for the final measurement, or all. When not
+    given: train in training, else heldout, or all of your own pool if no persona has a split."""
     include: tuple[str, ...] = ()
     """Only personas that have one of these tags."""
     exclude: tuple[str, ...] = ()

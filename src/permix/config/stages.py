@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from permix.config.base import ConfigSection
 from permix.config.data import (
@@ -75,6 +75,17 @@ def _check_cache_without_endpoint(folder: Path | None, info: ValidationInfo) -> 
 
 
 CachePath = Annotated[Path | None, AfterValidator(_check_cache_without_endpoint)]
+
+
+DEFAULTS_FROM_DATA: dict[type[BaseModel], tuple[str, ...]] = {
+    TaskConfig: ("split", "n"),
+    PersonasConfig: ("split",),
+    Sampling: ("max_new_tokens",),
+    OptimConfig: ("max_new_tokens",),
+}
+"""Fields whose default depends on the task or on the user's own file, where the stage has no default of its own.
+
+`model_fields_set` says whether one was given. A run fills them in before it records its configuration."""
 
 
 class PlanConfig(ConfigSection):
@@ -214,7 +225,8 @@ class StabilityConfig(RunConfig):
 
     @model_validator(mode="after")
     def _check_room_for_answer(self) -> "StabilityConfig":
-        check_room_for_answer(self.model, "sampling.max_new_tokens", self.sampling.max_new_tokens)
+        if "max_new_tokens" in self.sampling.model_fields_set:  # else the budget is added to the task's own limit
+            check_room_for_answer(self.model, "sampling.max_new_tokens", self.sampling.max_new_tokens)
         return self
 
     @model_validator(mode="after")

@@ -94,7 +94,7 @@ class OptimConfig(ConfigSection):
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling of the rollouts and of the teacher's samples; 1 samples from all tokens."""
     max_new_tokens: int = Field(default=256, gt=0)
-    """Maximum length of a completion, in tokens."""
+    """Maximum length of a completion, in tokens; when not given, a number by task: docs/guide.md."""
     max_prompt_tokens: int = Field(default=1024, gt=0)
     """Maximum length of a prompt, in tokens; training does not start if a prompt of the plan is longer."""
     microbatch_tokens: int = Field(default=1024, gt=0)

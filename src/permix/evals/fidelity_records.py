@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from permix.config import FidelityConfig
+from permix.config import FidelityConfig, PersonasConfig
 from permix.errors import DataError, IncompleteRunError
 from permix.evals.grid import (
     NOTABLE_CUT_OFF_SHARE,
@@ -22,10 +22,12 @@ from permix.evals.grid import (
 )
 from permix.inference.base import Model
 from permix.metrics.sequential import Round, count_cells
+from permix.personas.pool import PersonaPool, select_recorded_personas
 from permix.prompts import template_hash
 from permix.storage.cells import explain_missing, find_failures
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
+from permix.tasks.base import read_trained_on
 from permix.types import Cell, Persona, Question, Record
 
 FidelityKind = Literal["open", "personagym", "interview"]
@@ -40,6 +42,11 @@ class AskedQuestion(Record):
     text: str
     task: str | None = None
     persona_id: str | None = None
+
+
+def select_fidelity_personas(config: FidelityConfig) -> tuple[PersonasConfig, PersonaPool]:
+    """The personas of a run, and their section of the configuration with the split that is used."""
+    return select_recorded_personas(config.personas, read_trained_on(Path(config.model.name)).persona_ids)
 
 
 def describe_ids(personas: Sequence[Persona], questions: Sequence[AskedQuestion]) -> dict[str, object]:

@@ -23,7 +23,13 @@ from typing import NamedTuple, Protocol
 from permix.config import FidelityConfig, InterviewConfig
 from permix.errors import ConfigError, DataError, IncompleteRunError
 from permix.evals.drift_report import Drift, measure_drift, read_train_examples
-from permix.evals.fidelity_records import AskedQuestion, describe_ids, question_at_turn, turn_number, write_fidelity_metrics
+from permix.evals.fidelity_records import (
+    AskedQuestion,
+    describe_ids,
+    question_at_turn,
+    select_fidelity_personas,
+    write_fidelity_metrics,
+)
 from permix.evals.grid import describe_grid, run_cells, warn_trained_personas
 from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import check_model, load_model
@@ -32,7 +38,7 @@ from permix.inference.cache import cached_model
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.inference.hf import context_window, encode_chat, load_tokenizer, resolve_model_source
 from permix.personas.loading import load_roleplay
-from permix.personas.pool import PersonaPool, select_personas, warn_of_misfits
+from permix.personas.pool import PersonaPool, warn_of_misfits
 from permix.prompts import build_messages, template_hash
 from permix.storage.cells import CellIndex, explain_missing, find_failures, read_cells
 from permix.storage.files import write_json
@@ -251,7 +257,7 @@ def prepare_interview(config: FidelityConfig, given_pool: PersonaPool | None = N
 
     Raises ConfigError for a single persona or a script that is too short, DataError for a file or reference that is unusable.
     """
-    pool = select_personas(config.personas) if given_pool is None else given_pool
+    pool = select_fidelity_personas(config)[1] if given_pool is None else given_pool
     warn_of_misfits(pool, [config.personas.template])
     if len(pool) < 2:
         raise ConfigError(f"personas: only {pool.personas[0].id!r} is selected; intervals are over personas, so give two or more")

@@ -9,7 +9,13 @@ from pathlib import Path
 
 from permix.config import FidelityConfig
 from permix.errors import ConfigError, DataError
-from permix.evals.fidelity_records import AskedQuestion, describe_ids, read_persona_cells, run_fidelity_cells
+from permix.evals.fidelity_records import (
+    AskedQuestion,
+    describe_ids,
+    read_persona_cells,
+    run_fidelity_cells,
+    select_fidelity_personas,
+)
 from permix.evals.grid import PromptFormat, build_grid, describe_grid, estimate_cells, warn_trained_personas
 from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import load_model
@@ -17,7 +23,7 @@ from permix.inference.base import Model
 from permix.inference.cache import cached_model
 from permix.metrics.identifiability import MIN_ANSWERS, Identifiability, summarize_identifiability
 from permix.personas.loading import load_roleplay
-from permix.personas.pool import PersonaPool, select_personas, warn_of_misfits
+from permix.personas.pool import PersonaPool, warn_of_misfits
 from permix.prompts import persona_prompt
 from permix.storage.run_dir import RunReader, require_run
 from permix.types import Cell, Message, Question
@@ -75,7 +81,7 @@ def evaluate_open_ended(
 
 def select_open_ended_personas(config: FidelityConfig, given_pool: PersonaPool | None = None) -> PersonaPool:
     """Select the personas. Raises ConfigError if there is only one, since identifiability needs two."""
-    pool = select_personas(config.personas) if given_pool is None else given_pool
+    pool = select_fidelity_personas(config)[1] if given_pool is None else given_pool
     warn_of_misfits(pool, [config.personas.template])
     if len(pool) < 2:
         raise ConfigError(f"personas: only {pool.personas[0].id!r} is selected; identifiability needs at least two personas")

@@ -9,7 +9,7 @@ next round as it would have done without the interruption. A round is finished o
 could not be scored is left out of the measures.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,15 +41,15 @@ from permix.metrics.linear_models import TemplateEffects, split_by_template, sum
 from permix.metrics.sequential import Round, SequentialProgress, StoppingRule, summarize_rounds
 from permix.metrics.stability import StabilitySummary, summarize_stability
 from permix.metrics.statistics import mean_over_samples
-from permix.personas.pool import PersonaPool, select_personas, warn_of_misfits
+from permix.personas.pool import PersonaPool, select_personas, select_recorded_personas, warn_of_misfits
 from permix.plan import read_plan
 from permix.progress import print_status
 from permix.prompts import template_hash, template_text
 from permix.storage.cells import cell_summaries, explain_missing, find_failures
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
-from permix.tasks import LoadedTask, load_questions
-from permix.tasks.base import Task, check_contamination, read_trained_on, verify_completion
+from permix.tasks import LoadedTask, load_selection
+from permix.tasks.base import Task, answer_token_limit, check_contamination, read_trained_on, verify_completion
 from permix.types import Cell, Verdict, digest
 from permix.verification.math_verifier import VERIFIER_VERSION, Verifier
 
@@ -197,11 +197,28 @@ def run_stability(
     `model`, `task` and `pool` are Python objects that replace what the configuration names. Raises ConfigError or DataError if
     the configuration is invalid, and IncompleteRunError at the end if cells have no score; the same call tries them again.
     """
-    prepared, setup = prepare_stability(config, task, pool)
-    warn_trained_personas(config.model, setup.pool)
+    prepared = prepare_stability(config, task, pool)
+    warn_trained_personas(config.model, prepared.setup.pool)
     loaded = load_model(config.model, config.threads) if model is None else model
+    asked = prepared.config if _gives_limit(config) else _limit_to_window(prepared.config, loaded)
     with cached_model(loaded, config.cache, config.out) as cached:
-        return evaluate_setup(cached, config, prepared, setup)
+        return evaluate_setup(cached, asked, prepared.task, prepared.setup)
+
+
+def _gives_limit(config: StabilityConfig) -> bool:
+    return "max_new_tokens" in config.sampling.model_fields_set
+
+
+def _limit_to_window(config: StabilityConfig, model: Model) -> StabilityConfig:
+    """Lower the limit that the task gives to half of the model's context window, where it is known: the prompt needs room too."""
+    window = getattr(model, "context_window", None)
+    if window is None or config.sampling.max_new_tokens <= window // 2:
+        return config
+    print_status(
+        f"note: sampling.max_new_tokens = {window // 2}, half of the model's context window, and not the task's own "
+        f"{config.sampling.max_new_tokens}"
+    )
+    return config.model_copy(update={"sampling": config.sampling.model_copy(update={"max_new_tokens": window // 2})})
 
 
 def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: EvalSetup) -> StabilitySummary:
@@ -275,13 +292,14 @@ Source: simulation with 8 and 16 personas by bench/power.py; its table is in doc
 
 
 def power_analysis(config: StabilityConfig) -> dict[str, str]:
-    """Number of questions that detect an effect of `config.plan_power`, and the effect that `config.task.n` questions detect.
+    """Number of questions that detect an effect of `config.plan_power`, and the effect that the configuration's questions detect.
 
     Also the number of questions that a comparison of two models needs, by measure. Uses the discordance measured in the run
     directory, or `ASSUMED_DISCORDANCES` if there is no run. Calls no model.
     """
     assert config.plan_power is not None
     effect, personas = config.plan_power, len(select_personas(config.personas))
+    n = len(load_selection(config.task).questions) if config.task.reads_own_file else config.task.n
     level = f"level {statistics.SIGNIFICANCE_LEVEL:g} (Holm), power {statistics.TARGET_POWER:g}"
     effect_text = f"{effect:g} against no persona, each of {personas} personas, {level}"
     grid = first_round_grid(config.out, read_stability_grid(config.out)) if (config.out / "records.jsonl").exists() else None
@@ -295,9 +313,9 @@ def power_analysis(config: StabilityConfig) -> dict[str, str]:
         [(one, "assumed") for one in ASSUMED_DISCORDANCES] if measured is None else [(measured, f"as in {config.out}")]
     ):
         needed = statistics.required_questions(effect, discordance, personas)
-        smallest = statistics.minimum_detectable_effect(config.task.n, discordance, personas)
+        smallest = statistics.minimum_detectable_effect(n, discordance, personas)
         shows = "no effect" if smallest is None else f"{smallest:.3f} or more"
-        facts[f"discordance {discordance:.2f}, {source}"] = f"{needed} questions needed; {config.task.n} show {shows}"
+        facts[f"discordance {discordance:.2f}, {source}"] = f"{needed} questions needed; {n} show {shows}"
     facts |= {
         f"two models, PSS 20 % apart, test of {measure}": f"{needed_text} (simulated)"
         for measure, needed_text in QUESTIONS_TO_COMPARE_MODELS.items()
@@ -308,7 +326,7 @@ def power_analysis(config: StabilityConfig) -> dict[str, str]:
 def preflight_stability(config: StabilityConfig) -> dict[str, str]:
     """Facts about the run without calling a model. Raises ConfigError or DataError if the configuration is invalid."""
     template_text(config.personas.template)
-    strategy, (_, setup) = STRATEGIES[config.strategy], prepare_stability(config)
+    strategy, (config, _, setup) = STRATEGIES[config.strategy], prepare_stability(config)
     check_model(config.model, contact=False)
     facts = {"questions": str(len(setup.questions)), "personas": f"{len(setup.pool)}, and no persona"}
     if stopping_rule := build_stopping_rule(config):
@@ -324,13 +342,30 @@ def preflight_stability(config: StabilityConfig) -> dict[str, str]:
     return strategy_fact | facts | estimate_cells("stability", config, cells, n_later)
 
 
+class PreparedStability(NamedTuple):
+    """What a run asks. `config` states what depends on the data (`permix.config.DEFAULTS_FROM_DATA`), also what was not given."""
+
+    config: StabilityConfig
+    task: Task
+    setup: EvalSetup
+
+
 def prepare_stability(
     config: StabilityConfig, given_task: LoadedTask | None = None, given_pool: PersonaPool | None = None
-) -> tuple[Task, EvalSetup]:
+) -> PreparedStability:
     """Load task, questions and personas. Raises ConfigError or DataError if the configuration or the data are invalid."""
-    task, questions = load_questions(config.task) if given_task is None else (given_task.task, given_task.questions)
-    pool = select_personas(config.personas) if given_pool is None else given_pool
     trained_hashes = trained_question_hashes(config.model, config.exclude_plans)
+    loaded = _load_asked_questions(config, trained_hashes) if given_task is None else given_task
+    personas, pool = (
+        select_recorded_personas(config.personas, read_trained_on(Path(config.model.name)).persona_ids)
+        if given_pool is None
+        else (config.personas, given_pool)
+    )
+    config = config.model_copy(update={"task": loaded.config, "personas": personas})
+    if not _gives_limit(config):
+        limit = answer_token_limit(loaded.task, config.model.thinking, config.model.thinking_budget)
+        config = config.model_copy(update={"sampling": config.sampling.model_copy(update={"max_new_tokens": limit})})
+    task, questions = loaded.task, loaded.questions
     check_contamination(questions, trained_hashes)
     selection_questions = (
         load_selection_questions(config, questions, trained_hashes) if STRATEGIES[config.strategy].selects_persona else ()
@@ -339,7 +374,31 @@ def prepare_stability(
         task.prompt, config.personas.template, config.personas.empty_system_prompt, require_distinct_templates(config.templates)
     )
     warn_of_misfits(pool, config.templates or [config.personas.template])
-    return task, EvalSetup(questions, pool, prompt_format, config.samples, config.seed, selection_questions)
+    setup = EvalSetup(questions, pool, prompt_format, config.samples, config.seed, selection_questions)
+    return PreparedStability(config, task, setup)
+
+
+def _load_asked_questions(config: StabilityConfig, trained_hashes: Collection[str]) -> LoadedTask:
+    """The task and its questions. Of your own file without splits all are asked by default, or the heldout ones if a strategy
+    chooses a persona by the dev questions, or if the model was trained on some of the questions.
+    """
+    asked = config.task
+    if "split" in asked.model_fields_set:
+        return load_selection(asked)
+    heldout = asked.model_copy(update={"split": "heldout"})
+    if STRATEGIES[config.strategy].selects_persona:
+        return load_selection(heldout)
+    loaded = load_selection(asked)
+    if loaded.config.split != "all":
+        return loaded
+    trained = sum(question.content_hash in trained_hashes for question in loaded.questions)
+    if not trained:
+        return loaded
+    print_status(
+        f"note: {trained} of the {len(loaded.questions)} questions of {asked.path} were seen in training, so those of the split "
+        'heldout are asked; task.split = "all" asks all'
+    )
+    return load_selection(heldout)
 
 
 def require_distinct_templates(templates: Sequence[str]) -> tuple[str, ...]:
@@ -367,6 +426,7 @@ def grid_identity(config: StabilityConfig, task: Task) -> dict[str, Any]:
     """The part of the identity that does not depend on model and sampling."""
     return {
         "task": task.name,
+        **({} if task.source is None else {"task_source": task.source}),
         "prompt": task.prompt_hash,
         "verifier": VERIFIER_VERSION,
         "template": [template_hash(one) for one in config.templates] or template_hash(config.personas.template),

@@ -515,10 +515,15 @@ class LocalModel:
     def default_system(self) -> str | None:
         return default_system_text(self.tokenizer)
 
+    @property
+    def context_window(self) -> int:
+        """Most tokens, of prompt and completion together."""
+        # A multimodal model keeps the sizes of its language model apart.
+        return int(self.network.config.get_text_config().max_position_embeddings)
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
         prompts = [encode_chat(self.tokenizer, request.messages) for request in requests]
-        # A multimodal model keeps the sizes of its language model apart.
-        limit = self.network.config.get_text_config().max_position_embeddings - sampling.max_new_tokens
+        limit = self.context_window - sampling.max_new_tokens
         fitting = []
         for index, prompt in enumerate(prompts):
             if len(prompt) > limit:

@@ -26,7 +26,7 @@ from permix.errors import ConfigError
 from permix.evals.grid import build_grid
 from permix.evals.stability import grid_identity, prepare_stability
 from permix.interop.inspect_logs import PERMIX_METADATA_KEY, sample_id
-from permix.tasks import TASKS
+from permix.tasks import find_task
 from permix.tasks.base import verify_completion
 from permix.types import Cell, Message
 from permix.verification.math_verifier import Verifier
@@ -47,7 +47,7 @@ def stability_task(
     (all of a pool file, the configured split of "builtin"). Raises ConfigError for a file that asks for more than a plain grid.
     """
     stability_config = _build_config(config, {"name": task, "path": path, "n": n}, personas, samples)
-    permix_task, setup = prepare_stability(stability_config)
+    stability_config, permix_task, setup = prepare_stability(stability_config)
     cells = build_grid(
         [None, *setup.pool.personas],
         setup.questions,
@@ -115,7 +115,7 @@ def generate_with_seed() -> Solver:
 @scorer(metrics=[accuracy(), stderr(), grouped(accuracy(), "persona")], name="verify")  # type: ignore[untyped-decorator]
 def permix_scorer(task: str) -> Scorer:
     """The verdict that `permix stability` gives the same answer: C, I, or unscored when the verifier failed."""
-    verifier, permix_task = Verifier(), TASKS[task]
+    verifier, permix_task = Verifier(), find_task(task)
 
     async def score(state: TaskState, target: Target) -> Score:
         verdict = await asyncio.to_thread(

@@ -23,7 +23,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -63,7 +63,25 @@ def read_pool_file(source: str | Path, column: str | None = None) -> ReadPool:
         read = PoolRows([row for kind in BUILTIN_KINDS for row in _builtin_rows(f"{kind}.toml", "persona")])
     else:
         read = read_pool_rows(Path(source), column)
-    return ReadPool(_require_unique_ids(read.rows, [_persona_of_row(row) for row in read.rows]), read.notes)
+    personas = _require_unique_ids(read.rows, [_persona_of_row(row) for row in read.rows])
+    return ReadPool(personas, (*read.notes, *_repeated_text_notes(read.rows, personas)))
+
+
+def _repeated_text_notes(rows: Sequence[SourceRow], personas: Sequence[Persona]) -> Iterator[str]:
+    """A note if personas of different ids have equal texts, which names the first such pair."""
+    first: dict[str, tuple[SourceRow, Persona]] = {}
+    repeats = list[tuple[SourceRow, Persona]]()
+    for row, persona in zip(rows, personas, strict=True):
+        if first.setdefault(canonical_text(persona.text), (row, persona))[1] is not persona:
+            repeats.append((row, persona))
+    if repeats:
+        row, persona = repeats[0]
+        earlier_row, earlier = first[canonical_text(persona.text)]
+        others = f"; {len(repeats)} personas repeat an earlier text" if len(repeats) > 1 else ""
+        yield (
+            f"{row.where}: persona {persona.id!r} has the text of {earlier.id!r} at {earlier_row.where}, so one text counts as "
+            f"two personas; remove one of them{others}"
+        )
 
 
 def read_personas(source: str | Path, column: str | None = None) -> tuple[Persona, ...]:

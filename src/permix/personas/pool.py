@@ -207,11 +207,29 @@ class PersonaSource:
 
         Raises DataError for a bad file, and ConfigError if too few personas remain.
         """
+        return self.select_recorded(config)[1]
+
+    def select_recorded(self, config: PersonasConfig, trained_ids: Collection[str] = ()) -> tuple[PersonasConfig, PersonaPool]:
+        """The personas of `select`, and `config` with the split that was used.
+
+        A split that is not given is heldout, or all of a pool of your own in which no persona has a split; heldout also there, if
+        the model was trained with some of its personas, whose ids are `trained_ids`.
+        """
         assert (config.pool, config.column) == (self._name, self._column)
+        if "split" not in config.model_fields_set:
+            splits = {persona.split for persona in self._pool.personas}
+            trained = len({persona.id for persona in self._pool.personas} & set(trained_ids))
+            whole = self._name != "builtin" and splits == {None} and not trained
+            config = config.model_copy(update={"split": "all" if whole else "heldout"})
+            if trained and splits == {None}:
+                print_status(
+                    f"note: the model was trained with {trained} of the {len(self._pool)} personas of {self._name}, so those of "
+                    'the split heldout are used; personas.split = "all" takes all'
+                )
         pool = self._pool if config.split == "all" else self._in_split(config.split)
         if config.include or config.exclude or config.n:
             pool = pool.select(include_tags=config.include, exclude_tags=config.exclude, n=config.n, seed=config.seed)
-        return pool
+        return config, pool
 
     def _in_split(self, split: Split) -> PersonaPool:
         if self._split_pool is None and any(persona.split is None for persona in self._pool.personas):
@@ -226,6 +244,11 @@ class PersonaSource:
 def select_personas(config: PersonasConfig) -> PersonaPool:
     """Select the personas of `config` from its file; see `PersonaSource.select`."""
     return PersonaSource(config.pool, config.column).select(config)
+
+
+def select_recorded_personas(config: PersonasConfig, trained_ids: Collection[str] = ()) -> tuple[PersonasConfig, PersonaPool]:
+    """`config` with the split that is used, and its personas; see `PersonaSource.select_recorded`."""
+    return PersonaSource(config.pool, config.column).select_recorded(config, trained_ids)
 
 
 def warn_of_misfits(pool: PersonaPool, templates: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, get_args
 
 from permix.config import FidelityConfig, JudgeConfig, JudgeModelConfig, PersonaGymTask
 from permix.errors import ConfigError, DataError, MissingScoresError, error_context
-from permix.evals.fidelity_records import read_expected_cells
+from permix.evals.fidelity_records import read_expected_cells, select_fidelity_personas
 from permix.evals.interview import preflight_interview, run_interview
 from permix.evals.open_ended import preflight_open_ended, run_open_ended
 from permix.evals.personagym import preflight_personagym, run_personagym
@@ -322,6 +322,9 @@ def _run_kind(
     """Run the evaluation of the configuration's kind and return the content of its metrics.json."""
     if questions is not None and config.kind != "open":
         raise ConfigError(f"questions: {config.kind} has its own questions; leave questions out")
+    if pool is None and config.kind != "personagym":
+        personas, pool = select_fidelity_personas(config)
+        config = config.model_copy(update={"personas": personas})
     if config.kind == "interview":
         return run_interview(config, model, pool)
     if config.kind == "open":

@@ -32,12 +32,13 @@ from permix.errors import DataError
 from permix.inference.cost import RequestGroup, duration_text, estimate_cost, runs_beside
 from permix.inference.hardware import set_threads
 from permix.inference.hf import check_model_folder, context_window, folder_fingerprint, load_tokenizer, resolve_model_source
-from permix.plan import describe_plan, write_plan
+from permix.plan import Plan, describe_plan, write_plan
 from permix.progress import add_result, print_status
 from permix.prompts import template_text
 from permix.sanitize import escape_control
 from permix.storage.files import guard_writes
 from permix.storage.run_dir import RunDir, RunReader, cpu_seconds, read_run_file
+from permix.tasks import find_task, is_own_task
 from permix.tasks.base import TrainedOn, read_trained_on, write_trained_on
 from permix.training import distributed
 from permix.training.backend import TRAINER_BACKENDS, TrainerBackend
@@ -55,6 +56,7 @@ def run_training(config: TrainConfig) -> Path:
     with distributed.process_group():
         set_threads(config.threads)
         backend, job = TRAINER_BACKENDS[config.backend], prepare_training(config)
+        config = job.config
         backend.check(job)
         backend.check_launch(job)
         with distributed.main_process_first():
@@ -82,6 +84,7 @@ def preflight_training(config: TrainConfig) -> dict[str, str]:
     job = prepare_training(config)
     TRAINER_BACKENDS[config.backend].check(job)
     dev_eval = {} if job.dev_eval is None else {"dev_eval": describe_dev_eval(job.dev_eval)}
+    config = job.config
     sources = describe_sft_source(config, job.plan) | describe_reference_answers(job.reference_cells, config.character)
     plan = describe_plan(job.plan)
     del plan["completion tokens"]  # the estimate has them, as new tokens
@@ -183,6 +186,7 @@ def _run_identity(job: TrainJob, source: str) -> dict[str, Any]:
         "method": config.method,
         "backend": config.backend,
         "plan": job.plan.hash,
+        **_own_task_sources(job.plan),
         "model": folder_fingerprint(Path(source)) if Path(source).is_dir() else source,
         **({} if config.model.thinking == "default" else {"thinking": config.model.thinking}),
         "train": config.train.model_dump(mode="json", exclude=set(RUNTIME_ONLY_FIELDS)),
@@ -190,6 +194,12 @@ def _run_identity(job: TrainJob, source: str) -> dict[str, Any]:
         **({"teacher": teacher_identity(config)} if config.method == "seqkd" else {}),
         **({"dev_eval": config.dev_eval.model_dump(mode="json")} if config.dev_eval.every else {}),
     }
+
+
+def _own_task_sources(plan: Plan) -> dict[str, Any]:
+    """The part of the identity that tells versions of the user's own tasks apart; empty without such a task."""
+    own = {name: find_task(name).source for name in sorted({row.task for row in plan.rows}) if is_own_task(name)}
+    return {"task_source": own} if own else {}
 
 
 def _train_and_save(backend: TrainerBackend, job: TrainJob, source: str, run: RunDir | None, target: Path) -> None:

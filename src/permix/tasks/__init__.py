@@ -1,23 +1,35 @@
-"""Tasks: questions whose answers can be checked. Each task has its own module and one entry in `TASKS`."""
+"""Tasks: questions whose answers can be checked. Each task has its own module and one entry in `TASKS`.
 
+A task or a scorer of the user's own is named "package.module:NAME". `find_task` imports the module, from Python's path or the
+current folder. An import runs the module's code, so only a task that the user named is looked up, never one that only a run
+directory or a plan file names.
+"""
+
+import functools
+import importlib
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from permix.config import TaskConfig, build_config
-from permix.errors import ConfigError, DataError, closest_match, error_context
+from permix.config import OWN_OBJECT_NAME, TaskConfig, build_config
+from permix.errors import ConfigError, DataError, PermixError, closest_match, error_context
+from permix.sanitize import escape_control, truncate
 from permix.tasks.arithmetic import ARITHMETIC
 from permix.tasks.base import Task, check_contamination, verify_completion
 from permix.tasks.code import CODE
-from permix.tasks.custom import CUSTOM_TASKS, questions_of_rows
+from permix.tasks.custom import CUSTOM_TASKS, function_task, questions_of_rows, select_custom_questions
 from permix.tasks.datasets import DatasetRow
 from permix.tasks.gsm8k import GSM8K
 from permix.tasks.math import AIME_TASKS, MATH, MATH500
 from permix.tasks.multiple_choice import MMLU
-from permix.types import Message, Question, Split, require_unique
+from permix.types import Message, Question, Split, digest, require_unique
+from permix.verification.math_verifier import Verifier
 
 __all__ = [
     "TASKS",
@@ -27,7 +39,9 @@ __all__ = [
     "check_contamination",
     "check_task_name",
     "find_task",
+    "is_own_task",
     "load_questions",
+    "load_selection",
     "load_task",
     "task_from_questions",
     "verify_completion",
@@ -49,30 +63,144 @@ TASKS: dict[str, Task] = {
 
 
 def find_task(name: str) -> Task:
-    """The task of this name. Raises ConfigError naming the nearest known task."""
-    if name not in TASKS:
+    """The task of this name; a module that it names is imported.
+
+    Raises ConfigError naming the nearest known task, or what is wrong with the user's own.
+    """
+    check_known_task(name)
+    return TASKS[name] if name in TASKS else _find_own_task(name)
+
+
+def check_known_task(name: str) -> None:
+    """Raise ConfigError unless the name is of a known task, or has the form of one of the user's own. Imports nothing."""
+    if name not in TASKS and not is_own_task(name):
         near = closest_match(name, TASKS)
         hint = f"; did you mean {near}?" if near else ""
-        raise ConfigError(f"task.name = {name!r}: must be one of {', '.join(TASKS)}{hint}")
-    return TASKS[name]
+        own = "" if name.isidentifier() else "; a task of your own is named package.module:NAME"
+        raise ConfigError(f"task.name = {name!r}: must be one of {', '.join(TASKS)}{hint}{own}")
 
 
-def check_task_name(stage: BaseModel, source: str) -> None:
-    """Raise ConfigError if the section [task] of a configuration names an unknown task. `source`: the configuration's file."""
+def is_own_task(name: str) -> bool:
+    """Whether the name is of a task of the user's own: package.module:NAME, or own-package.module:function."""
+    return OWN_OBJECT_NAME.fullmatch(name.removeprefix("own-")) is not None
+
+
+@functools.cache
+def _find_own_task(name: str) -> Task:
+    if name.startswith("own-"):
+        answer = name.removeprefix("own-")
+        module, function = _import_object("task.answer", answer)
+        if not callable(function):
+            raise ConfigError(f"task.answer = {answer!r}: must be a function, but is of the type {type(function).__name__}")
+        return function_task(answer, function, _source_digest(module))
+    module, task = _import_object("task.name", name)
+    if not isinstance(task, Task):
+        hint = f'; give a function as task.answer = "{name}"' if callable(task) else ""
+        raise ConfigError(f"task.name = {name!r}: must be a permix.Task, but is of the type {type(task).__name__}{hint}")
+    return replace(task, name=name, source=_source_digest(module))
+
+
+def _import_object(option: str, name: str) -> tuple[ModuleType, Any]:
+    """The module of "package.module:NAME", and the object. Raises ConfigError, naming `option`, if one of them is missing."""
+    module_name, _, attribute = name.partition(":")
+    # The script `permix` does not look into the current folder, unlike `python -m permix`. At the end of the path a file there
+    # cannot take the place of an installed module.
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # the user's own module may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"{option} = {name!r}: there is no module {error.name}, neither installed nor in the current folder, {Path.cwd()}"
+            ) from error
+        raise ConfigError(f"{option} = {name!r}: the module cannot be imported: {_error_text(error)}") from error
+    if not hasattr(module, attribute):
+        near = closest_match(attribute, [one for one in vars(module) if not one.startswith("__")])
+        hint = f"; did you mean {near}?" if near else ""
+        raise ConfigError(f"{option} = {name!r}: the module {module_name} has no {attribute}{hint}")
+    return module, getattr(module, attribute)
+
+
+def _source_digest(module: ModuleType) -> str:
+    """The digest of the module's file: a run made with another version of it is another run. It does not cover its imports."""
+    path = getattr(module, "__file__", None)
+    return digest(Path(path).read_bytes().decode("utf-8", "replace") if path else module.__name__)
+
+
+def _error_text(error: BaseException) -> str:
+    return truncate(escape_control(f"{type(error).__name__}: {error}"), 300)
+
+
+def check_task_name(stage: BaseModel, source: str | None = None) -> None:
+    """Raise ConfigError if the section [task] of a configuration names an unknown task. `source`: the configuration's file.
+
+    Imports no module of the user's.
+    """
     if isinstance(section := getattr(stage, "task", None), TaskConfig):
-        with error_context(source):
-            find_task(section.name)
+        with nullcontext() if source is None else error_context(source):
+            check_known_task(section.name)
 
 
 def load_questions(config: TaskConfig) -> tuple[Task, tuple[Question, ...]]:
-    """The task that `config` names, with `config.prompt_template` if given, and its `config.n` questions.
+    """The task and the questions of `load_selection`."""
+    loaded = load_selection(config)
+    return loaded.task, loaded.questions
+
+
+def load_selection(config: TaskConfig) -> "LoadedTask":
+    """The task that `config` names, with `config.prompt_template` if given, and its questions.
+
+    The configuration of the result has the split and the number of the questions, also where `config` does not give them: of
+    your own file then all questions (the heldout ones, if its rows name their splits), of other tasks 100 heldout ones.
 
     Raises ConfigError if the questions cannot be loaded or scored, and DataError for a bad file.
     """
     task = find_task(config.name)
     if task.check_environment is not None:
         task.check_environment()
-    return replace(task, prompt_template=config.prompt_template or task.prompt_template), task.questions(config)
+    if config.reads_own_file:
+        config, questions = select_custom_questions(task.name, config)
+    elif task.source is None:
+        questions = task.questions(config)
+    else:
+        questions = _questions_of_own_task(task, config)
+    if task.source is not None:
+        _check_own_scorer(task, questions[0])
+    asked = config.model_copy(update={"split": config.split, "n": len(questions)})
+    return LoadedTask(asked, replace(task, prompt_template=config.prompt_template or task.prompt_template), questions)
+
+
+def _questions_of_own_task(task: Task, config: TaskConfig) -> tuple[Question, ...]:
+    """The questions of a `Task` in the user's module, under its name. Raises ConfigError if they are not what a task promises."""
+    try:
+        given = tuple(task.questions(config))
+    except PermixError:
+        raise
+    except Exception as error:  # the user's function may raise anything
+        raise ConfigError(f"task.name = {task.name!r}: its questions cannot be loaded: {_error_text(error)}") from error
+    if not given or not all(isinstance(one, Question) for one in given):
+        shown = truncate(repr(given[:1]), 80)
+        raise ConfigError(f"task.name = {task.name!r}: questions(config) must return permix.Question records, not {shown}")
+    if "n" in config.model_fields_set and len(given) != config.n:
+        raise ConfigError(f"task.n = {config.n}: {task.name} returned {len(given)} questions; it must return task.n of them")
+    try:
+        require_unique([one.id for one in given], "question")
+    except ValueError as error:
+        raise ConfigError(f"task.name = {task.name!r}: {error}") from error
+    # A plan's row names its task by that of the question, and the reward looks it up by this name.
+    return tuple(one.model_copy(update={"task": task.name}) for one in given)
+
+
+def _check_own_scorer(task: Task, question: Question) -> None:
+    """Score the right answer of a question, so that a scorer which raises is found before a model is asked."""
+    verdict = verify_completion(task, question.solution or question.gold, question.gold, Verifier(), question.text)
+    if verdict.correct is None:
+        is_function = task.name.startswith("own-")
+        option = f"task.answer = {task.name.removeprefix('own-')!r}" if is_function else f"task.name = {task.name!r}"
+        why = (verdict.error or "").removeprefix(f"{task.name}: ")
+        raise ConfigError(f"{option}: cannot score the right answer of the question {question.id}: {why}")
 
 
 @dataclass(frozen=True)
@@ -98,28 +226,29 @@ class LoadedTask:
 def load_task(
     name: str,
     *,
-    split: Split | Literal["all"] = "heldout",
-    n: int = 100,
+    split: Split | Literal["all"] | None = None,
+    n: int | None = None,
     path: str | Path | None = None,
     levels: Sequence[str] = (),
     seed: int = 0,
     prompt_template: str | None = None,
 ) -> LoadedTask:
     """Load `n` questions from one split of a task, or from all splits of your own file. `path` is a local file or folder in the
-    published format.
+    published format. Defaults as in `load_selection`.
 
     Raises ConfigError for an unknown task or level or if there are fewer than n questions, and DataError for a bad file.
     """
-    values = {"split": split, "n": n, "path": path, "levels": tuple(levels), "seed": seed, "prompt_template": prompt_template}
-    config = build_config(TaskConfig, {"name": find_task(name).name, **values}, source=f"load_task({name!r})")
-    return LoadedTask(config, *load_questions(config))
+    selection = {key: value for key, value in {"split": split, "n": n}.items() if value is not None}
+    values = {"path": path, "levels": tuple(levels), "seed": seed, "prompt_template": prompt_template, **selection}
+    return load_selection(build_config(TaskConfig, {"name": find_task(name).name, **values}, source=f"load_task({name!r})"))
 
 
-def task_from_questions(questions: Sequence[Question | Mapping[str, Any]], answer: AnswerKind | None) -> LoadedTask:
+def task_from_questions(questions: Sequence[Question | Mapping[str, Any]], answer: str | None) -> LoadedTask:
     """Load questions made in Python.
 
     They are `Question` records, or mappings with the fields of a file's row (`permix.tasks.custom`) and optionally an `id`.
-    `answer` says how answers are compared; it may be None if all are records of one known task.
+    `answer` says how answers are compared, an `AnswerKind` or "package.module:function"; it may be None if all are records of one
+    known task.
 
     Raises ConfigError if it is unknown how to compare answers, and DataError for a bad question or a repeated id.
     """
@@ -131,11 +260,13 @@ def task_from_questions(questions: Sequence[Question | Mapping[str, Any]], answe
         require_unique([one.id for one in records], "question")
     except ValueError as error:
         raise DataError(f"task: {error}") from error
+    if task.source is not None:
+        _check_own_scorer(task, records[0])
     values = {"name": task.name, "answer": answer, "n": len(records)}
     return LoadedTask(TaskConfig().model_copy(update=values), task, tuple(records))
 
 
-def _task_of_questions(questions: Sequence[Question | Mapping[str, Any]], answer: AnswerKind | None) -> Task:
+def _task_of_questions(questions: Sequence[Question | Mapping[str, Any]], answer: str | None) -> Task:
     if not questions:
         raise ConfigError("task: there are no questions; give one at least")
     if answer is not None:

@@ -137,4 +137,5 @@ ARITHMETIC = Task(
     prompt_template="{question}",
     questions=arithmetic_questions,
     extract=extract_number,
+    max_new_tokens=128,
 )

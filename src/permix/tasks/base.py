@@ -14,12 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from permix.config import TaskConfig
+from permix.config import TaskConfig, ThinkingSwitch
 from permix.errors import ConfigError, DataError, closest_match
+from permix.sanitize import escape_control, truncate
 from permix.storage.files import read_json, write_json
 from permix.thinking import answer_of
 from permix.types import Question, Split, Verdict, digest, require_unique
 from permix.verification.math_verifier import Verifier
+
+ALTERNATIVE = "\n— or —\n"
+"""Separates the accepted answers in the gold of a question of the user's own that has several."""
 
 MAX_COMPLETION_CHARS = 100_000
 """Characters at the end of a completion in which its answer is looked for."""
@@ -37,6 +41,9 @@ class Task:
     scorer: returns the verdict on an answer and a gold, for answers that must be run, such as programs.
         `questions` has loaded what the scorer needs besides the gold into this process.
     check_environment: raises ConfigError if answers cannot be scored on this machine.
+    max_new_tokens: the limit of a completion's tokens where the user gives none; one that a model can finish an answer in.
+        With thinking switched on it is larger (`answer_token_limit`).
+    source: digest of the Python source of a task or scorer of the user's own, part of a run's identity; None for permix's own.
     """
 
     name: str
@@ -46,6 +53,8 @@ class Task:
     answers_match: Callable[[str, str], bool] | None = None
     scorer: Callable[[str, str], Verdict] | None = None
     check_environment: Callable[[], None] | None = None
+    max_new_tokens: int = 512
+    source: str | None = None
 
     @property
     def prompt_hash(self) -> str:
@@ -65,16 +74,69 @@ class Task:
 def verify_completion(task: Task, completion: str, gold: str, verifier: Verifier, question: str = "") -> Verdict:
     """Score a completion. The training reward and the evaluation's score both come from here.
 
+    A task of the user's own that raises, or returns something else than True or False, gives a verdict without a score.
+
     question: the question's text, or the prompt that holds it. Its formulas, repeated, are no answers, and its choices are the
     letters
         that count. Without it neither is known.
     """
+    if task.source is None:
+        return _verify(task, completion, gold, verifier, question)
+    try:
+        verdict = _verify(task, completion, gold, verifier, question)
+        if not isinstance(verdict, Verdict) or not isinstance(verdict.correct, bool | None):
+            raise TypeError(f"the scorer returned {truncate(repr(verdict), MAX_SHOWN_ERROR_CHARS)}, not a permix Verdict")
+        return verdict
+    except Exception as error:  # a task of the user's own may raise anything; only this completion has no score
+        text = truncate(escape_control(f"{type(error).__name__}: {error}"), MAX_SHOWN_ERROR_CHARS)
+        return Verdict(correct=None, error=f"{task.name}: {text}")
+
+
+MAX_SHOWN_ERROR_CHARS = 300
+
+
+def _verify(task: Task, completion: str, gold: str, verifier: Verifier, question: str) -> Verdict:
     answer = task.extract_answer(completion, question)
     if task.scorer is not None:
         return Verdict(correct=False) if answer is None else task.scorer(answer, gold)
     if task.answers_match is not None:
-        return Verdict(correct=answer is not None and task.answers_match(answer, gold), extracted=answer)
-    return verifier.check(answer, gold, question)
+        correct = answer is not None and task.answers_match(answer, gold)
+        return Verdict(correct=require_bool(correct, "answers_match"), extracted=answer)
+    if ALTERNATIVE not in gold:
+        return verifier.check(answer, gold, question)
+    return _best_verdict([verifier.check(answer, one, question) for one in gold.split(ALTERNATIVE)])
+
+
+def require_bool(value: object, name: str) -> bool:
+    """The value, True or False, also one of numpy's. Raises TypeError for anything else that the function `name` returned."""
+    if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):
+        return bool(value)
+    raise TypeError(f"{name} returned {truncate(repr(value), 80)}, not True or False")
+
+
+def _best_verdict(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict on an answer of which any gold is enough: a right one, else one that the verifier failed on, else the first."""
+    return min(verdicts, key=lambda one: (True, None, False).index(one.correct))
+
+
+THINKING_TOKENS_FACTOR = 8
+
+MIN_THINKING_TOKENS, MAX_THINKING_TOKENS = 4096, 32768
+
+
+def answer_token_limit(task: Task, thinking: ThinkingSwitch = "default", thinking_budget: int | None = None) -> int:
+    """The limit of a completion's tokens where the user gives none.
+
+    It is the task's own. A thinking budget is added to it. Without a budget, thinking that is switched on takes 8 times the
+    task's own limit, 4096 at least and 32768 at most.
+    """
+    if thinking_budget is not None:
+        return task.max_new_tokens + thinking_budget
+    if thinking != "on":
+        return task.max_new_tokens
+    return max(
+        task.max_new_tokens, min(max(task.max_new_tokens * THINKING_TOKENS_FACTOR, MIN_THINKING_TOKENS), MAX_THINKING_TOKENS)
+    )
 
 
 def split_of_content(content: str) -> Split:
@@ -90,22 +152,24 @@ def dev_or_train(content: str, one_in: int) -> Split:
 def select_questions(questions: Iterable[Question], config: TaskConfig, hint: str = "") -> tuple[Question, ...]:
     """Choose `config.n` distinct questions, in an order that depends on `config.seed` and not on the input's order.
 
-    The questions of a smaller n are the first ones of a larger n. Of questions with equal content, the one with the smallest gold
-    is kept. Raises ConfigError, ending in `hint`, if there are fewer than n questions, and DataError if two have the same id.
+    Of your own file all questions are chosen if `n` is not given. The questions of a smaller n are the first ones of a larger n.
+    Of questions with equal content, the one with the smallest gold is kept. Raises ConfigError, ending in `hint`, if there are
+    fewer than n questions, and DataError if two have the same id.
     """
     distinct: dict[str, Question] = {}
     for question in sorted(questions, key=lambda one: (one.gold, one.id, one.tags, one.solution or "")):
         distinct.setdefault(question.content_hash, question)
     _check_unique_ids(distinct.values(), config)
-    if config.n > len(distinct):
+    n = len(distinct) if distinct and config.reads_own_file and "n" not in config.model_fields_set else config.n
+    if n > len(distinct):
         levels = f" of the levels {', '.join(config.levels)}" if config.levels else ""
         raise ConfigError(
-            f"task.n = {config.n}: {config.name} has {len(distinct)} distinct questions{levels} in "
+            f"task.n = {n}: {config.name} has {len(distinct)} distinct questions{levels} in "
             f"{'all splits' if config.split == 'all' else f'the {config.split} split'}"
             f"{f'; give task.n = {len(distinct)} or less' if distinct else ''}{hint}"
         )
     order = sorted(distinct, key=lambda content: digest("choose", str(config.seed), content))
-    return tuple(distinct[content] for content in order[: config.n])
+    return tuple(distinct[content] for content in order[:n])
 
 
 def _check_unique_ids(questions: Iterable[Question], config: TaskConfig) -> None:

@@ -115,4 +115,5 @@ CODE = Task(
     extract=extract_program,
     scorer=score_program,
     check_environment=require_sandbox,
+    max_new_tokens=1024,
 )

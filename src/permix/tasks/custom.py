@@ -6,8 +6,8 @@ A row of the file (.jsonl, .json, .parquet, .csv or .tsv):
 
 Question and answer are required, and choices if `task.answer` is `choice`. `split` is train, dev or heldout; it must be given in
 all rows or in none. Without it the split depends on the content: one in four rows is held out, and one in eight of the others is
-dev. `task.split = "all"` asks all rows. `task.levels` selects by `level`. Supervised training learns from `solution`, or from the
-boxed answer if there is none.
+dev. `task.split = "all"` asks all rows; it is the default, outside of training, of a file whose rows have no `split`.
+`task.levels` selects by `level`. Supervised training learns from `solution`, or from the boxed answer if there is none.
 
 `task.question_column`, `context_column`, `answer_column` and `choices_column` name the columns; a dot leads into an object.
 Without them a file's columns are the first of these that it has, whatever their case:
@@ -28,7 +28,14 @@ Without them a file's columns are the first of these that it has, whatever their
     exact     equal texts, ignoring case, white space, Unicode form and a final full stop
     choice    the letter of the right choice
 
-An answer that is a list of one is that one. A list of several is accepted by `exact` only: any of them is right.
+or, in the form package.module:function, by your own function (answer, gold) -> bool. It gets the completion without its thinking
+and without white space at its ends, and the gold as the file has it, both as texts. An empty completion, or one whose thinking
+never ends, is wrong without a call. A completion for which it raises, or returns something else than True or False, has no score.
+
+The column `answers` holds a list of accepted answers (in CSV as a JSON text): any of them is right, and so is that of an answer
+column beside it. It is read unless answer_column names another column, and not for `choice`. A function is called for one
+accepted answer after the other, until it returns True. In any other column, an answer that is a list of one is that one, and a
+list of several is accepted by `exact` and by functions only.
 
 The answer of a choice is its letter or label, its text, or as an integer its index from 0. An integer that is also the text of
 another choice is an index if another row of the file shows that its integers are indices; otherwise it is refused. A text of
@@ -42,10 +49,11 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from permix.config import TaskConfig
+from permix.config import ANSWER_KINDS, TaskConfig
 from permix.errors import DataError
 from permix.progress import print_status
 from permix.storage.rows import field_value
@@ -58,12 +66,12 @@ from permix.tasks.answers import (
     normalise_text,
     same_text,
 )
-from permix.tasks.base import Task, check_known_levels, select_questions, split_of_content
+from permix.tasks.base import ALTERNATIVE, Task, check_known_levels, require_bool, select_questions, split_of_content
 from permix.tasks.datasets import DatasetRow, has_lone_surrogate, read_file_rows
 from permix.tasks.gsm8k import split_marked_answer
-from permix.types import SPLITS, Question, canonical_text, digest
+from permix.types import SPLITS, Question, Verdict, canonical_text, digest
 from permix.verification.extraction import extract_boxed
-from permix.verification.math_verifier import same_number_in_some_notation
+from permix.verification.math_verifier import same_number_in_some_notation, truncate_for_record
 
 QUESTION_COLUMNS = ("question", "problem", "query", "question_stem", "ctx", "prompt", "messages", "input")
 
@@ -73,6 +81,8 @@ ANSWER_COLUMNS = (
     *("answer", "final_answer", "reward_model.ground_truth", "ground_truth", "answerKey", "label", "correct", "target", "gold"),
     "solution",
 )
+
+ACCEPTED_ANSWERS_COLUMN = "answers"
 
 CHOICES_COLUMNS = ("choices", "options", "endings")
 
@@ -102,17 +112,28 @@ BOXED_PROMPT_TEMPLATE = "{question}\n\nEnd with the final answer inside \\boxed{
 
 def custom_questions(name: str, config: TaskConfig) -> tuple[Question, ...]:
     """The `config.n` questions of the file `config.path`, for the task `name`. Raises ConfigError or DataError."""
+    return select_custom_questions(name, config)[1]
+
+
+def select_custom_questions(name: str, config: TaskConfig) -> tuple[TaskConfig, tuple[Question, ...]]:
+    """The questions of `custom_questions`, and `config` with the split that was used.
+
+    A split that is not given is heldout if the rows name their splits, else all; `n` that is not given is all of them.
+    """
     assert config.path is not None, "TaskConfig checks it"
     rows = read_file_rows(config.path)
+    if "split" not in config.model_fields_set:
+        has_splits = any("split" in row.fields for row in rows)
+        config = config.model_copy(update={"split": "heldout" if has_splits else "all"})
     known = questions_of_rows(name, rows, config)
     levels = sorted({level for one in known for level in one.tags})
     check_known_levels(config.levels, levels, task=str(config.path))
     of_level = [one for one in known if not config.levels or set(config.levels) & set(one.tags)]
     if config.split == "all":
-        return select_questions(of_level, config)
+        return config, select_questions(of_level, config)
     split_of = dict(zip((one.id for one in known), splits_by_row(rows, known), strict=True))
     hint = f'; task.split = "all" asks all {len(of_level)} questions of the file'
-    return select_questions((one for one in of_level if split_of[one.id] == config.split), config, hint)
+    return config, select_questions((one for one in of_level if split_of[one.id] == config.split), config, hint)
 
 
 def questions_of_rows(name: str, rows: Sequence[DatasetRow], config: TaskConfig | None = None) -> list[Question]:
@@ -136,18 +157,22 @@ def questions_of_rows(name: str, rows: Sequence[DatasetRow], config: TaskConfig 
     with_system = sum(_has_system_message(field_value(row.fields, columns.question)) for row in rows)
     if with_system:
         print_status(f"note: {with_system} of {len(rows)} questions have a system message, which is left out")
+    if columns.answers is not None:
+        print_status(f"note: any of the answers in the column {columns.answers} is right")
     if columns.context is not None:
         print_status(f"note: the text in the column {columns.context} is put before the question")
     return questions
 
 
 class Columns(NamedTuple):
-    """The columns of a file. `choices` is None if each choice has its own column, or if there are none."""
+    """The columns of a file. `choices` is None if each choice has its own column, or if there are none; `answers`, the lists of
+    accepted answers, is None if there are none."""
 
     question: str
     answer: str
     choices: str | None
     context: str | None
+    answers: str | None = None
 
 
 def find_columns(name: str, rows: Sequence[DatasetRow], config: TaskConfig) -> Columns:
@@ -155,11 +180,17 @@ def find_columns(name: str, rows: Sequence[DatasetRow], config: TaskConfig) -> C
     choices = None
     if name == "own-choice" and (config.choices_column or not all("A" in row.fields and "B" in row.fields for row in rows)):
         choices = _find_column(rows, config.choices_column, CHOICES_COLUMNS, "choices")
+    has_answers = (
+        name != "own-choice"
+        and config.answer_column in (None, ACCEPTED_ANSWERS_COLUMN)
+        and any(row.fields.get(ACCEPTED_ANSWERS_COLUMN) is not None for row in rows)
+    )
     return Columns(
         _find_column(rows, config.question_column, QUESTION_COLUMNS, "question"),
-        _find_column(rows, config.answer_column, ANSWER_COLUMNS, "answer"),
+        _find_column(rows, config.answer_column, (*ANSWER_COLUMNS, *[ACCEPTED_ANSWERS_COLUMN] * has_answers), "answer"),
         choices,
         _find_context_column(rows, config),
+        ACCEPTED_ANSWERS_COLUMN if has_answers else None,
     )
 
 
@@ -197,10 +228,12 @@ def _custom_question(name: str, row: DatasetRow, columns: Columns, integers_are_
         gold = _gold_letter(row, columns, offered, integers_are_indices)
         text = multiple_choice.format_choices(text, offered.texts)
     else:
-        gold, marked_solution = parse_gold(name, row, columns.answer)
+        gold, marked_solution = parse_accepted_golds(name, row, columns)
         worked = marked_solution or worked
     level = row.fields.get("level")
-    solution = worked.strip() if isinstance(worked, str) and worked.strip() else f"\\boxed{{{gold.split(ALTERNATIVE)[0]}}}"
+    first = gold.split(ALTERNATIVE)[0]
+    said = f"\\boxed{{{first}}}" if name.removeprefix("own-") in ANSWER_KINDS else first
+    solution = worked.strip() if isinstance(worked, str) and worked.strip() else said
     return Question(
         id=f"{name}:{digest(canonical_text(text))}", task=name, text=text, gold=gold, solution=solution,
         tags=() if level is None else (str(level),),
@@ -225,17 +258,46 @@ def _has_system_message(messages: object) -> bool:
 
 # Answers
 
-ALTERNATIVE = "\n— or —\n"
-"""Separates the accepted answers in the gold of an `exact` question that has several."""
+
+def parse_accepted_golds(name: str, row: DatasetRow, columns: Columns) -> tuple[str, str | None]:
+    """The gold of a row, of all its accepted answers, and the worked solution of its answer column, if any.
+
+    Raises DataError for a bad answer, and for a row without any.
+    """
+    if columns.answers is None or row.fields.get(columns.answers) is None:
+        return parse_gold(name, row, columns.answer)
+    golds, worked = list[str](), None
+    if columns.answer != columns.answers and field_value(row.fields, columns.answer) not in (None, ""):
+        gold, worked = parse_gold(name, row, columns.answer)
+        golds = gold.split(ALTERNATIVE)
+    for one in _listed_answers(row, columns.answers):
+        golds.append(parse_gold(name, DatasetRow(row.where, {columns.answers: one}), columns.answers)[0])
+    return ALTERNATIVE.join(dict.fromkeys(golds)), worked
+
+
+def _listed_answers(row: DatasetRow, column: str) -> list[str]:
+    """The answers of a column that lists them; a single text or number is one. Raises DataError for anything else."""
+    value = row.value(column)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _parse_list(value)
+    value = value["text"] if isinstance(value, Mapping) and "text" in value else value  # SQuAD
+    answers = [_scalar_text(one) for one in value] if isinstance(value, list) else [_scalar_text(value)]
+    if not answers or not all(answers):
+        raise row.error(column, "must be a list of texts or numbers that is not empty")
+    return answers
+
+
+_ONE_GOLD_TASKS = ("own-number", "own-math")
+"""Tasks that read the final answer out of a worked one, and refuse a list of several outside of the column `answers`."""
 
 
 def parse_gold(name: str, row: DatasetRow, column: str) -> tuple[str, str | None]:
     """The gold of a row, and the worked solution that it was taken from, if any. Raises DataError for a bad answer."""
     accepted = _accepted_answers(name, row, column)
-    if name == "own-exact" and len(accepted) > 1:
+    if name not in _ONE_GOLD_TASKS:
         return ALTERNATIVE.join(accepted), None
     answer = accepted[0]
-    marked = split_marked_answer(answer) if name != "own-exact" else None
+    marked = split_marked_answer(answer)
     if marked is not None:
         return marked
     boxed = extract_boxed(answer)
@@ -249,18 +311,18 @@ def parse_gold(name: str, row: DatasetRow, column: str) -> tuple[str, str | None
 
 def _accepted_answers(name: str, row: DatasetRow, column: str) -> list[str]:
     value = row.value(column)
-    if isinstance(value, str) and name != "own-exact" and value.lstrip().startswith('["'):
+    if isinstance(value, str) and name in _ONE_GOLD_TASKS and value.lstrip().startswith('["'):
         value = _parse_list(value)  # the ground truths of some of verl's data sets are lists in JSON
     if not isinstance(value, list):
         return [answer_text(row, column)]
     answers = [_scalar_text(one) for one in value]
     if not answers or not all(answers):
         raise row.error(column, "must be a text, a number, or a list of these that is not empty")
-    if len(answers) > 1 and name != "own-exact":
+    if len(answers) > 1 and name in _ONE_GOLD_TASKS:
         raise row.error(
             column,
-            f"has {len(answers)} answers, and it is not clear whether all or any of them are right; write one text, such as "
-            '"1, 2", or give task.answer = "exact", where any of them is right',
+            f"has {len(answers)} answers, and it is not clear whether all or any of them are right; if any is, name the column "
+            'answers; if all are, write one text, such as "1, 2"',
         )
     return list(dict.fromkeys(answers))
 
@@ -293,8 +355,9 @@ def _parse_list(text: str) -> Any:
     return text
 
 
-def _same_as_any(answer: str, gold: str) -> bool:
-    return any(same_text(answer, one) for one in gold.split(ALTERNATIVE))
+def same_as_any(same: Callable[[str, str], bool], answer: str, gold: str) -> bool:
+    """Whether the answer is the same as any of the accepted ones in a gold."""
+    return any(same(answer, one) for one in gold.split(ALTERNATIVE))
 
 
 # Choices
@@ -418,15 +481,37 @@ def _custom_task(
     )
 
 
+def function_task(answer: str, function: Callable[[str, str], object], source: str) -> Task:
+    """The task of questions from a file whose answers the user's `function` compares: (completion, gold) -> bool.
+
+    `answer` is the function's name, "package.module:function".
+    """
+
+    def is_accepted(completion: str, gold: str) -> bool:
+        return require_bool(function(completion, gold), "the function")
+
+    def score(completion: str, gold: str) -> Verdict:
+        correct = same_as_any(is_accepted, completion, gold)
+        return Verdict(correct=correct, extracted=truncate_for_record(completion))
+
+    task = _custom_task(answer, whole_completion, prompt_template="{question}")
+    return replace(task, scorer=score, source=source)
+
+
+def whole_completion(completion: str, question: str = "") -> str | None:
+    """The completion without white space at its ends; None if nothing is left."""
+    return completion.strip() or None
+
+
 CUSTOM_TASKS = (
     _custom_task(
         "number",
         extract_number_as_written,
-        same_number_in_some_notation,
+        partial(same_as_any, same_number_in_some_notation),
         prompt_template="{question}\n\nEnd with the final number inside \\boxed{}.",
     ),
     _custom_task("math", extract_expression),
-    _custom_task("exact", extract_text, _same_as_any),
+    _custom_task("exact", extract_text, partial(same_as_any, same_text)),
     _custom_task(
         "choice",
         extract_choice,

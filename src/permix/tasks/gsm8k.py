@@ -58,4 +58,5 @@ GSM8K = Task(
     prompt_template="{question}\n\nSolve this step by step. End with the final number inside \\boxed{}.",
     questions=gsm8k_questions,
     extract=extract_marked_number,
+    max_new_tokens=512,
 )

@@ -77,6 +77,7 @@ def _aime_task(name: str) -> Task:
         prompt_template=AIME_PROMPT_TEMPLATE,
         questions=partial(aime_questions, name),
         extract=extract_number,
+        max_new_tokens=8192,
     )
 
 
@@ -137,7 +138,13 @@ def filter_by_levels(questions: Iterable[Question], levels: tuple[str, ...]) -> 
     return (one for one in questions if not wanted or wanted.intersection(one.tags))
 
 
-MATH = Task(name="math", prompt_template=MATH_PROMPT_TEMPLATE, questions=math_questions, extract=extract_expression)
+MATH = Task(
+    name="math",
+    prompt_template=MATH_PROMPT_TEMPLATE,
+    questions=math_questions,
+    extract=extract_expression,
+    max_new_tokens=2048,
+)
 
 
 MATH500_HUB = HubDataset("HuggingFaceH4/MATH-500")
@@ -162,4 +169,10 @@ def math500_question(row: DatasetRow) -> Question:
     return Question(id=name, task="math500", text=row.text("problem"), gold=gold_without_dollars(row), tags=tags)
 
 
-MATH500 = Task(name="math500", prompt_template=MATH_PROMPT_TEMPLATE, questions=math500_questions, extract=extract_expression)
+MATH500 = Task(
+    name="math500",
+    prompt_template=MATH_PROMPT_TEMPLATE,
+    questions=math500_questions,
+    extract=extract_expression,
+    max_new_tokens=2048,
+)

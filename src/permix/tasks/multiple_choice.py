@@ -70,4 +70,5 @@ MMLU = Task(
     questions=mmlu_questions,
     extract=extract_choice,
     answers_match=same_letter,
+    max_new_tokens=512,
 )

@@ -21,12 +21,14 @@ from permix.plan import Plan, PlanBuilder, compile_plan, load_training_plan, pla
 from permix.prompts import template_hash
 from permix.storage.cells import explain_missing, find_failures
 from permix.storage.run_dir import RunDir
+from permix.tasks import find_task
+from permix.tasks.base import answer_token_limit
 from permix.training.dev_eval import DevEval, build_dev_eval
 from permix.types import Cell, Question, Sampling
 
 
 class TrainJob(NamedTuple):
-    """Everything that a training needs except the model."""
+    """Everything that a training needs except the model. `config` states the limit of new tokens, also if it was not given."""
 
     config: TrainConfig
     plan: Plan
@@ -59,10 +61,20 @@ def prepare_training(config: TrainConfig) -> TrainJob:
         builder, sources = plan_builder_from_config(config.task, config.personas, config.plan, personas)
         plan = compile_plan(builder, sources)
     else:
-        plan = load_training_plan(config.plan_file, config.method)
+        plan = load_training_plan(config.plan_file, config.method, config.task.name)
+    config = _fill_token_limit(config, plan)
     curriculum_builder = builder if config.plan.curriculum_strength > 0 else None
     dev_eval = build_dev_eval(config, plan, personas, _trainable_personas(plan, curriculum_builder))
     return TrainJob(config, plan, curriculum_builder, _reference_cells(config, personas), dev_eval)
+
+
+def _fill_token_limit(config: TrainConfig, plan: Plan) -> TrainConfig:
+    """Fill in `train.max_new_tokens`, if it is not given: the largest limit of the plan's tasks."""
+    if "max_new_tokens" in config.train.model_fields_set:
+        return config
+    names = dict.fromkeys(row.task for row in plan.rows)
+    limit = max(answer_token_limit(find_task(name), config.model.thinking) for name in names)
+    return config.model_copy(update={"train": config.train.model_copy(update={"max_new_tokens": limit})})
 
 
 def _trainable_personas(plan: Plan, curriculum_builder: PlanBuilder | None) -> frozenset[str]:

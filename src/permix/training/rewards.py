@@ -17,7 +17,7 @@ import numpy as np
 
 from permix.metrics.persona_classifier import fit_persona_classifier
 from permix.prompts import persona_prompt
-from permix.tasks import TASKS
+from permix.tasks import find_task
 from permix.tasks.base import verify_completion
 from permix.types import Cell, Verdict
 from permix.verification.math_verifier import Verifier
@@ -86,7 +86,7 @@ def verify_completions(
 ) -> list[Verdict]:
     """One verdict for each rollout, in order. `prompts` hold the questions, whose formulas, repeated, are no answers."""
     return [
-        verify_completion(TASKS[task], completion, gold, verifier, prompt)
+        verify_completion(find_task(task), completion, gold, verifier, prompt)
         for completion, task, gold, prompt in zip(completions, tasks, golds, prompts or [""] * len(golds), strict=True)
     ]
 

@@ -30,7 +30,7 @@ from permix.progress import print_status
 from permix.storage.cells import OptionNames, explain_missing, find_failures
 from permix.storage.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from permix.storage.run_dir import RunDir
-from permix.tasks import TASKS
+from permix.tasks import find_task
 from permix.tasks.base import Task, verify_completion
 from permix.training.rewards import verify_completions
 from permix.training.run_log import samples_text
@@ -313,7 +313,9 @@ def _run_teacher(config: TrainConfig, requests: TeacherRequests, run: RunDir, ve
         _check_same_teacher(teacher, run)
         for name in dict.fromkeys(row.task for row, _ in requests):
             cells = [cell for row, row_cells in requests for cell in row_cells if row.task == name]
-            run_cells(teacher, cells, sampling, run, partial(_verify_sample, TASKS[name], verifier), f"teacher {teacher.name}")
+            run_cells(
+                teacher, cells, sampling, run, partial(_verify_sample, find_task(name), verifier), f"teacher {teacher.name}"
+            )
 
 
 def _verify_sample(task: Task, verifier: Verifier, completion: str, gold: str, prompt: str) -> Verdict:
