@@ -9,7 +9,6 @@ import pytest
 from permix.config import OptimConfig, PersonasConfig, RolloutPlanConfig, TrainConfig, build_config
 from permix.errors import ConfigError, IncompleteRunError, PermixError
 from permix.plan import PersonaSampler, Plan, PlanBuilder, compile_plan
-from permix.storage.files import read_json
 from permix.storage.run_dir import RunDir
 from permix.training.sft_data import (
     SFTDataset,
@@ -166,11 +165,8 @@ def test_another_teacher_under_the_same_name_is_refused(tmp_path: Path) -> None:
     with openai_server(Script("6", error(500), *["6"] * 6), listing("test", root="one")) as server:
         with pytest.raises(IncompleteRunError):
             ask(stage(tmp_path / "run", server.base_url))
-        known = read_json(tmp_path / "run" / "teacher.json")
         server.models = listing("test", root="two")
-        with pytest.raises(
-            ConfigError, match=rf"teacher: the samples in .* are of test with fingerprint {known['fingerprint']}, but"
-        ):
+        with pytest.raises(ConfigError, match=r"teacher: the samples in .* are of other weights or settings of 'test'; give"):
             ask(stage(tmp_path / "run", server.base_url))
     assert len(server.asked) == 8
 

@@ -236,12 +236,17 @@ def test_a_finished_run_started_again_does_nothing(plain: Path, tiny_model: Path
 
 @pytest.mark.parametrize(
     ("changed", "named"),
-    [({"lr": 2e-2}, "train"), ({"plan": {"mix": 0.0}}, "plan"), ({"plan": {"seed": 1}}, "plan"), ({"beta": 0.1}, "train")],
+    [
+        ({"lr": 2e-2}, r"train.lr = 0.01, not 0.02"),
+        ({"plan": {"mix": 0.0}}, r"plan.mix = .*, not 0.0"),
+        ({"plan": {"seed": 1}}, r"plan.seed = 0, not 1"),
+        ({"beta": 0.1, "lr": 2e-2}, r"train.beta = 0.0, not 0.1; train.lr = 0.01, not 0.02"),
+    ],
 )
 def test_another_plan_or_setting_in_its_folder_is_refused(
     plain: Path, tiny_model: Path, changed: dict[str, Any], named: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"this run was made with {named} = "):
+    with pytest.raises(ConfigError, match=f"this run was made with {named}; give another folder"):
         run_training(stage(tiny_model, plain, **changed))
 
 
@@ -252,12 +257,12 @@ def test_where_an_engine_stands_is_not_what_a_run_is_but_that_there_is_one_is(pl
         "vllm_gpu_memory_utilization": 0.5,
     }
     assert run_training(stage(tiny_model, plain, **places)) == plain / "model"
-    with pytest.raises(ConfigError, match="this run was made with train = "):
+    with pytest.raises(ConfigError, match=r"this run was made with train.vllm_mode = 'colocate', not 'server'; give"):
         run_training(stage(tiny_model, plain, vllm_mode="server"))
 
 
 def test_another_model_in_its_folder_is_refused(plain: Path) -> None:
-    with pytest.raises(ConfigError, match="this run was made with model = "):
+    with pytest.raises(ConfigError, match=r"this run was made with model.name = '.*', not '.*'; give"):
         run_training(stage(plain / "model", plain))
 
 

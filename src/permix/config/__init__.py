@@ -53,6 +53,7 @@ from permix.config.stages import (
     ViewConfig,
 )
 from permix.config.training import (
+    BOOKKEEPING_FIELDS,
     DEFAULT_MIX,
     IGNORED_FIELDS,
     NO_PERSONA_METHODS,
@@ -71,6 +72,7 @@ from permix.config.training import (
 
 __all__ = [
     "BACKENDS",
+    "BOOKKEEPING_FIELDS",
     "CONFIGS_BY_STAGE",
     "CONFIG_SUFFIXES",
     "DEFAULT_MIX",

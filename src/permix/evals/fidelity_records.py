@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from permix.config import FidelityConfig
 from permix.errors import DataError, IncompleteRunError
 from permix.evals.grid import ExpectedCells, expected_grid_cells, read_grid_results, run_cells
-from permix.inference.base import Model
+from permix.inference.base import Model, recorded_fingerprints
 from permix.metrics.sequential import Round, count_cells
 from permix.prompts import template_hash
 from permix.storage.cells import explain_missing, find_failures
@@ -69,7 +69,8 @@ def run_fidelity_cells(
         "sampling": config.sampling.model_dump(),
         "seed": config.seed,
     }
-    with RunDir.open(config.out, config, common | identity, cells) as run:
+    former = recorded_fingerprints(model, config.out)
+    with RunDir.open(config.out, config, common | identity, cells, former_values=former) as run:
         write_json(run.path / "grid.json", grid_description)
         with run.track_usage():
             pending = run_cells(model, cells, config.sampling, run, None, f"fidelity {config.label or model.name}")

@@ -26,7 +26,7 @@ from permix.evals.fidelity_records import AskedQuestion, describe_ids, question_
 from permix.evals.grid import describe_grid, run_cells, warn_trained_personas
 from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import check_model, load_model
-from permix.inference.base import Model
+from permix.inference.base import Model, recorded_fingerprints
 from permix.inference.cache import cached_model
 from permix.inference.hf import context_window, encode_chat, load_tokenizer, resolve_model_source
 from permix.personas.loading import load_roleplay
@@ -237,7 +237,10 @@ def evaluate_interview(
     model: Model, config: FidelityConfig, plan: InterviewPlan, interviewer_model: Model | None = None
 ) -> Drift:
     """Like `run_interview`, for loaded models; `interviewer_model` asks if the plan has no question orders."""
-    with RunDir.open(config.out, config, _identity(model, config, plan, interviewer_model)) as run:
+    former = recorded_fingerprints(model, config.out)
+    if interviewer_model is not None:
+        former |= recorded_fingerprints(interviewer_model, config.out, "interviewer")
+    with RunDir.open(config.out, config, _identity(model, config, plan, interviewer_model), former_values=former) as run:
         with run.track_usage():
             conversations = conduct_interviews(
                 model, config, plan, _make_interviewer(plan, interviewer_model, run, config.seed), run

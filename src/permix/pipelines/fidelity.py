@@ -22,7 +22,7 @@ from permix.evals.interview import preflight_interview, run_interview
 from permix.evals.open_ended import preflight_open_ended, run_open_ended
 from permix.evals.personagym import preflight_personagym, run_personagym
 from permix.inference import check_model, load_model
-from permix.inference.base import Model
+from permix.inference.base import Model, recorded_fingerprints
 from permix.judges.prompts import (
     ExamplesByQuestion,
     JudgePrompt,
@@ -83,7 +83,8 @@ def judge_fidelity_run(config: JudgeConfig, given_model: Model | None = None) ->
     with error_context("judge"):
         model = load_model(named.judge, named.threads) if given_model is None else given_model
         identity = _judge_identity(named, setup, model)
-    with RunDir.open(folder, named, identity) as run:
+        former = recorded_fingerprints(model, folder, "judge")
+    with RunDir.open(folder, named, identity, former_values=former) as run:
         inputs = [prompt.judge_input for prompt in prompts]
         write_json(folder / JUDGE_INPUTS_FILE, describe_judge_inputs(setup.discriminates_personas, inputs))
         with run.track_usage(), error_context("judge"):

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from permix.config import RUNTIME_ONLY_FIELDS, TrainConfig
+from permix.config import BOOKKEEPING_FIELDS, RUNTIME_ONLY_FIELDS, TrainConfig
 from permix.inference.hardware import set_threads
 from permix.inference.hf import check_model_folder, context_window, folder_fingerprint, load_tokenizer, resolve_model_source
 from permix.plan import describe_plan, write_plan
@@ -44,6 +44,9 @@ from permix.training.job import TrainJob, describe_reference_answers, prepare_tr
 from permix.training.model_card import write_model_card
 from permix.training.run_log import describe_truncation, read_training_log
 from permix.training.sft_data import check_teacher, describe_sft_source, teacher_identity
+
+FORMER_IDENTITY_KEYS = (*(f"train.{name}" for name in BOOKKEEPING_FIELDS), "teacher.base_url")
+"""Settings that earlier versions of permix counted as identity."""
 
 
 def run_training(config: TrainConfig) -> Path:
@@ -91,7 +94,8 @@ def _open_run_dir(job: TrainJob, source: str) -> Iterator[RunDir | None]:
         distributed.barrier()
         yield None
         return
-    with RunDir.open(job.config.out, job.config, _run_identity(job, source)) as run:
+    identity = _run_identity(job, source)
+    with RunDir.open(job.config.out, job.config, identity, former_identity_keys=FORMER_IDENTITY_KEYS) as run:
         distributed.barrier()
         yield run
 
@@ -109,7 +113,7 @@ def _track_usage(run: RunDir | None) -> Iterator[None]:
 
 
 def _run_identity(job: TrainJob, source: str) -> dict[str, Any]:
-    """The identity of the run. It leaves out settings that change only where rollouts are generated, so a resume may set them."""
+    """The identity of the run, without settings that change only where rollouts are generated or what is written."""
     config = job.config
     return {
         "method": config.method,
@@ -117,7 +121,7 @@ def _run_identity(job: TrainJob, source: str) -> dict[str, Any]:
         "plan": job.plan.hash,
         "model": folder_fingerprint(Path(source)) if Path(source).is_dir() else source,
         **({} if config.model.thinking == "default" else {"thinking": config.model.thinking}),
-        "train": config.train.model_dump(mode="json", exclude=set(RUNTIME_ONLY_FIELDS)),
+        "train": config.train.model_dump(mode="json", exclude={*RUNTIME_ONLY_FIELDS, *BOOKKEEPING_FIELDS}),
         "character": config.character.model_dump(mode="json"),
         **({"teacher": teacher_identity(config)} if config.method == "seqkd" else {}),
         **({"dev_eval": config.dev_eval.model_dump(mode="json")} if config.dev_eval.every else {}),
