@@ -16,6 +16,7 @@ from permix.config.base import (
 )
 from permix.config.data import (
     BACKENDS,
+    TRACKER_PACKAGES,
     BackendCapabilities,
     InterviewConfig,
     InterviewerConfig,
@@ -80,6 +81,7 @@ __all__ = [
     "NO_PERSONA_METHODS",
     "RUNTIME_ONLY_FIELDS",
     "SUPERVISED_METHODS",
+    "TRACKER_PACKAGES",
     "AnyConfig",
     "BackendCapabilities",
     "CharacterConfig",

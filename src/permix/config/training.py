@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from permix.config.base import ConfigSection
+from permix.config.data import TrackerNames
 from permix.sanitize import redact_secrets
 from permix.types import PersonaScope
 
@@ -119,8 +120,8 @@ class OptimConfig(ConfigSection):
     """Steps of the plan between samples of completions in samples.md."""
     seed: int = Field(default=0, ge=0)
     """Seed for everything that plan.seed does not cover (LoRA's initial weights, dropout)."""
-    report_to: tuple[str, ...] = ()
-    """Experiment trackers that receive the metrics, besides log.jsonl: wandb, tensorboard, mlflow, trackio ..."""
+    report_to: TrackerNames = ()
+    """Experiment trackers that receive the metrics, besides log.jsonl: tensorboard, wandb, trackio, mlflow."""
     use_vllm: bool = False
     """Generate rollouts with vLLM through TRL. They are then not reproducible bit for bit."""
     vllm_mode: Literal["colocate", "server"] = "colocate"

@@ -17,6 +17,7 @@ from permix.prompts import template_hash
 from permix.storage.cells import explain_missing, find_failures
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
+from permix.trackers import log_measures
 from permix.types import Cell, Persona, Question, Record
 
 FidelityKind = Literal["open", "personagym", "interview"]
@@ -80,15 +81,18 @@ def run_fidelity_cells(
             result = measure(run.path)
         except DataError as error:
             raise (IncompleteRunError(missing) if pending else error) from error
-        write_fidelity_metrics(run.path, result, measure_text(run.path))
+        metrics = write_fidelity_metrics(run.path, result, measure_text(run.path))
+        log_measures(config.report_to, run.path, config.label or model.name, metrics)
     if pending:
         raise IncompleteRunError(missing)
     return result
 
 
-def write_fidelity_metrics(run: Path, result: Record, text_metrics: Record) -> None:
-    """Write metrics.json: the measures of the kind, and under "unjudged" the text metrics that all kinds share."""
-    write_json(run / "metrics.json", result.model_dump(mode="json") | {"unjudged": text_metrics.model_dump(mode="json")})
+def write_fidelity_metrics(run: Path, result: Record, text_metrics: Record) -> dict[str, Any]:
+    """Write metrics.json and return it: the measures of the kind, and under "unjudged" the text metrics of all kinds."""
+    metrics = result.model_dump(mode="json") | {"unjudged": text_metrics.model_dump(mode="json")}
+    write_json(run / "metrics.json", metrics)
+    return metrics
 
 
 def read_expected_cells(run: RunReader) -> ExpectedCells:

@@ -35,6 +35,7 @@ from permix.prompts import build_messages, template_hash
 from permix.storage.cells import CellIndex, explain_missing, find_failures
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir
+from permix.trackers import log_measures
 from permix.types import Cell, CellKey, Completion, Message, Persona, Question, Sampling, digest, seed_from
 
 QuestionOrders = Mapping[str, tuple[Question, ...]]
@@ -251,7 +252,8 @@ def evaluate_interview(
             result = measure_drift(run.path, config.reference)
         except DataError as error:
             raise (_incomplete_run_error(run, n_pending, n_turns) if n_pending else error) from error
-        write_fidelity_metrics(run.path, result, measure_text_metrics(run.path))
+        metrics = write_fidelity_metrics(run.path, result, measure_text_metrics(run.path))
+        log_measures(config.report_to, run.path, config.label or model.name, metrics)
         if n_pending:
             raise _incomplete_run_error(run, n_pending, n_turns)
     return result

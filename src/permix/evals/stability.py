@@ -49,6 +49,7 @@ from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
 from permix.tasks import LoadedTask, load_questions
 from permix.tasks.base import Task, check_contamination, read_trained_on, verify_completion
+from permix.trackers import check_trackers, log_measures
 from permix.types import Cell, Verdict, digest
 from permix.verification.math_verifier import VERIFIER_VERSION, Verifier
 
@@ -230,7 +231,9 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
             raise IncompleteRunError(f"{missing}; until then no persona can be chosen")
         answers = read_grid_results(run.path)
         summary = measure_stability(run.path, answers)
-        write_json(run.path / "metrics.json", _metrics_json(summary, run.path, answers))
+        metrics = _metrics_json(summary, run.path, answers)
+        write_json(run.path / "metrics.json", metrics)
+        log_measures(config.report_to, run.path, config.label or model.name, metrics)
         if (cut_off := count_cut_off(answers)).is_notable:
             print_status(f"warning: {cut_off.describe(config.sampling.max_new_tokens)}")
     if progress.pending:
@@ -332,6 +335,7 @@ def prepare_stability(
     config: StabilityConfig, given_task: LoadedTask | None = None, given_pool: PersonaPool | None = None
 ) -> tuple[Task, EvalSetup]:
     """Load task, questions and personas. Raises ConfigError or DataError if the configuration or the data are invalid."""
+    check_trackers(config.report_to, "report_to")
     task, questions = load_questions(config.task) if given_task is None else (given_task.task, given_task.questions)
     pool = select_personas(config.personas) if given_pool is None else given_pool
     trained_hashes = trained_question_hashes(config.model, config.exclude_plans)

@@ -55,6 +55,7 @@ from permix.prompts import template_text
 from permix.storage.cells import explain_missing
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
+from permix.trackers import check_trackers, log_measures
 from permix.types import Failure, Question, Record, Sampling
 
 
@@ -115,7 +116,10 @@ def preflight_judging(config: JudgeConfig) -> dict[str, str]:
 
 def _judge_config_for(config: FidelityConfig) -> JudgeConfig:
     """The configuration of the judging at the end of a fidelity run."""
-    return JudgeConfig(run=config.out, judge=config.judge, threads=config.threads, seed=config.seed, resamples=config.resamples)
+    return JudgeConfig(
+        run=config.out, judge=config.judge, threads=config.threads, seed=config.seed, resamples=config.resamples,
+        report_to=config.report_to,
+    )  # fmt: skip
 
 
 def required_rubrics(config: FidelityConfig) -> Collection[str]:
@@ -128,6 +132,7 @@ def prepare_judging(config: JudgeConfig) -> tuple[JudgeSetup, list[JudgePrompt]]
 
     Raises ConfigError or DataError for every problem that shows without a call.
     """
+    check_trackers(config.report_to, "report_to")
     if config.judge.name == "none":
         raise ConfigError('judge.name = "none": give a judge: a model folder, a hub id, or the name that an endpoint serves')
     stage = RunReader(config.run).config.get("stage")
@@ -209,10 +214,13 @@ def _check_examples_complete(items: Collection[JudgeInput], examples: ExamplesBy
 
 def _write_metrics(config: JudgeConfig, folder: Path, *, pending: int) -> None:
     try:
-        write_json(folder / "metrics.json", measure_judge(config.run, folder, seed=config.seed, resamples=config.resamples))
+        metrics = measure_judge(config.run, folder, seed=config.seed, resamples=config.resamples)
     except DataError:
         if not pending:  # with scores missing, the caller raises MissingScoresError, which is the cause
             raise
+        return
+    write_json(folder / "metrics.json", metrics)
+    log_measures(config.report_to, folder, _judge_label(config.judge), metrics.model_dump(mode="json"), config.run)
 
 
 def _print_missing(run: Path, n_present: int) -> None:
@@ -253,6 +261,7 @@ FIDELITY_PREFLIGHTS: Mapping[str, Callable[[FidelityConfig], dict[str, str]]] = 
 
 def preflight_fidelity(config: FidelityConfig) -> dict[str, str]:
     """Describe the run without loading a model. Raises ConfigError or DataError if the configuration cannot be used."""
+    check_trackers(config.report_to, "report_to")
     template_text(config.personas.template)
     check_model(config.model, contact=False)
     if config.judge.name != "none":
@@ -277,6 +286,7 @@ def run_fidelity(
     too few answers to measure. Raises ConfigError, before the model is asked, for a judge that cannot be used, and for personas
     or questions that a kind of run with its own personas or questions cannot use.
     """
+    check_trackers(config.report_to, "report_to")
     has_judge = config.judge.name != "none"
     if has_judge:
         _check_judge_usable(config)

@@ -36,6 +36,7 @@ from permix.prompts import template_text
 from permix.storage.files import guard_writes
 from permix.storage.run_dir import RunDir, cpu_seconds
 from permix.tasks.base import TrainedOn, read_trained_on, write_trained_on
+from permix.trackers import check_trackers, open_trackers
 from permix.training import distributed
 from permix.training.backend import TRAINER_BACKENDS, TrainerBackend
 from permix.training.compatibility import check_context_window, longest_prompt_tokens
@@ -53,6 +54,7 @@ def run_training(config: TrainConfig) -> Path:
     """Run or resume the training, together with the other processes of the launch. Returns the trained model's folder."""
     with distributed.process_group():
         set_threads(config.threads)
+        check_trackers(config.train.report_to, "train.report_to")
         backend, job = TRAINER_BACKENDS[config.backend], prepare_training(config)
         backend.check(job)
         backend.check_launch(job)
@@ -79,6 +81,7 @@ def run_training(config: TrainConfig) -> Path:
 def preflight_training(config: TrainConfig) -> dict[str, str]:
     """Facts about a training, without loading its model. Raises ConfigError or DataError if the configuration cannot be used."""
     template_text(config.personas.template)
+    check_trackers(config.train.report_to, "train.report_to")
     check_model_folder(config.model.name)
     job = prepare_training(config)
     TRAINER_BACKENDS[config.backend].check(job)
@@ -137,12 +140,14 @@ def _train_and_save(backend: TrainerBackend, job: TrainJob, source: str, run: Ru
         write_plan(job.plan, out / "plan.parquet")
         write_trained_on(out / "checkpoints", trained_on)
         shutil.rmtree(scratch, ignore_errors=True)
-    backend.train(job, source, tokenizer, run, scratch)
-    if run is not None:
-        with guard_writes(scratch):
-            write_trained_on(scratch, trained_on)
-            write_model_card(scratch, job.config, job.plan, out / "log.jsonl")
-            scratch.rename(target)
+    # Open until the model is saved: a tracker may take long to close, or never return.
+    with open_trackers(job.config.train.report_to if run is not None else (), out, job.label) as trackers:
+        backend.train(job._replace(trackers=trackers), source, tokenizer, run, scratch)
+        if run is not None:
+            with guard_writes(scratch):
+                write_trained_on(scratch, trained_on)
+                write_model_card(scratch, job.config, job.plan, out / "log.jsonl")
+                scratch.rename(target)
 
 
 def _check_prompt_lengths(job: TrainJob, source: str, tokenizer: Any) -> None:
