@@ -31,7 +31,7 @@ def right(body: Mapping[str, Any], nth: int = 0, headers: Mapping[str, str] | No
     return f"It is {solve(asked_what(body))}."
 
 
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+def scalars(folder: Path) -> dict[str, list[tuple[int, Any]]]:
     """(step, value) of each scalar in the event files below the folder, as tensorboard shows them."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
     (run,) = {file.parent for file in folder.rglob("events.out.tfevents.*")}
@@ -93,18 +93,14 @@ def test_check_and_the_command_refuse_it_before_anything_is_asked_or_written(
     stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with openai_server(right) as server:
-        values: dict[str, Any] = {
-            "stability": lambda: stability_values(tmp_path, server.base_url, report_to=["wandb"]),
-            "fidelity": lambda: fidelity_values(tmp_path, server.base_url, report_to=["wandb"]),
-            "train": lambda: {
-                "stage": "train",
-                "out": str(tmp_path / "run"),
-                "task": {"n": 4, "levels": ["add-1"]},
-                "train": {"report_to": ["wandb"]},
-            },
-        }[stage]()
+        training = {"stage": "train", "out": str(tmp_path / "run"), "task": {"n": 4, "levels": ["add-1"]}}
+        values: dict[str, dict[str, Any]] = {
+            "stability": stability_values(tmp_path, server.base_url, report_to=["wandb"]),
+            "fidelity": fidelity_values(tmp_path, server.base_url, report_to=["wandb"]),
+            "train": training | {"train": {"report_to": ["wandb"]}},
+        }
         file = tmp_path / "config.toml"
-        file.write_text(toml(values))
+        file.write_text(toml(values[stage]))
         for command in (["check", str(file)], [stage, str(file)]):
             assert cli.run_cli(command) == 2
             said = " ".join(capsys.readouterr().err.split())
@@ -176,7 +172,8 @@ class Faulty:
     """A tracker that raises in the method `where`."""
 
     def __init__(self, where: str, run: TrackedRun) -> None:
-        self.where, self.seen = where, []  # type: ignore[var-annotated]
+        self.where = where
+        self.seen: list[tuple[dict[str, float], int]] = []
         self._raise_in("open")
 
     def _raise_in(self, method: str) -> None:
@@ -201,7 +198,7 @@ def test_a_tracker_that_fails_is_dropped_with_one_warning_and_the_others_go_on(
         opened.append(Faulty(where, run))
         return opened[-1]
 
-    monkeypatch.setitem(trackers.TRACKERS, "wandb", open_faulty)  # type: ignore[arg-type]
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", open_faulty)
     run = run_folder(tmp_path / "run")
     with open_trackers(["wandb", "tensorboard"], run, "base") as log:
         for step in (1, 2, 3):
@@ -216,7 +213,7 @@ def test_a_tracker_that_fails_is_dropped_with_one_warning_and_the_others_go_on(
 def test_an_evaluation_whose_tracker_fails_has_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", lambda run: Faulty("log", run))  # type: ignore[arg-type]
+    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", lambda run: Faulty("log", run))
     with openai_server(right) as server:
         file = tmp_path / "config.toml"
         file.write_text(toml(stability_values(tmp_path, server.base_url, report_to=["tensorboard"])))

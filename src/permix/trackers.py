@@ -205,7 +205,9 @@ class TrackerLog:
 
     def __init__(self, names: Iterable[str] = (), run: TrackedRun | None = None) -> None:
         self._writers: dict[str, TrackerWriter] = {}
-        for name in names if run is not None else ():
+        if run is None:
+            return
+        for name in names:
             with self._dropping(name):
                 self._writers[name] = TRACKERS[name](run)
 

@@ -100,7 +100,7 @@ def test_a_judge_that_has_moved_goes_on_and_one_of_other_weights_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = answered_run(tmp_path)
-    with openai_server(lambda body, nth, headers: error(400, "no") if nth == 3 else GOOD) as server:
+    with openai_server(lambda body, nth, headers: error(500, "no") if nth == 3 else GOOD) as server:
         first = server.base_url
         with pytest.raises(MissingScoresError):
             judge_fidelity_run(judge_stage(run, first, attempts=1))

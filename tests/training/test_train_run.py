@@ -327,8 +327,8 @@ def test_a_tracker_that_fails_does_not_end_a_training(
         def close(self) -> None:
             raise AssertionError("it was dropped")
 
-    monkeypatch.setitem(TRACKERS, "tensorboard", Broken)  # type: ignore[arg-type]
-    config = stage(tiny_model, tmp_path / "run", report_to=("tensorboard",), plan={"steps": 2})
+    monkeypatch.setitem(TRACKERS, "tensorboard", Broken)
+    config = stage(tiny_model, tmp_path / "run", report_to=("tensorboard",), plan={"steps": 2}, max_new_tokens=12)
     folder = run_training(config.model_copy(update={"method": method}))
     assert (folder / "model.safetensors").exists()
     assert capsys.readouterr().err.count("warning: tensorboard: RuntimeError: the server is gone; it gets no more metrics") == 1
