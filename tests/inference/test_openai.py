@@ -2,6 +2,7 @@
 
 import asyncio
 import email.utils
+import json
 import logging
 import subprocess
 import sys
@@ -10,14 +11,16 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from permix.config import ModelConfig
 from permix.errors import ConfigError
-from permix.inference.base import CompletionResult, Model
+from permix.inference.base import CompletionResult, Model, recorded_fingerprints
 from permix.inference.openai import MAX_ERROR_CHARS, MAX_REFUSALS, REQUESTS_PER_CLIENT, OpenAIModel
+from permix.inference.scripted import ScriptedModel
 from permix.types import Completion, Failure, Message, Request, Sampling, digest
 from tests.servers import (
     CUT_OFF,
@@ -398,6 +401,19 @@ def test_an_address_is_no_part_of_the_fingerprint_and_was_one() -> None:
             with pytest.raises(ConfigError, match="must be an http or https address"):
                 model.former_fingerprint("file:///v1")
     assert found == [digest("openai", "test", meta)] * 2
+
+
+def test_former_fingerprints_are_those_at_the_recorded_and_at_the_present_address(tmp_path: Path) -> None:
+    recorded = {"model": {"base_url": 3}, "interviewer": {"base_url": "http://old:1/v1"}, "judge": {"base_url": "no address"}}
+    (tmp_path / "config.json").write_text(json.dumps(recorded))
+    with openai_server(echo) as server:
+        model = model_at(server.base_url)
+        own, old = (model.former_fingerprint(address) for address in (server.base_url, "http://old:1/v1"))
+        assert recorded_fingerprints(model, tmp_path, "interviewer") == {old: model.fingerprint, own: model.fingerprint}
+        for section in ("model", "judge", "teacher"):
+            assert recorded_fingerprints(model, tmp_path, section) == {own: model.fingerprint}
+        assert recorded_fingerprints(model, tmp_path / "nothing") == {own: model.fingerprint}
+    assert recorded_fingerprints(ScriptedModel(["x"]), tmp_path) == {}
 
 
 # The thread and the caller

@@ -262,6 +262,17 @@ def test_keys_that_earlier_versions_counted_are_not_compared(tmp_path: Path) -> 
         pass
 
 
+def test_values_that_are_written_otherwise_now_are_replaced_at_any_depth(tmp_path: Path) -> None:
+    write(tmp_path, identity={"model": A, "interview": {"asked by": A, "turns": 3}, "order": [A]})
+    now = {"model": B, "interview": {"asked by": B, "turns": 3}, "order": [A]}
+    with RunDir.open(tmp_path, CONFIG, now, former_values={A: B}):
+        pass
+    assert read_json(tmp_path / "provenance.json")["identity"] == now
+    with pytest.raises(ConfigError), RunDir.open(tmp_path, CONFIG, now | {"seed": 1}, former_values={B: A}):
+        pass
+    assert read_json(tmp_path / "provenance.json")["identity"] == now, "a refused start changes nothing"
+
+
 def test_a_run_is_given_a_key_that_it_may_gain_and_keeps_it(tmp_path: Path) -> None:
     write(tmp_path, answered("q1"))
     born = read_json(tmp_path / "provenance.json")

@@ -52,9 +52,9 @@ FORMER_IDENTITY_KEYS = (*(f"train.{name}" for name in BOOKKEEPING_FIELDS), "teac
 
 def run_training(config: TrainConfig) -> Path:
     """Run or resume the training, together with the other processes of the launch. Returns the trained model's folder."""
+    check_trackers(config.train.report_to, "train.report_to")
     with distributed.process_group():
         set_threads(config.threads)
-        check_trackers(config.train.report_to, "train.report_to")
         backend, job = TRAINER_BACKENDS[config.backend], prepare_training(config)
         backend.check(job)
         backend.check_launch(job)
