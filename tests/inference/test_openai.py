@@ -404,7 +404,11 @@ def test_an_address_is_no_part_of_the_fingerprint_and_was_one() -> None:
 
 
 def test_former_fingerprints_are_those_at_the_recorded_and_at_the_present_address(tmp_path: Path) -> None:
-    recorded = {"model": {"base_url": 3}, "interviewer": {"base_url": "http://old:1/v1"}, "judge": {"base_url": "no address"}}
+    recorded = {
+        "model": {"base_url": 3},
+        "interviewer": {"base_url": "http://old:1/v1"},
+        "judge": {"name": "j", "base_url": "no"},
+    }
     (tmp_path / "config.json").write_text(json.dumps(recorded))
     with openai_server(echo) as server:
         model = model_at(server.base_url)
