@@ -166,7 +166,7 @@ def test_the_same_call_goes_on_and_another_function_is_refused(tmp_path: Path) -
     again = permix.evaluate_stability(noting, **settings)
     assert len(asked) == 8
     assert again.summary == first.summary
-    with pytest.raises(ConfigError, match="this run was made with model = "):
+    with pytest.raises(ConfigError, match=r"this run was made with model.name = '.*', not 'careful'"):
         permix.evaluate_stability(careful, **settings)
     permix.evaluate_stability(noting, **settings | {"task": [*SUMS, {"question": "What is 1 + 1?", "answer": 2}]})
     assert asked[8:] == ["What is 1 + 1?"] * 2

@@ -15,7 +15,7 @@ LAYERS = (
     ("thinking",),
     ("types", "errors", "sanitize", "progress"),
     ("config", "storage", "verification", "prompts"),
-    ("personas", "tasks", "metrics", "inference"),
+    ("personas", "tasks", "metrics", "inference", "trackers"),
     ("plan",),
     ("evals",),
     ("judges", "rendering", "interop"),

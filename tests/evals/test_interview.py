@@ -187,10 +187,10 @@ def test_a_run_is_gone_on_with_only_as_it_was_begun(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     run(config, plainly)
     (tmp_path / "script.txt").write_text("\n".join([*SCRIPT[:3], "What of something else?"]))
-    with pytest.raises(ConfigError, match=r"this run was made with interview = .*asked by"):
+    with pytest.raises(ConfigError, match="this run was made with another interviewer, or other questions of its script; give"):
         run(config, plainly)
     fewer = config.model_copy(update={"interview": config.interview.model_copy(update={"turns": 3})})
-    with pytest.raises(ConfigError, match=r"'turns': 4.* not .*'turns': 3"):
+    with pytest.raises(ConfigError, match=r"this run was made with interview.turns = 4, not 3; give"):
         run(fewer, plainly)
 
 

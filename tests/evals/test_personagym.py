@@ -159,7 +159,7 @@ def test_answers_of_another_kind_are_not_mixed_in(tmp_path: Path) -> None:
         born = json.loads((config.out / "provenance.json").read_text())
         del born["identity"]["kind"]
         (config.out / "provenance.json").write_text(json.dumps(born))
-        with pytest.raises(ConfigError, match="this run was made with kind = None, not 'personagym'"):
+        with pytest.raises(ConfigError, match="this run was made with kind = none, not 'personagym'"):
             run_fidelity(config)
 
 

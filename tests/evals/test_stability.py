@@ -18,7 +18,7 @@ from permix import cli
 from permix.config import PersonasConfig, RolloutPlanConfig, StabilityConfig, TaskConfig, build_config
 from permix.errors import ConfigError, IncompleteRunError
 from permix.evals.stability import measure_stability, read_stability_grid, run_stability
-from permix.inference.openai import BUFFERED_PER_REQUEST
+from permix.inference.openai import BUFFERED_PER_REQUEST, OpenAIModel
 from permix.plan import compile_plan_from_config, write_plan
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
@@ -28,7 +28,7 @@ from permix.tasks.base import TrainedOn, write_trained_on
 from permix.types import Cell, CellKey, Verdict
 from tests.killable import PRELOAD
 from tests.sample_runs import asked_as, asked_what, endpoint, solve, stability_config, stability_values, toml, write_pool
-from tests.servers import Action, Hang, error, openai_server
+from tests.servers import Action, Hang, error, listing, openai_server
 
 QUESTIONS = [question.text for question in load_questions(TaskConfig(levels=("add-1",), n=6))[1]]
 RIGHT = {None: 6, "clerk": 6, "sailor": 4, "troll": 1}
@@ -189,6 +189,59 @@ def test_the_command_exits_with_3_while_cells_are_owed(tmp_path: Path, capsys: p
         refused = capsys.readouterr()
         assert "this run was made with seed = 0, not 1" in refused.err
         assert refused.out == ""
+
+
+# Moved
+
+
+def test_a_run_goes_on_when_its_endpoint_has_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def flaky(body: dict[str, Any], nth: int, headers: Mapping[str, str]) -> str | Action:
+        return error(400, "no") if nth == 7 else reply(body)
+
+    with openai_server(flaky) as server:
+        first = server.base_url
+        with pytest.raises(IncompleteRunError):
+            run_stability(stability_config(tmp_path, first))
+    capsys.readouterr()
+    with openai_server(reply) as server:
+        config = stability_config(tmp_path, server.base_url)
+        summary = run_stability(config)
+        assert (summary.n_scored, len(server.asked)) == (18, 1)
+        said = capsys.readouterr().err.replace("\n", " ")
+        assert f"note: model.base_url was '{first}' and is now '{server.base_url}': the run goes on" in said
+        run_stability(config)
+        assert "model.base_url" not in capsys.readouterr().err
+    assert read_json(config.out / "config.json")["model"]["base_url"] == config.model.base_url
+
+
+def test_a_run_whose_identity_holds_the_address_goes_on_too(tmp_path: Path) -> None:
+    """As runs of earlier versions do: the recorded fingerprint is that of the name at the recorded address."""
+    with openai_server(reply) as server:
+        config = stability_config(tmp_path, server.base_url)
+        run_stability(config)
+        former = OpenAIModel(config.model).former_fingerprint(server.base_url)
+        file = config.out / "provenance.json"
+        born = read_json(file)
+        born["identity"]["model"] = former
+        file.write_text(json.dumps(born))
+    for _ in range(2):  # moved, and moved again
+        with openai_server(reply) as server:
+            moved = stability_config(tmp_path, server.base_url)
+            run_stability(moved)
+            assert server.asked == []
+            assert read_json(file)["identity"]["model"] == OpenAIModel(moved.model).fingerprint
+    with openai_server(reply, models=listing("test", root="/other")) as server:
+        moved = stability_config(tmp_path, server.base_url)
+        with pytest.raises(ConfigError, match=r"made with other weights, .*; model.base_url = .*, not .*; give another folder"):
+            run_stability(moved)
+
+
+def test_another_sampling_is_named_by_its_one_value(tmp_path: Path) -> None:
+    with openai_server(reply) as server:
+        run_stability(stability_config(tmp_path, server.base_url))
+        other = stability_config(tmp_path, server.base_url, sampling={"max_new_tokens": 99})
+        with pytest.raises(ConfigError, match=r"made with sampling.max_new_tokens = \d+, not 99; give another folder"):
+            run_stability(other)
 
 
 # Grown, shrunk and changed

@@ -126,10 +126,10 @@ def test_a_plain_run_goes_on_as_persona_ensemble_with_the_choices_alone(tmp_path
 @pytest.mark.parametrize(
     ("first", "second", "words"),
     [
-        ("persona-vote", "none", "this run was made with strategy = 'persona-vote', not None"),
+        ("persona-vote", "none", "this run was made with strategy = 'persona-vote', not none"),
         ("persona-vote", "persona-ensemble", "strategy = 'persona-vote', not 'persona-ensemble'"),
         ("persona-search", "persona-vote", "strategy = 'persona-search', not 'persona-vote'"),
-        ("none", "persona-search", "strategy = None, not 'persona-search'"),
+        ("none", "persona-search", "strategy = none, not 'persona-search'"),
     ],
 )
 def test_a_run_keeps_the_strategy_it_was_made_with(first: str, second: str, words: str, tmp_path: Path) -> None:

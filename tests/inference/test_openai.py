@@ -2,6 +2,7 @@
 
 import asyncio
 import email.utils
+import json
 import logging
 import subprocess
 import sys
@@ -10,15 +11,17 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from permix.config import ModelConfig
 from permix.errors import ConfigError
-from permix.inference.base import CompletionResult, Model
+from permix.inference.base import CompletionResult, Model, recorded_fingerprints
 from permix.inference.openai import MAX_ERROR_CHARS, MAX_REFUSALS, REQUESTS_PER_CLIENT, OpenAIModel
-from permix.types import Completion, Failure, Message, Request, Sampling
+from permix.inference.scripted import ScriptedModel
+from permix.types import Completion, Failure, Message, Request, Sampling, digest
 from tests.servers import (
     CUT_OFF,
     EMPTY_CHOICES,
@@ -371,11 +374,9 @@ def test_no_secret_in_any_message_log_or_repr(caplog: pytest.LogCaptureFixture) 
 # Fingerprint
 
 
-def fingerprint(models: Action, name: str = "test", address: str | None = None) -> str:
+def fingerprint(models: Action, name: str = "test") -> str:
     with openai_server(echo, models=models) as server:
-        model = model_at(server.base_url, name=name)
-        model._url = model._url._replace(netloc="fixed:1")  # ports differ from server to server
-        return model.fingerprint
+        return model_at(server.base_url, name=name).fingerprint
 
 
 def test_fingerprint_ignores_what_changes_at_every_start_and_follows_the_weights() -> None:
@@ -385,6 +386,38 @@ def test_fingerprint_ignores_what_changes_at_every_start_and_follows_the_weights
     assert fingerprint(listing("test", root="/w/b")) != base
     assert fingerprint(listing("test", root="/w/a", meta={"size": 10})) != base
     assert fingerprint(listing("test", "b", root="/w/a"), name="b") != base
+
+
+def test_an_address_is_no_part_of_the_fingerprint_and_was_one() -> None:
+    """The fingerprint that permix recorded before: SHA-256 of "openai", HOST:PORT/PATH, the name and the metadata."""
+    meta = '{"n_embd": null, "n_params": null, "n_vocab": null, "parent": null, "root": "/w", "size": null}'
+    found = []
+    for _ in range(2):
+        with openai_server(echo, models=listing("test", root="/w")) as server:
+            model = model_at(server.base_url)
+            found.append(model.fingerprint)
+            assert model.former_fingerprint("http://HOST:80/v1/") == digest("openai", "host:80/v1", "test", meta)
+            assert model.former_fingerprint(server.base_url) not in found
+            with pytest.raises(ConfigError, match="must be an http or https address"):
+                model.former_fingerprint("file:///v1")
+    assert found == [digest("openai", "test", meta)] * 2
+
+
+def test_former_fingerprints_are_those_at_the_recorded_and_at_the_present_address(tmp_path: Path) -> None:
+    recorded = {
+        "model": {"base_url": 3},
+        "interviewer": {"base_url": "http://old:1/v1"},
+        "judge": {"name": "j", "base_url": "no"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(recorded))
+    with openai_server(echo) as server:
+        model = model_at(server.base_url)
+        own, old = (model.former_fingerprint(address) for address in (server.base_url, "http://old:1/v1"))
+        assert recorded_fingerprints(model, tmp_path, "interviewer") == {old: model.fingerprint, own: model.fingerprint}
+        for section in ("model", "judge", "teacher"):
+            assert recorded_fingerprints(model, tmp_path, section) == {own: model.fingerprint}
+        assert recorded_fingerprints(model, tmp_path / "nothing") == {own: model.fingerprint}
+    assert recorded_fingerprints(ScriptedModel(["x"]), tmp_path) == {}
 
 
 # The thread and the caller

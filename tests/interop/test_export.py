@@ -101,7 +101,7 @@ def measure_of(folder: Path) -> float | None:
 def test_a_run_of_our_own_is_never_imported_over(tmp_path: Path) -> None:
     given = exported(tmp_path)
     before = (tmp_path / "run" / "records.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match="this run was made with imported = None, not 'lm-eval'"):
+    with pytest.raises(ConfigError, match="this run was made with imported = none, not 'lm-eval'"):
         import_run(importing(tmp_path, given, filter=None))
     assert (tmp_path / "run" / "records.jsonl").read_bytes() == before
 

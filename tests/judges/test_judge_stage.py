@@ -10,13 +10,15 @@ import pytest
 from permix import cli
 from permix.config import JudgeConfig, build_config
 from permix.errors import ConfigError, DataError, MissingScoresError
+from permix.inference.openai import OpenAIModel
 from permix.judges.runner import judge_folders, latest_judgements, read_judge_calls
 from permix.pipelines.fidelity import judge_fidelity_run, run_fidelity
 from permix.pipelines.preflight import check_config
 from permix.storage.files import read_json
+from permix.trackers import flatten_measures
 from tests.judges.judgeable import GOOD, answered_run, fidelity_stage, judge_stage, parts, quoted_answer, verdict
 from tests.sample_runs import endpoint, toml
-from tests.servers import Action, Reply, error, openai_server
+from tests.servers import Action, Reply, error, listing, openai_server
 
 NOBODY = "http://127.0.0.1:1/v1"
 
@@ -83,16 +85,61 @@ def test_what_has_no_score_is_owed_and_asked_again(tmp_path: Path) -> None:
 
 def test_judges_stand_side_by_side(tmp_path: Path) -> None:
     run = answered_run(tmp_path)
-    with openai_server(by_length) as one, openai_server(lambda body, nth, headers: GOOD) as other:
+    other_weights = listing("test", root="/other")
+    with (
+        openai_server(by_length) as one,
+        openai_server(lambda body, nth, headers: GOOD, models=other_weights) as other,
+    ):
         judge_fidelity_run(judge_stage(run, one.base_url, label="one"))
         judge_fidelity_run(judge_stage(run, other.base_url, label="other"))
     assert [folder.name for folder in judge_folders(run)] == ["one", "other"]
     assert len({str(read_json(folder / "provenance.json")["identity"]) for folder in judge_folders(run)}) == 2
 
 
+def test_a_judge_that_has_moved_goes_on_and_one_of_other_weights_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = answered_run(tmp_path)
+    with openai_server(lambda body, nth, headers: error(500, "no") if nth == 3 else GOOD) as server:
+        first = server.base_url
+        with pytest.raises(MissingScoresError):
+            judge_fidelity_run(judge_stage(run, first, attempts=1))
+        earlier = OpenAIModel(judge_stage(run, first).judge).former_fingerprint(first)
+    capsys.readouterr()
+    file = judge_folders(run)[0] / "provenance.json"
+    born = read_json(file)
+    born["identity"]["judge"] = earlier
+    file.write_text(json.dumps(born))
+    with openai_server(lambda body, nth, headers: GOOD) as server:
+        judge_fidelity_run(judge_stage(run, server.base_url, attempts=1))
+        assert len(server.asked) == 1
+        said = capsys.readouterr().err
+        assert said.count(f"note: judge.base_url was '{first}' and is now '{server.base_url}'") == 1
+        server.models = listing("test", root="/other")
+        with pytest.raises(ConfigError, match=r"made with other weights, another tokenizer, .* under the same judge.name; give"):
+            judge_fidelity_run(judge_stage(run, server.base_url, attempts=1))
+
+
+def test_the_measures_of_a_run_and_its_judge_are_logged_below_the_run(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
+    answers = answered_run(tmp_path)
+    with openai_server(lambda body, nth, headers: GOOD) as server:
+        stage = judge_stage(answers, server.base_url).model_copy(update={"report_to": ("tensorboard",)})
+        judge_fidelity_run(stage)
+    (folder,) = (answers / "tensorboard").iterdir()
+    events = accumulator(str(folder)).Reload()
+    metrics = flatten_measures(read_json(judge_folders(answers)[0] / "metrics.json"))
+    assert {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]} == pytest.approx(metrics)
+    assert metrics
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
-    [({"reasons": False}, "reasons"), ({"temperature": 0.5}, "sampling"), ({"max_new_tokens": 99}, "sampling")],
+    [
+        ({"reasons": False}, "reasons = True, not False"),
+        ({"temperature": 0.5}, "sampling.temperature = 0.0, not 0.5; give"),
+        ({"max_new_tokens": 99}, "sampling.max_new_tokens = .*, not 99; give"),
+    ],
 )
 def test_a_folder_of_another_identity_is_refused_by_name(changed: dict[str, Any], named: str, tmp_path: Path) -> None:
     run = answered_run(tmp_path)

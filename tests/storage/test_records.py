@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from permix.config import ModelConfig, StabilityConfig
+from permix.config import ModelConfig, StabilityConfig, build_config
 from permix.errors import ConfigError, DataError, PermixError
 from permix.storage.cells import read_cells
 from permix.storage.files import guard_writes, read_json, write_json, write_text
@@ -162,8 +162,8 @@ def test_one_process_cannot_open_a_run_twice(tmp_path: Path) -> None:
     [
         ({"model": "abd", "seed": 0}, "model = 'abc', not 'abd'"),
         ({"model": "abc", "seed": 1}, "seed = 0, not 1"),
-        ({"model": "abc"}, "seed = 0, not None"),
-        ({"model": "abc", "seed": 0, "empty_system_prompt": True}, "empty_system_prompt = None, not True"),
+        ({"model": "abc"}, "seed = 0, not none"),
+        ({"model": "abc", "seed": 0, "empty_system_prompt": True}, "empty_system_prompt = none, not True"),
     ],
 )
 def test_another_identity_is_refused_by_name_and_both_values(other: dict[str, Any], named: str, tmp_path: Path) -> None:
@@ -175,13 +175,111 @@ def test_another_identity_is_refused_by_name_and_both_values(other: dict[str, An
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
 
 
+def refusal(path: Path, config: StabilityConfig, identity: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as refused, RunDir.open(path, config, identity):
+        pass
+    assert "\n" not in str(refused.value)
+    return str(refused.value).partition("this run was made with ")[2].partition("; give another folder")[0]
+
+
+def test_a_refusal_names_the_values_that_differ_and_no_others(tmp_path: Path) -> None:
+    sampling = {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 256}
+    write(tmp_path, identity=IDENTITY | {"sampling": sampling, "order": ["a", "b"]})
+    asked = IDENTITY | {"sampling": sampling | {"max_new_tokens": 16}, "seed": 1, "order": ["b"]}
+    assert (
+        refusal(tmp_path, CONFIG, asked)
+        == "order = ['a', 'b'], not ['b']; sampling.max_new_tokens = 256, not 16; seed = 0, not 1"
+    )
+
+
+def test_a_refusal_has_a_bounded_length(tmp_path: Path) -> None:
+    write(tmp_path, identity={f"k{number}": "x" * 500 for number in range(9)} | {"key": "sk-" + "a" * 20, "z": "\x1b[31m"})
+    said = refusal(tmp_path, CONFIG, {"key": "other", "z": "plain"})
+    assert said.startswith(f"k0 = '{'x' * 79}…', not none; k1 = ")
+    assert said.endswith("; and 5 more")
+    assert len(said) < 800
+    again = refusal(tmp_path, CONFIG, {f"k{number}": "x" * 500 for number in range(9)} | {"key": "other", "z": "plain"})
+    assert again == r"key = '(hidden)', not 'other'; z = '\x1b[31m', not 'plain'"
+
+
+A, B = "0123456789abcdef", "fedcba9876543210"
+
+
+@pytest.mark.parametrize(
+    ("key", "model", "said"),
+    [
+        ("model", {"name": "other"}, "model.name = 'bundled', not 'other'"),
+        ("model", {"dtype": "bfloat16", "batch_size": 4}, "model.dtype = 'auto', not 'bfloat16'"),
+        ("model", {"batch_size": 4}, "other weights, another tokenizer, chat template or precision, under the same model.name"),
+        ("template", {"batch_size": 4}, "another text of personas.template"),
+        ("surprise", {"batch_size": 4}, "another value behind surprise"),
+    ],
+)
+def test_a_hash_is_named_by_the_settings_that_it_stands_for(key: str, model: dict[str, Any], said: str, tmp_path: Path) -> None:
+    write(tmp_path, identity={key: A})
+    other = build_config(StabilityConfig, {"label": "base", "model": model}, source="test")
+    assert refusal(tmp_path, other, {key: B}) == said
+
+
+def test_a_hash_without_a_readable_config_has_words(tmp_path: Path) -> None:
+    write(tmp_path, identity={"model": A})
+    for damage in (lambda file: file.write_text("{"), Path.unlink):
+        damage(tmp_path / "config.json")
+        assert refusal(tmp_path, CONFIG, {"model": B}).startswith("other weights, another tokenizer")
+        write(tmp_path, identity={"model": A})  # the file is written anew
+        assert read_json(tmp_path / "config.json")["label"] == "base"
+
+
+def test_another_model_at_another_address_is_named_with_both(tmp_path: Path) -> None:
+    one, two = (
+        build_config(
+            StabilityConfig,
+            {"model": {"backend": "openai", "name": "m", "base_url": f"http://h:{port}/v1", "concurrency": port}},
+            source="test",
+        )
+        for port in (1, 2)
+    )
+    with RunDir.open(tmp_path, one, {"model": A}):
+        pass
+    assert refusal(tmp_path, two, {"model": B}) == (
+        "other weights, another tokenizer, chat template or precision, under the same model.name; "
+        "model.base_url = 'http://h:1/v1', not 'http://h:2/v1'"
+    )
+
+
+def test_keys_that_earlier_versions_counted_are_not_compared(tmp_path: Path) -> None:
+    write(tmp_path, identity=IDENTITY | {"train": {"lr": 0.1, "save_every": 10}, "teacher": {"base_url": "http://h:1"}})
+    before = (tmp_path / "provenance.json").read_bytes()
+    former = ("train.save_every", "teacher.base_url")
+    now = IDENTITY | {"train": {"lr": 0.1}, "teacher": {}}
+    with RunDir.open(tmp_path, CONFIG, now, former_identity_keys=former):
+        pass
+    assert (tmp_path / "provenance.json").read_bytes() == before, "checkpoints hold a hash of it"
+    with (
+        pytest.raises(ConfigError, match=r"made with train.lr = 0.1, not 0.2; give"),
+        RunDir.open(tmp_path, CONFIG, now | {"train": {"lr": 0.2}}, former_identity_keys=former),
+    ):
+        pass
+
+
+def test_values_that_are_written_otherwise_now_are_replaced_at_any_depth(tmp_path: Path) -> None:
+    write(tmp_path, identity={"model": A, "interview": {"asked by": A, "turns": 3}, "order": [A]})
+    now = {"model": B, "interview": {"asked by": B, "turns": 3}, "order": [A]}
+    with RunDir.open(tmp_path, CONFIG, now, former_values={A: B}):
+        pass
+    assert read_json(tmp_path / "provenance.json")["identity"] == now
+    with pytest.raises(ConfigError), RunDir.open(tmp_path, CONFIG, now | {"seed": 1}, former_values={B: A}):
+        pass
+    assert read_json(tmp_path / "provenance.json")["identity"] == now, "a refused start changes nothing"
+
+
 def test_a_run_is_given_a_key_that_it_may_gain_and_keeps_it(tmp_path: Path) -> None:
     write(tmp_path, answered("q1"))
     born = read_json(tmp_path / "provenance.json")
     with RunDir.open(tmp_path, CONFIG, IDENTITY | {"strategy": "vote"}, new_identity_keys=("strategy",)) as run:
         assert list(run.cells().values()) == [answered("q1")]
     assert read_json(tmp_path / "provenance.json") == born | {"identity": IDENTITY | {"strategy": "vote"}}
-    for other, named in (({}, "'vote', not None"), ({"strategy": "search"}, "'vote', not 'search'")):
+    for other, named in (({}, "'vote', not none"), ({"strategy": "search"}, "'vote', not 'search'")):
         with (
             pytest.raises(ConfigError, match=f"strategy = {named}"),
             RunDir.open(tmp_path, CONFIG, IDENTITY | other, new_identity_keys=("strategy",)),

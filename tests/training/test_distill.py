@@ -1,5 +1,6 @@
 """Distillation: samples have the plan's seeds and personas, the right ones are learnt, and what did not come is owed."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 
 from permix.config import OptimConfig, PersonasConfig, RolloutPlanConfig, TrainConfig, build_config
 from permix.errors import ConfigError, IncompleteRunError, PermixError
+from permix.inference.openai import OpenAIModel
+from permix.pipelines.train import FORMER_IDENTITY_KEYS
 from permix.plan import PersonaSampler, Plan, PlanBuilder, compile_plan
 from permix.storage.files import read_json
 from permix.storage.run_dir import RunDir
@@ -18,6 +21,7 @@ from permix.training.sft_data import (
     teacher_cells,
     teacher_config,
     teacher_examples,
+    teacher_identity,
 )
 from permix.types import Cell, CellKey, Completion, Persona, Question, Verdict, seed_from
 from permix.verification.math_verifier import Verifier
@@ -166,13 +170,30 @@ def test_another_teacher_under_the_same_name_is_refused(tmp_path: Path) -> None:
     with openai_server(Script("6", error(500), *["6"] * 6), listing("test", root="one")) as server:
         with pytest.raises(IncompleteRunError):
             ask(stage(tmp_path / "run", server.base_url))
-        known = read_json(tmp_path / "run" / "teacher.json")
         server.models = listing("test", root="two")
-        with pytest.raises(
-            ConfigError, match=rf"teacher: the samples in .* are of test with fingerprint {known['fingerprint']}, but"
-        ):
+        with pytest.raises(ConfigError, match=r"teacher: the samples in .* are of other weights or settings of 'test'; give"):
             ask(stage(tmp_path / "run", server.base_url))
     assert len(server.asked) == 8
+
+
+def test_a_teacher_that_has_moved_goes_on(tmp_path: Path) -> None:
+    with openai_server(Script("6", error(500), *["6"] * 6)) as server:
+        first = server.base_url
+        with pytest.raises(IncompleteRunError):
+            ask(stage(tmp_path / "run", first))
+    file = tmp_path / "run" / "provenance.json"
+    born = read_json(file)
+    with openai_server(lambda body, nth, headers: "6") as server:
+        # As an earlier version recorded it: the address in the identity, and in the fingerprint.
+        file.write_text(json.dumps(born | {"identity": {"teacher": {"base_url": first}}}))
+        config = stage(tmp_path / "run", server.base_url)
+        earlier = OpenAIModel(config.teacher).former_fingerprint(first)
+        (tmp_path / "run" / "teacher.json").write_text(json.dumps({"name": "test", "fingerprint": earlier}))
+        assert "base_url" not in teacher_identity(config)
+        with RunDir.open(config.out, config, {"teacher": {}}, former_identity_keys=FORMER_IDENTITY_KEYS) as run:
+            teacher_examples(config, PLAN, run, Verifier())
+        assert len(server.asked) == 1
+    assert read_json(tmp_path / "run" / "teacher.json")["fingerprint"] != earlier
 
 
 def test_an_endpoint_that_is_not_there_is_named_as_the_teachers(tmp_path: Path) -> None:

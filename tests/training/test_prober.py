@@ -496,8 +496,8 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(tiny_model: Path
 
 
 def test_another_probe_in_its_folder_is_refused(tiny_model: Path, probed: Path) -> None:
-    for other in ({"every": 3}, None):
-        with pytest.raises(ConfigError, match="this run was made with dev_eval = "):
+    for other, named in (({"every": 3}, "dev_eval.every = 2, not 3; give"), (None, "dev_eval.every = 2, not 0; ")):
+        with pytest.raises(ConfigError, match=f"this run was made with .*{named}"):
             run_training(stage(tiny_model, probed, other))
 
 

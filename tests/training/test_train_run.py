@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from permix.config import (
+    BOOKKEEPING_FIELDS,
     CharacterConfig,
     ModelConfig,
     OptimConfig,
@@ -28,12 +29,15 @@ from permix.inference.hf import HFModel, folder_fingerprint
 from permix.pipelines.train import build_trained_on, run_training
 from permix.plan import compile_plan_from_config, read_plan, write_plan
 from permix.storage.cells import read_cells
+from permix.storage.files import read_json
 from permix.tasks.base import TrainedOn, read_trained_on, write_trained_on
+from permix.trackers import TRACKERS, TrackedRun
 from permix.training.checkpoints import newest_checkpoint
 from permix.training.job import TrainJob
 from permix.training.run_log import read_training_log
 from permix.types import Completion, Message, Request, Sampling, digest
 from tests.killable import Moment, command
+from tests.test_trackers import scalars
 from tests.tiny import CHATML_DEFAULT, make_base_folder, make_tokenizer
 
 QUICK = {"lr": 1e-2, "max_new_tokens": 6, "microbatch_tokens": 256, "precision": "float32", "save_every": 2}
@@ -255,12 +259,17 @@ def test_a_finished_run_started_again_does_nothing(plain: Path, tiny_model: Path
 
 @pytest.mark.parametrize(
     ("changed", "named"),
-    [({"lr": 2e-2}, "train"), ({"plan": {"mix": 0.0}}, "plan"), ({"plan": {"seed": 1}}, "plan"), ({"beta": 0.1}, "train")],
+    [
+        ({"lr": 2e-2}, r"train.lr = 0.01, not 0.02"),
+        ({"plan": {"mix": 0.0}}, r"plan.mix = .*, not 0.0"),
+        ({"plan": {"seed": 1}}, r"plan.seed = 0, not 1"),
+        ({"beta": 0.1, "lr": 2e-2}, r"train.beta = 0.0, not 0.1; train.lr = 0.01, not 0.02"),
+    ],
 )
 def test_another_plan_or_setting_in_its_folder_is_refused(
     plain: Path, tiny_model: Path, changed: dict[str, Any], named: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"this run was made with {named} = "):
+    with pytest.raises(ConfigError, match=f"this run was made with {named}; give another folder"):
         run_training(stage(tiny_model, plain, **changed))
 
 
@@ -271,12 +280,81 @@ def test_where_an_engine_stands_is_not_what_a_run_is_but_that_there_is_one_is(pl
         "vllm_gpu_memory_utilization": 0.5,
     }
     assert run_training(stage(tiny_model, plain, **places)) == plain / "model"
-    with pytest.raises(ConfigError, match="this run was made with train = "):
+    with pytest.raises(ConfigError, match=r"this run was made with train.vllm_mode = 'colocate', not 'server'; give"):
         run_training(stage(tiny_model, plain, vllm_mode="server"))
 
 
+BOOKKEEPING: dict[str, Any] = {"report_to": ("tensorboard",), "save_every": 1, "samples_every": 1, "keep_checkpoints": True}
+
+
+def test_what_changes_nothing_that_is_learnt_may_change_between_starts(plain: Path, tiny_model: Path) -> None:
+    assert BOOKKEEPING.keys() == set(BOOKKEEPING_FIELDS)
+    assert run_training(stage(tiny_model, plain, **BOOKKEEPING)) == plain / "model"
+    assert read_json(plain / "config.json")["train"]["save_every"] == 1
+    run_training(stage(tiny_model, plain))
+
+
+def test_a_killed_run_goes_on_with_other_bookkeeping_and_ends_with_the_same_weights(
+    plain: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Its identity has the settings that earlier versions of permix recorded, and its checkpoint a hash of it."""
+    config, killed = tmp_path / "train.json", tmp_path / "killed"
+    config.write_text(stage(tiny_model, killed).model_dump_json())
+    dies = Moment("permix.storage.run_dir:RunDir._open_or_resume")
+    assert command("train", str(config), dies=dies) == -9
+    born = read_json(killed / "provenance.json")
+    assert born["identity"]["train"].keys().isdisjoint(BOOKKEEPING_FIELDS)
+    born["identity"]["train"] |= {"report_to": [], "save_every": 2, "samples_every": 5, "keep_checkpoints": False}
+    (killed / "provenance.json").write_text(json.dumps(born))
+    assert command("train", str(config), dies=Moment("permix.training.grpo_trainer:PlanGRPOTrainer._save_checkpoint")) == -9
+    kept = newest_checkpoint(killed / "checkpoints")
+    assert kept is not None
+    assert kept.name == "checkpoint-2"
+
+    settings = ("--train.save-every", "1", "--train.samples-every", "1", "--train.keep-checkpoints")
+    assert command("train", str(config), *settings, "--train.report-to", "tensorboard") == 0
+    assert (killed / "model/model.safetensors").read_bytes() == (plain / "model/model.safetensors").read_bytes()
+    assert log_of(killed) == log_of(plain)
+    assert (killed / "checkpoints/checkpoint-3").is_dir(), "kept, and written by the new interval"
+    assert read_json(killed / "provenance.json") == born
+    assert [step for step, _ in scalars(killed / "tensorboard")["train/loss"]] == [3]
+
+
+def test_a_finished_training_has_its_curves_and_no_checkpoints(plain: Path, tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    config = stage(tiny_model, tmp_path / "run", report_to=("tensorboard",))
+    folder = run_training(config)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    found = scalars(tmp_path / "run" / "tensorboard")
+    assert found["train/reward"] == [(line["step"], pytest.approx(line["reward"], abs=1e-6)) for line in log_of(tmp_path / "run")]
+    assert [step for step, _ in found["train/loss"]] == [1, 2, 3]
+    assert (folder / "model.safetensors").read_bytes() == (plain / "model/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["permix", "sft"])
+def test_a_tracker_that_fails_does_not_end_a_training(
+    method: TrainMethod, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken:
+        def __init__(self, run: TrackedRun) -> None:
+            assert run.label == "tiny"
+
+        def log(self, values: Any, step: int) -> None:
+            assert any(name.startswith("train/") for name in values)
+            raise RuntimeError("the server is gone")
+
+        def close(self) -> None:
+            raise AssertionError("it was dropped")
+
+    monkeypatch.setitem(TRACKERS, "tensorboard", Broken)
+    config = stage(tiny_model, tmp_path / "run", report_to=("tensorboard",), plan={"steps": 2}, max_new_tokens=12)
+    folder = run_training(config.model_copy(update={"method": method}))
+    assert (folder / "model.safetensors").exists()
+    assert capsys.readouterr().err.count("warning: tensorboard: RuntimeError: the server is gone; it gets no more metrics") == 1
+
+
 def test_another_model_in_its_folder_is_refused(plain: Path) -> None:
-    with pytest.raises(ConfigError, match="this run was made with model = "):
+    with pytest.raises(ConfigError, match=r"this run was made with model.name = '.*', not '.*'; give"):
         run_training(stage(plain / "model", plain))
 
 

@@ -18,6 +18,7 @@ from permix.config.data import (
     ANSWER_KINDS,
     BACKENDS,
     OWN_OBJECT_NAME,
+    TRACKER_PACKAGES,
     BackendCapabilities,
     InterviewConfig,
     InterviewerConfig,
@@ -56,6 +57,7 @@ from permix.config.stages import (
     ViewConfig,
 )
 from permix.config.training import (
+    BOOKKEEPING_FIELDS,
     DEFAULT_MIX,
     IGNORED_FIELDS,
     NO_PERSONA_METHODS,
@@ -75,6 +77,7 @@ from permix.config.training import (
 __all__ = [
     "ANSWER_KINDS",
     "BACKENDS",
+    "BOOKKEEPING_FIELDS",
     "CONFIGS_BY_STAGE",
     "CONFIG_SUFFIXES",
     "DEFAULTS_FROM_DATA",
@@ -84,6 +87,7 @@ __all__ = [
     "OWN_OBJECT_NAME",
     "RUNTIME_ONLY_FIELDS",
     "SUPERVISED_METHODS",
+    "TRACKER_PACKAGES",
     "AnyConfig",
     "BackendCapabilities",
     "CharacterConfig",

@@ -6,17 +6,33 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from permix.config.base import ConfigSection
+from permix.config.base import ConfigSection, quote_input
 from permix.errors import closest_match
 from permix.sanitize import redact_secrets
 from permix.types import Split
 
 OWN_OBJECT_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 """The name of a Python object of the user's own: "package.module:NAME"."""
+
+TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio>=0.21", "mlflow": "mlflow"}
+"""For each experiment tracker that `report_to` may name: what pip installs for it."""
+
+
+def _check_tracker_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in TRACKER_PACKAGES:
+            near = closest_match(name.lower(), TRACKER_PACKAGES)
+            hint = f"did you mean {near}? " if near else ""
+            raise ValueError(f"no tracker is named {quote_input(name)}; {hint}must be of {', '.join(TRACKER_PACKAGES)}")
+    return tuple(dict.fromkeys(names))
+
+
+TrackerNames = Annotated[tuple[str, ...], AfterValidator(_check_tracker_names)]
+"""Names of experiment trackers, each once."""
 
 
 class BackendCapabilities(NamedTuple):

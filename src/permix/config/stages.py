@@ -16,6 +16,7 @@ from permix.config.data import (
     PersonasConfig,
     TaskConfig,
     ThinkingSwitch,
+    TrackerNames,
     check_room_for_answer,
 )
 from permix.config.training import (
@@ -219,6 +220,8 @@ class StabilityConfig(RunConfig):
     precision: float | None = Field(default=None, gt=0, lt=1)
     """Ask in rounds until the interval of PSS has this half width or less; each round asks only personas that may still be the
     worst or the best, and at most task.n questions."""
+    report_to: TrackerNames = ()
+    """Experiment trackers that receive the measures, besides metrics.json: tensorboard, wandb, trackio, mlflow."""
     plan_power: float | None = Field(default=None, gt=0, le=1)
     """Do not run a model; print how many questions are needed to detect a persona effect of this size (0 to 1), based on the run
     in --out if there is one."""
@@ -285,6 +288,8 @@ class FidelityConfig(RunConfig):
     """Seed for sampling completions, for the folds and for the bootstrap."""
     resamples: int = Field(default=2000, ge=100)
     """Number of bootstrap resamples."""
+    report_to: TrackerNames = ()
+    """Experiment trackers that receive the measures, besides metrics.json: tensorboard, wandb, trackio, mlflow."""
 
     @property
     def kind(self) -> Literal["open", "personagym", "interview"]:
@@ -365,6 +370,8 @@ class JudgeConfig(ConfigSection):
     """Seed for sampling the judge's replies, for choosing the controls and for the bootstrap."""
     resamples: int = Field(default=2000, ge=100)
     """Number of bootstrap resamples."""
+    report_to: TrackerNames = ()
+    """Experiment trackers that receive the measures, besides metrics.json: tensorboard, wandb, trackio, mlflow."""
 
 
 class QuestionsConfig(RunConfig):

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from permix.config.base import ConfigSection
+from permix.config.data import TrackerNames
 from permix.sanitize import redact_secrets
 from permix.types import PersonaScope
 
@@ -122,8 +123,8 @@ class OptimConfig(ConfigSection):
     """Steps of the plan between samples of completions in samples.md."""
     seed: int = Field(default=0, ge=0)
     """Seed for everything that plan.seed does not cover (LoRA's initial weights, dropout)."""
-    report_to: tuple[str, ...] = ()
-    """Experiment trackers that receive the metrics, besides log.jsonl: wandb, tensorboard, mlflow, trackio ..."""
+    report_to: TrackerNames = ()
+    """Experiment trackers that receive the metrics, besides log.jsonl: tensorboard, wandb, trackio, mlflow."""
     use_vllm: bool = False
     """Generate rollouts with vLLM through TRL. They are then not reproducible bit for bit."""
     vllm_mode: Literal["colocate", "server"] = "colocate"
@@ -149,11 +150,11 @@ class OptimConfig(ConfigSection):
         return self
 
 
-RUNTIME_ONLY_FIELDS = (
-    *("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_gpu_memory_utilization"),
-    "save_dtype",
-)
+RUNTIME_ONLY_FIELDS = ("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_gpu_memory_utilization")
 """Settings of [train] that change where rollouts are generated, not what is computed: a run may be resumed with other values."""
+
+BOOKKEEPING_FIELDS = ("report_to", "save_every", "samples_every", "keep_checkpoints", "save_dtype")
+"""Settings of [train] that change what is written, not what is learnt: a run may be resumed with other values."""
 
 
 class CharacterConfig(ConfigSection):

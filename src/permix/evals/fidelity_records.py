@@ -20,7 +20,7 @@ from permix.evals.grid import (
     run_cells,
     token_limit_text,
 )
-from permix.inference.base import Model
+from permix.inference.base import Model, recorded_fingerprints
 from permix.metrics.sequential import Round, count_cells
 from permix.personas.pool import PersonaPool, select_recorded_personas
 from permix.prompts import template_hash
@@ -28,6 +28,7 @@ from permix.storage.cells import explain_missing, find_failures
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
 from permix.tasks.base import read_trained_on
+from permix.trackers import log_measures
 from permix.types import Cell, Persona, Question, Record
 
 FidelityKind = Literal["open", "personagym", "interview"]
@@ -85,7 +86,8 @@ def run_fidelity_cells(
         "sampling": config.sampling.model_dump(),
         "seed": config.seed,
     }
-    with RunDir.open(config.out, config, common | identity, cells) as run:
+    former = recorded_fingerprints(model, config.out)
+    with RunDir.open(config.out, config, common | identity, cells, former_values=former) as run:
         write_json(run.path / "grid.json", grid_description)
         with run.track_usage():
             pending = run_cells(model, cells, config.sampling, run, None, f"fidelity {config.label or model.name}")
@@ -96,15 +98,18 @@ def run_fidelity_cells(
             result = measure(run.path)
         except DataError as error:
             raise (IncompleteRunError(missing, pending) if pending else error) from error
-        write_fidelity_metrics(run.path, result, measure_text(run.path))
+        metrics = write_fidelity_metrics(run.path, result, measure_text(run.path))
+        log_measures(config.report_to, run.path, config.label or model.name, metrics)
     if pending:
         raise IncompleteRunError(missing, pending)
     return result
 
 
-def write_fidelity_metrics(run: Path, result: Record, text_metrics: Record) -> None:
-    """Write metrics.json: the measures of the kind, and under "unjudged" the text metrics that all kinds share."""
-    write_json(run / "metrics.json", result.model_dump(mode="json") | {"unjudged": text_metrics.model_dump(mode="json")})
+def write_fidelity_metrics(run: Path, result: Record, text_metrics: Record) -> dict[str, Any]:
+    """Write metrics.json and return it: the measures of the kind, and under "unjudged" the text metrics of all kinds."""
+    metrics = result.model_dump(mode="json") | {"unjudged": text_metrics.model_dump(mode="json")}
+    write_json(run / "metrics.json", metrics)
+    return metrics
 
 
 def cut_off_warning(run: RunReader, answers: GridResults) -> str | None:

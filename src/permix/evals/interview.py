@@ -28,12 +28,13 @@ from permix.evals.fidelity_records import (
     describe_ids,
     question_at_turn,
     select_fidelity_personas,
+    turn_number,
     write_fidelity_metrics,
 )
 from permix.evals.grid import describe_grid, run_cells, warn_trained_personas
 from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import check_model, load_model
-from permix.inference.base import Model
+from permix.inference.base import Model, recorded_fingerprints
 from permix.inference.cache import cached_model
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.inference.hf import context_window, encode_chat, load_tokenizer, resolve_model_source
@@ -43,6 +44,7 @@ from permix.prompts import build_messages, template_hash
 from permix.storage.cells import CellIndex, explain_missing, find_failures, read_cells
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir
+from permix.trackers import log_measures
 from permix.types import Cell, CellKey, Completion, Message, Persona, Question, Sampling, digest, seed_from
 
 QuestionOrders = Mapping[str, tuple[Question, ...]]
@@ -278,7 +280,10 @@ def evaluate_interview(
     model: Model, config: FidelityConfig, plan: InterviewPlan, interviewer_model: Model | None = None
 ) -> Drift:
     """Like `run_interview`, for loaded models; `interviewer_model` asks if the plan has no question orders."""
-    with RunDir.open(config.out, config, _identity(model, config, plan, interviewer_model)) as run:
+    former = recorded_fingerprints(model, config.out)
+    if interviewer_model is not None:
+        former |= recorded_fingerprints(interviewer_model, config.out, "interviewer")
+    with RunDir.open(config.out, config, _identity(model, config, plan, interviewer_model), former_values=former) as run:
         with run.track_usage():
             conversations = conduct_interviews(
                 model, config, plan, _make_interviewer(plan, interviewer_model, run, config.seed), run
@@ -289,7 +294,8 @@ def evaluate_interview(
             result = measure_drift(run.path, config.reference)
         except DataError as error:
             raise (_incomplete_run_error(run, n_pending, n_turns) if n_pending else error) from error
-        write_fidelity_metrics(run.path, result, measure_text_metrics(run.path))
+        metrics = write_fidelity_metrics(run.path, result, measure_text_metrics(run.path))
+        log_measures(config.report_to, run.path, config.label or model.name, metrics)
         if n_pending:
             raise _incomplete_run_error(run, n_pending, n_turns)
     return result

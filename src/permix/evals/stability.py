@@ -34,7 +34,7 @@ from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import EvalSetup, Strategy
 from permix.evals.strategies.persona_search import load_selection_questions
 from permix.inference import check_model, load_model
-from permix.inference.base import Model
+from permix.inference.base import Model, recorded_fingerprints
 from permix.inference.cache import cached_model
 from permix.metrics import sequential, statistics
 from permix.metrics.linear_models import TemplateEffects, split_by_template, summarize_template_effects
@@ -50,6 +50,7 @@ from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
 from permix.tasks import LoadedTask, load_selection
 from permix.tasks.base import Task, answer_token_limit, check_contamination, read_trained_on, verify_completion
+from permix.trackers import check_trackers, log_measures
 from permix.types import Cell, Verdict, digest
 from permix.verification.math_verifier import VERIFIER_VERSION, Verifier
 
@@ -229,7 +230,8 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
         check_same_rounds(config.out, setup)
     first = first_round_cells(setup, stopping_rule) if stopping_rule else strategy.initial_cells(setup)
     gains = ("strategy",) if strategy.is_full_grid else ()
-    with RunDir.open(config.out, config, stability_identity(config, task, model), first, gains) as run:
+    identity, former = stability_identity(config, task, model), recorded_fingerprints(model, config.out)
+    with RunDir.open(config.out, config, identity, first, gains, former_values=former) as run:
         description = f"stability {config.label or model.name}"
         verifier = Verifier()
         with run.track_usage():
@@ -248,7 +250,9 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
             raise IncompleteRunError(f"{missing}; until then no persona can be chosen", progress.pending)
         answers = read_grid_results(run.path)
         summary = measure_stability(run.path, answers)
-        write_json(run.path / "metrics.json", _metrics_json(summary, run.path, answers))
+        metrics = _metrics_json(summary, run.path, answers)
+        write_json(run.path / "metrics.json", metrics)
+        log_measures(config.report_to, run.path, config.label or model.name, metrics)
     if progress.pending:
         raise IncompleteRunError(missing, progress.pending)
     return summary
@@ -354,6 +358,7 @@ def prepare_stability(
     config: StabilityConfig, given_task: LoadedTask | None = None, given_pool: PersonaPool | None = None
 ) -> PreparedStability:
     """Load task, questions and personas. Raises ConfigError or DataError if the configuration or the data are invalid."""
+    check_trackers(config.report_to, "report_to")
     trained_hashes = trained_question_hashes(config.model, config.exclude_plans)
     loaded = _load_asked_questions(config, trained_hashes) if given_task is None else given_task
     personas, pool = (

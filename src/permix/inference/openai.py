@@ -386,17 +386,28 @@ class OpenAIModel:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the address, the model's name and the metadata of the weights in `GET /models`.
+        """A digest of the model's name, the metadata of its weights in `GET /models`, and the added fields of requests.
 
-        Most servers give no metadata; then another model under the same name goes unnoticed. The first use asks the endpoint and
-        raises ConfigError as `check_endpoint` does.
+        The address is no part of it: a server may be started again on another machine or port. Most servers give no metadata;
+        then other weights under the same name go unnoticed. The first use asks the endpoint and raises ConfigError as
+        `check_endpoint` does.
         """
+        return digest("openai", *self._fingerprint_parts())
+
+    def former_fingerprint(self, base_url: str) -> str:
+        """The fingerprint that earlier versions of permix gave this model at `base_url`: they counted the address.
+
+        Raises ConfigError for an address that is none.
+        """
+        url = _parse_url(base_url)
+        return digest("openai", f"{url.netloc.lower()}{url.path.rstrip('/')}", *self._fingerprint_parts())
+
+    def _fingerprint_parts(self) -> list[str]:
         self.check_endpoint()
-        address = f"{self._url.netloc.lower()}{self._url.path.rstrip('/')}"
         metadata = [_weights_metadata(served) for served in self._served_models or () if served.id == self.name]
         extra = self.config.extra_fields
         added = [json.dumps(extra, sort_keys=True)] if extra else []
-        return digest("openai", address, self.name, *metadata, *added)
+        return [self.name, *metadata, *added]
 
     def check_endpoint(self) -> None:
         """Raise ConfigError unless the endpoint can be reached and accepts the key. Only the first call asks it.

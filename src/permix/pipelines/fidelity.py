@@ -22,7 +22,7 @@ from permix.evals.interview import preflight_interview, run_interview
 from permix.evals.open_ended import preflight_open_ended, run_open_ended
 from permix.evals.personagym import preflight_personagym, run_personagym
 from permix.inference import check_model, load_model
-from permix.inference.base import Model
+from permix.inference.base import Model, recorded_fingerprints
 from permix.inference.cost import Price, RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.judges.prompts import (
     ExamplesByQuestion,
@@ -57,6 +57,7 @@ from permix.prompts import template_text
 from permix.storage.cells import JUDGE_OPTIONS, explain_missing
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
+from permix.trackers import check_trackers, log_measures
 from permix.types import Question, Record, Sampling
 
 
@@ -85,7 +86,8 @@ def judge_fidelity_run(config: JudgeConfig, given_model: Model | None = None) ->
     with error_context("judge"):
         model = load_model(named.judge, named.threads) if given_model is None else given_model
         identity = _judge_identity(named, setup, model)
-    with RunDir.open(folder, named, identity) as run:
+        former = recorded_fingerprints(model, folder, "judge")
+    with RunDir.open(folder, named, identity, former_values=former) as run:
         inputs = [prompt.judge_input for prompt in prompts]
         write_json(folder / JUDGE_INPUTS_FILE, describe_judge_inputs(setup.discriminates_personas, inputs))
         with run.track_usage(), error_context("judge"):
@@ -130,7 +132,10 @@ def _estimate_judging(config: JudgeConfig, setup: JudgeSetup, prompts: Sequence[
 
 def _judge_config_for(config: FidelityConfig) -> JudgeConfig:
     """The configuration of the judging at the end of a fidelity run."""
-    return JudgeConfig(run=config.out, judge=config.judge, threads=config.threads, seed=config.seed, resamples=config.resamples)
+    return JudgeConfig(
+        run=config.out, judge=config.judge, threads=config.threads, seed=config.seed, resamples=config.resamples,
+        report_to=config.report_to,
+    )  # fmt: skip
 
 
 def required_rubrics(config: FidelityConfig) -> Collection[str]:
@@ -143,6 +148,7 @@ def prepare_judging(config: JudgeConfig) -> tuple[JudgeSetup, list[JudgePrompt]]
 
     Raises ConfigError or DataError for every problem that shows without a call.
     """
+    check_trackers(config.report_to, "report_to")
     if config.judge.name == "none":
         raise ConfigError('judge.name = "none": give a judge: a model folder, a hub id, or the name that an endpoint serves')
     stage = RunReader(config.run).config.get("stage")
@@ -224,10 +230,13 @@ def _check_examples_complete(items: Collection[JudgeInput], examples: ExamplesBy
 
 def _write_metrics(config: JudgeConfig, folder: Path, *, pending: int) -> None:
     try:
-        write_json(folder / "metrics.json", measure_judge(config.run, folder, seed=config.seed, resamples=config.resamples))
+        metrics = measure_judge(config.run, folder, seed=config.seed, resamples=config.resamples)
     except DataError:
         if not pending:  # with scores missing, the caller raises MissingScoresError, which is the cause
             raise
+        return
+    write_json(folder / "metrics.json", metrics)
+    log_measures(config.report_to, folder, _judge_label(config.judge), metrics.model_dump(mode="json"), config.run)
 
 
 def _print_missing(run: Path, n_present: int) -> None:
@@ -273,6 +282,7 @@ FIDELITY_PREFLIGHTS: Mapping[str, Callable[[FidelityConfig], dict[str, str]]] = 
 
 def preflight_fidelity(config: FidelityConfig) -> dict[str, str]:
     """Describe the run without loading a model. Raises ConfigError or DataError if the configuration cannot be used."""
+    check_trackers(config.report_to, "report_to")
     template_text(config.personas.template)
     check_model(config.model, contact=False)
     if config.judge.name == "none":
@@ -307,6 +317,7 @@ def run_fidelity(
     too few answers to measure. Raises ConfigError, before the model is asked, for a judge that cannot be used, and for personas
     or questions that a kind of run with its own personas or questions cannot use.
     """
+    check_trackers(config.report_to, "report_to")
     has_judge = config.judge.name != "none"
     if has_judge:
         _check_judge_usable(config)

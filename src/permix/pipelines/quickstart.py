@@ -184,7 +184,7 @@ def preflight_quickstart(config: QuickstartConfig) -> dict[str, str]:
     for training in train_configs:
         preflight_training(training)
     base = stability_configs[0]
-    cells = STRATEGIES[base.strategy].initial_cells(prepare_stability(base)[1])
+    cells = STRATEGIES[base.strategy].initial_cells(prepare_stability(base).setup)
     groups = [RequestGroup([cell.messages for cell in cells], base.sampling.max_new_tokens, times=len(stability_configs))]
     for distinct in fidelity_configs:
         answers = build_open_ended_cells(distinct, select_open_ended_personas(distinct), load_open_questions(distinct))

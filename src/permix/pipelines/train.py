@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from permix.config import RUNTIME_ONLY_FIELDS, SUPERVISED_METHODS, ModelConfig, TrainConfig
+from permix.config import BOOKKEEPING_FIELDS, RUNTIME_ONLY_FIELDS, SUPERVISED_METHODS, ModelConfig, TrainConfig
 from permix.errors import DataError
 from permix.inference.cost import RequestGroup, duration_text, estimate_cost, runs_beside
 from permix.inference.hardware import set_threads
@@ -40,6 +40,7 @@ from permix.storage.files import guard_writes
 from permix.storage.run_dir import RunDir, RunReader, cpu_seconds, read_run_file
 from permix.tasks import find_task, is_own_task
 from permix.tasks.base import TrainedOn, read_trained_on, write_trained_on
+from permix.trackers import check_trackers, open_trackers
 from permix.training import distributed
 from permix.training.backend import TRAINER_BACKENDS, TrainerBackend
 from permix.training.compatibility import check_context_window, longest_prompt_tokens
@@ -50,9 +51,13 @@ from permix.training.run_log import describe_training, describe_truncation, read
 from permix.training.sft_data import check_teacher, describe_sft_source, teacher_cells, teacher_config, teacher_identity
 from permix.types import Message
 
+FORMER_IDENTITY_KEYS = (*(f"train.{name}" for name in BOOKKEEPING_FIELDS), "teacher.base_url")
+"""Settings that earlier versions of permix counted as identity."""
+
 
 def run_training(config: TrainConfig) -> Path:
     """Run or resume the training, together with the other processes of the launch. Returns the trained model's folder."""
+    check_trackers(config.train.report_to, "train.report_to")
     with distributed.process_group():
         set_threads(config.threads)
         backend, job = TRAINER_BACKENDS[config.backend], prepare_training(config)
@@ -80,6 +85,7 @@ def run_training(config: TrainConfig) -> Path:
 def preflight_training(config: TrainConfig) -> dict[str, str]:
     """Facts about a training, without loading its model. Raises ConfigError or DataError if the configuration cannot be used."""
     template_text(config.personas.template)
+    check_trackers(config.train.report_to, "train.report_to")
     check_model_folder(config.model.name)
     job = prepare_training(config)
     TRAINER_BACKENDS[config.backend].check(job)
@@ -162,7 +168,8 @@ def _open_run_dir(job: TrainJob, source: str) -> Iterator[RunDir | None]:
         distributed.barrier()
         yield None
         return
-    with RunDir.open(job.config.out, job.config, _run_identity(job, source)) as run:
+    identity = _run_identity(job, source)
+    with RunDir.open(job.config.out, job.config, identity, former_identity_keys=FORMER_IDENTITY_KEYS) as run:
         distributed.barrier()
         yield run
 
@@ -180,7 +187,7 @@ def _track_usage(run: RunDir | None) -> Iterator[None]:
 
 
 def _run_identity(job: TrainJob, source: str) -> dict[str, Any]:
-    """The identity of the run. It leaves out settings that change only where rollouts are generated, so a resume may set them."""
+    """The identity of the run, without settings that change only where rollouts are generated or what is written."""
     config = job.config
     return {
         "method": config.method,
@@ -189,7 +196,7 @@ def _run_identity(job: TrainJob, source: str) -> dict[str, Any]:
         **_own_task_sources(job.plan),
         "model": folder_fingerprint(Path(source)) if Path(source).is_dir() else source,
         **({} if config.model.thinking == "default" else {"thinking": config.model.thinking}),
-        "train": config.train.model_dump(mode="json", exclude=set(RUNTIME_ONLY_FIELDS)),
+        "train": config.train.model_dump(mode="json", exclude={*RUNTIME_ONLY_FIELDS, *BOOKKEEPING_FIELDS}),
         "character": config.character.model_dump(mode="json"),
         **({"teacher": teacher_identity(config)} if config.method == "seqkd" else {}),
         **({"dev_eval": config.dev_eval.model_dump(mode="json")} if config.dev_eval.every else {}),
@@ -211,12 +218,14 @@ def _train_and_save(backend: TrainerBackend, job: TrainJob, source: str, run: Ru
         write_plan(job.plan, out / "plan.parquet")
         write_trained_on(out / "checkpoints", trained_on)
         shutil.rmtree(scratch, ignore_errors=True)
-    backend.train(job, source, tokenizer, run, scratch)
-    if run is not None:
-        with guard_writes(scratch):
-            write_trained_on(scratch, trained_on)
-            write_model_card(scratch, job.config, job.plan, out / "log.jsonl", source)
-            scratch.rename(target)
+    # Open until the model is saved: a tracker may take long to close, or never return.
+    with open_trackers(job.config.train.report_to if run is not None else (), out, job.label) as trackers:
+        backend.train(job._replace(trackers=trackers), source, tokenizer, run, scratch)
+        if run is not None:
+            with guard_writes(scratch):
+                write_trained_on(scratch, trained_on)
+                write_model_card(scratch, job.config, job.plan, out / "log.jsonl", source)
+                scratch.rename(target)
 
 
 def _check_prompt_lengths(job: TrainJob, source: str, tokenizer: Any) -> None:

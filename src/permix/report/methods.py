@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, ValidationError
 
-from permix.config import RUNTIME_ONLY_FIELDS, SUPERVISED_METHODS, TrainConfig, resolve_mix
+from permix.config import BOOKKEEPING_FIELDS, RUNTIME_ONLY_FIELDS, SUPERVISED_METHODS, TrainConfig, resolve_mix
 from permix.errors import ConfigError, DataError
 from permix.metrics import statistics
 from permix.metrics.identifiability import Identifiability
@@ -49,10 +49,7 @@ RECIPE_IGNORED_FIELDS = {"out", "label", "threads", "seed"}
 
 WEIGHT_NEUTRAL_SETTINGS = {
     *RUNTIME_ONLY_FIELDS,
-    "report_to",
-    "save_every",
-    "keep_checkpoints",
-    "samples_every",
+    *BOOKKEEPING_FIELDS,
     "microbatch_tokens",
     "gradient_checkpointing",
 }

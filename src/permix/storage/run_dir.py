@@ -21,6 +21,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -29,14 +30,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Annotated, Any, Required, cast
+from typing import IO, Annotated, Any, NamedTuple, Required, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from permix import __version__
 from permix.errors import ConfigError, DataError, PermixError
-from permix.sanitize import redact_arguments
+from permix.progress import print_status
+from permix.sanitize import escape_control, redact_arguments, redact_secrets, truncate
 from permix.storage.cells import CellIndex, read_cells
 from permix.storage.files import JsonlWriter, drop_torn_line, guard_writes, open_regular, read_json, read_jsonl, write_json
 from permix.types import Cell, CellKey
@@ -276,12 +278,18 @@ class RunDir:
         identity: Mapping[str, Any],
         expected_cells: Iterable[Cell] = (),
         new_identity_keys: Collection[str] = (),
+        former_identity_keys: Collection[str] = (),
+        former_values: Mapping[str, str] = {},
     ) -> Iterator["RunDir"]:
         """Create the run, or resume it.
 
         `identity`: the settings that all records of a run have in common (model fingerprint, sampling, template ...).
         `expected_cells`: the cells that the run will contain. `new_identity_keys`: keys that are added to the identity of a run
-        on disk that lacks them.
+        on disk that lacks them. `former_identity_keys`: dotted keys ("train.report_to") that a run on disk may have in its
+        identity and that are not compared. `former_values`: texts in the identity of a run on disk that are written otherwise
+        now, each with its present form, which replaces it.
+
+        A status line notes an endpoint whose address is not the recorded one.
 
         Raises ConfigError, and changes nothing on disk, if another process is writing the run, if the run on disk has another
         identity, or if it asked one of these cells with another prompt, seed or gold.
@@ -290,26 +298,35 @@ class RunDir:
             path.mkdir(parents=True, exist_ok=True)
         with _lock_run_dir(path) as lock:
             run = cls(path, lock)
-            run._open_or_resume(config, identity, expected_cells, new_identity_keys)
+            run._open_or_resume(config, identity, expected_cells, new_identity_keys, former_identity_keys, former_values)
             try:
                 yield run
             finally:
                 run._writer.close()
 
     def _open_or_resume(
-        self, config: BaseModel, identity: Mapping[str, Any], expected_cells: Iterable[Cell], new_identity_keys: Collection[str]
+        self,
+        config: BaseModel,
+        identity: Mapping[str, Any],
+        expected_cells: Iterable[Cell],
+        new_identity_keys: Collection[str],
+        former_identity_keys: Collection[str],
+        former_values: Mapping[str, str],
     ) -> None:
         requested = json.loads(json.dumps(identity))  # as JSON has it: a tuple and a list must compare equal
         path = self.path / "provenance.json"
         _ = RunReader(self.path).usage  # a damaged file is refused now, and not after the work
         if path.exists():
             provenance = read_provenance(self.path)
-            recorded = provenance["identity"]
+            recorded = _replace_values(provenance["identity"], former_values)
             added = {key: requested[key] for key in new_identity_keys if key in requested and recorded.get(key) is None}
-            _check_same_identity(self.path, recorded | added, requested)
+            former = _read_former_config(self.path)
+            settings = (former, _with_keys_of(former, config.model_dump(mode="json")))
+            _check_same_identity(self.path, _without_keys(recorded, former_identity_keys) | added, requested, settings)
             check_cells_unchanged(self.cells(), expected_cells)
-            if added:
-                write_json(path, provenance | {"identity": recorded | added})
+            _note_moved_endpoints(*settings)
+            if (identity_now := recorded | added) != provenance["identity"]:
+                write_json(path, provenance | {"identity": identity_now})
         else:
             write_json(path, {"format": RUN_FORMAT} | collect_provenance() | {"identity": requested})
         for name in APPENDED_FILES:
@@ -371,12 +388,174 @@ def _lock_run_dir(path: Path) -> Iterator[IO[bytes]]:
         yield lock
 
 
-def _check_same_identity(path: Path, recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
+def _read_former_config(path: Path) -> Mapping[str, Any]:
+    """The run's configuration before this start; {} if the file is missing or damaged, since it is written anew."""
+    try:
+        return read_run_file(path / "config.json")
+    except DataError:
+        return {}
+
+
+MAX_SHOWN_DIFFERENCES = 6
+"""Most settings that the refusal of another identity names."""
+
+MAX_SHOWN_VALUE_CHARS = 80
+"""Longest key or value there."""
+
+_Settings = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""The configuration of a run on disk, and the requested one without settings that the other one lacks."""
+
+
+def _check_same_identity(path: Path, recorded: Mapping[str, Any], requested: Mapping[str, Any], settings: _Settings) -> None:
+    """Raise ConfigError that names what differs, with both values."""
+    leaves = _differing_leaves(recorded, requested)
+    # Two hashes may follow from one setting, which is named once.
+    found = list(dict.fromkeys(text for leaf in leaves for text in _describe_difference(*leaf, settings)))
+    if found:
+        further = f"; and {len(found) - MAX_SHOWN_DIFFERENCES} more" if len(found) > MAX_SHOWN_DIFFERENCES else ""
+        raise ConfigError(
+            f"out = {path}: this run was made with {'; '.join(found[:MAX_SHOWN_DIFFERENCES])}{further}; "
+            "give another folder, or the same settings to go on with it"
+        )
+
+
+def _differing_leaves(
+    recorded: Mapping[str, Any], requested: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, recorded value, requested value) of each value that differs, in the order of the keys; None where absent.
+
+    A section that one side lacks is one value.
+    """
     for key in sorted(recorded.keys() | requested.keys()):
-        if recorded.get(key) != requested.get(key):
-            raise ConfigError(
-                f"out = {path}: this run was made with {key} = {recorded.get(key)!r}, not {requested.get(key)!r}; "
-                "give another folder, or the same settings to go on with it"
+        known, asked = recorded.get(key), requested.get(key)
+        if isinstance(known, Mapping) and isinstance(asked, Mapping):
+            yield from _differing_leaves(known, asked, f"{prefix}{key}.")
+        elif known != asked:
+            yield f"{prefix}{key}", known, asked
+
+
+class _HashedSettings(NamedTuple):
+    """What a hash in an identity stands for: sections or fields of the configuration, and words for content that they name."""
+
+    fields: tuple[str, ...]
+    words: str
+
+
+_MODEL_WORDS = "other weights, another tokenizer, chat template or precision, under the same {section}.name"
+
+_HASHED_SETTINGS: Mapping[str, _HashedSettings] = {
+    "model": _HashedSettings(("model",), _MODEL_WORDS.format(section="model")),
+    "judge": _HashedSettings(("judge",), _MODEL_WORDS.format(section="judge")),
+    "interview.asked by": _HashedSettings(("interviewer", "interview"), "another interviewer, or other questions of its script"),
+    "interview.personas": _HashedSettings(("personas",), "other personas"),
+    "template": _HashedSettings(("personas.template", "templates"), "another text of personas.template"),
+    "prompt": _HashedSettings(("task.prompt_template",), "another prompt of the task"),
+    "plan": _HashedSettings(("plan", "plan_file", "task", "personas"), "a plan of other rows (questions, personas or prompts)"),
+    "rubrics": _HashedSettings(("judge.rubrics",), "other texts of the rubrics or of the judge's prompt"),
+    "examples": _HashedSettings(("judge.examples",), "other examples for the judge"),
+    "questions.situations": _HashedSettings(("settings",), "other situations"),
+    "criteria": _HashedSettings((), "other criteria of the tasks"),
+    "wording": _HashedSettings((), "other prompts of the question writer"),
+}
+
+_NEVER_IDENTITY = {
+    *("api_key_env", "batch_size", "concurrency", "timeout_s", "retries", "label"),
+    *("prices", "max_cost", "attempts", "answers_per_control"),
+}  # fmt: skip
+"""Fields of a model's section that are in no fingerprint."""
+
+_HASH = re.compile(r"[0-9a-f]{16}|[0-9a-f]{64}")
+
+
+def _describe_difference(key: str, known: Any, asked: Any, settings: _Settings) -> Iterator[str]:
+    """One text for a readable value; else one for each setting behind it that differs.
+
+    Of a hash whose settings are equal, the content that they name differs: words say so.
+    """
+    if isinstance(known, Mapping) or isinstance(asked, Mapping):
+        found = [one for one in _differing_leaves(*settings) if one[0].startswith(f"{key}.")]
+        yield from (_show_difference(*one) for one in found or [(key, known, asked)])
+        return
+    if not (_is_hash(known) or _is_hash(asked)):
+        yield _show_difference(key, known, asked)
+        return
+    hashed = _HASHED_SETTINGS.get(key, _HashedSettings((), f"another value behind {_show_key(key)}"))
+    differing = [
+        (name, one, other)
+        for name, one, other in _differing_leaves(*settings)
+        if any(name == field or name.startswith(f"{field}.") for field in hashed.fields)
+        and name.rpartition(".")[2] not in _NEVER_IDENTITY
+    ]
+    moved = [name for name, *_ in differing if name.endswith(".base_url")]
+    if len(moved) == len(differing):  # an address alone is no other identity
+        yield hashed.words
+    yield from (_show_difference(*one) for one in differing)
+
+
+def _is_hash(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(isinstance(one, str) and _HASH.fullmatch(one) for one in values)
+
+
+def _show_difference(key: str, known: Any, asked: Any) -> str:
+    return f"{_show_key(key)} = {_show_value(known)}, not {_show_value(asked)}"
+
+
+def _show_key(key: str) -> str:
+    return truncate(escape_control(key).replace("\n", " "), MAX_SHOWN_VALUE_CHARS)
+
+
+def _show_value(value: Any) -> str:
+    """A value of a configuration without secrets, cut, a text in quotes; "none" where there is no value."""
+    if value is None:
+        return "none"
+    shown = truncate(escape_control(redact_secrets(value if isinstance(value, str) else repr(value))), MAX_SHOWN_VALUE_CHARS)
+    return f"'{shown}'" if isinstance(value, str) else shown
+
+
+def _with_keys_of(known: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values whose keys `known` has too, at any depth: an earlier version of permix had fewer settings."""
+    return {
+        name: _with_keys_of(known[name], value) if isinstance(value, Mapping) and isinstance(known[name], Mapping) else value
+        for name, value in values.items()
+        if name in known
+    }
+
+
+def _replace_values(values: Mapping[str, Any], replacements: Mapping[str, str]) -> dict[str, Any]:
+    """The values with each text that `replacements` names replaced, at any depth of sections."""
+    return {
+        name: _replace_values(value, replacements)
+        if isinstance(value, Mapping)
+        else replacements.get(value, value)
+        if isinstance(value, str)
+        else value
+        for name, value in values.items()
+    }
+
+
+def _without_keys(values: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """The values without these dotted keys."""
+    sections = {key.partition(".")[0] for key in keys}
+    return {
+        name: _without_keys(value, [key.partition(".")[2] for key in keys if key.startswith(f"{name}.")])
+        if name in sections and isinstance(value, Mapping)
+        else value
+        for name, value in values.items()
+        if name not in keys
+    }
+
+
+def _note_moved_endpoints(known: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
+    """Print each endpoint of the stage whose address is not the recorded one. The run goes on: the address is no identity."""
+    # The configuration of a fidelity run also describes its judge, which has a run directory of its own.
+    for section in ("judge",) if requested.get("stage") == "judge" else ("model", "interviewer", "teacher"):
+        sections = [one.get(section) for one in (known, requested)]
+        before, now = (one.get("base_url") if isinstance(one, Mapping) else None for one in sections)
+        if isinstance(before, str) and isinstance(now, str) and before.rstrip("/") != now.rstrip("/"):
+            print_status(
+                f"note: {section}.base_url was {_show_value(before)} and is now {_show_value(now)}: the run goes on, "
+                f"as the model there has the same name"
             )
 
 

@@ -62,7 +62,7 @@ from permix.training.rollouts import (
     split_into_groups,
 )
 from permix.training.run_log import StepClock, open_rollout_log
-from permix.training.trl_setup import DevEvalCallback, StepClockCallback, TrainerHooks, grpo_arguments
+from permix.training.trl_setup import DevEvalCallback, StepClockCallback, TrackerCallback, TrainerHooks, grpo_arguments
 from permix.training.weight_sync import inference_copy, sync_weights
 from permix.types import Message, Sampling, seed_from
 from permix.verification.math_verifier import Verifier
@@ -475,6 +475,7 @@ def train_by_reward(job: TrainJob, source: str, tokenizer: Any, checkpoint: Path
             processing_class=tokenizer, peft_config=build_lora_config(config), replay=replay, expressivity=expressivity,
             curriculum=None if builder is None else resume_curriculum(builder, out, updates),
         )  # fmt: skip
+        trainer.add_callback(TrackerCallback(job.trackers))
         if job.dev_eval is not None:
             trainer.add_callback(DevEvalCallback(job.dev_eval, done, trainer.dev_eval_hooks()))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

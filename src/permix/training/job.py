@@ -23,6 +23,7 @@ from permix.storage.cells import explain_missing, find_failures
 from permix.storage.run_dir import RunDir
 from permix.tasks import find_task
 from permix.tasks.base import answer_token_limit
+from permix.trackers import TrackerLog
 from permix.training.dev_eval import DevEval, build_dev_eval
 from permix.types import Cell, Question, Sampling
 
@@ -38,6 +39,8 @@ class TrainJob(NamedTuple):
     reference_cells: Sequence[Cell]
     """The cells of the reference answers; empty without character replay and expressivity bonus."""
     dev_eval: DevEval | None
+    trackers: TrackerLog = TrackerLog()
+    """Where the metrics of the steps go besides log.jsonl; the main process of a training opens it."""
 
     @property
     def label(self) -> str:

@@ -23,13 +23,14 @@ from permix.config import TeacherConfig, TrainConfig
 from permix.errors import ConfigError, DataError, IncompleteRunError, PermixError, error_context
 from permix.evals.grid import run_cells
 from permix.inference import check_model, load_model
-from permix.inference.base import Model
+from permix.inference.base import Model, former_fingerprints
 from permix.inference.hf import encode_chat, encode_completion
 from permix.plan import Plan
 from permix.progress import print_status
 from permix.storage.cells import OptionNames, explain_missing, find_failures
 from permix.storage.files import read_json, read_jsonl, write_json, write_jsonl, write_text
-from permix.storage.run_dir import RunDir
+from permix.storage.rows import quote_value
+from permix.storage.run_dir import RunDir, read_provenance
 from permix.tasks import find_task
 from permix.tasks.base import Task, verify_completion
 from permix.training.rewards import verify_completions
@@ -237,9 +238,9 @@ def teacher_config(config: TrainConfig) -> TeacherConfig:
 
 
 def teacher_identity(config: TrainConfig) -> dict[str, object]:
-    """The part of a run's identity that comes from the teacher's settings."""
+    """The part of a run's identity that comes from the teacher's settings. Its address may change between starts."""
     teacher = teacher_config(config)
-    always = {"name", "backend", "base_url", "dtype", "max_samples_per_row"}
+    always = {"name", "backend", "dtype", "max_samples_per_row"}
     return teacher.model_dump(include=always) | teacher.model_dump(include={"thinking", "thinking_budget"}, exclude_defaults=True)
 
 
@@ -325,12 +326,21 @@ def _verify_sample(task: Task, verifier: Verifier, completion: str, gold: str, p
 def _check_same_teacher(teacher: Model, run: RunDir) -> None:
     """Raise ConfigError if the recorded samples come from another teacher."""
     ours, path = {"name": teacher.name, "fingerprint": teacher.fingerprint}, run.path / TEACHER_FILE
-    if path.exists() and (known := read_json(path)) != ours:
-        raise ConfigError(
-            f"the samples in {run.path} are of {known.get('name')} with fingerprint {known.get('fingerprint')}, but the teacher "
-            f"now has {ours['fingerprint']}; give another run directory (out), or that teacher"
+    if path.exists() and (known := read_json(path)) != ours and not _is_former_teacher(known, teacher, run):
+        changed = (
+            f"are of {quote_value(known.get('name'))}, not of {quote_value(teacher.name)}"
+            if known.get("name") != teacher.name
+            else f"are of other weights or settings of {quote_value(teacher.name)}"
         )
+        raise ConfigError(f"the samples in {run.path} {changed}; give another run directory (out), or that teacher")
     write_json(path, ours)
+
+
+def _is_former_teacher(known: Mapping[str, Any], teacher: Model, run: RunDir) -> bool:
+    """Whether an earlier version of permix recorded this teacher, by a fingerprint that counted the address."""
+    recorded = read_provenance(run.path)["identity"].get("teacher") or {}
+    former = former_fingerprints(teacher, [recorded.get("base_url")])
+    return known.get("name") == teacher.name and known.get("fingerprint") in former
 
 
 def select_teacher_samples(requests: TeacherRequests, recorded: Mapping[CellKey, Cell], max_per_row: int | None) -> SFTDataset:

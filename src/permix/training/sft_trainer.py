@@ -39,7 +39,7 @@ from permix.training.gradient_step import unwrap_peft
 from permix.training.job import TrainJob
 from permix.training.run_log import MetricsLogger, StepClock
 from permix.training.sft_data import SFTExample, build_sft_dataset, examples_by_step, load_sft_dataset
-from permix.training.trl_setup import DevEvalCallback, StepClockCallback, TrainerHooks, common_arguments
+from permix.training.trl_setup import DevEvalCallback, StepClockCallback, TrackerCallback, TrainerHooks, common_arguments
 
 IGNORE_INDEX = -100
 """The label of a token that has no loss."""
@@ -198,6 +198,7 @@ def train_supervised(job: TrainJob, source: str, tokenizer: Any, run: RunDir, ch
             steps=steps, microbatch_tokens=config.microbatch_tokens, recorder=MetricsLogger(out, done, bar), args=arguments,
             model=network, processing_class=tokenizer, peft_config=build_lora_config(config),
         )  # fmt: skip
+        trainer.add_callback(TrackerCallback(job.trackers))
         if job.dev_eval is not None:
             trainer.add_callback(DevEvalCallback(job.dev_eval, done, trainer.dev_eval_hooks()))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

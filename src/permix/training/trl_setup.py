@@ -13,7 +13,7 @@ import contextlib
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import count
 from pathlib import Path
@@ -43,6 +43,7 @@ from permix.plan import Plan
 from permix.progress import print_status
 from permix.storage.files import write_jsonl
 from permix.storage.run_dir import RunReader
+from permix.trackers import TrackerLog
 from permix.training import distributed
 from permix.training.checkpoints import checkpoint_steps, load_weights, save_weights
 from permix.training.dev_eval import (
@@ -247,6 +248,20 @@ class StepClockCallback(TrainerCallback):  # type: ignore[misc]
         self._clock.restart()
 
 
+class TrackerCallback(TrainerCallback):  # type: ignore[misc]
+    """Sends what the trainer logs to the experiment trackers, as "train/loss"; names with "/" stay as they are.
+
+    transformers' own callbacks write into checkpoints/, which is removed, and end the training when a tracker fails.
+    """
+
+    def __init__(self, trackers: TrackerLog) -> None:
+        self._trackers = trackers
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+        values = {name if "/" in name else f"train/{name}": value for name, value in (logs or {}).items()}
+        self._trackers.log(values, state.global_step)
+
+
 TRL_LOSS_TYPE = "dapo"
 """A value that passes TRL's check of its arguments. The loss itself is one of `permix.training.loss.LOSSES`, whose names TRL may
 not know."""
@@ -278,7 +293,7 @@ def common_arguments(config: OptimConfig, steps: int, out: Path) -> dict[str, An
         "save_steps": config.save_every,
         "logging_steps": 1,
         "disable_tqdm": True,
-        "report_to": list(config.report_to) or "none",
+        "report_to": "none",  # TrackerCallback reports
         "dataloader_pin_memory": False,
         "use_cache": True,  # else the trained model's configuration would turn its KV cache off
     }
