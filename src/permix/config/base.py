@@ -130,7 +130,7 @@ def check_unknown_keys(cls: type[BaseModel], values: Mapping[str, Any], *, sourc
 
 MAX_SHOWN_CHARS = 120
 
-_MAY_HOLD_SECRETS = ("base_url", "api_key_env", "extra_body", "vllm_server_base_url")
+_MAY_HOLD_SECRETS = ("base_url", "api_key_env", "extra_body", "headers", "vllm_server_base_url")
 """Fields whose value is not repeated in an error."""
 
 _TYPE_WORDS = {

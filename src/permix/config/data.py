@@ -78,6 +78,21 @@ MAX_EXTRA_BODY_DEPTH = 50
 """Levels of `extra_body`; JSON schemas, which may be in it, have fewer."""
 
 
+_OWN_HEADERS = frozenset(
+    (
+        *("authorization", "proxy-authorization", "content-type", "content-length", "content-encoding", "accept-encoding"),
+        *("host", "connection", "transfer-encoding", "expect", "te", "trailer", "upgrade"),
+    )
+)
+"""Headers that `ModelConfig.headers` cannot set: the key's, and those that say how a body is sent."""
+
+
+def _names_variable(name: str) -> bool:
+    """Whether a text can be the name of an environment variable, and does not look like a key."""
+    looks_like_key = len(name) >= 20 and re.search("[a-z]", name) and re.search("[0-9]", name)
+    return bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)) and not looks_like_key and redact_secrets(name) == name
+
+
 class ModelConfig(ConfigSection):
     """The model that answers, and how to reach it."""
 
@@ -102,6 +117,9 @@ class ModelConfig(ConfigSection):
     thinking_budget: int | None = Field(default=None, ge=0)
     """Close the thinking of a completion after this many tokens, so that the answer follows (backend "transformers"); no bound
     when not given. It counts towards max_new_tokens. An endpoint takes a field of its own for it, in extra_body."""
+    headers: tuple[str, ...] = ()
+    """Further headers of every HTTP request, as NAME=VARIABLE: the value is that of the environment variable, so that it is in no
+    file (backend "openai")."""
     extra_body: str = ""
     """A JSON object whose fields are added to every HTTP request, such as {"reasoning_effort": "low"} (backend "openai")."""
     retries: int = Field(default=6, ge=0)
@@ -136,6 +154,38 @@ class ModelConfig(ConfigSection):
                 f'{{"thinking_budget": {budget}}} (Qwen) or {{"reasoning_effort": "low"}}'
             )
         return self
+
+    @field_validator("headers")
+    @classmethod
+    def _check_headers(cls, headers: tuple[str, ...]) -> tuple[str, ...]:
+        # An entry may be a secret, so the messages repeat none that is not known to be valid.
+        for number, header in enumerate(headers, 1):
+            name, equals, variable = header.partition("=")
+            if not equals or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+                raise ValueError(f"entry {number} must be NAME=VARIABLE, such as X-Project=MY_PROJECT")
+            if name.lower() in _OWN_HEADERS:
+                instead = "; the key belongs into the environment variable that api_key_env names" if "auth" in name.lower() else ""
+                raise ValueError(f"{name} is set by permix itself; leave it out{instead}")
+            if not _names_variable(variable):
+                raise ValueError(
+                    f"entry {number}: after = must be the name of an environment variable; the value itself must not be in a "
+                    "file or a command line"
+                )
+        names = [header.partition("=")[0].lower() for header in headers]
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"{repeated} is given twice; give it once")
+        return headers
+
+    @model_validator(mode="after")
+    def _check_headers_are_sent(self) -> "ModelConfig":
+        if self.headers and not self.capabilities.needs_base_url:
+            raise ValueError(f'headers: backend "{self.backend}" sends no HTTP request; leave headers out')
+        return self
+
+    @property
+    def header_variables(self) -> dict[str, str]:
+        """For each of `headers`: its name, and the environment variable that holds its value."""
+        return {name: variable for name, _, variable in (header.partition("=") for header in self.headers)}
 
     @property
     def extra_fields(self) -> dict[str, Any]:
@@ -176,8 +226,7 @@ class ModelConfig(ConfigSection):
                 "base_url must be an address such as http://127.0.0.1:8000/v1, without a query; put a key into the environment "
                 "variable that api_key_env names"
             )
-        looks_like_key = len(name) >= 20 and re.search("[a-z]", name) and re.search("[0-9]", name)
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or looks_like_key or redact_secrets(name) != name:
+        if not _names_variable(name):
             raise ValueError("api_key_env is not the name of an environment variable; the key itself must not be in a file")
         return self
 
