@@ -35,8 +35,9 @@ def right(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> str:
     return str(solve(asked_what(body)))
 
 
-def python(script: str, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True, timeout=120)
+def python(script: str, *args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command, environment = [sys.executable, "-c", script, *args], os.environ | (env or {})
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 
 
 # Help
@@ -210,6 +211,35 @@ def test_a_method_named_by_a_flag_brings_its_own_mix_unless_the_file_says_one(
     assert 'plan.mix = 0.8: method "rlvr" trains without personas' in capsys.readouterr().err
 
 
+def test_a_base_url_brings_the_backend_of_endpoints_unless_one_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, local = "http://h/v1", 'model: base_url is given, but backend "transformers" asks no endpoint; give backend = "openai"'
+    assert cli.parse_config("stability", StabilityConfig, ["--model.base-url", url]).model.backend == "openai"
+    assert cli.parse_config("stability", StabilityConfig, [f"--model.base_url={url}"]).model.backend == "openai"
+    assert cli.parse_config("stability", StabilityConfig, ["--model.name", "x"]).model.backend == "transformers"
+    judge = cli.parse_config("judge", config.JudgeConfig, ["--run", "r", "--judge.base-url", url]).judge
+    assert (judge.backend, judge.base_url) == ("openai", url)
+    for flags in (["--model.backend", "transformers"], ["--model.backend=transformers"]):
+        assert cli.run_cli(["stability", "--model.base-url", url, *flags]) == 2
+        assert local in capsys.readouterr().err
+    file = tmp_path / "run.toml"
+    file.write_text(f'[model]\nbase_url = "{url}"\n')
+    assert cli.parse_config("stability", StabilityConfig, [str(file)]).model.backend == "openai"
+    assert cli.parse_config("stability", StabilityConfig, [str(file), "--model.name", "x"]).model.backend == "openai"
+    file.write_text('[model]\nbackend = "transformers"\n')
+    assert cli.run_cli(["stability", str(file), "--model.base-url", url]) == 2
+    assert local in capsys.readouterr().err
+    file.write_text(f'[model]\nbackend = "transformers"\nbase_url = "{url}"\n')
+    assert cli.run_cli(["stability", str(file)]) == 2
+    assert local in capsys.readouterr().err
+    assert config.ModelConfig(base_url=url).backend == "openai"
+    assert config.build_config(StabilityConfig, {"model": {"base_url": url}}, source="test").model.backend == "openai"
+    with pytest.raises(ValueError, match='base_url is given, but backend "transformers"'):
+        config.ModelConfig(base_url=url, backend="transformers")
+    assert config.ModelConfig().backend == "transformers"
+
+
 # Verbs
 
 
@@ -325,7 +355,7 @@ sys.meta_path.insert(0, Without())
 from permix.cli import main
 main(sys.argv[1:])
 """
-    return lambda *argv: python(script, *argv)
+    return lambda *argv, env=None: python(script, *argv, env=env)
 
 
 def test_trl_is_imported_where_models_are_trained_alone() -> None:
@@ -344,6 +374,64 @@ def test_endpoints_are_measured_without_torch(torchless: Callable[..., subproces
         assert ended.returncode == 0, ended.stderr[-2000:]
         assert "report.md" in ended.stdout
         assert len(server.asked) == 24
+
+
+INSTALL = f"pip install -e '{Path(cli.__file__).parents[2]}"
+"""The beginning of the command that installs an extra of this clone."""
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["stability"], "model.name = 'bundled': a model in this process needs torch, transformers, which are not installed: "),
+        (["fidelity"], "model.name = 'bundled': a model in this process needs torch"),
+        (["fidelity", "--interview.turns", "3"], "a model in this process needs torch"),
+        (
+            ["fidelity", "--model.base-url", "URL", "--model.name", "test", "--judge.name", "bundled"],
+            "judge: model.name = 'bundled'",
+        ),
+        (
+            ["stability", "--task.name", "gsm8k"],
+            "reading openai/gsm8k (main) from the hub needs datasets, which is not installed: ",
+        ),
+        (["train"], "training needs torch, transformers, accelerate, trl, which are not installed: "),
+        (["train", "--train.lora-rank", "4"], "accelerate, trl, peft, which"),
+        (["quickstart", "--fast"], "the quickstart needs torch, transformers, accelerate, trl, which are not installed: "),
+        (["models", "--fetch"], "a model in this process needs torch, transformers, which are not installed"),
+    ],
+)
+def test_a_missing_package_is_one_line_with_what_installs_it(
+    argv: list[str], words: str, torchless: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    with openai_server(right) as server:
+        given = [server.base_url if word == "URL" else word for word in argv]
+        out = [] if argv[0] in ("models", "quickstart") else ["--out", str(tmp_path / "run")]
+        ended = torchless(*given, *out, env={"PERMIX_CACHE": str(tmp_path / "cache")})
+        assert server.asked == []
+    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr[-2000:]
+    (line,) = (line for line in ended.stderr.splitlines() if not line.startswith("note: "))
+    assert line.startswith(f"permix {argv[0]}: ")
+    assert words in line
+    extra = "train" if argv[0] in ("train", "quickstart") else "local"
+    assert f"{INSTALL}[{extra}]'" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_permix_imports_somewhere_else_is_named_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> cli.Verb:
+        def broken_command(args: object) -> None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        return cli.Verb(broken_command)
+
+    monkeypatch.setitem(cli.VERBS, "broken", missing("peft.tuners"))
+    assert cli.run_cli(["broken"]) == 2
+    assert capsys.readouterr().err == f"permix broken: this needs peft, which is not installed: {INSTALL}[train]'\n"
+    monkeypatch.setitem(cli.VERBS, "broken", missing("permix.nothing"))
+    with pytest.raises(ModuleNotFoundError):
+        cli.run_cli(["broken"])
 
 
 def test_plans_checks_and_reports_need_no_torch(

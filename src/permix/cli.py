@@ -27,7 +27,15 @@ from rich.text import Text
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from permix import __version__, config
-from permix.errors import ConfigError, IncompleteRunError, MissingScoresError, PermixError, closest_match
+from permix.errors import (
+    EXTRA_OF_PACKAGE,
+    ConfigError,
+    IncompleteRunError,
+    MissingScoresError,
+    PermixError,
+    closest_match,
+    missing_package_error,
+)
 from permix.sanitize import names_secret
 from permix.storage.files import FULL_DISK_ERRNOS, write_error
 
@@ -383,6 +391,12 @@ def run_cli(argv: Sequence[str]) -> int:
     except PermixError as error:
         print(f"permix {argv[0]}: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF_PACKAGE:
+            raise
+        print(f"permix {argv[0]}: {missing_package_error([package], 'this')}", file=sys.stderr)
+        return ConfigError.exit_code
     except BrokenPipeError:
         # The reader closed the pipe. Python flushes stdout at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -444,17 +458,21 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
     options: dict[str, Any] = {} if base is None else {"default": base}
     try:
         settings = tyro.cli(
-            cls, args=rest, prog=f"permix {verb}", description=VERBS[verb].help, registry=_section_rules(cls), **options
+            cls, args=rest, prog=f"permix {verb}", description=VERBS[verb].help, registry=_section_rules(cls, rest), **options
         )
     except ValidationError as error:
         raise ConfigError(config.format_validation_error(error)) from error
     return cast(_ConfigT, settings)
 
 
-def _section_rules(stage: type[BaseModel]) -> ConstructorRegistry:
+def _section_rules(stage: type[BaseModel], args: Sequence[str]) -> ConstructorRegistry:
     """Rules for tyro: a field that names an entry of a registry accepts the registered names, like a Literal field its values;
     and a section that cannot be made raises ConfigError, which tyro lets pass, in the words of a configuration file's errors.
+
+    `args` are the flags: a model whose backend neither they nor the file name is made without one, so that its other fields
+    decide.
     """
+    flags = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in args if word.startswith("--")}
     rules = ConstructorRegistry()
     prefixes = dict(_section_prefixes(stage))
 
@@ -473,7 +491,10 @@ def _section_rules(stage: type[BaseModel]) -> ConstructorRegistry:
             )
             for name, field in info.type.model_fields.items()
         ]
-        return StructConstructorSpec(instantiate=partial(_build_section, info.type, prefixes[info.type]), fields=tuple(fields))
+        set_fields = given.model_fields_set if given else set()
+        is_undecided = "backend" in choices and "backend" not in set_fields and f"{prefixes[info.type]}backend" not in flags
+        build = partial(_build_section, info.type, prefixes[info.type], ("backend",) if is_undecided else ())
+        return StructConstructorSpec(instantiate=build, fields=tuple(fields))
 
     return rules
 
@@ -486,9 +507,10 @@ def _section_prefixes(section: type[BaseModel], prefix: str = "") -> Iterator[tu
             yield from _section_prefixes(field.annotation, f"{prefix}{name}.")
 
 
-def _build_section(section: type[BaseModel], prefix: str, **values: Any) -> BaseModel:
+def _build_section(section: type[BaseModel], prefix: str, left_out: Sequence[str], **values: Any) -> BaseModel:
+    """Make a section. `left_out`: fields that the user has not given, and whose default depends on other fields."""
     try:
-        return section(**values)
+        return section(**{name: value for name, value in values.items() if name not in left_out})
     except (ValidationError, UnicodeEncodeError) as error:
         raise ConfigError(config.format_validation_error(error, prefix)) from error
 

@@ -45,6 +45,10 @@ BACKENDS: dict[str, BackendCapabilities] = {
 """Every backend, by the name that a configuration gives it; `LOADERS` in `permix.inference` opens its models."""
 
 
+ENDPOINT_BACKEND = "openai"
+"""The backend of a model that has a `base_url`, if none is given."""
+
+
 def configurable_backends() -> tuple[str, ...]:
     """The backends that a configuration file or a flag may name."""
     return tuple(name for name, backend in BACKENDS.items() if backend.configurable)
@@ -99,7 +103,8 @@ class ModelConfig(ConfigSection):
     name: str = "bundled"
     """"bundled" (SmolLM2-135M-Instruct), a model folder, a hub id, or the name an endpoint serves."""
     backend: str = "transformers"
-    """Where completions come from: in this process, or an OpenAI-compatible HTTP endpoint."""
+    """Where completions come from: in this process, or an OpenAI-compatible HTTP endpoint. With a base_url the default is the
+    endpoint."""
     base_url: str | None = None
     """The endpoint's URL up to /v1, such as http://127.0.0.1:8000/v1 (backend "openai")."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -129,6 +134,14 @@ class ModelConfig(ConfigSection):
     def capabilities(self) -> BackendCapabilities:
         return BACKENDS[self.backend]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _backend_from_base_url(cls, values: Any) -> Any:
+        """Set `backend` to that of endpoints if `base_url` is given and `backend` is not."""
+        if isinstance(values, Mapping) and values.get("base_url") and "backend" not in values:
+            return {**values, "backend": ENDPOINT_BACKEND}
+        return values
+
     @field_validator("backend")
     @classmethod
     def _check_known_backend(cls, name: str) -> str:
@@ -142,6 +155,11 @@ class ModelConfig(ConfigSection):
     def _check_endpoint(self) -> "ModelConfig":
         if self.capabilities.needs_base_url and not self.base_url:
             raise ValueError(f'base_url is missing: backend "{self.backend}" needs one, such as http://127.0.0.1:8000/v1')
+        if self.base_url and not self.capabilities.needs_base_url:
+            raise ValueError(
+                f'base_url is given, but backend "{self.backend}" asks no endpoint; give backend = "{ENDPOINT_BACKEND}", or '
+                "leave base_url out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -164,7 +182,8 @@ class ModelConfig(ConfigSection):
             if not equals or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
                 raise ValueError(f"entry {number} must be NAME=VARIABLE, such as X-Project=MY_PROJECT")
             if name.lower() in _OWN_HEADERS:
-                instead = "; the key belongs into the environment variable that api_key_env names" if "auth" in name.lower() else ""
+                is_key = "auth" in name.lower()
+                instead = "; the key belongs into the environment variable that api_key_env names" if is_key else ""
                 raise ValueError(f"{name} is set by permix itself; leave it out{instead}")
             if not _names_variable(variable):
                 raise ValueError(

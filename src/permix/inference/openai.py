@@ -579,8 +579,8 @@ class OpenAIModel:
             variable = self.config.header_variables[name]
             if not value:
                 raise ConfigError(
-                    f"model.headers: the environment variable {variable}, which holds the value of {name}, is not set; set it, or "
-                    f"leave {name} out"
+                    f"model.headers: the environment variable {variable}, which holds the value of {name}, is not set; "
+                    f"set it, or leave {name} out"
                 )
             if not re.fullmatch(r"[ -~]*", value):
                 raise ConfigError(
@@ -631,10 +631,8 @@ _CHANGES: dict[ChangeableField, str] = {
 @cache
 def _secret_pattern(secret: str) -> re.Pattern[str]:
     r"""Matches the secret, each character as it is or as a URL (%2F), JSON (\/, \u002f) or HTML (&#47;, &#x2f;) writes it."""
-    return re.compile(
-        "".join(rf"(?:\\{{0,4}}{re.escape(c)}|%{ord(c):02x}|\\{{1,4}}u00{ord(c):02x}|&\#(?:{ord(c)}|x{ord(c):x});)" for c in secret),
-        re.IGNORECASE,
-    )
+    forms = (rf"(?:\\{{0,4}}{re.escape(c)}|%{ord(c):02x}|\\{{1,4}}u00{ord(c):02x}|&\#(?:{ord(c)}|x{ord(c):x});)" for c in secret)
+    return re.compile("".join(forms), re.IGNORECASE)
 
 
 def _leads_elsewhere(error: "openai.APIStatusError") -> bool:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from permix.config import RUNTIME_ONLY_FIELDS, TrainConfig
+from permix.errors import require_packages
 from permix.inference.hardware import set_threads
 from permix.inference.hf import check_model_folder, context_window, folder_fingerprint, load_tokenizer, resolve_model_source
 from permix.plan import describe_plan, write_plan
@@ -46,8 +47,15 @@ from permix.training.run_log import describe_truncation, read_training_log
 from permix.training.sft_data import check_teacher, describe_sft_source, teacher_identity
 
 
+def require_training_packages(user: str, lora_rank: int = 0) -> None:
+    """Raise ConfigError, with the command that installs them, if packages that training needs are missing."""
+    adapters = ("peft",) if lora_rank else ()
+    require_packages(("torch", "transformers", "accelerate", "trl", *adapters), user)
+
+
 def run_training(config: TrainConfig) -> Path:
     """Run or resume the training, together with the other processes of the launch. Returns the trained model's folder."""
+    require_training_packages("training", config.train.lora_rank)
     with distributed.process_group():
         set_threads(config.threads)
         backend, job = TRAINER_BACKENDS[config.backend], prepare_training(config)
