@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 
 from permix import __version__, cli, config
 from permix.config import StabilityConfig
+from permix.errors import ConfigError
 from permix.plan import read_plan
 from permix.storage.cells import read_cells
 from tests.sample_runs import asked_what, endpoint, solve, stability_values, toml, write_pool
@@ -73,7 +75,31 @@ def test_help_names_every_option_of_a_verb(verb: str, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     others: dict[str, type[BaseModel]] = {"models": cli.ModelsOptions, "personas": cli.PersonasOptions}
     assert cli.VERBS[verb].help.split("\n")[0] in " ".join(shown.split())
-    assert [option for option in options(config.CONFIGS_BY_STAGE.get(verb) or others[verb]) if option not in shown] == []
+    expected = [option for option in options(config.CONFIGS_BY_STAGE.get(verb) or others[verb]) if option != "--stage"]
+    assert [option for option in expected if option not in shown] == []
+    assert "--stage" not in shown
+    assert f"Example: {cli.EXAMPLES[verb]}" in " ".join(shown.split())
+    assert shown.startswith(" ".join(f"usage: permix {verb} {cli.VERBS[verb].arguments} [-h]".split()))
+
+
+def test_the_examples_are_commands_of_their_verbs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is parsed as the command would parse it; nothing is run."""
+    assert set(cli.EXAMPLES) == set(cli.VERBS)
+    monkeypatch.chdir(Path(cli.__file__).parents[2])
+    parsed = []
+
+    def stop(verb: str, cls: type[BaseModel], args: Any) -> Any:
+        parsed.append(parse(verb, cls, args))
+        raise ConfigError("parsed")
+
+    parse = cli.parse_config
+    monkeypatch.setattr(cli, "parse_config", stop)
+    for verb, example in cli.EXAMPLES.items():
+        first, name, *args = shlex.split(example)
+        assert (first, name) == ("permix", verb)
+        if verb != "check":
+            assert cli.run_cli([name, *args]) == 2
+    assert len(parsed) == len(cli.VERBS) - 1
 
 
 def test_help_of_everything_imports_nothing_heavy() -> None:
@@ -106,8 +132,34 @@ assert [name for name in {HEAVY} if name in sys.modules] == [], sorted(sys.modul
         (["stability", "--personas.include", "exprt"], "exprt"),
         (["personas", "--pool", "none.csv"], "none.csv"),
         (["report"], "no runs: give run directories"),
-        (["report", "nowhere"], "nowhere: no such folder"),
+        (["report", "nowhere"], "runs = nowhere: no such folder; give run directories"),
+        (["judge", "nowhere", "--judge.name", "m"], "run = nowhere: nowhere/config.json: no such file"),
+        (["export", "nowhere", "--format", "lm-eval"], "run = nowhere: nowhere/config.json: no such file"),
         (["check", "none.toml"], "none.toml: no such configuration file"),
+        (["check"], "no file: give one or more configuration files; usage: permix check CONFIG.toml ..."),
+        (
+            ["stability", "--personas.pool", "none.csv"],
+            'personas.pool = none.csv: no such file; give "builtin" or a path to a .toml',
+        ),
+        (
+            ["stability", "--task.path", "q.jsonl"],
+            "task.path = q.jsonl: arithmetic is generated and reads no file; to ask your own",
+        ),
+        (["stability", "--task.path", "q.jsonl", "--task.answer", "exact"], "task.path = q.jsonl: no such file"),
+        (["stability", "--task.path", "q", "--task.name", "gsm8k"], "task.path = q: no such file or folder"),
+        (["stability", "--exclude-plans", "p.parquet"], "exclude_plans = p.parquet: no such file; make one with"),
+        (["train", "--plan-file", "p.parquet"], "plan_file = p.parquet: no such file; make one with `permix plan`"),
+        (["fidelity", "--questions", "none.txt"], 'questions = none.txt: no such file; give "builtin" or a path to a .toml'),
+        (["fidelity", "--personagym.path", "Gym"], "personagym.path = Gym: no such folder or file; give a clone of PersonaGym"),
+        (["questions", "--personagym.path", "Gym"], "personagym.path = Gym: no such folder or file"),
+        (
+            ["fidelity", "--interview.turns", "3", "--interview.script", "none.txt"],
+            "interview.script = none.txt: no such file; give a path to a .toml / .jsonl / .txt file",
+        ),
+        (["fidelity", "--interview.turns", "3", "--interview.script", "builtin"], "interview.script = builtin: no such file"),
+        (["fidelity", "--reference", "nowhere"], "reference = nowhere: nowhere/config.json: no such file"),
+        (["import", "--lm-eval", "none=logs"], "lm_eval = logs: no such file or folder"),
+        (["import", "--personagym", "answers"], "personagym = answers: no such folder"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -119,6 +171,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert words in shown.err
     assert shown.err.startswith(f"permix {argv[0]}: ")
     assert "Traceback" not in shown.err
+    assert 'builtin"' not in shown.err or any(option in shown.err for option in ("personas.pool", " questions = ", "pool = "))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -139,24 +192,29 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["stability", "--task.m", "3"], "--task.n"),
         (["stability", "--model.backend", "openai"], "base_url is missing"),
         (["plan", "--plan.scope", "person"], "rollout"),
-        (["plan", "--model.name", "x"], "Unrecognized"),
+        (["plan", "--model.name", "x"], "permix plan: unknown option --model.name"),
+        (
+            ["plan", "--task.m", "3", "--plan.stepz=4"],
+            "unknown option --task.m (did you mean --task.n?), --plan.stepz (did you mean",
+        ),
+        (["plan", "--task.n"], "permix plan: Missing value for argument '--task.n'"),
+        (["plan", "--task.n", "x"], "permix plan: Error parsing --task.n: invalid literal for int() with base 10: 'x'"),
+        (["plan", "stray"], "permix plan: Unrecognized options: stray"),
+        (
+            ["plan", "--task.split", "all-of-it"],
+            "invalid choice 'all-of-it' for argument '--task.split'. Expected one of ('train',",
+        ),
         (["stability", "--model.backend", "openai", "--model.base-url", "http://ann:hunter2@h/v1"], "holds credentials"),
     ],
 )
 def test_bad_flags_say_what_is_valid_and_exit_with_2(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(argv) == 2
+    assert cli.run_cli(argv) == 2
     shown = capsys.readouterr().err
-    assert words in " ".join(shown.split())
+    assert words in shown
+    assert shown.startswith(f"permix {argv[0]}: ")
+    assert shown.count("\n") == 1
     assert "hunter2" not in shown
     assert "pydantic" not in shown
-
-
-def exit_code(argv: list[str]) -> Any:
-    """Of a command; the parser of flags ends the process itself."""
-    try:
-        return cli.run_cli(argv)
-    except SystemExit as ended:
-        return ended.code
 
 
 def test_a_configuration_of_another_stage_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,16 +341,31 @@ def test_models_says_where_models_come_from(
     assert capsys.readouterr().out == f"{folder}\n"
 
 
-def test_check_takes_several_files_and_stops_at_the_first_bad_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_names_the_problems_of_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = tmp_path / "good [bold].toml", tmp_path / "bad.toml"
     good.write_text('stage = "stability"\n[task]\nn = 5\n')
-    bad.write_text('stage = "stability"\n[task]\nleves = 5\n')
+    bad.write_text('stage = "stability"\n[task]\nleves = 5\nn = 0\n[personas]\nnn = 3\n')
+    worse = tmp_path / "worse.toml"
+    worse.write_text(
+        'stage = "stability"\nexclude_plans = ["none.parquet"]\n[task]\nname = "own-number"\npath = "none.jsonl"\n'
+        '[personas]\npool = "none.csv"\ntemplate = "yuo_are"\n[model]\nname = "./nowhere"\n'
+    )
     assert cli.run_cli(["check", str(good)]) == 0
     assert "valid" in capsys.readouterr().out
-    assert cli.run_cli(["check", str(good), str(bad)]) == 2
+    assert cli.run_cli(["check", str(bad), str(worse), str(good)]) == 2
     shown = capsys.readouterr()
     assert str(good) in shown.out
-    assert "unknown key task.leves; did you mean task.levels?" in shown.err
+    assert str(bad) not in shown.out
+    first, *others = shown.err.splitlines()
+    assert first == (
+        f"permix check: {bad}: unknown key task.leves; did you mean task.levels?; unknown key personas.nn; did you mean "
+        "personas.n?; task.n = 0: must be greater than 0"
+    )
+    starts = ["personas.template = 'yuo_are': ", "task.path = none.jsonl: no such file", "personas.pool = none.csv: no such file"]
+    starts += ["exclude_plans = none.parquet: no such file", "model.name = './nowhere': no such folder"]
+    assert len(others) == len(starts)
+    for line, start in zip(others, starts, strict=True):
+        assert line.startswith(f"permix check: {worse}: {start}")
 
 
 def test_a_run_can_be_gone_on_with_and_reported_from_its_own_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

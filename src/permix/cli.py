@@ -8,12 +8,14 @@ command again).
 """
 
 import atexit
+import io
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -256,13 +258,22 @@ def personas_command(args: Sequence[str]) -> None:
 
 def check_command(args: Sequence[str]) -> None:
     """Check configuration files and the data they name, without loading a model."""
-    if not args or args[0] in ("-h", "--help"):
-        print(f"usage: permix check CONFIG.toml ...\n\n{check_command.__doc__}")
+    usage = "usage: permix check CONFIG.toml ..."
+    if args and args[0] in ("-h", "--help"):
+        print(f"{usage}\n\n{check_command.__doc__}\n\nExample: {EXAMPLES['check']}")
         return
-    from permix.pipelines.preflight import check_config
+    if not args:
+        raise ConfigError(f"no file: give one or more configuration files; {usage}")
+    from permix.pipelines.preflight import InvalidConfigError, check_config
 
+    problems: list[str] = []
     for name in args:
-        print_table(name, check_config(Path(name)))
+        try:
+            print_table(name, check_config(Path(name)))
+        except InvalidConfigError as error:
+            problems += [f"{name}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError("\npermix check: ".join(problems))
 
 
 class Verb(NamedTuple):
@@ -275,7 +286,43 @@ class Verb(NamedTuple):
 
     @property
     def help(self) -> str:
+        """What the verb does."""
         return (self.run.__doc__ or "").strip()
+
+    @property
+    def example(self) -> str:
+        return EXAMPLES[self.name]
+
+    @property
+    def arguments(self) -> str:
+        """What the verb takes before its options."""
+        own = {"report": "[RUN ...]", "compare": "[FIRST OTHER]", "judge": "[RUN]", "export": "[RUN]", "view": "[DIR]"}
+        return "" if self.name in ("models", "personas") else own.get(self.name, "[CONFIG.toml]")
+
+    @property
+    def description(self) -> str:
+        """The text of the verb's help."""
+        return f"{self.help}\n\nExample: {self.example}"
+
+
+EXAMPLES = {
+    "quickstart": "permix quickstart --fast",
+    "plan": "permix plan --task.n 1000 --plan.steps 100 --out runs/plan.parquet",
+    "train": "permix train configs/arithmetic-permix.toml --train.lr 1e-5 --out runs/trained",
+    "stability": "permix stability --model.base-url http://127.0.0.1:8000/v1 --model.name NAME --task.name gsm8k --out runs/mine",
+    "fidelity": "permix fidelity --model.name runs/trained/model --n-questions 20 --out runs/character",
+    "judge": "permix judge runs/character --judge.base-url http://127.0.0.1:8000/v1 --judge.name NAME",
+    "questions": "permix questions --personas.pool my.csv --personas.split all --model.name NAME --out runs/questions",
+    "report": "permix report runs/mine runs/other --out runs/report",
+    "compare": "permix compare runs/mine runs/other",
+    "view": "permix view runs",
+    "import": "permix import --lm-eval none=logs/plain pirate=logs/pirate --out runs/imported",
+    "export": "permix export runs/mine --format lm-eval --out exported",
+    "models": "permix models --fetch",
+    "personas": "permix personas --pool my.csv --show",
+    "check": "permix check configs/arithmetic-permix.toml",
+}
+"""One example for each verb."""
 
 
 VERBS = {
@@ -435,7 +482,7 @@ def find_verb(name: str) -> Verb:
 def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _ConfigT:
     """Build the stage's configuration from flags and an optional file, the first argument.
 
-    Raises ConfigError for an invalid file or value. For an unknown flag tyro prints its own message and exits with code 2.
+    Raises ConfigError for an invalid file, flag or value.
     """
     from permix.tasks import check_task_name
 
@@ -456,13 +503,57 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
         base = config.build_config(cls, values, source=str(path), partial=True)
         check_task_name(base, str(path))
     options: dict[str, Any] = {} if base is None else {"default": base}
+    _check_known_options(cls, rest)
     try:
-        settings = tyro.cli(
-            cls, args=rest, prog=f"permix {verb}", description=VERBS[verb].help, registry=_section_rules(cls, rest), **options
+        settings = _parse_flags(
+            cls,
+            args=rest,
+            prog=f"permix {verb} {VERBS[verb].arguments}",
+            description=VERBS[verb].description,
+            registry=_section_rules(cls, rest),
+            **options,
         )
     except ValidationError as error:
         raise ConfigError(config.format_validation_error(error)) from error
     return cast(_ConfigT, settings)
+
+
+def _parse_flags(cls: type[_ConfigT], *, args: Sequence[str], **options: Any) -> _ConfigT:
+    """Parse flags with tyro. Raises ConfigError, in one line, for flags that it refuses. Exits with 0 after printing the help."""
+    with redirect_stderr(io.StringIO()) as printed:
+        try:
+            return tyro.cli(cls, args=args, **options)
+        except SystemExit as ended:
+            if ended.code:
+                raise ConfigError(_text_in_box(printed.getvalue())) from None
+            raise
+
+
+def _text_in_box(box: str) -> str:
+    """The message that tyro prints in a box, as one line, without its title and its reference to the help."""
+    lines = [line.strip("│ ") for line in box.splitlines()]
+    body = [line for line in lines if not line.startswith("╭")]
+    end = next((place for place, line in enumerate(body) if line.startswith(("─", "╰"))), len(body))
+    return " ".join(body[:end]) or "the flags cannot be read"
+
+
+def _check_known_options(cls: type[BaseModel], args: Sequence[str]) -> None:
+    """Raise ConfigError for words that are no option of the class, naming the nearest one."""
+    known = {f"--{prefix}{name}".replace("_", "-") for section, prefix in _section_prefixes(cls) for name in section.model_fields}
+    unknown = []
+    for word in args:
+        option = word.partition("=")[0].replace("_", "-")
+        plain = re.sub(r"(^--|\.)no-", r"\1", option)
+        if (
+            re.match(r"--[A-Za-z]", word)
+            and option not in known
+            and plain not in known
+            and option not in ("--help", "--tyro-print-completion")
+        ):
+            near = closest_match(option, known)
+            unknown.append(f"{option}{f' (did you mean {near}?)' if near else ''}")
+    if unknown:
+        raise ConfigError(f"unknown option {', '.join(unknown)}; --help lists every option")
 
 
 def _section_rules(stage: type[BaseModel], args: Sequence[str]) -> ConstructorRegistry:
@@ -485,7 +576,11 @@ def _section_rules(stage: type[BaseModel], args: Sequence[str]) -> ConstructorRe
         fields = [
             StructFieldSpec(
                 name,
-                cast(Any, Literal)[choices[name]] if name in choices else cast(Any, field.annotation),
+                tyro.conf.Suppress[cast(Any, field.annotation)]
+                if name == "stage"
+                else cast(Any, Literal)[choices[name]]
+                if name in choices
+                else cast(Any, field.annotation),
                 default=field.get_default() if given is None else getattr(given, name),
                 helptext=field.description,
             )
@@ -508,7 +603,8 @@ def _section_prefixes(section: type[BaseModel], prefix: str = "") -> Iterator[tu
 
 
 def _build_section(section: type[BaseModel], prefix: str, left_out: Sequence[str], **values: Any) -> BaseModel:
-    """Make a section. `left_out`: fields that the user has not given, and whose default depends on other fields."""
+    # No docstring: tyro would print it in the help. `left_out`: fields that the user has not given, and whose default depends on
+    # other fields.
     try:
         return section(**{name: value for name, value in values.items() if name not in left_out})
     except (ValidationError, UnicodeEncodeError) as error:

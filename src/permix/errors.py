@@ -60,6 +60,23 @@ def error_context(prefix: str) -> Iterator[None]:
         raise ConfigError(f"{prefix}: {error}") from error
 
 
+@contextmanager
+def option_context(option: str, path: object) -> Iterator[None]:
+    """Name the option in a ConfigError or DataError about its path as a whole: "personas.pool = none.csv: no such file".
+
+    A message about a line of the file names the line already, and stays as it is.
+    """
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        message = str(error).removeprefix("plan ")
+        if message.startswith(f"{path}: "):
+            raise type(error)(f"{option} = {message}") from error
+        if message.startswith(f"{path}/"):  # a file in the folder
+            raise type(error)(f"{option} = {path}: {message}") from error
+        raise
+
+
 EXTRA_OF_PACKAGE: Mapping[str, str] = {
     **dict.fromkeys(("torch", "transformers", "accelerate", "gguf", "datasets"), "local"),
     **dict.fromkeys(("huggingface_hub", "safetensors", "tokenizers"), "local"),  # dependencies of transformers

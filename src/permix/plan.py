@@ -26,7 +26,7 @@ from permix.config import (
     TrainMethod,
     resolve_mix,
 )
-from permix.errors import ConfigError, DataError
+from permix.errors import ConfigError, DataError, option_context
 from permix.personas.pool import PersonaSource, warn_of_misfits
 from permix.prompts import build_messages, template_hash, template_text
 from permix.sanitize import escape_control
@@ -151,7 +151,8 @@ def load_training_plan(path: Path, method: TrainMethod) -> Plan:
 
     Raises ConfigError if the file's rows have personas and the method uses none, and DataError if the file cannot be used.
     """
-    plan = read_plan(path)
+    with option_context("plan_file", path):
+        plan = read_plan(path)
     _reload_reference_tests(plan)
     with_persona = next((row for row in plan.rows if row.persona_id is not None), None)
     if method in NO_PERSONA_METHODS and with_persona is not None:

@@ -128,6 +128,11 @@ def read_personagym(config: PersonaGymConfig) -> PersonaGymData:
     source = Path(_download_dataset(config.hub)) if config.hub else config.path
     if source is None:
         raise ConfigError("personagym: give path, a folder of PersonaGym or a questions.jsonl, or hub")
+    if not source.exists():
+        raise DataError(
+            f"{source}: no such folder or file; give a clone of PersonaGym (https://github.com/vsamuel2003/PersonaGym) or the "
+            "questions.jsonl that `permix questions` writes"
+        )
     everything = _read_folder(source, config.tasks or PERSONAGYM_TASKS) if source.is_dir() else _read_questions_jsonl(source)
     questions = tuple(_select_questions(everything, config))
     if not questions:

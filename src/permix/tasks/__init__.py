@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from permix.config import TaskConfig, build_config
-from permix.errors import ConfigError, DataError, closest_match, error_context
+from permix.errors import ConfigError, DataError, closest_match, error_context, option_context
 from permix.tasks.arithmetic import ARITHMETIC
 from permix.tasks.base import Task, check_contamination, verify_completion
 from permix.tasks.code import CODE
@@ -72,7 +72,9 @@ def load_questions(config: TaskConfig) -> tuple[Task, tuple[Question, ...]]:
     task = find_task(config.name)
     if task.check_environment is not None:
         task.check_environment()
-    return replace(task, prompt_template=config.prompt_template or task.prompt_template), task.questions(config)
+    with option_context("task.path", config.path):
+        questions = task.questions(config)
+    return replace(task, prompt_template=config.prompt_template or task.prompt_template), questions
 
 
 @dataclass(frozen=True)
