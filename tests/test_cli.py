@@ -197,6 +197,10 @@ def test_bad_input_is_one_line_and_exit_code_2(
             ["plan", "--task.m", "3", "--plan.stepz=4"],
             "unknown option --task.m (did you mean --task.n?), --plan.stepz (did you mean",
         ),
+        (
+            ["stability", "--model.base-url", "http://h/v1", "--cache", "c"],
+            "permix stability: cache = c: the model behind an endpoint may change; leave cache out with backend",
+        ),
         (["plan", "--task.n"], "permix plan: Missing value for argument '--task.n'"),
         (["plan", "--task.n", "x"], "permix plan: Error parsing --task.n: invalid literal for int() with base 10: 'x'"),
         (["plan", "stray"], "permix plan: Unrecognized options: stray"),

@@ -515,14 +515,14 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
         )
     except ValidationError as error:
         raise ConfigError(config.format_validation_error(error)) from error
-    return cast(_ConfigT, settings)
+    return settings
 
 
 def _parse_flags(cls: type[_ConfigT], *, args: Sequence[str], **options: Any) -> _ConfigT:
     """Parse flags with tyro. Raises ConfigError, in one line, for flags that it refuses. Exits with 0 after printing the help."""
     with redirect_stderr(io.StringIO()) as printed:
         try:
-            return tyro.cli(cls, args=args, **options)
+            return cast(_ConfigT, tyro.cli(cls, args=args, **options))
         except SystemExit as ended:
             if ended.code:
                 raise ConfigError(_text_in_box(printed.getvalue())) from None
@@ -576,7 +576,7 @@ def _section_rules(stage: type[BaseModel], args: Sequence[str]) -> ConstructorRe
         fields = [
             StructFieldSpec(
                 name,
-                tyro.conf.Suppress[cast(Any, field.annotation)]
+                cast(Any, tyro.conf.Suppress)[field.annotation]
                 if name == "stage"
                 else cast(Any, Literal)[choices[name]]
                 if name in choices

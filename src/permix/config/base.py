@@ -195,7 +195,9 @@ def _with_plain_paths(value: object) -> object:
     """The value with paths as texts, also in a list: PosixPath is no word of a configuration."""
     if isinstance(value, Path):
         return str(value)
-    return type(value)(map(_with_plain_paths, value)) if type(value) in (list, tuple) else value
+    if isinstance(value, list):
+        return [_with_plain_paths(one) for one in value]
+    return tuple(_with_plain_paths(one) for one in value) if type(value) is tuple else value
 
 
 def quote_input(value: object) -> str:
