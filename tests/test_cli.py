@@ -130,7 +130,7 @@ assert [name for name in {HEAVY} if name in sys.modules] == [], sorted(sys.modul
         (["plan", "--task.n", "3"], "plan.questions_per_step = 8: the task has only 3 questions"),
         (["plan", "--personas.template", "yuo_are"], "personas.template = 'yuo_are': give one of you_are"),
         (["stability", "--personas.include", "exprt"], "exprt"),
-        (["personas", "--pool", "none.csv"], "none.csv"),
+        (["personas", "--pool", "none.csv"], 'permix personas: pool = none.csv: no such file; give "builtin" or'),
         (["report"], "no runs: give run directories"),
         (["report", "nowhere"], "runs = nowhere: no such folder; give run directories"),
         (["judge", "nowhere", "--judge.name", "m"], "run = nowhere: nowhere/config.json: no such file"),
@@ -525,3 +525,5 @@ def test_plans_checks_and_reports_need_no_torch(
     ):
         ended = torchless(*argv)
         assert ended.returncode == 0, (argv, ended.stderr[-2000:])
+        is_check = argv[0] == "check"
+        assert ("training needs torch, transformers, accelerate, trl, which are not installed: " in ended.stdout) == is_check

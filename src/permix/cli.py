@@ -37,6 +37,7 @@ from permix.errors import (
     PermixError,
     closest_match,
     missing_package_error,
+    option_context,
 )
 from permix.sanitize import names_secret
 from permix.storage.files import FULL_DISK_ERRNOS, write_error
@@ -245,7 +246,8 @@ def personas_command(args: Sequence[str]) -> None:
     from permix.prompts import persona_message
     from permix.sanitize import escape_control, truncate
 
-    pool = load_pool(settings.pool, settings.column)
+    with option_context("pool", settings.pool):
+        pool = load_pool(settings.pool, settings.column)
     warn_of_misfits(pool, [settings.template])
     print(describe_pool(pool))
     prompt = persona_message(pool.personas[0], "(the question)", settings.template)

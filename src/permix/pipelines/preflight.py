@@ -14,13 +14,13 @@ from permix.evals.open_ended import load_open_questions, select_open_ended_perso
 from permix.evals.personagym import select_personagym_questions
 from permix.evals.stability import preflight_stability, trained_question_hashes
 from permix.inference import check_model
-from permix.inference.hf import check_model_folder
+from permix.inference.hf import check_model_folder, require_local_packages
 from permix.interop.personagym import describe_personagym_import
 from permix.interop.stage import describe_import
 from permix.personas.pool import select_personas
 from permix.pipelines.fidelity import load_judge_setup, preflight_fidelity, preflight_judging, required_rubrics
 from permix.pipelines.quickstart import preflight_quickstart
-from permix.pipelines.train import preflight_training
+from permix.pipelines.train import preflight_training, require_training_packages
 from permix.plan import load_training_plan, preflight_plan
 from permix.prompts import template_text
 from permix.question_writer.generator import preflight_questions
@@ -51,7 +51,24 @@ def check_config(path: Path) -> dict[str, str]:
         # A preflight stops at its first problem, on which others may depend. So each part is also checked by itself.
         problems = [str(error), *_problems_of_parts(stage_config)]
         raise InvalidConfigError(list(dict.fromkeys(problems))) from error
-    return {"stage": stage_config.stage} | facts | {"result": "valid"}
+    return {"stage": stage_config.stage} | facts | _missing_packages(stage_config) | {"result": "valid"}
+
+
+def _missing_packages(settings: config.AnyConfig) -> dict[str, str]:
+    """A fact about packages that this machine lacks. It is no problem of the file, which may be for another machine."""
+    models = (getattr(settings, name, None) for name in ("model", "judge", "interviewer"))
+    used = [one for one in models if isinstance(one, config.ModelConfig) and one.name not in ("none", "script")]
+    try:
+        if isinstance(settings, config.TrainConfig):
+            require_training_packages("training", settings.train.lora_rank)
+        elif isinstance(settings, config.QuickstartConfig):
+            require_training_packages("the quickstart")
+        for model in used:
+            if model.capabilities.is_local:
+                require_local_packages(model.name)
+    except ConfigError as error:
+        return {"on this machine": str(error)}
+    return {}
 
 
 def _without_name(message: str, path: Path) -> str:
