@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.config import JudgeModelConfig, ModelConfig
+from permix.config import InterviewerConfig, JudgeModelConfig, ModelConfig
+from permix.errors import ConfigError
 from permix.sanitize import redact_arguments, redact_secrets
 from tests.inference.test_openai import model_at, questions
 from tests.sample_runs import endpoint, fidelity_values, stability_values, toml
@@ -102,6 +103,127 @@ def sampling() -> Any:
     from permix.types import Sampling
 
     return Sampling()
+
+
+# Headers
+
+
+def test_headers_arrive_with_the_values_of_their_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEAM", " evals ")
+    monkeypatch.setenv("GATE", 'a "quoted" one')
+    with openai_server(lambda *_: "fine") as server:
+        model = model_at(server.base_url, headers=("X-Team=TEAM", "api-key=GATE"))
+        (found,) = model.generate(questions(1), sampling())
+        assert getattr(found.result, "text", "") == "fine"
+        assert {name.lower(): value for name, value in server.asked[0].headers.items()}.items() >= {
+            ("x-team", "evals"),
+            ("api-key", 'a "quoted" one'),
+        }
+
+
+def test_a_header_whose_variable_is_not_set_or_cannot_be_sent_is_refused_before_any_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TEAM", raising=False)
+    with openai_server(lambda *_: "fine") as server:
+        with pytest.raises(ConfigError, match=r"^model\.headers: the environment variable TEAM, .* of X-Team, is not set"):
+            _ = model_at(server.base_url, headers=("X-Team=TEAM",)).fingerprint
+        monkeypatch.setenv("TEAM", "hunter2\nX-Other: 1")
+        with pytest.raises(ConfigError, match=r"^environment variable TEAM: is no value for the header X-Team") as caught:
+            _ = model_at(server.base_url, headers=("X-Team=TEAM",)).fingerprint
+        assert "hunter2" not in str(caught.value)
+        assert server.asked == []
+
+
+@pytest.mark.parametrize("verb", ["stability", "fidelity", "judge"])
+def test_no_file_and_no_output_holds_the_value_of_a_header(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GATE_VALUE", KEY)
+    monkeypatch.setenv("PERMIX_TEST_KEY", "another-key-0123456789")
+    with openai_server(echoing) as server:
+        model = endpoint(server.base_url, api_key_env="PERMIX_TEST_KEY", headers=["X-Gate=GATE_VALUE"])
+        values = stability_values if verb == "stability" else fidelity_values
+        if verb == "judge":
+            server.script = lambda body, nth, headers: "[[4]]"
+            (tmp_path / "fidelity.toml").write_text(toml(fidelity_values(tmp_path, server.base_url)))
+            assert cli.run_cli(["fidelity", str(tmp_path / "fidelity.toml")]) == 0
+            server.script = echoing
+            shown: dict[str, Any] = {"run": str(tmp_path / "run"), "judge": model}
+        else:
+            shown = values(tmp_path, server.base_url, model=model)
+        n_before = len(server.asked)
+        (tmp_path / "a.toml").write_text(toml(shown))
+        assert cli.run_cli([verb, str(tmp_path / "a.toml")]) in (2, 3)
+        assert {one.headers["X-Gate"] for one in server.asked[n_before:]} == {KEY}
+    found = "".join(capfd.readouterr())
+    assert "[redacted]" in found
+    assert PIECE not in found
+    assert leaks(tmp_path) == []
+    if verb != "fidelity":
+        assert any(b"X-Gate=GATE_VALUE" in path.read_bytes() for path in tmp_path.rglob("config.json"))
+
+
+def test_a_short_value_of_a_header_stays_in_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BETA", "1")
+    monkeypatch.setenv("GATE_VALUE", "open-sesame")
+    with openai_server(lambda *_: refused("1 of open-sesame%21 and open-sesame")) as server:
+        model = model_at(server.base_url, headers=("X-Beta=BETA", "X-Gate=GATE_VALUE"))
+        (found,) = model.generate(questions(1), sampling())
+    assert getattr(found.result, "message", "") == "HTTP 400: 1 of [redacted]%21 and [redacted]"
+
+
+def test_headers_are_no_part_of_what_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEAM", "evals")
+    with openai_server(lambda *_: "fine") as server:
+        prints = {model_at(server.base_url, headers=headers).fingerprint for headers in ((), ("X-Team=TEAM",))}
+    assert len(prints) == 1
+    from permix.config import TeacherConfig, TrainConfig
+    from permix.training.sft_data import teacher_identity
+
+    teacher = {"name": "m", "backend": "openai", "base_url": "http://h/v1"}
+    plain, with_header = (
+        teacher_identity(TrainConfig(method="seqkd", teacher=TeacherConfig.model_validate(teacher | added)))
+        for added in ({}, {"headers": ["X-Team=TEAM"]})
+    )
+    assert plain == with_header
+
+
+@pytest.mark.parametrize("section", [ModelConfig, JudgeModelConfig, InterviewerConfig])
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        (["Authorization=GATE"], "Authorization is set by permix itself; leave it out; the key belongs into the environment"),
+        (["AUTHORIZATION=GATE"], "AUTHORIZATION is set by permix itself"),
+        (["X-A=A", "Content-Length=GATE"], "Content-Length is set by permix itself; leave it out"),
+        (["X-Gate: hunter2"], "entry 1 must be NAME=VARIABLE, such as X-Project=MY_PROJECT"),
+        (["X-A=A", "X Gate=GATE"], "entry 2 must be NAME=VARIABLE"),
+        (["=GATE"], "entry 1 must be NAME=VARIABLE"),
+        (["X-Gate=sk-hunter2"], "entry 1: after = must be the name of an environment variable"),
+        (["X-Gate=hunter2hunter2hunter2hunter2"], "entry 1: after = must be the name of an environment variable"),
+        (["hunter2=="], "entry 1: after = must be the name of an environment variable"),
+        (["X-Gate="], "entry 1: after = must be the name of an environment variable"),
+        (["X-Gate=A", "x-gate=B"], "x-gate is given twice; give it once"),
+    ],
+)
+def test_headers_that_cannot_be_sent_are_refused_and_not_repeated(
+    section: type[ModelConfig], headers: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match="headers") as caught:
+        section(name="m", backend="openai", base_url="http://h/v1", headers=tuple(headers))
+    assert words in str(caught.value)
+    (tmp_path / "run.toml").write_text(toml({"judge": {"backend": "openai", "base_url": "http://h/v1", "headers": headers}}))
+    assert cli.run_cli(["judge", str(tmp_path / "run.toml")]) == 2
+    flags = ["--judge.backend", "openai", "--judge.base-url", "http://h/v1", "--judge.headers", *headers]
+    assert cli.run_cli(["judge", "x", *flags]) == 2
+    shown = "".join(capsys.readouterr())
+    assert shown.count(f"judge.headers: {words}") == 2
+    assert "hunter2" not in str(caught.value) + shown
+
+
+def test_a_model_in_this_process_takes_no_headers() -> None:
+    with pytest.raises(ValueError, match='headers: backend "transformers" sends no HTTP request; leave headers out'):
+        ModelConfig(headers=("X-Team=TEAM",))
 
 
 def test_a_traceback_holds_no_key() -> None:

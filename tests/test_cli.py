@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 
 from permix import __version__, cli, config
 from permix.config import StabilityConfig
+from permix.errors import ConfigError
 from permix.plan import read_plan
 from permix.storage.cells import read_cells
 from tests.sample_runs import asked_what, endpoint, solve, stability_values, toml, write_pool
@@ -35,8 +37,9 @@ def right(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> str:
     return str(solve(asked_what(body)))
 
 
-def python(script: str, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True, timeout=120)
+def python(script: str, *args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command, environment = [sys.executable, "-c", script, *args], os.environ | (env or {})
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 
 
 # Help
@@ -72,7 +75,31 @@ def test_help_names_every_option_of_a_verb(verb: str, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     others: dict[str, type[BaseModel]] = {"models": cli.ModelsOptions, "personas": cli.PersonasOptions}
     assert cli.VERBS[verb].help.split("\n")[0] in " ".join(shown.split())
-    assert [option for option in options(config.CONFIGS_BY_STAGE.get(verb) or others[verb]) if option not in shown] == []
+    expected = [option for option in options(config.CONFIGS_BY_STAGE.get(verb) or others[verb]) if option != "--stage"]
+    assert [option for option in expected if option not in shown] == []
+    assert "--stage" not in shown
+    assert f"Example: {cli.EXAMPLES[verb]}" in " ".join(shown.split())
+    assert shown.startswith(" ".join(f"usage: permix {verb} {cli.VERBS[verb].arguments} [-h]".split()))
+
+
+def test_the_examples_are_commands_of_their_verbs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is parsed as the command would parse it; nothing is run."""
+    assert set(cli.EXAMPLES) == set(cli.VERBS)
+    monkeypatch.chdir(Path(cli.__file__).parents[2])
+    parsed = []
+
+    def stop(verb: str, cls: type[BaseModel], args: Any) -> Any:
+        parsed.append(parse(verb, cls, args))
+        raise ConfigError("parsed")
+
+    parse = cli.parse_config
+    monkeypatch.setattr(cli, "parse_config", stop)
+    for verb, example in cli.EXAMPLES.items():
+        first, name, *args = shlex.split(example)
+        assert (first, name) == ("permix", verb)
+        if verb != "check":
+            assert cli.run_cli([name, *args]) == 2
+    assert len(parsed) == len(cli.VERBS) - 1
 
 
 def test_help_of_everything_imports_nothing_heavy() -> None:
@@ -103,10 +130,36 @@ assert [name for name in {HEAVY} if name in sys.modules] == [], sorted(sys.modul
         (["plan", "--task.n", "3"], "plan.questions_per_step = 8: the task has only 3 questions"),
         (["plan", "--personas.template", "yuo_are"], "personas.template = 'yuo_are': give one of you_are"),
         (["stability", "--personas.include", "exprt"], "exprt"),
-        (["personas", "--pool", "none.csv"], "none.csv"),
+        (["personas", "--pool", "none.csv"], 'permix personas: pool = none.csv: no such file; give "builtin" or'),
         (["report"], "no runs: give run directories"),
-        (["report", "nowhere"], "nowhere: no such folder"),
+        (["report", "nowhere"], "runs = nowhere: no such folder; give run directories"),
+        (["judge", "nowhere", "--judge.name", "m"], "run = nowhere: nowhere/config.json: no such file"),
+        (["export", "nowhere", "--format", "lm-eval"], "run = nowhere: nowhere/config.json: no such file"),
         (["check", "none.toml"], "none.toml: no such configuration file"),
+        (["check"], "no file: give one or more configuration files; usage: permix check CONFIG.toml ..."),
+        (
+            ["stability", "--personas.pool", "none.csv"],
+            'personas.pool = none.csv: no such file; give "builtin" or a path to a .toml',
+        ),
+        (
+            ["stability", "--task.path", "q.jsonl"],
+            "task.path = q.jsonl: arithmetic is generated and reads no file; to ask your own",
+        ),
+        (["stability", "--task.path", "q.jsonl", "--task.answer", "exact"], "task.path = q.jsonl: no such file"),
+        (["stability", "--task.path", "q", "--task.name", "gsm8k"], "task.path = q: no such file or folder"),
+        (["stability", "--exclude-plans", "p.parquet"], "exclude_plans = p.parquet: no such file; make one with"),
+        (["train", "--plan-file", "p.parquet"], "plan_file = p.parquet: no such file; make one with `permix plan`"),
+        (["fidelity", "--questions", "none.txt"], 'questions = none.txt: no such file; give "builtin" or a path to a .toml'),
+        (["fidelity", "--personagym.path", "Gym"], "personagym.path = Gym: no such folder or file; give a clone of PersonaGym"),
+        (["questions", "--personagym.path", "Gym"], "personagym.path = Gym: no such folder or file"),
+        (
+            ["fidelity", "--interview.turns", "3", "--interview.script", "none.txt"],
+            "interview.script = none.txt: no such file; give a path to a .toml / .jsonl / .txt file",
+        ),
+        (["fidelity", "--interview.turns", "3", "--interview.script", "builtin"], "interview.script = builtin: no such file"),
+        (["fidelity", "--reference", "nowhere"], "reference = nowhere: nowhere/config.json: no such file"),
+        (["import", "--lm-eval", "none=logs"], "lm_eval = logs: no such file or folder"),
+        (["import", "--personagym", "answers"], "personagym = answers: no such folder"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -118,6 +171,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert words in shown.err
     assert shown.err.startswith(f"permix {argv[0]}: ")
     assert "Traceback" not in shown.err
+    assert 'builtin"' not in shown.err or any(option in shown.err for option in ("personas.pool", " questions = ", "pool = "))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -138,24 +192,33 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["stability", "--task.m", "3"], "--task.n"),
         (["stability", "--model.backend", "openai"], "base_url is missing"),
         (["plan", "--plan.scope", "person"], "rollout"),
-        (["plan", "--model.name", "x"], "Unrecognized"),
+        (["plan", "--model.name", "x"], "permix plan: unknown option --model.name"),
+        (
+            ["plan", "--task.m", "3", "--plan.stepz=4"],
+            "unknown option --task.m (did you mean --task.n?), --plan.stepz (did you mean",
+        ),
+        (
+            ["stability", "--model.base-url", "http://h/v1", "--cache", "c"],
+            "permix stability: cache = c: the model behind an endpoint may change; leave cache out with backend",
+        ),
+        (["plan", "--task.n"], "permix plan: Missing value for argument '--task.n'"),
+        (["plan", "--task.n", "x"], "permix plan: Error parsing --task.n: invalid literal for int() with base 10: 'x'"),
+        (["plan", "stray"], "permix plan: Unrecognized options: stray"),
+        (
+            ["plan", "--task.split", "all-of-it"],
+            "invalid choice 'all-of-it' for argument '--task.split'. Expected one of ('train',",
+        ),
         (["stability", "--model.backend", "openai", "--model.base-url", "http://ann:hunter2@h/v1"], "holds credentials"),
     ],
 )
 def test_bad_flags_say_what_is_valid_and_exit_with_2(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(argv) == 2
+    assert cli.run_cli(argv) == 2
     shown = capsys.readouterr().err
-    assert words in " ".join(shown.split())
+    assert words in shown
+    assert shown.startswith(f"permix {argv[0]}: ")
+    assert shown.count("\n") == 1
     assert "hunter2" not in shown
     assert "pydantic" not in shown
-
-
-def exit_code(argv: list[str]) -> Any:
-    """Of a command; the parser of flags ends the process itself."""
-    try:
-        return cli.run_cli(argv)
-    except SystemExit as ended:
-        return ended.code
 
 
 def test_a_configuration_of_another_stage_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,6 +273,35 @@ def test_a_method_named_by_a_flag_brings_its_own_mix_unless_the_file_says_one(
     assert 'plan.mix = 0.8: method "rlvr" trains without personas' in capsys.readouterr().err
 
 
+def test_a_base_url_brings_the_backend_of_endpoints_unless_one_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, local = "http://h/v1", 'model: base_url is given, but backend "transformers" asks no endpoint; give backend = "openai"'
+    assert cli.parse_config("stability", StabilityConfig, ["--model.base-url", url]).model.backend == "openai"
+    assert cli.parse_config("stability", StabilityConfig, [f"--model.base_url={url}"]).model.backend == "openai"
+    assert cli.parse_config("stability", StabilityConfig, ["--model.name", "x"]).model.backend == "transformers"
+    judge = cli.parse_config("judge", config.JudgeConfig, ["--run", "r", "--judge.base-url", url]).judge
+    assert (judge.backend, judge.base_url) == ("openai", url)
+    for flags in (["--model.backend", "transformers"], ["--model.backend=transformers"]):
+        assert cli.run_cli(["stability", "--model.base-url", url, *flags]) == 2
+        assert local in capsys.readouterr().err
+    file = tmp_path / "run.toml"
+    file.write_text(f'[model]\nbase_url = "{url}"\n')
+    assert cli.parse_config("stability", StabilityConfig, [str(file)]).model.backend == "openai"
+    assert cli.parse_config("stability", StabilityConfig, [str(file), "--model.name", "x"]).model.backend == "openai"
+    file.write_text('[model]\nbackend = "transformers"\n')
+    assert cli.run_cli(["stability", str(file), "--model.base-url", url]) == 2
+    assert local in capsys.readouterr().err
+    file.write_text(f'[model]\nbackend = "transformers"\nbase_url = "{url}"\n')
+    assert cli.run_cli(["stability", str(file)]) == 2
+    assert local in capsys.readouterr().err
+    assert config.ModelConfig(base_url=url).backend == "openai"
+    assert config.build_config(StabilityConfig, {"model": {"base_url": url}}, source="test").model.backend == "openai"
+    with pytest.raises(ValueError, match='base_url is given, but backend "transformers"'):
+        config.ModelConfig(base_url=url, backend="transformers")
+    assert config.ModelConfig().backend == "transformers"
+
+
 # Verbs
 
 
@@ -253,16 +345,31 @@ def test_models_says_where_models_come_from(
     assert capsys.readouterr().out == f"{folder}\n"
 
 
-def test_check_takes_several_files_and_stops_at_the_first_bad_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_names_the_problems_of_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = tmp_path / "good [bold].toml", tmp_path / "bad.toml"
     good.write_text('stage = "stability"\n[task]\nn = 5\n')
-    bad.write_text('stage = "stability"\n[task]\nleves = 5\n')
+    bad.write_text('stage = "stability"\n[task]\nleves = 5\nn = 0\n[personas]\nnn = 3\n')
+    worse = tmp_path / "worse.toml"
+    worse.write_text(
+        'stage = "stability"\nexclude_plans = ["none.parquet"]\n[task]\nname = "own-number"\npath = "none.jsonl"\n'
+        '[personas]\npool = "none.csv"\ntemplate = "yuo_are"\n[model]\nname = "./nowhere"\n'
+    )
     assert cli.run_cli(["check", str(good)]) == 0
     assert "valid" in capsys.readouterr().out
-    assert cli.run_cli(["check", str(good), str(bad)]) == 2
+    assert cli.run_cli(["check", str(bad), str(worse), str(good)]) == 2
     shown = capsys.readouterr()
     assert str(good) in shown.out
-    assert "unknown key task.leves; did you mean task.levels?" in shown.err
+    assert str(bad) not in shown.out
+    first, *others = shown.err.splitlines()
+    assert first == (
+        f"permix check: {bad}: unknown key task.leves; did you mean task.levels?; unknown key personas.nn; did you mean "
+        "personas.n?; task.n = 0: must be greater than 0"
+    )
+    starts = ["personas.template = 'yuo_are': ", "task.path = none.jsonl: no such file", "personas.pool = none.csv: no such file"]
+    starts += ["exclude_plans = none.parquet: no such file", "model.name = './nowhere': no such folder"]
+    assert len(others) == len(starts)
+    for line, start in zip(others, starts, strict=True):
+        assert line.startswith(f"permix check: {worse}: {start}")
 
 
 def test_a_run_can_be_gone_on_with_and_reported_from_its_own_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,7 +432,7 @@ sys.meta_path.insert(0, Without())
 from permix.cli import main
 main(sys.argv[1:])
 """
-    return lambda *argv: python(script, *argv)
+    return lambda *argv, env=None: python(script, *argv, env=env)
 
 
 def test_trl_is_imported_where_models_are_trained_alone() -> None:
@@ -346,6 +453,64 @@ def test_endpoints_are_measured_without_torch(torchless: Callable[..., subproces
         assert len(server.asked) == 24
 
 
+INSTALL = f"pip install -e '{Path(cli.__file__).parents[2]}"
+"""The beginning of the command that installs an extra of this clone."""
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["stability"], "model.name = 'bundled': a model in this process needs torch, transformers, which are not installed: "),
+        (["fidelity"], "model.name = 'bundled': a model in this process needs torch"),
+        (["fidelity", "--interview.turns", "3"], "a model in this process needs torch"),
+        (
+            ["fidelity", "--model.base-url", "URL", "--model.name", "test", "--judge.name", "bundled"],
+            "judge: model.name = 'bundled'",
+        ),
+        (
+            ["stability", "--task.name", "gsm8k"],
+            "reading openai/gsm8k (main) from the hub needs datasets, which is not installed: ",
+        ),
+        (["train"], "training needs torch, transformers, accelerate, trl, which are not installed: "),
+        (["train", "--train.lora-rank", "4"], "accelerate, trl, peft, which"),
+        (["quickstart", "--fast"], "the quickstart needs torch, transformers, accelerate, trl, which are not installed: "),
+        (["models", "--fetch"], "a model in this process needs torch, transformers, which are not installed"),
+    ],
+)
+def test_a_missing_package_is_one_line_with_what_installs_it(
+    argv: list[str], words: str, torchless: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    with openai_server(right) as server:
+        given = [server.base_url if word == "URL" else word for word in argv]
+        out = [] if argv[0] in ("models", "quickstart") else ["--out", str(tmp_path / "run")]
+        ended = torchless(*given, *out, env={"PERMIX_CACHE": str(tmp_path / "cache")})
+        assert server.asked == []
+    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr[-2000:]
+    (line,) = (line for line in ended.stderr.splitlines() if not line.startswith("note: "))
+    assert line.startswith(f"permix {argv[0]}: ")
+    assert words in line
+    extra = "train" if argv[0] in ("train", "quickstart") else "local"
+    assert f"{INSTALL}[{extra}]'" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_permix_imports_somewhere_else_is_named_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> cli.Verb:
+        def broken_command(args: object) -> None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        return cli.Verb(broken_command)
+
+    monkeypatch.setitem(cli.VERBS, "broken", missing("peft.tuners"))
+    assert cli.run_cli(["broken"]) == 2
+    assert capsys.readouterr().err == f"permix broken: this needs peft, which is not installed: {INSTALL}[train]'\n"
+    monkeypatch.setitem(cli.VERBS, "broken", missing("permix.nothing"))
+    with pytest.raises(ModuleNotFoundError):
+        cli.run_cli(["broken"])
+
+
 def test_plans_checks_and_reports_need_no_torch(
     torchless: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -360,3 +525,5 @@ def test_plans_checks_and_reports_need_no_torch(
     ):
         ended = torchless(*argv)
         assert ended.returncode == 0, (argv, ended.stderr[-2000:])
+        is_check = argv[0] == "check"
+        assert ("training needs torch, transformers, accelerate, trl, which are not installed: " in ended.stdout) == is_check

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
 from permix import config
 from permix.config import (
@@ -329,3 +329,29 @@ def test_a_section_given_in_part_keeps_what_its_stage_sets_otherwise() -> None:
 def test_a_fidelity_setting_that_would_do_nothing_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         config.build_config(config.FidelityConfig, values, source="test")
+
+
+def test_an_error_shows_paths_as_texts_and_a_field_once() -> None:
+    class Section(config.ConfigSection):
+        folder: Path | None = None
+        folders: tuple[Path, ...] = ()
+        n: int = 0
+
+        @field_validator("folder")
+        @classmethod
+        def _check_folder(cls, folder: Path) -> Path:
+            raise ValueError(f"folder = {folder}: is full")
+
+        @field_validator("folders")
+        @classmethod
+        def _check_folders(cls, folders: tuple[Path, ...]) -> tuple[Path, ...]:
+            raise ValueError("must be one")
+
+    class Stage(config.ConfigSection):
+        inner: Section = Section.model_construct()
+
+    with pytest.raises(ConfigError) as caught:
+        config.build_config(Stage, {"inner": {"folder": Path("a"), "folders": (Path("b"),), "n": "x"}}, source="f.toml")
+    assert str(caught.value) == (
+        "f.toml: inner.folder = a: is full; inner.folders = ('b',): must be one; inner.n = 'x': must be a whole number"
+    )

@@ -8,12 +8,14 @@ command again).
 """
 
 import atexit
+import io
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -27,7 +29,16 @@ from rich.text import Text
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from permix import __version__, config
-from permix.errors import ConfigError, IncompleteRunError, MissingScoresError, PermixError, closest_match
+from permix.errors import (
+    EXTRA_OF_PACKAGE,
+    ConfigError,
+    IncompleteRunError,
+    MissingScoresError,
+    PermixError,
+    closest_match,
+    missing_package_error,
+    option_context,
+)
 from permix.progress import CommandOutput, add_result, command_output, separate_result
 from permix.sanitize import names_secret
 from permix.storage.files import FULL_DISK_ERRNOS, write_error
@@ -255,7 +266,8 @@ def personas_command(args: Sequence[str]) -> None:
     from permix.prompts import persona_message
     from permix.sanitize import escape_control, truncate
 
-    pool = load_pool(settings.pool, settings.column)
+    with option_context("pool", settings.pool):
+        pool = load_pool(settings.pool, settings.column)
     warn_of_misfits(pool, [settings.template])
     add_result(n=len(pool), personas=[one.model_dump(mode="json") for one in pool.personas] if settings.show else [])
     print(describe_pool(pool))
@@ -269,15 +281,24 @@ def personas_command(args: Sequence[str]) -> None:
 
 def check_command(args: Sequence[str]) -> None:
     """Check configuration files and the data they name, without loading a model."""
-    if not args or args[0] in ("-h", "--help"):
-        print(f"usage: permix check CONFIG.toml ...\n\n{check_command.__doc__}\n\n{OUTPUT_OPTIONS_HELP}")
+    usage = "usage: permix check CONFIG.toml ..."
+    if args and args[0] in ("-h", "--help"):
+        print(f"{usage}\n\n{check_command.__doc__}\n\n{OUTPUT_OPTIONS_HELP}\n\nExample: {EXAMPLES['check']}")
         return
-    from permix.pipelines.preflight import check_config
+    if not args:
+        raise ConfigError(f"no file: give one or more configuration files; {usage}")
+    from permix.pipelines.preflight import InvalidConfigError, check_config
 
+    problems: list[str] = []
     for name in args:
-        with separate_result() as result:
-            print_table(name, check_config(Path(name)))
-        add_result(files={name: result})
+        try:
+            with separate_result() as result:
+                print_table(name, check_config(Path(name)))
+            add_result(files={name: result})
+        except InvalidConfigError as error:
+            problems += [f"{name}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError("\npermix check: ".join(problems))
 
 
 class Verb(NamedTuple):
@@ -290,7 +311,43 @@ class Verb(NamedTuple):
 
     @property
     def help(self) -> str:
+        """What the verb does."""
         return (self.run.__doc__ or "").strip()
+
+    @property
+    def example(self) -> str:
+        return EXAMPLES[self.name]
+
+    @property
+    def arguments(self) -> str:
+        """What the verb takes before its options."""
+        own = {"report": "[RUN ...]", "compare": "[FIRST OTHER]", "judge": "[RUN]", "export": "[RUN]", "view": "[DIR]"}
+        return "" if self.name in ("models", "personas") else own.get(self.name, "[CONFIG.toml]")
+
+    @property
+    def description(self) -> str:
+        """The text of the verb's help."""
+        return f"{self.help}\n\nExample: {self.example}"
+
+
+EXAMPLES = {
+    "quickstart": "permix quickstart --fast",
+    "plan": "permix plan --task.n 1000 --plan.steps 100 --out runs/plan.parquet",
+    "train": "permix train configs/arithmetic-permix.toml --train.lr 1e-5 --out runs/trained",
+    "stability": "permix stability --model.base-url http://127.0.0.1:8000/v1 --model.name NAME --task.name gsm8k --out runs/mine",
+    "fidelity": "permix fidelity --model.name runs/trained/model --n-questions 20 --out runs/character",
+    "judge": "permix judge runs/character --judge.base-url http://127.0.0.1:8000/v1 --judge.name NAME",
+    "questions": "permix questions --personas.pool my.csv --personas.split all --model.name NAME --out runs/questions",
+    "report": "permix report runs/mine runs/other --out runs/report",
+    "compare": "permix compare runs/mine runs/other",
+    "view": "permix view runs",
+    "import": "permix import --lm-eval none=logs/plain pirate=logs/pirate --out runs/imported",
+    "export": "permix export runs/mine --format lm-eval --out exported",
+    "models": "permix models --fetch",
+    "personas": "permix personas --pool my.csv --show",
+    "check": "permix check configs/arithmetic-permix.toml",
+}
+"""One example for each verb."""
 
 
 VERBS = {
@@ -434,6 +491,14 @@ def _run_verb(argv: Sequence[str], output: CommandOutput) -> int:
         print(f"permix {argv[0]}: {error}", file=sys.stderr)
         output.result |= {"error": str(error)} | ({"pending": error.pending} if isinstance(error, IncompleteRunError) else {})
         return error.exit_code
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF_PACKAGE:
+            raise
+        missing = missing_package_error([package], "this")
+        print(f"permix {argv[0]}: {missing}", file=sys.stderr)
+        output.result["error"] = str(missing)
+        return ConfigError.exit_code
     except BrokenPipeError:
         _ignore_closed_pipe()
         return 0
@@ -503,7 +568,7 @@ def find_verb(name: str) -> Verb:
 def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _ConfigT:
     """Build the stage's configuration from flags and an optional file, the first argument.
 
-    Raises ConfigError for an invalid file or value. For an unknown flag tyro prints its own message and exits with code 2.
+    Raises ConfigError for an invalid file, flag or value.
     """
     from permix.tasks import check_task_name
 
@@ -524,25 +589,74 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
         base = config.build_config(cls, values, source=str(path), partial=True)
         check_task_name(base, str(path))
     options: dict[str, Any] = {} if base is None else {"default": base}
+    _check_known_options(cls, rest)
     try:
-        settings = tyro.cli(
-            cls, args=rest, prog=f"permix {verb}", description=_description(verb), registry=_section_rules(cls), **options
+        settings = _parse_flags(
+            cls,
+            args=rest,
+            prog=f"permix {verb} {VERBS[verb].arguments}",
+            description=_description(verb),
+            registry=_section_rules(cls, rest),
+            **options,
         )
     except ValidationError as error:
         raise ConfigError(config.format_validation_error(error)) from error
     check_task_name(settings)
-    return cast(_ConfigT, settings)
+    return settings
 
 
 def _description(verb: str) -> str:
-    return " ".join([VERBS[verb].help, *([DRY_RUN_HELP] if verb in ASKING_VERBS else []), OUTPUT_OPTIONS_HELP])
+    dry_run = [DRY_RUN_HELP] if verb in ASKING_VERBS else []
+    return " ".join([VERBS[verb].help, *dry_run, OUTPUT_OPTIONS_HELP]) + f"\n\nExample: {VERBS[verb].example}"
 
 
-def _section_rules(stage: type[BaseModel]) -> ConstructorRegistry:
+def _parse_flags(cls: type[_ConfigT], *, args: Sequence[str], **options: Any) -> _ConfigT:
+    """Parse flags with tyro. Raises ConfigError, in one line, for flags that it refuses. Exits with 0 after printing the help."""
+    with redirect_stderr(io.StringIO()) as printed:
+        try:
+            return cast(_ConfigT, tyro.cli(cls, args=args, **options))
+        except SystemExit as ended:
+            if ended.code:
+                raise ConfigError(_text_in_box(printed.getvalue())) from None
+            raise
+
+
+def _text_in_box(box: str) -> str:
+    """The message that tyro prints in a box, as one line, without its title and its reference to the help."""
+    lines = [line.strip("│ ") for line in box.splitlines()]
+    body = [line for line in lines if not line.startswith("╭")]
+    end = next((place for place, line in enumerate(body) if line.startswith(("─", "╰"))), len(body))
+    return " ".join(body[:end]) or "the flags cannot be read"
+
+
+def _check_known_options(cls: type[BaseModel], args: Sequence[str]) -> None:
+    """Raise ConfigError for words that are no option of the class, naming the nearest one."""
+    known = {f"--{prefix}{name}".replace("_", "-") for section, prefix in _section_prefixes(cls) for name in section.model_fields}
+    unknown = []
+    for word in args:
+        option = word.partition("=")[0].replace("_", "-")
+        plain = re.sub(r"(^--|\.)no-", r"\1", option)
+        if (
+            re.match(r"--[A-Za-z]", word)
+            and option not in known
+            and plain not in known
+            and option not in ("--help", "--tyro-print-completion")
+        ):
+            near = closest_match(option, known)
+            unknown.append(f"{option}{f' (did you mean {near}?)' if near else ''}")
+    if unknown:
+        raise ConfigError(f"unknown option {', '.join(unknown)}; --help lists every option")
+
+
+def _section_rules(stage: type[BaseModel], args: Sequence[str]) -> ConstructorRegistry:
     """Rules for tyro: a field that names an entry of a registry accepts the registered names, like a Literal field its values; a
     field whose default depends on the data is None where it is not given, so that its section knows; and a section that cannot be
     made raises ConfigError, which tyro lets pass, in the words of a configuration file's errors.
+
+    `args` are the flags: a model whose backend neither they nor the file name is made without one, so that its other fields
+    decide.
     """
+    flags = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in args if word.startswith("--")}
     rules = ConstructorRegistry()
     prefixes = dict(_section_prefixes(stage))
 
@@ -557,13 +671,20 @@ def _section_rules(stage: type[BaseModel]) -> ConstructorRegistry:
         fields = [
             StructFieldSpec(
                 name,
-                cast(Any, field.annotation) | None if name in from_data else types.get(name, cast(Any, field.annotation)),
+                cast(Any, tyro.conf.Suppress)[field.annotation]
+                if name == "stage"
+                else cast(Any, field.annotation) | None
+                if name in from_data
+                else types.get(name, cast(Any, field.annotation)),
                 default=None if name in unset else field.get_default() if given is None else getattr(given, name),
                 helptext=field.description,
             )
             for name, field in info.type.model_fields.items()
         ]
-        return StructConstructorSpec(instantiate=partial(_build_section, info.type, prefixes[info.type]), fields=tuple(fields))
+        set_fields = given.model_fields_set if given else set()
+        is_undecided = "backend" in types and "backend" not in set_fields and f"{prefixes[info.type]}backend" not in flags
+        build = partial(_build_section, info.type, prefixes[info.type], ("backend",) if is_undecided else ())
+        return StructConstructorSpec(instantiate=build, fields=tuple(fields))
 
     return rules
 
@@ -576,10 +697,13 @@ def _section_prefixes(section: type[BaseModel], prefix: str = "") -> Iterator[tu
             yield from _section_prefixes(field.annotation, f"{prefix}{name}.")
 
 
-def _build_section(section: type[BaseModel], prefix: str, **values: Any) -> BaseModel:
+def _build_section(section: type[BaseModel], prefix: str, left_out: Sequence[str], **values: Any) -> BaseModel:
+    # No docstring: tyro would print it in the help. `left_out`: fields that the user has not given, and whose default depends on
+    # other fields.
     from_data = config.DEFAULTS_FROM_DATA.get(section, ())
+    given = {name: value for name, value in values.items() if name not in left_out and not (value is None and name in from_data)}
     try:
-        return section(**{name: value for name, value in values.items() if value is not None or name not in from_data})
+        return section(**given)
     except (ValidationError, UnicodeEncodeError) as error:
         raise ConfigError(config.format_validation_error(error, prefix)) from error
 

@@ -25,7 +25,7 @@ from permix.config import (
     TrainMethod,
     resolve_mix,
 )
-from permix.errors import ConfigError, DataError
+from permix.errors import ConfigError, DataError, option_context
 from permix.personas.pool import PersonaSource, warn_of_misfits
 from permix.prompts import build_messages, template_hash, template_text
 from permix.sanitize import escape_control
@@ -156,7 +156,8 @@ def load_training_plan(path: Path, method: TrainMethod, task_name: str = "") -> 
     Raises ConfigError if the file's rows have personas and the method uses none, or if they name a task of the user's own that
     the configuration does not name, and DataError if the file cannot be used.
     """
-    plan = read_plan(path)
+    with option_context("plan_file", path):
+        plan = read_plan(path)
     # The reward imports the module of such a task, and a plan may be a stranger's file: only the user's own word is enough.
     if other := next((row.task for row in plan.rows if is_own_task(row.task) and row.task != task_name), None):
         answer = other.removeprefix("own-")

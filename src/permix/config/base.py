@@ -109,28 +109,36 @@ def build_config(cls: type[_ConfigT], values: Mapping[str, Any], *, source: str,
 
     `partial` says that flags will still override some values: fields that are derived from other fields are not filled yet.
     """
-    check_unknown_keys(cls, values, source=source)
+    unknown, known = _split_known_keys(cls, values)
     try:
-        return cls.model_validate(values, context={"draft": partial})
+        config = cls.model_validate(known, context={"draft": partial})
     except (ValidationError, UnicodeEncodeError) as error:
-        raise ConfigError(f"{source}: {format_validation_error(error)}") from error
+        raise ConfigError(f"{source}: {'; '.join([*unknown, format_validation_error(error)])}") from error
+    if unknown:
+        raise ConfigError(f"{source}: {'; '.join(unknown)}")
+    return config
 
 
-def check_unknown_keys(cls: type[BaseModel], values: Mapping[str, Any], *, source: str, prefix: str = "") -> None:
-    """Raise ConfigError for the first key that `cls` does not have, naming the nearest known one."""
+def _split_known_keys(cls: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -> tuple[list[str], dict[str, Any]]:
+    """A message for each key that `cls` does not have, naming the nearest known one; and the values without these keys."""
+    unknown, kept = [], {}
     for key, value in values.items():
         if key not in cls.model_fields:
             near = closest_match(key, cls.model_fields, cutoff=0.5)
             hint = f"did you mean {prefix}{near}?" if near else f"known: {', '.join(cls.model_fields)}"
-            raise ConfigError(f"{source}: unknown key {prefix}{truncate(escape_control(key), MAX_SHOWN_CHARS)}; {hint}")
+            unknown.append(f"unknown key {prefix}{truncate(escape_control(key), MAX_SHOWN_CHARS)}; {hint}")
+            continue
         inner = cls.model_fields[key].annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, Mapping):
-            check_unknown_keys(inner, value, source=source, prefix=f"{prefix}{key}.")
+            unknown_inside, value = _split_known_keys(inner, value, f"{prefix}{key}.")
+            unknown += unknown_inside
+        kept[key] = value
+    return unknown, kept
 
 
 MAX_SHOWN_CHARS = 120
 
-_MAY_HOLD_SECRETS = ("base_url", "api_key_env", "extra_body", "vllm_server_base_url")
+_MAY_HOLD_SECRETS = ("base_url", "api_key_env", "extra_body", "headers", "vllm_server_base_url")
 """Fields whose value is not repeated in an error."""
 
 _TYPE_WORDS = {
@@ -170,6 +178,10 @@ def format_validation_error(error: ValidationError | UnicodeEncodeError, prefix:
         shown = "" if hidden else f" = {quote_input(one['input'])}"
         words = next((words for start, words in _TYPE_WORDS.items() if one["type"].startswith(start)), None)
         own_words = one["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        if words is None and place and own_words.startswith((f"{one['loc'][-1]} = ", f"{one['loc'][-1]}: ")):
+            field, shown = field.rpartition(".")[0], ""  # the message itself begins with the field and its value
+            lines.append(f"{field}{'.' * bool(field)}{_shorten_words(escape_control(own_words))}")
+            continue
         lines.append(f"{field}{shown}: {words or _shorten_words(escape_control(own_words))}")
     return "; ".join(lines)
 
@@ -179,10 +191,19 @@ def _shorten_words(text: str) -> str:
     return re.sub(rf"(\S{{{MAX_SHOWN_CHARS}}})\S+", r"\1…", text)
 
 
+def _with_plain_paths(value: object) -> object:
+    """The value with paths as texts, also in a list: PosixPath is no word of a configuration."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list):
+        return [_with_plain_paths(one) for one in value]
+    return tuple(_with_plain_paths(one) for one in value) if type(value) is tuple else value
+
+
 def quote_input(value: object) -> str:
     """A value of a configuration for an error message: its repr without secrets, at most `MAX_SHOWN_CHARS` long."""
     try:
-        shown = repr(value)
+        shown = repr(_with_plain_paths(value))
     except (ValueError, RecursionError):
         return "(a number of thousands of digits)" if isinstance(value, int) else "(a value that is nested too deeply)"
     return truncate(escape_control(redact_secrets(shown)), MAX_SHOWN_CHARS)

@@ -64,6 +64,10 @@ BACKENDS: dict[str, BackendCapabilities] = {
 """Every backend, by the name that a configuration gives it; `LOADERS` in `permix.inference` opens its models."""
 
 
+ENDPOINT_BACKEND = "openai"
+"""The backend of a model that has a `base_url`, if none is given."""
+
+
 def configurable_backends() -> tuple[str, ...]:
     """The backends that a configuration file or a flag may name."""
     return tuple(name for name, backend in BACKENDS.items() if backend.configurable)
@@ -97,13 +101,29 @@ MAX_EXTRA_BODY_DEPTH = 50
 """Levels of `extra_body`; JSON schemas, which may be in it, have fewer."""
 
 
+_OWN_HEADERS = frozenset(
+    (
+        *("authorization", "proxy-authorization", "content-type", "content-length", "content-encoding", "accept-encoding"),
+        *("host", "connection", "transfer-encoding", "expect", "te", "trailer", "upgrade"),
+    )
+)
+"""Headers that `ModelConfig.headers` cannot set: the key's, and those that say how a body is sent."""
+
+
+def _names_variable(name: str) -> bool:
+    """Whether a text can be the name of an environment variable, and does not look like a key."""
+    looks_like_key = len(name) >= 20 and re.search("[a-z]", name) and re.search("[0-9]", name)
+    return bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)) and not looks_like_key and redact_secrets(name) == name
+
+
 class ModelConfig(ConfigSection):
     """The model that answers, and how to reach it."""
 
     name: str = "bundled"
     """"bundled" (SmolLM2-135M-Instruct), a model folder, a hub id, or the name an endpoint serves."""
     backend: str = "transformers"
-    """Where completions come from: in this process, or an OpenAI-compatible HTTP endpoint."""
+    """Where completions come from: in this process, or an OpenAI-compatible HTTP endpoint. With a base_url the default is the
+    endpoint."""
     base_url: str | None = None
     """The endpoint's URL up to /v1, such as http://127.0.0.1:8000/v1 (backend "openai")."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -121,6 +141,9 @@ class ModelConfig(ConfigSection):
     thinking_budget: int | None = Field(default=None, ge=0)
     """Close the thinking of a completion after this many tokens, so that the answer follows (backend "transformers"); no bound
     when not given. It counts towards max_new_tokens. An endpoint takes a field of its own for it, in extra_body."""
+    headers: tuple[str, ...] = ()
+    """Further headers of every HTTP request, as NAME=VARIABLE: the value is that of the environment variable, so that it is in no
+    file (backend "openai")."""
     extra_body: str = ""
     """A JSON object whose fields are added to every HTTP request, such as {"reasoning_effort": "low"} (backend "openai")."""
     retries: int = Field(default=6, ge=0)
@@ -131,6 +154,14 @@ class ModelConfig(ConfigSection):
     @property
     def capabilities(self) -> BackendCapabilities:
         return BACKENDS[self.backend]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _backend_from_base_url(cls, values: Any) -> Any:
+        """Set `backend` to that of endpoints if `base_url` is given and `backend` is not."""
+        if isinstance(values, Mapping) and values.get("base_url") and "backend" not in values:
+            return {**values, "backend": ENDPOINT_BACKEND}
+        return values
 
     @field_validator("backend")
     @classmethod
@@ -145,6 +176,11 @@ class ModelConfig(ConfigSection):
     def _check_endpoint(self) -> "ModelConfig":
         if self.capabilities.needs_base_url and not self.base_url:
             raise ValueError(f'base_url is missing: backend "{self.backend}" needs one, such as http://127.0.0.1:8000/v1')
+        if self.base_url and not self.capabilities.needs_base_url:
+            raise ValueError(
+                f'base_url is given, but backend "{self.backend}" asks no endpoint; give backend = "{ENDPOINT_BACKEND}", or '
+                "leave base_url out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -157,6 +193,39 @@ class ModelConfig(ConfigSection):
                 f'{{"thinking_budget": {budget}}} (Qwen) or {{"reasoning_effort": "low"}}'
             )
         return self
+
+    @field_validator("headers")
+    @classmethod
+    def _check_headers(cls, headers: tuple[str, ...]) -> tuple[str, ...]:
+        # An entry may be a secret, so the messages repeat none that is not known to be valid.
+        for number, header in enumerate(headers, 1):
+            name, equals, variable = header.partition("=")
+            if not equals or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+                raise ValueError(f"entry {number} must be NAME=VARIABLE, such as X-Project=MY_PROJECT")
+            if name.lower() in _OWN_HEADERS:
+                is_key = "auth" in name.lower()
+                instead = "; the key belongs into the environment variable that api_key_env names" if is_key else ""
+                raise ValueError(f"{name} is set by permix itself; leave it out{instead}")
+            if not _names_variable(variable):
+                raise ValueError(
+                    f"entry {number}: after = must be the name of an environment variable; the value itself must not be in a "
+                    "file or a command line"
+                )
+        names = [header.partition("=")[0].lower() for header in headers]
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"{repeated} is given twice; give it once")
+        return headers
+
+    @model_validator(mode="after")
+    def _check_headers_are_sent(self) -> "ModelConfig":
+        if self.headers and not self.capabilities.needs_base_url:
+            raise ValueError(f'headers: backend "{self.backend}" sends no HTTP request; leave headers out')
+        return self
+
+    @property
+    def header_variables(self) -> dict[str, str]:
+        """For each of `headers`: its name, and the environment variable that holds its value."""
+        return {name: variable for name, _, variable in (header.partition("=") for header in self.headers)}
 
     @property
     def extra_fields(self) -> dict[str, Any]:
@@ -197,8 +266,7 @@ class ModelConfig(ConfigSection):
                 "base_url must be an address such as http://127.0.0.1:8000/v1, without a query; put a key into the environment "
                 "variable that api_key_env names"
             )
-        looks_like_key = len(name) >= 20 and re.search("[a-z]", name) and re.search("[0-9]", name)
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or looks_like_key or redact_secrets(name) != name:
+        if not _names_variable(name):
             raise ValueError("api_key_env is not the name of an environment variable; the key itself must not be in a file")
         return self
 

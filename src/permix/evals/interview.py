@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from permix.config import FidelityConfig, InterviewConfig
-from permix.errors import ConfigError, DataError, IncompleteRunError
+from permix.errors import ConfigError, DataError, IncompleteRunError, option_context
 from permix.evals.drift_report import Drift, measure_drift, read_train_examples
 from permix.evals.fidelity_records import (
     AskedQuestion,
@@ -53,7 +53,9 @@ QuestionOrders = Mapping[str, tuple[Question, ...]]
 
 def load_interview_script(config: InterviewConfig) -> tuple[Question, ...]:
     """The first `turns` questions of the script. Raises ConfigError if it has fewer, DataError if the file is invalid."""
-    script = load_roleplay(config.script or Path(str(files("permix.personas") / "interview.toml")))
+    path = config.script or Path(str(files("permix.personas") / "interview.toml"))
+    with option_context("interview.script", path):
+        script = load_roleplay(path, has_builtin=False)
     if len(script) < config.turns:
         source = f"{config.script} has" if config.script else "the built-in script has"
         raise ConfigError(

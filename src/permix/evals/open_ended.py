@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from permix.config import FidelityConfig
-from permix.errors import ConfigError, DataError
+from permix.errors import ConfigError, DataError, option_context
 from permix.evals.fidelity_records import (
     AskedQuestion,
     describe_ids,
@@ -93,7 +93,11 @@ def load_open_questions(config: FidelityConfig, given: Sequence[Question] | None
 
     Raises ConfigError if there are fewer, or too few to measure identifiability.
     """
-    questions = load_roleplay(config.questions, config.questions_split) if given is None else tuple(given)
+    if given is None:
+        with option_context("questions", config.questions):
+            questions = load_roleplay(config.questions, config.questions_split)
+    else:
+        questions = tuple(given)
     count, minimum = config.n_questions or len(questions), max(config.folds, MIN_ANSWERS)
     if not minimum <= count <= len(questions):
         raise ConfigError(
@@ -105,7 +109,8 @@ def load_open_questions(config: FidelityConfig, given: Sequence[Question] | None
 
 def check_reference_answers(reference: Path, persona_question_pairs: Collection[tuple[str | None, str]]) -> None:
     """Raise DataError if the reference is not a run, or lacks a record for one of the (persona, question) pairs."""
-    require_run(reference)
+    with option_context("reference", reference):
+        require_run(reference)
     missing = set(persona_question_pairs) - set(_cells_by_persona_question(reference))
     if missing:
         raise DataError(

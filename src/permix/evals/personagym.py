@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from permix.config import FidelityConfig
+from permix.errors import option_context
 from permix.evals.fidelity_records import AskedQuestion, describe_ids, read_asked_questions, run_fidelity_cells
 from permix.evals.grid import PromptFormat, build_grid, describe_grid, estimate_cells, warn_trained_personas
 from permix.evals.text_metrics import measure_text_metrics
@@ -87,7 +88,8 @@ def evaluate_personagym(
 
 def select_personagym_questions(config: FidelityConfig) -> tuple[PersonaPool, tuple[PersonaGymQuestion, ...]]:
     """Select `personas.n` personas by content and seed, and return them with their questions."""
-    personas, questions = read_personagym(config.personagym)
+    with option_context("personagym.path", config.personagym.path):
+        personas, questions = read_personagym(config.personagym)
     pool = PersonaPool(personas=personas).select(n=config.personas.n, seed=config.personas.seed)
     chosen = {persona.id for persona in pool.personas}
     return pool, tuple(question for question in questions if question.persona_id in chosen)

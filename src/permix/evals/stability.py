@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from permix.config import ModelConfig, StabilityConfig
-from permix.errors import ConfigError, DataError, IncompleteRunError
+from permix.errors import ConfigError, DataError, IncompleteRunError, option_context
 from permix.evals.grid import (
     GridResults,
     PromptFormat,
@@ -475,7 +475,10 @@ def measure_template_effects(run: Path, answers: GridResults | None = None) -> T
 def trained_question_hashes(model: ModelConfig, plans: Sequence[Path]) -> frozenset[str]:
     """Content hashes of the questions in the model's training data and in the plans."""
     seen = read_trained_on(Path(model.name)).question_hashes
-    return seen.union(*({row.question_hash for row in read_plan(plan).rows} for plan in plans))
+    for path in plans:
+        with option_context("exclude_plans", path):
+            seen |= {row.question_hash for row in read_plan(path).rows}
+    return seen
 
 
 class StabilityGrid(NamedTuple):

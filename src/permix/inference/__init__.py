@@ -14,10 +14,10 @@ __all__ = ["LOADERS", "CompletionResult", "Model", "build_model_config", "cached
 
 def _load_transformers(config: ModelConfig, threads: int | None) -> Model:
     from permix.inference.hardware import set_threads
+    from permix.inference.hf import HFModel, require_local_packages
 
+    require_local_packages(config.name)
     set_threads(threads)
-    from permix.inference.hf import HFModel
-
     return HFModel(config)
 
 
@@ -68,13 +68,16 @@ def build_model_config(source: str | Path, name: str | None = None, **fields: An
 def check_model(config: ModelConfig, *, contact: bool) -> None:
     """Raise ConfigError if the model cannot be used, without loading weights.
 
-    For a model in this process: if its name can only be a folder and there is no such folder. For an endpoint: if its URL or key
+    For a model in this process: if its name can only be a folder and there is no such folder, or with `contact` if a package is
+    not installed. For an endpoint: if its URL or key
     is malformed and, with `contact`, if it does not answer.
     """
     if config.capabilities.is_local:
-        from permix.inference.hf import check_model_folder
+        from permix.inference.hf import check_model_folder, require_local_packages
 
         check_model_folder(config.name)
+        if contact:
+            require_local_packages(config.name)
         return
     model = load_model(config)
     if contact:

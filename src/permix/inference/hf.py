@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from permix.config import ModelConfig, ThinkingSwitch
-from permix.errors import ConfigError
+from permix.errors import ConfigError, require_packages
 from permix.inference.base import CompletionResult
 from permix.inference.hardware import pick_device, pick_dtype
 from permix.progress import print_status_once
@@ -97,7 +97,18 @@ def _move_into_place(scratch: Path, folder: Path) -> None:
             raise
 
 
+def require_local_packages(name: str) -> None:
+    """Raise ConfigError, with the command that installs them, if packages that run a model in this process are missing."""
+    require_packages(
+        ("torch", "transformers"),
+        f"model.name = {name!r}: a model in this process",
+        "ask an endpoint: base_url, such as http://127.0.0.1:8000/v1, and the name that it serves",
+    )
+
+
 def _convert_bundled_model(target: Path) -> None:
+    require_local_packages("bundled")
+    require_packages(("gguf",), "model.name = 'bundled': its conversion")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -165,6 +176,7 @@ def load_tokenizer(source: str, thinking: ThinkingSwitch = "default") -> Any:
     prompt: `thinking` other than "default" sets the variables that templates read (`enable_thinking`, `thinking`). Raises
     ConfigError when the template is missing, writes no question, or has no switch of thinking; and when no token ends an answer.
     """
+    require_local_packages(source)
     from transformers import AutoTokenizer
 
     tokenizer = _from_pretrained(AutoTokenizer, source)

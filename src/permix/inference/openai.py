@@ -11,8 +11,8 @@ answer is asked no more: EndpointStoppedError. Failures that concern one request
 do not count.
 
 The endpoint is not trusted. A reply is read up to `MAX_REPLY_BYTES` after decompression and for at most `timeout_s` seconds.
-Redirects are not followed. The key is read from the environment when it is needed; no file, message, log or repr contains it,
-also if the endpoint repeats it.
+Redirects are not followed. The key and the values of `model.headers` are read from the environment when they are needed; no file,
+message, log or repr contains them, also if the endpoint repeats them.
 """
 
 import asyncio
@@ -211,6 +211,9 @@ MAX_MODEL_LIST_BYTES = 8_000_000
 
 MIN_HIDDEN_KEY_CHARS = 12
 """A shorter key is a placeholder, such as "EMPTY" for a local server: it is not hidden in answers, where it may be a word."""
+
+MIN_HIDDEN_HEADER_CHARS = 4
+"""A shorter value of a header is no secret: hiding "1" or "no" would make messages unreadable."""
 
 MAX_REFUSALS = 8
 """Refusals that a retry cannot cure, before any completion of the same kind of request, after which a run stops."""
@@ -713,6 +716,7 @@ class OpenAIModel:
         return openai.AsyncOpenAI(
             base_url=self._base_url,
             api_key=self._api_key() or "none",
+            default_headers=self._headers(),
             max_retries=0,
             timeout=None,
             http_client=_http_client_class()(timeout=None, headers={"Accept-Encoding": "gzip"}),
@@ -727,24 +731,49 @@ class OpenAIModel:
             )
         return key
 
+    def _headers(self) -> dict[str, str]:
+        """The further headers of each request. Raises ConfigError if a variable is not set, or if its value cannot be sent."""
+        headers = {name: os.environ.get(variable, "").strip() for name, variable in self.config.header_variables.items()}
+        for name, value in headers.items():
+            variable = self.config.header_variables[name]
+            if not value:
+                raise ConfigError(
+                    f"model.headers: the environment variable {variable}, which holds the value of {name}, is not set; "
+                    f"set it, or leave {name} out"
+                )
+            if not re.fullmatch(r"[ -~]*", value):
+                raise ConfigError(
+                    f"environment variable {variable}: is no value for the header {name}: it contains a line break or another "
+                    "character that an HTTP header cannot carry"
+                )
+        return headers
+
+    def _secrets(self, min_chars: int) -> list[str]:
+        """The key, and the values of headers, that have `min_chars` characters or more; longest first.
+
+        A shorter value than `MIN_HIDDEN_HEADER_CHARS` is never one.
+        """
+        values = [value for value in self._headers().values() if len(value) >= MIN_HIDDEN_HEADER_CHARS]
+        # Of two secrets of which one contains the other, the longer must be replaced first.
+        return sorted((one for one in (self._api_key(), *values) if one and len(one) >= min_chars), key=len, reverse=True)
+
     def _sanitize_message(self, text: str) -> str:
-        """Text safe for a record or a terminal: no key, no control characters, at most `MAX_ERROR_CHARS` characters."""
-        # The key is replaced before the text is cut: half a key would not be recognised.
+        """Text safe for a record or a terminal: no secrets, no control characters, at most `MAX_ERROR_CHARS` characters."""
+        # Secrets are replaced before the text is cut: half a key would not be recognised.
         text = redact_secrets(self._redact(text[:MAX_REFUSAL_CHARS]))
         shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: MAX_ERROR_CHARS + 1])
         return shown if len(shown) <= MAX_ERROR_CHARS else f"{shown[: MAX_ERROR_CHARS - 1]}…"
 
-    def _redact(self, text: str) -> str:
-        """The text without the key, however a URL, JSON or HTML writes it."""
-        key = self._api_key()
-        return _key_pattern(key).sub("[redacted]", text) if key else text
+    def _redact(self, text: str, min_chars: int = 1) -> str:
+        """The text without the secrets of `min_chars` characters or more, however a URL, JSON or HTML writes them."""
+        for secret in self._secrets(min_chars):
+            text = _secret_pattern(secret).sub("[redacted]", text)
+        return text
 
     def _redact_completion(self, completion: Completion) -> Completion:
-        """The completion without the key, which an endpoint may repeat in its answer."""
-        if len(self._api_key()) < MIN_HIDDEN_KEY_CHARS:
-            return completion
+        """The completion without secrets, which an endpoint may repeat in its answer."""
         found = {"text": completion.text, "reasoning": completion.reasoning}
-        hidden = {name: self._redact(text) for name, text in found.items() if text}
+        hidden = {name: self._redact(text, MIN_HIDDEN_KEY_CHARS) for name, text in found.items() if text}
         return completion if hidden.items() <= found.items() else completion.model_copy(update=hidden)
 
 
@@ -759,12 +788,10 @@ _CHANGES: dict[ChangeableField, str] = {
 
 
 @cache
-def _key_pattern(key: str) -> re.Pattern[str]:
-    r"""Matches the key, each character as it is or as a URL (%2F), JSON (\/, \u002f) or HTML (&#47;, &#x2f;) writes it."""
-    return re.compile(
-        "".join(rf"(?:\\{{0,4}}{re.escape(c)}|%{ord(c):02x}|\\{{1,4}}u00{ord(c):02x}|&\#(?:{ord(c)}|x{ord(c):x});)" for c in key),
-        re.IGNORECASE,
-    )
+def _secret_pattern(secret: str) -> re.Pattern[str]:
+    r"""Matches the secret, each character as it is or as a URL (%2F), JSON (\/, \u002f) or HTML (&#47;, &#x2f;) writes it."""
+    forms = (rf"(?:\\{{0,4}}{re.escape(c)}|%{ord(c):02x}|\\{{1,4}}u00{ord(c):02x}|&\#(?:{ord(c)}|x{ord(c):x});)" for c in secret)
+    return re.compile("".join(forms), re.IGNORECASE)
 
 
 def _leads_elsewhere(error: "openai.APIStatusError") -> bool:

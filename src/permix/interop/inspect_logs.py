@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from permix.config import ImportConfig, ImportedSamplingConfig
-from permix.errors import ConfigError, DataError
+from permix.errors import DataError, missing_package_error
 from permix.interop.merging import (
     ExportableRun,
     LoggedCell,
@@ -181,7 +181,7 @@ def require_inspect_ai() -> None:
     try:
         import inspect_ai.log  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"inspect: reading and writing its logs needs `pip install permix[inspect]` ({error})") from error
+        raise missing_package_error(["inspect_ai"], "inspect: reading and writing its logs") from error
 
 
 def read_inspect_logs(entry: NamedLogPath, config: ImportConfig) -> list[LogSource]:

@@ -6,7 +6,7 @@
 
 A sample of inspect_ai is a persona × question: its messages, its target, and in its metadata the persona and the question id. Its
 epochs are the samples of the grid, each with the seed that `permix stability` would send. The scorer checks answers as
-`permix stability` does; an answer that it cannot check is unscored, not wrong. Needs `pip install permix[inspect]`.
+`permix stability` does; an answer that it cannot check is unscored, not wrong. Needs the extra `inspect`.
 """
 
 import asyncio

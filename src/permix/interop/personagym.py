@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from permix.config import ImportConfig, ImportedFidelityConfig, ImportedModelConfig, PersonaGymConfig, PersonaGymTask
-from permix.errors import DataError
+from permix.errors import DataError, option_context
 from permix.evals.fidelity_records import write_fidelity_metrics
 from permix.evals.personagym import PersonaGymCounts, count_personagym_answers, describe_personagym
 from permix.evals.text_metrics import measure_text_metrics
@@ -98,7 +98,8 @@ def read_personagym_answers(folder: Path, questions: Path | None) -> PersonaGymI
         answered = [one for text, file in files.by_name.items() for one in _read_answers_file(file, _parse_persona(text, file))]
         personas = {one.question.persona_id: Persona(id=one.question.persona_id, text=one.question.persona) for one in answered}
         return PersonaGymImport(tuple(personas.values()), tuple(one.question for one in answered), tuple(map(_to_cell, answered)))
-    personas_asked, asked = read_personagym(PersonaGymConfig(path=questions))
+    with option_context("personagym_questions", questions):
+        personas_asked, asked = read_personagym(PersonaGymConfig(path=questions))
     file_of = {persona.id: file for persona in personas_asked if (file := files.find(persona.text)) is not None}
     for file in set(files.by_name.values()) - set(file_of.values()):
         raise DataError(f"{file}: {questions} has no persona of that name")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from permix.config import ExportConfig, ImportConfig, ImportedModelConfig, ImportedStabilityConfig
-from permix.errors import ConfigError
+from permix.errors import ConfigError, option_context
 from permix.evals.grid import describe_grid
 from permix.evals.stability import measure_stability
 from permix.interop import lm_eval
@@ -30,7 +30,8 @@ from permix.verification.math_verifier import Verifier
 
 def export_run(config: ExportConfig) -> dict[str, str]:
     """Write the run in the chosen format; returns facts to print. Raises DataError for a run that cannot be exported."""
-    run = read_exportable_run(config.run)
+    with option_context("run", config.run):
+        run = read_exportable_run(config.run)
     if config.format == "lm-eval":
         from permix.interop.lm_eval import write_lm_eval_logs
 
@@ -106,12 +107,19 @@ def read_import_logs(config: ImportConfig) -> MergedLogs:
 
 def _read_sources(config: ImportConfig) -> Sequence[LogSource]:
     if config.lm_eval:
-        return [lm_eval.read_lm_eval_log(entry, config) for entry in parse_log_paths(config.lm_eval, "lm_eval")]
-    from permix.interop import inspect_logs
+        entries, option = parse_log_paths(config.lm_eval, "lm_eval"), "lm_eval"
+    else:
+        entries, option = parse_log_paths(config.inspect, "inspect"), "inspect"
+    sources: list[LogSource] = []
+    for entry in entries:
+        with option_context(option, entry.path):
+            if config.lm_eval:
+                sources.append(lm_eval.read_lm_eval_log(entry, config))
+            else:
+                from permix.interop.inspect_logs import read_inspect_logs
 
-    return [
-        source for entry in parse_log_paths(config.inspect, "inspect") for source in inspect_logs.read_inspect_logs(entry, config)
-    ]
+                sources += read_inspect_logs(entry, config)
+    return sources
 
 
 def import_identity(merged: MergedLogs, config: ImportConfig) -> dict[str, Any]:

@@ -129,16 +129,17 @@ def build_open_questions(items: Iterable[str | Question]) -> tuple[Question, ...
     return _require_unique_ids(rows, questions)
 
 
-def load_roleplay(source: str | Path = "builtin", split: Split = "heldout") -> tuple[Question, ...]:
+def load_roleplay(source: str | Path = "builtin", split: Split = "heldout", *, has_builtin: bool = True) -> tuple[Question, ...]:
     """Open-ended questions without a gold answer: "builtin", or a .toml, .jsonl or .txt file (one question per line).
 
-    Returns the questions of one split in the order of the file, or all questions if the file has no splits. Raises DataError for
-    a bad row, and ConfigError if the file has splits but no question in this one.
+    Without `has_builtin` "builtin" is a path like any other. Returns the questions of one split in the order of the file, or all
+    questions if the file has no splits. Raises DataError for a bad row, and ConfigError if the file has splits but no question
+    in this one.
     """
-    if str(source) == "builtin":
+    if has_builtin and str(source) == "builtin":
         rows = _builtin_rows("roleplay.toml", "question")
     else:
-        rows = read_rows(Path(source), "question", QUESTION_SUFFIXES)
+        rows = read_rows(Path(source), "question", QUESTION_SUFFIXES, has_builtin=has_builtin)
     fields = [_checked_fields(row, _QUESTION_CHECKS) for row in rows]
     splits = [row_fields.pop("split", None) for row_fields in fields]
     all_questions = [Question.model_validate({"task": "roleplay", "gold": "", **row_fields}) for row_fields in fields]

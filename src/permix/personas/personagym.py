@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, get_args
 from pydantic import Field, ValidationError
 
 from permix.config import PersonaGymConfig, PersonaGymTask
-from permix.errors import ConfigError, DataError
+from permix.errors import ConfigError, DataError, missing_package_error
 from permix.personas.loading import check_persona_text, check_plain_text, derive_id
 from permix.prompts import begins_with_you_are
 from permix.storage.rows import SourceRow, quote_value, read_rows, valid_names_hint
@@ -128,6 +128,11 @@ def read_personagym(config: PersonaGymConfig) -> PersonaGymData:
     source = Path(_download_dataset(config.hub)) if config.hub else config.path
     if source is None:
         raise ConfigError("personagym: give path, a folder of PersonaGym or a questions.jsonl, or hub")
+    if not source.exists():
+        raise DataError(
+            f"{source}: no such folder or file; give a clone of PersonaGym (https://github.com/vsamuel2003/PersonaGym) or the "
+            "questions.jsonl that `permix questions` writes"
+        )
     everything = _read_folder(source, config.tasks or PERSONAGYM_TASKS) if source.is_dir() else _read_questions_jsonl(source)
     questions = tuple(_select_questions(everything, config))
     if not questions:
@@ -150,7 +155,8 @@ def _download_dataset(repo: str) -> str:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError
     except ImportError as error:
-        raise ConfigError(f"personagym.hub = {repo!r}: needs huggingface_hub: pip install 'permix[local]'") from error
+        where = f"personagym.hub = {repo!r}: reading the hub"
+        raise missing_package_error(["huggingface_hub"], where, "give personagym.path, a local copy") from error
     try:
         return str(snapshot_download(repo, repo_type="dataset"))
     except (OSError, HFValidationError) as error:  # all failures of the hub and of the network are OSErrors

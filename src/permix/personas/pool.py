@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from pydantic import Field, field_validator
 
 from permix.config import PersonasConfig
-from permix.errors import ConfigError, DataError
+from permix.errors import ConfigError, DataError, option_context
 from permix.personas.loading import build_personas, read_pool_file
 from permix.progress import print_status
 from permix.prompts import describe_misfits
@@ -200,7 +200,8 @@ class PersonaSource:
 
     @cached_property
     def _pool(self) -> PersonaPool:
-        return load_pool(self._name, self._column)
+        with option_context("personas.pool", self._name):
+            return load_pool(self._name, self._column)
 
     def select(self, config: PersonasConfig) -> PersonaPool:
         """Assign missing splits, keep the personas of `config`'s split and tags, then select `n` of these.

@@ -181,7 +181,7 @@ def _without_repeats(path: Path, rows: Sequence[SourceRow], notes: Sequence[str]
 def _file_rows(path: Path) -> list[SourceRow]:
     suffix = path.suffix.lower()
     if not path.is_file() or suffix not in (".json", ".parquet", ".png"):
-        return read_rows(path, "persona", POOL_SUFFIXES)
+        return read_rows(path, "persona", POOL_SUFFIXES, has_builtin=True)
     if suffix == ".parquet":
         return parquet_rows(path)
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from permix.config import FidelityConfig, JudgeConfig, JudgeModelConfig, PersonaGymTask
-from permix.errors import ConfigError, DataError, MissingScoresError, error_context
+from permix.errors import ConfigError, DataError, MissingScoresError, error_context, option_context
 from permix.evals.fidelity_records import read_expected_cells, select_fidelity_personas
 from permix.evals.interview import preflight_interview, run_interview
 from permix.evals.open_ended import preflight_open_ended, run_open_ended
@@ -151,7 +151,8 @@ def prepare_judging(config: JudgeConfig) -> tuple[JudgeSetup, list[JudgePrompt]]
     check_trackers(config.report_to, "report_to")
     if config.judge.name == "none":
         raise ConfigError('judge.name = "none": give a judge: a model folder, a hub id, or the name that an endpoint serves')
-    stage = RunReader(config.run).config.get("stage")
+    with option_context("run", config.run):
+        stage = RunReader(config.run).config.get("stage")
     if stage != "fidelity":
         raise DataError(f"run = {config.run}: was made by permix {stage}; only answers of permix fidelity can be judged")
     answers = read_judge_inputs(config.run)

@@ -134,8 +134,9 @@ def run_quickstart(config: QuickstartConfig) -> None:
     from permix.inference.hardware import release_memory
     from permix.inference.hf import resolve_model_source
     from permix.pipelines.fidelity import run_fidelity
-    from permix.pipelines.train import run_training
+    from permix.pipelines.train import require_training_packages, run_training
 
+    require_training_packages("the quickstart")
     stable, distinct, trained = quickstart_configs(config)
     size = FAST_SIZE if config.fast else FULL_SIZE
     stability_seconds = (size.personas + 1) * size.questions * CELL_CPU_SECONDS

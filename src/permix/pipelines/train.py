@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from permix.config import BOOKKEEPING_FIELDS, RUNTIME_ONLY_FIELDS, SUPERVISED_METHODS, ModelConfig, TrainConfig
-from permix.errors import DataError
+from permix.errors import DataError, require_packages
 from permix.inference.cost import RequestGroup, duration_text, estimate_cost, runs_beside
 from permix.inference.hardware import set_threads
 from permix.inference.hf import check_model_folder, context_window, folder_fingerprint, load_tokenizer, resolve_model_source
@@ -55,9 +55,16 @@ FORMER_IDENTITY_KEYS = (*(f"train.{name}" for name in BOOKKEEPING_FIELDS), "teac
 """Settings that earlier versions of permix counted as identity."""
 
 
+def require_training_packages(user: str, lora_rank: int = 0) -> None:
+    """Raise ConfigError, with the command that installs them, if packages that training needs are missing."""
+    adapters = ("peft",) if lora_rank else ()
+    require_packages(("torch", "transformers", "accelerate", "trl", *adapters), user)
+
+
 def run_training(config: TrainConfig) -> Path:
     """Run or resume the training, together with the other processes of the launch. Returns the trained model's folder."""
     check_trackers(config.train.report_to, "train.report_to")
+    require_training_packages("training", config.train.lora_rank)
     with distributed.process_group():
         set_threads(config.threads)
         backend, job = TRAINER_BACKENDS[config.backend], prepare_training(config)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from permix.config import PersonaGymTask, QuestionsConfig
-from permix.errors import ConfigError, DataError, IncompleteRunError
+from permix.errors import ConfigError, DataError, IncompleteRunError, option_context
 from permix.inference import check_model, load_model
 from permix.inference.base import Model, recorded_fingerprints
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
@@ -353,7 +353,8 @@ def build_writing_job(config: QuestionsConfig) -> WritingJob:
     examples = (config.examples, _load_criteria())
     if config.personagym.path or config.personagym.hub:
         source = config.personagym.model_copy(update={"tasks": config.tasks or config.personagym.tasks})
-        personas, questions = read_personagym(source)
+        with option_context("personagym.path", source.path):
+            personas, questions = read_personagym(source)
         return WritingJob(personas, tasks, config.n, (), questions, *examples)
     return WritingJob(select_personas(config.personas).personas, tasks, config.n, read_situations(config.settings), (), *examples)
 

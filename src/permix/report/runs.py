@@ -270,7 +270,7 @@ def find_runs(path: Path) -> Iterator[Run]:
         yield Run(path)
         return
     if not path.is_dir():
-        raise DataError(f"{path}: no such folder")
+        raise DataError(f"runs = {path}: no such folder; give run directories, or folders that contain some")
     if (path / "config.json").exists():
         stage = read_json(path / "config.json").get("stage")
         raise DataError(f"{path}: config.json has stage {stage!r}; a report reads runs of {', '.join(REPORTED_STAGES)}")

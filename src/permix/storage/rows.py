@@ -43,11 +43,15 @@ def valid_names_hint(name: str, valid: Collection[str]) -> str:
     return f"{hint}valid: {', '.join(listed[:20]) or 'none'}{more}"
 
 
-def read_rows(path: Path, table: str, suffixes: Collection[str]) -> list[SourceRow]:
-    """The rows of a file. `table`: the name of its TOML tables. `suffixes`: the accepted formats. Raises DataError."""
+def read_rows(path: Path, table: str, suffixes: Collection[str], *, has_builtin: bool = False) -> list[SourceRow]:
+    """The rows of a file. `table`: the name of its TOML tables. `suffixes`: the accepted formats. Raises DataError.
+
+    `has_builtin`: "builtin" may be given in place of the path.
+    """
     name, suffix = _printable_name(str(path)), path.suffix.lower()
     if not path.exists():
-        raise DataError(f'{name}: no such file; give "builtin" or a path to a {" / ".join(suffixes)} file')
+        builtin = '"builtin" or ' if has_builtin else ""
+        raise DataError(f"{name}: no such file; give {builtin}a path to a {' / '.join(suffixes)} file")
     if not path.is_file():
         raise DataError(f"{name}: not a file{' but a directory' if path.is_dir() else ''}; give a {' / '.join(suffixes)} file")
     if suffix not in suffixes:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from permix.config import OWN_OBJECT_NAME, TaskConfig, build_config
-from permix.errors import ConfigError, DataError, PermixError, closest_match, error_context
+from permix.errors import ConfigError, DataError, PermixError, closest_match, error_context, option_context
 from permix.sanitize import escape_control, truncate
 from permix.tasks.arithmetic import ARITHMETIC
 from permix.tasks.base import Task, check_contamination, verify_completion
@@ -161,9 +161,11 @@ def load_selection(config: TaskConfig) -> "LoadedTask":
     if task.check_environment is not None:
         task.check_environment()
     if config.reads_own_file:
-        config, questions = select_custom_questions(task.name, config)
+        with option_context("task.path", config.path):
+            config, questions = select_custom_questions(task.name, config)
     elif task.source is None:
-        questions = task.questions(config)
+        with option_context("task.path", config.path):
+            questions = task.questions(config)
     else:
         questions = _questions_of_own_task(task, config)
     if task.source is not None:

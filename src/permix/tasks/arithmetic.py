@@ -76,7 +76,10 @@ def arithmetic_questions(config: TaskConfig) -> tuple[Question, ...]:
     levels = config.levels or DEFAULT_ARITHMETIC_LEVELS
     check_known_levels(levels, ARITHMETIC_LEVELS, "arithmetic")
     if config.path is not None:
-        raise ConfigError(f"task.path = {config.path}: arithmetic is generated and reads no file; leave path out")
+        raise ConfigError(
+            f"task.path = {config.path}: arithmetic is generated and reads no file; to ask your own questions give task.answer "
+            "(number, math, exact or choice), for a copy of a data set give task.name, else leave path out"
+        )
     items = tuple(islice(interleave_levels(levels, config.seed, config.single_split), config.n))
     if len(items) < config.n:
         each = ", ".join(f"{level} {n}" for level, n in Counter(item.tags[0] for item in items).items())

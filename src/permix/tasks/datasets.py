@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from permix.errors import ConfigError, DataError
+from permix.errors import ConfigError, DataError, missing_package_error
 from permix.storage.rows import CSV_SUFFIXES, csv_rows, decode_text, field_value, parquet_rows, parse_json
 
 PublishedSplit = Literal["train", "dev", "validation", "test"]
@@ -98,7 +98,7 @@ def _read_hub_rows(hub: HubDataset, split: PublishedSplit) -> Iterator[DatasetRo
     try:
         import datasets
     except ImportError as error:
-        raise ConfigError(f"reading {name} from the hub needs `pip install permix[local]`; or give task.path") from error
+        raise missing_package_error(["datasets"], f"reading {name} from the hub", "give task.path, a local copy") from error
     bars_disabled = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
