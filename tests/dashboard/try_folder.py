@@ -52,12 +52,11 @@ def fidelity_run(run: Path, base_url: str) -> Path:
             f"{said[persona]} {topic}",
             persona_id=persona,
             gold=None,
-            verdict=None,
             messages=(
                 Message(role="system", content=f"You are {TEXTS[persona]}."),
                 Message(role="user", content=f"What do you think of {topic}?"),
             ),
-        )
+        ).model_copy(update={"verdict": None})
         for persona in said
         for number, topic in enumerate(OPEN_QUESTIONS)
     ]

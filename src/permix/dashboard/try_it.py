@@ -548,11 +548,17 @@ def _answer(question: TriedQuestion, asked: _Asked, models: _LoadedModel) -> dic
         seconds = round(time.monotonic() - start, 1)
     except _ASK_ERRORS as error:
         models.forget()
-        return {"error": _error_line(error)}
+        return {"error": ("" if isinstance(error, ImportError) else _hub_hint(config)) + _error_line(error)}
     result = results[0].result if results else Failure(type="NoAnswer", message="the model yielded nothing")
     if isinstance(result, Failure):
         return {"error": escape_control(f"{result.type}: {result.message}").replace("\n", " ")}
     return _completion_json(result) | {"seconds": seconds} | _score(question, result) | _recognition(question, result, asked)
+
+
+def _hub_hint(config: ModelConfig) -> str:
+    """For a model whose name is a hub id, why it may not be there."""
+    is_hub_id = config.capabilities.is_local and config.name.count("/") == 1 and not Path(config.name).exists()
+    return "nothing is downloaded here, so a hub model must be in this machine's cache: " if is_hub_id else ""
 
 
 def _error_line(error: Exception) -> str:
