@@ -40,7 +40,7 @@ from tests.dashboard.try_folder import (
     wait_for_answers,
 )
 from tests.sample_runs import answered, cell, endpoint
-from tests.servers import Hang, Reply, error, openai_server
+from tests.servers import Hang, Reply, error, listing, openai_server
 
 SECRET = "sk-test-0123456789abcdef"
 
@@ -170,7 +170,8 @@ def test_a_question_of_a_run_is_sent_as_the_run_sent_it_and_scored_by_its_task(
     (answer,) = found["answers"]
     del answer["seconds"]
     assert answer == {
-        "id": model["id"], "name": "test", "text": "The answer is 12.", "thinking": "7 + 5", "cut_off": False,
+        "id": model["id"], "name": "test", "address": remote.base_url, "text": "The answer is 12.",
+        "thinking": "7 + 5", "cut_off": False,
         "unclosed": False, "prompt_tokens": 7, "completion_tokens": 3, "extracted": "12", "correct": True,
     }  # fmt: skip
     assert (found["gold"], found["error"], found["waiting"]) == ("12", "", [])
@@ -282,7 +283,10 @@ def test_a_hub_model_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.Monke
         hub.settimeout(0.1)
         with pytest.raises(TimeoutError):
             hub.accept()  # nobody has called
-    assert answer["error"].startswith("nothing is downloaded here, so a hub model must be in this machine's cache: model.name = ")
+    assert answer["error"] == (
+        "model.name = 'someone/something': is neither a folder nor in this machine's cache of hub models, and nothing is "
+        "downloaded from here"
+    )
 
 
 def test_without_torch_the_line_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
@@ -402,7 +406,7 @@ def test_what_the_run_did_not_ask_so_is_not_recognised(tmp_path: Path) -> None:
 
 
 def test_the_page_is_told_the_persona_where_a_run_of_this_model_asked_the_same(tmp_path: Path) -> None:
-    with openai_server(lambda body, nth, headers: "Arr! The wind be fair, arr!") as remote:
+    with openai_server(lambda body, nth, headers: "Arr! The wind be fair, arr!", listing("test", "another")) as remote:
         fidelity_run(tmp_path / "fidelity", remote.base_url)
         stability_run(tmp_path / "other", label="other", model=endpoint(remote.base_url, name="another"))
         with trying(tmp_path) as try_it:
@@ -410,6 +414,10 @@ def test_the_page_is_told_the_persona_where_a_run_of_this_model_asked_the_same(t
             run = next(one for one in try_it.choices()["runs"] if one["stage"].startswith("fidelity"))
             fields = {"run": run["id"], "persona_kind": "run", "persona": "sailor", "question_kind": "run", "question": "open-0"}
             (answer,) = asked(try_it, models["test"], **fields)["answers"]
+            other = asked(try_it, models["another"], **fields)["answers"][0]  # it has no fidelity run
             own = asked(try_it, models["test"], **fields | {"question_kind": "own", "question": "And?"})["answers"][0]
     assert answer["recognised"] == {"named": "sailor", "right": True, "n_personas": 2, "n_answers": 22}
+            nobody = asked(try_it, models["test"], **fields | {"persona_kind": "none"})["answers"][0]
     assert "recognised" not in own
+    assert own["unrecognised"] == "no open-ended fidelity run of this model asked this persona this question"
+    assert not {"recognised", "unrecognised"} & {*nobody, *other}

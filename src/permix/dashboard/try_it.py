@@ -63,6 +63,11 @@ class ModelChoice(NamedTuple):
     config: ModelConfig
     runs: tuple[RunMonitor, ...]
 
+    @property
+    def address(self) -> str:
+        """The address of an endpoint; empty for a model on this machine."""
+        return "" if self.config.capabilities.is_local else truncate(escape_control(self.config.base_url or ""), 200)
+
     def to_json(self) -> dict[str, Any]:
         """Return the choice as data for JSON."""
         labels = dict.fromkeys(str((run.published or {}).get("label", "")) for run in self.runs)
@@ -399,7 +404,7 @@ class TryIt:
             "seed": question.seed,
             "answers": [
                 {"model": choice.config.model_dump(mode="json", exclude_defaults=True) | {"name": choice.config.name}}
-                | {name: value for name, value in answer.items() if name not in ("id", "name")}
+                | {name: value for name, value in answer.items() if name not in ("id", "name", "address")}
                 for choice, answer in zip(self._asked, self._answers, strict=False)
             ],
         }
@@ -438,7 +443,7 @@ class TryIt:
                     break
                 answer = pipe.recv()
                 with self._lock:
-                    self._answers.append({"id": choice.id, "name": choice.name} | answer)
+                    self._answers.append({"id": choice.id, "name": choice.name, "address": choice.address} | answer)
         except (EOFError, OSError):
             stopped = self._stopped == self._number
             reason = "stopped" if stopped else "the process that asks ended; perhaps the memory was not enough"
@@ -460,6 +465,7 @@ class TryIt:
         with self._lock:
             if self._stopped == self._number:
                 process.kill()
+                process.join()
                 raise EOFError
             self._process, self._pipe = process, pipe
         return pipe
@@ -524,12 +530,29 @@ class _LoadedModel:
     def load(self, config: ModelConfig) -> Any:
         if config != self._config:
             self.forget()  # its memory is free before the next one is loaded
+            _require_on_this_machine(config)
             self._model = load_model(config)
             self._config = config
         return self._model
 
     def forget(self) -> None:
         self._config = self._model = None
+
+
+def _require_on_this_machine(config: ModelConfig) -> None:
+    """Raise ConfigError for a hub id that is not in the cache of hub models: loading it would ask for a download."""
+    if not config.capabilities.is_local or config.name == "bundled" or Path(config.name).is_dir():
+        return
+    from permix.inference.hf import check_model_folder
+
+    check_model_folder(config.name)
+    from huggingface_hub import try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(config.name, "config.json"), str):
+        raise ConfigError(
+            f"model.name = {config.name!r}: is neither a folder nor in this machine's cache of hub models, and nothing is "
+            "downloaded from here"
+        )
 
 
 _ASK_ERRORS = (*READ_ERRORS, ImportError, RuntimeError, MemoryError)
@@ -548,17 +571,11 @@ def _answer(question: TriedQuestion, asked: _Asked, models: _LoadedModel) -> dic
         seconds = round(time.monotonic() - start, 1)
     except _ASK_ERRORS as error:
         models.forget()
-        return {"error": ("" if isinstance(error, ImportError) else _hub_hint(config)) + _error_line(error)}
+        return {"error": _error_line(error)}
     result = results[0].result if results else Failure(type="NoAnswer", message="the model yielded nothing")
     if isinstance(result, Failure):
         return {"error": escape_control(f"{result.type}: {result.message}").replace("\n", " ")}
     return _completion_json(result) | {"seconds": seconds} | _score(question, result) | _recognition(question, result, asked)
-
-
-def _hub_hint(config: ModelConfig) -> str:
-    """For a model whose name is a hub id, why it may not be there."""
-    is_hub_id = config.capabilities.is_local and config.name.count("/") == 1 and not Path(config.name).exists()
-    return "nothing is downloaded here, so a hub model must be in this machine's cache: " if is_hub_id else ""
 
 
 def _error_line(error: Exception) -> str:
@@ -597,16 +614,19 @@ def _score(question: TriedQuestion, completion: Completion) -> dict[str, Any]:
 
 
 def _recognition(question: TriedQuestion, completion: Completion, asked: _Asked) -> dict[str, Any]:
-    """Which persona the classifier of identifiability names for the answer; nothing where no run of this model asked the same."""
-    if not question.persona_id or not question.question_id or not asked.fidelity_runs:
+    """The persona that the classifier of identifiability names for the answer, or why it is not asked.
+
+    Nothing without a persona, and for a model without an open-ended fidelity run.
+    """
+    if len(question.messages) < 2 or not asked.fidelity_runs:
         return {}
-    for run in asked.fidelity_runs:
+    for run in asked.fidelity_runs if question.persona_id and question.question_id else ():
         try:
             if (found := recognise_persona(run, question, completion.answer)) is not None:
                 return {"recognised": found._asdict()}
         except READ_ERRORS as error:
             return {"unrecognised": _error_line(error)}
-    return {}
+    return {"unrecognised": "no open-ended fidelity run of this model asked this persona this question"}
 
 
 class Recognition(NamedTuple):

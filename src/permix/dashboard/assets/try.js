@@ -73,6 +73,12 @@ The token is in the address that `permix view` printed, behind the "#", which no
     }
     options(at("try-persona"), prompts.personas.map((one) => [one.id, one.shown]));
     options(at("try-question"), prompts.questions.map((one) => [one.id, oneLine(one.text)]));
+    for (const [kind, count] of [["persona", prompts.personas.length], ["question", prompts.questions.length]]) {
+      const select = at(`try-${kind}-kind`);
+      const choice = select.querySelector("option[value=run]");
+      choice.disabled = !count;
+      if (!count && choice.selected) select.selectedIndex = 0;
+    }
     at("try-run-note").textContent = [`${prompts.personas.length} personas, ${prompts.questions.length} questions`, prompts.note].filter(Boolean).join("; ");
     showChosen();
   };
@@ -127,7 +133,7 @@ The token is in the address that `permix view` printed, behind the "#", which no
   };
 
   const recognition = (one) => {
-    if (one.unrecognised) return el("p", { class: "quiet" }, `persona not recognised: ${one.unrecognised}`);
+    if (one.unrecognised) return el("p", { class: "quiet" }, `Recognisability is not computed: ${one.unrecognised}`);
     const found = one.recognised;
     if (!found) return null;
     return el("p", { class: "quiet" }, `A classifier, trained on this model's ${found.n_answers} answers to other questions, names the persona ${found.named}: ${found.right ? "✓ right" : "✗ wrong"}. `
@@ -135,11 +141,11 @@ The token is in the address that `permix view` printed, behind the "#", which no
   };
 
   const card = (one) => {
-    const head = el("h3", {}, one.name);
-    if (one.error) return el("article", { class: "card" }, head, el("p", { class: "warning" }, one.error));
+    const head = [el("h3", {}, one.name), one.address ? el("p", { class: "path quiet" }, one.address) : null];
+    if (one.error) return el("article", { class: "card" }, ...head, el("p", { class: "warning" }, one.error));
     const cut = one.cut_off ? [el("p", { class: "warning" }, one.unclosed ? "✂ cut off: the thinking never ended, so there is no answer" : "✂ cut off at the token limit")] : [];
     const thinking = one.thinking ? [el("details", {}, el("summary", {}, "Thinking"), el("pre", { tabindex: "0" }, one.thinking))] : [];
-    return el("article", { class: "card" }, head, verdict(one), ...cut, ...thinking, el("pre", { tabindex: "0" }, one.text === "" ? "(empty)" : one.text), recognition(one), el("p", { class: "quiet" }, facts(one)));
+    return el("article", { class: "card" }, ...head, verdict(one), ...cut, ...thinking, el("pre", { tabindex: "0" }, one.text === "" ? "(empty)" : one.text), recognition(one), el("p", { class: "quiet" }, facts(one)));
   };
 
   const showAnswers = () => {
@@ -209,6 +215,7 @@ The token is in the address that `permix view` printed, behind the "#", which no
         gold: question === "own" ? at("try-gold").value : "", compare: at("try-compare").value,
         temperature: Number(at("try-temperature").value), max_new_tokens: Number(at("try-tokens").value), seed: Number(at("try-seed").value),
       });
+      if (matchMedia("(max-width: 44rem)").matches) at("answers").scrollIntoView();
       await follow();
     } catch (error) {
       at("try-ask").disabled = false;

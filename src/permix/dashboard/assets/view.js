@@ -264,7 +264,10 @@
     at("detail").scrollTop = 0;
     at("detail").focus({ preventScroll: false });
   });
-  at("filter").addEventListener("input", showFiltered);
+  at("filter").addEventListener("input", () => {
+    showFiltered();
+    at("runs").scrollTop = 0;
+  });
   document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
   keepPolling();
 })();
