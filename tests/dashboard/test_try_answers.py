@@ -416,8 +416,8 @@ def test_the_page_is_told_the_persona_where_a_run_of_this_model_asked_the_same(t
             (answer,) = asked(try_it, models["test"], **fields)["answers"]
             other = asked(try_it, models["another"], **fields)["answers"][0]  # it has no fidelity run
             own = asked(try_it, models["test"], **fields | {"question_kind": "own", "question": "And?"})["answers"][0]
-    assert answer["recognised"] == {"named": "sailor", "right": True, "n_personas": 2, "n_answers": 22}
             nobody = asked(try_it, models["test"], **fields | {"persona_kind": "none"})["answers"][0]
+    assert answer["recognised"] == {"named": "sailor", "right": True, "n_personas": 2, "n_answers": 22}
     assert "recognised" not in own
     assert own["unrecognised"] == "no open-ended fidelity run of this model asked this persona this question"
     assert not {"recognised", "unrecognised"} & {*nobody, *other}
