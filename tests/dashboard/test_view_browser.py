@@ -13,7 +13,7 @@ import pytest
 
 from permix.storage.run_dir import RUN_FORMAT
 from permix.types import Failure
-from tests.dashboard.fake_runs import append, put, stability_run, whole
+from tests.dashboard.fake_runs import append, held, put, stability_run, whole
 from tests.sample_runs import answered, cell
 
 if TYPE_CHECKING:
@@ -141,6 +141,109 @@ def test_runs_are_chosen_by_keyboard_on_a_small_dark_screen(see: See, tmp_path: 
     seen.waits_for("#runs a[aria-current=true]", "second")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+    assert seen.witness.complaints == []
+
+
+def visible_runs(page: "Page") -> list[str]:
+    """The labels of the runs in the list, from top to bottom."""
+    return page.locator("#runs li:visible strong").all_inner_texts()
+
+
+def many_runs(root: Path) -> None:
+    """Forty more runs, sweep-39 with the newest record."""
+    for number in range(40):
+        run = stability_run(root / "sweep" / f"lr-{number:02}", whole(), label=f"sweep-{number:02}", ended=True)
+        os.utime(run / "records.jsonl", (1_700_000_000 + number,) * 2)
+
+
+def test_running_runs_come_first_and_then_the_newest(see: See, tmp_path: Path) -> None:
+    many_runs(tmp_path)
+    os.utime(tmp_path / "run" / "records.jsonl", (1_600_000_000,) * 2)
+    seen = see()
+    seen.waits_for("#count", "(41)")
+    seen.waits_for("#runs li:last-child", "base")
+    assert visible_runs(seen.page) == [f"sweep-{number:02}" for number in range(39, -1, -1)] + ["base <b>bold</b>"]
+    link = seen.page.locator("#runs a", has_text="sweep-38")
+    link.focus()
+    with held(tmp_path / "run"):
+        seen.waits_for("#runs li:first-child", "▶ going on")
+        assert visible_runs(seen.page)[:2] == ["base <b>bold</b>", "sweep-39"]
+        assert "sweep-38" in seen.page.evaluate("document.activeElement.textContent")  # though the list was put in a new order
+    assert seen.witness.complaints == []
+
+
+def test_the_list_and_the_run_scroll_apart(see: See, tmp_path: Path) -> None:
+    many_runs(tmp_path)
+    seen = see()
+    seen.waits_for("#count", "(41)")
+    page = seen.page
+    page.locator("#runs a").last.click()
+    seen.waits_for("#detail h2", "sweep-00")
+    heading, place = page.locator("#detail h2").bounding_box(), page.locator("#runs a").last.bounding_box()
+    assert heading is not None
+    assert place is not None
+    assert 0 < heading["y"] < 200  # the run is in sight, at its top
+    assert place["y"] + place["height"] <= 900  # and so is its line in the list, at the end of it
+    assert page.evaluate("document.getElementById('runs').scrollTop") > 1000
+    assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+    page.evaluate("document.getElementById('detail').scrollTop = 200")
+    assert page.evaluate("document.getElementById('runs').scrollTop") > 1000
+    assert seen.witness.complaints == []
+
+
+def test_on_a_phone_the_list_has_its_own_box_and_the_page_scrolls(see: See, tmp_path: Path) -> None:
+    from tests.browser import PHONE
+
+    many_runs(tmp_path)
+    seen = see(PHONE)
+    seen.waits_for("#count", "(41)")
+    page = seen.page
+    box = page.locator("#runs").bounding_box()
+    assert box is not None
+    assert box["height"] <= 844 * 0.46
+    page.locator("#runs a").last.click()
+    seen.waits_for("#detail h2", "sweep-00")
+    assert page.evaluate("document.documentElement.scrollHeight > innerHeight")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("document.activeElement.id") == "detail"
+
+
+def test_the_filter_takes_label_stage_and_folder_and_survives_polls(see: See, tmp_path: Path) -> None:
+    many_runs(tmp_path)
+    seen = see()
+    seen.waits_for("#count", "(41)")
+    page = seen.page
+    page.keyboard.press("Tab")
+    for _ in range(10):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "filter":
+            break
+    page.keyboard.type("SWEEP stabil lr-1")
+    seen.waits_for("#count", "(10 of 41)")
+    assert visible_runs(page) == [f"sweep-{number}" for number in range(19, 9, -1)]
+    stability_run(tmp_path / "late", whole(), label="late lr-1 sweep", ended=True)
+    stability_run(tmp_path / "later", whole(), label="other", ended=True)
+    seen.waits_for("#count", "(11 of 43)")
+    assert visible_runs(page)[0] == "late lr-1 sweep"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    seen.waits_for("#detail h2", "late lr-1 sweep")
+    page.locator("#filter").fill("nothing like it")
+    seen.waits_for("#count", "(0 of 43)")
+    page.locator("#filter").fill("")
+    seen.waits_for("#count", "(43)")
+    assert seen.witness.complaints == []
+
+
+def test_without_the_flag_the_tab_says_how_it_is_switched_on(see: See) -> None:
+    seen = see()
+    seen.page.locator("#tab-try").click()
+    seen.waits_for(
+        "#answers", "This page only shows. To ask models from here, end the viewer with Ctrl-C, start it again with --try-it"
+    )
+    assert not seen.page.locator("#try-form").is_visible()
+    seen.page.locator("#tab-runs").click()
+    seen.waits_for("#detail h2", "base")
     assert seen.witness.complaints == []
 
 

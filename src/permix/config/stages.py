@@ -465,6 +465,9 @@ class ViewConfig(ConfigSection):
     """The folder to watch: all runs in it and its subfolders are shown, also runs that start later."""
     port: int = Field(default=8642, ge=0, le=65535)
     """Port of the web page on this machine (127.0.0.1); 0 for any free port."""
+    try_it: bool = False
+    """Let the page ask the models and endpoints of the viewed runs: you choose a persona and a question, and see the answers side
+    by side. An endpoint gets the key in the environment variable that its run names, so give this only for runs you trust."""
 
 
 class QuickstartConfig(ConfigSection):

@@ -16,7 +16,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -65,6 +65,23 @@ def find_report_file(report: Path, name: str) -> Path | None:
     return found if found == home / name and found.is_file() else None
 
 
+def start_process(work: Callable[[Connection], None]) -> tuple[Any, Any]:
+    """Start a process that runs `work` with one end of a pipe; returns the process and the other end.
+
+    Its end ends the pipe, so that reading raises EOFError.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs,), daemon=True)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()  # it inherits the mask: Ctrl-C ends the viewer, which ends the process
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    theirs.close()  # so that the end of the process ends the pipe
+    return process, pipe
+
+
 class Measure(Protocol):
     """Computes the measures of a run, as `measure_live` does."""
 
@@ -88,7 +105,7 @@ class MeasureProcess:
     def __call__(self, run: Path, stage: str, *, live: bool) -> LiveMeasures:
         try:
             if self._process is None:
-                self._start()
+                self._process, self._pipe = start_process(_answer_measure_requests)
             self._pipe.send((run, stage, live))
             if self._pipe.poll(MEASURE_S):
                 return self._pipe.recv()  # type: ignore[no-any-return]
@@ -97,18 +114,6 @@ class MeasureProcess:
             reason = "its process ended"
         self.stop()
         return _not_measured(reason)
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        process = context.Process(target=_answer_measure_requests, args=(theirs,), daemon=True)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            process.start()  # it inherits the mask: Ctrl-C ends the viewer, which ends the process
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        self._process = process
-        theirs.close()  # so that the end of the process ends the pipe
 
     def stop(self) -> None:
         process, self._process = self._process, None  # another thread may stop it at the same time
@@ -181,11 +186,23 @@ class RunFolder:
         """False if a started thread has died."""
         return all(thread.is_alive() for thread in self._threads if thread.ident is not None)
 
+    @property
+    def monitors(self) -> list[RunMonitor]:
+        """The monitors of all runs that were read at least once: running ones first, then by the time of the last record.
+
+        Runs that go on are in the order of their starts, newest first, so that they do not change places with every record.
+        """
+        return sorted((run for run in self._runs.values() if run.published is not None), key=_list_position)
+
+    def find(self, id: str) -> RunMonitor | None:
+        """Return the monitor of the run with this id, or None if there is no such run."""
+        return next((run for run in self._runs.values() if run.id == id and run.published is not None), None)
+
     def state(self) -> dict[str, Any]:
-        """Return the overview: all runs, and notes about folders and runs that are left out."""
+        """Return the overview: all runs, in the order of `monitors`, and notes about folders and runs that are left out."""
         return {
             "root": truncate(escape_control(str(self.root)), 300),
-            "runs": [run.summary() for run in self._runs.values() if run.published is not None],
+            "runs": [run.summary() for run in self.monitors],
             "notes": self._notes,
             "watching": self.is_watching,
             "report": find_report(self.root) is not None,
@@ -195,7 +212,7 @@ class RunFolder:
     def detail(self, id: str) -> dict[str, Any] | None:
         """Return the details of one run, or None if there is no such run. From then on this run is measured before others."""
         self._selected_id = id
-        found = next((run for run in self._runs.values() if run.id == id and run.published is not None), None)
+        found = self.find(id)
         return None if found is None else found.detail()
 
     def rescan(self) -> None:
@@ -247,6 +264,12 @@ class RunFolder:
             start = time.monotonic()
             self.measure_next()
             self._stop_event.wait(min(max(POLL_EVERY_S, IDLE_FACTOR * (time.monotonic() - start)), MAX_IDLE_S))
+
+
+def _list_position(run: RunMonitor) -> tuple[bool, float, str]:
+    published = run.published or {}
+    going = published["state"] == "going"
+    return not going, -((published["started"] if going else published["written"]) or published["started"] or 0.0), run.name
 
 
 def _lower_thread_priority() -> None:

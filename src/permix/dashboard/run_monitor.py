@@ -174,6 +174,7 @@ class RunMonitor:
         self.measured_at = 0.0
         self._config_error = self._read_error = self._command = ""
         self._config_files: object = ()
+        self._started: float | None = None
         self._tail = JsonlTail(path / "records.jsonl")
         self._tally: RecordTally = CellTally("records.jsonl", ExpectedCells())
         self._rate = ProgressRate()
@@ -272,6 +273,7 @@ class RunMonitor:
             "pending": pending,
             "rate": rate if going else None,
             "left_s": None if seconds_left is None else round(seconds_left),
+            "started": self._started,
             "written": self._tail.state.modified if self._tail.state else None,
             "read": None if self.is_caught_up else self._fraction_read(),
             "troubles": self.errors(),
@@ -301,6 +303,7 @@ class RunMonitor:
         settings = tuple(read_file_state(self.path / name) for name in _SETTINGS_FILES)
         if settings != self._config_files:
             self._config_files, self._config_error = settings, ""
+            self._started = settings[0].modified if settings[0] else None  # every start writes config.json
             self._run = self._try_read(self._load_run)
             self.config = {} if self._run is None else self._run.config
             self._command = self._command_text() if self.config else ""

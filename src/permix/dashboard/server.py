@@ -1,10 +1,15 @@
 """`permix view DIR`: serve a folder of runs as a local web page until Ctrl-C.
 
-Contract: the server only reads. It listens on 127.0.0.1 and answers GET and HEAD requests whose Host header names this machine
-and port; any other Host gets 403, so a foreign page whose name resolves to this machine cannot read anything. It serves a fixed
-set of files, two JSON views and the files of a built report. Every answer carries a content security policy that lets the browser
-load nothing from other hosts. A failed request does not stop the server. A request that is not HTTP/1.0 or 1.1, or that is not
-whole `REQUEST_S` after its first byte, is refused; no request body is read. A refused request ends its connection.
+Contract: without `--try-it` the server only reads. It listens on 127.0.0.1 and answers GET and HEAD requests whose Host header
+names this machine and port; any other Host gets 403, so a foreign page whose name resolves to this machine cannot read
+anything. It serves a fixed set of files, two JSON views and the files of a built report. Every answer carries a content
+security policy that lets the browser load nothing from other hosts. A failed request does not stop the server. A request that
+is not HTTP/1.0 or 1.1, or that is not whole `REQUEST_S` after its first byte, is refused; no request body is read. A refused
+request ends its connection.
+
+With `--try-it` it also answers the routes below `/try/` (`permix.dashboard.try_it`), to requests that carry the token in the
+address that `permix view` printed. A POST there must come from this server's own page, by its Origin, and bring JSON of at most
+`MAX_BODY_BYTES`. The page itself does not hold the token, so that other users of this machine, who can open the page, cannot ask.
 """
 
 import errno
@@ -13,10 +18,12 @@ import io
 import json
 import os
 import re
+import secrets
 import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -26,7 +33,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from permix.config import ViewConfig
 from permix.dashboard import folder
 from permix.dashboard.folder import MeasureProcess, RunFolder
-from permix.errors import ConfigError, DataError
+from permix.dashboard.try_it import BusyError, TryIt
+from permix.errors import ConfigError, DataError, PermixError
 from permix.progress import add_result, print_result_now
 from permix.sanitize import escape_control
 from permix.storage.files import open_regular
@@ -34,6 +42,13 @@ from permix.storage.files import open_regular
 HOST = "127.0.0.1"
 
 HOST_NAMES = ("127.0.0.1", "localhost", "[::1]")
+
+TRY_PREFIX = "/try/"
+
+TOKEN_HEADER = "X-Permix-Token"
+"""A header that no form and no other origin can send without asking first (CORS), which this server never allows."""
+
+MAX_BODY_BYTES = 100_000
 
 IDLE_S, REQUEST_S = 60.0, 1.0
 """Longest wait for the first byte of a request, and from there for its last one."""
@@ -60,6 +75,7 @@ ASSETS = {
     "/base.js": (REPORT_ASSETS_PACKAGE, "base.js", "text/javascript; charset=utf-8"),
     "/curves.js": (VIEWER_ASSETS_PACKAGE, "curves.js", "text/javascript; charset=utf-8"),
     "/view.js": (VIEWER_ASSETS_PACKAGE, "view.js", "text/javascript; charset=utf-8"),
+    "/try.js": (VIEWER_ASSETS_PACKAGE, "try.js", "text/javascript; charset=utf-8"),
 }
 """Where the page's files are: its own, and the files that it shares with the report."""
 
@@ -67,7 +83,7 @@ ASSETS = {
 class HttpResponse(NamedTuple):
     """One response. `location` is the target of a redirect. `has_etag`: send an ETag, and answer 304 to a browser that has it.
 
-    `file`: an open file that is sent instead of the body, and then closed.
+    `allow`: the methods that a response 405 names. `file`: an open file that is sent instead of the body, and then closed.
     """
 
     body: bytes
@@ -76,6 +92,7 @@ class HttpResponse(NamedTuple):
     policy: str = VIEWER_PAGE_POLICY
     location: str = ""
     has_etag: bool = False
+    allow: str = "GET, HEAD"
     file: IO[bytes] | None = None
 
 
@@ -84,20 +101,30 @@ REPORT_REDIRECT = HttpResponse(b"", status=HTTPStatus.MOVED_PERMANENTLY, locatio
 
 NOT_FOUND_RESPONSE = HttpResponse(b"not found\n", status=HTTPStatus.NOT_FOUND)
 
+NO_TOKEN_RESPONSE = HttpResponse(b"open the address that permix view printed when it started\n", status=HTTPStatus.FORBIDDEN)
+
 
 class ViewerServer(ThreadingHTTPServer):
-    """Serves one folder. Port 0 picks a free port; `url` names it. Raises OSError if the port cannot be opened."""
+    """Serves one folder, and `try_it` if given. Port 0 picks a free port; `url` names it.
+
+    Raises OSError if the port cannot be opened.
+    """
 
     daemon_threads = True
 
-    def __init__(self, folder: RunFolder, port: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: RunFolder, port: int, try_it: TryIt | None = None) -> None:
+        self.folder, self.try_it = folder, try_it
         self.assets = {path: HttpResponse(_read_asset(*place), type) for path, (*place, type) in ASSETS.items()}
         super().__init__((HOST, port), ViewerHandler)
 
     @property
     def url(self) -> str:
         return f"http://{HOST}:{self.server_port}/"
+
+    @property
+    def start_url(self) -> str:
+        """The address to open. With `try_it` it ends in the token, in the part of an address that browsers do not send."""
+        return self.url if self.try_it is None else f"{self.url}#token={self.try_it.token}"
 
     @property
     def hosts(self) -> frozenset[str]:
@@ -116,7 +143,7 @@ class ViewerServer(ThreadingHTTPServer):
         if path in self.assets:
             return self.assets[path]
         if path == "/state.json":
-            return _json_response(self.folder.state())
+            return _json_response(self.folder.state() | {"try_it": self.try_it is not None})
         if path == "/run.json":
             found = self.folder.detail(parse_qs(parts.query).get("run", [""])[0])
             return NOT_FOUND_RESPONSE if found is None else _json_response(found)
@@ -125,6 +152,26 @@ class ViewerServer(ThreadingHTTPServer):
         if path.startswith("/report/"):
             return self._report_response(path.removeprefix("/report/") or "index.html")
         return NOT_FOUND_RESPONSE
+
+    def admits(self, token: str) -> bool:
+        """Whether a request with this token may ask models."""
+        return self.try_it is not None and secrets.compare_digest(token.encode("utf-8", "replace"), self.try_it.token.encode())
+
+    def respond_to_try(self, method: str, target: str, token: str, body: bytes) -> HttpResponse:
+        """Return the response to a request below `TRY_PREFIX`. What is wrong with it is one line of text."""
+        parts, try_it = urlsplit(target), self.try_it
+        if try_it is None or parts.path not in _TRY_ROUTES:
+            return NOT_FOUND_RESPONSE
+        if not self.admits(token):
+            return NO_TOKEN_RESPONSE
+        allowed, work = _TRY_ROUTES[parts.path]
+        if method != allowed:
+            return HttpResponse(f"only {allowed}\n".encode(), status=HTTPStatus.METHOD_NOT_ALLOWED, allow=allowed)
+        try:
+            return _json_response(work(try_it, parse_qs(parts.query), body))
+        except PermixError as error:
+            status = HTTPStatus.CONFLICT if isinstance(error, BusyError) else HTTPStatus.BAD_REQUEST
+            return HttpResponse(escape_control(str(error)).replace("\n", " ").encode("utf-8", "replace"), status=status)
 
     def _report_response(self, name: str) -> HttpResponse:
         report = folder.find_report(self.folder.root)
@@ -137,6 +184,27 @@ class ViewerServer(ThreadingHTTPServer):
         except (OSError, DataError):  # it was replaced just now
             return NOT_FOUND_RESPONSE
 
+
+def _save_number(body: bytes) -> int:
+    try:
+        return int(json.loads(body)["number"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ConfigError("number: is missing") from None
+
+
+def _stop(try_it: TryIt) -> dict[str, Any]:
+    try_it.stop()
+    return {}
+
+
+_TRY_ROUTES: dict[str, tuple[str, Callable[[TryIt, dict[str, list[str]], bytes], dict[str, Any]]]] = {
+    "/try/choices.json": ("GET", lambda try_it, query, body: try_it.choices()),
+    "/try/prompts.json": ("GET", lambda try_it, query, body: try_it.prompts(query.get("run", [""])[0])),
+    "/try/answers.json": ("GET", lambda try_it, query, body: try_it.answers()),
+    "/try/ask": ("POST", lambda try_it, query, body: try_it.ask(body)),
+    "/try/stop": ("POST", lambda try_it, query, body: _stop(try_it)),
+    "/try/save": ("POST", lambda try_it, query, body: try_it.save(_save_number(body))),
+}
 
 _PIECE_BYTES = 65_536
 
@@ -190,15 +258,61 @@ class ViewerHandler(BaseHTTPRequestHandler):
         if refusal := self._rejection():
             self.close_connection = True
             return self._send(refusal)
+        if self._is_try:
+            return self._send(self.server.respond_to_try(self.command, self.path, self._token, b""))
         self._send(self.server.respond(self.path))
 
     do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        if self.server.try_it is None or not self._is_try:
+            return self._reject_method()
+        closes = self.close_connection
+        closes = self.close_connection
+        if refusal := self._rejection() or self._post_rejection():
+            self.close_connection = True
+            return self._send(refusal)
+        length = int(self.headers["Content-Length"])
+        try:
+            body = self.rfile.read(length)
+        except TimeoutError:
+            return self.send_error(HTTPStatus.REQUEST_TIMEOUT)
+        if len(body) < length:
+            return self.send_error(HTTPStatus.BAD_REQUEST)
+        self.close_connection = closes  # the body was read, so the connection can be used again
+        self._send(self.server.respond_to_try(self.command, self.path, self._token, body))
+
+    @property
+    def _is_try(self) -> bool:
+        return self.path.startswith(TRY_PREFIX)
+
+    @property
+    def _token(self) -> str:
+        return str(self.headers.get(TOKEN_HEADER, ""))
+
+    def _post_rejection(self) -> HttpResponse | None:
+        """Why the body of a POST is not read; None if it is: it comes from this server's own page, and its length is allowed."""
+        origins, lengths = self.headers.get_all("Origin", []), self.headers.get_all("Content-Length", [])
+        if len(origins) != 1 or origins[0].lower() not in {f"http://{host}" for host in self.server.hosts}:
+            return HttpResponse(b"only the page of this server may ask\n", status=HTTPStatus.FORBIDDEN)
+        if self.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
+            return HttpResponse(b"only the page of this server may ask\n", status=HTTPStatus.FORBIDDEN)
+        if not self.server.admits(self._token):
+            return NO_TOKEN_RESPONSE
+        if self.headers.get_content_type() != "application/json":
+            return HttpResponse(b"only application/json\n", status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+        if len(lengths) != 1 or not re.fullmatch("[0-9]{1,9}", lengths[0]) or self.headers.get("Transfer-Encoding"):
+            return HttpResponse(b"give the length of the body\n", status=HTTPStatus.LENGTH_REQUIRED)
+        if int(lengths[0]) > MAX_BODY_BYTES:
+            message = f"a request has at most {MAX_BODY_BYTES} bytes\n"
+            return HttpResponse(message.encode(), status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        return None
 
     def _reject_method(self) -> None:
         self.close_connection = True  # the request body is not read, so the connection cannot be used again
         self._send(self._rejection() or HttpResponse(b"only GET and HEAD\n", status=HTTPStatus.METHOD_NOT_ALLOWED))
 
-    do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = _reject_method
+    do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = _reject_method
 
     def _rejection(self) -> HttpResponse | None:
         hosts = self.headers.get_all("Host", [])
@@ -226,7 +340,7 @@ class ViewerHandler(BaseHTTPRequestHandler):
         if tag:
             self.send_header("ETag", tag)
         if response.status == HTTPStatus.METHOD_NOT_ALLOWED:
-            self.send_header("Allow", "GET, HEAD")
+            self.send_header("Allow", response.allow)
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
@@ -268,14 +382,15 @@ def serve_viewer(config: ViewConfig) -> None:
     """Serve until Ctrl-C, which is the normal end. Raises ConfigError if the folder is missing or the port cannot be opened."""
     require_runs_folder(config)
     folder = RunFolder(config.runs, MeasureProcess())
-    server = open_server(folder, config.port)
+    try_it = TryIt(folder) if config.try_it else None
+    server = open_server(folder, config.port, try_it)
     serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
     try:  # only this waiting thread gets KeyboardInterrupt, so it never interrupts a request
         folder.start()
         serving.start()
-        add_result(url=server.url)
+        add_result(url=server.start_url)
         print_result_now()
-        print(f"{server.url}  shows the runs below {escape_control(str(config.runs))}; Ctrl-C stops it", flush=True)
+        print(f"{server.start_url}  shows the runs below {escape_control(str(config.runs))}; Ctrl-C stops it", flush=True)
         while serving.is_alive():
             serving.join(WAKE_EVERY_S)
     except KeyboardInterrupt:
@@ -284,6 +399,8 @@ def serve_viewer(config: ViewConfig) -> None:
         server.shutdown()
         server.server_close()
         folder.stop()
+        if try_it is not None:
+            try_it.stop()
 
 
 def require_runs_folder(config: ViewConfig) -> None:
@@ -292,10 +409,10 @@ def require_runs_folder(config: ViewConfig) -> None:
         raise ConfigError(f"runs = {config.runs}: no such folder; give the folder with your run directories")
 
 
-def open_server(folder: RunFolder, port: int) -> ViewerServer:
+def open_server(folder: RunFolder, port: int, try_it: TryIt | None = None) -> ViewerServer:
     """Open the server. Raises ConfigError, naming the port, if the system refuses it."""
     try:
-        return ViewerServer(folder, port)
+        return ViewerServer(folder, port, try_it)
     except OSError as error:
         reason = "is in use" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0)
         raise ConfigError(

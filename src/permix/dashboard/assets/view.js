@@ -53,13 +53,29 @@
     return row.item;
   };
 
+  /** Whether the label, the stage and the folder of a run hold every word of the filter, whatever their case. */
+  const matches = (run) => {
+    const text = `${run.label} ${run.stage} ${run.name}`.toLowerCase();
+    return at("filter").value.toLowerCase().split(/\s+/).every((word) => text.includes(word));
+  };
+
+  const showFiltered = () => {
+    if (!state) return;
+    const shown = state.runs.filter((run) => !(rows.get(run.id).item.hidden = !matches(run))).length;
+    set(at("count"), shown === state.runs.length ? `(${shown})` : `(${shown} of ${state.runs.length})`);
+  };
+
   const showList = () => {
     const items = state.runs.map(showRow);
     const there = new Set(state.runs.map((run) => run.id));
     for (const id of rows.keys()) if (!there.has(id)) rows.delete(id);
     const list = at("runs");
-    if (items.length !== list.children.length || items.some((item, place) => item !== list.children[place])) list.replaceChildren(...items);
-    set(at("count"), `(${items.length})`);
+    if (items.length !== list.children.length || items.some((item, place) => item !== list.children[place])) {
+      const focused = list.contains(document.activeElement) ? document.activeElement : null;
+      list.replaceChildren(...items);
+      focused?.focus({ preventScroll: true }); // an element that is moved loses the focus
+    }
+    showFiltered();
     at("notes").replaceChildren(...state.notes.map((note) => el("p", { class: "quiet" }, note)));
     if (!items.length) at("notes").append(el("p", {}, "No run here yet. The page shows one as soon as its folder appears."));
   };
@@ -197,6 +213,7 @@
     if (news) {
       const before = state;
       state = news;
+      permix.tryItIsOn = news.try_it;
       tell(before);
       showHead();
     }
@@ -244,7 +261,12 @@
   addEventListener("hashchange", async () => {
     if (!state || !state.runs.some((run) => run.id === location.hash.slice(1))) return;
     await poll();
+    at("detail").scrollTop = 0;
     at("detail").focus({ preventScroll: false });
+  });
+  at("filter").addEventListener("input", () => {
+    showFiltered();
+    at("runs").scrollTop = 0;
   });
   document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
   keepPolling();
