@@ -40,7 +40,7 @@ from permix.errors import (
     option_context,
 )
 from permix.progress import CommandOutput, add_result, command_output, separate_result
-from permix.sanitize import names_secret
+from permix.sanitize import escape_control, names_secret, truncate
 from permix.storage.files import FULL_DISK_ERRNOS, write_error
 
 _ConfigT = TypeVar("_ConfigT", bound=BaseModel)
@@ -264,7 +264,6 @@ def personas_command(args: Sequence[str]) -> None:
     settings = parse_config("personas", PersonasOptions, args)
     from permix.personas.pool import describe_pool, load_pool, warn_of_misfits
     from permix.prompts import persona_message
-    from permix.sanitize import escape_control, truncate
 
     with option_context("pool", settings.pool):
         pool = load_pool(settings.pool, settings.column)
@@ -296,7 +295,7 @@ def check_command(args: Sequence[str]) -> None:
                 print_table(name, check_config(Path(name)))
             add_result(files={name: result})
         except InvalidConfigError as error:
-            problems += [f"{name}: {problem}" for problem in error.problems]
+            problems += [f"{name}: {problem.removeprefix(f'{name}: ')}" for problem in error.problems]
     if problems:
         raise ConfigError("\npermix check: ".join(problems))
 
@@ -626,7 +625,7 @@ def _text_in_box(box: str) -> str:
     lines = [line.strip("│ ") for line in box.splitlines()]
     body = [line for line in lines if not line.startswith("╭")]
     end = next((place for place, line in enumerate(body) if line.startswith(("─", "╰"))), len(body))
-    return " ".join(body[:end]) or "the flags cannot be read"
+    return escape_control(" ".join(body[:end])) or "the flags cannot be read"
 
 
 def _check_known_options(cls: type[BaseModel], args: Sequence[str]) -> None:
@@ -643,7 +642,7 @@ def _check_known_options(cls: type[BaseModel], args: Sequence[str]) -> None:
             and option not in ("--help", "--tyro-print-completion")
         ):
             near = closest_match(option, known)
-            unknown.append(f"{option}{f' (did you mean {near}?)' if near else ''}")
+            unknown.append(f"{truncate(escape_control(option), 80)}{f' (did you mean {near}?)' if near else ''}")
     if unknown:
         raise ConfigError(f"unknown option {', '.join(unknown)}; --help lists every option")
 

@@ -28,7 +28,7 @@ def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "inspect_ai", None)
     monkeypatch.setitem(sys.modules, "inspect_ai.log", None)
     for run in (lambda: imported(tmp_path), lambda: export_run(ExportConfig(run=tmp_path / "run", out=tmp_path / "logs"))):
-        with pytest.raises(ConfigError, match=r"needs `pip install permix\[inspect\]`"):
+        with pytest.raises(ConfigError, match=r"needs inspect_ai, which is not installed: pip install .*\[inspect\]"):
             run()
     assert cli.run_cli(["import", "--inspect", str(tmp_path), "--out", str(tmp_path / "x")]) == 2
 

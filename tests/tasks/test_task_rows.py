@@ -121,7 +121,9 @@ def test_without_datasets_the_hub_asks_for_the_extra_and_a_file_is_still_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigError, match=r"nobody/nothing from the hub needs `pip install permix\[local\]`; or give task\.path"):
+    with pytest.raises(
+        ConfigError, match=r"nobody/nothing from the hub needs datasets, which is not .*\[local\]'; or give task\.path"
+    ):
         list(read_published_rows(NOWHERE, "test", None))
     (tmp_path / "test.jsonl").write_text(JSONL)
     assert read(tmp_path) == ROWS

@@ -44,7 +44,7 @@ def check_config(path: Path) -> dict[str, str]:
     try:
         stage_config = read_stage_config(path)
     except (ConfigError, DataError) as error:
-        raise InvalidConfigError([_without_name(str(error), path)]) from error
+        raise InvalidConfigError([str(error)]) from error
     try:
         facts = PREFLIGHTS[type(stage_config)](stage_config)
     except (ConfigError, DataError) as error:
@@ -69,10 +69,6 @@ def _missing_packages(settings: config.AnyConfig) -> dict[str, str]:
     except ConfigError as error:
         return {"on this machine": str(error)}
     return {}
-
-
-def _without_name(message: str, path: Path) -> str:
-    return message.removeprefix(f"{path}: ")
 
 
 def _problems_of_parts(settings: config.ConfigSection) -> list[str]:
