@@ -42,12 +42,22 @@
     element.dataset.drawn = "";
   }
 
+  /** Draws all other charts when the page has nothing else to do, so that a print has them: one that is drawn for it may come late. */
+  function whenIdle(elements) {
+    const next = elements.find((element) => !("drawn" in element.dataset));
+    if (!next) return;
+    requestIdleCallback(() => {
+      if (!("drawn" in next.dataset)) begin(next);
+      whenIdle(elements.filter((element) => element !== next));
+    });
+  }
+
   function whenNear(elements) {
     const near = new IntersectionObserver((entries) => {
       for (const {isIntersecting, target} of entries) {
         if (!isIntersecting) continue;
         near.unobserve(target);
-        begin(target);
+        if (!("drawn" in target.dataset)) begin(target);
       }
     }, {rootMargin: "600px"});
     elements.forEach((element) => near.observe(element));
@@ -58,6 +68,7 @@
   onChange(swatches);
   theme();
   whenNear(document.querySelectorAll("[data-chart]"));
+  whenIdle([...document.querySelectorAll("[data-chart]")]);
   addEventListener("beforeprint", () => document.querySelectorAll("[data-chart]:not([data-drawn])").forEach(begin));
   document.documentElement.dataset.ready = "";
 })();
