@@ -301,19 +301,23 @@ class Estimate(Record):
 
     def __str__(self) -> str:
         interval = "" if self.value is None or self.low is None else f" [{self.low:.2f}, {self.high:.2f}]"
-        return f"{self.format_value()}{interval}"
+        return f"{self.format_value()}{interval}".replace("-", "−")
 
     def format_value(self) -> str:
         """The value alone, with as many decimals as n supports: "0.812", or "0.81" with a wide interval."""
-        return "–" if self.value is None else f"{self.value:.{self.decimals}f}"
+        return "–" if self.value is None else f"{self._rounded:.{self.decimals}f}".replace("-", "−")
+
+    @property
+    def _rounded(self) -> float:
+        """The value as it is shown; what rounds to zero has no sign."""
+        return round(self.value or 0.0, self.decimals) + 0.0
 
     def format_difference(self) -> str:
         """The estimate with signs: "+0.120 [+0.05, +0.19]"."""
         if self.value is None:
             return "–"
-        value = round(self.value, self.decimals) + 0.0  # what rounds to zero must not print as "-0.000"
         interval = "" if self.low is None or self.high is None else f" [{self.low:+.2f}, {self.high:+.2f}]"
-        return f"{value:+.{self.decimals}f}{interval}".replace("-", "−")
+        return f"{self._rounded:+.{self.decimals}f}{interval}".replace("-", "−")
 
 
 def require_unique(ids: Sequence[str], what: str) -> None:

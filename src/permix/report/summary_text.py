@@ -315,9 +315,12 @@ _DISTINCTNESS_CLAIMS = {"higher": _DISTINCTNESS_TEMPLATE.format("easier"), "lowe
 
 _DISTINCTNESS_CLAIMS[NOT_SIGNIFICANT] = f"{NOT_SIGNIFICANT} in how well personas are distinguished by their answers"
 
-STABILITY_TITLE, CHARACTER_TITLE, ACCURACY_TITLE = (
-    "Stability (PSS)", "Character (identifiability)", "Accuracy (mean over personas)",
-)  # fmt: skip
+_TITLES = {
+    "stability": ("Stability (PSS)", "accuracy under the worst persona / under the best"),
+    "character": ("Character (identifiability)", "how often a classifier names the persona"),
+    "accuracy": ("Accuracy (mean over personas)", "share of right answers"),
+}
+"""By topic: the title of its card, and what it measures."""
 
 _INTERVAL_NOTE = "Brackets are 95 % intervals over the questions"
 
@@ -350,14 +353,15 @@ class NamedEstimate(NamedTuple):
 class ResultCard(NamedTuple):
     """One result of the first screen.
 
-    `topic` is its name in a sentence, `title` its name on the card, `verdict` its result in words. `values`: the number of the
-    method that the claim is about, then that of the reference, if there is one. `difference` is the first minus the second; for
-    a single method it is None, and `mark` is a number to compare the value with (chance). `limits`: the smallest and the largest
-    possible value. `reason` (Markdown) says why nothing was compared or measured.
+    `topic` is its name in a sentence, `title` its name on the card, `meaning` what it measures, `verdict` the result in words.
+    `values`: the number of the method that the claim is about, then that of the reference, if there is one. `difference` is the
+    first minus the second; for a single method it is None, and `mark` is a number to compare the value with (chance). `limits`:
+    the smallest and the largest possible value. `reason` (Markdown) says why nothing was compared or measured.
     """
 
     topic: str
     title: str
+    meaning: str = ""
     verdict: str = _NOT_MEASURED
     values: tuple[NamedEstimate, ...] = ()
     difference: Estimate | None = None
@@ -491,14 +495,14 @@ def _comparison_cards(
     scored = _scored_coverage([*pair.method.models, *pair.reference.models])
     reason = _reasons_text(change.reasons) if change.reasons else "" if scored.is_complete else f"incomplete, {scored.text}"
 
-    def card(topic: str, title: str, ours: Estimate | None, theirs: Estimate | None, by: Estimate | None, why: str) -> ResultCard:
-        return _compared_card(ResultCard(topic, title, reason=why), names, (ours, theirs), by)
+    def card(topic: str, ours: Estimate | None, theirs: Estimate | None, by: Estimate | None, why: str) -> ResultCard:
+        return _compared_card(ResultCard(topic, *_TITLES[topic], reason=why), names, (ours, theirs), by)
 
     return (
-        card("stability", STABILITY_TITLE, pooled.pss, reference.pss, change.pss, reason),
-        _character_card(pair, change, card("character", CHARACTER_TITLE, pooled.identifiability, reference.identifiability,
+        card("stability", pooled.pss, reference.pss, change.pss, reason),
+        _character_card(pair, change, card("character", pooled.identifiability, reference.identifiability,
                         change.identifiability, _reasons_text(change.fidelity_reasons))),
-        card("accuracy", ACCURACY_TITLE, pooled.mean, reference.mean, change.measures.get("mean"), reason),
+        card("accuracy", pooled.mean, reference.mean, change.measures.get("mean"), reason),
     )  # fmt: skip
 
 
@@ -530,7 +534,7 @@ def _character_card(pair: ComparisonPair, change: MethodDifference, by_classifie
         return by_classifier
     first = trusted[0]
     scores = [_score_by_judge(models[0], first.kind, first.scores.judge) for models in (judged, reference_judged)]
-    empty = ResultCard("character", _judge_title(first.score_name, first.scores.judge), limits=_JUDGE_RANGE)
+    empty = ResultCard("character", *_judge_title(first.score_name, first.scores.judge), limits=_JUDGE_RANGE)
     names = [one_line(method.name) for method in (pair.method, pair.reference)]
     return _compared_card(empty, names, scores, first.scores.persona_score)
 
@@ -539,8 +543,8 @@ def _score_by_judge(model: ModelRuns, kind: str, judge: str) -> Estimate | None:
     return next((run.judges[judge].persona_score for run in model.judged_runs if run.kind == kind and judge in run.judges), None)
 
 
-def _judge_title(score: str, judge: str) -> str:
-    return f"Character ({score} by judge {one_line(judge)})"
+def _judge_title(score: str, judge: str) -> tuple[str, str]:
+    return f"Character ({score})", f"1 to 5, by judge {one_line(judge)}"
 
 
 def _single_method_cards(method: ReportMethod, pooled: PooledMethod) -> tuple[ResultCard, ...]:
@@ -548,11 +552,12 @@ def _single_method_cards(method: ReportMethod, pooled: PooledMethod) -> tuple[Re
     name, (stable, _) = one_line(method.name), measured_models(method)
     scored = _scored_coverage(stable)
     reason = _reasons_text(pooled.reasons) if pooled.reasons else "" if scored.is_complete else f"incomplete, {scored.text}"
+    stability = ResultCard("stability", *_TITLES["stability"], reason=reason)
     return (
-        _single_card(ResultCard("stability", STABILITY_TITLE, reason=reason), name, pooled.pss, _persona_effect_verdict(stable)),
+        _single_card(stability, name, pooled.pss, _persona_effect_verdict(stable)),
         _single_character_card(method, pooled),
         _single_card(
-            ResultCard("accuracy", ACCURACY_TITLE, reason=reason), name, pooled.mean, _no_persona_verdict(stable),
+            ResultCard("accuracy", *_TITLES["accuracy"], reason=reason), name, pooled.mean, _no_persona_verdict(stable),
             pooled.measures.get("baseline"), "no persona",
         ),
     )  # fmt: skip
@@ -573,14 +578,14 @@ def _single_character_card(method: ReportMethod, pooled: PooledMethod) -> Result
     one, chance = pooled.identifiability, pooled.chance
     trusted = [(run.kind, one) for model in method.models for run in model.judged_runs for one in run.judges.values()
                if one.discriminates_persona]  # fmt: skip
-    empty = ResultCard("character", CHARACTER_TITLE, reason=_reasons_text(pooled.fidelity_reasons))
+    empty = ResultCard("character", *_TITLES["character"], reason=_reasons_text(pooled.fidelity_reasons))
     if one is not None and one.low is not None and chance is not None:
         verdict = "personas are distinguished" if _is_above(one, chance) else "personas are not shown to be distinguished"
         return _single_card(empty, one_line(method.name), one, verdict, Estimate(value=chance, n=one.n), "chance")
     if trusted:
         kind, judge = trusted[0]
         title = _judge_title(score_name(kind, judge.tasks), judge.label)
-        scored = ResultCard("character", title, limits=_JUDGE_RANGE)
+        scored = ResultCard("character", *title, limits=_JUDGE_RANGE)
         return _single_card(scored, one_line(method.name), judge.persona_score, "scored by a trusted judge")
     return _single_card(empty, one_line(method.name), one, "not compared with chance")
 

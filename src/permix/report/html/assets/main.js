@@ -42,11 +42,13 @@
     element.dataset.drawn = "";
   }
 
+  const idle = globalThis.requestIdleCallback ?? ((run) => setTimeout(run, 200)); // Safari has none
+
   /** Draws all other charts when the page has nothing else to do, so that a print has them: one that is drawn for it may come late. */
   function whenIdle(elements) {
     const next = elements.find((element) => !("drawn" in element.dataset));
     if (!next) return;
-    requestIdleCallback(() => {
+    idle(() => {
       if (!("drawn" in next.dataset)) begin(next);
       whenIdle(elements.filter((element) => element !== next));
     });
@@ -69,6 +71,13 @@
   theme();
   whenNear(document.querySelectorAll("[data-chart]"));
   whenIdle([...document.querySelectorAll("[data-chart]")]);
-  addEventListener("beforeprint", () => document.querySelectorAll("[data-chart]:not([data-drawn])").forEach(begin));
+  addEventListener("beforeprint", () => {
+    document.querySelectorAll("[data-chart]:not([data-drawn])").forEach(begin);
+    document.querySelectorAll("main details:not([open])").forEach((one) => Object.assign(one, { open: true }).setAttribute("data-closed", ""));
+  });
+  addEventListener("afterprint", () => document.querySelectorAll("main details[data-closed]").forEach((one) => {
+    one.open = false;
+    one.removeAttribute("data-closed");
+  }));
   document.documentElement.dataset.ready = "";
 })();
