@@ -106,7 +106,7 @@ def test_a_number_names_its_runs_and_a_missing_one_none(tmp_path: Path) -> None:
     assert page.count("data-runs=") == 1
     assert 'data-runs="0 1"' in page
     assert 'data-value="0.5"' in page
-    assert "PSS, base: 0.500 [0.25, 0.75] (n = 8)" in page
+    assert "PSS, base: 0.50 [0.25, 0.75] (n = 8)" in page
 
 
 def test_a_chart_is_shown_once_and_a_figure_without_one_is_a_picture(tmp_path: Path) -> None:

@@ -634,14 +634,14 @@ def _single_headline(name: str, pooled: PooledMethod, cards: Sequence[ResultCard
             if n_shown
             else f"No effect of personas on the accuracy of {name} is shown"
         )
-    whose = "its personas" if parts else f"the personas of {name}"
+    whose = "its personas" if parts else f"The personas of {name}"
     if character.values and character.limits == _JUDGE_RANGE:
-        parts.append(f"a trusted judge gives {whose} {character.values[0].estimate.format_value()} of 5")
+        score = character.values[0].estimate.format_value()
+        parts.append(f"{'a' if parts else 'A'} trusted judge gives {whose[0].lower()}{whose[1:]} {score} of 5")
     elif character.values and character.mark is not None:
         is_shown = _is_above(character.values[0].estimate, character.mark.estimate.value)
         parts.append(f"{whose} are {'' if is_shown else 'not shown to be '}distinguished by their answers")
-    sentence = ", and ".join(parts) or f"{name}: {_NO_FINDING}"
-    return f"{sentence[0].upper()}{sentence[1:]}."
+    return f"{', and '.join(parts) or f'{name}: {_NO_FINDING}'}."
 
 
 def _stability_findings(
