@@ -108,6 +108,8 @@ def test_a_difference_carries_its_sign_and_nothing_has_none() -> None:
     assert Estimate(value=-0.25, low=-0.5, high=0.125, n=3).format_difference() == "−0.25 [−0.50, +0.12]"
     assert Estimate(value=0.5, n=1).format_difference() == "+0.50"
     assert Estimate(value=-0.004, low=-0.2, high=0.2, n=3).format_difference() == "+0.00 [−0.20, +0.20]"
+    assert Estimate(value=-1e-17, n=1).format_difference() == "+0.00"
+    assert Estimate(value=None, n=0).format_difference() == "–"
 
 
 @pytest.mark.parametrize(
@@ -118,8 +120,6 @@ def test_a_value_has_as_many_decimals_as_n_supports(low: float | None, high: flo
     one = Estimate(value=0.4444, low=low, high=high, n=n)
     assert one.decimals == decimals
     assert one.format_value() == {2: "0.44", 3: "0.444"}[decimals]
-    assert Estimate(value=-1e-17, n=1).format_difference() == "+0.000"
-    assert Estimate(value=None, n=0).format_difference() == "–"
 
 
 def test_the_first_repeated_id_is_named() -> None:

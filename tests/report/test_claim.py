@@ -126,7 +126,7 @@ def test_a_model_alone(study: dict[str, ReportMethod]) -> None:
     assert cards[1].mark is not None
     assert cards[1].mark.estimate.value == 0.25
     assert cards[2].markdown == (
-        f"- **Accuracy &#40;mean over personas&#41;**: worse than without a persona; base {found.mean}; no persona "
+        f"- **Accuracy (mean over personas)**: worse than without a persona; base {found.mean}; no persona "
         f"{found.measures['baseline']}"
     )
 
@@ -136,7 +136,8 @@ def test_a_model_alone_that_personas_do_nothing_to(tmp_path: Path) -> None:
     fidelity_run(tmp_path / "f", "a", "x", noise=1.0)
     headline, said, cards = build_claim(group_methods(collect_models([tmp_path])))
     assert headline == (
-        "No effect of personas on the accuracy of a is shown, and its personas are not shown to be distinguished by their answers."
+        "No effect of personas on the accuracy of a is shown, "
+        "and its personas are not shown to be distinguished by their answers."
     )
     assert [card.verdict for card in cards] == [
         "no persona effect shown", "personas are not shown to be distinguished", "no difference to no persona shown",

@@ -5,6 +5,7 @@ from rich.console import Console
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.stability import summarize_stability
 from permix.rendering.table import format_p_value
+from permix.report.judges import OPEN_ENDED_KIND, JudgeScoreEntry
 from permix.report.runs import ModelRow
 from permix.report.tables import controls_table, models_table, persona_table, terminal_models_table
 from permix.types import Estimate
@@ -34,6 +35,27 @@ def test_main_table_one_line_a_model() -> None:
     ]  # fmt: skip
     assert cells(empty) == ["base", *["–"] * 15]
     assert len(cells(heading)) == 16
+
+
+def test_measures_that_explain_and_costs_are_folded() -> None:
+    kept = [heading for heading in models_table([FULL]).headings if heading not in models_table([FULL]).folded]
+    assert kept[:5] == ["model", "no persona", "mean over personas", "worst persona", "PSS (estimate)"]
+    assert "identifiability" in kept
+    assert {"sd of personas", "PSS as observed (worst / best)", "training tokens", "evaluation CPU s"} <= models_table(
+        [FULL]
+    ).folded
+
+
+def test_a_judge_is_folded_unless_it_is_trusted_on_some_model() -> None:
+    def row(label: str, *, trusted: bool | None) -> ModelRow:
+        score = JudgeScoreEntry(
+            kind=OPEN_ENDED_KIND, judge="j", persona_score=PSS, n_scored=1, n_asked=1, discriminates_persona=trusted
+        )
+        return ModelRow(label=label, judged=(score,))
+
+    heading = "in-character score, judge j"
+    assert heading in models_table([row("a", trusted=False), row("b", trusted=None)]).folded
+    assert heading not in models_table([row("a", trusted=False), row("b", trusted=True)]).folded
 
 
 def test_a_value_that_cannot_be_computed_is_a_dash() -> None:
