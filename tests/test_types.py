@@ -97,16 +97,29 @@ def test_a_cell_is_known_by_persona_question_and_sample() -> None:
 def test_an_estimate_is_ordered_and_readable() -> None:
     with pytest.raises(ValidationError, match=r"the interval is reversed: low 0\.6 > high 0\.5"):
         Estimate(value=0.5, low=0.6, high=0.5, n=3)
-    assert str(Estimate(value=0.12345, low=0.1, high=0.25, n=3)) == "0.123 [0.10, 0.25]"
-    assert str(Estimate(value=0.0, n=3)) == "0.000"  # a true zero, unlike
+    assert str(Estimate(value=0.12345, low=0.1, high=0.2, n=3)) == "0.123 [0.10, 0.20]"
+    assert str(Estimate(value=0.12345, low=0.1, high=0.25, n=3)) == "0.12 [0.10, 0.25]"
+    assert str(Estimate(value=-0.001, low=-0.3, high=0.25, n=3)) == "0.00 [−0.30, 0.25]"
+    assert str(Estimate(value=0.0, n=3)) == "0.00"  # a true zero, unlike
     assert str(Estimate(value=None, n=0)) == "–"
 
 
 def test_a_difference_carries_its_sign_and_nothing_has_none() -> None:
-    assert Estimate(value=-0.25, low=-0.5, high=0.125, n=3).format_difference() == "−0.250 [−0.50, +0.12]"
-    assert Estimate(value=0.5, n=1).format_difference() == "+0.500"
-    assert Estimate(value=-1e-17, n=1).format_difference() == "+0.000"
+    assert Estimate(value=-0.25, low=-0.5, high=0.125, n=3).format_difference() == "−0.25 [−0.50, +0.12]"
+    assert Estimate(value=0.5, n=1).format_difference() == "+0.50"
+    assert Estimate(value=-0.004, low=-0.2, high=0.2, n=3).format_difference() == "+0.00 [−0.20, +0.20]"
+    assert Estimate(value=-1e-17, n=1).format_difference() == "+0.00"
     assert Estimate(value=None, n=0).format_difference() == "–"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "n", "decimals"),
+    [(0.4, 0.5, 3, 3), (0.4, 0.51, 9999, 2), (None, None, 399, 2), (None, None, 400, 3), (0.5, 0.5, 1, 3), (1.0, 5.0, 8, 2)],
+)
+def test_a_value_has_as_many_decimals_as_n_supports(low: float | None, high: float | None, n: int, decimals: int) -> None:
+    one = Estimate(value=0.4444, low=low, high=high, n=n)
+    assert one.decimals == decimals
+    assert one.format_value() == {2: "0.44", 3: "0.444"}[decimals]
 
 
 def test_the_first_repeated_id_is_named() -> None:

@@ -290,19 +290,35 @@ class Estimate(Record):
             raise ValueError(f"the interval is reversed: low {self.low} > high {self.high}")
         return self
 
+    @property
+    def decimals(self) -> int:
+        """How many decimals of the value n supports: 3 if the interval is at most 0.1 wide, else 2.
+
+        Without an interval, 3 from n = 400 on: the interval of a share of 400 is up to 0.1 wide.
+        """
+        if self.low is None or self.high is None:
+            return 3 if self.n >= 400 else 2
+        return 3 if round(self.high - self.low, 9) <= 0.1 else 2
+
     def __str__(self) -> str:
-        if self.value is None:
-            return "–"
-        interval = "" if self.low is None else f" [{self.low:.2f}, {self.high:.2f}]"
-        return f"{self.value:.3f}{interval}"
+        interval = "" if self.value is None or self.low is None else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.format_value()}{interval}".replace("-", "−")
+
+    def format_value(self) -> str:
+        """The value alone, with as many decimals as n supports: "0.812", or "0.81" with a wide interval."""
+        return "–" if self.value is None else f"{self._rounded:.{self.decimals}f}".replace("-", "−")
+
+    @property
+    def _rounded(self) -> float:
+        """The value as it is shown; what rounds to zero has no sign."""
+        return round(self.value or 0.0, self.decimals) + 0.0
 
     def format_difference(self) -> str:
         """The estimate with signs: "+0.120 [+0.05, +0.19]"."""
         if self.value is None:
             return "–"
-        value = round(self.value, 9) + 0.0  # a sum that is zero but for rounding errors must not print as "-0.000"
         interval = "" if self.low is None or self.high is None else f" [{self.low:+.2f}, {self.high:+.2f}]"
-        return f"{value:+.3f}{interval}".replace("-", "−")
+        return f"{self._rounded:+.{self.decimals}f}{interval}".replace("-", "−")
 
 
 def require_unique(ids: Sequence[str], what: str) -> None:

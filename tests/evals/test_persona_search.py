@@ -143,7 +143,7 @@ def test_the_best_on_other_questions_is_taken_and_the_evaluated_ones_have_no_say
     assert (found.selection_tokens.prompt_tokens, found.selection_tokens.completion_tokens) == (12 * 7, 12 * 3)
     assert found.tokens_per_answer is not None
     assert (found.tokens_per_answer.total, found.token_ratio) == (10.0, 1.0)
-    assert "persona troll, the best of 3 on 4 dev questions (0.750" in found.details_text
+    assert "persona troll, the best of 3 on 4 dev questions (0.75 [" in found.details_text
     # What the run says of the grid is what it asked: no persona, and the one that was chosen.
     assert summary.n_personas == 1
     assert summary.personas[0].difference == found.gain

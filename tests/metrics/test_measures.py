@@ -173,7 +173,7 @@ def test_it_stands_in_a_report(toy: StabilityMeasure, tmp_path: Path) -> None:
     assert data["rows"][0]["toy"] == data["stability"]["base"]["toy"] == data["methods"][0]["toy"] == found
     assert all(one["toy"]["low"] <= one["toy"]["value"] <= one["toy"]["high"] for one in data["comparisons"] + data["methods"])
     report = (tmp_path / "out" / "report.md").read_text()
-    assert report.count("| median persona ") >= 2  # of models, and of methods
+    assert report.count("| median persona") >= 2  # of models, and of methods
     assert "the median persona's accuracy" in report
     headings = [path.read_text().splitlines()[0] for path in (tmp_path / "out" / "tables").glob("*.csv")]
     assert sum("median persona" in heading for heading in headings) >= 2

@@ -135,7 +135,7 @@ def test_report_says_what_the_numbers_say(built: tuple[list[ModelRow], Path]) ->
         "**Against base, RLVR: PSS higher, sd of personas relative to the mean lower, worst persona's accuracy higher" in report
     )
     assert "identifiability no difference shown" in report
-    assert "RLVR**: accuracy 0.800" in report
+    assert "RLVR**: accuracy 0.80" in report
     assert "no persona effect shown (permutation test, p = 1.000)" in report
     assert "One seed." in report
     assert "“You are a helpful AI.”" in report
@@ -338,15 +338,15 @@ def test_a_strategy_stands_beside_plain_stability_of_the_same_label(tmp_path: Pa
     table = report.partition("## Inference-time strategies")[2]
     # Two of three personas say 5 in every question; no persona joins p0 in three of five: a tie, and none's answer wins.
     vote = next(line for line in table.splitlines() if line.startswith("| base | persona-vote |")).split(" | ")
-    assert vote[2].startswith("0.600 [")
-    assert vote[4] == "+0.000 [−0.52, +0.52]<br><sub>n = 5</sub>"  # five equal answers exclude little
-    assert vote[5:8] == ["60<br><sub>40 read, 20 written</sub>", "15<br><sub>10 read, 5 written</sub>", "4.00 ×"]
+    assert vote[2].startswith("0.60 [")
+    assert vote[4] == "+0.00 [−0.52, +0.52]"  # five equal answers exclude little
+    assert vote[5:8] == ["60<br><sub>40 read, 20 written</sub>", "15", "4.00 ×"]
     search = next(line for line in table.splitlines() if line.startswith("| base | persona-search |")).split(" | ")
-    assert search[2].startswith("1.000 [")
-    assert search[4].startswith("+0.400 [")
+    assert search[2].startswith("1.00 [")
+    assert search[4].startswith("+0.40 [")
     assert search[8] == "90<br><sub>60 read, 30 written</sub>"
-    assert "persona p0, the best of 3 on 2 dev questions (1.000" in search[10]
-    assert "- **base with persona-search**: accuracy 1.000 [0.48, 1.00], " in report
+    assert "persona p0, the best of 3 on 2 dev questions (1.00" in search[10]
+    assert "- **base with persona-search**: accuracy 1.00 [0.48, 1.00], " in report
     assert "15 tokens per answer, 1.00 times the cost of asking once, and 90 tokens before the first; n = 5 questions." in report
     data = json.loads((tmp_path / "out" / "table.json").read_text())
     assert [one["strategy"] for one in data["strategies"]["base"]] == ["persona-vote", "persona-search"]

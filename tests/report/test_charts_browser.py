@@ -152,7 +152,7 @@ CHARTS: dict[str, Any] = {
 }  # fmt: skip
 MARKS = {
     "tradeoff": 3 + 2,  # methods and seeds
-    "personas": 2 + 2,  # the two with a value of each model
+    "personas": 2 + 2 + 1,  # the two with a value of each model, and no persona of the first one
     "lottery": 2 * 2,
     "training": 0,
     "dev_evals": 2 + 1 + 2,  # two steps of one measure, one of the other, and a ring in each
@@ -205,9 +205,9 @@ def test_every_picture_says_in_words_what_it_shows(page: "Page", tmp_path: Path)
     pictures = opened(page, tmp_path).locator(".chart-body > svg, .chart-beside svg")
     told = [pictures.nth(at).get_attribute("aria-label") or "" for at in range(pictures.count())]
     assert {pictures.nth(at).get_attribute("role") for at in range(pictures.count())} == {"img"}
-    assert "base: PSS 0.400 [0.30, 0.50], fidelity 0.600 [0.50, 0.70]" in told[0]
-    assert f"{EVIL}: PSS 0.700" in told[0]
-    assert "0.200 to 0.800, 0.500 [0.40, 0.60] without persona" in told[1]
+    assert "base: PSS 0.40 [0.30, 0.50], fidelity 0.60 [0.50, 0.70]" in told[0]
+    assert f"{EVIL}: PSS 0.70 [" in told[0]
+    assert "0.200 to 0.800, 0.50 [0.40, 0.60] without persona" in told[1]
     assert any("own persona: 0 scored 1, 0 scored 2, 1 scored 3, 1 scored 4, 2 scored 5" in one for one in told)
     assert any("the classifier names the right persona for 8 of 10 answers of 2 personas" in one for one in told)
     assert len(told) == 1 + 1 + 1 + 2 + 2 + 1 + 2 + 1 + 2 + 2
@@ -246,7 +246,10 @@ def test_a_measure_is_chosen_and_an_untrusted_judge_is_hollow(page: "Page", tmp_
 
 
 def rows(page: "Page") -> list[str]:
-    return page.locator('#personas g[data-mark="y-axis tick label"] text').all_text_contents()
+    """The personas of the figure; its first row is no persona."""
+    first, *personas = page.locator('#personas g[data-mark="y-axis tick label"] text').all_text_contents()
+    assert first == "no persona"
+    return personas
 
 
 def test_personas_are_sorted_and_filtered(page: "Page", tmp_path: Path) -> None:
@@ -286,7 +289,7 @@ def test_a_tip_says_the_number_its_interval_and_n(page: "Page", tmp_path: Path) 
     opened(page, tmp_path)
     symbols(page, "learnt").first.hover()
     tip = page.locator('#learnt g[aria-label="tip"]')
-    assert "0.500 [0.40, 0.60], n = 20" in " ".join(tip.locator("tspan").all_text_contents()).replace("\u200b", "")
+    assert "0.50 [0.40, 0.60], n = 20" in " ".join(tip.locator("tspan").all_text_contents()).replace("\u200b", "")
 
 
 def test_a_large_confusion_is_painted(page: "Page", tmp_path: Path) -> None:

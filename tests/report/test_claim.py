@@ -34,18 +34,19 @@ class Values(NamedTuple):
 
 
 def values(one: ReportMethod, other: ReportMethod, name: str) -> Values:
-    pair = [found.value for each in (one, other) if (found := estimate_of(pool_seeds(each), name)) is not None]
-    return Values(f"{pair[0]:.3f} against {pair[1]:.3f}", signed(estimate_of(method_difference(one, other), name)))
+    pair = [found for each in (one, other) if (found := estimate_of(pool_seeds(each), name)) is not None]
+    return Values(" against ".join(one.format_value() for one in pair), signed(estimate_of(method_difference(one, other), name)))
 
 
 def test_personas_mixed_in_against_rlvr_over_seeds(study: dict[str, ReportMethod]) -> None:
     mixed, plain = study["PerMix-RLVR"], study["RLVR"]
     pss, told = values(mixed, plain, "pss"), values(mixed, plain, "identifiability")
     since = [values(mixed, study["base"], name).difference for name in ("pss", "identifiability")]
-    assert build_claim(list(study.values())) == (
+    assert build_claim(list(study.values()))[:2] == (
+        "PerMix-RLVR is better than RLVR in stability, character and accuracy.",
         "PerMix-RLVR (trained by reward, with personas mixed in) against RLVR (trained by reward, without personas): more "
         f"stable: under its worst persona it keeps a larger share of its best persona's accuracy (PSS {pss.difference}); its "
-        f"personas are easier to distinguish by their answers (identifiability {told.difference}).",
+        f"personas are easier to distinguish by their answers (identifiability {told.difference}). "
         f"Persona stability score (PSS) {pss.both}, {grid(320)}; identifiability {told.both} (chance 0.250 among 4 "
         f"personas), 20 open-ended questions. PerMix-RLVR against base, before training: PSS {since[0]}, "
         f"identifiability {since[1]}. Brackets are 95 % intervals over the questions, of means over 2 training seeds each; "
@@ -55,14 +56,16 @@ def test_personas_mixed_in_against_rlvr_over_seeds(study: dict[str, ReportMethod
 
 def test_lower_is_said_as_plainly(study: dict[str, ReportMethod]) -> None:
     swapped = [study["RLVR"]._replace(role="permix"), study["PerMix-RLVR"]._replace(role="rlvr")]
-    said, _ = build_claim(swapped)
+    headline, said, cards = build_claim(swapped)
+    assert headline == "RLVR is worse than PerMix-RLVR in stability, character and accuracy."
+    assert [card.verdict for card in cards] == ["worse"] * 3
     assert "less stable: under its worst persona it keeps a smaller share of its best persona's accuracy (PSS −" in said
     assert "its personas are harder to distinguish by their answers (identifiability −" in said
 
 
 def test_the_last_method_against_the_base_without_a_pair(study: dict[str, ReportMethod]) -> None:
-    said, basis = build_claim([study["RLVR"], study["base"]])
-    assert said.startswith("RLVR (trained by reward, without personas) against base (before training): ")
+    _, basis, _ = build_claim([study["RLVR"], study["base"]])
+    assert basis.startswith("RLVR (trained by reward, without personas) against base (before training): ")
     assert basis.endswith(
         "Brackets are 95 % intervals over the questions, of means over 2 training seeds; other seeds are not covered; "
         "each seed is shown below."
@@ -75,10 +78,11 @@ def test_one_seed_each_and_no_difference(tmp_path: Path) -> None:
         stability_run(tmp_path / f"{label}-stability", label, asked, torn)
     mixed, plain = group_methods(collect_models([tmp_path]))
     pss = values(mixed, plain, "pss")
-    assert build_claim([plain, mixed]) == (
+    assert build_claim([plain, mixed])[:2] == (
+        "No difference between mixed and plain is shown in stability or accuracy.",
         "mixed (trained by reward, with personas mixed in) against plain (trained by reward, without personas): no difference "
         "shown in stability, the share of its best persona's accuracy that a model keeps under its worst "
-        f"(PSS {pss.difference}).",
+        f"(PSS {pss.difference}). "
         f"Persona stability score (PSS) {pss.both}, {grid(160)}. Brackets are 95 % intervals over the questions. One training "
         "seed each; other seeds are not covered.",
     )
@@ -87,11 +91,11 @@ def test_one_seed_each_and_no_difference(tmp_path: Path) -> None:
 def test_variants_that_were_passed_over_are_named(study: dict[str, ReportMethod]) -> None:
     """The one of most training seeds is spoken of, wherever it stands."""
     lone = study["PerMix-RLVR"]._replace(name="re|play", models=study["PerMix-RLVR"].models[:1])
-    said, basis = build_claim([study["RLVR"], lone, study["PerMix-RLVR"]])
-    assert said.startswith("PerMix-RLVR (trained by reward, with personas mixed in) against RLVR")
+    _, basis, _ = build_claim([study["RLVR"], lone, study["PerMix-RLVR"]])
+    assert basis.startswith("PerMix-RLVR (trained by reward, with personas mixed in) against RLVR")
     others = "Other variants with personas mixed in, with fewer seeds or listed later, are in the table: re&#124;play."
     assert basis.endswith(others)
-    _, basis = build_claim([study["RLVR"], lone])
+    _, basis, _ = build_claim([study["RLVR"], lone])
     assert "of means over 1 training seed of re&#124;play and 2 training seeds of RLVR; " in basis
 
 
@@ -99,37 +103,61 @@ def test_models_that_were_not_asked_the_same_are_not_compared(tmp_path: Path) ->
     stability_run(tmp_path / "a", "a", "x", share(4))
     stability_run(tmp_path / "b", "b", "x", share(4), questions=15)
     said = "b against a: not comparable in accuracy (not the same questions (20 against 15, 15 in common))."
-    assert build_claim(group_methods(collect_models([tmp_path]))) == (said, "")
+    headline, basis, cards = build_claim(group_methods(collect_models([tmp_path])))
+    assert headline == "b and a are not compared: not the same questions (20 against 15, 15 in common)."
+    assert basis == said
+    assert [card.verdict for card in cards] == ["not compared", "not measured", "not compared"]
+    assert [one.name for one in cards[0].values] == ["b", "a"]  # the numbers are shown, their difference is not
+    assert cards[0].difference is None
 
 
 def test_a_model_alone(study: dict[str, ReportMethod]) -> None:
     found = pool_seeds(study["base"])
-    assert build_claim([study["base"]]) == (
+    headline, basis, cards = build_claim([study["base"]])
+    assert headline == "Personas change the accuracy of base, and its personas are distinguished by their answers."
+    assert basis == (
         "base (before training): a persona effect is shown; accuracy under its worst persona is "
         f"{found.pss} of that under its best (PSS); personas are distinguished by their answers (identifiability "
-        f"{found.identifiability}).",
+        f"{found.identifiability}). "
         f"Accuracy {found.worst} under the worst persona and {found.mean} on average, {grid(80)}; identifiability: chance "
-        "0.250 among 4 personas, 80 answers. Brackets are 95 % intervals over the questions.",
+        "0.250 among 4 personas, 80 answers. Brackets are 95 % intervals over the questions."
+    )
+    assert [card.verdict for card in cards] == [
+        "personas change the accuracy", "personas are distinguished", "worse than without a persona",
+    ]  # fmt: skip
+    assert cards[1].mark is not None
+    assert cards[1].mark.estimate.value == 0.25
+    assert cards[2].markdown == (
+        f"- **Accuracy (mean over personas)**: worse than without a persona; base {found.mean}; no persona "
+        f"{found.measures['baseline']}"
     )
 
 
 def test_a_model_alone_that_personas_do_nothing_to(tmp_path: Path) -> None:
     stability_run(tmp_path / "a", "a", "x", share(4))
     fidelity_run(tmp_path / "f", "a", "x", noise=1.0)
-    said, _ = build_claim(group_methods(collect_models([tmp_path])))
+    headline, said, cards = build_claim(group_methods(collect_models([tmp_path])))
+    assert headline == (
+        "No effect of personas on the accuracy of a is shown, "
+        "and its personas are not shown to be distinguished by their answers."
+    )
+    assert [card.verdict for card in cards] == [
+        "no persona effect shown", "personas are not shown to be distinguished", "no difference to no persona shown",
+    ]  # fmt: skip
     assert said.startswith("a: no persona effect is shown; accuracy under its worst persona is ")
     assert "personas are not shown to be distinguished by their answers" in said
 
 
 def test_seeds_of_a_method_alone_are_counted(study: dict[str, ReportMethod]) -> None:
-    said, _ = build_claim([study["RLVR"]])
+    headline, said, _ = build_claim([study["RLVR"]])
+    assert headline.startswith("Personas change the accuracy of RLVR in 1 of 2 training seeds, and its personas are ")
     assert "a persona effect is shown in 1 of 2 training seeds; " in said
 
 
 def test_nothing_measured(tmp_path: Path) -> None:
     train_run(tmp_path / "t", "t", 1)
     nothing = "Nothing here measures accuracy under personas, or how well personas are distinguished."
-    assert build_claim(group_methods(collect_models([tmp_path]))) == build_claim([]) == (nothing, "")
+    assert build_claim(group_methods(collect_models([tmp_path]))) == build_claim([]) == (nothing, "", ())
 
 
 def test_no_right_answer_leaves_no_pss_and_says_so(tmp_path: Path) -> None:
@@ -138,11 +166,14 @@ def test_no_right_answer_leaves_no_pss_and_says_so(tmp_path: Path) -> None:
     stability_run(tmp_path / "a", "a|b", "x", share(0))
     stability_run(tmp_path / "c", "c", "x", share(4))
     (never, right) = group_methods(collect_models([tmp_path]))
-    assert build_claim([never]) == (
-        f"a&#124;b: {reason}.", f"{grid(80)[0].upper()}{grid(80)[1:]}. Brackets are 95 % intervals over the questions."
-    )  # fmt: skip
-    said, _ = build_claim([right, never])
-    assert said == f"a&#124;b against c: of a&#124;b {reason}."
+    said, basis, cards = build_claim([never])
+    assert said == f"a&#124;b: {reason}."
+    assert basis == f"a&#124;b: {reason}. {grid(80)[0].upper()}{grid(80)[1:]}. Brackets are 95 % intervals over the questions."
+    assert (cards[0].verdict, cards[0].reason, cards[0].values) == ("not compared", reason, ())
+    said, basis, cards = build_claim([right, never])
+    assert said == "a&#124;b is worse than c in accuracy."
+    assert basis.startswith(f"a&#124;b against c: of a&#124;b {reason}.")
+    assert (cards[0].verdict, cards[0].reason) == ("not compared", f"of a|b {reason}")
     summary = never.models[0].stability
     assert summary is not None
     assert (summary.pss_reason, summary.pss.value, summary.mean.value) == (reason, None, 0.0)

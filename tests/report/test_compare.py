@@ -43,8 +43,8 @@ def test_what_differs_is_told_by_measure_and_by_persona(tmp_path: Path, capsys: 
     lines = {line.split("  ")[0].strip(): line.split() for line in shown.splitlines()}
     worst = [float(number) for number in lines["worst persona"][2:5]]
     assert worst == pytest.approx([0.06, 0.94, 0.88], abs=0.02)  # of six questions
-    assert lines["troll"][1:4] == ["0.000", "1.000", "+1.000"]
-    assert lines["clerk"][1:4] == ["1.000", "1.000", "+0.000"]
+    assert lines["troll"][1:4] == ["0.000", "1.000", "+1.00"]
+    assert lines["clerk"][1:4] == ["1.000", "1.000", "+0.00"]
     found = read_json(tmp_path / "out" / "comparison.json")
     assert (found["first"], found["n_questions"], found["n_cells"]) == (str(one), 6, 18)
     assert [persona["id"] for persona in found["personas"]] == ["clerk", "sailor", "troll"]

@@ -1,6 +1,7 @@
 """Fidelity by judges in the report: what is shown, what is marked, and what is said first."""
 
 import json
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -102,9 +103,9 @@ def built(tmp_path_factory: pytest.TempPathFactory, by_hand: None) -> Path:
 
 
 def overview(report: Path) -> str:
-    """The paragraph above the sentences with numbers."""
-    paragraphs = (report / "report.md").read_text().split("\n\n")
-    return next(one for one, then in pairwise(paragraphs) if then.startswith("- **"))
+    """The paragraph above the sentences with numbers, which are the last list with bold names."""
+    paragraphs = (report / "report.md").read_text().partition("\n## ")[0].split("\n\n")
+    return [one for one, then in pairwise(paragraphs) if then.startswith("- **")][-1]
 
 
 def test_the_headline_says_what_is_shown_and_what_means_nothing(built: Path) -> None:
@@ -125,7 +126,12 @@ def test_a_number_that_means_nothing_is_shown_and_marked_everywhere(built: Path)
     assert len(lines) == 6  # PersonaScore and five tasks
     assert all(line.count("5.000 [5.00, 5.00] †") == 2 for line in lines)
     main = next(line for line in report.splitlines() if line.startswith("| base | "))
-    assert "5.000 [5.00, 5.00] †<br><sub>n = 8 personas, 120 of 120 scored, means nothing: judge not trusted</sub>" in main
+    assert "| 5.000 [5.00, 5.00] † |" in main
+    heading = next(line for line in report.splitlines() if line.startswith("| model | "))
+    assert (
+        "PersonaScore, judge lazy<br><sub>n = 8 personas, 120 of 120 scored, means nothing&#58; judge not trusted</sub>"
+        in heading
+    )
     assert "| trained against base | lazy | +0.000 [+0.00, +0.00] †" in report
     assert not any("†" in line for line in report.splitlines() if line.startswith("| qwen |"))
 
@@ -249,10 +255,15 @@ def test_the_claim_says_what_a_trusted_judge_gave_and_leaves_out_another(tmp_pat
     judged_run(tmp_path / "one", "one", {"fair": keen, "kind": fives})
     judged_run(tmp_path / "two", "two", {"fair": keener, "kind": fives})
     left_out = "cores of judge kind are left out, since it does not tell right from wrong persona"
-    said, basis = build_claim(group_methods(collect_models([tmp_path])))
-    assert said.startswith("two against one: higher PersonaScore by judge fair (1 to 5, +")
-    assert basis == f"PersonaScore by judge fair: 8 personas, intervals over personas; s{left_out}."
-    said, basis = build_claim(group_methods(collect_models([tmp_path / "one"])))
-    assert said.startswith("one: PersonaScore by judge fair ")
-    assert said.endswith(" of 5.")
-    assert basis == f"S{left_out}; judge fair: 8 personas, intervals over personas."
+    said, basis, cards = build_claim(group_methods(collect_models([tmp_path])))
+    assert said == "two is better than one in character."
+    assert basis.startswith("two against one: higher PersonaScore by judge fair (1 to 5, +")
+    assert basis.endswith(f"). PersonaScore by judge fair: 8 personas, intervals over personas; s{left_out}.")
+    assert [card.verdict for card in cards] == ["not measured", "better", "not measured"]
+    assert cards[1].meaning == "1 to 5, by judge fair"
+    assert list(cards[1].limits) == [1, 5]
+    said, basis, cards = build_claim(group_methods(collect_models([tmp_path / "one"])))
+    assert re.fullmatch(r"A trusted judge gives the personas of one \d\.\d+ of 5\.", said)
+    assert basis.startswith("one: PersonaScore by judge fair ")
+    assert basis.endswith(f" of 5. S{left_out}; judge fair: 8 personas, intervals over personas.")
+    assert [card.verdict for card in cards] == ["not measured", "scored by a trusted judge", "not measured"]

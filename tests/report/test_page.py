@@ -9,12 +9,21 @@ from typing import Any
 
 from markupsafe import Markup
 
-from permix.rendering.table import SourceRun, TableCell, label_cell, tabulate, trusted_cell
+from permix.rendering.table import SourceRun, TableCell, estimate_cell, label_cell, tabulate, trusted_cell
 from permix.rendering.theme import PALETTE, styles_for
 from permix.report.document import Document, DocumentSection, Figure
-from permix.report.html.page import RunIndex, content_security_policy, embed_json, render_inline, render_prose, write_page
+from permix.report.html.page import (
+    RunIndex,
+    _PageView,
+    card_views,
+    content_security_policy,
+    embed_json,
+    render_inline,
+    render_prose,
+    write_page,
+)
 from permix.report.html.values import D3_SYMBOLS, model_looks, svg_dash
-from permix.report.summary_text import ReportClaim
+from permix.report.summary_text import NamedEstimate, ReportClaim, ResultCard
 from permix.types import Estimate
 
 EVIL = "<script>alert(1)</script>"
@@ -106,7 +115,7 @@ def test_a_number_names_its_runs_and_a_missing_one_none(tmp_path: Path) -> None:
     assert page.count("data-runs=") == 1
     assert 'data-runs="0 1"' in page
     assert 'data-value="0.5"' in page
-    assert "PSS, base: 0.500 [0.25, 0.75] (n = 8)" in page
+    assert "PSS, base: 0.50 [0.25, 0.75] (n = 8)" in page
 
 
 def test_a_chart_is_shown_once_and_a_figure_without_one_is_a_picture(tmp_path: Path) -> None:
@@ -131,6 +140,61 @@ def test_the_row_without_persona_stays_first_and_personas_carry_their_tags(tmp_p
     assert page.count("<tr data-fixed>") == 1
     assert '<select><option value="">all</option><option>&lt;script&gt;' in page
     assert 'data-tags="[&#34;sea&#34;,' in page
+
+
+def test_cards_have_bars_of_one_scale() -> None:
+    def card(topic: str, low: float, high: float, value: float, **more: Any) -> ResultCard:
+        values = tuple(NamedEstimate(name, Estimate(value=0.5, low=0.2, high=0.8, n=20)) for name in ("a<b>", "b"))
+        return ResultCard(topic, topic, values=values, difference=Estimate(value=value, low=low, high=high, n=20), **more)
+
+    wide, narrow, judge = card_views(
+        [
+            card("stability", -0.5, 0.25, -0.25, verdict="no difference shown"),
+            card("accuracy", 0.05, 0.1, 0.075, verdict="better"),
+            card("character", -2.0, -1.0, -1.5, verdict="worse", limits=(1.0, 5.0)),
+        ]
+    )
+    assert (wide["bar"]["low"], wide["bar"]["width"], wide["bar"]["value"], wide["bar"]["mark"]) == (0, 75, 25, 50)
+    assert (narrow["bar"]["low"], narrow["bar"]["width"]) == (55, 5)
+    assert judge["bar"]["ends"] == ("−2.00 worse", "0", "better +2.00")  # half of the range, as in the first card
+    assert (judge["bar"]["low"], judge["bar"]["width"]) == (0, 25)
+    assert [one["tone"] for one in (wide, narrow, judge)] == ["plain", "better", "worse"]
+    assert wide["numbers"] == [{"name": "a<b>", "text": "0.50"}, {"name": "b", "text": "0.50"}]
+    assert wide["difference"] == "−0.25 [−0.50,\u00a0+0.25]"
+
+
+def test_the_card_of_one_model_shows_its_value_within_the_limits() -> None:
+    value, chance = Estimate(value=0.5, low=0.25, high=0.75, n=20), Estimate(value=0.125, n=20)
+    shown, unmeasured = card_views(
+        [
+            ResultCard("character", "Character", verdict="personas are distinguished", values=(NamedEstimate("a", value),),
+                       mark=NamedEstimate("chance", chance)),
+            ResultCard("accuracy", "Accuracy"),
+        ]
+    )  # fmt: skip
+    assert shown["bar"] == {"low": 25, "width": 50, "value": 50, "mark": 12.5, "ends": ("0", "", "1")}
+    assert shown["numbers"] == [{"name": "a", "text": "0.50 [0.25,\u00a00.75]"}]
+    assert shown["mark"] == "chance 0.12"
+    assert (unmeasured["verdict"], unmeasured["bar"], unmeasured["numbers"]) == ("not measured", None, [])
+
+
+def test_folded_columns_come_second_and_both_tables_name_the_rows(tmp_path: Path) -> None:
+    half = Estimate(value=0.5, low=0.25, high=0.75, n=8)
+    lines = [[label_cell(name), estimate_cell(half), trusted_cell("7", number=7.0)] for name in ("base", EVIL)]
+    main = tabulate("models", ["model", "PSS", "tokens"], lines, folded=["tokens"])
+    view = _PageView(Told(), {}, set(), tmp_path)
+    front, rest = view.split_table(main)
+    assert [[one["text"] for one in part["headings"]] for part in (front, rest)] == [["model", "PSS"], ["model", "tokens"]]
+    assert (front["id"], rest["id"]) == ("models", "models-rest")
+    assert [one["note"] for one in front["headings"]] == ["", "n = 8"]
+    assert [line["cells"][1]["note"] for line in front["lines"]] == ["", ""]
+    assert len(view.split_table(main._replace(folded=frozenset()))) == 1
+
+
+def test_there_is_nothing_to_choose_with_one_method(tmp_path: Path) -> None:
+    assert 'id="choose-models"' not in written(tmp_path)
+    two = model_looks(styles_for(["base", "other"]), {})
+    assert 'id="choose-models"' in written(tmp_path, looks_of_models=two)
 
 
 def test_every_look_of_print_has_one_on_the_page() -> None:

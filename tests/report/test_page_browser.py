@@ -13,14 +13,26 @@ import pytest
 from PIL import Image
 
 from permix.rendering.table import LABEL_WIDTH
+from permix.report.builder import build_report
 from permix.sanitize import escape_control, truncate
+from permix.types import Estimate
 from tests.browser import PHONE, WIDE, contrast, grave_findings, settle
 from tests.hostile_text import IDS, LABELS, TAGS, Reported
+from tests.seeded import write_study
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
     from tests.browser import OpenPage
+
+
+@pytest.fixture(scope="module")
+def study_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report on base, RLVR and PerMix-RLVR with two training seeds each."""
+    folder = tmp_path_factory.mktemp("study")
+    build_report([write_study(folder / "runs")], folder / "out")
+    return folder / "out"
+
 
 SECTIONS = (
     "models", "personas", "heat-map", "best-of-k", "identifiability", "judges", "training", "completions", "provenance",
@@ -128,7 +140,7 @@ def test_a_table_is_filtered_by_tag_and_by_words(shown: "Page") -> None:
 
 
 def test_a_number_says_where_it_comes_from_and_focus_goes_back(shown: "Page") -> None:
-    number = shown.locator("#first table button.number").first
+    number = shown.locator("#models table button.number").first
     number.focus()
     number.press("Enter")
     told = shown.locator(".popover")
@@ -232,6 +244,75 @@ def test_a_phone_scrolls_down_and_never_sideways(open_page: "OpenPage", hostile_
     box = page.locator("dialog[open]").bounding_box()
     assert box is not None
     assert box["width"] <= PHONE[0]
+
+
+@pytest.mark.parametrize("size", [WIDE, PHONE])
+def test_sentence_cards_and_figure_are_on_the_first_screen(
+    open_page: "OpenPage", study_report: Path, size: tuple[int, int]
+) -> None:
+    page = open_page(size)
+    page.goto((study_report / "index.html").as_uri())
+    until(page, "document.querySelector('[data-chart=tradeoff] svg') !== null")
+    assert page.locator("#claim").inner_text() == "PerMix-RLVR is better than RLVR in stability, character and accuracy."
+    cards = page.locator("#first .card")
+    assert cards.locator("h2").evaluate_all("(all) => all.map((one) => one.firstChild.textContent.trim())") == [
+        "Stability (PSS)", "Character (identifiability)", "Accuracy (mean over personas)",
+    ]  # fmt: skip
+    assert cards.locator(".verdict").all_inner_texts() == ["better"] * 3
+    bottoms = [box["y"] + box["height"] for one in cards.all() if (box := one.bounding_box()) is not None]
+    assert len(bottoms) == 3
+    assert max(bottoms) < size[1]
+    figure = page.locator("[data-chart=tradeoff] svg").first.bounding_box()
+    assert figure is not None
+    assert figure["y"] < size[1] - 150  # a good part of it, at least
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    for card in cards.all():
+        bar = card.locator(".range").bounding_box()
+        axis = card.locator(".axis").bounding_box()
+        assert bar is not None
+        assert axis is not None
+        assert bar["x"] > axis["x"] + axis["width"] / 2  # better: to the right of 0
+
+
+def test_the_table_of_models_fits_and_its_headings_do_not_break(open_page: "OpenPage", study_report: Path) -> None:
+    page = open_page(WIDE)
+    page.goto((study_report / "index.html").as_uri())
+    until(page, "'ready' in document.documentElement.dataset")
+    table = page.locator("#table-methods")
+    assert table.evaluate("(one) => one.parentElement.scrollWidth <= one.parentElement.clientWidth")
+    heights = table.locator("thead button").evaluate_all("(all) => all.map((one) => one.getBoundingClientRect().height)")
+    assert max(heights) < 30  # one line, with its arrow
+    assert page.locator("#models > .sideways").first.is_hidden()
+    page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+    until(page, "!document.querySelector('#models > .sideways').hidden")
+
+
+def test_on_paper_every_chart_is_drawn_and_nothing_is_cut(open_page: "OpenPage", study_report: Path, tmp_path: Path) -> None:
+    """Without scrolling: a reader prints the page that was just opened."""
+    page = open_page(WIDE)
+    page.goto((study_report / "index.html").as_uri())
+    until(page, DRAWN)
+    assert page.locator("main details[open]").count() == 0
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("main details:not([open])").count() == 0
+    until(page, "!document.querySelector('.heat-canvas') || document.querySelector('.heat-canvas').height > 50")
+    cut = "[...document.querySelectorAll('.heat-scroller')].filter((one) => one.scrollHeight > one.clientHeight + 1).length"
+    assert page.evaluate(cut) == 0
+    assert not page.locator(".heat-controls").is_visible()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("main details[open]").count() == 0
+    assert len(page.pdf(path=tmp_path / "page.pdf")) > 10_000
+
+
+def test_numbers_of_charts_have_the_decimals_of_tables(shown: "Page") -> None:
+    cases = [
+        Estimate(value=0.4444, low=low, high=high, n=n)
+        for low, high, n in ((0.4, 0.5, 3), (0.4, 0.51, 9999), (None, None, 399), (None, None, 400), (0.4444, 0.4444, 1))
+    ]
+    cases += [Estimate(value=-0.001, low=-0.3, high=0.2, n=5), Estimate(value=None, n=0)]
+    texts = shown.evaluate("(all) => all.map(permix.estimate)", [one.model_dump() for one in cases])
+    assert texts == [str(one) for one in cases]
 
 
 def test_who_wants_no_motion_gets_none(open_page: "OpenPage", hostile_report: Reported) -> None:

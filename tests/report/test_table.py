@@ -8,6 +8,8 @@ from permix.rendering.table import (
     MISSING_CELL,
     SourceRun,
     TableCell,
+    difference_cell,
+    estimate_cell,
     label_cell,
     tabulate,
     text_cell,
@@ -58,6 +60,39 @@ def test_markdown_escapes_what_others_wrote_and_keeps_what_we_did() -> None:
     ]
     written = tabulate("t", ["a|b", "c", "d"], [line]).markdown.splitlines()[2]
     assert written == ("| &#60;b&#62;&#124;&#42;x&#42;<br><sub>a&#124;b</sub> | 0.5 [0.1, 0.9]<br><sub>n = 2</sub> | **mean** |")
+
+
+def test_a_note_that_all_numbers_share_is_shown_once_in_the_heading() -> None:
+    number = trusted_cell("0.33 [0.25, 0.50]", "n = 12", SHARE)
+    lines = [
+        [label_cell("a"), number, number, label_cell("x")],
+        [label_cell("b"), number, number._replace(note="n = 9"), label_cell("x")],
+        [label_cell("c"), MISSING_CELL, MISSING_CELL, label_cell("x")],
+    ]
+    found = tabulate("t", ["model", "same", "other", "text"], lines)
+    assert found.heading_notes == ("", "n = 12", "", "")
+    written = found.markdown.splitlines()
+    assert written[0] == "| model | same<br><sub>n = 12</sub> | other | text |"
+    assert written[2] == "| a | 0.33 [0.25, 0.50] | 0.33 [0.25, 0.50]<br><sub>n = 12</sub> | x |"
+    assert rows(found.csv)[0] == [
+        "model", "same", "same, low", "same, high", "same, n", "other", "other, low", "other, high", "other, n", "other, note",
+        "text",
+    ]  # fmt: skip
+    assert tabulate("t", ["model", "same"], [line[:2] for line in lines[1:]]).heading_notes == ("", "")  # one number alone
+
+
+def test_a_number_of_too_few_is_shown_as_such_and_kept_in_csv() -> None:
+    few, enough = (Estimate(value=0.5, low=0.0, high=1.0, n=n) for n in (2, 3))
+    assert (estimate_cell(few).text, estimate_cell(few).note) == ("too few", "n = 2")
+    assert difference_cell(few).text == "too few"
+    assert estimate_cell(enough).text == "0.50 [0.00, 1.00]"
+    assert rows(tabulate("t", ["model", "PSS"], [[label_cell("a"), estimate_cell(few)]]).csv)[1] == [
+        "a",
+        "0.5",
+        "0.0",
+        "1.0",
+        "2",
+    ]
 
 
 def test_words_of_others_are_made_visible_and_cut() -> None:

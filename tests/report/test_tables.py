@@ -28,14 +28,35 @@ def cells(line: str) -> list[str]:
 
 def test_main_table_one_line_a_model() -> None:
     heading, _, full, empty = models_table([FULL, ModelRow(label="base")]).markdown.split("\n")
-    number = "0.812 [0.75, 0.87]<br><sub>n = 200</sub>"
+    number = "0.81 [0.75, 0.87]<br><sub>n = 200</sub>"
     assert cells(full) == [
-        "PerMix &#124; RLVR", number, number, number, number, "–", "–", "0.900<br><sub>n = 1</sub>", number,
-        "0.400 [0.34, 0.47]<br><sub>n = 210, chance 0.143</sub>", "3 199 of 3 200",
+        "PerMix &#124; RLVR", number, number, number, number, "–", "–", "too few<br><sub>n = 1</sub>", number,
+        "0.40 [0.34, 0.47]<br><sub>n = 210, chance 0.143</sub>", "3 199 of 3 200",
         "12 of 3 400<br><sub>accuracy of the others 0.850</sub>", "210 of 216", "1 234 567", "60", "0", "3",
     ]  # fmt: skip
     assert cells(empty) == ["base", *["–"] * 16]
     assert len(cells(heading)) == 17
+
+
+def test_measures_that_explain_and_costs_are_folded() -> None:
+    kept = [heading for heading in models_table([FULL]).headings if heading not in models_table([FULL]).folded]
+    assert kept[:5] == ["model", "no persona", "mean over personas", "worst persona", "PSS (estimate)"]
+    assert "identifiability" in kept
+    assert {"sd of personas", "PSS as observed (worst / best)", "training tokens", "evaluation CPU s"} <= models_table(
+        [FULL]
+    ).folded
+
+
+def test_a_judge_is_folded_unless_it_is_trusted_on_some_model() -> None:
+    def row(label: str, *, trusted: bool | None) -> ModelRow:
+        score = JudgeScoreEntry(
+            kind=OPEN_ENDED_KIND, judge="j", persona_score=PSS, n_scored=1, n_asked=1, discriminates_persona=trusted
+        )
+        return ModelRow(label=label, judged=(score,))
+
+    heading = "in-character score, judge j"
+    assert heading in models_table([row("a", trusted=False), row("b", trusted=None)]).folded
+    assert heading not in models_table([row("a", trusted=False), row("b", trusted=True)]).folded
 
 
 def test_a_value_that_cannot_be_computed_is_a_dash() -> None:
@@ -49,7 +70,7 @@ def test_terminal_table_has_models_as_columns_and_no_empty_lines() -> None:
         console.print(terminal_models_table([FULL, ModelRow(label="[red]base\x1b[0m", measures={"pss": PSS})]))
     shown = capture.get()
     assert "[red]base\\x1b[0m" in shown  # neither markup nor an escape
-    assert "0.812 [0.75, 0.87]" in shown
+    assert "0.81 [0.75, 0.87]" in shown
     assert "n = 210, chance 0.143" in shown
     assert max(map(len, shown.splitlines())) <= 120
     with console.capture() as capture:
@@ -62,10 +83,10 @@ def test_persona_table() -> None:
     summary = summarize_stability(right, [[1.0]] * 10, persona_ids=["poet", "<b>", "unscored"], resamples=100)
     lines = persona_table({"base": summary}).markdown.split("\n")
     assert lines[0] == "| persona | base |"
-    assert lines[2] == "| *no persona* | 1.000 [0.69, 1.00]<br><sub>n = 10</sub> |"
-    assert lines[3] == "| poet | 1.000 [0.69, 1.00]<br><sub>+0.000 [−0.31, +0.31], p = 1.000, n = 10</sub> |"
-    assert lines[4].startswith("| &#60;b&#62; | 0.200 [")
-    assert "<sub>−0.800 [−" in lines[4]
+    assert lines[2] == "| *no persona* | 1.00 [0.69, 1.00]<br><sub>n = 10</sub> |"
+    assert lines[3] == "| poet | 1.00 [0.69, 1.00]<br><sub>+0.00 [−0.31, +0.31], p = 1.000, n = 10</sub> |"
+    assert lines[4].startswith("| &#60;b&#62; | 0.20 [")
+    assert "<sub>−0.80 [−" in lines[4]
     assert "p = 0.016, n = 10" in lines[4]  # eight losses, no win: 2 / 2^8, times two personas
     assert lines[5] == "| unscored | – |"
 
@@ -81,7 +102,7 @@ def test_controls_table() -> None:
     )  # fmt: skip
     half = "0.500 [0.50, 0.50]<br><sub>n = 40</sub>"
     assert cells(controls_table({"base": result}).markdown.split("\n")[2]) == [
-        "base", "0.750 [0.60, 0.85]<br><sub>n = 40</sub>", "0.500", half, half, half, "40 of 42", "own answers",
+        "base", "0.75 [0.60, 0.85]<br><sub>n = 40</sub>", "0.500", half, half, half, "40 of 42", "own answers",
     ]  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def test_probes_stand_in_a_table_and_a_figure(tmp_path: Path) -> None:
         identifiability=None, chance=None, completion_tokens=9.0, cut_off=0.25, n_questions=12, n_scored=35, n_asked=36,
     )  # fmt: skip
     *_, table = draw_curves(tmp_path, "PerMix", [], DevCurve((point,), DevEvalConfig(every=10, metric="worst")))
-    number = "0.500 [0.40, 0.60]<br><sub>n = 12</sub>"
+    number = "0.50 [0.40, 0.60]<br><sub>n = 12</sub>"
     assert table.split("\n")[2] == f"| 10 | {number} | {number} | – | {number} | – | 25% | 35 of 36 |"
     assert (tmp_path / "probes.png").read_bytes().startswith(b"\x89PNG")
 

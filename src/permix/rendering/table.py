@@ -82,17 +82,36 @@ EMPTY_ANSWER_CELL = TableCell("(empty)", trusted_markup=True, emphasis="*")
 
 
 class Table(NamedTuple):
-    """`name` is the name of its CSV file, unique in a report. The first `n_label_columns` columns identify a row."""
+    """`name` is the name of its CSV file, unique in a report. The first `n_label_columns` columns identify a row.
+
+    `folded`: headings of columns that a reader sees only on request, where the medium can hide them.
+    """
 
     name: str
     headings: tuple[str, ...]
     rows: tuple[tuple[TableCell, ...], ...]
     n_label_columns: int = 1
+    folded: frozenset[str] = frozenset()
+
+    @property
+    def heading_notes(self) -> tuple[str, ...]:
+        """For each column the note that all its numbers share ("n = 200"), else "". It is shown once, below the heading."""
+        columns = ([row[index] for row in self.rows] for index in range(len(self.headings)))
+        return tuple(map(_shared_note, columns))
+
+    def without_shared_notes(self) -> "Table":
+        """The table for reading: a note that all numbers of a column share is left out of its cells."""
+        notes = self.heading_notes
+        rows = (
+            tuple(cell._replace(note="") if note else cell for cell, note in zip(row, notes, strict=True)) for row in self.rows
+        )
+        return self._replace(rows=tuple(rows))
 
     @property
     def markdown(self) -> str:
-        headings = [escape_markdown(heading) for heading in self.headings]
-        return markdown_table(headings, [[cell.markdown for cell in row] for row in self.rows])
+        notes = (f"<br><sub>{escape_markdown(note)}</sub>" if note else "" for note in self.heading_notes)
+        headings = [escape_markdown(heading) + note for heading, note in zip(self.headings, notes, strict=True)]
+        return markdown_table(headings, [[cell.markdown for cell in row] for row in self.without_shared_notes().rows])
 
     @property
     def csv(self) -> str:
@@ -106,8 +125,22 @@ class Table(NamedTuple):
         return out.getvalue()
 
 
-def tabulate(name: str, headings: Sequence[str], rows: Sequence[Sequence[TableCell]], n_label_columns: int = 1) -> Table:
-    return Table(name, tuple(headings), tuple(map(tuple, rows)), n_label_columns)
+def _shared_note(cells: Sequence[TableCell]) -> str:
+    """The note of all numbers in a column; "" if they differ, if there are fewer than two, or if a cell holds text."""
+    measured = [cell for cell in cells if cell != MISSING_CELL]
+    notes = {cell.note for cell in measured}
+    is_numeric = all(cell.trusted_markup and cell.number is not None for cell in measured)
+    return notes.pop() if len(measured) > 1 and len(notes) == 1 and is_numeric else ""
+
+
+def tabulate(
+    name: str,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[TableCell]],
+    n_label_columns: int = 1,
+    folded: Iterable[str] = (),
+) -> Table:
+    return Table(name, tuple(headings), tuple(map(tuple, rows)), n_label_columns, frozenset(folded))
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -237,21 +270,26 @@ def _escape_formula(text: str) -> str:
 
 NOT_SIGNIFICANT = "no difference shown"
 
+MIN_SHOWN_N = 3
+"""Smallest n for which a table shows a number: an interval over one or two units means nothing. CSV and JSON always hold it."""
+
+TOO_FEW_TEXT = "too few"
+
 
 def estimate_cell(estimate: Estimate | None) -> TableCell:
-    """ "0.812 [0.75, 0.87]" with the note "n = 200"; the missing cell if there is no value."""
-    return (
-        MISSING_CELL if estimate is None or estimate.value is None else trusted_cell(str(estimate), f"n = {estimate.n}", estimate)
-    )
+    """ "0.812 [0.75, 0.87]" with the note "n = 200"; "too few" if n is below `MIN_SHOWN_N`; the missing cell without a value."""
+    return _number_cell(estimate, str)
 
 
 def difference_cell(difference: Estimate | None) -> TableCell:
-    """ "+0.120 [+0.05, +0.19]" with the note "n = 200"; the missing cell if there is no value."""
-    return (
-        MISSING_CELL
-        if difference is None or difference.value is None
-        else trusted_cell(difference.format_difference(), f"n = {difference.n}", difference)
-    )
+    """ "+0.120 [+0.05, +0.19]" with the note "n = 200"; else as `estimate_cell`."""
+    return _number_cell(difference, Estimate.format_difference)
+
+
+def _number_cell(estimate: Estimate | None, text: Callable[[Estimate], str]) -> TableCell:
+    if estimate is None or estimate.value is None:
+        return MISSING_CELL
+    return trusted_cell(text(estimate) if estimate.n >= MIN_SHOWN_N else TOO_FEW_TEXT, f"n = {estimate.n}", estimate)
 
 
 def difference_direction(difference: Estimate | None) -> str:

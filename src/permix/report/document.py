@@ -25,7 +25,18 @@ class Figure(NamedTuple):
         return f"![{self.description}]({self.file})"
 
 
-DocumentPart = str | Table | Figure
+class Folded(NamedTuple):
+    """Text (Markdown) that a reader sees only on request, where the medium can hide it."""
+
+    title: str
+    text: str
+
+    @property
+    def markdown(self) -> str:
+        return f"**{self.title}**\n\n{self.text}"
+
+
+DocumentPart = str | Table | Figure | Folded
 
 
 class DocumentSection(NamedTuple):
@@ -38,8 +49,15 @@ class DocumentSection(NamedTuple):
     chart: str = ""
 
 
+SEEDS_TITLE = "Each training seed"
+
+
 class Document(NamedTuple):
-    """A whole report. `details` are sentences with numbers; `footnotes` give n, seeds and what the intervals cover."""
+    """A whole report. `details` are sentences with numbers; `footnotes` give n, seeds and what the intervals cover.
+
+    `short_warnings` holds each kind of warning in a few words. `seed_table` has a row for every training seed, if `main_table`
+    has a row for each method; else it is None.
+    """
 
     title: str
     caption: str
@@ -50,10 +68,14 @@ class Document(NamedTuple):
     footnotes: str
     front_figures: tuple[Figure, ...]
     sections: tuple[DocumentSection, ...]
+    short_warnings: tuple[str, ...] = ()
+    seed_table: Table | None = None
 
     @property
     def tables(self) -> Iterator[Table]:
         yield self.main_table
+        if self.seed_table is not None:
+            yield self.seed_table
         yield from (part for section in self.sections for part in section.parts if isinstance(part, Table))
 
 
@@ -61,12 +83,13 @@ def render_report_markdown(document: Document) -> str:
     """Return the text of report.md."""
     front = [
         document.caption,
-        *_claim_paragraphs(document),
-        document.warnings,
+        *_front_paragraphs(document),
         *_parts_markdown(document.front_figures),
         document.main_table.markdown,
+        document.claim.support,
     ]
-    parts = [f"# {document.title}", *front, document.details, document.footnotes]
+    seeds = [] if document.seed_table is None else [f"## {SEEDS_TITLE}", document.seed_table.markdown]
+    parts = [f"# {document.title}", *front, document.details, document.footnotes, *seeds]
     for section in document.sections:
         parts += [f"## {section.title}", section.note, *_parts_markdown(section.parts)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -74,12 +97,13 @@ def render_report_markdown(document: Document) -> str:
 
 def render_card_results(document: Document) -> str:
     """Return the claim, the warnings and the main table in Markdown, for a model card."""
-    parts = ["## Results", *_claim_paragraphs(document), document.warnings, document.main_table.markdown]
+    parts = ["## Results", *_front_paragraphs(document), document.main_table.markdown, document.claim.support]
     return "\n\n".join(part for part in parts if part)
 
 
-def _claim_paragraphs(document: Document) -> tuple[str, str]:
-    return f"**{document.claim.sentence}**", document.claim.support
+def _front_paragraphs(document: Document) -> tuple[str, str, str]:
+    cards = "\n".join(card.markdown for card in document.claim.cards)
+    return f"**{document.claim.sentence}**", document.warnings, cards
 
 
 def optional_section(

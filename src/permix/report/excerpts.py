@@ -23,7 +23,7 @@ from permix.rendering.table import (
     text_cell,
     trusted_cell,
 )
-from permix.report.document import DocumentPart
+from permix.report.document import DocumentPart, Folded
 from permix.report.judges import INTERVIEW_KIND, KIND_TITLES, OPEN_ENDED_KIND, PERSONAGYM_KIND
 from permix.report.runs import ModelRuns, Run
 from permix.sanitize import escape_control, escape_markdown, truncate
@@ -40,6 +40,8 @@ _MAX_QUESTIONS = 4
 _MAX_LINE_CHARS = 200  # maximal characters of one line of a completion
 
 _MAX_LINES = 8
+
+_MAX_PACKAGES_CHARS = 2000
 
 EXCERPT_KINDS = {kind: KIND_TITLES[kind] for kind in (OPEN_ENDED_KIND, PERSONAGYM_KIND, INTERVIEW_KIND)} | {
     "stability": "questions with checkable answers"
@@ -137,14 +139,25 @@ _PROVENANCE_HEADINGS = (
 )
 
 
-def provenance_table(models: Sequence[ModelRuns]) -> Table:
-    """Return a table of every run behind the report: its command, seed, configuration, versions and costs."""
-    return tabulate(
-        "runs",
-        _PROVENANCE_HEADINGS,
-        [_provenance_row(model.label, kind, run) for model in models for kind, run in model.runs_with_judges.items()],
-        n_label_columns=2,
-    )
+def provenance_parts(models: Sequence[ModelRuns]) -> list[DocumentPart]:
+    """Return a table of every run behind the report (its command, seed, configuration and costs), and the versions of packages.
+
+    Runs with equal packages share one list. With several lists, the table has a column with the number of each run's list.
+    """
+    runs = [(model.label, kind, run) for model in models for kind, run in model.runs_with_judges.items()]
+    lists = list(dict.fromkeys(_packages_text(run) for _, _, run in runs))
+    rows = [_provenance_row(label, kind, run, lists.index(_packages_text(run)) + 1) for label, kind, run in runs]
+    headings: tuple[str, ...] = _PROVENANCE_HEADINGS
+    if len(lists) < 2:
+        column = headings.index("packages")
+        headings, rows = headings[:column] + headings[column + 1 :], [row[:column] + row[column + 1 :] for row in rows]
+    texts = [escape_markdown(truncate(escape_control(text), _MAX_PACKAGES_CHARS)) or "–" for text in lists]
+    numbered = texts if len(lists) < 2 else [f"{number}: {text}" for number, text in enumerate(texts, start=1)]
+    return [tabulate("runs", headings, rows, n_label_columns=2), Folded("Packages of these runs", "\n\n".join(numbered))]
+
+
+def _packages_text(run: Run) -> str:
+    return ", ".join(f"{package} {version}" for package, version in run.provenance.get("packages", {}).items())
 
 
 def command_text(run: Run) -> str:
@@ -157,15 +170,14 @@ def settings_hash(run: Run) -> str:
     return digest(json.dumps(run.config, sort_keys=True), length=12)
 
 
-def _provenance_row(name: str, kind: str, run: Run) -> list[TableCell]:
-    packages = " ".join(f"{package} {version}" for package, version in run.provenance.get("packages", {}).items())
+def _provenance_row(name: str, kind: str, run: Run, packages: int) -> list[TableCell]:
     texts = [
         str(run.path),
         command_text(run),
         seed_text(run),
         settings_hash(run),
         str(run.provenance.get("revision") or ""),
-        packages,
+        str(packages),
     ]
     cells = [_cut_text_cell(text) if text.strip() else trusted_cell("–") for text in texts]
     return [

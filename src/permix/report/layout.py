@@ -17,13 +17,8 @@ from permix.report.judges import KIND_TITLES
 from permix.report.methods import PooledMethod, ReportMethod
 from permix.report.runs import ModelRuns
 from permix.report.summary_text import build_claim
-from permix.report.tables import method_table
 
 REPORT_TITLE = "Stability and fidelity under personas"
-
-MODELS_NOTE = (
-    "One row per model; training seeds are not pooled. Compare PSS as observed with its value if personas had no effect."
-)
 
 PERSONA_NOTE = (
     "Accuracy. Below it: the difference to no persona on questions with both scores, and the p-value of an exact McNemar test "
@@ -78,16 +73,20 @@ def build_document(
     """
     figures = {file: Figure(file, description, chart_name(file)) for file, description in figure_captions.items()}
     headline, *details = summary_text.result_sentences(models, comparisons)
+    rows = [model.row for model in models]
+    main_table, all_models = tables.front_table(methods, pooled, rows), tables.models_table(rows)
     return Document(
         title=REPORT_TITLE,
         caption=caption,
         claim=build_claim(methods),
         warnings="\n>\n".join([*summary_text.incomplete_run_warnings(models), *summary_text.comparison_warnings(comparisons)]),
         details="\n\n".join([headline, "\n".join(details)]).rstrip(),
-        main_table=method_table(methods, pooled),
+        main_table=main_table,
         footnotes=excerpts.build_footnotes(models),
         front_figures=_figures_of_chart(figures, "tradeoff"),
         sections=tuple(_sections(models, comparisons, figures, published)),
+        short_warnings=tuple(summary_text.short_warnings(models, comparisons)),
+        seed_table=None if main_table.name == all_models.name else all_models,
     )
 
 
@@ -108,7 +107,6 @@ def _sections(
     text_metrics = {SourceRun(model.label, kind): one for model in models for kind, one in model.text_metrics.items()}
     dev_eval_figure = figures.get("probes.png")
     strategies = [tables.StrategyResult(model.label, summary) for model in models for summary in model.strategies]
-    yield from optional_section("models", "All models", [tables.models_table([model.row for model in models])], MODELS_NOTE)
     by_persona: list[DocumentPart] = list(_figures_of_chart(figures, "personas"))
     if summaries:
         cut_off = {model.label: model.cut_off for model in models if model.cut_off is not None}
@@ -147,7 +145,7 @@ def _sections(
     )
     completions = [part for kind in excerpts.EXCERPT_KINDS for part in excerpts.completion_excerpts(models, kind)]
     yield from optional_section("completions", "Completions", completions, chart="completions")
-    yield from optional_section("provenance", "Provenance", [excerpts.provenance_table(models)])
+    yield from optional_section("provenance", "Provenance", excerpts.provenance_parts(models))
 
 
 def _judge_parts(

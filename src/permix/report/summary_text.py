@@ -10,6 +10,7 @@ meaningless. A difference in a judge's scores is called higher or lower only whe
 The output is Markdown with escaped names and labels.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -20,15 +21,16 @@ from permix.judges.summary import JudgeSummary
 from permix.metrics.measures import measures_in
 from permix.metrics.stability import StabilitySummary
 from permix.rendering.table import (
+    MISSING_TEXT,
     NOT_SIGNIFICANT,
     difference_direction,
-    estimate_cell,
     format_count,
     format_decimal,
     format_dollars,
     format_p_value,
     format_ratio,
     md_label,
+    one_line,
 )
 from permix.report.comparisons import MIN_SCORED_SHARE, Comparison, compare_judge_scores, stability_claim
 from permix.report.judges import (
@@ -122,7 +124,7 @@ def _judge_sentence(name: str, kind: str, judge: JudgeSummary) -> str:
     ]
     return (
         f"**{md_label(name)}**, judge {md_label(judge.label)}: {score_name(kind, judge.tasks)} "
-        f"{estimate_cell(judge.persona_score).text}{trust_mark(judge.discriminates_persona)}, "
+        f"{judge.persona_score}{trust_mark(judge.discriminates_persona)}, "
         f"{format_ratio(judge.n_scored, judge.n_asked)} answers of "
         f"{judge.persona_score.n} personas scored, share of fives {judge.share_top_score}; it {validation} "
         f"(AUC {judge.reliability.auc}); cost {format_dollars(judge.usage.cost)}."
@@ -154,6 +156,32 @@ def comparison_warnings(comparisons: Sequence[Comparison]) -> list[str]:
         )
         for reason in reasons
     ]
+
+
+def short_warnings(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> list[str]:
+    """Return all warnings in a few words: each kind once, with the models that it is about."""
+    cut_off = [
+        f"{md_label(model.label)} {format_ratio(model.cut_off.n_cut_off, model.cut_off.n_known)}"
+        for model in models
+        if model.cut_off is not None and model.cut_off.is_notable
+    ]
+    incomplete = [
+        f"{md_label(model.label)} {format_ratio(model.stability.n_scored, model.stability.n_asked)}"
+        for model in models
+        if model.stability is not None and model.stability.n_scored < model.stability.n_asked
+    ]
+    short = {
+        "Incomplete": f": {', '.join(incomplete)} cells scored",
+        "Cut off": f" at the token limit: {', '.join(cut_off)} answers; a longer limit may change the results",
+    }
+    kinds = Counter(_warning_kind(one) for one in (*incomplete_run_warnings(models), *comparison_warnings(comparisons)))
+    counts = {kind: f" ({format_count(count)} times)" if count > 1 else "" for kind, count in kinds.items()}
+    return [f"**{kind}**{short.get(kind, counts[kind])}" for kind in kinds]
+
+
+def _warning_kind(warning: str) -> str:
+    """Return the bold words at the beginning of a warning."""
+    return warning.removeprefix("> **").partition("**")[0]
 
 
 def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
@@ -225,11 +253,11 @@ def _stability_sentence(model: ModelRuns) -> str:
     one = model.stability
     assert one is not None
     return (
-        f"**{md_label(model.label)}**: accuracy {estimate_cell(one.baseline).text} without persona, "
-        f"{estimate_cell(one.mean).text} "
-        f"on average over {one.n_personas} personas, {estimate_cell(one.worst).text} under the worst; PSS "
-        f"{estimate_cell(one.pss).text} "
-        f"(observed {format_decimal(one.pss_observed.value)}; {format_decimal(one.pss_null.value)} would be observed "
+        f"**{md_label(model.label)}**: accuracy {one.baseline} without persona, "
+        f"{one.mean} "
+        f"on average over {one.n_personas} personas, {one.worst} under the worst; PSS "
+        f"{one.pss} "
+        f"(observed {one.pss_observed.format_value()}; {one.pss_null.format_value()} would be observed "
         "if personas had no effect); "
         f"{_persona_effect_text(model)} "
         f"(permutation test, p {_p_value_text(one.permutation_p.value)}); n = {one.n_questions} questions"
@@ -248,7 +276,7 @@ def _detectable_effect_text(summary: StabilitySummary) -> str:
     )
     return (
         f"; smallest detectable difference of a persona to no persona{subset}: "
-        f"{format_decimal(summary.minimum_detectable_effect.value)} (power .8)"
+        f"{summary.minimum_detectable_effect.format_value()} (power .8)"
     )
 
 
@@ -266,7 +294,7 @@ def _strategy_sentence(name: str, summary: StrategySummary) -> str:
         else f", and {format_count(summary.selection_tokens.total)} tokens before the first"
     )
     return (
-        f"**{md_label(name)} with {summary.strategy}**: accuracy {estimate_cell(summary.accuracy).text}, "
+        f"**{md_label(name)} with {summary.strategy}**: accuracy {summary.accuracy}, "
         f"{difference_direction(summary.gain)} against no "
         f"persona ({summary.gain.format_difference()}); {cost}{before}; n = {summary.gain.n} questions."
     )
@@ -304,6 +332,13 @@ _DISTINCTNESS_CLAIMS = {"higher": _DISTINCTNESS_TEMPLATE.format("easier"), "lowe
 
 _DISTINCTNESS_CLAIMS[NOT_SIGNIFICANT] = f"{NOT_SIGNIFICANT} in how well personas are distinguished by their answers"
 
+_TITLES = {
+    "stability": ("Stability (PSS)", "accuracy under the worst persona / under the best"),
+    "character": ("Character (identifiability)", "how often a classifier names the persona"),
+    "accuracy": ("Accuracy (mean over personas)", "share of right answers"),
+}
+"""By topic: the title of its card, and what it measures."""
+
 _INTERVAL_NOTE = "Brackets are 95 % intervals over the questions"
 
 _NO_FINDING = "no claim can be made"
@@ -315,11 +350,57 @@ _NO_CLAIM_POSSIBLE = (
 )
 
 
+_BETTER, _WORSE, _NOT_COMPARED, _NOT_MEASURED = "better", "worse", "not compared", "not measured"
+
+_VERDICTS = {"higher": _BETTER, "lower": _WORSE}
+
+_UNIT_RANGE, _JUDGE_RANGE = (0.0, 1.0), (1.0, 5.0)
+
+
+class NamedEstimate(NamedTuple):
+    """A number and what it is the number of; `name` is plain text on one line, not escaped."""
+
+    name: str
+    estimate: Estimate
+
+
+class ResultCard(NamedTuple):
+    """One result of the first screen.
+
+    `topic` is its name in a sentence, `title` its name on the card, `meaning` what it measures, `verdict` the result in words.
+    `values`: the number of the method that the claim is about, then that of the reference, if there is one. `difference` is the
+    first minus the second; for a single method it is None, and `mark` is a number to compare the value with (chance). `limits`:
+    the smallest and the largest possible value. `reason` (Markdown) says why nothing was compared or measured.
+    """
+
+    topic: str
+    title: str
+    meaning: str = ""
+    verdict: str = _NOT_MEASURED
+    values: tuple[NamedEstimate, ...] = ()
+    difference: Estimate | None = None
+    mark: NamedEstimate | None = None
+    limits: tuple[float, float] = _UNIT_RANGE
+    reason: str = ""
+
+    @property
+    def markdown(self) -> str:
+        """One line: the title, the verdict and the numbers."""
+        numbers = [f"{md_label(one.name)} {one.estimate}" for one in self.values]
+        numbers += [f"{md_label(self.mark.name)} {self.mark.estimate}"] if self.mark is not None else []
+        numbers += [f"difference {self.difference.format_difference()}"] if self.difference is not None else []
+        reason = f" ({self.reason})" if self.reason else ""
+        return f"- **{md_label(self.title, 200)}**: {'; '.join([md_label(self.verdict, 200) + reason, *numbers])}"
+
+
 class ReportClaim(NamedTuple):
-    """One sentence, and its support in small print: values, n, intervals, seeds, and the variants that were not chosen."""
+    """One short sentence, and its support: values, n, intervals, seeds, and the variants that were not chosen. `cards` holds
+    stability, character and accuracy; it is empty where no claim can be made.
+    """
 
     sentence: str
     support: str = ""
+    cards: tuple[ResultCard, ...] = ()
 
 
 class Finding(NamedTuple):
@@ -393,17 +474,205 @@ def _comparison_claim(pair: ComparisonPair, base: ReportMethod | None) -> Report
         *_judge_findings(one, other),
     ]
     names = f"{md_label(one.name)}{_ROLE_DESCRIPTIONS[one.role]} against {md_label(other.name)}{_ROLE_DESCRIPTIONS[other.role]}"
-    return _join_claim(
-        names,
-        findings or [Finding("they have no measure in common")],
-        [*_training_effect_sentences(base, one, other), *_seed_sentences(change, one, other), *_other_variants_sentences(others)],
+    cards = _comparison_cards(pair, change, pooled, reference_pooled)
+    return ReportClaim(
+        _comparison_headline(md_label(one.name), md_label(other.name), cards),
+        _join_support(
+            names,
+            findings or [Finding("they have no measure in common")],
+            [
+                *_training_effect_sentences(base, one, other),
+                *_seed_sentences(change, one, other),
+                *_other_variants_sentences(others),
+            ],
+        ),
+        cards,
     )
 
 
-def _join_claim(names: str, findings: Sequence[Finding], remarks: Sequence[str] = ()) -> ReportClaim:
+def _join_support(names: str, findings: Sequence[Finding], remarks: Sequence[str] = ()) -> str:
     support = "; ".join(one.support for one in findings if one.support)
     sentence = f"{names}: {'; '.join(one.text for one in findings if one.text)}."
-    return ReportClaim(sentence, " ".join([*([f"{support[0].upper()}{support[1:]}."] if support else []), *remarks]))
+    return " ".join([sentence, *([f"{support[0].upper()}{support[1:]}."] if support else []), *remarks])
+
+
+def _comparison_headline(name: str, against: str, cards: Sequence[ResultCard]) -> str:
+    """Return the sentence: in what the first method is better, in what it is worse, and where no difference is shown."""
+    better, worse, equal = (
+        [card.topic for card in cards if card.verdict == verdict] for verdict in (_BETTER, _WORSE, NOT_SIGNIFICANT)
+    )
+    if better or worse:
+        parts = [f"better than {against} in {_join_words(better)}"] if better else []
+        parts += [f"worse {'' if better else f'than {against} '}in {_join_words(worse)}"] if worse else []
+        rest = f"; no difference is shown in {_join_words(equal, 'or')}" if equal else ""
+        return f"{name} is {' and '.join(parts)}{rest}."
+    if equal:
+        return f"No difference between {name} and {against} is shown in {_join_words(equal, 'or')}."
+    reasons = list(dict.fromkeys(card.reason for card in cards if card.reason))
+    return f"{name} and {against} are not compared: {'; '.join(reasons) or 'they have no measure in common'}."
+
+
+def _join_words(words: Sequence[str], last: str = "and") -> str:
+    return f" {last} ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
+def _comparison_cards(
+    pair: ComparisonPair, change: MethodDifference, pooled: PooledMethod, reference: PooledMethod
+) -> tuple[ResultCard, ...]:
+    names = [one_line(method.name) for method in (pair.method, pair.reference)]
+    scored = _scored_coverage([*pair.method.models, *pair.reference.models])
+    reason = _reasons_text(change.reasons) if change.reasons else "" if scored.is_complete else f"incomplete, {scored.text}"
+
+    def card(topic: str, ours: Estimate | None, theirs: Estimate | None, by: Estimate | None, why: str) -> ResultCard:
+        return _compared_card(ResultCard(topic, *_TITLES[topic], reason=why), names, (ours, theirs), by)
+
+    no_pss = "; ".join(f"of {one_line(one.name)} {one.pss_reason}" for one in (pair.method, pair.reference) if one.pss_reason)
+    return (
+        card("stability", pooled.pss, reference.pss, change.pss, reason or no_pss),
+        _character_card(pair, change, card("character", pooled.identifiability, reference.identifiability,
+                        change.identifiability, _reasons_text(change.fidelity_reasons))),
+        card("accuracy", pooled.mean, reference.mean, change.measures.get("mean"), reason),
+    )  # fmt: skip
+
+
+def _compared_card(
+    empty: ResultCard, names: Sequence[str], values: Sequence[Estimate | None], difference: Estimate | None
+) -> ResultCard:
+    """Return the card with these numbers. A difference with a reason against it is neither judged nor shown."""
+    known = tuple(
+        NamedEstimate(name, one) for name, one in zip(names, values, strict=True) if one is not None and one.value is not None
+    )
+    if empty.reason:
+        return empty._replace(verdict=_NOT_COMPARED, values=known)
+    direction = difference_direction(difference)
+    shown = difference if difference is not None and difference.value is not None else None
+    return empty._replace(verdict=_VERDICTS.get(direction, direction), values=known, difference=shown)
+
+
+def _character_card(pair: ComparisonPair, change: MethodDifference, by_classifier: ResultCard) -> ResultCard:
+    """Return the card of identifiability; where it is not compared, that of a judge trusted on both models, if there is one."""
+    if change.identifiability is not None and change.identifiability.low is not None:
+        return by_classifier
+    judged, reference_judged = (
+        [model for model in method.models if model.judged_runs] for method in (pair.method, pair.reference)
+    )
+    if len(judged) != 1 or len(reference_judged) != 1:
+        return by_classifier
+    trusted = [one for one in compare_judge_scores(reference_judged[0], judged[0])[0] if one.discriminates_persona]
+    if not trusted:
+        return by_classifier
+    first = trusted[0]
+    scores = [_score_by_judge(models[0], first.kind, first.scores.judge) for models in (judged, reference_judged)]
+    empty = ResultCard("character", *_judge_title(first.score_name, first.scores.judge), limits=_JUDGE_RANGE)
+    names = [one_line(method.name) for method in (pair.method, pair.reference)]
+    return _compared_card(empty, names, scores, first.scores.persona_score)
+
+
+def _score_by_judge(model: ModelRuns, kind: str, judge: str) -> Estimate | None:
+    return next((run.judges[judge].persona_score for run in model.judged_runs if run.kind == kind and judge in run.judges), None)
+
+
+def _judge_title(score: str, judge: str) -> tuple[str, str]:
+    return f"Character ({score})", f"1 to 5, by judge {one_line(judge)}"
+
+
+def _single_method_cards(method: ReportMethod, pooled: PooledMethod) -> tuple[ResultCard, ...]:
+    """Return the cards of a method that is compared with nothing: PSS, character against chance, accuracy against no persona."""
+    name, (stable, _) = one_line(method.name), measured_models(method)
+    scored = _scored_coverage(stable)
+    reason = _reasons_text(pooled.reasons) if pooled.reasons else "" if scored.is_complete else f"incomplete, {scored.text}"
+    stability = ResultCard("stability", *_TITLES["stability"], reason=reason or method.pss_reason or "")
+    return (
+        _single_card(stability, name, pooled.pss, _persona_effect_verdict(stable)),
+        _single_character_card(method, pooled),
+        _single_card(
+            ResultCard("accuracy", *_TITLES["accuracy"], reason=reason), name, pooled.mean, _no_persona_verdict(stable),
+            pooled.measures.get("baseline"), "no persona",
+        ),
+    )  # fmt: skip
+
+
+def _single_card(
+    empty: ResultCard, name: str, value: Estimate | None, verdict: str, mark: Estimate | None = None, mark_name: str = ""
+) -> ResultCard:
+    if empty.reason:
+        return empty._replace(verdict=_NOT_COMPARED)
+    if value is None or value.value is None:
+        return empty
+    marked = NamedEstimate(mark_name, mark) if mark is not None and mark.value is not None else None
+    return empty._replace(verdict=verdict, values=(NamedEstimate(name, value),), mark=marked)
+
+
+def _single_character_card(method: ReportMethod, pooled: PooledMethod) -> ResultCard:
+    one, chance = pooled.identifiability, pooled.chance
+    trusted = [(run.kind, one) for model in method.models for run in model.judged_runs for one in run.judges.values()
+               if one.discriminates_persona]  # fmt: skip
+    empty = ResultCard("character", *_TITLES["character"], reason=_reasons_text(pooled.fidelity_reasons))
+    if one is not None and one.low is not None and chance is not None:
+        verdict = "personas are distinguished" if _is_above(one, chance) else "personas are not shown to be distinguished"
+        return _single_card(empty, one_line(method.name), one, verdict, Estimate(value=chance, n=one.n), "chance")
+    if trusted:
+        kind, judge = trusted[0]
+        title = _judge_title(score_name(kind, judge.tasks), judge.label)
+        scored = ResultCard("character", *title, limits=_JUDGE_RANGE)
+        return _single_card(scored, one_line(method.name), judge.persona_score, "scored by a trusted judge")
+    return _single_card(empty, one_line(method.name), one, "not compared with chance")
+
+
+def _is_above(one: Estimate, limit: float | None) -> bool:
+    """Whether the interval lies above the limit."""
+    return one.low is not None and limit is not None and one.low > limit
+
+
+def _persona_effect_verdict(models: Sequence[ModelRuns]) -> str:
+    n_shown, n_tested = _persona_effect_counts(models)
+    if n_tested == 0:
+        return "no test of a persona effect"
+    if n_tested == 1:
+        return "personas change the accuracy" if n_shown else "no persona effect shown"
+    return f"persona effect shown in {n_shown} of {n_tested} training seeds"
+
+
+def _persona_effect_counts(models: Sequence[ModelRuns]) -> tuple[int, int]:
+    """Return the number of models with a significant persona effect, and the number of models that were tested."""
+    p_values = [p for model in models if model.stability is not None and (p := model.stability.permutation_p.value) is not None]
+    return sum(p < _SIGNIFICANCE_LEVEL for p in p_values), len(p_values)
+
+
+def _no_persona_verdict(models: Sequence[ModelRuns]) -> str:
+    """Return how the mean over personas differs from no persona; of a single model, because this difference is not pooled."""
+    differences = [model.stability.measures["mean_minus_baseline"] for model in models if model.stability is not None]
+    direction = difference_direction(differences[0]) if len(differences) == 1 else _NOT_MEASURED
+    return {
+        "higher": "better than without a persona", "lower": "worse than without a persona",
+        NOT_SIGNIFICANT: "no difference to no persona shown",
+    }.get(direction, "not compared with no persona")  # fmt: skip
+
+
+def _single_headline(
+    name: str, pooled: PooledMethod, cards: Sequence[ResultCard], stable: Sequence[ModelRuns], pss_reason: str | None
+) -> str:
+    """Return the sentence on one method: whether personas change its accuracy, and whether they are distinguished."""
+    stability, character, _ = cards
+    parts = [f"{name}: {pss_reason}"] if pss_reason is not None else []
+    if stability.values and pooled.pss is not None:
+        n_shown, n_tested = _persona_effect_counts(stable)
+        seeds = f" in {n_shown} of {n_tested} training seeds" if n_tested > 1 else ""
+        parts.append(
+            f"Under its worst persona, {name} has {pooled.pss.format_value()} of its accuracy under its best"
+            if not n_tested
+            else f"Personas change the accuracy of {name}{seeds}"
+            if n_shown
+            else f"No effect of personas on the accuracy of {name} is shown"
+        )
+    whose = "its personas" if parts else f"The personas of {name}"
+    if character.values and character.limits == _JUDGE_RANGE:
+        score = character.values[0].estimate.format_value()
+        parts.append(f"{'a' if parts else 'A'} trusted judge gives {whose[0].lower()}{whose[1:]} {score} of 5")
+    elif character.values and character.mark is not None:
+        is_shown = _is_above(character.values[0].estimate, character.mark.estimate.value)
+        parts.append(f"{whose} are {'' if is_shown else 'not shown to be '}distinguished by their answers")
+    return f"{', and '.join(parts) or f'{name}: {_NO_FINDING}'}."
 
 
 def _stability_findings(
@@ -469,7 +738,7 @@ def _chance_text(chance: float) -> str:
 
 
 def _values_text(first: Estimate | None, other: Estimate | None) -> str:
-    return " against ".join(format_decimal(None if one is None else one.value) for one in (first, other))
+    return " against ".join(MISSING_TEXT if one is None else one.format_value() for one in (first, other))
 
 
 def _judge_findings(one: ReportMethod, other: ReportMethod) -> list[Finding]:
@@ -571,7 +840,13 @@ def _single_method_claim(method: ReportMethod) -> ReportClaim:
     remarks = [f"{_INTERVAL_NOTE}."] if has_text and is_measured else []
     if not has_text:
         findings.append(Finding(_NO_FINDING))
-    return _join_claim(f"{md_label(method.name)}{_ROLE_DESCRIPTIONS[method.role]}", findings, remarks)
+    cards = _single_method_cards(method, pooled)
+    name = md_label(method.name)
+    return ReportClaim(
+        _single_headline(name, pooled, cards, stable, method.pss_reason),
+        _join_support(f"{name}{_ROLE_DESCRIPTIONS[method.role]}", findings, remarks),
+        cards,
+    )
 
 
 def _stability_effect_findings(pooled: PooledMethod, models: Sequence[ModelRuns], pss_reason: str | None) -> list[Finding]:
@@ -585,11 +860,10 @@ def _stability_effect_findings(pooled: PooledMethod, models: Sequence[ModelRuns]
     scored = _scored_coverage(models)
     if not scored.is_complete:
         return [Finding(f"no claim about accuracy, because the run is incomplete ({scored.text})")]
-    p_values = [p for model in models if model.stability is not None and (p := model.stability.permutation_p.value) is not None]
-    n_shown = sum(p < _SIGNIFICANCE_LEVEL for p in p_values)
-    effect = f"a persona effect is shown in {n_shown} of {len(p_values)} training seeds"
-    if len(p_values) < 2:
-        effect = "no test of a persona effect" if not p_values else f"{'a' if n_shown else 'no'} persona effect is shown"
+    n_shown, n_tested = _persona_effect_counts(models)
+    effect = f"a persona effect is shown in {n_shown} of {n_tested} training seeds"
+    if n_tested < 2:
+        effect = "no test of a persona effect" if not n_tested else f"{'a' if n_shown else 'no'} persona effect is shown"
     share = f"accuracy under its worst persona is {pooled.pss} of that under its best (PSS)"
     values = f"accuracy {pooled.worst} under the worst persona and {pooled.mean} on average"
     return [Finding(f"{effect}; {share}", f"{values}, {format_count(pooled.pss.n)} questions, {scored.text}")]
@@ -605,7 +879,7 @@ def _identifiability_findings(pooled: PooledMethod) -> list[Finding]:
     one = pooled.identifiability
     if one is None or one.low is None or pooled.chance is None:
         return []
-    effect = "distinguished" if one.low > pooled.chance else "not shown to be distinguished"
+    effect = "distinguished" if _is_above(one, pooled.chance) else "not shown to be distinguished"
     support = f"identifiability: {_chance_text(pooled.chance)}, {format_count(one.n)} answers"
     return [Finding(f"personas are {effect} by their answers (identifiability {one})", support)]
 

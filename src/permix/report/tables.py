@@ -3,11 +3,11 @@
 Contract: a number is shown as measured, with its interval and its n; a missing number is "–" and never 0. Labels and persona ids
 may be hostile text.
 
-`method_table` is the first table of a report: a row for each method, and only the measures that decide between methods. Its
-numbers are means over training seeds (`permix.report.methods`); `models_table` has a row for every seed.
+`front_table` is the first table of a report: `models_table`, a row for each model, or, with several training seeds,
+`method_table`, a row for each method with means over its seeds (`permix.report.methods`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from permix.rendering.table import (
     LABEL_WIDTH,
     MISSING_CELL,
     MISSING_TEXT,
+    TOO_FEW_TEXT,
     SourceRun,
     Table,
     TableCell,
@@ -53,11 +54,12 @@ HEADING_WIDTH = 80
 
 
 class ModelColumn(NamedTuple):
-    """A column of the table of models. `kind` is the kind of run from which the number comes."""
+    """A column of the table of models. `kind` is the kind of run from which the number comes. `is_folded`: see `Table.folded`."""
 
     heading: str
     cell: Callable[[ModelRow], TableCell]
     kind: str = "stability"
+    is_folded: bool = False
 
 
 def identifiability_cell(row: ModelRow) -> TableCell:
@@ -68,6 +70,10 @@ def identifiability_cell(row: ModelRow) -> TableCell:
 
 def _measure_cell(row: ModelRow, name: str) -> TableCell:
     return _explained(estimate_cell(row.measures.get(name)), name, row.pss_reason)
+
+
+_FRONT_MEASURES = frozenset(("pss", "worst", "mean", "baseline"))
+"""The measures of the table of models and methods that are never folded."""
 
 
 def _explained(cell: TableCell, measure: str, pss_reason: str | None) -> TableCell:
@@ -96,16 +102,18 @@ _COUNT_AND_COST_COLUMNS = (
     ModelColumn("scored of asked", lambda row: trusted_cell(format_ratio(row.n_scored, row.n_asked))),
     ModelColumn("cut off, of answered", cut_off_cell),
     ModelColumn("answers of asked", lambda row: trusted_cell(format_ratio(row.n_answers, row.n_answers_asked)), OPEN_ENDED_KIND),
-    ModelColumn("training tokens", lambda row: count_cell(row.train_tokens), "train"),
-    ModelColumn("training CPU s", lambda row: count_cell(row.train_cpu_s), "train"),
-    ModelColumn("evaluation tokens", lambda row: count_cell(row.eval_tokens)),
+    ModelColumn("training tokens", lambda row: count_cell(row.train_tokens), "train", is_folded=True),
+    ModelColumn("training CPU s", lambda row: count_cell(row.train_cpu_s), "train", is_folded=True),
+    ModelColumn("evaluation tokens", lambda row: count_cell(row.eval_tokens), is_folded=True),
 )
 
-_LOCAL_COST_COLUMNS = (ModelColumn("evaluation CPU s", lambda row: count_cell(None if _asks_endpoint(row) else row.eval_cpu_s)),)
+_LOCAL_COST_COLUMNS = (
+    ModelColumn("evaluation CPU s", lambda row: count_cell(None if _asks_endpoint(row) else row.eval_cpu_s), is_folded=True),
+)
 
 _ENDPOINT_COST_COLUMNS = (
-    ModelColumn("evaluation wall s", lambda row: count_cell(row.eval_wall_s)),
-    ModelColumn("requests per second", _requests_per_second_cell),
+    ModelColumn("evaluation wall s", lambda row: count_cell(row.eval_wall_s), is_folded=True),
+    ModelColumn("requests per second", _requests_per_second_cell, is_folded=True),
 )
 """What an evaluation of a model behind an address costs: the CPU seconds of this machine are not those of its answers."""
 
@@ -119,9 +127,16 @@ def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
 
     The costs of an endpoint's model have columns of their own, which are there only if some of these rows needs them.
     """
-    measures = [ModelColumn(one.label, partial(_measure_cell, name=one.name)) for one in measures_in("main_table")]
+    measures = [
+        ModelColumn(one.label, partial(_measure_cell, name=one.name), is_folded=one.name not in _FRONT_MEASURES)
+        for one in measures_in("main_table")
+    ]
     kinds = {one.name: f"{one.kind}, judge {one.judge}" for row in rows for one in row.judged}
-    by_judge = [ModelColumn(name, partial(judge_score_cell, name=name), kind) for name, kind in kinds.items()]
+    trusted = _trusted_judge_names(rows)
+    by_judge = [
+        ModelColumn(name, partial(judge_score_cell, name=name), kind, is_folded=name not in trusted)
+        for name, kind in kinds.items()
+    ]
     at_endpoint = [_asks_endpoint(row) for row in rows]
     evaluation_costs = [
         *(_LOCAL_COST_COLUMNS if not all(at_endpoint) else ()),
@@ -129,6 +144,11 @@ def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
     ]
     identifiability = ModelColumn("identifiability", identifiability_cell, OPEN_ENDED_KIND)
     return [*measures, identifiability, *by_judge, *_COUNT_AND_COST_COLUMNS, *evaluation_costs]
+
+
+def _trusted_judge_names(rows: Iterable[ModelRow]) -> set[str]:
+    """Return the names of the scores that mean something for at least one model."""
+    return {one.name for row in rows for one in row.judged if one.discriminates_persona}
 
 
 def judge_score_cell(row: ModelRow, name: str) -> TableCell:
@@ -148,7 +168,9 @@ def models_table(rows: Sequence[ModelRow]) -> Table:
         [label_cell(row.label), *(column.cell(row).with_sources(SourceRun(row.label, column.kind)) for column in columns)]
         for row in rows
     ]
-    return tabulate("models", ["model", *(one_line(column.heading, HEADING_WIDTH) for column in columns)], lines)
+    headings = [one_line(column.heading, HEADING_WIDTH) for column in columns]
+    folded = [heading for heading, column in zip(headings, columns, strict=True) if column.is_folded]
+    return tabulate("models", ["model", *headings], lines, folded=folded)
 
 
 NAME_WIDTH, VALUE_WIDTH = 19, len("0.123 [0.12, 0.12]")  # so three models fit into 80 columns without a line break in an interval
@@ -367,6 +389,8 @@ def _persona_cell(persona: PersonaSummary | None) -> TableCell:
     if persona is None or persona.accuracy.value is None:
         return MISSING_CELL
     accuracy = estimate_cell(persona.accuracy)
+    if accuracy.text == TOO_FEW_TEXT:
+        return accuracy
     note = f"{persona.difference.format_difference()}, p = {format_p_value(persona.holm_p)}, {accuracy.note}".replace("= <", "<")
     return accuracy._replace(note=note)
 
@@ -392,7 +416,17 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
         if column == 0 or any(line[column].text != MISSING_TEXT or line[column].note for line in lines)
     ]
     kept_headings = [one_line(headings[column], HEADING_WIDTH) for column in kept]
-    return tabulate("methods", kept_headings, [[line[column] for column in kept] for line in lines])
+    shown = {measure.label for measure in measures_in("method_table") if measure.name in _FRONT_MEASURES}
+    shown |= {"model", "identifiability", *_trusted_judge_names(row for row in rows if row is not None)}
+    folded = [one_line(heading, HEADING_WIDTH) for heading in headings if heading not in shown]
+    return tabulate("methods", kept_headings, [[line[column] for column in kept] for line in lines], folded=folded)
+
+
+def front_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod], rows: Sequence[ModelRow]) -> Table:
+    """Return the report's one table of models: a row for each model, or, where a method has several training seeds, a row for
+    each method.
+    """
+    return method_table(methods, pooled) if any(len(method.models) > 1 for method in methods) else models_table(rows)
 
 
 def _method_row(method: ReportMethod, pooled: PooledMethod, row: ModelRow | None, judges: Mapping[str, str]) -> list[TableCell]:

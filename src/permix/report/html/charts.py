@@ -123,8 +123,8 @@ def _persona_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str]
         if not summaries
         else {
             "note": (
-                f"n = {_question_count_text(models)}; bars: {QUESTION_INTERVAL_NOTE}; dashed line and band: no "
-                "persona, with its interval"
+                f"n = {_question_count_text(models)}; bars: {QUESTION_INTERVAL_NOTE}; dashed lines: no persona"
+                " (its interval is in the first row)"
             ),
             "ids": [
                 {

@@ -26,9 +26,10 @@ from markupsafe import Markup
 
 from permix import __version__
 from permix.rendering.table import SourceRun, Table, TableCell
-from permix.report.document import Document, DocumentPart, DocumentSection
+from permix.report.document import SEEDS_TITLE, Document, DocumentPart, DocumentSection, Folded
 from permix.report.excerpts import command_text, seed_text, settings_hash
 from permix.report.runs import ModelRuns, Run
+from permix.report.summary_text import ResultCard
 from permix.sanitize import escape_control, truncate
 from permix.storage.files import write_text
 from permix.types import Estimate
@@ -78,6 +79,12 @@ TRANSCRIPT_CHARTS = {"grid": "grids", "completions": "sheets"}
 _MIN_FILTERABLE_ROWS = 8
 """Number of rows from which a table gets a filter."""
 
+_MAX_UNBROKEN_CHARS = 22
+"""Number of characters up to which a heading is kept on one line."""
+
+_MIN_BAR_REACH = 0.1
+"""Smallest difference at the ends of a card's bar, as a share of the possible range, so that small differences look small."""
+
 
 def write_page(
     path: Path,
@@ -113,8 +120,12 @@ def write_page(
             warnings=render_prose(document.warnings),
             details=render_prose(document.details),
             footnotes=render_prose(document.footnotes),
-            main=view.table(document.main_table),
+            short_warnings=[render_inline(one) for one in document.short_warnings],
+            cards=card_views(document.claim.cards),
             front=list(view.parts(document.front_figures)),
+            main=view.split_table(document.main_table),
+            seeds=None if document.seed_table is None else view.table(document.seed_table),
+            seeds_title=SEEDS_TITLE,
             methods=_method_choices(looks_of_models),
             sections=[view.section(one) for one in document.sections],
         )
@@ -140,6 +151,8 @@ class _PageView:
         for part in parts:
             if isinstance(part, str):
                 yield {"kind": "prose", "html": render_prose(part)}
+            elif isinstance(part, Folded):
+                yield {"kind": "folded", "title": part.title, "html": render_prose(part.text)}
             elif isinstance(part, Table):
                 yield {"kind": "table"} | self.table(part)
             elif part.chart not in self.available_charts:
@@ -148,35 +161,100 @@ class _PageView:
                 self.used_charts.add(part.chart)
                 yield {"kind": "chart", "name": part.chart, "file": part.file}
 
+    def split_table(self, table: Table) -> list[dict[str, Any]]:
+        """Return the table without its folded columns, then, if it has any, the table of these; both name the rows."""
+        folded = [heading in table.folded for heading in table.headings]
+        parts = []
+        for hidden in (False, True):
+            columns = [at for at, one in enumerate(folded) if at < table.n_label_columns or one == hidden]
+            part = table._replace(
+                headings=tuple(table.headings[at] for at in columns),
+                rows=tuple(tuple(row[at] for at in columns) for row in table.rows),
+            )
+            parts.append(self.table(part) | {"id": f"{table.name}-rest" if hidden else table.name})
+        return parts if any(folded) else parts[:1]
+
     def table(self, table: Table) -> dict[str, Any]:
-        lines = [self._row(table, line) for line in table.rows]
+        notes, table = table.heading_notes, table.without_shared_notes()
+        lines = [self._row(table, line, notes) for line in table.rows]
         numeric = [any(row[column].value is not None for row in table.rows) for column in range(len(table.headings))]
         tags = sorted({tag for line in lines for tag in json.loads(line["tags"] or "[]")})
         return {
             "name": table.name,
+            "id": table.name,
             "what": f"table {table.name}",
-            "headings": [{"text": text, "number": number} for text, number in zip(table.headings, numeric, strict=True)],
+            "headings": [
+                {"text": text, "number": number, "note": note, "long": len(text) > _MAX_UNBROKEN_CHARS}
+                for text, number, note in zip(table.headings, numeric, notes, strict=True)
+            ],
             "lines": lines,
             "names": table.n_label_columns,
             "tags": tags,
             "filter": len(lines) >= _MIN_FILTERABLE_ROWS or bool(tags),
         }
 
-    def _row(self, table: Table, row: Sequence[TableCell]) -> dict[str, Any]:
+    def _row(self, table: Table, row: Sequence[TableCell], notes: Sequence[str]) -> dict[str, Any]:
         tags = self.tags.get(row[0].text, ()) if table.headings[0] == "persona" else ()
-        cells = [self._cell(cell, f"{table.headings[at]}, {row[0].text}") for at, cell in enumerate(row)]
+        cells = [self._cell(cell, f"{table.headings[at]}, {row[0].text}", notes[at]) for at, cell in enumerate(row)]
         return {
             "cells": cells,
             "tags": json.dumps(list(tags), ensure_ascii=False) if tags else "",
             "fixed": bool(row[0].emphasis),
         }
 
-    def _cell(self, cell: TableCell, description: str) -> dict[str, Any]:
+    def _cell(self, cell: TableCell, description: str, heading_note: str) -> dict[str, Any]:
+        note = cell.note or heading_note
         run_indices = " ".join(map(str, self.runs.indices(cell.sources)))
         return {
             "text": unbroken_text(cell), "note": cell.note, "mark": cell.emphasis, "value": cell.value, "runs": run_indices,
-            "what": f"{description}: {cell.text}" + (f" ({cell.note})" if cell.note else ""),
+            "what": f"{description}: {cell.text}" + (f" ({note})" if note else ""),
         }  # fmt: skip
+
+
+def card_views(cards: Sequence[ResultCard]) -> list[dict[str, Any]]:
+    """Return the cards for the template: their numbers as text, and their bars as positions in percent.
+
+    All bars of differences have one scale, as shares of the possible range, so that their lengths can be compared.
+    """
+    differences = [(one.difference, one.limits[1] - one.limits[0]) for one in cards if one.difference is not None]
+    reaches = [abs(end) / span for one, span in differences for end in (one.low, one.high) if end is not None]
+    return [_card_view(card, max([_MIN_BAR_REACH, *reaches])) for card in cards]
+
+
+def _card_view(card: ResultCard, reach: float) -> dict[str, Any]:
+    tone = next((one for one in ("better", "worse") if card.verdict.startswith(one)), "plain")
+    numbers = [
+        {"name": one.name, "text": one.estimate.format_value() if card.difference else str(one.estimate).replace(", ", ",\u00a0")}
+        for one in card.values
+    ]
+    shown = card.difference if card.difference is not None else card.values[0].estimate if len(card.values) == 1 else None
+    view: dict[str, Any] = {
+        "title": card.title, "meaning": card.meaning,
+        "verdict": card.verdict, "tone": tone, "numbers": numbers, "reason": render_inline(card.reason),
+        "difference": "" if card.difference is None else card.difference.format_difference().replace(", ", ",\u00a0"),
+        "mark": "" if card.mark is None else f"{card.mark.name} {card.mark.estimate.format_value()}", "bar": None,
+    }  # fmt: skip
+    if shown is not None and shown.value is not None and shown.low is not None and shown.high is not None:
+        view["bar"] = _bar(card, shown.value, shown.low, shown.high, reach * (card.limits[1] - card.limits[0]))
+    return view
+
+
+def _bar(card: ResultCard, value: float, low: float, high: float, reach: float) -> dict[str, Any]:
+    """Return the bar of an interval: a difference around 0, up to `reach` on both sides; a value within its limits."""
+    mark: float | None
+    if card.difference is not None:
+        start, end, mark, ends = -reach, reach, 0.0, (f"−{reach:.2f} worse", "0", f"better +{reach:.2f}")
+    else:
+        (start, end), mark = card.limits, None if card.mark is None else card.mark.estimate.value
+        ends = (f"{start:g}", "", f"{end:g}")
+
+    def percent(place: float) -> float:
+        return round(100 * (min(max(place, start), end) - start) / (end - start), 2)
+
+    return {
+        "low": percent(low), "width": round(percent(high) - percent(low), 2), "value": percent(value),
+        "mark": None if mark is None else percent(mark), "ends": ends,
+    }  # fmt: skip
 
 
 _INVISIBLE = re.compile("[\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
@@ -245,8 +323,10 @@ def render_inline(text: str) -> Markup:
 
 
 def _method_choices(looks_of_models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the methods for the selection above the figures, each with the label whose look it has."""
+    """Return the methods for the selection above the figures, each with the label whose look it has; none for one method."""
     names = dict.fromkeys(str(model["method"]) for model in looks_of_models)
+    if len(names) < 2:
+        return []
     labels_of = {name: [model["label"] for model in looks_of_models if model["method"] == name] for name in names}
     return [{"name": name, "label": labels[0], "seeds": len(labels)} for name, labels in labels_of.items()]
 

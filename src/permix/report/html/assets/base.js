@@ -33,11 +33,19 @@ globalThis.permix = (() => {
 
   const digits = (value, places) => value.toFixed(places).replace("-", "−");
 
-  /** Returns "0.812 [0.75, 0.87]", or "–" if nothing was measured. */
+  /** The same for a value, where what rounds to zero has no sign. */
+  const rounded = (value, places) => digits(Number(value.toFixed(places)) + 0, places);
+
+  /** Whether an estimate has an interval. */
+  const isBounded = (one) => one.low !== null && one.low !== undefined && one.high !== null && one.high !== undefined;
+
+  /** How many decimals n supports: the rule of Estimate.decimals in permix/types.py. */
+  const decimals = (one) => ((isBounded(one) ? Number((one.high - one.low).toFixed(9)) <= 0.1 : one.n >= 400) ? 3 : 2);
+
+  /** Returns "0.812 [0.75, 0.87]", "0.81 [0.60, 0.94]" for a wide interval, or "–" if nothing was measured. */
   function estimate(one) {
     if (!one || one.value === null || one.value === undefined) return "–";
-    const known = one.low !== null && one.low !== undefined && one.high !== null && one.high !== undefined;
-    return digits(one.value, 3) + (known ? ` [${digits(one.low, 2)}, ${digits(one.high, 2)}]` : "");
+    return rounded(one.value, decimals(one)) + (isBounded(one) ? ` [${digits(one.low, 2)}, ${digits(one.high, 2)}]` : "");
   }
 
   const prefersDark = matchMedia("(prefers-color-scheme: dark)");

@@ -183,6 +183,17 @@
       view.reveal();
       update();
     });
+    /** Draws the whole grid for print, all rows and all columns; then the visible part again. */
+    function print(whole) {
+      if (!state.grid) return;
+      if (whole) Object.assign(state, { screenZoom: state.zoom, zoom: 0 });
+      else state.zoom = state.screenZoom ?? state.zoom;
+      scroller.style.maxHeight = whole ? "none" : "";
+      if (whole) scroller.scrollTo(0, 0);
+      view.lay();
+    }
+    addEventListener("beforeprint", () => print(true));
+    addEventListener("afterprint", () => print(false));
     return { choose, draw: () => state.grid && view.lay() };
   }
 

@@ -42,12 +42,24 @@
     element.dataset.drawn = "";
   }
 
+  const idle = globalThis.requestIdleCallback ?? ((run) => setTimeout(run, 200)); // Safari has none
+
+  /** Draws all other charts when the page has nothing else to do, so that a print has them: one that is drawn for it may come late. */
+  function whenIdle(elements) {
+    const next = elements.find((element) => !("drawn" in element.dataset));
+    if (!next) return;
+    idle(() => {
+      if (!("drawn" in next.dataset)) begin(next);
+      whenIdle(elements.filter((element) => element !== next));
+    });
+  }
+
   function whenNear(elements) {
     const near = new IntersectionObserver((entries) => {
       for (const {isIntersecting, target} of entries) {
         if (!isIntersecting) continue;
         near.unobserve(target);
-        begin(target);
+        if (!("drawn" in target.dataset)) begin(target);
       }
     }, {rootMargin: "600px"});
     elements.forEach((element) => near.observe(element));
@@ -58,6 +70,14 @@
   onChange(swatches);
   theme();
   whenNear(document.querySelectorAll("[data-chart]"));
-  addEventListener("beforeprint", () => document.querySelectorAll("[data-chart]:not([data-drawn])").forEach(begin));
+  whenIdle([...document.querySelectorAll("[data-chart]")]);
+  addEventListener("beforeprint", () => {
+    document.querySelectorAll("[data-chart]:not([data-drawn])").forEach(begin);
+    document.querySelectorAll("main details:not([open])").forEach((one) => Object.assign(one, { open: true }).setAttribute("data-closed", ""));
+  });
+  addEventListener("afterprint", () => document.querySelectorAll("main details[data-closed]").forEach((one) => {
+    one.open = false;
+    one.removeAttribute("data-closed");
+  }));
   document.documentElement.dataset.ready = "";
 })();

@@ -76,6 +76,14 @@
     popover(button, el("div", {}, el("p", {class: "value"}, button.dataset.what), runs.map(origin)));
   }
 
+  /** Says above a table that is wider than its place that it scrolls. */
+  function scrollable(scroller) {
+    const hint = el("p", {class: "hint sideways", hidden: true}, "more columns: scroll sideways →");
+    scroller.before(hint);
+    new ResizeObserver(() => { hint.hidden = scroller.scrollWidth <= scroller.clientWidth + 1; }).observe(scroller);
+  }
+
+  document.querySelectorAll(".scroll").forEach(scrollable);
   for (const table of document.querySelectorAll("table.data")) {
     sortable(table);
     filterable(table);

@@ -3,6 +3,7 @@
 (() => {
   const { choose, clip, dots, known, legend, own, plot, sheet, shown, tips, withCount } = permix.drawing;
   const FIRST = 60; // personas shown before the reader asks for all
+  const NOBODY = "\u0000"; // the row without persona; no id has this character
   const ORDERS = [["accuracy", "accuracy"], ["difference", "difference to no persona"], ["name", "name"]];
 
   permix.charts.personas = (element, data) => {
@@ -39,19 +40,21 @@
     const height = Math.max(18, 9 * labels.length + 7);
     const width = made.narrow ? 16 : 30;
     const wide = Math.min(made.narrow ? 126 : 220, 14 + 7.2 * d3.max(rows, ({ id }) => Math.min(id.length, width)));
-    const points = labels.map((label, place) => series(label, models[label], rows, (place - (labels.length - 1) / 2) * 9));
+    const level = labels.some((label) => known(models[label].no_persona)) ? [{ id: NOBODY, text: "" }] : [];
+    const lines = [...level, ...rows];
+    const points = labels.map((label, place) => series(label, models[label], lines, (place - (labels.length - 1) / 2) * 9));
     return plot(made, describe(labels, models, rows), {
-      height: 56 + rows.length * height,
+      height: 56 + lines.length * height,
       marginLeft: wide,
       marginTop: 26,
       marginBottom: 34,
-      x: { label: "accuracy", domain: extent(labels, models, points), grid: true, ticks: made.narrow ? 4 : 8 },
-      y: { type: "point", label: null, domain: rows.map(({ id }) => id), padding: 0.6 },
+      x: { label: "accuracy", domain: extent(points), grid: true, ticks: made.narrow ? 4 : 8 },
+      y: { type: "point", label: null, domain: lines.map(({ id }) => id), padding: 0.6 },
       marks: [
         Plot.axisX({ anchor: "top", label: null, ticks: made.narrow ? 4 : 8 }),
         Plot.axisX({ anchor: "bottom", label: "accuracy", ticks: made.narrow ? 4 : 8 }),
-        Plot.axisY({ tickFormat: (id) => clip(id, width), tickSize: 0 }),
-        ...labels.flatMap((label) => level(models[label].no_persona, permix.look(label), labels.length)),
+        Plot.axisY({ tickFormat: (id) => (id === NOBODY ? "no persona" : clip(id, width)), tickSize: 0 }),
+        ...labels.flatMap((label) => baseline(models[label].no_persona, permix.look(label))),
         ...points.flatMap(({ label, bars, dy }) => marks(bars, permix.look(label), dy)),
         ...points.map(({ bars, dy }) => tips(bars, { dy })),
       ],
@@ -59,26 +62,25 @@
   }
 
   function series(label, model, rows, dy) {
-    const bars = rows.filter(({ id }) => known(own(model.of, id))).map(({ id, text }) => {
-      const [estimate, difference] = [model.of[id], own(model.difference, id)];
+    const of = (id) => (id === NOBODY ? model.no_persona : own(model.of, id));
+    const bars = rows.filter(({ id }) => known(of(id))).map(({ id, text }) => {
+      const [estimate, difference] = [of(id), own(model.difference, id)];
       const suffix = known(difference) ? `\ndifference to no persona ${withCount(difference)}` : "";
-      return { x: estimate.value, y: id, low: estimate.low ?? estimate.value, high: estimate.high ?? estimate.value, text: `${id}, ${label}\naccuracy ${withCount(estimate)}${suffix}\n${clip(text, 120)}` };
+      const name = id === NOBODY ? "no persona" : id;
+      return { x: estimate.value, y: id, low: estimate.low ?? estimate.value, high: estimate.high ?? estimate.value, text: `${name}, ${label}\naccuracy ${withCount(estimate)}${suffix}\n${clip(text, 120)}` };
     });
     return { label, bars, dy };
   }
 
-  function extent(labels, models, points) {
+  function extent(points) {
     const ends = points.flatMap(({ bars }) => bars.flatMap(({ low, high }) => [low, high]));
-    const baselines = labels.map((label) => models[label].no_persona).filter(known).flatMap(({ value, low, high }) => [low ?? value, high ?? value]);
-    const [low, high] = d3.extent([...ends, ...baselines]);
+    const [low, high] = d3.extent(ends);
     return low === undefined ? [0, 1] : [Math.max(0, low - 0.03), Math.min(1, high + 0.03)];
   }
 
-  /** Bands of many models overlap, so each is paler the more there are. */
-  const level = (baseline, look, count) => (known(baseline) ? [
-    Plot.rect([baseline], { x1: (one) => one.low ?? one.value, x2: (one) => one.high ?? one.value, fill: look.colour, fillOpacity: Math.min(0.09, 0.24 / count) }),
-    Plot.ruleX([baseline.value], { stroke: look.colour, strokeDasharray: "6 3", strokeWidth: 1 }),
-  ] : []);
+  /** A line through all rows; its interval is in the row without persona, because bands of several models hide each other. */
+  const baseline = (estimate, look) => (known(estimate)
+    ? [Plot.ruleX([estimate.value], { stroke: look.colour, strokeDasharray: "6 3", strokeWidth: 1, strokeOpacity: 0.7 })] : []);
 
   const marks = (bars, look, dy) => [
     Plot.ruleY(bars, { y: "y", x1: "low", x2: "high", dy, stroke: look.colour, strokeWidth: 1.4 }),
