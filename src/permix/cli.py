@@ -531,11 +531,15 @@ def _parse_flags(cls: type[_ConfigT], *, args: Sequence[str], **options: Any) ->
 
 
 def _text_in_box(box: str) -> str:
-    """The message that tyro prints in a box, as one line, without its title and its reference to the help."""
-    lines = [line.strip("│ ") for line in box.splitlines()]
-    body = [line for line in lines if not line.startswith("╭")]
-    end = next((place for place, line in enumerate(body) if line.startswith(("─", "╰"))), len(body))
-    return escape_control(" ".join(body[:end])) or "the flags cannot be read"
+    """The message that tyro prints in a box, as one line, without its title and its reference to the help.
+
+    Tyro draws the box with lines or, where the terminal's encoding has none, with - alone.
+    """
+    lines = [line.strip("│|+ ") for line in box.splitlines()[1:]]
+    is_rule = [re.fullmatch("[-─╰╯+]{3,}", line) is not None for line in lines]
+    start = next((place for place, rule in enumerate(is_rule) if not rule and lines[place]), len(lines))
+    end = next((place for place in range(start, len(lines)) if is_rule[place]), len(lines))
+    return escape_control(" ".join(lines[start:end])) or "the flags cannot be read"
 
 
 def _check_known_options(cls: type[BaseModel], args: Sequence[str]) -> None:
