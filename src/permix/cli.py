@@ -509,7 +509,7 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
         settings = _parse_flags(
             cls,
             args=rest,
-            prog=f"permix {verb} {VERBS[verb].arguments}",
+            prog=f"permix {verb} {VERBS[verb].arguments}".strip(),
             description=VERBS[verb].description,
             registry=_section_rules(cls, rest),
             **options,
