@@ -151,7 +151,7 @@ assert [name for name in {HEAVY} if name in sys.modules] == [], sorted(sys.modul
         (["train", "--plan-file", "p.parquet"], "plan_file = p.parquet: no such file; make one with `permix plan`"),
         (["fidelity", "--questions", "none.txt"], 'questions = none.txt: no such file; give "builtin" or a path to a .toml'),
         (["fidelity", "--personagym.path", "Gym"], "personagym.path = Gym: no such folder or file; give a clone of PersonaGym"),
-        (["questions", "--personagym.path", "Gym"], "personagym.path = Gym: no such folder or file"),
+        (["questions", "--examples", "--personagym.path", "Gym"], "personagym.path = Gym: no such folder or file"),
         (
             ["fidelity", "--interview.turns", "3", "--interview.script", "none.txt"],
             "interview.script = none.txt: no such file; give a path to a .toml / .jsonl / .txt file",

@@ -593,7 +593,7 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
         settings = _parse_flags(
             cls,
             args=rest,
-            prog=f"permix {verb} {VERBS[verb].arguments}",
+            prog=f"permix {verb} {VERBS[verb].arguments}".strip(),
             description=_description(verb),
             registry=_section_rules(cls, rest),
             **options,
@@ -621,11 +621,15 @@ def _parse_flags(cls: type[_ConfigT], *, args: Sequence[str], **options: Any) ->
 
 
 def _text_in_box(box: str) -> str:
-    """The message that tyro prints in a box, as one line, without its title and its reference to the help."""
-    lines = [line.strip("│ ") for line in box.splitlines()]
-    body = [line for line in lines if not line.startswith("╭")]
-    end = next((place for place, line in enumerate(body) if line.startswith(("─", "╰"))), len(body))
-    return escape_control(" ".join(body[:end])) or "the flags cannot be read"
+    """The message that tyro prints in a box, as one line, without its title and its reference to the help.
+
+    Tyro draws the box with lines or, where the terminal's encoding has none, with - alone.
+    """
+    lines = [line.strip("│|+ ") for line in box.splitlines()[1:]]
+    is_rule = [re.fullmatch("[-─╰╯+]{3,}", line) is not None for line in lines]
+    start = next((place for place, rule in enumerate(is_rule) if not rule and lines[place]), len(lines))
+    end = next((place for place in range(start, len(lines)) if is_rule[place]), len(lines))
+    return escape_control(" ".join(lines[start:end])) or "the flags cannot be read"
 
 
 def _check_known_options(cls: type[BaseModel], args: Sequence[str]) -> None:

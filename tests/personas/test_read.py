@@ -135,7 +135,7 @@ def test_broken_json_and_no_folder_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: has no folder questions"):
         read(tmp_path / "empty")
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="no such folder or file"):
         read(tmp_path / "none.jsonl")
 
 
