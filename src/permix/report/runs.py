@@ -154,10 +154,10 @@ class ModelRow(MeasureRecord):
 
     label: str
     measures: dict[str, Estimate] = Field(default_factory=dict)
-    pss_reason: str | None = None
     identifiability: Estimate | None = None
     chance: float | None = None
     judged: tuple[JudgeScoreEntry, ...] = ()
+    pss_reason: str | None = None
     n_cut_off: int | None = None
     n_known_ends: int | None = None
     accuracy_of_others: float | None = None
