@@ -25,7 +25,7 @@ from permix.dashboard.try_it import (
     recognise_persona,
 )
 from permix.errors import ConfigError, DataError
-from permix.types import Message, Sampling
+from permix.types import Completion, Message, Sampling
 from tests.dashboard.fake_runs import append, line, put, stability_run
 from tests.dashboard.try_folder import (
     KEY,
@@ -331,7 +331,7 @@ def test_a_process_that_dies_is_said_and_the_next_question_starts_another(tmp_pa
 def test_programs_are_not_run_and_unknown_tasks_are_not_scored() -> None:
     def score(task: str) -> Any:
         sent = TriedQuestion((Message(role="user", content="?"),), "", "q", "12", task, Sampling(), 0)
-        return tries._score(sent, tries.Completion(text="12", prompt_tokens=1, completion_tokens=1, finish="stop"))
+        return tries._score(sent, Completion(text="12", prompt_tokens=1, completion_tokens=1, finish="stop"))
 
     assert score("code") == {"unscored": "not scored: answers of code are programs, and they are not run here"}
     assert score("nothing") == {"unscored": "not scored: the task 'nothing' is not one of permix's"}
