@@ -176,7 +176,7 @@ def compare_command(args: Sequence[str]) -> None:
 
 
 def view_command(args: Sequence[str]) -> None:
-    """Show a folder of runs in a browser on this machine, live: permix view DIR [--port N]."""
+    """Show a folder of runs in a browser on this machine, live: permix view DIR [--port N] [--try-it]."""
     settings = parse_config("view", config.ViewConfig, _insert_run_option(args, "--runs"))
     silence_libraries()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy reads these on import; the cores are for the runs

@@ -377,7 +377,7 @@ def test_one_broken_run_holds_up_no_other(tmp_path: Path, text: str) -> None:
     folder = RunFolder(tmp_path)
     folder.rescan()
     folder.poll()
-    one, other = folder.state()["runs"]
+    one, other = sorted(folder.state()["runs"], key=lambda run: str(run["name"]))
     assert len(one["troubles"]) == 1
     assert (other["done"], other["troubles"]) == (4, [])
 
@@ -395,7 +395,7 @@ def test_a_run_that_breaks_its_measure_holds_up_no_other(tmp_path: Path, monkeyp
     folder.rescan()
     folder.poll()
     assert [folder.measure_next() for _ in range(3)] == [True, True, False]
-    one, other = folder.state()["runs"]
+    one, other = sorted(folder.state()["runs"], key=lambda run: str(run["name"]))
     assert one["troubles"] == ["not measured: OverflowError: cannot convert float infinity to integer"]
     assert other["troubles"] == []
     found = folder.detail(other["id"])
@@ -434,10 +434,27 @@ def test_runs_are_found_at_any_depth_also_later_and_forgotten_when_gone(tmp_path
     (tmp_path / "link").symlink_to(tmp_path / "a")
     folder.rescan()
     folder.poll()
-    assert [run["name"] for run in folder.state()["runs"]] == ["a/b/one", "a/b/one/judges/j"]
+    assert sorted(run["name"] for run in folder.state()["runs"]) == ["a/b/one", "a/b/one/judges/j"]
     os.rename(one, tmp_path / ".gone")
     folder.rescan()
     assert folder.state()["runs"] == []
+
+
+def test_running_runs_come_first_in_the_order_of_their_starts_and_then_the_newest_records(tmp_path: Path) -> None:
+    for name, started, written in (("a", 10, 500), ("b", 20, 400), ("c", 30, 100), ("d", 40, 200), ("e", 300, None)):
+        run = stability_run(tmp_path / name, whole(), ended=True)
+        os.utime(run / "config.json", (started,) * 2)
+        if written is None:
+            (run / "records.jsonl").unlink()
+        else:
+            os.utime(run / "records.jsonl", (written,) * 2)
+    folder = RunFolder(tmp_path)
+    folder.rescan()
+    with held(tmp_path / "c"), held(tmp_path / "d"):
+        folder.poll()
+        assert [run["name"] for run in folder.state()["runs"]] == ["d", "c", "a", "b", "e"]
+    folder.poll()
+    assert [run["name"] for run in folder.state()["runs"]] == ["a", "b", "e", "d", "c"]
 
 
 def test_the_folder_itself_may_be_a_run(tmp_path: Path) -> None:
