@@ -147,7 +147,7 @@ def provenance_parts(models: Sequence[ModelRuns]) -> list[DocumentPart]:
     runs = [(model.label, kind, run) for model in models for kind, run in model.runs_with_judges.items()]
     lists = list(dict.fromkeys(_packages_text(run) for _, _, run in runs))
     rows = [_provenance_row(label, kind, run, lists.index(_packages_text(run)) + 1) for label, kind, run in runs]
-    headings = _PROVENANCE_HEADINGS
+    headings: tuple[str, ...] = _PROVENANCE_HEADINGS
     if len(lists) < 2:
         column = headings.index("packages")
         headings, rows = headings[:column] + headings[column + 1 :], [row[:column] + row[column + 1 :] for row in rows]
