@@ -241,9 +241,9 @@ def _card_view(card: ResultCard, reach: float) -> dict[str, Any]:
 
 def _bar(card: ResultCard, value: float, low: float, high: float, reach: float) -> dict[str, Any]:
     """Return the bar of an interval: a difference around 0, up to `reach` on both sides; a value within its limits."""
-    mark: float | None
+    mark: float | None = 0.0
     if card.difference is not None:
-        start, end, mark, ends = -reach, reach, 0.0, (f"−{reach:.2f} worse", "0", f"better +{reach:.2f}")
+        start, end, ends = -reach, reach, (f"−{reach:.2f} worse", "0", f"better +{reach:.2f}")
     else:
         (start, end), mark = card.limits, None if card.mark is None else card.mark.estimate.value
         ends = (f"{start:g}", "", f"{end:g}")
