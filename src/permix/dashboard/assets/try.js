@@ -49,7 +49,8 @@ The token is in the address that `permix view` printed, behind the "#", which no
     });
     const none = boxes.length ? [] : [el("p", {}, "No run here names a model that can be asked.")];
     const left = notes.length ? [el("details", {}, el("summary", {}, `Not listed: ${notes.length}`), el("ul", {}, ...notes.map((note) => el("li", {}, note))))] : [];
-    at("try-models").replaceChildren(...none, ...boxes, ...left, el("p", { class: "quiet" }, boxes.length > 1 ? `several, at most ${most}, are shown side by side` : ""));
+    at("try-models").replaceChildren(...none, ...boxes, ...left);
+    at("try-models-legend").textContent = boxes.length > 1 ? `Models, up to ${most} side by side` : "Models";
     if (boxes.length && !was.size) boxes[0].querySelector("input").checked = true;
   };
 
