@@ -7,12 +7,14 @@ import pytest
 
 import permix
 from permix.config import PersonasConfig, ReportConfig, StabilityConfig, TaskConfig
+from permix.evals.fidelity_records import cut_off_warning
 from permix.evals.grid import CutOffCounts, count_cut_off, read_grid_results
 from permix.evals.stability import run_stability
 from permix.inference.scripted import ScriptedModel
 from permix.personas.pool import load_pool
 from permix.report.builder import run_report
 from permix.storage.cells import parse_cell_line
+from permix.storage.run_dir import RunReader
 from permix.types import Cell, Completion, Request, Verdict
 from tests.sample_runs import OPEN_QUESTIONS, write_pool
 
@@ -134,7 +136,13 @@ def test_python_callers_are_warned(tmp_path: Path, capsys: pytest.CaptureFixture
         as_troll = "troll" in request.messages[0]["content"]
         return answer("I like it and", "length") if as_troll and ("bread" in asked or "rain" in asked) else f"I like {asked[21:]}"
 
-    permix.evaluate_fidelity(ScriptedModel(two_of_24), personas=pool, questions=questions, folds=3, resamples=100)
-    assert "warning: 8% of the answers were cut off at sampling.max_new_tokens = 48" in capsys.readouterr().err
-    permix.evaluate_fidelity(ScriptedModel(lambda _: "I like it"), personas=pool, questions=questions, folds=3, resamples=100)
-    assert "cut off" not in capsys.readouterr().err
+    run = permix.evaluate_fidelity(ScriptedModel(two_of_24), personas=pool, questions=questions, folds=3, resamples=100)
+    assert "cut off" not in capsys.readouterr().err  # identifiability compares beginnings; a judge would read answers
+    reader = RunReader(run.path)
+    warning = cut_off_warning(reader, read_grid_results(run.path), is_judged=True)
+    assert warning is not None
+    assert warning.startswith("8% of the answers were cut off at sampling.max_new_tokens = 48.")
+    whole = permix.evaluate_fidelity(
+        ScriptedModel(lambda _: "I like it"), personas=pool, questions=questions, folds=3, resamples=100
+    )
+    assert cut_off_warning(RunReader(whole.path), read_grid_results(whole.path), is_judged=True) is None

@@ -112,14 +112,17 @@ def write_fidelity_metrics(run: Path, result: Record, text_metrics: Record) -> d
     return metrics
 
 
-def cut_off_warning(run: RunReader, answers: GridResults) -> str | None:
+def cut_off_warning(run: RunReader, answers: GridResults, *, is_judged: bool = False) -> str | None:
     """One sentence on the answers of a stability or fidelity run that the token limit cut off; None if they are few.
 
-    In a fidelity run only answers with a persona count.
+    In a fidelity run only answers with a persona count. Of answers to open questions that no judge scored there is no warning:
+    identifiability compares the beginnings of answers, as many tokens of each.
     """
     if run.stage == "stability":
         counts = count_cut_off(answers)
         return counts.describe(_token_limit(run)) if counts.is_notable else None
+    if fidelity_kind(run.config) == "open" and not is_judged:
+        return None
     ends = [one.cut_off for key, one in answers.grid_summaries.items() if key.persona_id is not None and one.cut_off is not None]
     if sum(ends) <= NOTABLE_CUT_OFF_SHARE * len(ends):
         return None

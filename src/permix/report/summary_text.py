@@ -198,7 +198,8 @@ def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
         f"> **Cut off**: {md_label(model.label)}{f', {KIND_TITLES[kind]}' if kind in KIND_TITLES else ''}: {warning}."
         for model in models
         for kind, run in model.runs.items()
-        if kind in ("stability", *KIND_TITLES) and (warning := cut_off_warning(run, run.grid_results)) is not None
+        if kind in ("stability", *KIND_TITLES)
+        and (warning := cut_off_warning(run, run.grid_results, is_judged=run.judged_run is not None)) is not None
     ]
     failed = [
         f"> **Failed**: {md_label(model.label)}, {md_label(kind)}: "
