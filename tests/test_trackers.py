@@ -55,9 +55,9 @@ def test_the_registry_is_what_a_configuration_may_name() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("wandbb", "no tracker is named 'wandbb'; did you mean wandb? must be of tensorboard, wandb, trackio, mlflow"),
-        ("TensorBoard", "no tracker is named 'TensorBoard'; did you mean tensorboard? must be of"),
-        ("none", "no tracker is named 'none'; must be of tensorboard"),
+        ("wandbb", "no tracker is named 'wandbb'; did you mean wandb? valid: tensorboard, wandb, trackio, mlflow"),
+        ("TensorBoard", "no tracker is named 'TensorBoard'; did you mean tensorboard? valid:"),
+        ("none", "no tracker is named 'none'; valid: tensorboard"),
     ],
 )
 @pytest.mark.parametrize(("cls", "prefix"), [(OptimConfig, ""), (StabilityConfig, "")])

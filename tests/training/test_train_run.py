@@ -288,7 +288,9 @@ BOOKKEEPING: dict[str, Any] = {"report_to": ("tensorboard",), "save_every": 1, "
 
 
 def test_what_changes_nothing_that_is_learnt_may_change_between_starts(plain: Path, tiny_model: Path) -> None:
-    assert BOOKKEEPING.keys() == set(BOOKKEEPING_FIELDS)
+    assert {*BOOKKEEPING, "save_dtype"} == set(BOOKKEEPING_FIELDS)
+    with pytest.raises(ConfigError, match=r"^train.save_dtype = 'bfloat16': .*model is there already, in float32; leave"):
+        run_training(stage(tiny_model, plain, save_dtype="bfloat16"))
     assert run_training(stage(tiny_model, plain, **BOOKKEEPING)) == plain / "model"
     assert read_json(plain / "config.json")["train"]["save_every"] == 1
     run_training(stage(tiny_model, plain))

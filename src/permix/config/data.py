@@ -27,7 +27,7 @@ def _check_tracker_names(names: tuple[str, ...]) -> tuple[str, ...]:
         if name not in TRACKER_PACKAGES:
             near = closest_match(name.lower(), TRACKER_PACKAGES)
             hint = f"did you mean {near}? " if near else ""
-            raise ValueError(f"no tracker is named {quote_input(name)}; {hint}must be of {', '.join(TRACKER_PACKAGES)}")
+            raise ValueError(f"no tracker is named {quote_input(name)}; {hint}valid: {', '.join(TRACKER_PACKAGES)}")
     return tuple(dict.fromkeys(names))
 
 

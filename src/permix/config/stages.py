@@ -480,7 +480,7 @@ class QuickstartConfig(ConfigSection):
     model: str = "bundled"
     """The model to measure and train: "bundled" (SmolLM2-135M-Instruct), a model folder, or a hub id."""
     fast: bool = False
-    """About four minutes instead of twenty: fewer steps, questions and personas."""
+    """Fewer steps, questions and personas: about four minutes."""
     seed: int = Field(default=0, ge=0)
     """Seed for plans, training and evaluations."""
     threads: int | None = Field(default=None, gt=0)

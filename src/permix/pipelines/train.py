@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from permix.config import BOOKKEEPING_FIELDS, RUNTIME_ONLY_FIELDS, SUPERVISED_METHODS, ModelConfig, TrainConfig
-from permix.errors import DataError, require_packages
+from permix.errors import ConfigError, DataError, require_packages
 from permix.inference.cost import RequestGroup, duration_text, estimate_cost, runs_beside
 from permix.inference.hardware import set_threads
 from permix.inference.hf import check_model_folder, context_window, folder_fingerprint, load_tokenizer, resolve_model_source
@@ -36,7 +36,7 @@ from permix.plan import Plan, describe_plan, write_plan
 from permix.progress import add_result, print_status
 from permix.prompts import template_text
 from permix.sanitize import escape_control
-from permix.storage.files import guard_writes
+from permix.storage.files import guard_writes, read_json
 from permix.storage.run_dir import RunDir, RunReader, cpu_seconds, read_run_file
 from permix.tasks import find_task, is_own_task
 from permix.tasks.base import TrainedOn, read_trained_on, write_trained_on
@@ -76,6 +76,7 @@ def run_training(config: TrainConfig) -> Path:
         if config.method == "seqkd":
             check_teacher(config)
         target = config.out / "model"
+        _check_saved_dtype(config, target)
         with _open_run_dir(job, source) as run:
             if not distributed.broadcast((target / "config.json").exists()):
                 with _track_usage(run):
@@ -166,6 +167,17 @@ def _print_summary(config: TrainConfig) -> None:
         print_status(f"trained {config.label or config.out.name}: {summary}")
     if truncation := describe_truncation(log, config.train.max_new_tokens):
         print_status(f"warning: {truncation}")
+
+
+def _check_saved_dtype(config: TrainConfig, target: Path) -> None:
+    """Raise ConfigError if the training has ended and its model was saved in another format than is asked for now."""
+    if (target / "config.json").exists():
+        saved = read_json(target / "config.json").get("dtype", config.train.save_dtype)
+        if saved != config.train.save_dtype:
+            raise ConfigError(
+                f"train.save_dtype = {config.train.save_dtype!r}: {target} is there already, in {saved}; leave save_dtype out, "
+                "or give another --out"
+            )
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from permix.metrics.dev_curve import selected_step
 from permix.progress import add_result, print_status_once
 from permix.rendering import plots, table, theme
 from permix.rendering.plots import plot_drift
-from permix.rendering.table import SourceRun, one_line
+from permix.rendering.table import SourceRun, one_line, plain_text
 from permix.report import fidelity_tables, score_plots, tables
 from permix.report.comparisons import Comparison, compare_models
 from permix.report.document import Document, render_card_results, render_report_markdown
@@ -141,7 +141,7 @@ def run_report(config: ReportConfig, caption: str = "") -> None:
 def _print_conclusion(document: Document, console: Console) -> None:
     """Print the claim and the warnings of a report, as plain text."""
     for line in (document.claim.sentence, *document.warnings.split("\n")):
-        if text := table.plain_text(line).strip():
+        if text := plain_text(line).strip():
             console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
@@ -170,10 +170,10 @@ def _write_report(
     figures = draw_report_figures(models, methods, pooled, comparisons, out)
     document = build_document(models, comparisons, methods, pooled, figures, caption, published)
     add_result(
-        claim=document.claim.sentence,
-        claim_support=document.claim.support,
+        claim=plain_text(document.claim.sentence),
+        claim_support=plain_text(document.claim.support),
         rows=[model.row.model_dump(mode="json") for model in models],
-        warnings=[line for line in document.warnings.splitlines() if line != ">"],
+        warnings=[plain_text(line) for line in document.warnings.splitlines() if line != ">"],
         paths={"report": out / "report.md", "page": out / "index.html", "table": out / "table.json", "tables": out / "tables"},
     )
     _remove_stale_files(

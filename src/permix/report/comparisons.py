@@ -150,7 +150,7 @@ def run_compare(config: CompareConfig) -> None:
     if len(config.runs) != 2:
         raise ConfigError(f"runs: compare takes two runs, not {len(config.runs)}: permix compare FIRST SECOND [--out DIR]")
     compared = compare_runs(*config.runs, seed=config.seed, resamples=config.resamples)
-    add_result(claim=comparison_claim(compared), comparison=compared.result.model_dump(mode="json"))
+    add_result(claim=plain_text(comparison_claim(compared)), comparison=compared.result.model_dump(mode="json"))
     console = Console()
     for line in (comparison_claim(compared), *comparison_cautions(compared)):
         console.print(plain_text(line), markup=False, highlight=False, soft_wrap=not console.is_terminal)

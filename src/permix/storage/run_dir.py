@@ -435,7 +435,7 @@ def _differing_leaves(
 
 
 class _HashedSettings(NamedTuple):
-    """What a hash in an identity stands for: sections or fields of the configuration, and words for content that they name."""
+    """The settings behind a hash in an identity: fields of the configuration, and words for content that they name."""
 
     fields: tuple[str, ...]
     words: str
