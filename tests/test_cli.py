@@ -206,7 +206,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["plan", "stray"], "permix plan: Unrecognized options: stray"),
         (
             ["plan", "--task.split", "all-of-it"],
-            "invalid choice 'all-of-it' for argument '--task.split'. Expected one of ('train',",
+            "invalid choice 'all-of-it' for argument '--task.split'. Expected one of ('all', 'dev', 'heldout', 'train').",
         ),
         (["stability", "--model.backend", "openai", "--model.base-url", "http://ann:hunter2@h/v1"], "holds credentials"),
     ],

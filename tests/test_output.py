@@ -46,7 +46,7 @@ def test_a_run_gives_one_object_and_quiet_says_nothing(tmp_path: Path, capfd: py
     assert (result["command"], result["error"], result["pending"]) == ("stability", None, 0)
     [row] = result["rows"]
     assert (row["label"], row["mean"]["value"], row["n_scored"], row["n_asked"]) == ("test", 1.0, 18, 18)
-    assert result["claim"].startswith("test: no persona effect is shown")
+    assert result["claim"] == "No effect of personas on the accuracy of test is shown."
     run = tmp_path / "run"
     assert result["paths"] == {
         "run": str(run), "metrics": str(run / "metrics.json"), "report": str(run / "report" / "report.md"),
@@ -74,15 +74,14 @@ def test_what_is_missing_is_counted_and_the_exit_code_stays(tmp_path: Path, capf
 
 def test_an_error_is_an_object_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     result, err = run_json(capfd, "report", str(tmp_path / "none"), code=2)
-    assert result["error"].endswith("none: no such folder")
+    assert "none: no such folder; give run directories" in result["error"]
     assert result["error"] in err
     result, _ = run_json(capfd, "stabilty", code=2)
     assert result["error"] == "unknown verb 'stabilty'; did you mean stability?"
 
 
 def test_a_wrong_flag_leaves_an_object(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        cli.run_cli(["report", "--nope", "--json"])
+    assert cli.run_cli(["report", "--nope", "--json"]) == 2
     shown = capfd.readouterr()
     assert json.loads(shown.out)["error"]
     assert "nope" in shown.err

@@ -113,7 +113,7 @@ def test_a_bound_that_cannot_hold_is_refused_and_says_what_can(tmp_path: Path) -
     with pytest.raises(ValidationError, match=r'thinking_budget = 9: backend "openai" cannot .*model.extra_body'):
         ModelConfig.model_validate(endpoint | {"thinking_budget": 9})
     with pytest.raises(ValidationError, match=r"thinking_budget = 256: leaves no token .*sampling.max_new_tokens \(now 256\)"):
-        StabilityConfig.model_validate({"out": tmp_path, "model": {"thinking_budget": 256}})
+        StabilityConfig.model_validate({"out": tmp_path, "model": {"thinking_budget": 256}, "sampling": {"max_new_tokens": 256}})
     with pytest.raises(ValidationError, match="thinking_budget = 9: a token that is forced is not the model's own"):
         TrainConfig.model_validate({"out": tmp_path, "model": {"thinking_budget": 9}})
     bounded = StabilityConfig.model_validate({"out": tmp_path, "model": {"thinking_budget": 255}})

@@ -629,7 +629,14 @@ def _text_in_box(box: str) -> str:
     is_rule = [re.fullmatch("[-─╰╯+]{3,}", line) is not None for line in lines]
     start = next((place for place, rule in enumerate(is_rule) if not rule and lines[place]), len(lines))
     end = next((place for place in range(start, len(lines)) if is_rule[place]), len(lines))
-    return escape_control(" ".join(lines[start:end])) or "the flags cannot be read"
+    text = escape_control(" ".join(lines[start:end])) or "the flags cannot be read"
+    # A field whose default depends on the data may be None inside, which nobody can write on the command line.
+    text = re.sub(r"no type matching \{None\}\|.* - <class '\w+'>: ", "", text)
+    return re.sub(r"Expected one of \((.*?)\)\.", lambda match: f"Expected one of ({_without_none(match[1])}).", text)
+
+
+def _without_none(choices: str) -> str:
+    return ", ".join(sorted(choice for choice in choices.split(", ") if choice != "'None'"))
 
 
 def _check_known_options(cls: type[BaseModel], args: Sequence[str]) -> None:

@@ -244,7 +244,10 @@ def test_content_counts_not_the_side_it_is_published_on(tmp_path: Path) -> None:
     ("task", "words"),
     [
         ({"levels": ["add-1"], "n": 6}, r"strategy_questions = 5000: needs questions of the \w+ split .*: task.n = 5000"),
-        ({"name": "gsm8k", "path": "test.jsonl", "n": 2}, r"needs questions of the \w+ split .*: test.jsonl: has the name "),
+        (
+            {"name": "gsm8k", "path": "test.jsonl", "n": 2},
+            r"needs questions of the \w+ split .*: task.path = test.jsonl: has the name ",
+        ),
     ],
 )
 def test_too_few_questions_to_choose_by_are_refused(

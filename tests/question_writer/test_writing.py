@@ -288,7 +288,7 @@ def test_a_whole_run_asks_nothing_again_and_takes_examples_in_later(tmp_path: Pa
     ("fields", "words"),
     [
         ({"seed": 1}, "seed = 0, not 1"),
-        ({"n": 4}, "'n': 3"),
+        ({"n": 4}, r"questions\.n = 3, not 4;"),
         ({"tasks": ["Toxicity Control"]}, "Toxicity Control"),
         ({"sampling": {"temperature": 0.0}}, "temperature"),
     ],

@@ -68,8 +68,7 @@ def test_the_section_quotes_and_escapes() -> None:
     table = whole.markdown
     heading, _, line = table.splitlines()
     assert heading.count("|") == line.count("|") == len(without_judge.TEXT_METRIC_COLUMNS) + 3
-    assert "0.500" in line
-    assert "n = 2 questions" in line
+    assert "too few<br><sub>n = 2 questions</sub>" in line
     assert "2 of 2" in line
     assert "**As an AI**" in quotes
     assert "<b>" not in quotes

@@ -284,7 +284,7 @@ def test_trackers_get_the_figures_and_the_steps_own_log_is_still_due(tiny_model:
     assert control.should_log
     assert control.should_save
     assert [set(figures) for figures in trainer.tracked] == [
-        {f"dev_eval/{name}" for name in ("mean", "worst", "pss", "baseline", "identifiability")}
+        {f"dev_eval/{name}" for name in ("mean", "worst", "pss", "baseline", "identifiability", "cut_off")}
     ] * 2
     assert trainer.tracked[0]["dev_eval/mean"] == lines_of(tmp_path / "run")[0]["mean"]["value"]
 
@@ -517,7 +517,10 @@ def trained(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert shown.out.strip() == str(tmp_path / "run" / "model")
     for step in (0, 1, 2):
         assert f"\ndev evaluation at step {step}: mean 0." in f"\n{shown.err}"
-    assert ", cut off " in next(line for line in shown.err.splitlines() if line.startswith("dev evaluation at step 2"))
+    shares = {line["step"]: line["cut_off"] for line in lines_of(tmp_path / "run")}
+    for step, share in shares.items():  # the line names the share where an answer was cut off
+        (line,) = (line for line in shown.err.splitlines() if line.startswith(f"dev evaluation at step {step}:"))
+        assert (", cut off " in line) == (share > 0)
     assert "The weights are those of step " in shown.err
     (summary,) = (line for line in shown.err.splitlines() if line.startswith("trained tiny: "))
     assert summary.startswith("trained tiny: 2 steps in 0:")

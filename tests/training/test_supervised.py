@@ -127,7 +127,7 @@ def test_the_card_names_the_method_and_what_was_learnt_from(done: Path) -> None:
         "seqkd": "Sequence-level distillation (SFT on verified samples of itself), trained by permix from",
     }
     assert said[method_of(done)] in card
-    assert "tags: [permix, sft]" in card
+    assert 'tags: ["permix", "sft"]' in card
     assert "Mean loss of a completion's token: " in card
     assert f"| examples | {len(read_training_log(done / SFT_EXAMPLES_FILE))} |" in card
     assert "| epochs | 1 |" in card

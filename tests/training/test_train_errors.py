@@ -127,7 +127,7 @@ def test_a_model_that_cannot_be_written_is_written_by_the_next_start(
 def test_a_full_disk_elsewhere_is_one_line_and_exit_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("permix.plan.pq.write_table", disk_is_full)
+    monkeypatch.setattr("pyarrow.parquet.write_table", disk_is_full)
     assert cli.run_cli(["plan", "--out", str(tmp_path / "plan.parquet")]) == 1
     assert capsys.readouterr().err == f"permix plan: {tmp_path / 'plan.parquet'}: cannot be written: {GO_ON}\n"
 
