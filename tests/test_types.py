@@ -122,6 +122,14 @@ def test_a_value_has_as_many_decimals_as_n_supports(low: float | None, high: flo
     assert one.format_value() == {2: "0.44", 3: "0.444"}[decimals]
 
 
+def test_values_beside_each_other_have_equally_many_decimals() -> None:
+    narrow, wide = Estimate(value=0.4415, low=0.4, high=0.48, n=360), Estimate(value=0.4108, low=0.36, high=0.47, n=360)
+    assert [one.format_value(min(narrow.decimals, wide.decimals)) for one in (narrow, wide)] == ["0.44", "0.41"]
+    assert narrow.format_value(2) == "0.44"
+    assert wide.format_value(3) == "0.41"
+    assert Estimate(value=-0.0147, low=-0.15, high=0.09, n=100).format_difference(3) == "−0.015 [−0.15, +0.09]"
+
+
 def test_the_first_repeated_id_is_named() -> None:
     require_unique(["a", "b"], "persona")
     with pytest.raises(ValueError, match="persona id 'b' occurs twice"):

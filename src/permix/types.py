@@ -304,21 +304,28 @@ class Estimate(Record):
         interval = "" if self.value is None or self.low is None else f" [{self.low:.2f}, {self.high:.2f}]"
         return f"{self.format_value()}{interval}".replace("-", "−")
 
-    def format_value(self) -> str:
-        """The value alone, with as many decimals as n supports: "0.812", or "0.81" with a wide interval."""
-        return "–" if self.value is None else f"{self._rounded:.{self.decimals}f}".replace("-", "−")
+    def format_value(self, decimals: int | None = None) -> str:
+        """The value alone, with as many decimals as n supports: "0.812", or "0.81" with a wide interval.
 
-    @property
-    def _rounded(self) -> float:
+        `decimals`: with at most this many, so that values beside each other have equally many.
+        """
+        shown = self.decimals if decimals is None else min(decimals, self.decimals)
+        return "–" if self.value is None else f"{self._rounded(shown):.{shown}f}".replace("-", "−")
+
+    def _rounded(self, decimals: int) -> float:
         """The value as it is shown; what rounds to zero has no sign."""
-        return round(self.value or 0.0, self.decimals) + 0.0
+        return round(self.value or 0.0, decimals) + 0.0
 
-    def format_difference(self) -> str:
-        """The estimate with signs: "+0.120 [+0.05, +0.19]"."""
+    def format_difference(self, decimals: int | None = None) -> str:
+        """The estimate with signs: "+0.120 [+0.05, +0.19]". `decimals`: as many as this, where the two values are shown beside it.
+
+        With too few decimals a difference of -0.015 would be -0.01 beside 0.90 and 0.92.
+        """
         if self.value is None:
             return "–"
+        shown = self.decimals if decimals is None else decimals
         interval = "" if self.low is None or self.high is None else f" [{self.low:+.2f}, {self.high:+.2f}]"
-        return f"{self._rounded:+.{self.decimals}f}{interval}".replace("-", "−")
+        return f"{self._rounded(shown):+.{shown}f}{interval}".replace("-", "−")
 
 
 def require_unique(ids: Sequence[str], what: str) -> None:

@@ -739,7 +739,8 @@ def _chance_text(chance: float) -> str:
 
 
 def _values_text(first: Estimate | None, other: Estimate | None) -> str:
-    return " against ".join(MISSING_TEXT if one is None else one.format_value() for one in (first, other))
+    decimals = min((one.decimals for one in (first, other) if one is not None), default=None)
+    return " against ".join(MISSING_TEXT if one is None else one.format_value(decimals) for one in (first, other))
 
 
 def _judge_findings(one: ReportMethod, other: ReportMethod) -> list[Finding]:
