@@ -317,7 +317,7 @@ class Estimate(Record):
         return round(self.value or 0.0, decimals) + 0.0
 
     def format_difference(self, decimals: int | None = None) -> str:
-        """The estimate with signs: "+0.120 [+0.05, +0.19]". `decimals`: as many as this, where the two values are shown beside it.
+        """The estimate with signs: "+0.120 [+0.05, +0.19]". `decimals`: as many as this; for a place beside the two values.
 
         With too few decimals a difference of -0.015 would be -0.01 beside 0.90 and 0.92.
         """
