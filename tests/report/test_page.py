@@ -160,7 +160,7 @@ def test_cards_have_bars_of_one_scale() -> None:
     assert (judge["bar"]["low"], judge["bar"]["width"]) == (0, 25)
     assert [one["tone"] for one in (wide, narrow, judge)] == ["plain", "better", "worse"]
     assert wide["numbers"] == [{"name": "a<b>", "text": "0.50"}, {"name": "b", "text": "0.50"}]
-    assert wide["difference"] == "−0.25 [−0.50,\u00a0+0.25]"
+    assert wide["difference"] == "−0.250 [−0.50,\u00a0+0.25]"
 
 
 def test_the_card_of_one_model_shows_its_value_within_the_limits() -> None:

@@ -235,10 +235,8 @@ def test_groups_that_cannot_be_shared_evenly_are_refused_with_one_message(config
 
 def test_a_flag_nobody_knows_is_refused_once(tmp_path: Path) -> None:
     found = team(tmp_path / "team", "train", "--train.lrr", "3")
-    assert sorted(end.code or 0 for end in found) == [
-        1,
-        2,
-    ]  # as for every error: the first process ends with it, the others with 1
+    # The first process ends with the error, the others with 1.
+    assert sorted(end.code or 0 for end in found) == [1, 2]
     assert "".join(end.said for end in found).count("did you mean --train.lr?") == 1
 
 
