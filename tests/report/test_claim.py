@@ -36,7 +36,9 @@ class Values(NamedTuple):
 def values(one: ReportMethod, other: ReportMethod, name: str) -> Values:
     pair = [found for each in (one, other) if (found := estimate_of(pool_seeds(each), name)) is not None]
     decimals = min(one.decimals for one in pair)
-    return Values(" against ".join(one.format_value(decimals) for one in pair), signed(estimate_of(method_difference(one, other), name)))
+    return Values(
+        " against ".join(one.format_value(decimals) for one in pair), signed(estimate_of(method_difference(one, other), name))
+    )
 
 
 def test_personas_mixed_in_against_rlvr_over_seeds(study: dict[str, ReportMethod]) -> None:
