@@ -6,10 +6,13 @@ from typing import NamedTuple
 import pytest
 
 from permix.evals.text_metrics import PersonaAnswer, TextMetrics, compute_text_metrics
+from permix.report.excerpts import subject_text
 from permix.report.judges import PERSONAGYM_KIND
 from permix.report.methods import ReportMethod, group_methods, method_difference, pool_seeds
 from permix.report.runs import ModelRuns, collect_models
 from permix.report.summary_text import build_claim
+from permix.storage.files import read_json, write_json
+from permix.storage.run_dir import RUN_FORMAT
 from permix.types import Estimate
 from tests.seeded import estimate_of, fidelity_run, share, stability_run, torn, train_run, write_study
 
@@ -204,3 +207,17 @@ def test_answers_without_a_judge_are_claimed_as_what_they_are() -> None:
     assert claim(a=measured, b=unknown) == (
         f"{known}; b answered 10 of 10 questions of 2 personas (20% out of character); no judge has scored the answers."
     )
+
+
+def test_what_was_measured_is_one_line(tmp_path: Path) -> None:
+    """A day is shown where a run has one. The name of a stranger's file is escaped."""
+    for name, questions in (("a", 20), ("b", 15)):
+        stability_run(tmp_path / name, name, "x", share(4), questions=questions)
+        config = read_json(tmp_path / name / "config.json")
+        write_json(tmp_path / name / "config.json", config | {"task": {"name": "own-number", "path": "folder/q*a.jsonl"}})
+    assert subject_text(collect_models([tmp_path / "a"])) == "q&#42;a.jsonl · 20 questions × 4 personas"
+    write_json(tmp_path / "b" / "provenance.json", {"format": RUN_FORMAT, "created": "2026-11-29T08:38:09+00:00"})
+    assert subject_text(collect_models([tmp_path])) == "q&#42;a.jsonl · 2026-11-29"  # the sizes differ
+    fidelity_run(tmp_path / "f", "f", "x")
+    assert subject_text(collect_models([tmp_path / "f"])) == "open-ended questions"
+    assert subject_text([]) == ""

@@ -55,8 +55,8 @@ SEEDS_TITLE = "Each training seed"
 class Document(NamedTuple):
     """A whole report. `details` are sentences with numbers; `footnotes` give n, seeds and what the intervals cover.
 
-    `short_warnings` holds each kind of warning in a few words. `seed_table` has a row for every training seed, if `main_table`
-    has a row for each method; else it is None.
+    `subject` is one line in Markdown on what was measured. `short_warnings` holds each kind of warning in a few words.
+    `seed_table` has a row for every training seed, if `main_table` has a row for each method; else it is None.
     """
 
     title: str
@@ -68,6 +68,7 @@ class Document(NamedTuple):
     footnotes: str
     front_figures: tuple[Figure, ...]
     sections: tuple[DocumentSection, ...]
+    subject: str = ""
     short_warnings: tuple[str, ...] = ()
     seed_table: Table | None = None
 

@@ -6,6 +6,7 @@ displayed and never interpreted. The order and the text depend only on the runs.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from permix import sanitize
@@ -137,6 +138,28 @@ _PROVENANCE_HEADINGS = (
     "CPU s",
     "peak MB",
 )
+
+
+def subject_text(models: Sequence[ModelRuns]) -> str:
+    """One line on what was measured, in Markdown: tasks, sizes, and the day of the newest run; empty if nothing is known."""
+    stable = [(model.runs["stability"], model.stability) for model in models if model.stability is not None]
+    tasks = list(dict.fromkeys(_task_text(run) for run, _ in stable))
+    sizes = {f"{summary.n_questions} questions × {summary.n_personas} personas" for _, summary in stable}
+    has_open_questions = any(model.identifiability is not None for model in models)
+    days = [str(run.provenance.get("created", ""))[:10] for model in models for run in model.runs.values()]
+    parts = [
+        ", ".join(tasks),
+        sizes.pop() if len(sizes) == 1 else "",
+        "open-ended questions" if has_open_questions else "",
+        max(days, default=""),
+    ]
+    return " · ".join(escape_markdown(truncate(escape_control(part), 80)) for part in parts if part)
+
+
+def _task_text(run: Run) -> str:
+    """The name of a run's task; of the user's own questions, the file's name."""
+    task = run.config.get("task") or {}
+    return Path(str(task["path"])).name if task.get("path") else str(task.get("name", ""))
 
 
 def provenance_parts(models: Sequence[ModelRuns]) -> list[DocumentPart]:

@@ -85,6 +85,7 @@ def build_document(
         footnotes=excerpts.build_footnotes(models),
         front_figures=_figures_of_chart(figures, "tradeoff"),
         sections=tuple(_sections(models, comparisons, figures, published)),
+        subject=excerpts.subject_text(models),
         short_warnings=tuple(summary_text.short_warnings(models, comparisons)),
         seed_table=None if main_table.name == all_models.name else all_models,
     )

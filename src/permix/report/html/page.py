@@ -115,6 +115,7 @@ def write_page(
             script=Markup(script),
             data=Markup(embed_json(data)),
             claim=render_inline(document.claim.sentence),
+            subject=render_inline(document.subject),
             support=render_inline(document.claim.support),
             caption=render_prose(document.caption),
             warnings=render_prose(document.warnings),
