@@ -118,7 +118,7 @@ def test_a_transcript_is_text_alone(page: Any) -> None:
     asked = page.text_content(".transcript-asked")
     assert asked == "System promptYou are clerk.AskedWhat is q0?"
     assert "Gold4" in mine
-    assert "Tokens written2" in mine
+    assert "Completion tokens2" in mine
 
 
 def test_steps_within_the_dialog_by_key_and_by_button(page: Any) -> None:

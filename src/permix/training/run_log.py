@@ -165,6 +165,8 @@ _SUMMARY_FORMATS: dict[str, Callable[[tuple[float, float]], str]] = {
     "reward": lambda ends: f"reward {ends[0]:.2f} over the first fifth of the steps, {ends[1]:.2f} over the last",
     "loss": lambda ends: f"loss {ends[0]:.3f} over the first fifth of the steps, {ends[1]:.3f} over the last",
     "truncated": lambda ends: f"cut off {ends[0]:.0%}, then {ends[1]:.0%}",
+    "kl": lambda ends: f"KL {ends[0]:.4f}, then {ends[1]:.4f}",
+    "replay_kl": lambda ends: f"KL of character replay {ends[0]:.4f}, then {ends[1]:.4f}",
     "completion_tokens": lambda ends: f"tokens an answer {ends[0]:.0f}, then {ends[1]:.0f}",
 }
 """How `describe_training` shows a metric of log.jsonl, from its means over the first and the last fifth."""

@@ -204,10 +204,10 @@
 
   function facts(cell, sheet) {
     const { el } = permix;
-    const finishes = { stop: "ended by itself", length: "cut off at the token limit" };
+    const finishes = { stop: "stop: the model ended its answer", length: "length: cut off at the token limit" };
     const rows = [
-      ["Extracted answer", cell.extracted], ["Gold", cell.gold], ["End", finishes[cell.finish]],
-      ["Tokens read", cell.read], ["Tokens written", cell.written],
+      ["Extracted answer", cell.extracted], ["Gold", cell.gold], ["Finish reason", finishes[cell.finish]],
+      ["Prompt tokens", cell.read], ["Completion tokens", cell.written],
       ["Template", cell.template && (sheet.templates[cell.template] ?? cell.template)],
     ].filter(([, value]) => value !== undefined);
     return el("dl", {}, ...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(plain(value)))]));
