@@ -33,11 +33,10 @@ class CommandOutput:
 
     def print_json(self) -> None:
         """Print the object, the first time that this is called. Text outside ASCII is escaped, as are control characters."""
-        if self.stdout is None:
-            return
-        content = self.result | {"notes": self.notes}
-        print(json.dumps(content, indent=2, allow_nan=False, default=str), file=self.stdout, flush=True)
-        self.stdout = None
+        stdout, self.stdout = self.stdout, None  # before it is printed: a signal right after that must not print it again
+        if stdout is not None:
+            content = self.result | {"notes": self.notes}
+            print(json.dumps(content, indent=2, allow_nan=False, default=str), file=stdout, flush=True)
 
 
 _output = CommandOutput()
