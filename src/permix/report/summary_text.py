@@ -170,13 +170,15 @@ def short_warnings(models: Sequence[ModelRuns], comparisons: Sequence[Comparison
         for model in models
         if model.stability is not None and model.stability.n_scored < model.stability.n_asked
     ]
-    short = {
-        "Incomplete": f": {', '.join(incomplete)} cells scored",
-        "Cut off": f" at the token limit: {', '.join(cut_off)} answers; a longer limit may change the results",
-    }
     kinds = Counter(_warning_kind(one) for one in (*incomplete_run_warnings(models), *comparison_warnings(comparisons)))
-    counts = {kind: f" ({format_count(count)} times)" if count > 1 else "" for kind, count in kinds.items()}
-    return [f"**{kind}**{short.get(kind, counts[kind])}" for kind in kinds]
+    short = {kind: f" ({format_count(count)} times)" if count > 1 else "" for kind, count in kinds.items()}
+    short["Incomplete"] = f": {', '.join(incomplete)} cells scored"
+    short["Failed"] = (
+        f" requests in {format_count(kinds['Failed'])} {'run' if kinds['Failed'] == 1 else 'runs'}, with the reasons"
+    )
+    if cut_off:  # else only answers in character were cut off
+        short["Cut off"] = f" at the token limit: {', '.join(cut_off)} answers; a longer limit may change the results"
+    return [f"**{kind}**{short[kind]}" for kind in kinds]
 
 
 def _warning_kind(warning: str) -> str:

@@ -101,7 +101,12 @@ def _requests_per_second_cell(row: ModelRow) -> TableCell:
 _COUNT_AND_COST_COLUMNS = (
     ModelColumn("scored of asked", lambda row: trusted_cell(format_ratio(row.n_scored, row.n_asked))),
     ModelColumn("cut off, of answered", cut_off_cell),
-    ModelColumn("answers of asked", lambda row: trusted_cell(format_ratio(row.n_answers, row.n_answers_asked)), OPEN_ENDED_KIND),
+    ModelColumn(
+        "answers of asked",
+        lambda row: trusted_cell(format_ratio(row.n_answers, row.n_answers_asked)),
+        OPEN_ENDED_KIND,
+        is_folded=True,
+    ),
     ModelColumn("training tokens", lambda row: count_cell(row.train_tokens), "train", is_folded=True),
     ModelColumn("training CPU s", lambda row: count_cell(row.train_cpu_s), "train", is_folded=True),
     ModelColumn("evaluation tokens", lambda row: count_cell(row.eval_tokens), is_folded=True),
