@@ -2,12 +2,12 @@
 
 import re
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 
 from tests.sample_runs import asked_what, solve, stability_values, toml
 from tests.servers import openai_server
+from tests.without_packages import run_without
 
 OPTIONAL = (
     "torch",
@@ -23,23 +23,9 @@ OPTIONAL = (
     "inspect_ai",
 )
 
-SCRIPT = f"""
-import sys
-class Without:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {OPTIONAL}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Without())
-import importlib.util
-real = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name.partition(".")[0] in {OPTIONAL} else real(name, *rest)
-from permix.cli import main
-main(sys.argv[1:])
-"""
-
 
 def permix(*argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", SCRIPT, *argv], capture_output=True, text=True)
+    return run_without(OPTIONAL, *argv)
 
 
 def test_an_endpoint_is_measured_reported_and_compared(tmp_path: Path) -> None:

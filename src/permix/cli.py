@@ -629,14 +629,7 @@ def _text_in_box(box: str) -> str:
     is_rule = [re.fullmatch("[-─╰╯+]{3,}", line) is not None for line in lines]
     start = next((place for place, rule in enumerate(is_rule) if not rule and lines[place]), len(lines))
     end = next((place for place in range(start, len(lines)) if is_rule[place]), len(lines))
-    text = escape_control(" ".join(lines[start:end])) or "the flags cannot be read"
-    # A field whose default depends on the data may be None inside, which nobody can write on the command line.
-    text = re.sub(r"no type matching \{None\}\|.* - <class '\w+'>: ", "", text)
-    return re.sub(r"Expected one of \((.*?)\)\.", lambda match: f"Expected one of ({_without_none(match[1])}).", text)
-
-
-def _without_none(choices: str) -> str:
-    return ", ".join(sorted(choice for choice in choices.split(", ") if choice != "'None'"))
+    return escape_control(" ".join(lines[start:end])) or "the flags cannot be read"
 
 
 def _check_known_options(cls: type[BaseModel], args: Sequence[str]) -> None:
@@ -659,12 +652,11 @@ def _check_known_options(cls: type[BaseModel], args: Sequence[str]) -> None:
 
 
 def _section_rules(stage: type[BaseModel], args: Sequence[str]) -> ConstructorRegistry:
-    """Rules for tyro: a field that names an entry of a registry accepts the registered names, like a Literal field its values; a
-    field whose default depends on the data is None where it is not given, so that its section knows; and a section that cannot be
-    made raises ConfigError, which tyro lets pass, in the words of a configuration file's errors.
+    """Rules for tyro: a field that names an entry of a registry accepts the registered names, like a Literal field its values;
+    and a section that cannot be made raises ConfigError, which tyro lets pass, in the words of a configuration file's errors.
 
-    `args` are the flags: a model whose backend neither they nor the file name is made without one, so that its other fields
-    decide.
+    `args` are the flags: a model's backend, and a field whose default depends on the data, are left out of their section where
+    neither the flags nor the file name them, so that the section knows that they were not given.
     """
     flags = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in args if word.startswith("--")}
     rules = ConstructorRegistry()
@@ -676,25 +668,21 @@ def _section_rules(stage: type[BaseModel], args: Sequence[str]) -> ConstructorRe
             return None
         types = _types_of_named_fields(info.type)
         given = info.default if isinstance(info.default, info.type) else None
-        from_data = config.DEFAULTS_FROM_DATA.get(info.type, ())
-        unset = {name for name in from_data if given is None or name not in given.model_fields_set}
         fields = [
             StructFieldSpec(
                 name,
                 cast(Any, tyro.conf.Suppress)[field.annotation]
                 if name == "stage"
-                else cast(Any, field.annotation) | None
-                if name in from_data
                 else types.get(name, cast(Any, field.annotation)),
-                default=None if name in unset else field.get_default() if given is None else getattr(given, name),
+                default=field.get_default() if given is None else getattr(given, name),
                 helptext=field.description,
             )
             for name, field in info.type.model_fields.items()
         ]
-        set_fields = given.model_fields_set if given else set()
-        is_undecided = "backend" in types and "backend" not in set_fields and f"{prefixes[info.type]}backend" not in flags
-        build = partial(_build_section, info.type, prefixes[info.type], ("backend",) if is_undecided else ())
-        return StructConstructorSpec(instantiate=build, fields=tuple(fields))
+        prefix, set_fields = prefixes[info.type], given.model_fields_set if given else set()
+        decided_later = (*config.DEFAULTS_FROM_DATA.get(info.type, ()), *({"backend"} & types.keys()))
+        left_out = [name for name in decided_later if name not in set_fields and f"{prefix}{name}" not in flags]
+        return StructConstructorSpec(instantiate=partial(_build_section, info.type, prefix, left_out), fields=tuple(fields))
 
     return rules
 
@@ -709,11 +697,9 @@ def _section_prefixes(section: type[BaseModel], prefix: str = "") -> Iterator[tu
 
 def _build_section(section: type[BaseModel], prefix: str, left_out: Sequence[str], **values: Any) -> BaseModel:
     # No docstring: tyro would print it in the help. `left_out`: fields that the user has not given, and whose default depends on
-    # other fields.
-    from_data = config.DEFAULTS_FROM_DATA.get(section, ())
-    given = {name: value for name, value in values.items() if name not in left_out and not (value is None and name in from_data)}
+    # other fields or on the data.
     try:
-        return section(**given)
+        return section(**{name: value for name, value in values.items() if name not in left_out})
     except (ValidationError, UnicodeEncodeError) as error:
         raise ConfigError(config.format_validation_error(error, prefix)) from error
 

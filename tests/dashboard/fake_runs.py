@@ -4,11 +4,15 @@ import contextlib
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from permix.dashboard.folder import RunFolder
 from permix.dashboard.run_monitor import RunMonitor, read_locks
+from permix.dashboard.server import ViewerServer
+from permix.dashboard.try_it import TryIt
 from permix.storage.run_dir import RUN_FORMAT
 from permix.types import Cell
 from tests.sample_runs import answered
@@ -73,3 +77,22 @@ def held(run: Path) -> Iterator[int]:
             yield int(process.stdout.readline())
         finally:
             process.kill()
+
+
+@contextlib.contextmanager
+def serving(root: Path, *, with_try_it: bool = False) -> Iterator[ViewerServer]:
+    """A server whose folder has been looked at once; the threads that watch are not started."""
+    folder = RunFolder(root)
+    folder.rescan()
+    folder.poll()
+    server = ViewerServer(folder, 0, TryIt(folder) if with_try_it else None)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+        if server.try_it is not None:
+            server.try_it.stop()

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +11,9 @@ from typing import Any
 import pytest
 
 from permix.dashboard import server as servers
-from permix.dashboard.folder import RunFolder
 from permix.dashboard.server import MAX_BODY_BYTES, TOKEN_HEADER, ViewerServer
-from permix.dashboard.try_it import TryIt
-from tests.dashboard.fake_runs import stability_run, whole
-from tests.dashboard.test_view_server import ask, serving
+from tests.dashboard.fake_runs import serving, stability_run, whole
+from tests.dashboard.test_view_server import ask
 from tests.dashboard.try_folder import encode, endpoint_run, post, question
 from tests.servers import Hang, OpenAIServer, openai_server
 
@@ -33,20 +30,8 @@ def remote() -> Iterator[OpenAIServer]:
 def server(tmp_path: Path, remote: OpenAIServer) -> Iterator[ViewerServer]:
     """A server with "Try it" on, over one run at an endpoint."""
     endpoint_run(tmp_path / "run", remote.base_url)
-    folder = RunFolder(tmp_path)
-    folder.rescan()
-    folder.poll()
-    server = ViewerServer(folder, 0, TryIt(folder))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-        assert server.try_it is not None
-        server.try_it.stop()
+    with serving(tmp_path, with_try_it=True) as found:
+        yield found
 
 
 def token(server: ViewerServer) -> str:

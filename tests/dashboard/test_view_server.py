@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import tracemalloc
 from collections.abc import Iterator, Mapping
@@ -17,9 +16,8 @@ from typing import NamedTuple
 import pytest
 
 from permix import cli
-from permix.dashboard.folder import RunFolder
 from permix.dashboard.server import ASSETS, ViewerServer
-from tests.dashboard.fake_runs import append, put, stability_run, whole
+from tests.dashboard.fake_runs import append, put, serving, stability_run, whole
 from tests.storage.test_odd_files import ODD, put_odd
 
 POLICY = (
@@ -32,23 +30,6 @@ class Reply(NamedTuple):
     status: int
     headers: Mapping[str, str]
     body: bytes
-
-
-@contextlib.contextmanager
-def serving(root: Path) -> Iterator[ViewerServer]:
-    """A server whose folder has been looked at once; the threads that watch are not started."""
-    folder = RunFolder(root)
-    folder.rescan()
-    folder.poll()
-    server = ViewerServer(folder, 0)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def ask(server: ViewerServer, target: str, method: str = "GET", **headers: str) -> Reply:

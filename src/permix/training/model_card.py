@@ -18,7 +18,7 @@ from permix.plan import Plan, describe_plan
 from permix.sanitize import escape_markdown
 from permix.storage.files import read_json, write_text
 from permix.training.dev_eval import load_dev_curve
-from permix.training.run_log import describe_truncation, read_training_log
+from permix.training.run_log import describe_truncation, first_and_last_fifth, read_training_log
 from permix.training.sft_data import SFT_COUNTS_FILE
 
 
@@ -162,6 +162,5 @@ def _first_and_last_means(values: Sequence[float]) -> str:
     """The means over the first and the last fifth of the steps, as text."""
     if not values:
         return "no rollout was scored"
-    edge = max(1, len(values) // 5)
-    first, last = (sum(part) / edge for part in (values[:edge], values[-edge:]))
-    return f"{first:.3f} over the first {edge} steps, {last:.3f} over the last {edge}"
+    first, last, n = first_and_last_fifth(values)
+    return f"{first:.3f} over the first {n} steps, {last:.3f} over the last {n}"

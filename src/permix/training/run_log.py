@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from permix.evals.grid import NOTABLE_CUT_OFF_SHARE
 from permix.plan import Plan, write_plan
 from permix.progress import ProgressBar, format_duration, progress_bar
 from permix.sanitize import escape_control, escape_markdown, truncate
@@ -132,17 +133,13 @@ class RolloutLogger(MetricsLogger):
         return f"reward {metrics['reward']:.2f}" + ("" if truncated is None else f", {truncated:.0%} cut off")
 
 
-NOTABLE_TRUNCATED_SHARE = 0.05
-
-
 def describe_truncation(log: Sequence[Mapping[str, Any]], max_new_tokens: int) -> str | None:
     """A sentence about the rollouts that were cut off in the last fifth of the steps; None for at most 5 %."""
     shares = [line["truncated"] for line in log if line.get("truncated") is not None]
-    last = shares[-max(1, len(shares) // 5) :]
-    if not last or (share := sum(last) / len(last)) <= NOTABLE_TRUNCATED_SHARE:
+    if not shares or (ends := first_and_last_fifth(shares)).last <= NOTABLE_CUT_OFF_SHARE:
         return None
     return (
-        f"{share:.0%} of the rollouts in the last {len(last)} of {len(shares)} steps were cut off at train.max_new_tokens = "
+        f"{ends.last:.0%} of the rollouts in the last {ends.n} of {len(shares)} steps were cut off at train.max_new_tokens = "
         f"{max_new_tokens}. A rollout that is cut off before its answer earns no reward, so the training also rewards brevity"
     )
 
@@ -156,25 +153,33 @@ def describe_training(log: Sequence[Mapping[str, Any]]) -> str | None:
     metrics = {name: [float(line[name]) for line in log if line.get(name) is not None] for name in _SUMMARY_FORMATS}
     if metrics["reward"]:
         metrics["loss"] = []  # that of a policy gradient says nothing about progress
-    parts = [_SUMMARY_FORMATS[name](_first_and_last_fifth(values)) for name, values in metrics.items() if values]
+    parts = [_SUMMARY_FORMATS[name](first_and_last_fifth(values)) for name, values in metrics.items() if values]
     seconds = sum(sum(line["seconds"].values()) for line in log if line.get("seconds"))
     return "; ".join([f"{len(log)} steps in {format_duration(seconds)}", *parts]) if log else None
 
 
-_SUMMARY_FORMATS: dict[str, Callable[[tuple[float, float]], str]] = {
-    "reward": lambda ends: f"reward {ends[0]:.2f} over the first fifth of the steps, {ends[1]:.2f} over the last",
-    "loss": lambda ends: f"loss {ends[0]:.3f} over the first fifth of the steps, {ends[1]:.3f} over the last",
-    "truncated": lambda ends: f"cut off {ends[0]:.0%}, then {ends[1]:.0%}",
-    "kl": lambda ends: f"KL {ends[0]:.4f}, then {ends[1]:.4f}",
-    "replay_kl": lambda ends: f"KL of character replay {ends[0]:.4f}, then {ends[1]:.4f}",
-    "completion_tokens": lambda ends: f"tokens an answer {ends[0]:.0f}, then {ends[1]:.0f}",
+class FirstAndLastFifth(NamedTuple):
+    """Means of a metric over the first and the last fifth of its steps; `n` is the number of steps in a fifth, at least 1."""
+
+    first: float
+    last: float
+    n: int
+
+
+_SUMMARY_FORMATS: dict[str, Callable[[FirstAndLastFifth], str]] = {
+    "reward": lambda ends: f"reward {ends.first:.2f} over the first fifth of the steps, {ends.last:.2f} over the last",
+    "loss": lambda ends: f"loss {ends.first:.3f} over the first fifth of the steps, {ends.last:.3f} over the last",
+    "truncated": lambda ends: f"cut off {ends.first:.0%}, then {ends.last:.0%}",
+    "kl": lambda ends: f"KL {ends.first:.4f}, then {ends.last:.4f}",
+    "replay_kl": lambda ends: f"KL of character replay {ends.first:.4f}, then {ends.last:.4f}",
+    "completion_tokens": lambda ends: f"tokens an answer {ends.first:.0f}, then {ends.last:.0f}",
 }
 """How `describe_training` shows a metric of log.jsonl, from its means over the first and the last fifth."""
 
 
-def _first_and_last_fifth(values: Sequence[float]) -> tuple[float, float]:
+def first_and_last_fifth(values: Sequence[float]) -> FirstAndLastFifth:
     n = max(1, len(values) // 5)
-    return sum(values[:n]) / n, sum(values[-n:]) / n
+    return FirstAndLastFifth(sum(values[:n]) / n, sum(values[-n:]) / n, n)
 
 
 @contextmanager
