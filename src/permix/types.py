@@ -111,6 +111,8 @@ class Verdict(Record):
 class Sampling(Record):
     """How a model samples its completions."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)  # the texts below are the help of the command line's options
+
     temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature; 0 is greedy decoding."""
     top_p: float = Field(default=1.0, gt=0, le=1)
