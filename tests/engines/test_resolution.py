@@ -34,7 +34,18 @@ def resolve(requirement: str, extra: str, tmp_path: Path) -> list[str]:
     wanted = tmp_path / "wanted.txt"
     wanted.write_text(f"permix{f'[{extra}]' if extra else ''} @ {PROJECT.as_uri()}\n{requirement}\n")
     done = subprocess.run(
-        [str(UV), "pip", "compile", "--quiet", "--python-version", "3.11", "--no-annotate", "--no-header", "--system-certs", str(wanted)],
+        [
+            str(UV),
+            "pip",
+            "compile",
+            "--quiet",
+            "--python-version",
+            "3.11",
+            "--no-annotate",
+            "--no-header",
+            "--system-certs",
+            str(wanted),
+        ],
         capture_output=True,
         text=True,
         cwd=tmp_path,

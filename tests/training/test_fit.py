@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,34 @@ def test_every_launch_has_a_header_and_is_tested() -> None:
 def test_what_a_launch_cannot_do_is_refused(started: Launch, asked: TrainConfig, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         check_launch(plan_of(), asked, started)
+
+
+@pytest.mark.parametrize(
+    ("character", "settings", "said"),
+    [
+        (
+            {},
+            {"beta": 0.1},
+            "train.beta = 0.1: needs a reference model, whose weights are wrong under FSDP2 with transformers 5.22.0",
+        ),
+        ({"replay": 0.5, "replay_policy": "on"}, {}, 'character.replay_policy = "on": needs a reference model'),
+    ],
+    ids=["kl", "on-policy replay"],
+)
+def test_an_old_transformers_cannot_shard_a_reference_model(
+    character: dict[str, Any], settings: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {"transformers": "5.22.0"}
+    monkeypatch.setattr("importlib.metadata.version", lambda name: versions[name])
+    sharded = Launch(world_size=2, sharding="fsdp2")
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        check_launch(plan_of(questions_per_step=2), stage(character, **settings), sharded)
+    # Whole weights, adapters, no reference model at all, or a newer release: nothing is refused.
+    check_launch(plan_of(questions_per_step=2), stage(character, **settings), Launch(world_size=2))
+    check_launch(plan_of(questions_per_step=2), stage(character, **settings, lora_rank=2), sharded)
+    check_launch(plan_of(questions_per_step=2), stage(), sharded)
+    versions["transformers"] = "5.23.0.dev1"
+    check_launch(plan_of(questions_per_step=2), stage(character, **settings), sharded)
 
 
 def test_refusals_come_before_anything_is_loaded_or_written(

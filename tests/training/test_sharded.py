@@ -1,11 +1,15 @@
 """FSDP2 over two processes on CPUs: it trains, generates, saves and goes on as one process does."""
 
+import json
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from permix.training.compatibility import SHARDED_REFERENCE_TRANSFORMERS
 from tests.killable import Moment
 from tests.launches import environment, shard_on_cpu
 from tests.multi_process import Ended, command, each, team
@@ -30,24 +34,36 @@ SETTINGS = {
     "on-policy replay": ("--character.replay", "0.5", "--character.replay-policy", "on"),
 }
 
+SHARDS_REFERENCE = tuple(map(int, version("transformers").split(".")[:2])) >= SHARDED_REFERENCE_TRANSFORMERS
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_shared_out_weights_train_like_whole_ones(
     config: Path, tiny_model: Path, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
+    if not SHARDS_REFERENCE and settings in (SETTINGS["kl, checkpointing"], SETTINGS["on-policy replay"]):
+        pytest.skip("this release of transformers shards no reference model, which check_launch refuses")
     one, two = tmp_path / "one", tmp_path / "two"
     assert team(tmp_path / "alone", "train", str(config), "--out", str(one), *settings, size=1)[0].code == 0
     found = train(tmp_path / "team", str(config), "--out", str(two), *settings)
     assert [end.code for end in found] == [0, 0], found
     noisy = "--character.replay" in settings  # as in test_processes.py
     assert relative_distance(one / "model", two / "model", tiny_model) <= (1e-3 if noisy else 1e-5)
-    for name in ("rollouts.jsonl", "model/config.json", "model/generation_config.json", "model/tokenizer.json"):
+    for name in ("rollouts.jsonl", "model/config.json", "model/tokenizer.json"):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    assert generation_settings(one / "model") == generation_settings(two / "model")
     for ours, theirs in zip(untimed(two / "log.jsonl"), untimed(one / "log.jsonl"), strict=True):
         assert ours.keys() == theirs.keys()
         for name in ours:
             assert close(ours[name], theirs[name], 1e-2 if noisy else 2e-4), (name, ours[name], theirs[name])
+
+
+def generation_settings(model: Path) -> dict[str, Any]:
+    """generation_config.json; transformers before 5.22 writes a single stop token as a number or as a list of one."""
+    settings: dict[str, Any] = json.loads((model / "generation_config.json").read_text())
+    stop = settings.pop("eos_token_id")
+    return settings | {"eos_token_id": stop if isinstance(stop, list) else [stop]}
 
 
 @pytest.mark.slow

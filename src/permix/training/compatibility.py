@@ -4,9 +4,11 @@
 value and what would be valid.
 """
 
+import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,6 +124,8 @@ def check_launch(plan: Plan, config: TrainConfig, launch: Launch) -> None:
         )
     if launch.sharding == "fsdp1":
         raise ConfigError("fsdp_version: 1 is not supported: launch with fsdp_version: 2, as configs/launch/fsdp2.yaml does")
+    if launch.sharding == "fsdp2":
+        _check_sharded_reference(config)
     if launch.sharding == "zero3":
         _check_zero3(config)
     if config.dev_eval.every and config.train.use_vllm and launch.sharding in ("fsdp2", "zero3"):
@@ -132,6 +136,26 @@ def check_launch(plan: Plan, config: TrainConfig, launch: Launch) -> None:
         )
     if config.train.use_vllm:
         _check_vllm(config.train, count)
+
+
+SHARDED_REFERENCE_TRANSFORMERS = (5, 23)
+"""The first release of transformers with which a reference model that is sharded by FSDP2 has the right weights. With 5.0 to 5.22
+two processes train towards another reference than one process does, without an error (tests/training/test_sharded.py)."""
+
+
+def _check_sharded_reference(config: TrainConfig) -> None:
+    """Refuse a reference model of its own under FSDP2 with an old transformers. With LoRA the reference is the model itself."""
+    on_policy = config.character.replay > 0 and config.character.replay_policy == "on"
+    installed = importlib.metadata.version("transformers")
+    release = tuple(int(one) for one in re.findall(r"\d+", installed)[:2])
+    if not (config.train.beta or on_policy) or config.train.lora_rank or release >= SHARDED_REFERENCE_TRANSFORMERS:
+        return
+    wanted = ".".join(map(str, SHARDED_REFERENCE_TRANSFORMERS))
+    setting = f"train.beta = {config.train.beta}" if config.train.beta else 'character.replay_policy = "on"'
+    raise ConfigError(
+        f"{setting}: needs a reference model, whose weights are wrong under FSDP2 with transformers {installed}; install "
+        f"transformers {wanted} or newer, give train.lora_rank, or launch with torchrun"
+    )
 
 
 def _check_zero3(config: TrainConfig) -> None:
