@@ -5,12 +5,14 @@ import multiprocessing
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import permix
+from permix import cli
 from permix.config import ConfigSection, JudgeConfig, ModelConfig, StabilityConfig, build_config
 from permix.errors import ConfigError, DataError, IncompleteRunError, MissingScoresError
 from permix.evals.stability import run_stability
@@ -568,3 +570,51 @@ def test_a_key_that_a_server_repeats_is_in_no_file(tmp_path: Path, monkeypatch: 
 )
 def test_an_address_is_host_port_and_path(base_url: str, address: str) -> None:
     assert normalize_address(base_url) == address
+
+
+# The report
+
+
+def report(folder: Path) -> tuple[str, str]:
+    """report.md and the page of the run in `folder`."""
+    assert cli.run_cli(["report", str(folder / "run"), "--out", str(folder / "report")]) == 0
+    return (folder / "report" / "report.md").read_text(), (folder / "report" / "index.html").read_text()
+
+
+def test_the_report_shows_addresses_and_who_confirmed_the_weights(tmp_path: Path) -> None:
+    with two_servers(ROOT_A, ROOT_A) as (one, other):
+        started(tmp_path, one)
+        run_stability(config_at(tmp_path, other))
+        other.models = SILENT
+        run_stability(config_at(tmp_path, other, same_weights=True))
+    markdown, page = report(tmp_path)
+    rows = [line.strip("| ").split(" | ") for line in markdown.splitlines() if at(one) in line or at(other) in line]
+    times = [use.first_used.replace(":", "&#58;") for use in read_addresses(tmp_path / "run")["model"].addresses]
+    expected = [
+        ["test", "stability", "model", at(one), times[0], "root /w/a", "– (first address)"],
+        ["test", "stability", "model", at(other), times[1], "root /w/a", "server"],
+        ["test", "stability", "model", at(other), times[2], "nothing of its weights", "user"],
+    ]
+    assert [[unescape(cell) for cell in row] for row in rows] == [[unescape(cell) for cell in row] for row in expected]
+    assert "same weights confirmed by" in page
+    assert page.count(at(one)) == 1
+
+
+def test_a_report_without_endpoints_has_no_table_of_addresses(tmp_path: Path) -> None:
+    with openai_server(right) as server:
+        run_stability(config_at(tmp_path, server))
+    (tmp_path / "run" / "addresses.json").unlink()
+    assert "same weights confirmed by" not in report(tmp_path)[0]
+
+
+def test_the_report_shows_addresses_as_text(tmp_path: Path) -> None:
+    with openai_server(right, models=listing("test", root="<b>**x**</b>|[a](http://evil.invalid)")) as server:
+        run_stability(config_at(tmp_path, server))
+    file = tmp_path / "run" / "addresses.json"
+    recorded = read_json(file)
+    recorded["model"]["addresses"][0] |= {"address": "http://ann:pw@h/\x1b[31m<img src=x>", "first_used": "\u202e" * 1000}
+    file.write_text(json.dumps(recorded))
+    markdown, page = report(tmp_path)
+    for text in (markdown, page):
+        for acting in ("ann:pw", "<b>**x", "<img src=x", "\x1b", "\u202e", 'href="http://evil.invalid'):
+            assert acting not in text
