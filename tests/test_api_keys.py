@@ -231,10 +231,10 @@ def test_a_traceback_holds_no_key() -> None:
     code = """
 import sys
 from permix.config import ModelConfig
-from permix.inference import openai
+from permix.inference import openai, openai_endpoint
 from permix.types import Request, Sampling
 def broken(*_): raise RuntimeError("a bug")
-openai.OpenAIModel._raise_if_all_refused = broken
+openai_endpoint.Endpoint._raise_if_all_refused = broken
 model = openai.OpenAIModel(ModelConfig(name="test", backend="openai", base_url=sys.argv[1], api_key_env="PERMIX_TEST_KEY"))
 list(model.generate([Request(({"role": "user", "content": "q"},), 0)], Sampling()))
 """

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from permix.errors import ConfigError, EndpointStoppedError
-from permix.inference.openai import MAX_FAILURES_IN_A_ROW, MAX_REFUSED_PROMPTS, OpenAIModel
+from permix.inference.openai import OpenAIModel
+from permix.inference.openai_endpoint import MAX_REFUSED_PROMPTS
+from permix.inference.pacing import MAX_FAILURES_IN_A_ROW
 from permix.types import Completion, Failure, Request, Sampling
 from tests.inference.test_openai import model_at, questions
 from tests.servers import Action, Drop, OpenAIServer, Raw, Reply, error, openai_server
