@@ -20,11 +20,14 @@ import queue
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from permix.config import ModelConfig
 from permix.errors import ConfigError
+from permix.inference.addresses import SIZES_OF_WEIGHTS, RecordedForm, ServerStatement, normalize_address, parse_statement
 from permix.inference.base import CompletionResult
+from permix.inference.endpoint_secrets import MIN_HIDDEN_KEY_CHARS
 from permix.inference.http_client import HttpClient, has_http_status
 from permix.inference.openai_endpoint import Endpoint, ServedModel, parse_url
 from permix.inference.spreading import Spreader
@@ -110,26 +113,60 @@ class OpenAIModel:
         """A digest of the model's name, the metadata of its weights in `GET /models`, and the added fields of requests.
 
         The address is no part of it: a server may be started again on another machine or port. Most servers give no metadata;
-        then other weights under the same name go unnoticed. The first use asks the endpoint and raises ConfigError as
-        `check_endpoint` does.
+        `permix.inference.addresses` decides whether a run goes on there. The first use asks the endpoint and raises ConfigError
+        as `check_endpoint` does.
         """
         return digest("openai", *self._fingerprint_parts())
+
+    @property
+    def request_digest(self) -> str:
+        """A digest of the model's name and the added fields of requests: the fingerprint without what the server says."""
+        return digest("openai", self.name, *self._added_fields())
+
+    def server_statements(self) -> dict[str, ServerStatement]:
+        """The addresses at which the model answers, each with what the server there says of its weights (`parse_statement`).
+
+        The first use asks the endpoint and raises ConfigError as `check_endpoint` does.
+        """
+        self.check_endpoint()
+        return {normalize_address(endpoint.base_url): _server_statement(endpoint) for endpoint in self._present}
+
+    def recorded_forms(self, base_url: str | None) -> Iterator[RecordedForm]:
+        """The fingerprints by which earlier versions of permix may have recorded this model, answered at `base_url` (None: not
+        known): with what its server says now, or of a server that says nothing; with or without the address."""
+        added, said = self._added_fields(), _server_statement(self._describing_endpoint())
+        unlisted: list[str] = []
+        silent = [_weights_metadata(ServedModel(id=self.name))]
+        addresses = dict.fromkeys((base_url, *(endpoint.base_url for endpoint in self.endpoints)))
+        for metadata, statement in ((self._metadata(), said), (silent, {}), (unlisted, {})):
+            fingerprint = digest("openai", self.name, *metadata, *added)
+            yield RecordedForm(fingerprint, fingerprint, statement)
+            for url in addresses:
+                with contextlib.suppress(ConfigError):  # a recorded address that is none
+                    address = _former_address(url or "")
+                    yield RecordedForm(digest("openai", address, self.name, *metadata, *added), fingerprint, statement)
 
     def former_fingerprint(self, base_url: str) -> str:
         """The fingerprint that earlier versions of permix gave this model at `base_url`: they counted the address.
 
         Raises ConfigError for an address that is none.
         """
-        url = parse_url(base_url)
-        return digest("openai", f"{url.netloc.lower()}{url.path.rstrip('/')}", *self._fingerprint_parts())
+        return digest("openai", _former_address(base_url), *self._fingerprint_parts())
 
     def _fingerprint_parts(self) -> list[str]:
+        return [self.name, *self._metadata(), *self._added_fields()]
+
+    def _metadata(self) -> list[str]:
+        return [_weights_metadata(served) for served in _entries(self._describing_endpoint())]
+
+    def _describing_endpoint(self) -> Endpoint:
+        """The first address whose server lists the model; the first one if none does."""
         self.check_endpoint()
-        found = [_weights_metadata(served) for endpoint in self.endpoints for served in _entries(endpoint)]
-        metadata = list(dict.fromkeys(found)) if len(self.endpoints) > 1 else found
+        return next((endpoint for endpoint in self._present if _entries(endpoint)), self.endpoints[0])
+
+    def _added_fields(self) -> list[str]:
         extra = self.config.extra_fields
-        added = [json.dumps(extra, sort_keys=True)] if extra else []
-        return [self.name, *metadata, *added]
+        return [json.dumps(extra, sort_keys=True)] if extra else []
 
     def check_endpoint(self) -> None:
         """Raise ConfigError unless an endpoint can be reached and accepts the key, and all serve the same model.
@@ -163,7 +200,7 @@ class OpenAIModel:
         for endpoint, error in errors.items():
             endpoint.is_absent = True
             print_status(f"note: {error}; the run does without this address until it is started again")
-        _check_same_model(self.name, self._present)
+        _check_same_model(self.config, self._present)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
         """Yield one `CompletionResult` per request as it arrives.
@@ -193,25 +230,47 @@ def _entries(endpoint: Endpoint) -> list[ServedModel]:
     return [served for served in endpoint.served_models or () if served.id == endpoint.name]
 
 
-def _check_same_model(name: str, endpoints: Sequence[Endpoint]) -> None:
-    """Raise ConfigError if two addresses list different models. An address that lists none passes."""
+def _server_statement(endpoint: Endpoint) -> ServerStatement:
+    entry = next(iter(_entries(endpoint)), None)
+    if entry is None:
+        return {}
+    # A server may repeat the key; a placeholder such as "EMPTY" may be a part of a path.
+    redact = partial(endpoint.secrets.redact, min_chars=MIN_HIDDEN_KEY_CHARS)
+    return parse_statement(endpoint.name, entry.root, entry.parent, entry.meta, redact)
+
+
+def _check_same_model(config: ModelConfig, endpoints: Sequence[Endpoint]) -> None:
+    """Raise ConfigError if two addresses list different models. An address that lists none passes.
+
+    Names of weights may differ if the user has confirmed that the weights are the same; sizes may not.
+    """
     listing = [endpoint for endpoint in endpoints if endpoint.served_models]
     if (serving := next((one for one in listing if _entries(one)), None)) is None:
         return
+    said = _server_statement(serving)
     for other in listing:
         if not _entries(other):
             ids = other.secrets.sanitize_message(", ".join(served.id for served in other.served_models or ()))
             raise ConfigError(
-                f"model.base_url: {serving.base_url} serves {name!r}, and {other.base_url} does not (served: {ids}); give "
+                f"model.base_url: {serving.base_url} serves {config.name!r}, and {other.base_url} does not (served: {ids}); give "
                 "addresses that serve the same model"
             )
-        ours, theirs = (list(map(_weights_metadata, _entries(one))) for one in (serving, other))
-        if ours != theirs:
-            shown = [one.secrets.sanitize_message(", ".join(said)) for one, said in ((serving, ours), (other, theirs))]
+        also_said = _server_statement(other)
+        differing = [field for field in said if field in also_said and said[field] != also_said[field]]
+        sizes_differ = not set(differing).isdisjoint(SIZES_OF_WEIGHTS)
+        if differing and (sizes_differ or not config.same_weights):
+            ours, theirs = (", ".join(f"{field} = {one[field]!r}" for field in differing) for one in (said, also_said))
+            cure = "" if sizes_differ else ", or confirm with --model.same-weights that the weights are the same"
             raise ConfigError(
-                f"model.base_url: {serving.base_url} and {other.base_url} serve {name!r} with other weights: {shown[0]} and "
-                f"{shown[1]}; give addresses that serve the same model"
+                f"model.base_url: {serving.base_url} and {other.base_url} serve other weights under the name {config.name!r}: "
+                f"{ours}, and {theirs}; give addresses that serve the same model{cure}"
             )
+
+
+def _former_address(base_url: str) -> str:
+    """The address in fingerprints of earlier versions. Raises ConfigError for one that is none."""
+    url = parse_url(base_url)
+    return f"{url.netloc.lower()}{url.path.rstrip('/')}"
 
 
 def _weights_metadata(served: ServedModel) -> str:

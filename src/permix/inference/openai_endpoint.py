@@ -339,9 +339,8 @@ class Endpoint:
         if time.monotonic() >= self._next_limit_note_s:
             self._next_limit_note_s = time.monotonic() + NOTED_RETRY_WAIT_S
             why = self.secrets.sanitize_message(error_message(error))
-            print_status(
-                f"note: {self.base_url}: overloaded, so it gets at most {self.limit.current} at a time from now on: {why}"
-            )
+            n_now = f"at most {self.limit.current} at a time"
+            print_status(f"note: {self.base_url}: overloaded, so it gets {n_now} from now on: {why}")
 
     # What failures mean
 
