@@ -50,7 +50,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def model_at(base_url: str, **fields: Any) -> OpenAIModel:
+def model_at(base_url: str | tuple[str, ...], **fields: Any) -> OpenAIModel:
     settings = {"name": "test", "api_key_env": KEY_ENV, "concurrency": 4, "retries": 2, "timeout_s": 5, **fields}
     return OpenAIModel(ModelConfig(backend="openai", base_url=base_url, **settings), backoff_s=0.01)
 

@@ -102,12 +102,12 @@ class ConcurrencyLimit:
         return sent
 
     def _takes_measurement(self, uses_limit: bool) -> bool:
-        if not self._is_doubling or not uses_limit or self._n_to_next_trial or self.current == self.bound:
+        if not self._is_doubling or self._n_to_next_trial or self.current == self.bound:
             return False
         if self._n_settling:  # the first of a new limit do not find the queue that it leads to
             self._n_settling -= 1
             return False
-        if not self._n_to_measure:
+        if not uses_limit or not self._n_to_measure:
             return False
         self._n_to_measure -= 1
         self._n_measuring += 1
