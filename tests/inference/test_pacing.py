@@ -44,7 +44,7 @@ class Simulation:
 
     def run(self, seconds: float) -> list[int]:
         """Go on for a time; the limits that were in force, each once for every reply."""
-        until_s, limits = self.clock.now_s + seconds, []
+        until_s, limits = self.clock.now_s + seconds, list[int]()
         while self.clock.now_s < until_s:
             while len(self._in_flight) < min(self.limit.current, self.demand):
                 sent = self.limit.start(len(self._in_flight) + 1)

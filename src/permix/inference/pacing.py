@@ -211,6 +211,8 @@ class CircuitBreaker:
         self._on_reduction = on_reduction
         self._n_first_attempts_waiting = self._n_in_flight = 0
         self._changed = asyncio.Event()
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when there may be room for a request that was not there before."""
 
     @property
     def has_room(self) -> bool:
@@ -233,6 +235,7 @@ class CircuitBreaker:
 
     def close_request(self) -> None:
         self.n_open -= 1
+        self.on_change()
 
     @contextlib.asynccontextmanager
     async def attempt(self, *, is_first: bool) -> AsyncIterator[bool]:
@@ -281,3 +284,4 @@ class CircuitBreaker:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+        self.on_change()

@@ -49,6 +49,7 @@ class _Lane:
         self.endpoint, self.client = endpoint, client
         self.breaker = endpoint.make_breaker(indices)
         self.wake = asyncio.Event()
+        self.breaker.on_change = self.wake.set
         self.asking: dict[int, asyncio.Task[None]] = {}  # without those whose result is being emitted
         self.moving: set[int] = set()  # cancelled because they go to another address
 
@@ -157,7 +158,6 @@ class Spreader:
             self._note_state(lane, answered=outcome is not None and not isinstance(outcome.result, Failure))
         finally:
             lane.breaker.close_request()
-            lane.wake.set()
             if not self._n_unfinished:
                 self._wake_all()
 
