@@ -19,7 +19,8 @@ import sys
 import time
 import urllib.request
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -35,9 +36,6 @@ a longer one comes from a server that is broken or hostile, and would fill the m
 
 MAX_HEADER_BYTES = 65_536
 """Longest status line, and longest header, of a reply."""
-
-MAX_HEADERS = 256
-"""Most headers of a reply."""
 
 IDLE_CONNECTION_S = 4.0
 """How long a connection without a request is kept. uvicorn, and so vLLM and SGLang, closes it after 5 s, and a request on a
@@ -147,7 +145,8 @@ def retry_after_s(error: BaseException | None) -> float:
 class HttpClient:
     """Sends requests to one address; an async context manager. The caller bounds the number of requests in flight.
 
-    headers: those of every request. Raises ConfigError for a proxy of a kind that is not supported.
+    headers: those of every request. Raises ConfigError for a proxy of a kind that is not supported, and for
+    certificates that cannot be read.
     """
 
     def __init__(self, base_url: str, headers: Mapping[str, str]) -> None:
@@ -164,7 +163,7 @@ class HttpClient:
             connector=aiohttp.TCPConnector(
                 limit=0, keepalive_timeout=IDLE_CONNECTION_S, ssl=_ssl_context() if is_secure else True
             ),
-            cookie_jar=aiohttp.DummyCookieJar(),
+            cookie_jar=_cookie_jar_class()(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
             headers=self._headers,
             auto_decompress=False,
@@ -213,6 +212,17 @@ class HttpClient:
         return content
 
 
+@cache
+def _cookie_jar_class() -> "type[aiohttp.DummyCookieJar]":
+    import aiohttp
+
+    class NoCookies(aiohttp.DummyCookieJar):
+        def update_cookies_from_headers(self, headers: Sequence[str], response_url: Any) -> None:
+            """Read none: what cannot be read is logged, and a server may write the key into it."""
+
+    return NoCookies
+
+
 def _connection_error(error: Exception, words: str) -> ConnectionFailedError:
     # Without the bytes that it quotes: they are cut somewhere, and half a key would not be recognised.
     words = " ".join(re.sub(r""":?\s*b(['"]).*""", "", words, flags=re.DOTALL).split())
@@ -242,10 +252,12 @@ async def _read_bounded(response: "aiohttp.ClientResponse") -> bytes:
 
 def _ssl_context() -> ssl.SSLContext:
     """The environment's certificates, or the system's."""
-    if cafile := os.environ.get("SSL_CERT_FILE"):
-        return ssl.create_default_context(cafile=cafile)
-    if capath := os.environ.get("SSL_CERT_DIR"):
-        return ssl.create_default_context(capath=capath)
+    for name, argument in (("SSL_CERT_FILE", "cafile"), ("SSL_CERT_DIR", "capath")):
+        if path := os.environ.get(name):
+            try:
+                return ssl.create_default_context(**{argument: path})
+            except (OSError, ssl.SSLError):
+                raise ConfigError(f"environment variable {name}: {path}: no certificates there") from None
     if sys.platform in ("win32", "darwin"):  # OpenSSL reads no certificates of these systems, or few
         import truststore
 
