@@ -252,10 +252,11 @@ async def _read_bounded(response: "aiohttp.ClientResponse") -> bytes:
 
 def _ssl_context() -> ssl.SSLContext:
     """The environment's certificates, or the system's."""
-    for name, argument in (("SSL_CERT_FILE", "cafile"), ("SSL_CERT_DIR", "capath")):
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         if path := os.environ.get(name):
+            is_file = name == "SSL_CERT_FILE"
             try:
-                return ssl.create_default_context(**{argument: path})
+                return ssl.create_default_context(cafile=path if is_file else None, capath=None if is_file else path)
             except (OSError, ssl.SSLError):
                 raise ConfigError(f"environment variable {name}: {path}: no certificates there") from None
     if sys.platform in ("win32", "darwin"):  # OpenSSL reads no certificates of these systems, or few
