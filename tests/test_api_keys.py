@@ -72,7 +72,7 @@ def command_line(path: Path, *words: str) -> list[str]:
 def test_no_file_and_no_output_of_a_run_holds_the_key(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)  # at DEBUG the HTTP library shows the headers that arrive
+    caplog.set_level(logging.DEBUG)
     with openai_server(echoing, models=Raw(json.dumps({"data": [{"id": "test", "root": KEY}]}).encode())) as server:
         model = endpoint(server.base_url, api_key_env="PERMIX_TEST_KEY", concurrency=2)
         values = stability_values(tmp_path, server.base_url, model=model)

@@ -135,7 +135,7 @@ class ModelConfig(ConfigSection):
     """Number of requests generated together (backend "transformers")."""
     concurrency: int | None = Field(default=None, gt=0)
     """Most requests sent to the endpoint at the same time, to each of several (backend "openai"). When not given, permix begins
-    with 16, and sends more, up to 512, while that gets more answers a second. A server that refuses them (429) gets fewer."""
+    with 16, and sends more, up to 512, while that gets more answers a second. An overloaded server (429) gets fewer."""
     timeout_s: float = Field(default=120, gt=0)
     """Maximum duration of one HTTP request, in seconds (backend "openai")."""
     thinking: ThinkingSwitch = "default"
