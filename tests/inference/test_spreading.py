@@ -348,6 +348,12 @@ def test_a_refused_field_is_found_out_at_each_address(tmp_path: Path) -> None:
         assert min(len(one.asked), len(two.asked)) > 0
         recorded = json.loads((tmp_path / "run" / "config.json").read_text())["model"]["base_url"]
         assert recorded == [one.base_url, two.base_url]
+        records = tmp_path / "run" / "records.jsonl"
+        records.write_text("\n".join(records.read_text().splitlines()[:-2]) + "\n")
+        n_before = len(one.asked), len(two.asked)
+        # The run goes on at one of them, which is known, without another confirmation.
+        assert cli.run_cli(["stability", str(tmp_path / "run.toml"), "--model.base-url", two.base_url]) == 0
+        assert (len(one.asked), len(two.asked)) == (n_before[0], n_before[1] + 2)
 
 
 # The configuration
