@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.config import ModelConfig
+from permix.config import JudgeModelConfig, ModelConfig, StabilityConfig
 from permix.errors import ConfigError, EndpointStoppedError
 from permix.inference import spreading
 from permix.inference.spreading import home_order, prompt_key
@@ -384,3 +384,8 @@ def test_one_address_or_several() -> None:
     assert config_with("http://h/v1").base_urls == ("http://h/v1",)
     assert config_with(["http://h/v1", "http://g/v1"]).base_urls == ("http://h/v1", "http://g/v1")
     assert ModelConfig().base_urls == ()
+    assert JudgeModelConfig(name="j", base_url=("http://h/v1", "http://g/v1")).base_urls == ("http://h/v1", "http://g/v1")
+    flags = ["--model.name", "m", "--model.base-url", "http://h/v1"]
+    assert cli.parse_config("stability", StabilityConfig, flags).model.base_url == "http://h/v1"
+    both = cli.parse_config("stability", StabilityConfig, [*flags, "http://g/v1"]).model
+    assert (both.backend, both.base_url) == ("openai", ("http://h/v1", "http://g/v1"))

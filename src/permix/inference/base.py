@@ -138,7 +138,7 @@ def remember_request_changes(model: Model, folder: Path) -> Iterator[None]:
     Raises DataError if it is damaged.
     """
     served: Any = getattr(model, "model", model)  # a cached model holds the endpoint's
-    endpoints = getattr(served, "endpoints", ())
+    endpoints = getattr(served, "endpoints", (served,) if hasattr(served, "request_changes") else ())
     if not endpoints:
         yield
         return

@@ -14,7 +14,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
@@ -46,6 +46,7 @@ from permix.inference.request_body import (
     parse_chat_completion,
     refusal_text,
     refused_field,
+    response_format,
     usage_count,
 )
 from permix.progress import print_status
@@ -266,7 +267,7 @@ class Endpoint:
         if request.schema is None or not self._supports_schemas:
             return await self._post(client, body, wasted)
         try:
-            return await self._post(client, body | {"response_format": _response_format(request.schema)}, wasted)
+            return await self._post(client, body | {"response_format": response_format(request.schema)}, wasted)
         except HttpStatusError as error:
             if not is_schema_refusal(error):
                 raise
@@ -462,10 +463,6 @@ def has_system(request: Request) -> bool:
 def count_kinds(requests: Iterable[Request]) -> Counter[bool]:
     """How many requests have a system message (True), and how many have none."""
     return Counter(map(has_system, requests))
-
-
-def _response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
 
 
 def parse_url(url: str) -> SplitResult:
