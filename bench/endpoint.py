@@ -1,6 +1,6 @@
 """What permix's HTTP client adds to an endpoint's own time, with many requests in flight. One JSON line a figure.
 
-    python -m bench.endpoint [--requests 5000] [--in-flight 256] [--latency-s 4 1] [--rounds 3]
+    python -m bench.endpoint [--requests 5000] [--in-flight 256] [--latency-s 4 2 1] [--rounds 3] [--arms bare client sdk grid]
 
 A server on 127.0.0.1 (`bench.server`), in a process of its own, answers every request after a latency of its own. By these alone,
 with so many in flight, all are done after the *ideal* wall time; *overhead* is what the wall time has above that, as a share of
@@ -8,6 +8,7 @@ it. The same requests are asked in turn by
 
 - `bare`: asyncio's sockets and nothing else, no reply is parsed: what the server and the machine allow;
 - `client`: `permix.inference.openai`;
+- `sdk`: the same with the transport of the openai package (extra `bench`) in place of `permix.inference.http_client`;
 - `grid`: `permix stability` up to its measures, each answer verified and recorded.
 
 CPU seconds are the asking process's, user and system, with its children; the server's are not in them.
@@ -21,16 +22,20 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import openai
 
 from bench.figures import show, show_spread
 from bench.process import Arm
 from bench.server import NAME, Setup, latency_of, serve
 from permix.config import ModelConfig, PersonasConfig, StabilityConfig, TaskConfig
 from permix.evals.grid import PromptFormat, build_grid, run_cells
+from permix.inference.http_client import HttpClient
 from permix.inference.openai import OpenAIModel
+from permix.inference.openai_endpoint import Endpoint
 from permix.personas.pool import select_personas
 from permix.storage.run_dir import RunDir, cpu_seconds
 from permix.tasks import TASKS, load_questions
@@ -53,8 +58,11 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="What the HTTP client adds to an endpoint's own time.")
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--in-flight", type=int, default=256)
-    parser.add_argument("--latency-s", type=float, nargs="+", default=[4.0, 1.0], help="the server's on average; a run for each")
+    parser.add_argument(
+        "--latency-s", type=float, nargs="+", default=[4.0, 2.0, 1.0], help="the server's on average; a run for each"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often each client asks them all")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="who asks, in this order in each round")
     return parser
 
 
@@ -83,16 +91,15 @@ class Spent(NamedTuple):
 
 
 def measure(options: argparse.Namespace, asked: Sequence[Cell], latency_s: float, port: int) -> None:
-    """Figures of all three clients, asking in turn."""
+    """Figures of all arms, asking in turn."""
     config = ModelConfig(
         name=NAME, backend="openai", base_url=f"http://127.0.0.1:{port}/v1", concurrency=options.in_flight, retries=0
     )
     ideal_s = ideal_wall([latency_of(cell.seed, latency_s) for cell in asked], options.in_flight)
-    clients = {"empty_system_prompt": ask_bare, "client": ask_client, "grid": ask_grid}
-    found: dict[str, list[Spent]] = {name: [] for name in clients}
+    found: dict[str, list[Spent]] = {name: [] for name in options.arms}
     for _ in range(options.rounds):
-        for name, ask in clients.items():
-            found[name].append(timed(ask, config, port, asked))
+        for name in options.arms:
+            found[name].append(timed(ARMS[name], config, port, asked))
     about = {"requests": len(asked), "in_flight": options.in_flight, "latency_s": latency_s}
     show("ideal_wall_seconds", ideal_s, **about)
     for name, rounds in found.items():
@@ -122,8 +129,60 @@ def overhead(wall_s: float, ideal_s: float) -> float:
 
 
 def ask_client(config: ModelConfig, _: int, asked: Sequence[Cell]) -> None:
+    ask_model(OpenAIModel(config), asked)
+
+
+def ask_sdk(config: ModelConfig, _: int, asked: Sequence[Cell]) -> None:
+    model = OpenAIModel(config)
+    model.endpoints = tuple(SdkEndpoint(config, url, backoff_s=0.5) for url in config.base_urls)
+    ask_model(model, asked)
+
+
+class SdkEndpoint(Endpoint):
+    def make_client(self) -> HttpClient:
+        return SdkClient(self.base_url)
+
+
+class SdkClient(HttpClient):
+    """Clients of the openai package, each with at most so many requests in flight: one looks through all of its connections
+    several times for each request."""
+
+    REQUESTS_PER_CLIENT = 32
+
+    def __init__(self, base_url: str) -> None:
+        self._base_url = base_url
+        self._clients: dict[Any, int] = {}  # requests in flight
+
+    async def __aenter__(self) -> "SdkClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for client in self._clients:
+            await client.close()
+
+    async def get(self, path: str) -> bytes:
+        return (await self._client().models.with_raw_response.list()).content  # type: ignore[no-any-return]
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> bytes:
+        client = self._client()
+        self._clients[client] += 1
+        try:
+            reply = await client.post(path, cast_to=openai.HttpxBinaryResponseContent, body=body)
+            return reply.content  # type: ignore[no-any-return]
+        finally:
+            self._clients[client] -= 1
+
+    def _client(self) -> Any:
+        client = next((one for one, n in self._clients.items() if n < self.REQUESTS_PER_CLIENT), None)
+        if client is None:
+            client = openai.AsyncOpenAI(base_url=self._base_url, api_key="none", max_retries=0, timeout=None)
+            self._clients[client] = 0
+        return client
+
+
+def ask_model(model: OpenAIModel, asked: Sequence[Cell]) -> None:
     requests = [Request(cell.messages, cell.seed) for cell in asked]
-    for answer in OpenAIModel(config).generate(requests, SAMPLING):
+    for answer in model.generate(requests, SAMPLING):
         if not isinstance(answer.result, Completion):
             raise SystemExit(f"a request failed: {answer.result}")
 
@@ -160,7 +219,7 @@ def ask_bare(config: ModelConfig, port: int, asked: Sequence[Cell]) -> None:
 
     async def all_at_once() -> None:
         async with asyncio.TaskGroup() as group:
-            for _ in range(config.concurrency):
+            for _ in range(config.concurrency or 1):
                 group.create_task(connection())
 
     asyncio.run(all_at_once())
@@ -180,6 +239,8 @@ def length_in(head: bytes) -> int:
     """The Content-Length of a reply's head, in bytes."""
     return int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
 
+
+ARMS = {"bare": ask_bare, "client": ask_client, "sdk": ask_sdk, "grid": ask_grid}
 
 if __name__ == "__main__":
     main()

@@ -72,7 +72,7 @@ def command_line(path: Path, *words: str) -> list[str]:
 def test_no_file_and_no_output_of_a_run_holds_the_key(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)  # at DEBUG the HTTP library shows the headers that arrive
+    caplog.set_level(logging.DEBUG)
     with openai_server(echoing, models=Raw(json.dumps({"data": [{"id": "test", "root": KEY}]}).encode())) as server:
         model = endpoint(server.base_url, api_key_env="PERMIX_TEST_KEY", concurrency=2)
         values = stability_values(tmp_path, server.base_url, model=model)
@@ -231,10 +231,10 @@ def test_a_traceback_holds_no_key() -> None:
     code = """
 import sys
 from permix.config import ModelConfig
-from permix.inference import openai
+from permix.inference import openai, openai_endpoint
 from permix.types import Request, Sampling
 def broken(*_): raise RuntimeError("a bug")
-openai.OpenAIModel._raise_if_all_refused = broken
+openai_endpoint.Endpoint._raise_if_all_refused = broken
 model = openai.OpenAIModel(ModelConfig(name="test", backend="openai", base_url=sys.argv[1], api_key_env="PERMIX_TEST_KEY"))
 list(model.generate([Request(({"role": "user", "content": "q"},), 0)], Sampling()))
 """

@@ -41,4 +41,4 @@ def test_every_client_asks_everything_and_none_beats_the_ideal(capsys: pytest.Ca
         measure(options, cells(40), 0.02, port)
     value = {line["figure"]: line["value"] for line in map(json.loads, capsys.readouterr().out.splitlines())}
     assert value["ideal_wall_seconds"] >= 40 / 8 * 0.02 * (1 - SPREAD)
-    assert all(value[f"overhead_{name}"] > 0 for name in ("empty_system_prompt", "client", "grid"))
+    assert all(value[f"overhead_{name}"] > 0 for name in ("bare", "client", "sdk", "grid"))

@@ -66,6 +66,6 @@ def test_the_base_install_is_small() -> None:
 
     for one in metadata.requires("permix") or ():
         add(one)
-    assert {"openai", "scipy", "tyro"} <= sizes.keys()
+    assert {"aiohttp", "scipy", "tyro"} <= sizes.keys()
     assert not {"pyarrow", "matplotlib", "torch"} & sizes.keys()
     assert sum(sizes.values()) < 350e6

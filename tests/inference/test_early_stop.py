@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from permix.errors import ConfigError, EndpointStoppedError
-from permix.inference.openai import MAX_FAILURES_IN_A_ROW, MAX_REFUSED_PROMPTS, OpenAIModel
+from permix.inference.openai import OpenAIModel
+from permix.inference.openai_endpoint import MAX_REFUSED_PROMPTS
+from permix.inference.pacing import FIRST_LIMIT, MAX_FAILURES_IN_A_ROW
 from permix.types import Completion, Failure, Request, Sampling
 from tests.inference.test_openai import model_at, questions
 from tests.servers import Action, Drop, OpenAIServer, Raw, Reply, error, openai_server
@@ -79,6 +81,43 @@ def test_an_endpoint_that_fails_after_ten_answers_is_asked_no_further(
     assert len(server.asked) <= 10 + concurrency * (3 if retried else 1) + MAX_FAILURES_IN_A_ROW
     if concurrency == 1:
         assert len(server.asked) == 10 + (3 if retried else 1) + MAX_FAILURES_IN_A_ROW - 1
+
+
+def test_the_number_of_requests_to_a_dead_endpoint_is_bounded_by_the_number_in_flight() -> None:
+    """Without a number in the configuration it begins with 16, and 20 answers are too few for more."""
+    with openai_server(lambda body, nth, headers: "fine" if nth < 20 else error(500)) as server:
+        results, stop = ask(model_at(server.base_url, concurrency=None, retries=2), questions(500))
+    assert isinstance(stop, EndpointStoppedError)
+    assert count(results)[0] == 20
+    assert FIRST_LIMIT == 16
+    assert len(server.asked) <= 20 + 16 * 3 + MAX_FAILURES_IN_A_ROW
+
+
+def test_an_overloaded_endpoint_gets_fewer_and_is_asked_no_further_when_it_dies() -> None:
+    """More requests are open than may be sent at the same time, and all wait for their next attempt."""
+    with openai_server(lambda body, nth, headers: "fine" if nth < 10 else error(503)) as server:
+        results, stop = ask(model_at(server.base_url, concurrency=16, retries=2), questions(500))
+    assert isinstance(stop, EndpointStoppedError)
+    assert count(results)[0] == 10
+    assert len(server.asked) <= 10 + 16 * 3 + MAX_FAILURES_IN_A_ROW
+
+
+def test_a_server_that_takes_4_at_a_time_answers_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    servers: list[OpenAIServer] = []
+
+    def four(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+        return Reply("fine", after_s=0.01) if servers[0]._in_flight <= 4 else error(429, "too many at a time")
+
+    with openai_server(four) as server:
+        servers.append(server)
+        model = model_at(server.base_url, concurrency=32, retries=8)
+        results, stop = ask(model, questions(120))
+        assert (count(results), stop) == ((120, 0), None)
+        assert model.endpoints[0].limit.current <= 8
+    said = capsys.readouterr().err
+    n_now = "at most 16 at a time from now on"
+    assert f"note: {server.base_url}: overloaded, so it gets {n_now}: HTTP 429: too many at a time" in said
+    assert said.count("overloaded") == 1, "not once for each reduction"
 
 
 def test_a_server_that_is_gone_is_asked_no_further() -> None:

@@ -10,7 +10,7 @@ import pytest
 from permix import cli
 from permix.config import ModelConfig
 from permix.errors import ConfigError
-from permix.inference.openai import MAX_REFUSALS
+from permix.inference.openai_endpoint import MAX_REFUSALS
 from permix.inference.request_body import (
     FilteredReplyError,
     MalformedReplyError,
@@ -93,7 +93,7 @@ def test_a_refused_field_is_found_out_once(habit: Any, changed: set[str], capsys
         for _ in range(2):
             found = [one.result for one in model.generate(questions(3), Sampling(max_new_tokens=40))]
             assert [one.text for one in found if isinstance(one, Completion)] == ["18"] * 3
-        assert set(model.request_changes) == changed
+        assert set(model.endpoints[0].request_changes) == changed
         assert len(server.asked) == 6 + len(changed)
         said = capsys.readouterr().err
         assert said.count("note: ") == len(changed)
@@ -253,7 +253,7 @@ def test_a_field_of_the_users_own_is_never_changed() -> None:
         (found,) = [one.result for one in model.generate(questions(1), Sampling())]
         assert isinstance(found, Failure)
         assert "max_completion_tokens" in found.message
-        assert (len(server.asked), model.request_changes) == (1, {})
+        assert (len(server.asked), model.endpoints[0].request_changes) == (1, {})
 
 
 def test_the_switch_of_thinking_and_extra_fields_are_sent() -> None:

@@ -14,8 +14,9 @@ import pytest
 
 from permix import cli
 from permix.errors import ConfigError
-from permix.inference import openai
-from permix.inference.openai import MAX_ERROR_CHARS, MAX_REPLY_BYTES, retry_after_s
+from permix.inference import openai_endpoint
+from permix.inference.endpoint_secrets import MAX_ERROR_CHARS
+from permix.inference.http_client import MAX_REPLY_BYTES, HttpStatusError, retry_after_s
 from permix.inference.request_body import MAX_USAGE_TOKENS, refusal_text, usage_count
 from permix.storage.cells import read_cells
 from permix.types import Completion, Failure, Sampling
@@ -97,17 +98,21 @@ def test_a_reply_without_an_end_is_a_failure_in_bounded_memory(reply: Wire, word
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
-        pytest.param(Wire(b"HTTP/1.1 200 OK\r\n", b"X: " + b"x" * 1000 + b"\r\n", None), "RemoteProtocolError", id="headers"),
-        pytest.param(Wire(b"HTTP/1.1 200 OK\r\nX: ", BLOCK, None), "RemoteProtocolError", id="one header"),
-        pytest.param(Wire(b"", BLOCK, None), "RemoteProtocolError", id="a status line"),
+        pytest.param(Wire(b"HTTP/1.1 200 OK\r\n", b"X: " + b"x" * 1000 + b"\r\n", None), "Too many headers", id="headers"),
+        pytest.param(Wire(b"HTTP/1.1 200 OK\r\nX: ", BLOCK, None), "Got more than 65536 bytes when reading", id="one header"),
+        pytest.param(Wire(b"", BLOCK, None), "Bad status line", id="a status line"),
         pytest.param(Wire(b"", b"HTTP/1.1 100 Continue\r\n\r\n", None), "no complete reply within", id="100s"),
-        pytest.param(Wire(HEAD + b"Content-Length: -5\r\n\r\n{}"), "RemoteProtocolError", id="negative length"),
-        pytest.param(Wire(HEAD + b"Content-Length: 5\r\nContent-Length: 7\r\n\r\n{}"), "RemoteProtocolError", id="two lengths"),
-        pytest.param(Wire(HEAD + b"Content-Length: 5000\r\n\r\n{}"), "RemoteProtocolError", id="length too large"),
-        pytest.param(Wire(HEAD + b"Content-Length: 20\r\n\r\n" + message("18")), "Invalid JSON", id="length too small"),
-        pytest.param(Wire(HEAD + b"Content-Length: 500\r\n\r\n{", reset=True), "ReadError", id="reset in the body"),
-        pytest.param(Wire(b"HTTP/1.1 200", reset=True), "ReadError", id="reset in the head"),
-        pytest.param(Wire(b"SSH-2.0-OpenSSH_9.6\r\n"), "RemoteProtocolError", id="not HTTP"),
+        pytest.param(Wire(HEAD + b"Content-Length: -5\r\n\r\n{}"), "Invalid character in Content-Length", id="negative length"),
+        pytest.param(
+            Wire(HEAD + b"Content-Length: 5\r\nContent-Length: 7\r\n\r\n{}"), "Duplicate Content-Length", id="two lengths"
+        ),
+        pytest.param(Wire(HEAD + b"Content-Length: 5000\r\n\r\n{}"), "received 2 of 5000 bytes", id="length too large"),
+        pytest.param(Wire(HEAD + b"Content-Length: 20\r\n\r\n" + message("18")), "Bad status line", id="length too small"),
+        pytest.param(
+            Wire(HEAD + b"Content-Length: 500\r\n\r\n{", reset=True), "Connection reset by peer", id="reset in the body"
+        ),
+        pytest.param(Wire(b"HTTP/1.1 200", reset=True), "Connection reset by peer", id="reset in the head"),
+        pytest.param(Wire(b"SSH-2.0-OpenSSH_9.6\r\n"), "Bad status line", id="not HTTP"),
         pytest.param(Wire(b"HTTP/1.1 999 \r\nContent-Length: 2\r\n\r\n{}"), "HTTP 999: {}", id="status 999"),
         pytest.param(Wire(b"HTTP/1.1 304 \r\n\r\n"), "HTTP 304", id="status 304"),
         pytest.param(whole(b"\x8b\x00", Content_Encoding="br"), "Content-Encoding 'br'; permix asks for gzip", id="br"),
@@ -301,11 +306,6 @@ def test_a_redirect_of_one_request_is_a_failure_of_its_own() -> None:
 # Waiting
 
 
-class AnsweredError(Exception):
-    def __init__(self, header: str) -> None:
-        self.response = type("Response", (), {"headers": {"retry-after": header}})()
-
-
 @pytest.mark.parametrize(
     ("header", "least", "most"),
     [
@@ -332,20 +332,24 @@ class AnsweredError(Exception):
     ],
 )
 def test_retry_after_of_every_kind(header: str, least: float, most: float) -> None:
-    assert least <= retry_after_s(AnsweredError(header)) <= most
+    assert least <= retry_after_s(HttpStatusError(429, {"retry-after": header}, b"", "http://h/v1")) <= most
 
 
 def test_a_long_wait_is_bounded_and_says_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(openai, "MAX_RETRY_WAIT_S", 0.4)
-    monkeypatch.setattr(openai, "NOTED_RETRY_WAIT_S", 0.3)
+    monkeypatch.setattr(openai_endpoint, "MAX_RETRY_WAIT_S", 0.4)
+    monkeypatch.setattr(openai_endpoint, "NOTED_RETRY_WAIT_S", 0.3)
     busy = error(429, "too many requests\x1b[2J", retry_after="9" * 30)
     with openai_server(lambda body, nth, headers: busy if nth < 6 else "18") as server:
         started = time.monotonic()
         only(model_at(server.base_url, concurrency=3), n=3)
         assert time.monotonic() - started < 5
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    assert notes[0] == (f"note: {server.base_url}: tries again after 0 s, since it answered: HTTP 429: too many requests\\x1b[2J")
-    assert len(notes) <= 3, "one at a time, however many requests wait"
+    assert notes[0] == (
+        f"note: {server.base_url}: overloaded, so it gets at most 1 at a time from now on: HTTP 429: too many requests\\x1b[2J"
+    )
+    waits = [note for note in notes if "tries again" in note]
+    assert waits[0] == (f"note: {server.base_url}: tries again after 0 s, since it answered: HTTP 429: too many requests\\x1b[2J")
+    assert len(waits) <= 3, "one at a time, however many requests wait"
 
 
 # In a run

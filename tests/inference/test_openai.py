@@ -17,7 +17,9 @@ import pytest
 from permix.config import ModelConfig
 from permix.errors import ConfigError
 from permix.inference.base import CompletionResult, Model
-from permix.inference.openai import MAX_ERROR_CHARS, MAX_REFUSALS, REQUESTS_PER_CLIENT, OpenAIModel
+from permix.inference.endpoint_secrets import MAX_ERROR_CHARS
+from permix.inference.openai import OpenAIModel
+from permix.inference.openai_endpoint import MAX_REFUSALS
 from permix.types import Completion, Failure, Message, Request, Sampling, digest
 from tests.servers import (
     CUT_OFF,
@@ -48,7 +50,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def model_at(base_url: str, **fields: Any) -> OpenAIModel:
+def model_at(base_url: str | tuple[str, ...], **fields: Any) -> OpenAIModel:
     settings = {"name": "test", "api_key_env": KEY_ENV, "concurrency": 4, "retries": 2, "timeout_s": 5, **fields}
     return OpenAIModel(ModelConfig(backend="openai", base_url=base_url, **settings), backoff_s=0.01)
 
@@ -128,12 +130,12 @@ def test_finish_and_token_counts_are_the_servers_own() -> None:
     ]
 
 
-@pytest.mark.parametrize(("concurrency", "after_s"), [(6, 0.03), (REQUESTS_PER_CLIENT + 8, 1.0)])
+@pytest.mark.parametrize(("concurrency", "after_s"), [(6, 0.03), (40, 1.0)])
 def test_concurrency_is_reached_and_never_exceeded(concurrency: int, after_s: float) -> None:
     with openai_server(lambda body, nth, headers: Reply("x", after_s=after_s)) as server:
         list(model_at(server.base_url, concurrency=concurrency).generate(questions(2 * concurrency), Sampling()))
     assert server.max_in_flight == concurrency
-    assert server.listed == 1, "asked once, however many clients there are"
+    assert server.listed == 1
 
 
 def test_a_caller_that_stops_taking_stops_the_asking() -> None:
@@ -152,7 +154,7 @@ def test_nothing_asked_needs_no_endpoint() -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, permix.inference.openai; sys.exit('openai' in sys.modules or 'tenacity' in sys.modules)"
+    code = "import sys, permix.inference.openai; sys.exit('aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 0
 
 
@@ -199,7 +201,7 @@ def test_retry_after_is_waited_for() -> None:
 
 
 def test_retry_after_may_be_a_date_is_bounded_and_nonsense_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("permix.inference.openai.MAX_RETRY_WAIT_S", 0.5)
+    monkeypatch.setattr("permix.inference.openai_endpoint.MAX_RETRY_WAIT_S", 0.5)
     in_an_hour = email.utils.formatdate(time.time() + 3600, usegmt=True)
     an_hour_ago = email.utils.formatdate(time.time() - 3600, usegmt=True)
     asked = ["86400", in_an_hour, an_hour_ago, "soon", "-5", "nan", ""]
@@ -319,7 +321,7 @@ def test_nothing_listens_there() -> None:
     started = time.monotonic()
     with pytest.raises(ConfigError, match=f"model.base_url = {address}: no endpoint there") as caught:
         list(model_at(address).generate(questions(10_000), Sampling()))
-    assert "ConnectError" in str(caught.value)
+    assert "ClientConnectorError" in str(caught.value)
     assert time.monotonic() - started < 3
 
 

@@ -124,16 +124,18 @@ class ModelConfig(ConfigSection):
     backend: str = "transformers"
     """Where completions come from: in this process, or an OpenAI-compatible HTTP endpoint. With a base_url the default is the
     endpoint."""
-    base_url: str | None = None
-    """The endpoint's URL up to /v1, such as http://127.0.0.1:8000/v1 (backend "openai")."""
+    base_url: str | tuple[str, ...] | None = None
+    """The endpoint's URL up to /v1, such as http://127.0.0.1:8000/v1 (backend "openai"). Requests are spread over several that
+    serve the same model, a persona's to one of them."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the endpoint's API key; the key itself must not be in a file."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the weights; auto takes bfloat16 on hardware that multiplies it natively, else float32."""
     batch_size: int = Field(default=64, gt=0)
     """Number of requests generated together (backend "transformers")."""
-    concurrency: int = Field(default=16, gt=0)
-    """Number of requests sent to the endpoint at the same time (backend "openai")."""
+    concurrency: int | None = Field(default=None, gt=0)
+    """Most requests sent to the endpoint at the same time, to each of several (backend "openai"). When not given, permix begins
+    with 16, and sends more, up to 512, while that gets more answers a second. An overloaded server (429) gets fewer."""
     timeout_s: float = Field(default=120, gt=0)
     """Maximum duration of one HTTP request, in seconds (backend "openai")."""
     thinking: ThinkingSwitch = "default"
@@ -157,6 +159,11 @@ class ModelConfig(ConfigSection):
     @property
     def capabilities(self) -> BackendCapabilities:
         return BACKENDS[self.backend]
+
+    @property
+    def base_urls(self) -> tuple[str, ...]:
+        """The addresses of the endpoint: those of `base_url`."""
+        return (self.base_url,) if isinstance(self.base_url, str) else self.base_url or ()
 
     @model_validator(mode="before")
     @classmethod
@@ -184,6 +191,11 @@ class ModelConfig(ConfigSection):
                 f'base_url is given, but backend "{self.backend}" asks no endpoint; give backend = "{ENDPOINT_BACKEND}", or '
                 "leave base_url out"
             )
+        addresses = [url.rstrip("/") for url in self.base_urls]
+        if "" in addresses:
+            raise ValueError("base_url: an address is empty; give one such as http://127.0.0.1:8000/v1")
+        if repeated := next((url for url in addresses if addresses.count(url) > 1), None):
+            raise ValueError(f"base_url: {redact_secrets(repeated)} is given twice; give it once")
         return self
 
     @model_validator(mode="after")
@@ -267,10 +279,10 @@ class ModelConfig(ConfigSection):
     @model_validator(mode="after")
     def _check_no_secrets(self) -> "ModelConfig":
         # A value here may be a secret, so the messages do not repeat it.
-        url, name = self.base_url or "", self.api_key_env
-        if "@" in url or redact_secrets(url) != url:
+        name = self.api_key_env
+        if any("@" in url or redact_secrets(url) != url for url in self.base_urls):
             raise ValueError("base_url holds credentials; put the key into the environment variable that api_key_env names")
-        if "?" in url or "#" in url:
+        if any("?" in url or "#" in url for url in self.base_urls):
             raise ValueError(
                 "base_url must be an address such as http://127.0.0.1:8000/v1, without a query; put a key into the environment "
                 "variable that api_key_env names"

@@ -66,7 +66,7 @@ class ModelChoice(NamedTuple):
     @property
     def address(self) -> str:
         """The address of an endpoint; empty for a model on this machine."""
-        return "" if self.config.capabilities.is_local else truncate(escape_control(self.config.base_url or ""), 200)
+        return "" if self.config.capabilities.is_local else truncate(escape_control(", ".join(self.config.base_urls)), 200)
 
     def to_json(self) -> dict[str, Any]:
         """Return the choice as data for JSON."""
@@ -130,7 +130,7 @@ def _origin(config: ModelConfig) -> str:
     if config.capabilities.is_local:
         return "in a process on this machine"
     is_set = "set" if os.environ.get(config.api_key_env, "").strip() else "not set"
-    return f"sends the question to {config.base_url}, with the key in ${config.api_key_env} ({is_set})"
+    return f"sends the question to {', '.join(config.base_urls)}, with the key in ${config.api_key_env} ({is_set})"
 
 
 def _label(run: RunMonitor) -> str:

@@ -137,18 +137,21 @@ def remember_request_changes(model: Model, folder: Path) -> Iterator[None]:
     The file is part of the record: without a temperature or a seed the answers are not those that the configuration asks for.
     Raises DataError if it is damaged.
     """
-    endpoint: Any = getattr(model, "model", model)  # a cached model holds the endpoint's
-    if not hasattr(endpoint, "request_changes"):
+    served: Any = getattr(model, "model", model)  # a cached model holds the endpoint's
+    endpoints = getattr(served, "endpoints", (served,) if hasattr(served, "request_changes") else ())
+    if not endpoints:
         yield
         return
     path = folder / REQUEST_CHANGES_FILE
-    known = _read_request_changes(path).get(endpoint.address, {})
-    endpoint.request_changes.update(known)
+    known = _read_request_changes(path)
+    for endpoint in endpoints:
+        endpoint.request_changes.update(known.get(endpoint.address, {}))
     try:
         yield
     finally:
-        if endpoint.request_changes != known:
-            write_json(path, _read_request_changes(path) | {endpoint.address: endpoint.request_changes})
+        found = {one.address: one.request_changes for one in endpoints if one.request_changes != known.get(one.address, {})}
+        if found:
+            write_json(path, _read_request_changes(path) | found)
 
 
 def _read_request_changes(path: Path) -> dict[str, dict[ChangeableField, str]]:
