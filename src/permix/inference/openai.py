@@ -27,7 +27,7 @@ import threading
 import time
 import zlib
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -47,6 +47,7 @@ from permix.inference.request_body import (
     parse_chat_completion,
     refusal_text,
     refused_field,
+    response_format,
     usage_count,
 )
 from permix.progress import print_status
@@ -506,7 +507,7 @@ class OpenAIModel:
         if request.schema is None or not self._supports_schemas:
             return await self._post(client, body, wasted)
         try:
-            return await self._post(client, body | {"response_format": _response_format(request.schema)}, wasted)
+            return await self._post(client, body | {"response_format": response_format(request.schema)}, wasted)
         except openai.APIStatusError as error:
             if not is_schema_refusal(error):
                 raise
@@ -824,10 +825,6 @@ def _refuses_everything(error: Exception, failure: Failure) -> bool:
 
 def _has_system(request: Request) -> bool:
     return any(message["role"] == "system" for message in request.messages)
-
-
-def _response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
 
 
 def _parse_url(url: str) -> SplitResult:

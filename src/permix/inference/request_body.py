@@ -152,6 +152,11 @@ def _find_message(body: Any) -> str:
     return ""
 
 
+def response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The field `response_format` of a request whose reply must have this JSON schema."""
+    return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
+
+
 class MalformedReplyError(Exception):
     """A reply with status 200 that contains no completion."""
 
