@@ -250,7 +250,7 @@ class DamagedLine(NamedTuple):
 
 MAX_NAMED_LINES = 3
 
-MAX_OPEN_FILES = 64
+MAX_OPEN_RESULT_FILES = 64
 
 _LENGTH_BITS, _OFFSET_BITS = 24, 48
 assert MAX_LINE_BYTES < 1 << _LENGTH_BITS
@@ -353,7 +353,7 @@ class ResultIndex:
     def _descriptor(self, file_number: int) -> int:
         file = self._open_files.pop(file_number, None)
         if file is None:
-            if len(self._open_files) >= MAX_OPEN_FILES:
+            if len(self._open_files) >= MAX_OPEN_RESULT_FILES:
                 self._open_files.popitem(last=False)[1].close()
             file = open_regular(self.paths[file_number])
         self._open_files[file_number] = file
