@@ -54,6 +54,10 @@ class BatchFlags(NamedTuple):
     batch_out: Path | None = None
     shards: int | None = None
 
+    @classmethod
+    def of(cls, batch_in: str | Path | None, batch_out: str | Path | None, shards: int | None) -> "BatchFlags":
+        return cls(None if batch_in is None else Path(batch_in), None if batch_out is None else Path(batch_out), shards)
+
     @property
     def is_used(self) -> bool:
         return self.batch_in is not None or self.batch_out is not None
