@@ -93,9 +93,10 @@ def use_batch_backend(settings: _Settings, flags: BatchFlags, section: str = "mo
             f'{section}.name = "bundled": batch files are answered elsewhere; give the name under which the engine or the '
             "provider serves the model, or a hub id"
         )
-    values = settings.model_dump(mode="json", exclude_unset=True)
-    values[section] = {**values.get(section, {}), "backend": BATCH_BACKEND}
-    return build_config(type(settings), values, source="batch files")
+    if (cache := getattr(settings, "cache", None)) is not None:
+        raise ConfigError(f"cache = {cache}: the model that answers batch files may change; leave cache out")
+    values = model.model_dump(mode="json", exclude_unset=True) | {"backend": BATCH_BACKEND}
+    return settings.model_copy(update={section: build_config(type(model), values, source=section)})
 
 
 class BatchCounts:
