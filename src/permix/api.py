@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from permix.config import (
     FidelityConfig,
@@ -253,7 +253,9 @@ def evaluate_stability(
     Raises ConfigError or DataError for bad input before the model is asked. Raises IncompleteRunError at the end if cells have no
     score: its `run` is the incomplete run, and the same call asks the missing cells. After Ctrl-C the same call resumes the run.
     """
+    batch = BatchFlags.of(batch_in, batch_out, shards)
     section, given_model = _resolve_model(model, name)
+    section = _batch_section(section, batch, given_model)
     task_section, given_task = _resolve_task(task, n, answer)
     personas_section, given_pool = _resolve_personas(personas, template)
     run = StabilityRun(out)
@@ -269,8 +271,7 @@ def evaluate_stability(
             f'strategy = "{stage.strategy}": chooses a persona by questions of the dev split; give the task by its name, or as '
             "permix.load_task returns it"
         )
-    batch = BatchFlags.of(batch_in, batch_out, shards)
-    with _asked_model(stage, batch, "model", given_model, run.path) as (stage, asked), _attach_run(run):
+    with _asked_model(stage, batch, given_model, run.path) as asked, _attach_run(run):
         run.summary = run_stability(stage, asked, given_task, given_pool)
     return run
 
@@ -298,7 +299,9 @@ def evaluate_fidelity(
     """
     from permix.pipelines.fidelity import run_fidelity
 
+    batch = BatchFlags.of(batch_in, batch_out, shards)
     section, given_model = _resolve_model(model, name)
+    section = _batch_section(section, batch, given_model)
     personas_section, given_pool = _resolve_personas(personas, template)
     given_questions = None if isinstance(questions, str | Path) else build_open_questions(questions)
     run = FidelityRun(out)
@@ -307,8 +310,7 @@ def evaluate_fidelity(
         "questions": str(questions) if given_questions is None else GIVEN_IN_PYTHON,
     } | ({} if sampling is None else {"sampling": sampling})  # fmt: skip
     stage = build_config(FidelityConfig, values | config, source="evaluate_fidelity")
-    batch = BatchFlags.of(batch_in, batch_out, shards)
-    with _asked_model(stage, batch, "model", given_model, run.path) as (stage, asked), _attach_run(run):
+    with _asked_model(stage, batch, given_model, run.path) as asked, _attach_run(run):
         run.summary = run_fidelity(stage, asked, given_pool, given_questions)
     return run
 
@@ -339,14 +341,15 @@ def judge(
     from permix.judges.summary import JudgeSummary
     from permix.pipelines.fidelity import judge_fidelity_run
 
+    batch = BatchFlags.of(batch_in, batch_out, shards)
     section, given_model = _resolve_model(judge, name)
+    section = _batch_section(section, batch, given_model)
     path = run.path if isinstance(run, FidelityRun) else Path(run)
     model_fields = section if isinstance(section, Mapping) else section.model_dump(mode="json", exclude_unset=True)
     judge_fields = {**model_fields, "label": label, **fields}
     values = {"run": path, "judge": judge_fields, "seed": seed, "resamples": resamples, "threads": threads}
     stage = build_config(JudgeConfig, values, source="judge")
-    batch = BatchFlags.of(batch_in, batch_out, shards)
-    with _asked_model(stage, batch, "judge", given_model, path, repeats_failed=False) as (stage, asked):
+    with _asked_model(stage, batch, given_model, path, repeats_failed=False) as asked:
         judge_fidelity_run(stage, asked)
     if isinstance(asked, BatchModel) and asked.manifest is not None:
         return asked.manifest
@@ -418,22 +421,30 @@ def _attach_run(run: EvaluationRun) -> Iterator[None]:
     _warn_of_cut_off(run)
 
 
-_Stage = TypeVar("_Stage", StabilityConfig, FidelityConfig, JudgeConfig)
-
-
 @contextmanager
 def _asked_model(
-    stage: _Stage, batch: BatchFlags, section: str, given: Model | None, run: Path, *, repeats_failed: bool = True
-) -> Iterator[tuple[_Stage, Model | None]]:
-    """The stage's settings and the model to ask: the one that reads and writes batch files, or the given one."""
-    if given is not None and batch.is_used:
-        raise ConfigError("batch_out, batch_in: ask a model that is served elsewhere; give its name as model")
-    stage = use_batch_backend(stage, batch, section)
+    stage: StabilityConfig | FidelityConfig | JudgeConfig,
+    batch: BatchFlags,
+    given: Model | None,
+    run: Path,
+    *,
+    repeats_failed: bool = True,
+) -> Iterator[Model | None]:
+    """The model to ask: the one that reads and writes batch files, or the given one, if any."""
+    config = stage.judge if isinstance(stage, JudgeConfig) else stage.model
     read_back = f"the same call of Python with batch_in={str(batch.batch_out)!r} in place of batch_out"
-    with open_batch_model(
-        batch, getattr(stage, section), stage=stage.stage, run=run, read_back=read_back, repeats_failed=repeats_failed
-    ) as model:
-        yield stage, model or given
+    with open_batch_model(batch, config, stage=stage.stage, run=run, read_back=read_back, repeats_failed=repeats_failed) as model:
+        yield model or given
+
+
+def _batch_section(section: ModelConfig | Mapping[str, Any], batch: BatchFlags, given: Model | None) -> Any:
+    """The [model] section of a call with `batch_out` or `batch_in`. Raises ConfigError for a model made in Python."""
+    batch.check()
+    if not batch.is_used:
+        return section
+    if given is not None:
+        raise ConfigError("batch_out, batch_in: ask a model that is served elsewhere; give its name as model")
+    return use_batch_backend(section if isinstance(section, Mapping) else section.model_dump(exclude_unset=True), batch)
 
 
 def _warn_of_cut_off(run: EvaluationRun) -> None:

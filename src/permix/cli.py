@@ -166,10 +166,20 @@ class BatchStart:
 
     def parse(self, cls: type[_ConfigT]) -> tuple[_ConfigT, bool]:
         """`parse_asking_config`, for a model that needs no address if batch files ask it."""
-        from permix.inference.batch_model import use_batch_backend
+        from permix.inference.batch_model import check_answered_elsewhere, use_batch_backend
 
-        settings, dry_run = parse_asking_config(self.verb, cls, self.args)
-        return use_batch_backend(settings, self.flags, self.section), dry_run
+        prefix, given = f"--{self.section}.", dict[str, Any]()
+        if self.args and self.args[0].endswith(config.CONFIG_SUFFIXES):
+            section = config.read_config_values(Path(self.args[0])).get(self.section)
+            given = section if isinstance(section, dict) else {}
+        names = [word.partition("=")[0] for word in self.args if word.startswith(prefix)]
+        given = given | {name.removeprefix(prefix).replace("-", "_"): True for name in names}
+        in_files = use_batch_backend(given, self.flags).keys() - given.keys()
+        added = [f"{prefix}backend", config.BATCH_BACKEND] if in_files else []
+        settings, dry_run = parse_asking_config(self.verb, cls, [*self.args, *added])
+        if self.flags.is_used:
+            check_answered_elsewhere(getattr(settings, self.section), self.section)
+        return settings, dry_run
 
     @contextmanager
     def model(self, settings: BaseModel, run: Path) -> Iterator[Any]:

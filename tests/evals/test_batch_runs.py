@@ -35,7 +35,7 @@ from tests.sample_runs import (
     stability_values,
     toml,
 )
-from tests.servers import Reply, openai_server
+from tests.servers import Reply, error, listing, openai_server
 
 
 @pytest.fixture(autouse=True)
@@ -286,6 +286,58 @@ def test_a_persona_search_has_two_batches(tmp_path: Path) -> None:
     assert permix_command("stability", file, "--batch-in", tmp_path / "2") == 0
     assert records(tmp_path / "run") == records(config.out)
     assert read_json(tmp_path / "run" / "metrics.json") == read_json(config.out / "metrics.json")
+
+
+# To an endpoint and back
+
+
+def test_a_run_goes_on_at_an_endpoint_and_back_once_the_weights_are_confirmed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, run = file_of(tmp_path), tmp_path / "run"
+    assert permix_command("stability", file, "--batch-out", tmp_path / "a") == 0
+    run_batch(tmp_path / "a", lambda body: answer(body) if asked_as(body) == "clerk" else expired())
+    assert permix_command("stability", file, "--batch-in", tmp_path / "a") == 3
+    capsys.readouterr()
+    with openai_server(lambda body, *_: reply(body) if asked_as(body) == "sailor" else error(400)) as server:
+        there = ("stability", file, "--model.base-url", server.base_url, "--model.retries", 0)
+        assert permix_command(*there) == 2
+        said = capsys.readouterr().err
+        assert "this run was answered by 'test' at batch files, and would go on at 127.0.0.1" in said
+        assert "confirm it once with --model.same-weights" in said
+        assert permix_command(*there, "--model.same-weights") == 3
+    assert {asked_as(one.body) for one in server.asked} == {None, "sailor", "troll"}  # the clerk is recorded
+    # Back to files: they are known, so nothing is to be confirmed again.
+    assert permix_command("stability", file, "--batch-out", tmp_path / "b") == 0
+    assert {asked_as(one["body"]) for one in requests_in(tmp_path / "b")} == {None, "troll"}
+    run_batch(tmp_path / "b", answer)
+    assert permix_command("stability", file, "--batch-in", tmp_path / "b") == 0
+    assert [one["address"] for one in read_json(run / "addresses.json")["model"]["addresses"]] == [
+        "batch files", server.base_url.removeprefix("http://"),
+    ]  # fmt: skip
+    assert read_json(run / "metrics.json")["baseline"]["value"] == 1.0
+
+
+def test_a_run_of_an_endpoint_is_finished_by_batch_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with openai_server(lambda body, *_: reply(body) if asked_as(body) else error(400), listing("test", root="a/b")) as server:
+        file = file_of(tmp_path, endpoint(server.base_url))
+        assert permix_command("stability", file) == 3
+    file = file_of(tmp_path)
+    capsys.readouterr()
+    assert permix_command("stability", file, "--batch-out", tmp_path / "b") == 2
+    assert "would go on at batch files, where the server says nothing of its weights" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+    assert permix_command("stability", file, "--batch-out", tmp_path / "b", "--model.same-weights") == 0
+    assert {asked_as(one["body"]) for one in requests_in(tmp_path / "b")} == {None}
+    run_batch(tmp_path / "b", answer)
+    assert permix_command("stability", file, "--batch-in", tmp_path / "b") == 0
+    assert len(read_cells(tmp_path / "run" / "records.jsonl")) == 24
+
+
+def test_another_name_is_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert permix_command("stability", file_of(tmp_path), "--batch-out", tmp_path / "a") == 0
+    assert permix_command("stability", file_of(tmp_path), "--batch-out", tmp_path / "b", "--model.name", "other") == 2
+    assert "model.name = 'test', not 'other'" in capsys.readouterr().err
 
 
 # Options

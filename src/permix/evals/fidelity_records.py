@@ -20,7 +20,8 @@ from permix.evals.grid import (
     run_cells,
     token_limit_text,
 )
-from permix.inference.base import Model, recorded_fingerprints
+from permix.inference.addresses import check_addresses
+from permix.inference.base import Model
 from permix.inference.batch_model import again_text, is_only_writing
 from permix.metrics.sequential import Round, count_cells
 from permix.personas.pool import PersonaPool, select_recorded_personas
@@ -87,8 +88,8 @@ def run_fidelity_cells(
         "sampling": config.sampling.model_dump(),
         "seed": config.seed,
     }
-    former = recorded_fingerprints(model, config.out)
-    with RunDir.open(config.out, config, common | identity, cells, former_values=former) as run:
+    endpoint = check_addresses(model, config.out)
+    with RunDir.open(config.out, config, common | identity, cells, endpoints=[endpoint]) as run:
         write_json(run.path / "grid.json", grid_description)
         with run.track_usage():
             pending = run_cells(model, cells, config.sampling, run, None, f"fidelity {config.label or model.name}")

@@ -35,7 +35,8 @@ from permix.evals.fidelity_records import (
 from permix.evals.grid import describe_grid, run_cells, warn_trained_personas
 from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import check_model, load_model
-from permix.inference.base import Model, recorded_fingerprints
+from permix.inference.addresses import check_addresses
+from permix.inference.base import Model
 from permix.inference.batch_model import BatchModel, again_text, is_only_writing
 from permix.inference.cache import cached_model
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
@@ -284,10 +285,10 @@ def evaluate_interview(
     model: Model, config: FidelityConfig, plan: InterviewPlan, interviewer_model: Model | None = None
 ) -> Drift:
     """Like `run_interview`, for loaded models; `interviewer_model` asks if the plan has no question orders."""
-    former = recorded_fingerprints(model, config.out)
+    endpoints = [check_addresses(model, config.out)]
     if interviewer_model is not None:
-        former |= recorded_fingerprints(interviewer_model, config.out, "interviewer")
-    with RunDir.open(config.out, config, _identity(model, config, plan, interviewer_model), former_values=former) as run:
+        endpoints.append(check_addresses(interviewer_model, config.out, "interviewer", "interview.asked by"))
+    with RunDir.open(config.out, config, _identity(model, config, plan, interviewer_model), endpoints=endpoints) as run:
         with run.track_usage():
             conversations = conduct_interviews(
                 model, config, plan, _make_interviewer(plan, interviewer_model, run, config.seed), run

@@ -34,7 +34,8 @@ from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import EvalSetup, Strategy
 from permix.evals.strategies.persona_search import load_selection_questions
 from permix.inference import check_model, load_model
-from permix.inference.base import Model, recorded_fingerprints
+from permix.inference.addresses import check_addresses
+from permix.inference.base import Model
 from permix.inference.batch_model import again_text, is_only_writing
 from permix.inference.cache import cached_model
 from permix.metrics import sequential, statistics
@@ -231,8 +232,8 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
         check_same_rounds(config.out, setup)
     first = first_round_cells(setup, stopping_rule) if stopping_rule else strategy.initial_cells(setup)
     gains = ("strategy",) if strategy.is_full_grid else ()
-    identity, former = stability_identity(config, task, model), recorded_fingerprints(model, config.out)
-    with RunDir.open(config.out, config, identity, first, gains, former_values=former) as run:
+    identity, endpoint = stability_identity(config, task, model), check_addresses(model, config.out)
+    with RunDir.open(config.out, config, identity, first, gains, endpoints=[endpoint]) as run:
         description = f"stability {config.label or model.name}"
         verifier = Verifier()
         with run.track_usage():

@@ -11,12 +11,11 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel
-
-from permix.config import BATCH_BACKEND, ModelConfig, build_config
+from permix.config import BATCH_BACKEND, ModelConfig
 from permix.errors import ConfigError, IncompleteRunError
+from permix.inference.addresses import RecordedForm, ServerStatement
 from permix.inference.base import CompletionResult
 from permix.inference.batch_files import (
     MANIFEST_FILE,
@@ -72,19 +71,16 @@ class BatchFlags(NamedTuple):
             raise ConfigError(f"--batch-out {self.batch_out}: is the folder of --batch-in too; give a new folder")
 
 
-_Settings = TypeVar("_Settings", bound=BaseModel)
+def use_batch_backend(section: Mapping[str, Any], flags: BatchFlags) -> dict[str, Any]:
+    """The fields of a model's section in a start with these flags: without an address the backend is that of batch files."""
+    if not flags.is_used or section.get("backend") or section.get("base_url"):
+        return dict(section)
+    return {**section, "backend": BATCH_BACKEND}
 
 
-def use_batch_backend(settings: _Settings, flags: BatchFlags, section: str = "model") -> _Settings:
-    """The settings for a start with batch files: a model without an address gets the backend "batch".
-
-    Raises ConfigError for a model that only a process of this machine can answer for.
-    """
-    flags.check()
-    model: ModelConfig = getattr(settings, section)
-    if not flags.is_used or model.capabilities.needs_base_url or model.capabilities.answers_later:
-        return settings
-    if "backend" in model.model_fields_set:
+def check_answered_elsewhere(model: ModelConfig, section: str = "model") -> None:
+    """Raise ConfigError for a model that only a process of this machine can answer for."""
+    if model.capabilities.is_local:
         raise ConfigError(
             f'{section}.backend = "{model.backend}": batch files are answered elsewhere; leave {section}.backend out'
         )
@@ -93,10 +89,6 @@ def use_batch_backend(settings: _Settings, flags: BatchFlags, section: str = "mo
             f'{section}.name = "bundled": batch files are answered elsewhere; give the name under which the engine or the '
             "provider serves the model, or a hub id"
         )
-    if (cache := getattr(settings, "cache", None)) is not None:
-        raise ConfigError(f"cache = {cache}: the model that answers batch files may change; leave cache out")
-    values = model.model_dump(mode="json", exclude_unset=True) | {"backend": BATCH_BACKEND}
-    return settings.model_copy(update={section: build_config(type(model), values, source=section)})
 
 
 class BatchCounts:
@@ -133,9 +125,21 @@ class BatchModel:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the model's name and the added fields of requests, as of an endpoint that tells nothing of its weights."""
+        """A digest of the model's name and the added fields of requests, as of an endpoint that says nothing of its weights."""
+        return self.request_digest
+
+    @property
+    def request_digest(self) -> str:
         extra = self.config.extra_fields
         return digest("openai", self.name, *([json.dumps(extra, sort_keys=True)] if extra else []))
+
+    def server_statements(self) -> dict[str, ServerStatement]:
+        """Batch files are an address that says nothing of the weights: a run that goes on there or comes from there asks the user
+        once whether they are the same (`permix.inference.addresses`)."""
+        return {BATCH_ADDRESS: {}}
+
+    def recorded_forms(self, base_url: str | None) -> Iterator[RecordedForm]:
+        yield RecordedForm(self.fingerprint, self.fingerprint, {})
 
     @property
     def address(self) -> str:
@@ -305,6 +309,7 @@ def open_batch_model(
     if not flags.is_used:
         yield None
         return
+    check_answered_elsewhere(config, "judge" if stage == "judge" else "model")
     requests = None if flags.batch_out is None else RequestFiles(flags.batch_out, stage=stage, run=run, shards=flags.shards)
     results = None if flags.batch_in is None else ResultIndex(flags.batch_in)
     model = BatchModel(config, results, requests, repeats_failed=repeats_failed)
