@@ -29,7 +29,7 @@ def test_each_part_is_a_batch_and_equal_to_a_run_without_files(tmp_path: Path, c
 
     def answer(body: dict[str, Any]) -> dict[str, Any]:
         messages = tuple(Message(role=one["role"], content=one["content"]) for one in body["messages"])
-        return completed(str(author(Request(messages, body["seed"]))))
+        return completed(str(author(Request(messages, body["seed"], body["response_format"]["json_schema"]["schema"]))))
 
     batches = 0
     assert cli.run_cli(["questions", *options, "--batch-out", str(tmp_path / "0")]) == 0
