@@ -25,7 +25,20 @@ from permix.prompts import build_messages, template_id, template_text
 from permix.storage.cells import CellIndex, CellSummary, cell_summaries, read_cells
 from permix.storage.run_dir import RunDir, RunReader, check_cells_unchanged
 from permix.tasks.base import read_trained_on
-from permix.types import Cell, CellKey, Estimate, Persona, Question, Record, Request, Sampling, Verdict, digest, seed_from
+from permix.types import (
+    Cell,
+    CellKey,
+    Estimate,
+    Message,
+    Persona,
+    Question,
+    Record,
+    Request,
+    Sampling,
+    Verdict,
+    digest,
+    seed_from,
+)
 
 Scorer = Callable[[str, str, str], Verdict]
 """(completion, gold, prompt) -> verdict."""
@@ -53,16 +66,25 @@ def build_grid(
     personas: Sequence[Persona | None], questions: Sequence[Question], prompt_format: PromptFormat, *, samples: int, seed: int
 ) -> list[Cell]:
     """Build every cell of the grid, unanswered. Personas are the outermost loop; each cell has its own seed."""
+    # A grid may have a million cells: equal messages and the set of given fields are one object for all of them, and what comes
+    # from checked records is not checked again. That takes less than a third of the memory.
+    known: dict[tuple[str, str], Message] = {}
+
+    def messages(persona: Persona | None, question: Question, template: str) -> tuple[Message, ...]:
+        built = build_messages(
+            persona, prompt_format.prompt(question), template=template, empty_system_prompt=prompt_format.empty_system_prompt
+        )
+        return tuple(known.setdefault((one["role"], one["content"]), one) for one in built)
+
     return [
-        Cell(
+        Cell.model_construct(
+            _fields_set=_BUILT_FIELDS,
             persona_id=persona.id if persona else None,
             question_id=question.id,
             sample=sample,
             template=name,
             seed=seed_from("cell", seed, persona.id if persona else "", question.id, sample, *([name] if name else [])),
-            messages=build_messages(
-                persona, prompt_format.prompt(question), template=template, empty_system_prompt=prompt_format.empty_system_prompt
-            ),
+            messages=messages(persona, question, template),
             gold=question.gold or None,
         )
         for persona in personas
@@ -70,6 +92,9 @@ def build_grid(
         for question in questions
         for sample in range(samples)
     ]
+
+
+_BUILT_FIELDS = {"persona_id", "question_id", "sample", "template", "seed", "messages", "gold"}
 
 
 def warn_trained_personas(model: ModelConfig, pool: PersonaPool) -> None:
