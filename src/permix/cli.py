@@ -154,7 +154,7 @@ class BatchStart:
         from permix.inference.batch_model import BatchFlags
 
         self.verb, self.section, self.repeats_failed = verb, section, repeats_failed
-        self.args, values = _take_options(args, BATCH_OPTIONS)
+        self.args, values = take_options(args, BATCH_OPTIONS)
         folders = {
             name: None if (value := values.get(f"--{name}")) is None else Path(value) for name in ("batch-in", "batch-out")
         }
@@ -197,7 +197,7 @@ class BatchStart:
             print_table(f"batch files in {out}", describe_batch(model.manifest, out, asked, f"{self.section}.prices"))
 
 
-def _take_options(args: Sequence[str], names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def take_options(args: Sequence[str], names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """The arguments without these options, and the value of each option that is given, as --name VALUE or --name=VALUE."""
     rest, values, words = list[str](), dict[str, str](), iter(args)
     for word in words:
